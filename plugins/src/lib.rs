@@ -1,0 +1,1 @@
+//! Plugins of sixfold: APISIX plugins and Envoy HTTP filters, one module each

@@ -1,0 +1,1 @@
+//! APISIX resources and configuration files, compiled to the model of sixfold

@@ -1,0 +1,1 @@
+//! The compiled model of sixfold: router, balancers, plugin chain and what a request sees of them

@@ -1,0 +1,1 @@
+//! Workers, listeners, codecs, TLS, upstream pools and the request path of sixfold

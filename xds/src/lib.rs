@@ -1,0 +1,1 @@
+//! Envoy configuration compiled to the model of sixfold
