@@ -1,0 +1,244 @@
+//! Heads of requests and responses as both codecs produce and consume them.
+
+use crate::headers::{Headers, Known};
+
+pub use http::Method;
+
+/// HTTP version of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    #[default]
+    Http11,
+    /// HTTP/2
+    Http2,
+    /// HTTP/3
+    Http3,
+}
+
+impl Version {
+    /// As access logs spell it: Envoy's `%PROTOCOL%`, nginx's `$server_protocol` for HTTP/1.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Version::Http10 => "HTTP/1.0",
+            Version::Http11 => "HTTP/1.1",
+            Version::Http2 => "HTTP/2",
+            Version::Http3 => "HTTP/3",
+        }
+    }
+
+    /// Whether the message came or goes over our own HTTP/1 codec.
+    pub fn is_http1(self) -> bool {
+        self <= Version::Http11
+    }
+}
+
+/// `http` or `https`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Scheme {
+    /// Plain text.
+    #[default]
+    Http,
+    /// TLS.
+    Https,
+}
+
+impl Scheme {
+    /// In lower case, as in a URI.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+
+    /// The scheme of `https`/`http` in any case.
+    pub fn parse(text: &[u8]) -> Option<Scheme> {
+        match text {
+            t if t.eq_ignore_ascii_case(b"http") => Some(Scheme::Http),
+            t if t.eq_ignore_ascii_case(b"https") => Some(Scheme::Https),
+            _ => None,
+        }
+    }
+
+    /// 80 or 443.
+    pub fn default_port(self) -> u16 {
+        match self {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }
+    }
+}
+
+/// A request target in origin form: bytes, never a parsed URI (design: normalised once, before routing).
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Target {
+    raw: Vec<u8>,
+    /// Length of the path; the query, if any, follows after one `?`.
+    path_len: usize,
+}
+
+impl Target {
+    /// A target from its bytes.
+    pub fn new(raw: &[u8]) -> Target {
+        let mut target = Target::default();
+        target.set(raw);
+        target
+    }
+
+    /// Replaces path and query.
+    pub fn set(&mut self, raw: &[u8]) {
+        self.raw.clear();
+        self.raw.extend_from_slice(raw);
+        self.path_len = memchr::memchr(b'?', raw).unwrap_or(raw.len());
+    }
+
+    /// Replaces the path and keeps the query. `path` may itself hold a `?`; the query then starts there.
+    pub fn set_path(&mut self, path: &[u8]) {
+        self.raw.splice(..self.path_len, path.iter().copied());
+        self.path_len = memchr::memchr(b'?', &self.raw).unwrap_or(self.raw.len());
+    }
+
+    /// Empties it and keeps the memory.
+    pub fn clear(&mut self) {
+        self.raw.clear();
+        self.path_len = 0;
+    }
+
+    /// Path and query: Envoy's `:path`.
+    #[inline]
+    pub fn full(&self) -> &[u8] {
+        &self.raw
+    }
+
+    /// The path without the query.
+    #[inline]
+    pub fn path(&self) -> &[u8] {
+        &self.raw[..self.path_len]
+    }
+
+    /// What follows the first `?`, if there is one.
+    #[inline]
+    pub fn query(&self) -> Option<&[u8]> {
+        self.raw.get(self.path_len + 1..)
+    }
+
+    /// Whether there is no target at all (CONNECT, or HTTP/2 without `:path`).
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.raw))
+    }
+}
+
+/// The head of a request. The `Host` header of HTTP/1 and `:authority` of HTTP/2 are one thing here, and
+/// not among the headers.
+#[derive(Clone, Debug, Default)]
+pub struct RequestHead {
+    /// Method; `GET` for a fresh head.
+    pub method: Method,
+    /// Version on the wire the request came by.
+    pub version: Version,
+    /// Envoy's `:scheme`.
+    pub scheme: Scheme,
+    /// Host, with its port if it came with one; empty when there was none.
+    pub authority: Vec<u8>,
+    /// Path and query.
+    pub target: Target,
+    /// All fields but Host.
+    pub headers: Headers,
+}
+
+impl RequestHead {
+    /// Forgets the request and keeps the memory for the next one of the connection.
+    pub fn clear(&mut self) {
+        self.method = Method::GET;
+        self.version = Version::Http11;
+        self.scheme = Scheme::Http;
+        self.authority.clear();
+        self.target.clear();
+        self.headers.clear();
+    }
+
+    /// Whether Envoy takes the request for gRPC: content-type exactly `application/grpc` or starting with
+    /// `application/grpc+` (grpc-web is not).
+    pub fn is_grpc(&self) -> bool {
+        self.headers.get(Known::CONTENT_TYPE).is_some_and(is_grpc_content_type)
+    }
+
+    /// The authority without a port, as it is spelled.
+    pub fn host(&self) -> &[u8] {
+        strip_port(&self.authority)
+    }
+}
+
+/// Envoy's `Grpc::Common::hasGrpcContentType`.
+pub fn is_grpc_content_type(value: &[u8]) -> bool {
+    value.strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || rest[0] == b'+')
+}
+
+/// Cuts `:port` off an authority; an IPv6 literal keeps its brackets.
+pub fn strip_port(authority: &[u8]) -> &[u8] {
+    match memchr::memrchr(b':', authority) {
+        Some(colon) if memchr::memchr(b']', &authority[colon..]).is_none() => &authority[..colon],
+        _ => authority,
+    }
+}
+
+/// The head of a response.
+#[derive(Clone, Debug, Default)]
+pub struct ResponseHead {
+    /// Status code, 100 to 999; 0 while there is none.
+    pub status: u16,
+    /// Version it came by, or the downstream's for a local reply.
+    pub version: Version,
+    /// All fields.
+    pub headers: Headers,
+}
+
+impl ResponseHead {
+    /// Forgets the response and keeps the memory.
+    pub fn clear(&mut self) {
+        self.status = 0;
+        self.version = Version::Http11;
+        self.headers.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn target_splits_at_the_first_question_mark() {
+        let mut t = Target::new(b"/a?b?c");
+        assert_eq!((t.path(), t.query()), (&b"/a"[..], Some(&b"b?c"[..])));
+        t.set_path(b"/x/y");
+        assert_eq!(t.full(), b"/x/y?b?c");
+        t.set_path(b"/z?q=1");
+        assert_eq!((t.path(), t.query()), (&b"/z"[..], Some(&b"q=1?b?c"[..])));
+        assert_eq!(Target::new(b"/a").query(), None);
+        assert_eq!(Target::new(b"/a?").query(), Some(&b""[..]));
+    }
+
+    #[test]
+    fn ports_are_cut_and_ipv6_literals_kept() {
+        for (full, host) in [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:", "a")] {
+            assert_eq!(strip_port(full.as_bytes()), host.as_bytes());
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        assert!(is_grpc_content_type(b"application/grpc"));
+        assert!(is_grpc_content_type(b"application/grpc+proto"));
+        assert!(!is_grpc_content_type(b"application/grpc-web"));
+        assert!(!is_grpc_content_type(b"application/grpc; x"));
+    }
+}
