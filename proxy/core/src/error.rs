@@ -1,0 +1,223 @@
+//! Errors of configuration: where, which resource, which field, and why.
+
+use std::fmt;
+
+/// A place in a configuration text. Both numbers begin with 1; columns count characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Place {
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+}
+
+impl Place {
+    /// A place from its 1-based line and column.
+    pub fn new(line: u32, column: u32) -> Self {
+        Place { line, column }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// A piece of configuration that is refused.
+///
+/// Shown as `file:line:column: resource: field: reason`; parts that are not known are left out. The
+/// parts are filled on the way up: the one who finds the fault knows the reason, its callers know the
+/// field's path, then the resource, then the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Name of the file or source, as the user wrote it.
+    pub file: Option<String>,
+    /// Where in that text the faulty value or key stands.
+    pub place: Option<Place>,
+    /// The resource as its users name it: `listener "ingress"`, `route "r1"`.
+    pub resource: Option<String>,
+    /// Path of the field inside the resource or document: `static_resources.listeners[0].name`.
+    pub field: Option<String>,
+    /// What is wrong, as a phrase without a full stop.
+    pub reason: String,
+}
+
+impl ConfigError {
+    /// An error of which only the reason is known yet.
+    pub fn new(reason: impl Into<String>) -> Self {
+        ConfigError { reason: reason.into(), ..ConfigError::default() }
+    }
+
+    /// The error of one field: [`ConfigError::new`] and [`ConfigError::in_key`] in one.
+    pub fn field(field: &str, reason: impl Into<String>) -> Self {
+        ConfigError::new(reason).in_key(field)
+    }
+
+    /// Puts a key before the path of the field: `b.c` in key `a` is `a.b.c`.
+    #[must_use]
+    pub fn in_key(mut self, key: &str) -> Self {
+        self.field = Some(match self.field {
+            None => key.to_owned(),
+            Some(path) if path.starts_with('[') => format!("{key}{path}"),
+            Some(path) => format!("{key}.{path}"),
+        });
+        self
+    }
+
+    /// Puts a list position before the path of the field: `b` at index 2 is `[2].b`.
+    #[must_use]
+    pub fn in_index(self, index: usize) -> Self {
+        self.in_key(&format!("[{index}]"))
+    }
+
+    /// Sets the place unless a deeper one is known already.
+    #[must_use]
+    pub fn at(mut self, place: Place) -> Self {
+        self.place.get_or_insert(place);
+        self
+    }
+
+    /// Sets the resource unless a deeper one is known already.
+    #[must_use]
+    pub fn in_resource(mut self, resource: impl Into<String>) -> Self {
+        self.resource.get_or_insert_with(|| resource.into());
+        self
+    }
+
+    /// Sets the file unless it is known already.
+    #[must_use]
+    pub fn in_file(mut self, file: impl Into<String>) -> Self {
+        self.file.get_or_insert_with(|| file.into());
+        self
+    }
+
+    /// The error of a key that its message or object does not have, naming the nearest that it has.
+    pub fn unknown_key<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        match nearest(key, known) {
+            Some(near) => ConfigError::new(format!("unknown field; did you mean \"{near}\"?")),
+            None => ConfigError::new("unknown field"),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.file, self.place) {
+            (Some(file), Some(place)) => write!(f, "{file}:{place}: ")?,
+            (Some(file), None) => write!(f, "{file}: ")?,
+            (None, Some(place)) => write!(f, "{place}: ")?,
+            (None, None) => {}
+        }
+        for part in [&self.resource, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl serde::de::Error for ConfigError {
+    fn custom<T: fmt::Display>(reason: T) -> Self {
+        ConfigError::new(reason.to_string())
+    }
+
+    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
+        ConfigError::unknown_key(field, expected.iter().copied())
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        let hint = match nearest(variant, expected.iter().copied()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => format!("expected one of {}", expected.join(", ")),
+        };
+        ConfigError::new(format!("unknown value \"{variant}\"; {hint}"))
+    }
+}
+
+/// Adds what a caller knows to the error of a [`Result`].
+pub trait ConfigContext<T> {
+    /// See [`ConfigError::in_key`].
+    fn in_key(self, key: &str) -> Result<T, ConfigError>;
+    /// See [`ConfigError::in_index`].
+    fn in_index(self, index: usize) -> Result<T, ConfigError>;
+    /// See [`ConfigError::in_resource`]; `kind "name"`.
+    fn in_resource(self, kind: &str, name: &str) -> Result<T, ConfigError>;
+}
+
+impl<T> ConfigContext<T> for Result<T, ConfigError> {
+    fn in_key(self, key: &str) -> Result<T, ConfigError> {
+        self.map_err(|error| error.in_key(key))
+    }
+
+    fn in_index(self, index: usize) -> Result<T, ConfigError> {
+        self.map_err(|error| error.in_index(index))
+    }
+
+    fn in_resource(self, kind: &str, name: &str) -> Result<T, ConfigError> {
+        self.map_err(|error| error.in_resource(format!("{kind} \"{name}\"")))
+    }
+}
+
+/// The candidate nearest to a misspelt name, if one is near enough to be worth a suggestion.
+///
+/// Near is an edit distance of at most a third of the name's length (at least 1, at most 3), counting
+/// an exchange of neighbours as one edit, and upper and lower case as equal.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = (name.chars().count() / 3).clamp(1, 3);
+    candidates
+        .into_iter()
+        .filter_map(|candidate| Some((edit_distance(name, candidate, limit)?, candidate)))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Optimal string alignment distance of two names, or `None` beyond `limit`.
+fn edit_distance(a: &str, b: &str, limit: usize) -> Option<usize> {
+    let a: Vec<char> = a.chars().map(|c| c.to_ascii_lowercase()).collect();
+    let b: Vec<char> = b.chars().map(|c| c.to_ascii_lowercase()).collect();
+    if a.len().abs_diff(b.len()) > limit {
+        return None;
+    }
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.iter().enumerate() {
+        let mut row = Vec::with_capacity(above.len());
+        row.push(i + 1);
+        for (j, to) in b.iter().enumerate() {
+            let mut best = (above[j] + usize::from(from != to)).min(above[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *from == b[j - 1] && a[i - 1] == *to {
+                best = best.min(before[j - 1] + 1);
+            }
+            row.push(best);
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    above.last().copied().filter(|distance| *distance <= limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_holds_what_is_known() {
+        let error = ConfigError::new("must be positive").in_key("weight").in_index(2).in_key("endpoints");
+        assert_eq!(error.to_string(), "endpoints[2].weight: must be positive");
+        let error = error.at(Place::new(3, 9)).at(Place::new(1, 1));
+        let error = error.in_resource("cluster \"a\"").in_file("envoy.yaml");
+        assert_eq!(error.to_string(), "envoy.yaml:3:9: cluster \"a\": endpoints[2].weight: must be positive");
+    }
+
+    #[test]
+    fn nearest_suggests_small_slips_only() {
+        let known = ["filter_chains", "listener_filters", "name", "address"];
+        assert_eq!(nearest("filter_chain", known), Some("filter_chains"));
+        assert_eq!(nearest("fitler_chains", known), Some("filter_chains"));
+        assert_eq!(nearest("Name", known), Some("name"));
+        assert_eq!(nearest("adress", known), Some("address"));
+        assert_eq!(nearest("socket", known), None);
+        assert_eq!(nearest("", known), None);
+    }
+}
