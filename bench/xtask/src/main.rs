@@ -1,1 +1,41 @@
-fn main() {}
+//! `cargo xtask`: one command for each chore.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{conformance, h2spec, lint, suite};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own chores")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what the tests need, then run all of them: the workspace's, the conformance cases, h2spec
+    Test(suite::Options),
+    /// Formatting, clippy with warnings denied, and the rules of deny.toml
+    Lint,
+    /// Run recorded cases of Envoy's behaviour through the proxy
+    Conformance(conformance::Options),
+    /// Run h2spec against the proxy, over cleartext and TLS
+    H2spec(h2spec::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().chore {
+        Chore::Test(options) => suite::run(&options),
+        Chore::Lint => lint::run(),
+        Chore::Conformance(options) => conformance::run(&options),
+        Chore::H2spec(options) => h2spec::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

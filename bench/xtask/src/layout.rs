@@ -1,0 +1,148 @@
+//! The rules about the shape of the source tree: which crate may use which, how long a file may be, where
+//! `unsafe` may stand. `tests/layout.rs` holds the tree to them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::process::{cargo, output, root};
+
+/// The crates of this workspace and which others of it each may depend on, in any way (tests included).
+pub const LAYERS: &[(&str, &[&str])] = &[
+    ("sixfold-core", &[]),
+    ("sixfold-server", &["sixfold-core"]),
+    ("sixfold-apisix", &["sixfold-core"]),
+    ("sixfold-xds-api", &["sixfold-core"]),
+    ("sixfold-xds", &["sixfold-core", "sixfold-xds-api"]),
+    ("sixfold-plugins", &["sixfold-core", "sixfold-xds-api"]),
+    (
+        "sixfold",
+        &[
+            "sixfold-core",
+            "sixfold-server",
+            "sixfold-apisix",
+            "sixfold-xds-api",
+            "sixfold-xds",
+            "sixfold-plugins",
+        ],
+    ),
+    (
+        "sixfold-bench",
+        &[
+            "sixfold",
+            "sixfold-core",
+            "sixfold-server",
+            "sixfold-apisix",
+            "sixfold-xds-api",
+            "sixfold-xds",
+            "sixfold-plugins",
+        ],
+    ),
+    ("xtask", &[]),
+];
+
+/// The longest that a source file may be.
+pub const LINES: usize = 800;
+
+/// The one file that may say `unsafe`.
+pub const UNSAFE_FILE: &str = "proxy/server/src/sockets.rs";
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Member>,
+}
+
+#[derive(Deserialize)]
+struct Member {
+    name: String,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    path: Option<String>,
+}
+
+/// Each crate of the workspace with the crates of the workspace that it names as dependencies.
+///
+/// # Errors
+/// `cargo metadata` fails.
+pub fn dependencies() -> Result<BTreeMap<String, Vec<String>>> {
+    let text = output(cargo().args(["metadata", "--format-version", "1", "--no-deps", "--locked"]))?;
+    let metadata: Metadata = serde_json::from_str(&text)?;
+    let ours = |member: Member| {
+        let names = member.dependencies.into_iter().filter(|dependency| dependency.path.is_some());
+        (member.name, names.map(|dependency| dependency.name).collect())
+    };
+    Ok(metadata.packages.into_iter().map(ours).collect())
+}
+
+/// What goes against [`LAYERS`], one line each.
+pub fn broken_layers(found: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let mut broken = Vec::new();
+    for (name, uses) in found {
+        let Some((_, allowed)) = LAYERS.iter().find(|(layer, _)| layer == name) else {
+            broken.push(format!("{name} has no place in the table of layers"));
+            continue;
+        };
+        let forbidden = uses.iter().filter(|used| !allowed.contains(&used.as_str()));
+        broken.extend(forbidden.map(|used| format!("{name} must not depend on {used}")));
+    }
+    broken
+}
+
+/// A source file of the project, by its path from the root.
+#[derive(Debug)]
+pub struct Source {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+/// All Rust and Python sources.
+///
+/// # Errors
+/// A folder or a file cannot be read.
+pub fn sources() -> Result<Vec<Source>> {
+    let mut found = Vec::new();
+    for top in ["proxy", "xds", "plugins", "bench", "deploy", "docs"] {
+        if root().join(top).is_dir() {
+            walk(Path::new(top), &mut found)?;
+        }
+    }
+    Ok(found)
+}
+
+fn walk(dir: &Path, found: &mut Vec<Source>) -> Result<()> {
+    for entry in fs::read_dir(root().join(dir)).with_context(|| format!("cannot read {}", dir.display()))? {
+        let entry = entry?;
+        let path = dir.join(entry.file_name());
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        if entry.file_type()?.is_dir() {
+            if !hidden && entry.file_name() != "target" {
+                walk(&path, found)?;
+            }
+        } else if [Some(OsStr::new("rs")), Some(OsStr::new("py"))].contains(&path.extension()) {
+            let text = fs::read_to_string(entry.path())
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            found.push(Source { path, text });
+        }
+    }
+    Ok(())
+}
+
+/// Whether Rust code (not a comment, not a string) says `unsafe`.
+pub fn says_unsafe(text: &str) -> bool {
+    text.lines().any(|line| {
+        let code = without_strings(line.split("//").next().unwrap_or_default());
+        code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
+    })
+}
+
+fn without_strings(line: &str) -> String {
+    line.split('"').step_by(2).collect::<Vec<_>>().join(" ")
+}

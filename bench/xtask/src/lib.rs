@@ -1,0 +1,11 @@
+//! The project's own chores, behind `cargo xtask`: what CI runs, what a developer runs before a commit, and the
+//! load tests behind `bench/RESULTS.md`.
+
+pub mod conformance;
+pub mod deny;
+pub mod h2spec;
+pub mod layout;
+pub mod lint;
+pub mod process;
+pub mod suite;
+pub mod tools;

@@ -1,0 +1,65 @@
+//! `cargo xtask test`: everything that must pass, in the order in which a failure is cheapest to find.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::process::{cargo, execute};
+use crate::tools::{MAKE, OPENSSL, PYTHON, build_proxy, ensure};
+use crate::{conformance, h2spec};
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// How often the conformance cases run in a row
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+}
+
+/// # Errors
+/// Something failed; every part was run all the same, and the last lines say which failed.
+pub fn run(options: &Options) -> Result<()> {
+    ensure(&[MAKE, PYTHON, OPENSSL])?;
+    let mut report = Report::default();
+    report.part("workspace tests", || {
+        execute(cargo().args(["test", "--locked", "--profile", "ci", "--workspace", "--no-fail-fast"]))
+    });
+    match build_proxy("ci") {
+        Ok(proxy) => {
+            report.part("conformance", || conformance::check_promised(&proxy, options.runs));
+            report.part("h2spec", || h2spec::check(&proxy, &[]));
+        }
+        Err(error) => report.part("build", || Err(error)),
+    }
+    report.finish()
+}
+
+#[derive(Default)]
+struct Report {
+    lines: Vec<String>,
+    failed: Vec<&'static str>,
+}
+
+impl Report {
+    fn part(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
+        let started = Instant::now();
+        let result = work();
+        let seconds = started.elapsed().as_secs();
+        match result {
+            Ok(()) => self.lines.push(format!("ok      {name} ({seconds} s)")),
+            Err(error) => {
+                self.lines.push(format!("FAILED  {name} ({seconds} s): {error:#}"));
+                self.failed.push(name);
+            }
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        println!("\n{}", self.lines.join("\n"));
+        if !self.failed.is_empty() {
+            bail!("cargo xtask test: failed: {}", self.failed.join(", "));
+        }
+        println!("cargo xtask test: everything passed");
+        Ok(())
+    }
+}

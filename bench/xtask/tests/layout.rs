@@ -1,0 +1,61 @@
+//! The source tree keeps to the rules of its layout.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use xtask::layout::{self, LAYERS, LINES, UNSAFE_FILE};
+
+#[test]
+fn dependencies_between_crates_point_down_only() {
+    let found = layout::dependencies().unwrap();
+    assert_eq!(found.len(), LAYERS.len(), "crates: {:?}", found.keys());
+    assert_eq!(layout::broken_layers(&found), [""; 0]);
+}
+
+#[test]
+fn a_forbidden_arrow_is_found() {
+    let found = BTreeMap::from([
+        ("sixfold-core".to_owned(), vec!["sixfold-server".to_owned()]),
+        ("sixfold-extra".to_owned(), vec![]),
+    ]);
+    let broken = layout::broken_layers(&found);
+    assert_eq!(broken.len(), 2, "{broken:?}");
+}
+
+#[test]
+fn no_source_file_is_too_long() {
+    let sources = layout::sources().unwrap();
+    assert!(
+        sources.iter().any(|source| source.path == Path::new("proxy/core/src/lib.rs")),
+        "the walk misses files"
+    );
+    let long = sources.iter().filter(|source| source.text.lines().count() > LINES);
+    assert_eq!(long.map(|source| source.path.display().to_string()).collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn only_the_sockets_module_is_unsafe() {
+    let sources = layout::sources().unwrap();
+    let rust = sources.iter().filter(|source| source.path.extension().is_some_and(|e| e == "rs"));
+    let others =
+        rust.filter(|source| source.path != Path::new(UNSAFE_FILE) && layout::says_unsafe(&source.text));
+    assert_eq!(others.map(|source| source.path.display().to_string()).collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn the_word_counts_only_in_code() {
+    assert!(layout::says_unsafe("let x = unsafe { f() };"));
+    assert!(layout::says_unsafe("    unsafe fn f() {}"));
+    assert!(!layout::says_unsafe("// unsafe\nlet unsafe_code = \"unsafe\";"));
+}
+
+#[test]
+fn nothing_says_of_itself_that_it_is_unfinished() {
+    let marks =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimplem", "ented!(")];
+    let sources = layout::sources().unwrap();
+    let unfinished = sources.iter().filter(|source| marks.iter().any(|mark| source.text.contains(mark)));
+    assert_eq!(unfinished.map(|source| source.path.display().to_string()).collect::<Vec<_>>(), [""; 0]);
+}
