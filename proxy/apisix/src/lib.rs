@@ -1,1 +1,4 @@
-//! APISIX resources and configuration files, compiled to the model of sixfold
+//! APISIX resources and configuration files, compiled to the model of sixfold.
+
+pub mod resource;
+pub mod schema;
