@@ -10,7 +10,7 @@ use std::fmt;
 /// Declares the well-known names: one constant of [`Known`] each, in the order of the list.
 macro_rules! known_names {
     ($($id:ident = $name:literal,)*) => {
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms, dead_code)]
         #[derive(Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
         enum Index { CUSTOM, $($id,)* }
@@ -224,8 +224,7 @@ impl fmt::Debug for HeaderName {
 
 /// Whether `bytes` is a non-empty `token` of RFC 9110 section 5.6.2.
 pub fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty()
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+    !bytes.is_empty() && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
 /// What a header can be looked up by.
@@ -362,9 +361,9 @@ impl Headers {
 
     /// Every field in order with the id of a well-known name.
     pub fn iter_known(&self) -> impl Iterator<Item = (Option<Known>, &[u8], &[u8])> {
-        self.fields.iter().map(|f| {
-            ((f.known != 0).then_some(Known(f.known)), f.name(&self.buf), f.value(&self.buf))
-        })
+        self.fields
+            .iter()
+            .map(|f| ((f.known != 0).then_some(Known(f.known)), f.name(&self.buf), f.value(&self.buf)))
     }
 
     /// Adds a field as it came off the wire, its name in any case and kept as spelled.

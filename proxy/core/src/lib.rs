@@ -1,6 +1,30 @@
 //! The compiled model of sixfold: router, balancers, plugin chain and what a request sees of them.
+//!
+//! Sources (APISIX's files, Envoy's configuration) produce a [`model::Diff`]; workers read what it was
+//! applied to. Nothing here opens a socket or waits.
 
+pub mod access_log;
+pub mod balance;
+pub mod cluster;
+pub mod connection;
 pub mod document;
 pub mod error;
+pub mod expr;
+pub mod flags;
+pub mod format;
+pub mod hcm;
+pub mod header_ops;
 pub mod headers;
+pub mod listener;
+pub mod matcher;
 pub mod message;
+pub mod metrics;
+pub mod model;
+pub mod plugin;
+pub mod regex;
+pub mod retry;
+pub mod route;
+pub mod router;
+pub mod runtime;
+pub mod stream;
+pub mod tls;

@@ -229,7 +229,9 @@ mod tests {
 
     #[test]
     fn ports_are_cut_and_ipv6_literals_kept() {
-        for (full, host) in [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:", "a")] {
+        for (full, host) in
+            [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:", "a")]
+        {
             assert_eq!(strip_port(full.as_bytes()), host.as_bytes());
         }
     }

@@ -1,0 +1,149 @@
+//! Load balancers.
+//!
+//! One trait carries the choice, the exclusion of hosts that were tried, and feedback. State that belongs to
+//! the whole process (rings, ewma scores, active requests) lives in the balancer or the host; a position that
+//! belongs to one worker (round robin, least_conn) is kept per worker inside the balancer.
+
+use crate::cluster::{Host, HostSet};
+use crate::retry::HostPredicate;
+use crate::stream::Tried;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a balancer may look at.
+pub struct Choice<'a> {
+    /// Endpoints now.
+    pub hosts: &'a HostSet,
+    /// Number of the worker that asks.
+    pub worker: usize,
+    /// Hash of the request, if a policy gave one.
+    pub hash: Option<u64>,
+    /// A random number, fresh for this choice.
+    pub random: u64,
+    /// Attempts before this one.
+    pub attempt: u32,
+    /// Hosts tried before, in order.
+    pub tried: &'a [Tried],
+    /// Envoy's retry host predicates, in force from the second attempt on.
+    pub predicates: &'a [HostPredicate],
+    /// Choices made before a refused host is taken anyway (`host_selection_retry_max_attempts`).
+    pub host_attempts: u32,
+    /// `previous_priorities` update frequency, from the second attempt on.
+    pub previous_priorities: Option<u32>,
+    /// Metadata that chooses a subset.
+    pub subset: &'a BTreeMap<String, serde_json::Value>,
+}
+
+/// What an attempt at a host came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Feedback {
+    /// Number of the worker that reports.
+    pub worker: usize,
+    /// Status of the response; 0 when there was none.
+    pub status: u16,
+    /// Time to connect plus time to the response.
+    pub elapsed: Duration,
+}
+
+/// Chooses endpoints of one cluster.
+pub trait Balancer: Send + Sync {
+    /// The endpoint for a request; `None` when none may be used (503 UH).
+    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>>;
+
+    /// Says that an attempt at a host chosen here has ended.
+    fn report(&self, _host: &Host, _feedback: Feedback) {}
+
+    /// Says that the endpoints have changed; runs on the control side before requests see the new set, or
+    /// right after. Structures that are costly to build are built here.
+    fn update(&self, _hosts: &HostSet) {}
+}
+
+/// How a cluster's endpoints are chosen, as configured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BalanceConfig {
+    /// The algorithm.
+    pub policy: Policy,
+    /// Share of healthy endpoints below which all of a level are used, percent; 50 by default.
+    pub panic_threshold: f64,
+    /// `fail_traffic_on_panic`
+    pub fail_on_panic: bool,
+    /// Overprovisioning factor, percent; 140 by default.
+    pub overprovisioning: u32,
+    /// Whether localities are chosen by their weights first.
+    pub locality_weighted: bool,
+    /// Slow start window and aggression, minimum weight percent.
+    pub slow_start: Option<(Duration, f64, f64)>,
+}
+
+impl Default for BalanceConfig {
+    fn default() -> BalanceConfig {
+        BalanceConfig {
+            policy: Policy::RoundRobin,
+            panic_threshold: 50.0,
+            fail_on_panic: false,
+            overprovisioning: 140,
+            locality_weighted: false,
+            slow_start: None,
+        }
+    }
+}
+
+/// Algorithms.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Policy {
+    /// Envoy's ROUND_ROBIN: EDF when weights differ.
+    RoundRobin,
+    /// Envoy's LEAST_REQUEST.
+    LeastRequest {
+        /// Random picks compared, 2 by default.
+        choices: u32,
+        /// Looks at every host (`FULL_SCAN`).
+        full_scan: bool,
+        /// `active_request_bias`, 1.0 by default.
+        bias: f64,
+    },
+    /// Envoy's RANDOM.
+    Random,
+    /// Envoy's RING_HASH.
+    RingHash {
+        /// 1024 by default.
+        min_size: u64,
+        /// 8 Mi by default.
+        max_size: u64,
+        /// MurmurHash2 instead of xxHash64.
+        murmur: bool,
+        /// Hashes the hostname instead of the address.
+        use_hostname: bool,
+    },
+    /// Envoy's MAGLEV.
+    Maglev {
+        /// Prime, 65537 by default.
+        table_size: u64,
+        /// Hashes the hostname instead of the address.
+        use_hostname: bool,
+    },
+    /// APISIX's roundrobin: interleaved weighted round robin of lua-resty-balancer.
+    ApisixRoundRobin,
+    /// APISIX's chash: 160 points per weight unit, CRC-32, ring over all nodes.
+    ApisixChash,
+    /// APISIX's least_conn, per worker.
+    ApisixLeastConn,
+    /// APISIX's ewma: two choices by decayed response time, shared by all workers.
+    ApisixEwma,
+}
+
+/// The balancer of a configuration.
+///
+/// # Errors
+/// A message when the configuration can't be used.
+pub fn build(config: &BalanceConfig, hosts: &HostSet) -> Result<Arc<dyn Balancer>, String> {
+    let _ = (config, hosts);
+    struct First;
+    impl Balancer for First {
+        fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>> {
+            choice.hosts.iter().next().cloned()
+        }
+    }
+    Ok(Arc::new(First))
+}

@@ -1,0 +1,367 @@
+//! Clusters and their endpoints.
+//!
+//! A route holds a [`ClusterCell`], made when its name is first mentioned; what the name stands for is
+//! swapped into the cell when configuration arrives. So a request looks no name up, a route may precede
+//! its cluster, and replacing a cluster touches no route.
+
+mod breaker;
+mod host;
+mod stats;
+
+pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
+pub use host::reason;
+pub use host::{Address, EdsHealth, Health, Host, HostConfig, HostSet, Locality, PriorityLevel};
+pub use stats::ClusterStats;
+
+use crate::balance::Balancer;
+use crate::message::Scheme;
+use crate::retry::RetryPolicy;
+use crate::tls::ClientTls;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The place of a cluster's name in the process.
+pub struct ClusterCell {
+    /// The cluster's name.
+    pub name: Arc<str>,
+    current: ArcSwapOption<Cluster>,
+}
+
+impl ClusterCell {
+    /// What the name stands for now; `None` for an unknown cluster (503 NC).
+    #[inline]
+    pub fn load(&self) -> Option<Arc<Cluster>> {
+        self.current.load_full()
+    }
+
+    /// Puts a cluster in, or takes it away; answers what was there, for the control thread to drop.
+    pub fn swap(&self, cluster: Option<Arc<Cluster>>) -> Option<Arc<Cluster>> {
+        self.current.swap(cluster)
+    }
+}
+
+impl std::fmt::Debug for ClusterCell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cluster {}", self.name)
+    }
+}
+
+/// All cluster names of the process.
+#[derive(Default)]
+pub struct Clusters {
+    cells: Mutex<HashMap<Arc<str>, Arc<ClusterCell>>>,
+}
+
+impl Clusters {
+    /// The cell of a name, made when it is new.
+    pub fn cell(&self, name: &str) -> Arc<ClusterCell> {
+        let mut cells = self.cells.lock();
+        if let Some(cell) = cells.get(name) {
+            return cell.clone();
+        }
+        let name: Arc<str> = name.into();
+        let cell = Arc::new(ClusterCell { name: name.clone(), current: ArcSwapOption::empty() });
+        cells.insert(name, cell.clone());
+        cell
+    }
+
+    /// The cluster of a name, if there is one: for names that only a request knows (`cluster_header`).
+    pub fn find(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.cells.lock().get(name)?.load()
+    }
+
+    /// Every cluster there is, by name.
+    pub fn all(&self) -> Vec<Arc<Cluster>> {
+        let mut all: Vec<_> = self.cells.lock().values().filter_map(|c| c.load()).collect();
+        all.sort_by(|a, b| a.config.name.cmp(&b.config.name));
+        all
+    }
+
+    /// Forgets names that stand for nothing and that no route holds.
+    pub fn sweep(&self) {
+        self.cells.lock().retain(|_, cell| Arc::strong_count(cell) > 1 || cell.current.load().is_some());
+    }
+}
+
+impl std::fmt::Debug for Clusters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} cluster names", self.cells.lock().len())
+    }
+}
+
+/// A cluster in use: configuration, endpoints, balancer, and what all workers share of its state.
+pub struct Cluster {
+    /// As configured.
+    pub config: ClusterConfig,
+    /// Endpoints by priority, replaced as a whole when one comes, goes or changes its health.
+    pub hosts: ArcSwap<HostSet>,
+    /// Chooses endpoints.
+    pub balancer: Arc<dyn Balancer>,
+    /// Statistics under `cluster.NAME.`.
+    pub stats: Arc<ClusterStats>,
+    /// Circuit breaker of ordinary requests.
+    pub breaker: Breaker,
+    /// Circuit breaker of requests with priority HIGH.
+    pub high_breaker: Breaker,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cluster {}", self.config.name)
+    }
+}
+
+/// How endpoints are found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Discovery {
+    /// Fixed addresses.
+    Static,
+    /// Every address that DNS gives for each name.
+    StrictDns(DnsOptions),
+    /// One address of the first name; connections to earlier ones live on.
+    LogicalDns(DnsOptions),
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DnsOptions {
+    /// Interval between look-ups, 5 s by default (Envoy `dns_refresh_rate`).
+    pub refresh: Duration,
+    /// Takes the records' TTL instead (`respect_dns_ttl`; always for APISIX).
+    pub respect_ttl: bool,
+    /// Which families are wanted.
+    pub family: DnsFamily,
+}
+
+/// Which addresses of a name are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DnsFamily {
+    /// IPv6, and IPv4 only if there is none (Envoy's AUTO).
+    #[default]
+    Auto,
+    /// IPv4 alone.
+    V4Only,
+    /// IPv6 alone.
+    V6Only,
+    /// IPv4, and IPv6 only if there is none (APISIX's order).
+    V4Preferred,
+    /// Both.
+    All,
+}
+
+/// Protocol towards the endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 (with prior knowledge over plain text).
+    Http2,
+    /// What ALPN agrees on (`auto_config`).
+    Auto,
+    /// What the client spoke (`use_downstream_protocol_config`).
+    Downstream,
+}
+
+/// A cluster as configured (Envoy's Cluster; APISIX's upstream).
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Name in statistics: `alt_stat_name`, else the name (`%UPSTREAM_CLUSTER%`).
+    pub observability_name: Arc<str>,
+    /// How endpoints are found.
+    pub discovery: Discovery,
+    /// Bounds connecting and the TLS handshake, 5 s by default (APISIX 60 s).
+    pub connect_timeout: Duration,
+    /// Version spoken.
+    pub protocol: UpstreamProtocol,
+    /// HTTP/1 towards the endpoints.
+    pub http1: Http1Options,
+    /// HTTP/2 towards the endpoints.
+    pub http2: Http2Options,
+    /// TLS towards the endpoints; `None` is plain text.
+    pub tls: Option<Arc<ClientTls>>,
+    /// `https` with TLS: APISIX's `scheme`, and the `:scheme` sent over HTTP/2.
+    pub scheme: Scheme,
+    /// Connections without a request are closed after so long; 1 h by default (APISIX 60 s). `None` is never.
+    pub idle_timeout: Option<Duration>,
+    /// Connections are closed this long after they were opened. `None` is never.
+    pub max_connection_duration: Option<Duration>,
+    /// Bounds an upstream stream (`max_stream_duration`, 504 UMSDR).
+    pub max_stream_duration: Option<Duration>,
+    /// Requests on one connection before it is closed (`max_requests_per_connection`, APISIX's
+    /// `keepalive_pool.requests`). `None` is unlimited.
+    pub max_requests_per_connection: Option<u32>,
+    /// Idle connections kept for each endpoint by each worker (APISIX's `keepalive_pool.size`).
+    pub max_idle: usize,
+    /// Limits of ordinary requests.
+    pub breaker: BreakerLimits,
+    /// Limits of requests with priority HIGH.
+    pub high_breaker: BreakerLimits,
+    /// Retry policy that replaces those of route and virtual host.
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// Bytes buffered for an upstream connection, 1 MiB by default.
+    pub buffer_limit: usize,
+    /// How endpoints are chosen.
+    pub balance: crate::balance::BalanceConfig,
+    /// Local address to connect from.
+    pub source_address: Option<std::net::SocketAddr>,
+    /// TCP keep-alive of upstream connections: idle time, interval, probes.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Metadata by namespace (`%CLUSTER_METADATA%`).
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
+    pub drop_overload: u32,
+    /// Whether the cluster came by an API rather than the static configuration (`added_via_api`).
+    pub added_via_api: bool,
+    /// Where to, for answers of health checks and `/clusters`: nothing for Envoy's; APISIX's upstream id.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// TCP keep-alive probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TcpKeepalive {
+    /// Silence before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+    /// Unanswered probes before the connection is dead.
+    pub probes: Option<u32>,
+}
+
+/// HTTP/1 towards an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http1Options {
+    /// Passes trailers.
+    pub enable_trailers: bool,
+    /// How names are spelled.
+    pub header_case: HeaderCase,
+    /// Headers a response may have, 100 by default.
+    pub max_headers: usize,
+    /// Bytes of a response head, 80 KiB by default.
+    pub max_head_bytes: usize,
+    /// Accepts a response with Content-Length and chunked, and drops the length.
+    pub allow_chunked_length: bool,
+}
+
+impl Default for Http1Options {
+    fn default() -> Http1Options {
+        Http1Options {
+            enable_trailers: false,
+            header_case: HeaderCase::Lower,
+            max_headers: 100,
+            max_head_bytes: 80 << 10,
+            allow_chunked_length: false,
+        }
+    }
+}
+
+/// How header names are spelled on HTTP/1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeaderCase {
+    /// `content-length`
+    #[default]
+    Lower,
+    /// `Content-Length`
+    ProperCase,
+    /// As the other side spelled it.
+    Preserve,
+}
+
+/// HTTP/2 on either side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http2Options {
+    /// Streams at once; 1024 upstream and downstream by default here (Envoy 1.40).
+    pub max_concurrent_streams: u32,
+    /// Initial window of a stream, bytes.
+    pub stream_window: u32,
+    /// Initial window of a connection, bytes.
+    pub connection_window: u32,
+    /// Largest header list, bytes.
+    pub max_header_list: u32,
+    /// Resets (both ways) of streams without a response before the connection is closed.
+    pub max_resets: u32,
+    /// Control frames (PING, SETTINGS, PRIORITY, empty DATA) waiting or a second before it is closed.
+    pub max_control_frames: u32,
+    /// Extended CONNECT (RFC 8441).
+    pub allow_connect: bool,
+    /// Invalid messages reset their stream instead of closing the connection
+    /// (`override_stream_error_on_invalid_http_message`).
+    pub stream_error_on_invalid: bool,
+    /// Keep-alive PING interval; `None` sends none.
+    pub keepalive_interval: Option<Duration>,
+    /// How long a PING may stay unanswered.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for Http2Options {
+    fn default() -> Http2Options {
+        Http2Options {
+            max_concurrent_streams: 1024,
+            stream_window: 1 << 20,
+            connection_window: 4 << 20,
+            max_header_list: 60 << 10,
+            max_resets: 200,
+            max_control_frames: 10_000,
+            allow_connect: false,
+            stream_error_on_invalid: false,
+            keepalive_interval: None,
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Cluster {
+    /// A cluster with these endpoints. `previous` is the cluster it replaces: endpoints that stay keep
+    /// their identity (and so their connections, health and counters), and the statistics go on.
+    pub fn new(
+        config: ClusterConfig,
+        hosts: Vec<HostConfig>,
+        previous: Option<&Cluster>,
+        registry: &crate::metrics::Registry,
+    ) -> Result<Arc<Cluster>, String> {
+        let stats = match previous {
+            Some(old) if old.config.observability_name == config.observability_name => old.stats.clone(),
+            _ => Arc::new(ClusterStats::named(registry, &config.observability_name)),
+        };
+        let before = previous.map(|c| c.hosts.load_full());
+        let set = HostSet::new(hosts, before.as_deref());
+        let balancer = crate::balance::build(&config.balance, &set)?;
+        let cluster = Cluster {
+            breaker: Breaker::new(config.breaker),
+            high_breaker: Breaker::new(config.high_breaker),
+            hosts: ArcSwap::from_pointee(set),
+            balancer,
+            stats,
+            config,
+        };
+        cluster.membership_changed();
+        Ok(Arc::new(cluster))
+    }
+
+    /// Replaces the endpoints (DNS, EDS) and tells the balancer; endpoints that stay keep their identity.
+    pub fn update_hosts(&self, hosts: Vec<HostConfig>) {
+        let before = self.hosts.load_full();
+        self.hosts.store(Arc::new(HostSet::new(hosts, Some(&before))));
+        self.membership_changed();
+    }
+
+    /// Takes a change of health or weight of some endpoint into account.
+    pub fn refresh(&self) {
+        let before = self.hosts.load_full();
+        self.hosts.store(Arc::new(before.refreshed()));
+        self.membership_changed();
+    }
+
+    fn membership_changed(&self) {
+        let set = self.hosts.load();
+        self.balancer.update(&set);
+        self.stats.membership_total.set(set.total() as u64);
+        self.stats.membership_healthy.set(set.healthy() as u64);
+        self.stats.membership_degraded.set(set.degraded() as u64);
+    }
+}

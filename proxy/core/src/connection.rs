@@ -1,0 +1,80 @@
+//! What is known of a downstream connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A downstream connection, shared by its streams.
+#[derive(Debug)]
+pub struct Connection {
+    /// Number of the connection in this process, from 1: `%CONNECTION_ID%`.
+    pub id: u64,
+    /// When it was accepted.
+    pub start: Instant,
+    /// Listener that accepted it.
+    pub listener: Arc<str>,
+    /// Filter chain that serves it.
+    pub filter_chain: Arc<str>,
+    /// Client address: the peer's, or what the PROXY protocol says.
+    pub remote: SocketAddr,
+    /// Peer of the socket.
+    pub direct_remote: SocketAddr,
+    /// Address the client meant: the socket's, the original destination, or what the PROXY protocol says.
+    pub local: SocketAddr,
+    /// Address of the listening socket.
+    pub direct_local: SocketAddr,
+    /// What the TLS inspector or the handshake saw as server name, in lower case.
+    pub requested_server_name: Option<Arc<str>>,
+    /// Terminated TLS.
+    pub tls: Option<TlsInfo>,
+}
+
+/// A terminated TLS connection.
+#[derive(Debug, Default)]
+pub struct TlsInfo {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// IANA name of the cipher suite.
+    pub cipher: &'static str,
+    /// ALPN protocol, if one was agreed.
+    pub alpn: Option<Box<[u8]>>,
+    /// Whether the session was resumed.
+    pub resumed: bool,
+    /// Client certificate, if one was presented.
+    pub peer: Option<Arc<Certificate>>,
+    /// Whether the client certificate was verified against the configured authorities.
+    pub peer_validated: bool,
+    /// PEM of the peer's chain, URL-encoded on use (XFCC `Chain`).
+    pub peer_chain_pem: Option<Arc<str>>,
+    /// Our certificate.
+    pub local: Option<Arc<Certificate>>,
+}
+
+/// What sixfold shows of a certificate.
+#[derive(Debug, Default, Clone)]
+pub struct Certificate {
+    /// Subject in RFC 2253 order.
+    pub subject: String,
+    /// Issuer in RFC 2253 order.
+    pub issuer: String,
+    /// Serial number in lower-case hexadecimal.
+    pub serial: String,
+    /// SHA-256 of the DER form in lower-case hexadecimal.
+    pub sha256: String,
+    /// SHA-1 of the DER form in lower-case hexadecimal.
+    pub sha1: String,
+    /// URI subject alternative names.
+    pub uri_sans: Vec<String>,
+    /// DNS subject alternative names.
+    pub dns_sans: Vec<String>,
+    /// IP subject alternative names.
+    pub ip_sans: Vec<String>,
+    /// E-mail subject alternative names.
+    pub email_sans: Vec<String>,
+    /// Start of validity, Unix seconds.
+    pub not_before: i64,
+    /// End of validity, Unix seconds.
+    pub not_after: i64,
+    /// PEM form.
+    pub pem: String,
+}

@@ -1,0 +1,202 @@
+//! Listeners, filter chains and network filters.
+
+use crate::access_log::AccessLog;
+use crate::cluster::TcpKeepalive;
+use crate::hcm::HttpConnectionManager;
+use crate::route::{ClusterChoice, HashPolicy};
+use crate::tls::ServerTls;
+use bytes::Bytes;
+use ipnet::IpNet;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A listener as compiled from a source.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its name; unique.
+    pub name: Arc<str>,
+    /// Sockets it opens; empty for a listener that does not bind.
+    pub addresses: Vec<BindAddress>,
+    /// Whether sockets are opened at all (`bind_to_port`).
+    pub bind: bool,
+    /// Filters that look at the first bytes, in order.
+    pub listener_filters: Vec<ListenerFilter>,
+    /// How long they may take, 15 s by default; `None` is for ever.
+    pub filters_timeout: Option<Duration>,
+    /// Goes on without an answer of the filters instead of closing.
+    pub continue_on_timeout: bool,
+    /// Filter chains with their conditions.
+    pub chains: Vec<Arc<FilterChain>>,
+    /// Chain of connections that no other takes.
+    pub default_chain: Option<Arc<FilterChain>>,
+    /// Hands connections to the listener of their original destination.
+    pub use_original_dst: bool,
+    /// Access logs of connections that no chain takes, and of all when they end.
+    pub access_logs: Vec<AccessLog>,
+    /// Moves accepted connections to the worker with the fewest (`exact_balance`).
+    pub exact_balance: bool,
+    /// Length of the accept queue.
+    pub backlog: u32,
+    /// TCP keep-alive of accepted connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Traffic direction: inbound listeners are drained by `drain_listeners?inboundonly`.
+    pub inbound: bool,
+    /// Statistics under `listener.ADDRESS.`.
+    pub stats: Arc<ListenerStats>,
+    /// Fingerprint of everything that needs new sockets or new listener filters when it changes; chains
+    /// are compared one by one.
+    pub shape: u64,
+}
+
+crate::stat_block! {
+    /// Statistics of a listener.
+    pub struct ListenerStats {
+        counters: [
+            downstream_cx_total, downstream_cx_destroy, downstream_cx_overflow, downstream_pre_cx_timeout,
+            downstream_listener_filter_error, no_filter_chain_match, ssl_handshake, ssl_connection_error,
+            ssl_fail_verify_error, ssl_fail_verify_no_cert, ssl_session_reused,
+        ],
+        gauges: [downstream_cx_active, downstream_pre_cx_active],
+        histograms: [downstream_cx_length_ms],
+    }
+}
+
+impl std::fmt::Debug for ListenerStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ListenerStats")
+    }
+}
+
+/// Where a listener listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum BindAddress {
+    /// IP and port; port 0 is any free one.
+    Ip(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+/// A filter that looks at the first bytes of a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ListenerFilter {
+    /// Finds SNI and ALPN.
+    TlsInspector,
+    /// Tells HTTP versions apart on plain text.
+    HttpInspector,
+    /// PROXY protocol v1 and v2.
+    ProxyProtocol {
+        /// Lets connections without it through.
+        optional: bool,
+        /// Versions that are accepted: v1, v2.
+        versions: (bool, bool),
+    },
+    /// `SO_ORIGINAL_DST`.
+    OriginalDst,
+}
+
+/// Connections that are meant, and what is done with them.
+#[derive(Debug)]
+pub struct FilterChain {
+    /// Its name; may be empty.
+    pub name: Arc<str>,
+    /// Condition.
+    pub matches: FilterChainMatch,
+    /// TLS to terminate; `None` is plain text.
+    pub tls: Option<Arc<ServerTls>>,
+    /// How long the handshake may take; `None` is for ever (Envoy's default).
+    pub handshake_timeout: Option<Duration>,
+    /// What is done.
+    pub filter: NetworkFilter,
+    /// Fingerprint of the chain's configuration: an equal one keeps its connections.
+    pub fingerprint: u64,
+}
+
+/// Condition of a filter chain (listener_components.proto FilterChainMatch). Empty lists do not ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilterChainMatch {
+    /// Destination port.
+    pub destination_port: Option<u16>,
+    /// Destination ranges; the longest that fits decides.
+    pub destination: Vec<IpNet>,
+    /// Server names, lower case: exact or `*.suffix`.
+    pub server_names: Vec<Box<str>>,
+    /// `tls` or `raw_buffer`.
+    pub transport: Option<Box<str>>,
+    /// ALPN protocols.
+    pub application_protocols: Vec<Box<str>>,
+    /// Ranges of the peer.
+    pub direct_source: Vec<IpNet>,
+    /// Kind of source.
+    pub source_type: SourceType,
+    /// Ranges of the client address.
+    pub source: Vec<IpNet>,
+    /// Ports of the client.
+    pub source_ports: Vec<u16>,
+}
+
+/// `source_type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum SourceType {
+    /// Any source.
+    #[default]
+    Any,
+    /// The same address or loopback.
+    SameIpOrLoopback,
+    /// Any other.
+    External,
+}
+
+/// What is done with the connections of a chain.
+#[derive(Debug)]
+pub enum NetworkFilter {
+    /// HTTP.
+    Http(Arc<HttpConnectionManager>),
+    /// Passes bytes to a cluster.
+    Tcp(Arc<TcpProxy>),
+    /// Writes this and closes.
+    Direct(Bytes),
+}
+
+/// Envoy's tcp_proxy; APISIX's passthrough.
+#[derive(Debug)]
+pub struct TcpProxy {
+    /// Prefix of statistics.
+    pub stat_prefix: Arc<str>,
+    /// Statistics under `tcp.PREFIX.`.
+    pub stats: Arc<TcpStats>,
+    /// Where to.
+    pub cluster: ClusterChoice,
+    /// Silence both ways before it closes, 1 h by default; `None` is never.
+    pub idle_timeout: Option<Duration>,
+    /// Whole connection.
+    pub max_duration: Option<Duration>,
+    /// Attempts to connect, 1 by default.
+    pub max_connect_attempts: u32,
+    /// What is hashed.
+    pub hash: Vec<HashPolicy>,
+    /// Subset of the cluster.
+    pub metadata_match: BTreeMap<String, serde_json::Value>,
+    /// Access logs.
+    pub access_logs: Vec<AccessLog>,
+}
+
+crate::stat_block! {
+    /// Statistics of a TCP proxy.
+    pub struct TcpStats {
+        counters: [
+            downstream_cx_total, downstream_cx_no_route, downstream_cx_rx_bytes_total, downstream_cx_tx_bytes_total,
+            idle_timeout, max_downstream_connection_duration, upstream_flush_total,
+        ],
+        gauges: [downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active],
+        histograms: [],
+    }
+}
+
+impl std::fmt::Debug for TcpStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TcpStats")
+    }
+}

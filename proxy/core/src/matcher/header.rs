@@ -1,0 +1,122 @@
+//! Envoy's HeaderMatcher (source/common/http/header_utility.cc).
+
+use super::StringMatcher;
+use crate::headers::{HeaderName, Known};
+use crate::message::RequestHead;
+
+/// What a header matcher looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderTarget {
+    /// `:method`
+    Method,
+    /// `:path`, the query included
+    Path,
+    /// `:authority` or `host`
+    Authority,
+    /// `:scheme`
+    Scheme,
+    /// Any other header.
+    Header(HeaderName),
+}
+
+impl HeaderTarget {
+    /// From the `name` of a matcher.
+    ///
+    /// # Errors
+    /// When it is neither a pseudo header nor a header name.
+    pub fn parse(name: &str) -> Result<HeaderTarget, crate::headers::InvalidHeaderName> {
+        Ok(match name.to_ascii_lowercase().as_str() {
+            ":method" => HeaderTarget::Method,
+            ":path" => HeaderTarget::Path,
+            ":authority" | "host" => HeaderTarget::Authority,
+            ":scheme" => HeaderTarget::Scheme,
+            other => HeaderTarget::Header(HeaderName::new(other)?),
+        })
+    }
+
+    /// Every value, in order.
+    pub fn values<'a>(&'a self, head: &'a RequestHead) -> impl Iterator<Item = &'a [u8]> {
+        let (pseudo, name) = match self {
+            HeaderTarget::Method => (Some(head.method.as_str().as_bytes()), None),
+            HeaderTarget::Path => ((!head.target.is_empty()).then(|| head.target.full()), None),
+            HeaderTarget::Authority => (Some(head.authority.as_slice()), None),
+            HeaderTarget::Scheme => (Some(head.scheme.as_str().as_bytes()), None),
+            HeaderTarget::Header(name) => (None, Some(name)),
+        };
+        pseudo.into_iter().chain(name.into_iter().flat_map(|n| head.headers.get_all(n)))
+    }
+}
+
+/// The test of one matcher.
+#[derive(Debug)]
+pub enum HeaderMatch {
+    /// There at all; `false` asks for absence.
+    Present(bool),
+    /// A test of the value.
+    String(StringMatcher),
+    /// A base-10 integer in `[start, end)`.
+    Range(i64, i64),
+}
+
+/// Envoy's HeaderMatcher: each value of a repeated header is tested on its own (Envoy 1.39 and later).
+#[derive(Debug)]
+pub struct HeaderMatcher {
+    /// What to look at.
+    pub target: HeaderTarget,
+    /// The test.
+    pub test: HeaderMatch,
+    /// `invert_match`
+    pub invert: bool,
+    /// `treat_missing_header_as_empty`
+    pub missing_is_empty: bool,
+}
+
+impl HeaderMatcher {
+    /// Whether the request passes.
+    pub fn matches(&self, head: &RequestHead) -> bool {
+        if let HeaderMatch::Present(wanted) = self.test {
+            let present = self.missing_is_empty || self.target.values(head).next().is_some();
+            return (present == wanted) != self.invert;
+        }
+        let mut any = false;
+        let mut hit = false;
+        for value in self.target.values(head) {
+            any = true;
+            hit = hit || self.test(value);
+        }
+        if !any {
+            // A missing header fails every test of its value, inverted or not.
+            return self.missing_is_empty && self.test(b"") != self.invert;
+        }
+        hit != self.invert
+    }
+
+    fn test(&self, value: &[u8]) -> bool {
+        match &self.test {
+            HeaderMatch::Present(_) => true,
+            HeaderMatch::String(m) => m.matches(value),
+            HeaderMatch::Range(start, end) => std::str::from_utf8(value)
+                .ok()
+                .and_then(|v| v.parse::<i64>().ok())
+                .is_some_and(|n| (*start..*end).contains(&n)),
+        }
+    }
+
+    /// The name and value, when the matcher is a plain exact test: what a table can be indexed by.
+    pub fn exact(&self) -> Option<(&HeaderTarget, &[u8])> {
+        match &self.test {
+            HeaderMatch::String(StringMatcher::Exact(value, false))
+                if !self.invert && !self.missing_is_empty =>
+            {
+                Some((&self.target, value))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether Envoy joins repeated lines of this header with a comma ("inline" headers): the well-known ones
+/// but cookies.
+pub fn is_inline(known: Known) -> bool {
+    known != Known::COOKIE && known != Known::SET_COOKIE
+}

@@ -1,0 +1,226 @@
+//! Regular expressions that are checked when loaded and compiled when first needed.
+//!
+//! Five thousand compiled regexes cost 40 to 90 MB; most tables use a few of theirs. So loading checks the
+//! syntax and the limits, and the automaton is built by the first request that gets as far as needing it.
+
+use std::sync::OnceLock;
+
+/// Bytes a compiled expression may take: a bound on what configuration can make us allocate.
+const SIZE_LIMIT: usize = 2 << 20;
+
+/// A regular expression with RE2's semantics: linear time, leftmost-first, ASCII classes.
+pub struct Regex {
+    source: Box<str>,
+    full: bool,
+    compiled: OnceLock<Option<Box<regex::bytes::Regex>>>,
+}
+
+/// Why an expression was refused.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("invalid regex '{regex}': {reason}")]
+pub struct InvalidRegex {
+    /// The expression.
+    pub regex: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Regex {
+    /// An expression that must match the whole text (Envoy's `safe_regex`).
+    ///
+    /// # Errors
+    /// [`InvalidRegex`] for bad syntax or too large an automaton.
+    pub fn full(source: &str) -> Result<Regex, InvalidRegex> {
+        Regex::checked(source, true)
+    }
+
+    /// An expression that may match anywhere in the text.
+    ///
+    /// # Errors
+    /// [`InvalidRegex`] for bad syntax or too large an automaton.
+    pub fn search(source: &str) -> Result<Regex, InvalidRegex> {
+        Regex::checked(source, false)
+    }
+
+    fn checked(source: &str, full: bool) -> Result<Regex, InvalidRegex> {
+        let refuse = |reason: String| InvalidRegex { regex: source.to_owned(), reason };
+        let hir = regex_syntax::ParserBuilder::new()
+            .unicode(false)
+            .utf8(false)
+            .nest_limit(100)
+            .build()
+            .parse(source)
+            .map_err(|e| refuse(one_line(&e.to_string())))?;
+        // Only counted repetition can make a small source large, so only then is the size tried out.
+        let regex = Regex { source: source.into(), full, compiled: OnceLock::new() };
+        if source.len() > 1000 || has_counted_repetition(&hir) {
+            regex.build().map_err(|e| refuse(one_line(&e.to_string())))?;
+        }
+        Ok(regex)
+    }
+
+    fn build(&self) -> Result<regex::bytes::Regex, regex::Error> {
+        let anchored;
+        let pattern = if self.full {
+            anchored = format!(r"\A(?:{})\z", self.source);
+            &anchored
+        } else {
+            &*self.source
+        };
+        regex::bytes::RegexBuilder::new(pattern)
+            .unicode(false)
+            .size_limit(SIZE_LIMIT)
+            .dfa_size_limit(SIZE_LIMIT / 8)
+            .build()
+    }
+
+    fn compiled(&self) -> Option<&regex::bytes::Regex> {
+        self.compiled.get_or_init(|| self.build().ok().map(Box::new)).as_deref()
+    }
+
+    /// Whether the text matches: the whole of it for [`Regex::full`].
+    pub fn is_match(&self, text: &[u8]) -> bool {
+        self.compiled().is_some_and(|r| r.is_match(text))
+    }
+
+    /// Replaces every match; the replacement names groups as RE2 does, `\0` to `\9`, and `\\`.
+    /// `None` when nothing matched.
+    pub fn replace_all(&self, text: &[u8], rewrite: &Rewrite) -> Option<Vec<u8>> {
+        let regex = self.compiled()?;
+        let mut out = Vec::with_capacity(text.len() + 16);
+        let mut at = 0;
+        for groups in regex.captures_iter(text) {
+            let whole = groups.get(0)?;
+            out.extend_from_slice(&text[at..whole.start()]);
+            rewrite.expand(&groups, &mut out);
+            at = whole.end();
+        }
+        if at == 0 && !regex.is_match(text) {
+            return None;
+        }
+        out.extend_from_slice(&text[at..]);
+        Some(out)
+    }
+
+    /// Values of the groups of the first match, group 0 first.
+    pub fn captures<'t>(&self, text: &'t [u8]) -> Option<Vec<Option<&'t [u8]>>> {
+        let groups = self.compiled()?.captures(text)?;
+        Some(groups.iter().map(|g| g.map(|m| m.as_bytes())).collect())
+    }
+
+    /// The expression as configured.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Number of capture groups, group 0 not counted.
+    pub fn groups(&self) -> usize {
+        self.compiled().map_or(0, |r| r.captures_len() - 1)
+    }
+}
+
+impl std::fmt::Debug for Regex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "/{}/", self.source)
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().last().unwrap_or(text).trim_start_matches("error: ").to_owned()
+}
+
+fn has_counted_repetition(hir: &regex_syntax::hir::Hir) -> bool {
+    use regex_syntax::hir::HirKind;
+    match hir.kind() {
+        HirKind::Repetition(r) => r.max.is_some_and(|m| m > 1) || r.min > 1 || has_counted_repetition(&r.sub),
+        HirKind::Capture(c) => has_counted_repetition(&c.sub),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().any(has_counted_repetition),
+        _ => false,
+    }
+}
+
+/// A replacement in RE2's syntax, split when loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrite {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(Vec<u8>),
+    Group(usize),
+}
+
+impl Rewrite {
+    /// Splits `text` at `\0` to `\9`.
+    ///
+    /// # Errors
+    /// A message when a backslash is followed by anything else or a group is beyond `groups`.
+    pub fn new(text: &str, groups: usize) -> Result<Rewrite, String> {
+        let mut parts = Vec::new();
+        let mut literal = Vec::new();
+        let mut bytes = text.bytes();
+        while let Some(b) = bytes.next() {
+            if b != b'\\' {
+                literal.push(b);
+                continue;
+            }
+            match bytes.next() {
+                Some(b'\\') => literal.push(b'\\'),
+                Some(d @ b'0'..=b'9') if usize::from(d - b'0') <= groups => {
+                    if !literal.is_empty() {
+                        parts.push(Part::Text(std::mem::take(&mut literal)));
+                    }
+                    parts.push(Part::Group(usize::from(d - b'0')));
+                }
+                Some(d @ b'0'..=b'9') => {
+                    return Err(format!("substitution refers to group {} of {groups}", d - b'0'));
+                }
+                _ => return Err(format!("substitution '{text}' has a stray backslash")),
+            }
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Text(literal));
+        }
+        Ok(Rewrite { parts })
+    }
+
+    fn expand(&self, groups: &regex::bytes::Captures<'_>, out: &mut Vec<u8>) {
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => out.extend_from_slice(text),
+                Part::Group(i) => out.extend_from_slice(groups.get(*i).map_or(b"", |m| m.as_bytes())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn full_needs_the_whole_text_alternations_included() {
+        let r = Regex::full("/a|/ab").unwrap();
+        assert!(r.is_match(b"/ab") && r.is_match(b"/a") && !r.is_match(b"/abc"));
+        assert!(Regex::search("b+").unwrap().is_match(b"abbc"));
+    }
+
+    #[test]
+    fn bombs_and_bad_syntax_are_refused_when_loaded() {
+        for bad in ["(", "(a{1000}){1000}", "[z-a]", "(?=x)", r"\1"] {
+            assert!(Regex::full(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rewrites_use_groups() {
+        let r = Regex::search("^/service/([^/]+)(/.*)$").unwrap();
+        let w = Rewrite::new(r"\2/instance/\1", r.groups()).unwrap();
+        assert_eq!(r.replace_all(b"/service/foo/v1/api", &w).unwrap(), b"/v1/api/instance/foo");
+        assert_eq!(r.replace_all(b"/other", &w), None);
+        assert!(Rewrite::new(r"\3", 2).is_err());
+        assert!(Rewrite::new(r"\x", 2).is_err());
+    }
+}

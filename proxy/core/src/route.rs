@@ -1,0 +1,373 @@
+//! Compiled routes and what they do with a request.
+
+use crate::cluster::ClusterCell;
+use crate::format::Format;
+use crate::header_ops::HeaderOps;
+use crate::headers::HeaderName;
+use crate::matcher::{HeaderMatcher, Predicate};
+use crate::plugin::Chain;
+use crate::regex::{Regex, Rewrite};
+use crate::runtime::Fraction;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use crate::retry::RetryPolicy;
+pub use crate::router::{PathMatch, RouteTable, VirtualHost};
+
+/// One route: when it is meant, and what it does.
+#[derive(Debug)]
+pub struct Route {
+    /// `%ROUTE_NAME%`, APISIX's `route_name`; empty when the configuration gives none.
+    pub name: Arc<str>,
+    /// APISIX's route id and service id, for variables, metrics and limiter keys.
+    pub ids: Ids,
+    /// The path it is for.
+    pub path: PathMatch,
+    /// Every other condition, in the source's own order; all must hold.
+    pub predicates: Box<[Predicate]>,
+    /// APISIX's `priority`: larger goes first among routes of one path. Envoy's routes leave it 0.
+    pub priority: i64,
+    /// What to do.
+    pub action: Action,
+    /// Header changes of the route on the request.
+    pub request_headers: HeaderOps,
+    /// Header changes of the route on the response.
+    pub response_headers: HeaderOps,
+    /// Plugins of the route (those of service, plugin config and global rules merged in), or the filters
+    /// of the connection manager with this route's settings. `None` takes the connection manager's chain.
+    pub chain: Option<Arc<Chain>>,
+    /// Metadata by namespace, as JSON (`%METADATA(ROUTE:…)%`, load balancer subsets).
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Statistics under `vhost.V.route.R.` when `stat_prefix` is set.
+    pub stats: Option<Arc<RouteStats>>,
+    /// `request_body_buffer_limit`, bytes kept for a retry; `None` takes the listener's limit.
+    pub body_buffer_limit: Option<u64>,
+    /// Names of APISIX plugins in force, for `Apisix-Plugins` and metrics; empty for Envoy's routes.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Ids of the APISIX resources a route was made of.
+#[derive(Debug, Clone, Default)]
+pub struct Ids {
+    /// `route_id`
+    pub route: Arc<str>,
+    /// `service_id`
+    pub service: Arc<str>,
+    /// `service_name`
+    pub service_name: Arc<str>,
+}
+
+crate::stat_block! {
+    /// Statistics of a route with a `stat_prefix`, or of a virtual cluster.
+    pub struct RouteStats {
+        counters: [
+            upstream_rq_total, upstream_rq_completed, upstream_rq_1xx, upstream_rq_2xx, upstream_rq_3xx,
+            upstream_rq_4xx, upstream_rq_5xx, upstream_rq_503, upstream_rq_retry, upstream_rq_retry_success,
+            upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded, upstream_rq_retry_backoff_exponential,
+            upstream_rq_retry_backoff_ratelimited, upstream_rq_timeout,
+        ],
+        gauges: [], histograms: [upstream_rq_time],
+    }
+}
+
+impl std::fmt::Debug for RouteStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RouteStats")
+    }
+}
+
+/// What a route does.
+#[derive(Debug)]
+pub enum Action {
+    /// Sends the request to a cluster.
+    Forward(Box<Forward>),
+    /// Answers with a location.
+    Redirect(Box<Redirect>),
+    /// Answers by itself.
+    Direct(DirectResponse),
+    /// Envoy's `non_forwarding_action`: 503 NC when it is hit.
+    NonForwarding,
+}
+
+/// How a request is forwarded.
+#[derive(Debug)]
+pub struct Forward {
+    /// Where to.
+    pub cluster: ClusterChoice,
+    /// Status of the answer when the cluster does not exist: 503, 404 or 500 (`cluster_not_found_response_code`).
+    pub cluster_not_found: u16,
+    /// What replaces the path.
+    pub path_rewrite: Option<PathRewrite>,
+    /// What replaces the host.
+    pub host_rewrite: Option<HostRewrite>,
+    /// Whether the old host goes to `x-forwarded-host`.
+    pub append_x_forwarded_host: bool,
+    /// How long and how often.
+    pub timeouts: Timeouts,
+    /// Retries; `None` takes the virtual host's policy.
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// What is hashed for consistent-hash balancers and weighted clusters.
+    pub hash: Box<[HashPolicy]>,
+    /// Metadata that chooses a subset of the cluster: `envoy.lb` keys and values.
+    pub metadata_match: BTreeMap<String, serde_json::Value>,
+    /// Upgrades allowed or forbidden by this route: type in lower case, and whether it is enabled.
+    pub upgrades: Box<[(Box<str>, bool)]>,
+    /// Circuit breaker class: HIGH if set.
+    pub high_priority: bool,
+    /// Shadow requests.
+    pub mirrors: Box<[MirrorPolicy]>,
+    /// Internal redirects; `None` passes redirects on to the client.
+    pub internal_redirect: Option<Arc<InternalRedirect>>,
+    /// Slow attempts are joined by another instead of being reset (`hedge_on_per_try_timeout`).
+    pub hedge_on_per_try_timeout: bool,
+    /// How the upstream's Host is made when nothing above rewrites it.
+    pub pass_host: PassHost,
+}
+
+/// APISIX's `pass_host`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PassHost {
+    /// The client's Host; what Envoy does too.
+    #[default]
+    Pass,
+    /// The node's own name or address, with its port unless it is the scheme's.
+    Node,
+    /// A fixed one.
+    Rewrite(Box<str>),
+}
+
+/// Which cluster gets the request.
+#[derive(Debug)]
+pub enum ClusterChoice {
+    /// This one.
+    Named(Arc<ClusterCell>),
+    /// The one named by a request header's first value.
+    Header(HeaderName, Arc<crate::cluster::Clusters>),
+    /// One of several by weight.
+    Weighted(Box<WeightedClusters>),
+}
+
+/// Envoy's `weighted_clusters`.
+#[derive(Debug)]
+pub struct WeightedClusters {
+    /// Members in the configuration's order.
+    pub clusters: Box<[WeightedCluster]>,
+    /// Sum of the weights; 0 when all are 0.
+    pub total: u64,
+    /// Header whose integer value takes the random number's place.
+    pub random_header: Option<HeaderName>,
+    /// Takes the hash policy's hash for the random number.
+    pub use_hash: bool,
+}
+
+/// A member of weighted clusters.
+#[derive(Debug)]
+pub struct WeightedCluster {
+    /// Where to: a name, or a header with the name.
+    pub cluster: ClusterChoice,
+    /// Its share of the total.
+    pub weight: u64,
+    /// Header changes of the member on the request; they run before the route's.
+    pub request_headers: HeaderOps,
+    /// Header changes of the member on the response.
+    pub response_headers: HeaderOps,
+    /// Beats the route's host rewrite.
+    pub host_rewrite: Option<Box<str>>,
+    /// Adds to the route's `metadata_match`.
+    pub metadata_match: BTreeMap<String, serde_json::Value>,
+    /// The chain with the member's per-filter settings; `None` takes the route's.
+    pub chain: Option<Arc<Chain>>,
+}
+
+/// What replaces the path of a forwarded request. The query stays.
+#[derive(Debug)]
+pub enum PathRewrite {
+    /// Replaces the matched text: the prefix, or the whole path of exact and regex matches.
+    Prefix(Box<[u8]>),
+    /// Replaces every match in the path.
+    Regex(Regex, Rewrite),
+    /// A format string.
+    Format(Format),
+    /// Envoy's uri_template: text and the captures of the match, in a new order.
+    Template(Box<[TemplatePart]>),
+}
+
+/// A part of a uri_template rewrite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplatePart {
+    /// Literal text.
+    Text(Box<[u8]>),
+    /// Value of a captured variable.
+    Capture(Arc<str>),
+}
+
+/// What replaces the host of a forwarded request.
+#[derive(Debug)]
+pub enum HostRewrite {
+    /// This text.
+    Literal(Box<[u8]>),
+    /// First value of a request header; nothing when it is absent.
+    Header(HeaderName),
+    /// A regex on the unrewritten path; the whole path when nothing matches.
+    PathRegex(Regex, Rewrite),
+    /// A format string.
+    Format(Format),
+    /// `auto_host_rewrite`: the endpoint's hostname, if it has one.
+    Endpoint,
+}
+
+/// Timeouts of a forwarded request. `None` is off or the outer level's value, as each field says.
+#[derive(Debug, Clone, Default)]
+pub struct Timeouts {
+    /// Whole response, all retries included, from the end of the request; 15 s by default in Envoy,
+    /// off for APISIX. `None` is off.
+    pub request: Option<Duration>,
+    /// No event on the stream for so long; `None` takes the connection manager's, zero is off.
+    pub idle: Option<Duration>,
+    /// `max_stream_duration` of the route; `None` takes the connection manager's, zero is off.
+    pub max_stream: Option<Duration>,
+    /// `grpc_timeout_header_max`: the grpc-timeout header bounds the stream, capped by this unless zero.
+    pub grpc_timeout_header_max: Option<Duration>,
+    /// Taken off a grpc-timeout header that is used.
+    pub grpc_timeout_header_offset: Option<Duration>,
+    /// The deprecated `max_grpc_timeout`: the grpc-timeout header replaces `request`, capped unless zero.
+    pub max_grpc: Option<Duration>,
+    /// The deprecated `grpc_timeout_offset`.
+    pub grpc_offset: Option<Duration>,
+    /// Guards the final write to a slow client (`flush_timeout`); `None` takes `idle`.
+    pub flush: Option<Duration>,
+    /// APISIX `timeout.connect`; `None` takes the cluster's.
+    pub connect: Option<Duration>,
+    /// APISIX `timeout.send`: no progress in sending upstream for so long. `None` is off.
+    pub send: Option<Duration>,
+    /// APISIX `timeout.read`: no progress in reading from upstream for so long. `None` is off.
+    pub read: Option<Duration>,
+}
+
+/// One input of a consistent hash (route_components.proto HashPolicy; APISIX chash).
+#[derive(Debug)]
+pub struct HashPolicy {
+    /// What is hashed.
+    pub input: HashInput,
+    /// Stops at this policy once something was hashed.
+    pub terminal: bool,
+}
+
+/// What a hash policy looks at.
+#[derive(Debug)]
+pub enum HashInput {
+    /// All values of a header, sorted, optionally rewritten first.
+    Header(HeaderName, Option<(Regex, Rewrite)>),
+    /// A cookie; made when it is missing and has a `ttl`.
+    Cookie {
+        /// Name.
+        name: Box<str>,
+        /// Lifetime of a made cookie; zero is a session cookie, `None` makes none.
+        ttl: Option<Duration>,
+        /// `Path` of a made cookie.
+        path: Box<str>,
+        /// Further attributes, in order.
+        attributes: Box<[(Box<str>, Box<str>)]>,
+    },
+    /// First value of a query parameter.
+    Query(Box<str>),
+    /// The trusted client address.
+    SourceIp,
+    /// APISIX's key: a variable or a template of variables, hashed by CRC-32; the client address when empty.
+    Key(Format),
+}
+
+/// Envoy's RequestMirrorPolicy: carried by the model, the place for it is in the request path.
+#[derive(Debug)]
+pub struct MirrorPolicy {
+    /// Where to.
+    pub cluster: ClusterChoice,
+    /// Share of requests.
+    pub fraction: Option<Fraction>,
+}
+
+/// Envoy's InternalRedirectPolicy.
+#[derive(Debug, Clone)]
+pub struct InternalRedirect {
+    /// Redirects followed for one request, 1 by default.
+    pub max: u32,
+    /// Codes that are followed, 302 alone by default.
+    pub codes: Vec<u16>,
+    /// Whether https may become http and the reverse.
+    pub allow_cross_scheme: bool,
+}
+
+/// Envoy's RedirectAction.
+#[derive(Debug)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+    /// `https_redirect` or `scheme_redirect`.
+    pub scheme: Option<Box<str>>,
+    /// `host_redirect`
+    pub host: Option<Box<str>>,
+    /// `port_redirect`
+    pub port: Option<u16>,
+    /// What becomes of the path.
+    pub path: RedirectPath,
+    /// Drops the query.
+    pub strip_query: bool,
+}
+
+/// What a redirect does with the path.
+#[derive(Debug)]
+pub enum RedirectPath {
+    /// Keeps it.
+    Keep,
+    /// `path_redirect`: replaces path, and the query too if this holds one.
+    Replace(Box<[u8]>),
+    /// `prefix_rewrite`
+    Prefix(Box<[u8]>),
+    /// `regex_rewrite`
+    Regex(Regex, Rewrite),
+}
+
+/// An answer without an upstream.
+#[derive(Debug)]
+pub struct DirectResponse {
+    /// Status code.
+    pub status: u16,
+    /// Body as configured.
+    pub body: Bytes,
+    /// A body with operators, in `body`'s place.
+    pub body_format: Option<Arc<BodyFormat>>,
+}
+
+/// A formatted body (core/v3/substitution_format_string.proto).
+#[derive(Debug)]
+pub struct BodyFormat {
+    /// Text or JSON with operators.
+    pub format: Format,
+    /// `application/json` for JSON, `text/plain` for text, or what `content_type` says.
+    pub content_type: Box<str>,
+}
+
+/// Envoy's virtual cluster: statistics of the requests that match.
+#[derive(Debug)]
+pub struct VirtualCluster {
+    /// `%VIRTUAL_CLUSTER_NAME%`
+    pub name: Arc<str>,
+    /// All must match.
+    pub headers: Vec<HeaderMatcher>,
+    /// Under `vhost.V.vcluster.NAME.`.
+    pub stats: Arc<RouteStats>,
+}
+
+/// Envoy's `require_tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RequireTls {
+    /// Plain text is fine.
+    #[default]
+    None,
+    /// Requests from outside must have come by TLS.
+    ExternalOnly,
+    /// All requests must have come by TLS.
+    All,
+}

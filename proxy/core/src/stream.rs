@@ -1,0 +1,271 @@
+//! What is known of one request while it runs: the context that matchers, plugins, formatters and logs see.
+
+use crate::cluster::{Cluster, Host};
+use crate::connection::Connection;
+use crate::flags::ResponseFlags;
+use crate::headers::Headers;
+use crate::message::{RequestHead, ResponseHead};
+use crate::route::{Route, VirtualHost};
+use bytes::Bytes;
+use std::any::Any;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+/// The context of one request and its response.
+pub struct Stream {
+    /// The connection it came by.
+    pub connection: Arc<Connection>,
+    /// Random number of the request: one for all runtime fractions and weighted clusters, as in Envoy.
+    pub random: u64,
+    /// When the first byte of the request arrived, on the wall clock.
+    pub start_time: SystemTime,
+    /// Moments of the request, relative to `timing.start`.
+    pub timing: Timing,
+    /// The request, as plugins and the router may have changed it.
+    pub request: RequestHead,
+    /// Trailers of the request, once they have arrived.
+    pub request_trailers: Headers,
+    /// The request's target as it came, when it was rewritten or normalised; else empty.
+    pub original_target: Vec<u8>,
+    /// The whole request body, if a plugin of the chain asked for it.
+    pub request_body: Option<Bytes>,
+    /// The response; its status is 0 until there is one.
+    pub response: ResponseHead,
+    /// Trailers of the response, once they have arrived.
+    pub response_trailers: Headers,
+    /// Client address after the rules of trust (X-Forwarded-For, PROXY protocol, real-ip).
+    pub remote: SocketAddr,
+    /// Whether Envoy takes the request for internal.
+    pub internal: bool,
+    /// Virtual host the request was matched in.
+    pub virtual_host: Option<Arc<VirtualHost>>,
+    /// Route that was chosen; pinned until the stream ends.
+    pub route: Option<Arc<Route>>,
+    /// Values captured by path parameters and templates: name and value.
+    pub captures: Vec<(Arc<str>, Vec<u8>)>,
+    /// What is known of the upstream side.
+    pub upstream: Upstream,
+    /// Envoy's response flags.
+    pub flags: ResponseFlags,
+    /// Envoy's response code details; empty while unknown.
+    pub details: Cow<'static, str>,
+    /// Where the response came from.
+    pub source: ResponseSource,
+    /// Bytes of the request and response on both sides.
+    pub bytes: ByteCounts,
+    /// Body of the local reply, for formatters (`%LOCAL_REPLY_BODY%`).
+    pub local_body: Bytes,
+    /// Hash that the route's hash policies gave, once computed.
+    pub hash: Option<u64>,
+    /// Dynamic metadata of Envoy: namespace, key, value.
+    pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
+    /// Variables set by plugins and by the core: APISIX's `ctx.var` assignments.
+    pub vars: Vec<(&'static str, Vec<u8>)>,
+    /// State that plugins keep between phases, by the plugin's slot in the chain.
+    pub slots: Vec<Option<Box<dyn Any + Send>>>,
+}
+
+/// Moments of a request; `None` until they have come.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// First byte of the request.
+    pub start: Instant,
+    /// Last byte of the request.
+    pub request_complete: Option<Instant>,
+    /// First byte sent upstream, of the last attempt.
+    pub upstream_tx_begin: Option<Instant>,
+    /// Last byte sent upstream, of the last attempt.
+    pub upstream_tx_end: Option<Instant>,
+    /// First byte of the response from upstream.
+    pub upstream_rx_begin: Option<Instant>,
+    /// Last byte of the response from upstream.
+    pub upstream_rx_end: Option<Instant>,
+    /// First byte of the response to the client.
+    pub downstream_tx_begin: Option<Instant>,
+    /// Last byte of the response to the client.
+    pub downstream_tx_end: Option<Instant>,
+}
+
+impl Timing {
+    /// A request that starts at `start`.
+    pub fn new(start: Instant) -> Timing {
+        Timing {
+            start,
+            request_complete: None,
+            upstream_tx_begin: None,
+            upstream_tx_end: None,
+            upstream_rx_begin: None,
+            upstream_rx_end: None,
+            downstream_tx_begin: None,
+            downstream_tx_end: None,
+        }
+    }
+}
+
+/// The upstream side of a request.
+#[derive(Clone, Default)]
+pub struct Upstream {
+    /// Cluster, once chosen; pinned until the stream ends.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Endpoint of the last attempt.
+    pub host: Option<Arc<Host>>,
+    /// Local address of the upstream connection.
+    pub local: Option<SocketAddr>,
+    /// Attempts so far, the first one counted.
+    pub attempts: u32,
+    /// Hosts that were tried, in order: what balancers exclude and APISIX's `$upstream_addr` lists.
+    pub tried: Vec<Tried>,
+    /// Why connecting or TLS failed: `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub failure: Option<Cow<'static, str>>,
+    /// Version spoken with the upstream.
+    pub version: Option<crate::message::Version>,
+}
+
+/// One attempt at an upstream host.
+#[derive(Clone)]
+pub struct Tried {
+    /// The host.
+    pub host: Arc<Host>,
+    /// Status it answered with; 0 for none (nginx prints `502` or `504` then).
+    pub status: u16,
+    /// Milliseconds to connect; `None` on a connection that was there.
+    pub connect_ms: Option<u32>,
+    /// Milliseconds from sending the request to the response head.
+    pub header_ms: Option<u32>,
+    /// Milliseconds until the attempt ended.
+    pub response_ms: Option<u32>,
+}
+
+/// Who made the response: APISIX's `response_source`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ResponseSource {
+    /// Nobody yet.
+    #[default]
+    None,
+    /// The upstream.
+    Upstream,
+    /// A plugin, a redirect, a direct response.
+    Gateway,
+    /// The proxy itself, since the upstream failed.
+    Proxy,
+}
+
+/// Bytes seen; `body` is without framing, `wire` with it, `headers` the head alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByteCounts {
+    /// Request body from the client.
+    pub request_body: u64,
+    /// Response body to the client.
+    pub response_body: u64,
+    /// Head of the request as it came.
+    pub request_head: u64,
+    /// Head of the response as it was sent.
+    pub response_head: u64,
+    /// Request body to the upstream, last attempt.
+    pub upstream_sent: u64,
+    /// Response body from the upstream, last attempt.
+    pub upstream_received: u64,
+}
+
+impl Stream {
+    /// A fresh context on `connection`.
+    pub fn new(connection: Arc<Connection>) -> Stream {
+        Stream {
+            remote: connection.remote,
+            random: 0,
+            start_time: SystemTime::UNIX_EPOCH,
+            timing: Timing::new(connection.start),
+            request: RequestHead::default(),
+            request_trailers: Headers::new(),
+            original_target: Vec::new(),
+            request_body: None,
+            response: ResponseHead::default(),
+            response_trailers: Headers::new(),
+            internal: false,
+            virtual_host: None,
+            route: None,
+            captures: Vec::new(),
+            upstream: Upstream::default(),
+            flags: ResponseFlags::empty(),
+            details: Cow::Borrowed(""),
+            source: ResponseSource::None,
+            bytes: ByteCounts::default(),
+            local_body: Bytes::new(),
+            hash: None,
+            metadata: Vec::new(),
+            vars: Vec::new(),
+            slots: Vec::new(),
+            connection,
+        }
+    }
+
+    /// Makes the context fit for the next request of the same connection and keeps its memory.
+    pub fn reset(&mut self, now: Instant) {
+        self.remote = self.connection.remote;
+        self.timing = Timing::new(now);
+        self.request.clear();
+        self.request_trailers.clear();
+        self.original_target.clear();
+        self.request_body = None;
+        self.response.clear();
+        self.response_trailers.clear();
+        self.internal = false;
+        self.virtual_host = None;
+        self.route = None;
+        self.captures.clear();
+        self.upstream.cluster = None;
+        self.upstream.host = None;
+        self.upstream.local = None;
+        self.upstream.attempts = 0;
+        self.upstream.tried.clear();
+        self.upstream.failure = None;
+        self.upstream.version = None;
+        self.flags = ResponseFlags::empty();
+        self.details = Cow::Borrowed("");
+        self.source = ResponseSource::None;
+        self.bytes = ByteCounts::default();
+        self.local_body = Bytes::new();
+        self.hash = None;
+        self.metadata.clear();
+        self.vars.clear();
+        self.slots.clear();
+    }
+
+    /// The trusted client address.
+    pub fn remote_ip(&self) -> IpAddr {
+        self.remote.ip()
+    }
+
+    /// A variable that the core or a plugin has set.
+    pub fn var(&self, name: &str) -> Option<&[u8]> {
+        self.vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_slice())
+    }
+
+    /// Sets a variable, replacing an earlier value.
+    pub fn set_var(&mut self, name: &'static str, value: impl Into<Vec<u8>>) {
+        match self.vars.iter_mut().find(|(n, _)| *n == name) {
+            Some(var) => var.1 = value.into(),
+            None => self.vars.push((name, value.into())),
+        }
+    }
+
+    /// State of the plugin in `slot`, if it has that type.
+    pub fn state<T: 'static>(&mut self, slot: usize) -> Option<&mut T> {
+        self.slots.get_mut(slot)?.as_mut()?.downcast_mut()
+    }
+
+    /// Keeps state of the plugin in `slot` until the stream ends.
+    pub fn set_state<T: Any + Send>(&mut self, slot: usize, state: T) {
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        self.slots[slot] = Some(Box::new(state));
+    }
+
+    /// Takes the state of the plugin in `slot` out.
+    pub fn take_state<T: 'static>(&mut self, slot: usize) -> Option<Box<T>> {
+        self.slots.get_mut(slot)?.take()?.downcast().ok()
+    }
+}
