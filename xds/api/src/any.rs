@@ -1,0 +1,151 @@
+//! Values of type `google.protobuf.Any`: which message they hold, and taking it out.
+
+use envoy_types::pb::google::protobuf::{Any, ListValue, Struct, Value, value::Kind};
+use prost::{Message, Name};
+use sixfold_core::document::Node;
+use sixfold_core::error::ConfigError;
+
+use crate::json::message_from_node;
+
+/// A message in the form of a struct: `xds.type.v3.TypedStruct` and, with the same fields, `udpa.type.v1.TypedStruct`.
+#[derive(Clone, PartialEq, Message)]
+pub struct TypedStruct {
+    /// Type URL of the message.
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    /// Its fields as in JSON.
+    #[prost(message, optional, tag = "2")]
+    pub value: Option<Struct>,
+}
+
+/// The full name of the message in an `Any`; for a `TypedStruct` (of `xds.type.v3` or `udpa.type.v1`) the one that
+/// the struct stands for.
+///
+/// # Errors
+/// An empty type, and a `TypedStruct` that can't be decoded.
+pub fn type_name(any: &Any) -> Result<String, ConfigError> {
+    let name = name_of_url(&any.type_url);
+    let name = if is_typed_struct(name) {
+        name_of_url(&typed_struct(any)?.type_url).to_owned()
+    } else {
+        name.to_owned()
+    };
+    if name.is_empty() {
+        return Err(ConfigError::new("the type is missing"));
+    }
+    Ok(name)
+}
+
+/// Takes the message out of an `Any`, after a look at its type. A `TypedStruct` of that type is converted by the
+/// JSON mapping.
+///
+/// # Errors
+/// Another type, and bytes or a struct that are not such a message.
+pub fn unpack<M: Message + Default + Name>(any: &Any) -> Result<M, ConfigError> {
+    let wanted = M::full_name();
+    let name = name_of_url(&any.type_url);
+    if name == wanted {
+        let reason =
+            |error: prost::DecodeError| ConfigError::new(format!("is not a valid {wanted}: {error}"));
+        return M::decode(any.value.as_slice()).map_err(reason);
+    }
+    if is_typed_struct(name) {
+        let typed = typed_struct(any)?;
+        if name_of_url(&typed.type_url) == wanted {
+            let json = struct_to_json(typed.value.unwrap_or_default());
+            return message_from_node(&Node::from_json(json)).map_err(|mut error| {
+                // A struct has no places.
+                error.place = None;
+                error.in_key("value")
+            });
+        }
+    }
+    let found = type_name(any)?;
+    Err(ConfigError::new(format!("must be of type {wanted}, not {found}")))
+}
+
+/// Puts a message into an `Any`.
+pub fn pack<M: Message + Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+/// The full name after the last slash of a type URL.
+pub fn name_of_url(url: &str) -> &str {
+    url.rsplit_once('/').map_or(url, |(_, name)| name)
+}
+
+fn is_typed_struct(name: &str) -> bool {
+    matches!(name, "xds.type.v3.TypedStruct" | "udpa.type.v1.TypedStruct")
+}
+
+/// Both versions of the message have the same fields.
+fn typed_struct(any: &Any) -> Result<TypedStruct, ConfigError> {
+    TypedStruct::decode(any.value.as_slice())
+        .map_err(|error| ConfigError::new(format!("is not a valid {}: {error}", name_of_url(&any.type_url))))
+}
+
+/// The JSON that a struct stands for; whole numbers become integers.
+pub fn struct_to_json(value: Struct) -> serde_json::Value {
+    serde_json::Value::Object(
+        value.fields.into_iter().map(|(key, value)| (key, value_to_json(value))).collect(),
+    )
+}
+
+/// The JSON that a value stands for.
+pub fn value_to_json(value: Value) -> serde_json::Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(value)) => value.into(),
+        // Within 2^53 every whole f64 is exact.
+        Some(Kind::NumberValue(value)) if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 => {
+            (value as i64).into()
+        }
+        Some(Kind::NumberValue(value)) => value.into(),
+        Some(Kind::StringValue(value)) => value.into(),
+        Some(Kind::StructValue(value)) => struct_to_json(value),
+        Some(Kind::ListValue(ListValue { values })) => values.into_iter().map(value_to_json).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use envoy_types::pb::envoy::extensions::filters::http::{lua::v3::LuaPerRoute, router::v3::Router};
+
+    fn any(yaml: &str) -> Any {
+        let node = Node::parse(yaml, &Default::default()).unwrap();
+        message_from_node(&node).unwrap()
+    }
+
+    #[test]
+    fn messages_are_unpacked_by_type() {
+        let packed = pack(&Router { suppress_envoy_headers: true, ..Router::default() });
+        assert_eq!(packed.type_url, "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router");
+        assert!(unpack::<Router>(&packed).unwrap().suppress_envoy_headers);
+        assert_eq!(
+            unpack::<LuaPerRoute>(&packed).unwrap_err().to_string(),
+            "must be of type envoy.extensions.filters.http.lua.v3.LuaPerRoute, not envoy.extensions.filters.http.router.v3.Router"
+        );
+        let broken = Any { value: vec![0xff], ..packed };
+        assert!(unpack::<Router>(&broken).unwrap_err().reason.contains("is not a valid"));
+        assert_eq!(type_name(&Any::default()).unwrap_err().reason, "the type is missing");
+    }
+
+    #[test]
+    fn typed_structs_stand_for_their_type() {
+        for kind in ["xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"] {
+            let text = format!(
+                "{{\"@type\": type.googleapis.com/{kind}, type_url: type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, value: {{suppressEnvoyHeaders: true, bogus: 1}}}}"
+            );
+            let bogus = any(&text);
+            assert_eq!(type_name(&bogus).unwrap(), Router::full_name());
+            assert_eq!(
+                unpack::<Router>(&bogus).unwrap_err().to_string(),
+                "value.bogus: unknown field of envoy.extensions.filters.http.router.v3.Router"
+            );
+            let good = any(&text.replace(", bogus: 1", ""));
+            assert!(unpack::<Router>(&good).unwrap().suppress_envoy_headers);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Nodes to protobuf's wire form.
+
+use prost::encoding::{WireType, encode_key, encode_varint};
+use sixfold_core::document::{Entry, Node, Object, Value};
+use sixfold_core::error::{ConfigContext, ConfigError};
+
+use super::{scalar, well_known};
+use crate::schema::{Cardinality, FieldSchema, Kind, TypeSchema};
+
+/// The error of a value of the wrong kind.
+pub(super) fn mismatch(expected: &str, node: &Node) -> ConfigError {
+    ConfigError::new(format!("must be {expected}, not {}", node.kind())).at(node.place)
+}
+
+/// Writes the fields of a message, without its length.
+pub(super) fn message(schema: TypeSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
+    if let Some(written) = well_known::message(schema, node, out) {
+        return written;
+    }
+    let Some(object) = node.as_object() else { return Err(mismatch("an object", node)) };
+    fields(schema, object, None, out)
+}
+
+/// Writes the entries of an object as the fields of a message, leaving out the key `skip`.
+pub(super) fn fields(
+    schema: TypeSchema,
+    object: &Object,
+    skip: Option<&str>,
+    out: &mut Vec<u8>,
+) -> Result<(), ConfigError> {
+    // Which fields were written, to find one that is given under both of its names.
+    let mut written: Vec<(FieldSchema, &str)> = Vec::with_capacity(object.len());
+    for entry in object.entries() {
+        if skip == Some(entry.key.as_str()) {
+            continue;
+        }
+        let field = schema.field(&entry.key).ok_or_else(|| unknown_field(schema, entry))?;
+        // A null is as if the field were not given, except where null is a value.
+        if entry.value.is_null() && !well_known::accepts_null(field) {
+            continue;
+        }
+        check_alone(&written, field, entry)?;
+        written.push((field, &entry.key));
+        field_value(field, &entry.value, out).in_key(&entry.key)?;
+    }
+    Ok(())
+}
+
+fn unknown_field(schema: TypeSchema, entry: &Entry) -> ConfigError {
+    let names: Vec<&str> = schema.fields().map(|field| field.name).collect();
+    let mut error = ConfigError::unknown_key(&entry.key, names);
+    error.reason = error.reason.replacen("unknown field", &format!("unknown field of {}", schema.name()), 1);
+    error.in_key(&entry.key).at(entry.key_place)
+}
+
+fn check_alone(
+    written: &[(FieldSchema, &str)],
+    field: FieldSchema,
+    entry: &Entry,
+) -> Result<(), ConfigError> {
+    for (other, key) in written {
+        let reason = if other.number == field.number {
+            format!("given twice, also as \"{key}\"")
+        } else if !field.oneof.is_empty() && other.oneof == field.oneof {
+            format!("\"{key}\" is given too, and only one of them may be (oneof {})", field.oneof)
+        } else {
+            continue;
+        };
+        return Err(ConfigError::field(&entry.key, reason).at(entry.key_place));
+    }
+    Ok(())
+}
+
+/// Writes a field with its key, all elements of a repeated one.
+fn field_value(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
+    match field.cardinality {
+        Cardinality::Single => single(field, node, out),
+        Cardinality::Map => map(field, node, out),
+        Cardinality::Repeated => {
+            let Some(items) = node.as_array() else { return Err(mismatch("an array", node)) };
+            for (index, item) in items.iter().enumerate() {
+                if item.is_null() && !well_known::accepts_null(field) {
+                    return Err(mismatch("a value", item).in_index(index));
+                }
+                // Not packed: readers must accept both, and so one way serves all types.
+                single(field, item, out).in_index(index)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn map(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
+    let Some(object) = node.as_object() else { return Err(mismatch("an object", node)) };
+    let Kind::Message(entry_schema) = field.kind else { return Err(mismatch("a map", node)) };
+    let (Some(key_field), Some(value_field)) =
+        (entry_schema.field_by_number(1), entry_schema.field_by_number(2))
+    else {
+        return Err(mismatch("a map", node));
+    };
+    for entry in object.entries() {
+        if entry.value.is_null() && !well_known::accepts_null(value_field) {
+            return Err(mismatch("a value", &entry.value).in_key(&entry.key));
+        }
+        let key = map_key(key_field, entry).in_key(&entry.key)?;
+        delimited(field.number, out, |out| {
+            single(key_field, &key, out)?;
+            single(value_field, &entry.value, out)
+        })
+        .in_key(&entry.key)?;
+    }
+    Ok(())
+}
+
+/// Keys are strings in JSON whatever their type.
+fn map_key(field: FieldSchema, entry: &Entry) -> Result<Node, ConfigError> {
+    let value = match (field.kind, entry.key.as_str()) {
+        (Kind::Bool, "true") => Value::Bool(true),
+        (Kind::Bool, "false") => Value::Bool(false),
+        (Kind::Bool, _) => return Err(ConfigError::new("the key must be true or false").at(entry.key_place)),
+        _ => Value::String(entry.key.clone()),
+    };
+    Ok(Node { place: entry.key_place, value })
+}
+
+/// Writes one value with its key.
+fn single(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
+    match field.kind {
+        Kind::Message(schema) => delimited(field.number, out, |out| message(schema, node, out)),
+        kind => scalar::write(kind, field.number, node, out),
+    }
+}
+
+/// Writes a length-delimited field whose content `write` appends.
+pub(super) fn delimited(
+    number: u32,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), ConfigError>,
+) -> Result<(), ConfigError> {
+    encode_key(number, WireType::LengthDelimited, out);
+    // Nearly all messages are shorter than 128 bytes, so one byte is kept for the length.
+    let length_at = out.len();
+    out.push(0);
+    write(out)?;
+    let length = out.len() - length_at - 1;
+    match (u8::try_from(length), out.get_mut(length_at)) {
+        (Ok(short), Some(byte)) if short < 0x80 => *byte = short,
+        _ => {
+            let mut prefix = Vec::with_capacity(10);
+            encode_varint(length as u64, &mut prefix);
+            out.splice(length_at..=length_at, prefix);
+        }
+    }
+    Ok(())
+}

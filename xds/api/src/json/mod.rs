@@ -1,0 +1,47 @@
+//! The JSON mapping of protobuf (protobuf.dev/programming-guides/json) between documents and Envoy's messages.
+//!
+//! A document's [`Node`]s are written straight to protobuf's wire form, guided by the table in
+//! [`crate::schema`], and decoded from there into the typed message. So every error knows path, line and column,
+//! and the cost is that of one pass.
+
+mod encode;
+mod scalar;
+mod well_known;
+
+#[cfg(test)]
+mod tests;
+
+use prost::{Message, Name};
+use sixfold_core::document::Node;
+use sixfold_core::error::ConfigError;
+
+use crate::schema::TypeSchema;
+
+/// Reads a message from its JSON form.
+///
+/// Fields may be written as in the definition (`filter_chains`) or in lowerCamelCase, enum values by name or
+/// number, durations as `15s`. A value inside an `Any` names its type in `@type`.
+///
+/// # Errors
+/// Unknown fields and types, values that don't fit, two members of a oneof; with path and place.
+pub fn message_from_node<M: Message + Default + Name>(node: &Node) -> Result<M, ConfigError> {
+    let bytes = encode_node(&M::full_name(), node)?;
+    M::decode(bytes.as_slice()).map_err(|error| ConfigError::new(error.to_string()).at(node.place))
+}
+
+/// Writes the wire form of the message `full_name` that a node describes.
+///
+/// # Errors
+/// As [`message_from_node`]; also when there is no message of that name.
+pub fn encode_node(full_name: &str, node: &Node) -> Result<Vec<u8>, ConfigError> {
+    let schema = TypeSchema::message(full_name)
+        .ok_or_else(|| ConfigError::new(format!("unknown type \"{full_name}\"")).at(node.place))?;
+    let mut bytes = Vec::new();
+    encode::message(schema, node, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether a message of this full name is known to Envoy's API, be it supported here or not.
+pub fn is_known_type(full_name: &str) -> bool {
+    TypeSchema::message(full_name).is_some()
+}
