@@ -368,8 +368,22 @@ impl Headers {
 
     /// Adds a field as it came off the wire, its name in any case and kept as spelled.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let known = Known::find(name).map_or(0, |k| k.0);
-        self.push_field(known, name, value);
+        self.push_known(Known::find(name), name, value);
+    }
+
+    /// [`Headers::push`] for a caller that has looked `known` up already: it must be what
+    /// [`Known::find`] says of `name`.
+    #[inline]
+    pub fn push_known(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        self.push_field(known.map_or(0, |k| k.0), name, value);
+    }
+
+    /// [`Headers::push_known`], with the name stored in lower case.
+    #[inline]
+    pub fn push_known_lower(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        let at = self.buf.len();
+        self.push_known(known, name, value);
+        self.buf[at..at + name.len()].make_ascii_lowercase();
     }
 
     /// Adds a field after those that are there; an equal name stays a line of its own.

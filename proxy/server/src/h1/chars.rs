@@ -1,0 +1,130 @@
+//! Which bytes may stand where: one table, one bit a question.
+
+use sixfold_core::headers::is_token;
+
+const TOKEN: u8 = 1;
+const NGINX_NAME: u8 = 2;
+const ENVOY_TARGET: u8 = 4;
+const NGINX_TARGET: u8 = 8;
+const AUTHORITY: u8 = 16;
+const ENVOY_VALUE: u8 = 32;
+const NGINX_VALUE: u8 = 64;
+const URL_HOST: u8 = 128;
+
+const TABLE: [u8; 256] = build();
+
+const fn build() -> [u8; 256] {
+    let mut table = [0u8; 256];
+    let mut i = 0;
+    while i < 256 {
+        let b = i as u8;
+        let mut bits = 0;
+        if b.is_ascii_alphanumeric() {
+            bits |= TOKEN | NGINX_NAME | AUTHORITY | URL_HOST;
+        }
+        if is_any(b, b"!#$%&'*+-.^_`|~") {
+            bits |= TOKEN;
+        }
+        if is_any(b, b"-_") {
+            bits |= NGINX_NAME;
+        }
+        if is_any(b, b"!$%&'()*+,-.:;=@[]_~") {
+            bits |= AUTHORITY;
+        }
+        if is_any(b, b"-._") {
+            bits |= URL_HOST;
+        }
+        if b == 0x0c || (b > b' ' && b < 0x7f) {
+            bits |= ENVOY_TARGET;
+        }
+        if b > b' ' && b != 0x7f {
+            bits |= NGINX_TARGET;
+        }
+        if b == b'\t' || (b >= b' ' && b != 0x7f) {
+            bits |= ENVOY_VALUE;
+        }
+        if !is_any(b, b"\0\r\n") {
+            bits |= NGINX_VALUE;
+        }
+        table[i] = bits;
+        i += 1;
+    }
+    table
+}
+
+const fn is_any(b: u8, set: &[u8]) -> bool {
+    let mut i = 0;
+    while i < set.len() {
+        if set[i] == b {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+#[inline]
+fn all(bytes: &[u8], bit: u8) -> bool {
+    bytes.iter().all(|b| TABLE[*b as usize] & bit != 0)
+}
+
+/// RFC 9110 `token`.
+#[inline]
+pub(super) fn token(bytes: &[u8]) -> bool {
+    debug_assert!(bytes.is_empty() || all(bytes, TOKEN) == is_token(bytes));
+    !bytes.is_empty() && all(bytes, TOKEN)
+}
+
+/// A header name that nginx takes for one (letters, digits, `-`, `_`).
+#[inline]
+pub(super) fn nginx_name(bytes: &[u8]) -> bool {
+    all(bytes, NGINX_NAME)
+}
+
+/// A byte that makes nginx refuse a header line when it stands in the name.
+#[inline]
+pub(super) fn blank_or_control(b: u8) -> bool {
+    b <= b' ' || b == 0x7f
+}
+
+/// What Envoy lets stand in a path and query.
+#[inline]
+pub(super) fn envoy_target(bytes: &[u8]) -> bool {
+    all(bytes, ENVOY_TARGET)
+}
+
+/// What nginx lets stand in a request target: all but controls and blanks.
+#[inline]
+pub(super) fn nginx_target(bytes: &[u8]) -> bool {
+    all(bytes, NGINX_TARGET)
+}
+
+/// What Envoy lets stand in an authority.
+#[inline]
+pub(super) fn authority(bytes: &[u8]) -> bool {
+    all(bytes, AUTHORITY)
+}
+
+/// What Envoy lets stand in the host of an absolute URL.
+#[inline]
+pub(super) fn url_host(bytes: &[u8]) -> bool {
+    all(bytes, URL_HOST)
+}
+
+/// A header value for Envoy: no control but the tab.
+#[inline]
+pub(super) fn envoy_value(bytes: &[u8]) -> bool {
+    all(bytes, ENVOY_VALUE)
+}
+
+/// Whether a value may be written at all: no CR, LF, NUL.
+#[inline]
+pub(super) fn clean(bytes: &[u8]) -> bool {
+    memchr::memchr3(b'\r', b'\n', 0, bytes).is_none()
+}
+
+/// A header value for nginx: the same three are refused.
+#[inline]
+pub(super) fn nginx_value(bytes: &[u8]) -> bool {
+    all(bytes, NGINX_VALUE)
+}

@@ -1,0 +1,391 @@
+//! Writing heads and bodies.
+//!
+//! Nothing that could be read as a line end is ever written from a message: a field whose name is no token, or
+//! whose value holds CR, LF or NUL (from a plugin, or from HTTP/2), is dropped; a request whose method, target
+//! or authority holds a blank or a control is refused.
+
+use sixfold_core::headers::{Headers, Known};
+use sixfold_core::message::{Method, RequestHead, ResponseHead, Version};
+
+use super::chars;
+use super::error::EncodeError;
+use super::framing::{ContentLength, FramingFields, RequestKind};
+use super::options::{H1Options, HeaderCase, Profile};
+use super::reason::reason_phrase;
+
+/// Writes a body in the way that its head has announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyEncoder {
+    /// There is no body; data that comes all the same (an answer to HEAD) is not written.
+    Discard,
+    /// Content-Length, with the bytes that are still to come.
+    Sized(u64),
+    /// Chunks.
+    Chunked,
+    /// Bytes as they are: a tunnel, or a body that ends with the connection.
+    Raw,
+}
+
+/// What a response's head depends on beside itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResponseContext {
+    /// What the response answers.
+    pub request: RequestKind,
+    /// Version of the request.
+    pub version: Version,
+    /// Whether the response ends with its head.
+    pub end_stream: bool,
+    /// Whether the connection may go on after the response.
+    pub keep_alive: bool,
+}
+
+/// What was written of a response's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodedResponse {
+    /// How the body goes.
+    pub body: BodyEncoder,
+    /// Whether the connection can go on after the response: false when the body ends with the connection,
+    /// whatever the context asked for.
+    pub keep_alive: bool,
+}
+
+/// Appends a request's head: request line in origin form (authority form for CONNECT), Host, the fields, and
+/// the framing field. A Content-Length among the fields is kept; without one a request with a body is chunked,
+/// and in Envoy's profile one without a body gets `content-length: 0` unless its method usually has none.
+/// `end_stream` says that there is no body, whatever Content-Length says. `close` asks the upstream to close.
+///
+/// # Errors
+/// [`EncodeError`]; nothing has then been appended.
+pub fn encode_request(
+    out: &mut Vec<u8>,
+    head: &RequestHead,
+    end_stream: bool,
+    close: bool,
+    opts: &H1Options,
+) -> Result<BodyEncoder, EncodeError> {
+    let connect = head.method == Method::CONNECT;
+    let target = if connect { &head.authority } else { head.target.full() };
+    if target.is_empty() || !may_stand_in_start_line(target) {
+        return Err(EncodeError::Target);
+    }
+    if !may_stand_in_start_line(&head.authority) {
+        return Err(EncodeError::Authority);
+    }
+    let start = out.len();
+    out.extend_from_slice(head.method.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    out.extend_from_slice(if opts.header_case == HeaderCase::Lower { b"host: " } else { b"Host: " });
+    out.extend_from_slice(&head.authority);
+    out.extend_from_slice(b"\r\n");
+
+    let fields = write_fields(
+        out,
+        &head.headers,
+        |known| match known {
+            Known::HOST | Known::TRANSFER_ENCODING => Keep::No,
+            Known::CONTENT_LENGTH if end_stream => Keep::Noted,
+            _ => Keep::Yes,
+        },
+        opts,
+    );
+    let length = match fields.content_length {
+        ContentLength::Invalid => {
+            out.truncate(start);
+            return Err(EncodeError::ContentLength);
+        }
+        ContentLength::Bytes(n) => Some(n),
+        ContentLength::Absent => None,
+    };
+    let body = match length {
+        _ if connect => BodyEncoder::Raw,
+        Some(_) if end_stream => {
+            write_own(out, b"content-length", b"0", opts);
+            BodyEncoder::Discard
+        }
+        Some(n) => BodyEncoder::Sized(n),
+        None if fields.is_upgrade() => BodyEncoder::Raw,
+        None if end_stream => {
+            if opts.profile == Profile::Envoy && !usually_without_body(&head.method) {
+                write_own(out, b"content-length", b"0", opts);
+            }
+            BodyEncoder::Discard
+        }
+        None => {
+            write_own(out, b"transfer-encoding", b"chunked", opts);
+            BodyEncoder::Chunked
+        }
+    };
+    if close && !fields.close && !fields.is_upgrade() {
+        write_own(out, b"connection", b"close", opts);
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(body)
+}
+
+/// Appends a response's head: status line with the profile's reason phrase, the fields, the framing field and
+/// Connection. Transfer-Encoding among the fields is never copied; Connection is only for 101, else it follows
+/// from the context: Envoy writes `close` when the connection ends and `keep-alive` to HTTP/1.0 clients, nginx
+/// always one of both.
+///
+/// # Errors
+/// [`EncodeError`]; nothing has then been appended.
+pub fn encode_response(
+    out: &mut Vec<u8>,
+    head: &ResponseHead,
+    context: ResponseContext,
+    opts: &H1Options,
+) -> Result<EncodedResponse, EncodeError> {
+    if !(100..=999).contains(&head.status) {
+        return Err(EncodeError::Status);
+    }
+    let start = out.len();
+    let status = head.status;
+    let tunnel = status == 101 || (context.request == RequestKind::Connect && (200..300).contains(&status));
+    let http10 = context.version == Version::Http10;
+    write_status_line(out, status, http10 && opts.profile == Profile::Envoy, opts.profile);
+
+    let bodiless = tunnel || status < 200 || status == 204;
+    let head_only = context.request == RequestKind::Head || status == 304;
+    let fields = write_fields(
+        out,
+        &head.headers,
+        |known| match known {
+            Known::CONNECTION if status == 101 => Keep::Yes,
+            Known::CONNECTION | Known::TRANSFER_ENCODING => Keep::No,
+            Known::CONTENT_LENGTH if bodiless => Keep::No,
+            Known::CONTENT_LENGTH if context.end_stream && !head_only => Keep::Noted,
+            _ => Keep::Yes,
+        },
+        opts,
+    );
+    if fields.content_length == ContentLength::Invalid {
+        out.truncate(start);
+        return Err(EncodeError::ContentLength);
+    }
+    let body = match fields.content_length {
+        _ if tunnel => BodyEncoder::Raw,
+        _ if bodiless || status == 304 => BodyEncoder::Discard,
+        ContentLength::Bytes(_) if head_only => BodyEncoder::Discard,
+        _ if head_only => {
+            // Envoy guesses that GET would be chunked; nginx says nothing.
+            if opts.profile == Profile::Envoy && !http10 {
+                write_own(out, b"transfer-encoding", b"chunked", opts);
+            }
+            BodyEncoder::Discard
+        }
+        _ if context.end_stream => {
+            write_own(out, b"content-length", b"0", opts);
+            BodyEncoder::Discard
+        }
+        ContentLength::Bytes(n) => BodyEncoder::Sized(n),
+        _ if http10 => BodyEncoder::Raw,
+        _ => {
+            write_own(out, b"transfer-encoding", b"chunked", opts);
+            BodyEncoder::Chunked
+        }
+    };
+    let keep_alive = context.keep_alive && body != BodyEncoder::Raw;
+    if !tunnel && status >= 200 {
+        match (keep_alive, opts.profile) {
+            (false, _) => write_own(out, b"connection", b"close", opts),
+            (true, Profile::Envoy) if !http10 => {}
+            (true, _) => write_own(out, b"connection", b"keep-alive", opts),
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(EncodedResponse { body, keep_alive })
+}
+
+impl BodyEncoder {
+    /// Appends body bytes with what frames them. Empty data writes nothing.
+    ///
+    /// # Errors
+    /// [`EncodeError::BodyTooLong`] beyond the announced Content-Length.
+    pub fn data(&mut self, out: &mut Vec<u8>, data: &[u8]) -> Result<(), EncodeError> {
+        if self.begin(out, data.len())? {
+            out.extend_from_slice(data);
+            self.end(out);
+        }
+        Ok(())
+    }
+
+    /// Appends what goes before `len` bytes that the caller writes itself, and counts them. False: the bytes
+    /// are not to be written at all. [`BodyEncoder::end`] must follow the bytes.
+    ///
+    /// # Errors
+    /// [`EncodeError::BodyTooLong`] beyond the announced Content-Length.
+    pub fn begin(&mut self, out: &mut Vec<u8>, len: usize) -> Result<bool, EncodeError> {
+        match self {
+            _ if len == 0 => return Ok(false),
+            BodyEncoder::Discard => return Ok(false),
+            BodyEncoder::Sized(left) => {
+                *left = left.checked_sub(len as u64).ok_or(EncodeError::BodyTooLong)?;
+            }
+            BodyEncoder::Chunked => chunk_header(out, len),
+            BodyEncoder::Raw => {}
+        }
+        Ok(true)
+    }
+
+    /// Appends what goes after the bytes that [`BodyEncoder::begin`] announced.
+    pub fn end(&self, out: &mut Vec<u8>) {
+        if *self == BodyEncoder::Chunked {
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// Appends what ends the body. Trailers are written after chunks where `enable_trailers` is on, and
+    /// dropped otherwise.
+    ///
+    /// # Errors
+    /// [`EncodeError::BodyTooShort`] if fewer bytes came than Content-Length announced: the connection must be
+    /// closed.
+    pub fn finish(
+        self,
+        out: &mut Vec<u8>,
+        trailers: Option<&Headers>,
+        opts: &H1Options,
+    ) -> Result<(), EncodeError> {
+        match self {
+            BodyEncoder::Sized(1..) => return Err(EncodeError::BodyTooShort),
+            BodyEncoder::Chunked => {
+                out.extend_from_slice(b"0\r\n");
+                if let Some(trailers) = trailers.filter(|_| opts.enable_trailers) {
+                    write_fields(
+                        out,
+                        trailers,
+                        |known| match known {
+                            Known::CONTENT_LENGTH | Known::TRANSFER_ENCODING | Known::HOST => Keep::No,
+                            _ => Keep::Yes,
+                        },
+                        opts,
+                    );
+                }
+                out.extend_from_slice(b"\r\n");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the body ends only with the connection.
+    pub fn closes(self) -> bool {
+        self == BodyEncoder::Raw
+    }
+}
+
+/// Appends a chunk's size line.
+pub fn chunk_header(out: &mut Vec<u8>, len: usize) {
+    let mut digits = [0u8; 16];
+    let mut at = digits.len();
+    let mut rest = len;
+    loop {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b"0123456789abcdef"[rest & 15];
+        }
+        rest >>= 4;
+        if rest == 0 || at == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// What [`write_fields`] does with a well-known field.
+enum Keep {
+    /// Writes it and takes note.
+    Yes,
+    /// Takes note only.
+    Noted,
+    /// Neither.
+    No,
+}
+
+/// Appends all fields that may go out, and gathers what they say about framing.
+fn write_fields(
+    out: &mut Vec<u8>,
+    headers: &Headers,
+    keep: impl Fn(Known) -> Keep,
+    opts: &H1Options,
+) -> FramingFields {
+    let mut fields = FramingFields::default();
+    for (known, name, value) in headers.iter_known() {
+        let write = match known.map(|k| (k, keep(k))) {
+            None => chars::token(name),
+            Some((_, Keep::No)) => false,
+            Some((known, Keep::Noted)) => {
+                fields.note(known, value);
+                false
+            }
+            Some((known, Keep::Yes)) => {
+                fields.note(known, value);
+                true
+            }
+        };
+        if write && chars::clean(value) {
+            write_name(out, name, opts.header_case);
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    fields
+}
+
+#[inline]
+fn write_name(out: &mut Vec<u8>, name: &[u8], case: HeaderCase) {
+    let at = out.len();
+    out.extend_from_slice(name);
+    let Some(written) = out.get_mut(at..) else { return };
+    match case {
+        HeaderCase::Preserve => {}
+        HeaderCase::Lower => written.make_ascii_lowercase(),
+        HeaderCase::Proper => proper_case(written),
+    }
+}
+
+/// Envoy's proper case: a letter is upper case at the start and after anything but a letter or digit.
+fn proper_case(name: &mut [u8]) {
+    let mut upper = true;
+    for b in name {
+        if upper {
+            b.make_ascii_uppercase();
+        }
+        upper = !b.is_ascii_alphanumeric();
+    }
+}
+
+/// Appends a field of the codec's own. Where the peer's spelling is kept, Envoy writes its own fields in lower
+/// case and nginx in proper case.
+fn write_own(out: &mut Vec<u8>, name: &[u8], value: &[u8], opts: &H1Options) {
+    let case = match (opts.header_case, opts.profile) {
+        (HeaderCase::Preserve, Profile::Apisix) => HeaderCase::Proper,
+        (case, _) => case,
+    };
+    write_name(out, name, case);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_status_line(out: &mut Vec<u8>, status: u16, http10: bool, profile: Profile) {
+    out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason_phrase(status, profile).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// No blank and no control, but the form feed that Envoy lets pass in a path.
+fn may_stand_in_start_line(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| *b == 0x0c || !chars::blank_or_control(*b))
+}
+
+/// Envoy's `HeaderUtility::requestShouldHaveNoBody`.
+fn usually_without_body(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT)
+}

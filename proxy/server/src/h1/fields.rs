@@ -1,0 +1,148 @@
+//! Header field lines: names, values, limits, and what framing needs to know of them.
+
+use sixfold_core::headers::{Headers, Known};
+
+use super::chars;
+use super::error::H1Error;
+use super::framing::FramingFields;
+use super::options::{H1Options, Profile, UnderscoreAction};
+
+/// Takes field lines into a header block.
+#[derive(Debug, Default)]
+pub(super) struct FieldSink {
+    /// Fields so far, dropped ones and Host counted.
+    count: usize,
+    /// Host fields so far.
+    pub(super) hosts: usize,
+    pub(super) framing: FramingFields,
+}
+
+impl FieldSink {
+    /// Takes one line, already unfolded and without its end. With `authority` the message is a request and
+    /// Host goes there instead of into the block.
+    pub(super) fn take(
+        &mut self,
+        line: &[u8],
+        headers: &mut Headers,
+        authority: Option<&mut Vec<u8>>,
+        opts: &H1Options,
+    ) -> Result<(), H1Error> {
+        self.count += 1;
+        if self.count > opts.max_headers_count {
+            return Err(H1Error::TooManyHeaders);
+        }
+        let colon = memchr::memchr(b':', line).ok_or(H1Error::Malformed("header line without a colon"))?;
+        let (name, value) = line.split_at_checked(colon).unwrap_or_default();
+        let value = trim(value.get(1..).unwrap_or_default(), opts.profile);
+        if !check_name(name, opts)? {
+            return Ok(());
+        }
+        check_value(value, opts)?;
+        let known = Known::find(name);
+        match (known, authority) {
+            (Some(Known::HOST), Some(authority)) => return self.take_host(value, authority, opts),
+            (Some(known), _) => self.framing.note(known, value),
+            (None, _) => {}
+        }
+        match known {
+            Some(known) if opts.profile == Profile::Envoy && is_inline(known) && headers.contains(known) => {
+                headers.join(known, b",", value);
+            }
+            _ if opts.keeps_spelling() => headers.push_known(known, name, value),
+            _ => headers.push_known_lower(known, name, value),
+        }
+        Ok(())
+    }
+
+    /// Envoy joins several Host fields as it does every well-known one; nginx refuses the second.
+    fn take_host(&mut self, value: &[u8], authority: &mut Vec<u8>, opts: &H1Options) -> Result<(), H1Error> {
+        if self.hosts > 0 {
+            if opts.strict || opts.profile == Profile::Apisix {
+                return Err(H1Error::Malformed("several Host fields"));
+            }
+            authority.push(b',');
+        }
+        self.hosts += 1;
+        authority.extend_from_slice(value);
+        Ok(())
+    }
+}
+
+/// Fields that may come several times and stay lines of their own; Envoy joins every other well-known one
+/// with a comma (its "inline" headers).
+fn is_inline(known: Known) -> bool {
+    !matches!(
+        known,
+        Known::COOKIE
+            | Known::SET_COOKIE
+            | Known::WWW_AUTHENTICATE
+            | Known::PROXY_AUTHENTICATE
+            | Known::FORWARDED
+            | Known::PROXY_AUTHORIZATION
+            | Known::LAST_MODIFIED
+            | Known::RETRY_AFTER
+            | Known::TRAILER
+            | Known::HTTP2_SETTINGS
+            | Known::X_REAL_IP
+            | Known::X_APISIX_UPSTREAM_STATUS
+    )
+}
+
+/// Blanks around a value: SP and HTAB for Envoy, SP alone for nginx.
+fn trim(value: &[u8], profile: Profile) -> &[u8] {
+    let tab = profile == Profile::Envoy;
+    let blank = |b: &&u8| **b == b' ' || (tab && **b == b'\t');
+    let start = value.iter().take_while(blank).count();
+    let value = value.get(start..).unwrap_or_default();
+    let end = value.len() - value.iter().rev().take_while(blank).count();
+    value.get(..end).unwrap_or_default()
+}
+
+/// Whether the field is kept; an error refuses the message.
+fn check_name(name: &[u8], opts: &H1Options) -> Result<bool, H1Error> {
+    const BAD: H1Error = H1Error::Malformed("bad header name");
+    if name.is_empty() || name.len() > usize::from(u16::MAX) {
+        return Err(BAD);
+    }
+    match opts.profile {
+        Profile::Envoy if !chars::token(name) => return Err(BAD),
+        // nginx leaves out what it does not take for a name (ignore_invalid_headers).
+        Profile::Apisix if !chars::nginx_name(name) => {
+            let refused = opts.strict || name.iter().any(|b| chars::blank_or_control(*b));
+            return if refused { Err(BAD) } else { Ok(false) };
+        }
+        _ => {}
+    }
+    if opts.underscores == UnderscoreAction::Allow || !name.contains(&b'_') {
+        return Ok(true);
+    }
+    match opts.underscores {
+        UnderscoreAction::Reject => Err(H1Error::Underscore),
+        _ => Ok(false),
+    }
+}
+
+fn check_value(value: &[u8], opts: &H1Options) -> Result<(), H1Error> {
+    let ok = match opts.profile {
+        Profile::Envoy => chars::envoy_value(value),
+        Profile::Apisix => chars::nginx_value(value),
+    };
+    match ok {
+        true => Ok(()),
+        false if memchr::memchr(b'\r', value).is_some() => Err(H1Error::InvalidCharacters),
+        false => Err(H1Error::Malformed("control character in a header value")),
+    }
+}
+
+/// Puts a folded line into one: each line end with the blanks around it becomes one space.
+pub(super) fn unfold(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for part in text.split(|b| *b == b'\n') {
+        let part = part.strip_suffix(b"\r").unwrap_or(part);
+        if !out.is_empty() {
+            out.push(b' ');
+        }
+        out.extend_from_slice(trim(part, Profile::Envoy));
+    }
+    out
+}

@@ -1,0 +1,125 @@
+//! Cutting a head into lines, each byte looked at once.
+
+use super::error::H1Error;
+use super::options::{H1Options, Profile};
+
+/// One line without its end. A folded one still holds the line ends inside.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Line<'a> {
+    pub(super) text: &'a [u8],
+    pub(super) folded: bool,
+}
+
+/// Finds line after line in a buffer that grows between calls.
+#[derive(Debug, Default)]
+pub(super) struct LineReader {
+    /// Start of the line that is being read.
+    pos: usize,
+    /// No LF that ends it lies before this offset.
+    scanned: usize,
+    /// A continuation line belongs to the line that is being read.
+    folded: bool,
+}
+
+impl LineReader {
+    /// Start of the next line.
+    pub(super) fn pos(&self) -> usize {
+        self.pos
+    }
+
+    /// Steps over CRLF and LF; true when another byte has come.
+    pub(super) fn skip_empty(&mut self, buf: &[u8], opts: &H1Options) -> Result<bool, H1Error> {
+        loop {
+            let rest = buf.get(self.pos..).unwrap_or_default();
+            self.pos += match rest {
+                [] | [b'\r'] if buf.len() > opts.max_head_bytes => return Err(H1Error::HeadersTooLarge),
+                [] | [b'\r'] => return Ok(false),
+                [b'\r', b'\n', ..] => 2,
+                [b'\n', ..] if !opts.strict => 1,
+                [b'\r' | b'\n', ..] => return Err(H1Error::Malformed("bare line end")),
+                _ => return Ok(true),
+            };
+        }
+    }
+
+    /// The next line as it is. `too_long` is for one beyond `max_line_bytes`.
+    pub(super) fn plain<'a>(
+        &mut self,
+        buf: &'a [u8],
+        opts: &H1Options,
+        too_long: H1Error,
+    ) -> Result<Option<Line<'a>>, H1Error> {
+        let Some((end, next)) = self.find_end(buf, opts, too_long)? else { return Ok(None) };
+        let text = buf.get(self.pos..end).unwrap_or_default();
+        if memchr::memchr(b'\r', text).is_some() {
+            return Err(H1Error::Malformed("bare CR in the start line"));
+        }
+        self.advance(next);
+        Ok(Some(Line { text, folded: false }))
+    }
+
+    /// The next field line with the lines that continue it (RFC 9112 section 5.2); an empty one ends the head.
+    pub(super) fn logical<'a>(
+        &mut self,
+        buf: &'a [u8],
+        opts: &H1Options,
+    ) -> Result<Option<Line<'a>>, H1Error> {
+        loop {
+            let Some((end, next)) = self.find_end(buf, opts, H1Error::HeadersTooLarge)? else {
+                return Ok(None);
+            };
+            let text = buf.get(self.pos..end).unwrap_or_default();
+            match buf.get(next) {
+                _ if text.is_empty() => {}
+                None => {
+                    // Only the next byte tells whether this line goes on.
+                    self.scanned = next - 1;
+                    return Ok(None);
+                }
+                Some(b' ' | b'\t') if opts.strict || opts.profile == Profile::Apisix => {
+                    return Err(H1Error::Malformed("folded header line"));
+                }
+                Some(b' ' | b'\t') => {
+                    self.folded = true;
+                    self.scanned = next;
+                    continue;
+                }
+                Some(_) => {}
+            }
+            let folded = self.folded;
+            self.advance(next);
+            return Ok(Some(Line { text, folded }));
+        }
+    }
+
+    /// Where the text of the line that is being read ends, and where the next one starts.
+    fn find_end(
+        &mut self,
+        buf: &[u8],
+        opts: &H1Options,
+        too_long: H1Error,
+    ) -> Result<Option<(usize, usize)>, H1Error> {
+        let from = self.scanned.max(self.pos);
+        let lf = buf.get(from..).and_then(|rest| memchr::memchr(b'\n', rest)).map(|i| from + i);
+        let seen = lf.map_or(buf.len(), |lf| lf + 1);
+        if opts.max_line_bytes.is_some_and(|max| seen - self.pos > max) {
+            return Err(too_long);
+        }
+        if seen > opts.max_head_bytes {
+            return Err(H1Error::HeadersTooLarge);
+        }
+        let Some(lf) = lf else {
+            self.scanned = buf.len();
+            return Ok(None);
+        };
+        let crlf = lf > self.pos && buf.get(lf - 1) == Some(&b'\r');
+        if opts.strict && !crlf {
+            return Err(H1Error::Malformed("bare LF"));
+        }
+        Ok(Some((lf - usize::from(crlf), lf + 1)))
+    }
+
+    fn advance(&mut self, next: usize) {
+        *self = LineReader { pos: next, scanned: next, folded: false };
+    }
+}

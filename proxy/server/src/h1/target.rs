@@ -1,0 +1,157 @@
+//! Forms of a request target other than the origin form (RFC 9112 section 3.2).
+
+use std::net::Ipv6Addr;
+
+use sixfold_core::message::{Method, RequestHead, Scheme};
+
+use super::chars;
+use super::error::H1Error;
+use super::options::{H1Options, Profile};
+
+/// Turns the target as it came off the wire into authority and origin form, once the head is complete.
+///
+/// An absolute target's host replaces the Host header and its userinfo is dropped (RFC 9112 section 3.2.2,
+/// Envoy's `handlePath`); CONNECT's target becomes the authority and leaves the target empty; `*` stays for
+/// OPTIONS. Returns the scheme of an absolute target.
+pub(super) fn resolve(
+    head: &mut RequestHead,
+    has_host: bool,
+    opts: &H1Options,
+) -> Result<Option<Scheme>, H1Error> {
+    let raw = head.target.full();
+    if head.method == Method::CONNECT {
+        let raw = raw.to_vec();
+        let (host, port) = host_and_port(&raw).ok_or(H1Error::InvalidUrl)?;
+        if port.is_empty() || host.len() + 1 + port.len() != raw.len() {
+            return Err(H1Error::InvalidUrl);
+        }
+        head.authority.clear();
+        head.authority.extend_from_slice(&raw);
+        head.target.clear();
+        return Ok(None);
+    }
+    match (raw, opts.profile) {
+        ([b'/', ..], _) => return Ok(None),
+        ([b'*', ..], Profile::Envoy) if head.method == Method::OPTIONS => return Ok(None),
+        (_, Profile::Envoy) if !opts.allow_absolute_url => return Ok(None),
+        _ => {}
+    }
+    let raw = raw.to_vec();
+    let url = Absolute::parse(&raw, opts.profile).ok_or(H1Error::InvalidUrl)?;
+    let scheme = Scheme::parse(url.scheme);
+    if scheme.is_none() && opts.profile == Profile::Envoy {
+        return Err(H1Error::InvalidScheme);
+    }
+    if opts.strict && has_host && !head.authority.eq_ignore_ascii_case(url.authority) {
+        return Err(H1Error::InvalidAuthority);
+    }
+    head.authority.clear();
+    head.authority.extend_from_slice(url.authority);
+    match url.path {
+        [] => head.target.set(b"/"),
+        // nginx puts the missing slash in; Envoy leaves `?query`, which has no route.
+        [b'?', ..] if opts.profile == Profile::Apisix => head.target.set(&[b"/", url.path].concat()),
+        path => head.target.set(path),
+    }
+    if let Some(scheme) = scheme {
+        head.scheme = scheme;
+    }
+    Ok(scheme.filter(|_| opts.profile == Profile::Envoy))
+}
+
+/// Whether the bytes of a target can be one at all, told before the header fields are read. This is Envoy's
+/// `isUrlValid` and the states of nginx's request line parser.
+pub(super) fn check_syntax(raw: &[u8], connect: bool, opts: &H1Options) -> Result<(), H1Error> {
+    const BAD: H1Error = H1Error::Malformed("bad request target");
+    let valid: fn(&[u8]) -> bool = match opts.profile {
+        Profile::Envoy => chars::envoy_target,
+        Profile::Apisix => chars::nginx_target,
+    };
+    if raw.is_empty() || !valid(raw) {
+        return Err(BAD);
+    }
+    if opts.strict && raw.iter().any(|b| matches!(b, b'#' | 0x0c)) {
+        return Err(BAD);
+    }
+    match (raw, opts.profile) {
+        ([b'/', ..], _) | ([b'*', ..], Profile::Envoy) => Ok(()),
+        (_, Profile::Apisix) => Ok(()),
+        (_, Profile::Envoy) => {
+            let rest = if connect { raw } else { split_scheme(raw).ok_or(BAD)?.1 };
+            let host = rest.split(|b| matches!(b, b'/' | b'?')).next().unwrap_or_default();
+            if chars::authority(host) && !host.windows(2).any(|w| w == b"@@") { Ok(()) } else { Err(BAD) }
+        }
+    }
+}
+
+struct Absolute<'a> {
+    scheme: &'a [u8],
+    authority: &'a [u8],
+    path: &'a [u8],
+}
+
+impl Absolute<'_> {
+    fn parse(raw: &[u8], profile: Profile) -> Option<Absolute<'_>> {
+        let (scheme, rest) = split_scheme(raw)?;
+        let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
+        let (mut authority, path) = rest.split_at_checked(end)?;
+        if profile == Profile::Envoy
+            && let Some(at) = memchr::memchr(b'@', authority)
+        {
+            authority = authority.get(at + 1..)?;
+        }
+        let (host, port) = host_and_port(authority)?;
+        let colon = usize::from(!port.is_empty());
+        (host.len() + colon + port.len() == authority.len()).then_some(Absolute { scheme, authority, path })
+    }
+}
+
+/// `scheme://rest`; the scheme starts with a letter.
+fn split_scheme(raw: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = memchr::memmem::find(raw, b"://")?;
+    let (scheme, rest) = raw.split_at_checked(at)?;
+    let letters = scheme.first().is_some_and(u8::is_ascii_alphabetic)
+        && scheme.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+    letters.then_some((scheme, rest.get(3..)?))
+}
+
+/// Host (an IPv6 literal with its brackets) and port digits, empty without a port.
+fn host_and_port(authority: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (host, rest) = if authority.first() == Some(&b'[') {
+        let end = memchr::memchr(b']', authority)? + 1;
+        let (host, rest) = authority.split_at_checked(end)?;
+        let literal = std::str::from_utf8(host.get(1..end - 1)?).ok()?;
+        literal.parse::<Ipv6Addr>().ok()?;
+        (host, rest)
+    } else {
+        let end = memchr::memchr(b':', authority).unwrap_or(authority.len());
+        let (host, rest) = authority.split_at_checked(end)?;
+        if host.is_empty() || !chars::url_host(host) {
+            return None;
+        }
+        (host, rest)
+    };
+    match rest {
+        [] => Some((host, rest)),
+        [b':', port @ ..] if (1..=5).contains(&port.len()) => {
+            let number = super::framing::parse_length(port)?;
+            (number <= 0xffff).then_some((host, port))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a Host (or absolute target's authority) may be passed on.
+pub(super) fn check_authority(authority: &[u8], opts: &H1Options) -> Result<(), H1Error> {
+    let ok = match opts.profile {
+        Profile::Envoy => chars::authority(authority),
+        Profile::Apisix => {
+            let host = sixfold_core::message::strip_port(authority);
+            !host.is_empty()
+                && host != b"."
+                && !host.windows(2).any(|w| w == b"..")
+                && !authority.iter().any(|b| chars::blank_or_control(*b) || *b == b'/')
+        }
+    };
+    if ok { Ok(()) } else { Err(H1Error::InvalidAuthority) }
+}
