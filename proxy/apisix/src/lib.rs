@@ -1,4 +1,5 @@
 //! APISIX resources and configuration files, compiled to the model of sixfold.
 
+pub mod config;
 pub mod resource;
 pub mod schema;

@@ -1,0 +1,264 @@
+//! APISIX's static configuration, `conf/config.yaml`.
+//!
+//! The user's file is merged over the defaults as APISIX does it, `${{VAR}}` is replaced, and every key is
+//! held against a table: keys that the gateway reads, keys that must keep their default because ignoring
+//! them would change what the gateway does, and keys that have no meaning here and are reported. A key that
+//! is not in the table is refused, with the nearest one that is.
+
+mod environment;
+mod keys;
+mod merge;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::Value;
+use sixfold_core::document::{Format, Node, Options};
+use sixfold_core::error::ConfigError;
+
+pub use self::environment::{Environment, substitute_text};
+
+/// The static configuration of a gateway.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `deployment`: where resources come from.
+    pub deployment: Deployment,
+    /// `apisix.id`.
+    pub instance_id: Option<String>,
+    /// Addresses for plain HTTP.
+    pub http_listeners: Vec<ListenAddress>,
+    /// Addresses for TLS; empty when `apisix.ssl.enable` is off.
+    pub https_listeners: Vec<ListenAddress>,
+    /// Whether listeners speak HTTP/2 too, in plain text by prior knowledge.
+    pub enable_http2: bool,
+    /// TLS towards clients.
+    pub ssl: SslConfig,
+    /// The router.
+    pub router: RouterKind,
+    /// Removes one `/` from the end of a path before routing.
+    pub delete_uri_tail_slash: bool,
+    /// Drops `;...` of each segment before routing, and refuses `.`, `..` and empty ones.
+    pub normalize_uri_like_servlet: bool,
+    /// Keeps `%2F` apart from `/` in routing.
+    pub match_uri_encoded_slash: bool,
+    /// Peers whose `X-Forwarded-*` are believed; `None` for the default (nobody's are, but
+    /// `X-Forwarded-For` is kept).
+    pub trusted_addresses: Option<Vec<IpNet>>,
+    /// Where the client's address is taken from.
+    pub real_ip: RealIp,
+    /// Sends `X-APISIX-Upstream-Status` with every response, not only after a 5xx.
+    pub show_upstream_status: bool,
+    /// Whether `Server` tells the version.
+    pub enable_server_tokens: bool,
+    /// The status server.
+    pub status: Option<SocketAddr>,
+    /// The control API.
+    pub control: Option<SocketAddr>,
+    /// DNS servers instead of the system's.
+    pub dns_resolver: Option<Vec<String>>,
+    /// How long an address is kept, instead of its TTL.
+    pub dns_resolver_valid: Option<Duration>,
+    /// How long a DNS server may take.
+    pub resolver_timeout: Duration,
+    /// Switches health checks off.
+    pub disable_upstream_healthcheck: bool,
+    /// Workers; `None` for one a core.
+    pub worker_processes: Option<usize>,
+    /// How long requests may go on after the gateway was told to stop.
+    pub worker_shutdown_timeout: Duration,
+    /// `nginx_config.http`.
+    pub http: HttpConfig,
+    /// Enabled plugins; `None` for all that the gateway has.
+    pub plugins: Option<Vec<String>>,
+    /// `plugin_attr`: settings of plugins for the whole process.
+    pub plugin_attr: BTreeMap<String, Value>,
+    /// Settings that have no effect here, for the log.
+    pub reports: Vec<ConfigError>,
+}
+
+/// Where resources come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deployment {
+    /// What this process does.
+    pub role: Role,
+    /// Where resources are read.
+    pub provider: Provider,
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Serves traffic.
+    DataPlane,
+    /// Serves traffic and configuration.
+    Traditional,
+}
+
+/// Where resources are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// `apisix.json` beside config.yaml.
+    Json,
+    /// `apisix.yaml` beside config.yaml.
+    Yaml,
+}
+
+/// One address that is listened on. An IPv6 address takes IPv6 only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Whether connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
+}
+
+/// TLS towards clients, where an ssl resource says nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SslConfig {
+    /// Versions, such as `TLSv1.2`.
+    pub protocols: Vec<String>,
+    /// Cipher suites of TLS 1.2 in OpenSSL's names.
+    pub ciphers: Vec<String>,
+    /// Whether session tickets are given.
+    pub session_tickets: bool,
+    /// `system`, or a file with authorities that servers are verified by.
+    pub trusted_certificate: String,
+    /// The name that stands in for a client's missing SNI.
+    pub fallback_sni: Option<String>,
+}
+
+/// APISIX's routers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterKind {
+    /// Hosts first, then paths.
+    RadixtreeHostUri,
+    /// Paths; hosts are a predicate.
+    RadixtreeUri,
+    /// As before, with `:name` segments.
+    RadixtreeUriWithParameter,
+}
+
+/// Where the client's address is taken from (nginx's realip module).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RealIp {
+    /// A header's name, or `proxy_protocol`.
+    pub header: String,
+    /// Whether the last address that is not trusted counts instead of the last one.
+    pub recursive: bool,
+    /// Peers that are believed.
+    pub from: Vec<IpNet>,
+}
+
+/// `nginx_config.http`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpConfig {
+    /// How long an idle connection of a client stays open.
+    pub keepalive_timeout: Duration,
+    /// For the whole head of a request.
+    pub client_header_timeout: Duration,
+    /// Between two reads of a body.
+    pub client_body_timeout: Duration,
+    /// Between two writes to a client.
+    pub send_timeout: Duration,
+    /// Bytes; `None` for no limit.
+    pub client_max_body_size: Option<u64>,
+    /// Whether header names may hold `_`; such headers are dropped otherwise.
+    pub underscores_in_headers: bool,
+    /// Whether the upstream's name is sent in TLS.
+    pub proxy_ssl_server_name: bool,
+    /// The access log.
+    pub access_log: Option<AccessLog>,
+    /// What upstreams without a `keepalive_pool` have.
+    pub upstream_keepalive: UpstreamKeepalive,
+}
+
+/// The access log of the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// The file, relative to the working directory of the gateway.
+    pub path: PathBuf,
+    /// nginx variables in text.
+    pub format: String,
+    /// How characters are escaped in values.
+    pub escape: AccessLogEscape,
+}
+
+/// How values of an access log are escaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLogEscape {
+    /// `\xXX` for control characters, `"` and `\`.
+    Default,
+    /// As in JSON strings.
+    Json,
+    /// Not at all.
+    None,
+}
+
+/// Idle connections to upstreams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamKeepalive {
+    /// Idle connections at most.
+    pub size: u32,
+    /// Requests on one connection.
+    pub requests: u32,
+    /// How long one stays open.
+    pub timeout: Duration,
+}
+
+impl Config {
+    /// Reads the text of a config.yaml; `file` names it in errors.
+    ///
+    /// # Errors
+    /// Every key that is unknown, not supported or of the wrong type, every value that can't be read, and
+    /// variables that are not set.
+    pub fn parse(text: &str, file: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+        Self::parse_unnamed(text, environment)
+            .map_err(|errors| errors.into_iter().map(|error| error.in_file(file)).collect())
+    }
+
+    fn parse_unnamed(text: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+        let options = Options { format: Format::Yaml, allow_empty: true, ..Options::default() };
+        let user = Node::parse(text, &options).and_then(|node| environment.substitute(node));
+        let user = user.map_err(|error| vec![error])?;
+        let defaults =
+            Node::parse(include_str!("config/defaults.yaml"), &options).map_err(|error| vec![error])?;
+        let merged = merge::merge(&defaults, &user)?;
+        let reports = keys::check(&user, &defaults)?;
+        let mut config = read::read(&merged, environment)?;
+        config.reports = reports;
+        Ok(config)
+    }
+
+    /// The file with the resources, beside the config.yaml in `directory`: `apisix.yaml`, or `apisix-x.yaml`
+    /// with the profile `x`.
+    pub fn resources_path(&self, directory: &Path, environment: &Environment) -> PathBuf {
+        let extension = match self.deployment.provider {
+            Provider::Json => "json",
+            Provider::Yaml => "yaml",
+        };
+        directory.join(match environment.get("APISIX_PROFILE").filter(|profile| !profile.is_empty()) {
+            Some(profile) => format!("apisix-{profile}.{extension}"),
+            None => format!("apisix.{extension}"),
+        })
+    }
+}
+
+/// The path of config.yaml in `directory`, for the profile of `environment`.
+pub fn config_path(directory: &Path, environment: &Environment) -> PathBuf {
+    directory.join(match environment.get("APISIX_PROFILE").filter(|profile| !profile.is_empty()) {
+        Some(profile) => format!("config-{profile}.yaml"),
+        None => "config.yaml".to_owned(),
+    })
+}
+
+impl ListenAddress {
+    fn new(ip: IpAddr, port: u16, proxy_protocol: bool) -> ListenAddress {
+        ListenAddress { address: SocketAddr::new(ip, port), proxy_protocol }
+    }
+}

@@ -1,0 +1,230 @@
+//! Every key of config.yaml, and what becomes of it.
+
+use sixfold_core::document::{Node, Object, Value};
+use sixfold_core::error::ConfigError;
+
+/// What becomes of a key.
+#[derive(Clone, Copy)]
+enum Rule {
+    /// It is read.
+    Read,
+    /// It has no meaning here; a value other than the default is reported with the reason.
+    Report(&'static str),
+    /// Ignoring it would change what the gateway does; a value other than the default is refused with the reason.
+    Refuse(&'static str),
+}
+
+use Rule::{Read, Refuse, Report};
+
+const LUA: &str = "Lua is not run";
+const STREAM: &str = "TCP and UDP proxying from APISIX's configuration is not supported";
+const SNIPPET: &str = "nginx's configuration language is not read";
+const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning here";
+const ADMIN: &str = "the Admin API is not served";
+const ETCD: &str = "etcd is not used, resources are read from a file";
+
+/// A path ends the description of everything below it; `*` is any name.
+const KEYS: &[(&str, Rule)] = &[
+    ("apisix.id", Read),
+    ("apisix.node_listen", Read),
+    ("apisix.enable_admin", Read),
+    ("apisix.enable_dev_mode", Read),
+    ("apisix.enable_reuseport", Report("listeners always have a socket for each worker")),
+    ("apisix.show_upstream_status_in_response_header", Read),
+    ("apisix.enable_ipv6", Read),
+    ("apisix.enable_http2", Read),
+    ("apisix.proxy_protocol.listen_http_port", Read),
+    ("apisix.proxy_protocol.listen_https_port", Read),
+    ("apisix.proxy_protocol.enable_tcp_pp", Refuse(STREAM)),
+    ("apisix.proxy_protocol.enable_tcp_pp_to_upstream", Refuse(STREAM)),
+    ("apisix.enable_server_tokens", Read),
+    ("apisix.extra_lua_path", Refuse(LUA)),
+    ("apisix.extra_lua_cpath", Refuse(LUA)),
+    ("apisix.lua_module_hook", Refuse(LUA)),
+    ("apisix.proxy_cache", Report("no plugin that caches is part of the gateway")),
+    ("apisix.delete_uri_tail_slash", Read),
+    ("apisix.normalize_uri_like_servlet", Read),
+    ("apisix.match_uri_encoded_slash", Read),
+    ("apisix.max_post_args_readable_size", Report("no variable reads the body")),
+    ("apisix.router.http", Read),
+    ("apisix.router.ssl", Refuse("radixtree_sni is the only one")),
+    ("apisix.proxy_mode", Refuse(STREAM)),
+    ("apisix.stream_proxy", Refuse(STREAM)),
+    ("apisix.dns_resolver", Read),
+    ("apisix.dns_resolver_valid", Read),
+    ("apisix.resolver_timeout", Read),
+    ("apisix.enable_resolv_search_opt", Report("names are looked up as the system does it")),
+    ("apisix.ssl.enable", Read),
+    ("apisix.ssl.listen", Read),
+    ("apisix.ssl.ssl_protocols", Read),
+    ("apisix.ssl.ssl_ciphers", Read),
+    ("apisix.ssl.ssl_session_tickets", Read),
+    ("apisix.ssl.ssl_trusted_certificate", Read),
+    ("apisix.ssl.fallback_sni", Read),
+    ("apisix.enable_control", Read),
+    ("apisix.control.ip", Read),
+    ("apisix.control.port", Read),
+    ("apisix.control.router", Report("the control API is not routed")),
+    ("apisix.disable_sync_configuration_during_start", Report(ETCD)),
+    ("apisix.disable_upstream_healthcheck", Read),
+    ("apisix.trusted_addresses", Read),
+    ("apisix.data_encryption", Report("it concerns values stored in etcd")),
+    ("apisix.lru", Report("no cache of this kind exists")),
+    ("apisix.tracing", Report("it switches tracing of Lua on")),
+    ("apisix.status.ip", Read),
+    ("apisix.status.port", Read),
+    ("nginx_config.user", Report(NGINX)),
+    ("nginx_config.error_log", Report("the gateway logs to standard error")),
+    ("nginx_config.error_log_level", Report("the level is an option of the command line")),
+    ("nginx_config.worker_processes", Read),
+    ("nginx_config.enable_cpu_affinity", Report(NGINX)),
+    ("nginx_config.worker_rlimit_nofile", Report(NGINX)),
+    ("nginx_config.worker_rlimit_core", Report(NGINX)),
+    ("nginx_config.worker_shutdown_timeout", Read),
+    ("nginx_config.max_pending_timers", Report(NGINX)),
+    ("nginx_config.max_running_timers", Report(NGINX)),
+    ("nginx_config.event.worker_connections", Report(NGINX)),
+    ("nginx_config.envs", Report("every variable of the environment can be read")),
+    ("nginx_config.meta", Report(NGINX)),
+    ("nginx_config.stream", Report(STREAM)),
+    ("nginx_config.main_configuration_snippet", Refuse(SNIPPET)),
+    ("nginx_config.http_configuration_snippet", Refuse(SNIPPET)),
+    ("nginx_config.http_server_configuration_snippet", Refuse(SNIPPET)),
+    ("nginx_config.http_server_location_configuration_snippet", Refuse(SNIPPET)),
+    ("nginx_config.http_admin_configuration_snippet", Refuse(SNIPPET)),
+    ("nginx_config.http_end_configuration_snippet", Refuse(SNIPPET)),
+    ("nginx_config.stream_configuration_snippet", Refuse(SNIPPET)),
+    ("nginx_config.http.enable_access_log", Read),
+    ("nginx_config.http.access_log", Read),
+    ("nginx_config.http.access_log_buffer", Report("the access log has a buffer of its own")),
+    ("nginx_config.http.access_log_format", Read),
+    ("nginx_config.http.access_log_format_escape", Read),
+    ("nginx_config.http.keepalive_timeout", Read),
+    ("nginx_config.http.client_header_timeout", Read),
+    ("nginx_config.http.client_body_timeout", Read),
+    ("nginx_config.http.client_max_body_size", Read),
+    ("nginx_config.http.send_timeout", Read),
+    ("nginx_config.http.underscores_in_headers", Read),
+    ("nginx_config.http.real_ip_header", Read),
+    ("nginx_config.http.real_ip_recursive", Read),
+    ("nginx_config.http.real_ip_from", Read),
+    ("nginx_config.http.proxy_ssl_server_name", Read),
+    ("nginx_config.http.upstream.keepalive", Read),
+    ("nginx_config.http.upstream.keepalive_requests", Read),
+    ("nginx_config.http.upstream.keepalive_timeout", Read),
+    ("nginx_config.http.charset", Refuse("utf-8 is the only one")),
+    ("nginx_config.http.variables_hash_max_size", Report(NGINX)),
+    ("nginx_config.http.lua_shared_dict", Report(NGINX)),
+    ("nginx_config.http.custom_lua_shared_dict", Report(NGINX)),
+    ("graphql.max_size", Report("no plugin that reads GraphQL is part of the gateway")),
+    ("plugins", Read),
+    ("stream_plugins", Report(STREAM)),
+    ("plugin_attr", Read),
+    ("discovery", Refuse("service discovery is not supported")),
+    ("wasm", Refuse("WASM plugins are not supported")),
+    ("xrpc", Refuse(STREAM)),
+    ("ext-plugin", Refuse("external plugin runners are not supported")),
+    ("deployment.role", Read),
+    ("deployment.role_traditional.config_provider", Read),
+    ("deployment.role_data_plane.config_provider", Read),
+    ("deployment.role_control_plane.config_provider", Report("this process is no control plane")),
+    ("deployment.admin.admin_key_required", Report(ADMIN)),
+    ("deployment.admin.admin_key", Report(ADMIN)),
+    ("deployment.admin.enable_admin_cors", Report(ADMIN)),
+    ("deployment.admin.enable_admin_ui", Report(ADMIN)),
+    ("deployment.admin.allow_admin", Report(ADMIN)),
+    ("deployment.admin.admin_listen", Report(ADMIN)),
+    ("deployment.admin.https_admin", Report(ADMIN)),
+    ("deployment.admin.admin_api_mtls", Report(ADMIN)),
+    ("deployment.admin.admin_api_version", Report(ADMIN)),
+    ("deployment.etcd", Report(ETCD)),
+];
+
+/// Holds the user's file against the table; the answer is what has no effect.
+///
+/// # Errors
+/// Every key that is unknown, and every value that would be ignored to harm.
+pub(super) fn check(user: &Node, defaults: &Node) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+    let mut walk = Walk { errors: Vec::new(), reports: Vec::new() };
+    if let Some(object) = user.as_object() {
+        walk.object(object, Some(defaults), "");
+    } else if !user.is_null() {
+        walk.errors.push(ConfigError::new(format!("expected keys, found {}", user.kind())).at(user.place));
+    }
+    if walk.errors.is_empty() { Ok(walk.reports) } else { Err(walk.errors) }
+}
+
+struct Walk {
+    errors: Vec<ConfigError>,
+    reports: Vec<ConfigError>,
+}
+
+impl Walk {
+    fn object(&mut self, object: &Object, defaults: Option<&Node>, prefix: &str) {
+        for entry in object.entries() {
+            let path = if prefix.is_empty() { entry.key.clone() } else { format!("{prefix}.{}", entry.key) };
+            let default = defaults.and_then(|defaults| defaults.get(&entry.key));
+            if let Some((_, rule)) = KEYS.iter().find(|(key, _)| *key == path) {
+                self.apply(*rule, &entry.value, default, &path);
+            } else if children(&path).next().is_some() {
+                self.section(&entry.value, default, &path);
+            } else {
+                let error = ConfigError::unknown_key(&entry.key, children(prefix));
+                self.errors.push(error.in_key(&path).at(entry.key_place));
+            }
+        }
+    }
+
+    fn section(&mut self, value: &Node, default: Option<&Node>, path: &str) {
+        match &value.value {
+            Value::Object(below) => self.object(below, default, path),
+            Value::Null => {}
+            Value::Array(items) if items.is_empty() => {}
+            _ => {
+                let reason = format!("expected keys, found {}", value.kind());
+                self.errors.push(ConfigError::field(path, reason).at(value.place));
+            }
+        }
+    }
+
+    fn apply(&mut self, rule: Rule, value: &Node, default: Option<&Node>, path: &str) {
+        let unchanged = match default {
+            Some(default) => value.to_json() == default.to_json(),
+            None => says_nothing(&value.value),
+        };
+        match rule {
+            Rule::Read => {}
+            _ if unchanged => {}
+            Rule::Report(reason) => {
+                self.reports
+                    .push(ConfigError::field(path, format!("has no effect: {reason}")).at(value.place));
+            }
+            Rule::Refuse(reason) => {
+                self.errors
+                    .push(ConfigError::field(path, format!("not supported: {reason}")).at(value.place));
+            }
+        }
+    }
+}
+
+/// A value that a key without a default may have and still be off.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+/// The names right below a path, some of them more than once.
+fn children(prefix: &str) -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter_map(move |(key, _)| {
+        let below = match prefix {
+            "" => *key,
+            prefix => key.strip_prefix(prefix)?.strip_prefix('.')?,
+        };
+        below.split('.').next()
+    })
+}

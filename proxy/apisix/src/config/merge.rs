@@ -1,0 +1,87 @@
+//! The user's config.yaml over the defaults, by APISIX's rules.
+
+use sixfold_core::document::{Entry, Node, Object, Value};
+use sixfold_core::error::ConfigError;
+
+/// Objects merge key by key, arrays replace, null deletes.
+///
+/// # Errors
+/// Every value whose type differs from its default's, in APISIX's words.
+pub(super) fn merge(defaults: &Node, user: &Node) -> Result<Node, Vec<ConfigError>> {
+    let mut errors = Vec::new();
+    let merged = merge_node(defaults, user, &mut Vec::new(), &mut errors);
+    if errors.is_empty() { Ok(merged) } else { Err(errors) }
+}
+
+fn merge_node(default: &Node, user: &Node, path: &mut Vec<String>, errors: &mut Vec<ConfigError>) -> Node {
+    match (&default.value, &user.value) {
+        // An empty file or section, and an empty table of either kind, change nothing in an object.
+        (Value::Object(_), Value::Null) if path.is_empty() => default.clone(),
+        (Value::Object(_), Value::Array(items)) if items.is_empty() => default.clone(),
+        (Value::Object(default), Value::Object(of_user)) => {
+            Node { place: user.place, value: Value::Object(merge_objects(default, of_user, path, errors)) }
+        }
+        (default, value) if same_type(default, value) || exempt(path) => user.clone(),
+        (default, value) => {
+            let message = format!(
+                "failed to merge, path[{}] expect: {}, but got: {}",
+                path.join("->"),
+                lua_type(default),
+                lua_type(value)
+            );
+            errors.push(ConfigError::field(&path.join("."), message).at(user.place));
+            user.clone()
+        }
+    }
+}
+
+fn merge_objects(
+    defaults: &Object,
+    user: &Object,
+    path: &mut Vec<String>,
+    errors: &mut Vec<ConfigError>,
+) -> Object {
+    let mut entries: Vec<Entry> = Vec::with_capacity(defaults.len() + user.len());
+    for entry in defaults.entries() {
+        let Some(of_user) = user.entry(&entry.key) else {
+            entries.push(entry.clone());
+            continue;
+        };
+        if of_user.value.is_null() {
+            continue;
+        }
+        path.push(entry.key.clone());
+        let value = merge_node(&entry.value, &of_user.value, path, errors);
+        path.pop();
+        entries.push(Entry { key: entry.key.clone(), key_place: of_user.key_place, value });
+    }
+    let own =
+        user.entries().iter().filter(|entry| defaults.get(&entry.key).is_none() && !entry.value.is_null());
+    entries.extend(own.cloned());
+    // The keys of both objects are unique, so their union is.
+    Object::new(entries).unwrap_or_default()
+}
+
+/// Lua has one type for arrays and objects.
+fn same_type(default: &Value, value: &Value) -> bool {
+    lua_type(default) == lua_type(value)
+}
+
+/// The places where APISIX lets types differ.
+fn exempt(path: &[String]) -> bool {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    matches!(
+        path.as_slice(),
+        ["nginx_config", _, ..] | ["apisix", "node_listen"] | ["apisix", "data_encryption", "keyring"]
+    )
+}
+
+fn lua_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nil",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) | Value::Object(_) => "table",
+    }
+}

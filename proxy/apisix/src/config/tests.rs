@@ -1,0 +1,196 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::HashMap;
+
+use super::*;
+
+const STANDALONE: &str = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
+
+fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let map: HashMap<String, String> =
+        variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    Config::parse(&format!("{STANDALONE}{text}"), "config.yaml", &Environment::Fixed(map))
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect())
+}
+
+fn parse(text: &str) -> Config {
+    parse_with(text, &[]).unwrap()
+}
+
+fn only_error(text: &str) -> String {
+    let errors = parse_with(text, &[]).unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    errors.into_iter().next().unwrap()
+}
+
+fn addresses(listeners: &[ListenAddress]) -> Vec<String> {
+    listeners
+        .iter()
+        .map(|l| format!("{}{}", l.address, if l.proxy_protocol { " proxy" } else { "" }))
+        .collect()
+}
+
+#[test]
+fn defaults_are_apisixs() {
+    let config = parse("");
+    assert_eq!(addresses(&config.http_listeners), ["0.0.0.0:9080", "[::]:9080"]);
+    assert_eq!(addresses(&config.https_listeners), ["0.0.0.0:9443", "[::]:9443"]);
+    assert_eq!(config.router, RouterKind::RadixtreeHostUri);
+    assert_eq!(config.ssl.protocols, ["TLSv1.2", "TLSv1.3"]);
+    assert_eq!(config.http.client_max_body_size, None);
+    assert_eq!(config.http.upstream_keepalive.size, 320);
+    assert_eq!(config.worker_shutdown_timeout, Duration::from_secs(240));
+    assert_eq!(config.real_ip.from, ["127.0.0.1/32".parse().unwrap()]);
+    assert_eq!(config.status.unwrap().to_string(), "127.0.0.1:7085");
+    assert!(config.enable_http2 && config.enable_server_tokens && config.http.access_log.is_some());
+    assert_eq!((config.plugins, config.worker_processes, config.trusted_addresses), (None, None, None));
+    assert!(config.reports.is_empty());
+}
+
+#[test]
+fn an_empty_file_asks_for_etcd() {
+    for text in ["", "# nothing\n"] {
+        let errors = Config::parse(text, "config.yaml", &Environment::Fixed(HashMap::new())).unwrap_err();
+        assert!(
+            errors.iter().any(|e| e.reason.contains("config_provider \"etcd\" is not supported")),
+            "{errors:?}"
+        );
+    }
+}
+
+#[test]
+fn listeners_in_every_form() {
+    let config = parse("apisix: {node_listen: 80, enable_ipv6: false, ssl: {enable: false}}");
+    assert_eq!(addresses(&config.http_listeners), ["0.0.0.0:80"]);
+    assert!(config.https_listeners.is_empty());
+    let config = parse(
+        "apisix:\n  node_listen:\n    - 9080\n    - {ip: 127.0.0.2, port: 9081}\n    - {ip: '::1'}\n  \
+         enable_ipv6: false\n  proxy_protocol: {listen_http_port: 9181, listen_https_port: 9182}\n",
+    );
+    assert_eq!(
+        addresses(&config.http_listeners),
+        ["0.0.0.0:9080", "127.0.0.2:9081", "[::1]:9080", "0.0.0.0:9181 proxy"]
+    );
+    assert_eq!(addresses(&config.https_listeners), ["0.0.0.0:9443", "0.0.0.0:9182 proxy"]);
+    assert_eq!(
+        only_error("apisix:\n  node_listen:\n    - {port: 70000}\n"),
+        "config.yaml:4:14: apisix.node_listen[0].port: expected a port, found 70000"
+    );
+    assert!(only_error("apisix: {ssl: {listen: [{port: 1, enable_http3: true}]}}").contains("HTTP/3"));
+    assert!(only_error("apisix: {node_listen: [{prot: 1}]}").contains("did you mean \"port\"?"));
+}
+
+#[test]
+fn arrays_replace_null_deletes_and_types_hold() {
+    let config = parse("apisix: {status: ~}\nnginx_config: {http: {real_ip_from: [10.0.0.0/8, 'unix:']}}");
+    assert_eq!(config.status, None);
+    assert_eq!(config.real_ip.from, ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(parse("apisix: {router: {http: ~}}").router, RouterKind::RadixtreeUri);
+    assert_eq!(
+        only_error("apisix:\n  enable_ipv6: 'yes'\n"),
+        "config.yaml:3:16: apisix.enable_ipv6: failed to merge, path[apisix->enable_ipv6] expect: boolean, but got: string"
+    );
+    // nginx_config may hold numbers for strings and the reverse.
+    let config =
+        parse("nginx_config: {worker_processes: 2, http: {keepalive_timeout: 75, client_max_body_size: 8m}}");
+    assert_eq!(config.worker_processes, Some(2));
+    assert_eq!(config.http.keepalive_timeout, Duration::from_secs(75));
+    assert_eq!(config.http.client_max_body_size, Some(8 << 20));
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    assert_eq!(
+        only_error("apisix:\n  node_listne: 80\n"),
+        "config.yaml:3:3: apisix.node_listne: unknown field; did you mean \"node_listen\"?"
+    );
+    assert!(only_error("nginx_conf: {}").contains("did you mean \"nginx_config\"?"));
+    assert!(
+        only_error("nginx_config: {http: {upstream: {keepalives: 1}}}")
+            .contains("did you mean \"keepalive\"?")
+    );
+}
+
+#[test]
+fn what_would_be_ignored_to_harm_is_refused() {
+    for (text, key) in [
+        ("apisix: {proxy_mode: http&stream}", "apisix.proxy_mode"),
+        ("apisix: {stream_proxy: {tcp: [9100]}}", "apisix.stream_proxy"),
+        ("apisix: {extra_lua_path: /x}", "apisix.extra_lua_path"),
+        ("discovery: {dns: {servers: ['1.1.1.1']}}", "discovery"),
+        ("nginx_config: {http_configuration_snippet: 'x on;'}", "nginx_config.http_configuration_snippet"),
+    ] {
+        let error = only_error(text);
+        assert!(error.contains(key) && error.contains("not supported"), "{error}");
+    }
+    // The default, and nothing, are no requests.
+    let config = parse("apisix: {proxy_mode: http, extra_lua_path: ''}\ndiscovery: {}\n");
+    assert!(config.reports.is_empty());
+}
+
+#[test]
+fn what_has_no_effect_is_reported() {
+    let config = parse("apisix: {data_encryption: {enable_encrypt_fields: false}}\ngraphql: {max_size: 1}\n");
+    let fields: Vec<_> = config.reports.iter().map(|report| report.field.clone().unwrap()).collect();
+    assert_eq!(fields, ["apisix.data_encryption", "graphql.max_size"]);
+}
+
+#[test]
+fn variables_are_replaced_in_values_and_keys() {
+    let variables = [("PORT", "9090"), ("ON", "false"), ("NAME", "prometheus"), ("SNI", "a.b")];
+    let text = "apisix: {node_listen: '${{ PORT }}', enable_http2: \"${{ON}}\", ssl: {fallback_sni: 'x.${{SNI}}'}}\n\
+                plugin_attr: {'${{NAME}}': {a: '${{NONE:= 7 }}'}}\n";
+    let config = parse_with(text, &variables).unwrap();
+    assert_eq!(config.http_listeners[0].address.port(), 9090);
+    assert!(!config.enable_http2);
+    assert_eq!(config.ssl.fallback_sni.as_deref(), Some("x.a.b"));
+    assert_eq!(config.plugin_attr["prometheus"], serde_json::json!({"a": 7}));
+    let errors = parse_with("apisix: {id: '${{MISSING}}'}", &[]).unwrap_err();
+    assert_eq!(
+        errors,
+        [
+            "config.yaml:2:14: apisix.id: failed to handle configuration: can't find environment variable MISSING"
+        ]
+    );
+}
+
+#[test]
+fn what_only_looks_like_a_variable_stays() {
+    let environment = Environment::Fixed(HashMap::from([("A".to_owned(), "1".to_owned())]));
+    for text in ["${{", "${{}}", "${{A", "${{a b}}", "$A ${A}", ""] {
+        assert_eq!(substitute_text(text, &environment).unwrap(), text);
+    }
+    assert_eq!(substitute_text("${{ x y }} ${{A}}${{B:=}}", &environment).unwrap(), "${{ x y }} 1");
+}
+
+#[test]
+fn workers_can_be_set_from_outside() {
+    assert_eq!(parse_with("", &[("APISIX_WORKER_PROCESSES", "3")]).unwrap().worker_processes, Some(3));
+    assert!(parse_with("", &[("APISIX_WORKER_PROCESSES", "x")]).is_err());
+    assert_eq!(parse("apisix: {enable_dev_mode: true}").worker_processes, Some(1));
+}
+
+#[test]
+fn a_profile_chooses_its_files() {
+    let environment = Environment::Fixed(HashMap::from([("APISIX_PROFILE".to_owned(), "dev".to_owned())]));
+    let directory = Path::new("conf");
+    assert_eq!(config_path(directory, &environment), Path::new("conf/config-dev.yaml"));
+    assert_eq!(parse("").resources_path(directory, &environment), Path::new("conf/apisix-dev.yaml"));
+    let none = Environment::Fixed(HashMap::new());
+    assert_eq!(parse("").resources_path(directory, &none), Path::new("conf/apisix.yaml"));
+}
+
+#[test]
+fn times_and_sizes_are_nginxs() {
+    let config = parse("nginx_config: {worker_shutdown_timeout: 1h30m, http: {send_timeout: 500ms}}");
+    assert_eq!(config.worker_shutdown_timeout, Duration::from_secs(5400));
+    assert_eq!(config.http.send_timeout, Duration::from_millis(500));
+    assert!(
+        only_error("nginx_config: {http: {send_timeout: 5x}}")
+            .contains("expected a time such as 60s, found \"5x\"")
+    );
+    assert!(
+        only_error("nginx_config: {http: {client_max_body_size: '99999999999999999999g'}}")
+            .contains("a size")
+    );
+}
