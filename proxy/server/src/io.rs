@@ -1,0 +1,347 @@
+//! Connections as bytes: TCP or a unix socket, plain or under TLS.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connection, downstream or upstream. It may hold bytes that a listener filter has read already; reads
+/// see them first.
+pub struct Io(Kind);
+
+enum Kind {
+    Plain(Socket),
+    Server(Box<tokio_rustls::server::TlsStream<Socket>>),
+    Client(Box<tokio_rustls::client::TlsStream<Socket>>),
+}
+
+/// What a pooled connection without a request has to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdleState {
+    /// Nothing: it can take a request.
+    Alive,
+    /// The peer has closed it, or it failed.
+    Closed,
+    /// The peer has sent something nobody asked for; the connection is of no more use.
+    HasData,
+}
+
+impl Io {
+    /// A connection in plain text.
+    pub fn plain(socket: Socket) -> Io {
+        Io(Kind::Plain(socket))
+    }
+
+    /// The server's end of a TLS connection.
+    pub fn tls_server(stream: tokio_rustls::server::TlsStream<Socket>) -> Io {
+        Io(Kind::Server(Box::new(stream)))
+    }
+
+    /// The client's end of a TLS connection.
+    pub fn tls_client(stream: tokio_rustls::client::TlsStream<Socket>) -> Io {
+        Io(Kind::Client(Box::new(stream)))
+    }
+
+    /// Whether bytes are encrypted.
+    pub fn is_tls(&self) -> bool {
+        !matches!(self.0, Kind::Plain(_))
+    }
+
+    /// The socket below.
+    pub fn socket(&self) -> &Socket {
+        match &self.0 {
+            Kind::Plain(socket) => socket,
+            Kind::Server(tls) => tls.get_ref().0,
+            Kind::Client(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Our address; `None` for a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.socket().local_addr()
+    }
+
+    /// The peer's address; `None` for a unix socket.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.socket().peer_addr()
+    }
+
+    /// Looks after a connection that has no request under way. No system call is made while the runtime has
+    /// seen nothing on the socket. After anything but [`IdleState::Alive`] the connection must be dropped:
+    /// a byte may have been lost.
+    pub fn idle_state(&mut self) -> IdleState {
+        if let Kind::Plain(socket) = &mut self.0 {
+            return socket.idle_state();
+        }
+        // TLS has records of its own (session tickets) that say nothing to us: let it read them.
+        let mut byte = [0u8; 1];
+        let mut buf = ReadBuf::new(&mut byte);
+        match Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf) {
+            Poll::Pending => IdleState::Alive,
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => IdleState::HasData,
+            Poll::Ready(_) => IdleState::Closed,
+        }
+    }
+}
+
+impl std::fmt::Debug for Io {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} connection", if self.is_tls() { "TLS" } else { "plain" })
+    }
+}
+
+impl From<TcpStream> for Io {
+    fn from(stream: TcpStream) -> Io {
+        Io::plain(Socket::tcp(stream))
+    }
+}
+
+impl From<UnixStream> for Io {
+    fn from(stream: UnixStream) -> Io {
+        Io::plain(Socket::unix(stream))
+    }
+}
+
+/// Passes a poll on to whatever the connection is.
+macro_rules! inner {
+    ($self:expr, $s:ident => $e:expr) => {
+        match &mut $self.get_mut().0 {
+            Kind::Plain($s) => $e,
+            Kind::Server($s) => $e,
+            Kind::Client($s) => $e,
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        inner!(self, s => Pin::new(s).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Io {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        inner!(self, s => Pin::new(s).poll_write(cx, buf))
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        inner!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.0 {
+            Kind::Plain(s) => s.is_write_vectored(),
+            Kind::Server(s) => s.is_write_vectored(),
+            Kind::Client(s) => s.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        inner!(self, s => Pin::new(s).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        inner!(self, s => Pin::new(s).poll_shutdown(cx))
+    }
+}
+
+/// A socket with the bytes that were read from it ahead of time.
+pub struct Socket {
+    stream: Stream,
+    /// Bytes read ahead, most often none.
+    front: Option<Box<Front>>,
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+struct Front {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Socket {
+    /// A TCP connection.
+    pub fn tcp(stream: TcpStream) -> Socket {
+        Socket { stream: Stream::Tcp(stream), front: None }
+    }
+
+    /// A connection over a unix socket.
+    pub fn unix(stream: UnixStream) -> Socket {
+        Socket { stream: Stream::Unix(stream), front: None }
+    }
+
+    /// Puts bytes in front of what is still to be read.
+    pub fn unread(&mut self, bytes: Vec<u8>) {
+        let rest = self.front.take().map(|f| f.bytes.get(f.at..).unwrap_or_default().to_vec());
+        let bytes = match rest {
+            Some(rest) if !rest.is_empty() => [bytes, rest].concat(),
+            _ => bytes,
+        };
+        self.front = (!bytes.is_empty()).then(|| Box::new(Front { bytes, at: 0 }));
+    }
+
+    /// The TCP stream, unless it is a unix socket.
+    pub fn as_tcp(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Tcp(tcp) => Some(tcp),
+            Stream::Unix(_) => None,
+        }
+    }
+
+    /// Our address; `None` for a unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.as_tcp()?.local_addr().ok()
+    }
+
+    /// The peer's address; `None` for a unix socket.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.as_tcp()?.peer_addr().ok()
+    }
+
+    fn idle_state(&mut self) -> IdleState {
+        let mut byte = [0u8; 1];
+        let read = match &self.stream {
+            _ if self.front.is_some() => return IdleState::HasData,
+            Stream::Tcp(s) => s.try_read(&mut byte),
+            Stream::Unix(s) => s.try_read(&mut byte),
+        };
+        match read {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => IdleState::Alive,
+            Ok(n) if n > 0 => IdleState::HasData,
+            _ => IdleState::Closed,
+        }
+    }
+
+    /// Gives bytes read ahead to `buf`; tells whether there were any.
+    fn take_front(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let Some(front) = &mut self.front else { return false };
+        let rest = front.bytes.get(front.at..).unwrap_or_default();
+        let n = rest.len().min(buf.remaining());
+        buf.put_slice(rest.get(..n).unwrap_or_default());
+        front.at += n;
+        if front.at == front.bytes.len() {
+            self.front = None;
+        }
+        n > 0
+    }
+}
+
+/// Passes a poll on to the stream.
+macro_rules! stream {
+    ($self:expr, $s:ident => $e:expr) => {
+        match &mut $self.get_mut().stream {
+            Stream::Tcp($s) => $e,
+            Stream::Unix($s) => $e,
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    #[inline]
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.front.is_some() && self.take_front(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        stream!(self, s => Pin::new(s).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Socket {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        stream!(self, s => Pin::new(s).poll_write(cx, buf))
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        stream!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        stream!(self, s => Pin::new(s).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        stream!(self, s => Pin::new(s).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn pair() -> (Io, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener.accept().await.unwrap().0.into(), client)
+    }
+
+    /// Lets the runtime see what happens on the socket.
+    async fn settle(io: &mut Io, wanted: IdleState) {
+        for _ in 0..200 {
+            if io.idle_state() == wanted {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        panic!("never {wanted:?}");
+    }
+
+    #[tokio::test]
+    async fn idle_connections_are_alive_until_the_peer_speaks_or_closes() {
+        let (mut io, mut client) = pair().await;
+        assert_eq!(io.idle_state(), IdleState::Alive);
+        client.write_all(b"x").await.unwrap();
+        settle(&mut io, IdleState::HasData).await;
+        assert_eq!(io.idle_state(), IdleState::Alive);
+        drop(client);
+        settle(&mut io, IdleState::Closed).await;
+    }
+
+    #[tokio::test]
+    async fn bytes_read_ahead_come_first() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut socket = Socket::tcp(listener.accept().await.unwrap().0);
+        client.write_all(b"world").await.unwrap();
+        socket.unread(b"lo ".to_vec());
+        socket.unread(b"hel".to_vec());
+        let mut io = Io::plain(socket);
+        assert_eq!(io.idle_state(), IdleState::HasData);
+        let mut got = [0u8; 11];
+        io.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"hello world");
+        assert_eq!(io.peer_addr(), Some(client.local_addr().unwrap()));
+    }
+
+    #[test]
+    fn the_handle_stays_small() {
+        assert!(size_of::<Io>() <= 56, "{}", size_of::<Io>());
+    }
+}

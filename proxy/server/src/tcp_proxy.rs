@@ -1,0 +1,1 @@
+//! TCP proxying: bytes both ways between a client and an endpoint.
