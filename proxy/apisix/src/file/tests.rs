@@ -1,0 +1,171 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::HashMap;
+
+use super::*;
+
+fn none() -> Environment {
+    Environment::Fixed(HashMap::new())
+}
+
+/// Section, position, line and content of every item.
+fn shown(items: &[Item<'_>]) -> Vec<(String, usize, u32, String)> {
+    let show = |item: &Item<'_>| {
+        let node = item.parse().unwrap();
+        (item.section.key().to_owned(), item.index, node.place.line, node.to_json().to_string())
+    };
+    items.iter().map(show).collect()
+}
+
+/// Both ways of reading must agree wherever the split answers at all.
+fn assert_same(text: &str) -> Vec<(String, usize, u32, String)> {
+    let by_split = shown(&split(text).expect("the usual layout"));
+    assert_eq!(by_split, shown(&parse(text, Format::Yaml, &none()).unwrap()));
+    by_split
+}
+
+const USUAL: &str = "\
+# a comment
+routes:
+  - id: 1 # one
+    uri: /a
+
+    # within
+    desc: |
+      - not an item
+      #END of nothing
+  -
+    uri: /b
+    upstream:
+      nodes:
+        - host: a
+          port: 80
+
+upstreams: # none here
+
+services:
+- id: s
+  desc: 'it''s'
+- {id: t}
+#END
+";
+
+#[test]
+fn the_usual_layout_is_split() {
+    let items = assert_same(USUAL);
+    let places: Vec<_> = items.iter().map(|(s, i, l, _)| (s.as_str(), *i, *l)).collect();
+    assert_eq!(places, [("routes", 1, 3), ("routes", 2, 11), ("services", 1, 20), ("services", 2, 22)]);
+    assert_eq!(items[0].3, r##"{"id":1,"uri":"/a","desc":"- not an item\n#END of nothing\n"}"##);
+}
+
+#[test]
+fn places_are_those_of_the_file() {
+    let items = split(USUAL).unwrap();
+    let node = items[1].parse().unwrap();
+    let port =
+        node.get("upstream").and_then(|u| u.get("nodes")).and_then(|n| n.as_array()?.first()?.get("port"));
+    assert_eq!(port.unwrap().place, Place::new(15, 17));
+}
+
+#[test]
+fn unusual_layouts_are_left_to_the_parser() {
+    for text in [
+        "{routes: []}",
+        "routes: []\n",
+        "routes: [{uri: /a}]\n",
+        "routes:\n  a: 1\n",
+        "routes:\n  - uri: /a\nroutes:\n  - uri: /b\n",
+        "---\nroutes:\n  - uri: /a\n",
+        "routes:\n  - uri: /a\n...\n",
+        "\"routes\":\n  - uri: /a\n",
+        "routes:\n    - uri: /a\n  - uri: /b\n",
+        "unknown:\n  - a\n",
+        "- routes\n",
+        "routes:\n\t- uri: /a\n",
+        "routes: &a\n  - uri: /a\n",
+        "routes:\n  # comment\n  uri: /a\n",
+    ] {
+        assert_eq!(split(text), None, "{text:?}");
+    }
+}
+
+#[test]
+fn a_split_inside_a_value_shows_as_an_item_that_does_not_parse() {
+    for text in [
+        "routes:\n  - uri: \"/a\n  - b\"\n",
+        "routes:\n  - {uri: /a,\n  - b}\n",
+        "routes:\n  - &a {uri: /a}\n  - *a\n",
+        "routes:\n  - {uri: /a, upstream: &u {nodes: {}}}\n  - {uri: /b, upstream: *u}\n",
+    ] {
+        let items = split(text).unwrap();
+        assert!(items.iter().any(|item| item.parse().is_none()), "{text:?}");
+    }
+}
+
+#[test]
+fn a_change_changes_one_fingerprint() {
+    let before = split(USUAL).unwrap();
+    let changed = USUAL.replace("uri: /b", "uri: /c");
+    let after = split(&changed).unwrap();
+    let differ: Vec<_> = before.iter().zip(&after).map(|(a, b)| a.fingerprint != b.fingerprint).collect();
+    assert_eq!(differ, [false, true, false, false]);
+}
+
+#[test]
+fn the_end_marker_is_asked_for_as_apisix_does() {
+    for text in ["#END", "routes: []\n#END\n", "# x #END  \n \n", "a#END"] {
+        assert!(is_complete(text), "{text:?}");
+    }
+    for text in ["", "#END x", "# END", "#EN", "#END\n\n\n\n\n\n\n\n\n\n\n"] {
+        assert!(!is_complete(text), "{text:?}");
+    }
+}
+
+#[test]
+fn top_level_faults_have_a_place() {
+    let errors = parse("route:\n  - {}\nssls: 1\n", Format::Yaml, &none()).unwrap_err();
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        errors,
+        ["1:1: route: unknown field; did you mean \"routes\"?", "3:7: ssls: expected a list, found a number"]
+    );
+    assert!(parse("[1]", Format::Json, &none()).is_err());
+    assert_eq!(parse("", Format::Yaml, &none()).unwrap(), []);
+    assert_eq!(parse("routes:\n", Format::Yaml, &none()).unwrap(), []);
+}
+
+#[test]
+fn json_has_its_variables_replaced_in_values() {
+    let environment = Environment::Fixed(HashMap::from([("W".to_owned(), "5".to_owned())]));
+    let items =
+        parse(r#"{"upstreams": [{"nodes": {"a:80": "${{W}}"}}]}"#, Format::Json, &environment).unwrap();
+    assert_eq!(items[0].parse().unwrap().to_json(), serde_json::json!({"nodes": {"a:80": 5}}));
+}
+
+#[test]
+fn large_files_are_refused_unread() {
+    let path = std::env::temp_dir().join(format!("sixfold-apisix-large-{}", std::process::id()));
+    std::fs::File::create(&path).unwrap().set_len(50 << 20).unwrap();
+    let error = read(&path).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert!(error.reason.contains("larger than the limit"), "{error}");
+    assert!(read(&path).unwrap_err().reason.contains("can't be opened"));
+}
+
+/// Prints what `docs` and the design speak of; the bound is loose, for machines that do other things too.
+#[test]
+fn splitting_5000_routes_takes_milliseconds() {
+    let mut text = String::from("routes:\n");
+    for i in 0..5000 {
+        text.push_str(&format!(
+            "  - id: r{i}\n    uri: /api/v1/resource-{i}/*\n    hosts: [a{i}.example.com]\n    methods: [GET, POST]\n    \
+             plugins:\n      proxy-rewrite:\n        regex_uri: [\"^/api/(.*)\", \"/$1\"]\n    upstream_id: u{i}\n"
+        ));
+    }
+    let start = std::time::Instant::now();
+    let items = split(&text).unwrap();
+    let elapsed = start.elapsed();
+    assert_eq!(items.len(), 5000);
+    eprintln!("split and hash of 5,000 routes ({} KiB): {elapsed:?}", text.len() >> 10);
+    assert!(elapsed.as_millis() < 200, "{elapsed:?}");
+}
