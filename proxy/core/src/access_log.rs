@@ -9,6 +9,26 @@ pub trait LogSink: Send + Sync {
     fn write(&self, line: &[u8]);
 }
 
+/// Where an access log is written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LogTarget {
+    /// A file, opened for appending and made when it is missing.
+    File(std::path::PathBuf),
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Opens access logs for sources that compile configuration; equal targets share one sink.
+pub trait OpenLog: Send + Sync {
+    /// The sink of a target.
+    ///
+    /// # Errors
+    /// Why a file can't be opened.
+    fn open(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String>;
+}
+
 /// One access log of a connection manager, a listener or a TCP proxy.
 pub struct AccessLog {
     /// Which streams are logged; `None` logs all.
