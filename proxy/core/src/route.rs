@@ -4,7 +4,7 @@ use crate::cluster::ClusterCell;
 use crate::format::Format;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
-use crate::matcher::{HeaderMatcher, Predicate};
+use crate::matcher::{HeaderMatcher, HeaderTarget, Predicate};
 use crate::plugin::Chain;
 use crate::regex::{Regex, Rewrite};
 use crate::runtime::Fraction;
@@ -258,8 +258,8 @@ pub struct HashPolicy {
 /// What a hash policy looks at.
 #[derive(Debug)]
 pub enum HashInput {
-    /// All values of a header, sorted, optionally rewritten first.
-    Header(HeaderName, Option<(Regex, Rewrite)>),
+    /// All values of a header or pseudo header, sorted, optionally rewritten first.
+    Header(HeaderTarget, Option<(Regex, Rewrite)>),
     /// A cookie; made when it is missing and has a `ttl`.
     Cookie {
         /// Name.
