@@ -83,6 +83,11 @@ impl Regex {
         self.compiled().is_some_and(|r| r.is_match(text))
     }
 
+    /// Where the first match lies.
+    pub fn find(&self, text: &[u8]) -> Option<std::ops::Range<usize>> {
+        self.compiled()?.find(text).map(|m| m.range())
+    }
+
     /// Replaces every match; the replacement names groups as RE2 does, `\0` to `\9`, and `\\`.
     /// `None` when nothing matched.
     pub fn replace_all(&self, text: &[u8], rewrite: &Rewrite) -> Option<Vec<u8>> {

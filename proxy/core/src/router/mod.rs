@@ -1,5 +1,14 @@
 //! Route tables: which virtual host and which route a request is for.
 
+mod apisix;
+mod domains;
+mod index;
+mod template;
+
+pub use apisix::{ApisixRoute, ApisixRouter};
+pub use template::{Template, parse_rewrite};
+
+use crate::error::ConfigError;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
 use crate::plugin::Chain;
@@ -7,7 +16,11 @@ use crate::regex::Regex;
 use crate::retry::RetryPolicy;
 use crate::route::{RequireTls, Route, VirtualCluster};
 use crate::stream::Stream;
+use apisix::ApisixHosts;
 use arc_swap::ArcSwapOption;
+use domains::Domains;
+use index::Index;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The path a route is for.
@@ -21,6 +34,8 @@ pub enum PathMatch {
     SeparatedPrefix(Box<[u8]>, bool),
     /// Envoy's `safe_regex`: the whole path.
     Regex(Regex),
+    /// Envoy's `path_match_policy` with a uri_template.
+    Template(Template),
     /// CONNECT requests alone.
     Connect,
 }
@@ -107,7 +122,7 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     /// Everything but the routes.
     pub options: VirtualHostOptions,
-    routes: Vec<Arc<Route>>,
+    index: Index,
 }
 
 /// A compiled route table.
@@ -117,7 +132,16 @@ pub struct RouteTable {
     pub name: Arc<str>,
     /// Everything but virtual hosts.
     pub options: TableOptions,
-    hosts: Vec<Arc<VirtualHost>>,
+    hosts: Hosts,
+}
+
+/// How a table chooses by host.
+#[derive(Debug)]
+enum Hosts {
+    /// Envoy: one virtual host, and no other if its routes do not match.
+    Domains(Domains),
+    /// APISIX: every host that fits, the most specific first.
+    Apisix(Box<ApisixHosts>),
 }
 
 /// What a lookup found.
@@ -130,18 +154,129 @@ pub struct Found {
 }
 
 impl VirtualHost {
+    /// A virtual host whose routes are tried in this order, as Envoy does.
+    pub fn new(name: &str, options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> VirtualHost {
+        VirtualHost { name: name.into(), options, index: Index::of_list(routes) }
+    }
+
     /// The routes in the configuration's order.
     pub fn routes(&self) -> &[Arc<Route>] {
-        &self.routes
+        self.index.routes()
     }
 }
 
 impl RouteTable {
+    /// Envoy's table: virtual hosts with their domains.
+    ///
+    /// # Errors
+    /// A domain that is there twice (upper and lower case are alike), is empty, or holds a `*` that is
+    /// neither its first nor its last character.
+    pub fn new(
+        name: &str,
+        options: TableOptions,
+        hosts: Vec<(Vec<String>, Arc<VirtualHost>)>,
+    ) -> Result<RouteTable, ConfigError> {
+        let domains = Domains::new(hosts)?;
+        Ok(RouteTable { name: name.into(), options, hosts: Hosts::Domains(domains) })
+    }
+
+    /// APISIX's table: routes with their URIs and hosts, in the order they were added.
+    ///
+    /// # Errors
+    /// A URI that can't be compiled.
+    pub fn apisix(
+        name: &str,
+        options: TableOptions,
+        router: ApisixRouter,
+        routes: Vec<ApisixRoute>,
+    ) -> Result<RouteTable, ConfigError> {
+        let hosts = ApisixHosts::new(name, router, routes)?;
+        Ok(RouteTable { name: name.into(), options, hosts: Hosts::Apisix(Box::new(hosts)) })
+    }
+
     /// The virtual host and the route for the request of `stream`; `None` when no virtual host fits. Path
     /// captures of the route are left in `stream.captures`.
     pub fn find(&self, stream: &mut Stream) -> Option<Found> {
-        let _ = stream;
-        let host = self.hosts.first()?;
-        Some(Found { virtual_host: host.clone(), route: host.routes.first().cloned() })
+        stream.captures.clear();
+        let mut captures = std::mem::take(&mut stream.captures);
+        let path = self.path(stream);
+        let found = match &self.hosts {
+            Hosts::Domains(domains) => {
+                domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {
+                    virtual_host: host.clone(),
+                    route: host.index.find(&path, stream, &mut captures).cloned(),
+                })
+            }
+            Hosts::Apisix(hosts) => Some(Found {
+                virtual_host: hosts.virtual_host().clone(),
+                route: hosts.find(&path, stream, &mut captures).cloned(),
+            }),
+        };
+        drop(path);
+        stream.captures = captures;
+        found
+    }
+
+    /// Every route of the table.
+    pub fn routes(&self) -> Box<dyn Iterator<Item = &Arc<Route>> + '_> {
+        match &self.hosts {
+            Hosts::Domains(domains) => Box::new(domains.all().iter().flat_map(|host| host.routes())),
+            Hosts::Apisix(hosts) => Box::new(hosts.routes()),
+        }
+    }
+
+    /// The virtual hosts in the configuration's order; APISIX's table has one that stands for all.
+    pub fn virtual_hosts(&self) -> &[Arc<VirtualHost>] {
+        match &self.hosts {
+            Hosts::Domains(domains) => domains.all(),
+            Hosts::Apisix(hosts) => std::slice::from_ref(hosts.virtual_host()),
+        }
+    }
+
+    /// The path as this table matches it.
+    fn path<'a>(&self, stream: &'a Stream) -> Cow<'a, [u8]> {
+        let path = stream.request.target.path();
+        if self.options.ignore_path_parameters && memchr::memchr(b';', path).is_some() {
+            Cow::Owned(without_parameters(path))
+        } else {
+            Cow::Borrowed(path)
+        }
+    }
+}
+
+/// Drops `;` and what follows of every segment.
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut inside = false;
+    for &b in path {
+        inside = (inside || b == b';') && b != b'/';
+        if !inside {
+            out.push(b);
+        }
+    }
+    out
+}
+
+impl PathMatch {
+    /// Whether a path without its query is meant. [`PathMatch::Connect`] asks for the method instead and is
+    /// never met by a path.
+    pub fn matches(&self, path: &[u8]) -> bool {
+        fn starts(path: &[u8], prefix: &[u8], ignore_case: bool) -> bool {
+            path.get(..prefix.len())
+                .is_some_and(|p| if ignore_case { p.eq_ignore_ascii_case(prefix) } else { p == prefix })
+        }
+        if path.is_empty() {
+            return false;
+        }
+        match self {
+            PathMatch::Prefix(prefix, i) => starts(path, prefix, *i),
+            PathMatch::Exact(want, i) => path.len() == want.len() && starts(path, want, *i),
+            PathMatch::SeparatedPrefix(prefix, i) => {
+                starts(path, prefix, *i) && path.get(prefix.len()).is_none_or(|b| *b == b'/')
+            }
+            PathMatch::Regex(regex) => regex.is_match(path),
+            PathMatch::Template(template) => template.matches(path),
+            PathMatch::Connect => false,
+        }
     }
 }

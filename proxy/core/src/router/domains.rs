@@ -1,0 +1,106 @@
+//! Envoy's choice of a virtual host by the request's host (common/router/config_impl.cc `findVirtualHost`).
+
+use super::VirtualHost;
+use crate::error::ConfigError;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+type Map = HashMap<Box<[u8]>, Arc<VirtualHost>>;
+
+/// Domains of a table: exact names, `*.suffix`, `prefix.*`, and the one for all others.
+#[derive(Debug, Default)]
+pub(super) struct Domains {
+    exact: Map,
+    /// By length of the text without its star, longest first.
+    suffixes: Vec<(usize, Map)>,
+    prefixes: Vec<(usize, Map)>,
+    any: Option<Arc<VirtualHost>>,
+    all: Vec<Arc<VirtualHost>>,
+}
+
+impl Domains {
+    pub(super) fn new(hosts: Vec<(Vec<String>, Arc<VirtualHost>)>) -> Result<Domains, ConfigError> {
+        let mut domains = Domains::default();
+        for (names, host) in hosts {
+            for name in &names {
+                domains.add(name, &host).map_err(|reason| {
+                    ConfigError::field("domains", reason)
+                        .in_resource(format!("virtual host \"{}\"", host.name))
+                })?;
+            }
+            domains.all.push(host);
+        }
+        domains.suffixes.sort_by_key(|(len, _)| std::cmp::Reverse(*len));
+        domains.prefixes.sort_by_key(|(len, _)| std::cmp::Reverse(*len));
+        Ok(domains)
+    }
+
+    fn add(&mut self, name: &str, host: &Arc<VirtualHost>) -> Result<(), String> {
+        let lower = name.to_ascii_lowercase();
+        let old = if lower == "*" {
+            self.any.replace(host.clone())
+        } else if let Some(suffix) = lower.strip_prefix('*') {
+            insert(&mut self.suffixes, suffix, host)
+        } else if let Some(prefix) = lower.strip_suffix('*') {
+            insert(&mut self.prefixes, prefix, host)
+        } else if lower.is_empty() {
+            return Err("a domain is empty".to_owned());
+        } else {
+            self.exact.insert(lower.as_bytes().into(), host.clone())
+        };
+        match old {
+            Some(_) if lower == "*" => Err("only a single wildcard domain is permitted".to_owned()),
+            Some(other) => {
+                Err(format!("duplicate domain \"{name}\", also of virtual host \"{}\"", other.name))
+            }
+            None if lower.matches('*').count() > 1 || inner_star(&lower) => {
+                Err(format!("\"{name}\": a star may only stand at the start or at the end"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The virtual hosts in the configuration's order.
+    pub(super) fn all(&self) -> &[Arc<VirtualHost>] {
+        &self.all
+    }
+
+    /// The virtual host for `authority`, with its port as sent.
+    pub(super) fn find(&self, authority: &[u8], ignore_port: bool) -> Option<&Arc<VirtualHost>> {
+        if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
+            return self.any.as_ref();
+        }
+        let host = if ignore_port { crate::message::strip_port(authority) } else { authority };
+        let host: SmallVec<[u8; 64]> = host.iter().map(u8::to_ascii_lowercase).collect();
+        self.exact
+            .get(&host[..])
+            .or_else(|| {
+                let tail = |len: usize| host.len().checked_sub(len).and_then(|at| host.get(at..));
+                longest(&self.suffixes, host.len(), tail)
+            })
+            .or_else(|| longest(&self.prefixes, host.len(), |len| host.get(..len)))
+            .or(self.any.as_ref())
+    }
+}
+
+fn inner_star(name: &str) -> bool {
+    name.len() > 2 && name.get(1..name.len() - 1).is_some_and(|inner| inner.contains('*'))
+}
+
+fn insert(lists: &mut Vec<(usize, Map)>, text: &str, host: &Arc<VirtualHost>) -> Option<Arc<VirtualHost>> {
+    let at = lists.iter().position(|(len, _)| *len == text.len()).unwrap_or_else(|| {
+        lists.push((text.len(), Map::new()));
+        lists.len() - 1
+    });
+    lists[at].1.insert(text.as_bytes().into(), host.clone())
+}
+
+/// The first list with the part of the host that `part` cuts out; the star stands for one byte or more.
+fn longest<'a, 'h>(
+    lists: &'a [(usize, Map)],
+    host_len: usize,
+    part: impl Fn(usize) -> Option<&'h [u8]>,
+) -> Option<&'a Arc<VirtualHost>> {
+    lists.iter().filter(|(len, _)| *len < host_len).find_map(|(len, map)| map.get(part(*len)?))
+}
