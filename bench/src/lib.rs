@@ -1,1 +1,1 @@
-//! Micro benchmarks of sixfold
+//! Micro benchmarks of sixfold (`benches/`), and programs that its load tests run beside it (`src/bin/`).

@@ -1,6 +1,7 @@
 //! The project's own chores, behind `cargo xtask`: what CI runs, what a developer runs before a commit, and the
 //! load tests behind `bench/RESULTS.md`.
 
+pub mod bench;
 pub mod conformance;
 pub mod deny;
 pub mod h2spec;

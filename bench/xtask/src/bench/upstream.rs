@@ -1,0 +1,86 @@
+//! The upstreams, on the load's core: an nginx, and for gRPC a small server of our own, since nginx answers a POST before
+//! it has read it, which some proxies take for a failure.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::others::nginx_frame;
+use super::peers::{LOAD_CORE, pinned};
+use crate::process::{Background, free_port};
+use crate::tools::self_signed;
+
+/// A length-prefixed gRPC message of seven bytes: not compressed, field 1 is the string "hello".
+const MESSAGE: &[u8] = b"\0\0\0\0\x07\x0a\x05hello";
+
+/// What the second HTTP/1 port answers.
+pub(super) const OTHER_ANSWER: &str = "hello from the other side\n";
+
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub http1: u16,
+    /// HTTP/2, answers unary gRPC calls
+    pub http2: u16,
+    /// HTTP/1 with [`OTHER_ANSWER`]
+    pub other: u16,
+    dir: PathBuf,
+    _processes: [Background; 2],
+}
+
+impl Upstream {
+    /// # Errors
+    /// nginx or openssl fails.
+    pub(super) fn start(dir: &Path, grpc_upstream: &Path) -> Result<Self> {
+        let dir = dir.join("upstream");
+        let files = dir.join("files");
+        fs::create_dir_all(&files)?;
+        fs::write(files.join("body"), vec![b'x'; 100 * 1024])?;
+        fs::write(dir.join("message"), MESSAGE)?;
+        self_signed(&dir)?;
+        let both = [fs::read(dir.join("cert.pem"))?, fs::read(dir.join("key.pem"))?].concat();
+        fs::write(dir.join("both.pem"), both)?;
+
+        let (http1, http2, other) = (free_port()?, free_port()?, free_port()?);
+        let http = format!(
+            "  open_file_cache max=10;\n  root {files};\n\
+             server {{ listen 127.0.0.1:{http1} reuseport;\n\
+               location / {{ default_type text/plain; return 200 \"hello world, this is a body\\n\"; }}\n\
+               location = /body {{ sendfile on; }} }}\n\
+             server {{ listen 127.0.0.1:{other} reuseport;\n\
+               location / {{ default_type text/plain; return 200 \"{answer}\"; }} }}",
+            files = files.display(),
+            answer = OTHER_ANSWER.replace('\n', "\\n"),
+        );
+        let conf = dir.join("nginx.conf");
+        fs::write(&conf, nginx_frame(&dir, "off", &http))?;
+        let mut command = pinned(LOAD_CORE);
+        command.arg("nginx").arg("-c").arg(conf).stderr(File::create(dir.join("stderr.log"))?);
+        let mut process = Background::spawn(&mut command)?;
+        process.wait_for_port(http1, Duration::from_secs(10))?;
+        let mut command = pinned(LOAD_CORE);
+        command.arg(grpc_upstream).arg(format!("127.0.0.1:{http2}"));
+        let mut grpc = Background::spawn(command.stderr(File::create(dir.join("grpc.log"))?))?;
+        grpc.wait_for_port(http2, Duration::from_secs(10))?;
+        Ok(Self { http1, http2, other, dir, _processes: [process, grpc] })
+    }
+
+    pub(super) fn certificate(&self) -> PathBuf {
+        self.dir.join("cert.pem")
+    }
+
+    pub(super) fn key(&self) -> PathBuf {
+        self.dir.join("key.pem")
+    }
+
+    /// Both in one file, as HAProxy wants them.
+    pub(super) fn certificate_with_key(&self) -> PathBuf {
+        self.dir.join("both.pem")
+    }
+
+    /// The body of a gRPC call.
+    pub(super) fn message(&self) -> PathBuf {
+        self.dir.join("message")
+    }
+}
