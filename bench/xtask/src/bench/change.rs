@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(super) struct Change {
     /// Milliseconds from the rename of the file to the first answer by the new route
-    live: Estimate,
+    pub live: Estimate,
     steady: Latency,
     changing: Latency,
 }

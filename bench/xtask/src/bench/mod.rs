@@ -6,6 +6,7 @@
 mod cases;
 mod change;
 mod envoy;
+mod goals;
 mod instructions;
 mod load;
 mod measure;

@@ -71,7 +71,12 @@ impl Programs {
             let out = Command::new(program).arg(flag).output();
             let text = out.map(|out| [out.stdout, out.stderr].concat()).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
-            text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("unknown").to_owned()
+            let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
+            // "PROGRAM version: 1.2", "PROGRAM version 1.2" or "PROGRAM version: PROGRAM/1.2"
+            line.split_once("version")
+                .map_or(line, |(_, version)| version)
+                .trim_matches([':', ' '])
+                .to_owned()
         };
         vec![
             (Peer::Sixfold, ask(&self.sixfold, "version")),

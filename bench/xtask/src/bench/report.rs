@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::cases::Case;
 use super::change::Change;
+use super::goals;
 use super::load::Latency;
 use super::measure::{CaseResult, Effort, Row};
 use super::peers::Peer;
@@ -44,7 +45,7 @@ impl Report {
     }
 
     pub(super) fn markdown(&self) -> String {
-        let mut text = self.preface();
+        let mut text = self.preface() + &goals::section(self);
         for result in &self.cases {
             text += &case_section(result);
         }
@@ -65,16 +66,16 @@ impl Report {
              - Machine: {}.\n\
              - sixfold and the TCP forwarder are built with the `release` profile (fat LTO, one codegen unit).\n\
              - One worker each, on a core of its own; the load generator and the upstream (nginx) share the other core.\n\
-             - Every proxy writes its access log to a file and counts its metrics (nginx: stub_status).\n\
+             - Every proxy but the forwarder writes its access log to a file and counts its metrics (nginx: stub_status).\n\
              - {rounds} turns of {seconds} s for each peer, in alternation. A figure is the median; the interval behind\n\
-               it holds the true median with at least 95 % probability (order statistics; of 7 turns it is the whole\n\
-               range).\n\
+               \x20 it holds the true median with at least 95 % probability (order statistics; of 7 turns it is the whole\n\
+               \x20 range).\n\
              - CPU is user and system time of the whole process from /proc, divided by the requests. It is the figure to\n\
-               compare; requests a second depend on what else the machine does.\n\
+               \x20 compare; requests a second depend on what else the machine does.\n\
              - \"ours / theirs\" is sixfold's CPU a request divided by the peer's, turn by turn.\n\
              - Latency is taken by h2load at the arrival rate named, from the times of all single requests.\n\
              - Load average of the machine: {:.2} when the run began, {:.2} when it ended; at the end of each case it\n\
-               stands under the table. The tests themselves keep two cores busy.\n\n",
+               \x20 stands under the table. The tests themselves keep two cores busy.\n\n",
             command.join(" "),
             self.machine,
             self.load_average.0,

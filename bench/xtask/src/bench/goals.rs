@@ -1,0 +1,86 @@
+//! The figures that this project sets itself, held against a run.
+
+use std::fmt::Write;
+
+use super::peers::Peer;
+use super::report::Report;
+
+/// The case, the peer, and the most that our CPU a request may be of the peer's.
+const RATIOS: &[(&str, Peer, f64)] = &[
+    ("one", Peer::Nginx, 1.0),
+    ("one", Peer::TcpForward, 1.25),
+    ("one", Peer::Envoy, 1.0 / 3.0),
+    ("prefix-3000", Peer::Envoy, 1.0 / 8.0),
+    ("exact-3000", Peer::Envoy, 1.0 / 7.0),
+    ("regex-3000", Peer::Envoy, 1.0 / 15.0),
+    ("header", Peer::Envoy, 1.0 / 12.0),
+    ("h2c", Peer::Envoy, 1.0 / 2.5),
+    ("tls", Peer::Envoy, 1.0 / 2.5),
+];
+
+/// The case, and the most resident megabytes after 100,000 requests over all routes.
+const MEGABYTES: &[(&str, f64)] = &[
+    ("one", 15.0),
+    ("prefix-3000", 30.0),
+    ("exact-3000", 30.0),
+    ("regex-3000", 30.0),
+    ("wild-regex-3000", 45.0),
+];
+
+/// The most milliseconds until one changed route of 5,000 is live.
+const LIVE: f64 = 20.0;
+
+/// A table of all goals that the run says something about; empty when it says nothing.
+pub(super) fn section(report: &Report) -> String {
+    let mut lines = String::new();
+    for (name, peer, most) in RATIOS {
+        let case = report.cases.iter().find(|result| result.case.name == *name);
+        if let Some(row) = case.and_then(|case| case.rows.iter().find(|row| row.peer == *peer))
+            && !row.ratio.median.is_nan()
+        {
+            let what = format!("CPU a request, `{name}`, ours / {}", peer.name());
+            lines += &line(&what, *most, row.ratio.median, 3);
+        }
+    }
+    for (name, most) in MEGABYTES {
+        let ours = |(case, peer, _, _): &&(&super::cases::Case, Peer, f64, f64)| {
+            case.name == *name && *peer == Peer::Sixfold
+        };
+        if let Some((_, _, _, after)) = report.memory.iter().find(ours) {
+            lines += &line(&format!("resident MB after 100,000 requests, `{name}`"), *most, *after, 1);
+        }
+    }
+    if let Some(change) = &report.change {
+        lines += &line("ms until one changed route of 5,000 is live", LIVE, change.live.median, 1);
+    }
+    if lines.is_empty() {
+        return lines;
+    }
+    format!("\n## Goals\n\n| goal | at most | measured | reached |\n| --- | ---: | ---: | --- |\n{lines}")
+}
+
+fn line(what: &str, most: f64, measured: f64, digits: usize) -> String {
+    let reached = if measured <= most { "yes".to_owned() } else { format!("no, {:.2}x", measured / most) };
+    let mut text = String::new();
+    let _ = writeln!(text, "| {what} | {most:.digits$} | {measured:.digits$} | {reached} |");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_is_reached_or_missed_by_a_factor() {
+        assert!(line("x", 20.0, 20.0, 1).ends_with("| 20.0 | 20.0 | yes |\n"));
+        assert!(line("x", 20.0, 30.0, 1).ends_with("| 20.0 | 30.0 | no, 1.50x |\n"));
+    }
+
+    #[test]
+    fn every_goal_is_about_a_case_and_a_peer_of_it() {
+        for (name, peer, _) in RATIOS {
+            let case = super::super::cases::CASES.iter().find(|case| case.name == *name);
+            assert!(case.is_some_and(|case| case.peers.contains(peer)), "{name}");
+        }
+    }
+}
