@@ -1,1 +1,3 @@
 //! Micro benchmarks of sixfold (`benches/`), and programs that its load tests run beside it (`src/bin/`).
+
+pub mod fixtures;

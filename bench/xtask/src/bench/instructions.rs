@@ -1,6 +1,5 @@
-//! `cargo xtask bench router-instructions`: what a request costs in user-space instructions, counted by callgrind,
-//! with 1 route and with 5,000. The difference is the price of the lookup. Instructions do not depend on what else the
-//! machine does.
+//! `cargo xtask bench router-instructions`: user-space instructions counted by callgrind, which do not depend on what
+//! else the machine does. First those of a lookup alone, then those of a whole request with 1 route and with 5,000.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,9 +19,13 @@ use crate::tools::build_proxy;
 
 const REQUESTS: usize = 2_000;
 
+/// Lookups in the longer of two runs; the shorter has half, and the difference has no start in it.
+const LOOKUPS: u32 = 20_000;
+
 /// # Errors
 /// A program fails, or a request does.
 pub(super) fn run() -> Result<()> {
+    lookups()?;
     let binary = build_proxy("release")?;
     let dir = target().join("instructions");
     fs::create_dir_all(&dir)?;
@@ -44,6 +47,30 @@ pub(super) fn run() -> Result<()> {
         let count = count(case, &binary, &upstream, &dir)?;
         let one = *with_one.get_or_insert(count);
         println!("{name:16} {count:8.0}  {:+.1} % of the request with 1 route", (count / one - 1.0) * 100.0);
+    }
+    Ok(())
+}
+
+fn lookups() -> Result<()> {
+    let program = bench_program("router-lookups")?;
+    let file = target().join("router-lookups.callgrind");
+    println!("instructions a lookup");
+    println!("{:12} {:>8} {:>8} {:>8} {:>8}", "table", "of 1", "1st", "3,000th", "5,000th");
+    for table in ["Prefix", "Exact", "Regex", "WildRegex", "Header"] {
+        let mut line = format!("{table:12}");
+        for (routes, n) in [(1, 1), (5_000, 1), (5_000, 3_000), (5_000, 5_000)] {
+            let count = |lookups: u32| -> Result<f64> {
+                let mut command = Command::new("valgrind");
+                command.args(["--tool=callgrind", "--quiet"]);
+                command.arg(format!("--callgrind-out-file={}", file.display()));
+                command.arg(&program).arg(table).args([routes, n, lookups].map(|number| number.to_string()));
+                output(&mut command)?;
+                total(&fs::read_to_string(&file)?)
+            };
+            let difference = count(LOOKUPS)? - count(LOOKUPS / 2)?;
+            line += &format!(" {:8.0}", difference / f64::from(LOOKUPS / 2));
+        }
+        println!("{line}");
     }
     Ok(())
 }

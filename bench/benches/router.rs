@@ -1,0 +1,36 @@
+//! Lookup of one route among 1 and among 5,000.
+
+#![allow(clippy::unwrap_used)]
+
+use divan::{Bencher, black_box};
+use sixfold_bench::fixtures::{TABLES, Table, request};
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = TABLES)]
+fn of_one(bencher: Bencher<'_, '_>, table: Table) {
+    lookup(bencher, table, 1, 1);
+}
+
+#[divan::bench(args = TABLES)]
+fn first_of_5000(bencher: Bencher<'_, '_>, table: Table) {
+    lookup(bencher, table, 5_000, 1);
+}
+
+#[divan::bench(args = TABLES)]
+fn middle_of_5000(bencher: Bencher<'_, '_>, table: Table) {
+    lookup(bencher, table, 5_000, 3_000);
+}
+
+#[divan::bench(args = TABLES)]
+fn last_of_5000(bencher: Bencher<'_, '_>, table: Table) {
+    lookup(bencher, table, 5_000, 5_000);
+}
+
+fn lookup(bencher: Bencher<'_, '_>, table: Table, routes: usize, n: usize) {
+    let (table, mut request) = (table.compile(routes).unwrap(), request(n));
+    assert!(table.find(&mut request).unwrap().route.is_some());
+    bencher.bench_local(|| black_box(table.find(black_box(&mut request))));
+}
