@@ -1,0 +1,40 @@
+//! Patterns of `~~` and `~*`: linear-time where they can be, backtracking with a bound where PCRE needs it.
+
+use super::EvalError;
+use crate::regex::Regex;
+
+/// Steps a backtracking pattern may take on one text.
+const BACKTRACK_LIMIT: usize = 100_000;
+
+/// A search pattern in PCRE's syntax.
+#[derive(Debug)]
+pub(super) enum Pattern {
+    Linear(Regex),
+    /// Look-around and back references. Works on text alone.
+    Backtracking(Box<fancy_regex::Regex>),
+}
+
+impl Pattern {
+    pub(super) fn new(source: &str, ignore_case: bool) -> Result<Pattern, String> {
+        let flags = if ignore_case { "(?i)" } else { "" };
+        let source = format!("{flags}{source}");
+        match Regex::search(&source) {
+            Ok(regex) => Ok(Pattern::Linear(regex)),
+            Err(linear) => fancy_regex::RegexBuilder::new(&source)
+                .backtrack_limit(BACKTRACK_LIMIT)
+                .delegate_size_limit(2 << 20)
+                .build()
+                .map(|regex| Pattern::Backtracking(Box::new(regex)))
+                .map_err(|_| linear.to_string()),
+        }
+    }
+
+    pub(super) fn is_match(&self, text: &[u8]) -> Result<bool, EvalError> {
+        match self {
+            Pattern::Linear(regex) => Ok(regex.is_match(text)),
+            Pattern::Backtracking(regex) => regex
+                .is_match(&*String::from_utf8_lossy(text))
+                .map_err(|e| EvalError(format!("failed to match '{}': {e}", regex.as_str()))),
+        }
+    }
+}
