@@ -1,32 +1,235 @@
 //! Format strings: Envoy's `%OPERATOR(args):length%` and APISIX's `$variable`, compiled to one list of
 //! parts. One engine for header values, access logs, bodies, rewrites and hash keys.
+//!
+//! Nothing is looked up by name while a request runs: an operator or a variable is a function or a prepared
+//! name. Writing appends to a buffer and allocates nothing for what logs and headers usually hold.
+
+mod body;
+mod certificate;
+mod envoy;
+mod escape;
+mod fixed;
+mod graphql;
+mod json;
+mod nginx;
+mod operator;
+mod read;
+mod template;
+#[cfg(test)]
+mod tests;
+mod time;
+mod variable;
+
+pub use escape::Escape;
+pub use json::{Dialect, JsonOptions};
+pub use operator::{grpc_status, http_to_grpc_status};
+pub use time::TimeFormat;
+pub use variable::Variable;
 
 use crate::stream::Stream;
+use json::Node;
+use operator::Operator;
+
+/// Envoy's access log line when the configuration gives no format (usage.rst, "Default format string").
+pub const ENVOY_DEFAULT: &str = concat!(
+    "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% ",
+    "%RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% ",
+    "\"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" ",
+    "\"%UPSTREAM_HOST%\"\n"
+);
 
 /// A compiled format.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Format {
-    parts: Vec<Part>,
+    parts: Box<[Part]>,
+    /// `omit_empty_values`: a missing value is nothing where it would be `-`.
+    omit_empty: bool,
 }
 
 #[derive(Debug)]
 enum Part {
     Text(Box<[u8]>),
+    Operator {
+        operator: Operator,
+        /// Bytes that are kept.
+        max: Option<usize>,
+    },
+    Variable {
+        variable: Variable,
+        /// `${name ?? default}`
+        default: Option<Box<[u8]>>,
+    },
+    Json(Box<Node>),
+}
+
+/// What an operator or a variable wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// Nothing: the value is not there.
+    Missing,
+    /// Text.
+    Text,
+    /// A number, an object or a list in JSON's spelling.
+    Json,
+}
+
+/// How the values of one output look.
+#[derive(Clone, Copy)]
+struct Style {
+    missing: &'static [u8],
+    escape: Escape,
 }
 
 impl Format {
     /// Plain text.
     pub fn text(text: &str) -> Format {
-        Format { parts: vec![Part::Text(text.as_bytes().into())] }
+        Format { parts: Box::new([Part::Text(text.as_bytes().into())]), omit_empty: false }
     }
 
-    /// For header values: a missing value is nothing.
+    /// Envoy's command operators.
+    ///
+    /// # Errors
+    /// When an operator is not known, its arguments are wrong, or a `%` stands alone.
+    pub fn envoy(text: &str) -> Result<Format, String> {
+        Ok(Format { parts: envoy::parse(text)?.into(), omit_empty: false })
+    }
+
+    /// APISIX's `$name`, `${name}` and `${name ?? default}`; `\$` is a dollar sign. A name that nobody knows
+    /// is a variable that some plugin may set, so no template is wrong.
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn apisix(text: &str) -> Result<Format, String> {
+        Ok(Format { parts: template::parse(text).into(), omit_empty: false })
+    }
+
+    /// A JSON document whose strings are formats. Keys are sorted; a string that is one operator keeps the
+    /// operator's type.
+    ///
+    /// # Errors
+    /// As the dialect's strings give them, after the path of the field.
+    pub fn json(value: &serde_json::Value, options: JsonOptions) -> Result<Format, String> {
+        let node = json::compile(value, options)?;
+        Ok(Format { parts: Box::new([Part::Json(Box::new(node))]), omit_empty: options.omit_empty })
+    }
+
+    /// Makes a missing value nothing in logs and bodies too (`omit_empty_values`).
+    #[must_use]
+    pub fn omit_empty(mut self) -> Format {
+        self.omit_empty = true;
+        self
+    }
+
+    /// Whether this is a JSON document.
+    pub fn is_json(&self) -> bool {
+        matches!(&self.parts[..], [Part::Json(_)])
+    }
+
+    /// The text, when nothing in it depends on the request.
+    pub fn constant(&self) -> Option<&[u8]> {
+        match &self.parts[..] {
+            [] => Some(b""),
+            [Part::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// For header values: a missing value is nothing, and bytes that no header may hold become spaces.
     pub fn write_header(&self, stream: &Stream, out: &mut Vec<u8>) {
-        let _ = stream;
+        self.write(stream, out, Style { missing: b"", escape: Escape::Header });
+    }
+
+    /// For text access logs: a missing value is `-`, and control bytes of values are written as `\xHH`.
+    pub fn write_log(&self, stream: &Stream, out: &mut Vec<u8>) {
+        self.write_escaped(stream, out, Escape::Control);
+    }
+
+    /// For access logs with nginx's escaping (`access_log_format_escape`): a missing value is `-`, or nothing
+    /// where JSON is meant.
+    pub fn write_escaped(&self, stream: &Stream, out: &mut Vec<u8>, escape: Escape) {
+        let missing: &[u8] = if self.omit_empty || escape == Escape::Json { b"" } else { b"-" };
+        self.write(stream, out, Style { missing, escape });
+    }
+
+    /// For bodies: a missing value is `-`, values are as they are, and a JSON document ends its line.
+    pub fn write_body(&self, stream: &Stream, out: &mut Vec<u8>) {
+        let missing: &[u8] = if self.omit_empty { b"" } else { b"-" };
+        self.write(stream, out, Style { missing, escape: Escape::None });
+        if self.is_json() {
+            out.push(b'\n');
+        }
+    }
+
+    /// For rewrites and hash keys: a missing value is nothing, values are as they are.
+    pub fn write_value(&self, stream: &Stream, out: &mut Vec<u8>) {
+        self.resolve_count(stream, out);
+    }
+
+    /// As [`Format::write_value`]; tells how many variables had a value, which APISIX's callers ask for.
+    pub fn resolve_count(&self, stream: &Stream, out: &mut Vec<u8>) -> usize {
+        self.write(stream, out, Style { missing: b"", escape: Escape::None })
+    }
+
+    /// As [`Format::resolve_count`], where `$1` and `${1}` are groups of a match.
+    pub fn resolve_captures(&self, stream: &Stream, groups: &[Option<&[u8]>], out: &mut Vec<u8>) -> usize {
+        let mut resolved = 0;
         for part in &self.parts {
             match part {
-                Part::Text(text) => out.extend_from_slice(text),
+                Part::Variable { variable, default } => {
+                    let group = variable.capture().and_then(|n| groups.get(n).copied().flatten());
+                    match group.map(|text| out.extend_from_slice(text)) {
+                        Some(()) => resolved += 1,
+                        None if variable.write(stream, out) => resolved += 1,
+                        None => out.extend_from_slice(default.as_deref().unwrap_or_default()),
+                    }
+                }
+                part => {
+                    resolved += usize::from(part.write(
+                        stream,
+                        out,
+                        Style { missing: b"", escape: Escape::None },
+                    ));
+                }
             }
         }
+        resolved
+    }
+
+    fn write(&self, stream: &Stream, out: &mut Vec<u8>, style: Style) -> usize {
+        self.parts.iter().map(|part| usize::from(part.write(stream, out, style))).sum()
+    }
+}
+
+impl Part {
+    /// Appends the part; tells whether it is a value that was there.
+    fn write(&self, stream: &Stream, out: &mut Vec<u8>, style: Style) -> bool {
+        let start = out.len();
+        match self {
+            Part::Text(text) => {
+                out.extend_from_slice(text);
+                return false;
+            }
+            Part::Json(node) => {
+                node.write(stream, out);
+                return true;
+            }
+            Part::Operator { operator, max } => {
+                if operator.write(stream, out) == Written::Missing {
+                    out.extend_from_slice(style.missing);
+                    return false;
+                }
+                if let Some(max) = max {
+                    out.truncate(start + max);
+                }
+            }
+            Part::Variable { variable, default } => {
+                if !variable.write(stream, out) {
+                    out.extend_from_slice(default.as_deref().unwrap_or(style.missing));
+                    return false;
+                }
+            }
+        }
+        style.escape.apply(out, start);
+        true
     }
 }

@@ -1,0 +1,85 @@
+//! Operators about certificates of the downstream connection.
+
+use super::read::{Read, join};
+use super::time::TimeFormat;
+use crate::connection::{Certificate, TlsInfo};
+use crate::stream::Stream;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+
+/// A bound of a certificate's validity.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Validity {
+    peer: bool,
+    end: bool,
+}
+
+/// The bound that an operator's name means.
+pub(super) fn validity(name: &str) -> Option<Validity> {
+    let (peer, rest) = match name.strip_prefix("DOWNSTREAM_PEER_CERT_V_") {
+        Some(rest) => (true, rest),
+        None => (false, name.strip_prefix("DOWNSTREAM_LOCAL_CERT_V_")?),
+    };
+    let end = match rest {
+        "START" => false,
+        "END" => true,
+        _ => return None,
+    };
+    Some(Validity { peer, end })
+}
+
+impl Validity {
+    pub(super) fn write(self, stream: &Stream, format: &TimeFormat, out: &mut Vec<u8>) -> bool {
+        let certificate = if self.peer { peer(stream) } else { local(stream) };
+        let Some(certificate) = certificate else { return false };
+        format.write_seconds(if self.end { certificate.not_after } else { certificate.not_before }, out);
+        true
+    }
+}
+
+pub(super) fn tls(stream: &Stream) -> Option<&TlsInfo> {
+    stream.connection.tls.as_ref()
+}
+
+pub(super) fn peer(stream: &Stream) -> Option<&Certificate> {
+    tls(stream)?.peer.as_deref()
+}
+
+fn local(stream: &Stream) -> Option<&Certificate> {
+    tls(stream)?.local.as_deref()
+}
+
+fn some(text: &str) -> Option<&[u8]> {
+    (!text.is_empty()).then_some(text.as_bytes())
+}
+
+fn list(out: &mut Vec<u8>, names: Option<&Vec<String>>) -> bool {
+    join(out, b",", names.into_iter().flatten())
+}
+
+/// Operators of one certificate: `$prefix` is the name's beginning, `$of` the function that finds it.
+macro_rules! certificate_operators {
+    ($prefix:literal, $of:ident) => {
+        [
+            (concat!($prefix, "SUBJECT"), Read::Text(|s| some(&$of(s)?.subject))),
+            (concat!($prefix, "ISSUER"), Read::Text(|s| some(&$of(s)?.issuer))),
+            (concat!($prefix, "SERIAL"), Read::Text(|s| some(&$of(s)?.serial))),
+            (concat!($prefix, "FINGERPRINT_1"), Read::Text(|s| some(&$of(s)?.sha1))),
+            (concat!($prefix, "FINGERPRINT_256"), Read::Text(|s| some(&$of(s)?.sha256))),
+            (concat!($prefix, "URI_SAN"), Read::Make(|s, out| list(out, $of(s).map(|c| &c.uri_sans)))),
+            (concat!($prefix, "DNS_SAN"), Read::Make(|s, out| list(out, $of(s).map(|c| &c.dns_sans)))),
+            (concat!($prefix, "IP_SAN"), Read::Make(|s, out| list(out, $of(s).map(|c| &c.ip_sans)))),
+            (concat!($prefix, "EMAIL_SAN"), Read::Make(|s, out| list(out, $of(s).map(|c| &c.email_sans)))),
+            (concat!($prefix, "CERT"), Read::Make(|s, out| pem(out, $of(s)))),
+        ]
+    };
+}
+
+/// Appends the certificate as URL-encoded PEM.
+fn pem(out: &mut Vec<u8>, certificate: Option<&Certificate>) -> bool {
+    let Some(certificate) = certificate.filter(|c| !c.pem.is_empty()) else { return false };
+    out.extend(percent_encode(certificate.pem.as_bytes(), NON_ALPHANUMERIC).flat_map(str::bytes));
+    true
+}
+
+pub(super) const PEER: [(&str, Read); 10] = certificate_operators!("DOWNSTREAM_PEER_", peer);
+pub(super) const LOCAL: [(&str, Read); 10] = certificate_operators!("DOWNSTREAM_LOCAL_", local);

@@ -1,0 +1,87 @@
+//! What becomes of bytes in values that could break the output apart.
+
+/// How values are escaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Escape {
+    /// Not at all.
+    #[default]
+    None,
+    /// Control bytes become spaces: for header values.
+    Header,
+    /// Control bytes as `\xHH`: for text logs.
+    Control,
+    /// nginx's `default`: `"`, `\`, control bytes and bytes above 126 as `\xHH`.
+    Nginx,
+    /// nginx's `json`: as inside a JSON string.
+    Json,
+}
+
+impl Escape {
+    /// Escapes what `out` holds from `start` on.
+    pub(super) fn apply(self, out: &mut Vec<u8>, start: usize) {
+        let Some(value) = out.get(start..) else { return };
+        let clean = match self {
+            Escape::None => true,
+            // A tab is legal in a header value (RFC 9110 section 5.5).
+            Escape::Header => !value.iter().any(|b| is_control(*b) && *b != b'\t'),
+            Escape::Control => !value.iter().any(|b| is_control(*b)),
+            Escape::Nginx => !value.iter().any(|b| nginx_escapes(*b)),
+            Escape::Json => json_clean(value),
+        };
+        if clean {
+            return;
+        }
+        let value = out.split_off(start);
+        match self {
+            Escape::None => out.extend_from_slice(&value),
+            Escape::Header => out.extend(value.iter().map(|b| if is_control(*b) { b' ' } else { *b })),
+            Escape::Control => hex(out, &value, is_control),
+            Escape::Nginx => hex(out, &value, nginx_escapes),
+            Escape::Json => json(out, &value),
+        }
+    }
+}
+
+fn is_control(b: u8) -> bool {
+    b < 0x20 || b == 0x7f
+}
+
+fn nginx_escapes(b: u8) -> bool {
+    b < 0x20 || b > 0x7e || b == b'"' || b == b'\\'
+}
+
+/// Whether the bytes may stand in a JSON string as they are.
+pub(super) fn json_clean(value: &[u8]) -> bool {
+    !value.iter().any(|b| *b < 0x20 || *b == b'"' || *b == b'\\' || *b >= 0x7f)
+}
+
+fn hex(out: &mut Vec<u8>, value: &[u8], escapes: fn(u8) -> bool) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    for b in value {
+        if escapes(*b) {
+            let (high, low) = (DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]);
+            out.extend_from_slice(&[b'\\', b'x', high, low]);
+        } else {
+            out.push(*b);
+        }
+    }
+}
+
+/// Appends the inside of a JSON string; bytes that are no UTF-8 become U+FFFD.
+pub(super) fn json(out: &mut Vec<u8>, value: &[u8]) {
+    for c in String::from_utf8_lossy(value).chars() {
+        match c {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            '\n' => out.extend_from_slice(b"\\n"),
+            '\r' => out.extend_from_slice(b"\\r"),
+            '\t' => out.extend_from_slice(b"\\t"),
+            '\u{8}' => out.extend_from_slice(b"\\b"),
+            '\u{c}' => out.extend_from_slice(b"\\f"),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                out.extend_from_slice(format!("\\u{:04x}", c as u32).as_bytes());
+            }
+            c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}

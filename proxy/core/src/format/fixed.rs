@@ -1,0 +1,279 @@
+//! Envoy's operators without arguments.
+
+use super::certificate;
+use super::operator::{Duration, Point, has_request};
+use super::read::{Read, ip, join, number, socket, underscored};
+use crate::headers::Headers;
+use crate::stream::Stream;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// The function of an operator: `None` when the name is not known, `Some(None)` when it is and there is never a
+/// value here.
+pub(super) fn find(name: &str) -> Option<Option<Read>> {
+    let tables = OPERATORS.iter().chain(&certificate::PEER).chain(&certificate::LOCAL);
+    if let Some((_, read)) = tables.into_iter().find(|(n, _)| *n == name) {
+        return Some(Some(*read));
+    }
+    let known = ABSENT.contains(&name) || ABSENT_PREFIXES.iter().any(|p| name.starts_with(p));
+    known.then_some(None)
+}
+
+/// Operators for what sixfold does not have: they print the missing value.
+const ABSENT: &[&str] = &[
+    "ROUNDTRIP_DURATION",
+    "DOWNSTREAM_HANDSHAKE_DURATION",
+    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
+    "UPSTREAM_CONNECTION_ID",
+    "UPSTREAM_DETECTED_CLOSE_TYPE",
+    "UPSTREAM_LOCAL_CLOSE_REASON",
+    "DOWNSTREAM_DETECTED_CLOSE_TYPE",
+    "DOWNSTREAM_LOCAL_CLOSE_REASON",
+    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
+    "DOWNSTREAM_TLS_GROUP",
+    "DOWNSTREAM_TLS_SESSION_ID",
+    "TLS_JA3_FINGERPRINT",
+    "TLS_JA4_FINGERPRINT",
+    "CUSTOM_FLAGS",
+    "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID",
+    "DOWNSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
+    "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_ENDPOINT_ID",
+];
+const ABSENT_PREFIXES: &[&str] = &["UPSTREAM_PEER_", "UPSTREAM_TLS_"];
+
+const OPERATORS: &[(&str, Read)] = &[
+    ("PROTOCOL", Read::Text(protocol)),
+    ("UPSTREAM_PROTOCOL", Read::Text(|s| Some(s.upstream.version?.as_str().as_bytes()))),
+    ("RESPONSE_CODE", Read::Number(|s| Some(s.response.status.into()))),
+    ("RESPONSE_CODE_DETAILS", Read::Make(|s, out| text_underscored(out, &s.details))),
+    ("RESPONSE_FLAGS", Read::Make(|s, out| flags(s, out, false))),
+    ("RESPONSE_FLAGS_LONG", Read::Make(|s, out| flags(s, out, true))),
+    ("CONNECTION_TERMINATION_DETAILS", Read::Text(|s| s.var("connection_termination_details"))),
+    ("DURATION", Read::Number(|s| Some(millis_so_far(s)))),
+    ("REQUEST_DURATION", Read::Number(|s| millis(s, Point::DownstreamRxBegin, Point::DownstreamRxEnd))),
+    ("REQUEST_TX_DURATION", Read::Number(|s| millis(s, Point::DownstreamRxBegin, Point::UpstreamTxEnd))),
+    ("RESPONSE_DURATION", Read::Number(|s| millis(s, Point::DownstreamRxBegin, Point::UpstreamRxBegin))),
+    ("RESPONSE_TX_DURATION", Read::Number(|s| millis(s, Point::UpstreamRxBegin, Point::DownstreamTxEnd))),
+    ("BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_body))),
+    ("BYTES_SENT", Read::Number(|s| Some(s.bytes.response_body))),
+    ("DECOMPRESSED_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_body))),
+    ("DECOMPRESSED_BYTES_SENT", Read::Number(|s| Some(s.bytes.response_body))),
+    ("DOWNSTREAM_HEADER_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_head))),
+    ("DOWNSTREAM_HEADER_BYTES_SENT", Read::Number(|s| Some(s.bytes.response_head))),
+    ("DOWNSTREAM_WIRE_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_head + s.bytes.request_body))),
+    ("DOWNSTREAM_WIRE_BYTES_SENT", Read::Number(|s| Some(s.bytes.response_head + s.bytes.response_body))),
+    ("UPSTREAM_HEADER_BYTES_SENT", Read::Number(|s| reached(s).then(|| request_bytes(s)))),
+    ("UPSTREAM_HEADER_BYTES_RECEIVED", Read::Number(|s| reached(s).then(|| response_bytes(s)))),
+    ("UPSTREAM_WIRE_BYTES_SENT", Read::Number(upstream_sent)),
+    ("UPSTREAM_WIRE_BYTES_RECEIVED", Read::Number(upstream_received)),
+    ("UPSTREAM_DECOMPRESSED_BYTES_SENT", Read::Number(|s| Some(s.bytes.upstream_sent))),
+    ("UPSTREAM_DECOMPRESSED_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.upstream_received))),
+    ("REQUEST_HEADERS_BYTES", Read::Number(|s| Some(request_bytes(s)))),
+    ("RESPONSE_HEADERS_BYTES", Read::Number(|s| Some(response_bytes(s)))),
+    ("RESPONSE_TRAILERS_BYTES", Read::Number(|s| Some(bytes(&s.response_trailers)))),
+    ("DOWNSTREAM_REMOTE_ADDRESS", Read::Make(|s, out| address(out, Some(s.remote)))),
+    ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Read::Make(|s, out| only_ip(out, Some(s.remote)))),
+    ("DOWNSTREAM_REMOTE_PORT", Read::Number(|s| Some(s.remote.port().into()))),
+    ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", Read::Make(|s, out| address(out, Some(s.connection.remote)))),
+    (
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
+        Read::Make(|s, out| only_ip(out, Some(s.connection.remote))),
+    ),
+    ("DOWNSTREAM_DIRECT_REMOTE_PORT", Read::Number(|s| Some(s.connection.remote.port().into()))),
+    ("DOWNSTREAM_LOCAL_ADDRESS", Read::Make(|s, out| address(out, Some(s.connection.local)))),
+    ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Read::Make(|s, out| only_ip(out, Some(s.connection.local)))),
+    ("DOWNSTREAM_LOCAL_PORT", Read::Number(|s| Some(s.connection.local.port().into()))),
+    ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS", Read::Make(|s, out| address(out, Some(s.connection.direct_local)))),
+    (
+        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT",
+        Read::Make(|s, out| only_ip(out, Some(s.connection.direct_local))),
+    ),
+    ("DOWNSTREAM_DIRECT_LOCAL_PORT", Read::Number(|s| Some(s.connection.direct_local.port().into()))),
+    ("UPSTREAM_HOST", Read::Text(|s| Some(s.upstream.host.as_ref()?.label.as_bytes()))),
+    ("UPSTREAM_HOST_NAME", Read::Text(host_name)),
+    ("UPSTREAM_HOST_NAME_WITHOUT_PORT", Read::Text(|s| host_name(s).map(crate::message::strip_port))),
+    ("UPSTREAM_HOSTS_ATTEMPTED", Read::Make(|s, out| attempted(s, out, false, false))),
+    ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", Read::Make(|s, out| attempted(s, out, false, true))),
+    ("UPSTREAM_HOST_NAMES_ATTEMPTED", Read::Make(|s, out| attempted(s, out, true, false))),
+    ("UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT", Read::Make(|s, out| attempted(s, out, true, true))),
+    ("UPSTREAM_REMOTE_ADDRESS", Read::Make(|s, out| address(out, upstream_remote(s)))),
+    ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Read::Make(|s, out| only_ip(out, upstream_remote(s)))),
+    ("UPSTREAM_REMOTE_PORT", Read::Number(|s| Some(upstream_remote(s)?.port().into()))),
+    ("UPSTREAM_LOCAL_ADDRESS", Read::Make(|s, out| address(out, s.upstream.local))),
+    ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Read::Make(|s, out| only_ip(out, s.upstream.local))),
+    ("UPSTREAM_LOCAL_PORT", Read::Number(|s| Some(s.upstream.local?.port().into()))),
+    (
+        "UPSTREAM_CLUSTER",
+        Read::Text(|s| Some(s.upstream.cluster.as_ref()?.config.observability_name.as_bytes())),
+    ),
+    ("UPSTREAM_CLUSTER_RAW", Read::Text(|s| Some(s.upstream.cluster.as_ref()?.config.name.as_bytes()))),
+    ("UPSTREAM_REQUEST_ATTEMPT_COUNT", Read::Number(|s| Some(s.upstream.attempts.into()))),
+    (
+        "UPSTREAM_TRANSPORT_FAILURE_REASON",
+        Read::Make(|s, out| text_underscored(out, s.upstream.failure.as_deref().unwrap_or_default())),
+    ),
+    ("ROUTE_NAME", Read::Text(|s| some(s.route.as_ref()?.name.as_bytes()))),
+    ("VIRTUAL_CLUSTER_NAME", Read::Text(virtual_cluster)),
+    (
+        "DOWNSTREAM_TLS_VERSION",
+        Read::Text(|s| some(s.connection.tls.as_ref()?.version.as_bytes())),
+    ),
+    ("DOWNSTREAM_TLS_CIPHER", Read::Text(|s| some(s.connection.tls.as_ref()?.cipher.as_bytes()))),
+    ("CONNECTION_ID", Read::Number(|s| Some(s.connection.id))),
+    ("STREAM_ID", Read::Make(|s, out| uuid(out, s))),
+    ("UNIQUE_ID", Read::Make(|s, out| uuid(out, s))),
+    ("TRACE_ID", Read::Text(|s| s.var("trace_id"))),
+    ("SPAN_ID", Read::Text(|s| s.var("span_id"))),
+    ("ACCESS_LOG_TYPE", Read::Text(|s| Some(log_type(s).as_bytes()))),
+    ("LOCAL_REPLY_BODY", Read::Text(|s| Some(&s.local_body))),
+    ("FILTER_CHAIN_NAME", Read::Text(|s| some(s.connection.filter_chain.as_bytes()))),
+];
+
+fn some(text: &[u8]) -> Option<&[u8]> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn protocol(stream: &Stream) -> Option<&[u8]> {
+    let known = has_request(stream) || stream.response.status != 0;
+    known.then(|| stream.request.version.as_str().as_bytes())
+}
+
+/// A TCP connection is logged with a stream that never had a request or an answer.
+fn log_type(stream: &Stream) -> &'static str {
+    if protocol(stream).is_some() { "DownstreamEnd" } else { "TcpConnectionEnd" }
+}
+
+fn text_underscored(out: &mut Vec<u8>, text: &str) -> bool {
+    underscored(out, text);
+    !text.is_empty()
+}
+
+/// The flags; Envoy prints `-` for none in every output, JSON and headers included.
+fn flags(stream: &Stream, out: &mut Vec<u8>, long: bool) -> bool {
+    match (stream.flags.is_empty(), long) {
+        (true, _) => out.push(b'-'),
+        (false, true) => stream.flags.write_long(out),
+        (false, false) => stream.flags.write_short(out),
+    }
+    true
+}
+
+/// Milliseconds until the stream ended, or until now.
+pub(super) fn millis_so_far(stream: &Stream) -> u64 {
+    let end = stream.timing.downstream_tx_end.unwrap_or_else(Instant::now);
+    end.saturating_duration_since(stream.timing.start).as_millis() as u64
+}
+
+fn millis(stream: &Stream, from: Point, to: Point) -> Option<u64> {
+    Duration { from, to, nanos: 1_000_000 }.of(stream)
+}
+
+fn reached(stream: &Stream) -> bool {
+    stream.timing.upstream_tx_begin.is_some()
+}
+
+/// Names and values of a block, as Envoy counts a header map.
+fn bytes(headers: &Headers) -> u64 {
+    (headers.wire_len() - 4 * headers.len()) as u64
+}
+
+fn request_bytes(stream: &Stream) -> u64 {
+    let request = &stream.request;
+    let pseudo = [
+        (":method", request.method.as_str().len()),
+        (":path", request.target.full().len()),
+        (":authority", request.authority.len()),
+        (":scheme", request.scheme.as_str().len()),
+    ];
+    bytes(&request.headers) + pseudo.iter().map(|(name, value)| (name.len() + value) as u64).sum::<u64>()
+}
+
+fn response_bytes(stream: &Stream) -> u64 {
+    // `:status` and its three digits.
+    bytes(&stream.response.headers) + if stream.response.status == 0 { 0 } else { 10 }
+}
+
+fn upstream_sent(stream: &Stream) -> Option<u64> {
+    Some(if reached(stream) { request_bytes(stream) + stream.bytes.upstream_sent } else { 0 })
+}
+
+fn upstream_received(stream: &Stream) -> Option<u64> {
+    let head = if stream.timing.upstream_rx_begin.is_some() { response_bytes(stream) } else { 0 };
+    Some(head + stream.bytes.upstream_received)
+}
+
+fn address(out: &mut Vec<u8>, address: Option<SocketAddr>) -> bool {
+    address.map(|address| socket(out, address)).is_some()
+}
+
+fn only_ip(out: &mut Vec<u8>, address: Option<SocketAddr>) -> bool {
+    address.map(|address| ip(out, address.ip())).is_some()
+}
+
+pub(super) fn upstream_remote(stream: &Stream) -> Option<SocketAddr> {
+    match &stream.upstream.host.as_ref()?.address {
+        crate::cluster::Address::Ip(address) => Some(*address),
+        _ => None,
+    }
+}
+
+fn host_name(stream: &Stream) -> Option<&[u8]> {
+    let host = stream.upstream.host.as_ref()?;
+    some(host.hostname.as_bytes()).or(Some(host.label.as_bytes()))
+}
+
+fn attempted(stream: &Stream, out: &mut Vec<u8>, names: bool, without_port: bool) -> bool {
+    let hosts = stream.upstream.tried.iter().map(|tried| {
+        let host = &tried.host;
+        let text = if names && !host.hostname.is_empty() { &host.hostname } else { &host.label };
+        if without_port { crate::message::strip_port(text.as_bytes()) } else { text.as_bytes() }
+    });
+    join(out, b",", hosts)
+}
+
+fn virtual_cluster(stream: &Stream) -> Option<&[u8]> {
+    let clusters = &stream.virtual_host.as_ref()?.options.virtual_clusters;
+    let found = clusters.iter().find(|c| c.headers.iter().all(|h| h.matches(&stream.request)))?;
+    Some(found.name.as_bytes())
+}
+
+/// A UUID of version 4 from the request's random number: the same for every log of the request.
+fn uuid(out: &mut Vec<u8>, stream: &Stream) -> bool {
+    let (high, low) = random_bits(stream);
+    let high = high & !0xf000 | 0x4000;
+    let low = low & !(0b11 << 62) | 0b10 << 62;
+    for (i, (word, shift, digits)) in
+        [(high, 32, 8), (high, 16, 4), (high, 0, 4), (low, 48, 4), (low, 0, 12)].into_iter().enumerate()
+    {
+        if i > 0 {
+            out.push(b'-');
+        }
+        hex(out, word >> shift, digits);
+    }
+    true
+}
+
+/// 128 bits that belong to the request.
+pub(super) fn random_bits(stream: &Stream) -> (u64, u64) {
+    let seed = stream.random ^ stream.connection.id.rotate_left(40);
+    let mut random = fastrand::Rng::with_seed(seed);
+    (stream.random, random.u64(..))
+}
+
+/// Appends the last `digits` hexadecimal digits of a number.
+pub(super) fn hex(out: &mut Vec<u8>, n: u64, digits: u32) {
+    for i in (0..digits).rev() {
+        let digit = (n >> (4 * i) & 15) as u8;
+        out.push(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
+    }
+}
+
+/// Appends seconds with three digits of their fraction, as nginx prints times.
+pub(super) fn seconds(out: &mut Vec<u8>, millis: u64) {
+    number(out, millis / 1000);
+    out.push(b'.');
+    for divisor in [100, 10, 1] {
+        out.push(b'0' + (millis / divisor % 10) as u8);
+    }
+}

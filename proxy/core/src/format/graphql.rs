@@ -1,0 +1,183 @@
+//! `graphql_operation`, `graphql_name`, `graphql_root_fields`: as much of GraphQL as they need.
+
+use super::variable::decode;
+use crate::headers::Known;
+use crate::matcher::parameter;
+use crate::stream::Stream;
+use http::Method;
+
+/// What of a query is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part {
+    /// `query`, `mutation` or `subscription`.
+    Operation,
+    /// Name of the operation; empty when it has none.
+    Name,
+    /// Fields of the outermost selection, joined by commas.
+    RootFields,
+}
+
+/// Longest query that is read (`graphql.max_size`).
+const MAX_SIZE: usize = 1 << 20;
+
+impl Part {
+    /// From what follows `graphql_` in the variable's name.
+    pub(super) fn parse(name: &str) -> Option<Part> {
+        Some(match name {
+            "operation" => Part::Operation,
+            "name" => Part::Name,
+            "root_fields" => Part::RootFields,
+            _ => return None,
+        })
+    }
+}
+
+/// The part of the request's query: of the argument `query` of a GET, or of the body of a POST.
+pub(super) fn get(stream: &Stream, part: Part) -> Option<Vec<u8>> {
+    let text = query(stream).filter(|text| text.len() <= MAX_SIZE)?;
+    let operation = Operation::parse(&text)?;
+    Some(match part {
+        Part::Operation => operation.kind.into(),
+        Part::Name => operation.name.into(),
+        Part::RootFields => operation.fields.join(",").into_bytes(),
+    })
+}
+
+fn query(stream: &Stream) -> Option<String> {
+    if stream.request.method == Method::GET {
+        let argument = parameter(stream.request.target.query()?, b"query")?;
+        return String::from_utf8(decode(argument).into_owned()).ok();
+    }
+    let body = stream.request_body.as_deref()?;
+    let kind = stream.request.headers.get_str(Known::CONTENT_TYPE).unwrap_or_default();
+    if kind.starts_with("application/json") {
+        let document: serde_json::Value = serde_json::from_slice(body).ok()?;
+        return document.get("query")?.as_str().map(str::to_owned);
+    }
+    String::from_utf8(body.to_vec()).ok()
+}
+
+/// The first operation of a document.
+struct Operation<'a> {
+    kind: &'a str,
+    name: &'a str,
+    fields: Vec<&'a str>,
+}
+
+impl<'a> Operation<'a> {
+    fn parse(text: &'a str) -> Option<Operation<'a>> {
+        let mut tokens = Tokens { rest: text }.peekable();
+        loop {
+            match tokens.next()? {
+                "{" => return Some(Operation { kind: "query", name: "", fields: root_fields(&mut tokens)? }),
+                kind @ ("query" | "mutation" | "subscription") => {
+                    let name = tokens.next_if(|t| is_name(t)).unwrap_or_default();
+                    skip_until_selection(&mut tokens)?;
+                    return Some(Operation { kind, name, fields: root_fields(&mut tokens)? });
+                }
+                "fragment" => {
+                    skip_until_selection(&mut tokens)?;
+                    skip_braces(&mut tokens, "{", "}")?;
+                }
+                _ => return None,
+            }
+        }
+    }
+}
+
+fn is_name(token: &str) -> bool {
+    token.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+}
+
+/// Goes past variables and directives to the `{` of the selection.
+fn skip_until_selection<'a>(tokens: &mut impl Iterator<Item = &'a str>) -> Option<()> {
+    loop {
+        match tokens.next()? {
+            "{" => return Some(()),
+            "(" => skip_braces(tokens, "(", ")")?,
+            _ => {}
+        }
+    }
+}
+
+/// Goes past the end of a group whose opening was read.
+fn skip_braces<'a>(tokens: &mut impl Iterator<Item = &'a str>, open: &str, close: &str) -> Option<()> {
+    let mut depth = 1;
+    while depth > 0 {
+        match tokens.next()? {
+            t if t == open => depth += 1,
+            t if t == close => depth -= 1,
+            _ => {}
+        }
+    }
+    Some(())
+}
+
+/// Names of the fields up to the end of the outermost selection; aliases are left out.
+fn root_fields<'a>(
+    tokens: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>,
+) -> Option<Vec<&'a str>> {
+    let mut fields = Vec::new();
+    loop {
+        match tokens.next()? {
+            "}" => return Some(fields),
+            "{" => skip_braces(tokens, "{", "}")?,
+            "(" => skip_braces(tokens, "(", ")")?,
+            // A directive or a fragment spread: its name is no field.
+            "@" | "..." => {
+                tokens.next_if(|t| is_name(t));
+            }
+            name if is_name(name) && tokens.peek() != Some(&":") => fields.push(name),
+            _ => {}
+        }
+    }
+}
+
+/// Names, punctuation and literals of a document; white space, commas and comments are left out.
+struct Tokens<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        loop {
+            self.rest = self.rest.trim_start_matches(|c: char| c.is_whitespace() || c == ',');
+            match self.rest.strip_prefix('#') {
+                Some(comment) => self.rest = comment.split_once('\n').map_or("", |(_, rest)| rest),
+                None => break,
+            }
+        }
+        let first = self.rest.chars().next()?;
+        let len = if let Some(block) = self.rest.strip_prefix("\"\"\"") {
+            block.find("\"\"\"")? + 6
+        } else if first == '"' {
+            string_len(self.rest)?
+        } else if self.rest.starts_with("...") {
+            3
+        } else if first.is_ascii_alphanumeric() || first == '_' {
+            let end = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+            self.rest.find(end).unwrap_or(self.rest.len())
+        } else {
+            first.len_utf8()
+        };
+        let (token, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        Some(token)
+    }
+}
+
+/// Bytes of the string literal that `text` begins with.
+fn string_len(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return Some(at + 1),
+            _ => {}
+        }
+    }
+    None
+}

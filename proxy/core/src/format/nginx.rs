@@ -1,0 +1,269 @@
+//! nginx's variables, and those that APISIX's core sets.
+
+use super::certificate::{peer, tls};
+use super::envoy::host_name;
+use super::fixed::{hex, millis_so_far, random_bits, seconds, upstream_remote};
+use super::read::{Read, ip, join, number, socket};
+use super::time::TimeFormat;
+use super::variable::some;
+use crate::cluster::Address;
+use crate::headers::Known;
+use crate::message::{Scheme, Version};
+use crate::stream::{Stream, Tried};
+use std::sync::LazyLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The function of a variable.
+pub(super) fn find(name: &str) -> Option<Read> {
+    VARIABLES.iter().find(|(n, _)| *n == name).map(|(_, read)| *read)
+}
+
+static HOST_NAME: LazyLock<String> = LazyLock::new(host_name);
+static TIME_LOCAL: LazyLock<Option<TimeFormat>> =
+    LazyLock::new(|| TimeFormat::local("%d/%b/%Y:%H:%M:%S %z").ok());
+static TIME_ISO8601: LazyLock<Option<TimeFormat>> =
+    LazyLock::new(|| TimeFormat::local("%Y-%m-%dT%H:%M:%S%:z").ok());
+
+const VARIABLES: &[(&str, Read)] = &[
+    // The request.
+    ("request_method", Read::Text(|s| Some(s.request.method.as_str().as_bytes()))),
+    ("method", Read::Text(|s| Some(s.request.method.as_str().as_bytes()))),
+    ("uri", Read::Text(|s| Some(s.request.target.path()))),
+    ("document_uri", Read::Text(|s| Some(s.request.target.path()))),
+    ("request_uri", Read::Text(|s| Some(request_uri(s)))),
+    ("request", Read::Make(request_line)),
+    ("args", Read::Text(|s| s.request.target.query())),
+    ("query_string", Read::Text(|s| s.request.target.query())),
+    ("is_args", Read::Text(|s| Some(if s.request.target.query().is_some() { b"?" } else { b"" }))),
+    ("scheme", Read::Text(|s| Some(s.request.scheme.as_str().as_bytes()))),
+    ("https", Read::Text(|s| Some(if s.request.scheme == Scheme::Https { b"on" } else { b"" }))),
+    ("host", Read::Make(host)),
+    ("http_host", Read::Text(|s| some(&s.request.authority))),
+    ("http_user_agent", Read::Text(|s| s.request.headers.get(Known::USER_AGENT))),
+    ("http_referer", Read::Text(|s| s.request.headers.get(Known::REFERER))),
+    ("server_protocol", Read::Text(|s| Some(version(s.request.version)))),
+    ("content_length", Read::Text(|s| s.request.headers.get(Known::CONTENT_LENGTH))),
+    ("content_type", Read::Text(|s| s.request.headers.get(Known::CONTENT_TYPE))),
+    ("request_id", Read::Make(request_id)),
+    ("request_length", Read::Number(|s| Some(s.bytes.request_head + s.bytes.request_body))),
+    ("request_time", Read::Make(|s, out| {
+        seconds(out, millis_so_far(s));
+        true
+    })),
+    ("request_completion", Read::Text(|s| {
+        Some(if s.timing.downstream_tx_end.is_some() { b"OK" } else { b"" })
+    })),
+    ("request_body", Read::Text(|s| s.request_body.as_deref())),
+    ("proxy_add_x_forwarded_for", Read::Make(forwarded_for)),
+    // The client's connection.
+    ("remote_addr", Read::Make(|s, out| {
+        ip(out, s.remote.ip());
+        true
+    })),
+    ("remote_port", Read::Number(|s| Some(s.remote.port().into()))),
+    ("binary_remote_addr", Read::Make(binary_address)),
+    ("realip_remote_addr", Read::Make(|s, out| {
+        ip(out, s.connection.direct_remote.ip());
+        true
+    })),
+    ("realip_remote_port", Read::Number(|s| Some(s.connection.direct_remote.port().into()))),
+    ("proxy_protocol_addr", Read::Make(|s, out| {
+        let there = s.connection.remote != s.connection.direct_remote;
+        if there {
+            ip(out, s.connection.remote.ip());
+        }
+        there
+    })),
+    ("proxy_protocol_port", Read::Number(|s| {
+        (s.connection.remote != s.connection.direct_remote).then(|| s.connection.remote.port().into())
+    })),
+    ("server_addr", Read::Make(|s, out| {
+        ip(out, s.connection.local.ip());
+        true
+    })),
+    ("server_port", Read::Number(|s| Some(s.connection.local.port().into()))),
+    ("server_name", Read::Text(|_| Some(b"_"))),
+    ("connection", Read::Number(|s| Some(s.connection.id))),
+    // The response.
+    ("status", Read::Make(|s, out| {
+        status(out, s.response.status);
+        true
+    })),
+    ("bytes_sent", Read::Number(|s| Some(s.bytes.response_head + s.bytes.response_body))),
+    ("body_bytes_sent", Read::Number(|s| Some(s.bytes.response_body))),
+    // The upstream.
+    ("upstream_addr", Read::Make(upstream_addresses)),
+    ("upstream_status", Read::Make(|s, out| {
+        attempts(s, out, |tried, out| match tried.status {
+            0 => out.extend_from_slice(b"502"),
+            code => number(out, code.into()),
+        })
+    })),
+    ("upstream_response_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.response_ms)))),
+    ("upstream_connect_time", Read::Make(|s, out| {
+        attempts(s, out, |t, out| time(out, Some(t.connect_ms.unwrap_or(0))))
+    })),
+    ("upstream_header_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.header_ms)))),
+    ("upstream_response_length", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
+    ("upstream_bytes_received", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
+    ("upstream_bytes_sent", Read::Number(|s| tried(s).then_some(s.bytes.upstream_sent))),
+    ("balancer_ip", Read::Make(|s, out| {
+        upstream_remote(s).map(|address| ip(out, address.ip())).is_some()
+    })),
+    ("balancer_port", Read::Number(|s| Some(upstream_remote(s)?.port().into()))),
+    ("proxy_host", Read::Text(|s| Some(s.upstream.cluster.as_ref()?.config.name.as_bytes()))),
+    ("proxy_port", Read::Number(|s| Some(upstream_remote(s)?.port().into()))),
+    ("response_source", Read::Text(|s| Some(source(s).as_bytes()))),
+    // The resources.
+    ("route_id", Read::Text(|s| some(s.route.as_ref()?.ids.route.as_bytes()))),
+    ("route_name", Read::Text(|s| some(s.route.as_ref()?.name.as_bytes()))),
+    ("service_id", Read::Text(|s| some(s.route.as_ref()?.ids.service.as_bytes()))),
+    ("service_name", Read::Text(|s| some(s.route.as_ref()?.ids.service_name.as_bytes()))),
+    // TLS.
+    ("ssl_protocol", Read::Text(|s| some(tls(s)?.version.as_bytes()))),
+    ("ssl_cipher", Read::Text(|s| some(tls(s)?.cipher.as_bytes()))),
+    ("ssl_server_name", Read::Text(|s| Some(s.connection.requested_server_name.as_deref()?.as_bytes()))),
+    ("ssl_alpn_protocol", Read::Text(|s| tls(s)?.alpn.as_deref())),
+    ("ssl_session_reused", Read::Text(|s| Some(if tls(s)?.resumed { b"r" } else { b"." }))),
+    ("ssl_client_verify", Read::Text(|s| Some(verified(s)?.as_bytes()))),
+    ("ssl_client_s_dn", Read::Text(|s| Some(peer(s)?.subject.as_bytes()))),
+    ("ssl_client_i_dn", Read::Text(|s| Some(peer(s)?.issuer.as_bytes()))),
+    ("ssl_client_serial", Read::Make(|s, out| {
+        peer(s).map(|c| out.extend(c.serial.bytes().map(|b| b.to_ascii_uppercase()))).is_some()
+    })),
+    ("ssl_client_fingerprint", Read::Text(|s| Some(peer(s)?.sha1.as_bytes()))),
+    ("ssl_client_raw_cert", Read::Text(|s| Some(peer(s)?.pem.as_bytes()))),
+    ("ssl_client_cert", Read::Make(indented_certificate)),
+    // The clock and the process.
+    ("time_local", Read::Make(|_, out| clock(out, &TIME_LOCAL))),
+    ("time_iso8601", Read::Make(|_, out| clock(out, &TIME_ISO8601))),
+    ("msec", Read::Make(|_, out| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        seconds(out, since.as_millis() as u64);
+        true
+    })),
+    ("hostname", Read::Text(|_| Some(HOST_NAME.as_bytes()))),
+    ("pid", Read::Number(|_| Some(std::process::id().into()))),
+    ("nginx_version", Read::Text(|_| Some(env!("CARGO_PKG_VERSION").as_bytes()))),
+];
+
+fn request_uri(stream: &Stream) -> &[u8] {
+    some(&stream.original_target).unwrap_or_else(|| stream.request.target.full())
+}
+
+fn version(version: Version) -> &'static [u8] {
+    match version {
+        Version::Http2 => b"HTTP/2.0",
+        Version::Http3 => b"HTTP/3.0",
+        http1 => http1.as_str().as_bytes(),
+    }
+}
+
+fn request_line(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    let request = &stream.request;
+    let parts = [request.method.as_str().as_bytes(), request_uri(stream), version(request.version)];
+    join(out, b" ", parts.into_iter())
+}
+
+/// The host without its port, in lower case; the server's name when there is none.
+fn host(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    match some(stream.request.host()) {
+        Some(host) => out.extend(host.iter().map(u8::to_ascii_lowercase)),
+        None => out.push(b'_'),
+    }
+    true
+}
+
+/// 32 hexadecimal digits that belong to the request.
+fn request_id(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    let (high, low) = random_bits(stream);
+    hex(out, high, 16);
+    hex(out, low, 16);
+    true
+}
+
+fn forwarded_for(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    if join(out, b", ", stream.request.headers.get_all(Known::X_FORWARDED_FOR)) {
+        out.extend_from_slice(b", ");
+    }
+    ip(out, stream.remote.ip());
+    true
+}
+
+fn binary_address(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    match stream.remote.ip() {
+        std::net::IpAddr::V4(v4) => out.extend_from_slice(&v4.octets()),
+        std::net::IpAddr::V6(v6) => out.extend_from_slice(&v6.octets()),
+    }
+    true
+}
+
+/// Three digits, as nginx's logs have them: `000` for none.
+fn status(out: &mut Vec<u8>, status: u16) {
+    if status == 0 {
+        out.extend_from_slice(b"000");
+    } else {
+        number(out, status.into());
+    }
+}
+
+fn tried(stream: &Stream) -> bool {
+    !stream.upstream.tried.is_empty()
+}
+
+/// Appends one value an attempt.
+fn attempts(stream: &Stream, out: &mut Vec<u8>, write: impl Fn(&Tried, &mut Vec<u8>)) -> bool {
+    for (i, attempt) in stream.upstream.tried.iter().enumerate() {
+        if i > 0 {
+            out.extend_from_slice(b", ");
+        }
+        write(attempt, out);
+    }
+    tried(stream)
+}
+
+fn upstream_addresses(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    attempts(stream, out, |attempt, out| match &attempt.host.address {
+        Address::Ip(address) => socket(out, *address),
+        Address::Unix(_) => {
+            out.extend_from_slice(b"unix:");
+            out.extend_from_slice(attempt.host.label.as_bytes());
+        }
+        Address::Name(..) => out.extend_from_slice(attempt.host.label.as_bytes()),
+    })
+}
+
+fn time(out: &mut Vec<u8>, millis: Option<u32>) {
+    match millis {
+        Some(millis) => seconds(out, millis.into()),
+        None => out.push(b'-'),
+    }
+}
+
+fn source(stream: &Stream) -> &'static str {
+    match stream.source {
+        crate::stream::ResponseSource::None => "",
+        crate::stream::ResponseSource::Upstream => "upstream",
+        crate::stream::ResponseSource::Gateway => "apisix",
+        crate::stream::ResponseSource::Proxy => "nginx",
+    }
+}
+
+fn verified(stream: &Stream) -> Option<&'static str> {
+    let tls = tls(stream)?;
+    Some(match (&tls.peer, tls.peer_validated) {
+        (None, _) => "NONE",
+        (Some(_), true) => "SUCCESS",
+        (Some(_), false) => "FAILED",
+    })
+}
+
+/// PEM with a tab before every line but the first, so that it fits in one header.
+fn indented_certificate(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    let Some(certificate) = peer(stream) else { return false };
+    join(out, b"\n\t", certificate.pem.trim_end().split('\n').map(str::as_bytes))
+}
+
+fn clock(out: &mut Vec<u8>, format: &LazyLock<Option<TimeFormat>>) -> bool {
+    format.as_ref().map(|format| format.write(SystemTime::now(), out)).is_some()
+}

@@ -1,0 +1,439 @@
+//! Envoy's command operators as they are evaluated.
+
+use super::Written;
+use super::certificate::Validity;
+use super::read::{Read, number};
+use super::time::TimeFormat;
+use crate::headers::{HeaderName, Headers, Known};
+use crate::matcher::parameter;
+use crate::stream::Stream;
+use serde_json::{Map, Value};
+use std::time::{Instant, SystemTime};
+
+/// A prepared operator.
+#[derive(Debug)]
+pub(super) enum Operator {
+    /// One without arguments.
+    Read(Read),
+    /// One that is known and never has a value here.
+    Missing,
+    /// A value that was known when the configuration was.
+    Constant(Box<[u8]>),
+    Header {
+        side: Side,
+        first: Header,
+        second: Option<Header>,
+    },
+    /// A header cut at its `?`.
+    WithoutQuery(Box<Operator>),
+    Path {
+        query: bool,
+        of: UrlPart,
+    },
+    QueryParameter(Box<str>),
+    Query,
+    Start(TimeFormat),
+    Emit(TimeFormat),
+    Duration(Duration),
+    GrpcStatus(GrpcForm),
+    Metadata {
+        of: MetadataOf,
+        namespace: Box<str>,
+        path: Box<[Box<str>]>,
+    },
+    /// The first that is there.
+    ServerName(&'static [Address]),
+    Validity {
+        of: Validity,
+        format: TimeFormat,
+    },
+    /// The first that has a value, each with its length.
+    Coalesce(Box<[(Operator, Option<usize>)]>),
+}
+
+/// Whose fields are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Request,
+    Response,
+    Trailers,
+}
+
+/// A field of a message.
+#[derive(Debug)]
+pub(super) enum Header {
+    Method,
+    Path,
+    Authority,
+    Scheme,
+    Status,
+    Named(HeaderName),
+    /// Never there.
+    None,
+}
+
+/// Which path is meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum UrlPart {
+    Current,
+    Original,
+    OriginalOrCurrent,
+}
+
+/// Where a server name comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Address {
+    Sni,
+    Host,
+}
+
+/// How a gRPC status is printed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum GrpcForm {
+    Camel,
+    Snake,
+    Number,
+}
+
+/// Whose metadata is meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum MetadataOf {
+    Dynamic,
+    Cluster,
+    Route,
+    VirtualHost,
+    Endpoint,
+    Listener,
+}
+
+/// The time between two moments, in units of so many nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Duration {
+    pub(super) from: Point,
+    pub(super) to: Point,
+    pub(super) nanos: u128,
+}
+
+/// A moment of a request (`COMMON_DURATION`): downstream and upstream, receiving and sending.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Point {
+    DownstreamRxBegin,
+    DownstreamRxEnd,
+    UpstreamTxBegin,
+    UpstreamTxEnd,
+    UpstreamRxBegin,
+    UpstreamRxEnd,
+    DownstreamTxBegin,
+    DownstreamTxEnd,
+    /// Of connecting and the handshake, which are not timed.
+    Unknown,
+}
+
+impl Point {
+    pub(super) fn parse(name: &str) -> Option<Point> {
+        Some(match name {
+            "DS_RX_BEG" => Point::DownstreamRxBegin,
+            "DS_RX_END" => Point::DownstreamRxEnd,
+            "US_TX_BEG" => Point::UpstreamTxBegin,
+            "US_TX_END" => Point::UpstreamTxEnd,
+            "US_RX_BEG" => Point::UpstreamRxBegin,
+            "US_RX_END" => Point::UpstreamRxEnd,
+            "DS_TX_BEG" => Point::DownstreamTxBegin,
+            "DS_TX_END" => Point::DownstreamTxEnd,
+            "US_CX_BEG" | "US_CX_END" | "US_HS_END" | "DS_CX_BEG" | "DS_CX_END" => Point::Unknown,
+            _ => return None,
+        })
+    }
+
+    fn of(self, stream: &Stream) -> Option<Instant> {
+        let timing = &stream.timing;
+        match self {
+            Point::DownstreamRxBegin => Some(timing.start),
+            Point::DownstreamRxEnd => timing.request_complete,
+            Point::UpstreamTxBegin => timing.upstream_tx_begin,
+            Point::UpstreamTxEnd => timing.upstream_tx_end,
+            Point::UpstreamRxBegin => timing.upstream_rx_begin,
+            Point::UpstreamRxEnd => timing.upstream_rx_end,
+            Point::DownstreamTxBegin => timing.downstream_tx_begin,
+            Point::DownstreamTxEnd => timing.downstream_tx_end,
+            Point::Unknown => None,
+        }
+    }
+}
+
+impl Duration {
+    /// The time, if both moments have come in this order.
+    pub(super) fn of(self, stream: &Stream) -> Option<u64> {
+        let (from, to) = (self.from.of(stream)?, self.to.of(stream)?);
+        Some((to.checked_duration_since(from)?.as_nanos() / self.nanos) as u64)
+    }
+}
+
+impl Operator {
+    /// Appends the value.
+    pub(super) fn write(&self, stream: &Stream, out: &mut Vec<u8>) -> Written {
+        match self {
+            Operator::Read(read @ Read::Number(_)) => json_if(read.write(stream, out)),
+            Operator::Read(read) => text_if(read.write(stream, out)),
+            Operator::Missing => Written::Missing,
+            Operator::Constant(text) => put(out, Some(text)),
+            Operator::Header { side, first, second } => {
+                match first.write(stream, *side, out) {
+                    Written::Missing => {}
+                    written => return written,
+                }
+                second.as_ref().map_or(Written::Missing, |h| h.write(stream, *side, out))
+            }
+            Operator::WithoutQuery(header) => {
+                let start = out.len();
+                let written = header.write(stream, out);
+                if let Some(mark) = memchr::memchr(b'?', &out[start..]) {
+                    out.truncate(start + mark);
+                }
+                written
+            }
+            Operator::Path { query, of } => put(out, path(stream, *query, *of)),
+            Operator::QueryParameter(name) => {
+                put(out, stream.request.target.query().and_then(|q| parameter(q, name.as_bytes())))
+            }
+            Operator::Query => put(out, stream.request.target.query()),
+            Operator::Start(format) => time(out, format, stream.start_time),
+            Operator::Emit(format) => time(out, format, SystemTime::now()),
+            Operator::Duration(duration) => json_if(duration.of(stream).map(|n| number(out, n)).is_some()),
+            Operator::GrpcStatus(form) => write_grpc_status(stream, *form, out),
+            Operator::Metadata { of, namespace, path } => metadata(stream, *of, namespace, path, out),
+            Operator::ServerName(order) => {
+                put(out, order.iter().find_map(|from| server_name(stream, *from)))
+            }
+            Operator::Validity { of, format } => text_if(of.write(stream, format, out)),
+            Operator::Coalesce(operators) => coalesce(operators, stream, out),
+        }
+    }
+}
+
+fn text_if(there: bool) -> Written {
+    if there { Written::Text } else { Written::Missing }
+}
+
+fn json_if(there: bool) -> Written {
+    if there { Written::Json } else { Written::Missing }
+}
+
+fn put(out: &mut Vec<u8>, text: Option<&[u8]>) -> Written {
+    text_if(text.map(|text| out.extend_from_slice(text)).is_some())
+}
+
+fn time(out: &mut Vec<u8>, format: &TimeFormat, time: SystemTime) -> Written {
+    format.write(time, out);
+    Written::Text
+}
+
+fn coalesce(operators: &[(Operator, Option<usize>)], stream: &Stream, out: &mut Vec<u8>) -> Written {
+    let start = out.len();
+    for (operator, max) in operators {
+        let written = operator.write(stream, out);
+        if written != Written::Missing && out.len() > start {
+            out.truncate(max.map_or(out.len(), |max| start + max));
+            return written;
+        }
+    }
+    Written::Missing
+}
+
+impl Header {
+    fn write(&self, stream: &Stream, side: Side, out: &mut Vec<u8>) -> Written {
+        let request = &stream.request;
+        let text = match self {
+            Header::Method => has_request(stream).then(|| request.method.as_str().as_bytes()),
+            Header::Path => (!request.target.is_empty()).then(|| request.target.full()),
+            Header::Authority => (!request.authority.is_empty()).then_some(request.authority.as_slice()),
+            Header::Scheme => has_request(stream).then(|| request.scheme.as_str().as_bytes()),
+            Header::Status if stream.response.status != 0 => {
+                number(out, stream.response.status.into());
+                return Written::Text;
+            }
+            Header::Named(name) => match side {
+                Side::Request => request.headers.get(name),
+                Side::Response => stream.response.headers.get(name),
+                Side::Trailers => stream.response_trailers.get(name),
+            },
+            Header::Status | Header::None => None,
+        };
+        put(out, text)
+    }
+}
+
+/// Whether a request was parsed at all: a broken one, and a TCP connection, leave an empty head.
+pub(super) fn has_request(stream: &Stream) -> bool {
+    let request = &stream.request;
+    !(request.target.is_empty() && request.authority.is_empty() && request.headers.is_empty())
+}
+
+fn path(stream: &Stream, query: bool, of: UrlPart) -> Option<&[u8]> {
+    let current = || (!stream.request.target.is_empty()).then(|| stream.request.target.full());
+    let original = || {
+        let header = stream.request.headers.get(Known::X_ENVOY_ORIGINAL_PATH);
+        header.or_else(|| (!stream.original_target.is_empty()).then_some(stream.original_target.as_slice()))
+    };
+    let path = match of {
+        UrlPart::Current => current(),
+        UrlPart::Original => original(),
+        UrlPart::OriginalOrCurrent => original().or_else(current),
+    }?;
+    match memchr::memchr(b'?', path) {
+        Some(mark) if !query => path.get(..mark),
+        _ => Some(path),
+    }
+}
+
+fn server_name(stream: &Stream, from: Address) -> Option<&[u8]> {
+    let name = match from {
+        Address::Sni => stream.connection.requested_server_name.as_deref().map(str::as_bytes),
+        Address::Host => Some(stream.request.host()),
+    };
+    name.filter(|name| !name.is_empty())
+}
+
+/// Names of gRPC's codes in Envoy's two spellings, by number.
+const GRPC_NAMES: [(&str, &str); 17] = [
+    ("OK", "OK"),
+    ("Canceled", "CANCELLED"),
+    ("Unknown", "UNKNOWN"),
+    ("InvalidArgument", "INVALID_ARGUMENT"),
+    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+    ("NotFound", "NOT_FOUND"),
+    ("AlreadyExists", "ALREADY_EXISTS"),
+    ("PermissionDenied", "PERMISSION_DENIED"),
+    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+    ("FailedPrecondition", "FAILED_PRECONDITION"),
+    ("Aborted", "ABORTED"),
+    ("OutOfRange", "OUT_OF_RANGE"),
+    ("Unimplemented", "UNIMPLEMENTED"),
+    ("Internal", "INTERNAL"),
+    ("Unavailable", "UNAVAILABLE"),
+    ("DataLoss", "DATA_LOSS"),
+    ("Unauthenticated", "UNAUTHENTICATED"),
+];
+
+/// The gRPC status of a response: its trailers', its headers', else what the HTTP status maps to.
+pub fn grpc_status(stream: &Stream) -> u32 {
+    let of = |headers: &Headers| {
+        let value = headers.get(Known::GRPC_STATUS)?;
+        // Envoy takes a number that it can't read for unknown.
+        Some(std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()).unwrap_or(2))
+    };
+    of(&stream.response_trailers)
+        .or_else(|| of(&stream.response.headers))
+        .unwrap_or_else(|| http_to_grpc_status(stream.response.status))
+}
+
+/// The gRPC status of an HTTP status (source/common/grpc/status.cc `httpToGrpcStatus`).
+pub fn http_to_grpc_status(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+fn write_grpc_status(stream: &Stream, form: GrpcForm, out: &mut Vec<u8>) -> Written {
+    if !stream.request.is_grpc() {
+        return Written::Missing;
+    }
+    let code = grpc_status(stream);
+    let name = match (GRPC_NAMES.get(code as usize), form) {
+        (Some((camel, _)), GrpcForm::Camel) => *camel,
+        (Some((_, snake)), GrpcForm::Snake) => *snake,
+        _ => {
+            number(out, code.into());
+            return Written::Json;
+        }
+    };
+    put(out, Some(name.as_bytes()))
+}
+
+fn metadata(
+    stream: &Stream,
+    of: MetadataOf,
+    namespace: &str,
+    path: &[Box<str>],
+    out: &mut Vec<u8>,
+) -> Written {
+    let upstream = &stream.upstream;
+    let map: Option<&Map<String, Value>> = match of {
+        MetadataOf::Dynamic => return dynamic_metadata(stream, namespace, path, out),
+        MetadataOf::Cluster => upstream.cluster.as_ref().map(|c| &c.config.metadata),
+        MetadataOf::Route => stream.route.as_ref().map(|r| &r.metadata),
+        MetadataOf::VirtualHost => stream.virtual_host.as_ref().map(|v| &v.options.metadata),
+        MetadataOf::Endpoint => upstream.host.as_ref().map(|h| &h.metadata),
+        // Listeners carry no metadata.
+        MetadataOf::Listener => None,
+    };
+    write_value(map.and_then(|m| m.get(namespace)).and_then(|v| walk(v, path)), out)
+}
+
+fn dynamic_metadata(stream: &Stream, namespace: &str, path: &[Box<str>], out: &mut Vec<u8>) -> Written {
+    let mut entries = stream.metadata.iter().filter(|(ns, _, _)| **ns == *namespace);
+    if let Some((key, rest)) = path.split_first() {
+        let value = entries.find(|(_, k, _)| **k == **key).map(|(_, _, value)| value);
+        return write_value(value.and_then(|v| walk(v, rest)), out);
+    }
+    let all: Map<String, Value> = entries.map(|(_, k, v)| (k.to_string(), v.clone())).collect();
+    write_value((!all.is_empty()).then_some(&Value::Object(all)), out)
+}
+
+fn walk<'a>(value: &'a Value, path: &[Box<str>]) -> Option<&'a Value> {
+    path.iter().try_fold(value, |value, key| value.get(&**key))
+}
+
+/// Appends a value of metadata: a string as it is, anything else as JSON with sorted keys.
+fn write_value(value: Option<&Value>, out: &mut Vec<u8>) -> Written {
+    match value {
+        None | Some(Value::Null) => Written::Missing,
+        Some(Value::String(text)) => put(out, Some(text.as_bytes())),
+        Some(value) => {
+            sorted_json(value, out);
+            Written::Json
+        }
+    }
+}
+
+/// Appends JSON with sorted keys.
+fn sorted_json(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by_key(|(key, _)| *key);
+            out.push(b'{');
+            for (i, (key, value)) in entries.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                super::json::quote(out, key.as_bytes());
+                out.push(b':');
+                sorted_json(value, out);
+            }
+            out.push(b'}');
+        }
+        Value::Array(list) => {
+            out.push(b'[');
+            for (i, value) in list.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                sorted_json(value, out);
+            }
+            out.push(b']');
+        }
+        Value::String(text) => super::json::quote(out, text.as_bytes()),
+        // Protobuf's numbers are doubles: a whole one is printed without a fraction.
+        Value::Number(n) => match n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 1e15) {
+            Some(whole) => out.extend_from_slice(itoa::Buffer::new().format(whole as i64).as_bytes()),
+            None => out.extend_from_slice(n.to_string().as_bytes()),
+        },
+        other => out.extend_from_slice(other.to_string().as_bytes()),
+    }
+}

@@ -1,0 +1,57 @@
+//! Parses APISIX's templates: `$name`, `${name}`, `${name ?? default}`, and `\$` for a dollar sign.
+
+use super::{Part, Variable};
+
+/// Splits a template into parts. A `$` that no name follows is text.
+pub(super) fn parse(text: &str) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut plain = Vec::new();
+    let mut rest = text;
+    while let Some(at) = memchr::memchr2(b'$', b'\\', rest.as_bytes()) {
+        plain.extend_from_slice(&rest.as_bytes()[..at]);
+        let after = &rest[at + 1..];
+        if rest.as_bytes()[at] == b'\\' {
+            let dollar = after.strip_prefix('$');
+            plain.push(if dollar.is_some() { b'$' } else { b'\\' });
+            rest = dollar.unwrap_or(after);
+            continue;
+        }
+        let Some((variable, default, used)) = reference(after) else {
+            plain.push(b'$');
+            rest = after;
+            continue;
+        };
+        if !plain.is_empty() {
+            parts.push(Part::Text(std::mem::take(&mut plain).into()));
+        }
+        parts.push(Part::Variable { variable, default });
+        rest = &after[used..];
+    }
+    plain.extend_from_slice(rest.as_bytes());
+    if !plain.is_empty() {
+        parts.push(Part::Text(plain.into()));
+    }
+    parts
+}
+
+/// The variable after a `$`, its default, and the bytes both take.
+fn reference(text: &str) -> Option<(Variable, Option<Box<[u8]>>, usize)> {
+    if let Some(inside) = text.strip_prefix('{') {
+        let (inside, _) = inside.split_once('}')?;
+        let (name, default) = match inside.split_once("??") {
+            Some((name, default)) => (name, Some(default.trim().as_bytes().into())),
+            None => (inside, None),
+        };
+        let name = name.trim();
+        let whole = !name.is_empty() && name_len(name) == name.len();
+        return whole.then(|| (Variable::parse(name), default, inside.len() + 2));
+    }
+    let len = name_len(text);
+    (len > 0).then(|| (Variable::parse(&text[..len]), None, len))
+}
+
+/// Bytes of the name that `text` begins with: letters, digits, `_` and dots.
+fn name_len(text: &str) -> usize {
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'.';
+    text.bytes().position(|b| !is_name(b)).unwrap_or(text.len())
+}

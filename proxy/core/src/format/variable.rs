@@ -1,0 +1,202 @@
+//! APISIX's variables (`ctx.var`, apisix/core/ctx.lua), nginx's among them.
+
+use super::body::{self, BodyPath};
+use super::graphql;
+use super::nginx;
+use super::read::{Read, join};
+use crate::headers::{HeaderName, Headers, Known};
+use crate::matcher::parameter;
+use crate::stream::Stream;
+use percent_encoding::percent_decode;
+use std::borrow::Cow;
+
+/// A prepared variable.
+#[derive(Debug)]
+pub struct Variable {
+    /// As it is spelled; values that plugins assign are found by it, before any other.
+    name: Box<str>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Read off the stream.
+    Read(Read),
+    /// `cookie_x`
+    Cookie(Box<str>),
+    /// `arg_x`
+    Argument(Box<str>),
+    /// `post_arg_x`
+    FormField(Box<str>),
+    /// `post_arg.x`
+    BodyField(BodyPath),
+    /// `uri_param_x`
+    PathParameter(Box<str>),
+    /// `http_x`
+    RequestHeader(Field),
+    /// `sent_http_x`, `upstream_http_x`
+    ResponseHeader(Field),
+    /// `sent_trailer_x`
+    ResponseTrailer(Field),
+    /// `graphql_x`
+    Graphql(graphql::Part),
+    /// `1`: a group of a match, where there is one.
+    Capture(usize),
+    /// What only a plugin can set.
+    Assigned,
+}
+
+/// A header as nginx's variables name it: `-` and `_` are alike.
+#[derive(Debug)]
+struct Field {
+    /// With `-`, as nearly every header is spelled.
+    name: Option<HeaderName>,
+    /// With `_`, as the variable is.
+    spelled: Box<str>,
+}
+
+impl Field {
+    fn new(name: &str) -> Field {
+        let spelled = name.to_ascii_lowercase().replace('-', "_");
+        Field { name: HeaderName::new(&spelled.replace('_', "-")).ok(), spelled: spelled.into() }
+    }
+
+    /// The value; repeated lines are joined as nginx joins them.
+    fn get<'a>(&'a self, headers: &'a Headers) -> Option<Cow<'a, [u8]>> {
+        let name = self.name.as_ref()?;
+        let mut lines = headers.get_all(name);
+        let Some(first) = lines.next() else { return self.with_underscores(headers) };
+        let Some(second) = lines.next() else { return Some(Cow::Borrowed(first)) };
+        let separator: &[u8] = if name.known() == Some(Known::COOKIE) { b"; " } else { b", " };
+        let mut joined = Vec::new();
+        join(&mut joined, separator, [first, second].into_iter().chain(lines));
+        Some(Cow::Owned(joined))
+    }
+
+    /// The value of a header that is spelled with underscores.
+    fn with_underscores<'a>(&self, headers: &'a Headers) -> Option<Cow<'a, [u8]>> {
+        let matches = |name: &[u8]| {
+            let alike = |(a, b): (&u8, u8)| a.to_ascii_lowercase() == b || (*a == b'-' && b == b'_');
+            name.len() == self.spelled.len() && name.iter().zip(self.spelled.bytes()).all(alike)
+        };
+        if !self.spelled.contains('_') {
+            return None;
+        }
+        headers.iter().find(|(name, _)| matches(name)).map(|(_, value)| Cow::Borrowed(value))
+    }
+}
+
+impl Variable {
+    /// Prepares the variable of a name, without its `$`. A name that is not known is one that a plugin may
+    /// set.
+    pub fn parse(name: &str) -> Variable {
+        Variable { name: name.into(), kind: Kind::parse(name) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The number of the match group that it means.
+    pub(super) fn capture(&self) -> Option<usize> {
+        match self.kind {
+            Kind::Capture(n) => Some(n),
+            _ => None,
+        }
+    }
+
+    /// The value for the request, if there is one.
+    pub fn get<'a>(&'a self, stream: &'a Stream) -> Option<Cow<'a, [u8]>> {
+        if let Some(assigned) = self.assigned(stream) {
+            return Some(Cow::Borrowed(assigned));
+        }
+        match &self.kind {
+            Kind::Read(read) => read.get(stream),
+            Kind::Cookie(name) => {
+                crate::matcher::cookie(&stream.request.headers, name.as_bytes()).map(Cow::Borrowed)
+            }
+            Kind::Argument(name) => argument(stream, name),
+            Kind::FormField(name) => body::form_field(stream, name),
+            Kind::BodyField(path) => path.get(stream).map(Cow::Owned),
+            Kind::PathParameter(name) => stream
+                .captures
+                .iter()
+                .find(|(n, _)| **n == **name)
+                .map(|(_, value)| Cow::Borrowed(value.as_slice())),
+            Kind::RequestHeader(field) => match &*field.spelled {
+                "host" => some(&stream.request.authority).map(Cow::Borrowed),
+                _ => field.get(&stream.request.headers),
+            },
+            Kind::ResponseHeader(field) => field.get(&stream.response.headers),
+            Kind::ResponseTrailer(field) => field.get(&stream.response_trailers),
+            Kind::Graphql(part) => graphql::get(stream, *part).map(Cow::Owned),
+            Kind::Capture(_) | Kind::Assigned => None,
+        }
+    }
+
+    /// Appends the value; tells whether there is one.
+    pub fn write(&self, stream: &Stream, out: &mut Vec<u8>) -> bool {
+        match self.kind {
+            Kind::Read(read) if self.assigned(stream).is_none() => read.write(stream, out),
+            _ => self.get(stream).map(|value| out.extend_from_slice(&value)).is_some(),
+        }
+    }
+
+    fn assigned<'a>(&self, stream: &'a Stream) -> Option<&'a [u8]> {
+        if stream.vars.is_empty() { None } else { stream.var(&self.name) }
+    }
+}
+
+impl Kind {
+    fn parse(name: &str) -> Kind {
+        if let Some(read) = nginx::find(name) {
+            return Kind::Read(read);
+        }
+        let prefixed: &[(&str, fn(&str) -> Kind)] = &[
+            ("cookie_", |n| Kind::Cookie(n.into())),
+            ("arg_", |n| Kind::Argument(n.into())),
+            ("post_arg_", |n| Kind::FormField(n.into())),
+            ("post_arg.", |n| Kind::BodyField(BodyPath::parse(n))),
+            ("uri_param_", |n| Kind::PathParameter(n.into())),
+            ("http_", |n| Kind::RequestHeader(Field::new(n))),
+            ("sent_http_", |n| Kind::ResponseHeader(Field::new(n))),
+            ("upstream_http_", |n| Kind::ResponseHeader(Field::new(n))),
+            ("sent_trailer_", |n| Kind::ResponseTrailer(Field::new(n))),
+            ("graphql_", |n| graphql::Part::parse(n).map_or(Kind::Assigned, Kind::Graphql)),
+        ];
+        let found = prefixed.iter().find_map(|(prefix, make)| Some(make(name.strip_prefix(prefix)?)));
+        found.or_else(|| name.parse().ok().map(Kind::Capture)).unwrap_or(Kind::Assigned)
+    }
+}
+
+pub(super) fn some(text: &[u8]) -> Option<&[u8]> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// The first query argument of a name, decoded. One without `=` is `true`, as in APISIX.
+fn argument<'a>(stream: &'a Stream, name: &str) -> Option<Cow<'a, [u8]>> {
+    let query = stream.request.target.query()?;
+    match parameter(query, name.as_bytes()) {
+        // No `=`: the bare name is among the arguments.
+        Some(b"") if query.split(|b| *b == b'&').any(|pair| pair == name.as_bytes()) => {
+            Some(Cow::Borrowed(b"true"))
+        }
+        Some(value) => Some(decode(value)),
+        None => query.split(|b| *b == b'&').find_map(|pair| {
+            let mut halves = pair.splitn(2, |b| *b == b'=');
+            let key = halves.next().filter(|key| key.contains(&b'%') || key.contains(&b'+'))?;
+            let value = halves.next();
+            (*decode(key) == *name.as_bytes()).then(|| value.map_or(Cow::Borrowed(&b"true"[..]), decode))
+        }),
+    }
+}
+
+/// Decodes `%XX` and `+` of forms and queries.
+pub(super) fn decode(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.iter().any(|b| matches!(b, b'%' | b'+')) {
+        return Cow::Borrowed(text);
+    }
+    let spaced: Vec<u8> = text.iter().map(|b| if *b == b'+' { b' ' } else { *b }).collect();
+    Cow::Owned(percent_decode(&spaced).collect())
+}
