@@ -47,7 +47,7 @@ fn is_control(b: u8) -> bool {
 }
 
 fn nginx_escapes(b: u8) -> bool {
-    b < 0x20 || b > 0x7e || b == b'"' || b == b'\\'
+    !(0x20..=0x7e).contains(&b) || b == b'"' || b == b'\\'
 }
 
 /// Whether the bytes may stand in a JSON string as they are.

@@ -34,8 +34,11 @@ pub(super) fn parse(text: &str) -> Vec<Part> {
     parts
 }
 
-/// The variable after a `$`, its default, and the bytes both take.
-fn reference(text: &str) -> Option<(Variable, Option<Box<[u8]>>, usize)> {
+/// A variable with its default, and the bytes both take in the template.
+type Reference = (Variable, Option<Box<[u8]>>, usize);
+
+/// The variable after a `$`.
+fn reference(text: &str) -> Option<Reference> {
     if let Some(inside) = text.strip_prefix('{') {
         let (inside, _) = inside.split_once('}')?;
         let (name, default) = match inside.split_once("??") {

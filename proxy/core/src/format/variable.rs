@@ -153,7 +153,8 @@ impl Kind {
         if let Some(read) = nginx::find(name) {
             return Kind::Read(read);
         }
-        let prefixed: &[(&str, fn(&str) -> Kind)] = &[
+        type Prefix = (&'static str, fn(&str) -> Kind);
+        const PREFIXES: &[Prefix] = &[
             ("cookie_", |n| Kind::Cookie(n.into())),
             ("arg_", |n| Kind::Argument(n.into())),
             ("post_arg_", |n| Kind::FormField(n.into())),
@@ -165,7 +166,7 @@ impl Kind {
             ("sent_trailer_", |n| Kind::ResponseTrailer(Field::new(n))),
             ("graphql_", |n| graphql::Part::parse(n).map_or(Kind::Assigned, Kind::Graphql)),
         ];
-        let found = prefixed.iter().find_map(|(prefix, make)| Some(make(name.strip_prefix(prefix)?)));
+        let found = PREFIXES.iter().find_map(|(prefix, make)| Some(make(name.strip_prefix(prefix)?)));
         found.or_else(|| name.parse().ok().map(Kind::Capture)).unwrap_or(Kind::Assigned)
     }
 }
