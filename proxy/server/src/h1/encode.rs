@@ -54,6 +54,10 @@ pub struct EncodedResponse {
 /// and in Envoy's profile one without a body gets `content-length: 0` unless its method usually has none.
 /// `end_stream` says that there is no body, whatever Content-Length says. `close` asks the upstream to close.
 ///
+/// What flows after an upgrade or through a tunnel is no body: an upgrade without one is encoded with
+/// `end_stream`, and the raw bytes may follow only when the upstream has answered 101 (or 2xx to CONNECT).
+/// Earlier they would be the next request to an upstream that does not upgrade.
+///
 /// # Errors
 /// [`EncodeError`]; nothing has then been appended.
 pub fn encode_request(
@@ -105,7 +109,7 @@ pub fn encode_request(
             BodyEncoder::Discard
         }
         Some(n) => BodyEncoder::Sized(n),
-        None if fields.is_upgrade() => BodyEncoder::Raw,
+        None if end_stream && fields.is_upgrade() => BodyEncoder::Raw,
         None if end_stream => {
             if opts.profile == Profile::Envoy && !usually_without_body(&head.method) {
                 write_own(out, b"content-length", b"0", opts);

@@ -10,6 +10,7 @@ pub mod encode;
 pub mod error;
 mod fields;
 pub mod framing;
+pub mod fuzz;
 pub mod hop;
 mod lines;
 pub mod options;
