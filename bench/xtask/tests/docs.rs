@@ -1,0 +1,65 @@
+//! Pages that say something about the source tree say what is true.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use xtask::process::root;
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let dependencies = manifest["workspace"]["dependencies"].as_table().unwrap();
+    let named = dependencies.keys().filter(|name| !name.starts_with("sixfold")).map(String::as_str);
+    let page = read("docs/dependencies.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split('|').nth(1));
+    let explained: BTreeSet<&str> = rows.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert_eq!(named.collect::<BTreeSet<_>>(), explained, "left: Cargo.toml, right: docs/dependencies.md");
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let mut pages = Vec::new();
+    for place in [root(), root().join("docs"), root().join("proxy/conformance"), root().join("bench")] {
+        collect(&place, place == root().join("docs"), &mut pages);
+    }
+    assert!(pages.len() > 10, "{pages:?}");
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            assert!(page.parent().unwrap().join(file).exists(), "{}: {link}", page.display());
+        }
+    }
+}
+
+#[test]
+fn every_decision_is_in_the_book() {
+    let summary = read("docs/SUMMARY.md");
+    let mut pages = Vec::new();
+    collect(&root().join("docs/adr"), false, &mut pages);
+    for page in pages {
+        let name = page.file_name().unwrap().to_str().unwrap();
+        assert!(summary.contains(&format!("adr/{name}")), "{name} is not in docs/SUMMARY.md");
+    }
+}
+
+fn collect(dir: &Path, deep: bool, pages: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && deep {
+            collect(&path, deep, pages);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            pages.push(path);
+        }
+    }
+}
