@@ -12,6 +12,7 @@ pub mod error;
 pub mod expr;
 pub mod flags;
 pub mod format;
+pub mod hash;
 pub mod hcm;
 pub mod header_ops;
 pub mod headers;

@@ -4,9 +4,26 @@
 //! the whole process (rings, ewma scores, active requests) lives in the balancer or the host; a position that
 //! belongs to one worker (round robin, least_conn) is kept per worker inside the balancer.
 
-use crate::cluster::{Host, HostSet};
+mod apisix;
+mod edf;
+mod least_request;
+mod levels;
+mod maglev;
+mod priority;
+mod random;
+mod ring_hash;
+mod round_robin;
+mod slow_start;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use crate::cluster::{ClusterStats, Host, HostSet};
 use crate::retry::HostPredicate;
 use crate::stream::Tried;
+use slow_start::SlowStart;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +68,7 @@ pub trait Balancer: Send + Sync {
     /// The endpoint for a request; `None` when none may be used (503 UH).
     fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>>;
 
-    /// Says that an attempt at a host chosen here has ended.
+    /// Says that an attempt at a host chosen here has ended; once for each choice, by the same worker.
     fn report(&self, _host: &Host, _feedback: Feedback) {}
 
     /// Says that the endpoints have changed; runs on the control side before requests see the new set, or
@@ -137,13 +154,80 @@ pub enum Policy {
 ///
 /// # Errors
 /// A message when the configuration can't be used.
-pub fn build(config: &BalanceConfig, hosts: &HostSet) -> Result<Arc<dyn Balancer>, String> {
-    let _ = (config, hosts);
-    struct First;
-    impl Balancer for First {
-        fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>> {
-            choice.hosts.iter().next().cloned()
+pub fn build(
+    config: &BalanceConfig,
+    hosts: &HostSet,
+    stats: &Arc<ClusterStats>,
+) -> Result<Arc<dyn Balancer>, String> {
+    build_for(config, hosts, stats, crate::metrics::workers())
+}
+
+fn build_for(
+    config: &BalanceConfig,
+    hosts: &HostSet,
+    stats: &Arc<ClusterStats>,
+    workers: usize,
+) -> Result<Arc<dyn Balancer>, String> {
+    let slow_start = config.slow_start.map(SlowStart::new);
+    let frame = Frame { config, hosts, stats, workers };
+    Ok(match config.policy {
+        Policy::RoundRobin => frame.leveled(round_robin::RoundRobin { slow_start }),
+        Policy::LeastRequest { choices, full_scan, bias } => {
+            if choices < 2 {
+                return Err(format!("least request: choice_count must be at least 2, not {choices}"));
+            }
+            if !bias.is_finite() || bias < 0.0 {
+                return Err(format!("least request: active_request_bias must not be {bias}"));
+            }
+            frame.leveled(least_request::LeastRequest { choices, full_scan, bias, slow_start })
         }
+        Policy::Random => frame.leveled(random::Random),
+        Policy::RingHash { min_size, max_size, murmur, use_hostname } => {
+            if min_size > max_size || min_size == 0 || max_size > MAX_RING {
+                return Err(format!(
+                    "ring hash: sizes {min_size} to {max_size} must ascend from 1 to {MAX_RING}"
+                ));
+            }
+            frame.leveled(ring_hash::RingHash { min_size, max_size, murmur, use_hostname })
+        }
+        Policy::Maglev { table_size, use_hostname } => {
+            if table_size > MAX_MAGLEV || !is_prime(table_size) {
+                return Err(format!("maglev: table size {table_size} must be a prime up to {MAX_MAGLEV}"));
+            }
+            frame.leveled(maglev::Maglev { table_size, use_hostname })
+        }
+        Policy::ApisixRoundRobin => frame.grouped(apisix::RoundRobin),
+        Policy::ApisixChash => frame.grouped(apisix::Chash),
+        Policy::ApisixLeastConn => frame.grouped(apisix::LeastConn::default()),
+        Policy::ApisixEwma => frame.grouped(apisix::Ewma),
+    })
+}
+
+/// Envoy's bound of ring sizes.
+const MAX_RING: u64 = 8 << 20;
+
+/// Envoy's bound of table sizes.
+const MAX_MAGLEV: u64 = 5_000_011;
+
+fn is_prime(n: u64) -> bool {
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+}
+
+/// What every balancer is built from.
+struct Frame<'a> {
+    config: &'a BalanceConfig,
+    hosts: &'a HostSet,
+    stats: &'a Arc<ClusterStats>,
+    workers: usize,
+}
+
+impl Frame<'_> {
+    fn leveled(&self, algorithm: impl levels::Algorithm) -> Arc<dyn Balancer> {
+        let (config, stats) = (self.config.clone(), self.stats.clone());
+        Arc::new(levels::Leveled::new(algorithm, config, self.hosts, self.workers, stats))
     }
-    Ok(Arc::new(First))
+
+    fn grouped(&self, picker: impl apisix::Picker) -> Arc<dyn Balancer> {
+        Arc::new(apisix::Grouped::new(picker, self.hosts, self.workers))
+    }
 }

@@ -334,4 +334,9 @@ impl HostSet {
     pub fn degraded(&self) -> usize {
         self.levels.iter().map(|l| l.degraded.len()).sum()
     }
+
+    /// Number of endpoints that do not count.
+    pub fn excluded(&self) -> usize {
+        self.levels.iter().map(|l| l.excluded).sum()
+    }
 }

@@ -106,6 +106,8 @@ pub struct Cluster {
     pub breaker: Breaker,
     /// Circuit breaker of requests with priority HIGH.
     pub high_breaker: Breaker,
+    /// Held while the endpoints are replaced: discovery and health checks come from different threads.
+    changing: Mutex<()>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -330,38 +332,45 @@ impl Cluster {
         };
         let before = previous.map(|c| c.hosts.load_full());
         let set = HostSet::new(hosts, before.as_deref());
-        let balancer = crate::balance::build(&config.balance, &set)?;
+        let balancer = crate::balance::build(&config.balance, &set, &stats)?;
         let cluster = Cluster {
             breaker: Breaker::new(config.breaker),
             high_breaker: Breaker::new(config.high_breaker),
             hosts: ArcSwap::from_pointee(set),
+            changing: Mutex::new(()),
             balancer,
             stats,
             config,
         };
-        cluster.membership_changed();
+        cluster.count_members(&cluster.hosts.load());
         Ok(Arc::new(cluster))
     }
 
     /// Replaces the endpoints (DNS, EDS) and tells the balancer; endpoints that stay keep their identity.
     pub fn update_hosts(&self, hosts: Vec<HostConfig>) {
+        let _changing = self.changing.lock();
         let before = self.hosts.load_full();
-        self.hosts.store(Arc::new(HostSet::new(hosts, Some(&before))));
-        self.membership_changed();
+        self.publish(HostSet::new(hosts, Some(&before)));
     }
 
     /// Takes a change of health or weight of some endpoint into account.
     pub fn refresh(&self) {
+        let _changing = self.changing.lock();
         let before = self.hosts.load_full();
-        self.hosts.store(Arc::new(before.refreshed()));
-        self.membership_changed();
+        self.publish(before.refreshed());
     }
 
-    fn membership_changed(&self) {
-        let set = self.hosts.load();
+    fn publish(&self, set: HostSet) {
+        let set = Arc::new(set);
         self.balancer.update(&set);
+        self.count_members(&set);
+        self.hosts.store(set);
+    }
+
+    fn count_members(&self, set: &HostSet) {
         self.stats.membership_total.set(set.total() as u64);
         self.stats.membership_healthy.set(set.healthy() as u64);
         self.stats.membership_degraded.set(set.degraded() as u64);
+        self.stats.membership_excluded.set(set.excluded() as u64);
     }
 }

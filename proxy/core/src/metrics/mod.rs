@@ -27,6 +27,11 @@ pub fn set_workers(workers: usize) {
     SHARDS.store(workers + 1, Relaxed);
 }
 
+/// Number of workers that [`set_workers`] was told, at least 1: how many copies per-worker state has.
+pub fn workers() -> usize {
+    SHARDS.load(Relaxed).saturating_sub(1).max(1)
+}
+
 /// Makes the calling thread worker number `worker` (from 0) for the rest of its life. No two threads may
 /// take one number: a shard has one writer.
 pub fn enter_worker(worker: usize) {

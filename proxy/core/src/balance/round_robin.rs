@@ -1,0 +1,62 @@
+//! Envoy's ROUND_ROBIN: turns by index, or by deadline when weights differ.
+
+use super::edf::Edf;
+use super::levels::{Algorithm, Ask, Weighted};
+use super::slow_start::{SlowStart, factor};
+use super::worker::PerWorker;
+use crate::cluster::Host;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Turns, kept by each worker.
+pub(super) struct RoundRobin {
+    pub(super) slow_start: Option<SlowStart>,
+}
+
+pub(super) enum Group {
+    /// All weights are the same.
+    Equal { hosts: Vec<Arc<Host>>, next: PerWorker<AtomicUsize> },
+    /// Weights differ, or change with age.
+    Weighted { hosts: Vec<Weighted>, queues: PerWorker<Mutex<Edf>> },
+}
+
+impl Algorithm for RoundRobin {
+    type Group = Group;
+    const HASHED: bool = false;
+
+    fn prepare(&self, hosts: Vec<Weighted>, workers: usize) -> Group {
+        if self.slow_start.is_none() && equal(&hosts) {
+            let len = hosts.len().max(1);
+            let next = PerWorker::new(workers, || AtomicUsize::new(fastrand::usize(..len)));
+            return Group::Equal { hosts: hosts.into_iter().map(|h| h.host).collect(), next };
+        }
+        let queues = PerWorker::new(workers, || Mutex::new(Edf::started(hosts.iter().map(|h| h.weight))));
+        Group::Weighted { hosts, queues }
+    }
+
+    #[inline]
+    fn pick<'g>(&self, group: &'g Group, ask: Ask) -> Option<&'g Arc<Host>> {
+        match group {
+            Group::Equal { hosts, next } => {
+                // One worker alone writes here: no locked instruction is needed.
+                let next = next.get(ask.worker);
+                let turn = next.load(Relaxed);
+                next.store(turn.wrapping_add(1), Relaxed);
+                hosts.get(turn % hosts.len().max(1))
+            }
+            Group::Weighted { hosts, queues } => {
+                let weight = |i: usize| {
+                    hosts.get(i).map_or(0.0, |h| h.weight * factor(self.slow_start.as_ref(), &h.host))
+                };
+                let index = queues.get(ask.worker).lock().pick(weight)?;
+                hosts.get(index).map(|h| &h.host)
+            }
+        }
+    }
+}
+
+/// Whether all weights are the same.
+pub(super) fn equal(hosts: &[Weighted]) -> bool {
+    hosts.windows(2).all(|pair| pair[0].weight == pair[1].weight)
+}

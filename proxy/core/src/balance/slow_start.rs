@@ -1,0 +1,51 @@
+//! Slow start: a new host's weight grows with its age.
+
+use crate::cluster::Host;
+use std::time::{Duration, Instant};
+
+/// Window and shape of the growth (common/v3 SlowStartConfig).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct SlowStart {
+    window: Duration,
+    aggression: f64,
+    least: f64,
+}
+
+impl SlowStart {
+    /// From window, aggression and minimum weight percent.
+    pub(super) fn new((window, aggression, least_percent): (Duration, f64, f64)) -> SlowStart {
+        SlowStart { window, aggression, least: least_percent / 100.0 }
+    }
+
+    /// What the host's weight is multiplied with at `now`.
+    pub(super) fn factor(&self, host: &Host, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(host.joined);
+        if age >= self.window {
+            return 1.0;
+        }
+        let share = age.max(Duration::from_millis(1)).as_secs_f64() / self.window.as_secs_f64();
+        let grown = if self.aggression > 0.0 { share.powf(1.0 / self.aggression) } else { share };
+        grown.max(self.least)
+    }
+}
+
+/// The factor of a host; 1 without slow start.
+pub(super) fn factor(config: Option<&SlowStart>, host: &Host) -> f64 {
+    config.map_or(1.0, |c| c.factor(host, Instant::now()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::testing::hosts;
+
+    #[test]
+    fn weight_grows_over_the_window() {
+        let host = hosts(&[1]).remove(0);
+        let at = |slow: SlowStart, ms| slow.factor(&host, host.joined + Duration::from_millis(ms));
+        let linear = SlowStart::new((Duration::from_secs(10), 1.0, 10.0));
+        assert_eq!((at(linear, 0), at(linear, 5_000), at(linear, 10_000)), (0.1, 0.5, 1.0));
+        let eager = SlowStart::new((Duration::from_secs(10), 2.0, 10.0));
+        assert!(at(eager, 5_000) > 0.7);
+    }
+}

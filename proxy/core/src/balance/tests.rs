@@ -1,0 +1,194 @@
+//! What holds for every balancer, and the choices recorded of Envoy.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod apisix;
+mod envoy;
+
+use super::testing::*;
+use super::{Balancer, Choice, Policy};
+use crate::cluster::{EdsHealth, Health, Host, HostSet};
+use crate::retry::HostPredicate;
+use crate::stream::Tried;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Ports chosen over `n` requests of one worker.
+fn counts(balancer: &dyn Balancer, hosts: &HostSet, n: usize) -> BTreeMap<u16, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..n {
+        let host = balancer.choose(&request(hosts)).unwrap();
+        *counts.entry(port(&host)).or_default() += 1;
+    }
+    counts
+}
+
+fn port(host: &Host) -> u16 {
+    host.label.rsplit(':').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn no_hosts_give_no_choice() {
+    let none = HostSet::default();
+    for policy in policies() {
+        let balancer = balancer(policy.clone(), &none);
+        assert!(balancer.choose(&request(&none)).is_none(), "{policy:?}");
+    }
+}
+
+/// Random sets of hosts and requests: a host that is down, does not count or was tried is never chosen
+/// while another may be.
+#[test]
+fn no_balancer_takes_a_host_it_must_not() {
+    use EdsHealth::{Degraded, Draining, Healthy, Timeout, Unhealthy};
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut chosen = 0;
+    for round in 0..300 {
+        let level = |random: &mut fastrand::Rng| -> Vec<EdsHealth> {
+            let kinds = [Healthy, Healthy, Healthy, Degraded, Unhealthy, Timeout, Draining];
+            (0..random.usize(0..5)).map(|_| kinds[random.usize(..kinds.len())]).collect()
+        };
+        let hosts = host_set(&[level(&mut random), level(&mut random)]);
+        let usable = |h: &Arc<Host>| matches!(h.health(), Health::Healthy | Health::Degraded);
+        let tries: Vec<Tried> = hosts.iter().filter(|_| random.bool()).map(tried).collect();
+        for policy in policies() {
+            // Without panic: with it, Envoy sends to hosts that are down on purpose.
+            let config = super::BalanceConfig {
+                policy: policy.clone(),
+                panic_threshold: 0.0,
+                ..super::BalanceConfig::default()
+            };
+            let balancer = configured(&config, &hosts);
+            let choice = Choice {
+                attempt: tries.len() as u32,
+                tried: &tries,
+                predicates: &[HostPredicate::PreviousHosts],
+                host_attempts: 2000,
+                hash: random.bool().then(|| random.u64(..)),
+                worker: random.usize(..WORKERS),
+                ..request(&hosts)
+            };
+            let Some(host) = balancer.choose(&choice) else { continue };
+            chosen += 1;
+            let apisix = format!("{policy:?}").starts_with("Apisix");
+            let all_down = apisix && !hosts.iter().any(usable);
+            assert!(
+                usable(&host) || all_down || hosts.total() == 1,
+                "{round} {policy:?}: {:?}",
+                host.health()
+            );
+            // The random number of Envoy's levels is drawn anew for each reselection, a hash is not: a level
+            // may have no host left for it.
+            let level_has_other = hosts.levels[host.priority as usize]
+                .healthy
+                .iter()
+                .any(|h| !tries.iter().any(|t| t.host.id == h.id));
+            if host.health() == Health::Healthy && level_has_other && hosts.total() > 1 {
+                assert!(!tries.iter().any(|t| t.host.id == host.id), "{round} {policy:?}");
+            }
+        }
+    }
+    assert!(chosen > 1000, "{chosen}");
+}
+
+#[test]
+fn changed_health_is_followed_by_every_policy() {
+    for policy in policies() {
+        let before = weighted(&[1, 1, 1]);
+        let balancer = balancer(policy.clone(), &before);
+        let down = before.iter().nth(1).unwrap().clone();
+        down.set_reason(crate::cluster::reason::EJECTED, true);
+        let after = before.refreshed();
+        balancer.update(&after);
+        for _ in 0..200 {
+            let host = balancer.choose(&request(&after)).unwrap();
+            assert_ne!(host.id, down.id, "{policy:?}");
+        }
+        down.set_reason(crate::cluster::reason::EJECTED, false);
+        let again = after.refreshed();
+        balancer.update(&again);
+        let back = (0..2000).any(|_| balancer.choose(&request(&again)).unwrap().id == down.id);
+        assert!(back, "{policy:?}");
+    }
+}
+
+/// Four threads choose while a fifth changes the endpoints; hashes keep to one host on every worker.
+#[test]
+fn workers_agree_on_hashes_and_survive_changes() {
+    for policy in policies() {
+        let hosts = Arc::new(weighted(&[1, 2, 3, 4]));
+        let balancer = balancer(policy.clone(), &hosts);
+        let hashed = matches!(policy, Policy::RingHash { .. } | Policy::Maglev { .. } | Policy::ApisixChash);
+        let chosen = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..WORKERS)
+                .map(|worker| {
+                    let (balancer, hosts) = (&balancer, &hosts);
+                    scope.spawn(move || {
+                        let one = |hash: u64| {
+                            let hash = Some(hash.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+                            let host = balancer.choose(&Choice { worker, hash, ..request(hosts) }).unwrap();
+                            balancer.report(
+                                &host,
+                                super::Feedback {
+                                    worker,
+                                    status: 200,
+                                    elapsed: std::time::Duration::from_millis(1),
+                                },
+                            );
+                            port(&host)
+                        };
+                        (0..2000).map(one).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            for _ in 0..5 {
+                balancer.update(&hosts.refreshed());
+            }
+            threads.into_iter().map(|t| t.join().unwrap()).collect::<Vec<_>>()
+        });
+        if hashed {
+            assert!(chosen.windows(2).all(|w| w[0] == w[1]), "{policy:?}");
+        }
+    }
+}
+
+/// Taking one of n hosts away moves the keys it had, about 1/n, and few others: a ring of a least size gives
+/// the hosts that stay more points.
+#[test]
+fn hashes_move_little_when_a_host_goes() {
+    let ring_hash = ring(4096, 8 << 20, false, false);
+    let maglev = Policy::Maglev { table_size: 65537, use_hostname: false };
+    for (policy, slack) in [(ring_hash, 0.12), (maglev, 0.05), (Policy::ApisixChash, 0.0)] {
+        let all = weighted(&[1; 10]);
+        let less = HostSet::new((1..=9).map(|p| host(p, 1)).collect(), Some(&all));
+        let balancer = balancer(policy.clone(), &all);
+        let keys: Vec<u64> = (0..20_000).map(|_| fastrand::u64(..)).collect();
+        let chosen = |hosts: &HostSet| -> Vec<u16> {
+            keys.iter()
+                .map(|k| port(&balancer.choose(&Choice { hash: Some(*k), ..request(hosts) }).unwrap()))
+                .collect()
+        };
+        let before = chosen(&all);
+        balancer.update(&less);
+        let after = chosen(&less);
+        let lost = before.iter().filter(|p| **p == 10).count() as f64 / keys.len() as f64;
+        assert!((0.06..0.14).contains(&lost), "{policy:?}: {lost}");
+        let moved = before.iter().zip(&after).filter(|(b, a)| **b != 10 && b != a).count();
+        assert!(moved as f64 <= slack * keys.len() as f64, "{policy:?}: {moved}");
+    }
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    use super::{BalanceConfig, build};
+    let stats = Arc::new(crate::cluster::ClusterStats::named(&crate::metrics::Registry::new(), "t"));
+    let error = |policy| {
+        let config = BalanceConfig { policy, ..BalanceConfig::default() };
+        build(&config, &HostSet::default(), &stats).err().unwrap()
+    };
+    assert!(error(Policy::Maglev { table_size: 65536, use_hostname: false }).contains("prime"));
+    assert!(error(Policy::Maglev { table_size: 0, use_hostname: false }).contains("prime"));
+    assert!(error(ring(10, 5, false, false)).contains("ascend"));
+    assert!(error(ring(1, u64::MAX, false, false)).contains("ascend"));
+    assert!(error(Policy::LeastRequest { choices: 1, full_scan: false, bias: 1.0 }).contains("choice_count"));
+    assert!(error(Policy::LeastRequest { choices: 2, full_scan: false, bias: f64::NAN }).contains("bias"));
+}
