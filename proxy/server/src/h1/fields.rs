@@ -125,7 +125,7 @@ fn check_name(name: &[u8], opts: &H1Options) -> Result<bool, H1Error> {
 fn check_value(value: &[u8], opts: &H1Options) -> Result<(), H1Error> {
     let ok = match opts.profile {
         Profile::Envoy => chars::envoy_value(value),
-        Profile::Apisix => chars::nginx_value(value),
+        Profile::Apisix => chars::clean(value),
     };
     match ok {
         true => Ok(()),
