@@ -7,14 +7,13 @@
 mod pattern;
 #[cfg(test)]
 mod tests;
-mod variable;
 
+use crate::format::Variable;
 use crate::stream::Stream;
 use ipnet::IpNet;
 use pattern::Pattern;
 use serde_json::Value;
 use std::net::IpAddr;
-use variable::Variable;
 
 /// A compiled expression.
 #[derive(Debug)]

@@ -21,6 +21,7 @@ pub mod matcher;
 pub mod message;
 pub mod metrics;
 pub mod model;
+pub mod path;
 pub mod plugin;
 pub mod regex;
 pub mod retry;

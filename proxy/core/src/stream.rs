@@ -269,3 +269,41 @@ impl Stream {
         self.slots.get_mut(slot)?.take()?.downcast().ok()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    #![allow(clippy::unwrap_used)]
+    use super::Stream;
+    use crate::connection::{Connection, TlsInfo};
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    /// A request from 10.1.2.3 to port 9080, host `oracle.test`.
+    pub(crate) fn stream(target: &str, headers: &[(&str, &str)]) -> Stream {
+        with_tls(target, headers, None)
+    }
+
+    /// The same by TLS.
+    pub(crate) fn with_tls(target: &str, headers: &[(&str, &str)], tls: Option<TlsInfo>) -> Stream {
+        let client = "10.1.2.3:4000".parse().unwrap();
+        let own = "127.0.0.1:9080".parse().unwrap();
+        let mut stream = Stream::new(Arc::new(Connection {
+            id: 1,
+            start: Instant::now(),
+            listener: "l".into(),
+            filter_chain: "".into(),
+            remote: client,
+            direct_remote: client,
+            local: own,
+            direct_local: own,
+            requested_server_name: None,
+            tls,
+        }));
+        stream.request.authority = b"oracle.test".to_vec();
+        stream.request.target.set(target.as_bytes());
+        for (name, value) in headers {
+            stream.request.headers.push(name.as_bytes(), value.as_bytes());
+        }
+        stream
+    }
+}

@@ -1,29 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 use super::*;
-use crate::connection::Connection;
+use crate::stream::fixture::stream;
 use serde_json::json;
-use std::sync::Arc;
-use std::time::Instant;
-
-fn stream(target: &str, headers: &[(&str, &str)]) -> Stream {
-    let mut stream = Stream::new(Arc::new(Connection {
-        id: 1,
-        start: Instant::now(),
-        listener: "l".into(),
-        filter_chain: "".into(),
-        remote: "10.1.2.3:4000".parse().unwrap(),
-        direct_remote: "10.1.2.3:4000".parse().unwrap(),
-        local: "127.0.0.1:9080".parse().unwrap(),
-        direct_local: "127.0.0.1:9080".parse().unwrap(),
-        requested_server_name: None,
-        tls: None,
-    }));
-    stream.request.target.set(target.as_bytes());
-    for (name, value) in headers {
-        stream.request.headers.push(name.as_bytes(), value.as_bytes());
-    }
-    stream
-}
 
 #[track_caller]
 fn check(rule: Value, target: &str, want: bool) {

@@ -115,10 +115,7 @@ const OPERATORS: &[(&str, Read)] = &[
     ),
     ("ROUTE_NAME", Read::Text(|s| some(s.route.as_ref()?.name.as_bytes()))),
     ("VIRTUAL_CLUSTER_NAME", Read::Text(virtual_cluster)),
-    (
-        "DOWNSTREAM_TLS_VERSION",
-        Read::Text(|s| some(s.connection.tls.as_ref()?.version.as_bytes())),
-    ),
+    ("DOWNSTREAM_TLS_VERSION", Read::Text(|s| some(s.connection.tls.as_ref()?.version.as_bytes()))),
     ("DOWNSTREAM_TLS_CIPHER", Read::Text(|s| some(s.connection.tls.as_ref()?.cipher.as_bytes()))),
     ("CONNECTION_ID", Read::Number(|s| Some(s.connection.id))),
     ("STREAM_ID", Read::Make(|s, out| uuid(out, s))),

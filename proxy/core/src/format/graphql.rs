@@ -114,9 +114,7 @@ fn skip_braces<'a>(tokens: &mut impl Iterator<Item = &'a str>, open: &str, close
 }
 
 /// Names of the fields up to the end of the outermost selection; aliases are left out.
-fn root_fields<'a>(
-    tokens: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>,
-) -> Option<Vec<&'a str>> {
+fn root_fields<'a>(tokens: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>) -> Option<Vec<&'a str>> {
     let mut fields = Vec::new();
     loop {
         match tokens.next()? {

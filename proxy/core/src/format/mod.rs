@@ -184,11 +184,8 @@ impl Format {
                     }
                 }
                 part => {
-                    resolved += usize::from(part.write(
-                        stream,
-                        out,
-                        Style { missing: b"", escape: Escape::None },
-                    ));
+                    resolved +=
+                        usize::from(part.write(stream, out, Style { missing: b"", escape: Escape::None }));
                 }
             }
         }

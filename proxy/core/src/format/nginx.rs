@@ -46,70 +46,94 @@ const VARIABLES: &[(&str, Read)] = &[
     ("content_type", Read::Text(|s| s.request.headers.get(Known::CONTENT_TYPE))),
     ("request_id", Read::Make(request_id)),
     ("request_length", Read::Number(|s| Some(s.bytes.request_head + s.bytes.request_body))),
-    ("request_time", Read::Make(|s, out| {
-        seconds(out, millis_so_far(s));
-        true
-    })),
-    ("request_completion", Read::Text(|s| {
-        Some(if s.timing.downstream_tx_end.is_some() { b"OK" } else { b"" })
-    })),
+    (
+        "request_time",
+        Read::Make(|s, out| {
+            seconds(out, millis_so_far(s));
+            true
+        }),
+    ),
+    (
+        "request_completion",
+        Read::Text(|s| Some(if s.timing.downstream_tx_end.is_some() { b"OK" } else { b"" })),
+    ),
     ("request_body", Read::Text(|s| s.request_body.as_deref())),
     ("proxy_add_x_forwarded_for", Read::Make(forwarded_for)),
     // The client's connection.
-    ("remote_addr", Read::Make(|s, out| {
-        ip(out, s.remote.ip());
-        true
-    })),
+    (
+        "remote_addr",
+        Read::Make(|s, out| {
+            ip(out, s.remote.ip());
+            true
+        }),
+    ),
     ("remote_port", Read::Number(|s| Some(s.remote.port().into()))),
     ("binary_remote_addr", Read::Make(binary_address)),
-    ("realip_remote_addr", Read::Make(|s, out| {
-        ip(out, s.connection.direct_remote.ip());
-        true
-    })),
+    (
+        "realip_remote_addr",
+        Read::Make(|s, out| {
+            ip(out, s.connection.direct_remote.ip());
+            true
+        }),
+    ),
     ("realip_remote_port", Read::Number(|s| Some(s.connection.direct_remote.port().into()))),
-    ("proxy_protocol_addr", Read::Make(|s, out| {
-        let there = s.connection.remote != s.connection.direct_remote;
-        if there {
-            ip(out, s.connection.remote.ip());
-        }
-        there
-    })),
-    ("proxy_protocol_port", Read::Number(|s| {
-        (s.connection.remote != s.connection.direct_remote).then(|| s.connection.remote.port().into())
-    })),
-    ("server_addr", Read::Make(|s, out| {
-        ip(out, s.connection.local.ip());
-        true
-    })),
+    (
+        "proxy_protocol_addr",
+        Read::Make(|s, out| {
+            let there = s.connection.remote != s.connection.direct_remote;
+            if there {
+                ip(out, s.connection.remote.ip());
+            }
+            there
+        }),
+    ),
+    (
+        "proxy_protocol_port",
+        Read::Number(|s| {
+            (s.connection.remote != s.connection.direct_remote).then(|| s.connection.remote.port().into())
+        }),
+    ),
+    (
+        "server_addr",
+        Read::Make(|s, out| {
+            ip(out, s.connection.local.ip());
+            true
+        }),
+    ),
     ("server_port", Read::Number(|s| Some(s.connection.local.port().into()))),
     ("server_name", Read::Text(|_| Some(b"_"))),
     ("connection", Read::Number(|s| Some(s.connection.id))),
     // The response.
-    ("status", Read::Make(|s, out| {
-        status(out, s.response.status);
-        true
-    })),
+    (
+        "status",
+        Read::Make(|s, out| {
+            status(out, s.response.status);
+            true
+        }),
+    ),
     ("bytes_sent", Read::Number(|s| Some(s.bytes.response_head + s.bytes.response_body))),
     ("body_bytes_sent", Read::Number(|s| Some(s.bytes.response_body))),
     // The upstream.
     ("upstream_addr", Read::Make(upstream_addresses)),
-    ("upstream_status", Read::Make(|s, out| {
-        attempts(s, out, |tried, out| match tried.status {
-            0 => out.extend_from_slice(b"502"),
-            code => number(out, code.into()),
-        })
-    })),
+    (
+        "upstream_status",
+        Read::Make(|s, out| {
+            attempts(s, out, |tried, out| match tried.status {
+                0 => out.extend_from_slice(b"502"),
+                code => number(out, code.into()),
+            })
+        }),
+    ),
     ("upstream_response_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.response_ms)))),
-    ("upstream_connect_time", Read::Make(|s, out| {
-        attempts(s, out, |t, out| time(out, Some(t.connect_ms.unwrap_or(0))))
-    })),
+    (
+        "upstream_connect_time",
+        Read::Make(|s, out| attempts(s, out, |t, out| time(out, Some(t.connect_ms.unwrap_or(0))))),
+    ),
     ("upstream_header_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.header_ms)))),
     ("upstream_response_length", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
     ("upstream_bytes_received", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
     ("upstream_bytes_sent", Read::Number(|s| tried(s).then_some(s.bytes.upstream_sent))),
-    ("balancer_ip", Read::Make(|s, out| {
-        upstream_remote(s).map(|address| ip(out, address.ip())).is_some()
-    })),
+    ("balancer_ip", Read::Make(|s, out| upstream_remote(s).map(|address| ip(out, address.ip())).is_some())),
     ("balancer_port", Read::Number(|s| Some(upstream_remote(s)?.port().into()))),
     ("proxy_host", Read::Text(|s| Some(s.upstream.cluster.as_ref()?.config.name.as_bytes()))),
     ("proxy_port", Read::Number(|s| Some(upstream_remote(s)?.port().into()))),
@@ -128,20 +152,26 @@ const VARIABLES: &[(&str, Read)] = &[
     ("ssl_client_verify", Read::Text(|s| Some(verified(s)?.as_bytes()))),
     ("ssl_client_s_dn", Read::Text(|s| Some(peer(s)?.subject.as_bytes()))),
     ("ssl_client_i_dn", Read::Text(|s| Some(peer(s)?.issuer.as_bytes()))),
-    ("ssl_client_serial", Read::Make(|s, out| {
-        peer(s).map(|c| out.extend(c.serial.bytes().map(|b| b.to_ascii_uppercase()))).is_some()
-    })),
+    (
+        "ssl_client_serial",
+        Read::Make(|s, out| {
+            peer(s).map(|c| out.extend(c.serial.bytes().map(|b| b.to_ascii_uppercase()))).is_some()
+        }),
+    ),
     ("ssl_client_fingerprint", Read::Text(|s| Some(peer(s)?.sha1.as_bytes()))),
     ("ssl_client_raw_cert", Read::Text(|s| Some(peer(s)?.pem.as_bytes()))),
     ("ssl_client_cert", Read::Make(indented_certificate)),
     // The clock and the process.
     ("time_local", Read::Make(|_, out| clock(out, &TIME_LOCAL))),
     ("time_iso8601", Read::Make(|_, out| clock(out, &TIME_ISO8601))),
-    ("msec", Read::Make(|_, out| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        seconds(out, since.as_millis() as u64);
-        true
-    })),
+    (
+        "msec",
+        Read::Make(|_, out| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            seconds(out, since.as_millis() as u64);
+            true
+        }),
+    ),
     ("hostname", Read::Text(|_| Some(HOST_NAME.as_bytes()))),
     ("pid", Read::Number(|_| Some(std::process::id().into()))),
     ("nginx_version", Read::Text(|_| Some(env!("CARGO_PKG_VERSION").as_bytes()))),

@@ -202,9 +202,7 @@ impl Operator {
             Operator::Duration(duration) => json_if(duration.of(stream).map(|n| number(out, n)).is_some()),
             Operator::GrpcStatus(form) => write_grpc_status(stream, *form, out),
             Operator::Metadata { of, namespace, path } => metadata(stream, *of, namespace, path, out),
-            Operator::ServerName(order) => {
-                put(out, order.iter().find_map(|from| server_name(stream, *from)))
-            }
+            Operator::ServerName(order) => put(out, order.iter().find_map(|from| server_name(stream, *from))),
             Operator::Validity { of, format } => text_if(of.write(stream, format, out)),
             Operator::Coalesce(operators) => coalesce(operators, stream, out),
         }

@@ -235,6 +235,11 @@ impl RouteTable {
 
     /// The path as this table matches it.
     fn path<'a>(&self, stream: &'a Stream) -> Cow<'a, [u8]> {
+        if matches!(self.hosts, Hosts::Apisix(_)) && !stream.vars.is_empty() {
+            // What nginx's normalisation has decoded.
+            let uri = stream.var(crate::path::MATCH_URI).or_else(|| stream.var("uri"));
+            return Cow::Borrowed(uri.unwrap_or_else(|| stream.request.target.path()));
+        }
         let path = stream.request.target.path();
         if self.options.ignore_path_parameters && memchr::memchr(b';', path).is_some() {
             Cow::Owned(without_parameters(path))
