@@ -1,6 +1,8 @@
 //! Access logs: what is written when a stream or a connection ends.
 
+use crate::format::{Format, grpc_status};
 use crate::stream::Stream;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Takes formatted lines; the server implements it with files that a writer thread flushes.
@@ -45,6 +47,39 @@ pub trait LineFormat: Send + Sync {
     fn write_line(&self, stream: &Stream, out: &mut Vec<u8>);
 }
 
+impl LineFormat for Format {
+    /// A JSON line ends by itself; a text format holds its own line end, as in Envoy.
+    fn write_line(&self, stream: &Stream, out: &mut Vec<u8>) {
+        self.write_log(stream, out);
+        if self.is_json() {
+            out.push(b'\n');
+        }
+    }
+}
+
+thread_local! {
+    /// The line being made; kept so that a line costs no allocation.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Longest line buffer a thread keeps.
+const KEPT_LINE: usize = 64 << 10;
+
+impl AccessLog {
+    /// Writes the line of a stream that has ended, if the filter lets it through.
+    pub fn log(&self, stream: &Stream) {
+        if self.filter.as_ref().is_some_and(|filter| !filter.passes(stream)) {
+            return;
+        }
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            self.format.write_line(stream, line);
+            self.sink.write(line);
+            line.shrink_to(KEPT_LINE);
+        });
+    }
+}
+
 /// Envoy's access log filters.
 #[derive(Debug)]
 pub enum LogFilter {
@@ -54,6 +89,8 @@ pub enum LogFilter {
     Duration(Comparison),
     /// Not a health check request; sixfold has no health check filter, so all pass.
     NotHealthCheck,
+    /// Nothing: Envoy's `traceable_filter` where no request is traced.
+    Never,
     /// A share of requests.
     Fraction(crate::runtime::Fraction),
     /// All must pass.
@@ -93,8 +130,108 @@ impl Comparison {
     }
 }
 
+impl LogFilter {
+    /// Whether the stream is logged.
+    pub fn passes(&self, stream: &Stream) -> bool {
+        match self {
+            LogFilter::Status(comparison) => comparison.holds(stream.response.status.into()),
+            LogFilter::Duration(comparison) => comparison.holds(crate::format::duration_ms(stream)),
+            LogFilter::NotHealthCheck => true,
+            LogFilter::Never => false,
+            LogFilter::Fraction(fraction) => fraction.draw(stream.random),
+            LogFilter::And(filters) => filters.iter().all(|filter| filter.passes(stream)),
+            LogFilter::Or(filters) => filters.iter().any(|filter| filter.passes(stream)),
+            LogFilter::Header(matcher) => matcher.matches(&stream.request),
+            LogFilter::Flags(flags) if flags.is_empty() => !stream.flags.is_empty(),
+            LogFilter::Flags(flags) => flags.iter().any(|flag| stream.flags.contains(*flag)),
+            LogFilter::GrpcStatus(codes, exclude) => codes.contains(&grpc_status(stream)) != *exclude,
+        }
+    }
+}
+
 impl std::fmt::Debug for AccessLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "access log, filter {:?}", self.filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::flags::Flag;
+    use crate::headers::HeaderName;
+    use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget};
+    use parking_lot::Mutex;
+    use std::time::{Duration, Instant};
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<u8>>);
+
+    impl LogSink for Lines {
+        fn write(&self, line: &[u8]) {
+            self.0.lock().extend_from_slice(line);
+        }
+    }
+
+    fn stream(status: u16, millis: u64) -> Stream {
+        let now = Instant::now();
+        let mut stream = crate::format::test_stream();
+        stream.timing = crate::stream::Timing::new(now);
+        stream.timing.downstream_tx_end = Some(now + Duration::from_millis(millis));
+        stream.response.status = status;
+        stream
+    }
+
+    #[test]
+    fn filters_choose_streams() {
+        let x_log = || {
+            LogFilter::Header(HeaderMatcher {
+                target: HeaderTarget::Header(HeaderName::new("x-log").unwrap()),
+                test: HeaderMatch::Present(true),
+                invert: false,
+                missing_is_empty: false,
+            })
+        };
+        let mut s = stream(503, 20);
+        let check = |s: &Stream, filter: LogFilter, passes: bool| {
+            assert_eq!(filter.passes(s), passes, "{filter:?}");
+        };
+        check(&s, LogFilter::Status(Comparison::AtLeast(400)), true);
+        check(&s, LogFilter::Status(Comparison::Equal(200)), false);
+        check(&s, LogFilter::Status(Comparison::AtMost(503)), true);
+        check(&s, LogFilter::Status(Comparison::NotEqual(503)), false);
+        check(&s, LogFilter::Duration(Comparison::AtLeast(20)), true);
+        check(&s, LogFilter::Duration(Comparison::AtMost(19)), false);
+        check(&s, LogFilter::NotHealthCheck, true);
+        check(&s, LogFilter::Never, false);
+        check(&s, LogFilter::Fraction(crate::runtime::Fraction::new(0, 100)), false);
+        check(&s, LogFilter::Flags(vec![]), false);
+        check(&s, x_log(), false);
+        s.request.headers.push(b"X-Log", b"1");
+        s.flags.insert(Flag::UF);
+        check(&s, x_log(), true);
+        check(&s, LogFilter::Flags(vec![]), true);
+        check(&s, LogFilter::Flags(vec![Flag::UF, Flag::NR]), true);
+        check(&s, LogFilter::Flags(vec![Flag::NR]), false);
+        check(&s, LogFilter::And(vec![x_log(), LogFilter::Status(Comparison::Equal(503))]), true);
+        check(&s, LogFilter::And(vec![x_log(), LogFilter::Never]), false);
+        check(&s, LogFilter::Or(vec![LogFilter::Never, x_log()]), true);
+        // 503 counts as UNAVAILABLE; what the response says itself goes first.
+        check(&s, LogFilter::GrpcStatus(vec![14], false), true);
+        check(&s, LogFilter::GrpcStatus(vec![14], true), false);
+        s.response_trailers.push(b"grpc-status", b"0");
+        check(&s, LogFilter::GrpcStatus(vec![14], false), false);
+    }
+
+    #[test]
+    fn a_log_writes_its_line_to_the_sink() {
+        let sink = Arc::new(Lines::default());
+        let log = |format: Format, filter| AccessLog { filter, format: Arc::new(format), sink: sink.clone() };
+        log(Format::envoy("%RESPONSE_CODE% %REQ(x)%\n").unwrap(), None).log(&stream(200, 0));
+        log(Format::text("never\n"), Some(LogFilter::Never)).log(&stream(200, 0));
+        let json = serde_json::json!({"code": "%RESPONSE_CODE%"});
+        log(Format::json(&json, Default::default()).unwrap(), None).log(&stream(404, 0));
+        assert_eq!(*sink.0.lock(), b"200 -\n{\"code\":404}\n");
     }
 }

@@ -28,8 +28,8 @@ impl BodyPath {
     /// Prepares a path; a piece that can't be read is taken for a key.
     pub(super) fn parse(path: &str) -> BodyPath {
         let many = path.contains('[') || path.contains('*') || path.contains("..");
-        let path = path.strip_prefix("$.").unwrap_or(path);
         if !many {
+            let path = path.strip_prefix("$.").unwrap_or(path);
             return BodyPath { steps: path.split('.').map(|key| Step::Key(key.into())).collect(), many };
         }
         let mut steps = Vec::new();

@@ -22,8 +22,7 @@ impl Escape {
         let Some(value) = out.get(start..) else { return };
         let clean = match self {
             Escape::None => true,
-            // A tab is legal in a header value (RFC 9110 section 5.5).
-            Escape::Header => !value.iter().any(|b| is_control(*b) && *b != b'\t'),
+            Escape::Header => !value.iter().any(|b| breaks_header(*b)),
             Escape::Control => !value.iter().any(|b| is_control(*b)),
             Escape::Nginx => !value.iter().any(|b| nginx_escapes(*b)),
             Escape::Json => json_clean(value),
@@ -34,7 +33,7 @@ impl Escape {
         let value = out.split_off(start);
         match self {
             Escape::None => out.extend_from_slice(&value),
-            Escape::Header => out.extend(value.iter().map(|b| if is_control(*b) { b' ' } else { *b })),
+            Escape::Header => out.extend(value.iter().map(|b| if breaks_header(*b) { b' ' } else { *b })),
             Escape::Control => hex(out, &value, is_control),
             Escape::Nginx => hex(out, &value, nginx_escapes),
             Escape::Json => json(out, &value),
@@ -44,6 +43,11 @@ impl Escape {
 
 fn is_control(b: u8) -> bool {
     b < 0x20 || b == 0x7f
+}
+
+/// A tab is legal in a header value (RFC 9110 section 5.5).
+fn breaks_header(b: u8) -> bool {
+    is_control(b) && b != b'\t'
 }
 
 fn nginx_escapes(b: u8) -> bool {

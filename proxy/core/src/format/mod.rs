@@ -38,6 +38,14 @@ pub const ENVOY_DEFAULT: &str = concat!(
     "\"%UPSTREAM_HOST%\"\n"
 );
 
+/// Milliseconds from the first byte of the request to the end of the stream, or to now.
+pub fn duration_ms(stream: &Stream) -> u64 {
+    fixed::millis_so_far(stream)
+}
+
+#[cfg(test)]
+pub(crate) use tests::stream as test_stream;
+
 /// A compiled format.
 #[derive(Debug, Default)]
 pub struct Format {
