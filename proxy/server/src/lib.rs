@@ -8,6 +8,7 @@ pub mod drain;
 pub mod h1;
 pub mod http;
 pub mod io;
+pub mod log_file;
 pub mod tcp_proxy;
 pub mod upstream;
 pub mod worker;

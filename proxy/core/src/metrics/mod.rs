@@ -7,9 +7,12 @@
 
 mod block;
 mod registry;
+pub mod render;
+mod tags;
 
 pub use block::{Block, Kind, StatDef};
 pub use registry::{Registry, Sample, Value};
+pub use tags::{StatsFilter, TagRules, Tagged};
 
 use std::cell::Cell;
 use std::sync::Arc;
