@@ -34,7 +34,7 @@ pub struct Connection {
 pub struct TlsInfo {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
-    /// IANA name of the cipher suite.
+    /// OpenSSL's name of the cipher suite, such as `ECDHE-RSA-AES128-GCM-SHA256`.
     pub cipher: &'static str,
     /// ALPN protocol, if one was agreed.
     pub alpn: Option<Box<[u8]>>,

@@ -1,9 +1,23 @@
 //! TLS settings, checked and compiled to rustls when configuration arrives.
+//!
+//! [`ServerTls`] and [`ClientTls`] are the places that filter chains and clusters hold; what is in them
+//! ([`ServerContext`], [`ClientContext`]) can be replaced while connections live: secrets that arrive later
+//! or are rotated touch only handshakes to come.
 
-/// TLS towards an endpoint.
-#[derive(Debug)]
-pub struct ClientTls {}
+mod certificate;
+mod client;
+mod names;
+mod options;
+mod pem;
+mod server;
+#[cfg(test)]
+mod tests;
+mod verify;
 
-/// TLS of a filter chain.
-#[derive(Debug)]
-pub struct ServerTls {}
+pub use certificate::{describe, sha256_hex};
+pub use client::{AlpnOffer, ClientContext, ClientSettings, ClientTls};
+pub use names::NameTable;
+pub use options::{Protocols, TlsVersion, cipher_name};
+pub use pem::{Identity, Pem};
+pub use server::{NamedContexts, ServerContext, ServerSettings, ServerTls};
+pub use verify::{SanKind, SanMatcher, Validation};

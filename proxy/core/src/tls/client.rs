@@ -1,0 +1,224 @@
+//! TLS towards endpoints.
+
+use super::server::{load_identity, version_name};
+use super::verify::{Peer, PeerCheck, ServerVerifier};
+use super::{Identity, Protocols, Validation, cipher_name, describe};
+use crate::connection::TlsInfo;
+use crate::error::ConfigError;
+use arc_swap::ArcSwapOption;
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, SignatureScheme};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// Settings (Envoy's UpstreamTlsContext; APISIX's `upstream.tls`).
+#[derive(Debug)]
+pub struct ClientSettings {
+    /// Certificate shown when the endpoint asks for one.
+    pub identity: Option<Identity>,
+    /// ALPN protocols; empty offers what the caller asks for.
+    pub alpn: Vec<String>,
+    /// Versions and cipher suites.
+    pub protocols: Protocols,
+    /// How the endpoint's certificate is verified; `None` takes any, as Envoy and APISIX do.
+    pub validation: Option<Validation>,
+    /// Server name that is sent and, with `auto_san_validation`, checked.
+    pub sni: Option<String>,
+    /// Sends the request's Host without its port in place of `sni`.
+    pub auto_sni: bool,
+    /// Sends the endpoint's own name in place of `sni` (`auto_host_sni`).
+    pub auto_host_sni: bool,
+    /// The certificate must be valid for the name that was sent.
+    pub auto_san_validation: bool,
+    /// Resumes sessions, on by default.
+    pub resumption: bool,
+}
+
+impl Default for ClientSettings {
+    fn default() -> ClientSettings {
+        ClientSettings {
+            identity: None,
+            alpn: Vec::new(),
+            protocols: Protocols::default(),
+            validation: None,
+            sni: None,
+            auto_sni: false,
+            auto_host_sni: false,
+            auto_san_validation: false,
+            resumption: true,
+        }
+    }
+}
+
+/// What is offered by ALPN when the settings list nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum AlpnOffer {
+    /// Nothing.
+    #[default]
+    None,
+    /// `http/1.1`
+    Http1,
+    /// `h2`
+    Http2,
+    /// `h2`, then `http/1.1`
+    Auto,
+}
+
+/// Compiled settings.
+#[derive(Debug)]
+pub struct ClientContext {
+    /// One for each [`AlpnOffer`]; they share the rest.
+    configs: [Arc<ClientConfig>; 4],
+    sni: Option<Box<str>>,
+    auto_sni: bool,
+    auto_host_sni: bool,
+}
+
+/// TLS of a cluster: what it holds can be replaced, which touches handshakes to come alone.
+pub struct ClientTls(ArcSwapOption<ClientContext>);
+
+impl ClientTls {
+    /// With a context, or `None` until secrets have arrived: connecting fails.
+    pub fn new(context: Option<Arc<ClientContext>>) -> Arc<ClientTls> {
+        Arc::new(ClientTls(ArcSwapOption::from(context)))
+    }
+
+    /// Replaces the context.
+    pub fn replace(&self, context: Option<Arc<ClientContext>>) {
+        self.0.store(context);
+    }
+
+    /// The context now.
+    pub fn context(&self) -> Option<Arc<ClientContext>> {
+        self.0.load_full()
+    }
+}
+
+impl std::fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientTls")
+    }
+}
+
+impl ClientContext {
+    /// Compiles settings.
+    ///
+    /// # Errors
+    /// Names the field, the file and the reason.
+    pub fn new(settings: ClientSettings) -> Result<Arc<ClientContext>, ConfigError> {
+        if settings.sni.as_ref().is_some_and(|sni| sni.len() > 255 || sni.contains('\0')) {
+            return Err(ConfigError::field("sni", "not a server name"));
+        }
+        let provider = settings.protocols.provider()?;
+        let versions = settings.protocols.versions()?;
+        let check = match settings.validation {
+            Some(validation) => Some(PeerCheck::new(validation, Peer::Server, &provider)?),
+            None => None,
+        };
+        let identity = match &settings.identity {
+            Some(identity) => Some(load_identity(identity, &provider)?),
+            None => None,
+        };
+        let verifier = ServerVerifier {
+            check,
+            match_name: settings.auto_san_validation,
+            algorithms: provider.signature_verification_algorithms,
+        };
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&versions)
+            .map_err(|e| ConfigError::new(e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut base = match identity {
+            Some(key) => builder.with_client_cert_resolver(Arc::new(Always(Arc::new(key)))),
+            None => builder.with_no_client_auth(),
+        };
+        if !settings.resumption {
+            base.resumption = Resumption::disabled();
+        }
+        let offers: [&[&str]; 4] = [&[], &["http/1.1"], &["h2"], &["h2", "http/1.1"]];
+        let configs = offers.map(|offer| {
+            let mut config = base.clone();
+            config.alpn_protocols = match settings.alpn.is_empty() {
+                true => offer.iter().map(|p| p.as_bytes().to_vec()).collect(),
+                false => settings.alpn.iter().map(|p| p.as_bytes().to_vec()).collect(),
+            };
+            Arc::new(config)
+        });
+        Ok(Arc::new(ClientContext {
+            configs,
+            sni: settings.sni.map(Into::into),
+            auto_sni: settings.auto_sni,
+            auto_host_sni: settings.auto_host_sni,
+        }))
+    }
+
+    /// The configuration with this offer.
+    pub fn config(&self, offer: AlpnOffer) -> Arc<ClientConfig> {
+        let [none, http1, http2, auto] = &self.configs;
+        match offer {
+            AlpnOffer::None => none,
+            AlpnOffer::Http1 => http1,
+            AlpnOffer::Http2 => http2,
+            AlpnOffer::Auto => auto,
+        }
+        .clone()
+    }
+
+    /// Whether the server name depends on the request, so that connections with different names are not to
+    /// be shared.
+    pub fn depends_on_authority(&self) -> bool {
+        self.auto_sni
+    }
+
+    /// The server name for a request to `authority` at the endpoint called `hostname`.
+    pub fn server_name<'a>(&'a self, authority: Option<&'a str>, hostname: &'a str) -> Option<Cow<'a, str>> {
+        if self.auto_sni {
+            let host = authority.map(without_port).filter(|h| !h.is_empty());
+            return host.map(|h| h.to_ascii_lowercase().into());
+        }
+        if self.auto_host_sni && !hostname.is_empty() {
+            return Some(hostname.into());
+        }
+        self.sni.as_deref().filter(|s| !s.is_empty()).map(Cow::Borrowed)
+    }
+
+    /// What is known of a connection after its handshake.
+    pub fn info(&self, connection: &ClientConnection) -> TlsInfo {
+        let chain = connection.peer_certificates().unwrap_or_default();
+        TlsInfo {
+            version: version_name(connection.protocol_version()),
+            cipher: connection.negotiated_cipher_suite().map_or("", |s| cipher_name(s.suite())),
+            alpn: connection.alpn_protocol().map(Into::into),
+            resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            peer: chain.first().and_then(|der| describe(der)).map(Arc::new),
+            ..TlsInfo::default()
+        }
+    }
+}
+
+/// The host of an authority: without a port, an IPv6 address without its brackets.
+fn without_port(authority: &str) -> &str {
+    if let Some(rest) = authority.strip_prefix('[') {
+        return rest.split(']').next().unwrap_or_default();
+    }
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    }
+}
+
+/// Shows one certificate to every endpoint that asks.
+#[derive(Debug)]
+struct Always(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Always {
+    fn resolve(&self, _hints: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.key.choose_scheme(schemes).map(|_| self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,100 @@
+//! Certificates, keys and revocation lists in PEM, from files or from the configuration itself.
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+/// Where PEM comes from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Pem {
+    /// The configuration itself.
+    Inline(Vec<u8>),
+    /// A file, read when the configuration is compiled.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for Pem {
+    /// Leaves the content out: it may be a private key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Pem::Inline(bytes) => write!(f, "{} bytes of inline PEM", bytes.len()),
+            Pem::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// A certificate chain with its key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The certificate, then those that lead to its authority.
+    pub chain: Pem,
+    /// Its private key: PKCS #8, PKCS #1 or SEC 1, not encrypted.
+    pub key: Pem,
+}
+
+impl Pem {
+    fn read(&self) -> Result<Cow<'_, [u8]>, String> {
+        match self {
+            Pem::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
+            Pem::File(path) => {
+                std::fs::read(path).map(Cow::Owned).map_err(|e| format!("can't read {}: {e}", path.display()))
+            }
+        }
+    }
+
+    /// What errors call it.
+    fn label(&self) -> Cow<'_, str> {
+        match self {
+            Pem::Inline(_) => "inline PEM".into(),
+            Pem::File(path) => path.to_string_lossy(),
+        }
+    }
+
+    fn items<T: PemObject>(&self, what: &str) -> Result<Vec<T>, String> {
+        let text = self.read()?;
+        let items = T::pem_slice_iter(&text).collect::<Result<Vec<T>, _>>();
+        match items {
+            Err(e) => Err(format!("{}: not valid PEM: {e}", self.label())),
+            Ok(items) if items.is_empty() => Err(format!("{}: no {what} in PEM form", self.label())),
+            Ok(items) => Ok(items),
+        }
+    }
+
+    /// All certificates, at least one, each of them well-formed.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        let certificates: Vec<CertificateDer<'static>> = self.items("certificate")?;
+        for (i, der) in certificates.iter().enumerate() {
+            x509_parser::parse_x509_certificate(der)
+                .map_err(|e| format!("{}: certificate {}: {e}", self.label(), i + 1))?;
+        }
+        Ok(certificates)
+    }
+
+    /// All revocation lists, at least one.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn revocation_lists(&self) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+        self.items("revocation list")
+    }
+
+    /// The first private key.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn private_key(&self) -> Result<PrivateKeyDer<'static>, String> {
+        use rustls::pki_types::pem::Error;
+        let text = self.read()?;
+        PrivateKeyDer::from_pem_slice(&text).map_err(|e| match e {
+            Error::NoItemsFound if memchr::memmem::find(&text, b"ENCRYPTED PRIVATE KEY").is_some() => {
+                format!("{}: encrypted private keys are not supported", self.label())
+            }
+            Error::NoItemsFound => format!("{}: no private key in PEM form", self.label()),
+            e => format!("{}: not valid PEM: {e}", self.label()),
+        })
+    }
+}

@@ -1,0 +1,408 @@
+//! Verification of the peer's certificate.
+
+use super::Pem;
+use super::certificate::{alternative_names, ip, sha256};
+use crate::error::ConfigError;
+use crate::matcher::StringMatcher;
+use base64::Engine;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use std::sync::Arc;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// How a peer's certificate is verified (Envoy's CertificateValidationContext).
+#[derive(Debug, Default)]
+pub struct Validation {
+    /// Authorities; without them only pins count.
+    pub trusted_ca: Option<Pem>,
+    /// Revocation lists. Every certificate of the chain must be covered by one.
+    pub crl: Option<Pem>,
+    /// Looks the leaf alone up in the lists.
+    pub only_leaf_crl: bool,
+    /// SHA-256 of the leaf in hexadecimal, with or without colons (`verify_certificate_hash`).
+    pub hashes: Vec<String>,
+    /// SHA-256 of the leaf's public key in base64 (`verify_certificate_spki`).
+    pub spki: Vec<String>,
+    /// Names of which one must match; empty does not ask.
+    pub sans: Vec<SanMatcher>,
+    /// Goes on whatever the outcome (`ACCEPT_UNTRUSTED`); [`super::ServerContext::validates`] tells it.
+    pub accept_untrusted: bool,
+    /// Intermediate certificates that may be used; `None` is no limit.
+    pub max_depth: Option<usize>,
+}
+
+/// Kind of a subject alternative name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SanKind {
+    /// URI, such as a SPIFFE identity.
+    Uri,
+    /// DNS name; an exact matcher takes the certificate's wildcards into account.
+    Dns,
+    /// IP address in its usual text form.
+    Ip,
+    /// E-mail address.
+    Email,
+}
+
+/// A test of one kind of subject alternative names (`match_typed_subject_alt_names`).
+#[derive(Debug)]
+pub struct SanMatcher {
+    /// The kind looked at.
+    pub kind: SanKind,
+    /// The test.
+    pub matcher: StringMatcher,
+}
+
+impl SanMatcher {
+    fn matches(&self, name: &GeneralName<'_>) -> bool {
+        match (self.kind, name) {
+            (SanKind::Uri, GeneralName::URI(uri)) => self.matcher.matches(uri.as_bytes()),
+            (SanKind::Email, GeneralName::RFC822Name(mail)) => self.matcher.matches(mail.as_bytes()),
+            (SanKind::Ip, GeneralName::IPAddress(bytes)) => {
+                ip(bytes).is_some_and(|ip| self.matcher.matches(ip.to_string().as_bytes()))
+            }
+            (SanKind::Dns, GeneralName::DNSName(dns)) => match &self.matcher {
+                StringMatcher::Exact(wanted, _) => dns_matches(dns, wanted),
+                matcher => matcher.matches(dns.as_bytes()),
+            },
+            _ => false,
+        }
+    }
+}
+
+/// Whether a DNS name of a certificate stands for `wanted`; a wildcard stands for one label.
+fn dns_matches(pattern: &str, wanted: &[u8]) -> bool {
+    let pattern = pattern.as_bytes();
+    if pattern.eq_ignore_ascii_case(wanted) {
+        return true;
+    }
+    let Some(suffix) = pattern.strip_prefix(b"*") else { return false };
+    let Some(dot) = wanted.iter().position(|b| *b == b'.') else { return false };
+    suffix.starts_with(b".") && dot > 0 && wanted.get(dot..).is_some_and(|w| w.eq_ignore_ascii_case(suffix))
+}
+
+/// Why a certificate is refused, beyond what webpki says.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("no subject alternative name matches")]
+    San,
+    #[error("neither hash nor public key is among those expected")]
+    Pin,
+}
+
+fn refuse(refusal: Refusal) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
+}
+
+/// Compiled verification, of either side.
+#[derive(Debug)]
+pub(super) struct PeerCheck {
+    chain: Option<Chain>,
+    /// Leaves that are authorities themselves: webpki takes no authority for an end entity.
+    roots: Vec<CertificateDer<'static>>,
+    hashes: Vec<[u8; 32]>,
+    spki: Vec<[u8; 32]>,
+    sans: Vec<SanMatcher>,
+    max_depth: Option<usize>,
+    pub(super) accept_untrusted: bool,
+}
+
+#[derive(Debug)]
+enum Chain {
+    Clients(Arc<dyn ClientCertVerifier>),
+    Servers(Arc<WebPkiServerVerifier>),
+}
+
+/// Whose certificates are verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    Client,
+    Server,
+}
+
+impl PeerCheck {
+    pub(super) fn new(
+        validation: Validation,
+        peer: Peer,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<PeerCheck, ConfigError> {
+        let hashes = validation
+            .hashes
+            .iter()
+            .map(|h| hash(h).ok_or_else(|| ConfigError::new(format!("\"{h}\" is no SHA-256 in hexadecimal"))))
+            .collect::<Result<_, _>>()
+            .map_err(|e| e.in_key("verify_certificate_hash"))?;
+        let spki = validation
+            .spki
+            .iter()
+            .map(|h| spki_hash(h).ok_or_else(|| ConfigError::new(format!("\"{h}\" is no SHA-256 in base64"))))
+            .collect::<Result<_, _>>()
+            .map_err(|e| e.in_key("verify_certificate_spki"))?;
+        if validation.trusted_ca.is_none() {
+            if !validation.sans.is_empty() {
+                let reason = "names can be matched only with a trusted_ca";
+                return Err(ConfigError::field("match_typed_subject_alt_names", reason));
+            }
+            if validation.crl.is_some() {
+                return Err(ConfigError::field("crl", "revocation lists need a trusted_ca"));
+            }
+        }
+        let (chain, roots) = match &validation.trusted_ca {
+            None => (None, Vec::new()),
+            Some(ca) => {
+                let roots = ca.certificates().map_err(|e| ConfigError::field("trusted_ca", e))?;
+                (Some(Chain::new(&roots, &validation, peer, provider)?), roots)
+            }
+        };
+        Ok(PeerCheck {
+            chain,
+            roots,
+            hashes,
+            spki,
+            sans: validation.sans,
+            max_depth: validation.max_depth,
+            accept_untrusted: validation.accept_untrusted,
+        })
+    }
+
+    /// Whether the peer's certificate is what the configuration asks for.
+    pub(super) fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let used = self.max_depth.map_or(intermediates.len(), |depth| depth.min(intermediates.len()));
+        if let Some(chain) = &self.chain {
+            match self.roots.iter().any(|root| root == leaf) {
+                true => check_validity(leaf, now)?,
+                false => chain.check(leaf, intermediates.get(..used).unwrap_or_default(), now)?,
+            }
+        }
+        let pinned = !self.hashes.is_empty() || !self.spki.is_empty();
+        if pinned && !self.is_pinned(leaf) {
+            return Err(refuse(Refusal::Pin));
+        }
+        if !self.sans.is_empty() && !self.has_name(leaf) {
+            return Err(refuse(Refusal::San));
+        }
+        Ok(())
+    }
+
+    fn is_pinned(&self, leaf: &CertificateDer<'_>) -> bool {
+        if self.hashes.contains(&sha256(leaf)) {
+            return true;
+        }
+        !self.spki.is_empty()
+            && X509Certificate::from_der(leaf)
+                .is_ok_and(|(_, x509)| self.spki.contains(&sha256(x509.public_key().raw)))
+    }
+
+    fn has_name(&self, leaf: &CertificateDer<'_>) -> bool {
+        let Ok((_, x509)) = X509Certificate::from_der(leaf) else { return false };
+        alternative_names(&x509).iter().any(|name| self.sans.iter().any(|m| m.matches(name)))
+    }
+}
+
+impl Chain {
+    fn new(
+        roots: &[CertificateDer<'static>],
+        validation: &Validation,
+        peer: Peer,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Chain, ConfigError> {
+        let mut store = RootCertStore::empty();
+        let (added, _) = store.add_parsable_certificates(roots.iter().cloned());
+        if added == 0 {
+            return Err(ConfigError::field("trusted_ca", "no certificate can serve as an authority"));
+        }
+        let crls = match &validation.crl {
+            None => Vec::new(),
+            Some(crl) => crl.revocation_lists().map_err(|e| ConfigError::field("crl", e))?,
+        };
+        let failed = |e: rustls::server::VerifierBuilderError| ConfigError::field("crl", e.to_string());
+        let store = Arc::new(store);
+        match peer {
+            Peer::Client => {
+                let builder = WebPkiClientVerifier::builder_with_provider(store, provider.clone());
+                let builder = builder.with_crls(crls);
+                let builder = match validation.only_leaf_crl {
+                    true => builder.only_check_end_entity_revocation(),
+                    false => builder,
+                };
+                Ok(Chain::Clients(builder.build().map_err(failed)?))
+            }
+            Peer::Server => {
+                let builder = WebPkiServerVerifier::builder_with_provider(store, provider.clone());
+                let builder = builder.with_crls(crls);
+                let builder = match validation.only_leaf_crl {
+                    true => builder.only_check_end_entity_revocation(),
+                    false => builder,
+                };
+                Ok(Chain::Servers(builder.build().map_err(failed)?))
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        match self {
+            Chain::Clients(verifier) => verifier.verify_client_cert(leaf, intermediates, now).map(|_| ()),
+            Chain::Servers(verifier) => {
+                // The chain alone is wanted. The verifier checks the name last, so an error about the name
+                // says that the chain is good.
+                let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+                match verifier.verify_server_cert(leaf, intermediates, &name, &[], now) {
+                    Ok(_) => Ok(()),
+                    Err(Error::InvalidCertificate(
+                        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                    )) => Ok(()),
+                    Err(e) => Err(e),
+                }
+            }
+        }
+    }
+}
+
+fn check_validity(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    let (_, x509) = X509Certificate::from_der(leaf)
+        .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let problem = match x509.validity() {
+        v if now < v.not_before.timestamp() => CertificateError::NotValidYet,
+        v if now > v.not_after.timestamp() => CertificateError::Expired,
+        _ => return Ok(()),
+    };
+    Err(Error::InvalidCertificate(problem))
+}
+
+fn hash(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u32> =
+        text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|d| (d[0] * 16 + d[1]) as u8).collect();
+    if digits.len() == 64 { bytes.try_into().ok() } else { None }
+}
+
+fn spki_hash(text: &str) -> Option<[u8; 32]> {
+    base64::engine::general_purpose::STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// Verifies clients.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    pub(super) check: Option<Arc<PeerCheck>>,
+    /// Whether a client without a certificate is refused.
+    pub(super) required: bool,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        match self.check.as_ref().and_then(|c| c.chain.as_ref()) {
+            Some(Chain::Clients(verifier)) => verifier.root_hint_subjects(),
+            _ => &[],
+        }
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if let Some(check) = self.check.as_ref().filter(|c| !c.accept_untrusted) {
+            check.check(leaf, intermediates, now)?;
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Verifies servers. Without a check every certificate will do, as in Envoy without a validation context;
+/// the server must own its key all the same.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    pub(super) check: Option<PeerCheck>,
+    /// Checks the name that was asked for too (`auto_san_validation`).
+    pub(super) match_name: bool,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Some(check) = self.check.as_ref().filter(|c| !c.accept_untrusted) {
+            check.check(leaf, intermediates, now)?;
+            if self.match_name {
+                verify_server_name(&ParsedCertificate::try_from(leaf)?, server_name)?;
+            }
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
