@@ -8,5 +8,6 @@ pub mod h2spec;
 pub mod layout;
 pub mod lint;
 pub mod process;
+pub mod report;
 pub mod suite;
 pub mod tools;

@@ -4,21 +4,20 @@ use anyhow::{Context, Result};
 
 use crate::deny;
 use crate::process::{cargo, execute};
+use crate::report::Report;
 
 /// # Errors
-/// The first check that fails.
+/// A check failed; every check was run all the same.
 pub fn run() -> Result<()> {
-    execute(cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
-    deny::run()?;
-    execute(cargo().args([
-        "clippy",
-        "--locked",
-        "--profile",
-        "ci",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]))
+    let mut report = Report::default();
+    report.part("formatting", || {
+        execute(cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")
+    });
+    report.part("dependencies", deny::run);
+    report.part("clippy", || {
+        let mut command = cargo();
+        command.args(["clippy", "--locked", "--profile", "ci", "--workspace", "--all-targets"]);
+        execute(command.args(["--", "-D", "warnings"]))
+    });
+    report.finish("cargo xtask lint")
 }

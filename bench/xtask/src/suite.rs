@@ -1,11 +1,10 @@
 //! `cargo xtask test`: everything that must pass, in the order in which a failure is cheapest to find.
 
-use std::time::Instant;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 
 use crate::process::{cargo, execute};
+use crate::report::Report;
 use crate::tools::{MAKE, OPENSSL, PYTHON, build_proxy, ensure};
 use crate::{conformance, h2spec};
 
@@ -31,35 +30,5 @@ pub fn run(options: &Options) -> Result<()> {
         }
         Err(error) => report.part("build", || Err(error)),
     }
-    report.finish()
-}
-
-#[derive(Default)]
-struct Report {
-    lines: Vec<String>,
-    failed: Vec<&'static str>,
-}
-
-impl Report {
-    fn part(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
-        let started = Instant::now();
-        let result = work();
-        let seconds = started.elapsed().as_secs();
-        match result {
-            Ok(()) => self.lines.push(format!("ok      {name} ({seconds} s)")),
-            Err(error) => {
-                self.lines.push(format!("FAILED  {name} ({seconds} s): {error:#}"));
-                self.failed.push(name);
-            }
-        }
-    }
-
-    fn finish(self) -> Result<()> {
-        println!("\n{}", self.lines.join("\n"));
-        if !self.failed.is_empty() {
-            bail!("cargo xtask test: failed: {}", self.failed.join(", "));
-        }
-        println!("cargo xtask test: everything passed");
-        Ok(())
-    }
+    report.finish("cargo xtask test")
 }
