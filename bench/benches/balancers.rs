@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use sixfold_bench::fixtures::hosts;
 use sixfold_core::balance::{BalanceConfig, Choice, Policy, build};
+use sixfold_core::cluster::ClusterStats;
+use sixfold_core::metrics::Registry;
 
 fn main() {
     divan::main();
@@ -45,7 +48,8 @@ fn apisix_ewma(bencher: Bencher<'_, '_>, count: u16) {
 
 fn choose(bencher: Bencher<'_, '_>, count: u16, policy: Policy) {
     let hosts = hosts(count);
-    let balancer = build(&BalanceConfig { policy, ..BalanceConfig::default() }, &hosts).unwrap();
+    let stats = Arc::new(ClusterStats::named(&Registry::default(), "bench"));
+    let balancer = build(&BalanceConfig { policy, ..BalanceConfig::default() }, &hosts, &stats).unwrap();
     let (subset, mut random) = (BTreeMap::new(), 1_u64);
     bencher.bench_local(|| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
