@@ -112,4 +112,3 @@ pub(super) fn envoy_value(bytes: &[u8]) -> bool {
 pub(super) fn clean(bytes: &[u8]) -> bool {
     memchr::memchr3(b'\r', b'\n', 0, bytes).is_none()
 }
-

@@ -31,6 +31,7 @@ impl FieldSink {
         if self.count > opts.max_headers_count {
             return Err(H1Error::TooManyHeaders);
         }
+        // nginx takes a line without a colon for a name with an empty value; no client means that.
         let colon = memchr::memchr(b':', line).ok_or(H1Error::Malformed("header line without a colon"))?;
         let (name, value) = line.split_at_checked(colon).unwrap_or_default();
         let value = trim(value.get(1..).unwrap_or_default(), opts.profile);

@@ -21,8 +21,7 @@ pub(super) fn resolve(
     let raw = head.target.full();
     if head.method == Method::CONNECT {
         let raw = raw.to_vec();
-        let (host, port) = host_and_port(&raw).ok_or(H1Error::InvalidUrl)?;
-        if port.is_empty() || host.len() + 1 + port.len() != raw.len() {
+        if has_port(&raw) != Some(true) {
             return Err(H1Error::InvalidUrl);
         }
         head.authority.clear();
@@ -100,9 +99,8 @@ impl Absolute<'_> {
         {
             authority = authority.get(at + 1..)?;
         }
-        let (host, port) = host_and_port(authority)?;
-        let colon = usize::from(!port.is_empty());
-        (host.len() + colon + port.len() == authority.len()).then_some(Absolute { scheme, authority, path })
+        has_port(authority)?;
+        Some(Absolute { scheme, authority, path })
     }
 }
 
@@ -115,27 +113,25 @@ fn split_scheme(raw: &[u8]) -> Option<(&[u8], &[u8])> {
     letters.then_some((scheme, rest.get(3..)?))
 }
 
-/// Host (an IPv6 literal with its brackets) and port digits, empty without a port.
-fn host_and_port(authority: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (host, rest) = if authority.first() == Some(&b'[') {
-        let end = memchr::memchr(b']', authority)? + 1;
-        let (host, rest) = authority.split_at_checked(end)?;
-        let literal = std::str::from_utf8(host.get(1..end - 1)?).ok()?;
+/// Whether `host[:port]` has a port; `None` if it is none. An IPv6 literal stands in brackets.
+fn has_port(authority: &[u8]) -> Option<bool> {
+    let rest = if authority.first() == Some(&b'[') {
+        let end = memchr::memchr(b']', authority)?;
+        let literal = std::str::from_utf8(authority.get(1..end)?).ok()?;
         literal.parse::<Ipv6Addr>().ok()?;
-        (host, rest)
+        authority.get(end + 1..)?
     } else {
         let end = memchr::memchr(b':', authority).unwrap_or(authority.len());
         let (host, rest) = authority.split_at_checked(end)?;
         if host.is_empty() || !chars::url_host(host) {
             return None;
         }
-        (host, rest)
+        rest
     };
     match rest {
-        [] => Some((host, rest)),
-        [b':', port @ ..] if (1..=5).contains(&port.len()) => {
-            let number = super::framing::parse_length(port)?;
-            (number <= 0xffff).then_some((host, port))
+        [] => Some(false),
+        [b':', port @ ..] if port.len() <= 5 => {
+            super::framing::parse_length(port).filter(|n| *n <= 0xffff).map(|_| true)
         }
         _ => None,
     }
