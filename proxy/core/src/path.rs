@@ -14,8 +14,8 @@ use crate::message::Method;
 use crate::stream::Stream;
 use std::borrow::Cow;
 
-pub(crate) use nginx::MATCH_URI;
 pub use nginx::escape;
+pub(crate) use nginx::{MATCH_URI, restore_target};
 
 /// What became of a request's path.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -371,3 +371,52 @@ pub enum RequireTls {
     /// All requests must have come by TLS.
     All,
 }
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    use super::{Action, ClusterChoice, Forward, Ids, PassHost, Route, Timeouts};
+    use crate::header_ops::HeaderOps;
+    use crate::router::PathMatch;
+    use std::collections::BTreeMap;
+
+    /// A route that does nothing.
+    pub(crate) fn route(path: PathMatch) -> Route {
+        Route {
+            name: "".into(),
+            ids: Ids::default(),
+            path,
+            predicates: Box::default(),
+            priority: 0,
+            action: Action::NonForwarding,
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
+            chain: None,
+            metadata: serde_json::Map::new(),
+            stats: None,
+            body_buffer_limit: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Forwards to nowhere.
+    pub(crate) fn forward() -> Forward {
+        let clusters = std::sync::Arc::default();
+        Forward {
+            cluster: ClusterChoice::Header(crate::headers::Known::HOST.into(), clusters),
+            cluster_not_found: 503,
+            path_rewrite: None,
+            host_rewrite: None,
+            append_x_forwarded_host: false,
+            timeouts: Timeouts::default(),
+            retry: None,
+            hash: Box::default(),
+            metadata_match: BTreeMap::new(),
+            upgrades: Box::default(),
+            high_priority: false,
+            mirrors: Box::default(),
+            internal_redirect: None,
+            hedge_on_per_try_timeout: false,
+            pass_host: PassHost::Pass,
+        }
+    }
+}

@@ -11,6 +11,18 @@ use std::borrow::Cow;
 /// The variable with the path that routes are matched against, where that is not `uri`.
 pub(crate) const MATCH_URI: &str = "router_uri";
 
+/// The variable with the safe spelling of the target, where that is not the raw one.
+const SAFE_TARGET: &str = "router_target";
+
+/// Puts the target back as the client sent it, unless a plugin has changed it: what APISIX's upstreams get.
+pub(crate) fn restore_target(stream: &mut Stream) {
+    if stream.original_target.is_empty() || stream.var(SAFE_TARGET) != Some(stream.request.target.full()) {
+        return;
+    }
+    let cut = memchr::memchr(b'#', &stream.original_target).unwrap_or(stream.original_target.len());
+    stream.request.target.set(stream.original_target.get(..cut).unwrap_or_default());
+}
+
 /// Normalises the path as nginx does; the target becomes its safe spelling, and the raw one is kept in
 /// `original_target`.
 pub(super) fn prepare(options: ApisixPath, stream: &mut Stream) -> Prepared {
@@ -46,6 +58,7 @@ pub(super) fn prepare(options: ApisixPath, stream: &mut Stream) -> Prepared {
         stream.request.target.set(&safe);
         if !parameters {
             stream.original_target.clone_from(&raw);
+            stream.set_var(SAFE_TARGET, safe);
         }
     }
     if let Some(matched) = matched {
