@@ -1,5 +1,9 @@
 //! Listeners, filter chains and network filters.
 
+mod chain_match;
+
+pub use chain_match::{ChainMatcher, Facts, check_chains};
+
 use crate::access_log::AccessLog;
 use crate::cluster::TcpKeepalive;
 use crate::hcm::HttpConnectionManager;

@@ -1,0 +1,497 @@
+//! Choice of a filter chain, compiled once a listener.
+//!
+//! Each criterion decides before the next, and there is no way back: once the destination's longest prefix
+//! is found, chains of a shorter one are out, even if nothing fits below (filter_chain_manager_impl.cc).
+
+use super::{FilterChain, FilterChainMatch, SourceType};
+use ipnet::IpNet;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// What is known of a connection when its chain is chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Facts<'a> {
+    /// Address the client meant; `None` for a unix socket.
+    pub destination: Option<SocketAddr>,
+    /// Server name in lower case, if the TLS inspector found one.
+    pub server_name: Option<&'a str>,
+    /// Whether the TLS inspector saw TLS.
+    pub tls: bool,
+    /// ALPN protocols in the client's order, or what the HTTP inspector found.
+    pub application_protocols: &'a [Box<[u8]>],
+    /// Peer of the socket; `None` for a unix socket.
+    pub direct_source: Option<SocketAddr>,
+    /// Client address; `None` for a unix socket.
+    pub source: Option<SocketAddr>,
+}
+
+/// Compiled conditions of a listener's chains.
+#[derive(Debug, Default)]
+pub struct ChainMatcher(Keyed<u16, Prefixes<Names>>);
+
+type Transports = Keyed<Box<str>, Keyed<Box<[u8]>, Prefixes<Sources>>>;
+
+/// Values by key, with one for those that do not ask.
+#[derive(Debug)]
+struct Keyed<K, T> {
+    by_key: HashMap<K, T>,
+    any: Option<Box<T>>,
+}
+
+/// Values by prefix, with one for those that do not ask.
+#[derive(Debug)]
+struct Prefixes<T> {
+    /// The longest first.
+    lengths: Vec<(u8, HashMap<IpNet, T>)>,
+    any: Option<Box<T>>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    exact: HashMap<Box<str>, Transports>,
+    /// By what follows `*`: `.example.com`.
+    suffixes: HashMap<Box<str>, Transports>,
+    any: Option<Box<Transports>>,
+}
+
+#[derive(Debug, Default)]
+struct Sources {
+    local: Option<Ends>,
+    external: Option<Ends>,
+    any: Option<Ends>,
+}
+
+type Ends = Prefixes<Keyed<u16, Leaf>>;
+
+/// Position of a chain in the listener's list.
+#[derive(Debug, Default)]
+struct Leaf(Option<usize>);
+
+impl<K, T> Default for Keyed<K, T> {
+    fn default() -> Self {
+        Keyed { by_key: HashMap::new(), any: None }
+    }
+}
+
+impl<T> Default for Prefixes<T> {
+    fn default() -> Self {
+        Prefixes { lengths: Vec::new(), any: None }
+    }
+}
+
+impl<K: Hash + Eq, T: Default> Keyed<K, T> {
+    /// Visits the value of each key, or the one that does not ask when there is none.
+    fn each<E>(
+        &mut self,
+        keys: impl ExactSizeIterator<Item = K>,
+        mut visit: impl FnMut(&mut T) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if keys.len() == 0 {
+            return visit(self.any.get_or_insert_default());
+        }
+        for key in keys {
+            visit(self.by_key.entry(key).or_default())?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: Default> Prefixes<T> {
+    fn each<E>(
+        &mut self,
+        prefixes: &[IpNet],
+        mut visit: impl FnMut(&mut T) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if prefixes.is_empty() {
+            return visit(self.any.get_or_insert_default());
+        }
+        for prefix in prefixes {
+            let prefix = prefix.trunc();
+            let at = self.lengths.partition_point(|(len, _)| *len > prefix.prefix_len());
+            if self.lengths.get(at).is_none_or(|(len, _)| *len != prefix.prefix_len()) {
+                self.lengths.insert(at, (prefix.prefix_len(), HashMap::new()));
+            }
+            if let Some((_, map)) = self.lengths.get_mut(at) {
+                visit(map.entry(prefix).or_default())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, ip: Option<IpAddr>) -> Option<&T> {
+        let found = ip.and_then(|ip| {
+            self.lengths.iter().find_map(|(len, map)| map.get(&IpNet::new(ip, *len).ok()?.trunc()))
+        });
+        found.or(self.any.as_deref())
+    }
+}
+
+impl Names {
+    fn each<E>(
+        &mut self,
+        names: &[Box<str>],
+        mut visit: impl FnMut(&mut Transports) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if names.is_empty() {
+            return visit(self.any.get_or_insert_default());
+        }
+        for name in names {
+            let name = name.to_ascii_lowercase();
+            visit(match name.strip_prefix('*') {
+                Some(suffix) => self.suffixes.entry(suffix.into()).or_default(),
+                None => self.exact.entry(name.into()).or_default(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: Option<&str>) -> Option<&Transports> {
+        let found = name.and_then(|name| {
+            self.exact.get(name).or_else(|| {
+                let dots = name.char_indices().skip(1).filter(|(_, c)| *c == '.');
+                dots.filter_map(|(at, _)| name.get(at..)).find_map(|suffix| self.suffixes.get(suffix))
+            })
+        });
+        found.or(self.any.as_deref())
+    }
+}
+
+impl Sources {
+    fn of(&mut self, kind: SourceType) -> &mut Ends {
+        match kind {
+            SourceType::Any => &mut self.any,
+            SourceType::SameIpOrLoopback => &mut self.local,
+            SourceType::External => &mut self.external,
+        }
+        .get_or_insert_default()
+    }
+
+    fn find(&self, facts: &Facts<'_>) -> Option<&Ends> {
+        let special = if is_local(facts) { &self.local } else { &self.external };
+        special.as_ref().or(self.any.as_ref())
+    }
+}
+
+/// Whether the client is this host: a loopback address, our own, or a unix socket.
+fn is_local(facts: &Facts<'_>) -> bool {
+    match (facts.source, facts.destination) {
+        (None, _) => true,
+        (Some(source), destination) => {
+            source.ip().is_loopback() || destination.is_some_and(|d| d.ip() == source.ip())
+        }
+    }
+}
+
+impl ChainMatcher {
+    /// Compiles the conditions.
+    ///
+    /// # Errors
+    /// Names two chains with the same condition.
+    pub fn new(chains: &[Arc<FilterChain>]) -> Result<ChainMatcher, String> {
+        let mut matcher = ChainMatcher::default();
+        for (i, chain) in chains.iter().enumerate() {
+            matcher.add(&chain.matches, i).map_err(|earlier| {
+                let name = |i: usize| match chains.get(i) {
+                    Some(chain) if !chain.name.is_empty() => format!("\"{}\"", chain.name),
+                    _ => format!("number {}", i + 1),
+                };
+                format!("filter chain {} has the same match as filter chain {}", name(i), name(earlier))
+            })?;
+        }
+        Ok(matcher)
+    }
+
+    /// Adds a chain under every combination of its values; the error is the chain that is there already.
+    fn add(&mut self, of: &FilterChainMatch, chain: usize) -> Result<(), usize> {
+        self.0.each(of.destination_port.as_slice().iter().copied(), |prefixes| {
+            prefixes.each(&of.destination, |names| {
+                names.each(&of.server_names, |transports| {
+                    transports.each(of.transport.as_slice().iter().cloned(), |protocols| {
+                        let wanted = of.application_protocols.iter().map(|p| p.as_bytes().into());
+                        protocols.each(wanted, |direct| {
+                            direct.each(&of.direct_source, |sources| {
+                                sources.of(of.source_type).each(&of.source, |ports| {
+                                    ports.each(of.source_ports.iter().copied(), |leaf| match leaf.0 {
+                                        Some(earlier) => Err(earlier),
+                                        None => {
+                                            leaf.0 = Some(chain);
+                                            Ok(())
+                                        }
+                                    })
+                                })
+                            })
+                        })
+                    })
+                })
+            })
+        })
+    }
+
+    /// Position of the chain for a connection; `None` leaves it to the default chain.
+    pub fn find(&self, facts: &Facts<'_>) -> Option<usize> {
+        let port = facts.destination.map(|d| d.port());
+        let prefixes = find(&self.0, port.as_ref())?;
+        let transports = prefixes.find(facts.destination.map(|d| d.ip()))?.find(facts.server_name)?;
+        let transport = if facts.tls { "tls" } else { "raw_buffer" };
+        let protocols = find(transports, Some(transport))?;
+        let by_protocol = facts.application_protocols.iter().find_map(|p| protocols.by_key.get(p));
+        let direct = by_protocol.or(protocols.any.as_deref())?;
+        let sources = direct.find(facts.direct_source.map(|s| s.ip()))?;
+        let ports = sources.find(facts)?.find(facts.source.map(|s| s.ip()))?;
+        find(ports, facts.source.map(|s| s.port()).as_ref())?.0
+    }
+}
+
+/// The value of a key, else the one that does not ask.
+fn find<'a, K, Q, T>(keyed: &'a Keyed<K, T>, key: Option<&Q>) -> Option<&'a T>
+where
+    K: Hash + Eq + std::borrow::Borrow<Q>,
+    Q: Hash + Eq + ?Sized,
+{
+    key.and_then(|key| keyed.by_key.get(key)).or(keyed.any.as_deref())
+}
+
+/// Checks the conditions of a listener's chains against each other.
+///
+/// # Errors
+/// Names two chains with the same condition: which one is meant could not be told.
+pub fn check_chains(chains: &[Arc<FilterChain>]) -> Result<(), String> {
+    ChainMatcher::new(chains).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::listener::NetworkFilter;
+    use bytes::Bytes;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::{select, subsequence};
+
+    fn chain(name: &str, matches: FilterChainMatch) -> Arc<FilterChain> {
+        Arc::new(FilterChain {
+            name: name.into(),
+            matches,
+            tls: None,
+            handshake_timeout: None,
+            filter: NetworkFilter::Direct(Bytes::new()),
+            fingerprint: 0,
+        })
+    }
+
+    fn names(names: &[&str]) -> FilterChainMatch {
+        FilterChainMatch {
+            server_names: names.iter().map(|n| (*n).into()).collect(),
+            ..FilterChainMatch::default()
+        }
+    }
+
+    fn nets(nets: &[&str]) -> Vec<IpNet> {
+        nets.iter().map(|n| n.parse().unwrap()).collect()
+    }
+
+    fn at(facts: Facts<'_>, chains: Vec<FilterChainMatch>) -> Option<usize> {
+        let chains: Vec<_> = chains.into_iter().map(|m| chain("c", m)).collect();
+        ChainMatcher::new(&chains).unwrap().find(&facts)
+    }
+
+    #[test]
+    fn server_names_go_from_exact_to_the_longest_wildcard_to_none() {
+        let chains = || {
+            vec![
+                names(&["a.Server.test"]),
+                names(&["*.server.test"]),
+                names(&["*.deep.server.test"]),
+                FilterChainMatch { transport: Some("tls".into()), ..FilterChainMatch::default() },
+                FilterChainMatch { transport: Some("raw_buffer".into()), ..FilterChainMatch::default() },
+            ]
+        };
+        let find = |name| at(Facts { server_name: name, tls: true, ..Facts::default() }, chains());
+        assert_eq!(find(Some("a.server.test")), Some(0));
+        assert_eq!(find(Some("b.server.test")), Some(1));
+        assert_eq!(find(Some("x.deep.server.test")), Some(2));
+        assert_eq!(find(Some("x.y.server.test")), Some(1));
+        assert_eq!((find(Some("server.test")), find(Some(".server.test"))), (Some(3), Some(3)));
+        assert_eq!(find(None), Some(3));
+        assert_eq!(at(Facts::default(), chains()), Some(4));
+    }
+
+    #[test]
+    fn the_source_type_decides_before_the_source_range() {
+        let of = |source: &str, source_type, destination_port| FilterChainMatch {
+            source: nets(&[source]),
+            source_type,
+            destination_port,
+            ..FilterChainMatch::default()
+        };
+        let chains = vec![
+            of("127.0.0.0/8", SourceType::Any, None),
+            of("127.0.0.1/32", SourceType::Any, None),
+            of("127.0.0.1/32", SourceType::Any, Some(9)),
+            of("127.0.0.0/16", SourceType::SameIpOrLoopback, None),
+        ];
+        let facts = |port, source: &str| Facts {
+            destination: Some(SocketAddr::from(([127, 0, 0, 1], port))),
+            source: Some(source.parse().unwrap()),
+            ..Facts::default()
+        };
+        assert_eq!(at(facts(80, "127.0.0.1:5"), chains.clone()), Some(3));
+        assert_eq!(at(facts(80, "127.9.0.1:5"), chains.clone()), None, "no way back to the /8");
+        assert_eq!(at(facts(9, "127.0.0.1:5"), chains.clone()), Some(2));
+        assert_eq!(at(facts(9, "127.0.0.2:5"), chains), None, "no way back from the port");
+    }
+
+    #[test]
+    fn equal_conditions_are_refused() {
+        let chains = [
+            chain("one", names(&["a", "b"])),
+            chain("", FilterChainMatch::default()),
+            chain("two", names(&["c", "B"])),
+        ];
+        let error = check_chains(&chains).unwrap_err();
+        assert_eq!(error, "filter chain \"two\" has the same match as filter chain \"one\"");
+        let twice = [chain("", FilterChainMatch::default()), chain("", FilterChainMatch::default())];
+        assert!(check_chains(&twice).unwrap_err().contains("filter chain number 2"));
+        let nested = FilterChainMatch { destination: nets(&["10.1.0.0/8"]), ..FilterChainMatch::default() };
+        let same = FilterChainMatch { destination: nets(&["10.0.0.0/8"]), ..FilterChainMatch::default() };
+        assert!(check_chains(&[chain("a", nested), chain("b", same)]).is_err());
+    }
+
+    /// The rules said directly: of the chains that are left, keep those that have the best value.
+    fn model(chains: &[FilterChainMatch], facts: &Facts<'_>) -> Option<usize> {
+        let mut left: Vec<usize> = (0..chains.len()).collect();
+        let keep = |left: &mut Vec<usize>, ranks: &dyn Fn(&FilterChainMatch) -> Option<u32>| {
+            let rank = |i: &usize| chains.get(*i).and_then(ranks);
+            let best = left.iter().filter_map(rank).max();
+            left.retain(|i| best.is_some() && rank(i) == best);
+        };
+        let prefix = |nets: &[IpNet], ip: Option<SocketAddr>| match nets.is_empty() {
+            true => Some(0),
+            false => nets
+                .iter()
+                .filter(|n| ip.is_some_and(|ip| n.contains(&ip.ip())))
+                .map(|n| u32::from(n.prefix_len()) + 1)
+                .max(),
+        };
+        let exact = |asked: Option<bool>| match asked {
+            None => Some(0),
+            Some(true) => Some(1),
+            Some(false) => None,
+        };
+        keep(&mut left, &|m| {
+            exact(m.destination_port.map(|p| facts.destination.is_some_and(|d| d.port() == p)))
+        });
+        keep(&mut left, &|m| prefix(&m.destination, facts.destination));
+        keep(&mut left, &|m| match m.server_names.is_empty() {
+            true => Some(0),
+            false => m
+                .server_names
+                .iter()
+                .filter_map(|pattern| {
+                    let name = facts.server_name?;
+                    match pattern.strip_prefix('*') {
+                        Some(suffix) => (name.len() > suffix.len() && name.ends_with(suffix))
+                            .then_some(suffix.len() as u32),
+                        None => (**pattern == *name).then_some(1000),
+                    }
+                })
+                .max(),
+        });
+        let transport = if facts.tls { "tls" } else { "raw_buffer" };
+        keep(&mut left, &|m| exact(m.transport.as_ref().map(|t| **t == *transport)));
+        keep(&mut left, &|m| match m.application_protocols.is_empty() {
+            true => Some(0),
+            false => facts
+                .application_protocols
+                .iter()
+                .position(|p| m.application_protocols.iter().any(|a| a.as_bytes() == &**p))
+                .map(|at| 100 - at as u32),
+        });
+        keep(&mut left, &|m| prefix(&m.direct_source, facts.direct_source));
+        keep(&mut left, &|m| match m.source_type {
+            SourceType::Any => Some(0),
+            SourceType::SameIpOrLoopback => is_local(facts).then_some(1),
+            SourceType::External => (!is_local(facts)).then_some(1),
+        });
+        keep(&mut left, &|m| prefix(&m.source, facts.source));
+        keep(&mut left, &|m| match m.source_ports.is_empty() {
+            true => Some(0),
+            false => facts.source.is_some_and(|s| m.source_ports.contains(&s.port())).then_some(1),
+        });
+        left.first().copied()
+    }
+
+    const NETS: [&str; 5] = ["10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.1/32", "::/0"];
+    const NAMES: [&str; 5] = ["a.b.c", "*.b.c", "*.c", "b.c", "*.a.b.c"];
+
+    prop_compose! {
+        fn any_match()(
+            destination_port in prop::option::weighted(0.2, 1u16..3),
+            destination in subsequence(NETS.to_vec(), 0..3),
+            server_names in subsequence(NAMES.to_vec(), 0..3),
+            transport in prop::option::weighted(0.3, select(vec!["tls", "raw_buffer"])),
+            protocols in subsequence(vec!["h2", "http/1.1"], 0..2),
+            direct_source in subsequence(NETS.to_vec(), 0..2),
+            source_type in
+                select(vec![SourceType::Any, SourceType::SameIpOrLoopback, SourceType::External]),
+            source in subsequence(NETS.to_vec(), 0..3),
+            source_ports in subsequence(vec![5u16, 6], 0..2),
+        ) -> FilterChainMatch {
+            FilterChainMatch {
+                destination_port,
+                destination: nets(&destination),
+                server_names: server_names.into_iter().map(Into::into).collect(),
+                transport: transport.map(Into::into),
+                application_protocols: protocols.into_iter().map(Into::into).collect(),
+                direct_source: nets(&direct_source),
+                source_type,
+                source: nets(&source),
+                source_ports,
+            }
+        }
+    }
+
+    fn any_address() -> impl Strategy<Value = SocketAddr> {
+        let ips = ["10.1.1.1", "10.1.1.2", "10.1.2.1", "10.2.0.1", "127.0.0.1", "::1"];
+        (select(ips.to_vec()), select(vec![1u16, 2, 5, 6]))
+            .prop_map(|(ip, port)| SocketAddr::new(ip.parse().unwrap(), port))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn the_compiled_choice_is_that_of_the_rules(
+            all in vec(any_match(), 1..12),
+            destination in any_address(),
+            source in any_address(),
+            direct_source in any_address(),
+            server_name in prop::option::of(select(vec!["a.b.c", "x.b.c", "b.c", "x.y.c", "x.a.b.c", "z"])),
+            tls: bool,
+            protocols in subsequence(vec!["h2", "http/1.1", "spdy"], 0..3).prop_shuffle(),
+        ) {
+            // Conditions that are there already would be refused.
+            let mut chains: Vec<FilterChainMatch> = Vec::new();
+            for matches in all {
+                let mut with: Vec<_> = chains.iter().map(|m| chain("", m.clone())).collect();
+                with.push(chain("", matches.clone()));
+                if check_chains(&with).is_ok() {
+                    chains.push(matches);
+                }
+            }
+            let compiled: Vec<_> = chains.iter().map(|m| chain("", m.clone())).collect();
+            let protocols: Vec<Box<[u8]>> = protocols.iter().map(|p| p.as_bytes().into()).collect();
+            let facts = Facts {
+                destination: Some(destination),
+                server_name,
+                tls,
+                application_protocols: &protocols,
+                direct_source: Some(direct_source),
+                source: Some(source),
+            };
+            prop_assert_eq!(ChainMatcher::new(&compiled).unwrap().find(&facts), model(&chains, &facts));
+        }
+    }
+}
