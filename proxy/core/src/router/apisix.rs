@@ -66,6 +66,7 @@ struct Entry {
 impl ApisixHosts {
     pub(super) fn new(
         name: &str,
+        shell: VirtualHostOptions,
         router: ApisixRouter,
         routes: Vec<ApisixRoute>,
     ) -> Result<ApisixHosts, ConfigError> {
@@ -102,7 +103,7 @@ impl ApisixHosts {
         }
         by_length.sort_by_key(|(len, _)| Reverse(*len));
         Ok(ApisixHosts {
-            shell: Arc::new(VirtualHost::new(name, VirtualHostOptions::default(), Vec::new())),
+            shell: Arc::new(VirtualHost::new(name, shell, Vec::new())),
             exact: exact.into_iter().map(|(host, entries)| (host, index(entries))).collect(),
             suffixes: by_length,
             any: index(any),

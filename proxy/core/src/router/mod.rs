@@ -86,6 +86,8 @@ pub struct TableOptions {
     pub most_specific_wins: bool,
     /// Taken off requests from outside.
     pub internal_only_headers: Vec<HeaderName>,
+    /// Chain for requests that no route takes (APISIX's global rules).
+    pub chain: Option<Arc<Chain>>,
 }
 
 /// Settings of a virtual host beside its routes.
@@ -190,7 +192,8 @@ impl RouteTable {
         router: ApisixRouter,
         routes: Vec<ApisixRoute>,
     ) -> Result<RouteTable, ConfigError> {
-        let hosts = ApisixHosts::new(name, router, routes)?;
+        let shell = VirtualHostOptions { chain: options.chain.clone(), ..VirtualHostOptions::default() };
+        let hosts = ApisixHosts::new(name, shell, router, routes)?;
         Ok(RouteTable { name: name.into(), options, hosts: Hosts::Apisix(Box::new(hosts)) })
     }
 
