@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use sixfold_core::document::{Format, Node, Options};
 use sixfold_core::error::ConfigError;
+use sixfold_core::router::ApisixRouter;
 
 pub use self::environment::{Environment, substitute_text};
 
@@ -162,10 +163,6 @@ pub struct HttpConfig {
     pub keepalive_timeout: Duration,
     /// For the whole head of a request.
     pub client_header_timeout: Duration,
-    /// Between two reads of a body.
-    pub client_body_timeout: Duration,
-    /// Between two writes to a client.
-    pub send_timeout: Duration,
     /// Bytes; `None` for no limit.
     pub client_max_body_size: Option<u64>,
     /// Whether header names may hold `_`; such headers are dropped otherwise.
@@ -255,6 +252,16 @@ pub fn config_path(directory: &Path, environment: &Environment) -> PathBuf {
         Some(profile) => format!("config-{profile}.yaml"),
         None => "config.yaml".to_owned(),
     })
+}
+
+impl From<RouterKind> for ApisixRouter {
+    fn from(kind: RouterKind) -> ApisixRouter {
+        match kind {
+            RouterKind::RadixtreeHostUri => ApisixRouter::HostUri,
+            RouterKind::RadixtreeUri => ApisixRouter::Uri,
+            RouterKind::RadixtreeUriWithParameter => ApisixRouter::UriWithParameter,
+        }
+    }
 }
 
 impl ListenAddress {

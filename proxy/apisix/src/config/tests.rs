@@ -182,11 +182,12 @@ fn a_profile_chooses_its_files() {
 
 #[test]
 fn times_and_sizes_are_nginxs() {
-    let config = parse("nginx_config: {worker_shutdown_timeout: 1h30m, http: {send_timeout: 500ms}}");
+    let config =
+        parse("nginx_config: {worker_shutdown_timeout: 1h30m, http: {client_header_timeout: 500ms}}");
     assert_eq!(config.worker_shutdown_timeout, Duration::from_secs(5400));
-    assert_eq!(config.http.send_timeout, Duration::from_millis(500));
+    assert_eq!(config.http.client_header_timeout, Duration::from_millis(500));
     assert!(
-        only_error("nginx_config: {http: {send_timeout: 5x}}")
+        only_error("nginx_config: {http: {keepalive_timeout: 5x}}")
             .contains("expected a time such as 60s, found \"5x\"")
     );
     assert!(

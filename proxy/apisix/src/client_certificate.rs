@@ -1,0 +1,72 @@
+//! Holds a request's `Host` against what its connection has proved.
+//!
+//! A client chooses the certificate, and with it whether it has to show one itself, by the name in its TLS
+//! hello. So that it can't take a name without verification and then ask for a host with it, every request
+//! over TLS is looked up again by its host, as APISIX does it.
+
+use std::sync::Arc;
+
+use sixfold_core::plugin::{LocalReply, Phases, Plugin, Step};
+use sixfold_core::stream::Stream;
+use sixfold_core::tls::NameTable;
+
+/// Which server names ask for a client's certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct VerifiedNames(pub(crate) Vec<(Box<str>, bool)>);
+
+impl VerifiedNames {
+    /// The guard, if any name asks for a certificate.
+    pub(crate) fn guard(&self) -> Option<Arc<dyn Plugin>> {
+        if !self.0.iter().any(|(_, verified)| *verified) {
+            return None;
+        }
+        let mut guard = Guard { names: NameTable::default(), any: false };
+        for (name, verified) in &self.0 {
+            match &**name {
+                "*" => guard.any |= *verified,
+                name => {
+                    guard.names.insert(name, *verified);
+                }
+            }
+        }
+        Some(Arc::new(guard))
+    }
+}
+
+struct Guard {
+    names: NameTable<bool>,
+    /// For hosts that no name covers.
+    any: bool,
+}
+
+impl Guard {
+    fn refuses(&self, stream: &Stream) -> bool {
+        let connection = &stream.connection;
+        let Some(tls) = &connection.tls else { return false };
+        let Ok(host) = std::str::from_utf8(stream.request.host()) else { return true };
+        let host = host.trim_end_matches('.');
+        if !self.names.get(host).copied().unwrap_or(self.any) {
+            return false;
+        }
+        let same_name =
+            connection.requested_server_name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
+        !(tls.peer_validated && same_name)
+    }
+}
+
+impl Plugin for Guard {
+    fn name(&self) -> &str {
+        "client-certificate"
+    }
+
+    fn phases(&self) -> Phases {
+        Phases::REWRITE
+    }
+
+    fn rewrite<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+        match self.refuses(stream) {
+            true => Step::Respond(LocalReply::new(400, "", "client_certificate_required")),
+            false => Step::Continue,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Listeners of config.yaml compiled to the model.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sixfold_core::access_log::{AccessLog, LineFormat, LogTarget};
+use sixfold_core::cluster::{HeaderCase, Http2Options};
+use sixfold_core::error::ConfigError;
+use sixfold_core::format::{Escape, Format};
+use sixfold_core::hcm::{
+    ApisixPath, ClientAddress, CodecType, ConnectionTimeouts, EdgeHeaders, HttpConnectionManager, HttpStats,
+    LocalReplyConfig, PathOptions, Profile, RouterOptions, ServerHeader, ServerHttp1, Underscores,
+};
+use sixfold_core::headers::HeaderName;
+use sixfold_core::listener::{
+    BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
+};
+use sixfold_core::plugin::Chain;
+use sixfold_core::stream::Stream;
+use sixfold_core::tls::ServerTls;
+
+use crate::config::{AccessLogEscape, Config, ListenAddress, RealIp};
+use crate::source::Setup;
+use crate::tls::Certificates;
+
+/// The version of APISIX whose behaviour this is, as `Server` tells it.
+pub const APISIX_VERSION: &str = "3.18.0";
+
+/// How long a client may take for its TLS handshake (nginx's `ssl_handshake_timeout`).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What stays of listeners for changes to come.
+#[derive(Clone)]
+pub(crate) struct Listening {
+    tls: Arc<ServerTls>,
+}
+
+impl Listening {
+    /// Shows these certificates from now on.
+    pub(crate) fn show(&self, certificates: &Certificates, config: &Config) {
+        let (default, named) = certificates.contexts(config);
+        self.tls.replace(default, named);
+    }
+}
+
+/// One listener for each address.
+///
+/// # Errors
+/// A header name or an access log that can't be used.
+pub(crate) fn compile(config: &Config, setup: &Setup) -> Result<(Listening, Vec<Listener>), ConfigError> {
+    let listening = Listening { tls: ServerTls::new(None, Vec::new()) };
+    let log = access_log(config, setup)?;
+    let mut listeners = Vec::new();
+    for (scheme, addresses) in [("http", &config.http_listeners), ("https", &config.https_listeners)] {
+        for listen in addresses {
+            let manager = Arc::new(manager(config, setup, log.iter().map(Log::open).collect())?);
+            let tls = (scheme == "https").then(|| listening.tls.clone());
+            listeners.push(listener(scheme, *listen, manager, tls, setup));
+        }
+    }
+    Ok((listening, listeners))
+}
+
+fn listener(
+    scheme: &str,
+    listen: ListenAddress,
+    manager: Arc<HttpConnectionManager>,
+    tls: Option<Arc<ServerTls>>,
+    setup: &Setup,
+) -> Listener {
+    let mut filters = Vec::new();
+    if listen.proxy_protocol {
+        filters.push(ListenerFilter::ProxyProtocol { optional: false, versions: (true, true) });
+    }
+    let chain = FilterChain {
+        name: scheme.into(),
+        matches: FilterChainMatch::default(),
+        handshake_timeout: tls.as_ref().map(|_| HANDSHAKE_TIMEOUT),
+        tls,
+        filter: NetworkFilter::Http(manager),
+        fingerprint: 0,
+    };
+    let stats = format!("listener.{}.", listen.address.to_string().replace([':', '.'], "_"));
+    Listener {
+        name: format!("{scheme}/{}", listen.address).into(),
+        addresses: vec![BindAddress::Ip(listen.address)],
+        bind: true,
+        listener_filters: filters,
+        filters_timeout: Some(HANDSHAKE_TIMEOUT),
+        continue_on_timeout: false,
+        chains: vec![Arc::new(chain)],
+        default_chain: None,
+        use_original_dst: false,
+        access_logs: Vec::new(),
+        exact_balance: false,
+        // What nginx asks for on Linux.
+        backlog: 511,
+        tcp_keepalive: None,
+        inbound: true,
+        stats: Arc::new(ListenerStats::new(&setup.context.metrics, &stats)),
+        shape: 0,
+    }
+}
+
+fn manager(
+    config: &Config,
+    setup: &Setup,
+    access_logs: Vec<AccessLog>,
+) -> Result<HttpConnectionManager, ConfigError> {
+    Ok(HttpConnectionManager {
+        profile: Profile::Apisix,
+        stat_prefix: "apisix".into(),
+        stats: Arc::new(HttpStats::new(&setup.context.metrics, "http.apisix.")),
+        codec: if config.enable_http2 { CodecType::Auto } else { CodecType::Http1 },
+        routes: setup.routes.clone(),
+        chain: Arc::new(Chain::empty()),
+        http1: ServerHttp1 {
+            accept_http_10: true,
+            header_case: HeaderCase::Preserve,
+            // nginx's four large buffers of 8 KiB.
+            max_head_bytes: 32 << 10,
+            underscores: if config.http.underscores_in_headers {
+                Underscores::Allow
+            } else {
+                Underscores::Drop
+            },
+            ..ServerHttp1::default()
+        },
+        http2: Http2Options { max_concurrent_streams: 128, ..Http2Options::default() },
+        path: PathOptions {
+            apisix: Some(ApisixPath {
+                delete_tail_slash: config.delete_uri_tail_slash,
+                like_servlet: config.normalize_uri_like_servlet,
+                match_encoded_slash: config.match_uri_encoded_slash,
+            }),
+            ..PathOptions::default()
+        },
+        client_address: client_address(&config.real_ip, config.trusted_addresses.clone())?,
+        headers: EdgeHeaders {
+            server_name: match config.enable_server_tokens {
+                true => format!("APISIX/{APISIX_VERSION}").into(),
+                false => "APISIX".into(),
+            },
+            server: ServerHeader::Overwrite,
+            generate_request_id: false,
+            ..EdgeHeaders::default()
+        },
+        timeouts: ConnectionTimeouts {
+            stream_idle: None,
+            request_headers: Some(config.http.client_header_timeout),
+            idle: Some(config.http.keepalive_timeout),
+            ..ConnectionTimeouts::default()
+        },
+        upgrades: Box::default(),
+        access_logs,
+        local_reply: LocalReplyConfig::default(),
+        router: RouterOptions::default(),
+        max_requests_per_connection: None,
+        buffer_limit: 1 << 20,
+        max_body: config.http.client_max_body_size,
+        show_upstream_status: config.show_upstream_status,
+    })
+}
+
+fn client_address(
+    real_ip: &RealIp,
+    trusted: Option<Vec<ipnet::IpNet>>,
+) -> Result<ClientAddress, ConfigError> {
+    let header = match real_ip.header.as_str() {
+        "" => None,
+        name => Some(
+            HeaderName::new(name)
+                .map_err(|error| ConfigError::field("nginx_config.http.real_ip_header", error.to_string()))?,
+        ),
+    };
+    Ok(ClientAddress {
+        real_ip_from: real_ip.from.clone(),
+        real_ip_header: header,
+        real_ip_recursive: real_ip.recursive,
+        trusted_addresses: trusted,
+        ..ClientAddress::default()
+    })
+}
+
+/// The access log, which every listener writes.
+struct Log {
+    format: Arc<Line>,
+    sink: Arc<dyn sixfold_core::access_log::LogSink>,
+}
+
+impl Log {
+    fn open(&self) -> AccessLog {
+        AccessLog { filter: None, format: self.format.clone(), sink: self.sink.clone() }
+    }
+}
+
+fn access_log(config: &Config, setup: &Setup) -> Result<Option<Log>, ConfigError> {
+    let Some(log) = &config.http.access_log else { return Ok(None) };
+    let fault =
+        |field: &str, reason: String| ConfigError::field(&format!("nginx_config.http.{field}"), reason);
+    let format = Format::apisix(&log.format).map_err(|reason| fault("access_log_format", reason))?;
+    let target = match log.path.to_str() {
+        Some("/dev/stdout") => LogTarget::Stdout,
+        Some("/dev/stderr") => LogTarget::Stderr,
+        _ => LogTarget::File(log.path.clone()),
+    };
+    let sink = setup.logs.open(&target).map_err(|reason| fault("access_log", reason))?;
+    let escape = match log.escape {
+        AccessLogEscape::Default => Escape::Nginx,
+        AccessLogEscape::Json => Escape::Json,
+        AccessLogEscape::None => Escape::None,
+    };
+    Ok(Some(Log { format: Arc::new(Line { format, escape }), sink }))
+}
+
+/// A line of nginx's `log_format`.
+struct Line {
+    format: Format,
+    escape: Escape,
+}
+
+impl LineFormat for Line {
+    fn write_line(&self, stream: &Stream, out: &mut Vec<u8>) {
+        self.format.write_escaped(stream, out, self.escape);
+        out.push(b'\n');
+    }
+}

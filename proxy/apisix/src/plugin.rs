@@ -1,0 +1,136 @@
+//! Plugins as resources name them: checked against their schemas when an item is read, built when it is used.
+
+mod meta;
+mod set;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+use sixfold_core::plugin::{PluginFactory, Registry};
+
+pub(crate) use self::meta::Meta;
+pub(crate) use self::set::{ChainCache, PluginSet, merge};
+use crate::config::Environment;
+use crate::resource::Plugins;
+use crate::schema::{self, Schema, Step, Violation};
+use crate::secret;
+
+/// The plugins that resources may use.
+pub(crate) struct Catalog {
+    plugins: BTreeMap<&'static str, Entry>,
+}
+
+struct Entry {
+    factory: Arc<dyn PluginFactory>,
+    schema: Schema,
+    attributes: Arc<Value>,
+}
+
+/// A plugin of a resource, its configuration accepted and filled with defaults.
+#[derive(Clone)]
+pub(crate) struct PluginConfig {
+    pub(crate) factory: Arc<dyn PluginFactory>,
+    pub(crate) config: Value,
+    pub(crate) attributes: Arc<Value>,
+    pub(crate) meta: Meta,
+}
+
+impl Catalog {
+    /// Every plugin of `registry` that is in `enabled`; `None` enables all. Names that nobody knows are
+    /// logged, as APISIX does it.
+    pub(crate) fn new(
+        registry: &Registry,
+        enabled: Option<&BTreeSet<String>>,
+        attributes: &BTreeMap<String, Value>,
+    ) -> Catalog {
+        for name in enabled.into_iter().flatten().filter(|name| registry.get(name).is_none()) {
+            tracing::warn!(plugin = name, "enabled, but not part of this gateway");
+        }
+        let mut plugins = BTreeMap::new();
+        for name in registry.names().filter(|name| enabled.is_none_or(|enabled| enabled.contains(*name))) {
+            // Envoy's filters have no schema and can't be named by a resource.
+            let Some(factory) = registry.get(name) else { continue };
+            let Some(text) = factory.schema() else { continue };
+            let attributes = Arc::new(attributes.get(name).cloned().unwrap_or(Value::Null));
+            plugins
+                .insert(name, Entry { factory: factory.clone(), schema: Schema::builtin(text), attributes });
+        }
+        Catalog { plugins }
+    }
+
+    /// Checks the plugins of a resource.
+    ///
+    /// # Errors
+    /// Every plugin that is unknown or whose configuration is refused, in APISIX's words.
+    pub(crate) fn check(
+        &self,
+        plugins: &Plugins,
+        environment: &Environment,
+    ) -> Result<Vec<PluginConfig>, Vec<Violation>> {
+        let (mut accepted, mut refused) = (Vec::new(), Vec::new());
+        for (name, config) in plugins {
+            match self.check_one(name, config, environment) {
+                Ok(Some(plugin)) => accepted.push(plugin),
+                Ok(None) => {}
+                Err(mut violation) => {
+                    violation.path.insert(0, Step::Key(name.clone()));
+                    refused.push(violation);
+                }
+            }
+        }
+        if refused.is_empty() { Ok(accepted) } else { Err(refused) }
+    }
+
+    /// `None` for a plugin that is switched off.
+    fn check_one(
+        &self,
+        name: &str,
+        config: &Value,
+        environment: &Environment,
+    ) -> Result<Option<PluginConfig>, Violation> {
+        let fault = |message: String| Violation { path: Vec::new(), message };
+        let Some(entry) = self.plugins.get(name) else {
+            return Err(fault(format!("unknown plugin [{name}]")));
+        };
+        let refused = |violation: Violation| Violation {
+            message: format!("failed to check the configuration of plugin {name} err: {}", violation.message),
+            ..violation
+        };
+        let mut config = config.clone();
+        let (true, meta) = (config.is_object(), take_meta(&mut config)) else {
+            return Err(fault(format!("invalid plugin conf {config} for plugin [{name}]")));
+        };
+        let meta = meta.map_err(refused)?;
+        let checked = entry.schema.validate(&mut config).map_err(refused).and_then(|()| {
+            secret::resolve_all(&mut config, environment).map_err(|message| refused(fault(message)))
+        });
+        match checked {
+            _ if meta.disable => Ok(None),
+            Ok(()) => Ok(Some(PluginConfig {
+                factory: entry.factory.clone(),
+                config,
+                attributes: entry.attributes.clone(),
+                meta,
+            })),
+            Err(violation) => Err(violation),
+        }
+    }
+}
+
+/// Takes `_meta` out of a configuration and checks it.
+fn take_meta(config: &mut Value) -> Result<Meta, Violation> {
+    let Some(mut meta) = config.as_object_mut().and_then(|map| map.shift_remove("_meta")) else {
+        return Ok(Meta::default());
+    };
+    let below = |violation: Violation| {
+        let mut path = vec![Step::Key("_meta".to_owned())];
+        path.extend(violation.path);
+        let message = format!("property \"_meta\" validation failed: {}", violation.message);
+        Violation { path, message }
+    };
+    schema::plugin_meta().validate(&mut meta).map_err(below)?;
+    Meta::read(&meta).map_err(|message| below(Violation { path: Vec::new(), message }))
+}

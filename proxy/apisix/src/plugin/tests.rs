@@ -1,0 +1,142 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::json;
+use sixfold_core::plugin::BuildContext;
+
+use super::*;
+use crate::testing;
+
+fn catalog(enabled: Option<&[&str]>) -> Catalog {
+    let enabled: Option<BTreeSet<String>> =
+        enabled.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
+    let attributes = BTreeMap::from([("marker".to_owned(), json!({"a": 1}))]);
+    Catalog::new(&testing::registry(), enabled.as_ref(), &attributes)
+}
+
+fn check(plugins: Value) -> Result<Vec<PluginConfig>, Vec<String>> {
+    let Value::Object(plugins) = plugins else { panic!("no object") };
+    catalog(None).check(&plugins, &testing::environment()).map_err(|violations| {
+        violations.iter().map(|v| format!("{}: {}", schema::display_path(&v.path), v.message)).collect()
+    })
+}
+
+fn set(plugins: Value, resource: &str) -> PluginSet {
+    PluginSet::build(&check(plugins).unwrap(), resource, &testing::context()).unwrap()
+}
+
+fn names(global: &PluginSet, route: &PluginSet) -> Vec<String> {
+    let chain = ChainCache::default().chain(global, route);
+    chain.map(|chain| chain.names().iter().map(|name| name.to_string()).collect()).unwrap_or_default()
+}
+
+#[test]
+fn configurations_are_checked_in_apisixs_words() {
+    let accepted = check(json!({"marker": {"text": "x"}})).unwrap();
+    assert_eq!(accepted[0].config, json!({"text": "x", "count": 7}));
+    assert_eq!(*accepted[0].attributes, json!({"a": 1}));
+    for (plugins, message) in [
+        (json!({"none": {}}), "none: unknown plugin [none]"),
+        (json!({"envoy.filter": {}}), "envoy.filter: unknown plugin [envoy.filter]"),
+        (json!({"marker": 1}), "marker: invalid plugin conf 1 for plugin [marker]"),
+        (
+            json!({"marker": {}}),
+            "marker: failed to check the configuration of plugin marker err: property \"text\" is required",
+        ),
+        (
+            json!({"marker": {"text": 1}}),
+            "marker.text: failed to check the configuration of plugin marker err: property \"text\" validation \
+             failed: wrong type: expected string, got number",
+        ),
+        (
+            json!({"marker": {"text": "x", "_meta": {"disabled": true}}}),
+            "marker._meta.disabled: failed to check the configuration of plugin marker err: property \"_meta\" \
+             validation failed: additional properties forbidden, found disabled",
+        ),
+        (
+            json!({"marker": {"text": "$env://NOT_SET"}}),
+            "marker: failed to check the configuration of plugin marker err: $env://NOT_SET: the variable NOT_SET \
+             is not set",
+        ),
+    ] {
+        assert_eq!(check(plugins).err().unwrap(), [message]);
+    }
+    let lua = check(json!({"marker": {"text": "x", "_meta": {"pre_function": "return 1"}}})).err().unwrap();
+    assert!(lua[0].contains("Lua is not run"), "{lua:?}");
+    let filter =
+        check(json!({"marker": {"text": "x", "_meta": {"filter": [["a", "<>", 1]]}}})).err().unwrap();
+    assert!(filter[0].contains("failed to validate the 'filter' expression"), "{filter:?}");
+}
+
+#[test]
+fn a_plugin_that_is_not_enabled_is_unknown() {
+    let plugins = json!({"marker": {"text": "x"}});
+    let plugins = plugins.as_object().unwrap();
+    assert!(catalog(Some(&["other"])).check(plugins, &testing::environment()).is_err());
+    assert!(catalog(Some(&["marker", "no-such-plugin"])).check(plugins, &testing::environment()).is_ok());
+}
+
+#[test]
+fn a_disabled_plugin_is_left_out_whatever_its_configuration() {
+    assert!(check(json!({"marker": {"_meta": {"disable": true}}})).unwrap().is_empty());
+}
+
+#[test]
+fn chains_are_ordered_by_priority_with_global_rules_first() {
+    let route = set(json!({"marker": {"text": "x"}, "other": {}, "late": {}}), "/apisix/routes/1");
+    let global = set(json!({"late": {}}), "/apisix/global_rules/1");
+    let none = PluginSet::default();
+    assert_eq!(names(&none, &route), ["other", "marker", "late"]);
+    assert_eq!(names(&global, &route), ["late", "other", "marker", "late"]);
+    let lifted = set(json!({"late": {"_meta": {"priority": 5000}}, "other": {}}), "/apisix/routes/1");
+    assert_eq!(names(&none, &lifted), ["late", "other"]);
+    assert_eq!(names(&none, &none), [] as [&str; 0]);
+}
+
+#[test]
+fn prometheus_runs_once() {
+    let (one, other) =
+        (set(json!({"prometheus": {}}), "a"), set(json!({"prometheus": {}, "other": {}}), "b"));
+    assert_eq!(names(&one, &other), ["other", "prometheus"]);
+    assert_eq!(names(&one, &PluginSet::default()), ["prometheus"]);
+}
+
+#[test]
+fn a_plugin_of_two_global_rules_runs_in_neither() {
+    let (one, other) = (set(json!({"late": {}, "other": {}}), "a"), set(json!({"late": {}}), "b"));
+    let merged = PluginSet::of_global_rules([&one, &other].into_iter());
+    assert_eq!(names(&merged, &PluginSet::default()), ["other"]);
+}
+
+#[test]
+fn route_goes_before_plugin_config_before_service() {
+    let route = set(json!({"marker": {"text": "route"}}), "precedence");
+    let plugin_config = set(json!({"marker": {"text": "config"}, "other": {}}), "p");
+    let service = set(json!({"other": {}, "late": {}}), "s");
+    let merged = merge([&route, &plugin_config, &service].into_iter());
+    assert_eq!(names(&PluginSet::default(), &merged), ["other", "marker", "late"]);
+    let texts = testing::built();
+    let marker = texts.iter().rfind(|(resource, _)| resource == "precedence").unwrap();
+    assert_eq!(marker.1, json!({"text": "route", "count": 7}));
+}
+
+#[test]
+fn equal_chains_are_one() {
+    let mut cache = ChainCache::default();
+    let (none, service) = (PluginSet::default(), set(json!({"late": {}}), "s"));
+    let one = cache.chain(&none, &merge([&service].into_iter())).unwrap();
+    let other = cache.chain(&none, &merge([&service].into_iter())).unwrap();
+    assert!(Arc::ptr_eq(&one, &other));
+    let different = cache.chain(&none, &set(json!({"late": {}}), "t")).unwrap();
+    assert!(!Arc::ptr_eq(&one, &different));
+    drop((one, other));
+    cache.sweep();
+    assert!(cache.chain(&none, &service).is_some());
+}
+
+#[test]
+fn a_build_error_names_its_plugin() {
+    let plugins = check(json!({"marker": {"text": "unbuildable"}})).unwrap();
+    let context: BuildContext = testing::context();
+    let error = PluginSet::build(&plugins, "r", &context).err().unwrap();
+    assert_eq!(error, ("marker", "text can't be built".to_owned()));
+}

@@ -1,0 +1,87 @@
+//! References to values that are not written in the configuration: `$env://NAME` and `$env://NAME/key`.
+//!
+//! APISIX resolves them when a request needs the value and leaves one that can't be resolved as it is. Here
+//! they are resolved when configuration is loaded, and one that can't be resolved is an error.
+
+use serde_json::Value;
+
+use crate::config::Environment;
+use crate::schema::is_secret_reference;
+
+/// Replaces every reference in `value`.
+///
+/// # Errors
+/// A variable that is not set, a key that its JSON does not have, and secret managers.
+pub(crate) fn resolve_all(value: &mut Value, environment: &Environment) -> Result<(), String> {
+    match value {
+        Value::String(text) if is_secret_reference(text) => *text = resolve(text, environment)?,
+        Value::Array(items) => {
+            for item in items {
+                resolve_all(item, environment)?;
+            }
+        }
+        Value::Object(map) => {
+            for value in map.values_mut() {
+                resolve_all(value, environment)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn resolve(reference: &str, environment: &Environment) -> Result<String, String> {
+    const ENV: &str = "$env://";
+    let Some(rest) = reference.get(ENV.len()..).filter(|_| starts_with(reference, ENV)) else {
+        return Err(format!("{reference}: secret managers are not supported; $env:// is"));
+    };
+    let (name, key) = match rest.split_once('/') {
+        Some((name, key)) => (name, Some(key)),
+        None => (rest, None),
+    };
+    let text = environment.get(name).ok_or_else(|| format!("{reference}: the variable {name} is not set"))?;
+    let Some(key) = key else { return Ok(text) };
+    let object: Value = serde_json::from_str(&text)
+        .map_err(|e| format!("{reference}: the variable {name} is no JSON: {e}"))?;
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Ok(other.to_string()),
+        None => Err(format!("{reference}: the variable {name} has no key \"{key}\"")),
+    }
+}
+
+fn starts_with(text: &str, prefix: &str) -> bool {
+    text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use std::collections::HashMap;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn references_are_resolved_or_refused() {
+        let environment = Environment::Fixed(HashMap::from([
+            ("KEY".to_owned(), "secret".to_owned()),
+            ("MANY".to_owned(), r#"{"a": "x", "n": 5}"#.to_owned()),
+        ]));
+        let mut value =
+            json!({"a": ["$env://KEY", "$ENV://MANY/a"], "b": {"c": "$env://MANY/n", "d": "env://KEY"}});
+        resolve_all(&mut value, &environment).unwrap();
+        assert_eq!(value, json!({"a": ["secret", "x"], "b": {"c": "5", "d": "env://KEY"}}));
+        for (reference, message) in [
+            ("$env://NONE", "the variable NONE is not set"),
+            ("$env://KEY/a", "is no JSON"),
+            ("$env://MANY/z", "has no key \"z\""),
+            ("$secret://vault/1/a", "secret managers are not supported"),
+        ] {
+            let error = resolve_all(&mut json!([reference]), &environment).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

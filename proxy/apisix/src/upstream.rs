@@ -1,0 +1,265 @@
+//! Upstreams compiled to clusters, and to what routes have to know of them.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use sixfold_core::balance::{BalanceConfig, Policy};
+use sixfold_core::cluster::{
+    Address, BreakerLimits, ClusterConfig, Discovery, DnsFamily, DnsOptions, HeaderCase, HostConfig,
+    Http1Options, Http2Options, UpstreamProtocol,
+};
+use sixfold_core::format::Format;
+use sixfold_core::message;
+use sixfold_core::retry::{RetryOn, RetryPolicy};
+use sixfold_core::route;
+use sixfold_core::tls::ClientTls;
+
+use crate::config::UpstreamKeepalive;
+use crate::item::violation;
+use crate::resource::{HashOn, Nodes, PassHost, Scheme, Timeout, Upstream};
+use crate::schema::{Schema, Violation};
+
+/// Each timeout of an upstream that gives none.
+const DEFAULT_TIMEOUT: f64 = 60.0;
+
+/// What routes have to know of the upstream they send to. Nodes are not part of it, so that a change of nodes
+/// touches no route.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Facing {
+    pub(crate) timeout: Timeout,
+    pub(crate) pass_host: route::PassHost,
+    /// The template of chash's key.
+    pub(crate) hash_key: Option<String>,
+}
+
+/// Everything that is wrong with an upstream beyond its schema.
+pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if let Some(kind) = &upstream.discovery_type {
+        let reason = format!("not supported: service discovery ({kind})");
+        violations.push(violation(&["discovery_type"], reason));
+    }
+    if upstream.checks.is_some() {
+        violations.push(violation(&["checks"], "not supported: health checks are not part of the gateway"));
+    }
+    if let Some(nodes) = &upstream.nodes
+        && let Err(reason) = hosts(upstream, nodes)
+    {
+        violations.push(violation(&["nodes"], reason));
+    }
+    if protocol(upstream.scheme).is_none() {
+        let reason = "not supported for HTTP routes; http, https, grpc and grpcs are";
+        violations.push(violation(&["scheme"], reason));
+    }
+    if upstream.pass_host == PassHost::Rewrite && upstream.upstream_host.as_ref().is_none_or(String::is_empty)
+    {
+        let reason = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
+        violations.push(violation(&["upstream_host"], reason));
+    }
+    match policy(&upstream.balancer) {
+        None => {
+            violations.push(violation(&["type"], format!("invalid balancer type: {}", upstream.balancer)))
+        }
+        Some(Policy::ApisixChash) => violations.extend(check_hash_key(upstream)),
+        Some(_) => {}
+    }
+    violations
+}
+
+fn check_hash_key(upstream: &Upstream) -> Option<Violation> {
+    static VARIABLE: LazyLock<Schema> = LazyLock::new(|| {
+        Schema::builtin(
+            r#"{"type": "string", "pattern": "^((uri|server_name|server_addr|request_uri|remote_port|remote_addr|query_string|host|hostname|mqtt_client_id)|arg_[0-9a-zA-z_-]+)$"}"#,
+        )
+    });
+    static NAME: LazyLock<Schema> =
+        LazyLock::new(|| Schema::builtin(r#"{"type": "string", "pattern": "^[a-zA-Z0-9-_]+$"}"#));
+    let schema = match upstream.hash_on {
+        HashOn::Consumer => return None,
+        HashOn::Cookie | HashOn::Header => Some(&*NAME),
+        HashOn::Vars => Some(&*VARIABLE),
+        HashOn::VarsCombinations => None,
+    };
+    let Some(key) = &upstream.key else {
+        return Some(violation(&["key"], "missing key"));
+    };
+    let error = schema?.validate(&mut Value::String(key.clone())).err()?;
+    Some(violation(&["key"], format!("invalid configuration: {error}")))
+}
+
+impl Facing {
+    pub(crate) fn of(upstream: &Upstream) -> Facing {
+        let key = upstream.key.as_deref().unwrap_or_default();
+        let hash_key = match upstream.hash_on {
+            _ if upstream.balancer != "chash" => None,
+            HashOn::Consumer => Some("${consumer_name}".to_owned()),
+            HashOn::Cookie => Some(format!("${{cookie_{key}}}")),
+            HashOn::Header => Some(format!("${{http_{}}}", key.to_ascii_lowercase().replace('-', "_"))),
+            HashOn::Vars => Some(format!("${{{key}}}")),
+            HashOn::VarsCombinations => Some(key.to_owned()),
+        };
+        let timeout = Timeout { connect: DEFAULT_TIMEOUT, send: DEFAULT_TIMEOUT, read: DEFAULT_TIMEOUT };
+        Facing {
+            timeout: upstream.timeout.unwrap_or(timeout),
+            pass_host: match upstream.pass_host {
+                PassHost::Node => route::PassHost::Node,
+                PassHost::Pass => route::PassHost::Pass,
+                PassHost::Rewrite => {
+                    route::PassHost::Rewrite(upstream.upstream_host.clone().unwrap_or_default().into())
+                }
+            },
+            hash_key,
+        }
+    }
+
+    /// The hash policy of a route to a chash upstream.
+    ///
+    /// # Errors
+    /// A template that can't be read.
+    pub(crate) fn hash_policy(&self) -> Result<Option<route::HashPolicy>, String> {
+        let format = self.hash_key.as_deref().map(Format::apisix).transpose()?;
+        Ok(format.map(|format| route::HashPolicy { input: route::HashInput::Key(format), terminal: true }))
+    }
+}
+
+/// The configuration and the endpoints of an upstream's cluster.
+///
+/// # Errors
+/// What [`check`] finds in nodes.
+pub(crate) fn compile(
+    name: &str,
+    upstream: &Upstream,
+    tls: Option<Arc<ClientTls>>,
+    keepalive: UpstreamKeepalive,
+) -> Result<(ClusterConfig, Vec<HostConfig>), String> {
+    let none = Nodes::List(Vec::new());
+    let hosts = hosts(upstream, upstream.nodes.as_ref().unwrap_or(&none))?;
+    let named = hosts.iter().any(|host| matches!(host.address, Address::Name(..)));
+    let dns =
+        DnsOptions { refresh: Duration::from_secs(5), respect_ttl: true, family: DnsFamily::V4Preferred };
+    let pool = upstream.keepalive_pool;
+    let connect = upstream.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.connect);
+    let retries = upstream.retries.unwrap_or_else(|| (hosts.len() as i64 - 1).max(0));
+    let name: Arc<str> = name.into();
+    let config = ClusterConfig {
+        name: name.clone(),
+        observability_name: name,
+        discovery: if named { Discovery::StrictDns(dns) } else { Discovery::Static },
+        connect_timeout: seconds(connect),
+        protocol: protocol(upstream.scheme).unwrap_or_default(),
+        http1: Http1Options { header_case: HeaderCase::Preserve, ..Http1Options::default() },
+        http2: Http2Options::default(),
+        tls,
+        scheme: if upstream.scheme.is_tls() { message::Scheme::Https } else { message::Scheme::Http },
+        idle_timeout: Some(pool.map_or(keepalive.timeout, |pool| seconds(pool.idle_timeout))),
+        max_connection_duration: None,
+        max_stream_duration: None,
+        max_requests_per_connection: Some(pool.map_or(keepalive.requests, |pool| clamp(pool.requests))),
+        max_idle: pool.map_or(keepalive.size, |pool| clamp(pool.size)) as usize,
+        breaker: BreakerLimits::UNLIMITED,
+        high_breaker: BreakerLimits::UNLIMITED,
+        retry: Some(Arc::new(retry_policy(clamp(retries), upstream.retry_timeout))),
+        buffer_limit: 1 << 20,
+        balance: balance(upstream),
+        source_address: None,
+        tcp_keepalive: None,
+        metadata: Map::new(),
+        drop_overload: 0,
+        added_via_api: false,
+        labels: labels(upstream),
+    };
+    Ok((config, hosts))
+}
+
+/// nginx's `proxy_next_upstream error timeout`, without a pause between attempts.
+fn retry_policy(retries: u32, deadline: Option<f64>) -> RetryPolicy {
+    RetryPolicy {
+        on: RetryOn::NGINX_ERROR_TIMEOUT,
+        num_retries: retries,
+        base_interval: Duration::ZERO,
+        max_interval: Duration::ZERO,
+        deadline: deadline.filter(|deadline| *deadline > 0.0).map(seconds),
+        ..RetryPolicy::default()
+    }
+}
+
+fn balance(upstream: &Upstream) -> BalanceConfig {
+    BalanceConfig {
+        policy: policy(&upstream.balancer).unwrap_or(Policy::ApisixRoundRobin),
+        ..BalanceConfig::default()
+    }
+}
+
+fn labels(upstream: &Upstream) -> BTreeMap<String, String> {
+    let name = upstream.name.iter().map(|name| ("name".to_owned(), name.clone()));
+    upstream.labels.clone().unwrap_or_default().into_iter().chain(name).collect()
+}
+
+fn policy(name: &str) -> Option<Policy> {
+    Some(match name {
+        "roundrobin" => Policy::ApisixRoundRobin,
+        "chash" => Policy::ApisixChash,
+        "least_conn" => Policy::ApisixLeastConn,
+        "ewma" => Policy::ApisixEwma,
+        _ => return None,
+    })
+}
+
+fn protocol(scheme: Scheme) -> Option<UpstreamProtocol> {
+    match scheme {
+        Scheme::Http | Scheme::Https => Some(UpstreamProtocol::Http1),
+        Scheme::Grpc | Scheme::Grpcs => Some(UpstreamProtocol::Http2),
+        Scheme::Kafka | Scheme::Tcp | Scheme::Tls | Scheme::Udp => None,
+    }
+}
+
+/// The endpoints. APISIX prefers large priorities, the model small ones.
+fn hosts(upstream: &Upstream, nodes: &Nodes) -> Result<Vec<HostConfig>, String> {
+    let nodes = nodes.to_list()?;
+    let mut levels: Vec<i64> = nodes.iter().map(|node| node.priority).collect();
+    levels.sort_unstable_by_key(|priority| std::cmp::Reverse(*priority));
+    levels.dedup();
+    nodes
+        .into_iter()
+        .map(|node| {
+            let port = match node.port.map(u16::try_from) {
+                Some(Ok(port)) => port,
+                Some(Err(_)) => return Err(format!("invalid port {}", node.port.unwrap_or_default())),
+                None => upstream.scheme.default_port().unwrap_or(80),
+            };
+            let host = node.host.trim_start_matches('[').trim_end_matches(']');
+            let address = match host.parse::<IpAddr>() {
+                Ok(ip) => Address::Ip(SocketAddr::new(ip, port)),
+                Err(_) if host.contains(':') => return Err(format!("invalid host {}", node.host)),
+                Err(_) => Address::Name(host.to_ascii_lowercase(), port),
+            };
+            let hostname = if matches!(address, Address::Name(..)) { host } else { "" };
+            let mut config = HostConfig::new(address);
+            config.hostname = hostname.into();
+            config.weight =
+                u32::try_from(node.weight).map_err(|_| format!("invalid weight {}", node.weight))?;
+            config.priority =
+                levels.iter().position(|level| *level == node.priority).unwrap_or_default() as u32;
+            if let Some(metadata) = node.metadata {
+                config.metadata.insert("apisix".to_owned(), json!(metadata));
+            }
+            Ok(config)
+        })
+        .collect()
+}
+
+/// Seconds as the schemas let them through: positive, and a fraction perhaps. What a `Duration` can't hold is
+/// for ever.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+fn clamp(number: i64) -> u32 {
+    u32::try_from(number.max(0)).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,113 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+use crate::resource::Kind;
+use crate::schema;
+
+fn upstream(mut value: Value) -> Upstream {
+    schema::resource(Kind::Upstream).validate(&mut value).unwrap();
+    serde_json::from_value(value).unwrap()
+}
+
+fn keepalive() -> UpstreamKeepalive {
+    UpstreamKeepalive { size: 320, requests: 1000, timeout: Duration::from_secs(60) }
+}
+
+fn compiled(value: Value) -> (ClusterConfig, Vec<HostConfig>) {
+    compile("upstreams/1", &upstream(value), None, keepalive()).unwrap()
+}
+
+fn faults(value: Value) -> Vec<String> {
+    let violations = check(&upstream(value));
+    violations.into_iter().map(|v| format!("{}: {}", schema::display_path(&v.path), v.message)).collect()
+}
+
+#[test]
+fn nodes_become_endpoints_with_turned_priorities() {
+    let (config, hosts) = compiled(json!({"scheme": "https", "nodes": [
+        {"host": "10.0.0.1", "weight": 2},
+        {"host": "10.0.0.2", "port": 8443, "weight": 0, "priority": -5, "metadata": {"a": 1}},
+        {"host": "[::1]", "weight": 1, "priority": 7},
+    ]}));
+    let shown: Vec<_> = hosts.iter().map(|h| (h.address.to_string(), h.weight, h.priority)).collect();
+    assert_eq!(
+        shown,
+        [
+            ("10.0.0.1:443".to_owned(), 2, 1),
+            ("10.0.0.2:8443".to_owned(), 0, 2),
+            ("[::1]:443".to_owned(), 1, 0),
+        ]
+    );
+    assert_eq!(config.discovery, Discovery::Static);
+    assert_eq!(config.retry.unwrap().num_retries, 2);
+    assert_eq!(hosts[1].metadata["apisix"], json!({"a": 1}));
+}
+
+#[test]
+fn names_are_resolved() {
+    let (config, hosts) = compiled(json!({"nodes": {"Example.COM": 1, "10.0.0.1:81": 1}}));
+    assert!(matches!(config.discovery, Discovery::StrictDns(_)));
+    assert_eq!(hosts[0].address, Address::Name("example.com".to_owned(), 80));
+    assert_eq!((&*hosts[0].hostname, &*hosts[1].hostname), ("Example.COM", ""));
+}
+
+#[test]
+fn settings_reach_the_cluster() {
+    let (config, _) = compiled(json!({
+        "nodes": {"10.0.0.1:80": 1}, "scheme": "grpc", "type": "least_conn", "retries": 4, "retry_timeout": 1.5,
+        "timeout": {"connect": 0.5, "send": 1, "read": 2},
+        "keepalive_pool": {"size": 5, "idle_timeout": 9, "requests": 7},
+    }));
+    assert_eq!(config.protocol, UpstreamProtocol::Http2);
+    assert_eq!(config.balance.policy, Policy::ApisixLeastConn);
+    assert_eq!(config.connect_timeout, Duration::from_millis(500));
+    assert_eq!((config.max_idle, config.max_requests_per_connection), (5, Some(7)));
+    assert_eq!(config.idle_timeout, Some(Duration::from_secs(9)));
+    let retry = config.retry.unwrap();
+    assert_eq!((retry.num_retries, retry.deadline), (4, Some(Duration::from_millis(1500))));
+    assert_eq!(retry.on, RetryOn::NGINX_ERROR_TIMEOUT);
+    let (config, _) = compiled(json!({"nodes": {}}));
+    assert_eq!((config.max_idle, config.max_requests_per_connection), (320, Some(1000)));
+    assert_eq!((config.connect_timeout, config.retry.unwrap().num_retries), (Duration::from_secs(60), 0));
+}
+
+#[test]
+fn chash_keys_become_templates() {
+    let key = |value: Value| Facing::of(&upstream(value)).hash_key;
+    let chash = |on: &str, key: &str| json!({"nodes": {}, "type": "chash", "hash_on": on, "key": key});
+    assert_eq!(key(chash("vars", "arg_user")).as_deref(), Some("${arg_user}"));
+    assert_eq!(key(chash("header", "X-User")).as_deref(), Some("${http_x_user}"));
+    assert_eq!(key(chash("cookie", "sid")).as_deref(), Some("${cookie_sid}"));
+    assert_eq!(key(chash("vars_combinations", "$host$uri")).as_deref(), Some("$host$uri"));
+    assert_eq!(
+        key(json!({"nodes": {}, "type": "chash", "hash_on": "consumer"})).as_deref(),
+        Some("${consumer_name}")
+    );
+    assert_eq!(key(json!({"nodes": {}, "key": "uri"})), None);
+}
+
+#[test]
+fn what_can_not_be_is_refused_by_name() {
+    assert_eq!(faults(json!({"nodes": {"a:80": 1}})), [] as [&str; 0]);
+    assert_eq!(faults(json!({"nodes": {}, "type": "fastest"})), ["type: invalid balancer type: fastest"]);
+    assert_eq!(faults(json!({"nodes": {}, "type": "chash"})), ["key: missing key"]);
+    assert!(
+        faults(json!({"nodes": {}, "type": "chash", "key": "color"}))[0]
+            .starts_with("key: invalid configuration: failed to match pattern")
+    );
+    assert!(
+        faults(json!({"nodes": {}, "type": "chash", "hash_on": "header", "key": "a b"}))[0]
+            .starts_with("key: ")
+    );
+    assert_eq!(
+        faults(json!({"nodes": {}, "pass_host": "rewrite"})),
+        ["upstream_host: `upstream_host` can't be empty when `pass_host` is `rewrite`"]
+    );
+    assert_eq!(faults(json!({"nodes": {"a:99999": 1}})), ["nodes: invalid port 99999"]);
+    assert!(faults(json!({"nodes": {}, "scheme": "kafka"}))[0].starts_with("scheme: not supported"));
+    assert!(faults(json!({"nodes": {}, "checks": {"active": {}}}))[0].starts_with("checks: not supported"));
+    assert!(
+        faults(json!({"service_name": "a", "discovery_type": "dns"}))[0]
+            .starts_with("discovery_type: not supported")
+    );
+}
