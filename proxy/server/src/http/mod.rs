@@ -1,13 +1,44 @@
-//! HTTP connections.
+//! HTTP: connections of clients, and the life of a request on them.
+//!
+//! Read [`exchange`] from the top: it is what happens to a request.
+
+pub(crate) mod body;
+mod clock;
+mod downstream;
+mod edge;
+mod exchange;
+mod forward;
+pub(crate) mod h1_body;
+mod h1_server;
+mod h2_guard;
+pub(crate) mod h2_headers;
+pub(crate) mod h2_send;
+mod h2_server;
+mod local_reply;
+mod pump;
+mod retry;
+mod timeouts;
 
 use crate::drain::Drain;
+use crate::h1::{H1Options, HeaderCase, Profile, UnderscoreAction};
 use crate::io::Io;
 use crate::worker::Worker;
 use sixfold_core::connection::Connection;
-use sixfold_core::hcm::HttpConnectionManager;
+use sixfold_core::hcm::{self, CodecType, HttpConnectionManager};
 use std::sync::Arc;
 
-/// Serves a connection until it ends.
+/// What all requests of a connection share.
+pub(crate) struct Env {
+    pub(crate) hcm: Arc<HttpConnectionManager>,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) drain: Drain,
+    pub(crate) h1: Arc<H1Options>,
+}
+
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a client's connection until it ends.
 pub async fn serve(
     io: Io,
     connection: Arc<Connection>,
@@ -15,5 +46,61 @@ pub async fn serve(
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    drop((io, connection, hcm, worker, drain));
+    let stats = hcm.stats.clone();
+    stats.downstream_cx_total.inc();
+    stats.downstream_cx_active.inc();
+    if connection.tls.is_some() {
+        stats.downstream_cx_ssl_total.inc();
+        stats.downstream_cx_ssl_active.inc();
+    }
+    let started = tokio::time::Instant::now();
+    let alpn = connection.tls.as_ref().and_then(|t| t.alpn.as_deref()).map(<[u8]>::to_vec);
+    let secure = connection.tls.is_some();
+    let env = Arc::new(Env { h1: Arc::new(h1_options(&hcm)), hcm, worker, drain });
+    match (env.hcm.codec, alpn.as_deref()) {
+        (CodecType::Http2, _) | (CodecType::Auto, Some(b"h2")) => h2_server::serve(io, connection, env).await,
+        (CodecType::Auto, None) => h1_server::serve(io, connection, env, true).await,
+        _ => h1_server::serve(io, connection, env, false).await,
+    }
+    stats.downstream_cx_active.dec();
+    stats.downstream_cx_destroy.inc();
+    if secure {
+        stats.downstream_cx_ssl_active.dec();
+    }
+    stats.downstream_cx_length_ms.record(started.elapsed().as_millis() as u64);
+}
+
+/// The codec's options of a connection manager.
+fn h1_options(hcm: &HttpConnectionManager) -> H1Options {
+    let http1 = &hcm.http1;
+    let mut opts = H1Options::downstream(codec_profile(hcm.profile));
+    opts.accept_http_10 |= http1.accept_http_10;
+    opts.default_host_for_http_10 = http1.default_host.as_ref().map(|h| h.as_bytes().into());
+    opts.allow_absolute_url = http1.allow_absolute_url;
+    opts.allow_chunked_length = http1.allow_chunked_length;
+    opts.enable_trailers = http1.enable_trailers;
+    opts.strict = http1.strict;
+    if hcm.profile == hcm::Profile::Envoy {
+        opts.max_head_bytes = http1.max_head_bytes;
+        opts.max_headers_count = http1.max_headers;
+    }
+    opts.header_case = match http1.header_case {
+        sixfold_core::cluster::HeaderCase::Lower => opts.header_case,
+        sixfold_core::cluster::HeaderCase::ProperCase => HeaderCase::Proper,
+        sixfold_core::cluster::HeaderCase::Preserve => HeaderCase::Preserve,
+    };
+    opts.underscores = match http1.underscores {
+        hcm::Underscores::Allow => UnderscoreAction::Allow,
+        hcm::Underscores::Reject => UnderscoreAction::Reject,
+        hcm::Underscores::Drop => UnderscoreAction::Drop,
+    };
+    opts
+}
+
+/// The codec's name for a profile.
+pub(crate) fn codec_profile(profile: hcm::Profile) -> Profile {
+    match profile {
+        hcm::Profile::Envoy => Profile::Envoy,
+        hcm::Profile::Apisix => Profile::Apisix,
+    }
 }

@@ -1,5 +1,189 @@
-//! Connections to endpoints that wait for their next request.
+//! Upstream connections and the requests on them.
 
-/// The pools of one worker.
-#[derive(Default)]
-pub struct Pools {}
+mod h1;
+mod h2;
+mod pool;
+
+pub use pool::Pools;
+pub(crate) use pool::{Checkout, Wanted};
+
+use crate::http::body::{BodyEvent, Piece};
+use sixfold_core::flags::Flag;
+use sixfold_core::headers::Headers;
+use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+
+/// Why an attempt at an upstream came to nothing: Envoy's reset reasons (source/common/http/utility.cc
+/// `resetReasonToString`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum UpstreamError {
+    /// The connection could not be opened; with the transport's text.
+    Connect(String),
+    /// Connecting or the TLS handshake took too long.
+    ConnectTimeout,
+    /// A circuit breaker is open.
+    Overflow,
+    /// The connection ended before the response did.
+    Closed,
+    /// The upstream reset the stream.
+    Reset,
+    /// The upstream refused the stream without processing it.
+    Refused,
+    /// The response is not HTTP as it should be.
+    Protocol,
+    /// The request can't be sent to this upstream.
+    Local,
+}
+
+impl UpstreamError {
+    /// As local replies spell it.
+    pub(crate) fn text(&self) -> &'static str {
+        match self {
+            UpstreamError::Connect(_) => "remote connection failure",
+            UpstreamError::ConnectTimeout => "connection timeout",
+            UpstreamError::Overflow => "overflow",
+            UpstreamError::Closed => "connection termination",
+            UpstreamError::Reset => "remote reset",
+            UpstreamError::Refused => "remote refused stream reset",
+            UpstreamError::Protocol => "protocol error",
+            UpstreamError::Local => "local reset",
+        }
+    }
+
+    /// The part of the response code details in braces.
+    pub(crate) fn details(&self) -> Cow<'static, str> {
+        match self {
+            UpstreamError::Connect(text) if !text.is_empty() => {
+                Cow::Owned(format!("remote_connection_failure|{}", text.replace(' ', "_")))
+            }
+            UpstreamError::Connect(_) => Cow::Borrowed("remote_connection_failure"),
+            UpstreamError::ConnectTimeout => Cow::Borrowed("connection_timeout"),
+            UpstreamError::Overflow => Cow::Borrowed("overflow"),
+            UpstreamError::Closed => Cow::Borrowed("connection_termination"),
+            UpstreamError::Reset => Cow::Borrowed("remote_reset"),
+            UpstreamError::Refused => Cow::Borrowed("remote_refused_stream_reset"),
+            UpstreamError::Protocol => Cow::Borrowed("protocol_error"),
+            UpstreamError::Local => Cow::Borrowed("local_reset"),
+        }
+    }
+
+    /// The response flag it raises.
+    pub(crate) fn flag(&self) -> Flag {
+        match self {
+            UpstreamError::Connect(_) | UpstreamError::ConnectTimeout => Flag::UF,
+            UpstreamError::Overflow => Flag::UO,
+            UpstreamError::Closed => Flag::UC,
+            UpstreamError::Reset | UpstreamError::Refused => Flag::UR,
+            UpstreamError::Protocol => Flag::UPE,
+            UpstreamError::Local => Flag::LR,
+        }
+    }
+
+    /// Whether no byte of the request can have been processed.
+    pub(crate) fn before_request(&self) -> bool {
+        matches!(
+            self,
+            UpstreamError::Connect(_)
+                | UpstreamError::ConnectTimeout
+                | UpstreamError::Overflow
+                | UpstreamError::Refused
+        )
+    }
+}
+
+/// What the head of a response says about what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeadEvent {
+    /// An interim response other than 101; the final one follows.
+    Interim(u16),
+    /// The final head.
+    Final {
+        /// No body follows.
+        end: bool,
+        /// What follows is a tunnel.
+        tunnel: bool,
+    },
+}
+
+/// A request on an upstream connection, in either version.
+pub(crate) enum UpstreamStream {
+    /// The connection itself: one request at a time.
+    Http1(Box<h1::H1Upstream>),
+    /// One stream of a shared connection.
+    Http2(Box<h2::H2Upstream>),
+}
+
+/// Calls the same method on whichever version it is.
+macro_rules! either {
+    ($self:ident, $s:ident => $call:expr) => {
+        match $self {
+            UpstreamStream::Http1($s) => $call,
+            UpstreamStream::Http2($s) => $call,
+        }
+    };
+}
+
+impl UpstreamStream {
+    /// Takes the request's head; `end` if there is no body.
+    pub(crate) fn write_head(
+        &mut self,
+        head: &RequestHead,
+        scheme: Scheme,
+        end: bool,
+    ) -> Result<(), UpstreamError> {
+        match self {
+            UpstreamStream::Http1(s) => s.write_head(head, end),
+            UpstreamStream::Http2(s) => s.write_head(head, scheme, end),
+        }
+    }
+
+    /// Takes a piece of the body.
+    pub(crate) fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), UpstreamError> {
+        either!(self, s => s.write_data(cx, piece))
+    }
+
+    /// Ends the body.
+    pub(crate) fn finish(&mut self, trailers: &Headers) -> Result<(), UpstreamError> {
+        either!(self, s => s.finish(trailers))
+    }
+
+    /// Ready when more body may be written: what waits is below the watermark.
+    pub(crate) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        either!(self, s => s.poll_writable(cx))
+    }
+
+    /// Sends what waits; ready when nothing does.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        either!(self, s => s.poll_flush(cx))
+    }
+
+    /// Reads the head of the response.
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<HeadEvent, UpstreamError>> {
+        either!(self, s => s.poll_head(cx, head))
+    }
+
+    /// Reads the body of the response; trailers are left in `trailers` with the end.
+    pub(crate) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        trailers: &mut Headers,
+    ) -> Poll<Result<BodyEvent<'_>, UpstreamError>> {
+        either!(self, s => s.poll_body(cx, trailers))
+    }
+
+    /// Local address of the connection.
+    pub(crate) fn local(&self) -> Option<SocketAddr> {
+        either!(self, s => s.local())
+    }
+
+    /// Whether it is HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self, UpstreamStream::Http2(_))
+    }
+}

@@ -1,0 +1,288 @@
+//! Buffers of a connection: what was read and not yet parsed, what is to be written.
+//!
+//! A connection holds memory only while it holds bytes: buffers go back to a list of the thread when they
+//! run empty, so that ten thousand idle connections cost no buffers.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes of a fresh buffer: what one read takes.
+const PIECE: usize = 16 * 1024;
+/// Buffers a thread keeps for reuse.
+const KEPT: usize = 64;
+/// Data up to this length is copied behind what waits to be written; longer data is written from its place.
+const COPY_LIMIT: usize = 4 * 1024;
+
+thread_local! {
+    static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer of [`PIECE`] bytes, all readable.
+fn take_piece() -> Vec<u8> {
+    FREE.with(|free| free.borrow_mut().pop()).unwrap_or_else(|| vec![0; PIECE])
+}
+
+fn give_back(mut piece: Vec<u8>) {
+    if piece.capacity() == PIECE {
+        piece.resize(PIECE, 0);
+        FREE.with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < KEPT {
+                free.push(piece);
+            }
+        });
+    }
+}
+
+/// Bytes that were read and not consumed.
+#[derive(Default)]
+pub(crate) struct ReadBuffer {
+    /// Empty, or fully initialised memory of which `start..end` is filled.
+    data: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl ReadBuffer {
+    /// What was read and not consumed.
+    #[inline]
+    pub(crate) fn filled(&self) -> &[u8] {
+        &self.data[self.start..self.end]
+    }
+
+    /// Whether nothing waits to be consumed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Forgets the first `n` filled bytes.
+    #[inline]
+    pub(crate) fn consume(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.end);
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Reads once, behind what is there. `Ok(0)` is the end of the stream. When nothing can be read an empty
+    /// buffer gives its memory back until the next call.
+    pub(crate) fn poll_fill<T: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.make_room();
+        let mut room = ReadBuf::new(&mut self.data[self.end..]);
+        match Pin::new(io).poll_read(cx, &mut room) {
+            Poll::Pending => {
+                self.release();
+                Poll::Pending
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Ready(Ok(())) => {
+                let n = room.filled().len();
+                self.end += n;
+                Poll::Ready(Ok(n))
+            }
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.data.is_empty() {
+            self.data = take_piece();
+        } else if self.end == self.data.len() {
+            if self.start > 0 {
+                self.data.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            } else {
+                // Callers bound what they let pile up (heads, chunk lines), and so this growth.
+                let larger = (self.data.len() * 2).max(PIECE);
+                self.data.resize(larger, 0);
+            }
+        }
+    }
+
+    /// Gives the memory back if nothing is in it.
+    pub(crate) fn release(&mut self) {
+        if self.is_empty() && !self.data.is_empty() {
+            give_back(std::mem::take(&mut self.data));
+        }
+    }
+
+    /// Takes everything that is there.
+    pub(crate) fn take(&mut self) -> Vec<u8> {
+        let bytes = self.filled().to_vec();
+        self.consume(bytes.len());
+        self.release();
+        bytes
+    }
+}
+
+impl Drop for ReadBuffer {
+    fn drop(&mut self) {
+        give_back(std::mem::take(&mut self.data));
+    }
+}
+
+/// Bytes that wait to be written.
+#[derive(Default)]
+pub(crate) struct WriteBuffer {
+    data: Vec<u8>,
+    sent: usize,
+    /// Something was handed to the transport that may still hold it (TLS records).
+    unflushed: bool,
+}
+
+impl WriteBuffer {
+    /// Where encoders append.
+    pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
+        if self.data.capacity() == 0 {
+            self.data = take_piece();
+            self.data.clear();
+        }
+        &mut self.data
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.data.len() - self.sent
+    }
+
+    /// Writes what waits and then `data`, as much as the transport takes now; the rest of `data` waits.
+    pub(crate) fn write_through<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        mut data: &[u8],
+    ) -> io::Result<()> {
+        if data.len() > COPY_LIMIT {
+            self.unflushed = true;
+            while self.len() + data.len() > 0 {
+                let written = match self.poll_write_both(io, cx, data) {
+                    Poll::Pending => break,
+                    Poll::Ready(written) => written?,
+                };
+                let waiting = self.len();
+                self.advance(written.min(waiting));
+                data = &data[written.saturating_sub(waiting)..];
+            }
+        }
+        if !data.is_empty() {
+            self.tail().extend_from_slice(data);
+        }
+        Ok(())
+    }
+
+    fn poll_write_both<T: AsyncWrite + Unpin>(
+        &self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let waiting = &self.data[self.sent..];
+        let result = if waiting.is_empty() {
+            ready!(Pin::new(io).poll_write(cx, data))
+        } else if io.is_write_vectored() {
+            let slices = [io::IoSlice::new(waiting), io::IoSlice::new(data)];
+            ready!(Pin::new(io).poll_write_vectored(cx, &slices))
+        } else {
+            ready!(Pin::new(io).poll_write(cx, waiting))
+        };
+        Poll::Ready(match result {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            other => other,
+        })
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.sent += n;
+        if self.sent == self.data.len() {
+            self.sent = 0;
+            self.data.clear();
+        }
+    }
+
+    /// Writes everything that waits and flushes the transport.
+    pub(crate) fn poll_flush<T: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.len() > 0 {
+            self.unflushed = true;
+            match ready!(Pin::new(&mut *io).poll_write(cx, &self.data[self.sent..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.advance(n),
+            }
+        }
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives the memory back if nothing waits.
+    pub(crate) fn release(&mut self) {
+        if self.len() == 0 && self.data.capacity() > 0 {
+            let mut data = std::mem::take(&mut self.data);
+            data.clear();
+            give_back(data);
+        }
+    }
+}
+
+impl Drop for WriteBuffer {
+    fn drop(&mut self) {
+        let mut data = std::mem::take(&mut self.data);
+        data.clear();
+        give_back(data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn what_was_read_is_consumed_in_order_and_grows_when_needed() {
+        let (mut near, mut far) = tokio::io::duplex(64 * 1024);
+        let mut buffer = ReadBuffer::default();
+        far.write_all(&[b"ab".as_slice(), &[b'x'; 40_000]].concat()).await.unwrap();
+        let mut total = 0;
+        while total < 40_002 {
+            total += std::future::poll_fn(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap();
+        }
+        assert_eq!(&buffer.filled()[..4], b"abxx");
+        buffer.consume(40_002);
+        assert!(buffer.is_empty());
+        drop(far);
+        assert_eq!(std::future::poll_fn(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn writes_keep_their_order_through_a_narrow_transport() {
+        let (mut near, mut far) = tokio::io::duplex(1000);
+        let reader = tokio::spawn(async move {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        let mut out = WriteBuffer::default();
+        out.tail().extend_from_slice(b"head");
+        let body = vec![b'y'; 10_000];
+        std::future::poll_fn(|cx| Poll::Ready(out.write_through(&mut near, cx, &body))).await.unwrap();
+        std::future::poll_fn(|cx| Poll::Ready(out.write_through(&mut near, cx, b"tail"))).await.unwrap();
+        std::future::poll_fn(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
+        drop(near);
+        let all = reader.await.unwrap();
+        assert_eq!((&all[..4], &all[all.len() - 4..], all.len()), (&b"head"[..], &b"tail"[..], 10_008));
+    }
+}

@@ -1,0 +1,234 @@
+//! Every deadline of a stream behind one timer.
+//!
+//! Deadlines are kept as plain moments. The timer is set to the earliest and only ever moved to an earlier
+//! one; when it fires too soon, since the deadline has moved on, it is set anew. So a keep-alive connection
+//! touches the timer wheel about once in fifteen seconds, not once a request.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// Which deadline has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expired {
+    /// `stream_idle_timeout` or the route's `idle_timeout`.
+    Idle,
+    /// `request_timeout`: the request was not complete in time.
+    Request,
+    /// `max_stream_duration` of the route or the connection manager.
+    MaxStream,
+    /// The route's `timeout`.
+    Route,
+    /// `per_try_timeout`.
+    PerTry,
+    /// `per_try_idle_timeout`.
+    PerTryIdle,
+    /// The cluster's `max_stream_duration`.
+    ClusterMaxStream,
+    /// APISIX's `timeout.read` or `timeout.send`: no progress upstream.
+    Progress,
+}
+
+/// The deadlines of one stream and the timer of its connection.
+pub(crate) struct Clock {
+    timer: Pin<Box<Sleep>>,
+    armed: Instant,
+    now: Instant,
+    idle: Option<Duration>,
+    request: Option<Instant>,
+    max_stream: Option<Instant>,
+    route: Option<Instant>,
+    per_try: Option<Instant>,
+    per_try_idle: Option<Duration>,
+    cluster_max: Option<Instant>,
+    progress: Option<Duration>,
+    progressed: Instant,
+    touched: Instant,
+    earliest: Option<Instant>,
+}
+
+impl Clock {
+    /// No deadline.
+    pub(crate) fn new() -> Clock {
+        let now = Instant::now();
+        let far = now + Duration::from_secs(86400 * 365);
+        Clock {
+            timer: Box::pin(tokio::time::sleep_until(far)),
+            armed: far,
+            now,
+            idle: None,
+            request: None,
+            max_stream: None,
+            route: None,
+            per_try: None,
+            per_try_idle: None,
+            cluster_max: None,
+            progress: None,
+            progressed: now,
+            touched: now,
+            earliest: None,
+        }
+    }
+
+    /// Begins a stream: forgets all deadlines.
+    pub(crate) fn restart(&mut self) -> Instant {
+        let now = Instant::now();
+        self.now = now;
+        self.touched = now;
+        self.progressed = now;
+        self.idle = None;
+        self.request = None;
+        self.max_stream = None;
+        self.route = None;
+        self.end_attempt();
+        now
+    }
+
+    /// Something happened on the stream: idle deadlines start again. Answers the moment.
+    pub(crate) fn touch(&mut self) -> Instant {
+        let now = Instant::now();
+        self.now = now;
+        self.touched = now;
+        self.progressed = now;
+        // Later deadlines are found when the timer fires.
+        now
+    }
+
+    /// Sets the idle timeout; zero is off.
+    pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
+        self.idle = idle.filter(|d| !d.is_zero());
+        self.recount();
+    }
+
+    /// Until the request is complete.
+    pub(crate) fn set_request(&mut self, limit: Option<Duration>) {
+        self.request = limit.filter(|d| !d.is_zero()).map(|d| self.now + d);
+        self.recount();
+    }
+
+    /// Whole stream, from its start.
+    pub(crate) fn set_max_stream(&mut self, start: Instant, limit: Option<Duration>) {
+        self.max_stream = limit.filter(|d| !d.is_zero()).map(|d| start + d);
+        self.recount();
+    }
+
+    /// The route's timeout, from now.
+    pub(crate) fn set_route(&mut self, limit: Option<Duration>) {
+        self.route = limit.map(|d| self.now + d);
+        self.recount();
+    }
+
+    /// What is left of the route's timeout.
+    pub(crate) fn route_left(&self) -> Option<Duration> {
+        self.route.map(|at| at.saturating_duration_since(self.now))
+    }
+
+    /// Deadlines of one attempt.
+    pub(crate) fn begin_attempt(
+        &mut self,
+        per_try_idle: Option<Duration>,
+        cluster_max: Option<Duration>,
+        progress: Option<Duration>,
+    ) {
+        self.progressed = self.now;
+        self.per_try_idle = per_try_idle.filter(|d| !d.is_zero());
+        self.cluster_max = cluster_max.filter(|d| !d.is_zero()).map(|d| self.now + d);
+        self.progress = progress.filter(|d| !d.is_zero());
+        self.recount();
+    }
+
+    /// Starts the attempt's own timeout.
+    pub(crate) fn set_per_try(&mut self, limit: Option<Duration>) {
+        self.per_try = limit.map(|d| self.now + d);
+        self.recount();
+    }
+
+    /// Forgets the deadlines of the attempt.
+    pub(crate) fn end_attempt(&mut self) {
+        self.per_try = None;
+        self.per_try_idle = None;
+        self.cluster_max = None;
+        self.progress = None;
+        self.recount();
+    }
+
+    fn deadlines(&self) -> [(Expired, Option<Instant>); 8] {
+        [
+            (Expired::Route, self.route),
+            (Expired::PerTry, self.per_try),
+            (Expired::PerTryIdle, self.per_try_idle.map(|d| self.progressed + d)),
+            (Expired::ClusterMaxStream, self.cluster_max),
+            (Expired::MaxStream, self.max_stream),
+            (Expired::Request, self.request),
+            (Expired::Progress, self.progress.map(|d| self.progressed + d)),
+            (Expired::Idle, self.idle.map(|d| self.touched + d)),
+        ]
+    }
+
+    fn recount(&mut self) {
+        self.earliest = self.deadlines().iter().filter_map(|(_, at)| *at).min();
+    }
+
+    /// Ready when a deadline has passed.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
+        loop {
+            let Some(earliest) = self.earliest else { return Poll::Pending };
+            if earliest < self.armed {
+                self.timer.as_mut().reset(earliest);
+                self.armed = earliest;
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.now = Instant::now();
+            if let Some((which, _)) =
+                self.deadlines().into_iter().find(|(_, at)| at.is_some_and(|t| t <= self.now))
+            {
+                self.armed = self.now + Duration::from_secs(86400 * 365);
+                self.timer.as_mut().reset(self.armed);
+                return Poll::Ready(which);
+            }
+            self.recount();
+            let next = self.earliest.unwrap_or(self.now + Duration::from_secs(86400 * 365));
+            self.timer.as_mut().reset(next);
+            self.armed = next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_time_starts_again_with_every_event() {
+        let mut clock = Clock::new();
+        let start = clock.restart();
+        clock.set_idle(Some(Duration::from_millis(300)));
+        for _ in 0..5 {
+            let waited =
+                tokio::time::timeout(Duration::from_millis(200), std::future::poll_fn(|cx| clock.poll(cx)));
+            assert!(waited.await.is_err());
+            clock.touch();
+        }
+        assert_eq!(std::future::poll_fn(|cx| clock.poll(cx)).await, Expired::Idle);
+        assert_eq!(start.elapsed().as_millis(), 1300);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_deadline_is_told_by_name() {
+        let mut clock = Clock::new();
+        clock.restart();
+        clock.set_idle(Some(Duration::from_secs(300)));
+        clock.set_route(Some(Duration::from_secs(15)));
+        clock.begin_attempt(None, None, None);
+        clock.set_per_try(Some(Duration::from_secs(2)));
+        assert_eq!(std::future::poll_fn(|cx| clock.poll(cx)).await, Expired::PerTry);
+        clock.end_attempt();
+        clock.touch();
+        assert_eq!(clock.route_left(), Some(Duration::from_secs(13)));
+        assert_eq!(std::future::poll_fn(|cx| clock.poll(cx)).await, Expired::Route);
+    }
+}

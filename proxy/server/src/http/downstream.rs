@@ -1,0 +1,64 @@
+//! The one interface in which both codecs meet on the client's side.
+
+use super::body::{BodyEvent, Piece};
+use sixfold_core::headers::Headers;
+use sixfold_core::message::ResponseHead;
+use std::task::{Context, Poll};
+
+/// The client is gone, or what it sends is no HTTP any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// It closed the connection or reset the stream.
+    Closed,
+    /// Its body is malformed.
+    Malformed,
+}
+
+/// A request of a client and the way back to it. The head of the request is in the stream context already.
+pub(crate) trait Downstream: Send {
+    /// The next piece of the request body; trailers are left in `trailers` with the end.
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        trailers: &mut Headers,
+    ) -> Poll<Result<BodyEvent<'_>, Gone>>;
+
+    /// Whether the request has been read to its end.
+    fn request_ended(&self) -> bool;
+
+    /// Answers `Expect: 100-continue`.
+    fn write_continue(&mut self);
+
+    /// Takes the head of the response; `end` if no body follows. `close` asks that the connection end with it.
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), Gone>;
+
+    /// Takes a piece of the response body.
+    fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), Gone>;
+
+    /// Ends the response.
+    fn finish(&mut self, trailers: &Headers) -> Result<(), Gone>;
+
+    /// Ready when more may be written: what waits is below the watermark.
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>>;
+
+    /// Sends what waits; ready when nothing does.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>>;
+
+    /// Ready when the client has gone away. Asked while nothing else is read from it.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Cuts a response that can't be completed: the client must not take it for whole.
+    fn reset(&mut self);
+
+    /// From here on both directions are bytes (101, or 2xx to CONNECT).
+    fn become_tunnel(&mut self);
+
+    /// The type of the upgrade that the client asks for, in lower case: `websocket`, `connect`.
+    fn upgrade(&self) -> Option<&str>;
+
+    /// Whether streams share the connection.
+    fn is_http2(&self) -> bool;
+
+    /// Whether a Host or authority came with the request.
+    fn has_host(&self) -> bool;
+}

@@ -1,0 +1,380 @@
+//! A client's HTTP/1 connection: one request after another, each driven inline.
+
+use super::body::{BodyEvent, Piece};
+use super::clock::{Clock, Expired};
+use super::downstream::{Downstream, Gone};
+use super::h1_body::{BodyError, BodyReader, Next};
+use super::{Env, PREFACE, exchange, h2_server};
+use crate::buffer::{ReadBuffer, WriteBuffer};
+use crate::h1::{
+    BodyEncoder, BodyLength, H1Error, HeadParser, Parsed, RequestKind, ResponseContext, encode_response,
+};
+use crate::io::Io;
+use sixfold_core::connection::Connection;
+use sixfold_core::headers::{Headers, Known};
+use sixfold_core::message::{Method, ResponseHead, Scheme, Version};
+use sixfold_core::stream::Stream;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+
+/// Bytes of later requests that are read ahead while one is being served.
+const READ_AHEAD: usize = 64 * 1024;
+
+/// The client's side of the connection.
+struct H1Client {
+    io: Io,
+    read: ReadBuffer,
+    out: WriteBuffer,
+    env: Arc<Env>,
+    parser: HeadParser,
+    body: BodyReader,
+    encoder: BodyEncoder,
+    kind: RequestKind,
+    version: Version,
+    has_host: bool,
+    upgrade: Option<Box<str>>,
+    /// The connection may carry another request.
+    keep_alive: bool,
+    /// The response was cut.
+    cut: bool,
+    tunnel: bool,
+    requests: u32,
+}
+
+/// How waiting for a request ended.
+enum Arrival {
+    /// Its head is in the stream's context.
+    Request,
+    /// No further request comes.
+    End,
+    /// What came is no request.
+    Refused(H1Error),
+    /// The head took too long.
+    Late,
+}
+
+/// Serves the connection. With `sniff` it may turn out to be HTTP/2 with prior knowledge.
+pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sniff: bool) {
+    let mut client = H1Client::new(io, env.clone());
+    if sniff && client.speaks_http2().await {
+        let read = client.read.take();
+        return h2_server::serve_from(client.io, read, connection, env).await;
+    }
+    let stats = env.hcm.stats.clone();
+    stats.downstream_cx_http1_total.inc();
+    stats.downstream_cx_http1_active.inc();
+    let lifetime = env.hcm.timeouts.max_connection.map(|limit| Instant::now() + limit);
+    let mut stream = Box::new(Stream::new(connection));
+    let mut clock = Clock::new();
+    let mut draining = pin!(env.drain.started());
+    loop {
+        match client.arrival(&mut stream, &mut clock, draining.as_mut()).await {
+            Arrival::Request => {
+                stats.downstream_rq_http1_total.inc();
+                exchange::serve(&mut client, &mut stream, &mut clock, &env).await;
+            }
+            Arrival::End => break,
+            Arrival::Refused(error) => {
+                stats.downstream_cx_protocol_error.inc();
+                client.keep_alive = false;
+                client.body = BodyReader::new(BodyLength::None);
+                exchange::refuse(&mut client, &mut stream, &mut clock, &env, error).await;
+                client.linger(env.hcm.timeouts.delayed_close).await;
+                break;
+            }
+            Arrival::Late => {
+                stats.downstream_rq_header_timeout.inc();
+                client.keep_alive = false;
+                exchange::late(&mut client, &mut stream, &mut clock, &env).await;
+                client.linger(env.hcm.timeouts.delayed_close).await;
+                break;
+            }
+        }
+        if lifetime.is_some_and(|end| Instant::now() >= end) {
+            stats.downstream_cx_max_duration_reached.inc();
+            client.keep_alive = false;
+        }
+        if !client.goes_on() {
+            client.close(env.hcm.timeouts.delayed_close).await;
+            break;
+        }
+    }
+    stats.downstream_cx_http1_active.dec();
+}
+
+impl H1Client {
+    fn new(io: Io, env: Arc<Env>) -> H1Client {
+        H1Client {
+            io,
+            read: ReadBuffer::default(),
+            out: WriteBuffer::default(),
+            env,
+            parser: HeadParser::new(),
+            body: BodyReader::new(BodyLength::None),
+            encoder: BodyEncoder::Discard,
+            kind: RequestKind::Plain,
+            version: Version::Http11,
+            has_host: false,
+            upgrade: None,
+            keep_alive: true,
+            cut: false,
+            tunnel: false,
+            requests: 0,
+        }
+    }
+
+    /// Whether the first bytes are HTTP/2's preface.
+    async fn speaks_http2(&mut self) -> bool {
+        let patience = self.env.hcm.timeouts.idle.unwrap_or(Duration::from_secs(3600));
+        let (read, io) = (&mut self.read, &mut self.io);
+        let sniffed = poll_fn(|cx| {
+            loop {
+                let seen = read.filled();
+                let known = seen.len().min(PREFACE.len());
+                if seen[..known] != PREFACE[..known] {
+                    return Poll::Ready(false);
+                }
+                if known == PREFACE.len() {
+                    return Poll::Ready(true);
+                }
+                match ready!(read.poll_fill(io, cx)) {
+                    Ok(1..) => {}
+                    _ => return Poll::Ready(false),
+                }
+            }
+        });
+        tokio::time::timeout(patience, sniffed).await.unwrap_or(false)
+    }
+
+    /// Waits for the head of the next request.
+    async fn arrival(
+        &mut self,
+        stream: &mut Stream,
+        clock: &mut Clock,
+        mut draining: Pin<&mut impl Future<Output = ()>>,
+    ) -> Arrival {
+        stream.reset(Instant::now().into_std());
+        clock.restart();
+        clock.set_idle(self.env.hcm.timeouts.idle);
+        let mut begun = false;
+        let env = self.env.clone();
+        poll_fn(|cx| {
+            loop {
+                if !self.read.is_empty() {
+                    if !begun {
+                        begun = true;
+                        let now = clock.restart();
+                        stream.timing.start = now.into_std();
+                        stream.start_time = SystemTime::now();
+                        clock.set_request(env.hcm.timeouts.request_headers);
+                        clock.set_idle(env.hcm.timeouts.idle);
+                    }
+                    match self.parser.request(self.read.filled(), &mut stream.request, &env.h1) {
+                        Ok(Some(parsed)) => {
+                            self.begin(stream, parsed);
+                            clock.set_request(None);
+                            return Poll::Ready(Arrival::Request);
+                        }
+                        Ok(None) => {}
+                        Err(error) => return Poll::Ready(Arrival::Refused(error)),
+                    }
+                } else if env.drain.is_draining() {
+                    return Poll::Ready(Arrival::End);
+                }
+                match self.read.poll_fill(&mut self.io, cx) {
+                    Poll::Ready(Ok(1..)) => continue,
+                    Poll::Ready(_) => return Poll::Ready(Arrival::End),
+                    Poll::Pending => {}
+                }
+                if !begun {
+                    self.out.release();
+                }
+                if let Poll::Ready(which) = clock.poll(cx) {
+                    return Poll::Ready(if which == Expired::Request { Arrival::Late } else { Arrival::End });
+                }
+                if !begun && draining.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Arrival::End);
+                }
+                return Poll::Pending;
+            }
+        })
+        .await
+    }
+
+    /// Makes the connection ready for the request that was parsed.
+    fn begin(&mut self, stream: &mut Stream, parsed: Parsed) {
+        self.read.consume(parsed.consumed);
+        self.requests += 1;
+        self.body = BodyReader::new(parsed.body);
+        self.kind = RequestKind::from(&stream.request.method);
+        self.version = stream.request.version;
+        self.keep_alive = parsed.keep_alive;
+        self.has_host = parsed.has_host;
+        self.cut = false;
+        let secure = stream.connection.tls.is_some();
+        stream.request.scheme = parsed.scheme.unwrap_or(if secure { Scheme::Https } else { Scheme::Http });
+        stream.bytes.request_head = parsed.consumed as u64;
+        self.upgrade = match () {
+            () if stream.request.method == Method::CONNECT => Some("connect".into()),
+            () if parsed.upgrade => {
+                let name = stream.request.headers.get_str(Known::UPGRADE).unwrap_or_default();
+                Some(name.to_ascii_lowercase().into())
+            }
+            () => None,
+        };
+        if self.env.hcm.max_requests_per_connection.is_some_and(|max| self.requests >= max) {
+            self.env.hcm.stats.downstream_cx_max_requests_reached.inc();
+            self.keep_alive = false;
+        }
+    }
+
+    /// Whether another request may come.
+    fn goes_on(&mut self) -> bool {
+        self.body.settle(&mut self.read);
+        self.keep_alive && !self.cut && !self.tunnel && self.body.is_ended() && self.out.len() == 0
+    }
+
+    /// Ends the connection after its last response.
+    async fn close(&mut self, patience: Duration) {
+        let rest = !self.body.is_ended() || !self.read.is_empty();
+        if self.cut || self.tunnel || !rest {
+            let _ = poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await;
+            let _ = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
+            return;
+        }
+        self.linger(patience).await;
+    }
+
+    /// Closes so that the client can still read the answer: closing with unread data would reset it away
+    /// (Envoy's `delayed_close_timeout`).
+    async fn linger(&mut self, patience: Duration) {
+        let farewell = async {
+            let _ = poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await;
+            let _ = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
+            loop {
+                let unread = self.read.filled().len();
+                self.read.consume(unread);
+                match poll_fn(|cx| self.read.poll_fill(&mut self.io, cx)).await {
+                    Ok(1..) => {}
+                    _ => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(patience, farewell).await;
+    }
+}
+
+impl Downstream for H1Client {
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        trailers: &mut Headers,
+    ) -> Poll<Result<BodyEvent<'_>, Gone>> {
+        let opts = &self.env.h1;
+        match ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, opts)) {
+            Ok(Next::Data(at)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at])))),
+            Ok(Next::End) => Poll::Ready(Ok(BodyEvent::End)),
+            Err(BodyError::Io | BodyError::Codec(H1Error::Truncated)) => Poll::Ready(Err(Gone::Closed)),
+            Err(BodyError::Codec(_)) => Poll::Ready(Err(Gone::Malformed)),
+        }
+    }
+
+    fn request_ended(&self) -> bool {
+        self.body.is_ended()
+    }
+
+    fn write_continue(&mut self) {
+        self.out.tail().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+    }
+
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), Gone> {
+        let context = ResponseContext {
+            request: self.kind,
+            version: self.version,
+            end_stream: end,
+            keep_alive: self.keep_alive && !close,
+        };
+        let encoded =
+            encode_response(self.out.tail(), head, context, &self.env.h1).map_err(|_| Gone::Malformed)?;
+        self.encoder = encoded.body;
+        self.keep_alive = encoded.keep_alive;
+        Ok(())
+    }
+
+    fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), Gone> {
+        let data = piece.as_slice();
+        match self.encoder.begin(self.out.tail(), data.len()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // More than the announced length: the client has its whole response, the rest is dropped.
+            Err(_) => {
+                self.keep_alive = false;
+                return Ok(());
+            }
+        }
+        self.out.write_through(&mut self.io, cx, data).map_err(|_| Gone::Closed)?;
+        self.encoder.end(self.out.tail());
+        Ok(())
+    }
+
+    fn finish(&mut self, trailers: &Headers) -> Result<(), Gone> {
+        let trailers = (!trailers.is_empty()).then_some(trailers);
+        if self.encoder.finish(self.out.tail(), trailers, &self.env.h1).is_err() {
+            self.cut = true;
+        }
+        Ok(())
+    }
+
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        if self.out.len() < self.env.hcm.buffer_limit {
+            return Poll::Ready(Ok(()));
+        }
+        match self.poll_flush(cx) {
+            Poll::Pending if self.out.len() < self.env.hcm.buffer_limit => Poll::Ready(Ok(())),
+            other => other,
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        self.out.poll_flush(&mut self.io, cx).map_err(|_| Gone::Closed)
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // The piece given last must stay where it is; nothing is read ahead behind it.
+        while self.read.filled().len() < READ_AHEAD {
+            match ready!(self.read.poll_fill(&mut self.io, cx)) {
+                Ok(1..) => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    fn reset(&mut self) {
+        self.cut = true;
+        self.keep_alive = false;
+    }
+
+    fn become_tunnel(&mut self) {
+        self.tunnel = true;
+        self.encoder = BodyEncoder::Raw;
+        self.body = BodyReader::new(BodyLength::UntilClose);
+    }
+
+    fn upgrade(&self) -> Option<&str> {
+        self.upgrade.as_deref()
+    }
+
+    fn is_http2(&self) -> bool {
+        false
+    }
+
+    fn has_host(&self) -> bool {
+        self.has_host
+    }
+}

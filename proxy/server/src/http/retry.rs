@@ -1,0 +1,259 @@
+//! Whether an attempt is followed by another (source/common/router/retry_state_impl.cc; for APISIX nginx's
+//! `proxy_next_upstream error timeout`).
+
+use crate::upstream::UpstreamError;
+use sixfold_core::cluster::{Cluster, Permit, Resource};
+use sixfold_core::headers::{HeaderName, Headers, Known};
+use sixfold_core::matcher::HeaderMatch;
+use sixfold_core::message::{Method, ResponseHead};
+use sixfold_core::retry::{ResponseHeaderMatcher, RetryOn, RetryPolicy};
+use sixfold_core::stream::Stream;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What became of an attempt.
+pub(crate) enum Ending<'a> {
+    /// A response head came.
+    Response(&'a ResponseHead),
+    /// None came.
+    Failed(&'a UpstreamError),
+    /// None came in the time of one attempt.
+    PerTryTimeout,
+}
+
+/// What to do then.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Nothing asks for a retry.
+    Done,
+    /// Try again after this time.
+    Retry(Duration),
+    /// A retry was wanted, but their number is used up (flag URX).
+    Exhausted,
+    /// A retry was wanted, but the cluster has too many already (flag UO).
+    Overflow,
+}
+
+/// The retries of one request.
+pub(crate) struct RetryState {
+    on: RetryOn,
+    policy: Arc<RetryPolicy>,
+    status_codes: Vec<u16>,
+    response_headers: Vec<ResponseHeaderMatcher>,
+    left: u32,
+    retries: u32,
+    /// Attempts may not begin later (APISIX's `retry_timeout`).
+    until: Option<Instant>,
+    idempotent: bool,
+    permit: Option<Permit>,
+    pub(crate) after_timeout: bool,
+}
+
+impl RetryState {
+    /// Of a request under `policy`; takes the headers that steer retries off the request. `None` when nothing
+    /// asks for retries.
+    pub(crate) fn new(policy: Option<&Arc<RetryPolicy>>, stream: &mut Stream) -> Option<RetryState> {
+        let mut on = policy.map_or(RetryOn::empty(), |p| p.on);
+        let headers = &mut stream.request.headers;
+        for name in [Known::X_ENVOY_RETRY_ON, Known::X_ENVOY_RETRY_GRPC_ON] {
+            if let Some(list) = headers.get_str(name) {
+                on |= RetryOn::parse(list).0;
+            }
+        }
+        let max = headers.get_str(Known::X_ENVOY_MAX_RETRIES).and_then(|v| v.trim().parse().ok());
+        let codes = list(headers, Known::X_ENVOY_RETRIABLE_STATUS_CODES, |t| t.parse::<u16>().ok());
+        let names = list(headers, Known::X_ENVOY_RETRIABLE_HEADER_NAMES, |t| HeaderName::new(t).ok());
+        for name in [
+            Known::X_ENVOY_RETRY_ON,
+            Known::X_ENVOY_RETRY_GRPC_ON,
+            Known::X_ENVOY_MAX_RETRIES,
+            Known::X_ENVOY_RETRIABLE_STATUS_CODES,
+            Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
+            Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+        ] {
+            headers.remove(name);
+        }
+        if on.is_empty() {
+            return None;
+        }
+        let policy = policy.cloned().unwrap_or_default();
+        let allowed = policy.request_headers.is_empty()
+            || policy.request_headers.iter().any(|m| m.matches(&stream.request));
+        allowed.then(|| RetryState {
+            on,
+            left: max.unwrap_or(policy.num_retries),
+            status_codes: codes,
+            response_headers: names
+                .into_iter()
+                .map(|name| ResponseHeaderMatcher { name, test: HeaderMatch::Present(true), invert: false })
+                .collect(),
+            retries: 0,
+            until: policy.deadline.map(|d| Instant::now() + d),
+            idempotent: is_idempotent(&stream.request.method),
+            permit: None,
+            after_timeout: false,
+            policy,
+        })
+    }
+
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> &RetryPolicy {
+        &self.policy
+    }
+
+    /// Decides what follows an attempt. `sent` says that some of the request has gone out.
+    pub(crate) fn decide(
+        &mut self,
+        ending: &Ending<'_>,
+        cluster: &Cluster,
+        high: bool,
+        sent: bool,
+    ) -> Decision {
+        let stats = &cluster.stats;
+        self.after_timeout = matches!(ending, Ending::PerTryTimeout);
+        if !self.wanted(ending, sent) {
+            if self.permit.take().is_some() {
+                stats.upstream_rq_retry_success.inc();
+            }
+            return Decision::Done;
+        }
+        self.permit = None;
+        if self.left == 0 {
+            stats.upstream_rq_retry_limit_exceeded.inc();
+            return Decision::Exhausted;
+        }
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            return Decision::Exhausted;
+        }
+        let breaker = if high { &cluster.high_breaker } else { &cluster.breaker };
+        let Some(permit) = breaker.acquire(Resource::Retries) else {
+            stats.upstream_rq_retry_overflow.inc();
+            return Decision::Overflow;
+        };
+        self.permit = Some(permit);
+        self.left -= 1;
+        self.retries += 1;
+        stats.upstream_rq_retry.inc();
+        if let Ending::Response(head) = ending
+            && let Some(wait) = self.asked_to_wait(head)
+        {
+            stats.upstream_rq_retry_backoff_ratelimited.inc();
+            return Decision::Retry(wait);
+        }
+        stats.upstream_rq_retry_backoff_exponential.inc();
+        Decision::Retry(self.back_off())
+    }
+
+    fn wanted(&self, ending: &Ending<'_>, sent: bool) -> bool {
+        match ending {
+            Ending::Response(head) => self.response_wanted(head),
+            Ending::PerTryTimeout => {
+                self.on.intersects(
+                    RetryOn::SERVER_ERROR
+                        | RetryOn::GATEWAY_ERROR
+                        | RetryOn::RESET
+                        | RetryOn::RETRIABLE_STATUS_CODES,
+                ) && (!self.on.contains(RetryOn::RETRIABLE_STATUS_CODES)
+                    || self.on.intersects(RetryOn::SERVER_ERROR | RetryOn::GATEWAY_ERROR | RetryOn::RESET)
+                    || self.has_code(504))
+            }
+            Ending::Failed(error) => self.failure_wanted(error, sent),
+        }
+    }
+
+    fn failure_wanted(&self, error: &UpstreamError, sent: bool) -> bool {
+        if *error == UpstreamError::Overflow {
+            return false;
+        }
+        if self.on.contains(RetryOn::NGINX_ERROR_TIMEOUT) {
+            return !sent || self.idempotent;
+        }
+        let failed_to_connect = matches!(error, UpstreamError::Connect(_) | UpstreamError::ConnectTimeout);
+        self.on.intersects(RetryOn::SERVER_ERROR | RetryOn::GATEWAY_ERROR | RetryOn::RESET)
+            || (self.on.contains(RetryOn::CONNECT_FAILURE) && failed_to_connect)
+            || (self.on.contains(RetryOn::REFUSED_STREAM) && *error == UpstreamError::Refused)
+            || (self.on.contains(RetryOn::RESET_BEFORE_REQUEST) && (!sent || error.before_request()))
+    }
+
+    fn response_wanted(&self, head: &ResponseHead) -> bool {
+        let on = self.on;
+        let status = head.status;
+        if head.headers.contains(Known::X_ENVOY_RATELIMITED) {
+            return on.contains(RetryOn::ENVOY_RATELIMITED);
+        }
+        if (on.contains(RetryOn::SERVER_ERROR) && (500..600).contains(&status))
+            || (on.contains(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status))
+            || (on.contains(RetryOn::RETRIABLE_4XX) && status == 409)
+            || (on.contains(RetryOn::RETRIABLE_STATUS_CODES) && self.has_code(status))
+        {
+            return true;
+        }
+        if on.contains(RetryOn::RETRIABLE_HEADERS)
+            && self.policy.response_headers.iter().chain(&self.response_headers).any(|m| matches(m, head))
+        {
+            return true;
+        }
+        let Some(grpc) = head.headers.get_str(Known::GRPC_STATUS) else { return false };
+        match grpc {
+            "1" => on.contains(RetryOn::GRPC_CANCELLED),
+            "4" => on.contains(RetryOn::GRPC_DEADLINE_EXCEEDED),
+            "8" => on.contains(RetryOn::GRPC_RESOURCE_EXHAUSTED),
+            "13" => on.contains(RetryOn::GRPC_INTERNAL),
+            "14" => on.contains(RetryOn::GRPC_UNAVAILABLE),
+            _ => false,
+        }
+    }
+
+    fn has_code(&self, status: u16) -> bool {
+        self.policy.status_codes.contains(&status) || self.status_codes.contains(&status)
+    }
+
+    /// Uniform in `[0, min(base * 2^(n-1), max))`.
+    fn back_off(&self) -> Duration {
+        if self.on.contains(RetryOn::NGINX_ERROR_TIMEOUT) {
+            return Duration::ZERO;
+        }
+        let factor = 1u32 << (self.retries.clamp(1, 20) - 1);
+        let ceiling = self.policy.base_interval.saturating_mul(factor).min(self.policy.max_interval);
+        Duration::from_micros(fastrand::u64(..ceiling.as_micros().max(1) as u64))
+    }
+
+    /// What the first readable header of `rate_limited_retry_back_off` says, spread over half as much again.
+    fn asked_to_wait(&self, head: &ResponseHead) -> Option<Duration> {
+        let limited = self.policy.rate_limited.as_ref()?;
+        limited.headers.iter().find_map(|(name, unix_time)| {
+            let number: u64 = head.headers.get_str(name)?.trim().parse().ok()?;
+            let seconds = if *unix_time {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
+                number.checked_sub(now.as_secs())?
+            } else {
+                number
+            };
+            let wait = Duration::from_secs(seconds);
+            (wait <= limited.max_interval).then(|| wait + wait.mul_f64(fastrand::f64() / 2.0))
+        })
+    }
+}
+
+fn matches(matcher: &ResponseHeaderMatcher, head: &ResponseHead) -> bool {
+    let mut values = head.headers.get_all(&matcher.name);
+    let hit = match &matcher.test {
+        HeaderMatch::Present(wanted) => return (values.next().is_some() == *wanted) != matcher.invert,
+        HeaderMatch::String(test) => values.any(|v| test.matches(v)),
+        HeaderMatch::Range(from, to) => values.any(|v| {
+            let number = std::str::from_utf8(v).ok().and_then(|v| v.trim().parse::<i64>().ok());
+            number.is_some_and(|n| (*from..*to).contains(&n))
+        }),
+    };
+    hit != matcher.invert
+}
+
+/// Methods that nginx sends to the next upstream after the request was sent.
+fn is_idempotent(method: &Method) -> bool {
+    !(*method == Method::POST || *method == Method::PATCH || method.as_str() == "LOCK")
+}
+
+fn list<T>(headers: &Headers, name: Known, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
+    headers.get_str(name).into_iter().flat_map(|v| v.split(',')).filter_map(|t| parse(t.trim())).collect()
+}

@@ -1,0 +1,229 @@
+//! A request on an HTTP/1 upstream connection. The task of the downstream connection drives it inline.
+
+use super::{HeadEvent, UpstreamError};
+use crate::buffer::{ReadBuffer, WriteBuffer};
+use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, encode_request};
+use crate::http::body::{BodyEvent, Piece};
+use crate::http::h1_body::{BodyReader, Next};
+use crate::io::{IdleState, Io};
+use sixfold_core::cluster::{ClusterStats, Host, Permit};
+use sixfold_core::headers::Headers;
+use sixfold_core::message::{RequestHead, ResponseHead};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+use tokio::time::Instant;
+
+/// An HTTP/1 connection to an upstream, idle or with its one request.
+pub(crate) struct H1Upstream {
+    io: Io,
+    read: ReadBuffer,
+    out: WriteBuffer,
+    opts: Arc<H1Options>,
+    parser: HeadParser,
+    body: BodyReader,
+    encoder: BodyEncoder,
+    kind: RequestKind,
+    watermark: usize,
+    /// The upstream lets the connection go on after this response.
+    keep_alive: bool,
+    request_sent: bool,
+    head_seen: bool,
+    /// Writing failed; the response may still be there to read.
+    broken: Option<UpstreamError>,
+    local: Option<SocketAddr>,
+    pub(super) opened: Instant,
+    pub(super) requests: u32,
+    pub(super) alive: Alive,
+}
+
+/// Counts an open connection while it lives.
+pub(super) struct Alive {
+    pub(super) host: Arc<Host>,
+    pub(super) stats: Arc<ClusterStats>,
+    pub(super) _permit: Option<Permit>,
+}
+
+impl Alive {
+    pub(super) fn new(host: Arc<Host>, stats: Arc<ClusterStats>, permit: Option<Permit>) -> Alive {
+        stats.upstream_cx_total.inc();
+        stats.upstream_cx_active.inc();
+        host.total_connections.fetch_add(1, Relaxed);
+        host.active_connections.fetch_add(1, Relaxed);
+        Alive { host, stats, _permit: permit }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.stats.upstream_cx_active.dec();
+        self.stats.upstream_cx_destroy.inc();
+        self.host.active_connections.fetch_sub(1, Relaxed);
+    }
+}
+
+impl H1Upstream {
+    pub(super) fn new(io: Io, opts: Arc<H1Options>, watermark: usize, alive: Alive) -> H1Upstream {
+        alive.stats.upstream_cx_http1_total.inc();
+        H1Upstream {
+            local: io.local_addr(),
+            io,
+            read: ReadBuffer::default(),
+            out: WriteBuffer::default(),
+            opts,
+            parser: HeadParser::new(),
+            body: BodyReader::new(BodyLength::None),
+            encoder: BodyEncoder::Discard,
+            kind: RequestKind::Plain,
+            watermark,
+            keep_alive: true,
+            request_sent: true,
+            head_seen: true,
+            broken: None,
+            opened: Instant::now(),
+            requests: 0,
+            alive,
+        }
+    }
+
+    /// Whether an idle connection can take a request: the upstream has neither closed it nor said anything.
+    pub(super) fn is_usable(&mut self) -> bool {
+        self.read.is_empty() && matches!(self.io.idle_state(), IdleState::Alive)
+    }
+
+    /// Whether the connection can take another request after this one.
+    pub(super) fn is_reusable(&mut self) -> bool {
+        self.keep_alive
+            && self.broken.is_none()
+            && self.request_sent
+            && self.head_seen
+            && self.body.is_ended()
+            && self.out.len() == 0
+            && {
+                self.body.settle(&mut self.read);
+                self.read.is_empty()
+            }
+    }
+
+    /// Gives the buffers back: the connection is idle.
+    pub(super) fn rest(&mut self) {
+        self.read.release();
+        self.out.release();
+    }
+
+    pub(super) fn write_head(&mut self, head: &RequestHead, end: bool) -> Result<(), UpstreamError> {
+        self.requests += 1;
+        self.kind = RequestKind::from(&head.method);
+        self.encoder = encode_request(self.out.tail(), head, end, false, &self.opts)
+            .map_err(|_| UpstreamError::Local)?;
+        self.keep_alive = true;
+        self.head_seen = false;
+        self.request_sent = end;
+        self.body = BodyReader::new(BodyLength::None);
+        Ok(())
+    }
+
+    pub(super) fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), UpstreamError> {
+        let data = piece.as_slice();
+        if self.broken.is_some() {
+            return Ok(());
+        }
+        match self.encoder.begin(self.out.tail(), data.len()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(_) => return Err(UpstreamError::Local),
+        }
+        let written = self.out.write_through(&mut self.io, cx, data);
+        self.encoder.end(self.out.tail());
+        self.note(written);
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self, trailers: &Headers) -> Result<(), UpstreamError> {
+        self.request_sent = true;
+        let trailers = (!trailers.is_empty()).then_some(trailers);
+        if self.encoder.closes() {
+            self.keep_alive = false;
+        }
+        self.encoder.finish(self.out.tail(), trailers, &self.opts).map_err(|_| UpstreamError::Local)
+    }
+
+    /// A failed write is not the end: the upstream may have answered before it closed.
+    fn note(&mut self, result: std::io::Result<()>) {
+        if result.is_err() && self.broken.is_none() {
+            self.broken = Some(UpstreamError::Closed);
+            self.out = WriteBuffer::default();
+        }
+    }
+
+    pub(super) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        if self.broken.is_some() || self.out.len() < self.watermark {
+            return Poll::Ready(Ok(()));
+        }
+        match self.poll_flush(cx) {
+            Poll::Pending if self.out.len() < self.watermark => Poll::Ready(Ok(())),
+            other => other,
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        if self.broken.is_none() {
+            let result = ready!(self.out.poll_flush(&mut self.io, cx));
+            self.note(result);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<HeadEvent, UpstreamError>> {
+        loop {
+            if !self.read.is_empty() {
+                let parsed = self
+                    .parser
+                    .response(self.read.filled(), head, self.kind, &self.opts)
+                    .map_err(|_| UpstreamError::Protocol)?;
+                if let Some(parsed) = parsed {
+                    self.read.consume(parsed.consumed);
+                    if parsed.interim {
+                        return Poll::Ready(Ok(HeadEvent::Interim(head.status)));
+                    }
+                    self.head_seen = true;
+                    self.keep_alive &= parsed.keep_alive && !parsed.tunnel;
+                    self.body =
+                        BodyReader::new(if parsed.tunnel { BodyLength::UntilClose } else { parsed.body });
+                    if parsed.tunnel {
+                        self.encoder = BodyEncoder::Raw;
+                    }
+                    let end = !parsed.tunnel && parsed.body.is_empty();
+                    return Poll::Ready(Ok(HeadEvent::Final { end, tunnel: parsed.tunnel }));
+                }
+            }
+            match ready!(self.read.poll_fill(&mut self.io, cx)) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Poll::Ready(Err(UpstreamError::Closed)),
+            }
+        }
+    }
+
+    pub(super) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        trailers: &mut Headers,
+    ) -> Poll<Result<BodyEvent<'_>, UpstreamError>> {
+        let next = ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, &self.opts));
+        Poll::Ready(match next {
+            Ok(Next::End) => Ok(BodyEvent::End),
+            Ok(Next::Data(at)) => Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at]))),
+            Err(crate::http::h1_body::BodyError::Codec(_)) => Err(UpstreamError::Protocol),
+            Err(crate::http::h1_body::BodyError::Io) => Err(UpstreamError::Closed),
+        })
+    }
+
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+}

@@ -1,0 +1,367 @@
+//! Pools of upstream connections: one set for each worker, so that taking one never waits for another thread.
+
+use super::h1::{Alive, H1Upstream};
+use super::h2::H2Connection;
+use super::{UpstreamError, UpstreamStream};
+use crate::connect::{Alpn, ConnectError, connect};
+use crate::h1::{H1Options, HeaderCase, Profile};
+use parking_lot::Mutex;
+use sixfold_core::cluster::{self, Cluster, Host, Resource, UpstreamProtocol};
+use sixfold_core::tls::ClientTls;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// The upstream connections of one worker.
+#[derive(Default)]
+pub struct Pools {
+    hosts: Mutex<HashMap<u64, HostPool>>,
+}
+
+/// Connections to one endpoint.
+#[derive(Default)]
+struct HostPool {
+    idle: Vec<Idle>,
+    shared: Vec<Shared>,
+    /// Held while an HTTP/2 connection is being opened: others wait for it instead of opening more.
+    opening: Arc<tokio::sync::Mutex<()>>,
+    /// Requests that wait for a connection to come back, since the circuit breaker allows no more.
+    waiting: VecDeque<oneshot::Sender<Box<H1Upstream>>>,
+}
+
+/// An idle HTTP/1 connection.
+struct Idle {
+    connection: Box<H1Upstream>,
+    kind: Kind,
+    since: Instant,
+    limits: Limits,
+}
+
+/// An HTTP/2 connection.
+struct Shared {
+    connection: H2Connection,
+    kind: Kind,
+    used: Instant,
+    limits: Limits,
+}
+
+/// Which requests may share a connection: equal TLS settings and server name.
+#[derive(Clone)]
+struct Kind {
+    tls: Option<Arc<ClientTls>>,
+    authority: Option<Box<str>>,
+}
+
+impl Kind {
+    fn serves(&self, wanted: &Wanted<'_>) -> bool {
+        let same_tls = match (&self.tls, &wanted.cluster.config.tls) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b) && self.authority.as_deref() == wanted.authority,
+            _ => false,
+        };
+        same_tls
+    }
+}
+
+/// How long a connection lives, by its cluster's settings when it was opened.
+#[derive(Clone, Copy)]
+struct Limits {
+    idle: Option<Duration>,
+    duration: Option<Duration>,
+    requests: u32,
+    max_idle: usize,
+    streams: u32,
+}
+
+impl Limits {
+    fn of(config: &cluster::ClusterConfig) -> Limits {
+        Limits {
+            idle: config.idle_timeout,
+            duration: config.max_connection_duration,
+            requests: config.max_requests_per_connection.unwrap_or(u32::MAX),
+            max_idle: config.max_idle,
+            streams: config.http2.max_concurrent_streams,
+        }
+    }
+
+    fn expired(&self, opened: Instant, used: Instant, now: Instant) -> bool {
+        self.idle.is_some_and(|t| now.duration_since(used) >= t)
+            || self.duration.is_some_and(|t| now.duration_since(opened) >= t)
+    }
+}
+
+/// What a request wants.
+pub(crate) struct Wanted<'a> {
+    /// Its cluster.
+    pub(crate) cluster: &'a Cluster,
+    /// Its endpoint.
+    pub(crate) host: &'a Arc<Host>,
+    /// Server name for TLS, where the cluster takes it from the request.
+    pub(crate) authority: Option<&'a str>,
+    /// Whether the client speaks HTTP/2.
+    pub(crate) downstream_http2: bool,
+    /// Bounds connecting.
+    pub(crate) timeout: Duration,
+    /// Counts against the HIGH limits.
+    pub(crate) high: bool,
+    /// Whose manners HTTP/1 shows.
+    pub(crate) profile: Profile,
+}
+
+/// A connection for one request.
+pub(crate) struct Checkout {
+    /// The request's stream.
+    pub(crate) stream: UpstreamStream,
+    /// Milliseconds it took to connect; `None` for a connection that was there.
+    pub(crate) connect_ms: Option<u32>,
+    kind: Kind,
+    limits: Limits,
+}
+
+impl Wanted<'_> {
+    fn breaker(&self) -> &cluster::Breaker {
+        if self.high { &self.cluster.high_breaker } else { &self.cluster.breaker }
+    }
+
+    fn alpn(&self) -> Alpn {
+        match self.cluster.config.protocol {
+            UpstreamProtocol::Http1 => Alpn::Http1,
+            UpstreamProtocol::Http2 => Alpn::Http2,
+            UpstreamProtocol::Auto => Alpn::Auto,
+            UpstreamProtocol::Downstream if self.downstream_http2 => Alpn::Http2,
+            UpstreamProtocol::Downstream => Alpn::Http1,
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        let tls = self.cluster.config.tls.clone();
+        Kind { authority: self.authority.filter(|_| tls.is_some()).map(Into::into), tls }
+    }
+
+    fn h1_options(&self) -> H1Options {
+        let http1 = &self.cluster.config.http1;
+        let mut opts = H1Options::upstream(self.profile);
+        opts.enable_trailers = http1.enable_trailers;
+        opts.allow_chunked_length = http1.allow_chunked_length;
+        opts.max_headers_count = http1.max_headers;
+        opts.max_head_bytes = http1.max_head_bytes;
+        opts.header_case = match http1.header_case {
+            cluster::HeaderCase::Lower => opts.header_case,
+            cluster::HeaderCase::ProperCase => HeaderCase::Proper,
+            cluster::HeaderCase::Preserve => HeaderCase::Preserve,
+        };
+        opts
+    }
+}
+
+impl Pools {
+    /// A connection for a request: one that is there, else a new one.
+    pub(crate) async fn take(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
+        if let Some(found) = self.take_ready(wanted)? {
+            return Ok(found);
+        }
+        let stats = &wanted.cluster.stats;
+        stats.upstream_rq_pending_total.inc();
+        let Some(_pending) = wanted.breaker().acquire(Resource::Pending) else {
+            stats.upstream_rq_pending_overflow.inc();
+            return Err(UpstreamError::Overflow);
+        };
+        match wanted.alpn() {
+            Alpn::Http2 | Alpn::Auto => self.open_shared(wanted).await,
+            _ => match self.connection_permit(wanted) {
+                Some(permit) => self.open(wanted, permit).await,
+                None => self.wait(wanted).await,
+            },
+        }
+    }
+
+    /// A connection that is there already.
+    pub(crate) fn take_ready(&self, wanted: &Wanted<'_>) -> Result<Option<Checkout>, UpstreamError> {
+        let mut hosts = self.hosts.lock();
+        let Some(pool) = hosts.get_mut(&wanted.host.id) else { return Ok(None) };
+        let now = Instant::now();
+        while let Some(at) = pool.idle.iter().rposition(|i| i.kind.serves(wanted)) {
+            let mut idle = pool.idle.swap_remove(at);
+            if idle.connection.is_usable() && !idle.limits.expired(idle.connection.opened, idle.since, now) {
+                let stream = UpstreamStream::Http1(idle.connection);
+                return Ok(Some(Checkout { stream, connect_ms: None, kind: idle.kind, limits: idle.limits }));
+            }
+        }
+        pool.shared.retain(|s| !s.connection.is_closed());
+        let found = pool.shared.iter_mut().find(|s| {
+            s.kind.serves(wanted)
+                && s.connection.streams() < s.limits.streams
+                && s.connection.state().requests.load(Relaxed) < s.limits.requests
+                && s.limits.duration.is_none_or(|t| now.duration_since(s.connection.state().opened) < t)
+        });
+        let Some(shared) = found else { return Ok(None) };
+        let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
+            wanted.cluster.stats.upstream_rq_active_overflow.inc();
+            return Err(UpstreamError::Overflow);
+        };
+        shared.used = now;
+        let stream = UpstreamStream::Http2(Box::new(shared.connection.stream(Some(permit))));
+        Ok(Some(Checkout { stream, connect_ms: None, kind: shared.kind.clone(), limits: shared.limits }))
+    }
+
+    /// Leave to open a connection; an endpoint without one always gets one.
+    fn connection_permit(&self, wanted: &Wanted<'_>) -> Option<cluster::Permit> {
+        let breaker = wanted.breaker();
+        breaker.acquire(Resource::Connections).or_else(|| {
+            wanted.cluster.stats.upstream_cx_overflow.inc();
+            let first = wanted.host.active_connections.load(Relaxed) == 0;
+            first.then(|| breaker.force(Resource::Connections))
+        })
+    }
+
+    async fn open(&self, wanted: &Wanted<'_>, permit: cluster::Permit) -> Result<Checkout, UpstreamError> {
+        let connected = dial(wanted).await?;
+        let alive = Alive::new(wanted.host.clone(), wanted.cluster.stats.clone(), Some(permit));
+        let opts = Arc::new(wanted.h1_options());
+        let connection = H1Upstream::new(connected.io, opts, wanted.cluster.config.buffer_limit, alive);
+        Ok(Checkout {
+            stream: UpstreamStream::Http1(Box::new(connection)),
+            connect_ms: Some(connected.connect_ms),
+            kind: wanted.kind(),
+            limits: Limits::of(&wanted.cluster.config),
+        })
+    }
+
+    /// Waits for a connection that another request gives back.
+    async fn wait(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
+        let (sender, receiver) = oneshot::channel();
+        self.hosts.lock().entry(wanted.host.id).or_default().waiting.push_back(sender);
+        let stats = &wanted.cluster.stats;
+        stats.upstream_rq_pending_active.inc();
+        let got = tokio::time::timeout(wanted.timeout, receiver).await;
+        stats.upstream_rq_pending_active.dec();
+        match got {
+            Ok(Ok(connection)) => Ok(Checkout {
+                stream: UpstreamStream::Http1(connection),
+                connect_ms: None,
+                kind: wanted.kind(),
+                limits: Limits::of(&wanted.cluster.config),
+            }),
+            _ => Err(UpstreamError::ConnectTimeout),
+        }
+    }
+
+    /// Opens an HTTP/2 connection (or one of either version by ALPN), or takes the one that somebody else has
+    /// opened in the meantime.
+    async fn open_shared(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
+        let opening = self.hosts.lock().entry(wanted.host.id).or_default().opening.clone();
+        let _one = opening.lock().await;
+        if let Some(found) = self.take_ready(wanted)? {
+            return Ok(found);
+        }
+        let Some(permit) = self.connection_permit(wanted) else {
+            wanted.cluster.stats.upstream_rq_pending_overflow.inc();
+            return Err(UpstreamError::Overflow);
+        };
+        let config = &wanted.cluster.config;
+        let connected = dial(wanted).await?;
+        let limits = Limits::of(config);
+        let alive = Alive::new(wanted.host.clone(), wanted.cluster.stats.clone(), Some(permit));
+        if wanted.alpn() == Alpn::Auto && connected.alpn.as_deref() != Some(b"h2") {
+            let opts = Arc::new(wanted.h1_options());
+            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, alive);
+            let stream = UpstreamStream::Http1(Box::new(connection));
+            return Ok(Checkout {
+                stream,
+                connect_ms: Some(connected.connect_ms),
+                kind: wanted.kind(),
+                limits,
+            });
+        }
+        let connection = H2Connection::open(connected.io, &config.http2, config.buffer_limit, alive).await?;
+        let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
+            wanted.cluster.stats.upstream_rq_active_overflow.inc();
+            return Err(UpstreamError::Overflow);
+        };
+        let stream = UpstreamStream::Http2(Box::new(connection.stream(Some(permit))));
+        let shared = Shared { connection, kind: wanted.kind(), used: Instant::now(), limits };
+        self.hosts.lock().entry(wanted.host.id).or_default().shared.push(shared);
+        Ok(Checkout { stream, connect_ms: Some(connected.connect_ms), kind: wanted.kind(), limits })
+    }
+
+    /// Takes a connection back after its request. One that can't be used again is closed.
+    pub(crate) fn give_back(&self, checkout: Checkout) {
+        let Checkout { stream, kind, limits, .. } = checkout;
+        let UpstreamStream::Http1(mut connection) = stream else { return };
+        if !connection.is_reusable() {
+            return;
+        }
+        if connection.requests >= limits.requests {
+            connection.alive.stats.upstream_cx_max_requests.inc();
+            return;
+        }
+        connection.rest();
+        let mut hosts = self.hosts.lock();
+        let pool = hosts.entry(connection.alive.host.id).or_default();
+        while let Some(waiting) = pool.waiting.pop_front() {
+            match waiting.send(connection) {
+                Ok(()) => return,
+                Err(back) => connection = back,
+            }
+        }
+        if pool.idle.len() >= limits.max_idle {
+            pool.idle.swap_remove(0);
+        }
+        pool.idle.push(Idle { connection, kind, since: Instant::now(), limits });
+    }
+
+    /// Closes connections that were idle for too long, that are older than allowed, or whose endpoint is gone.
+    /// The worker calls it every second.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let mut hosts = self.hosts.lock();
+        hosts.retain(|_, pool| {
+            pool.idle.retain_mut(|idle| {
+                let expired = idle.limits.expired(idle.connection.opened, idle.since, now);
+                if expired {
+                    idle.connection.alive.stats.upstream_cx_idle_timeout.inc();
+                }
+                // An endpoint that only its idle connections still hold has left its cluster.
+                let gone = Arc::strong_count(&idle.connection.alive.host) <= 1;
+                !expired && !gone && idle.connection.is_usable()
+            });
+            pool.shared.retain(|s| {
+                let busy = s.connection.streams() > 0;
+                !s.connection.is_closed()
+                    && (busy || !s.limits.expired(s.connection.state().opened, s.used, now))
+            });
+            pool.waiting.retain(|w| !w.is_closed());
+            !pool.idle.is_empty() || !pool.shared.is_empty() || !pool.waiting.is_empty()
+        });
+    }
+}
+
+async fn dial(wanted: &Wanted<'_>) -> Result<crate::connect::Connected, UpstreamError> {
+    let stats = &wanted.cluster.stats;
+    match connect(wanted.cluster, wanted.host, wanted.authority, wanted.alpn(), wanted.timeout).await {
+        Ok(connected) => {
+            stats.upstream_cx_connect_ms.record(u64::from(connected.connect_ms));
+            Ok(connected)
+        }
+        Err(error) => {
+            stats.upstream_cx_connect_fail.inc();
+            wanted.host.failed_connections.fetch_add(1, Relaxed);
+            Err(match error {
+                ConnectError::Timeout => {
+                    stats.upstream_cx_connect_timeout.inc();
+                    UpstreamError::ConnectTimeout
+                }
+                ConnectError::Refused(text) => {
+                    // The operating system's number adds nothing to its words.
+                    let words = text.split(" (os error").next().unwrap_or_default();
+                    UpstreamError::Connect(format!("delayed_connect_error: {words}"))
+                }
+                ConnectError::Tls(_) => UpstreamError::Connect(error.to_string()),
+                ConnectError::Bind(text) => UpstreamError::Connect(text),
+            })
+        }
+    }
+}
