@@ -9,10 +9,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::process::{Background, free_port, target};
+use crate::process::{Background, free_port, root, target};
 use crate::tools::{build_proxy, go_program, self_signed};
 
-const MODULE: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.6.0+incompatible";
+const PACKAGE: &str = "github.com/summerwind/h2spec/cmd/h2spec";
 /// All that h2spec has outside its strict mode.
 const MUST_PASS: u32 = 145;
 
@@ -38,7 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// # Errors
 /// A case fails, or h2spec cannot be had.
 pub fn check(binary: &Path, sections: &[String]) -> Result<()> {
-    let h2spec = go_program("h2spec", MODULE)?;
+    let h2spec = go_program("h2spec", PACKAGE, &root().join("proxy/conformance/h2spec"))?;
     let dir = target().join("h2spec");
     fs::create_dir_all(&dir)?;
     self_signed(&dir)?;

@@ -109,17 +109,19 @@ fn ensure_venv_module() -> Result<()> {
     )
 }
 
-/// A Go program under `target/tools`, built from the Go module proxy on first use.
+/// A Go program under `target/tools`, built on first use with the versions that the `go.mod` in `folder` fixes.
 ///
 /// # Errors
 /// Go is missing, or the build fails.
-pub fn go_program(name: &str, module: &str) -> Result<PathBuf> {
+pub fn go_program(name: &str, package: &str, folder: &Path) -> Result<PathBuf> {
     let place = target().join("tools");
     let program = place.join(name);
     if !program.is_file() {
         ensure(&[GO])?;
         let go = find("go").context("go was just found")?;
-        execute(Command::new(go).args(["install", module]).env("GOBIN", absolute(&place)?))?;
+        let mut command = Command::new(go);
+        command.current_dir(folder).args(["build", "-o"]).arg(absolute(&place)?.join(name)).arg(package);
+        execute(&mut command)?;
     }
     Ok(program)
 }
