@@ -1,0 +1,283 @@
+//! A proxy in this process: one listener, one route table, upstreams played by the test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code)]
+
+use sixfold_core::balance::BalanceConfig;
+use sixfold_core::cluster::*;
+use sixfold_core::connection::Connection;
+use sixfold_core::hcm::*;
+use sixfold_core::header_ops::HeaderOps;
+use sixfold_core::message::Scheme;
+use sixfold_core::metrics::Registry;
+use sixfold_core::plugin::{Callout, CalloutError, CalloutFuture, CalloutRequest, Chain};
+use sixfold_core::retry::RetryPolicy;
+use sixfold_core::route::*;
+use sixfold_core::router::{RouteTableCell, TableOptions, VirtualHostOptions};
+use sixfold_server::drain::Drain;
+use sixfold_server::io::{Io, Socket};
+use sixfold_server::worker::{Options, Shared, Worker};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+struct NoCallout;
+impl Callout for NoCallout {
+    fn send(&self, _: CalloutRequest) -> CalloutFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
+    }
+}
+
+/// What a test changes about the proxy.
+pub struct Setup {
+    pub clusters: Arc<Clusters>,
+    pub registry: Registry,
+    pub routes: Vec<Arc<Route>>,
+    pub timeouts: ConnectionTimeouts,
+    pub chain: Arc<Chain>,
+}
+
+impl Setup {
+    pub fn new() -> Setup {
+        Setup {
+            clusters: Arc::default(),
+            registry: Registry::new(),
+            routes: Vec::new(),
+            timeouts: ConnectionTimeouts::default(),
+            chain: Arc::new(Chain::empty()),
+        }
+    }
+
+    /// A cluster of these endpoints.
+    pub fn cluster(&mut self, name: &str, hosts: &[SocketAddr], change: impl FnOnce(&mut ClusterConfig)) {
+        let mut config = cluster_config(name);
+        change(&mut config);
+        let hosts = hosts.iter().map(|a| HostConfig::new(Address::Ip(*a))).collect();
+        let cluster = Cluster::new(config, hosts, None, &self.registry).unwrap();
+        self.clusters.cell(name).swap(Some(cluster));
+    }
+
+    /// A route for a prefix.
+    pub fn route(&mut self, prefix: &str, cluster: &str, change: impl FnOnce(&mut Forward)) {
+        let mut forward = forward(self.clusters.cell(cluster));
+        change(&mut forward);
+        self.routes.push(Arc::new(route(prefix, Action::Forward(Box::new(forward)))));
+    }
+
+    /// Starts serving; answers the address and what can drain it.
+    pub async fn serve(self) -> (SocketAddr, Drain) {
+        let host = VirtualHost::new("all", VirtualHostOptions::default(), self.routes);
+        let hosts = vec![(vec!["*".to_owned()], Arc::new(host))];
+        let table = RouteTable::new("t", TableOptions::default(), hosts).unwrap();
+        let hcm = Arc::new(HttpConnectionManager {
+            profile: Profile::Envoy,
+            stat_prefix: "t".into(),
+            stats: Arc::new(HttpStats::new(&self.registry, "http.t.")),
+            codec: CodecType::Auto,
+            routes: RouteTableCell::new("t", Some(Arc::new(table))),
+            chain: self.chain,
+            http1: ServerHttp1::default(),
+            http2: Http2Options::default(),
+            path: PathOptions::default(),
+            client_address: ClientAddress::default(),
+            headers: EdgeHeaders::default(),
+            timeouts: self.timeouts,
+            upgrades: Box::new([]),
+            access_logs: Vec::new(),
+            local_reply: LocalReplyConfig::default(),
+            router: RouterOptions::default(),
+            max_requests_per_connection: None,
+            buffer_limit: 1 << 20,
+            max_body: None,
+            show_upstream_status: false,
+        });
+        let shared = Shared::new(self.clusters, self.registry, Arc::new(NoCallout), Options::default());
+        let worker = Arc::new(Worker::new(0, Arc::new(shared)));
+        let drain = Drain::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let local = listener.local_addr().unwrap();
+        let draining = drain.clone();
+        tokio::spawn(async move {
+            loop {
+                let (socket, remote) = listener.accept().await.unwrap();
+                let connection = Connection {
+                    id: 1,
+                    start: Instant::now(),
+                    listener: "l".into(),
+                    filter_chain: "".into(),
+                    remote,
+                    direct_remote: remote,
+                    local,
+                    direct_local: local,
+                    requested_server_name: None,
+                    tls: None,
+                };
+                let io = Io::plain(Socket::tcp(socket));
+                let (hcm, worker, drain) = (hcm.clone(), worker.clone(), draining.clone());
+                tokio::spawn(sixfold_server::http::serve(io, Arc::new(connection), hcm, worker, drain));
+            }
+        });
+        (local, drain)
+    }
+}
+
+pub fn cluster_config(name: &str) -> ClusterConfig {
+    ClusterConfig {
+        name: name.into(),
+        observability_name: name.into(),
+        discovery: Discovery::Static,
+        connect_timeout: Duration::from_secs(5),
+        protocol: UpstreamProtocol::Http1,
+        http1: Http1Options::default(),
+        http2: Http2Options::default(),
+        tls: None,
+        scheme: Scheme::Http,
+        idle_timeout: Some(Duration::from_secs(3600)),
+        max_connection_duration: None,
+        max_stream_duration: None,
+        max_requests_per_connection: None,
+        max_idle: 100,
+        breaker: BreakerLimits::default(),
+        high_breaker: BreakerLimits::default(),
+        retry: None,
+        buffer_limit: 1 << 20,
+        balance: BalanceConfig::default(),
+        source_address: None,
+        tcp_keepalive: None,
+        metadata: serde_json::Map::new(),
+        drop_overload: 0,
+        added_via_api: false,
+        labels: Default::default(),
+    }
+}
+
+pub fn forward(cell: Arc<ClusterCell>) -> Forward {
+    Forward {
+        cluster: ClusterChoice::Named(cell),
+        cluster_not_found: 503,
+        path_rewrite: None,
+        host_rewrite: None,
+        append_x_forwarded_host: false,
+        timeouts: Timeouts { request: Some(Duration::from_secs(15)), ..Timeouts::default() },
+        retry: None,
+        hash: Box::new([]),
+        metadata_match: Default::default(),
+        upgrades: Box::new([]),
+        high_priority: false,
+        mirrors: Box::new([]),
+        internal_redirect: None,
+        hedge_on_per_try_timeout: false,
+        pass_host: PassHost::Pass,
+    }
+}
+
+pub fn route(prefix: &str, action: Action) -> Route {
+    Route {
+        name: "".into(),
+        ids: Ids::default(),
+        path: PathMatch::Prefix(prefix.as_bytes().into(), false),
+        predicates: Box::new([]),
+        priority: 0,
+        action,
+        request_headers: HeaderOps::default(),
+        response_headers: HeaderOps::default(),
+        chain: None,
+        metadata: serde_json::Map::new(),
+        stats: None,
+        body_buffer_limit: None,
+        labels: Default::default(),
+    }
+}
+
+pub fn retry(on: &str, retries: u32) -> Option<Arc<RetryPolicy>> {
+    Some(Arc::new(RetryPolicy {
+        on: sixfold_core::retry::RetryOn::parse(on).0,
+        num_retries: retries,
+        base_interval: Duration::from_millis(1),
+        max_interval: Duration::from_millis(2),
+        ..RetryPolicy::default()
+    }))
+}
+
+/// An upstream that answers every request head with what `answer` gives for its number and text. An empty
+/// answer closes the connection.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub connections: Arc<AtomicUsize>,
+    pub requests: Arc<AtomicUsize>,
+}
+
+pub async fn upstream(answer: impl Fn(usize, &str) -> Vec<u8> + Send + Sync + 'static) -> Upstream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (opened, asked, answer) = (connections.clone(), requests.clone(), Arc::new(answer));
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            opened.fetch_add(1, SeqCst);
+            let (asked, answer) = (asked.clone(), answer.clone());
+            tokio::spawn(async move {
+                while let Some(request) = read_message(&mut socket).await {
+                    let reply = answer(asked.fetch_add(1, SeqCst), &request);
+                    if reply.is_empty() || socket.write_all(&reply).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Upstream { address, connections, requests }
+}
+
+/// Reads one message with a Content-Length, chunks, or no body; `None` at the end of the connection.
+pub async fn read_message(socket: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut byte = [0u8; 1];
+    while !bytes.ends_with(b"\r\n\r\n") {
+        if socket.read(&mut byte).await.ok()? == 0 {
+            return None;
+        }
+        bytes.push(byte[0]);
+    }
+    let head = String::from_utf8(bytes.clone()).unwrap().to_ascii_lowercase();
+    if head.contains("transfer-encoding: chunked") {
+        while !bytes.ends_with(b"0\r\n\r\n") {
+            if socket.read(&mut byte).await.ok()? == 0 {
+                break;
+            }
+            bytes.push(byte[0]);
+        }
+    } else if let Some(at) = head.find("content-length: ") {
+        let length: usize = head[at + 16..].split("\r\n").next().unwrap().trim().parse().unwrap();
+        let mut body = vec![0; length];
+        let got = socket.read_exact(&mut body).await;
+        if got.is_ok() {
+            bytes.extend(body);
+        }
+    }
+    Some(String::from_utf8(bytes).unwrap())
+}
+
+/// Sends one request on a new connection and reads its response.
+pub async fn ask(address: SocketAddr, request: &str) -> String {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), read_message(&mut socket))
+        .await
+        .expect("no response in 10 s")
+        .expect("closed without a response")
+}
+
+pub fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")
+}
+
+pub fn ok(body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+pub fn status(code: u16) -> Vec<u8> {
+    format!("HTTP/1.1 {code} X\r\nContent-Length: 0\r\n\r\n").into_bytes()
+}

@@ -1,0 +1,229 @@
+//! The request path over real sockets: bodies, reuse of connections, retries, deadlines, drain.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::*;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn a_request_goes_to_its_cluster_and_back_over_one_upstream_connection() {
+    let up = upstream(|_, request| ok(request.lines().next().unwrap())).await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    for i in 0..5 {
+        client.write_all(get(&format!("/x{i}?q")).as_bytes()).await.unwrap();
+        let response = read_message(&mut client).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+        assert!(response.ends_with(&format!("GET /x{i}?q HTTP/1.1")), "{response}");
+    }
+    assert_eq!((up.connections.load(SeqCst), up.requests.load(SeqCst)), (1, 5));
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let up = upstream(|_, request| ok(request.split(' ').nth(1).unwrap())).await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all([get("/1"), get("/2"), get("/3")].concat().as_bytes()).await.unwrap();
+    for i in 1..=3 {
+        assert!(read_message(&mut client).await.unwrap().ends_with(&format!("/{i}")));
+    }
+}
+
+#[tokio::test]
+async fn bodies_pass_in_both_framings_and_any_size() {
+    let up = upstream(|_, request| {
+        let body = request.split_once("\r\n\r\n").unwrap().1;
+        format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        )
+        .into()
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let body = "z".repeat(300_000);
+    let sized = format!("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let response = ask(proxy, &sized).await;
+    assert_eq!(response.matches('z').count(), body.len());
+    let chunked =
+        "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    let response = ask(proxy, chunked).await;
+    assert!(response.contains("abc") && response.contains("de"), "{response}");
+}
+
+#[tokio::test]
+async fn a_route_of_nothing_and_a_cluster_of_nothing_have_their_answers() {
+    let mut setup = Setup::new();
+    setup.cluster("empty", &[], |_| {});
+    setup.route("/gone", "nobody", |_| {});
+    setup.route("/empty", "empty", |_| {});
+    let (proxy, _) = setup.serve().await;
+    assert!(ask(proxy, &get("/")).await.starts_with("HTTP/1.1 404 Not Found\r\n"));
+    assert!(ask(proxy, &get("/gone")).await.starts_with("HTTP/1.1 503 "));
+    let response = ask(proxy, &get("/empty")).await;
+    assert!(response.starts_with("HTTP/1.1 503 ") && response.ends_with("no healthy upstream"), "{response}");
+}
+
+#[tokio::test]
+async fn retries_replay_the_body_and_stop_at_their_number() {
+    let up = upstream(|n, request| {
+        let body = request.split_once("\r\n\r\n").unwrap().1;
+        if n < 2 || body == "always" { status(503) } else { ok(body) }
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |f| f.retry = retry("5xx", 2));
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhello").await;
+    assert!(response.starts_with("HTTP/1.1 200 OK") && response.ends_with("hello"), "{response}");
+    assert_eq!(up.requests.load(SeqCst), 3);
+    let response = ask(proxy, "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 6\r\n\r\nalways").await;
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert_eq!(up.requests.load(SeqCst), 6);
+}
+
+#[tokio::test]
+async fn an_upstream_that_closes_is_a_503_and_a_dead_one_too() {
+    let up = upstream(|_, _| Vec::new()).await;
+    let dead = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let mut setup = Setup::new();
+    setup.cluster("closer", &[up.address], |_| {});
+    setup.cluster("dead", &[dead], |_| {});
+    setup.route("/closer", "closer", |_| {});
+    setup.route("/dead", "dead", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, &get("/closer")).await;
+    assert!(response.ends_with("reset reason: connection termination"), "{response}");
+    let response = ask(proxy, &get("/dead")).await;
+    assert!(response.ends_with("reset reason: remote connection failure"), "{response}");
+}
+
+#[tokio::test]
+async fn a_slow_upstream_is_a_504_and_its_connection_is_not_used_again() {
+    let up = upstream(|n, _| {
+        if n == 0 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        ok("late")
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |f| f.timeouts.request = Some(Duration::from_millis(100)));
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, &get("/")).await;
+    assert!(
+        response.starts_with("HTTP/1.1 504 ") && response.ends_with("upstream request timeout"),
+        "{response}"
+    );
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(ask(proxy, &get("/")).await.ends_with("late"));
+    assert_eq!(up.connections.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_truncated_response_is_cut_for_the_client_too() {
+    let up = upstream(|n, _| match n {
+        0 => b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc".to_vec(),
+        _ => Vec::new(),
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |f| f.timeouts.request = Some(Duration::from_millis(200)));
+    let (proxy, _) = setup.serve().await;
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).await.unwrap();
+    let text = String::from_utf8(all).unwrap();
+    assert!(text.contains("content-length: 10") && text.ends_with("abc"), "{text}");
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_request_are_refused_and_the_connection_ends() {
+    let (proxy, _) = Setup::new().serve().await;
+    for (bytes, status) in [
+        ("GARBAGE\r\n\r\n", "400 Bad Request"),
+        ("GET / HTTP/1.0\r\n\r\n", "426 Upgrade Required"),
+        ("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n", "501 Not Implemented"),
+    ] {
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        client.write_all(bytes.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        let text = String::from_utf8(all).unwrap();
+        assert!(text.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{text}");
+        assert!(text.contains("connection: close\r\n"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn draining_ends_idle_connections_and_closes_after_the_response() {
+    let up = upstream(|_, _| {
+        std::thread::sleep(Duration::from_millis(100));
+        ok("done")
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, drain) = setup.serve().await;
+    let mut idle = TcpStream::connect(proxy).await.unwrap();
+    let mut busy = TcpStream::connect(proxy).await.unwrap();
+    idle.write_all(get("/").as_bytes()).await.unwrap();
+    read_message(&mut idle).await.unwrap();
+    busy.write_all(get("/").as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    drain.start(sixfold_server::drain::DrainStrategy::Immediate, None);
+    assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+    let response = read_message(&mut busy).await.unwrap();
+    assert!(response.contains("connection: close") && response.ends_with("done"), "{response}");
+    assert_eq!(busy.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_is_served_by_the_same_path() {
+    let up = upstream(|_, request| ok(request.split_once("\r\n\r\n").unwrap().1)).await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let socket = TcpStream::connect(proxy).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    for body in ["", "hello"] {
+        let request =
+            http::Request::post("http://test/x").header("content-length", body.len()).body(()).unwrap();
+        let (response, mut send) = client.send_request(request, body.is_empty()).unwrap();
+        if !body.is_empty() {
+            send.send_data(bytes::Bytes::from_static(body.as_bytes()), true).unwrap();
+        }
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        let mut got = Vec::new();
+        let mut stream = response.into_body();
+        while let Some(data) = stream.data().await {
+            got.extend_from_slice(&data.unwrap());
+        }
+        assert_eq!(got, body.as_bytes());
+    }
+}
