@@ -4,12 +4,15 @@
 //! chosen, TLS is terminated (`tls`), and the chain's network filter takes it over: [`http`] or [`tcp_proxy`].
 
 mod buffer;
+pub mod admin;
 pub mod connect;
 pub mod drain;
 pub mod h1;
 pub mod http;
 pub mod io;
 pub mod log_file;
+pub mod status;
+pub mod surface;
 pub mod tcp_proxy;
 pub mod upstream;
 pub mod worker;

@@ -224,6 +224,40 @@ pub struct ClusterConfig {
     pub labels: BTreeMap<String, String>,
 }
 
+impl ClusterConfig {
+    /// A static cluster with Envoy's defaults.
+    pub fn named(name: &str) -> ClusterConfig {
+        let name: Arc<str> = name.into();
+        ClusterConfig {
+            observability_name: name.clone(),
+            name,
+            discovery: Discovery::Static,
+            connect_timeout: Duration::from_secs(5),
+            protocol: UpstreamProtocol::Http1,
+            http1: Http1Options::default(),
+            http2: Http2Options::default(),
+            tls: None,
+            scheme: Scheme::Http,
+            idle_timeout: Some(Duration::from_secs(3600)),
+            max_connection_duration: None,
+            max_stream_duration: None,
+            max_requests_per_connection: None,
+            max_idle: usize::MAX,
+            breaker: BreakerLimits::default(),
+            high_breaker: BreakerLimits::default(),
+            retry: None,
+            buffer_limit: 1 << 20,
+            balance: crate::balance::BalanceConfig::default(),
+            source_address: None,
+            tcp_keepalive: None,
+            metadata: serde_json::Map::new(),
+            drop_overload: 0,
+            added_via_api: false,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 /// TCP keep-alive probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpKeepalive {

@@ -2,12 +2,15 @@
 
 use super::{Block, Kind};
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 /// Every live block. Cloning shares it.
 #[derive(Clone, Default)]
 pub struct Registry {
     blocks: Arc<Mutex<Vec<Weak<Block>>>>,
+    /// Values of counters when they were last reset: workers never have their shards written by others.
+    reset: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 /// A statistic's value at one moment.
@@ -47,9 +50,31 @@ impl Registry {
         block
     }
 
+    /// Makes every counter begin at zero again (`POST /reset_counters`).
+    pub fn reset_counters(&self) {
+        let counters = self.totals().into_iter().filter_map(|sample| match sample.value {
+            Value::Counter(n) => Some((sample.name, n)),
+            _ => None,
+        });
+        *self.reset.lock() = counters.collect();
+    }
+
+    /// Every statistic since the last reset, sorted by name.
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut samples = self.totals();
+        let reset = self.reset.lock();
+        for sample in samples.iter_mut().filter(|_| !reset.is_empty()) {
+            if let (Value::Counter(n), Some(before)) = (&mut sample.value, reset.get(&sample.name)) {
+                // A counter that is lower belongs to a new resource of that name.
+                *n = n.checked_sub(*before).unwrap_or(*n);
+            }
+        }
+        samples
+    }
+
     /// Every statistic, sorted by name. Blocks of one prefix (an old and a new generation of a resource)
     /// are added up.
-    pub fn samples(&self) -> Vec<Sample> {
+    fn totals(&self) -> Vec<Sample> {
         let blocks: Vec<Arc<Block>> = self.blocks.lock().iter().filter_map(Weak::upgrade).collect();
         let mut samples: Vec<Sample> = Vec::new();
         for block in blocks {
@@ -117,6 +142,10 @@ mod tests {
         assert_eq!(samples[1], Sample { name: "t.a.open".into(), value: Value::Gauge(1) });
         let Value::Histogram(buckets, count, sum) = &samples[2].value else { panic!("not a histogram") };
         assert_eq!((buckets[2], buckets[3], *count, *sum), (0, 2, 2, 14));
+        registry.reset_counters();
+        stats.hits.add(3);
+        let samples = registry.samples();
+        assert_eq!((&samples[0].value, &samples[1].value), (&Value::Counter(3), &Value::Gauge(1)));
         drop(stats);
         assert!(registry.samples().is_empty());
     }

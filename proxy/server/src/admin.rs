@@ -1,0 +1,214 @@
+//! Envoy's administration interface (operations/admin.rst), as far as tools and Istio's agent use it.
+//!
+//! It runs on a thread of its own; `/ready` reads one atomic number and waits for nothing.
+
+mod clusters;
+mod commands;
+mod process;
+#[cfg(test)]
+mod tests;
+
+pub use commands::HELP;
+
+use crate::surface::{Answer, Query, Reply, Surface};
+use http::{HeaderValue, Method, StatusCode, header};
+use parking_lot::Mutex;
+use sixfold_core::cluster::Clusters;
+use sixfold_core::metrics::{Registry, TagRules};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// What the server is at (admin/v3/server_info.proto `State`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Takes traffic.
+    Live,
+    /// Takes no new work.
+    Draining,
+    /// Clusters are not ready.
+    PreInitializing,
+    /// Listeners are not ready.
+    Initializing,
+}
+
+impl State {
+    /// As Envoy spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Live => "LIVE",
+            State::Draining => "DRAINING",
+            State::PreInitializing => "PRE_INITIALIZING",
+            State::Initializing => "INITIALIZING",
+        }
+    }
+}
+
+/// Where the process says what state it is in. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Lifecycle(Arc<AtomicU8>);
+
+impl Default for Lifecycle {
+    /// Not ready.
+    fn default() -> Lifecycle {
+        Lifecycle(Arc::new(AtomicU8::new(State::PreInitializing as u8)))
+    }
+}
+
+impl Lifecycle {
+    /// Says what state it is in from now on.
+    pub fn set(&self, state: State) {
+        self.0.store(state as u8, Relaxed);
+    }
+
+    /// What state it is in.
+    pub fn get(&self) -> State {
+        match self.0.load(Relaxed) {
+            0 => State::Live,
+            1 => State::Draining,
+            3 => State::Initializing,
+            _ => State::PreInitializing,
+        }
+    }
+}
+
+/// A listener as `/listeners` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: String,
+    /// Addresses it is bound to; the first one counts in Envoy's forms.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// A certificate as `/certs` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateStatus {
+    /// Where it comes from: a file's path, or a secret's name.
+    pub path: String,
+    /// Serial number in lower-case hexadecimal.
+    pub serial: String,
+    /// DNS and URI names.
+    pub names: Vec<(&'static str, String)>,
+    /// Validity in Unix seconds.
+    pub not_before: i64,
+    /// End of validity in Unix seconds.
+    pub not_after: i64,
+}
+
+/// What the commands do to the process; the command line wires it to the server.
+pub trait Control: Send + Sync + 'static {
+    /// Listeners now.
+    fn listeners(&self) -> Vec<ListenerStatus>;
+    /// Certificates in use.
+    fn certificates(&self) -> Vec<CertificateStatus>;
+    /// The `configs` of `/config_dump`.
+    fn config_dump(&self) -> Vec<serde_json::Value>;
+    /// Fails health checks from now on, or not any more.
+    fn fail_health_checks(&self, fail: bool);
+    /// Drains listeners.
+    fn drain_listeners(&self, graceful: bool, inbound_only: bool);
+    /// Ends the process.
+    fn quit(&self);
+    /// Opens access logs anew.
+    fn reopen_logs(&self);
+    /// Levels of the process's own log by target; `None` as target means all. Answers what holds now.
+    ///
+    /// # Errors
+    /// When the level is not one.
+    fn set_log_levels(&self, levels: &[(Option<String>, String)]) -> Result<Vec<(String, String)>, String>;
+}
+
+/// What the interface shows of the process.
+pub struct Admin {
+    /// Statistics.
+    pub metrics: Registry,
+    /// How their names become labels.
+    pub tags: TagRules,
+    /// Cluster names.
+    pub clusters: Arc<Clusters>,
+    /// What state the process is in.
+    pub lifecycle: Lifecycle,
+    /// When it started.
+    pub started: Instant,
+    /// `command_line_options` and `node` of `/server_info`.
+    pub info: ServerInfo,
+    /// Number of workers.
+    pub concurrency: usize,
+    /// What the commands do.
+    pub control: Arc<dyn Control>,
+    /// State before `/healthcheck/fail`.
+    pub failed_from: Mutex<Option<State>>,
+}
+
+/// Fixed parts of `/server_info`.
+#[derive(Debug, Clone, Default)]
+pub struct ServerInfo {
+    /// `version`
+    pub version: String,
+    /// `command_line_options`
+    pub options: serde_json::Value,
+    /// `node`
+    pub node: serde_json::Value,
+    /// `restart_epoch` and such would follow; there is no hot restart.
+    pub uptime_since: Option<Duration>,
+}
+
+impl Admin {
+    /// Serves the interface on `address`.
+    ///
+    /// # Errors
+    /// When the address can't be bound or the thread not be started.
+    pub fn start(self, address: SocketAddr) -> io::Result<Surface> {
+        Surface::start("admin", address, Arc::new(self))
+    }
+
+    /// The answer to a request that names no command, uses the wrong method, or comes from a web page.
+    fn refuse(&self, query: &Query) -> Option<Reply> {
+        let Some(command) = commands::find(&query.path) else {
+            return Some(Reply::text(StatusCode::NOT_FOUND, format!("invalid path. {}", commands::help())));
+        };
+        if command.changes && query.method != Method::POST {
+            let body = format!("Method {} not allowed, POST required.", query.method);
+            return Some(Reply::text(StatusCode::METHOD_NOT_ALLOWED, body));
+        }
+        // A page in a browser can send requests to the machine it runs on, but not without an Origin that is
+        // not ours.
+        let foreign = query.headers.get(header::ORIGIN).is_some_and(|origin| {
+            let host = query.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+            origin.to_str().ok().and_then(|o| o.split_once("://")).is_none_or(|(_, o)| o != host)
+        });
+        foreign.then(|| Reply::text(StatusCode::FORBIDDEN, "requests from other origins are refused\n"))
+    }
+}
+
+impl Answer for Admin {
+    fn at_once(&self, query: &Query) -> Option<Reply> {
+        self.refuse(query)
+            .or_else(|| (query.path == "/ready").then(|| commands::ready(self, query)))
+            .map(with_headers)
+    }
+
+    fn answer(&self, query: &Query) -> Reply {
+        let reply = match commands::find(&query.path) {
+            Some(command) => (command.run)(self, query),
+            None => Reply::text(StatusCode::NOT_FOUND, "invalid path. "),
+        };
+        with_headers(reply)
+    }
+}
+
+/// The headers of every answer of Envoy's.
+fn with_headers(mut reply: Reply) -> Reply {
+    reply.chunked = true;
+    let fixed = [
+        (header::CACHE_CONTROL, "no-cache, max-age=0"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::SERVER, "envoy"),
+    ];
+    reply.headers.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    reply
+}
