@@ -46,7 +46,7 @@ fn input_hash(input: &HashInput, stream: &Stream, made: &mut Option<Vec<u8>>) ->
         HashInput::SourceIp => Some(xxh64(stream.remote_ip().to_string().as_bytes(), 0)),
         HashInput::Key(format) => {
             let mut key = Vec::new();
-            format.write_header(stream, &mut key);
+            format.write_value(stream, &mut key);
             if key.is_empty() {
                 key.extend_from_slice(stream.remote_ip().to_string().as_bytes());
             }

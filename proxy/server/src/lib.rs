@@ -5,7 +5,9 @@
 
 mod buffer;
 pub mod admin;
+pub mod callout;
 pub mod connect;
+pub mod dns;
 pub mod drain;
 pub mod h1;
 pub mod http;

@@ -64,6 +64,11 @@ impl HostConfig {
             health: EdsHealth::Unknown,
         }
     }
+
+    /// The hostname of endpoints that `name` was resolved to: the configured one, else the name.
+    pub fn resolved_hostname(&self, name: &str) -> Arc<str> {
+        if self.hostname.is_empty() { name.into() } else { self.hostname.clone() }
+    }
 }
 
 /// Where an endpoint stands (core/v3/base.proto Locality).

@@ -96,6 +96,8 @@ impl std::fmt::Debug for Clusters {
 pub struct Cluster {
     /// As configured.
     pub config: ClusterConfig,
+    /// Endpoints as configured; names among them are for discovery to resolve.
+    pub endpoints: Vec<HostConfig>,
     /// Endpoints by priority, replaced as a whole when one comes, goes or changes its health.
     pub hosts: ArcSwap<HostSet>,
     /// Chooses endpoints.
@@ -353,10 +355,12 @@ impl Default for Http2Options {
 
 impl Cluster {
     /// A cluster with these endpoints. `previous` is the cluster it replaces: endpoints that stay keep
-    /// their identity (and so their connections, health and counters), and the statistics go on.
+    /// their identity (and so their connections, health and counters), and the statistics go on. A name
+    /// among the endpoints stands for what it was resolved to in `previous`, else for nothing until
+    /// discovery calls [`Cluster::update_hosts`].
     pub fn new(
         config: ClusterConfig,
-        hosts: Vec<HostConfig>,
+        endpoints: Vec<HostConfig>,
         previous: Option<&Cluster>,
         registry: &crate::metrics::Registry,
     ) -> Result<Arc<Cluster>, String> {
@@ -365,13 +369,15 @@ impl Cluster {
             _ => Arc::new(ClusterStats::named(registry, &config.observability_name)),
         };
         let before = previous.map(|c| c.hosts.load_full());
-        let set = HostSet::new(hosts, before.as_deref());
+        let resolved = endpoints.iter().flat_map(|e| known_addresses(e, before.as_deref())).collect();
+        let set = HostSet::new(resolved, before.as_deref());
         let balancer = crate::balance::build(&config.balance, &set, &stats)?;
         let cluster = Cluster {
             breaker: Breaker::new(config.breaker),
             high_breaker: Breaker::new(config.high_breaker),
             hosts: ArcSwap::from_pointee(set),
             changing: Mutex::new(()),
+            endpoints,
             balancer,
             stats,
             config,
@@ -407,4 +413,18 @@ impl Cluster {
         self.stats.membership_degraded.set(set.degraded() as u64);
         self.stats.membership_excluded.set(set.excluded() as u64);
     }
+}
+
+/// What an endpoint stands for before discovery has looked: itself, or the addresses its name had.
+fn known_addresses(endpoint: &HostConfig, before: Option<&HostSet>) -> Vec<HostConfig> {
+    let Address::Name(name, port) = &endpoint.address else { return vec![endpoint.clone()] };
+    let hostname = endpoint.resolved_hostname(name);
+    let same = |host: &&Arc<Host>| {
+        let port_is = matches!(&host.address, Address::Ip(addr) if addr.port() == *port);
+        port_is && host.hostname == hostname && host.priority == endpoint.priority
+    };
+    let hosts = before.iter().flat_map(|set| set.iter()).filter(same);
+    hosts
+        .map(|h| HostConfig { address: h.address.clone(), hostname: hostname.clone(), ..endpoint.clone() })
+        .collect()
 }
