@@ -42,9 +42,12 @@ impl Key {
     }
 }
 
+/// Connections and the moment each was last used.
+type Idle = Vec<(Sender, Instant)>;
+
 #[derive(Default)]
 pub(super) struct Pool {
-    idle: Mutex<HashMap<(ThreadId, Key), Vec<(Sender, Instant)>>>,
+    idle: Mutex<HashMap<(ThreadId, Key), Idle>>,
 }
 
 impl Pool {

@@ -9,8 +9,10 @@ use std::time::SystemTime;
 /// The names of a hosts file, read anew when the file has changed.
 pub(super) struct HostsFile {
     path: Option<PathBuf>,
-    read: Mutex<(Option<SystemTime>, HashMap<String, Vec<IpAddr>>)>,
+    read: Mutex<(Option<SystemTime>, Names)>,
 }
+
+type Names = HashMap<String, Vec<IpAddr>>;
 
 impl HostsFile {
     pub(super) fn new(path: Option<PathBuf>) -> HostsFile {
@@ -31,8 +33,8 @@ impl HostsFile {
     }
 }
 
-fn parse(text: &str) -> HashMap<String, Vec<IpAddr>> {
-    let mut names: HashMap<String, Vec<IpAddr>> = HashMap::new();
+fn parse(text: &str) -> Names {
+    let mut names = Names::new();
     for line in text.lines() {
         let mut words = line.split('#').next().unwrap_or("").split_whitespace();
         let Some(address) = words.next().and_then(|w| w.parse::<IpAddr>().ok()) else { continue };
