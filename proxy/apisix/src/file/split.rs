@@ -19,6 +19,10 @@ struct Open {
 /// The items, or `None` as soon as anything is out of the ordinary.
 pub(super) fn split(text: &str) -> Option<Vec<Item<'_>>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // Alone, it ends a line in YAML too.
+    if text.contains('\r') && text.replace("\r\n", "").contains('\r') {
+        return None;
+    }
     let mut items = Vec::new();
     let mut seen = Vec::new();
     let mut list: Option<List> = None;
@@ -80,6 +84,6 @@ fn starts_item(rest: &str) -> bool {
 /// The list that a line `name:` at the left margin begins.
 fn key_line(line: &str) -> Option<Section> {
     let (key, behind) = line.split_once(':')?;
-    let behind = behind.trim_start();
-    (behind.is_empty() || behind.starts_with('#')).then(|| Section::from_key(key))?
+    let comment = behind.starts_with(' ') && behind.trim_start_matches(' ').starts_with('#');
+    (comment || behind.trim_matches(' ').is_empty()).then(|| Section::from_key(key))?
 }

@@ -59,6 +59,11 @@ fn the_usual_layout_is_split() {
 }
 
 #[test]
+fn lines_may_end_as_on_windows() {
+    assert_eq!(assert_same(&USUAL.replace('\n', "\r\n")), assert_same(USUAL));
+}
+
+#[test]
 fn places_are_those_of_the_file() {
     let items = split(USUAL).unwrap();
     let node = items[1].parse().unwrap();
@@ -83,7 +88,9 @@ fn unusual_layouts_are_left_to_the_parser() {
         "- routes\n",
         "routes:\n\t- uri: /a\n",
         "routes: &a\n  - uri: /a\n",
+        "routes:#\n  - uri: /a\n",
         "routes:\n  # comment\n  uri: /a\n",
+        "routes:\n  - {uri: /a,\r id: a}\n",
     ] {
         assert_eq!(split(text), None, "{text:?}");
     }
