@@ -22,7 +22,7 @@ use sixfold_core::stream::Stream;
 
 /// Prepares the headers of a request and finds out the client's address. Runs before the route is chosen.
 /// An answer ends the request.
-pub fn request(
+pub(crate) fn request(
     hcm: &HttpConnectionManager,
     table: Option<&RouteTable>,
     stream: &mut Stream,
@@ -75,7 +75,7 @@ fn set_scheme(hcm: &HttpConnectionManager, stream: &mut Stream) {
         head.headers.set(Known::X_FORWARDED_PROTO, proto.as_str().as_bytes());
     }
     // Only an absolute target over HTTP/1 and HTTP/2's pseudo header say it themselves.
-    if hcm.headers.scheme.is_some() || (head.version.is_http1() && head.scheme == Scheme::Http) {
+    if hcm.headers.scheme.is_some() || (head.version.is_http1() && head.scheme == own) {
         head.scheme = proto;
     }
 }
@@ -149,7 +149,7 @@ fn announce(hcm: &HttpConnectionManager, trust: trust::Trust, stream: &mut Strea
 }
 
 /// Prepares the headers of a response for the client. Runs after all filters.
-pub fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
+pub(crate) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
     if hcm.profile == Profile::Apisix {
         apisix::response(hcm, stream);
         return;

@@ -19,8 +19,6 @@ mod pump;
 mod retry;
 mod timeouts;
 
-pub mod edge;
-
 use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile, UnderscoreAction};
 use crate::io::Io;
