@@ -3,8 +3,8 @@
 //! A connection is accepted by a worker (`listener`), filters look at its first bytes, a filter chain is
 //! chosen, TLS is terminated (`tls`), and the chain's network filter takes it over: [`http`] or [`tcp_proxy`].
 
-mod buffer;
 pub mod admin;
+mod buffer;
 pub mod callout;
 pub mod connect;
 pub mod dns;

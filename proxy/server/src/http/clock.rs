@@ -96,6 +96,12 @@ impl Clock {
         now
     }
 
+    /// The moment of the last event, without asking the operating system.
+    #[inline]
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
     /// Sets the idle timeout; zero is off.
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
         self.idle = idle.filter(|d| !d.is_zero());

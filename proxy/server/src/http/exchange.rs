@@ -404,6 +404,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Answers by the proxy itself. `routed` applies the route's header changes, as Envoy's router does to its
     /// own answers.
     pub(super) async fn respond(&mut self, reply: LocalReply, routed: bool) -> Result<(), Interrupt> {
+        self.clock.touch();
         if reply.reset {
             self.down.reset();
             return Ok(());
@@ -441,7 +442,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Hands the response's head to the client's connection.
     pub(super) fn write_head(&mut self, end: bool) -> Result<(), Interrupt> {
-        let now = self.clock.touch();
+        let now = self.clock.now();
         edge::response(&self.env.hcm, self.stream);
         // Without the whole request the connection can't carry another one.
         self.close |= !self.down.request_ended() && !self.down.is_http2();
@@ -480,7 +481,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Counts and logs the request.
     fn finish(self) {
-        let now = self.clock.touch();
+        let now = self.clock.now();
         let stream = self.stream;
         stream.timing.downstream_tx_end = Some(now.into_std());
         let stats = &self.env.hcm.stats;

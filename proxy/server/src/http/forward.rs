@@ -194,15 +194,22 @@ impl<D: Downstream> Exchange<'_, D> {
     /// One attempt at one endpoint, up to the head of its response.
     async fn attempt(&mut self, plan: &mut Plan<'_>, host: Arc<Host>) -> Result<Attempt, Interrupt> {
         self.begin_attempt(plan, &host);
-        let authority = std::str::from_utf8(&self.stream.request.authority).unwrap_or_default().to_owned();
+        // The server name is only asked for by TLS, and then it must outlive changes to the request.
+        let authority = plan
+            .cluster
+            .config
+            .tls
+            .as_ref()
+            .map(|_| String::from_utf8_lossy(&self.stream.request.authority).into_owned());
         let wanted = Wanted {
             cluster: &plan.cluster,
             host: &host,
-            authority: plan.cluster.config.tls.is_some().then_some(&*authority),
+            authority: authority.as_deref(),
             downstream_http2: self.down.is_http2(),
             timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
             high: plan.forward.high_priority,
             profile: super::codec_profile(self.env.hcm.profile),
+            now: self.clock.now(),
         };
         let pools = &self.env.worker.pools;
         let taken = match pools.take_ready(&wanted) {
@@ -273,8 +280,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let attempts = stream.upstream.attempts;
         if let Some(options) = stream.virtual_host.as_ref().map(|v| &v.options) {
             if options.attempt_count {
-                let digits = itoa::Buffer::new().format(attempts).to_owned();
-                stream.request.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.as_bytes());
+                let mut digits = itoa::Buffer::new();
+                stream.request.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.format(attempts).as_bytes());
             }
             if options.is_timeout_retry && attempts > 1 {
                 let after = plan.retry.as_ref().is_some_and(|r| r.after_timeout);
@@ -285,7 +292,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     fn connected(&mut self, checkout: &Checkout) {
-        let now = self.clock.touch();
+        let now = if checkout.connect_ms.is_some() { self.clock.touch() } else { self.clock.now() };
         let upstream = &mut self.stream.upstream;
         upstream.local = checkout.stream.local();
         upstream.version = Some(if checkout.stream.is_http2() {
@@ -496,6 +503,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     fn failed(&mut self, cluster: &Cluster, status: u16) {
+        self.clock.touch();
         if let Some(host) = &self.stream.upstream.host {
             host.failed_requests.fetch_add(1, Relaxed);
         }
@@ -505,7 +513,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Gives back what an attempt counted, and tells the balancer.
     pub(super) fn end_attempt(&mut self, cluster: &Cluster, status: u16) {
         self.clock.end_attempt();
-        let now = self.clock.touch().into_std();
+        let now = self.clock.now().into_std();
         cluster.stats.upstream_rq_active.dec();
         let stream = &mut *self.stream;
         let Some(host) = &stream.upstream.host else { return };
@@ -557,9 +565,11 @@ impl<D: Downstream> Exchange<'_, D> {
         let result = self.pump(&mut checkout.stream, end, tunnel, sent_all).await;
         self.end_attempt(&cluster, status);
         let started = self.stream.timing.request_complete.unwrap_or(self.stream.timing.start);
-        cluster.stats.upstream_rq_time.record(started.elapsed().as_millis() as u64);
+        let now = self.clock.now();
+        let elapsed = now.into_std().saturating_duration_since(started);
+        cluster.stats.upstream_rq_time.record(elapsed.as_millis() as u64);
         if result.is_ok() {
-            self.env.worker.pools.give_back(checkout);
+            self.env.worker.pools.give_back(checkout, now);
         }
         result
     }
@@ -587,12 +597,16 @@ impl<D: Downstream> Exchange<'_, D> {
             let now = stream.timing.upstream_rx_begin.unwrap_or(stream.timing.start);
             let from = stream.timing.request_complete.unwrap_or(stream.timing.start);
             let millis = now.saturating_duration_since(from).as_millis();
-            let digits = itoa::Buffer::new().format(millis).to_owned();
-            stream.response.headers.set(Known::X_ENVOY_UPSTREAM_SERVICE_TIME, digits.as_bytes());
+            let mut digits = itoa::Buffer::new();
+            stream
+                .response
+                .headers
+                .set(Known::X_ENVOY_UPSTREAM_SERVICE_TIME, digits.format(millis).as_bytes());
         }
         let in_response = stream.virtual_host.as_ref().is_some_and(|v| v.options.attempt_count_in_response);
         if in_response {
-            let digits = itoa::Buffer::new().format(stream.upstream.attempts).to_owned();
+            let mut digits = itoa::Buffer::new();
+            let digits = digits.format(stream.upstream.attempts);
             stream.response.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.as_bytes());
         }
         if let Some(cookie) = &plan.set_cookie {

@@ -109,6 +109,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) high: bool,
     /// Whose manners HTTP/1 shows.
     pub(crate) profile: Profile,
+    /// The moment of the request.
+    pub(crate) now: Instant,
 }
 
 /// A connection for one request.
@@ -182,7 +184,7 @@ impl Pools {
     pub(crate) fn take_ready(&self, wanted: &Wanted<'_>) -> Result<Option<Checkout>, UpstreamError> {
         let mut hosts = self.hosts.lock();
         let Some(pool) = hosts.get_mut(&wanted.host.id) else { return Ok(None) };
-        let now = Instant::now();
+        let now = wanted.now;
         while let Some(at) = pool.idle.iter().rposition(|i| i.kind.serves(wanted)) {
             let mut idle = pool.idle.swap_remove(at);
             if idle.connection.is_usable() && !idle.limits.expired(idle.connection.opened, idle.since, now) {
@@ -288,7 +290,7 @@ impl Pools {
     }
 
     /// Takes a connection back after its request. One that can't be used again is closed.
-    pub(crate) fn give_back(&self, checkout: Checkout) {
+    pub(crate) fn give_back(&self, checkout: Checkout, now: Instant) {
         let Checkout { stream, kind, limits, .. } = checkout;
         let UpstreamStream::Http1(mut connection) = stream else { return };
         if !connection.is_reusable() {
@@ -310,7 +312,7 @@ impl Pools {
         if pool.idle.len() >= limits.max_idle {
             pool.idle.swap_remove(0);
         }
-        pool.idle.push(Idle { connection, kind, since: Instant::now(), limits });
+        pool.idle.push(Idle { connection, kind, since: now, limits });
     }
 
     /// Closes connections that were idle for too long, that are older than allowed, or whose endpoint is gone.
