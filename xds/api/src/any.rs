@@ -5,7 +5,7 @@ use prost::{Message, Name};
 use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
 
-use crate::json::message_from_node;
+use crate::json::encode_node;
 
 /// A message in the form of a struct: `xds.type.v3.TypedStruct` and, with the same fields, `udpa.type.v1.TypedStruct`.
 #[derive(Clone, PartialEq, Message)]
@@ -49,19 +49,29 @@ pub fn unpack<M: Message + Default + Name>(any: &Any) -> Result<M, ConfigError> 
             |error: prost::DecodeError| ConfigError::new(format!("is not a valid {wanted}: {error}"));
         return M::decode(any.value.as_slice()).map_err(reason);
     }
-    if is_typed_struct(name) {
-        let typed = typed_struct(any)?;
-        if name_of_url(&typed.type_url) == wanted {
-            let json = struct_to_json(typed.value.unwrap_or_default());
-            return message_from_node(&Node::from_json(json)).map_err(|mut error| {
-                // A struct has no places.
-                error.place = None;
-                error.in_key("value")
-            });
-        }
+    let (found, bytes) = resolve(any)?;
+    if found == wanted {
+        return M::decode(bytes.as_slice()).map_err(|error| ConfigError::new(error.to_string()));
     }
-    let found = type_name(any)?;
     Err(ConfigError::new(format!("must be of type {wanted}, not {found}")))
+}
+
+/// The full name and the bytes of the message in an `Any`; a `TypedStruct` is converted by the JSON mapping.
+///
+/// # Errors
+/// An empty type, a `TypedStruct` that is not valid or does not fit its type.
+pub fn resolve(any: &Any) -> Result<(String, Vec<u8>), ConfigError> {
+    let name = type_name(any)?;
+    if !is_typed_struct(name_of_url(&any.type_url)) {
+        return Ok((name, any.value.clone()));
+    }
+    let json = struct_to_json(typed_struct(any)?.value.unwrap_or_default());
+    let bytes = encode_node(&name, &Node::from_json(json)).map_err(|mut error| {
+        // A struct has no places.
+        error.place = None;
+        error.in_key("value")
+    })?;
+    Ok((name, bytes))
 }
 
 /// Puts a message into an `Any`.
@@ -111,6 +121,7 @@ pub fn value_to_json(value: Value) -> serde_json::Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::message_from_node;
     use envoy_types::pb::envoy::extensions::filters::http::{lua::v3::LuaPerRoute, router::v3::Router};
 
     fn any(yaml: &str) -> Any {

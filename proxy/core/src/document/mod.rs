@@ -101,7 +101,7 @@ pub struct Node {
 pub enum Value {
     /// `null`, `~` or nothing at all.
     Null,
-    /// `true` or `false`; in YAML also `yes`, `no`, `on`, `off`, `y`, `n` without quotes.
+    /// `true` or `false`; in YAML also `yes`, `no`, `on`, `off` without quotes.
     Bool(bool),
     /// Integer or float, kept apart.
     Number(Number),

@@ -4,7 +4,7 @@ use serde_json::Number;
 
 use super::Value;
 
-/// Resolves a plain scalar: null, the booleans of YAML 1.1, integers (decimal, `0x`, `0o` and a leading
+/// Resolves a plain scalar: null, the booleans of YAML 1.1 but `y` and `n`, integers (decimal, `0x`, `0o` and a leading
 /// zero for octal), floats; everything else is a string. `.inf` and `.nan` stay strings, JSON has no such numbers.
 pub(super) fn resolve(text: &str, wide_numbers_as_text: bool) -> Value {
     // Most scalars of a configuration begin with a letter that none of the special words begins with.
@@ -24,7 +24,7 @@ pub(super) fn is_null(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-/// The YAML 1.1 booleans in lower case, upper case or capitalised.
+/// The YAML 1.1 booleans in lower case, upper case or capitalised. Single letters are strings, as Envoy reads them.
 pub(super) fn boolean(text: &str) -> Option<bool> {
     let rest = text.get(1..)?;
     let upper = text.bytes().all(|b| b.is_ascii_uppercase());
@@ -33,8 +33,8 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
         return None;
     }
     match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" | "y" => Some(true),
-        "false" | "no" | "off" | "n" => Some(false),
+        "true" | "yes" | "on" => Some(true),
+        "false" | "no" | "off" => Some(false),
         _ => None,
     }
 }

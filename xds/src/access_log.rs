@@ -1,0 +1,185 @@
+//! Access logs and their filters.
+
+use std::sync::Arc;
+
+use sixfold_core::access_log::{AccessLog, Comparison, LineFormat, LogFilter, LogTarget};
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::flags::Flag;
+use sixfold_core::format::{ENVOY_DEFAULT, Format};
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::accesslog::v3::access_log::ConfigType;
+use sixfold_xds_api::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
+use sixfold_xds_api::pb::envoy::config::accesslog::v3::{
+    AccessLog as ProtoLog, AccessLogFilter, ComparisonFilter, GrpcStatusFilter, RuntimeFilter,
+    comparison_filter::Op,
+};
+use sixfold_xds_api::pb::envoy::config::core::v3::SubstitutionFormatString;
+use sixfold_xds_api::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
+use sixfold_xds_api::pb::envoy::extensions::access_loggers::stream::v3::{
+    StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
+};
+
+use crate::context::Context;
+use crate::matcher;
+use crate::values::{Result, enum_value, fraction, not_empty, required, runtime_u32};
+
+const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
+const STDOUT: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
+const STDERR: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
+
+/// The access logs of a field.
+pub(crate) fn logs(context: &Context, values: &[ProtoLog], field: &str) -> Result<Vec<AccessLog>> {
+    values
+        .iter()
+        .enumerate()
+        .map(|(index, value)| log(context, value).in_index(index))
+        .collect::<Result<_>>()
+        .in_key(field)
+}
+
+fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
+    let ProtoLog { name, filter: log_filter, config_type } = value;
+    let Some(ConfigType::TypedConfig(config)) = config_type else {
+        return Err(ConfigError::field("typed_config", "is missing"));
+    };
+    let kind = any::type_name(config).in_key("typed_config")?;
+    let (target, format) = match kind.as_str() {
+        FILE => file(&any::unpack(config).in_key("typed_config")?),
+        STDOUT => stdout(&any::unpack(config).in_key("typed_config")?),
+        STDERR => stderr(&any::unpack(config).in_key("typed_config")?),
+        other => return Err(crate::retry::unsupported("access log", name, other)),
+    }
+    .in_key("typed_config")?;
+    let sink = context.open_log.open(&target).map_err(|reason| ConfigError::field("typed_config", reason))?;
+    let filter = log_filter.as_ref().map(|value| filter(context, value)).transpose().in_key("filter")?;
+    Ok(AccessLog { filter, format: Arc::new(Line(format)), sink })
+}
+
+fn file(value: &FileAccessLog) -> Result<(LogTarget, Format)> {
+    let FileAccessLog { path, access_log_format } = value;
+    use file_access_log::AccessLogFormat as Given;
+    let format = match access_log_format {
+        None => crate::format::text(ENVOY_DEFAULT)?,
+        Some(Given::Format(format)) => crate::format::text(format).in_key("format")?,
+        Some(Given::JsonFormat(format)) => crate::format::json(format, false).in_key("json_format")?,
+        Some(Given::TypedJsonFormat(format)) => {
+            crate::format::json(format, false).in_key("typed_json_format")?
+        }
+        Some(Given::LogFormat(format)) => crate::format::substitution(format).in_key("log_format")?,
+    };
+    let target = match not_empty(path, "path")? {
+        "/dev/stdout" => LogTarget::Stdout,
+        "/dev/stderr" => LogTarget::Stderr,
+        path => LogTarget::File(path.into()),
+    };
+    Ok((target, format))
+}
+
+fn stdout(value: &StdoutAccessLog) -> Result<(LogTarget, Format)> {
+    let format =
+        value.access_log_format.as_ref().map(|stdout_access_log::AccessLogFormat::LogFormat(format)| format);
+    Ok((LogTarget::Stdout, stream_format(format)?))
+}
+
+fn stderr(value: &StderrAccessLog) -> Result<(LogTarget, Format)> {
+    let format =
+        value.access_log_format.as_ref().map(|stderr_access_log::AccessLogFormat::LogFormat(format)| format);
+    Ok((LogTarget::Stderr, stream_format(format)?))
+}
+
+fn stream_format(value: Option<&SubstitutionFormatString>) -> Result<Format> {
+    match value {
+        Some(format) => crate::format::substitution(format).in_key("log_format"),
+        None => crate::format::text(ENVOY_DEFAULT),
+    }
+}
+
+/// A line of Envoy: text as configured, JSON with a line end.
+struct Line(Format);
+
+impl LineFormat for Line {
+    fn write_line(&self, stream: &Stream, out: &mut Vec<u8>) {
+        self.0.write_log(stream, out);
+        if self.0.is_json() {
+            out.push(b'\n');
+        }
+    }
+}
+
+/// config/accesslog/v3 AccessLogFilter.
+pub(crate) fn filter(context: &Context, value: &AccessLogFilter) -> Result<LogFilter> {
+    let unsupported = |name: &str| Err(ConfigError::field(name, "is not supported"));
+    Ok(match required(&value.filter_specifier, "filter_specifier")? {
+        FilterSpecifier::StatusCodeFilter(filter) => {
+            LogFilter::Status(comparison(context, &filter.comparison).in_key("status_code_filter")?)
+        }
+        FilterSpecifier::DurationFilter(filter) => {
+            LogFilter::Duration(comparison(context, &filter.comparison).in_key("duration_filter")?)
+        }
+        FilterSpecifier::NotHealthCheckFilter(_) => LogFilter::NotHealthCheck,
+        FilterSpecifier::RuntimeFilter(filter) => share(context, filter).in_key("runtime_filter")?,
+        FilterSpecifier::AndFilter(filter) => {
+            LogFilter::And(several(context, &filter.filters).in_key("and_filter")?)
+        }
+        FilterSpecifier::OrFilter(filter) => {
+            LogFilter::Or(several(context, &filter.filters).in_key("or_filter")?)
+        }
+        FilterSpecifier::HeaderFilter(filter) => {
+            let header = required(&filter.header, "header").in_key("header_filter")?;
+            LogFilter::Header(matcher::header(header).in_key("header_filter.header")?)
+        }
+        FilterSpecifier::ResponseFlagFilter(filter) => LogFilter::Flags(flags(&filter.flags)?),
+        FilterSpecifier::GrpcStatusFilter(GrpcStatusFilter { statuses, exclude }) => {
+            let statuses = statuses.iter().map(|status| {
+                u32::try_from(*status)
+                    .map_err(|_| ConfigError::field("grpc_status_filter.statuses", "unknown status"))
+            });
+            LogFilter::GrpcStatus(statuses.collect::<Result<_>>()?, *exclude)
+        }
+        // Nothing is traced, so nothing passes.
+        FilterSpecifier::TraceableFilter(_) => LogFilter::Or(Vec::new()),
+        FilterSpecifier::ExtensionFilter(_) => return unsupported("extension_filter"),
+        FilterSpecifier::MetadataFilter(_) => return unsupported("metadata_filter"),
+        FilterSpecifier::LogTypeFilter(_) => return unsupported("log_type_filter"),
+    })
+}
+
+fn comparison(context: &Context, value: &Option<ComparisonFilter>) -> Result<Comparison> {
+    let ComparisonFilter { op, value } = required(value, "comparison")?;
+    let number = u64::from(runtime_u32(&context.runtime, required(value, "value").in_key("comparison")?));
+    Ok(match enum_value(*op, "op").in_key("comparison")? {
+        Op::Eq => Comparison::Equal(number),
+        Op::Ge => Comparison::AtLeast(number),
+        Op::Le => Comparison::AtMost(number),
+        Op::Ne => Comparison::NotEqual(number),
+    })
+}
+
+fn share(context: &Context, value: &RuntimeFilter) -> Result<LogFilter> {
+    let RuntimeFilter { runtime_key, percent_sampled, use_independent_randomness: _ } = value;
+    let default = percent_sampled.clone().unwrap_or_default();
+    Ok(LogFilter::Fraction(fraction(&context.runtime, not_empty(runtime_key, "runtime_key")?, &default)?))
+}
+
+fn several(context: &Context, filters: &[AccessLogFilter]) -> Result<Vec<LogFilter>> {
+    if filters.len() < 2 {
+        return Err(ConfigError::field("filters", "must hold at least two filters"));
+    }
+    let filters = filters.iter().enumerate();
+    filters
+        .map(|(index, value)| filter(context, value).in_index(index))
+        .collect::<Result<_>>()
+        .in_key("filters")
+}
+
+fn flags(names: &[String]) -> Result<Vec<Flag>> {
+    names
+        .iter()
+        .map(|name| {
+            Flag::parse(name).ok_or_else(|| {
+                ConfigError::field("response_flag_filter.flags", format!("unknown response flag \"{name}\""))
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,123 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use sixfold_core::listener::NetworkFilter;
+
+use super::*;
+use crate::testing::environment;
+
+const BOOTSTRAP: &str = r#"
+node: {id: node-1, cluster: local}
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}
+layered_runtime:
+  layers:
+  - name: static
+    static_layer: {a: {b: 5}, c: {numerator: 3, denominator: MILLION}, d: 1.5}
+  - {name: admin, admin_layer: {}}
+static_resources:
+  listeners:
+  - name: main
+    address: {socket_address: {address: 127.0.0.1, port_value: 8080}}
+    filter_chains:
+    - filters:
+      - name: hcm
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: ingress
+          route_config:
+            name: local
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - name: first
+                match: {prefix: /}
+                route:
+                  cluster: up
+                  retryPolicy: {retryOn: 5xx}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+  clusters:
+  - name: up
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: up
+      endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 80}}}}]}]
+"#;
+
+fn refused(from: &str, to: &str) -> String {
+    let text = BOOTSTRAP.replacen(from, to, 1);
+    assert_ne!(text, BOOTSTRAP, "{from}");
+    match load(&text, "envoy.yaml", &environment()) {
+        Ok(_) => panic!("accepted: {to}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_bootstrap_becomes_a_diff() {
+    let compiled = load(BOOTSTRAP, "envoy.yaml", &environment()).unwrap();
+    let cluster = compiled.diff.clusters[0].1.as_ref().unwrap();
+    assert_eq!((&*cluster.config.name, cluster.hosts.load().total()), ("up", 1));
+    let listener = compiled.diff.listeners[0].1.as_ref().unwrap();
+    let NetworkFilter::Http(manager) = &listener.chains[0].filter else { panic!("HTTP") };
+    let table = manager.routes.load().unwrap();
+    assert_eq!(&*table.routes().next().unwrap().name, "first");
+    let admin = compiled.admin.unwrap();
+    assert_eq!(admin.address, BindAddress::Ip("127.0.0.1:9901".parse().unwrap()));
+    let context = compiled.context;
+    assert_eq!(context.node, Node { id: "node-1".into(), cluster: "local".into() });
+    assert_eq!(context.runtime.number("a.b", 0.0), 5.0);
+    assert_eq!(context.runtime.number("d", 0.0), 1.5, "floats of YAML come as text");
+    assert_eq!(context.runtime.get("c").unwrap()["numerator"], 3);
+}
+
+#[test]
+fn errors_have_file_place_resource_field_and_reason() {
+    let cases = [
+        (
+            "cluster: up\n",
+            "cluster: upp\n",
+            "envoy.yaml:28:19: listener \"main\": filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].route.cluster: unknown cluster \"upp\"; did you mean \"up\"?",
+        ),
+        (
+            "{retryOn: 5xx}",
+            "{retryOn: 5xx, refreshClusterOnRetry: true}",
+            "envoy.yaml:29:47: listener \"main\": filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].route.retry_policy.refresh_cluster_on_retry: is not supported",
+        ),
+        (
+            "connect_timeout: 1s",
+            "connect_timeout: 0s",
+            "envoy.yaml:35:5: cluster \"up\": connect_timeout: must be longer than 0s",
+        ),
+        (
+            "    connect_timeout: 1s",
+            "    outlier_detection: {}",
+            "envoy.yaml:35:5: cluster \"up\": outlier_detection: is not supported",
+        ),
+        ("node:", "flags_path: /x\nnode:", "envoy.yaml:2:1: flags_path: is not supported"),
+        (
+            "admin_layer: {}",
+            "disk_layer: {}",
+            "envoy.yaml:8:19: layered_runtime.layers[1].disk_layer: is not supported",
+        ),
+        (
+            "address: 127.0.0.1, port_value: 9901",
+            "address: localhost, port_value: 9901",
+            "envoy.yaml:3:36: admin.address.socket_address.address: \"localhost\" is no IP address",
+        ),
+        (
+            "  clusters:\n",
+            "  clusters:\n  - {name: up}\n",
+            "envoy.yaml:35:5: cluster \"up\": name: is given twice",
+        ),
+        (
+            "envoy.extensions.filters.http.router.v3.Router",
+            "envoy.extensions.filters.http.csrf.v3.CsrfPolicy",
+            "envoy.yaml:32:13: listener \"main\": filter_chains[0].filters[0].typed_config.http_filters[0].typed_config: HTTP filter \"envoy.filters.http.router\" of type envoy.extensions.filters.http.csrf.v3.CsrfPolicy is not supported",
+        ),
+    ];
+    for (from, to, expected) in cases {
+        assert_eq!(refused(from, to), expected);
+    }
+}

@@ -1,0 +1,345 @@
+//! How endpoints are chosen: `lb_policy` with its configuration, or `load_balancing_policy`.
+
+use std::time::Duration;
+
+use sixfold_core::balance::{BalanceConfig, Policy};
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
+    ConsistentHashingLbConfig, LocalityConfigSpecifier,
+};
+use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::ring_hash_lb_config::HashFunction;
+use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
+    CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
+    RoundRobinLbConfig, SlowStartConfig as OldSlowStart,
+};
+use sixfold_xds_api::pb::envoy::config::cluster::v3::{Cluster as ProtoCluster, LoadBalancingPolicy};
+use sixfold_xds_api::pb::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::common::v3::{
+    ConsistentHashingLbConfig as NewHashing, LocalityLbConfig, SlowStartConfig,
+    locality_lb_config::LocalityConfigSpecifier as NewLocality,
+};
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::least_request::v3::least_request::SelectionMethod;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::maglev::v3::Maglev;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::random::v3::Random;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::ring_hash::HashFunction as NewFunction;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
+use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
+use sixfold_xds_api::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value, UInt64Value};
+
+use crate::context::Context;
+use crate::refuse::refuse;
+use crate::values::{
+    Result, bool_or, enum_value, optional_duration, required, runtime_double, u32_in, u64_or,
+};
+
+const PACKAGE: &str = "envoy.extensions.load_balancing_policies.";
+const MIN_RING: u64 = 1024;
+const MAX_RING: u64 = 8 << 20;
+
+pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<BalanceConfig> {
+    let mut config = BalanceConfig::default();
+    let mut use_hostname = false;
+    if let Some(common) = &value.common_lb_config {
+        use_hostname = common_options(context, common, &mut config).in_key("common_lb_config")?;
+    }
+    let policy: LbPolicy = enum_value(value.lb_policy, "lb_policy")?;
+    match (&value.load_balancing_policy, policy) {
+        (Some(list), _) => from_list(context, list, &mut config).in_key("load_balancing_policy")?,
+        (None, LbPolicy::LoadBalancingPolicyConfig) => {
+            return Err(ConfigError::field("load_balancing_policy", "is missing"));
+        }
+        (None, policy) => {
+            config.policy =
+                older(context, policy, value.lb_config.as_ref(), use_hostname, &mut config.slow_start)?
+        }
+    }
+    Ok(config)
+}
+
+/// Tells whether hostnames are hashed.
+fn common_options(context: &Context, value: &CommonLbConfig, config: &mut BalanceConfig) -> Result<bool> {
+    let CommonLbConfig {
+        healthy_panic_threshold,
+        // Changes are never held back to be merged.
+        update_merge_window: _,
+        ignore_new_hosts_until_first_hc,
+        close_connections_on_host_set_change,
+        consistent_hashing_lb_config,
+        override_host_status,
+        locality_config_specifier,
+    } = value;
+    refuse!(ignore_new_hosts_until_first_hc, close_connections_on_host_set_change, override_host_status);
+    let threshold = healthy_panic_threshold.as_ref().map_or(50.0, |percent| percent.value);
+    config.panic_threshold = context.runtime.number("upstream.healthy_panic_threshold", threshold);
+    match locality_config_specifier {
+        None => {}
+        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => config.locality_weighted = true,
+        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
+            config.fail_on_panic = zone.fail_traffic_on_panic;
+            let routing_enabled = &zone.routing_enabled;
+            let min_cluster_size = &zone.min_cluster_size;
+            let refused = || {
+                refuse!(routing_enabled, min_cluster_size);
+                Ok(())
+            };
+            refused().in_key("zone_aware_lb_config")?;
+        }
+    }
+    let Some(ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor }) =
+        consistent_hashing_lb_config
+    else {
+        return Ok(false);
+    };
+    let refused = || {
+        refuse!(hash_balance_factor);
+        Ok(())
+    };
+    refused().in_key("consistent_hashing_lb_config")?;
+    Ok(*use_hostname_for_hashing)
+}
+
+type SlowStart = Option<(Duration, f64, f64)>;
+
+fn older(
+    context: &Context,
+    policy: LbPolicy,
+    value: Option<&LbConfig>,
+    use_hostname: bool,
+    slow_start: &mut SlowStart,
+) -> Result<Policy> {
+    Ok(match (policy, value) {
+        (
+            LbPolicy::RoundRobin,
+            Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config })),
+        ) => {
+            *slow_start = old_slow_start(context, slow_start_config).in_key("round_robin_lb_config")?;
+            Policy::RoundRobin
+        }
+        (LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(value))) => {
+            let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = value;
+            *slow_start = old_slow_start(context, slow_start_config).in_key("least_request_lb_config")?;
+            least_request(context, choice_count, active_request_bias, false)
+                .in_key("least_request_lb_config")?
+        }
+        (LbPolicy::RingHash, Some(LbConfig::RingHashLbConfig(value))) => {
+            let RingHashLbConfig { minimum_ring_size, hash_function, maximum_ring_size } = value;
+            let murmur = match enum_value(*hash_function, "hash_function").in_key("ring_hash_lb_config")? {
+                HashFunction::XxHash => false,
+                HashFunction::MurmurHash2 => true,
+            };
+            ring_hash(minimum_ring_size, maximum_ring_size, murmur, use_hostname)
+                .in_key("ring_hash_lb_config")?
+        }
+        (LbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size }))) => {
+            maglev(table_size, use_hostname).in_key("maglev_lb_config")?
+        }
+        // The configuration of another policy has no effect in Envoy either.
+        (LbPolicy::RoundRobin, _) => Policy::RoundRobin,
+        (LbPolicy::LeastRequest, _) => least_request(context, &None, &None, false)?,
+        (LbPolicy::Random, _) => Policy::Random,
+        (LbPolicy::RingHash, _) => ring_hash(&None, &None, false, use_hostname)?,
+        (LbPolicy::Maglev, _) => maglev(&None, use_hostname)?,
+        (LbPolicy::ClusterProvided | LbPolicy::LoadBalancingPolicyConfig, _) => {
+            return Err(ConfigError::field(
+                "lb_policy",
+                format!("{} is not supported", policy.as_str_name()),
+            ));
+        }
+    })
+}
+
+/// The first policy of the list that there is here, as Envoy does.
+fn from_list(context: &Context, value: &LoadBalancingPolicy, config: &mut BalanceConfig) -> Result<()> {
+    let mut unsupported = None;
+    for (index, policy) in value.policies.iter().enumerate() {
+        let extension = required(&policy.typed_extension_config, "typed_extension_config");
+        let extension = extension.in_index(index).in_key("policies")?;
+        let known = one_of_list(context, extension, config).in_key("typed_extension_config");
+        match known.in_index(index).in_key("policies")? {
+            None => return Ok(()),
+            Some(error) => unsupported = unsupported.or(Some(error)),
+        }
+    }
+    Err(unsupported.unwrap_or_else(|| ConfigError::field("policies", "must not be empty")))
+}
+
+/// `Some` with the complaint for a policy that there is not.
+fn one_of_list(
+    context: &Context,
+    value: &TypedExtensionConfig,
+    config: &mut BalanceConfig,
+) -> Result<Option<ConfigError>> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let any = required(typed_config, "typed_config")?;
+    let kind = any::type_name(any).in_key("typed_config")?;
+    let compiled = match kind.strip_prefix(PACKAGE).unwrap_or_default() {
+        "round_robin.v3.RoundRobin" => {
+            any::unpack(any).and_then(|RoundRobin { slow_start_config, locality_lb_config }| {
+                locality(&locality_lb_config, config)?;
+                config.slow_start = new_slow_start(context, &slow_start_config)?;
+                config.policy = Policy::RoundRobin;
+                Ok(())
+            })
+        }
+        "random.v3.Random" => any::unpack(any).and_then(|Random { locality_lb_config }| {
+            locality(&locality_lb_config, config)?;
+            config.policy = Policy::Random;
+            Ok(())
+        }),
+        "least_request.v3.LeastRequest" => {
+            any::unpack(any).and_then(|policy| new_least_request(context, &policy, config))
+        }
+        "ring_hash.v3.RingHash" => any::unpack(any).and_then(|policy| new_ring_hash(&policy, config)),
+        "maglev.v3.Maglev" => any::unpack(any).and_then(|policy| new_maglev(&policy, config)),
+        "wrr_locality.v3.WrrLocality" => {
+            any::unpack(any).and_then(|WrrLocality { endpoint_picking_policy }| {
+                from_list(context, required(&endpoint_picking_policy, "endpoint_picking_policy")?, config)
+                    .in_key("endpoint_picking_policy")?;
+                config.locality_weighted = true;
+                Ok(())
+            })
+        }
+        _ => return Ok(Some(crate::retry::unsupported("load balancing policy", name, &kind))),
+    };
+    compiled.in_key("typed_config")?;
+    Ok(None)
+}
+
+fn new_least_request(context: &Context, value: &LeastRequest, config: &mut BalanceConfig) -> Result<()> {
+    let LeastRequest {
+        choice_count,
+        active_request_bias,
+        slow_start_config,
+        locality_lb_config,
+        enable_full_scan,
+        selection_method,
+    } = value;
+    locality(locality_lb_config, config)?;
+    config.slow_start = new_slow_start(context, slow_start_config)?;
+    let scan = bool_or(enable_full_scan, false)
+        || enum_value::<SelectionMethod>(*selection_method, "selection_method")? == SelectionMethod::FullScan;
+    config.policy = least_request(context, choice_count, active_request_bias, scan)?;
+    Ok(())
+}
+
+fn new_ring_hash(value: &RingHash, config: &mut BalanceConfig) -> Result<()> {
+    let RingHash {
+        hash_function,
+        minimum_ring_size,
+        maximum_ring_size,
+        use_hostname_for_hashing,
+        hash_balance_factor,
+        consistent_hashing_lb_config,
+        locality_weighted_lb_config,
+    } = value;
+    refuse!(hash_balance_factor);
+    let murmur = match enum_value(*hash_function, "hash_function")? {
+        NewFunction::DefaultHash | NewFunction::XxHash => false,
+        NewFunction::MurmurHash2 => true,
+    };
+    let use_hostname = hashing(consistent_hashing_lb_config)? || *use_hostname_for_hashing;
+    config.policy = ring_hash(minimum_ring_size, maximum_ring_size, murmur, use_hostname)?;
+    config.locality_weighted |= locality_weighted_lb_config.is_some();
+    Ok(())
+}
+
+fn new_maglev(value: &Maglev, config: &mut BalanceConfig) -> Result<()> {
+    let Maglev { table_size, consistent_hashing_lb_config, locality_weighted_lb_config } = value;
+    config.policy = maglev(table_size, hashing(consistent_hashing_lb_config)?)?;
+    config.locality_weighted |= locality_weighted_lb_config.is_some();
+    Ok(())
+}
+
+fn hashing(value: &Option<NewHashing>) -> Result<bool> {
+    let Some(NewHashing { use_hostname_for_hashing, hash_balance_factor, hash_policy }) = value else {
+        return Ok(false);
+    };
+    let refused = || {
+        refuse!(hash_balance_factor, hash_policy);
+        Ok(())
+    };
+    refused().in_key("consistent_hashing_lb_config")?;
+    Ok(*use_hostname_for_hashing)
+}
+
+fn locality(value: &Option<LocalityLbConfig>, config: &mut BalanceConfig) -> Result<()> {
+    match value.as_ref().and_then(|value| value.locality_config_specifier.as_ref()) {
+        Some(NewLocality::LocalityWeightedLbConfig(_)) => config.locality_weighted = true,
+        Some(NewLocality::ZoneAwareLbConfig(_)) => {
+            return Err(ConfigError::field("locality_lb_config.zone_aware_lb_config", "is not supported"));
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+fn least_request(
+    context: &Context,
+    choices: &Option<UInt32Value>,
+    bias: &Option<RuntimeDouble>,
+    full_scan: bool,
+) -> Result<Policy> {
+    Ok(Policy::LeastRequest {
+        choices: u32_in(choices, 2, 2..=u32::MAX, "choice_count")?,
+        full_scan,
+        bias: runtime_double(&context.runtime, bias, 1.0),
+    })
+}
+
+fn ring_hash(
+    min: &Option<UInt64Value>,
+    max: &Option<UInt64Value>,
+    murmur: bool,
+    use_hostname: bool,
+) -> Result<Policy> {
+    let (min_size, max_size) = (u64_or(min, MIN_RING), u64_or(max, MAX_RING));
+    if max_size > MAX_RING {
+        return Err(ConfigError::field("maximum_ring_size", format!("must be at most {MAX_RING}")));
+    }
+    if min_size > max_size {
+        return Err(ConfigError::field("minimum_ring_size", "must not be larger than maximum_ring_size"));
+    }
+    Ok(Policy::RingHash { min_size, max_size, murmur, use_hostname })
+}
+
+fn maglev(size: &Option<UInt64Value>, use_hostname: bool) -> Result<Policy> {
+    let table_size = u64_or(size, 65_537);
+    let is_prime = table_size >= 2 && (2..).take_while(|n| n * n <= table_size).all(|n| table_size % n != 0);
+    if table_size > 5_000_011 || !is_prime {
+        return Err(ConfigError::field("table_size", "must be a prime number of at most 5000011"));
+    }
+    Ok(Policy::Maglev { table_size, use_hostname })
+}
+
+fn old_slow_start(context: &Context, value: &Option<OldSlowStart>) -> Result<SlowStart> {
+    let Some(OldSlowStart { slow_start_window, aggression, min_weight_percent }) = value else {
+        return Ok(None);
+    };
+    slow_start(context, slow_start_window, aggression, min_weight_percent).in_key("slow_start_config")
+}
+
+fn new_slow_start(context: &Context, value: &Option<SlowStartConfig>) -> Result<SlowStart> {
+    let Some(SlowStartConfig { slow_start_window, aggression, min_weight_percent }) = value else {
+        return Ok(None);
+    };
+    slow_start(context, slow_start_window, aggression, min_weight_percent).in_key("slow_start_config")
+}
+
+fn slow_start(
+    context: &Context,
+    window: &Option<ProtoDuration>,
+    aggression: &Option<RuntimeDouble>,
+    min: &Option<Percent>,
+) -> Result<SlowStart> {
+    let window = optional_duration(window, "slow_start_window")?.filter(|window| !window.is_zero());
+    let aggression = runtime_double(&context.runtime, aggression, 1.0);
+    if aggression.is_nan() || aggression <= 0.0 {
+        return Err(ConfigError::field("aggression", "must be larger than 0"));
+    }
+    let min = min.as_ref().map_or(10.0, |percent| percent.value);
+    Ok(window.map(|window| (window, aggression, min)))
+}

@@ -1,0 +1,135 @@
+//! Endpoints of a cluster: `load_assignment`, and what EDS delivers.
+
+use std::net::{IpAddr, SocketAddr};
+
+use sixfold_core::cluster::{Address, EdsHealth, HostConfig, Locality};
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_xds_api::pb::envoy::config::core::v3::{HealthStatus, Locality as ProtoLocality};
+use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::{
+    Policy, policy::DropOverload,
+};
+use sixfold_xds_api::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+};
+
+use crate::metadata;
+use crate::refuse::refuse;
+use crate::values::{Endpoint as Where, Result, address, enum_value, fractional_percent, required, u32_in};
+
+/// Percents by which an endpoint may be overloaded before the next priority helps out.
+const OVERPROVISIONING: u32 = 140;
+
+/// A compiled assignment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadAssignment {
+    /// The endpoints in the configuration's order.
+    pub hosts: Vec<HostConfig>,
+    /// Overprovisioning factor, percent; 140 by default.
+    pub overprovisioning: u32,
+    /// Requests to be dropped, of 1,000,000.
+    pub drop_overload: u32,
+}
+
+/// Compiles an assignment; none at all is an empty one.
+///
+/// # Errors
+/// The field and the reason.
+pub fn compile(value: Option<&ClusterLoadAssignment>) -> std::result::Result<LoadAssignment, ConfigError> {
+    let mut load = LoadAssignment { hosts: Vec::new(), overprovisioning: OVERPROVISIONING, drop_overload: 0 };
+    let Some(ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy }) = value else {
+        return Ok(load);
+    };
+    refuse!(named_endpoints);
+    for (index, value) in endpoints.iter().enumerate() {
+        locality(value, &mut load.hosts).in_index(index).in_key("endpoints")?;
+    }
+    if let Some(policy) = policy {
+        apply_policy(policy, &mut load).in_key("policy")?;
+    }
+    Ok(load)
+}
+
+fn apply_policy(value: &Policy, load: &mut LoadAssignment) -> Result<()> {
+    let Policy { drop_overloads, overprovisioning_factor, endpoint_stale_after, weighted_priority_health } =
+        value;
+    refuse!(endpoint_stale_after, weighted_priority_health);
+    load.overprovisioning =
+        u32_in(overprovisioning_factor, OVERPROVISIONING, 1..=u32::MAX, "overprovisioning_factor")?;
+    if drop_overloads.len() > 1 {
+        return Err(ConfigError::field("drop_overloads", "only one category is supported"));
+    }
+    if let Some(DropOverload { category: _, drop_percentage }) = drop_overloads.first() {
+        let share = required(drop_percentage, "drop_percentage").and_then(fractional_percent);
+        let (numerator, denominator) = share.in_index(0).in_key("drop_overloads")?;
+        let million = numerator.saturating_mul(1_000_000 / denominator).min(1_000_000);
+        load.drop_overload = u32::try_from(million).unwrap_or(1_000_000);
+    }
+    Ok(())
+}
+
+fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<()> {
+    let LocalityLbEndpoints {
+        locality,
+        metadata,
+        lb_endpoints,
+        load_balancing_weight,
+        priority,
+        proximity,
+        lb_config,
+    } = value;
+    refuse!(metadata, proximity, lb_config);
+    if *priority > 128 {
+        return Err(ConfigError::field("priority", "must be at most 128"));
+    }
+    let named = locality.clone().unwrap_or_default();
+    let ProtoLocality { region, zone, sub_zone } = named;
+    let locality = Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() };
+    for (index, value) in lb_endpoints.iter().enumerate() {
+        let mut host = endpoint(value).in_index(index).in_key("lb_endpoints")?;
+        host.priority = *priority;
+        host.locality = locality.clone();
+        host.locality_weight = load_balancing_weight.as_ref().map(|weight| weight.value);
+        hosts.push(host);
+    }
+    Ok(())
+}
+
+fn endpoint(value: &LbEndpoint) -> Result<HostConfig> {
+    let LbEndpoint { health_status, metadata: endpoint_metadata, load_balancing_weight, host_identifier } =
+        value;
+    let weight = u32_in(load_balancing_weight, 1, 1..=u32::MAX, "load_balancing_weight")?;
+    let endpoint = match required(host_identifier, "endpoint")? {
+        HostIdentifier::Endpoint(endpoint) => endpoint,
+        HostIdentifier::EndpointName(_) => {
+            return Err(ConfigError::field("endpoint_name", "is not supported"));
+        }
+    };
+    let mut host = host(endpoint).in_key("endpoint")?;
+    host.weight = weight;
+    host.metadata = metadata::namespaces(endpoint_metadata);
+    host.health = match enum_value(*health_status, "health_status")? {
+        HealthStatus::Unknown => EdsHealth::Unknown,
+        HealthStatus::Healthy => EdsHealth::Healthy,
+        HealthStatus::Unhealthy => EdsHealth::Unhealthy,
+        HealthStatus::Draining => EdsHealth::Draining,
+        HealthStatus::Timeout => EdsHealth::Timeout,
+        HealthStatus::Degraded => EdsHealth::Degraded,
+    };
+    Ok(host)
+}
+
+fn host(value: &Endpoint) -> Result<HostConfig> {
+    let Endpoint { address: place, health_check_config, hostname, additional_addresses, observability_name } =
+        value;
+    refuse!(health_check_config, additional_addresses, observability_name);
+    let (address, name) = match address(place, "address")? {
+        Where::Pipe(path) => (Address::Unix(path.into()), String::new()),
+        Where::Socket(host, port) => match host.parse::<IpAddr>() {
+            Ok(ip) => (Address::Ip(SocketAddr::new(ip, port)), String::new()),
+            Err(_) => (Address::Name(host.clone(), port), host),
+        },
+    };
+    let hostname = if hostname.is_empty() { &name } else { hostname };
+    Ok(HostConfig { hostname: hostname.as_str().into(), ..HostConfig::new(address) })
+}

@@ -1,0 +1,292 @@
+//! Clusters.
+
+mod balance;
+mod breaker;
+mod endpoints;
+mod protocol;
+#[cfg(test)]
+mod tests;
+
+pub use endpoints::{LoadAssignment, compile as endpoints};
+pub(crate) use protocol::Protocol;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Discovery, DnsFamily, DnsOptions, HostConfig};
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::message::Scheme;
+use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily,
+};
+use sixfold_xds_api::pb::envoy::config::cluster::v3::{Cluster as ProtoCluster, UpstreamConnectionOptions};
+use sixfold_xds_api::pb::envoy::config::core::v3::{BindConfig, TcpKeepalive};
+use sixfold_xds_api::pb::google::protobuf::BoolValue;
+
+use crate::context::Context;
+use crate::refuse::refuse;
+use crate::values::{
+    Result, bool_or, enum_value, ip_address, not_empty, positive_duration, tcp_keepalive, u32_in,
+};
+use crate::{metadata, tls};
+
+/// Bytes buffered for an upstream connection unless the cluster says otherwise.
+const BUFFER_LIMIT: u32 = 1 << 20;
+
+/// Compiles a cluster and puts it beside the one of its name that there is, whose endpoints, connections and
+/// statistics go on where they are equal. The error names it.
+///
+/// # Errors
+/// The field and the reason.
+pub fn compile(
+    context: &Context,
+    value: &ProtoCluster,
+    added_via_api: bool,
+) -> std::result::Result<Arc<Cluster>, ConfigError> {
+    let previous = context.clusters.find(&value.name);
+    let compiled = || {
+        let (mut config, hosts) = parts(context, value)?;
+        config.added_via_api = added_via_api;
+        Cluster::new(config, hosts, previous.as_deref(), &context.registry).map_err(ConfigError::new)
+    };
+    compiled().in_resource("cluster", &value.name)
+}
+
+fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<HostConfig>)> {
+    refuse_unsupported(value)?;
+    let name = not_empty(&value.name, "name")?;
+    let discovery = discovery(value)?;
+    let load = endpoints::compile(value.load_assignment.as_ref()).in_key("load_assignment")?;
+    check_addresses(&discovery, &load.hosts).in_key("load_assignment")?;
+    let protocol = protocol::compile(value)?;
+    let tls = tls::client(context, &value.transport_socket, &protocol).in_key("transport_socket")?;
+    let mut balance = balance::compile(context, value)?;
+    balance.overprovisioning = load.overprovisioning;
+    let (breaker, high_breaker) =
+        breaker::limits(value.circuit_breakers.as_ref()).in_key("circuit_breakers")?;
+    let observability_name = match value.alt_stat_name.as_str() {
+        "" => name,
+        given => given,
+    };
+    let config = ClusterConfig {
+        name: name.into(),
+        observability_name: observability_name.into(),
+        discovery,
+        connect_timeout: positive_duration(
+            &value.connect_timeout,
+            Duration::from_secs(5),
+            "connect_timeout",
+        )?,
+        protocol: protocol.protocol,
+        http1: protocol.http1,
+        http2: protocol.http2,
+        scheme: if tls.is_some() { Scheme::Https } else { Scheme::Http },
+        tls,
+        idle_timeout: protocol.idle_timeout,
+        max_connection_duration: protocol.max_connection_duration,
+        max_stream_duration: protocol.max_stream_duration,
+        max_requests_per_connection: protocol.max_requests_per_connection,
+        // Envoy keeps every connection until its idle timeout.
+        max_idle: usize::MAX,
+        breaker,
+        high_breaker,
+        retry: protocol.retry,
+        buffer_limit: u32_in(
+            &value.per_connection_buffer_limit_bytes,
+            BUFFER_LIMIT,
+            1..=u32::MAX,
+            "per_connection_buffer_limit_bytes",
+        )? as usize,
+        balance,
+        source_address: value
+            .upstream_bind_config
+            .as_ref()
+            .map(source_address)
+            .transpose()
+            .in_key("upstream_bind_config")?
+            .flatten(),
+        tcp_keepalive: tcp_keepalive(&keepalive(&value.upstream_connection_options)?),
+        metadata: metadata::namespaces(&value.metadata),
+        drop_overload: load.drop_overload,
+        added_via_api: false,
+        labels: Default::default(),
+    };
+    Ok((config, load.hosts))
+}
+
+/// Counts the fields: what is not read by any part of this module is refused here.
+fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
+    let ProtoCluster {
+        transport_socket_matches,
+        transport_socket_matcher,
+        name: _,
+        alt_stat_name: _,
+        stats_matcher,
+        eds_cluster_config,
+        connect_timeout: _,
+        per_connection_buffer_limit_bytes: _,
+        per_connection_buffer_high_watermark_timeout,
+        lb_policy: _,
+        load_assignment: _,
+        health_checks,
+        max_requests_per_connection: _,
+        circuit_breakers: _,
+        upstream_http_protocol_options: _,
+        common_http_protocol_options: _,
+        http_protocol_options: _,
+        http2_protocol_options: _,
+        typed_extension_protocol_options: _,
+        dns_refresh_rate: _,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        respect_dns_ttl: _,
+        dns_lookup_family: _,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        // Nothing waits for a cluster to become warm.
+        wait_for_warm_on_init: _,
+        outlier_detection,
+        // Only ORIGINAL_DST clusters are cleaned up.
+        cleanup_interval: _,
+        upstream_bind_config: _,
+        lb_subset_config,
+        common_lb_config: _,
+        transport_socket: _,
+        metadata: _,
+        protocol_selection: _,
+        upstream_connection_options: _,
+        close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        filters,
+        load_balancing_policy: _,
+        lrs_server,
+        lrs_report_endpoint_metrics,
+        track_timeout_budgets,
+        upstream_config,
+        track_cluster_stats,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        queuing_policies,
+        cluster_discovery_type: _,
+        lb_config: _,
+    } = value;
+    refuse!(
+        transport_socket_matches,
+        transport_socket_matcher,
+        stats_matcher,
+        eds_cluster_config,
+        per_connection_buffer_high_watermark_timeout,
+        health_checks,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        outlier_detection,
+        lb_subset_config,
+        close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        filters,
+        lrs_server,
+        lrs_report_endpoint_metrics,
+        track_timeout_budgets,
+        upstream_config,
+        track_cluster_stats,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        queuing_policies
+    );
+    Ok(())
+}
+
+fn discovery(value: &ProtoCluster) -> Result<Discovery> {
+    let kind = match &value.cluster_discovery_type {
+        None => DiscoveryType::Static,
+        Some(ClusterDiscoveryType::Type(kind)) => enum_value(*kind, "type")?,
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            let reason = format!("\"{}\" is not supported", custom.name);
+            return Err(ConfigError::field("cluster_type", reason));
+        }
+    };
+    let unsupported = |name: &str| Err(ConfigError::field("type", format!("{name} is not supported")));
+    match kind {
+        DiscoveryType::Static => Ok(Discovery::Static),
+        DiscoveryType::StrictDns => Ok(Discovery::StrictDns(dns(value)?)),
+        DiscoveryType::LogicalDns => Ok(Discovery::LogicalDns(dns(value)?)),
+        DiscoveryType::Eds => unsupported("EDS"),
+        DiscoveryType::OriginalDst => unsupported("ORIGINAL_DST"),
+    }
+}
+
+fn dns(value: &ProtoCluster) -> Result<DnsOptions> {
+    Ok(DnsOptions {
+        refresh: positive_duration(&value.dns_refresh_rate, Duration::from_secs(5), "dns_refresh_rate")?,
+        respect_ttl: value.respect_dns_ttl,
+        family: match enum_value(value.dns_lookup_family, "dns_lookup_family")? {
+            DnsLookupFamily::Auto => DnsFamily::Auto,
+            DnsLookupFamily::V4Only => DnsFamily::V4Only,
+            DnsLookupFamily::V6Only => DnsFamily::V6Only,
+            DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
+            DnsLookupFamily::All => DnsFamily::All,
+        },
+    })
+}
+
+/// Names are for DNS clusters, and a LOGICAL_DNS cluster has exactly one.
+fn check_addresses(discovery: &Discovery, hosts: &[HostConfig]) -> Result<()> {
+    match discovery {
+        Discovery::Static => match hosts.iter().find(|host| matches!(host.address, Address::Name(..))) {
+            Some(host) => {
+                let reason = format!("\"{}\" is no IP address; a name needs type STRICT_DNS", host.address);
+                Err(ConfigError::field("endpoints", reason))
+            }
+            None => Ok(()),
+        },
+        Discovery::LogicalDns(_) if hosts.len() != 1 => {
+            let reason = format!("LOGICAL_DNS needs exactly one endpoint, not {}", hosts.len());
+            Err(ConfigError::field("endpoints", reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn source_address(value: &BindConfig) -> Result<Option<std::net::SocketAddr>> {
+    let BindConfig {
+        source_address,
+        freebind,
+        socket_options,
+        extra_source_addresses,
+        additional_source_addresses,
+        local_address_selector,
+        validate_network_namespaces,
+    } = value;
+    let freebind: &Option<BoolValue> = freebind;
+    let freebind = &bool_or(freebind, false);
+    refuse!(
+        freebind,
+        socket_options,
+        extra_source_addresses,
+        additional_source_addresses,
+        local_address_selector,
+        validate_network_namespaces
+    );
+    source_address.as_ref().map(ip_address).transpose().in_key("source_address")
+}
+
+fn keepalive(value: &Option<UpstreamConnectionOptions>) -> Result<Option<TcpKeepalive>> {
+    let Some(value) = value else { return Ok(None) };
+    let UpstreamConnectionOptions {
+        tcp_keepalive,
+        set_local_interface_name_on_upstream_connections,
+        happy_eyeballs_config,
+    } = value;
+    let refused = || {
+        refuse!(set_local_interface_name_on_upstream_connections, happy_eyeballs_config);
+        Ok(())
+    };
+    refused().in_key("upstream_connection_options")?;
+    Ok(*tcp_keepalive)
+}

@@ -1,0 +1,246 @@
+//! Protocols towards endpoints.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sixfold_core::cluster::{Http1Options, Http2Options, UpstreamProtocol};
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::retry::RetryPolicy;
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, UpstreamHttpProtocolOptions,
+};
+use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
+use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+};
+
+use crate::hcm;
+use crate::refuse::refuse;
+use crate::retry;
+use crate::values::{Result, required, timeout_or, u32_in, u32_or};
+
+const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// What the protocol options of a cluster come to.
+pub(crate) struct Protocol {
+    pub(crate) protocol: UpstreamProtocol,
+    pub(crate) http1: Http1Options,
+    pub(crate) http2: Http2Options,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_connection_duration: Option<Duration>,
+    pub(crate) max_stream_duration: Option<Duration>,
+    pub(crate) max_requests_per_connection: Option<u32>,
+    pub(crate) retry: Option<Arc<RetryPolicy>>,
+    pub(crate) auto_sni: bool,
+    pub(crate) auto_san_validation: bool,
+}
+
+/// From the extension, or from the older fields of the cluster itself.
+pub(super) fn compile(value: &ProtoCluster) -> Result<Protocol> {
+    const FIELD: &str = "typed_extension_protocol_options";
+    if let Some(name) = value.typed_extension_protocol_options.keys().find(|name| *name != OPTIONS) {
+        return Err(ConfigError::new("is not supported").in_key(name).in_key(FIELD));
+    }
+    match value.typed_extension_protocol_options.get(OPTIONS) {
+        Some(options) => {
+            any::unpack(options).and_then(|options| extension(&options)).in_key(OPTIONS).in_key(FIELD)
+        }
+        None => older_fields(value),
+    }
+}
+
+fn extension(value: &HttpProtocolOptions) -> Result<Protocol> {
+    let HttpProtocolOptions {
+        common_http_protocol_options,
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = value;
+    refuse!(http_filters, header_validation_config, outlier_detection, request_mirror_policies, hash_policy);
+    let given = required(upstream_protocol_options, "upstream_protocol_options")?;
+    let (protocol, http1, http2) = match given {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config }) => {
+            explicit(protocol_config).in_key("explicit_http_config")?
+        }
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(value) => {
+            let UseDownstreamHttpConfig {
+                http_protocol_options,
+                http2_protocol_options,
+                http3_protocol_options,
+            } = value;
+            let refused = || {
+                refuse!(http3_protocol_options);
+                both(http_protocol_options, http2_protocol_options)
+            };
+            let (http1, http2) = refused().in_key("use_downstream_protocol_config")?;
+            (UpstreamProtocol::Downstream, http1, http2)
+        }
+        UpstreamProtocolOptions::AutoConfig(value) => {
+            let AutoHttpConfig {
+                http_protocol_options,
+                http2_protocol_options,
+                http3_protocol_options,
+                alternate_protocols_cache_options,
+            } = value;
+            let refused = || {
+                refuse!(http3_protocol_options, alternate_protocols_cache_options);
+                both(http_protocol_options, http2_protocol_options)
+            };
+            let (http1, http2) = refused().in_key("auto_config")?;
+            (UpstreamProtocol::Auto, http1, http2)
+        }
+    };
+    let mut compiled = Protocol {
+        protocol,
+        http1,
+        http2,
+        retry: retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy")?.map(Arc::new),
+        ..Protocol::default()
+    };
+    compiled.common(common_http_protocol_options).in_key("common_http_protocol_options")?;
+    compiled.upstream(upstream_http_protocol_options).in_key("upstream_http_protocol_options")?;
+    Ok(compiled)
+}
+
+type Versions = (UpstreamProtocol, Http1Options, Http2Options);
+
+fn explicit(value: &Option<ProtocolConfig>) -> Result<Versions> {
+    match required(value, "protocol_config")? {
+        ProtocolConfig::HttpProtocolOptions(options) => {
+            let options = http1(options).in_key("http_protocol_options")?;
+            Ok((UpstreamProtocol::Http1, options, Http2Options::default()))
+        }
+        ProtocolConfig::Http2ProtocolOptions(options) => {
+            let options = hcm::http2(options, false).in_key("http2_protocol_options")?;
+            Ok((UpstreamProtocol::Http2, Http1Options::default(), options))
+        }
+        ProtocolConfig::Http3ProtocolOptions(_) => {
+            Err(ConfigError::field("http3_protocol_options", "is not supported"))
+        }
+    }
+}
+
+fn both(
+    one: &Option<Http1ProtocolOptions>,
+    two: &Option<Http2ProtocolOptions>,
+) -> Result<(Http1Options, Http2Options)> {
+    Ok((
+        http1(&one.clone().unwrap_or_default()).in_key("http_protocol_options")?,
+        hcm::http2(&two.clone().unwrap_or_default(), false).in_key("http2_protocol_options")?,
+    ))
+}
+
+fn older_fields(value: &ProtoCluster) -> Result<Protocol> {
+    let http1_options = value.http_protocol_options.clone().unwrap_or_default();
+    let http2_options = value.http2_protocol_options.clone().unwrap_or_default();
+    let protocol = match (value.protocol_selection, &value.http2_protocol_options) {
+        (0, None) => UpstreamProtocol::Http1,
+        (0, Some(_)) => UpstreamProtocol::Http2,
+        _ => UpstreamProtocol::Downstream,
+    };
+    let mut compiled = Protocol {
+        protocol,
+        http1: http1(&http1_options).in_key("http_protocol_options")?,
+        http2: hcm::http2(&http2_options, false).in_key("http2_protocol_options")?,
+        ..Protocol::default()
+    };
+    compiled.common(&value.common_http_protocol_options).in_key("common_http_protocol_options")?;
+    compiled.upstream(&value.upstream_http_protocol_options).in_key("upstream_http_protocol_options")?;
+    if let Some(max) = &value.max_requests_per_connection {
+        compiled.max_requests_per_connection = Some(max.value).filter(|max| *max > 0);
+    }
+    Ok(compiled)
+}
+
+impl Default for Protocol {
+    fn default() -> Protocol {
+        Protocol {
+            protocol: UpstreamProtocol::Http1,
+            http1: Http1Options::default(),
+            http2: Http2Options::default(),
+            idle_timeout: Some(Duration::from_secs(3600)),
+            max_connection_duration: None,
+            max_stream_duration: None,
+            max_requests_per_connection: None,
+            retry: None,
+            auto_sni: false,
+            auto_san_validation: false,
+        }
+    }
+}
+
+impl Protocol {
+    fn common(&mut self, value: &Option<Common>) -> Result<()> {
+        let Some(value) = value else { return Ok(()) };
+        let Common {
+            idle_timeout,
+            max_connection_duration,
+            max_connection_duration_jitter,
+            max_headers_count,
+            max_response_headers_kb,
+            max_stream_duration,
+            headers_with_underscores_action,
+            max_requests_per_connection,
+        } = value;
+        refuse!(max_connection_duration_jitter, headers_with_underscores_action);
+        self.idle_timeout = timeout_or(idle_timeout, self.idle_timeout, "idle_timeout")?;
+        self.max_connection_duration = timeout_or(max_connection_duration, None, "max_connection_duration")?;
+        self.max_stream_duration = timeout_or(max_stream_duration, None, "max_stream_duration")?;
+        self.max_requests_per_connection =
+            Some(u32_or(max_requests_per_connection, 0)).filter(|max| *max > 0);
+        self.http1.max_headers = u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count")? as usize;
+        let head_kib = u32_in(max_response_headers_kb, 80, 1..=8192, "max_response_headers_kb")?;
+        self.http1.max_head_bytes = head_kib as usize * 1024;
+        self.http2.max_header_list = head_kib * 1024;
+        Ok(())
+    }
+
+    fn upstream(&mut self, value: &Option<UpstreamHttpProtocolOptions>) -> Result<()> {
+        let Some(value) = value else { return Ok(()) };
+        let UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } = value;
+        refuse!(override_auto_sni_header);
+        self.auto_sni = *auto_sni;
+        self.auto_san_validation = *auto_san_validation;
+        Ok(())
+    }
+}
+
+fn http1(value: &Http1ProtocolOptions) -> Result<Http1Options> {
+    let Http1ProtocolOptions {
+        allow_absolute_url,
+        accept_http_10,
+        default_host_for_http_10,
+        header_key_format,
+        enable_trailers,
+        allow_chunked_length,
+        override_stream_error_on_invalid_http_message,
+        send_fully_qualified_url,
+        // Which of Envoy's two parsers works; there is one here.
+        use_balsa_parser: _,
+        allow_custom_methods,
+        ignore_http_11_upgrade,
+    } = value;
+    refuse!(
+        allow_absolute_url,
+        accept_http_10,
+        default_host_for_http_10,
+        override_stream_error_on_invalid_http_message,
+        send_fully_qualified_url,
+        allow_custom_methods,
+        ignore_http_11_upgrade
+    );
+    Ok(Http1Options {
+        enable_trailers: *enable_trailers,
+        header_case: hcm::header_case(header_key_format).in_key("header_key_format")?,
+        allow_chunked_length: *allow_chunked_length,
+        ..Http1Options::default()
+    })
+}

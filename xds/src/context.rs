@@ -1,0 +1,48 @@
+//! What compiling needs beside the resource itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sixfold_core::cluster::Clusters;
+use sixfold_core::metrics;
+use sixfold_core::plugin;
+use sixfold_core::runtime::Runtime;
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+
+use sixfold_core::access_log::OpenLog;
+
+/// The surroundings of a compilation. It is made once for a bootstrap and used for every resource.
+#[derive(Clone)]
+pub struct Context {
+    /// Cluster names of the process.
+    pub clusters: Arc<Clusters>,
+    /// Where statistics are registered.
+    pub registry: metrics::Registry,
+    /// Values of the runtime layers.
+    pub runtime: Arc<Runtime>,
+    /// HTTP filters by type.
+    pub plugins: plugin::Registry,
+    /// What filters may use.
+    pub build: plugin::BuildContext,
+    /// Opens access logs.
+    pub open_log: Arc<dyn OpenLog>,
+    /// Secrets of the bootstrap and those that SDS has delivered, by name.
+    pub secrets: Arc<BTreeMap<String, Secret>>,
+    /// `node.id` and `node.cluster`: proxy-status, `add_user_agent`.
+    pub node: Node,
+    /// The host's own address that is not loopback, for X-Forwarded-For.
+    pub local_address: Option<IpAddr>,
+    /// Names of the static clusters: what `validate_clusters` checks static route tables against. `None` for
+    /// resources of an API, which are not checked unless they ask for it.
+    pub static_clusters: Option<Arc<BTreeSet<String>>>,
+}
+
+/// Who this proxy is for its control plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `node.id`
+    pub id: String,
+    /// `node.cluster`
+    pub cluster: String,
+}

@@ -1,0 +1,274 @@
+//! HTTP filters and their settings by route.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use prost::Message;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::plugin::{BuildContext, Chain, ChainBuilder, PluginFactory};
+use sixfold_xds_api::pb::envoy::config::route::v3::FilterConfig;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
+use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpFilter, http_filter::ConfigType,
+};
+use sixfold_xds_api::pb::google::protobuf::Any;
+use sixfold_xds_api::{any, json};
+
+use crate::context::Context;
+use crate::refuse::refuse;
+use crate::values::{Result, not_empty};
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
+
+/// `typed_per_filter_config` of one level: table, virtual host, route or weighted cluster.
+pub(crate) type Overrides = HashMap<String, Any>;
+
+/// The HTTP filters of a connection manager, before the router.
+pub(crate) struct HttpFilters {
+    filters: Vec<Filter>,
+    build: BuildContext,
+    /// Equal settings give one chain.
+    chains: RefCell<BTreeMap<Vec<u8>, Arc<Chain>>>,
+}
+
+struct Filter {
+    name: String,
+    type_name: String,
+    config: Vec<u8>,
+    disabled: bool,
+    factory: Arc<dyn PluginFactory>,
+}
+
+/// What the levels together say about one filter.
+#[derive(Default)]
+struct Settings {
+    configs: Vec<Vec<u8>>,
+    /// The most specific level that says so.
+    disabled: Option<bool>,
+}
+
+/// Compiles `http_filters`; the last must be the router, whose configuration is answered too.
+pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(HttpFilters, Router)> {
+    let mut compiled: Vec<Filter> = Vec::with_capacity(filters.len());
+    let mut router = None;
+    for (index, filter) in filters.iter().enumerate() {
+        if router.is_some() {
+            let reason = "must come before the router, which is the last filter";
+            return Err(ConfigError::new(reason).in_index(index).in_key("http_filters"));
+        }
+        let name = not_empty(&filter.name, "name").in_index(index).in_key("http_filters")?;
+        if compiled.iter().any(|other| other.name == name) {
+            let reason = format!("\"{name}\" is given twice");
+            return Err(ConfigError::field("name", reason).in_index(index).in_key("http_filters"));
+        }
+        match one(context, filter).in_index(index).in_key("http_filters")? {
+            One::Router(config) => router = Some(config),
+            One::Filter(filter) => compiled.push(filter),
+            One::Nothing => {}
+        }
+    }
+    let Some(router) = router else {
+        return Err(ConfigError::field("http_filters", "the last filter must be the router"));
+    };
+    let filters = HttpFilters { filters: compiled, build: context.build.clone(), chains: RefCell::default() };
+    Ok((filters, router))
+}
+
+enum One {
+    Router(Router),
+    Filter(Filter),
+    /// An optional filter that this binary does not have.
+    Nothing,
+}
+
+fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
+    let HttpFilter { name, is_optional, disabled, config_type } = filter;
+    let config = match config_type {
+        Some(ConfigType::TypedConfig(config)) => config,
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return Err(ConfigError::field("config_discovery", "is not supported"));
+        }
+        None => return Err(ConfigError::field("typed_config", "is missing")),
+    };
+    let (type_name, config) = any::resolve(config).in_key("typed_config")?;
+    if type_name == ROUTER {
+        let router = Router::decode(config.as_slice());
+        return router
+            .map(One::Router)
+            .map_err(|error| ConfigError::field("typed_config", error.to_string()));
+    }
+    match factory(context, &type_name) {
+        Some(factory) => {
+            let factory = factory.clone();
+            Ok(One::Filter(Filter { name: name.clone(), type_name, config, disabled: *disabled, factory }))
+        }
+        None if *is_optional => Ok(One::Nothing),
+        None => Err(crate::retry::unsupported("HTTP filter", name, &type_name)),
+    }
+}
+
+fn factory<'a>(context: &'a Context, type_name: &str) -> Option<&'a Arc<dyn PluginFactory>> {
+    let url = format!("type.googleapis.com/{type_name}");
+    context.plugins.get(&url).or_else(|| context.plugins.get(type_name))
+}
+
+impl HttpFilters {
+    /// The chain of requests without settings of their own.
+    pub(crate) fn base_chain(&self) -> Result<Arc<Chain>> {
+        self.build_chain(&[], "")
+    }
+
+    /// The chain with the settings of these levels, the least specific first; `None` when no level says anything.
+    pub(crate) fn chain(&self, levels: &[&Overrides], resource: &str) -> Result<Option<Arc<Chain>>> {
+        if levels.iter().all(|level| level.is_empty()) {
+            return Ok(None);
+        }
+        self.build_chain(levels, resource).map(Some)
+    }
+
+    fn build_chain(&self, levels: &[&Overrides], resource: &str) -> Result<Arc<Chain>> {
+        let settings = self.settings(levels).in_key("typed_per_filter_config")?;
+        let key = cache_key(&settings);
+        if let Some(chain) = self.chains.borrow().get(&key) {
+            return Ok(chain.clone());
+        }
+        let build = BuildContext { resource: resource.into(), ..self.build.clone() };
+        let mut chain = ChainBuilder::new().reverse_response();
+        for (index, (filter, settings)) in self.filters.iter().zip(&settings).enumerate() {
+            // A level that configures a filter also turns on one that is off for the listener.
+            if settings.disabled.unwrap_or(filter.disabled && settings.configs.is_empty()) {
+                continue;
+            }
+            let overrides: Vec<&[u8]> = settings.configs.iter().map(Vec::as_slice).collect();
+            let plugin =
+                filter.factory.build_filter(&filter.config, &overrides, &build).map_err(|reason| {
+                    let error = ConfigError::new(format!("HTTP filter \"{}\": {reason}", filter.name));
+                    if overrides.is_empty() {
+                        error.in_key("typed_config").in_index(index).in_key("http_filters")
+                    } else {
+                        error.in_key("typed_per_filter_config")
+                    }
+                })?;
+            chain.push_at(index, plugin);
+        }
+        let chain = Arc::new(chain.build());
+        self.chains.borrow_mut().insert(key, chain.clone());
+        Ok(chain)
+    }
+
+    fn settings(&self, levels: &[&Overrides]) -> Result<Vec<Settings>> {
+        for level in levels {
+            for (name, config) in *level {
+                if !self.filters.iter().any(|filter| filter.name == *name) {
+                    check_unused(config).in_key(name)?;
+                }
+            }
+        }
+        self.filters.iter().map(|filter| filter.settings(levels).in_key(&filter.name)).collect()
+    }
+}
+
+impl Filter {
+    fn settings(&self, levels: &[&Overrides]) -> Result<Settings> {
+        let mut settings = Settings::default();
+        for config in levels.iter().filter_map(|level| level.get(&self.name)) {
+            let (type_name, bytes) = any::resolve(config)?;
+            if type_name != FILTER_CONFIG {
+                settings.disabled = Some(false);
+                settings.configs.push(self.checked(&type_name, bytes)?);
+                continue;
+            }
+            let FilterConfig { config, is_optional: _, disabled } = any::unpack(config)?;
+            settings.disabled = Some(disabled);
+            if let Some(config) = config.filter(|config| !config.type_url.is_empty()) {
+                let (type_name, bytes) = any::resolve(&config).in_key("config")?;
+                settings.configs.push(self.checked(&type_name, bytes).in_key("config")?);
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Settings must be of the filter's own package: its configuration, or a message made for routes.
+    fn checked(&self, type_name: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let package = |name: &str| name.rsplit_once('.').map(|(package, _)| package.to_owned());
+        if package(type_name) == package(&self.type_name) {
+            return Ok(bytes);
+        }
+        Err(ConfigError::new(format!("{type_name} does not fit the filter of type {}", self.type_name)))
+    }
+}
+
+/// Settings for a filter that the listener does not have must at least be of a type that exists.
+fn check_unused(config: &Any) -> Result<()> {
+    let name = any::type_name(config)?;
+    if name == FILTER_CONFIG {
+        let FilterConfig { config, is_optional, disabled: _ } = any::unpack(config)?;
+        return match config {
+            Some(config) if !is_optional && !config.type_url.is_empty() => check_unused(&config),
+            _ => Ok(()),
+        };
+    }
+    if json::is_known_type(&name) {
+        return Ok(());
+    }
+    Err(ConfigError::new(format!("unknown type \"{name}\"")))
+}
+
+/// Two lists of settings with one key are equal.
+fn cache_key(settings: &[Settings]) -> Vec<u8> {
+    let mut key = Vec::new();
+    for settings in settings {
+        key.push(settings.disabled.map_or(2, u8::from));
+        key.extend((settings.configs.len() as u64).to_le_bytes());
+        for config in &settings.configs {
+            key.extend((config.len() as u64).to_le_bytes());
+            key.extend(config);
+        }
+    }
+    key
+}
+
+/// Options of the router filter that the model carries.
+pub(crate) fn router_options(context: &Context, router: &Router) -> Result<sixfold_core::hcm::RouterOptions> {
+    let Router {
+        // Both switch statistics of single responses; they are always kept.
+        dynamic_stats: _,
+        suppress_grpc_request_failure_code_stats,
+        start_child_span,
+        upstream_log,
+        upstream_log_options,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    } = router;
+    refuse!(
+        suppress_grpc_request_failure_code_stats,
+        start_child_span,
+        upstream_log_options,
+        upstream_http_filters,
+        reject_connect_request_early_data
+    );
+    const STRICT: [&str; 5] = [
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-envoy-upstream-rq-per-try-timeout-ms",
+        "x-envoy-max-retries",
+        "x-envoy-retry-grpc-on",
+        "x-envoy-retry-on",
+    ];
+    let strict = strict_check_headers.iter().map(|name| {
+        if STRICT.contains(&name.to_ascii_lowercase().as_str()) {
+            return crate::values::header_name(name, "strict_check_headers");
+        }
+        Err(ConfigError::field("strict_check_headers", format!("\"{name}\" can't be checked")))
+    });
+    Ok(sixfold_core::hcm::RouterOptions {
+        suppress_envoy_headers: *suppress_envoy_headers,
+        respect_expected_timeout: *respect_expected_rq_timeout,
+        strict_check_headers: strict.collect::<Result<_>>()?,
+        upstream_logs: crate::access_log::logs(context, upstream_log, "upstream_log")?,
+    })
+}

@@ -1,0 +1,70 @@
+//! Format strings: of headers, bodies, rewrites and access logs.
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::format::{Dialect, Format, JsonOptions};
+use sixfold_core::route::BodyFormat;
+use sixfold_xds_api::any::{self, struct_to_json};
+use sixfold_xds_api::pb::envoy::config::core::v3::substitution_format_string::Format as ProtoFormat;
+use sixfold_xds_api::pb::envoy::config::core::v3::{SubstitutionFormatString, TypedExtensionConfig};
+use sixfold_xds_api::pb::google::protobuf::Struct;
+
+use crate::values::{Result, required, text_source};
+
+/// Formatters of Envoy that only switch on operators which are always there.
+const FORMATTERS: [&str; 2] = [
+    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+    "envoy.extensions.formatter.metadata.v3.Metadata",
+];
+
+/// A format of text with operators.
+pub(crate) fn text(text: &str) -> Result<Format> {
+    Format::envoy(text).map_err(ConfigError::new)
+}
+
+/// A JSON document whose strings are formats.
+pub(crate) fn json(value: &Struct, omit_empty: bool) -> Result<Format> {
+    let options = JsonOptions { omit_empty, dialect: Dialect::Envoy, ..JsonOptions::default() };
+    Format::json(&struct_to_json(value.clone()), options).map_err(ConfigError::new)
+}
+
+/// core/v3/substitution_format_string.proto.
+pub(crate) fn substitution(value: &SubstitutionFormatString) -> Result<Format> {
+    let SubstitutionFormatString {
+        omit_empty_values,
+        content_type: _,
+        formatters,
+        json_format_options: _,
+        format,
+    } = value;
+    for (index, formatter) in formatters.iter().enumerate() {
+        check_formatter(formatter).in_index(index).in_key("formatters")?;
+    }
+    let format = match required(format, "text_format_source or json_format")? {
+        ProtoFormat::TextFormat(format) => text(format).in_key("text_format")?,
+        ProtoFormat::TextFormatSource(source) => {
+            text_source(source).and_then(|format| text(&format)).in_key("text_format_source")?
+        }
+        ProtoFormat::JsonFormat(format) => return json(format, *omit_empty_values).in_key("json_format"),
+    };
+    Ok(if *omit_empty_values { format.omit_empty() } else { format })
+}
+
+fn check_formatter(formatter: &TypedExtensionConfig) -> Result<()> {
+    let TypedExtensionConfig { name, typed_config } = formatter;
+    let kind = any::type_name(required(typed_config, "typed_config")?).in_key("typed_config")?;
+    if FORMATTERS.contains(&kind.as_str()) {
+        return Ok(());
+    }
+    Err(crate::retry::unsupported("formatter", name, &kind))
+}
+
+/// A formatted body with its content type.
+pub(crate) fn body(value: &SubstitutionFormatString) -> Result<BodyFormat> {
+    let format = substitution(value)?;
+    let content_type = match (value.content_type.as_str(), format.is_json()) {
+        ("", true) => "application/json",
+        ("", false) => "text/plain",
+        (given, _) => given,
+    };
+    Ok(BodyFormat { content_type: content_type.into(), format })
+}

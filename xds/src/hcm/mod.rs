@@ -1,0 +1,228 @@
+//! The HTTP connection manager.
+
+mod client;
+mod edge;
+mod protocol;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use protocol::{header_case, http2};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::hcm::{
+    CodecType, ConnectionTimeouts, EscapedSlashes, HttpConnectionManager, HttpStats, PathOptions, Profile,
+};
+use sixfold_core::router::RouteTableCell;
+use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType as ProtoCodec, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, Tracing, UpgradeConfig,
+};
+use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as ProtoManager;
+
+use crate::context::Context;
+use crate::filters::{self, HttpFilters};
+use crate::refuse::refuse;
+use crate::values::{Result, bool_or, duration_or, enum_value, not_empty, required, timeout_or};
+use crate::{access_log, route};
+
+/// Compiles a connection manager; `buffer_limit` is the listener's.
+pub(crate) fn compile(
+    context: &Context,
+    value: &ProtoManager,
+    buffer_limit: usize,
+) -> Result<HttpConnectionManager> {
+    refuse_unsupported(value)?;
+    let prefix = not_empty(&value.stat_prefix, "stat_prefix")?;
+    let (filters, router) = filters::compile(context, &value.http_filters)?;
+    let common = value.common_http_protocol_options.clone().unwrap_or_default();
+    let http = protocol::server(value, &common)?;
+    let timeouts = timeouts(value, &http)?;
+    Ok(HttpConnectionManager {
+        profile: Profile::Envoy,
+        stat_prefix: prefix.into(),
+        stats: Arc::new(HttpStats::new(&context.registry, &format!("http.{prefix}."))),
+        codec: match enum_value(value.codec_type, "codec_type")? {
+            ProtoCodec::Auto => CodecType::Auto,
+            ProtoCodec::Http1 => CodecType::Http1,
+            ProtoCodec::Http2 => CodecType::Http2,
+            ProtoCodec::Http3 => return Err(ConfigError::field("codec_type", "HTTP3 is not supported")),
+        },
+        routes: routes(context, &filters, value)?,
+        chain: filters.base_chain()?,
+        http1: http.http1,
+        http2: http.http2,
+        path: path_options(context, value)?,
+        client_address: client::address(value)?,
+        headers: edge::headers(context, value)?,
+        timeouts,
+        upgrades: upgrades(&value.upgrade_configs)?,
+        access_logs: access_log::logs(context, &value.access_log, "access_log")?,
+        local_reply: match &value.local_reply_config {
+            Some(config) => reply::local(context, config).in_key("local_reply_config")?,
+            None => Default::default(),
+        },
+        router: filters::router_options(context, &router).in_key("http_filters")?,
+        max_requests_per_connection: http.max_requests,
+        buffer_limit,
+        max_body: None,
+        show_upstream_status: false,
+    })
+}
+
+/// Counts the fields: what is not read by any part of this module is refused here.
+fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
+    let ProtoManager {
+        codec_type: _,
+        stat_prefix: _,
+        http_filters: _,
+        add_user_agent: _,
+        tracing,
+        common_http_protocol_options: _,
+        http1_safe_max_connection_duration,
+        http_protocol_options: _,
+        http2_protocol_options: _,
+        http3_protocol_options,
+        server_name: _,
+        server_header_transformation: _,
+        scheme_header_transformation: _,
+        max_request_headers_kb: _,
+        stream_idle_timeout: _,
+        stream_flush_timeout,
+        request_timeout: _,
+        request_headers_timeout: _,
+        drain_timeout: _,
+        drain_timeout_jitter,
+        delayed_close_timeout: _,
+        access_log: _,
+        access_log_flush_interval,
+        flush_access_log_on_new_request,
+        access_log_options,
+        use_remote_address: _,
+        xff_num_trusted_hops: _,
+        original_ip_detection_extensions: _,
+        early_header_mutation_extensions,
+        internal_address_config: _,
+        skip_xff_append: _,
+        via: _,
+        generate_request_id: _,
+        preserve_external_request_id: _,
+        always_set_request_id_in_response: _,
+        forward_client_cert_details: _,
+        set_current_client_cert_details: _,
+        forward_client_cert_matcher,
+        proxy_100_continue: _,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        upgrade_configs: _,
+        normalize_path: _,
+        merge_slashes: _,
+        path_with_escaped_slashes_action: _,
+        request_id_extension: _,
+        local_reply_config: _,
+        strip_matching_host_port: _,
+        stream_error_on_invalid_http_message: _,
+        path_normalization_options,
+        strip_trailing_host_dot: _,
+        proxy_status_config: _,
+        typed_header_validation_config,
+        append_x_forwarded_port: _,
+        append_local_overload,
+        add_proxy_protocol_connection_state,
+        forward_proto_config,
+        route_specifier: _,
+        strip_port_mode: _,
+    } = value;
+    refuse!(
+        http1_safe_max_connection_duration,
+        http3_protocol_options,
+        stream_flush_timeout,
+        drain_timeout_jitter,
+        access_log_flush_interval,
+        flush_access_log_on_new_request,
+        access_log_options,
+        early_header_mutation_extensions,
+        forward_client_cert_matcher,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        path_normalization_options,
+        typed_header_validation_config,
+        append_local_overload,
+        add_proxy_protocol_connection_state,
+        forward_proto_config,
+    );
+    // Without a provider nothing is traced, whatever else is said about it.
+    if let Some(Tracing { provider: Some(_), .. }) = tracing {
+        return Err(ConfigError::field("tracing.provider", "is not supported"));
+    }
+    Ok(())
+}
+
+fn routes(context: &Context, filters: &HttpFilters, value: &ProtoManager) -> Result<Arc<RouteTableCell>> {
+    match required(&value.route_specifier, "route_specifier")? {
+        RouteSpecifier::RouteConfig(config) => {
+            let table = route::table(context, filters, config).in_key("route_config")?;
+            Ok(RouteTableCell::new(&config.name, Some(Arc::new(table))))
+        }
+        RouteSpecifier::Rds(_) => Err(ConfigError::field("rds", "is not supported")),
+        RouteSpecifier::ScopedRoutes(_) => Err(ConfigError::field("scoped_routes", "is not supported")),
+    }
+}
+
+fn path_options(context: &Context, value: &ProtoManager) -> Result<PathOptions> {
+    let by_default = context.runtime.flag("http_connection_manager.normalize_path", false);
+    let strip_any_port = matches!(value.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true)));
+    if strip_any_port && value.strip_matching_host_port {
+        let reason = "must not be given together with strip_any_host_port";
+        return Err(ConfigError::field("strip_matching_host_port", reason));
+    }
+    let action = enum_value(value.path_with_escaped_slashes_action, "path_with_escaped_slashes_action")?;
+    Ok(PathOptions {
+        normalize: bool_or(&value.normalize_path, by_default),
+        merge_slashes: value.merge_slashes,
+        escaped_slashes: match action {
+            PathWithEscapedSlashesAction::ImplementationSpecificDefault
+            | PathWithEscapedSlashesAction::KeepUnchanged => EscapedSlashes::Keep,
+            PathWithEscapedSlashesAction::RejectRequest => EscapedSlashes::Reject,
+            PathWithEscapedSlashesAction::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
+            PathWithEscapedSlashesAction::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
+        },
+        strip_matching_port: value.strip_matching_host_port,
+        strip_any_port,
+        strip_trailing_dot: value.strip_trailing_host_dot,
+        apisix: None,
+    })
+}
+
+fn timeouts(value: &ProtoManager, http: &protocol::Server) -> Result<ConnectionTimeouts> {
+    let default = ConnectionTimeouts::default();
+    Ok(ConnectionTimeouts {
+        stream_idle: timeout_or(&value.stream_idle_timeout, default.stream_idle, "stream_idle_timeout")?,
+        request: timeout_or(&value.request_timeout, None, "request_timeout")?,
+        request_headers: timeout_or(&value.request_headers_timeout, None, "request_headers_timeout")?,
+        max_stream: http.max_stream,
+        idle: http.idle,
+        max_connection: http.max_connection,
+        drain: duration_or(&value.drain_timeout, Duration::from_secs(5), "drain_timeout")?,
+        delayed_close: duration_or(
+            &value.delayed_close_timeout,
+            Duration::from_secs(1),
+            "delayed_close_timeout",
+        )?,
+    })
+}
+
+fn upgrades(values: &[UpgradeConfig]) -> Result<Box<[(Box<str>, bool)]>> {
+    let mut upgrades: Vec<(Box<str>, bool)> = Vec::with_capacity(values.len());
+    for (index, UpgradeConfig { upgrade_type, filters, enabled }) in values.iter().enumerate() {
+        let upgrade = upgrade_type.to_ascii_lowercase();
+        let checked = if upgrades.iter().any(|(other, _)| **other == *upgrade) {
+            Err(ConfigError::field("upgrade_type", format!("\"{upgrade_type}\" is given twice")))
+        } else {
+            crate::refuse::unset(filters, "filters")
+        };
+        checked.in_index(index).in_key("upgrade_configs")?;
+        upgrades.push((upgrade.into(), bool_or(enabled, true)));
+    }
+    Ok(upgrades.into())
+}

@@ -1,0 +1,268 @@
+//! Protocol options of clients: HTTP/1, HTTP/2 and what both share. Clusters share the messages.
+
+use std::time::Duration;
+
+use sixfold_core::cluster::{HeaderCase, Http2Options};
+use sixfold_core::error::ConfigContext;
+use sixfold_core::hcm::{ServerHttp1, Underscores};
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
+use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
+use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
+};
+use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as ProtoManager;
+use sixfold_xds_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+
+use crate::refuse::refuse;
+use crate::values::{Result, bool_or, duration_or, enum_value, required, timeout_or, u32_in, u32_or};
+
+/// What the connection manager's protocol options come to.
+pub(super) struct Server {
+    pub(super) http1: ServerHttp1,
+    pub(super) http2: Http2Options,
+    pub(super) idle: Option<Duration>,
+    pub(super) max_connection: Option<Duration>,
+    pub(super) max_stream: Option<Duration>,
+    pub(super) max_requests: Option<u32>,
+}
+
+pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Result<Server> {
+    const COMMON: &str = "common_http_protocol_options";
+    let HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = common;
+    let refused = || {
+        refuse!(max_connection_duration_jitter, max_response_headers_kb);
+        Ok(())
+    };
+    refused().in_key(COMMON)?;
+    let head_kib = u32_in(&value.max_request_headers_kb, 60, 1..=8192, "max_request_headers_kb")?;
+    let head_bytes = head_kib as usize * 1024;
+    let error_on_invalid = bool_or(&value.stream_error_on_invalid_http_message, false);
+    let options = value.http_protocol_options.clone().unwrap_or_default();
+    let mut http1 = http1(&options, error_on_invalid).in_key("http_protocol_options")?;
+    http1.max_head_bytes = head_bytes;
+    http1.max_headers =
+        u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count").in_key(COMMON)? as usize;
+    http1.proxy_100_continue = value.proxy_100_continue;
+    let underscores = enum_value(*headers_with_underscores_action, "headers_with_underscores_action");
+    http1.underscores = match underscores.in_key(COMMON)? {
+        HeadersWithUnderscoresAction::Allow => Underscores::Allow,
+        HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
+        HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
+    };
+    let options = value.http2_protocol_options.clone().unwrap_or_default();
+    let mut http2 = http2(&options, error_on_invalid).in_key("http2_protocol_options")?;
+    http2.max_header_list = head_kib * 1024;
+    Ok(Server {
+        http1,
+        http2,
+        idle: timeout_or(idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout").in_key(COMMON)?,
+        max_connection: timeout_or(max_connection_duration, None, "max_connection_duration")
+            .in_key(COMMON)?,
+        max_stream: timeout_or(max_stream_duration, None, "max_stream_duration").in_key(COMMON)?,
+        max_requests: Some(u32_or(max_requests_per_connection, 0)).filter(|max| *max > 0),
+    })
+}
+
+fn http1(value: &Http1ProtocolOptions, error_on_invalid: bool) -> Result<ServerHttp1> {
+    let Http1ProtocolOptions {
+        allow_absolute_url,
+        accept_http_10,
+        default_host_for_http_10,
+        header_key_format,
+        enable_trailers,
+        allow_chunked_length,
+        override_stream_error_on_invalid_http_message,
+        send_fully_qualified_url,
+        // Which of Envoy's two parsers works; there is one here.
+        use_balsa_parser: _,
+        allow_custom_methods,
+        ignore_http_11_upgrade,
+    } = value;
+    refuse!(send_fully_qualified_url, allow_custom_methods, ignore_http_11_upgrade);
+    Ok(ServerHttp1 {
+        accept_http_10: *accept_http_10,
+        default_host: (!default_host_for_http_10.is_empty())
+            .then(|| default_host_for_http_10.as_str().into()),
+        allow_chunked_length: *allow_chunked_length,
+        enable_trailers: *enable_trailers,
+        header_case: header_case(header_key_format).in_key("header_key_format")?,
+        allow_absolute_url: bool_or(allow_absolute_url, true),
+        stream_error_on_invalid: bool_or(override_stream_error_on_invalid_http_message, error_on_invalid),
+        ..ServerHttp1::default()
+    })
+}
+
+/// `header_key_format` of either side.
+pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<HeaderCase> {
+    let Some(HeaderKeyFormat { header_format }) = value else { return Ok(HeaderCase::Lower) };
+    match required(header_format, "header_format")? {
+        HeaderFormat::ProperCaseWords(_) => Ok(HeaderCase::ProperCase),
+        HeaderFormat::StatefulFormatter(formatter) => {
+            let config = required(&formatter.typed_config, "typed_config").in_key("stateful_formatter")?;
+            let kind = any::type_name(config).in_key("stateful_formatter.typed_config")?;
+            if kind != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
+            {
+                let error = crate::retry::unsupported("header formatter", &formatter.name, &kind);
+                return Err(error.in_key("stateful_formatter"));
+            }
+            let preserve: PreserveCaseFormatterConfig =
+                any::unpack(config).in_key("stateful_formatter.typed_config")?;
+            let PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
+                &preserve;
+            let refused = || {
+                refuse!(forward_reason_phrase, formatter_type_on_envoy_headers);
+                Ok(())
+            };
+            refused().in_key("stateful_formatter.typed_config")?;
+            Ok(HeaderCase::Preserve)
+        }
+    }
+}
+
+/// HTTP/2 of either side. Window sizes are those of core unless given.
+pub(crate) fn http2(value: &Http2ProtocolOptions, error_on_invalid: bool) -> Result<Http2Options> {
+    let Http2ProtocolOptions {
+        hpack_table_size,
+        max_concurrent_streams,
+        initial_stream_window_size,
+        initial_connection_window_size,
+        allow_connect,
+        allow_metadata,
+        max_outbound_frames,
+        max_outbound_control_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
+        stream_error_on_invalid_http_messaging,
+        override_stream_error_on_invalid_http_message,
+        custom_settings_parameters,
+        connection_keepalive,
+        // Which of Envoy's two codecs works; there is one here.
+        use_oghttp2_codec: _,
+        max_metadata_size,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate,
+    } = value;
+    refuse!(
+        hpack_table_size,
+        allow_metadata,
+        max_outbound_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
+        custom_settings_parameters,
+        max_metadata_size,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate
+    );
+    let default = Http2Options::default();
+    const WINDOW: std::ops::RangeInclusive<u32> = 65_535..=2_147_483_647;
+    let error_on_invalid = error_on_invalid || *stream_error_on_invalid_http_messaging;
+    let (keepalive_interval, keepalive_timeout) = match connection_keepalive {
+        Some(value) => keepalive(value).in_key("connection_keepalive")?,
+        None => (None, default.keepalive_timeout),
+    };
+    Ok(Http2Options {
+        max_concurrent_streams: u32_in(
+            max_concurrent_streams,
+            default.max_concurrent_streams,
+            1..=2_147_483_647,
+            "max_concurrent_streams",
+        )?,
+        stream_window: u32_in(
+            initial_stream_window_size,
+            default.stream_window,
+            WINDOW,
+            "initial_stream_window_size",
+        )?,
+        connection_window: u32_in(
+            initial_connection_window_size,
+            default.connection_window,
+            WINDOW,
+            "initial_connection_window_size",
+        )?,
+        max_control_frames: u32_in(
+            max_outbound_control_frames,
+            default.max_control_frames,
+            1..=u32::MAX,
+            "max_outbound_control_frames",
+        )?,
+        allow_connect: *allow_connect,
+        stream_error_on_invalid: bool_or(override_stream_error_on_invalid_http_message, error_on_invalid),
+        keepalive_interval,
+        keepalive_timeout,
+        ..default
+    })
+}
+
+fn keepalive(value: &KeepaliveSettings) -> Result<(Option<Duration>, Duration)> {
+    let KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = value;
+    refuse!(interval_jitter, connection_idle_interval);
+    required(timeout, "timeout")?;
+    Ok((timeout_or(interval, None, "interval")?, duration_or(timeout, Duration::ZERO, "timeout")?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::read;
+
+    #[test]
+    fn protocol_options_are_compiled() {
+        let manager: ProtoManager = read(
+            "max_request_headers_kb: 96\nproxy_100_continue: true\nstream_error_on_invalid_http_message: true\nhttp_protocol_options: {accept_http_10: true, default_host_for_http_10: h, enable_trailers: true, allow_chunked_length: true, header_key_format: {proper_case_words: {}}}\nhttp2_protocol_options: {max_concurrent_streams: 10, initial_stream_window_size: 65535, allow_connect: true, connection_keepalive: {interval: 5s, timeout: 1s}}\ncommon_http_protocol_options: {max_headers_count: 7, headers_with_underscores_action: DROP_HEADER, idle_timeout: 0s, max_requests_per_connection: 3}\n",
+        );
+        let server = server(&manager, manager.common_http_protocol_options.as_ref().unwrap()).unwrap();
+        assert!(
+            server.http1.accept_http_10 && server.http1.enable_trailers && server.http1.proxy_100_continue
+        );
+        assert_eq!((server.http1.max_head_bytes, server.http1.max_headers), (96 << 10, 7));
+        assert_eq!(
+            (server.http1.header_case, server.http1.underscores),
+            (HeaderCase::ProperCase, Underscores::Drop)
+        );
+        assert!(server.http1.stream_error_on_invalid && server.http2.stream_error_on_invalid);
+        assert_eq!((server.http2.max_concurrent_streams, server.http2.stream_window), (10, 65_535));
+        assert_eq!(server.http2.keepalive_interval, Some(Duration::from_secs(5)));
+        assert_eq!((server.idle, server.max_requests), (None, Some(3)));
+    }
+
+    #[test]
+    fn out_of_range_and_unsupported_options_are_refused() {
+        let refused = |yaml: &str| {
+            let manager: ProtoManager = read(yaml);
+            let common = manager.common_http_protocol_options.clone().unwrap_or_default();
+            server(&manager, &common).err().unwrap().to_string()
+        };
+        assert_eq!(
+            refused("http2_protocol_options: {initial_stream_window_size: 1}"),
+            "http2_protocol_options.initial_stream_window_size: must be between 65535 and 2147483647, not 1"
+        );
+        assert_eq!(
+            refused("http_protocol_options: {send_fully_qualified_url: true}"),
+            "http_protocol_options.send_fully_qualified_url: is not supported"
+        );
+        assert_eq!(
+            refused("max_request_headers_kb: 0"),
+            "max_request_headers_kb: must be between 1 and 8192, not 0"
+        );
+    }
+}

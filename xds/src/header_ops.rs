@@ -1,0 +1,128 @@
+//! Header changes of one level of a route table.
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
+use sixfold_core::headers::HeaderName;
+use sixfold_xds_api::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+
+use crate::format;
+use crate::values::{Result, enum_value, header_name, required};
+
+/// Additions and removals; `field` is `request_headers` or `response_headers`, before `_to_add` and `_to_remove`.
+pub(crate) fn ops(add: &[HeaderValueOption], remove: &[String], field: &str) -> Result<HeaderOps> {
+    let remove = remove.iter().enumerate().map(|(index, name)| removal(name).in_index(index));
+    Ok(HeaderOps {
+        remove: remove.collect::<Result<_>>().in_key(&format!("{field}_to_remove"))?,
+        add: additions(add, &format!("{field}_to_add"))?,
+    })
+}
+
+/// The additions of a field.
+pub(crate) fn additions(add: &[HeaderValueOption], field: &str) -> Result<Vec<HeaderAddition>> {
+    add.iter()
+        .enumerate()
+        .map(|(index, value)| addition(value).in_index(index))
+        .collect::<Result<_>>()
+        .in_key(field)
+}
+
+fn addition(value: &HeaderValueOption) -> Result<HeaderAddition> {
+    let HeaderValueOption { header, append, append_action, keep_empty_value } = value;
+    let HeaderValue { key, value, raw_value } = required(header, "header")?;
+    let action = match (append, enum_value(*append_action, "append_action")?) {
+        (None, HeaderAppendAction::AppendIfExistsOrAdd) => AppendAction::AppendIfExistsOrAdd,
+        (None, HeaderAppendAction::AddIfAbsent) => AppendAction::AddIfAbsent,
+        (None, HeaderAppendAction::OverwriteIfExistsOrAdd) => AppendAction::OverwriteIfExistsOrAdd,
+        (None, HeaderAppendAction::OverwriteIfExists) => AppendAction::OverwriteIfExists,
+        (Some(append), HeaderAppendAction::AppendIfExistsOrAdd) if append.value => {
+            AppendAction::AppendIfExistsOrAdd
+        }
+        (Some(_), HeaderAppendAction::AppendIfExistsOrAdd) => AppendAction::OverwriteIfExistsOrAdd,
+        (Some(_), _) => {
+            return Err(ConfigError::field("append", "must not be given together with append_action"));
+        }
+    };
+    let text = match (value.is_empty(), raw_value.is_empty()) {
+        (_, true) => value.as_str(),
+        (true, false) => std::str::from_utf8(raw_value)
+            .map_err(|_| ConfigError::field("header.raw_value", "must be UTF-8 to hold a format"))?,
+        (false, false) => {
+            return Err(ConfigError::field("header.raw_value", "must not be given together with value"));
+        }
+    };
+    Ok(HeaderAddition {
+        name: changeable(key, "header.key")?,
+        value: format::text(text).in_key("header.value")?,
+        action,
+        keep_empty: *keep_empty_value,
+    })
+}
+
+fn removal(name: &str) -> Result<HeaderName> {
+    changeable(name, "").map_err(|error| ConfigError::new(error.reason))
+}
+
+/// The name of a header that may be changed: neither a pseudo header nor Host.
+fn changeable(name: &str, field: &str) -> Result<HeaderName> {
+    if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+        return Err(ConfigError::field(
+            field,
+            format!("\"{name}\": pseudo headers and host may not be changed here"),
+        ));
+    }
+    header_name(name, field)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::read;
+    use sixfold_xds_api::pb::envoy::config::route::v3::Route;
+
+    fn compile(yaml: &str) -> Result<HeaderOps> {
+        let route: Route = read(yaml);
+        ops(&route.request_headers_to_add, &route.request_headers_to_remove, "request_headers")
+    }
+
+    #[test]
+    fn actions_and_order_are_kept() {
+        let ops = compile(
+            "request_headers_to_add: [{header: {key: X-A, value: a}}, {header: {key: b, value: b}, append: false}, {header: {key: c}, append_action: ADD_IF_ABSENT, keep_empty_value: true}]\nrequest_headers_to_remove: [D]",
+        )
+        .unwrap();
+        let actions: Vec<_> =
+            ops.add.iter().map(|add| (add.name.as_str(), add.action, add.keep_empty)).collect();
+        assert_eq!(
+            actions,
+            [
+                ("x-a", AppendAction::AppendIfExistsOrAdd, false),
+                ("b", AppendAction::OverwriteIfExistsOrAdd, false),
+                ("c", AppendAction::AddIfAbsent, true)
+            ]
+        );
+        assert_eq!(ops.remove[0].as_str(), "d");
+    }
+
+    #[test]
+    fn host_and_pseudo_headers_are_refused() {
+        for (yaml, message) in [
+            (
+                "request_headers_to_add: [{header: {key: Host, value: a}}]",
+                "request_headers_to_add[0].header.key: \"Host\": pseudo headers and host may not be changed here",
+            ),
+            (
+                "request_headers_to_remove: [a, ':path']",
+                "request_headers_to_remove[1]: \":path\": pseudo headers and host may not be changed here",
+            ),
+            (
+                "request_headers_to_add: [{header: {key: a}, append: true, append_action: ADD_IF_ABSENT}]",
+                "request_headers_to_add[0].append: must not be given together with append_action",
+            ),
+            ("request_headers_to_add: [{}]", "request_headers_to_add[0].header: is missing"),
+        ] {
+            assert_eq!(compile(yaml).unwrap_err().to_string(), message);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Filter chains and their conditions.
+
+use prost::Message;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::listener::{FilterChain, FilterChainMatch, SourceType};
+use sixfold_xds_api::pb::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
+use sixfold_xds_api::pb::envoy::config::listener::v3::{
+    FilterChain as ProtoChain, FilterChainMatch as ProtoMatch,
+};
+
+use super::{fingerprint, network};
+use crate::context::Context;
+use crate::refuse::refuse;
+use crate::tls;
+use crate::values::{Result, cidrs, enum_value, port, timeout_or};
+
+pub(super) fn compile(context: &Context, value: &ProtoChain, buffer_limit: usize) -> Result<FilterChain> {
+    let ProtoChain {
+        filter_chain_match,
+        filters,
+        use_proxy_proto,
+        // Nothing reads the metadata of a filter chain.
+        metadata: _,
+        transport_socket,
+        transport_socket_connect_timeout,
+        name,
+    } = value;
+    refuse!(use_proxy_proto);
+    let tls = tls::server(context, transport_socket).in_key("transport_socket")?;
+    let matches = match filter_chain_match {
+        Some(value) => conditions(value).in_key("filter_chain_match")?,
+        None => FilterChainMatch::default(),
+    };
+    Ok(FilterChain {
+        name: name.as_str().into(),
+        matches,
+        tls,
+        handshake_timeout: timeout_or(
+            transport_socket_connect_timeout,
+            None,
+            "transport_socket_connect_timeout",
+        )?,
+        filter: network::filter(context, filters, buffer_limit).in_key("filters")?,
+        // Maps have no fixed order on the wire. There are none but in metadata: settings of filters are bytes here.
+        fingerprint: fingerprint(&ProtoChain { metadata: None, ..value.clone() }.encode_to_vec()),
+    })
+}
+
+fn conditions(value: &ProtoMatch) -> Result<FilterChainMatch> {
+    let ProtoMatch {
+        destination_port,
+        prefix_ranges,
+        address_suffix,
+        suffix_len,
+        direct_source_prefix_ranges,
+        source_type,
+        source_prefix_ranges,
+        source_ports,
+        server_names,
+        transport_protocol,
+        application_protocols,
+    } = value;
+    refuse!(address_suffix, suffix_len);
+    let destination_port = destination_port.as_ref().map(|value| port(value.value, "destination_port"));
+    Ok(FilterChainMatch {
+        destination_port: destination_port.transpose()?,
+        destination: cidrs(prefix_ranges, "prefix_ranges")?,
+        server_names: server_names.iter().map(|name| server_name(name)).collect::<Result<_>>()?,
+        transport: (!transport_protocol.is_empty()).then(|| transport_protocol.as_str().into()),
+        application_protocols: application_protocols.iter().map(|name| name.as_str().into()).collect(),
+        direct_source: cidrs(direct_source_prefix_ranges, "direct_source_prefix_ranges")?,
+        source_type: match enum_value(*source_type, "source_type")? {
+            ConnectionSourceType::Any => SourceType::Any,
+            ConnectionSourceType::SameIpOrLoopback => SourceType::SameIpOrLoopback,
+            ConnectionSourceType::External => SourceType::External,
+        },
+        source: cidrs(source_prefix_ranges, "source_prefix_ranges")?,
+        source_ports: source_ports.iter().map(|value| port(*value, "source_ports")).collect::<Result<_>>()?,
+    })
+}
+
+fn server_name(name: &str) -> Result<Box<str>> {
+    let rest = name.strip_prefix("*.").unwrap_or(name);
+    if rest.contains('*') || rest.is_empty() {
+        let reason =
+            format!("\"{name}\": a wildcard must stand for the first labels, as in \"*.example.com\"");
+        return Err(ConfigError::field("server_names", reason));
+    }
+    Ok(name.to_ascii_lowercase().into())
+}

@@ -1,0 +1,86 @@
+//! Listener filters: what looks at the first bytes.
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::listener::ListenerFilter;
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::core::v3::proxy_protocol_config::Version;
+use sixfold_xds_api::pb::envoy::config::listener::v3::ListenerFilter as ProtoFilter;
+use sixfold_xds_api::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use sixfold_xds_api::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
+use sixfold_xds_api::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+
+use crate::refuse::refuse;
+use crate::values::{Result, bool_or, enum_value};
+
+pub(super) fn filters(values: &[ProtoFilter]) -> Result<Vec<ListenerFilter>> {
+    let filters = values.iter().enumerate().map(|(index, value)| filter(value).in_index(index));
+    filters.collect::<Result<_>>().in_key("listener_filters")
+}
+
+fn filter(value: &ProtoFilter) -> Result<ListenerFilter> {
+    let ProtoFilter { name, filter_disabled, config_type } = value;
+    refuse!(filter_disabled);
+    let config = match config_type {
+        Some(ConfigType::TypedConfig(config)) => config,
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return Err(ConfigError::field("config_discovery", "is not supported"));
+        }
+        None => return Err(ConfigError::field("typed_config", "is missing")),
+    };
+    match any::type_name(config).in_key("typed_config")?.as_str() {
+        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+            tls_inspector(&any::unpack(config).in_key("typed_config")?).in_key("typed_config")
+        }
+        "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
+            Ok(ListenerFilter::HttpInspector)
+        }
+        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => Ok(ListenerFilter::OriginalDst),
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
+            proxy_protocol(&any::unpack(config).in_key("typed_config")?).in_key("typed_config")
+        }
+        other => Err(crate::retry::unsupported("listener filter", name, other)),
+    }
+}
+
+fn tls_inspector(value: &TlsInspector) -> Result<ListenerFilter> {
+    let TlsInspector {
+        enable_ja3_fingerprinting,
+        enable_ja4_fingerprinting,
+        // How much is read at first; all that is needed is read in the end.
+        initial_read_buffer_size: _,
+        close_connection_on_client_hello_parsing_errors,
+        max_client_hello_size,
+    } = value;
+    let enable_ja3_fingerprinting = &bool_or(enable_ja3_fingerprinting, false);
+    let enable_ja4_fingerprinting = &bool_or(enable_ja4_fingerprinting, false);
+    refuse!(
+        enable_ja3_fingerprinting,
+        enable_ja4_fingerprinting,
+        close_connection_on_client_hello_parsing_errors,
+        max_client_hello_size
+    );
+    Ok(ListenerFilter::TlsInspector)
+}
+
+fn proxy_protocol(value: &ProxyProtocol) -> Result<ListenerFilter> {
+    let ProxyProtocol {
+        rules,
+        allow_requests_without_proxy_protocol,
+        pass_through_tlvs,
+        disallowed_versions,
+        stat_prefix,
+        tlv_location,
+    } = value;
+    refuse!(rules, pass_through_tlvs, stat_prefix, tlv_location);
+    let mut versions = (true, true);
+    for version in disallowed_versions {
+        match enum_value(*version, "disallowed_versions")? {
+            Version::V1 => versions.0 = false,
+            Version::V2 => versions.1 = false,
+        }
+    }
+    if versions == (false, false) {
+        return Err(ConfigError::field("disallowed_versions", "leaves no version"));
+    }
+    Ok(ListenerFilter::ProxyProtocol { optional: *allow_requests_without_proxy_protocol, versions })
+}

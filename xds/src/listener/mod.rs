@@ -1,0 +1,227 @@
+//! Listeners.
+
+mod chain;
+mod inspect;
+mod network;
+#[cfg(test)]
+mod tests;
+
+use std::hash::{DefaultHasher, Hasher};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::listener::{BindAddress, Listener, ListenerStats, check_chains};
+use sixfold_xds_api::pb::envoy::config::core::v3::{Address, TrafficDirection};
+use sixfold_xds_api::pb::envoy::config::listener::v3::listener::connection_balance_config::BalanceType;
+use sixfold_xds_api::pb::envoy::config::listener::v3::listener::{ConnectionBalanceConfig, DeprecatedV1};
+use sixfold_xds_api::pb::envoy::config::listener::v3::{AdditionalAddress, Listener as ProtoListener};
+
+use crate::access_log;
+use crate::context::Context;
+use crate::refuse::refuse;
+use crate::values::{
+    Endpoint, Result, address, bool_or, enum_value, tcp_keepalive, timeout_or, u32_in, u32_or,
+};
+
+/// Bytes buffered for a connection unless the listener says otherwise.
+const BUFFER_LIMIT: u32 = 1 << 20;
+/// Length of the accept queue; the kernel cuts it to `net.core.somaxconn`, which is what Envoy takes.
+const BACKLOG: u32 = 4096;
+
+/// Compiles a listener. The error names it.
+///
+/// # Errors
+/// The field and the reason.
+pub fn compile(context: &Context, value: &ProtoListener) -> std::result::Result<Listener, ConfigError> {
+    listener(context, value).in_resource("listener", &value.name)
+}
+
+fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
+    let ProtoListener {
+        name,
+        address: first_address,
+        additional_addresses,
+        stat_prefix,
+        stats_matcher,
+        filter_chains,
+        fcds_config,
+        filter_chain_matcher,
+        use_original_dst,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        // Nothing reads the metadata of a listener.
+        metadata: _,
+        deprecated_v1,
+        drain_type,
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        traffic_direction,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        // Every worker has its own socket. Clients see no difference.
+        reuse_port: _,
+        enable_reuse_port: _,
+        access_log,
+        tcp_backlog_size,
+        max_connections_to_accept_per_socket_event,
+        bind_to_port,
+        enable_mptcp,
+        // There is neither a global limit nor an overload manager to be left out of.
+        ignore_global_conn_limit: _,
+        bypass_overload_manager: _,
+        tcp_keepalive: keepalive,
+        listener_specifier,
+    } = value;
+    let transparent = &bool_or(transparent, false);
+    let freebind = &bool_or(freebind, false);
+    refuse!(
+        stats_matcher,
+        fcds_config,
+        filter_chain_matcher,
+        per_connection_buffer_high_watermark_timeout,
+        drain_type,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        udp_listener_config,
+        api_listener,
+        max_connections_to_accept_per_socket_event,
+        enable_mptcp,
+        listener_specifier
+    );
+    let addresses = addresses(first_address, additional_addresses)?;
+    let buffer_limit = u32_in(
+        per_connection_buffer_limit_bytes,
+        BUFFER_LIMIT,
+        1..=u32::MAX,
+        "per_connection_buffer_limit_bytes",
+    )?;
+    let chains = filter_chains.iter().enumerate().map(|(index, value)| {
+        chain::compile(context, value, buffer_limit as usize)
+            .map(Arc::new)
+            .in_index(index)
+            .in_key("filter_chains")
+    });
+    let chains: Vec<_> = chains.collect::<Result<_>>()?;
+    check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason))?;
+    let default_chain = default_filter_chain
+        .as_ref()
+        .map(|value| chain::compile(context, value, buffer_limit as usize).map(Arc::new))
+        .transpose()
+        .in_key("default_filter_chain")?;
+    if chains.is_empty() && default_chain.is_none() {
+        return Err(ConfigError::field("filter_chains", "must not be empty"));
+    }
+    let deprecated_bind = deprecated_v1.as_ref().and_then(|DeprecatedV1 { bind_to_port }| *bind_to_port);
+    let direction = enum_value::<TrafficDirection>(*traffic_direction, "traffic_direction")?;
+    Ok(Listener {
+        name: display_name(name, &addresses).into(),
+        bind: bool_or(&bind_to_port.or(deprecated_bind), true),
+        listener_filters: inspect::filters(listener_filters)?,
+        filters_timeout: timeout_or(
+            listener_filters_timeout,
+            Some(Duration::from_secs(15)),
+            "listener_filters_timeout",
+        )?,
+        continue_on_timeout: *continue_on_listener_filters_timeout,
+        chains,
+        default_chain,
+        use_original_dst: bool_or(use_original_dst, false),
+        access_logs: access_log::logs(context, access_log, "access_log")?,
+        exact_balance: exact_balance(connection_balance_config).in_key("connection_balance_config")?,
+        backlog: u32_or(tcp_backlog_size, BACKLOG),
+        tcp_keepalive: tcp_keepalive(keepalive),
+        inbound: direction == TrafficDirection::Inbound,
+        stats: Arc::new(ListenerStats::new(
+            &context.registry,
+            &format!("listener.{}.", stats_name(stat_prefix, &addresses)),
+        )),
+        shape: shape(value),
+        addresses,
+    })
+}
+
+fn addresses(first: &Option<Address>, additional: &[AdditionalAddress]) -> Result<Vec<BindAddress>> {
+    let mut addresses = vec![bind_address(first, "address")?];
+    for (index, value) in additional.iter().enumerate() {
+        let AdditionalAddress { address, socket_options, tcp_keepalive } = value;
+        let compiled = || {
+            refuse!(socket_options, tcp_keepalive);
+            bind_address(address, "address")
+        };
+        addresses.push(compiled().in_index(index).in_key("additional_addresses")?);
+    }
+    Ok(addresses)
+}
+
+pub(crate) fn bind_address(value: &Option<Address>, field: &str) -> Result<BindAddress> {
+    match address(value, field)? {
+        Endpoint::Pipe(path) => Ok(BindAddress::Unix(path.into())),
+        Endpoint::Socket(host, port) => match host.parse::<IpAddr>() {
+            Ok(ip) => Ok(BindAddress::Ip(SocketAddr::new(ip, port))),
+            Err(_) => {
+                let reason = format!("\"{host}\" is no IP address");
+                Err(ConfigError::field("socket_address.address", reason).in_key(field))
+            }
+        },
+    }
+}
+
+fn exact_balance(value: &Option<ConnectionBalanceConfig>) -> Result<bool> {
+    match value.as_ref().map(|value| &value.balance_type) {
+        None => Ok(false),
+        Some(Some(BalanceType::ExactBalance(_))) => Ok(true),
+        Some(Some(BalanceType::ExtendBalance(_))) => {
+            Err(ConfigError::field("extend_balance", "is not supported"))
+        }
+        Some(_) => Err(ConfigError::field("balance_type", "is not supported")),
+    }
+}
+
+/// Envoy makes a random name up; the address does as well.
+fn display_name(name: &str, addresses: &[BindAddress]) -> String {
+    match (name, addresses.first()) {
+        ("", Some(BindAddress::Ip(address))) => address.to_string(),
+        ("", Some(BindAddress::Unix(path))) => path.display().to_string(),
+        (name, _) => name.to_owned(),
+    }
+}
+
+/// `127.0.0.1_8080`, `[__1]_8080`, or the prefix that is given.
+fn stats_name(prefix: &str, addresses: &[BindAddress]) -> String {
+    match (prefix, addresses.first()) {
+        ("", Some(BindAddress::Ip(address))) => address.to_string().replace(':', "_"),
+        ("", Some(BindAddress::Unix(path))) => path.display().to_string().replace(':', "_"),
+        (prefix, _) => prefix.to_owned(),
+    }
+}
+
+/// Fingerprint of what needs new sockets or listener filters when it changes. The maps of metadata have no fixed
+/// order on the wire and are left out.
+fn shape(value: &ProtoListener) -> u64 {
+    let rest = ProtoListener {
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        metadata: None,
+        ..value.clone()
+    };
+    fingerprint(&rest.encode_to_vec())
+}
+
+/// The same for the same bytes, in every run.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}

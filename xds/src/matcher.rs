@@ -1,0 +1,175 @@
+//! Matchers of strings, headers, query parameters and cookies.
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::matcher::{
+    CookieMatcher, HeaderMatch, HeaderMatcher, HeaderTarget, QueryMatcher, StringMatcher,
+};
+use sixfold_core::retry::ResponseHeaderMatcher;
+use sixfold_xds_api::pb::envoy::config::route::v3 as proto;
+use sixfold_xds_api::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use sixfold_xds_api::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+use sixfold_xds_api::pb::envoy::r#type::matcher::v3::{
+    StringMatcher as ProtoString, string_matcher::MatchPattern,
+};
+
+use crate::values::{Result, full_regex, header_name, not_empty, required};
+
+/// type/matcher/v3/string.proto StringMatcher.
+pub(crate) fn string(value: &ProtoString) -> Result<StringMatcher> {
+    let ProtoString { ignore_case, match_pattern } = value;
+    let ignore = *ignore_case;
+    let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
+    Ok(match match_pattern {
+        Some(MatchPattern::Exact(text)) => StringMatcher::Exact(bytes(text), ignore),
+        Some(MatchPattern::Prefix(text)) => StringMatcher::Prefix(bytes(not_empty(text, "prefix")?), ignore),
+        Some(MatchPattern::Suffix(text)) => StringMatcher::Suffix(bytes(not_empty(text, "suffix")?), ignore),
+        Some(MatchPattern::Contains(text)) => StringMatcher::contains(not_empty(text, "contains")?, ignore),
+        Some(MatchPattern::SafeRegex(regex)) => {
+            if ignore {
+                return Err(ConfigError::field("ignore_case", "has no effect on safe_regex"));
+            }
+            StringMatcher::Regex(full_regex(regex).in_key("safe_regex")?)
+        }
+        Some(MatchPattern::Custom(_)) => return Err(ConfigError::field("custom", "is not supported")),
+        None => {
+            return Err(ConfigError::new("one of exact, prefix, suffix, contains, safe_regex is missing"));
+        }
+    })
+}
+
+/// Header matchers of a field.
+pub(crate) fn headers(values: &[proto::HeaderMatcher], field: &str) -> Result<Vec<HeaderMatcher>> {
+    values
+        .iter()
+        .enumerate()
+        .map(|(index, value)| header(value).in_index(index))
+        .collect::<Result<_>>()
+        .in_key(field)
+}
+
+/// config/route/v3 HeaderMatcher.
+pub(crate) fn header(value: &proto::HeaderMatcher) -> Result<HeaderMatcher> {
+    let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
+        value;
+    let target = HeaderTarget::parse(not_empty(name, "name")?)
+        .map_err(|_| ConfigError::field("name", format!("\"{name}\" is no header name")))?;
+    Ok(HeaderMatcher {
+        target,
+        test: header_test(header_match_specifier)?,
+        invert: *invert_match,
+        missing_is_empty: *treat_missing_header_as_empty,
+    })
+}
+
+/// A matcher of response headers.
+pub(crate) fn response_header(value: &proto::HeaderMatcher) -> Result<ResponseHeaderMatcher> {
+    let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
+        value;
+    crate::refuse::refuse!(treat_missing_header_as_empty);
+    Ok(ResponseHeaderMatcher {
+        name: header_name(name, "name")?,
+        test: header_test(header_match_specifier)?,
+        invert: *invert_match,
+    })
+}
+
+fn header_test(value: &Option<HeaderMatchSpecifier>) -> Result<HeaderMatch> {
+    let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
+    Ok(HeaderMatch::String(match value {
+        None => return Ok(HeaderMatch::Present(true)),
+        Some(HeaderMatchSpecifier::PresentMatch(present)) => return Ok(HeaderMatch::Present(*present)),
+        Some(HeaderMatchSpecifier::RangeMatch(range)) => {
+            return Ok(HeaderMatch::Range(range.start, range.end));
+        }
+        Some(HeaderMatchSpecifier::StringMatch(matcher)) => string(matcher).in_key("string_match")?,
+        Some(HeaderMatchSpecifier::ExactMatch(text)) => StringMatcher::exact(text),
+        Some(HeaderMatchSpecifier::PrefixMatch(text)) => {
+            StringMatcher::Prefix(bytes(not_empty(text, "prefix_match")?), false)
+        }
+        Some(HeaderMatchSpecifier::SuffixMatch(text)) => {
+            StringMatcher::Suffix(bytes(not_empty(text, "suffix_match")?), false)
+        }
+        Some(HeaderMatchSpecifier::ContainsMatch(text)) => {
+            StringMatcher::contains(not_empty(text, "contains_match")?, false)
+        }
+        Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) => {
+            StringMatcher::Regex(full_regex(regex).in_key("safe_regex_match")?)
+        }
+    }))
+}
+
+/// config/route/v3 QueryParameterMatcher.
+pub(crate) fn query(value: &proto::QueryParameterMatcher) -> Result<QueryMatcher> {
+    let proto::QueryParameterMatcher { name, query_parameter_match_specifier } = value;
+    let (test, present) = match query_parameter_match_specifier {
+        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => {
+            (Some(string(matcher).in_key("string_match")?), true)
+        }
+        Some(QueryParameterMatchSpecifier::PresentMatch(present)) => (None, *present),
+        None => (None, true),
+    };
+    Ok(QueryMatcher { name: not_empty(name, "name")?.into(), test, present })
+}
+
+/// config/route/v3 CookieMatcher.
+pub(crate) fn cookie(value: &proto::CookieMatcher) -> Result<CookieMatcher> {
+    let proto::CookieMatcher { name, string_match, invert_match } = value;
+    Ok(CookieMatcher {
+        name: not_empty(name, "name")?.into(),
+        test: string(required(string_match, "string_match")?).in_key("string_match")?,
+        invert: *invert_match,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::read;
+
+    fn refused(yaml: &str) -> String {
+        header(&read(yaml)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_header_test_is_compiled() {
+        let test = |yaml: &str| header(&read(yaml)).unwrap();
+        assert!(matches!(test("{name: a}").test, HeaderMatch::Present(true)));
+        assert!(matches!(test("{name: a, present_match: false}").test, HeaderMatch::Present(false)));
+        assert!(matches!(
+            test("{name: a, range_match: {start: -1, end: 5}}").test,
+            HeaderMatch::Range(-1, 5)
+        ));
+        let inverted =
+            test("{name: ':path', string_match: {prefix: /A, ignore_case: true}, invert_match: true}");
+        assert!(inverted.invert && inverted.target == HeaderTarget::Path);
+        assert!(
+            matches!(&inverted.test, HeaderMatch::String(StringMatcher::Prefix(text, true)) if &**text == b"/A")
+        );
+        assert!(test("{name: a, treat_missing_header_as_empty: true}").missing_is_empty);
+    }
+
+    #[test]
+    fn bad_matchers_name_the_field() {
+        assert_eq!(refused("{}"), "name: must not be empty");
+        assert_eq!(refused("{name: 'a b'}"), "name: \"a b\" is no header name");
+        assert_eq!(refused("{name: a, prefix_match: ''}"), "prefix_match: must not be empty");
+        assert!(
+            refused("{name: a, string_match: {safe_regex: {regex: '('}}}")
+                .starts_with("string_match.safe_regex.regex: ")
+        );
+        assert_eq!(
+            refused("{name: a, string_match: {}}"),
+            "string_match: one of exact, prefix, suffix, contains, safe_regex is missing"
+        );
+    }
+
+    #[test]
+    fn queries_and_cookies() {
+        let present = query(&read("{name: a}")).unwrap();
+        assert!(present.matches(Some(b"a=1")) && !present.matches(Some(b"b=1")));
+        let absent = query(&read("{name: a, present_match: false}")).unwrap();
+        assert!(!absent.matches(Some(b"a=1")) && absent.matches(None));
+        assert_eq!(cookie(&read("{name: a}")).unwrap_err().to_string(), "string_match: is missing");
+    }
+}

@@ -1,0 +1,281 @@
+//! Routes that forward.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::route::{
+    Forward, HostRewrite, InternalRedirect, MirrorPolicy, PassHost, PathRewrite, Timeouts,
+};
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
+use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
+    ClusterNotFoundResponseCode, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy, UpgradeConfig,
+};
+use sixfold_xds_api::pb::envoy::config::route::v3::{
+    HedgePolicy, InternalRedirectPolicy, RouteAction, RouteMatch, route_match::PathSpecifier,
+};
+use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
+
+use super::{Scope, cluster, hash, template};
+use crate::filters::Overrides;
+use crate::refuse::refuse;
+use crate::values::{
+    Result, bool_or, enum_value, header_name, optional_duration, regex_rewrite, required, runtime_fraction,
+    timeout_or, u32_or,
+};
+use crate::{format, metadata, retry};
+
+/// Whole response, unless the route says otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// config/route/v3 RouteAction.
+pub(super) fn forward(
+    scope: &Scope<'_>,
+    value: &RouteAction,
+    r#match: &RouteMatch,
+    levels: &[&Overrides],
+) -> Result<Forward> {
+    let RouteAction {
+        cluster_not_found_response_code,
+        metadata_match,
+        prefix_rewrite: _,
+        regex_rewrite: _,
+        path_rewrite_policy: _,
+        path_rewrite: _,
+        append_x_forwarded_host,
+        timeout: _,
+        idle_timeout: _,
+        flush_timeout: _,
+        early_data_policy,
+        retry_policy,
+        retry_policy_typed_config,
+        request_mirror_policies,
+        priority,
+        rate_limits,
+        include_vh_rate_limits,
+        hash_policy,
+        cors,
+        max_grpc_timeout: _,
+        grpc_timeout_offset: _,
+        upgrade_configs,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        max_stream_duration: _,
+        cluster_specifier,
+        host_rewrite_specifier,
+    } = value;
+    refuse!(
+        early_data_policy,
+        retry_policy_typed_config,
+        rate_limits,
+        include_vh_rate_limits,
+        cors,
+        internal_redirect_action,
+        max_internal_redirects
+    );
+    Ok(Forward {
+        cluster: cluster::choice(scope, cluster_specifier, levels)?,
+        cluster_not_found: match enum_value(
+            *cluster_not_found_response_code,
+            "cluster_not_found_response_code",
+        )? {
+            ClusterNotFoundResponseCode::ServiceUnavailable => 503,
+            ClusterNotFoundResponseCode::NotFound => 404,
+            ClusterNotFoundResponseCode::InternalServerError => 500,
+        },
+        path_rewrite: path_rewrite(value, r#match)?,
+        host_rewrite: host_rewrite_specifier.as_ref().map(host_rewrite).transpose()?.flatten(),
+        append_x_forwarded_host: *append_x_forwarded_host,
+        timeouts: timeouts(value)?,
+        retry: retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy")?.map(Arc::new),
+        hash: hash::policies(hash_policy, "hash_policy")?,
+        metadata_match: metadata::load_balancing(metadata_match),
+        upgrades: upgrades(upgrade_configs)?,
+        high_priority: enum_value::<RoutingPriority>(*priority, "priority")? == RoutingPriority::High,
+        mirrors: mirrors(scope, request_mirror_policies)?,
+        internal_redirect: internal_redirect_policy
+            .as_ref()
+            .map(internal_redirect)
+            .transpose()
+            .in_key("internal_redirect_policy")?
+            .map(Arc::new),
+        hedge_on_per_try_timeout: hedge(hedge_policy.as_ref().or(scope.hedge_policy()))?,
+        pass_host: PassHost::Pass,
+    })
+}
+
+fn timeouts(value: &RouteAction) -> Result<Timeouts> {
+    let stream = value.max_stream_duration.clone().unwrap_or_default();
+    let MaxStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } =
+        stream;
+    let of_stream = |value, field| optional_duration(value, field).in_key("max_stream_duration");
+    Ok(Timeouts {
+        request: timeout_or(&value.timeout, Some(DEFAULT_TIMEOUT), "timeout")?,
+        idle: optional_duration(&value.idle_timeout, "idle_timeout")?,
+        flush: optional_duration(&value.flush_timeout, "flush_timeout")?,
+        max_stream: of_stream(&max_stream_duration, "max_stream_duration")?,
+        grpc_timeout_header_max: of_stream(&grpc_timeout_header_max, "grpc_timeout_header_max")?,
+        grpc_timeout_header_offset: of_stream(&grpc_timeout_header_offset, "grpc_timeout_header_offset")?,
+        max_grpc: optional_duration(&value.max_grpc_timeout, "max_grpc_timeout")?,
+        grpc_offset: optional_duration(&value.grpc_timeout_offset, "grpc_timeout_offset")?,
+        ..Timeouts::default()
+    })
+}
+
+/// At most one of the four ways to rewrite a path.
+fn path_rewrite(value: &RouteAction, r#match: &RouteMatch) -> Result<Option<PathRewrite>> {
+    let given = [
+        ("prefix_rewrite", !value.prefix_rewrite.is_empty()),
+        ("regex_rewrite", value.regex_rewrite.is_some()),
+        ("path_rewrite_policy", value.path_rewrite_policy.is_some()),
+        ("path_rewrite", !value.path_rewrite.is_empty()),
+    ];
+    let mut given = given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name);
+    let Some(name) = given.next() else { return Ok(None) };
+    if let Some(other) = given.next() {
+        return Err(ConfigError::field(other, format!("must not be given together with {name}")));
+    }
+    let has_template = matches!(r#match.path_specifier, Some(PathSpecifier::PathMatchPolicy(_)));
+    if let Some(rewrite) = &value.regex_rewrite {
+        let (regex, rewrite) = regex_rewrite(rewrite).in_key("regex_rewrite")?;
+        return Ok(Some(PathRewrite::Regex(regex, rewrite)));
+    }
+    if let Some(policy) = &value.path_rewrite_policy {
+        if !has_template {
+            return Err(ConfigError::field(name, "needs path_match_policy in the match"));
+        }
+        let rewrite = rewrite_policy(policy).in_key(name)?;
+        return template::rewrite(&rewrite, r#match)
+            .map(|parts| Some(PathRewrite::Template(parts)))
+            .in_key(name);
+    }
+    if !value.path_rewrite.is_empty() {
+        return Ok(Some(PathRewrite::Format(format::text(&value.path_rewrite).in_key(name)?)));
+    }
+    if has_template {
+        return Err(ConfigError::field(name, "can't be used with path_match_policy"));
+    }
+    Ok(Some(PathRewrite::Prefix(value.prefix_rewrite.as_bytes().into())))
+}
+
+fn rewrite_policy(value: &TypedExtensionConfig) -> Result<String> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let config = required(typed_config, "typed_config")?;
+    let kind = any::type_name(config).in_key("typed_config")?;
+    if kind != "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig" {
+        return Err(retry::unsupported("path rewrite policy", name, &kind));
+    }
+    let UriTemplateRewriteConfig { path_template_rewrite } = any::unpack(config).in_key("typed_config")?;
+    Ok(path_template_rewrite)
+}
+
+fn host_rewrite(value: &HostRewriteSpecifier) -> Result<Option<HostRewrite>> {
+    Ok(Some(match value {
+        HostRewriteSpecifier::HostRewriteLiteral(host) => HostRewrite::Literal(host.as_bytes().into()),
+        HostRewriteSpecifier::AutoHostRewrite(on) if on.value => HostRewrite::Endpoint,
+        HostRewriteSpecifier::AutoHostRewrite(_) => return Ok(None),
+        HostRewriteSpecifier::HostRewriteHeader(name) => {
+            HostRewrite::Header(header_name(name, "host_rewrite_header")?)
+        }
+        HostRewriteSpecifier::HostRewritePathRegex(rewrite) => {
+            let (regex, rewrite) = regex_rewrite(rewrite).in_key("host_rewrite_path_regex")?;
+            HostRewrite::PathRegex(regex, rewrite)
+        }
+        HostRewriteSpecifier::HostRewrite(text) => {
+            HostRewrite::Format(format::text(text).in_key("host_rewrite")?)
+        }
+    }))
+}
+
+fn upgrades(values: &[UpgradeConfig]) -> Result<Box<[(Box<str>, bool)]>> {
+    let mut upgrades: Vec<(Box<str>, bool)> = Vec::with_capacity(values.len());
+    for (index, value) in values.iter().enumerate() {
+        let UpgradeConfig { upgrade_type, enabled, connect_config } = value;
+        let upgrade = upgrade_type.to_ascii_lowercase();
+        let reason = if upgrades.iter().any(|(other, _)| **other == *upgrade) {
+            Some(("upgrade_type", format!("\"{upgrade_type}\" is given twice")))
+        } else if connect_config.is_some() && upgrade != "connect" {
+            Some(("connect_config", "is for the upgrade type CONNECT alone".to_owned()))
+        } else {
+            None
+        };
+        if let Some((field, reason)) = reason {
+            return Err(ConfigError::field(field, reason).in_index(index).in_key("upgrade_configs"));
+        }
+        crate::refuse::unset(connect_config, "connect_config").in_index(index).in_key("upgrade_configs")?;
+        upgrades.push((upgrade.into(), bool_or(enabled, true)));
+    }
+    Ok(upgrades.into())
+}
+
+/// The mirror policies of the first level that has any: route, virtual host, table.
+fn mirrors(scope: &Scope<'_>, own: &[RequestMirrorPolicy]) -> Result<Box<[MirrorPolicy]>> {
+    let of_host = scope.host.map(|host| host.request_mirror_policies.as_slice()).unwrap_or_default();
+    let levels = [own, of_host, scope.table_mirrors];
+    let policies = levels.into_iter().find(|level| !level.is_empty()).unwrap_or_default();
+    let compiled = policies.iter().enumerate();
+    compiled
+        .map(|(index, policy)| mirror(scope, policy).in_index(index).in_key("request_mirror_policies"))
+        .collect()
+}
+
+fn mirror(scope: &Scope<'_>, value: &RequestMirrorPolicy) -> Result<MirrorPolicy> {
+    let RequestMirrorPolicy {
+        cluster,
+        cluster_header,
+        runtime_fraction: fraction,
+        // Whether the copy is traced: nothing is.
+        trace_sampled: _,
+        disable_shadow_host_suffix_append,
+        request_headers_mutations,
+        host_rewrite_literal,
+    } = value;
+    refuse!(disable_shadow_host_suffix_append, request_headers_mutations, host_rewrite_literal);
+    Ok(MirrorPolicy {
+        cluster: cluster::name_or_header(scope, cluster, cluster_header, "cluster")?,
+        fraction: fraction
+            .as_ref()
+            .map(|value| runtime_fraction(&scope.context.runtime, value))
+            .transpose()
+            .in_key("runtime_fraction")?,
+    })
+}
+
+fn internal_redirect(value: &InternalRedirectPolicy) -> Result<InternalRedirect> {
+    const CODES: [u32; 5] = [301, 302, 303, 307, 308];
+    let InternalRedirectPolicy {
+        max_internal_redirects,
+        redirect_response_codes,
+        predicates,
+        allow_cross_scheme_redirect,
+        response_headers_to_copy,
+    } = value;
+    refuse!(predicates, response_headers_to_copy);
+    // Envoy leaves codes that are no redirects out.
+    let codes = redirect_response_codes.iter().filter(|code| CODES.contains(code));
+    let mut codes: Vec<u16> = codes.filter_map(|code| u16::try_from(*code).ok()).collect();
+    if redirect_response_codes.is_empty() {
+        codes.push(302);
+    }
+    Ok(InternalRedirect {
+        max: u32_or(max_internal_redirects, 1),
+        codes,
+        allow_cross_scheme: *allow_cross_scheme_redirect,
+    })
+}
+
+fn hedge(value: Option<&HedgePolicy>) -> Result<bool> {
+    let Some(HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout }) = value
+    else {
+        return Ok(false);
+    };
+    let rest = || {
+        refuse!(initial_requests, additional_request_chance);
+        Ok(())
+    };
+    rest().in_key("hedge_policy")?;
+    Ok(*hedge_on_per_try_timeout)
+}

@@ -1,0 +1,152 @@
+//! Which cluster a route sends to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sixfold_core::cluster::ClusterCell;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::route::{ClusterChoice, WeightedCluster, WeightedClusters};
+use sixfold_xds_api::pb::envoy::config::route::v3::WeightedCluster as ProtoWeighted;
+use sixfold_xds_api::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use sixfold_xds_api::pb::envoy::config::route::v3::weighted_cluster::{
+    ClusterWeight, RandomValueSpecifier, cluster_weight,
+};
+
+use super::Scope;
+use crate::context::Context;
+use crate::filters::Overrides;
+use crate::values::{Result, header_name, required};
+use crate::{header_ops, metadata};
+
+/// The cell of a cluster's name. `known` are the names that there must be, if that is checked.
+pub(crate) fn cell(
+    context: &Context,
+    known: Option<&BTreeSet<String>>,
+    name: &str,
+) -> Result<Arc<ClusterCell>> {
+    match known {
+        Some(known) if !known.contains(name) => {
+            let near = sixfold_core::error::nearest(name, known.iter().map(String::as_str));
+            let hint = near.map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
+            Err(ConfigError::new(format!("unknown cluster \"{name}\"{hint}")))
+        }
+        _ => Ok(context.clusters.cell(name)),
+    }
+}
+
+/// `cluster_specifier` of a route.
+pub(super) fn choice(
+    scope: &Scope<'_>,
+    value: &Option<ClusterSpecifier>,
+    levels: &[&Overrides],
+) -> Result<ClusterChoice> {
+    Ok(match required(value, "cluster_specifier")? {
+        ClusterSpecifier::Cluster(name) => name_or_header(scope, name, "", "cluster")?,
+        ClusterSpecifier::ClusterHeader(header) => name_or_header(scope, "", header, "cluster_header")?,
+        ClusterSpecifier::WeightedClusters(value) => {
+            ClusterChoice::Weighted(Box::new(weighted(scope, value, levels).in_key("weighted_clusters")?))
+        }
+        ClusterSpecifier::ClusterSpecifierPlugin(_) => {
+            return Err(ConfigError::field("cluster_specifier_plugin", "is not supported"));
+        }
+        ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
+            return Err(ConfigError::field("inline_cluster_specifier_plugin", "is not supported"));
+        }
+    })
+}
+
+/// A cluster by its name or by a header that holds the name; `field` is where the name would stand.
+pub(super) fn name_or_header(
+    scope: &Scope<'_>,
+    name: &str,
+    header: &str,
+    field: &str,
+) -> Result<ClusterChoice> {
+    match (name, header) {
+        ("", "") => Err(ConfigError::field(field, "must not be empty")),
+        (name, "") => {
+            Ok(ClusterChoice::Named(cell(scope.context, scope.known_clusters, name).in_key(field)?))
+        }
+        ("", header) => {
+            Ok(ClusterChoice::Header(header_name(header, "cluster_header")?, scope.context.clusters.clone()))
+        }
+        _ => Err(ConfigError::field("cluster_header", format!("must not be given together with {field}"))),
+    }
+}
+
+fn weighted(scope: &Scope<'_>, value: &ProtoWeighted, levels: &[&Overrides]) -> Result<WeightedClusters> {
+    // `total_weight` is ignored by Envoy too; the sum of the weights counts.
+    let ProtoWeighted { clusters, total_weight: _, runtime_key_prefix, random_value_specifier } = value;
+    if clusters.is_empty() {
+        return Err(ConfigError::field("clusters", "must not be empty"));
+    }
+    let members = clusters.iter().enumerate().map(|(index, value)| {
+        member(scope, value, runtime_key_prefix, levels).in_index(index).in_key("clusters")
+    });
+    let clusters: Box<[WeightedCluster]> = members.collect::<Result<_>>()?;
+    let total = clusters.iter().map(|member| member.weight).sum();
+    if total == 0 || total > u64::from(u32::MAX) {
+        return Err(ConfigError::field(
+            "clusters",
+            "the sum of the weights must be between 1 and 4294967295",
+        ));
+    }
+    let (random_header, use_hash) = match random_value_specifier {
+        Some(RandomValueSpecifier::HeaderName(name)) => (Some(header_name(name, "header_name")?), false),
+        Some(RandomValueSpecifier::UseHashPolicy(on)) => (None, on.value),
+        None => (None, false),
+    };
+    Ok(WeightedClusters { clusters, total, random_header, use_hash })
+}
+
+fn member(
+    scope: &Scope<'_>,
+    value: &ClusterWeight,
+    runtime_prefix: &str,
+    levels: &[&Overrides],
+) -> Result<WeightedCluster> {
+    let ClusterWeight {
+        name,
+        cluster_header,
+        weight,
+        metadata_match,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        typed_per_filter_config,
+        host_rewrite_specifier,
+    } = value;
+    let configured = f64::from(required(weight, "weight")?.value);
+    let weight = match runtime_prefix {
+        "" => configured,
+        prefix => scope.context.runtime.number(&format!("{prefix}.{name}"), configured),
+    };
+    let chain = if typed_per_filter_config.is_empty() {
+        None
+    } else {
+        let mut levels = levels.to_vec();
+        levels.push(typed_per_filter_config);
+        scope.filters.chain(&levels, name)?
+    };
+    Ok(WeightedCluster {
+        cluster: name_or_header(scope, name, cluster_header, "name")?,
+        // Below zero and beyond u64 saturate.
+        weight: weight as u64,
+        request_headers: header_ops::ops(
+            request_headers_to_add,
+            request_headers_to_remove,
+            "request_headers",
+        )?,
+        response_headers: header_ops::ops(
+            response_headers_to_add,
+            response_headers_to_remove,
+            "response_headers",
+        )?,
+        host_rewrite: host_rewrite_specifier
+            .as_ref()
+            .map(|cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| host.as_str().into()),
+        metadata_match: metadata::load_balancing(metadata_match),
+        chain,
+    })
+}

@@ -1,0 +1,165 @@
+//! One route: its conditions, and what it carries beside its action.
+
+use std::sync::Arc;
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::matcher::Predicate;
+use sixfold_core::route::{Action, Ids, PathMatch, Route, RouteStats};
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
+use sixfold_xds_api::pb::envoy::config::route::v3::route_match::{PathSpecifier, TlsContextMatchOptions};
+use sixfold_xds_api::pb::envoy::config::route::v3::{Route as ProtoRoute, RouteMatch, route};
+use sixfold_xds_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+
+use super::{Scope, action, answer, body_limit, template};
+use crate::refuse::refuse;
+use crate::values::{Result, bool_or, full_regex, not_empty, required, runtime_fraction};
+use crate::{header_ops, matcher, metadata};
+
+/// config/route/v3 Route.
+pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
+    let ProtoRoute {
+        name,
+        r#match,
+        metadata: route_metadata,
+        // Both only say how requests are traced, which connection managers refuse to do.
+        decorator: _,
+        tracing: _,
+        typed_per_filter_config,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        per_request_buffer_limit_bytes,
+        stat_prefix,
+        request_body_buffer_limit,
+        route_specifiers,
+        action: route_action,
+    } = value;
+    refuse!(route_specifiers);
+    let r#match = required(r#match, "match")?;
+    let (path, predicates) = conditions(scope, r#match).in_key("match")?;
+    let host_overrides = scope.host.map(|host| &host.typed_per_filter_config);
+    let mut levels = vec![scope.table_overrides];
+    levels.extend(host_overrides);
+    levels.push(typed_per_filter_config);
+    let chain = scope.filters.chain(&levels, name)?;
+    let action = match required(route_action, "action")? {
+        route::Action::Route(value) => {
+            let forward = action::forward(scope, value, r#match, &levels).in_key("route")?;
+            Action::Forward(Box::new(forward))
+        }
+        route::Action::Redirect(value) => {
+            Action::Redirect(Box::new(answer::redirect(value).in_key("redirect")?))
+        }
+        route::Action::DirectResponse(value) => {
+            Action::Direct(answer::direct(scope, value).in_key("direct_response")?)
+        }
+        route::Action::NonForwardingAction(_) => Action::NonForwarding,
+        route::Action::FilterAction(_) => {
+            return Err(ConfigError::field("filter_action", "is not supported"));
+        }
+    };
+    Ok(Route {
+        name: name.as_str().into(),
+        ids: Ids::default(),
+        path,
+        predicates,
+        priority: 0,
+        action,
+        request_headers: header_ops::ops(
+            request_headers_to_add,
+            request_headers_to_remove,
+            "request_headers",
+        )?,
+        response_headers: header_ops::ops(
+            response_headers_to_add,
+            response_headers_to_remove,
+            "response_headers",
+        )?,
+        chain,
+        metadata: metadata::namespaces(route_metadata),
+        stats: (!stat_prefix.is_empty()).then(|| {
+            let prefix = format!("vhost.{}.route.{stat_prefix}.", scope.host_name());
+            Arc::new(RouteStats::new(&scope.context.registry, &prefix))
+        }),
+        body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
+        labels: Default::default(),
+    })
+}
+
+/// The path and the other conditions, in Envoy's order of checks.
+fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Box<[Predicate]>)> {
+    let RouteMatch {
+        case_sensitive,
+        runtime_fraction: fraction,
+        headers,
+        query_parameters,
+        cookies,
+        grpc,
+        tls_context,
+        dynamic_metadata,
+        filter_state,
+        path_specifier,
+    } = value;
+    refuse!(dynamic_metadata, filter_state);
+    let mut predicates = Vec::new();
+    if let Some(fraction) = fraction {
+        let fraction = runtime_fraction(&scope.context.runtime, fraction).in_key("runtime_fraction")?;
+        predicates.push(Predicate::Fraction(fraction));
+    }
+    predicates.extend(grpc.as_ref().map(|_| Predicate::Grpc));
+    predicates.extend(matcher::headers(headers, "headers")?.into_iter().map(Predicate::Header));
+    for (index, query) in query_parameters.iter().enumerate() {
+        predicates.push(Predicate::Query(matcher::query(query).in_index(index).in_key("query_parameters")?));
+    }
+    for (index, cookie) in cookies.iter().enumerate() {
+        predicates.push(Predicate::Cookie(matcher::cookie(cookie).in_index(index).in_key("cookies")?));
+    }
+    if let Some(TlsContextMatchOptions { presented, validated }) = tls_context {
+        let wanted = |value: &Option<sixfold_xds_api::pb::google::protobuf::BoolValue>| {
+            value.as_ref().map(|v| v.value)
+        };
+        predicates.push(Predicate::Tls { presented: wanted(presented), validated: wanted(validated) });
+    }
+    let ignore_case = !bool_or(case_sensitive, true);
+    Ok((path(required(path_specifier, "path_specifier")?, ignore_case)?, predicates.into()))
+}
+
+fn path(value: &PathSpecifier, ignore_case: bool) -> Result<PathMatch> {
+    let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
+    Ok(match value {
+        PathSpecifier::Prefix(prefix) => PathMatch::Prefix(bytes(prefix), ignore_case),
+        PathSpecifier::Path(path) => PathMatch::Exact(bytes(path), ignore_case),
+        PathSpecifier::PathSeparatedPrefix(prefix) => {
+            PathMatch::SeparatedPrefix(bytes(separated_prefix(prefix)?), ignore_case)
+        }
+        // Envoy ignores `case_sensitive` here.
+        PathSpecifier::SafeRegex(regex) => PathMatch::Regex(full_regex(regex).in_key("safe_regex")?),
+        PathSpecifier::ConnectMatcher(_) => PathMatch::Connect,
+        PathSpecifier::PathMatchPolicy(policy) => {
+            PathMatch::Template(template::pattern(&match_policy(policy).in_key("path_match_policy")?)?)
+        }
+    })
+}
+
+/// route_components.proto: `^[^?#]+[^?#/]$`, or a single character that is none of these.
+fn separated_prefix(prefix: &str) -> Result<&str> {
+    let prefix = not_empty(prefix, "path_separated_prefix")?;
+    if prefix.contains(['?', '#']) || prefix.ends_with('/') {
+        let reason = format!("\"{prefix}\" must hold no \"?\" or \"#\" and must not end in \"/\"");
+        return Err(ConfigError::field("path_separated_prefix", reason));
+    }
+    Ok(prefix)
+}
+
+pub(super) fn match_policy(value: &TypedExtensionConfig) -> Result<String> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let config = required(typed_config, "typed_config")?;
+    let kind = any::type_name(config).in_key("typed_config")?;
+    if kind != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
+        return Err(crate::retry::unsupported("path match policy", name, &kind));
+    }
+    let UriTemplateMatchConfig { path_template } = any::unpack(config).in_key("typed_config")?;
+    Ok(path_template)
+}

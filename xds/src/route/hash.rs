@@ -1,0 +1,56 @@
+//! What is hashed for consistent-hash balancers.
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::matcher::HeaderTarget;
+use sixfold_core::route::{HashInput, HashPolicy};
+use sixfold_xds_api::pb::envoy::config::route::v3::route_action::HashPolicy as ProtoPolicy;
+use sixfold_xds_api::pb::envoy::config::route::v3::route_action::hash_policy::{
+    Cookie, Header, PolicySpecifier,
+};
+
+use crate::values::{Result, not_empty, optional_duration, regex_rewrite, required};
+
+/// The hash policies of a field.
+pub(super) fn policies(values: &[ProtoPolicy], field: &str) -> Result<Box<[HashPolicy]>> {
+    let policies = values.iter().enumerate().map(|(index, value)| policy(value).in_index(index));
+    // A policy that hashes nothing is left out.
+    policies.filter_map(Result::transpose).collect::<Result<_>>().in_key(field)
+}
+
+fn policy(value: &ProtoPolicy) -> Result<Option<HashPolicy>> {
+    let ProtoPolicy { terminal, policy_specifier } = value;
+    let input = match required(policy_specifier, "policy_specifier")? {
+        PolicySpecifier::Header(Header { header_name: name, regex_rewrite: rewrite }) => {
+            let rewrite = rewrite.as_ref().map(regex_rewrite).transpose().in_key("header.regex_rewrite")?;
+            HashInput::Header(target(name)?, rewrite)
+        }
+        PolicySpecifier::Cookie(value) => cookie(value).in_key("cookie")?,
+        PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => HashInput::SourceIp,
+        PolicySpecifier::ConnectionProperties(_) => return Ok(None),
+        PolicySpecifier::QueryParameter(parameter) => {
+            HashInput::Query(not_empty(&parameter.name, "query_parameter.name")?.into())
+        }
+        PolicySpecifier::FilterState(_) => {
+            return Err(ConfigError::field("filter_state", "is not supported"));
+        }
+    };
+    Ok(Some(HashPolicy { input, terminal: *terminal }))
+}
+
+fn cookie(value: &Cookie) -> Result<HashInput> {
+    let Cookie { name, ttl, path, attributes } = value;
+    Ok(HashInput::Cookie {
+        name: not_empty(name, "name")?.into(),
+        ttl: optional_duration(ttl, "ttl")?,
+        path: path.as_str().into(),
+        attributes: attributes
+            .iter()
+            .map(|attribute| (attribute.name.as_str().into(), attribute.value.as_str().into()))
+            .collect(),
+    })
+}
+
+fn target(name: &str) -> Result<HeaderTarget> {
+    HeaderTarget::parse(name)
+        .map_err(|_| ConfigError::field("header.header_name", format!("\"{name}\" is no header name")))
+}

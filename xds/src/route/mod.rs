@@ -1,0 +1,243 @@
+//! Route configurations: the table and its virtual hosts.
+
+mod action;
+mod answer;
+mod cluster;
+mod entry;
+mod hash;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use cluster::cell as cluster_cell;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::route::{RequireTls, RouteStats, VirtualCluster};
+use sixfold_core::router::{RouteTable, TableOptions, VirtualHost, VirtualHostOptions};
+use sixfold_xds_api::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
+use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
+use sixfold_xds_api::pb::envoy::config::route::v3::{
+    HedgePolicy, RouteConfiguration, VirtualCluster as ProtoVirtualCluster, VirtualHost as ProtoHost,
+};
+
+use crate::context::Context;
+use crate::filters::{HttpFilters, Overrides};
+use crate::refuse::refuse;
+use crate::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
+use crate::{header_ops, matcher, metadata, retry};
+
+/// Largest body of a direct response unless the table says otherwise, bytes.
+const MAX_DIRECT_BODY: u32 = 4096;
+
+/// What compiling a route takes from the levels above it.
+pub(crate) struct Scope<'a> {
+    pub(crate) context: &'a Context,
+    pub(crate) filters: &'a HttpFilters,
+    pub(crate) max_direct_body: usize,
+    /// Clusters that must exist, if that is checked.
+    pub(crate) known_clusters: Option<&'a BTreeSet<String>>,
+    pub(crate) table_overrides: &'a Overrides,
+    pub(crate) table_mirrors: &'a [RequestMirrorPolicy],
+    pub(crate) host: Option<&'a ProtoHost>,
+}
+
+impl Scope<'_> {
+    /// Name of the virtual host, for statistics.
+    fn host_name(&self) -> &str {
+        self.host.map_or("", |host| &host.name)
+    }
+
+    fn hedge_policy(&self) -> Option<&HedgePolicy> {
+        self.host.and_then(|host| host.hedge_policy.as_ref())
+    }
+}
+
+/// Compiles a route configuration for a connection manager with these filters.
+///
+/// A table is accepted or refused as a whole.
+pub(crate) fn table(
+    context: &Context,
+    filters: &HttpFilters,
+    value: &RouteConfiguration,
+) -> Result<RouteTable> {
+    let RouteConfiguration {
+        name,
+        virtual_hosts,
+        vhds,
+        internal_only_headers,
+        response_headers_to_add,
+        response_headers_to_remove,
+        request_headers_to_add,
+        request_headers_to_remove,
+        most_specific_header_mutations_wins,
+        validate_clusters,
+        max_direct_response_body_size_bytes,
+        cluster_specifier_plugins,
+        request_mirror_policies,
+        ignore_port_in_host_matching,
+        vhost_header,
+        ignore_path_parameters_in_path_matching,
+        typed_per_filter_config,
+        // Nothing reads the metadata of a table.
+        metadata: _,
+        route_specifiers,
+    } = value;
+    refuse!(vhds, cluster_specifier_plugins, vhost_header, route_specifiers);
+    let scope = Scope {
+        context,
+        filters,
+        max_direct_body: u32_or(max_direct_response_body_size_bytes, MAX_DIRECT_BODY) as usize,
+        known_clusters: context.static_clusters.as_deref().filter(|_| bool_or(validate_clusters, true)),
+        table_overrides: typed_per_filter_config,
+        table_mirrors: request_mirror_policies,
+        host: None,
+    };
+    // Says what is wrong with settings of filters even if there is no route to use them.
+    filters.chain(&[typed_per_filter_config], name)?;
+    let options = TableOptions {
+        ignore_port: *ignore_port_in_host_matching,
+        ignore_path_parameters: *ignore_path_parameters_in_path_matching,
+        request_headers: header_ops::ops(
+            request_headers_to_add,
+            request_headers_to_remove,
+            "request_headers",
+        )?,
+        response_headers: header_ops::ops(
+            response_headers_to_add,
+            response_headers_to_remove,
+            "response_headers",
+        )?,
+        most_specific_wins: *most_specific_header_mutations_wins,
+        // The connection manager's chain is for requests that no route takes.
+        chain: None,
+        internal_only_headers: internal_only_headers
+            .iter()
+            .map(|name| header_name(name, "internal_only_headers"))
+            .collect::<Result<_>>()?,
+    };
+    let hosts = virtual_hosts.iter().enumerate().map(|(index, host)| {
+        virtual_host(&Scope { host: Some(host), ..scope }, host).in_index(index).in_key("virtual_hosts")
+    });
+    check_names(virtual_hosts)?;
+    RouteTable::new(name, options, hosts.collect::<Result<_>>()?)
+}
+
+fn check_names(hosts: &[ProtoHost]) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for (index, host) in hosts.iter().enumerate() {
+        if !names.insert(&host.name) {
+            let error = ConfigError::field("name", format!("virtual host \"{}\" is given twice", host.name));
+            return Err(error.in_index(index).in_key("virtual_hosts"));
+        }
+    }
+    Ok(())
+}
+
+fn virtual_host(scope: &Scope<'_>, value: &ProtoHost) -> Result<(Vec<String>, Arc<VirtualHost>)> {
+    let ProtoHost {
+        name,
+        domains,
+        routes,
+        matcher: host_matcher,
+        require_tls,
+        virtual_clusters,
+        rate_limits,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        cors,
+        typed_per_filter_config,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy,
+        retry_policy_typed_config,
+        hedge_policy: _,
+        include_is_timeout_retry_header,
+        per_request_buffer_limit_bytes,
+        request_body_buffer_limit,
+        request_mirror_policies: _,
+        metadata: host_metadata,
+        route_specifiers,
+    } = value;
+    if host_matcher.is_some() && !routes.is_empty() {
+        return Err(ConfigError::field("matcher", "must not be given together with routes"));
+    }
+    {
+        let matcher = host_matcher;
+        refuse!(matcher, rate_limits, cors, retry_policy_typed_config, route_specifiers);
+    }
+    not_empty(name, "name")?;
+    if domains.is_empty() {
+        return Err(ConfigError::field("domains", "must not be empty"));
+    }
+    let chain = scope.filters.chain(&[scope.table_overrides, typed_per_filter_config], name)?;
+    let options = VirtualHostOptions {
+        require_tls: match enum_value(*require_tls, "require_tls")? {
+            TlsRequirementType::None => RequireTls::None,
+            TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
+            TlsRequirementType::All => RequireTls::All,
+        },
+        request_headers: header_ops::ops(
+            request_headers_to_add,
+            request_headers_to_remove,
+            "request_headers",
+        )?,
+        response_headers: header_ops::ops(
+            response_headers_to_add,
+            response_headers_to_remove,
+            "response_headers",
+        )?,
+        attempt_count: *include_request_attempt_count,
+        attempt_count_in_response: *include_attempt_count_in_response,
+        is_timeout_retry: *include_is_timeout_retry_header,
+        retry: retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy")?.map(Arc::new),
+        body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
+        virtual_clusters: virtual_clusters
+            .iter()
+            .enumerate()
+            .map(|(index, cluster)| {
+                virtual_cluster(scope, cluster).in_index(index).in_key("virtual_clusters")
+            })
+            .collect::<Result<_>>()?,
+        chain,
+        metadata: metadata::namespaces(host_metadata),
+    };
+    let routes = routes
+        .iter()
+        .enumerate()
+        .map(|(index, route)| entry::route(scope, route).map(Arc::new).in_index(index).in_key("routes"))
+        .collect::<Result<_>>()?;
+    Ok((domains.clone(), Arc::new(VirtualHost::new(name, options, routes))))
+}
+
+/// `request_body_buffer_limit`, or its older form.
+fn body_limit(
+    old: &Option<sixfold_xds_api::pb::google::protobuf::UInt32Value>,
+    new: &Option<sixfold_xds_api::pb::google::protobuf::UInt64Value>,
+) -> Result<Option<u64>> {
+    match (old, new) {
+        (Some(_), Some(_)) => {
+            let reason = "must not be given together with request_body_buffer_limit";
+            Err(ConfigError::field("per_request_buffer_limit_bytes", reason))
+        }
+        (Some(old), None) => Ok(Some(u64::from(old.value))),
+        (None, new) => Ok(new.as_ref().map(|new| new.value)),
+    }
+}
+
+fn virtual_cluster(scope: &Scope<'_>, value: &ProtoVirtualCluster) -> Result<VirtualCluster> {
+    let ProtoVirtualCluster { headers, name } = value;
+    if headers.is_empty() {
+        return Err(ConfigError::field("headers", "must not be empty"));
+    }
+    let prefix = format!("vhost.{}.vcluster.{}.", scope.host_name(), not_empty(name, "name")?);
+    Ok(VirtualCluster {
+        name: name.as_str().into(),
+        headers: matcher::headers(headers, "headers")?,
+        stats: Arc::new(RouteStats::new(&scope.context.registry, &prefix)),
+    })
+}

@@ -1,0 +1,129 @@
+//! What the tests of several modules share.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use prost::{Message, Name};
+use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
+use sixfold_core::document::{Node as Document, Options};
+use sixfold_core::metrics;
+use sixfold_core::plugin::Phases;
+use sixfold_core::plugin::{
+    BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, Plugin, PluginFactory, Registry,
+    SharedState,
+};
+use sixfold_xds_api::message_from_node;
+
+use crate::bootstrap::Environment;
+use crate::context::{Context, Node};
+
+/// A message from YAML.
+pub(crate) fn read<M: Message + Default + Name>(yaml: &str) -> M {
+    let options = Options { allow_empty: true, wide_numbers_as_text: true, ..Options::default() };
+    let node = Document::parse(yaml, &options).unwrap();
+    let node = if node.is_null() { Document::from_json(serde_json::json!({})) } else { node };
+    match message_from_node(&node) {
+        Ok(message) => message,
+        Err(error) => panic!("{error} in {yaml}"),
+    }
+}
+
+/// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
+pub(crate) fn environment() -> Environment {
+    let registry = metrics::Registry::new();
+    let mut plugins = Registry::new();
+    plugins.add(Arc::new(TestFilter));
+    Environment {
+        clusters: Arc::default(),
+        registry: registry.clone(),
+        plugins,
+        build: BuildContext {
+            callout: Arc::new(NoCallout),
+            metrics: registry,
+            shared: Arc::new(SharedState::default()),
+            resource: "".into(),
+            attributes: Arc::new(serde_json::Value::Null),
+        },
+        open_log: Arc::new(NoLog),
+        local_address: None,
+    }
+}
+
+/// The surroundings of a resource that came by an API.
+pub(crate) fn context() -> Context {
+    let Environment { clusters, registry, plugins, build, open_log, local_address } = environment();
+    Context {
+        clusters,
+        registry,
+        runtime: Arc::default(),
+        plugins,
+        build,
+        open_log,
+        secrets: Arc::default(),
+        node: Node { id: "node".into(), cluster: "local".into() },
+        local_address,
+        static_clusters: None,
+    }
+}
+
+struct NoCallout;
+
+impl Callout for NoCallout {
+    fn send(&self, _request: CalloutRequest) -> CalloutFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
+    }
+}
+
+struct NoLog;
+
+impl OpenLog for NoLog {
+    fn open(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
+        match target {
+            LogTarget::File(path) if path.starts_with("/nowhere") => {
+                Err(format!("{}: no such file", path.display()))
+            }
+            _ => Ok(Arc::new(NoLog)),
+        }
+    }
+}
+
+impl LogSink for NoLog {
+    fn write(&self, _line: &[u8]) {}
+}
+
+struct TestFilter;
+
+impl PluginFactory for TestFilter {
+    fn name(&self) -> &'static str {
+        "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
+    }
+
+    fn build(&self, _config: &serde_json::Value, _context: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
+        Err("is no APISIX plugin".into())
+    }
+
+    fn build_filter(
+        &self,
+        config: &[u8],
+        overrides: &[&[u8]],
+        _context: &BuildContext,
+    ) -> Result<Arc<dyn Plugin>, String> {
+        if !config.is_empty() {
+            return Err("config: must be empty".into());
+        }
+        Ok(Arc::new(TestPlugin(format!("test {}", overrides.len()))))
+    }
+}
+
+struct TestPlugin(String);
+
+impl Plugin for TestPlugin {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn phases(&self) -> Phases {
+        Phases::ACCESS
+    }
+}

@@ -1,0 +1,365 @@
+//! Values that many messages share: durations, shares, addresses, sources of data.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use prost::UnknownEnumValue;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::headers::HeaderName;
+use sixfold_core::regex::Regex;
+use sixfold_core::runtime::{Fraction, Runtime};
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    Address, CidrRange, DataSource, Pipe, RuntimeDouble, RuntimeFractionalPercent, RuntimeUInt32,
+    SocketAddress, TcpKeepalive as ProtoKeepalive, address, data_source, socket_address,
+};
+use sixfold_xds_api::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher};
+use sixfold_xds_api::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use sixfold_xds_api::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value, UInt64Value};
+
+use crate::refuse::refuse;
+
+pub(crate) type Result<T> = std::result::Result<T, ConfigError>;
+
+/// A duration that may be zero but not negative.
+pub(crate) fn duration(value: &ProtoDuration) -> Result<Duration> {
+    let seconds = u64::try_from(value.seconds).ok();
+    let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+    match (seconds, nanos) {
+        (Some(seconds), Some(nanos)) => Ok(Duration::new(seconds, nanos)),
+        _ => Err(ConfigError::new("must not be negative")),
+    }
+}
+
+/// The duration of a field, if it is given.
+pub(crate) fn optional_duration(value: &Option<ProtoDuration>, field: &str) -> Result<Option<Duration>> {
+    value.as_ref().map(duration).transpose().in_key(field)
+}
+
+/// The duration of a field, else its default.
+pub(crate) fn duration_or(value: &Option<ProtoDuration>, default: Duration, field: &str) -> Result<Duration> {
+    Ok(optional_duration(value, field)?.unwrap_or(default))
+}
+
+/// The duration of a field for which zero means off; `default` when it is not given.
+pub(crate) fn timeout_or(
+    value: &Option<ProtoDuration>,
+    default: Option<Duration>,
+    field: &str,
+) -> Result<Option<Duration>> {
+    Ok(match optional_duration(value, field)? {
+        Some(given) => Some(given).filter(|given| !given.is_zero()),
+        None => default,
+    })
+}
+
+/// A duration that must be longer than nothing.
+pub(crate) fn positive_duration(
+    value: &Option<ProtoDuration>,
+    default: Duration,
+    field: &str,
+) -> Result<Duration> {
+    let value = duration_or(value, default, field)?;
+    if value.is_zero() {
+        return Err(ConfigError::field(field, "must be longer than 0s"));
+    }
+    Ok(value)
+}
+
+/// The value of a wrapper, else a default.
+pub(crate) fn bool_or(value: &Option<BoolValue>, default: bool) -> bool {
+    value.as_ref().map_or(default, |value| value.value)
+}
+
+/// The value of a wrapper, else a default.
+pub(crate) fn u32_or(value: &Option<UInt32Value>, default: u32) -> u32 {
+    value.as_ref().map_or(default, |value| value.value)
+}
+
+/// The value of a wrapper, else a default.
+pub(crate) fn u64_or(value: &Option<UInt64Value>, default: u64) -> u64 {
+    value.as_ref().map_or(default, |value| value.value)
+}
+
+/// A value of a wrapper that must lie in a range, else a default.
+pub(crate) fn u32_in(
+    value: &Option<UInt32Value>,
+    default: u32,
+    range: std::ops::RangeInclusive<u32>,
+    field: &str,
+) -> Result<u32> {
+    let value = u32_or(value, default);
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let reason = match *range.end() {
+        u32::MAX => format!("must be at least {}, not {value}", range.start()),
+        end => format!("must be between {} and {end}, not {value}", range.start()),
+    };
+    Err(ConfigError::field(field, reason))
+}
+
+/// The enum value of a number.
+pub(crate) fn enum_value<E: TryFrom<i32, Error = UnknownEnumValue>>(value: i32, field: &str) -> Result<E> {
+    E::try_from(value).map_err(|_| ConfigError::field(field, format!("unknown enum value {value}")))
+}
+
+/// A port number.
+pub(crate) fn port(value: u32, field: &str) -> Result<u16> {
+    u16::try_from(value).map_err(|_| ConfigError::field(field, format!("{value} is no port number")))
+}
+
+/// A status code between 200 and 599.
+pub(crate) fn status(value: u32, field: &str) -> Result<u16> {
+    match u16::try_from(value) {
+        Ok(status @ 200..=599) => Ok(status),
+        _ => {
+            Err(ConfigError::field(field, format!("must be a status code between 200 and 599, not {value}")))
+        }
+    }
+}
+
+/// A header name, in lower case as Envoy sends it.
+pub(crate) fn header_name(name: &str, field: &str) -> Result<HeaderName> {
+    HeaderName::new(&name.to_ascii_lowercase())
+        .map_err(|_| ConfigError::field(field, format!("\"{name}\" is no header name")))
+}
+
+/// A text that must not be empty.
+pub(crate) fn not_empty<'a>(text: &'a str, field: &str) -> Result<&'a str> {
+    if text.is_empty() {
+        return Err(ConfigError::field(field, "must not be empty"));
+    }
+    Ok(text)
+}
+
+/// What a field must have.
+pub(crate) fn required<'a, T>(value: &'a Option<T>, field: &str) -> Result<&'a T> {
+    value.as_ref().ok_or_else(|| ConfigError::field(field, "is missing"))
+}
+
+/// Numerator and denominator of a share.
+pub(crate) fn fractional_percent(value: &FractionalPercent) -> Result<(u64, u64)> {
+    let denominator = match enum_value(value.denominator, "denominator")? {
+        DenominatorType::Hundred => 100,
+        DenominatorType::TenThousand => 10_000,
+        DenominatorType::Million => 1_000_000,
+    };
+    Ok((u64::from(value.numerator), denominator))
+}
+
+/// A share whose runtime key, if there is a value for it, takes the default's place: a number of percents, or an
+/// object with numerator and denominator (source/common/runtime/runtime_impl.cc `featureEnabled`).
+pub(crate) fn fraction(runtime: &Runtime, key: &str, default: &FractionalPercent) -> Result<Fraction> {
+    let (numerator, denominator) = fractional_percent(default).in_key("default_value")?;
+    let Some(value) = runtime.get(key).filter(|_| !key.is_empty()) else {
+        return Ok(Fraction::new(numerator, denominator));
+    };
+    if let Some(percent) = value.as_u64() {
+        return Ok(Fraction::new(percent, 100));
+    }
+    let part = |name: &str| value.get(name);
+    Ok(match part("numerator").and_then(serde_json::Value::as_u64) {
+        Some(numerator) => {
+            let denominator = match part("denominator").and_then(serde_json::Value::as_str) {
+                Some("TEN_THOUSAND") => 10_000,
+                Some("MILLION") => 1_000_000,
+                _ => 100,
+            };
+            Fraction::new(numerator, denominator)
+        }
+        None => Fraction::new(numerator, denominator),
+    })
+}
+
+/// See [`fraction`].
+pub(crate) fn runtime_fraction(runtime: &Runtime, value: &RuntimeFractionalPercent) -> Result<Fraction> {
+    fraction(runtime, &value.runtime_key, required(&value.default_value, "default_value")?)
+}
+
+/// A number that a runtime key may replace.
+pub(crate) fn runtime_double(runtime: &Runtime, value: &Option<RuntimeDouble>, default: f64) -> f64 {
+    value.as_ref().map_or(default, |value| runtime.number(&value.runtime_key, value.default_value))
+}
+
+/// A number that a runtime key may replace.
+pub(crate) fn runtime_u32(runtime: &Runtime, value: &RuntimeUInt32) -> u32 {
+    // Out of range saturates, as a cast from float does.
+    runtime.number(&value.runtime_key, f64::from(value.default_value)) as u32
+}
+
+/// A range of addresses.
+pub(crate) fn cidr(range: &CidrRange) -> Result<IpNet> {
+    let address: IpAddr = range.address_prefix.parse().map_err(|_| {
+        ConfigError::field("address_prefix", format!("\"{}\" is no IP address", range.address_prefix))
+    })?;
+    let length = u8::try_from(u32_or(&range.prefix_len, 0)).ok();
+    length
+        .and_then(|length| IpNet::new(address, length).ok())
+        .map(|net| net.trunc())
+        .ok_or_else(|| ConfigError::field("prefix_len", "is too long for the address"))
+}
+
+/// Ranges of addresses.
+pub(crate) fn cidrs(ranges: &[CidrRange], field: &str) -> Result<Vec<IpNet>> {
+    ranges
+        .iter()
+        .enumerate()
+        .map(|(index, range)| cidr(range).in_index(index))
+        .collect::<Result<_>>()
+        .in_key(field)
+}
+
+/// Where something listens or is reached.
+pub(crate) enum Endpoint {
+    /// Host (address or name) and port.
+    Socket(String, u16),
+    /// A unix socket.
+    Pipe(String),
+}
+
+/// The address of a listener or endpoint.
+pub(crate) fn address(value: &Option<Address>, field: &str) -> Result<Endpoint> {
+    let address = required(value, field)?;
+    address_value(address).in_key(field)
+}
+
+fn address_value(value: &Address) -> Result<Endpoint> {
+    match required(&value.address, "address")? {
+        address::Address::SocketAddress(socket) => socket_address(socket).in_key("socket_address"),
+        address::Address::Pipe(Pipe { path, mode }) => {
+            refuse!(mode);
+            Ok(Endpoint::Pipe(not_empty(path, "pipe.path")?.to_owned()))
+        }
+        address::Address::EnvoyInternalAddress(_) => {
+            Err(ConfigError::field("envoy_internal_address", "is not supported"))
+        }
+    }
+}
+
+fn socket_address(value: &SocketAddress) -> Result<Endpoint> {
+    let SocketAddress {
+        protocol,
+        address,
+        resolver_name,
+        ipv4_compat: _,
+        network_namespace_filepath,
+        port_specifier,
+    } = value;
+    refuse!(protocol, resolver_name, network_namespace_filepath);
+    let port_value = match required(port_specifier, "port_value")? {
+        socket_address::PortSpecifier::PortValue(value) => port(*value, "port_value")?,
+        socket_address::PortSpecifier::NamedPort(_) => {
+            return Err(ConfigError::field("named_port", "is not supported"));
+        }
+    };
+    Ok(Endpoint::Socket(not_empty(address, "address")?.to_owned(), port_value))
+}
+
+/// An address that must be an IP address with a port.
+pub(crate) fn ip_address(value: &SocketAddress) -> Result<SocketAddr> {
+    match socket_address(value)? {
+        Endpoint::Socket(host, port) => match host.parse::<IpAddr>() {
+            Ok(ip) => Ok(SocketAddr::new(ip, port)),
+            Err(_) => Err(ConfigError::field("address", format!("\"{host}\" is no IP address"))),
+        },
+        Endpoint::Pipe(_) => Err(ConfigError::new("must be an IP address")),
+    }
+}
+
+/// The bytes of a source of data: a file, inline, or an environment variable.
+pub(crate) fn data_source(source: &DataSource) -> Result<Vec<u8>> {
+    let DataSource { watched_directory: _, specifier } = source;
+    match specifier {
+        Some(data_source::Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
+        Some(data_source::Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
+        Some(data_source::Specifier::Filename(path)) => {
+            std::fs::read(path).map_err(|error| ConfigError::field("filename", format!("{path}: {error}")))
+        }
+        Some(data_source::Specifier::EnvironmentVariable(name)) => std::env::var(name)
+            .map(String::into_bytes)
+            .map_err(|_| ConfigError::field("environment_variable", format!("{name} is not set"))),
+        None => Err(ConfigError::new("one of filename, inline_string, inline_bytes is missing")),
+    }
+}
+
+/// A source of data that must be text.
+pub(crate) fn text_source(source: &DataSource) -> Result<String> {
+    String::from_utf8(data_source(source)?).map_err(|_| ConfigError::new("is not UTF-8"))
+}
+
+/// An expression that must match the whole text.
+pub(crate) fn full_regex(value: &RegexMatcher) -> Result<Regex> {
+    let RegexMatcher { regex, engine_type: _ } = value;
+    Regex::full(not_empty(regex, "regex")?).map_err(|error| ConfigError::field("regex", error.to_string()))
+}
+
+/// An expression and what takes the place of its matches.
+pub(crate) fn regex_rewrite(
+    value: &RegexMatchAndSubstitute,
+) -> Result<(Regex, sixfold_core::regex::Rewrite)> {
+    let RegexMatcher { regex, engine_type: _ } = required(&value.pattern, "pattern")?;
+    let regex = Regex::search(not_empty(regex, "regex").in_key("pattern")?)
+        .map_err(|error| ConfigError::field("pattern.regex", error.to_string()))?;
+    let rewrite = sixfold_core::regex::Rewrite::new(&value.substitution, regex.groups())
+        .map_err(|reason| ConfigError::field("substitution", reason))?;
+    Ok((regex, rewrite))
+}
+
+/// TCP keep-alive; an empty message takes the system's defaults.
+pub(crate) fn tcp_keepalive(value: &Option<ProtoKeepalive>) -> Option<sixfold_core::cluster::TcpKeepalive> {
+    let value = value.as_ref()?;
+    let seconds =
+        |value: &Option<UInt32Value>| value.as_ref().map(|v| Duration::from_secs(u64::from(v.value)));
+    Some(sixfold_core::cluster::TcpKeepalive {
+        time: seconds(&value.keepalive_time),
+        interval: seconds(&value.keepalive_interval),
+        probes: value.keepalive_probes.as_ref().map(|probes| probes.value),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn shares_follow_runtime_keys() {
+        let half = FractionalPercent { numerator: 50, denominator: 0 };
+        let share = |fraction: Fraction| (0..1_000_000u64).filter(|random| fraction.draw(*random)).count();
+        let runtime = Runtime::new(BTreeMap::from([
+            ("ten".to_owned(), serde_json::json!(10)),
+            ("promille".to_owned(), serde_json::json!({"numerator": 10, "denominator": "TEN_THOUSAND"})),
+        ]));
+        assert_eq!(share(fraction(&runtime, "", &half).unwrap()), 500_000);
+        assert_eq!(share(fraction(&runtime, "absent", &half).unwrap()), 500_000);
+        assert_eq!(share(fraction(&runtime, "ten", &half).unwrap()), 100_000);
+        assert_eq!(share(fraction(&runtime, "promille", &half).unwrap()), 1000);
+    }
+
+    #[test]
+    fn ranges_are_cut_to_their_length() {
+        let range = |address: &str, length| CidrRange {
+            address_prefix: address.to_owned(),
+            prefix_len: Some(UInt32Value { value: length }),
+        };
+        assert_eq!(cidr(&range("10.1.2.3", 8)).unwrap().to_string(), "10.0.0.0/8");
+        assert_eq!(
+            cidr(&range("10.1.2.3", 33)).unwrap_err().to_string(),
+            "prefix_len: is too long for the address"
+        );
+        assert!(cidr(&range("ten", 8)).unwrap_err().to_string().contains("\"ten\" is no IP address"));
+    }
+
+    #[test]
+    fn negative_durations_are_refused() {
+        let minus = Some(ProtoDuration { seconds: -1, nanos: 0 });
+        assert_eq!(
+            optional_duration(&minus, "timeout").unwrap_err().to_string(),
+            "timeout: must not be negative"
+        );
+        let zero = Some(ProtoDuration::default());
+        assert_eq!(timeout_or(&zero, Some(Duration::from_secs(1)), "t").unwrap(), None);
+    }
+}
