@@ -443,6 +443,26 @@ impl Headers {
         buf.extend_from_slice(value);
     }
 
+    /// Joins the lines of a repeated well-known name into the first one, with commas, where `inline` says so.
+    pub fn join_repeated(&mut self, inline: impl Fn(Known) -> bool) {
+        let mut seen = [0u64; 4];
+        let repeated = self.fields.iter().any(|f| {
+            let (word, bit) = (usize::from(f.known / 64), 1u64 << (f.known % 64));
+            let again = f.known != 0 && seen[word] & bit != 0 && inline(Known(f.known));
+            seen[word] |= bit;
+            again
+        });
+        let mut at = 0;
+        while let Some(known) = self.fields.get(at).filter(|_| repeated).map(|f| Known(f.known)) {
+            at += 1;
+            let again = self.fields.iter().skip(at).any(|f| f.known == known.0);
+            if known.0 != 0 && again && inline(known) {
+                let joined = self.get_all(known).collect::<Vec<_>>().join(&b","[..]);
+                self.set(known, &joined);
+            }
+        }
+    }
+
     /// Removes every field of that name; tells whether there was one.
     pub fn remove(&mut self, key: impl Key) -> bool {
         let Headers { buf, fields } = self;
@@ -513,6 +533,20 @@ mod tests {
         assert_eq!(h.get_all("x-one").count(), 2);
         assert!(h.remove("X-One".to_ascii_lowercase().as_str()));
         assert!(!h.remove("x-one"));
+    }
+
+    #[test]
+    fn repeated_names_join_where_they_may() {
+        let mut h = Headers::new();
+        for (name, value) in
+            [("Accept", "a"), ("x-own", "1"), ("Cookie", "c"), ("accept", "b"), ("x-own", "2")]
+        {
+            h.push(name.as_bytes(), value.as_bytes());
+        }
+        h.push(b"cookie", b"d");
+        h.join_repeated(|known| known != Known::COOKIE);
+        let lines: Vec<_> = h.iter().map(|(_, value)| value).collect();
+        assert_eq!(lines, [&b"a,b"[..], b"1", b"c", b"2", b"d"]);
     }
 
     #[test]

@@ -1,11 +1,182 @@
-//! Header rules at the edge.
+//! Header rules at the edge of the proxy: what a request tells of the client, what of that is believed, and
+//! what leaves with the response (Envoy's common/http/conn_manager_utility.cc `mutateRequestHeaders` and
+//! `mutateResponseHeaders`; APISIX's nginx configuration).
 
-use sixfold_core::hcm::HttpConnectionManager;
+mod apisix;
+mod proxy_status;
+mod request_id;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod xfcc;
+
+use crate::h1::Profile as Codec;
+use crate::h1::hop;
+use sixfold_core::hcm::{HttpConnectionManager, Profile, ServerHeader};
+use sixfold_core::headers::{Headers, Known};
+use sixfold_core::matcher::is_inline;
+use sixfold_core::message::Scheme;
 use sixfold_core::plugin::LocalReply;
+use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
 
-pub(crate) fn request(_hcm: &HttpConnectionManager, _stream: &mut Stream) -> Option<LocalReply> {
+/// Prepares the headers of a request and finds out the client's address. Runs before the route is chosen.
+/// An answer ends the request.
+pub(crate) fn request(
+    hcm: &HttpConnectionManager,
+    table: Option<&RouteTable>,
+    stream: &mut Stream,
+) -> Option<LocalReply> {
+    if hcm.profile == Profile::Apisix {
+        apisix::request(hcm, stream);
+        return None;
+    }
+    let headers = &mut stream.request.headers;
+    let upgrade = is_upgrade(headers);
+    hop::strip_request(headers, upgrade, Codec::Envoy);
+    headers.join_repeated(is_inline);
+    let trust = match trust::decide(&hcm.client_address, &hcm.headers, stream) {
+        Ok(trust) => trust,
+        Err(status) => {
+            hcm.stats.downstream_rq_rejected_via_ip_detection.inc();
+            return Some(LocalReply::new(status, "", "rejecting_because_detection_failed"));
+        }
+    };
+    stream.remote = trust.remote;
+    stream.internal = trust.internal;
+    set_scheme(hcm, stream);
+    clean(table, trust, &mut stream.request.headers);
+    announce(hcm, trust, stream);
+    xfcc::apply(&hcm.headers, stream);
     None
 }
 
-pub(crate) fn response(_hcm: &HttpConnectionManager, _stream: &mut Stream) {}
+/// Whether Connection and Upgrade ask for another protocol (common/http/utility.cc `isUpgrade`).
+fn is_upgrade(headers: &Headers) -> bool {
+    let token = |t: &[u8]| t.trim_ascii().eq_ignore_ascii_case(b"upgrade");
+    headers.contains(Known::UPGRADE)
+        && headers.get_all(Known::CONNECTION).any(|v| v.split(|b| *b == b',').any(token))
+}
+
+/// `:scheme` and `x-forwarded-proto` agree on what the client used, as far as it is known.
+fn set_scheme(hcm: &HttpConnectionManager, stream: &mut Stream) {
+    let own = if stream.connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
+    let head = &mut stream.request;
+    let address = &hcm.client_address;
+    let overwrite = address.use_remote_address && address.trusted_hops == 0;
+    let told = head.headers.get(Known::X_FORWARDED_PROTO).filter(|_| !overwrite);
+    let told = told.and_then(|v| match v {
+        b"http" => Some(Scheme::Http),
+        b"https" => Some(Scheme::Https),
+        _ => None,
+    });
+    let proto = hcm.headers.scheme.or(told).unwrap_or(own);
+    if hcm.headers.scheme.is_some() || told.is_none() {
+        head.headers.set(Known::X_FORWARDED_PROTO, proto.as_str().as_bytes());
+    }
+    // Only an absolute target over HTTP/1 and HTTP/2's pseudo header say it themselves.
+    if hcm.headers.scheme.is_some() || (head.version.is_http1() && head.scheme == own) {
+        head.scheme = proto;
+    }
+}
+
+/// Takes off what clients outside may not send.
+fn clean(table: Option<&RouteTable>, trust: trust::Trust, headers: &mut Headers) {
+    let edge = trust.edge;
+    headers.retain(|known, _, _| match known {
+        Some(Known::X_ENVOY_INTERNAL) => false,
+        Some(
+            Known::X_ENVOY_RETRY_ON
+            | Known::X_ENVOY_RETRY_GRPC_ON
+            | Known::X_ENVOY_MAX_RETRIES
+            | Known::X_ENVOY_UPSTREAM_ALT_STAT_NAME
+            | Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS
+            | Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS
+            | Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE
+            | Known::X_ENVOY_UPSTREAM_STREAM_DURATION_MS
+            | Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS
+            | Known::X_ENVOY_FORCE_TRACE
+            | Known::X_ENVOY_IP_TAGS
+            | Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT
+            | Known::X_ENVOY_RETRIABLE_STATUS_CODES
+            | Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
+        ) => trust.internal,
+        Some(
+            Known::X_ENVOY_DECORATOR_OPERATION
+            | Known::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER
+            | Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE
+            | Known::X_ENVOY_ORIGINAL_PATH
+            | Known::X_ENVOY_ORIGINAL_HOST
+            | Known::X_ENVOY_ORIGINAL_URL,
+        ) => !edge,
+        _ => true,
+    });
+    if !trust.internal {
+        for name in table.map_or(&[][..], |t| &t.options.internal_only_headers) {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Adds what the proxy itself tells the upstream.
+fn announce(hcm: &HttpConnectionManager, trust: trust::Trust, stream: &mut Stream) {
+    let local_port = stream.connection.local.port();
+    let headers = &mut stream.request.headers;
+    if trust.internal {
+        headers.append(Known::X_ENVOY_INTERNAL, b"true");
+    }
+    if trust.edge {
+        headers.set(Known::X_ENVOY_EXTERNAL_ADDRESS, trust.remote.ip().to_string().as_bytes());
+    }
+    if hcm.headers.append_forwarded_port && !headers.contains(Known::X_FORWARDED_PORT) {
+        headers.append(Known::X_FORWARDED_PORT, itoa::Buffer::new().format(local_port).as_bytes());
+    }
+    if let Some((cluster, node)) = &hcm.headers.add_user_agent {
+        headers.set(Known::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster.as_bytes());
+        headers.set_if_absent(Known::USER_AGENT, cluster.as_bytes());
+        if !node.is_empty() {
+            headers.set(Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE, node.as_bytes());
+        }
+    }
+    if !hcm.headers.via.is_empty() {
+        headers.join(Known::VIA, b", ", hcm.headers.via.as_bytes());
+    }
+    let options = &hcm.headers;
+    let replace = trust.edge && !options.preserve_request_id;
+    if options.generate_request_id && (replace || !headers.contains(Known::X_REQUEST_ID)) {
+        headers.set(Known::X_REQUEST_ID, &request_id::uuid_v4());
+    }
+}
+
+/// Prepares the headers of a response for the client. Runs after all filters.
+pub(crate) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
+    if hcm.profile == Profile::Apisix {
+        apisix::response(hcm, stream);
+        return;
+    }
+    let upgraded = stream.response.status == 101;
+    hop::strip_response(&mut stream.response.headers, upgraded, Codec::Envoy);
+    stream.response.headers.join_repeated(is_inline);
+    let request = &stream.request.headers;
+    if (hcm.headers.request_id_in_response || request.contains(Known::X_ENVOY_FORCE_TRACE))
+        && let Some(id) = request.get(Known::X_REQUEST_ID)
+    {
+        stream.response.headers.set(Known::X_REQUEST_ID, id);
+    }
+    if !hcm.headers.via.is_empty() {
+        stream.response.headers.join(Known::VIA, b", ", hcm.headers.via.as_bytes());
+    }
+    server_header(hcm, &mut stream.response.headers);
+    if let Some(config) = &hcm.headers.proxy_status {
+        proxy_status::apply(config, stream);
+    }
+}
+
+fn server_header(hcm: &HttpConnectionManager, headers: &mut Headers) {
+    let name = hcm.headers.server_name.as_bytes();
+    match hcm.headers.server {
+        ServerHeader::Overwrite => headers.set(Known::SERVER, name),
+        ServerHeader::AppendIfAbsent => headers.set_if_absent(Known::SERVER, name),
+        ServerHeader::PassThrough => {}
+    }
+}

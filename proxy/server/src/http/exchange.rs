@@ -231,7 +231,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Some(reply);
             }
         }
-        edge::request(hcm, stream)
+        edge::request(hcm, self.table.as_deref(), stream)
     }
 
     /// Chooses virtual host, route and chain.
