@@ -2,6 +2,7 @@
 //!
 //! Read [`exchange`] from the top: it is what happens to a request.
 
+mod attempt;
 pub(crate) mod body;
 mod clock;
 mod downstream;
@@ -14,7 +15,9 @@ mod h2_guard;
 pub(crate) mod h2_headers;
 pub(crate) mod h2_send;
 mod h2_server;
+mod judge;
 mod local_reply;
+mod outgoing;
 mod pump;
 mod retry;
 mod timeouts;

@@ -1,0 +1,277 @@
+//! One attempt at one endpoint, from choosing its connection to the head of its response.
+
+use super::clock::Expired;
+use super::downstream::{Downstream, Gone};
+use super::exchange::{Exchange, Interrupt};
+use super::forward::Plan;
+use super::outgoing::{Outgoing, SendError};
+use super::retry::RetryState;
+use crate::upstream::{Checkout, HeadEvent, UpstreamError, Wanted};
+use sixfold_core::balance::Feedback;
+use sixfold_core::cluster::{Cluster, Host};
+use sixfold_core::hcm::Profile;
+use sixfold_core::headers::Known;
+use sixfold_core::message::Scheme;
+use sixfold_core::rewrite;
+use sixfold_core::stream::Tried;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use std::time::Duration;
+
+/// How an attempt ended.
+pub(super) enum Attempt {
+    /// A final response head is in the stream's context.
+    Head { checkout: Box<Checkout>, end: bool, tunnel: bool, sent_all: bool },
+    /// There is none.
+    Failed(UpstreamError, bool),
+    /// Not in the time of one attempt.
+    TimedOut(Expired),
+}
+
+impl<D: Downstream> Exchange<'_, D> {
+    /// One attempt at one endpoint, up to the head of its response.
+    pub(super) async fn attempt(
+        &mut self,
+        plan: &mut Plan<'_>,
+        host: Arc<Host>,
+    ) -> Result<Attempt, Interrupt> {
+        self.begin_attempt(plan, &host);
+        // The server name is only asked for by TLS, and then it must outlive changes to the request.
+        let authority = plan
+            .cluster
+            .config
+            .tls
+            .as_ref()
+            .map(|_| String::from_utf8_lossy(&self.stream.request.authority).into_owned());
+        let wanted = Wanted {
+            cluster: &plan.cluster,
+            host: &host,
+            authority: authority.as_deref(),
+            downstream_http2: self.down.is_http2(),
+            timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
+            high: plan.forward.high_priority,
+            profile: super::codec_profile(self.env.hcm.profile),
+            now: self.clock.now(),
+        };
+        let pools = &self.env.worker.pools;
+        let taken = match pools.take_ready(&wanted) {
+            Ok(Some(checkout)) => Ok(checkout),
+            Ok(None) => match self.guarded(self.env.worker.pools.take(&wanted)).await {
+                Ok(taken) => taken,
+                Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle))) => {
+                    return Ok(Attempt::TimedOut(which));
+                }
+                Err(other) => return Err(other),
+            },
+            Err(error) => Err(error),
+        };
+        let mut checkout = match taken {
+            Ok(checkout) => checkout,
+            Err(error) => return Ok(Attempt::Failed(error, false)),
+        };
+        self.connected(&checkout);
+        let upgrade = self.down.upgrade().is_some();
+        let end = (self.down.request_ended() && plan.replay.kept.is_empty() && !upgrade)
+            || self.stream.request_body.as_ref().is_some_and(|b| b.is_empty());
+        let scheme = self.upstream_scheme(plan);
+        if let Err(error) = checkout.stream.write_head(&self.stream.request, scheme, end) {
+            return Ok(Attempt::Failed(error, false));
+        }
+        if self.down.request_ended() && !upgrade {
+            self.clock.set_per_try(plan.timeouts.per_try);
+        }
+        self.exchange_heads(plan, checkout, end, upgrade).await
+    }
+
+    /// Counts the attempt and writes what each attempt tells its upstream.
+    fn begin_attempt(&mut self, plan: &Plan<'_>, host: &Arc<Host>) {
+        let stream = &mut *self.stream;
+        stream.upstream.attempts += 1;
+        stream.upstream.host = Some(host.clone());
+        stream.upstream.tried.push(Tried {
+            host: host.clone(),
+            status: 0,
+            connect_ms: None,
+            header_ms: None,
+            response_ms: None,
+        });
+        let stats = &plan.cluster.stats;
+        stats.upstream_rq_total.inc();
+        stats.upstream_rq_active.inc();
+        host.active_requests.fetch_add(1, Relaxed);
+        host.total_requests.fetch_add(1, Relaxed);
+        if let Some(stats) = &plan.route.stats {
+            stats.upstream_rq_total.inc();
+        }
+        let config = &plan.cluster.config;
+        let policy = plan.retry.as_ref().map(RetryState::policy);
+        let timeouts = &plan.forward.timeouts;
+        let progress = timeouts.read.map(|read| timeouts.send.map_or(read, |send| send.min(read)));
+        self.clock.begin_attempt(
+            policy.and_then(|p| p.per_try_idle_timeout),
+            config.max_stream_duration,
+            progress,
+        );
+        if self.env.hcm.profile == Profile::Apisix {
+            rewrite::apisix_host(plan.forward, host, config.scheme, stream);
+            return;
+        }
+        rewrite::endpoint_host(plan.forward, plan.member, host, plan.suppress, stream);
+        let left = if self.down.request_ended() { self.clock.route_left() } else { plan.timeouts.global };
+        plan.timeouts.announce(left, plan.suppress, &mut stream.request.headers);
+        let attempts = stream.upstream.attempts;
+        if let Some(options) = stream.virtual_host.as_ref().map(|v| &v.options) {
+            if options.attempt_count {
+                let mut digits = itoa::Buffer::new();
+                stream.request.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.format(attempts).as_bytes());
+            }
+            if options.is_timeout_retry && attempts > 1 {
+                let after = plan.retry.as_ref().is_some_and(|r| r.after_timeout);
+                let text: &[u8] = if after { b"true" } else { b"false" };
+                stream.request.headers.set(Known::X_ENVOY_IS_TIMEOUT_RETRY, text);
+            }
+        }
+    }
+
+    fn connected(&mut self, checkout: &Checkout) {
+        let now = if checkout.connect_ms.is_some() { self.clock.touch() } else { self.clock.now() };
+        let upstream = &mut self.stream.upstream;
+        upstream.local = checkout.stream.local();
+        upstream.version = Some(if checkout.stream.is_http2() {
+            sixfold_core::message::Version::Http2
+        } else {
+            sixfold_core::message::Version::Http11
+        });
+        if let Some(tried) = upstream.tried.last_mut() {
+            tried.connect_ms = checkout.connect_ms;
+        }
+        self.stream.timing.upstream_tx_begin = Some(now.into_std());
+        self.stream.bytes.upstream_sent = 0;
+        self.stream.bytes.upstream_received = 0;
+    }
+
+    fn upstream_scheme(&self, plan: &Plan<'_>) -> Scheme {
+        match (&plan.cluster.config.tls, self.env.hcm.profile) {
+            (_, Profile::Envoy) => self.stream.request.scheme,
+            (Some(_), _) => Scheme::Https,
+            (None, _) => plan.cluster.config.scheme,
+        }
+    }
+
+    /// Sends the request while waiting for the head of the response.
+    async fn exchange_heads(
+        &mut self,
+        plan: &mut Plan<'_>,
+        mut checkout: Checkout,
+        end: bool,
+        upgrade: bool,
+    ) -> Result<Attempt, Interrupt> {
+        let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
+        let up = &mut checkout.stream;
+        let mut body =
+            Outgoing { replayed: 0, buffered: stream.request_body.clone(), done: end, held: upgrade };
+        let proxy_continue = self.env.hcm.http1.proxy_100_continue;
+        let result = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(which) = clock.poll(cx) {
+                    return Poll::Ready(Err(Interrupt::Expired(which)));
+                }
+                match body.poll_send(down, up, stream, &mut plan.replay, cx) {
+                    Poll::Ready(Ok(ended)) => {
+                        clock.touch();
+                        if ended {
+                            clock.set_request(None);
+                            if stream.timing.request_complete.is_none() {
+                                stream.timing.request_complete = Some(clock.touch().into_std());
+                                clock.set_route(plan.timeouts.global);
+                            }
+                            clock.set_per_try(plan.timeouts.per_try);
+                        }
+                        continue;
+                    }
+                    Poll::Ready(Err(SendError::Gone(gone))) => return Poll::Ready(Err(gone.into())),
+                    Poll::Ready(Err(SendError::Upstream(error))) => return Poll::Ready(Ok(Err(error))),
+                    Poll::Pending => {}
+                }
+                if let Poll::Ready(Err(error)) = up.poll_flush(cx) {
+                    return Poll::Ready(Ok(Err(error)));
+                }
+                match up.poll_head(cx, &mut stream.response) {
+                    Poll::Ready(Ok(HeadEvent::Interim(status))) => {
+                        if status == 100 && proxy_continue {
+                            down.write_continue();
+                        }
+                        clock.touch();
+                        continue;
+                    }
+                    Poll::Ready(Ok(HeadEvent::Final { end, tunnel })) => {
+                        return Poll::Ready(Ok(Ok((end, tunnel))));
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Ok(Err(error))),
+                    Poll::Pending => {}
+                }
+                if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
+                    return Poll::Ready(Err(gone.into()));
+                }
+                if (body.done || body.held) && down.poll_gone(cx).is_ready() {
+                    return Poll::Ready(Err(Gone::Closed.into()));
+                }
+                return Poll::Pending;
+            }
+        })
+        .await;
+        let sent_all = body.done;
+        match result {
+            Ok(Ok((end, tunnel))) => {
+                Ok(Attempt::Head { checkout: Box::new(checkout), end, tunnel, sent_all })
+            }
+            Ok(Err(error)) => Ok(Attempt::Failed(error, true)),
+            Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle | Expired::Progress))) => {
+                Ok(Attempt::TimedOut(which))
+            }
+            Err(other) => Err(other),
+        }
+    }
+    pub(super) fn head_arrived(&mut self) {
+        let now = self.clock.touch().into_std();
+        let stream = &mut *self.stream;
+        stream.timing.upstream_rx_begin = Some(now);
+        let sent = stream.timing.upstream_tx_begin.unwrap_or(now);
+        if let Some(tried) = stream.upstream.tried.last_mut() {
+            tried.status = stream.response.status;
+            tried.header_ms = Some((now - sent).as_millis() as u32);
+        }
+    }
+
+    pub(super) fn failed(&mut self, cluster: &Cluster, status: u16) {
+        self.clock.touch();
+        if let Some(host) = &self.stream.upstream.host {
+            host.failed_requests.fetch_add(1, Relaxed);
+        }
+        self.end_attempt(cluster, status);
+    }
+
+    /// Gives back what an attempt counted, and tells the balancer.
+    pub(super) fn end_attempt(&mut self, cluster: &Cluster, status: u16) {
+        self.clock.end_attempt();
+        let now = self.clock.now().into_std();
+        cluster.stats.upstream_rq_active.dec();
+        let stream = &mut *self.stream;
+        let Some(host) = &stream.upstream.host else { return };
+        host.active_requests.fetch_sub(1, Relaxed);
+        let sent = stream.timing.upstream_tx_begin.unwrap_or(now);
+        let elapsed = now.saturating_duration_since(sent);
+        let mut connect = 0;
+        if let Some(tried) = stream.upstream.tried.last_mut() {
+            tried.response_ms = Some(elapsed.as_millis() as u32);
+            connect = tried.connect_ms.unwrap_or(0);
+            if tried.status == 0 {
+                tried.status = status;
+            }
+        }
+        let elapsed = elapsed + Duration::from_millis(u64::from(connect));
+        cluster.balancer.report(host, Feedback { worker: self.env.worker.index, status, elapsed });
+    }
+}

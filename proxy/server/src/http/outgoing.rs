@@ -1,0 +1,92 @@
+//! The request body on its way to an upstream: replayed, buffered or live.
+
+use super::body::{BodyEvent, Piece};
+use super::downstream::{Downstream, Gone};
+use crate::upstream::{UpstreamError, UpstreamStream};
+use sixfold_core::stream::Stream;
+use std::task::{Context, Poll, ready};
+
+/// The start of the request body, kept for another attempt.
+pub(super) struct Replay {
+    pub(super) kept: Vec<u8>,
+    pub(super) limit: usize,
+    /// More came than the limit allows: no retry any more.
+    pub(super) overflowed: bool,
+    pub(super) wanted: bool,
+}
+
+/// Why sending the body stopped.
+pub(super) enum SendError {
+    Gone(Gone),
+    Upstream(UpstreamError),
+}
+
+/// The body of one attempt: first what was kept of an earlier one, then what the client still sends.
+pub(super) struct Outgoing {
+    pub(super) replayed: usize,
+    /// The whole body, where a plugin wanted it.
+    pub(super) buffered: Option<bytes::Bytes>,
+    pub(super) done: bool,
+    /// Nothing is sent before the upstream agrees to the upgrade.
+    pub(super) held: bool,
+}
+
+impl Outgoing {
+    /// Sends the next piece; `true` when that was the end.
+    pub(super) fn poll_send<D: Downstream>(
+        &mut self,
+        down: &mut D,
+        up: &mut UpstreamStream,
+        stream: &mut Stream,
+        replay: &mut Replay,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<bool, SendError>> {
+        if self.done || self.held {
+            return Poll::Pending;
+        }
+        ready!(up.poll_writable(cx)).map_err(SendError::Upstream)?;
+        if let Some(body) = self.buffered.take() {
+            stream.bytes.upstream_sent += body.len() as u64;
+            up.write_data(cx, Piece::Shared(body)).map_err(SendError::Upstream)?;
+            return self.finish(up, stream);
+        }
+        if self.replayed < replay.kept.len() {
+            let piece = &replay.kept[self.replayed..];
+            self.replayed = replay.kept.len();
+            stream.bytes.upstream_sent += piece.len() as u64;
+            up.write_data(cx, Piece::Borrowed(piece)).map_err(SendError::Upstream)?;
+            return Poll::Ready(Ok(false));
+        }
+        match ready!(down.poll_body(cx, &mut stream.request_trailers)).map_err(SendError::Gone)? {
+            BodyEvent::Data(piece) => {
+                let bytes = piece.as_slice();
+                stream.bytes.request_body += bytes.len() as u64;
+                stream.bytes.upstream_sent += bytes.len() as u64;
+                replay.keep(bytes);
+                self.replayed = replay.kept.len();
+                up.write_data(cx, piece).map_err(SendError::Upstream)?;
+                Poll::Ready(Ok(false))
+            }
+            BodyEvent::End => self.finish(up, stream),
+        }
+    }
+
+    fn finish(&mut self, up: &mut UpstreamStream, stream: &Stream) -> Poll<Result<bool, SendError>> {
+        self.done = true;
+        Poll::Ready(up.finish(&stream.request_trailers).map(|()| true).map_err(SendError::Upstream))
+    }
+}
+
+impl Replay {
+    fn keep(&mut self, bytes: &[u8]) {
+        if !self.wanted || self.overflowed {
+            return;
+        }
+        if self.kept.len() + bytes.len() > self.limit {
+            self.overflowed = true;
+            self.kept = Vec::new();
+        } else {
+            self.kept.extend_from_slice(bytes);
+        }
+    }
+}
