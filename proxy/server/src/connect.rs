@@ -1,27 +1,16 @@
 //! Connections to endpoints: TCP or unix socket, options, TLS.
 
 use crate::io::{Io, Socket};
+use crate::tls;
 use sixfold_core::cluster::{Address, Cluster, Host, TcpKeepalive};
 use sixfold_core::connection::TlsInfo;
 use socket2::{SockRef, TcpKeepalive as Probes};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-/// What is offered by ALPN when the cluster's own list is empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Alpn {
-    /// Nothing.
-    #[default]
-    None,
-    /// `http/1.1`
-    Http1,
-    /// `h2`
-    Http2,
-    /// `h2`, then `http/1.1`
-    Auto,
-}
+pub use sixfold_core::tls::AlpnOffer as Alpn;
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -48,7 +37,7 @@ pub enum ConnectError {
     #[error("connection timeout")]
     Timeout,
     /// The TLS handshake failed.
-    #[error("TLS_error:|{0}|TLS_error_end")]
+    #[error("TLS_error:|{0}:TLS_error_end")]
     Tls(String),
     /// The source address can't be used.
     #[error("can't bind to the source address: {0}")]
@@ -60,7 +49,7 @@ pub enum ConnectError {
 /// (`auto_sni`, `auto_san_validation`).
 ///
 /// # Errors
-/// Says what went wrong; nothing is counted here.
+/// Says what went wrong; of statistics only those of TLS are counted here.
 pub async fn connect(
     cluster: &Cluster,
     host: &Host,
@@ -69,15 +58,38 @@ pub async fn connect(
     timeout: Duration,
 ) -> Result<Connected, ConnectError> {
     let start = Instant::now();
-    let attempt = async {
-        let socket = open(cluster, host).await?;
-        let local = socket.local_addr();
-        let _ = (authority, alpn);
-        Ok(Connected { io: Io::plain(socket), local, alpn: None, connect_ms: 0, tls: None })
-    };
-    let mut connected = tokio::time::timeout(timeout, attempt).await.map_err(|_| ConnectError::Timeout)??;
+    let attempt = tokio::time::timeout(timeout, attempt(cluster, host, authority, alpn)).await;
+    let mut connected = attempt.map_err(|_| ConnectError::Timeout)??;
     connected.connect_ms = start.elapsed().as_millis().try_into().unwrap_or(u32::MAX);
     Ok(connected)
+}
+
+async fn attempt(
+    cluster: &Cluster,
+    host: &Host,
+    authority: Option<&str>,
+    alpn: Alpn,
+) -> Result<Connected, ConnectError> {
+    let socket = open(cluster, host).await?;
+    let local = socket.local_addr();
+    let plain = |socket| Connected { io: Io::plain(socket), local, alpn: None, connect_ms: 0, tls: None };
+    let Some(tls) = &cluster.config.tls else { return Ok(plain(socket)) };
+    let context = tls.context().ok_or_else(|| ConnectError::Tls("the secret has not arrived".into()))?;
+    let name = context.server_name(authority, &host.hostname);
+    let address = match &host.address {
+        Address::Ip(address) => address.ip(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    match tls::connect(socket, &context, name.as_deref(), address, alpn).await {
+        Ok((io, info)) => {
+            cluster.stats.ssl_handshake.inc();
+            Ok(Connected { io, local, alpn: info.alpn.clone(), connect_ms: 0, tls: Some(info) })
+        }
+        Err(reason) => {
+            cluster.stats.ssl_connection_error.inc();
+            Err(ConnectError::Tls(reason))
+        }
+    }
 }
 
 async fn open(cluster: &Cluster, host: &Host) -> Result<Socket, ConnectError> {

@@ -3,8 +3,11 @@
 //! Drains form a tree: the process, its listeners, their filter chains. Starting one starts all below it.
 
 use parking_lot::Mutex;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -35,6 +38,37 @@ struct Inner {
     connections: AtomicUsize,
     parent: Option<Drain>,
     idle: Notify,
+    /// Tasks of connections that must hear of the beginning.
+    wakers: Mutex<Wakers>,
+}
+
+/// Wakers by a number that stays theirs.
+#[derive(Default)]
+struct Wakers {
+    all: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+impl Wakers {
+    fn insert(&mut self, waker: Waker) -> usize {
+        match self.free.pop() {
+            Some(at) if at < self.all.len() => {
+                self.all[at] = Some(waker);
+                at
+            }
+            _ => {
+                self.all.push(Some(waker));
+                self.all.len() - 1
+            }
+        }
+    }
+
+    fn remove(&mut self, at: usize) {
+        if let Some(slot) = self.all.get_mut(at) {
+            *slot = None;
+            self.free.push(at);
+        }
+    }
 }
 
 impl Default for Drain {
@@ -60,6 +94,7 @@ impl Drain {
             connections: AtomicUsize::new(0),
             parent,
             idle: Notify::new(),
+            wakers: Mutex::default(),
         }))
     }
 
@@ -99,6 +134,7 @@ impl Drain {
             children.iter().filter_map(Weak::upgrade).collect()
         };
         self.0.changed.notify_waiters();
+        self.0.wakers.lock().all.iter().flatten().for_each(Waker::wake_by_ref);
         children.into_iter().for_each(|c| Drain(c).begin(started, window, deadline));
     }
 
@@ -161,7 +197,12 @@ impl Drain {
             drain.0.connections.fetch_add(1, Relaxed);
             node = drain.0.parent.as_ref();
         }
-        ConnectionGuard(self.clone())
+        ConnectionGuard { drain: self.clone(), waker: None }
+    }
+
+    /// Whether both are the same node.
+    pub fn is(&self, other: &Drain) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Connections here and below.
@@ -191,11 +232,44 @@ impl std::fmt::Debug for Drain {
 
 /// A connection that counts in a [`Drain`].
 #[derive(Debug)]
-pub struct ConnectionGuard(Drain);
+pub struct ConnectionGuard {
+    drain: Drain,
+    waker: Option<usize>,
+}
+
+impl ConnectionGuard {
+    /// Drives the connection's work; `None` when it has to be closed by force before it ends. While nothing
+    /// drains this costs one load a wake-up.
+    pub async fn serve<T>(mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        let mut expired: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            if self.waker.is_none() {
+                self.waker = Some(self.drain.0.wakers.lock().insert(cx.waker().clone()));
+            }
+            if self.drain.is_draining() {
+                let drain = &self.drain;
+                let wait = expired.get_or_insert_with(|| {
+                    let drain = drain.clone();
+                    Box::pin(async move { drain.expired().await })
+                });
+                return wait.as_mut().poll(cx).map(|()| None);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        let mut node = Some(&self.0);
+        if let Some(at) = self.waker {
+            self.drain.0.wakers.lock().remove(at);
+        }
+        let mut node = Some(&self.drain);
         while let Some(drain) = node {
             if drain.0.connections.fetch_sub(1, Relaxed) == 1 {
                 drain.0.idle.notify_waiters();
@@ -256,5 +330,21 @@ mod tests {
         tokio::task::yield_now().await;
         drop(guard);
         idle.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn work_that_outlives_the_deadline_is_dropped() {
+        let drain = Drain::new();
+        let work = |millis| {
+            let guard = drain.child().connection();
+            let work = async move { tokio::time::sleep(Duration::from_millis(millis)).await };
+            tokio::spawn(guard.serve(work))
+        };
+        let (short, long) = (work(1), work(60_000));
+        assert_eq!(short.await.unwrap(), Some(()));
+        assert_eq!(drain.connections(), 1);
+        drain.start(DrainStrategy::Immediate, Some(Duration::from_millis(10)));
+        assert_eq!(tokio::time::timeout(Duration::from_secs(5), long).await.unwrap().unwrap(), None);
+        assert_eq!(drain.connections(), 0);
     }
 }

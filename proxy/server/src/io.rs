@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connection, downstream or upstream. It may hold bytes that a listener filter has read already; reads
@@ -192,6 +192,17 @@ impl Socket {
         self.front = (!bytes.is_empty()).then(|| Box::new(Front { bytes, at: 0 }));
     }
 
+    /// The first byte that a read will see; `None` when the peer has closed. What is read is kept.
+    pub async fn first_byte(&mut self) -> io::Result<Option<u8>> {
+        if self.front.is_none() {
+            // Enough for a ClientHello in one read.
+            let mut bytes = Vec::with_capacity(2048);
+            self.read_buf(&mut bytes).await?;
+            self.unread(bytes);
+        }
+        Ok(self.front.as_ref().and_then(|f| f.bytes.get(f.at)).copied())
+    }
+
     /// The TCP stream, unless it is a unix socket.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &self.stream {
@@ -208,6 +219,15 @@ impl Socket {
     /// The peer's address; `None` for a unix socket.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.as_tcp()?.peer_addr().ok()
+    }
+
+    /// The TCP stream out of the runtime, with the bytes that were read ahead; `None` for a unix socket.
+    pub(crate) fn into_std(self) -> Option<io::Result<(std::net::TcpStream, Vec<u8>)>> {
+        let rest = self.front.map(|f| f.bytes.get(f.at..).unwrap_or_default().to_vec());
+        match self.stream {
+            Stream::Tcp(tcp) => Some(tcp.into_std().map(|tcp| (tcp, rest.unwrap_or_default()))),
+            Stream::Unix(_) => None,
+        }
     }
 
     fn idle_state(&mut self) -> IdleState {
@@ -294,7 +314,7 @@ impl AsyncWrite for Socket {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
 
     async fn pair() -> (Io, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,6 +1,6 @@
 //! Workers, listeners, codecs, TLS, upstream pools and the request path of sixfold.
 //!
-//! A connection is accepted by a worker (`listener`), filters look at its first bytes, a filter chain is
+//! A connection is accepted by a worker ([`listener`]), filters look at its first bytes, a filter chain is
 //! chosen, TLS is terminated (`tls`), and the chain's network filter takes it over: [`http`] or [`tcp_proxy`].
 
 pub mod admin;
@@ -12,9 +12,13 @@ pub mod drain;
 pub mod h1;
 pub mod http;
 pub mod io;
+pub mod listener;
 pub mod log_file;
+pub mod server;
+pub mod sockets;
 pub mod status;
 pub mod surface;
 pub mod tcp_proxy;
+mod tls;
 pub mod upstream;
 pub mod worker;

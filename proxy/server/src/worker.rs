@@ -1,13 +1,23 @@
 //! Workers: one thread each, with its own runtime, pools and timers. A connection stays on its worker.
 
 use crate::drain::{Drain, DrainStrategy};
+use crate::listener::{Adopted, ListenerTable, Slot};
+use crate::sockets::ListenSocket;
 use crate::upstream::Pools;
+use arc_swap::ArcSwap;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::Callout;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+/// How often idle upstream connections are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// What belongs to one worker.
 pub struct Worker {
@@ -18,7 +28,7 @@ pub struct Worker {
     /// What all workers share.
     pub shared: Arc<Shared>,
     /// Downstream connections it serves now.
-    pub connections: AtomicUsize,
+    pub connections: Arc<AtomicUsize>,
 }
 
 /// What all workers share.
@@ -37,6 +47,10 @@ pub struct Shared {
     /// `x-envoy-immediate-health-check-fail`.
     pub health_failed: AtomicBool,
     connection_ids: AtomicU64,
+    /// Listeners by address, for connections that are handed over (`use_original_dst`).
+    pub(crate) listeners: ArcSwap<ListenerTable>,
+    /// All workers in order, once they run.
+    pub(crate) peers: OnceLock<Vec<Peer>>,
 }
 
 /// How the server was started.
@@ -60,6 +74,24 @@ impl Default for Options {
     }
 }
 
+/// A worker as others see it.
+pub(crate) struct Peer {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) connections: Arc<AtomicUsize>,
+}
+
+/// What a worker is told.
+pub(crate) enum Command {
+    /// Accept connections on a socket; `live` is told once it does.
+    Listen { id: u64, socket: ListenSocket, slot: Arc<Slot>, live: oneshot::Sender<io::Result<()>> },
+    /// Let nothing new in on a socket, serve what waits in its queue, close it.
+    Close { id: u64, closed: oneshot::Sender<()> },
+    /// Serve a connection that another worker accepted.
+    Adopt(Adopted),
+    /// End, with all that is left.
+    Stop,
+}
+
 impl Shared {
     /// The shared part of a server.
     pub fn new(
@@ -76,6 +108,8 @@ impl Shared {
             options,
             health_failed: AtomicBool::new(false),
             connection_ids: AtomicU64::new(1),
+            listeners: ArcSwap::default(),
+            peers: OnceLock::new(),
         }
     }
 
@@ -83,12 +117,57 @@ impl Shared {
     pub fn next_connection_id(&self) -> u64 {
         self.connection_ids.fetch_add(1, Relaxed)
     }
+
+    /// The worker with the fewest connections, unless it is `asking` itself or no better off.
+    pub(crate) fn less_busy(&self, asking: usize) -> Option<&Peer> {
+        let peers = self.peers.get()?;
+        let own = peers.get(asking)?.connections.load(Relaxed);
+        let (load, peer) =
+            peers.iter().map(|p| (p.connections.load(Relaxed), p)).min_by_key(|(load, _)| *load)?;
+        (load < own).then_some(peer)
+    }
 }
 
 impl Worker {
     /// Worker number `index`.
     pub fn new(index: usize, shared: Arc<Shared>) -> Worker {
-        Worker { index, pools: Pools::default(), shared, connections: AtomicUsize::new(0) }
+        Worker { index, pools: Pools::default(), shared, connections: Arc::default() }
+    }
+
+    /// Does what it is told until it is told to stop. Connections are tasks of the runtime that drives this.
+    pub(crate) async fn run(self: Arc<Worker>, mut commands: mpsc::Receiver<Command>) {
+        let mut sockets: HashMap<u64, oneshot::Sender<oneshot::Sender<()>>> = HashMap::new();
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                _ = sweep.tick() => {
+                    self.pools.sweep();
+                    continue;
+                }
+            };
+            let Some(command) = command else { return };
+            match command {
+                Command::Listen { id, socket, slot, live } => {
+                    let (close, closing) = oneshot::channel();
+                    let opened = crate::listener::accept(socket, slot, self.clone(), closing);
+                    let opened = opened.map(|accepting| {
+                        tokio::spawn(accepting);
+                        sockets.insert(id, close);
+                    });
+                    // Nobody waits any more when the server ends meanwhile.
+                    let _ = live.send(opened);
+                }
+                Command::Close { id, closed } => {
+                    if let Some(close) = sockets.remove(&id) {
+                        let _ = close.send(closed);
+                    }
+                }
+                Command::Adopt(adopted) => adopted.serve(&self),
+                Command::Stop => return,
+            }
+        }
     }
 }
 

@@ -1,0 +1,183 @@
+//! Accepting connections on one socket of one worker.
+
+use super::{Slot, connection};
+use crate::io::Socket;
+use crate::sockets::{self, ListenSocket};
+use crate::worker::{Command, Worker};
+use std::fs::File;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::oneshot;
+
+/// How long handshakes under way are waited for once nothing new may begin.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
+/// Pauses while descriptors or memory are short.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Makes a socket ready on the worker's runtime; the future accepts until it is told to close, and tells when
+/// the socket is closed.
+pub(crate) fn accept(
+    socket: ListenSocket,
+    slot: Arc<Slot>,
+    worker: Arc<Worker>,
+    closing: oneshot::Receiver<oneshot::Sender<()>>,
+) -> io::Result<impl Future<Output = ()> + Send> {
+    let socket = match socket {
+        ListenSocket::Tcp(tcp) => Listening::Tcp(TcpListener::from_std(tcp)?),
+        ListenSocket::Unix(unix) => Listening::Unix(UnixListener::from_std(unix)?),
+    };
+    let acceptor = Acceptor { socket, slot, worker, reserve: reserve(), pause: BACK_OFF.0 };
+    Ok(acceptor.run(closing))
+}
+
+/// A descriptor to give up when there are no others, so that a connection can be accepted and closed.
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listening {
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listening::Tcp(tcp) => Ok(Socket::tcp(tcp.accept().await?.0)),
+            Listening::Unix(unix) => Ok(Socket::unix(unix.accept().await?.0)),
+        }
+    }
+}
+
+struct Acceptor {
+    socket: Listening,
+    slot: Arc<Slot>,
+    worker: Arc<Worker>,
+    reserve: Option<File>,
+    pause: Duration,
+}
+
+impl Acceptor {
+    async fn run(mut self, mut closing: oneshot::Receiver<oneshot::Sender<()>>) {
+        let closed = loop {
+            tokio::select! {
+                biased;
+                closed = &mut closing => break closed.ok(),
+                accepted = self.socket.accept() => self.take(accepted).await,
+            }
+        };
+        self.empty_queue().await;
+        drop(self);
+        if let Some(closed) = closed {
+            // The control thread may have given up waiting.
+            let _ = closed.send(());
+        }
+    }
+
+    async fn take(&mut self, accepted: io::Result<Socket>) {
+        match accepted {
+            Ok(socket) => {
+                self.pause = BACK_OFF.0;
+                dispatch(socket, &self.slot, &self.worker);
+            }
+            Err(e) if sockets::is_of_connection(&e) => {}
+            Err(e) => self.back_off(&e).await,
+        }
+    }
+
+    /// Waits for better times. With no descriptor left one waiting client is turned away, which is kinder
+    /// than silence.
+    async fn back_off(&mut self, error: &io::Error) {
+        let name = &self.slot.0.load().config.name.clone();
+        tracing::warn!(listener = %name, %error, "can't accept connections");
+        if sockets::is_exhaustion(error) && self.reserve.take().is_some() {
+            let turned_away = futures_util::FutureExt::now_or_never(self.socket.accept());
+            drop(turned_away);
+            self.reserve = reserve();
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(BACK_OFF.1);
+    }
+
+    /// Serves every connection that has begun, so that closing the socket resets none.
+    async fn empty_queue(&mut self) {
+        if let Listening::Tcp(tcp) = &self.socket
+            && let Err(error) = sockets::refuse_new(tcp)
+        {
+            tracing::debug!(%error, "connections in the last moment may be reset");
+        }
+        let mut last = pin!(tokio::time::sleep(LAST_HANDSHAKES));
+        loop {
+            tokio::select! {
+                biased;
+                accepted = self.socket.accept() => match accepted {
+                    Ok(socket) => dispatch(socket, &self.slot, &self.worker),
+                    Err(e) if sockets::is_of_connection(&e) => {}
+                    Err(_) => return,
+                },
+                () = &mut last => return,
+            }
+        }
+    }
+}
+
+/// Serves a connection here or, where the listener wants it, on the worker with the fewest.
+fn dispatch(socket: Socket, slot: &Arc<Slot>, worker: &Arc<Worker>) {
+    let listener = slot.0.load_full();
+    let here = Counted::new(&worker.connections);
+    let peer = match listener.config.exact_balance && socket.as_tcp().is_some() {
+        true => worker.shared.less_busy(worker.index),
+        false => None,
+    };
+    let Some((peer, place)) = peer.and_then(|p| Some((p, p.commands.try_reserve().ok()?))) else {
+        tokio::spawn(connection::run(socket, listener, worker.clone(), here));
+        return;
+    };
+    if let Some(Ok((stream, _))) = socket.into_std() {
+        place.send(Command::Adopt(Adopted {
+            stream,
+            slot: slot.clone(),
+            counted: Counted::new(&peer.connections),
+        }));
+    }
+}
+
+/// A connection on its way to another worker, and counted there already.
+pub(crate) struct Adopted {
+    stream: std::net::TcpStream,
+    slot: Arc<Slot>,
+    counted: Counted,
+}
+
+impl Adopted {
+    /// Serves it on `worker`, whose runtime must be driving this.
+    pub(crate) fn serve(self, worker: &Arc<Worker>) {
+        match TcpStream::from_std(self.stream) {
+            Ok(stream) => {
+                let listener = self.slot.0.load_full();
+                tokio::spawn(connection::run(Socket::tcp(stream), listener, worker.clone(), self.counted));
+            }
+            Err(error) => tracing::warn!(%error, "can't take a connection over"),
+        }
+    }
+}
+
+/// One of a worker's connections.
+pub(crate) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Counted {
+        count.fetch_add(1, Relaxed);
+        Counted(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,243 @@
+//! The life of one downstream connection: listener filters, hand-over, chain choice, TLS, network filter.
+
+use super::accept::Counted;
+use super::filters::{self, FilterError, Findings};
+use super::{ActiveChain, ActiveListener};
+use crate::connect::set_options;
+use crate::io::{Io, Socket};
+use crate::tls::{self, HandshakeError};
+use crate::worker::Worker;
+use crate::{http, tcp_proxy};
+use sixfold_core::connection::Connection;
+use sixfold_core::flags::Flag;
+use sixfold_core::listener::{Facts, ListenerStats, NetworkFilter};
+use sixfold_core::stream::Stream;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::io::AsyncWriteExt;
+
+/// What addresses of unix sockets look like.
+const NO_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// Serves an accepted connection until it ends.
+pub(super) async fn run(
+    mut socket: Socket,
+    listener: Arc<ActiveListener>,
+    worker: Arc<Worker>,
+    _counted: Counted,
+) {
+    let start = Instant::now();
+    if let Some(tcp) = socket.as_tcp() {
+        // Fails only on a connection that is gone already, which the next read will tell.
+        let _ = set_options(tcp, listener.config.tcp_keepalive);
+    }
+    let open = Open::new(listener.config.stats.clone(), start);
+    let peer = socket.peer_addr();
+    let local = socket.local_addr();
+    let mut found = Findings { remote: peer, local, server_name: None, protocols: Vec::new(), tls: false };
+    if !inspect(&listener, &mut socket, &mut found).await {
+        return;
+    }
+    let listener = hand_over(listener, &found, local, &worker);
+    let facts = Facts {
+        destination: found.local,
+        server_name: found.server_name.as_deref(),
+        tls: found.tls,
+        application_protocols: &found.protocols,
+        direct_source: peer,
+        source: found.remote,
+    };
+    let connection = Connection {
+        id: worker.shared.next_connection_id(),
+        start,
+        listener: listener.config.name.clone(),
+        filter_chain: "".into(),
+        remote: found.remote.unwrap_or(NO_ADDRESS),
+        direct_remote: peer.unwrap_or(NO_ADDRESS),
+        local: found.local.unwrap_or(NO_ADDRESS),
+        direct_local: local.unwrap_or(NO_ADDRESS),
+        requested_server_name: found.server_name.clone(),
+        tls: None,
+    };
+    match listener.choose(&facts) {
+        Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,
+        None => {
+            listener.config.stats.no_filter_chain_match.inc();
+            log(&listener, Arc::new(connection), Some("filter_chain_not_found"));
+        }
+    }
+    drop(open);
+}
+
+/// Runs the listener filters; tells whether the connection goes on.
+async fn inspect(listener: &ActiveListener, socket: &mut Socket, found: &mut Findings) -> bool {
+    let config = &listener.config;
+    if config.listener_filters.is_empty() {
+        return true;
+    }
+    config.stats.downstream_pre_cx_active.inc();
+    let mut seen = Vec::new();
+    let work = filters::run(&config.listener_filters, socket, &mut seen, found);
+    let outcome = within(config.filters_timeout, work).await;
+    config.stats.downstream_pre_cx_active.dec();
+    socket.unread(seen);
+    match outcome {
+        Some(Ok(())) => true,
+        Some(Err(FilterError::Closed)) => false,
+        Some(Err(reason)) => {
+            config.stats.downstream_listener_filter_error.inc();
+            tracing::debug!(listener = %config.name, %reason, "a listener filter refuses a connection");
+            false
+        }
+        None => {
+            config.stats.downstream_pre_cx_timeout.inc();
+            config.continue_on_timeout
+        }
+    }
+}
+
+/// Waits for `work` no longer than `limit`.
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// The listener of the address that a redirected connection was meant for.
+fn hand_over(
+    listener: Arc<ActiveListener>,
+    found: &Findings,
+    local: Option<SocketAddr>,
+    worker: &Worker,
+) -> Arc<ActiveListener> {
+    match found.local {
+        Some(meant) if listener.config.use_original_dst && found.local != local => {
+            worker.shared.listeners.load().find(meant).cloned().unwrap_or(listener)
+        }
+        _ => listener,
+    }
+}
+
+async fn serve_chain(
+    socket: Socket,
+    mut connection: Connection,
+    listener: &ActiveListener,
+    active: &ActiveChain,
+    worker: &Arc<Worker>,
+) {
+    let chain = &active.chain;
+    connection.filter_chain = chain.name.clone();
+    let drain = active.workers.get(worker.index).unwrap_or(&active.drain).clone();
+    let guard = drain.connection();
+    let io = match &chain.tls {
+        None => Io::plain(socket),
+        Some(tls) => {
+            let handshake = within(chain.handshake_timeout, tls::accept(socket, tls));
+            // A listener that goes away does not wait for handshakes beyond its deadline either.
+            let outcome = drain.connection().serve(Box::pin(handshake)).await.flatten();
+            match count_handshake(outcome, &listener.config.stats) {
+                Some(accepted) => {
+                    connection.requested_server_name =
+                        accepted.server_name.or(connection.requested_server_name);
+                    connection.tls = Some(accepted.info);
+                    accepted.io
+                }
+                None => return log(listener, Arc::new(connection), Some("tls_handshake_failed")),
+            }
+        }
+    };
+    let connection = Arc::new(connection);
+    let shared = connection.clone();
+    match &chain.filter {
+        NetworkFilter::Http(hcm) => {
+            let work = http::serve(io, shared, hcm.clone(), worker.clone(), drain);
+            guard.serve(Box::pin(work)).await;
+        }
+        NetworkFilter::Tcp(proxy) => {
+            let work = tcp_proxy::serve(io, shared, proxy.clone(), worker.clone(), drain);
+            guard.serve(Box::pin(work)).await;
+        }
+        NetworkFilter::Direct(bytes) => {
+            guard.serve(Box::pin(direct(io, bytes))).await;
+        }
+    }
+    log(listener, connection, None);
+}
+
+/// Writes a fixed answer and closes once the client has it.
+async fn direct(mut io: Io, bytes: &[u8]) {
+    let answer = async {
+        io.write_all(bytes).await?;
+        io.shutdown().await?;
+        // Bytes that wait unread would turn the close into a reset that may overtake the answer.
+        tokio::io::copy(&mut io, &mut tokio::io::sink()).await
+    };
+    // The client may go away at any time.
+    let _ = tokio::time::timeout(Duration::from_secs(1), answer).await;
+}
+
+fn count_handshake(
+    outcome: Option<Result<tls::Accepted, HandshakeError>>,
+    stats: &ListenerStats,
+) -> Option<tls::Accepted> {
+    match outcome {
+        Some(Ok(accepted)) => {
+            stats.ssl_handshake.inc();
+            if accepted.info.resumed {
+                stats.ssl_session_reused.inc();
+            }
+            return Some(accepted);
+        }
+        Some(Err(HandshakeError::NoClientCertificate)) => stats.ssl_fail_verify_no_cert.inc(),
+        Some(Err(HandshakeError::ClientCertificate(reason))) => {
+            tracing::debug!(%reason, "a client certificate is refused");
+            stats.ssl_fail_verify_error.inc();
+        }
+        Some(Err(reason)) => {
+            tracing::debug!(%reason, "a TLS handshake failed");
+            stats.ssl_connection_error.inc();
+        }
+        None => stats.ssl_connection_error.inc(),
+    }
+    None
+}
+
+/// Writes the listener's own access logs when a connection ends; `refused` says why no chain served it.
+fn log(listener: &ActiveListener, connection: Arc<Connection>, refused: Option<&'static str>) {
+    if listener.config.access_logs.is_empty() {
+        return;
+    }
+    let elapsed = connection.start.elapsed();
+    let mut stream = Stream::new(connection);
+    stream.start_time = SystemTime::now() - elapsed;
+    if let Some(details) = refused {
+        stream.flags.insert(Flag::NR);
+        stream.details = details.into();
+    }
+    stream.timing.downstream_tx_end = Some(Instant::now());
+    listener.config.access_logs.iter().for_each(|log| log.log(&stream));
+}
+
+/// An open connection in the listener's statistics.
+struct Open {
+    stats: Arc<ListenerStats>,
+    start: Instant,
+}
+
+impl Open {
+    fn new(stats: Arc<ListenerStats>, start: Instant) -> Open {
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        Open { stats, start }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_active.dec();
+        self.stats.downstream_cx_destroy.inc();
+        self.stats.downstream_cx_length_ms.record(self.start.elapsed().as_millis() as u64);
+    }
+}

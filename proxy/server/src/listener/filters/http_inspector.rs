@@ -1,0 +1,90 @@
+//! Tells the versions of HTTP apart on plain text, so that `application_protocols` can choose a chain.
+
+/// How HTTP/2 begins with prior knowledge (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes of a request line that are looked at.
+const MAX: usize = 8 << 10;
+
+/// What the bytes of a connection's beginning are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// HTTP: `http/1.0`, `http/1.1` or `h2c`.
+    Http(&'static str),
+    /// Perhaps the beginning of HTTP.
+    NeedsMore,
+    /// Something else.
+    NotHttp,
+}
+
+/// Looks at the first bytes of a connection.
+pub fn inspect(bytes: &[u8]) -> Outcome {
+    if bytes.starts_with(PREFACE) {
+        return Outcome::Http("h2c");
+    }
+    if PREFACE.starts_with(bytes) {
+        return Outcome::NeedsMore;
+    }
+    // Empty lines before a request line are let pass (RFC 9112 section 2.2).
+    let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
+    let line = bytes.get(start..).unwrap_or_default();
+    let window = line.get(..MAX).unwrap_or(line);
+    match memchr::memchr(b'\n', window) {
+        Some(end) => request_line(window.get(..end).unwrap_or_default()),
+        None if bytes.len() >= MAX || !may_become(window) => Outcome::NotHttp,
+        None => Outcome::NeedsMore,
+    }
+}
+
+fn request_line(line: &[u8]) -> Outcome {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let mut words = line.split(|b| *b == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let version = words.next().unwrap_or_default();
+    if method.is_empty() || !method.iter().all(is_token) || target.is_empty() || words.next().is_some() {
+        return Outcome::NotHttp;
+    }
+    match version {
+        b"HTTP/1.1" => Outcome::Http("http/1.1"),
+        b"HTTP/1.0" => Outcome::Http("http/1.0"),
+        _ => Outcome::NotHttp,
+    }
+}
+
+/// Whether more bytes could make a request line of this.
+fn may_become(start: &[u8]) -> bool {
+    let method = start.split(|b| *b == b' ').next().unwrap_or_default();
+    method.len() <= 32 && method.iter().all(is_token)
+}
+
+/// `tchar` of RFC 9110 section 5.6.2.
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_apart() {
+        assert_eq!(inspect(b"GET / HTTP/1.1\r\nHost: a\r\n"), Outcome::Http("http/1.1"));
+        assert_eq!(inspect(b"\r\nPOST /x HTTP/1.0\n"), Outcome::Http("http/1.0"));
+        assert_eq!(inspect(PREFACE), Outcome::Http("h2c"));
+        assert_eq!(inspect(b"PRI * HTTP/2.0\r\n"), Outcome::NeedsMore);
+        assert_eq!(inspect(b"GET /lo"), Outcome::NeedsMore);
+        assert_eq!(inspect(b""), Outcome::NeedsMore);
+    }
+
+    #[test]
+    fn other_protocols_are_not_http() {
+        for bytes in
+            [&b"\x16\x03\x01"[..], b"GET / HTTP/3.0\r\n", b"GET /\r\n", b"a b c d\r\n", b" / HTTP/1.1\r\n"]
+        {
+            assert_eq!(inspect(bytes), Outcome::NotHttp, "{bytes:?}");
+        }
+        assert_eq!(inspect(&[b'A'; 33]), Outcome::NotHttp);
+        let mut long = b"GET /".to_vec();
+        long.resize(MAX, b'a');
+        assert_eq!(inspect(&long), Outcome::NotHttp);
+    }
+}

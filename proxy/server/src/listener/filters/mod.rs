@@ -1,0 +1,142 @@
+//! Listener filters: what the first bytes of a connection say, before a filter chain is chosen.
+//!
+//! Each filter is one pure function over the bytes seen so far.
+
+pub mod http_inspector;
+pub mod proxy_protocol;
+pub mod tls_inspector;
+
+use crate::io::Socket;
+use crate::sockets;
+use sixfold_core::listener::ListenerFilter;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::io::AsyncReadExt;
+
+/// What listener filters have found out.
+#[derive(Debug, Clone)]
+pub(crate) struct Findings {
+    /// Client address; `None` for a unix socket.
+    pub(crate) remote: Option<SocketAddr>,
+    /// Address the client meant.
+    pub(crate) local: Option<SocketAddr>,
+    /// Server name in lower case.
+    pub(crate) server_name: Option<Arc<str>>,
+    /// ALPN protocols, or what the HTTP inspector saw.
+    pub(crate) protocols: Vec<Box<[u8]>>,
+    /// Whether the TLS inspector saw TLS.
+    pub(crate) tls: bool,
+}
+
+/// Why a connection is closed before a chain is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FilterError {
+    #[error("the client closed the connection")]
+    Closed,
+    #[error("the PROXY protocol header is missing or malformed")]
+    ProxyProtocol,
+    #[error("the ClientHello is too large")]
+    ClientHello,
+}
+
+/// Runs filters one after the other. Bytes they looked at stay in `seen`, those they consumed do not: the
+/// caller puts them in front of the socket, also when this is dropped half-way.
+pub(crate) async fn run(
+    filters: &[ListenerFilter],
+    socket: &mut Socket,
+    seen: &mut Vec<u8>,
+    found: &mut Findings,
+) -> Result<(), FilterError> {
+    for filter in filters {
+        match filter {
+            ListenerFilter::OriginalDst => {
+                let ipv6 = found.local.is_some_and(|l| l.is_ipv6());
+                if let Some(meant) = socket.as_tcp().and_then(|tcp| sockets::original_dst(tcp, ipv6)) {
+                    found.local = Some(meant);
+                }
+            }
+            ListenerFilter::ProxyProtocol { optional, versions } => {
+                proxy_protocol(socket, seen, found, *optional, *versions).await?;
+            }
+            ListenerFilter::TlsInspector => tls_inspector(socket, seen, found).await?,
+            ListenerFilter::HttpInspector if found.tls => {}
+            ListenerFilter::HttpInspector => http_inspector(socket, seen, found).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn tls_inspector(
+    socket: &mut Socket,
+    seen: &mut Vec<u8>,
+    found: &mut Findings,
+) -> Result<(), FilterError> {
+    loop {
+        match tls_inspector::inspect(seen) {
+            tls_inspector::Outcome::NeedsMore => read_more(socket, seen).await?,
+            tls_inspector::Outcome::NotTls => return Ok(()),
+            tls_inspector::Outcome::TooLarge => return Err(FilterError::ClientHello),
+            tls_inspector::Outcome::Tls(hello) => {
+                found.tls = true;
+                found.server_name = hello.server_name.map(Into::into);
+                found.protocols = hello.protocols;
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn http_inspector(
+    socket: &mut Socket,
+    seen: &mut Vec<u8>,
+    found: &mut Findings,
+) -> Result<(), FilterError> {
+    loop {
+        match http_inspector::inspect(seen) {
+            http_inspector::Outcome::NeedsMore => read_more(socket, seen).await?,
+            http_inspector::Outcome::NotHttp => return Ok(()),
+            http_inspector::Outcome::Http(protocol) => {
+                found.protocols = vec![protocol.as_bytes().into()];
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn proxy_protocol(
+    socket: &mut Socket,
+    seen: &mut Vec<u8>,
+    found: &mut Findings,
+    optional: bool,
+    (v1, v2): (bool, bool),
+) -> Result<(), FilterError> {
+    use proxy_protocol::{Outcome, Version};
+    loop {
+        match proxy_protocol::parse(seen) {
+            Outcome::NeedsMore => read_more(socket, seen).await?,
+            Outcome::Absent if optional => return Ok(()),
+            Outcome::Absent | Outcome::Malformed => return Err(FilterError::ProxyProtocol),
+            Outcome::Header(header) => {
+                let allowed = if header.version == Version::V1 { v1 } else { v2 };
+                if !allowed {
+                    return Err(FilterError::ProxyProtocol);
+                }
+                seen.drain(..header.consumed.min(seen.len()));
+                if let Some((source, destination)) = header.addresses {
+                    found.remote = Some(source);
+                    found.local = Some(destination);
+                }
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn read_more(socket: &mut Socket, seen: &mut Vec<u8>) -> Result<(), FilterError> {
+    // Enough for a ClientHello in one read.
+    seen.reserve(2048);
+    match socket.read_buf(seen).await {
+        Ok(n) if n > 0 => Ok(()),
+        _ => Err(FilterError::Closed),
+    }
+}

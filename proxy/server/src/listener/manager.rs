@@ -1,0 +1,226 @@
+//! Opening, changing and closing listeners, on the control thread.
+
+use super::{ActiveListener, ListenerTable, Slot};
+use crate::drain::DrainStrategy;
+use crate::sockets;
+use crate::worker::{Command, Shared};
+use arc_swap::ArcSwap;
+use sixfold_core::listener::{BindAddress, Listener};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// A listener that can't be used as configured; what was there before goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("listener \"{listener}\": {}{reason}", address.as_ref().map(|a| format!("{a}: ")).unwrap_or_default())]
+pub struct ListenerError {
+    /// Its name.
+    pub listener: Arc<str>,
+    /// The address that can't be opened, if that is the reason.
+    pub address: Option<String>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Every listener in use.
+pub(crate) struct Manager {
+    shared: Arc<Shared>,
+    listeners: BTreeMap<Arc<str>, Managed>,
+    next_id: u64,
+}
+
+struct Managed {
+    active: Arc<ActiveListener>,
+    sockets: HashMap<BindAddress, OpenSocket>,
+}
+
+/// The sockets of one address, one for each worker.
+struct OpenSocket {
+    id: u64,
+    slot: Arc<Slot>,
+    bound: BindAddress,
+}
+
+impl Manager {
+    pub(crate) fn new(shared: Arc<Shared>) -> Manager {
+        Manager { shared, listeners: BTreeMap::new(), next_id: 0 }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Names of all listeners with the addresses they are bound to: a port 0 is resolved.
+    pub(crate) fn addresses(&self) -> Vec<(Arc<str>, Vec<BindAddress>)> {
+        let bound = |m: &Managed| {
+            let found = |a| m.sockets.get(a).map(|s| s.bound.clone());
+            m.active.config.addresses.iter().filter_map(found).collect()
+        };
+        self.listeners.iter().map(|(name, m)| (name.clone(), bound(m))).collect()
+    }
+
+    /// Opens a new listener or changes one. It is live, with every worker accepting, when this returns.
+    /// Sockets whose address stays are kept, with the connections that wait in their queues.
+    pub(crate) async fn upsert(&mut self, config: Arc<Listener>) -> Result<(), ListenerError> {
+        let name = config.name.clone();
+        let failed = |reason| ListenerError { listener: name.clone(), address: None, reason };
+        let previous = self.listeners.get(&name).map(|m| m.active.clone());
+        let workers = self.shared.options.concurrency;
+        let active = ActiveListener::new(config, previous.as_deref(), &self.shared.drain, workers);
+        let active = Arc::new(active.map_err(failed)?);
+        let opened = self.open_missing(&active).await?;
+
+        let mut before = self.listeners.remove(&name).map(|m| m.sockets).unwrap_or_default();
+        let mut sockets = opened;
+        for address in wanted(&active.config) {
+            if let Some(kept) = before.remove(address) {
+                kept.slot.0.store(active.clone());
+                sockets.insert(address.clone(), kept);
+            }
+        }
+        self.listeners.insert(name, Managed { active: active.clone(), sockets });
+        self.publish();
+        if let Some(previous) = previous {
+            let options = &self.shared.options;
+            previous.retire(&active, options.drain_strategy, options.drain_time);
+        }
+        self.close(before.into_values()).await;
+        Ok(())
+    }
+
+    /// Opens the sockets that a listener wants and does not have yet. After an error none of them stays.
+    async fn open_missing(
+        &mut self,
+        active: &Arc<ActiveListener>,
+    ) -> Result<HashMap<BindAddress, OpenSocket>, ListenerError> {
+        let mut opened = HashMap::new();
+        let name = &active.config.name;
+        for address in wanted(&active.config) {
+            if self.listeners.get(name).is_some_and(|m| m.sockets.contains_key(address)) {
+                continue;
+            }
+            match self.open(address, active).await {
+                Ok(socket) => {
+                    opened.insert(address.clone(), socket);
+                }
+                Err(error) => {
+                    self.close(opened.into_values()).await;
+                    let address = Some(shown(address));
+                    let reason = error.to_string();
+                    return Err(ListenerError { listener: name.clone(), address, reason });
+                }
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Opens one address and waits until every worker accepts on it.
+    async fn open(
+        &mut self,
+        address: &BindAddress,
+        active: &Arc<ActiveListener>,
+    ) -> std::io::Result<OpenSocket> {
+        let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
+        let bound = sockets::bind(address, peers.len(), active.config.backlog)?;
+        let id = self.next_id;
+        self.next_id += 1;
+        let slot = Arc::new(Slot(ArcSwap::from(active.clone())));
+        let mut waiting = Vec::new();
+        for (peer, socket) in peers.iter().zip(bound.sockets) {
+            let (live, acknowledged) = oneshot::channel();
+            let command = Command::Listen { id, socket, slot: slot.clone(), live };
+            if peer.commands.send(command).await.is_ok() {
+                waiting.push(acknowledged);
+            }
+        }
+        let socket = OpenSocket { id, slot, bound: bound.address };
+        for acknowledged in waiting {
+            let outcome = acknowledged.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
+            if let Err(error) = outcome {
+                self.close(std::iter::once(socket)).await;
+                return Err(error);
+            }
+        }
+        Ok(socket)
+    }
+
+    /// Takes a listener away: its sockets are closed without resetting a connection, its connections are
+    /// told to go.
+    pub(crate) async fn remove(&mut self, name: &str) {
+        if let Some(managed) = self.listeners.remove(name) {
+            self.publish();
+            let options = &self.shared.options;
+            managed.active.drain.start(options.drain_strategy, Some(options.drain_time));
+            self.close(managed.sockets.into_values()).await;
+        }
+    }
+
+    /// Drains listeners, all or those with inbound traffic; with `close` their sockets are closed too.
+    pub(crate) async fn drain(
+        &mut self,
+        inbound_only: bool,
+        close: bool,
+        strategy: DrainStrategy,
+        time: Option<Duration>,
+    ) {
+        let mut closing = Vec::new();
+        for managed in self.listeners.values_mut() {
+            if inbound_only && !managed.active.config.inbound {
+                continue;
+            }
+            managed.active.drain.start(strategy, time);
+            if close {
+                closing.extend(managed.sockets.drain().map(|(_, socket)| socket));
+            }
+        }
+        self.close(closing.into_iter()).await;
+    }
+
+    /// Closes the sockets of listeners that have begun to drain.
+    pub(crate) async fn close_draining(&mut self) {
+        let draining = self.listeners.values_mut().filter(|m| m.active.drain.is_draining());
+        let closing: Vec<_> = draining.flat_map(|m| m.sockets.drain().map(|(_, s)| s)).collect();
+        self.close(closing.into_iter()).await;
+    }
+
+    async fn close(&self, sockets: impl Iterator<Item = OpenSocket>) {
+        let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
+        let mut waiting = Vec::new();
+        for socket in sockets {
+            for peer in peers {
+                let (closed, done) = oneshot::channel();
+                if peer.commands.send(Command::Close { id: socket.id, closed }).await.is_ok() {
+                    waiting.push(done);
+                }
+            }
+            if let BindAddress::Unix(path) = &socket.bound {
+                // Nobody shall connect to it any more; connections that wait are still served.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        for done in waiting {
+            // A worker that has ended has closed it.
+            let _ = done.await;
+        }
+    }
+
+    /// Shows workers the listeners that connections may be handed over to.
+    fn publish(&self) {
+        let table = ListenerTable::new(self.listeners.values().map(|m| &m.active));
+        self.shared.listeners.store(Arc::new(table));
+    }
+}
+
+/// The addresses a listener opens.
+fn wanted(listener: &Listener) -> impl Iterator<Item = &BindAddress> {
+    listener.addresses.iter().filter(|_| listener.bind)
+}
+
+fn shown(address: &BindAddress) -> String {
+    match address {
+        BindAddress::Ip(address) => SocketAddr::to_string(address),
+        BindAddress::Unix(path) => path.display().to_string(),
+    }
+}

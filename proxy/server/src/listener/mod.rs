@@ -1,0 +1,124 @@
+//! Listeners in use.
+//!
+//! The control thread opens and closes them ([`manager`]); each worker accepts connections on its own
+//! sockets and takes them through listener filters, chain choice and TLS to the chain's network filter.
+
+mod accept;
+mod connection;
+pub mod filters;
+pub(crate) mod manager;
+
+pub(crate) use accept::{Adopted, accept};
+pub use manager::ListenerError;
+
+use crate::drain::{Drain, DrainStrategy};
+use arc_swap::ArcSwap;
+use sixfold_core::listener::{BindAddress, ChainMatcher, Facts, FilterChain, Listener};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A listener as it is configured now, with the drains of its connections.
+pub(crate) struct ActiveListener {
+    pub(crate) config: Arc<Listener>,
+    matcher: ChainMatcher,
+    chains: Vec<ActiveChain>,
+    default: Option<ActiveChain>,
+    /// Above those of the chains.
+    pub(crate) drain: Drain,
+}
+
+/// A filter chain in use.
+pub(crate) struct ActiveChain {
+    pub(crate) chain: Arc<FilterChain>,
+    drain: Drain,
+    /// One below `drain` for each worker, so that connections of two workers never meet at a lock.
+    workers: Arc<[Drain]>,
+}
+
+/// What a listening socket serves now; replaced when its listener changes.
+pub(crate) struct Slot(pub(crate) ArcSwap<ActiveListener>);
+
+impl ActiveListener {
+    /// A listener that takes the place of `previous`: chains that stay the same keep the drains of their
+    /// connections, all of them unless the listener's shape has changed.
+    fn new(
+        config: Arc<Listener>,
+        previous: Option<&ActiveListener>,
+        root: &Drain,
+        workers: usize,
+    ) -> Result<ActiveListener, String> {
+        let matcher = ChainMatcher::new(&config.chains)?;
+        let previous = previous.filter(|p| p.config.shape == config.shape);
+        let drain = previous.map_or_else(|| root.child(), |p| p.drain.clone());
+        let mut left: Vec<&ActiveChain> = previous.into_iter().flat_map(ActiveListener::all).collect();
+        let mut adopt = |chain: &Arc<FilterChain>| {
+            let same =
+                |c: &&ActiveChain| c.chain.fingerprint == chain.fingerprint && c.chain.name == chain.name;
+            match left.iter().position(same).map(|at| left.swap_remove(at)) {
+                Some(old) => ActiveChain {
+                    chain: chain.clone(),
+                    drain: old.drain.clone(),
+                    workers: old.workers.clone(),
+                },
+                None => {
+                    let own = drain.child();
+                    let workers = (0..workers).map(|_| own.child()).collect();
+                    ActiveChain { chain: chain.clone(), drain: own, workers }
+                }
+            }
+        };
+        let chains = config.chains.iter().map(&mut adopt).collect();
+        let default = config.default_chain.as_ref().map(&mut adopt);
+        Ok(ActiveListener { matcher, chains, default, drain, config })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ActiveChain> {
+        self.chains.iter().chain(&self.default)
+    }
+
+    /// Drains what `next` does not go on with.
+    fn retire(&self, next: &ActiveListener, strategy: DrainStrategy, time: Duration) {
+        if !self.drain.is(&next.drain) {
+            self.drain.start(strategy, Some(time));
+            return;
+        }
+        for chain in self.all().filter(|old| !next.all().any(|new| new.drain.is(&old.drain))) {
+            chain.drain.start(strategy, Some(time));
+        }
+    }
+
+    /// The chain for a connection.
+    fn choose(&self, facts: &Facts<'_>) -> Option<&ActiveChain> {
+        self.matcher.find(facts).and_then(|at| self.chains.get(at)).or(self.default.as_ref())
+    }
+}
+
+/// Listeners by their addresses, those that do not bind among them.
+#[derive(Default)]
+pub(crate) struct ListenerTable(HashMap<SocketAddr, Arc<ActiveListener>>);
+
+impl ListenerTable {
+    fn new<'a>(listeners: impl Iterator<Item = &'a Arc<ActiveListener>>) -> ListenerTable {
+        let mut table = HashMap::new();
+        for listener in listeners {
+            for address in &listener.config.addresses {
+                if let BindAddress::Ip(address) = address {
+                    table.insert(*address, listener.clone());
+                }
+            }
+        }
+        ListenerTable(table)
+    }
+
+    /// The listener for a connection that was meant for `address`: its own, else that of every address on
+    /// its port.
+    fn find(&self, address: SocketAddr) -> Option<&Arc<ActiveListener>> {
+        let all: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.0.get(&address).or_else(|| self.0.get(&SocketAddr::new(all, address.port())))
+    }
+}

@@ -1,0 +1,199 @@
+//! Listening sockets.
+//!
+//! Every worker has its own socket of an address (`SO_REUSEPORT`), so that the kernel spreads connections.
+//! The first one is bound without the option: else a second process would share the port in silence.
+
+use sixfold_core::listener::BindAddress;
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+/// The sockets of one address, one for each worker.
+#[derive(Debug)]
+pub struct Bound {
+    /// Sockets in the order of the workers, non-blocking.
+    pub sockets: Vec<ListenSocket>,
+    /// The address with the port that was given for port 0.
+    pub address: BindAddress,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub enum ListenSocket {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix; the workers share one.
+    Unix(UnixListener),
+}
+
+/// Opens an address for `workers` workers.
+///
+/// # Errors
+/// The operating system's, such as an address that is in use.
+pub fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<Bound> {
+    let backlog = i32::try_from(backlog.max(1)).unwrap_or(i32::MAX);
+    match address {
+        BindAddress::Ip(address) => bind_tcp(*address, workers, backlog),
+        BindAddress::Unix(path) => bind_unix(path, workers, backlog),
+    }
+}
+
+fn bind_tcp(address: SocketAddr, workers: usize, backlog: i32) -> io::Result<Bound> {
+    let guard = tcp_socket(address)?;
+    guard.bind(&address.into())?;
+    // Only a listening socket keeps others off: SO_REUSEADDR lets several merely bind.
+    guard.listen(backlog)?;
+    let address = guard.local_addr()?.as_socket().unwrap_or(address);
+    guard.set_reuse_port(true)?;
+    let mut sockets = vec![ListenSocket::Tcp(guard.into())];
+    for _ in 1..workers {
+        let socket = tcp_socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(backlog)?;
+        sockets.push(ListenSocket::Tcp(socket.into()));
+    }
+    Ok(Bound { sockets, address: BindAddress::Ip(address) })
+}
+
+fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // Both families on one port are two listeners' business.
+        socket.set_only_v6(true)?;
+    }
+    // Connections in TIME_WAIT must not keep a restarted proxy from its port.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+fn bind_unix(path: &Path, workers: usize, backlog: i32) -> io::Result<Bound> {
+    if path.exists() {
+        match UnixStream::connect(path) {
+            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            // Left over by a process that is gone.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(e) => return Err(e),
+        }
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(backlog)?;
+    let listener: UnixListener = socket.into();
+    let mut sockets = Vec::new();
+    for _ in 1..workers {
+        sockets.push(ListenSocket::Unix(listener.try_clone()?));
+    }
+    sockets.push(ListenSocket::Unix(listener));
+    Ok(Bound { sockets, address: BindAddress::Unix(path.into()) })
+}
+
+/// Lets no further connection begin on a TCP socket that still listens: SYN segments are dropped, handshakes
+/// under way go on. A client that is turned away so tries again and finds the port closed or taken over,
+/// where a closed socket would reset it.
+///
+/// # Errors
+/// The operating system's; then connections in the last moment may be reset.
+pub fn refuse_new(socket: &impl AsFd) -> io::Result<()> {
+    const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
+    const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const FLAGS: u32 = 13; // offset in the TCP header
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
+}
+
+/// Where a redirected connection was meant to go (`SO_ORIGINAL_DST`); `None` when it was not redirected.
+pub fn original_dst(socket: &impl AsFd, ipv6: bool) -> Option<SocketAddr> {
+    let socket = SockRef::from(socket);
+    let found = if ipv6 { socket.original_dst_v6() } else { socket.original_dst_v4() };
+    found.ok()?.as_socket()
+}
+
+/// Whether an error of accepting says that descriptors or memory have run out, so that trying at once again
+/// would spin.
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    // EMFILE, ENFILE, ENOBUFS, ENOMEM on Linux.
+    matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
+}
+
+/// Whether an error of accepting is about the one connection that was to be accepted (accept(2)).
+pub fn is_of_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    // ENETDOWN, EPROTO, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH, EPERM.
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+        || matches!(error.raw_os_error(), Some(100 | 71 | 92 | 112 | 64 | 113 | 95 | 101 | 1))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use std::net::TcpStream;
+
+    const ANY: BindAddress =
+        BindAddress::Ip(SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0));
+
+    fn accepted(bound: &Bound) -> usize {
+        let mut count = 0;
+        for socket in &bound.sockets {
+            if let ListenSocket::Tcp(tcp) = socket {
+                while tcp.accept().is_ok() {
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn workers_share_a_port_that_nobody_else_gets() {
+        let bound = bind(&ANY, 4, 128).unwrap();
+        assert_eq!(bound.sockets.len(), 4);
+        assert_eq!(bind(&bound.address, 4, 128).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let BindAddress::Ip(address) = bound.address else { panic!() };
+        let clients: Vec<_> = (0..64).map(|_| TcpStream::connect(address).unwrap()).collect();
+        assert_eq!(accepted(&bound), 64);
+        let used = |s: &ListenSocket| matches!(s, ListenSocket::Tcp(_));
+        assert!(bound.sockets.iter().all(used));
+        drop((clients, bound));
+        assert!(bind(&BindAddress::Ip(address), 2, 128).is_ok(), "the port is free again");
+    }
+
+    #[test]
+    fn refused_connections_do_not_begin_and_waiting_ones_stay() {
+        let bound = bind(&ANY, 1, 128).unwrap();
+        let BindAddress::Ip(address) = bound.address else { panic!() };
+        let waiting = TcpStream::connect(address).unwrap();
+        let ListenSocket::Tcp(tcp) = &bound.sockets[0] else { panic!() };
+        refuse_new(tcp).unwrap();
+        let timeout = std::time::Duration::from_millis(200);
+        assert!(TcpStream::connect_timeout(&address, timeout).is_err());
+        assert_eq!(accepted(&bound), 1);
+        drop(waiting);
+    }
+
+    #[test]
+    fn a_unix_socket_of_the_dead_is_taken_over_and_one_of_the_living_is_not() {
+        let path = std::env::temp_dir().join(format!("sixfold-sockets-{}.sock", std::process::id()));
+        let address = BindAddress::Unix(path.clone());
+        let first = bind(&address, 2, 16).unwrap();
+        assert_eq!(bind(&address, 2, 16).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        let second = bind(&address, 2, 16).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(second);
+        std::fs::remove_file(&path).unwrap();
+    }
+}

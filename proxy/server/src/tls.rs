@@ -1,0 +1,98 @@
+//! TLS handshakes of both sides, from the contexts that configuration compiled.
+
+use crate::io::{Io, Socket};
+use rustls::pki_types::ServerName;
+use sixfold_core::connection::TlsInfo;
+use sixfold_core::tls::{AlpnOffer, ClientContext, ServerTls};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
+
+/// A client's connection after its handshake.
+pub(crate) struct Accepted {
+    pub(crate) io: Io,
+    pub(crate) info: TlsInfo,
+    /// Server name in lower case.
+    pub(crate) server_name: Option<Arc<str>>,
+}
+
+/// Why a handshake failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    /// The client did not begin with a TLS record: it gets no answer, as it could not read one.
+    #[error("plain text on a TLS port")]
+    PlainText,
+    /// No certificate for the server name, or none has arrived yet.
+    #[error("no certificate for this server name")]
+    NoContext,
+    /// The client has no certificate though one is required.
+    #[error("no client certificate")]
+    NoClientCertificate,
+    /// The client's certificate is refused.
+    #[error("{0}")]
+    ClientCertificate(rustls::Error),
+    /// Anything else of the protocol.
+    #[error("{0}")]
+    Protocol(rustls::Error),
+    /// The connection broke.
+    #[error("{0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> HandshakeError {
+        match rustls_error(&error) {
+            Some(rustls::Error::NoCertificatesPresented) => HandshakeError::NoClientCertificate,
+            Some(e @ rustls::Error::InvalidCertificate(_)) => HandshakeError::ClientCertificate(e.clone()),
+            Some(e) => HandshakeError::Protocol(e.clone()),
+            None => HandshakeError::Io(error),
+        }
+    }
+}
+
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Takes a client's handshake.
+pub(crate) async fn accept(mut socket: Socket, tls: &ServerTls) -> Result<Accepted, HandshakeError> {
+    const HANDSHAKE_RECORD: u8 = 22;
+    if socket.first_byte().await? != Some(HANDSHAKE_RECORD) {
+        return Err(HandshakeError::PlainText);
+    }
+    let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+    let hello = start.client_hello();
+    let server_name: Option<Arc<str>> = hello.server_name().map(|n| n.to_ascii_lowercase().into());
+    let context = tls.context(server_name.as_deref()).ok_or(HandshakeError::NoContext)?;
+    let (config, local) = context.choose(&hello);
+    let stream = start.into_stream(config).await?;
+    let info = context.info(stream.get_ref().1, local);
+    Ok(Accepted { io: Io::tls_server(stream), info, server_name })
+}
+
+/// Makes a handshake with an endpoint. Without a server name its address stands in, which is not sent.
+///
+/// # Errors
+/// Why it failed, in rustls' words.
+pub(crate) async fn connect(
+    socket: Socket,
+    context: &ClientContext,
+    server_name: Option<&str>,
+    address: IpAddr,
+    offer: AlpnOffer,
+) -> Result<(Io, TlsInfo), String> {
+    let name = match server_name {
+        None => ServerName::IpAddress(address.into()),
+        Some(name) => {
+            ServerName::try_from(name.to_owned()).map_err(|_| format!("\"{name}\" is no server name"))?
+        }
+    };
+    let connector = TlsConnector::from(context.config(offer));
+    let stream = connector.connect(name, socket).await.map_err(|e| match rustls_error(&e) {
+        Some(tls) => tls.to_string(),
+        None => e.to_string(),
+    })?;
+    let info = context.info(stream.get_ref().1);
+    Ok((Io::tls_client(stream), info))
+}
