@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod conformance;
 pub mod deny;
+pub mod fuzz;
 pub mod h2spec;
 pub mod layout;
 pub mod lint;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, conformance, h2spec, lint, suite};
+use xtask::{bench, conformance, fuzz, h2spec, lint, suite};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own chores")]
@@ -22,6 +22,8 @@ enum Chore {
     Conformance(conformance::Options),
     /// Run h2spec against the proxy, over cleartext and TLS
     H2spec(h2spec::Options),
+    /// Run the fuzz targets under cargo-fuzz, ten minutes each
+    Fuzz(fuzz::Options),
     /// Load tests beside Envoy, nginx, HAProxy and a TCP forwarder; writes bench/RESULTS.md
     Bench(bench::Options),
 }
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Conformance(options) => conformance::run(&options),
         Chore::H2spec(options) => h2spec::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),
     };
     match done {

@@ -7,12 +7,12 @@ use anyhow::{Result, bail};
 #[derive(Debug, Default)]
 pub struct Report {
     lines: Vec<String>,
-    failed: Vec<&'static str>,
+    failed: Vec<String>,
 }
 
 impl Report {
     /// Does the work at once; a failure is kept for the end.
-    pub fn part(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) {
+    pub fn part(&mut self, name: &str, work: impl FnOnce() -> Result<()>) {
         let started = Instant::now();
         let result = work();
         let seconds = started.elapsed().as_secs();
@@ -20,7 +20,7 @@ impl Report {
             Ok(()) => self.lines.push(format!("ok      {name} ({seconds} s)")),
             Err(error) => {
                 self.lines.push(format!("FAILED  {name} ({seconds} s): {error:#}"));
-                self.failed.push(name);
+                self.failed.push(name.to_owned());
             }
         }
     }
