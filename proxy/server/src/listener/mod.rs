@@ -7,6 +7,8 @@ mod accept;
 mod connection;
 pub mod filters;
 pub(crate) mod manager;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use accept::{Adopted, accept};
 pub use manager::ListenerError;

@@ -1,0 +1,221 @@
+//! TLS on listeners and towards endpoints.
+
+use super::*;
+use crate::connect::{Alpn, ConnectError, connect};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use sixfold_core::matcher::StringMatcher;
+use sixfold_core::tls::{
+    ClientContext, ClientSettings, ClientTls, Identity, NamedContexts, Pem, SanKind, SanMatcher,
+    ServerContext, ServerSettings, ServerTls, Validation, sha256_hex,
+};
+
+struct Authority(Issuer<'static, KeyPair>, Pem);
+
+fn authority() -> Authority {
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let pem = Pem::Inline(params.self_signed(&key).unwrap().pem().into_bytes());
+    Authority(Issuer::new(params, key), pem)
+}
+
+impl Authority {
+    fn identity(&self, name: &str) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let chain = params.signed_by(&key, &self.0).unwrap().pem();
+        Identity {
+            chain: Pem::Inline(chain.into_bytes()),
+            key: Pem::Inline(key.serialize_pem().into_bytes()),
+        }
+    }
+
+    fn validation(&self) -> Option<Validation> {
+        Some(Validation { trusted_ca: Some(self.1.clone()), ..Validation::default() })
+    }
+
+    fn context(&self, name: &str) -> Arc<ServerContext> {
+        let identities = vec![self.identity(name)];
+        ServerContext::new(ServerSettings { identities, ..ServerSettings::default() }).unwrap()
+    }
+}
+
+fn hash_of(identity: &Identity) -> String {
+    sha256_hex(&identity.chain.certificates().unwrap()[0])
+}
+
+/// A TLS connection of a client that takes any certificate.
+async fn dial(
+    address: SocketAddr,
+    name: &str,
+    settings: ClientSettings,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let context = ClientContext::new(settings).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(context.config(Alpn::None));
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    connector.connect(name, TcpStream::connect(address).await?).await
+}
+
+fn seen(stream: &tokio_rustls::client::TlsStream<TcpStream>) -> String {
+    sha256_hex(&stream.get_ref().1.peer_certificates().unwrap()[0])
+}
+
+fn with_tls(listener: Listener, tls: &Arc<ServerTls>) -> Listener {
+    let chains = listener
+        .chains
+        .iter()
+        .map(|c| {
+            Arc::new(FilterChain {
+                name: c.name.clone(),
+                matches: c.matches.clone(),
+                tls: Some(tls.clone()),
+                handshake_timeout: Some(Duration::from_millis(500)),
+                filter: says("secret"),
+                fingerprint: c.fingerprint,
+            })
+        })
+        .collect();
+    Listener { chains, ..listener }
+}
+
+#[tokio::test]
+async fn a_rotated_certificate_touches_new_handshakes_alone() {
+    let fixture = Fixture::start();
+    fixture.cluster("echo", &[echo().await]).await;
+    let ca = authority();
+    let (old, new) = (ca.identity("a.test"), ca.identity("a.test"));
+    let context = |identity: &Identity| {
+        let identities = vec![identity.clone()];
+        ServerContext::new(ServerSettings { identities, ..ServerSettings::default() }).unwrap()
+    };
+    let tls = ServerTls::single(context(&old));
+    let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", Vec::new())));
+    let secure =
+        FilterChain { tls: Some(tls.clone()), ..chain("only", FilterChainMatch::default(), 1, proxy) };
+    let listener = Listener { chains: vec![Arc::new(secure)], ..fixture.listener("a", says("")) };
+    let address = fixture.apply(listener).await;
+    let mut first = dial(address, "a.test", ClientSettings::default()).await.unwrap();
+    assert_eq!(seen(&first), hash_of(&old));
+    assert!(ping(&mut first).await);
+    tls.replace(Some(context(&new)), NamedContexts::new());
+    let mut second = dial(address, "a.test", ClientSettings::default()).await.unwrap();
+    assert_eq!(seen(&second), hash_of(&new));
+    assert!(ping(&mut second).await && ping(&mut first).await);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_speak_tls_are_closed_without_a_word() {
+    let fixture = Fixture::start();
+    let tls = ServerTls::single(authority().context("a.test"));
+    let listener = with_tls(fixture.listener("a", says("")), &tls);
+    let stats = listener.stats.clone();
+    let address = fixture.apply(listener).await;
+    assert_eq!(exchange(address, b"GET / HTTP/1.1\r\n\r\n").await, "");
+    let start = std::time::Instant::now();
+    assert_eq!(exchange(address, b"\x16\x03\x01").await, "", "half a handshake ends at its timeout");
+    assert!(start.elapsed() >= Duration::from_millis(400));
+    eventually(|| stats.ssl_connection_error.get() == 2).await;
+    let mut good = dial(address, "a.test", ClientSettings::default()).await.unwrap();
+    let mut text = String::new();
+    good.read_to_string(&mut text).await.unwrap();
+    assert_eq!((text.as_str(), stats.ssl_handshake.get()), ("secret", 1));
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn client_certificates_are_asked_for_and_counted() {
+    let fixture = Fixture::start();
+    let ca = authority();
+    let context = ServerContext::new(ServerSettings {
+        identities: vec![ca.identity("a.test")],
+        validation: ca.validation(),
+        require_client_certificate: true,
+        ..ServerSettings::default()
+    });
+    let listener = with_tls(fixture.listener("a", says("")), &ServerTls::single(context.unwrap()));
+    let stats = listener.stats.clone();
+    let address = fixture.apply(listener).await;
+    let talk = async |identity: Option<Identity>| {
+        let settings = ClientSettings { identity, ..ClientSettings::default() };
+        let mut text = String::new();
+        // Over TLS 1.3 a client hears of the refusal with its first read.
+        if let Ok(mut stream) = dial(address, "a.test", settings).await {
+            let _ = stream.read_to_string(&mut text).await;
+        }
+        text
+    };
+    assert_eq!(talk(Some(ca.identity("client.test"))).await, "secret");
+    assert_eq!(talk(None).await, "");
+    assert_eq!(talk(Some(authority().identity("client.test"))).await, "");
+    eventually(|| stats.ssl_fail_verify_no_cert.get() == 1 && stats.ssl_fail_verify_error.get() == 1).await;
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn chains_are_chosen_by_server_name_and_tls_may_pass_through() {
+    let fixture = Fixture::start();
+    let ca = authority();
+    let inner = ServerTls::single(ca.context("inner.test"));
+    let inner = fixture.apply(with_tls(fixture.listener("inner", says("")), &inner)).await;
+    fixture.cluster("inner", &[inner]).await;
+    let names = |names: &[&str]| FilterChainMatch {
+        server_names: names.iter().map(|n| (*n).into()).collect(),
+        ..FilterChainMatch::default()
+    };
+    let pass = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("inner", Vec::new())));
+    let own = FilterChain {
+        tls: Some(ServerTls::single(ca.context("own.test"))),
+        ..chain("own", names(&["*.own.test"]), 1, says("own"))
+    };
+    let listener = Listener {
+        listener_filters: vec![ListenerFilter::TlsInspector],
+        chains: vec![Arc::new(chain("pass", names(&["pass.test"]), 1, pass)), Arc::new(own)],
+        ..fixture.listener("a", says(""))
+    };
+    let address = fixture.apply(listener).await;
+    let talk = async |name: &str| {
+        let mut text = String::new();
+        let mut stream = dial(address, name, ClientSettings::default()).await.ok()?;
+        stream.read_to_string(&mut text).await.ok()?;
+        Some(text)
+    };
+    assert_eq!(talk("pass.test").await.as_deref(), Some("secret"));
+    assert_eq!(talk("x.Own.test").await.as_deref(), Some("own"));
+    assert_eq!(talk("other.test").await, None);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
+    let fixture = Fixture::start();
+    let ca = authority();
+    let tls = ServerTls::single(ca.context("server.test"));
+    let address = fixture.apply(with_tls(fixture.listener("a", says("")), &tls)).await;
+    let open = async |settings: ClientSettings, authority: Option<&str>| {
+        let tls = Some(ClientTls::new(Some(ClientContext::new(settings).unwrap())));
+        let config = ClusterConfig { tls, ..cluster_config("tls") };
+        let hosts = vec![HostConfig::new(Address::Ip(address))];
+        let cluster = Cluster::new(config, hosts, None, &fixture.registry).unwrap();
+        let host = cluster.hosts.load().iter().next().unwrap().clone();
+        let mut connected = connect(&cluster, &host, authority, Alpn::Http1, Duration::from_secs(5)).await?;
+        let mut text = String::new();
+        connected.io.read_to_string(&mut text).await.unwrap();
+        Ok::<_, ConnectError>((text, connected.tls.unwrap().version))
+    };
+    let auto = || ClientSettings {
+        auto_sni: true,
+        auto_san_validation: true,
+        validation: ca.validation(),
+        ..ClientSettings::default()
+    };
+    assert_eq!(open(auto(), Some("server.test:443")).await, Ok(("secret".into(), "TLSv1.3")));
+    let error = open(auto(), Some("evil.test")).await.unwrap_err().to_string();
+    assert!(error.starts_with("TLS_error:|") && error.ends_with(":TLS_error_end"), "{error}");
+    let sans = vec![SanMatcher { kind: SanKind::Dns, matcher: StringMatcher::exact("other.test") }];
+    let strict = Validation { sans, ..ca.validation().unwrap() };
+    let settings = ClientSettings { validation: Some(strict), ..ClientSettings::default() };
+    assert!(matches!(open(settings, None).await, Err(ConnectError::Tls(_))));
+    assert!(open(ClientSettings::default(), None).await.is_ok());
+    fixture.end().await;
+}
