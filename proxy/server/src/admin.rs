@@ -19,7 +19,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What the server is at (admin/v3/server_info.proto `State`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,8 +153,6 @@ pub struct ServerInfo {
     pub options: serde_json::Value,
     /// `node`
     pub node: serde_json::Value,
-    /// `restart_epoch` and such would follow; there is no hot restart.
-    pub uptime_since: Option<Duration>,
 }
 
 impl Admin {

@@ -66,11 +66,18 @@ impl Guarded {
     fn runs(&self, stream: &mut Stream, slot: usize) -> bool {
         let Some(filter) = &self.filter else { return true };
         let answer = slot + 1;
-        if let Some(known) = stream.state::<bool>(answer) {
+        let known =
+            stream.slots.get(answer).and_then(Option::as_ref).and_then(|known| known.downcast_ref::<bool>());
+        if let Some(known) = known {
             return *known;
         }
         let runs = filter.eval(stream).unwrap_or(true);
-        stream.set_state(answer, runs);
+        if stream.slots.len() <= answer {
+            stream.slots.resize_with(answer + 1, || None);
+        }
+        if let Some(place) = stream.slots.get_mut(answer) {
+            *place = Some(Box::new(runs));
+        }
         runs
     }
 

@@ -48,8 +48,7 @@ pub(crate) fn build(stream: &mut Stream, hcm: &HttpConnectionManager, reply: Loc
     let status = stream.response.status;
     let headers = &mut stream.response.headers;
     headers.remove(Known::CONTENT_LENGTH);
-    let bodiless = hcm.profile == Profile::Apisix && (status == 204 || status == 304);
-    if !body.is_empty() && !bodiless {
+    if !body.is_empty() && status != 204 && status != 304 {
         headers.append(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
         headers.set_if_absent(Known::CONTENT_TYPE, content_type.as_bytes());
         return body;

@@ -1,0 +1,299 @@
+//! The command line.
+
+use crate::Failure;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A data-plane proxy that takes APISIX's and Envoy's configuration.
+///
+/// Without a command the options are those of `sixfold envoy`, so that the binary can stand in for Envoy's.
+#[derive(Debug, Parser)]
+#[command(name = "sixfold", version, propagate_version = false, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve as an APISIX gateway: config.yaml, and apisix.yaml beside it
+    Run(RunOptions),
+    /// Serve as Envoy: a bootstrap file and Envoy's options
+    Envoy(Box<EnvoyOptions>),
+    /// Check a configuration file without serving; what is wrong is printed as file:line:column
+    Validate(ValidateOptions),
+    /// Serve a gateway on loopback with routes to try
+    Quickstart(QuickstartOptions),
+    /// Print the version
+    Version,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Options of `sixfold run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunOptions {
+    /// APISIX's config.yaml; apisix.yaml is read from the same directory
+    #[arg(short, long, default_value = "conf/config.yaml")]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+}
+
+/// Options of `sixfold quickstart`.
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartOptions {
+    /// Port of the gateway on 127.0.0.1
+    #[arg(long, default_value_t = 9080)]
+    pub(crate) port: u16,
+    /// Directory that config.yaml and apisix.yaml are written to; a new one for temporary files by default
+    #[arg(long)]
+    pub(crate) directory: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+}
+
+/// Options of `sixfold validate`.
+#[derive(Debug, Args)]
+pub(crate) struct ValidateOptions {
+    /// An Envoy bootstrap, an APISIX config.yaml or an apisix.yaml; which one is told by its content
+    #[arg(short, long)]
+    pub(crate) config: PathBuf,
+}
+
+/// How the process's own log looks.
+#[derive(Debug, Args)]
+pub(crate) struct LogOptions {
+    /// Level: trace, debug, info, warn, error, off; or tracing's directives, `info,sixfold_server=debug`
+    #[arg(long, default_value = "info")]
+    pub(crate) log_level: String,
+    /// text or json
+    #[arg(long, value_enum, default_value_t = LogForm::Text)]
+    pub(crate) log_format: LogForm,
+}
+
+/// How a line of the process's own log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogForm {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Envoy's options (operations/cli.rst).
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EnvoyOptions {
+    /// Bootstrap file, YAML or JSON
+    #[arg(short = 'c', long)]
+    pub(crate) config_path: Option<PathBuf>,
+    /// Bootstrap as YAML text; merged over that of the file
+    #[arg(long)]
+    pub(crate) config_yaml: Option<String>,
+    /// Number of workers; one a core by default
+    #[arg(long)]
+    pub(crate) concurrency: Option<usize>,
+    /// What to do: serve, validate, init_only
+    #[arg(long, default_value = "serve")]
+    pub(crate) mode: Mode,
+    /// Level: trace, debug, info, warning, error, critical, off
+    #[arg(short, long, default_value = "info")]
+    pub(crate) log_level: String,
+    /// Levels of components: upstream:debug,config:trace
+    #[arg(long, default_value = "")]
+    pub(crate) component_log_level: String,
+    /// `json` for JSON; patterns of Envoy's logger have no effect
+    #[arg(long)]
+    pub(crate) log_format: Option<String>,
+    /// File for the log instead of standard error
+    #[arg(long)]
+    pub(crate) log_path: Option<PathBuf>,
+    /// Milliseconds after which access logs are written at the latest
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) file_flush_interval_msec: u64,
+    /// Seconds that draining may take
+    #[arg(long, default_value_t = 600)]
+    pub(crate) drain_time_s: u64,
+    /// How clients are told to go while draining: gradual or immediate
+    #[arg(long, default_value = "gradual")]
+    pub(crate) drain_strategy: Strategy,
+    /// Name of the service this process belongs to; node.cluster where the bootstrap has none
+    #[arg(long)]
+    pub(crate) service_cluster: Option<String>,
+    /// Name of this node; node.id where the bootstrap has none
+    #[arg(long)]
+    pub(crate) service_node: Option<String>,
+    /// Zone of this node; node.locality.zone where the bootstrap has none
+    #[arg(long)]
+    pub(crate) service_zone: Option<String>,
+    /// File that the administration address is written to
+    #[arg(long)]
+    pub(crate) admin_address_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) accepted: AcceptedOptions,
+}
+
+/// Options that Envoy's users pass and that change nothing here: there is no hot restart and no shared memory,
+/// and unknown fields are always refused in static and dynamic configuration alike.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AcceptedOptions {
+    #[arg(long, hide = true)]
+    base_id: Option<String>,
+    #[arg(long, hide = true)]
+    use_dynamic_base_id: bool,
+    #[arg(long, hide = true)]
+    base_id_path: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    restart_epoch: Option<u32>,
+    #[arg(long, hide = true)]
+    disable_hot_restart: bool,
+    #[arg(long, hide = true)]
+    skip_hot_restart_on_no_parent: bool,
+    #[arg(long, hide = true)]
+    skip_hot_restart_parent_stats: bool,
+    #[arg(long, hide = true)]
+    parent_shutdown_time_s: Option<u64>,
+    #[arg(long, hide = true)]
+    socket_path: Option<String>,
+    #[arg(long, hide = true)]
+    socket_mode: Option<String>,
+    #[arg(long, hide = true)]
+    allow_unknown_fields: bool,
+    #[arg(long, hide = true)]
+    allow_unknown_static_fields: bool,
+    #[arg(long, hide = true)]
+    reject_unknown_dynamic_fields: bool,
+    #[arg(long, hide = true)]
+    ignore_unknown_dynamic_fields: bool,
+    #[arg(long, hide = true)]
+    skip_deprecated_logs: bool,
+    #[arg(long, hide = true)]
+    local_address_ip_version: Option<String>,
+    #[arg(long, hide = true)]
+    log_format_escaped: bool,
+    #[arg(long, hide = true)]
+    enable_fine_grain_logging: bool,
+    #[arg(long, hide = true)]
+    enable_mutex_tracing: bool,
+    #[arg(long, hide = true)]
+    enable_core_dump: bool,
+    #[arg(long, hide = true)]
+    cpuset_threads: bool,
+    #[arg(long, hide = true)]
+    stats_tag: Vec<String>,
+}
+
+/// Envoy's `--mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Serves.
+    Serve,
+    /// Checks the configuration and ends.
+    Validate,
+    /// Starts everything that the configuration needs, and ends.
+    #[value(name = "init_only")]
+    InitOnly,
+}
+
+/// Envoy's `--drain-strategy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Strategy {
+    /// A growing share of responses.
+    Gradual,
+    /// Every response.
+    Immediate,
+}
+
+/// Reads the command line; wrong ones end the process with clap's message.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Command {
+    Cli::parse_from(with_command(arguments.collect())).command
+}
+
+/// Puts `envoy` before the options of a process that was started as Envoy: by a name that ends in `envoy`, or
+/// with options and no command.
+fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments.first().map(Path::new).and_then(Path::file_name);
+    let named_envoy = name.is_some_and(|name| name.to_string_lossy().ends_with("envoy"));
+    let first = arguments.get(1).map(|argument| argument.to_string_lossy().into_owned());
+    let own = ["-h", "--help", "-V", "--version"];
+    let only_options = first.as_deref().is_some_and(|first| first.starts_with('-') && !own.contains(&first));
+    if (named_envoy && first.as_deref() != Some("--version")) || only_options {
+        arguments.insert(1, "envoy".into());
+    }
+    arguments
+}
+
+/// `sixfold version`
+pub(crate) fn print_version() -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "sixfold {}", env!("CARGO_PKG_VERSION"))?;
+    Ok(())
+}
+
+/// `sixfold completions`
+pub(crate) fn print_completions(shell: Shell) -> Result<(), Failure> {
+    clap_complete::generate(shell, &mut Cli::command(), "sixfold", &mut std::io::stdout());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    fn parsed(line: &str) -> Command {
+        let arguments = line.split(' ').map(OsString::from).collect();
+        Cli::try_parse_from(with_command(arguments)).unwrap().command
+    }
+
+    fn envoy(line: &str) -> EnvoyOptions {
+        let Command::Envoy(options) = parsed(line) else { panic!("{line} is not envoy") };
+        *options
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn envoys_options_need_no_command() {
+        let line = "-c b.json --concurrency 1 --use-dynamic-base-id --disable-hot-restart \
+                    --file-flush-interval-msec 100 --log-level error";
+        for line in [
+            format!("sixfold {line}"),
+            format!("/usr/local/bin/envoy {line}"),
+            format!("sixfold envoy {line}"),
+        ] {
+            let options = envoy(&line);
+            assert_eq!(options.config_path.as_deref(), Some(Path::new("b.json")));
+            assert_eq!((options.concurrency, options.file_flush_interval_msec), (Some(1), 100));
+            assert_eq!(options.log_level, "error");
+        }
+    }
+
+    #[test]
+    fn what_istios_agent_passes_is_taken() {
+        let options = envoy(
+            "/usr/local/bin/envoy -c etc/istio/proxy/envoy-rev.json --drain-time-s 45 --drain-strategy immediate \
+             --local-address-ip-version v4 --file-flush-interval-msec 1000 --disable-hot-restart \
+             --allow-unknown-static-fields -l warning --component-log-level misc:error --skip-deprecated-logs \
+             --concurrency 2",
+        );
+        assert_eq!((options.drain_time_s, options.drain_strategy), (45, Strategy::Immediate));
+        assert_eq!(options.component_log_level, "misc:error");
+    }
+
+    #[test]
+    fn commands_stay_commands() {
+        assert!(matches!(parsed("sixfold run -c x.yaml"), Command::Run(_)));
+        assert!(matches!(parsed("sixfold validate -c x.yaml"), Command::Validate(_)));
+        assert!(matches!(parsed("sixfold version"), Command::Version));
+        assert!(matches!(parsed("sixfold completions bash"), Command::Completions { .. }));
+    }
+}

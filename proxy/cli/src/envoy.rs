@@ -1,0 +1,293 @@
+//! `sixfold envoy`: serving by an Envoy bootstrap.
+
+use crate::Failure;
+use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
+use crate::control::Administration;
+use crate::process::{Process, Setup};
+use crate::{logging, signals, stats};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use sixfold_core::access_log::OpenLog;
+use sixfold_core::cluster::Clusters;
+use sixfold_core::document::Node;
+use sixfold_core::listener::BindAddress;
+use sixfold_core::metrics;
+use sixfold_core::model::Diff;
+use sixfold_core::plugin::{BuildContext, Registry};
+use sixfold_server::admin::{Admin, ServerInfo};
+use sixfold_server::callout::CalloutConfig;
+use sixfold_server::dns::ResolverConfig;
+use sixfold_server::drain::DrainStrategy;
+use sixfold_server::surface::Surface;
+use sixfold_server::worker::Options;
+use sixfold_xds::bootstrap::{self, Compiled, Environment};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Serves until it is told to end.
+pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
+    let levels = logging::start(&logging::Setup {
+        level: &options.log_level,
+        components: &options.component_log_level,
+        form: if options.log_format.as_deref() == Some("json") { LogForm::Json } else { LogForm::Text },
+        path: options.log_path.as_deref(),
+    })?;
+    if options.mode == Mode::Validate {
+        crate::validate::envoy(&Text::of(&options)?)?;
+        println!("configuration '{}' OK", name_of(&options));
+        return Ok(());
+    }
+    let (sender, events) = signals::listen()?;
+    let process = Process::start(setup(&options))?;
+    let environment = environment(&process);
+    let text = Text::of(&options)?;
+    let Compiled { diff, admin, stats, .. } = text.load(&environment)?;
+    let mut names = Names::of(&diff);
+    let control = Administration::new(&process, levels, sender.clone(), text.document()?);
+    let _admin = match admin {
+        Some(admin) => {
+            Some(administration(&options, &process, &admin.address, stats::tags(stats)?, control)?)
+        }
+        None => None,
+    };
+    process.go_live(diff)?;
+    if options.mode == Mode::InitOnly {
+        return Ok(());
+    }
+    process.serve(&events, &sender, move || {
+        let mut diff = Text::of(&options)?.load(&environment)?.diff;
+        names.replace(&mut diff);
+        Ok(diff)
+    })
+}
+
+fn setup(options: &EnvoyOptions) -> Setup {
+    let default = Options::default();
+    let drain_time = Duration::from_secs(options.drain_time_s);
+    Setup {
+        options: Options {
+            concurrency: options.concurrency.unwrap_or(default.concurrency).max(1),
+            drain_time,
+            drain_strategy: match options.drain_strategy {
+                Strategy::Gradual => DrainStrategy::Gradual,
+                Strategy::Immediate => DrainStrategy::Immediate,
+            },
+        },
+        flush_interval: Duration::from_millis(options.file_flush_interval_msec),
+        resolver: ResolverConfig::default(),
+        callout: CalloutConfig::default(),
+        drain_limit: drain_time,
+    }
+}
+
+fn environment(process: &Process) -> Environment {
+    compile_environment(
+        process.clusters.clone(),
+        process.metrics.clone(),
+        process.plugins.clone(),
+        process.build.clone(),
+        Arc::new(process.logs.clone()),
+    )
+}
+
+/// What a bootstrap is compiled with.
+pub(crate) fn compile_environment(
+    clusters: Arc<Clusters>,
+    registry: metrics::Registry,
+    plugins: Registry,
+    build: BuildContext,
+    open_log: Arc<dyn OpenLog>,
+) -> Environment {
+    Environment { clusters, registry, plugins, build, open_log, local_address: local_address() }
+}
+
+/// The address that packets to other machines leave from. Nothing is sent to find it out.
+fn local_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // An address for documentation (RFC 5737): it is routed as any other.
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+fn administration(
+    options: &EnvoyOptions,
+    process: &Process,
+    address: &BindAddress,
+    tags: metrics::TagRules,
+    control: Administration,
+) -> Result<Surface, Failure> {
+    let BindAddress::Ip(address) = address else {
+        return Err(Failure::new("admin: address: only IP addresses are supported"));
+    };
+    let admin = Admin {
+        metrics: process.metrics.clone(),
+        tags,
+        clusters: process.clusters.clone(),
+        lifecycle: process.lifecycle.clone(),
+        started: process.started,
+        info: ServerInfo {
+            version: format!("sixfold/{}", env!("CARGO_PKG_VERSION")),
+            options: json!({
+                "concurrency": process.server.shared().options.concurrency,
+                "config_path": options.config_path,
+                "mode": "Serve",
+                "drain_time": format!("{}s", options.drain_time_s),
+                "drain_strategy": match options.drain_strategy {
+                    Strategy::Gradual => "Gradual",
+                    Strategy::Immediate => "Immediate",
+                },
+            }),
+            node: json!({"id": options.service_node, "cluster": options.service_cluster}),
+        },
+        concurrency: process.server.shared().options.concurrency,
+        control: Arc::new(control),
+        failed_from: Mutex::default(),
+    };
+    let surface =
+        admin.start(*address).map_err(|e| Failure::new(format!("admin: address: {address}: {e}")))?;
+    if let Some(path) = &options.admin_address_path {
+        std::fs::write(path, surface.address.to_string())
+            .map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
+    }
+    tracing::info!(address = %surface.address, "administration");
+    Ok(surface)
+}
+
+/// The text of a bootstrap, and the name it has in errors.
+pub(crate) struct Text {
+    pub(crate) text: String,
+    pub(crate) name: String,
+}
+
+fn name_of(options: &EnvoyOptions) -> String {
+    options.config_path.as_ref().map_or_else(|| "--config-yaml".to_owned(), |path| path.display().to_string())
+}
+
+impl Text {
+    /// What the options name: a file, a text, or a text merged over a file.
+    fn of(options: &EnvoyOptions) -> Result<Text, Failure> {
+        let file = options.config_path.as_deref().map(Text::read).transpose()?;
+        let inline = options.config_yaml.clone().map(|text| Text { text, name: "--config-yaml".to_owned() });
+        let mut text = match (file, inline) {
+            (Some(file), None) => file,
+            (None, Some(inline)) => inline,
+            (Some(file), Some(inline)) => {
+                let mut document = file.document()?;
+                merge(&mut document, inline.document()?);
+                Text { text: document.to_string(), name: "merged.json".to_owned() }
+            }
+            (None, None) => return Err(Failure::new("one of --config-path and --config-yaml is needed")),
+        };
+        let node = [
+            ("/node/id", &options.service_node),
+            ("/node/cluster", &options.service_cluster),
+            ("/node/locality/zone", &options.service_zone),
+        ];
+        if node.iter().any(|(_, value)| value.is_some()) {
+            let mut document = text.document()?;
+            for (path, value) in node {
+                if let (Some(value), None) = (value, document.pointer(path)) {
+                    merge(&mut document, nested(path, value));
+                }
+            }
+            // Places are kept as long as nothing had to be added.
+            if document != text.document()? {
+                text = Text { text: document.to_string(), name: "merged.json".to_owned() };
+            }
+        }
+        Ok(text)
+    }
+
+    /// A file.
+    pub(crate) fn read(path: &std::path::Path) -> Result<Text, Failure> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::new(format!("{name}: {e}")))?;
+        Ok(Text { text, name })
+    }
+
+    /// Compiles it.
+    pub(crate) fn load(&self, environment: &Environment) -> Result<Compiled, Failure> {
+        Ok(bootstrap::load(&self.text, &self.name, environment)?)
+    }
+
+    /// As a document without places.
+    pub(crate) fn document(&self) -> Result<Value, Failure> {
+        Ok(Node::parse_file_text(&self.text, &self.name)?.to_json())
+    }
+}
+
+/// `{"a": {"b": value}}` for `/a/b`.
+fn nested(path: &str, value: &str) -> Value {
+    path.rsplit('/').filter(|key| !key.is_empty()).fold(value.into(), |inner, key| json!({ (key): inner }))
+}
+
+/// Merges as protobuf does: objects key by key, lists one after the other, the rest replaced.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                match into.get_mut(&key) {
+                    Some(existing) => merge(existing, value),
+                    None => {
+                        into.insert(key, value);
+                    }
+                }
+            }
+        }
+        (Value::Array(into), Value::Array(from)) => into.extend(from),
+        (into, from) => *into = from,
+    }
+}
+
+/// Names of static resources, so that those that are gone after a reload are taken away.
+#[derive(Default)]
+struct Names {
+    clusters: BTreeSet<Arc<str>>,
+    listeners: BTreeSet<Arc<str>>,
+}
+
+impl Names {
+    fn of(diff: &Diff) -> Names {
+        Names {
+            clusters: diff.clusters.iter().map(|(name, _)| name.clone()).collect(),
+            listeners: diff.listeners.iter().map(|(name, _)| name.clone()).collect(),
+        }
+    }
+
+    /// Adds to `diff` what was there before and is not in it.
+    fn replace(&mut self, diff: &mut Diff) {
+        let next = Names::of(diff);
+        diff.clusters.extend(self.clusters.difference(&next.clusters).map(|name| (name.clone(), None)));
+        diff.listeners.extend(self.listeners.difference(&next.listeners).map(|name| (name.clone(), None)));
+        *self = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_merge_as_messages_do() {
+        let mut document = json!({"a": {"x": 1, "l": [1]}, "b": 1});
+        merge(&mut document, json!({"a": {"y": 2, "l": [2]}, "b": 2}));
+        assert_eq!(document, json!({"a": {"x": 1, "y": 2, "l": [1, 2]}, "b": 2}));
+        assert_eq!(nested("/node/locality/zone", "z"), json!({"node": {"locality": {"zone": "z"}}}));
+    }
+
+    #[test]
+    fn what_is_gone_is_taken_away() {
+        let diff = |names: &[&str]| Diff {
+            clusters: names.iter().map(|name| ((*name).into(), None)).collect(),
+            ..Diff::default()
+        };
+        let mut names = Names::of(&diff(&["a", "b"]));
+        let mut next = diff(&["b"]);
+        names.replace(&mut next);
+        assert_eq!(next.clusters.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(names.clusters.len(), 1);
+    }
+}

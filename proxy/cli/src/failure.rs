@@ -1,0 +1,46 @@
+//! Why a command ended without success.
+
+use sixfold_core::error::ConfigError;
+use sixfold_server::listener::ListenerError;
+use std::fmt;
+
+/// What goes to standard error, a line each.
+#[derive(Debug, Default)]
+pub(crate) struct Failure(pub(crate) Vec<String>);
+
+impl Failure {
+    /// A failure with one line.
+    pub(crate) fn new(line: impl Into<String>) -> Failure {
+        Failure(vec![line.into()])
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::new(error.to_string())
+    }
+}
+
+impl From<Vec<ConfigError>> for Failure {
+    fn from(errors: Vec<ConfigError>) -> Failure {
+        Failure(errors.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl From<Vec<ListenerError>> for Failure {
+    fn from(errors: Vec<ListenerError>) -> Failure {
+        Failure(errors.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::new(error.to_string())
+    }
+}

@@ -1,0 +1,165 @@
+//! What every way to serve has in common: the server with its logs and statistics, and how it ends.
+
+use crate::Failure;
+use crate::signals::Event;
+use sixfold_core::cluster::Clusters;
+use sixfold_core::metrics;
+use sixfold_core::model::Diff;
+use sixfold_core::plugin::{BuildContext, Callout, Registry, SharedState};
+use sixfold_server::admin::{Lifecycle, State};
+use sixfold_server::callout::{CalloutConfig, HttpCallout};
+use sixfold_server::dns::{Resolver, ResolverConfig};
+use sixfold_server::log_file::LogFiles;
+use sixfold_server::server::Server;
+use sixfold_server::worker::Options;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+/// How long connections have to end after SIGINT.
+const QUICK: Duration = Duration::from_millis(500);
+
+/// How the process serves.
+pub(crate) struct Setup {
+    /// Of workers and draining.
+    pub(crate) options: Options,
+    /// When access logs are written at the latest.
+    pub(crate) flush_interval: Duration,
+    /// How names are resolved.
+    pub(crate) resolver: ResolverConfig,
+    /// Authorities of services beside the upstreams.
+    pub(crate) callout: CalloutConfig,
+    /// How long connections have to end after SIGTERM.
+    pub(crate) drain_limit: Duration,
+}
+
+/// A process that serves.
+pub(crate) struct Process {
+    pub(crate) server: Server,
+    pub(crate) logs: LogFiles,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) metrics: metrics::Registry,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) plugins: Registry,
+    pub(crate) build: BuildContext,
+    pub(crate) started: Instant,
+    drain_limit: Duration,
+}
+
+/// What configuration is compiled with.
+pub(crate) struct Surroundings {
+    pub(crate) metrics: metrics::Registry,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) plugins: Registry,
+    pub(crate) build: BuildContext,
+    pub(crate) callout: Arc<dyn Callout>,
+}
+
+impl Surroundings {
+    /// Nothing is configured yet.
+    pub(crate) fn new(resolver: ResolverConfig, callout: CalloutConfig) -> Result<Surroundings, Failure> {
+        let resolver = Resolver::new(resolver).map_err(|e| Failure::new(e.to_string()))?;
+        let callout: Arc<dyn Callout> = Arc::new(HttpCallout::new(Arc::new(resolver), callout));
+        let metrics = metrics::Registry::new();
+        let build = BuildContext {
+            callout: callout.clone(),
+            metrics: metrics.clone(),
+            shared: Arc::new(SharedState::default()),
+            resource: "".into(),
+            attributes: Arc::default(),
+        };
+        Ok(Surroundings { metrics, clusters: Arc::default(), plugins: plugins(), build, callout })
+    }
+}
+
+/// Every plugin of this binary.
+pub(crate) fn plugins() -> Registry {
+    Registry::new()
+}
+
+impl Process {
+    /// Starts workers; nothing listens yet.
+    pub(crate) fn start(setup: Setup) -> Result<Process, Failure> {
+        let started = Instant::now();
+        let Setup { options, flush_interval, resolver, callout, drain_limit } = setup;
+        let Surroundings { metrics, clusters, plugins, build, callout } =
+            Surroundings::new(resolver, callout)?;
+        let server = Server::start(options, metrics.clone(), clusters.clone(), callout)?;
+        let logs = LogFiles::start(flush_interval, &metrics)?;
+        let lifecycle = Lifecycle::default();
+        Ok(Process { server, logs, lifecycle, metrics, clusters, plugins, build, started, drain_limit })
+    }
+
+    /// Applies the first configuration and takes traffic from then on.
+    pub(crate) fn go_live(&self, diff: Diff) -> Result<(), Failure> {
+        self.lifecycle.set(State::Initializing);
+        self.server.apply_blocking(diff)?;
+        self.server.set_live();
+        self.lifecycle.set(State::Live);
+        tracing::info!(after = ?self.started.elapsed(), "serving");
+        Ok(())
+    }
+
+    /// Serves until it is told to end. `reload` reads the configuration again and answers what changes.
+    pub(crate) fn serve(
+        self,
+        events: &Receiver<Event>,
+        sender: &Sender<Event>,
+        mut reload: impl FnMut() -> Result<Diff, Failure>,
+    ) -> Result<(), Failure> {
+        let mut ending = false;
+        while let Ok(event) = events.recv() {
+            match event {
+                // Who asks twice does not want to wait.
+                Event::Terminate | Event::Interrupt if ending => break,
+                Event::Terminate | Event::Interrupt => {
+                    ending = true;
+                    let limit = if event == Event::Interrupt { QUICK } else { self.drain_limit };
+                    self.end(limit, sender.clone())?;
+                }
+                Event::Reload if !ending => self.apply(reload()),
+                Event::Reload => {}
+                Event::ReopenLogs => self.logs.reopen(),
+                Event::Ended => break,
+            }
+        }
+        self.logs.shutdown();
+        Ok(())
+    }
+
+    fn apply(&self, diff: Result<Diff, Failure>) {
+        let applied = diff.and_then(|diff| {
+            let unchanged = diff.is_empty();
+            self.server.apply_blocking(diff)?;
+            Ok(unchanged)
+        });
+        match applied {
+            Ok(true) => tracing::info!("configuration read again, nothing changed"),
+            Ok(false) => tracing::info!("configuration read again and applied"),
+            Err(failure) => failure
+                .0
+                .iter()
+                .for_each(|line| tracing::error!("configuration refused, the old one stays: {line}")),
+        }
+    }
+
+    /// Says that it is not ready, then ends connections on a thread of its own.
+    fn end(&self, limit: Duration, events: Sender<Event>) -> Result<(), Failure> {
+        tracing::info!(connections = self.server.connections(), ?limit, "ending");
+        self.lifecycle.set(State::Draining);
+        let server = self.server.clone();
+        std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
+            if let Ok(runtime) = runtime() {
+                runtime.block_on(server.shutdown(limit));
+            }
+            // Nobody listens any more after a second signal.
+            let _ = events.send(Event::Ended);
+        })?;
+        Ok(())
+    }
+}
+
+/// A runtime for one task of the control side.
+pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}

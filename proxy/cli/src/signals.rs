@@ -1,0 +1,43 @@
+//! What asks the process to do something: signals, and the administration interface.
+
+use crate::Failure;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// Something to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// SIGTERM, `/quitquitquit`: end when the connections have.
+    Terminate,
+    /// SIGINT: end soon.
+    Interrupt,
+    /// SIGHUP, or a file that changed: read the configuration again.
+    Reload,
+    /// SIGUSR1: open access logs anew.
+    ReopenLogs,
+    /// The server has ended.
+    Ended,
+}
+
+/// Starts to listen for signals; the sender is for others who ask.
+pub(crate) fn listen() -> Result<(Sender<Event>, Receiver<Event>), Failure> {
+    let (sender, receiver) = channel();
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let events = sender.clone();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            let event = match signal {
+                SIGTERM => Event::Terminate,
+                SIGINT => Event::Interrupt,
+                SIGHUP => Event::Reload,
+                _ => Event::ReopenLogs,
+            };
+            // Nobody listens any more when the process is about to end.
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok((sender, receiver))
+}

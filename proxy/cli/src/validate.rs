@@ -1,0 +1,132 @@
+//! `sixfold validate`: checks a file without serving it.
+
+use crate::Failure;
+use crate::arguments::ValidateOptions;
+use crate::envoy::{Text, compile_environment};
+use crate::process::Surroundings;
+use crate::stats;
+use sixfold_apisix::config::{Config, Environment};
+use sixfold_apisix::{Setup, Source};
+use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
+use sixfold_core::document::Node;
+use sixfold_core::error::ConfigError;
+use sixfold_core::model::Model;
+use sixfold_server::callout::CalloutConfig;
+use sixfold_server::dns::ResolverConfig;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What a file holds.
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    /// An Envoy bootstrap.
+    Bootstrap,
+    /// APISIX's config.yaml.
+    Configuration,
+    /// APISIX's apisix.yaml.
+    Resources,
+}
+
+/// Checks the file and says that it is fine.
+pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
+    let text = Text::read(&options.config)?;
+    let kind = kind(&text)?;
+    match kind {
+        Kind::Bootstrap => envoy(&text)?,
+        Kind::Configuration => {
+            sixfold_apisix::load(&options.config, apisix_setup()?)?;
+        }
+        Kind::Resources => resources(&options.config)?,
+    }
+    let what = match kind {
+        Kind::Bootstrap => "Envoy bootstrap",
+        Kind::Configuration => "APISIX configuration and resources",
+        Kind::Resources => "APISIX resources",
+    };
+    println!("{}: {what}: OK", text.name);
+    Ok(())
+}
+
+/// Tells by its keys what a document is.
+fn kind(text: &Text) -> Result<Kind, Failure> {
+    let node = Node::parse_file_text(&text.text, &text.name)?;
+    let has = |keys: &[&str]| keys.iter().any(|key| node.get(key).is_some());
+    if has(&["static_resources", "dynamic_resources", "staticResources", "dynamicResources", "admin", "node"])
+    {
+        return Ok(Kind::Bootstrap);
+    }
+    if has(&["deployment", "apisix", "nginx_config", "plugin_attr"]) {
+        return Ok(Kind::Configuration);
+    }
+    let resources = [
+        "routes",
+        "upstreams",
+        "services",
+        "consumers",
+        "global_rules",
+        "ssls",
+        "plugin_configs",
+        "stream_routes",
+    ];
+    if has(&resources) || text.text.trim_end().ends_with("#END") {
+        return Ok(Kind::Resources);
+    }
+    let reason = "is neither an Envoy bootstrap (static_resources), nor APISIX's config.yaml (deployment, apisix), \
+                  nor APISIX's resources (routes, upstreams, #END)";
+    Err(Failure::from(ConfigError::new(reason).in_file(&text.name)))
+}
+
+/// Compiles a bootstrap and forgets it.
+pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
+    let Surroundings { metrics, clusters, plugins, build, .. } = surroundings()?;
+    let environment = compile_environment(clusters, metrics, plugins, build, Arc::new(NoLogs));
+    let compiled = text.load(&environment)?;
+    stats::tags(compiled.stats)?;
+    Ok(())
+}
+
+fn resources(path: &Path) -> Result<(), Failure> {
+    let role = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
+    let config = Config::parse(role, "config.yaml", &Environment::Process)?;
+    let mut source = Source::new(config, path.to_owned(), apisix_setup()?);
+    source.reload()?;
+    Ok(())
+}
+
+fn surroundings() -> Result<Surroundings, Failure> {
+    Surroundings::new(ResolverConfig::default(), CalloutConfig::default())
+}
+
+fn apisix_setup() -> Result<Setup, Failure> {
+    let Surroundings { clusters, plugins, build, .. } = surroundings()?;
+    Ok(Setup::new(&mut Model::new(clusters), plugins, build, Arc::new(NoLogs)))
+}
+
+/// Opens nothing: a check must leave no files behind.
+struct NoLogs;
+
+impl OpenLog for NoLogs {
+    fn open(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
+        Ok(Arc::new(NoLogs))
+    }
+}
+
+impl LogSink for NoLogs {
+    fn write(&self, _: &[u8]) {}
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn files_are_told_by_their_keys() {
+        let of = |text: &str| kind(&Text { text: text.to_owned(), name: "f.yaml".to_owned() });
+        assert_eq!(of("static_resources: {}\n").unwrap(), Kind::Bootstrap);
+        assert_eq!(of("deployment: {}\n").unwrap(), Kind::Configuration);
+        assert_eq!(of("routes: []\n#END\n").unwrap(), Kind::Resources);
+        assert!(of("other: 1\n").unwrap_err().to_string().starts_with("f.yaml: is neither"));
+        assert!(of("a: [\n").unwrap_err().to_string().starts_with("f.yaml:"));
+    }
+}

@@ -1,0 +1,69 @@
+//! `sixfold validate` and the small commands.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::process::Output;
+use support::{Directory, bootstrap, output};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    text(&output.stderr)
+}
+
+#[test]
+fn good_files_of_each_kind() {
+    let directory = Directory::new();
+    let envoy = directory.write("e.yaml", &bootstrap(1, 2, "x", &directory.0.join("a.log")));
+    let config = directory
+        .write("config.yaml", "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n");
+    let resources = directory
+        .write("apisix.yaml", "routes:\n  - {id: a, uri: /, upstream: {nodes: {'a.test:80': 1}}}\n#END\n");
+    for (file, what) in
+        [(&envoy, "Envoy bootstrap"), (&config, "APISIX configuration"), (&resources, "APISIX resources")]
+    {
+        let output = output(&["validate", "-c", file]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(text(&output.stdout).starts_with(&format!("{file}: {what}")), "{output:?}");
+    }
+}
+
+#[test]
+fn faults_are_named_with_place_field_and_reason() {
+    let directory = Directory::new();
+    let bad = bootstrap(1, 2, "x", &directory.0.join("a.log")).replace("stat_prefix: in", "stat_prefx: in");
+    let file = directory.write("bad.yaml", &bad);
+    let message = refused(&output(&["validate", "-c", &file]));
+    assert!(message.starts_with(&format!("{file}:13:")), "{message}");
+    assert!(
+        message.contains("stat_prefx: unknown field") && message.contains("did you mean \"stat_prefix\""),
+        "{message}"
+    );
+
+    let file =
+        directory.write("apisix.yaml", "routes:\n  - id: a\n    uri: /\n    upstream_id: none\n#END\n");
+    let message = refused(&output(&["validate", "-c", &file]));
+    assert_eq!(message, format!("{file}:4:5: route \"a\": upstream_id: there is no upstream \"none\"\n"));
+
+    let file = directory.write("broken.yaml", "a: [1,\n");
+    assert!(refused(&output(&["validate", "-c", &file])).starts_with(&format!("{file}:")));
+    let file = directory.write("other.yaml", "some: thing\n");
+    assert!(refused(&output(&["validate", "-c", &file])).contains("neither an Envoy bootstrap"));
+    let missing = directory.path("missing.yaml");
+    assert!(refused(&output(&["validate", "-c", &missing])).starts_with(&missing));
+}
+
+#[test]
+fn version_and_completions() {
+    assert_eq!(text(&output(&["version"]).stdout), format!("sixfold {}\n", env!("CARGO_PKG_VERSION")));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(text(&output(&["completions", shell]).stdout).contains("quickstart"));
+    }
+    // A wrong option is clap's affair: exit code 2.
+    assert_eq!(output(&["--no-such-option"]).status.code(), Some(2));
+}
