@@ -1,5 +1,6 @@
 //! Access logs and their filters.
 
+use sixfold_xds_api::refuse;
 use std::sync::Arc;
 
 use sixfold_core::access_log::{AccessLog, Comparison, LineFormat, LogFilter, LogTarget};
@@ -21,8 +22,8 @@ use sixfold_xds_api::pb::envoy::extensions::access_loggers::stream::v3::{
 };
 
 use crate::context::Context;
-use crate::matcher;
-use crate::values::{Result, enum_value, fraction, not_empty, required, runtime_u32};
+use sixfold_xds_api::matcher;
+use sixfold_xds_api::values::{Result, enum_value, fraction, not_empty, required, runtime_u32};
 
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
@@ -48,7 +49,7 @@ fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
         FILE => file(&any::unpack(config).in_key("typed_config")?),
         STDOUT => stdout(&any::unpack(config).in_key("typed_config")?),
         STDERR => stderr(&any::unpack(config).in_key("typed_config")?),
-        other => return Err(crate::retry::unsupported("access log", name, other)),
+        other => return Err(refuse::extension("access log", name, other)),
     }
     .in_key("typed_config")?;
     let sink = context.open_log.open(&target).map_err(|reason| ConfigError::field("typed_config", reason))?;
@@ -60,13 +61,17 @@ fn file(value: &FileAccessLog) -> Result<(LogTarget, Format)> {
     let FileAccessLog { path, access_log_format } = value;
     use file_access_log::AccessLogFormat as Given;
     let format = match access_log_format {
-        None => crate::format::text(ENVOY_DEFAULT)?,
-        Some(Given::Format(format)) => crate::format::text(format).in_key("format")?,
-        Some(Given::JsonFormat(format)) => crate::format::json(format, false).in_key("json_format")?,
-        Some(Given::TypedJsonFormat(format)) => {
-            crate::format::json(format, false).in_key("typed_json_format")?
+        None => sixfold_xds_api::format::text(ENVOY_DEFAULT)?,
+        Some(Given::Format(format)) => sixfold_xds_api::format::text(format).in_key("format")?,
+        Some(Given::JsonFormat(format)) => {
+            sixfold_xds_api::format::json(format, false).in_key("json_format")?
         }
-        Some(Given::LogFormat(format)) => crate::format::substitution(format).in_key("log_format")?,
+        Some(Given::TypedJsonFormat(format)) => {
+            sixfold_xds_api::format::json(format, false).in_key("typed_json_format")?
+        }
+        Some(Given::LogFormat(format)) => {
+            sixfold_xds_api::format::substitution(format).in_key("log_format")?
+        }
     };
     let target = match not_empty(path, "path")? {
         "/dev/stdout" => LogTarget::Stdout,
@@ -90,8 +95,8 @@ fn stderr(value: &StderrAccessLog) -> Result<(LogTarget, Format)> {
 
 fn stream_format(value: Option<&SubstitutionFormatString>) -> Result<Format> {
     match value {
-        Some(format) => crate::format::substitution(format).in_key("log_format"),
-        None => crate::format::text(ENVOY_DEFAULT),
+        Some(format) => sixfold_xds_api::format::substitution(format).in_key("log_format"),
+        None => sixfold_xds_api::format::text(ENVOY_DEFAULT),
     }
 }
 
@@ -158,7 +163,7 @@ fn comparison(context: &Context, value: &Option<ComparisonFilter>) -> Result<Com
 
 fn share(context: &Context, value: &RuntimeFilter) -> Result<LogFilter> {
     let RuntimeFilter { runtime_key, percent_sampled, use_independent_randomness: _ } = value;
-    let default = percent_sampled.clone().unwrap_or_default();
+    let default = percent_sampled.unwrap_or_default();
     Ok(LogFilter::Fraction(fraction(&context.runtime, not_empty(runtime_key, "runtime_key")?, &default)?))
 }
 

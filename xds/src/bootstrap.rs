@@ -23,9 +23,9 @@ use sixfold_xds_api::pb::envoy::config::metrics::v3::StatsConfig;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use crate::context::{Context, Node};
-use crate::refuse::refuse;
-use crate::values::Result;
 use crate::{access_log, cluster, listener};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::Result;
 
 /// What the process gives to compile a bootstrap with.
 #[derive(Clone)]
@@ -72,7 +72,7 @@ pub struct Admin {
 pub fn load(text: &str, file: &str, environment: &Environment) -> std::result::Result<Compiled, ConfigError> {
     let bootstrap = load_bootstrap(text, file)?;
     compile(&bootstrap, environment).map_err(|located| {
-        let mut error = located.error;
+        let mut error = *located.error;
         error.place = error.place.or_else(|| place_of(text, file, &located.path));
         error.in_file(file)
     })
@@ -80,20 +80,20 @@ pub fn load(text: &str, file: &str, environment: &Environment) -> std::result::R
 
 /// An error, and the path of its field from the root of the document.
 struct Located {
-    error: ConfigError,
+    error: Box<ConfigError>,
     path: String,
 }
 
 impl From<ConfigError> for Located {
     fn from(error: ConfigError) -> Located {
-        Located { path: error.field.clone().unwrap_or_default(), error }
+        Located { path: error.field.clone().unwrap_or_default(), error: Box::new(error) }
     }
 }
 
 fn in_list(error: ConfigError, list: &str, index: usize) -> Located {
     let path =
         error.clone().in_index(index).in_key(list).in_key("static_resources").field.unwrap_or_default();
-    Located { error, path }
+    Located { error: Box::new(error), path }
 }
 
 fn compile(value: &Bootstrap, environment: &Environment) -> std::result::Result<Compiled, Located> {

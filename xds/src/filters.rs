@@ -16,8 +16,8 @@ use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::{any, json};
 
 use crate::context::Context;
-use crate::refuse::refuse;
-use crate::values::{Result, not_empty};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, not_empty};
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
@@ -105,7 +105,7 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
             Ok(One::Filter(Filter { name: name.clone(), type_name, config, disabled: *disabled, factory }))
         }
         None if *is_optional => Ok(One::Nothing),
-        None => Err(crate::retry::unsupported("HTTP filter", name, &type_name)),
+        None => Err(refuse::extension("HTTP filter", name, &type_name)),
     }
 }
 
@@ -261,7 +261,7 @@ pub(crate) fn router_options(context: &Context, router: &Router) -> Result<sixfo
     ];
     let strict = strict_check_headers.iter().map(|name| {
         if STRICT.contains(&name.to_ascii_lowercase().as_str()) {
-            return crate::values::header_name(name, "strict_check_headers");
+            return sixfold_xds_api::values::header_name(name, "strict_check_headers");
         }
         Err(ConfigError::field("strict_check_headers", format!("\"{name}\" can't be checked")))
     });

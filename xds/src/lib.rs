@@ -11,18 +11,15 @@ pub mod bootstrap;
 pub mod cluster;
 mod context;
 mod filters;
-mod format;
 mod hcm;
-mod header_ops;
 pub mod listener;
-mod matcher;
-mod metadata;
-mod refuse;
 mod retry;
 mod route;
 #[cfg(test)]
 mod testing;
 mod tls;
-mod values;
 
 pub use context::{Context, Node};
+
+/// Upgrade types in lower case, and whether they are enabled.
+type Upgrades = Box<[(Box<str>, bool)]>;

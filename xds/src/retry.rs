@@ -13,10 +13,10 @@ use sixfold_xds_api::pb::envoy::config::route::v3::retry_policy::{
 use sixfold_xds_api::pb::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use sixfold_xds_api::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
-use crate::matcher;
-use crate::metadata;
-use crate::refuse::refuse;
-use crate::values::{
+use sixfold_xds_api::matcher;
+use sixfold_xds_api::metadata;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{
     Result, enum_value, header_name, optional_duration, positive_duration, required, status, timeout_or,
     u32_or,
 };
@@ -120,7 +120,7 @@ fn host_predicate(value: &RetryHostPredicate) -> Result<HostPredicate> {
             let OmitHostMetadataConfig { metadata_match } = any::unpack(config).in_key("typed_config")?;
             Ok(HostPredicate::OmitHostMetadata(metadata::load_balancing(&metadata_match)))
         }
-        other => Err(unsupported("retry host predicate", name, other)),
+        other => Err(refuse::extension("retry host predicate", name, other)),
     }
 }
 
@@ -131,21 +131,13 @@ fn priority(value: &RetryPriority) -> Result<u32> {
     };
     let kind = any::type_name(config).in_key("typed_config")?;
     if kind != "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig" {
-        return Err(unsupported("retry priority", name, &kind));
+        return Err(refuse::extension("retry priority", name, &kind));
     }
     let config: PreviousPrioritiesConfig = any::unpack(config).in_key("typed_config")?;
     match u32::try_from(config.update_frequency) {
         Ok(frequency @ 1..) => Ok(frequency),
         _ => Err(ConfigError::field("typed_config.update_frequency", "must be at least 1")),
     }
-}
-
-/// The error of an extension that exists in Envoy but not here, or nowhere.
-pub(crate) fn unsupported(kind: &str, name: &str, type_name: &str) -> ConfigError {
-    let known =
-        if sixfold_xds_api::json::is_known_type(type_name) { "is not supported" } else { "is unknown" };
-    let name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
-    ConfigError::field("typed_config", format!("{kind}{name} of type {type_name} {known}"))
 }
 
 #[cfg(test)]

@@ -26,9 +26,9 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
 
 use crate::cluster::Protocol;
 use crate::context::Context;
-use crate::matcher;
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, enum_value, required};
+use sixfold_xds_api::matcher;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, enum_value, required};
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
@@ -71,7 +71,7 @@ fn of_socket<M: Message + Default + Name>(socket: &Option<TransportSocket>) -> R
         return Ok(None);
     }
     if kind != M::full_name() {
-        return Err(crate::retry::unsupported("transport socket", name, &kind));
+        return Err(refuse::extension("transport socket", name, &kind));
     }
     any::unpack(config).map(Some).in_key("typed_config")
 }
@@ -273,7 +273,7 @@ fn identity(value: &TlsCertificate) -> Result<Identity> {
 fn pem(source: &DataSource) -> Result<Pem> {
     match &source.specifier {
         Some(data_source::Specifier::Filename(path)) => Ok(Pem::File(path.into())),
-        _ => crate::values::data_source(source).map(Pem::Inline),
+        _ => sixfold_xds_api::values::data_source(source).map(Pem::Inline),
     }
 }
 

@@ -1,9 +1,20 @@
 //! Envoy's protobuf types with their JSON mapping, and what every user of them shares.
 
+// Fields that Envoy calls deprecated still work there, and are still sent.
+#![allow(deprecated)]
+
 pub mod any;
 mod bootstrap;
+pub mod format;
+pub mod header_ops;
 pub mod json;
+pub mod matcher;
+pub mod metadata;
+pub mod refuse;
 mod schema;
+#[cfg(test)]
+mod testing;
+pub mod values;
 
 pub use bootstrap::load_bootstrap;
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.

@@ -31,8 +31,8 @@ use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
 use sixfold_xds_api::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value, UInt64Value};
 
 use crate::context::Context;
-use crate::refuse::refuse;
-use crate::values::{
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{
     Result, bool_or, enum_value, optional_duration, required, runtime_double, u32_in, u64_or,
 };
 
@@ -203,7 +203,7 @@ fn one_of_list(
                 Ok(())
             })
         }
-        _ => return Ok(Some(crate::retry::unsupported("load balancing policy", name, &kind))),
+        _ => return Ok(Some(refuse::extension("load balancing policy", name, &kind))),
     };
     compiled.in_key("typed_config")?;
     Ok(None)
@@ -308,7 +308,8 @@ fn ring_hash(
 
 fn maglev(size: &Option<UInt64Value>, use_hostname: bool) -> Result<Policy> {
     let table_size = u64_or(size, 65_537);
-    let is_prime = table_size >= 2 && (2..).take_while(|n| n * n <= table_size).all(|n| table_size % n != 0);
+    let is_prime =
+        table_size >= 2 && (2..).take_while(|n| n * n <= table_size).all(|n| !table_size.is_multiple_of(n));
     if table_size > 5_000_011 || !is_prime {
         return Err(ConfigError::field("table_size", "must be a prime number of at most 5000011"));
     }

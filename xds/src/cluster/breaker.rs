@@ -8,8 +8,8 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::circuit_breakers::{
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::RoutingPriority;
 
-use crate::refuse::refuse;
-use crate::values::{Result, enum_value, u32_or};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, enum_value, u32_or};
 
 /// Limits of ordinary requests and of those with priority HIGH.
 pub(super) fn limits(value: Option<&CircuitBreakers>) -> Result<(BreakerLimits, BreakerLimits)> {

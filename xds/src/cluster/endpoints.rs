@@ -13,9 +13,11 @@ use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
 };
 
-use crate::metadata;
-use crate::refuse::refuse;
-use crate::values::{Endpoint as Where, Result, address, enum_value, fractional_percent, required, u32_in};
+use sixfold_xds_api::metadata;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{
+    Endpoint as Where, Result, address, enum_value, fractional_percent, required, u32_in,
+};
 
 /// Percents by which an endpoint may be overloaded before the next priority helps out.
 const OVERPROVISIONING: u32 = 140;

@@ -24,11 +24,12 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{BindConfig, TcpKeepalive};
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
 
 use crate::context::Context;
-use crate::refuse::refuse;
-use crate::values::{
+use crate::tls;
+use sixfold_xds_api::metadata;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{
     Result, bool_or, enum_value, ip_address, not_empty, positive_duration, tcp_keepalive, u32_in,
 };
-use crate::{metadata, tls};
 
 /// Bytes buffered for an upstream connection unless the cluster says otherwise.
 const BUFFER_LIMIT: u32 = 1 << 20;

@@ -18,9 +18,9 @@ use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_o
 };
 
 use crate::hcm;
-use crate::refuse::refuse;
 use crate::retry;
-use crate::values::{Result, required, timeout_or, u32_in, u32_or};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, required, timeout_or, u32_in, u32_or};
 
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 

@@ -9,8 +9,8 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_ma
 use sixfold_xds_api::pb::envoy::extensions::http::original_ip_detection::custom_header::v3::CustomHeaderConfig;
 use sixfold_xds_api::pb::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
 
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, cidrs, header_name, required, status};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, cidrs, header_name, required, status};
 
 const XFF: &str = "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig";
 const CUSTOM_HEADER: &str = "envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig";
@@ -53,7 +53,7 @@ fn detection(extension: &TypedExtensionConfig) -> Result<Detection> {
     match any::type_name(config).in_key("typed_config")?.as_str() {
         XFF => xff(&any::unpack(config).in_key("typed_config")?).in_key("typed_config"),
         CUSTOM_HEADER => custom_header(&any::unpack(config).in_key("typed_config")?).in_key("typed_config"),
-        other => Err(crate::retry::unsupported("original IP detection", name, other)),
+        other => Err(refuse::extension("original IP detection", name, other)),
     }
 }
 

@@ -15,8 +15,8 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_ma
 };
 
 use crate::context::Context;
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, enum_value, required};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, enum_value, required};
 
 const UUID: &str = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig";
 
@@ -68,7 +68,7 @@ fn request_id(value: &RequestIdExtension) -> Result<()> {
     if kind == UUID {
         return Ok(());
     }
-    Err(crate::retry::unsupported("request id extension", "", &kind))
+    Err(refuse::extension("request id extension", "", &kind))
 }
 
 fn scheme(value: &Option<SchemeHeaderTransformation>) -> Result<Option<Scheme>> {

@@ -24,9 +24,9 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_ma
 
 use crate::context::Context;
 use crate::filters::{self, HttpFilters};
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, duration_or, enum_value, not_empty, required, timeout_or};
 use crate::{access_log, route};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, not_empty, required, timeout_or};
 
 /// Compiles a connection manager; `buffer_limit` is the listener's.
 pub(crate) fn compile(
@@ -37,7 +37,7 @@ pub(crate) fn compile(
     refuse_unsupported(value)?;
     let prefix = not_empty(&value.stat_prefix, "stat_prefix")?;
     let (filters, router) = filters::compile(context, &value.http_filters)?;
-    let common = value.common_http_protocol_options.clone().unwrap_or_default();
+    let common = value.common_http_protocol_options.unwrap_or_default();
     let http = protocol::server(value, &common)?;
     let timeouts = timeouts(value, &http)?;
     Ok(HttpConnectionManager {
@@ -212,14 +212,14 @@ fn timeouts(value: &ProtoManager, http: &protocol::Server) -> Result<ConnectionT
     })
 }
 
-fn upgrades(values: &[UpgradeConfig]) -> Result<Box<[(Box<str>, bool)]>> {
+fn upgrades(values: &[UpgradeConfig]) -> Result<crate::Upgrades> {
     let mut upgrades: Vec<(Box<str>, bool)> = Vec::with_capacity(values.len());
     for (index, UpgradeConfig { upgrade_type, filters, enabled }) in values.iter().enumerate() {
         let upgrade = upgrade_type.to_ascii_lowercase();
         let checked = if upgrades.iter().any(|(other, _)| **other == *upgrade) {
             Err(ConfigError::field("upgrade_type", format!("\"{upgrade_type}\" is given twice")))
         } else {
-            crate::refuse::unset(filters, "filters")
+            refuse::unset(filters, "filters")
         };
         checked.in_index(index).in_key("upgrade_configs")?;
         upgrades.push((upgrade.into(), bool_or(enabled, true)));

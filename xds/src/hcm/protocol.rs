@@ -15,8 +15,10 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as ProtoManager;
 use sixfold_xds_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, duration_or, enum_value, required, timeout_or, u32_in, u32_or};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{
+    Result, bool_or, duration_or, enum_value, required, timeout_or, u32_in, u32_or,
+};
 
 /// What the connection manager's protocol options come to.
 pub(super) struct Server {
@@ -113,7 +115,7 @@ pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<HeaderCase>
             let kind = any::type_name(config).in_key("stateful_formatter.typed_config")?;
             if kind != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
             {
-                let error = crate::retry::unsupported("header formatter", &formatter.name, &kind);
+                let error = refuse::extension("header formatter", &formatter.name, &kind);
                 return Err(error.in_key("stateful_formatter"));
             }
             let preserve: PreserveCaseFormatterConfig =
@@ -249,7 +251,7 @@ mod tests {
     fn out_of_range_and_unsupported_options_are_refused() {
         let refused = |yaml: &str| {
             let manager: ProtoManager = read(yaml);
-            let common = manager.common_http_protocol_options.clone().unwrap_or_default();
+            let common = manager.common_http_protocol_options.unwrap_or_default();
             server(&manager, &common).err().unwrap().to_string()
         };
         assert_eq!(

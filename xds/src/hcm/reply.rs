@@ -9,9 +9,10 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_ma
     LocalReplyConfig as ProtoConfig, ResponseMapper,
 };
 
+use crate::access_log;
 use crate::context::Context;
-use crate::values::{Result, data_source, required, status};
-use crate::{access_log, format, header_ops};
+use sixfold_xds_api::values::{Result, data_source, required, status};
+use sixfold_xds_api::{format, header_ops};
 
 pub(super) fn local(context: &Context, value: &ProtoConfig) -> Result<LocalReplyConfig> {
     let ProtoConfig { mappers, body_format } = value;

@@ -10,9 +10,9 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{
 
 use super::{fingerprint, network};
 use crate::context::Context;
-use crate::refuse::refuse;
 use crate::tls;
-use crate::values::{Result, cidrs, enum_value, port, timeout_or};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, cidrs, enum_value, port, timeout_or};
 
 pub(super) fn compile(context: &Context, value: &ProtoChain, buffer_limit: usize) -> Result<FilterChain> {
     let ProtoChain {

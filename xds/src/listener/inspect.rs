@@ -9,8 +9,8 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::listener_filter::ConfigTyp
 use sixfold_xds_api::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use sixfold_xds_api::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, enum_value};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, enum_value};
 
 pub(super) fn filters(values: &[ProtoFilter]) -> Result<Vec<ListenerFilter>> {
     let filters = values.iter().enumerate().map(|(index, value)| filter(value).in_index(index));
@@ -38,7 +38,7 @@ fn filter(value: &ProtoFilter) -> Result<ListenerFilter> {
         "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
             proxy_protocol(&any::unpack(config).in_key("typed_config")?).in_key("typed_config")
         }
-        other => Err(crate::retry::unsupported("listener filter", name, other)),
+        other => Err(refuse::extension("listener filter", name, other)),
     }
 }
 

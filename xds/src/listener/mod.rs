@@ -21,8 +21,8 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{AdditionalAddress, Listen
 
 use crate::access_log;
 use crate::context::Context;
-use crate::refuse::refuse;
-use crate::values::{
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{
     Endpoint, Result, address, bool_or, enum_value, tcp_keepalive, timeout_or, u32_in, u32_or,
 };
 

@@ -18,9 +18,10 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp
 use sixfold_xds_api::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use crate::context::Context;
-use crate::refuse::refuse;
-use crate::values::{Result, data_source, not_empty, required, timeout_or, u32_in};
-use crate::{access_log, hcm, metadata, route};
+use crate::{access_log, hcm, route};
+use sixfold_xds_api::metadata;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, data_source, not_empty, required, timeout_or, u32_in};
 
 /// The one filter of a chain. All that are supported end a chain, so there is exactly one.
 pub(super) fn filter(context: &Context, values: &[Filter], buffer_limit: usize) -> Result<NetworkFilter> {
@@ -55,7 +56,7 @@ fn one(context: &Context, value: &Filter, buffer_limit: usize) -> Result<Network
                 response.as_ref().map(data_source).transpose().in_key("response")
             })
             .map(|bytes| NetworkFilter::Direct(bytes.unwrap_or_default().into())),
-        other => return Err(crate::retry::unsupported("network filter", name, other)),
+        other => return Err(refuse::extension("network filter", name, other)),
     };
     filter.in_key("typed_config")
 }

@@ -19,12 +19,13 @@ use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::Uri
 
 use super::{Scope, cluster, hash, template};
 use crate::filters::Overrides;
-use crate::refuse::refuse;
-use crate::values::{
+use crate::retry;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{
     Result, bool_or, enum_value, header_name, optional_duration, regex_rewrite, required, runtime_fraction,
     timeout_or, u32_or,
 };
-use crate::{format, metadata, retry};
+use sixfold_xds_api::{format, metadata};
 
 /// Whole response, unless the route says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -108,7 +109,7 @@ pub(super) fn forward(
 }
 
 fn timeouts(value: &RouteAction) -> Result<Timeouts> {
-    let stream = value.max_stream_duration.clone().unwrap_or_default();
+    let stream = value.max_stream_duration.unwrap_or_default();
     let MaxStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } =
         stream;
     let of_stream = |value, field| optional_duration(value, field).in_key("max_stream_duration");
@@ -166,7 +167,7 @@ fn rewrite_policy(value: &TypedExtensionConfig) -> Result<String> {
     let config = required(typed_config, "typed_config")?;
     let kind = any::type_name(config).in_key("typed_config")?;
     if kind != "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig" {
-        return Err(retry::unsupported("path rewrite policy", name, &kind));
+        return Err(refuse::extension("path rewrite policy", name, &kind));
     }
     let UriTemplateRewriteConfig { path_template_rewrite } = any::unpack(config).in_key("typed_config")?;
     Ok(path_template_rewrite)
@@ -190,7 +191,7 @@ fn host_rewrite(value: &HostRewriteSpecifier) -> Result<Option<HostRewrite>> {
     }))
 }
 
-fn upgrades(values: &[UpgradeConfig]) -> Result<Box<[(Box<str>, bool)]>> {
+fn upgrades(values: &[UpgradeConfig]) -> Result<crate::Upgrades> {
     let mut upgrades: Vec<(Box<str>, bool)> = Vec::with_capacity(values.len());
     for (index, value) in values.iter().enumerate() {
         let UpgradeConfig { upgrade_type, enabled, connect_config } = value;
@@ -205,7 +206,7 @@ fn upgrades(values: &[UpgradeConfig]) -> Result<Box<[(Box<str>, bool)]>> {
         if let Some((field, reason)) = reason {
             return Err(ConfigError::field(field, reason).in_index(index).in_key("upgrade_configs"));
         }
-        crate::refuse::unset(connect_config, "connect_config").in_index(index).in_key("upgrade_configs")?;
+        refuse::unset(connect_config, "connect_config").in_index(index).in_key("upgrade_configs")?;
         upgrades.push((upgrade.into(), bool_or(enabled, true)));
     }
     Ok(upgrades.into())

@@ -10,8 +10,8 @@ use sixfold_xds_api::pb::envoy::config::route::v3::redirect_action::{
 use sixfold_xds_api::pb::envoy::config::route::v3::{DirectResponseAction, RedirectAction};
 
 use super::Scope;
-use crate::format;
-use crate::values::{Result, data_source, enum_value, port, regex_rewrite, status};
+use sixfold_xds_api::format;
+use sixfold_xds_api::values::{Result, data_source, enum_value, port, regex_rewrite, status};
 
 /// config/route/v3 RedirectAction.
 pub(super) fn redirect(value: &RedirectAction) -> Result<Redirect> {

@@ -15,8 +15,8 @@ use sixfold_xds_api::pb::envoy::config::route::v3::weighted_cluster::{
 use super::Scope;
 use crate::context::Context;
 use crate::filters::Overrides;
-use crate::values::{Result, header_name, required};
-use crate::{header_ops, metadata};
+use sixfold_xds_api::values::{Result, header_name, required};
+use sixfold_xds_api::{header_ops, metadata};
 
 /// The cell of a cluster's name. `known` are the names that there must be, if that is checked.
 pub(crate) fn cell(

@@ -12,9 +12,9 @@ use sixfold_xds_api::pb::envoy::config::route::v3::{Route as ProtoRoute, RouteMa
 use sixfold_xds_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 
 use super::{Scope, action, answer, body_limit, template};
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, full_regex, not_empty, required, runtime_fraction};
-use crate::{header_ops, matcher, metadata};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, full_regex, not_empty, required, runtime_fraction};
+use sixfold_xds_api::{header_ops, matcher, metadata};
 
 /// config/route/v3 Route.
 pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
@@ -158,7 +158,7 @@ pub(super) fn match_policy(value: &TypedExtensionConfig) -> Result<String> {
     let config = required(typed_config, "typed_config")?;
     let kind = any::type_name(config).in_key("typed_config")?;
     if kind != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
-        return Err(crate::retry::unsupported("path match policy", name, &kind));
+        return Err(refuse::extension("path match policy", name, &kind));
     }
     let UriTemplateMatchConfig { path_template } = any::unpack(config).in_key("typed_config")?;
     Ok(path_template)

@@ -8,7 +8,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::route_action::hash_policy::{
     Cookie, Header, PolicySpecifier,
 };
 
-use crate::values::{Result, not_empty, optional_duration, regex_rewrite, required};
+use sixfold_xds_api::values::{Result, not_empty, optional_duration, regex_rewrite, required};
 
 /// The hash policies of a field.
 pub(super) fn policies(values: &[ProtoPolicy], field: &str) -> Result<Box<[HashPolicy]>> {

@@ -25,9 +25,10 @@ use sixfold_xds_api::pb::envoy::config::route::v3::{
 
 use crate::context::Context;
 use crate::filters::{HttpFilters, Overrides};
-use crate::refuse::refuse;
-use crate::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
-use crate::{header_ops, matcher, metadata, retry};
+use crate::retry;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
+use sixfold_xds_api::{header_ops, matcher, metadata};
 
 /// Largest body of a direct response unless the table says otherwise, bytes.
 const MAX_DIRECT_BODY: u32 = 4096;

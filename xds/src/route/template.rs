@@ -7,7 +7,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::RouteMatch;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_match::PathSpecifier;
 
 use super::entry::match_policy;
-use crate::values::Result;
+use sixfold_xds_api::values::Result;
 
 /// A `path_template`.
 pub(super) fn pattern(text: &str) -> Result<Template> {

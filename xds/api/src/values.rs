@@ -3,26 +3,26 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::pb::envoy::config::core::v3::{
+    Address, CidrRange, DataSource, Pipe, RuntimeDouble, RuntimeFractionalPercent, RuntimeUInt32,
+    SocketAddress, TcpKeepalive as ProtoKeepalive, address, data_source, socket_address,
+};
+use crate::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher};
+use crate::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use crate::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value, UInt64Value};
 use ipnet::IpNet;
 use prost::UnknownEnumValue;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::regex::Regex;
 use sixfold_core::runtime::{Fraction, Runtime};
-use sixfold_xds_api::pb::envoy::config::core::v3::{
-    Address, CidrRange, DataSource, Pipe, RuntimeDouble, RuntimeFractionalPercent, RuntimeUInt32,
-    SocketAddress, TcpKeepalive as ProtoKeepalive, address, data_source, socket_address,
-};
-use sixfold_xds_api::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher};
-use sixfold_xds_api::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
-use sixfold_xds_api::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value, UInt64Value};
 
-use crate::refuse::refuse;
+use crate::refuse;
 
-pub(crate) type Result<T> = std::result::Result<T, ConfigError>;
+pub type Result<T> = std::result::Result<T, ConfigError>;
 
 /// A duration that may be zero but not negative.
-pub(crate) fn duration(value: &ProtoDuration) -> Result<Duration> {
+pub fn duration(value: &ProtoDuration) -> Result<Duration> {
     let seconds = u64::try_from(value.seconds).ok();
     let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
     match (seconds, nanos) {
@@ -32,17 +32,17 @@ pub(crate) fn duration(value: &ProtoDuration) -> Result<Duration> {
 }
 
 /// The duration of a field, if it is given.
-pub(crate) fn optional_duration(value: &Option<ProtoDuration>, field: &str) -> Result<Option<Duration>> {
+pub fn optional_duration(value: &Option<ProtoDuration>, field: &str) -> Result<Option<Duration>> {
     value.as_ref().map(duration).transpose().in_key(field)
 }
 
 /// The duration of a field, else its default.
-pub(crate) fn duration_or(value: &Option<ProtoDuration>, default: Duration, field: &str) -> Result<Duration> {
+pub fn duration_or(value: &Option<ProtoDuration>, default: Duration, field: &str) -> Result<Duration> {
     Ok(optional_duration(value, field)?.unwrap_or(default))
 }
 
 /// The duration of a field for which zero means off; `default` when it is not given.
-pub(crate) fn timeout_or(
+pub fn timeout_or(
     value: &Option<ProtoDuration>,
     default: Option<Duration>,
     field: &str,
@@ -54,11 +54,7 @@ pub(crate) fn timeout_or(
 }
 
 /// A duration that must be longer than nothing.
-pub(crate) fn positive_duration(
-    value: &Option<ProtoDuration>,
-    default: Duration,
-    field: &str,
-) -> Result<Duration> {
+pub fn positive_duration(value: &Option<ProtoDuration>, default: Duration, field: &str) -> Result<Duration> {
     let value = duration_or(value, default, field)?;
     if value.is_zero() {
         return Err(ConfigError::field(field, "must be longer than 0s"));
@@ -67,22 +63,22 @@ pub(crate) fn positive_duration(
 }
 
 /// The value of a wrapper, else a default.
-pub(crate) fn bool_or(value: &Option<BoolValue>, default: bool) -> bool {
+pub fn bool_or(value: &Option<BoolValue>, default: bool) -> bool {
     value.as_ref().map_or(default, |value| value.value)
 }
 
 /// The value of a wrapper, else a default.
-pub(crate) fn u32_or(value: &Option<UInt32Value>, default: u32) -> u32 {
+pub fn u32_or(value: &Option<UInt32Value>, default: u32) -> u32 {
     value.as_ref().map_or(default, |value| value.value)
 }
 
 /// The value of a wrapper, else a default.
-pub(crate) fn u64_or(value: &Option<UInt64Value>, default: u64) -> u64 {
+pub fn u64_or(value: &Option<UInt64Value>, default: u64) -> u64 {
     value.as_ref().map_or(default, |value| value.value)
 }
 
 /// A value of a wrapper that must lie in a range, else a default.
-pub(crate) fn u32_in(
+pub fn u32_in(
     value: &Option<UInt32Value>,
     default: u32,
     range: std::ops::RangeInclusive<u32>,
@@ -100,17 +96,17 @@ pub(crate) fn u32_in(
 }
 
 /// The enum value of a number.
-pub(crate) fn enum_value<E: TryFrom<i32, Error = UnknownEnumValue>>(value: i32, field: &str) -> Result<E> {
+pub fn enum_value<E: TryFrom<i32, Error = UnknownEnumValue>>(value: i32, field: &str) -> Result<E> {
     E::try_from(value).map_err(|_| ConfigError::field(field, format!("unknown enum value {value}")))
 }
 
 /// A port number.
-pub(crate) fn port(value: u32, field: &str) -> Result<u16> {
+pub fn port(value: u32, field: &str) -> Result<u16> {
     u16::try_from(value).map_err(|_| ConfigError::field(field, format!("{value} is no port number")))
 }
 
 /// A status code between 200 and 599.
-pub(crate) fn status(value: u32, field: &str) -> Result<u16> {
+pub fn status(value: u32, field: &str) -> Result<u16> {
     match u16::try_from(value) {
         Ok(status @ 200..=599) => Ok(status),
         _ => {
@@ -120,13 +116,13 @@ pub(crate) fn status(value: u32, field: &str) -> Result<u16> {
 }
 
 /// A header name, in lower case as Envoy sends it.
-pub(crate) fn header_name(name: &str, field: &str) -> Result<HeaderName> {
+pub fn header_name(name: &str, field: &str) -> Result<HeaderName> {
     HeaderName::new(&name.to_ascii_lowercase())
         .map_err(|_| ConfigError::field(field, format!("\"{name}\" is no header name")))
 }
 
 /// A text that must not be empty.
-pub(crate) fn not_empty<'a>(text: &'a str, field: &str) -> Result<&'a str> {
+pub fn not_empty<'a>(text: &'a str, field: &str) -> Result<&'a str> {
     if text.is_empty() {
         return Err(ConfigError::field(field, "must not be empty"));
     }
@@ -134,12 +130,12 @@ pub(crate) fn not_empty<'a>(text: &'a str, field: &str) -> Result<&'a str> {
 }
 
 /// What a field must have.
-pub(crate) fn required<'a, T>(value: &'a Option<T>, field: &str) -> Result<&'a T> {
+pub fn required<'a, T>(value: &'a Option<T>, field: &str) -> Result<&'a T> {
     value.as_ref().ok_or_else(|| ConfigError::field(field, "is missing"))
 }
 
 /// Numerator and denominator of a share.
-pub(crate) fn fractional_percent(value: &FractionalPercent) -> Result<(u64, u64)> {
+pub fn fractional_percent(value: &FractionalPercent) -> Result<(u64, u64)> {
     let denominator = match enum_value(value.denominator, "denominator")? {
         DenominatorType::Hundred => 100,
         DenominatorType::TenThousand => 10_000,
@@ -150,7 +146,7 @@ pub(crate) fn fractional_percent(value: &FractionalPercent) -> Result<(u64, u64)
 
 /// A share whose runtime key, if there is a value for it, takes the default's place: a number of percents, or an
 /// object with numerator and denominator (source/common/runtime/runtime_impl.cc `featureEnabled`).
-pub(crate) fn fraction(runtime: &Runtime, key: &str, default: &FractionalPercent) -> Result<Fraction> {
+pub fn fraction(runtime: &Runtime, key: &str, default: &FractionalPercent) -> Result<Fraction> {
     let (numerator, denominator) = fractional_percent(default).in_key("default_value")?;
     let Some(value) = runtime.get(key).filter(|_| !key.is_empty()) else {
         return Ok(Fraction::new(numerator, denominator));
@@ -173,23 +169,23 @@ pub(crate) fn fraction(runtime: &Runtime, key: &str, default: &FractionalPercent
 }
 
 /// See [`fraction`].
-pub(crate) fn runtime_fraction(runtime: &Runtime, value: &RuntimeFractionalPercent) -> Result<Fraction> {
+pub fn runtime_fraction(runtime: &Runtime, value: &RuntimeFractionalPercent) -> Result<Fraction> {
     fraction(runtime, &value.runtime_key, required(&value.default_value, "default_value")?)
 }
 
 /// A number that a runtime key may replace.
-pub(crate) fn runtime_double(runtime: &Runtime, value: &Option<RuntimeDouble>, default: f64) -> f64 {
+pub fn runtime_double(runtime: &Runtime, value: &Option<RuntimeDouble>, default: f64) -> f64 {
     value.as_ref().map_or(default, |value| runtime.number(&value.runtime_key, value.default_value))
 }
 
 /// A number that a runtime key may replace.
-pub(crate) fn runtime_u32(runtime: &Runtime, value: &RuntimeUInt32) -> u32 {
+pub fn runtime_u32(runtime: &Runtime, value: &RuntimeUInt32) -> u32 {
     // Out of range saturates, as a cast from float does.
     runtime.number(&value.runtime_key, f64::from(value.default_value)) as u32
 }
 
 /// A range of addresses.
-pub(crate) fn cidr(range: &CidrRange) -> Result<IpNet> {
+pub fn cidr(range: &CidrRange) -> Result<IpNet> {
     let address: IpAddr = range.address_prefix.parse().map_err(|_| {
         ConfigError::field("address_prefix", format!("\"{}\" is no IP address", range.address_prefix))
     })?;
@@ -201,7 +197,7 @@ pub(crate) fn cidr(range: &CidrRange) -> Result<IpNet> {
 }
 
 /// Ranges of addresses.
-pub(crate) fn cidrs(ranges: &[CidrRange], field: &str) -> Result<Vec<IpNet>> {
+pub fn cidrs(ranges: &[CidrRange], field: &str) -> Result<Vec<IpNet>> {
     ranges
         .iter()
         .enumerate()
@@ -211,7 +207,7 @@ pub(crate) fn cidrs(ranges: &[CidrRange], field: &str) -> Result<Vec<IpNet>> {
 }
 
 /// Where something listens or is reached.
-pub(crate) enum Endpoint {
+pub enum Endpoint {
     /// Host (address or name) and port.
     Socket(String, u16),
     /// A unix socket.
@@ -219,7 +215,7 @@ pub(crate) enum Endpoint {
 }
 
 /// The address of a listener or endpoint.
-pub(crate) fn address(value: &Option<Address>, field: &str) -> Result<Endpoint> {
+pub fn address(value: &Option<Address>, field: &str) -> Result<Endpoint> {
     let address = required(value, field)?;
     address_value(address).in_key(field)
 }
@@ -257,7 +253,7 @@ fn socket_address(value: &SocketAddress) -> Result<Endpoint> {
 }
 
 /// An address that must be an IP address with a port.
-pub(crate) fn ip_address(value: &SocketAddress) -> Result<SocketAddr> {
+pub fn ip_address(value: &SocketAddress) -> Result<SocketAddr> {
     match socket_address(value)? {
         Endpoint::Socket(host, port) => match host.parse::<IpAddr>() {
             Ok(ip) => Ok(SocketAddr::new(ip, port)),
@@ -268,7 +264,7 @@ pub(crate) fn ip_address(value: &SocketAddress) -> Result<SocketAddr> {
 }
 
 /// The bytes of a source of data: a file, inline, or an environment variable.
-pub(crate) fn data_source(source: &DataSource) -> Result<Vec<u8>> {
+pub fn data_source(source: &DataSource) -> Result<Vec<u8>> {
     let DataSource { watched_directory: _, specifier } = source;
     match specifier {
         Some(data_source::Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
@@ -284,20 +280,18 @@ pub(crate) fn data_source(source: &DataSource) -> Result<Vec<u8>> {
 }
 
 /// A source of data that must be text.
-pub(crate) fn text_source(source: &DataSource) -> Result<String> {
+pub fn text_source(source: &DataSource) -> Result<String> {
     String::from_utf8(data_source(source)?).map_err(|_| ConfigError::new("is not UTF-8"))
 }
 
 /// An expression that must match the whole text.
-pub(crate) fn full_regex(value: &RegexMatcher) -> Result<Regex> {
+pub fn full_regex(value: &RegexMatcher) -> Result<Regex> {
     let RegexMatcher { regex, engine_type: _ } = value;
     Regex::full(not_empty(regex, "regex")?).map_err(|error| ConfigError::field("regex", error.to_string()))
 }
 
 /// An expression and what takes the place of its matches.
-pub(crate) fn regex_rewrite(
-    value: &RegexMatchAndSubstitute,
-) -> Result<(Regex, sixfold_core::regex::Rewrite)> {
+pub fn regex_rewrite(value: &RegexMatchAndSubstitute) -> Result<(Regex, sixfold_core::regex::Rewrite)> {
     let RegexMatcher { regex, engine_type: _ } = required(&value.pattern, "pattern")?;
     let regex = Regex::search(not_empty(regex, "regex").in_key("pattern")?)
         .map_err(|error| ConfigError::field("pattern.regex", error.to_string()))?;
@@ -307,7 +301,7 @@ pub(crate) fn regex_rewrite(
 }
 
 /// TCP keep-alive; an empty message takes the system's defaults.
-pub(crate) fn tcp_keepalive(value: &Option<ProtoKeepalive>) -> Option<sixfold_core::cluster::TcpKeepalive> {
+pub fn tcp_keepalive(value: &Option<ProtoKeepalive>) -> Option<sixfold_core::cluster::TcpKeepalive> {
     let value = value.as_ref()?;
     let seconds =
         |value: &Option<UInt32Value>| value.as_ref().map(|v| Duration::from_secs(u64::from(v.value)));

@@ -5,20 +5,30 @@
 
 use sixfold_core::error::ConfigError;
 
-/// Refuses fields that are set but not supported: `refuse!(a, b)` for references named like the fields.
+use crate::json::is_known_type;
+
+/// Refuses fields that are set but not supported: `refuse!(a, b)` for references named like the fields, in a function
+/// that returns a `Result` with a [`ConfigError`](sixfold_core::error::ConfigError).
+#[macro_export]
 macro_rules! refuse {
     ($($field:ident),* $(,)?) => {
         $($crate::refuse::unset($field, stringify!($field))?;)*
     };
 }
-pub(crate) use refuse;
 
 /// Complains about a value that differs from its default.
-pub(crate) fn unset<T: Default + PartialEq>(value: &T, field: &str) -> Result<(), ConfigError> {
+pub fn unset<T: Default + PartialEq>(value: &T, field: &str) -> Result<(), ConfigError> {
     if *value == T::default() {
         return Ok(());
     }
     Err(ConfigError::field(field.trim_start_matches("r#"), "is not supported"))
+}
+
+/// The error of an extension that exists in Envoy but not here, or nowhere.
+pub fn extension(kind: &str, name: &str, type_name: &str) -> ConfigError {
+    let known = if is_known_type(type_name) { "is not supported" } else { "is unknown" };
+    let name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+    ConfigError::field("typed_config", format!("{kind}{name} of type {type_name} {known}"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Format strings: of headers, bodies, rewrites and access logs.
 
+use crate::any::{self, struct_to_json};
+use crate::pb::envoy::config::core::v3::substitution_format_string::Format as ProtoFormat;
+use crate::pb::envoy::config::core::v3::{SubstitutionFormatString, TypedExtensionConfig};
+use crate::pb::google::protobuf::Struct;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::{Dialect, Format, JsonOptions};
 use sixfold_core::route::BodyFormat;
-use sixfold_xds_api::any::{self, struct_to_json};
-use sixfold_xds_api::pb::envoy::config::core::v3::substitution_format_string::Format as ProtoFormat;
-use sixfold_xds_api::pb::envoy::config::core::v3::{SubstitutionFormatString, TypedExtensionConfig};
-use sixfold_xds_api::pb::google::protobuf::Struct;
 
 use crate::values::{Result, required, text_source};
 
@@ -17,18 +17,18 @@ const FORMATTERS: [&str; 2] = [
 ];
 
 /// A format of text with operators.
-pub(crate) fn text(text: &str) -> Result<Format> {
+pub fn text(text: &str) -> Result<Format> {
     Format::envoy(text).map_err(ConfigError::new)
 }
 
 /// A JSON document whose strings are formats.
-pub(crate) fn json(value: &Struct, omit_empty: bool) -> Result<Format> {
-    let options = JsonOptions { omit_empty, dialect: Dialect::Envoy, ..JsonOptions::default() };
+pub fn json(value: &Struct, omit_empty: bool) -> Result<Format> {
+    let options = JsonOptions { omit_empty, dialect: Dialect::Envoy };
     Format::json(&struct_to_json(value.clone()), options).map_err(ConfigError::new)
 }
 
 /// core/v3/substitution_format_string.proto.
-pub(crate) fn substitution(value: &SubstitutionFormatString) -> Result<Format> {
+pub fn substitution(value: &SubstitutionFormatString) -> Result<Format> {
     let SubstitutionFormatString {
         omit_empty_values,
         content_type: _,
@@ -55,11 +55,11 @@ fn check_formatter(formatter: &TypedExtensionConfig) -> Result<()> {
     if FORMATTERS.contains(&kind.as_str()) {
         return Ok(());
     }
-    Err(crate::retry::unsupported("formatter", name, &kind))
+    Err(crate::refuse::extension("formatter", name, &kind))
 }
 
 /// A formatted body with its content type.
-pub(crate) fn body(value: &SubstitutionFormatString) -> Result<BodyFormat> {
+pub fn body(value: &SubstitutionFormatString) -> Result<BodyFormat> {
     let format = substitution(value)?;
     let content_type = match (value.content_type.as_str(), format.is_json()) {
         ("", true) => "application/json",

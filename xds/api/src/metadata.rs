@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use sixfold_xds_api::any::struct_to_json;
-use sixfold_xds_api::pb::envoy::config::core::v3::Metadata;
+use crate::any::struct_to_json;
+use crate::pb::envoy::config::core::v3::Metadata;
 
 /// The namespace that load balancers look at.
 const LOAD_BALANCER: &str = "envoy.lb";
 
 /// Metadata by namespace. Typed metadata means something to extensions of Envoy only and is left out.
-pub(crate) fn namespaces(value: &Option<Metadata>) -> serde_json::Map<String, serde_json::Value> {
+pub fn namespaces(value: &Option<Metadata>) -> serde_json::Map<String, serde_json::Value> {
     let Some(Metadata { filter_metadata, typed_filter_metadata: _ }) = value else {
         return serde_json::Map::new();
     };
@@ -19,7 +19,7 @@ pub(crate) fn namespaces(value: &Option<Metadata>) -> serde_json::Map<String, se
 }
 
 /// What load balancers match: the keys of `envoy.lb`.
-pub(crate) fn load_balancing(value: &Option<Metadata>) -> BTreeMap<String, serde_json::Value> {
+pub fn load_balancing(value: &Option<Metadata>) -> BTreeMap<String, serde_json::Value> {
     match namespaces(value).remove(LOAD_BALANCER) {
         Some(serde_json::Value::Object(map)) => map.into_iter().collect(),
         _ => BTreeMap::new(),

@@ -1,21 +1,20 @@
 //! Matchers of strings, headers, query parameters and cookies.
 
+use crate::pb::envoy::config::route::v3 as proto;
+use crate::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use crate::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+use crate::pb::envoy::r#type::matcher::v3::{StringMatcher as ProtoString, string_matcher::MatchPattern};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::{
     CookieMatcher, HeaderMatch, HeaderMatcher, HeaderTarget, QueryMatcher, StringMatcher,
 };
 use sixfold_core::retry::ResponseHeaderMatcher;
-use sixfold_xds_api::pb::envoy::config::route::v3 as proto;
-use sixfold_xds_api::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
-use sixfold_xds_api::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
-use sixfold_xds_api::pb::envoy::r#type::matcher::v3::{
-    StringMatcher as ProtoString, string_matcher::MatchPattern,
-};
 
+use crate::refuse;
 use crate::values::{Result, full_regex, header_name, not_empty, required};
 
 /// type/matcher/v3/string.proto StringMatcher.
-pub(crate) fn string(value: &ProtoString) -> Result<StringMatcher> {
+pub fn string(value: &ProtoString) -> Result<StringMatcher> {
     let ProtoString { ignore_case, match_pattern } = value;
     let ignore = *ignore_case;
     let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
@@ -38,7 +37,7 @@ pub(crate) fn string(value: &ProtoString) -> Result<StringMatcher> {
 }
 
 /// Header matchers of a field.
-pub(crate) fn headers(values: &[proto::HeaderMatcher], field: &str) -> Result<Vec<HeaderMatcher>> {
+pub fn headers(values: &[proto::HeaderMatcher], field: &str) -> Result<Vec<HeaderMatcher>> {
     values
         .iter()
         .enumerate()
@@ -48,7 +47,7 @@ pub(crate) fn headers(values: &[proto::HeaderMatcher], field: &str) -> Result<Ve
 }
 
 /// config/route/v3 HeaderMatcher.
-pub(crate) fn header(value: &proto::HeaderMatcher) -> Result<HeaderMatcher> {
+pub fn header(value: &proto::HeaderMatcher) -> Result<HeaderMatcher> {
     let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
         value;
     let target = HeaderTarget::parse(not_empty(name, "name")?)
@@ -62,10 +61,10 @@ pub(crate) fn header(value: &proto::HeaderMatcher) -> Result<HeaderMatcher> {
 }
 
 /// A matcher of response headers.
-pub(crate) fn response_header(value: &proto::HeaderMatcher) -> Result<ResponseHeaderMatcher> {
+pub fn response_header(value: &proto::HeaderMatcher) -> Result<ResponseHeaderMatcher> {
     let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
         value;
-    crate::refuse::refuse!(treat_missing_header_as_empty);
+    refuse!(treat_missing_header_as_empty);
     Ok(ResponseHeaderMatcher {
         name: header_name(name, "name")?,
         test: header_test(header_match_specifier)?,
@@ -99,7 +98,7 @@ fn header_test(value: &Option<HeaderMatchSpecifier>) -> Result<HeaderMatch> {
 }
 
 /// config/route/v3 QueryParameterMatcher.
-pub(crate) fn query(value: &proto::QueryParameterMatcher) -> Result<QueryMatcher> {
+pub fn query(value: &proto::QueryParameterMatcher) -> Result<QueryMatcher> {
     let proto::QueryParameterMatcher { name, query_parameter_match_specifier } = value;
     let (test, present) = match query_parameter_match_specifier {
         Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => {
@@ -112,7 +111,7 @@ pub(crate) fn query(value: &proto::QueryParameterMatcher) -> Result<QueryMatcher
 }
 
 /// config/route/v3 CookieMatcher.
-pub(crate) fn cookie(value: &proto::CookieMatcher) -> Result<CookieMatcher> {
+pub fn cookie(value: &proto::CookieMatcher) -> Result<CookieMatcher> {
     let proto::CookieMatcher { name, string_match, invert_match } = value;
     Ok(CookieMatcher {
         name: not_empty(name, "name")?.into(),

@@ -1,16 +1,16 @@
 //! Header changes of one level of a route table.
 
+use crate::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use crate::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
-use sixfold_xds_api::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 
 use crate::format;
 use crate::values::{Result, enum_value, header_name, required};
 
 /// Additions and removals; `field` is `request_headers` or `response_headers`, before `_to_add` and `_to_remove`.
-pub(crate) fn ops(add: &[HeaderValueOption], remove: &[String], field: &str) -> Result<HeaderOps> {
+pub fn ops(add: &[HeaderValueOption], remove: &[String], field: &str) -> Result<HeaderOps> {
     let remove = remove.iter().enumerate().map(|(index, name)| removal(name).in_index(index));
     Ok(HeaderOps {
         remove: remove.collect::<Result<_>>().in_key(&format!("{field}_to_remove"))?,
@@ -19,7 +19,7 @@ pub(crate) fn ops(add: &[HeaderValueOption], remove: &[String], field: &str) -> 
 }
 
 /// The additions of a field.
-pub(crate) fn additions(add: &[HeaderValueOption], field: &str) -> Result<Vec<HeaderAddition>> {
+pub fn additions(add: &[HeaderValueOption], field: &str) -> Result<Vec<HeaderAddition>> {
     add.iter()
         .enumerate()
         .map(|(index, value)| addition(value).in_index(index))
@@ -78,8 +78,8 @@ fn changeable(name: &str, field: &str) -> Result<HeaderName> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::pb::envoy::config::route::v3::Route;
     use crate::testing::read;
-    use sixfold_xds_api::pb::envoy::config::route::v3::Route;
 
     fn compile(yaml: &str) -> Result<HeaderOps> {
         let route: Route = read(yaml);
