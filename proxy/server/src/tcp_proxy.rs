@@ -1,43 +1,82 @@
-//! TCP proxying: bytes both ways between a client and an endpoint (Envoy's tcp_proxy).
+//! TCP proxying: bytes both ways between a client and an endpoint (Envoy's tcp_proxy, APISIX's passthrough).
+//!
+//! Clusters, balancers, circuit breakers and connecting are those of requests. The client is not read before
+//! the endpoint is there, and it is closed without a word when none can be reached.
 
+mod meter;
 mod pump;
 
-use crate::connect::{Alpn, ConnectError, Connected, connect};
+use crate::connect::{Alpn, Connected};
 use crate::drain::Drain;
 use crate::io::Io;
+use crate::upstream::{Alive, UpstreamError, choose_cluster, dial};
 use crate::worker::Worker;
-use pump::{End, Pump};
-use sixfold_core::balance::Choice;
-use sixfold_core::cluster::{Cluster, Host, Permit, Resource};
+use meter::Meter;
+use pump::{End, Pump, Side, Watch};
+use sixfold_core::balance::{Choice, Feedback};
+use sixfold_core::cluster::{Cluster, Host, Resource};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
-use sixfold_core::hash::{request_hash, weighted};
+use sixfold_core::hash::request_hash;
 use sixfold_core::listener::TcpProxy;
-use sixfold_core::route::ClusterChoice;
+use sixfold_core::retry::HostPredicate;
 use sixfold_core::stream::{Stream, Tried};
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
+use tokio::time::{Instant, timeout_at};
 
-/// Serves a connection until it ends. Draining has nothing to tell its client: it may go on until the drain's
-/// deadline, when its future is dropped.
+/// Hosts that are looked at before one that was tried already is taken again.
+const HOST_ATTEMPTS: u32 = 5;
+
+/// Serves a connection until both sides have said all, one of them fails, or a limit ends it.
 pub async fn serve(
     io: Io,
     connection: Arc<Connection>,
     proxy: Arc<TcpProxy>,
     worker: Arc<Worker>,
-    _drain: Drain,
+    drain: Drain,
 ) {
     proxy.stats.downstream_cx_total.inc();
+    let start = Instant::from_std(connection.start);
+    let deadline = proxy.max_duration.and_then(|limit| start.checked_add(limit));
     let mut session = Session::new(connection, proxy);
-    let Some(cluster) = session.choose_cluster() else {
-        session.proxy.stats.downstream_cx_no_route.inc();
-        return session.fail(Flag::NC, "cluster_not_found");
+    let establishing = session.establish(&worker);
+    let established = match deadline {
+        Some(at) => timeout_at(at, establishing).await,
+        None => Ok(establishing.await),
     };
-    session.stream.upstream.cluster = Some(cluster.clone());
-    let Some((connected, _upstream)) = session.connect(&cluster, &worker).await else { return };
-    session.stream.upstream.local = connected.local;
-    session.pass(io, connected.io, &cluster).await;
+    match established {
+        Ok(Ok(upstream)) => session.pass(io, upstream, deadline, &drain).await,
+        Ok(Err(refusal)) => session.refuse(refusal),
+        Err(_) => session.overdue(),
+    }
+}
+
+/// Why a client is closed before an endpoint was reached. Numbers are Envoy's (`UpstreamFailureReason`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// Every attempt to connect failed.
+    ConnectFailed = 0,
+    /// The cluster has no endpoint to offer.
+    NoHealthyUpstream = 1,
+    /// The circuit breaker allows no further connection.
+    Overflow = 2,
+    /// The cluster does not exist.
+    NoCluster = 3,
+}
+
+impl Refusal {
+    fn flag(self) -> Flag {
+        match self {
+            Refusal::ConnectFailed => Flag::URX,
+            Refusal::NoHealthyUpstream => Flag::UH,
+            Refusal::Overflow => Flag::UO,
+            Refusal::NoCluster => Flag::NC,
+        }
+    }
 }
 
 /// One proxied connection. Its access logs are written when it is dropped, however it ends.
@@ -46,151 +85,217 @@ struct Session {
     proxy: Arc<TcpProxy>,
 }
 
+/// A connection to an endpoint and its place in the books.
+struct Upstream {
+    connected: Connected,
+    attempt: Attempt,
+}
+
 impl Session {
     fn new(connection: Arc<Connection>, proxy: Arc<TcpProxy>) -> Session {
         let mut stream = Stream::new(connection);
         stream.start_time = SystemTime::now() - stream.connection.start.elapsed();
-        stream.random = fastrand::u64(..);
         request_hash(&proxy.hash, &mut stream);
         Session { stream, proxy }
     }
 
-    fn fail(&mut self, flag: Flag, details: &'static str) {
-        self.stream.flags.insert(flag);
-        self.stream.details = details.into();
-    }
-
-    fn choose_cluster(&self) -> Option<Arc<Cluster>> {
-        let choice = match &self.proxy.cluster {
-            ClusterChoice::Weighted(clusters) => &weighted(clusters, &self.stream)?.cluster,
-            choice => choice,
-        };
-        match choice {
-            ClusterChoice::Named(cell) => cell.load(),
-            // There are no headers here; the translators refuse it.
-            ClusterChoice::Header(..) | ClusterChoice::Weighted(_) => None,
-        }
-    }
-
-    /// Connects to an endpoint, with as many attempts as allowed.
-    async fn connect(&mut self, cluster: &Arc<Cluster>, worker: &Worker) -> Option<(Connected, Upstream)> {
-        for attempt in 0..self.proxy.max_connect_attempts.max(1) {
-            let Some(host) = self.choose_host(cluster, worker, attempt) else {
-                cluster.stats.upstream_cx_none_healthy.inc();
-                self.fail(Flag::UH, "no_healthy_upstream");
-                return None;
-            };
+    /// Connects to an endpoint, with as many attempts as allowed. As in Envoy each attempt chooses the cluster
+    /// anew, and an open circuit breaker is told before attempts are counted.
+    async fn establish(&mut self, worker: &Worker) -> Result<Upstream, Refusal> {
+        let proxy = self.proxy.clone();
+        loop {
+            self.stream.random = fastrand::u64(..);
+            let (cluster, member) = choose_cluster(&proxy.cluster, &self.stream);
+            let cluster = cluster.ok_or(Refusal::NoCluster)?;
+            let subset = member.map(|m| &m.metadata_match).filter(|m| !m.is_empty());
+            self.stream.upstream.cluster = Some(cluster.clone());
             let Some(permit) = cluster.breaker.acquire(Resource::Connections) else {
                 cluster.stats.upstream_cx_overflow.inc();
-                self.fail(Flag::UO, "upstream_overflow");
-                return None;
+                return Err(Refusal::Overflow);
             };
-            self.stream.upstream.host = Some(host.clone());
-            self.stream.upstream.attempts = attempt + 1;
-            let upstream = Upstream::new(cluster.clone(), host.clone(), permit);
-            let timeout = cluster.config.connect_timeout;
-            match connect(cluster, &host, None, Alpn::None, timeout).await {
+            if self.stream.upstream.attempts >= proxy.max_connect_attempts.max(1) {
+                return Err(Refusal::ConnectFailed);
+            }
+            let subset = subset.unwrap_or(&proxy.metadata_match);
+            let Some(host) = self.choose_host(&cluster, subset, worker.index) else {
+                cluster.stats.upstream_cx_none_healthy.inc();
+                return Err(Refusal::NoHealthyUpstream);
+            };
+            self.begin_attempt(&host);
+            let alive = Alive::new(host, cluster.stats.clone(), Some(permit));
+            let mut attempt = Attempt::new(cluster, alive, worker.index);
+            let timeout = attempt.cluster.config.connect_timeout;
+            match dial(&attempt.cluster, &attempt.alive.host, None, Alpn::None, timeout).await {
                 Ok(connected) => {
-                    cluster.stats.upstream_cx_connect_ms.record(u64::from(connected.connect_ms));
-                    return Some((connected, upstream));
+                    attempt.status = 200;
+                    self.connected(&connected);
+                    return Ok(Upstream { connected, attempt });
                 }
-                Err(error) => self.note_failure(cluster, host, &error),
+                Err(error) => self.failed(&error, attempt),
             }
         }
-        self.stream.flags.insert(Flag::URX);
-        None
     }
 
-    fn choose_host(&self, cluster: &Cluster, worker: &Worker, attempt: u32) -> Option<Arc<Host>> {
+    fn choose_host(
+        &self,
+        cluster: &Cluster,
+        subset: &BTreeMap<String, serde_json::Value>,
+        worker: usize,
+    ) -> Option<Arc<Host>> {
+        let hosts = cluster.hosts.load();
+        let upstream = &self.stream.upstream;
+        let again = upstream.attempts > 0;
         cluster.balancer.choose(&Choice {
-            hosts: &cluster.hosts.load(),
-            worker: worker.index,
+            hosts: &hosts,
+            worker,
             hash: self.stream.hash,
             random: fastrand::u64(..),
-            attempt,
-            tried: &self.stream.upstream.tried,
-            predicates: &[],
-            host_attempts: 1,
+            attempt: upstream.attempts,
+            tried: &upstream.tried,
+            predicates: if again { &[HostPredicate::PreviousHosts] } else { &[] },
+            host_attempts: HOST_ATTEMPTS,
             previous_priorities: None,
-            subset: &self.proxy.metadata_match,
+            subset,
         })
     }
 
-    fn note_failure(&mut self, cluster: &Cluster, host: Arc<Host>, error: &ConnectError) {
-        cluster.stats.upstream_cx_connect_fail.inc();
-        if *error == ConnectError::Timeout {
-            cluster.stats.upstream_cx_connect_timeout.inc();
-        }
-        host.failed_connections.fetch_add(1, Relaxed);
-        self.fail(Flag::UF, "upstream_connection_failure");
-        self.stream.upstream.failure = Some(error.to_string().into());
-        let tried = Tried { host, status: 0, connect_ms: None, header_ms: None, response_ms: None };
-        self.stream.upstream.tried.push(tried);
-    }
-
-    /// Passes bytes until both sides have said all, one fails, or time is up.
-    async fn pass(&mut self, client: Io, endpoint: Io, cluster: &Cluster) {
-        let (proxy, stats) = (self.proxy.clone(), &cluster.stats);
-        let deadline = proxy.max_duration.map(|d| self.stream.connection.start + d);
-        let bytes = &mut self.stream.bytes;
-        let mut pump = Pump::new(client, endpoint);
-        let end = pump.run(proxy.idle_timeout, deadline, |up, down| {
-            bytes.request_body += up;
-            bytes.response_body += down;
-            proxy.stats.downstream_cx_rx_bytes_total.add(up);
-            proxy.stats.downstream_cx_tx_bytes_total.add(down);
-            stats.upstream_cx_tx_bytes_total.add(up);
-            stats.upstream_cx_rx_bytes_total.add(down);
+    fn begin_attempt(&mut self, host: &Arc<Host>) {
+        let upstream = &mut self.stream.upstream;
+        upstream.attempts += 1;
+        upstream.host = Some(host.clone());
+        upstream.tried.push(Tried {
+            host: host.clone(),
+            status: 0,
+            connect_ms: None,
+            header_ms: None,
+            response_ms: None,
         });
-        match end.await {
-            End::Idle => proxy.stats.idle_timeout.inc(),
-            End::Deadline => {
-                proxy.stats.max_downstream_connection_duration.inc();
-                self.fail(Flag::DT, "max_duration_timeout");
-            }
-            End::Closed => {}
-            End::Failed(reason) => tracing::debug!(%reason, "a TCP connection broke"),
-        }
-        bytes_upstream(&mut self.stream);
     }
-}
 
-fn bytes_upstream(stream: &mut Stream) {
-    stream.bytes.upstream_sent = stream.bytes.request_body;
-    stream.bytes.upstream_received = stream.bytes.response_body;
+    fn connected(&mut self, connected: &Connected) {
+        let upstream = &mut self.stream.upstream;
+        upstream.local = connected.local;
+        upstream.failure = None;
+        if let Some(tried) = upstream.tried.last_mut() {
+            tried.connect_ms = Some(connected.connect_ms);
+        }
+    }
+
+    fn failed(&mut self, error: &UpstreamError, mut attempt: Attempt) {
+        attempt.status = if matches!(error, UpstreamError::ConnectTimeout) { 504 } else { 503 };
+        self.stream.flags.insert(Flag::UF);
+        self.stream.upstream.failure = Some(match error {
+            UpstreamError::Connect(text) => text.clone().into(),
+            other => other.text().into(),
+        });
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        if refusal == Refusal::NoCluster {
+            self.proxy.stats.downstream_cx_no_route.inc();
+        }
+        self.stream.flags.insert(refusal.flag());
+        self.closed(&format!("tcp_initializion_failure:{}", refusal as u8));
+    }
+
+    fn overdue(&mut self) {
+        self.proxy.stats.max_downstream_connection_duration.inc();
+        self.stream.flags.insert(Flag::DT);
+        self.closed("max_connection_duration_reached");
+    }
+
+    /// Notes why we close the client, in Envoy's words (`StreamInfo::LocalCloseReasons`).
+    fn closed(&mut self, reason: &str) {
+        self.stream.set_var("downstream_local_close_reason", reason);
+    }
+
+    /// Passes bytes until the end.
+    async fn pass(&mut self, client: Io, upstream: Upstream, deadline: Option<Instant>, drain: &Drain) {
+        let Upstream { connected, attempt } = upstream;
+        let proxy = self.proxy.clone();
+        let stats = &attempt.cluster.stats;
+        let mut forced = pin!(drain.expired());
+        let mut watch = Watch::new(proxy.idle_timeout, deadline, drain, forced.as_mut());
+        let mut pump = Pump::new(client, connected.io);
+        let mut meter = Meter::new(&proxy.stats, stats, &mut self.stream.bytes);
+        let mut end = pump.run(&mut watch, &mut meter).await;
+        let remote = matches!(end, End::Closed(Side::Upstream) | End::Failed(Side::Upstream));
+        if let End::Failed(side) = end
+            && pump.holds_bytes_of(side)
+        {
+            // What a side said before it went is still passed on.
+            let _flushing = (side == Side::Client).then(|| Flushing::new(&proxy));
+            end = pump.flush(side, &mut watch, &mut meter).await;
+        }
+        drop(meter);
+        if remote {
+            stats.upstream_cx_destroy_remote.inc()
+        } else {
+            stats.upstream_cx_destroy_local.inc()
+        }
+        match end {
+            End::Idle => {
+                proxy.stats.idle_timeout.inc();
+                self.closed("tcp_session_idle_timeout");
+            }
+            End::Deadline => self.overdue(),
+            End::Drained => self.closed("deferred_close_on_drained_connection"),
+            End::Closed(_) | End::Failed(_) => {}
+        }
+    }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stream.timing.downstream_tx_end = Some(Instant::now());
+        self.stream.timing.downstream_tx_end = Some(std::time::Instant::now());
         self.proxy.access_logs.iter().for_each(|log| log.log(&self.stream));
     }
 }
 
-/// An upstream connection in the statistics of its cluster and host.
-struct Upstream {
+/// An attempt at an endpoint, and the connection it led to: counted while it lives, and told to the balancer
+/// when it ends. Envoy's TCP pools count a connection as one request.
+struct Attempt {
     cluster: Arc<Cluster>,
-    host: Arc<Host>,
-    _permit: Permit,
+    alive: Alive,
+    worker: usize,
+    start: std::time::Instant,
+    /// What the balancer is told: 0 when the client's time ran out before it was known.
+    status: u16,
 }
 
-impl Upstream {
-    fn new(cluster: Arc<Cluster>, host: Arc<Host>, permit: Permit) -> Upstream {
-        cluster.stats.upstream_cx_total.inc();
-        cluster.stats.upstream_cx_active.inc();
-        host.total_connections.fetch_add(1, Relaxed);
-        host.active_connections.fetch_add(1, Relaxed);
-        // A balancer that counts requests takes a connection for one.
-        host.active_requests.fetch_add(1, Relaxed);
-        Upstream { cluster, host, _permit: permit }
+impl Attempt {
+    fn new(cluster: Arc<Cluster>, alive: Alive, worker: usize) -> Attempt {
+        cluster.stats.upstream_rq_total.inc();
+        cluster.stats.upstream_rq_active.inc();
+        alive.host.active_requests.fetch_add(1, Relaxed);
+        alive.host.total_requests.fetch_add(1, Relaxed);
+        Attempt { cluster, alive, worker, start: std::time::Instant::now(), status: 0 }
     }
 }
 
-impl Drop for Upstream {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        self.cluster.stats.upstream_cx_active.dec();
-        self.cluster.stats.upstream_cx_destroy.inc();
-        self.host.active_connections.fetch_sub(1, Relaxed);
-        self.host.active_requests.fetch_sub(1, Relaxed);
+        self.cluster.stats.upstream_rq_active.dec();
+        let host = &self.alive.host;
+        host.active_requests.fetch_sub(1, Relaxed);
+        let feedback = Feedback { worker: self.worker, status: self.status, elapsed: self.start.elapsed() };
+        self.cluster.balancer.report(host, feedback);
+    }
+}
+
+/// A client that has gone while bytes of it wait for the endpoint.
+struct Flushing<'p>(&'p TcpProxy);
+
+impl Flushing<'_> {
+    fn new(proxy: &TcpProxy) -> Flushing<'_> {
+        proxy.stats.upstream_flush_total.inc();
+        proxy.stats.upstream_flush_active.inc();
+        Flushing(proxy)
+    }
+}
+
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        self.0.stats.upstream_flush_active.dec();
     }
 }

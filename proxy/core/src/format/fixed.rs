@@ -28,7 +28,6 @@ const ABSENT: &[&str] = &[
     "UPSTREAM_DETECTED_CLOSE_TYPE",
     "UPSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
-    "DOWNSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
     "DOWNSTREAM_TLS_GROUP",
     "DOWNSTREAM_TLS_SESSION_ID",
@@ -49,6 +48,7 @@ const OPERATORS: &[(&str, Read)] = &[
     ("RESPONSE_CODE_DETAILS", Read::Make(|s, out| text_underscored(out, &s.details))),
     ("RESPONSE_FLAGS", Read::Make(|s, out| flags(s, out, false))),
     ("RESPONSE_FLAGS_LONG", Read::Make(|s, out| flags(s, out, true))),
+    ("DOWNSTREAM_LOCAL_CLOSE_REASON", Read::Text(|s| s.var("downstream_local_close_reason"))),
     ("CONNECTION_TERMINATION_DETAILS", Read::Text(|s| s.var("connection_termination_details"))),
     ("DURATION", Read::Number(|s| Some(millis_so_far(s)))),
     ("REQUEST_DURATION", Read::Number(|s| millis(s, Point::DownstreamRxBegin, Point::DownstreamRxEnd))),
@@ -192,7 +192,8 @@ fn response_bytes(stream: &Stream) -> u64 {
 }
 
 fn upstream_sent(stream: &Stream) -> Option<u64> {
-    Some(if reached(stream) { request_bytes(stream) + stream.bytes.upstream_sent } else { 0 })
+    let head = if reached(stream) { request_bytes(stream) } else { 0 };
+    Some(head + stream.bytes.upstream_sent)
 }
 
 fn upstream_received(stream: &Stream) -> Option<u64> {

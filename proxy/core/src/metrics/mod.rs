@@ -121,6 +121,13 @@ impl Gauge {
     pub fn dec(&self) {
         self.cells.add(self.slot, u64::MAX);
     }
+    /// Adds `n`, which may be negative.
+    #[inline]
+    pub fn add(&self, n: i64) {
+        if n != 0 {
+            self.cells.add(self.slot, n as u64);
+        }
+    }
     /// Makes the value `n`; for gauges that one control thread alone writes.
     pub fn set(&self, n: u64) {
         let now = self.get();

@@ -6,15 +6,15 @@ use super::judge::Verdict;
 use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
-use crate::upstream::Checkout;
+use crate::upstream::{Checkout, choose_cluster};
 use sixfold_core::balance::Choice;
 use sixfold_core::cluster::{Cluster, Host};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::plugin::{LocalReply, Outcome, Phases};
-use sixfold_core::route::{ClusterChoice, Forward, Route, WeightedCluster};
-use sixfold_core::stream::{ResponseSource, Stream};
+use sixfold_core::route::{Forward, Route, WeightedCluster};
+use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
 use std::sync::Arc;
 
@@ -253,22 +253,5 @@ impl<D: Downstream> Exchange<'_, D> {
             stream.response.headers.append(Known::SET_COOKIE, cookie);
         }
         rewrite::finalize_upstream_response(self.table.as_deref(), plan.member, stream);
-    }
-}
-
-/// The cluster of a request, and the weighted member that named it.
-fn choose_cluster<'r>(
-    choice: &'r ClusterChoice,
-    stream: &Stream,
-) -> (Option<Arc<Cluster>>, Option<&'r WeightedCluster>) {
-    match choice {
-        ClusterChoice::Named(cell) => (cell.load(), None),
-        ClusterChoice::Header(name, clusters) => {
-            (stream.request.headers.get_str(name).and_then(|n| clusters.find(n)), None)
-        }
-        ClusterChoice::Weighted(weighted) => match hash::weighted(weighted, stream) {
-            Some(member) => (choose_cluster(&member.cluster, stream).0, Some(member)),
-            None => (None, None),
-        },
     }
 }

@@ -1,248 +1,297 @@
 //! Bytes both ways with bounded buffers: what one side does not take, the other is not asked for.
 
+use super::meter::Meter;
+use crate::buffer::ReadBuffer;
+use crate::drain::Drain;
 use crate::io::Io;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::sleep_until;
+use std::time::Duration;
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Bytes held for each direction.
-const BUFFER: usize = 16 << 10;
+/// One of the two that talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Upstream,
+}
 
 /// Why passing bytes ended.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// Both sides have said all.
-    Closed,
-    /// One side failed.
-    Failed(io::Error),
-    /// No byte came for too long.
+    /// Both sides have said all; this one was the last.
+    Closed(Side),
+    /// This side failed.
+    Failed(Side),
+    /// No byte moved for too long.
     Idle,
-    /// The connection has lived long enough.
+    /// The connection has lived as long as it may.
     Deadline,
+    /// The listener has gone and its connections with it.
+    Drained,
+}
+
+/// Totals of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Moved {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+impl Moved {
+    /// Bytes that were read and not written.
+    pub(super) fn held(self) -> i64 {
+        (self.read - self.written) as i64
+    }
 }
 
 /// Two connections and what is on its way between them.
 pub(super) struct Pump {
     client: Io,
-    endpoint: Io,
+    upstream: Io,
     up: Flow,
     down: Flow,
-}
-
-/// One direction.
-struct Flow {
-    buffer: Box<[u8]>,
-    /// The bytes not yet written: `buffer[start..end]`.
-    start: usize,
-    end: usize,
-    stage: Stage,
-    /// Whether something was written that may still sit in the writer.
-    unflushed: bool,
-}
-
-#[derive(PartialEq)]
-enum Stage {
-    Passing,
-    /// The reader has said all; the rest is to be written.
-    Ending,
-    Done,
+    /// Which direction goes first: they take turns, since the first may use up the task's share of time.
+    down_first: bool,
+    last: Side,
 }
 
 impl Pump {
-    pub(super) fn new(client: Io, endpoint: Io) -> Pump {
-        Pump { client, endpoint, up: Flow::new(), down: Flow::new() }
+    /// Nothing has moved yet.
+    pub(super) fn new(client: Io, upstream: Io) -> Pump {
+        Pump {
+            client,
+            upstream,
+            up: Flow::default(),
+            down: Flow::default(),
+            down_first: false,
+            last: Side::Client,
+        }
     }
 
-    /// Passes bytes until the end; `count` is told of bytes from the client and from the endpoint.
-    pub(super) async fn run(
+    /// Passes bytes both ways. The end of one side's bytes is passed on and the other side goes on talking.
+    pub(super) async fn run<F: Future<Output = ()>>(
         &mut self,
-        idle: Option<Duration>,
-        deadline: Option<Instant>,
-        mut count: impl FnMut(u64, u64),
+        watch: &mut Watch<'_, F>,
+        meter: &mut Meter<'_>,
     ) -> End {
-        let mut last = Instant::now();
-        let far = || Instant::now() + Duration::from_secs(86_400 * 365);
-        let mut quiet = pin!(sleep_until(idle.map_or_else(far, |i| last + i).into()));
-        let mut over = pin!(sleep_until(deadline.unwrap_or_else(far).into()));
         poll_fn(|cx| {
-            let (mut up, mut down) = (0, 0);
-            let first = self.up.poll(cx, &mut self.client, &mut self.endpoint, &mut up);
-            let second = self.down.poll(cx, &mut self.endpoint, &mut self.client, &mut down);
-            if up + down > 0 {
-                last = Instant::now();
-                count(up, down);
+            let state = self.poll_both(cx);
+            if meter.update(self.up.moved, self.down.moved) {
+                watch.touch();
             }
-            match (first, second) {
-                (Poll::Ready(Err(e)), _) | (_, Poll::Ready(Err(e))) => return Poll::Ready(End::Failed(e)),
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Closed),
-                _ => {}
+            match state {
+                Poll::Ready(end) => Poll::Ready(end),
+                Poll::Pending => watch.poll(cx),
             }
-            // The timer is moved only when it fires, not with every byte.
-            while let (Some(idle), Poll::Ready(())) = (idle, quiet.as_mut().poll(cx)) {
-                if last.elapsed() >= idle {
-                    return Poll::Ready(End::Idle);
-                }
-                quiet.as_mut().reset((last + idle).into());
+        })
+        .await
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let mut ended = true;
+        self.down_first = !self.down_first;
+        for down in [self.down_first, !self.down_first] {
+            let (flow, from, to, speaker) = match down {
+                true => (&mut self.down, &mut self.upstream, &mut self.client, Side::Upstream),
+                false => (&mut self.up, &mut self.client, &mut self.upstream, Side::Client),
+            };
+            let before = flow.stage;
+            match flow.poll(cx, from, to) {
+                Poll::Ready(Ok(())) if before != Stage::Done => self.last = speaker,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(Failure::Reader)) => return Poll::Ready(End::Failed(speaker)),
+                Poll::Ready(Err(Failure::Writer)) => return Poll::Ready(End::Failed(speaker.other())),
+                Poll::Pending => ended = false,
             }
-            if deadline.is_some() && over.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(End::Deadline);
+        }
+        if ended { Poll::Ready(End::Closed(self.last)) } else { Poll::Pending }
+    }
+
+    /// Whether something that `side` said was not passed on yet.
+    pub(super) fn holds_bytes_of(&self, side: Side) -> bool {
+        match side {
+            Side::Client => !self.up.buffer.is_empty() || self.up.unflushed,
+            Side::Upstream => !self.down.buffer.is_empty() || self.down.unflushed,
+        }
+    }
+
+    /// Passes on what `side` said before it failed, and the end.
+    pub(super) async fn flush<F: Future<Output = ()>>(
+        &mut self,
+        side: Side,
+        watch: &mut Watch<'_, F>,
+        meter: &mut Meter<'_>,
+    ) -> End {
+        poll_fn(|cx| {
+            let (flow, to) = match side {
+                Side::Client => (&mut self.up, &mut self.upstream),
+                Side::Upstream => (&mut self.down, &mut self.client),
+            };
+            let state = flow.poll_end(cx, to);
+            if meter.update(self.up.moved, self.down.moved) {
+                watch.touch();
             }
-            Poll::Pending
+            match state {
+                Poll::Ready(_) => Poll::Ready(End::Failed(side)),
+                Poll::Pending => watch.poll(cx),
+            }
         })
         .await
     }
 }
 
-impl Flow {
-    fn new() -> Flow {
-        let buffer = vec![0; BUFFER].into_boxed_slice();
-        Flow { buffer, start: 0, end: 0, stage: Stage::Passing, unflushed: false }
-    }
-
-    /// Goes as far as it can; ready when the reader's end has reached the writer.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut Io,
-        to: &mut Io,
-        read: &mut u64,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            while self.start < self.end {
-                let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
-                match ready!(Pin::new(&mut *to).poll_write(cx, rest))? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    n => self.start += n,
-                }
-                self.unflushed = true;
-            }
-            match self.stage {
-                Stage::Done => return Poll::Ready(Ok(())),
-                Stage::Ending => {
-                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
-                    self.stage = Stage::Done;
-                }
-                Stage::Passing => match self.fill(cx, from) {
-                    Poll::Ready(Ok(n)) => *read += n as u64,
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-                    Poll::Pending => {
-                        if self.unflushed {
-                            ready!(Pin::new(&mut *to).poll_flush(cx))?;
-                            self.unflushed = false;
-                        }
-                        return Poll::Pending;
-                    }
-                },
-            }
+impl Side {
+    fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Upstream,
+            Side::Upstream => Side::Client,
         }
-    }
-
-    fn fill(&mut self, cx: &mut Context<'_>, from: &mut Io) -> Poll<io::Result<usize>> {
-        let mut buffer = ReadBuf::new(&mut self.buffer);
-        ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
-        let n = buffer.filled().len();
-        (self.start, self.end) = (0, n);
-        if n == 0 {
-            self.stage = Stage::Ending;
-        }
-        Poll::Ready(Ok(n))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixStream;
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    /// Read and not written; it has memory only while there is something in it.
+    buffer: ReadBuffer,
+    stage: Stage,
+    /// Something was written that may still sit in the writer (TLS records).
+    unflushed: bool,
+    moved: Moved,
+}
 
-    fn pair() -> (Io, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        (ours.into(), theirs)
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    #[default]
+    Passing,
+    /// The reader has said all; the rest and the end are to be written.
+    Ending,
+    Done,
+}
+
+/// Which end of a direction failed.
+enum Failure {
+    Reader,
+    Writer,
+}
+
+impl Flow {
+    /// Goes as far as it can; ready when the reader's end has reached the writer.
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), Failure>> {
+        while self.stage == Stage::Passing {
+            ready!(self.poll_write(cx, to)).map_err(|_| Failure::Writer)?;
+            match self.buffer.poll_fill(from, cx) {
+                Poll::Ready(Ok(0)) => self.stage = Stage::Ending,
+                Poll::Ready(Ok(n)) => self.moved.read += n as u64,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reader)),
+                Poll::Pending => {
+                    ready!(self.poll_flush(cx, to)).map_err(|_| Failure::Writer)?;
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.poll_end(cx, to).map_err(|_| Failure::Writer)
     }
 
-    async fn run(
+    /// Writes what is there and then the end.
+    fn poll_end(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+        if self.stage != Stage::Done {
+            ready!(self.poll_write(cx, to))?;
+            self.buffer.release();
+            ready!(Pin::new(to).poll_shutdown(cx))?;
+            self.unflushed = false;
+            self.stage = Stage::Done;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+        while !self.buffer.is_empty() {
+            let n = ready!(Pin::new(&mut *to).poll_write(cx, self.buffer.filled()))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.buffer.consume(n);
+            self.moved.written += n as u64;
+            self.unflushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+        if self.unflushed {
+            ready!(Pin::new(to).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What ends a connection from outside: silence, age, and the end of its listener.
+pub(super) struct Watch<'a, F> {
+    idle: Option<Duration>,
+    deadline: Option<Instant>,
+    touched: Instant,
+    /// Set to the earliest limit and moved only when it fires, not with every byte.
+    timer: Option<Pin<Box<Sleep>>>,
+    drain: &'a Drain,
+    forced: Pin<&'a mut F>,
+    listening: bool,
+}
+
+impl<'a, F: Future<Output = ()>> Watch<'a, F> {
+    /// `forced` ends when what still runs on `drain` has to be closed.
+    pub(super) fn new(
         idle: Option<Duration>,
         deadline: Option<Instant>,
-        client: Io,
-        endpoint: Io,
-    ) -> (End, u64, u64) {
-        let (mut up, mut down) = (0, 0);
-        let end = Pump::new(client, endpoint)
-            .run(idle, deadline, |u, d| {
-                up += u;
-                down += d;
-            })
-            .await;
-        (end, up, down)
+        drain: &'a Drain,
+        forced: Pin<&'a mut F>,
+    ) -> Watch<'a, F> {
+        let idle = idle.filter(|d| !d.is_zero());
+        let touched = Instant::now();
+        let mut watch = Watch { idle, deadline, touched, timer: None, drain, forced, listening: false };
+        watch.timer = watch.next().map(|at| Box::pin(sleep_until(at)));
+        watch
     }
 
-    #[tokio::test]
-    async fn each_side_may_end_before_the_other() {
-        let (client, mut ours) = pair();
-        let (endpoint, mut theirs) = pair();
-        let passing = tokio::spawn(run(None, None, client, endpoint));
-        ours.write_all(b"question").await.unwrap();
-        ours.shutdown().await.unwrap();
-        let mut question = Vec::new();
-        theirs.read_to_end(&mut question).await.unwrap();
-        assert_eq!(question, b"question");
-        theirs.write_all(b"the answer").await.unwrap();
-        drop(theirs);
-        let mut answer = Vec::new();
-        ours.read_to_end(&mut answer).await.unwrap();
-        assert_eq!(answer, b"the answer");
-        let (end, up, down) = passing.await.unwrap();
-        assert!(matches!(end, End::Closed), "{end:?}");
-        assert_eq!((up, down), (8, 10));
+    fn silent_at(&self) -> Option<Instant> {
+        self.touched.checked_add(self.idle?)
     }
 
-    #[tokio::test]
-    async fn a_side_that_does_not_read_stops_the_other() {
-        let (client, mut ours) = pair();
-        let (endpoint, theirs) = pair();
-        let passing = tokio::spawn(run(None, None, client, endpoint));
-        let writing = async {
-            let mut written = 0usize;
-            while let Ok(Ok(n)) =
-                tokio::time::timeout(Duration::from_millis(200), ours.write(&[7; 64 << 10])).await
-            {
-                written += n;
-            }
-            written
-        };
-        let written = writing.await;
-        assert!(written < 4 << 20, "{written} bytes went nowhere");
-        drop((ours, theirs));
-        passing.await.unwrap();
+    fn next(&self) -> Option<Instant> {
+        self.silent_at().into_iter().chain(self.deadline).min()
     }
 
-    #[tokio::test]
-    async fn silence_ends_it_and_bytes_put_that_off() {
-        let (client, mut ours) = pair();
-        let (endpoint, _theirs) = pair();
-        let start = Instant::now();
-        let idle = Some(Duration::from_millis(150));
-        let passing = tokio::spawn(run(idle, None, client, endpoint));
-        for _ in 0..4 {
-            tokio::time::sleep(Duration::from_millis(60)).await;
-            ours.write_all(b"x").await.unwrap();
+    /// Something has moved.
+    fn touch(&mut self) {
+        if self.idle.is_some() {
+            self.touched = Instant::now();
         }
-        let (end, up, _) = passing.await.unwrap();
-        assert!(matches!(end, End::Idle), "{end:?}");
-        assert_eq!(up, 4);
-        assert!(start.elapsed() >= Duration::from_millis(380), "{:?}", start.elapsed());
     }
 
-    #[tokio::test]
-    async fn the_deadline_ends_it() {
-        let (client, _ours) = pair();
-        let (endpoint, _theirs) = pair();
-        let deadline = Some(Instant::now() + Duration::from_millis(20));
-        assert!(matches!(run(None, deadline, client, endpoint).await.0, End::Deadline));
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        // Once it listens it wakes this task by itself, and only a drain that has begun gives it work.
+        if !self.listening || self.drain.is_draining() {
+            self.listening = true;
+            if self.forced.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::Drained);
+            }
+        }
+        while let (Some(next), Some(timer)) = (self.next(), &mut self.timer) {
+            ready!(timer.as_mut().poll(cx));
+            let now = Instant::now();
+            if self.deadline.is_some_and(|at| at <= now) {
+                return Poll::Ready(End::Deadline);
+            }
+            if next <= now {
+                return Poll::Ready(End::Idle);
+            }
+            timer.as_mut().reset(next);
+        }
+        Poll::Pending
     }
 }

@@ -1,17 +1,15 @@
 //! A request on an HTTP/1 upstream connection. The task of the downstream connection drives it inline.
 
-use super::{HeadEvent, UpstreamError};
+use super::{Alive, HeadEvent, UpstreamError};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, encode_request};
 use crate::http::body::{BodyEvent, Piece};
 use crate::http::h1_body::{BodyReader, Next};
 use crate::io::{IdleState, Io};
-use sixfold_core::cluster::{ClusterStats, Host, Permit};
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 
@@ -36,31 +34,6 @@ pub(crate) struct H1Upstream {
     pub(super) opened: Instant,
     pub(super) requests: u32,
     pub(super) alive: Alive,
-}
-
-/// Counts an open connection while it lives.
-pub(super) struct Alive {
-    pub(super) host: Arc<Host>,
-    pub(super) stats: Arc<ClusterStats>,
-    pub(super) _permit: Option<Permit>,
-}
-
-impl Alive {
-    pub(super) fn new(host: Arc<Host>, stats: Arc<ClusterStats>, permit: Option<Permit>) -> Alive {
-        stats.upstream_cx_total.inc();
-        stats.upstream_cx_active.inc();
-        host.total_connections.fetch_add(1, Relaxed);
-        host.active_connections.fetch_add(1, Relaxed);
-        Alive { host, stats, _permit: permit }
-    }
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.stats.upstream_cx_active.dec();
-        self.stats.upstream_cx_destroy.inc();
-        self.host.active_connections.fetch_sub(1, Relaxed);
-    }
 }
 
 impl H1Upstream {

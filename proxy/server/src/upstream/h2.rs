@@ -1,7 +1,6 @@
 //! Requests on a shared HTTP/2 upstream connection.
 
-use super::h1::Alive;
-use super::{HeadEvent, UpstreamError};
+use super::{Alive, HeadEvent, UpstreamError};
 use crate::http::body::{BodyEvent, Piece};
 use crate::http::h2_headers;
 use crate::http::h2_send::H2Send;

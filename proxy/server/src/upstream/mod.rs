@@ -1,9 +1,13 @@
 //! Upstream connections and the requests on them.
 
+mod choose;
+mod dial;
 mod h1;
 mod h2;
 mod pool;
 
+pub(crate) use choose::choose_cluster;
+pub(crate) use dial::{Alive, dial};
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
 

@@ -1,9 +1,9 @@
 //! Pools of upstream connections: one set for each worker, so that taking one never waits for another thread.
 
-use super::h1::{Alive, H1Upstream};
+use super::h1::H1Upstream;
 use super::h2::H2Connection;
-use super::{UpstreamError, UpstreamStream};
-use crate::connect::{Alpn, ConnectError, connect};
+use super::{Alive, UpstreamError, UpstreamStream, dial};
+use crate::connect::{Alpn, Connected};
 use crate::h1::{H1Options, HeaderCase, Profile};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{self, Cluster, Host, Resource, UpstreamProtocol};
@@ -57,12 +57,11 @@ struct Kind {
 
 impl Kind {
     fn serves(&self, wanted: &Wanted<'_>) -> bool {
-        let same_tls = match (&self.tls, &wanted.cluster.config.tls) {
+        match (&self.tls, &wanted.cluster.config.tls) {
             (None, None) => true,
             (Some(a), Some(b)) => Arc::ptr_eq(a, b) && self.authority.as_deref() == wanted.authority,
             _ => false,
-        };
-        same_tls
+        }
     }
 }
 
@@ -136,6 +135,10 @@ impl Wanted<'_> {
             UpstreamProtocol::Downstream if self.downstream_http2 => Alpn::Http2,
             UpstreamProtocol::Downstream => Alpn::Http1,
         }
+    }
+
+    async fn dial(&self) -> Result<Connected, UpstreamError> {
+        dial(self.cluster, self.host, self.authority, self.alpn(), self.timeout).await
     }
 
     fn kind(&self) -> Kind {
@@ -220,7 +223,7 @@ impl Pools {
     }
 
     async fn open(&self, wanted: &Wanted<'_>, permit: cluster::Permit) -> Result<Checkout, UpstreamError> {
-        let connected = dial(wanted).await?;
+        let connected = wanted.dial().await?;
         let alive = Alive::new(wanted.host.clone(), wanted.cluster.stats.clone(), Some(permit));
         let opts = Arc::new(wanted.h1_options());
         let connection = H1Upstream::new(connected.io, opts, wanted.cluster.config.buffer_limit, alive);
@@ -264,7 +267,7 @@ impl Pools {
             return Err(UpstreamError::Overflow);
         };
         let config = &wanted.cluster.config;
-        let connected = dial(wanted).await?;
+        let connected = wanted.dial().await?;
         let limits = Limits::of(config);
         let alive = Alive::new(wanted.host.clone(), wanted.cluster.stats.clone(), Some(permit));
         if wanted.alpn() == Alpn::Auto && connected.alpn.as_deref() != Some(b"h2") {
@@ -338,32 +341,5 @@ impl Pools {
             pool.waiting.retain(|w| !w.is_closed());
             !pool.idle.is_empty() || !pool.shared.is_empty() || !pool.waiting.is_empty()
         });
-    }
-}
-
-async fn dial(wanted: &Wanted<'_>) -> Result<crate::connect::Connected, UpstreamError> {
-    let stats = &wanted.cluster.stats;
-    match connect(wanted.cluster, wanted.host, wanted.authority, wanted.alpn(), wanted.timeout).await {
-        Ok(connected) => {
-            stats.upstream_cx_connect_ms.record(u64::from(connected.connect_ms));
-            Ok(connected)
-        }
-        Err(error) => {
-            stats.upstream_cx_connect_fail.inc();
-            wanted.host.failed_connections.fetch_add(1, Relaxed);
-            Err(match error {
-                ConnectError::Timeout => {
-                    stats.upstream_cx_connect_timeout.inc();
-                    UpstreamError::ConnectTimeout
-                }
-                ConnectError::Refused(text) => {
-                    // The operating system's number adds nothing to its words.
-                    let words = text.split(" (os error").next().unwrap_or_default();
-                    UpstreamError::Connect(format!("delayed_connect_error: {words}"))
-                }
-                ConnectError::Tls(_) => UpstreamError::Connect(error.to_string()),
-                ConnectError::Bind(text) => UpstreamError::Connect(text),
-            })
-        }
     }
 }

@@ -1,5 +1,5 @@
 //! A proxy in this process: one listener, one route table, upstreams played by the test.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
 use sixfold_core::balance::BalanceConfig;
 use sixfold_core::cluster::*;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-struct NoCallout;
+pub struct NoCallout;
 impl Callout for NoCallout {
     fn send(&self, _: CalloutRequest) -> CalloutFuture {
         Box::pin(async { Err(CalloutError::Timeout) })
@@ -101,25 +101,30 @@ impl Setup {
         tokio::spawn(async move {
             loop {
                 let (socket, remote) = listener.accept().await.unwrap();
-                let connection = Connection {
-                    id: 1,
-                    start: Instant::now(),
-                    listener: "l".into(),
-                    filter_chain: "".into(),
-                    remote,
-                    direct_remote: remote,
-                    local,
-                    direct_local: local,
-                    requested_server_name: None,
-                    tls: None,
-                };
+                let connection = connection(remote, local);
                 let io = Io::plain(Socket::tcp(socket));
                 let (hcm, worker, drain) = (hcm.clone(), worker.clone(), draining.clone());
-                tokio::spawn(sixfold_server::http::serve(io, Arc::new(connection), hcm, worker, drain));
+                tokio::spawn(sixfold_server::http::serve(io, connection, hcm, worker, drain));
             }
         });
         (local, drain)
     }
+}
+
+/// A plain connection that was just accepted.
+pub fn connection(remote: SocketAddr, local: SocketAddr) -> Arc<Connection> {
+    Arc::new(Connection {
+        id: 1,
+        start: Instant::now(),
+        listener: "l".into(),
+        filter_chain: "".into(),
+        remote,
+        direct_remote: remote,
+        local,
+        direct_local: local,
+        requested_server_name: None,
+        tls: None,
+    })
 }
 
 pub fn cluster_config(name: &str) -> ClusterConfig {

@@ -1,0 +1,53 @@
+//! Bytes of a proxied connection in the statistics, as they move.
+
+use super::pump::Moved;
+use sixfold_core::cluster::ClusterStats;
+use sixfold_core::listener::TcpStats;
+use sixfold_core::stream::ByteCounts;
+
+/// Carries the totals of a connection over to the statistics and to its log line.
+pub(super) struct Meter<'a> {
+    tcp: &'a TcpStats,
+    cluster: &'a ClusterStats,
+    bytes: &'a mut ByteCounts,
+    up: Moved,
+    down: Moved,
+}
+
+impl Meter<'_> {
+    /// Nothing has moved yet.
+    pub(super) fn new<'a>(
+        tcp: &'a TcpStats,
+        cluster: &'a ClusterStats,
+        bytes: &'a mut ByteCounts,
+    ) -> Meter<'a> {
+        Meter { tcp, cluster, bytes, up: Moved::default(), down: Moved::default() }
+    }
+
+    /// Takes the totals of both directions; tells whether anything has moved since the last time.
+    pub(super) fn update(&mut self, up: Moved, down: Moved) -> bool {
+        if self.up == up && self.down == down {
+            return false;
+        }
+        self.tcp.downstream_cx_rx_bytes_total.add(up.read - self.up.read);
+        self.cluster.upstream_cx_tx_bytes_total.add(up.written - self.up.written);
+        self.cluster.upstream_cx_rx_bytes_total.add(down.read - self.down.read);
+        self.tcp.downstream_cx_tx_bytes_total.add(down.written - self.down.written);
+        self.tcp.downstream_cx_rx_bytes_buffered.add(up.held() - self.up.held());
+        self.tcp.downstream_cx_tx_bytes_buffered.add(down.held() - self.down.held());
+        self.bytes.request_body = up.read;
+        self.bytes.upstream_sent = up.written;
+        self.bytes.upstream_received = down.read;
+        self.bytes.response_body = down.written;
+        (self.up, self.down) = (up, down);
+        true
+    }
+}
+
+impl Drop for Meter<'_> {
+    /// What is still held is held no longer.
+    fn drop(&mut self) {
+        self.tcp.downstream_cx_rx_bytes_buffered.add(-self.up.held());
+        self.tcp.downstream_cx_tx_bytes_buffered.add(-self.down.held());
+    }
+}

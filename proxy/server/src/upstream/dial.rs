@@ -1,0 +1,67 @@
+//! Opening connections to endpoints, for requests and for TCP, and what is counted of them.
+
+use super::UpstreamError;
+use crate::connect::{Alpn, ConnectError, Connected, connect};
+use sixfold_core::cluster::{Cluster, ClusterStats, Host, Permit};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Counts an open connection while it lives.
+pub(crate) struct Alive {
+    pub(crate) host: Arc<Host>,
+    pub(crate) stats: Arc<ClusterStats>,
+    _permit: Option<Permit>,
+}
+
+impl Alive {
+    pub(crate) fn new(host: Arc<Host>, stats: Arc<ClusterStats>, permit: Option<Permit>) -> Alive {
+        stats.upstream_cx_total.inc();
+        stats.upstream_cx_active.inc();
+        host.total_connections.fetch_add(1, Relaxed);
+        host.active_connections.fetch_add(1, Relaxed);
+        Alive { host, stats, _permit: permit }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.stats.upstream_cx_active.dec();
+        self.stats.upstream_cx_destroy.inc();
+        self.host.active_connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Connects to an endpoint and counts how that went.
+pub(crate) async fn dial(
+    cluster: &Cluster,
+    host: &Host,
+    authority: Option<&str>,
+    alpn: Alpn,
+    timeout: Duration,
+) -> Result<Connected, UpstreamError> {
+    let stats = &cluster.stats;
+    match connect(cluster, host, authority, alpn, timeout).await {
+        Ok(connected) => {
+            stats.upstream_cx_connect_ms.record(u64::from(connected.connect_ms));
+            Ok(connected)
+        }
+        Err(error) => {
+            stats.upstream_cx_connect_fail.inc();
+            host.failed_connections.fetch_add(1, Relaxed);
+            Err(match error {
+                ConnectError::Timeout => {
+                    stats.upstream_cx_connect_timeout.inc();
+                    UpstreamError::ConnectTimeout
+                }
+                ConnectError::Refused(text) => {
+                    // The operating system's number adds nothing to its words.
+                    let words = text.split(" (os error").next().unwrap_or_default();
+                    UpstreamError::Connect(format!("delayed_connect_error: {words}"))
+                }
+                ConnectError::Tls(_) => UpstreamError::Connect(error.to_string()),
+                ConnectError::Bind(text) => UpstreamError::Connect(text),
+            })
+        }
+    }
+}
