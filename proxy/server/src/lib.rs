@@ -16,6 +16,9 @@ pub mod listener;
 pub mod log_file;
 pub mod server;
 pub mod sockets;
+#[cfg(test)]
+#[path = "../../fuzz/stable.rs"]
+mod stable;
 pub mod status;
 pub mod surface;
 pub mod tcp_proxy;

@@ -1,18 +1,19 @@
 //! The running server: workers, the control thread, and what others may ask of them.
 
+use crate::admin::{Lifecycle, State};
 use crate::drain::DrainStrategy;
-use crate::listener::ListenerError;
 use crate::listener::manager::Manager;
+use crate::listener::{BoundAddresses, ListenerError};
 use crate::worker::{Command, Options, Peer, Shared, Worker};
 use parking_lot::Mutex;
 use sixfold_core::cluster::Clusters;
-use sixfold_core::listener::BindAddress;
+use sixfold_core::connection::Certificate;
 use sixfold_core::metrics::{self, Registry};
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::Callout;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -21,18 +22,6 @@ use tokio::sync::{mpsc, oneshot};
 const QUEUE: usize = 1024;
 /// How often retired parts of the model are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// Where the server is in its life (Envoy's `server.state`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// It serves.
-    Live = 0,
-    /// It tells clients to go.
-    Draining = 1,
-    /// Its configuration has not arrived yet.
-    Initializing = 3,
-}
 
 /// What is drained, and how.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +43,7 @@ pub struct Server(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     model: Arc<Mutex<Model>>,
-    state: AtomicU8,
+    lifecycle: Lifecycle,
     control: mpsc::Sender<Control>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -64,7 +53,6 @@ enum Control {
     Apply(Box<Diff>, oneshot::Sender<Result<(), Vec<ListenerError>>>),
     Drain(DrainRequest, oneshot::Sender<()>),
     CloseDraining,
-    Addresses(oneshot::Sender<Vec<(Arc<str>, Vec<BindAddress>)>>),
     Shutdown(Duration, oneshot::Sender<()>),
 }
 
@@ -79,6 +67,7 @@ impl Server {
         registry: Registry,
         clusters: Arc<Clusters>,
         callout: Arc<dyn Callout>,
+        lifecycle: Lifecycle,
     ) -> io::Result<Server> {
         metrics::set_workers(options.concurrency);
         let shared = Arc::new(Shared::new(clusters.clone(), registry, callout, options));
@@ -99,8 +88,7 @@ impl Server {
         let thread = ControlThread { manager: Manager::new(shared.clone()), model: model.clone() };
         let back = control.downgrade();
         threads.push(spawn("control", move || thread.run(queue, back))?);
-        let state = AtomicU8::new(State::Initializing as u8);
-        Ok(Server(Arc::new(Inner { shared, model, state, control, threads: Mutex::new(threads) })))
+        Ok(Server(Arc::new(Inner { shared, model, lifecycle, control, threads: Mutex::new(threads) })))
     }
 
     /// What all workers share.
@@ -114,19 +102,10 @@ impl Server {
         &self.0.model
     }
 
-    /// Where the server is in its life. An atomic load.
-    pub fn state(&self) -> State {
-        match self.0.state.load(Relaxed) {
-            0 => State::Live,
-            1 => State::Draining,
-            _ => State::Initializing,
-        }
-    }
-
-    /// Says that every source has given its first configuration.
-    pub fn set_live(&self) {
-        let (from, to) = (State::Initializing as u8, State::Live as u8);
-        let _ = self.0.state.compare_exchange(from, to, Relaxed, Relaxed);
+    /// Where the server is in its life: an atomic, which sources make [`State::Live`] once each of them has
+    /// given its first configuration.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.0.lifecycle
     }
 
     /// Applies a change. When this returns requests see it and new listeners accept on every worker.
@@ -152,18 +131,16 @@ impl Server {
         answer.blocking_recv().unwrap_or(Ok(()))
     }
 
-    /// Listeners with the addresses they are bound to.
-    pub async fn addresses(&self) -> Vec<(Arc<str>, Vec<BindAddress>)> {
-        let (done, answer) = oneshot::channel();
-        self.ask(Control::Addresses(done)).await;
-        answer.await.unwrap_or_default()
+    /// Listeners with the addresses they are bound to, port 0 resolved.
+    pub fn addresses(&self) -> Arc<BoundAddresses> {
+        self.0.shared.addresses.load_full()
     }
 
     /// Begins to drain; returns when sockets that were to be closed now are closed. The server is no longer
     /// live unless only inbound listeners are meant.
     pub async fn drain(&self, request: DrainRequest) {
         if !request.inbound_only {
-            self.0.state.store(State::Draining as u8, Relaxed);
+            self.0.lifecycle.set(State::Draining);
         }
         let (done, answer) = oneshot::channel();
         self.ask(Control::Drain(request, done)).await;
@@ -171,10 +148,40 @@ impl Server {
         let _ = answer.await;
     }
 
+    /// [`Server::drain`] without waiting for it, for callers that must not wait.
+    pub fn begin_drain(&self, request: DrainRequest) {
+        if !request.inbound_only {
+            self.0.lifecycle.set(State::Draining);
+        }
+        let (done, _) = oneshot::channel();
+        if self.0.control.try_send(Control::Drain(request, done)).is_err() {
+            tracing::error!("the control thread takes no commands: nothing is drained");
+        }
+    }
+
+    /// Fails health checks, or lets them pass again (`/healthcheck/fail`, `/healthcheck/ok`).
+    pub fn fail_health_checks(&self, fail: bool) {
+        self.0.shared.health_failed.store(fail, Relaxed);
+    }
+
+    /// Certificates that listeners show now, each once.
+    pub fn certificates(&self) -> Vec<Arc<Certificate>> {
+        let model = self.0.model.lock();
+        let mut all: Vec<Arc<Certificate>> = Vec::new();
+        for chain in model.listeners().flat_map(|l| l.chains.iter().chain(&l.default_chain)) {
+            for context in chain.tls.iter().flat_map(|tls| tls.contexts()) {
+                all.extend(context.certificates().cloned());
+            }
+        }
+        all.sort_by(|a, b| a.sha256.cmp(&b.sha256));
+        all.dedup_by(|a, b| a.sha256 == b.sha256);
+        all
+    }
+
     /// Ends the server: closes all sockets, waits until connections have ended or `deadline` has passed,
     /// then ends all threads.
     pub async fn shutdown(&self, deadline: Duration) {
-        self.0.state.store(State::Draining as u8, Relaxed);
+        self.0.lifecycle.set(State::Draining);
         let (done, answer) = oneshot::channel();
         self.ask(Control::Shutdown(deadline, done)).await;
         let _ = answer.await;
@@ -225,9 +232,6 @@ impl ControlThread {
                 Some(Control::Apply(diff, done)) => {
                     let _ = done.send(self.apply(*diff).await);
                 }
-                Some(Control::Addresses(done)) => {
-                    let _ = done.send(self.manager.addresses());
-                }
                 Some(Control::Drain(request, done)) => {
                     self.drain(request, &back).await;
                     let _ = done.send(());
@@ -251,9 +255,7 @@ impl ControlThread {
         self.model.lock().apply(diff);
         let (removed, upserted): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|(_, l)| l.is_none());
         // Addresses of listeners that go may be taken by those that come.
-        for (name, _) in &removed {
-            self.manager.remove(name).await;
-        }
+        self.manager.remove(removed.iter().map(|(name, _)| &**name)).await;
         let mut accepted = removed;
         for (name, listener) in upserted {
             let Some(config) = listener else { continue };

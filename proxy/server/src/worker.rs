@@ -1,7 +1,7 @@
 //! Workers: one thread each, with its own runtime, pools and timers. A connection stays on its worker.
 
 use crate::drain::{Drain, DrainStrategy};
-use crate::listener::{Adopted, ListenerTable, Slot};
+use crate::listener::{Adopted, BoundAddresses, ListenerTable, Slot};
 use crate::sockets::ListenSocket;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
@@ -49,6 +49,8 @@ pub struct Shared {
     connection_ids: AtomicU64,
     /// Listeners by address, for connections that are handed over (`use_original_dst`).
     pub(crate) listeners: ArcSwap<ListenerTable>,
+    /// What listeners are bound to.
+    pub(crate) addresses: ArcSwap<BoundAddresses>,
     /// All workers in order, once they run.
     pub(crate) peers: OnceLock<Vec<Peer>>,
 }
@@ -109,6 +111,7 @@ impl Shared {
             health_failed: AtomicBool::new(false),
             connection_ids: AtomicU64::new(1),
             listeners: ArcSwap::default(),
+            addresses: ArcSwap::default(),
             peers: OnceLock::new(),
         }
     }

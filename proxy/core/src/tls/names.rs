@@ -44,6 +44,11 @@ impl<T> NameTable<T> {
         })
     }
 
+    /// All values, one for each name.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.exact.values().chain(self.wildcards.values())
+    }
+
     /// Whether there is no name.
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.wildcards.is_empty()

@@ -92,6 +92,14 @@ impl ServerTls {
     }
 }
 
+impl ServerTls {
+    /// Every context, for pages that show certificates; one may come several times.
+    pub fn contexts(&self) -> Vec<Arc<ServerContext>> {
+        let state = self.0.load();
+        state.default.iter().chain(state.named.values()).cloned().collect()
+    }
+}
+
 impl State {
     fn new(default: Option<Arc<ServerContext>>, named: NamedContexts) -> State {
         let mut table = NameTable::default();

@@ -24,9 +24,28 @@ pub struct ListenerError {
     pub reason: String,
 }
 
+/// Listeners by name with the addresses they are bound to.
+pub type BoundAddresses = Vec<(Arc<str>, Vec<BindAddress>)>;
+
+sixfold_core::stat_block! {
+    /// Statistics under `listener_manager.`.
+    pub struct ManagerStats {
+        counters: [
+            listener_added, listener_modified, listener_removed, listener_stopped, listener_in_place_updated,
+            listener_create_success, listener_create_failure,
+        ],
+        gauges: [
+            total_listeners_active, total_listeners_draining, total_listeners_warming,
+            total_filter_chains_draining, workers_started,
+        ],
+        histograms: [],
+    }
+}
+
 /// Every listener in use.
 pub(crate) struct Manager {
     shared: Arc<Shared>,
+    stats: ManagerStats,
     listeners: BTreeMap<Arc<str>, Managed>,
     next_id: u64,
 }
@@ -45,15 +64,16 @@ struct OpenSocket {
 
 impl Manager {
     pub(crate) fn new(shared: Arc<Shared>) -> Manager {
-        Manager { shared, listeners: BTreeMap::new(), next_id: 0 }
+        let stats = ManagerStats::new(&shared.metrics, "listener_manager.");
+        stats.workers_started.set(1);
+        Manager { shared, stats, listeners: BTreeMap::new(), next_id: 0 }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// Names of all listeners with the addresses they are bound to: a port 0 is resolved.
-    pub(crate) fn addresses(&self) -> Vec<(Arc<str>, Vec<BindAddress>)> {
+    fn addresses(&self) -> BoundAddresses {
         let bound = |m: &Managed| {
             let found = |a| m.sockets.get(a).map(|s| s.bound.clone());
             m.active.config.addresses.iter().filter_map(found).collect()
@@ -64,6 +84,15 @@ impl Manager {
     /// Opens a new listener or changes one. It is live, with every worker accepting, when this returns.
     /// Sockets whose address stays are kept, with the connections that wait in their queues.
     pub(crate) async fn upsert(&mut self, config: Arc<Listener>) -> Result<(), ListenerError> {
+        let outcome = self.replace(config).await;
+        match &outcome {
+            Ok(()) => self.stats.listener_create_success.inc(),
+            Err(_) => self.stats.listener_create_failure.inc(),
+        }
+        outcome
+    }
+
+    async fn replace(&mut self, config: Arc<Listener>) -> Result<(), ListenerError> {
         let name = config.name.clone();
         let failed = |reason| ListenerError { listener: name.clone(), address: None, reason };
         let previous = self.listeners.get(&name).map(|m| m.active.clone());
@@ -82,9 +111,16 @@ impl Manager {
         }
         self.listeners.insert(name, Managed { active: active.clone(), sockets });
         self.publish();
-        if let Some(previous) = previous {
-            let options = &self.shared.options;
-            previous.retire(&active, options.drain_strategy, options.drain_time);
+        match previous {
+            Some(previous) => {
+                self.stats.listener_modified.inc();
+                if previous.drain.is(&active.drain) {
+                    self.stats.listener_in_place_updated.inc();
+                }
+                let options = &self.shared.options;
+                previous.retire(&active, options.drain_strategy, options.drain_time);
+            }
+            None => self.stats.listener_added.inc(),
         }
         self.close(before.into_values()).await;
         Ok(())
@@ -146,14 +182,19 @@ impl Manager {
         Ok(socket)
     }
 
-    /// Takes a listener away: its sockets are closed without resetting a connection, its connections are
+    /// Takes listeners away: their sockets are closed without resetting a connection, their connections are
     /// told to go.
-    pub(crate) async fn remove(&mut self, name: &str) {
-        if let Some(managed) = self.listeners.remove(name) {
-            self.publish();
+    pub(crate) async fn remove(&mut self, names: impl Iterator<Item = &str>) {
+        let mut closing = Vec::new();
+        for managed in names.filter_map(|name| self.listeners.remove(name)) {
+            self.stats.listener_removed.inc();
             let options = &self.shared.options;
             managed.active.drain.start(options.drain_strategy, Some(options.drain_time));
-            self.close(managed.sockets.into_values()).await;
+            closing.extend(managed.sockets.into_values());
+        }
+        if !closing.is_empty() {
+            self.publish();
+            self.close(closing.into_iter()).await;
         }
     }
 
@@ -171,7 +212,8 @@ impl Manager {
                 continue;
             }
             managed.active.drain.start(strategy, time);
-            if close {
+            if close && !managed.sockets.is_empty() {
+                self.stats.listener_stopped.inc();
                 closing.extend(managed.sockets.drain().map(|(_, socket)| socket));
             }
         }
@@ -210,6 +252,8 @@ impl Manager {
     fn publish(&self) {
         let table = ListenerTable::new(self.listeners.values().map(|m| &m.active));
         self.shared.listeners.store(Arc::new(table));
+        self.shared.addresses.store(Arc::new(self.addresses()));
+        self.stats.total_listeners_active.set(self.listeners.len() as u64);
     }
 }
 

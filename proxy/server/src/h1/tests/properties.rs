@@ -4,9 +4,7 @@ use proptest::prelude::*;
 
 use super::super::fuzz;
 use super::*;
-
-#[path = "../../../../fuzz/stable.rs"]
-mod stable;
+use crate::stable;
 
 const WORDS: &[&str] = &[
     "GET / HTTP/1.1\r\n",

@@ -222,6 +222,15 @@ mod tests {
         assert_eq!(parse(&v2(1, 0x11, &vec![0; V2_MAX + 1])), Outcome::Malformed);
     }
 
+    #[test]
+    fn the_fuzz_target_holds() {
+        crate::stable::run(
+            "proxy_protocol",
+            &["PROXY ", "TCP4 ", "TCP6 ::1 ", " 65535", "\r\n", "\x21\x11"],
+            fuzz,
+        );
+    }
+
     proptest! {
         #[test]
         fn nothing_panics_and_cuts_need_more(

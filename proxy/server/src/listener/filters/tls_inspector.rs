@@ -5,6 +5,8 @@ use std::borrow::Cow;
 
 /// Bytes of a ClientHello that are read (Envoy's `max_client_hello_size`).
 const MAX: usize = 16 << 10;
+/// Bytes that the headers of its records may take.
+const RECORD_HEADERS: usize = 2 << 10;
 const HANDSHAKE_RECORD: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
@@ -35,6 +37,8 @@ pub enum Outcome {
 /// Looks at the first bytes of a connection.
 pub fn inspect(bytes: &[u8]) -> Outcome {
     match handshake(bytes) {
+        // In records of a few bytes each it would cost as much to look at again and again.
+        Err(Outcome::NeedsMore) if bytes.len() > MAX + RECORD_HEADERS => Outcome::TooLarge,
         Err(outcome) => outcome,
         Ok(message) => match parse(&message) {
             Some(hello) => Outcome::Tls(hello),
@@ -236,7 +240,15 @@ mod tests {
         assert_eq!(inspect(b"\x16\x03\x01\x02\x03"), Outcome::NeedsMore);
         assert_eq!(inspect(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"), Outcome::NotTls, "a ServerHello");
         assert_eq!(inspect(b"\x16\x03\x01\x00\x04\x01\x01\x00\x00"), Outcome::TooLarge);
+        let mut tiny = b"\x16\x03\x01\x00\x04\x01\x00\x3f\x00".to_vec();
+        tiny.extend(b"\x16\x03\x01\x00\x01\x00".repeat(3400));
+        assert_eq!(inspect(&tiny), Outcome::TooLarge);
         assert_eq!(inspect(b"\x16\x03\x01\x00\x06\x01\x00\x00\x02\x03\x03"), Outcome::NotTls);
+    }
+
+    #[test]
+    fn the_fuzz_target_holds() {
+        crate::stable::run("tls_inspector", &["\x16\x03\x01\x02\x00", "\x01\x00\x01\x00", "a.test"], fuzz);
     }
 
     proptest! {

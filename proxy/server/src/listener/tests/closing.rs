@@ -1,8 +1,9 @@
 //! Opening and closing.
 
 use super::*;
+use crate::admin::State;
 use crate::listener::ListenerError;
-use crate::server::{DrainRequest, State};
+use crate::server::DrainRequest;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -122,7 +123,7 @@ async fn a_bad_change_leaves_what_was_there() {
 #[tokio::test]
 async fn draining_can_leave_outbound_listeners_alone() {
     let fixture = Fixture::start();
-    fixture.server.set_live();
+    fixture.server.lifecycle().set(State::Live);
     let inbound = Listener { inbound: true, ..fixture.listener("in", says("in")) };
     let inbound = fixture.apply(inbound).await;
     let outbound = fixture.apply(fixture.listener("out", says("out"))).await;
@@ -135,11 +136,11 @@ async fn draining_can_leave_outbound_listeners_alone() {
     fixture.server.drain(request).await;
     assert!(TcpStream::connect(inbound).await.is_err());
     assert_eq!(exchange(outbound, b"").await, "out");
-    assert_eq!(fixture.server.state(), State::Live);
+    assert_eq!(fixture.server.lifecycle().get(), State::Live);
     let time = Some(Duration::from_millis(150));
     let graceful = DrainRequest { inbound_only: false, close_now: false, time, ..request };
     fixture.server.drain(graceful).await;
-    assert_eq!(fixture.server.state(), State::Draining);
+    assert_eq!(fixture.server.lifecycle().get(), State::Draining);
     assert_eq!(exchange(outbound, b"").await, "out", "sockets stay open for the drain time");
     for _ in 0..200 {
         if TcpStream::connect(outbound).await.is_err() {

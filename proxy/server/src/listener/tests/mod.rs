@@ -6,6 +6,7 @@ mod closing;
 mod tcp;
 mod tls;
 
+use crate::admin::Lifecycle;
 use crate::drain::DrainStrategy;
 use crate::server::Server;
 use crate::worker::Options;
@@ -58,7 +59,14 @@ impl Fixture {
             drain_time: Duration::from_millis(300),
             drain_strategy: DrainStrategy::Immediate,
         };
-        let server = Server::start(options, registry.clone(), clusters.clone(), Arc::new(NoCallout)).unwrap();
+        let server = Server::start(
+            options,
+            registry.clone(),
+            clusters.clone(),
+            Arc::new(NoCallout),
+            Lifecycle::default(),
+        )
+        .unwrap();
         Fixture { server, registry, clusters }
     }
 
@@ -89,12 +97,12 @@ impl Fixture {
     pub(super) async fn apply(&self, listener: Listener) -> SocketAddr {
         let name = listener.name.clone();
         self.server.apply(upsert(listener)).await.unwrap();
-        self.address(&name).await
+        self.address(&name)
     }
 
-    pub(super) async fn address(&self, name: &str) -> SocketAddr {
-        let all = self.server.addresses().await;
-        let (_, bound) = all.into_iter().find(|(n, _)| **n == *name).unwrap();
+    pub(super) fn address(&self, name: &str) -> SocketAddr {
+        let all = self.server.addresses();
+        let (_, bound) = all.iter().find(|(n, _)| **n == *name).unwrap();
         match bound.first() {
             Some(BindAddress::Ip(address)) => *address,
             other => panic!("{other:?}"),
