@@ -6,13 +6,13 @@ use crate::signals::Event;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::cluster::Clusters;
+use sixfold_core::connection::Certificate;
 use sixfold_core::listener::{BindAddress, Listener, NetworkFilter};
 use sixfold_server::admin::{CertificateStatus, Control, ListenerStatus};
 use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::{DrainRequest, Server};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Sender;
 
 /// What administration commands act on.
@@ -46,23 +46,32 @@ impl Administration {
 
 impl Control for Administration {
     fn listeners(&self) -> Vec<ListenerStatus> {
-        let addresses =
-            runtime().map(|runtime| runtime.block_on(self.server.addresses())).unwrap_or_default();
-        let status = |(name, addresses): (Arc<str>, Vec<BindAddress>)| ListenerStatus {
+        let status = |(name, addresses): &(Arc<str>, Vec<BindAddress>)| ListenerStatus {
             name: name.to_string(),
             addresses: addresses
-                .into_iter()
+                .iter()
                 .filter_map(|address| match address {
-                    BindAddress::Ip(address) => Some(address),
+                    BindAddress::Ip(address) => Some(*address),
                     BindAddress::Unix(_) => None,
                 })
                 .collect(),
         };
-        addresses.into_iter().map(status).collect()
+        self.server.addresses().iter().map(status).collect()
     }
 
     fn certificates(&self) -> Vec<CertificateStatus> {
-        Vec::new()
+        let status = |certificate: Arc<Certificate>| {
+            let dns = certificate.dns_sans.iter().map(|name| ("dns", name.clone()));
+            let uris = certificate.uri_sans.iter().map(|uri| ("uri", uri.clone()));
+            CertificateStatus {
+                path: certificate.subject.clone(),
+                serial: certificate.serial.clone(),
+                names: dns.chain(uris).collect(),
+                not_before: certificate.not_before,
+                not_after: certificate.not_after,
+            }
+        };
+        self.server.certificates().into_iter().map(status).collect()
     }
 
     /// The bootstrap as it was read, and the names of what is in force.
@@ -99,7 +108,7 @@ impl Control for Administration {
     }
 
     fn fail_health_checks(&self, fail: bool) {
-        self.server.shared().health_failed.store(fail, Relaxed);
+        self.server.fail_health_checks(fail);
     }
 
     fn drain_listeners(&self, graceful: bool, inbound_only: bool) {

@@ -84,9 +84,9 @@ impl Process {
         let Setup { options, flush_interval, resolver, callout, drain_limit } = setup;
         let Surroundings { metrics, clusters, plugins, build, callout } =
             Surroundings::new(resolver, callout)?;
-        let server = Server::start(options, metrics.clone(), clusters.clone(), callout)?;
-        let logs = LogFiles::start(flush_interval, &metrics)?;
         let lifecycle = Lifecycle::default();
+        let server = Server::start(options, metrics.clone(), clusters.clone(), callout, lifecycle.clone())?;
+        let logs = LogFiles::start(flush_interval, &metrics)?;
         Ok(Process { server, logs, lifecycle, metrics, clusters, plugins, build, started, drain_limit })
     }
 
@@ -94,7 +94,6 @@ impl Process {
     pub(crate) fn go_live(&self, diff: Diff) -> Result<(), Failure> {
         self.lifecycle.set(State::Initializing);
         self.server.apply_blocking(diff)?;
-        self.server.set_live();
         self.lifecycle.set(State::Live);
         tracing::info!(after = ?self.started.elapsed(), "serving");
         Ok(())
