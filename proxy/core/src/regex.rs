@@ -3,6 +3,9 @@
 //! Five thousand compiled regexes cost 40 to 90 MB; most tables use a few of theirs. So loading checks the
 //! syntax and the limits, and the automaton is built by the first request that gets as far as needing it.
 
+mod reduce;
+
+use reduce::Shape;
 use std::sync::OnceLock;
 
 /// Bytes a compiled expression may take: a bound on what configuration can make us allocate.
@@ -12,6 +15,7 @@ const SIZE_LIMIT: usize = 2 << 20;
 pub struct Regex {
     source: Box<str>,
     full: bool,
+    shape: Shape,
     compiled: OnceLock<Option<Box<regex::bytes::Regex>>>,
 }
 
@@ -52,7 +56,8 @@ impl Regex {
             .parse(source)
             .map_err(|e| refuse(one_line(&e.to_string())))?;
         // Only counted repetition can make a small source large, so only then is the size tried out.
-        let regex = Regex { source: source.into(), full, compiled: OnceLock::new() };
+        let shape = Shape::of(&hir, full);
+        let regex = Regex { source: source.into(), full, shape, compiled: OnceLock::new() };
         if source.len() > 1000 || has_counted_repetition(&hir) {
             regex.build().map_err(|e| refuse(one_line(&e.to_string())))?;
         }
@@ -80,6 +85,13 @@ impl Regex {
 
     /// Whether the text matches: the whole of it for [`Regex::full`].
     pub fn is_match(&self, text: &[u8]) -> bool {
+        if let Some(steps) = &self.shape.steps {
+            return reduce::is_match(steps, text);
+        }
+        let required = &self.shape.required;
+        if !required.is_empty() && memchr::memmem::find(text, required).is_none() {
+            return false;
+        }
         self.compiled().is_some_and(|r| r.is_match(text))
     }
 
@@ -111,6 +123,16 @@ impl Regex {
     pub fn captures<'t>(&self, text: &'t [u8]) -> Option<Vec<Option<&'t [u8]>>> {
         let groups = self.compiled()?.captures(text)?;
         Some(groups.iter().map(|g| g.map(|m| m.as_bytes())).collect())
+    }
+
+    /// What every text that [`Regex::full`] matches begins with.
+    pub(crate) fn literal_prefix(&self) -> &[u8] {
+        &self.shape.prefix
+    }
+
+    /// What every text that matches holds somewhere; may be empty although there is such a literal.
+    pub(crate) fn required_literal(&self) -> &[u8] {
+        &self.shape.required
     }
 
     /// The expression as configured.
@@ -217,6 +239,64 @@ mod tests {
         for bad in ["(", "(a{1000}){1000}", "[z-a]", "(?=x)", r"\1"] {
             assert!(Regex::full(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn reduced_expressions_match_exactly_what_the_automaton_does() {
+        let sources = [
+            "/a",
+            "/svc/3000/.*",
+            "/a/[^/]+/b",
+            r"/a/\d+/b",
+            r"/a/\d+(/.*)?",
+            "^/a$",
+            "/a(/.*)?",
+            "/a.+",
+            "/[ab]*c",
+            "/[ab]*b",
+            "/a?b",
+            "/a?a",
+            "/(a|b)c",
+            "/a|/b",
+            "(?i)/aB",
+            "(?s)/a.*",
+            "/a{2,3}b",
+            "/a{2,3}a",
+            "/.*/b",
+            "/a(b)?",
+            "/a(b.*)?$",
+            "/a([ab]+)/?",
+            "/(a)(b)*",
+            "",
+            "/a/*",
+            "(/a)?",
+            r"/a\n?",
+            "/[^/]*/[^/]*",
+        ];
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut reduced = 0;
+        for source in sources {
+            let regex = Regex::full(source).unwrap();
+            reduced += usize::from(regex.shape.steps.is_some());
+            for _ in 0..3000 {
+                let len = random.usize(0..9);
+                let text: Vec<u8> = (0..len).map(|_| b"/ab1Bc\n"[random.usize(0..7)]).collect();
+                let want = regex.compiled().unwrap().is_match(&text);
+                assert_eq!(regex.is_match(&text), want, "{source} on {:?}", String::from_utf8_lossy(&text));
+                assert!(!want || text.starts_with(regex.literal_prefix()), "{source}");
+            }
+        }
+        assert!(reduced >= 16, "{reduced}");
+        assert!(Regex::full("/svc/3000/.*").unwrap().shape.steps.is_some());
+    }
+
+    #[test]
+    fn literals_are_found_in_what_is_not_reduced() {
+        let regex = Regex::full("/svc/(a|b)/needle/.*x").unwrap();
+        assert!(regex.shape.steps.is_none());
+        assert_eq!((regex.literal_prefix(), regex.required_literal()), (&b"/svc/"[..], &b"/needle/"[..]));
+        assert_eq!(Regex::full("/ab.*|/ac.*").unwrap().literal_prefix(), b"/a");
+        assert_eq!(Regex::search("/a").unwrap().literal_prefix(), b"");
     }
 
     #[test]

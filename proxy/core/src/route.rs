@@ -48,6 +48,27 @@ pub struct Route {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Route {
+    /// A route for `path` that does `action`, with nothing else set.
+    pub fn new(path: PathMatch, action: Action) -> Route {
+        Route {
+            name: "".into(),
+            ids: Ids::default(),
+            path,
+            predicates: Box::default(),
+            priority: 0,
+            action,
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
+            chain: None,
+            metadata: serde_json::Map::new(),
+            stats: None,
+            body_buffer_limit: None,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 /// Ids of the APISIX resources a route was made of.
 #[derive(Debug, Clone, Default)]
 pub struct Ids {
@@ -374,28 +395,13 @@ pub enum RequireTls {
 
 #[cfg(test)]
 pub(crate) mod fixture {
-    use super::{Action, ClusterChoice, Forward, Ids, PassHost, Route, Timeouts};
-    use crate::header_ops::HeaderOps;
+    use super::{Action, ClusterChoice, Forward, PassHost, Route, Timeouts};
     use crate::router::PathMatch;
     use std::collections::BTreeMap;
 
     /// A route that does nothing.
     pub(crate) fn route(path: PathMatch) -> Route {
-        Route {
-            name: "".into(),
-            ids: Ids::default(),
-            path,
-            predicates: Box::default(),
-            priority: 0,
-            action: Action::NonForwarding,
-            request_headers: HeaderOps::default(),
-            response_headers: HeaderOps::default(),
-            chain: None,
-            metadata: serde_json::Map::new(),
-            stats: None,
-            body_buffer_limit: None,
-            labels: BTreeMap::new(),
-        }
+        Route::new(path, Action::NonForwarding)
     }
 
     /// Forwards to nowhere.

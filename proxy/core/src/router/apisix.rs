@@ -34,14 +34,17 @@ pub struct ApisixRoute {
     pub hosts: Vec<String>,
 }
 
+/// Tables by the whole host, or by its end.
+type Tables = HashMap<Box<[u8]>, Index>;
+
 /// Tables by host: every table whose host fits is tried, the most specific first.
 #[derive(Debug)]
 pub(super) struct ApisixHosts {
     /// What stands for the virtual host, which APISIX does not have.
     shell: Arc<VirtualHost>,
-    exact: HashMap<Box<[u8]>, Index>,
+    exact: Tables,
     /// By length of the text behind the star, longest first.
-    suffixes: Vec<(usize, HashMap<Box<[u8]>, Index>)>,
+    suffixes: Vec<(usize, Tables)>,
     any: Index,
 }
 
@@ -93,7 +96,7 @@ impl ApisixHosts {
                 }
             }
         }
-        let mut by_length: Vec<(usize, HashMap<Box<[u8]>, Index>)> = Vec::new();
+        let mut by_length: Vec<(usize, Tables)> = Vec::new();
         for (suffix, entries) in suffixes {
             let at = by_length.iter().position(|(len, _)| *len == suffix.len()).unwrap_or_else(|| {
                 by_length.push((suffix.len(), HashMap::new()));
@@ -146,6 +149,41 @@ fn index(mut entries: Vec<Entry>) -> Index {
     let (routes, tests) =
         entries.into_iter().map(|e| (e.route, Test::Apisix(Box::new(e.parameters)))).unzip();
     Index::new(routes, tests)
+}
+
+/// The same by APISIX's rules told one by one, every route in turn: the route, and how many had the right path
+/// and host. What the tables are checked against.
+pub(super) fn scan<'a>(
+    routes: &'a [ApisixRoute],
+    router: ApisixRouter,
+    path: &[u8],
+    stream: &crate::stream::Stream,
+) -> (Option<&'a Arc<Route>>, usize) {
+    let host = stream.request.host().to_ascii_lowercase();
+    let mut fitting = Vec::new();
+    for (order, of) in routes.iter().enumerate() {
+        for uri in &of.uris {
+            let Ok(entry) = Entry::new(uri, of, router) else { continue };
+            if !entry.parameters.matches(path, &stream.request.authority) {
+                continue;
+            }
+            // In the host router whole hosts go first, then longer ends, then routes for all hosts.
+            let by_host = router == ApisixRouter::HostUri && !of.hosts.is_empty();
+            let rank = |pattern: &String| match pattern.to_ascii_lowercase().rsplit_once('*') {
+                None => (pattern.to_ascii_lowercase().as_bytes() == host).then_some((0, Reverse(0))),
+                Some((_, end)) => host.ends_with(end.as_bytes()).then_some((1, Reverse(end.len()))),
+            };
+            let host_rank =
+                if by_host { of.hosts.iter().filter_map(rank).min() } else { Some((2, Reverse(0))) };
+            if let Some(host_rank) = host_rank {
+                fitting.push((host_rank, entry.key, order, &of.route));
+            }
+        }
+    }
+    fitting.sort_by_key(|(host_rank, key, order, _)| (*host_rank, *key, *order));
+    let count = fitting.len();
+    let fulfilled = |route: &Route| route.predicates.iter().all(|p| p.matches(stream));
+    (fitting.into_iter().map(|(_, _, _, route)| route).find(|route| fulfilled(route)), count)
 }
 
 impl Entry {

@@ -1,9 +1,14 @@
 //! Route tables: which virtual host and which route a request is for.
 
 mod apisix;
+mod bucket;
 mod domains;
+pub mod fuzz;
 mod index;
+mod radix;
 mod template;
+#[cfg(test)]
+mod tests;
 
 pub use apisix::{ApisixRoute, ApisixRouter};
 pub use template::{Template, parse_rewrite};

@@ -1,0 +1,291 @@
+//! Candidates that end at one node of the tree.
+//!
+//! Many candidates at one node are told apart by the value of a header, a method or a host that each of them
+//! asks for, or by a literal that its regex can't do without. They are grouped by that, and a lookup takes the
+//! groups the request can mean. The others it leaves out could not have matched.
+
+use super::PathMatch;
+use super::index::Test;
+use crate::matcher::{HeaderTarget, HostPattern, Predicate};
+use crate::message::strip_port;
+use crate::route::Route;
+use crate::stream::Stream;
+use smallvec::SmallVec;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+/// Fewer candidates than this are not worth groups. Tests group whatever they can.
+const GROUP_AT_LEAST: usize = if cfg!(test) { 2 } else { 12 };
+
+/// The candidates of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bucket {
+    /// A range of the pool's ranks.
+    List { at: u32, end: u32 },
+    /// Groups of the pool, by number.
+    Grouped(u32),
+}
+
+/// All candidates of an index.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    ranks: Vec<u32>,
+    buckets: Vec<Bucket>,
+    groups: Vec<Groups>,
+}
+
+/// Candidates by the value they ask for.
+type ByValue<T, L> = Vec<(Trait, HashMap<T, L>)>;
+
+/// Candidates of one node by what they ask for.
+#[derive(Debug)]
+struct Groups {
+    /// The least rank of them all.
+    first: u32,
+    /// Those that ask for nothing that tells them apart.
+    rest: Bucket,
+    by: ByValue<Box<[u8]>, Bucket>,
+    grams: HashMap<u32, Bucket, BuildHasherDefault<GramHasher>>,
+}
+
+/// What tells candidates apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Trait {
+    Header(HeaderTarget),
+    /// The host without its port, in lower case.
+    Host,
+}
+
+/// Four neighbouring bytes are spread by a multiplication.
+#[derive(Default)]
+struct GramHasher(u64);
+
+impl Hasher for GramHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, n: u32) {
+        self.0 = (self.0 ^ u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
+
+/// One way to tell a candidate from others: the values with which it can match.
+struct Choice<'a> {
+    by: Trait,
+    values: SmallVec<[Cow<'a, [u8]>; 1]>,
+}
+
+impl Pool {
+    /// Takes in the candidates of one node, ascending; answers their number.
+    pub(super) fn add(&mut self, ranks: &[u32], routes: &[Arc<Route>], tests: &[Test]) -> u32 {
+        let bucket =
+            if ranks.len() < GROUP_AT_LEAST { self.list(ranks) } else { self.group(ranks, routes, tests) };
+        self.buckets.push(bucket);
+        self.buckets.len() as u32 - 1
+    }
+
+    pub(super) fn shrink(&mut self) {
+        self.ranks.shrink_to_fit();
+        self.buckets.shrink_to_fit();
+        self.groups.shrink_to_fit();
+    }
+
+    #[inline]
+    pub(super) fn bucket(&self, number: u32) -> Bucket {
+        self.buckets.get(number as usize).copied().unwrap_or(Bucket::List { at: 0, end: 0 })
+    }
+
+    /// The least rank of a bucket.
+    #[inline]
+    pub(super) fn first(&self, bucket: Bucket) -> Option<u32> {
+        match bucket {
+            Bucket::List { at, end } if at < end => self.ranks.get(at as usize).copied(),
+            Bucket::List { .. } => None,
+            Bucket::Grouped(group) => self.groups.get(group as usize).map(|g| g.first),
+        }
+    }
+
+    /// What is left of a list behind its first candidate.
+    #[inline]
+    pub(super) fn next(&self, bucket: Bucket) -> Option<(u32, Bucket)> {
+        let Bucket::List { at, end } = bucket else { return None };
+        let rest = Bucket::List { at: at + 1, end };
+        Some((self.first(rest)?, rest))
+    }
+
+    /// Hands out the lists of a group that the request can mean, each once.
+    pub(super) fn expand(&self, group: u32, path: &[u8], stream: &Stream, mut take: impl FnMut(Bucket, u32)) {
+        let Some(groups) = self.groups.get(group as usize) else { return };
+        let mut found: SmallVec<[Bucket; 8]> = SmallVec::new();
+        for (by, map) in &groups.by {
+            match by {
+                Trait::Header(target) => {
+                    found.extend(target.values(&stream.request).filter_map(|value| map.get(value).copied()));
+                }
+                Trait::Host => {
+                    let host: SmallVec<[u8; 64]> =
+                        strip_port(&stream.request.authority).iter().map(u8::to_ascii_lowercase).collect();
+                    found.extend(map.get(&host[..]).copied());
+                }
+            }
+        }
+        if !groups.grams.is_empty() {
+            found.extend(grams(path).filter_map(|gram| groups.grams.get(&gram).copied()));
+        }
+        // A client may repeat a header or a part of its path without end; a list counts once.
+        if found.len() > 1 {
+            found.sort_unstable_by_key(|bucket| match bucket {
+                Bucket::List { at, .. } | Bucket::Grouped(at) => *at,
+            });
+            found.dedup();
+        }
+        for bucket in found.into_iter().chain([groups.rest]) {
+            if let Some(first) = self.first(bucket) {
+                take(bucket, first);
+            }
+        }
+    }
+
+    fn list(&mut self, ranks: &[u32]) -> Bucket {
+        let at = self.ranks.len() as u32;
+        self.ranks.extend_from_slice(ranks);
+        Bucket::List { at, end: self.ranks.len() as u32 }
+    }
+
+    fn group(&mut self, ranks: &[u32], routes: &[Arc<Route>], tests: &[Test]) -> Bucket {
+        let of = |rank: u32| Some((&**routes.get(rank as usize)?, tests.get(rank as usize)?));
+        let variety = Variety::of(ranks.iter().filter_map(|rank| of(*rank)));
+        let mut rest = Vec::new();
+        let mut by: ByValue<Cow<'_, [u8]>, Vec<u32>> = Vec::new();
+        let mut grams: HashMap<u32, Vec<u32>> = HashMap::new();
+        for &rank in ranks {
+            let Some((route, test)) = of(rank) else { continue };
+            if let Some(choice) = variety.best(choices(route, test)) {
+                let at = by.iter().position(|(t, _)| *t == choice.by).unwrap_or_else(|| {
+                    by.push((choice.by, HashMap::new()));
+                    by.len() - 1
+                });
+                for value in choice.values {
+                    let list = by[at].1.entry(value).or_default();
+                    if list.last() != Some(&rank) {
+                        list.push(rank);
+                    }
+                }
+            } else if let Some(gram) = variety.rarest(literal(route, test)) {
+                grams.entry(gram).or_default().push(rank);
+            } else {
+                rest.push(rank);
+            }
+        }
+        if by.is_empty() && grams.is_empty() {
+            return self.list(ranks);
+        }
+        let groups = Groups {
+            first: ranks.first().copied().unwrap_or_default(),
+            rest: self.list(&rest),
+            by: by
+                .into_iter()
+                .map(|(by, map)| {
+                    let map = map.into_iter().map(|(value, list)| (value.as_ref().into(), self.list(&list)));
+                    (by, map.collect())
+                })
+                .collect(),
+            grams: grams.into_iter().map(|(gram, list)| (gram, self.list(&list))).collect(),
+        };
+        self.groups.push(groups);
+        Bucket::Grouped(self.groups.len() as u32 - 1)
+    }
+}
+
+/// How many different values the candidates of a node ask for.
+#[derive(Default)]
+struct Variety<'a> {
+    values: Vec<(Trait, HashSet<Cow<'a, [u8]>>)>,
+    grams: HashMap<u32, u32, BuildHasherDefault<GramHasher>>,
+}
+
+impl<'a> Variety<'a> {
+    fn of(candidates: impl Iterator<Item = (&'a Route, &'a Test)>) -> Variety<'a> {
+        let mut variety = Variety::default();
+        for (route, test) in candidates {
+            for choice in choices(route, test) {
+                let at = variety.values.iter().position(|(t, _)| *t == choice.by).unwrap_or_else(|| {
+                    variety.values.push((choice.by, HashSet::new()));
+                    variety.values.len() - 1
+                });
+                variety.values[at].1.extend(choice.values);
+            }
+            for gram in grams(literal(route, test)) {
+                *variety.grams.entry(gram).or_default() += 1;
+            }
+        }
+        variety
+    }
+
+    /// The choice that tells most candidates apart.
+    fn best<'c>(&self, choices: impl Iterator<Item = Choice<'c>>) -> Option<Choice<'c>> {
+        let values = |by: &Trait| self.values.iter().find(|(t, _)| t == by).map_or(0, |(_, v)| v.len());
+        choices.filter(|c| values(&c.by) > 1).max_by_key(|c| values(&c.by))
+    }
+
+    /// The four bytes of a literal that the fewest other literals have.
+    fn rarest(&self, literal: &[u8]) -> Option<u32> {
+        grams(literal).min_by_key(|gram| self.grams.get(gram).copied())
+    }
+}
+
+/// Every way to tell a route from others.
+fn choices<'a>(route: &'a Route, test: &'a Test) -> impl Iterator<Item = Choice<'a>> {
+    let of_predicates = route.predicates.iter().filter_map(|predicate| match predicate {
+        Predicate::Header(matcher) => matcher.exact().map(|(target, value)| Choice {
+            by: Trait::Header(target.clone()),
+            values: [Cow::Borrowed(value)].into_iter().collect(),
+        }),
+        Predicate::Methods(list) => Some(Choice {
+            by: Trait::Header(HeaderTarget::Method),
+            values: list.iter().map(|m| Cow::Borrowed(m.as_str().as_bytes())).collect(),
+        }),
+        Predicate::Hosts(list) => by_host(list),
+        _ => None,
+    });
+    let of_test = match test {
+        Test::Apisix(parameters) => by_host(parameters.hosts()),
+        _ => None,
+    };
+    of_predicates.chain(of_test)
+}
+
+/// By host, if all of them are whole names that are compared without a port.
+fn by_host(hosts: &[HostPattern]) -> Option<Choice<'_>> {
+    let mut values = SmallVec::new();
+    for host in hosts {
+        match host {
+            HostPattern::Exact(name) if !name.contains(':') => values.push(Cow::Borrowed(name.as_bytes())),
+            _ => return None,
+        }
+    }
+    (!values.is_empty()).then_some(Choice { by: Trait::Host, values })
+}
+
+/// A literal that every path the route is for must hold.
+fn literal<'a>(route: &'a Route, test: &Test) -> &'a [u8] {
+    match (&route.path, test) {
+        (PathMatch::Regex(regex), Test::Whole) => regex.required_literal(),
+        (PathMatch::Template(template), Test::Whole) => template.regex().required_literal(),
+        _ => &[],
+    }
+}
+
+/// Every four neighbouring bytes.
+fn grams(text: &[u8]) -> impl Iterator<Item = u32> {
+    text.windows(4).map(|w| w.iter().fold(0, |gram, byte| gram << 8 | u32::from(*byte)))
+}

@@ -1,0 +1,334 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, Predicate, StringMatcher};
+use crate::route::fixture;
+use crate::stream::fixture::stream;
+use std::cell::Cell;
+
+#[path = "../../../fuzz/stable.rs"]
+mod stable;
+
+thread_local! {
+    /// Turns the order of candidates round: a mutant that the checks must notice.
+    pub(super) static REVERSED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn random_bytes(random: &mut fastrand::Rng) -> Vec<u8> {
+    let mut bytes = vec![0; random.usize(300..900)];
+    random.fill(&mut bytes);
+    bytes
+}
+
+fn compare(check: fn(&[u8]) -> fuzz::Seen, seed: u64) -> fuzz::Seen {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut all = fuzz::Seen::default();
+    while all.lookups < 12_000 {
+        let seen = check(&random_bytes(&mut random));
+        all.lookups += seen.lookups;
+        all.contested += seen.contested;
+    }
+    all
+}
+
+#[test]
+fn the_index_answers_what_a_scan_answers() {
+    for check in [fuzz::envoy as fn(&[u8]) -> fuzz::Seen, fuzz::apisix] {
+        let seen = compare(check, 11);
+        assert!(seen.contested * 10 >= seen.lookups * 3, "{seen:?}");
+    }
+}
+
+#[test]
+fn a_reversed_order_of_candidates_would_be_noticed() {
+    for check in [fuzz::envoy as fn(&[u8]) -> fuzz::Seen, fuzz::apisix] {
+        let noticed = std::thread::spawn(move || {
+            REVERSED.set(true);
+            compare(check, 11);
+        });
+        assert!(noticed.join().is_err());
+    }
+}
+
+#[test]
+fn any_bytes_are_fine() {
+    fuzz::tables(&[]);
+    stable::run("router_tables", &["\0", "\u{1}", "/ab"], fuzz::tables);
+}
+
+fn header(name: &str, value: &str) -> Predicate {
+    Predicate::Header(HeaderMatcher {
+        target: HeaderTarget::parse(name).unwrap(),
+        test: HeaderMatch::String(StringMatcher::exact(value)),
+        invert: false,
+        missing_is_empty: false,
+    })
+}
+
+fn named(name: &str, path: PathMatch, predicates: Vec<Predicate>) -> Arc<Route> {
+    let mut route = fixture::route(path);
+    route.name = name.into();
+    route.predicates = predicates.into();
+    Arc::new(route)
+}
+
+fn prefix(text: &str) -> PathMatch {
+    PathMatch::Prefix(text.as_bytes().into(), false)
+}
+
+fn table(options: TableOptions, hosts: &[(&str, &[&str])]) -> Result<RouteTable, ConfigError> {
+    let hosts = hosts.iter().map(|(name, domains)| {
+        let host =
+            VirtualHost::new(name, VirtualHostOptions::default(), vec![named(name, prefix("/"), vec![])]);
+        (domains.iter().map(|d| (*d).to_owned()).collect(), Arc::new(host))
+    });
+    RouteTable::new("t", options, hosts.collect())
+}
+
+fn host_of(table: &RouteTable, host: &str) -> Option<String> {
+    let mut s = stream("/", &[]);
+    s.request.authority = host.as_bytes().to_vec();
+    table.find(&mut s).map(|found| found.virtual_host.name.to_string())
+}
+
+#[test]
+fn hosts_are_chosen_exactly_then_by_the_longest_end_then_by_the_longest_start() {
+    let t = table(
+        TableOptions::default(),
+        &[
+            ("star", &["*"]),
+            ("prefix", &["www.foo.*"]),
+            ("suffix", &["*.foo.com"]),
+            ("exact", &["WWW.Foo.com"]),
+            ("com", &["*.bar"]),
+            ("long", &["*-x.y.bar"]),
+        ],
+    )
+    .unwrap();
+    for (host, want) in [
+        ("wWw.foo.com", "exact"),
+        ("api.foo.com", "suffix"),
+        ("www.foo.co.uk", "prefix"),
+        ("foo.com", "star"),
+        (".foo.com", "star"),
+        ("a.bar", "com"),
+        ("a-x.y.bar", "long"),
+        ("-x.y.bar", "com"),
+        ("www.foo.com:80", "prefix"),
+        ("", "star"),
+    ] {
+        assert_eq!(host_of(&t, host).as_deref(), Some(want), "{host}");
+    }
+    let options = TableOptions { ignore_port: true, ..TableOptions::default() };
+    let t = table(options, &[("v", &["foo.com"]), ("v6", &["[::1]"]), ("port", &["baz.com:80"])]).unwrap();
+    for (host, want) in [
+        ("foo.com:80", Some("v")),
+        ("foo.com:", Some("v")),
+        ("foo.com:x", Some("v")),
+        ("[::1]:80", Some("v6")),
+        ("[::1]", Some("v6")),
+        ("baz.com:80", None),
+    ] {
+        assert_eq!(host_of(&t, host).as_deref(), want, "{host}");
+    }
+}
+
+#[test]
+fn bad_domains_are_refused_with_their_virtual_host() {
+    for (domains, words) in [
+        (
+            &["a.com", "A.com"][..],
+            "virtual host \"v\": domains: duplicate domain \"A.com\", also of virtual host \"v\"",
+        ),
+        (&["*", "*"], "virtual host \"v\": domains: only a single wildcard domain is permitted"),
+        (
+            &["*.a.*"],
+            "virtual host \"v\": domains: \"*.a.*\": a star may only stand at the start or at the end",
+        ),
+        (&[""], "virtual host \"v\": domains: a domain is empty"),
+    ] {
+        let error = table(TableOptions::default(), &[("v", domains)]).unwrap_err();
+        assert_eq!(error.to_string(), words);
+    }
+}
+
+#[test]
+fn no_other_virtual_host_is_tried() {
+    let only = named("only", prefix("/only"), vec![]);
+    let hosts = vec![
+        (
+            vec!["foo.com".to_owned()],
+            Arc::new(VirtualHost::new("v", VirtualHostOptions::default(), vec![only])),
+        ),
+        (
+            vec!["*".to_owned()],
+            Arc::new(VirtualHost::new(
+                "s",
+                VirtualHostOptions::default(),
+                vec![named("s", prefix("/"), vec![])],
+            )),
+        ),
+    ];
+    let t = RouteTable::new("t", TableOptions::default(), hosts).unwrap();
+    let mut s = stream("/else", &[]);
+    s.request.authority = b"foo.com".to_vec();
+    let found = t.find(&mut s).unwrap();
+    assert_eq!((&*found.virtual_host.name, found.route.is_none()), ("v", true));
+}
+
+#[test]
+fn path_parameters_are_ignored_where_the_table_says_so() {
+    let exact = named("r", PathMatch::Exact(b"/foo/bar"[..].into(), false), vec![]);
+    for (ignore, want) in [(true, true), (false, false)] {
+        let host = VirtualHost::new("v", VirtualHostOptions::default(), vec![exact.clone()]);
+        let options = TableOptions { ignore_path_parameters: ignore, ..TableOptions::default() };
+        let t = RouteTable::new("t", options, vec![(vec!["*".to_owned()], Arc::new(host))]).unwrap();
+        let mut s = stream("/foo;v=1/bar;x?q", &[]);
+        assert_eq!(t.find(&mut s).unwrap().route.is_some(), want);
+        assert_eq!(s.request.target.full(), b"/foo;v=1/bar;x?q");
+    }
+}
+
+#[test]
+fn routes_on_one_path_are_told_apart_by_a_header() {
+    let mut routes: Vec<_> = (0..5000)
+        .map(|i| named(&i.to_string(), prefix("/"), vec![header("x-tenant", &format!("t{i}"))]))
+        .collect();
+    routes.insert(2500, named("middle", prefix("/m"), vec![]));
+    routes.push(named("last", prefix("/"), vec![]));
+    let host = VirtualHost::new("v", VirtualHostOptions::default(), routes);
+    let find = |target: &str, headers: &[(&str, &str)]| {
+        let s = stream(target, headers);
+        let found = host.index.find(s.request.target.path(), &s, &mut Vec::new());
+        found.map(|r| r.name.to_string())
+    };
+    assert_eq!(find("/x", &[("x-tenant", "t4000")]).as_deref(), Some("4000"));
+    assert_eq!(find("/m", &[("x-tenant", "t4000")]).as_deref(), Some("middle"));
+    assert_eq!(find("/m", &[("x-tenant", "t100")]).as_deref(), Some("100"));
+    assert_eq!(
+        find("/x", &[("x-tenant", "t9"), ("x-tenant", "t7"), ("x-tenant", "t9")]).as_deref(),
+        Some("7")
+    );
+    assert_eq!(find("/x", &[("x-tenant", "none")]).as_deref(), Some("last"));
+    assert_eq!(find("/x", &[]).as_deref(), Some("last"));
+}
+
+#[test]
+fn regexes_without_a_literal_prefix_are_found_by_what_they_hold() {
+    let mut routes: Vec<_> = (0..3000)
+        .map(|i| {
+            let regex = Regex::full(&format!(".*/(x|y)/needle{i}/.*")).unwrap();
+            named(&i.to_string(), PathMatch::Regex(regex), vec![])
+        })
+        .collect();
+    routes.push(named("any", PathMatch::Regex(Regex::full(".*b").unwrap()), vec![]));
+    let host = VirtualHost::new("v", VirtualHostOptions::default(), routes);
+    let find = |target: &str| {
+        let s = stream(target, &[]);
+        host.index.find(s.request.target.path(), &s, &mut Vec::new()).map(|r| r.name.to_string())
+    };
+    assert_eq!(find("/a/x/needle2718/c").as_deref(), Some("2718"));
+    assert_eq!(find("/x/needle12/y/needle7/").as_deref(), Some("7"));
+    assert_eq!(find("/a/b").as_deref(), Some("any"));
+    assert_eq!(find("/needle"), None);
+}
+
+fn apisix(router: ApisixRouter, routes: &[(&str, i64, &[&str], &[&str])]) -> RouteTable {
+    let routes = routes.iter().map(|(name, priority, uris, hosts)| {
+        let mut route = fixture::route(PathMatch::Connect);
+        route.name = (*name).into();
+        route.priority = *priority;
+        let own = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect();
+        ApisixRoute { route: Arc::new(route), uris: own(uris), hosts: own(hosts) }
+    });
+    RouteTable::apisix("t", TableOptions::default(), router, routes.collect()).unwrap()
+}
+
+fn apisix_find(table: &RouteTable, host: &str, target: &str) -> (Option<String>, Vec<(String, String)>) {
+    let mut s = stream(target, &[]);
+    s.request.authority = host.as_bytes().to_vec();
+    let route = table.find(&mut s).unwrap().route.map(|r| r.name.to_string());
+    let text = |v: Vec<u8>| String::from_utf8(v).unwrap();
+    (route, s.captures.drain(..).map(|(n, v)| (n.to_string(), text(v))).collect())
+}
+
+#[test]
+fn apisix_prefers_exact_paths_then_longer_prefixes_then_priority() {
+    let t = apisix(
+        ApisixRouter::Uri,
+        &[
+            ("exact", 0, &["/a/b"], &[]),
+            ("short", 9, &["/a*"], &[]),
+            ("long", 0, &["/a/*"], &[]),
+            ("prior", 5, &["/a/*"], &["other.host"]),
+            ("inner", 0, &["/c/*/d"], &[]),
+            ("c", 0, &["/c/*"], &[]),
+        ],
+    );
+    for (host, path, want) in [
+        ("h", "/a/b", Some("exact")),
+        ("h", "/a/c", Some("long")),
+        ("other.host", "/a/c", Some("prior")),
+        ("h", "/ab", Some("short")),
+        ("h", "/a", Some("short")),
+        ("h", "/c/x/d", Some("inner")),
+        ("h", "/c/x/e", Some("c")),
+        ("h", "/x", None),
+    ] {
+        assert_eq!(apisix_find(&t, host, path).0.as_deref(), want, "{host}{path}");
+    }
+}
+
+#[test]
+fn apisix_hosts_dominate_paths_and_fall_through() {
+    let t = apisix(
+        ApisixRouter::HostUri,
+        &[
+            ("any", 9, &["/a/b/c"], &[]),
+            ("wild", 9, &["/a/b"], &["*.foo.com"]),
+            ("near", 0, &["/a*"], &["*.x.foo.com"]),
+            ("exact", 0, &["/*"], &["A.x.foo.com"]),
+        ],
+    );
+    for (host, path, want) in [
+        ("a.x.foo.com:80", "/a/b", Some("exact")),
+        ("b.x.foo.com", "/a/b", Some("near")),
+        ("b.x.foo.com", "/b", None),
+        ("b.foo.com", "/a/b", Some("wild")),
+        ("b.foo.com", "/a/b/c", Some("any")),
+        ("foo.com", "/a/b", None),
+    ] {
+        assert_eq!(apisix_find(&t, host, path).0.as_deref(), want, "{host}{path}");
+    }
+}
+
+#[test]
+fn apisix_parameters_are_captured() {
+    let t = apisix(
+        ApisixRouter::UriWithParameter,
+        &[
+            ("name", 0, &["/user/:name"], &[]),
+            ("rest", 0, &["/user/:name/*rest"], &[]),
+            ("plain", 0, &["/user/me"], &[]),
+        ],
+    );
+    let pair = |n: &str, v: &str| (n.to_owned(), v.to_owned());
+    assert_eq!(apisix_find(&t, "h", "/user/jo"), (Some("name".to_owned()), vec![pair("name", "jo")]));
+    assert_eq!(apisix_find(&t, "h", "/user/me"), (Some("plain".to_owned()), vec![]));
+    let (route, captures) = apisix_find(&t, "h", "/user/jo/a/b");
+    assert_eq!(
+        (route.as_deref(), &captures[..2]),
+        (Some("rest"), &[pair("name", "jo"), pair("rest", "a/b")][..])
+    );
+    let literal = apisix(ApisixRouter::Uri, &[("colon", 0, &["/user/:name"], &[])]);
+    assert_eq!(apisix_find(&literal, "h", "/user/jo").0, None);
+    assert_eq!(apisix_find(&literal, "h", "/user/:name").0.as_deref(), Some("colon"));
+}
+
+#[test]
+fn connect_routes_are_met_without_a_path() {
+    let routes = vec![named("all", prefix("/"), vec![]), named("connect", PathMatch::Connect, vec![])];
+    let host = VirtualHost::new("v", VirtualHostOptions::default(), routes);
+    let mut s = stream("", &[]);
+    s.request.method = crate::message::Method::CONNECT;
+    assert_eq!(host.index.find(b"", &s, &mut Vec::new()).map(|r| &*r.name), Some("connect"));
+}
