@@ -16,6 +16,7 @@ mod tests;
 mod upstream;
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
@@ -137,10 +138,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// An id: written as a string or as a positive integer, compared as a string.
+/// An id: written as a string or as a positive integer, compared as a string. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub struct Id(Box<str>);
+pub struct Id(Arc<str>);
 
 impl Id {
     /// The id as text.

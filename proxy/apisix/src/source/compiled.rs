@@ -28,7 +28,7 @@ pub(super) struct Compiled {
     sets: HashMap<(Kind, Id), BuiltSet>,
     global: Global,
     clusters: HashMap<Arc<str>, BuiltCluster>,
-    routes: HashMap<Id, BuiltRoute>,
+    routes: HashMap<Id, Arc<BuiltRoute>>,
     /// In the order of the file.
     order: Vec<Arc<CoreRoute>>,
     listening: Option<Listening>,
@@ -130,23 +130,6 @@ fn same(a: Option<&Arc<Parsed>>, b: Option<&Arc<Parsed>>) -> bool {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         (None, None) => true,
         _ => false,
-    }
-}
-
-impl RouteOrigin {
-    fn same(&self, other: &RouteOrigin) -> bool {
-        let upstream = match (&self.upstream, &other.upstream) {
-            (Some((name, facing)), Some((other_name, other_facing))) => {
-                name == other_name && (Arc::ptr_eq(facing, other_facing) || facing == other_facing)
-            }
-            (None, None) => true,
-            _ => false,
-        };
-        upstream
-            && Arc::ptr_eq(&self.parsed, &other.parsed)
-            && Arc::ptr_eq(&self.global, &other.global)
-            && same(self.service.as_ref(), other.service.as_ref())
-            && same(self.plugin_config.as_ref(), other.plugin_config.as_ref())
     }
 }
 
@@ -271,57 +254,74 @@ impl<'a> Step<'a> {
     fn route(&mut self, entry: &Entry, route: &'a Route, chains: &mut ChainCache) {
         let items = self.items;
         let service = route.service_id.as_ref().and_then(|id| Some((id, items.get(Kind::Service, id)?)));
+        let plugin_config = route.plugin_config_id.as_ref();
+        let plugin_config = plugin_config.and_then(|id| Some((id, items.get(Kind::PluginConfig, id)?)));
+        let before = self.before.routes.get(&entry.id);
+        let kept = before.filter(|built| {
+            Arc::ptr_eq(&built.from.parsed, &entry.parsed)
+                && Arc::ptr_eq(&built.from.global, &self.next.global.set)
+                && same(built.from.service.as_ref(), service.map(|(_, parsed)| parsed))
+                && same(built.from.plugin_config.as_ref(), plugin_config.map(|(_, parsed)| parsed))
+                && self.faces_the_same(built.from.upstream.as_ref())
+        });
+        let built = match kept {
+            Some(built) => built.clone(),
+            None => match self.compile_route(entry, route, service, plugin_config, chains) {
+                Ok(built) => Arc::new(built),
+                Err((field, reason)) => return self.fault(Kind::Route, entry, field, reason),
+            },
+        };
+        self.next.order.push(built.route.clone());
+        self.next.routes.insert(entry.id.clone(), built);
+    }
+
+    /// Whether a cluster still asks of its routes what it asked before. Which cluster it is follows from the
+    /// route and its service.
+    fn faces_the_same(&self, upstream: Option<&(Arc<str>, Arc<Facing>)>) -> bool {
+        let Some((name, facing)) = upstream else { return true };
+        let cluster = self.next.clusters.get(name);
+        cluster.is_some_and(|built| Arc::ptr_eq(&built.facing, facing) || built.facing == *facing)
+    }
+
+    fn compile_route(
+        &self,
+        entry: &Entry,
+        route: &Route,
+        service: Option<(&Id, &Arc<Parsed>)>,
+        plugin_config: Option<(&Id, &Arc<Parsed>)>,
+        chains: &mut ChainCache,
+    ) -> Result<BuiltRoute, (&'static str, String)> {
         let service_body = service.and_then(|(id, parsed)| match &parsed.body {
             Body::Service(service) => Some((id, &**service)),
             _ => None,
         });
         let upstream = upstream_of(&entry.id, route, service_body)
             .and_then(|name| Some((name.clone(), self.next.clusters.get(&name)?.facing.clone())));
-        let plugin_config = route.plugin_config_id.as_ref();
-        let from = RouteOrigin {
-            parsed: entry.parsed.clone(),
-            service: service.map(|(_, parsed)| parsed.clone()),
-            plugin_config: plugin_config.and_then(|id| items.get(Kind::PluginConfig, id)).cloned(),
-            upstream,
-            global: self.next.global.set.clone(),
+        let sets = [
+            self.set(Kind::Route, &entry.id),
+            plugin_config.and_then(|(id, _)| self.set(Kind::PluginConfig, id)),
+            service.and_then(|(id, _)| self.set(Kind::Service, id)),
+        ];
+        let plugins = merge(sets.into_iter().flatten().map(|set| &**set));
+        let parts = Parts {
+            id: &entry.id,
+            route,
+            service: service_body,
+            upstream: upstream.as_ref().map(|(name, facing)| (self.setup.clusters.cell(name), &**facing)),
+            chain: chains.chain(&self.next.global.set, &plugins),
         };
-        let built = match self.before.routes.get(&entry.id).filter(|built| built.from.same(&from)) {
-            Some(built) => BuiltRoute {
-                from,
-                route: built.route.clone(),
-                uris: built.uris.clone(),
-                hosts: built.hosts.clone(),
+        Ok(BuiltRoute {
+            route: Arc::new(route::compile(&parts)?),
+            uris: route.paths().map(str::to_owned).collect(),
+            hosts: route::hosts(route, service_body.map(|(_, service)| service)),
+            from: RouteOrigin {
+                parsed: entry.parsed.clone(),
+                service: service.map(|(_, parsed)| parsed.clone()),
+                plugin_config: plugin_config.map(|(_, parsed)| parsed.clone()),
+                upstream,
+                global: self.next.global.set.clone(),
             },
-            None => {
-                let sets = [
-                    self.set(Kind::Route, &entry.id),
-                    plugin_config.and_then(|id| self.set(Kind::PluginConfig, id)),
-                    service.and_then(|(id, _)| self.set(Kind::Service, id)),
-                ];
-                let plugins = merge(sets.into_iter().flatten().map(|set| &**set));
-                let parts = Parts {
-                    id: &entry.id,
-                    route,
-                    service: service_body,
-                    upstream: from
-                        .upstream
-                        .as_ref()
-                        .map(|(name, facing)| (self.setup.clusters.cell(name), &**facing)),
-                    chain: chains.chain(&self.next.global.set, &plugins),
-                };
-                match route::compile(&parts) {
-                    Ok(compiled) => BuiltRoute {
-                        from,
-                        route: Arc::new(compiled),
-                        uris: route.paths().map(str::to_owned).collect(),
-                        hosts: route::hosts(route, service_body.map(|(_, service)| service)),
-                    },
-                    Err((field, reason)) => return self.fault(Kind::Route, entry, field, reason),
-                }
-            }
-        };
-        self.next.order.push(built.route.clone());
-        self.next.routes.insert(entry.id.clone(), built);
+        })
     }
 
     fn table(&mut self) {
