@@ -15,7 +15,8 @@ pub struct BuildContext {
     pub metrics: metrics::Registry,
     /// State that plugins share over the whole process and over configuration changes, such as limiters.
     pub shared: Arc<SharedState>,
-    /// What the configuration is for: APISIX's `conf_type#conf_id`, or the Envoy route's name.
+    /// What has the configuration: the key of an APISIX resource (`/apisix/services/1`; all its routes share
+    /// the instance), or the Envoy route's name.
     pub resource: Arc<str>,
     /// Attributes of `plugin_attr.<name>`.
     pub attributes: Arc<Value>,
