@@ -64,7 +64,10 @@ fn fuzz(name: &str, seconds: u32) -> Result<()> {
     let mut command = Command::new(target().join("tools/bin/cargo-fuzz"));
     // `cargo xtask` sets the stable toolchain for its children; cargo-fuzz must get its own.
     command.current_dir(root()).env("RUSTUP_TOOLCHAIN", "nightly").env_remove("CARGO");
-    command.args(["run", "--fuzz-dir", "proxy/fuzz", name]).arg(found.canonicalize()?).arg(root().join("proxy/fuzz/corpus").join(name));
+    command
+        .args(["run", "--fuzz-dir", "proxy/fuzz", name])
+        .arg(found.canonicalize()?)
+        .arg(root().join("proxy/fuzz/corpus").join(name));
     execute(command.args(["--", &format!("-max_total_time={seconds}"), "-print_final_stats=1"]))
 }
 

@@ -10,14 +10,14 @@ use sixfold_core::plugin::{LocalReply, Phases, Plugin, Step};
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::NameTable;
 
-/// Which server names ask for a client's certificate.
+/// Which server names ask for a client's certificate; empty when none does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct VerifiedNames(pub(crate) Vec<(Box<str>, bool)>);
 
 impl VerifiedNames {
     /// The guard, if any name asks for a certificate.
     pub(crate) fn guard(&self) -> Option<Arc<dyn Plugin>> {
-        if !self.0.iter().any(|(_, verified)| *verified) {
+        if self.0.is_empty() {
             return None;
         }
         let mut guard = Guard { names: NameTable::default(), any: false };

@@ -232,6 +232,16 @@ impl Config {
         Ok(config)
     }
 
+    /// The static configuration for resources that come with no config.yaml: APISIX's defaults, a file named
+    /// apisix.yaml, and what `text` says beyond that.
+    ///
+    /// # Errors
+    /// As [`Config::parse`].
+    pub fn standalone(text: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+        const ROLE: &str = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
+        Config::parse(&format!("{ROLE}{text}"), "config.yaml", environment)
+    }
+
     /// The file with the resources, beside the config.yaml in `directory`: `apisix.yaml`, or `apisix-x.yaml`
     /// with the profile `x`.
     pub fn resources_path(&self, directory: &Path, environment: &Environment) -> PathBuf {

@@ -6,18 +6,13 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
 use sixfold_core::document::Format;
-use sixfold_core::plugin::{BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, Registry};
-use sixfold_core::router::RouteTableCell;
+use sixfold_core::plugin::Registry;
 
 use crate::config::{Config, Environment};
 use crate::file::{self, Item};
-use crate::source::{ROUTE_TABLE, Resources, Setup, Source};
-
-const CONFIG: &str = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}";
+use crate::source::{Resources, Setup, Source};
 
 /// The bytes as an apisix.yaml, an apisix.json and a config.yaml.
 ///
@@ -30,8 +25,8 @@ pub fn load(data: &[u8]) {
         assert!(!errors.is_empty(), "refused without a reason");
     }
     split_agrees_with_parse(text);
-    let Ok(config) = Config::parse(CONFIG, "config.yaml", &environment) else { return };
-    let mut source = Source::new(config, PathBuf::new(), setup(Registry::new()));
+    let Ok(config) = Config::standalone("", &environment) else { return };
+    let mut source = Source::new(config, PathBuf::new(), Setup::detached(Registry::new(), environment));
     for (format, name) in [(Format::Yaml, "apisix.yaml"), (Format::Json, "apisix.json")] {
         let resources = Resources { text, format, name };
         match source.update(resources) {
@@ -58,41 +53,5 @@ fn split_agrees_with_parse(text: &str) {
         // Places may differ by where an empty value is said to be.
         let parsed = parsed.parse().map(|node| (node.place, node.to_json()));
         assert_eq!(Some((node.place, node.to_json())), parsed, "another item");
-    }
-}
-
-/// A setup that reaches nothing outside of this process.
-pub(crate) fn setup(registry: Registry) -> Setup {
-    Setup {
-        registry,
-        context: BuildContext {
-            callout: Arc::new(Nowhere),
-            metrics: sixfold_core::metrics::Registry::new(),
-            shared: Arc::default(),
-            resource: "".into(),
-            attributes: Arc::new(serde_json::Value::Null),
-        },
-        clusters: Arc::default(),
-        routes: RouteTableCell::new(ROUTE_TABLE, None),
-        logs: Arc::new(Nowhere),
-        environment: Environment::Fixed(HashMap::new()),
-    }
-}
-
-struct Nowhere;
-
-impl Callout for Nowhere {
-    fn send(&self, _: CalloutRequest) -> CalloutFuture {
-        Box::pin(async { Err(CalloutError::Timeout) })
-    }
-}
-
-impl LogSink for Nowhere {
-    fn write(&self, _: &[u8]) {}
-}
-
-impl OpenLog for Nowhere {
-    fn open(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
-        Ok(Arc::new(Nowhere))
     }
 }

@@ -19,4 +19,4 @@ mod upstream;
 pub mod watch;
 
 pub use listener::APISIX_VERSION;
-pub use source::{Loaded, ROUTE_TABLE, Resources, Setup, Source, load};
+pub use source::{Loaded, ROUTE_TABLE, Resources, Setup, Source, load, validate};

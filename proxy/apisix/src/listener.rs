@@ -43,6 +43,13 @@ impl Listening {
     }
 }
 
+#[cfg(test)]
+impl Listening {
+    pub(crate) fn tls(&self) -> &Arc<ServerTls> {
+        &self.tls
+    }
+}
+
 /// One listener for each address.
 ///
 /// # Errors
@@ -167,7 +174,8 @@ fn client_address(
     trusted: Option<Vec<ipnet::IpNet>>,
 ) -> Result<ClientAddress, ConfigError> {
     let header = match real_ip.header.as_str() {
-        "" => None,
+        // The address of a PROXY protocol header is the connection's already.
+        "" | "proxy_protocol" => None,
         name => Some(
             HeaderName::new(name)
                 .map_err(|error| ConfigError::field("nginx_config.http.real_ip_header", error.to_string()))?,

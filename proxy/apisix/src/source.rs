@@ -5,6 +5,7 @@
 //! what the changed items touch. A file with any fault changes nothing.
 
 mod compiled;
+mod detached;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -100,17 +101,36 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong in either file.
 pub fn load(config_path: &Path, setup: Setup) -> Result<Loaded, Vec<ConfigError>> {
+    let loaded = load_quietly(config_path, setup)?;
+    for report in &loaded.source.config.reports {
+        tracing::warn!("{report}");
+    }
+    Ok(loaded)
+}
+
+fn load_quietly(config_path: &Path, setup: Setup) -> Result<Loaded, Vec<ConfigError>> {
     let name = config_path.display().to_string();
     let text = file::read(config_path).map_err(|e| vec![e])?;
     let config = Config::parse(&text, &name, &setup.environment)?;
-    for report in &config.reports {
-        tracing::warn!("{report}");
-    }
     let directory = config_path.parent().unwrap_or(Path::new("."));
     let resources = config.resources_path(directory, &setup.environment);
     let mut source = Source::new(config, resources, setup);
     let diff = source.reload()?;
     Ok(Loaded { source, diff })
+}
+
+/// Reads the same files as [`load`] and compiles them, for nothing but what that finds; answers the settings
+/// that have no effect.
+///
+/// # Errors
+/// Everything that is wrong in either file.
+pub fn validate(
+    config_path: &Path,
+    registry: Registry,
+    environment: Environment,
+) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+    let loaded = load_quietly(config_path, Setup::detached(registry, environment))?;
+    Ok(loaded.source.config.reports)
 }
 
 impl Source {
@@ -163,6 +183,17 @@ impl Source {
         self.items = items;
         self.compiled = compiled;
         Ok(diff)
+    }
+}
+
+#[cfg(test)]
+impl Source {
+    pub(crate) fn server_tls(&self) -> Option<&Arc<sixfold_core::tls::ServerTls>> {
+        self.compiled.server_tls()
+    }
+
+    pub(crate) fn chain_of(&self, route: &str) -> Option<Arc<sixfold_core::plugin::Chain>> {
+        self.compiled.route(route)?.chain.clone()
     }
 }
 

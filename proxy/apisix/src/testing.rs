@@ -5,17 +5,15 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::Value;
-use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
-use sixfold_core::plugin::{
-    BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, Phases, Plugin, PluginFactory,
-    Registry,
-};
+use sixfold_core::connection::{Connection, TlsInfo};
+use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Registry, Step};
+use sixfold_core::stream::Stream;
 
 use crate::config::{Config, Environment};
-use crate::fuzz;
 use crate::source::{Setup, Source};
 
 /// Every configuration that was built, with the resource it was built for.
@@ -31,15 +29,26 @@ struct Factory {
     schema: Option<&'static str>,
 }
 
-struct Instance(&'static str);
+struct Instance {
+    name: &'static str,
+    /// Status of its answer to every request.
+    refuses: Option<u16>,
+}
 
 impl Plugin for Instance {
     fn name(&self) -> &str {
-        self.0
+        self.name
     }
 
     fn phases(&self) -> Phases {
         Phases::ACCESS
+    }
+
+    fn access<'a>(&'a self, _: &'a mut Stream, _: usize) -> Step<'a> {
+        match self.refuses {
+            Some(status) => Step::Respond(LocalReply::new(status, "no", "refused")),
+            None => Step::Continue,
+        }
     }
 }
 
@@ -61,7 +70,9 @@ impl PluginFactory for Factory {
             return Err("text can't be built".to_owned());
         }
         BUILT.lock().push((context.resource.to_string(), config.clone()));
-        Ok(Arc::new(Instance(self.name)))
+        let status = config.get("status").and_then(Value::as_u64).unwrap_or(403) as u16;
+        let refuses = (self.name == "refuse").then_some(status);
+        Ok(Arc::new(Instance { name: self.name, refuses }))
     }
 }
 
@@ -78,6 +89,7 @@ pub(crate) fn registry() -> Registry {
         ("other", 200, Some(ANY)),
         ("late", 50, Some(ANY)),
         ("prometheus", 10, Some(ANY)),
+        ("refuse", 20, Some(ANY)),
         ("envoy.filter", 0, None),
     ] {
         registry.add(Arc::new(Factory { name, priority, schema }));
@@ -94,13 +106,40 @@ pub(crate) fn environment() -> Environment {
 }
 
 pub(crate) fn setup() -> Setup {
-    fuzz::setup(registry())
+    Setup::detached(registry(), environment())
 }
 
 /// A source with a static configuration of which `extra` is part.
 pub(crate) fn source(extra: &str) -> Source {
-    let text =
-        format!("deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}\n{extra}");
-    let config = Config::parse(&text, "config.yaml", &environment()).unwrap();
+    let config = Config::standalone(extra, &environment()).unwrap();
     Source::new(config, PathBuf::from("apisix.yaml"), setup())
+}
+
+/// A certificate for `names` that signed itself, and its key, indented to stand in YAML.
+pub(crate) fn certificate(names: &[&str]) -> (String, String) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+/// A request for `target` of `host`; by TLS with what is known of it.
+pub(crate) fn stream(host: &str, target: &str, tls: Option<(TlsInfo, &str)>) -> Stream {
+    let client = "10.1.2.3:4000".parse().unwrap();
+    let own = "127.0.0.1:9080".parse().unwrap();
+    let (tls, server_name) = tls.map(|(info, name)| (info, Arc::from(name))).unzip();
+    let mut stream = Stream::new(Arc::new(Connection {
+        id: 1,
+        start: Instant::now(),
+        listener: "l".into(),
+        filter_chain: "".into(),
+        remote: client,
+        direct_remote: client,
+        local: own,
+        direct_local: own,
+        requested_server_name: server_name,
+        tls,
+    }));
+    stream.request.authority = host.as_bytes().to_vec();
+    stream.request.target.set(target.as_bytes());
+    stream
 }

@@ -1,5 +1,8 @@
 //! `ssl` resources compiled to TLS settings, and TLS towards upstreams.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -84,14 +87,15 @@ impl Certificates {
         (default, named)
     }
 
-    /// Every server name, and whether its certificate asks for one of the client.
+    /// Every server name, and whether its certificate asks for one of the client; nothing if none does.
     pub(crate) fn verified_names(&self) -> VerifiedNames {
         let ssls = self.built.iter().filter_map(|built| match &built.parsed.body {
             Body::Ssl(ssl) => Some(ssl),
             _ => None,
         });
         let names = ssls.flat_map(|ssl| ssl.server_names().map(|name| (name.into(), ssl.client.is_some())));
-        VerifiedNames(names.collect())
+        let names: Vec<_> = names.collect();
+        VerifiedNames(if names.iter().any(|(_, verified)| *verified) { names } else { Vec::new() })
     }
 }
 

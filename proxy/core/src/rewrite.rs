@@ -103,7 +103,8 @@ impl Levels<'_> {
 
 fn rewrite_host(forward: &Forward, member: Option<&WeightedCluster>, announce: bool, stream: &mut Stream) {
     if let Some(host) = member.and_then(|m| m.host_rewrite.as_ref()) {
-        set_host(host.as_bytes(), forward.append_x_forwarded_host, announce, stream);
+        // Envoy announces the old host only for the route's own rewrites.
+        set_host(host.as_bytes(), forward.append_x_forwarded_host, false, stream);
         return;
     }
     let host = match &forward.host_rewrite {

@@ -1,1 +1,176 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use sixfold_core::balance::Policy;
+use sixfold_core::cluster::{EdsHealth, HeaderCase, RetryBudget, UpstreamProtocol};
+
+use super::*;
+use crate::testing::{context, read};
+
+fn config(fields: &str) -> Result<(ClusterConfig, Vec<HostConfig>)> {
+    parts(&context(), &read(&format!("name: c\n{fields}\n")))
+}
+
+fn refused(fields: &str) -> String {
+    config(fields).expect_err(fields).to_string()
+}
+
+const ENDPOINT: &str = "endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 80}}}";
+
+#[test]
+fn defaults_are_envoys() {
+    let (config, hosts) = config("").unwrap();
+    assert_eq!(config.connect_timeout, Duration::from_secs(5));
+    assert_eq!((config.protocol, config.balance.policy), (UpstreamProtocol::Http1, Policy::RoundRobin));
+    assert_eq!((config.breaker.max_retries, config.breaker.max_connections), (3, 1024));
+    assert_eq!((config.idle_timeout, config.buffer_limit), (Some(Duration::from_secs(3600)), 1 << 20));
+    assert_eq!((config.discovery, hosts.len()), (Discovery::Static, 0));
+    assert_eq!((config.balance.panic_threshold, config.balance.overprovisioning), (50.0, 140));
+}
+
+#[test]
+fn endpoints_carry_what_balancers_need() {
+    let (config, hosts) = config(&format!(
+        "load_assignment: {{cluster_name: c, policy: {{overprovisioning_factor: 100, drop_overloads: [{{category: x, drop_percentage: {{numerator: 50}}}}]}}, endpoints: [{{priority: 1, load_balancing_weight: 7, locality: {{zone: z}}, lb_endpoints: [{{health_status: DRAINING, load_balancing_weight: 3, metadata: {{filter_metadata: {{envoy.lb: {{canary: true}}}}}}, {ENDPOINT}}}]}}]}}"
+    ))
+    .unwrap();
+    assert_eq!((config.balance.overprovisioning, config.drop_overload), (100, 500_000));
+    let host = &hosts[0];
+    assert_eq!(
+        (host.priority, host.weight, host.locality_weight, host.health),
+        (1, 3, Some(7), EdsHealth::Draining)
+    );
+    assert_eq!((&*host.locality.zone, host.address.to_string().as_str()), ("z", "127.0.0.1:80"));
+    assert_eq!(host.metadata["envoy.lb"]["canary"], true);
+}
+
+#[test]
+fn names_need_dns() {
+    let named = "load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: up.test, port_value: 80}}}}]}]}";
+    let (config, hosts) =
+        config(&format!("type: STRICT_DNS\ndns_lookup_family: V4_ONLY\nrespect_dns_ttl: true\n{named}"))
+            .unwrap();
+    assert!(
+        matches!(config.discovery, Discovery::StrictDns(dns) if dns.respect_ttl && dns.family == DnsFamily::V4Only)
+    );
+    assert_eq!((&hosts[0].address, &*hosts[0].hostname), (&Address::Name("up.test".into(), 80), "up.test"));
+    assert_eq!(
+        refused(named),
+        "load_assignment.endpoints: \"up.test:80\" is no IP address; a name needs type STRICT_DNS"
+    );
+    assert_eq!(
+        refused("type: LOGICAL_DNS"),
+        "load_assignment.endpoints: LOGICAL_DNS needs exactly one endpoint, not 0"
+    );
+}
+
+#[test]
+fn policies_old_and_new() {
+    let policy = |fields: &str| config(fields).unwrap().0.balance;
+    assert_eq!(
+        policy("lb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 10, hash_function: MURMUR_HASH_2}\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}").policy,
+        Policy::RingHash { min_size: 10, max_size: 8 << 20, murmur: true, use_hostname: true }
+    );
+    assert_eq!(
+        policy("lb_policy: MAGLEV").policy,
+        Policy::Maglev { table_size: 65_537, use_hostname: false }
+    );
+    assert_eq!(
+        policy("lb_policy: LEAST_REQUEST\nleast_request_lb_config: {choice_count: 5}").policy,
+        Policy::LeastRequest { choices: 5, full_scan: false, bias: 1.0 }
+    );
+    let new = |config: &str| {
+        format!(
+            "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: n, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.{config}}}}}}}]}}"
+        )
+    };
+    assert_eq!(policy(&new("random.v3.Random")).policy, Policy::Random);
+    assert_eq!(
+        policy(&new("least_request.v3.LeastRequest, selection_method: FULL_SCAN")).policy,
+        Policy::LeastRequest { choices: 2, full_scan: true, bias: 1.0 }
+    );
+    let slow = policy(&new(
+        "round_robin.v3.RoundRobin, slow_start_config: {slow_start_window: 10s, aggression: {default_value: 2.0, runtime_key: k}}",
+    ));
+    assert_eq!(slow.slow_start, Some((Duration::from_secs(10), 2.0, 10.0)));
+    let wrr = policy(&new(
+        "wrr_locality.v3.WrrLocality, endpoint_picking_policy: {policies: [{typed_extension_config: {name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin}}}]}",
+    ));
+    assert!(wrr.locality_weighted);
+    assert!(policy("common_lb_config: {locality_weighted_lb_config: {}}").locality_weighted);
+    assert!(
+        refused(&new("pick_first.v3.PickFirst")).ends_with("pick_first.v3.PickFirst is not supported"),
+        "{}",
+        refused(&new("pick_first.v3.PickFirst"))
+    );
+}
+
+const OPTIONS: &str = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, ";
+
+#[test]
+fn protocols_and_breakers() {
+    let (http2, _) = config(&format!("{OPTIONS}explicit_http_config: {{http2_protocol_options: {{max_concurrent_streams: 3}}}}, common_http_protocol_options: {{idle_timeout: 0s, max_requests_per_connection: 2, max_stream_duration: 4s}}}}}}")).unwrap();
+    assert_eq!((http2.protocol, http2.http2.max_concurrent_streams), (UpstreamProtocol::Http2, 3));
+    assert_eq!((http2.idle_timeout, http2.max_requests_per_connection), (None, Some(2)));
+    assert_eq!(http2.max_stream_duration, Some(Duration::from_secs(4)));
+    let (http1, _) = config(&format!("{OPTIONS}explicit_http_config: {{http_protocol_options: {{enable_trailers: true, header_key_format: {{proper_case_words: {{}}}}}}}}}}}}")).unwrap();
+    assert!(http1.http1.enable_trailers && http1.http1.header_case == HeaderCase::ProperCase);
+    assert_eq!(config("http2_protocol_options: {}").unwrap().0.protocol, UpstreamProtocol::Http2);
+    let (breakers, _) = config("circuit_breakers: {thresholds: [{max_connections: 1, retry_budget: {budget_percent: {value: 25}}}, {priority: HIGH, max_retries: 9}]}").unwrap();
+    assert_eq!(breakers.breaker.retry_budget, Some(RetryBudget { percent: 25.0, min_concurrency: 3 }));
+    assert_eq!((breakers.breaker.max_connections, breakers.high_breaker.max_retries), (1, 9));
+}
+
+#[test]
+fn bad_and_unsupported_fields_are_refused_by_name() {
+    for (fields, expected) in [
+        ("type: ORIGINAL_DST", "type: ORIGINAL_DST is not supported"),
+        ("type: EDS", "type: EDS is not supported"),
+        ("cluster_type: {name: x}", "cluster_type: \"x\" is not supported"),
+        ("health_checks: [{}]", "health_checks: is not supported"),
+        ("outlier_detection: {}", "outlier_detection: is not supported"),
+        ("lb_subset_config: {}", "lb_subset_config: is not supported"),
+        ("connect_timeout: 0s", "connect_timeout: must be longer than 0s"),
+        (
+            "lb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 9, maximum_ring_size: 8}",
+            "ring_hash_lb_config.minimum_ring_size: must not be larger than maximum_ring_size",
+        ),
+        (
+            "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 100}",
+            "maglev_lb_config.table_size: must be a prime number of at most 5000011",
+        ),
+        (
+            "circuit_breakers: {per_host_thresholds: [{}]}",
+            "circuit_breakers.per_host_thresholds: is not supported",
+        ),
+        (
+            "load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {}}]}]}",
+            "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address: is missing",
+        ),
+        (
+            "transport_socket: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.quic.v3.QuicUpstreamTransport}}",
+            "transport_socket.typed_config: transport socket \"t\" of type envoy.extensions.transport_sockets.quic.v3.QuicUpstreamTransport is not supported",
+        ),
+        (
+            "typed_extension_protocol_options: {x: {'@type': type.googleapis.com/envoy.config.route.v3.Route}}",
+            "typed_extension_protocol_options.x: is not supported",
+        ),
+    ] {
+        assert_eq!(refused(fields), expected, "{fields}");
+    }
+}
+
+#[test]
+fn a_cluster_replaces_the_one_of_its_name() {
+    let context = context();
+    let value = read(&format!(
+        "name: c\nload_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{{ENDPOINT}}}]}}]}}"
+    ));
+    let first = compile(&context, &value, true).unwrap();
+    context.clusters.cell("c").swap(Some(first.clone()));
+    let second = compile(&context, &value, true).unwrap();
+    let id = |cluster: &Cluster| cluster.hosts.load().iter().next().unwrap().id;
+    assert_eq!(id(&first), id(&second), "endpoints keep their identity");
+    assert!(second.config.added_via_api);
+    let error = compile(&context, &read("name: bad\nhealth_checks: [{}]"), true).unwrap_err();
+    assert_eq!(error.to_string(), "cluster \"bad\": health_checks: is not supported");
+}

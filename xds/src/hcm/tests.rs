@@ -1,1 +1,158 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use sixfold_core::hcm::{Detection, ForwardClientCert, ServerHeader};
+
+use super::*;
+use crate::testing::{context, read};
+
+/// A connection manager of these fields beside the ones that must be there.
+fn manager(fields: &str) -> Result<HttpConnectionManager> {
+    let rest = "http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
+    let routes = if fields.contains("rds:") { "" } else { "route_config: {}" };
+    let prefix = if fields.contains("stat_prefix") { "" } else { "stat_prefix: s" };
+    let filters = if fields.contains("http_filters") { "" } else { rest };
+    compile(&context(), &read(&format!("{prefix}\n{filters}\n{routes}\n{fields}\n")), 1 << 20)
+}
+
+fn refused(fields: &str) -> String {
+    manager(fields).expect_err(fields).to_string()
+}
+
+#[test]
+fn defaults_are_envoys() {
+    let manager = manager("").unwrap();
+    assert_eq!(&*manager.headers.server_name, "envoy");
+    assert!(manager.headers.generate_request_id && !manager.path.normalize && !manager.path.merge_slashes);
+    assert_eq!(manager.timeouts.stream_idle, Some(Duration::from_secs(300)));
+    assert_eq!(manager.timeouts.idle, Some(Duration::from_secs(3600)));
+    assert_eq!((manager.timeouts.request, manager.codec), (None, CodecType::Auto));
+    assert_eq!(manager.headers.xfcc, ForwardClientCert::Sanitize);
+    assert!(manager.client_address.internal_ranges.is_empty(), "nothing is internal by default");
+}
+
+#[test]
+fn fields_reach_the_model() {
+    let manager = manager(
+        "codec_type: HTTP2\nserver_name: gw\nserver_header_transformation: PASS_THROUGH\nnormalize_path: true\nmerge_slashes: true\npath_with_escaped_slashes_action: UNESCAPE_AND_FORWARD\nstrip_any_host_port: true\nuse_remote_address: true\nxff_num_trusted_hops: 2\ninternal_address_config: {cidr_ranges: [{address_prefix: 10.0.0.0, prefix_len: 8}]}\nupgrade_configs: [{upgrade_type: WebSocket}]\nstream_idle_timeout: 0s\nrequest_timeout: 5s\nadd_user_agent: true\nforward_client_cert_details: APPEND_FORWARD\nset_current_client_cert_details: {uri: true}\nproxy_status_config: {use_node_id: true}\nlocal_reply_config: {mappers: [{filter: {status_code_filter: {comparison: {op: GE, value: {default_value: 500, runtime_key: k}}}}, status_code: 502, headers_to_add: [{header: {key: a, value: b}}]}]}",
+    )
+    .unwrap();
+    assert_eq!((manager.codec, &*manager.headers.server_name), (CodecType::Http2, "gw"));
+    assert_eq!(manager.headers.server, ServerHeader::PassThrough);
+    assert!(manager.path.normalize && manager.path.merge_slashes && manager.path.strip_any_port);
+    assert_eq!(manager.path.escaped_slashes, EscapedSlashes::UnescapeAndForward);
+    assert_eq!((manager.client_address.use_remote_address, manager.client_address.trusted_hops), (true, 2));
+    assert_eq!(manager.client_address.internal_ranges[0].to_string(), "10.0.0.0/8");
+    assert_eq!(manager.upgrades[0], ("websocket".into(), true));
+    assert_eq!(
+        (manager.timeouts.stream_idle, manager.timeouts.request),
+        (None, Some(Duration::from_secs(5)))
+    );
+    assert_eq!(manager.headers.add_user_agent, Some(("local".into(), "node".into())));
+    assert!(manager.headers.xfcc_details.uri && !manager.headers.xfcc_details.subject);
+    assert_eq!(&*manager.headers.proxy_status.unwrap().name, "node");
+    assert_eq!(manager.local_reply.mappers[0].status, Some(502));
+}
+
+#[test]
+fn detection_extensions() {
+    let extension = |config: &str| {
+        let fields = format!(
+            "original_ip_detection_extensions: [{{name: d, typed_config: {{'@type': type.googleapis.com/envoy.extensions.http.original_ip_detection.{config}}}}}]"
+        );
+        manager(&fields).map(|manager| manager.client_address.detection.into_iter().next().unwrap())
+    };
+    assert!(matches!(
+        extension("xff.v3.XffConfig, xff_num_trusted_hops: 1").unwrap(),
+        Detection::XffHops(1, true)
+    ));
+    assert!(matches!(
+        extension("xff.v3.XffConfig, xff_trusted_cidrs: {cidrs: [{address_prefix: 10.0.0.0, prefix_len: 8}]}, skip_xff_append: false").unwrap(),
+        Detection::XffTrusted(ranges, false) if ranges.len() == 1
+    ));
+    assert!(matches!(
+        extension("custom_header.v3.CustomHeaderConfig, header_name: x-real, reject_with_status: {code: Unauthorized}").unwrap(),
+        Detection::Header { reject: Some(401), .. }
+    ));
+    assert_eq!(
+        extension("custom_header.v3.CustomHeaderConfig, header_name: 'a b'").unwrap_err().to_string(),
+        "original_ip_detection_extensions[0].typed_config.header_name: \"a b\" is no header name"
+    );
+}
+
+#[test]
+fn bad_and_unsupported_fields_are_refused_by_name() {
+    for (fields, expected) in [
+        ("stat_prefix: ''", "stat_prefix: must not be empty"),
+        ("codec_type: HTTP3", "codec_type: HTTP3 is not supported"),
+        ("rds: {route_config_name: x}", "rds: is not supported"),
+        ("http_filters: []", "http_filters: the last filter must be the router"),
+        ("http3_protocol_options: {}", "http3_protocol_options: is not supported"),
+        (
+            "early_header_mutation_extensions: [{name: a}]",
+            "early_header_mutation_extensions: is not supported",
+        ),
+        ("append_local_overload: true", "append_local_overload: is not supported"),
+        ("tracing: {provider: {name: x}}", "tracing.provider: is not supported"),
+        (
+            "strip_matching_host_port: true\nstrip_any_host_port: true",
+            "strip_matching_host_port: must not be given together with strip_any_host_port",
+        ),
+        (
+            "scheme_header_transformation: {scheme_to_overwrite: ftp}",
+            "scheme_header_transformation.scheme_to_overwrite: must be http or https, not \"ftp\"",
+        ),
+        ("request_timeout: -1s", "request_timeout: must not be negative"),
+        (
+            "upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]",
+            "upgrade_configs[1].upgrade_type: \"A\" is given twice",
+        ),
+        (
+            "access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig}}]",
+            "access_log[0].typed_config: access log \"a\" of type envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig is not supported",
+        ),
+        (
+            "access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /nowhere/a}}]",
+            "access_log[0].typed_config: /nowhere/a: no such file",
+        ),
+        (
+            "access_log: [{name: a, filter: {response_flag_filter: {flags: [XX]}}, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog}}]",
+            "access_log[0].filter.response_flag_filter.flags: unknown response flag \"XX\"",
+        ),
+        (
+            "set_current_client_cert_details: {issuer: true}",
+            "set_current_client_cert_details.issuer: is not supported",
+        ),
+    ] {
+        assert_eq!(refused(fields), expected, "{fields}");
+    }
+}
+
+#[test]
+fn filters_must_be_known_and_the_router_last() {
+    let router = "{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+    let filter = |kind: &str, more: &str| {
+        format!(
+            "{{name: f{more}, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.{kind}}}}}"
+        )
+    };
+    let web = filter("grpc_web.v3.GrpcWeb", "");
+    let lua = filter("lua.v3.Lua", "");
+    let optional = filter("lua.v3.Lua", ", is_optional: true");
+    let chain = |list: &[&str]| manager(&format!("http_filters: [{}]", list.join(", ")));
+    assert_eq!(chain(&[&web, router]).unwrap().chain.names(), ["test 0".into()]);
+    assert!(chain(&[&optional, router]).unwrap().chain.names().is_empty());
+    assert_eq!(
+        chain(&[&lua, router]).unwrap_err().to_string(),
+        "http_filters[0].typed_config: HTTP filter \"f\" of type envoy.extensions.filters.http.lua.v3.Lua is not supported"
+    );
+    assert_eq!(
+        chain(&[router, &web]).unwrap_err().to_string(),
+        "http_filters[1]: must come before the router, which is the last filter"
+    );
+    assert_eq!(
+        chain(&[&web, &web, router]).unwrap_err().to_string(),
+        "http_filters[1].name: \"f\" is given twice"
+    );
+    let off = "{name: f, disabled: true, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
+    assert!(chain(&[off, router]).unwrap().chain.names().is_empty());
+}

@@ -1,1 +1,149 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use sixfold_core::listener::{ListenerFilter, NetworkFilter, SourceType};
+
+use super::*;
+use crate::testing::{context, read};
+
+const DIRECT: &str = "filters: [{name: d, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config, response: {inline_string: hi}}}]";
+
+/// A listener of these fields beside the ones that must be there.
+fn compiled(fields: &str) -> std::result::Result<Listener, ConfigError> {
+    let address = if fields.contains("address:") && !fields.contains("additional") {
+        ""
+    } else {
+        "address: {socket_address: {address: 127.0.0.1, port_value: 80}}"
+    };
+    let chains = if fields.contains("filter_chain") {
+        String::new()
+    } else {
+        format!("filter_chains: [{{{DIRECT}}}]")
+    };
+    compile(&context(), &read(&format!("name: l\n{address}\n{chains}\n{fields}\n")))
+}
+
+fn refused(fields: &str) -> String {
+    let error = compiled(fields).expect_err(fields).to_string();
+    error.strip_prefix("listener \"l\": ").expect("names the listener").to_owned()
+}
+
+#[test]
+fn defaults_are_envoys() {
+    let listener = compiled("").unwrap();
+    assert_eq!(listener.addresses, [BindAddress::Ip("127.0.0.1:80".parse().unwrap())]);
+    assert!(listener.bind && !listener.inbound && !listener.exact_balance);
+    assert_eq!(listener.filters_timeout, Some(Duration::from_secs(15)));
+    assert!(matches!(&listener.chains[0].filter, NetworkFilter::Direct(bytes) if &bytes[..] == b"hi"));
+    let unnamed = compile(
+        &context(),
+        &read(&format!("address: {{pipe: {{path: /tmp/s}}}}\nfilter_chains: [{{{DIRECT}}}]")),
+    )
+    .unwrap();
+    assert_eq!((&*unnamed.name, &unnamed.addresses[0]), ("/tmp/s", &BindAddress::Unix("/tmp/s".into())));
+}
+
+#[test]
+fn matches_and_filters_reach_the_model() {
+    let listener = compiled(&format!(
+        "traffic_direction: INBOUND\nconnection_balance_config: {{exact_balance: {{}}}}\nbind_to_port: false\nuse_original_dst: true\ntcp_keepalive: {{keepalive_time: 5}}\nlistener_filters: [{{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}, {{name: p, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol, disallowed_versions: [V1]}}}}]\nfilter_chains: [{{name: a, filter_chain_match: {{destination_port: 8, server_names: [A.test, '*.b.test'], transport_protocol: tls, source_type: EXTERNAL, prefix_ranges: [{{address_prefix: 10.1.1.1, prefix_len: 16}}]}}, {DIRECT}}}]\ndefault_filter_chain: {{{DIRECT}}}"
+    ))
+    .unwrap();
+    assert!(listener.inbound && listener.exact_balance && !listener.bind && listener.use_original_dst);
+    assert_eq!(
+        listener.listener_filters,
+        [
+            ListenerFilter::TlsInspector,
+            ListenerFilter::ProxyProtocol { optional: false, versions: (false, true) }
+        ]
+    );
+    let matches = &listener.chains[0].matches;
+    assert_eq!(matches.server_names, ["a.test".into(), "*.b.test".into()]);
+    assert_eq!((matches.destination_port, matches.source_type), (Some(8), SourceType::External));
+    assert_eq!(matches.destination[0].to_string(), "10.1.0.0/16");
+    assert!(listener.default_chain.is_some());
+    assert_eq!(listener.tcp_keepalive.unwrap().time, Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn tcp_proxies() {
+    let tcp = |fields: &str| {
+        compiled(&format!(
+            "filter_chains: [{{filters: [{{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: s, {fields}}}}}]}}]"
+        ))
+    };
+    let listener = tcp("cluster: up, idle_timeout: 0s, hash_policy: [{source_ip: {}}]").unwrap();
+    let NetworkFilter::Tcp(proxy) = &listener.chains[0].filter else { panic!("TCP") };
+    assert_eq!((proxy.idle_timeout, proxy.max_connect_attempts, proxy.hash.len()), (None, 1, 1));
+    assert!(tcp("weighted_clusters: {clusters: [{name: a, weight: 1}]}").is_ok());
+    assert_eq!(
+        tcp("cluster: up, tunneling_config: {hostname: x}").unwrap_err().field.unwrap(),
+        "filter_chains[0].filters[0].typed_config.tunneling_config"
+    );
+    assert_eq!(
+        tcp("weighted_clusters: {clusters: [{name: a}]}").unwrap_err().field.unwrap(),
+        "filter_chains[0].filters[0].typed_config.weighted_clusters.clusters[0].weight"
+    );
+}
+
+#[test]
+fn fingerprints_follow_the_configuration() {
+    let chain = |text: &str| format!("filter_chains: [{{{}}}]", DIRECT.replace("hi", text));
+    let of = |fields: &str| {
+        let listener = compiled(fields).unwrap();
+        (listener.shape, listener.chains[0].fingerprint)
+    };
+    assert_eq!(of(&chain("a")), of(&chain("a")));
+    let (shape, fingerprint) = of(&chain("b"));
+    assert_eq!(shape, of(&chain("a")).0, "chains are compared one by one");
+    assert_ne!(fingerprint, of(&chain("a")).1);
+    assert_ne!(of(&format!("tcp_backlog_size: 5\n{}", chain("a"))).0, shape);
+}
+
+#[test]
+fn bad_and_unsupported_fields_are_refused_by_name() {
+    let chain = |matches: &str| format!("{{filter_chain_match: {{{matches}}}, {DIRECT}}}");
+    let two = format!("filter_chains: [{}, {}]", chain("server_names: [a]"), chain("server_names: [b, A]"));
+    assert!(refused(&two).starts_with("filter_chains: "), "{}", refused(&two));
+    let cases = [
+        ("address: {}".to_owned(), "address.address: is missing"),
+        (
+            "address: {socket_address: {address: localhost, port_value: 1}}".to_owned(),
+            "address.socket_address.address: \"localhost\" is no IP address",
+        ),
+        (
+            "address: {socket_address: {address: 127.0.0.1, port_value: 70000}}".to_owned(),
+            "address.socket_address.port_value: 70000 is no port number",
+        ),
+        (
+            "address: {socket_address: {protocol: UDP, address: 127.0.0.1, port_value: 1}}".to_owned(),
+            "address.socket_address.protocol: is not supported",
+        ),
+        ("filter_chains: []".to_owned(), "filter_chains: must not be empty"),
+        ("filter_chains: [{}]".to_owned(), "filter_chains[0].filters: must not be empty"),
+        ("transparent: true".to_owned(), "transparent: is not supported"),
+        ("udp_listener_config: {}".to_owned(), "udp_listener_config: is not supported"),
+        (
+            format!("filter_chains: [{}]", chain("server_names: ['a.*']")),
+            "filter_chains[0].filter_chain_match.server_names: \"a.*\": a wildcard must stand for the first labels, as in \"*.example.com\"",
+        ),
+        (
+            "listener_filters: [{name: o, filter_disabled: {any_match: true}, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}]".to_owned(),
+            "listener_filters[0].filter_disabled: is not supported",
+        ),
+        (
+            "filter_chains: [{filters: [{name: e, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo}}]}]".to_owned(),
+            "filter_chains[0].filters[0].typed_config: network filter \"e\" of type envoy.extensions.filters.network.echo.v3.Echo is not supported",
+        ),
+        (
+            format!("filter_chains: [{{transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext}}}}, {DIRECT}}}]"),
+            "filter_chains[0].transport_socket.typed_config.common_tls_context: holds no certificate",
+        ),
+        (
+            format!("filter_chains: [{{transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: s}}]}}}}}}, {DIRECT}}}]"),
+            "filter_chains[0].transport_socket.typed_config.common_tls_context.tls_certificate_sds_secret_configs[0].name: there is no secret \"s\"",
+        ),
+    ];
+    for (fields, expected) in cases {
+        assert_eq!(refused(&fields), expected, "{fields}");
+    }
+}

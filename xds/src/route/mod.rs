@@ -203,6 +203,7 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost) -> Result<(Vec<String>, Ar
             .map(|(index, cluster)| {
                 virtual_cluster(scope, cluster).in_index(index).in_key("virtual_clusters")
             })
+            .chain((!virtual_clusters.is_empty()).then(|| Ok(other_cluster(scope))))
             .collect::<Result<_>>()?,
         chain,
         metadata: metadata::namespaces(host_metadata),
@@ -228,6 +229,13 @@ fn body_limit(
         (Some(old), None) => Ok(Some(u64::from(old.value))),
         (None, new) => Ok(new.as_ref().map(|new| new.value)),
     }
+}
+
+/// Counts what belongs to no virtual cluster; without a name for formatters, as in Envoy.
+fn other_cluster(scope: &Scope<'_>) -> VirtualCluster {
+    let prefix = format!("vhost.{}.vcluster.other.", scope.host_name());
+    let stats = Arc::new(RouteStats::new(&scope.context.registry, &prefix));
+    VirtualCluster { name: "".into(), headers: Vec::new(), stats }
 }
 
 fn virtual_cluster(scope: &Scope<'_>, value: &ProtoVirtualCluster) -> Result<VirtualCluster> {

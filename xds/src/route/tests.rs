@@ -1,1 +1,371 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::time::{Duration, Instant};
+
+use sixfold_core::route::{Action, ClusterChoice, Forward, HostRewrite, PathRewrite, RedirectPath, Route};
+use sixfold_core::router::PathMatch;
+use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+
+use super::*;
+use crate::filters;
+use crate::testing::{context, read};
+
+const FILTERS: &str = "http_filters:\n- {name: web, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}\n- {name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}\n";
+
+fn compile_in(context: &Context, yaml: &str) -> Result<RouteTable> {
+    let manager: HttpConnectionManager = read(FILTERS);
+    let (filters, _) = filters::compile(context, &manager.http_filters)?;
+    table(context, &filters, &read(yaml))
+}
+
+fn compile(yaml: &str) -> Result<RouteTable> {
+    compile_in(&context(), yaml)
+}
+
+/// A table with one virtual host and one route.
+fn one_route(route: &str) -> Result<Arc<Route>> {
+    let table = compile(&format!("virtual_hosts: [{{name: v, domains: ['*'], routes: [{route}]}}]"))?;
+    Ok(table.routes().next().cloned().expect("one route"))
+}
+
+fn forward(action: &str) -> Forward {
+    let route = one_route(&format!("{{match: {{prefix: /a}}, route: {action}}}")).unwrap();
+    match Arc::into_inner(route).map(|route| route.action) {
+        Some(Action::Forward(forward)) => *forward,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(route: &str) -> String {
+    let error = one_route(route).expect_err(route).to_string();
+    error.strip_prefix("virtual_hosts[0].routes[0].").unwrap_or(&error).to_owned()
+}
+
+fn refused_action(action: &str) -> String {
+    refused(&format!("{{match: {{prefix: /a}}, route: {action}}}"))
+}
+
+#[test]
+fn paths_are_compiled() {
+    let path = |r#match: &str| {
+        let route = one_route(&format!("{{match: {match}, non_forwarding_action: {{}}}}")).unwrap();
+        format!("{:?}", route.path)
+    };
+    assert_eq!(path("{prefix: /a}"), format!("{:?}", PathMatch::Prefix(b"/a"[..].into(), false)));
+    assert_eq!(
+        path("{path: /a, case_sensitive: false}"),
+        format!("{:?}", PathMatch::Exact(b"/a"[..].into(), true))
+    );
+    assert_eq!(path("{safe_regex: {regex: /a+}}"), "Regex(//a+/)");
+    assert_eq!(
+        path("{path_separated_prefix: /a}"),
+        format!("{:?}", PathMatch::SeparatedPrefix(b"/a"[..].into(), false))
+    );
+    assert_eq!(path("{connect_matcher: {}}"), "Connect");
+    assert!(path("{path_match_policy: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: '/a/{b}'}}}").starts_with("Template"));
+}
+
+#[test]
+fn conditions_keep_envoys_order() {
+    let route = one_route(
+        "{match: {prefix: /, headers: [{name: a}], query_parameters: [{name: q}], cookies: [{name: c, string_match: {exact: x}}], grpc: {}, tls_context: {presented: true}, runtime_fraction: {default_value: {numerator: 1}}}, non_forwarding_action: {}}",
+    )
+    .unwrap();
+    let kinds: Vec<String> = route
+        .predicates
+        .iter()
+        .map(|predicate| format!("{predicate:?}").split(['(', ' ', '{']).next().unwrap().to_owned())
+        .collect();
+    assert_eq!(kinds, ["Fraction", "Grpc", "Header", "Query", "Cookie", "Tls"]);
+}
+
+#[test]
+fn forwarding_has_envoys_defaults() {
+    let plain = forward("{cluster: a}");
+    assert_eq!(plain.timeouts.request, Some(Duration::from_secs(15)));
+    assert_eq!(plain.cluster_not_found, 503);
+    assert!(matches!(&plain.cluster, ClusterChoice::Named(cell) if &*cell.name == "a"));
+    let off = forward(
+        "{cluster: a, timeout: 0s, idle_timeout: 0s, cluster_not_found_response_code: NOT_FOUND, max_grpc_timeout: 0s, priority: HIGH}",
+    );
+    assert_eq!((off.timeouts.request, off.timeouts.idle), (None, Some(Duration::ZERO)));
+    assert_eq!(off.timeouts.max_grpc, Some(Duration::ZERO));
+    assert_eq!((off.cluster_not_found, off.high_priority), (404, true));
+}
+
+#[test]
+fn rewrites_are_compiled_and_only_one_is_allowed() {
+    assert!(
+        matches!(forward("{cluster: a, prefix_rewrite: /b}").path_rewrite, Some(PathRewrite::Prefix(p)) if &*p == b"/b")
+    );
+    assert!(matches!(
+        forward("{cluster: a, regex_rewrite: {pattern: {regex: '^/(.*)$'}, substitution: '/x/\\1'}}")
+            .path_rewrite,
+        Some(PathRewrite::Regex(..))
+    ));
+    assert!(matches!(
+        forward("{cluster: a, path_rewrite: '/x%REQ(y)%'}").path_rewrite,
+        Some(PathRewrite::Format(_))
+    ));
+    assert!(matches!(
+        forward("{cluster: a, auto_host_rewrite: true}").host_rewrite,
+        Some(HostRewrite::Endpoint)
+    ));
+    assert!(forward("{cluster: a, auto_host_rewrite: false}").host_rewrite.is_none());
+    assert_eq!(
+        refused_action("{cluster: a, prefix_rewrite: /b, path_rewrite: /c}"),
+        "route.path_rewrite: must not be given together with prefix_rewrite"
+    );
+    assert_eq!(
+        refused_action("{cluster: a, regex_rewrite: {pattern: {regex: a}, substitution: '\\1'}}"),
+        "route.regex_rewrite.substitution: substitution refers to group 1 of 0"
+    );
+    assert!(refused_action("{cluster: a, path_rewrite: '%BOGUS%'}").starts_with("route.path_rewrite: "));
+    let template = "path_match_policy: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: '/a/{b}'}}";
+    assert_eq!(
+        refused(&format!("{{match: {{{template}}}, route: {{cluster: a, prefix_rewrite: /b}}}}")),
+        "route.prefix_rewrite: can't be used with path_match_policy"
+    );
+    let rewrite = |text: &str| {
+        format!(
+            "{{match: {{{template}}}, route: {{cluster: a, path_rewrite_policy: {{name: r, typed_config: {{'@type': type.googleapis.com/envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig, path_template_rewrite: '{text}'}}}}}}}}"
+        )
+    };
+    assert!(one_route(&rewrite("/c/{b}")).is_ok());
+    assert!(refused(&rewrite("/c/{d}")).starts_with("route.path_rewrite_policy.typed_config: "));
+}
+
+#[test]
+fn weighted_clusters_sum_up() {
+    let weighted = forward(
+        "{weighted_clusters: {header_name: x-r, clusters: [{name: a, weight: 1, host_rewrite_literal: h, request_headers_to_remove: [z]}, {cluster_header: x-c, weight: 0}]}}",
+    );
+    let ClusterChoice::Weighted(weighted) = weighted.cluster else { panic!("weighted") };
+    assert_eq!((weighted.total, weighted.clusters.len()), (1, 2));
+    assert_eq!(weighted.random_header.unwrap().as_str(), "x-r");
+    assert_eq!(weighted.clusters[0].host_rewrite.as_deref(), Some("h"));
+    assert_eq!(
+        refused_action("{weighted_clusters: {clusters: [{name: a, weight: 0}]}}"),
+        "route.weighted_clusters.clusters: the sum of the weights must be between 1 and 4294967295"
+    );
+    assert_eq!(
+        refused_action("{weighted_clusters: {clusters: [{name: a}]}}"),
+        "route.weighted_clusters.clusters[0].weight: is missing"
+    );
+}
+
+#[test]
+fn upgrades_mirrors_hashes_and_internal_redirects() {
+    let action = forward(
+        "{cluster: a, upgrade_configs: [{upgrade_type: WebSocket, enabled: false}], hash_policy: [{header: {header_name: ':path'}, terminal: true}, {cookie: {name: c, ttl: 0s}}, {connection_properties: {source_ip: false}}], request_mirror_policies: [{cluster: m, runtime_fraction: {default_value: {numerator: 50}}}], internal_redirect_policy: {redirect_response_codes: [302, 200, 307]}, hedge_policy: {hedge_on_per_try_timeout: true}}",
+    );
+    assert_eq!(action.upgrades[0], ("websocket".into(), false));
+    assert_eq!((action.hash.len(), action.hash[0].terminal), (2, true));
+    assert_eq!(action.mirrors.len(), 1);
+    let redirect = action.internal_redirect.unwrap();
+    assert_eq!((redirect.max, &redirect.codes[..]), (1, &[302, 307][..]));
+    assert!(action.hedge_on_per_try_timeout);
+    assert_eq!(
+        refused_action("{cluster: a, upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]}"),
+        "route.upgrade_configs[1].upgrade_type: \"A\" is given twice"
+    );
+    assert_eq!(
+        refused_action("{cluster: a, upgrade_configs: [{upgrade_type: a, connect_config: {}}]}"),
+        "route.upgrade_configs[0].connect_config: is for the upgrade type CONNECT alone"
+    );
+}
+
+#[test]
+fn redirects_and_direct_responses() {
+    let action = |text: &str| {
+        let route = one_route(&format!("{{match: {{prefix: /}}, {text}}}")).unwrap();
+        Arc::into_inner(route).unwrap().action
+    };
+    let Action::Redirect(redirect) = action(
+        "redirect: {https_redirect: true, prefix_rewrite: /b, response_code: PERMANENT_REDIRECT, port_redirect: 8443}",
+    ) else {
+        panic!("redirect")
+    };
+    assert_eq!(
+        (redirect.status, redirect.scheme.as_deref(), redirect.port),
+        (308, Some("https"), Some(8443))
+    );
+    assert!(matches!(redirect.path, RedirectPath::Prefix(prefix) if &*prefix == b"/b"));
+    let Action::Direct(direct) = action("direct_response: {status: 418, body: {inline_string: tea}}") else {
+        panic!("direct")
+    };
+    assert_eq!((direct.status, &direct.body[..]), (418, &b"tea"[..]));
+    assert_eq!(
+        refused("{match: {prefix: /}, direct_response: {status: 600}}"),
+        "direct_response.status: must be a status code between 200 and 599, not 600"
+    );
+    let big = format!(
+        "{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: {}}}}}}}",
+        "x".repeat(4097)
+    );
+    assert_eq!(refused(&big), "direct_response.body: has 4097 bytes, more than the limit of 4096");
+    assert_eq!(
+        refused("{match: {prefix: /}, redirect: {port_redirect: 65536}}"),
+        "redirect.port_redirect: 65536 is no port number"
+    );
+}
+
+#[test]
+fn what_must_be_refused_is_refused_by_name() {
+    let cases = [
+        ("{route: {cluster: a}}", "match: is missing"),
+        ("{match: {}, route: {cluster: a}}", "match.path_specifier: is missing"),
+        ("{match: {prefix: /}}", "action: is missing"),
+        ("{match: {prefix: /}, route: {}}", "route.cluster_specifier: is missing"),
+        ("{match: {prefix: /}, filter_action: {}}", "filter_action: is not supported"),
+        (
+            "{match: {path_separated_prefix: /a/}, route: {cluster: a}}",
+            "match.path_separated_prefix: \"/a/\" must hold no \"?\" or \"#\" and must not end in \"/\"",
+        ),
+        (
+            "{match: {prefix: /, dynamic_metadata: [{filter: f, path: [{key: k}], value: {present_match: true}}]}, route: {cluster: a}}",
+            "match.dynamic_metadata: is not supported",
+        ),
+        (
+            "{match: {prefix: /}, route: {cluster: a, rate_limits: [{}]}}",
+            "route.rate_limits: is not supported",
+        ),
+        ("{match: {prefix: /}, route: {cluster: a, cors: {}}}", "route.cors: is not supported"),
+        (
+            "{match: {prefix: /}, route: {cluster: a, hedge_policy: {initial_requests: 2}}}",
+            "route.hedge_policy.initial_requests: is not supported",
+        ),
+        (
+            "{match: {prefix: /}, route: {cluster: a, request_mirror_policies: [{cluster: b, host_rewrite_literal: c}]}}",
+            "route.request_mirror_policies[0].host_rewrite_literal: is not supported",
+        ),
+        (
+            "{match: {prefix: /}, route: {cluster_specifier_plugin: x}}",
+            "route.cluster_specifier_plugin: is not supported",
+        ),
+        (
+            "{match: {prefix: /}, route: {cluster: a}, per_request_buffer_limit_bytes: 1, request_body_buffer_limit: 1}",
+            "per_request_buffer_limit_bytes: must not be given together with request_body_buffer_limit",
+        ),
+        (
+            "{match: {safe_regex: {regex: '('}}, route: {cluster: a}}",
+            "match.safe_regex.regex: invalid regex '(': unclosed group",
+        ),
+    ];
+    for (route, expected) in cases {
+        assert_eq!(refused(route), expected, "{route}");
+    }
+}
+
+#[test]
+fn tables_are_refused_as_a_whole() {
+    let refused = |yaml: &str| compile(yaml).expect_err(yaml).to_string();
+    let host = |name: &str, domain: &str| format!("{{name: {name}, domains: ['{domain}']}}");
+    assert!(
+        refused(&format!("virtual_hosts: [{}, {}]", host("a", "x.test"), host("b", "X.test")))
+            .contains("test")
+    );
+    assert!(compile(&format!("virtual_hosts: [{}, {}]", host("a", "*"), host("b", "*"))).is_err());
+    assert_eq!(
+        refused(&format!("virtual_hosts: [{}, {}]", host("a", "x"), host("a", "y"))),
+        "virtual_hosts[1].name: virtual host \"a\" is given twice"
+    );
+    assert_eq!(refused("virtual_hosts: [{name: a}]"), "virtual_hosts[0].domains: must not be empty");
+    assert_eq!(refused("vhds: {}"), "vhds: is not supported");
+    assert_eq!(
+        refused("virtual_hosts: [{name: a, domains: [a], virtual_clusters: [{name: c}]}]"),
+        "virtual_hosts[0].virtual_clusters[0].headers: must not be empty"
+    );
+    assert_eq!(
+        refused(
+            "virtual_hosts: [{name: a, domains: [a], matcher: {}, routes: [{match: {prefix: /}, non_forwarding_action: {}}]}]"
+        ),
+        "virtual_hosts[0].matcher: must not be given together with routes"
+    );
+    assert_eq!(
+        refused("virtual_hosts: [{name: a, domains: [a], matcher: {}}]"),
+        "virtual_hosts[0].matcher: is not supported"
+    );
+}
+
+#[test]
+fn clusters_are_validated_when_asked() {
+    let mut context = context();
+    context.static_clusters = Some(Arc::new(["known".to_owned()].into()));
+    let table = |cluster: &str, validate: &str| {
+        format!(
+            "{validate}\nvirtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]"
+        )
+    };
+    assert!(compile_in(&context, &table("known", "")).is_ok());
+    assert_eq!(
+        compile_in(&context, &table("knwon", "")).unwrap_err().to_string(),
+        "virtual_hosts[0].routes[0].route.cluster: unknown cluster \"knwon\"; did you mean \"known\"?"
+    );
+    assert!(compile_in(&context, &table("other", "validate_clusters: false")).is_ok());
+    context.static_clusters = None;
+    assert!(compile_in(&context, &table("other", "")).is_ok(), "not checked for resources of an API");
+}
+
+const GRPC_WEB: &str = "'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+
+fn chain_of(overrides: &str) -> Result<Option<Vec<String>>> {
+    let route = one_route(&format!(
+        "{{match: {{prefix: /}}, non_forwarding_action: {{}}, typed_per_filter_config: {{{overrides}}}}}"
+    ))?;
+    Ok(route.chain.as_ref().map(|chain| chain.names().iter().map(|name| name.to_string()).collect()))
+}
+
+#[test]
+fn filters_take_settings_by_route() {
+    assert_eq!(chain_of("").unwrap(), None);
+    assert_eq!(chain_of(&format!("web: {{{GRPC_WEB}}}")).unwrap().unwrap(), ["test 1"]);
+    let config = "'@type': type.googleapis.com/envoy.config.route.v3.FilterConfig";
+    assert!(chain_of(&format!("web: {{{config}, disabled: true}}")).unwrap().unwrap().is_empty());
+    assert_eq!(chain_of(&format!("web: {{{config}, config: {{{GRPC_WEB}}}}}")).unwrap().unwrap(), ["test 1"]);
+    assert_eq!(
+        chain_of("web: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}")
+            .unwrap_err()
+            .to_string(),
+        "virtual_hosts[0].routes[0].typed_per_filter_config.web: envoy.extensions.filters.http.lua.v3.LuaPerRoute does not fit the filter of type envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
+    );
+    assert_eq!(
+        chain_of("other: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}")
+            .unwrap()
+            .unwrap(),
+        ["test 0"],
+        "settings for a filter that is not there are left alone"
+    );
+}
+
+#[test]
+fn equal_settings_share_a_chain() {
+    let route = |settings: &str| {
+        format!(
+            "{{match: {{prefix: /}}, non_forwarding_action: {{}}, typed_per_filter_config: {{{settings}}}}}"
+        )
+    };
+    let web = route(&format!("web: {{{GRPC_WEB}}}"));
+    let table =
+        compile(&format!("virtual_hosts: [{{name: v, domains: ['*'], routes: [{web}, {web}]}}]")).unwrap();
+    let chains: Vec<_> = table.routes().map(|route| route.chain.clone().unwrap()).collect();
+    assert!(Arc::ptr_eq(&chains[0], &chains[1]));
+}
+
+/// A generous bound for unoptimised builds on a busy machine; it is about a tenth of that in release.
+#[test]
+fn five_thousand_routes_compile_quickly() {
+    let routes: String = (0..5000)
+        .map(|i| format!("  - {{match: {{prefix: /service/{i}/, headers: [{{name: x-tenant, string_match: {{exact: t{i}}}}}]}}, route: {{cluster: c{}, retry_policy: {{retry_on: 5xx}}}}, request_headers_to_add: [{{header: {{key: x, value: '%REQ(y)%'}}}}]}}\n", i % 10))
+        .collect();
+    let value: RouteConfiguration =
+        read(&format!("virtual_hosts:\n- name: v\n  domains: ['*']\n  routes:\n{routes}"));
+    let context = context();
+    let manager: HttpConnectionManager = read(FILTERS);
+    let (filters, _) = filters::compile(&context, &manager.http_filters).unwrap();
+    let start = Instant::now();
+    let table = table(&context, &filters, &value).unwrap();
+    println!("5,000 routes compiled in {:?}", start.elapsed());
+    assert_eq!(table.routes().count(), 5000);
+    assert!(start.elapsed() < Duration::from_secs(5));
+}

@@ -66,18 +66,11 @@ impl Guarded {
     fn runs(&self, stream: &mut Stream, slot: usize) -> bool {
         let Some(filter) = &self.filter else { return true };
         let answer = slot + 1;
-        let known =
-            stream.slots.get(answer).and_then(Option::as_ref).and_then(|known| known.downcast_ref::<bool>());
-        if let Some(known) = known {
+        if let Some(known) = stream.state::<bool>(answer) {
             return *known;
         }
         let runs = filter.eval(stream).unwrap_or(true);
-        if stream.slots.len() <= answer {
-            stream.slots.resize_with(answer + 1, || None);
-        }
-        if let Some(place) = stream.slots.get_mut(answer) {
-            *place = Some(Box::new(runs));
-        }
+        stream.set_state(answer, runs);
         runs
     }
 

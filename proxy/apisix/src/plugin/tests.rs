@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::future::Future;
+
 use serde_json::json;
-use sixfold_core::plugin::BuildContext;
+use sixfold_core::plugin::{BuildContext, Outcome, Phases};
 
 use super::*;
 use crate::testing;
@@ -139,4 +141,41 @@ fn a_build_error_names_its_plugin() {
     let context: BuildContext = testing::context();
     let error = PluginSet::build(&plugins, "r", &context).err().unwrap();
     assert_eq!(error, ("marker", "text can't be built".to_owned()));
+}
+
+/// Runs `access` and answers the status and the body of the refusal.
+fn refusal(plugins: Value, target: &str) -> Option<(u16, String)> {
+    let chain = ChainCache::default().chain(&PluginSet::default(), &set(plugins, "r")).unwrap();
+    let mut stream = testing::stream("a.com", target, None);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut answer = None;
+    // Twice, as the filter's answer is kept between phases.
+    for _ in 0..2 {
+        let run = std::pin::pin!(chain.run(Phases::ACCESS, &mut stream, 0));
+        answer = match run.poll(&mut context) {
+            std::task::Poll::Ready(Outcome::Respond(reply)) => {
+                Some((reply.status, String::from_utf8(reply.body.to_vec()).unwrap()))
+            }
+            std::task::Poll::Ready(_) => None,
+            std::task::Poll::Pending => panic!("nothing to wait for"),
+        };
+    }
+    answer
+}
+
+#[test]
+fn meta_filters_requests_and_replaces_bodies() {
+    let refusing = |meta: Value| json!({"refuse": {"_meta": meta}});
+    assert_eq!(refusal(json!({"refuse": {}}), "/"), Some((403, "no".to_owned())));
+    let filter = json!({"filter": [["arg_a", "==", "1"]]});
+    assert_eq!(refusal(refusing(filter.clone()), "/?a=1"), Some((403, "no".to_owned())));
+    assert_eq!(refusal(refusing(filter), "/?a=2"), None);
+    let text = json!({"error_response": "text"});
+    assert_eq!(refusal(refusing(text), "/"), Some((403, "text".to_owned())));
+    let object = json!({"error_response": {"message": "x"}});
+    assert_eq!(refusal(refusing(object.clone()), "/"), Some((403, "{\"message\":\"x\"}\n".to_owned())));
+    assert_eq!(
+        refusal(json!({"refuse": {"status": 200, "_meta": object}}), "/"),
+        Some((200, "no".to_owned()))
+    );
 }

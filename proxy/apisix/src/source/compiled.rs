@@ -120,6 +120,10 @@ impl Compiled {
         self.routes.get(&Id::from(id)).map(|built| built.route.clone())
     }
 
+    pub(super) fn server_tls(&self) -> Option<&Arc<sixfold_core::tls::ServerTls>> {
+        self.listening.as_ref().map(Listening::tls)
+    }
+
     pub(super) fn global_chain(&self) -> Option<&Arc<Chain>> {
         self.global.chain.as_ref()
     }

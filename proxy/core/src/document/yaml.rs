@@ -1,4 +1,4 @@
-//! YAML to nodes, on the events of `granit-parser` (the parser below serde-saphyr).
+//! YAML to nodes, on the events of `granit-parser`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

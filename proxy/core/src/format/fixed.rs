@@ -233,7 +233,7 @@ fn attempted(stream: &Stream, out: &mut Vec<u8>, names: bool, without_port: bool
 fn virtual_cluster(stream: &Stream) -> Option<&[u8]> {
     let clusters = &stream.virtual_host.as_ref()?.options.virtual_clusters;
     let found = clusters.iter().find(|c| c.headers.iter().all(|h| h.matches(&stream.request)))?;
-    Some(found.name.as_bytes())
+    Some(found.name.as_bytes()).filter(|name| !name.is_empty())
 }
 
 /// A UUID of version 4 from the request's random number: the same for every log of the request.

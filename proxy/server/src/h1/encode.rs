@@ -158,6 +158,8 @@ pub fn encode_response(
         |known| match known {
             Known::CONNECTION if status == 101 => Keep::Yes,
             Known::CONNECTION | Known::TRANSFER_ENCODING => Keep::No,
+            // Envoy announces the body that a 204 does not carry, when the answer is its own.
+            Known::CONTENT_LENGTH if status == 204 && opts.profile == Profile::Envoy => Keep::Yes,
             Known::CONTENT_LENGTH if bodiless => Keep::No,
             Known::CONTENT_LENGTH if context.end_stream && !head_only => Keep::Noted,
             _ => Keep::Yes,

@@ -73,7 +73,9 @@ impl<D: Downstream> Exchange<'_, D> {
         };
         self.connected(&checkout);
         let upgrade = self.down.upgrade().is_some();
-        let end = (self.down.request_ended() && plan.replay.kept.is_empty() && !upgrade)
+        // An upgrade has no body of its own; its bytes follow once the upstream has agreed.
+        let end = upgrade
+            || (self.down.request_ended() && plan.replay.kept.is_empty())
             || self.stream.request_body.as_ref().is_some_and(|b| b.is_empty());
         let scheme = self.upstream_scheme(plan);
         if let Err(error) = checkout.stream.write_head(&self.stream.request, scheme, end) {

@@ -56,6 +56,9 @@ pub(crate) trait Downstream: Send {
     /// The type of the upgrade that the client asks for, in lower case: `websocket`, `connect`.
     fn upgrade(&self) -> Option<&str>;
 
+    /// The request is served as an ordinary one.
+    fn decline_upgrade(&mut self);
+
     /// Whether streams share the connection.
     fn is_http2(&self) -> bool;
 

@@ -19,7 +19,7 @@ use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::path::{self, Prepared};
 use sixfold_core::plugin::{BodyChunk, Chain, LocalReply, Outcome, Phases};
-use sixfold_core::route::Action;
+use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::{ResponseSource, Stream};
 use sixfold_core::{redirect, rewrite};
@@ -68,7 +68,9 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
     stream.random = fastrand::u64(..);
     clock.set_idle(hcm.timeouts.stream_idle);
     clock.set_max_stream(stream.timing.start.into(), hcm.timeouts.max_stream);
-    if down.request_ended() {
+    if down.upgrade().is_some() {
+        // An upgrade goes on in both directions: it is never complete.
+    } else if down.request_ended() {
         stream.timing.request_complete = Some(stream.timing.start);
     } else {
         clock.set_request(hcm.timeouts.request);
@@ -224,6 +226,9 @@ impl<D: Downstream> Exchange<'_, D> {
         match path::prepare(&hcm.path, stream) {
             Prepared::Ready => {}
             Prepared::Reject(status, details) => return Some(LocalReply::new(status, "", details)),
+            Prepared::Redirect(_) if stream.request.is_grpc() => {
+                return Some(LocalReply::new(400, "", "path_normalization_failed"));
+            }
             Prepared::Redirect(to) => {
                 hcm.stats.downstream_rq_redirected_with_normalized_path.inc();
                 let mut reply = LocalReply::new(307, "", "path_normalization_failed");
@@ -280,8 +285,18 @@ impl<D: Downstream> Exchange<'_, D> {
             _ => None,
         });
         let setting = of_route.or_else(|| self.env.hcm.upgrades.iter().find(|(name, _)| **name == *wanted));
-        if setting.is_some_and(|(_, enabled)| *enabled) || self.env.hcm.profile == Profile::Apisix {
+        if setting.is_some_and(|(_, enabled)| *enabled) {
             return None;
+        }
+        if self.env.hcm.profile == Profile::Apisix {
+            // nginx drops the headers and forwards an ordinary request.
+            self.down.decline_upgrade();
+            return None;
+        }
+        if let Some(Action::Forward(forward)) = route.map(|r| &r.action)
+            && let ClusterChoice::Named(cell) = &forward.cluster
+        {
+            self.stream.upstream.cluster = cell.load();
         }
         self.env.hcm.stats.downstream_rq_ws_on_non_ws_route.inc();
         self.close = true;
@@ -412,7 +427,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let bad_request = reply.status == 400;
         let body = local_reply::build(self.stream, &self.env.hcm, reply);
         if routed {
+            // Envoy's formatters do not see the status yet.
+            let status = std::mem::take(&mut self.stream.response.status);
             rewrite::finalize_response(self.table.as_deref(), self.stream);
+            self.stream.response.status = status;
         }
         let body = self.response_head(body).await?;
         self.close |= bad_request;
@@ -447,8 +465,6 @@ impl<D: Downstream> Exchange<'_, D> {
         // Without the whole request the connection can't carry another one.
         self.close |= !self.down.request_ended() && !self.down.is_http2();
         self.close |= self.env.drain.should_close();
-        // Whoever fails the health checks wants no more traffic (`POST /healthcheck/fail`).
-        self.close |= self.env.worker.shared.health_failed.load(std::sync::atomic::Ordering::Relaxed);
         let head = &self.stream.response;
         self.stream.bytes.response_head = head.headers.wire_len() as u64;
         self.down.write_head(head, end, self.close)?;
@@ -498,6 +514,7 @@ impl<D: Downstream> Exchange<'_, D> {
             _ => {}
         }
         stats.downstream_rq_time.record((now.into_std() - stream.timing.start).as_millis() as u64);
+        count_virtual_cluster(stream);
         self.chain.log(stream);
         for log in &self.env.hcm.access_logs {
             log.log(stream);
@@ -505,6 +522,15 @@ impl<D: Downstream> Exchange<'_, D> {
         if stream.source == ResponseSource::None && stream.response.status != 0 {
             stream.source = ResponseSource::Proxy;
         }
+    }
+}
+
+/// Counts the request in the first virtual cluster that it belongs to.
+fn count_virtual_cluster(stream: &Stream) {
+    let Some(clusters) = stream.virtual_host.as_ref().map(|v| &v.options.virtual_clusters) else { return };
+    let found = clusters.iter().find(|c| c.headers.iter().all(|m| m.matches(&stream.request)));
+    if let Some(cluster) = found {
+        cluster.stats.count_status(stream.response.status);
     }
 }
 

@@ -44,7 +44,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if !self.down.is_http2() && self.down.upgrade().is_none() {
             self.answer_expect();
         }
-        if self.down.request_ended() && self.down.upgrade().is_none() {
+        if self.down.request_ended() {
             self.clock.set_route(plan.timeouts.global);
         }
         loop {
@@ -215,27 +215,16 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     fn count_route(&self, plan: &Plan<'_>, status: u16) {
-        let Some(stats) = &plan.route.stats else { return };
-        stats.upstream_rq_completed.inc();
-        match status / 100 {
-            1 => stats.upstream_rq_1xx.inc(),
-            2 => stats.upstream_rq_2xx.inc(),
-            3 => stats.upstream_rq_3xx.inc(),
-            4 => stats.upstream_rq_4xx.inc(),
-            5 => stats.upstream_rq_5xx.inc(),
-            _ => {}
-        }
-        if status == 503 {
-            stats.upstream_rq_503.inc();
+        if let Some(stats) = &plan.route.stats {
+            stats.count_status(status);
         }
     }
 
     /// What Envoy's router adds to an upstream's response, and the header changes of the configuration.
     fn response_headers(&mut self, plan: &Plan<'_>) {
         let stream = &mut *self.stream;
-        if !plan.suppress {
-            let now = stream.timing.upstream_rx_begin.unwrap_or(stream.timing.start);
-            let from = stream.timing.request_complete.unwrap_or(stream.timing.start);
+        if let (false, Some(from)) = (plan.suppress, stream.timing.request_complete) {
+            let now = stream.timing.upstream_rx_begin.unwrap_or(from);
             let millis = now.saturating_duration_since(from).as_millis();
             let mut digits = itoa::Buffer::new();
             stream

@@ -285,7 +285,7 @@ impl Downstream for H1Client {
     }
 
     fn request_ended(&self) -> bool {
-        self.body.is_ended()
+        self.body.is_ended() && self.upgrade.is_none()
     }
 
     fn write_continue(&mut self) {
@@ -368,6 +368,10 @@ impl Downstream for H1Client {
 
     fn upgrade(&self) -> Option<&str> {
         self.upgrade.as_deref()
+    }
+
+    fn decline_upgrade(&mut self) {
+        self.upgrade = None;
     }
 
     fn is_http2(&self) -> bool {

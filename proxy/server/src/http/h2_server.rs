@@ -287,6 +287,10 @@ impl Downstream for H2Client {
         self.upgrade.as_deref()
     }
 
+    fn decline_upgrade(&mut self) {
+        self.upgrade = None;
+    }
+
     fn is_http2(&self) -> bool {
         true
     }

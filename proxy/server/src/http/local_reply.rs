@@ -48,7 +48,8 @@ pub(crate) fn build(stream: &mut Stream, hcm: &HttpConnectionManager, reply: Loc
     let status = stream.response.status;
     let headers = &mut stream.response.headers;
     headers.remove(Known::CONTENT_LENGTH);
-    if !body.is_empty() && status != 204 && status != 304 {
+    let bodiless = hcm.profile == Profile::Apisix && (status == 204 || status == 304);
+    if !body.is_empty() && !bodiless {
         headers.append(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
         headers.set_if_absent(Known::CONTENT_TYPE, content_type.as_bytes());
         return body;

@@ -1,0 +1,135 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::json;
+use sixfold_core::connection::TlsInfo;
+use sixfold_core::document::Format;
+use sixfold_core::plugin::{Chain, Outcome, Phases};
+use sixfold_core::stream::Stream;
+
+use crate::source::{Resources, Source};
+use crate::testing;
+
+fn update(source: &mut Source, resources: &serde_json::Value) -> Result<bool, Vec<String>> {
+    let text = resources.to_string();
+    let diff = source.update(Resources { text: &text, format: Format::Json, name: "apisix.json" });
+    match diff {
+        Ok(diff) => Ok(diff.is_empty()),
+        Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
+    }
+}
+
+fn ssl(id: &str, names: &[&str]) -> serde_json::Value {
+    let (cert, key) = testing::certificate(names);
+    json!({"id": id, "snis": names, "cert": cert, "key": key})
+}
+
+/// The subject alternative names of the certificate for a server name.
+fn shown(source: &Source, name: Option<&str>) -> Option<String> {
+    let context = source.server_tls().unwrap().context(name)?;
+    let certificate = context.certificates().next()?.clone();
+    Some(certificate.dns_sans.join(","))
+}
+
+#[test]
+fn certificates_are_found_by_server_name() {
+    let mut source = testing::source("apisix: {ssl: {fallback_sni: b.com}}");
+    let resources = json!({"ssls": [
+        ssl("a", &["a.com", "*.a.com"]),
+        ssl("b", &["b.com"]),
+    ]});
+    update(&mut source, &resources).unwrap();
+    assert_eq!(shown(&source, Some("a.com")).as_deref(), Some("a.com,*.a.com"));
+    assert_eq!(shown(&source, Some("x.A.com")).as_deref(), Some("a.com,*.a.com"));
+    assert_eq!(shown(&source, Some("b.com")).as_deref(), Some("b.com"));
+    assert_eq!(shown(&source, None).as_deref(), Some("b.com"));
+}
+
+#[test]
+fn certificates_are_replaced_without_touching_listeners() {
+    let mut source = testing::source("");
+    let first = json!({"ssls": [ssl("a", &["a.com"])]});
+    update(&mut source, &first).unwrap();
+    assert_eq!(shown(&source, Some("a.com")).as_deref(), Some("a.com"));
+    assert_eq!(shown(&source, None), None);
+    let second = json!({"ssls": [ssl("a", &["a.com", "c.com"])]});
+    assert_eq!(update(&mut source, &second), Ok(true), "no listener, cluster or table is another one");
+    assert_eq!(shown(&source, Some("c.com")).as_deref(), Some("a.com,c.com"));
+    let mut off = second;
+    off["ssls"][0]["status"] = json!(0);
+    update(&mut source, &off).unwrap();
+    assert_eq!(shown(&source, Some("c.com")), None);
+}
+
+#[test]
+fn what_is_no_certificate_is_refused_by_name() {
+    let mut source = testing::source("");
+    let mut broken = ssl("a", &["a.com"]);
+    broken["cert"] = json!("x".repeat(200));
+    let errors = update(&mut source, &json!({ "ssls": [broken] })).unwrap_err();
+    assert!(errors[0].contains("ssl \"a\"") && errors[0].contains("PEM"), "{errors:?}");
+    let mut mismatched = ssl("b", &["b.com"]);
+    mismatched["key"] = ssl("c", &["c.com"])["key"].clone();
+    let errors = update(&mut source, &json!({ "ssls": [mismatched] })).unwrap_err();
+    assert!(errors[0].contains("ssl \"b\""), "{errors:?}");
+    let mut uneven = ssl("d", &["d.com"]);
+    uneven["certs"] = json!([uneven["cert"]]);
+    let errors = update(&mut source, &json!({ "ssls": [uneven] })).unwrap_err();
+    assert!(errors[0].contains("mismatched number of certs and keys"), "{errors:?}");
+    let mut old = ssl("e", &["e.com"]);
+    old["ssl_protocols"] = json!(["TLSv1.1"]);
+    let errors = update(&mut source, &json!({ "ssls": [old] })).unwrap_err();
+    assert!(errors[0].contains("TLSv1.1 is not supported"), "{errors:?}");
+}
+
+#[test]
+fn upstreams_show_the_client_certificate_they_name() {
+    let mut source = testing::source("");
+    let mut client = ssl("c", &["client"]);
+    client["type"] = json!("client");
+    let upstream =
+        json!({"id": 1, "scheme": "https", "nodes": {"10.0.0.1": 1}, "tls": {"client_cert_id": "c"}});
+    assert_eq!(update(&mut source, &json!({"ssls": [client], "upstreams": [upstream]})), Ok(false));
+    // Another certificate makes another cluster.
+    let mut other = ssl("c", &["client"]);
+    other["type"] = json!("client");
+    assert_eq!(update(&mut source, &json!({"ssls": [other], "upstreams": [upstream]})), Ok(false));
+    assert_eq!(update(&mut source, &json!({"ssls": [other], "upstreams": [upstream]})), Ok(true));
+    let server = ssl("c", &["client"]);
+    let errors = update(&mut source, &json!({"ssls": [server], "upstreams": [upstream]})).unwrap_err();
+    assert!(errors[0].contains("ssl \"c\" is not of type client"), "{errors:?}");
+}
+
+fn status(chain: &Chain, mut stream: Stream) -> u16 {
+    let mut run = std::pin::pin!(chain.run(Phases::REWRITE, &mut stream, 0));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match run.as_mut().poll(&mut context) {
+        std::task::Poll::Ready(Outcome::Respond(reply)) => reply.status,
+        std::task::Poll::Ready(_) => 0,
+        std::task::Poll::Pending => panic!("nothing to wait for"),
+    }
+}
+
+#[test]
+fn a_host_with_verified_clients_is_not_reached_by_another_name() {
+    let mut source = testing::source("");
+    let mut verified = ssl("v", &["v.com", "*.v.com"]);
+    verified["client"] = json!({"ca": verified["cert"]});
+    let resources = json!({
+        "ssls": [verified, ssl("o", &["o.com", "open.v.com"])],
+        "routes": [{"id": "r", "uri": "/*", "plugins": {}}],
+    });
+    update(&mut source, &resources).unwrap();
+    let chain = source.chain_of("r").expect("a chain with the guard");
+    let tls = |validated: bool| TlsInfo { peer_validated: validated, ..TlsInfo::default() };
+    let by = |host: &str, name: &'static str, validated: bool| {
+        status(&chain, testing::stream(host, "/", Some((tls(validated), name))))
+    };
+    assert_eq!(by("v.com", "v.com", true), 0);
+    assert_eq!(by("V.com:9443", "v.com", true), 0);
+    assert_eq!(by("v.com", "o.com", false), 400);
+    assert_eq!(by("v.com", "a.v.com", true), 400, "the name must be the host");
+    assert_eq!(by("a.v.com", "o.com", false), 400);
+    assert_eq!(by("o.com", "v.com", true), 0);
+    assert_eq!(by("open.v.com", "o.com", false), 0, "the more specific certificate counts");
+    assert_eq!(status(&chain, testing::stream("v.com", "/", None)), 0, "plain text shows no certificate");
+}
