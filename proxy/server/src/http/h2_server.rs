@@ -5,7 +5,7 @@ use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
 use super::h2_guard::Guarded;
 use super::h2_send::H2Send;
-use super::{Env, exchange, h2_headers};
+use super::{Env, PREFACE, exchange, h2_headers};
 use crate::io::Io;
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -18,12 +18,46 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
+/// How long the preface may take when the connection manager has no idle timeout.
+const PREFACE_TIME: Duration = Duration::from_secs(60);
+
 /// Serves the connection from its first byte.
-pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>) {
-    serve_from(io, Vec::new(), connection, env).await;
+pub(super) async fn serve(mut io: Io, connection: Arc<Connection>, env: Arc<Env>) {
+    let mut read = Vec::with_capacity(PREFACE.len());
+    let patience = env.hcm.timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME);
+    match tokio::time::timeout(patience, preface(&mut io, &mut read)).await {
+        Ok(Ok(true)) => serve_from(io, read, connection, env).await,
+        Ok(Ok(false)) => {
+            env.hcm.stats.downstream_cx_protocol_error.inc();
+            // The library would close with bytes unread, which resets; the client is to see an end.
+            let _ = tokio::time::timeout(env.hcm.timeouts.delayed_close, farewell(&mut io)).await;
+        }
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// Reads the client's preface (RFC 9113 section 3.4); `false` when it is something else.
+async fn preface(io: &mut Io, read: &mut Vec<u8>) -> std::io::Result<bool> {
+    while read.len() < PREFACE.len() {
+        let mut missing = io.take((PREFACE.len() - read.len()) as u64);
+        if missing.read_buf(read).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if !PREFACE.starts_with(read) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn farewell(io: &mut Io) {
+    let mut unread = [0; 1024];
+    let _ = io.shutdown().await;
+    while io.read(&mut unread).await.is_ok_and(|n| n > 0) {}
 }
 
 /// Serves the connection; `read` is what was read from it already.
