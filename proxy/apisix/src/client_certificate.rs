@@ -48,8 +48,7 @@ impl Guard {
         if !self.names.get(host).copied().unwrap_or(self.any) {
             return false;
         }
-        let same_name =
-            connection.requested_server_name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host));
+        let same_name = connection.server_name().is_some_and(|name| name.eq_ignore_ascii_case(host));
         !(tls.peer_validated && same_name)
     }
 }

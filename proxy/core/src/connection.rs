@@ -23,10 +23,19 @@ pub struct Connection {
     pub local: SocketAddr,
     /// Address of the listening socket.
     pub direct_local: SocketAddr,
-    /// What the TLS inspector or the handshake saw as server name, in lower case.
+    /// Server name that the TLS inspector saw, in lower case: `%REQUESTED_SERVER_NAME%`, which in Envoy knows
+    /// nothing of a handshake without the inspector.
     pub requested_server_name: Option<Arc<str>>,
     /// Terminated TLS.
     pub tls: Option<TlsInfo>,
+}
+
+impl Connection {
+    /// Server name that the client asked for, whoever saw it.
+    pub fn server_name(&self) -> Option<&str> {
+        let terminated = self.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+        terminated.or(self.requested_server_name.as_deref())
+    }
 }
 
 /// A terminated TLS connection.
@@ -36,6 +45,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// OpenSSL's name of the cipher suite, such as `ECDHE-RSA-AES128-GCM-SHA256`.
     pub cipher: &'static str,
+    /// Server name that the client asked for, in lower case.
+    pub server_name: Option<Arc<str>>,
     /// ALPN protocol, if one was agreed.
     pub alpn: Option<Box<[u8]>>,
     /// Whether the session was resumed.

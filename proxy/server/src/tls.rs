@@ -6,15 +6,12 @@ use sixfold_core::connection::TlsInfo;
 use sixfold_core::tls::{AlpnOffer, ClientContext, ServerTls};
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 /// A client's connection after its handshake.
 pub(crate) struct Accepted {
     pub(crate) io: Io,
     pub(crate) info: TlsInfo,
-    /// Server name in lower case.
-    pub(crate) server_name: Option<Arc<str>>,
 }
 
 /// Why a handshake failed.
@@ -63,12 +60,12 @@ pub(crate) async fn accept(mut socket: Socket, tls: &ServerTls) -> Result<Accept
     }
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     let hello = start.client_hello();
-    let server_name: Option<Arc<str>> = hello.server_name().map(|n| n.to_ascii_lowercase().into());
+    let server_name = hello.server_name().map(str::to_ascii_lowercase);
     let context = tls.context(server_name.as_deref()).ok_or(HandshakeError::NoContext)?;
     let (config, local) = context.choose(&hello);
     let stream = start.into_stream(config).await?;
     let info = context.info(stream.get_ref().1, local);
-    Ok(Accepted { io: Io::tls_server(stream), info, server_name })
+    Ok(Accepted { io: Io::tls_server(stream), info })
 }
 
 /// Makes a handshake with an endpoint. Without a server name its address stands in, which is not sent.

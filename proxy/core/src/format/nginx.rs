@@ -146,7 +146,7 @@ const VARIABLES: &[(&str, Read)] = &[
     // TLS.
     ("ssl_protocol", Read::Text(|s| some(tls(s)?.version.as_bytes()))),
     ("ssl_cipher", Read::Text(|s| some(tls(s)?.cipher.as_bytes()))),
-    ("ssl_server_name", Read::Text(|s| Some(s.connection.requested_server_name.as_deref()?.as_bytes()))),
+    ("ssl_server_name", Read::Text(|s| Some(s.connection.server_name()?.as_bytes()))),
     ("ssl_alpn_protocol", Read::Text(|s| tls(s)?.alpn.as_deref())),
     ("ssl_session_reused", Read::Text(|s| Some(if tls(s)?.resumed { b"r" } else { b"." }))),
     ("ssl_client_verify", Read::Text(|s| Some(verified(s)?.as_bytes()))),

@@ -191,6 +191,7 @@ impl ServerContext {
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: connection.negotiated_cipher_suite().map_or("", |s| cipher_name(s.suite())),
+            server_name: connection.server_name().map(|name| name.to_ascii_lowercase().into()),
             alpn: connection.alpn_protocol().map(Into::into),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
             peer_validated: self.validates(chain),

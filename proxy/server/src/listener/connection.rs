@@ -139,8 +139,6 @@ async fn serve_chain(
             let outcome = drain.connection().serve(Box::pin(handshake)).await.flatten();
             match count_handshake(outcome, &listener.config.stats) {
                 Some(accepted) => {
-                    connection.requested_server_name =
-                        accepted.server_name.or(connection.requested_server_name);
                     connection.tls = Some(accepted.info);
                     accepted.io
                 }
