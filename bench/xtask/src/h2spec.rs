@@ -1,8 +1,11 @@
 //! h2spec, the conformance suite for HTTP/2 servers, against the proxy over cleartext and over TLS.
 
 use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -42,9 +45,12 @@ pub fn check(binary: &Path, sections: &[String]) -> Result<()> {
     let dir = target().join("h2spec");
     fs::create_dir_all(&dir)?;
     self_signed(&dir)?;
-    let (cleartext, tls) = (free_port()?, free_port()?);
+    let (cleartext, tls, upstream) = (free_port()?, free_port()?, patient_upstream()?);
     let file = dir.join("bootstrap.json");
-    fs::write(&file, serde_json::to_string_pretty(&bootstrap(&dir.canonicalize()?, cleartext, tls))?)?;
+    fs::write(
+        &file,
+        serde_json::to_string_pretty(&bootstrap(&dir.canonicalize()?, [cleartext, tls, upstream]))?,
+    )?;
 
     let mut proxy = Command::new(binary);
     if binary.file_name().is_some_and(|name| name != "envoy") {
@@ -95,14 +101,16 @@ impl Tally {
     }
 }
 
-fn bootstrap(dir: &Path, cleartext: u16, tls: u16) -> Value {
+fn bootstrap(dir: &Path, [cleartext, tls, upstream]: [u16; 3]) -> Value {
     let secure = json!({"name": "envoy.transport_sockets.tls", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "common_tls_context": {"alpn_protocols": ["h2"], "tls_certificates": [{
             "certificate_chain": {"filename": dir.join("cert.pem")},
             "private_key": {"filename": dir.join("key.pem")}}]}}});
     json!({"static_resources": {"listeners": [
-        listener("cleartext", cleartext, &Value::Null), listener("tls", tls, &secure)]}})
+        listener("cleartext", cleartext, &Value::Null), listener("tls", tls, &secure)],
+        "clusters": [{"name": "upstream", "type": "STATIC", "load_assignment": {"cluster_name": "upstream", "endpoints": [
+            {"lb_endpoints": [{"endpoint": {"address": address(upstream)}}]}]}}]}})
 }
 
 fn listener(name: &str, port: u16, transport_socket: &Value) -> Value {
@@ -112,15 +120,67 @@ fn listener(name: &str, port: u16, transport_socket: &Value) -> Value {
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
-            {"match": {"prefix": "/"},
-             "direct_response": {"status": 200, "body": {"inline_string": "a body of some bytes\n"}}}]}]}});
+            {"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}]}]}});
     let mut chain = json!({"filters": [
         {"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager}]});
     if !transport_socket.is_null() {
         chain["transport_socket"] = transport_socket.clone();
     }
     json!({"name": name, "filter_chains": [chain],
-           "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}})
+           "address": address(port)})
+}
+
+fn address(port: u16) -> Value {
+    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
+}
+
+/// An HTTP/1 upstream that answers when it has the whole request, never before: several cases send something wrong
+/// after the head, and an answer that overtakes it would end the stream first.
+fn patient_upstream() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            // A connection that breaks off is the end of its thread, nothing else.
+            thread::spawn(move || answer(connection).ok());
+        }
+    });
+    Ok(port)
+}
+
+fn answer(connection: TcpStream) -> io::Result<()> {
+    let mut reader = BufReader::new(connection);
+    loop {
+        let (mut chunked, mut length) = (false, 0);
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            let line = line.trim_end().to_ascii_lowercase();
+            chunked |= line.starts_with("transfer-encoding:");
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap_or(0);
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        if chunked {
+            // Chunks of these requests hold no line that is just "0".
+            let mut line = String::new();
+            while line != "0\r\n" {
+                line.clear();
+                if reader.read_line(&mut line)? == 0 {
+                    return Ok(());
+                }
+            }
+            reader.read_line(&mut line)?;
+        } else {
+            io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
+        }
+        reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\na body of some bytes\n")?;
+    }
 }
 
 #[cfg(test)]
