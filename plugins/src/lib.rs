@@ -1,1 +1,55 @@
-//! Plugins of sixfold: APISIX plugins and Envoy HTTP filters, one module each
+//! Plugins of sixfold: APISIX plugins and Envoy HTTP filters, one module each.
+//!
+//! A plugin is a module with a `factory()`, and a line in [`registry`]. APISIX's plugins keep their schema as
+//! data in `plugins/schemas`; what they share is in `apisix`.
+
+mod apisix;
+mod cors;
+mod envoy;
+mod fault;
+mod forward_auth;
+mod limit_count;
+mod mocking;
+pub mod prometheus;
+mod proxy_rewrite;
+mod response_rewrite;
+#[cfg(test)]
+mod testing;
+pub mod tower_layer;
+
+use sixfold_core::plugin::Registry;
+
+/// Every plugin of this crate, by APISIX's name or the type URL of an Envoy filter.
+pub fn registry() -> Registry {
+    let mut registry = Registry::new();
+    for factory in [
+        cors::factory(),
+        fault::factory(),
+        forward_auth::factory(),
+        limit_count::factory(),
+        mocking::factory(),
+        prometheus::factory(),
+        proxy_rewrite::factory(),
+        response_rewrite::factory(),
+    ] {
+        registry.add(factory);
+    }
+    registry
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    #[test]
+    fn every_apisix_plugin_has_a_schema_that_is_json() {
+        let registry = super::registry();
+        let schemas: Vec<_> = registry.names().filter_map(|n| registry.get(n).unwrap().schema()).collect();
+        assert_eq!(schemas.len(), 6);
+        for schema in schemas {
+            let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+            assert_eq!(schema["type"], "object");
+        }
+        assert_eq!(registry.get("limit-count").unwrap().priority(), 1002);
+    }
+}

@@ -14,7 +14,9 @@ use pool::{Key, Pool, Sender};
 use rustls_pki_types::ServerName;
 use sixfold_core::cluster::DnsFamily;
 use sixfold_core::headers::Headers;
-use sixfold_core::plugin::{Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse};
+use sixfold_core::plugin::{
+    Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, Keepalive,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -88,7 +90,7 @@ impl Inner {
         key: Key,
         sender: Sender,
         response: http::Response<Incoming>,
-        keepalive: bool,
+        keepalive: Option<Keepalive>,
         max_body: usize,
     ) -> Result<CalloutResponse, CalloutError> {
         let (head, body) = response.into_parts();
@@ -97,8 +99,8 @@ impl Inner {
         for (name, value) in &head.headers {
             headers.push(name.as_str().as_bytes(), value.as_bytes());
         }
-        if keepalive {
-            self.pool.put(key, sender);
+        if let Some(keepalive) = keepalive {
+            self.pool.put(key, sender, keepalive);
         }
         Ok(CalloutResponse { status: head.status.as_u16(), headers, body })
     }
@@ -141,7 +143,7 @@ fn head(request: &CalloutRequest) -> Result<http::request::Builder, CalloutError
     for (name, value) in request.headers.iter() {
         builder = builder.header(name, value);
     }
-    if !request.keepalive {
+    if request.keepalive.is_none() {
         builder = builder.header(http::header::CONNECTION, "close");
     }
     Ok(builder)

@@ -5,9 +5,12 @@
 //! and request; a handler here costs one virtual call.
 
 mod chain;
+pub mod http_head;
+mod layer;
 mod registry;
 
 pub use chain::{Chain, ChainBuilder, Outcome, Slot};
+pub use layer::{ChainBody, ChainLayer, ChainService, NeedsRequestBody};
 pub use registry::{BuildContext, PluginFactory, Registry, SharedState};
 
 use crate::headers::Headers;
@@ -147,8 +150,24 @@ pub struct CalloutRequest {
     pub verify_tls: bool,
     /// Bytes of response body that are read; a longer one is an error.
     pub max_body: usize,
-    /// Keeps the connection for the next callout.
-    pub keepalive: bool,
+    /// Keeps the connection for the next callout; `None` closes it.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// How connections of callouts are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Connections without a request are closed after so long.
+    pub idle: std::time::Duration,
+    /// Connections kept for one service by one worker.
+    pub connections: usize,
+}
+
+impl Default for Keepalive {
+    /// 60 s and 5 connections, APISIX's defaults for its own callouts.
+    fn default() -> Keepalive {
+        Keepalive { idle: std::time::Duration::from_secs(60), connections: 5 }
+    }
 }
 
 /// The answer of such a service.

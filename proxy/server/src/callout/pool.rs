@@ -4,19 +4,13 @@ use super::failed;
 use bytes::Bytes;
 use http_body_util::Full;
 use parking_lot::Mutex;
-use sixfold_core::plugin::{CalloutError, CalloutRequest};
+use sixfold_core::plugin::{CalloutError, CalloutRequest, Keepalive};
 use std::collections::HashMap;
 use std::thread::ThreadId;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Sends requests on one connection.
 pub(super) type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
-
-/// Connections kept for one service by one thread.
-const MAX_IDLE: usize = 32;
-
-/// Time that a connection is kept without a request.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// What a connection can be used for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,7 +36,7 @@ impl Key {
     }
 }
 
-/// Connections and the moment each was last used.
+/// Connections and the moment each is let go.
 type Idle = Vec<(Sender, Instant)>;
 
 #[derive(Default)]
@@ -55,8 +49,8 @@ impl Pool {
     pub(super) fn take(&self, key: &Key) -> Option<Sender> {
         let mut idle = self.idle.lock();
         let list = idle.get_mut(&(std::thread::current().id(), key.clone()))?;
-        while let Some((sender, since)) = list.pop() {
-            if since.elapsed() < IDLE && !sender.is_closed() {
+        while let Some((sender, until)) = list.pop() {
+            if Instant::now() < until && !sender.is_closed() {
                 return Some(sender);
             }
         }
@@ -64,12 +58,13 @@ impl Pool {
     }
 
     /// Keeps a connection, and lets go of those that waited too long.
-    pub(super) fn put(&self, key: Key, sender: Sender) {
+    pub(super) fn put(&self, key: Key, sender: Sender, keepalive: Keepalive) {
+        let now = Instant::now();
         let mut idle = self.idle.lock();
         let list = idle.entry((std::thread::current().id(), key)).or_default();
-        list.retain(|(sender, since)| since.elapsed() < IDLE && !sender.is_closed());
-        if list.len() < MAX_IDLE && !sender.is_closed() {
-            list.push((sender, Instant::now()));
+        list.retain(|(sender, until)| now < *until && !sender.is_closed());
+        if list.len() < keepalive.connections && !sender.is_closed() {
+            list.push((sender, now + keepalive.idle));
         }
     }
 }

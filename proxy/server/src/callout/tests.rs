@@ -48,7 +48,7 @@ impl Service {
             timeout: Duration::from_secs(5),
             verify_tls: true,
             max_body: 1000,
-            keepalive: true,
+            keepalive: Some(Keepalive::default()),
         }
     }
 }
@@ -114,7 +114,7 @@ async fn connections_are_kept_unless_told_otherwise() {
     callout.send(service.request("/")).await.unwrap();
     assert_eq!(service.connections.load(SeqCst), 2);
     for _ in 0..2 {
-        callout.send(CalloutRequest { keepalive: false, ..service.request("/") }).await.unwrap();
+        callout.send(CalloutRequest { keepalive: None, ..service.request("/") }).await.unwrap();
     }
     assert!(service.connections.load(SeqCst) >= 3);
 }

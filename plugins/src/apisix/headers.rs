@@ -1,0 +1,138 @@
+//! Header changes with templates: `{add, set, remove}`, or the old form `{Name: value}`.
+
+use super::template;
+use serde_json::Value;
+use sixfold_core::format::Format;
+use sixfold_core::headers::{HeaderName, Headers};
+use sixfold_core::stream::Stream;
+
+/// Changes of one message's headers, in the order add, set, remove.
+#[derive(Debug, Default)]
+pub(crate) struct HeaderChanges {
+    add: Vec<(HeaderName, Vec<Format>)>,
+    set: Vec<(HeaderName, Vec<Format>)>,
+    remove: Vec<HeaderName>,
+}
+
+/// Which message is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The request to the upstream.
+    Request,
+    /// The response to the client.
+    Response,
+}
+
+type Groups<'a> = &'a [Option<&'a [u8]>];
+
+impl HeaderChanges {
+    /// From the `headers` of a plugin.
+    ///
+    /// # Errors
+    /// A name or value that no header may have.
+    pub(crate) fn new(config: &Value) -> Result<HeaderChanges, String> {
+        let Some(map) = config.as_object() else { return Ok(HeaderChanges::default()) };
+        // One that has any of the three, and nothing else, is the new form.
+        let is_new = !map.is_empty()
+            && map.iter().all(|(key, value)| match key.as_str() {
+                "add" | "set" => value.is_object() || value.is_array(),
+                "remove" => value.is_array(),
+                _ => false,
+            });
+        if !is_new {
+            return Ok(HeaderChanges { set: pairs(config)?, ..HeaderChanges::default() });
+        }
+        let remove = map.get("remove").and_then(Value::as_array).into_iter().flatten();
+        let remove = remove.filter_map(Value::as_str).map(name).collect::<Result<_, _>>()?;
+        let of = |key: &str| map.get(key).map_or(Ok(Vec::new()), pairs);
+        Ok(HeaderChanges { add: of("add")?, set: of("set")?, remove })
+    }
+
+    /// Makes the changes; `$1` in a value is a group of `groups`.
+    pub(crate) fn apply(&self, stream: &mut Stream, side: Side, groups: Groups<'_>) {
+        for (name, values) in &self.add {
+            for value in resolve(values, stream, groups) {
+                headers(stream, side).append(name, &value);
+            }
+        }
+        for (name, values) in &self.set {
+            let values = resolve(values, stream, groups);
+            if side == Side::Request && name.as_str() == "host" {
+                if let Some(host) = values.into_iter().next() {
+                    stream.set_var("upstream_host", host);
+                }
+                continue;
+            }
+            let headers = headers(stream, side);
+            headers.remove(name);
+            for value in values {
+                headers.append(name, &value);
+            }
+        }
+        for name in &self.remove {
+            headers(stream, side).remove(name);
+        }
+    }
+}
+
+fn headers(stream: &mut Stream, side: Side) -> &mut Headers {
+    match side {
+        Side::Request => &mut stream.request.headers,
+        Side::Response => &mut stream.response.headers,
+    }
+}
+
+/// The values that are not empty; bytes that no header may hold become spaces.
+fn resolve(values: &[Format], stream: &Stream, groups: Groups<'_>) -> Vec<Vec<u8>> {
+    let resolve = |format: &Format| {
+        let mut out = Vec::new();
+        format.resolve_captures(stream, groups, &mut out);
+        for byte in out.iter_mut().filter(|b| matches!(b, b'\r' | b'\n' | 0)) {
+            *byte = b' ';
+        }
+        out
+    };
+    values.iter().map(resolve).filter(|v| !v.is_empty()).collect()
+}
+
+/// `{Name: value}`, where a value is a text, a number or a list of them; or `["Name: value"]`.
+fn pairs(config: &Value) -> Result<Vec<(HeaderName, Vec<Format>)>, String> {
+    match config {
+        Value::Object(map) => map.iter().map(|(key, value)| Ok((name(key)?, values(value)?))).collect(),
+        Value::Array(lines) => lines
+            .iter()
+            .map(|line| {
+                let line = line.as_str().unwrap_or_default();
+                let (key, text) =
+                    line.split_once(':').ok_or_else(|| format!("invalid header line '{line}'"))?;
+                Ok((name(key.trim())?, values(&Value::from(text.trim()))?))
+            })
+            .collect(),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn name(text: &str) -> Result<HeaderName, String> {
+    if text.is_empty() {
+        return Err("invalid field length in header".to_owned());
+    }
+    HeaderName::new(text).map_err(|_| "invalid field character in header".to_owned())
+}
+
+fn values(value: &Value) -> Result<Vec<Format>, String> {
+    let one = |value: &Value| {
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => return Err("invalid type as header value".to_owned()),
+        };
+        if text.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
+            return Err("invalid value character in header".to_owned());
+        }
+        template(&text)
+    };
+    match value {
+        Value::Array(list) => list.iter().map(one).collect(),
+        other => Ok(vec![one(other)?]),
+    }
+}

@@ -1,0 +1,174 @@
+//! Patterns in PCRE's syntax, as plugins search and replace with them (`ngx.re`).
+
+use std::ops::Range;
+
+/// Steps a backtracking pattern may take on one text.
+const BACKTRACK_LIMIT: usize = 100_000;
+
+/// Bytes a compiled pattern may take.
+const SIZE_LIMIT: usize = 2 << 20;
+
+/// A search pattern: linear-time where it can be, backtracking with a bound where PCRE needs it.
+#[derive(Debug)]
+pub(crate) enum Pattern {
+    Linear(regex::bytes::Regex),
+    /// Look-around and back references. Works on text alone.
+    Backtracking(Box<fancy_regex::Regex>),
+}
+
+/// Where a match and its groups lie; group 0 is the whole match.
+pub(crate) type Groups = Vec<Option<Range<usize>>>;
+
+impl Pattern {
+    /// Compiles a pattern with `ngx.re`'s options; of those `i`, `m`, `s`, `x` change what matches.
+    ///
+    /// # Errors
+    /// Bad syntax.
+    pub(crate) fn new(source: &str, options: &str) -> Result<Pattern, String> {
+        let flags: String = options.chars().filter(|c| "imsx".contains(*c)).collect();
+        let source = if flags.is_empty() { source.to_owned() } else { format!("(?{flags}){source}") };
+        let linear = regex::bytes::RegexBuilder::new(&source).unicode(false).size_limit(SIZE_LIMIT).build();
+        match linear {
+            Ok(regex) => Ok(Pattern::Linear(regex)),
+            Err(error) => fancy_regex::RegexBuilder::new(&source)
+                .backtrack_limit(BACKTRACK_LIMIT)
+                .delegate_size_limit(SIZE_LIMIT)
+                .build()
+                .map(|regex| Pattern::Backtracking(Box::new(regex)))
+                .map_err(|_| error.to_string().lines().last().unwrap_or_default().trim().to_owned()),
+        }
+    }
+
+    /// The first match at or after `from`.
+    ///
+    /// # Errors
+    /// A backtracking pattern that takes too many steps.
+    pub(crate) fn find(&self, text: &[u8], from: usize) -> Result<Option<Groups>, String> {
+        match self {
+            Pattern::Linear(regex) => {
+                let found = (from <= text.len()).then(|| regex.captures_at(text, from)).flatten();
+                Ok(found.map(|c| c.iter().map(|g| g.map(|m| m.range())).collect()))
+            }
+            Pattern::Backtracking(regex) => {
+                let Ok(text) = std::str::from_utf8(text) else { return Ok(None) };
+                let found = regex.captures_from_pos(text, from).map_err(|e| e.to_string())?;
+                Ok(found.map(|c| c.iter().map(|g| g.map(|m| m.range())).collect()))
+            }
+        }
+    }
+
+    /// The text with its first match, or all of them, replaced; `None` when nothing matched.
+    ///
+    /// # Errors
+    /// As [`Pattern::find`].
+    pub(crate) fn replace(
+        &self,
+        text: &[u8],
+        with: &Replacement,
+        all: bool,
+    ) -> Result<Option<Vec<u8>>, String> {
+        let (mut out, mut at, mut from) = (Vec::new(), 0, 0);
+        while let Some(groups) = self.find(text, from)? {
+            let Some(whole) = groups.first().cloned().flatten() else { break };
+            out.extend_from_slice(text.get(at..whole.start).unwrap_or_default());
+            with.expand(text, &groups, &mut out);
+            at = whole.end;
+            from = if whole.is_empty() { whole.end + 1 } else { whole.end };
+            if !all {
+                from = text.len() + 1;
+            }
+            if from > text.len() {
+                break;
+            }
+        }
+        if at == 0 && out.is_empty() && from == 0 {
+            return Ok(None);
+        }
+        out.extend_from_slice(text.get(at..).unwrap_or_default());
+        Ok(Some(out))
+    }
+}
+
+/// A replacement: `$1` and `${1}` are groups, `$$` is a dollar sign.
+#[derive(Debug)]
+pub(crate) struct Replacement {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Text(Vec<u8>),
+    Group(usize),
+}
+
+impl Replacement {
+    /// Reads a replacement; a `$` that names no group stands for itself.
+    pub(crate) fn new(text: &str) -> Replacement {
+        let mut parts = Vec::new();
+        let mut plain = Vec::new();
+        let mut rest = text;
+        while let Some(first) = rest.chars().next() {
+            if let Some((group, tail)) = group(rest) {
+                if !plain.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut plain)));
+                }
+                parts.push(Part::Group(group));
+                rest = tail;
+                continue;
+            }
+            rest =
+                rest.strip_prefix("$$").map_or(rest.get(first.len_utf8()..).unwrap_or_default(), |tail| tail);
+            plain.extend_from_slice(first.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+        if !plain.is_empty() {
+            parts.push(Part::Text(plain));
+        }
+        Replacement { parts }
+    }
+
+    fn expand(&self, text: &[u8], groups: &Groups, out: &mut Vec<u8>) {
+        for part in &self.parts {
+            match part {
+                Part::Text(plain) => out.extend_from_slice(plain),
+                Part::Group(n) => {
+                    let range = groups.get(*n).cloned().flatten();
+                    out.extend_from_slice(range.and_then(|r| text.get(r)).unwrap_or_default());
+                }
+            }
+        }
+    }
+}
+
+/// The group that `text` begins with, and what follows.
+fn group(text: &str) -> Option<(usize, &str)> {
+    let text = text.strip_prefix('$')?;
+    let (digits, rest) = match text.strip_prefix('{') {
+        Some(braced) => braced.split_once('}')?,
+        None => text.split_at(text.bytes().take_while(u8::is_ascii_digit).count()),
+    };
+    Some((digits.parse().ok()?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn replace(pattern: &str, options: &str, with: &str, all: bool, text: &str) -> Option<String> {
+        let pattern = Pattern::new(pattern, options).unwrap();
+        let out = pattern.replace(text.as_bytes(), &Replacement::new(with), all).unwrap();
+        out.map(|o| String::from_utf8(o).unwrap())
+    }
+
+    #[test]
+    fn matches_are_replaced() {
+        assert_eq!(replace("^/a/(.*)/(.*)", "jo", "/$2_${1}$$", false, "/a/b/c").as_deref(), Some("/c_b$"));
+        assert_eq!(replace("o", "", "0", false, "foo boo").as_deref(), Some("f0o boo"));
+        assert_eq!(replace("O", "ijo", "0", true, "foo boo").as_deref(), Some("f00 b00"));
+        assert_eq!(replace("x", "", "y", true, "foo"), None);
+        assert_eq!(replace("(?<=f)o", "", "_", true, "foo").as_deref(), Some("f_o"));
+        assert_eq!(replace("", "", "-", true, "ab").as_deref(), Some("-a-b-"));
+        assert_eq!(replace("(a)|b", "", "[$1]", true, "ab").as_deref(), Some("[a][]"));
+        assert!(Pattern::new("(", "").is_err());
+    }
+}

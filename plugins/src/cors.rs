@@ -1,0 +1,213 @@
+//! Envoy's cors filter (source/extensions/filters/http/cors/cors_filter.cc).
+
+#[cfg(test)]
+mod tests;
+
+use crate::envoy::{self, Share};
+use prost::Name;
+use serde_json::Value;
+use sixfold_core::headers::Known;
+use sixfold_core::matcher::StringMatcher;
+use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::route::Action;
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::{Cors as ProtoCors, CorsPolicy};
+use std::sync::{Arc, LazyLock};
+
+pub(crate) fn factory() -> Arc<dyn PluginFactory> {
+    Arc::new(Factory)
+}
+
+const NAME: &str = "envoy.filters.http.cors";
+
+struct Factory;
+
+impl PluginFactory for Factory {
+    fn name(&self) -> &'static str {
+        static URL: LazyLock<String> = LazyLock::new(ProtoCors::type_url);
+        &URL
+    }
+
+    fn build(&self, _: &Value, _: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
+        Err(format!("{NAME} is an Envoy filter"))
+    }
+
+    /// A field that a level leaves out is that of the next wider level.
+    fn build_filter(
+        &self,
+        config: &[u8],
+        overrides: &[&[u8]],
+        _: &BuildContext,
+    ) -> Result<Arc<dyn Plugin>, String> {
+        envoy::decode::<ProtoCors>(config)?;
+        let mut merged: Option<CorsPolicy> = None;
+        for level in overrides {
+            let level = envoy::decode::<CorsPolicy>(level)?;
+            merged = Some(match merged {
+                Some(wider) => merge(wider, level),
+                None => level,
+            });
+        }
+        let policy = merged.map(Policy::new).transpose()?;
+        Ok(Arc::new(Cors { policy }))
+    }
+}
+
+fn merge(wider: CorsPolicy, own: CorsPolicy) -> CorsPolicy {
+    fn text(own: String, wider: String) -> String {
+        if own.is_empty() { wider } else { own }
+    }
+    CorsPolicy {
+        allow_origin_string_match: match own.allow_origin_string_match.is_empty() {
+            true => wider.allow_origin_string_match,
+            false => own.allow_origin_string_match,
+        },
+        allow_methods: text(own.allow_methods, wider.allow_methods),
+        allow_headers: text(own.allow_headers, wider.allow_headers),
+        expose_headers: text(own.expose_headers, wider.expose_headers),
+        max_age: text(own.max_age, wider.max_age),
+        allow_credentials: own.allow_credentials.or(wider.allow_credentials),
+        filter_enabled: own.filter_enabled.or(wider.filter_enabled),
+        shadow_enabled: own.shadow_enabled.or(wider.shadow_enabled),
+        allow_private_network_access: own.allow_private_network_access.or(wider.allow_private_network_access),
+        forward_not_matching_preflights: own
+            .forward_not_matching_preflights
+            .or(wider.forward_not_matching_preflights),
+    }
+}
+
+struct Cors {
+    /// `None` does nothing: no level has a policy.
+    policy: Option<Policy>,
+}
+
+struct Policy {
+    origins: Vec<StringMatcher>,
+    methods: String,
+    headers: String,
+    expose: String,
+    max_age: String,
+    credentials: bool,
+    enabled: Option<Share>,
+    private_network: bool,
+    forward_not_matching: bool,
+}
+
+/// The origin that the response is for.
+struct Origin(Vec<u8>);
+
+impl Policy {
+    fn new(policy: CorsPolicy) -> Result<Policy, String> {
+        let enabled = policy.filter_enabled.map(|share| Share::new(share.default_value));
+        Ok(Policy {
+            origins: policy
+                .allow_origin_string_match
+                .iter()
+                .map(envoy::string_matcher)
+                .collect::<Result<_, _>>()
+                .map_err(|e| format!("allow_origin_string_match: {e}"))?,
+            methods: policy.allow_methods,
+            headers: policy.allow_headers,
+            expose: policy.expose_headers,
+            max_age: policy.max_age,
+            credentials: policy.allow_credentials.is_some_and(|b| b.value),
+            enabled,
+            private_network: policy.allow_private_network_access.is_some_and(|b| b.value),
+            forward_not_matching: policy.forward_not_matching_preflights.is_none_or(|b| b.value),
+        })
+    }
+
+    fn allows(&self, origin: &[u8]) -> bool {
+        self.origins.iter().any(|m| m.matches(b"*") || m.matches(origin))
+    }
+
+    fn preflight(&self, origin: &[u8], stream: &Stream) -> LocalReply {
+        let request = &stream.request.headers;
+        let mut reply = LocalReply::new(200, "", "cors_response");
+        let headers = &mut reply.headers;
+        headers.set(Known::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if self.credentials {
+            headers.set(Known::ACCESS_CONTROL_ALLOW_CREDENTIALS, b"true");
+        }
+        // A star allows what was asked for.
+        for (allowed, name, asked) in [
+            (&self.methods, "access-control-allow-methods", "access-control-request-method"),
+            (&self.headers, "access-control-allow-headers", "access-control-request-headers"),
+        ] {
+            match allowed.as_str() {
+                "" => {}
+                "*" => {
+                    if let Some(asked) = request.get(asked) {
+                        headers.set(name, asked);
+                    }
+                }
+                list => headers.set(name, list.as_bytes()),
+            }
+        }
+        for (name, value) in
+            [("access-control-expose-headers", &self.expose), ("access-control-max-age", &self.max_age)]
+        {
+            if !value.is_empty() {
+                headers.set(name, value.as_bytes());
+            }
+        }
+        let asked = request.get("access-control-request-private-network");
+        if self.private_network && asked == Some(b"true") {
+            headers.set("access-control-allow-private-network", b"true");
+        }
+        reply
+    }
+}
+
+impl Plugin for Cors {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn phases(&self) -> Phases {
+        match self.policy {
+            Some(_) => Phases::ACCESS | Phases::HEADER_FILTER,
+            None => Phases::empty(),
+        }
+    }
+
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+        let Some(policy) = &self.policy else { return Step::Continue };
+        let forwards = matches!(stream.route.as_deref().map(|r| &r.action), Some(Action::Forward(_)));
+        let origin = stream.request.headers.get(Known::ORIGIN).filter(|o| !o.is_empty());
+        let Some(origin) = origin.filter(|_| forwards && policy.enabled.is_none_or(Share::draw)) else {
+            return Step::Continue;
+        };
+        let origin = origin.to_vec();
+        let allowed = policy.allows(&origin);
+        let asked = stream.request.headers.get("access-control-request-method");
+        let preflight =
+            stream.request.method == http::Method::OPTIONS && asked.is_some_and(|m| !m.is_empty());
+        let step = match (preflight, allowed) {
+            (true, true) => Step::Respond(policy.preflight(&origin, stream)),
+            (true, false) if !policy.forward_not_matching => {
+                Step::Respond(LocalReply::new(200, "", "cors_response"))
+            }
+            _ => Step::Continue,
+        };
+        if allowed {
+            stream.set_state(slot, Origin(origin));
+        }
+        step
+    }
+
+    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+        let (Some(policy), Some(origin)) = (&self.policy, stream.take_state::<Origin>(slot)) else {
+            return Step::Continue;
+        };
+        let headers = &mut stream.response.headers;
+        headers.set(Known::ACCESS_CONTROL_ALLOW_ORIGIN, &origin.0);
+        if policy.credentials {
+            headers.set(Known::ACCESS_CONTROL_ALLOW_CREDENTIALS, b"true");
+        }
+        if !policy.expose.is_empty() {
+            headers.set("access-control-expose-headers", policy.expose.as_bytes());
+        }
+        Step::Continue
+    }
+}

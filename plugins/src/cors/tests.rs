@@ -1,0 +1,161 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::testing::{context, now, response_header, stream};
+use prost::Message;
+use sixfold_core::cluster::Clusters;
+use sixfold_core::plugin::Chain;
+use sixfold_core::route::{ClusterChoice, DirectResponse, Forward, Route};
+use sixfold_core::router::PathMatch;
+use sixfold_xds_api::pb::envoy::r#type::matcher::v3::StringMatcher as ProtoString;
+use sixfold_xds_api::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use sixfold_xds_api::pb::google::protobuf::BoolValue;
+
+fn policy(origins: &[&str]) -> CorsPolicy {
+    let exact = |text: &&str| ProtoString {
+        match_pattern: Some(MatchPattern::Exact((*text).into())),
+        ..Default::default()
+    };
+    CorsPolicy { allow_origin_string_match: origins.iter().map(exact).collect(), ..CorsPolicy::default() }
+}
+
+fn filter(levels: &[CorsPolicy]) -> Arc<dyn Plugin> {
+    let levels: Vec<Vec<u8>> = levels.iter().map(Message::encode_to_vec).collect();
+    let levels: Vec<&[u8]> = levels.iter().map(Vec::as_slice).collect();
+    Factory.build_filter(&[], &levels, &context()).unwrap()
+}
+
+fn route(action: Action) -> Arc<Route> {
+    Arc::new(Route {
+        name: "".into(),
+        ids: Default::default(),
+        path: PathMatch::Prefix(b"/"[..].into(), false),
+        predicates: Box::new([]),
+        priority: 0,
+        action,
+        request_headers: Default::default(),
+        response_headers: Default::default(),
+        chain: Some(Arc::new(Chain::empty())),
+        metadata: Default::default(),
+        stats: None,
+        body_buffer_limit: None,
+        labels: Default::default(),
+    })
+}
+
+fn forward() -> Action {
+    Action::Forward(Box::new(Forward {
+        cluster: ClusterChoice::Named(Clusters::default().cell("a")),
+        cluster_not_found: 503,
+        path_rewrite: None,
+        host_rewrite: None,
+        append_x_forwarded_host: false,
+        timeouts: Default::default(),
+        retry: None,
+        hash: Box::new([]),
+        metadata_match: Default::default(),
+        upgrades: Box::new([]),
+        high_priority: false,
+        mirrors: Box::new([]),
+        internal_redirect: None,
+        hedge_on_per_try_timeout: false,
+        pass_host: Default::default(),
+    }))
+}
+
+fn request(method: &str, headers: &[(&str, &str)]) -> Stream {
+    let mut s = stream("/", headers);
+    s.request.method = method.parse().unwrap();
+    s.route = Some(route(forward()));
+    s
+}
+
+const PREFLIGHT: [(&str, &str); 2] =
+    [("origin", "https://ok.test"), ("access-control-request-method", "PUT")];
+
+#[test]
+fn preflights_are_answered() {
+    let all = CorsPolicy {
+        allow_methods: "GET, POST".into(),
+        allow_headers: "*".into(),
+        expose_headers: "x-e".into(),
+        max_age: "60".into(),
+        allow_credentials: Some(BoolValue { value: true }),
+        ..policy(&["*"])
+    };
+    let headers = [&PREFLIGHT[..], &[("access-control-request-headers", "x-1, x-2")]].concat();
+    let reply = now(filter(&[all]).access(&mut request("OPTIONS", &headers), 0)).unwrap();
+    assert_eq!((reply.status, reply.body.len(), &*reply.details), (200, 0, "cors_response"));
+    for (name, value) in [
+        ("origin", "https://ok.test"),
+        ("methods", "GET, POST"),
+        ("headers", "x-1, x-2"),
+        ("credentials", "true"),
+    ] {
+        let name = format!("access-control-allow-{name}");
+        assert_eq!(reply.headers.get_str(name.as_str()), Some(value));
+    }
+    assert_eq!(reply.headers.get_str("access-control-max-age"), Some("60"));
+    let star = CorsPolicy { allow_methods: "*".into(), ..policy(&["*"]) };
+    let reply = now(filter(&[star]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).unwrap();
+    assert_eq!(reply.headers.get_str("access-control-allow-methods"), Some("PUT"));
+}
+
+#[test]
+fn preflights_of_others_go_on_or_get_a_bare_answer() {
+    let others = policy(&["https://other.test"]);
+    assert!(now(filter(&[others.clone()]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).is_none());
+    let keeps = CorsPolicy { forward_not_matching_preflights: Some(BoolValue { value: false }), ..others };
+    let reply = now(filter(&[keeps]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).unwrap();
+    assert_eq!((reply.status, reply.headers.len()), (200, 0));
+}
+
+#[test]
+fn simple_responses_get_their_origin() {
+    let filter = filter(&[CorsPolicy { expose_headers: "x-e".into(), ..policy(&["https://ok.test"]) }]);
+    for (origin, allowed) in [("https://ok.test", Some("https://ok.test")), ("https://no.test", None)] {
+        let mut s = request("GET", &[("origin", origin)]);
+        assert!(now(filter.access(&mut s, 0)).is_none());
+        now(filter.header_filter(&mut s, 0));
+        assert_eq!(response_header(&s, "access-control-allow-origin"), allowed);
+        assert_eq!(response_header(&s, "access-control-expose-headers").is_some(), allowed.is_some());
+    }
+    // The upstream's own header is replaced.
+    let mut s = request("GET", &[("origin", "https://ok.test")]);
+    now(filter.access(&mut s, 0));
+    s.response.headers.push(b"access-control-allow-origin", b"*");
+    now(filter.header_filter(&mut s, 0));
+    assert_eq!(s.response.headers.get_all("access-control-allow-origin").count(), 1);
+}
+
+#[test]
+fn levels_fill_each_others_gaps() {
+    let host =
+        CorsPolicy { max_age: "1".into(), allow_methods: "GET".into(), ..policy(&["https://ok.test"]) };
+    let own = CorsPolicy { max_age: "2".into(), ..CorsPolicy::default() };
+    let reply = now(filter(&[host, own]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).unwrap();
+    assert_eq!(reply.headers.get_str("access-control-max-age"), Some("2"));
+    assert_eq!(reply.headers.get_str("access-control-allow-methods"), Some("GET"));
+}
+
+#[test]
+fn it_does_nothing_without_policy_origin_or_upstream() {
+    assert_eq!(filter(&[]).phases(), Phases::empty());
+    let star = filter(&[policy(&["*"])]);
+    let mut s = request("OPTIONS", &PREFLIGHT[1..]);
+    assert!(now(star.access(&mut s, 0)).is_none());
+    let mut s = request("OPTIONS", &PREFLIGHT);
+    let direct = DirectResponse { status: 403, body: Default::default(), body_format: None };
+    s.route = Some(route(Action::Direct(direct)));
+    assert!(now(star.access(&mut s, 0)).is_none());
+    now(star.header_filter(&mut s, 0));
+    assert!(s.response.headers.is_empty());
+}
+
+#[test]
+fn bad_configurations_are_refused() {
+    let empty =
+        CorsPolicy { allow_origin_string_match: vec![ProtoString::default()], ..CorsPolicy::default() };
+    let error = Factory.build_filter(&[], &[&empty.encode_to_vec()], &context()).err().unwrap();
+    assert!(error.starts_with("allow_origin_string_match"), "{error}");
+    assert!(Factory.build_filter(&[], &[&[0xFF]], &context()).is_err());
+}

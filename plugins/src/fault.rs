@@ -1,0 +1,287 @@
+//! Envoy's fault filter (source/extensions/filters/http/fault/fault_filter.cc): delays and aborts.
+
+#[cfg(test)]
+mod tests;
+
+use crate::envoy::{self, Share};
+use prost::Name;
+use serde_json::Value;
+use sixfold_core::cluster::ClusterCell;
+use sixfold_core::flags::Flag;
+use sixfold_core::headers::{HeaderName, Known};
+use sixfold_core::matcher::HeaderMatcher;
+use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::route::{Action, ClusterChoice};
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::any::struct_to_json;
+use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+pub(crate) fn factory() -> Arc<dyn PluginFactory> {
+    Arc::new(Factory)
+}
+
+const NAME: &str = "envoy.filters.http.fault";
+
+struct Factory;
+
+impl PluginFactory for Factory {
+    fn name(&self) -> &'static str {
+        static URL: LazyLock<String> = LazyLock::new(HttpFault::type_url);
+        &URL
+    }
+
+    fn build(&self, _: &Value, _: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
+        Err(format!("{NAME} is an Envoy filter"))
+    }
+
+    /// The most specific configuration holds whole.
+    fn build_filter(
+        &self,
+        config: &[u8],
+        overrides: &[&[u8]],
+        _: &BuildContext,
+    ) -> Result<Arc<dyn Plugin>, String> {
+        let config = overrides.last().copied().unwrap_or(config);
+        Ok(Arc::new(Fault::new(envoy::decode(config)?)?))
+    }
+}
+
+struct Fault {
+    delay: Option<(Delay, Share)>,
+    abort: Option<(Abort, Share, String)>,
+    upstream_cluster: String,
+    headers: Vec<HeaderMatcher>,
+    downstream_nodes: Vec<String>,
+    max_active: Option<u32>,
+    active: Arc<AtomicU32>,
+    metadata: Vec<(Arc<str>, Value)>,
+}
+
+enum Delay {
+    Fixed(Duration),
+    Header,
+}
+
+enum Abort {
+    Http(u16),
+    Grpc(u32),
+    Header,
+}
+
+/// A fault under way; it counts until the stream ends.
+struct Active(Arc<AtomicU32>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Headers with which a request asks for its own faults.
+struct FaultHeaders {
+    delay: HeaderName,
+    delay_percentage: HeaderName,
+    abort: HeaderName,
+    abort_grpc: HeaderName,
+    abort_percentage: HeaderName,
+}
+
+static HEADERS: LazyLock<Option<FaultHeaders>> = LazyLock::new(|| {
+    let name = |suffix: &str| HeaderName::new(&format!("x-envoy-fault-{suffix}")).ok();
+    Some(FaultHeaders {
+        delay: name("delay-request")?,
+        delay_percentage: name("delay-request-percentage")?,
+        abort: name("abort-request")?,
+        abort_grpc: name("abort-grpc-request")?,
+        abort_percentage: name("abort-request-percentage")?,
+    })
+});
+
+impl Fault {
+    fn new(config: HttpFault) -> Result<Fault, String> {
+        if config.response_rate_limit.is_some() {
+            return Err("response_rate_limit: is not supported".to_owned());
+        }
+        let runtime = [
+            ("delay_percent_runtime", &config.delay_percent_runtime),
+            ("abort_percent_runtime", &config.abort_percent_runtime),
+            ("delay_duration_runtime", &config.delay_duration_runtime),
+            ("abort_http_status_runtime", &config.abort_http_status_runtime),
+            ("max_active_faults_runtime", &config.max_active_faults_runtime),
+            ("abort_grpc_status_runtime", &config.abort_grpc_status_runtime),
+        ];
+        if let Some((field, _)) = runtime.iter().find(|(_, key)| !key.is_empty()) {
+            return Err(format!("{field}: is not supported"));
+        }
+        let delay = config.delay.map(|delay| {
+            let kind = match delay.fault_delay_secifier {
+                Some(FaultDelaySecifier::FixedDelay(time)) => {
+                    let time = duration(time.seconds, time.nanos).filter(|t| !t.is_zero());
+                    Delay::Fixed(time.ok_or("delay.fixed_delay: must be greater than 0")?)
+                }
+                Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
+                None => return Err("delay: one of fixed_delay and header_delay is missing"),
+            };
+            Ok((kind, Share::new(delay.percentage)))
+        });
+        let metadata = config.filter_metadata.map(struct_to_json);
+        Ok(Fault {
+            delay: delay.transpose()?,
+            abort: config.abort.map(abort).transpose()?,
+            upstream_cluster: config.upstream_cluster,
+            headers: config.headers.iter().map(envoy::header_matcher).collect::<Result<_, _>>()?,
+            downstream_nodes: config.downstream_nodes,
+            max_active: config.max_active_faults.map(|n| n.value),
+            active: Arc::default(),
+            metadata: match metadata {
+                Some(Value::Object(map)) => map.into_iter().map(|(k, v)| (k.into(), v)).collect(),
+                _ => Vec::new(),
+            },
+        })
+    }
+
+    /// Whether the request is one that faults are for.
+    fn is_meant(&self, stream: &Stream) -> bool {
+        let node = || stream.request.headers.get(Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE);
+        let node_is = |wanted: &String| node().is_some_and(|n| n == wanted.as_bytes());
+        let full = self.max_active.is_some_and(|max| self.active.load(Relaxed) >= max);
+        !full
+            && (self.upstream_cluster.is_empty() || goes_to(stream, &self.upstream_cluster))
+            && (self.downstream_nodes.is_empty() || self.downstream_nodes.iter().any(node_is))
+            && self.headers.iter().all(|h| h.matches(&stream.request))
+    }
+
+    fn delay(&self, stream: &Stream) -> Option<Duration> {
+        let (delay, share) = self.delay.as_ref()?;
+        let headers = HEADERS.as_ref()?;
+        let (time, share) = match delay {
+            Delay::Fixed(time) => (*time, *share),
+            Delay::Header => {
+                let ms = number(stream, &headers.delay)?;
+                (Duration::from_millis(ms), lowered(*share, stream, &headers.delay_percentage))
+            }
+        };
+        (!time.is_zero() && share.draw()).then_some(time)
+    }
+
+    fn abort(&self, stream: &Stream) -> Option<LocalReply> {
+        let (abort, share, body) = self.abort.as_ref()?;
+        let headers = HEADERS.as_ref()?;
+        let (status, grpc, share) = match abort {
+            Abort::Http(status) => (*status, None, *share),
+            Abort::Grpc(status) => (200, Some(*status), *share),
+            Abort::Header => {
+                let share = lowered(*share, stream, &headers.abort_percentage);
+                let http = number(stream, &headers.abort).and_then(|n| u16::try_from(n).ok());
+                match http.filter(|status| (200..600).contains(status)) {
+                    Some(status) => (status, None, share),
+                    None => (200, Some(u32::try_from(number(stream, &headers.abort_grpc)?).ok()?), share),
+                }
+            }
+        };
+        if !share.draw() {
+            return None;
+        }
+        let mut reply = LocalReply::new(status, body.clone(), "fault_filter_abort");
+        reply.grpc_status = grpc;
+        reply.flag = Some(Flag::FI);
+        Some(reply)
+    }
+
+    /// Counts the fault and says so in the metadata.
+    fn begin(&self, stream: &mut Stream, slot: usize) {
+        if stream.state::<Active>(slot).is_none() {
+            self.active.fetch_add(1, Relaxed);
+            stream.set_state(slot, Active(self.active.clone()));
+            let entries = self.metadata.iter().map(|(key, value)| (NAME.into(), key.clone(), value.clone()));
+            stream.metadata.extend(entries);
+        }
+    }
+
+    fn abort_step<'a>(&self, stream: &mut Stream, slot: usize) -> Step<'a> {
+        match self.abort(stream) {
+            Some(reply) => {
+                self.begin(stream, slot);
+                Step::Respond(reply)
+            }
+            None => Step::Continue,
+        }
+    }
+}
+
+impl Plugin for Fault {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn phases(&self) -> Phases {
+        Phases::ACCESS
+    }
+
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+        if !self.is_meant(stream) {
+            return Step::Continue;
+        }
+        let Some(delay) = self.delay(stream) else { return self.abort_step(stream, slot) };
+        self.begin(stream, slot);
+        stream.flags.insert(Flag::DI);
+        Step::Wait(Box::pin(async move {
+            tokio::time::sleep(delay).await;
+            self.abort_step(stream, slot)
+        }))
+    }
+}
+
+fn duration(seconds: i64, nanos: i32) -> Option<Duration> {
+    Some(Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?))
+}
+
+fn abort(config: FaultAbort) -> Result<(Abort, Share, String), String> {
+    let kind = match config.error_type {
+        Some(ErrorType::HttpStatus(status)) => {
+            let status = u16::try_from(status).ok().filter(|s| (200..600).contains(s));
+            Abort::Http(status.ok_or("abort.http_status: must be from 200 to 599")?)
+        }
+        Some(ErrorType::GrpcStatus(status)) => Abort::Grpc(status),
+        Some(ErrorType::HeaderAbort(_)) => Abort::Header,
+        None => return Err("abort: one of http_status, grpc_status and header_abort is missing".to_owned()),
+    };
+    let body = match config.response_body.as_str() {
+        "" => "fault filter abort".to_owned(),
+        body => body.to_owned(),
+    };
+    Ok((kind, Share::new(config.percentage), body))
+}
+
+fn goes_to(stream: &Stream, cluster: &str) -> bool {
+    let is = |cell: &ClusterCell| *cell.name == *cluster;
+    match stream.route.as_deref().map(|r| &r.action) {
+        Some(Action::Forward(forward)) => match &forward.cluster {
+            ClusterChoice::Named(cell) => is(cell),
+            ClusterChoice::Header(name, _) => {
+                stream.request.headers.get(name).is_some_and(|v| v == cluster.as_bytes())
+            }
+            // The member is drawn with the request's own random number, so the answer is the same later.
+            ClusterChoice::Weighted(members) => {
+                let member = sixfold_core::hash::weighted(members, stream);
+                matches!(member.map(|m| &m.cluster), Some(ClusterChoice::Named(cell)) if is(cell))
+            }
+        },
+        _ => false,
+    }
+}
+
+fn number(stream: &Stream, name: &HeaderName) -> Option<u64> {
+    stream.request.headers.get_str(name)?.trim().parse().ok()
+}
+
+/// A request may lower its share, not raise it.
+fn lowered(share: Share, stream: &Stream, name: &HeaderName) -> Share {
+    let asked = number(stream, name).and_then(|n| u32::try_from(n).ok());
+    Share { numerator: asked.map_or(share.numerator, |n| n.min(share.numerator)), ..share }
+}

@@ -1,0 +1,145 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::testing::{context, finish, stream};
+use prost::Message;
+use sixfold_xds_api::pb::envoy::config::route::v3::HeaderMatcher as ProtoHeader;
+use sixfold_xds_api::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
+use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::fault_delay::HeaderDelay;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::fault_abort::HeaderAbort;
+use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
+use sixfold_xds_api::pb::google::protobuf::UInt32Value;
+
+fn percent(numerator: u32) -> Option<FractionalPercent> {
+    Some(FractionalPercent { numerator, denominator: 0 })
+}
+
+fn aborts(error: ErrorType, share: u32) -> HttpFault {
+    let abort = FaultAbort { percentage: percent(share), error_type: Some(error), ..FaultAbort::default() };
+    HttpFault { abort: Some(abort), ..HttpFault::default() }
+}
+
+fn delays(kind: FaultDelaySecifier) -> Option<FaultDelay> {
+    Some(FaultDelay { percentage: percent(100), fault_delay_secifier: Some(kind) })
+}
+
+fn filter(config: &HttpFault) -> Arc<dyn Plugin> {
+    Factory.build_filter(&config.encode_to_vec(), &[], &context()).unwrap()
+}
+
+async fn status(config: &HttpFault, headers: &[(&str, &str)]) -> Option<u16> {
+    let filter = filter(config);
+    finish(filter.access(&mut stream("/", headers), 0)).await.map(|r| r.status)
+}
+
+#[tokio::test]
+async fn aborts_answer_as_envoy_does() {
+    let mut s = stream("/", &[]);
+    let reply = finish(filter(&aborts(ErrorType::HttpStatus(418), 100)).access(&mut s, 0)).await.unwrap();
+    assert_eq!(
+        (reply.status, &reply.body[..], reply.flag),
+        (418, &b"fault filter abort"[..], Some(Flag::FI))
+    );
+    assert_eq!(reply.details, "fault_filter_abort");
+    let grpc = filter(&aborts(ErrorType::GrpcStatus(14), 100));
+    let reply = finish(grpc.access(&mut s, 0)).await.unwrap();
+    assert_eq!((reply.status, reply.grpc_status), (200, Some(14)));
+    assert_eq!(status(&aborts(ErrorType::HttpStatus(418), 0), &[]).await, None);
+}
+
+#[tokio::test]
+async fn a_share_of_requests_is_hit() {
+    let filter = filter(&aborts(ErrorType::HttpStatus(503), 30));
+    let mut hits = 0;
+    for _ in 0..3000 {
+        hits += u32::from(finish(filter.access(&mut stream("/", &[]), 0)).await.is_some());
+    }
+    assert!((800..1000).contains(&hits), "{hits}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn delays_come_before_aborts() {
+    let time = sixfold_xds_api::pb::google::protobuf::Duration { seconds: 0, nanos: 100_000_000 };
+    let fixed = FaultDelaySecifier::FixedDelay(time);
+    let config = HttpFault { delay: delays(fixed), ..aborts(ErrorType::HttpStatus(500), 100) };
+    let (start, mut s) = (tokio::time::Instant::now(), stream("/", &[]));
+    let reply = finish(filter(&config).access(&mut s, 0)).await.unwrap();
+    assert_eq!((start.elapsed().as_millis(), reply.status, reply.flag), (100, 500, Some(Flag::FI)));
+    assert!(s.flags.contains(Flag::DI));
+}
+
+#[tokio::test]
+async fn conditions_restrict_faults() {
+    let abort = || aborts(ErrorType::HttpStatus(555), 100);
+    let jason = ProtoHeader {
+        name: "x-user".into(),
+        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        ..ProtoHeader::default()
+    };
+    let by_header = HttpFault { headers: vec![jason], ..abort() };
+    assert_eq!(status(&by_header, &[]).await, None);
+    assert_eq!(status(&by_header, &[("x-user", "jason")]).await, Some(555));
+    let by_node = HttpFault { downstream_nodes: vec!["node-x".into()], ..abort() };
+    assert_eq!(status(&by_node, &[]).await, None);
+    assert_eq!(status(&by_node, &[("x-envoy-downstream-service-node", "node-x")]).await, Some(555));
+    let by_cluster = HttpFault { upstream_cluster: "b".into(), ..abort() };
+    assert_eq!(status(&by_cluster, &[]).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_may_ask_for_faults() {
+    let config = HttpFault {
+        delay: delays(FaultDelaySecifier::HeaderDelay(HeaderDelay {})),
+        ..aborts(ErrorType::HeaderAbort(HeaderAbort {}), 100)
+    };
+    assert_eq!(status(&config, &[]).await, None);
+    let start = tokio::time::Instant::now();
+    let asked = [("x-envoy-fault-delay-request", "40"), ("x-envoy-fault-abort-request", "429")];
+    assert_eq!(status(&config, &asked).await, Some(429));
+    assert_eq!(start.elapsed().as_millis(), 40);
+    assert_eq!(status(&config, &[("x-envoy-fault-abort-grpc-request", "5")]).await, Some(200));
+    assert_eq!(status(&config, &[("x-envoy-fault-abort-request", "99")]).await, None);
+    let never = [("x-envoy-fault-abort-request", "429"), ("x-envoy-fault-abort-request-percentage", "0")];
+    assert_eq!(status(&config, &never).await, None);
+    // More than configured is not to be had.
+    let config = aborts(ErrorType::HeaderAbort(HeaderAbort {}), 0);
+    let more = [("x-envoy-fault-abort-request", "429"), ("x-envoy-fault-abort-request-percentage", "100")];
+    assert_eq!(status(&config, &more).await, None);
+}
+
+#[tokio::test]
+async fn faults_under_way_are_bounded_and_given_back() {
+    let config = HttpFault {
+        max_active_faults: Some(UInt32Value { value: 1 }),
+        ..aborts(ErrorType::HttpStatus(500), 100)
+    };
+    let filter = filter(&config);
+    let mut first = stream("/", &[]);
+    assert!(finish(filter.access(&mut first, 0)).await.is_some());
+    assert!(finish(filter.access(&mut stream("/", &[]), 0)).await.is_none());
+    drop(first);
+    assert!(finish(filter.access(&mut stream("/", &[]), 0)).await.is_some());
+}
+
+#[tokio::test]
+async fn the_most_specific_configuration_holds() {
+    let of = |status| aborts(ErrorType::HttpStatus(status), 100).encode_to_vec();
+    let (base, host, route) = (of(500), of(501), of(502));
+    let filter = Factory.build_filter(&base, &[&host, &route], &context()).unwrap();
+    assert_eq!(finish(filter.access(&mut stream("/", &[]), 0)).await.unwrap().status, 502);
+}
+
+#[test]
+fn bad_configurations_are_refused() {
+    let error =
+        |config: &HttpFault| Factory.build_filter(&config.encode_to_vec(), &[], &context()).err().unwrap();
+    assert!(error(&aborts(ErrorType::HttpStatus(100), 100)).starts_with("abort.http_status"));
+    assert!(
+        error(&HttpFault { delay: Some(FaultDelay::default()), ..HttpFault::default() }).starts_with("delay")
+    );
+    let runtime = HttpFault { abort_percent_runtime: "key".into(), ..HttpFault::default() };
+    assert_eq!(error(&runtime), "abort_percent_runtime: is not supported");
+    let rate = HttpFault { response_rate_limit: Some(Default::default()), ..HttpFault::default() };
+    assert_eq!(error(&rate), "response_rate_limit: is not supported");
+    assert!(Factory.build_filter(&[0xFF], &[], &context()).is_err());
+}

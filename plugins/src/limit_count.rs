@@ -1,0 +1,391 @@
+//! APISIX's limit-count: so many requests a key in a window of time, over all workers.
+
+mod counter;
+#[cfg(test)]
+mod tests;
+
+use crate::apisix::{self, Made, error_reply};
+use counter::{Counters, Taken, Window};
+use serde::Deserialize;
+use serde_json::Value;
+use sixfold_core::format::{Format, Variable};
+use sixfold_core::headers::HeaderName;
+use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::stream::Stream;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(crate) fn factory() -> Arc<dyn PluginFactory> {
+    apisix::apisix("limit-count", 1002, include_str!("../schemas/limit-count.json"), LimitCount::make)
+}
+
+/// The largest whole number that APISIX counts with.
+const MAX_COUNT: u64 = (1 << 53) - 1;
+
+#[derive(Deserialize)]
+struct Config {
+    count: Option<Value>,
+    time_window: Option<Value>,
+    rules: Option<Vec<RuleConfig>>,
+    #[serde(default)]
+    window_type: Window,
+    group: Option<String>,
+    #[serde(default = "default_key")]
+    key: String,
+    #[serde(default)]
+    key_type: KeyType,
+    #[serde(default = "default_code")]
+    rejected_code: u16,
+    rejected_msg: Option<String>,
+    #[serde(default = "default_policy")]
+    policy: String,
+    #[serde(default)]
+    allow_degradation: bool,
+    #[serde(default = "default_true")]
+    show_limit_quota_header: bool,
+    sync_interval: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct RuleConfig {
+    count: Value,
+    time_window: Value,
+    key: String,
+    header_prefix: Option<String>,
+}
+
+#[derive(Deserialize, Default, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum KeyType {
+    #[default]
+    Var,
+    VarCombination,
+    Constant,
+}
+
+fn default_key() -> String {
+    "remote_addr".to_owned()
+}
+
+fn default_code() -> u16 {
+    503
+}
+
+fn default_policy() -> String {
+    "local".to_owned()
+}
+
+fn default_true() -> bool {
+    true
+}
+
+struct LimitCount {
+    rules: Vec<Rule>,
+    /// Whether `rules` were configured: then a rule whose key is missing does not apply.
+    several: bool,
+    rejected_code: u16,
+    rejected_msg: Option<String>,
+    allow_degradation: bool,
+    show_headers: bool,
+    window: Window,
+    /// `/apisix/routes/1:<crc>` or the group's name: what counters are told apart by.
+    scope: String,
+    counters: Arc<Shared>,
+}
+
+/// Counters of a plugin's configuration, or of a group.
+struct Shared {
+    /// The configuration that made them, which all of a group must have.
+    config: String,
+    counters: Counters,
+}
+
+struct Rule {
+    count: Number,
+    time_window: Number,
+    key: Key,
+    headers: Option<Names>,
+}
+
+enum Number {
+    Fixed(u64),
+    Template(Format),
+}
+
+enum Key {
+    Variable(Variable),
+    Combination(Format),
+    Constant(Vec<u8>),
+}
+
+/// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
+struct Names {
+    limit: HeaderName,
+    remaining: HeaderName,
+    reset: HeaderName,
+}
+
+/// What a rule's headers say: kept between the phases.
+struct Quota {
+    rule: usize,
+    limit: u64,
+    taken: Taken,
+}
+
+impl LimitCount {
+    fn make(config: Config, context: &BuildContext) -> Made {
+        if config.policy != "local" {
+            return Err(format!(
+                "property \"policy\" validation failed: policy '{}' is not supported, counters are local",
+                config.policy
+            ));
+        }
+        if config.sync_interval.is_some_and(|i| i != -1.0) {
+            return Err("sync_interval is not supported: counters are local".to_owned());
+        }
+        let several = config.rules.is_some();
+        let shared = shared(&config, context)?;
+        let crc = crc32fast::hash(shared.1.as_bytes());
+        let scope = match &config.group {
+            Some(group) => group.clone(),
+            None => format!("{}:{crc}", context.resource),
+        };
+        Ok(Arc::new(LimitCount {
+            rules: rules(&config)?,
+            several,
+            rejected_code: config.rejected_code,
+            rejected_msg: config.rejected_msg,
+            allow_degradation: config.allow_degradation,
+            show_headers: config.show_limit_quota_header,
+            window: config.window_type,
+            scope,
+            counters: shared.0,
+        }))
+    }
+
+    /// Takes one from every rule that applies, in order; the first that is used up rejects.
+    fn take(&self, stream: &mut Stream, quotas: &mut Vec<Quota>) -> Result<bool, &'static str> {
+        let now = Instant::now();
+        for (index, rule) in self.rules.iter().enumerate() {
+            let Some(value) = rule.key.value(stream, self.several) else { continue };
+            let limit = rule.count.resolve(stream).ok_or("invalid count")?;
+            let window = rule.time_window.resolve(stream).ok_or("invalid time_window")?;
+            let key = counter_key(index, window, &value);
+            let window = Duration::from_secs(window);
+            let taken = self.counters.counters.take(self.window, &key, limit, window, now);
+            self.inform(stream, &value, limit, &taken);
+            let allowed = taken.allowed;
+            quotas.push(Quota { rule: index, limit, taken });
+            if !allowed {
+                return Ok(false);
+            }
+        }
+        if quotas.is_empty() { Err("no rule applies") } else { Ok(true) }
+    }
+
+    /// `$rate_limiting_info`
+    fn inform(&self, stream: &mut Stream, value: &[u8], limit: u64, taken: &Taken) {
+        let info = serde_json::json!({
+            "rate_limiting_key": format!("{}:{}", self.scope, String::from_utf8_lossy(value)),
+            "rate_limiting_limit": limit,
+            "rate_limiting_remaining": taken.remaining,
+            "rate_limiting_reset": seconds(taken.reset),
+        });
+        stream.set_var("rate_limiting_info", info.to_string());
+    }
+
+    fn rejection(&self) -> LocalReply {
+        match &self.rejected_msg {
+            Some(message) => error_reply(self.rejected_code, message),
+            None => LocalReply::new(self.rejected_code, "", ""),
+        }
+    }
+}
+
+impl Plugin for LimitCount {
+    fn name(&self) -> &str {
+        "limit-count"
+    }
+
+    fn phases(&self) -> Phases {
+        if self.show_headers { Phases::ACCESS | Phases::HEADER_FILTER } else { Phases::ACCESS }
+    }
+
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+        let mut quotas = Vec::with_capacity(self.rules.len());
+        let allowed = self.take(stream, &mut quotas);
+        if self.show_headers && !quotas.is_empty() {
+            stream.set_state(slot, quotas);
+        }
+        match allowed {
+            Ok(true) => Step::Continue,
+            Ok(false) => Step::Respond(self.rejection()),
+            Err(_) if self.allow_degradation => Step::Continue,
+            Err(reason) => {
+                tracing::error!(reason, scope = self.scope, "limit-count failed");
+                Step::Respond(error_reply(500, "failed to limit count"))
+            }
+        }
+    }
+
+    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+        let Some(quotas) = stream.take_state::<Vec<Quota>>(slot) else { return Step::Continue };
+        let mut text = Vec::with_capacity(24);
+        for quota in quotas.iter() {
+            let Some(names) = self.rules.get(quota.rule).and_then(|r| r.headers.as_ref()) else { continue };
+            let headers = &mut stream.response.headers;
+            headers.set(&names.limit, number(&mut text, quota.limit as f64));
+            headers.set(&names.remaining, number(&mut text, quota.taken.remaining as f64));
+            headers.set(&names.reset, number(&mut text, seconds(quota.taken.reset)));
+        }
+        Step::Continue
+    }
+}
+
+/// Seconds, floored to a hundredth.
+fn seconds(time: Duration) -> f64 {
+    (time.as_millis() / 10) as f64 / 100.0
+}
+
+fn number(text: &mut Vec<u8>, value: f64) -> &[u8] {
+    text.clear();
+    // Writing to a Vec can't fail.
+    let _ = write!(text, "{value}");
+    text
+}
+
+fn counter_key(rule: usize, window: u64, value: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(value.len() + 12);
+    key.extend_from_slice(&(rule as u32).to_le_bytes());
+    key.extend_from_slice(&window.to_le_bytes());
+    key.extend_from_slice(value);
+    key
+}
+
+/// The counters of the configuration: a resource that keeps its configuration keeps its counters.
+fn shared(config: &Config, context: &BuildContext) -> Result<(Arc<Shared>, String), String> {
+    let rules = config.rules.iter().flatten();
+    let rules: Vec<_> = rules.map(|r| (&r.count, &r.time_window, &r.key, &r.header_prefix)).collect();
+    let text = serde_json::json!([
+        config.count,
+        config.time_window,
+        rules,
+        config.key,
+        config.key_type == KeyType::Var,
+        config.key_type == KeyType::Constant,
+        config.window_type == Window::Sliding,
+        config.rejected_code,
+        config.rejected_msg,
+        config.allow_degradation,
+        config.show_limit_quota_header,
+        config.group,
+    ])
+    .to_string();
+    let key = match &config.group {
+        Some(group) => format!("limit-count group {group}"),
+        None => format!("limit-count {} {text}", context.resource),
+    };
+    let make = || Shared { config: text.clone(), counters: Counters::default() };
+    let shared = context.shared.get_or_insert(&key, make);
+    if shared.config != text {
+        return Err("group conf mismatched".to_owned());
+    }
+    Ok((shared, text))
+}
+
+fn rules(config: &Config) -> Result<Vec<Rule>, String> {
+    let Some(rules) = &config.rules else {
+        let (Some(count), Some(time_window)) = (&config.count, &config.time_window) else {
+            return Err("count and time_window, or rules, are required".to_owned());
+        };
+        let key = match config.key_type {
+            KeyType::Var => Key::Variable(Variable::parse(&config.key)),
+            KeyType::VarCombination => Key::Combination(apisix::template(&config.key)?),
+            KeyType::Constant => Key::Constant(config.key.clone().into_bytes()),
+        };
+        let headers = Some(Names::new("")?);
+        return Ok(vec![Rule {
+            count: Number::new(count)?,
+            time_window: Number::new(time_window)?,
+            key,
+            headers,
+        }]);
+    };
+    if config.count.is_some() || config.time_window.is_some() {
+        return Err("count/time_window and rules cannot be specified at the same time".to_owned());
+    }
+    if config.group.is_some() {
+        return Err("group and rules cannot be specified at the same time".to_owned());
+    }
+    let mut made = Vec::with_capacity(rules.len());
+    for (index, rule) in rules.iter().enumerate() {
+        if rules.iter().take(index).any(|earlier| earlier.key == rule.key) {
+            return Err(format!("duplicate key '{}' in rules", rule.key));
+        }
+        let prefix = rule.header_prefix.clone().unwrap_or_else(|| (index + 1).to_string());
+        made.push(Rule {
+            count: Number::new(&rule.count)?,
+            time_window: Number::new(&rule.time_window)?,
+            key: Key::Combination(apisix::template(&rule.key)?),
+            headers: Some(Names::new(&format!("{prefix}-"))?),
+        });
+    }
+    Ok(made)
+}
+
+impl Names {
+    fn new(prefix: &str) -> Result<Names, String> {
+        let name = |part: &str| {
+            HeaderName::new(&format!("X-{prefix}RateLimit-{part}")).map_err(|e| format!("header_prefix: {e}"))
+        };
+        Ok(Names { limit: name("Limit")?, remaining: name("Remaining")?, reset: name("Reset")? })
+    }
+}
+
+impl Number {
+    fn new(value: &Value) -> Result<Number, String> {
+        match value {
+            Value::String(text) => apisix::template(text).map(Number::Template),
+            other => other
+                .as_u64()
+                .filter(|n| in_range(*n))
+                .map(Number::Fixed)
+                .ok_or_else(|| format!("{other} is not a whole number from 1 to {MAX_COUNT}")),
+        }
+    }
+
+    /// The number for a request; `None` when it is none, and so must not let anything through.
+    fn resolve(&self, stream: &Stream) -> Option<u64> {
+        match self {
+            Number::Fixed(number) => Some(*number),
+            Number::Template(format) => {
+                let text = apisix::value(format, stream);
+                let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+                let number = std::str::from_utf8(&text).ok().filter(|_| digits)?.parse().ok()?;
+                in_range(number).then_some(number)
+            }
+        }
+    }
+}
+
+fn in_range(number: u64) -> bool {
+    (1..=MAX_COUNT).contains(&number)
+}
+
+impl Key {
+    /// What is counted by. Nothing of it there: `None` if that makes the rule not apply, else the client's
+    /// address.
+    fn value(&self, stream: &Stream, optional: bool) -> Option<Vec<u8>> {
+        let mut value = Vec::new();
+        let resolved = match self {
+            Key::Variable(variable) => usize::from(variable.write(stream, &mut value)),
+            Key::Combination(format) => format.resolve_count(stream, &mut value),
+            Key::Constant(text) => return Some(text.clone()),
+        };
+        if resolved > 0 && !value.is_empty() {
+            return Some(value);
+        }
+        (!optional).then(|| stream.remote_ip().to_string().into_bytes())
+    }
+}

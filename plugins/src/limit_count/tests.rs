@@ -1,0 +1,170 @@
+#![allow(clippy::unwrap_used)]
+use crate::testing::{build, context, now, plugin, response_header, stream};
+use serde_json::{Value, json};
+use sixfold_core::plugin::Plugin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Status of an answer, 0 for none, and the quota headers.
+fn ask(plugin: &dyn Plugin, headers: &[(&str, &str)]) -> (u16, [Option<String>; 3]) {
+    let mut s = stream("/?n=3&w=60&bad=1.5", headers);
+    let status = now(plugin.access(&mut s, 0)).map_or(0, |r| r.status);
+    now(plugin.header_filter(&mut s, 0));
+    let names = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
+    (status, names.map(|n| response_header(&s, n).map(str::to_owned)))
+}
+
+fn statuses(config: Value, n: usize) -> Vec<u16> {
+    let plugin = plugin("limit-count", &config);
+    (0..n).map(|_| ask(&*plugin, &[]).0).collect()
+}
+
+#[test]
+fn requests_over_the_count_are_rejected() {
+    let config = json!({"count": 2, "time_window": 60, "rejected_code": 429, "rejected_msg": "no"});
+    let plugin = plugin("limit-count", &config);
+    let texts = |a: &str, b: &str| [Some(a.to_owned()), Some(b.to_owned())];
+    for (status, remaining) in [(0, "1"), (0, "0"), (429, "0"), (429, "0")] {
+        let (got, headers) = ask(&*plugin, &[]);
+        assert_eq!((got, &headers[..2]), (status, &texts("2", remaining)[..]));
+        assert!(headers[2].as_deref().unwrap().parse::<f64>().unwrap() <= 60.0);
+    }
+    let mut s = stream("/", &[]);
+    let reply = now(plugin.access(&mut s, 0)).unwrap();
+    assert_eq!(reply.body, "{\"error_msg\":\"no\"}\n");
+    let info: Value = serde_json::from_slice(s.var("rate_limiting_info").unwrap()).unwrap();
+    assert!(info["rate_limiting_key"].as_str().unwrap().starts_with("/apisix/routes/1:"));
+    assert_eq!((&info["rate_limiting_limit"], &info["rate_limiting_remaining"]), (&json!(2), &json!(0)));
+}
+
+#[test]
+fn the_first_reset_is_the_window_and_headers_can_be_hidden() {
+    let shown = plugin("limit-count", &json!({"count": 5, "time_window": 7}));
+    assert_eq!(ask(&*shown, &[]).1[2].as_deref(), Some("7"));
+    let hidden = json!({"count": 1, "time_window": 7, "show_limit_quota_header": false});
+    let hidden = plugin("limit-count", &hidden);
+    assert_eq!(ask(&*hidden, &[]), (0, [None, None, None]));
+    assert_eq!(ask(&*hidden, &[]), (503, [None, None, None]));
+}
+
+#[test]
+fn keys_tell_clients_apart() {
+    let by_header = json!({"count": 1, "time_window": 60, "key": "http_x_user"});
+    let by_two =
+        json!({"count": 1, "time_window": 60, "key": "$http_x_user $arg_n", "key_type": "var_combination"});
+    for config in [by_header, by_two] {
+        let plugin = plugin("limit-count", &config);
+        let status = |user| ask(&*plugin, &[("x-user", user)]).0;
+        assert_eq!([status("a"), status("b"), status("a")], [0, 0, 503]);
+    }
+    // Nothing of the key is there: the client's address.
+    let plugin = plugin("limit-count", &json!({"count": 1, "time_window": 60, "key": "http_x_user"}));
+    assert_eq!([ask(&*plugin, &[]).0, ask(&*plugin, &[]).0], [0, 503]);
+    let constant = json!({"count": 1, "time_window": 60, "key": "all", "key_type": "constant"});
+    assert_eq!(statuses(constant, 2), [0, 503]);
+}
+
+#[test]
+fn numbers_may_be_templates_and_never_fail_open() {
+    assert_eq!(statuses(json!({"count": "$arg_n", "time_window": "${arg_w}"}), 4), [0, 0, 0, 503]);
+    for bad in ["$arg_bad", "$arg_none", "0", "-1", "text", "9007199254740992"] {
+        assert_eq!(statuses(json!({"count": bad, "time_window": 60}), 1), [500], "{bad}");
+        assert_eq!(statuses(json!({"count": 1, "time_window": bad}), 1), [500], "{bad}");
+        let degrades = json!({"count": bad, "time_window": 60, "allow_degradation": true});
+        assert_eq!(statuses(degrades, 1), [0], "{bad}");
+    }
+}
+
+#[test]
+fn rules_apply_in_order() {
+    let config = json!({"rules": [
+        {"count": 2, "time_window": 60, "key": "$http_x_user"},
+        {"count": 1, "time_window": 60, "key": "$http_x_tenant", "header_prefix": "Tenant"},
+    ]});
+    let plugin = plugin("limit-count", &config);
+    let ask = |headers: &[(&str, &str)]| {
+        let mut s = stream("/", headers);
+        let status = now(plugin.access(&mut s, 0)).map_or(0, |r| r.status);
+        now(plugin.header_filter(&mut s, 0));
+        let get = |n: &str| response_header(&s, n).map(str::to_owned);
+        (status, get("x-1-ratelimit-remaining"), get("x-tenant-ratelimit-remaining"))
+    };
+    let text = |t: &str| Some(t.to_owned());
+    assert_eq!(ask(&[("x-user", "a"), ("x-tenant", "t")]), (0, text("1"), text("0")));
+    assert_eq!(ask(&[("x-user", "a"), ("x-tenant", "t")]), (503, text("0"), text("0")));
+    assert_eq!(ask(&[("x-tenant", "u")]), (0, None, text("0")));
+    assert_eq!(ask(&[]), (500, None, None));
+}
+
+#[test]
+fn counters_live_as_long_as_their_configuration() {
+    let (context, config) = (context(), json!({"count": 1, "time_window": 60}));
+    let first = build("limit-count", &config, &context).unwrap();
+    assert_eq!(ask(&*first, &[]).0, 0);
+    let again = build("limit-count", &config, &context).unwrap();
+    assert_eq!(ask(&*again, &[]).0, 503);
+    let changed = build("limit-count", &json!({"count": 1, "time_window": 61}), &context).unwrap();
+    assert_eq!(ask(&*changed, &[]).0, 0);
+    let other = sixfold_core::plugin::BuildContext { resource: "/apisix/routes/2".into(), ..context };
+    assert_eq!(ask(&*build("limit-count", &config, &other).unwrap(), &[]).0, 0);
+}
+
+#[test]
+fn groups_share_counters_and_must_agree() {
+    let context = context();
+    let config = json!({"count": 1, "time_window": 60, "group": "g"});
+    let one = build("limit-count", &config, &context).unwrap();
+    let other = sixfold_core::plugin::BuildContext { resource: "/apisix/routes/2".into(), ..context };
+    let two = build("limit-count", &config, &other).unwrap();
+    assert_eq!([ask(&*one, &[]).0, ask(&*two, &[]).0], [0, 503]);
+    let differs = json!({"count": 2, "time_window": 60, "group": "g"});
+    assert_eq!(build("limit-count", &differs, &other).err().unwrap(), "group conf mismatched");
+}
+
+#[test]
+fn bad_configurations_are_refused() {
+    let error = |config| build("limit-count", &config, &context()).err().unwrap();
+    let rule = |key: &str| json!({"count": 1, "time_window": 1, "key": key});
+    for (config, reason) in [
+        (json!({"count": 1, "time_window": 1, "policy": "redis"}), "policy 'redis' is not supported"),
+        (
+            json!({"count": 1, "time_window": 1, "policy": "redis-cluster"}),
+            "'redis-cluster' is not supported",
+        ),
+        (
+            json!({"count": 1, "time_window": 1, "policy": "redis-sentinel"}),
+            "'redis-sentinel' is not supported",
+        ),
+        (json!({"count": 1, "time_window": 1, "sync_interval": 0.5}), "sync_interval is not supported"),
+        (json!({"count": 1}), "are required"),
+        (json!({"count": 1, "time_window": 1, "rules": [rule("a")]}), "cannot be specified at the same time"),
+        (json!({"group": "g", "rules": [rule("a")]}), "group and rules cannot be specified"),
+        (json!({"rules": [rule("a"), rule("a")]}), "duplicate key 'a' in rules"),
+        (json!({"count": 0, "time_window": 1}), "0 is not a whole number"),
+    ] {
+        let said = error(config);
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
+/// Four workers at once: the limit is the process's, to the request.
+#[test]
+fn four_workers_let_exactly_the_count_through() {
+    let context = context();
+    let config = json!({"count": 1000, "time_window": 600});
+    let passed = Arc::new(AtomicUsize::new(0));
+    let workers: Vec<_> = (0..4).map(|_| build("limit-count", &config, &context).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for plugin in workers {
+            let passed = passed.clone();
+            scope.spawn(move || {
+                for _ in 0..1000 {
+                    if ask(&*plugin, &[]).0 == 0 {
+                        passed.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(passed.load(Relaxed), 1000);
+}

@@ -1,0 +1,106 @@
+//! Random values of a schema.
+
+use serde_json::{Map, Value, json};
+use std::fmt::Write;
+
+/// How deep a schema may nest.
+const MAX_DEPTH: usize = 32;
+
+/// A schema, read when configuration arrives.
+#[derive(Debug)]
+pub(super) enum Sample {
+    Fixed(Value),
+    Text,
+    Number,
+    Integer,
+    Boolean,
+    Array(Box<Sample>),
+    Object(Vec<(String, Sample)>),
+}
+
+impl Sample {
+    /// From a schema; `example` goes before `type`, and no type is an object.
+    pub(super) fn new(schema: &Value) -> Result<Sample, String> {
+        Sample::read(schema, 0)
+    }
+
+    fn read(schema: &Value, depth: usize) -> Result<Sample, String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("response_schema nests deeper than {MAX_DEPTH} levels"));
+        }
+        if let Some(example) = schema.get("example") {
+            return Ok(Sample::Fixed(example.clone()));
+        }
+        Ok(match schema.get("type").and_then(Value::as_str).unwrap_or("object") {
+            "string" => Sample::Text,
+            "number" => Sample::Number,
+            "integer" => Sample::Integer,
+            "boolean" => Sample::Boolean,
+            "array" => {
+                let items = schema.get("items").unwrap_or(&Value::Null);
+                Sample::Array(Box::new(Sample::read(items, depth + 1)?))
+            }
+            "object" => {
+                let properties = schema.get("properties").and_then(Value::as_object);
+                let fields = properties.into_iter().flatten();
+                let fields = fields.map(|(name, s)| Ok((name.clone(), Sample::read(s, depth + 1)?)));
+                Sample::Object(fields.collect::<Result<_, String>>()?)
+            }
+            other => return Err(format!("response_schema: type '{other}' is not known")),
+        })
+    }
+
+    /// A value.
+    pub(super) fn draw(&self) -> Value {
+        match self {
+            Sample::Fixed(value) => value.clone(),
+            Sample::Text => {
+                (0..fastrand::usize(1..=10)).map(|_| fastrand::alphabetic()).collect::<String>().into()
+            }
+            Sample::Number => json!(fastrand::f64() * 10_000.0),
+            Sample::Integer => json!(fastrand::u32(1..=10_000)),
+            Sample::Boolean => json!(fastrand::bool()),
+            Sample::Array(item) => (0..fastrand::usize(1..=3)).map(|_| item.draw()).collect(),
+            Sample::Object(fields) => {
+                Value::Object(fields.iter().map(|(name, s)| (name.clone(), s.draw())).collect::<Map<_, _>>())
+            }
+        }
+    }
+}
+
+/// The value as XML under a root `data`; a list repeats its element.
+pub(super) fn xml(value: &Value) -> String {
+    let mut out = String::new();
+    element(&mut out, "data", value);
+    out
+}
+
+fn element(out: &mut String, name: &str, value: &Value) {
+    if let Value::Array(items) = value {
+        items.iter().for_each(|item| element(out, name, item));
+        return;
+    }
+    // Writing to a String can't fail.
+    let _ = write!(out, "<{name}>");
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| element(out, name, value)),
+        Value::String(text) => escape(out, text),
+        Value::Null => {}
+        other => {
+            let _ = write!(out, "{other}");
+        }
+    }
+    let _ = write!(out, "</{name}>");
+}
+
+fn escape(out: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            c => out.push(c),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The series, a shard a worker, so that requests wait for nobody.
+
+use super::settings::Settings;
+use parking_lot::Mutex;
+use sixfold_core::format::{Format, Variable};
+use sixfold_core::metrics::Registry;
+use sixfold_core::router::PathMatch;
+use sixfold_core::stream::Stream;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+/// Series of one metric that a shard keeps at most.
+const MAX_SERIES: usize = 65_536;
+
+const SHARDS: usize = 64;
+
+/// The metrics of the process.
+pub struct Metrics {
+    pub(super) settings: Settings,
+    pub(super) statistics: Registry,
+    pub(super) shards: Box<[Mutex<Shard>]>,
+    /// Requests that found no room for their series.
+    pub(super) errors: AtomicU64,
+    /// Name of the machine.
+    pub(super) host: String,
+}
+
+/// One shard's series by their label values, which are joined by [`SEPARATOR`].
+#[derive(Default)]
+pub(super) struct Shard {
+    pub(super) status: Series<u64>,
+    pub(super) latency: Series<Buckets>,
+    pub(super) bandwidth: Series<u64>,
+}
+
+/// Values by labels, and when each was last touched.
+pub(super) type Series<T> = HashMap<Box<[u8]>, (T, Instant)>;
+
+/// Between label values; no UTF-8 text holds it.
+pub(super) const SEPARATOR: u8 = 0xFF;
+
+/// A histogram: counts a bucket, the last one without a bound; and the sum.
+#[derive(Clone, Default)]
+pub(super) struct Buckets {
+    pub(super) counts: Vec<u64>,
+    pub(super) sum: f64,
+}
+
+/// What is to be counted of a request.
+pub(super) struct Observation<'a> {
+    status: u16,
+    route: &'a str,
+    service: &'a str,
+    uri: (&'a [u8], &'static [u8]),
+    request_ms: f64,
+    upstream_ms: Option<f64>,
+    ingress: u64,
+    egress: u64,
+}
+
+thread_local! {
+    static SHARD: Cell<Option<usize>> = const { Cell::new(None) };
+    static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+static NEXT_SHARD: AtomicUsize = AtomicUsize::new(0);
+static CONSUMER: LazyLock<Variable> = LazyLock::new(|| Variable::parse("consumer_name"));
+static NODE: LazyLock<Variable> = LazyLock::new(|| Variable::parse("balancer_ip"));
+static SOURCE: LazyLock<Variable> = LazyLock::new(|| Variable::parse("response_source"));
+static HOST: LazyLock<Variable> = LazyLock::new(|| Variable::parse("matched_host"));
+static REQUEST_MODEL: LazyLock<Variable> = LazyLock::new(|| Variable::parse("request_llm_model"));
+static MODEL: LazyLock<Variable> = LazyLock::new(|| Variable::parse("llm_model"));
+
+impl Observation<'_> {
+    /// What a request that has ended says.
+    pub(super) fn of(stream: &Stream, prefer_name: bool) -> Observation<'_> {
+        let route = stream.route.as_deref();
+        let ids = route.map(|r| &r.ids);
+        let named = |name: &'_ std::sync::Arc<str>| prefer_name && !name.is_empty();
+        let route_label = route.map_or("", |r| if named(&r.name) { &r.name } else { &r.ids.route });
+        let service =
+            ids.map_or("", |ids| if named(&ids.service_name) { &ids.service_name } else { &ids.service });
+        let end = stream.timing.downstream_tx_end.unwrap_or_else(Instant::now);
+        let upstream = stream.upstream.tried.iter().filter_map(|t| t.response_ms).sum::<u32>();
+        Observation {
+            status: stream.response.status,
+            route: route_label,
+            service,
+            uri: route.map_or((b"", b""), |r| pattern(&r.path)),
+            request_ms: end.saturating_duration_since(stream.timing.start).as_secs_f64() * 1000.0,
+            upstream_ms: (!stream.upstream.tried.is_empty()).then(|| f64::from(upstream)),
+            ingress: stream.bytes.request_head + stream.bytes.request_body,
+            egress: stream.bytes.response_head + stream.bytes.response_body,
+        }
+    }
+}
+
+/// The route's path as it is configured.
+fn pattern(path: &PathMatch) -> (&[u8], &'static [u8]) {
+    match path {
+        PathMatch::Prefix(text, _) => (text, b"*"),
+        PathMatch::Exact(text, _) | PathMatch::SeparatedPrefix(text, _) => (text, b""),
+        PathMatch::Regex(regex) => (regex.source().as_bytes(), b""),
+        _ => (b"", b""),
+    }
+}
+
+impl Metrics {
+    pub(super) fn new(settings: Settings, statistics: Registry) -> Metrics {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Metrics { settings, statistics, shards, errors: AtomicU64::new(0), host: host.trim_end().to_owned() }
+    }
+
+    fn shard(&self) -> &Mutex<Shard> {
+        let index = SHARD.with(|own| match own.get() {
+            Some(index) => index,
+            None => {
+                let index = NEXT_SHARD.fetch_add(1, Relaxed);
+                own.set(Some(index));
+                index
+            }
+        });
+        &self.shards[index % SHARDS]
+    }
+
+    /// Counts a request.
+    pub(super) fn record(&self, seen: &Observation<'_>, stream: &Stream) {
+        KEY.with_borrow_mut(|key| {
+            let now = Instant::now();
+            let shard = &mut *self.shard().lock();
+            self.status_key(key, seen, stream);
+            self.touch(&mut shard.status, key, now, |n| *n += 1);
+
+            let apisix = (seen.request_ms - seen.upstream_ms.unwrap_or(0.0)).max(0.0);
+            let latencies = [
+                ("request", Some(seen.request_ms)),
+                ("upstream", seen.upstream_ms),
+                ("apisix", Some(apisix)),
+            ];
+            for (kind, value) in latencies {
+                let Some(value) = value else { continue };
+                traffic_key(key, kind, seen, stream, &self.settings.latency.extra);
+                let bounds = &self.settings.buckets;
+                self.touch(&mut shard.latency, key, now, |buckets: &mut Buckets| buckets.add(bounds, value));
+            }
+            for (kind, value) in [("ingress", seen.ingress), ("egress", seen.egress)] {
+                traffic_key(key, kind, seen, stream, &self.settings.bandwidth.extra);
+                self.touch(&mut shard.bandwidth, key, now, |n| *n += value);
+            }
+        });
+    }
+
+    fn touch<T: Default>(
+        &self,
+        series: &mut Series<T>,
+        key: &[u8],
+        now: Instant,
+        change: impl FnOnce(&mut T),
+    ) {
+        if let Some((value, touched)) = series.get_mut(key) {
+            change(value);
+            *touched = now;
+            return;
+        }
+        if series.len() >= MAX_SERIES {
+            self.errors.fetch_add(1, Relaxed);
+            return;
+        }
+        let mut value = T::default();
+        change(&mut value);
+        series.insert(key.into(), (value, now));
+    }
+
+    fn status_key(&self, key: &mut Vec<u8>, seen: &Observation<'_>, stream: &Stream) {
+        key.clear();
+        let code = seen.status;
+        key.extend([code / 100, code / 10 % 10, code % 10].map(|digit| b'0' + (digit % 10) as u8));
+        text(key, seen.route.as_bytes());
+        text(key, seen.uri.0);
+        key.extend_from_slice(seen.uri.1);
+        variable(key, &HOST, stream);
+        text(key, seen.service.as_bytes());
+        client_and_node(key, stream);
+        variable(key, &SOURCE, stream);
+        extra(key, &self.settings.status.extra, stream);
+    }
+}
+
+impl Buckets {
+    fn add(&mut self, bounds: &[f64], value: f64) {
+        self.counts.resize(bounds.len() + 1, 0);
+        let at = bounds.partition_point(|bound| *bound < value);
+        if let Some(count) = self.counts.get_mut(at) {
+            *count += 1;
+        }
+        self.sum += value;
+    }
+}
+
+fn traffic_key(
+    key: &mut Vec<u8>,
+    kind: &str,
+    seen: &Observation<'_>,
+    stream: &Stream,
+    labels: &[(String, Format)],
+) {
+    key.clear();
+    key.extend_from_slice(kind.as_bytes());
+    text(key, seen.route.as_bytes());
+    text(key, seen.service.as_bytes());
+    client_and_node(key, stream);
+    extra(key, labels, stream);
+}
+
+/// `consumer`, `node`, `request_type`, `request_llm_model`, `llm_model`
+fn client_and_node(key: &mut Vec<u8>, stream: &Stream) {
+    variable(key, &CONSUMER, stream);
+    variable(key, &NODE, stream);
+    text(key, stream.var("request_type").unwrap_or(b"traditional_http"));
+    variable(key, &REQUEST_MODEL, stream);
+    variable(key, &MODEL, stream);
+}
+
+fn text(key: &mut Vec<u8>, value: &[u8]) {
+    key.push(SEPARATOR);
+    let start = key.len();
+    key.extend_from_slice(value);
+    no_separator(key, start);
+}
+
+fn variable(key: &mut Vec<u8>, variable: &Variable, stream: &Stream) {
+    key.push(SEPARATOR);
+    let start = key.len();
+    variable.write(stream, key);
+    no_separator(key, start);
+}
+
+fn extra(key: &mut Vec<u8>, labels: &[(String, Format)], stream: &Stream) {
+    for (_, format) in labels {
+        key.push(SEPARATOR);
+        let start = key.len();
+        format.write_value(stream, key);
+        no_separator(key, start);
+    }
+}
+
+/// What a client sends need not be UTF-8, and must not end a label.
+fn no_separator(key: &mut [u8], start: usize) {
+    for byte in key.iter_mut().skip(start).filter(|b| **b == SEPARATOR) {
+        *byte = b'?';
+    }
+}

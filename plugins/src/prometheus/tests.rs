@@ -1,0 +1,137 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::testing::{build, context, stream};
+use serde_json::{Value, json};
+use sixfold_core::plugin::Chain;
+use sixfold_core::route::{Action, DirectResponse, Ids, Route};
+use sixfold_core::router::PathMatch;
+use std::time::Duration;
+
+fn route() -> Arc<Route> {
+    Arc::new(Route {
+        name: "named".into(),
+        ids: Ids { route: "1".into(), service: "s1".into(), service_name: "shop".into() },
+        path: PathMatch::Prefix(b"/a/"[..].into(), false),
+        predicates: Box::new([]),
+        priority: 0,
+        action: Action::Direct(DirectResponse { status: 200, body: Default::default(), body_format: None }),
+        request_headers: Default::default(),
+        response_headers: Default::default(),
+        chain: Some(Arc::new(Chain::empty())),
+        metadata: Default::default(),
+        stats: None,
+        body_buffer_limit: None,
+        labels: Default::default(),
+    })
+}
+
+fn request(status: u16) -> Stream {
+    let mut s = stream("/a/b?x=1", &[("x-tenant", "t\"1")]);
+    s.route = Some(route());
+    s.response.status = status;
+    s.source = sixfold_core::stream::ResponseSource::Gateway;
+    s.timing.downstream_tx_end = Some(s.timing.start + Duration::from_millis(7));
+    s.bytes.request_head = 100;
+    s.bytes.response_head = 30;
+    s.bytes.response_body = 12;
+    s.set_var("consumer_name", "jack");
+    s
+}
+
+fn text(attributes: Value, config: &Value, requests: &mut [Stream]) -> String {
+    let context = BuildContext { attributes: Arc::new(attributes), ..context() };
+    let plugin = build("prometheus", config, &context).unwrap();
+    for stream in requests {
+        plugin.log(stream, 0);
+    }
+    shared(&context.shared, &context.attributes, &context.metrics).unwrap().render()
+}
+
+#[track_caller]
+fn has(text: &str, line: &str) {
+    assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
+}
+
+#[test]
+fn requests_are_counted_with_apisix_labels() {
+    let text = text(Value::Null, &json!({}), &mut [request(200), request(200), request(404)]);
+    has(&text, "# TYPE apisix_http_status counter");
+    has(
+        &text,
+        "apisix_http_status{code=\"200\",route=\"1\",matched_uri=\"/a/*\",matched_host=\"\",service=\"s1\",\
+         consumer=\"jack\",node=\"\",request_type=\"traditional_http\",request_llm_model=\"\",llm_model=\"\",\
+         response_source=\"apisix\"} 2",
+    );
+    assert!(text.contains("apisix_http_status{code=\"404\""));
+    let traffic = "route=\"1\",service=\"s1\",consumer=\"jack\",node=\"\",request_type=\"traditional_http\",\
+                   request_llm_model=\"\",llm_model=\"\"";
+    has(&text, &format!("apisix_bandwidth{{type=\"egress\",{traffic}}} 126"));
+    has(&text, &format!("apisix_bandwidth{{type=\"ingress\",{traffic}}} 300"));
+    has(&text, "# TYPE apisix_http_latency histogram");
+    has(&text, &format!("apisix_http_latency_bucket{{type=\"request\",{traffic},le=\"5\"}} 0"));
+    has(&text, &format!("apisix_http_latency_bucket{{type=\"request\",{traffic},le=\"10\"}} 3"));
+    has(&text, &format!("apisix_http_latency_bucket{{type=\"request\",{traffic},le=\"+Inf\"}} 3"));
+    has(&text, &format!("apisix_http_latency_sum{{type=\"apisix\",{traffic}}} 21"));
+    // Nothing went to an upstream.
+    assert!(!text.contains("type=\"upstream\""));
+    has(&text, "apisix_http_requests_total 0");
+    assert!(text.contains("apisix_nginx_http_current_connections{state=\"writing\"} 0"));
+    assert!(text.contains("apisix_node_info{hostname="));
+}
+
+#[test]
+fn names_extra_labels_and_buckets_can_be_set() {
+    let attributes = json!({
+        "metric_prefix": "my_", "default_buckets": [3, 8],
+        "metrics": {"http_status": {"extra_labels": [{"tenant": "$http_x_tenant"}]}},
+    });
+    let text = text(attributes, &json!({"prefer_name": true}), &mut [request(200)]);
+    assert!(text.contains("my_http_status{code=\"200\",route=\"named\""), "{text}");
+    assert!(text.contains("service=\"shop\"") && text.contains("tenant=\"t\\\"1\"} 1"));
+    assert_eq!(text.lines().filter(|l| l.contains("_bucket{type=\"request\"")).count(), 3);
+}
+
+#[test]
+fn requests_without_a_route_have_empty_labels() {
+    let mut lost = request(404);
+    lost.route = None;
+    let text = text(Value::Null, &json!({"prefer_name": true}), &mut [lost]);
+    assert!(
+        text.contains("code=\"404\",route=\"\",matched_uri=\"\",matched_host=\"\",service=\"\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn series_expire() {
+    let attributes = json!({"metrics": {"http_status": {"expire": 3600}}});
+    assert!(text(attributes, &json!({}), &mut [request(200)]).contains("http_status{"));
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    for attributes in [
+        json!({"default_buckets": [5, 1]}),
+        json!({"default_buckets": "1"}),
+        json!({"metrics": {"bandwidth": {"extra_labels": [{"a": 1}]}}}),
+    ] {
+        let context = BuildContext { attributes: Arc::new(attributes), ..context() };
+        assert!(build("prometheus", &json!({}), &context).is_err());
+    }
+}
+
+/// Requests of four threads all arrive in the text.
+#[test]
+fn workers_add_up() {
+    let context = context();
+    let keeper = shared(&context.shared, &context.attributes, &context.metrics).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let plugin = build("prometheus", &json!({}), &context).unwrap();
+            scope.spawn(move || (0..250).for_each(|_| plugin.log(&mut request(200), 0)));
+        }
+    });
+    let text = keeper.render();
+    let line = text.lines().find(|l| l.starts_with("apisix_http_status{")).unwrap();
+    assert!(line.ends_with(" 1000"), "{line}");
+}

@@ -1,0 +1,312 @@
+//! APISIX's proxy-rewrite: what the upstream gets to see of the request.
+
+use crate::apisix::{self, Groups, HeaderChanges, Made, Pattern, Replacement, Side, error_reply};
+use serde::Deserialize;
+use serde_json::Value;
+use sixfold_core::format::Format;
+use sixfold_core::plugin::{BuildContext, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::stream::Stream;
+use std::sync::Arc;
+
+pub(crate) fn factory() -> Arc<dyn PluginFactory> {
+    apisix::apisix("proxy-rewrite", 1008, include_str!("../schemas/proxy-rewrite.json"), ProxyRewrite::make)
+}
+
+#[derive(Deserialize)]
+struct Config {
+    uri: Option<String>,
+    regex_uri: Option<Vec<String>>,
+    host: Option<String>,
+    method: Option<String>,
+    #[serde(default)]
+    headers: Value,
+    #[serde(default)]
+    use_real_request_uri_unsafe: bool,
+}
+
+struct ProxyRewrite {
+    uri: Uri,
+    host: Option<Vec<u8>>,
+    method: Option<http::Method>,
+    headers: HeaderChanges,
+    /// Forwards the target as the client sent it.
+    raw: bool,
+}
+
+enum Uri {
+    Keep,
+    /// Path and, behind a literal `?`, query.
+    Template(Format, Option<Format>),
+    Regex(Vec<(Pattern, Replacement)>),
+}
+
+impl ProxyRewrite {
+    fn make(config: Config, _: &BuildContext) -> Made {
+        let uri = match (config.uri, config.regex_uri) {
+            (Some(uri), _) => {
+                let (path, query) = split_template(&uri);
+                Uri::Template(apisix::template(path)?, query.map(apisix::template).transpose()?)
+            }
+            (None, Some(pairs)) => Uri::Regex(regex_pairs(&pairs)?),
+            (None, None) => Uri::Keep,
+        };
+        let method = config.method.map(|m| m.parse().map_err(|_| format!("invalid method '{m}'")));
+        Ok(Arc::new(ProxyRewrite {
+            uri,
+            host: config.host.map(String::into_bytes),
+            method: method.transpose()?,
+            headers: HeaderChanges::new(&config.headers)?,
+            raw: config.use_real_request_uri_unsafe,
+        }))
+    }
+
+    /// The path as the upstream gets it, not yet escaped, with the query that the configuration adds, and the
+    /// groups that headers may use.
+    fn rewritten(&self, uri: &[u8], stream: &Stream) -> Result<Rewritten, String> {
+        let mut rewritten = Rewritten { path: uri.to_vec(), query: None, groups: Vec::new() };
+        match &self.uri {
+            Uri::Keep => {}
+            Uri::Template(path, query) => {
+                rewritten.path = apisix::value(path, stream);
+                rewritten.query = query.as_ref().map(|q| apisix::value(q, stream));
+            }
+            Uri::Regex(pairs) => {
+                for (pattern, replacement) in pairs {
+                    let Some(groups) = pattern.find(uri, 0)? else { continue };
+                    let mut path = pattern.replace(uri, replacement, false)?.unwrap_or_default();
+                    // A question mark that the client's path did not have is the replacement's.
+                    if !uri.contains(&b'?')
+                        && let Some(at) = path.iter().position(|b| *b == b'?')
+                    {
+                        rewritten.query = Some(path.split_off(at).split_off(1));
+                    }
+                    rewritten.path = path;
+                    rewritten.groups = groups;
+                    break;
+                }
+            }
+        }
+        Ok(rewritten)
+    }
+}
+
+struct Rewritten {
+    path: Vec<u8>,
+    query: Option<Vec<u8>>,
+    groups: Groups,
+}
+
+impl Plugin for ProxyRewrite {
+    fn name(&self) -> &str {
+        "proxy-rewrite"
+    }
+
+    fn phases(&self) -> Phases {
+        Phases::REWRITE
+    }
+
+    fn rewrite<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+        let keeps_target = matches!(self.uri, Uri::Keep) && !self.raw;
+        if keeps_target {
+            self.finish(stream, &[], &[]);
+            return Step::Continue;
+        }
+        keep_variables(stream);
+        let subject = if self.raw { "real_request_uri" } else { "uri" };
+        let uri = stream.var(subject).unwrap_or_default().to_vec();
+        let rewritten = match self.rewritten(&uri, stream) {
+            Ok(rewritten) => rewritten,
+            Err(error) => return Step::Respond(error_reply(500, &error)),
+        };
+        let mut target = if self.raw { rewritten.path } else { escape(&rewritten.path) };
+        if let Some(query) = &rewritten.query {
+            target.push(b'?');
+            target.extend_from_slice(&escape_control(query));
+        }
+        let raw_whole = self.raw && matches!(self.uri, Uri::Keep);
+        let args = stream.request.target.query().filter(|q| !q.is_empty() && !raw_whole);
+        if let Some(args) = args {
+            target.push(if target.contains(&b'?') { b'&' } else { b'?' });
+            target.extend_from_slice(args);
+        }
+        stream.request.target.set(&target);
+        stream.set_var("upstream_uri", target);
+        self.finish(stream, &uri, &rewritten.groups);
+        Step::Continue
+    }
+}
+
+impl ProxyRewrite {
+    fn finish(&self, stream: &mut Stream, uri: &[u8], groups: &[Option<std::ops::Range<usize>>]) {
+        let groups: Vec<Option<&[u8]>> = groups.iter().map(|g| g.clone().and_then(|r| uri.get(r))).collect();
+        if let Some(host) = &self.host {
+            stream.set_var("upstream_host", host.clone());
+        }
+        self.headers.apply(stream, Side::Request, &groups);
+        if let Some(method) = &self.method {
+            stream.request.method = method.clone();
+        }
+    }
+}
+
+/// Later plugins, logs and metrics go on to see the client's target in their variables.
+fn keep_variables(stream: &mut Stream) {
+    let target = stream.request.target.full().to_vec();
+    let sent =
+        if stream.original_target.is_empty() { target.clone() } else { stream.original_target.clone() };
+    let path = stream.request.target.path().to_vec();
+    let args = stream.request.target.query().unwrap_or_default().to_vec();
+    for (name, value) in [
+        ("uri", path.clone()),
+        ("document_uri", path),
+        ("request_uri", sent.clone()),
+        ("real_request_uri", sent),
+        ("args", args.clone()),
+        ("query_string", args),
+    ] {
+        if stream.var(name).is_none() {
+            stream.set_var(name, value);
+        }
+    }
+}
+
+/// Splits at the first `?` outside of `${…}`, which may hold one.
+fn split_template(text: &str) -> (&str, Option<&str>) {
+    let mut depth = 0;
+    let mut before = ' ';
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' if before == '$' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            '?' if depth == 0 => return (&text[..at], text.get(at + 1..)),
+            _ => {}
+        }
+        before = c;
+    }
+    (text, None)
+}
+
+fn regex_pairs(pairs: &[String]) -> Result<Vec<(Pattern, Replacement)>, String> {
+    if pairs.len() % 2 != 0 {
+        return Err("The length of regex_uri should be an even number".to_owned());
+    }
+    let pair = |pair: &[String]| match pair {
+        [pattern, with] => Pattern::new(pattern, "jo")
+            .map(|p| (p, Replacement::new(with)))
+            .map_err(|e| format!("invalid regex_uri({pattern}, {with}): {e}")),
+        _ => Err("The length of regex_uri should be an even number".to_owned()),
+    };
+    pairs.chunks(2).map(pair).collect()
+}
+
+/// nginx's `NGX_ESCAPE_URI`.
+fn escape(path: &[u8]) -> Vec<u8> {
+    percent(
+        path,
+        |b| matches!(b, 0..=b' ' | 0x7F.. | b'"' | b'#' | b'%' | b'<' | b'>' | b'?' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'),
+    )
+}
+
+fn escape_control(query: &[u8]) -> Vec<u8> {
+    percent(query, |b| matches!(b, 0..=b' ' | 0x7F))
+}
+
+fn percent(text: &[u8], escaped: impl Fn(u8) -> bool) -> Vec<u8> {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = Vec::with_capacity(text.len() + 8);
+    for byte in text {
+        if escaped(*byte) {
+            out.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        } else {
+            out.push(*byte);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::{build, context, now, plugin, request_header, stream};
+    use serde_json::json;
+
+    fn target(config: Value, from: &str) -> String {
+        let mut s = stream(from, &[("x-a", "1?2")]);
+        assert!(now(plugin("proxy-rewrite", &config).rewrite(&mut s, 0)).is_none());
+        String::from_utf8(s.request.target.full().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn targets_are_rewritten() {
+        for (config, from, expected) in [
+            (json!({"uri": "/new"}), "/old", "/new"),
+            (json!({"uri": "/new"}), "/old?a=1", "/new?a=1"),
+            (json!({"uri": "/new?b=2"}), "/old?a=1", "/new?b=2&a=1"),
+            (json!({"uri": "/new$uri"}), "/old?a=1", "/new/old?a=1"),
+            (json!({"uri": "/${arg_a ?? none}"}), "/old", "/none"),
+            (json!({"uri": "/p/$http_x_a"}), "/old", "/p/1%3F2"),
+            (json!({"uri": "/a b"}), "/old", "/a%20b"),
+            (json!({"regex_uri": ["^/a/(.*)/(.*)", "/$2/$1"]}), "/a/b/c?x=1", "/c/b?x=1"),
+            (json!({"regex_uri": ["^/a/(.*)", "/?id=$1"]}), "/a/b?x=1", "/?id=b&x=1"),
+            (json!({"regex_uri": ["^/x", "/1", "^/a", "/2"]}), "/ab", "/2b"),
+            (json!({"regex_uri": ["^/x", "/1"]}), "/ab?c", "/ab?c"),
+            (json!({"uri": "/u", "regex_uri": ["^/a", "/2"]}), "/ab", "/u"),
+            (json!({"headers": {"a": "b"}}), "/keep/%2F?q", "/keep/%2F?q"),
+        ] {
+            assert_eq!(target(config.clone(), from), expected, "{config} {from}");
+        }
+    }
+
+    #[test]
+    fn raw_targets_are_forwarded_as_they_came() {
+        let raw = plugin("proxy-rewrite", &json!({"use_real_request_uri_unsafe": true}));
+        let mut s = stream("/a/c?x=1", &[]);
+        s.original_target = b"/a/b/../c?x=1".to_vec();
+        now(raw.rewrite(&mut s, 0));
+        assert_eq!(s.request.target.full(), b"/a/b/../c?x=1");
+    }
+
+    #[test]
+    fn variables_keep_the_clients_target() {
+        let mut s = stream("/old?a=1", &[]);
+        now(plugin("proxy-rewrite", &json!({"uri": "/new"})).rewrite(&mut s, 0));
+        let get =
+            |text: &str| String::from_utf8(apisix::value(&apisix::template(text).unwrap(), &s)).unwrap();
+        assert_eq!(get("$uri $request_uri $args $upstream_uri"), "/old /old?a=1 a=1 /new?a=1");
+    }
+
+    #[test]
+    fn host_method_and_headers_change() {
+        let config = json!({
+            "host": "up.test:81", "method": "POST", "regex_uri": ["^/(\\w+)/(\\w*)", "/$2"],
+            "headers": {"add": {"x-add": ["1", "$1-$http_x_a"]}, "set": {"X-Set": "$arg_none", "x-a": 7}, "remove": ["x-gone"]},
+        });
+        let mut s = stream("/one/two", &[("x-a", "a"), ("x-add", "0"), ("x-set", "old"), ("x-gone", "y")]);
+        now(plugin("proxy-rewrite", &config).rewrite(&mut s, 0));
+        assert_eq!((s.var("upstream_host"), s.request.method.as_str()), (Some(&b"up.test:81"[..]), "POST"));
+        let added: Vec<_> = s.request.headers.get_all("x-add").collect();
+        assert_eq!(added, [b"0".as_slice(), b"1", b"one-a"]);
+        assert_eq!(request_header(&s, "x-a"), Some("7"));
+        assert_eq!((request_header(&s, "x-set"), request_header(&s, "x-gone")), (None, None));
+    }
+
+    #[test]
+    fn the_old_form_of_headers_sets() {
+        let config = json!({"headers": {"X-Api": "v$arg_v", "x-empty": "", "host": "h.test", "x-n": 10}});
+        let mut s = stream("/?v=2", &[("x-empty", "there"), ("x-api", "1")]);
+        now(plugin("proxy-rewrite", &config).rewrite(&mut s, 0));
+        assert_eq!((request_header(&s, "x-api"), request_header(&s, "x-n")), (Some("v2"), Some("10")));
+        assert_eq!((request_header(&s, "x-empty"), s.var("upstream_host")), (None, Some(&b"h.test"[..])));
+    }
+
+    #[test]
+    fn bad_configurations_are_refused() {
+        let error = |config| build("proxy-rewrite", &config, &context()).err().unwrap();
+        assert_eq!(error(json!({"regex_uri": ["a"]})), "The length of regex_uri should be an even number");
+        assert!(error(json!({"regex_uri": ["(", "a"]})).starts_with("invalid regex_uri((, a): "));
+        assert_eq!(error(json!({"headers": {"a b": "1"}})), "invalid field character in header");
+        assert_eq!(error(json!({"headers": {"a": "1\r\n2"}})), "invalid value character in header");
+        assert_eq!(error(json!({"headers": {"": "1"}})), "invalid field length in header");
+    }
+}
