@@ -2,8 +2,10 @@
 
 /// How HTTP/2 begins with prior knowledge (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Bytes of a request line that are looked at.
+/// Bytes that are looked at.
 const MAX: usize = 8 << 10;
+/// Longest method that is taken for one.
+const MAX_METHOD: usize = 32;
 
 /// What the bytes of a connection's beginning are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum Outcome {
 
 /// Looks at the first bytes of a connection.
 pub fn inspect(bytes: &[u8]) -> Outcome {
+    // Cut first, so that the answer does not depend on how the bytes were split into reads.
+    let bytes = bytes.get(..MAX).unwrap_or(bytes);
     if bytes.starts_with(PREFACE) {
         return Outcome::Http("h2c");
     }
@@ -27,10 +31,9 @@ pub fn inspect(bytes: &[u8]) -> Outcome {
     // Empty lines before a request line are let pass (RFC 9112 section 2.2).
     let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
     let line = bytes.get(start..).unwrap_or_default();
-    let window = line.get(..MAX).unwrap_or(line);
-    match memchr::memchr(b'\n', window) {
-        Some(end) => request_line(window.get(..end).unwrap_or_default()),
-        None if bytes.len() >= MAX || !may_become(window) => Outcome::NotHttp,
+    match memchr::memchr(b'\n', line) {
+        Some(end) => request_line(line.get(..end).unwrap_or_default()),
+        None if bytes.len() >= MAX || !may_become(line) => Outcome::NotHttp,
         None => Outcome::NeedsMore,
     }
 }
@@ -40,7 +43,7 @@ fn request_line(line: &[u8]) -> Outcome {
     let mut words = line.split(|b| *b == b' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let version = words.next().unwrap_or_default();
-    if method.is_empty() || !method.iter().all(is_token) || target.is_empty() || words.next().is_some() {
+    if method.is_empty() || !is_method(method) || target.is_empty() || words.next().is_some() {
         return Outcome::NotHttp;
     }
     match version {
@@ -53,12 +56,27 @@ fn request_line(line: &[u8]) -> Outcome {
 /// Whether more bytes could make a request line of this.
 fn may_become(start: &[u8]) -> bool {
     let method = start.split(|b| *b == b' ').next().unwrap_or_default();
-    method.len() <= 32 && method.iter().all(is_token)
+    is_method(method)
+}
+
+fn is_method(method: &[u8]) -> bool {
+    method.len() <= MAX_METHOD && method.iter().all(is_token)
 }
 
 /// `tchar` of RFC 9110 section 5.6.2.
 fn is_token(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
+}
+
+/// For the fuzzer: once the beginning has decided, more bytes change nothing.
+pub fn fuzz(data: &[u8]) {
+    let whole = inspect(data);
+    for end in 0..data.len().min(2 * MAX_METHOD) {
+        let start = inspect(data.get(..end).unwrap_or_default());
+        assert!(start == Outcome::NeedsMore || start == whole, "cut at {end}: {start:?}, not {whole:?}");
+    }
+    let cut = inspect(data.get(..data.len() / 2).unwrap_or_default());
+    assert!(cut == Outcome::NeedsMore || cut == whole, "cut in the middle: {cut:?}, not {whole:?}");
 }
 
 #[cfg(test)]
@@ -86,5 +104,19 @@ mod tests {
         let mut long = b"GET /".to_vec();
         long.resize(MAX, b'a');
         assert_eq!(inspect(&long), Outcome::NotHttp);
+    }
+
+    #[test]
+    fn the_answer_does_not_depend_on_how_reads_are_split() {
+        fuzz(b"GET / HTTP/1.1\r\n");
+        fuzz(&[&[b'A'; 33][..], b" / HTTP/1.1\r\n"].concat());
+        let lines = [&b"\r\n".repeat(MAX / 2 - 4)[..], b"GET / HTTP/1.1\r\n"].concat();
+        assert_eq!(inspect(&lines), Outcome::NotHttp);
+        fuzz(&[&lines[..], &[b'x'; 9000]].concat());
+    }
+
+    #[test]
+    fn the_fuzz_target_holds() {
+        crate::stable::run("http_inspector", &["GET", " / ", "HTTP/1.1", "\r\n", "PRI * HTTP/2.0\r\n"], fuzz);
     }
 }
