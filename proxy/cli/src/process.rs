@@ -74,7 +74,7 @@ impl Surroundings {
 
 /// Every plugin of this binary.
 pub(crate) fn plugins() -> Registry {
-    Registry::new()
+    sixfold_plugins::registry()
 }
 
 impl Process {
