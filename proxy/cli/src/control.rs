@@ -141,9 +141,9 @@ impl Control for Administration {
 /// Names of the route tables that a listener's connection managers use.
 fn tables(listener: &Listener) -> Vec<Arc<str>> {
     let chains = listener.chains.iter().chain(&listener.default_chain);
-    let table = |filter: &NetworkFilter| match filter {
+    let table = |filter: &NetworkFilter| match filter.last() {
         NetworkFilter::Http(manager) => Some(manager.routes.name.clone()),
-        NetworkFilter::Tcp(_) | NetworkFilter::Direct(_) => None,
+        _ => None,
     };
     chains.filter_map(|chain| table(&chain.filter)).collect()
 }

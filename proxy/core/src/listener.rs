@@ -1,16 +1,20 @@
 //! Listeners, filter chains and network filters.
 
 mod chain_match;
+mod connection_limit;
 
 pub use chain_match::{ChainMatcher, Facts, check_chains};
+pub use connection_limit::ConnectionLimit;
 
 use crate::access_log::AccessLog;
 use crate::cluster::TcpKeepalive;
+use crate::connection::Connection;
 use crate::hcm::HttpConnectionManager;
 use crate::route::{ClusterChoice, HashPolicy};
 use crate::tls::ServerTls;
 use bytes::Bytes;
 use ipnet::IpNet;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -162,6 +166,32 @@ pub enum NetworkFilter {
     Tcp(Arc<TcpProxy>),
     /// Writes this and closes.
     Direct(Bytes),
+    /// Goes on with another filter once all of these let the connection in.
+    Guarded(Box<[Arc<dyn ConnectionGuard>]>, Box<NetworkFilter>),
+}
+
+impl NetworkFilter {
+    /// The filter that ends the chain.
+    pub fn last(&self) -> &NetworkFilter {
+        match self {
+            NetworkFilter::Guarded(_, inner) => inner.last(),
+            filter => filter,
+        }
+    }
+}
+
+/// A network filter that looks at a connection before another serves it.
+pub trait ConnectionGuard: Send + Sync + std::fmt::Debug {
+    /// Decides about a connection when it is established, TLS included.
+    fn admit(&self, connection: &Connection) -> Admission;
+}
+
+/// What a [`ConnectionGuard`] decides.
+pub enum Admission {
+    /// Lets it in; what is given is kept until the connection ends.
+    Allowed(Option<Box<dyn Any + Send>>),
+    /// Closes it after this time, without a word.
+    Refused(Duration),
 }
 
 /// Envoy's tcp_proxy; APISIX's passthrough.

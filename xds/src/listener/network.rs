@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::header_ops::HeaderOps;
-use sixfold_core::listener::{NetworkFilter, TcpProxy, TcpStats};
+use sixfold_core::listener::{ConnectionGuard, ConnectionLimit, NetworkFilter, TcpProxy, TcpStats};
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{Filter, filter::ConfigType};
+use sixfold_xds_api::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoLimit;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as ProtoTcp;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
@@ -23,17 +24,36 @@ use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, data_source, not_empty, required, timeout_or, u32_in};
 
-/// The one filter of a chain. All that are supported end a chain, so there is exactly one.
+/// The filters of a chain: those that only let connections in, and the one that ends the chain.
 pub(super) fn filter(context: &Context, values: &[Filter], buffer_limit: usize) -> Result<NetworkFilter> {
-    let (first, rest) = values.split_first().ok_or_else(|| ConfigError::new("must not be empty"))?;
-    let filter = one(context, first, buffer_limit).in_index(0)?;
-    if rest.is_empty() {
-        return Ok(filter);
+    let mut guards: Vec<Arc<dyn ConnectionGuard>> = Vec::new();
+    for (index, value) in values.iter().enumerate() {
+        match one(context, value, buffer_limit).in_index(index)? {
+            Part::Guard(guard) => guards.push(guard),
+            Part::Last(_) if index + 1 < values.len() => {
+                let reason = format!("must not come after \"{}\", which ends the chain", value.name);
+                return Err(ConfigError::new(reason).in_index(index + 1));
+            }
+            Part::Last(filter) if guards.is_empty() => return Ok(filter),
+            Part::Last(filter) => return Ok(NetworkFilter::Guarded(guards.into(), Box::new(filter))),
+        }
     }
-    Err(ConfigError::new(format!("must not come after \"{}\", which ends the chain", first.name)).in_index(1))
+    Err(match values.last() {
+        None => ConfigError::new("must not be empty"),
+        Some(last) => {
+            let reason = format!("\"{}\" does not end the chain, and nothing follows it", last.name);
+            ConfigError::new(reason).in_index(values.len() - 1)
+        }
+    })
 }
 
-fn one(context: &Context, value: &Filter, buffer_limit: usize) -> Result<NetworkFilter> {
+/// What a filter is in its chain.
+enum Part {
+    Guard(Arc<dyn ConnectionGuard>),
+    Last(NetworkFilter),
+}
+
+fn one(context: &Context, value: &Filter, buffer_limit: usize) -> Result<Part> {
     let Filter { name, config_type } = value;
     let config = match config_type {
         Some(ConfigType::TypedConfig(config)) => config,
@@ -46,19 +66,34 @@ fn one(context: &Context, value: &Filter, buffer_limit: usize) -> Result<Network
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             any::unpack(config)
                 .and_then(|manager| hcm::compile(context, &manager, buffer_limit))
-                .map(|manager| NetworkFilter::Http(Arc::new(manager)))
+                .map(|manager| Part::Last(NetworkFilter::Http(Arc::new(manager))))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => any::unpack(config)
             .and_then(|proxy| tcp_proxy(context, &proxy))
-            .map(|proxy| NetworkFilter::Tcp(Arc::new(proxy))),
+            .map(|proxy| Part::Last(NetworkFilter::Tcp(Arc::new(proxy)))),
         "envoy.extensions.filters.network.direct_response.v3.Config" => any::unpack(config)
             .and_then(|DirectResponse { response }| {
                 response.as_ref().map(data_source).transpose().in_key("response")
             })
-            .map(|bytes| NetworkFilter::Direct(bytes.unwrap_or_default().into())),
+            .map(|bytes| Part::Last(NetworkFilter::Direct(bytes.unwrap_or_default().into()))),
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => any::unpack(config)
+            .and_then(|limit| connection_limit(context, &limit))
+            .map(|limit| Part::Guard(Arc::new(limit))),
         other => return Err(refuse::extension("network filter", name, other)),
     };
     filter.in_key("typed_config")
+}
+
+fn connection_limit(context: &Context, value: &ProtoLimit) -> Result<ConnectionLimit> {
+    let ProtoLimit { stat_prefix, max_connections, delay, runtime_enabled } = value;
+    refuse!(runtime_enabled);
+    let prefix = not_empty(stat_prefix, "stat_prefix")?;
+    let max = required(max_connections, "max_connections")?.value;
+    if max == 0 {
+        return Err(ConfigError::field("max_connections", "must be at least 1"));
+    }
+    let delay = timeout_or(delay, None, "delay")?.unwrap_or_default();
+    Ok(ConnectionLimit::new(&context.registry, prefix, max, delay))
 }
 
 fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {

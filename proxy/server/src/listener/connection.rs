@@ -10,8 +10,9 @@ use crate::worker::Worker;
 use crate::{http, tcp_proxy};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
-use sixfold_core::listener::{Facts, ListenerStats, NetworkFilter};
+use sixfold_core::listener::{Admission, Facts, ListenerStats, NetworkFilter};
 use sixfold_core::stream::Stream;
+use std::any::Any;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -32,14 +33,22 @@ pub(super) async fn run(
         // Fails only on a connection that is gone already, which the next read will tell.
         let _ = set_options(tcp, listener.config.tcp_keepalive);
     }
-    let open = Open::new(listener.config.stats.clone(), start);
     let peer = socket.peer_addr();
     let local = socket.local_addr();
     let mut found = Findings { remote: peer, local, server_name: None, protocols: Vec::new(), tls: false };
     if !inspect(&listener, &mut socket, &mut found).await {
         return;
     }
-    let listener = hand_over(listener, &found, local, &worker);
+    let listener = match hand_over(&listener, &found, local, &worker) {
+        None => listener,
+        Some(meant) => {
+            // Its own filters look at the connection too; it does not hand over again.
+            if !inspect(&meant, &mut socket, &mut found).await {
+                return;
+            }
+            meant
+        }
+    };
     let facts = Facts {
         destination: found.local,
         server_name: found.server_name.as_deref(),
@@ -64,10 +73,9 @@ pub(super) async fn run(
         Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,
         None => {
             listener.config.stats.no_filter_chain_match.inc();
-            log(&listener, Arc::new(connection), Some("filter_chain_not_found"));
+            log(&listener, Arc::new(connection), Some(("filter_chain_not_found", Flag::NR)));
         }
     }
-    drop(open);
 }
 
 /// Runs the listener filters; tells whether the connection goes on.
@@ -105,19 +113,16 @@ async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Op
     }
 }
 
-/// The listener of the address that a redirected connection was meant for.
+/// The listener of the address that a redirected connection was meant for, if it is another one.
 fn hand_over(
-    listener: Arc<ActiveListener>,
+    listener: &ActiveListener,
     found: &Findings,
     local: Option<SocketAddr>,
     worker: &Worker,
-) -> Arc<ActiveListener> {
-    match found.local {
-        Some(meant) if listener.config.use_original_dst && found.local != local => {
-            worker.shared.listeners.load().find(meant).cloned().unwrap_or(listener)
-        }
-        _ => listener,
-    }
+) -> Option<Arc<ActiveListener>> {
+    let meant = found.local.filter(|meant| listener.config.use_original_dst && Some(*meant) != local)?;
+    let other = worker.shared.listeners.load().find(meant).cloned()?;
+    (other.config.name != listener.config.name).then_some(other)
 }
 
 async fn serve_chain(
@@ -127,6 +132,7 @@ async fn serve_chain(
     active: &ActiveChain,
     worker: &Arc<Worker>,
 ) {
+    let _open = Open::new(listener.config.stats.clone(), connection.start);
     let chain = &active.chain;
     connection.filter_chain = chain.name.clone();
     let drain = active.workers.get(worker.index).unwrap_or(&active.drain).clone();
@@ -142,13 +148,21 @@ async fn serve_chain(
                     connection.tls = Some(accepted.info);
                     accepted.io
                 }
-                None => return log(listener, Arc::new(connection), Some("tls_handshake_failed")),
+                None => return log(listener, Arc::new(connection), None),
             }
         }
     };
     let connection = Arc::new(connection);
+    let (filter, _places) = match admit(&chain.filter, &connection) {
+        Ok(admitted) => admitted,
+        Err(delay) => {
+            guard.serve(tokio::time::sleep(delay)).await;
+            drop(io);
+            return log(listener, connection, None);
+        }
+    };
     let shared = connection.clone();
-    match &chain.filter {
+    match filter {
         NetworkFilter::Http(hcm) => {
             let work = http::serve(io, shared, hcm.clone(), worker.clone(), drain);
             guard.serve(Box::pin(work)).await;
@@ -160,8 +174,30 @@ async fn serve_chain(
         NetworkFilter::Direct(bytes) => {
             guard.serve(Box::pin(direct(io, bytes))).await;
         }
+        // The filter that ends a chain is none of these.
+        NetworkFilter::Guarded(..) => {}
     }
     log(listener, connection, None);
+}
+
+/// Asks the filters before the last one, and gives the last one with the places they keep; the error is how
+/// long a refused connection stays open.
+fn admit<'a>(
+    filter: &'a NetworkFilter,
+    connection: &Connection,
+) -> Result<(&'a NetworkFilter, Vec<Box<dyn Any + Send>>), Duration> {
+    let mut places = Vec::new();
+    let mut filter = filter;
+    while let NetworkFilter::Guarded(guards, inner) = filter {
+        for guard in guards {
+            match guard.admit(connection) {
+                Admission::Allowed(place) => places.extend(place),
+                Admission::Refused(delay) => return Err(delay),
+            }
+        }
+        filter = inner;
+    }
+    Ok((filter, places))
 }
 
 /// Writes a fixed answer and closes once the client has it.
@@ -203,15 +239,15 @@ fn count_handshake(
 }
 
 /// Writes the listener's own access logs when a connection ends; `refused` says why no chain served it.
-fn log(listener: &ActiveListener, connection: Arc<Connection>, refused: Option<&'static str>) {
+fn log(listener: &ActiveListener, connection: Arc<Connection>, refused: Option<(&'static str, Flag)>) {
     if listener.config.access_logs.is_empty() {
         return;
     }
     let elapsed = connection.start.elapsed();
     let mut stream = Stream::new(connection);
     stream.start_time = SystemTime::now() - elapsed;
-    if let Some(details) = refused {
-        stream.flags.insert(Flag::NR);
+    if let Some((details, flag)) = refused {
+        stream.flags.insert(flag);
         stream.details = details.into();
     }
     stream.timing.downstream_tx_end = Some(Instant::now());

@@ -1,0 +1,61 @@
+//! Envoy's connection_limit filter: connections of a chain at once, over all workers.
+
+use super::{Admission, ConnectionGuard};
+use crate::connection::Connection;
+use crate::metrics::Registry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+crate::stat_block! {
+    /// Statistics under `connection_limit.PREFIX.`.
+    pub struct LimitStats { counters: [limited_connections], gauges: [active_connections], histograms: [] }
+}
+
+/// A limit and how much of it is used.
+pub struct ConnectionLimit {
+    max: u64,
+    delay: Duration,
+    used: Arc<Used>,
+}
+
+struct Used {
+    count: AtomicU64,
+    stats: LimitStats,
+}
+
+impl ConnectionLimit {
+    /// Lets `max` connections in at once; others are closed after `delay`.
+    pub fn new(registry: &Registry, stat_prefix: &str, max: u64, delay: Duration) -> ConnectionLimit {
+        let stats = LimitStats::new(registry, &format!("connection_limit.{stat_prefix}."));
+        ConnectionLimit { max, delay, used: Arc::new(Used { count: AtomicU64::new(0), stats }) }
+    }
+}
+
+impl ConnectionGuard for ConnectionLimit {
+    fn admit(&self, _connection: &Connection) -> Admission {
+        if self.used.count.fetch_add(1, Relaxed) >= self.max {
+            self.used.count.fetch_sub(1, Relaxed);
+            self.used.stats.limited_connections.inc();
+            return Admission::Refused(self.delay);
+        }
+        self.used.stats.active_connections.inc();
+        Admission::Allowed(Some(Box::new(Place(self.used.clone()))))
+    }
+}
+
+impl std::fmt::Debug for ConnectionLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} connections", self.used.count.load(Relaxed), self.max)
+    }
+}
+
+/// One of the connections that are in.
+struct Place(Arc<Used>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Relaxed);
+        self.0.stats.active_connections.dec();
+    }
+}
