@@ -80,7 +80,7 @@ macro_rules! stat_block {
         counters: [$($c:ident),* $(,)?], gauges: [$($g:ident),* $(,)?], histograms: [$($h:ident),* $(,)?] $(,)?
     }) => {
         $(#[$meta])*
-        #[allow(missing_docs)]
+        #[allow(missing_docs, unreachable_pub)]
         pub struct $name {
             $(pub $c: $crate::metrics::Counter,)*
             $(pub $g: $crate::metrics::Gauge,)*
@@ -88,6 +88,7 @@ macro_rules! stat_block {
             _block: std::sync::Arc<$crate::metrics::Block>,
         }
 
+        #[allow(unreachable_pub)]
         impl $name {
             const DEFS: &'static [$crate::metrics::StatDef] = &[
                 $($crate::metrics::StatDef { name: stringify!($c), kind: $crate::metrics::Kind::Counter },)*

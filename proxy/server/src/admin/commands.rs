@@ -38,10 +38,12 @@ const COMMANDS: &[Command] = &[
     shows("/listeners", "print listener info (format=json)", listeners),
     changes("/logging", "query/change logging levels (level=, paths=, NAME=)", logging),
     shows("/memory", "print current allocation/heap usage", process::memory),
-    changes("/quitquitquit", "exit the server", |admin, _| done(admin.control.quit())),
+    changes("/quitquitquit", "exit the server", |admin, _| done(|| admin.control.quit())),
     shows("/ready", "print server state, return 200 if LIVE, otherwise return 503", ready),
-    changes("/reopen_logs", "reopen access logs", |admin, _| done(admin.control.reopen_logs())),
-    changes("/reset_counters", "reset all counters to zero", |admin, _| done(admin.metrics.reset_counters())),
+    changes("/reopen_logs", "reopen access logs", |admin, _| done(|| admin.control.reopen_logs())),
+    changes("/reset_counters", "reset all counters to zero", |admin, _| {
+        done(|| admin.metrics.reset_counters())
+    }),
     shows("/runtime", "print runtime values", |_, _| {
         Reply::json(StatusCode::OK, "{\n \"layers\": [],\n \"entries\": {}\n}\n")
     }),
@@ -75,7 +77,8 @@ fn ok(body: impl Into<String>) -> Reply {
     Reply::text(StatusCode::OK, body.into())
 }
 
-fn done((): ()) -> Reply {
+fn done(run: impl FnOnce()) -> Reply {
+    run();
     ok("OK\n")
 }
 

@@ -276,14 +276,11 @@ impl<D: Downstream> Exchange<'_, D> {
     /// An upgrade must be enabled by the route or the connection manager.
     fn refuse_upgrade(&mut self) -> Option<LocalReply> {
         let wanted = self.down.upgrade()?;
-        let route = self.stream.route.as_ref();
-        if route.is_none() {
-            return None;
-        }
-        let of_route = route.and_then(|r| match &r.action {
+        let action = &self.stream.route.as_ref()?.action;
+        let of_route = match action {
             Action::Forward(f) => f.upgrades.iter().find(|(name, _)| **name == *wanted),
             _ => None,
-        });
+        };
         let setting = of_route.or_else(|| self.env.hcm.upgrades.iter().find(|(name, _)| **name == *wanted));
         if setting.is_some_and(|(_, enabled)| *enabled) {
             return None;
@@ -293,7 +290,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.down.decline_upgrade();
             return None;
         }
-        if let Some(Action::Forward(forward)) = route.map(|r| &r.action)
+        if let Action::Forward(forward) = action
             && let ClusterChoice::Named(cell) = &forward.cluster
         {
             self.stream.upstream.cluster = cell.load();

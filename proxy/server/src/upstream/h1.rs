@@ -97,8 +97,7 @@ impl H1Upstream {
         Ok(())
     }
 
-    pub(super) fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), UpstreamError> {
-        let data = piece.as_slice();
+    pub(super) fn write_data(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Result<(), UpstreamError> {
         if self.broken.is_some() {
             return Ok(());
         }
@@ -109,7 +108,7 @@ impl H1Upstream {
         }
         let written = self.out.write_through(&mut self.io, cx, data);
         self.encoder.end(self.out.tail());
-        self.note(written);
+        self.note(written.is_err());
         Ok(())
     }
 
@@ -123,8 +122,8 @@ impl H1Upstream {
     }
 
     /// A failed write is not the end: the upstream may have answered before it closed.
-    fn note(&mut self, result: std::io::Result<()>) {
-        if result.is_err() && self.broken.is_none() {
+    fn note(&mut self, failed: bool) {
+        if failed && self.broken.is_none() {
             self.broken = Some(UpstreamError::Closed);
             self.out = WriteBuffer::default();
         }
@@ -143,7 +142,7 @@ impl H1Upstream {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
         if self.broken.is_none() {
             let result = ready!(self.out.poll_flush(&mut self.io, cx));
-            self.note(result);
+            self.note(result.is_err());
         }
         Poll::Ready(Ok(()))
     }

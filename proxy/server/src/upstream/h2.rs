@@ -152,15 +152,10 @@ impl H2Upstream {
         Poll::Ready(Ok(()))
     }
 
-    pub(super) fn write_data(
-        &mut self,
-        _cx: &mut Context<'_>,
-        piece: Piece<'_>,
-    ) -> Result<(), UpstreamError> {
+    pub(super) fn write_data(&mut self, piece: Piece<'_>) {
         if let Some(send) = &mut self.send {
             send.push(piece);
         }
-        Ok(())
     }
 
     pub(super) fn finish(&mut self, trailers: &Headers) -> Result<(), UpstreamError> {

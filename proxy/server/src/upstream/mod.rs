@@ -145,7 +145,13 @@ impl UpstreamStream {
 
     /// Takes a piece of the body.
     pub(crate) fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), UpstreamError> {
-        either!(self, s => s.write_data(cx, piece))
+        match self {
+            UpstreamStream::Http1(s) => s.write_data(cx, piece.as_slice()),
+            UpstreamStream::Http2(s) => {
+                s.write_data(piece);
+                Ok(())
+            }
+        }
     }
 
     /// Ends the body.
