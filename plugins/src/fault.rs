@@ -132,7 +132,7 @@ impl Fault {
         let metadata = config.filter_metadata.map(struct_to_json);
         Ok(Fault {
             delay: delay.transpose()?,
-            abort: config.abort.map(abort).transpose()?,
+            abort: config.abort.as_ref().map(abort).transpose()?,
             upstream_cluster: config.upstream_cluster,
             headers: config.headers.iter().map(envoy::header_matcher).collect::<Result<_, _>>()?,
             downstream_nodes: config.downstream_nodes,
@@ -241,13 +241,13 @@ fn duration(seconds: i64, nanos: i32) -> Option<Duration> {
     Some(Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?))
 }
 
-fn abort(config: FaultAbort) -> Result<(Abort, Share, String), String> {
-    let kind = match config.error_type {
+fn abort(config: &FaultAbort) -> Result<(Abort, Share, String), String> {
+    let kind = match &config.error_type {
         Some(ErrorType::HttpStatus(status)) => {
-            let status = u16::try_from(status).ok().filter(|s| (200..600).contains(s));
+            let status = u16::try_from(*status).ok().filter(|s| (200..600).contains(s));
             Abort::Http(status.ok_or("abort.http_status: must be from 200 to 599")?)
         }
-        Some(ErrorType::GrpcStatus(status)) => Abort::Grpc(status),
+        Some(ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
         Some(ErrorType::HeaderAbort(_)) => Abort::Header,
         None => return Err("abort: one of http_status, grpc_status and header_abort is missing".to_owned()),
     };

@@ -152,8 +152,7 @@ impl ProxyRewrite {
 /// Later plugins, logs and metrics go on to see the client's target in their variables.
 fn keep_variables(stream: &mut Stream) {
     let target = stream.request.target.full().to_vec();
-    let sent =
-        if stream.original_target.is_empty() { target.clone() } else { stream.original_target.clone() };
+    let sent = if stream.original_target.is_empty() { &target } else { &stream.original_target }.clone();
     let path = stream.request.target.path().to_vec();
     let args = stream.request.target.query().unwrap_or_default().to_vec();
     for (name, value) in [
@@ -187,7 +186,7 @@ fn split_template(text: &str) -> (&str, Option<&str>) {
 }
 
 fn regex_pairs(pairs: &[String]) -> Result<Vec<(Pattern, Replacement)>, String> {
-    if pairs.len() % 2 != 0 {
+    if !pairs.len().is_multiple_of(2) {
         return Err("The length of regex_uri should be an even number".to_owned());
     }
     let pair = |pair: &[String]| match pair {
@@ -231,6 +230,7 @@ mod tests {
     use crate::testing::{build, context, now, plugin, request_header, stream};
     use serde_json::json;
 
+    #[allow(clippy::needless_pass_by_value)]
     fn target(config: Value, from: &str) -> String {
         let mut s = stream(from, &[("x-a", "1?2")]);
         assert!(now(plugin("proxy-rewrite", &config).rewrite(&mut s, 0)).is_none());

@@ -211,6 +211,7 @@ mod tests {
         s
     }
 
+    #[allow(clippy::needless_pass_by_value)]
     fn run(config: Value, s: &mut Stream, body: &[&str]) -> String {
         let plugin = plugin("response-rewrite", &config);
         now(plugin.header_filter(s, 0));

@@ -103,7 +103,9 @@ fn preflights_are_answered() {
 #[test]
 fn preflights_of_others_go_on_or_get_a_bare_answer() {
     let others = policy(&["https://other.test"]);
-    assert!(now(filter(&[others.clone()]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).is_none());
+    assert!(
+        now(filter(std::slice::from_ref(&others)).access(&mut request("OPTIONS", &PREFLIGHT), 0)).is_none()
+    );
     let keeps = CorsPolicy { forward_not_matching_preflights: Some(BoolValue { value: false }), ..others };
     let reply = now(filter(&[keeps]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).unwrap();
     assert_eq!((reply.status, reply.headers.len()), (200, 0));

@@ -14,6 +14,7 @@ fn ask(plugin: &dyn Plugin, headers: &[(&str, &str)]) -> (u16, [Option<String>; 
     (status, names.map(|n| response_header(&s, n).map(str::to_owned)))
 }
 
+#[allow(clippy::needless_pass_by_value)]
 fn statuses(config: Value, n: usize) -> Vec<u16> {
     let plugin = plugin("limit-count", &config);
     (0..n).map(|_| ask(&*plugin, &[]).0).collect()

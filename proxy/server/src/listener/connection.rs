@@ -18,6 +18,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
 
+/// What filters of a connection keep until it ends, such as its place under a limit.
+type Held = Vec<Box<dyn Any + Send>>;
+
 /// What addresses of unix sockets look like.
 const NO_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -185,7 +188,7 @@ async fn serve_chain(
 fn admit<'a>(
     filter: &'a NetworkFilter,
     connection: &Connection,
-) -> Result<(&'a NetworkFilter, Vec<Box<dyn Any + Send>>), Duration> {
+) -> Result<(&'a NetworkFilter, Held), Duration> {
     let mut places = Vec::new();
     let mut filter = filter;
     while let NetworkFilter::Guarded(guards, inner) = filter {
