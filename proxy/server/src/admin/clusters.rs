@@ -103,13 +103,17 @@ fn status(cluster: &Cluster) -> Value {
             breaker
         });
     let hosts: Vec<Value> = cluster.hosts.load().iter().map(|host| host_status(host)).collect();
-    object!({
+    let mut status = object!({
         "name": config.name,
-        "added_via_api": config.added_via_api,
         "host_statuses": hosts,
         "circuit_breakers": {"thresholds": breakers},
         "observability_name": config.observability_name,
-    })
+    });
+    // As in the JSON form of protobuf, what is false is left out.
+    if config.added_via_api {
+        status["added_via_api"] = true.into();
+    }
+    status
 }
 
 fn host_status(host: &Host) -> Value {
