@@ -16,7 +16,6 @@ pub struct Tool {
     pub what_for: &'static str,
 }
 
-pub const MAKE: Tool = Tool { program: "make", package: "make", what_for: "building jemalloc" };
 pub const PYTHON: Tool = Tool { program: "python3", package: "python3", what_for: "the conformance kit" };
 pub const GO: Tool = Tool { program: "go", package: "golang", what_for: "building h2spec" };
 pub const NGINX: Tool =
