@@ -26,6 +26,7 @@ use sixfold_core::{redirect, rewrite};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 /// What ends a request before its response is complete.
@@ -462,6 +463,11 @@ impl<D: Downstream> Exchange<'_, D> {
         // Without the whole request the connection can't carry another one.
         self.close |= !self.down.request_ended() && !self.down.is_http2();
         self.close |= self.env.drain.should_close();
+        if self.env.worker.shared.health_failed.load(Relaxed) {
+            // `POST /healthcheck/fail`: clients and balancers in front are told to go elsewhere.
+            self.close = true;
+            self.stream.response.headers.set(Known::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, b"true");
+        }
         let head = &self.stream.response;
         self.stream.bytes.response_head = head.headers.wire_len() as u64;
         self.down.write_head(head, end, self.close)?;

@@ -177,7 +177,7 @@ fn responses_are_framed_by_what_they_answer() {
         (Plain, 200, NO, true, ZERO, Discard),
         (Plain, 200, CL, true, ZERO, Discard),
         (Plain, 204, NO, true, None, Discard),
-        (Plain, 204, CL, false, None, Discard),
+        (Plain, 204, CL, false, LEN, Discard),
         (Plain, 304, NO, true, None, Discard),
         (Plain, 304, CL, true, LEN, Discard),
         (Plain, 100, NO, false, None, Discard),
