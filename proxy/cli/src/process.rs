@@ -53,13 +53,14 @@ pub(crate) struct Surroundings {
     pub(crate) plugins: Registry,
     pub(crate) build: BuildContext,
     pub(crate) callout: Arc<dyn Callout>,
+    pub(crate) resolver: Arc<Resolver>,
 }
 
 impl Surroundings {
     /// Nothing is configured yet.
     pub(crate) fn new(resolver: ResolverConfig, callout: CalloutConfig) -> Result<Surroundings, Failure> {
-        let resolver = Resolver::new(resolver).map_err(|e| Failure::new(e.to_string()))?;
-        let callout: Arc<dyn Callout> = Arc::new(HttpCallout::new(Arc::new(resolver), callout));
+        let resolver = Arc::new(Resolver::new(resolver).map_err(|e| Failure::new(e.to_string()))?);
+        let callout: Arc<dyn Callout> = Arc::new(HttpCallout::new(resolver.clone(), callout));
         let metrics = metrics::Registry::new();
         let build = BuildContext {
             callout: callout.clone(),
@@ -68,7 +69,7 @@ impl Surroundings {
             resource: "".into(),
             attributes: Arc::default(),
         };
-        Ok(Surroundings { metrics, clusters: Arc::default(), plugins: plugins(), build, callout })
+        Ok(Surroundings { metrics, clusters: Arc::default(), plugins: plugins(), build, callout, resolver })
     }
 }
 
@@ -82,10 +83,11 @@ impl Process {
     pub(crate) fn start(setup: Setup) -> Result<Process, Failure> {
         let started = Instant::now();
         let Setup { options, flush_interval, resolver, callout, drain_limit } = setup;
-        let Surroundings { metrics, clusters, plugins, build, callout } =
+        let Surroundings { metrics, clusters, plugins, build, callout, resolver } =
             Surroundings::new(resolver, callout)?;
         let lifecycle = Lifecycle::default();
         let server = Server::start(options, metrics.clone(), clusters.clone(), callout, lifecycle.clone())?;
+        server.set_resolver(resolver);
         let logs = LogFiles::start(flush_interval, &metrics)?;
         Ok(Process { server, logs, lifecycle, metrics, clusters, plugins, build, started, drain_limit })
     }

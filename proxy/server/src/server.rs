@@ -1,6 +1,7 @@
 //! The running server: workers, the control thread, and what others may ask of them.
 
 use crate::admin::{Lifecycle, State};
+use crate::dns::{Discoverer, Resolver};
 use crate::drain::DrainStrategy;
 use crate::listener::manager::Manager;
 use crate::listener::{BoundAddresses, ListenerError};
@@ -20,6 +21,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for a worker or the control thread.
 const QUEUE: usize = 1024;
+/// How long a change waits for the first look-ups of its DNS clusters.
+const WARMING: Duration = Duration::from_secs(5);
 /// How often retired parts of the model are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -94,6 +97,12 @@ impl Server {
     /// What all workers share.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.0.shared
+    }
+
+    /// Sets what resolves the names of DNS clusters. Without it they have no endpoints but fixed ones. Only the
+    /// first call counts.
+    pub fn set_resolver(&self, resolver: Arc<Resolver>) {
+        let _ = self.0.shared.resolver.set(resolver);
     }
 
     /// The model, for sources that compile configuration and pages that show it. The lock must not be held
@@ -252,6 +261,7 @@ impl ControlThread {
         let mut errors = Vec::new();
         let listeners = std::mem::take(&mut diff.listeners);
         let gone: Vec<_> = diff.clusters.extract_if(.., |(_, cluster)| cluster.is_none()).collect();
+        self.resolve(&diff).await;
         self.model.lock().apply(diff);
         let (removed, upserted): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|(_, l)| l.is_none());
         // Addresses of listeners that go may be taken by those that come.
@@ -266,6 +276,18 @@ impl ControlThread {
         }
         self.model.lock().apply(Diff { clusters: gone, listeners: accepted, ..Diff::default() });
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// Starts discovery for new DNS clusters, and waits for their first addresses as long as [`WARMING`].
+    async fn resolve(&self, diff: &Diff) {
+        let Some(resolver) = self.manager.shared().resolver.get() else { return };
+        let discoverer = Discoverer::new(resolver.clone(), tokio::runtime::Handle::current());
+        let clusters = diff.clusters.iter().filter_map(|(_, cluster)| cluster.as_ref());
+        let first: Vec<_> = clusters.filter_map(|cluster| discoverer.start(cluster)).collect();
+        if !first.is_empty() {
+            // A name that is not resolved by then gets its endpoints later.
+            let _ = tokio::time::timeout(WARMING, futures_util::future::join_all(first)).await;
+        }
     }
 
     async fn drain(&mut self, request: DrainRequest, back: &mpsc::WeakSender<Control>) {

@@ -1,5 +1,6 @@
 //! Workers: one thread each, with its own runtime, pools and timers. A connection stays on its worker.
 
+use crate::dns::Resolver;
 use crate::drain::{Drain, DrainStrategy};
 use crate::listener::{Adopted, BoundAddresses, ListenerTable, Slot};
 use crate::sockets::ListenSocket;
@@ -53,6 +54,8 @@ pub struct Shared {
     pub(crate) addresses: ArcSwap<BoundAddresses>,
     /// All workers in order, once they run.
     pub(crate) peers: OnceLock<Vec<Peer>>,
+    /// Resolves the names of DNS clusters, once it is set.
+    pub(crate) resolver: OnceLock<Arc<Resolver>>,
 }
 
 /// How the server was started.
@@ -113,6 +116,7 @@ impl Shared {
             listeners: ArcSwap::default(),
             addresses: ArcSwap::default(),
             peers: OnceLock::new(),
+            resolver: OnceLock::new(),
         }
     }
 
