@@ -37,7 +37,7 @@ pub(super) struct Pool {
 }
 
 /// Candidates by the value they ask for.
-type ByValue<T, L> = Vec<(Trait, HashMap<T, L>)>;
+type ByValue<T, L> = Vec<(Trait, HashMap<T, L, Fast>)>;
 
 /// Candidates of one node by what they ask for.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ struct Groups {
     /// Those that ask for nothing that tells them apart.
     rest: Bucket,
     by: ByValue<Box<[u8]>, Bucket>,
-    grams: HashMap<u32, Bucket, BuildHasherDefault<GramHasher>>,
+    grams: HashMap<u32, Bucket, Fast>,
 }
 
 /// What tells candidates apart.
@@ -58,23 +58,38 @@ enum Trait {
     Host,
 }
 
-/// Four neighbouring bytes are spread by a multiplication.
+/// Spreads eight bytes at a time by a multiplication. Keys come from the configuration alone, so that no client
+/// can make them collide.
 #[derive(Default)]
-struct GramHasher(u64);
+struct FastHasher(u64);
 
-impl Hasher for GramHasher {
+type Fast = BuildHasherDefault<FastHasher>;
+
+impl Hasher for FastHasher {
     fn finish(&self) -> u64 {
-        self.0
+        self.0 ^ (self.0 >> 29)
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
+        for chunk in bytes.chunks(8) {
+            self.write_u64(chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
         }
     }
 
+    fn write_u8(&mut self, n: u8) {
+        self.write_u64(n.into());
+    }
+
     fn write_u32(&mut self, n: u32) {
-        self.0 = (self.0 ^ u64::from(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        self.write_u64(n.into());
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
     }
 }
 
@@ -165,13 +180,13 @@ impl Pool {
         let of = |rank: u32| Some((&**routes.get(rank as usize)?, tests.get(rank as usize)?));
         let variety = Variety::of(ranks.iter().filter_map(|rank| of(*rank)));
         let mut rest = Vec::new();
-        let mut by: ByValue<Cow<'_, [u8]>, Vec<u32>> = Vec::new();
-        let mut grams: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut by: ByValue<Cow<'_, [u8]>, SmallVec<[u32; 2]>> = Vec::new();
+        let mut grams: HashMap<u32, SmallVec<[u32; 2]>, Fast> = HashMap::default();
         for &rank in ranks {
             let Some((route, test)) = of(rank) else { continue };
             if let Some(choice) = variety.best(choices(route, test)) {
                 let at = by.iter().position(|(t, _)| *t == choice.by).unwrap_or_else(|| {
-                    by.push((choice.by, HashMap::new()));
+                    by.push((choice.by, HashMap::default()));
                     by.len() - 1
                 });
                 for value in choice.values {
@@ -206,11 +221,14 @@ impl Pool {
     }
 }
 
+/// Different values of one trait.
+type Values<'a> = HashSet<Cow<'a, [u8]>, Fast>;
+
 /// How many different values the candidates of a node ask for.
 #[derive(Default)]
 struct Variety<'a> {
-    values: Vec<(Trait, HashSet<Cow<'a, [u8]>>)>,
-    grams: HashMap<u32, u32, BuildHasherDefault<GramHasher>>,
+    values: Vec<(Trait, Values<'a>)>,
+    grams: HashMap<u32, u32, Fast>,
 }
 
 impl<'a> Variety<'a> {
@@ -219,7 +237,7 @@ impl<'a> Variety<'a> {
         for (route, test) in candidates {
             for choice in choices(route, test) {
                 let at = variety.values.iter().position(|(t, _)| *t == choice.by).unwrap_or_else(|| {
-                    variety.values.push((choice.by, HashSet::new()));
+                    variety.values.push((choice.by, HashSet::default()));
                     variety.values.len() - 1
                 });
                 variety.values[at].1.extend(choice.values);
