@@ -11,7 +11,7 @@ use sixfold_apisix::{Loaded, Setup as SourceSetup};
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
-use sixfold_server::status::{Readiness, StatusServer};
+use sixfold_server::status::{MetricsServer, Readiness, StatusServer};
 use sixfold_server::surface::Surface;
 use sixfold_server::worker::Options;
 use std::net::SocketAddr;
@@ -50,6 +50,7 @@ pub(crate) fn serve(path: &Path, started: impl FnOnce(&Process)) -> Result<(), F
     let Loaded { mut source, diff } = sixfold_apisix::load(path, setup)?;
     let readiness = Readiness::default();
     let _status = config.status.map(|address| status(address, &readiness)).transpose()?;
+    let _metrics = metrics(&config, &process)?;
     process.go_live(diff)?;
     readiness.set(Ok(()));
     let _watcher = watch(source.resources().to_owned(), sender.clone())?;
@@ -97,6 +98,33 @@ fn dns_server(text: &str) -> Result<SocketAddr, Failure> {
 fn status(address: SocketAddr, readiness: &Readiness) -> Result<Surface, Failure> {
     Surface::start("status", address, Arc::new(StatusServer(readiness.clone())))
         .map_err(|e| Failure::new(format!("apisix.status: {address}: {e}")))
+}
+
+/// Serves the page of metrics unless `plugin_attr.prometheus.enable_export_server` is off. An address that is
+/// taken is not worth a gateway that does not start, unless it was asked for.
+fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failure> {
+    let attributes = config.plugin_attr.get("prometheus").cloned().unwrap_or_default();
+    if attributes["enable_export_server"] == false {
+        return Ok(None);
+    }
+    let wrong = |reason: String| Failure::new(format!("plugin_attr.prometheus: {reason}"));
+    let metrics = sixfold_plugins::prometheus::shared(&process.build.shared, &attributes, &process.metrics);
+    let metrics = metrics.map_err(wrong)?;
+    let ip = attributes["export_addr"]["ip"].as_str().unwrap_or("127.0.0.1");
+    let port = attributes["export_addr"]["port"].as_u64().unwrap_or(9091);
+    let address: SocketAddr =
+        format!("{ip}:{port}").parse().map_err(|e| wrong(format!("export_addr: {ip}:{port}: {e}")))?;
+    let path =
+        attributes["export_uri"].as_str().unwrap_or(sixfold_plugins::prometheus::EXPORT_URI).to_owned();
+    let server = MetricsServer { path, exporter: Arc::new(move || metrics.render()) };
+    match Surface::start("metrics", address, Arc::new(server)) {
+        Ok(surface) => Ok(Some(surface)),
+        Err(error) if attributes["export_addr"].is_null() => {
+            tracing::warn!(%address, %error, "the page of metrics is not served");
+            Ok(None)
+        }
+        Err(error) => Err(wrong(format!("export_addr: {address}: {error}"))),
+    }
 }
 
 /// Asks for a reload whenever the file has changed.
