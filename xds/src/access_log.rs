@@ -143,7 +143,7 @@ pub(crate) fn filter(context: &Context, value: &AccessLogFilter) -> Result<LogFi
             LogFilter::GrpcStatus(statuses.collect::<Result<_>>()?, *exclude)
         }
         // Nothing is traced, so nothing passes.
-        FilterSpecifier::TraceableFilter(_) => LogFilter::Or(Vec::new()),
+        FilterSpecifier::TraceableFilter(_) => LogFilter::Never,
         FilterSpecifier::ExtensionFilter(_) => return unsupported("extension_filter"),
         FilterSpecifier::MetadataFilter(_) => return unsupported("metadata_filter"),
         FilterSpecifier::LogTypeFilter(_) => return unsupported("log_type_filter"),

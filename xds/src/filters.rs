@@ -231,7 +231,7 @@ fn cache_key(settings: &[Settings]) -> Vec<u8> {
 }
 
 /// Options of the router filter that the model carries.
-pub(crate) fn router_options(context: &Context, router: &Router) -> Result<sixfold_core::hcm::RouterOptions> {
+pub(crate) fn router_options(router: &Router) -> Result<sixfold_core::hcm::RouterOptions> {
     let Router {
         // Both switch statistics of single responses; they are always kept.
         dynamic_stats: _,
@@ -246,6 +246,7 @@ pub(crate) fn router_options(context: &Context, router: &Router) -> Result<sixfo
         reject_connect_request_early_data,
     } = router;
     refuse!(
+        upstream_log,
         suppress_grpc_request_failure_code_stats,
         start_child_span,
         upstream_log_options,
@@ -269,6 +270,6 @@ pub(crate) fn router_options(context: &Context, router: &Router) -> Result<sixfo
         suppress_envoy_headers: *suppress_envoy_headers,
         respect_expected_timeout: *respect_expected_rq_timeout,
         strict_check_headers: strict.collect::<Result<_>>()?,
-        upstream_logs: crate::access_log::logs(context, upstream_log, "upstream_log")?,
+        upstream_logs: Vec::new(),
     })
 }

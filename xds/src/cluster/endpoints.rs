@@ -6,7 +6,7 @@ use sixfold_core::cluster::{Address, EdsHealth, HostConfig, Locality};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::core::v3::{HealthStatus, Locality as ProtoLocality};
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::{
-    Policy, policy::DropOverload,
+    Policy, ,
 };
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
@@ -16,7 +16,7 @@ use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Endpoint as Where, Result, address, enum_value, fractional_percent, required, u32_in,
+    Endpoint as Where, Result, address, enum_value, required, u32_in,
 };
 
 /// Percents by which an endpoint may be overloaded before the next priority helps out.
@@ -29,8 +29,6 @@ pub struct LoadAssignment {
     pub hosts: Vec<HostConfig>,
     /// Overprovisioning factor, percent; 140 by default.
     pub overprovisioning: u32,
-    /// Requests to be dropped, of 1,000,000.
-    pub drop_overload: u32,
 }
 
 /// Compiles an assignment; none at all is an empty one.
@@ -38,7 +36,7 @@ pub struct LoadAssignment {
 /// # Errors
 /// The field and the reason.
 pub fn compile(value: Option<&ClusterLoadAssignment>) -> std::result::Result<LoadAssignment, ConfigError> {
-    let mut load = LoadAssignment { hosts: Vec::new(), overprovisioning: OVERPROVISIONING, drop_overload: 0 };
+    let mut load = LoadAssignment { hosts: Vec::new(), overprovisioning: OVERPROVISIONING };
     let Some(ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy }) = value else {
         return Ok(load);
     };
@@ -55,18 +53,9 @@ pub fn compile(value: Option<&ClusterLoadAssignment>) -> std::result::Result<Loa
 fn apply_policy(value: &Policy, load: &mut LoadAssignment) -> Result<()> {
     let Policy { drop_overloads, overprovisioning_factor, endpoint_stale_after, weighted_priority_health } =
         value;
-    refuse!(endpoint_stale_after, weighted_priority_health);
+    refuse!(drop_overloads, endpoint_stale_after, weighted_priority_health);
     load.overprovisioning =
         u32_in(overprovisioning_factor, OVERPROVISIONING, 1..=u32::MAX, "overprovisioning_factor")?;
-    if drop_overloads.len() > 1 {
-        return Err(ConfigError::field("drop_overloads", "only one category is supported"));
-    }
-    if let Some(DropOverload { category: _, drop_percentage }) = drop_overloads.first() {
-        let share = required(drop_percentage, "drop_percentage").and_then(fractional_percent);
-        let (numerator, denominator) = share.in_index(0).in_key("drop_overloads")?;
-        let million = numerator.saturating_mul(1_000_000 / denominator).min(1_000_000);
-        load.drop_overload = u32::try_from(million).unwrap_or(1_000_000);
-    }
     Ok(())
 }
 

@@ -108,7 +108,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
             .flatten(),
         tcp_keepalive: tcp_keepalive(&keepalive(&value.upstream_connection_options)?),
         metadata: metadata::namespaces(&value.metadata),
-        drop_overload: load.drop_overload,
+        drop_overload: 0,
         added_via_api: false,
         labels: Default::default(),
     };

@@ -119,7 +119,7 @@ fn explicit(value: &Option<ProtocolConfig>) -> Result<Versions> {
             Ok((UpstreamProtocol::Http1, options, Http2Options::default()))
         }
         ProtocolConfig::Http2ProtocolOptions(options) => {
-            let options = hcm::http2(options, false).in_key("http2_protocol_options")?;
+            let options = hcm::http2(options).in_key("http2_protocol_options")?;
             Ok((UpstreamProtocol::Http2, Http1Options::default(), options))
         }
         ProtocolConfig::Http3ProtocolOptions(_) => {
@@ -134,7 +134,7 @@ fn both(
 ) -> Result<(Http1Options, Http2Options)> {
     Ok((
         http1(&one.clone().unwrap_or_default()).in_key("http_protocol_options")?,
-        hcm::http2(&two.clone().unwrap_or_default(), false).in_key("http2_protocol_options")?,
+        hcm::http2(&two.clone().unwrap_or_default()).in_key("http2_protocol_options")?,
     ))
 }
 
@@ -149,7 +149,7 @@ fn older_fields(value: &ProtoCluster) -> Result<Protocol> {
     let mut compiled = Protocol {
         protocol,
         http1: http1(&http1_options).in_key("http_protocol_options")?,
-        http2: hcm::http2(&http2_options, false).in_key("http2_protocol_options")?,
+        http2: hcm::http2(&http2_options).in_key("http2_protocol_options")?,
         ..Protocol::default()
     };
     compiled.common(&value.common_http_protocol_options).in_key("common_http_protocol_options")?;

@@ -93,7 +93,7 @@ fn xfcc_details(value: &SetCurrentClientCertDetails) -> Result<XfccDetails> {
     Ok(XfccDetails { subject: bool_or(subject, false), cert: *cert, chain: *chain, dns: *dns, uri: *uri })
 }
 
-fn proxy_status(context: &Context, value: &ProxyStatusConfig, server_name: &str) -> ProxyStatus {
+fn proxy_status(context: &Context, value: &ProxyStatusConfig, server_name: &str) -> Result<ProxyStatus> {
     let ProxyStatusConfig {
         remove_details,
         remove_connection_termination_details,
@@ -101,15 +101,16 @@ fn proxy_status(context: &Context, value: &ProxyStatusConfig, server_name: &str)
         set_recommended_response_code,
         proxy_name,
     } = value;
-    ProxyStatus {
+    refuse!(remove_connection_termination_details);
+    Ok(ProxyStatus {
         name: match proxy_name {
             Some(ProxyName::UseNodeId(true)) => context.node.id.as_str().into(),
             Some(ProxyName::LiteralProxyName(name)) => name.as_str().into(),
             _ => server_name.into(),
         },
         remove_details: *remove_details,
-        remove_connection_details: *remove_connection_termination_details,
+        remove_connection_details: false,
         remove_flags: *remove_response_flags,
         set_status: *set_recommended_response_code,
-    }
+    })
 }

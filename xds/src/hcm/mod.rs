@@ -64,7 +64,7 @@ pub(crate) fn compile(
             Some(config) => reply::local(context, config).in_key("local_reply_config")?,
             None => Default::default(),
         },
-        router: filters::router_options(context, &router).in_key("http_filters")?,
+        router: filters::router_options(&router).in_key("http_filters")?,
         max_requests_per_connection: http.max_requests,
         buffer_limit,
         max_body: None,

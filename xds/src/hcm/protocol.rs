@@ -10,7 +10,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::http_protocol_options::Headers
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use sixfold_xds_api::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, 
 };
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as ProtoManager;
 use sixfold_xds_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
@@ -49,9 +49,11 @@ pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Resu
     refused().in_key(COMMON)?;
     let head_kib = u32_in(&value.max_request_headers_kb, 60, 1..=8192, "max_request_headers_kb")?;
     let head_bytes = head_kib as usize * 1024;
-    let error_on_invalid = bool_or(&value.stream_error_on_invalid_http_message, false);
+    // Over HTTP/2 a bad message always ends its stream alone; over HTTP/1 it always ends the connection.
+    let stream_error_on_invalid_http_message = &bool_or(&value.stream_error_on_invalid_http_message, false);
+    refuse!(stream_error_on_invalid_http_message);
     let options = value.http_protocol_options.clone().unwrap_or_default();
-    let mut http1 = http1(&options, error_on_invalid).in_key("http_protocol_options")?;
+    let mut http1 = http1(&options).in_key("http_protocol_options")?;
     http1.max_head_bytes = head_bytes;
     http1.max_headers =
         u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count").in_key(COMMON)? as usize;
@@ -63,7 +65,7 @@ pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Resu
         HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
     };
     let options = value.http2_protocol_options.clone().unwrap_or_default();
-    let mut http2 = http2(&options, error_on_invalid).in_key("http2_protocol_options")?;
+    let mut http2 = http2(&options).in_key("http2_protocol_options")?;
     http2.max_header_list = head_kib * 1024;
     Ok(Server {
         http1,
@@ -76,7 +78,7 @@ pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Resu
     })
 }
 
-fn http1(value: &Http1ProtocolOptions, error_on_invalid: bool) -> Result<ServerHttp1> {
+fn http1(value: &Http1ProtocolOptions) -> Result<ServerHttp1> {
     let Http1ProtocolOptions {
         allow_absolute_url,
         accept_http_10,
@@ -91,7 +93,14 @@ fn http1(value: &Http1ProtocolOptions, error_on_invalid: bool) -> Result<ServerH
         allow_custom_methods,
         ignore_http_11_upgrade,
     } = value;
-    refuse!(send_fully_qualified_url, allow_custom_methods, ignore_http_11_upgrade);
+    let override_stream_error_on_invalid_http_message =
+        &bool_or(override_stream_error_on_invalid_http_message, false);
+    refuse!(
+        override_stream_error_on_invalid_http_message,
+        send_fully_qualified_url,
+        allow_custom_methods,
+        ignore_http_11_upgrade
+    );
     Ok(ServerHttp1 {
         accept_http_10: *accept_http_10,
         default_host: (!default_host_for_http_10.is_empty())
@@ -100,7 +109,6 @@ fn http1(value: &Http1ProtocolOptions, error_on_invalid: bool) -> Result<ServerH
         enable_trailers: *enable_trailers,
         header_case: header_case(header_key_format).in_key("header_key_format")?,
         allow_absolute_url: bool_or(allow_absolute_url, true),
-        stream_error_on_invalid: bool_or(override_stream_error_on_invalid_http_message, error_on_invalid),
         ..ServerHttp1::default()
     })
 }
@@ -133,7 +141,7 @@ pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<HeaderCase>
 }
 
 /// HTTP/2 of either side. Window sizes are those of core unless given.
-pub(crate) fn http2(value: &Http2ProtocolOptions, error_on_invalid: bool) -> Result<Http2Options> {
+pub(crate) fn http2(value: &Http2ProtocolOptions) -> Result<Http2Options> {
     let Http2ProtocolOptions {
         hpack_table_size,
         max_concurrent_streams,
@@ -146,8 +154,9 @@ pub(crate) fn http2(value: &Http2ProtocolOptions, error_on_invalid: bool) -> Res
         max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
+        // A bad message always ends its stream alone.
+        stream_error_on_invalid_http_messaging: _,
+        override_stream_error_on_invalid_http_message: _,
         custom_settings_parameters,
         connection_keepalive,
         // Which of Envoy's two codecs works; there is one here.
@@ -167,6 +176,7 @@ pub(crate) fn http2(value: &Http2ProtocolOptions, error_on_invalid: bool) -> Res
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent,
         custom_settings_parameters,
+        connection_keepalive,
         max_metadata_size,
         enable_huffman_encoding,
         max_header_field_size_kb,
@@ -176,11 +186,6 @@ pub(crate) fn http2(value: &Http2ProtocolOptions, error_on_invalid: bool) -> Res
     );
     let default = Http2Options::default();
     const WINDOW: std::ops::RangeInclusive<u32> = 65_535..=2_147_483_647;
-    let error_on_invalid = error_on_invalid || *stream_error_on_invalid_http_messaging;
-    let (keepalive_interval, keepalive_timeout) = match connection_keepalive {
-        Some(value) => keepalive(value).in_key("connection_keepalive")?,
-        None => (None, default.keepalive_timeout),
-    };
     Ok(Http2Options {
         max_concurrent_streams: u32_in(
             max_concurrent_streams,
@@ -207,18 +212,8 @@ pub(crate) fn http2(value: &Http2ProtocolOptions, error_on_invalid: bool) -> Res
             "max_outbound_control_frames",
         )?,
         allow_connect: *allow_connect,
-        stream_error_on_invalid: bool_or(override_stream_error_on_invalid_http_message, error_on_invalid),
-        keepalive_interval,
-        keepalive_timeout,
         ..default
     })
-}
-
-fn keepalive(value: &KeepaliveSettings) -> Result<(Option<Duration>, Duration)> {
-    let KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = value;
-    refuse!(interval_jitter, connection_idle_interval);
-    required(timeout, "timeout")?;
-    Ok((timeout_or(interval, None, "interval")?, duration_or(timeout, Duration::ZERO, "timeout")?))
 }
 
 #[cfg(test)]
@@ -230,7 +225,7 @@ mod tests {
     #[test]
     fn protocol_options_are_compiled() {
         let manager: ProtoManager = read(
-            "max_request_headers_kb: 96\nproxy_100_continue: true\nstream_error_on_invalid_http_message: true\nhttp_protocol_options: {accept_http_10: true, default_host_for_http_10: h, enable_trailers: true, allow_chunked_length: true, header_key_format: {proper_case_words: {}}}\nhttp2_protocol_options: {max_concurrent_streams: 10, initial_stream_window_size: 65535, allow_connect: true, connection_keepalive: {interval: 5s, timeout: 1s}}\ncommon_http_protocol_options: {max_headers_count: 7, headers_with_underscores_action: DROP_HEADER, idle_timeout: 0s, max_requests_per_connection: 3}\n",
+            "max_request_headers_kb: 96\nproxy_100_continue: true\nhttp_protocol_options: {accept_http_10: true, default_host_for_http_10: h, enable_trailers: true, allow_chunked_length: true, header_key_format: {proper_case_words: {}}}\nhttp2_protocol_options: {max_concurrent_streams: 10, initial_stream_window_size: 65535, allow_connect: true}\ncommon_http_protocol_options: {max_headers_count: 7, headers_with_underscores_action: DROP_HEADER, idle_timeout: 0s, max_requests_per_connection: 3}\n",
         );
         let server = server(&manager, manager.common_http_protocol_options.as_ref().unwrap()).unwrap();
         assert!(
@@ -241,9 +236,7 @@ mod tests {
             (server.http1.header_case, server.http1.underscores),
             (HeaderCase::ProperCase, Underscores::Drop)
         );
-        assert!(server.http1.stream_error_on_invalid && server.http2.stream_error_on_invalid);
         assert_eq!((server.http2.max_concurrent_streams, server.http2.stream_window), (10, 65_535));
-        assert_eq!(server.http2.keepalive_interval, Some(Duration::from_secs(5)));
         assert_eq!((server.idle, server.max_requests), (None, Some(3)));
     }
 

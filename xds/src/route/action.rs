@@ -71,11 +71,14 @@ pub(super) fn forward(
     refuse!(
         early_data_policy,
         retry_policy_typed_config,
+        request_mirror_policies,
         rate_limits,
         include_vh_rate_limits,
         cors,
+        internal_redirect_policy,
         internal_redirect_action,
-        max_internal_redirects
+        max_internal_redirects,
+        hedge_policy
     );
     Ok(Forward {
         cluster: cluster::choice(scope, cluster_specifier, levels)?,
@@ -96,14 +99,9 @@ pub(super) fn forward(
         metadata_match: metadata::load_balancing(metadata_match),
         upgrades: upgrades(upgrade_configs)?,
         high_priority: enum_value::<RoutingPriority>(*priority, "priority")? == RoutingPriority::High,
-        mirrors: mirrors(scope, request_mirror_policies)?,
-        internal_redirect: internal_redirect_policy
-            .as_ref()
-            .map(internal_redirect)
-            .transpose()
-            .in_key("internal_redirect_policy")?
-            .map(Arc::new),
-        hedge_on_per_try_timeout: hedge(hedge_policy.as_ref().or(scope.hedge_policy()))?,
+        mirrors: Box::default(),
+        internal_redirect: None,
+        hedge_on_per_try_timeout: false,
         pass_host: PassHost::Pass,
     })
 }
@@ -210,73 +208,4 @@ fn upgrades(values: &[UpgradeConfig]) -> Result<crate::Upgrades> {
         upgrades.push((upgrade.into(), bool_or(enabled, true)));
     }
     Ok(upgrades.into())
-}
-
-/// The mirror policies of the first level that has any: route, virtual host, table.
-fn mirrors(scope: &Scope<'_>, own: &[RequestMirrorPolicy]) -> Result<Box<[MirrorPolicy]>> {
-    let of_host = scope.host.map(|host| host.request_mirror_policies.as_slice()).unwrap_or_default();
-    let levels = [own, of_host, scope.table_mirrors];
-    let policies = levels.into_iter().find(|level| !level.is_empty()).unwrap_or_default();
-    let compiled = policies.iter().enumerate();
-    compiled
-        .map(|(index, policy)| mirror(scope, policy).in_index(index).in_key("request_mirror_policies"))
-        .collect()
-}
-
-fn mirror(scope: &Scope<'_>, value: &RequestMirrorPolicy) -> Result<MirrorPolicy> {
-    let RequestMirrorPolicy {
-        cluster,
-        cluster_header,
-        runtime_fraction: fraction,
-        // Whether the copy is traced: nothing is.
-        trace_sampled: _,
-        disable_shadow_host_suffix_append,
-        request_headers_mutations,
-        host_rewrite_literal,
-    } = value;
-    refuse!(disable_shadow_host_suffix_append, request_headers_mutations, host_rewrite_literal);
-    Ok(MirrorPolicy {
-        cluster: cluster::name_or_header(scope, cluster, cluster_header, "cluster")?,
-        fraction: fraction
-            .as_ref()
-            .map(|value| runtime_fraction(&scope.context.runtime, value))
-            .transpose()
-            .in_key("runtime_fraction")?,
-    })
-}
-
-fn internal_redirect(value: &InternalRedirectPolicy) -> Result<InternalRedirect> {
-    const CODES: [u32; 5] = [301, 302, 303, 307, 308];
-    let InternalRedirectPolicy {
-        max_internal_redirects,
-        redirect_response_codes,
-        predicates,
-        allow_cross_scheme_redirect,
-        response_headers_to_copy,
-    } = value;
-    refuse!(predicates, response_headers_to_copy);
-    // Envoy leaves codes that are no redirects out.
-    let codes = redirect_response_codes.iter().filter(|code| CODES.contains(code));
-    let mut codes: Vec<u16> = codes.filter_map(|code| u16::try_from(*code).ok()).collect();
-    if redirect_response_codes.is_empty() {
-        codes.push(302);
-    }
-    Ok(InternalRedirect {
-        max: u32_or(max_internal_redirects, 1),
-        codes,
-        allow_cross_scheme: *allow_cross_scheme_redirect,
-    })
-}
-
-fn hedge(value: Option<&HedgePolicy>) -> Result<bool> {
-    let Some(HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout }) = value
-    else {
-        return Ok(false);
-    };
-    let rest = || {
-        refuse!(initial_requests, additional_request_chance);
-        Ok(())
-    };
-    rest().in_key("hedge_policy")?;
-    Ok(*hedge_on_per_try_timeout)
 }

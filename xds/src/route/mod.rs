@@ -17,10 +17,9 @@ use std::sync::Arc;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::route::{RequireTls, RouteStats, VirtualCluster};
 use sixfold_core::router::{RouteTable, TableOptions, VirtualHost, VirtualHostOptions};
-use sixfold_xds_api::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use sixfold_xds_api::pb::envoy::config::route::v3::{
-    HedgePolicy, RouteConfiguration, VirtualCluster as ProtoVirtualCluster, VirtualHost as ProtoHost,
+    RouteConfiguration, VirtualCluster as ProtoVirtualCluster, VirtualHost as ProtoHost,
 };
 
 use crate::context::Context;
@@ -41,7 +40,6 @@ pub(crate) struct Scope<'a> {
     /// Clusters that must exist, if that is checked.
     pub(crate) known_clusters: Option<&'a BTreeSet<String>>,
     pub(crate) table_overrides: &'a Overrides,
-    pub(crate) table_mirrors: &'a [RequestMirrorPolicy],
     pub(crate) host: Option<&'a ProtoHost>,
 }
 
@@ -49,10 +47,6 @@ impl Scope<'_> {
     /// Name of the virtual host, for statistics.
     fn host_name(&self) -> &str {
         self.host.map_or("", |host| &host.name)
-    }
-
-    fn hedge_policy(&self) -> Option<&HedgePolicy> {
-        self.host.and_then(|host| host.hedge_policy.as_ref())
     }
 }
 
@@ -86,14 +80,13 @@ pub(crate) fn table(
         metadata: _,
         route_specifiers,
     } = value;
-    refuse!(vhds, cluster_specifier_plugins, vhost_header, route_specifiers);
+    refuse!(vhds, cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers);
     let scope = Scope {
         context,
         filters,
         max_direct_body: u32_or(max_direct_response_body_size_bytes, MAX_DIRECT_BODY) as usize,
         known_clusters: context.static_clusters.as_deref().filter(|_| bool_or(validate_clusters, true)),
         table_overrides: typed_per_filter_config,
-        table_mirrors: request_mirror_policies,
         host: None,
     };
     // Says what is wrong with settings of filters even if there is no route to use them.
@@ -156,11 +149,11 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost) -> Result<(Vec<String>, Ar
         include_attempt_count_in_response,
         retry_policy,
         retry_policy_typed_config,
-        hedge_policy: _,
+        hedge_policy,
         include_is_timeout_retry_header,
         per_request_buffer_limit_bytes,
         request_body_buffer_limit,
-        request_mirror_policies: _,
+        request_mirror_policies,
         metadata: host_metadata,
         route_specifiers,
     } = value;
@@ -169,7 +162,15 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost) -> Result<(Vec<String>, Ar
     }
     {
         let matcher = host_matcher;
-        refuse!(matcher, rate_limits, cors, retry_policy_typed_config, route_specifiers);
+        refuse!(
+            matcher,
+            rate_limits,
+            cors,
+            retry_policy_typed_config,
+            hedge_policy,
+            request_mirror_policies,
+            route_specifiers
+        );
     }
     not_empty(name, "name")?;
     if domains.is_empty() {
