@@ -5,9 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use sixfold_core::cluster::{Address, EdsHealth, HostConfig, Locality};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::core::v3::{HealthStatus, Locality as ProtoLocality};
-use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::{
-    Policy, ,
-};
+use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -15,9 +13,7 @@ use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
 
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{
-    Endpoint as Where, Result, address, enum_value, required, u32_in,
-};
+use sixfold_xds_api::values::{Endpoint as Where, Result, address, enum_value, required, u32_in};
 
 /// Percents by which an endpoint may be overloaded before the next priority helps out.
 const OVERPROVISIONING: u32 = 140;

@@ -30,10 +30,10 @@ fn defaults_are_envoys() {
 #[test]
 fn endpoints_carry_what_balancers_need() {
     let (config, hosts) = config(&format!(
-        "load_assignment: {{cluster_name: c, policy: {{overprovisioning_factor: 100, drop_overloads: [{{category: x, drop_percentage: {{numerator: 50}}}}]}}, endpoints: [{{priority: 1, load_balancing_weight: 7, locality: {{zone: z}}, lb_endpoints: [{{health_status: DRAINING, load_balancing_weight: 3, metadata: {{filter_metadata: {{envoy.lb: {{canary: true}}}}}}, {ENDPOINT}}}]}}]}}"
+        "load_assignment: {{cluster_name: c, policy: {{overprovisioning_factor: 100}}, endpoints: [{{priority: 1, load_balancing_weight: 7, locality: {{zone: z}}, lb_endpoints: [{{health_status: DRAINING, load_balancing_weight: 3, metadata: {{filter_metadata: {{envoy.lb: {{canary: true}}}}}}, {ENDPOINT}}}]}}]}}"
     ))
     .unwrap();
-    assert_eq!((config.balance.overprovisioning, config.drop_overload), (100, 500_000));
+    assert_eq!(config.balance.overprovisioning, 100);
     let host = &hosts[0];
     assert_eq!(
         (host.priority, host.weight, host.locality_weight, host.health),
@@ -128,6 +128,10 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
         ("cluster_type: {name: x}", "cluster_type: \"x\" is not supported"),
         ("health_checks: [{}]", "health_checks: is not supported"),
         ("outlier_detection: {}", "outlier_detection: is not supported"),
+        (
+            "load_assignment: {cluster_name: c, policy: {drop_overloads: [{category: x}]}}",
+            "load_assignment.policy.drop_overloads: is not supported",
+        ),
         ("lb_subset_config: {}", "lb_subset_config: is not supported"),
         ("connect_timeout: 0s", "connect_timeout: must be longer than 0s"),
         (

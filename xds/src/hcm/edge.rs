@@ -57,7 +57,9 @@ pub(super) fn headers(context: &Context, value: &ProtoManager) -> Result<EdgeHea
         proxy_status: value
             .proxy_status_config
             .as_ref()
-            .map(|config| proxy_status(context, config, server_name)),
+            .map(|config| proxy_status(context, config, server_name))
+            .transpose()
+            .in_key("proxy_status_config")?,
         local_address: context.local_address,
     })
 }

@@ -10,15 +10,13 @@ use sixfold_xds_api::pb::envoy::config::core::v3::http_protocol_options::Headers
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use sixfold_xds_api::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, 
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
 };
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as ProtoManager;
 use sixfold_xds_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{
-    Result, bool_or, duration_or, enum_value, required, timeout_or, u32_in, u32_or,
-};
+use sixfold_xds_api::values::{Result, bool_or, enum_value, required, timeout_or, u32_in, u32_or};
 
 /// What the connection manager's protocol options come to.
 pub(super) struct Server {

@@ -4,17 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::route::{
-    Forward, HostRewrite, InternalRedirect, MirrorPolicy, PassHost, PathRewrite, Timeouts,
-};
+use sixfold_core::route::{Forward, HostRewrite, PassHost, PathRewrite, Timeouts};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
-    ClusterNotFoundResponseCode, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy, UpgradeConfig,
+    ClusterNotFoundResponseCode, HostRewriteSpecifier, MaxStreamDuration, UpgradeConfig,
 };
-use sixfold_xds_api::pb::envoy::config::route::v3::{
-    HedgePolicy, InternalRedirectPolicy, RouteAction, RouteMatch, route_match::PathSpecifier,
-};
+use sixfold_xds_api::pb::envoy::config::route::v3::{RouteAction, RouteMatch, route_match::PathSpecifier};
 use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 
 use super::{Scope, cluster, hash, template};
@@ -22,8 +18,7 @@ use crate::filters::Overrides;
 use crate::retry;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Result, bool_or, enum_value, header_name, optional_duration, regex_rewrite, required, runtime_fraction,
-    timeout_or, u32_or,
+    Result, bool_or, enum_value, header_name, optional_duration, regex_rewrite, required, timeout_or,
 };
 use sixfold_xds_api::{format, metadata};
 

@@ -155,16 +155,12 @@ fn weighted_clusters_sum_up() {
 }
 
 #[test]
-fn upgrades_mirrors_hashes_and_internal_redirects() {
+fn upgrades_and_hashes() {
     let action = forward(
-        "{cluster: a, upgrade_configs: [{upgrade_type: WebSocket, enabled: false}], hash_policy: [{header: {header_name: ':path'}, terminal: true}, {cookie: {name: c, ttl: 0s}}, {connection_properties: {source_ip: false}}], request_mirror_policies: [{cluster: m, runtime_fraction: {default_value: {numerator: 50}}}], internal_redirect_policy: {redirect_response_codes: [302, 200, 307]}, hedge_policy: {hedge_on_per_try_timeout: true}}",
+        "{cluster: a, upgrade_configs: [{upgrade_type: WebSocket, enabled: false}], hash_policy: [{header: {header_name: ':path'}, terminal: true}, {cookie: {name: c, ttl: 0s}}, {connection_properties: {source_ip: false}}]}",
     );
     assert_eq!(action.upgrades[0], ("websocket".into(), false));
     assert_eq!((action.hash.len(), action.hash[0].terminal), (2, true));
-    assert_eq!(action.mirrors.len(), 1);
-    let redirect = action.internal_redirect.unwrap();
-    assert_eq!((redirect.max, &redirect.codes[..]), (1, &[302, 307][..]));
-    assert!(action.hedge_on_per_try_timeout);
     assert_eq!(
         refused_action("{cluster: a, upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]}"),
         "route.upgrade_configs[1].upgrade_type: \"A\" is given twice"
@@ -230,14 +226,18 @@ fn what_must_be_refused_is_refused_by_name() {
             "{match: {prefix: /}, route: {cluster: a, rate_limits: [{}]}}",
             "route.rate_limits: is not supported",
         ),
+        (
+            "{match: {prefix: /}, route: {cluster: a, internal_redirect_policy: {}}}",
+            "route.internal_redirect_policy: is not supported",
+        ),
         ("{match: {prefix: /}, route: {cluster: a, cors: {}}}", "route.cors: is not supported"),
         (
-            "{match: {prefix: /}, route: {cluster: a, hedge_policy: {initial_requests: 2}}}",
-            "route.hedge_policy.initial_requests: is not supported",
+            "{match: {prefix: /}, route: {cluster: a, hedge_policy: {hedge_on_per_try_timeout: true}}}",
+            "route.hedge_policy: is not supported",
         ),
         (
-            "{match: {prefix: /}, route: {cluster: a, request_mirror_policies: [{cluster: b, host_rewrite_literal: c}]}}",
-            "route.request_mirror_policies[0].host_rewrite_literal: is not supported",
+            "{match: {prefix: /}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}",
+            "route.request_mirror_policies: is not supported",
         ),
         (
             "{match: {prefix: /}, route: {cluster_specifier_plugin: x}}",
