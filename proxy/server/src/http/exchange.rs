@@ -12,14 +12,14 @@ use super::local_reply;
 use super::{Env, codec_profile};
 use crate::h1::H1Error;
 use crate::h1::reason::reason_phrase;
-use crate::upstream::UpstreamError;
+use crate::upstream::{UpstreamError, choose_cluster};
 use bytes::{Bytes, BytesMut};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::path::{self, Prepared};
 use sixfold_core::plugin::{BodyChunk, Chain, LocalReply, Outcome, Phases};
-use sixfold_core::route::{Action, ClusterChoice};
+use sixfold_core::route::Action;
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::{ResponseSource, Stream};
 use sixfold_core::{redirect, rewrite};
@@ -185,6 +185,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return self.respond(reply, false).await;
         }
         if let Some(reply) = self.request_phases().await? {
+            self.name_cluster();
             return self.respond(reply, false).await;
         }
         let Some(route) = self.stream.route.clone() else {
@@ -291,14 +292,18 @@ impl<D: Downstream> Exchange<'_, D> {
             self.down.decline_upgrade();
             return None;
         }
-        if let Action::Forward(forward) = action
-            && let ClusterChoice::Named(cell) = &forward.cluster
-        {
-            self.stream.upstream.cluster = cell.load();
-        }
+        self.name_cluster();
         self.env.hcm.stats.downstream_rq_ws_on_non_ws_route.inc();
         self.close = true;
         Some(LocalReply::new(403, "", "upgrade_failed"))
+    }
+
+    /// An answer before the request is forwarded is logged with the cluster it was meant for, as in Envoy.
+    fn name_cluster(&mut self) {
+        let route = self.stream.route.clone();
+        if let Some(Action::Forward(forward)) = route.as_deref().map(|r| &r.action) {
+            self.stream.upstream.cluster = choose_cluster(&forward.cluster, self.stream).0;
+        }
     }
 
     /// Runs `rewrite` and `access`; `Some` is an answer without an upstream.
