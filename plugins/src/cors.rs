@@ -98,6 +98,9 @@ struct Origin(Vec<u8>);
 
 impl Policy {
     fn new(policy: CorsPolicy) -> Result<Policy, String> {
+        if policy.shadow_enabled.is_some() {
+            return Err("shadow_enabled: is not supported".to_owned());
+        }
         let enabled = policy.filter_enabled.map(|share| Share::new(share.default_value));
         Ok(Policy {
             origins: policy

@@ -114,6 +114,7 @@ impl Fault {
             ("abort_http_status_runtime", &config.abort_http_status_runtime),
             ("max_active_faults_runtime", &config.max_active_faults_runtime),
             ("abort_grpc_status_runtime", &config.abort_grpc_status_runtime),
+            ("response_rate_limit_percent_runtime", &config.response_rate_limit_percent_runtime),
         ];
         if let Some((field, _)) = runtime.iter().find(|(_, key)| !key.is_empty()) {
             return Err(format!("{field}: is not supported"));

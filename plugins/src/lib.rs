@@ -13,6 +13,9 @@ mod mocking;
 pub mod prometheus;
 mod proxy_rewrite;
 mod response_rewrite;
+/// The example of `docs/plugins/write-one.md`, compiled as it stands there.
+#[cfg(test)]
+mod stamp;
 #[cfg(test)]
 mod testing;
 pub mod tower_layer;
@@ -51,5 +54,18 @@ mod tests {
             assert_eq!(schema["type"], "object");
         }
         assert_eq!(registry.get("limit-count").unwrap().priority(), 1002);
+    }
+
+    #[test]
+    fn the_guide_s_example_is_this_file_and_works() {
+        let guide = include_str!("../../docs/plugins/write-one.md");
+        assert!(guide.contains(include_str!("stamp.rs")), "docs/plugins/write-one.md shows another plugin");
+        let build = |config| super::stamp::factory().build(&config, &crate::testing::context());
+        let plugin = build(serde_json::json!({"name": "x-served-by", "value": "sixfold"})).unwrap();
+        let mut stream = crate::testing::stream("/", &[]);
+        assert!(crate::testing::now(plugin.header_filter(&mut stream, 0)).is_none());
+        assert_eq!(stream.response.headers.get("x-served-by"), Some(&b"sixfold"[..]));
+        let refused = build(serde_json::json!({"name": "no name", "value": ""})).err();
+        assert_eq!(refused.as_deref(), Some("name: 'no name' is not a header name"));
     }
 }

@@ -159,5 +159,8 @@ fn bad_configurations_are_refused() {
         CorsPolicy { allow_origin_string_match: vec![ProtoString::default()], ..CorsPolicy::default() };
     let error = Factory.build_filter(&[], &[&empty.encode_to_vec()], &context()).err().unwrap();
     assert!(error.starts_with("allow_origin_string_match"), "{error}");
+    let shadow = CorsPolicy { shadow_enabled: Some(Default::default()), ..policy(&["a.com"]) };
+    let error = Factory.build_filter(&[], &[&shadow.encode_to_vec()], &context()).err().unwrap();
+    assert_eq!(error, "shadow_enabled: is not supported");
     assert!(Factory.build_filter(&[], &[&[0xFF]], &context()).is_err());
 }

@@ -141,5 +141,7 @@ fn bad_configurations_are_refused() {
     assert_eq!(error(&runtime), "abort_percent_runtime: is not supported");
     let rate = HttpFault { response_rate_limit: Some(Default::default()), ..HttpFault::default() };
     assert_eq!(error(&rate), "response_rate_limit: is not supported");
+    let percent = HttpFault { response_rate_limit_percent_runtime: "key".into(), ..HttpFault::default() };
+    assert_eq!(error(&percent), "response_rate_limit_percent_runtime: is not supported");
     assert!(Factory.build_filter(&[0xFF], &[], &context()).is_err());
 }

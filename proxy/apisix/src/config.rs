@@ -124,10 +124,6 @@ pub struct ListenAddress {
 pub struct SslConfig {
     /// Versions, such as `TLSv1.2`.
     pub protocols: Vec<String>,
-    /// Cipher suites of TLS 1.2 in OpenSSL's names.
-    pub ciphers: Vec<String>,
-    /// Whether session tickets are given.
-    pub session_tickets: bool,
     /// `system`, or a file with authorities that servers are verified by.
     pub trusted_certificate: String,
     /// The name that stands in for a client's missing SNI.

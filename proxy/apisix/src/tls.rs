@@ -50,7 +50,7 @@ impl Certificates {
             let kept = known.get(&entry.id).filter(|built| Arc::ptr_eq(&built.parsed, &entry.parsed));
             let context = match kept {
                 Some(built) => Ok(built.context.clone()),
-                None => ServerContext::new(settings(ssl, config)),
+                None => checked(ssl).and_then(|()| ServerContext::new(settings(ssl, config))),
             };
             match context {
                 Ok(context) => {
@@ -104,6 +104,17 @@ fn covers(name: &str, host: &str) -> bool {
     match name.strip_prefix("*.") {
         Some(rest) => host.split_once('.').is_some_and(|(_, parent)| parent == rest),
         None => name == host,
+    }
+}
+
+/// Refuses what would weaken or widen the check of clients in silence.
+fn checked(ssl: &Ssl) -> Result<(), ConfigError> {
+    let skips = ssl.client.as_ref().and_then(|client| client.skip_mtls_uri_regex.as_ref());
+    match skips {
+        Some(paths) if !paths.is_empty() => {
+            Err(ConfigError::field("client.skip_mtls_uri_regex", "is not supported"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -298,8 +298,6 @@ impl Reader {
         }
         SslConfig {
             protocols,
-            ciphers: words(self.text(&ssl.key("ssl_ciphers")), ':'),
-            session_tickets: self.flag(&ssl.key("ssl_session_tickets")),
             trusted_certificate: self.text(&ssl.key("ssl_trusted_certificate")).unwrap_or_default(),
             fallback_sni: self.text(&ssl.key("fallback_sni")),
         }

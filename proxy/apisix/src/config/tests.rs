@@ -118,6 +118,7 @@ fn what_would_be_ignored_to_harm_is_refused() {
         ("apisix: {stream_proxy: {tcp: [9100]}}", "apisix.stream_proxy"),
         ("apisix: {extra_lua_path: /x}", "apisix.extra_lua_path"),
         ("discovery: {dns: {servers: ['1.1.1.1']}}", "discovery"),
+        ("apisix: {ssl: {ssl_ciphers: AES128-SHA}}", "apisix.ssl.ssl_ciphers"),
         ("nginx_config: {http_configuration_snippet: 'x on;'}", "nginx_config.http_configuration_snippet"),
     ] {
         let error = only_error(text);
@@ -130,9 +131,12 @@ fn what_would_be_ignored_to_harm_is_refused() {
 
 #[test]
 fn what_has_no_effect_is_reported() {
-    let config = parse("apisix: {data_encryption: {enable_encrypt_fields: false}}\ngraphql: {max_size: 1}\n");
+    let config = parse(
+        "apisix: {data_encryption: {enable_encrypt_fields: false}, ssl: {ssl_session_tickets: true}}\n\
+         graphql: {max_size: 1}\n",
+    );
     let fields: Vec<_> = config.reports.iter().map(|report| report.field.clone().unwrap()).collect();
-    assert_eq!(fields, ["apisix.data_encryption", "graphql.max_size"]);
+    assert_eq!(fields, ["apisix.data_encryption", "apisix.ssl.ssl_session_tickets", "graphql.max_size"]);
 }
 
 #[test]

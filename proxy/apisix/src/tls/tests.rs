@@ -79,6 +79,10 @@ fn what_is_no_certificate_is_refused_by_name() {
     old["ssl_protocols"] = json!(["TLSv1.1"]);
     let errors = update(&mut source, &json!({ "ssls": [old] })).unwrap_err();
     assert!(errors[0].contains("TLSv1.1 is not supported"), "{errors:?}");
+    let mut skipping = ssl("f", &["f.com"]);
+    skipping["client"] = json!({"ca": skipping["cert"], "skip_mtls_uri_regex": ["/open.*"]});
+    let errors = update(&mut source, &json!({ "ssls": [skipping] })).unwrap_err();
+    assert!(errors[0].contains("ssl \"f\": client.skip_mtls_uri_regex: is not supported"), "{errors:?}");
 }
 
 #[test]

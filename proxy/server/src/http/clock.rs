@@ -31,6 +31,14 @@ pub(crate) enum Expired {
     Progress,
 }
 
+/// Longer than any stream lasts.
+const YEAR: Duration = Duration::from_secs(86400 * 365);
+
+/// `limit` after `start`; a limit beyond what the clock can tell (configuration allows any number) is a year.
+pub(super) fn after(start: Instant, limit: Duration) -> Instant {
+    start.checked_add(limit).unwrap_or(start + YEAR)
+}
+
 /// The deadlines of one stream and the timer of its connection.
 pub(crate) struct Clock {
     timer: Pin<Box<Sleep>>,
@@ -53,7 +61,7 @@ impl Clock {
     /// No deadline.
     pub(crate) fn new() -> Clock {
         let now = Instant::now();
-        let far = now + Duration::from_secs(86400 * 365);
+        let far = now + YEAR;
         Clock {
             timer: Box::pin(tokio::time::sleep_until(far)),
             armed: far,
@@ -110,19 +118,19 @@ impl Clock {
 
     /// Until the request is complete.
     pub(crate) fn set_request(&mut self, limit: Option<Duration>) {
-        self.request = limit.filter(|d| !d.is_zero()).map(|d| self.now + d);
+        self.request = limit.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
         self.recount();
     }
 
     /// Whole stream, from its start.
     pub(crate) fn set_max_stream(&mut self, start: Instant, limit: Option<Duration>) {
-        self.max_stream = limit.filter(|d| !d.is_zero()).map(|d| start + d);
+        self.max_stream = limit.filter(|d| !d.is_zero()).map(|d| after(start, d));
         self.recount();
     }
 
     /// The route's timeout, from now.
     pub(crate) fn set_route(&mut self, limit: Option<Duration>) {
-        self.route = limit.map(|d| self.now + d);
+        self.route = limit.map(|d| after(self.now, d));
         self.recount();
     }
 
@@ -140,14 +148,14 @@ impl Clock {
     ) {
         self.progressed = self.now;
         self.per_try_idle = per_try_idle.filter(|d| !d.is_zero());
-        self.cluster_max = cluster_max.filter(|d| !d.is_zero()).map(|d| self.now + d);
+        self.cluster_max = cluster_max.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
         self.progress = progress.filter(|d| !d.is_zero());
         self.recount();
     }
 
     /// Starts the attempt's own timeout.
     pub(crate) fn set_per_try(&mut self, limit: Option<Duration>) {
-        self.per_try = limit.map(|d| self.now + d);
+        self.per_try = limit.map(|d| after(self.now, d));
         self.recount();
     }
 
@@ -164,12 +172,12 @@ impl Clock {
         [
             (Expired::Route, self.route),
             (Expired::PerTry, self.per_try),
-            (Expired::PerTryIdle, self.per_try_idle.map(|d| self.progressed + d)),
+            (Expired::PerTryIdle, self.per_try_idle.map(|d| after(self.progressed, d))),
             (Expired::ClusterMaxStream, self.cluster_max),
             (Expired::MaxStream, self.max_stream),
             (Expired::Request, self.request),
-            (Expired::Progress, self.progress.map(|d| self.progressed + d)),
-            (Expired::Idle, self.idle.map(|d| self.touched + d)),
+            (Expired::Progress, self.progress.map(|d| after(self.progressed, d))),
+            (Expired::Idle, self.idle.map(|d| after(self.touched, d))),
         ]
     }
 
@@ -192,12 +200,12 @@ impl Clock {
             if let Some((which, _)) =
                 self.deadlines().into_iter().find(|(_, at)| at.is_some_and(|t| t <= self.now))
             {
-                self.armed = self.now + Duration::from_secs(86400 * 365);
+                self.armed = self.now + YEAR;
                 self.timer.as_mut().reset(self.armed);
                 return Poll::Ready(which);
             }
             self.recount();
-            let next = self.earliest.unwrap_or(self.now + Duration::from_secs(86400 * 365));
+            let next = self.earliest.unwrap_or(self.now + YEAR);
             self.timer.as_mut().reset(next);
             self.armed = next;
         }
@@ -221,6 +229,22 @@ mod tests {
         }
         assert_eq!(std::future::poll_fn(|cx| clock.poll(cx)).await, Expired::Idle);
         assert_eq!(start.elapsed().as_millis(), 1300);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_beyond_the_clock_is_far_away_and_no_panic() {
+        let mut clock = Clock::new();
+        let start = clock.restart();
+        clock.set_idle(Some(Duration::MAX));
+        clock.set_request(Some(Duration::MAX));
+        clock.set_max_stream(start, Some(Duration::MAX));
+        clock.set_route(Some(Duration::MAX));
+        clock.begin_attempt(Some(Duration::MAX), Some(Duration::MAX), Some(Duration::MAX));
+        clock.set_per_try(Some(Duration::MAX));
+        let waited =
+            tokio::time::timeout(Duration::from_secs(3600), std::future::poll_fn(|cx| clock.poll(cx)));
+        assert!(waited.await.is_err());
+        assert!(clock.route_left() > Some(Duration::from_secs(3600)));
     }
 
     #[tokio::test(start_paused = true)]

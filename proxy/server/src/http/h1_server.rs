@@ -1,7 +1,7 @@
 //! A client's HTTP/1 connection: one request after another, each driven inline.
 
 use super::body::{BodyEvent, Piece};
-use super::clock::{Clock, Expired};
+use super::clock::{Clock, Expired, after};
 use super::downstream::{Downstream, Gone};
 use super::h1_body::{BodyError, BodyReader, Next};
 use super::{Env, PREFACE, exchange, h2_server};
@@ -68,7 +68,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
     let stats = env.hcm.stats.clone();
     stats.downstream_cx_http1_total.inc();
     stats.downstream_cx_http1_active.inc();
-    let lifetime = env.hcm.timeouts.max_connection.map(|limit| Instant::now() + limit);
+    let lifetime = env.hcm.timeouts.max_connection.map(|limit| after(Instant::now(), limit));
     let mut stream = Box::new(Stream::new(connection));
     let mut clock = Clock::new();
     let mut draining = pin!(env.drain.started());

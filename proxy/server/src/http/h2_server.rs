@@ -1,7 +1,7 @@
 //! A client's HTTP/2 connection: each stream is a task, and the same request path.
 
 use super::body::{BodyEvent, Piece};
-use super::clock::Clock;
+use super::clock::{Clock, after};
 use super::downstream::{Downstream, Gone};
 use super::h2_guard::Guarded;
 use super::h2_send::H2Send;
@@ -135,7 +135,7 @@ impl ConnectionLimits {
     fn new(env: &Env) -> ConnectionLimits {
         let now = Instant::now();
         let timeouts = &env.hcm.timeouts;
-        let end = timeouts.max_connection.map(|limit| now + limit);
+        let end = timeouts.max_connection.map(|limit| after(now, limit));
         let idle = timeouts.idle.filter(|d| !d.is_zero());
         let mut limits = ConnectionLimits {
             timer: Box::pin(tokio::time::sleep_until(now)),
@@ -149,7 +149,7 @@ impl ConnectionLimits {
     }
 
     fn arm(&mut self) {
-        let idle = self.idle.map(|d| self.busy + d);
+        let idle = self.idle.map(|d| after(self.busy, d));
         let far = self.busy + std::time::Duration::from_secs(86400 * 365);
         let next = [idle, self.end].into_iter().flatten().min().unwrap_or(far);
         self.timer.as_mut().reset(next);
@@ -164,7 +164,7 @@ impl ConnectionLimits {
                 self.busy = now;
             }
             let ended = self.end.is_some_and(|end| now >= end);
-            if ended || self.idle.is_some_and(|d| now >= self.busy + d) {
+            if ended || self.idle.is_some_and(|d| now >= after(self.busy, d)) {
                 self.end = None;
                 self.idle = None;
                 self.arm();

@@ -1,6 +1,7 @@
 //! Whether an attempt is followed by another (source/common/router/retry_state_impl.cc; for APISIX nginx's
 //! `proxy_next_upstream error timeout`).
 
+use super::clock::after;
 use crate::upstream::UpstreamError;
 use sixfold_core::cluster::{Cluster, Permit, Resource};
 use sixfold_core::headers::{HeaderName, Headers, Known};
@@ -89,7 +90,7 @@ impl RetryState {
                 .map(|name| ResponseHeaderMatcher { name, test: HeaderMatch::Present(true), invert: false })
                 .collect(),
             retries: 0,
-            until: policy.deadline.map(|d| Instant::now() + d),
+            until: policy.deadline.map(|d| after(Instant::now(), d)),
             idempotent: is_idempotent(&stream.request.method),
             permit: None,
             after_timeout: false,
