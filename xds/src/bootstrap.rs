@@ -1,5 +1,7 @@
 //! Envoy's bootstrap: static resources, runtime, administration.
 
+mod detached;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ pub mod bootstrap;
 pub mod cluster;
 mod context;
 mod filters;
+pub mod fuzz;
 mod hcm;
 pub mod listener;
 mod retry;

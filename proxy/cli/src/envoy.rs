@@ -175,8 +175,8 @@ impl Text {
             (Some(file), None) => file,
             (None, Some(inline)) => inline,
             (Some(file), Some(inline)) => {
-                let mut document = file.document()?;
-                merge(&mut document, inline.document()?);
+                let mut document = file.mergeable()?;
+                merge(&mut document, inline.mergeable()?);
                 Text { text: document.to_string(), name: "merged.json".to_owned() }
             }
             (None, None) => return Err(Failure::new("one of --config-path and --config-yaml is needed")),
@@ -187,14 +187,14 @@ impl Text {
             ("/node/locality/zone", &options.service_zone),
         ];
         if node.iter().any(|(_, value)| value.is_some()) {
-            let mut document = text.document()?;
+            let mut document = text.mergeable()?;
             for (path, value) in node {
                 if let (Some(value), None) = (value, document.pointer(path)) {
                     merge(&mut document, nested(path, value));
                 }
             }
             // Places are kept as long as nothing had to be added.
-            if document != text.document()? {
+            if document != text.mergeable()? {
                 text = Text { text: document.to_string(), name: "merged.json".to_owned() };
             }
         }
@@ -216,6 +216,11 @@ impl Text {
     /// As a document without places.
     pub(crate) fn document(&self) -> Result<Value, Failure> {
         Ok(Node::parse_file_text(&self.text, &self.name)?.to_json())
+    }
+
+    /// As a document that may be written as JSON and read as a bootstrap again.
+    fn mergeable(&self) -> Result<Value, Failure> {
+        Ok(sixfold_xds_api::parse_bootstrap(&self.text, &self.name)?.to_json())
     }
 }
 
@@ -268,6 +273,7 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -276,6 +282,13 @@ mod tests {
         merge(&mut document, json!({"a": {"y": 2, "l": [2]}, "b": 2}));
         assert_eq!(document, json!({"a": {"x": 1, "y": 2, "l": [1, 2]}, "b": 2}));
         assert_eq!(nested("/node/locality/zone", "z"), json!({"node": {"locality": {"zone": "z"}}}));
+    }
+
+    // A number where text is wanted (a version as a name) was refused as soon as the command line added to the file.
+    #[test]
+    fn merging_keeps_text_that_looks_like_a_number() {
+        let text = Text { text: "node: {id: 1.5}\n".to_owned(), name: "envoy.yaml".to_owned() };
+        assert_eq!(text.mergeable().unwrap(), json!({"node": {"id": "1.5"}}));
     }
 
     #[test]

@@ -11,6 +11,16 @@ use crate::json::message_from_node;
 /// # Errors
 /// What is wrong first, with file, line, column and the path of the field.
 pub fn load_bootstrap(text: &str, file: &str) -> Result<Bootstrap, ConfigError> {
+    let node = parse_bootstrap(text, file)?;
+    message_from_node(&node).map_err(|error| error.in_file(file))
+}
+
+/// A bootstrap as a document: numbers of a YAML file that are no 32-bit integers are text, as Envoy reads them, so
+/// that `1.5` may stand where text is wanted. Written as JSON it is still the same bootstrap.
+///
+/// # Errors
+/// What is wrong first, with file, line and column.
+pub fn parse_bootstrap(text: &str, file: &str) -> Result<Node, ConfigError> {
     let options = Options { wide_numbers_as_text: true, ..Options::for_file(file) };
-    Node::parse(text, &options).and_then(|node| message_from_node(&node)).map_err(|error| error.in_file(file))
+    Node::parse(text, &options).map_err(|error| error.in_file(file))
 }

@@ -16,7 +16,7 @@ mod schema;
 mod testing;
 pub mod values;
 
-pub use bootstrap::load_bootstrap;
+pub use bootstrap::{load_bootstrap, parse_bootstrap};
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.
 pub use envoy_types::pb;
 pub use json::message_from_node;

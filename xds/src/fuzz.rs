@@ -1,0 +1,65 @@
+//! What must hold for any bytes at all that stand in a bootstrap. The fuzz target in `proxy/fuzz` calls
+//! [`bootstrap`], and so does a test on stable; a broken promise is a failed assertion.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::Registry;
+use sixfold_xds_api::parse_bootstrap;
+
+use crate::bootstrap::{Compiled, Environment, load};
+
+/// What a bootstrap is taken as, or the resource and the reason it is refused for.
+type Verdict = Result<Names, (Option<String>, String)>;
+
+/// Clusters and listeners, in their order.
+type Names = (Vec<String>, Vec<String>);
+
+/// The bytes as a bootstrap in YAML and in JSON.
+///
+/// One that is taken has each name once; one that is refused says why and at a place that exists. The same
+/// document written as JSON, which is what merging it with the command line's makes of it, is judged alike.
+pub fn bootstrap(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    for file in ["envoy.yaml", "envoy.json"] {
+        let verdict = judge(text, file);
+        if let Ok(document) = parse_bootstrap(text, file) {
+            assert_eq!(judge(&document.to_json().to_string(), "merged.json"), verdict, "as JSON");
+        }
+    }
+}
+
+fn judge(text: &str, file: &str) -> Verdict {
+    let environment = Environment::detached(Registry::new());
+    match load(text, file, &environment) {
+        Ok(compiled) => Ok(names(&compiled)),
+        Err(error) => {
+            check(&error, text, file);
+            Err((error.resource, error.reason))
+        }
+    }
+}
+
+fn names(compiled: &Compiled) -> Names {
+    let Compiled { diff, .. } = compiled;
+    assert!(diff.clusters.iter().all(|(_, cluster)| cluster.is_some()), "a start removes a cluster");
+    assert!(diff.listeners.iter().all(|(_, listener)| listener.is_some()), "a start removes a listener");
+    let clusters: Vec<String> = diff.clusters.iter().map(|(name, _)| name.to_string()).collect();
+    let listeners: Vec<String> = diff.listeners.iter().map(|(name, _)| name.to_string()).collect();
+    for names in [&clusters, &listeners] {
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "a name twice: {names:?}");
+    }
+    (clusters, listeners)
+}
+
+fn check(error: &ConfigError, text: &str, file: &str) {
+    assert!(!error.reason.is_empty(), "refused without a reason");
+    assert_eq!(error.file.as_deref(), Some(file));
+    let Some(place) = error.place else { return };
+    let lines = text.split('\n').count();
+    assert!(place.line >= 1 && place.column >= 1, "{error}");
+    assert!(place.line as usize <= lines + 1, "{error}: there are {lines} lines");
+}
