@@ -200,6 +200,29 @@ async fn draining_ends_idle_connections_and_closes_after_the_response() {
     assert_eq!(busy.read(&mut [0; 1]).await.unwrap(), 0);
 }
 
+// A request that was on its way to an idle connection when draining began was lost: the connection was closed at once.
+#[tokio::test]
+async fn a_request_on_its_way_when_draining_begins_is_answered() {
+    let up = upstream(|_, _| ok("done")).await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, drain) = setup.serve().await;
+    let mut kept = TcpStream::connect(proxy).await.unwrap();
+    kept.write_all(get("/").as_bytes()).await.unwrap();
+    read_message(&mut kept).await.unwrap();
+    let mut fresh = TcpStream::connect(proxy).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    drain.start(sixfold_server::drain::DrainStrategy::Immediate, None);
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    for client in [&mut kept, &mut fresh] {
+        client.write_all(get("/").as_bytes()).await.unwrap();
+        let response = read_message(client).await.unwrap();
+        assert!(response.contains("connection: close") && response.ends_with("done"), "{response}");
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+}
+
 #[tokio::test]
 async fn http2_with_prior_knowledge_is_served_by_the_same_path() {
     let up = upstream(|_, request| ok(request.split_once("\r\n\r\n").unwrap().1)).await;

@@ -24,6 +24,9 @@ use tokio::time::Instant;
 
 /// Bytes of later requests that are read ahead while one is being served.
 const READ_AHEAD: usize = 64 * 1024;
+/// How long a connection without a request stays open once draining has begun. One may be on its way already, and
+/// closing would lose it; its answer tells the client to go.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// The client's side of the connection.
 struct H1Client {
@@ -160,9 +163,11 @@ impl H1Client {
     ) -> Arrival {
         stream.reset(Instant::now().into_std());
         clock.restart();
-        clock.set_idle(self.env.hcm.timeouts.idle);
-        let mut begun = false;
         let env = self.env.clone();
+        let last =
+            env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));
+        let (mut begun, mut ending) = (false, env.drain.is_draining());
+        clock.set_idle(if ending { Some(last) } else { env.hcm.timeouts.idle });
         poll_fn(|cx| {
             loop {
                 if !self.read.is_empty() {
@@ -183,8 +188,6 @@ impl H1Client {
                         Ok(None) => {}
                         Err(error) => return Poll::Ready(Arrival::Refused(error)),
                     }
-                } else if env.drain.is_draining() {
-                    return Poll::Ready(Arrival::End);
                 }
                 match self.read.poll_fill(&mut self.io, cx) {
                     Poll::Ready(Ok(1..)) => continue,
@@ -194,11 +197,13 @@ impl H1Client {
                 if !begun {
                     self.out.release();
                 }
+                if !begun && !ending && draining.as_mut().poll(cx).is_ready() {
+                    ending = true;
+                    clock.touch();
+                    clock.set_idle(Some(last));
+                }
                 if let Poll::Ready(which) = clock.poll(cx) {
                     return Poll::Ready(if which == Expired::Request { Arrival::Late } else { Arrival::End });
-                }
-                if !begun && draining.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Arrival::End);
                 }
                 return Poll::Pending;
             }

@@ -1,0 +1,127 @@
+//! Changes of the configuration while clients are served: none of them is to notice.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+use support::traffic::{Traffic, sleep_until, upstream};
+use support::{Directory, Process, free_port, get};
+
+/// 1,000 changes a minute.
+const INTERVAL: Duration = Duration::from_millis(60);
+const CHURNING: u32 = 40;
+
+/// Routes that stay, one that tells the version, and some that come, change and go.
+struct Resources {
+    upstream: u16,
+    churning: BTreeMap<u32, u32>,
+}
+
+impl Resources {
+    /// Adds, changes or removes one to five routes.
+    fn change(&mut self, version: u32) {
+        for _ in 0..fastrand::usize(1..=5) {
+            let id = fastrand::u32(..CHURNING);
+            if self.churning.contains_key(&id) && fastrand::bool() {
+                self.churning.remove(&id);
+            } else {
+                self.churning.insert(id, version);
+            }
+        }
+    }
+
+    fn text(&self, version: u32) -> String {
+        let node = format!("upstream: {{nodes: {{'127.0.0.1:{}': 1}}}}", self.upstream);
+        let mut text = String::from("routes:\n");
+        for (id, churned) in &self.churning {
+            let plugin =
+                format!("plugins: {{response-rewrite: {{headers: {{set: {{x-of: '{churned}'}}}}}}}}");
+            writeln!(text, "  - {{id: c{id}, uri: /churn/{id}, {plugin}, {node}}}").unwrap();
+        }
+        let version = format!(
+            "mocking: {{content_type: text/plain, response_example: 'v{version}', with_mock_header: false}}"
+        );
+        writeln!(text, "  - {{id: version, uri: /version, plugins: {{{version}}}, {node}}}").unwrap();
+        for stays in 0..4 {
+            writeln!(text, "  - {{id: s{stays}, uri: /stays/{stays}/*, {node}}}").unwrap();
+        }
+        writeln!(text, "  - {{id: ws, uri: /ws, enable_websocket: true, {node}}}\n#END").unwrap();
+        text
+    }
+}
+
+fn replace(directory: &Directory, text: &str) {
+    directory.write("next", text);
+    std::fs::rename(directory.path("next"), directory.path("apisix.yaml")).unwrap();
+}
+
+/// Changes the configuration `changes` times at a rate of 1,000 a minute; every change is seen in force before the
+/// next one is written.
+fn change_under_load(changes: u32) {
+    let (directory, port, status) = (Directory::new(), free_port(), free_port());
+    let config = directory.write(
+        "config.yaml",
+        &format!(
+            "deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}\n\
+             apisix:\n  node_listen: [{{ip: 127.0.0.1, port: {port}}}]\n  ssl: {{enable: false}}\n  \
+             status: {{ip: 127.0.0.1, port: {status}}}\n\
+             nginx_config: {{worker_processes: 2, http: {{enable_access_log: false}}}}\n"
+        ),
+    );
+    let mut resources = Resources { upstream: upstream(), churning: BTreeMap::new() };
+    replace(&directory, &resources.text(0));
+    let mut process = Process::start(&["run", "-c", &config, "--log-level", "warn"]);
+    process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
+    let mut traffic = Traffic::new();
+    for nth in 0..4 {
+        traffic.http1(port, &format!("/stays/{nth}/x"), Duration::from_millis(nth));
+        traffic.websocket(port, "/ws");
+    }
+    traffic.http2(port, "/stays/0/y", 4);
+    let (start, mut slowest) = (Instant::now(), Duration::ZERO);
+    for version in 1..=changes {
+        sleep_until(start + INTERVAL * (version - 1));
+        resources.change(version);
+        replace(&directory, &resources.text(version));
+        let (written, wanted) = (Instant::now(), format!("v{version}"));
+        process.until(&wanted, || get(port, "/version").filter(|r| r.body == wanted));
+        slowest = slowest.max(written.elapsed());
+        if version % 20 == 0 {
+            assert_churning_routes(port, &resources.churning);
+        }
+    }
+    let took = start.elapsed();
+    let tally = traffic.stop();
+    println!(
+        "{changes} changes in {took:.1?}, each in force within {slowest:.1?}; {} exchanges, {} failed",
+        tally.done,
+        tally.failed.len()
+    );
+    assert_eq!(tally.failed, [""; 0]);
+    assert!(tally.done > changes as usize, "hardly any traffic: {}", tally.done);
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
+fn assert_churning_routes(port: u16, churning: &BTreeMap<u32, u32>) {
+    for id in 0..CHURNING {
+        let response = get(port, &format!("/churn/{id}")).unwrap();
+        match churning.get(&id) {
+            Some(version) => assert!(response.head.contains(&format!("x-of: {version}\r\n")), "{response:?}"),
+            None => assert_eq!(response.status, 404, "{response:?}"),
+        }
+    }
+}
+
+#[test]
+fn changes_of_ten_seconds_fail_no_request() {
+    change_under_load(170);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn a_thousand_changes_a_minute_fail_no_request() {
+    change_under_load(1000);
+}
