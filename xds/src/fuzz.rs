@@ -59,7 +59,8 @@ fn check(error: &ConfigError, text: &str, file: &str) {
     assert!(!error.reason.is_empty(), "refused without a reason");
     assert_eq!(error.file.as_deref(), Some(file));
     let Some(place) = error.place else { return };
-    let lines = text.split('\n').count();
+    // A lone CR ends a line too (YAML 1.2 section 5.4).
+    let lines = text.split(['\n', '\r']).count();
     assert!(place.line >= 1 && place.column >= 1, "{error}");
     assert!(place.line as usize <= lines + 1, "{error}: there are {lines} lines");
 }

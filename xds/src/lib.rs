@@ -10,6 +10,8 @@ mod access_log;
 pub mod bootstrap;
 pub mod cluster;
 mod context;
+#[cfg(test)]
+mod deltas;
 mod filters;
 pub mod fuzz;
 mod hcm;

@@ -1,0 +1,267 @@
+//! Changes as a delta feed brings them: resources by name, in any order, each compiled alone. Whatever came
+//! before, the model must answer as one that started with what is in force now.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sixfold_core::connection::Connection;
+use sixfold_core::error::ConfigError;
+use sixfold_core::listener::NetworkFilter;
+use sixfold_core::message::Target;
+use sixfold_core::model::{Diff, Model};
+use sixfold_core::route::{Action, ClusterChoice};
+use sixfold_core::router::{RouteTable, RouteTableCell};
+use sixfold_core::stream::Stream;
+
+use crate::testing::{context, read};
+use crate::{Context, cluster, filters, listener, route};
+
+const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+const CLUSTERS: [&str; 5] = ["c0", "c1", "c2", "c3", "c4"];
+const TABLES: [&str; 3] = ["t0", "t1", "t2"];
+const LISTENERS: [&str; 3] = ["l0", "l1", "l2"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Cluster,
+    Table,
+    Listener,
+}
+
+/// A resource by name, and its text; `None` takes it away.
+type Change = ((Kind, &'static str), Option<String>);
+
+/// A model and what its control plane has sent.
+struct Feed {
+    context: Context,
+    model: Model,
+    /// What listeners hold that have a route table by name.
+    cells: Vec<Arc<RouteTableCell>>,
+    /// The last text of each resource that was not refused.
+    taken: BTreeMap<(Kind, &'static str), String>,
+}
+
+impl Feed {
+    fn new() -> Feed {
+        let context = context();
+        let mut model = Model::new(context.clusters.clone());
+        let cells = TABLES.iter().map(|name| model.table_cell(name)).collect();
+        Feed { context, model, cells, taken: BTreeMap::new() }
+    }
+
+    /// Applies everything of a response that compiles, and answers what does not.
+    fn apply(&mut self, changes: Vec<Change>) -> Vec<ConfigError> {
+        let (mut diff, mut refused) = (Diff::default(), Vec::new());
+        for ((kind, name), text) in changes {
+            match self.add(&mut diff, kind, name, text.as_deref()) {
+                Ok(()) => match text {
+                    Some(text) => drop(self.taken.insert((kind, name), text)),
+                    None => drop(self.taken.remove(&(kind, name))),
+                },
+                Err(error) => refused.push(error),
+            }
+        }
+        self.model.apply(diff);
+        refused
+    }
+
+    fn add(&self, diff: &mut Diff, kind: Kind, name: &str, text: Option<&str>) -> Result<(), ConfigError> {
+        let context = &self.context;
+        let compiled = |text| cluster::compile(context, &read(text), true);
+        match kind {
+            Kind::Cluster => diff.clusters.push((name.into(), text.map(compiled).transpose()?)),
+            Kind::Table => {
+                let table = text.map(|text| {
+                    let (filters, _) = filters::compile(context, &[read(ROUTER)])?;
+                    route::table(context, &filters, &read(text)).map(Arc::new)
+                });
+                diff.route_tables.push((name.into(), table.transpose()?));
+            }
+            Kind::Listener => {
+                let listener = text.map(|text| listener::compile(context, &read(text)).map(Arc::new));
+                diff.listeners.push((name.into(), listener.transpose()?));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that requests could notice.
+    fn shown(&self) -> Vec<String> {
+        let clusters = self.context.clusters.all();
+        let mut all: Vec<String> = clusters.iter().map(|c| shown_cluster(c)).collect();
+        for cell in &self.cells {
+            all.push(format!("table {}: {:?}", cell.name, cell.load().map(|table| answers(&table))));
+        }
+        for listener in self.model.listeners() {
+            let NetworkFilter::Http(manager) = &listener.chains[0].filter else { panic!("HTTP") };
+            let table = manager.routes.load().expect("a table of its own");
+            all.push(format!("{} {:?}: {:?}", listener.name, listener.addresses, answers(&table)));
+        }
+        all
+    }
+}
+
+fn shown_cluster(cluster: &sixfold_core::cluster::Cluster) -> String {
+    let hosts: Vec<_> = cluster.hosts.load().iter().map(|host| host.label.to_string()).collect();
+    format!("{} {:?} {hosts:?}", cluster.config.name, cluster.config.connect_timeout)
+}
+
+/// Which route and cluster each of a few requests gets.
+fn answers(table: &RouteTable) -> Vec<String> {
+    let address = "127.0.0.1:1".parse().unwrap();
+    let connection = Arc::new(Connection {
+        id: 1,
+        start: std::time::Instant::now(),
+        listener: "l".into(),
+        filter_chain: "".into(),
+        remote: address,
+        direct_remote: address,
+        local: address,
+        direct_local: address,
+        requested_server_name: None,
+        tls: None,
+    });
+    let answer = |path: &&str| {
+        let mut stream = Stream::new(connection.clone());
+        stream.reset(std::time::Instant::now());
+        stream.request.authority = b"a.test".to_vec();
+        stream.request.target = Target::new(path.as_bytes());
+        let found = table.find(&mut stream)?;
+        let route = found.route?;
+        let cluster = match &route.action {
+            Action::Forward(forward) => match &forward.cluster {
+                ClusterChoice::Named(cell) => {
+                    format!("{}: {:?}", cell.name, cell.load().as_deref().map(shown_cluster))
+                }
+                _ => panic!("one cluster"),
+            },
+            _ => "answered".to_owned(),
+        };
+        Some(format!("{path} by {} of {}: {cluster}", route.name, found.virtual_host.name))
+    };
+    let paths = ["/", "/0", "/1", "/2", "/0/1"];
+    paths.iter().map(|path| answer(path).unwrap_or_else(|| format!("{path} by none"))).collect()
+}
+
+fn random_routes(rng: &mut fastrand::Rng) -> String {
+    let routes: Vec<String> = (0..rng.usize(1..4))
+        .map(|nth| {
+            let action = match rng.usize(..6) {
+                5 => format!("direct_response: {{status: {}}}", rng.u16(200..210)),
+                // Some name a cluster that has not come, or has gone.
+                at => format!("route: {{cluster: {}}}", CLUSTERS[at]),
+            };
+            format!(
+                "{{name: r{nth}, match: {{prefix: \"/{}\"}}, {action}}}",
+                ["", "0", "1", "0/1"][rng.usize(..4)]
+            )
+        })
+        .collect();
+    let domain = if rng.bool() { "a.test" } else { "*" };
+    format!("virtual_hosts: [{{name: v, domains: [\"{domain}\"], routes: [{}]}}]", routes.join(", "))
+}
+
+fn random_text(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> String {
+    match kind {
+        Kind::Cluster => format!(
+            "{{name: {name}, connect_timeout: {}s, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [\
+             {{endpoint: {{address: {{socket_address: {{address: 10.0.0.{}, port_value: 80}}}}}}}}]}}]}}}}",
+            rng.u8(1..3),
+            rng.u8(1..4),
+        ),
+        Kind::Table => format!("{{name: {name}, {}}}", random_routes(rng)),
+        Kind::Listener => format!(
+            "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}, filter_chains: [{{filters: [\
+             {{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
+             http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, route_config: {{name: own, {}}}, \
+             http_filters: [{ROUTER}]}}}}]}}]}}",
+            rng.u16(8000..8003),
+            random_routes(rng),
+        ),
+    }
+}
+
+/// Makes the text of a good resource one that must be refused.
+fn broken(kind: Kind, text: &str) -> String {
+    match kind {
+        Kind::Cluster => text.replacen("connect_timeout: ", "connect_timeout: -", 1),
+        Kind::Table => text.replacen("domains: [", "domains: [\"*b*\", ", 1),
+        Kind::Listener => text.replacen("domains: [", "domains: [\"x.test\", \"x.test\", ", 1),
+    }
+}
+
+/// One to six resources, each at most once, in any order; some of them broken. Answers how many.
+fn random_changes(rng: &mut fastrand::Rng) -> (Vec<Change>, usize) {
+    let kinds = [(Kind::Cluster, &CLUSTERS[..]), (Kind::Table, &TABLES), (Kind::Listener, &LISTENERS)];
+    let mut names: Vec<(Kind, &'static str)> =
+        kinds.iter().flat_map(|(kind, names)| names.iter().map(|name| (*kind, *name))).collect();
+    rng.shuffle(&mut names);
+    names.truncate(rng.usize(1..=6));
+    let mut bad = 0;
+    let changes = names.into_iter().map(|(kind, name)| {
+        let text = match rng.u8(..8) {
+            0 | 1 => None,
+            2 => {
+                bad += 1;
+                Some(broken(kind, &random_text(kind, name, rng)))
+            }
+            _ => Some(random_text(kind, name, rng)),
+        };
+        ((kind, name), text)
+    });
+    (changes.collect(), bad)
+}
+
+#[test]
+fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
+    for seed in 0..8 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut feed = Feed::new();
+        let mut states = BTreeSet::new();
+        for step in 0..150 {
+            let (changes, bad) = random_changes(&mut rng);
+            let refused = feed.apply(changes);
+            assert_eq!(refused.len(), bad, "seed {seed}, step {step}: {refused:?}");
+            let mut fresh = Feed::new();
+            let all = feed.taken.iter().map(|(key, text)| (*key, Some(text.clone())));
+            assert!(fresh.apply(all.collect()).is_empty());
+            assert_eq!(feed.shown(), fresh.shown(), "seed {seed}, step {step}");
+            states.insert(feed.shown());
+        }
+        assert!(states.len() > 100, "hardly anything changes: {} states", states.len());
+        assert_eq!(feed.model.sweep(), 0, "seed {seed}: what was replaced is kept");
+    }
+}
+
+#[test]
+fn a_broken_resource_changes_nothing_else() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    for (kind, name) in [(Kind::Cluster, "c0"), (Kind::Table, "t0"), (Kind::Listener, "l0")] {
+        let mut feed = Feed::new();
+        feed.apply(vec![((kind, name), Some(random_text(kind, name, &mut rng)))]);
+        let before = feed.shown();
+        let refused =
+            feed.apply(vec![((kind, name), Some(broken(kind, &random_text(kind, name, &mut rng))))]);
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].field.is_some() && !refused[0].reason.is_empty(), "{}", refused[0]);
+        assert_eq!(feed.shown(), before);
+    }
+}
+
+/// A request keeps what it began with, and only then is it dropped.
+#[test]
+fn what_a_request_holds_outlives_its_change() {
+    let mut feed = Feed::new();
+    let mut rng = fastrand::Rng::with_seed(2);
+    let text = |kind, name, rng: &mut fastrand::Rng| ((kind, name), Some(random_text(kind, name, rng)));
+    feed.apply(vec![text(Kind::Cluster, "c0", &mut rng), text(Kind::Table, "t0", &mut rng)]);
+    let (table, cluster) = (feed.cells[0].load().unwrap(), feed.context.clusters.find("c0").unwrap());
+    let (routes, hosts) = (answers(&table).len(), shown_cluster(&cluster));
+    feed.apply(vec![((Kind::Cluster, "c0"), None), ((Kind::Table, "t0"), None)]);
+    assert!(feed.cells[0].load().is_none() && feed.context.clusters.find("c0").is_none());
+    assert_eq!(feed.model.sweep(), 2, "both are held");
+    assert_eq!((answers(&table).len(), shown_cluster(&cluster)), (routes, hosts));
+    drop((table, cluster));
+    assert_eq!(feed.model.sweep(), 0);
+}
