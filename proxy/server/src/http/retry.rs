@@ -258,3 +258,47 @@ fn is_idempotent(method: &Method) -> bool {
 fn list<T>(headers: &Headers, name: Known, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
     headers.get_str(name).into_iter().flat_map(|v| v.split(',')).filter_map(|t| parse(t.trim())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(on: RetryOn, retries: u32) -> RetryState {
+        let policy = RetryPolicy {
+            base_interval: Duration::from_millis(100),
+            max_interval: Duration::from_secs(1),
+            ..RetryPolicy::default()
+        };
+        RetryState {
+            on,
+            policy: Arc::new(policy),
+            status_codes: Vec::new(),
+            response_headers: Vec::new(),
+            left: 1,
+            retries,
+            until: None,
+            idempotent: true,
+            permit: None,
+            after_timeout: false,
+        }
+    }
+
+    #[test]
+    fn back_offs_are_spread_below_a_bound_that_doubles_up_to_the_maximum() {
+        for (retries, bound) in
+            [(1, 100), (2, 200), (3, 400), (4, 800), (5, 1000), (40, 1000), (u32::MAX, 1000)]
+        {
+            let bound = Duration::from_millis(bound);
+            let waits = (0..1000).map(|_| state(RetryOn::SERVER_ERROR, retries).back_off());
+            let waits: Vec<Duration> = waits.collect();
+            assert!(waits.iter().all(|wait| *wait < bound), "retry {retries}");
+            assert!(waits.iter().any(|wait| *wait > bound * 9 / 10), "retry {retries}");
+            assert!(waits.iter().any(|wait| *wait < bound / 10), "retry {retries}");
+        }
+    }
+
+    #[test]
+    fn nginx_does_not_wait() {
+        assert_eq!(state(RetryOn::NGINX_ERROR_TIMEOUT, 3).back_off(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,328 @@
+//! When attempts begin and end, on a clock that moves only when a test says so.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::{Setup, get, ok, read_message, status};
+use parking_lot::Mutex;
+use sixfold_core::headers::HeaderName;
+use sixfold_core::retry::{RateLimitedBackOff, RetryOn, RetryPolicy};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::yield_now;
+use tokio::time::Instant;
+
+/// Turns of the scheduler in which everything that can happen now has happened: sockets of this machine are looked
+/// at every 61 turns.
+const TURNS: usize = 600;
+/// More than any test sees.
+const MOST: usize = 100;
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// A clock that stands still. A blocking task keeps the runtime from moving it whenever only timers are waited for,
+/// which it would do although bytes are on their way.
+struct StoppedClock {
+    start: Instant,
+    _blocker: std::sync::mpsc::Sender<()>,
+}
+
+impl StoppedClock {
+    #[allow(clippy::disallowed_methods, reason = "only a blocking task stops the clock")]
+    fn new() -> StoppedClock {
+        tokio::time::pause();
+        let (_blocker, blocked) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || blocked.recv());
+        StoppedClock { start: Instant::now(), _blocker }
+    }
+
+    /// Moves on to `at` after the start, millisecond by millisecond.
+    async fn to(&self, at: Duration) {
+        settle().await;
+        while self.start.elapsed() < at {
+            tokio::time::advance(ms(1)).await;
+            settle().await;
+        }
+    }
+}
+
+async fn settle() {
+    for _ in 0..TURNS {
+        yield_now().await;
+    }
+}
+
+/// What the upstream does about an attempt.
+enum Reply {
+    Answer(Vec<u8>),
+    /// The head of a response at once, its body of one byte a second later.
+    SlowBody,
+    Silence,
+}
+
+/// What the upstream sees, in milliseconds after the start.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Seen {
+    Attempt(u64),
+    /// The connection of an attempt that was not answered was closed.
+    Closed(u64),
+}
+
+/// Plays the upstream: one reply an attempt, then silence.
+async fn upstream(clock: &StoppedClock, replies: Vec<Reply>) -> (SocketAddr, Receiver<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, seen) = channel(MOST);
+    let start = clock.start;
+    let replies = Arc::new(Mutex::new(VecDeque::from(replies)));
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            tokio::spawn(play(socket, replies.clone(), start, sender.clone()));
+        }
+    });
+    (address, seen)
+}
+
+async fn play(
+    mut socket: TcpStream,
+    replies: Arc<Mutex<VecDeque<Reply>>>,
+    start: Instant,
+    seen: Sender<Seen>,
+) {
+    let now = || start.elapsed().as_millis() as u64;
+    while read_message(&mut socket).await.is_some() {
+        seen.try_send(Seen::Attempt(now())).unwrap();
+        let reply = replies.lock().pop_front();
+        match reply.unwrap_or(Reply::Silence) {
+            Reply::Answer(bytes) => socket.write_all(&bytes).await.unwrap(),
+            Reply::SlowBody => {
+                socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n").await.unwrap();
+                tokio::time::sleep(ms(1000)).await;
+                let _ = socket.write_all(b"x").await;
+            }
+            Reply::Silence => {
+                let _ = socket.read(&mut [0; 1]).await;
+                let _ = seen.try_send(Seen::Closed(now()));
+                return;
+            }
+        }
+    }
+}
+
+fn policy(retries: u32) -> RetryPolicy {
+    RetryPolicy {
+        on: RetryOn::SERVER_ERROR,
+        num_retries: retries,
+        // The shortest there is: the next millisecond at the latest.
+        base_interval: Duration::from_micros(1),
+        max_interval: Duration::from_micros(1),
+        ..RetryPolicy::default()
+    }
+}
+
+/// A proxy with this policy and timeout in front of the upstream.
+async fn proxy(upstream: SocketAddr, policy: RetryPolicy, timeout: Option<Duration>) -> SocketAddr {
+    let mut setup = Setup::new();
+    setup.cluster("a", &[upstream], |_| {});
+    setup.route("/", "a", |forward| {
+        forward.retry = Some(Arc::new(policy));
+        forward.timeouts.request = timeout;
+    });
+    setup.serve().await.0
+}
+
+/// Sends a request; its response comes through the channel with the millisecond it arrived in.
+async fn ask(clock: &StoppedClock, proxy: SocketAddr) -> Receiver<(u64, String)> {
+    let (sender, answers) = channel(MOST);
+    let start = clock.start;
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(get("/").as_bytes()).await.unwrap();
+    tokio::spawn(async move {
+        let response = read_message(&mut client).await.unwrap_or_default();
+        let _ = sender.try_send((start.elapsed().as_millis() as u64, response));
+    });
+    answers
+}
+
+fn all<T>(channel: &mut Receiver<T>) -> Vec<T> {
+    std::iter::from_fn(|| channel.try_recv().ok()).collect()
+}
+
+/// The one answer so far: when, and its status.
+fn answered(answers: &mut Receiver<(u64, String)>) -> (u64, u16) {
+    let (at, response) = answers.try_recv().expect("no answer yet");
+    (at, response.split(' ').nth(1).unwrap().parse().unwrap())
+}
+
+/// Moments of timers have a granularity of a millisecond, and a back-off is one at most.
+#[track_caller]
+fn assert_seen(seen: &[Seen], expected: &[Seen]) {
+    let kinds = |seen: &[Seen]| -> Vec<(bool, u64)> {
+        seen.iter()
+            .map(|one| match one {
+                Seen::Attempt(at) => (true, *at),
+                Seen::Closed(at) => (false, *at),
+            })
+            .collect()
+    };
+    let (got, want) = (kinds(seen), kinds(expected));
+    let near = |(a, b): (&(bool, u64), &(bool, u64))| a.0 == b.0 && a.1.abs_diff(b.1) <= 8;
+    assert!(got.len() == want.len() && got.iter().zip(&want).all(near), "{seen:?}, not {expected:?}");
+}
+
+#[tokio::test]
+async fn every_attempt_has_its_own_time_and_ends_before_the_next_begins() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, Vec::new()).await;
+    let policy = RetryPolicy { per_try_timeout: Some(ms(300)), ..policy(2) };
+    let proxy = proxy(address, policy, Some(ms(15_000))).await;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(299)).await;
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0)]);
+    clock.to(ms(890)).await;
+    use Seen::{Attempt, Closed};
+    // Nothing is hedged: an attempt is given up before another one is made.
+    assert_seen(&all(&mut seen), &[Closed(300), Attempt(300), Closed(600), Attempt(600)]);
+    assert!(answers.try_recv().is_err());
+    clock.to(ms(920)).await;
+    assert_seen(&all(&mut seen), &[Closed(900)]);
+    let (at, code) = answered(&mut answers);
+    assert!(code == 504 && (900..910).contains(&at), "{code} at {at}");
+}
+
+#[tokio::test]
+async fn the_whole_timeout_covers_all_attempts() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, Vec::new()).await;
+    let policy = RetryPolicy { per_try_timeout: Some(ms(300)), ..policy(10) };
+    let proxy = proxy(address, policy, Some(ms(1000))).await;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(998)).await;
+    assert!(answers.try_recv().is_err());
+    let attempts = all(&mut seen).iter().filter(|one| matches!(one, Seen::Attempt(_))).count();
+    assert_eq!(attempts, 4);
+    clock.to(ms(1005)).await;
+    let (at, code) = answered(&mut answers);
+    assert!(code == 504 && (1000..=1002).contains(&at), "{code} at {at}");
+    clock.to(ms(1400)).await;
+    assert_seen(&all(&mut seen), &[Seen::Closed(1000)]);
+}
+
+#[tokio::test]
+async fn a_retry_after_the_whole_timeout_does_not_begin() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, vec![Reply::Answer(asks_to_wait())]).await;
+    let proxy = proxy(address, waits_when_asked(), Some(ms(600))).await;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(598)).await;
+    assert!(answers.try_recv().is_err(), "it waits for the retry");
+    clock.to(ms(605)).await;
+    let (at, code) = answered(&mut answers);
+    assert!(code == 504 && (600..=602).contains(&at), "{code} at {at}");
+    clock.to(ms(1700)).await;
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0)]);
+}
+
+#[tokio::test]
+async fn an_upstream_that_names_a_time_is_asked_again_after_it() {
+    let clock = StoppedClock::new();
+    let replies = vec![Reply::Answer(asks_to_wait()), Reply::Answer(ok("done"))];
+    let (address, mut seen) = upstream(&clock, replies).await;
+    let proxy = proxy(address, waits_when_asked(), None).await;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(999)).await;
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0)]);
+    clock.to(ms(1505)).await;
+    let again = all(&mut seen);
+    // Up to half as much again, so that clients do not come back all at once.
+    assert!(matches!(again[..], [Seen::Attempt(1000..=1502)]), "{again:?}");
+    assert_eq!(answered(&mut answers).1, 200);
+}
+
+fn asks_to_wait() -> Vec<u8> {
+    b"HTTP/1.1 503 X\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n".to_vec()
+}
+
+fn waits_when_asked() -> RetryPolicy {
+    let limited = RateLimitedBackOff {
+        headers: vec![(HeaderName::new("retry-after").unwrap(), false)],
+        max_interval: ms(300_000),
+    };
+    RetryPolicy { rate_limited: Some(limited), ..policy(1) }
+}
+
+#[tokio::test]
+async fn a_back_off_is_waited_for() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, (0..9).map(|_| Reply::Answer(status(503))).collect()).await;
+    let policy = RetryPolicy { base_interval: ms(40), max_interval: ms(100), ..policy(4) };
+    let proxy = proxy(address, policy, None).await;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(400)).await;
+    let moments: Vec<u64> = all(&mut seen)
+        .iter()
+        .map(|one| match one {
+            Seen::Attempt(at) | Seen::Closed(at) => *at,
+        })
+        .collect();
+    assert_eq!(moments.len(), 5, "{moments:?}");
+    // Each wait is below base * 2^(n-1), and below the maximum.
+    for (pair, ceiling) in moments.windows(2).zip([40, 80, 100, 100]) {
+        assert!(pair[1] - pair[0] <= ceiling + 2, "{moments:?}");
+    }
+    assert_eq!(answered(&mut answers).1, 503);
+}
+
+#[tokio::test]
+async fn silence_within_an_attempt_ends_it() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, vec![Reply::Silence, Reply::Answer(ok("done"))]).await;
+    let policy = RetryPolicy { per_try_idle_timeout: Some(ms(200)), ..policy(1) };
+    let proxy = proxy(address, policy, None).await;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(198)).await;
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0)]);
+    clock.to(ms(210)).await;
+    assert_seen(&all(&mut seen), &[Seen::Closed(200), Seen::Attempt(200)]);
+    assert_eq!(answered(&mut answers).1, 200);
+}
+
+#[tokio::test]
+async fn a_slow_request_body_is_no_silence() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, vec![Reply::Answer(ok("done"))]).await;
+    let policy =
+        RetryPolicy { per_try_timeout: Some(ms(250)), per_try_idle_timeout: Some(ms(200)), ..policy(1) };
+    let proxy = proxy(address, policy, Some(ms(300))).await;
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    for nth in 1..=4 {
+        clock.to(ms(150 * nth)).await;
+        client.write_all(b"x").await.unwrap();
+    }
+    settle().await;
+    // The other timeouts begin with the end of the request.
+    assert_seen(&all(&mut seen), &[Seen::Attempt(600)]);
+    assert!(read_message(&mut client).await.unwrap().starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_body_may_take_longer_than_an_attempt_has_for_its_head() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, vec![Reply::SlowBody]).await;
+    let policy = RetryPolicy { per_try_timeout: Some(ms(300)), ..policy(1) };
+    let proxy = proxy(address, policy, Some(ms(15_000))).await;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(1010)).await;
+    let (at, response) = answers.try_recv().unwrap();
+    assert!(response.ends_with('x') && (1000..1005).contains(&at), "{response} at {at}");
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0)]);
+}
