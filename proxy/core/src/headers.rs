@@ -5,180 +5,19 @@
 //! compared by one byte, and the original spelling of a name stays available to the profiles that keep it
 //! (nginx does, Envoy lower-cases).
 
+mod known;
+
+pub use known::Known;
+
 use std::fmt;
 
-/// Declares the well-known names: one constant of [`Known`] each, in the order of the list.
-macro_rules! known_names {
-    ($($id:ident = $name:literal,)*) => {
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms, dead_code)]
-        #[derive(Clone, Copy, PartialEq, Eq)]
-        #[repr(u8)]
-        enum Index { CUSTOM, $($id,)* }
-
-        impl Known {
-            $(#[doc = concat!("`", $name, "`")] pub const $id: Known = Known(Index::$id as u8);)*
-        }
-
-        const NAMES: &[&str] = &["", $($name,)*];
-    };
-}
-
-/// A header name that sixfold itself looks at, as one byte.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Known(u8);
-
-known_names! {
-    ACCEPT = "accept",
-    ACCEPT_ENCODING = "accept-encoding",
-    ACCESS_CONTROL_ALLOW_CREDENTIALS = "access-control-allow-credentials",
-    ACCESS_CONTROL_ALLOW_HEADERS = "access-control-allow-headers",
-    ACCESS_CONTROL_ALLOW_METHODS = "access-control-allow-methods",
-    ACCESS_CONTROL_ALLOW_ORIGIN = "access-control-allow-origin",
-    ACCESS_CONTROL_EXPOSE_HEADERS = "access-control-expose-headers",
-    ACCESS_CONTROL_MAX_AGE = "access-control-max-age",
-    ACCESS_CONTROL_REQUEST_HEADERS = "access-control-request-headers",
-    ACCESS_CONTROL_REQUEST_METHOD = "access-control-request-method",
-    AUTHORIZATION = "authorization",
-    CACHE_CONTROL = "cache-control",
-    CONNECTION = "connection",
-    CONTENT_ENCODING = "content-encoding",
-    CONTENT_LENGTH = "content-length",
-    CONTENT_TYPE = "content-type",
-    COOKIE = "cookie",
-    DATE = "date",
-    ETAG = "etag",
-    EXPECT = "expect",
-    FORWARDED = "forwarded",
-    GRPC_MESSAGE = "grpc-message",
-    GRPC_STATUS = "grpc-status",
-    GRPC_TIMEOUT = "grpc-timeout",
-    HOST = "host",
-    HTTP2_SETTINGS = "http2-settings",
-    KEEP_ALIVE = "keep-alive",
-    LAST_MODIFIED = "last-modified",
-    LOCATION = "location",
-    ORIGIN = "origin",
-    PROXY_AUTHENTICATE = "proxy-authenticate",
-    PROXY_AUTHORIZATION = "proxy-authorization",
-    PROXY_CONNECTION = "proxy-connection",
-    PROXY_STATUS = "proxy-status",
-    REFERER = "referer",
-    RETRY_AFTER = "retry-after",
-    SERVER = "server",
-    SET_COOKIE = "set-cookie",
-    TE = "te",
-    TRAILER = "trailer",
-    TRANSFER_ENCODING = "transfer-encoding",
-    UPGRADE = "upgrade",
-    USER_AGENT = "user-agent",
-    VARY = "vary",
-    VIA = "via",
-    WWW_AUTHENTICATE = "www-authenticate",
-    X_APISIX_UPSTREAM_STATUS = "x-apisix-upstream-status",
-    X_ENVOY_ATTEMPT_COUNT = "x-envoy-attempt-count",
-    X_ENVOY_DECORATOR_OPERATION = "x-envoy-decorator-operation",
-    X_ENVOY_DEGRADED = "x-envoy-degraded",
-    X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER = "x-envoy-downstream-service-cluster",
-    X_ENVOY_DOWNSTREAM_SERVICE_NODE = "x-envoy-downstream-service-node",
-    X_ENVOY_EXPECTED_RQ_TIMEOUT_MS = "x-envoy-expected-rq-timeout-ms",
-    X_ENVOY_EXTERNAL_ADDRESS = "x-envoy-external-address",
-    X_ENVOY_FORCE_TRACE = "x-envoy-force-trace",
-    X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout",
-    X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail",
-    X_ENVOY_INTERNAL = "x-envoy-internal",
-    X_ENVOY_IP_TAGS = "x-envoy-ip-tags",
-    X_ENVOY_IS_TIMEOUT_RETRY = "x-envoy-is-timeout-retry",
-    X_ENVOY_MAX_RETRIES = "x-envoy-max-retries",
-    X_ENVOY_ORIGINAL_DST_HOST = "x-envoy-original-dst-host",
-    X_ENVOY_ORIGINAL_HOST = "x-envoy-original-host",
-    X_ENVOY_ORIGINAL_METHOD = "x-envoy-original-method",
-    X_ENVOY_ORIGINAL_PATH = "x-envoy-original-path",
-    X_ENVOY_ORIGINAL_URL = "x-envoy-original-url",
-    X_ENVOY_OVERLOADED = "x-envoy-overloaded",
-    X_ENVOY_RATELIMITED = "x-envoy-ratelimited",
-    X_ENVOY_RETRIABLE_HEADER_NAMES = "x-envoy-retriable-header-names",
-    X_ENVOY_RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes",
-    X_ENVOY_RETRY_GRPC_ON = "x-envoy-retry-grpc-on",
-    X_ENVOY_RETRY_ON = "x-envoy-retry-on",
-    X_ENVOY_UPSTREAM_ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name",
-    X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS = "x-envoy-upstream-rq-per-try-timeout-ms",
-    X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response",
-    X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS = "x-envoy-upstream-rq-timeout-ms",
-    X_ENVOY_UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time",
-    X_ENVOY_UPSTREAM_STREAM_DURATION_MS = "x-envoy-upstream-stream-duration-ms",
-    X_FORWARDED_CLIENT_CERT = "x-forwarded-client-cert",
-    X_FORWARDED_FOR = "x-forwarded-for",
-    X_FORWARDED_HOST = "x-forwarded-host",
-    X_FORWARDED_PORT = "x-forwarded-port",
-    X_FORWARDED_PROTO = "x-forwarded-proto",
-    X_REAL_IP = "x-real-ip",
-    X_REQUEST_ID = "x-request-id",
-}
-
-const TABLE_SIZE: usize = 512;
-const TABLE: [u8; TABLE_SIZE] = build_table();
-
-/// Spreads a name over the table by its length and three of its bytes; upper and lower case are alike.
-const fn slot(name: &[u8]) -> usize {
-    let len = name.len();
-    let first = (name[0] | 0x20) as usize;
-    let last = (name[len - 1] | 0x20) as usize;
-    let middle = (name[len / 2] | 0x20) as usize;
-    let later = (name[len * 3 / 4] | 0x20) as usize;
-    (len * 7 + first * 31 + last * 67 + middle * 131 + later * 197) % TABLE_SIZE
-}
-
-const fn build_table() -> [u8; TABLE_SIZE] {
-    let mut table = [0u8; TABLE_SIZE];
-    let mut i = 1;
-    while i < NAMES.len() {
-        let mut at = slot(NAMES[i].as_bytes());
-        while table[at] != 0 {
-            at = (at + 1) % TABLE_SIZE;
-        }
-        table[at] = i as u8;
-        i += 1;
-    }
-    table
-}
-
-impl Known {
-    /// The id of `name` in any case, if it is a well-known one.
-    #[inline]
-    pub fn find(name: &[u8]) -> Option<Known> {
-        if name.is_empty() {
-            return None;
-        }
-        let mut at = slot(name);
-        loop {
-            let id = TABLE[at];
-            if id == 0 {
-                return None;
-            }
-            if NAMES[id as usize].as_bytes().eq_ignore_ascii_case(name) {
-                return Some(Known(id));
-            }
-            at = (at + 1) % TABLE_SIZE;
-        }
-    }
-
-    /// The name in lower case.
-    pub fn as_str(self) -> &'static str {
-        NAMES[self.0 as usize]
-    }
-}
-
-impl fmt::Debug for Known {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// A header name prepared when configuration arrives: lower case, and its id if it is well known.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 pub struct HeaderName {
     known: Option<Known>,
     name: Box<str>,
+    /// As it is written where spelling is kept; `None` for lower case.
+    spelled: Option<Box<str>>,
 }
 
 /// A name with a byte that RFC 9110 section 5.1 does not allow in a field name.
@@ -196,7 +35,15 @@ impl HeaderName {
             return Err(InvalidHeaderName(name.to_owned()));
         }
         let name = name.to_ascii_lowercase().into_boxed_str();
-        Ok(HeaderName { known: Known::find(name.as_bytes()), name })
+        Ok(HeaderName { known: Known::find(name.as_bytes()), name, spelled: None })
+    }
+
+    /// The same, and fields that are added by it are spelled as it is (APISIX's plugins).
+    ///
+    /// # Errors
+    /// As for [`HeaderName::new`].
+    pub fn as_spelled(name: &str) -> Result<HeaderName, InvalidHeaderName> {
+        HeaderName::new(name).map(|lower| HeaderName { spelled: Some(name.into()), ..lower })
     }
 
     /// The name in lower case.
@@ -210,9 +57,24 @@ impl HeaderName {
     }
 }
 
+impl PartialEq for HeaderName {
+    /// Spelling does not count.
+    fn eq(&self, other: &HeaderName) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for HeaderName {}
+
+impl std::hash::Hash for HeaderName {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
 impl From<Known> for HeaderName {
     fn from(known: Known) -> Self {
-        HeaderName { known: Some(known), name: known.as_str().into() }
+        HeaderName { known: Some(known), name: known.as_str().into(), spelled: None }
     }
 }
 
@@ -233,6 +95,11 @@ pub trait Key: Copy {
     fn known(self) -> Option<Known>;
     /// The name in lower case.
     fn name(&self) -> &[u8];
+    /// The name as a field that is added gets it.
+    #[inline]
+    fn spelled(&self) -> &[u8] {
+        self.name()
+    }
 }
 
 impl Key for Known {
@@ -254,6 +121,10 @@ impl Key for &HeaderName {
     #[inline]
     fn name(&self) -> &[u8] {
         self.name.as_bytes()
+    }
+    #[inline]
+    fn spelled(&self) -> &[u8] {
+        self.spelled.as_ref().unwrap_or(&self.name).as_bytes()
     }
 }
 
@@ -389,7 +260,7 @@ impl Headers {
     /// Adds a field after those that are there; an equal name stays a line of its own.
     pub fn append(&mut self, key: impl Key, value: &[u8]) {
         let known = key.known().map_or(0, |k| k.0);
-        self.push_field(known, key.name(), value);
+        self.push_field(known, key.spelled(), value);
     }
 
     fn push_field(&mut self, known: u8, name: &[u8], value: &[u8]) {
@@ -478,13 +349,6 @@ impl Headers {
         let Headers { buf, fields } = self;
         fields.retain(|f| keep((f.known != 0).then_some(Known(f.known)), f.name(buf), f.value(buf)));
     }
-
-    /// Spells every name in lower case, as HTTP/2 demands and Envoy's profile does.
-    pub fn lowercase_names(&mut self) {
-        for f in &self.fields {
-            self.buf[f.name as usize..f.name as usize + f.name_len as usize].make_ascii_lowercase();
-        }
-    }
 }
 
 impl fmt::Debug for Headers {
@@ -497,17 +361,8 @@ impl fmt::Debug for Headers {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn every_known_name_finds_itself_in_any_case() {
-        for name in NAMES.iter().skip(1) {
-            assert_eq!(Known::find(name.as_bytes()).map(Known::as_str), Some(*name));
-            assert_eq!(Known::find(name.to_uppercase().as_bytes()).map(Known::as_str), Some(*name));
-        }
-        assert_eq!(Known::find(b"x-other"), None);
-        assert_eq!(Known::find(b""), None);
-    }
 
     #[test]
     fn set_replaces_in_place_and_drops_the_rest() {
@@ -550,9 +405,14 @@ mod tests {
     }
 
     #[test]
-    fn names_with_bad_bytes_are_refused() {
+    fn names_with_bad_bytes_are_refused_and_spelling_is_kept_where_asked() {
         assert!(HeaderName::new("x y").is_err());
         assert!(HeaderName::new("").is_err());
+        let spelled = HeaderName::as_spelled("X-RateLimit-Limit").unwrap();
+        let mut h = Headers::new();
+        h.set(&spelled, b"1");
+        assert_eq!(h.iter().next(), Some((&b"X-RateLimit-Limit"[..], &b"1"[..])));
+        assert_eq!((h.get("x-ratelimit-limit"), spelled.as_str()), (Some(&b"1"[..]), "x-ratelimit-limit"));
         assert_eq!(HeaderName::new("X-Request-Id").map(|n| n.known()), Ok(Some(Known::X_REQUEST_ID)));
     }
 }

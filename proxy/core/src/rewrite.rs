@@ -223,6 +223,10 @@ pub fn apisix_host(forward: &Forward, host: &Host, scheme: Scheme, stream: &mut 
             _ => return,
         },
     };
+    if !matches!(forward.pass_host, PassHost::Pass) && stream.var("upstream_host").is_some() {
+        // The upstream's own rule has the last word.
+        stream.set_var("upstream_host", upstream.clone());
+    }
     if stream.request.authority == upstream {
         return;
     }

@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod ids;
+
+pub use self::ids::Ids;
 pub use crate::retry::RetryPolicy;
 pub use crate::router::{PathMatch, RouteTable, VirtualHost};
 
@@ -44,7 +47,7 @@ pub struct Route {
     pub stats: Option<Arc<RouteStats>>,
     /// `request_body_buffer_limit`, bytes kept for a retry; `None` takes the listener's limit.
     pub body_buffer_limit: Option<u64>,
-    /// Names of APISIX plugins in force, for `Apisix-Plugins` and metrics; empty for Envoy's routes.
+    /// Labels of an APISIX route.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -67,17 +70,6 @@ impl Route {
             labels: BTreeMap::new(),
         }
     }
-}
-
-/// Ids of the APISIX resources a route was made of.
-#[derive(Debug, Clone, Default)]
-pub struct Ids {
-    /// `route_id`
-    pub route: Arc<str>,
-    /// `service_id`
-    pub service: Arc<str>,
-    /// `service_name`
-    pub service_name: Arc<str>,
 }
 
 crate::stat_block! {

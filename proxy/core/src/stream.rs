@@ -152,7 +152,7 @@ pub enum ResponseSource {
     Proxy,
 }
 
-/// Bytes seen; `body` is without framing, `wire` with it, `headers` the head alone.
+/// Bytes seen. Bodies are counted without their framing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByteCounts {
     /// Request body from the client.

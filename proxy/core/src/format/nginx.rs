@@ -6,7 +6,7 @@ use super::fixed::{hex, millis_so_far, random_bits, seconds, upstream_remote};
 use super::read::{Read, ip, join, number, socket};
 use super::time::TimeFormat;
 use super::variable::some;
-use crate::cluster::Address;
+use crate::cluster::{Address, UpstreamProtocol};
 use crate::headers::Known;
 use crate::message::{Scheme, Version};
 use crate::stream::{Stream, Tried};
@@ -45,6 +45,7 @@ const VARIABLES: &[(&str, Read)] = &[
     ("content_length", Read::Text(|s| s.request.headers.get(Known::CONTENT_LENGTH))),
     ("content_type", Read::Text(|s| s.request.headers.get(Known::CONTENT_TYPE))),
     ("request_id", Read::Make(request_id)),
+    ("apisix_request_id", Read::Make(request_id)),
     ("request_length", Read::Number(|s| Some(s.bytes.request_head + s.bytes.request_body))),
     (
         "request_time",
@@ -133,6 +134,10 @@ const VARIABLES: &[(&str, Read)] = &[
     ("upstream_response_length", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
     ("upstream_bytes_received", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
     ("upstream_bytes_sent", Read::Number(|s| tried(s).then_some(s.bytes.upstream_sent))),
+    ("upstream_scheme", Read::Text(|s| Some(upstream_scheme(s)))),
+    ("upstream_host", Read::Text(|s| some(&s.request.authority))),
+    // Only what rewrites the target sets it.
+    ("upstream_uri", Read::Text(|_| Some(b""))),
     ("balancer_ip", Read::Make(|s, out| upstream_remote(s).map(|address| ip(out, address.ip())).is_some())),
     ("balancer_port", Read::Number(|s| Some(upstream_remote(s)?.port().into()))),
     ("proxy_host", Read::Text(|s| Some(s.upstream.cluster.as_ref()?.config.name.as_bytes()))),
@@ -234,6 +239,18 @@ fn status(out: &mut Vec<u8>, status: u16) {
         out.extend_from_slice(b"000");
     } else {
         number(out, status.into());
+    }
+}
+
+/// The upstream's scheme as APISIX names it; `http` while there is no upstream.
+fn upstream_scheme(stream: &Stream) -> &'static [u8] {
+    let config = stream.upstream.cluster.as_ref().map(|cluster| &cluster.config);
+    let secure = config.is_some_and(|c| c.tls.is_some() || c.scheme == Scheme::Https);
+    match (config.map(|c| c.protocol), secure) {
+        (Some(UpstreamProtocol::Http2), false) => b"grpc",
+        (Some(UpstreamProtocol::Http2), true) => b"grpcs",
+        (_, false) => b"http",
+        (_, true) => b"https",
     }
 }
 

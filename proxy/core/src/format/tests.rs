@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
-use crate::cluster::{Address, HostConfig, HostSet};
+use crate::cluster::{Address, Cluster, ClusterConfig, HostConfig, HostSet, UpstreamProtocol};
 use crate::connection::{Certificate, Connection, TlsInfo};
 use crate::flags::Flag;
 use crate::message::{Scheme, Target, Version};
@@ -58,6 +58,10 @@ pub(crate) fn stream() -> Stream {
     s.metadata.push(("ns".into(), "k".into(), json!({"b": 1.0, "a": ["x", 2.5, null]})));
     s.metadata.push(("ns".into(), "s".into(), json!("text")));
     s
+}
+
+fn cluster(config: ClusterConfig) -> Arc<Cluster> {
+    Cluster::new(config, Vec::new(), None, &crate::metrics::Registry::new()).unwrap()
 }
 
 fn log(format: &str, stream: &Stream) -> String {
@@ -291,6 +295,7 @@ fn apisix_variables() {
             "127.0.0.1:9000, 127.0.0.1:9000|502, 200|-, 0.006|0.000, 0.000",
         ),
         ("$balancer_ip $balancer_port", "127.0.0.1 9000"),
+        ("$upstream_scheme://$upstream_host$upstream_uri", "http://Oracle.test:81"),
         ("${none ?? fallback} ${host ?? fallback} ${ host }", "fallback oracle.test oracle.test"),
         ("\\$host $ 5$ ${bad name} ${host", "$host $ 5$ ${bad name} ${host"),
         ("$proxy_add_x_forwarded_for", "1.2.3.4"),
@@ -302,6 +307,16 @@ fn apisix_variables() {
     s.set_var("host", "assigned");
     assert_eq!(value("$consumer_name $host", &s), "jack assigned");
     assert_eq!(value("$request_id", &s).len(), 32);
+    assert_eq!(value("$apisix_request_id", &s), value("$request_id", &s));
+    s.set_var("upstream_uri", "/rewritten?a=1");
+    s.set_var("apisix_request_id", "chosen");
+    assert_eq!(value("$upstream_uri $apisix_request_id", &s), "/rewritten?a=1 chosen");
+    s.upstream.cluster = Some(cluster(ClusterConfig {
+        protocol: UpstreamProtocol::Http2,
+        scheme: Scheme::Https,
+        ..ClusterConfig::named("c")
+    }));
+    assert_eq!(value("$upstream_scheme", &s), "grpcs");
     let mut out = Vec::new();
     assert_eq!(Format::apisix("$host $none $arg_q x").unwrap().resolve_count(&s, &mut out), 2);
     let mut out = Vec::new();

@@ -1,7 +1,7 @@
 //! Envoy's HeaderMatcher (source/common/http/header_utility.cc).
 
 use super::StringMatcher;
-use crate::headers::{HeaderName, Known};
+use crate::headers::HeaderName;
 use crate::message::RequestHead;
 
 /// What a header matcher looks at.
@@ -113,10 +113,4 @@ impl HeaderMatcher {
             _ => None,
         }
     }
-}
-
-/// Whether Envoy joins repeated lines of this header with a comma ("inline" headers): the well-known ones
-/// but cookies.
-pub fn is_inline(known: Known) -> bool {
-    known != Known::COOKIE && known != Known::SET_COOKIE
 }

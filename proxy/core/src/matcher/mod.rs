@@ -4,7 +4,7 @@ mod header;
 mod query;
 mod string;
 
-pub use header::{HeaderMatch, HeaderMatcher, HeaderTarget, is_inline};
+pub use header::{HeaderMatch, HeaderMatcher, HeaderTarget};
 pub use query::{CookieMatcher, QueryMatcher, cookie, parameter};
 pub use string::StringMatcher;
 

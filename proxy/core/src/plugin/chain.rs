@@ -51,7 +51,7 @@ impl ChainBuilder {
         self.slots.push(Slot { plugin, index });
     }
 
-    /// Leaves a place free: a filter that a route disables keeps its number.
+    /// Adds a plugin at a place of the caller's choice: a filter that a route leaves out keeps its number free.
     pub fn push_at(&mut self, index: usize, plugin: Arc<dyn Plugin>) {
         self.slots.push(Slot { plugin, index });
     }

@@ -47,7 +47,7 @@ pub enum Step<'a> {
     Respond(LocalReply),
     /// To wait. Dropping the future must leave nothing behind (the client may go away at any time).
     Wait(Pin<Box<dyn Future<Output = Step<'a>> + Send + 'a>>),
-    /// The route to be chosen again (Envoy's `clearRouteCache`): the chain goes on at the same slot of the
+    /// The route to be chosen again (Envoy's `clearRouteCache`): the phase goes on after the same slot in the
     /// new route's chain.
     ClearRoute,
 }

@@ -63,7 +63,9 @@ pub trait PluginFactory: Send + Sync {
     ///
     /// # Errors
     /// A message that names the field and the reason.
-    fn build(&self, config: &Value, context: &BuildContext) -> Result<Arc<dyn Plugin>, String>;
+    fn build(&self, _config: &Value, _context: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
+        Err(format!("{} is no plugin of APISIX", self.name()))
+    }
 
     /// An instance of an Envoy HTTP filter from its configuration (the bytes of the `Any`) and the
     /// overrides that apply to the route, least specific first.

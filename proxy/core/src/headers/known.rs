@@ -1,0 +1,205 @@
+//! The header names that sixfold itself looks at, found by one look into a table.
+
+use std::fmt;
+
+/// Declares the well-known names: one constant of [`Known`] each, in the order of the list.
+macro_rules! known_names {
+    ($($id:ident = $name:literal,)*) => {
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms, dead_code)]
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        #[repr(u8)]
+        enum Index { CUSTOM, $($id,)* }
+
+        impl Known {
+            $(#[doc = concat!("`", $name, "`")] pub const $id: Known = Known(Index::$id as u8);)*
+        }
+
+        const NAMES: &[&str] = &["", $($name,)*];
+    };
+}
+
+/// A header name that sixfold itself looks at, as one byte.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Known(pub(super) u8);
+
+known_names! {
+    ACCEPT = "accept",
+    ACCEPT_ENCODING = "accept-encoding",
+    ACCESS_CONTROL_ALLOW_CREDENTIALS = "access-control-allow-credentials",
+    ACCESS_CONTROL_ALLOW_HEADERS = "access-control-allow-headers",
+    ACCESS_CONTROL_ALLOW_METHODS = "access-control-allow-methods",
+    ACCESS_CONTROL_ALLOW_ORIGIN = "access-control-allow-origin",
+    ACCESS_CONTROL_EXPOSE_HEADERS = "access-control-expose-headers",
+    ACCESS_CONTROL_MAX_AGE = "access-control-max-age",
+    ACCESS_CONTROL_REQUEST_HEADERS = "access-control-request-headers",
+    ACCESS_CONTROL_REQUEST_METHOD = "access-control-request-method",
+    AUTHORIZATION = "authorization",
+    CACHE_CONTROL = "cache-control",
+    CONNECTION = "connection",
+    CONTENT_ENCODING = "content-encoding",
+    CONTENT_LENGTH = "content-length",
+    CONTENT_TYPE = "content-type",
+    COOKIE = "cookie",
+    DATE = "date",
+    ETAG = "etag",
+    EXPECT = "expect",
+    FORWARDED = "forwarded",
+    GRPC_MESSAGE = "grpc-message",
+    GRPC_STATUS = "grpc-status",
+    GRPC_TIMEOUT = "grpc-timeout",
+    HOST = "host",
+    HTTP2_SETTINGS = "http2-settings",
+    KEEP_ALIVE = "keep-alive",
+    LAST_MODIFIED = "last-modified",
+    LOCATION = "location",
+    ORIGIN = "origin",
+    PROXY_AUTHENTICATE = "proxy-authenticate",
+    PROXY_AUTHORIZATION = "proxy-authorization",
+    PROXY_CONNECTION = "proxy-connection",
+    PROXY_STATUS = "proxy-status",
+    REFERER = "referer",
+    RETRY_AFTER = "retry-after",
+    SERVER = "server",
+    SET_COOKIE = "set-cookie",
+    TE = "te",
+    TRAILER = "trailer",
+    TRANSFER_ENCODING = "transfer-encoding",
+    UPGRADE = "upgrade",
+    USER_AGENT = "user-agent",
+    VARY = "vary",
+    VIA = "via",
+    WWW_AUTHENTICATE = "www-authenticate",
+    X_APISIX_UPSTREAM_STATUS = "x-apisix-upstream-status",
+    X_ENVOY_ATTEMPT_COUNT = "x-envoy-attempt-count",
+    X_ENVOY_DECORATOR_OPERATION = "x-envoy-decorator-operation",
+    X_ENVOY_DEGRADED = "x-envoy-degraded",
+    X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER = "x-envoy-downstream-service-cluster",
+    X_ENVOY_DOWNSTREAM_SERVICE_NODE = "x-envoy-downstream-service-node",
+    X_ENVOY_EXPECTED_RQ_TIMEOUT_MS = "x-envoy-expected-rq-timeout-ms",
+    X_ENVOY_EXTERNAL_ADDRESS = "x-envoy-external-address",
+    X_ENVOY_FORCE_TRACE = "x-envoy-force-trace",
+    X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout",
+    X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail",
+    X_ENVOY_INTERNAL = "x-envoy-internal",
+    X_ENVOY_IP_TAGS = "x-envoy-ip-tags",
+    X_ENVOY_IS_TIMEOUT_RETRY = "x-envoy-is-timeout-retry",
+    X_ENVOY_MAX_RETRIES = "x-envoy-max-retries",
+    X_ENVOY_ORIGINAL_DST_HOST = "x-envoy-original-dst-host",
+    X_ENVOY_ORIGINAL_HOST = "x-envoy-original-host",
+    X_ENVOY_ORIGINAL_METHOD = "x-envoy-original-method",
+    X_ENVOY_ORIGINAL_PATH = "x-envoy-original-path",
+    X_ENVOY_ORIGINAL_URL = "x-envoy-original-url",
+    X_ENVOY_OVERLOADED = "x-envoy-overloaded",
+    X_ENVOY_RATELIMITED = "x-envoy-ratelimited",
+    X_ENVOY_RETRIABLE_HEADER_NAMES = "x-envoy-retriable-header-names",
+    X_ENVOY_RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes",
+    X_ENVOY_RETRY_GRPC_ON = "x-envoy-retry-grpc-on",
+    X_ENVOY_RETRY_ON = "x-envoy-retry-on",
+    X_ENVOY_UPSTREAM_ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name",
+    X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS = "x-envoy-upstream-rq-per-try-timeout-ms",
+    X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response",
+    X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS = "x-envoy-upstream-rq-timeout-ms",
+    X_ENVOY_UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time",
+    X_ENVOY_UPSTREAM_STREAM_DURATION_MS = "x-envoy-upstream-stream-duration-ms",
+    X_FORWARDED_CLIENT_CERT = "x-forwarded-client-cert",
+    X_FORWARDED_FOR = "x-forwarded-for",
+    X_FORWARDED_HOST = "x-forwarded-host",
+    X_FORWARDED_PORT = "x-forwarded-port",
+    X_FORWARDED_PROTO = "x-forwarded-proto",
+    X_REAL_IP = "x-real-ip",
+    X_REQUEST_ID = "x-request-id",
+}
+
+const TABLE_SIZE: usize = 512;
+const TABLE: [u8; TABLE_SIZE] = build_table();
+
+/// Spreads a name over the table by its length and three of its bytes; upper and lower case are alike.
+const fn slot(name: &[u8]) -> usize {
+    let len = name.len();
+    let first = (name[0] | 0x20) as usize;
+    let last = (name[len - 1] | 0x20) as usize;
+    let middle = (name[len / 2] | 0x20) as usize;
+    let later = (name[len * 3 / 4] | 0x20) as usize;
+    (len * 7 + first * 31 + last * 67 + middle * 131 + later * 197) % TABLE_SIZE
+}
+
+const fn build_table() -> [u8; TABLE_SIZE] {
+    let mut table = [0u8; TABLE_SIZE];
+    let mut i = 1;
+    while i < NAMES.len() {
+        let mut at = slot(NAMES[i].as_bytes());
+        while table[at] != 0 {
+            at = (at + 1) % TABLE_SIZE;
+        }
+        table[at] = i as u8;
+        i += 1;
+    }
+    table
+}
+
+impl Known {
+    /// The id of `name` in any case, if it is a well-known one.
+    #[inline]
+    pub fn find(name: &[u8]) -> Option<Known> {
+        if name.is_empty() {
+            return None;
+        }
+        let mut at = slot(name);
+        loop {
+            let id = TABLE[at];
+            if id == 0 {
+                return None;
+            }
+            if NAMES[id as usize].as_bytes().eq_ignore_ascii_case(name) {
+                return Some(Known(id));
+            }
+            at = (at + 1) % TABLE_SIZE;
+        }
+    }
+
+    /// Whether Envoy joins repeated lines of this header with a comma (its "inline" headers): every well-known
+    /// one but those that may come several times and stay lines of their own.
+    pub fn is_inline(self) -> bool {
+        !matches!(
+            self,
+            Known::COOKIE
+                | Known::SET_COOKIE
+                | Known::WWW_AUTHENTICATE
+                | Known::PROXY_AUTHENTICATE
+                | Known::FORWARDED
+                | Known::PROXY_AUTHORIZATION
+                | Known::LAST_MODIFIED
+                | Known::RETRY_AFTER
+                | Known::TRAILER
+                | Known::HTTP2_SETTINGS
+                | Known::X_REAL_IP
+                | Known::X_APISIX_UPSTREAM_STATUS
+        )
+    }
+
+    /// The name in lower case.
+    pub fn as_str(self) -> &'static str {
+        NAMES[self.0 as usize]
+    }
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_name_finds_itself_in_any_case() {
+        for name in NAMES.iter().skip(1) {
+            assert_eq!(Known::find(name.as_bytes()).map(Known::as_str), Some(*name));
+            assert_eq!(Known::find(name.to_uppercase().as_bytes()).map(Known::as_str), Some(*name));
+        }
+        assert_eq!(Known::find(b"x-other"), None);
+        assert_eq!(Known::find(b""), None);
+    }
+}
