@@ -118,9 +118,9 @@ impl Drain {
     /// forces. A second call changes only the deadline.
     pub fn start(&self, strategy: DrainStrategy, time: Option<Duration>) {
         let now = self.now();
-        let millis = time.map(|t| t.as_millis() as u64);
+        let millis = time.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
         let window = if strategy == DrainStrategy::Gradual { millis.unwrap_or(0) } else { 0 };
-        self.begin(now + 1, window, millis.map_or(0, |t| now + t + 1));
+        self.begin(now + 1, window, millis.map_or(0, |t| now.saturating_add(t).saturating_add(1)));
     }
 
     fn begin(&self, started: u64, window: u64, deadline: u64) {
@@ -159,34 +159,37 @@ impl Drain {
 
     /// Waits until draining has begun.
     pub async fn started(&self) {
-        self.until(|| self.is_draining().then_some(())).await
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.is_draining() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Waits until what is left must be closed by force.
     pub async fn expired(&self) {
         loop {
-            let deadline = self.until(|| Some(self.0.deadline.load(Relaxed)).filter(|d| *d != 0)).await;
+            // Before the deadline is read: a change right after it must not be missed.
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let deadline = self.0.deadline.load(Relaxed);
+            if deadline == 0 {
+                changed.await;
+                continue;
+            }
             let left = deadline.saturating_sub(self.now() + 1);
             if left == 0 {
                 return;
             }
-            let changed = self.0.changed.notified();
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(left)) => {}
                 () = changed => {}
             }
-        }
-    }
-
-    async fn until<T>(&self, probe: impl Fn() -> Option<T>) -> T {
-        loop {
-            let changed = self.0.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(found) = probe() {
-                return found;
-            }
-            changed.await;
         }
     }
 

@@ -157,17 +157,6 @@ impl Server {
         let _ = answer.await;
     }
 
-    /// [`Server::drain`] without waiting for it, for callers that must not wait.
-    pub fn begin_drain(&self, request: DrainRequest) {
-        if !request.inbound_only {
-            self.0.lifecycle.set(State::Draining);
-        }
-        let (done, _) = oneshot::channel();
-        if self.0.control.try_send(Control::Drain(request, done)).is_err() {
-            tracing::error!("the control thread takes no commands: nothing is drained");
-        }
-    }
-
     /// Fails health checks, or lets them pass again (`/healthcheck/fail`, `/healthcheck/ok`).
     pub fn fail_health_checks(&self, fail: bool) {
         self.0.shared.health_failed.store(fail, Relaxed);
@@ -311,7 +300,9 @@ impl ControlThread {
         shared.drain.start(DrainStrategy::Immediate, Some(deadline));
         self.manager.drain(false, true, DrainStrategy::Immediate, Some(deadline)).await;
         // Connections past the deadline are dropped by their own tasks; a moment more lets them.
-        let _ = tokio::time::timeout(deadline + Duration::from_millis(100), shared.drain.idle()).await;
+        let _ =
+            tokio::time::timeout(deadline.saturating_add(Duration::from_millis(100)), shared.drain.idle())
+                .await;
         for peer in shared.peers.get().into_iter().flatten() {
             let _ = peer.commands.send(Command::Stop).await;
         }

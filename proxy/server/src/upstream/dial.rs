@@ -1,6 +1,7 @@
 //! Opening connections to endpoints, for requests and for TCP, and what is counted of them.
 
 use super::UpstreamError;
+use super::queue::Place;
 use crate::connect::{Alpn, ConnectError, Connected, connect};
 use sixfold_core::cluster::{Cluster, ClusterStats, Host, Permit};
 use std::sync::Arc;
@@ -11,7 +12,9 @@ use std::time::Duration;
 pub(crate) struct Alive {
     pub(crate) host: Arc<Host>,
     pub(crate) stats: Arc<ClusterStats>,
+    // In this order: whoever gets the place finds the circuit breaker's count gone down already.
     _permit: Option<Permit>,
+    _place: Option<Place>,
 }
 
 impl Alive {
@@ -20,7 +23,13 @@ impl Alive {
         stats.upstream_cx_active.inc();
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
-        Alive { host, stats, _permit: permit }
+        Alive { host, stats, _permit: permit, _place: None }
+    }
+
+    /// The same at a place among its worker's connections to the endpoint.
+    pub(super) fn at(mut self, place: Place) -> Alive {
+        self._place = Some(place);
+        self
     }
 }
 

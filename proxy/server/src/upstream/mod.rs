@@ -5,6 +5,7 @@ mod dial;
 mod h1;
 mod h2;
 mod pool;
+mod queue;
 
 pub(crate) use choose::choose_cluster;
 pub(crate) use dial::{Alive, dial};
@@ -83,6 +84,11 @@ impl UpstreamError {
             UpstreamError::Protocol => Flag::UPE,
             UpstreamError::Local => Flag::LR,
         }
+    }
+
+    /// Whether the upstream reset the one stream, and not its connection.
+    pub(crate) fn is_reset(&self) -> bool {
+        matches!(self, UpstreamError::Reset | UpstreamError::Refused)
     }
 
     /// Whether no byte of the request can have been processed.

@@ -2,17 +2,17 @@
 
 use super::h1::H1Upstream;
 use super::h2::H2Connection;
+use super::queue::{Grant, Place, Queue};
 use super::{Alive, UpstreamError, UpstreamStream, dial};
 use crate::connect::{Alpn, Connected};
 use crate::h1::{H1Options, HeaderCase, Profile};
 use parking_lot::Mutex;
-use sixfold_core::cluster::{self, Cluster, Host, Resource, UpstreamProtocol};
+use sixfold_core::cluster::{self, Cluster, ClusterStats, Host, Resource, UpstreamProtocol};
 use sixfold_core::tls::ClientTls;
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// The upstream connections of one worker.
@@ -28,8 +28,7 @@ struct HostPool {
     shared: Vec<Shared>,
     /// Held while an HTTP/2 connection is being opened: others wait for it instead of opening more.
     opening: Arc<tokio::sync::Mutex<()>>,
-    /// Requests that wait for a connection to come back, since the circuit breaker allows no more.
-    waiting: VecDeque<oneshot::Sender<Box<H1Upstream>>>,
+    queue: Arc<Queue>,
 }
 
 /// An idle HTTP/1 connection.
@@ -43,14 +42,15 @@ struct Idle {
 /// An HTTP/2 connection.
 struct Shared {
     connection: H2Connection,
+    host: Weak<Host>,
     kind: Kind,
     used: Instant,
     limits: Limits,
 }
 
 /// Which requests may share a connection: equal TLS settings and server name.
-#[derive(Clone)]
-struct Kind {
+#[derive(Clone, Default)]
+pub(super) struct Kind {
     tls: Option<Arc<ClientTls>>,
     authority: Option<Box<str>>,
 }
@@ -60,6 +60,15 @@ impl Kind {
         match (&self.tls, &wanted.cluster.config.tls) {
             (None, None) => true,
             (Some(a), Some(b)) => Arc::ptr_eq(a, b) && self.authority.as_deref() == wanted.authority,
+            _ => false,
+        }
+    }
+
+    /// Whether connections of both serve the same requests.
+    pub(super) fn is_same(&self, other: &Kind) -> bool {
+        match (&self.tls, &other.tls) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b) && self.authority == other.authority,
             _ => false,
         }
     }
@@ -87,8 +96,11 @@ impl Limits {
     }
 
     fn expired(&self, opened: Instant, used: Instant, now: Instant) -> bool {
-        self.idle.is_some_and(|t| now.duration_since(used) >= t)
-            || self.duration.is_some_and(|t| now.duration_since(opened) >= t)
+        self.idle.is_some_and(|t| now.duration_since(used) >= t) || self.too_old(opened, now)
+    }
+
+    fn too_old(&self, opened: Instant, now: Instant) -> bool {
+        self.duration.is_some_and(|t| now.duration_since(opened) >= t)
     }
 }
 
@@ -162,6 +174,22 @@ impl Wanted<'_> {
     }
 }
 
+/// Counts a request that waits, however the wait ends.
+struct Pending<'a>(&'a ClusterStats);
+
+impl Pending<'_> {
+    fn new(stats: &ClusterStats) -> Pending<'_> {
+        stats.upstream_rq_pending_active.inc();
+        Pending(stats)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.upstream_rq_pending_active.dec();
+    }
+}
+
 impl Pools {
     /// A connection for a request: one that is there, else a new one.
     pub(crate) async fn take(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
@@ -176,11 +204,18 @@ impl Pools {
         };
         match wanted.alpn() {
             Alpn::Http2 | Alpn::Auto => self.open_shared(wanted).await,
-            _ => match self.connection_permit(wanted) {
-                Some(permit) => self.open(wanted, permit).await,
-                None => self.wait(wanted).await,
-            },
+            _ => {
+                let queue = self.queue(wanted);
+                match self.connection_permit(wanted, &queue) {
+                    Some(permit) => self.open(wanted, permit, Place::new(&queue)).await,
+                    None => self.wait(wanted, &queue).await,
+                }
+            }
         }
+    }
+
+    fn queue(&self, wanted: &Wanted<'_>) -> Arc<Queue> {
+        self.hosts.lock().entry(wanted.host.id).or_default().queue.clone()
     }
 
     /// A connection that is there already.
@@ -200,7 +235,7 @@ impl Pools {
             s.kind.serves(wanted)
                 && s.connection.streams() < s.limits.streams
                 && s.connection.state().requests.load(Relaxed) < s.limits.requests
-                && s.limits.duration.is_none_or(|t| now.duration_since(s.connection.state().opened) < t)
+                && !s.limits.too_old(s.connection.state().opened, now)
         });
         let Some(shared) = found else { return Ok(None) };
         let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
@@ -212,19 +247,32 @@ impl Pools {
         Ok(Some(Checkout { stream, connect_ms: None, kind: shared.kind.clone(), limits: shared.limits }))
     }
 
-    /// Leave to open a connection; an endpoint without one always gets one.
-    fn connection_permit(&self, wanted: &Wanted<'_>) -> Option<cluster::Permit> {
+    /// Leave to open a connection. A worker that has none to the endpoint always gets one; idle ones that
+    /// can't serve the request are closed to make room.
+    fn connection_permit(&self, wanted: &Wanted<'_>, queue: &Queue) -> Option<cluster::Permit> {
         let breaker = wanted.breaker();
-        breaker.acquire(Resource::Connections).or_else(|| {
-            wanted.cluster.stats.upstream_cx_overflow.inc();
-            let first = wanted.host.active_connections.load(Relaxed) == 0;
-            first.then(|| breaker.force(Resource::Connections))
-        })
+        if let Some(permit) = breaker.acquire(Resource::Connections) {
+            return Some(permit);
+        }
+        let unfit = self.hosts.lock().get_mut(&wanted.host.id).map(|pool| std::mem::take(&mut pool.idle));
+        if unfit.is_some_and(|idle| !idle.is_empty())
+            && let Some(permit) = breaker.acquire(Resource::Connections)
+        {
+            return Some(permit);
+        }
+        wanted.cluster.stats.upstream_cx_overflow.inc();
+        (queue.open() == 0).then(|| breaker.force(Resource::Connections))
     }
 
-    async fn open(&self, wanted: &Wanted<'_>, permit: cluster::Permit) -> Result<Checkout, UpstreamError> {
+    async fn open(
+        &self,
+        wanted: &Wanted<'_>,
+        permit: cluster::Permit,
+        place: Place,
+    ) -> Result<Checkout, UpstreamError> {
         let connected = wanted.dial().await?;
-        let alive = Alive::new(wanted.host.clone(), wanted.cluster.stats.clone(), Some(permit));
+        let stats = wanted.cluster.stats.clone();
+        let alive = Alive::new(wanted.host.clone(), stats, Some(permit)).at(place);
         let opts = Arc::new(wanted.h1_options());
         let connection = H1Upstream::new(connected.io, opts, wanted.cluster.config.buffer_limit, alive);
         Ok(Checkout {
@@ -235,41 +283,59 @@ impl Pools {
         })
     }
 
-    /// Waits for a connection that another request gives back.
-    async fn wait(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
-        let (sender, receiver) = oneshot::channel();
-        self.hosts.lock().entry(wanted.host.id).or_default().waiting.push_back(sender);
-        let stats = &wanted.cluster.stats;
-        stats.upstream_rq_pending_active.inc();
-        let got = tokio::time::timeout(wanted.timeout, receiver).await;
-        stats.upstream_rq_pending_active.dec();
-        match got {
-            Ok(Ok(connection)) => Ok(Checkout {
-                stream: UpstreamStream::Http1(connection),
-                connect_ms: None,
-                kind: wanted.kind(),
-                limits: Limits::of(&wanted.cluster.config),
-            }),
-            _ => Err(UpstreamError::ConnectTimeout),
+    /// Waits for a connection that another request gives back, or for one to end. As in Envoy it is the
+    /// request's own deadlines that bound the wait.
+    async fn wait(&self, wanted: &Wanted<'_>, queue: &Arc<Queue>) -> Result<Checkout, UpstreamError> {
+        let pending = Pending::new(&wanted.cluster.stats);
+        loop {
+            match queue.join(wanted.kind()).await {
+                Ok(Grant::Connection(connection)) => {
+                    return Ok(Checkout {
+                        stream: UpstreamStream::Http1(connection),
+                        connect_ms: None,
+                        kind: wanted.kind(),
+                        limits: Limits::of(&wanted.cluster.config),
+                    });
+                }
+                Ok(Grant::Place(place)) => {
+                    let breaker = wanted.breaker();
+                    let last = || (queue.open() <= 1).then(|| breaker.force(Resource::Connections));
+                    // Another worker may have been faster.
+                    match breaker.acquire(Resource::Connections).or_else(last) {
+                        Some(permit) => {
+                            drop(pending);
+                            return self.open(wanted, permit, place).await;
+                        }
+                        None => place.forfeit(),
+                    }
+                }
+                Err(_) => return Err(UpstreamError::Closed),
+            }
         }
     }
 
     /// Opens an HTTP/2 connection (or one of either version by ALPN), or takes the one that somebody else has
     /// opened in the meantime.
     async fn open_shared(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
-        let opening = self.hosts.lock().entry(wanted.host.id).or_default().opening.clone();
+        let (opening, queue) = {
+            let mut hosts = self.hosts.lock();
+            let pool = hosts.entry(wanted.host.id).or_default();
+            (pool.opening.clone(), pool.queue.clone())
+        };
         let _one = opening.lock().await;
         if let Some(found) = self.take_ready(wanted)? {
             return Ok(found);
         }
-        let Some(permit) = self.connection_permit(wanted) else {
+        let Some(permit) = self.connection_permit(wanted, &queue) else {
             wanted.cluster.stats.upstream_rq_pending_overflow.inc();
             return Err(UpstreamError::Overflow);
         };
+        let place = Place::new(&queue);
         let config = &wanted.cluster.config;
         let connected = wanted.dial().await?;
         let limits = Limits::of(config);
-        let alive = Alive::new(wanted.host.clone(), wanted.cluster.stats.clone(), Some(permit));
+        let stats = wanted.cluster.stats.clone();
+        let alive = Alive::new(wanted.host.clone(), stats, Some(permit)).at(place);
         if wanted.alpn() == Alpn::Auto && connected.alpn.as_deref() != Some(b"h2") {
             let opts = Arc::new(wanted.h1_options());
             let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, alive);
@@ -287,7 +353,8 @@ impl Pools {
             return Err(UpstreamError::Overflow);
         };
         let stream = UpstreamStream::Http2(Box::new(connection.stream(Some(permit))));
-        let shared = Shared { connection, kind: wanted.kind(), used: Instant::now(), limits };
+        let host = Arc::downgrade(wanted.host);
+        let shared = Shared { connection, host, kind: wanted.kind(), used: Instant::now(), limits };
         self.hosts.lock().entry(wanted.host.id).or_default().shared.push(shared);
         Ok(Checkout { stream, connect_ms: Some(connected.connect_ms), kind: wanted.kind(), limits })
     }
@@ -306,11 +373,9 @@ impl Pools {
         connection.rest();
         let mut hosts = self.hosts.lock();
         let pool = hosts.entry(connection.alive.host.id).or_default();
-        while let Some(waiting) = pool.waiting.pop_front() {
-            match waiting.send(connection) {
-                Ok(()) => return,
-                Err(back) => connection = back,
-            }
+        let Some(connection) = pool.queue.offer(connection, &kind) else { return };
+        if limits.max_idle == 0 {
+            return;
         }
         if pool.idle.len() >= limits.max_idle {
             pool.idle.swap_remove(0);
@@ -326,8 +391,11 @@ impl Pools {
         hosts.retain(|_, pool| {
             pool.idle.retain_mut(|idle| {
                 let expired = idle.limits.expired(idle.connection.opened, idle.since, now);
-                if expired {
-                    idle.connection.alive.stats.upstream_cx_idle_timeout.inc();
+                let stats = &idle.connection.alive.stats;
+                if idle.limits.too_old(idle.connection.opened, now) {
+                    stats.upstream_cx_max_duration_reached.inc();
+                } else if expired {
+                    stats.upstream_cx_idle_timeout.inc();
                 }
                 // An endpoint that only its idle connections still hold has left its cluster.
                 let gone = Arc::strong_count(&idle.connection.alive.host) <= 1;
@@ -335,11 +403,12 @@ impl Pools {
             });
             pool.shared.retain(|s| {
                 let busy = s.connection.streams() > 0;
-                !s.connection.is_closed()
-                    && (busy || !s.limits.expired(s.connection.state().opened, s.used, now))
+                let expired = s.limits.expired(s.connection.state().opened, s.used, now);
+                let gone = s.host.strong_count() <= 1;
+                !s.connection.is_closed() && (busy || !(expired || gone))
             });
-            pool.waiting.retain(|w| !w.is_closed());
-            !pool.idle.is_empty() || !pool.shared.is_empty() || !pool.waiting.is_empty()
+            let opening = Arc::strong_count(&pool.opening) > 1;
+            opening || !pool.idle.is_empty() || !pool.shared.is_empty() || Arc::strong_count(&pool.queue) > 1
         });
     }
 }
