@@ -333,13 +333,36 @@ fn write_fields(
             }
         };
         if write && chars::clean(value) {
-            write_name(out, name, opts.header_case);
+            match known.filter(|_| opts.profile == Profile::Apisix).and_then(nginx_spelling) {
+                Some(name) if opts.header_case == HeaderCase::Preserve => {
+                    out.extend_from_slice(name.as_bytes())
+                }
+                _ => write_name(out, name, opts.header_case),
+            }
             out.extend_from_slice(b": ");
             out.extend_from_slice(value);
             out.extend_from_slice(b"\r\n");
         }
     }
     fields
+}
+
+/// How nginx in APISIX spells the fields that it writes itself, whatever spelling the other side has.
+fn nginx_spelling(known: Known) -> Option<&'static str> {
+    Some(match known {
+        Known::CONTENT_LENGTH => "Content-Length",
+        Known::CONTENT_TYPE => "Content-Type",
+        Known::DATE => "Date",
+        Known::LAST_MODIFIED => "Last-Modified",
+        Known::SERVER => "Server",
+        Known::X_APISIX_UPSTREAM_STATUS => "X-APISIX-Upstream-Status",
+        Known::X_FORWARDED_FOR => "X-Forwarded-For",
+        Known::X_FORWARDED_HOST => "X-Forwarded-Host",
+        Known::X_FORWARDED_PORT => "X-Forwarded-Port",
+        Known::X_FORWARDED_PROTO => "X-Forwarded-Proto",
+        Known::X_REAL_IP => "X-Real-IP",
+        _ => return None,
+    })
 }
 
 #[inline]

@@ -46,7 +46,7 @@ impl FieldSink {
             (None, _) => {}
         }
         match known {
-            Some(known) if opts.profile == Profile::Envoy && is_inline(known) && headers.contains(known) => {
+            Some(known) if opts.profile == Profile::Envoy && known.is_inline() && headers.contains(known) => {
                 headers.join(known, b",", value);
             }
             _ if opts.keeps_spelling() => headers.push_known(known, name, value),
@@ -67,26 +67,6 @@ impl FieldSink {
         authority.extend_from_slice(value);
         Ok(())
     }
-}
-
-/// Fields that may come several times and stay lines of their own; Envoy joins every other well-known one
-/// with a comma (its "inline" headers).
-fn is_inline(known: Known) -> bool {
-    !matches!(
-        known,
-        Known::COOKIE
-            | Known::SET_COOKIE
-            | Known::WWW_AUTHENTICATE
-            | Known::PROXY_AUTHENTICATE
-            | Known::FORWARDED
-            | Known::PROXY_AUTHORIZATION
-            | Known::LAST_MODIFIED
-            | Known::RETRY_AFTER
-            | Known::TRAILER
-            | Known::HTTP2_SETTINGS
-            | Known::X_REAL_IP
-            | Known::X_APISIX_UPSTREAM_STATUS
-    )
 }
 
 /// Blanks around a value: SP and HTAB for Envoy, SP alone for nginx.

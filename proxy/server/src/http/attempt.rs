@@ -38,12 +38,11 @@ impl<D: Downstream> Exchange<'_, D> {
         host: Arc<Host>,
     ) -> Result<Attempt, Interrupt> {
         self.begin_attempt(plan, &host);
-        // The server name is only asked for by TLS, and then it must outlive changes to the request.
-        let authority = plan
-            .cluster
-            .config
-            .tls
-            .as_ref()
+        // Only where TLS takes its server name from the request: then connections for different names are not
+        // shared. It must outlive changes to the request.
+        let tls = plan.cluster.config.tls.as_ref().and_then(|tls| tls.context());
+        let authority = tls
+            .filter(|tls| tls.depends_on_authority())
             .map(|_| String::from_utf8_lossy(&self.stream.request.authority).into_owned());
         let wanted = Wanted {
             cluster: &plan.cluster,
@@ -63,7 +62,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle))) => {
                     return Ok(Attempt::TimedOut(which));
                 }
-                Err(other) => return Err(other),
+                Err(other) => {
+                    plan.cluster.stats.upstream_rq_cancelled.inc();
+                    return Err(other);
+                }
             },
             Err(error) => Err(error),
         };
@@ -172,8 +174,13 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Attempt, Interrupt> {
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
         let up = &mut checkout.stream;
-        let mut body =
-            Outgoing { replayed: 0, buffered: stream.request_body.clone(), done: end, held: upgrade };
+        let mut body = Outgoing {
+            replayed: 0,
+            buffered: stream.request_body.clone(),
+            max: self.env.hcm.max_body,
+            done: end,
+            held: upgrade,
+        };
         let proxy_continue = self.env.hcm.http1.proxy_100_continue;
         let result = poll_fn(|cx| {
             loop {
@@ -193,7 +200,7 @@ impl<D: Downstream> Exchange<'_, D> {
                         }
                         continue;
                     }
-                    Poll::Ready(Err(SendError::Gone(gone))) => return Poll::Ready(Err(gone.into())),
+                    Poll::Ready(Err(SendError::Downstream(interrupt))) => return Poll::Ready(Err(interrupt)),
                     Poll::Ready(Err(SendError::Upstream(error))) => return Poll::Ready(Ok(Err(error))),
                     Poll::Pending => {}
                 }
@@ -236,6 +243,8 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(other) => Err(other),
         }
     }
+
+    /// Notes when and with what status the head of the response came.
     pub(super) fn head_arrived(&mut self) {
         let now = self.clock.touch().into_std();
         let stream = &mut *self.stream;
@@ -247,6 +256,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
+    /// Ends an attempt without a response; `status` is what the balancer is told.
     pub(super) fn failed(&mut self, cluster: &Cluster, status: u16) {
         self.clock.touch();
         if let Some(host) = &self.stream.upstream.host {

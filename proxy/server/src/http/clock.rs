@@ -128,6 +128,12 @@ impl Clock {
         self.recount();
     }
 
+    /// The end of a connection that waits for its next stream, in the place of a stream's own.
+    pub(crate) fn set_end(&mut self, at: Option<Instant>) {
+        self.max_stream = at;
+        self.recount();
+    }
+
     /// The route's timeout, from now.
     pub(crate) fn set_route(&mut self, limit: Option<Duration>) {
         self.route = limit.map(|d| after(self.now, d));

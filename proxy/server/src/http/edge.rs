@@ -3,6 +3,7 @@
 //! `mutateResponseHeaders`; APISIX's nginx configuration).
 
 mod apisix;
+mod date;
 mod proxy_status;
 mod request_id;
 #[cfg(test)]
@@ -14,11 +15,11 @@ use crate::h1::Profile as Codec;
 use crate::h1::hop;
 use sixfold_core::hcm::{HttpConnectionManager, Profile, ServerHeader};
 use sixfold_core::headers::{Headers, Known};
-use sixfold_core::matcher::is_inline;
 use sixfold_core::message::Scheme;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
+use tokio::time::Instant;
 
 /// Prepares the headers of a request and finds out the client's address. Runs before the route is chosen.
 /// An answer ends the request.
@@ -34,7 +35,7 @@ pub(crate) fn request(
     let headers = &mut stream.request.headers;
     let upgrade = is_upgrade(headers);
     hop::strip_request(headers, upgrade, Codec::Envoy);
-    headers.join_repeated(is_inline);
+    headers.join_repeated(Known::is_inline);
     let trust = match trust::decide(&hcm.client_address, &hcm.headers, stream) {
         Ok(trust) => trust,
         Err(status) => {
@@ -148,15 +149,17 @@ fn announce(hcm: &HttpConnectionManager, trust: trust::Trust, stream: &mut Strea
     }
 }
 
-/// Prepares the headers of a response for the client. Runs after all filters.
-pub(crate) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
+/// Prepares the headers of a response for the client. Runs after all filters. `now` is the moment of the last
+/// event.
+pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut Stream) {
+    date::with_date(now, |date| stream.response.headers.set_if_absent(Known::DATE, date));
     if hcm.profile == Profile::Apisix {
         apisix::response(hcm, stream);
         return;
     }
     let upgraded = stream.response.status == 101;
     hop::strip_response(&mut stream.response.headers, upgraded, Codec::Envoy);
-    stream.response.headers.join_repeated(is_inline);
+    stream.response.headers.join_repeated(Known::is_inline);
     let request = &stream.request.headers;
     if (hcm.headers.request_id_in_response || request.contains(Known::X_ENVOY_FORCE_TRACE))
         && let Some(id) = request.get(Known::X_REQUEST_ID)

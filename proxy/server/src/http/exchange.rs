@@ -4,29 +4,27 @@
 //! or forward; write the response through the response phases; log. Every wait is guarded by the stream's
 //! deadlines and by the client's presence.
 
-use super::body::{BodyEvent, Piece};
+use super::Env;
+use super::body::BodyEvent;
 use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, Gone};
 use super::edge;
 use super::local_reply;
-use super::{Env, codec_profile};
-use crate::h1::H1Error;
-use crate::h1::reason::reason_phrase;
+use super::outgoing::poll_request_body;
 use crate::upstream::{UpstreamError, choose_cluster};
 use bytes::{Bytes, BytesMut};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::path::{self, Prepared};
-use sixfold_core::plugin::{BodyChunk, Chain, LocalReply, Outcome, Phases};
+use sixfold_core::plugin::{Chain, LocalReply, Outcome, Phases};
+use sixfold_core::redirect;
 use sixfold_core::route::Action;
 use sixfold_core::router::RouteTable;
-use sixfold_core::stream::{ResponseSource, Stream};
-use sixfold_core::{redirect, rewrite};
+use sixfold_core::stream::Stream;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 /// What ends a request before its response is complete.
@@ -36,6 +34,8 @@ pub(crate) enum Interrupt {
     Gone(Gone),
     /// A deadline passed.
     Expired(Expired),
+    /// The request body is longer than the configuration or a plugin allows.
+    TooLarge,
     /// The upstream failed after its response had begun.
     Upstream(UpstreamError),
 }
@@ -83,50 +83,6 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
     exchange.finish();
 }
 
-/// Answers bytes that are no request (`DPE`), as far as they can be answered.
-pub(super) async fn refuse<D: Downstream>(
-    down: &mut D,
-    stream: &mut Stream,
-    clock: &mut Clock,
-    env: &Env,
-    error: H1Error,
-) {
-    let profile = codec_profile(env.hcm.profile);
-    let status = error.status(profile);
-    let mut reply = LocalReply::new(status, reason_phrase(status, profile), error.details());
-    reply.flag = Some(Flag::DPE);
-    answer_only(down, stream, clock, env, reply).await;
-}
-
-/// Answers a request whose head did not come in time (`request_headers_timeout`).
-pub(super) async fn late<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
-    let reply = LocalReply::new(408, "request header timeout", "request_header_timeout");
-    answer_only(down, stream, clock, env, reply).await;
-}
-
-async fn answer_only<D: Downstream>(
-    down: &mut D,
-    stream: &mut Stream,
-    clock: &mut Clock,
-    env: &Env,
-    mut reply: LocalReply,
-) {
-    env.hcm.stats.downstream_rq_total.inc();
-    env.hcm.stats.downstream_rq_active.inc();
-    // What was parsed before the error is not shown: it may be anything.
-    stream.request.clear();
-    if env.hcm.profile == Profile::Apisix {
-        reply.body = Bytes::new();
-    }
-    let chain = Arc::new(Chain::empty());
-    let mut exchange =
-        Exchange { down, stream, clock, env, table: None, chain, head_sent: false, close: true };
-    if exchange.respond(reply, false).await.is_err() {
-        exchange.down.reset();
-    }
-    exchange.finish();
-}
-
 impl<D: Downstream> Exchange<'_, D> {
     async fn run(&mut self) {
         let Err(interrupt) = self.proxy().await else { return };
@@ -146,10 +102,14 @@ impl<D: Downstream> Exchange<'_, D> {
                     self.stream.flags.insert(flag);
                 }
                 self.stream.details = local_reply::details(which);
+                self.env.hcm.stats.downstream_rq_tx_reset.inc();
                 self.down.reset();
             }
             Interrupt::Gone(Gone::Closed) => {
                 self.stream.flags.insert(Flag::DC);
+                if self.down.is_http2() {
+                    self.env.hcm.stats.downstream_rq_rx_reset.inc();
+                }
                 self.stream.details = "downstream_remote_disconnect".into();
                 self.down.reset();
             }
@@ -162,11 +122,26 @@ impl<D: Downstream> Exchange<'_, D> {
                     self.down.reset();
                 }
             }
+            Interrupt::TooLarge => {
+                self.env.hcm.stats.downstream_rq_too_large.inc();
+                if self.stream.upstream.cluster.is_none() {
+                    self.name_cluster();
+                }
+                self.close = true;
+                let reply = local_reply::too_large(self.env.hcm.profile);
+                if self.head_sent || self.respond(reply, false).await.is_err() {
+                    self.down.reset();
+                }
+            }
             Interrupt::Upstream(error) => {
                 self.stream.flags.insert(error.flag());
                 self.stream.details =
                     format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
                 self.env.hcm.stats.rq_reset_after_downstream_response_started.inc();
+                self.env.hcm.stats.downstream_rq_tx_reset.inc();
+                if let (Some(cluster), true) = (&self.stream.upstream.cluster, error.is_reset()) {
+                    cluster.stats.upstream_rq_rx_reset.inc();
+                }
                 self.down.reset();
             }
         }
@@ -184,6 +159,19 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(reply) = self.refuse_upgrade() {
             return self.respond(reply, false).await;
         }
+        if self.down.upgrade().is_none() {
+            return self.answer().await;
+        }
+        let stats = self.env.hcm.stats.clone();
+        stats.downstream_cx_upgrades_total.inc();
+        stats.downstream_cx_upgrades_active.inc();
+        let result = self.answer().await;
+        stats.downstream_cx_upgrades_active.dec();
+        result
+    }
+
+    /// Runs the request phases and does what the route says.
+    async fn answer(&mut self) -> Result<(), Interrupt> {
         if let Some(reply) = self.request_phases().await? {
             self.name_cluster();
             return self.respond(reply, false).await;
@@ -227,7 +215,10 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         match path::prepare(&hcm.path, stream) {
             Prepared::Ready => {}
-            Prepared::Reject(status, details) => return Some(LocalReply::new(status, "", details)),
+            Prepared::Reject(status, details) => {
+                hcm.stats.downstream_rq_failed_path_normalization.inc();
+                return Some(LocalReply::new(status, "", details));
+            }
             Prepared::Redirect(_) if stream.request.is_grpc() => {
                 return Some(LocalReply::new(400, "", "path_normalization_failed"));
             }
@@ -238,7 +229,16 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Some(reply);
             }
         }
-        edge::request(hcm, self.table.as_deref(), stream)
+        if let Some(reply) = edge::request(hcm, self.table.as_deref(), stream) {
+            return Some(reply);
+        }
+        let announced = || stream.request.headers.get_str(Known::CONTENT_LENGTH)?.parse::<u64>().ok();
+        if hcm.max_body.is_some_and(|max| announced().is_some_and(|length| length > max)) {
+            hcm.stats.downstream_rq_too_large.inc();
+            self.close = true;
+            return Some(local_reply::too_large(hcm.profile));
+        }
+        None
     }
 
     /// Chooses virtual host, route and chain.
@@ -251,9 +251,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Some(route) => route.chain.as_ref(),
             None => found.virtual_host.options.chain.as_ref(),
         };
-        if let Some(chain) = chain {
-            self.chain = chain.clone();
-        }
+        self.chain = chain.unwrap_or(&self.env.hcm.chain).clone();
         self.stream.virtual_host = Some(found.virtual_host);
         self.stream.route = found.route;
         if let Some(route) = &self.stream.route
@@ -308,32 +306,31 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Runs `rewrite` and `access`; `Some` is an answer without an upstream.
     async fn request_phases(&mut self) -> Result<Option<LocalReply>, Interrupt> {
-        let mut from = 0;
-        loop {
+        // Where a phase begins: further back once the route was chosen again, nowhere once it is over.
+        let mut phases = [(Phases::REWRITE, 0), (Phases::ACCESS, 0)];
+        'route: loop {
             let chain = self.chain.clone();
             if let Some(limit) = chain.request_buffer()
                 && self.stream.request_body.is_none()
-                && let Some(reply) = self.buffer_request(limit).await?
             {
-                return Ok(Some(reply));
+                self.buffer_request(limit).await?;
             }
-            let mut cleared = None;
-            for phase in [Phases::REWRITE, Phases::ACCESS] {
-                if !chain.has(phase) {
-                    continue;
-                }
-                match self.phase(&chain, phase, from).await? {
-                    Outcome::Done => {}
+            for (phase, from) in &mut phases {
+                let outcome = match chain.has(*phase) {
+                    true => self.phase(&chain, *phase, *from).await?,
+                    false => Outcome::Done,
+                };
+                match outcome {
+                    Outcome::Done => *from = usize::MAX,
                     Outcome::Respond(reply) => return Ok(Some(reply)),
                     Outcome::ClearRoute(slot) => {
-                        cleared = Some(slot);
-                        break;
+                        *from = slot;
+                        self.find_route();
+                        continue 'route;
                     }
                 }
             }
-            let Some(slot) = cleared else { return Ok(None) };
-            from = slot;
-            self.find_route();
+            return Ok(None);
         }
     }
 
@@ -344,62 +341,43 @@ impl<D: Downstream> Exchange<'_, D> {
         phase: Phases,
         from: usize,
     ) -> Result<Outcome, Interrupt> {
-        let mut running = pin!(chain.run(phase, self.stream, from));
-        let (down, clock) = (&mut *self.down, &mut *self.clock);
-        poll_fn(|cx| match running.as_mut().poll(cx) {
-            Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
-            Poll::Pending => interrupted(down, clock, cx).map(Err),
-        })
-        .await
+        guard(self.down, self.clock, chain.run(phase, self.stream, from)).await
     }
 
     /// Waits for something else under the stream's deadlines.
     pub(super) async fn guarded<F: Future>(&mut self, future: F) -> Result<F::Output, Interrupt> {
-        let mut future = pin!(future);
-        let (down, clock) = (&mut *self.down, &mut *self.clock);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => interrupted(down, clock, cx).map(Err),
-        })
-        .await
+        guard(self.down, self.clock, future).await
     }
 
     /// Reads the whole request body for the plugins that need it.
-    async fn buffer_request(&mut self, limit: usize) -> Result<Option<LocalReply>, Interrupt> {
+    async fn buffer_request(&mut self, limit: usize) -> Result<(), Interrupt> {
         let mut body = BytesMut::new();
+        let max = self.env.hcm.max_body.map_or(limit as u64, |max| max.min(limit as u64));
+        self.answer_expect();
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
-        let whole = poll_fn(|cx| {
+        poll_fn(|cx| {
             loop {
                 if let Poll::Ready(which) = clock.poll(cx) {
                     return Poll::Ready(Err(Interrupt::Expired(which)));
                 }
-                match down.poll_body(cx, &mut stream.request_trailers) {
+                match poll_request_body(down, stream, Some(max), cx) {
                     Poll::Pending => {
                         let _ = down.poll_flush(cx);
                         return Poll::Pending;
                     }
-                    Poll::Ready(Err(gone)) => return Poll::Ready(Err(gone.into())),
-                    Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(Ok(true)),
+                    Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
+                    Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Ok(BodyEvent::Data(piece))) => {
-                        if body.len() + piece.as_slice().len() > limit {
-                            return Poll::Ready(Ok(false));
-                        }
                         body.extend_from_slice(piece.as_slice());
-                        stream.bytes.request_body += piece.as_slice().len() as u64;
                         clock.touch();
                     }
                 }
             }
         })
         .await?;
-        if !whole {
-            self.close = true;
-            self.env.hcm.stats.downstream_rq_too_large.inc();
-            return Ok(Some(LocalReply::new(413, "Payload Too Large", "request_payload_too_large")));
-        }
         self.request_complete();
         self.stream.request_body = Some(body.freeze());
-        Ok(None)
+        Ok(())
     }
 
     /// Notes that the request has been read to its end.
@@ -419,79 +397,6 @@ impl<D: Downstream> Exchange<'_, D> {
         self.respond(reply, false).await
     }
 
-    /// Answers by the proxy itself. `routed` applies the route's header changes, as Envoy's router does to its
-    /// own answers.
-    pub(super) async fn respond(&mut self, reply: LocalReply, routed: bool) -> Result<(), Interrupt> {
-        self.clock.touch();
-        if reply.reset {
-            self.down.reset();
-            return Ok(());
-        }
-        let bad_request = reply.status == 400;
-        let body = local_reply::build(self.stream, &self.env.hcm, reply);
-        if routed {
-            // Envoy's formatters do not see the status yet.
-            let status = std::mem::take(&mut self.stream.response.status);
-            rewrite::finalize_response(self.table.as_deref(), self.stream);
-            self.stream.response.status = status;
-        }
-        let body = self.response_head(body).await?;
-        self.close |= bad_request;
-        self.write_head(body.is_empty())?;
-        if !body.is_empty() {
-            let (down, stream, chain) = (&mut *self.down, &mut *self.stream, &*self.chain);
-            poll_fn(|cx| {
-                Poll::Ready(write_filtered(down, stream, chain, cx, Piece::Shared(body.clone()), true))
-            })
-            .await?;
-            self.down.finish(&self.stream.response_trailers)?;
-        }
-        self.flush().await
-    }
-
-    /// Runs `header_filter`; a plugin may put another answer in the place of a local one.
-    async fn response_head(&mut self, body: Bytes) -> Result<Bytes, Interrupt> {
-        let chain = self.chain.clone();
-        if !chain.has(Phases::HEADER_FILTER) {
-            return Ok(body);
-        }
-        match self.phase(&chain, Phases::HEADER_FILTER, 0).await? {
-            Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply)),
-            _ => Ok(body),
-        }
-    }
-
-    /// Hands the response's head to the client's connection.
-    pub(super) fn write_head(&mut self, end: bool) -> Result<(), Interrupt> {
-        let now = self.clock.now();
-        edge::response(&self.env.hcm, self.stream);
-        // Without the whole request the connection can't carry another one.
-        self.close |= !self.down.request_ended() && !self.down.is_http2();
-        self.close |= self.env.drain.should_close();
-        if self.env.worker.shared.health_failed.load(Relaxed) {
-            // `POST /healthcheck/fail`: clients and balancers in front are told to go elsewhere.
-            self.close = true;
-            self.stream.response.headers.set(Known::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, b"true");
-        }
-        let head = &self.stream.response;
-        self.stream.bytes.response_head = head.headers.wire_len() as u64;
-        self.down.write_head(head, end, self.close)?;
-        self.stream.timing.downstream_tx_begin = Some(now.into_std());
-        self.head_sent = true;
-        Ok(())
-    }
-
-    /// Waits until everything has been written.
-    pub(super) async fn flush(&mut self) -> Result<(), Interrupt> {
-        let (down, clock) = (&mut *self.down, &mut *self.clock);
-        poll_fn(|cx| match down.poll_flush(cx) {
-            Poll::Ready(done) => Poll::Ready(done.map_err(Interrupt::Gone)),
-            Poll::Pending => clock.poll(cx).map(|which| Err(Interrupt::Expired(which))),
-        })
-        .await?;
-        Ok(())
-    }
-
     fn note_timeout(&self, which: Expired) {
         let stats = &self.env.hcm.stats;
         match which {
@@ -500,13 +405,23 @@ impl<D: Downstream> Exchange<'_, D> {
             Expired::MaxStream => stats.downstream_rq_max_duration_reached.inc(),
             _ => {}
         }
-        if let (Some(cluster), Expired::Route | Expired::PerTry) = (&self.stream.upstream.cluster, which) {
-            cluster.stats.upstream_rq_timeout.inc();
+        let Some(cluster) = &self.stream.upstream.cluster else { return };
+        match which {
+            Expired::Route => {
+                cluster.stats.upstream_rq_timeout.inc();
+                if !self.head_sent {
+                    cluster.stats.count_status(504);
+                }
+            }
+            Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout.inc(),
+            Expired::Progress => cluster.stats.upstream_rq_timeout.inc(),
+            Expired::ClusterMaxStream => cluster.stats.upstream_rq_max_duration_reached.inc(),
+            _ => {}
         }
     }
 
     /// Counts and logs the request.
-    fn finish(self) {
+    pub(super) fn finish(self) {
         let now = self.clock.now();
         let stream = self.stream;
         stream.timing.downstream_tx_end = Some(now.into_std());
@@ -527,9 +442,6 @@ impl<D: Downstream> Exchange<'_, D> {
         for log in &self.env.hcm.access_logs {
             log.log(stream);
         }
-        if stream.source == ResponseSource::None && stream.response.status != 0 {
-            stream.source = ResponseSource::Proxy;
-        }
     }
 }
 
@@ -542,12 +454,22 @@ fn count_virtual_cluster(stream: &Stream) {
     }
 }
 
-/// Ready when a deadline has passed or the client is gone.
-pub(super) fn interrupted<D: Downstream>(
+/// Waits for a future as long as no deadline passes and the client is there.
+async fn guard<D: Downstream, F: Future>(
     down: &mut D,
     clock: &mut Clock,
-    cx: &mut Context<'_>,
-) -> Poll<Interrupt> {
+    future: F,
+) -> Result<F::Output, Interrupt> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending => interrupted(down, clock, cx).map(Err),
+    })
+    .await
+}
+
+/// Ready when a deadline has passed or the client is gone.
+fn interrupted<D: Downstream>(down: &mut D, clock: &mut Clock, cx: &mut Context<'_>) -> Poll<Interrupt> {
     if let Poll::Ready(which) = clock.poll(cx) {
         return Poll::Ready(Interrupt::Expired(which));
     }
@@ -556,23 +478,4 @@ pub(super) fn interrupted<D: Downstream>(
         return Poll::Ready(gone.into());
     }
     down.poll_gone(cx).map(|()| Interrupt::Gone(Gone::Closed))
-}
-
-/// Writes a piece of the response through the body filters.
-pub(super) fn write_filtered<D: Downstream>(
-    down: &mut D,
-    stream: &mut Stream,
-    chain: &Chain,
-    cx: &mut Context<'_>,
-    piece: Piece<'_>,
-    last: bool,
-) -> Result<(), Gone> {
-    if !chain.has(Phases::BODY_FILTER) {
-        stream.bytes.response_body += piece.as_slice().len() as u64;
-        return down.write_data(cx, piece);
-    }
-    let mut chunk = BodyChunk { data: piece.as_slice().into(), last };
-    chain.body_filter(stream, &mut chunk);
-    stream.bytes.response_body += chunk.data.len() as u64;
-    down.write_data(cx, Piece::Borrowed(&chunk.data))
 }

@@ -41,9 +41,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Ok(plan) => plan,
             Err(reply) => return self.respond(reply, true).await,
         };
-        if !self.down.is_http2() && self.down.upgrade().is_none() {
-            self.answer_expect();
-        }
+        self.answer_expect();
         if self.down.request_ended() {
             self.clock.set_route(plan.timeouts.global);
         }
@@ -101,9 +99,11 @@ impl<D: Downstream> Exchange<'_, D> {
             .or(forward.retry.as_ref())
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.retry.as_ref()));
         let policy = policy.cloned();
+        // In APISIX no header of a client steers timeouts and retries.
+        let steered = hcm.profile == Profile::Envoy;
         let timeouts =
-            RequestTimeouts::decide(&forward.timeouts, policy.as_deref(), &hcm.router, self.stream);
-        let retry = RetryState::new(policy.as_ref(), self.stream);
+            RequestTimeouts::decide(&forward.timeouts, policy.as_deref(), &hcm.router, steered, self.stream);
+        let retry = RetryState::new(policy.as_ref(), steered, self.stream);
         if timeouts.max_stream.is_some() {
             self.clock.set_max_stream(self.stream.timing.start.into(), timeouts.max_stream);
         }
@@ -119,7 +119,10 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Envoy answers `Expect: 100-continue` itself unless it is told to forward it.
-    fn answer_expect(&mut self) {
+    pub(super) fn answer_expect(&mut self) {
+        if self.down.is_http2() || self.down.upgrade().is_some() {
+            return;
+        }
         let headers = &mut self.stream.request.headers;
         let expects = headers.get(Known::EXPECT).is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
         if expects && !self.env.hcm.http1.proxy_100_continue {
@@ -190,12 +193,19 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_headers(&plan);
         self.clock.set_per_try(None);
         let chain = self.chain.clone();
-        if chain.has(Phases::HEADER_FILTER)
-            && let Outcome::Respond(reply) = self.phase(&chain, Phases::HEADER_FILTER, 0).await?
-        {
-            self.end_attempt(&cluster, status);
-            drop(checkout);
-            return self.respond(reply, false).await;
+        if chain.has(Phases::HEADER_FILTER) {
+            match self.phase(&chain, Phases::HEADER_FILTER, 0).await {
+                Ok(Outcome::Respond(reply)) => {
+                    self.end_attempt(&cluster, status);
+                    drop(checkout);
+                    return self.respond(reply, false).await;
+                }
+                Ok(_) => {}
+                Err(interrupt) => {
+                    self.end_attempt(&cluster, status);
+                    return Err(interrupt);
+                }
+            }
         }
         if tunnel {
             self.clock.set_route(None);

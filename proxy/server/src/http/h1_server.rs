@@ -4,7 +4,7 @@ use super::body::{BodyEvent, Piece};
 use super::clock::{Clock, Expired, after};
 use super::downstream::{Downstream, Gone};
 use super::h1_body::{BodyError, BodyReader, Next};
-use super::{Env, PREFACE, exchange, h2_server};
+use super::{Env, PREFACE, exchange, h2_server, respond};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::h1::{
     BodyEncoder, BodyLength, H1Error, HeadParser, Parsed, RequestKind, ResponseContext, encode_response,
@@ -55,6 +55,10 @@ enum Arrival {
     Request,
     /// No further request comes.
     End,
+    /// None came for too long.
+    Idle,
+    /// None is under way, and the connection has lived as long as it may.
+    Overdue,
     /// What came is no request.
     Refused(H1Error),
     /// The head took too long.
@@ -76,31 +80,39 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
     let mut clock = Clock::new();
     let mut draining = pin!(env.drain.started());
     loop {
-        match client.arrival(&mut stream, &mut clock, draining.as_mut()).await {
+        match client.arrival(&mut stream, &mut clock, lifetime, draining.as_mut()).await {
             Arrival::Request => {
+                if lifetime.is_some_and(|end| clock.now() >= end) {
+                    stats.downstream_cx_max_duration_reached.inc();
+                    client.keep_alive = false;
+                }
                 stats.downstream_rq_http1_total.inc();
                 exchange::serve(&mut client, &mut stream, &mut clock, &env).await;
             }
             Arrival::End => break,
+            Arrival::Idle => {
+                stats.downstream_cx_idle_timeout.inc();
+                break;
+            }
+            Arrival::Overdue => {
+                stats.downstream_cx_max_duration_reached.inc();
+                break;
+            }
             Arrival::Refused(error) => {
                 stats.downstream_cx_protocol_error.inc();
                 client.keep_alive = false;
                 client.body = BodyReader::new(BodyLength::None);
-                exchange::refuse(&mut client, &mut stream, &mut clock, &env, error).await;
+                respond::refuse(&mut client, &mut stream, &mut clock, &env, error).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
                 break;
             }
             Arrival::Late => {
                 stats.downstream_rq_header_timeout.inc();
                 client.keep_alive = false;
-                exchange::late(&mut client, &mut stream, &mut clock, &env).await;
+                respond::late(&mut client, &mut stream, &mut clock, &env).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
                 break;
             }
-        }
-        if lifetime.is_some_and(|end| Instant::now() >= end) {
-            stats.downstream_cx_max_duration_reached.inc();
-            client.keep_alive = false;
         }
         if !client.goes_on() {
             client.close(env.hcm.timeouts.delayed_close).await;
@@ -159,6 +171,7 @@ impl H1Client {
         &mut self,
         stream: &mut Stream,
         clock: &mut Clock,
+        lifetime: Option<Instant>,
         mut draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Arrival {
         stream.reset(Instant::now().into_std());
@@ -168,6 +181,8 @@ impl H1Client {
             env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));
         let (mut begun, mut ending) = (false, env.drain.is_draining());
         clock.set_idle(if ending { Some(last) } else { env.hcm.timeouts.idle });
+        // As in Envoy a connection of the right age without a request lives on for the drain time.
+        clock.set_end(lifetime.map(|end| after(end, env.hcm.timeouts.drain)));
         poll_fn(|cx| {
             loop {
                 if !self.read.is_empty() {
@@ -203,7 +218,12 @@ impl H1Client {
                     clock.set_idle(Some(last));
                 }
                 if let Poll::Ready(which) = clock.poll(cx) {
-                    return Poll::Ready(if which == Expired::Request { Arrival::Late } else { Arrival::End });
+                    return Poll::Ready(match which {
+                        Expired::Request => Arrival::Late,
+                        Expired::MaxStream => Arrival::Overdue,
+                        _ if ending => Arrival::End,
+                        _ => Arrival::Idle,
+                    });
                 }
                 return Poll::Pending;
             }
@@ -224,13 +244,13 @@ impl H1Client {
         let secure = stream.connection.tls.is_some();
         stream.request.scheme = parsed.scheme.unwrap_or(if secure { Scheme::Https } else { Scheme::Http });
         stream.bytes.request_head = parsed.consumed as u64;
-        self.upgrade = match () {
-            () if stream.request.method == Method::CONNECT => Some("connect".into()),
-            () if parsed.upgrade => {
-                let name = stream.request.headers.get_str(Known::UPGRADE).unwrap_or_default();
-                Some(name.to_ascii_lowercase().into())
-            }
-            () => None,
+        self.upgrade = if stream.request.method == Method::CONNECT {
+            Some("connect".into())
+        } else if parsed.upgrade {
+            let name = stream.request.headers.get_str(Known::UPGRADE).unwrap_or_default();
+            Some(name.to_ascii_lowercase().into())
+        } else {
+            None
         };
         if self.env.hcm.max_requests_per_connection.is_some_and(|max| self.requests >= max) {
             self.env.hcm.stats.downstream_cx_max_requests_reached.inc();

@@ -56,6 +56,11 @@ impl<D: Downstream> Exchange<'_, D> {
             Attempt::Failed(error, sent) => {
                 let status = if matches!(error, UpstreamError::ConnectTimeout) { 504 } else { 503 };
                 self.failed(&cluster, status);
+                if error.is_reset() {
+                    cluster.stats.upstream_rq_rx_reset.inc();
+                } else if error == UpstreamError::Protocol {
+                    cluster.stats.upstream_cx_protocol_error.inc();
+                }
                 let decision = plan
                     .retry
                     .as_mut()
@@ -77,7 +82,11 @@ impl<D: Downstream> Exchange<'_, D> {
                 Ok(Verdict::Answer(Box::new(reply)))
             }
             Attempt::TimedOut(which) => {
-                cluster.stats.upstream_rq_per_try_timeout.inc();
+                match which {
+                    Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout.inc(),
+                    Expired::PerTry => cluster.stats.upstream_rq_per_try_timeout.inc(),
+                    _ => cluster.stats.upstream_rq_timeout.inc(),
+                }
                 self.failed(&cluster, 504);
                 let ending = if which == Expired::Progress {
                     Ending::Failed(&UpstreamError::Closed)

@@ -155,6 +155,12 @@ pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) 
     reply
 }
 
+/// The reply to a request whose body is longer than is allowed.
+pub(crate) fn too_large(profile: Profile) -> LocalReply {
+    let body = if profile == Profile::Apisix { "" } else { "Payload Too Large" };
+    LocalReply::new(413, body, "request_payload_too_large")
+}
+
 /// The flag of a passed deadline.
 pub(crate) fn flag(which: Expired) -> Option<Flag> {
     match which {

@@ -19,6 +19,7 @@ mod judge;
 mod local_reply;
 mod outgoing;
 mod pump;
+mod respond;
 mod retry;
 mod timeouts;
 

@@ -1,7 +1,8 @@
 //! The request body on its way to an upstream: replayed, buffered or live.
 
 use super::body::{BodyEvent, Piece};
-use super::downstream::{Downstream, Gone};
+use super::downstream::Downstream;
+use super::exchange::Interrupt;
 use crate::upstream::{UpstreamError, UpstreamStream};
 use sixfold_core::stream::Stream;
 use std::task::{Context, Poll, ready};
@@ -17,8 +18,27 @@ pub(super) struct Replay {
 
 /// Why sending the body stopped.
 pub(super) enum SendError {
-    Gone(Gone),
+    /// On the client's side.
+    Downstream(Interrupt),
+    /// On the upstream's side.
     Upstream(UpstreamError),
+}
+
+/// The next piece of the request body, counted. Bytes beyond `max` end the request.
+pub(super) fn poll_request_body<'d, D: Downstream>(
+    down: &'d mut D,
+    stream: &mut Stream,
+    max: Option<u64>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<BodyEvent<'d>, Interrupt>> {
+    let event = ready!(down.poll_body(cx, &mut stream.request_trailers))?;
+    if let BodyEvent::Data(piece) = &event {
+        stream.bytes.request_body += piece.as_slice().len() as u64;
+        if max.is_some_and(|max| stream.bytes.request_body > max) {
+            return Poll::Ready(Err(Interrupt::TooLarge));
+        }
+    }
+    Poll::Ready(Ok(event))
 }
 
 /// The body of one attempt: first what was kept of an earlier one, then what the client still sends.
@@ -26,6 +46,8 @@ pub(super) struct Outgoing {
     pub(super) replayed: usize,
     /// The whole body, where a plugin wanted it.
     pub(super) buffered: Option<bytes::Bytes>,
+    /// Bytes that the client may send in all.
+    pub(super) max: Option<u64>,
     pub(super) done: bool,
     /// Nothing is sent before the upstream agrees to the upgrade.
     pub(super) held: bool,
@@ -57,10 +79,9 @@ impl Outgoing {
             up.write_data(cx, Piece::Borrowed(piece)).map_err(SendError::Upstream)?;
             return Poll::Ready(Ok(false));
         }
-        match ready!(down.poll_body(cx, &mut stream.request_trailers)).map_err(SendError::Gone)? {
+        match ready!(poll_request_body(down, stream, self.max, cx)).map_err(SendError::Downstream)? {
             BodyEvent::Data(piece) => {
                 let bytes = piece.as_slice();
-                stream.bytes.request_body += bytes.len() as u64;
                 stream.bytes.upstream_sent += bytes.len() as u64;
                 replay.keep(bytes);
                 self.replayed = replay.kept.len();

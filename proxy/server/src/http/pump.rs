@@ -3,7 +3,9 @@
 
 use super::body::{BodyEvent, Piece};
 use super::downstream::{Downstream, Gone};
-use super::exchange::{Exchange, Interrupt, write_filtered};
+use super::exchange::{Exchange, Interrupt};
+use super::outgoing::poll_request_body;
+use super::respond::write_filtered;
 use crate::upstream::UpstreamStream;
 use sixfold_core::plugin::Phases;
 use std::future::poll_fn;
@@ -29,6 +31,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let mut whole = wants_whole.map(|limit| (Vec::new(), limit));
         let mut sending = tunnel || !sent_all;
         let mut receiving = !end;
+        // What goes through a tunnel is no body.
+        let max_body = self.env.hcm.max_body.filter(|_| !tunnel);
         if end && filtered {
             self.filter_end(&[]).await?;
         }
@@ -43,11 +47,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
                 let mut progress = false;
                 if sending && up.poll_writable(cx).is_ready() {
-                    match down.poll_body(cx, &mut stream.request_trailers) {
+                    match poll_request_body(down, stream, max_body, cx) {
                         Poll::Ready(Ok(BodyEvent::Data(piece))) => {
-                            let bytes = piece.as_slice().len() as u64;
-                            stream.bytes.request_body += bytes;
-                            stream.bytes.upstream_sent += bytes;
+                            stream.bytes.upstream_sent += piece.as_slice().len() as u64;
                             // A failed write is not the end of the response.
                             let _ = up.write_data(cx, piece);
                             progress = true;
@@ -61,7 +63,7 @@ impl<D: Downstream> Exchange<'_, D> {
                             sending = false;
                             progress = true;
                         }
-                        Poll::Ready(Err(gone)) => return Poll::Ready(Err(gone.into())),
+                        Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
                         Poll::Pending => {}
                     }
                 }

@@ -52,29 +52,15 @@ pub(crate) struct RetryState {
 }
 
 impl RetryState {
-    /// Of a request under `policy`; takes the headers that steer retries off the request. `None` when nothing
-    /// asks for retries.
-    pub(crate) fn new(policy: Option<&Arc<RetryPolicy>>, stream: &mut Stream) -> Option<RetryState> {
-        let mut on = policy.map_or(RetryOn::empty(), |p| p.on);
-        let headers = &mut stream.request.headers;
-        for name in [Known::X_ENVOY_RETRY_ON, Known::X_ENVOY_RETRY_GRPC_ON] {
-            if let Some(list) = headers.get_str(name) {
-                on |= RetryOn::parse(list).0;
-            }
-        }
-        let max = headers.get_str(Known::X_ENVOY_MAX_RETRIES).and_then(|v| v.trim().parse().ok());
-        let codes = list(headers, Known::X_ENVOY_RETRIABLE_STATUS_CODES, |t| t.parse::<u16>().ok());
-        let names = list(headers, Known::X_ENVOY_RETRIABLE_HEADER_NAMES, |t| HeaderName::new(t).ok());
-        for name in [
-            Known::X_ENVOY_RETRY_ON,
-            Known::X_ENVOY_RETRY_GRPC_ON,
-            Known::X_ENVOY_MAX_RETRIES,
-            Known::X_ENVOY_RETRIABLE_STATUS_CODES,
-            Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
-            Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
-        ] {
-            headers.remove(name);
-        }
+    /// Of a request under `policy`. With `steered` the headers that steer retries are heeded and taken off the
+    /// request. `None` when nothing asks for retries.
+    pub(crate) fn new(
+        policy: Option<&Arc<RetryPolicy>>,
+        steered: bool,
+        stream: &mut Stream,
+    ) -> Option<RetryState> {
+        let wish = if steered { Wish::take(&mut stream.request.headers) } else { Wish::default() };
+        let on = policy.map_or(RetryOn::empty(), |p| p.on) | wish.on;
         if on.is_empty() {
             return None;
         }
@@ -83,12 +69,9 @@ impl RetryState {
             || policy.request_headers.iter().any(|m| m.matches(&stream.request));
         allowed.then(|| RetryState {
             on,
-            left: max.unwrap_or(policy.num_retries),
-            status_codes: codes,
-            response_headers: names
-                .into_iter()
-                .map(|name| ResponseHeaderMatcher { name, test: HeaderMatch::Present(true), invert: false })
-                .collect(),
+            left: wish.max.unwrap_or(policy.num_retries),
+            status_codes: wish.status_codes,
+            response_headers: wish.response_headers,
             retries: 0,
             until: policy.deadline.map(|d| after(Instant::now(), d)),
             idempotent: is_idempotent(&stream.request.method),
@@ -234,6 +217,44 @@ impl RetryState {
             let wait = Duration::from_secs(seconds);
             (wait <= limited.max_interval).then(|| wait + wait.mul_f64(fastrand::f64() / 2.0))
         })
+    }
+}
+
+/// What a request's own headers ask of retries (`x-envoy-retry-on` and its kin).
+#[derive(Default)]
+struct Wish {
+    on: RetryOn,
+    max: Option<u32>,
+    status_codes: Vec<u16>,
+    response_headers: Vec<ResponseHeaderMatcher>,
+}
+
+impl Wish {
+    /// Reads the headers and takes them off.
+    fn take(headers: &mut Headers) -> Wish {
+        let mut on = RetryOn::empty();
+        for name in [Known::X_ENVOY_RETRY_ON, Known::X_ENVOY_RETRY_GRPC_ON] {
+            on |= headers.get_str(name).map_or(RetryOn::empty(), |list| RetryOn::parse(list).0);
+        }
+        let names = list(headers, Known::X_ENVOY_RETRIABLE_HEADER_NAMES, |t| HeaderName::new(t).ok());
+        let present = |name| ResponseHeaderMatcher { name, test: HeaderMatch::Present(true), invert: false };
+        let wish = Wish {
+            on,
+            max: headers.get_str(Known::X_ENVOY_MAX_RETRIES).and_then(|v| v.trim().parse().ok()),
+            status_codes: list(headers, Known::X_ENVOY_RETRIABLE_STATUS_CODES, |t| t.parse().ok()),
+            response_headers: names.into_iter().map(present).collect(),
+        };
+        for name in [
+            Known::X_ENVOY_RETRY_ON,
+            Known::X_ENVOY_RETRY_GRPC_ON,
+            Known::X_ENVOY_MAX_RETRIES,
+            Known::X_ENVOY_RETRIABLE_STATUS_CODES,
+            Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
+            Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+        ] {
+            headers.remove(name);
+        }
+        wish
     }
 }
 

@@ -22,11 +22,12 @@ pub(crate) struct RequestTimeouts {
 }
 
 impl RequestTimeouts {
-    /// Decides them, and takes the headers that steer them off the request.
+    /// Decides them. With `steered` the headers that steer them are heeded and taken off the request.
     pub(crate) fn decide(
         route: &Timeouts,
         retry: Option<&RetryPolicy>,
         router: &RouterOptions,
+        steered: bool,
         stream: &mut Stream,
     ) -> RequestTimeouts {
         let grpc = stream.request.is_grpc();
@@ -44,22 +45,28 @@ impl RequestTimeouts {
             out.global = cap(grpc_timeout, max, route.grpc_offset);
             out.grpc = grpc_timeout.is_some();
         }
-        let headers = &mut stream.request.headers;
-        let expected = milliseconds(headers, Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS);
-        if let (true, Some(expected)) = (router.respect_expected_timeout && stream.internal, expected) {
-            out.global = Some(expected).filter(|d| !d.is_zero());
-        } else if let Some(asked) = milliseconds(headers, Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
-            out.global = Some(asked).filter(|d| !d.is_zero());
+        if steered {
+            let respect_expected = router.respect_expected_timeout && stream.internal;
+            out.steer(respect_expected, &mut stream.request.headers);
         }
-        if let Some(asked) = milliseconds(headers, Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
-            out.per_try = Some(asked).filter(|d| !d.is_zero());
-        }
-        headers.remove(Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS);
-        headers.remove(Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS);
         if out.global.is_some_and(|global| out.per_try.is_some_and(|per_try| per_try >= global)) {
             out.per_try = None;
         }
         out
+    }
+
+    fn steer(&mut self, respect_expected: bool, headers: &mut Headers) {
+        let expected = milliseconds(headers, Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS);
+        if let Some(expected) = expected.filter(|_| respect_expected) {
+            self.global = Some(expected).filter(|d| !d.is_zero());
+        } else if let Some(asked) = milliseconds(headers, Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
+            self.global = Some(asked).filter(|d| !d.is_zero());
+        }
+        if let Some(asked) = milliseconds(headers, Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
+            self.per_try = Some(asked).filter(|d| !d.is_zero());
+        }
+        headers.remove(Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS);
+        headers.remove(Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS);
     }
 
     /// Tells the upstream how long it has: `left` is what remains of the global timeout.

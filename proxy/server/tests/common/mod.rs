@@ -1,12 +1,10 @@
 //! A proxy in this process: one listener, one route table, upstreams played by the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
-use sixfold_core::balance::BalanceConfig;
 use sixfold_core::cluster::*;
 use sixfold_core::connection::Connection;
 use sixfold_core::hcm::*;
 use sixfold_core::header_ops::HeaderOps;
-use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::{Callout, CalloutError, CalloutFuture, CalloutRequest, Chain};
 use sixfold_core::retry::RetryPolicy;
@@ -36,6 +34,8 @@ pub struct Setup {
     pub routes: Vec<Arc<Route>>,
     pub timeouts: ConnectionTimeouts,
     pub chain: Arc<Chain>,
+    pub profile: Profile,
+    pub max_body: Option<u64>,
 }
 
 impl Setup {
@@ -46,6 +46,8 @@ impl Setup {
             routes: Vec::new(),
             timeouts: ConnectionTimeouts::default(),
             chain: Arc::new(Chain::empty()),
+            profile: Profile::Envoy,
+            max_body: None,
         }
     }
 
@@ -71,7 +73,7 @@ impl Setup {
         let hosts = vec![(vec!["*".to_owned()], Arc::new(host))];
         let table = RouteTable::new("t", TableOptions::default(), hosts).unwrap();
         let hcm = Arc::new(HttpConnectionManager {
-            profile: Profile::Envoy,
+            profile: self.profile,
             stat_prefix: "t".into(),
             stats: Arc::new(HttpStats::new(&self.registry, "http.t.")),
             codec: CodecType::Auto,
@@ -80,7 +82,10 @@ impl Setup {
             http1: ServerHttp1::default(),
             http2: Http2Options::default(),
             path: PathOptions::default(),
-            client_address: ClientAddress::default(),
+            client_address: ClientAddress {
+                internal_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+                ..ClientAddress::default()
+            },
             headers: EdgeHeaders::default(),
             timeouts: self.timeouts,
             upgrades: Box::new([]),
@@ -89,7 +94,7 @@ impl Setup {
             router: RouterOptions::default(),
             max_requests_per_connection: None,
             buffer_limit: 1 << 20,
-            max_body: None,
+            max_body: self.max_body,
             show_upstream_status: false,
         });
         let shared = Shared::new(self.clusters, self.registry, Arc::new(NoCallout), Options::default());
@@ -128,33 +133,7 @@ pub fn connection(remote: SocketAddr, local: SocketAddr) -> Arc<Connection> {
 }
 
 pub fn cluster_config(name: &str) -> ClusterConfig {
-    ClusterConfig {
-        name: name.into(),
-        observability_name: name.into(),
-        discovery: Discovery::Static,
-        connect_timeout: Duration::from_secs(5),
-        protocol: UpstreamProtocol::Http1,
-        http1: Http1Options::default(),
-        http2: Http2Options::default(),
-        tls: None,
-        scheme: Scheme::Http,
-        idle_timeout: Some(Duration::from_secs(3600)),
-        max_connection_duration: None,
-        max_stream_duration: None,
-        max_requests_per_connection: None,
-        max_idle: 100,
-        breaker: BreakerLimits::default(),
-        high_breaker: BreakerLimits::default(),
-        retry: None,
-        buffer_limit: 1 << 20,
-        balance: BalanceConfig::default(),
-        source_address: None,
-        tcp_keepalive: None,
-        metadata: serde_json::Map::new(),
-        drop_overload: 0,
-        added_via_api: false,
-        labels: Default::default(),
-    }
+    ClusterConfig { max_idle: 100, ..ClusterConfig::named(name) }
 }
 
 pub fn forward(cell: Arc<ClusterCell>) -> Forward {

@@ -10,7 +10,7 @@ use sixfold_core::headers::HeaderName;
 use sixfold_core::metrics::Registry;
 use sixfold_core::router::{RouteTableCell, TableOptions};
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpConnectionManager {
     HttpConnectionManager {
@@ -43,7 +43,7 @@ fn stream(headers: &[(&str, &str)], tls: Option<TlsInfo>) -> Stream {
     let own = "127.0.0.1:9080".parse().unwrap();
     let mut stream = Stream::new(Arc::new(Connection {
         id: 1,
-        start: Instant::now(),
+        start: std::time::Instant::now(),
         listener: "l".into(),
         filter_chain: "".into(),
         remote: peer,
@@ -322,13 +322,25 @@ fn responses_carry_server_id_and_proxy_status() {
         for (name, value) in upstream {
             s.response.headers.push(name.as_bytes(), value.as_bytes());
         }
-        response(&hcm(ClientAddress::default(), headers), &mut s);
+        response(&hcm(ClientAddress::default(), headers), Instant::now(), &mut s);
         s
     };
     let app = [("server", "app"), ("connection", "close"), ("keep-alive", "timeout=1")];
     let s = respond(own_headers(), &app, None);
-    assert_eq!(s.response.headers.len(), 1);
+    assert_eq!(s.response.headers.len(), 2);
     assert_eq!(s.response.headers.get(Known::SERVER), Some(&b"envoy"[..]));
+    assert!(s.response.headers.get(Known::DATE).is_some_and(|date| date.ends_with(b" GMT")));
+    let repeated = [
+        ("date", "its own"),
+        ("www-authenticate", "Basic"),
+        ("vary", "a"),
+        ("www-authenticate", "Bearer"),
+        ("vary", "b"),
+    ];
+    let s = respond(own_headers(), &repeated, None);
+    assert_eq!(s.response.headers.get_all(Known::WWW_AUTHENTICATE).count(), 2);
+    assert_eq!(s.response.headers.get_all(Known::VARY).collect::<Vec<_>>(), [b"a,b"]);
+    assert_eq!(s.response.headers.get_all(Known::DATE).collect::<Vec<_>>(), [b"its own"]);
     for (mode, sent, want) in [
         (ServerHeader::AppendIfAbsent, &app[..], Some(&b"app"[..])),
         (ServerHeader::AppendIfAbsent, &[], Some(b"envoy")),
@@ -430,7 +442,7 @@ fn apisix_names_itself_and_the_charset() {
     let mut s = stream(&[], None);
     s.response.headers.push(b"Server", b"app");
     s.response.headers.push(b"Content-Type", b"text/plain");
-    response(&manager, &mut s);
+    response(&manager, Instant::now(), &mut s);
     assert_eq!(s.response.headers.get(Known::SERVER), Some(&b"APISIX/3.18.0"[..]));
     assert_eq!(s.response.headers.get(Known::CONTENT_TYPE), Some(&b"text/plain; charset=utf-8"[..]));
     assert!(!s.response.headers.contains(Known::X_APISIX_UPSTREAM_STATUS));

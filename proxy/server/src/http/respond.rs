@@ -1,0 +1,160 @@
+//! The way of a response to the client: answers of our own, the head, the end; the response phases on the way.
+
+use super::body::Piece;
+use super::clock::Clock;
+use super::downstream::{Downstream, Gone};
+use super::edge;
+use super::exchange::{Exchange, Interrupt};
+use super::local_reply;
+use super::{Env, codec_profile};
+use crate::h1::H1Error;
+use crate::h1::reason::reason_phrase;
+use bytes::Bytes;
+use sixfold_core::flags::Flag;
+use sixfold_core::hcm::Profile;
+use sixfold_core::headers::Known;
+use sixfold_core::plugin::{BodyChunk, Chain, LocalReply, Outcome, Phases};
+use sixfold_core::rewrite;
+use sixfold_core::stream::Stream;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+/// Answers bytes that are no request (`DPE`), as far as they can be answered.
+pub(super) async fn refuse<D: Downstream>(
+    down: &mut D,
+    stream: &mut Stream,
+    clock: &mut Clock,
+    env: &Env,
+    error: H1Error,
+) {
+    let profile = codec_profile(env.hcm.profile);
+    let status = error.status(profile);
+    let mut reply = LocalReply::new(status, reason_phrase(status, profile), error.details());
+    reply.flag = Some(Flag::DPE);
+    answer_only(down, stream, clock, env, reply).await;
+}
+
+/// Answers a request whose head did not come in time (`request_headers_timeout`).
+pub(super) async fn late<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
+    let reply = LocalReply::new(408, "request header timeout", "request_header_timeout");
+    answer_only(down, stream, clock, env, reply).await;
+}
+
+async fn answer_only<D: Downstream>(
+    down: &mut D,
+    stream: &mut Stream,
+    clock: &mut Clock,
+    env: &Env,
+    mut reply: LocalReply,
+) {
+    env.hcm.stats.downstream_rq_total.inc();
+    env.hcm.stats.downstream_rq_active.inc();
+    // What was parsed before the error is not shown: it may be anything.
+    stream.request.clear();
+    if env.hcm.profile == Profile::Apisix {
+        reply.body = Bytes::new();
+    }
+    let chain = Arc::new(Chain::empty());
+    let mut exchange =
+        Exchange { down, stream, clock, env, table: None, chain, head_sent: false, close: true };
+    if exchange.respond(reply, false).await.is_err() {
+        exchange.down.reset();
+    }
+    exchange.finish();
+}
+
+impl<D: Downstream> Exchange<'_, D> {
+    /// Answers by the proxy itself. `routed` applies the route's header changes, as Envoy's router does to its
+    /// own answers.
+    pub(super) async fn respond(&mut self, reply: LocalReply, routed: bool) -> Result<(), Interrupt> {
+        self.clock.touch();
+        if reply.reset {
+            self.down.reset();
+            return Ok(());
+        }
+        let bad_request = reply.status == 400;
+        let body = local_reply::build(self.stream, &self.env.hcm, reply);
+        if routed {
+            // Envoy's formatters do not see the status yet.
+            let status = std::mem::take(&mut self.stream.response.status);
+            rewrite::finalize_response(self.table.as_deref(), self.stream);
+            self.stream.response.status = status;
+        }
+        let body = self.response_head(body).await?;
+        self.close |= bad_request;
+        self.write_head(body.is_empty())?;
+        if !body.is_empty() {
+            let (down, stream, chain) = (&mut *self.down, &mut *self.stream, &*self.chain);
+            poll_fn(|cx| {
+                Poll::Ready(write_filtered(down, stream, chain, cx, Piece::Shared(body.clone()), true))
+            })
+            .await?;
+            self.down.finish(&self.stream.response_trailers)?;
+        }
+        self.flush().await
+    }
+
+    /// Runs `header_filter`; a plugin may put another answer in the place of a local one.
+    async fn response_head(&mut self, body: Bytes) -> Result<Bytes, Interrupt> {
+        let chain = self.chain.clone();
+        if !chain.has(Phases::HEADER_FILTER) {
+            return Ok(body);
+        }
+        match self.phase(&chain, Phases::HEADER_FILTER, 0).await? {
+            Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply)),
+            _ => Ok(body),
+        }
+    }
+
+    /// Hands the response's head to the client's connection.
+    pub(super) fn write_head(&mut self, end: bool) -> Result<(), Interrupt> {
+        let now = self.clock.now();
+        edge::response(&self.env.hcm, now, self.stream);
+        // Without the whole request the connection can't carry another one.
+        self.close |= !self.down.request_ended() && !self.down.is_http2();
+        self.close |= self.env.drain.should_close();
+        if self.env.worker.shared.health_failed.load(Relaxed) {
+            // `POST /healthcheck/fail`: clients and balancers in front are told to go elsewhere.
+            self.close = true;
+            self.stream.response.headers.set(Known::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, b"true");
+        }
+        let head = &self.stream.response;
+        self.stream.bytes.response_head = head.headers.wire_len() as u64;
+        self.down.write_head(head, end, self.close)?;
+        self.stream.timing.downstream_tx_begin = Some(now.into_std());
+        self.head_sent = true;
+        Ok(())
+    }
+
+    /// Waits until everything has been written.
+    pub(super) async fn flush(&mut self) -> Result<(), Interrupt> {
+        let (down, clock) = (&mut *self.down, &mut *self.clock);
+        poll_fn(|cx| match down.poll_flush(cx) {
+            Poll::Ready(done) => Poll::Ready(done.map_err(Interrupt::Gone)),
+            Poll::Pending => clock.poll(cx).map(|which| Err(Interrupt::Expired(which))),
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+/// Writes a piece of the response through the body filters.
+pub(super) fn write_filtered<D: Downstream>(
+    down: &mut D,
+    stream: &mut Stream,
+    chain: &Chain,
+    cx: &mut Context<'_>,
+    piece: Piece<'_>,
+    last: bool,
+) -> Result<(), Gone> {
+    if !chain.has(Phases::BODY_FILTER) {
+        stream.bytes.response_body += piece.as_slice().len() as u64;
+        return down.write_data(cx, piece);
+    }
+    let mut chunk = BodyChunk { data: piece.as_slice().into(), last };
+    chain.body_filter(stream, &mut chunk);
+    stream.bytes.response_body += chunk.data.len() as u64;
+    down.write_data(cx, Piece::Borrowed(&chunk.data))
+}
