@@ -4,53 +4,36 @@
 mod tests;
 
 use crate::envoy::{self, Share};
-use prost::Name;
-use serde_json::Value;
+use sixfold_core::error::ConfigContext;
 use sixfold_core::headers::Known;
 use sixfold_core::matcher::StringMatcher;
-use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{LocalReply, Phases, Plugin, PluginFactory, Step};
 use sixfold_core::route::Action;
 use sixfold_core::stream::Stream;
+use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::{Cors as ProtoCors, CorsPolicy};
-use std::sync::{Arc, LazyLock};
-
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    Arc::new(Factory)
-}
+use std::sync::Arc;
 
 const NAME: &str = "envoy.filters.http.cors";
+const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors";
 
-struct Factory;
+pub(crate) fn factory() -> Arc<dyn PluginFactory> {
+    envoy::filter(TYPE_URL, make)
+}
 
-impl PluginFactory for Factory {
-    fn name(&self) -> &'static str {
-        static URL: LazyLock<String> = LazyLock::new(ProtoCors::type_url);
-        &URL
+/// A field that a level leaves out is that of the next wider level.
+fn make(config: &[u8], overrides: &[&[u8]]) -> Result<Arc<dyn Plugin>, String> {
+    envoy::decode::<ProtoCors>(config)?;
+    let mut merged: Option<CorsPolicy> = None;
+    for level in overrides {
+        let level = envoy::decode::<CorsPolicy>(level)?;
+        merged = Some(match merged {
+            Some(wider) => merge(wider, level),
+            None => level,
+        });
     }
-
-    fn build(&self, _: &Value, _: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
-        Err(format!("{NAME} is an Envoy filter"))
-    }
-
-    /// A field that a level leaves out is that of the next wider level.
-    fn build_filter(
-        &self,
-        config: &[u8],
-        overrides: &[&[u8]],
-        _: &BuildContext,
-    ) -> Result<Arc<dyn Plugin>, String> {
-        envoy::decode::<ProtoCors>(config)?;
-        let mut merged: Option<CorsPolicy> = None;
-        for level in overrides {
-            let level = envoy::decode::<CorsPolicy>(level)?;
-            merged = Some(match merged {
-                Some(wider) => merge(wider, level),
-                None => level,
-            });
-        }
-        let policy = merged.map(Policy::new).transpose()?;
-        Ok(Arc::new(Cors { policy }))
-    }
+    let policy = merged.map(Policy::new).transpose()?;
+    Ok(Arc::new(Cors { policy }))
 }
 
 fn merge(wider: CorsPolicy, own: CorsPolicy) -> CorsPolicy {
@@ -101,14 +84,19 @@ impl Policy {
         if policy.shadow_enabled.is_some() {
             return Err("shadow_enabled: is not supported".to_owned());
         }
+        if policy.filter_enabled.as_ref().is_some_and(|share| !share.runtime_key.is_empty()) {
+            return Err("filter_enabled.runtime_key: is not supported".to_owned());
+        }
         let enabled = policy.filter_enabled.map(|share| Share::new(share.default_value));
         Ok(Policy {
             origins: policy
                 .allow_origin_string_match
                 .iter()
-                .map(envoy::string_matcher)
+                .enumerate()
+                .map(|(index, origin)| matcher::string(origin).in_index(index))
                 .collect::<Result<_, _>>()
-                .map_err(|e| format!("allow_origin_string_match: {e}"))?,
+                .in_key("allow_origin_string_match")
+                .map_err(|e| e.to_string())?,
             methods: policy.allow_methods,
             headers: policy.allow_headers,
             expose: policy.expose_headers,

@@ -1,60 +1,42 @@
-//! What Envoy's filters share: matchers and shares of requests from their protobuf messages.
+//! What Envoy's filters share: their factories, and shares of requests from their protobuf messages.
 
 use prost::{Message, Name};
-use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, StringMatcher};
-use sixfold_core::regex::Regex;
-use sixfold_xds_api::pb::envoy::config::route::v3 as route;
-use sixfold_xds_api::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier as Test;
-use sixfold_xds_api::pb::envoy::r#type::matcher::v3 as matcher;
+use sixfold_core::plugin::{BuildContext, Plugin, PluginFactory};
 use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use std::sync::Arc;
+
+/// Builds a filter from its configuration and the overrides for the route, least specific first.
+pub(crate) type Make = fn(config: &[u8], overrides: &[&[u8]]) -> Result<Arc<dyn Plugin>, String>;
+
+/// The factory of a filter whose configuration has the type of this URL.
+pub(crate) fn filter(type_url: &'static str, make: Make) -> Arc<dyn PluginFactory> {
+    Arc::new(Factory { type_url, make })
+}
+
+struct Factory {
+    type_url: &'static str,
+    make: Make,
+}
+
+impl PluginFactory for Factory {
+    fn name(&self) -> &'static str {
+        self.type_url
+    }
+
+    fn build_filter(
+        &self,
+        config: &[u8],
+        overrides: &[&[u8]],
+        _: &BuildContext,
+    ) -> Result<Arc<dyn Plugin>, String> {
+        (self.make)(config, overrides)
+    }
+}
 
 /// A filter's message from its bytes.
 pub(crate) fn decode<M: Message + Default + Name>(bytes: &[u8]) -> Result<M, String> {
     M::decode(bytes).map_err(|e| format!("is not a valid {}: {e}", M::full_name()))
-}
-
-/// type/matcher/v3/string.proto StringMatcher.
-pub(crate) fn string_matcher(value: &matcher::StringMatcher) -> Result<StringMatcher, String> {
-    use matcher::string_matcher::MatchPattern;
-    let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
-    let ignore = value.ignore_case;
-    Ok(match &value.match_pattern {
-        Some(MatchPattern::Exact(text)) => StringMatcher::Exact(bytes(text), ignore),
-        Some(MatchPattern::Prefix(text)) => StringMatcher::Prefix(bytes(text), ignore),
-        Some(MatchPattern::Suffix(text)) => StringMatcher::Suffix(bytes(text), ignore),
-        Some(MatchPattern::Contains(text)) => StringMatcher::contains(text, ignore),
-        Some(MatchPattern::SafeRegex(regex)) => StringMatcher::Regex(full(&regex.regex)?),
-        Some(MatchPattern::Custom(_)) => return Err("custom: is not supported".to_owned()),
-        None => return Err("match_pattern: is missing".to_owned()),
-    })
-}
-
-/// config/route/v3 HeaderMatcher.
-#[allow(deprecated, reason = "old configurations still have these fields, and Envoy still reads them")]
-pub(crate) fn header_matcher(value: &route::HeaderMatcher) -> Result<HeaderMatcher, String> {
-    let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
-    let test = match &value.header_match_specifier {
-        None => HeaderMatch::Present(true),
-        Some(Test::PresentMatch(present)) => HeaderMatch::Present(*present),
-        Some(Test::RangeMatch(range)) => HeaderMatch::Range(range.start, range.end),
-        Some(Test::StringMatch(text)) => HeaderMatch::String(string_matcher(text)?),
-        Some(Test::ExactMatch(text)) => HeaderMatch::String(StringMatcher::exact(text)),
-        Some(Test::PrefixMatch(text)) => HeaderMatch::String(StringMatcher::Prefix(bytes(text), false)),
-        Some(Test::SuffixMatch(text)) => HeaderMatch::String(StringMatcher::Suffix(bytes(text), false)),
-        Some(Test::ContainsMatch(text)) => HeaderMatch::String(StringMatcher::contains(text, false)),
-        Some(Test::SafeRegexMatch(regex)) => HeaderMatch::String(StringMatcher::Regex(full(&regex.regex)?)),
-    };
-    Ok(HeaderMatcher {
-        target: HeaderTarget::parse(&value.name).map_err(|e| format!("headers: name: {e}"))?,
-        test,
-        invert: value.invert_match,
-        missing_is_empty: value.treat_missing_header_as_empty,
-    })
-}
-
-fn full(regex: &str) -> Result<Regex, String> {
-    Regex::full(regex).map_err(|e| e.to_string())
 }
 
 /// A share of requests.

@@ -4,16 +4,16 @@
 mod tests;
 
 use crate::envoy::{self, Share};
-use prost::Name;
 use serde_json::Value;
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::{HeaderName, Known};
 use sixfold_core::matcher::HeaderMatcher;
-use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{LocalReply, Phases, Plugin, PluginFactory, Step};
 use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::struct_to_json;
+use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
@@ -21,34 +21,17 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+const NAME: &str = "envoy.filters.http.fault";
+const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+
 pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    Arc::new(Factory)
+    envoy::filter(TYPE_URL, make)
 }
 
-const NAME: &str = "envoy.filters.http.fault";
-
-struct Factory;
-
-impl PluginFactory for Factory {
-    fn name(&self) -> &'static str {
-        static URL: LazyLock<String> = LazyLock::new(HttpFault::type_url);
-        &URL
-    }
-
-    fn build(&self, _: &Value, _: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
-        Err(format!("{NAME} is an Envoy filter"))
-    }
-
-    /// The most specific configuration holds whole.
-    fn build_filter(
-        &self,
-        config: &[u8],
-        overrides: &[&[u8]],
-        _: &BuildContext,
-    ) -> Result<Arc<dyn Plugin>, String> {
-        let config = overrides.last().copied().unwrap_or(config);
-        Ok(Arc::new(Fault::new(envoy::decode(config)?)?))
-    }
+/// The most specific configuration holds whole.
+fn make(config: &[u8], overrides: &[&[u8]]) -> Result<Arc<dyn Plugin>, String> {
+    let config = overrides.last().copied().unwrap_or(config);
+    Ok(Arc::new(Fault::new(envoy::decode(config)?)?))
 }
 
 struct Fault {
@@ -135,7 +118,7 @@ impl Fault {
             delay: delay.transpose()?,
             abort: config.abort.as_ref().map(abort).transpose()?,
             upstream_cluster: config.upstream_cluster,
-            headers: config.headers.iter().map(envoy::header_matcher).collect::<Result<_, _>>()?,
+            headers: matcher::headers(&config.headers, "headers").map_err(|e| e.to_string())?,
             downstream_nodes: config.downstream_nodes,
             max_active: config.max_active_faults.map(|n| n.value),
             active: Arc::default(),

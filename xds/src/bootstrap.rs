@@ -26,8 +26,8 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use crate::context::{Context, Node};
 use crate::{access_log, cluster, listener};
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::Result;
+use sixfold_xds_api::{refuse, take_apart};
 
 /// What the process gives to compile a bootstrap with.
 #[derive(Clone)]
@@ -225,86 +225,52 @@ fn admin(context: &Context, value: &ProtoAdmin) -> Result<Option<Admin>> {
 
 /// Counts the fields: what is not read by any part of this module is refused here.
 fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
-    let Bootstrap {
-        node: _,
-        node_context_params,
-        static_resources: _,
-        dynamic_resources,
-        cluster_manager,
-        hds_config,
-        flags_path,
-        stats_sinks,
-        deferred_stat_options,
-        stats_config: _,
-        // Statistics are summed up when they are asked for.
-        stats_flush_interval: _,
-        watchdog,
-        watchdogs,
-        tracing,
-        layered_runtime: _,
-        admin: _,
-        overload_manager,
-        enable_dispatcher_stats,
-        header_prefix,
-        stats_server_version_override,
-        use_tcp_for_dns_lookups,
-        dns_resolution_config,
-        typed_dns_resolver_config,
-        bootstrap_extensions,
-        fatal_actions,
-        config_sources,
-        default_config_source,
-        default_socket_interface,
-        certificate_provider_instances,
-        inline_headers,
-        perf_tracing_file_path,
-        default_regex_engine,
-        xds_delegate_extension,
-        xds_config_tracker_extension,
-        listener_manager,
-        application_log_config,
-        grpc_async_client_manager_config,
-        memory_allocator_manager,
-        enable_worker_cpu_affinity,
-        stats_flush,
-        stats_eviction,
-    } = value;
-    refuse!(
-        node_context_params,
-        dynamic_resources,
-        cluster_manager,
-        hds_config,
-        flags_path,
-        stats_sinks,
-        deferred_stat_options,
-        watchdog,
-        watchdogs,
-        tracing,
-        overload_manager,
-        enable_dispatcher_stats,
-        header_prefix,
-        stats_server_version_override,
-        use_tcp_for_dns_lookups,
-        dns_resolution_config,
-        typed_dns_resolver_config,
-        bootstrap_extensions,
-        fatal_actions,
-        config_sources,
-        default_config_source,
-        default_socket_interface,
-        certificate_provider_instances,
-        inline_headers,
-        perf_tracing_file_path,
-        default_regex_engine,
-        xds_delegate_extension,
-        xds_config_tracker_extension,
-        listener_manager,
-        application_log_config,
-        grpc_async_client_manager_config,
-        memory_allocator_manager,
-        enable_worker_cpu_affinity,
-        stats_flush,
-        stats_eviction
+    take_apart!(
+        Bootstrap {
+            node: _,
+            static_resources: _,
+            stats_config: _,
+            // Statistics are summed up when they are asked for.
+            stats_flush_interval: _,
+            layered_runtime: _,
+            admin: _
+        } refusing {
+            node_context_params,
+            dynamic_resources,
+            cluster_manager,
+            hds_config,
+            flags_path,
+            stats_sinks,
+            deferred_stat_options,
+            watchdog,
+            watchdogs,
+            tracing,
+            overload_manager,
+            enable_dispatcher_stats,
+            header_prefix,
+            stats_server_version_override,
+            use_tcp_for_dns_lookups,
+            dns_resolution_config,
+            typed_dns_resolver_config,
+            bootstrap_extensions,
+            fatal_actions,
+            config_sources,
+            default_config_source,
+            default_socket_interface,
+            certificate_provider_instances,
+            inline_headers,
+            perf_tracing_file_path,
+            default_regex_engine,
+            xds_delegate_extension,
+            xds_config_tracker_extension,
+            listener_manager,
+            application_log_config,
+            grpc_async_client_manager_config,
+            memory_allocator_manager,
+            enable_worker_cpu_affinity,
+            stats_flush,
+            stats_eviction,
+        } = value
     );
     Ok(())
 }

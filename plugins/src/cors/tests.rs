@@ -10,6 +10,11 @@ use sixfold_xds_api::pb::envoy::r#type::matcher::v3::StringMatcher as ProtoStrin
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
 
+#[test]
+fn the_type_is_the_messages() {
+    assert_eq!(factory().name(), <ProtoCors as prost::Name>::type_url());
+}
+
 fn policy(origins: &[&str]) -> CorsPolicy {
     let exact = |text: &&str| ProtoString {
         match_pattern: Some(MatchPattern::Exact((*text).into())),
@@ -21,7 +26,7 @@ fn policy(origins: &[&str]) -> CorsPolicy {
 fn filter(levels: &[CorsPolicy]) -> Arc<dyn Plugin> {
     let levels: Vec<Vec<u8>> = levels.iter().map(Message::encode_to_vec).collect();
     let levels: Vec<&[u8]> = levels.iter().map(Vec::as_slice).collect();
-    Factory.build_filter(&[], &levels, &context()).unwrap()
+    factory().build_filter(&[], &levels, &context()).unwrap()
 }
 
 fn route(action: Action) -> Arc<Route> {
@@ -157,10 +162,10 @@ fn it_does_nothing_without_policy_origin_or_upstream() {
 fn bad_configurations_are_refused() {
     let empty =
         CorsPolicy { allow_origin_string_match: vec![ProtoString::default()], ..CorsPolicy::default() };
-    let error = Factory.build_filter(&[], &[&empty.encode_to_vec()], &context()).err().unwrap();
+    let error = factory().build_filter(&[], &[&empty.encode_to_vec()], &context()).err().unwrap();
     assert!(error.starts_with("allow_origin_string_match"), "{error}");
     let shadow = CorsPolicy { shadow_enabled: Some(Default::default()), ..policy(&["a.com"]) };
-    let error = Factory.build_filter(&[], &[&shadow.encode_to_vec()], &context()).err().unwrap();
+    let error = factory().build_filter(&[], &[&shadow.encode_to_vec()], &context()).err().unwrap();
     assert_eq!(error, "shadow_enabled: is not supported");
-    assert!(Factory.build_filter(&[], &[&[0xFF]], &context()).is_err());
+    assert!(factory().build_filter(&[], &[&[0xFF]], &context()).is_err());
 }

@@ -24,7 +24,7 @@ fn delays(kind: FaultDelaySecifier) -> Option<FaultDelay> {
 }
 
 fn filter(config: &HttpFault) -> Arc<dyn Plugin> {
-    Factory.build_filter(&config.encode_to_vec(), &[], &context()).unwrap()
+    factory().build_filter(&config.encode_to_vec(), &[], &context()).unwrap()
 }
 
 async fn status(config: &HttpFault, headers: &[(&str, &str)]) -> Option<u16> {
@@ -125,14 +125,19 @@ async fn faults_under_way_are_bounded_and_given_back() {
 async fn the_most_specific_configuration_holds() {
     let of = |status| aborts(ErrorType::HttpStatus(status), 100).encode_to_vec();
     let (base, host, route) = (of(500), of(501), of(502));
-    let filter = Factory.build_filter(&base, &[&host, &route], &context()).unwrap();
+    let filter = factory().build_filter(&base, &[&host, &route], &context()).unwrap();
     assert_eq!(finish(filter.access(&mut stream("/", &[]), 0)).await.unwrap().status, 502);
+}
+
+#[test]
+fn the_type_is_the_messages() {
+    assert_eq!(factory().name(), <HttpFault as prost::Name>::type_url());
 }
 
 #[test]
 fn bad_configurations_are_refused() {
     let error =
-        |config: &HttpFault| Factory.build_filter(&config.encode_to_vec(), &[], &context()).err().unwrap();
+        |config: &HttpFault| factory().build_filter(&config.encode_to_vec(), &[], &context()).err().unwrap();
     assert!(error(&aborts(ErrorType::HttpStatus(100), 100)).starts_with("abort.http_status"));
     assert!(
         error(&HttpFault { delay: Some(FaultDelay::default()), ..HttpFault::default() }).starts_with("delay")
@@ -143,5 +148,5 @@ fn bad_configurations_are_refused() {
     assert_eq!(error(&rate), "response_rate_limit: is not supported");
     let percent = HttpFault { response_rate_limit_percent_runtime: "key".into(), ..HttpFault::default() };
     assert_eq!(error(&percent), "response_rate_limit_percent_runtime: is not supported");
-    assert!(Factory.build_filter(&[0xFF], &[], &context()).is_err());
+    assert!(factory().build_filter(&[0xFF], &[], &context()).is_err());
 }

@@ -16,6 +16,16 @@ macro_rules! refuse {
     };
 }
 
+/// Takes a message apart: `take_apart!(Message { used, ignored: _ } refusing { a, b } = value)` binds the fields of the
+/// first group and refuses those of the second.
+#[macro_export]
+macro_rules! take_apart {
+    ($message:ident { $($used:tt)* } refusing { $($refused:ident),* $(,)? } = $value:expr) => {
+        let $message { $($used)*, $($refused),* } = $value;
+        $crate::refuse!($($refused),*);
+    };
+}
+
 /// Complains about a value that differs from its default.
 pub fn unset<T: Default + PartialEq>(value: &T, field: &str) -> Result<(), ConfigError> {
     if *value == T::default() {
@@ -40,6 +50,23 @@ mod tests {
         let a = &a;
         refuse!(a, r#type);
         Ok(())
+    }
+
+    struct Message {
+        used: u32,
+        other: u32,
+    }
+
+    fn taken(message: &Message) -> Result<u32, ConfigError> {
+        take_apart!(Message { used } refusing { other } = message);
+        Ok(*used)
+    }
+
+    #[test]
+    fn messages_are_taken_apart() {
+        assert_eq!(taken(&Message { used: 1, other: 0 }).unwrap(), 1);
+        let error = taken(&Message { used: 1, other: 2 }).unwrap_err();
+        assert_eq!(error.to_string(), "other: is not supported");
     }
 
     #[test]

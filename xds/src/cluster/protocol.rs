@@ -19,8 +19,8 @@ use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_o
 
 use crate::hcm;
 use crate::retry;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, required, timeout_or, u32_in, u32_or};
+use sixfold_xds_api::{refuse, take_apart};
 
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -214,28 +214,22 @@ impl Protocol {
 }
 
 fn http1(value: &Http1ProtocolOptions) -> Result<Http1Options> {
-    let Http1ProtocolOptions {
-        allow_absolute_url,
-        accept_http_10,
-        default_host_for_http_10,
-        header_key_format,
-        enable_trailers,
-        allow_chunked_length,
-        override_stream_error_on_invalid_http_message,
-        send_fully_qualified_url,
-        // Which of Envoy's two parsers works; there is one here.
-        use_balsa_parser: _,
-        allow_custom_methods,
-        ignore_http_11_upgrade,
-    } = value;
-    refuse!(
-        allow_absolute_url,
-        accept_http_10,
-        default_host_for_http_10,
-        override_stream_error_on_invalid_http_message,
-        send_fully_qualified_url,
-        allow_custom_methods,
-        ignore_http_11_upgrade
+    take_apart!(
+        Http1ProtocolOptions {
+            header_key_format,
+            enable_trailers,
+            allow_chunked_length,
+            // Which of Envoy's two parsers works; there is one here.
+            use_balsa_parser: _
+        } refusing {
+            allow_absolute_url,
+            accept_http_10,
+            default_host_for_http_10,
+            override_stream_error_on_invalid_http_message,
+            send_fully_qualified_url,
+            allow_custom_methods,
+            ignore_http_11_upgrade,
+        } = value
     );
     Ok(Http1Options {
         enable_trailers: *enable_trailers,
