@@ -204,7 +204,7 @@ impl Plugin for ForwardAuth {
 }
 
 fn name(text: &str) -> Result<HeaderName, String> {
-    HeaderName::new(text).map_err(|e| e.to_string())
+    HeaderName::as_spelled(text).map_err(|e| e.to_string())
 }
 
 fn names(texts: &[String]) -> Result<Vec<HeaderName>, String> {

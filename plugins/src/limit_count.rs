@@ -337,7 +337,8 @@ fn rules(config: &Config) -> Result<Vec<Rule>, String> {
 impl Names {
     fn new(prefix: &str) -> Result<Names, String> {
         let name = |part: &str| {
-            HeaderName::new(&format!("X-{prefix}RateLimit-{part}")).map_err(|e| format!("header_prefix: {e}"))
+            HeaderName::as_spelled(&format!("X-{prefix}RateLimit-{part}"))
+                .map_err(|e| format!("header_prefix: {e}"))
         };
         Ok(Names { limit: name("Limit")?, remaining: name("Remaining")?, reset: name("Reset")? })
     }

@@ -85,7 +85,7 @@ impl Mocking {
         };
         let headers = config.response_headers.iter().map(|(name, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            Ok((HeaderName::new(name).map_err(|e| e.to_string())?, text.into_bytes()))
+            Ok((HeaderName::as_spelled(name).map_err(|e| e.to_string())?, text.into_bytes()))
         });
         Ok(Arc::new(Mocking {
             delay: Duration::from_secs(config.delay),

@@ -116,7 +116,7 @@ fn name(text: &str) -> Result<HeaderName, String> {
     if text.is_empty() {
         return Err("invalid field length in header".to_owned());
     }
-    HeaderName::new(text).map_err(|_| "invalid field character in header".to_owned())
+    HeaderName::as_spelled(text).map_err(|_| "invalid field character in header".to_owned())
 }
 
 fn values(value: &Value) -> Result<Vec<Format>, String> {

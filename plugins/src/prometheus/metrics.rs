@@ -4,7 +4,6 @@ use super::settings::Settings;
 use parking_lot::Mutex;
 use sixfold_core::format::{Format, Variable};
 use sixfold_core::metrics::Registry;
-use sixfold_core::router::PathMatch;
 use sixfold_core::stream::Stream;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -54,7 +53,8 @@ pub(super) struct Observation<'a> {
     status: u16,
     route: &'a str,
     service: &'a str,
-    uri: (&'a [u8], &'static [u8]),
+    uri: &'a str,
+    host: &'a str,
     request_ms: f64,
     upstream_ms: Option<f64>,
     ingress: u64,
@@ -70,7 +70,6 @@ static NEXT_SHARD: AtomicUsize = AtomicUsize::new(0);
 static CONSUMER: LazyLock<Variable> = LazyLock::new(|| Variable::parse("consumer_name"));
 static NODE: LazyLock<Variable> = LazyLock::new(|| Variable::parse("balancer_ip"));
 static SOURCE: LazyLock<Variable> = LazyLock::new(|| Variable::parse("response_source"));
-static HOST: LazyLock<Variable> = LazyLock::new(|| Variable::parse("matched_host"));
 static REQUEST_MODEL: LazyLock<Variable> = LazyLock::new(|| Variable::parse("request_llm_model"));
 static MODEL: LazyLock<Variable> = LazyLock::new(|| Variable::parse("llm_model"));
 
@@ -89,22 +88,18 @@ impl Observation<'_> {
             status: stream.response.status,
             route: route_label,
             service,
-            uri: route.map_or((b"", b""), |r| pattern(&r.path)),
+            // A plugin may have rewritten the path.
+            uri: ids.map_or("", |ids| {
+                ids.matched_uri(stream.var("uri").unwrap_or_else(|| stream.request.target.path()))
+            }),
+            host: ids.map_or("", |ids| {
+                ids.matched_host(stream.var("host").unwrap_or_else(|| stream.request.host()))
+            }),
             request_ms: end.saturating_duration_since(stream.timing.start).as_secs_f64() * 1000.0,
             upstream_ms: (!stream.upstream.tried.is_empty()).then(|| f64::from(upstream)),
             ingress: stream.bytes.request_head + stream.bytes.request_body,
             egress: stream.bytes.response_head + stream.bytes.response_body,
         }
-    }
-}
-
-/// The route's path as it is configured.
-fn pattern(path: &PathMatch) -> (&[u8], &'static [u8]) {
-    match path {
-        PathMatch::Prefix(text, _) => (text, b"*"),
-        PathMatch::Exact(text, _) | PathMatch::SeparatedPrefix(text, _) => (text, b""),
-        PathMatch::Regex(regex) => (regex.source().as_bytes(), b""),
-        _ => (b"", b""),
     }
 }
 
@@ -180,9 +175,8 @@ impl Metrics {
         let code = seen.status;
         key.extend([code / 100, code / 10 % 10, code % 10].map(|digit| b'0' + (digit % 10) as u8));
         text(key, seen.route.as_bytes());
-        text(key, seen.uri.0);
-        key.extend_from_slice(seen.uri.1);
-        variable(key, &HOST, stream);
+        text(key, seen.uri.as_bytes());
+        text(key, seen.host.as_bytes());
         text(key, seen.service.as_bytes());
         client_and_node(key, stream);
         variable(key, &SOURCE, stream);

@@ -10,8 +10,14 @@ use std::time::Duration;
 fn route() -> Arc<Route> {
     Arc::new(Route {
         name: "named".into(),
-        ids: Ids { route: "1".into(), service: "s1".into(), service_name: "shop".into() },
-        path: PathMatch::Prefix(b"/a/"[..].into(), false),
+        ids: Ids {
+            route: "1".into(),
+            service: "s1".into(),
+            service_name: "shop".into(),
+            uris: ["/other", "/a/*", "/*"].map(Into::into).into(),
+            hosts: ["*.test".into()].into(),
+        },
+        path: PathMatch::Prefix(Box::default(), false),
         predicates: Box::new([]),
         priority: 0,
         action: Action::Direct(DirectResponse { status: 200, body: Default::default(), body_format: None }),
@@ -58,7 +64,7 @@ fn requests_are_counted_with_apisix_labels() {
     has(&text, "# TYPE apisix_http_status counter");
     has(
         &text,
-        "apisix_http_status{code=\"200\",route=\"1\",matched_uri=\"/a/*\",matched_host=\"\",service=\"s1\",\
+        "apisix_http_status{code=\"200\",route=\"1\",matched_uri=\"/a/*\",matched_host=\"*.test\",service=\"s1\",\
          consumer=\"jack\",node=\"\",request_type=\"traditional_http\",request_llm_model=\"\",llm_model=\"\",\
          response_source=\"apisix\"} 2",
     );

@@ -3,6 +3,32 @@
 //! The types are read from documents that have passed their schema, which has filled the defaults in; a
 //! field with a default therefore is never absent. The schemas and the types are held together by a test.
 
+/// Declares the type of a resource with the fields that nearly all of them have.
+macro_rules! resource {
+    ($(#[$meta:meta])* pub struct $name:ident { $($fields:tt)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            /// What others refer to. In apisix.yaml the position in the list may stand in for an absent one.
+            pub id: Option<$crate::resource::Id>,
+            /// For people, logs and metrics.
+            pub name: Option<String>,
+            /// For people.
+            pub desc: Option<String>,
+            /// For people and tools.
+            pub labels: Option<$crate::resource::Labels>,
+            /// Seconds since the epoch.
+            #[serde(default, deserialize_with = "super::optional_integer")]
+            pub create_time: Option<i64>,
+            /// Seconds since the epoch.
+            #[serde(default, deserialize_with = "super::optional_integer")]
+            pub update_time: Option<i64>,
+            $($fields)*
+        }
+    };
+}
+
 mod consumer;
 mod global_rule;
 mod plugin_config;

@@ -37,6 +37,8 @@ pub(crate) fn compile(parts: &Parts<'_>) -> Result<CoreRoute, (&'static str, Str
             route: id.as_str().into(),
             service: service.map_or("", |(id, _)| id.as_str()).into(),
             service_name: service.and_then(|(_, service)| service.name.as_deref()).unwrap_or_default().into(),
+            uris: route.paths().map(Into::into).collect(),
+            hosts: hosts(route, service.map(|(_, service)| service)).into_iter().map(Into::into).collect(),
         },
         // The router has the URIs.
         path: PathMatch::Prefix(Box::default(), false),

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use support::{Directory, Process, Response, free_port, get, request};
 
 /// A curl line of the invitation: the words that the shell would make of it.
@@ -93,6 +93,129 @@ fn run_serves_what_the_files_say() {
     let log = process.errors();
     let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     assert!(lines.clone().any(|line| line["fields"]["message"] == "serving"), "{log}");
+}
+
+/// The value of the series of a name that has all of these labels.
+#[track_caller]
+fn series(page: &str, name: &str, labels: &[&str]) -> f64 {
+    let found: Vec<&str> = page
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .filter(|line| labels.iter().all(|label| line.contains(label)))
+        .collect();
+    assert_eq!(found.len(), 1, "{name} {labels:?}: {found:?} in\n{page}");
+    found[0].rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// An upstream that answers everything with `ok`.
+fn upstream() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            std::thread::spawn(move || {
+                let mut line = String::new();
+                while stream.read_line(&mut line).is_ok_and(|n| n > 0) {
+                    if line == "\r\n" {
+                        stream
+                            .get_mut()
+                            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                            .unwrap();
+                    }
+                    line.clear();
+                }
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn the_page_of_metrics_tells_of_requests() {
+    let (directory, port, status, metrics) = (Directory::new(), free_port(), free_port(), free_port());
+    let config = directory.write(
+        "config.yaml",
+        &format!(
+            "{}plugin_attr:\n  prometheus: {{export_addr: {{ip: 127.0.0.1, port: {metrics}}}}}\n",
+            configuration(port, status)
+        ),
+    );
+    let resources = format!(
+        "services:\n  - {{id: s, name: shop, hosts: ['*.shop.test'], upstream: {{nodes: {{'127.0.0.1:{}': 1}}}}}}\n\
+         routes:\n  - {{id: a, uris: [/exact, /a/*], service_id: s}}\n  - {{id: gone, uri: /gone, \
+         upstream: {{nodes: {{'127.0.0.1:1': 1}}}}}}\n\
+         global_rules:\n  - {{id: g, plugins: {{prometheus: {{}}}}}}\n#END\n",
+        upstream()
+    );
+    directory.write("apisix.yaml", &resources);
+    let mut process = Process::start(&["run", "-c", &config]);
+    process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
+    for path in ["/a/x?y=z", "/a/", "/exact"] {
+        assert_eq!(request(port, "GET", path, &["Host: eu.shop.test:80"]).unwrap().body, "ok");
+    }
+    assert_eq!((get(port, "/gone").unwrap().status, get(port, "/none").unwrap().status), (502, 404));
+    assert_eq!(get(metrics, "/").unwrap().status, 404);
+    let response = get(metrics, "/apisix/prometheus/metrics").unwrap();
+    assert!(response.status == 200 && response.head.contains("content-type: text/plain"), "{response:?}");
+    let page = &response.body;
+    let of_route = ["route=\"a\"", "service=\"s\"", "node=\"127.0.0.1\"", "consumer=\"\""];
+    let with = |more: &[&'static str]| [&of_route[..], more].concat();
+    let matched = ["code=\"200\"", "matched_host=\"*.shop.test\"", "response_source=\"upstream\""];
+    let http =
+        |uri: &'static str| series(page, "apisix_http_status", &with(&[&matched[..], &[uri]].concat()));
+    assert_eq!((http("matched_uri=\"/a/*\""), http("matched_uri=\"/exact\"")), (2.0, 1.0));
+    let lost = ["code=\"404\"", "route=\"\"", "matched_uri=\"\"", "response_source=\"apisix\""];
+    assert_eq!(series(page, "apisix_http_status", &lost), 1.0);
+    let failed = ["code=\"502\"", "route=\"gone\"", "matched_uri=\"/gone\"", "response_source=\"nginx\""];
+    assert_eq!(series(page, "apisix_http_status", &failed), 1.0);
+    for kind in ["type=\"request\"", "type=\"upstream\"", "type=\"apisix\""] {
+        assert_eq!(series(page, "apisix_http_latency_count", &with(&[kind])), 3.0);
+        assert_eq!(series(page, "apisix_http_latency_bucket", &with(&[kind, "le=\"60000\""])), 3.0);
+    }
+    assert!(series(page, "apisix_bandwidth", &with(&["type=\"egress\""])) > 6.0);
+    assert!(series(page, "apisix_bandwidth", &with(&["type=\"ingress\""])) > 90.0);
+    assert_eq!(series(page, "apisix_http_requests_total", &[]), 5.0);
+    assert_eq!(series(page, "apisix_nginx_metric_errors_total", &[]), 0.0);
+    assert!(series(page, "apisix_nginx_http_current_connections", &["state=\"accepted\""]) >= 5.0);
+    assert_eq!(series(page, "apisix_node_info", &["hostname=\"", "version=\""]), 1.0);
+    process.signal("INT");
+    assert_eq!(process.wait(), 0);
+}
+
+#[test]
+fn answers_of_the_gateway_look_like_apisixs() {
+    let (directory, port, status) = (Directory::new(), free_port(), free_port());
+    let config = directory.write("config.yaml", &configuration(port, status));
+    directory.write(
+        "apisix.yaml",
+        "routes:\n  - {id: a, uri: /a, upstream: {nodes: {'127.0.0.1:1': 1}}}\n  - {id: n, uri: /n}\n#END\n",
+    );
+    let mut process = Process::start(&["run", "-c", &config]);
+    process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
+    for (path, line, kind) in [
+        ("/none", "HTTP/1.1 404 Not Found", "text/plain; charset=utf-8"),
+        ("/a", "HTTP/1.1 502 Bad Gateway", "text/html; charset=utf-8"),
+        ("/n", "HTTP/1.1 503 Service Temporarily Unavailable", "text/html; charset=utf-8"),
+    ] {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        support::send(&mut stream, "GET", path, &["Connection: close"]);
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let head: Vec<&str> = text.split("\r\n\r\n").next().unwrap().lines().collect();
+        assert_eq!(head[0], line);
+        let mut names: Vec<&str> = head[1..].iter().map(|l| l.split(':').next().unwrap()).collect();
+        names.sort_unstable();
+        let mut expected = vec!["Connection", "Content-Length", "Content-Type", "Date", "Server"];
+        if path == "/a" {
+            expected.push("X-APISIX-Upstream-Status");
+        }
+        assert_eq!(names, expected, "{text}");
+        assert!(head.contains(&format!("Content-Type: {kind}").as_str()), "{text}");
+        assert!(text.contains("Server: APISIX/"), "{text}");
+    }
+    process.signal("INT");
+    assert_eq!(process.wait(), 0);
 }
 
 #[test]

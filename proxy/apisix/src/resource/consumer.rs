@@ -26,46 +26,18 @@ pub struct Consumer {
     pub plugins: Option<Plugins>,
 }
 
-/// One more way for a consumer to authenticate.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Credential {
-    /// `<consumer>/credentials/<id>` in apisix.yaml.
-    pub id: Option<Id>,
-    /// For people.
-    pub name: Option<String>,
-    /// For people.
-    pub desc: Option<String>,
-    /// For people and tools.
-    pub labels: Option<Labels>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub create_time: Option<i64>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub update_time: Option<i64>,
-    /// One plugin that authenticates.
-    pub plugins: Option<Plugins>,
+resource! {
+    /// One more way for a consumer to authenticate.
+    pub struct Credential {
+        /// One plugin that authenticates.
+        pub plugins: Option<Plugins>,
+    }
 }
 
-/// Plugins that consumers share.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ConsumerGroup {
-    /// What consumers refer to.
-    pub id: Option<Id>,
-    /// For people.
-    pub name: Option<String>,
-    /// For people.
-    pub desc: Option<String>,
-    /// For people and tools.
-    pub labels: Option<Labels>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub create_time: Option<i64>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub update_time: Option<i64>,
-    /// A consumer's own replace them by name.
-    pub plugins: Plugins,
+resource! {
+    /// Plugins that consumers share.
+    pub struct ConsumerGroup {
+        /// A consumer's own replace them by name.
+        pub plugins: Plugins,
+    }
 }

@@ -1,71 +1,56 @@
 //! `route`.
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Id, Labels, Plugins, Timeout, Upstream};
+use super::{Id, Plugins, Timeout, Upstream};
 
-/// Which requests a route takes, and what happens to them.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Route {
-    /// In apisix.yaml the position in the list stands in for an absent one.
-    pub id: Option<Id>,
-    /// For people, logs and metrics.
-    pub name: Option<String>,
-    /// For people.
-    pub desc: Option<String>,
-    /// For people and tools.
-    pub labels: Option<Labels>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub create_time: Option<i64>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub update_time: Option<i64>,
-    /// The path; this or `uris`.
-    pub uri: Option<String>,
-    /// Several paths.
-    pub uris: Option<Vec<String>>,
-    /// Among routes with the same path the largest is asked first.
-    #[serde(deserialize_with = "super::integer")]
-    pub priority: i64,
-    /// Any method when empty.
-    #[serde(default)]
-    pub methods: Vec<String>,
-    /// A host; this or `hosts`.
-    pub host: Option<String>,
-    /// Several hosts.
-    pub hosts: Option<Vec<String>>,
-    /// An address or a CIDR; this or `remote_addrs`.
-    pub remote_addr: Option<String>,
-    /// Several addresses or CIDRs.
-    pub remote_addrs: Option<Vec<String>>,
-    /// Instead of the upstream's.
-    pub timeout: Option<Timeout>,
-    /// Expressions over variables of the request.
-    pub vars: Option<Vec<Value>>,
-    /// Lua.
-    pub filter_func: Option<String>,
-    /// Lua.
-    pub script: Option<String>,
-    /// The id that the dashboard keeps a script under.
-    pub script_id: Option<Id>,
-    /// The route's own plugins.
-    pub plugins: Option<Plugins>,
-    /// A plugin config whose plugins fill the gaps.
-    pub plugin_config_id: Option<Id>,
-    /// Where requests go, written in place.
-    pub upstream: Option<Upstream>,
-    /// The service this route belongs to.
-    pub service_id: Option<Id>,
-    /// Where requests go, by reference.
-    pub upstream_id: Option<Id>,
-    /// Lets a client upgrade to WebSocket; the service's value holds when absent.
-    pub enable_websocket: Option<bool>,
-    /// Whether the route takes part in routing.
-    #[serde(deserialize_with = "super::enabled")]
-    pub status: bool,
+resource! {
+    /// Which requests a route takes, and what happens to them.
+    pub struct Route {
+        /// The path; this or `uris`.
+        pub uri: Option<String>,
+        /// Several paths.
+        pub uris: Option<Vec<String>>,
+        /// Among routes with the same path the largest is asked first.
+        #[serde(deserialize_with = "super::integer")]
+        pub priority: i64,
+        /// Any method when empty.
+        #[serde(default)]
+        pub methods: Vec<String>,
+        /// A host; this or `hosts`.
+        pub host: Option<String>,
+        /// Several hosts.
+        pub hosts: Option<Vec<String>>,
+        /// An address or a CIDR; this or `remote_addrs`.
+        pub remote_addr: Option<String>,
+        /// Several addresses or CIDRs.
+        pub remote_addrs: Option<Vec<String>>,
+        /// Instead of the upstream's.
+        pub timeout: Option<Timeout>,
+        /// Expressions over variables of the request.
+        pub vars: Option<Vec<Value>>,
+        /// Lua.
+        pub filter_func: Option<String>,
+        /// Lua.
+        pub script: Option<String>,
+        /// The id that the dashboard keeps a script under.
+        pub script_id: Option<Id>,
+        /// The route's own plugins.
+        pub plugins: Option<Plugins>,
+        /// A plugin config whose plugins fill the gaps.
+        pub plugin_config_id: Option<Id>,
+        /// Where requests go, written in place.
+        pub upstream: Option<Upstream>,
+        /// The service this route belongs to.
+        pub service_id: Option<Id>,
+        /// Where requests go, by reference.
+        pub upstream_id: Option<Id>,
+        /// Lets a client upgrade to WebSocket; the service's value holds when absent.
+        pub enable_websocket: Option<bool>,
+        /// Whether the route takes part in routing.
+        #[serde(deserialize_with = "super::enabled")]
+        pub status: bool,
+    }
 }
 
 impl Route {

@@ -3,45 +3,31 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Id, Labels, Plugins, Upstream};
+use super::{Id, Plugins, Upstream};
 
-/// Which connections a route of TCP or UDP takes, and where they go.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamRoute {
-    /// In apisix.yaml the position in the list stands in for an absent one.
-    pub id: Option<Id>,
-    /// For people, logs and metrics.
-    pub name: Option<String>,
-    /// For people.
-    pub desc: Option<String>,
-    /// For people and tools.
-    pub labels: Option<Labels>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub create_time: Option<i64>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub update_time: Option<i64>,
-    /// The client: an address or a CIDR.
-    pub remote_addr: Option<String>,
-    /// The listener's address, or a CIDR.
-    pub server_addr: Option<String>,
-    /// The listener's port.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub server_port: Option<i64>,
-    /// The name in the client's TLS hello.
-    pub sni: Option<String>,
-    /// Where connections go, written in place.
-    pub upstream: Option<Upstream>,
-    /// Where connections go, by reference.
-    pub upstream_id: Option<Id>,
-    /// The service this route belongs to.
-    pub service_id: Option<Id>,
-    /// The route's plugins.
-    pub plugins: Option<Plugins>,
-    /// A protocol that is understood.
-    pub protocol: Option<StreamProtocol>,
+resource! {
+    /// Which connections a route of TCP or UDP takes, and where they go.
+    pub struct StreamRoute {
+        /// The client: an address or a CIDR.
+        pub remote_addr: Option<String>,
+        /// The listener's address, or a CIDR.
+        pub server_addr: Option<String>,
+        /// The listener's port.
+        #[serde(default, deserialize_with = "super::optional_integer")]
+        pub server_port: Option<i64>,
+        /// The name in the client's TLS hello.
+        pub sni: Option<String>,
+        /// Where connections go, written in place.
+        pub upstream: Option<Upstream>,
+        /// Where connections go, by reference.
+        pub upstream_id: Option<Id>,
+        /// The service this route belongs to.
+        pub service_id: Option<Id>,
+        /// The route's plugins.
+        pub plugins: Option<Plugins>,
+        /// A protocol that is understood.
+        pub protocol: Option<StreamProtocol>,
+    }
 }
 
 /// A protocol on top of TCP that is understood (xRPC).

@@ -3,60 +3,46 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Id, Labels, Timeout};
+use super::{Id, Timeout};
 
-/// A group of servers.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Upstream {
-    /// In apisix.yaml the position in the list stands in for an absent one.
-    pub id: Option<Id>,
-    /// For people, logs and metrics.
-    pub name: Option<String>,
-    /// For people.
-    pub desc: Option<String>,
-    /// For people and tools.
-    pub labels: Option<Labels>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub create_time: Option<i64>,
-    /// Seconds since the epoch.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub update_time: Option<i64>,
-    /// The servers; this, or `service_name` with `discovery_type`.
-    pub nodes: Option<Nodes>,
-    /// Attempts after the first; one less than there are nodes when absent.
-    #[serde(default, deserialize_with = "super::optional_integer")]
-    pub retries: Option<i64>,
-    /// Seconds after which no attempt is started; 0 is no limit.
-    pub retry_timeout: Option<f64>,
-    /// 60 s each when absent.
-    pub timeout: Option<Timeout>,
-    /// The client certificate.
-    pub tls: Option<UpstreamTls>,
-    /// `roundrobin`, `chash`, `least_conn` or `ewma`; the schema lets any text through, as APISIX's does.
-    #[serde(rename = "type")]
-    pub balancer: String,
-    /// Health checks.
-    pub checks: Option<HealthCheck>,
-    /// What `key` names.
-    pub hash_on: HashOn,
-    /// What chash hashes.
-    pub key: Option<String>,
-    /// The protocol.
-    pub scheme: Scheme,
-    /// The kind of discovery that finds `service_name`.
-    pub discovery_type: Option<String>,
-    /// Where discovery looks.
-    pub discovery_args: Option<DiscoveryArgs>,
-    /// What the `Host` header says.
-    pub pass_host: PassHost,
-    /// The `Host` header for [`PassHost::Rewrite`].
-    pub upstream_host: Option<String>,
-    /// What discovery finds.
-    pub service_name: Option<String>,
-    /// The pool of idle connections.
-    pub keepalive_pool: Option<KeepalivePool>,
+resource! {
+    /// A group of servers.
+    pub struct Upstream {
+        /// The servers; this, or `service_name` with `discovery_type`.
+        pub nodes: Option<Nodes>,
+        /// Attempts after the first; one less than there are nodes when absent.
+        #[serde(default, deserialize_with = "super::optional_integer")]
+        pub retries: Option<i64>,
+        /// Seconds after which no attempt is started; 0 is no limit.
+        pub retry_timeout: Option<f64>,
+        /// 60 s each when absent.
+        pub timeout: Option<Timeout>,
+        /// The client certificate.
+        pub tls: Option<UpstreamTls>,
+        /// `roundrobin`, `chash`, `least_conn` or `ewma`; the schema lets any text through, as APISIX's does.
+        #[serde(rename = "type")]
+        pub balancer: String,
+        /// Health checks.
+        pub checks: Option<HealthCheck>,
+        /// What `key` names.
+        pub hash_on: HashOn,
+        /// What chash hashes.
+        pub key: Option<String>,
+        /// The protocol.
+        pub scheme: Scheme,
+        /// The kind of discovery that finds `service_name`.
+        pub discovery_type: Option<String>,
+        /// Where discovery looks.
+        pub discovery_args: Option<DiscoveryArgs>,
+        /// What the `Host` header says.
+        pub pass_host: PassHost,
+        /// The `Host` header for [`PassHost::Rewrite`].
+        pub upstream_host: Option<String>,
+        /// What discovery finds.
+        pub service_name: Option<String>,
+        /// The pool of idle connections.
+        pub keepalive_pool: Option<KeepalivePool>,
+    }
 }
 
 /// The servers of an upstream, in either of their forms.
