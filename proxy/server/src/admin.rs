@@ -8,8 +8,6 @@ mod process;
 #[cfg(test)]
 mod tests;
 
-pub use commands::HELP;
-
 use crate::surface::{Answer, Query, Reply, Surface};
 use http::{HeaderValue, Method, StatusCode, header};
 use parking_lot::Mutex;

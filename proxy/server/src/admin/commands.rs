@@ -3,10 +3,12 @@
 use super::{Admin, State, clusters, process};
 use crate::surface::{Query, Reply};
 use http::StatusCode;
+use matchit::Router;
 use regex::Regex;
 use sixfold_core::metrics::render::{self, Selection};
 use sixfold_core::metrics::{Sample, Value};
 use std::fmt::Write;
+use std::sync::LazyLock;
 
 /// One command.
 pub(super) struct Command {
@@ -54,12 +56,9 @@ const COMMANDS: &[Command] = &[
     }),
 ];
 
-/// Paths of all commands with what they do.
-pub const HELP: &str = "admin commands are:";
-
 /// The list of commands, a line each.
 pub(super) fn help() -> String {
-    let mut text = format!("{HELP}\n");
+    let mut text = "admin commands are:\n".to_owned();
     for command in COMMANDS {
         let post = if command.changes { " (POST)" } else { "" };
         // Writing to a string never fails.
@@ -70,7 +69,13 @@ pub(super) fn help() -> String {
 
 /// The command of a path.
 pub(super) fn find(path: &str) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.path == path)
+    static PATHS: LazyLock<Router<&'static Command>> = LazyLock::new(|| {
+        let mut paths = Router::new();
+        // Only a path that is there twice could be refused, and the first one counts then.
+        COMMANDS.iter().for_each(|command| drop(paths.insert(command.path, command)));
+        paths
+    });
+    PATHS.at(path).ok().map(|found| *found.value)
 }
 
 fn ok(body: impl Into<String>) -> Reply {
