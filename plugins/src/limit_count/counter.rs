@@ -35,8 +35,17 @@ const MAX_KEYS: usize = 65_536;
 /// A few maps, each with a lock of its own: workers seldom meet.
 pub(super) struct Counters {
     hasher: RandomState,
-    shards: [Mutex<HashMap<Box<[u8]>, Entry>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
 }
+
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<Box<[u8]>, Entry>,
+    /// When it was last looked through for what is over: at most once a second, however fast new keys come.
+    swept: Option<Instant>,
+}
+
+const SWEEP: Duration = Duration::from_secs(1);
 
 struct Entry {
     /// When the current window began.
@@ -57,12 +66,12 @@ impl Counters {
     /// Takes one of `limit` in `window` from the counter of `key`.
     pub(super) fn take(&self, kind: Window, key: &[u8], limit: u64, window: Duration, now: Instant) -> Taken {
         let shard = &self.shards[self.hasher.hash_one(key) as usize % SHARDS];
-        let mut entries = shard.lock();
-        if !entries.contains_key(key) {
-            make_room(&mut entries, now);
-            entries.insert(key.into(), Entry { start: now, window, current: 0, previous: 0 });
+        let shard = &mut *shard.lock();
+        if !shard.entries.contains_key(key) {
+            shard.make_room(now);
+            shard.entries.insert(key.into(), Entry { start: now, window, current: 0, previous: 0 });
         }
-        let Some(entry) = entries.get_mut(key) else {
+        let Some(entry) = shard.entries.get_mut(key) else {
             return Taken { allowed: true, remaining: limit.saturating_sub(1), reset: window };
         };
         match kind {
@@ -103,16 +112,21 @@ impl Entry {
     }
 }
 
-/// A full shard drops what is over; if nothing is, it forgets one key rather than grow without end.
-fn make_room(entries: &mut HashMap<Box<[u8]>, Entry>, now: Instant) {
-    if entries.len() < MAX_KEYS {
-        return;
-    }
-    entries.retain(|_, e| now.saturating_duration_since(e.start) < e.window * 2);
-    if entries.len() >= MAX_KEYS
-        && let Some(key) = entries.keys().next().cloned()
-    {
-        entries.remove(&key);
+impl Shard {
+    /// When it is full it drops what is over; if nothing is, it forgets one key rather than grow without end.
+    fn make_room(&mut self, now: Instant) {
+        if self.entries.len() < MAX_KEYS {
+            return;
+        }
+        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP) {
+            self.swept = Some(now);
+            self.entries.retain(|_, e| now.saturating_duration_since(e.start) < e.window * 2);
+        }
+        if self.entries.len() >= MAX_KEYS
+            && let Some(key) = self.entries.keys().next().cloned()
+        {
+            self.entries.remove(&key);
+        }
     }
 }
 
@@ -147,16 +161,19 @@ mod tests {
 
     #[test]
     fn keys_do_not_grow_without_end() {
-        let mut entries = HashMap::new();
         let now = Instant::now();
-        for i in 0..MAX_KEYS as u64 {
-            let entry = Entry { start: now, window: WINDOW, current: 0, previous: 0 };
-            entries.insert(i.to_le_bytes()[..].into(), entry);
-        }
-        make_room(&mut entries, now);
-        assert_eq!(entries.len(), MAX_KEYS - 1);
-        entries.insert(b"one more"[..].into(), Entry { start: now, window: WINDOW, current: 0, previous: 0 });
-        make_room(&mut entries, now + WINDOW * 3);
-        assert!(entries.is_empty());
+        let entry = |start| Entry { start, window: WINDOW, current: 0, previous: 0 };
+        let keys = (0..MAX_KEYS as u64).map(|i| (i.to_le_bytes()[..].into(), entry(now)));
+        let mut shard = Shard { entries: keys.collect(), swept: None };
+        shard.make_room(now);
+        assert_eq!(shard.entries.len(), MAX_KEYS - 1);
+        let over = now + WINDOW * 3;
+        shard.swept = Some(over);
+        shard.entries.insert(b"one more"[..].into(), entry(now));
+        shard.make_room(over);
+        assert_eq!(shard.entries.len(), MAX_KEYS - 1, "it was looked through a moment ago");
+        shard.entries.insert(b"another"[..].into(), entry(now));
+        shard.make_room(over + SWEEP);
+        assert!(shard.entries.is_empty());
     }
 }

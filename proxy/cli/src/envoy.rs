@@ -45,10 +45,12 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let text = Text::of(&options)?;
     let Compiled { diff, admin, stats, .. } = text.load(&environment)?;
     let mut names = Names::of(&diff);
-    let control = Administration::new(&process, levels, sender.clone(), text.document()?);
+    let document = text.document()?;
+    let node = document.get("node").cloned().unwrap_or_else(|| json!({}));
+    let control = Administration::new(&process, levels, sender.clone(), document);
     let _admin = match admin {
         Some(admin) => {
-            Some(administration(&options, &process, &admin.address, stats::tags(stats)?, control)?)
+            Some(administration(&options, &process, &admin.address, stats::tags(stats)?, node, control)?)
         }
         None => None,
     };
@@ -117,6 +119,7 @@ fn administration(
     process: &Process,
     address: &BindAddress,
     tags: metrics::TagRules,
+    node: Value,
     control: Administration,
 ) -> Result<Surface, Failure> {
     let BindAddress::Ip(address) = address else {
@@ -140,7 +143,7 @@ fn administration(
                     Strategy::Immediate => "Immediate",
                 },
             }),
-            node: json!({"id": options.service_node, "cluster": options.service_cluster}),
+            node,
         },
         concurrency: process.server.shared().options.concurrency,
         control: Arc::new(control),
@@ -189,11 +192,12 @@ impl Text {
         if node.iter().any(|(_, value)| value.is_some()) {
             let mut document = text.mergeable()?;
             for (path, value) in node {
-                if let (Some(value), None) = (value, document.pointer(path)) {
+                // What the command line says overrides the file.
+                if let Some(value) = value {
                     merge(&mut document, nested(path, value));
                 }
             }
-            // Places are kept as long as nothing had to be added.
+            // Places are kept as long as nothing had to be changed.
             if document != text.mergeable()? {
                 text = Text { text: document.to_string(), name: "merged.json".to_owned() };
             }

@@ -3,14 +3,13 @@
 use crate::Failure;
 use crate::arguments::ValidateOptions;
 use crate::envoy::{Text, compile_environment};
-use crate::process::Surroundings;
+use crate::process::{Surroundings, plugins};
 use crate::stats;
 use sixfold_apisix::config::{Config, Environment};
 use sixfold_apisix::{Setup, Source};
 use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
 use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
-use sixfold_core::model::Model;
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
 use std::path::Path;
@@ -34,7 +33,9 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     match kind {
         Kind::Bootstrap => envoy(&text)?,
         Kind::Configuration => {
-            sixfold_apisix::load(&options.config, apisix_setup()?)?;
+            for report in sixfold_apisix::validate(&options.config, plugins(), Environment::Process)? {
+                eprintln!("warning: {report}");
+            }
         }
         Kind::Resources => resources(&options.config)?,
     }
@@ -78,7 +79,8 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
 
 /// Compiles a bootstrap and forgets it.
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
-    let Surroundings { metrics, clusters, plugins, build, .. } = surroundings()?;
+    let surroundings = Surroundings::new(ResolverConfig::default(), CalloutConfig::default())?;
+    let Surroundings { metrics, clusters, plugins, build, .. } = surroundings;
     let environment = compile_environment(clusters, metrics, plugins, build, Arc::new(NoLogs));
     let compiled = text.load(&environment)?;
     stats::tags(compiled.stats)?;
@@ -88,18 +90,10 @@ pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
 fn resources(path: &Path) -> Result<(), Failure> {
     let role = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
     let config = Config::parse(role, "config.yaml", &Environment::Process)?;
-    let mut source = Source::new(config, path.to_owned(), apisix_setup()?);
+    let setup = Setup::detached(plugins(), Environment::Process);
+    let mut source = Source::new(config, path.to_owned(), setup);
     source.reload()?;
     Ok(())
-}
-
-fn surroundings() -> Result<Surroundings, Failure> {
-    Surroundings::new(ResolverConfig::default(), CalloutConfig::default())
-}
-
-fn apisix_setup() -> Result<Setup, Failure> {
-    let Surroundings { clusters, plugins, build, .. } = surroundings()?;
-    Ok(Setup::new(&mut Model::new(clusters), plugins, build, Arc::new(NoLogs)))
 }
 
 /// Opens nothing: a check must leave no files behind.

@@ -49,6 +49,18 @@ fn serves_a_bootstrap_without_a_command() {
 }
 
 #[test]
+fn names_on_the_command_line_override_the_bootstraps() {
+    let running = start(&["--service-cluster", "other", "--service-zone", "z"]);
+    let info = get(running.admin, "/server_info").unwrap().body;
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    let node = &info["node"];
+    assert_eq!(
+        (&node["id"], &node["cluster"], &node["locality"]["zone"]),
+        (&"n".into(), &"other".into(), &"z".into())
+    );
+}
+
+#[test]
 fn sigterm_ends_idle_connections_and_finishes() {
     let mut running = start(&[]);
     let mut kept = TcpStream::connect(("127.0.0.1", running.port)).unwrap();

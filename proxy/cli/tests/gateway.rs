@@ -189,7 +189,7 @@ fn answers_of_the_gateway_look_like_apisixs() {
     let config = directory.write("config.yaml", &configuration(port, status));
     directory.write(
         "apisix.yaml",
-        "routes:\n  - {id: a, uri: /a, upstream: {nodes: {'127.0.0.1:1': 1}}}\n  - {id: n, uri: /n}\n#END\n",
+        "routes:\n  - {id: a, uri: /a, upstream: {nodes: {'127.0.0.1:1': 1}}}\n  - {id: n, uri: /n, plugins: {}}\n#END\n",
     );
     let mut process = Process::start(&["run", "-c", &config]);
     process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));

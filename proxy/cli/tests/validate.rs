@@ -30,7 +30,20 @@ fn good_files_of_each_kind() {
         let output = output(&["validate", "-c", file]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         assert!(text(&output.stdout).starts_with(&format!("{file}: {what}")), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
     }
+    let reported = "nginx_config: {http: {send_timeout: 5s}}\n";
+    let config = directory.write(
+        "config.yaml",
+        &format!("deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}\n{reported}"),
+    );
+    let output = output(&["validate", "-c", &config]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let warning = text(&output.stderr);
+    assert!(
+        warning.starts_with("warning: ") && warning.contains("nginx_config.http.send_timeout"),
+        "{warning}"
+    );
 }
 
 #[test]

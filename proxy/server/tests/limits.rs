@@ -175,3 +175,38 @@ async fn a_route_that_is_chosen_again_brings_its_own_chain_and_repeats_no_phase(
     assert!(ask(proxy, &get("/from")).await.ends_with("/to rewrite,access"));
     assert!(ask(proxy, &get("/to")).await.ends_with("/to rewrite,access"));
 }
+
+/// Tells the upstream which endpoint was chosen.
+struct Teller;
+
+impl Plugin for Teller {
+    fn name(&self) -> &str {
+        "teller"
+    }
+
+    fn phases(&self) -> Phases {
+        Phases::BEFORE_PROXY
+    }
+
+    fn before_proxy<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+        let host = stream.upstream.host.as_ref().map_or_else(String::new, |host| host.address.to_string());
+        stream.request.headers.set(Known::VIA, host.as_bytes());
+        Step::Continue
+    }
+}
+
+#[tokio::test]
+async fn before_proxy_sees_the_endpoint() {
+    let up = upstream(|_, request| {
+        ok(request.lines().find_map(|line| line.strip_prefix("via: ")).unwrap_or("none"))
+    })
+    .await;
+    let mut builder = ChainBuilder::new();
+    builder.push(Arc::new(Teller));
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.chain = Arc::new(builder.build());
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    assert!(ask(proxy, &get("/")).await.ends_with(&up.address.to_string()));
+}

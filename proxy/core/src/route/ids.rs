@@ -44,7 +44,8 @@ fn best(patterns: &[Box<str>], rank: impl Fn(&str) -> Option<usize>) -> &str {
         [] => "",
         [only] => only,
         several => {
-            let ranked = several.iter().filter_map(|pattern| Some((rank(pattern)?, pattern)));
+            // Among equals the first one: `max_by_key` takes the last.
+            let ranked = several.iter().rev().filter_map(|pattern| Some((rank(pattern)?, pattern)));
             ranked.max_by_key(|(rank, _)| *rank).map_or("", |(_, pattern)| pattern)
         }
     }

@@ -7,7 +7,7 @@ use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
 use crate::upstream::{Checkout, choose_cluster};
-use sixfold_core::balance::Choice;
+use sixfold_core::balance::{Choice, Feedback};
 use sixfold_core::cluster::{Cluster, Host};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
@@ -17,6 +17,7 @@ use sixfold_core::route::{Forward, Route, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A request on its way to a cluster: what all attempts share.
 pub(super) struct Plan<'r> {
@@ -46,22 +47,19 @@ impl<D: Downstream> Exchange<'_, D> {
             self.clock.set_route(plan.timeouts.global);
         }
         loop {
-            match self.phase_before_proxy().await? {
-                None => {}
-                Some(reply) => return self.respond(reply, true).await,
+            let Some(host) = self.choose_host(&plan) else {
+                let reply = self.no_host(&plan);
+                return self.respond(reply, true).await;
+            };
+            if let Some(reply) = self.before_proxy(&plan, &host).await? {
+                return self.respond(reply, true).await;
             }
-            let attempt = match self.choose_host(&plan) {
-                None => {
-                    let reply = self.no_host(&plan);
-                    return self.respond(reply, true).await;
+            let attempt = match self.attempt(&mut plan, host).await {
+                Ok(attempt) => attempt,
+                Err(interrupt) => {
+                    self.end_attempt(&plan.cluster, 0);
+                    return Err(interrupt);
                 }
-                Some(host) => match self.attempt(&mut plan, host).await {
-                    Ok(attempt) => attempt,
-                    Err(interrupt) => {
-                        self.end_attempt(&plan.cluster, 0);
-                        return Err(interrupt);
-                    }
-                },
             };
             match self.judge(&mut plan, attempt).await? {
                 Verdict::Again => {}
@@ -133,15 +131,26 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    async fn phase_before_proxy(&mut self) -> Result<Option<LocalReply>, Interrupt> {
+    /// Runs `before_proxy`, which sees the endpoint that was chosen.
+    async fn before_proxy(
+        &mut self,
+        plan: &Plan<'_>,
+        host: &Arc<Host>,
+    ) -> Result<Option<LocalReply>, Interrupt> {
         let chain = self.chain.clone();
         if !chain.has(Phases::BEFORE_PROXY) {
             return Ok(None);
         }
-        match self.phase(&chain, Phases::BEFORE_PROXY, 0).await? {
-            Outcome::Respond(reply) => Ok(Some(reply)),
-            _ => Ok(None),
-        }
+        self.stream.upstream.host = Some(host.clone());
+        let outcome = match self.phase(&chain, Phases::BEFORE_PROXY, 0).await {
+            Ok(Outcome::Respond(reply)) => Ok(Some(reply)),
+            Ok(_) => return Ok(None),
+            Err(interrupt) => Err(interrupt),
+        };
+        // The balancer hears of every choice, also of one that came to nothing.
+        let feedback = Feedback { worker: self.env.worker.index, status: 0, elapsed: Duration::ZERO };
+        plan.cluster.balancer.report(host, feedback);
+        outcome
     }
 
     fn choose_host(&mut self, plan: &Plan<'_>) -> Option<Arc<Host>> {
