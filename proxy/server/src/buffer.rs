@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::thread::LocalKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes of a fresh buffer: what one read takes.
@@ -17,18 +18,20 @@ const KEPT: usize = 64;
 const COPY_LIMIT: usize = 4 * 1024;
 
 thread_local! {
-    static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// Fully initialised: reading zeroes nothing.
+    static READ: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// Empty: writing appends.
+    static WRITE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer of [`PIECE`] bytes, all readable.
-fn take_piece() -> Vec<u8> {
-    FREE.with(|free| free.borrow_mut().pop()).unwrap_or_else(|| vec![0; PIECE])
+fn take_piece(list: &'static LocalKey<RefCell<Vec<Vec<u8>>>>) -> Option<Vec<u8>> {
+    list.with(|free| free.borrow_mut().pop())
 }
 
-fn give_back(mut piece: Vec<u8>) {
+/// Keeps a piece of the usual size for the next taker; larger ones are freed.
+fn give_back(list: &'static LocalKey<RefCell<Vec<Vec<u8>>>>, piece: Vec<u8>) {
     if piece.capacity() == PIECE {
-        piece.resize(PIECE, 0);
-        FREE.with(|free| {
+        list.with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < KEPT {
                 free.push(piece);
@@ -93,7 +96,7 @@ impl ReadBuffer {
 
     fn make_room(&mut self) {
         if self.data.is_empty() {
-            self.data = take_piece();
+            self.data = take_piece(&READ).unwrap_or_else(|| vec![0; PIECE]);
         } else if self.end == self.data.len() {
             if self.start > 0 {
                 self.data.copy_within(self.start..self.end, 0);
@@ -110,7 +113,7 @@ impl ReadBuffer {
     /// Gives the memory back if nothing is in it.
     pub(crate) fn release(&mut self) {
         if self.is_empty() && !self.data.is_empty() {
-            give_back(std::mem::take(&mut self.data));
+            give_back(&READ, std::mem::take(&mut self.data));
         }
     }
 
@@ -125,7 +128,7 @@ impl ReadBuffer {
 
 impl Drop for ReadBuffer {
     fn drop(&mut self) {
-        give_back(std::mem::take(&mut self.data));
+        give_back(&READ, std::mem::take(&mut self.data));
     }
 }
 
@@ -142,8 +145,7 @@ impl WriteBuffer {
     /// Where encoders append.
     pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
         if self.data.capacity() == 0 {
-            self.data = take_piece();
-            self.data.clear();
+            self.data = take_piece(&WRITE).unwrap_or_else(|| Vec::with_capacity(PIECE));
         }
         &mut self.data
     }
@@ -232,7 +234,7 @@ impl WriteBuffer {
         if self.len() == 0 && self.data.capacity() > 0 {
             let mut data = std::mem::take(&mut self.data);
             data.clear();
-            give_back(data);
+            give_back(&WRITE, data);
         }
     }
 }
@@ -241,7 +243,7 @@ impl Drop for WriteBuffer {
     fn drop(&mut self) {
         let mut data = std::mem::take(&mut self.data);
         data.clear();
-        give_back(data);
+        give_back(&WRITE, data);
     }
 }
 

@@ -54,7 +54,9 @@ pub(crate) struct Clock {
     progress: Option<Duration>,
     progressed: Instant,
     touched: Instant,
+    /// The next deadline, unless `changed`: setters come in threes, and one look at the end is enough.
     earliest: Option<Instant>,
+    changed: bool,
 }
 
 impl Clock {
@@ -77,6 +79,7 @@ impl Clock {
             progressed: now,
             touched: now,
             earliest: None,
+            changed: false,
         }
     }
 
@@ -113,19 +116,19 @@ impl Clock {
     /// Sets the idle timeout; zero is off.
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
         self.idle = idle.filter(|d| !d.is_zero());
-        self.recount();
+        self.changed = true;
     }
 
     /// Until the request is complete.
     pub(crate) fn set_request(&mut self, limit: Option<Duration>) {
         self.request = limit.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
-        self.recount();
+        self.changed = true;
     }
 
     /// Whole stream, from its start.
     pub(crate) fn set_max_stream(&mut self, start: Instant, limit: Option<Duration>) {
         self.max_stream = limit.filter(|d| !d.is_zero()).map(|d| after(start, d));
-        self.recount();
+        self.changed = true;
     }
 
     /// The end of a connection that waits for its next stream, in the place of a stream's own.
@@ -137,7 +140,7 @@ impl Clock {
     /// The route's timeout, from now.
     pub(crate) fn set_route(&mut self, limit: Option<Duration>) {
         self.route = limit.map(|d| after(self.now, d));
-        self.recount();
+        self.changed = true;
     }
 
     /// What is left of the route's timeout.
@@ -156,13 +159,13 @@ impl Clock {
         self.per_try_idle = per_try_idle.filter(|d| !d.is_zero());
         self.cluster_max = cluster_max.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
         self.progress = progress.filter(|d| !d.is_zero());
-        self.recount();
+        self.changed = true;
     }
 
     /// Starts the attempt's own timeout.
     pub(crate) fn set_per_try(&mut self, limit: Option<Duration>) {
         self.per_try = limit.map(|d| after(self.now, d));
-        self.recount();
+        self.changed = true;
     }
 
     /// Forgets the deadlines of the attempt.
@@ -171,7 +174,7 @@ impl Clock {
         self.per_try_idle = None;
         self.cluster_max = None;
         self.progress = None;
-        self.recount();
+        self.changed = true;
     }
 
     fn deadlines(&self) -> [(Expired, Option<Instant>); 8] {
@@ -188,12 +191,16 @@ impl Clock {
     }
 
     fn recount(&mut self) {
+        self.changed = false;
         self.earliest = self.deadlines().iter().filter_map(|(_, at)| *at).min();
     }
 
     /// Ready when a deadline has passed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
         loop {
+            if self.changed {
+                self.recount();
+            }
             let Some(earliest) = self.earliest else { return Poll::Pending };
             if earliest < self.armed {
                 self.timer.as_mut().reset(earliest);
