@@ -9,6 +9,7 @@ mod known;
 
 pub use known::Known;
 
+use bytes::Bytes;
 use std::fmt;
 
 /// A header name prepared when configuration arrives: lower case, and its id if it is well known.
@@ -235,6 +236,15 @@ impl Headers {
         self.fields
             .iter()
             .map(|f| ((f.known != 0).then_some(Known(f.known)), f.name(&self.buf), f.value(&self.buf)))
+    }
+
+    /// [`Headers::iter_known`], each value a part of one shared copy of all bytes: for libraries that keep values.
+    pub fn iter_shared(&self) -> impl Iterator<Item = (Option<Known>, &[u8], Bytes)> {
+        let shared = Bytes::copy_from_slice(&self.buf);
+        self.fields.iter().map(move |f| {
+            let value = shared.slice(f.value as usize..f.value as usize + f.value_len as usize);
+            ((f.known != 0).then_some(Known(f.known)), f.name(&self.buf), value)
+        })
     }
 
     /// Adds a field as it came off the wire, its name in any case and kept as spelled.

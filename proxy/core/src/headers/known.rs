@@ -141,6 +141,17 @@ impl Known {
     /// The id of `name` in any case, if it is a well-known one.
     #[inline]
     pub fn find(name: &[u8]) -> Option<Known> {
+        Known::search(name, |known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// [`Known::find`] for a name that is in lower case already.
+    #[inline]
+    pub fn find_lower(name: &[u8]) -> Option<Known> {
+        Known::search(name, |known| known == name)
+    }
+
+    #[inline]
+    fn search(name: &[u8], is: impl Fn(&[u8]) -> bool) -> Option<Known> {
         if name.is_empty() {
             return None;
         }
@@ -150,11 +161,21 @@ impl Known {
             if id == 0 {
                 return None;
             }
-            if NAMES[id as usize].as_bytes().eq_ignore_ascii_case(name) {
+            if is(NAMES[id as usize].as_bytes()) {
                 return Some(Known(id));
             }
             at = (at + 1) % TABLE_SIZE;
         }
+    }
+
+    /// Every well-known name, each at the place that [`Known::index`] says.
+    pub fn all() -> impl Iterator<Item = Known> {
+        (1..NAMES.len()).map(|id| Known(id as u8))
+    }
+
+    /// Its place among all of them, from 0: for tables.
+    pub fn index(self) -> usize {
+        usize::from(self.0) - 1
     }
 
     /// Whether Envoy joins repeated lines of this header with a comma (its "inline" headers): every well-known
@@ -198,8 +219,11 @@ mod tests {
         for name in NAMES.iter().skip(1) {
             assert_eq!(Known::find(name.as_bytes()).map(Known::as_str), Some(*name));
             assert_eq!(Known::find(name.to_uppercase().as_bytes()).map(Known::as_str), Some(*name));
+            assert_eq!(Known::find_lower(name.as_bytes()).map(Known::as_str), Some(*name));
+            assert_eq!(Known::find_lower(name.to_uppercase().as_bytes()), None);
         }
         assert_eq!(Known::find(b"x-other"), None);
         assert_eq!(Known::find(b""), None);
+        assert!(Known::all().enumerate().all(|(place, known)| known.index() == place));
     }
 }

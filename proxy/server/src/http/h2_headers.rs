@@ -4,6 +4,11 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme, Version};
+use std::sync::LazyLock;
+
+/// The well-known names in the library's form.
+static NAMES: LazyLock<Vec<HeaderName>> =
+    LazyLock::new(|| Known::all().map(|known| HeaderName::from_static(known.as_str())).collect());
 
 /// Why a head can't go over HTTP/2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +35,7 @@ pub(crate) fn from_map(map: &HeaderMap, out: &mut Headers) {
 /// Copies fields that HTTP/2 may carry; what it may not (RFC 9113 section 8.2.2) and what is malformed is left out.
 pub(crate) fn to_map(headers: &Headers) -> HeaderMap {
     let mut map = HeaderMap::with_capacity(headers.len());
-    for (known, name, value) in headers.iter_known() {
+    for (known, name, value) in headers.iter_shared() {
         if matches!(
             known,
             Some(
@@ -44,7 +49,11 @@ pub(crate) fn to_map(headers: &Headers) -> HeaderMap {
         ) {
             continue;
         }
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+        let name = match known.and_then(|known| NAMES.get(known.index())) {
+            Some(name) => Ok(name.clone()),
+            None => HeaderName::from_bytes(name),
+        };
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
             map.append(name, value);
         }
     }

@@ -5,6 +5,7 @@ use super::clock::{Clock, after};
 use super::downstream::{Downstream, Gone};
 use super::h2_guard::Guarded;
 use super::h2_send::H2Send;
+use super::h2_streams::{self, Opened};
 use super::{Env, PREFACE, exchange, h2_headers};
 use crate::io::Io;
 use bytes::Bytes;
@@ -118,7 +119,7 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: Arc<Env>) 
             env.hcm.stats.downstream_cx_max_requests_reached.inc();
             server.graceful_shutdown();
         }
-        tokio::spawn(stream(request, respond, connection, env));
+        h2_streams::serve(Opened { request, respond, connection, env });
     }
 }
 
@@ -175,39 +176,18 @@ impl ConnectionLimits {
     }
 }
 
-async fn stream(
-    request: http::Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    connection: Arc<Connection>,
-    env: Arc<Env>,
-) {
+/// Serves one stream, in a context and with a clock that earlier ones may have used.
+pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mut Clock) {
+    let Opened { request, respond, connection, env } = opened;
     env.hcm.stats.downstream_rq_http2_total.inc();
     let secure = connection.tls.is_some();
-    let mut stream = Box::new(Stream::new(connection));
-    let mut clock = Clock::new();
+    stream.connection = connection;
     let now = clock.restart();
     stream.reset(now.into_std());
     stream.start_time = SystemTime::now();
-    let (parts, recv) = request.into_parts();
-    h2_headers::read_request(&parts, &mut stream.request);
+    let mut client = H2Client::new(request, respond, stream, env.hcm.buffer_limit);
     stream.request.scheme = if secure { Scheme::Https } else { Scheme::Http };
-    stream.bytes.request_head = stream.request.headers.wire_len() as u64;
-    let has_host = parts.uri.authority().is_some() || !stream.request.authority.is_empty();
-    let upgrade = (parts.method == http::Method::CONNECT).then(|| {
-        let protocol = parts.extensions.get::<h2::ext::Protocol>();
-        protocol.map_or("connect", h2::ext::Protocol::as_str).to_ascii_lowercase().into()
-    });
-    let mut client = H2Client {
-        ended: recv.is_end_stream(),
-        recv,
-        respond,
-        send: None,
-        owed: 0,
-        watermark: env.hcm.buffer_limit,
-        has_host,
-        upgrade,
-    };
-    exchange::serve(&mut client, &mut stream, &mut clock, &env).await;
+    exchange::serve(&mut client, stream, clock, &env).await;
 }
 
 /// The client's side of one stream.
@@ -221,6 +201,34 @@ struct H2Client {
     watermark: usize,
     has_host: bool,
     upgrade: Option<Box<str>>,
+}
+
+impl H2Client {
+    /// Copies the request's head into `stream`; the library's form of it is freed here, not after the request.
+    fn new(
+        request: http::Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        stream: &mut Stream,
+        watermark: usize,
+    ) -> H2Client {
+        let (parts, recv) = request.into_parts();
+        h2_headers::read_request(&parts, &mut stream.request);
+        stream.bytes.request_head = stream.request.headers.wire_len() as u64;
+        let upgrade = (parts.method == http::Method::CONNECT).then(|| {
+            let protocol = parts.extensions.get::<h2::ext::Protocol>();
+            protocol.map_or("connect", h2::ext::Protocol::as_str).to_ascii_lowercase().into()
+        });
+        H2Client {
+            ended: recv.is_end_stream(),
+            recv,
+            respond,
+            send: None,
+            owed: 0,
+            watermark,
+            has_host: parts.uri.authority().is_some() || !stream.request.authority.is_empty(),
+            upgrade,
+        }
+    }
 }
 
 impl Downstream for H2Client {

@@ -15,6 +15,7 @@ mod h2_guard;
 pub(crate) mod h2_headers;
 pub(crate) mod h2_send;
 mod h2_server;
+mod h2_streams;
 mod judge;
 mod local_reply;
 mod outgoing;
