@@ -14,8 +14,8 @@ use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell};
 use sixfold_core::stream::Stream;
 
-use crate::testing::{context, read};
-use crate::{Context, cluster, filters, listener, route};
+use crate::testing::{context, read, table};
+use crate::{Context, cluster, filters, listener};
 
 const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
 const CLUSTERS: [&str; 5] = ["c0", "c1", "c2", "c3", "c4"];
@@ -74,7 +74,7 @@ impl Feed {
             Kind::Table => {
                 let table = text.map(|text| {
                     let (filters, _) = filters::compile(context, &[read(ROUTER)])?;
-                    route::table(context, &filters, &read(text)).map(Arc::new)
+                    table(context, &filters, &read(text)).map(Arc::new)
                 });
                 diff.route_tables.push((name.into(), table.transpose()?));
             }

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::plugin::{BuildContext, Chain, ChainBuilder, PluginFactory};
 use sixfold_xds_api::pb::envoy::config::route::v3::FilterConfig;
@@ -18,6 +17,7 @@ use sixfold_xds_api::{any, json};
 use crate::context::Context;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
+use sixfold_xds_api::wire::decode;
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
@@ -94,14 +94,12 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
     };
     let (type_name, config) = any::resolve(config).in_key("typed_config")?;
     if type_name == ROUTER {
-        let router = Router::decode(config.as_slice());
-        return router
-            .map(One::Router)
-            .map_err(|error| ConfigError::field("typed_config", error.to_string()));
+        return decode(&config).map(One::Router).in_key("typed_config");
     }
     match factory(context, &type_name) {
         Some(factory) => {
             let factory = factory.clone();
+            let config = config.into_owned();
             Ok(One::Filter(Filter { name: name.clone(), type_name, config, disabled: *disabled, factory }))
         }
         None if *is_optional => Ok(One::Nothing),
@@ -177,14 +175,14 @@ impl Filter {
             let (type_name, bytes) = any::resolve(config)?;
             if type_name != FILTER_CONFIG {
                 settings.disabled = Some(false);
-                settings.configs.push(self.checked(&type_name, bytes)?);
+                settings.configs.push(self.checked(&type_name, bytes.into_owned())?);
                 continue;
             }
             let FilterConfig { config, is_optional: _, disabled } = any::unpack(config)?;
             settings.disabled = Some(disabled);
             if let Some(config) = config.filter(|config| !config.type_url.is_empty()) {
                 let (type_name, bytes) = any::resolve(&config).in_key("config")?;
-                settings.configs.push(self.checked(&type_name, bytes).in_key("config")?);
+                settings.configs.push(self.checked(&type_name, bytes.into_owned()).in_key("config")?);
             }
         }
         Ok(settings)

@@ -7,16 +7,22 @@ use std::sync::Arc;
 use prost::{Message, Name};
 use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
 use sixfold_core::document::{Node as Document, Options};
+use sixfold_core::error::ConfigError;
 use sixfold_core::metrics;
 use sixfold_core::plugin::Phases;
 use sixfold_core::plugin::{
     BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, Plugin, PluginFactory, Registry,
     SharedState,
 };
+use sixfold_core::router::RouteTable;
 use sixfold_xds_api::message_from_node;
+use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
+use sixfold_xds_api::wire::{self, Split};
 
 use crate::bootstrap::Environment;
 use crate::context::{Context, Node};
+use crate::filters::HttpFilters;
+use crate::route;
 
 /// A message from YAML.
 pub(crate) fn read<M: Message + Default + Name>(yaml: &str) -> M {
@@ -27,6 +33,17 @@ pub(crate) fn read<M: Message + Default + Name>(yaml: &str) -> M {
         Ok(message) => message,
         Err(error) => panic!("{error} in {yaml}"),
     }
+}
+
+/// Compiles a route configuration from its encoded form, as it comes by an API.
+pub(crate) fn table(
+    context: &Context,
+    filters: &HttpFilters,
+    value: &RouteConfiguration,
+) -> Result<RouteTable, ConfigError> {
+    let encoded = value.encode_to_vec();
+    let Split { rest, parts } = wire::split(&encoded, &[2, 3])?;
+    route::table(context, filters, &wire::decode(&rest)?, &parts)
 }
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.

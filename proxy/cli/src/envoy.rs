@@ -43,11 +43,10 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let process = Process::start(setup(&options))?;
     let environment = environment(&process);
     let text = Text::of(&options)?;
+    let node = text.node()?;
     let Compiled { diff, admin, stats, .. } = text.load(&environment)?;
     let mut names = Names::of(&diff);
-    let document = text.document()?;
-    let node = document.get("node").cloned().unwrap_or_else(|| json!({}));
-    let control = Administration::new(&process, levels, sender.clone(), document);
+    let control = Administration::new(&process, levels, sender.clone(), text);
     let _admin = match admin {
         Some(admin) => {
             Some(administration(&options, &process, &admin.address, stats::tags(stats)?, node, control)?)
@@ -220,6 +219,12 @@ impl Text {
     /// As a document without places.
     pub(crate) fn document(&self) -> Result<Value, Failure> {
         Ok(Node::parse_file_text(&self.text, &self.name)?.to_json())
+    }
+
+    /// Its `node`, as `/server_info` shows it.
+    fn node(&self) -> Result<Value, Failure> {
+        let document = Node::parse_file_text(&self.text, &self.name)?;
+        Ok(document.get("node").map_or_else(|| json!({}), Node::to_json))
     }
 
     /// As a document that may be written as JSON and read as a bootstrap again.

@@ -4,8 +4,10 @@ use envoy_types::pb::google::protobuf::{Any, ListValue, Struct, Value, value::Ki
 use prost::{Message, Name};
 use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
+use std::borrow::Cow;
 
 use crate::json::encode_node;
+use crate::wire::decode;
 
 /// A message in the form of a struct: `xds.type.v3.TypedStruct` and, with the same fields, `udpa.type.v1.TypedStruct`.
 #[derive(Clone, PartialEq, Message)]
@@ -45,13 +47,11 @@ pub fn unpack<M: Message + Default + Name>(any: &Any) -> Result<M, ConfigError> 
     let wanted = M::full_name();
     let name = name_of_url(&any.type_url);
     if name == wanted {
-        let reason =
-            |error: prost::DecodeError| ConfigError::new(format!("is not a valid {wanted}: {error}"));
-        return M::decode(any.value.as_slice()).map_err(reason);
+        return decode(&any.value);
     }
     let (found, bytes) = resolve(any)?;
     if found == wanted {
-        return M::decode(bytes.as_slice()).map_err(|error| ConfigError::new(error.to_string()));
+        return decode(&bytes);
     }
     Err(ConfigError::new(format!("must be of type {wanted}, not {found}")))
 }
@@ -60,10 +60,10 @@ pub fn unpack<M: Message + Default + Name>(any: &Any) -> Result<M, ConfigError> 
 ///
 /// # Errors
 /// An empty type, a `TypedStruct` that is not valid or does not fit its type.
-pub fn resolve(any: &Any) -> Result<(String, Vec<u8>), ConfigError> {
+pub fn resolve(any: &Any) -> Result<(String, Cow<'_, [u8]>), ConfigError> {
     let name = type_name(any)?;
     if !is_typed_struct(name_of_url(&any.type_url)) {
-        return Ok((name, any.value.clone()));
+        return Ok((name, Cow::Borrowed(any.value.as_slice())));
     }
     let json = struct_to_json(typed_struct(any)?.value.unwrap_or_default());
     let bytes = encode_node(&name, &Node::from_json(json)).map_err(|mut error| {
@@ -71,7 +71,7 @@ pub fn resolve(any: &Any) -> Result<(String, Vec<u8>), ConfigError> {
         error.place = None;
         error.in_key("value")
     })?;
-    Ok((name, bytes))
+    Ok((name, Cow::Owned(bytes)))
 }
 
 /// Puts a message into an `Any`.

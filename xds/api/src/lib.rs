@@ -15,6 +15,7 @@ mod schema;
 #[cfg(test)]
 mod testing;
 pub mod values;
+pub mod wire;
 
 pub use bootstrap::{load_bootstrap, parse_bootstrap};
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.

@@ -27,13 +27,19 @@ use crate::filters::{self, HttpFilters};
 use crate::{access_log, route};
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, not_empty, required, timeout_or};
+use sixfold_xds_api::wire::{self, Split, decode};
 
-/// Compiles a connection manager; `buffer_limit` is the listener's.
+/// Field numbers of `route_config.virtual_hosts.routes`.
+const ROUTES: [u32; 3] = [4, 2, 3];
+
+/// Compiles an encoded connection manager; `buffer_limit` is the listener's.
 pub(crate) fn compile(
     context: &Context,
-    value: &ProtoManager,
+    encoded: &[u8],
     buffer_limit: usize,
 ) -> Result<HttpConnectionManager> {
+    let Split { rest, parts } = wire::split(encoded, &ROUTES)?;
+    let value = &decode::<ProtoManager>(&rest)?;
     refuse_unsupported(value)?;
     let prefix = not_empty(&value.stat_prefix, "stat_prefix")?;
     let (filters, router) = filters::compile(context, &value.http_filters)?;
@@ -50,7 +56,7 @@ pub(crate) fn compile(
             ProtoCodec::Http2 => CodecType::Http2,
             ProtoCodec::Http3 => return Err(ConfigError::field("codec_type", "HTTP3 is not supported")),
         },
-        routes: routes(context, &filters, value)?,
+        routes: routes(context, &filters, value, &parts)?,
         chain: filters.base_chain()?,
         http1: http.http1,
         http2: http.http2,
@@ -158,10 +164,15 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
     Ok(())
 }
 
-fn routes(context: &Context, filters: &HttpFilters, value: &ProtoManager) -> Result<Arc<RouteTableCell>> {
+fn routes(
+    context: &Context,
+    filters: &HttpFilters,
+    value: &ProtoManager,
+    routes: &[Vec<&[u8]>],
+) -> Result<Arc<RouteTableCell>> {
     match required(&value.route_specifier, "route_specifier")? {
         RouteSpecifier::RouteConfig(config) => {
-            let table = route::table(context, filters, config).in_key("route_config")?;
+            let table = route::table(context, filters, config, routes).in_key("route_config")?;
             Ok(RouteTableCell::new(&config.name, Some(Arc::new(table))))
         }
         RouteSpecifier::Rds(_) => Err(ConfigError::field("rds", "is not supported")),

@@ -4,6 +4,7 @@ use sixfold_core::hcm::{Detection, ForwardClientCert, ServerHeader};
 
 use super::*;
 use crate::testing::{context, read};
+use prost::Message;
 
 /// A connection manager of these fields beside the ones that must be there.
 fn manager(fields: &str) -> Result<HttpConnectionManager> {
@@ -11,7 +12,8 @@ fn manager(fields: &str) -> Result<HttpConnectionManager> {
     let routes = if fields.contains("rds:") { "" } else { "route_config: {}" };
     let prefix = if fields.contains("stat_prefix") { "" } else { "stat_prefix: s" };
     let filters = if fields.contains("http_filters") { "" } else { rest };
-    compile(&context(), &read(&format!("{prefix}\n{filters}\n{routes}\n{fields}\n")), 1 << 20)
+    let manager: ProtoManager = read(&format!("{prefix}\n{filters}\n{routes}\n{fields}\n"));
+    compile(&context(), &manager.encode_to_vec(), 1 << 20)
 }
 
 fn refused(fields: &str) -> String {

@@ -64,8 +64,8 @@ fn one(context: &Context, value: &Filter, buffer_limit: usize) -> Result<Part> {
     };
     let filter = match any::type_name(config).in_key("typed_config")?.as_str() {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-            any::unpack(config)
-                .and_then(|manager| hcm::compile(context, &manager, buffer_limit))
+            any::resolve(config)
+                .and_then(|(_, manager)| hcm::compile(context, &manager, buffer_limit))
                 .map(|manager| Part::Last(NetworkFilter::Http(Arc::new(manager))))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => any::unpack(config)

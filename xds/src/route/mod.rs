@@ -27,6 +27,7 @@ use crate::filters::{HttpFilters, Overrides};
 use crate::retry;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
+use sixfold_xds_api::wire::decode;
 use sixfold_xds_api::{header_ops, matcher, metadata};
 
 /// Largest body of a direct response unless the table says otherwise, bytes.
@@ -52,11 +53,13 @@ impl Scope<'_> {
 
 /// Compiles a route configuration for a connection manager with these filters.
 ///
-/// A table is accepted or refused as a whole.
+/// A table is accepted or refused as a whole. `routes` are the encoded routes of each virtual host, which have been
+/// taken out of `value`: they are decoded one at a time.
 pub(crate) fn table(
     context: &Context,
     filters: &HttpFilters,
     value: &RouteConfiguration,
+    routes: &[Vec<&[u8]>],
 ) -> Result<RouteTable> {
     let RouteConfiguration {
         name,
@@ -112,8 +115,9 @@ pub(crate) fn table(
             .map(|name| header_name(name, "internal_only_headers"))
             .collect::<Result<_>>()?,
     };
-    let hosts = virtual_hosts.iter().enumerate().map(|(index, host)| {
-        virtual_host(&Scope { host: Some(host), ..scope }, host).in_index(index).in_key("virtual_hosts")
+    let hosts = virtual_hosts.iter().zip(routes).enumerate().map(|(index, (host, routes))| {
+        let scope = Scope { host: Some(host), ..scope };
+        virtual_host(&scope, host, routes).in_index(index).in_key("virtual_hosts")
     });
     check_names(virtual_hosts)?;
     RouteTable::new(name, options, hosts.collect::<Result<_>>()?)
@@ -130,11 +134,16 @@ fn check_names(hosts: &[ProtoHost]) -> Result<()> {
     Ok(())
 }
 
-fn virtual_host(scope: &Scope<'_>, value: &ProtoHost) -> Result<(Vec<String>, Arc<VirtualHost>)> {
+fn virtual_host(
+    scope: &Scope<'_>,
+    value: &ProtoHost,
+    routes: &[&[u8]],
+) -> Result<(Vec<String>, Arc<VirtualHost>)> {
     let ProtoHost {
         name,
         domains,
-        routes,
+        // Taken out before.
+        routes: _,
         matcher: host_matcher,
         require_tls,
         virtual_clusters,
@@ -212,7 +221,10 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost) -> Result<(Vec<String>, Ar
     let routes = routes
         .iter()
         .enumerate()
-        .map(|(index, route)| entry::route(scope, route).map(Arc::new).in_index(index).in_key("routes"))
+        .map(|(index, route)| {
+            let route = decode(route).and_then(|route| entry::route(scope, &route));
+            route.map(Arc::new).in_index(index).in_key("routes")
+        })
         .collect::<Result<_>>()?;
     Ok((domains.clone(), Arc::new(VirtualHost::new(name, options, routes))))
 }

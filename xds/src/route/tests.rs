@@ -8,7 +8,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_ma
 
 use super::*;
 use crate::filters;
-use crate::testing::{context, read};
+use crate::testing::{context, read, table};
 
 const FILTERS: &str = "http_filters:\n- {name: web, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}\n- {name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}\n";
 

@@ -136,7 +136,9 @@ impl Object {
     ///
     /// # Errors
     /// When a key occurs twice.
-    pub fn new(entries: Vec<Entry>) -> Result<Self, ConfigError> {
+    pub fn new(mut entries: Vec<Entry>) -> Result<Self, ConfigError> {
+        // Most objects have one or two keys, and a vector begins with room for four.
+        entries.shrink_to_fit();
         if entries.len() <= PAIRWISE_KEYS {
             for (index, entry) in entries.iter().enumerate() {
                 if let Some(first) = entries.iter().take(index).find(|first| first.key == entry.key) {

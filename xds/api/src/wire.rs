@@ -1,0 +1,153 @@
+//! Parts of an encoded message that are taken out before it is decoded.
+//!
+//! Decoded, a route is some kilobytes; a table of thousands is decoded one route at a time.
+
+use prost::{Message, Name};
+use sixfold_core::error::ConfigError;
+
+/// Decodes a message.
+///
+/// # Errors
+/// Bytes that are no such message.
+pub fn decode<M: Message + Default + Name>(bytes: &[u8]) -> Result<M, ConfigError> {
+    M::decode(bytes).map_err(|error| ConfigError::new(format!("is not a valid {}: {error}", M::full_name())))
+}
+
+/// An encoded message without certain parts, and these parts.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Split<'a> {
+    /// The message without the parts.
+    pub rest: Vec<u8>,
+    /// The encoded parts in order, by the message that holds them.
+    pub parts: Vec<Vec<&'a [u8]>>,
+}
+
+/// Takes the messages at `path` out, field numbers from the outermost message to the parts: `[2, 3]` takes
+/// `virtual_hosts.routes` out of a RouteConfiguration, one list for each virtual host.
+///
+/// # Errors
+/// Bytes that are no protobuf message.
+pub fn split<'a>(message: &'a [u8], path: &[u32]) -> Result<Split<'a>, ConfigError> {
+    let mut parts = Vec::new();
+    let rest = take_out(message, path, &mut parts);
+    let rest = rest.ok_or_else(|| ConfigError::new("is not a valid protobuf message"))?;
+    Ok(Split { rest, parts })
+}
+
+fn take_out<'a>(mut message: &'a [u8], path: &[u32], parts: &mut Vec<Vec<&'a [u8]>>) -> Option<Vec<u8>> {
+    let (wanted, deeper) = path.split_first()?;
+    let holder = parts.len();
+    if deeper.is_empty() {
+        parts.push(Vec::new());
+    }
+    let mut rest = Vec::new();
+    while !message.is_empty() {
+        let (key, after_key) = varint(message)?;
+        // A field's number and its type; only length-delimited ones hold messages.
+        if key >> 3 != u64::from(*wanted) || key & 7 != 2 {
+            let end = message.len() - skip(key & 7, after_key)?.len();
+            rest.extend_from_slice(&message[..end]);
+            message = &message[end..];
+            continue;
+        }
+        let (inner, after) = delimited(after_key)?;
+        if deeper.is_empty() {
+            parts.get_mut(holder)?.push(inner);
+        } else {
+            let inner = take_out(inner, deeper, parts)?;
+            put_varint(key, &mut rest);
+            put_varint(inner.len() as u64, &mut rest);
+            rest.extend_from_slice(&inner);
+        }
+        message = after;
+    }
+    Some(rest)
+}
+
+/// What follows a field's value.
+fn skip(wire_type: u64, value: &[u8]) -> Option<&[u8]> {
+    match wire_type {
+        0 => varint(value).map(|(_, after)| after),
+        1 => value.get(8..),
+        2 => delimited(value).map(|(_, after)| after),
+        5 => value.get(4..),
+        // Groups, which no message of Envoy has.
+        _ => None,
+    }
+}
+
+fn delimited(value: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, after) = varint(value)?;
+    after.split_at_checked(usize::try_from(len).ok()?)
+}
+
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0u64;
+    for (index, byte) in bytes.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Some((value, &bytes[index + 1..]));
+        }
+    }
+    None
+}
+
+fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::pb::envoy::config::route::v3::{Route, RouteConfiguration, VirtualHost};
+
+    fn table() -> RouteConfiguration {
+        let route = |name: &str| Route { name: name.into(), ..Route::default() };
+        let host = |name: &str, routes: Vec<Route>| VirtualHost {
+            name: name.into(),
+            routes,
+            include_request_attempt_count: true,
+            ..VirtualHost::default()
+        };
+        let long = "x".repeat(300);
+        RouteConfiguration {
+            name: "t".into(),
+            virtual_hosts: vec![
+                host("a", vec![route("1"), route(&long)]),
+                host("b", vec![]),
+                host("c", vec![route("3")]),
+            ],
+            ..RouteConfiguration::default()
+        }
+    }
+
+    #[test]
+    fn parts_and_rest_make_the_message_again() {
+        let whole = table();
+        let bytes = whole.encode_to_vec();
+        let Split { rest, parts } = split(&bytes, &[2, 3]).unwrap();
+        let mut decoded = RouteConfiguration::decode(rest.as_slice()).unwrap();
+        assert!(decoded.virtual_hosts.iter().all(|host| host.routes.is_empty()));
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [2, 0, 1]);
+        for (host, routes) in decoded.virtual_hosts.iter_mut().zip(&parts) {
+            host.routes = routes.iter().map(|route| Route::decode(*route).unwrap()).collect();
+        }
+        assert_eq!(decoded, whole);
+    }
+
+    #[test]
+    fn bytes_that_are_cut_or_no_message_are_refused() {
+        let bytes = table().encode_to_vec();
+        let refused = (1..bytes.len()).filter(|cut| split(&bytes[..*cut], &[2, 3]).is_err()).count();
+        // Only between fields a cut leaves a message.
+        assert!(refused > bytes.len() - 8, "{refused} of {}", bytes.len());
+        for bad in [&[0xff; 12][..], &[0x0b], &[0x12, 0x05, 0x1a], &[0x12]] {
+            assert_eq!(split(bad, &[2, 3]).unwrap_err().to_string(), "is not a valid protobuf message");
+        }
+    }
+}
