@@ -10,6 +10,7 @@ pub mod connection;
 pub mod document;
 pub mod error;
 pub mod expr;
+pub mod fast_hash;
 pub mod flags;
 pub mod format;
 pub mod hash;

@@ -22,9 +22,9 @@ impl Escape {
         let Some(value) = out.get(start..) else { return };
         let clean = match self {
             Escape::None => true,
-            Escape::Header => !value.iter().any(|b| breaks_header(*b)),
-            Escape::Control => !value.iter().any(|b| is_control(*b)),
-            Escape::Nginx => !value.iter().any(|b| nginx_escapes(*b)),
+            Escape::Header => none(value, breaks_header),
+            Escape::Control => none(value, is_control),
+            Escape::Nginx => none(value, nginx_escapes),
             Escape::Json => json_clean(value),
         };
         if clean {
@@ -41,22 +41,29 @@ impl Escape {
     }
 }
 
+/// Whether no byte is `bad`. Looks at all of them without a branch, which compilers turn into vector code.
+#[inline]
+fn none(bytes: &[u8], bad: impl Fn(u8) -> bool) -> bool {
+    !bytes.iter().fold(false, |any, b| any | bad(*b))
+}
+
+#[inline]
 fn is_control(b: u8) -> bool {
-    b < 0x20 || b == 0x7f
+    (b < 0x20) | (b == 0x7f)
 }
 
 /// A tab is legal in a header value (RFC 9110 section 5.5).
 fn breaks_header(b: u8) -> bool {
-    is_control(b) && b != b'\t'
+    is_control(b) & (b != b'\t')
 }
 
 fn nginx_escapes(b: u8) -> bool {
-    !(0x20..=0x7e).contains(&b) || b == b'"' || b == b'\\'
+    !(0x20..=0x7e).contains(&b) | (b == b'"') | (b == b'\\')
 }
 
 /// Whether the bytes may stand in a JSON string as they are.
 pub(super) fn json_clean(value: &[u8]) -> bool {
-    !value.iter().any(|b| *b < 0x20 || *b == b'"' || *b == b'\\' || *b >= 0x7f)
+    none(value, |b| (b < 0x20) | (b == b'"') | (b == b'\\') | (b >= 0x7f))
 }
 
 fn hex(out: &mut Vec<u8>, value: &[u8], escapes: fn(u8) -> bool) {

@@ -6,14 +6,13 @@
 
 use super::PathMatch;
 use super::index::Test;
+use crate::fast_hash::{FastMap, FastSet};
 use crate::matcher::{HeaderTarget, HostPattern, Predicate};
 use crate::message::strip_port;
 use crate::route::Route;
 use crate::stream::Stream;
 use smallvec::SmallVec;
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 /// Fewer candidates than this are not worth groups. Tests group whatever they can.
@@ -37,7 +36,7 @@ pub(super) struct Pool {
 }
 
 /// Candidates by the value they ask for.
-type ByValue<T, L> = Vec<(Trait, HashMap<T, L, Fast>)>;
+type ByValue<T, L> = Vec<(Trait, FastMap<T, L>)>;
 
 /// Candidates of one node by what they ask for.
 #[derive(Debug)]
@@ -47,7 +46,7 @@ struct Groups {
     /// Those that ask for nothing that tells them apart.
     rest: Bucket,
     by: ByValue<Box<[u8]>, Bucket>,
-    grams: HashMap<u32, Bucket, Fast>,
+    grams: FastMap<u32, Bucket>,
 }
 
 /// What tells candidates apart.
@@ -56,41 +55,6 @@ enum Trait {
     Header(HeaderTarget),
     /// The host without its port, in lower case.
     Host,
-}
-
-/// Spreads eight bytes at a time by a multiplication. Keys come from the configuration alone, so that no client
-/// can make them collide.
-#[derive(Default)]
-struct FastHasher(u64);
-
-type Fast = BuildHasherDefault<FastHasher>;
-
-impl Hasher for FastHasher {
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 29)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            self.write_u64(chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
-        }
-    }
-
-    fn write_u8(&mut self, n: u8) {
-        self.write_u64(n.into());
-    }
-
-    fn write_u32(&mut self, n: u32) {
-        self.write_u64(n.into());
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn write_usize(&mut self, n: usize) {
-        self.write_u64(n as u64);
-    }
 }
 
 /// One way to tell a candidate from others: the values with which it can match.
@@ -181,12 +145,12 @@ impl Pool {
         let variety = Variety::of(ranks.iter().filter_map(|rank| of(*rank)));
         let mut rest = Vec::new();
         let mut by: ByValue<Cow<'_, [u8]>, SmallVec<[u32; 2]>> = Vec::new();
-        let mut grams: HashMap<u32, SmallVec<[u32; 2]>, Fast> = HashMap::default();
+        let mut grams: FastMap<u32, SmallVec<[u32; 2]>> = FastMap::default();
         for &rank in ranks {
             let Some((route, test)) = of(rank) else { continue };
             if let Some(choice) = variety.best(choices(route, test)) {
                 let at = by.iter().position(|(t, _)| *t == choice.by).unwrap_or_else(|| {
-                    by.push((choice.by, HashMap::default()));
+                    by.push((choice.by, FastMap::default()));
                     by.len() - 1
                 });
                 for value in choice.values {
@@ -222,13 +186,13 @@ impl Pool {
 }
 
 /// Different values of one trait.
-type Values<'a> = HashSet<Cow<'a, [u8]>, Fast>;
+type Values<'a> = FastSet<Cow<'a, [u8]>>;
 
 /// How many different values the candidates of a node ask for.
 #[derive(Default)]
 struct Variety<'a> {
     values: Vec<(Trait, Values<'a>)>,
-    grams: HashMap<u32, u32, Fast>,
+    grams: FastMap<u32, u32>,
 }
 
 impl<'a> Variety<'a> {
@@ -237,7 +201,7 @@ impl<'a> Variety<'a> {
         for (route, test) in candidates {
             for choice in choices(route, test) {
                 let at = variety.values.iter().position(|(t, _)| *t == choice.by).unwrap_or_else(|| {
-                    variety.values.push((choice.by, HashSet::default()));
+                    variety.values.push((choice.by, FastSet::default()));
                     variety.values.len() - 1
                 });
                 variety.values[at].1.extend(choice.values);

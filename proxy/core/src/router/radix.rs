@@ -9,6 +9,9 @@ use std::ops::Range;
 /// A key of the tree and the rank of what it stands for; lower ranks go first.
 pub(super) type Entry<'a> = (Cow<'a, [u8]>, u32);
 
+/// So many children are looked through one by one: a call would cost more.
+const FEW: usize = 16;
+
 /// The tree. Every node with candidates holds their ranks as a range of a list that the caller keeps.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
@@ -105,17 +108,24 @@ impl Tree {
             let byte = if self.folded { byte.to_ascii_lowercase() } else { byte };
             let from = node.child as usize;
             let Some(firsts) = self.firsts.get(from..from + usize::from(node.children)) else { return };
-            let Some(child) = memchr::memchr(byte, firsts) else { return };
+            let child = if firsts.len() <= FEW {
+                firsts.iter().position(|b| *b == byte)
+            } else {
+                memchr::memchr(byte, firsts)
+            };
+            let Some(child) = child else { return };
             at = from + child;
             let Some(next) = self.nodes.get(at) else { return };
             let (label, len) = (next.label as usize, next.label_len as usize);
-            let Some(label) = self.labels.get(label..label + len) else { return };
-            match path.get(depth..depth + len) {
-                Some(part) if part == label || (self.folded && part.eq_ignore_ascii_case(label)) => {
-                    depth += len
+            // The first byte is known to be equal, and most labels have no other.
+            if len > 1 {
+                let Some(label) = self.labels.get(label..label + len) else { return };
+                match path.get(depth..depth + len) {
+                    Some(part) if part == label || (self.folded && part.eq_ignore_ascii_case(label)) => {}
+                    _ => return,
                 }
-                _ => return,
             }
+            depth += len;
         }
     }
 }

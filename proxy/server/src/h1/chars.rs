@@ -36,6 +36,19 @@ const fn build() -> [u8; 256] {
     table
 }
 
+/// The lower-case form of a byte that may stand in a token, else 0.
+const LOWER: [u8; 256] = {
+    let mut table = [0u8; 256];
+    let mut i = 0;
+    while i < 256 {
+        if TABLE[i] & TOKEN != 0 {
+            table[i] = (i as u8).to_ascii_lowercase();
+        }
+        i += 1;
+    }
+    table
+};
+
 const fn is_any(b: u8, set: &[u8]) -> bool {
     let mut i = 0;
     while i < set.len() {
@@ -63,6 +76,21 @@ fn none(bytes: &[u8], bad: impl Fn(u8) -> bool) -> bool {
 pub(super) fn token(bytes: &[u8]) -> bool {
     debug_assert!(bytes.is_empty() || all(bytes, TOKEN) == is_token(bytes));
     !bytes.is_empty() && all(bytes, TOKEN)
+}
+
+/// Names up to this length are checked and lowered in one go.
+pub(super) const SHORT: usize = 40;
+
+/// The `token` in lower case, written to `room`; `None` for what is no token, and for a longer one.
+#[inline]
+pub(super) fn lower_token<'r>(bytes: &[u8], room: &'r mut [u8; SHORT]) -> Option<&'r [u8]> {
+    let lowered = room.get_mut(..bytes.len())?;
+    let mut all = !bytes.is_empty();
+    for (to, from) in lowered.iter_mut().zip(bytes) {
+        *to = LOWER[*from as usize];
+        all &= *to != 0;
+    }
+    all.then_some(lowered)
 }
 
 /// A header name that nginx takes for one (letters, digits, `-`, `_`).

@@ -35,11 +35,13 @@ impl FieldSink {
         let colon = memchr::memchr(b':', line).ok_or(H1Error::Malformed("header line without a colon"))?;
         let (name, value) = line.split_at_checked(colon).unwrap_or_default();
         let value = trim(value.get(1..).unwrap_or_default(), opts.profile);
-        if !check_name(name, opts)? {
+        let mut room = [0; chars::SHORT];
+        let lower = chars::lower_token(name, &mut room);
+        if !check_name(name, lower.is_some(), opts)? {
             return Ok(());
         }
         check_value(value, opts)?;
-        let known = Known::find(name);
+        let known = lower.map_or_else(|| Known::find(name), Known::find_lower);
         match (known, authority) {
             (Some(Known::HOST), Some(authority)) => return self.take_host(value, authority, opts),
             (Some(known), _) => self.framing.note(known, value),
@@ -50,7 +52,10 @@ impl FieldSink {
                 headers.join(known, b",", value);
             }
             _ if opts.keeps_spelling() => headers.push_known(known, name, value),
-            _ => headers.push_known_lower(known, name, value),
+            _ => match lower {
+                Some(lower) => headers.push_known(known, lower, value),
+                None => headers.push_known_lower(known, name, value),
+            },
         }
         Ok(())
     }
@@ -79,14 +84,14 @@ fn trim(value: &[u8], profile: Profile) -> &[u8] {
     value.get(..end).unwrap_or_default()
 }
 
-/// Whether the field is kept; an error refuses the message.
-fn check_name(name: &[u8], opts: &H1Options) -> Result<bool, H1Error> {
+/// Whether the field is kept; an error refuses the message. `token` tells that the name is known to be one.
+fn check_name(name: &[u8], token: bool, opts: &H1Options) -> Result<bool, H1Error> {
     const BAD: H1Error = H1Error::Malformed("bad header name");
     if name.is_empty() || name.len() > usize::from(u16::MAX) {
         return Err(BAD);
     }
     match opts.profile {
-        Profile::Envoy if !chars::token(name) => return Err(BAD),
+        Profile::Envoy if !token && !chars::token(name) => return Err(BAD),
         // nginx leaves out what it does not take for a name (ignore_invalid_headers).
         Profile::Apisix if !chars::nginx_name(name) => {
             let refused = opts.strict || name.iter().any(|b| chars::blank_or_control(*b));

@@ -8,8 +8,8 @@ use crate::connect::{Alpn, Connected};
 use crate::h1::{H1Options, HeaderCase, Profile};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{self, Cluster, ClusterStats, Host, Resource, UpstreamProtocol};
+use sixfold_core::fast_hash::FastMap;
 use sixfold_core::tls::ClientTls;
-use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 /// The upstream connections of one worker.
 #[derive(Default)]
 pub struct Pools {
-    hosts: Mutex<HashMap<u64, HostPool>>,
+    hosts: Mutex<FastMap<u64, HostPool>>,
 }
 
 /// Connections to one endpoint.
