@@ -158,7 +158,8 @@ impl HttpFilters {
 
     fn settings(&self, levels: &[&Overrides]) -> Result<Vec<Settings>> {
         for level in levels {
-            for (name, config) in *level {
+            // In the order of their names, so that of two faults it is always the same that is told.
+            for (name, config) in level.iter().collect::<BTreeMap<_, _>>() {
                 if !self.filters.iter().any(|filter| filter.name == *name) {
                     check_unused(config).in_key(name)?;
                 }

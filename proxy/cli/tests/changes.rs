@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
+use support::envoy::{bootstrap_of, cluster, listener};
 use support::traffic::{Traffic, sleep_until, upstream};
 use support::{Directory, Process, free_port, get};
 
@@ -52,9 +53,9 @@ impl Resources {
     }
 }
 
-fn replace(directory: &Directory, text: &str) {
+fn replace(directory: &Directory, name: &str, text: &str) {
     directory.write("next", text);
-    std::fs::rename(directory.path("next"), directory.path("apisix.yaml")).unwrap();
+    std::fs::rename(directory.path("next"), directory.path(name)).unwrap();
 }
 
 /// Changes the configuration `changes` times at a rate of 1,000 a minute; every change is seen in force before the
@@ -71,7 +72,7 @@ fn change_under_load(changes: u32) {
         ),
     );
     let mut resources = Resources { upstream: upstream(), churning: BTreeMap::new() };
-    replace(&directory, &resources.text(0));
+    replace(&directory, "apisix.yaml", &resources.text(0));
     let mut process = Process::start(&["run", "-c", &config, "--log-level", "warn"]);
     process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
     let mut traffic = Traffic::new();
@@ -80,17 +81,31 @@ fn change_under_load(changes: u32) {
         traffic.websocket(port, "/ws");
     }
     traffic.http2(port, "/stays/0/y", 4);
-    let (start, mut slowest) = (Instant::now(), Duration::ZERO);
-    for version in 1..=changes {
-        sleep_until(start + INTERVAL * (version - 1));
-        resources.change(version);
-        replace(&directory, &resources.text(version));
-        let (written, wanted) = (Instant::now(), format!("v{version}"));
-        process.until(&wanted, || get(port, "/version").filter(|r| r.body == wanted));
-        slowest = slowest.max(written.elapsed());
+    run_changes(&mut process, traffic, changes, port, |_, version| {
         if version % 20 == 0 {
             assert_churning_routes(port, &resources.churning);
         }
+        resources.change(version);
+        replace(&directory, "apisix.yaml", &resources.text(version));
+    });
+}
+
+/// Makes the changes one after the other with `change` until `/version` answers the last; then nobody may have
+/// failed.
+fn run_changes(
+    process: &mut Process,
+    traffic: Traffic,
+    changes: u32,
+    port: u16,
+    mut change: impl FnMut(&mut Process, u32),
+) {
+    let (start, mut slowest) = (Instant::now(), Duration::ZERO);
+    for version in 1..=changes {
+        sleep_until(start + INTERVAL * (version - 1));
+        change(process, version);
+        let (written, wanted) = (Instant::now(), format!("v{version}"));
+        process.until(&wanted, || get(port, "/version").filter(|r| r.body == wanted));
+        slowest = slowest.max(written.elapsed());
     }
     let took = start.elapsed();
     let tally = traffic.stop();
@@ -124,4 +139,64 @@ fn changes_of_ten_seconds_fail_no_request() {
 #[ignore = "takes a minute"]
 fn a_thousand_changes_a_minute_fail_no_request() {
     change_under_load(1000);
+}
+
+/// A bootstrap read again on SIGHUP: one listener that stays as it is, one whose routes change every time, and others
+/// that come and go, as do clusters.
+fn reload_under_load(changes: u32) {
+    let (directory, admin, stays, changing) = (Directory::new(), free_port(), free_port(), free_port());
+    let (upstream, extra) = (upstream(), [free_port(), free_port()]);
+    let text = |version: u32| {
+        let all = "{match: {prefix: /}, route: {cluster: up, timeout: 0s}}";
+        let answer = format!("direct_response: {{status: 200, body: {{inline_string: v{version}}}}}");
+        let mut resources = vec![
+            cluster("up", upstream),
+            listener("stays", stays, all),
+            listener("changing", changing, &format!("{{match: {{path: /version}}, {answer}}}, {all}")),
+        ];
+        for (nth, port) in extra.into_iter().enumerate() {
+            // Closing a listener takes the time that handshakes under way may need, so that is not done every time.
+            if (version as usize / 20 + nth).is_multiple_of(2) {
+                let name = format!("extra{nth}");
+                resources.push(cluster(&name, fastrand::u16(1..)));
+                resources.push(listener(
+                    &name,
+                    port,
+                    &format!("{{match: {{prefix: /}}, route: {{cluster: {name}}}}}"),
+                ));
+            }
+        }
+        fastrand::shuffle(&mut resources);
+        bootstrap_of(admin, &resources)
+    };
+    replace(&directory, "envoy.yaml", &text(0));
+    let file = directory.path("envoy.yaml");
+    let options =
+        ["--concurrency", "2", "--use-dynamic-base-id", "--log-level", "warning", "--drain-time-s", "5"];
+    let arguments: Vec<&str> = ["-c", &file].into_iter().chain(options).collect();
+    let mut process = Process::start(&arguments);
+    process.until("readiness", || get(admin, "/ready").filter(|r| r.status == 200));
+    let mut traffic = Traffic::new();
+    for nth in 0..3 {
+        traffic.http1(stays, "/x", Duration::from_millis(nth));
+        traffic.http1(changing, "/x", Duration::from_millis(nth));
+        traffic.websocket(stays, "/ws");
+    }
+    traffic.http2(stays, "/y", 4);
+    traffic.http2(changing, "/y", 4);
+    run_changes(&mut process, traffic, changes, changing, |process, version| {
+        replace(&directory, "envoy.yaml", &text(version));
+        process.signal("HUP");
+    });
+}
+
+#[test]
+fn reloads_of_ten_seconds_fail_no_request() {
+    reload_under_load(170);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn a_thousand_reloads_a_minute_fail_no_request() {
+    reload_under_load(1000);
 }

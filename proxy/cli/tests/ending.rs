@@ -4,41 +4,9 @@
 mod support;
 
 use std::time::{Duration, Instant};
+use support::envoy::{bootstrap_of, cluster, listener};
 use support::traffic::{Tally, Traffic, exchange, open_websocket, upstream};
 use support::{Directory, Process, free_port, get};
-
-fn bootstrap(admin: u16, port: u16, upstream: u16) -> String {
-    format!(
-        r#"
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
-static_resources:
-  listeners:
-  - name: in
-    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: hcm
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: in
-          upgrade_configs: [{{upgrade_type: websocket}}]
-          route_config:
-            virtual_hosts:
-            - name: v
-              domains: ["*"]
-              routes: [{{match: {{prefix: /}}, route: {{cluster: up, timeout: 0s}}}}]
-          http_filters:
-          - name: router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
-  - name: up
-    connect_timeout: 5s
-    load_assignment:
-      cluster_name: up
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {upstream}}}}}}}}}]}}]
-"#
-    )
-}
 
 struct Running {
     process: Process,
@@ -48,7 +16,11 @@ struct Running {
 
 fn start(drain_seconds: &str) -> Running {
     let (directory, admin, port) = (Directory::new(), free_port(), free_port());
-    let file = directory.write("envoy.yaml", &bootstrap(admin, port, upstream()));
+    let resources = [
+        listener("in", port, "{match: {prefix: /}, route: {cluster: up, timeout: 0s}}"),
+        cluster("up", upstream()),
+    ];
+    let file = directory.write("envoy.yaml", &bootstrap_of(admin, &resources));
     let options = ["--concurrency", "2", "--use-dynamic-base-id", "--log-level", "warning", "--drain-time-s"];
     let arguments: Vec<&str> = ["-c", &file].into_iter().chain(options).chain([drain_seconds]).collect();
     let mut process = Process::start(&arguments);

@@ -1,5 +1,7 @@
 //! Values of type `google.protobuf.Any`: which message they hold, and taking it out.
 
+use std::collections::BTreeMap;
+
 use envoy_types::pb::google::protobuf::{Any, ListValue, Struct, Value, value::Kind};
 use prost::{Message, Name};
 use sixfold_core::document::Node;
@@ -94,11 +96,11 @@ fn typed_struct(any: &Any) -> Result<TypedStruct, ConfigError> {
         .map_err(|error| ConfigError::new(format!("is not a valid {}: {error}", name_of_url(&any.type_url))))
 }
 
-/// The JSON that a struct stands for; whole numbers become integers.
+/// The JSON that a struct stands for; whole numbers become integers. Members are in the order of their keys, so that
+/// the same configuration gives the same, its errors among it.
 pub fn struct_to_json(value: Struct) -> serde_json::Value {
-    serde_json::Value::Object(
-        value.fields.into_iter().map(|(key, value)| (key, value_to_json(value))).collect(),
-    )
+    let members: BTreeMap<String, Value> = value.fields.into_iter().collect();
+    serde_json::Value::Object(members.into_iter().map(|(key, value)| (key, value_to_json(value))).collect())
 }
 
 /// The JSON that a value stands for.
@@ -141,6 +143,15 @@ mod tests {
         let broken = Any { value: vec![0xff], ..packed };
         assert!(unpack::<Router>(&broken).unwrap_err().reason.contains("is not a valid"));
         assert_eq!(type_name(&Any::default()).unwrap_err().reason, "the type is missing");
+    }
+
+    // The order was that of a hash map: of two faults either was told.
+    #[test]
+    fn the_members_of_a_struct_are_in_order() {
+        let names: Vec<String> = (0..20).map(|n| format!("m{n:02}")).collect();
+        let fields = names.iter().map(|name| (name.clone(), Value::default())).collect();
+        let json = struct_to_json(Struct { fields });
+        assert!(json.as_object().unwrap().keys().eq(&names));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(crate) struct Protocol {
 /// From the extension, or from the older fields of the cluster itself.
 pub(super) fn compile(value: &ProtoCluster) -> Result<Protocol> {
     const FIELD: &str = "typed_extension_protocol_options";
-    if let Some(name) = value.typed_extension_protocol_options.keys().find(|name| *name != OPTIONS) {
+    if let Some(name) = value.typed_extension_protocol_options.keys().filter(|name| *name != OPTIONS).min() {
         return Err(ConfigError::new("is not supported").in_key(name).in_key(FIELD));
     }
     match value.typed_extension_protocol_options.get(OPTIONS) {

@@ -34,7 +34,13 @@ pub(super) fn split(text: &str) -> Option<Vec<Item<'_>>> {
         let content = line.trim_end_matches(['\n', '\r']);
         let indent = content.bytes().take_while(|b| *b == b' ').count();
         let rest = content.get(indent..)?;
-        if rest.is_empty() || (rest.starts_with('#') && open.is_none()) {
+        if rest.is_empty() {
+            continue;
+        }
+        if rest.starts_with('#') && open.is_none() {
+            if !is_printable(rest) {
+                return None;
+            }
             continue;
         }
         if indent == 0 && !starts_item(rest) && !rest.starts_with('#') {
@@ -84,6 +90,15 @@ fn starts_item(rest: &str) -> bool {
 /// The list that a line `name:` at the left margin begins.
 fn key_line(line: &str) -> Option<Section> {
     let (key, behind) = line.split_once(':')?;
-    let comment = behind.starts_with(' ') && behind.trim_start_matches(' ').starts_with('#');
+    let comment =
+        behind.starts_with(' ') && behind.trim_start_matches(' ').starts_with('#') && is_printable(behind);
     (comment || behind.trim_matches(' ').is_empty()).then(|| Section::from_key(key))?
+}
+
+/// Whether a comment holds only characters that YAML allows (1.2 section 5.1); the parser says where it does not.
+/// Those of items are seen when they are parsed.
+fn is_printable(comment: &str) -> bool {
+    let forbidden =
+        |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}');
+    !comment.contains(forbidden)
 }

@@ -91,6 +91,11 @@ fn unusual_layouts_are_left_to_the_parser() {
         "routes:#\n  - uri: /a\n",
         "routes:\n  # comment\n  uri: /a\n",
         "routes:\n  - {uri: /a,\r id: a}\n",
+        // Found by fuzzing: the parser refuses these characters in comments too.
+        "# \0\nroutes:\n  - uri: /a\n",
+        "routes: # \u{1b}\n  - uri: /a\n",
+        "routes:\n# \u{7f}\n  - uri: /a\n",
+        "# \u{ffff}\n",
     ] {
         assert_eq!(split(text), None, "{text:?}");
     }
