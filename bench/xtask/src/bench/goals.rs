@@ -23,6 +23,7 @@ const MEGABYTES: &[(&str, f64)] = &[
     ("one", 15.0),
     ("prefix-3000", 30.0),
     ("exact-3000", 30.0),
+    ("header", 30.0),
     ("regex-3000", 30.0),
     ("wild-regex-3000", 45.0),
 ];

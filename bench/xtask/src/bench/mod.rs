@@ -127,7 +127,7 @@ fn measure_all(bench: &Bench<'_>, options: &Options) -> Result<Report> {
         report.k6 = bench.k6(named("one")?, &peers, K6_RATE)?;
     }
     if wanted("memory") {
-        for case in ["one", "prefix-3000", "exact-3000", "regex-3000", "wild-regex-3000"] {
+        for case in ["one", "prefix-3000", "exact-3000", "header", "regex-3000", "wild-regex-3000"] {
             let case = named(case)?;
             for peer in [Peer::Sixfold, Peer::Envoy].into_iter().filter(|peer| peers.contains(peer)) {
                 let (idle, after) = bench.memory(case, peer)?;
