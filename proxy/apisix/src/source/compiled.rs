@@ -1,14 +1,14 @@
 //! What items compile to, and how one state of it differs from the next.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use sixfold_core::cluster::Cluster;
 use sixfold_core::error::ConfigError;
+use sixfold_core::fast_hash::FastMap;
 use sixfold_core::model::Diff;
 use sixfold_core::plugin::Chain;
 use sixfold_core::route::Route as CoreRoute;
-use sixfold_core::router::{ApisixRoute, RouteTable, TableOptions};
+use sixfold_core::router::{RouteTable, TableOptions};
 
 use super::read::{Entry, Items};
 use super::{ROUTE_TABLE, Setup};
@@ -25,10 +25,12 @@ use crate::upstream::{self, Facing};
 /// The compiled state of a source.
 #[derive(Default)]
 pub(super) struct Compiled {
-    sets: HashMap<(Kind, Id), BuiltSet>,
+    /// Of resources that have plugins.
+    sets: FastMap<(Kind, Id), Arc<BuiltSet>>,
     global: Global,
-    clusters: HashMap<Arc<str>, BuiltCluster>,
-    routes: HashMap<Id, Arc<BuiltRoute>>,
+    /// By the resource that is the upstream, or brings it.
+    clusters: FastMap<(Kind, Id), Arc<BuiltCluster>>,
+    routes: FastMap<Id, Arc<BuiltRoute>>,
     /// In the order of the file.
     order: Vec<Arc<CoreRoute>>,
     listening: Option<Listening>,
@@ -51,6 +53,7 @@ struct Global {
 }
 
 struct BuiltCluster {
+    name: Arc<str>,
     /// Fingerprint of the upstream.
     print: u64,
     certificate: Option<Arc<Parsed>>,
@@ -61,8 +64,6 @@ struct BuiltCluster {
 struct BuiltRoute {
     from: RouteOrigin,
     route: Arc<CoreRoute>,
-    uris: Vec<String>,
-    hosts: Vec<String>,
 }
 
 /// Everything that a compiled route was made of. Equal origins make equal routes.
@@ -70,7 +71,7 @@ struct RouteOrigin {
     parsed: Arc<Parsed>,
     service: Option<Arc<Parsed>>,
     plugin_config: Option<Arc<Parsed>>,
-    upstream: Option<(Arc<str>, Arc<Facing>)>,
+    upstream: Option<((Kind, Id), Arc<Facing>)>,
     global: Arc<PluginSet>,
 }
 
@@ -94,7 +95,7 @@ impl Compiled {
         setup: &Setup,
         chains: &mut ChainCache,
     ) -> Result<(Compiled, Diff), Vec<ConfigError>> {
-        let (next, diff, errors) = (Compiled::default(), Diff::default(), Vec::new());
+        let (next, diff, errors) = (self.room_for_next(), Diff::default(), Vec::new());
         let mut step = Step { before: self, next, items, config, setup, diff, errors };
         step.certificates();
         step.plugin_sets();
@@ -111,6 +112,18 @@ impl Compiled {
         }
         chains.sweep();
         Ok((step.next, step.diff))
+    }
+}
+
+impl Compiled {
+    /// Nothing, with room for as much as there is here.
+    fn room_for_next(&self) -> Compiled {
+        let mut next = Compiled::default();
+        next.sets.reserve(self.sets.len());
+        next.clusters.reserve(self.clusters.len());
+        next.routes.reserve(self.routes.len());
+        next.order.reserve(self.order.len());
+        next
     }
 }
 
@@ -153,16 +166,18 @@ impl<'a> Step<'a> {
 
     fn plugin_sets(&mut self) {
         for kind in [Kind::GlobalRule, Kind::PluginConfig, Kind::Service, Kind::Route] {
-            for entry in self.items.of(kind) {
+            for entry in self.items.of(kind).iter().filter(|entry| !entry.parsed.plugins.is_empty()) {
                 let key = (kind, entry.id.clone());
                 let before =
                     self.before.sets.get(&key).filter(|built| Arc::ptr_eq(&built.parsed, &entry.parsed));
-                let set = match before {
-                    Some(built) => built.set.clone(),
+                let built = match before {
+                    Some(built) => built.clone(),
                     None => {
                         let resource = format!("/apisix/{}/{}", kind.section(), entry.id);
                         match PluginSet::build(&entry.parsed.plugins, &resource, &self.setup.context) {
-                            Ok(set) => Arc::new(set),
+                            Ok(set) => {
+                                Arc::new(BuiltSet { parsed: entry.parsed.clone(), set: Arc::new(set) })
+                            }
                             Err((plugin, reason)) => {
                                 let reason = format!(
                                     "failed to check the configuration of plugin {plugin} err: {reason}"
@@ -173,7 +188,7 @@ impl<'a> Step<'a> {
                         }
                     }
                 };
-                self.next.sets.insert(key, BuiltSet { parsed: entry.parsed.clone(), set });
+                self.next.sets.insert(key, built);
             }
         }
     }
@@ -209,23 +224,23 @@ impl<'a> Step<'a> {
                 }
             }
         }
-        let gone = self.before.clusters.keys().filter(|name| !self.next.clusters.contains_key(*name));
-        self.diff.clusters.extend(gone.map(|name| (name.clone(), None)));
+        let gone = self.before.clusters.iter().filter(|(key, _)| !self.next.clusters.contains_key(*key));
+        self.diff.clusters.extend(gone.map(|(_, built)| (built.name.clone(), None)));
     }
 
     fn cluster(&mut self, kind: Kind, entry: &Entry, upstream: &Upstream) {
-        let name = cluster_name(kind, &entry.id);
+        let key = (kind, entry.id.clone());
         let certificate = upstream.tls.as_ref().and_then(|tls| tls.client_cert_id.as_ref());
         let certificate = certificate.and_then(|id| self.items.get(Kind::Ssl, id)).cloned();
         let print = entry.parsed.upstream_print;
-        let before = self.before.clusters.get(&name);
+        let before = self.before.clusters.get(&key);
         let kept = before
             .filter(|built| built.print == print && same(built.certificate.as_ref(), certificate.as_ref()));
         if let Some(built) = kept {
-            let (cluster, facing) = (built.cluster.clone(), built.facing.clone());
-            self.next.clusters.insert(name, BuiltCluster { print, certificate, cluster, facing });
+            self.next.clusters.insert(key, built.clone());
             return;
         }
+        let name = before.map_or_else(|| cluster_name(kind, &entry.id), |built| built.name.clone());
         let tls = crate::tls::towards_upstream(upstream, certificate.as_deref(), self.setup);
         let compiled = tls.and_then(|tls| {
             let keepalive = self.config.http.upstream_keepalive;
@@ -237,7 +252,8 @@ impl<'a> Step<'a> {
             Ok(cluster) => {
                 let facing = Arc::new(Facing::of(upstream));
                 self.diff.clusters.push((name.clone(), Some(cluster.clone())));
-                self.next.clusters.insert(name, BuiltCluster { print, certificate, cluster, facing });
+                let built = BuiltCluster { name, print, certificate, cluster, facing };
+                self.next.clusters.insert(key, Arc::new(built));
             }
             Err(reason) => {
                 let field = if kind == Kind::Upstream { "nodes" } else { "upstream" };
@@ -281,9 +297,9 @@ impl<'a> Step<'a> {
 
     /// Whether a cluster still asks of its routes what it asked before. Which cluster it is follows from the
     /// route and its service.
-    fn faces_the_same(&self, upstream: Option<&(Arc<str>, Arc<Facing>)>) -> bool {
-        let Some((name, facing)) = upstream else { return true };
-        let cluster = self.next.clusters.get(name);
+    fn faces_the_same(&self, upstream: Option<&((Kind, Id), Arc<Facing>)>) -> bool {
+        let Some((key, facing)) = upstream else { return true };
+        let cluster = self.next.clusters.get(key);
         cluster.is_some_and(|built| Arc::ptr_eq(&built.facing, facing) || built.facing == *facing)
     }
 
@@ -300,7 +316,7 @@ impl<'a> Step<'a> {
             _ => None,
         });
         let upstream = upstream_of(&entry.id, route, service_body)
-            .and_then(|name| Some((name.clone(), self.next.clusters.get(&name)?.facing.clone())));
+            .and_then(|key| self.next.clusters.get_key_value(&key));
         let sets = [
             self.set(Kind::Route, &entry.id),
             plugin_config.and_then(|(id, _)| self.set(Kind::PluginConfig, id)),
@@ -311,18 +327,16 @@ impl<'a> Step<'a> {
             id: &entry.id,
             route,
             service: service_body,
-            upstream: upstream.as_ref().map(|(name, facing)| (self.setup.clusters.cell(name), &**facing)),
+            upstream: upstream.map(|(_, built)| (self.setup.clusters.cell(&built.name), &*built.facing)),
             chain: chains.chain(&self.next.global.set, &plugins),
         };
         Ok(BuiltRoute {
             route: Arc::new(route::compile(&parts)?),
-            uris: route.paths().map(str::to_owned).collect(),
-            hosts: route::hosts(route, service_body.map(|(_, service)| service)),
             from: RouteOrigin {
                 parsed: entry.parsed.clone(),
                 service: service.map(|(_, parsed)| parsed.clone()),
                 plugin_config: plugin_config.map(|(_, parsed)| parsed.clone()),
-                upstream,
+                upstream: upstream.map(|(key, built)| (key.clone(), built.facing.clone())),
                 global: self.next.global.set.clone(),
             },
         })
@@ -336,12 +350,8 @@ impl<'a> Step<'a> {
         if (routes_same && global_same && self.before.listening.is_some()) || !self.errors.is_empty() {
             return;
         }
-        let routes = next.iter().filter_map(|route| {
-            let built = self.next.routes.get(&Id::from(&*route.ids.route))?;
-            Some(ApisixRoute { route: route.clone(), uris: built.uris.clone(), hosts: built.hosts.clone() })
-        });
         let options = TableOptions { chain: self.next.global.chain.clone(), ..TableOptions::default() };
-        match RouteTable::apisix(ROUTE_TABLE, options, self.config.router.into(), routes.collect()) {
+        match RouteTable::apisix(ROUTE_TABLE, options, self.config.router.into(), next) {
             Ok(table) => self.diff.route_tables.push((ROUTE_TABLE.into(), Some(Arc::new(table)))),
             Err(error) => self.errors.push(error),
         }
@@ -381,17 +391,17 @@ fn cluster_name(kind: Kind, id: &Id) -> Arc<str> {
 }
 
 /// The cluster that a route sends to: an id goes before an upstream in place, the route before its service.
-fn upstream_of(id: &Id, route: &Route, service: Option<(&Id, &Service)>) -> Option<Arc<str>> {
+fn upstream_of(id: &Id, route: &Route, service: Option<(&Id, &Service)>) -> Option<(Kind, Id)> {
     if let Some(upstream) = &route.upstream_id {
-        return Some(cluster_name(Kind::Upstream, upstream));
+        return Some((Kind::Upstream, upstream.clone()));
     }
     if route.upstream.is_some() {
-        return Some(cluster_name(Kind::Route, id));
+        return Some((Kind::Route, id.clone()));
     }
     let (service_id, service) = service?;
     match (&service.upstream_id, &service.upstream) {
-        (Some(upstream), _) => Some(cluster_name(Kind::Upstream, upstream)),
-        (None, Some(_)) => Some(cluster_name(Kind::Service, service_id)),
+        (Some(upstream), _) => Some((Kind::Upstream, upstream.clone())),
+        (None, Some(_)) => Some((Kind::Service, service_id.clone())),
         (None, None) => None,
     }
 }

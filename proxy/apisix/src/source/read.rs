@@ -1,10 +1,11 @@
 //! The items of a file, those with a known text not read again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sixfold_core::document::{Format, Node};
 use sixfold_core::error::{ConfigError, Place};
+use sixfold_core::fast_hash::FastMap;
 
 use super::{Resources, Setup};
 use crate::config::Config;
@@ -19,8 +20,8 @@ use crate::schema;
 pub(super) struct Items {
     /// By kind, then in the file's order.
     pub(super) entries: BTreeMap<Kind, Vec<Entry>>,
-    index: HashMap<(Kind, Id), usize>,
-    parsed: HashMap<(Section, Fingerprint), Arc<Parsed>>,
+    index: FastMap<(Kind, Id), usize>,
+    parsed: FastMap<(Section, Fingerprint), Arc<Parsed>>,
     catalog: Option<Arc<Catalog>>,
     enabled: Option<BTreeSet<String>>,
 }
@@ -81,6 +82,8 @@ impl Items {
         });
         let reader = Reader { catalog: &catalog, environment: &setup.environment };
         let mut next = Items { catalog: Some(catalog.clone()), enabled, ..Items::default() };
+        next.index.reserve(items.len());
+        next.parsed.reserve(items.len());
         let mut errors = Vec::new();
         for item in items {
             let Section::Resources(kind) = item.section else { continue };

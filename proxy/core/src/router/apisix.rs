@@ -23,17 +23,6 @@ pub enum ApisixRouter {
     UriWithParameter,
 }
 
-/// One APISIX route as the router sees it.
-#[derive(Debug, Clone)]
-pub struct ApisixRoute {
-    /// The route; its `path` is not used, its `priority` is.
-    pub route: Arc<Route>,
-    /// `uri` or `uris`, as written.
-    pub uris: Vec<String>,
-    /// `host` or `hosts` of the route, else those of its service. Empty is every host.
-    pub hosts: Vec<String>,
-}
-
 /// Tables by the whole host, or by its end.
 type Tables = HashMap<Box<[u8]>, Index>;
 
@@ -71,20 +60,20 @@ impl ApisixHosts {
         name: &str,
         shell: VirtualHostOptions,
         router: ApisixRouter,
-        routes: Vec<ApisixRoute>,
+        routes: &[Arc<Route>],
     ) -> Result<ApisixHosts, ConfigError> {
         let mut any = Vec::new();
         let mut exact: HashMap<Box<[u8]>, Vec<Entry>> = HashMap::new();
         let mut suffixes: HashMap<Box<[u8]>, Vec<Entry>> = HashMap::new();
         for route in routes {
-            let by_host = router == ApisixRouter::HostUri && !route.hosts.is_empty();
-            for uri in &route.uris {
+            let by_host = router == ApisixRouter::HostUri && !route.ids.hosts.is_empty();
+            for uri in &route.ids.uris {
                 if !by_host {
-                    any.push(Entry::new(uri, &route, router)?);
+                    any.push(Entry::new(uri, route, router)?);
                     continue;
                 }
-                for host in &route.hosts {
-                    let entry = Entry::new(uri, &route, router)?;
+                for host in &route.ids.hosts {
+                    let entry = Entry::new(uri, route, router)?;
                     let host = host.to_ascii_lowercase();
                     // Only a star in front is one: the tree holds reversed hosts, and cuts at their first star.
                     match host.rsplit_once('*') {
@@ -154,7 +143,7 @@ fn index(mut entries: Vec<Entry>) -> Index {
 /// The same by APISIX's rules told one by one, every route in turn: the route, and how many had the right path
 /// and host. What the tables are checked against.
 pub(super) fn scan<'a>(
-    routes: &'a [ApisixRoute],
+    routes: &'a [Arc<Route>],
     router: ApisixRouter,
     path: &[u8],
     stream: &crate::stream::Stream,
@@ -162,21 +151,24 @@ pub(super) fn scan<'a>(
     let host = stream.request.host().to_ascii_lowercase();
     let mut fitting = Vec::new();
     for (order, of) in routes.iter().enumerate() {
-        for uri in &of.uris {
+        for uri in &of.ids.uris {
             let Ok(entry) = Entry::new(uri, of, router) else { continue };
             if !entry.parameters.matches(path, &stream.request.authority) {
                 continue;
             }
             // In the host router whole hosts go first, then longer ends, then routes for all hosts.
-            let by_host = router == ApisixRouter::HostUri && !of.hosts.is_empty();
-            let rank = |pattern: &String| match pattern.to_ascii_lowercase().rsplit_once('*') {
+            let by_host = router == ApisixRouter::HostUri && !of.ids.hosts.is_empty();
+            let rank = |pattern: &str| match pattern.to_ascii_lowercase().rsplit_once('*') {
                 None => (pattern.to_ascii_lowercase().as_bytes() == host).then_some((0, Reverse(0))),
                 Some((_, end)) => host.ends_with(end.as_bytes()).then_some((1, Reverse(end.len()))),
             };
-            let host_rank =
-                if by_host { of.hosts.iter().filter_map(rank).min() } else { Some((2, Reverse(0))) };
+            let host_rank = if by_host {
+                of.ids.hosts.iter().filter_map(|host| rank(host)).min()
+            } else {
+                Some((2, Reverse(0)))
+            };
             if let Some(host_rank) = host_rank {
-                fitting.push((host_rank, entry.key, order, &of.route));
+                fitting.push((host_rank, entry.key, order, of));
             }
         }
     }
@@ -187,20 +179,20 @@ pub(super) fn scan<'a>(
 }
 
 impl Entry {
-    fn new(uri: &str, of: &ApisixRoute, router: ApisixRouter) -> Result<Entry, ConfigError> {
+    fn new(uri: &str, of: &Arc<Route>, router: ApisixRouter) -> Result<Entry, ConfigError> {
         let parameters =
             Parameters::new(uri, router == ApisixRouter::UriWithParameter).map_err(|reason| {
-                ConfigError::field("uri", reason).in_resource(format!("route \"{}\"", of.route.ids.route))
+                ConfigError::field("uri", reason).in_resource(format!("route \"{}\"", of.ids.route))
             })?;
         let hosts = match router {
             ApisixRouter::HostUri => Box::default(),
-            _ => of.hosts.iter().map(|host| HostPattern::parse(host)).collect(),
+            _ => of.ids.hosts.iter().map(|host| HostPattern::parse(host)).collect(),
         };
         // Exact paths come from a hash table and go before all prefixes; prefixes are met on the way up from
         // the deepest node, and those of one node are sorted by priority and by the length of the URI.
         let depth = if parameters.exact { 0 } else { parameters.literal.len() };
-        let key = (!parameters.exact, Reverse(depth), Reverse(of.route.priority), Reverse(uri.len()));
-        Ok(Entry { key, parameters: Parameters { hosts, ..parameters }, route: of.route.clone() })
+        let key = (!parameters.exact, Reverse(depth), Reverse(of.priority), Reverse(uri.len()));
+        Ok(Entry { key, parameters: Parameters { hosts, ..parameters }, route: of.clone() })
     }
 }
 

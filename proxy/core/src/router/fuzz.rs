@@ -1,7 +1,7 @@
 //! What must hold of route tables for any bytes at all. The fuzz target in `proxy/fuzz` calls this, and so does
 //! a test on stable; a broken promise is a failed assertion.
 
-use super::apisix::{ApisixHosts, ApisixRoute, ApisixRouter};
+use super::apisix::{ApisixHosts, ApisixRouter};
 use super::{PathMatch, Template, VirtualHost, VirtualHostOptions};
 use crate::connection::Connection;
 use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, Predicate, StringMatcher};
@@ -162,24 +162,25 @@ pub fn apisix(data: &[u8]) -> Seen {
     let router = [ApisixRouter::HostUri, ApisixRouter::Uri, ApisixRouter::UriWithParameter]
         [usize::from(source.below(3))];
     let count = 1 + source.below(30);
-    let routes: Vec<ApisixRoute> = (0..count)
+    let routes: Vec<Arc<Route>> = (0..count)
         .map(|i| {
             let mut route = Route::new(PathMatch::Connect, Action::NonForwarding);
             route.ids.route = i.to_string().into();
             route.priority = i64::from(source.below(3));
             route.predicates = source.predicates().into();
-            let uris = (0..=source.below(2)).map(|_| uri(&mut source)).collect();
-            let hosts = (0..source.below(3))
+            route.ids.uris = (0..=source.below(2)).map(|_| uri(&mut source).into()).collect();
+            route.ids.hosts = (0..source.below(3))
                 .map(|_| match source.below(3) {
                     0 => ["*.b", "*", "*b", "*.a.b"][usize::from(source.below(4))].to_owned(),
                     _ => source.host(),
                 })
+                .map(Into::into)
                 .collect();
-            ApisixRoute { route: Arc::new(route), uris, hosts }
+            Arc::new(route)
         })
         .collect();
     let mut seen = Seen::default();
-    let Ok(hosts) = ApisixHosts::new("fuzz", VirtualHostOptions::default(), router, routes.clone()) else {
+    let Ok(hosts) = ApisixHosts::new("fuzz", VirtualHostOptions::default(), router, &routes) else {
         return seen;
     };
     for _ in 0..8 {

@@ -10,7 +10,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use apisix::{ApisixRoute, ApisixRouter};
+pub use apisix::ApisixRouter;
 pub use template::{Template, parse_rewrite};
 
 use crate::error::ConfigError;
@@ -187,7 +187,7 @@ impl RouteTable {
         Ok(RouteTable { name: name.into(), options, hosts: Hosts::Domains(domains) })
     }
 
-    /// APISIX's table: routes with their URIs and hosts, in the order they were added.
+    /// APISIX's table: routes in the order they were added, for the URIs and hosts that their `ids` tell.
     ///
     /// # Errors
     /// A URI that can't be compiled.
@@ -195,7 +195,7 @@ impl RouteTable {
         name: &str,
         options: TableOptions,
         router: ApisixRouter,
-        routes: Vec<ApisixRoute>,
+        routes: &[Arc<Route>],
     ) -> Result<RouteTable, ConfigError> {
         let shell = VirtualHostOptions { chain: options.chain.clone(), ..VirtualHostOptions::default() };
         let hosts = ApisixHosts::new(name, shell, router, routes)?;

@@ -237,10 +237,12 @@ fn apisix(router: ApisixRouter, routes: &[(&str, i64, &[&str], &[&str])]) -> Rou
         let mut route = fixture::route(PathMatch::Connect);
         route.name = (*name).into();
         route.priority = *priority;
-        let own = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect();
-        ApisixRoute { route: Arc::new(route), uris: own(uris), hosts: own(hosts) }
+        let own = |list: &[&str]| list.iter().map(|t| (*t).into()).collect();
+        (route.ids.uris, route.ids.hosts) = (own(uris), own(hosts));
+        Arc::new(route)
     });
-    RouteTable::apisix("t", TableOptions::default(), router, routes.collect()).unwrap()
+    let routes: Vec<_> = routes.collect();
+    RouteTable::apisix("t", TableOptions::default(), router, &routes).unwrap()
 }
 
 fn apisix_find(table: &RouteTable, host: &str, target: &str) -> (Option<String>, Vec<(String, String)>) {
