@@ -178,10 +178,11 @@ impl Source {
             errors.into_iter().map(|error| error.in_file(resources.name)).collect()
         };
         let items = self.items.read(resources, &self.config, &self.setup).map_err(named)?;
-        let (compiled, diff) =
+        let (compiled, mut diff) =
             self.compiled.next(&items, &self.config, &self.setup, &mut self.chains).map_err(named)?;
-        self.items = items;
-        self.compiled = compiled;
+        let items = std::mem::replace(&mut self.items, items);
+        let compiled = std::mem::replace(&mut self.compiled, compiled);
+        diff.replaced = Some(Box::new((items, compiled)));
         Ok(diff)
     }
 }

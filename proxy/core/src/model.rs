@@ -19,6 +19,9 @@ pub struct Diff {
     pub route_tables: Vec<(Arc<str>, Option<Arc<RouteTable>>)>,
     /// Listeners.
     pub listeners: Vec<(Arc<str>, Option<Arc<Listener>>)>,
+    /// What the source no longer needs: freeing thousands of resources takes milliseconds, so it is done when
+    /// the change is in force.
+    pub replaced: Option<Box<dyn Any + Send>>,
 }
 
 impl Diff {
@@ -107,6 +110,7 @@ impl Model {
             let old = self.clusters.cell(&name).swap(None);
             self.retire(old);
         }
+        drop(diff.replaced);
         self.sweep();
         changes
     }
