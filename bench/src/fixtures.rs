@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -67,7 +66,6 @@ impl Table {
             metadata: serde_json::Map::new(),
             stats: None,
             body_buffer_limit: None,
-            labels: Default::default(),
         })
     }
 }
@@ -86,18 +84,7 @@ pub fn path(n: usize) -> String {
 /// A request that the n-th route takes.
 pub fn request(n: usize) -> Stream {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
-    let connection = Connection {
-        id: 1,
-        start: Instant::now(),
-        listener: "bench".into(),
-        filter_chain: "".into(),
-        remote: address,
-        direct_remote: address,
-        local: address,
-        direct_local: address,
-        requested_server_name: None,
-        tls: None,
-    };
+    let connection = Connection::plain(address, address);
     let mut stream = Stream::new(Arc::new(connection));
     stream.request.authority = b"bench.test".to_vec();
     stream.request.target.set(path(n).as_bytes());

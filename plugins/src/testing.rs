@@ -11,23 +11,11 @@ use sixfold_core::plugin::{
 };
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// A request from 10.1.2.3 for `example.com`.
 pub(crate) fn stream(target: &str, headers: &[(&str, &str)]) -> Stream {
     let (client, own) = (([10, 1, 2, 3], 4000).into(), ([127, 0, 0, 1], 9080).into());
-    let mut stream = Stream::new(Arc::new(Connection {
-        id: 1,
-        start: Instant::now(),
-        listener: "l".into(),
-        filter_chain: "".into(),
-        remote: client,
-        direct_remote: client,
-        local: own,
-        direct_local: own,
-        requested_server_name: None,
-        tls: None,
-    }));
+    let mut stream = Stream::new(Arc::new(Connection::plain(client, own)));
     stream.request.authority = b"example.com".to_vec();
     stream.request.target.set(target.as_bytes());
     for (name, value) in headers {

@@ -110,18 +110,7 @@ fn shown_cluster(cluster: &sixfold_core::cluster::Cluster) -> String {
 /// Which route and cluster each of a few requests gets.
 fn answers(table: &RouteTable) -> Vec<String> {
     let address = "127.0.0.1:1".parse().unwrap();
-    let connection = Arc::new(Connection {
-        id: 1,
-        start: std::time::Instant::now(),
-        listener: "l".into(),
-        filter_chain: "".into(),
-        remote: address,
-        direct_remote: address,
-        local: address,
-        direct_local: address,
-        requested_server_name: None,
-        tls: None,
-    });
+    let connection = Arc::new(Connection::plain(address, address));
     let answer = |path: &&str| {
         let mut stream = Stream::new(connection.clone());
         stream.reset(std::time::Instant::now());

@@ -6,14 +6,11 @@ use std::sync::Arc;
 
 use prost::{Message, Name};
 use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
+use sixfold_core::detached::Nowhere;
 use sixfold_core::document::{Node as Document, Options};
 use sixfold_core::error::ConfigError;
-use sixfold_core::metrics;
 use sixfold_core::plugin::Phases;
-use sixfold_core::plugin::{
-    BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, Plugin, PluginFactory, Registry,
-    SharedState,
-};
+use sixfold_core::plugin::{BuildContext, Plugin, PluginFactory, Registry};
 use sixfold_core::router::RouteTable;
 use sixfold_xds_api::message_from_node;
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
@@ -48,23 +45,9 @@ pub(crate) fn table(
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn environment() -> Environment {
-    let registry = metrics::Registry::new();
     let mut plugins = Registry::new();
     plugins.add(Arc::new(TestFilter));
-    Environment {
-        clusters: Arc::default(),
-        registry: registry.clone(),
-        plugins,
-        build: BuildContext {
-            callout: Arc::new(NoCallout),
-            metrics: registry,
-            shared: Arc::new(SharedState::default()),
-            resource: "".into(),
-            attributes: Arc::new(serde_json::Value::Null),
-        },
-        open_log: Arc::new(NoLog),
-        local_address: None,
-    }
+    Environment { open_log: Arc::new(NoLog), ..Environment::detached(plugins) }
 }
 
 /// The surroundings of a resource that came by an API.
@@ -84,14 +67,6 @@ pub(crate) fn context() -> Context {
     }
 }
 
-struct NoCallout;
-
-impl Callout for NoCallout {
-    fn send(&self, _request: CalloutRequest) -> CalloutFuture {
-        Box::pin(async { Err(CalloutError::Timeout) })
-    }
-}
-
 struct NoLog;
 
 impl OpenLog for NoLog {
@@ -100,13 +75,9 @@ impl OpenLog for NoLog {
             LogTarget::File(path) if path.starts_with("/nowhere") => {
                 Err(format!("{}: no such file", path.display()))
             }
-            _ => Ok(Arc::new(NoLog)),
+            target => Nowhere.open(target),
         }
     }
-}
-
-impl LogSink for NoLog {
-    fn write(&self, _line: &[u8]) {}
 }
 
 struct TestFilter;

@@ -31,40 +31,13 @@ fn filter(levels: &[CorsPolicy]) -> Arc<dyn Plugin> {
 
 fn route(action: Action) -> Arc<Route> {
     Arc::new(Route {
-        name: "".into(),
-        ids: Default::default(),
-        path: PathMatch::Prefix(b"/"[..].into(), false),
-        predicates: Box::new([]),
-        priority: 0,
-        action,
-        request_headers: Default::default(),
-        response_headers: Default::default(),
         chain: Some(Arc::new(Chain::empty())),
-        metadata: Default::default(),
-        stats: None,
-        body_buffer_limit: None,
-        labels: Default::default(),
+        ..Route::new(PathMatch::Prefix(b"/"[..].into(), false), action)
     })
 }
 
 fn forward() -> Action {
-    Action::Forward(Box::new(Forward {
-        cluster: ClusterChoice::Named(Clusters::default().cell("a")),
-        cluster_not_found: 503,
-        path_rewrite: None,
-        host_rewrite: None,
-        append_x_forwarded_host: false,
-        timeouts: Default::default(),
-        retry: None,
-        hash: Box::new([]),
-        metadata_match: Default::default(),
-        upgrades: Box::new([]),
-        high_priority: false,
-        mirrors: Box::new([]),
-        internal_redirect: None,
-        hedge_on_per_try_timeout: false,
-        pass_host: Default::default(),
-    }))
+    Action::Forward(Box::new(Forward::to(ClusterChoice::Named(Clusters::default().cell("a")))))
 }
 
 fn request(method: &str, headers: &[(&str, &str)]) -> Stream {

@@ -17,17 +17,11 @@ fn route() -> Arc<Route> {
             uris: ["/other", "/a/*", "/*"].map(Into::into).into(),
             hosts: ["*.test".into()].into(),
         },
-        path: PathMatch::Prefix(Box::default(), false),
-        predicates: Box::new([]),
-        priority: 0,
-        action: Action::Direct(DirectResponse { status: 200, body: Default::default(), body_format: None }),
-        request_headers: Default::default(),
-        response_headers: Default::default(),
         chain: Some(Arc::new(Chain::empty())),
-        metadata: Default::default(),
-        stats: None,
-        body_buffer_limit: None,
-        labels: Default::default(),
+        ..Route::new(
+            PathMatch::Prefix(Box::default(), false),
+            Action::Direct(DirectResponse { status: 200, body: Default::default(), body_format: None }),
+        )
     })
 }
 

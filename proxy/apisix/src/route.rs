@@ -1,6 +1,5 @@
 //! Routes compiled to the model, with what they take from their service, plugin config and upstream.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -51,7 +50,6 @@ pub(crate) fn compile(parts: &Parts<'_>) -> Result<CoreRoute, (&'static str, Str
         metadata: Map::new(),
         stats: None,
         body_buffer_limit: None,
-        labels: labels(route),
     })
 }
 
@@ -90,29 +88,15 @@ fn action(parts: &Parts<'_>) -> Result<Action, (&'static str, String)> {
     let of_service = || parts.service.and_then(|(_, service)| service.enable_websocket);
     let websocket = parts.route.enable_websocket.or_else(of_service).unwrap_or(false);
     Ok(Action::Forward(Box::new(Forward {
-        cluster: ClusterChoice::Named(cluster.clone()),
-        cluster_not_found: 503,
-        path_rewrite: None,
-        host_rewrite: None,
-        append_x_forwarded_host: false,
         timeouts: Timeouts {
             connect: Some(seconds(timeout.connect)),
             send: Some(seconds(timeout.send)),
             read: Some(seconds(timeout.read)),
             ..Timeouts::default()
         },
-        retry: None,
         hash: facing.hash_policy().map_err(|reason| ("upstream.key", reason))?.into_iter().collect(),
-        metadata_match: BTreeMap::new(),
         upgrades: Box::new([("websocket".into(), websocket)]),
-        high_priority: false,
-        mirrors: Box::default(),
-        internal_redirect: None,
-        hedge_on_per_try_timeout: false,
         pass_host: facing.pass_host.clone(),
+        ..Forward::to(ClusterChoice::Named(cluster.clone()))
     })))
-}
-
-fn labels(route: &Route) -> BTreeMap<String, String> {
-    route.labels.clone().unwrap_or_default()
 }

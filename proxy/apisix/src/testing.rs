@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -128,16 +127,9 @@ pub(crate) fn stream(host: &str, target: &str, tls: Option<(TlsInfo, &str)>) -> 
     let own = "127.0.0.1:9080".parse().unwrap();
     let (tls, server_name) = tls.map(|(info, name)| (info, Arc::from(name))).unzip();
     let mut stream = Stream::new(Arc::new(Connection {
-        id: 1,
-        start: Instant::now(),
-        listener: "l".into(),
-        filter_chain: "".into(),
-        remote: client,
-        direct_remote: client,
-        local: own,
-        direct_local: own,
         requested_server_name: server_name,
         tls,
+        ..Connection::plain(client, own)
     }));
     stream.request.authority = host.as_bytes().to_vec();
     stream.request.target.set(target.as_bytes());

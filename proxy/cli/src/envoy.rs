@@ -7,13 +7,10 @@ use crate::process::{Process, Setup};
 use crate::{logging, signals, stats};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use sixfold_core::access_log::OpenLog;
-use sixfold_core::cluster::Clusters;
 use sixfold_core::document::Node;
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
-use sixfold_core::plugin::{BuildContext, Registry};
 use sixfold_server::admin::{Admin, ServerInfo};
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
@@ -84,24 +81,14 @@ fn setup(options: &EnvoyOptions) -> Setup {
 }
 
 fn environment(process: &Process) -> Environment {
-    compile_environment(
-        process.clusters.clone(),
-        process.metrics.clone(),
-        process.plugins.clone(),
-        process.build.clone(),
-        Arc::new(process.logs.clone()),
-    )
-}
-
-/// What a bootstrap is compiled with.
-pub(crate) fn compile_environment(
-    clusters: Arc<Clusters>,
-    registry: metrics::Registry,
-    plugins: Registry,
-    build: BuildContext,
-    open_log: Arc<dyn OpenLog>,
-) -> Environment {
-    Environment { clusters, registry, plugins, build, open_log, local_address: local_address() }
+    Environment {
+        clusters: process.clusters.clone(),
+        registry: process.metrics.clone(),
+        plugins: process.plugins.clone(),
+        build: process.build.clone(),
+        open_log: Arc::new(process.logs.clone()),
+        local_address: local_address(),
+    }
 }
 
 /// The address that packets to other machines leave from. Nothing is sent to find it out.

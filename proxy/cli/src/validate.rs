@@ -2,18 +2,15 @@
 
 use crate::Failure;
 use crate::arguments::ValidateOptions;
-use crate::envoy::{Text, compile_environment};
-use crate::process::{Surroundings, plugins};
+use crate::envoy::Text;
+use crate::process::plugins;
 use crate::stats;
 use sixfold_apisix::config::{Config, Environment};
 use sixfold_apisix::{Setup, Source};
-use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
 use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
-use sixfold_server::callout::CalloutConfig;
-use sixfold_server::dns::ResolverConfig;
+use sixfold_xds::bootstrap;
 use std::path::Path;
-use std::sync::Arc;
 
 /// What a file holds.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,10 +76,7 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
 
 /// Compiles a bootstrap and forgets it.
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
-    let surroundings = Surroundings::new(ResolverConfig::default(), CalloutConfig::default())?;
-    let Surroundings { metrics, clusters, plugins, build, .. } = surroundings;
-    let environment = compile_environment(clusters, metrics, plugins, build, Arc::new(NoLogs));
-    let compiled = text.load(&environment)?;
+    let compiled = text.load(&bootstrap::Environment::detached(plugins()))?;
     stats::tags(compiled.stats)?;
     Ok(())
 }
@@ -94,19 +88,6 @@ fn resources(path: &Path) -> Result<(), Failure> {
     let mut source = Source::new(config, path.to_owned(), setup);
     source.reload()?;
     Ok(())
-}
-
-/// Opens nothing: a check must leave no files behind.
-struct NoLogs;
-
-impl OpenLog for NoLogs {
-    fn open(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
-        Ok(Arc::new(NoLogs))
-    }
-}
-
-impl LogSink for NoLogs {
-    fn write(&self, _: &[u8]) {}
 }
 
 #[cfg(test)]

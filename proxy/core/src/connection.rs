@@ -31,6 +31,22 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// A connection without TLS that was just accepted, of no particular listener: the ground for others.
+    pub fn plain(remote: SocketAddr, local: SocketAddr) -> Connection {
+        Connection {
+            id: 1,
+            start: Instant::now(),
+            listener: "".into(),
+            filter_chain: "".into(),
+            remote,
+            direct_remote: remote,
+            local,
+            direct_local: local,
+            requested_server_name: None,
+            tls: None,
+        }
+    }
+
     /// Server name that the client asked for, whoever saw it.
     pub fn server_name(&self) -> Option<&str> {
         let terminated = self.tls.as_ref().and_then(|tls| tls.server_name.as_deref());

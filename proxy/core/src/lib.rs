@@ -7,6 +7,7 @@ pub mod access_log;
 pub mod balance;
 pub mod cluster;
 pub mod connection;
+pub mod detached;
 pub mod document;
 pub mod error;
 pub mod expr;

@@ -47,8 +47,6 @@ pub struct Route {
     pub stats: Option<Arc<RouteStats>>,
     /// `request_body_buffer_limit`, bytes kept for a retry; `None` takes the listener's limit.
     pub body_buffer_limit: Option<u64>,
-    /// Labels of an APISIX route.
-    pub labels: BTreeMap<String, String>,
 }
 
 impl Route {
@@ -67,7 +65,6 @@ impl Route {
             metadata: serde_json::Map::new(),
             stats: None,
             body_buffer_limit: None,
-            labels: BTreeMap::new(),
         }
     }
 }
@@ -155,6 +152,29 @@ pub struct Forward {
     pub hedge_on_per_try_timeout: bool,
     /// How the upstream's Host is made when nothing above rewrites it.
     pub pass_host: PassHost,
+}
+
+impl Forward {
+    /// Forwards to `cluster`, with nothing else set: no timeout, no retry, no change.
+    pub fn to(cluster: ClusterChoice) -> Forward {
+        Forward {
+            cluster,
+            cluster_not_found: 503,
+            path_rewrite: None,
+            host_rewrite: None,
+            append_x_forwarded_host: false,
+            timeouts: Timeouts::default(),
+            retry: None,
+            hash: Box::default(),
+            metadata_match: BTreeMap::new(),
+            upgrades: Box::default(),
+            high_priority: false,
+            mirrors: Box::default(),
+            internal_redirect: None,
+            hedge_on_per_try_timeout: false,
+            pass_host: PassHost::Pass,
+        }
+    }
 }
 
 /// APISIX's `pass_host`.
@@ -405,9 +425,8 @@ pub enum RequireTls {
 
 #[cfg(test)]
 pub(crate) mod fixture {
-    use super::{Action, ClusterChoice, Forward, PassHost, Route, Timeouts};
+    use super::{Action, ClusterChoice, Forward, Route};
     use crate::router::PathMatch;
-    use std::collections::BTreeMap;
 
     /// A route that does nothing.
     pub(crate) fn route(path: PathMatch) -> Route {
@@ -417,22 +436,6 @@ pub(crate) mod fixture {
     /// Forwards to nowhere.
     pub(crate) fn forward() -> Forward {
         let clusters = std::sync::Arc::default();
-        Forward {
-            cluster: ClusterChoice::Header(crate::headers::Known::HOST.into(), clusters),
-            cluster_not_found: 503,
-            path_rewrite: None,
-            host_rewrite: None,
-            append_x_forwarded_host: false,
-            timeouts: Timeouts::default(),
-            retry: None,
-            hash: Box::default(),
-            metadata_match: BTreeMap::new(),
-            upgrades: Box::default(),
-            high_priority: false,
-            mirrors: Box::default(),
-            internal_redirect: None,
-            hedge_on_per_try_timeout: false,
-            pass_host: PassHost::Pass,
-        }
+        Forward::to(ClusterChoice::Header(crate::headers::Known::HOST.into(), clusters))
     }
 }

@@ -276,7 +276,6 @@ pub(crate) mod fixture {
     use super::Stream;
     use crate::connection::{Connection, TlsInfo};
     use std::sync::Arc;
-    use std::time::Instant;
 
     /// A request from 10.1.2.3 to port 9080, host `oracle.test`.
     pub(crate) fn stream(target: &str, headers: &[(&str, &str)]) -> Stream {
@@ -287,18 +286,7 @@ pub(crate) mod fixture {
     pub(crate) fn with_tls(target: &str, headers: &[(&str, &str)], tls: Option<TlsInfo>) -> Stream {
         let client = "10.1.2.3:4000".parse().unwrap();
         let own = "127.0.0.1:9080".parse().unwrap();
-        let mut stream = Stream::new(Arc::new(Connection {
-            id: 1,
-            start: Instant::now(),
-            listener: "l".into(),
-            filter_chain: "".into(),
-            remote: client,
-            direct_remote: client,
-            local: own,
-            direct_local: own,
-            requested_server_name: None,
-            tls,
-        }));
+        let mut stream = Stream::new(Arc::new(Connection { tls, ..Connection::plain(client, own) }));
         stream.request.authority = b"oracle.test".to_vec();
         stream.request.target.set(target.as_bytes());
         for (name, value) in headers {

@@ -270,6 +270,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pieces_are_used_again_by_those_who_read_and_those_who_write() {
+        let kept = || (READ.with_borrow(Vec::len), WRITE.with_borrow(Vec::len));
+        let mut out = WriteBuffer::default();
+        out.tail().extend_from_slice(b"head");
+        let (mut near, _far) = tokio::io::duplex(64);
+        std::future::poll_fn(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
+        out.release();
+        assert_eq!(kept(), (0, 1));
+        let mut again = WriteBuffer::default();
+        assert!(again.tail().is_empty() && again.data.capacity() == PIECE);
+        assert_eq!(kept(), (0, 0));
+        let mut read = ReadBuffer::default();
+        read.make_room();
+        read.release();
+        assert_eq!(kept(), (1, 0));
+        assert!(READ.with_borrow(|free| free.iter().all(|piece| piece.len() == PIECE)));
+    }
+
+    #[tokio::test]
     async fn writes_keep_their_order_through_a_narrow_transport() {
         let (mut near, mut far) = tokio::io::duplex(1000);
         let reader = tokio::spawn(async move {

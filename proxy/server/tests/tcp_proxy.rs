@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use sixfold_core::access_log::{AccessLog, LogSink};
 use sixfold_core::balance::Policy;
 use sixfold_core::cluster::{Address, BreakerLimits, Cluster, ClusterConfig, Clusters, HostConfig};
+use sixfold_core::detached::Nowhere;
 use sixfold_core::format::Format;
 use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::listener::{TcpProxy, TcpStats};
@@ -86,8 +87,7 @@ impl Bench {
     async fn serve(self) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared =
-            Shared::new(self.clusters.clone(), self.registry, Arc::new(NoCallout), Options::default());
+        let shared = Shared::new(self.clusters.clone(), self.registry, Arc::new(Nowhere), Options::default());
         let worker = Arc::new(Worker::new(0, Arc::new(shared)));
         let (proxy, drain) = (Arc::new(self.proxy), Drain::new());
         let running =

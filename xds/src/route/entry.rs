@@ -84,7 +84,6 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
             Arc::new(RouteStats::new(&scope.context.registry, &prefix))
         }),
         body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
-        labels: Default::default(),
     })
 }
 

@@ -85,6 +85,17 @@ fn the_same_again_changes_nothing() {
 }
 
 #[test]
+fn what_is_replaced_is_freed_with_the_diff() {
+    let mut source = testing::source("");
+    update(&mut source, BASE);
+    let route = Arc::downgrade(&source.compiled.route("a").unwrap());
+    let diff = update(&mut source, &BASE.replace("uri: /a", "uri: /a2"));
+    assert!(route.upgrade().is_some(), "freeing it must not delay the change");
+    drop(diff);
+    assert!(route.upgrade().is_none());
+}
+
+#[test]
 fn a_change_touches_what_depends_on_it() {
     let mut source = testing::source("");
     update(&mut source, BASE);

@@ -114,11 +114,6 @@ impl Breaker {
         self.counts[resource as usize].fetch_add(1, Relaxed);
         Permit { counts: self.counts.clone(), resource }
     }
-
-    /// Whether the limit is reached.
-    pub fn is_open(&self, resource: Resource) -> bool {
-        self.count(resource) >= self.limit(resource)
-    }
 }
 
 /// One of a counted resource, given back on drop.

@@ -7,22 +7,10 @@ use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
 use crate::route::ClusterChoice;
 use std::sync::Arc;
-use std::time::Instant;
 
 fn stream(headers: &[(&str, &str)], target: &str) -> Stream {
     let address = ([10, 0, 0, 1], 5000).into();
-    let mut stream = Stream::new(Arc::new(Connection {
-        id: 1,
-        start: Instant::now(),
-        listener: "l".into(),
-        filter_chain: "".into(),
-        remote: address,
-        direct_remote: address,
-        local: address,
-        direct_local: address,
-        requested_server_name: None,
-        tls: None,
-    }));
+    let mut stream = Stream::new(Arc::new(Connection::plain(address, address)));
     stream.request.target.set(target.as_bytes());
     for (name, value) in headers {
         stream.request.headers.push(name.as_bytes(), value.as_bytes());

@@ -11,7 +11,6 @@ use crate::route::{Action, Route};
 use crate::stream::Stream;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Bytes that are taken for decisions.
 struct Source<'a>(&'a [u8]);
@@ -83,18 +82,7 @@ impl Source<'_> {
 
     fn request(&mut self) -> Stream {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-        let mut stream = Stream::new(Arc::new(Connection {
-            id: 1,
-            start: Instant::now(),
-            listener: "".into(),
-            filter_chain: "".into(),
-            remote: local,
-            direct_remote: local,
-            local,
-            direct_local: local,
-            requested_server_name: None,
-            tls: None,
-        }));
+        let mut stream = Stream::new(Arc::new(Connection::plain(local, local)));
         stream.request.method =
             [Method::GET, Method::POST, Method::CONNECT][usize::from(self.below(8) / 3)].clone();
         stream.request.authority = self.host().into_bytes();

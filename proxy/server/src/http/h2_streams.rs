@@ -21,7 +21,7 @@ use std::task::{Poll, Waker};
 const KEPT: usize = 128;
 
 thread_local! {
-    static IDLE: RefCell<Vec<Arc<Seat>>> = const { RefCell::new(Vec::new()) };
+    static IDLE: RefCell<Vec<Arc<Seat<Opened>>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A stream that a client has opened.
@@ -32,22 +32,20 @@ pub(super) struct Opened {
     pub(super) env: Arc<Env>,
 }
 
-/// Where a task waits for its next stream.
-#[derive(Default)]
-struct Seat(Mutex<Waiting>);
+/// Where a task waits for its next job.
+struct Seat<T>(Mutex<Waiting<T>>);
 
-#[derive(Default)]
-struct Waiting {
-    next: Option<Opened>,
+struct Waiting<T> {
+    next: Option<T>,
     waker: Option<Waker>,
     /// The task is gone (its runtime has ended).
     left: bool,
 }
 
 /// Marks the seat when its task goes.
-struct Seated(Arc<Seat>);
+struct Seated<T>(Arc<Seat<T>>);
 
-impl Drop for Seated {
+impl<T> Drop for Seated<T> {
     fn drop(&mut self) {
         let mut waiting = self.0.0.lock();
         waiting.left = true;
@@ -66,14 +64,18 @@ pub(super) fn serve(mut opened: Opened) {
     tokio::spawn(serve_many(opened));
 }
 
-impl Seat {
-    /// Hands the stream to the task; it comes back if there is no task any more.
-    fn give(&self, opened: Opened) -> Option<Opened> {
+impl<T> Seat<T> {
+    fn new() -> Seat<T> {
+        Seat(Mutex::new(Waiting { next: None, waker: None, left: false }))
+    }
+
+    /// Hands a job to the task; it comes back if there is no task any more.
+    fn give(&self, job: T) -> Option<T> {
         let mut waiting = self.0.lock();
         if waiting.left {
-            return Some(opened);
+            return Some(job);
         }
-        waiting.next = Some(opened);
+        waiting.next = Some(job);
         let waker = waiting.waker.take();
         drop(waiting);
         if let Some(waker) = waker {
@@ -82,11 +84,11 @@ impl Seat {
         None
     }
 
-    async fn next(&self) -> Opened {
+    async fn next(&self) -> T {
         poll_fn(|cx| {
             let mut waiting = self.0.lock();
-            if let Some(opened) = waiting.next.take() {
-                return Poll::Ready(opened);
+            if let Some(job) = waiting.next.take() {
+                return Poll::Ready(job);
             }
             if !waiting.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
                 waiting.waker = Some(cx.waker().clone());
@@ -99,7 +101,7 @@ impl Seat {
 
 /// Serves this stream and then others, until enough tasks of the thread wait.
 async fn serve_many(first: Opened) {
-    let seated = Seated(Arc::default());
+    let seated = Seated(Arc::new(Seat::new()));
     let mut stream = Box::new(Stream::new(first.connection.clone()));
     let mut clock = Clock::new();
     let mut opened = first;
@@ -119,5 +121,37 @@ async fn serve_many(first: Opened) {
             return;
         }
         opened = seated.0.next().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_task_gets_one_job_after_another_until_its_runtime_ends() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let seat = Arc::new(Seat::new());
+        let seated = Seated(seat.clone());
+        let (done, jobs) = channel();
+        let task = async move {
+            loop {
+                done.send(seated.0.next().await).unwrap();
+            }
+        };
+        runtime.block_on(async {
+            // One that is there before the task waits, and one that has to wake it.
+            assert_eq!(seat.give(1), None);
+            tokio::spawn(task);
+            tokio::task::yield_now().await;
+            assert_eq!(jobs.try_recv(), Ok(1));
+            assert_eq!(seat.give(2), None);
+            tokio::task::yield_now().await;
+            assert_eq!(jobs.try_recv(), Ok(2));
+        });
+        drop(runtime);
+        assert_eq!(seat.give(3), Some(3), "nobody would ever serve it");
     }
 }

@@ -3,10 +3,10 @@
 
 use sixfold_core::cluster::*;
 use sixfold_core::connection::Connection;
+use sixfold_core::detached::Nowhere;
 use sixfold_core::hcm::*;
-use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{Callout, CalloutError, CalloutFuture, CalloutRequest, Chain};
+use sixfold_core::plugin::Chain;
 use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::*;
 use sixfold_core::router::{RouteTableCell, TableOptions, VirtualHostOptions};
@@ -16,16 +16,9 @@ use sixfold_server::worker::{Options, Shared, Worker};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-pub struct NoCallout;
-impl Callout for NoCallout {
-    fn send(&self, _: CalloutRequest) -> CalloutFuture {
-        Box::pin(async { Err(CalloutError::Timeout) })
-    }
-}
 
 /// What a test changes about the proxy.
 pub struct Setup {
@@ -97,7 +90,7 @@ impl Setup {
             max_body: self.max_body,
             show_upstream_status: false,
         });
-        let shared = Shared::new(self.clusters, self.registry, Arc::new(NoCallout), Options::default());
+        let shared = Shared::new(self.clusters, self.registry, Arc::new(Nowhere), Options::default());
         let worker = Arc::new(Worker::new(0, Arc::new(shared)));
         let drain = Drain::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -118,18 +111,7 @@ impl Setup {
 
 /// A plain connection that was just accepted.
 pub fn connection(remote: SocketAddr, local: SocketAddr) -> Arc<Connection> {
-    Arc::new(Connection {
-        id: 1,
-        start: Instant::now(),
-        listener: "l".into(),
-        filter_chain: "".into(),
-        remote,
-        direct_remote: remote,
-        local,
-        direct_local: local,
-        requested_server_name: None,
-        tls: None,
-    })
+    Arc::new(Connection::plain(remote, local))
 }
 
 pub fn cluster_config(name: &str) -> ClusterConfig {
@@ -138,40 +120,13 @@ pub fn cluster_config(name: &str) -> ClusterConfig {
 
 pub fn forward(cell: Arc<ClusterCell>) -> Forward {
     Forward {
-        cluster: ClusterChoice::Named(cell),
-        cluster_not_found: 503,
-        path_rewrite: None,
-        host_rewrite: None,
-        append_x_forwarded_host: false,
         timeouts: Timeouts { request: Some(Duration::from_secs(15)), ..Timeouts::default() },
-        retry: None,
-        hash: Box::new([]),
-        metadata_match: Default::default(),
-        upgrades: Box::new([]),
-        high_priority: false,
-        mirrors: Box::new([]),
-        internal_redirect: None,
-        hedge_on_per_try_timeout: false,
-        pass_host: PassHost::Pass,
+        ..Forward::to(ClusterChoice::Named(cell))
     }
 }
 
 pub fn route(prefix: &str, action: Action) -> Route {
-    Route {
-        name: "".into(),
-        ids: Ids::default(),
-        path: PathMatch::Prefix(prefix.as_bytes().into(), false),
-        predicates: Box::new([]),
-        priority: 0,
-        action,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        chain: None,
-        metadata: serde_json::Map::new(),
-        stats: None,
-        body_buffer_limit: None,
-        labels: Default::default(),
-    }
+    Route::new(PathMatch::Prefix(prefix.as_bytes().into(), false), action)
 }
 
 pub fn retry(on: &str, retries: u32) -> Option<Arc<RetryPolicy>> {

@@ -41,18 +41,7 @@ fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpConnectionMan
 fn stream(headers: &[(&str, &str)], tls: Option<TlsInfo>) -> Stream {
     let peer = "127.0.0.1:4000".parse().unwrap();
     let own = "127.0.0.1:9080".parse().unwrap();
-    let mut stream = Stream::new(Arc::new(Connection {
-        id: 1,
-        start: std::time::Instant::now(),
-        listener: "l".into(),
-        filter_chain: "".into(),
-        remote: peer,
-        direct_remote: peer,
-        local: own,
-        direct_local: own,
-        requested_server_name: None,
-        tls,
-    }));
+    let mut stream = Stream::new(Arc::new(Connection { tls, ..Connection::plain(peer, own) }));
     stream.request.authority = b"Oracle.test:81".to_vec();
     stream.request.target.set(b"/");
     for (name, value) in headers {

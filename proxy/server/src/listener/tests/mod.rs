@@ -18,6 +18,7 @@ use sixfold_core::cluster::{
     Address, BreakerLimits, Cluster, ClusterConfig, Clusters, Discovery, HostConfig, Http1Options,
     Http2Options, UpstreamProtocol,
 };
+use sixfold_core::detached::Nowhere;
 use sixfold_core::listener::{
     BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
     TcpProxy, TcpStats,
@@ -25,7 +26,6 @@ use sixfold_core::listener::{
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::Diff;
-use sixfold_core::plugin::{Callout, CalloutError, CalloutFuture, CalloutRequest};
 use sixfold_core::route::ClusterChoice;
 use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
@@ -35,14 +35,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-struct NoCallout;
-
-impl Callout for NoCallout {
-    fn send(&self, _request: CalloutRequest) -> CalloutFuture {
-        Box::pin(async { Err(CalloutError::Failed("there is nobody".into())) })
-    }
-}
 
 /// A server with four workers.
 pub(super) struct Fixture {
@@ -63,7 +55,7 @@ impl Fixture {
             options,
             registry.clone(),
             clusters.clone(),
-            Arc::new(NoCallout),
+            Arc::new(Nowhere),
             Lifecycle::default(),
         )
         .unwrap();
