@@ -1,16 +1,34 @@
-//! What APISIX's plugins share: how they are made, header changes, answers, patterns.
+//! APISIX's plugins, and what all of them use: how they are made, templates, answers.
 
 mod factory;
-mod headers;
-mod pattern;
+mod forward_auth;
+mod limit_count;
+mod mocking;
+pub mod prometheus;
+mod proxy_rewrite;
+mod response_rewrite;
+/// The example of `docs/plugins/write-one.md`, compiled as it stands there.
+#[cfg(test)]
+pub(crate) mod stamp;
 
 pub(crate) use factory::{Made, apisix};
-pub(crate) use headers::{HeaderChanges, Side};
-pub(crate) use pattern::{Groups, Pattern, Replacement};
 
 use sixfold_core::format::Format;
-use sixfold_core::plugin::LocalReply;
+use sixfold_core::plugin::{LocalReply, PluginFactory};
 use sixfold_core::stream::Stream;
+use std::sync::Arc;
+
+/// All of them.
+pub(crate) fn factories() -> Vec<Arc<dyn PluginFactory>> {
+    vec![
+        forward_auth::factory(),
+        limit_count::factory(),
+        mocking::factory(),
+        prometheus::factory(),
+        proxy_rewrite::factory(),
+        response_rewrite::factory(),
+    ]
+}
 
 /// An answer with `{"error_msg": …}`, as APISIX's plugins give it.
 pub(crate) fn error_reply(status: u16, message: &str) -> LocalReply {

@@ -1,10 +1,19 @@
-//! What Envoy's filters share: their factories, and shares of requests from their protobuf messages.
+//! Envoy's HTTP filters, and what all of them use: their factories, and shares of requests from their
+//! protobuf messages.
+
+mod cors;
+mod fault;
 
 use prost::{Message, Name};
 use sixfold_core::plugin::{BuildContext, Plugin, PluginFactory};
 use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
+
+/// All of them.
+pub(crate) fn factories() -> Vec<Arc<dyn PluginFactory>> {
+    vec![cors::factory(), fault::factory()]
+}
 
 /// Builds a filter from its configuration and the overrides for the route, least specific first.
 pub(crate) type Make = fn(config: &[u8], overrides: &[&[u8]]) -> Result<Arc<dyn Plugin>, String>;

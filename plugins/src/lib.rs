@@ -1,40 +1,23 @@
 //! Plugins of sixfold: APISIX plugins and Envoy HTTP filters, one module each.
 //!
-//! A plugin is a module with a `factory()`, and a line in [`registry`]. APISIX's plugins keep their schema as
-//! data in `plugins/schemas`; what they share is in `apisix`.
+//! A plugin is a module of `apisix` or `envoy` with a `factory()`, and a line in `factories` there. APISIX's
+//! plugins keep their schema as data in `plugins/schemas`. Parts below several plugins are in `shared`.
 
 mod apisix;
-mod cors;
 mod envoy;
-mod fault;
-mod forward_auth;
-mod limit_count;
-mod mocking;
-pub mod prometheus;
-mod proxy_rewrite;
-mod response_rewrite;
-/// The example of `docs/plugins/write-one.md`, compiled as it stands there.
-#[cfg(test)]
-mod stamp;
+mod shared;
 #[cfg(test)]
 mod testing;
-pub mod tower_layer;
+
+pub use apisix::prometheus;
+pub use shared::tower_layer;
 
 use sixfold_core::plugin::Registry;
 
 /// Every plugin of this crate, by APISIX's name or the type URL of an Envoy filter.
 pub fn registry() -> Registry {
     let mut registry = Registry::new();
-    for factory in [
-        cors::factory(),
-        fault::factory(),
-        forward_auth::factory(),
-        limit_count::factory(),
-        mocking::factory(),
-        prometheus::factory(),
-        proxy_rewrite::factory(),
-        response_rewrite::factory(),
-    ] {
+    for factory in apisix::factories().into_iter().chain(envoy::factories()) {
         registry.add(factory);
     }
     registry
@@ -59,8 +42,11 @@ mod tests {
     #[test]
     fn the_guide_s_example_is_this_file_and_works() {
         let guide = include_str!("../../docs/plugins/write-one.md");
-        assert!(guide.contains(include_str!("stamp.rs")), "docs/plugins/write-one.md shows another plugin");
-        let build = |config| super::stamp::factory().build(&config, &crate::testing::context());
+        assert!(
+            guide.contains(include_str!("apisix/stamp.rs")),
+            "docs/plugins/write-one.md shows another plugin"
+        );
+        let build = |config| super::apisix::stamp::factory().build(&config, &crate::testing::context());
         let plugin = build(serde_json::json!({"name": "x-served-by", "value": "sixfold"})).unwrap();
         let mut stream = crate::testing::stream("/", &[]);
         assert!(crate::testing::now(plugin.header_filter(&mut stream, 0)).is_none());

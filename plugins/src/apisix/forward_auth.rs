@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("forward-auth", 2002, include_str!("../schemas/forward-auth.json"), ForwardAuth::make)
+    apisix::apisix("forward-auth", 2002, include_str!("../../schemas/forward-auth.json"), ForwardAuth::make)
 }
 
 /// Bytes of the service's answer that are read.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("limit-count", 1002, include_str!("../schemas/limit-count.json"), LimitCount::make)
+    apisix::apisix("limit-count", 1002, include_str!("../../schemas/limit-count.json"), LimitCount::make)
 }
 
 /// The largest whole number that APISIX counts with.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("mocking", 10_900, include_str!("../schemas/mocking.json"), Mocking::make)
+    apisix::apisix("mocking", 10_900, include_str!("../../schemas/mocking.json"), Mocking::make)
 }
 
 /// What `x-mock-by` says: the release of APISIX whose behaviour this is.

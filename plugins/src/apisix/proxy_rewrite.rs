@@ -1,6 +1,8 @@
 //! APISIX's proxy-rewrite: what the upstream gets to see of the request.
 
-use crate::apisix::{self, Groups, HeaderChanges, Made, Pattern, Replacement, Side, error_reply};
+use crate::apisix::{self, Made, error_reply};
+use crate::shared::header_changes::{HeaderChanges, Side};
+use crate::shared::pattern::{Groups, Pattern, Replacement};
 use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::format::Format;
@@ -9,7 +11,12 @@ use sixfold_core::stream::Stream;
 use std::sync::Arc;
 
 pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("proxy-rewrite", 1008, include_str!("../schemas/proxy-rewrite.json"), ProxyRewrite::make)
+    apisix::apisix(
+        "proxy-rewrite",
+        1008,
+        include_str!("../../schemas/proxy-rewrite.json"),
+        ProxyRewrite::make,
+    )
 }
 
 #[derive(Deserialize)]

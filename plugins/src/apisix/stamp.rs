@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 pub(crate) fn factory() -> Arc<dyn PluginFactory> {
     // Name, priority (larger runs first), schema, and what makes an instance.
-    apisix::apisix("stamp", 500, include_str!("../schemas/stamp.json"), Stamp::make)
+    apisix::apisix("stamp", 500, include_str!("../../schemas/stamp.json"), Stamp::make)
 }
 
 #[derive(Deserialize)]

@@ -16,7 +16,7 @@ use sixfold_core::stream::Stream;
 use std::sync::Arc;
 
 pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("prometheus", 500, include_str!("../schemas/prometheus.json"), Prometheus::make)
+    apisix::apisix("prometheus", 500, include_str!("../../schemas/prometheus.json"), Prometheus::make)
 }
 
 /// Where the page of metrics is by default (`plugin_attr.prometheus.export_uri`).

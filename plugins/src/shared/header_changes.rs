@@ -1,6 +1,6 @@
 //! Header changes with templates: `{add, set, remove}`, or the old form `{Name: value}`.
 
-use super::template;
+use crate::apisix::template;
 use serde_json::Value;
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers};

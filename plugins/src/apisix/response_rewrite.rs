@@ -1,6 +1,8 @@
 //! APISIX's response-rewrite: status, headers and body of the response.
 
-use crate::apisix::{self, HeaderChanges, Made, Pattern, Replacement, Side};
+use crate::apisix::{self, Made};
+use crate::shared::header_changes::{HeaderChanges, Side};
+use crate::shared::pattern::{Pattern, Replacement};
 use base64::Engine;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -17,7 +19,7 @@ pub(crate) fn factory() -> Arc<dyn PluginFactory> {
     apisix::apisix(
         "response-rewrite",
         899,
-        include_str!("../schemas/response-rewrite.json"),
+        include_str!("../../schemas/response-rewrite.json"),
         ResponseRewrite::make,
     )
 }

@@ -1,0 +1,5 @@
+//! Parts below several plugins.
+
+pub(crate) mod header_changes;
+pub(crate) mod pattern;
+pub mod tower_layer;
