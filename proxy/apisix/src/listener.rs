@@ -17,7 +17,7 @@ use sixfold_core::listener::{
 };
 use sixfold_core::plugin::Chain;
 use sixfold_core::stream::Stream;
-use sixfold_core::tls::ServerTls;
+use sixfold_core::tls::{ContextChange, ServerTls};
 
 use crate::config::{AccessLogEscape, Config, ListenAddress, RealIp};
 use crate::source::Setup;
@@ -36,10 +36,10 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    /// Shows these certificates from now on.
-    pub(crate) fn show(&self, certificates: &Certificates, config: &Config) {
+    /// The change that shows these certificates.
+    pub(crate) fn change(&self, certificates: &Certificates, config: &Config) -> ContextChange {
         let (default, named) = certificates.contexts(config);
-        self.tls.replace(default, named);
+        self.tls.change(default, named)
     }
 }
 

@@ -65,6 +65,12 @@ impl Certificates {
         (next, errors)
     }
 
+    /// Whether both show the same to everyone.
+    pub(crate) fn same(&self, other: &Certificates) -> bool {
+        let same = |(a, b): (&Built, &Built)| Arc::ptr_eq(&a.context, &b.context);
+        self.built.len() == other.built.len() && self.built.iter().zip(&other.built).all(same)
+    }
+
     /// The contexts by server name, and the one for clients that no name fits: the certificate for `*`, else
     /// that of `fallback_sni`.
     pub(crate) fn contexts(&self, config: &Config) -> (Option<Arc<ServerContext>>, NamedContexts) {

@@ -1,11 +1,13 @@
 //! The model: what is configured now, and how a change is applied to it.
 //!
-//! Sources produce a [`Diff`]; the control thread alone applies it. Clusters come first, then route tables,
-//! then listeners, and what is no longer there goes last, so that nothing in use ever points at nothing.
+//! Sources produce a [`Diff`]; the control thread alone applies it. Clusters come first, then route tables
+//! and certificates, then listeners, and what is no longer there goes last, so that nothing in use ever
+//! points at nothing.
 
 use crate::cluster::{Cluster, Clusters};
 use crate::listener::Listener;
 use crate::router::{RouteTable, RouteTableCell};
+use crate::tls::ContextChange;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ pub struct Diff {
     pub clusters: Vec<(Arc<str>, Option<Arc<Cluster>>)>,
     /// Route tables that listeners refer to by name.
     pub route_tables: Vec<(Arc<str>, Option<Arc<RouteTable>>)>,
+    /// Certificates of listeners that stay. They are shown with the routes they come with.
+    pub contexts: Vec<ContextChange>,
     /// Listeners.
     pub listeners: Vec<(Arc<str>, Option<Arc<Listener>>)>,
     /// What the source no longer needs: freeing thousands of resources takes milliseconds, so it is done when
@@ -27,7 +31,10 @@ pub struct Diff {
 impl Diff {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.clusters.is_empty() && self.route_tables.is_empty() && self.listeners.is_empty()
+        self.clusters.is_empty()
+            && self.route_tables.is_empty()
+            && self.contexts.is_empty()
+            && self.listeners.is_empty()
     }
 }
 
@@ -96,6 +103,7 @@ impl Model {
             let old = self.table_cell(&name).swap(table);
             self.retire(old);
         }
+        diff.contexts.into_iter().for_each(ContextChange::put_in_force);
         let mut changes = ListenerChanges::default();
         for (name, listener) in diff.listeners {
             match listener {

@@ -107,9 +107,7 @@ impl Compiled {
         if !step.errors.is_empty() {
             return Err(step.errors);
         }
-        if let Some(listening) = &step.next.listening {
-            listening.show(&step.next.certificates, config);
-        }
+        step.contexts();
         chains.sweep();
         Ok((step.next, step.diff))
     }
@@ -354,6 +352,14 @@ impl<'a> Step<'a> {
         match RouteTable::apisix(ROUTE_TABLE, options, self.config.router.into(), next) {
             Ok(table) => self.diff.route_tables.push((ROUTE_TABLE.into(), Some(Arc::new(table)))),
             Err(error) => self.errors.push(error),
+        }
+    }
+
+    /// Certificates go into force with the change, never before it.
+    fn contexts(&mut self) {
+        let Some(listening) = &self.next.listening else { return };
+        if self.before.listening.is_none() || !self.next.certificates.same(&self.before.certificates) {
+            self.diff.contexts.push(listening.change(&self.next.certificates, self.config));
         }
     }
 

@@ -5,15 +5,20 @@ use sixfold_core::connection::TlsInfo;
 use sixfold_core::document::Format;
 use sixfold_core::plugin::{Chain, Outcome, Phases};
 use sixfold_core::stream::Stream;
+use sixfold_core::tls::ContextChange;
 
 use crate::source::{Resources, Source};
 use crate::testing;
 
+/// Puts the certificates in force; tells whether they are all that changes.
 fn update(source: &mut Source, resources: &serde_json::Value) -> Result<bool, Vec<String>> {
     let text = resources.to_string();
     let diff = source.update(Resources { text: &text, format: Format::Json, name: "apisix.json" });
     match diff {
-        Ok(diff) => Ok(diff.is_empty()),
+        Ok(diff) => {
+            diff.contexts.into_iter().for_each(ContextChange::put_in_force);
+            Ok(diff.clusters.is_empty() && diff.route_tables.is_empty() && diff.listeners.is_empty())
+        }
         Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
     }
 }
@@ -42,6 +47,20 @@ fn certificates_are_found_by_server_name() {
     assert_eq!(shown(&source, Some("x.A.com")).as_deref(), Some("a.com,*.a.com"));
     assert_eq!(shown(&source, Some("b.com")).as_deref(), Some("b.com"));
     assert_eq!(shown(&source, None).as_deref(), Some("b.com"));
+}
+
+/// They were shown as soon as they were compiled, whatever became of the change.
+#[test]
+fn certificates_are_shown_by_the_change_that_brings_them() {
+    let mut source = testing::source("");
+    update(&mut source, &json!({"ssls": [ssl("a", &["a.com"])]})).unwrap();
+    let text = json!({"ssls": [ssl("a", &["a.com", "c.com"])]}).to_string();
+    let resources = Resources { text: &text, format: Format::Json, name: "apisix.json" };
+    let dropped = source.update(resources).unwrap();
+    assert!(!dropped.is_empty());
+    drop(dropped);
+    assert_eq!(shown(&source, Some("a.com")).as_deref(), Some("a.com"));
+    assert_eq!(shown(&source, Some("c.com")), None);
 }
 
 #[test]

@@ -19,5 +19,5 @@ pub use client::{AlpnOffer, ClientContext, ClientSettings, ClientTls};
 pub use names::NameTable;
 pub use options::{Protocols, TlsVersion, cipher_name};
 pub use pem::{Identity, Pem};
-pub use server::{NamedContexts, ServerContext, ServerSettings, ServerTls};
+pub use server::{ContextChange, NamedContexts, ServerContext, ServerSettings, ServerTls};
 pub use verify::{SanKind, SanMatcher, Validation};

@@ -65,6 +65,25 @@ struct State {
     named: NameTable<Arc<ServerContext>>,
 }
 
+/// Contexts that are compiled and not shown yet: what a change of the model carries.
+pub struct ContextChange {
+    tls: Arc<ServerTls>,
+    state: Arc<State>,
+}
+
+impl ContextChange {
+    /// Shows them to handshakes to come.
+    pub fn put_in_force(self) {
+        self.tls.0.store(self.state);
+    }
+}
+
+impl std::fmt::Debug for ContextChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ContextChange")
+    }
+}
+
 /// Server names with their contexts.
 pub type NamedContexts = Vec<(Box<str>, Arc<ServerContext>)>;
 
@@ -83,6 +102,15 @@ impl ServerTls {
     /// Replaces the contexts.
     pub fn replace(&self, default: Option<Arc<ServerContext>>, named: NamedContexts) {
         self.0.store(Arc::new(State::new(default, named)));
+    }
+
+    /// Prepares other contexts; nothing is shown before [`ContextChange::put_in_force`].
+    pub fn change(
+        self: &Arc<ServerTls>,
+        default: Option<Arc<ServerContext>>,
+        named: NamedContexts,
+    ) -> ContextChange {
+        ContextChange { tls: self.clone(), state: Arc::new(State::new(default, named)) }
     }
 
     /// The context for a client that asks for this name.
