@@ -77,8 +77,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let upgrade = self.down.upgrade().is_some();
         // An upgrade has no body of its own; its bytes follow once the upstream has agreed.
         let end = upgrade
-            || (self.down.request_ended() && plan.replay.kept.is_empty())
-            || self.stream.request_body.as_ref().is_some_and(|b| b.is_empty());
+            || match &self.stream.request_body {
+                Some(body) => body.is_empty() && self.stream.request_trailers.is_empty(),
+                None => self.down.request_ended() && plan.replay.kept.is_empty(),
+            };
         let scheme = self.upstream_scheme(plan);
         if let Err(error) = checkout.stream.write_head(&self.stream.request, scheme, end) {
             return Ok(Attempt::Failed(error, false));

@@ -172,7 +172,10 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Runs the request phases and does what the route says.
     async fn answer(&mut self) -> Result<(), Interrupt> {
-        if let Some(reply) = self.request_phases().await? {
+        let announced = self.announced_length();
+        let reply = self.request_phases().await?;
+        self.frame_request(announced);
+        if let Some(reply) = reply {
             self.name_cluster();
             return self.respond(reply, false).await;
         }
@@ -232,8 +235,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(reply) = edge::request(hcm, self.table.as_deref(), stream) {
             return Some(reply);
         }
-        let announced = || stream.request.headers.get_str(Known::CONTENT_LENGTH)?.parse::<u64>().ok();
-        if hcm.max_body.is_some_and(|max| announced().is_some_and(|length| length > max)) {
+        if hcm.max_body.is_some_and(|max| self.announced_length().is_some_and(|length| length > max)) {
             hcm.stats.downstream_rq_too_large.inc();
             self.close = true;
             return Some(local_reply::too_large(hcm.profile));
@@ -301,6 +303,31 @@ impl<D: Downstream> Exchange<'_, D> {
         let route = self.stream.route.clone();
         if let Some(Action::Forward(forward)) = route.as_deref().map(|r| &r.action) {
             self.stream.upstream.cluster = choose_cluster(&forward.cluster, self.stream).0;
+        }
+    }
+
+    /// The length of body that the request announces.
+    fn announced_length(&self) -> Option<u64> {
+        self.stream.request.headers.get_str(Known::CONTENT_LENGTH)?.parse().ok()
+    }
+
+    /// Sees that the request announces the body it has. A plugin may have read it whole, and may have copied
+    /// a Content-Length that belongs to another message.
+    fn frame_request(&mut self, announced: Option<u64>) {
+        let length = match &self.stream.request_body {
+            Some(body) if body.is_empty() && announced.is_none() => None,
+            Some(body) => Some(body.len() as u64),
+            None => announced,
+        };
+        let headers = &mut self.stream.request.headers;
+        let mut digits = itoa::Buffer::new();
+        let text = length.map(|length| digits.format(length).as_bytes());
+        if headers.get_all(Known::CONTENT_LENGTH).eq(text) {
+            return;
+        }
+        headers.remove(Known::CONTENT_LENGTH);
+        if let Some(text) = text {
+            headers.push(Known::CONTENT_LENGTH.as_str().as_bytes(), text);
         }
     }
 
