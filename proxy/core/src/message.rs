@@ -4,6 +4,17 @@ use crate::headers::{Headers, Known};
 
 pub use http::Method;
 
+/// Bytes of a text that a cleared head keeps for the next message.
+pub const KEPT_BYTES: usize = 4 * 1024;
+
+/// Empties a text and keeps its memory, up to [`KEPT_BYTES`].
+pub(crate) fn clear_text(text: &mut Vec<u8>) {
+    text.clear();
+    if text.capacity() > KEPT_BYTES {
+        text.shrink_to(KEPT_BYTES);
+    }
+}
+
 /// HTTP version of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Version {
@@ -101,9 +112,9 @@ impl Target {
         self.path_len = memchr::memchr(b'?', &self.raw).unwrap_or(self.raw.len());
     }
 
-    /// Empties it and keeps the memory.
+    /// Empties it and keeps the memory, up to [`KEPT_BYTES`].
     pub fn clear(&mut self) {
-        self.raw.clear();
+        clear_text(&mut self.raw);
         self.path_len = 0;
     }
 
@@ -156,12 +167,12 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
-    /// Forgets the request and keeps the memory for the next one of the connection.
+    /// Forgets the request and keeps the memory for the next one of the connection, within bounds.
     pub fn clear(&mut self) {
         self.method = Method::GET;
         self.version = Version::Http11;
         self.scheme = Scheme::Http;
-        self.authority.clear();
+        clear_text(&mut self.authority);
         self.target.clear();
         self.headers.clear();
     }
@@ -203,7 +214,7 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
-    /// Forgets the response and keeps the memory.
+    /// Forgets the response and keeps the memory, within bounds.
     pub fn clear(&mut self) {
         self.status = 0;
         self.version = Version::Http11;

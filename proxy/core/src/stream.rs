@@ -207,7 +207,7 @@ impl Stream {
         self.timing = Timing::new(now);
         self.request.clear();
         self.request_trailers.clear();
-        self.original_target.clear();
+        crate::message::clear_text(&mut self.original_target);
         self.request_body = None;
         self.response.clear();
         self.response_trailers.clear();

@@ -3,7 +3,7 @@
 use sixfold_core::headers::{Headers, Known};
 
 use super::error::H1Error;
-use super::fields::{FieldSink, unfold};
+use super::fields::{FieldSink, finish, unfold};
 use super::framing::BodyLength;
 use super::lines::{Line, LineReader};
 use super::options::H1Options;
@@ -168,6 +168,7 @@ impl Decoder {
                 self.state = State::Done;
                 if opts.enable_trailers {
                     trailers.retain(|known, _, _| known.is_none_or(may_trail));
+                    finish(trailers, opts);
                 } else {
                     trailers.clear();
                 }

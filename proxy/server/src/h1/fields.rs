@@ -48,9 +48,6 @@ impl FieldSink {
             (None, _) => {}
         }
         match known {
-            Some(known) if opts.profile == Profile::Envoy && known.is_inline() && headers.contains(known) => {
-                headers.join(known, b",", value);
-            }
             _ if opts.keeps_spelling() => headers.push_known(known, name, value),
             _ => match lower {
                 Some(lower) => headers.push_known(known, lower, value),
@@ -71,6 +68,13 @@ impl FieldSink {
         self.hosts += 1;
         authority.extend_from_slice(value);
         Ok(())
+    }
+}
+
+/// Joins repeated lines once all of them are there, as Envoy does with those of well-known names.
+pub(super) fn finish(headers: &mut Headers, opts: &H1Options) {
+    if opts.profile == Profile::Envoy {
+        headers.join_repeated(Known::is_inline);
     }
 }
 

@@ -198,7 +198,10 @@ impl HeadParser {
         loop {
             match self.lines.logical(buf, opts)? {
                 None => return Ok(false),
-                Some(Line { text: [], .. }) => return Ok(true),
+                Some(Line { text: [], .. }) => {
+                    fields::finish(headers, opts);
+                    return Ok(true);
+                }
                 Some(Line { text, folded: false }) => {
                     self.sink.take(text, headers, authority.as_deref_mut(), opts)?;
                 }
