@@ -40,7 +40,7 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) async fn forward(&mut self, route: &Route, forward: &Forward) -> Result<(), Interrupt> {
         let mut plan = match self.plan(route, forward) {
             Ok(plan) => plan,
-            Err(reply) => return self.respond(reply, true).await,
+            Err(reply) => return self.respond(*reply, true).await,
         };
         self.answer_expect();
         if self.down.request_ended() {
@@ -72,7 +72,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Chooses the cluster and prepares the request for it.
-    fn plan<'r>(&mut self, route: &'r Route, forward: &'r Forward) -> Result<Plan<'r>, LocalReply> {
+    fn plan<'r>(&mut self, route: &'r Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
         let hcm = &self.env.hcm;
         let (request_hash, set_cookie) = hash::request_hash(&forward.hash, self.stream);
         self.stream.hash = request_hash;
@@ -81,14 +81,14 @@ impl<D: Downstream> Exchange<'_, D> {
             hcm.stats.no_cluster.inc();
             let mut reply = LocalReply::new(forward.cluster_not_found, "", "cluster_not_found");
             reply.flag = Some(Flag::NC);
-            return Err(reply);
+            return Err(Box::new(reply));
         };
         self.stream.upstream.cluster = Some(cluster.clone());
         if let Some(chain) = member.and_then(|m| m.chain.as_ref()) {
             self.chain = chain.clone();
         }
         if let Some(reply) = rewrite::strict_check(&hcm.router, self.stream) {
-            return Err(reply);
+            return Err(Box::new(reply));
         }
         let policy = cluster
             .config
