@@ -34,3 +34,7 @@ pub mod router;
 pub mod runtime;
 pub mod stream;
 pub mod tls;
+
+#[cfg(test)]
+#[path = "../../fuzz/stable.rs"]
+mod stable;

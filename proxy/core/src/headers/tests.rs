@@ -1,12 +1,9 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 
-#[path = "../../../fuzz/stable.rs"]
-mod stable;
-
 #[test]
 fn the_arena_agrees_with_a_list_of_fields() {
-    stable::run("header_arena", &["cookie", "accept", "x-own", "\u{0}"], fuzz::arena);
+    crate::stable::run("header_arena", &["cookie", "accept", "x-own", "\u{0}"], fuzz::arena);
 }
 
 #[test]
@@ -146,7 +143,7 @@ fn lines_of_a_peer_are_copied_a_bounded_number_of_times() {
         let copied = COPIED.get() - before;
         assert!(copied <= 5 * h.wire_len(), "{n}: {copied} bytes for {}", h.wire_len());
         let before = COPIED.get();
-        (0..n).for_each(|_| h.set("x-own", &vec![b'v'; 40]));
+        (0..n).for_each(|_| h.set("x-own", &[b'v'; 40]));
         let copied = COPIED.get() - before;
         assert!(copied <= 6 * h.wire_len() + n * 80, "{n}: {copied} bytes");
     }
