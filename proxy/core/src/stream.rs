@@ -11,7 +11,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The context of one request and its response.
 pub struct Stream {
@@ -128,14 +128,44 @@ pub struct Upstream {
 pub struct Tried {
     /// The host.
     pub host: Arc<Host>,
+    /// When the attempt began; the times below are measured from here, as nginx measures them.
+    pub began: Instant,
     /// Status it answered with; 0 for none (nginx prints `502` or `504` then).
     pub status: u16,
     /// Milliseconds to connect; `None` on a connection that was there.
     pub connect_ms: Option<u32>,
-    /// Milliseconds from sending the request to the response head.
+    /// Milliseconds to the response head.
     pub header_ms: Option<u32>,
     /// Milliseconds until the attempt ended.
     pub response_ms: Option<u32>,
+}
+
+impl Tried {
+    /// An attempt that begins.
+    pub fn new(host: Arc<Host>, began: Instant) -> Tried {
+        Tried { host, began, status: 0, connect_ms: None, header_ms: None, response_ms: None }
+    }
+
+    /// Notes its end, unless that was noted before; `status` stands for a response that did not come.
+    pub fn end(&mut self, now: Instant, status: u16) {
+        if self.response_ms.is_some() {
+            return;
+        }
+        self.response_ms = Some(millis(now.saturating_duration_since(self.began)));
+        if self.status == 0 {
+            self.status = status;
+        }
+    }
+
+    /// Notes the head of its response.
+    pub fn head(&mut self, now: Instant, status: u16) {
+        self.header_ms = Some(millis(now.saturating_duration_since(self.began)));
+        self.status = status;
+    }
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Who made the response: APISIX's `response_source`.

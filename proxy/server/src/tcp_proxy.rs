@@ -13,8 +13,8 @@ use crate::upstream::{Alive, UpstreamError, choose_cluster, dial};
 use crate::worker::Worker;
 use meter::Meter;
 use pump::{End, Pump, Side, Watch};
-use sixfold_core::balance::{Choice, Feedback};
-use sixfold_core::cluster::{Cluster, Host, Resource};
+use sixfold_core::balance::Choice;
+use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind, Resource};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
@@ -24,7 +24,6 @@ use sixfold_core::stream::{Stream, Tried};
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 use tokio::time::{Instant, timeout_at};
 
@@ -85,10 +84,11 @@ struct Session {
     proxy: Arc<TcpProxy>,
 }
 
-/// A connection to an endpoint and its place in the books.
+/// A connection to an endpoint and what counts it. Envoy's TCP pools count a connection as one request.
 struct Upstream {
     connected: Connected,
-    attempt: Attempt,
+    flight: InFlight,
+    _alive: Alive,
 }
 
 impl Session {
@@ -117,35 +117,35 @@ impl Session {
                 return Err(Refusal::ConnectFailed);
             }
             let subset = subset.unwrap_or(&proxy.metadata_match);
-            let Some(host) = self.choose_host(&cluster, subset, worker.index) else {
+            let Some(mut flight) = self.choose_host(&cluster, subset, worker.index) else {
                 cluster.stats.upstream_cx_none_healthy.inc();
                 return Err(Refusal::NoHealthyUpstream);
             };
-            self.begin_attempt(&host);
-            let alive = Alive::new(host, cluster.stats.clone(), Some(permit));
-            let mut attempt = Attempt::new(cluster, alive, worker.index);
-            let timeout = attempt.cluster.config.connect_timeout;
-            match dial(&attempt.cluster, &attempt.alive.host, None, Alpn::None, timeout).await {
+            self.begin_attempt(&mut flight);
+            let host = flight.host().clone();
+            let alive = Alive::new(host.clone(), cluster.stats.clone(), Some(permit));
+            let timeout = cluster.config.connect_timeout;
+            match dial(&cluster, &host, None, Alpn::None, timeout).await {
                 Ok(connected) => {
-                    attempt.status = 200;
+                    flight.settle(OutcomeKind::Response, 200);
                     self.connected(&connected);
-                    return Ok(Upstream { connected, attempt });
+                    return Ok(Upstream { connected, flight, _alive: alive });
                 }
-                Err(error) => self.failed(&error, attempt),
+                Err(error) => self.failed(&error, flight),
             }
         }
     }
 
     fn choose_host(
         &self,
-        cluster: &Cluster,
+        cluster: &Arc<Cluster>,
         subset: &BTreeMap<String, serde_json::Value>,
         worker: usize,
-    ) -> Option<Arc<Host>> {
+    ) -> Option<InFlight> {
         let hosts = cluster.hosts.load();
         let upstream = &self.stream.upstream;
         let again = upstream.attempts > 0;
-        cluster.balancer.choose(&Choice {
+        cluster.choose(&Choice {
             hosts: &hosts,
             worker,
             hash: self.stream.hash,
@@ -159,17 +159,13 @@ impl Session {
         })
     }
 
-    fn begin_attempt(&mut self, host: &Arc<Host>) {
+    fn begin_attempt(&mut self, flight: &mut InFlight) {
+        let now = std::time::Instant::now();
+        flight.begin(now);
         let upstream = &mut self.stream.upstream;
         upstream.attempts += 1;
-        upstream.host = Some(host.clone());
-        upstream.tried.push(Tried {
-            host: host.clone(),
-            status: 0,
-            connect_ms: None,
-            header_ms: None,
-            response_ms: None,
-        });
+        upstream.host = Some(flight.host().clone());
+        upstream.tried.push(Tried::new(flight.host().clone(), now));
     }
 
     fn connected(&mut self, connected: &Connected) {
@@ -181,8 +177,9 @@ impl Session {
         }
     }
 
-    fn failed(&mut self, error: &UpstreamError, mut attempt: Attempt) {
-        attempt.status = if matches!(error, UpstreamError::ConnectTimeout) { 504 } else { 503 };
+    fn failed(&mut self, error: &UpstreamError, flight: InFlight) {
+        let kind = error.outcome();
+        flight.end(kind, kind.status(), std::time::Instant::now());
         self.stream.flags.insert(Flag::UF);
         self.stream.upstream.failure = Some(match error {
             UpstreamError::Connect(text) => text.clone().into(),
@@ -211,9 +208,9 @@ impl Session {
 
     /// Passes bytes until the end.
     async fn pass(&mut self, client: Io, upstream: Upstream, deadline: Option<Instant>, drain: &Drain) {
-        let Upstream { connected, attempt } = upstream;
+        let Upstream { connected, flight, _alive } = upstream;
         let proxy = self.proxy.clone();
-        let stats = &attempt.cluster.stats;
+        let stats = &flight.cluster().stats;
         let mut forced = pin!(drain.expired());
         let mut watch = Watch::new(proxy.idle_timeout, deadline, drain, forced.as_mut());
         let mut pump = Pump::new(client, connected.io);
@@ -224,7 +221,10 @@ impl Session {
             && pump.holds_bytes_of(side)
         {
             // What a side said before it went is still passed on.
-            let _flushing = (side == Side::Client).then(|| Flushing::new(&proxy));
+            let _flushing = (side == Side::Client).then(|| {
+                proxy.stats.upstream_flush_total.inc();
+                proxy.stats.upstream_flush_active.raise()
+            });
             end = pump.flush(side, &mut watch, &mut meter).await;
         }
         drop(meter);
@@ -249,53 +249,5 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.stream.timing.downstream_tx_end = Some(std::time::Instant::now());
         self.proxy.access_logs.iter().for_each(|log| log.log(&self.stream));
-    }
-}
-
-/// An attempt at an endpoint, and the connection it led to: counted while it lives, and told to the balancer
-/// when it ends. Envoy's TCP pools count a connection as one request.
-struct Attempt {
-    cluster: Arc<Cluster>,
-    alive: Alive,
-    worker: usize,
-    start: std::time::Instant,
-    /// What the balancer is told: 0 when the client's time ran out before it was known.
-    status: u16,
-}
-
-impl Attempt {
-    fn new(cluster: Arc<Cluster>, alive: Alive, worker: usize) -> Attempt {
-        cluster.stats.upstream_rq_total.inc();
-        cluster.stats.upstream_rq_active.inc();
-        alive.host.active_requests.fetch_add(1, Relaxed);
-        alive.host.total_requests.fetch_add(1, Relaxed);
-        Attempt { cluster, alive, worker, start: std::time::Instant::now(), status: 0 }
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.cluster.stats.upstream_rq_active.dec();
-        let host = &self.alive.host;
-        host.active_requests.fetch_sub(1, Relaxed);
-        let feedback = Feedback { worker: self.worker, status: self.status, elapsed: self.start.elapsed() };
-        self.cluster.balancer.report(host, feedback);
-    }
-}
-
-/// A client that has gone while bytes of it wait for the endpoint.
-struct Flushing<'p>(&'p TcpProxy);
-
-impl Flushing<'_> {
-    fn new(proxy: &TcpProxy) -> Flushing<'_> {
-        proxy.stats.upstream_flush_total.inc();
-        proxy.stats.upstream_flush_active.inc();
-        Flushing(proxy)
-    }
-}
-
-impl Drop for Flushing<'_> {
-    fn drop(&mut self) {
-        self.0.stats.upstream_flush_active.dec();
     }
 }

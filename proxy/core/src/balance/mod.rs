@@ -20,7 +20,7 @@ mod testing;
 mod tests;
 mod worker;
 
-use crate::cluster::{ClusterStats, Host, HostSet};
+use crate::cluster::{ClusterStats, Host, HostSet, Outcome};
 use crate::retry::HostPredicate;
 use crate::stream::Tried;
 use slow_start::SlowStart;
@@ -52,24 +52,13 @@ pub struct Choice<'a> {
     pub subset: &'a BTreeMap<String, serde_json::Value>,
 }
 
-/// What an attempt at a host came to.
-#[derive(Debug, Clone, Copy)]
-pub struct Feedback {
-    /// Number of the worker that reports.
-    pub worker: usize,
-    /// Status of the response; 0 when there was none.
-    pub status: u16,
-    /// Time to connect plus time to the response.
-    pub elapsed: Duration,
-}
-
 /// Chooses endpoints of one cluster.
 pub trait Balancer: Send + Sync {
     /// The endpoint for a request; `None` when none may be used (503 UH).
     fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>>;
 
     /// Says that an attempt at a host chosen here has ended; once for each choice, by the same worker.
-    fn report(&self, _host: &Host, _feedback: Feedback) {}
+    fn report(&self, _host: &Host, _outcome: &Outcome) {}
 
     /// Says that the endpoints have changed; runs on the control side before requests see the new set, or
     /// right after. Structures that are costly to build are built here.

@@ -3,11 +3,12 @@
 
 use super::{BalanceConfig, Balancer, Policy};
 use super::{Choice, build_for};
-use crate::cluster::{Address, ClusterStats, EdsHealth, Host, HostConfig, HostSet};
+use crate::cluster::{Address, ClusterStats, EdsHealth, Host, HostConfig, HostSet, Outcome, OutcomeKind};
 use crate::metrics::Registry;
 use crate::stream::Tried;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Workers that the balancers of tests are made for.
 pub(super) const WORKERS: usize = 4;
@@ -42,7 +43,12 @@ pub(super) fn host_set(levels: &[Vec<EdsHealth>]) -> HostSet {
 
 /// An attempt at a host.
 pub(super) fn tried(host: &Arc<Host>) -> Tried {
-    Tried { host: host.clone(), status: 0, connect_ms: None, header_ms: None, response_ms: None }
+    Tried::new(host.clone(), Instant::now())
+}
+
+/// A response of worker 0 after `elapsed`.
+pub(super) fn answered(elapsed: Duration) -> Outcome {
+    Outcome { worker: 0, kind: OutcomeKind::Response, status: 200, elapsed }
 }
 
 /// A balancer of a policy with defaults.

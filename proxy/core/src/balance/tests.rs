@@ -6,7 +6,7 @@ mod envoy;
 
 use super::testing::*;
 use super::{Balancer, Choice, Policy};
-use crate::cluster::{EdsHealth, Health, Host, HostSet};
+use crate::cluster::{EdsHealth, Health, Host, HostSet, Outcome};
 use crate::retry::HostPredicate;
 use crate::stream::Tried;
 use std::collections::BTreeMap;
@@ -128,11 +128,7 @@ fn workers_agree_on_hashes_and_survive_changes() {
                             let host = balancer.choose(&Choice { worker, hash, ..request(hosts) }).unwrap();
                             balancer.report(
                                 &host,
-                                super::Feedback {
-                                    worker,
-                                    status: 200,
-                                    elapsed: std::time::Duration::from_millis(1),
-                                },
+                                &Outcome { worker, ..answered(std::time::Duration::from_millis(1)) },
                             );
                             port(&host)
                         };

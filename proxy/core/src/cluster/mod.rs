@@ -6,11 +6,13 @@
 
 mod breaker;
 mod host;
+mod in_flight;
 mod stats;
 
 pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use host::reason;
 pub use host::{Address, EdsHealth, Health, Host, HostConfig, HostSet, Locality, PriorityLevel};
+pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
 pub use stats::ClusterStats;
 
 use crate::balance::Balancer;

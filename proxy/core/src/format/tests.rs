@@ -49,8 +49,9 @@ pub(crate) fn stream() -> Stream {
     s.bytes.response_body = 1234;
     let config = HostConfig::new(Address::Ip("127.0.0.1:9000".parse().unwrap()));
     let host = HostSet::new(vec![config], None).iter().next().unwrap().clone();
+    let began = Instant::now();
     let tried =
-        |status, ms| Tried { host: host.clone(), status, connect_ms: None, header_ms: ms, response_ms: ms };
+        |status, ms| Tried { status, header_ms: ms, response_ms: ms, ..Tried::new(host.clone(), began) };
     s.upstream.tried = vec![tried(0, None), tried(200, Some(6))];
     s.upstream.host = Some(host);
     s.upstream.attempts = 2;

@@ -128,6 +128,12 @@ impl Gauge {
             self.cells.add(self.slot, n as u64);
         }
     }
+    /// Adds one for as long as the guard lives: how everything that begins and ends is counted.
+    #[inline]
+    pub fn raise(&self) -> Raised<'_> {
+        self.inc();
+        Raised(self)
+    }
     /// Makes the value `n`; for gauges that one control thread alone writes.
     pub fn set(&self, n: u64) {
         let now = self.get();
@@ -136,6 +142,17 @@ impl Gauge {
     /// The sum over all threads; never below zero once every writer has settled.
     pub fn get(&self) -> u64 {
         (self.cells.sum(self.slot) as i64).max(0) as u64
+    }
+}
+
+/// One in a gauge; dropping it takes it away, wherever that happens.
+#[must_use]
+pub struct Raised<'a>(&'a Gauge);
+
+impl Drop for Raised<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

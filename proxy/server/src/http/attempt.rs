@@ -7,18 +7,14 @@ use super::forward::Plan;
 use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
 use crate::upstream::{Checkout, HeadEvent, UpstreamError, Wanted};
-use sixfold_core::balance::Feedback;
-use sixfold_core::cluster::{Cluster, Host};
+use sixfold_core::cluster::{InFlight, OutcomeKind};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Scheme;
 use sixfold_core::rewrite;
 use sixfold_core::stream::Tried;
 use std::future::poll_fn;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
-use std::time::Duration;
 
 /// How an attempt ended.
 pub(super) enum Attempt {
@@ -35,9 +31,9 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) async fn attempt(
         &mut self,
         plan: &mut Plan<'_>,
-        host: Arc<Host>,
+        flight: &mut InFlight,
     ) -> Result<Attempt, Interrupt> {
-        self.begin_attempt(plan, &host);
+        self.begin_attempt(plan, flight);
         // Only where TLS takes its server name from the request: then connections for different names are not
         // shared. It must outlive changes to the request.
         let tls = plan.cluster.config.tls.as_ref().and_then(|tls| tls.context());
@@ -46,7 +42,7 @@ impl<D: Downstream> Exchange<'_, D> {
             .map(|_| String::from_utf8_lossy(&self.stream.request.authority).into_owned());
         let wanted = Wanted {
             cluster: &plan.cluster,
-            host: &host,
+            host: flight.host(),
             authority: authority.as_deref(),
             downstream_http2: self.down.is_http2(),
             timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
@@ -92,22 +88,16 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Counts the attempt and writes what each attempt tells its upstream.
-    fn begin_attempt(&mut self, plan: &Plan<'_>, host: &Arc<Host>) {
+    fn begin_attempt(&mut self, plan: &Plan<'_>, flight: &mut InFlight) {
+        let now = self.clock.now().into_std();
+        flight.begin(now);
+        let host = flight.host();
         let stream = &mut *self.stream;
         stream.upstream.attempts += 1;
         stream.upstream.host = Some(host.clone());
-        stream.upstream.tried.push(Tried {
-            host: host.clone(),
-            status: 0,
-            connect_ms: None,
-            header_ms: None,
-            response_ms: None,
-        });
-        let stats = &plan.cluster.stats;
-        stats.upstream_rq_total.inc();
-        stats.upstream_rq_active.inc();
-        host.active_requests.fetch_add(1, Relaxed);
-        host.total_requests.fetch_add(1, Relaxed);
+        stream.upstream.tried.push(Tried::new(host.clone(), now));
+        stream.timing.upstream_tx_begin = None;
+        stream.timing.upstream_rx_begin = None;
         if let Some(stats) = &plan.route.stats {
             stats.upstream_rq_total.inc();
         }
@@ -247,45 +237,24 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Notes when and with what status the head of the response came.
-    pub(super) fn head_arrived(&mut self) {
+    pub(super) fn head_arrived(&mut self, flight: &mut InFlight) {
         let now = self.clock.touch().into_std();
         let stream = &mut *self.stream;
         stream.timing.upstream_rx_begin = Some(now);
-        let sent = stream.timing.upstream_tx_begin.unwrap_or(now);
+        let status = stream.response.status;
+        flight.settle(OutcomeKind::Response, status);
         if let Some(tried) = stream.upstream.tried.last_mut() {
-            tried.status = stream.response.status;
-            tried.header_ms = Some((now - sent).as_millis() as u32);
+            tried.head(now, status);
         }
     }
 
-    /// Ends an attempt without a response; `status` is what the balancer is told.
-    pub(super) fn failed(&mut self, cluster: &Cluster, status: u16) {
-        self.clock.touch();
-        if let Some(host) = &self.stream.upstream.host {
-            host.failed_requests.fetch_add(1, Relaxed);
-        }
-        self.end_attempt(cluster, status);
-    }
-
-    /// Gives back what an attempt counted, and tells the balancer.
-    pub(super) fn end_attempt(&mut self, cluster: &Cluster, status: u16) {
+    /// Ends an attempt: its deadlines, its times in the log, its counts and its outcome.
+    pub(super) fn end_attempt(&mut self, flight: InFlight, kind: OutcomeKind, status: u16) {
         self.clock.end_attempt();
         let now = self.clock.now().into_std();
-        cluster.stats.upstream_rq_active.dec();
-        let stream = &mut *self.stream;
-        let Some(host) = &stream.upstream.host else { return };
-        host.active_requests.fetch_sub(1, Relaxed);
-        let sent = stream.timing.upstream_tx_begin.unwrap_or(now);
-        let elapsed = now.saturating_duration_since(sent);
-        let mut connect = 0;
-        if let Some(tried) = stream.upstream.tried.last_mut() {
-            tried.response_ms = Some(elapsed.as_millis() as u32);
-            connect = tried.connect_ms.unwrap_or(0);
-            if tried.status == 0 {
-                tried.status = status;
-            }
+        if let Some(tried) = self.stream.upstream.tried.last_mut() {
+            tried.end(now, status);
         }
-        let elapsed = elapsed + Duration::from_millis(u64::from(connect));
-        cluster.balancer.report(host, Feedback { worker: self.env.worker.index, status, elapsed });
+        flight.end(kind, status, now);
     }
 }

@@ -13,9 +13,11 @@ use super::local_reply;
 use super::outgoing::poll_request_body;
 use crate::upstream::{UpstreamError, choose_cluster};
 use bytes::{Bytes, BytesMut};
+use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
+use sixfold_core::metrics::Raised;
 use sixfold_core::path::{self, Prepared};
 use sixfold_core::plugin::{Chain, LocalReply, Outcome, Phases};
 use sixfold_core::redirect;
@@ -40,13 +42,25 @@ pub(crate) enum Interrupt {
     Upstream(UpstreamError),
 }
 
+impl Interrupt {
+    /// What it makes of the attempt under way: only what the upstream owed is held against it.
+    pub(super) fn outcome(&self) -> OutcomeKind {
+        match self {
+            Interrupt::Expired(Expired::Route | Expired::ClusterMaxStream) => OutcomeKind::Timeout,
+            Interrupt::Upstream(error) => error.outcome(),
+            _ => OutcomeKind::Cancelled,
+        }
+    }
+}
+
 impl From<Gone> for Interrupt {
     fn from(gone: Gone) -> Interrupt {
         Interrupt::Gone(gone)
     }
 }
 
-/// One request and what serves it.
+/// One request and what serves it. It is counted while it lives, and logged when it is dropped: at its end, or
+/// wherever its future is (a forced drain, a panic).
 pub(super) struct Exchange<'a, D> {
     pub(super) down: &'a mut D,
     pub(super) stream: &'a mut Stream,
@@ -59,13 +73,14 @@ pub(super) struct Exchange<'a, D> {
     pub(super) head_sent: bool,
     /// The connection must end with this response.
     pub(super) close: bool,
+    /// Nothing is left to be done.
+    pub(super) complete: bool,
+    _active: Raised<'a>,
 }
 
 /// Serves the request whose head is in `stream`.
 pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     let hcm = &env.hcm;
-    hcm.stats.downstream_rq_total.inc();
-    hcm.stats.downstream_rq_active.inc();
     stream.random = fastrand::u64(..);
     clock.set_idle(hcm.timeouts.stream_idle);
     clock.set_max_stream(stream.timing.start.into(), hcm.timeouts.max_stream);
@@ -78,75 +93,30 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
     }
     let chain = hcm.chain.clone();
     let table = hcm.routes.load();
-    let mut exchange = Exchange { down, stream, clock, env, table, chain, head_sent: false, close: false };
-    exchange.run().await;
-    exchange.finish();
+    let mut exchange = Exchange::new(down, stream, clock, env, table, chain);
+    let result = exchange.proxy().await;
+    exchange.conclude(result).await;
+}
+
+impl<'a, D> Exchange<'a, D> {
+    /// Counts the request.
+    pub(super) fn new(
+        down: &'a mut D,
+        stream: &'a mut Stream,
+        clock: &'a mut Clock,
+        env: &'a Env,
+        table: Option<Arc<RouteTable>>,
+        chain: Arc<Chain>,
+    ) -> Exchange<'a, D> {
+        let stats = &env.hcm.stats;
+        stats.downstream_rq_total.inc();
+        let _active = stats.downstream_rq_active.raise();
+        let (head_sent, close, complete) = (false, false, false);
+        Exchange { down, stream, clock, env, table, chain, head_sent, close, complete, _active }
+    }
 }
 
 impl<D: Downstream> Exchange<'_, D> {
-    async fn run(&mut self) {
-        let Err(interrupt) = self.proxy().await else { return };
-        match interrupt {
-            Interrupt::Expired(which) if !self.head_sent => {
-                self.note_timeout(which);
-                let complete = self.down.request_ended();
-                let reply = local_reply::expired(which, complete, self.env.hcm.profile);
-                let routed = matches!(which, Expired::Route | Expired::PerTry | Expired::PerTryIdle);
-                if self.respond(reply, routed).await.is_err() {
-                    self.down.reset();
-                }
-            }
-            Interrupt::Expired(which) => {
-                self.note_timeout(which);
-                if let Some(flag) = local_reply::flag(which) {
-                    self.stream.flags.insert(flag);
-                }
-                self.stream.details = local_reply::details(which);
-                self.env.hcm.stats.downstream_rq_tx_reset.inc();
-                self.down.reset();
-            }
-            Interrupt::Gone(Gone::Closed) => {
-                self.stream.flags.insert(Flag::DC);
-                if self.down.is_http2() {
-                    self.env.hcm.stats.downstream_rq_rx_reset.inc();
-                }
-                self.stream.details = "downstream_remote_disconnect".into();
-                self.down.reset();
-            }
-            Interrupt::Gone(Gone::Malformed) => {
-                self.env.hcm.stats.downstream_cx_protocol_error.inc();
-                let mut reply = LocalReply::new(400, "Bad Request", "http1.codec_error");
-                reply.flag = Some(Flag::DPE);
-                self.close = true;
-                if self.head_sent || self.respond(reply, false).await.is_err() {
-                    self.down.reset();
-                }
-            }
-            Interrupt::TooLarge => {
-                self.env.hcm.stats.downstream_rq_too_large.inc();
-                if self.stream.upstream.cluster.is_none() {
-                    self.name_cluster();
-                }
-                self.close = true;
-                let reply = local_reply::too_large(self.env.hcm.profile);
-                if self.head_sent || self.respond(reply, false).await.is_err() {
-                    self.down.reset();
-                }
-            }
-            Interrupt::Upstream(error) => {
-                self.stream.flags.insert(error.flag());
-                self.stream.details =
-                    format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
-                self.env.hcm.stats.rq_reset_after_downstream_response_started.inc();
-                self.env.hcm.stats.downstream_rq_tx_reset.inc();
-                if let (Some(cluster), true) = (&self.stream.upstream.cluster, error.is_reset()) {
-                    cluster.stats.upstream_rq_rx_reset.inc();
-                }
-                self.down.reset();
-            }
-        }
-    }
-
     /// From the head of the request to the end of the response.
     async fn proxy(&mut self) -> Result<(), Interrupt> {
         if let Some(reply) = self.admit() {
@@ -162,12 +132,10 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.down.upgrade().is_none() {
             return self.answer().await;
         }
-        let stats = self.env.hcm.stats.clone();
+        let stats = &self.env.hcm.stats;
         stats.downstream_cx_upgrades_total.inc();
-        stats.downstream_cx_upgrades_active.inc();
-        let result = self.answer().await;
-        stats.downstream_cx_upgrades_active.dec();
-        result
+        let _active = stats.downstream_cx_upgrades_active.raise();
+        self.answer().await
     }
 
     /// Runs the request phases and does what the route says.
@@ -299,7 +267,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// An answer before the request is forwarded is logged with the cluster it was meant for, as in Envoy.
-    fn name_cluster(&mut self) {
+    pub(super) fn name_cluster(&mut self) {
         let route = self.stream.route.clone();
         if let Some(Action::Forward(forward)) = route.as_deref().map(|r| &r.action) {
             self.stream.upstream.cluster = choose_cluster(&forward.cluster, self.stream).0;
@@ -422,62 +390,6 @@ impl<D: Downstream> Exchange<'_, D> {
             reply.body = Bytes::from_static(b"{\"error_msg\":\"404 Route Not Found\"}\n");
         }
         self.respond(reply, false).await
-    }
-
-    fn note_timeout(&self, which: Expired) {
-        let stats = &self.env.hcm.stats;
-        match which {
-            Expired::Idle => stats.downstream_rq_idle_timeout.inc(),
-            Expired::Request => stats.downstream_rq_timeout.inc(),
-            Expired::MaxStream => stats.downstream_rq_max_duration_reached.inc(),
-            _ => {}
-        }
-        let Some(cluster) = &self.stream.upstream.cluster else { return };
-        match which {
-            Expired::Route => {
-                cluster.stats.upstream_rq_timeout.inc();
-                if !self.head_sent {
-                    cluster.stats.count_status(504);
-                }
-            }
-            Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout.inc(),
-            Expired::Progress => cluster.stats.upstream_rq_timeout.inc(),
-            Expired::ClusterMaxStream => cluster.stats.upstream_rq_max_duration_reached.inc(),
-            _ => {}
-        }
-    }
-
-    /// Counts and logs the request.
-    pub(super) fn finish(self) {
-        let now = self.clock.now();
-        let stream = self.stream;
-        stream.timing.downstream_tx_end = Some(now.into_std());
-        let stats = &self.env.hcm.stats;
-        stats.downstream_rq_active.dec();
-        stats.downstream_rq_completed.inc();
-        match stream.response.status / 100 {
-            1 => stats.downstream_rq_1xx.inc(),
-            2 => stats.downstream_rq_2xx.inc(),
-            3 => stats.downstream_rq_3xx.inc(),
-            4 => stats.downstream_rq_4xx.inc(),
-            5 => stats.downstream_rq_5xx.inc(),
-            _ => {}
-        }
-        stats.downstream_rq_time.record((now.into_std() - stream.timing.start).as_millis() as u64);
-        count_virtual_cluster(stream);
-        self.chain.log(stream);
-        for log in &self.env.hcm.access_logs {
-            log.log(stream);
-        }
-    }
-}
-
-/// Counts the request in the first virtual cluster that it belongs to.
-fn count_virtual_cluster(stream: &Stream) {
-    let Some(clusters) = stream.virtual_host.as_ref().map(|v| &v.options.virtual_clusters) else { return };
-    let found = clusters.iter().find(|c| c.headers.iter().all(|m| m.matches(&stream.request)));
-    if let Some(cluster) = found {
-        cluster.stats.count_status(stream.response.status);
     }
 }
 

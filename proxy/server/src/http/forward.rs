@@ -2,13 +2,13 @@
 
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt};
-use super::judge::Verdict;
+use super::judge::{Response, Verdict};
 use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
-use crate::upstream::{Checkout, choose_cluster};
-use sixfold_core::balance::{Choice, Feedback};
-use sixfold_core::cluster::{Cluster, Host};
+use crate::upstream::choose_cluster;
+use sixfold_core::balance::Choice;
+use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
@@ -17,7 +17,6 @@ use sixfold_core::route::{Forward, Route, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A request on its way to a cluster: what all attempts share.
 pub(super) struct Plan<'r> {
@@ -47,26 +46,25 @@ impl<D: Downstream> Exchange<'_, D> {
             self.clock.set_route(plan.timeouts.global);
         }
         loop {
-            let Some(host) = self.choose_host(&plan) else {
+            let Some(mut flight) = self.choose_host(&plan) else {
                 let reply = self.no_host(&plan);
                 return self.respond(reply, true).await;
             };
-            if let Some(reply) = self.before_proxy(&plan, &host).await? {
+            if let Some(reply) = self.before_proxy(&flight).await? {
                 return self.respond(reply, true).await;
             }
-            let attempt = match self.attempt(&mut plan, host).await {
+            let attempt = match self.attempt(&mut plan, &mut flight).await {
                 Ok(attempt) => attempt,
                 Err(interrupt) => {
-                    self.end_attempt(&plan.cluster, 0);
+                    let kind = interrupt.outcome();
+                    self.end_attempt(flight, kind, kind.status());
                     return Err(interrupt);
                 }
             };
-            match self.judge(&mut plan, attempt).await? {
+            match self.judge(&mut plan, flight, attempt).await? {
                 Verdict::Again => {}
                 Verdict::Answer(reply) => return self.respond(*reply, true).await,
-                Verdict::Pass { checkout, end, tunnel, sent_all } => {
-                    return self.pass(plan, *checkout, end, tunnel, sent_all).await;
-                }
+                Verdict::Pass(response) => return self.pass(&plan, *response).await,
             }
         }
     }
@@ -132,28 +130,19 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Runs `before_proxy`, which sees the endpoint that was chosen.
-    async fn before_proxy(
-        &mut self,
-        plan: &Plan<'_>,
-        host: &Arc<Host>,
-    ) -> Result<Option<LocalReply>, Interrupt> {
+    async fn before_proxy(&mut self, flight: &InFlight) -> Result<Option<LocalReply>, Interrupt> {
         let chain = self.chain.clone();
         if !chain.has(Phases::BEFORE_PROXY) {
             return Ok(None);
         }
-        self.stream.upstream.host = Some(host.clone());
-        let outcome = match self.phase(&chain, Phases::BEFORE_PROXY, 0).await {
-            Ok(Outcome::Respond(reply)) => Ok(Some(reply)),
-            Ok(_) => return Ok(None),
-            Err(interrupt) => Err(interrupt),
-        };
-        // The balancer hears of every choice, also of one that came to nothing.
-        let feedback = Feedback { worker: self.env.worker.index, status: 0, elapsed: Duration::ZERO };
-        plan.cluster.balancer.report(host, feedback);
-        outcome
+        self.stream.upstream.host = Some(flight.host().clone());
+        match self.phase(&chain, Phases::BEFORE_PROXY, 0).await? {
+            Outcome::Respond(reply) => Ok(Some(reply)),
+            _ => Ok(None),
+        }
     }
 
-    fn choose_host(&mut self, plan: &Plan<'_>) -> Option<Arc<Host>> {
+    fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
         let retry = plan.retry.as_ref().map(RetryState::policy);
         let again = self.stream.upstream.attempts > 0;
         let hosts = plan.cluster.hosts.load();
@@ -171,7 +160,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 if m.metadata_match.is_empty() { &plan.forward.metadata_match } else { &m.metadata_match }
             }),
         };
-        plan.cluster.balancer.choose(&choice)
+        plan.cluster.choose(&choice)
     }
 
     fn no_host(&mut self, plan: &Plan<'_>) -> LocalReply {
@@ -185,36 +174,22 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Passes a response on: head, body, trailers, in both directions.
-    async fn pass(
-        &mut self,
-        plan: Plan<'_>,
-        mut checkout: Checkout,
-        end: bool,
-        tunnel: bool,
-        sent_all: bool,
-    ) -> Result<(), Interrupt> {
-        let cluster = plan.cluster.clone();
+    async fn pass(&mut self, plan: &Plan<'_>, response: Response) -> Result<(), Interrupt> {
+        let Response { flight, mut checkout, end, tunnel, sent_all } = response;
         let status = self.stream.response.status;
         self.stream.source = ResponseSource::Upstream;
         self.stream.details = "via_upstream".into();
-        cluster.stats.count_status(status);
-        self.count_route(&plan, status);
-        self.response_headers(&plan);
+        plan.cluster.stats.count_status(status);
+        self.count_route(plan, status);
+        self.response_headers(plan);
         self.clock.set_per_try(None);
         let chain = self.chain.clone();
-        if chain.has(Phases::HEADER_FILTER) {
-            match self.phase(&chain, Phases::HEADER_FILTER, 0).await {
-                Ok(Outcome::Respond(reply)) => {
-                    self.end_attempt(&cluster, status);
-                    drop(checkout);
-                    return self.respond(reply, false).await;
-                }
-                Ok(_) => {}
-                Err(interrupt) => {
-                    self.end_attempt(&cluster, status);
-                    return Err(interrupt);
-                }
-            }
+        if chain.has(Phases::HEADER_FILTER)
+            && let Outcome::Respond(reply) = self.phase(&chain, Phases::HEADER_FILTER, 0).await?
+        {
+            self.end_attempt(flight, OutcomeKind::Response, status);
+            drop(checkout);
+            return self.respond(reply, false).await;
         }
         if tunnel {
             self.clock.set_route(None);
@@ -222,11 +197,15 @@ impl<D: Downstream> Exchange<'_, D> {
             self.close = true;
         }
         let result = self.pump(&mut checkout.stream, end, tunnel, sent_all).await;
-        self.end_attempt(&cluster, status);
+        let kind = match &result {
+            Err(Interrupt::Upstream(error)) => error.outcome(),
+            _ => OutcomeKind::Response,
+        };
+        self.end_attempt(flight, kind, status);
         let started = self.stream.timing.request_complete.unwrap_or(self.stream.timing.start);
         let now = self.clock.now();
         let elapsed = now.into_std().saturating_duration_since(started);
-        cluster.stats.upstream_rq_time.record(elapsed.as_millis() as u64);
+        plan.cluster.stats.upstream_rq_time.record(elapsed.as_millis() as u64);
         if result.is_ok() {
             self.env.worker.pools.give_back(checkout, now);
         }

@@ -74,7 +74,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
     }
     let stats = env.hcm.stats.clone();
     stats.downstream_cx_http1_total.inc();
-    stats.downstream_cx_http1_active.inc();
+    let _active = stats.downstream_cx_http1_active.raise();
     let lifetime = env.hcm.timeouts.max_connection.map(|limit| after(Instant::now(), limit));
     let mut stream = Box::new(Stream::new(connection));
     let mut clock = Clock::new();
@@ -119,7 +119,6 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
             break;
         }
     }
-    stats.downstream_cx_http1_active.dec();
 }
 
 impl H1Client {

@@ -65,14 +65,13 @@ async fn farewell(io: &mut Io) {
 pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: Arc<Env>) {
     let stats = env.hcm.stats.clone();
     stats.downstream_cx_http2_total.inc();
-    stats.downstream_cx_http2_active.inc();
+    let _active = stats.downstream_cx_http2_active.raise();
     if let Err(error) = run(io, read, connection, env).await {
         if !error.is_io() {
             stats.downstream_cx_protocol_error.inc();
         }
         tracing::debug!(%error, "HTTP/2 connection ended");
     }
-    stats.downstream_cx_http2_active.dec();
 }
 
 async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: Arc<Env>) -> Result<(), h2::Error> {

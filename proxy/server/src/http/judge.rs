@@ -8,6 +8,7 @@ use super::forward::Plan;
 use super::local_reply;
 use super::retry::{Decision, Ending};
 use crate::upstream::{Checkout, UpstreamError};
+use sixfold_core::cluster::{ClusterStats, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::route::Route;
@@ -21,7 +22,60 @@ pub(super) enum Verdict {
     /// An answer of our own.
     Answer(Box<LocalReply>),
     /// The response.
-    Pass { checkout: Box<Checkout>, end: bool, tunnel: bool, sent_all: bool },
+    Pass(Box<Response>),
+}
+
+/// A response whose head is in the stream's context.
+pub(super) struct Response {
+    pub(super) flight: InFlight,
+    pub(super) checkout: Checkout,
+    /// No body follows.
+    pub(super) end: bool,
+    /// Both directions are bytes from here on.
+    pub(super) tunnel: bool,
+    /// The whole request has been sent.
+    pub(super) sent_all: bool,
+}
+
+/// Why an attempt has no response.
+enum Failure {
+    /// The upstream's; with whether some of the request had gone out.
+    Upstream(UpstreamError, bool),
+    /// It took too long.
+    TimedOut(Expired),
+}
+
+impl Failure {
+    fn outcome(&self) -> OutcomeKind {
+        match self {
+            Failure::Upstream(error, _) => error.outcome(),
+            Failure::TimedOut(_) => OutcomeKind::Timeout,
+        }
+    }
+
+    fn ending(&self) -> Ending<'_> {
+        match self {
+            Failure::Upstream(error, _) => Ending::Failed(error),
+            // nginx's timeouts are failures of a connection that was there.
+            Failure::TimedOut(Expired::Progress) => Ending::Failed(&UpstreamError::Closed),
+            Failure::TimedOut(_) => Ending::PerTryTimeout,
+        }
+    }
+
+    fn sent(&self) -> bool {
+        !matches!(self, Failure::Upstream(_, false))
+    }
+
+    fn count(&self, stats: &ClusterStats) {
+        match self {
+            Failure::Upstream(error, _) if error.is_reset() => stats.upstream_rq_rx_reset.inc(),
+            Failure::Upstream(UpstreamError::Protocol, _) => stats.upstream_cx_protocol_error.inc(),
+            Failure::Upstream(..) => {}
+            Failure::TimedOut(Expired::PerTryIdle) => stats.upstream_rq_per_try_idle_timeout.inc(),
+            Failure::TimedOut(Expired::PerTry) => stats.upstream_rq_per_try_timeout.inc(),
+            Failure::TimedOut(_) => stats.upstream_rq_timeout.inc(),
+        }
+    }
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -29,87 +83,73 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) async fn judge(
         &mut self,
         plan: &mut Plan<'_>,
+        flight: InFlight,
         attempt: Attempt,
     ) -> Result<Verdict, Interrupt> {
-        let cluster = plan.cluster.clone();
-        let high = plan.forward.high_priority;
-        let can_replay = !plan.replay.overflowed;
         match attempt {
             Attempt::Head { checkout, end, tunnel, sent_all } => {
-                self.head_arrived();
-                let ending = Ending::Response(&self.stream.response);
-                let decision = plan
-                    .retry
-                    .as_mut()
-                    .filter(|_| can_replay && !tunnel)
-                    .map_or(Decision::Done, |r| r.decide(&ending, &cluster, high, true));
-                if let Decision::Retry(wait) = decision {
-                    let status = self.stream.response.status;
-                    self.end_attempt(&cluster, status);
-                    drop(checkout);
-                    self.back_off(wait).await?;
-                    return Ok(Verdict::Again);
-                }
-                self.raise(&decision, plan.route);
-                Ok(Verdict::Pass { checkout, end, tunnel, sent_all })
+                let response = Response { flight, checkout: *checkout, end, tunnel, sent_all };
+                self.judge_response(plan, response).await
             }
             Attempt::Failed(error, sent) => {
-                let status = if matches!(error, UpstreamError::ConnectTimeout) { 504 } else { 503 };
-                self.failed(&cluster, status);
-                if error.is_reset() {
-                    cluster.stats.upstream_rq_rx_reset.inc();
-                } else if error == UpstreamError::Protocol {
-                    cluster.stats.upstream_cx_protocol_error.inc();
-                }
-                let decision = plan
-                    .retry
-                    .as_mut()
-                    .filter(|_| can_replay)
-                    .map_or(Decision::Done, |r| r.decide(&Ending::Failed(&error), &cluster, high, sent));
-                if let Decision::Retry(wait) = decision {
-                    self.back_off(wait).await?;
-                    return Ok(Verdict::Again);
-                }
-                self.raise(&decision, plan.route);
-                self.stream.upstream.failure = match &error {
-                    UpstreamError::Connect(text) => Some(text.clone().into()),
-                    _ => None,
-                };
-                self.stream.source = ResponseSource::Proxy;
+                self.judge_failure(plan, flight, Failure::Upstream(error, sent)).await
+            }
+            Attempt::TimedOut(which) => self.judge_failure(plan, flight, Failure::TimedOut(which)).await,
+        }
+    }
+
+    async fn judge_response(
+        &mut self,
+        plan: &mut Plan<'_>,
+        mut response: Response,
+    ) -> Result<Verdict, Interrupt> {
+        self.head_arrived(&mut response.flight);
+        let ending = Ending::Response(&self.stream.response);
+        let decision = if response.tunnel { Decision::Done } else { decide(plan, &ending, true) };
+        if let Decision::Retry(wait) = decision {
+            let status = self.stream.response.status;
+            self.end_attempt(response.flight, OutcomeKind::Response, status);
+            drop(response.checkout);
+            self.back_off(wait).await?;
+            return Ok(Verdict::Again);
+        }
+        self.raise(&decision, plan.route);
+        Ok(Verdict::Pass(Box::new(response)))
+    }
+
+    async fn judge_failure(
+        &mut self,
+        plan: &mut Plan<'_>,
+        flight: InFlight,
+        failure: Failure,
+    ) -> Result<Verdict, Interrupt> {
+        let kind = failure.outcome();
+        self.clock.touch();
+        self.end_attempt(flight, kind, kind.status());
+        failure.count(&plan.cluster.stats);
+        let decision = decide(plan, &failure.ending(), failure.sent());
+        if let Decision::Retry(wait) = decision {
+            self.back_off(wait).await?;
+            return Ok(Verdict::Again);
+        }
+        self.raise(&decision, plan.route);
+        self.stream.source = ResponseSource::Proxy;
+        let reply = match failure {
+            Failure::Upstream(error, _) => {
                 let retried = self.stream.upstream.attempts > 1;
                 let reply = local_reply::upstream_failed(&error, retried, self.env.hcm.profile);
-                cluster.stats.count_status(reply.status);
-                Ok(Verdict::Answer(Box::new(reply)))
-            }
-            Attempt::TimedOut(which) => {
-                match which {
-                    Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout.inc(),
-                    Expired::PerTry => cluster.stats.upstream_rq_per_try_timeout.inc(),
-                    _ => cluster.stats.upstream_rq_timeout.inc(),
-                }
-                self.failed(&cluster, 504);
-                let ending = if which == Expired::Progress {
-                    Ending::Failed(&UpstreamError::Closed)
-                } else {
-                    Ending::PerTryTimeout
+                self.stream.upstream.failure = match error {
+                    UpstreamError::Connect(text) => Some(text.into()),
+                    _ => None,
                 };
-                let decision = plan
-                    .retry
-                    .as_mut()
-                    .filter(|_| can_replay)
-                    .map_or(Decision::Done, |r| r.decide(&ending, &cluster, high, true));
-                if let Decision::Retry(wait) = decision {
-                    self.back_off(wait).await?;
-                    return Ok(Verdict::Again);
-                }
-                self.raise(&decision, plan.route);
-                self.stream.source = ResponseSource::Proxy;
-                let complete = self.down.request_ended();
-                let reply = local_reply::expired(which, complete, self.env.hcm.profile);
-                cluster.stats.count_status(reply.status);
-                Ok(Verdict::Answer(Box::new(reply)))
+                reply
             }
-        }
+            Failure::TimedOut(which) => {
+                local_reply::expired(which, self.down.request_ended(), self.env.hcm.profile)
+            }
+        };
+        plan.cluster.stats.count_status(reply.status);
+        Ok(Verdict::Answer(Box::new(reply)))
     }
 
     /// The flag of a retry that was wanted and not made.
@@ -132,6 +172,17 @@ impl<D: Downstream> Exchange<'_, D> {
         if wait.is_zero() {
             return Ok(());
         }
-        self.guarded(tokio::time::sleep(wait)).await
+        self.guarded(tokio::time::sleep(wait)).await?;
+        self.clock.touch();
+        Ok(())
+    }
+}
+
+/// Whether another attempt follows; none can once the start of the body is gone.
+fn decide(plan: &mut Plan<'_>, ending: &Ending<'_>, sent: bool) -> Decision {
+    let (cluster, high) = (&plan.cluster, plan.forward.high_priority);
+    match &mut plan.retry {
+        Some(retry) if !plan.replay.overflowed => retry.decide(ending, cluster, high, sent),
+        _ => Decision::Done,
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod body;
 mod clock;
 mod downstream;
 mod edge;
+mod end;
 mod exchange;
 mod forward;
 pub(crate) mod h1_body;
@@ -29,8 +30,9 @@ use crate::h1::{H1Options, HeaderCase, Profile, UnderscoreAction};
 use crate::io::Io;
 use crate::worker::Worker;
 use sixfold_core::connection::Connection;
-use sixfold_core::hcm::{self, CodecType, HttpConnectionManager};
+use sixfold_core::hcm::{self, CodecType, HttpConnectionManager, HttpStats};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What all requests of a connection share.
 pub(crate) struct Env {
@@ -51,28 +53,46 @@ pub async fn serve(
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    let stats = hcm.stats.clone();
-    stats.downstream_cx_total.inc();
-    stats.downstream_cx_active.inc();
-    if connection.tls.is_some() {
-        stats.downstream_cx_ssl_total.inc();
-        stats.downstream_cx_ssl_active.inc();
-    }
-    let started = tokio::time::Instant::now();
+    let _served = Served::new(&hcm, &connection);
     let alpn = connection.tls.as_ref().and_then(|t| t.alpn.as_deref()).map(<[u8]>::to_vec);
-    let secure = connection.tls.is_some();
     let env = Arc::new(Env { h1: Arc::new(h1_options(&hcm)), hcm, worker, drain });
     match (env.hcm.codec, alpn.as_deref()) {
         (CodecType::Http2, _) | (CodecType::Auto, Some(b"h2")) => h2_server::serve(io, connection, env).await,
         (CodecType::Auto, None) => h1_server::serve(io, connection, env, true).await,
         _ => h1_server::serve(io, connection, env, false).await,
     }
-    stats.downstream_cx_active.dec();
-    stats.downstream_cx_destroy.inc();
-    if secure {
-        stats.downstream_cx_ssl_active.dec();
+}
+
+/// A connection in the connection manager's statistics, however it ends.
+struct Served {
+    stats: Arc<HttpStats>,
+    secure: bool,
+    started: Instant,
+}
+
+impl Served {
+    fn new(hcm: &HttpConnectionManager, connection: &Connection) -> Served {
+        let served =
+            Served { stats: hcm.stats.clone(), secure: connection.tls.is_some(), started: Instant::now() };
+        served.stats.downstream_cx_total.inc();
+        served.stats.downstream_cx_active.inc();
+        if served.secure {
+            served.stats.downstream_cx_ssl_total.inc();
+            served.stats.downstream_cx_ssl_active.inc();
+        }
+        served
     }
-    stats.downstream_cx_length_ms.record(started.elapsed().as_millis() as u64);
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_active.dec();
+        self.stats.downstream_cx_destroy.inc();
+        if self.secure {
+            self.stats.downstream_cx_ssl_active.dec();
+        }
+        self.stats.downstream_cx_length_ms.record(self.started.elapsed().as_millis() as u64);
+    }
 }
 
 /// The codec's options of a connection manager.

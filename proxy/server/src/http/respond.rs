@@ -49,20 +49,18 @@ async fn answer_only<D: Downstream>(
     env: &Env,
     mut reply: LocalReply,
 ) {
-    env.hcm.stats.downstream_rq_total.inc();
-    env.hcm.stats.downstream_rq_active.inc();
     // What was parsed before the error is not shown: it may be anything.
     stream.request.clear();
     if env.hcm.profile == Profile::Apisix {
         reply.body = Bytes::new();
     }
     let chain = Arc::new(Chain::empty());
-    let mut exchange =
-        Exchange { down, stream, clock, env, table: None, chain, head_sent: false, close: true };
+    let mut exchange = Exchange::new(down, stream, clock, env, None, chain);
+    exchange.close = true;
     if exchange.respond(reply, false).await.is_err() {
         exchange.down.reset();
     }
-    exchange.finish();
+    exchange.conclude(Ok(())).await;
 }
 
 impl<D: Downstream> Exchange<'_, D> {

@@ -87,11 +87,11 @@ async fn inspect(listener: &ActiveListener, socket: &mut Socket, found: &mut Fin
     if config.listener_filters.is_empty() {
         return true;
     }
-    config.stats.downstream_pre_cx_active.inc();
+    let inspecting = config.stats.downstream_pre_cx_active.raise();
     let mut seen = Vec::new();
     let work = filters::run(&config.listener_filters, socket, &mut seen, found);
     let outcome = within(config.filters_timeout, work).await;
-    config.stats.downstream_pre_cx_active.dec();
+    drop(inspecting);
     socket.unread(seen);
     match outcome {
         Some(Ok(())) => true,

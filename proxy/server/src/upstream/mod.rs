@@ -13,6 +13,7 @@ pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
 
 use crate::http::body::{BodyEvent, Piece};
+use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
@@ -83,6 +84,18 @@ impl UpstreamError {
             UpstreamError::Reset | UpstreamError::Refused => Flag::UR,
             UpstreamError::Protocol => Flag::UPE,
             UpstreamError::Local => Flag::LR,
+        }
+    }
+
+    /// What it makes of the attempt that it ends.
+    pub(crate) fn outcome(&self) -> OutcomeKind {
+        match self {
+            UpstreamError::Connect(_) => OutcomeKind::ConnectFailure,
+            UpstreamError::ConnectTimeout => OutcomeKind::ConnectTimeout,
+            UpstreamError::Overflow => OutcomeKind::Overflow,
+            UpstreamError::Closed | UpstreamError::Reset | UpstreamError::Refused => OutcomeKind::Reset,
+            UpstreamError::Protocol => OutcomeKind::Protocol,
+            UpstreamError::Local => OutcomeKind::Cancelled,
         }
     }
 

@@ -7,7 +7,7 @@ use super::{Alive, UpstreamError, UpstreamStream, dial};
 use crate::connect::{Alpn, Connected};
 use crate::h1::{H1Options, HeaderCase, Profile};
 use parking_lot::Mutex;
-use sixfold_core::cluster::{self, Cluster, ClusterStats, Host, Resource, UpstreamProtocol};
+use sixfold_core::cluster::{self, Cluster, Host, Resource, UpstreamProtocol};
 use sixfold_core::fast_hash::FastMap;
 use sixfold_core::tls::ClientTls;
 use std::sync::atomic::Ordering::Relaxed;
@@ -174,22 +174,6 @@ impl Wanted<'_> {
     }
 }
 
-/// Counts a request that waits, however the wait ends.
-struct Pending<'a>(&'a ClusterStats);
-
-impl Pending<'_> {
-    fn new(stats: &ClusterStats) -> Pending<'_> {
-        stats.upstream_rq_pending_active.inc();
-        Pending(stats)
-    }
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        self.0.upstream_rq_pending_active.dec();
-    }
-}
-
 impl Pools {
     /// A connection for a request: one that is there, else a new one.
     pub(crate) async fn take(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
@@ -286,7 +270,7 @@ impl Pools {
     /// Waits for a connection that another request gives back, or for one to end. As in Envoy it is the
     /// request's own deadlines that bound the wait.
     async fn wait(&self, wanted: &Wanted<'_>, queue: &Arc<Queue>) -> Result<Checkout, UpstreamError> {
-        let pending = Pending::new(&wanted.cluster.stats);
+        let pending = wanted.cluster.stats.upstream_rq_pending_active.raise();
         loop {
             match queue.join(wanted.kind()).await {
                 Ok(Grant::Connection(connection)) => {

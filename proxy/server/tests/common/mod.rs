@@ -1,6 +1,7 @@
 //! A proxy in this process: one listener, one route table, upstreams played by the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
+use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::*;
 use sixfold_core::connection::Connection;
 use sixfold_core::detached::Nowhere;
@@ -29,6 +30,9 @@ pub struct Setup {
     pub chain: Arc<Chain>,
     pub profile: Profile,
     pub max_body: Option<u64>,
+    pub codec: CodecType,
+    pub upgrades: Box<[(Box<str>, bool)]>,
+    pub access_logs: Vec<AccessLog>,
 }
 
 impl Setup {
@@ -41,6 +45,9 @@ impl Setup {
             chain: Arc::new(Chain::empty()),
             profile: Profile::Envoy,
             max_body: None,
+            codec: CodecType::Auto,
+            upgrades: Box::new([]),
+            access_logs: Vec::new(),
         }
     }
 
@@ -60,8 +67,8 @@ impl Setup {
         self.routes.push(Arc::new(route(prefix, Action::Forward(Box::new(forward)))));
     }
 
-    /// Starts serving; answers the address and what can drain it.
-    pub async fn serve(self) -> (SocketAddr, Drain) {
+    /// What serves a connection.
+    pub fn build(self) -> (Arc<HttpConnectionManager>, Arc<Worker>) {
         let host = VirtualHost::new("all", VirtualHostOptions::default(), self.routes);
         let hosts = vec![(vec!["*".to_owned()], Arc::new(host))];
         let table = RouteTable::new("t", TableOptions::default(), hosts).unwrap();
@@ -69,7 +76,7 @@ impl Setup {
             profile: self.profile,
             stat_prefix: "t".into(),
             stats: Arc::new(HttpStats::new(&self.registry, "http.t.")),
-            codec: CodecType::Auto,
+            codec: self.codec,
             routes: RouteTableCell::new("t", Some(Arc::new(table))),
             chain: self.chain,
             http1: ServerHttp1::default(),
@@ -81,8 +88,8 @@ impl Setup {
             },
             headers: EdgeHeaders::default(),
             timeouts: self.timeouts,
-            upgrades: Box::new([]),
-            access_logs: Vec::new(),
+            upgrades: self.upgrades,
+            access_logs: self.access_logs,
             local_reply: LocalReplyConfig::default(),
             router: RouterOptions::default(),
             max_requests_per_connection: None,
@@ -91,7 +98,12 @@ impl Setup {
             show_upstream_status: false,
         });
         let shared = Shared::new(self.clusters, self.registry, Arc::new(Nowhere), Options::default());
-        let worker = Arc::new(Worker::new(0, Arc::new(shared)));
+        (hcm, Arc::new(Worker::new(0, Arc::new(shared))))
+    }
+
+    /// Starts serving; answers the address and what can drain it.
+    pub async fn serve(self) -> (SocketAddr, Drain) {
+        let (hcm, worker) = self.build();
         let drain = Drain::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let local = listener.local_addr().unwrap();

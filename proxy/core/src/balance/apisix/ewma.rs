@@ -1,9 +1,9 @@
 //! APISIX's ewma: of two random nodes the one with the lower decayed response time, over all workers.
 
+use super::super::Choice;
 use super::super::worker::derive;
-use super::super::{Choice, Feedback};
 use super::Picker;
-use crate::cluster::Host;
+use crate::cluster::{Host, Outcome};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,10 +45,10 @@ impl Picker for Ewma {
         Some(if score(first, now) > score(second, now) { second } else { first })
     }
 
-    fn report(&self, host: &Host, feedback: Feedback) {
+    fn report(&self, host: &Host, outcome: &Outcome) {
         // An attempt without an answer says nothing of the response time.
-        if feedback.status != 0 {
-            touch(host, feedback.elapsed, Instant::now());
+        if outcome.status != 0 {
+            touch(host, outcome.elapsed, Instant::now());
         }
     }
 }

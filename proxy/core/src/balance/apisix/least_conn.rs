@@ -1,9 +1,9 @@
 //! APISIX's least_conn: the least of (1 + requests under way) / weight, each worker by its own count.
 
+use super::super::Choice;
 use super::super::worker::{PerWorker, derive};
-use super::super::{Choice, Feedback};
 use super::Picker;
-use crate::cluster::Host;
+use crate::cluster::{Host, Outcome};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -61,9 +61,9 @@ impl Picker for LeastConn {
         Some(host)
     }
 
-    fn report(&self, host: &Host, feedback: Feedback) {
+    fn report(&self, host: &Host, outcome: &Outcome) {
         if let Some(count) = self.counts.load().get(&host.id).and_then(Weak::upgrade) {
-            let _ = count.get(feedback.worker).fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
+            let _ = count.get(outcome.worker).fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
         }
     }
 }

@@ -11,8 +11,8 @@ pub(super) use ewma::Ewma;
 pub(super) use least_conn::LeastConn;
 pub(super) use round_robin::RoundRobin;
 
-use super::{Balancer, Choice, Feedback};
-use crate::cluster::{Health, Host, HostSet};
+use super::{Balancer, Choice};
+use crate::cluster::{Health, Host, HostSet, Outcome};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) trait Picker: Send + Sync + 'static {
     ) -> Option<&'g Arc<Host>>;
 
     /// Says that an attempt at a node has ended.
-    fn report(&self, _host: &Host, _feedback: Feedback) {}
+    fn report(&self, _host: &Host, _outcome: &Outcome) {}
 }
 
 /// A balancer over groups of nodes, the preferred one first.
@@ -81,8 +81,8 @@ impl<P: Picker> Balancer for Grouped<P> {
         state.groups.iter().find_map(|g| self.picker.pick(g, choice, allowed)).cloned()
     }
 
-    fn report(&self, host: &Host, feedback: Feedback) {
-        self.picker.report(host, feedback);
+    fn report(&self, host: &Host, outcome: &Outcome) {
+        self.picker.report(host, outcome);
     }
 
     fn update(&self, hosts: &HostSet) {

@@ -1,9 +1,9 @@
 //! APISIX's policies against direct models.
 
 use super::super::testing::*;
-use super::super::{Choice, Feedback, Policy};
+use super::super::{Choice, Policy};
 use super::{counts, port};
-use crate::cluster::{HostConfig, HostSet, reason};
+use crate::cluster::{HostConfig, HostSet, Outcome, OutcomeKind, reason};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -133,16 +133,16 @@ fn least_conn_counts_by_worker_and_weight() {
     assert_eq!(port(&least.choose(&other).unwrap()), 3);
     // One that ends is the idlest now.
     let second = hosts.iter().nth(1).unwrap();
-    let done = Feedback { worker: 0, status: 200, elapsed: Duration::ZERO };
-    least.report(second, done);
+    let done = answered(Duration::ZERO);
+    least.report(second, &done);
     assert_eq!(port(&least.choose(&request(&hosts)).unwrap()), 2);
     // Counts live on when the nodes change.
-    least.report(second, done);
+    least.report(second, &done);
     let changed = HostSet::new(vec![host(1, 1), host(2, 1)], Some(&hosts));
     least.update(&changed);
     assert_eq!(port(&least.choose(&request(&changed)).unwrap()), 2);
     for _ in 0..5 {
-        least.report(second, Feedback { worker: 3, ..done });
+        least.report(second, &Outcome { worker: 3, ..done });
     }
 }
 
@@ -162,7 +162,7 @@ fn least_conn_never_prefers_a_loaded_node() {
             if active[at] > 0 {
                 active[at] -= 1;
                 let host = hosts.iter().nth(at).unwrap();
-                least.report(host, Feedback { worker: 0, status: 200, elapsed: Duration::ZERO });
+                least.report(host, &answered(Duration::ZERO));
             }
         }
     }
@@ -173,14 +173,17 @@ fn ewma_takes_the_faster_of_two_on_every_worker() {
     let hosts = weighted(&[1, 1]);
     let ewma = balancer(Policy::ApisixEwma, &hosts);
     let slow = hosts.iter().next().unwrap();
-    ewma.report(slow, Feedback { worker: 0, status: 200, elapsed: Duration::from_millis(200) });
+    ewma.report(slow, &answered(Duration::from_millis(200)));
     for worker in 0..WORKERS {
         let choice = Choice { worker, ..request(&hosts) };
         assert_eq!(port(&ewma.choose(&choice).unwrap()), 2);
     }
     // No answer, no score.
     let other = hosts.iter().nth(1).unwrap();
-    ewma.report(other, Feedback { worker: 0, status: 0, elapsed: Duration::from_secs(60) });
+    ewma.report(
+        other,
+        &Outcome { status: 0, kind: OutcomeKind::Cancelled, ..answered(Duration::from_secs(60)) },
+    );
     assert_eq!(port(&ewma.choose(&request(&hosts)).unwrap()), 2);
 }
 

@@ -1,0 +1,245 @@
+//! Attempts at endpoints: counted while they live, and told once when they end.
+
+use super::{Cluster, Host};
+use crate::balance::Choice;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// What an attempt at an endpoint came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Number of the worker that made it.
+    pub worker: usize,
+    /// How it ended.
+    pub kind: OutcomeKind,
+    /// Status of the response; for an attempt without one what Envoy's outlier detection takes it for: 504
+    /// after a timeout, 503 after another failure, 0 when it was given up.
+    pub status: u16,
+    /// From its beginning to its end: waiting for a connection, connecting, the whole exchange.
+    pub elapsed: Duration,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeKind {
+    /// A response came; to a TCP proxy the connection is one.
+    Response,
+    /// The connection was refused, or its TLS handshake failed.
+    ConnectFailure,
+    /// Connecting took too long.
+    ConnectTimeout,
+    /// The response took too long.
+    Timeout,
+    /// The endpoint ended the connection or reset the stream before the response was complete.
+    Reset,
+    /// What came is no response.
+    Protocol,
+    /// A circuit breaker let nothing through to the endpoint.
+    Overflow,
+    /// It was given up for reasons that are not the endpoint's: the client left, a limit on the client's side
+    /// passed, a plugin answered.
+    Cancelled,
+}
+
+/// Who made the outcome (Envoy's `split_external_local_origin_errors`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// This proxy: nothing of the endpoint's was seen.
+    Local,
+    /// The endpoint: it answered, badly or well, or cut what it had begun.
+    Upstream,
+}
+
+impl OutcomeKind {
+    /// Who made it.
+    pub fn origin(self) -> Origin {
+        match self {
+            OutcomeKind::Response | OutcomeKind::Reset | OutcomeKind::Protocol => Origin::Upstream,
+            _ => Origin::Local,
+        }
+    }
+
+    /// Whether the endpoint failed: neither did it answer nor was the attempt given up.
+    pub fn is_failure(self) -> bool {
+        !matches!(self, OutcomeKind::Response | OutcomeKind::Cancelled)
+    }
+
+    /// The status that stands for an attempt without a response.
+    pub fn status(self) -> u16 {
+        match self {
+            OutcomeKind::Response | OutcomeKind::Cancelled => 0,
+            OutcomeKind::ConnectTimeout | OutcomeKind::Timeout => 504,
+            _ => 503,
+        }
+    }
+}
+
+/// An attempt at an endpoint, from the balancer's choice to its end. Whenever and wherever it is dropped, what
+/// it counted is given back and its outcome is reported, once.
+pub struct InFlight {
+    cluster: Arc<Cluster>,
+    host: Arc<Host>,
+    worker: usize,
+    /// When it began; until then it was only chosen, and nothing counts it.
+    began: Option<Instant>,
+    ended: Option<Instant>,
+    kind: OutcomeKind,
+    status: u16,
+}
+
+impl InFlight {
+    pub(super) fn new(cluster: Arc<Cluster>, host: Arc<Host>, worker: usize) -> InFlight {
+        let kind = OutcomeKind::Cancelled;
+        InFlight { cluster, host, worker, began: None, ended: None, kind, status: 0 }
+    }
+
+    /// The endpoint that was chosen.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    /// Begins the attempt: from here on cluster and endpoint count it.
+    pub fn begin(&mut self, now: Instant) {
+        if self.began.replace(now).is_some() {
+            return;
+        }
+        let stats = &self.cluster.stats;
+        stats.upstream_rq_total.inc();
+        stats.upstream_rq_active.inc();
+        self.host.active_requests.fetch_add(1, Relaxed);
+        self.host.total_requests.fetch_add(1, Relaxed);
+    }
+
+    /// Notes what will be reported should nothing else happen: an attempt is cancelled until somebody says
+    /// otherwise.
+    pub fn settle(&mut self, kind: OutcomeKind, status: u16) {
+        (self.kind, self.status) = (kind, status);
+    }
+
+    /// Ends it.
+    pub fn end(mut self, kind: OutcomeKind, status: u16, now: Instant) {
+        self.settle(kind, status);
+        self.ended = Some(now);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut elapsed = Duration::ZERO;
+        if let Some(began) = self.began {
+            self.cluster.stats.upstream_rq_active.dec();
+            self.host.active_requests.fetch_sub(1, Relaxed);
+            elapsed = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(began);
+        }
+        let outcome = Outcome { worker: self.worker, kind: self.kind, status: self.status, elapsed };
+        self.cluster.report(&self.host, &outcome);
+    }
+}
+
+impl Cluster {
+    /// Chooses an endpoint; `None` when none may be used. The choice reports its own end.
+    pub fn choose(self: &Arc<Cluster>, choice: &Choice<'_>) -> Option<InFlight> {
+        let host = self.balancer.choose(choice)?;
+        Some(InFlight::new(self.clone(), host, choice.worker))
+    }
+
+    /// The one door by which everybody hears of an attempt's end.
+    fn report(&self, host: &Host, outcome: &Outcome) {
+        if outcome.kind.is_failure() {
+            host.failed_requests.fetch_add(1, Relaxed);
+        }
+        self.balancer.report(host, outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::{Address, ClusterConfig, HostConfig};
+    use super::*;
+    use crate::balance::Policy;
+    use crate::metrics::Registry;
+    use std::collections::BTreeMap;
+
+    fn cluster() -> Arc<Cluster> {
+        let mut config = ClusterConfig::named("c");
+        config.balance.policy = Policy::ApisixLeastConn;
+        let hosts = ["10.0.0.1:80", "10.0.0.2:80"].map(|a| HostConfig::new(Address::Ip(a.parse().unwrap())));
+        Cluster::new(config, hosts.into(), None, &Registry::new()).unwrap()
+    }
+
+    fn choose(cluster: &Arc<Cluster>) -> InFlight {
+        let subset = BTreeMap::new();
+        let choice = Choice {
+            hosts: &cluster.hosts.load_full(),
+            worker: 0,
+            hash: None,
+            random: 0,
+            attempt: 0,
+            tried: &[],
+            predicates: &[],
+            host_attempts: 1,
+            previous_priorities: None,
+            subset: &subset,
+        };
+        cluster.choose(&choice).unwrap()
+    }
+
+    #[test]
+    fn an_attempt_counts_from_its_beginning_to_its_drop_and_is_reported_once() {
+        let cluster = cluster();
+        let mut first = choose(&cluster);
+        let host = first.host().clone();
+        assert_eq!(host.active_requests.load(Relaxed), 0, "it is only chosen");
+        first.begin(Instant::now());
+        first.begin(Instant::now());
+        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active.get()), (1, 1));
+        // The balancer counts the choice: the next one goes to the other host, and back once it is dropped.
+        let second = choose(&cluster);
+        assert_ne!(second.host().id, host.id);
+        drop(first);
+        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active.get()), (0, 0));
+        assert_eq!((host.total_requests.load(Relaxed), host.failed_requests.load(Relaxed)), (1, 0));
+        let third = choose(&cluster);
+        assert_eq!(third.host().id, host.id, "the balancer heard of the end");
+        // A choice that came to nothing is told too, and counts nowhere.
+        drop(second);
+        let fourth = choose(&cluster);
+        assert_ne!(fourth.host().id, host.id);
+        assert_eq!(fourth.host().total_requests.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn failures_of_the_endpoint_count_and_what_was_given_up_does_not() {
+        let cluster = cluster();
+        let now = Instant::now();
+        for (kind, failed) in [
+            (OutcomeKind::ConnectFailure, 1),
+            (OutcomeKind::ConnectTimeout, 1),
+            (OutcomeKind::Timeout, 1),
+            (OutcomeKind::Reset, 1),
+            (OutcomeKind::Protocol, 1),
+            (OutcomeKind::Overflow, 1),
+            (OutcomeKind::Cancelled, 0),
+        ] {
+            let mut attempt = choose(&cluster);
+            let host = attempt.host().clone();
+            let before = host.failed_requests.load(Relaxed);
+            attempt.begin(now);
+            attempt.end(kind, kind.status(), now);
+            assert_eq!(host.failed_requests.load(Relaxed) - before, failed, "{kind:?}");
+        }
+        let mut attempt = choose(&cluster);
+        let host = attempt.host().clone();
+        let before = host.failed_requests.load(Relaxed);
+        attempt.begin(now);
+        attempt.end(OutcomeKind::Response, 503, now);
+        assert_eq!(host.failed_requests.load(Relaxed), before);
+    }
+}

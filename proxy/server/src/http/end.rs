@@ -1,0 +1,165 @@
+//! The end of a request: what an interruption makes of it, its counts and its log.
+
+use super::clock::Expired;
+use super::downstream::{Downstream, Gone};
+use super::exchange::{Exchange, Interrupt};
+use super::local_reply;
+use sixfold_core::flags::Flag;
+use sixfold_core::plugin::LocalReply;
+use sixfold_core::stream::Stream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+impl<D: Downstream> Exchange<'_, D> {
+    /// Does what is left to be done after the response, or in the place of it.
+    pub(super) async fn conclude(&mut self, result: Result<(), Interrupt>) {
+        if let Err(interrupt) = result {
+            self.interrupted(interrupt).await;
+        }
+        self.complete = true;
+    }
+
+    async fn interrupted(&mut self, interrupt: Interrupt) {
+        // What bounded the attempt does not bound the answer.
+        self.clock.end_attempt();
+        match interrupt {
+            Interrupt::Expired(which) if !self.head_sent => {
+                self.note_timeout(which);
+                let complete = self.down.request_ended();
+                let reply = local_reply::expired(which, complete, self.env.hcm.profile);
+                let routed = matches!(which, Expired::Route | Expired::PerTry | Expired::PerTryIdle);
+                if self.respond(reply, routed).await.is_err() {
+                    self.down.reset();
+                }
+            }
+            Interrupt::Expired(which) => {
+                self.note_timeout(which);
+                if let Some(flag) = local_reply::flag(which) {
+                    self.stream.flags.insert(flag);
+                }
+                self.stream.details = local_reply::details(which);
+                self.env.hcm.stats.downstream_rq_tx_reset.inc();
+                self.down.reset();
+            }
+            Interrupt::Gone(Gone::Closed) => {
+                if self.down.is_http2() {
+                    self.env.hcm.stats.downstream_rq_rx_reset.inc();
+                }
+                self.client_lost("downstream_remote_disconnect");
+                self.down.reset();
+            }
+            Interrupt::Gone(Gone::Malformed) => {
+                self.env.hcm.stats.downstream_cx_protocol_error.inc();
+                let mut reply = LocalReply::new(400, "Bad Request", "http1.codec_error");
+                reply.flag = Some(Flag::DPE);
+                self.close = true;
+                if self.head_sent || self.respond(reply, false).await.is_err() {
+                    self.down.reset();
+                }
+            }
+            Interrupt::TooLarge => {
+                self.env.hcm.stats.downstream_rq_too_large.inc();
+                if self.stream.upstream.cluster.is_none() {
+                    self.name_cluster();
+                }
+                self.close = true;
+                let reply = local_reply::too_large(self.env.hcm.profile);
+                if self.head_sent || self.respond(reply, false).await.is_err() {
+                    self.down.reset();
+                }
+            }
+            Interrupt::Upstream(error) => {
+                self.stream.flags.insert(error.flag());
+                self.stream.details =
+                    format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
+                self.env.hcm.stats.rq_reset_after_downstream_response_started.inc();
+                self.env.hcm.stats.downstream_rq_tx_reset.inc();
+                if let (Some(cluster), true) = (&self.stream.upstream.cluster, error.is_reset()) {
+                    cluster.stats.upstream_rq_rx_reset.inc();
+                }
+                self.down.reset();
+            }
+        }
+    }
+
+    fn note_timeout(&self, which: Expired) {
+        let stats = &self.env.hcm.stats;
+        match which {
+            Expired::Idle => stats.downstream_rq_idle_timeout.inc(),
+            Expired::Request => stats.downstream_rq_timeout.inc(),
+            Expired::MaxStream => stats.downstream_rq_max_duration_reached.inc(),
+            _ => {}
+        }
+        let Some(cluster) = &self.stream.upstream.cluster else { return };
+        match which {
+            Expired::Route => {
+                cluster.stats.upstream_rq_timeout.inc();
+                if !self.head_sent {
+                    cluster.stats.count_status(504);
+                }
+            }
+            Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout.inc(),
+            Expired::Progress => cluster.stats.upstream_rq_timeout.inc(),
+            Expired::ClusterMaxStream => cluster.stats.upstream_rq_max_duration_reached.inc(),
+            _ => {}
+        }
+    }
+}
+
+impl<D> Exchange<'_, D> {
+    /// Nobody is left to answer. What an earlier attempt answered was no response to the client.
+    fn client_lost(&mut self, details: &'static str) {
+        self.stream.flags.insert(Flag::DC);
+        self.stream.details = details.into();
+        if !self.head_sent {
+            self.stream.response.status = 0;
+        }
+    }
+
+    /// Counts and logs the request.
+    fn log(&mut self) {
+        let now = self.clock.now();
+        let stream = &mut *self.stream;
+        stream.timing.downstream_tx_end = Some(now.into_std());
+        if let Some(tried) = stream.upstream.tried.last_mut() {
+            tried.end(now.into_std(), 0);
+        }
+        let stats = &self.env.hcm.stats;
+        stats.downstream_rq_completed.inc();
+        match stream.response.status / 100 {
+            1 => stats.downstream_rq_1xx.inc(),
+            2 => stats.downstream_rq_2xx.inc(),
+            3 => stats.downstream_rq_3xx.inc(),
+            4 => stats.downstream_rq_4xx.inc(),
+            5 => stats.downstream_rq_5xx.inc(),
+            _ => {}
+        }
+        let elapsed = now.into_std().saturating_duration_since(stream.timing.start);
+        stats.downstream_rq_time.record(elapsed.as_millis() as u64);
+        count_virtual_cluster(stream);
+        self.chain.log(stream);
+        for log in &self.env.hcm.access_logs {
+            log.log(stream);
+        }
+    }
+}
+
+impl<D> Drop for Exchange<'_, D> {
+    fn drop(&mut self) {
+        if self.complete {
+            return self.log();
+        }
+        self.clock.touch();
+        self.client_lost("downstream_local_disconnect");
+        // It may be a panic that drops it: a second one, in a plugin's log, would end the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.log()));
+    }
+}
+
+/// Counts the request in the first virtual cluster that it belongs to.
+fn count_virtual_cluster(stream: &Stream) {
+    let Some(clusters) = stream.virtual_host.as_ref().map(|v| &v.options.virtual_clusters) else { return };
+    let found = clusters.iter().find(|c| c.headers.iter().all(|m| m.matches(&stream.request)));
+    if let Some(cluster) = found {
+        cluster.stats.count_status(stream.response.status);
+    }
+}
