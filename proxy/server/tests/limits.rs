@@ -43,6 +43,33 @@ async fn requests_that_wait_get_the_connection_or_the_place_of_one_that_ended() 
     }
 }
 
+// A connection used to go to the next request that waited without a look at what was still to be read from it.
+#[tokio::test]
+async fn what_an_upstream_says_unasked_reaches_no_request_that_waits() {
+    let evil = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nEVIL!";
+    let up = upstream(move |number, _| {
+        if number > 0 {
+            return ok("fine");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        // One read takes exactly the response that was asked for, and sees nothing of what follows.
+        let length = 16_384 - "HTTP/1.1 200 OK\r\nContent-Length: 16342\r\n\r\n".len();
+        let asked = ok(&"x".repeat(length));
+        assert_eq!(asked.len(), 16_384);
+        [&asked, evil.as_bytes()].concat()
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], one_connection);
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let asking: Vec<_> = (0..4).map(|_| tokio::spawn(async move { ask(proxy, &get("/")).await })).collect();
+    for asked in asking {
+        let response = asked.await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 OK") && !response.contains("EVIL"), "{response}");
+    }
+}
+
 #[tokio::test]
 async fn bodies_beyond_the_limit_are_refused_in_both_framings() {
     let up = upstream(|_, request| ok(request.split_once("\r\n\r\n").unwrap().1)).await;

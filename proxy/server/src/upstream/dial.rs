@@ -14,7 +14,7 @@ pub(crate) struct Alive {
     pub(crate) stats: Arc<ClusterStats>,
     // In this order: whoever gets the place finds the circuit breaker's count gone down already.
     _permit: Option<Permit>,
-    _place: Option<Place>,
+    place: Option<Place>,
 }
 
 impl Alive {
@@ -23,13 +23,18 @@ impl Alive {
         stats.upstream_cx_active.inc();
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
-        Alive { host, stats, _permit: permit, _place: None }
+        Alive { host, stats, _permit: permit, place: None }
     }
 
     /// The same at a place among its worker's connections to the endpoint.
     pub(super) fn at(mut self, place: Place) -> Alive {
-        self._place = Some(place);
+        self.place = Some(place);
         self
+    }
+
+    /// The place, for whoever opens a connection in this one's stead.
+    pub(super) fn leave_place(&mut self) -> Option<Place> {
+        self.place.take()
     }
 }
 

@@ -272,28 +272,32 @@ impl Pools {
     async fn wait(&self, wanted: &Wanted<'_>, queue: &Arc<Queue>) -> Result<Checkout, UpstreamError> {
         let pending = wanted.cluster.stats.upstream_rq_pending_active.raise();
         loop {
-            match queue.join(wanted.kind()).await {
-                Ok(Grant::Connection(connection)) => {
-                    return Ok(Checkout {
-                        stream: UpstreamStream::Http1(connection),
-                        connect_ms: None,
-                        kind: wanted.kind(),
-                        limits: Limits::of(&wanted.cluster.config),
-                    });
-                }
-                Ok(Grant::Place(place)) => {
-                    let breaker = wanted.breaker();
-                    let last = || (queue.open() <= 1).then(|| breaker.force(Resource::Connections));
-                    // Another worker may have been faster.
-                    match breaker.acquire(Resource::Connections).or_else(last) {
-                        Some(permit) => {
-                            drop(pending);
-                            return self.open(wanted, permit, place).await;
-                        }
-                        None => place.forfeit(),
+            let place = match queue.join(wanted.kind()).await {
+                Ok(Grant::Connection(mut connection)) => {
+                    if connection.is_usable() {
+                        return Ok(Checkout {
+                            stream: UpstreamStream::Http1(connection),
+                            connect_ms: None,
+                            kind: wanted.kind(),
+                            limits: Limits::of(&wanted.cluster.config),
+                        });
                     }
+                    // It ended, or said something unasked, since it was given back: its place is this request's.
+                    connection.alive.leave_place()
                 }
+                Ok(Grant::Place(place)) => Some(place),
                 Err(_) => return Err(UpstreamError::Closed),
+            };
+            let Some(place) = place else { continue };
+            let breaker = wanted.breaker();
+            let last = || (queue.open() <= 1).then(|| breaker.force(Resource::Connections));
+            // Another worker may have been faster.
+            match breaker.acquire(Resource::Connections).or_else(last) {
+                Some(permit) => {
+                    drop(pending);
+                    return self.open(wanted, permit, place).await;
+                }
+                None => place.forfeit(),
             }
         }
     }
@@ -355,6 +359,10 @@ impl Pools {
             return;
         }
         connection.rest();
+        // What the upstream has said unasked would answer the next request, and that may be another client's.
+        if !connection.is_usable() {
+            return;
+        }
         let mut hosts = self.hosts.lock();
         let pool = hosts.entry(connection.alive.host.id).or_default();
         let Some(connection) = pool.queue.offer(connection, &kind) else { return };
