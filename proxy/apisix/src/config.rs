@@ -11,9 +11,10 @@ mod merge;
 mod read;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use serde_json::Value;
 use sixfold_core::document::{Format, Node, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_core::router::ApisixRouter;
+
+use self::written::Written;
 
 pub use self::environment::{Environment, substitute_text};
 
@@ -81,6 +84,7 @@ pub struct Config {
     pub plugin_attr: BTreeMap<String, Value>,
     /// Settings that have no effect here, for the log.
     pub reports: Vec<ConfigError>,
+    written: Written,
 }
 
 /// Where resources come from.
@@ -117,6 +121,10 @@ pub struct ListenAddress {
     pub address: SocketAddr,
     /// Whether connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// The key that it is from, such as `apisix.node_listen`.
+    pub list: &'static str,
+    /// Which entry of that list.
+    pub index: usize,
 }
 
 /// TLS towards clients, where an ssl resource says nothing else.
@@ -211,11 +219,11 @@ impl Config {
     /// Every key that is unknown, not supported or of the wrong type, every value that can't be read, and
     /// variables that are not set.
     pub fn parse(text: &str, file: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
-        Self::parse_unnamed(text, environment)
+        Self::parse_named(text, file, environment)
             .map_err(|errors| errors.into_iter().map(|error| error.in_file(file)).collect())
     }
 
-    fn parse_unnamed(text: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+    fn parse_named(text: &str, file: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
         let options = Options { format: Format::Yaml, allow_empty: true, ..Options::default() };
         let user = Node::parse(text, &options).and_then(|node| environment.substitute(node));
         let user = user.map_err(|error| vec![error])?;
@@ -223,9 +231,20 @@ impl Config {
             Node::parse(include_str!("config/defaults.yaml"), &options).map_err(|error| vec![error])?;
         let merged = merge::merge(&defaults, &user)?;
         let reports = keys::check(&user, &defaults)?;
-        let mut config = read::read(&merged, environment)?;
+        let mut config = read::read(&merged, Written { file: file.to_owned(), document: user }, environment)?;
         config.reports = reports;
         Ok(config)
+    }
+
+    /// Whether the user's file itself has a key, such as `apisix.ssl.listen`; what it does not have is a default.
+    pub fn is_written(&self, path: &str) -> bool {
+        self.written.has(path)
+    }
+
+    /// The error of a key whose fault shows when it is put to use: a port that is taken, a file that can't be
+    /// opened. It names the file, and the line of the key if the file has it.
+    pub fn fault(&self, path: &str, reason: impl Into<String>) -> ConfigError {
+        self.written.fault(path, reason.into())
     }
 
     /// The static configuration for resources that come with no config.yaml: APISIX's defaults, a file named
@@ -271,7 +290,8 @@ impl From<RouterKind> for ApisixRouter {
 }
 
 impl ListenAddress {
-    fn new(ip: IpAddr, port: u16, proxy_protocol: bool) -> ListenAddress {
-        ListenAddress { address: SocketAddr::new(ip, port), proxy_protocol }
+    /// The key that it is from, with its place in the list.
+    pub fn key(&self) -> String {
+        format!("{}[{}]", self.list, self.index)
     }
 }

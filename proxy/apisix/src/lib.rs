@@ -19,4 +19,4 @@ mod upstream;
 pub mod watch;
 
 pub use listener::APISIX_VERSION;
-pub use source::{Loaded, ROUTE_TABLE, Resources, Setup, Source, load, validate};
+pub use source::{Loaded, ROUTE_TABLE, Resources, Setup, Source, load, load_config, validate};

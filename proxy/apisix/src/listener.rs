@@ -19,7 +19,7 @@ use sixfold_core::plugin::Chain;
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::{ContextChange, ServerTls};
 
-use crate::config::{AccessLogEscape, Config, ListenAddress, RealIp};
+use crate::config::{AccessLogEscape, Config, ListenAddress};
 use crate::source::Setup;
 use crate::tls::Certificates;
 
@@ -142,7 +142,7 @@ fn manager(
             }),
             ..PathOptions::default()
         },
-        client_address: client_address(&config.real_ip, config.trusted_addresses.clone())?,
+        client_address: client_address(config)?,
         headers: EdgeHeaders {
             server_name: match config.enable_server_tokens {
                 true => format!("APISIX/{APISIX_VERSION}").into(),
@@ -169,23 +169,21 @@ fn manager(
     })
 }
 
-fn client_address(
-    real_ip: &RealIp,
-    trusted: Option<Vec<ipnet::IpNet>>,
-) -> Result<ClientAddress, ConfigError> {
+fn client_address(config: &Config) -> Result<ClientAddress, ConfigError> {
+    let real_ip = &config.real_ip;
     let header = match real_ip.header.as_str() {
         // The address of a PROXY protocol header is the connection's already.
         "" | "proxy_protocol" => None,
         name => Some(
             HeaderName::new(name)
-                .map_err(|error| ConfigError::field("nginx_config.http.real_ip_header", error.to_string()))?,
+                .map_err(|error| config.fault("nginx_config.http.real_ip_header", error.to_string()))?,
         ),
     };
     Ok(ClientAddress {
         real_ip_from: real_ip.from.clone(),
         real_ip_header: header,
         real_ip_recursive: real_ip.recursive,
-        trusted_addresses: trusted,
+        trusted_addresses: config.trusted_addresses.clone(),
         ..ClientAddress::default()
     })
 }
@@ -204,8 +202,7 @@ impl Log {
 
 fn access_log(config: &Config, setup: &Setup) -> Result<Option<Log>, ConfigError> {
     let Some(log) = &config.http.access_log else { return Ok(None) };
-    let fault =
-        |field: &str, reason: String| ConfigError::field(&format!("nginx_config.http.{field}"), reason);
+    let fault = |field: &str, reason: String| config.fault(&format!("nginx_config.http.{field}"), reason);
     let format = Format::apisix(&log.format).map_err(|reason| fault("access_log_format", reason))?;
     let target = match log.path.to_str() {
         Some("/dev/stdout") => LogTarget::Stdout,

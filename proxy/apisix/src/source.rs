@@ -96,22 +96,22 @@ pub struct Loaded {
     pub diff: Diff,
 }
 
-/// Reads config.yaml at `config_path` and the resources beside it (`apisix.yaml` or `apisix.json`).
+/// Reads config.yaml at `config_path`, without the resources.
 ///
 /// # Errors
-/// Everything that is wrong in either file.
-pub fn load(config_path: &Path, setup: Setup) -> Result<Loaded, Vec<ConfigError>> {
-    let loaded = load_quietly(config_path, setup)?;
-    for report in &loaded.source.config.reports {
-        tracing::warn!("{report}");
-    }
-    Ok(loaded)
-}
-
-fn load_quietly(config_path: &Path, setup: Setup) -> Result<Loaded, Vec<ConfigError>> {
+/// Everything that is wrong in the file.
+pub fn load_config(config_path: &Path, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
     let name = config_path.display().to_string();
     let text = file::read(config_path).map_err(|e| vec![e])?;
-    let config = Config::parse(&text, &name, &setup.environment)?;
+    Config::parse(&text, &name, environment)
+}
+
+/// Reads the resources (`apisix.yaml` or `apisix.json`) beside the config.yaml at `config_path`, which is
+/// `config`.
+///
+/// # Errors
+/// Everything that is wrong with them, and what of `config` can't be put to use.
+pub fn load(config: Config, config_path: &Path, setup: Setup) -> Result<Loaded, Vec<ConfigError>> {
     let directory = config_path.parent().unwrap_or(Path::new("."));
     let resources = config.resources_path(directory, &setup.environment);
     let mut source = Source::new(config, resources, setup);
@@ -129,7 +129,8 @@ pub fn validate(
     registry: Registry,
     environment: Environment,
 ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-    let loaded = load_quietly(config_path, Setup::detached(registry, environment))?;
+    let config = load_config(config_path, &environment)?;
+    let loaded = load(config, config_path, Setup::detached(registry, environment))?;
     Ok(loaded.source.config.reports)
 }
 

@@ -49,9 +49,9 @@ pub(crate) struct RunOptions {
 /// Options of `sixfold quickstart`.
 #[derive(Debug, Args)]
 pub(crate) struct QuickstartOptions {
-    /// Port of the gateway on 127.0.0.1
-    #[arg(long, default_value_t = 9080)]
-    pub(crate) port: u16,
+    /// Port of the gateway on 127.0.0.1; 9080 by default, or any other if that is taken
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
     /// Directory that config.yaml and apisix.yaml are written to; a new one for temporary files by default
     #[arg(long)]
     pub(crate) directory: Option<PathBuf>,

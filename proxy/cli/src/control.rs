@@ -1,7 +1,7 @@
 //! Administration commands, wired to the server.
 
 use crate::envoy::Text;
-use crate::logging::Levels;
+use crate::logging::{self, Levels};
 use crate::process::{Process, runtime};
 use crate::signals::Event;
 use parking_lot::Mutex;
@@ -132,6 +132,7 @@ impl Control for Administration {
 
     fn reopen_logs(&self) {
         self.logs.reopen();
+        logging::reopen();
     }
 
     fn set_log_levels(&self, levels: &[(Option<String>, String)]) -> Result<Vec<(String, String)>, String> {

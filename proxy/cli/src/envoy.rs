@@ -25,7 +25,7 @@ use std::time::Duration;
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
-    let levels = logging::start(&logging::Setup {
+    let log = logging::start(&logging::Setup {
         level: &options.log_level,
         components: &options.component_log_level,
         form: if options.log_format.as_deref() == Some("json") { LogForm::Json } else { LogForm::Text },
@@ -37,13 +37,13 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         return Ok(());
     }
     let (sender, events) = signals::listen()?;
-    let process = Process::start(setup(&options))?;
+    let process = Process::start(setup(&options, log.metrics))?;
     let environment = environment(&process);
     let text = Text::of(&options)?;
     let node = text.node()?;
     let Compiled { diff, admin, stats, .. } = text.load(&environment)?;
     let mut names = Names::of(&diff);
-    let control = Administration::new(&process, levels, sender.clone(), text);
+    let control = Administration::new(&process, log.levels, sender.clone(), text);
     let _admin = match admin {
         Some(admin) => {
             Some(administration(&options, &process, &admin.address, stats::tags(stats)?, node, control)?)
@@ -61,10 +61,11 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     })
 }
 
-fn setup(options: &EnvoyOptions) -> Setup {
+fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {
     let default = Options::default();
     let drain_time = Duration::from_secs(options.drain_time_s);
     Setup {
+        metrics,
         options: Options {
             concurrency: options.concurrency.unwrap_or(default.concurrency).max(1),
             drain_time,

@@ -2,17 +2,20 @@
 
 use crate::Failure;
 use crate::arguments::RunOptions;
-use crate::logging;
+use crate::logging::{self, Log};
 use crate::process::{Process, Setup};
 use crate::signals::{self, Event};
-use sixfold_apisix::config::{Config, Environment};
+use sixfold_apisix::config::{Config, Environment, ListenAddress};
 use sixfold_apisix::watch::FileWatcher;
 use sixfold_apisix::{Loaded, Setup as SourceSetup};
+use sixfold_core::listener::BindAddress;
+use sixfold_core::metrics::Registry;
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
+use sixfold_server::sockets;
 use sixfold_server::status::{MetricsServer, Readiness, StatusServer};
-use sixfold_server::surface::Surface;
+use sixfold_server::surface::{Answer, Surface};
 use sixfold_server::worker::Options;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,20 +27,24 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
-    logging::start(&logging::Setup {
+    let log = logging::start(&logging::Setup {
         level: &options.log.log_level,
         components: "",
         form: options.log.log_format,
         path: None,
     })?;
-    serve(&options.config, |_| {})
+    serve(&options.config, log, |_| {})
 }
 
 /// Serves the configuration at `path`; `started` is called once it takes traffic.
-pub(crate) fn serve(path: &Path, started: impl FnOnce(&Process)) -> Result<(), Failure> {
+pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Result<(), Failure> {
     let (sender, events) = signals::listen()?;
-    let config = static_configuration(path)?;
-    let process = Process::start(setup(&config)?)?;
+    // How many workers there are must be known before anything is compiled.
+    let mut config = sixfold_apisix::load_config(path, &Environment::Process)?;
+    config.reports.iter().for_each(|report| tracing::warn!("{report}"));
+    make_log_folder(&config)?;
+    leave_out_taken(&mut config)?;
+    let process = Process::start(setup(&config, log.metrics)?)?;
     let setup = {
         let mut model = process.server.model().lock();
         SourceSetup::new(
@@ -47,10 +54,10 @@ pub(crate) fn serve(path: &Path, started: impl FnOnce(&Process)) -> Result<(), F
             Arc::new(process.logs.clone()),
         )
     };
-    let Loaded { mut source, diff } = sixfold_apisix::load(path, setup)?;
     let readiness = Readiness::default();
-    let _status = config.status.map(|address| status(address, &readiness)).transpose()?;
+    let _status = status(&config, &readiness)?;
     let _metrics = metrics(&config, &process)?;
+    let Loaded { mut source, diff } = sixfold_apisix::load(config, path, setup)?;
     process.go_live(diff)?;
     readiness.set(Ok(()));
     let _watcher = watch(source.resources().to_owned(), sender.clone())?;
@@ -58,14 +65,41 @@ pub(crate) fn serve(path: &Path, started: impl FnOnce(&Process)) -> Result<(), F
     process.serve(&events, &sender, move || Ok(source.reload()?))
 }
 
-/// Reads config.yaml: how many workers there are must be known before anything is compiled.
-fn static_configuration(path: &Path) -> Result<Config, Failure> {
-    let name = path.display().to_string();
-    let text = sixfold_apisix::file::read(path)?;
-    Ok(Config::parse(&text, &name, &Environment::Process)?)
+/// Makes the folder of an access log below the working directory: `logs` is part of an installation of APISIX,
+/// and the default.
+fn make_log_folder(config: &Config) -> Result<(), Failure> {
+    let folder = config.http.access_log.as_ref().and_then(|log| log.path.parent());
+    let Some(folder) = folder.filter(|folder| folder.is_relative()) else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|error| {
+        let reason = format!("can't make the folder {}: {error}", folder.display());
+        config.fault("nginx_config.http.access_log", reason).into()
+    })
 }
 
-fn setup(config: &Config) -> Result<Setup, Failure> {
+/// Takes the listeners for TLS away when their port is the default and is taken: another gateway runs here, and
+/// nobody has asked for TLS. Any other address that can't be listened on is an error of its key.
+fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
+    let opened = |listen: &ListenAddress| {
+        // Closed at once, and opened again with the options of the listener when that goes into force.
+        sockets::bind(&BindAddress::Ip(listen.address), 1, 1).map(drop)
+    };
+    let (mut faults, mut tls) = (Vec::new(), true);
+    let tls_is_default = !config.is_written("apisix.ssl");
+    for listen in config.http_listeners.iter().chain(&config.https_listeners) {
+        let (Err(error), address) = (opened(listen), listen.address) else { continue };
+        if tls_is_default && listen.list == "apisix.ssl.listen" {
+            tracing::warn!(%address, %error, "no TLS: apisix.ssl.listen has its default, which can't be opened");
+            tls = false;
+        } else {
+            faults.push(config.fault(&listen.key(), format!("can't listen on {address}: {error}")));
+        }
+    }
+    // Half of it, by IPv6 alone, would be worse than none.
+    config.https_listeners.retain(|listen| tls || listen.list != "apisix.ssl.listen");
+    if faults.is_empty() { Ok(()) } else { Err(faults.into()) }
+}
+
+fn setup(config: &Config, metrics: Registry) -> Result<Setup, Failure> {
     let default = Options::default();
     let mut resolver = ResolverConfig { timeout: config.resolver_timeout, ..ResolverConfig::default() };
     for server in config.dns_resolver.iter().flatten() {
@@ -76,6 +110,7 @@ fn setup(config: &Config) -> Result<Setup, Failure> {
     }
     let trusted = config.ssl.trusted_certificate.as_str();
     Ok(Setup {
+        metrics,
         options: Options {
             concurrency: config.worker_processes.unwrap_or(default.concurrency).max(1),
             drain_time: config.worker_shutdown_timeout,
@@ -95,35 +130,46 @@ fn dns_server(text: &str) -> Result<SocketAddr, Failure> {
         .map_err(|_| Failure::new(format!("apisix.dns_resolver: \"{text}\" is not an address")))
 }
 
-fn status(address: SocketAddr, readiness: &Readiness) -> Result<Surface, Failure> {
-    Surface::start("status", address, Arc::new(StatusServer(readiness.clone())))
-        .map_err(|e| Failure::new(format!("apisix.status: {address}: {e}")))
+fn status(config: &Config, readiness: &Readiness) -> Result<Option<Surface>, Failure> {
+    let Some(address) = config.status else { return Ok(None) };
+    surface(config, "status", "apisix.status", address, Arc::new(StatusServer(readiness.clone())))
 }
 
-/// Serves the page of metrics unless `plugin_attr.prometheus.enable_export_server` is off. An address that is
-/// taken is not worth a gateway that does not start, unless it was asked for.
+/// Serves the page of metrics unless `plugin_attr.prometheus.enable_export_server` is off.
 fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failure> {
     let attributes = config.plugin_attr.get("prometheus").cloned().unwrap_or_default();
     if attributes["enable_export_server"] == false {
         return Ok(None);
     }
-    let wrong = |reason: String| Failure::new(format!("plugin_attr.prometheus: {reason}"));
+    let key = "plugin_attr.prometheus.export_addr";
     let metrics = sixfold_plugins::prometheus::shared(&process.build.shared, &attributes, &process.metrics);
-    let metrics = metrics.map_err(wrong)?;
+    let metrics = metrics.map_err(|reason| config.fault("plugin_attr.prometheus", reason))?;
     let ip = attributes["export_addr"]["ip"].as_str().unwrap_or("127.0.0.1");
     let port = attributes["export_addr"]["port"].as_u64().unwrap_or(9091);
-    let address: SocketAddr =
-        format!("{ip}:{port}").parse().map_err(|e| wrong(format!("export_addr: {ip}:{port}: {e}")))?;
+    let address = format!("{ip}:{port}");
+    let address = address.parse().map_err(|error| config.fault(key, format!("{address}: {error}")))?;
     let path =
         attributes["export_uri"].as_str().unwrap_or(sixfold_plugins::prometheus::EXPORT_URI).to_owned();
     let server = MetricsServer { path, exporter: Arc::new(move || metrics.render()) };
-    match Surface::start("metrics", address, Arc::new(server)) {
+    surface(config, "metrics", key, address, Arc::new(server))
+}
+
+/// Starts a server beside the gateway. An address that can't be had is not worth a gateway that does not start,
+/// unless it was asked for: then it is an error of its key.
+fn surface(
+    config: &Config,
+    name: &str,
+    key: &str,
+    address: SocketAddr,
+    answer: Arc<dyn Answer>,
+) -> Result<Option<Surface>, Failure> {
+    match Surface::start(name, address, answer) {
         Ok(surface) => Ok(Some(surface)),
-        Err(error) if attributes["export_addr"].is_null() => {
-            tracing::warn!(%address, %error, "the page of metrics is not served");
+        Err(error) if !config.is_written(key) => {
+            tracing::warn!(%address, %error, "no {name}: {key} has its default, which can't be opened");
             Ok(None)
         }
-        Err(error) => Err(wrong(format!("export_addr: {address}: {error}"))),
+        Err(error) => Err(config.fault(key, format!("can't listen on {address}: {error}")).into()),
     }
 }
 

@@ -1,16 +1,29 @@
 //! The process's own log: to standard error or a file, with levels that can change while it runs.
+//!
+//! Whoever logs formats a line and copies it into a bounded buffer; a thread of the log's own writes it. So a
+//! standard error that nobody reads stops no worker: lines are dropped, counted, and told of later.
+
+mod line;
+mod sites;
 
 use crate::Failure;
 use crate::arguments::LogForm;
+use line::Lines;
 use parking_lot::Mutex;
+use sites::Sites;
+use sixfold_core::access_log::LogTarget;
+use sixfold_core::metrics;
+use sixfold_server::log_file::{FileStats, Flush, LAST_WRITE, Output};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::path::Path;
-use std::sync::Arc;
-use tracing_subscriber::filter::EnvFilter;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Registry, reload};
+
+/// What the end of the process writes out.
+static OUTPUT: OnceLock<(Arc<Output>, Sites)> = OnceLock::new();
 
 /// Changes levels. Cloning shares it.
 #[derive(Clone)]
@@ -59,29 +72,67 @@ pub(crate) struct Setup<'a> {
     pub(crate) path: Option<&'a Path>,
 }
 
+/// A log that runs.
+pub(crate) struct Log {
+    /// Its levels.
+    pub(crate) levels: Levels,
+    /// Where it counts what it drops (`process_log.write_dropped`); the process registers the rest there.
+    pub(crate) metrics: metrics::Registry,
+}
+
 /// Starts the log of the process.
-pub(crate) fn start(setup: &Setup<'_>) -> Result<Levels, Failure> {
+pub(crate) fn start(setup: &Setup<'_>) -> Result<Log, Failure> {
     let mut current = Current { all: level(setup.level), components: BTreeMap::new() };
     for (component, name) in setup.components.split(',').filter_map(|pair| pair.split_once(':')) {
         current.components.insert(component.to_owned(), level(name));
     }
     let (filter, handle) = reload::Layer::new(current.filter().map_err(Failure::new)?);
-    let writer = match setup.path {
-        None => BoxMakeWriter::new(std::io::stderr),
-        Some(path) => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
-            let file = file.map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
-            BoxMakeWriter::new(file)
-        }
-    };
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
-    let registry = tracing_subscriber::registry().with(filter);
+    let metrics = metrics::Registry::new();
+    let sites = Sites::default();
+    let target = setup.path.map_or(LogTarget::Stderr, |path| LogTarget::File(path.to_owned()));
+    let stats = Arc::new(FileStats::new(&metrics, "process_log."));
+    let tell = sites.clone();
+    let output = Output::start("log", &target, Flush::AtOnce, stats, Some(Box::new(move || tell.tell())));
+    let name = || setup.path.map_or_else(|| "standard error".to_owned(), |path| path.display().to_string());
+    let output = Arc::new(output.map_err(|e| Failure::new(format!("{}: {e}", name())))?);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(Lines { output: output.clone(), form: setup.form })
+        .with_ansi(false);
+    let registry = tracing_subscriber::registry().with(filter).with(sites.clone());
     let installed = match setup.form {
         LogForm::Text => tracing::subscriber::set_global_default(registry.with(layer)),
         LogForm::Json => tracing::subscriber::set_global_default(registry.with(layer.json())),
     };
     installed.map_err(|e| Failure::new(e.to_string()))?;
-    Ok(Levels { handle, current: Arc::new(Mutex::new(current)) })
+    // A second log is refused above.
+    let _ = OUTPUT.set((output, sites));
+    log_panics();
+    Ok(Log { levels: Levels { handle, current: Arc::new(Mutex::new(current)) }, metrics })
+}
+
+/// Writes what is left of the log; waits at most 2 s, since nobody may read it.
+pub(crate) fn finish() {
+    if let Some((output, sites)) = OUTPUT.get() {
+        sites.tell();
+        // What is not written in time is lost.
+        let _ = output.flush(Instant::now() + LAST_WRITE);
+    }
+}
+
+/// Opens the log's file anew, after it was moved away.
+pub(crate) fn reopen() {
+    if let Some((output, _)) = OUTPUT.get() {
+        output.reopen();
+    }
+}
+
+/// A panic is a line of the log: the usual hook writes to standard error itself, and would wait for it.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let reason = panic.payload_as_str().unwrap_or("no reason is given");
+        tracing::error!(target: sites::PANIC, %place, "panic: {reason}");
+    }));
 }
 
 /// Envoy's name of a level in tracing's words.
@@ -94,9 +145,25 @@ fn level(name: &str) -> String {
     .to_owned()
 }
 
+/// Directives that let a level hold for our own crates alone. What else is linked says nothing but errors, and
+/// h2 nothing at all, since its warnings are one for each wrong frame of a peer. A directive that names one of
+/// them (`info,h2=debug`) has the last word.
+fn with_quiet_dependencies(directives: &str) -> Result<String, String> {
+    let parts = || directives.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let (named, levels): (Vec<&str>, Vec<&str>) = parts().partition(|part| part.contains(['=', '[']));
+    // The last one counts, as in tracing; without any nothing is logged but what is named.
+    let mut level = LevelFilter::OFF;
+    for text in levels {
+        level = text.parse().map_err(|_| format!("unknown log level: {text}"))?;
+    }
+    let others = level.min(LevelFilter::ERROR);
+    let own = format!("{others},h2=off,sixfold={level}");
+    Ok(named.iter().fold(own, |all, directive| format!("{all},{directive}")))
+}
+
 impl Current {
     fn filter(&self) -> Result<EnvFilter, String> {
-        let mut directives = self.all.clone();
+        let mut directives = with_quiet_dependencies(&self.all)?;
         for (component, level) in &self.components {
             // A component that does not exist here has nothing to say at any level.
             if let Some((_, target)) = COMPONENTS.iter().find(|(name, _)| name == component) {
@@ -135,5 +202,27 @@ impl Levels {
             ((*name).to_owned(), level.clone())
         };
         Ok(COMPONENTS.iter().map(of).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn dependencies_are_quiet_unless_they_are_named() {
+        for (level, directives) in [
+            ("info", "error,h2=off,sixfold=info"),
+            ("debug", "error,h2=off,sixfold=debug"),
+            ("off", "off,h2=off,sixfold=off"),
+            ("info,sixfold_server::http=debug", "error,h2=off,sixfold=info,sixfold_server::http=debug"),
+            ("h2=trace,warn", "error,h2=off,sixfold=warn,h2=trace"),
+            ("sixfold_core=debug", "off,h2=off,sixfold=off,sixfold_core=debug"),
+        ] {
+            assert_eq!(with_quiet_dependencies(level).unwrap(), directives);
+            EnvFilter::try_new(directives).unwrap();
+        }
+        assert_eq!(with_quiet_dependencies("loud").unwrap_err(), "unknown log level: loud");
     }
 }

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Version => arguments::print_version(),
         Command::Completions { shell } => arguments::print_completions(shell),
     };
+    logging::finish();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -1,6 +1,7 @@
 //! What every way to serve has in common: the server with its logs and statistics, and how it ends.
 
 use crate::Failure;
+use crate::logging;
 use crate::signals::Event;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics;
@@ -21,6 +22,8 @@ const QUICK: Duration = Duration::from_millis(500);
 
 /// How the process serves.
 pub(crate) struct Setup {
+    /// Where everything counts.
+    pub(crate) metrics: metrics::Registry,
     /// Of workers and draining.
     pub(crate) options: Options,
     /// When access logs are written at the latest.
@@ -58,10 +61,13 @@ pub(crate) struct Surroundings {
 
 impl Surroundings {
     /// Nothing is configured yet.
-    pub(crate) fn new(resolver: ResolverConfig, callout: CalloutConfig) -> Result<Surroundings, Failure> {
+    pub(crate) fn new(
+        metrics: metrics::Registry,
+        resolver: ResolverConfig,
+        callout: CalloutConfig,
+    ) -> Result<Surroundings, Failure> {
         let resolver = Arc::new(Resolver::new(resolver).map_err(|e| Failure::new(e.to_string()))?);
         let callout: Arc<dyn Callout> = Arc::new(HttpCallout::new(resolver.clone(), callout));
-        let metrics = metrics::Registry::new();
         let build = BuildContext {
             callout: callout.clone(),
             metrics: metrics.clone(),
@@ -82,13 +88,13 @@ impl Process {
     /// Starts workers; nothing listens yet.
     pub(crate) fn start(setup: Setup) -> Result<Process, Failure> {
         let started = Instant::now();
-        let Setup { options, flush_interval, resolver, callout, drain_limit } = setup;
+        let Setup { metrics, options, flush_interval, resolver, callout, drain_limit } = setup;
         let Surroundings { metrics, clusters, plugins, build, callout, resolver } =
-            Surroundings::new(resolver, callout)?;
+            Surroundings::new(metrics, resolver, callout)?;
         let lifecycle = Lifecycle::default();
         let server = Server::start(options, metrics.clone(), clusters.clone(), callout, lifecycle.clone())?;
         server.set_resolver(resolver);
-        let logs = LogFiles::start(flush_interval, &metrics)?;
+        let logs = LogFiles::new(flush_interval, &metrics);
         Ok(Process { server, logs, lifecycle, metrics, clusters, plugins, build, started, drain_limit })
     }
 
@@ -120,7 +126,10 @@ impl Process {
                 }
                 Event::Reload if !ending => self.apply(reload()),
                 Event::Reload => {}
-                Event::ReopenLogs => self.logs.reopen(),
+                Event::ReopenLogs => {
+                    self.logs.reopen();
+                    logging::reopen();
+                }
                 Event::Ended => break,
             }
         }

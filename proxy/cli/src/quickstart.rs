@@ -7,9 +7,12 @@ use http::StatusCode;
 use sixfold_core::plugin::Registry;
 use sixfold_server::surface::{Answer, Query, Reply, Surface};
 use std::fmt::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Port of the gateway if it is free.
+const PORT: u16 = 9080;
 
 /// One route to try.
 struct Example {
@@ -87,14 +90,14 @@ const EXAMPLES: &[Example] = &[
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: &QuickstartOptions) -> Result<(), Failure> {
-    logging::start(&logging::Setup {
+    let log = logging::start(&logging::Setup {
         level: &options.log.log_level,
         components: "",
         form: options.log.log_format,
         path: None,
     })?;
     let nodes = [demo_node("one")?, demo_node("two")?];
-    let gateway = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
+    let gateway = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port.map_or_else(free_port, Ok)?));
     let plugins = crate::process::plugins();
     let examples: Vec<&Example> = EXAMPLES.iter().filter(|example| example.is_served(&plugins)).collect();
     let directory = match &options.directory {
@@ -103,7 +106,14 @@ pub(crate) fn run(options: &QuickstartOptions) -> Result<(), Failure> {
     };
     write_configuration(&directory, gateway, &examples, &nodes.each_ref().map(|node| node.address))?;
     let invitation = invitation(gateway, &directory, &examples);
-    gateway::serve(&directory.join("config.yaml"), move |_| print!("{invitation}"))
+    gateway::serve(&directory.join("config.yaml"), log, move |_| print!("{invitation}"))
+}
+
+/// [`PORT`], or another one when a gateway runs there.
+fn free_port() -> Result<u16, Failure> {
+    let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    // The listener of the gateway opens it again.
+    Ok(bind(PORT).or_else(|_| bind(0))?.local_addr()?.port())
 }
 
 impl Example {

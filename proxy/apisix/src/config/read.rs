@@ -11,16 +11,20 @@ use sixfold_core::error::ConfigError;
 
 use super::{
     AccessLog, AccessLogEscape, Config, Deployment, Environment, HttpConfig, ListenAddress, Provider, RealIp,
-    Role, RouterKind, SslConfig, UpstreamKeepalive,
+    Role, RouterKind, SslConfig, UpstreamKeepalive, Written,
 };
 
 /// Reads every key that has a meaning.
 ///
 /// # Errors
 /// Every value that can't be read.
-pub(super) fn read(document: &Node, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+pub(super) fn read(
+    document: &Node,
+    written: Written,
+    environment: &Environment,
+) -> Result<Config, Vec<ConfigError>> {
     let mut reader = Reader { errors: Vec::new() };
-    let config = reader.config(document, environment);
+    let config = reader.config(document, written, environment);
     if reader.errors.is_empty() { Ok(config) } else { Err(reader.errors) }
 }
 
@@ -146,7 +150,7 @@ impl Reader {
         Some(networks)
     }
 
-    fn config(&mut self, document: &Node, environment: &Environment) -> Config {
+    fn config(&mut self, document: &Node, written: Written, environment: &Environment) -> Config {
         let root = Field { node: Some(document), path: String::new() };
         let (apisix, nginx) = (root.key("apisix"), root.key("nginx_config"));
         let deployment = self.deployment(&root.key("deployment"));
@@ -182,6 +186,7 @@ impl Reader {
             plugins: self.texts(&root.key("plugins")),
             plugin_attr: self.plugin_attr(&root.key("plugin_attr")),
             reports: Vec::new(),
+            written,
         }
     }
 
@@ -219,34 +224,49 @@ impl Reader {
 
     fn listeners(&mut self, apisix: &Field<'_>) -> (Vec<ListenAddress>, Vec<ListenAddress>) {
         let ipv6 = self.flag(&apisix.key("enable_ipv6"));
-        let mut http = self.listen_list(&apisix.key("node_listen"), 9080, ipv6);
+        let mut http = self.listen_list(&apisix.key("node_listen"), "apisix.node_listen", 9080, ipv6);
         let proxied = apisix.key("proxy_protocol");
         if let Some(port) = self.port(&proxied.key("listen_http_port")) {
-            http.extend(any_address(port, ipv6, true));
+            let list = "apisix.proxy_protocol.listen_http_port";
+            http.extend(
+                any_address(port, ipv6)
+                    .map(|ip| ListenAddress { proxy_protocol: true, ..listen(ip, list, 0) }),
+            );
         }
         let ssl = apisix.key("ssl");
         let mut https = Vec::new();
         if self.flag(&ssl.key("enable")) {
-            https = self.listen_list(&ssl.key("listen"), 9443, ipv6);
+            https = self.listen_list(&ssl.key("listen"), "apisix.ssl.listen", 9443, ipv6);
             if let Some(port) = self.port(&proxied.key("listen_https_port")) {
-                https.extend(any_address(port, ipv6, true));
+                let list = "apisix.proxy_protocol.listen_https_port";
+                https.extend(
+                    any_address(port, ipv6)
+                        .map(|ip| ListenAddress { proxy_protocol: true, ..listen(ip, list, 0) }),
+                );
             }
         }
         (http, https)
     }
 
     /// A port, a list of ports, or a list of `{ip, port}`.
-    fn listen_list(&mut self, field: &Field<'_>, default_port: u16, ipv6: bool) -> Vec<ListenAddress> {
+    fn listen_list(
+        &mut self,
+        field: &Field<'_>,
+        list: &'static str,
+        default_port: u16,
+        ipv6: bool,
+    ) -> Vec<ListenAddress> {
         let mut addresses = Vec::new();
         let entries = match field.node.map(|node| &node.value) {
             Some(Value::Array(_)) => field.items(),
             Some(_) => vec![field.clone()],
             None => Vec::new(),
         };
-        for entry in entries {
+        for (index, entry) in entries.into_iter().enumerate() {
+            let any = |port| any_address(port, ipv6).map(move |address| listen(address, list, index));
             if !matches!(entry.node.map(|node| &node.value), Some(Value::Object(_))) {
                 let port = self.port(&entry);
-                addresses.extend(port.into_iter().flat_map(|port| any_address(port, ipv6, false)));
+                addresses.extend(port.into_iter().flat_map(any));
                 continue;
             }
             self.listen_keys(&entry);
@@ -258,9 +278,9 @@ impl Reader {
             match entry.key("ip").node {
                 Some(_) => {
                     let ip = self.ip(&entry.key("ip"));
-                    addresses.extend(ip.map(|ip| ListenAddress::new(ip, port, false)));
+                    addresses.extend(ip.map(|ip| listen(SocketAddr::new(ip, port), list, index)));
                 }
-                None => addresses.extend(any_address(port, ipv6, false)),
+                None => addresses.extend(any(port)),
             }
         }
         addresses
@@ -429,10 +449,13 @@ fn shown(node: &Node) -> String {
 }
 
 /// Every address of this machine, with the twin for IPv6 that APISIX adds.
-fn any_address(port: u16, ipv6: bool, proxy_protocol: bool) -> impl Iterator<Item = ListenAddress> {
-    let v4 = ListenAddress::new(Ipv4Addr::UNSPECIFIED.into(), port, proxy_protocol);
-    let v6 = ipv6.then(|| ListenAddress::new(Ipv6Addr::UNSPECIFIED.into(), port, proxy_protocol));
-    std::iter::once(v4).chain(v6)
+fn any_address(port: u16, ipv6: bool) -> impl Iterator<Item = SocketAddr> {
+    let v6 = ipv6.then(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    std::iter::once(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).chain(v6)
+}
+
+fn listen(address: SocketAddr, list: &'static str, index: usize) -> ListenAddress {
+    ListenAddress { address, proxy_protocol: false, list, index }
 }
 
 /// A port. 0 lets the system choose one, which tests want.

@@ -199,3 +199,23 @@ fn times_and_sizes_are_nginxs() {
             .contains("a size")
     );
 }
+
+/// Faults that show later were reported without a place, or as those of apisix.yaml.
+#[test]
+fn faults_found_later_name_the_line_of_their_key() {
+    let text = "deployment:\n  role: data_plane\n  role_data_plane: {config_provider: yaml}\n\
+                apisix:\n  node_listen:\n    - 9080\n    - {port: 9081}\n  status: null\n";
+    let config = Config::parse(text, "config.yaml", &Environment::Process).unwrap();
+    let fault = |key: &str| config.fault(key, "taken").to_string();
+    assert_eq!(fault(&config.http_listeners[0].key()), "config.yaml:6:7: apisix.node_listen[0]: taken");
+    let second = config.http_listeners.last().unwrap().key();
+    assert_eq!(fault(&second), "config.yaml:7:7: apisix.node_listen[1]: taken");
+    assert_eq!(fault("apisix.node_listen[1].port"), "config.yaml:7:8: apisix.node_listen[1].port: taken");
+    // The nearest key that the file has.
+    assert_eq!(fault("apisix.ssl.listen"), "config.yaml:4:1: apisix.ssl.listen: taken");
+    assert_eq!(fault("plugin_attr.prometheus"), "config.yaml: plugin_attr.prometheus: taken");
+    assert!(config.is_written("apisix.node_listen[1].port") && config.is_written("apisix"));
+    for key in ["apisix.ssl", "apisix.status", "apisix.node_listen[2]", "plugin_attr"] {
+        assert!(!config.is_written(key), "{key}");
+    }
+}

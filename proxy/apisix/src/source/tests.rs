@@ -288,10 +288,11 @@ fn files_are_read_from_a_directory() {
     let (config, resources) = (directory.join("config.yaml"), directory.join("apisix.yaml"));
     std::fs::write(&config, "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n")
         .unwrap();
-    let missing = load(&config, testing::setup()).map(|_| ()).unwrap_err();
+    let read = || load(load_config(&config, &Environment::Process)?, &config, testing::setup());
+    let missing = read().map(|_| ()).unwrap_err();
     assert!(missing[0].to_string().contains("apisix.yaml: can't be opened"), "{missing:?}");
     std::fs::write(&resources, BASE).unwrap();
-    let Loaded { mut source, diff } = load(&config, testing::setup()).unwrap();
+    let Loaded { mut source, diff } = read().unwrap();
     assert_eq!(diff.clusters.len(), 3);
     // Half of the file is no file.
     std::fs::write(&resources, BASE.trim_end().trim_end_matches("#END")).unwrap();

@@ -41,6 +41,12 @@ pub fn enter_worker(worker: usize) {
     SHARD.with(|s| s.set(worker + 1));
 }
 
+/// The calling thread's shard: 1 and up for workers, 0 for every other thread.
+#[inline]
+pub fn shard() -> usize {
+    SHARD.with(Cell::get)
+}
+
 /// The values of one block: `slots` numbers a shard.
 pub(crate) struct Cells {
     shards: Box<[Box<[AtomicU64]>]>,
@@ -54,7 +60,7 @@ impl Cells {
 
     #[inline]
     fn add(&self, slot: usize, n: u64) {
-        let shard = SHARD.with(Cell::get);
+        let shard = shard();
         match self.shards.get(shard) {
             Some(cells) if shard != 0 => {
                 let cell = &cells[slot];

@@ -1,0 +1,176 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::output::{FLUSH_AT, MOST_WAITING};
+use super::*;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn directory(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("sixfold-log-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LIMIT, "never: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn wait_for(path: &Path, text: &str) {
+    wait_until(text, || std::fs::read_to_string(path).unwrap_or_default() == text);
+}
+
+fn fifo(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn lines_are_written_by_interval_by_size_and_at_the_end() {
+    let path = directory("write").join("a.log");
+    let _ = std::fs::remove_file(&path);
+    let files = LogFiles::new(Duration::from_secs(3600), &Registry::new());
+    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    sink.write(b"first\n");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "", "written before the interval");
+    let long = format!("{}\n", "x".repeat(FLUSH_AT));
+    sink.write(long.as_bytes());
+    wait_for(&path, &format!("first\n{long}"));
+    sink.write(b"last\n");
+    files.shutdown();
+    assert!(std::fs::read_to_string(&path).unwrap().ends_with("x\nlast\n"));
+
+    let path = path.with_file_name("b.log");
+    let files = LogFiles::new(Duration::from_millis(5), &Registry::new());
+    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    sink.write(b"soon\n");
+    wait_for(&path, "soon\n");
+}
+
+#[test]
+fn a_log_that_nobody_holds_is_written_and_closed() {
+    let path = directory("close").join("a.log");
+    let _ = std::fs::remove_file(&path);
+    let files = LogFiles::new(Duration::from_secs(3600), &Registry::new());
+    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    sink.write(b"last\n");
+    drop(sink);
+    wait_for(&path, "last\n");
+    assert!(files.all().is_empty());
+}
+
+#[test]
+fn reopening_goes_on_in_a_new_file() {
+    let path = directory("reopen").join("a.log");
+    let files = LogFiles::new(Duration::from_millis(5), &Registry::new());
+    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    sink.write(b"old\n");
+    wait_for(&path, "old\n");
+    let moved = path.with_extension("1");
+    std::fs::rename(&path, &moved).unwrap();
+    files.reopen();
+    wait_until("a new file", || path.exists());
+    sink.write(b"new\n");
+    wait_for(&path, "new\n");
+    assert_eq!(std::fs::read_to_string(&moved).unwrap(), "old\n");
+    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn equal_targets_share_a_file_and_bad_ones_are_refused() {
+    let files = LogFiles::new(Duration::from_secs(1), &Registry::new());
+    let target = LogTarget::File(directory("share").join("a.log"));
+    let (one, two) = (files.open(&target).unwrap(), files.open(&target).unwrap());
+    assert!(Arc::ptr_eq(&one, &two));
+    let error = files.open(&LogTarget::File("/does/not/exist.log".into())).err().unwrap();
+    assert!(error.starts_with("can't open /does/not/exist.log: "), "{error}");
+}
+
+/// An output that does not go on before it is told to, and says when it has begun to wait.
+struct Stalled {
+    begun: mpsc::Sender<()>,
+    go_on: mpsc::Receiver<()>,
+    written: mpsc::Sender<usize>,
+}
+
+impl Write for Stalled {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.begun.send(());
+        let _ = self.go_on.recv();
+        let _ = self.written.send(bytes.len());
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stalled_disk_drops_lines_and_blocks_nobody() {
+    let stats = Arc::new(FileStats::new(&Registry::new(), "filesystem."));
+    let ((begun, stalls), (release, go_on), (wrote, written)) =
+        (mpsc::channel(), mpsc::channel(), mpsc::channel());
+    let file = Box::new(Stalled { begun, go_on, written: wrote });
+    let target = LogTarget::File("stalled.log".into());
+    let output =
+        Output::with_file("stalled", &target, Some(file), Flush::AtOnce, stats.clone(), None).unwrap();
+    let line = [b'x'; 1 << 10];
+    output.write(&line);
+    stalls.recv_timeout(LIMIT).unwrap();
+    // Would wait for ever if it waited for the writer, which the test itself holds up.
+    let lines = 2 * MOST_WAITING / line.len();
+    (0..lines).for_each(|_| output.write(&line));
+    let dropped = stats.write_dropped.get();
+    assert!(dropped >= (MOST_WAITING / line.len()) as u64, "{dropped} dropped");
+    assert!(!output.flush(Instant::now()), "nothing is written yet");
+    drop(release);
+    assert!(output.flush(Instant::now() + LIMIT));
+    let bytes: usize = written.try_iter().sum();
+    assert_eq!(bytes / line.len(), 1 + lines - dropped as usize, "what had room is written");
+}
+
+/// One thread wrote all files, so that one that stalled held up the others.
+#[test]
+fn a_stalled_log_holds_up_no_other() {
+    let directory = directory("apart");
+    let files = LogFiles::new(Duration::from_millis(1), &Registry::new());
+    let pipe = directory.join("pipe");
+    fifo(&pipe);
+    let stalled = files.open(&LogTarget::File(pipe)).unwrap();
+    stalled.write(b"nobody reads\n");
+    let path = directory.join("b.log");
+    let _ = std::fs::remove_file(&path);
+    let other = files.open(&LogTarget::File(path.clone())).unwrap();
+    other.write(b"line\n");
+    wait_for(&path, "line\n");
+}
+
+/// Opening a FIFO waits for its reader; that held up the start for ever.
+#[test]
+fn a_fifo_waits_for_its_reader_without_holding_up_the_start() {
+    let pipe = directory("fifo").join("pipe");
+    fifo(&pipe);
+    let files = LogFiles::new(Duration::from_millis(1), &Registry::new());
+    let sink = files.open(&LogTarget::File(pipe.clone())).unwrap();
+    sink.write(b"early\n");
+    for expected in [b"early\n", b"later\n"] {
+        let mut reader = File::open(&pipe).unwrap();
+        let mut line = [0; 6];
+        reader.read_exact(&mut line).unwrap();
+        assert_eq!(&line, expected);
+        // The reader leaves and another one comes: only what is written in between is lost.
+        drop(reader);
+        wait_until("a failed write", || {
+            sink.write(b"lost!\n");
+            files.0.stats.write_failed.get() > 0
+        });
+        sink.write(b"later\n");
+    }
+}
