@@ -167,6 +167,10 @@ pub struct HttpConfig {
     pub keepalive_timeout: Duration,
     /// For the whole head of a request.
     pub client_header_timeout: Duration,
+    /// Between two reads of a request's body.
+    pub client_body_timeout: Duration,
+    /// Between two writes to a client that it takes something of.
+    pub send_timeout: Duration,
     /// Bytes; `None` for no limit.
     pub client_max_body_size: Option<u64>,
     /// Whether header names may hold `_`; such headers are dropped otherwise.

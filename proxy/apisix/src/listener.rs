@@ -82,7 +82,7 @@ fn listener(
     let chain = FilterChain {
         name: scheme.into(),
         matches: FilterChainMatch::default(),
-        handshake_timeout: tls.as_ref().map(|_| HANDSHAKE_TIMEOUT),
+        handshake_timeout: HANDSHAKE_TIMEOUT,
         tls,
         filter: NetworkFilter::Http(manager),
         fingerprint: 0,
@@ -154,6 +154,8 @@ fn manager(
         },
         timeouts: ConnectionTimeouts {
             stream_idle: None,
+            body: Some(config.http.client_body_timeout),
+            send: Some(config.http.send_timeout),
             request_headers: Some(config.http.client_header_timeout),
             idle: Some(config.http.keepalive_timeout),
             ..ConnectionTimeouts::default()

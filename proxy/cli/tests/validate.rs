@@ -32,7 +32,7 @@ fn good_files_of_each_kind() {
         assert!(text(&output.stdout).starts_with(&format!("{file}: {what}")), "{output:?}");
         assert!(output.stderr.is_empty(), "{output:?}");
     }
-    let reported = "nginx_config: {http: {send_timeout: 5s}}\n";
+    let reported = "nginx_config: {max_pending_timers: 5}\n";
     let config = directory.write(
         "config.yaml",
         &format!("deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}\n{reported}"),
@@ -41,7 +41,7 @@ fn good_files_of_each_kind() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let warning = text(&output.stderr);
     assert!(
-        warning.starts_with("warning: ") && warning.contains("nginx_config.http.send_timeout"),
+        warning.starts_with("warning: ") && warning.contains("nginx_config.max_pending_timers"),
         "{warning}"
     );
 }

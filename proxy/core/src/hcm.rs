@@ -373,6 +373,10 @@ pub struct ConnectionTimeouts {
     pub stream_idle: Option<Duration>,
     /// Until the request is complete.
     pub request: Option<Duration>,
+    /// Between two reads of a request's body (nginx's `client_body_timeout`).
+    pub body: Option<Duration>,
+    /// Between two writes to the client that it takes something of (nginx's `send_timeout`).
+    pub send: Option<Duration>,
     /// Until the request's head is complete.
     pub request_headers: Option<Duration>,
     /// Whole stream.
@@ -392,6 +396,8 @@ impl Default for ConnectionTimeouts {
         ConnectionTimeouts {
             stream_idle: Some(Duration::from_secs(300)),
             request: None,
+            body: None,
+            send: None,
             request_headers: None,
             max_stream: None,
             idle: Some(Duration::from_secs(3600)),

@@ -114,8 +114,8 @@ pub struct FilterChain {
     pub matches: FilterChainMatch,
     /// TLS to terminate; `None` is plain text.
     pub tls: Option<Arc<ServerTls>>,
-    /// How long the handshake may take; `None` is for ever (Envoy's default).
-    pub handshake_timeout: Option<Duration>,
+    /// How long the handshake may take (nginx's `ssl_handshake_timeout`, Envoy's `transport_socket_connect_timeout`).
+    pub handshake_timeout: Duration,
     /// What is done.
     pub filter: NetworkFilter,
     /// Fingerprint of the chain's configuration: an equal one keeps its connections.

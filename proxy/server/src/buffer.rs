@@ -3,12 +3,13 @@
 //! A connection holds memory only while it holds bytes: buffers go back to a list of the thread when they
 //! run empty, so that ten thousand idle connections cost no buffers.
 
+use crate::deadline::Timed;
+use crate::io::Transport;
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::thread::LocalKey;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 
 /// Bytes of a fresh buffer: what one read takes.
 const PIECE: usize = 16 * 1024;
@@ -73,14 +74,14 @@ impl ReadBuffer {
 
     /// Reads once, behind what is there. `Ok(0)` is the end of the stream. When nothing can be read an empty
     /// buffer gives its memory back until the next call.
-    pub(crate) fn poll_fill<T: AsyncRead + Unpin>(
+    pub(crate) fn poll_fill<T: Transport>(
         &mut self,
         io: &mut T,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
     ) -> Poll<io::Result<usize>> {
         self.make_room();
         let mut room = ReadBuf::new(&mut self.data[self.end..]);
-        match Pin::new(io).poll_read(cx, &mut room) {
+        match io.poll_read(cx, &mut room) {
             Poll::Pending => {
                 self.release();
                 Poll::Pending
@@ -156,10 +157,10 @@ impl WriteBuffer {
     }
 
     /// Writes what waits and then `data`, as much as the transport takes now; the rest of `data` waits.
-    pub(crate) fn write_through<T: AsyncWrite + Unpin>(
+    pub(crate) fn write_through<T: Transport>(
         &mut self,
         io: &mut T,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         mut data: &[u8],
     ) -> io::Result<()> {
         if data.len() > COPY_LIMIT {
@@ -180,20 +181,18 @@ impl WriteBuffer {
         Ok(())
     }
 
-    fn poll_write_both<T: AsyncWrite + Unpin>(
+    fn poll_write_both<T: Transport>(
         &self,
         io: &mut T,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let waiting = &self.data[self.sent..];
         let result = if waiting.is_empty() {
-            ready!(Pin::new(io).poll_write(cx, data))
-        } else if io.is_write_vectored() {
-            let slices = [io::IoSlice::new(waiting), io::IoSlice::new(data)];
-            ready!(Pin::new(io).poll_write_vectored(cx, &slices))
+            ready!(io.poll_write(cx, data))
         } else {
-            ready!(Pin::new(io).poll_write(cx, waiting))
+            let slices = [io::IoSlice::new(waiting), io::IoSlice::new(data)];
+            ready!(io.poll_write_vectored(cx, &slices))
         };
         Poll::Ready(match result {
             Ok(0) => Err(io::ErrorKind::WriteZero.into()),
@@ -210,20 +209,20 @@ impl WriteBuffer {
     }
 
     /// Writes everything that waits and flushes the transport.
-    pub(crate) fn poll_flush<T: AsyncWrite + Unpin>(
+    pub(crate) fn poll_flush<T: Transport>(
         &mut self,
         io: &mut T,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
     ) -> Poll<io::Result<()>> {
         while self.len() > 0 {
             self.unflushed = true;
-            match ready!(Pin::new(&mut *io).poll_write(cx, &self.data[self.sent..]))? {
+            match ready!(io.poll_write(cx, &self.data[self.sent..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => self.advance(n),
             }
         }
         if self.unflushed {
-            ready!(Pin::new(io).poll_flush(cx))?;
+            ready!(io.poll_flush(cx))?;
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
@@ -251,7 +250,13 @@ impl Drop for WriteBuffer {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::deadline::{Deadline, within};
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn soon<T>(mut poll: impl FnMut(&mut Timed<'_>) -> Poll<T>) -> T {
+        within(&mut Deadline::after(Duration::from_secs(60)), |_, cx| poll(cx)).await.unwrap()
+    }
 
     #[tokio::test]
     async fn what_was_read_is_consumed_in_order_and_grows_when_needed() {
@@ -260,13 +265,13 @@ mod tests {
         far.write_all(&[b"ab".as_slice(), &[b'x'; 40_000]].concat()).await.unwrap();
         let mut total = 0;
         while total < 40_002 {
-            total += std::future::poll_fn(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap();
+            total += soon(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap();
         }
         assert_eq!(&buffer.filled()[..4], b"abxx");
         buffer.consume(40_002);
         assert!(buffer.is_empty());
         drop(far);
-        assert_eq!(std::future::poll_fn(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap(), 0);
+        assert_eq!(soon(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap(), 0);
     }
 
     #[tokio::test]
@@ -275,7 +280,7 @@ mod tests {
         let mut out = WriteBuffer::default();
         out.tail().extend_from_slice(b"head");
         let (mut near, _far) = tokio::io::duplex(64);
-        std::future::poll_fn(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
+        soon(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
         out.release();
         assert_eq!(kept(), (0, 1));
         let mut again = WriteBuffer::default();
@@ -299,9 +304,9 @@ mod tests {
         let mut out = WriteBuffer::default();
         out.tail().extend_from_slice(b"head");
         let body = vec![b'y'; 10_000];
-        std::future::poll_fn(|cx| Poll::Ready(out.write_through(&mut near, cx, &body))).await.unwrap();
-        std::future::poll_fn(|cx| Poll::Ready(out.write_through(&mut near, cx, b"tail"))).await.unwrap();
-        std::future::poll_fn(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
+        soon(|cx| Poll::Ready(out.write_through(&mut near, cx, &body))).await.unwrap();
+        soon(|cx| Poll::Ready(out.write_through(&mut near, cx, b"tail"))).await.unwrap();
+        soon(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
         drop(near);
         let all = reader.await.unwrap();
         assert_eq!((&all[..4], &all[all.len() - 4..], all.len()), (&b"head"[..], &b"tail"[..], 10_008));

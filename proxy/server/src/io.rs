@@ -1,5 +1,7 @@
 //! Connections as bytes: TCP or a unix socket, plain or under TLS.
 
+use crate::deadline::{Deadline, Timed, bounded};
+use socket2::SockRef;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -8,13 +10,44 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connection, downstream or upstream. It may hold bytes that a listener filter has read already; reads
-/// see them first.
+/// see them first. Who reads or writes it does so under a deadline: see [`Transport`].
 pub struct Io(Kind);
+
+/// Reading, writing and closing for those who watch the time.
+pub(crate) trait Transport {
+    /// Reads what there is.
+    fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
+
+    /// Writes as much as goes now of several pieces.
+    fn poll_write_vectored(&mut self, cx: &mut Timed<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
+
+    /// Writes as much as goes now.
+    fn poll_write(&mut self, cx: &mut Timed<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    /// Sends what was written and is still held here (TLS records).
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>>;
+
+    /// Ends what is written.
+    fn poll_shutdown(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>>;
+}
 
 enum Kind {
     Plain(Socket),
     Server(Box<tokio_rustls::server::TlsStream<Socket>>),
     Client(Box<tokio_rustls::client::TlsStream<Socket>>),
+}
+
+/// Passes a poll on to whatever the connection is.
+macro_rules! inner {
+    ($self:expr, $s:ident => $e:expr) => {
+        match &mut $self.0 {
+            Kind::Plain($s) => $e,
+            Kind::Server($s) => $e,
+            Kind::Client($s) => $e,
+        }
+    };
 }
 
 /// What a pooled connection without a request has to say.
@@ -78,7 +111,9 @@ impl Io {
         // TLS has records of its own (session tickets) that say nothing to us: let it read them.
         let mut byte = [0u8; 1];
         let mut buf = ReadBuf::new(&mut byte);
-        match Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut buf) {
+        // Nobody waits here, so that no deadline is needed.
+        let cx = &mut Context::from_waker(Waker::noop());
+        match inner!(self, s => Pin::new(s).poll_read(cx, &mut buf)) {
             Poll::Pending => IdleState::Alive,
             Poll::Ready(Ok(())) if !buf.filled().is_empty() => IdleState::HasData,
             Poll::Ready(_) => IdleState::Closed,
@@ -104,53 +139,48 @@ impl From<UnixStream> for Io {
     }
 }
 
-/// Passes a poll on to whatever the connection is.
-macro_rules! inner {
-    ($self:expr, $s:ident => $e:expr) => {
-        match &mut $self.get_mut().0 {
-            Kind::Plain($s) => $e,
-            Kind::Server($s) => $e,
-            Kind::Client($s) => $e,
-        }
-    };
-}
-
-impl AsyncRead for Io {
+impl Transport for Io {
     #[inline]
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         inner!(self, s => Pin::new(s).poll_read(cx, buf))
     }
-}
 
-impl AsyncWrite for Io {
     #[inline]
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(&mut self, cx: &mut Timed<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         inner!(self, s => Pin::new(s).poll_write(cx, buf))
     }
 
     #[inline]
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(&mut self, cx: &mut Timed<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         inner!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
     }
 
-    fn is_write_vectored(&self) -> bool {
-        match &self.0 {
-            Kind::Plain(s) => s.is_write_vectored(),
-            Kind::Server(s) => s.is_write_vectored(),
-            Kind::Client(s) => s.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
         inner!(self, s => Pin::new(s).poll_flush(cx))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
         inner!(self, s => Pin::new(s).poll_shutdown(cx))
+    }
+}
+
+/// Any stream of bytes, such as a pipe in memory.
+#[cfg(test)]
+impl Transport for tokio::io::DuplexStream {
+    fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        AsyncRead::poll_read(Pin::new(self), cx, buf)
+    }
+
+    fn poll_write_vectored(&mut self, cx: &mut Timed<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write_vectored(Pin::new(self), cx, bufs)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(Pin::new(self), cx)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(Pin::new(self), cx)
     }
 }
 
@@ -192,15 +222,37 @@ impl Socket {
         self.front = (!bytes.is_empty()).then(|| Box::new(Front { bytes, at: 0 }));
     }
 
+    /// Reads once behind `bytes`, before the deadline; 0 is the end.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] is the deadline.
+    pub(crate) async fn read_more(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        deadline: &mut Deadline,
+    ) -> io::Result<usize> {
+        // Enough for a ClientHello in one read.
+        bytes.reserve(2048);
+        bounded(deadline, self.read_buf(bytes)).await?
+    }
+
     /// The first byte that a read will see; `None` when the peer has closed. What is read is kept.
-    pub async fn first_byte(&mut self) -> io::Result<Option<u8>> {
+    pub(crate) async fn first_byte(&mut self, deadline: &mut Deadline) -> io::Result<Option<u8>> {
         if self.front.is_none() {
-            // Enough for a ClientHello in one read.
-            let mut bytes = Vec::with_capacity(2048);
-            self.read_buf(&mut bytes).await?;
+            let mut bytes = Vec::new();
+            self.read_more(&mut bytes, deadline).await?;
             self.unread(bytes);
         }
         Ok(self.front.as_ref().and_then(|f| f.bytes.get(f.at)).copied())
+    }
+
+    /// Closes a connection that nobody serves. The system resets one that has bytes unread, and so are those that
+    /// were read ahead of whoever was to serve it: Envoy only peeks at them.
+    pub(crate) fn refuse(self) {
+        if let (Some(_), Some(tcp)) = (&self.front, self.as_tcp()) {
+            // Fails only on a connection that is gone already.
+            let _ = SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
+        }
     }
 
     /// The TCP stream, unless it is a unix socket.
@@ -310,6 +362,15 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// All that a connection says until its end.
+#[cfg(test)]
+pub(crate) async fn text(io: &mut Io) -> String {
+    let mut read = crate::buffer::ReadBuffer::default();
+    let mut deadline = Deadline::after(std::time::Duration::from_secs(60));
+    while let Ok(Ok(1..)) = crate::deadline::within(&mut deadline, |_, cx| read.poll_fill(io, cx)).await {}
+    String::from_utf8_lossy(read.filled()).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -350,13 +411,12 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut socket = Socket::tcp(listener.accept().await.unwrap().0);
         client.write_all(b"world").await.unwrap();
+        client.shutdown().await.unwrap();
         socket.unread(b"lo ".to_vec());
         socket.unread(b"hel".to_vec());
         let mut io = Io::plain(socket);
         assert_eq!(io.idle_state(), IdleState::HasData);
-        let mut got = [0u8; 11];
-        io.read_exact(&mut got).await.unwrap();
-        assert_eq!(&got, b"hello world");
+        assert_eq!(text(&mut io).await, "hello world");
         assert_eq!(io.peer_addr(), Some(client.local_addr().unwrap()));
     }
 

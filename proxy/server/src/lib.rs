@@ -6,7 +6,9 @@
 pub mod admin;
 mod buffer;
 pub mod callout;
+mod closing;
 pub mod connect;
+mod deadline;
 pub mod dns;
 pub mod drain;
 pub mod h1;

@@ -1,5 +1,6 @@
 //! TLS handshakes of both sides, from the contexts that configuration compiled.
 
+use crate::deadline::{Deadline, bounded};
 use crate::io::{Io, Socket};
 use rustls::pki_types::ServerName;
 use sixfold_core::connection::TlsInfo;
@@ -52,12 +53,20 @@ fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Takes a client's handshake.
-pub(crate) async fn accept(mut socket: Socket, tls: &ServerTls) -> Result<Accepted, HandshakeError> {
+/// Takes a client's handshake, before the deadline.
+pub(crate) async fn accept(
+    mut socket: Socket,
+    tls: &ServerTls,
+    deadline: &mut Deadline,
+) -> Result<Accepted, HandshakeError> {
     const HANDSHAKE_RECORD: u8 = 22;
-    if socket.first_byte().await? != Some(HANDSHAKE_RECORD) {
+    if socket.first_byte(deadline).await? != Some(HANDSHAKE_RECORD) {
         return Err(HandshakeError::PlainText);
     }
+    bounded(deadline, handshake(socket, tls)).await.map_err(io::Error::from)?
+}
+
+async fn handshake(socket: Socket, tls: &ServerTls) -> Result<Accepted, HandshakeError> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     let hello = start.client_hello();
     let server_name = hello.server_name().map(str::to_ascii_lowercase);

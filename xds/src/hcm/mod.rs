@@ -210,6 +210,9 @@ fn timeouts(value: &ProtoManager, http: &protocol::Server) -> Result<ConnectionT
     Ok(ConnectionTimeouts {
         stream_idle: timeout_or(&value.stream_idle_timeout, default.stream_idle, "stream_idle_timeout")?,
         request: timeout_or(&value.request_timeout, None, "request_timeout")?,
+        // Bounded by the stream's idle timeout in Envoy.
+        body: None,
+        send: None,
         request_headers: timeout_or(&value.request_headers_timeout, None, "request_headers_timeout")?,
         max_stream: http.max_stream,
         idle: http.idle,

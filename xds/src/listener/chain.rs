@@ -1,8 +1,10 @@
 //! Filter chains and their conditions.
 
+use std::time::Duration;
+
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::listener::{FilterChain, FilterChainMatch, SourceType};
+use sixfold_core::listener::{FilterChain, FilterChainMatch, NetworkFilter, SourceType};
 use sixfold_xds_api::pb::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{
     FilterChain as ProtoChain, FilterChainMatch as ProtoMatch,
@@ -13,6 +15,9 @@ use crate::context::Context;
 use crate::tls;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, cidrs, enum_value, port, timeout_or};
+
+/// The most a TLS handshake may take without `transport_socket_connect_timeout`.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn compile(context: &Context, value: &ProtoChain, buffer_limit: usize) -> Result<FilterChain> {
     let ProtoChain {
@@ -31,19 +36,31 @@ pub(super) fn compile(context: &Context, value: &ProtoChain, buffer_limit: usize
         Some(value) => conditions(value).in_key("filter_chain_match")?,
         None => FilterChainMatch::default(),
     };
+    let handshake_timeout =
+        timeout_or(transport_socket_connect_timeout, None, "transport_socket_connect_timeout")?;
+    let filter = network::filter(context, filters, buffer_limit).in_key("filters")?;
     Ok(FilterChain {
         name: name.as_str().into(),
         matches,
         tls,
-        handshake_timeout: timeout_or(
-            transport_socket_connect_timeout,
-            None,
-            "transport_socket_connect_timeout",
-        )?,
-        filter: network::filter(context, filters, buffer_limit).in_key("filters")?,
+        handshake_timeout: handshake_timeout.unwrap_or_else(|| default_handshake_timeout(&filter)),
+        filter,
         // Maps have no fixed order on the wire. There are none but in metadata: settings of filters are bytes here.
         fingerprint: fingerprint(&ProtoChain { metadata: None, ..value.clone() }.encode_to_vec()),
     })
+}
+
+/// Without a timeout of its own a handshake ends with the idle timeout of the connection manager, as in Envoy, and
+/// after a minute at the latest: nobody means an hour.
+fn default_handshake_timeout(filter: &NetworkFilter) -> Duration {
+    match filter {
+        NetworkFilter::Guarded(_, filter) => default_handshake_timeout(filter),
+        NetworkFilter::Http(manager) => {
+            let idle = manager.timeouts.idle.filter(|idle| !idle.is_zero());
+            idle.map_or(HANDSHAKE_TIMEOUT, |idle| idle.min(HANDSHAKE_TIMEOUT))
+        }
+        NetworkFilter::Tcp(_) | NetworkFilter::Direct(_) => HANDSHAKE_TIMEOUT,
+    }
 }
 
 fn conditions(value: &ProtoMatch) -> Result<FilterChainMatch> {

@@ -20,7 +20,6 @@ const LUA: &str = "Lua is not run";
 const STREAM: &str = "TCP and UDP proxying from APISIX's configuration is not supported";
 const SNIPPET: &str = "nginx's configuration language is not read";
 const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning here";
-const TIMEOUT: &str = "bodies are bounded by the timeouts of routes and upstreams";
 const ADMIN: &str = "the Admin API is not served";
 const ETCD: &str = "etcd is not used, resources are read from a file";
 
@@ -102,9 +101,9 @@ const KEYS: &[(&str, Rule)] = &[
     ("nginx_config.http.access_log_format_escape", Read),
     ("nginx_config.http.keepalive_timeout", Read),
     ("nginx_config.http.client_header_timeout", Read),
-    ("nginx_config.http.client_body_timeout", Report(TIMEOUT)),
+    ("nginx_config.http.client_body_timeout", Read),
     ("nginx_config.http.client_max_body_size", Read),
-    ("nginx_config.http.send_timeout", Report(TIMEOUT)),
+    ("nginx_config.http.send_timeout", Read),
     ("nginx_config.http.underscores_in_headers", Read),
     ("nginx_config.http.real_ip_header", Read),
     ("nginx_config.http.real_ip_recursive", Read),

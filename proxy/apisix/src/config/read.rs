@@ -378,6 +378,8 @@ impl Reader {
         HttpConfig {
             keepalive_timeout: self.duration(&http.key("keepalive_timeout")),
             client_header_timeout: self.duration(&http.key("client_header_timeout")),
+            client_body_timeout: self.duration(&http.key("client_body_timeout")),
+            send_timeout: self.duration(&http.key("send_timeout")),
             // nginx's 0 is no limit.
             client_max_body_size: Some(self.required(
                 &http.key("client_max_body_size"),

@@ -276,7 +276,7 @@ mod tests {
             name: name.into(),
             matches,
             tls: None,
-            handshake_timeout: None,
+            handshake_timeout: std::time::Duration::from_secs(60),
             filter: NetworkFilter::Direct(Bytes::new()),
             fingerprint: 0,
         })

@@ -6,6 +6,7 @@ use super::exchange::{Exchange, Interrupt};
 use super::forward::Plan;
 use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
+use crate::deadline::within;
 use crate::upstream::{Checkout, HeadEvent, UpstreamError, Wanted};
 use sixfold_core::cluster::{InFlight, OutcomeKind};
 use sixfold_core::hcm::Profile;
@@ -13,7 +14,6 @@ use sixfold_core::headers::Known;
 use sixfold_core::message::Scheme;
 use sixfold_core::rewrite;
 use sixfold_core::stream::Tried;
-use std::future::poll_fn;
 use std::task::Poll;
 
 /// How an attempt ended.
@@ -174,11 +174,8 @@ impl<D: Downstream> Exchange<'_, D> {
             held: upgrade,
         };
         let proxy_continue = self.env.hcm.http1.proxy_100_continue;
-        let result = poll_fn(|cx| {
+        let result = within(clock, |clock, cx| {
             loop {
-                if let Poll::Ready(which) = clock.poll(cx) {
-                    return Poll::Ready(Err(Interrupt::Expired(which)));
-                }
                 match body.poll_send(down, up, stream, &mut plan.replay, cx) {
                     Poll::Ready(Ok(ended)) => {
                         clock.touch();
@@ -222,7 +219,8 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Poll::Pending;
             }
         })
-        .await;
+        .await
+        .unwrap_or_else(|which| Err(Interrupt::Expired(which)));
         let sent_all = body.done;
         match result {
             Ok(Ok((end, tunnel))) => {

@@ -4,6 +4,7 @@
 //! one; when it fires too soon, since the deadline has moved on, it is set anew. So a keep-alive connection
 //! touches the timer wheel about once in fifteen seconds, not once a request.
 
+use crate::deadline::{Limit, after};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -33,11 +34,6 @@ pub(crate) enum Expired {
 
 /// Longer than any stream lasts.
 const YEAR: Duration = Duration::from_secs(86400 * 365);
-
-/// `limit` after `start`; a limit beyond what the clock can tell (configuration allows any number) is a year.
-pub(super) fn after(start: Instant, limit: Duration) -> Instant {
-    start.checked_add(limit).unwrap_or(start + YEAR)
-}
 
 /// The deadlines of one stream and the timer of its connection.
 pub(crate) struct Clock {
@@ -194,9 +190,12 @@ impl Clock {
         self.changed = false;
         self.earliest = self.deadlines().iter().filter_map(|(_, at)| *at).min();
     }
+}
 
-    /// Ready when a deadline has passed.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
+impl Limit for Clock {
+    type Expired = Expired;
+
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
         loop {
             if self.changed {
                 self.recount();
@@ -235,12 +234,14 @@ mod tests {
         let start = clock.restart();
         clock.set_idle(Some(Duration::from_millis(300)));
         for _ in 0..5 {
-            let waited =
-                tokio::time::timeout(Duration::from_millis(200), std::future::poll_fn(|cx| clock.poll(cx)));
+            let waited = tokio::time::timeout(
+                Duration::from_millis(200),
+                std::future::poll_fn(|cx| clock.poll_expired(cx)),
+            );
             assert!(waited.await.is_err());
             clock.touch();
         }
-        assert_eq!(std::future::poll_fn(|cx| clock.poll(cx)).await, Expired::Idle);
+        assert_eq!(std::future::poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Idle);
         assert_eq!(start.elapsed().as_millis(), 1300);
     }
 
@@ -254,8 +255,10 @@ mod tests {
         clock.set_route(Some(Duration::MAX));
         clock.begin_attempt(Some(Duration::MAX), Some(Duration::MAX), Some(Duration::MAX));
         clock.set_per_try(Some(Duration::MAX));
-        let waited =
-            tokio::time::timeout(Duration::from_secs(3600), std::future::poll_fn(|cx| clock.poll(cx)));
+        let waited = tokio::time::timeout(
+            Duration::from_secs(3600),
+            std::future::poll_fn(|cx| clock.poll_expired(cx)),
+        );
         assert!(waited.await.is_err());
         assert!(clock.route_left() > Some(Duration::from_secs(3600)));
     }
@@ -268,10 +271,10 @@ mod tests {
         clock.set_route(Some(Duration::from_secs(15)));
         clock.begin_attempt(None, None, None);
         clock.set_per_try(Some(Duration::from_secs(2)));
-        assert_eq!(std::future::poll_fn(|cx| clock.poll(cx)).await, Expired::PerTry);
+        assert_eq!(std::future::poll_fn(|cx| clock.poll_expired(cx)).await, Expired::PerTry);
         clock.end_attempt();
         clock.touch();
         assert_eq!(clock.route_left(), Some(Duration::from_secs(13)));
-        assert_eq!(std::future::poll_fn(|cx| clock.poll(cx)).await, Expired::Route);
+        assert_eq!(std::future::poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Route);
     }
 }

@@ -1,9 +1,10 @@
 //! The one interface in which both codecs meet on the client's side.
 
 use super::body::{BodyEvent, Piece};
+use crate::deadline::Timed;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::ResponseHead;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 /// The client is gone, or what it sends is no HTTP any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +18,7 @@ pub(crate) enum Gone {
 /// A request of a client and the way back to it. The head of the request is in the stream context already.
 pub(crate) trait Downstream: Send {
     /// The next piece of the request body; trailers are left in `trailers` with the end.
-    fn poll_body(
-        &mut self,
-        cx: &mut Context<'_>,
-        trailers: &mut Headers,
-    ) -> Poll<Result<BodyEvent<'_>, Gone>>;
+    fn poll_body(&mut self, cx: &mut Timed<'_>, trailers: &mut Headers) -> Poll<Result<BodyEvent<'_>, Gone>>;
 
     /// Whether the request has been read to its end.
     fn request_ended(&self) -> bool;
@@ -33,19 +30,19 @@ pub(crate) trait Downstream: Send {
     fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), Gone>;
 
     /// Takes a piece of the response body.
-    fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), Gone>;
+    fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), Gone>;
 
     /// Ends the response.
     fn finish(&mut self, trailers: &Headers) -> Result<(), Gone>;
 
     /// Ready when more may be written: what waits is below the watermark.
-    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>>;
+    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>>;
 
     /// Sends what waits; ready when nothing does.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>>;
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>>;
 
     /// Ready when the client has gone away. Asked while nothing else is read from it.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()>;
 
     /// Cuts a response that can't be completed: the client must not take it for whole.
     fn reset(&mut self);

@@ -11,6 +11,7 @@ use super::downstream::{Downstream, Gone};
 use super::edge;
 use super::local_reply;
 use super::outgoing::poll_request_body;
+use crate::deadline::{Timed, within};
 use crate::upstream::{UpstreamError, choose_cluster};
 use bytes::{Bytes, BytesMut};
 use sixfold_core::cluster::OutcomeKind;
@@ -24,10 +25,10 @@ use sixfold_core::redirect;
 use sixfold_core::route::Action;
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 /// What ends a request before its response is complete.
 #[derive(Debug)]
@@ -56,6 +57,12 @@ impl Interrupt {
 impl From<Gone> for Interrupt {
     fn from(gone: Gone) -> Interrupt {
         Interrupt::Gone(gone)
+    }
+}
+
+impl From<Expired> for Interrupt {
+    fn from(which: Expired) -> Interrupt {
+        Interrupt::Expired(which)
     }
 }
 
@@ -350,11 +357,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let max = self.env.hcm.max_body.map_or(limit as u64, |max| max.min(limit as u64));
         self.answer_expect();
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
-        poll_fn(|cx| {
+        within(clock, |clock, cx| {
             loop {
-                if let Poll::Ready(which) = clock.poll(cx) {
-                    return Poll::Ready(Err(Interrupt::Expired(which)));
-                }
                 match poll_request_body(down, stream, Some(max), cx) {
                     Poll::Pending => {
                         let _ = down.poll_flush(cx);
@@ -369,7 +373,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
             }
         })
-        .await?;
+        .await??;
         self.request_complete();
         self.stream.request_body = Some(body.freeze());
         Ok(())
@@ -400,21 +404,18 @@ async fn guard<D: Downstream, F: Future>(
     future: F,
 ) -> Result<F::Output, Interrupt> {
     let mut future = pin!(future);
-    poll_fn(|cx| match future.as_mut().poll(cx) {
+    within(clock, |_, cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => interrupted(down, clock, cx).map(Err),
+        Poll::Pending => left(down, cx).map(|gone| Err(gone.into())),
     })
-    .await
+    .await?
 }
 
-/// Ready when a deadline has passed or the client is gone.
-fn interrupted<D: Downstream>(down: &mut D, clock: &mut Clock, cx: &mut Context<'_>) -> Poll<Interrupt> {
-    if let Poll::Ready(which) = clock.poll(cx) {
-        return Poll::Ready(Interrupt::Expired(which));
-    }
+/// Ready when the client is gone.
+fn left<D: Downstream>(down: &mut D, cx: &mut Timed<'_>) -> Poll<Gone> {
     // What was queued before the wait (100 Continue) must not wait with it.
     if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
-        return Poll::Ready(gone.into());
+        return Poll::Ready(gone);
     }
-    down.poll_gone(cx).map(|()| Interrupt::Gone(Gone::Closed))
+    down.poll_gone(cx).map(|()| Gone::Closed)
 }

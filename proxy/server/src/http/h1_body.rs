@@ -1,11 +1,12 @@
 //! Reading an HTTP/1 body from a connection: the decoder of the codec over the connection's buffer.
 
 use crate::buffer::ReadBuffer;
+use crate::deadline::Timed;
 use crate::h1::{BodyLength, Decoder, H1Error, H1Options};
+use crate::io::Transport;
 use sixfold_core::headers::Headers;
 use std::ops::Range;
-use std::task::{Context, Poll, ready};
-use tokio::io::AsyncRead;
+use std::task::{Poll, ready};
 
 /// One body being read. The piece that was given last is consumed by the next call.
 pub(crate) struct BodyReader {
@@ -49,11 +50,11 @@ impl BodyReader {
     }
 
     /// The next piece.
-    pub(crate) fn poll_next<T: AsyncRead + Unpin>(
+    pub(crate) fn poll_next<T: Transport>(
         &mut self,
         buffer: &mut ReadBuffer,
         io: &mut T,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         trailers: &mut Headers,
         opts: &H1Options,
     ) -> Poll<Result<Next, BodyError>> {

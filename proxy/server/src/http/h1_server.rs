@@ -1,11 +1,13 @@
 //! A client's HTTP/1 connection: one request after another, each driven inline.
 
 use super::body::{BodyEvent, Piece};
-use super::clock::{Clock, Expired, after};
+use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, Gone};
 use super::h1_body::{BodyError, BodyReader, Next};
-use super::{Env, PREFACE, exchange, h2_server, respond};
+use super::{Env, exchange, h2_server, respond};
 use crate::buffer::{ReadBuffer, WriteBuffer};
+use crate::closing;
+use crate::deadline::{Timed, after, within};
 use crate::h1::{
     BodyEncoder, BodyLength, H1Error, HeadParser, Parsed, RequestKind, ResponseContext, encode_response,
 };
@@ -14,12 +16,11 @@ use sixfold_core::connection::Connection;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{Method, ResponseHead, Scheme, Version};
 use sixfold_core::stream::Stream;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
-use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 /// Bytes of later requests that are read ahead while one is being served.
@@ -47,12 +48,16 @@ struct H1Client {
     cut: bool,
     tunnel: bool,
     requests: u32,
+    /// Nothing has shown yet that it is not HTTP/2 with prior knowledge.
+    sniffing: bool,
 }
 
 /// How waiting for a request ended.
 enum Arrival {
     /// Its head is in the stream's context.
     Request,
+    /// It is HTTP/2, of which the preface has been read.
+    Http2,
     /// No further request comes.
     End,
     /// None came for too long.
@@ -67,20 +72,23 @@ enum Arrival {
 
 /// Serves the connection. With `sniff` it may turn out to be HTTP/2 with prior knowledge.
 pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sniff: bool) {
-    let mut client = H1Client::new(io, env.clone());
-    if sniff && client.speaks_http2().await {
-        let read = client.read.take();
-        return h2_server::serve_from(client.io, read, connection, env).await;
-    }
+    let mut client = H1Client::new(io, env.clone(), sniff);
     let stats = env.hcm.stats.clone();
-    stats.downstream_cx_http1_total.inc();
-    let _active = stats.downstream_cx_http1_active.raise();
+    let mut active = None;
     let lifetime = env.hcm.timeouts.max_connection.map(|limit| after(Instant::now(), limit));
-    let mut stream = Box::new(Stream::new(connection));
+    let mut stream = Box::new(Stream::new(connection.clone()));
     let mut clock = Clock::new();
-    let mut draining = pin!(env.drain.started());
+    let drain = env.drain.clone();
+    let mut draining = pin!(drain.started());
     loop {
-        match client.arrival(&mut stream, &mut clock, lifetime, draining.as_mut()).await {
+        let arrival = client.arrival(&mut stream, &mut clock, lifetime, draining.as_mut()).await;
+        if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late) {
+            active.get_or_insert_with(|| {
+                stats.downstream_cx_http1_total.inc();
+                stats.downstream_cx_http1_active.raise()
+            });
+        }
+        match arrival {
             Arrival::Request => {
                 if lifetime.is_some_and(|end| clock.now() >= end) {
                     stats.downstream_cx_max_duration_reached.inc();
@@ -88,6 +96,10 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
                 }
                 stats.downstream_rq_http1_total.inc();
                 exchange::serve(&mut client, &mut stream, &mut clock, &env).await;
+            }
+            Arrival::Http2 => {
+                let read = client.read.take();
+                return h2_server::serve_from(client.io, read, connection, env.clone()).await;
             }
             Arrival::End => break,
             Arrival::Idle => {
@@ -122,7 +134,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
 }
 
 impl H1Client {
-    fn new(io: Io, env: Arc<Env>) -> H1Client {
+    fn new(io: Io, env: Arc<Env>, sniff: bool) -> H1Client {
         H1Client {
             io,
             read: ReadBuffer::default(),
@@ -139,30 +151,8 @@ impl H1Client {
             cut: false,
             tunnel: false,
             requests: 0,
+            sniffing: sniff,
         }
-    }
-
-    /// Whether the first bytes are HTTP/2's preface.
-    async fn speaks_http2(&mut self) -> bool {
-        let patience = self.env.hcm.timeouts.idle.unwrap_or(Duration::from_secs(3600));
-        let (read, io) = (&mut self.read, &mut self.io);
-        let sniffed = poll_fn(|cx| {
-            loop {
-                let seen = read.filled();
-                let known = seen.len().min(PREFACE.len());
-                if seen[..known] != PREFACE[..known] {
-                    return Poll::Ready(false);
-                }
-                if known == PREFACE.len() {
-                    return Poll::Ready(true);
-                }
-                match ready!(read.poll_fill(io, cx)) {
-                    Ok(1..) => {}
-                    _ => return Poll::Ready(false),
-                }
-            }
-        });
-        tokio::time::timeout(patience, sniffed).await.unwrap_or(false)
     }
 
     /// Waits for the head of the next request.
@@ -182,7 +172,7 @@ impl H1Client {
         clock.set_idle(if ending { Some(last) } else { env.hcm.timeouts.idle });
         // As in Envoy a connection of the right age without a request lives on for the drain time.
         clock.set_end(lifetime.map(|end| after(end, env.hcm.timeouts.drain)));
-        poll_fn(|cx| {
+        let arrived = within(clock, |clock, cx| {
             loop {
                 if !self.read.is_empty() {
                     if !begun {
@@ -193,14 +183,9 @@ impl H1Client {
                         clock.set_request(env.hcm.timeouts.request_headers);
                         clock.set_idle(env.hcm.timeouts.idle);
                     }
-                    match self.parser.request(self.read.filled(), &mut stream.request, &env.h1) {
-                        Ok(Some(parsed)) => {
-                            self.begin(stream, parsed);
-                            clock.set_request(None);
-                            return Poll::Ready(Arrival::Request);
-                        }
-                        Ok(None) => {}
-                        Err(error) => return Poll::Ready(Arrival::Refused(error)),
+                    if let Some(arrival) = self.head(stream) {
+                        clock.set_request(None);
+                        return Poll::Ready(arrival);
                     }
                 }
                 match self.read.poll_fill(&mut self.io, cx) {
@@ -216,18 +201,33 @@ impl H1Client {
                     clock.touch();
                     clock.set_idle(Some(last));
                 }
-                if let Poll::Ready(which) = clock.poll(cx) {
-                    return Poll::Ready(match which {
-                        Expired::Request => Arrival::Late,
-                        Expired::MaxStream => Arrival::Overdue,
-                        _ if ending => Arrival::End,
-                        _ => Arrival::Idle,
-                    });
-                }
                 return Poll::Pending;
             }
+        });
+        arrived.await.unwrap_or_else(|which| match which {
+            Expired::Request => Arrival::Late,
+            Expired::MaxStream => Arrival::Overdue,
+            _ if ending => Arrival::End,
+            _ => Arrival::Idle,
         })
-        .await
+    }
+
+    /// What the bytes that were read come to; `None` while they are too few to tell.
+    fn head(&mut self, stream: &mut Stream) -> Option<Arrival> {
+        if self.sniffing {
+            if h2_server::has_preface(self.read.filled())? {
+                return Some(Arrival::Http2);
+            }
+            self.sniffing = false;
+        }
+        match self.parser.request(self.read.filled(), &mut stream.request, &self.env.h1) {
+            Ok(Some(parsed)) => {
+                self.begin(stream, parsed);
+                Some(Arrival::Request)
+            }
+            Ok(None) => None,
+            Err(error) => Some(Arrival::Refused(error)),
+        }
     }
 
     /// Makes the connection ready for the request that was parsed.
@@ -267,38 +267,20 @@ impl H1Client {
     async fn close(&mut self, patience: Duration) {
         let rest = !self.body.is_ended() || !self.read.is_empty();
         if self.cut || self.tunnel || !rest {
-            let _ = poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await;
-            let _ = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
-            return;
+            closing::close(&mut self.io, &mut self.out, patience).await;
+        } else {
+            self.linger(patience).await;
         }
-        self.linger(patience).await;
     }
 
-    /// Closes so that the client can still read the answer: closing with unread data would reset it away
-    /// (Envoy's `delayed_close_timeout`).
+    /// Ends it so that the client can still read the answer.
     async fn linger(&mut self, patience: Duration) {
-        let farewell = async {
-            let _ = poll_fn(|cx| self.out.poll_flush(&mut self.io, cx)).await;
-            let _ = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
-            loop {
-                let unread = self.read.filled().len();
-                self.read.consume(unread);
-                match poll_fn(|cx| self.read.poll_fill(&mut self.io, cx)).await {
-                    Ok(1..) => {}
-                    _ => return,
-                }
-            }
-        };
-        let _ = tokio::time::timeout(patience, farewell).await;
+        closing::linger(&mut self.io, &mut self.out, &mut self.read, patience).await;
     }
 }
 
 impl Downstream for H1Client {
-    fn poll_body(
-        &mut self,
-        cx: &mut Context<'_>,
-        trailers: &mut Headers,
-    ) -> Poll<Result<BodyEvent<'_>, Gone>> {
+    fn poll_body(&mut self, cx: &mut Timed<'_>, trailers: &mut Headers) -> Poll<Result<BodyEvent<'_>, Gone>> {
         let opts = &self.env.h1;
         match ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, opts)) {
             Ok(Next::Data(at)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at])))),
@@ -330,7 +312,7 @@ impl Downstream for H1Client {
         Ok(())
     }
 
-    fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), Gone> {
+    fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), Gone> {
         let data = piece.as_slice();
         match self.encoder.begin(self.out.tail(), data.len()) {
             Ok(true) => {}
@@ -354,7 +336,7 @@ impl Downstream for H1Client {
         Ok(())
     }
 
-    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
         if self.out.len() < self.env.hcm.buffer_limit {
             return Poll::Ready(Ok(()));
         }
@@ -364,11 +346,11 @@ impl Downstream for H1Client {
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
         self.out.poll_flush(&mut self.io, cx).map_err(|_| Gone::Closed)
     }
 
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
         // The piece given last must stay where it is; nothing is read ahead behind it.
         while self.read.filled().len() < READ_AHEAD {
             match ready!(self.read.poll_fill(&mut self.io, cx)) {

@@ -1,11 +1,12 @@
 //! The sending half of an HTTP/2 stream: what waits for flow control, and how it ends.
 
 use super::body::Piece;
+use crate::deadline::Timed;
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 use std::collections::VecDeque;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 /// Sends a body within the peer's windows; what they don't allow yet waits here.
 pub(crate) struct H2Send {
@@ -53,7 +54,7 @@ impl H2Send {
     }
 
     /// Sends as much as the windows allow. Ready when nothing waits any more.
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+    pub(crate) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), h2::Error>> {
         while let Some(first) = self.waiting.front_mut() {
             let mut room = self.stream.capacity();
             if room == 0 {
@@ -94,7 +95,7 @@ impl H2Send {
     }
 
     /// Ready when the peer has reset the stream.
-    pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reason, h2::Error>> {
+    pub(crate) fn poll_reset(&mut self, cx: &mut Timed<'_>) -> Poll<Result<Reason, h2::Error>> {
         self.stream.poll_reset(cx)
     }
 

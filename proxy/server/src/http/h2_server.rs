@@ -1,12 +1,16 @@
 //! A client's HTTP/2 connection: each stream is a task, and the same request path.
 
 use super::body::{BodyEvent, Piece};
-use super::clock::{Clock, after};
+use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
-use super::h2_guard::Guarded;
+use super::h2_guard::{Guarded, Patience};
+use super::h2_life::Life;
 use super::h2_send::H2Send;
 use super::h2_streams::{self, Opened};
 use super::{Env, PREFACE, exchange, h2_headers};
+use crate::buffer::{ReadBuffer, WriteBuffer};
+use crate::closing;
+use crate::deadline::{Deadline, Timed, TimedOut, bounded, within};
 use crate::io::Io;
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -15,71 +19,94 @@ use sixfold_core::connection::Connection;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{ResponseHead, Scheme};
 use sixfold_core::stream::Stream;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::io::ErrorKind;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
 
 /// How long the preface may take when the connection manager has no idle timeout.
 const PREFACE_TIME: Duration = Duration::from_secs(60);
+/// Bytes that the bookkeeping of small DATA frames may come to for each byte of the connection's window, so that
+/// the window may be full of frames of 15 bytes. The library counts 256 bytes a frame less those it carries.
+const SMALL_FRAMES: usize = 16;
+/// The most of it, however large the window is.
+const MAX_SMALL_FRAMES: usize = 64 << 20;
 
 /// Serves the connection from its first byte.
 pub(super) async fn serve(mut io: Io, connection: Arc<Connection>, env: Arc<Env>) {
-    let mut read = Vec::with_capacity(PREFACE.len());
+    let mut read = ReadBuffer::default();
     let patience = env.hcm.timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME);
-    match tokio::time::timeout(patience, preface(&mut io, &mut read)).await {
-        Ok(Ok(true)) => serve_from(io, read, connection, env).await,
-        Ok(Ok(false)) => {
+    let mut deadline = Deadline::after(patience);
+    let preface = within(&mut deadline, |_, cx| {
+        loop {
+            if let Some(whole) = has_preface(read.filled()) {
+                return Poll::Ready(Some(whole));
+            }
+            match ready!(read.poll_fill(&mut io, cx)) {
+                Ok(1..) => {}
+                _ => return Poll::Ready(None),
+            }
+        }
+    });
+    match preface.await {
+        Ok(Some(true)) => serve_from(io, read.take(), connection, env).await,
+        Ok(Some(false)) => {
             env.hcm.stats.downstream_cx_protocol_error.inc();
             // The library would close with bytes unread, which resets; the client is to see an end.
-            let _ = tokio::time::timeout(env.hcm.timeouts.delayed_close, farewell(&mut io)).await;
+            let patience = env.hcm.timeouts.delayed_close;
+            closing::linger(&mut io, &mut WriteBuffer::default(), &mut read, patience).await;
         }
-        Ok(Err(_)) | Err(_) => {}
+        Ok(None) => {}
+        Err(TimedOut) => env.hcm.stats.downstream_cx_idle_timeout.inc(),
     }
 }
 
-/// Reads the client's preface (RFC 9113 section 3.4); `false` when it is something else.
-async fn preface(io: &mut Io, read: &mut Vec<u8>) -> std::io::Result<bool> {
-    while read.len() < PREFACE.len() {
-        let mut missing = io.take((PREFACE.len() - read.len()) as u64);
-        if missing.read_buf(read).await? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        if !PREFACE.starts_with(read) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+/// Whether this is the beginning of a connection with the client's preface (RFC 9113 section 3.4); `None` while it is
+/// only the beginning of a preface.
+pub(super) fn has_preface(bytes: &[u8]) -> Option<bool> {
+    let known = bytes.len().min(PREFACE.len());
+    let same = bytes[..known] == PREFACE[..known];
+    if same && known < PREFACE.len() { None } else { Some(same) }
 }
 
-async fn farewell(io: &mut Io) {
-    let mut unread = [0; 1024];
-    let _ = io.shutdown().await;
-    while io.read(&mut unread).await.is_ok_and(|n| n > 0) {}
-}
-
-/// Serves the connection; `read` is what was read from it already.
+/// Serves the connection; `read` is what was read from it already, from the preface on.
 pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: Arc<Env>) {
     let stats = env.hcm.stats.clone();
     stats.downstream_cx_http2_total.inc();
     let _active = stats.downstream_cx_http2_active.raise();
-    if let Err(error) = run(io, read, connection, env).await {
-        if !error.is_io() {
-            stats.downstream_cx_protocol_error.inc();
+    if let Err(error) = run(io, read, connection, &env).await {
+        match error.get_io().map(std::io::Error::kind) {
+            Some(ErrorKind::TimedOut) => stats.downstream_rq_header_timeout.inc(),
+            Some(_) => {}
+            None => stats.downstream_cx_protocol_error.inc(),
         }
         tracing::debug!(%error, "HTTP/2 connection ended");
     }
 }
 
-async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: Arc<Env>) -> Result<(), h2::Error> {
+async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>) -> Result<(), h2::Error> {
+    let timeouts = &env.hcm.timeouts;
+    let patience = Patience { head: timeouts.request_headers, write: timeouts.send.or(timeouts.stream_idle) };
+    let guarded = Guarded::server(io, read, &env.hcm.http2, patience);
+    let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
+    let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
+    let Ok(server) = handshake else { return Ok(()) };
+    let mut life = Life::new(server?, env);
+    while let Some(opened) = life.next().await {
+        let (request, respond) = opened?;
+        h2_streams::serve(Opened { request, respond, connection: connection.clone(), env: env.clone() });
+    }
+    Ok(())
+}
+
+fn builder(env: &Env) -> h2::server::Builder {
     let options = &env.hcm.http2;
     let mut builder = h2::server::Builder::new();
+    let small_frames = (options.connection_window as usize).saturating_mul(SMALL_FRAMES);
     builder
         .initial_window_size(options.stream_window)
         .initial_connection_window_size(options.connection_window)
+        .data_frame_budget(small_frames.min(MAX_SMALL_FRAMES))
         .max_concurrent_streams(options.max_concurrent_streams)
         .max_header_list_size(options.max_header_list)
         .max_send_buffer_size(env.hcm.buffer_limit)
@@ -88,91 +115,7 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: Arc<Env>) 
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    let guarded = Guarded::new(io, read, options);
-    let mut server = builder.handshake::<_, Bytes>(guarded).await?;
-    let mut draining = pin!(env.drain.started());
-    let mut drained = false;
-    let mut limits = ConnectionLimits::new(&env);
-    loop {
-        let next = poll_fn(|cx| {
-            if !drained && draining.as_mut().poll(cx).is_ready() {
-                drained = true;
-                env.hcm.stats.downstream_cx_drain_close.inc();
-                server.graceful_shutdown();
-            }
-            let accepted = server.poll_accept(cx);
-            if accepted.is_pending() && limits.poll_expired(server.has_streams(), cx).is_ready() && !drained {
-                drained = true;
-                server.graceful_shutdown();
-                return server.poll_accept(cx);
-            }
-            accepted
-        })
-        .await;
-        let Some(accepted) = next else { return Ok(()) };
-        let (request, respond) = accepted?;
-        let (connection, env) = (connection.clone(), env.clone());
-        limits.requests += 1;
-        if env.hcm.max_requests_per_connection.is_some_and(|max| limits.requests >= max) && !drained {
-            drained = true;
-            env.hcm.stats.downstream_cx_max_requests_reached.inc();
-            server.graceful_shutdown();
-        }
-        h2_streams::serve(Opened { request, respond, connection, env });
-    }
-}
-
-/// When a connection has lived long enough.
-struct ConnectionLimits {
-    timer: std::pin::Pin<Box<tokio::time::Sleep>>,
-    idle: Option<std::time::Duration>,
-    end: Option<Instant>,
-    busy: Instant,
-    requests: u32,
-}
-
-impl ConnectionLimits {
-    fn new(env: &Env) -> ConnectionLimits {
-        let now = Instant::now();
-        let timeouts = &env.hcm.timeouts;
-        let end = timeouts.max_connection.map(|limit| after(now, limit));
-        let idle = timeouts.idle.filter(|d| !d.is_zero());
-        let mut limits = ConnectionLimits {
-            timer: Box::pin(tokio::time::sleep_until(now)),
-            idle,
-            end,
-            busy: now,
-            requests: 0,
-        };
-        limits.arm();
-        limits
-    }
-
-    fn arm(&mut self) {
-        let idle = self.idle.map(|d| after(self.busy, d));
-        let far = self.busy + std::time::Duration::from_secs(86400 * 365);
-        let next = [idle, self.end].into_iter().flatten().min().unwrap_or(far);
-        self.timer.as_mut().reset(next);
-    }
-
-    /// Ready when the connection was idle, or has lived, for too long. With streams it is not idle.
-    fn poll_expired(&mut self, has_streams: bool, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.timer.as_mut().poll(cx));
-            let now = Instant::now();
-            if has_streams {
-                self.busy = now;
-            }
-            let ended = self.end.is_some_and(|end| now >= end);
-            if ended || self.idle.is_some_and(|d| now >= after(self.busy, d)) {
-                self.end = None;
-                self.idle = None;
-                self.arm();
-                return Poll::Ready(());
-            }
-            self.arm();
-        }
-    }
+    builder
 }
 
 /// Serves one stream, in a context and with a clock that earlier ones may have used.
@@ -231,11 +174,7 @@ impl H2Client {
 }
 
 impl Downstream for H2Client {
-    fn poll_body(
-        &mut self,
-        cx: &mut Context<'_>,
-        trailers: &mut Headers,
-    ) -> Poll<Result<BodyEvent<'_>, Gone>> {
+    fn poll_body(&mut self, cx: &mut Timed<'_>, trailers: &mut Headers) -> Poll<Result<BodyEvent<'_>, Gone>> {
         if self.owed > 0 {
             let _ = self.recv.flow_control().release_capacity(std::mem::take(&mut self.owed));
         }
@@ -276,7 +215,7 @@ impl Downstream for H2Client {
         Ok(())
     }
 
-    fn write_data(&mut self, _cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), Gone> {
+    fn write_data(&mut self, _cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), Gone> {
         if let Some(send) = &mut self.send {
             send.push(piece);
         }
@@ -290,7 +229,7 @@ impl Downstream for H2Client {
         Ok(())
     }
 
-    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
         let watermark = self.watermark;
         match &mut self.send {
             Some(send) if send.len() >= watermark => match send.poll_flush(cx) {
@@ -301,14 +240,14 @@ impl Downstream for H2Client {
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
         match &mut self.send {
             Some(send) => send.poll_flush(cx).map_err(|_| Gone::Closed),
             None => Poll::Ready(Ok(())),
         }
     }
 
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
         match &mut self.send {
             Some(send) => send.poll_reset(cx).map(|_| ()),
             None => self.respond.poll_reset(cx).map(|_| ()),

@@ -3,9 +3,10 @@
 use super::body::{BodyEvent, Piece};
 use super::downstream::Downstream;
 use super::exchange::Interrupt;
+use crate::deadline::Timed;
 use crate::upstream::{UpstreamError, UpstreamStream};
 use sixfold_core::stream::Stream;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 
 /// The start of the request body, kept for another attempt.
 pub(super) struct Replay {
@@ -29,7 +30,7 @@ pub(super) fn poll_request_body<'d, D: Downstream>(
     down: &'d mut D,
     stream: &mut Stream,
     max: Option<u64>,
-    cx: &mut Context<'_>,
+    cx: &mut Timed<'_>,
 ) -> Poll<Result<BodyEvent<'d>, Interrupt>> {
     let event = ready!(down.poll_body(cx, &mut stream.request_trailers))?;
     if let BodyEvent::Data(piece) = &event {
@@ -61,7 +62,7 @@ impl Outgoing {
         up: &mut UpstreamStream,
         stream: &mut Stream,
         replay: &mut Replay,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
     ) -> Poll<Result<bool, SendError>> {
         if self.done || self.held {
             return Poll::Pending;

@@ -6,9 +6,9 @@ use super::downstream::{Downstream, Gone};
 use super::exchange::{Exchange, Interrupt};
 use super::outgoing::poll_request_body;
 use super::respond::write_filtered;
+use crate::deadline::within;
 use crate::upstream::UpstreamStream;
 use sixfold_core::plugin::Phases;
-use std::future::poll_fn;
 use std::task::Poll;
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -40,11 +40,8 @@ impl<D: Downstream> Exchange<'_, D> {
             return self.flush().await;
         }
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
-        poll_fn(|cx| {
+        within(clock, |clock, cx| {
             loop {
-                if let Poll::Ready(which) = clock.poll(cx) {
-                    return Poll::Ready(Err(Interrupt::Expired(which)));
-                }
                 let mut progress = false;
                 if sending && up.poll_writable(cx).is_ready() {
                     match poll_request_body(down, stream, max_body, cx) {
@@ -126,14 +123,16 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Poll::Pending;
             }
         })
-        .await
+        .await?
     }
 
     /// Runs the body filters on the end of a response that has no body.
     async fn filter_end(&mut self, body: &[u8]) -> Result<(), Interrupt> {
         let (down, stream, chain) = (&mut *self.down, &mut *self.stream, self.chain.clone());
-        poll_fn(|cx| Poll::Ready(write_filtered(down, stream, &chain, cx, Piece::Borrowed(body), true)))
-            .await?;
+        within(self.clock, |_, cx| {
+            Poll::Ready(write_filtered(down, stream, &chain, cx, Piece::Borrowed(body), true))
+        })
+        .await??;
         self.down.finish(&self.stream.response_trailers)?;
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::edge;
 use super::exchange::{Exchange, Interrupt};
 use super::local_reply;
 use super::{Env, codec_profile};
+use crate::deadline::{Timed, within};
 use crate::h1::H1Error;
 use crate::h1::reason::reason_phrase;
 use bytes::Bytes;
@@ -16,10 +17,9 @@ use sixfold_core::headers::Known;
 use sixfold_core::plugin::{BodyChunk, Chain, LocalReply, Outcome, Phases};
 use sixfold_core::rewrite;
 use sixfold_core::stream::Stream;
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 /// Answers bytes that are no request (`DPE`), as far as they can be answered.
 pub(super) async fn refuse<D: Downstream>(
@@ -85,10 +85,10 @@ impl<D: Downstream> Exchange<'_, D> {
         self.write_head(body.is_empty())?;
         if !body.is_empty() {
             let (down, stream, chain) = (&mut *self.down, &mut *self.stream, &*self.chain);
-            poll_fn(|cx| {
+            within(self.clock, |_, cx| {
                 Poll::Ready(write_filtered(down, stream, chain, cx, Piece::Shared(body.clone()), true))
             })
-            .await?;
+            .await??;
             self.down.finish(&self.stream.response_trailers)?;
         }
         self.flush().await
@@ -128,13 +128,8 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Waits until everything has been written.
     pub(super) async fn flush(&mut self) -> Result<(), Interrupt> {
-        let (down, clock) = (&mut *self.down, &mut *self.clock);
-        poll_fn(|cx| match down.poll_flush(cx) {
-            Poll::Ready(done) => Poll::Ready(done.map_err(Interrupt::Gone)),
-            Poll::Pending => clock.poll(cx).map(|which| Err(Interrupt::Expired(which))),
-        })
-        .await?;
-        Ok(())
+        let down = &mut *self.down;
+        Ok(within(self.clock, |_, cx| down.poll_flush(cx)).await??)
     }
 }
 
@@ -143,7 +138,7 @@ pub(super) fn write_filtered<D: Downstream>(
     down: &mut D,
     stream: &mut Stream,
     chain: &Chain,
-    cx: &mut Context<'_>,
+    cx: &mut Timed<'_>,
     piece: Piece<'_>,
     last: bool,
 ) -> Result<(), Gone> {

@@ -1,7 +1,7 @@
 //! Whether an attempt is followed by another (source/common/router/retry_state_impl.cc; for APISIX nginx's
 //! `proxy_next_upstream error timeout`).
 
-use super::clock::after;
+use crate::deadline::after;
 use crate::upstream::UpstreamError;
 use sixfold_core::cluster::{Cluster, Permit, Resource};
 use sixfold_core::headers::{HeaderName, Headers, Known};

@@ -3,7 +3,10 @@
 use super::accept::Counted;
 use super::filters::{self, FilterError, Findings};
 use super::{ActiveChain, ActiveListener};
+use crate::buffer::{ReadBuffer, WriteBuffer};
+use crate::closing;
 use crate::connect::set_options;
+use crate::deadline::Deadline;
 use crate::io::{Io, Socket};
 use crate::tls::{self, HandshakeError};
 use crate::worker::Worker;
@@ -16,10 +19,12 @@ use std::any::Any;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::io::AsyncWriteExt;
 
 /// What filters of a connection keep until it ends, such as its place under a limit.
 type Held = Vec<Box<dyn Any + Send>>;
+
+/// How long the client of a `direct_response` may take to read it.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// What addresses of unix sockets look like.
 const NO_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -40,14 +45,14 @@ pub(super) async fn run(
     let local = socket.local_addr();
     let mut found = Findings { remote: peer, local, server_name: None, protocols: Vec::new(), tls: false };
     if !inspect(&listener, &mut socket, &mut found).await {
-        return;
+        return socket.refuse();
     }
     let listener = match hand_over(&listener, &found, local, &worker) {
         None => listener,
         Some(meant) => {
             // Its own filters look at the connection too; it does not hand over again.
             if !inspect(&meant, &mut socket, &mut found).await {
-                return;
+                return socket.refuse();
             }
             meant
         }
@@ -76,6 +81,7 @@ pub(super) async fn run(
         Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,
         None => {
             listener.config.stats.no_filter_chain_match.inc();
+            socket.refuse();
             log(&listener, Arc::new(connection), Some(("filter_chain_not_found", Flag::NR)));
         }
     }
@@ -89,30 +95,22 @@ async fn inspect(listener: &ActiveListener, socket: &mut Socket, found: &mut Fin
     }
     let inspecting = config.stats.downstream_pre_cx_active.raise();
     let mut seen = Vec::new();
-    let work = filters::run(&config.listener_filters, socket, &mut seen, found);
-    let outcome = within(config.filters_timeout, work).await;
+    let mut deadline = Deadline::configured(config.filters_timeout);
+    let outcome = filters::run(&config.listener_filters, socket, &mut seen, found, &mut deadline).await;
     drop(inspecting);
     socket.unread(seen);
     match outcome {
-        Some(Ok(())) => true,
-        Some(Err(FilterError::Closed)) => false,
-        Some(Err(reason)) => {
+        Ok(()) => true,
+        Err(FilterError::Closed) => false,
+        Err(FilterError::TimedOut) => {
+            config.stats.downstream_pre_cx_timeout.inc();
+            config.continue_on_timeout
+        }
+        Err(reason) => {
             config.stats.downstream_listener_filter_error.inc();
             tracing::debug!(listener = %config.name, %reason, "a listener filter refuses a connection");
             false
         }
-        None => {
-            config.stats.downstream_pre_cx_timeout.inc();
-            config.continue_on_timeout
-        }
-    }
-}
-
-/// Waits for `work` no longer than `limit`.
-async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
-    match limit {
-        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
-        None => Some(work.await),
     }
 }
 
@@ -143,9 +141,10 @@ async fn serve_chain(
     let io = match &chain.tls {
         None => Io::plain(socket),
         Some(tls) => {
-            let handshake = within(chain.handshake_timeout, tls::accept(socket, tls));
+            let mut deadline = Deadline::after(chain.handshake_timeout);
+            let handshake = tls::accept(socket, tls, &mut deadline);
             // A listener that goes away does not wait for handshakes beyond its deadline either.
-            let outcome = drain.connection().serve(Box::pin(handshake)).await.flatten();
+            let outcome = drain.connection().serve(Box::pin(handshake)).await;
             match count_handshake(outcome, &listener.config.stats) {
                 Some(accepted) => {
                     connection.tls = Some(accepted.info);
@@ -205,14 +204,9 @@ fn admit<'a>(
 
 /// Writes a fixed answer and closes once the client has it.
 async fn direct(mut io: Io, bytes: &[u8]) {
-    let answer = async {
-        io.write_all(bytes).await?;
-        io.shutdown().await?;
-        // Bytes that wait unread would turn the close into a reset that may overtake the answer.
-        tokio::io::copy(&mut io, &mut tokio::io::sink()).await
-    };
-    // The client may go away at any time.
-    let _ = tokio::time::timeout(Duration::from_secs(1), answer).await;
+    let mut out = WriteBuffer::default();
+    out.tail().extend_from_slice(bytes);
+    closing::linger(&mut io, &mut out, &mut ReadBuffer::default(), ANSWER_TIME).await;
 }
 
 fn count_handshake(

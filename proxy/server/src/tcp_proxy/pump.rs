@@ -2,14 +2,13 @@
 
 use super::meter::Meter;
 use crate::buffer::ReadBuffer;
+use crate::deadline::{Limit, Timed, within};
 use crate::drain::Drain;
-use crate::io::Io;
-use std::future::poll_fn;
+use crate::io::{Io, Transport};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// One of the two that talk.
@@ -78,20 +77,17 @@ impl Pump {
         watch: &mut Watch<'_, F>,
         meter: &mut Meter<'_>,
     ) -> End {
-        poll_fn(|cx| {
+        let ended = within(watch, |watch, cx| {
             let state = self.poll_both(cx);
             if meter.update(self.up.moved, self.down.moved) {
                 watch.touch();
             }
-            match state {
-                Poll::Ready(end) => Poll::Ready(end),
-                Poll::Pending => watch.poll(cx),
-            }
-        })
-        .await
+            state
+        });
+        ended.await.unwrap_or_else(|end| end)
     }
 
-    fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll_both(&mut self, cx: &mut Timed<'_>) -> Poll<End> {
         let mut ended = true;
         self.down_first = !self.down_first;
         for down in [self.down_first, !self.down_first] {
@@ -126,7 +122,7 @@ impl Pump {
         watch: &mut Watch<'_, F>,
         meter: &mut Meter<'_>,
     ) -> End {
-        poll_fn(|cx| {
+        let ended = within(watch, |watch, cx| {
             let (flow, to) = match side {
                 Side::Client => (&mut self.up, &mut self.upstream),
                 Side::Upstream => (&mut self.down, &mut self.client),
@@ -135,12 +131,9 @@ impl Pump {
             if meter.update(self.up.moved, self.down.moved) {
                 watch.touch();
             }
-            match state {
-                Poll::Ready(_) => Poll::Ready(End::Failed(side)),
-                Poll::Pending => watch.poll(cx),
-            }
-        })
-        .await
+            state.map(|_| End::Failed(side))
+        });
+        ended.await.unwrap_or_else(|end| end)
     }
 }
 
@@ -181,7 +174,7 @@ enum Failure {
 
 impl Flow {
     /// Goes as far as it can; ready when the reader's end has reached the writer.
-    fn poll(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), Failure>> {
+    fn poll(&mut self, cx: &mut Timed<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), Failure>> {
         while self.stage == Stage::Passing {
             ready!(self.poll_write(cx, to)).map_err(|_| Failure::Writer)?;
             match self.buffer.poll_fill(from, cx) {
@@ -198,20 +191,20 @@ impl Flow {
     }
 
     /// Writes what is there and then the end.
-    fn poll_end(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+    fn poll_end(&mut self, cx: &mut Timed<'_>, to: &mut Io) -> Poll<io::Result<()>> {
         if self.stage != Stage::Done {
             ready!(self.poll_write(cx, to))?;
             self.buffer.release();
-            ready!(Pin::new(to).poll_shutdown(cx))?;
+            ready!(to.poll_shutdown(cx))?;
             self.unflushed = false;
             self.stage = Stage::Done;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+    fn poll_write(&mut self, cx: &mut Timed<'_>, to: &mut Io) -> Poll<io::Result<()>> {
         while !self.buffer.is_empty() {
-            let n = ready!(Pin::new(&mut *to).poll_write(cx, self.buffer.filled()))?;
+            let n = ready!(to.poll_write(cx, self.buffer.filled()))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -222,9 +215,9 @@ impl Flow {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, cx: &mut Timed<'_>, to: &mut Io) -> Poll<io::Result<()>> {
         if self.unflushed {
-            ready!(Pin::new(to).poll_flush(cx))?;
+            ready!(to.poll_flush(cx))?;
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
@@ -272,8 +265,12 @@ impl<'a, F: Future<Output = ()>> Watch<'a, F> {
             self.touched = Instant::now();
         }
     }
+}
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+impl<F: Future<Output = ()>> Limit for Watch<'_, F> {
+    type Expired = End;
+
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         // Once it listens it wakes this task by itself, and only a drain that has begun gives it work.
         if !self.listening || self.drain.is_draining() {
             self.listening = true;

@@ -2,6 +2,7 @@
 
 use super::{Alive, HeadEvent, UpstreamError};
 use crate::buffer::{ReadBuffer, WriteBuffer};
+use crate::deadline::Timed;
 use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, encode_request};
 use crate::http::body::{BodyEvent, Piece};
 use crate::http::h1_body::{BodyReader, Next};
@@ -10,7 +11,7 @@ use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use tokio::time::Instant;
 
 /// An HTTP/1 connection to an upstream, idle or with its one request.
@@ -97,7 +98,7 @@ impl H1Upstream {
         Ok(())
     }
 
-    pub(super) fn write_data(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Result<(), UpstreamError> {
+    pub(super) fn write_data(&mut self, cx: &mut Timed<'_>, data: &[u8]) -> Result<(), UpstreamError> {
         if self.broken.is_some() {
             return Ok(());
         }
@@ -129,7 +130,7 @@ impl H1Upstream {
         }
     }
 
-    pub(super) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+    pub(super) fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         if self.broken.is_some() || self.out.len() < self.watermark {
             return Poll::Ready(Ok(()));
         }
@@ -139,7 +140,7 @@ impl H1Upstream {
         }
     }
 
-    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+    pub(super) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         if self.broken.is_none() {
             let result = ready!(self.out.poll_flush(&mut self.io, cx));
             self.note(result.is_err());
@@ -149,7 +150,7 @@ impl H1Upstream {
 
     pub(super) fn poll_head(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         head: &mut ResponseHead,
     ) -> Poll<Result<HeadEvent, UpstreamError>> {
         loop {
@@ -183,7 +184,7 @@ impl H1Upstream {
 
     pub(super) fn poll_body(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         trailers: &mut Headers,
     ) -> Poll<Result<BodyEvent<'_>, UpstreamError>> {
         let next = ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, &self.opts));

@@ -1,7 +1,9 @@
 //! Requests on a shared HTTP/2 upstream connection.
 
 use super::{Alive, HeadEvent, UpstreamError};
+use crate::deadline::Timed;
 use crate::http::body::{BodyEvent, Piece};
+use crate::http::h2_guard::{Guarded, Patience};
 use crate::http::h2_headers;
 use crate::http::h2_send::H2Send;
 use crate::io::Io;
@@ -16,7 +18,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use tokio::time::Instant;
 
 /// A connection that many requests share. A task of its own reads and writes it until the last is done.
@@ -50,7 +52,7 @@ impl H2Connection {
             .max_header_list_size(options.max_header_list)
             .initial_max_send_streams(options.max_concurrent_streams as usize)
             .enable_push(false)
-            .handshake::<_, Bytes>(io)
+            .handshake::<_, Bytes>(Guarded::client(io, options, Patience::default()))
             .await
             .map_err(|_| UpstreamError::Closed)?;
         alive.stats.upstream_cx_http2_total.inc();
@@ -139,7 +141,7 @@ impl H2Upstream {
     }
 
     /// Opens the stream once the upstream allows one more.
-    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+    fn poll_open(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         if self.head.is_some() {
             ready!(self.connection.poll_ready(cx)).map_err(|e| reason(&e))?;
             if let Some(request) = self.head.take() {
@@ -166,7 +168,7 @@ impl H2Upstream {
         Ok(())
     }
 
-    pub(super) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+    pub(super) fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         ready!(self.poll_open(cx))?;
         let watermark = self.watermark;
         match &mut self.send {
@@ -178,7 +180,7 @@ impl H2Upstream {
         }
     }
 
-    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+    pub(super) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         ready!(self.poll_open(cx))?;
         match &mut self.send {
             // A stream that the upstream has answered and closed refuses data; the answer counts.
@@ -192,7 +194,7 @@ impl H2Upstream {
 
     pub(super) fn poll_head(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         head: &mut ResponseHead,
     ) -> Poll<Result<HeadEvent, UpstreamError>> {
         ready!(self.poll_open(cx))?;
@@ -211,7 +213,7 @@ impl H2Upstream {
 
     pub(super) fn poll_body(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         trailers: &mut Headers,
     ) -> Poll<Result<BodyEvent<'_>, UpstreamError>> {
         let Some(recv) = &mut self.recv else {

@@ -12,6 +12,7 @@ pub(crate) use dial::{Alive, dial};
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
 
+use crate::deadline::Timed;
 use crate::http::body::{BodyEvent, Piece};
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
@@ -19,7 +20,7 @@ use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 /// Why an attempt at an upstream came to nothing: Envoy's reset reasons (source/common/http/utility.cc
 /// `resetReasonToString`).
@@ -163,7 +164,7 @@ impl UpstreamStream {
     }
 
     /// Takes a piece of the body.
-    pub(crate) fn write_data(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), UpstreamError> {
+    pub(crate) fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), UpstreamError> {
         match self {
             UpstreamStream::Http1(s) => s.write_data(cx, piece.as_slice()),
             UpstreamStream::Http2(s) => {
@@ -179,19 +180,19 @@ impl UpstreamStream {
     }
 
     /// Ready when more body may be written: what waits is below the watermark.
-    pub(crate) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+    pub(crate) fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         either!(self, s => s.poll_writable(cx))
     }
 
     /// Sends what waits; ready when nothing does.
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+    pub(crate) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         either!(self, s => s.poll_flush(cx))
     }
 
     /// Reads the head of the response.
     pub(crate) fn poll_head(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         head: &mut ResponseHead,
     ) -> Poll<Result<HeadEvent, UpstreamError>> {
         either!(self, s => s.poll_head(cx, head))
@@ -200,7 +201,7 @@ impl UpstreamStream {
     /// Reads the body of the response; trailers are left in `trailers` with the end.
     pub(crate) fn poll_body(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Timed<'_>,
         trailers: &mut Headers,
     ) -> Poll<Result<BodyEvent<'_>, UpstreamError>> {
         either!(self, s => s.poll_body(cx, trailers))

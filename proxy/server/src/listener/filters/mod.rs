@@ -6,12 +6,13 @@ pub mod http_inspector;
 pub mod proxy_protocol;
 pub mod tls_inspector;
 
+use crate::deadline::Deadline;
 use crate::io::Socket;
 use crate::sockets;
 use sixfold_core::listener::ListenerFilter;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::AsyncReadExt;
 
 /// What listener filters have found out.
 #[derive(Debug, Clone)]
@@ -33,19 +34,22 @@ pub(crate) struct Findings {
 pub(crate) enum FilterError {
     #[error("the client closed the connection")]
     Closed,
+    #[error("the client took too long")]
+    TimedOut,
     #[error("the PROXY protocol header is missing or malformed")]
     ProxyProtocol,
     #[error("the ClientHello is too large")]
     ClientHello,
 }
 
-/// Runs filters one after the other. Bytes they looked at stay in `seen`, those they consumed do not: the
+/// Runs filters one after the other, all before the deadline. Bytes they looked at stay in `seen`, those they consumed do not: the
 /// caller puts them in front of the socket, also when this is dropped half-way.
 pub(crate) async fn run(
     filters: &[ListenerFilter],
     socket: &mut Socket,
     seen: &mut Vec<u8>,
     found: &mut Findings,
+    deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     for filter in filters {
         match filter {
@@ -56,11 +60,11 @@ pub(crate) async fn run(
                 }
             }
             ListenerFilter::ProxyProtocol { optional, versions } => {
-                proxy_protocol(socket, seen, found, *optional, *versions).await?;
+                proxy_protocol(socket, seen, found, *optional, *versions, deadline).await?;
             }
-            ListenerFilter::TlsInspector => tls_inspector(socket, seen, found).await?,
+            ListenerFilter::TlsInspector => tls_inspector(socket, seen, found, deadline).await?,
             ListenerFilter::HttpInspector if found.tls => {}
-            ListenerFilter::HttpInspector => http_inspector(socket, seen, found).await?,
+            ListenerFilter::HttpInspector => http_inspector(socket, seen, found, deadline).await?,
         }
     }
     Ok(())
@@ -70,10 +74,11 @@ async fn tls_inspector(
     socket: &mut Socket,
     seen: &mut Vec<u8>,
     found: &mut Findings,
+    deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     loop {
         match tls_inspector::inspect(seen) {
-            tls_inspector::Outcome::NeedsMore => read_more(socket, seen).await?,
+            tls_inspector::Outcome::NeedsMore => read_more(socket, seen, deadline).await?,
             tls_inspector::Outcome::NotTls => return Ok(()),
             tls_inspector::Outcome::TooLarge => return Err(FilterError::ClientHello),
             tls_inspector::Outcome::Tls(hello) => {
@@ -90,10 +95,11 @@ async fn http_inspector(
     socket: &mut Socket,
     seen: &mut Vec<u8>,
     found: &mut Findings,
+    deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     loop {
         match http_inspector::inspect(seen) {
-            http_inspector::Outcome::NeedsMore => read_more(socket, seen).await?,
+            http_inspector::Outcome::NeedsMore => read_more(socket, seen, deadline).await?,
             http_inspector::Outcome::NotHttp => return Ok(()),
             http_inspector::Outcome::Http(protocol) => {
                 found.protocols = vec![protocol.as_bytes().into()];
@@ -109,11 +115,12 @@ async fn proxy_protocol(
     found: &mut Findings,
     optional: bool,
     (v1, v2): (bool, bool),
+    deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     use proxy_protocol::{Outcome, Version};
     loop {
         match proxy_protocol::parse(seen) {
-            Outcome::NeedsMore => read_more(socket, seen).await?,
+            Outcome::NeedsMore => read_more(socket, seen, deadline).await?,
             Outcome::Absent if optional => return Ok(()),
             Outcome::Absent | Outcome::Malformed => return Err(FilterError::ProxyProtocol),
             Outcome::Header(header) => {
@@ -132,11 +139,14 @@ async fn proxy_protocol(
     }
 }
 
-async fn read_more(socket: &mut Socket, seen: &mut Vec<u8>) -> Result<(), FilterError> {
-    // Enough for a ClientHello in one read.
-    seen.reserve(2048);
-    match socket.read_buf(seen).await {
-        Ok(n) if n > 0 => Ok(()),
+async fn read_more(
+    socket: &mut Socket,
+    seen: &mut Vec<u8>,
+    deadline: &mut Deadline,
+) -> Result<(), FilterError> {
+    match socket.read_more(seen, deadline).await {
+        Ok(1..) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(FilterError::TimedOut),
         _ => Err(FilterError::Closed),
     }
 }

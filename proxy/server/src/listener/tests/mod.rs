@@ -144,7 +144,14 @@ pub(super) fn chain(
     fingerprint: u64,
     filter: NetworkFilter,
 ) -> FilterChain {
-    FilterChain { name: name.into(), matches, tls: None, handshake_timeout: None, filter, fingerprint }
+    FilterChain {
+        name: name.into(),
+        matches,
+        tls: None,
+        handshake_timeout: Duration::from_secs(60),
+        filter,
+        fingerprint,
+    }
 }
 
 pub(super) fn says(text: &'static str) -> NetworkFilter {

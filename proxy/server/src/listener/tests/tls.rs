@@ -69,7 +69,7 @@ fn with_tls(listener: Listener, tls: &Arc<ServerTls>) -> Listener {
                 name: c.name.clone(),
                 matches: c.matches.clone(),
                 tls: Some(tls.clone()),
-                handshake_timeout: Some(Duration::from_millis(500)),
+                handshake_timeout: Duration::from_millis(500),
                 filter: says("secret"),
                 fingerprint: c.fingerprint,
             })
@@ -199,8 +199,7 @@ async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
         let cluster = Cluster::new(config, hosts, None, &fixture.registry).unwrap();
         let host = cluster.hosts.load().iter().next().unwrap().clone();
         let mut connected = connect(&cluster, &host, authority, Alpn::Http1, Duration::from_secs(5)).await?;
-        let mut text = String::new();
-        connected.io.read_to_string(&mut text).await.unwrap();
+        let text = crate::io::text(&mut connected.io).await;
         Ok::<_, ConnectError>((text, connected.tls.unwrap().version))
     };
     let auto = || ClientSettings {

@@ -1,0 +1,188 @@
+use super::frames::Frame;
+use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PING: u8 = 0x6;
+
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = vec![0, 0, payload.len() as u8, kind, flags];
+    out.extend_from_slice(&stream.to_be_bytes());
+    out.extend_from_slice(payload);
+    out
+}
+
+fn options() -> Http2Options {
+    Http2Options { max_resets: 10, max_control_frames: 100, ..Http2Options::default() }
+}
+
+fn server() -> Guarded<()> {
+    let mut guarded = Guarded::server((), Vec::new(), &options(), Patience::default());
+    guarded.received(super::super::PREFACE).unwrap();
+    guarded
+}
+
+impl Guarded<()> {
+    fn takes(&mut self, bytes: &[u8]) -> bool {
+        self.received(bytes).is_ok()
+    }
+
+    fn answers(&mut self, bytes: &[u8]) {
+        let ledger = &mut self.ledger;
+        self.outward.scan(bytes, |frame| ledger.sent(frame));
+    }
+}
+
+fn head(stream: u32) -> Vec<u8> {
+    frame(Frame::HEADERS, 4, stream, b"abc")
+}
+
+fn reset(stream: u32, code: u8) -> Vec<u8> {
+    frame(Frame::RST_STREAM, 0, stream, &[0, 0, 0, code])
+}
+
+/// How many streams of this kind pass until it is a flood; at most 1,000.
+fn until_flood(mut stream: impl FnMut(u32, &mut Guarded<()>) -> bool) -> usize {
+    let mut guarded = server();
+    (0..1000).take_while(|n| stream(2 * n + 1, &mut guarded)).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_are_given_up_are_a_flood_whatever_else_they_carry() {
+    let plain = until_flood(|n, guarded| guarded.takes(&[head(n), reset(n, 8)].concat()));
+    assert_eq!(plain, 10);
+    // Trailers made the share of resets look half as large.
+    let trailers =
+        until_flood(|n, guarded| guarded.takes(&[head(n), head(n), head(n), reset(n, 8)].concat()));
+    assert_eq!(trailers, 10);
+    // Resets that we are provoked into count as the client's.
+    let provoked = until_flood(|n, guarded| {
+        guarded.answers(&reset(n, 5));
+        guarded.takes(&[head(n), frame(Frame::DATA, 0, n, b"x")].concat())
+    });
+    assert_eq!(provoked, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_past_buys_no_flood() {
+    let mut guarded = server();
+    for n in 0..5000 {
+        let stream = 2 * n + 1;
+        assert!(guarded.takes(&head(stream)));
+        guarded.answers(&frame(Frame::HEADERS, 5, stream, b"ok"));
+    }
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let taken = (5000..6000).take_while(|n| guarded.takes(&[head(2 * n + 1), reset(2 * n + 1, 8)].concat()));
+    assert_eq!(taken.count(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_answered_and_old_streams_may_be_reset() {
+    let refused = until_flood(|n, guarded| {
+        let taken = guarded.takes(&head(n));
+        guarded.answers(&reset(n, 7));
+        taken
+    });
+    assert_eq!(refused, 1000);
+    let cut_by_us = until_flood(|n, guarded| {
+        let taken = guarded.takes(&head(n));
+        guarded.answers(&reset(n, 2));
+        taken
+    });
+    assert_eq!(cut_by_us, 1000);
+    let mut guarded = server();
+    for n in 0..100 {
+        let stream = 2 * n + 1;
+        assert!(guarded.takes(&head(stream)));
+        // The beginning of an endless answer, such as of events.
+        guarded.answers(&frame(Frame::DATA, 0, stream, b"event"));
+        assert!(guarded.takes(&reset(stream, 8)), "{n}");
+    }
+    for n in 1000..1020 {
+        assert!(guarded.takes(&head(2 * n + 1)));
+    }
+    tokio::time::advance(Duration::from_secs(2)).await;
+    for n in 1000..1020 {
+        assert!(guarded.takes(&reset(2 * n + 1, 8)), "{n} had its time");
+    }
+    // None of them counted: ten more would be a flood.
+    for n in 2000..2010 {
+        assert!(guarded.takes(&[head(2 * n + 1), reset(2 * n + 1, 8)].concat()), "{n}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_that_ask_for_nothing_are_counted() {
+    let cheap = [
+        ("WINDOW_UPDATE", frame(Frame::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
+        ("PING", frame(PING, 0, 0, &[0; 8])),
+        ("acknowledged PING", frame(PING, 1, 0, &[0; 8])),
+        ("acknowledged SETTINGS", frame(0x4, 1, 0, &[])),
+        ("PRIORITY", frame(0x2, 0, 1, &[0; 5])),
+        ("unknown", frame(0x42, 0, 0, &[0; 5])),
+        ("empty DATA", frame(Frame::DATA, 0, 1, &[])),
+        ("reset of nothing", reset(999, 8)),
+    ];
+    for (name, bytes) in cheap {
+        for mut guarded in [server(), Guarded::client((), &options(), Patience::default())] {
+            let taken = (0..1000).take_while(|_| guarded.takes(&bytes)).count();
+            assert_eq!(taken, 100, "{name}");
+        }
+        let mut slow = server();
+        for n in 0..1000 {
+            tokio::time::advance(Duration::from_millis(20)).await;
+            assert!(slow.takes(&bytes), "{name} {n}, 50 a second");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn windows_may_be_opened_for_data_that_was_sent() {
+    let mut guarded = server();
+    let update = frame(Frame::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]);
+    for n in 0..1000 {
+        guarded.answers(&frame(Frame::DATA, 0, 1, b"x"));
+        assert!((0..20).all(|_| guarded.takes(&update)), "{n}");
+    }
+    (0..100_000).for_each(|_| guarded.answers(&frame(Frame::DATA, 0, 1, b"x")));
+    let saved = (0..10_000).take_while(|_| guarded.takes(&update)).count();
+    assert_eq!(saved, 200, "what is saved up is bounded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_header_block_and_a_peer_that_takes_nothing_end_the_connection() {
+    let patience = Patience { head: Some(Duration::from_secs(10)), write: Some(Duration::from_secs(20)) };
+    let guarded = |size| {
+        let (near, far) = tokio::io::duplex(size);
+        (Guarded::server(near, super::super::PREFACE.to_vec(), &options(), patience), far)
+    };
+    let (mut reading, mut far) = guarded(1000);
+    far.write_all(&head(1)[..10]).await.unwrap();
+    let mut got = Vec::new();
+    let start = Instant::now();
+    let error = loop {
+        match reading.read_buf(&mut got).await {
+            Ok(_) => tokio::time::advance(Duration::from_secs(3)).await,
+            Err(error) => break error,
+        }
+        // What else comes meanwhile moves nothing.
+        if got.len() < 30 {
+            far.write_all(b"b").await.unwrap();
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    assert!(start.elapsed() <= Duration::from_secs(14), "{:?}", start.elapsed());
+
+    let (mut whole, mut far) = guarded(1000);
+    far.write_all(&head(1)).await.unwrap();
+    got.clear();
+    while got.len() < 24 + 12 {
+        whole.read_buf(&mut got).await.unwrap();
+    }
+    let wait = tokio::time::timeout(Duration::from_secs(3600), whole.read_buf(&mut got));
+    assert!(wait.await.is_err(), "nothing is owed");
+
+    let (mut writing, _far) = guarded(10);
+    let start = Instant::now();
+    let error = writing.write_all(&[0; 100]).await.unwrap_err();
+    assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::ConnectionAborted, 20));
+}

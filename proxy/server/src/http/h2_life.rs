@@ -1,0 +1,277 @@
+//! How long a client's HTTP/2 connection lives: idle time, age, draining, and the cut at the end.
+
+use super::Env;
+use crate::deadline::{Deadline, TimedOut, after, within};
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use sixfold_core::hcm::{ConnectionTimeouts, HttpStats};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+/// What a client has opened.
+type Request = (http::Request<RecvStream>, SendResponse<Bytes>);
+
+/// How far a connection is on its way to its end. Each stage is left at a deadline, whatever the client does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Stage {
+    /// Streams come and go; ends when the connection is idle or old, or drains.
+    Open,
+    /// The first GOAWAY was sent, and streams that the client opened before it heard of it are still served, for
+    /// `drain_timeout`. The library sends the last GOAWAY when the client answers its PING, which it need not do.
+    Leaving,
+    /// Only those streams go on that run; each has deadlines of its own.
+    Finishing,
+    /// Nothing runs; what waits is written, for `delayed_close_timeout`.
+    Closing,
+}
+
+/// A connection and its end.
+pub(super) struct Life<T> {
+    server: Connection<T, Bytes>,
+    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+    timeouts: ConnectionTimeouts,
+    max_requests: Option<u32>,
+    stats: Arc<HttpStats>,
+    stage: Stage,
+    /// When the stage ends, where that is known from its beginning.
+    until: Option<Instant>,
+    /// When the connection is too old.
+    end: Option<Instant>,
+    /// Since when no stream is open.
+    idle_since: Option<Instant>,
+    requests: u32,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
+    /// Begins when the handshake is over.
+    pub(super) fn new(server: Connection<T, Bytes>, env: &Env) -> Life<T> {
+        let drain = env.drain.clone();
+        let drain = Box::pin(async move { drain.started().await });
+        let hcm = &env.hcm;
+        Life::with(server, drain, hcm.timeouts.clone(), hcm.max_requests_per_connection, hcm.stats.clone())
+    }
+
+    fn with(
+        server: Connection<T, Bytes>,
+        drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+        timeouts: ConnectionTimeouts,
+        max_requests: Option<u32>,
+        stats: Arc<HttpStats>,
+    ) -> Life<T> {
+        let end = timeouts.max_connection.map(|limit| after(Instant::now(), limit));
+        let (stage, until, idle_since) = (Stage::Open, None, None);
+        Life { server, drain, timeouts, max_requests, stats, stage, until, end, idle_since, requests: 0 }
+    }
+
+    /// The next stream; `None` is the end of the connection.
+    pub(super) async fn next(&mut self) -> Option<Result<Request, h2::Error>> {
+        let mut limit = Deadline::elsewhere();
+        loop {
+            match within(&mut limit, |limit, cx| self.poll_next(limit, cx)).await {
+                Ok(Some(Ok((_, mut respond)))) if self.stage >= Stage::Finishing => {
+                    // Opened after the drain time, whether or not the client has heard of it.
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                }
+                Ok(next) => {
+                    self.count();
+                    return next;
+                }
+                Err(TimedOut) => match self.stage {
+                    Stage::Open => self.expire(),
+                    Stage::Leaving => self.enter(Stage::Finishing, None),
+                    Stage::Finishing | Stage::Closing => return None,
+                },
+            }
+        }
+    }
+
+    fn poll_next(
+        &mut self,
+        limit: &mut Deadline,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Request, h2::Error>>> {
+        if self.stage == Stage::Open && self.drain.as_mut().poll(cx).is_ready() {
+            self.stats.downstream_cx_drain_close.inc();
+            self.leave();
+        }
+        let accepted = self.server.poll_accept(cx);
+        if accepted.is_ready() {
+            return accepted;
+        }
+        if self.stage == Stage::Finishing && !self.server.has_streams() {
+            self.enter(Stage::Closing, Some(after(Instant::now(), self.timeouts.delayed_close)));
+            self.server.abrupt_shutdown(Reason::NO_ERROR);
+            limit.set(self.until);
+            return self.server.poll_accept(cx);
+        }
+        limit.set(self.stage_end());
+        Poll::Pending
+    }
+
+    /// When the stage ends. With streams a connection is not idle.
+    fn stage_end(&mut self) -> Option<Instant> {
+        if self.stage != Stage::Open {
+            return self.until;
+        }
+        if self.server.has_streams() {
+            self.idle_since = None;
+            return self.end;
+        }
+        let since = *self.idle_since.get_or_insert_with(Instant::now);
+        let idle = self.timeouts.idle.filter(|d| !d.is_zero()).map(|d| after(since, d));
+        [idle, self.end].into_iter().flatten().min()
+    }
+
+    fn count(&mut self) {
+        self.idle_since = None;
+        self.requests += 1;
+        if self.stage == Stage::Open && self.max_requests.is_some_and(|max| self.requests >= max) {
+            self.stats.downstream_cx_max_requests_reached.inc();
+            self.leave();
+        }
+    }
+
+    /// It has been idle, or has lived, for too long.
+    fn expire(&mut self) {
+        if self.end.is_some_and(|end| end <= Instant::now()) {
+            self.stats.downstream_cx_max_duration_reached.inc();
+        } else {
+            self.stats.downstream_cx_idle_timeout.inc();
+        }
+        self.leave();
+    }
+
+    /// Tells the client to go.
+    fn leave(&mut self) {
+        self.enter(Stage::Leaving, Some(after(Instant::now(), self.timeouts.drain)));
+        self.server.graceful_shutdown();
+    }
+
+    fn enter(&mut self, stage: Stage, until: Option<Instant>) {
+        self.stage = stage;
+        self.until = until;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use sixfold_core::metrics::Registry;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::sync::oneshot;
+
+    const IDLE: Duration = Duration::from_secs(60);
+    const DRAIN: Duration = Duration::from_secs(5);
+
+    struct Played {
+        client: DuplexStream,
+        drain: oneshot::Sender<()>,
+        stats: Arc<HttpStats>,
+        /// When the connection ended.
+        ended: tokio::task::JoinHandle<Instant>,
+    }
+
+    /// A connection that answers each stream after `work`, and the bytes of its client.
+    async fn play(work: Duration, max_requests: Option<u32>) -> Played {
+        let (near, mut client) = tokio::io::duplex(1 << 20);
+        // Preface and SETTINGS; nothing else is ever answered.
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let (drain, drained) = oneshot::channel();
+        let stats = Arc::new(HttpStats::new(&Registry::new(), "http.t."));
+        let timeouts = ConnectionTimeouts {
+            idle: Some(IDLE),
+            drain: DRAIN,
+            delayed_close: Duration::from_secs(1),
+            ..ConnectionTimeouts::default()
+        };
+        let counted = stats.clone();
+        let ended = tokio::spawn(async move {
+            let server = h2::server::handshake(near).await.unwrap();
+            // A sender that is dropped drains nothing.
+            let drained = Box::pin(async move {
+                if drained.await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            });
+            let mut life = Life::with(server, drained, timeouts, max_requests, counted);
+            while let Some(Ok((_, mut respond))) = life.next().await {
+                tokio::spawn(async move {
+                    tokio::time::sleep(work).await;
+                    let _ = respond.send_response(http::Response::new(()), true);
+                });
+            }
+            Instant::now()
+        });
+        Played { client, drain, stats, ended }
+    }
+
+    fn request(stream: u8) -> Vec<u8> {
+        // GET https / of no authority, in the static table.
+        [&[0, 0, 3, 1, 5, 0, 0, 0, stream][..], &[0x82, 0x87, 0x84]].concat()
+    }
+
+    /// An idle connection of a client that does not answer the PING behind the first GOAWAY stayed for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_nothing_is_cut_when_its_drain_time_is_over() {
+        let start = Instant::now();
+        let played = play(Duration::ZERO, None).await;
+        assert_eq!(played.ended.await.unwrap() - start, IDLE + DRAIN);
+        assert_eq!(played.stats.downstream_cx_idle_timeout.get(), 1);
+        drop(played.client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_time_begins_when_the_last_stream_ends() {
+        let start = Instant::now();
+        let mut played = play(Duration::from_secs(7), None).await;
+        for n in 0..10 {
+            // Streams that begin and end between two looks of a timer of the idle time's length.
+            played.client.write_all(&request(2 * n + 1)).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(25)).await;
+            assert!(!played.ended.is_finished(), "after request {n}");
+        }
+        let busy = Duration::from_secs(25 * 9 + 7);
+        assert_eq!(played.ended.await.unwrap() - start, busy + IDLE + DRAIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_run_are_ended_and_later_ones_refused() {
+        let start = Instant::now();
+        let mut played = play(Duration::from_secs(20), None).await;
+        played.client.write_all(&request(1)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        played.drain.send(()).unwrap();
+        // Within the drain time a stream may have been on its way; beyond, it was not.
+        tokio::time::sleep(DRAIN - Duration::from_secs(1)).await;
+        played.client.write_all(&request(3)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        played.client.write_all(&request(5)).await.unwrap();
+        assert_eq!(played.ended.await.unwrap() - start, Duration::from_secs(25));
+        let mut said = Vec::new();
+        played.client.read_to_end(&mut said).await.unwrap();
+        let refused = [0, 0, 4, 3, 0, 0, 0, 0, 5, 0, 0, 0, 7];
+        assert!(said.windows(refused.len()).any(|w| w == refused), "{said:?}");
+        for stream in [1, 3] {
+            let answered =
+                said.windows(9).filter(|w| w[3] == 1 && w[4] & 1 == 1 && w[5..] == [0, 0, 0, stream]);
+            assert_eq!(answered.count(), 1, "stream {stream}: {said:?}");
+        }
+        assert_eq!(played.stats.downstream_cx_drain_close.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_with_its_last_request() {
+        let start = Instant::now();
+        let mut played = play(Duration::from_secs(2), Some(2)).await;
+        played.client.write_all(&[request(1), request(3)].concat()).await.unwrap();
+        assert_eq!(played.ended.await.unwrap() - start, DRAIN);
+        assert_eq!(played.stats.downstream_cx_max_requests_reached.get(), 1);
+    }
+}
