@@ -54,7 +54,6 @@ fn choose(bencher: Bencher<'_, '_>, count: u16, policy: Policy) {
     bencher.bench_local(|| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let choice = Choice {
-            hosts: &hosts,
             worker: 0,
             hash: Some(random),
             random,

@@ -5,10 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use sixfold_core::balance::Choice;
+use sixfold_core::cluster::Member;
 use sixfold_core::connection::Connection;
 use sixfold_core::error::ConfigError;
 use sixfold_core::listener::NetworkFilter;
 use sixfold_core::message::Target;
+use sixfold_core::metrics::Value;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell};
@@ -86,6 +89,23 @@ impl Feed {
         Ok(())
     }
 
+    /// Compiles everything of a response, and drops it again.
+    fn consider(&self, changes: &[Change]) {
+        let mut diff = Diff::default();
+        for ((kind, name), text) in changes {
+            // Whether it is refused makes no difference here.
+            let _ = self.add(&mut diff, *kind, name, text.as_deref());
+        }
+    }
+
+    /// Statistics that are not zero.
+    fn statistics(&self) -> Vec<String> {
+        let zero =
+            |value: &Value| matches!(value, Value::Counter(0) | Value::Gauge(0) | Value::Histogram(_, 0, _));
+        let samples = self.context.registry.samples().into_iter().filter(|s| !zero(&s.value));
+        samples.map(|s| format!("{}: {:?}", s.name, s.value)).collect()
+    }
+
     /// Everything that requests could notice.
     fn shown(&self) -> Vec<String> {
         let clusters = self.context.clusters.all();
@@ -103,8 +123,35 @@ impl Feed {
 }
 
 fn shown_cluster(cluster: &sixfold_core::cluster::Cluster) -> String {
-    let hosts: Vec<_> = cluster.hosts.load().iter().map(|host| host.label.to_string()).collect();
-    format!("{} {:?} {hosts:?}", cluster.config.name, cluster.config.connect_timeout)
+    let show = |m: &Arc<Member>| {
+        format!("{} x{} {:?} {:?} {}", m.host.label, m.weight, m.locality, m.health(), m.host.is_removed())
+    };
+    let hosts: Vec<_> = cluster.hosts.load().iter().map(show).collect();
+    let gauges =
+        [&cluster.stats.membership_total, &cluster.stats.membership_healthy].map(|gauge| gauge.get());
+    let chosen = chosen(cluster);
+    format!("{} {:?} {hosts:?} {gauges:?} {chosen:?}", cluster.config.name, cluster.config.connect_timeout)
+}
+
+/// Which endpoints a few requests get. Every balancer here chooses by the hash.
+fn chosen(cluster: &sixfold_core::cluster::Cluster) -> Vec<String> {
+    let none = BTreeMap::new();
+    let choose = |n: u64| {
+        let hash = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let choice = Choice {
+            worker: 0,
+            hash: Some(hash),
+            random: hash,
+            attempt: 0,
+            tried: &[],
+            predicates: &[],
+            host_attempts: 1,
+            previous_priorities: None,
+            subset: &none,
+        };
+        cluster.balancer.choose(&choice).map_or_else(|| "none".to_owned(), |m| m.host.label.to_string())
+    };
+    (0..16).map(choose).collect()
 }
 
 /// Which route and cluster each of a few requests gets.
@@ -154,10 +201,12 @@ fn random_routes(rng: &mut fastrand::Rng) -> String {
 fn random_text(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> String {
     match kind {
         Kind::Cluster => format!(
-            "{{name: {name}, connect_timeout: {}s, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [\
-             {{endpoint: {{address: {{socket_address: {{address: 10.0.0.{}, port_value: 80}}}}}}}}]}}]}}}}",
+            "{{name: {name}, connect_timeout: {}s, lb_policy: RING_HASH, \
+             common_lb_config: {{healthy_panic_threshold: {{}}}}, load_assignment: {{cluster_name: {name}, \
+             endpoints: [{{locality: {{zone: z{}}}, lb_endpoints: [{}]}}]}}}}",
             rng.u8(1..3),
-            rng.u8(1..4),
+            rng.u8(1..3),
+            (0..rng.usize(1..4)).map(|_| random_endpoint(rng)).collect::<Vec<_>>().join(", "),
         ),
         Kind::Table => format!("{{name: {name}, {}}}", random_routes(rng)),
         Kind::Listener => format!(
@@ -169,6 +218,16 @@ fn random_text(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> String {
             random_routes(rng),
         ),
     }
+}
+
+fn random_endpoint(rng: &mut fastrand::Rng) -> String {
+    format!(
+        "{{endpoint: {{address: {{socket_address: {{address: 10.0.0.{}, port_value: 80}}}}}}, \
+         load_balancing_weight: {}, health_status: {}}}",
+        rng.u8(1..5),
+        rng.u8(1..4),
+        ["UNKNOWN", "HEALTHY", "UNHEALTHY", "DRAINING", "DEGRADED"][rng.usize(..5)],
+    )
 }
 
 /// Makes the text of a good resource one that must be refused.
@@ -223,6 +282,31 @@ fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
     }
 }
 
+/// A response that is refused as a whole, a dry run, a candidate that a later one overtakes: whatever is compiled
+/// and not applied leaves weights, health, choices and statistics as they were.
+#[test]
+fn what_is_compiled_and_dropped_changes_nothing() {
+    for seed in 0..8 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut feed = Feed::new();
+        let mut reached = BTreeSet::new();
+        for step in 0..60 {
+            feed.apply(random_changes(&mut rng).0);
+            let before = (feed.shown(), feed.statistics());
+            for _ in 0..5 {
+                feed.consider(&random_changes(&mut rng).0);
+                feed.context.clusters.sweep();
+                let (shown, statistics) = (feed.shown(), feed.statistics());
+                let changed = |(a, b): &(&String, &String)| a != b;
+                assert_eq!(before.0.iter().zip(&shown).find(changed), None, "seed {seed}, step {step}");
+                assert_eq!(before.1, statistics, "seed {seed}, step {step}");
+            }
+            reached.insert(before.0);
+        }
+        assert!(reached.len() > 40, "hardly anything changes: {} states", reached.len());
+    }
+}
+
 #[test]
 fn a_broken_resource_changes_nothing_else() {
     let mut rng = fastrand::Rng::with_seed(1);
@@ -246,11 +330,11 @@ fn what_a_request_holds_outlives_its_change() {
     let text = |kind, name, rng: &mut fastrand::Rng| ((kind, name), Some(random_text(kind, name, rng)));
     feed.apply(vec![text(Kind::Cluster, "c0", &mut rng), text(Kind::Table, "t0", &mut rng)]);
     let (table, cluster) = (feed.cells[0].load().unwrap(), feed.context.clusters.find("c0").unwrap());
-    let (routes, hosts) = (answers(&table).len(), shown_cluster(&cluster));
+    let (routes, endpoints) = (answers(&table).len(), chosen(&cluster));
     feed.apply(vec![((Kind::Cluster, "c0"), None), ((Kind::Table, "t0"), None)]);
     assert!(feed.cells[0].load().is_none() && feed.context.clusters.find("c0").is_none());
     assert_eq!(feed.model.sweep(), 2, "both are held");
-    assert_eq!((answers(&table).len(), shown_cluster(&cluster)), (routes, hosts));
+    assert_eq!((answers(&table).len(), chosen(&cluster)), (routes, endpoints));
     drop((table, cluster));
     assert_eq!(feed.model.sweep(), 0);
 }

@@ -1,6 +1,6 @@
 //! What is known of one request while it runs: the context that matchers, plugins, formatters and logs see.
 
-use crate::cluster::{Cluster, Host};
+use crate::cluster::{Cluster, Member};
 use crate::connection::Connection;
 use crate::flags::ResponseFlags;
 use crate::headers::Headers;
@@ -109,8 +109,8 @@ impl Timing {
 pub struct Upstream {
     /// Cluster, once chosen; pinned until the stream ends.
     pub cluster: Option<Arc<Cluster>>,
-    /// Endpoint of the last attempt.
-    pub host: Option<Arc<Host>>,
+    /// Endpoint of the last attempt, as it was configured when it was chosen.
+    pub member: Option<Arc<Member>>,
     /// Local address of the upstream connection.
     pub local: Option<SocketAddr>,
     /// Attempts so far, the first one counted.
@@ -126,8 +126,8 @@ pub struct Upstream {
 /// One attempt at an upstream host.
 #[derive(Clone)]
 pub struct Tried {
-    /// The host.
-    pub host: Arc<Host>,
+    /// The endpoint.
+    pub member: Arc<Member>,
     /// When the attempt began; the times below are measured from here, as nginx measures them.
     pub began: Instant,
     /// Status it answered with; 0 for none (nginx prints `502` or `504` then).
@@ -142,8 +142,8 @@ pub struct Tried {
 
 impl Tried {
     /// An attempt that begins.
-    pub fn new(host: Arc<Host>, began: Instant) -> Tried {
-        Tried { host, began, status: 0, connect_ms: None, header_ms: None, response_ms: None }
+    pub fn new(member: Arc<Member>, began: Instant) -> Tried {
+        Tried { member, began, status: 0, connect_ms: None, header_ms: None, response_ms: None }
     }
 
     /// Notes its end, unless that was noted before; `status` stands for a response that did not come.
@@ -246,7 +246,7 @@ impl Stream {
         self.route = None;
         self.captures.clear();
         self.upstream.cluster = None;
-        self.upstream.host = None;
+        self.upstream.member = None;
         self.upstream.local = None;
         self.upstream.attempts = 0;
         self.upstream.tried.clear();

@@ -142,11 +142,9 @@ impl Session {
         subset: &BTreeMap<String, serde_json::Value>,
         worker: usize,
     ) -> Option<InFlight> {
-        let hosts = cluster.hosts.load();
         let upstream = &self.stream.upstream;
         let again = upstream.attempts > 0;
         cluster.choose(&Choice {
-            hosts: &hosts,
             worker,
             hash: self.stream.hash,
             random: fastrand::u64(..),
@@ -164,8 +162,8 @@ impl Session {
         flight.begin(now);
         let upstream = &mut self.stream.upstream;
         upstream.attempts += 1;
-        upstream.host = Some(flight.host().clone());
-        upstream.tried.push(Tried::new(flight.host().clone(), now));
+        upstream.member = Some(flight.member().clone());
+        upstream.tried.push(Tried::new(flight.member().clone(), now));
     }
 
     fn connected(&mut self, connected: &Connected) {

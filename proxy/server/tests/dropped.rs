@@ -197,7 +197,7 @@ async fn nothing_is_counted(clusters: &Clusters, registry: &Registry, worker: Ar
 }
 
 fn nothing_is_held(cluster: &Cluster) {
-    for host in cluster.hosts.load().iter() {
+    for host in cluster.hosts.load().iter().map(|m| &m.host) {
         assert_eq!(host.active_requests.load(Relaxed), 0, "requests of {}", host.label);
         assert_eq!(host.active_connections.load(Relaxed), 0, "connections of {}", host.label);
     }

@@ -216,7 +216,8 @@ impl Plugin for Teller {
     }
 
     fn before_proxy<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
-        let host = stream.upstream.host.as_ref().map_or_else(String::new, |host| host.address.to_string());
+        let member = stream.upstream.member.as_ref();
+        let host = member.map_or_else(String::new, |member| member.host.address.to_string());
         stream.request.headers.set(Known::VIA, host.as_bytes());
         Step::Continue
     }

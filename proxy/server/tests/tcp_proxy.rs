@@ -179,7 +179,7 @@ async fn bytes_pass_both_ways_and_are_counted() {
     client.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"tcp:\0\x01\xff");
     let cluster = proxy.cluster("a");
-    let host = cluster.hosts.load().iter().next().unwrap().clone();
+    let host = cluster.hosts.load().iter().next().unwrap().host.clone();
     assert_eq!((cluster.stats.upstream_cx_active.get(), host.active_connections.load(SeqCst)), (1, 1));
     client.shutdown().await.unwrap();
     assert_eq!(rest(&mut client).await, b"");

@@ -172,7 +172,7 @@ fn a_cluster_replaces_the_one_of_its_name() {
     let first = compile(&context, &value, true).unwrap();
     context.clusters.cell("c").swap(Some(first.clone()));
     let second = compile(&context, &value, true).unwrap();
-    let id = |cluster: &Cluster| cluster.hosts.load().iter().next().unwrap().id;
+    let id = |cluster: &Cluster| cluster.hosts.load().iter().next().unwrap().host.id;
     assert_eq!(id(&first), id(&second), "endpoints keep their identity");
     assert!(second.config.added_via_api);
     let error = compile(&context, &read("name: bad\nhealth_checks: [{}]"), true).unwrap_err();

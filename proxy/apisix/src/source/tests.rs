@@ -360,7 +360,7 @@ fn random_file(rng: &mut fastrand::Rng) -> String {
 /// What a model holds, in words that two models share.
 fn shown(model: &mut Model) -> Vec<String> {
     let clusters = model.clusters().all().into_iter().map(|cluster| {
-        let hosts: Vec<_> = cluster.hosts.load().iter().map(|host| host.label.to_string()).collect();
+        let hosts: Vec<_> = cluster.hosts.load().iter().map(|m| m.host.label.to_string()).collect();
         let retries = cluster.config.retry.as_ref().map(|retry| retry.num_retries);
         format!("{} {hosts:?} {retries:?}", cluster.config.name)
     });

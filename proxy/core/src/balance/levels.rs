@@ -4,7 +4,7 @@ use super::edf::Edf;
 use super::priority::{Class, Loads};
 use super::worker::{PerWorker, derive};
 use super::{BalanceConfig, Balancer, Choice};
-use crate::cluster::{ClusterStats, Host, HostSet, Locality, PriorityLevel};
+use crate::cluster::{ClusterStats, HostSet, Locality, Member, Members, PriorityLevel};
 use crate::retry::HostPredicate;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -23,14 +23,14 @@ pub(super) trait Algorithm: Send + Sync + 'static {
     fn prepare(&self, hosts: Vec<Weighted>, workers: usize) -> Self::Group;
 
     /// A host of the group; `None` when it has none.
-    fn pick<'g>(&self, group: &'g Self::Group, ask: Ask) -> Option<&'g Arc<Host>>;
+    fn pick<'g>(&self, group: &'g Self::Group, ask: Ask) -> Option<&'g Arc<Member>>;
 }
 
 /// A host and its share within a group.
 #[derive(Debug, Clone)]
 pub(super) struct Weighted {
-    /// The host.
-    pub(super) host: Arc<Host>,
+    /// The host, as the set has it.
+    pub(super) member: Arc<Member>,
     /// Its weight.
     pub(super) weight: f64,
 }
@@ -61,13 +61,20 @@ struct State<G> {
 }
 
 struct Level<G> {
-    healthy: Source<G>,
-    degraded: Source<G>,
-    all: Source<G>,
+    /// All, by which localities are scaled.
+    members: Members,
+    healthy: Arc<Source<G>>,
+    degraded: Arc<Source<G>>,
+    all: Arc<Source<G>>,
 }
+
+/// One of a level's sources.
+type Part<G> = fn(&Level<G>) -> &Arc<Source<G>>;
 
 /// The hosts of one health class of a level.
 struct Source<G> {
+    /// What it was made from.
+    members: Members,
     /// One group, or one a locality.
     groups: Vec<G>,
     /// Turns of the localities, if they have weights.
@@ -81,7 +88,7 @@ struct Turns {
 
 impl<G> Source<G> {
     fn empty() -> Source<G> {
-        Source { groups: Vec::new(), turns: None }
+        Source { members: Members::default(), groups: Vec::new(), turns: None }
     }
 
     #[inline]
@@ -112,59 +119,64 @@ impl<A: Algorithm> Leveled<A> {
         balancer
     }
 
-    fn level(&self, level: &PriorityLevel, panics: bool) -> Level<A::Group> {
+    /// What is prepared for a level; what `before` has for the same members is taken over, turns and all.
+    fn level(
+        &self,
+        level: &PriorityLevel,
+        panics: bool,
+        before: Option<&Level<A::Group>>,
+    ) -> Level<A::Group> {
+        // The share of a locality depends on all of its members.
+        let scaled_alike = before.is_some_and(|b| {
+            !self.config.locality_weighted || same_members(b.members.iter(), &level.members)
+        });
+        let source = |of: Part<A::Group>, members: &Members, classed: bool| {
+            let kept = before.map(of).filter(|s| same_members(s.members.iter(), members));
+            match kept {
+                Some(kept) if scaled_alike || !classed => kept.clone(),
+                _ => Arc::new(self.source(level, members, classed)),
+            }
+        };
+        let all = if panics { level.members.clone() } else { Members::default() };
         Level {
-            healthy: self.source(level, &level.healthy, true),
-            degraded: self.source(level, &level.degraded, true),
-            all: if panics { self.source(level, &level.all, false) } else { Source::empty() },
+            healthy: source(|l| &l.healthy, &level.healthy, true),
+            degraded: source(|l| &l.degraded, &level.degraded, true),
+            all: source(|l| &l.all, &all, false),
+            members: level.members.clone(),
         }
     }
 
-    fn source(&self, level: &PriorityLevel, hosts: &[Arc<Host>], localities: bool) -> Source<A::Group> {
-        if hosts.is_empty() {
+    fn source(&self, level: &PriorityLevel, members: &Members, classed: bool) -> Source<A::Group> {
+        if members.is_empty() {
             return Source::empty();
         }
-        let weighted = |host: &Arc<Host>| Weighted { host: host.clone(), weight: f64::from(host.weight()) };
-        let by_locality = localities && self.config.locality_weighted && !level.locality_weights.is_empty();
-        if !by_locality {
-            let group = self.algorithm.prepare(hosts.iter().map(weighted).collect(), self.workers);
-            return Source { groups: vec![group], turns: None };
-        }
-        let mut split: BTreeMap<&Locality, Vec<Weighted>> = BTreeMap::new();
-        for host in hosts {
-            split.entry(&host.locality).or_default().push(weighted(host));
-        }
-        let share = |locality: &Locality, usable: usize| {
-            let count = level.all.iter().filter(|h| h.locality == *locality).count();
-            let weight = level.locality_weights.get(locality).copied().unwrap_or(0);
-            let available = f64::from(self.config.overprovisioning) / 100.0 * usable as f64 / count as f64;
-            f64::from(weight) * available.min(1.0)
+        let weighted = |m: &Arc<Member>| Weighted { member: m.clone(), weight: f64::from(m.weight) };
+        let localities = match classed && self.config.locality_weighted {
+            true => Localities::of(level),
+            false => Localities::default(),
         };
-        if A::HASHED {
-            return self.scaled(split, &level.locality_weights);
-        }
-        let weights: Vec<f64> = split.iter().map(|(l, hosts)| share(l, hosts.len())).collect();
-        let groups = split.into_values().map(|hosts| self.algorithm.prepare(hosts, self.workers)).collect();
-        let queues = PerWorker::new(self.workers, || Mutex::new(Edf::started(weights.iter().copied())));
-        Source { groups, turns: Some(Turns { weights, queues }) }
+        let (groups, turns) = if localities.0.is_empty() {
+            (vec![self.algorithm.prepare(members.iter().map(weighted).collect(), self.workers)], None)
+        } else {
+            let mut split: BTreeMap<&Locality, Vec<Weighted>> = BTreeMap::new();
+            for member in members.iter() {
+                split.entry(&member.locality).or_default().push(weighted(member));
+            }
+            match A::HASHED {
+                true => (vec![self.algorithm.prepare(localities.scaled(split), self.workers)], None),
+                false => {
+                    let weights = localities.shares(&split, self.config.overprovisioning);
+                    let prepare = |hosts| self.algorithm.prepare(hosts, self.workers);
+                    (split.into_values().map(prepare).collect(), Some(self.turns(weights)))
+                }
+            }
+        };
+        Source { members: members.clone(), groups, turns }
     }
 
-    /// One group whose weights are the locality's share times the host's share of its locality.
-    fn scaled(
-        &self,
-        split: BTreeMap<&Locality, Vec<Weighted>>,
-        weights: &BTreeMap<Locality, u32>,
-    ) -> Source<A::Group> {
-        let mut scaled = Vec::new();
-        for (locality, hosts) in split {
-            let share = f64::from(weights.get(locality).copied().unwrap_or(0));
-            let sum: f64 = hosts.iter().map(|h| h.weight).sum();
-            if share > 0.0 && sum > 0.0 {
-                let scale = |h: Weighted| Weighted { weight: h.weight / sum * share, host: h.host };
-                scaled.extend(hosts.into_iter().map(scale));
-            }
-        }
-        Source { groups: vec![self.algorithm.prepare(scaled, self.workers)], turns: None }
+    fn turns(&self, weights: Vec<f64>) -> Turns {
+        let queues = PerWorker::new(self.workers, || Mutex::new(Edf::started(weights.iter().copied())));
+        Turns { weights, queues }
     }
 
     fn choose_once(
@@ -173,7 +185,7 @@ impl<A: Algorithm> Leveled<A> {
         loads: &Loads,
         choice: &Choice<'_>,
         refused: u32,
-    ) -> Option<Arc<Host>> {
+    ) -> Option<Arc<Member>> {
         let value = match choice.hash {
             Some(hash) if A::HASHED => hash,
             _ if refused == 0 || A::HASHED => choice.random,
@@ -201,7 +213,7 @@ impl<A: Algorithm> Leveled<A> {
 }
 
 impl<A: Algorithm> Balancer for Leveled<A> {
-    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>> {
+    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Member>> {
         let state = self.state.load();
         if choice.attempt == 0 {
             return self.choose_once(&state, &state.loads, choice, 0);
@@ -210,29 +222,77 @@ impl<A: Algorithm> Balancer for Leveled<A> {
         let loads = adjusted.as_ref().unwrap_or(&state.loads);
         let mut refused = 0;
         loop {
-            let host = self.choose_once(&state, loads, choice, refused)?;
-            if refused >= choice.host_attempts || !refuses(choice, &host) {
-                return Some(host);
+            let member = self.choose_once(&state, loads, choice, refused)?;
+            if refused >= choice.host_attempts || !refuses(choice, &member) {
+                return Some(member);
             }
             refused += 1;
         }
     }
 
     fn update(&self, hosts: &HostSet) {
+        let before = self.state.load();
         let loads = Loads::new(hosts, &self.config);
-        let level = |(i, l)| self.level(l, loads.panics(i));
+        let level = |(i, l)| self.level(l, loads.panics(i), before.levels.get(i));
         let levels = hosts.levels.iter().enumerate().map(level).collect();
         self.state.store(Arc::new(State { loads, levels }));
     }
 }
 
+/// The weights that the configuration gives to localities of a level, and how many members each has.
+#[derive(Default)]
+struct Localities<'l>(BTreeMap<&'l Locality, (u32, usize)>);
+
+impl<'l> Localities<'l> {
+    /// Nothing when no locality has a weight.
+    fn of(level: &'l PriorityLevel) -> Localities<'l> {
+        let mut all: BTreeMap<&Locality, (u32, usize)> = BTreeMap::new();
+        for member in level.members.iter() {
+            let entry = all.entry(&member.locality).or_default();
+            entry.0 = member.locality_weight.unwrap_or(entry.0);
+            entry.1 += 1;
+        }
+        let weighted = level.members.iter().any(|m| m.locality_weight.is_some());
+        if weighted { Localities(all) } else { Localities::default() }
+    }
+
+    /// The shares of `usable` hosts: their locality's weight, less when too few of its hosts are among them.
+    fn shares(&self, usable: &BTreeMap<&Locality, Vec<Weighted>>, overprovisioning: u32) -> Vec<f64> {
+        let share = |(locality, hosts): (&&Locality, &Vec<Weighted>)| {
+            let (weight, count) = self.0.get(*locality).copied().unwrap_or_default();
+            let available = f64::from(overprovisioning) / 100.0 * hosts.len() as f64 / count.max(1) as f64;
+            f64::from(weight) * available.min(1.0)
+        };
+        usable.iter().map(share).collect()
+    }
+
+    /// One group whose weights are the locality's share times the host's share of its locality.
+    fn scaled(&self, split: BTreeMap<&Locality, Vec<Weighted>>) -> Vec<Weighted> {
+        let mut scaled = Vec::new();
+        for (locality, hosts) in split {
+            let share = self.0.get(locality).map_or(0.0, |(weight, _)| f64::from(*weight));
+            let sum: f64 = hosts.iter().map(|h| h.weight).sum();
+            if share > 0.0 && sum > 0.0 {
+                let scale = |h: Weighted| Weighted { weight: h.weight / sum * share, member: h.member };
+                scaled.extend(hosts.into_iter().map(scale));
+            }
+        }
+        scaled
+    }
+}
+
+/// Whether both are the same members in the same order.
+pub(super) fn same_members<'a>(mut a: impl Iterator<Item = &'a Arc<Member>>, b: &[Arc<Member>]) -> bool {
+    b.iter().all(|b| a.next().is_some_and(|a| Arc::ptr_eq(a, b))) && a.next().is_none()
+}
+
 /// Whether a retry host predicate is against the host.
-fn refuses(choice: &Choice<'_>, host: &Host) -> bool {
+fn refuses(choice: &Choice<'_>, member: &Member) -> bool {
     choice.predicates.iter().any(|predicate| match predicate {
-        HostPredicate::PreviousHosts => choice.tried.iter().any(|t| t.host.id == host.id),
-        HostPredicate::OmitCanaryHosts => host.is_canary(),
+        HostPredicate::PreviousHosts => choice.tried.iter().any(|t| t.member.host.id == member.host.id),
+        HostPredicate::OmitCanaryHosts => member.is_canary(),
         HostPredicate::OmitHostMetadata(wanted) => {
-            let metadata = host.metadata.get("envoy.lb");
+            let metadata = member.metadata.get("envoy.lb");
             !wanted.is_empty() && wanted.iter().all(|(k, v)| metadata.and_then(|m| m.get(k)) == Some(v))
         }
     })

@@ -2,7 +2,7 @@
 
 use super::levels::{Algorithm, Ask, Weighted};
 use super::ring_hash::hash_key;
-use crate::cluster::Host;
+use crate::cluster::Member;
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
@@ -15,7 +15,7 @@ pub(super) struct Maglev {
 /// The host of every slot.
 pub(super) struct Table {
     slots: Vec<u32>,
-    hosts: Vec<Arc<Host>>,
+    members: Vec<Arc<Member>>,
 }
 
 struct Row {
@@ -34,19 +34,21 @@ impl Algorithm for Maglev {
 
     fn prepare(&self, mut hosts: Vec<Weighted>, _workers: usize) -> Table {
         // Sorted, so that the table does not depend on the order of endpoints.
-        hosts.sort_by(|a, b| hash_key(&a.host, self.use_hostname).cmp(hash_key(&b.host, self.use_hostname)));
+        hosts.sort_by(|a, b| {
+            hash_key(&a.member, self.use_hostname).cmp(hash_key(&b.member, self.use_hostname))
+        });
         hosts.retain(|h| h.weight > 0.0);
         let slots = self.fill(&hosts);
-        Table { slots, hosts: hosts.into_iter().map(|h| h.host).collect() }
+        Table { slots, members: hosts.into_iter().map(|h| h.member).collect() }
     }
 
     #[inline]
-    fn pick<'g>(&self, table: &'g Table, ask: Ask) -> Option<&'g Arc<Host>> {
+    fn pick<'g>(&self, table: &'g Table, ask: Ask) -> Option<&'g Arc<Member>> {
         // A refused pick turns the hash's bits, as Envoy does by the attempt.
         let hash =
             if ask.refused == 0 { ask.value } else { ask.value ^ u64::from(ask.refused).wrapping_neg() };
         let slot = table.slots.get((hash % self.table_size) as usize)?;
-        table.hosts.get(*slot as usize)
+        table.members.get(*slot as usize)
     }
 }
 
@@ -82,7 +84,7 @@ impl Maglev {
     }
 
     fn row(&self, host: &Weighted, total: f64) -> Row {
-        let key = hash_key(&host.host, self.use_hostname).as_bytes();
+        let key = hash_key(&host.member, self.use_hostname).as_bytes();
         let size = self.table_size;
         Row {
             offset: xxh64(key, 0) % size,

@@ -20,7 +20,7 @@ mod testing;
 mod tests;
 mod worker;
 
-use crate::cluster::{ClusterStats, Host, HostSet, Outcome};
+use crate::cluster::{ClusterStats, Host, HostSet, Member, Outcome};
 use crate::retry::HostPredicate;
 use crate::stream::Tried;
 use slow_start::SlowStart;
@@ -30,8 +30,6 @@ use std::time::Duration;
 
 /// What a balancer may look at.
 pub struct Choice<'a> {
-    /// Endpoints now.
-    pub hosts: &'a HostSet,
     /// Number of the worker that asks.
     pub worker: usize,
     /// Hash of the request, if a policy gave one.
@@ -55,13 +53,14 @@ pub struct Choice<'a> {
 /// Chooses endpoints of one cluster.
 pub trait Balancer: Send + Sync {
     /// The endpoint for a request; `None` when none may be used (503 UH).
-    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>>;
+    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Member>>;
 
     /// Says that an attempt at a host chosen here has ended; once for each choice, by the same worker.
     fn report(&self, _host: &Host, _outcome: &Outcome) {}
 
-    /// Says that the endpoints have changed; runs on the control side before requests see the new set, or
-    /// right after. Structures that are costly to build are built here.
+    /// Says that the endpoints, or the health of some, have changed; runs on the control side before requests
+    /// see the new set, or right after. Structures that are costly to build are built here, for the groups of
+    /// endpoints that differ from before.
     fn update(&self, _hosts: &HostSet) {}
 }
 

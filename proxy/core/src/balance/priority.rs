@@ -87,7 +87,7 @@ impl Loads {
         }
         let mut left = 100;
         for (load, level) in self.healthy.iter_mut().zip(&hosts.levels) {
-            *load = (level.all.len() as u64 * 100 / total) as u32;
+            *load = (level.members.len() as u64 * 100 / total) as u32;
             left -= *load;
         }
         if let Some(first) = self.healthy.iter_mut().find(|l| **l > 0) {
@@ -144,7 +144,7 @@ impl Loads {
                 continue;
             }
             for earlier in &tried[since..=i] {
-                if let Some(level) = excluded.get_mut(earlier.host.priority as usize) {
+                if let Some(level) = excluded.get_mut(earlier.member.priority as usize) {
                     *level = true;
                 }
             }
@@ -172,7 +172,7 @@ impl Loads {
 
 impl Capacity {
     fn of(level: &PriorityLevel, overprovisioning: u32) -> Capacity {
-        let count = level.all.len().saturating_sub(level.excluded) as u64;
+        let count = level.members.len().saturating_sub(level.excluded) as u64;
         let share = |hosts: usize| match count {
             0 => 0,
             count => (u64::from(overprovisioning) * hosts as u64 / count).min(100) as u32,
@@ -186,7 +186,7 @@ fn total(capacity: &[Capacity]) -> u32 {
 }
 
 fn panics(level: &PriorityLevel, threshold: f64) -> bool {
-    let count = level.all.len().saturating_sub(level.excluded);
+    let count = level.members.len().saturating_sub(level.excluded);
     let usable = level.healthy.len() + level.degraded.len();
     let percent = if count == 0 { 0.0 } else { 100.0 * usable as f64 / count as f64 };
     percent < threshold.min(100.0)

@@ -1,7 +1,7 @@
 //! Envoy's RING_HASH: a Ketama-like ring (source/extensions/load_balancing_policies/ring_hash).
 
 use super::levels::{Algorithm, Ask, Weighted};
-use crate::cluster::Host;
+use crate::cluster::Member;
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
@@ -16,7 +16,7 @@ pub(super) struct RingHash {
 /// Points in the order of their hashes, and the hosts they stand for.
 pub(super) struct Ring {
     points: Vec<(u64, u32)>,
-    hosts: Vec<Arc<Host>>,
+    members: Vec<Arc<Member>>,
 }
 
 impl Algorithm for RingHash {
@@ -35,7 +35,7 @@ impl Algorithm for RingHash {
                 want += scale * (host.weight / total);
                 have = self.add_points(
                     &mut points,
-                    hash_key(&host.host, self.use_hostname),
+                    hash_key(&host.member, self.use_hostname),
                     index as u32,
                     have,
                     want,
@@ -43,14 +43,14 @@ impl Algorithm for RingHash {
             }
         }
         points.sort_unstable();
-        Ring { points, hosts: hosts.into_iter().map(|h| h.host).collect() }
+        Ring { points, members: hosts.into_iter().map(|h| h.member).collect() }
     }
 
-    fn pick<'g>(&self, ring: &'g Ring, ask: Ask) -> Option<&'g Arc<Host>> {
+    fn pick<'g>(&self, ring: &'g Ring, ask: Ask) -> Option<&'g Arc<Member>> {
         let len = ring.points.len().max(1);
         let at = ring.points.partition_point(|(hash, _)| *hash < ask.value);
         let (_, index) = ring.points.get((at % len + ask.refused as usize) % len)?;
-        ring.hosts.get(*index as usize)
+        ring.members.get(*index as usize)
     }
 }
 
@@ -81,12 +81,12 @@ impl RingHash {
 
 /// What stands for a host on rings and in Maglev tables: `envoy.lb` metadata `hash_key`, the hostname, or
 /// the address.
-pub(super) fn hash_key(host: &Host, use_hostname: bool) -> &str {
-    let key = host.metadata.get("envoy.lb").and_then(|m| m.get("hash_key")).and_then(|k| k.as_str());
+pub(super) fn hash_key(member: &Member, use_hostname: bool) -> &str {
+    let key = member.metadata.get("envoy.lb").and_then(|m| m.get("hash_key")).and_then(|k| k.as_str());
     match key {
         Some(key) if !key.is_empty() => key,
-        _ if use_hostname => &host.hostname,
-        _ => &host.label,
+        _ if use_hostname => &member.host.hostname,
+        _ => &member.host.label,
     }
 }
 

@@ -4,7 +4,7 @@ use super::edf::Edf;
 use super::levels::{Algorithm, Ask, Weighted};
 use super::slow_start::{SlowStart, factor};
 use super::worker::PerWorker;
-use crate::cluster::Host;
+use crate::cluster::Member;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -16,7 +16,7 @@ pub(super) struct RoundRobin {
 
 pub(super) enum Group {
     /// All weights are the same.
-    Equal { hosts: Vec<Arc<Host>>, next: PerWorker<AtomicUsize> },
+    Equal { members: Vec<Arc<Member>>, next: PerWorker<AtomicUsize> },
     /// Weights differ, or change with age.
     Weighted { hosts: Vec<Weighted>, queues: PerWorker<Mutex<Edf>> },
 }
@@ -29,28 +29,29 @@ impl Algorithm for RoundRobin {
         if self.slow_start.is_none() && equal(&hosts) {
             let len = hosts.len().max(1);
             let next = PerWorker::new(workers, || AtomicUsize::new(fastrand::usize(..len)));
-            return Group::Equal { hosts: hosts.into_iter().map(|h| h.host).collect(), next };
+            let members = hosts.into_iter().map(|h| h.member).collect();
+            return Group::Equal { members, next };
         }
         let queues = PerWorker::new(workers, || Mutex::new(Edf::started(hosts.iter().map(|h| h.weight))));
         Group::Weighted { hosts, queues }
     }
 
     #[inline]
-    fn pick<'g>(&self, group: &'g Group, ask: Ask) -> Option<&'g Arc<Host>> {
+    fn pick<'g>(&self, group: &'g Group, ask: Ask) -> Option<&'g Arc<Member>> {
         match group {
-            Group::Equal { hosts, next } => {
+            Group::Equal { members, next } => {
                 // One worker alone writes here: no locked instruction is needed.
                 let next = next.get(ask.worker);
                 let turn = next.load(Relaxed);
                 next.store(turn.wrapping_add(1), Relaxed);
-                hosts.get(turn % hosts.len().max(1))
+                members.get(turn % members.len().max(1))
             }
             Group::Weighted { hosts, queues } => {
                 let weight = |i: usize| {
-                    hosts.get(i).map_or(0.0, |h| h.weight * factor(self.slow_start.as_ref(), &h.host))
+                    hosts.get(i).map_or(0.0, |h| h.weight * factor(self.slow_start.as_ref(), &h.member.host))
                 };
                 let index = queues.get(ask.worker).lock().pick(weight)?;
-                hosts.get(index).map(|h| &h.host)
+                hosts.get(index).map(|h| &h.member)
             }
         }
     }

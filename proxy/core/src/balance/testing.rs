@@ -3,7 +3,9 @@
 
 use super::{BalanceConfig, Balancer, Policy};
 use super::{Choice, build_for};
-use crate::cluster::{Address, ClusterStats, EdsHealth, Host, HostConfig, HostSet, Outcome, OutcomeKind};
+use crate::cluster::{
+    Address, ClusterStats, EdsHealth, Host, HostConfig, HostSet, Member, Outcome, OutcomeKind,
+};
 use crate::metrics::Registry;
 use crate::stream::Tried;
 use std::collections::BTreeMap;
@@ -26,7 +28,7 @@ pub(super) fn weighted(weights: &[u32]) -> HostSet {
 
 /// The same as a list.
 pub(super) fn hosts(weights: &[u32]) -> Vec<Arc<Host>> {
-    weighted(weights).iter().cloned().collect()
+    weighted(weights).iter().map(|m| m.host.clone()).collect()
 }
 
 /// Hosts by priority and health.
@@ -42,8 +44,8 @@ pub(super) fn host_set(levels: &[Vec<EdsHealth>]) -> HostSet {
 }
 
 /// An attempt at a host.
-pub(super) fn tried(host: &Arc<Host>) -> Tried {
-    Tried::new(host.clone(), Instant::now())
+pub(super) fn tried(member: &Arc<Member>) -> Tried {
+    Tried::new(member.clone(), Instant::now())
 }
 
 /// A response of worker 0 after `elapsed`.
@@ -62,11 +64,10 @@ pub(super) fn configured(config: &BalanceConfig, hosts: &HostSet) -> Arc<dyn Bal
     build_for(config, hosts, &stats, WORKERS).unwrap()
 }
 
-/// A request for `hosts`.
-pub(super) fn request(hosts: &HostSet) -> Choice<'_> {
+/// A request without a hash.
+pub(super) fn request() -> Choice<'static> {
     static NONE: BTreeMap<String, serde_json::Value> = BTreeMap::new();
     Choice {
-        hosts,
         worker: 0,
         hash: None,
         random: fastrand::u64(..),

@@ -6,24 +6,24 @@ mod envoy;
 
 use super::testing::*;
 use super::{Balancer, Choice, Policy};
-use crate::cluster::{EdsHealth, Health, Host, HostSet, Outcome};
+use crate::cluster::{EdsHealth, Health, HostConfig, HostSet, Member, Outcome};
 use crate::retry::HostPredicate;
 use crate::stream::Tried;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Ports chosen over `n` requests of one worker.
-fn counts(balancer: &dyn Balancer, hosts: &HostSet, n: usize) -> BTreeMap<u16, usize> {
+fn counts(balancer: &dyn Balancer, n: usize) -> BTreeMap<u16, usize> {
     let mut counts = BTreeMap::new();
     for _ in 0..n {
-        let host = balancer.choose(&request(hosts)).unwrap();
+        let host = balancer.choose(&request()).unwrap();
         *counts.entry(port(&host)).or_default() += 1;
     }
     counts
 }
 
-fn port(host: &Host) -> u16 {
-    host.label.rsplit(':').next().unwrap().parse().unwrap()
+fn port(member: &Member) -> u16 {
+    member.host.label.rsplit(':').next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn no_hosts_give_no_choice() {
     let none = HostSet::default();
     for policy in policies() {
         let balancer = balancer(policy.clone(), &none);
-        assert!(balancer.choose(&request(&none)).is_none(), "{policy:?}");
+        assert!(balancer.choose(&request()).is_none(), "{policy:?}");
     }
 }
 
@@ -48,7 +48,7 @@ fn no_balancer_takes_a_host_it_must_not() {
             (0..random.usize(0..5)).map(|_| kinds[random.usize(..kinds.len())]).collect()
         };
         let hosts = host_set(&[level(&mut random), level(&mut random)]);
-        let usable = |h: &Arc<Host>| matches!(h.health(), Health::Healthy | Health::Degraded);
+        let usable = |h: &Arc<Member>| matches!(h.health(), Health::Healthy | Health::Degraded);
         let tries: Vec<Tried> = hosts.iter().filter(|_| random.bool()).map(tried).collect();
         for policy in policies() {
             // Without panic: with it, Envoy sends to hosts that are down on purpose.
@@ -65,7 +65,7 @@ fn no_balancer_takes_a_host_it_must_not() {
                 host_attempts: 2000,
                 hash: random.bool().then(|| random.u64(..)),
                 worker: random.usize(..WORKERS),
-                ..request(&hosts)
+                ..request()
             };
             let Some(host) = balancer.choose(&choice) else { continue };
             chosen += 1;
@@ -81,9 +81,9 @@ fn no_balancer_takes_a_host_it_must_not() {
             let level_has_other = hosts.levels[host.priority as usize]
                 .healthy
                 .iter()
-                .any(|h| !tries.iter().any(|t| t.host.id == h.id));
+                .any(|h| !tries.iter().any(|t| t.member.host.id == h.host.id));
             if host.health() == Health::Healthy && level_has_other && hosts.total() > 1 {
-                assert!(!tries.iter().any(|t| t.host.id == host.id), "{round} {policy:?}");
+                assert!(!tries.iter().any(|t| t.member.host.id == host.host.id), "{round} {policy:?}");
             }
         }
     }
@@ -96,18 +96,47 @@ fn changed_health_is_followed_by_every_policy() {
         let before = weighted(&[1, 1, 1]);
         let balancer = balancer(policy.clone(), &before);
         let down = before.iter().nth(1).unwrap().clone();
-        down.set_reason(crate::cluster::reason::EJECTED, true);
+        down.host.set_reason(crate::cluster::Reasons::EJECTED, true);
         let after = before.refreshed();
         balancer.update(&after);
         for _ in 0..200 {
-            let host = balancer.choose(&request(&after)).unwrap();
-            assert_ne!(host.id, down.id, "{policy:?}");
+            let host = balancer.choose(&request()).unwrap();
+            assert_ne!(host.host.id, down.host.id, "{policy:?}");
         }
-        down.set_reason(crate::cluster::reason::EJECTED, false);
+        down.host.set_reason(crate::cluster::Reasons::EJECTED, false);
         let again = after.refreshed();
         balancer.update(&again);
-        let back = (0..2000).any(|_| balancer.choose(&request(&again)).unwrap().id == down.id);
+        let back = (0..2000).any(|_| balancer.choose(&request()).unwrap().host.id == down.host.id);
         assert!(back, "{policy:?}");
+    }
+}
+
+/// A change of one level's health leaves the turns of the other as they stand: what was prepared for it is kept.
+#[test]
+fn a_flip_touches_its_own_level_alone() {
+    let level = |priority: u32, weights: [u32; 3]| {
+        weights.into_iter().map(move |w| (priority, w)).collect::<Vec<_>>()
+    };
+    for (policy, weights) in
+        [(Policy::RoundRobin, [1; 3]), (Policy::RoundRobin, [1, 1, 4]), (Policy::ApisixRoundRobin, [1; 3])]
+    {
+        let all = [level(0, weights), level(1, [1; 3])].concat();
+        let configs = all
+            .iter()
+            .zip(1..)
+            .map(|((priority, w), port)| HostConfig { priority: *priority, ..host(port, *w) });
+        let hosts = HostSet::new(configs.collect(), None);
+        // Workers begin anywhere, so one balancer tells the order of turns to come.
+        let period = weights.iter().sum::<u32>() as usize;
+        let balancer = balancer(policy.clone(), &hosts);
+        let next = || port(&balancer.choose(&request()).unwrap());
+        let order: Vec<u16> = (0..period).map(|_| next()).collect();
+        for turn in 0..4 * period {
+            let spare = hosts.levels[1].members[turn % 3].clone();
+            spare.host.set_reason(crate::cluster::Reasons::EJECTED, turn % 2 == 0);
+            balancer.update(&hosts.refreshed());
+            assert_eq!(next(), order[turn % period], "{policy:?}, turn {turn}");
+        }
     }
 }
 
@@ -115,19 +144,19 @@ fn changed_health_is_followed_by_every_policy() {
 #[test]
 fn workers_agree_on_hashes_and_survive_changes() {
     for policy in policies() {
-        let hosts = Arc::new(weighted(&[1, 2, 3, 4]));
+        let hosts = weighted(&[1, 2, 3, 4]);
         let balancer = balancer(policy.clone(), &hosts);
         let hashed = matches!(policy, Policy::RingHash { .. } | Policy::Maglev { .. } | Policy::ApisixChash);
         let chosen = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..WORKERS)
                 .map(|worker| {
-                    let (balancer, hosts) = (&balancer, &hosts);
+                    let balancer = &balancer;
                     scope.spawn(move || {
                         let one = |hash: u64| {
                             let hash = Some(hash.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-                            let host = balancer.choose(&Choice { worker, hash, ..request(hosts) }).unwrap();
+                            let host = balancer.choose(&Choice { worker, hash, ..request() }).unwrap();
                             balancer.report(
-                                &host,
+                                &host.host,
                                 &Outcome { worker, ..answered(std::time::Duration::from_millis(1)) },
                             );
                             port(&host)
@@ -158,14 +187,14 @@ fn hashes_move_little_when_a_host_goes() {
         let less = HostSet::new((1..=9).map(|p| host(p, 1)).collect(), Some(&all));
         let balancer = balancer(policy.clone(), &all);
         let keys: Vec<u64> = (0..20_000).map(|_| fastrand::u64(..)).collect();
-        let chosen = |hosts: &HostSet| -> Vec<u16> {
+        let chosen = || -> Vec<u16> {
             keys.iter()
-                .map(|k| port(&balancer.choose(&Choice { hash: Some(*k), ..request(hosts) }).unwrap()))
+                .map(|k| port(&balancer.choose(&Choice { hash: Some(*k), ..request() }).unwrap()))
                 .collect()
         };
-        let before = chosen(&all);
+        let before = chosen();
         balancer.update(&less);
-        let after = chosen(&less);
+        let after = chosen();
         let lost = before.iter().filter(|p| **p == 10).count() as f64 / keys.len() as f64;
         assert!((0.06..0.14).contains(&lost), "{policy:?}: {lost}");
         let moved = before.iter().zip(&after).filter(|(b, a)| **b != 10 && b != a).count();

@@ -1,6 +1,6 @@
 //! Attempts at endpoints: counted while they live, and told once when they end.
 
-use super::{Cluster, Host};
+use super::{Cluster, Host, Member};
 use crate::balance::Choice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -79,7 +79,7 @@ impl OutcomeKind {
 /// it counted is given back and its outcome is reported, once.
 pub struct InFlight {
     cluster: Arc<Cluster>,
-    host: Arc<Host>,
+    member: Arc<Member>,
     worker: usize,
     /// When it began; until then it was only chosen, and nothing counts it.
     began: Option<Instant>,
@@ -89,14 +89,19 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    pub(super) fn new(cluster: Arc<Cluster>, host: Arc<Host>, worker: usize) -> InFlight {
+    pub(super) fn new(cluster: Arc<Cluster>, member: Arc<Member>, worker: usize) -> InFlight {
         let kind = OutcomeKind::Cancelled;
-        InFlight { cluster, host, worker, began: None, ended: None, kind, status: 0 }
+        InFlight { cluster, member, worker, began: None, ended: None, kind, status: 0 }
     }
 
     /// The endpoint that was chosen.
     pub fn host(&self) -> &Arc<Host> {
-        &self.host
+        &self.member.host
+    }
+
+    /// The endpoint with what was configured of it when it was chosen.
+    pub fn member(&self) -> &Arc<Member> {
+        &self.member
     }
 
     /// Its cluster.
@@ -112,8 +117,8 @@ impl InFlight {
         let stats = &self.cluster.stats;
         stats.upstream_rq_total.inc();
         stats.upstream_rq_active.inc();
-        self.host.active_requests.fetch_add(1, Relaxed);
-        self.host.total_requests.fetch_add(1, Relaxed);
+        self.member.host.active_requests.fetch_add(1, Relaxed);
+        self.member.host.total_requests.fetch_add(1, Relaxed);
     }
 
     /// Notes what will be reported should nothing else happen: an attempt is cancelled until somebody says
@@ -134,19 +139,19 @@ impl Drop for InFlight {
         let mut elapsed = Duration::ZERO;
         if let Some(began) = self.began {
             self.cluster.stats.upstream_rq_active.dec();
-            self.host.active_requests.fetch_sub(1, Relaxed);
+            self.member.host.active_requests.fetch_sub(1, Relaxed);
             elapsed = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(began);
         }
         let outcome = Outcome { worker: self.worker, kind: self.kind, status: self.status, elapsed };
-        self.cluster.report(&self.host, &outcome);
+        self.cluster.report(&self.member.host, &outcome);
     }
 }
 
 impl Cluster {
     /// Chooses an endpoint; `None` when none may be used. The choice reports its own end.
     pub fn choose(self: &Arc<Cluster>, choice: &Choice<'_>) -> Option<InFlight> {
-        let host = self.balancer.choose(choice)?;
-        Some(InFlight::new(self.clone(), host, choice.worker))
+        let member = self.balancer.choose(choice)?;
+        Some(InFlight::new(self.clone(), member, choice.worker))
     }
 
     /// The one door by which everybody hears of an attempt's end.
@@ -177,7 +182,6 @@ mod tests {
     fn choose(cluster: &Arc<Cluster>) -> InFlight {
         let subset = BTreeMap::new();
         let choice = Choice {
-            hosts: &cluster.hosts.load_full(),
             worker: 0,
             hash: None,
             random: 0,

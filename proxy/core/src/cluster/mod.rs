@@ -5,94 +5,32 @@
 //! its cluster, and replacing a cluster touches no route.
 
 mod breaker;
+mod cells;
+mod endpoint;
 mod host;
 mod in_flight;
+mod members;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
-pub use host::reason;
-pub use host::{Address, EdsHealth, Health, Host, HostConfig, HostSet, Locality, PriorityLevel};
+pub use cells::{ClusterCell, Clusters};
+pub use endpoint::{Address, EdsHealth, HostConfig, Locality};
+pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
+pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use stats::ClusterStats;
 
 use crate::balance::Balancer;
 use crate::message::Scheme;
 use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The place of a cluster's name in the process.
-pub struct ClusterCell {
-    /// The cluster's name.
-    pub name: Arc<str>,
-    current: ArcSwapOption<Cluster>,
-}
-
-impl ClusterCell {
-    /// What the name stands for now; `None` for an unknown cluster (503 NC).
-    #[inline]
-    pub fn load(&self) -> Option<Arc<Cluster>> {
-        self.current.load_full()
-    }
-
-    /// Puts a cluster in, or takes it away; answers what was there, for the control thread to drop.
-    pub fn swap(&self, cluster: Option<Arc<Cluster>>) -> Option<Arc<Cluster>> {
-        self.current.swap(cluster)
-    }
-}
-
-impl std::fmt::Debug for ClusterCell {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "cluster {}", self.name)
-    }
-}
-
-/// All cluster names of the process.
-#[derive(Default)]
-pub struct Clusters {
-    cells: Mutex<HashMap<Arc<str>, Arc<ClusterCell>>>,
-}
-
-impl Clusters {
-    /// The cell of a name, made when it is new.
-    pub fn cell(&self, name: &str) -> Arc<ClusterCell> {
-        let mut cells = self.cells.lock();
-        if let Some(cell) = cells.get(name) {
-            return cell.clone();
-        }
-        let name: Arc<str> = name.into();
-        let cell = Arc::new(ClusterCell { name: name.clone(), current: ArcSwapOption::empty() });
-        cells.insert(name, cell.clone());
-        cell
-    }
-
-    /// The cluster of a name, if there is one: for names that only a request knows (`cluster_header`).
-    pub fn find(&self, name: &str) -> Option<Arc<Cluster>> {
-        self.cells.lock().get(name)?.load()
-    }
-
-    /// Every cluster there is, by name.
-    pub fn all(&self) -> Vec<Arc<Cluster>> {
-        let mut all: Vec<_> = self.cells.lock().values().filter_map(|c| c.load()).collect();
-        all.sort_by(|a, b| a.config.name.cmp(&b.config.name));
-        all
-    }
-
-    /// Forgets names that stand for nothing and that no route holds.
-    pub fn sweep(&self) {
-        self.cells.lock().retain(|_, cell| Arc::strong_count(cell) > 1 || cell.current.load().is_some());
-    }
-}
-
-impl std::fmt::Debug for Clusters {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} cluster names", self.cells.lock().len())
-    }
-}
 
 /// A cluster in use: configuration, endpoints, balancer, and what all workers share of its state.
 pub struct Cluster {
@@ -111,13 +49,22 @@ pub struct Cluster {
     /// Circuit breaker of requests with priority HIGH.
     pub high_breaker: Breaker,
     /// Held while the endpoints are replaced: discovery and health checks come from different threads.
-    changing: Mutex<()>,
+    standing: Mutex<Standing>,
 }
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "cluster {}", self.config.name)
     }
+}
+
+/// What a cluster's changes are allowed to show of themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Not in force, not yet or no more: gauges and hosts belong to the one that is.
+    Apart,
+    /// What its name stands for.
+    InForce,
 }
 
 /// How endpoints are found.
@@ -356,10 +303,16 @@ impl Default for Http2Options {
 }
 
 impl Cluster {
-    /// A cluster with these endpoints. `previous` is the cluster it replaces: endpoints that stay keep
-    /// their identity (and so their connections, health and counters), and the statistics go on. A name
-    /// among the endpoints stands for what it was resolved to in `previous`, else for nothing until
-    /// discovery calls [`Cluster::update_hosts`].
+    /// A cluster with these endpoints. `previous` is the cluster that it may replace: endpoints that stay are
+    /// the same hosts (with their connections, health and counters), and the statistics go on. A name among
+    /// the endpoints stands for what it was resolved to in `previous`, else for nothing until discovery calls
+    /// [`Cluster::update_hosts`].
+    ///
+    /// Nothing that is in force is touched, so that what is built may be dropped again:
+    /// [`ClusterCell::swap`] puts it in force.
+    ///
+    /// # Errors
+    /// A message when the balancer can't be built as configured.
     pub fn new(
         config: ClusterConfig,
         endpoints: Vec<HostConfig>,
@@ -374,39 +327,71 @@ impl Cluster {
         let resolved = endpoints.iter().flat_map(|e| known_addresses(e, before.as_deref())).collect();
         let set = HostSet::new(resolved, before.as_deref());
         let balancer = crate::balance::build(&config.balance, &set, &stats)?;
-        let cluster = Cluster {
+        Ok(Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),
             high_breaker: Breaker::new(config.high_breaker),
             hosts: ArcSwap::from_pointee(set),
-            changing: Mutex::new(()),
+            standing: Mutex::new(Standing::Apart),
             endpoints,
             balancer,
             stats,
             config,
-        };
-        cluster.count_members(&cluster.hosts.load());
-        Ok(Arc::new(cluster))
+        }))
     }
 
     /// Replaces the endpoints (DNS, EDS) and tells the balancer; endpoints that stay keep their identity.
     pub fn update_hosts(&self, hosts: Vec<HostConfig>) {
-        let _changing = self.changing.lock();
+        let standing = self.standing.lock();
         let before = self.hosts.load_full();
-        self.publish(HostSet::new(hosts, Some(&before)));
+        self.publish(HostSet::new(hosts, Some(&before)), Some(&before), *standing);
     }
 
-    /// Takes a change of health or weight of some endpoint into account.
+    /// Takes a change of some endpoint's health into account.
     pub fn refresh(&self) {
-        let _changing = self.changing.lock();
+        let standing = self.standing.lock();
         let before = self.hosts.load_full();
-        self.publish(before.refreshed());
+        self.publish(before.refreshed(), Some(&before), *standing);
     }
 
-    fn publish(&self, set: HostSet) {
+    fn publish(&self, set: HostSet, before: Option<&HostSet>, standing: Standing) {
         let set = Arc::new(set);
         self.balancer.update(&set);
-        self.count_members(&set);
+        if standing == Standing::InForce {
+            self.show(&set, before);
+        }
         self.hosts.store(set);
+    }
+
+    /// Takes the place of `previous`. Hosts that `previous` has found since this was built are taken over.
+    fn enter(&self, previous: Option<&Cluster>) {
+        let live = previous.map(|c| c.hosts.load_full());
+        let mut standing = self.standing.lock();
+        *standing = Standing::InForce;
+        let set = self.hosts.load_full();
+        match live.as_deref().and_then(|live| set.adopting(live)) {
+            Some(adopted) => self.publish(adopted, live.as_deref(), *standing),
+            None => self.show(&set, live.as_deref()),
+        }
+    }
+
+    /// Leaves its place to `successor`, or to nobody.
+    fn leave(&self, successor: Option<&Cluster>) {
+        *self.standing.lock() = Standing::Apart;
+        let now = successor.map(|c| c.hosts.load_full()).unwrap_or_default();
+        now.mark(Some(&self.hosts.load()));
+        let shares_statistics = successor.is_some_and(|next| Arc::ptr_eq(&next.stats, &self.stats));
+        if !shares_statistics {
+            // Requests may hold it for long.
+            self.count_members(&HostSet::default());
+        }
+    }
+
+    /// Tells hosts and statistics of the endpoints that are in force now.
+    fn show(&self, set: &HostSet, before: Option<&HostSet>) {
+        if set.mark(before) {
+            self.stats.membership_change.inc();
+        }
+        self.count_members(set);
     }
 
     fn count_members(&self, set: &HostSet) {
@@ -421,12 +406,15 @@ impl Cluster {
 fn known_addresses(endpoint: &HostConfig, before: Option<&HostSet>) -> Vec<HostConfig> {
     let Address::Name(name, port) = &endpoint.address else { return vec![endpoint.clone()] };
     let hostname = endpoint.resolved_hostname(name);
-    let same = |host: &&Arc<Host>| {
-        let port_is = matches!(&host.address, Address::Ip(addr) if addr.port() == *port);
-        port_is && host.hostname == hostname && host.priority == endpoint.priority
+    let same = |member: &&Arc<Member>| {
+        let port_is = matches!(&member.host.address, Address::Ip(addr) if addr.port() == *port);
+        port_is && member.host.hostname == hostname && member.priority == endpoint.priority
     };
-    let hosts = before.iter().flat_map(|set| set.iter()).filter(same);
-    hosts
-        .map(|h| HostConfig { address: h.address.clone(), hostname: hostname.clone(), ..endpoint.clone() })
-        .collect()
+    let members = before.iter().flat_map(|set| set.iter()).filter(same);
+    let resolved = |m: &Arc<Member>| HostConfig {
+        address: m.host.address.clone(),
+        hostname: hostname.clone(),
+        ..endpoint.clone()
+    };
+    members.map(resolved).collect()
 }

@@ -90,7 +90,7 @@ const OPERATORS: &[(&str, Read)] = &[
         Read::Make(|s, out| only_ip(out, Some(s.connection.direct_local))),
     ),
     ("DOWNSTREAM_DIRECT_LOCAL_PORT", Read::Number(|s| Some(s.connection.direct_local.port().into()))),
-    ("UPSTREAM_HOST", Read::Text(|s| Some(s.upstream.host.as_ref()?.label.as_bytes()))),
+    ("UPSTREAM_HOST", Read::Text(|s| Some(s.upstream.member.as_ref()?.host.label.as_bytes()))),
     ("UPSTREAM_HOST_NAME", Read::Text(host_name)),
     ("UPSTREAM_HOST_NAME_WITHOUT_PORT", Read::Text(|s| host_name(s).map(crate::message::strip_port))),
     ("UPSTREAM_HOSTS_ATTEMPTED", Read::Make(|s, out| attempted(s, out, false, false))),
@@ -210,20 +210,20 @@ fn only_ip(out: &mut Vec<u8>, address: Option<SocketAddr>) -> bool {
 }
 
 pub(super) fn upstream_remote(stream: &Stream) -> Option<SocketAddr> {
-    match &stream.upstream.host.as_ref()?.address {
+    match &stream.upstream.member.as_ref()?.host.address {
         crate::cluster::Address::Ip(address) => Some(*address),
         _ => None,
     }
 }
 
 fn host_name(stream: &Stream) -> Option<&[u8]> {
-    let host = stream.upstream.host.as_ref()?;
+    let host = &stream.upstream.member.as_ref()?.host;
     some(host.hostname.as_bytes()).or(Some(host.label.as_bytes()))
 }
 
 fn attempted(stream: &Stream, out: &mut Vec<u8>, names: bool, without_port: bool) -> bool {
     let hosts = stream.upstream.tried.iter().map(|tried| {
-        let host = &tried.host;
+        let host = &tried.member.host;
         let text = if names && !host.hostname.is_empty() { &host.hostname } else { &host.label };
         if without_port { crate::message::strip_port(text.as_bytes()) } else { text.as_bytes() }
     });

@@ -270,13 +270,13 @@ fn attempts(stream: &Stream, out: &mut Vec<u8>, write: impl Fn(&Tried, &mut Vec<
 }
 
 fn upstream_addresses(stream: &Stream, out: &mut Vec<u8>) -> bool {
-    attempts(stream, out, |attempt, out| match &attempt.host.address {
+    attempts(stream, out, |attempt, out| match &attempt.member.host.address {
         Address::Ip(address) => socket(out, *address),
         Address::Unix(_) => {
             out.extend_from_slice(b"unix:");
-            out.extend_from_slice(attempt.host.label.as_bytes());
+            out.extend_from_slice(attempt.member.host.label.as_bytes());
         }
-        Address::Name(..) => out.extend_from_slice(attempt.host.label.as_bytes()),
+        Address::Name(..) => out.extend_from_slice(attempt.member.host.label.as_bytes()),
     })
 }
 

@@ -366,7 +366,7 @@ fn metadata(
         MetadataOf::Cluster => upstream.cluster.as_ref().map(|c| &c.config.metadata),
         MetadataOf::Route => stream.route.as_ref().map(|r| &r.metadata),
         MetadataOf::VirtualHost => stream.virtual_host.as_ref().map(|v| &v.options.metadata),
-        MetadataOf::Endpoint => upstream.host.as_ref().map(|h| &h.metadata),
+        MetadataOf::Endpoint => upstream.member.as_ref().map(|m| &m.metadata),
         // Listeners carry no metadata.
         MetadataOf::Listener => None,
     };

@@ -48,12 +48,12 @@ pub(crate) fn stream() -> Stream {
     s.bytes.request_body = 5;
     s.bytes.response_body = 1234;
     let config = HostConfig::new(Address::Ip("127.0.0.1:9000".parse().unwrap()));
-    let host = HostSet::new(vec![config], None).iter().next().unwrap().clone();
+    let member = HostSet::new(vec![config], None).iter().next().unwrap().clone();
     let began = Instant::now();
     let tried =
-        |status, ms| Tried { status, header_ms: ms, response_ms: ms, ..Tried::new(host.clone(), began) };
+        |status, ms| Tried { status, header_ms: ms, response_ms: ms, ..Tried::new(member.clone(), began) };
     s.upstream.tried = vec![tried(0, None), tried(200, Some(6))];
-    s.upstream.host = Some(host);
+    s.upstream.member = Some(member);
     s.upstream.attempts = 2;
     s.upstream.version = Some(Version::Http2);
     s.metadata.push(("ns".into(), "k".into(), json!({"b": 1.0, "a": ["x", 2.5, null]})));

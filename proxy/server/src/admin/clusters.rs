@@ -5,7 +5,7 @@ use super::commands::json;
 use crate::surface::{Query, Reply};
 use http::StatusCode;
 use serde_json::{Value, json as object};
-use sixfold_core::cluster::{Address, BreakerLimits, Cluster, Host, reason};
+use sixfold_core::cluster::{Address, BreakerLimits, Cluster, EdsHealth, Member, Reasons};
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -33,9 +33,9 @@ fn lines(out: &mut String, cluster: &Cluster) {
         }
     }
     let _ = writeln!(out, "{name}::added_via_api::{}", config.added_via_api);
-    for host in cluster.hosts.load().iter() {
-        for (key, value) in host_values(host) {
-            let _ = writeln!(out, "{name}::{}::{key}::{value}", host.label);
+    for member in cluster.hosts.load().iter() {
+        for (key, value) in host_values(member) {
+            let _ = writeln!(out, "{name}::{}::{key}::{value}", member.host.label);
         }
     }
 }
@@ -49,7 +49,8 @@ fn thresholds(limits: &BreakerLimits) -> [(&'static str, u32); 4] {
     ]
 }
 
-fn host_values(host: &Host) -> Vec<(&'static str, String)> {
+fn host_values(member: &Member) -> Vec<(&'static str, String)> {
+    let host = &member.host;
     let total = host.total_requests.load(Relaxed);
     let failed = host.failed_requests.load(Relaxed);
     let active = u64::from(host.active_requests.load(Relaxed));
@@ -65,30 +66,33 @@ fn host_values(host: &Host) -> Vec<(&'static str, String)> {
         ("rq_timeout", "0".to_owned()),
         ("rq_total", total.to_string()),
         ("hostname", host.hostname.to_string()),
-        ("health_flags", health_flags(host)),
-        ("weight", host.weight().to_string()),
-        ("region", host.locality.region.to_string()),
-        ("zone", host.locality.zone.to_string()),
-        ("sub_zone", host.locality.sub_zone.to_string()),
-        ("canary", host.is_canary().to_string()),
-        ("priority", host.priority.to_string()),
+        ("health_flags", health_flags(member.reasons())),
+        ("weight", member.weight.to_string()),
+        ("region", member.locality.region.to_string()),
+        ("zone", member.locality.zone.to_string()),
+        ("sub_zone", member.locality.sub_zone.to_string()),
+        ("canary", member.is_canary().to_string()),
+        ("priority", member.priority.to_string()),
         ("success_rate", "-1".to_owned()),
         ("local_origin_success_rate", "-1".to_owned()),
     ]
 }
 
-/// Envoy's names of the reasons, by bit, and the fields of the JSON form.
-const FLAGS: [(u32, &str, &str); 5] = [
-    (reason::ACTIVE_CHECK, "/failed_active_hc", "failed_active_health_check"),
-    (reason::EJECTED, "/failed_outlier_check", "failed_outlier_check"),
-    (reason::DISCOVERY, "/failed_eds_health", "eds_health_status"),
-    (reason::DEGRADED, "/degraded_eds_health", "failed_active_degraded_check"),
-    (reason::PENDING_CHECK, "/pending_active_hc", "pending_active_hc"),
+/// Envoy's names of the reasons, in its order, and their fields in the JSON form. What discovery says has one
+/// field for all of it there.
+const FLAGS: [(Reasons, &str, Option<&str>); 7] = [
+    (Reasons::ACTIVE_CHECK, "/failed_active_hc", Some("failed_active_health_check")),
+    (Reasons::EJECTED, "/failed_outlier_check", Some("failed_outlier_check")),
+    (Reasons::DISCOVERY, "/failed_eds_health", None),
+    (Reasons::DEGRADED_CHECK, "/degraded_active_hc", Some("failed_active_degraded_check")),
+    (Reasons::DEGRADED_DISCOVERY, "/degraded_eds_health", None),
+    (Reasons::PENDING_CHECK, "/pending_active_hc", Some("pending_active_hc")),
+    (Reasons::DRAINING, "/eds_status_draining", None),
 ];
 
-fn health_flags(host: &Host) -> String {
-    let reasons = host.reasons.load(Relaxed);
-    let set: String = FLAGS.iter().filter(|(bit, ..)| reasons & bit != 0).map(|(_, text, _)| *text).collect();
+fn health_flags(reasons: Reasons) -> String {
+    let set: String =
+        FLAGS.iter().filter(|(one, ..)| reasons.contains(*one)).map(|(_, text, _)| *text).collect();
     if set.is_empty() { "healthy".to_owned() } else { set }
 }
 
@@ -102,7 +106,7 @@ fn status(cluster: &Cluster) -> Value {
             }
             breaker
         });
-    let hosts: Vec<Value> = cluster.hosts.load().iter().map(|host| host_status(host)).collect();
+    let hosts: Vec<Value> = cluster.hosts.load().iter().map(|member| host_status(member)).collect();
     let mut status = object!({
         "name": config.name,
         "host_statuses": hosts,
@@ -116,7 +120,8 @@ fn status(cluster: &Cluster) -> Value {
     status
 }
 
-fn host_status(host: &Host) -> Value {
+fn host_status(member: &Member) -> Value {
+    let host = &member.host;
     let address = match &host.address {
         Address::Ip(a) => {
             object!({"socket_address": {"address": a.ip().to_string(), "port_value": a.port()}})
@@ -127,7 +132,7 @@ fn host_status(host: &Host) -> Value {
         }
     };
     // The JSON form has the numbers as a list with their kinds.
-    let numbers: Vec<Value> = host_values(host)
+    let numbers: Vec<Value> = host_values(member)
         .into_iter()
         .filter(|(key, _)| key.starts_with("cx_") || key.starts_with("rq_"))
         .map(|(key, value)| {
@@ -135,27 +140,29 @@ fn host_status(host: &Host) -> Value {
             object!({"name": key, "value": value, "type": if gauge { "GAUGE" } else { "COUNTER" }})
         })
         .collect();
-    let reasons = host.reasons.load(Relaxed);
-    let mut health = object!({
-        "eds_health_status": if reasons & reason::DRAINING != 0 { "DRAINING" }
-            else if reasons & reason::DISCOVERY != 0 { "UNHEALTHY" }
-            else if reasons & reason::DEGRADED != 0 { "DEGRADED" }
-            else { "HEALTHY" }
-    });
-    for (bit, _, field) in FLAGS {
-        if reasons & bit != 0 && field != "eds_health_status" {
-            health[field] = true.into();
+    let discovered = match member.discovery {
+        EdsHealth::Unknown | EdsHealth::Healthy => "HEALTHY",
+        EdsHealth::Unhealthy => "UNHEALTHY",
+        EdsHealth::Draining => "DRAINING",
+        EdsHealth::Timeout => "TIMEOUT",
+        EdsHealth::Degraded => "DEGRADED",
+    };
+    let mut health = object!({ "eds_health_status": discovered });
+    let reasons = member.reasons();
+    for (_, _, field) in FLAGS.iter().filter(|(one, ..)| reasons.contains(*one)) {
+        if let Some(field) = field {
+            health[*field] = true.into();
         }
     }
     object!({
         "address": address,
         "stats": numbers,
         "health_status": health,
-        "weight": host.weight(),
+        "weight": member.weight,
         "hostname": host.hostname,
-        "priority": host.priority,
+        "priority": member.priority,
         "locality": {
-            "region": host.locality.region, "zone": host.locality.zone, "sub_zone": host.locality.sub_zone,
+            "region": member.locality.region, "zone": member.locality.zone, "sub_zone": member.locality.sub_zone,
         },
     })
 }

@@ -114,7 +114,6 @@ impl Task {
             cluster.stats.update_empty.inc();
         }
         if changed && !(failed && nothing) {
-            cluster.stats.membership_change.inc();
             cluster.update_hosts(self.names.concat());
         }
         match wait {

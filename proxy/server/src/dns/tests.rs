@@ -223,7 +223,7 @@ fn options(refresh_ms: u64) -> DnsOptions {
 }
 
 fn labels(cluster: &Cluster) -> Vec<String> {
-    cluster.hosts.load().iter().map(|h| h.label.to_string()).collect()
+    cluster.hosts.load().iter().map(|m| m.host.label.to_string()).collect()
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -249,7 +249,7 @@ async fn endpoints_follow_the_answers() {
     discoverer(&server).start(&cluster).unwrap().await.unwrap();
     assert_eq!(labels(&cluster), ["10.0.0.1:80", "10.0.0.2:80", "192.0.2.9:80"]);
     let first = cluster.hosts.load().iter().next().unwrap().clone();
-    assert_eq!((&*first.hostname, first.weight()), ("a.test.", 3));
+    assert_eq!((&*first.host.hostname, first.weight), ("a.test.", 3));
 
     // A turned answer is no change; a new address is, and the other host stays itself.
     let version = cluster.hosts.load().version;
@@ -259,7 +259,7 @@ async fn endpoints_follow_the_answers() {
     assert_eq!(cluster.hosts.load().version, version);
     server.say.lock().0 = Say::Addresses(vec!["10.0.0.3", "10.0.0.1"], 1);
     until("changed", || labels(&cluster)[1] == "10.0.0.3:80").await;
-    assert_eq!(cluster.hosts.load().iter().next().unwrap().id, first.id);
+    assert_eq!(cluster.hosts.load().iter().next().unwrap().host.id, first.host.id);
 
     // Failures keep what there is; a name that is gone does not.
     server.say.lock().0 = SERVFAIL;
@@ -297,7 +297,7 @@ async fn a_first_failure_ends_the_wait_and_keeps_an_older_clusters_endpoints() {
     let new = cluster(strict(), vec![name()], Some(&old));
     discoverer(&server).start(&new).unwrap().await.unwrap();
     assert_eq!(labels(&new), labels(&old));
-    let id = |c: &Cluster| c.hosts.load().iter().map(|h| h.id).collect::<Vec<_>>();
+    let id = |c: &Cluster| c.hosts.load().iter().map(|m| m.host.id).collect::<Vec<_>>();
     assert_eq!(id(&new), id(&old));
 }
 

@@ -94,8 +94,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let host = flight.host();
         let stream = &mut *self.stream;
         stream.upstream.attempts += 1;
-        stream.upstream.host = Some(host.clone());
-        stream.upstream.tried.push(Tried::new(host.clone(), now));
+        stream.upstream.member = Some(flight.member().clone());
+        stream.upstream.tried.push(Tried::new(flight.member().clone(), now));
         stream.timing.upstream_tx_begin = None;
         stream.timing.upstream_rx_begin = None;
         if let Some(stats) = &plan.route.stats {

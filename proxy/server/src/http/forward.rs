@@ -135,7 +135,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if !chain.has(Phases::BEFORE_PROXY) {
             return Ok(None);
         }
-        self.stream.upstream.host = Some(flight.host().clone());
+        self.stream.upstream.member = Some(flight.member().clone());
         match self.phase(&chain, Phases::BEFORE_PROXY, 0).await? {
             Outcome::Respond(reply) => Ok(Some(reply)),
             _ => Ok(None),
@@ -145,9 +145,7 @@ impl<D: Downstream> Exchange<'_, D> {
     fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
         let retry = plan.retry.as_ref().map(RetryState::policy);
         let again = self.stream.upstream.attempts > 0;
-        let hosts = plan.cluster.hosts.load();
         let choice = Choice {
-            hosts: &hosts,
             worker: self.env.worker.index,
             hash: self.stream.hash,
             random: fastrand::u64(..),

@@ -2,7 +2,7 @@
 
 use super::super::Choice;
 use super::{Picker, gcd};
-use crate::cluster::{Address, Host};
+use crate::cluster::{Address, Host, Member};
 use std::sync::Arc;
 
 /// Points for one unit of weight.
@@ -17,18 +17,18 @@ pub(in super::super) struct Chash;
 /// Points in the order of their hashes, and the nodes they stand for.
 pub(in super::super) struct Ring {
     points: Vec<(u32, u32)>,
-    nodes: Vec<Arc<Host>>,
+    nodes: Vec<Arc<Member>>,
 }
 
 impl Picker for Chash {
     type Group = Ring;
     const KEEPS_DOWN: bool = true;
 
-    fn prepare(&self, nodes: Vec<Arc<Host>>, _workers: usize) -> Ring {
-        let weights: Vec<u32> = nodes.iter().map(|n| n.weight()).collect();
+    fn prepare(&self, nodes: Vec<Arc<Member>>, _workers: usize) -> Ring {
+        let weights: Vec<u32> = nodes.iter().map(|n| n.weight).collect();
         let mut points = Vec::new();
         for (index, (node, units)) in nodes.iter().zip(units(&weights)).enumerate() {
-            let seed = crc32fast::Hasher::new_with_initial(crc32fast::hash(&node_id(node)));
+            let seed = crc32fast::Hasher::new_with_initial(crc32fast::hash(&node_id(&node.host)));
             let mut previous = 0u32;
             for _ in 0..units * POINTS {
                 let mut hasher = seed.clone();
@@ -41,12 +41,16 @@ impl Picker for Chash {
         Ring { points, nodes }
     }
 
+    fn nodes(ring: &Ring) -> impl Iterator<Item = &Arc<Member>> {
+        ring.nodes.iter()
+    }
+
     fn pick<'g>(
         &self,
         ring: &'g Ring,
         choice: &Choice<'_>,
-        allowed: impl Fn(&Host) -> bool,
-    ) -> Option<&'g Arc<Host>> {
+        allowed: impl Fn(&Member) -> bool,
+    ) -> Option<&'g Arc<Member>> {
         let hash = choice.hash.unwrap_or(choice.random) as u32;
         let at = ring.points.partition_point(|(point, _)| *point < hash);
         let (before, after) = ring.points.split_at(at);

@@ -3,7 +3,7 @@
 use super::super::Choice;
 use super::super::worker::derive;
 use super::Picker;
-use crate::cluster::{Host, Outcome};
+use crate::cluster::{Host, Member, Outcome};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,19 +18,23 @@ const EXPIRY: Duration = Duration::from_secs(60);
 pub(in super::super) struct Ewma;
 
 impl Picker for Ewma {
-    type Group = Vec<Arc<Host>>;
+    type Group = Vec<Arc<Member>>;
 
-    fn prepare(&self, nodes: Vec<Arc<Host>>, _workers: usize) -> Vec<Arc<Host>> {
+    fn prepare(&self, nodes: Vec<Arc<Member>>, _workers: usize) -> Vec<Arc<Member>> {
         nodes
+    }
+
+    fn nodes(nodes: &Vec<Arc<Member>>) -> impl Iterator<Item = &Arc<Member>> {
+        nodes.iter()
     }
 
     fn pick<'g>(
         &self,
-        nodes: &'g Vec<Arc<Host>>,
+        nodes: &'g Vec<Arc<Member>>,
         choice: &Choice<'_>,
-        allowed: impl Fn(&Host) -> bool,
-    ) -> Option<&'g Arc<Host>> {
-        let rest: SmallVec<[&Arc<Host>; 16]>;
+        allowed: impl Fn(&Member) -> bool,
+    ) -> Option<&'g Arc<Member>> {
+        let rest: SmallVec<[&Arc<Member>; 16]>;
         let at = |i: u64, len: usize| (derive(choice.random, i) % len.max(1) as u64) as usize;
         let (first, second) = if choice.tried.is_empty() {
             let (a, b) = two(at(0, nodes.len()), at(1, nodes.len().saturating_sub(1)));
@@ -42,7 +46,7 @@ impl Picker for Ewma {
         };
         let (first, Some(second)) = (first?, second) else { return first };
         let now = Instant::now();
-        Some(if score(first, now) > score(second, now) { second } else { first })
+        Some(if score(&first.host, now) > score(&second.host, now) { second } else { first })
     }
 
     fn report(&self, host: &Host, outcome: &Outcome) {

@@ -3,7 +3,7 @@
 use super::super::Choice;
 use super::super::worker::{PerWorker, derive};
 use super::Picker;
-use crate::cluster::{Host, Outcome};
+use crate::cluster::{Host, Member, Outcome};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -19,20 +19,20 @@ pub(in super::super) struct LeastConn {
 type Count = PerWorker<AtomicU32>;
 
 pub(in super::super) struct Group {
-    nodes: Vec<(Arc<Host>, Arc<Count>)>,
+    nodes: Vec<(Arc<Member>, Arc<Count>)>,
 }
 
 impl Picker for LeastConn {
     type Group = Group;
     const SKIPS_SINGLE: bool = false;
 
-    fn prepare(&self, nodes: Vec<Arc<Host>>, workers: usize) -> Group {
+    fn prepare(&self, nodes: Vec<Arc<Member>>, workers: usize) -> Group {
         let mut counts = HashMap::clone(&self.counts.load());
-        let mut with_count = |host: Arc<Host>| {
-            let count = counts.get(&host.id).and_then(Weak::upgrade);
+        let mut with_count = |node: Arc<Member>| {
+            let count = counts.get(&node.host.id).and_then(Weak::upgrade);
             let count = count.unwrap_or_else(|| Arc::new(PerWorker::new(workers, AtomicU32::default)));
-            counts.insert(host.id, Arc::downgrade(&count));
-            (host, count)
+            counts.insert(node.host.id, Arc::downgrade(&count));
+            (node, count)
         };
         let nodes = nodes.into_iter().map(&mut with_count).collect();
         counts.retain(|_, c| c.strong_count() > 0);
@@ -40,25 +40,29 @@ impl Picker for LeastConn {
         Group { nodes }
     }
 
+    fn nodes(group: &Group) -> impl Iterator<Item = &Arc<Member>> {
+        group.nodes.iter().map(|(node, _)| node)
+    }
+
     fn pick<'g>(
         &self,
         group: &'g Group,
         choice: &Choice<'_>,
-        allowed: impl Fn(&Host) -> bool,
-    ) -> Option<&'g Arc<Host>> {
+        allowed: impl Fn(&Member) -> bool,
+    ) -> Option<&'g Arc<Member>> {
         let load = |count: &Count| u64::from(count.get(choice.worker).load(Relaxed)) + 1;
         // Equals take turns by chance: the scan starts anywhere.
         let len = group.nodes.len();
         let start = (derive(choice.random, 0) % len.max(1) as u64) as usize;
         let (before, after) = group.nodes.split_at_checked(start)?;
-        let nodes = after.iter().chain(before).filter(|(host, _)| allowed(host));
-        let (host, count) = nodes.min_by(|(a, x), (b, y)| {
+        let nodes = after.iter().chain(before).filter(|(node, _)| allowed(node));
+        let (node, count) = nodes.min_by(|(a, x), (b, y)| {
             // load / weight, multiplied out; a node without weight comes last.
-            let (a, b) = (u64::from(a.weight()), u64::from(b.weight()));
+            let (a, b) = (u64::from(a.weight), u64::from(b.weight));
             (a == 0).cmp(&(b == 0)).then((load(x) * b.max(1)).cmp(&(load(y) * a.max(1))))
         })?;
         count.get(choice.worker).fetch_add(1, Relaxed);
-        Some(host)
+        Some(node)
     }
 
     fn report(&self, host: &Host, outcome: &Outcome) {

@@ -11,8 +11,9 @@ pub(super) use ewma::Ewma;
 pub(super) use least_conn::LeastConn;
 pub(super) use round_robin::RoundRobin;
 
+use super::levels::same_members;
 use super::{Balancer, Choice};
-use crate::cluster::{Health, Host, HostSet, Outcome};
+use crate::cluster::{Health, Host, HostSet, Member, Outcome};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
@@ -29,15 +30,18 @@ pub(super) trait Picker: Send + Sync + 'static {
     const SKIPS_SINGLE: bool = true;
 
     /// Prepares the nodes of one priority, in the configuration's order.
-    fn prepare(&self, nodes: Vec<Arc<Host>>, workers: usize) -> Self::Group;
+    fn prepare(&self, nodes: Vec<Arc<Member>>, workers: usize) -> Self::Group;
+
+    /// The nodes that a group was prepared for, in their order.
+    fn nodes(group: &Self::Group) -> impl Iterator<Item = &Arc<Member>>;
 
     /// A node that is `allowed`; `None` when none is.
     fn pick<'g>(
         &self,
         group: &'g Self::Group,
         choice: &Choice<'_>,
-        allowed: impl Fn(&Host) -> bool,
-    ) -> Option<&'g Arc<Host>>;
+        allowed: impl Fn(&Member) -> bool,
+    ) -> Option<&'g Arc<Member>>;
 
     /// Says that an attempt at a node has ended.
     fn report(&self, _host: &Host, _outcome: &Outcome) {}
@@ -51,9 +55,9 @@ pub(super) struct Grouped<P: Picker> {
 }
 
 struct State<G> {
-    /// The only node there is, whatever its health.
-    single: Option<Arc<Host>>,
-    groups: Vec<G>,
+    /// The only node there is, whatever its health: then there are no groups.
+    single: Option<Arc<Member>>,
+    groups: Vec<Arc<G>>,
     /// Every node is down: health does not count.
     ignore_health: bool,
 }
@@ -69,14 +73,14 @@ impl<P: Picker> Grouped<P> {
 }
 
 impl<P: Picker> Balancer for Grouped<P> {
-    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Host>> {
+    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Member>> {
         let state = self.state.load();
         if let Some(single) = &state.single {
             return Some(single.clone());
         }
-        let allowed = |host: &Host| {
-            let up = !P::KEEPS_DOWN || state.ignore_health || is_up(host);
-            up && !choice.tried.iter().any(|t| t.host.id == host.id)
+        let allowed = |node: &Member| {
+            let up = !P::KEEPS_DOWN || state.ignore_health || is_up(node);
+            up && !choice.tried.iter().any(|t| t.member.host.id == node.host.id)
         };
         state.groups.iter().find_map(|g| self.picker.pick(g, choice, allowed)).cloned()
     }
@@ -86,17 +90,26 @@ impl<P: Picker> Balancer for Grouped<P> {
     }
 
     fn update(&self, hosts: &HostSet) {
-        let ignore_health = !hosts.iter().any(|h| is_up(h));
-        let kept = |h: &&Arc<Host>| P::KEEPS_DOWN || ignore_health || is_up(h);
-        let groups = hosts.levels.iter().map(|l| l.all.iter().filter(kept).cloned().collect::<Vec<_>>());
-        let groups = groups.filter(|g| !g.is_empty()).map(|g| self.picker.prepare(g, self.workers)).collect();
-        let single = (P::SKIPS_SINGLE && hosts.total() == 1).then(|| hosts.iter().next().cloned()).flatten();
-        self.state.store(Arc::new(State { single, groups, ignore_health }));
+        if let (true, 1, Some(single)) = (P::SKIPS_SINGLE, hosts.total(), hosts.iter().next()) {
+            let single = Some(single.clone());
+            self.state.store(Arc::new(State { single, groups: Vec::new(), ignore_health: false }));
+            return;
+        }
+        let before = self.state.load();
+        let ignore_health = !hosts.iter().any(|m| is_up(m));
+        let kept = |m: &&Arc<Member>| P::KEEPS_DOWN || ignore_health || is_up(m);
+        let group = |nodes: Vec<Arc<Member>>| {
+            let same = before.groups.iter().find(|g| same_members(P::nodes(g), &nodes)).cloned();
+            same.unwrap_or_else(|| Arc::new(self.picker.prepare(nodes, self.workers)))
+        };
+        let nodes = hosts.levels.iter().map(|l| l.members.iter().filter(kept).cloned().collect::<Vec<_>>());
+        let groups = nodes.filter(|nodes| !nodes.is_empty()).map(group).collect();
+        self.state.store(Arc::new(State { single: None, groups, ignore_health }));
     }
 }
 
-fn is_up(host: &Host) -> bool {
-    matches!(host.health(), Health::Healthy | Health::Degraded)
+fn is_up(node: &Member) -> bool {
+    matches!(node.health(), Health::Healthy | Health::Degraded)
 }
 
 /// Greatest common divisor; that of 0 and n is n.

@@ -3,7 +3,7 @@
 use super::super::Choice;
 use super::super::worker::PerWorker;
 use super::{Picker, gcd};
-use crate::cluster::Host;
+use crate::cluster::Member;
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub(in super::super) struct RoundRobin;
 
 pub(in super::super) struct Group {
-    nodes: Vec<(Arc<Host>, i64)>,
+    nodes: Vec<Arc<Member>>,
     step: i64,
     top: i64,
     /// Picks after which every node with a weight has come up.
@@ -28,23 +28,26 @@ struct Turn {
 impl Picker for RoundRobin {
     type Group = Group;
 
-    fn prepare(&self, nodes: Vec<Arc<Host>>, workers: usize) -> Group {
-        let step = i64::from(nodes.iter().map(|h| h.weight()).fold(0, gcd)).max(1);
-        let nodes: Vec<_> =
-            nodes.into_iter().map(|h| (i64::from(h.weight()), h)).map(|(w, h)| (h, w)).collect();
-        let top = nodes.iter().map(|n| n.1).max().unwrap_or(0);
-        let period = nodes.iter().map(|n| n.1 / step + 1).sum();
+    fn prepare(&self, nodes: Vec<Arc<Member>>, workers: usize) -> Group {
+        let weights = || nodes.iter().map(|n| i64::from(n.weight));
+        let step = i64::from(nodes.iter().map(|n| n.weight).fold(0, gcd)).max(1);
+        let top = weights().max().unwrap_or(0);
+        let period = weights().map(|weight| weight / step + 1).sum();
         let len = nodes.len().max(1);
         let turns = PerWorker::new(workers, || Mutex::new(Turn { next: fastrand::usize(..len), bar: top }));
         Group { nodes, step, top, period, turns }
+    }
+
+    fn nodes(group: &Group) -> impl Iterator<Item = &Arc<Member>> {
+        group.nodes.iter()
     }
 
     fn pick<'g>(
         &self,
         group: &'g Group,
         choice: &Choice<'_>,
-        allowed: impl Fn(&Host) -> bool,
-    ) -> Option<&'g Arc<Host>> {
+        allowed: impl Fn(&Member) -> bool,
+    ) -> Option<&'g Arc<Member>> {
         let mut turn = group.turns.get(choice.worker).lock();
         (0..group.period).find_map(|_| group.advance(&mut turn).filter(|node| allowed(node)))
     }
@@ -52,12 +55,12 @@ impl Picker for RoundRobin {
 
 impl Group {
     /// The next node whose weight reaches the bar; the bar is lowered after each pass.
-    fn advance(&self, turn: &mut Turn) -> Option<&Arc<Host>> {
+    fn advance(&self, turn: &mut Turn) -> Option<&Arc<Member>> {
         while !self.nodes.is_empty() {
             let rest = self.nodes.get(turn.next..).unwrap_or_default();
-            if let Some((i, node)) = rest.iter().enumerate().find(|(_, n)| n.1 >= turn.bar) {
+            if let Some((i, node)) = rest.iter().enumerate().find(|(_, n)| i64::from(n.weight) >= turn.bar) {
                 turn.next += i + 1;
-                return Some(&node.0);
+                return Some(node);
             }
             turn.next = 0;
             turn.bar -= self.step;

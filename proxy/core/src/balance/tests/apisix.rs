@@ -3,7 +3,7 @@
 use super::super::testing::*;
 use super::super::{Choice, Policy};
 use super::{counts, port};
-use crate::cluster::{HostConfig, HostSet, Outcome, OutcomeKind, reason};
+use crate::cluster::{HostConfig, HostSet, Outcome, OutcomeKind, Reasons};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn turns_are_interleaved_and_exact() {
     let hosts = weighted(&[3, 1]);
     let rr = balancer(Policy::ApisixRoundRobin, &hosts);
     let order: String =
-        (0..16).map(|_| char::from(b'a' + port(&rr.choose(&request(&hosts)).unwrap()) as u8 - 1)).collect();
+        (0..16).map(|_| char::from(b'a' + port(&rr.choose(&request()).unwrap()) as u8 - 1)).collect();
     // Each round gives the heavy node the passes that the other one's weight does not reach.
     assert!("aaabaaabaaabaaabaaab".contains(&order) || "aaba".repeat(6).contains(&order), "{order}");
 
@@ -27,8 +27,8 @@ fn turns_are_interleaved_and_exact() {
         let divisor = (1..=12).rev().find(|d| weights.iter().all(|w| w % d == 0)).unwrap();
         let period = weights.iter().sum::<u32>() / divisor;
         // The first round starts anywhere in the first pass; every later one is whole.
-        counts(&*rr, &hosts, period as usize);
-        let counts = counts(&*rr, &hosts, period as usize);
+        counts(&*rr, period as usize);
+        let counts = counts(&*rr, period as usize);
         for (weight, port) in weights.iter().zip(1..) {
             let got = counts.get(&port).copied().unwrap_or(0);
             assert_eq!(got, (*weight / divisor) as usize, "{weights:?} {counts:?}");
@@ -39,16 +39,13 @@ fn turns_are_interleaved_and_exact() {
 #[test]
 fn nodes_without_weight_get_nothing_unless_all_are() {
     let hosts = weighted(&[0, 2]);
-    assert_eq!(counts(&*balancer(Policy::ApisixRoundRobin, &hosts), &hosts, 20), BTreeMap::from([(2, 20)]));
+    assert_eq!(counts(&*balancer(Policy::ApisixRoundRobin, &hosts), 20), BTreeMap::from([(2, 20)]));
     let none = weighted(&[0, 0]);
-    assert_eq!(
-        counts(&*balancer(Policy::ApisixRoundRobin, &none), &none, 20),
-        BTreeMap::from([(1, 10), (2, 10)])
-    );
+    assert_eq!(counts(&*balancer(Policy::ApisixRoundRobin, &none), 20), BTreeMap::from([(1, 10), (2, 10)]));
     let single = weighted(&[0]);
     for policy in [Policy::ApisixRoundRobin, Policy::ApisixChash, Policy::ApisixLeastConn, Policy::ApisixEwma]
     {
-        assert_eq!(counts(&*balancer(policy, &single), &single, 3), BTreeMap::from([(1, 3)]));
+        assert_eq!(counts(&*balancer(policy, &single), 3), BTreeMap::from([(1, 3)]));
     }
 }
 
@@ -85,7 +82,7 @@ fn chash_is_the_ring_of_nginx() {
     let chash = balancer(Policy::ApisixChash, &hosts);
     let nodes = [(1, 1), (2, 2), (3, 3)];
     for key in (0..400u32).map(|i| i.wrapping_mul(0x9E37_79B9)).chain([0, u32::MAX]) {
-        let host = chash.choose(&Choice { hash: Some(u64::from(key)), ..request(&hosts) }).unwrap();
+        let host = chash.choose(&Choice { hash: Some(u64::from(key)), ..request() }).unwrap();
         assert_eq!(port(&host), ring_model(&nodes, key), "{key}");
     }
 }
@@ -95,21 +92,21 @@ fn chash_keeps_its_ring_when_a_node_is_down_and_retries_on_the_next() {
     let hosts = weighted(&[1, 1, 1]);
     let chash = balancer(Policy::ApisixChash, &hosts);
     let all: Vec<_> = hosts.iter().cloned().collect();
-    let pick = |hosts: &HostSet, key: u32, tries: &[crate::stream::Tried]| {
-        let choice = Choice { hash: Some(u64::from(key)), tried: tries, ..request(hosts) };
+    let pick = |key: u32, tries: &[crate::stream::Tried]| {
+        let choice = Choice { hash: Some(u64::from(key)), tried: tries, ..request() };
         chash.choose(&choice).map(|h| port(&h))
     };
     let keys: Vec<u32> = (0..200u32).map(|i| i.wrapping_mul(0x9E37_79B9)).collect();
-    let before: Vec<_> = keys.iter().map(|k| pick(&hosts, *k, &[]).unwrap()).collect();
-    let retried: Vec<_> = keys.iter().map(|k| pick(&hosts, *k, &[tried(&all[0])]).unwrap()).collect();
-    all[0].set_reason(reason::ACTIVE_CHECK, true);
+    let before: Vec<_> = keys.iter().map(|k| pick(*k, &[]).unwrap()).collect();
+    let retried: Vec<_> = keys.iter().map(|k| pick(*k, &[tried(&all[0])]).unwrap()).collect();
+    all[0].host.set_reason(Reasons::ACTIVE_CHECK, true);
     let down = hosts.refreshed();
     chash.update(&down);
     for ((key, before), retried) in keys.iter().zip(before).zip(retried) {
-        let now = pick(&down, *key, &[]).unwrap();
+        let now = pick(*key, &[]).unwrap();
         assert_eq!(now, if before == 1 { retried } else { before });
         assert_ne!(now, 1);
-        assert_eq!(pick(&down, *key, &[tried(&all[1]), tried(&all[2])]), None);
+        assert_eq!(pick(*key, &[tried(&all[1]), tried(&all[2])]), None);
     }
 }
 
@@ -117,7 +114,7 @@ fn chash_keeps_its_ring_when_a_node_is_down_and_retries_on_the_next() {
 fn huge_weights_do_not_make_huge_rings() {
     let hosts = weighted(&[1_000_003, 999_983]);
     let chash = balancer(Policy::ApisixChash, &hosts);
-    let share = counts(&*chash, &hosts, 2000)[&1];
+    let share = counts(&*chash, 2000)[&1];
     assert!(share.abs_diff(1000) < 150, "{share}");
 }
 
@@ -126,23 +123,23 @@ fn least_conn_counts_by_worker_and_weight() {
     let hosts = weighted(&[1, 1, 2]);
     let least = balancer(Policy::ApisixLeastConn, &hosts);
     // Held requests spread as the weights do.
-    let held = counts(&*least, &hosts, 40);
+    let held = counts(&*least, 40);
     assert_eq!(held, BTreeMap::from([(1, 10), (2, 10), (3, 20)]));
     // Another worker knows nothing of them.
-    let other = Choice { worker: 1, ..request(&hosts) };
+    let other = Choice { worker: 1, ..request() };
     assert_eq!(port(&least.choose(&other).unwrap()), 3);
     // One that ends is the idlest now.
     let second = hosts.iter().nth(1).unwrap();
     let done = answered(Duration::ZERO);
-    least.report(second, &done);
-    assert_eq!(port(&least.choose(&request(&hosts)).unwrap()), 2);
+    least.report(&second.host, &done);
+    assert_eq!(port(&least.choose(&request()).unwrap()), 2);
     // Counts live on when the nodes change.
-    least.report(second, &done);
+    least.report(&second.host, &done);
     let changed = HostSet::new(vec![host(1, 1), host(2, 1)], Some(&hosts));
     least.update(&changed);
-    assert_eq!(port(&least.choose(&request(&changed)).unwrap()), 2);
+    assert_eq!(port(&least.choose(&request()).unwrap()), 2);
     for _ in 0..5 {
-        least.report(second, &Outcome { worker: 3, ..done });
+        least.report(&second.host, &Outcome { worker: 3, ..done });
     }
 }
 
@@ -154,7 +151,7 @@ fn least_conn_never_prefers_a_loaded_node() {
     let mut active = [0u32; 5];
     for _ in 0..2000 {
         if random.bool() {
-            let at = port(&least.choose(&request(&hosts)).unwrap()) as usize - 1;
+            let at = port(&least.choose(&request()).unwrap()) as usize - 1;
             assert_eq!(active[at], *active.iter().min().unwrap());
             active[at] += 1;
         } else {
@@ -162,7 +159,7 @@ fn least_conn_never_prefers_a_loaded_node() {
             if active[at] > 0 {
                 active[at] -= 1;
                 let host = hosts.iter().nth(at).unwrap();
-                least.report(host, &answered(Duration::ZERO));
+                least.report(&host.host, &answered(Duration::ZERO));
             }
         }
     }
@@ -173,18 +170,18 @@ fn ewma_takes_the_faster_of_two_on_every_worker() {
     let hosts = weighted(&[1, 1]);
     let ewma = balancer(Policy::ApisixEwma, &hosts);
     let slow = hosts.iter().next().unwrap();
-    ewma.report(slow, &answered(Duration::from_millis(200)));
+    ewma.report(&slow.host, &answered(Duration::from_millis(200)));
     for worker in 0..WORKERS {
-        let choice = Choice { worker, ..request(&hosts) };
+        let choice = Choice { worker, ..request() };
         assert_eq!(port(&ewma.choose(&choice).unwrap()), 2);
     }
     // No answer, no score.
     let other = hosts.iter().nth(1).unwrap();
     ewma.report(
-        other,
+        &other.host,
         &Outcome { status: 0, kind: OutcomeKind::Cancelled, ..answered(Duration::from_secs(60)) },
     );
-    assert_eq!(port(&ewma.choose(&request(&hosts)).unwrap()), 2);
+    assert_eq!(port(&ewma.choose(&request()).unwrap()), 2);
 }
 
 #[test]
@@ -195,22 +192,22 @@ fn lower_groups_wait_for_the_higher() {
         let hosts = HostSet::new(vec![with(1, 0), with(2, 0), with(3, 1)], None);
         let all: Vec<_> = hosts.iter().cloned().collect();
         let balancer = balancer(policy.clone(), &hosts);
-        let ports = counts(&*balancer, &hosts, 100);
+        let ports = counts(&*balancer, 100);
         assert!(!ports.contains_key(&3), "{policy:?}");
         let tries = [tried(&all[0]), tried(&all[1])];
-        let choice = Choice { attempt: 2, tried: &tries, ..request(&hosts) };
+        let choice = Choice { attempt: 2, tried: &tries, ..request() };
         assert_eq!(port(&balancer.choose(&choice).unwrap()), 3, "{policy:?}");
         // The higher group is down.
-        all[0].set_reason(reason::ACTIVE_CHECK, true);
-        all[1].set_reason(reason::EJECTED, true);
+        all[0].host.set_reason(Reasons::ACTIVE_CHECK, true);
+        all[1].host.set_reason(Reasons::EJECTED, true);
         let down = hosts.refreshed();
         balancer.update(&down);
-        assert_eq!(counts(&*balancer, &down, 20), BTreeMap::from([(3, 20)]), "{policy:?}");
+        assert_eq!(counts(&*balancer, 20), BTreeMap::from([(3, 20)]), "{policy:?}");
         // Everything is down: health does not count.
-        all[2].set_reason(reason::ACTIVE_CHECK, true);
+        all[2].host.set_reason(Reasons::ACTIVE_CHECK, true);
         let none = down.refreshed();
         balancer.update(&none);
-        assert!(!counts(&*balancer, &none, 50).contains_key(&3), "{policy:?}");
+        assert!(!counts(&*balancer, 50).contains_key(&3), "{policy:?}");
     }
 }
 
@@ -218,11 +215,11 @@ fn lower_groups_wait_for_the_higher() {
 fn a_single_node_is_used_whatever_happened() {
     let hosts = weighted(&[1]);
     let only = hosts.iter().next().unwrap();
-    only.set_reason(reason::ACTIVE_CHECK, true);
+    only.host.set_reason(Reasons::ACTIVE_CHECK, true);
     let hosts = hosts.refreshed();
     for policy in [Policy::ApisixRoundRobin, Policy::ApisixChash, Policy::ApisixEwma] {
         let tries = [tried(only)];
-        let choice = Choice { attempt: 1, tried: &tries, ..request(&hosts) };
+        let choice = Choice { attempt: 1, tried: &tries, ..request() };
         assert!(balancer(policy, &hosts).choose(&choice).is_some());
     }
 }

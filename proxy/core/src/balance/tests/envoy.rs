@@ -50,8 +50,8 @@ fn choices(policy: Policy, hosts: &HostSet) -> String {
     let balancer = balancer(policy, hosts);
     let choose = |values: &&[&str]| {
         let hash = values.iter().fold(0, |seed, v| xxh64(v.as_bytes(), seed));
-        let host = balancer.choose(&Choice { hash: Some(hash), ..request(hosts) }).unwrap();
-        host.hostname.chars().last().unwrap()
+        let host = balancer.choose(&Choice { hash: Some(hash), ..request() }).unwrap();
+        host.host.hostname.chars().last().unwrap()
     };
     USERS.iter().map(choose).collect()
 }
@@ -89,8 +89,8 @@ fn maglev_does_not_depend_on_the_order_of_hosts() {
 fn turns_are_exact_over_a_period() {
     let equal = weighted(&[1, 1, 1]);
     let rr = balancer(Policy::RoundRobin, &equal);
-    assert_eq!(counts(&*rr, &equal, 9), BTreeMap::from([(1, 3), (2, 3), (3, 3)]));
-    assert_eq!(counts(&*rr, &equal, 30), BTreeMap::from([(1, 10), (2, 10), (3, 10)]));
+    assert_eq!(counts(&*rr, 9), BTreeMap::from([(1, 3), (2, 3), (3, 3)]));
+    assert_eq!(counts(&*rr, 30), BTreeMap::from([(1, 10), (2, 10), (3, 10)]));
 
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..50 {
@@ -102,7 +102,7 @@ fn turns_are_exact_over_a_period() {
         }
         for policy in [Policy::RoundRobin, Policy::LeastRequest { choices: 2, full_scan: false, bias: 1.0 }] {
             let balancer = balancer(policy, &hosts);
-            let counts = counts(&*balancer, &hosts, period as usize * 10);
+            let counts = counts(&*balancer, period as usize * 10);
             for (weight, port) in weights.iter().zip(1..) {
                 let got = counts.get(&port).copied().unwrap_or(0);
                 assert!(got.abs_diff(*weight as usize * 10) <= 1, "{weights:?} {counts:?}");
@@ -116,10 +116,10 @@ fn every_worker_takes_its_own_turns() {
     let hosts = weighted(&[1, 1]);
     let rr = balancer(Policy::RoundRobin, &hosts);
     for worker in 0..WORKERS {
-        let pick = || port(&rr.choose(&Choice { worker, ..request(&hosts) }).unwrap());
+        let pick = || port(&rr.choose(&Choice { worker, ..request() }).unwrap());
         let first = pick();
         for other in (0..WORKERS).filter(|w| *w != worker) {
-            rr.choose(&Choice { worker: other, ..request(&hosts) });
+            rr.choose(&Choice { worker: other, ..request() });
         }
         assert_ne!(first, pick(), "another worker moved the turn of {worker}");
     }
@@ -129,25 +129,25 @@ fn every_worker_takes_its_own_turns() {
 fn least_request_avoids_busy_hosts() {
     let hosts = weighted(&[1, 1]);
     let busy = hosts.iter().next().unwrap();
-    busy.active_requests.store(3, Relaxed);
+    busy.host.active_requests.store(3, Relaxed);
     let full = balancer(Policy::LeastRequest { choices: 2, full_scan: true, bias: 1.0 }, &hosts);
-    assert_eq!(counts(&*full, &hosts, 50), BTreeMap::from([(2, 50)]));
+    assert_eq!(counts(&*full, 50), BTreeMap::from([(2, 50)]));
     // Two draws see both hosts half the time.
     let two = balancer(Policy::LeastRequest { choices: 2, full_scan: false, bias: 1.0 }, &hosts);
-    let share = counts(&*two, &hosts, 4000)[&2] as f64 / 4000.0;
+    let share = counts(&*two, 4000)[&2] as f64 / 4000.0;
     assert!((0.7..0.8).contains(&share), "{share}");
     // With weights the load divides the weight: 8 / 4 against 1.
     let hosts = weighted(&[8, 1]);
-    hosts.iter().next().unwrap().active_requests.store(3, Relaxed);
+    hosts.iter().next().unwrap().host.active_requests.store(3, Relaxed);
     let edf = balancer(Policy::LeastRequest { choices: 2, full_scan: false, bias: 1.0 }, &hosts);
-    let counts = counts(&*edf, &hosts, 3000);
+    let counts = counts(&*edf, 3000);
     assert!(counts[&1].abs_diff(2000) < 20, "{counts:?}");
 }
 
 #[test]
 fn random_is_even_and_ignores_weights() {
     let hosts = weighted(&[1, 9]);
-    let counts = counts(&*balancer(Policy::Random, &hosts), &hosts, 4000);
+    let counts = counts(&*balancer(Policy::Random, &hosts), 4000);
     assert!(counts[&1].abs_diff(2000) < 200, "{counts:?}");
 }
 
@@ -156,7 +156,7 @@ fn a_missing_hash_is_random() {
     let hosts = weighted(&[1, 1, 1]);
     for policy in [ring(1024, 8 << 20, false, false), Policy::Maglev { table_size: 251, use_hostname: false }]
     {
-        assert_eq!(counts(&*balancer(policy, &hosts), &hosts, 60).len(), 3);
+        assert_eq!(counts(&*balancer(policy, &hosts), 60).len(), 3);
     }
 }
 
@@ -179,13 +179,13 @@ fn by_locality(policy: Policy, hosts: &HostSet) -> std::sync::Arc<dyn super::Bal
 #[test]
 fn localities_share_by_weight_and_health() {
     let hosts = localities(&[("z1", 9, &[Healthy]), ("z2", 1, &[Healthy])]);
-    let plain = counts(&*by_locality(Policy::RoundRobin, &hosts), &hosts, 100);
+    let plain = counts(&*by_locality(Policy::RoundRobin, &hosts), 100);
     assert!(plain[&1].abs_diff(90) <= 1, "{plain:?}");
-    let hashed = counts(&*by_locality(ring(1024, 8 << 20, false, false), &hosts), &hosts, 4000);
+    let hashed = counts(&*by_locality(ring(1024, 8 << 20, false, false), &hosts), 4000);
     assert!(hashed[&1].abs_diff(3600) < 200, "{hashed:?}");
     // Half of z1 healthy: 1.4 / 2 of its weight.
     let hosts = localities(&[("z1", 10, &[Healthy, Unhealthy]), ("z2", 7, &[Healthy])]);
-    let counts = counts(&*by_locality(Policy::RoundRobin, &hosts), &hosts, 100);
+    let counts = counts(&*by_locality(Policy::RoundRobin, &hosts), 100);
     assert!(counts[&1].abs_diff(50) <= 1, "{counts:?}");
 }
 
@@ -193,7 +193,7 @@ fn localities_share_by_weight_and_health() {
 fn levels_and_panic_share_as_recorded() {
     let share = |levels: &[Vec<crate::cluster::EdsHealth>]| {
         let hosts = host_set(levels);
-        counts(&*balancer(Policy::RoundRobin, &hosts), &hosts, 4000)
+        counts(&*balancer(Policy::RoundRobin, &hosts), 4000)
     };
     assert_eq!(share(&[vec![Healthy], vec![Healthy]]), BTreeMap::from([(1, 4000)]));
     let half = share(&[vec![Healthy, Unhealthy], vec![Healthy]]);
@@ -204,7 +204,7 @@ fn levels_and_panic_share_as_recorded() {
     assert!(working[&1].abs_diff(1120) < 150 && working.len() == 2, "{working:?}");
     let hosts = host_set(&[vec![Unhealthy]]);
     let config = BalanceConfig { fail_on_panic: true, ..BalanceConfig::default() };
-    assert!(configured(&config, &hosts).choose(&request(&hosts)).is_none());
+    assert!(configured(&config, &hosts).choose(&request()).is_none());
 }
 
 #[test]
@@ -222,21 +222,15 @@ fn retries_refuse_hosts_and_move_on() {
     {
         let predicates = [predicate];
         for _ in 0..10 {
-            let choice = Choice {
-                attempt: 1,
-                tried: &tries,
-                predicates: &predicates,
-                host_attempts: 3,
-                ..request(&hosts)
-            };
+            let choice =
+                Choice { attempt: 1, tried: &tries, predicates: &predicates, host_attempts: 3, ..request() };
             assert_eq!(port(&rr.choose(&choice).unwrap()), 2, "{predicates:?}");
         }
     }
     // After the reselections allowed, the last pick is used anyway.
     let tries = [tried(&all[0]), tried(&all[1])];
     let predicates = [HostPredicate::PreviousHosts];
-    let choice =
-        Choice { attempt: 2, tried: &tries, predicates: &predicates, host_attempts: 3, ..request(&hosts) };
+    let choice = Choice { attempt: 2, tried: &tries, predicates: &predicates, host_attempts: 3, ..request() };
     assert!(rr.choose(&choice).is_some());
 }
 
@@ -246,7 +240,7 @@ fn previous_priorities_turn_a_retry_to_another_level() {
     let all: Vec<_> = hosts.iter().cloned().collect();
     let rr = balancer(Policy::RoundRobin, &hosts);
     let tries = [tried(&all[0])];
-    let choice = Choice { attempt: 1, tried: &tries, previous_priorities: Some(1), ..request(&hosts) };
+    let choice = Choice { attempt: 1, tried: &tries, previous_priorities: Some(1), ..request() };
     assert_eq!(rr.choose(&choice).unwrap().priority, 1);
 }
 
@@ -261,8 +255,8 @@ fn slow_start_holds_new_hosts_back() {
     };
     let window = BalanceConfig { slow_start: Some((Duration::from_secs(3600), 1.0, 10.0)), ..config.clone() };
     let aged = configured(&config, &old);
-    assert_eq!(counts(&*aged, &old, 10), BTreeMap::from([(1, 10)]));
+    assert_eq!(counts(&*aged, 10), BTreeMap::from([(1, 10)]));
     // Both hosts are new for an hour's window: equal again.
-    let even = counts(&*configured(&window, &hosts), &hosts, 100);
+    let even = counts(&*configured(&window, &hosts), 100);
     assert!(even[&1].abs_diff(50) <= 2, "{even:?}");
 }

@@ -197,7 +197,7 @@ async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
         let config = ClusterConfig { tls, ..cluster_config("tls") };
         let hosts = vec![HostConfig::new(Address::Ip(address))];
         let cluster = Cluster::new(config, hosts, None, &fixture.registry).unwrap();
-        let host = cluster.hosts.load().iter().next().unwrap().clone();
+        let host = cluster.hosts.load().iter().next().unwrap().host.clone();
         let mut connected = connect(&cluster, &host, authority, Alpn::Http1, Duration::from_secs(5)).await?;
         let text = crate::io::text(&mut connected.io).await;
         Ok::<_, ConnectError>((text, connected.tls.unwrap().version))

@@ -1,0 +1,97 @@
+//! Endpoints as configuration or discovery gives them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where an endpoint listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// IP address and port.
+    Ip(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A name to be resolved: what a DNS cluster's configuration holds. Never in a [`Host`] of a live set.
+    Name(String, u16),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Ip(addr) => write!(f, "{addr}"),
+            Address::Unix(path) => write!(f, "{}", path.display()),
+            Address::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+/// An endpoint as configured or discovered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostConfig {
+    /// Where it listens.
+    pub address: Address,
+    /// Its name, for Host, SNI and hashing: Envoy's `hostname`, or the DNS name; may be empty.
+    pub hostname: Arc<str>,
+    /// Load balancing weight, 1 by default. APISIX allows 0.
+    pub weight: u32,
+    /// 0 is preferred. (APISIX's larger-first node priority is turned around when it is compiled.)
+    pub priority: u32,
+    /// Region, zone, sub-zone.
+    pub locality: Locality,
+    /// Weight of its locality; `None` when localities carry none.
+    pub locality_weight: Option<u32>,
+    /// Metadata by namespace.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// What discovery says of its health.
+    pub health: EdsHealth,
+}
+
+impl HostConfig {
+    /// An endpoint of weight 1 without a name.
+    pub fn new(address: Address) -> HostConfig {
+        HostConfig {
+            address,
+            hostname: "".into(),
+            weight: 1,
+            priority: 0,
+            locality: Locality::default(),
+            locality_weight: None,
+            metadata: serde_json::Map::new(),
+            health: EdsHealth::Unknown,
+        }
+    }
+
+    /// The hostname of endpoints that `name` was resolved to: the configured one, else the name.
+    pub fn resolved_hostname(&self, name: &str) -> Arc<str> {
+        if self.hostname.is_empty() { name.into() } else { self.hostname.clone() }
+    }
+}
+
+/// Where an endpoint stands (core/v3/base.proto Locality).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Locality {
+    /// Region.
+    pub region: Arc<str>,
+    /// Zone.
+    pub zone: Arc<str>,
+    /// Sub-zone.
+    pub sub_zone: Arc<str>,
+}
+
+/// What discovery says of an endpoint (core/v3/health_check.proto HealthStatus).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EdsHealth {
+    /// Nothing: taken for healthy.
+    #[default]
+    Unknown,
+    /// Healthy.
+    Healthy,
+    /// Gets no traffic.
+    Unhealthy,
+    /// Gets no new traffic and is left out of the counts.
+    Draining,
+    /// Gets no traffic.
+    Timeout,
+    /// Gets traffic when there are not enough healthy ones.
+    Degraded,
+}

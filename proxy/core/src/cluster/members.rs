@@ -1,0 +1,228 @@
+//! The endpoints of a cluster at one moment.
+
+use super::{EdsHealth, Health, Host, HostConfig, Locality, Reasons};
+use crate::fast_hash::FastSet;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// An endpoint as one [`HostSet`] has it: what is configured of it now, and the host that it is.
+///
+/// Nothing here ever changes: a new weight makes a new member of a new set, so that a set which is never put in
+/// force changes nothing.
+#[derive(Debug)]
+pub struct Member {
+    /// The host, which sets before and after this one may have too.
+    pub host: Arc<Host>,
+    /// Load balancing weight; 0 for nodes of APISIX that take no turns.
+    pub weight: u32,
+    /// Priority level, 0 is preferred.
+    pub priority: u32,
+    /// Region, zone, sub-zone.
+    pub locality: Locality,
+    /// Weight of its locality; `None` when localities carry none.
+    pub locality_weight: Option<u32>,
+    /// Metadata by namespace.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// What discovery says of its health.
+    pub discovery: EdsHealth,
+}
+
+impl Member {
+    fn new(host: Arc<Host>, config: HostConfig) -> Member {
+        // By name: the address and the name are the host's.
+        let HostConfig {
+            address: _,
+            hostname: _,
+            weight,
+            priority,
+            locality,
+            locality_weight,
+            metadata,
+            health,
+        } = config;
+        Member { host, weight, priority, locality, locality_weight, metadata, discovery: health }
+    }
+
+    fn is(&self, config: &HostConfig) -> bool {
+        let HostConfig { address, hostname, weight, priority, locality, locality_weight, metadata, health } =
+            config;
+        self.host.address == *address
+            && self.host.hostname == *hostname
+            && self.weight == *weight
+            && self.priority == *priority
+            && self.locality == *locality
+            && self.locality_weight == *locality_weight
+            && self.metadata == *metadata
+            && self.discovery == *health
+    }
+
+    fn of(&self, host: Arc<Host>) -> Member {
+        Member {
+            host,
+            weight: self.weight,
+            priority: self.priority,
+            locality: self.locality.clone(),
+            locality_weight: self.locality_weight,
+            metadata: self.metadata.clone(),
+            discovery: self.discovery,
+        }
+    }
+
+    /// Everything against it: what checkers found, and what discovery says.
+    pub fn reasons(&self) -> Reasons {
+        self.host.reasons()
+            | match self.discovery {
+                EdsHealth::Unknown | EdsHealth::Healthy => Reasons::empty(),
+                EdsHealth::Unhealthy | EdsHealth::Timeout => Reasons::DISCOVERY,
+                EdsHealth::Draining => Reasons::DRAINING,
+                EdsHealth::Degraded => Reasons::DEGRADED_DISCOVERY,
+            }
+    }
+
+    /// How it counts now.
+    pub fn health(&self) -> Health {
+        self.reasons().health()
+    }
+
+    /// Whether `envoy.lb` metadata marks it as a canary.
+    pub fn is_canary(&self) -> bool {
+        self.metadata.get("envoy.lb").and_then(|m| m.get("canary")).and_then(|v| v.as_bool()).unwrap_or(false)
+    }
+}
+
+/// The endpoints of a cluster at one moment.
+#[derive(Debug, Default)]
+pub struct HostSet {
+    /// Priority levels from 0; a level without endpoints is empty.
+    pub levels: Vec<PriorityLevel>,
+    /// Grows with every change.
+    pub version: u64,
+}
+
+/// Some members of a level, in the configuration's order.
+pub type Members = Arc<[Arc<Member>]>;
+
+/// The endpoints of one priority, sorted out by health.
+#[derive(Debug, Default)]
+pub struct PriorityLevel {
+    /// All.
+    pub members: Members,
+    /// Those that take traffic; the same list when all do.
+    pub healthy: Members,
+    /// Those that help out.
+    pub degraded: Members,
+    /// Number of those that do not count.
+    pub excluded: usize,
+}
+
+impl PriorityLevel {
+    fn sorted_out(members: Members) -> PriorityLevel {
+        let of = |health| members.iter().filter(move |m| m.health() == health);
+        let healthy = of(Health::Healthy).count();
+        PriorityLevel {
+            healthy: match healthy == members.len() {
+                true => members.clone(),
+                false => of(Health::Healthy).cloned().collect(),
+            },
+            degraded: of(Health::Degraded).cloned().collect(),
+            excluded: of(Health::Excluded).count(),
+            members,
+        }
+    }
+}
+
+impl HostSet {
+    /// Sorts endpoints into levels. Those at an address and name that `before` had are the same hosts; nothing
+    /// about them changes by that. Endpoints at one address and name are one host.
+    pub fn new(configs: Vec<HostConfig>, before: Option<&HostSet>) -> HostSet {
+        let known: HashMap<_, _> = before.iter().flat_map(|s| s.iter()).map(|m| (key(&m.host), m)).collect();
+        let mut fresh: HashMap<_, Arc<Host>> = HashMap::new();
+        let mut levels: Vec<Vec<Arc<Member>>> = Vec::new();
+        for config in configs {
+            let at = config.priority as usize;
+            if levels.len() <= at {
+                levels.resize_with(at + 1, Vec::new);
+            }
+            let host = match known.get(&(&config.address, &*config.hostname)) {
+                Some(member) if member.is(&config) => {
+                    levels[at].push(Arc::clone(member));
+                    continue;
+                }
+                Some(member) => member.host.clone(),
+                None => {
+                    let key = (config.address.clone(), config.hostname.clone());
+                    let host = fresh.entry(key);
+                    let new = || Arc::new(Host::new(config.address.clone(), config.hostname.clone()));
+                    host.or_insert_with(new).clone()
+                }
+            };
+            levels[at].push(Arc::new(Member::new(host, config)));
+        }
+        let levels = levels.into_iter().map(|members| PriorityLevel::sorted_out(members.into())).collect();
+        HostSet { levels, version: before.map_or(1, |s| s.version + 1) }
+    }
+
+    /// The same endpoints sorted out anew.
+    pub fn refreshed(&self) -> HostSet {
+        let levels = self.levels.iter().map(|level| PriorityLevel::sorted_out(level.members.clone()));
+        HostSet { levels: levels.collect(), version: self.version + 1 }
+    }
+
+    /// The same endpoints, where `live` has the same address and name with the host it has; `None` when nothing
+    /// changes by that.
+    pub(super) fn adopting(&self, live: &HostSet) -> Option<HostSet> {
+        let live: HashMap<_, _> = live.iter().map(|m| (key(&m.host), &m.host)).collect();
+        let other = |m: &Member| live.get(&key(&m.host)).copied().filter(|host| host.id != m.host.id);
+        if !self.iter().any(|m| other(m).is_some()) {
+            return None;
+        }
+        let adopted = |m: &Arc<Member>| match other(m) {
+            Some(host) => Arc::new(m.of(host.clone())),
+            None => m.clone(),
+        };
+        let levels =
+            self.levels.iter().map(|l| PriorityLevel::sorted_out(l.members.iter().map(adopted).collect()));
+        Some(HostSet { levels: levels.collect(), version: self.version + 1 })
+    }
+
+    /// Notes on every host that it is in the cluster in force, and on those that only `before` has that they no
+    /// longer are. Tells whether any came or went.
+    pub(super) fn mark(&self, before: Option<&HostSet>) -> bool {
+        let ids = |set: &HostSet| set.iter().map(|m| m.host.id).collect::<FastSet<u64>>();
+        let (now, earlier) = (ids(self), before.map(ids).unwrap_or_default());
+        let gone = before.iter().flat_map(|s| s.iter()).filter(|m| !now.contains(&m.host.id));
+        gone.for_each(|m| m.host.set_removed(true));
+        self.iter().for_each(|m| m.host.set_removed(false));
+        now != earlier
+    }
+
+    /// All endpoints, level by level.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.levels.iter().flat_map(|l| l.members.iter())
+    }
+
+    /// Number of endpoints.
+    pub fn total(&self) -> usize {
+        self.levels.iter().map(|l| l.members.len()).sum()
+    }
+
+    /// Number of healthy endpoints.
+    pub fn healthy(&self) -> usize {
+        self.levels.iter().map(|l| l.healthy.len()).sum()
+    }
+
+    /// Number of degraded endpoints.
+    pub fn degraded(&self) -> usize {
+        self.levels.iter().map(|l| l.degraded.len()).sum()
+    }
+
+    /// Number of endpoints that do not count.
+    pub fn excluded(&self) -> usize {
+        self.levels.iter().map(|l| l.excluded).sum()
+    }
+}
+
+/// What makes two endpoints the same host.
+fn key(host: &Host) -> (&super::Address, &str) {
+    (&host.address, &host.hostname)
+}

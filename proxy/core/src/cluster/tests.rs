@@ -1,0 +1,161 @@
+//! What building a cluster leaves alone, and what putting it in force does.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::balance::{BalanceConfig, Choice, Policy};
+use crate::metrics::{Registry, Sample};
+
+fn endpoint(port: u16, weight: u32) -> HostConfig {
+    HostConfig { weight, ..HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into())) }
+}
+
+fn cluster(endpoints: Vec<HostConfig>, previous: Option<&Cluster>, registry: &Registry) -> Arc<Cluster> {
+    let balance = BalanceConfig { policy: Policy::ApisixLeastConn, ..BalanceConfig::default() };
+    let config = ClusterConfig { balance, ..ClusterConfig::named("c") };
+    Cluster::new(config, endpoints, previous, registry).unwrap()
+}
+
+fn member(cluster: &Cluster, port: u16) -> Arc<Member> {
+    let is = |m: &&Arc<Member>| m.host.label.ends_with(&format!(":{port}"));
+    cluster.hosts.load().iter().find(is).unwrap().clone()
+}
+
+/// Ports of 40 requests, each under way until the last has been chosen.
+fn traffic(cluster: &Arc<Cluster>) -> BTreeMap<String, usize> {
+    let none = BTreeMap::new();
+    let choice = |random| Choice {
+        worker: 0,
+        hash: None,
+        random,
+        attempt: 0,
+        tried: &[],
+        predicates: &[],
+        host_attempts: 1,
+        previous_priorities: None,
+        subset: &none,
+    };
+    let flights: Vec<_> = (0..40).filter_map(|n| cluster.choose(&choice(n))).collect();
+    let mut ports = BTreeMap::new();
+    for flight in &flights {
+        *ports.entry(flight.host().label.to_string()).or_default() += 1;
+    }
+    ports
+}
+
+/// Everything that a request or an operator could notice of a cluster.
+fn shown(cell: &ClusterCell, registry: &Registry) -> (Vec<String>, BTreeMap<String, usize>, Vec<Sample>) {
+    let cluster = cell.load().unwrap();
+    let hosts = cluster.hosts.load();
+    let show = |m: &Arc<Member>| {
+        format!("{} {} {:?} {:?} {}", m.host.id, m.weight, m.reasons(), m.health(), m.host.is_removed())
+    };
+    (hosts.iter().map(show).collect(), traffic(&cluster), registry.samples())
+}
+
+/// A candidate that was refused for another reason took a weight to 0 all the same, and health with it.
+#[test]
+fn a_cluster_that_is_built_and_dropped_changes_nothing() {
+    let registry = Registry::new();
+    let cell = Clusters::default().cell("c");
+    cell.swap(Some(cluster(vec![endpoint(1, 1), endpoint(2, 1)], None, &registry)));
+    let live = cell.load().unwrap();
+    let before = shown(&cell, &registry);
+    let unhealthy = HostConfig { health: EdsHealth::Unhealthy, ..endpoint(2, 9) };
+    for endpoints in [vec![endpoint(1, 0), unhealthy], vec![endpoint(3, 1)], Vec::new()] {
+        let candidate = cluster(endpoints.clone(), Some(&live), &registry);
+        candidate.update_hosts(endpoints);
+        candidate.refresh();
+        assert_eq!(shown(&cell, &registry), before);
+        drop(candidate);
+        assert_eq!(shown(&cell, &registry), before);
+    }
+}
+
+#[test]
+fn what_is_put_in_force_counts() {
+    let registry = Registry::new();
+    let cell = Clusters::default().cell("c");
+    let first = cluster(vec![endpoint(1, 1), endpoint(2, 1)], None, &registry);
+    assert_eq!(first.stats.membership_total.get(), 0);
+    cell.swap(Some(first.clone()));
+    assert_eq!((first.stats.membership_total.get(), first.stats.membership_change.get()), (2, 1));
+    let draining = HostConfig { health: EdsHealth::Draining, ..endpoint(2, 5) };
+    let second = cluster(vec![endpoint(1, 3), draining], Some(&first), &registry);
+    cell.swap(Some(second.clone()));
+    let stats = &second.stats;
+    let members =
+        (stats.membership_total.get(), stats.membership_healthy.get(), stats.membership_excluded.get());
+    assert_eq!((members, stats.membership_change.get()), ((2, 1, 1), 1));
+    assert_eq!(member(&first, 1).host.id, member(&second, 1).host.id);
+    assert_eq!((member(&first, 1).weight, member(&second, 1).weight), (1, 3));
+    // Late news of a replaced cluster count no more.
+    first.update_hosts(vec![]);
+    assert_eq!(stats.membership_total.get(), 2);
+    cell.swap(None);
+    assert_eq!(stats.membership_total.get(), 0);
+}
+
+#[test]
+fn hosts_know_whether_the_cluster_in_force_has_them() {
+    let registry = Registry::new();
+    let cell = Clusters::default().cell("c");
+    let first = cluster(vec![endpoint(1, 1), endpoint(2, 1)], None, &registry);
+    cell.swap(Some(first.clone()));
+    let [one, two] = [1, 2].map(|port| member(&first, port).host.clone());
+    let removed = || (one.is_removed(), two.is_removed());
+    assert_eq!(removed(), (false, false));
+    first.update_hosts(vec![endpoint(1, 1)]);
+    assert_eq!(removed(), (false, true));
+    let second = cluster(vec![endpoint(1, 2), endpoint(3, 1)], Some(&first), &registry);
+    assert_eq!(removed(), (false, true));
+    cell.swap(Some(second.clone()));
+    assert_eq!(removed(), (false, true));
+    let third = cluster(vec![endpoint(3, 1)], Some(&second), &registry);
+    cell.swap(Some(third));
+    assert_eq!(removed(), (true, true));
+    // The one that was replaced last still knows it, so it comes back as itself.
+    let fourth = cluster(vec![endpoint(1, 1)], Some(&second), &registry);
+    cell.swap(Some(fourth));
+    assert_eq!(removed(), (false, true));
+    cell.swap(None);
+    assert_eq!(removed(), (true, true));
+}
+
+/// Discovery may find a host between the building of a cluster and its coming into force.
+#[test]
+fn hosts_found_meanwhile_are_taken_over() {
+    let registry = Registry::new();
+    let cell = Clusters::default().cell("c");
+    let first = cluster(vec![endpoint(1, 1)], None, &registry);
+    cell.swap(Some(first.clone()));
+    let second = cluster(vec![endpoint(1, 1), endpoint(2, 7)], Some(&first), &registry);
+    first.update_hosts(vec![endpoint(1, 1), endpoint(2, 1)]);
+    let found = member(&first, 2).host.clone();
+    assert_ne!(member(&second, 2).host.id, found.id);
+    cell.swap(Some(second.clone()));
+    assert_eq!((member(&second, 2).host.id, member(&second, 2).weight), (found.id, 7));
+    assert!(!found.is_removed());
+    assert_eq!(traffic(&second).get("127.0.0.1:2"), Some(&35));
+}
+
+/// Two endpoints at one address were two hosts at first and one host after the next change.
+#[test]
+fn one_address_is_one_host() {
+    let twice = || vec![endpoint(1, 1), HostConfig { priority: 1, ..endpoint(1, 2) }];
+    let first = HostSet::new(twice(), None);
+    let ids = |set: &HostSet| set.iter().map(|m| m.host.id).collect::<Vec<_>>();
+    assert_eq!(ids(&first)[0], ids(&first)[1]);
+    let second = HostSet::new(twice(), Some(&first));
+    assert_eq!((ids(&first), second.total()), (ids(&second), 2));
+}
+
+/// Members that are equal to before are the same, so that balancers see what stays.
+#[test]
+fn only_what_changes_makes_a_new_member() {
+    let first = HostSet::new(vec![endpoint(1, 1), endpoint(2, 1)], None);
+    let second = HostSet::new(vec![endpoint(1, 1), endpoint(2, 2)], Some(&first));
+    let at = |set: &HostSet, n| set.iter().nth(n).cloned().unwrap();
+    assert!(Arc::ptr_eq(&at(&first, 0), &at(&second, 0)));
+    assert!(!Arc::ptr_eq(&at(&first, 1), &at(&second, 1)));
+    assert!(Arc::ptr_eq(&at(&first, 1).host, &at(&second, 1).host));
+}
