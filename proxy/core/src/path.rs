@@ -57,16 +57,16 @@ fn prepare_path(options: &PathOptions, stream: &mut Stream) -> Prepared {
     if memchr::memchr(b'#', target.full()).is_some() {
         return FAILED;
     }
+    let mut prepared = Prepared::Ready;
     if options.escaped_slashes != EscapedSlashes::Keep
         && let Cow::Owned(path) = unescape_slashes(target.path())
     {
+        target.set_path(&path);
         match options.escaped_slashes {
             EscapedSlashes::Reject => return FAILED,
-            EscapedSlashes::UnescapeAndRedirect => {
-                target.set_path(&path);
-                return Prepared::Redirect(target.full().to_vec());
-            }
-            _ => target.set_path(&path),
+            // To what is normalised too, so that the client comes back with a path that stays.
+            EscapedSlashes::UnescapeAndRedirect => prepared = Prepared::Redirect(Vec::new()),
+            _ => {}
         }
     }
     if options.normalize {
@@ -81,7 +81,10 @@ fn prepare_path(options: &PathOptions, stream: &mut Stream) -> Prepared {
     {
         target.set_path(&path);
     }
-    Prepared::Ready
+    if let Prepared::Redirect(to) = &mut prepared {
+        to.extend_from_slice(target.full());
+    }
+    prepared
 }
 
 /// Decodes `%2F` and `%5C`, in either case.

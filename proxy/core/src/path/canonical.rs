@@ -5,12 +5,16 @@ use std::borrow::Cow;
 /// The canonical form of a path without its query: unreserved characters decoded, backslashes turned, dot
 /// segments resolved, unsafe characters encoded. `None` when it holds a zero byte, encoded or not.
 ///
+/// Parameters of a dot segment (`/.;x/`, `/..;x/`) go first, as in Envoy: servlet containers take them off, and see
+/// the dots. Here they also go behind dots that are encoded.
+///
 /// Escapes of other characters keep their spelling, broken ones stay, runs of slashes stay, and `..` above
 /// the root stays at the root.
 pub(super) fn canonicalize(path: &[u8]) -> Option<Cow<'_, [u8]>> {
     if is_canonical(path) {
         return Some(Cow::Borrowed(path));
     }
+    let path = &*without_dot_parameters(path);
     let mut out = Vec::with_capacity(path.len() + 8);
     // Where a `%` went out that begins no escape: what is decoded right after it must not make it one.
     let mut stray: Option<usize> = None;
@@ -79,11 +83,36 @@ fn dot(path: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// After a dot that begins a segment: the length of what ends it, if the segment was that dot alone.
+/// The path with `;…` taken off every segment of plain dots; segments end at `/` alone.
+fn without_dot_parameters(path: &[u8]) -> Cow<'_, [u8]> {
+    let cut = |segment: &[u8]| match segment {
+        [b'.', b';', ..] => Some(1),
+        [b'.', b'.', b';', ..] => Some(2),
+        _ => None,
+    };
+    let segments = || path.split(|b| *b == b'/');
+    if !segments().any(|segment| cut(segment).is_some()) {
+        return Cow::Borrowed(path);
+    }
+    let mut out = Vec::with_capacity(path.len());
+    for (i, segment) in segments().enumerate() {
+        if i > 0 {
+            out.push(b'/');
+        }
+        out.extend_from_slice(segment.get(..cut(segment).unwrap_or(segment.len())).unwrap_or_default());
+    }
+    Cow::Owned(out)
+}
+
+/// After a dot that begins a segment: the length of the rest, with its parameters, if the segment was that dot alone.
 fn segment_end(path: &[u8], at: usize) -> Option<usize> {
     match path.get(at) {
         None => Some(0),
         Some(b'/' | b'\\') => Some(1),
+        Some(b';') => {
+            let rest = path.get(at..)?;
+            Some(rest.iter().position(|b| matches!(b, b'/' | b'\\')).map_or(rest.len(), |end| end + 1))
+        }
         Some(_) => None,
     }
 }
@@ -91,11 +120,7 @@ fn segment_end(path: &[u8], at: usize) -> Option<usize> {
 /// After a dot that begins a segment: the length of the rest, if the segment is `..` or `..;parameters`.
 fn one_up(path: &[u8], at: usize) -> Option<usize> {
     let second = dot(path, at)?;
-    let mut end = at + second;
-    if path.get(end) == Some(&b';') {
-        end += path.get(end..)?.iter().position(|b| matches!(b, b'/' | b'\\')).unwrap_or(path.len() - end);
-    }
-    Some(end - at + segment_end(path, end)?)
+    Some(second + segment_end(path, at + second)?)
 }
 
 /// Drops the last segment. The output ends with a slash before and after.

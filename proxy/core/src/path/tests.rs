@@ -64,6 +64,14 @@ fn normalisation_is_chromiums() {
             ("/a/..", "/"),
             ("/a/.", "/a/"),
             ("/a/..;x/b", "/b"),
+            ("/.;/admin", "/admin"),
+            ("/a/.;x=1;y/b", "/a/b"),
+            ("/a/%2e;x/b", "/a/b"),
+            ("/a/%2E.;x/b", "/b"),
+            ("/a/.;", "/a/"),
+            ("/a/..;", "/"),
+            ("/a/b/..;x\\y/c", "/a/c"),
+            ("/a/.b;x/..c;d/;e", "/a/.b;x/..c;d/;e"),
             ("/a/...", "/a/..."),
             ("/a.b/.c", "/a.b/.c"),
             ("/a|b\"<>", "/a%7Cb%22%3C%3E"),
@@ -94,6 +102,13 @@ fn escaped_slashes_are_kept_refused_redirected_or_decoded() {
         assert_eq!(prepared, Prepared::Redirect(to.as_bytes().to_vec()));
     }
     paths(redirect, &[("/a/b", "/a/b")]);
+    // The redirect went out before anything else was looked at.
+    let normalised = envoy(true, true, EscapedSlashes::UnescapeAndRedirect);
+    assert_eq!(prepare(&normalised, &mut stream("/a%2Fb%00", &[])), FAILED);
+    assert_eq!(
+        prepare(&normalised, &mut stream("/x%2F..%2F%2fadmin?q", &[])),
+        Prepared::Redirect(b"/admin?q".to_vec())
+    );
     paths(
         envoy(true, true, EscapedSlashes::UnescapeAndForward),
         &[
