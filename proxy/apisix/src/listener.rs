@@ -9,9 +9,9 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::format::{Escape, Format};
 use sixfold_core::hcm::{
     ApisixPath, ClientAddress, CodecType, ConnectionTimeouts, EdgeHeaders, HttpConnectionManager, HttpStats,
-    LocalReplyConfig, PathOptions, Profile, RouterOptions, ServerHeader, ServerHttp1, Underscores,
+    LocalReplyConfig, PathOptions, Profile, RouterOptions, ServerHeader, ServerHttp1,
 };
-use sixfold_core::headers::HeaderName;
+use sixfold_core::headers::{HeaderName, HeaderRules, Underscores};
 use sixfold_core::listener::{
     BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
 };
@@ -126,14 +126,17 @@ fn manager(
             header_case: HeaderCase::Preserve,
             // nginx's four large buffers of 8 KiB.
             max_head_bytes: 32 << 10,
+            ..ServerHttp1::default()
+        },
+        http2: Http2Options { max_concurrent_streams: 128, ..Http2Options::default() },
+        header_rules: HeaderRules {
             underscores: if config.http.underscores_in_headers {
                 Underscores::Allow
             } else {
                 Underscores::Drop
             },
-            ..ServerHttp1::default()
+            ..HeaderRules::APISIX
         },
-        http2: Http2Options { max_concurrent_streams: 128, ..Http2Options::default() },
         path: PathOptions {
             apisix: Some(ApisixPath {
                 delete_tail_slash: config.delete_uri_tail_slash,

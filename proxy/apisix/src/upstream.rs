@@ -15,6 +15,7 @@ use sixfold_core::cluster::{
     Http1Options, Http2Options, UpstreamProtocol,
 };
 use sixfold_core::format::Format;
+use sixfold_core::headers::HeaderRules;
 use sixfold_core::message;
 use sixfold_core::retry::{RetryOn, RetryPolicy};
 use sixfold_core::route;
@@ -155,6 +156,7 @@ pub(crate) fn compile(
         protocol: protocol(upstream.scheme).unwrap_or_default(),
         http1: Http1Options { header_case: HeaderCase::Preserve, ..Http1Options::default() },
         http2: Http2Options::default(),
+        header_rules: HeaderRules::APISIX,
         tls,
         scheme: if upstream.scheme.is_tls() { message::Scheme::Https } else { message::Scheme::Http },
         idle_timeout: Some(pool.map_or(keepalive.timeout, |pool| seconds(pool.idle_timeout))),

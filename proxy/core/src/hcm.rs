@@ -3,6 +3,7 @@
 use crate::access_log::AccessLog;
 use crate::cluster::{HeaderCase, Http2Options};
 use crate::header_ops::HeaderOps;
+use crate::headers::HeaderRules;
 use crate::plugin::Chain;
 use crate::route::BodyFormat;
 use crate::router::RouteTableCell;
@@ -40,6 +41,8 @@ pub struct HttpConnectionManager {
     pub http1: ServerHttp1,
     /// HTTP/2 options.
     pub http2: Http2Options,
+    /// What is let pass of requests' fields, over every version of HTTP.
+    pub header_rules: HeaderRules,
     /// How the path is made ready for matching.
     pub path: PathOptions,
     /// Whom to believe.
@@ -130,10 +133,6 @@ pub struct ServerHttp1 {
     pub strict: bool,
     /// Bytes of a request head, 60 KiB by default.
     pub max_head_bytes: usize,
-    /// Headers of a request, 100 by default.
-    pub max_headers: usize,
-    /// Names with underscores.
-    pub underscores: Underscores,
     /// Forwards `Expect: 100-continue` instead of answering it.
     pub proxy_100_continue: bool,
     /// `stream_error_on_invalid_http_message`: errors keep the connection where they can.
@@ -151,24 +150,10 @@ impl Default for ServerHttp1 {
             allow_absolute_url: true,
             strict: false,
             max_head_bytes: 60 << 10,
-            max_headers: 100,
-            underscores: Underscores::Allow,
             proxy_100_continue: false,
             stream_error_on_invalid: false,
         }
     }
-}
-
-/// `headers_with_underscores_action`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Underscores {
-    /// Passes them.
-    #[default]
-    Allow,
-    /// Refuses the request.
-    Reject,
-    /// Drops the header.
-    Drop,
 }
 
 /// How the path is made ready for matching (behaviour: conn_manager_utility.cc `maybeNormalizePath`).

@@ -11,11 +11,13 @@
 pub mod fuzz;
 mod known;
 mod name;
+mod rules;
 #[cfg(test)]
 mod tests;
 
 pub use known::Known;
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
+pub use rules::{HeaderFault, HeaderRules, Underscores};
 
 use bytes::Bytes;
 use std::fmt;
@@ -73,12 +75,16 @@ pub struct Headers {
     fields: Vec<Field>,
     /// Bytes of `buf` that no field points to.
     dead: usize,
+    /// Names that codecs take out and write themselves, as the peer spelled them; for Envoy's `preserve_case`.
+    spellings: Option<Box<Spellings>>,
 }
+
+type Spellings = Vec<(Known, Box<[u8]>)>;
 
 impl Headers {
     /// An empty block; allocates with the first field.
     pub const fn new() -> Headers {
-        Headers { buf: Vec::new(), fields: Vec::new(), dead: 0 }
+        Headers { buf: Vec::new(), fields: Vec::new(), dead: 0, spellings: None }
     }
 
     /// Removes every field and keeps the memory for the next message, up to [`KEPT_BYTES`] and
@@ -87,6 +93,7 @@ impl Headers {
         self.buf.clear();
         self.fields.clear();
         self.dead = 0;
+        self.spellings = None;
         if self.buf.capacity() > KEPT_BYTES {
             self.buf.shrink_to(KEPT_BYTES);
         }
@@ -185,6 +192,19 @@ impl Headers {
         }
     }
 
+    /// Remembers how the peer spelled a name whose field does not stay, the first time.
+    pub fn remember_spelling(&mut self, known: Known, name: &[u8]) {
+        let spellings = self.spellings.get_or_insert_default();
+        if spellings.iter().all(|(other, _)| *other != known) {
+            spellings.push((known, name.into()));
+        }
+    }
+
+    /// How the peer spelled a name that was remembered.
+    pub fn spelling(&self, known: Known) -> Option<&[u8]> {
+        self.spellings.as_ref()?.iter().find(|(other, _)| *other == known).map(|(_, name)| &**name)
+    }
+
     /// Adds a field after those that are there; an equal name stays a line of its own.
     pub fn append(&mut self, key: impl Key, value: &[u8]) {
         let known = key.known().map_or(0, |k| k.0);
@@ -219,7 +239,7 @@ impl Headers {
 
     /// Removes the fields of that name behind the one at `first`.
     fn remove_after(&mut self, first: usize, key: impl Key) {
-        let Headers { buf, fields, dead } = self;
+        let Headers { buf, fields, dead, .. } = self;
         let mut at = 0;
         fields.retain(|f| {
             at += 1;
@@ -303,7 +323,7 @@ impl Headers {
     /// Writes the whole block anew, so that what was joined leaves nothing behind.
     #[cold]
     fn join_all(&mut self, names: &KnownSet) {
-        let Headers { buf, fields, dead } = self;
+        let Headers { buf, fields, dead, .. } = self;
         let mut lines: Vec<Field> = fields.iter().filter(|f| names.has(f.known)).copied().collect();
         lines.sort_by_key(|f| f.known);
         let mut fresh = Vec::with_capacity(buf.len() - *dead + 2 * lines.len());
@@ -346,7 +366,7 @@ impl Headers {
 
     /// Keeps the fields for which `keep(id, name, value)` holds.
     pub fn retain(&mut self, mut keep: impl FnMut(Option<Known>, &[u8], &[u8]) -> bool) {
-        let Headers { buf, fields, dead } = self;
+        let Headers { buf, fields, dead, .. } = self;
         fields.retain(|f| {
             let keep = keep(f.known(), f.name(buf), f.value(buf));
             *dead += if keep { 0 } else { f.len() };

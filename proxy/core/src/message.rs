@@ -187,6 +187,18 @@ impl RequestHead {
     pub fn host(&self) -> &[u8] {
         strip_port(&self.authority)
     }
+
+    /// nginx's `$host`, but for its case: the authority without a port and without one dot at the end.
+    pub fn server_name(&self) -> &[u8] {
+        server_name(&self.authority)
+    }
+}
+
+/// An authority without its port and without one dot at the end, which is the root's and no label
+/// (`ngx_http_validate_host`).
+pub fn server_name(authority: &[u8]) -> &[u8] {
+    let host = strip_port(authority);
+    host.strip_suffix(b".").unwrap_or(host)
 }
 
 /// Envoy's `Grpc::Common::hasGrpcContentType`.
@@ -244,6 +256,14 @@ mod tests {
             [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:", "a")]
         {
             assert_eq!(strip_port(full.as_bytes()), host.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_server_name_has_neither_port_nor_dot_at_its_end() {
+        for (full, name) in [("a.:80", "a"), ("a.", "a"), ("a:80", "a"), ("a..", "a."), ("[::1]:80", "[::1]")]
+        {
+            assert_eq!(server_name(full.as_bytes()), name.as_bytes());
         }
     }
 

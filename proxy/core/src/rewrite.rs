@@ -231,7 +231,7 @@ pub fn apisix_host(forward: &Forward, host: &Host, scheme: Scheme, stream: &mut 
         return;
     }
     if stream.var("http_host").is_none() {
-        let plain = stream.request.host().to_ascii_lowercase();
+        let plain = stream.request.server_name().to_ascii_lowercase();
         let sent = std::mem::take(&mut stream.request.authority);
         stream.set_var("host", plain);
         stream.set_var("http_host", sent);

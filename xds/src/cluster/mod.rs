@@ -81,6 +81,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         protocol: protocol.protocol,
         http1: protocol.http1,
         http2: protocol.http2,
+        header_rules: protocol.header_rules,
         scheme: if tls.is_some() { Scheme::Https } else { Scheme::Http },
         tls,
         idle_timeout: protocol.idle_timeout,

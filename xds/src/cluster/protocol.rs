@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::cluster::{Http1Options, Http2Options, UpstreamProtocol};
+use sixfold_core::headers::HeaderRules;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::retry::RetryPolicy;
 use sixfold_xds_api::any;
@@ -29,6 +30,7 @@ pub(crate) struct Protocol {
     pub(crate) protocol: UpstreamProtocol,
     pub(crate) http1: Http1Options,
     pub(crate) http2: Http2Options,
+    pub(crate) header_rules: HeaderRules,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_connection_duration: Option<Duration>,
     pub(crate) max_stream_duration: Option<Duration>,
@@ -166,6 +168,7 @@ impl Default for Protocol {
             protocol: UpstreamProtocol::Http1,
             http1: Http1Options::default(),
             http2: Http2Options::default(),
+            header_rules: HeaderRules::ENVOY,
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
             max_stream_duration: None,
@@ -196,7 +199,8 @@ impl Protocol {
         self.max_stream_duration = timeout_or(max_stream_duration, None, "max_stream_duration")?;
         self.max_requests_per_connection =
             Some(u32_or(max_requests_per_connection, 0)).filter(|max| *max > 0);
-        self.http1.max_headers = u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count")? as usize;
+        self.header_rules.max_count =
+            u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count")? as usize;
         let head_kib = u32_in(max_response_headers_kb, 80, 1..=8192, "max_response_headers_kb")?;
         self.http1.max_head_bytes = head_kib as usize * 1024;
         self.http2.max_header_list = head_kib * 1024;

@@ -60,6 +60,7 @@ pub(crate) fn compile(
         chain: filters.base_chain()?,
         http1: http.http1,
         http2: http.http2,
+        header_rules: http.header_rules,
         path: path_options(context, value)?,
         client_address: client::address(value)?,
         headers: edge::headers(context, value)?,

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use sixfold_core::cluster::{HeaderCase, Http2Options};
 use sixfold_core::error::ConfigContext;
-use sixfold_core::hcm::{ServerHttp1, Underscores};
+use sixfold_core::hcm::ServerHttp1;
+use sixfold_core::headers::{HeaderRules, Underscores};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
@@ -22,6 +23,7 @@ use sixfold_xds_api::values::{Result, bool_or, enum_value, required, timeout_or,
 pub(super) struct Server {
     pub(super) http1: ServerHttp1,
     pub(super) http2: Http2Options,
+    pub(super) header_rules: HeaderRules,
     pub(super) idle: Option<Duration>,
     pub(super) max_connection: Option<Duration>,
     pub(super) max_stream: Option<Duration>,
@@ -53,14 +55,16 @@ pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Resu
     let options = value.http_protocol_options.clone().unwrap_or_default();
     let mut http1 = http1(&options).in_key("http_protocol_options")?;
     http1.max_head_bytes = head_bytes;
-    http1.max_headers =
-        u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count").in_key(COMMON)? as usize;
     http1.proxy_100_continue = value.proxy_100_continue;
     let underscores = enum_value(*headers_with_underscores_action, "headers_with_underscores_action");
-    http1.underscores = match underscores.in_key(COMMON)? {
-        HeadersWithUnderscoresAction::Allow => Underscores::Allow,
-        HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
-        HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
+    let header_rules = HeaderRules {
+        max_count: u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count").in_key(COMMON)? as usize,
+        underscores: match underscores.in_key(COMMON)? {
+            HeadersWithUnderscoresAction::Allow => Underscores::Allow,
+            HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
+            HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
+        },
+        ..HeaderRules::ENVOY
     };
     let options = value.http2_protocol_options.clone().unwrap_or_default();
     let mut http2 = http2(&options).in_key("http2_protocol_options")?;
@@ -68,6 +72,7 @@ pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Resu
     Ok(Server {
         http1,
         http2,
+        header_rules,
         idle: timeout_or(idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout").in_key(COMMON)?,
         max_connection: timeout_or(max_connection_duration, None, "max_connection_duration")
             .in_key(COMMON)?,
@@ -229,9 +234,9 @@ mod tests {
         assert!(
             server.http1.accept_http_10 && server.http1.enable_trailers && server.http1.proxy_100_continue
         );
-        assert_eq!((server.http1.max_head_bytes, server.http1.max_headers), (96 << 10, 7));
+        assert_eq!((server.http1.max_head_bytes, server.header_rules.max_count), (96 << 10, 7));
         assert_eq!(
-            (server.http1.header_case, server.http1.underscores),
+            (server.http1.header_case, server.header_rules.underscores),
             (HeaderCase::ProperCase, Underscores::Drop)
         );
         assert_eq!((server.http2.max_concurrent_streams, server.http2.stream_window), (10, 65_535));

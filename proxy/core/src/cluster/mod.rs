@@ -23,6 +23,7 @@ pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use stats::ClusterStats;
 
 use crate::balance::Balancer;
+use crate::headers::HeaderRules;
 use crate::message::Scheme;
 use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
@@ -136,6 +137,8 @@ pub struct ClusterConfig {
     pub http1: Http1Options,
     /// HTTP/2 towards the endpoints.
     pub http2: Http2Options,
+    /// What is let pass of responses' fields, over every version of HTTP.
+    pub header_rules: HeaderRules,
     /// TLS towards the endpoints; `None` is plain text.
     pub tls: Option<Arc<ClientTls>>,
     /// `https` with TLS: APISIX's `scheme`, and the `:scheme` sent over HTTP/2.
@@ -187,6 +190,7 @@ impl ClusterConfig {
             protocol: UpstreamProtocol::Http1,
             http1: Http1Options::default(),
             http2: Http2Options::default(),
+            header_rules: HeaderRules::ENVOY,
             tls: None,
             scheme: Scheme::Http,
             idle_timeout: Some(Duration::from_secs(3600)),
@@ -227,8 +231,6 @@ pub struct Http1Options {
     pub enable_trailers: bool,
     /// How names are spelled.
     pub header_case: HeaderCase,
-    /// Headers a response may have, 100 by default.
-    pub max_headers: usize,
     /// Bytes of a response head, 80 KiB by default.
     pub max_head_bytes: usize,
     /// Accepts a response with Content-Length and chunked, and drops the length.
@@ -240,7 +242,6 @@ impl Default for Http1Options {
         Http1Options {
             enable_trailers: false,
             header_case: HeaderCase::Lower,
-            max_headers: 100,
             max_head_bytes: 80 << 10,
             allow_chunked_length: false,
         }

@@ -200,9 +200,9 @@ fn request_line(stream: &Stream, out: &mut Vec<u8>) -> bool {
     join(out, b" ", parts.into_iter())
 }
 
-/// The host without its port, in lower case; the server's name when there is none.
+/// The host without its port and a dot at its end, in lower case; the server's name when there is none.
 fn host(stream: &Stream, out: &mut Vec<u8>) -> bool {
-    match some(stream.request.host()) {
+    match some(stream.request.server_name()) {
         Some(host) => out.extend(host.iter().map(u8::to_ascii_lowercase)),
         None => out.push(b'_'),
     }

@@ -282,7 +282,7 @@ fn apisix_variables() {
         ("$host-$http_host-${request_method}", "oracle.test-Oracle.test:81-GET"),
         ("$uri|$request_uri|$args|$is_args", "/p/q|/p/q?q=1&r=a%20b&flag|q=1&r=a%20b&flag|?"),
         ("$arg_q $arg_r $arg_flag [$arg_none]", "1 a b true []"),
-        ("$cookie_sid $cookie_theme [$cookie_none]", "42 dark []"),
+        ("$cookie_sid $cookie_theme [$cookie_none]", "42 \"dark\" []"),
         ("$http_x_a $sent_http_x_r $uri_param_name", "abc r jack"),
         (
             "$remote_addr $remote_port $realip_remote_addr $proxy_protocol_addr",

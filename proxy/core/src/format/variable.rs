@@ -114,7 +114,7 @@ impl Variable {
         match &self.kind {
             Kind::Read(read) => read.get(stream),
             Kind::Cookie(name) => {
-                crate::matcher::cookie(&stream.request.headers, name.as_bytes()).map(Cow::Borrowed)
+                crate::matcher::raw_cookie(&stream.request.headers, name.as_bytes()).map(Cow::Borrowed)
             }
             Kind::Argument(name) => argument(stream, name),
             Kind::FormField(name) => body::form_field(stream, name),

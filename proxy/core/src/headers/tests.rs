@@ -150,6 +150,16 @@ fn lines_of_a_peer_are_copied_a_bounded_number_of_times() {
 }
 
 #[test]
+fn spellings_are_remembered_until_the_next_message() {
+    let mut h = Headers::new();
+    h.remember_spelling(Known::CONNECTION, b"CONNECTION");
+    h.remember_spelling(Known::CONNECTION, b"connection");
+    assert_eq!((h.spelling(Known::CONNECTION), h.len()), (Some(&b"CONNECTION"[..]), 0));
+    h.clear();
+    assert_eq!(h.spelling(Known::CONNECTION), None);
+}
+
+#[test]
 fn a_cleared_block_gives_back_what_is_above_its_bound() {
     let mut h = Headers::new();
     for _ in 0..4000 {

@@ -5,7 +5,7 @@ mod query;
 mod string;
 
 pub use header::{HeaderMatch, HeaderMatcher, HeaderTarget};
-pub use query::{CookieMatcher, QueryMatcher, cookie, parameter};
+pub use query::{CookieMatcher, QueryMatcher, cookie, parameter, raw_cookie};
 pub use string::StringMatcher;
 
 use crate::expr::Expr;
@@ -68,7 +68,7 @@ impl HostPattern {
         let text = match self {
             HostPattern::Exact(t) | HostPattern::Suffix(t) => t.as_bytes(),
         };
-        let host = if text.contains(&b':') { authority } else { crate::message::strip_port(authority) };
+        let host = if text.contains(&b':') { authority } else { crate::message::server_name(authority) };
         match self {
             HostPattern::Exact(_) => host.eq_ignore_ascii_case(text),
             HostPattern::Suffix(_) => {

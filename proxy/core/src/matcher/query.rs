@@ -56,15 +56,17 @@ impl CookieMatcher {
     }
 }
 
-/// The first value of a cookie, surrounding double quotes stripped.
+/// The first value of a cookie, surrounding double quotes stripped (Envoy's `Utility::parseCookieValue`).
 pub fn cookie<'a>(headers: &'a Headers, name: &[u8]) -> Option<&'a [u8]> {
+    let value = raw_cookie(headers, name)?;
+    Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
+}
+
+/// The first value of a cookie as it was sent, quotes and all (nginx's `$cookie_x`).
+pub fn raw_cookie<'a>(headers: &'a Headers, name: &[u8]) -> Option<&'a [u8]> {
     headers.get_all(Known::COOKIE).flat_map(|line| line.split(|b| *b == b';')).find_map(|pair| {
         let pair = pair.trim_ascii();
         let at = memchr::memchr(b'=', pair)?;
-        if &pair[..at] != name {
-            return None;
-        }
-        let value = &pair[at + 1..];
-        Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
+        (&pair[..at] == name).then(|| &pair[at + 1..])
     })
 }

@@ -102,11 +102,12 @@ fn version(version: Version) -> http::Version {
     }
 }
 
-/// Fields whose name or value the `http` crate does not take stay out, and so stay as they are.
+/// Fields whose name or value the `http` crate does not take, and those beyond the 24,576 that its map holds, stay
+/// out, and so stay as they are.
 fn copy(from: &Headers, to: &mut HeaderMap) {
     for (name, value) in from.iter() {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-            to.append(name, value);
+            let _ = to.try_append(name, value);
         }
     }
 }

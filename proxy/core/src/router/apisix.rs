@@ -119,7 +119,8 @@ impl ApisixHosts {
         captures: &mut Captures,
     ) -> Option<&Arc<Route>> {
         if !self.exact.is_empty() || !self.suffixes.is_empty() {
-            let host: SmallVec<[u8; 64]> = stream.request.host().iter().map(u8::to_ascii_lowercase).collect();
+            let host: SmallVec<[u8; 64]> =
+                stream.request.server_name().iter().map(u8::to_ascii_lowercase).collect();
             let wild = self.suffixes.iter().filter_map(|(len, map)| {
                 map.get(host.len().checked_sub(*len).and_then(|at| host.get(at..))?)
             });
@@ -148,7 +149,7 @@ pub(super) fn scan<'a>(
     path: &[u8],
     stream: &crate::stream::Stream,
 ) -> (Option<&'a Arc<Route>>, usize) {
-    let host = stream.request.host().to_ascii_lowercase();
+    let host = stream.request.server_name().to_ascii_lowercase();
     let mut fitting = Vec::new();
     for (order, of) in routes.iter().enumerate() {
         for uri in &of.ids.uris {

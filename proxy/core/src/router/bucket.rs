@@ -8,7 +8,6 @@ use super::PathMatch;
 use super::index::Test;
 use crate::fast_hash::{FastMap, FastSet};
 use crate::matcher::{HeaderTarget, HostPattern, Predicate};
-use crate::message::strip_port;
 use crate::route::Route;
 use crate::stream::Stream;
 use smallvec::SmallVec;
@@ -112,7 +111,7 @@ impl Pool {
                 }
                 Trait::Host => {
                     let host: SmallVec<[u8; 64]> =
-                        strip_port(&stream.request.authority).iter().map(u8::to_ascii_lowercase).collect();
+                        stream.request.server_name().iter().map(u8::to_ascii_lowercase).collect();
                     found.extend(map.get(&host[..]).copied());
                 }
             }

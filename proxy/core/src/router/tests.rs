@@ -267,6 +267,8 @@ fn apisix_prefers_exact_paths_then_longer_prefixes_then_priority() {
         ("h", "/a/b", Some("exact")),
         ("h", "/a/c", Some("long")),
         ("other.host", "/a/c", Some("prior")),
+        ("Other.host.", "/a/c", Some("prior")),
+        ("other.host.:80", "/a/c", Some("prior")),
         ("h", "/ab", Some("short")),
         ("h", "/a", Some("short")),
         ("h", "/c/x/d", Some("inner")),
@@ -293,6 +295,9 @@ fn apisix_hosts_dominate_paths_and_fall_through() {
         ("b.x.foo.com", "/a/b", Some("near")),
         ("b.x.foo.com", "/b", None),
         ("b.foo.com", "/a/b", Some("wild")),
+        ("A.x.foo.com.", "/a/b", Some("exact")),
+        ("a.x.foo.com.:9080", "/a/b", Some("exact")),
+        ("b.foo.com.", "/a/b", Some("wild")),
         ("b.foo.com", "/a/b/c", Some("any")),
         ("foo.com", "/a/b", None),
     ] {

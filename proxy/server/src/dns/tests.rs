@@ -6,6 +6,7 @@ use sixfold_core::cluster::{
     Address, BreakerLimits, Cluster, ClusterConfig, Discovery, DnsOptions, HostConfig, Http1Options,
     Http2Options, UpstreamProtocol,
 };
+use sixfold_core::headers::HeaderRules;
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
 use std::sync::Arc;
@@ -192,6 +193,7 @@ fn cluster(discovery: Discovery, endpoints: Vec<HostConfig>, previous: Option<&C
         protocol: UpstreamProtocol::Http1,
         http1: Http1Options::default(),
         http2: Http2Options::default(),
+        header_rules: HeaderRules::ENVOY,
         tls: None,
         scheme: Scheme::Http,
         idle_timeout: None,

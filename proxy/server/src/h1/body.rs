@@ -1,9 +1,9 @@
 //! The incremental decoder of bodies. Data is never copied: it is a slice of the buffer that was given.
 
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::Headers;
 
 use super::error::H1Error;
-use super::fields::{FieldSink, finish, unfold};
+use super::fields::{FieldSink, unfold};
 use super::framing::BodyLength;
 use super::lines::{Line, LineReader};
 use super::options::H1Options;
@@ -104,7 +104,7 @@ impl Decoder {
     /// (RFC 9110 section 6.5.1).
     ///
     /// # Errors
-    /// A chunk size that is no 1 to 16 hexadecimal digits, anything but a line end after a chunk, more than
+    /// A chunk size that is no 1 to 16 hexadecimal digits, anything but CRLF after it or after a chunk, more than
     /// 16 KiB of extensions, and the errors of header fields and their limits for trailers.
     pub fn decode<'a>(
         &mut self,
@@ -167,8 +167,7 @@ impl Decoder {
                 let consumed = start + lines.pos();
                 self.state = State::Done;
                 if opts.enable_trailers {
-                    trailers.retain(|known, _, _| known.is_none_or(may_trail));
-                    finish(trailers, opts);
+                    opts.rules.apply_to_trailers(trailers)?;
                 } else {
                     trailers.clear();
                 }
@@ -182,21 +181,6 @@ impl Decoder {
         }
         Ok(Decoded { consumed: start, data: &[], end: false })
     }
-}
-
-fn may_trail(known: Known) -> bool {
-    !matches!(
-        known,
-        Known::CONNECTION
-            | Known::CONTENT_LENGTH
-            | Known::HOST
-            | Known::KEEP_ALIVE
-            | Known::PROXY_CONNECTION
-            | Known::TE
-            | Known::TRAILER
-            | Known::TRANSFER_ENCODING
-            | Known::UPGRADE
-    )
 }
 
 /// At most `left` bytes of `buf`, taken off `left`.
@@ -240,13 +224,11 @@ impl Chunked {
             }
             (Step::Size, _) if self.digits == 0 => return Err(BAD),
             (Step::Size | Step::Blank | Step::Extension, b'\r') => self.step = Step::SizeLf,
-            (Step::Size | Step::Blank | Step::Extension, b'\n') if !strict => self.end_size_line(),
             (Step::Size | Step::Blank, b' ' | b'\t') if !strict => self.skip(Step::Blank)?,
             (Step::Size | Step::Blank, b';') => self.skip(Step::Extension)?,
             (Step::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.skip(Step::Extension)?,
             (Step::SizeLf, b'\n') => self.end_size_line(),
             (Step::DataEnd, b'\r') => self.step = Step::DataLf,
-            (Step::DataEnd, b'\n') if !strict => self.step = Step::Size,
             (Step::DataLf, b'\n') => self.step = Step::Size,
             _ => return Err(BAD),
         }

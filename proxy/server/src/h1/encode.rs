@@ -80,7 +80,13 @@ pub fn encode_request(
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    out.extend_from_slice(if opts.header_case == HeaderCase::Lower { b"host: " } else { b"Host: " });
+    let host = head.headers.spelling(Known::HOST).filter(|_| opts.remembers_spelling());
+    match (host, opts.header_case) {
+        (Some(spelled), _) => out.extend_from_slice(spelled),
+        (None, HeaderCase::Lower) => out.extend_from_slice(b"host"),
+        (None, _) => out.extend_from_slice(b"Host"),
+    }
+    out.extend_from_slice(b": ");
     out.extend_from_slice(&head.authority);
     out.extend_from_slice(b"\r\n");
 
@@ -102,27 +108,28 @@ pub fn encode_request(
         ContentLength::Bytes(n) => Some(n),
         ContentLength::Absent => None,
     };
+    let own = |out: &mut Vec<u8>, name, value: &[u8]| write_own(out, name, value, &head.headers, opts);
     let body = match length {
         _ if connect => BodyEncoder::Raw,
         Some(_) if end_stream => {
-            write_own(out, b"content-length", b"0", opts);
+            own(out, Known::CONTENT_LENGTH, b"0");
             BodyEncoder::Discard
         }
         Some(n) => BodyEncoder::Sized(n),
         None if end_stream && fields.is_upgrade() => BodyEncoder::Raw,
         None if end_stream => {
             if opts.profile == Profile::Envoy && !usually_without_body(&head.method) {
-                write_own(out, b"content-length", b"0", opts);
+                own(out, Known::CONTENT_LENGTH, b"0");
             }
             BodyEncoder::Discard
         }
         None => {
-            write_own(out, b"transfer-encoding", b"chunked", opts);
+            own(out, Known::TRANSFER_ENCODING, b"chunked");
             BodyEncoder::Chunked
         }
     };
     if close && !fields.close && !fields.is_upgrade() {
-        write_own(out, b"connection", b"close", opts);
+        own(out, Known::CONNECTION, b"close");
     }
     out.extend_from_slice(b"\r\n");
     Ok(body)
@@ -170,6 +177,7 @@ pub fn encode_response(
         out.truncate(start);
         return Err(EncodeError::ContentLength);
     }
+    let own = |out: &mut Vec<u8>, name, value: &[u8]| write_own(out, name, value, &head.headers, opts);
     let body = match fields.content_length {
         _ if tunnel => BodyEncoder::Raw,
         _ if bodiless || status == 304 => BodyEncoder::Discard,
@@ -177,27 +185,27 @@ pub fn encode_response(
         _ if head_only => {
             // Envoy guesses that GET would be chunked; nginx says nothing.
             if opts.profile == Profile::Envoy && !http10 {
-                write_own(out, b"transfer-encoding", b"chunked", opts);
+                own(out, Known::TRANSFER_ENCODING, b"chunked");
             }
             BodyEncoder::Discard
         }
         _ if context.end_stream => {
-            write_own(out, b"content-length", b"0", opts);
+            own(out, Known::CONTENT_LENGTH, b"0");
             BodyEncoder::Discard
         }
         ContentLength::Bytes(n) => BodyEncoder::Sized(n),
         _ if http10 => BodyEncoder::Raw,
         _ => {
-            write_own(out, b"transfer-encoding", b"chunked", opts);
+            own(out, Known::TRANSFER_ENCODING, b"chunked");
             BodyEncoder::Chunked
         }
     };
     let keep_alive = context.keep_alive && body != BodyEncoder::Raw;
     if !tunnel && status >= 200 {
         match (keep_alive, opts.profile) {
-            (false, _) => write_own(out, b"connection", b"close", opts),
+            (false, _) => own(out, Known::CONNECTION, b"close"),
             (true, Profile::Envoy) if !http10 => {}
-            (true, _) => write_own(out, b"connection", b"keep-alive", opts),
+            (true, _) => own(out, Known::CONNECTION, b"keep-alive"),
         }
     }
     out.extend_from_slice(b"\r\n");
@@ -373,7 +381,7 @@ fn write_name(out: &mut Vec<u8>, name: &[u8], case: HeaderCase) {
     match case {
         HeaderCase::Preserve => {}
         HeaderCase::Lower => written.make_ascii_lowercase(),
-        HeaderCase::Proper => proper_case(written),
+        HeaderCase::ProperCase => proper_case(written),
     }
 }
 
@@ -388,14 +396,15 @@ fn proper_case(name: &mut [u8]) {
     }
 }
 
-/// Appends a field of the codec's own. Where the peer's spelling is kept, Envoy writes its own fields in lower
-/// case and nginx in proper case.
-fn write_own(out: &mut Vec<u8>, name: &[u8], value: &[u8], opts: &H1Options) {
+/// Appends a field of the codec's own. Where the peer's spelling is kept, Envoy writes it as the peer has spelled
+/// its own, else in lower case, and nginx in proper case.
+fn write_own(out: &mut Vec<u8>, name: Known, value: &[u8], headers: &Headers, opts: &H1Options) {
     let case = match (opts.header_case, opts.profile) {
-        (HeaderCase::Preserve, Profile::Apisix) => HeaderCase::Proper,
+        (HeaderCase::Preserve, Profile::Apisix) => HeaderCase::ProperCase,
         (case, _) => case,
     };
-    write_name(out, name, case);
+    let spelled = headers.spelling(name).filter(|_| opts.remembers_spelling());
+    write_name(out, spelled.unwrap_or(name.as_str().as_bytes()), case);
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");

@@ -1,6 +1,7 @@
 //! Why a message was refused, and what the client is told.
 
 use super::options::Profile;
+use sixfold_core::headers::HeaderFault;
 
 /// A message that the codec refuses. The connection it came by is of no further use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -8,7 +9,7 @@ pub enum H1Error {
     /// The bytes are not HTTP/1; the text says what is wrong, for the log.
     #[error("malformed message: {0}")]
     Malformed(&'static str),
-    /// A header value with a bare CR.
+    /// A header value with a NUL, a bare CR or, in Envoy's profile, another control.
     #[error("header value with an invalid character")]
     InvalidCharacters,
     /// The head, or the trailers, are larger than allowed.
@@ -62,6 +63,15 @@ pub enum H1Error {
     /// The connection ended inside a message.
     #[error("connection closed inside a message")]
     Truncated,
+}
+
+impl From<HeaderFault> for H1Error {
+    fn from(fault: HeaderFault) -> H1Error {
+        match fault {
+            HeaderFault::TooMany => H1Error::TooManyHeaders,
+            HeaderFault::Underscore => H1Error::Underscore,
+        }
+    }
 }
 
 impl H1Error {

@@ -5,7 +5,7 @@ use sixfold_core::headers::{Headers, Known};
 use super::chars;
 use super::error::H1Error;
 use super::framing::FramingFields;
-use super::options::{H1Options, Profile, UnderscoreAction};
+use super::options::{H1Options, Profile};
 
 /// Takes field lines into a header block.
 #[derive(Debug, Default)]
@@ -28,9 +28,7 @@ impl FieldSink {
         opts: &H1Options,
     ) -> Result<(), H1Error> {
         self.count += 1;
-        if self.count > opts.max_headers_count {
-            return Err(H1Error::TooManyHeaders);
-        }
+        opts.rules.check_count(self.count)?;
         // nginx takes a line without a colon for a name with an empty value; no client means that.
         let colon = memchr::memchr(b':', line).ok_or(H1Error::Malformed("header line without a colon"))?;
         let (name, value) = line.split_at_checked(colon).unwrap_or_default();
@@ -42,6 +40,11 @@ impl FieldSink {
         }
         check_value(value, opts)?;
         let known = lower.map_or_else(|| Known::find(name), Known::find_lower);
+        if let Some(known) = known.filter(|_| opts.remembers_spelling())
+            && is_remade(known)
+        {
+            headers.remember_spelling(known, name);
+        }
         match (known, authority) {
             (Some(Known::HOST), Some(authority)) => return self.take_host(value, authority, opts),
             (Some(known), _) => self.framing.note(known, value),
@@ -71,11 +74,9 @@ impl FieldSink {
     }
 }
 
-/// Joins repeated lines once all of them are there, as Envoy does with those of well-known names.
-pub(super) fn finish(headers: &mut Headers, opts: &H1Options) {
-    if opts.profile == Profile::Envoy {
-        headers.join_repeated(Known::is_inline);
-    }
+/// A field that the codec takes out of a message and writes by itself.
+fn is_remade(known: Known) -> bool {
+    matches!(known, Known::HOST | Known::CONNECTION | Known::CONTENT_LENGTH | Known::TRANSFER_ENCODING)
 }
 
 /// Blanks around a value: SP and HTAB for Envoy, SP alone for nginx.
@@ -103,13 +104,7 @@ fn check_name(name: &[u8], token: bool, opts: &H1Options) -> Result<bool, H1Erro
         }
         _ => {}
     }
-    if opts.underscores == UnderscoreAction::Allow || !name.contains(&b'_') {
-        return Ok(true);
-    }
-    match opts.underscores {
-        UnderscoreAction::Reject => Err(H1Error::Underscore),
-        _ => Ok(false),
-    }
+    Ok(true)
 }
 
 fn check_value(value: &[u8], opts: &H1Options) -> Result<(), H1Error> {
@@ -117,11 +112,7 @@ fn check_value(value: &[u8], opts: &H1Options) -> Result<(), H1Error> {
         Profile::Envoy => chars::envoy_value(value),
         Profile::Apisix => chars::clean(value),
     };
-    match ok {
-        true => Ok(()),
-        false if memchr::memchr(b'\r', value).is_some() => Err(H1Error::InvalidCharacters),
-        false => Err(H1Error::Malformed("control character in a header value")),
-    }
+    if ok { Ok(()) } else { Err(H1Error::InvalidCharacters) }
 }
 
 /// Puts a folded line into one: each line end with the blanks around it becomes one space.

@@ -93,10 +93,10 @@ pub struct FramingFields {
     pub connection_upgrade: bool,
     /// Connection names something beside close, keep-alive, upgrade and http2-settings.
     pub nominates: bool,
-    /// There is an Upgrade field with a value.
+    /// Names in Connection, options counted.
+    pub options: u8,
+    /// There is an Upgrade field, if only an empty one.
     pub upgrade: bool,
-    /// The Upgrade field is exactly `h2c`.
-    pub upgrade_h2c: bool,
     /// `Expect: 100-continue`.
     pub expect_continue: bool,
 }
@@ -136,16 +136,14 @@ impl FramingFields {
             Known::PROXY_CONNECTION => {
                 self.close |= tokens(value).any(|t| t.eq_ignore_ascii_case(b"close"));
             }
-            Known::UPGRADE => {
-                self.upgrade |= !value.is_empty();
-                self.upgrade_h2c = value.eq_ignore_ascii_case(b"h2c");
-            }
+            Known::UPGRADE => self.upgrade = true,
             Known::EXPECT => self.expect_continue |= value.eq_ignore_ascii_case(b"100-continue"),
             _ => {}
         }
     }
 
     fn note_option(&mut self, token: &[u8]) {
+        self.options = self.options.saturating_add(1);
         match token {
             t if t.eq_ignore_ascii_case(b"close") => self.close = true,
             t if t.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,

@@ -7,11 +7,12 @@ use sixfold_core::message::{Method, RequestHead, ResponseHead, Version};
 use super::framing::{
     ContentLength, FramingFields, TransferEncoding, parse_length, request_framing, response_framing,
 };
-use super::options::{H1Options, HeaderCase, Profile, UnderscoreAction};
+use super::options::{H1Options, HeaderCase, Profile};
 use super::{
     BodyEncoder, BodyLength, Decoder, H1Error, HeadParser, RequestKind, ResponseContext, encode_request,
     encode_response,
 };
+use sixfold_core::headers::{HeaderRules, Underscores};
 
 /// A connection's bytes, read as requests and as responses, in one piece and in many.
 ///
@@ -92,9 +93,12 @@ fn options(choice: u8) -> H1Options {
         allow_chunked_length: bit(3),
         accept_http_10: bit(4) || profile == Profile::Apisix,
         header_case: if bit(5) { HeaderCase::Preserve } else { HeaderCase::Lower },
-        underscores: if bit(6) { UnderscoreAction::Drop } else { UnderscoreAction::Allow },
+        rules: HeaderRules {
+            underscores: if bit(6) { Underscores::Drop } else { Underscores::Allow },
+            max_count: if bit(7) { 8 } else { 100 },
+            join: profile == Profile::Envoy,
+        },
         max_head_bytes: if bit(7) { 200 } else { 60 * 1024 },
-        max_headers_count: if bit(7) { 8 } else { 100 },
         ..H1Options::downstream(profile)
     }
 }
@@ -290,7 +294,7 @@ fn check_round_trip(message: &Message, opts: &H1Options) {
     let lax = H1Options {
         max_head_bytes: 1 << 24,
         max_line_bytes: None,
-        max_headers_count: 1 << 16,
+        rules: HeaderRules { max_count: 1 << 16, ..opts.rules },
         ..opts.clone()
     };
     for strict in [false, true] {

@@ -6,38 +6,38 @@ use super::error::H1Error;
 use super::framing::tokens;
 use super::options::Profile;
 
-/// Envoy refuses a Connection header that nominates more fields than this.
-const MAX_NOMINATED: usize = 10;
+/// Envoy refuses a Connection header with so many names, options counted.
+pub(super) const MAX_OPTIONS: u8 = 10;
 /// Envoy refuses a nominated TE longer than this, in bytes.
 const MAX_TE_BYTES: usize = 256;
 
-/// Removes the fields that Connection nominates, as Envoy's codec does before anything else sees the request
-/// (`Utility::sanitizeConnectionHeader`). Connection itself stays, for the decision about keep-alive and
-/// upgrades; [`strip_request`] removes it. nginx has no such step.
+/// Removes the fields that Connection nominates, and their names from it, as Envoy's codec does before anything
+/// else sees the request (`Utility::sanitizeConnectionHeader`). What stays of Connection serves the decision about
+/// keep-alive and upgrades; [`strip_request`] removes it. nginx has no such step.
 ///
 /// # Errors
-/// [`H1Error::ConnectionHeader`] for more than 10 nominated names, and for names whose removal would hide
-/// where a request came from: `x-forwarded-for`, `-host`, `-proto`, and pseudo-headers.
+/// [`H1Error::ConnectionHeader`] for 10 names and more, and for names whose removal would hide where a request came
+/// from or went to: `x-forwarded-for`, `-host`, `-proto`, `host`, and pseudo-headers.
 pub fn sanitize_connection(headers: &mut Headers) -> Result<(), H1Error> {
     let mut nominated: Vec<Vec<u8>> = Vec::new();
-    let mut count = 0;
-    for token in headers.get_all(Known::CONNECTION).flat_map(tokens) {
-        count += 1;
-        if count > MAX_NOMINATED {
+    let mut options: Vec<&[u8]> = Vec::new();
+    for (count, token) in headers.get_all(Known::CONNECTION).flat_map(tokens).enumerate() {
+        if count + 1 >= usize::from(MAX_OPTIONS) {
             return Err(H1Error::ConnectionHeader);
         }
-        let token = token.to_ascii_lowercase();
-        match &token[..] {
-            b"close" | b"keep-alive" | b"upgrade" | b"http2-settings" | b"connection" => {}
-            b"x-forwarded-for" | b"x-forwarded-host" | b"x-forwarded-proto" => {
+        let lower = token.to_ascii_lowercase();
+        match &lower[..] {
+            b"close" | b"keep-alive" | b"upgrade" | b"http2-settings" => options.push(token),
+            b"x-forwarded-for" | b"x-forwarded-host" | b"x-forwarded-proto" | b"host" => {
                 return Err(H1Error::ConnectionHeader);
             }
             t if t.starts_with(b":") => return Err(H1Error::ConnectionHeader),
             // Framing is decided by these two; the codec removes or rewrites them itself.
-            b"transfer-encoding" | b"content-length" => {}
-            _ => nominated.push(token),
+            b"transfer-encoding" | b"content-length" | b"connection" => {}
+            _ => nominated.push(lower),
         }
     }
+    let options = options.join(&b","[..]);
     let te = nominated.iter().any(|n| n == b"te");
     if te && headers.get(Known::TE).is_some_and(|v| v.len() >= MAX_TE_BYTES) {
         return Err(H1Error::ConnectionHeader);
@@ -48,24 +48,12 @@ pub fn sanitize_connection(headers: &mut Headers) -> Result<(), H1Error> {
                 || (name.eq_ignore_ascii_case(b"te") && accepts_trailers(value))
         });
     }
-    Ok(())
-}
-
-/// Envoy ignores `Upgrade: h2c`: both fields and HTTP2-Settings go, other connection options stay.
-pub(super) fn drop_h2c(headers: &mut Headers) {
-    headers.remove(Known::UPGRADE);
-    headers.remove(Known::HTTP2_SETTINGS);
-    let rest: Vec<&[u8]> = headers
-        .get_all(Known::CONNECTION)
-        .flat_map(tokens)
-        .filter(|t| !t.eq_ignore_ascii_case(b"upgrade") && !t.eq_ignore_ascii_case(b"http2-settings"))
-        .collect();
-    let rest = rest.join(&b","[..]);
-    if rest.is_empty() {
+    if options.is_empty() {
         headers.remove(Known::CONNECTION);
     } else {
-        headers.set(Known::CONNECTION, &rest);
+        headers.set(Known::CONNECTION, &options);
     }
+    Ok(())
 }
 
 /// Removes what must not reach the upstream. `keep_upgrade` keeps Connection and Upgrade of a request that is

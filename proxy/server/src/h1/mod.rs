@@ -17,13 +17,15 @@ pub mod options;
 pub mod parse;
 pub mod reason;
 mod target;
+mod upgrade;
 
 pub use body::{Decoded, Decoder};
 pub use encode::{BodyEncoder, EncodedResponse, ResponseContext, encode_request, encode_response};
 pub use error::{EncodeError, H1Error};
 pub use framing::{BodyLength, RequestKind};
-pub use options::{H1Options, HeaderCase, Profile, UnderscoreAction};
+pub use options::{H1Options, HeaderCase, Profile};
 pub use parse::{HeadParser, Parsed, ParsedResponse};
+pub(crate) use target::check_authority;
 
 #[cfg(test)]
 mod tests;

@@ -1,39 +1,8 @@
 //! What a configuration can change about the HTTP/1 codec.
 
-/// Whose behaviour the codec shows where the two differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Profile {
-    /// Envoy with the Balsa parser: names in lower case, a list of known methods, lax line ends.
-    #[default]
-    Envoy,
-    /// nginx as Apache APISIX runs it: names as spelled, any upper-case method, HTTP/1.0 welcome.
-    Apisix,
-}
-
-/// Spelling of header names that go out: Envoy's `header_key_format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum HeaderCase {
-    /// All lower case (Envoy's default).
-    #[default]
-    Lower,
-    /// As the peer spelled them; names added on the way stay as they were added.
-    Preserve,
-    /// `Proper-Case-Words`.
-    Proper,
-}
-
-/// What happens to a field with `_` in its name: Envoy's `headers_with_underscores_action`, nginx's
-/// `underscores_in_headers`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum UnderscoreAction {
-    /// It is a field like any other.
-    #[default]
-    Allow,
-    /// The message is refused with 400.
-    Reject,
-    /// The field is left out (nginx with `underscores_in_headers off`).
-    Drop,
-}
+pub use sixfold_core::cluster::HeaderCase;
+pub use sixfold_core::hcm::Profile;
+use sixfold_core::headers::HeaderRules;
 
 /// Settings of one side of the codec, prepared when configuration arrives.
 #[derive(Clone, Debug)]
@@ -58,10 +27,8 @@ pub struct H1Options {
     /// Longest single line in bytes: one buffer of nginx's `large_client_header_buffers`, 8 KiB. A longer
     /// request line is 414 there. Envoy has no such limit.
     pub max_line_bytes: Option<usize>,
-    /// Most header fields in a head, Host counted (Envoy's `max_headers_count`, default 100).
-    pub max_headers_count: usize,
-    /// What happens to a field with `_` in its name.
-    pub underscores: UnderscoreAction,
+    /// What is let pass of the fields of heads and trailers.
+    pub rules: HeaderRules,
     /// Refuses what Envoy and nginx tolerate: folded lines, bare LF, several or other blanks in the start
     /// line, two Host fields, a Host that differs from an absolute target, blanks in chunk lines.
     pub strict: bool,
@@ -81,8 +48,7 @@ impl H1Options {
             header_case: if apisix { HeaderCase::Preserve } else { HeaderCase::Lower },
             max_head_bytes: if apisix { 32 * 1024 } else { 60 * 1024 },
             max_line_bytes: apisix.then_some(8 * 1024),
-            max_headers_count: if apisix { 1000 } else { 100 },
-            underscores: UnderscoreAction::Allow,
+            rules: if apisix { HeaderRules::APISIX } else { HeaderRules::ENVOY },
             strict: false,
         }
     }
@@ -95,6 +61,13 @@ impl H1Options {
             max_line_bytes: None,
             ..H1Options::downstream(profile)
         }
+    }
+
+    /// Whether fields that the codec writes by itself are spelled as the peer spelled them: Envoy's
+    /// `preserve_case`. nginx has its own spelling.
+    #[inline]
+    pub(super) fn remembers_spelling(&self) -> bool {
+        self.keeps_spelling() && self.profile == Profile::Envoy
     }
 
     /// Whether names are stored as the peer spelled them.

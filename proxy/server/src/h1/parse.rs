@@ -11,7 +11,8 @@ use super::framing::{BodyLength, FramingFields, RequestKind, request_framing, re
 use super::hop;
 use super::lines::{Line, LineReader};
 use super::options::{H1Options, Profile};
-use super::target;
+use super::target::{self, check_authority};
+use super::upgrade;
 
 use sixfold_core::headers::{Headers, Known};
 
@@ -57,8 +58,8 @@ pub struct Parsed {
     pub has_host: bool,
     /// Scheme of an absolute target, in Envoy's profile. `head.scheme` is left for the caller otherwise.
     pub scheme: Option<Scheme>,
-    /// `Connection: upgrade` with an Upgrade field. `h2c` is no upgrade in Envoy's profile and both fields
-    /// are then gone.
+    /// The client asks for another protocol: it stands alone in the one Upgrade field. Without an upgrade there
+    /// is none.
     pub upgrade: bool,
     /// `Expect: 100-continue`.
     pub expect_continue: bool,
@@ -199,7 +200,7 @@ impl HeadParser {
             match self.lines.logical(buf, opts)? {
                 None => return Ok(false),
                 Some(Line { text: [], .. }) => {
-                    fields::finish(headers, opts);
+                    opts.rules.apply(headers)?;
                     return Ok(true);
                 }
                 Some(Line { text, folded: false }) => {
@@ -221,16 +222,12 @@ impl HeadParser {
     ) -> Result<Parsed, H1Error> {
         let fields: &mut FramingFields = &mut self.sink.framing;
         let envoy = opts.profile == Profile::Envoy;
-        let mut upgrade = fields.is_upgrade();
-        if upgrade && envoy && fields.upgrade_h2c {
-            hop::drop_h2c(&mut head.headers);
-            upgrade = false;
-        }
+        let upgrade = fields.upgrade && upgrade::agree(&mut head.headers, fields, opts.profile);
         let framing = request_framing(&head.method, head.version, fields, opts)?;
         if framing.drop_content_length {
             head.headers.remove(Known::CONTENT_LENGTH);
         }
-        if envoy && fields.nominates {
+        if envoy && (fields.nominates || fields.options >= hop::MAX_OPTIONS) {
             hop::sanitize_connection(&mut head.headers)?;
         }
         let mut has_host = self.sink.hosts > 0;
@@ -246,7 +243,7 @@ impl HeadParser {
             }
         }
         if has_host {
-            target::check_authority(&head.authority, opts)?;
+            check_authority(&head.authority, opts.profile)?;
         } else if !envoy && head.version == Version::Http11 {
             return Err(H1Error::Malformed("no Host in HTTP/1.1"));
         }

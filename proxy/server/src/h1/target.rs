@@ -137,17 +137,25 @@ fn has_port(authority: &[u8]) -> Option<bool> {
     }
 }
 
-/// Whether a Host (or absolute target's authority) may be passed on.
-pub(super) fn check_authority(authority: &[u8], opts: &H1Options) -> Result<(), H1Error> {
-    let ok = match opts.profile {
+/// Whether an authority may be passed on: that of Host, of an absolute target, or HTTP/2's `:authority`. Userinfo is
+/// refused everywhere (RFC 9110 section 4.2.4, RFC 9113 section 8.3.1). nginx also refuses empty labels; one dot at
+/// the end is none.
+///
+/// # Errors
+/// [`H1Error::InvalidAuthority`].
+pub(crate) fn check_authority(authority: &[u8], profile: Profile) -> Result<(), H1Error> {
+    let ok = match profile {
         Profile::Envoy => chars::authority(authority),
         Profile::Apisix => {
-            let host = sixfold_core::message::strip_port(authority);
-            !host.is_empty()
-                && host != b"."
-                && !host.windows(2).any(|w| w == b"..")
-                && !authority.iter().any(|b| chars::blank_or_control(*b) || *b == b'/')
+            has_labels(authority) && !authority.iter().any(|b| chars::blank_or_control(*b) || *b == b'/')
         }
     };
-    if ok { Ok(()) } else { Err(H1Error::InvalidAuthority) }
+    if ok && memchr::memchr(b'@', authority).is_none() { Ok(()) } else { Err(H1Error::InvalidAuthority) }
+}
+
+/// Whether no label of the host is empty.
+fn has_labels(authority: &[u8]) -> bool {
+    let host = sixfold_core::message::strip_port(authority);
+    let host = host.strip_suffix(b".").unwrap_or(host);
+    host.split(|b| *b == b'.').all(|label| !label.is_empty())
 }

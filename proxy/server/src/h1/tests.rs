@@ -11,7 +11,7 @@ mod request;
 mod response;
 mod with_hyper;
 
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{HeaderRules, Headers, Known, Underscores};
 use sixfold_core::message::{RequestHead, ResponseHead};
 
 use super::*;
@@ -60,6 +60,11 @@ fn decode_all(length: BodyLength, bytes: &[u8], opts: &H1Options) -> (DecodedBod
 
 fn envoy() -> H1Options {
     H1Options::downstream(Profile::Envoy)
+}
+
+/// Envoy's options with another bound on the number of fields.
+fn counted(max_count: usize) -> H1Options {
+    H1Options { rules: HeaderRules { max_count, ..HeaderRules::ENVOY }, ..envoy() }
 }
 
 fn apisix() -> H1Options {

@@ -47,7 +47,7 @@ impl<D: Downstream> Exchange<'_, D> {
             downstream_http2: self.down.is_http2(),
             timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
             high: plan.forward.high_priority,
-            profile: super::codec_profile(self.env.hcm.profile),
+            profile: self.env.hcm.profile,
             now: self.clock.now(),
         };
         let pools = &self.env.worker.pools;

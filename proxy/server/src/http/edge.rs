@@ -11,7 +11,6 @@ mod tests;
 mod trust;
 mod xfcc;
 
-use crate::h1::Profile as Codec;
 use crate::h1::hop;
 use sixfold_core::hcm::{HttpConnectionManager, Profile, ServerHeader};
 use sixfold_core::headers::{Headers, Known};
@@ -33,9 +32,9 @@ pub(crate) fn request(
         return None;
     }
     let headers = &mut stream.request.headers;
-    let upgrade = is_upgrade(headers);
-    hop::strip_request(headers, upgrade, Codec::Envoy);
-    headers.join_repeated(Known::is_inline);
+    // The codec leaves the field only to what it has taken for an upgrade.
+    let upgrade = headers.contains(Known::UPGRADE);
+    hop::strip_request(headers, upgrade, Profile::Envoy);
     let trust = match trust::decide(&hcm.client_address, &hcm.headers, stream) {
         Ok(trust) => trust,
         Err(status) => {
@@ -50,13 +49,6 @@ pub(crate) fn request(
     announce(hcm, trust, stream);
     xfcc::apply(&hcm.headers, stream);
     None
-}
-
-/// Whether Connection and Upgrade ask for another protocol (common/http/utility.cc `isUpgrade`).
-fn is_upgrade(headers: &Headers) -> bool {
-    let token = |t: &[u8]| t.trim_ascii().eq_ignore_ascii_case(b"upgrade");
-    headers.contains(Known::UPGRADE)
-        && headers.get_all(Known::CONNECTION).any(|v| v.split(|b| *b == b',').any(token))
 }
 
 /// `:scheme` and `x-forwarded-proto` agree on what the client used, as far as it is known.
@@ -158,7 +150,7 @@ pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut S
         return;
     }
     let upgraded = stream.response.status == 101;
-    hop::strip_response(&mut stream.response.headers, upgraded, Codec::Envoy);
+    hop::strip_response(&mut stream.response.headers, upgraded, Profile::Envoy);
     stream.response.headers.join_repeated(Known::is_inline);
     let request = &stream.request.headers;
     if (hcm.headers.request_id_in_response || request.contains(Known::X_ENVOY_FORCE_TRACE))

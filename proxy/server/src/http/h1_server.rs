@@ -4,7 +4,8 @@ use super::body::{BodyEvent, Piece};
 use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, Gone};
 use super::h1_body::{BodyError, BodyReader, Next};
-use super::{Env, exchange, h2_server, respond};
+use super::respond::{self, Refusal};
+use super::{Env, exchange, h2_server};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Timed, after, within};
@@ -114,7 +115,8 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
                 stats.downstream_cx_protocol_error.inc();
                 client.keep_alive = false;
                 client.body = BodyReader::new(BodyLength::None);
-                respond::refuse(&mut client, &mut stream, &mut clock, &env, error).await;
+                let refusal = Refusal::of_http1(error, env.hcm.profile);
+                respond::refuse(&mut client, &mut stream, &mut clock, &env, refusal).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
                 break;
             }

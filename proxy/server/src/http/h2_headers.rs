@@ -1,8 +1,9 @@
 //! Heads between our form and the `http` crate's, which HTTP/2 speaks.
 
+use crate::h1::{Profile, check_authority};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{HeaderFault, HeaderRules, Headers, Known};
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme, Version};
 use std::sync::LazyLock;
 
@@ -19,22 +20,60 @@ pub(crate) enum HeadError {
     /// No such status.
     #[error("the status can't be sent over HTTP/2")]
     Status,
+    /// More fields than the `http` crate's map takes: 24,576.
+    #[error("too many fields for HTTP/2")]
+    TooMany,
 }
 
-/// Copies fields; several cookie fields become one line, as HTTP/1 upstreams expect.
-pub(crate) fn from_map(map: &HeaderMap, out: &mut Headers) {
-    for (name, value) in map {
-        if *name == http::header::COOKIE {
-            out.join(Known::COOKIE, b"; ", value.as_bytes());
-        } else {
-            out.push(name.as_str().as_bytes(), value.as_bytes());
-        }
+/// Why a request that came over HTTP/2 is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Its fields break the rules.
+    Fields(HeaderFault),
+    /// Its authority is missing, there several times, or none.
+    Authority,
+}
+
+impl From<HeaderFault> for Refused {
+    fn from(fault: HeaderFault) -> Refused {
+        Refused::Fields(fault)
     }
 }
 
+/// Copies fields; several cookie fields become one line, as HTTP/1 upstreams expect. The map hands out all lines of a
+/// name together, so that each is copied once. `pseudo` fields count with those of the map.
+fn copy(map: &HeaderMap, pseudo: usize, rules: &HeaderRules, out: &mut Headers) -> Result<(), HeaderFault> {
+    rules.check_count(map.len() + pseudo)?;
+    for (name, value) in map {
+        let name = name.as_str().as_bytes();
+        match Known::find_lower(name) {
+            Some(Known::COOKIE) => out.join(Known::COOKIE, b"; ", value.as_bytes()),
+            known => out.push_known(known, name, value.as_bytes()),
+        }
+    }
+    Ok(())
+}
+
+/// Replaces `trailers` by those that came.
+///
+/// # Errors
+/// What [`HeaderRules`] refuse.
+pub(crate) fn read_trailers(
+    map: &HeaderMap,
+    rules: &HeaderRules,
+    trailers: &mut Headers,
+) -> Result<(), HeaderFault> {
+    trailers.clear();
+    copy(map, 0, rules, trailers)?;
+    rules.apply_to_trailers(trailers)
+}
+
 /// Copies fields that HTTP/2 may carry; what it may not (RFC 9113 section 8.2.2) and what is malformed is left out.
-pub(crate) fn to_map(headers: &Headers) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(headers.len());
+///
+/// # Errors
+/// [`HeadError::TooMany`].
+pub(crate) fn to_map(headers: &Headers) -> Result<HeaderMap, HeadError> {
+    let mut map = HeaderMap::try_with_capacity(headers.len()).map_err(|_| HeadError::TooMany)?;
     for (known, name, value) in headers.iter_shared() {
         if matches!(
             known,
@@ -54,30 +93,49 @@ pub(crate) fn to_map(headers: &Headers) -> HeaderMap {
             None => HeaderName::from_bytes(name),
         };
         if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
-            map.append(name, value);
+            map.try_append(name, value).map_err(|_| HeadError::TooMany)?;
         }
     }
-    map
+    Ok(map)
 }
 
 /// Fills `head` from an HTTP/2 request. The `host` field beside `:authority` is discarded.
-pub(crate) fn read_request(parts: &http::request::Parts, head: &mut RequestHead) {
+///
+/// # Errors
+/// [`Refused`]; what was copied so far is in `head`.
+pub(crate) fn read_request(
+    parts: &http::request::Parts,
+    rules: &HeaderRules,
+    profile: Profile,
+    head: &mut RequestHead,
+) -> Result<(), Refused> {
     head.clear();
     head.version = Version::Http2;
     head.method = parts.method.clone();
     head.scheme = parts.uri.scheme_str().and_then(|s| Scheme::parse(s.as_bytes())).unwrap_or(Scheme::Http);
-    from_map(&parts.headers, &mut head.headers);
-    match parts.uri.authority() {
-        Some(authority) => head.authority.extend_from_slice(authority.as_str().as_bytes()),
-        None => {
-            if let Some(host) = head.headers.get(Known::HOST) {
-                head.authority = host.to_vec();
-            }
-        }
-    }
-    head.headers.remove(Known::HOST);
     if let Some(path) = parts.uri.path_and_query() {
         head.target.set(path.as_str().as_bytes());
+    }
+    let (authority, path) = (parts.uri.authority(), parts.uri.path_and_query());
+    // The library drops `:scheme` where there is no authority; it was there all the same.
+    let pseudo = 1 + usize::from(authority.is_some()) + 2 * usize::from(path.is_some());
+    copy(&parts.headers, pseudo, rules, &mut head.headers)?;
+    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    let told = match (authority, hosts.next(), hosts.next()) {
+        (Some(authority), ..) => Some(authority.as_str().as_bytes()),
+        (None, Some(_), Some(_)) => return Err(Refused::Authority),
+        (None, host, _) => host.map(HeaderValue::as_bytes),
+    };
+    head.headers.remove(Known::HOST);
+    rules.apply(&mut head.headers)?;
+    match told {
+        Some(told) => {
+            head.authority.extend_from_slice(told);
+            check_authority(told, profile).map_err(|_| Refused::Authority)
+        }
+        // Envoy's answer has details of its own, given later.
+        None if profile == Profile::Envoy => Ok(()),
+        None => Err(Refused::Authority),
     }
 }
 
@@ -92,16 +150,24 @@ pub(crate) fn write_request(head: &RequestHead, scheme: Scheme) -> Result<Reques
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri.build().map_err(|_| HeadError::Target)?;
     *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = to_map(&head.headers);
+    *request.headers_mut() = to_map(&head.headers)?;
     Ok(request)
 }
 
 /// Fills `head` from an HTTP/2 response.
-pub(crate) fn read_response(parts: &http::response::Parts, head: &mut ResponseHead) {
+///
+/// # Errors
+/// What [`HeaderRules`] refuse.
+pub(crate) fn read_response(
+    parts: &http::response::Parts,
+    rules: &HeaderRules,
+    head: &mut ResponseHead,
+) -> Result<(), HeaderFault> {
     head.clear();
     head.version = Version::Http2;
     head.status = parts.status.as_u16();
-    from_map(&parts.headers, &mut head.headers);
+    copy(&parts.headers, 1, rules, &mut head.headers)?;
+    rules.apply(&mut head.headers)
 }
 
 /// An HTTP/2 response of our head.
@@ -109,6 +175,9 @@ pub(crate) fn write_response(head: &ResponseHead) -> Result<Response<()>, HeadEr
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).map_err(|_| HeadError::Status)?;
     *response.version_mut() = http::Version::HTTP_2;
-    *response.headers_mut() = to_map(&head.headers);
+    *response.headers_mut() = to_map(&head.headers)?;
     Ok(response)
 }
+
+#[cfg(test)]
+mod tests;

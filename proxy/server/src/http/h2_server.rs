@@ -4,9 +4,11 @@ use super::body::{BodyEvent, Piece};
 use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
 use super::h2_guard::{Guarded, Patience};
+use super::h2_headers::Refused;
 use super::h2_life::Life;
 use super::h2_send::H2Send;
 use super::h2_streams::{self, Opened};
+use super::respond::{self, Refusal};
 use super::{Env, PREFACE, exchange, h2_headers};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
@@ -16,7 +18,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use sixfold_core::connection::Connection;
-use sixfold_core::headers::Headers;
+use sixfold_core::headers::{HeaderRules, Headers};
 use sixfold_core::message::{ResponseHead, Scheme};
 use sixfold_core::stream::Stream;
 use std::io::ErrorKind;
@@ -127,9 +129,15 @@ pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mu
     let now = clock.restart();
     stream.reset(now.into_std());
     stream.start_time = SystemTime::now();
-    let mut client = H2Client::new(request, respond, stream, env.hcm.buffer_limit);
+    let (mut client, read) = H2Client::new(request, respond, stream, &env);
     stream.request.scheme = if secure { Scheme::Https } else { Scheme::Http };
-    exchange::serve(&mut client, stream, clock, &env).await;
+    match read {
+        Ok(()) => exchange::serve(&mut client, stream, clock, &env).await,
+        Err(refused) => {
+            let refusal = Refusal::of_http2(refused, env.hcm.profile);
+            respond::refuse(&mut client, stream, clock, &env, refusal).await;
+        }
+    }
 }
 
 /// The client's side of one stream.
@@ -141,6 +149,7 @@ struct H2Client {
     /// Bytes given out and not yet acknowledged to flow control.
     owed: usize,
     watermark: usize,
+    rules: HeaderRules,
     has_host: bool,
     upgrade: Option<Box<str>>,
 }
@@ -151,25 +160,28 @@ impl H2Client {
         request: http::Request<RecvStream>,
         respond: SendResponse<Bytes>,
         stream: &mut Stream,
-        watermark: usize,
-    ) -> H2Client {
+        env: &Env,
+    ) -> (H2Client, Result<(), Refused>) {
         let (parts, recv) = request.into_parts();
-        h2_headers::read_request(&parts, &mut stream.request);
+        let rules = env.hcm.header_rules;
+        let read = h2_headers::read_request(&parts, &rules, env.hcm.profile, &mut stream.request);
         stream.bytes.request_head = stream.request.headers.wire_len() as u64;
         let upgrade = (parts.method == http::Method::CONNECT).then(|| {
             let protocol = parts.extensions.get::<h2::ext::Protocol>();
             protocol.map_or("connect", h2::ext::Protocol::as_str).to_ascii_lowercase().into()
         });
-        H2Client {
+        let client = H2Client {
             ended: recv.is_end_stream(),
             recv,
             respond,
             send: None,
             owed: 0,
-            watermark,
+            watermark: env.hcm.buffer_limit,
+            rules,
             has_host: parts.uri.authority().is_some() || !stream.request.authority.is_empty(),
             upgrade,
-        }
+        };
+        (client, read)
     }
 }
 
@@ -189,8 +201,7 @@ impl Downstream for H2Client {
             Some(Err(_)) => Poll::Ready(Err(Gone::Closed)),
             None => {
                 if let Some(map) = ready!(self.recv.poll_trailers(cx)).map_err(|_| Gone::Closed)? {
-                    trailers.clear();
-                    h2_headers::from_map(&map, trailers);
+                    h2_headers::read_trailers(&map, &self.rules, trailers).map_err(|_| Gone::Malformed)?;
                 }
                 self.ended = true;
                 Poll::Ready(Ok(BodyEvent::End))
@@ -223,8 +234,9 @@ impl Downstream for H2Client {
     }
 
     fn finish(&mut self, trailers: &Headers) -> Result<(), Gone> {
+        let trailers = (!trailers.is_empty()).then(|| h2_headers::to_map(trailers)).transpose();
         if let Some(send) = &mut self.send {
-            send.finish((!trailers.is_empty()).then(|| h2_headers::to_map(trailers)));
+            send.finish(trailers.map_err(|_| Gone::Malformed)?);
         }
         Ok(())
     }

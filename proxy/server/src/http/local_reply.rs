@@ -179,6 +179,7 @@ pub(crate) fn details(which: Expired) -> Cow<'static, str> {
 /// The reply when the upstream gave no response.
 pub(crate) fn upstream_failed(error: &UpstreamError, retried: bool, profile: Profile) -> LocalReply {
     let status = match (error, profile) {
+        (UpstreamError::TooManyHeaders, _) => 431,
         (UpstreamError::Protocol, _) => 502,
         (UpstreamError::ConnectTimeout, Profile::Apisix) => 504,
         (_, Profile::Apisix) => 502,

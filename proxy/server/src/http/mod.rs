@@ -27,11 +27,11 @@ mod retry;
 mod timeouts;
 
 use crate::drain::Drain;
-use crate::h1::{H1Options, HeaderCase, Profile, UnderscoreAction};
+use crate::h1::{H1Options, HeaderCase, Profile};
 use crate::io::Io;
 use crate::worker::Worker;
 use sixfold_core::connection::Connection;
-use sixfold_core::hcm::{self, CodecType, HttpConnectionManager, HttpStats};
+use sixfold_core::hcm::{CodecType, HttpConnectionManager, HttpStats};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -99,34 +99,19 @@ impl Drop for Served {
 /// The codec's options of a connection manager.
 fn h1_options(hcm: &HttpConnectionManager) -> H1Options {
     let http1 = &hcm.http1;
-    let mut opts = H1Options::downstream(codec_profile(hcm.profile));
+    let mut opts = H1Options::downstream(hcm.profile);
     opts.accept_http_10 |= http1.accept_http_10;
     opts.default_host_for_http_10 = http1.default_host.as_ref().map(|h| h.as_bytes().into());
     opts.allow_absolute_url = http1.allow_absolute_url;
     opts.allow_chunked_length = http1.allow_chunked_length;
     opts.enable_trailers = http1.enable_trailers;
     opts.strict = http1.strict;
-    if hcm.profile == hcm::Profile::Envoy {
+    if hcm.profile == Profile::Envoy {
         opts.max_head_bytes = http1.max_head_bytes;
-        opts.max_headers_count = http1.max_headers;
     }
-    opts.header_case = match http1.header_case {
-        sixfold_core::cluster::HeaderCase::Lower => opts.header_case,
-        sixfold_core::cluster::HeaderCase::ProperCase => HeaderCase::Proper,
-        sixfold_core::cluster::HeaderCase::Preserve => HeaderCase::Preserve,
-    };
-    opts.underscores = match http1.underscores {
-        hcm::Underscores::Allow => UnderscoreAction::Allow,
-        hcm::Underscores::Reject => UnderscoreAction::Reject,
-        hcm::Underscores::Drop => UnderscoreAction::Drop,
-    };
+    opts.rules = hcm.header_rules;
+    if http1.header_case != HeaderCase::Lower {
+        opts.header_case = http1.header_case;
+    }
     opts
-}
-
-/// The codec's name for a profile.
-pub(crate) fn codec_profile(profile: hcm::Profile) -> Profile {
-    match profile {
-        hcm::Profile::Envoy => Profile::Envoy,
-        hcm::Profile::Apisix => Profile::Apisix,
-    }
 }

@@ -1,19 +1,20 @@
 //! The way of a response to the client: answers of our own, the head, the end; the response phases on the way.
 
+use super::Env;
 use super::body::Piece;
 use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
 use super::edge;
 use super::exchange::{Exchange, Interrupt};
+use super::h2_headers::Refused;
 use super::local_reply;
-use super::{Env, codec_profile};
 use crate::deadline::{Timed, within};
 use crate::h1::H1Error;
 use crate::h1::reason::reason_phrase;
 use bytes::Bytes;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
-use sixfold_core::headers::Known;
+use sixfold_core::headers::{HeaderFault, Known};
 use sixfold_core::plugin::{BodyChunk, Chain, LocalReply, Outcome, Phases};
 use sixfold_core::rewrite;
 use sixfold_core::stream::Stream;
@@ -21,18 +22,49 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
-/// Answers bytes that are no request (`DPE`), as far as they can be answered.
+/// How a head that breaks the rules is answered.
+pub(super) struct Refusal {
+    /// Status of the answer; `None` resets the stream.
+    status: Option<u16>,
+    /// Response code details.
+    details: &'static str,
+}
+
+impl Refusal {
+    /// Of bytes that are no request of HTTP/1.
+    pub(super) fn of_http1(error: H1Error, profile: Profile) -> Refusal {
+        Refusal { status: Some(error.status(profile)), details: error.details() }
+    }
+
+    /// Of a request that the HTTP/2 library has taken. Envoy's codec resets the stream for what is wrong with
+    /// fields; its connection manager answers for the authority, and nginx for everything.
+    pub(super) fn of_http2(refused: Refused, profile: Profile) -> Refusal {
+        let details = match refused {
+            Refused::Fields(HeaderFault::TooMany) => "http2.too_many_headers",
+            Refused::Fields(HeaderFault::Underscore) => "http2.unexpected_underscore",
+            Refused::Authority => "http.invalid_authority",
+        };
+        let is_reset = profile == Profile::Envoy && matches!(refused, Refused::Fields(_));
+        Refusal { status: (!is_reset).then_some(400), details }
+    }
+}
+
+/// Answers what is no request (`DPE`), as far as it can be answered.
 pub(super) async fn refuse<D: Downstream>(
     down: &mut D,
     stream: &mut Stream,
     clock: &mut Clock,
     env: &Env,
-    error: H1Error,
+    refusal: Refusal,
 ) {
-    let profile = codec_profile(env.hcm.profile);
-    let status = error.status(profile);
-    let mut reply = LocalReply::new(status, reason_phrase(status, profile), error.details());
+    let status = refusal.status.unwrap_or_default();
+    let mut reply = LocalReply::new(status, reason_phrase(status, env.hcm.profile), refusal.details);
     reply.flag = Some(Flag::DPE);
+    if refusal.status.is_none() {
+        reply.reset = true;
+        stream.flags.insert(Flag::DPE);
+        stream.details = refusal.details.into();
+    }
     answer_only(down, stream, clock, env, reply).await;
 }
 

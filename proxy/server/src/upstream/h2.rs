@@ -4,14 +4,14 @@ use super::{Alive, HeadEvent, UpstreamError};
 use crate::deadline::Timed;
 use crate::http::body::{BodyEvent, Piece};
 use crate::http::h2_guard::{Guarded, Patience};
-use crate::http::h2_headers;
+use crate::http::h2_headers::{self, HeadError};
 use crate::http::h2_send::H2Send;
 use crate::io::Io;
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
-use sixfold_core::cluster::{Http2Options, Permit};
-use sixfold_core::headers::Headers;
+use sixfold_core::cluster::{ClusterConfig, Permit};
+use sixfold_core::headers::{HeaderRules, Headers};
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -27,6 +27,7 @@ pub(super) struct H2Connection {
     state: Arc<H2State>,
     local: Option<SocketAddr>,
     watermark: usize,
+    rules: HeaderRules,
 }
 
 /// What a connection, its task and its streams share.
@@ -41,11 +42,10 @@ impl H2Connection {
     /// Speaks the preface and starts the connection's task.
     pub(super) async fn open(
         io: Io,
-        options: &Http2Options,
-        watermark: usize,
+        config: &ClusterConfig,
         alive: Alive,
     ) -> Result<H2Connection, UpstreamError> {
-        let local = io.local_addr();
+        let (local, options) = (io.local_addr(), &config.http2);
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(options.stream_window)
             .initial_connection_window_size(options.connection_window)
@@ -70,7 +70,8 @@ impl H2Connection {
             shared.closed.store(true, Relaxed);
             drop(alive);
         });
-        Ok(H2Connection { send, state, local, watermark })
+        let (watermark, rules) = (config.buffer_limit, config.header_rules);
+        Ok(H2Connection { send, state, local, watermark, rules })
     }
 
     /// Whether the connection is of no more use.
@@ -96,6 +97,7 @@ impl H2Connection {
             state: self.state.clone(),
             local: self.local,
             watermark: self.watermark,
+            rules: self.rules,
             head: None,
             response: None,
             send: None,
@@ -114,6 +116,7 @@ pub(crate) struct H2Upstream {
     state: Arc<H2State>,
     local: Option<SocketAddr>,
     watermark: usize,
+    rules: HeaderRules,
     /// The head, until the connection has room for another stream.
     head: Option<http::Request<()>>,
     response: Option<ResponseFuture>,
@@ -134,7 +137,10 @@ impl H2Upstream {
         scheme: Scheme,
         end: bool,
     ) -> Result<(), UpstreamError> {
-        let request = h2_headers::write_request(head, scheme).map_err(|_| UpstreamError::Local)?;
+        let request = h2_headers::write_request(head, scheme).map_err(|error| match error {
+            HeadError::TooMany => UpstreamError::TooManyHeaders,
+            HeadError::Target | HeadError::Status => UpstreamError::Local,
+        })?;
         self.head = Some(request);
         self.end = end;
         Ok(())
@@ -161,7 +167,8 @@ impl H2Upstream {
     }
 
     pub(super) fn finish(&mut self, trailers: &Headers) -> Result<(), UpstreamError> {
-        let trailers = (!trailers.is_empty()).then(|| h2_headers::to_map(trailers));
+        let trailers = (!trailers.is_empty()).then(|| h2_headers::to_map(trailers)).transpose();
+        let trailers = trailers.map_err(|_| UpstreamError::TooManyHeaders)?;
         if let Some(send) = &mut self.send {
             send.finish(trailers);
         }
@@ -204,7 +211,7 @@ impl H2Upstream {
         let response = ready!(Pin::new(response).poll(cx)).map_err(|e| reason(&e))?;
         self.response = None;
         let (parts, recv) = response.into_parts();
-        h2_headers::read_response(&parts, head);
+        h2_headers::read_response(&parts, &self.rules, head).map_err(|_| UpstreamError::Protocol)?;
         let end = recv.is_end_stream();
         self.done = end;
         self.recv = Some(recv);
@@ -232,8 +239,8 @@ impl H2Upstream {
             None => {
                 let map = ready!(recv.poll_trailers(cx)).map_err(|e| reason(&e))?;
                 if let Some(map) = map {
-                    trailers.clear();
-                    h2_headers::from_map(&map, trailers);
+                    h2_headers::read_trailers(&map, &self.rules, trailers)
+                        .map_err(|_| UpstreamError::Protocol)?;
                 }
                 self.done = true;
                 Poll::Ready(Ok(BodyEvent::End))

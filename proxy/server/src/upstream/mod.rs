@@ -42,6 +42,8 @@ pub(crate) enum UpstreamError {
     Protocol,
     /// The request can't be sent to this upstream.
     Local,
+    /// The request has more fields than can be sent to this upstream.
+    TooManyHeaders,
 }
 
 impl UpstreamError {
@@ -55,7 +57,7 @@ impl UpstreamError {
             UpstreamError::Reset => "remote reset",
             UpstreamError::Refused => "remote refused stream reset",
             UpstreamError::Protocol => "protocol error",
-            UpstreamError::Local => "local reset",
+            UpstreamError::Local | UpstreamError::TooManyHeaders => "local reset",
         }
     }
 
@@ -73,6 +75,7 @@ impl UpstreamError {
             UpstreamError::Refused => Cow::Borrowed("remote_refused_stream_reset"),
             UpstreamError::Protocol => Cow::Borrowed("protocol_error"),
             UpstreamError::Local => Cow::Borrowed("local_reset"),
+            UpstreamError::TooManyHeaders => Cow::Borrowed("request_headers_too_many"),
         }
     }
 
@@ -84,7 +87,7 @@ impl UpstreamError {
             UpstreamError::Closed => Flag::UC,
             UpstreamError::Reset | UpstreamError::Refused => Flag::UR,
             UpstreamError::Protocol => Flag::UPE,
-            UpstreamError::Local => Flag::LR,
+            UpstreamError::Local | UpstreamError::TooManyHeaders => Flag::LR,
         }
     }
 
@@ -96,7 +99,7 @@ impl UpstreamError {
             UpstreamError::Overflow => OutcomeKind::Overflow,
             UpstreamError::Closed | UpstreamError::Reset | UpstreamError::Refused => OutcomeKind::Reset,
             UpstreamError::Protocol => OutcomeKind::Protocol,
-            UpstreamError::Local => OutcomeKind::Cancelled,
+            UpstreamError::Local | UpstreamError::TooManyHeaders => OutcomeKind::Cancelled,
         }
     }
 

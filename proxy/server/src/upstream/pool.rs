@@ -163,13 +163,11 @@ impl Wanted<'_> {
         let mut opts = H1Options::upstream(self.profile);
         opts.enable_trailers = http1.enable_trailers;
         opts.allow_chunked_length = http1.allow_chunked_length;
-        opts.max_headers_count = http1.max_headers;
+        opts.rules = self.cluster.config.header_rules;
         opts.max_head_bytes = http1.max_head_bytes;
-        opts.header_case = match http1.header_case {
-            cluster::HeaderCase::Lower => opts.header_case,
-            cluster::HeaderCase::ProperCase => HeaderCase::Proper,
-            cluster::HeaderCase::Preserve => HeaderCase::Preserve,
-        };
+        if http1.header_case != HeaderCase::Lower {
+            opts.header_case = http1.header_case;
+        }
         opts
     }
 }
@@ -335,7 +333,7 @@ impl Pools {
                 limits,
             });
         }
-        let connection = H2Connection::open(connected.io, &config.http2, config.buffer_limit, alive).await?;
+        let connection = H2Connection::open(connected.io, config, alive).await?;
         let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
             wanted.cluster.stats.upstream_rq_active_overflow.inc();
             return Err(UpstreamError::Overflow);

@@ -6,6 +6,7 @@ use sixfold_core::cluster::*;
 use sixfold_core::connection::Connection;
 use sixfold_core::detached::Nowhere;
 use sixfold_core::hcm::*;
+use sixfold_core::headers::HeaderRules;
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::Chain;
 use sixfold_core::retry::RetryPolicy;
@@ -31,6 +32,9 @@ pub struct Setup {
     pub profile: Profile,
     pub max_body: Option<u64>,
     pub codec: CodecType,
+    pub header_rules: HeaderRules,
+    pub http1: ServerHttp1,
+    pub path: PathOptions,
     pub upgrades: Box<[(Box<str>, bool)]>,
     pub access_logs: Vec<AccessLog>,
 }
@@ -46,6 +50,9 @@ impl Setup {
             profile: Profile::Envoy,
             max_body: None,
             codec: CodecType::Auto,
+            header_rules: HeaderRules::ENVOY,
+            http1: ServerHttp1::default(),
+            path: PathOptions::default(),
             upgrades: Box::new([]),
             access_logs: Vec::new(),
         }
@@ -79,9 +86,10 @@ impl Setup {
             codec: self.codec,
             routes: RouteTableCell::new("t", Some(Arc::new(table))),
             chain: self.chain,
-            http1: ServerHttp1::default(),
+            http1: self.http1,
             http2: Http2Options::default(),
-            path: PathOptions::default(),
+            header_rules: self.header_rules,
+            path: self.path,
             client_address: ClientAddress {
                 internal_ranges: vec!["10.0.0.0/8".parse().unwrap()],
                 ..ClientAddress::default()

@@ -1,5 +1,34 @@
 use super::*;
 
+/// Content-Length and chunked framing came out in lower case beside fields that kept their spelling.
+#[test]
+fn preserved_spelling_holds_for_framing_fields_too() {
+    let opts = H1Options { header_case: HeaderCase::Preserve, ..envoy() };
+    let written = |request: &str, end: bool| {
+        let (_, mut head) = request_with(&opts, request.as_bytes()).unwrap();
+        super::super::hop::strip_request(&mut head.headers, false, Profile::Envoy);
+        let mut out = Vec::new();
+        encode_request(&mut out, &head, end, true, &opts).unwrap();
+        text(&out)
+    };
+    let chunked = "POST / HTTP/1.1\r\nHOST: h\r\nTransfer-Encoding: chunked\r\nX-Own: 1\r\nConnection: keep-alive\r\n\r\n";
+    assert_eq!(
+        written(chunked, false),
+        "POST / HTTP/1.1\r\nHOST: h\r\nX-Own: 1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    );
+    let sized = "POST / HTTP/1.1\r\nHost: h\r\nContent-length: 0\r\n\r\n";
+    assert_eq!(
+        written(sized, true),
+        "POST / HTTP/1.1\r\nHost: h\r\nContent-length: 0\r\nconnection: close\r\n\r\n"
+    );
+    let bytes = b"HTTP/1.1 200 OK\r\nTRANSFER-Encoding: chunked\r\nCONNECTION: close\r\n\r\n";
+    let (_, mut head) = response_with(&opts, RequestKind::Plain, bytes).unwrap();
+    super::super::hop::strip_response(&mut head.headers, false, Profile::Envoy);
+    let mut out = Vec::new();
+    encode_response(&mut out, &head, ResponseContext::default(), &opts).unwrap();
+    assert_eq!(text(&out), "HTTP/1.1 200 OK\r\nTRANSFER-Encoding: chunked\r\nCONNECTION: close\r\n\r\n");
+}
+
 use sixfold_core::message::{Method, Target, Version};
 
 fn request_head(method: Method, fields: &[(&str, &str)]) -> RequestHead {
@@ -104,7 +133,7 @@ fn names_are_spelled_as_configured() {
         "POST /p?q HTTP/1.1\r\nhost: h\r\nx-mixed: 1\r\nx-added_by-2us: 2\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     );
     assert_eq!(
-        with(HeaderCase::Proper, Profile::Envoy),
+        with(HeaderCase::ProperCase, Profile::Envoy),
         "POST /p?q HTTP/1.1\r\nHost: h\r\nX-MIxed: 1\r\nX-Added_By-2us: 2\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     );
     assert_eq!(

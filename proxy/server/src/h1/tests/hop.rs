@@ -42,12 +42,12 @@ fn an_upgrade_keeps_its_two_fields() {
     let fields = "Connection: Upgrade\r\nUpgrade: websocket\r\nKeep-Alive: 1\r\n";
     assert_eq!(stripped(&envoy(), true, fields), ["connection: Upgrade", "upgrade: websocket"]);
     assert_eq!(stripped(&envoy(), false, fields), Vec::<String>::new());
-    assert_eq!(stripped(&apisix(), true, fields), ["Connection: Upgrade", "Upgrade: websocket"]);
+    assert_eq!(stripped(&apisix(), true, fields), ["Connection: upgrade", "Upgrade: websocket"]);
 }
 
 #[test]
 fn a_client_cannot_nominate_what_the_gateway_owns() {
-    for name in ["X-Forwarded-For", "x-forwarded-host", "X-FORWARDED-PROTO", ":path"] {
+    for name in ["X-Forwarded-For", "x-forwarded-host", "X-FORWARDED-PROTO", "Host", ":path"] {
         let request =
             format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: {name}\r\n{}\r\n", "X-Forwarded-For: 1\r\n");
         let error = request_with(&envoy(), request.as_bytes()).unwrap_err();
@@ -59,8 +59,6 @@ fn a_client_cannot_nominate_what_the_gateway_owns() {
     let (parsed, head) = request_with(&envoy(), request).unwrap();
     assert_eq!(parsed.body, BodyLength::Sized(3));
     assert!(head.headers.contains(Known::CONTENT_LENGTH));
-    let request = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Host\r\n\r\n";
-    assert_eq!(request_with(&envoy(), request).unwrap().1.authority, b"h");
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn details_are_envoys() {
     assert_eq!(details(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"), "http.invalid_authority");
     assert_eq!(details(b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"), "http.invalid_authority");
     assert_eq!(details(b"GET / HTTP/1.1\r\nX: a\rb\r\n\r\n"), "http1.invalid_characters");
-    assert_eq!(details(b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n"), "http1.codec_error");
+    assert_eq!(details(b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n"), "http1.invalid_characters");
     let forwarded = b"GET / HTTP/1.1\r\nConnection: X-Forwarded-For\r\n\r\n";
     assert_eq!(details(forwarded), "http1.connection_header_rejected");
 }
@@ -170,7 +170,11 @@ fn hosts() {
         (b"Host: h\r\n", 0, 0),
         (b"Host:\r\n", 0, 400),
         (b"", 0, 400),
-        (b"Host: user@h\r\n", 0, 0),
+        (b"Host: user@h\r\n", 400, 400),
+        (b"Host: h.\r\n", 0, 0),
+        (b"Host: h.:80\r\n", 0, 0),
+        (b"Host: h..\r\n", 0, 400),
+        (b"Host: .h\r\n", 0, 400),
         (b"Host: a b\r\n", 400, 400),
         (b"Host: a/b\r\n", 400, 400),
         (b"Host: a\\b\r\n", 400, 0),
@@ -231,12 +235,13 @@ fn values_are_unfolded_trimmed_and_joined() {
 #[test]
 fn underscores() {
     let request = b"GET / HTTP/1.1\r\nHost: h\r\nx_y: 1\r\nz: 2\r\n\r\n";
-    let with = |underscores| H1Options { underscores, ..envoy() };
-    let (_, head) = request_with(&with(UnderscoreAction::Allow), request).unwrap();
+    let with =
+        |underscores| H1Options { rules: HeaderRules { underscores, ..HeaderRules::ENVOY }, ..envoy() };
+    let (_, head) = request_with(&with(Underscores::Allow), request).unwrap();
     assert_eq!(lines(&head.headers), ["x_y: 1", "z: 2"]);
-    let (_, head) = request_with(&with(UnderscoreAction::Drop), request).unwrap();
+    let (_, head) = request_with(&with(Underscores::Drop), request).unwrap();
     assert_eq!(lines(&head.headers), ["z: 2"]);
-    let error = request_with(&with(UnderscoreAction::Reject), request).unwrap_err();
+    let error = request_with(&with(Underscores::Reject), request).unwrap_err();
     assert_eq!((error.status(Profile::Envoy), error.details()), (400, "http1.unexpected_underscore"));
 }
 
@@ -288,4 +293,50 @@ fn a_trickling_head_is_scanned_once() {
     }
     assert!(parser.request(request.as_bytes(), &mut head, &envoy()).unwrap().is_some());
     assert!(start.elapsed() < std::time::Duration::from_millis(500), "{:?}", start.elapsed());
+}
+
+/// nginx passed both of two Upgrade fields on, and an upstream may take the second; an empty one was an upgrade for
+/// one part of the proxy and none for another.
+#[test]
+fn exactly_one_protocol_goes_on() {
+    let upgrade = |opts: &H1Options, fields: &str| {
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, x-a\r\nx-a: 1\r\n{fields}\r\n");
+        let (parsed, head) = request_with(opts, request.as_bytes()).unwrap();
+        assert_eq!(parsed.upgrade, head.headers.contains(Known::UPGRADE), "{fields}");
+        let of = |known| head.headers.get_all(known).map(text).collect::<Vec<_>>().join("|");
+        (of(Known::UPGRADE), of(Known::CONNECTION))
+    };
+    let both = "Upgrade: websocket\r\nUpgrade: h2c\r\n";
+    let pair = |upgrade: &str, connection: &str| (upgrade.to_owned(), connection.to_owned());
+    // Envoy knows no such type, and answers 403.
+    assert_eq!(upgrade(&envoy(), both), pair("websocket,h2c", "Upgrade"));
+    for fields in [both, "Upgrade: h2c\r\nUpgrade: websocket\r\n", "Upgrade: h2c, websocket\r\n"] {
+        assert_eq!(upgrade(&apisix(), fields), pair("websocket", "upgrade"), "{fields}");
+    }
+    assert_eq!(upgrade(&apisix(), "Upgrade: h2c, x\r\n"), pair("h2c", "upgrade"));
+    for fields in ["Upgrade:\r\n", "Upgrade:\r\nUpgrade:\r\n"] {
+        assert_eq!(upgrade(&envoy(), fields), pair("", ""), "{fields}");
+        assert_eq!(upgrade(&apisix(), fields), pair("", "x-a"), "{fields}");
+    }
+    assert_eq!(upgrade(&envoy(), "Upgrade:\r\nUpgrade: websocket\r\n"), pair("websocket", "Upgrade"));
+    let (parsed, head) =
+        request_with(&apisix(), b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n").unwrap();
+    assert!(!parsed.upgrade && head.headers.is_empty());
+}
+
+#[test]
+fn controls_in_a_value_are_named() {
+    for value in ["a\0b", "a\rb", "a\x01b", "a\x7fb"] {
+        let request = format!("GET / HTTP/1.1\r\nHost: h\r\nA: {value}\r\n\r\n");
+        let error = request_with(&envoy(), request.as_bytes()).unwrap_err();
+        assert_eq!(error.details(), "http1.invalid_characters", "{value:?}");
+        assert_eq!(error.status(Profile::Envoy), 400);
+    }
+}
+
+#[test]
+fn the_first_of_joined_values_may_be_empty() {
+    let request = b"GET / HTTP/1.1\r\nHost: h\r\nAccept:\r\nAccept: admin\r\nAccept:\r\n\r\n";
+    assert_eq!(lines(&request_with(&envoy(), request).unwrap().1.headers), ["accept: admin"]);
 }

@@ -1,10 +1,9 @@
 //! The edge as APISIX's nginx configuration has it (apisix/cli/ngx_tpl.lua, `http_access_phase`).
 
 use super::trust::contains;
-use crate::h1::Profile as Codec;
 use crate::h1::hop;
 use ipnet::IpNet;
-use sixfold_core::hcm::{ClientAddress, HttpConnectionManager};
+use sixfold_core::hcm::{ClientAddress, HttpConnectionManager, Profile};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{Scheme, strip_port};
 use sixfold_core::stream::Stream;
@@ -103,7 +102,7 @@ fn forwarded(trusted: bool, stream: &mut Stream) {
 /// Server, the list of upstream statuses, and the charset of texts.
 pub(super) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
     let upgraded = stream.response.status == 101;
-    hop::strip_response(&mut stream.response.headers, upgraded, Codec::Apisix);
+    hop::strip_response(&mut stream.response.headers, upgraded, Profile::Apisix);
     stream.response.headers.set(Known::SERVER, hcm.headers.server_name.as_bytes());
     upstream_status(hcm.show_upstream_status, stream);
     charset(&mut stream.response.headers);

@@ -19,6 +19,7 @@ use sixfold_core::cluster::{
     Http2Options, UpstreamProtocol,
 };
 use sixfold_core::detached::Nowhere;
+use sixfold_core::headers::HeaderRules;
 use sixfold_core::listener::{
     BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
     TcpProxy, TcpStats,
@@ -167,6 +168,7 @@ fn cluster_config(name: &str) -> ClusterConfig {
         protocol: UpstreamProtocol::Http1,
         http1: Http1Options::default(),
         http2: Http2Options::default(),
+        header_rules: HeaderRules::ENVOY,
         tls: None,
         scheme: Scheme::Http,
         idle_timeout: None,
