@@ -20,14 +20,14 @@ impl VerifiedNames {
         if self.0.is_empty() {
             return None;
         }
-        let mut guard = Guard { names: NameTable::default(), any: false };
+        let mut guard = Guard { names: NameTable::default(), ends: Vec::new(), any: false };
         for (name, verified) in &self.0 {
-            match &**name {
-                "*" => guard.any |= *verified,
-                name => {
-                    guard.names.insert(name, *verified);
-                }
+            if &**name == "*" {
+                guard.any |= *verified;
+                continue;
             }
+            guard.names.insert(name, *verified);
+            guard.ends.extend(name.strip_prefix('*').filter(|_| *verified).map(str::to_ascii_lowercase));
         }
         Some(Arc::new(guard))
     }
@@ -35,17 +35,32 @@ impl VerifiedNames {
 
 struct Guard {
     names: NameTable<bool>,
+    /// Of names with a star that ask for a certificate. A certificate's star is one label, a route's any text: so
+    /// that no host reaches the routes of such a name unseen, they count for all that ends like them.
+    ends: Vec<String>,
     /// For hosts that no name covers.
     any: bool,
 }
 
 impl Guard {
+    /// Whether a request for `host` needs a certificate.
+    fn asks(&self, host: &str) -> bool {
+        let ends = |end: &String| {
+            let at = host.len().checked_sub(end.len());
+            at.and_then(|at| host.get(at..)).is_some_and(|tail| tail.eq_ignore_ascii_case(end))
+        };
+        match self.names.get(host) {
+            Some(verified) => *verified,
+            None => self.any || self.ends.iter().any(ends),
+        }
+    }
+
     fn refuses(&self, stream: &Stream) -> bool {
         let connection = &stream.connection;
         let Some(tls) = &connection.tls else { return false };
         let Ok(host) = std::str::from_utf8(stream.request.host()) else { return true };
         let host = host.trim_end_matches('.');
-        if !self.names.get(host).copied().unwrap_or(self.any) {
+        if !self.asks(host) {
             return false;
         }
         let same_name = connection.server_name().is_some_and(|name| name.eq_ignore_ascii_case(host));

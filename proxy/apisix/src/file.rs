@@ -20,6 +20,8 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{Environment, substitute_text};
 use crate::resource::Kind;
+use crate::store::move_lines;
+use crate::watch::Stamp;
 
 /// A top-level list of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,44 +78,33 @@ impl Section {
 }
 
 impl Fingerprint {
+    /// As a revision.
+    pub(crate) fn revision(self) -> u64 {
+        self.hash ^ (self.length as u64).rotate_left(32)
+    }
+
     fn of(text: &str) -> Fingerprint {
         Fingerprint { hash: xxh64(text.as_bytes(), 0), length: text.len() }
     }
 }
 
 impl Item<'_> {
-    /// The item as a document. Places are those of the file.
-    ///
-    /// # Errors
-    /// Faults of syntax; `None` if the text is no item by itself, so that the file has to be read as a whole.
+    /// The item as a document, lines counted from its first. `None` if the text is no item by itself, so that
+    /// the file has to be read as a whole.
     pub fn parse(&self) -> Option<Node> {
         let text = match &self.content {
-            Content::Parsed(node) => return Some(node.clone()),
+            Content::Parsed(node) => {
+                let mut node = node.clone();
+                move_lines(&mut node, |line| line.saturating_sub(self.line.saturating_sub(1)));
+                return Some(node);
+            }
             Content::Text(text) => text,
         };
         let root = Node::parse(text, &Options::default()).ok()?;
         let Value::Array(items) = root.value else { return None };
         let mut items = items.into_iter();
-        let (mut node, None) = (items.next()?, items.next()) else { return None };
-        move_down(&mut node, self.line.saturating_sub(1));
+        let (node, None) = (items.next()?, items.next()) else { return None };
         Some(node)
-    }
-}
-
-/// Adds lines to every place of a document.
-fn move_down(node: &mut Node, lines: u32) {
-    node.place.line += lines;
-    match &mut node.value {
-        Value::Array(items) => items.iter_mut().for_each(|item| move_down(item, lines)),
-        Value::Object(object) => {
-            let moved = std::mem::take(object).into_entries().into_iter().map(|mut entry| {
-                entry.key_place.line += lines;
-                move_down(&mut entry.value, lines);
-                entry
-            });
-            *object = sixfold_core::document::Object::new(moved.collect()).unwrap_or_default();
-        }
-        _ => {}
     }
 }
 
@@ -122,8 +113,19 @@ fn move_down(node: &mut Node, lines: u32) {
 /// # Errors
 /// A file that is missing, unreadable, no UTF-8 or larger than 32 MiB.
 pub fn read(path: &Path) -> Result<String, ConfigError> {
+    read_stamped(path).map(|(text, _)| text)
+}
+
+/// [`read`] with what tells this file from the one that takes its place.
+pub(crate) fn read_stamped(path: &Path) -> Result<(String, Stamp), ConfigError> {
     let error = |reason: String| ConfigError::new(reason).in_file(path.display().to_string());
-    let file = std::fs::File::open(path).map_err(|e| error(format!("can't be opened: {e}")))?;
+    let opened = |e: std::io::Error| error(format!("can't be opened: {e}"));
+    // Opening a pipe would wait for whoever writes into it.
+    if !std::fs::metadata(path).map_err(opened)?.is_file() {
+        return Err(error("is no regular file".to_owned()));
+    }
+    let file = std::fs::File::open(path).map_err(opened)?;
+    let stamp = Stamp::of(&file.metadata().map_err(opened)?);
     let mut bytes = Vec::new();
     file.take(MAX_DOCUMENT_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
@@ -131,7 +133,8 @@ pub fn read(path: &Path) -> Result<String, ConfigError> {
     if bytes.len() > MAX_DOCUMENT_BYTES {
         return Err(error(format!("larger than the limit of {MAX_DOCUMENT_BYTES} bytes")));
     }
-    String::from_utf8(bytes).map_err(|e| error(format!("not UTF-8: {e}")))
+    let text = String::from_utf8(bytes).map_err(|e| error(format!("not UTF-8: {e}")))?;
+    Ok((text, stamp))
 }
 
 /// Whether a YAML file was written to its end: `#END` stands there, with nothing but white space behind it.
@@ -139,6 +142,12 @@ pub fn is_complete(text: &str) -> bool {
     // APISIX looks at the last ten bytes alone.
     let tail = text.as_bytes().get(text.len().saturating_sub(10)..).unwrap_or_default();
     tail.trim_ascii_end().ends_with(b"#END")
+}
+
+/// Whether there is anything but comments in a YAML file.
+pub(crate) fn has_content(text: &str) -> bool {
+    let text = text.trim_start_matches('\u{feff}');
+    text.lines().map(str::trim_start).any(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 /// Replaces `${{VAR}}` in the text of a YAML file.
@@ -154,15 +163,15 @@ pub fn split(text: &str) -> Option<Vec<Item<'_>>> {
     split::split(text)
 }
 
-/// The items of a file by parsing all of it.
+/// The items of a file by parsing all of it, and what is odd about it.
 ///
 /// # Errors
-/// Faults of syntax, unknown top-level keys, and lists that are none.
+/// Faults of syntax, and lists that are none.
 pub fn parse(
     text: &str,
     format: Format,
     environment: &Environment,
-) -> Result<Vec<Item<'static>>, Vec<ConfigError>> {
+) -> Result<(Vec<Item<'static>>, Vec<ConfigError>), Vec<ConfigError>> {
     let options = Options { format, allow_empty: true, ..Options::default() };
     let root = Node::parse(text, &options).and_then(|root| match format {
         // YAML's variables were replaced in the text.
@@ -172,19 +181,20 @@ pub fn parse(
     let root = root.map_err(|e| vec![e])?;
     let Some(object) = root.as_object() else {
         if root.is_null() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         }
         let reason = format!("expected lists by name (routes, upstreams, ...), found {}", root.kind());
         return Err(vec![ConfigError::new(reason).at(root.place)]);
     };
-    let (mut items, mut errors) = (Vec::new(), Vec::new());
+    let (mut items, mut warnings, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     for entry in object.entries() {
         let Some(section) = Section::from_key(&entry.key) else {
-            errors.push(unknown_section(&entry.key, entry.key_place));
+            warnings.push(unknown_section(&entry.key, entry.key_place));
             continue;
         };
         match &entry.value.value {
             Value::Null => {}
+            Value::Object(object) if object.is_empty() => {}
             Value::Array(list) => items.extend(list.iter().zip(1..).map(|(node, index)| Item {
                 section,
                 index,
@@ -198,9 +208,10 @@ pub fn parse(
             }
         }
     }
-    if errors.is_empty() { Ok(items) } else { Err(errors) }
+    if errors.is_empty() { Ok((items, warnings)) } else { Err(errors) }
 }
 
+/// APISIX ignores such a key, and people keep their anchors under one.
 fn unknown_section(key: &str, place: Place) -> ConfigError {
     let known = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Credential).map(Kind::section);
     ConfigError::unknown_key(key, known.chain(["plugins"])).in_key(key).at(place)

@@ -5,19 +5,20 @@
 mod tests;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use sixfold_core::document::Format;
 use sixfold_core::plugin::Registry;
 
 use crate::config::{Config, Environment};
 use crate::file::{self, Item};
-use crate::source::{Resources, Setup, Source};
+use crate::source::{Setup, Source};
+use crate::store::{Resources, TextStore};
 
 /// The bytes as an apisix.yaml, an apisix.json and a config.yaml.
 ///
-/// Splitting a file must give what parsing it gives; a file that was taken must be taken again without a
-/// change; one that was refused must say why.
+/// Splitting a file must give what parsing it gives; a file that was read must be read again without a change
+/// and without a new fault; one that was not must say why.
 pub fn load(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let environment = Environment::Fixed(HashMap::new());
@@ -26,13 +27,16 @@ pub fn load(data: &[u8]) {
     }
     split_agrees_with_parse(text);
     let Ok(config) = Config::standalone("", &environment) else { return };
-    let mut source = Source::new(config, PathBuf::new(), Setup::detached(Registry::new(), environment));
+    let store = Arc::new(TextStore::new(environment.clone()));
+    let mut source = Source::new(config, store.clone(), Setup::detached(Registry::new(), environment));
     for (format, name) in [(Format::Yaml, "apisix.yaml"), (Format::Json, "apisix.json")] {
         let resources = Resources { text, format, name };
-        match source.update(resources) {
+        store.set(resources);
+        match source.pull() {
             Ok(_) => {
-                let again = source.update(resources);
-                assert!(again.is_ok_and(|diff| diff.is_empty()), "the same file is a change");
+                let again = source.pull();
+                let nothing = |update: crate::Update| update.diff.is_empty() && update.refused.is_empty();
+                assert!(again.is_ok_and(nothing), "the same file is a change");
             }
             Err(errors) => assert!(!errors.is_empty(), "refused without a reason"),
         }
@@ -45,8 +49,9 @@ fn split_agrees_with_parse(text: &str) {
     let whole = file::parse(text, Format::Yaml, &Environment::Fixed(HashMap::new()));
     let whole = whole.unwrap_or_else(|errors| {
         assert!(errors.is_empty(), "the split takes what the parser refuses: {errors:?}");
-        Vec::new()
+        Default::default()
     });
+    let (whole, _) = whole;
     assert_eq!(items.len(), whole.len(), "another number of items");
     for ((split, node), parsed) in items.iter().zip(nodes).zip(whole) {
         assert_eq!((split.section, split.index), (parsed.section, parsed.index));

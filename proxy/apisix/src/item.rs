@@ -1,7 +1,7 @@
-//! One item of a file, read: schema, plugins and what APISIX checks beyond the schema.
+//! One resource, read: schema, plugins and what APISIX checks beyond the schema.
 //!
-//! What comes out depends on nothing but the item's text and the plugins that are enabled, so it is kept by
-//! the fingerprint of the text. What it refers to is checked by whoever sees all items.
+//! What comes out depends on nothing but the resource's value and the plugins that are enabled. What it refers
+//! to is checked by whoever sees all resources. Places are those in the resource, lines counted from its first.
 
 use std::net::IpAddr;
 
@@ -16,26 +16,24 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config::Environment;
 use crate::plugin::{Catalog, PluginConfig};
 use crate::resource::{
-    GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins, Route, Service, Ssl, SslType,
-    Upstream,
+    GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins, Route, Service, Ssl, Upstream,
 };
 use crate::schema::{self, Step, Violation, display_path};
+use crate::store::Key;
 use crate::{secret, upstream};
 
-/// An item that is valid by itself.
+/// A resource that is valid by itself.
 pub(crate) struct Parsed {
-    /// As written; its position stands in for an absent one.
-    pub(crate) id: Option<Id>,
     /// What it refers to.
     pub(crate) references: Vec<Reference>,
     /// Its plugins, those that are switched off left out.
     pub(crate) plugins: Vec<PluginConfig>,
     /// Fingerprint of the upstream that it is or brings; 0 without one.
     pub(crate) upstream_print: u64,
+    /// Fingerprint of all but upstream, plugins and what is written for people.
+    pub(crate) print: u64,
     /// The resource.
     pub(crate) body: Body,
-    /// Where the item began in the text that it was read from.
-    line: u32,
 }
 
 /// The kinds of resources that are in use.
@@ -48,84 +46,44 @@ pub(crate) enum Body {
     Upstream(Box<Upstream>),
 }
 
-/// Another resource that an item needs.
+/// Another resource that one needs.
+#[derive(Debug, Clone)]
 pub(crate) struct Reference {
-    pub(crate) kind: Kind,
-    pub(crate) id: Id,
+    pub(crate) key: Key,
     pub(crate) field: &'static str,
-    place: Place,
+    pub(crate) place: Place,
 }
 
-/// What items are read with.
+/// What resources are read with.
 pub(crate) struct Reader<'a> {
     pub(crate) catalog: &'a Catalog,
     pub(crate) environment: &'a Environment,
 }
 
-impl Parsed {
-    /// Where a reference stands, for an item that begins at `line` now.
-    pub(crate) fn place_of(&self, reference: &Reference, line: u32) -> Place {
-        Place::new((reference.place.line + line).saturating_sub(self.line), reference.place.column)
-    }
-
-    /// Why this resource can't be what `reference` wants.
-    pub(crate) fn refuses(&self, reference: &Reference) -> Option<String> {
-        let Body::Ssl(ssl) = &self.body else { return None };
-        let wrong = reference.kind == Kind::Ssl && ssl.usage != SslType::Client;
-        wrong.then(|| format!("ssl \"{}\" is not of type client", reference.id))
-    }
-}
-
-/// The name of a resource in errors.
-pub(crate) fn resource_name(kind: Kind, id: &Id) -> String {
-    format!("{kind} \"{id}\"")
-}
-
-/// The id that an item without one has, by its position from 1.
-pub(crate) fn positional_id(index: usize) -> Id {
-    Id::from(format!("arr_{index}").as_str())
-}
-
 impl Reader<'_> {
-    /// Reads the item at position `index` (from 1) of the list of `kind`; `line` is where its text begins.
+    /// Reads the value of a resource.
     ///
     /// # Errors
-    /// Everything that is wrong with the item, with its place.
-    pub(crate) fn read(
-        &self,
-        kind: Kind,
-        index: usize,
-        line: u32,
-        node: &Node,
-    ) -> Result<Parsed, Vec<ConfigError>> {
-        let id = id_of(kind, node);
-        let name = resource_name(kind, id.as_ref().unwrap_or(&positional_id(index)));
-        match self.read_unnamed(kind, index, node) {
+    /// Everything that is wrong with it, each with its place.
+    pub(crate) fn read(&self, kind: Kind, node: &Node) -> Result<Parsed, Vec<ConfigError>> {
+        match self.read_value(kind, node) {
             Ok((references, plugins, body)) => {
-                let upstream_print = upstream_print(kind, node);
-                Ok(Parsed { id, references, plugins, upstream_print, body, line })
+                let (upstream_print, print) = prints(kind, node);
+                Ok(Parsed { references, plugins, upstream_print, print, body })
             }
-            Err(violations) => {
-                Err(violations.into_iter().map(|v| error(v, node).in_resource(name.as_str())).collect())
-            }
+            Err(violations) => Err(violations.into_iter().map(|v| error(v, node)).collect()),
         }
     }
 
-    fn read_unnamed(
+    fn read_value(
         &self,
         kind: Kind,
-        index: usize,
         node: &Node,
     ) -> Result<(Vec<Reference>, Vec<PluginConfig>, Body), Vec<Violation>> {
         let mut value = node.to_json();
         if kind == Kind::Route {
             exclusive(&value, "host", "hosts").map_err(|v| vec![v])?;
             exclusive(&value, "remote_addr", "remote_addrs").map_err(|v| vec![v])?;
-        }
-        // The schemas of these kinds require an id, which a file may leave to the position.
-        let named = matches!(kind, Kind::GlobalRule | Kind::PluginConfig) && value.get("id").is_none();
-        if let (true, Some(map)) = (named, value.as_object_mut()) {
-            map.insert("id".to_owned(), Value::String(positional_id(index).to_string()));
         }
         schema::resource(kind).validate(&mut value).map_err(|v| vec![v])?;
         match kind {
@@ -294,15 +252,19 @@ fn exclusive(value: &Value, one: &str, other: &str) -> Result<(), Violation> {
 
 fn reference(list: &mut Vec<Reference>, kind: Kind, id: Option<&Id>, field: &'static str, node: &Node) {
     if let Some(id) = id {
-        list.push(Reference { kind, id: id.clone(), field, place: place(node, &[key(field)]) });
+        let target = Key { kind, id: id.clone() };
+        list.push(Reference { key: target, field, place: place(node, &[key(field)]) });
     }
 }
 
 fn client_certificate(upstream: &Upstream, node: &Node, prefix: &[&str]) -> Vec<Reference> {
     let id = upstream.tls.as_ref().and_then(|tls| tls.client_cert_id.clone());
     let path: Vec<Step> = prefix.iter().chain(&["tls", "client_cert_id"]).map(|name| key(name)).collect();
-    let reference =
-        |id| Reference { kind: Kind::Ssl, id, field: "client_cert_id", place: place(node, &path) };
+    let reference = |id| Reference {
+        key: Key { kind: Kind::Ssl, id },
+        field: "client_cert_id",
+        place: place(node, &path),
+    };
     id.map(reference).into_iter().collect()
 }
 
@@ -324,20 +286,19 @@ fn below(name: &str, mut violation: Violation) -> Violation {
     violation
 }
 
-/// Tells whether an upstream is another one, whatever else has changed around it.
-fn upstream_print(kind: Kind, node: &Node) -> u64 {
-    let upstream = if kind == Kind::Upstream { Some(node) } else { node.get("upstream") };
-    upstream.map_or(0, |upstream| xxh64(upstream.to_json().to_string().as_bytes(), 0))
-}
-
-/// The id as written, even if the item is wrong otherwise.
-fn id_of(kind: Kind, node: &Node) -> Option<Id> {
-    let field = if kind == Kind::Consumer { "username" } else { "id" };
-    match node.get(field).map(|node| &node.value) {
-        Some(document::Value::String(text)) => Some(Id::from(text.as_str())),
-        Some(document::Value::Number(number)) => Some(Id::from(number.to_string().as_str())),
-        _ => None,
+/// Fingerprints of the upstream that a resource is or brings, 0 without one, and of what else counts.
+fn prints(kind: Kind, node: &Node) -> (u64, u64) {
+    let print = |node: &Node, seed| xxh64(node.to_json().to_string().as_bytes(), seed);
+    if kind == Kind::Upstream {
+        let print = print(node, 0);
+        return (print, print);
     }
+    let upstream = node.get("upstream").map_or(0, |upstream| print(upstream, 0));
+    let apart = ["upstream", "plugins", "desc", "labels", "create_time", "update_time"];
+    let entries = node.as_object().map(document::Object::entries).unwrap_or_default();
+    let rest = entries.iter().filter(|entry| !apart.contains(&entry.key.as_str()));
+    let rest = rest.fold(0, |seed, entry| print(&entry.value, xxh64(entry.key.as_bytes(), seed)));
+    (upstream, rest)
 }
 
 fn error(violation: Violation, node: &Node) -> ConfigError {

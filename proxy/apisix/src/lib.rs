@@ -12,11 +12,14 @@ mod route;
 pub mod schema;
 mod secret;
 mod source;
+pub mod store;
 #[cfg(test)]
 mod testing;
 mod tls;
 mod upstream;
-pub mod watch;
+mod watch;
 
 pub use listener::APISIX_VERSION;
-pub use source::{Loaded, ROUTE_TABLE, Resources, Setup, Source, load, load_config, validate};
+pub use source::{
+    Feed, Loaded, ROUTE_TABLE, Setup, Source, Update, load, load_config, validate, validate_resources,
+};

@@ -17,6 +17,7 @@ use crate::config::Environment;
 use crate::resource::Plugins;
 use crate::schema::{self, Schema, Step, Violation};
 use crate::secret;
+use xxhash_rust::xxh64::xxh64;
 
 /// The plugins that resources may use.
 pub(crate) struct Catalog {
@@ -36,6 +37,33 @@ pub(crate) struct PluginConfig {
     pub(crate) config: Value,
     pub(crate) attributes: Arc<Value>,
     pub(crate) meta: Meta,
+    /// Fingerprint of the configuration as written.
+    pub(crate) print: u64,
+}
+
+/// What a plugin must have in common with those of other resources: all of one name agree.
+#[derive(Debug, Clone)]
+pub(crate) struct Agreement {
+    pub(crate) name: Arc<str>,
+    /// Fingerprint of what is agreed on.
+    pub(crate) print: u64,
+    /// Where a resource says it.
+    pub(crate) field: Box<str>,
+    /// Why one that differs is refused.
+    pub(crate) reason: &'static str,
+}
+
+impl PluginConfig {
+    pub(crate) fn agreement(&self) -> Option<Agreement> {
+        let (name, of) = self.factory.agreement(&self.config)?;
+        let plugin = self.factory.name();
+        Some(Agreement {
+            name: format!("{plugin} {name}").into(),
+            print: xxh64(of.as_bytes(), 0),
+            field: format!("plugins.{plugin}.group").into(),
+            reason: "group conf mismatched",
+        })
+    }
 }
 
 impl Catalog {
@@ -99,6 +127,7 @@ impl Catalog {
             message: format!("failed to check the configuration of plugin {name} err: {}", violation.message),
             ..violation
         };
+        let print = xxh64(config.to_string().as_bytes(), 0);
         let mut config = config.clone();
         let (true, meta) = (config.is_object(), take_meta(&mut config)) else {
             return Err(fault(format!("invalid plugin conf {config} for plugin [{name}]")));
@@ -114,6 +143,7 @@ impl Catalog {
                 config,
                 attributes: entry.attributes.clone(),
                 meta,
+                print,
             })),
             Err(violation) => Err(violation),
         }

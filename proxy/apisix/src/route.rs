@@ -9,61 +9,122 @@ use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::matcher::Predicate;
 use sixfold_core::plugin::Chain;
 use sixfold_core::route::{Action, ClusterChoice, Forward, Ids, PathMatch, Route as CoreRoute, Timeouts};
+use sixfold_core::router::{ApisixRoute, ApisixRouter};
 
 use crate::item::network;
-use crate::resource::{Id, Route, Service};
+use crate::resource::{Id, Route, Timeout};
+use crate::source::ServiceParts;
 use crate::upstream::{Facing, seconds};
 
-/// Everything that one compiled route is made of.
+/// What a route has by itself. It is read from the resource once, and later taken from the compiled route.
+#[derive(Clone)]
+pub(crate) struct Template {
+    name: Arc<str>,
+    uris: Box<[Box<str>]>,
+    hosts: Box<[Box<str>]>,
+    predicates: Arc<[Predicate]>,
+    priority: i64,
+}
+
+/// What a compiled route does not tell of its resource, and is needed to compile it again.
+#[derive(Debug, Clone)]
+pub(crate) struct Linkage {
+    /// Whether it takes part in routing.
+    pub(crate) enabled: bool,
+    /// Fingerprint of what the template was read from.
+    pub(crate) print: u64,
+    own_hosts: bool,
+    timeout: Option<Timeout>,
+    websocket: Option<bool>,
+}
+
+/// What a route is linked with.
 pub(crate) struct Parts<'a> {
     pub(crate) id: &'a Id,
-    pub(crate) route: &'a Route,
-    pub(crate) service: Option<(&'a Id, &'a Service)>,
+    pub(crate) linkage: &'a Linkage,
+    pub(crate) service: Option<(&'a Id, &'a ServiceParts)>,
     /// The cluster, unless neither route nor service name an upstream.
     pub(crate) upstream: Option<(Arc<ClusterCell>, &'a Facing)>,
     pub(crate) chain: Option<Arc<Chain>>,
 }
 
-/// Compiles a route.
-///
-/// # Errors
-/// The field and the reason.
-pub(crate) fn compile(parts: &Parts<'_>) -> Result<CoreRoute, (&'static str, String)> {
-    let Parts { id, route, service, .. } = parts;
-    Ok(CoreRoute {
-        name: route.name.as_deref().unwrap_or_default().into(),
-        ids: Ids {
-            route: id.as_str().into(),
-            service: service.map_or("", |(id, _)| id.as_str()).into(),
-            service_name: service.and_then(|(_, service)| service.name.as_deref()).unwrap_or_default().into(),
+impl Template {
+    /// From a resource.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub(crate) fn of(route: &Route, router: ApisixRouter) -> Result<Template, (&'static str, String)> {
+        let field = if route.uri.is_some() { "uri" } else { "uris" };
+        for uri in route.paths() {
+            ApisixRoute::check_uri(uri, router).map_err(|reason| (field, reason))?;
+        }
+        Ok(Template {
+            name: route.name.as_deref().unwrap_or_default().into(),
             uris: route.paths().map(Into::into).collect(),
-            hosts: hosts(route, service.map(|(_, service)| service)).into_iter().map(Into::into).collect(),
-        },
-        // The router has the URIs.
-        path: PathMatch::Prefix(Box::default(), false),
-        predicates: predicates(route)?,
-        priority: route.priority,
-        action: action(parts)?,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        chain: parts.chain.clone(),
-        metadata: Map::new(),
-        stats: None,
-        body_buffer_limit: None,
-    })
+            hosts: route.own_hosts().map(Into::into).collect(),
+            predicates: predicates(route)?,
+            priority: route.priority,
+        })
+    }
+
+    /// Of a route that was compiled before.
+    pub(crate) fn again(compiled: &CoreRoute, linkage: &Linkage) -> Template {
+        Template {
+            name: compiled.name.clone(),
+            uris: compiled.ids.uris.clone(),
+            hosts: if linkage.own_hosts { compiled.ids.hosts.clone() } else { Box::default() },
+            predicates: compiled.predicates.clone(),
+            priority: compiled.priority,
+        }
+    }
+
+    /// The compiled route.
+    ///
+    /// # Errors
+    /// A key of consistent hashing that can't be read; [`Facing::hash_policy`] tells it of every upstream.
+    pub(crate) fn link(self, parts: &Parts<'_>) -> Result<CoreRoute, String> {
+        let service = parts.service;
+        // The hosts that a route is for: its own, else those of its service.
+        let of_service = service.and_then(|(_, service)| service.hosts.clone());
+        let hosts = if parts.linkage.own_hosts { self.hosts } else { of_service.unwrap_or_default() };
+        Ok(CoreRoute {
+            name: self.name,
+            ids: Ids {
+                route: parts.id.as_str().into(),
+                service: service.map_or("", |(id, _)| id.as_str()).into(),
+                service_name: service.map(|(_, service)| service.name.clone()).unwrap_or_default(),
+                uris: self.uris,
+                hosts,
+            },
+            // The router has the URIs.
+            path: PathMatch::Prefix(Box::default(), false),
+            predicates: self.predicates,
+            priority: self.priority,
+            action: action(parts)?,
+            request_headers: HeaderOps::default(),
+            response_headers: HeaderOps::default(),
+            chain: parts.chain.clone(),
+            metadata: Map::new(),
+            stats: None,
+            body_buffer_limit: None,
+        })
+    }
 }
 
-/// The hosts that a route is for: its own, else those of its service.
-pub(crate) fn hosts(route: &Route, service: Option<&Service>) -> Vec<String> {
-    let own: Vec<String> = route.own_hosts().map(str::to_owned).collect();
-    match service.and_then(|service| service.hosts.clone()) {
-        Some(hosts) if own.is_empty() => hosts,
-        _ => own,
+impl Linkage {
+    pub(crate) fn of(route: &Route, print: u64) -> Linkage {
+        Linkage {
+            enabled: route.status,
+            print,
+            own_hosts: route.own_hosts().next().is_some(),
+            timeout: route.timeout,
+            websocket: route.enable_websocket,
+        }
     }
 }
 
 /// In APISIX's order: methods, client addresses, variables. (Hosts are the router's.)
-fn predicates(route: &Route) -> Result<Box<[Predicate]>, (&'static str, String)> {
+fn predicates(route: &Route) -> Result<Arc<[Predicate]>, (&'static str, String)> {
     let mut predicates = Vec::new();
     if !route.methods.is_empty() {
         let methods = route.methods.iter().map(|method| http::Method::from_bytes(method.as_bytes()));
@@ -81,12 +142,12 @@ fn predicates(route: &Route) -> Result<Box<[Predicate]>, (&'static str, String)>
     Ok(predicates.into())
 }
 
-fn action(parts: &Parts<'_>) -> Result<Action, (&'static str, String)> {
+fn action(parts: &Parts<'_>) -> Result<Action, String> {
     // Plugins may answer all the same; a request that gets past them has nowhere to go: 503.
     let Some((cluster, facing)) = &parts.upstream else { return Ok(Action::NonForwarding) };
-    let timeout = parts.route.timeout.unwrap_or(facing.timeout);
-    let of_service = || parts.service.and_then(|(_, service)| service.enable_websocket);
-    let websocket = parts.route.enable_websocket.or_else(of_service).unwrap_or(false);
+    let timeout = parts.linkage.timeout.unwrap_or(facing.timeout);
+    let of_service = || parts.service.and_then(|(_, service)| service.websocket);
+    let websocket = parts.linkage.websocket.or_else(of_service).unwrap_or(false);
     Ok(Action::Forward(Box::new(Forward {
         timeouts: Timeouts {
             connect: Some(seconds(timeout.connect)),
@@ -94,7 +155,7 @@ fn action(parts: &Parts<'_>) -> Result<Action, (&'static str, String)> {
             read: Some(seconds(timeout.read)),
             ..Timeouts::default()
         },
-        hash: facing.hash_policy().map_err(|reason| ("upstream.key", reason))?.into_iter().collect(),
+        hash: facing.hash_policy()?.into_iter().collect(),
         upgrades: Box::new([("websocket".into(), websocket)]),
         pass_host: facing.pass_host.clone(),
         ..Forward::to(ClusterChoice::Named(cluster.clone()))

@@ -1,16 +1,19 @@
-//! The source of configuration: files in, changes of the model out.
+//! The source of configuration: changes of resources in, changes of the model out.
 //!
-//! A [`Source`] keeps what it has read by the fingerprint of each item's text and what it has compiled by
-//! what it was compiled from. A change of the file therefore costs the splitting of its text, and then only
-//! what the changed items touch. A file with any fault changes nothing.
+//! A [`Source`] keeps of every resource what others need of it, compiled, and which others hang on it. A change
+//! is read, held against everything else, and compiled with what hangs on it: what it costs follows what it
+//! touches. What is wrong is refused by itself and keeps its last good value; the rest is taken.
 
-mod compiled;
+mod batch;
+mod candidate;
 mod detached;
-mod read;
+mod feed;
+mod record;
+mod state;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use sixfold_core::access_log::OpenLog;
@@ -21,12 +24,16 @@ use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{BuildContext, Registry};
 use sixfold_core::router::RouteTableCell;
 
-use self::compiled::Compiled;
-pub(crate) use self::read::Entry;
-use self::read::Items;
+use self::batch::Batch;
+use self::candidate::Candidate;
+pub use self::feed::Feed;
+use self::record::Builder;
+pub(crate) use self::record::ServiceParts;
+use self::state::{Fault, State};
 use crate::config::{Config, Environment, Provider};
 use crate::file;
 use crate::plugin::ChainCache;
+use crate::store::{FileStore, Store};
 
 /// The name of the route table that every listener of APISIX's configuration uses.
 pub const ROUTE_TABLE: &str = "apisix";
@@ -67,33 +74,34 @@ impl Setup {
     }
 }
 
-/// A text with resources, and the name it has in errors.
-#[derive(Debug, Clone, Copy)]
-pub struct Resources<'a> {
-    /// The text of an apisix.yaml or an apisix.json.
-    pub text: &'a str,
-    /// Which of the two.
-    pub format: Format,
-    /// The file's name.
-    pub name: &'a str,
-}
-
 /// APISIX's configuration, kept so that the next change is cheap.
 pub struct Source {
     setup: Setup,
     config: Config,
-    resources: PathBuf,
-    items: Items,
-    compiled: Compiled,
+    store: Arc<dyn Store>,
+    state: State,
     chains: ChainCache,
 }
 
-/// What [`load`] answers: the source, and the change that brings an empty model to it.
+/// What a look at the store has come to.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// How the model changes.
+    pub diff: Diff,
+    /// What is wrong with resources and was not told before: each keeps its last good value, or is left out if
+    /// it never had one.
+    pub refused: Vec<ConfigError>,
+    /// What is odd and taken all the same.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// What [`load`] answers: the source, and the update that brings an empty model to it.
+#[derive(Debug)]
 pub struct Loaded {
     /// For changes to come.
     pub source: Source,
     /// To be applied first.
-    pub diff: Diff,
+    pub update: Update,
 }
 
 /// Reads config.yaml at `config_path`, without the resources.
@@ -110,17 +118,27 @@ pub fn load_config(config_path: &Path, environment: &Environment) -> Result<Conf
 /// `config`.
 ///
 /// # Errors
-/// Everything that is wrong with them, and what of `config` can't be put to use.
+/// What keeps the file from being read at all, and what of `config` can't be put to use. A resource that is
+/// wrong is no error: the update tells it, and has all the others.
 pub fn load(config: Config, config_path: &Path, setup: Setup) -> Result<Loaded, Vec<ConfigError>> {
     let directory = config_path.parent().unwrap_or(Path::new("."));
     let resources = config.resources_path(directory, &setup.environment);
-    let mut source = Source::new(config, resources, setup);
-    let diff = source.reload()?;
-    Ok(Loaded { source, diff })
+    let store = FileStore::new(resources, format(&config), setup.environment.clone());
+    let mut source = Source::new(config, Arc::new(store), setup);
+    let update = source.pull()?;
+    Ok(Loaded { source, update })
 }
 
-/// Reads the same files as [`load`] and compiles them, for nothing but what that finds; answers the settings
-/// that have no effect.
+/// The notation of the file with resources.
+fn format(config: &Config) -> Format {
+    match config.deployment.provider {
+        Provider::Json => Format::Json,
+        Provider::Yaml => Format::Yaml,
+    }
+}
+
+/// Reads the same files as [`load`] and compiles them, for nothing but what that finds; answers what is odd and
+/// taken all the same.
 ///
 /// # Errors
 /// Everything that is wrong in either file.
@@ -130,15 +148,42 @@ pub fn validate(
     environment: Environment,
 ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
     let config = load_config(config_path, &environment)?;
-    let loaded = load(config, config_path, Setup::detached(registry, environment))?;
-    Ok(loaded.source.config.reports)
+    let mut warnings = config.reports.clone();
+    warnings.extend(load(config, config_path, Setup::detached(registry, environment))?.update.checked()?);
+    Ok(warnings)
+}
+
+/// Compiles an apisix.yaml or apisix.json by itself, with APISIX's defaults for what its config.yaml would say,
+/// as [`validate`].
+///
+/// # Errors
+/// Everything that is wrong in the file.
+pub fn validate_resources(
+    path: &Path,
+    registry: Registry,
+    environment: Environment,
+) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+    let config = Config::standalone("", &environment)?;
+    let format = Format::from_file_name(&path.to_string_lossy());
+    let store = FileStore::new(path.to_owned(), format, environment.clone());
+    Source::new(config, Arc::new(store), Setup::detached(registry, environment)).pull()?.checked()
+}
+
+impl Update {
+    /// The warnings, if nothing was refused.
+    ///
+    /// # Errors
+    /// What was refused.
+    pub fn checked(self) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        if self.refused.is_empty() { Ok(self.warnings) } else { Err(self.refused) }
+    }
 }
 
 impl Source {
-    /// A source that has read no resources yet; `resources` is the file that [`Source::reload`] reads.
-    pub fn new(config: Config, resources: PathBuf, setup: Setup) -> Source {
-        let (items, compiled, chains) = (Items::default(), Compiled::default(), ChainCache::default());
-        Source { setup, config, resources, items, compiled, chains }
+    /// A source of what `store` has; nothing is read yet.
+    pub fn new(config: Config, store: Arc<dyn Store>, setup: Setup) -> Source {
+        let (state, chains) = (State::default(), ChainCache::default());
+        Source { setup, config, store, state, chains }
     }
 
     /// The static configuration.
@@ -146,61 +191,64 @@ impl Source {
         &self.config
     }
 
-    /// The file with resources, for [`crate::watch::FileWatcher`].
-    pub fn resources(&self) -> &Path {
-        &self.resources
+    /// Where the resources are.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
-    /// Reads the file with resources again.
+    /// Takes what has changed in the store since the last call, the first time everything.
     ///
     /// # Errors
-    /// Everything that is wrong with it, a missing `#END` among it. What was read before stays in force.
-    pub fn reload(&mut self) -> Result<Diff, Vec<ConfigError>> {
-        let text = file::read(&self.resources).map_err(|e| vec![e])?;
-        let name = self.resources.display().to_string();
-        let format = match self.config.deployment.provider {
-            Provider::Json => Format::Json,
-            Provider::Yaml => Format::Yaml,
-        };
-        if format == Format::Yaml && !file::is_complete(&text) {
-            let reason =
-                "the file does not end with #END: it is not written to its end, or the marker is missing";
-            return Err(vec![ConfigError::new(reason).in_file(name)]);
+    /// Why the store could not tell it. What was read before stays in force.
+    pub fn pull(&mut self) -> Result<Update, Vec<ConfigError>> {
+        let (candidate, warnings) = self.candidate()?;
+        let mut refused: Vec<ConfigError> =
+            candidate.new_faults(&self.state).into_iter().map(|fault| self.named(fault)).collect();
+        refused.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
+        Ok(Update { diff: candidate.accept(&mut self.state), refused, warnings })
+    }
+
+    /// What the changes compile to; nothing is different before it is accepted.
+    fn candidate(&mut self) -> Result<(Candidate, Vec<ConfigError>), Vec<ConfigError>> {
+        let mut batch = Batch::new(&self.state, Builder { config: &self.config, setup: &self.setup });
+        let warnings = self.store.changes(&mut batch)?;
+        Ok((Candidate::new(batch, &mut self.chains).map_err(|error| vec![error])?, warnings))
+    }
+
+    /// The error with the name of its resource, and its place in the file if there is one.
+    fn named(&self, fault: Fault) -> ConfigError {
+        let Fault { about, mut error } = fault;
+        if let Some(origin) = self.store.origin(&about) {
+            let mut place = error.place.unwrap_or_else(|| sixfold_core::error::Place::new(1, 1));
+            place.line = (place.line + origin.line).saturating_sub(1);
+            error.place = Some(place);
+            error = error.in_file(origin.file);
         }
-        self.update(Resources { text: &text, format, name: &name })
-    }
-
-    /// Takes `resources` in place of what was read before; answers what changes.
-    ///
-    /// # Errors
-    /// Everything that is wrong with them. What was read before stays in force.
-    pub fn update(&mut self, resources: Resources<'_>) -> Result<Diff, Vec<ConfigError>> {
-        let named = |errors: Vec<ConfigError>| -> Vec<ConfigError> {
-            errors.into_iter().map(|error| error.in_file(resources.name)).collect()
-        };
-        let items = self.items.read(resources, &self.config, &self.setup).map_err(named)?;
-        let (compiled, mut diff) =
-            self.compiled.next(&items, &self.config, &self.setup, &mut self.chains).map_err(named)?;
-        let items = std::mem::replace(&mut self.items, items);
-        let compiled = std::mem::replace(&mut self.compiled, compiled);
-        diff.replaced = Some(Box::new((items, compiled)));
-        Ok(diff)
+        error.in_resource(about.to_string())
     }
 }
 
 #[cfg(test)]
 impl Source {
     pub(crate) fn server_tls(&self) -> Option<&Arc<sixfold_core::tls::ServerTls>> {
-        self.compiled.server_tls()
+        self.state.listening.as_ref().map(crate::listener::Listening::tls)
+    }
+
+    pub(crate) fn route(&self, id: &str) -> Option<&Arc<sixfold_core::route::Route>> {
+        self.state.routes.get(&crate::resource::Id::from(id))
     }
 
     pub(crate) fn chain_of(&self, route: &str) -> Option<Arc<sixfold_core::plugin::Chain>> {
-        self.compiled.route(route)?.chain.clone()
+        self.route(route)?.chain.clone()
+    }
+
+    pub(crate) fn global_chain(&self) -> Option<&Arc<sixfold_core::plugin::Chain>> {
+        self.state.global.chain.as_ref()
     }
 }
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "source {}", self.resources.display())
+        f.write_str("source of APISIX's configuration")
     }
 }

@@ -3,17 +3,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::Value;
 use sixfold_core::connection::{Connection, TlsInfo};
+use sixfold_core::error::ConfigError;
+use sixfold_core::model::Diff;
 use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Registry, Step};
 use sixfold_core::stream::Stream;
 
 use crate::config::{Config, Environment};
-use crate::source::{Setup, Source};
+use crate::source::{Setup, Source, Update};
+use crate::store::{Resources, TextStore};
 
 /// Every configuration that was built, with the resource it was built for.
 static BUILT: Mutex<Vec<(String, Value)>> = Mutex::new(Vec::new());
@@ -108,10 +110,42 @@ pub(crate) fn setup() -> Setup {
     Setup::detached(registry(), environment())
 }
 
+/// A source of resources in a text.
+pub(crate) struct TextSource {
+    pub(crate) source: Source,
+    store: Arc<TextStore>,
+}
+
+impl TextSource {
+    pub(crate) fn new(extra: &str, setup: Setup) -> TextSource {
+        let config = Config::standalone(extra, &environment()).unwrap();
+        let store = Arc::new(TextStore::new(environment()));
+        TextSource { source: Source::new(config, store.clone(), setup), store }
+    }
+
+    pub(crate) fn update(&mut self, resources: Resources<'_>) -> Result<Update, Vec<ConfigError>> {
+        self.store.set(resources);
+        self.source.pull()
+    }
+
+    /// The change, if nothing is wrong.
+    pub(crate) fn change(&mut self, resources: Resources<'_>) -> Result<Diff, Vec<ConfigError>> {
+        let Update { diff, refused, .. } = self.update(resources)?;
+        if refused.is_empty() { Ok(diff) } else { Err(refused) }
+    }
+}
+
+impl std::ops::Deref for TextSource {
+    type Target = Source;
+
+    fn deref(&self) -> &Source {
+        &self.source
+    }
+}
+
 /// A source with a static configuration of which `extra` is part.
-pub(crate) fn source(extra: &str) -> Source {
-    let config = Config::standalone(extra, &environment()).unwrap();
-    Source::new(config, PathBuf::from("apisix.yaml"), setup())
+pub(crate) fn source(extra: &str) -> TextSource {
+    TextSource::new(extra, setup())
 }
 
 /// A certificate for `names` that signed itself, and its key, indented to stand in YAML.

@@ -3,84 +3,106 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::Value;
-use sixfold_core::error::{ConfigError, Place};
+use sixfold_core::error::ConfigError;
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, NamedContexts, Pem, Protocols, ServerContext,
     ServerSettings, TlsVersion, Validation,
 };
+use xxhash_rust::xxh64::xxh64;
 
 use crate::client_certificate::VerifiedNames;
 use crate::config::Config;
-use crate::item::{Body, Parsed, resource_name};
-use crate::resource::{Id, Kind, Ssl, SslType, Upstream};
+use crate::resource::{Ssl, Upstream};
 use crate::secret;
-use crate::source::{Entry, Setup};
+use crate::source::Setup;
 
-/// The compiled certificates that clients may see.
+/// The compiled certificates that clients may see, in their order.
 #[derive(Default)]
-pub(crate) struct Certificates {
-    /// In the order of the file.
-    built: Vec<Built>,
-}
+pub(crate) struct Certificates(Vec<Arc<ServerCertificate>>);
 
-struct Built {
-    id: Id,
-    parsed: Arc<Parsed>,
+/// An `ssl` for clients.
+pub(crate) struct ServerCertificate {
+    names: Box<[Box<str>]>,
+    /// Whether it asks for one of the client.
+    verified: bool,
+    /// Fingerprint of what the context was made of.
+    print: u64,
     context: Arc<ServerContext>,
 }
 
-impl Certificates {
-    /// Those of `entries`; what has not changed is taken from `before`.
-    pub(crate) fn next(
-        before: &Certificates,
-        entries: &[Entry],
+/// An `ssl` for upstreams.
+pub(crate) struct ClientCertificate {
+    cert: Box<str>,
+    key: Box<str>,
+}
+
+impl ServerCertificate {
+    /// Compiles one; what is the same in `before` is taken from it.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub(crate) fn new(
+        ssl: &Ssl,
         config: &Config,
-    ) -> (Certificates, Vec<ConfigError>) {
-        let known: HashMap<&Id, &Built> = before.built.iter().map(|built| (&built.id, built)).collect();
-        let (mut next, mut errors) = (Certificates::default(), Vec::new());
-        for entry in entries {
-            let Body::Ssl(ssl) = &entry.parsed.body else { continue };
-            if ssl.usage != SslType::Server || !ssl.status {
-                continue;
-            }
-            let kept = known.get(&entry.id).filter(|built| Arc::ptr_eq(&built.parsed, &entry.parsed));
-            let context = match kept {
-                Some(built) => Ok(built.context.clone()),
-                None => checked(ssl).and_then(|()| ServerContext::new(settings(ssl, config))),
-            };
-            match context {
-                Ok(context) => {
-                    next.built.push(Built { id: entry.id.clone(), parsed: entry.parsed.clone(), context });
-                }
-                Err(error) => {
-                    let error = error.at(Place::new(entry.line, 1));
-                    errors.push(error.in_resource(resource_name(Kind::Ssl, &entry.id)));
-                }
-            }
+        before: Option<&Arc<ServerCertificate>>,
+    ) -> Result<Arc<ServerCertificate>, ConfigError> {
+        checked(ssl)?;
+        let client = ssl.client.as_ref().map(|client| (&client.ca, client.depth));
+        let parts = (&ssl.cert, &ssl.key, &ssl.certs, &ssl.keys, client, &ssl.ssl_protocols);
+        let print = xxh64(format!("{parts:?}").as_bytes(), 0);
+        let names: Box<[Box<str>]> = ssl.server_names().map(Into::into).collect();
+        let before = before.filter(|before| before.print == print);
+        if let Some(before) = before.filter(|before| before.names == names) {
+            return Ok(before.clone());
         }
-        (next, errors)
+        let context = match before {
+            Some(before) => before.context.clone(),
+            None => ServerContext::new(settings(ssl, config))?,
+        };
+        Ok(Arc::new(ServerCertificate { names, verified: ssl.client.is_some(), print, context }))
+    }
+}
+
+impl ClientCertificate {
+    /// Checks one; the same as `before` is the same object.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub(crate) fn new(
+        ssl: &Ssl,
+        before: Option<&Arc<ClientCertificate>>,
+    ) -> Result<Arc<ClientCertificate>, ConfigError> {
+        if let Some(before) = before.filter(|before| *before.cert == *ssl.cert && *before.key == *ssl.key) {
+            return Ok(before.clone());
+        }
+        let identity = Some(identity(&ssl.cert, &ssl.key));
+        ClientContext::new(ClientSettings { identity, ..ClientSettings::default() })?;
+        Ok(Arc::new(ClientCertificate { cert: ssl.cert.as_str().into(), key: ssl.key.as_str().into() }))
+    }
+}
+
+impl Certificates {
+    pub(crate) fn new(all: Vec<Arc<ServerCertificate>>) -> Certificates {
+        Certificates(all)
     }
 
     /// Whether both show the same to everyone.
     pub(crate) fn same(&self, other: &Certificates) -> bool {
-        let same = |(a, b): (&Built, &Built)| Arc::ptr_eq(&a.context, &b.context);
-        self.built.len() == other.built.len() && self.built.iter().zip(&other.built).all(same)
+        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
     /// The contexts by server name, and the one for clients that no name fits: the certificate for `*`, else
     /// that of `fallback_sni`.
     pub(crate) fn contexts(&self, config: &Config) -> (Option<Arc<ServerContext>>, NamedContexts) {
         let (mut default, mut named) = (None, NamedContexts::new());
-        for built in &self.built {
-            let Body::Ssl(ssl) = &built.parsed.body else { continue };
-            for name in ssl.server_names() {
-                match name {
-                    "*" => default = default.or_else(|| Some(built.context.clone())),
-                    name => named.push((name.to_ascii_lowercase().into(), built.context.clone())),
+        for certificate in &self.0 {
+            for name in &certificate.names {
+                match &**name {
+                    "*" => default = default.or_else(|| Some(certificate.context.clone())),
+                    name => named.push((name.to_ascii_lowercase().into(), certificate.context.clone())),
                 }
             }
         }
@@ -95,11 +117,7 @@ impl Certificates {
 
     /// Every server name, and whether its certificate asks for one of the client; nothing if none does.
     pub(crate) fn verified_names(&self) -> VerifiedNames {
-        let ssls = self.built.iter().filter_map(|built| match &built.parsed.body {
-            Body::Ssl(ssl) => Some(ssl),
-            _ => None,
-        });
-        let names = ssls.flat_map(|ssl| ssl.server_names().map(|name| (name.into(), ssl.client.is_some())));
+        let names = self.0.iter().flat_map(|of| of.names.iter().map(|name| (name.clone(), of.verified)));
         let names: Vec<_> = names.collect();
         VerifiedNames(if names.iter().any(|(_, verified)| *verified) { names } else { Vec::new() })
     }
@@ -159,7 +177,7 @@ fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
 /// A certificate that can't be used.
 pub(crate) fn towards_upstream(
     upstream: &Upstream,
-    certificate: Option<&Parsed>,
+    certificate: Option<&ClientCertificate>,
     setup: &Setup,
 ) -> Result<Option<Arc<ClientTls>>, String> {
     if !upstream.scheme.is_tls() {
@@ -172,8 +190,8 @@ pub(crate) fn towards_upstream(
     };
     let tls = upstream.tls.as_ref();
     let in_place = tls.and_then(|tls| tls.client_cert.as_deref().zip(tls.client_key.as_deref()));
-    let identity = match (certificate.map(|parsed| &parsed.body), in_place) {
-        (Some(Body::Ssl(ssl)), _) => Some(identity(&ssl.cert, &ssl.key)),
+    let identity = match (certificate, in_place) {
+        (Some(certificate), _) => Some(identity(&certificate.cert, &certificate.key)),
         (_, Some((cert, key))) => Some(identity(&resolved(cert)?, &resolved(key)?)),
         _ => None,
     };

@@ -1,16 +1,19 @@
 //! Notices that a file was written or replaced.
 //!
 //! The directory is watched, not the file, so that a rename onto the file (how editors, `mv` and Kubernetes'
-//! mounted ConfigMaps change one) is seen. Changes within a few milliseconds are one change. Where the
-//! system offers no notification, and as a safety net where it does, the file's time and size are compared
-//! once a second, as APISIX does it.
+//! mounted ConfigMaps change one) is seen. Writes within a few milliseconds are one change; a rename is told
+//! at once. Where the system offers no notification, and as a safety net where it does, the file is compared
+//! once a second with the one that was read, as APISIX does it: a file that could not be read is tried again.
 
 use std::ffi::OsString;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use notify::event::{ModifyKind, RenameMode};
 use notify::{RecursiveMode, Watcher as _};
 
 /// How long a file must be left alone before the change is told.
@@ -22,38 +25,57 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// How often the file's time and size are compared.
 const POLL: Duration = Duration::from_secs(1);
 
-/// Watches files until it is dropped.
+/// Events that wait; what comes on top of them tells nothing new.
+const EVENTS: usize = 64;
+
+/// Watches a file until it is dropped.
 #[derive(Debug)]
-pub struct FileWatcher {
-    events: Sender<Event>,
+pub(crate) struct FileWatcher {
+    events: SyncSender<Event>,
     thread: Option<JoinHandle<()>>,
     /// Dropping it ends the notifications.
     _notifier: Option<notify::RecommendedWatcher>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Event {
+    /// Another file has the name.
+    Replaced,
+    /// Something was written, and more of it may follow.
     Touched,
     Stop,
 }
 
-/// What tells that a file is another one.
-#[derive(PartialEq, Eq, Clone)]
-struct Stamp(Option<(SystemTime, u64)>);
+/// What tells a file from another one, or from none: its time, size and number.
+#[derive(Debug, PartialEq, Eq, Clone, Default)]
+pub(crate) struct Stamp(Option<(SystemTime, u64, u64)>);
+
+impl Stamp {
+    pub(crate) fn of(metadata: &Metadata) -> Stamp {
+        Stamp(metadata.modified().ok().map(|time| (time, metadata.len(), metadata.ino())))
+    }
+
+    fn now(path: &Path) -> Stamp {
+        std::fs::metadata(path).map(|metadata| Stamp::of(&metadata)).unwrap_or_default()
+    }
+}
 
 impl FileWatcher {
-    /// Calls `changed` on a thread of its own after any of `paths` has changed, appeared or gone.
+    /// Calls `changed` on a thread of its own when the file is another one than that which was read, which
+    /// `read` tells, and after every notification.
     ///
     /// # Errors
     /// When no thread can be started. A system without notifications is no error: the poll is left.
-    pub fn start(
-        paths: Vec<PathBuf>,
+    pub(crate) fn start(
+        path: PathBuf,
+        read: impl Fn(&Stamp) -> bool + Send + 'static,
         changed: impl FnMut() + Send + 'static,
     ) -> std::io::Result<FileWatcher> {
-        let (events, received) = channel();
-        let notifier = notifier(&paths, events.clone());
+        let (events, received) = sync_channel(EVENTS);
+        let notifier = notifier(&path, events.clone());
         let thread = std::thread::Builder::new()
             .name("config-watch".to_owned())
-            .spawn(move || run(&paths, &received, changed))?;
+            .spawn(move || run(&path, &received, read, changed))?;
         Ok(FileWatcher { events, thread: Some(thread), _notifier: notifier })
     }
 }
@@ -68,19 +90,24 @@ impl Drop for FileWatcher {
     }
 }
 
-/// Asks the system for notifications of the directories of `paths`.
-fn notifier(paths: &[PathBuf], events: Sender<Event>) -> Option<notify::RecommendedWatcher> {
-    let names: Vec<OsString> = paths.iter().filter_map(|path| path.file_name().map(OsString::from)).collect();
+/// Asks the system for notifications of the directory of `path`.
+fn notifier(path: &Path, events: SyncSender<Event>) -> Option<notify::RecommendedWatcher> {
+    let name = path.file_name().map(OsString::from);
     let handler = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         if event.kind.is_access() && !is_close_after_write(&event.kind) {
             return;
         }
+        // A rename within the directory is told once more when both of its ends are known.
+        if event.kind == notify::EventKind::Modify(ModifyKind::Name(RenameMode::Both)) {
+            return;
+        }
         // `..data` is the link that Kubernetes turns when a mounted ConfigMap changes.
         let concerned = event.paths.iter().filter_map(|path| path.file_name());
-        let mut concerned = concerned.filter(|name| names.iter().any(|n| n == name) || *name == "..data");
+        let mut concerned = concerned.filter(|it| name.as_deref() == Some(*it) || *it == "..data");
         if event.need_rescan() || concerned.next().is_some() {
-            let _ = events.send(Event::Touched);
+            // When the queue is full a look at the file is due already.
+            let _ = events.try_send(if is_final(&event.kind) { Event::Replaced } else { Event::Touched });
         }
     };
     let mut watcher = match notify::recommended_watcher(handler) {
@@ -90,15 +117,16 @@ fn notifier(paths: &[PathBuf], events: Sender<Event>) -> Option<notify::Recommen
             return None;
         }
     };
-    let mut directories: Vec<&Path> = paths.iter().map(|path| directory_of(path)).collect();
-    directories.sort_unstable();
-    directories.dedup();
-    for directory in directories {
-        if let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive) {
-            tracing::warn!(%error, directory = %directory.display(), "not watched, comparing times instead");
-        }
+    let directory = directory_of(path);
+    if let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive) {
+        tracing::warn!(%error, directory = %directory.display(), "not watched, comparing times instead");
     }
     Some(watcher)
+}
+
+/// A rename: the file is as it is meant to be.
+fn is_final(kind: &notify::EventKind) -> bool {
+    *kind == notify::EventKind::Modify(ModifyKind::Name(RenameMode::To))
 }
 
 fn is_close_after_write(kind: &notify::EventKind) -> bool {
@@ -113,21 +141,21 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-fn run(paths: &[PathBuf], events: &Receiver<Event>, mut changed: impl FnMut()) {
-    let mut known = stamps(paths);
+fn run(path: &Path, events: &Receiver<Event>, read: impl Fn(&Stamp) -> bool, mut changed: impl FnMut()) {
+    if !read(&Stamp::now(path)) {
+        changed();
+    }
     loop {
         match events.recv_timeout(POLL) {
+            Ok(Event::Replaced) => changed(),
             Ok(Event::Touched) => {
                 if !wait_for_quiet(events) {
                     return;
                 }
-                known = stamps(paths);
                 changed();
             }
             Err(RecvTimeoutError::Timeout) => {
-                let now = stamps(paths);
-                if now != known {
-                    known = now;
+                if !read(&Stamp::now(path)) {
                     changed();
                 }
             }
@@ -143,23 +171,19 @@ fn wait_for_quiet(events: &Receiver<Event>) -> bool {
         match events.recv_timeout(QUIET) {
             Ok(Event::Touched) => {}
             Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
-            Err(RecvTimeoutError::Timeout) => break,
+            Ok(Event::Replaced) | Err(RecvTimeoutError::Timeout) => break,
         }
     }
     true
 }
 
-fn stamps(paths: &[PathBuf]) -> Vec<Stamp> {
-    let stamp = |path: &PathBuf| {
-        let metadata = std::fs::metadata(path).ok();
-        Stamp(metadata.and_then(|m| Some((m.modified().ok()?, m.len()))))
-    };
-    paths.iter().map(stamp).collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use parking_lot::Mutex;
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
 
     use super::*;
 
@@ -179,11 +203,17 @@ mod tests {
         }
     }
 
+    /// A watch by someone who has read the file as it is now, and reads it whenever he is told.
     fn watched(path: &Path) -> (FileWatcher, Receiver<Instant>) {
         let (told, calls) = channel();
-        let watcher =
-            FileWatcher::start(vec![path.to_owned()], move || told.send(Instant::now()).unwrap()).unwrap();
-        (watcher, calls)
+        let seen = Arc::new(Mutex::new(Stamp::now(path)));
+        let (known, read) = (seen.clone(), path.to_owned());
+        let changed = move || {
+            *seen.lock() = Stamp::now(&read);
+            told.send(Instant::now()).unwrap();
+        };
+        let watcher = FileWatcher::start(path.to_owned(), move |now| *known.lock() == *now, changed);
+        (watcher.unwrap(), calls)
     }
 
     #[test]
@@ -224,12 +254,15 @@ mod tests {
         let directory = Directory::new("poll");
         let path = directory.0.join("apisix.yaml");
         std::fs::write(&path, "one").unwrap();
-        let (events, received) = channel::<Event>();
+        let (events, received) = sync_channel::<Event>(1);
         let (told, calls) = channel();
-        let paths = vec![path.clone()];
-        let thread = std::thread::spawn(move || run(&paths, &received, move || told.send(()).unwrap()));
-        std::thread::sleep(Duration::from_millis(20));
+        let (watched, before) = (path.clone(), Stamp::now(&path));
+        let thread = std::thread::spawn(move || {
+            run(&watched, &received, move |now| *now == before, move || told.send(()).unwrap());
+        });
         std::fs::write(&path, "longer").unwrap();
+        calls.recv_timeout(Duration::from_secs(5)).unwrap();
+        // What was not read is told again, though nothing has changed since.
         calls.recv_timeout(Duration::from_secs(5)).unwrap();
         events.send(Event::Stop).unwrap();
         thread.join().unwrap();

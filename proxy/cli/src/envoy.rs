@@ -54,11 +54,12 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     if options.mode == Mode::InitOnly {
         return Ok(());
     }
-    process.serve(&events, &sender, move || {
+    let mut read = move || -> Result<_, Failure> {
         let mut diff = Text::of(&options)?.load(&environment)?.diff;
         names.replace(&mut diff);
         Ok(diff)
-    })
+    };
+    process.serve(&events, &sender, move |process| process.apply(read()))
 }
 
 fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {

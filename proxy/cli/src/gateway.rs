@@ -4,10 +4,9 @@ use crate::Failure;
 use crate::arguments::RunOptions;
 use crate::logging::{self, Log};
 use crate::process::{Process, Setup};
-use crate::signals::{self, Event};
+use crate::signals;
 use sixfold_apisix::config::{Config, Environment, ListenAddress};
-use sixfold_apisix::watch::FileWatcher;
-use sixfold_apisix::{Loaded, Setup as SourceSetup};
+use sixfold_apisix::{Feed, Loaded, Setup as SourceSetup, Update};
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics::Registry;
 use sixfold_server::callout::CalloutConfig;
@@ -18,7 +17,7 @@ use sixfold_server::status::{MetricsServer, Readiness, StatusServer};
 use sixfold_server::surface::{Answer, Surface};
 use sixfold_server::worker::Options;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,12 +56,19 @@ pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Re
     let readiness = Readiness::default();
     let _status = status(&config, &readiness)?;
     let _metrics = metrics(&config, &process)?;
-    let Loaded { mut source, diff } = sixfold_apisix::load(config, path, setup)?;
+    let Loaded { source, update } = sixfold_apisix::load(config, path, setup)?;
+    update.log();
+    let Update { diff, .. } = update;
     process.go_live(diff)?;
     readiness.set(Ok(()));
-    let _watcher = watch(source.resources().to_owned(), sender.clone())?;
+    let server = process.server.clone();
+    let feed = Feed::start(source, move |diff| {
+        for error in server.apply_blocking(diff).err().into_iter().flatten() {
+            tracing::error!("part of a change is not in force: {error}");
+        }
+    })?;
     started(&process);
-    process.serve(&events, &sender, move || Ok(source.reload()?))
+    process.serve(&events, &sender, |_| feed.look())
 }
 
 /// Makes the folder of an access log below the working directory: `logs` is part of an installation of APISIX,
@@ -171,12 +177,4 @@ fn surface(
         }
         Err(error) => Err(config.fault(key, format!("can't listen on {address}: {error}")).into()),
     }
-}
-
-/// Asks for a reload whenever the file has changed.
-fn watch(path: PathBuf, events: std::sync::mpsc::Sender<Event>) -> Result<FileWatcher, Failure> {
-    Ok(FileWatcher::start(vec![path], move || {
-        // Nobody listens any more when the process is about to end.
-        let _ = events.send(Event::Reload);
-    })?)
 }

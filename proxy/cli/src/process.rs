@@ -107,12 +107,12 @@ impl Process {
         Ok(())
     }
 
-    /// Serves until it is told to end. `reload` reads the configuration again and answers what changes.
+    /// Serves until it is told to end. `reload` has the configuration read again.
     pub(crate) fn serve(
         self,
         events: &Receiver<Event>,
         sender: &Sender<Event>,
-        mut reload: impl FnMut() -> Result<Diff, Failure>,
+        mut reload: impl FnMut(&Process),
     ) -> Result<(), Failure> {
         let mut ending = false;
         while let Ok(event) = events.recv() {
@@ -124,7 +124,7 @@ impl Process {
                     let limit = if event == Event::Interrupt { QUICK } else { self.drain_limit };
                     self.end(limit, sender.clone())?;
                 }
-                Event::Reload if !ending => self.apply(reload()),
+                Event::Reload if !ending => reload(&self),
                 Event::Reload => {}
                 Event::ReopenLogs => {
                     self.logs.reopen();
@@ -137,7 +137,8 @@ impl Process {
         Ok(())
     }
 
-    fn apply(&self, diff: Result<Diff, Failure>) {
+    /// Applies what a configuration that was read again changes, or says why it is refused.
+    pub(crate) fn apply(&self, diff: Result<Diff, Failure>) {
         let applied = diff.and_then(|diff| {
             let unchanged = diff.is_empty();
             self.server.apply_blocking(diff)?;

@@ -5,12 +5,10 @@ use crate::arguments::ValidateOptions;
 use crate::envoy::Text;
 use crate::process::plugins;
 use crate::stats;
-use sixfold_apisix::config::{Config, Environment};
-use sixfold_apisix::{Setup, Source};
+use sixfold_apisix::config::Environment;
 use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
 use sixfold_xds::bootstrap;
-use std::path::Path;
 
 /// What a file holds.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,11 +28,11 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     match kind {
         Kind::Bootstrap => envoy(&text)?,
         Kind::Configuration => {
-            for report in sixfold_apisix::validate(&options.config, plugins(), Environment::Process)? {
-                eprintln!("warning: {report}");
-            }
+            warn(&sixfold_apisix::validate(&options.config, plugins(), Environment::Process)?);
         }
-        Kind::Resources => resources(&options.config)?,
+        Kind::Resources => {
+            warn(&sixfold_apisix::validate_resources(&options.config, plugins(), Environment::Process)?);
+        }
     }
     let what = match kind {
         Kind::Bootstrap => "Envoy bootstrap",
@@ -43,6 +41,12 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     };
     println!("{}: {what}: OK", text.name);
     Ok(())
+}
+
+fn warn(warnings: &[ConfigError]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
 }
 
 /// Tells by its keys what a document is.
@@ -78,15 +82,6 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
     let compiled = text.load(&bootstrap::Environment::detached(plugins()))?;
     stats::tags(compiled.stats)?;
-    Ok(())
-}
-
-fn resources(path: &Path) -> Result<(), Failure> {
-    let role = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
-    let config = Config::parse(role, "config.yaml", &Environment::Process)?;
-    let setup = Setup::detached(plugins(), Environment::Process);
-    let mut source = Source::new(config, path.to_owned(), setup);
-    source.reload()?;
     Ok(())
 }
 

@@ -222,8 +222,39 @@ fn answers_of_the_gateway_look_like_apisixs() {
 fn a_wrong_file_stops_the_start() {
     let directory = Directory::new();
     let config = directory.write("config.yaml", &configuration(free_port(), free_port()));
-    directory.write("apisix.yaml", "routes:\n  - {id: a, urii: /a}\n#END\n");
+    directory.write("apisix.yaml", "routes: 5\n#END\n");
     let mut process = Process::start(&["run", "-c", &config]);
     assert_eq!(process.wait(), 1);
-    assert!(process.errors().contains("apisix.yaml:2:"), "no place");
+    assert!(process.errors().contains("apisix.yaml:1:"), "no place");
+}
+
+#[test]
+fn a_wrong_resource_is_left_out_and_keeps_its_last_good_value() {
+    let (directory, port, status) = (Directory::new(), free_port(), free_port());
+    let config = directory.write("config.yaml", &configuration(port, status));
+    let answer = |text: &str| {
+        format!(
+            "plugins: {{mocking: {{content_type: text/plain, response_example: {text}, with_mock_header: false}}}}"
+        )
+    };
+    let text = |a: &str, b: &str| format!("routes:\n  - {{id: a, {a}}}\n  - {{id: b, {b}}}\n#END\n");
+    let good = |id: &str, version: &str| format!("uri: /{id}, {}", answer(version));
+    let write = |text: &str| {
+        directory.write("next", text);
+        std::fs::rename(directory.path("next"), directory.path("apisix.yaml")).unwrap();
+    };
+    write(&text("urii: /a", &good("b", "b1")));
+    let mut process = Process::start(&["run", "-c", &config]);
+    process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
+    assert_eq!(get(port, "/a").map(|r| r.status), Some(404));
+    write(&text(&good("a", "a1"), &good("b", "b2")));
+    process.until("both", || get(port, "/a").filter(|r| r.body == "a1"));
+    write(&text("uri: 5", &good("b", "b3")));
+    process.until("the good one", || get(port, "/b").filter(|r| r.body == "b3"));
+    assert_eq!(get(port, "/a").map(|r| r.body).as_deref(), Some("a1"));
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+    let log = process.errors();
+    assert!(log.contains("apisix.yaml:2:13: route \"a\": urii: "), "{log}");
+    assert!(log.contains("route \"a\": uri: property \"uri\" validation failed"), "{log}");
 }

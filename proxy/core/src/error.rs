@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+/// Longest reason, field or name of a resource in an error, in bytes. Configuration may hold values of megabytes,
+/// and errors go into logs.
+pub const MAX_SHOWN: usize = 1024;
+
 /// A place in a configuration text. Both numbers begin with 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Place {
@@ -46,7 +50,7 @@ pub struct ConfigError {
 impl ConfigError {
     /// An error of which only the reason is known yet.
     pub fn new(reason: impl Into<String>) -> Self {
-        ConfigError { reason: reason.into(), ..ConfigError::default() }
+        ConfigError { reason: cut(reason.into()), ..ConfigError::default() }
     }
 
     /// The error of one field: [`ConfigError::new`] and [`ConfigError::in_key`] in one.
@@ -57,11 +61,11 @@ impl ConfigError {
     /// Puts a key before the path of the field: `b.c` in key `a` is `a.b.c`.
     #[must_use]
     pub fn in_key(mut self, key: &str) -> Self {
-        self.field = Some(match self.field {
+        self.field = Some(cut(match self.field {
             None => key.to_owned(),
             Some(path) if path.starts_with('[') => format!("{key}{path}"),
             Some(path) => format!("{key}.{path}"),
-        });
+        }));
         self
     }
 
@@ -81,7 +85,7 @@ impl ConfigError {
     /// Sets the resource unless a deeper one is known already.
     #[must_use]
     pub fn in_resource(mut self, resource: impl Into<String>) -> Self {
-        self.resource.get_or_insert_with(|| resource.into());
+        self.resource.get_or_insert_with(|| cut(resource.into()));
         self
     }
 
@@ -99,6 +103,15 @@ impl ConfigError {
             None => ConfigError::new("unknown field"),
         }
     }
+}
+
+/// Cuts what is longer than [`MAX_SHOWN`], and says how long it was.
+fn cut(text: String) -> String {
+    if text.len() <= MAX_SHOWN {
+        return text;
+    }
+    let end = text.floor_char_boundary(MAX_SHOWN);
+    format!("{}... ({} bytes)", text.get(..end).unwrap_or_default(), text.len())
 }
 
 impl fmt::Display for ConfigError {
@@ -208,6 +221,16 @@ mod tests {
         let error = error.at(Place::new(3, 9)).at(Place::new(1, 1));
         let error = error.in_resource("cluster \"a\"").in_file("envoy.yaml");
         assert_eq!(error.to_string(), "envoy.yaml:3:9: cluster \"a\": endpoints[2].weight: must be positive");
+    }
+
+    /// A value of 31 MB was echoed whole, each time the file was read.
+    #[test]
+    fn long_values_are_cut() {
+        let long = "\u{e9}".repeat(1 << 20);
+        let error = ConfigError::new(format!("unknown {long}")).in_key(&long).in_resource(long.as_str());
+        assert!(error.to_string().len() < 3 * (MAX_SHOWN + 32), "{}", error.to_string().len());
+        assert!(error.to_string().ends_with("... (2097160 bytes)"));
+        assert_eq!(ConfigError::new("x".repeat(MAX_SHOWN)).reason.len(), MAX_SHOWN);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct Route {
     /// The path it is for.
     pub path: PathMatch,
     /// Every other condition, in the source's own order; all must hold.
-    pub predicates: Box<[Predicate]>,
+    pub predicates: Arc<[Predicate]>,
     /// APISIX's `priority`: larger goes first among routes of one path. Envoy's routes leave it 0.
     pub priority: i64,
     /// What to do.
@@ -56,7 +56,7 @@ impl Route {
             name: "".into(),
             ids: Ids::default(),
             path,
-            predicates: Box::default(),
+            predicates: Arc::default(),
             priority: 0,
             action,
             request_headers: HeaderOps::default(),

@@ -88,7 +88,7 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
 }
 
 /// The path and the other conditions, in Envoy's order of checks.
-fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Box<[Predicate]>)> {
+fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[Predicate]>)> {
     let RouteMatch {
         case_sensitive,
         runtime_fraction: fraction,

@@ -12,7 +12,12 @@ fn none() -> Environment {
 fn shown(items: &[Item<'_>]) -> Vec<(String, usize, u32, String)> {
     let show = |item: &Item<'_>| {
         let node = item.parse().unwrap();
-        (item.section.key().to_owned(), item.index, node.place.line, node.to_json().to_string())
+        (
+            item.section.key().to_owned(),
+            item.index,
+            item.line + node.place.line - 1,
+            node.to_json().to_string(),
+        )
     };
     items.iter().map(show).collect()
 }
@@ -20,7 +25,7 @@ fn shown(items: &[Item<'_>]) -> Vec<(String, usize, u32, String)> {
 /// Both ways of reading must agree wherever the split answers at all.
 fn assert_same(text: &str) -> Vec<(String, usize, u32, String)> {
     let by_split = shown(&split(text).expect("the usual layout"));
-    assert_eq!(by_split, shown(&parse(text, Format::Yaml, &none()).unwrap()));
+    assert_eq!(by_split, shown(&parse(text, Format::Yaml, &none()).unwrap().0));
     by_split
 }
 
@@ -64,12 +69,13 @@ fn lines_may_end_as_on_windows() {
 }
 
 #[test]
-fn places_are_those_of_the_file() {
+fn places_are_those_of_the_item() {
     let items = split(USUAL).unwrap();
     let node = items[1].parse().unwrap();
     let port =
         node.get("upstream").and_then(|u| u.get("nodes")).and_then(|n| n.as_array()?.first()?.get("port"));
-    assert_eq!(port.unwrap().place, Place::new(15, 17));
+    // Lines count from the first of the item, and that is told apart.
+    assert_eq!((items[1].line, port.unwrap().place), (10, Place::new(6, 17)));
 }
 
 #[test]
@@ -136,20 +142,21 @@ fn the_end_marker_is_asked_for_as_apisix_does() {
 #[test]
 fn top_level_faults_have_a_place() {
     let errors = parse("route:\n  - {}\nssls: 1\n", Format::Yaml, &none()).unwrap_err();
-    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        errors,
-        ["1:1: route: unknown field; did you mean \"routes\"?", "3:7: ssls: expected a list, found a number"]
-    );
+    let texts = |errors: Vec<ConfigError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(errors), ["3:7: ssls: expected a list, found a number"]);
+    // As in APISIX, where people keep anchors under keys of their own.
+    let (items, warnings) = parse("route:\n  - {}\nssls: []\n", Format::Yaml, &none()).unwrap();
+    assert_eq!(items, []);
+    assert_eq!(texts(warnings), ["1:1: route: unknown field; did you mean \"routes\"?"]);
     assert!(parse("[1]", Format::Json, &none()).is_err());
-    assert_eq!(parse("", Format::Yaml, &none()).unwrap(), []);
-    assert_eq!(parse("routes:\n", Format::Yaml, &none()).unwrap(), []);
+    assert_eq!(parse("", Format::Yaml, &none()).unwrap().0, []);
+    assert_eq!(parse("routes:\n", Format::Yaml, &none()).unwrap().0, []);
 }
 
 #[test]
 fn json_has_its_variables_replaced_in_values() {
     let environment = Environment::Fixed(HashMap::from([("W".to_owned(), "5".to_owned())]));
-    let items =
+    let (items, _) =
         parse(r#"{"upstreams": [{"nodes": {"a:80": "${{W}}"}}]}"#, Format::Json, &environment).unwrap();
     assert_eq!(items[0].parse().unwrap().to_json(), serde_json::json!({"nodes": {"a:80": 5}}));
 }

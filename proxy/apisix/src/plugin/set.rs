@@ -26,11 +26,14 @@ struct Member {
     name: &'static str,
     priority: i64,
     plugin: Arc<dyn Plugin>,
+    /// Fingerprint of its configuration.
+    print: u64,
 }
 
 impl PluginSet {
     /// Builds the plugins of the resource with the key `resource` (`/apisix/routes/1`), which is what
-    /// limiters tell their counters apart by.
+    /// limiters tell their counters apart by. Plugins that are configured as `before` had them are those of
+    /// `before`.
     ///
     /// # Errors
     /// The plugin's name and its message.
@@ -38,10 +41,18 @@ impl PluginSet {
         plugins: &[PluginConfig],
         resource: &str,
         context: &BuildContext,
-    ) -> Result<PluginSet, (&'static str, String)> {
+        before: Option<&Arc<PluginSet>>,
+    ) -> Result<Arc<PluginSet>, (&'static str, String)> {
         let resource: Arc<str> = resource.into();
+        let known = before.map(|before| before.members.as_slice()).unwrap_or_default();
+        let mut same = known.len() == plugins.len();
         let members = plugins.iter().map(|plugin| {
             let factory = &plugin.factory;
+            let kept = known.iter().find(|kept| kept.name == factory.name() && kept.print == plugin.print);
+            if let Some(kept) = kept {
+                return Ok(kept.clone());
+            }
+            same = false;
             let context = BuildContext {
                 resource: resource.clone(),
                 attributes: plugin.attributes.clone(),
@@ -53,9 +64,14 @@ impl PluginSet {
                 name: factory.name(),
                 priority: plugin.meta.priority.unwrap_or(factory.priority()),
                 plugin: plugin.meta.wrap(built),
+                print: plugin.print,
             })
         });
-        Ok(PluginSet { members: members.collect::<Result<_, _>>()? })
+        let members = members.collect::<Result<_, _>>()?;
+        match before {
+            Some(before) if same => Ok(before.clone()),
+            _ => Ok(Arc::new(PluginSet { members })),
+        }
     }
 
     fn has(&self, name: &str) -> bool {
@@ -82,7 +98,7 @@ impl PluginSet {
 
     /// The same with a plugin of the gateway itself in front of all others.
     pub(crate) fn guarded_by(mut self, guard: Option<Arc<dyn Plugin>>) -> PluginSet {
-        self.members.extend(guard.map(|plugin| Member { name: "", priority: i64::MAX, plugin }));
+        self.members.extend(guard.map(|plugin| Member { name: "", priority: i64::MAX, plugin, print: 0 }));
         self
     }
 
@@ -108,6 +124,8 @@ pub(crate) fn merge<'a>(sets: impl Iterator<Item = &'a PluginSet>) -> PluginSet 
 #[derive(Default)]
 pub(crate) struct ChainCache {
     chains: HashMap<Vec<usize>, Weak<Chain>>,
+    /// Chains that were left by the last sweep.
+    kept: usize,
 }
 
 impl ChainCache {
@@ -135,8 +153,11 @@ impl ChainCache {
         Some(chain)
     }
 
-    /// Forgets chains that nobody holds.
+    /// Forgets chains that nobody holds, once they may be as many as the others.
     pub(crate) fn sweep(&mut self) {
-        self.chains.retain(|_, chain| chain.strong_count() > 0);
+        if self.chains.len() > 2 * self.kept + 16 {
+            self.chains.retain(|_, chain| chain.strong_count() > 0);
+            self.kept = self.chains.len();
+        }
     }
 }

@@ -23,7 +23,8 @@ fn check(plugins: Value) -> Result<Vec<PluginConfig>, Vec<String>> {
 }
 
 fn set(plugins: Value, resource: &str) -> PluginSet {
-    PluginSet::build(&check(plugins).unwrap(), resource, &testing::context()).unwrap()
+    let set = PluginSet::build(&check(plugins).unwrap(), resource, &testing::context(), None);
+    PluginSet::clone(&set.unwrap())
 }
 
 fn names(global: &PluginSet, route: &PluginSet) -> Vec<String> {
@@ -139,7 +140,7 @@ fn equal_chains_are_one() {
 fn a_build_error_names_its_plugin() {
     let plugins = check(json!({"marker": {"text": "unbuildable"}})).unwrap();
     let context: BuildContext = testing::context();
-    let error = PluginSet::build(&plugins, "r", &context).err().unwrap();
+    let error = PluginSet::build(&plugins, "r", &context, None).err().unwrap();
     assert_eq!(error, ("marker", "text can't be built".to_owned()));
 }
 

@@ -3,19 +3,20 @@
 use sixfold_core::route::{Action, ClusterChoice};
 
 use super::*;
-use crate::testing;
+use crate::store::Resources;
+use crate::testing::{self, TextSource};
 
 fn resources(text: &str) -> Resources<'_> {
     Resources { text, format: Format::Yaml, name: "apisix.yaml" }
 }
 
-fn update(source: &mut Source, text: &str) -> Diff {
-    source.update(resources(text)).unwrap_or_else(|errors| panic!("{errors:?}"))
+fn update(source: &mut TextSource, text: &str) -> Diff {
+    source.change(resources(text)).unwrap_or_else(|errors| panic!("{errors:?}"))
 }
 
 fn faults(text: &str) -> Vec<String> {
     let mut source = testing::source("");
-    let errors = source.update(resources(text)).map(|_| ()).unwrap_err();
+    let errors = source.change(resources(text)).map(|_| ()).unwrap_err();
     errors.iter().map(ToString::to_string).collect()
 }
 
@@ -32,8 +33,8 @@ fn touched(diff: &Diff) -> Vec<String> {
 }
 
 /// The cluster that a route sends to.
-fn target(source: &Source, id: &str) -> Option<String> {
-    let route = source.compiled.route(id).unwrap();
+fn target(source: &TextSource, id: &str) -> Option<String> {
+    let route = source.route(id).unwrap();
     match &route.action {
         Action::Forward(forward) => match &forward.cluster {
             ClusterChoice::Named(cell) => Some(cell.name.to_string()),
@@ -69,7 +70,7 @@ fn the_first_update_brings_everything() {
     assert_eq!(target(&source, "a").as_deref(), Some("upstreams/1"));
     assert_eq!(target(&source, "b").as_deref(), Some("routes/b"));
     assert_eq!(target(&source, "c").as_deref(), Some("services/s"));
-    let route = source.compiled.route("c").unwrap();
+    let route = source.route("c").unwrap();
     assert_eq!((&*route.ids.route, &*route.ids.service, &*route.ids.service_name), ("c", "s", "shop"));
     let names: Vec<_> = route.chain.as_ref().unwrap().names().iter().map(|name| &**name).collect();
     assert_eq!(names, ["other", "late"]);
@@ -88,7 +89,7 @@ fn the_same_again_changes_nothing() {
 fn what_is_replaced_is_freed_with_the_diff() {
     let mut source = testing::source("");
     update(&mut source, BASE);
-    let route = Arc::downgrade(&source.compiled.route("a").unwrap());
+    let route = Arc::downgrade(source.route("a").unwrap());
     let diff = update(&mut source, &BASE.replace("uri: /a", "uri: /a2"));
     assert!(route.upgrade().is_some(), "freeing it must not delay the change");
     drop(diff);
@@ -99,22 +100,22 @@ fn what_is_replaced_is_freed_with_the_diff() {
 fn a_change_touches_what_depends_on_it() {
     let mut source = testing::source("");
     update(&mut source, BASE);
-    let kept = source.compiled.route("a").unwrap();
+    let kept = source.route("a").unwrap().clone();
     let node = BASE.replace("127.0.0.1:80: 1", "127.0.0.1:80: 5");
     assert_eq!(touched(&update(&mut source, &node)), ["+upstreams/1"]);
-    assert!(Arc::ptr_eq(&kept, &source.compiled.route("a").unwrap()));
+    assert!(Arc::ptr_eq(&kept, source.route("a").unwrap()));
     let uri = node.replace("uri: /b/*", "uri: /bb/*");
     assert_eq!(touched(&update(&mut source, &uri)), ["+table apisix"]);
-    assert!(Arc::ptr_eq(&kept, &source.compiled.route("a").unwrap()));
+    assert!(Arc::ptr_eq(&kept, source.route("a").unwrap()));
     let service = uri.replace("name: shop", "name: store");
     assert_eq!(touched(&update(&mut source, &service)), ["+table apisix"]);
-    assert_eq!(&*source.compiled.route("c").unwrap().ids.service_name, "store");
+    assert_eq!(&*source.route("c").unwrap().ids.service_name, "store");
     let moved = service.replace("service_id: s, upstream: {nodes: {'127.0.0.1:81': 1}}", "upstream_id: 1");
     assert_eq!(touched(&update(&mut source, &moved)), ["+table apisix", "-routes/b"]);
     // The timeouts of an upstream are the routes' business.
     let slow = moved.replace("- id: 1\n", "- id: 1\n    timeout: {connect: 1, send: 1, read: 1}\n");
     assert_eq!(touched(&update(&mut source, &slow)), ["+table apisix", "+upstreams/1"]);
-    assert!(!Arc::ptr_eq(&kept, &source.compiled.route("a").unwrap()));
+    assert!(!Arc::ptr_eq(&kept, source.route("a").unwrap()));
 }
 
 #[test]
@@ -138,19 +139,93 @@ fn global_rules_reach_every_route_and_requests_without_one() {
     update(&mut source, BASE);
     let text = BASE.replace("#END", "global_rules:\n  - {id: 1, plugins: {prometheus: {}}}\n#END");
     assert_eq!(touched(&update(&mut source, &text)), ["+table apisix"]);
-    let chain = |id: &str| source.compiled.route(id).unwrap().chain.clone().unwrap();
+    let chain = |id: &str| source.route(id).unwrap().chain.clone().unwrap();
     assert_eq!(chain("a").names().len(), 1);
     assert_eq!(&*chain("c").names()[0], "prometheus");
-    assert!(Arc::ptr_eq(&chain("a"), source.compiled.global_chain().unwrap()));
+    assert!(Arc::ptr_eq(&chain("a"), source.global_chain().unwrap()));
+}
+
+/// The whole file was refused for one item.
+#[test]
+fn a_wrong_item_keeps_its_last_good_value_and_the_others_change() {
+    let mut source = testing::source("");
+    update(&mut source, BASE);
+    let kept = source.route("a").unwrap().clone();
+    let bad = BASE.replace("uri: /a,", "uri: 5,").replace("'127.0.0.1:82': 1", "'127.0.0.1:83': 1");
+    let taken = source.update(resources(&bad)).unwrap();
+    assert_eq!(touched(&taken.diff), ["+services/s"]);
+    assert_eq!(taken.refused.len(), 1, "{:?}", taken.refused);
+    assert!(
+        taken.refused[0].to_string().starts_with("apisix.yaml:2:13: route \"a\": uri: "),
+        "{:?}",
+        taken.refused
+    );
+    assert!(Arc::ptr_eq(&kept, source.route("a").unwrap()));
+    // It is told once, and forgotten when it is mended.
+    let again = source.update(resources(&bad)).unwrap();
+    assert!(again.diff.is_empty() && again.refused.is_empty());
+    assert_eq!(touched(&update(&mut source, &bad.replace("uri: 5,", "uri: /e,"))), ["+table apisix"]);
+    assert_eq!(&*source.route("a").unwrap().ids.uris[0], "/e");
 }
 
 #[test]
-fn a_bad_file_changes_nothing() {
+fn at_start_a_wrong_item_is_left_out_with_what_needs_it() {
+    let mut source = testing::source("");
+    let text = BASE.replace("name: shop", "nam: shop").replace("uri: /a,", "uri: /a, uid: 1,");
+    let update = source.update(resources(&text)).unwrap();
+    let refused: Vec<_> = update.refused.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        refused,
+        [
+            "apisix.yaml:2:22: route \"a\": uid: additional properties forbidden, found uid",
+            "apisix.yaml:3:24: route \"b\": service_id: there is no service \"s\"",
+            "apisix.yaml:4:22: route \"c\": service_id: there is no service \"s\"",
+            "apisix.yaml:6:13: service \"s\": nam: additional properties forbidden, found nam",
+        ]
+    );
+    assert!(source.route("b").is_none() && touched(&update.diff).contains(&"+upstreams/1".to_owned()));
+    // Once the service is right, what waited for it comes with it.
+    let diff = update_rest(&mut source, &text.replace("nam: shop", "name: shop"), 0);
+    assert!(touched(&diff).contains(&"+routes/b".to_owned()));
+    assert!(source.route("b").is_some() && source.route("c").is_some() && source.route("a").is_none());
+}
+
+/// The change of a text with so many new faults.
+fn update_rest(source: &mut TextSource, text: &str, faults: usize) -> Diff {
+    let update = source.update(resources(text)).unwrap();
+    assert_eq!(update.refused.len(), faults, "{:?}", update.refused);
+    update.diff
+}
+
+#[test]
+fn what_others_need_is_not_removed() {
     let mut source = testing::source("");
     update(&mut source, BASE);
-    let bad = BASE.replace("uri: /a,", "uri: 5,").replace("'127.0.0.1:82': 1", "'127.0.0.1:83': 1");
-    assert!(source.update(resources(&bad)).is_err());
-    assert!(update(&mut source, BASE).is_empty());
+    let without = BASE.replace("  - id: 1\n    nodes:\n      127.0.0.1:80: 1\n", "");
+    let removed = source.update(resources(&without)).unwrap();
+    assert!(removed.diff.is_empty());
+    assert_eq!(
+        removed.refused[0].to_string(),
+        "apisix.yaml:2:22: route \"a\": upstream_id: there is no upstream \"1\""
+    );
+    // It goes when nobody needs it any more.
+    let diff = update_rest(&mut source, &without.replace("upstream_id: 1", "service_id: s"), 0);
+    assert_eq!(touched(&diff), ["+table apisix", "-upstreams/1"]);
+}
+
+/// `#END` alone took everything away; APISIX fails to parse it and stays with what it has.
+#[test]
+fn a_file_that_holds_nothing_changes_nothing() {
+    let mut source = testing::source("");
+    update(&mut source, BASE);
+    for text in ["#END\n", "# later\n\n#END\n", ""] {
+        let update = source.update(resources(text)).unwrap();
+        assert!(update.diff.is_empty() && update.warnings.len() == 1, "{update:?}");
+    }
+    assert!(source.route("a").is_some());
+    assert_eq!(update(&mut source, "routes:\n#END\n").clusters.len(), 3);
+    // At the start there is nothing to stay with.
+    assert_eq!(update(&mut testing::source(""), "#END\n").route_tables.len(), 1);
 }
 
 #[test]
@@ -190,15 +265,20 @@ fn faults_name_file_place_resource_field_and_reason() {
 }
 
 #[test]
-fn duplicate_ids_are_refused() {
-    assert_eq!(
-        faults("routes:\n  - {id: a, uri: /, plugins: {}}\n  - {id: 'a', uri: /b, plugins: {}}\n"),
-        ["apisix.yaml:3:1: route \"a\": id: found duplicate id a in routes, first given at line 2"]
-    );
-    // A number and its text are one id.
-    assert_eq!(faults("upstreams:\n  - {id: 1, nodes: {}}\n  - {id: '1', nodes: {}}\n").len(), 1);
+fn of_duplicate_ids_the_last_one_counts() {
     let mut source = testing::source("");
-    update(&mut source, "routes:\n  - {id: a, uri: /, plugins: {}}\nservices:\n  - {id: a}\n");
+    let text = "routes:\n  - {id: a, uri: /, plugins: {}}\n  - {id: 'a', uri: /b, plugins: {}}\n";
+    let update = source.update(resources(text)).unwrap();
+    assert_eq!(
+        update.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "apisix.yaml:3:1: route \"a\": id: found duplicate id a in routes, first given at line 2: this one counts"
+        ]
+    );
+    assert_eq!(&*source.route("a").unwrap().ids.uris[0], "/b");
+    // A number and its text are one id, and kinds are told apart.
+    let text = "upstreams:\n  - {id: 1, nodes: {}}\n  - {id: '1', nodes: {}}\nservices:\n  - {id: 1}\n";
+    assert_eq!(testing::source("").update(resources(text)).unwrap().warnings.len(), 1);
 }
 
 #[test]
@@ -222,7 +302,7 @@ fn missing_references_are_refused() {
         "routes:\n  - id: a\n    uri: /\n    upstream_id: 7\nupstreams:\n  - {id: 7, nodes: {}}\n",
     );
     let moved = "# one\n# two\nroutes:\n  - id: a\n    uri: /\n    upstream_id: 7\n";
-    let errors = source.update(resources(moved)).map(|_| ()).unwrap_err();
+    let errors = source.change(resources(moved)).map(|_| ()).unwrap_err();
     assert_eq!(
         errors[0].to_string(),
         "apisix.yaml:6:5: route \"a\": upstream_id: there is no upstream \"7\""
@@ -249,17 +329,17 @@ fn kinds_without_a_user_are_refused_by_name() {
 fn a_route_that_is_off_takes_no_part() {
     let mut source = testing::source("");
     update(&mut source, "routes:\n  - {id: a, uri: /, plugins: {}, status: 0}\n");
-    assert!(source.compiled.route("a").is_none());
+    assert!(source.route("a").is_none());
 }
 
 #[test]
 fn the_files_own_list_of_plugins_counts() {
     let mut source = testing::source("plugins: [marker]");
     let route = "routes:\n  - {id: a, uri: /, plugins: {other: {}}}\n";
-    assert!(source.update(resources(route)).is_err());
+    assert!(source.change(resources(route)).is_err());
     update(&mut source, &format!("{route}plugins:\n  - name: other\n  - {{name: late, stream: true}}\n"));
     // What was valid with that list is looked at again without it.
-    assert!(source.update(resources(route)).is_err());
+    assert!(source.change(resources(route)).is_err());
     assert!(faults("plugins:\n  - {nam: x}\n")[0].contains("plugins[0]"));
 }
 
@@ -277,7 +357,7 @@ routes:
     let flow = "{routes: [{id: a, uri: /a, plugins: {}}]}";
     assert_eq!(touched(&update(&mut source, flow)), ["+table apisix", "-routes/a", "-routes/b"]);
     let json = r#"{"routes": [{"id": "a", "uri": "/b", "plugins": {}}]}"#;
-    let diff = source.update(Resources { text: json, format: Format::Json, name: "apisix.json" }).unwrap();
+    let diff = source.change(Resources { text: json, format: Format::Json, name: "apisix.json" }).unwrap();
     assert_eq!(touched(&diff), ["+table apisix"]);
 }
 
@@ -292,14 +372,14 @@ fn files_are_read_from_a_directory() {
     let missing = read().map(|_| ()).unwrap_err();
     assert!(missing[0].to_string().contains("apisix.yaml: can't be opened"), "{missing:?}");
     std::fs::write(&resources, BASE).unwrap();
-    let Loaded { mut source, diff } = read().unwrap();
-    assert_eq!(diff.clusters.len(), 3);
+    let Loaded { mut source, update } = read().unwrap();
+    assert_eq!(update.diff.clusters.len(), 3);
     // Half of the file is no file.
     std::fs::write(&resources, BASE.trim_end().trim_end_matches("#END")).unwrap();
-    let half = source.reload().map(|_| ()).unwrap_err();
+    let half = source.pull().map(|_| ()).unwrap_err();
     assert!(half[0].reason.contains("#END"), "{half:?}");
     std::fs::write(&resources, "routes:\n#END\n").unwrap();
-    assert_eq!(source.reload().unwrap().clusters.len(), 3);
+    assert_eq!(source.pull().unwrap().diff.clusters.len(), 3);
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
@@ -320,14 +400,14 @@ fn one_changed_route_of_5000_is_cheap() {
     let start = std::time::Instant::now();
     update(&mut source, &text("/first/*"));
     let all = start.elapsed();
-    let kept = source.compiled.route("r2999").unwrap();
+    let kept = source.route("r2999").unwrap().clone();
     let changed = text("/second/*");
     let start = std::time::Instant::now();
     let diff = update(&mut source, &changed);
     let one = start.elapsed();
     eprintln!("5,000 routes: {all:?}; one of them changed: {one:?}");
     assert_eq!(touched(&diff), ["+table apisix"]);
-    assert!(Arc::ptr_eq(&kept, &source.compiled.route("r2999").unwrap()));
+    assert!(Arc::ptr_eq(&kept, source.route("r2999").unwrap()));
     assert!(one < all, "{one:?} {all:?}");
 }
 
@@ -382,8 +462,8 @@ fn shown(model: &mut Model) -> Vec<String> {
 fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
     let fresh = |text: &str| {
         let mut model = Model::new(Arc::default());
-        let mut source = testing::source("");
-        source.setup.clusters = model.clusters().clone();
+        let setup = Setup { clusters: model.clusters().clone(), ..testing::setup() };
+        let mut source = TextSource::new("", setup);
         model.apply(update(&mut source, text));
         (model, source)
     };

@@ -7,13 +7,13 @@ use sixfold_core::plugin::{Chain, Outcome, Phases};
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::ContextChange;
 
-use crate::source::{Resources, Source};
-use crate::testing;
+use crate::store::Resources;
+use crate::testing::{self, TextSource};
 
 /// Puts the certificates in force; tells whether they are all that changes.
-fn update(source: &mut Source, resources: &serde_json::Value) -> Result<bool, Vec<String>> {
+fn update(source: &mut TextSource, resources: &serde_json::Value) -> Result<bool, Vec<String>> {
     let text = resources.to_string();
-    let diff = source.update(Resources { text: &text, format: Format::Json, name: "apisix.json" });
+    let diff = source.change(Resources { text: &text, format: Format::Json, name: "apisix.json" });
     match diff {
         Ok(diff) => {
             diff.contexts.into_iter().for_each(ContextChange::put_in_force);
@@ -29,7 +29,7 @@ fn ssl(id: &str, names: &[&str]) -> serde_json::Value {
 }
 
 /// The subject alternative names of the certificate for a server name.
-fn shown(source: &Source, name: Option<&str>) -> Option<String> {
+fn shown(source: &TextSource, name: Option<&str>) -> Option<String> {
     let context = source.server_tls().unwrap().context(name)?;
     let certificate = context.certificates().next()?.clone();
     Some(certificate.dns_sans.join(","))
@@ -56,7 +56,7 @@ fn certificates_are_shown_by_the_change_that_brings_them() {
     update(&mut source, &json!({"ssls": [ssl("a", &["a.com"])]})).unwrap();
     let text = json!({"ssls": [ssl("a", &["a.com", "c.com"])]}).to_string();
     let resources = Resources { text: &text, format: Format::Json, name: "apisix.json" };
-    let dropped = source.update(resources).unwrap();
+    let dropped = source.change(resources).unwrap();
     assert!(!dropped.is_empty());
     drop(dropped);
     assert_eq!(shown(&source, Some("a.com")).as_deref(), Some("a.com"));

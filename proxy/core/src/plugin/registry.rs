@@ -59,6 +59,12 @@ pub trait PluginFactory: Send + Sync {
         None
     }
 
+    /// What every resource that has this plugin must have in common with others: the name of the agreement, and
+    /// what is agreed on (limit-count's groups). A resource that differs from those of its name is refused.
+    fn agreement(&self, _config: &Value) -> Option<(String, String)> {
+        None
+    }
+
     /// An instance from a configuration that its schema has accepted and filled with defaults.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ pub(super) enum Test {
     /// The method is CONNECT.
     Connect,
     /// APISIX: a path, or a prefix and what must hold of the rest.
-    Apisix(Box<Parameters>),
+    Apisix(Arc<Parameters>),
 }
 
 /// Routes in ascending order of precedence, and how to find those that a path may mean.
@@ -91,6 +91,14 @@ impl Index {
 
     pub(super) fn routes(&self) -> &[Arc<Route>] {
         &self.routes
+    }
+
+    /// The routes of APISIX with what they ask of a path.
+    pub(super) fn apisix(&self) -> impl Iterator<Item = (&Arc<Route>, &Arc<Parameters>)> {
+        self.routes.iter().zip(&self.tests).filter_map(|(route, test)| match test {
+            Test::Apisix(parameters) => Some((route, parameters)),
+            _ => None,
+        })
     }
 
     /// The first route that the request fulfils.

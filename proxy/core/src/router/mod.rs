@@ -10,7 +10,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use apisix::ApisixRouter;
+pub use apisix::{ApisixRoute, ApisixRouter, ApisixRoutes};
 pub use template::{Template, parse_rewrite};
 
 use crate::error::ConfigError;
@@ -187,19 +187,11 @@ impl RouteTable {
         Ok(RouteTable { name: name.into(), options, hosts: Hosts::Domains(domains) })
     }
 
-    /// APISIX's table: routes in the order they were added, for the URIs and hosts that their `ids` tell.
-    ///
-    /// # Errors
-    /// A URI that can't be compiled.
-    pub fn apisix(
-        name: &str,
-        options: TableOptions,
-        router: ApisixRouter,
-        routes: &[Arc<Route>],
-    ) -> Result<RouteTable, ConfigError> {
+    /// APISIX's table of these routes, which it shares with the tables before and after it.
+    pub fn apisix(name: &str, options: TableOptions, routes: ApisixRoutes) -> RouteTable {
         let shell = VirtualHostOptions { chain: options.chain.clone(), ..VirtualHostOptions::default() };
-        let hosts = ApisixHosts::new(name, shell, router, routes)?;
-        Ok(RouteTable { name: name.into(), options, hosts: Hosts::Apisix(Box::new(hosts)) })
+        let hosts = ApisixHosts::new(name, shell, routes);
+        RouteTable { name: name.into(), options, hosts: Hosts::Apisix(Box::new(hosts)) }
     }
 
     /// The virtual host and the route for the request of `stream`; `None` when no virtual host fits. Path

@@ -238,8 +238,9 @@ fn apisix(router: ApisixRouter, routes: &[(&str, i64, &[&str], &[&str])]) -> Rou
         (route.ids.uris, route.ids.hosts) = (own(uris), own(hosts));
         Arc::new(route)
     });
-    let routes: Vec<_> = routes.collect();
-    RouteTable::apisix("t", TableOptions::default(), router, &routes).unwrap()
+    let routes: Vec<_> =
+        routes.zip(0..).map(|(route, order)| ApisixRoute::new(route, order, router).unwrap()).collect();
+    RouteTable::apisix("t", TableOptions::default(), ApisixRoutes::new(router).next(&[], &routes))
 }
 
 fn apisix_find(table: &RouteTable, host: &str, target: &str) -> (Option<String>, Vec<(String, String)>) {

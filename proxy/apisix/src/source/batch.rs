@@ -1,0 +1,237 @@
+//! Changes on their way to be taken: read one by one, then held against everything else.
+//!
+//! What is wrong is taken out, and with it what can't be without it, until the rest fits together. So a wrong
+//! resource keeps its last good value, and the others change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sixfold_core::document::Node;
+use sixfold_core::error::ConfigError;
+
+use super::record::{Builder, Fresh, Record};
+use super::state::{Fault, Held, Refused, State};
+use crate::item::Reader;
+use crate::plugin::Catalog;
+use crate::resource::Kind;
+use crate::store::{Change, Key, Sink};
+
+/// Changes against the state that is in force, which they leave as it is.
+pub(super) struct Batch<'a> {
+    pub(super) state: &'a State,
+    pub(super) builder: Builder<'a>,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) pending: BTreeMap<Key, Pending>,
+    /// Of these keys what was refused before no longer counts.
+    pub(super) answered: BTreeSet<Key>,
+    pub(super) refused: BTreeMap<Key, Refused>,
+}
+
+/// What is to become of a resource.
+#[derive(Clone)]
+pub(super) enum Pending {
+    Put(u64, Fresh),
+    Delete,
+}
+
+impl Pending {
+    pub(super) fn record(&self) -> Option<&Arc<Record>> {
+        match self {
+            Pending::Put(_, fresh) => Some(&fresh.record),
+            Pending::Delete => None,
+        }
+    }
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(state: &'a State, builder: Builder<'a>) -> Batch<'a> {
+        let catalog = state.catalog.clone().unwrap_or_else(|| builder.catalog(None));
+        Batch {
+            state,
+            builder,
+            catalog,
+            pending: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            refused: BTreeMap::new(),
+        }
+    }
+
+    /// A resource as it will be.
+    pub(super) fn get(&self, key: &Key) -> Option<&Arc<Record>> {
+        match self.pending.get(key) {
+            Some(pending) => pending.record(),
+            None => self.state.resources.get(key).map(|held| &held.record),
+        }
+    }
+
+    /// All resources of a kind as they will be, in their order.
+    pub(super) fn all(&self, kind: Kind) -> Vec<&Arc<Record>> {
+        let kept = self.state.resources.of(kind).map(|(id, held)| (Key::new(kind, id.clone()), held));
+        let kept = kept.filter(|(key, _)| !self.pending.contains_key(key));
+        let fresh = self.pending.iter().filter(|(key, _)| key.kind == kind);
+        let fresh = fresh.filter_map(|(_, pending)| match pending {
+            Pending::Put(order, fresh) => Some((*order, &fresh.record)),
+            Pending::Delete => None,
+        });
+        let mut all: Vec<_> = kept.map(|(_, held)| (held.order, &held.record)).chain(fresh).collect();
+        all.sort_by_key(|(order, _)| *order);
+        all.into_iter().map(|(_, record)| record).collect()
+    }
+
+    /// Who refers to a resource, and is not about to change.
+    pub(super) fn steady_dependents(&self, key: &Key) -> impl Iterator<Item = &'a Key> {
+        self.state.resources.dependents(key).filter(|dependent| !self.pending.contains_key(*dependent))
+    }
+
+    fn read(&self, key: &Key, revision: u64, node: &Node) -> Result<Fresh, Vec<ConfigError>> {
+        let reader = Reader { catalog: &self.catalog, environment: &self.builder.setup.environment };
+        let parsed = reader.read(key.kind, node)?;
+        let before = self.state.resources.get(key).map(|held| &*held.record);
+        self.builder.build(key, revision, parsed, before).map_err(|error| vec![error.at(node.place)])
+    }
+
+    /// Takes up again what waits for others to change.
+    pub(super) fn take_up(&mut self) {
+        for (key, refused) in &self.state.refused {
+            if let (Some(waiting), false) = (&refused.waiting, self.answered.contains(key)) {
+                self.answered.insert(key.clone());
+                self.pending.insert(key.clone(), waiting.clone());
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, key: Key, faults: Vec<Fault>, waiting: Option<Pending>) {
+        let all = self.refused.entry(key).or_insert(Refused { faults: Vec::new(), waiting: None });
+        all.faults.extend(faults);
+        all.waiting = waiting.or(all.waiting.take());
+    }
+
+    /// Takes out what does not fit together with the rest.
+    pub(super) fn settle(&mut self) {
+        loop {
+            let mut wrong = self.dangling();
+            if wrong.is_empty() {
+                wrong = self.disagreeing();
+            }
+            if wrong.is_empty() {
+                return;
+            }
+            for (key, fault) in wrong {
+                let waiting = self.pending.remove(&key);
+                self.refuse(key, vec![fault], waiting);
+            }
+        }
+    }
+
+    /// Changes after which a reference would lead nowhere, or to what it can't.
+    fn dangling(&self) -> Vec<(Key, Fault)> {
+        let mut wrong = Vec::new();
+        for (key, pending) in &self.pending {
+            let references = pending.record().map(|record| &record.references);
+            for reference in references.into_iter().flatten() {
+                if let Some(reason) = self.refusal(reference) {
+                    wrong.push((key.clone(), fault(key, reference.field, reason, reference.place)));
+                }
+            }
+            // A new value can only become wrong for others by being of another type.
+            if pending.record().is_some() && key.kind != Kind::Ssl {
+                continue;
+            }
+            for dependent in self.steady_dependents(key) {
+                let Some(record) = self.get(dependent) else { continue };
+                for reference in record.references.iter().filter(|reference| reference.key == *key) {
+                    if let Some(reason) = self.refusal(reference) {
+                        wrong.push((key.clone(), fault(dependent, reference.field, reason, reference.place)));
+                    }
+                }
+            }
+        }
+        wrong
+    }
+
+    fn refusal(&self, reference: &crate::item::Reference) -> Option<String> {
+        match self.get(&reference.key) {
+            Some(target) => target.refuses(reference),
+            None => Some(format!("there is no {}", reference.key)),
+        }
+    }
+
+    /// Changes that make resources differ in what they must have in common. Those that do not change are right;
+    /// among those that do it is the first.
+    fn disagreeing(&self) -> Vec<(Key, Fault)> {
+        let mut wrong = Vec::new();
+        let mut first: BTreeMap<&str, u64> = BTreeMap::new();
+        let fresh = self.pending.iter().filter_map(|(key, pending)| Some((key, pending.record()?)));
+        for (key, record) in fresh {
+            for agreement in &record.agreements {
+                let steady = self.state.resources.parties(&agreement.name);
+                let steady = steady.filter(|party| !self.pending.contains_key(*party));
+                let agreed = steady.filter_map(|party| {
+                    let held = self.state.resources.get(party)?;
+                    held.record.agreements.iter().find(|other| other.name == agreement.name)
+                });
+                let agreed = agreed.map(|agreement| agreement.print).next();
+                let agreed =
+                    agreed.unwrap_or_else(|| *first.entry(&agreement.name).or_insert(agreement.print));
+                if agreed != agreement.print {
+                    let error = ConfigError::field(&agreement.field, agreement.reason);
+                    wrong.push((key.clone(), Fault { about: key.clone(), error }));
+                }
+            }
+        }
+        wrong
+    }
+}
+
+fn fault(about: &Key, field: &str, reason: String, place: sixfold_core::error::Place) -> Fault {
+    Fault { about: about.clone(), error: ConfigError::field(field, reason).at(place) }
+}
+
+impl Sink for Batch<'_> {
+    fn plugins(&mut self, names: Option<BTreeSet<String>>) {
+        self.catalog = self.builder.catalog(names.as_ref());
+    }
+
+    fn change(&mut self, change: Change) {
+        let Change { key, revision, order, value } = change;
+        self.answered.insert(key.clone());
+        self.refused.remove(&key);
+        let before: Option<&Held> = self.state.resources.get(&key);
+        let same_catalog = self.state.catalog.as_ref().is_some_and(|c| Arc::ptr_eq(c, &self.catalog));
+        let Some(document) = value else {
+            match before {
+                Some(_) => self.pending.insert(key, Pending::Delete),
+                None => self.pending.remove(&key),
+            };
+            return;
+        };
+        if let Some(before) = before.filter(|held| same_catalog && held.record.revision == revision) {
+            match before.order == order {
+                true => self.pending.remove(&key),
+                false => {
+                    let fresh = Fresh { record: before.record.clone(), template: None };
+                    self.pending.insert(key, Pending::Put(order, fresh))
+                }
+            };
+            return;
+        }
+        let read =
+            document.read().map_err(|error| vec![error]).and_then(|node| self.read(&key, revision, &node));
+        match read {
+            Ok(fresh) => {
+                self.pending.insert(key, Pending::Put(order, fresh));
+            }
+            Err(errors) => {
+                self.pending.remove(&key);
+                let faults = errors.into_iter().map(|error| Fault { about: key.clone(), error }).collect();
+                self.refuse(key, faults, None);
+            }
+        }
+    }
+
+    fn start_over(&mut self) {
+        self.pending.clear();
+        self.refused.clear();
+        self.answered.clear();
+    }
+}

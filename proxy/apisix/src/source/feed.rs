@@ -1,0 +1,160 @@
+//! The thread that takes changes from a store and has them applied.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use sixfold_core::error::ConfigError;
+use sixfold_core::model::Diff;
+
+use super::{Source, Update};
+use crate::store::Watch;
+
+/// Changes that come within so long are one batch.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// Follows a source's store until it is dropped.
+pub struct Feed {
+    signal: Arc<Signal>,
+    thread: Option<JoinHandle<()>>,
+    /// Dropping it ends the watch.
+    _watch: Watch,
+}
+
+#[derive(Default)]
+struct Signal {
+    state: Mutex<State>,
+    woken: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// There is something to take.
+    changed: bool,
+    stop: bool,
+}
+
+impl Signal {
+    fn raise(&self, raise: impl FnOnce(&mut State)) {
+        raise(&mut self.state.lock());
+        self.woken.notify_one();
+    }
+
+    /// Waits for changes; false when it is time to stop.
+    fn wait(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.changed && !state.stop {
+            self.woken.wait(&mut state);
+        }
+        !state.stop
+    }
+
+    /// Lets more changes come, and takes them as told.
+    fn gather(&self, until: Instant) {
+        let mut state = self.state.lock();
+        while !state.stop && !self.woken.wait_until(&mut state, until).timed_out() {}
+        state.changed = false;
+    }
+}
+
+impl Feed {
+    /// Takes changes on a thread of its own and hands them to `apply`, which returns when they are in force.
+    ///
+    /// # Errors
+    /// When the operating system has no thread left.
+    pub fn start(source: Source, apply: impl FnMut(Diff) + Send + 'static) -> std::io::Result<Feed> {
+        let signal = Arc::new(Signal::default());
+        let raised = signal.clone();
+        let store = source.store().clone();
+        let watch = store.watch(Arc::new(move || raised.raise(|state| state.changed = true)))?;
+        let heard = signal.clone();
+        let thread = std::thread::Builder::new()
+            .name("config".to_owned())
+            .spawn(move || Follower { source, apply, told: Vec::new() }.run(&heard))?;
+        Ok(Feed { signal, thread: Some(thread), _watch: watch })
+    }
+
+    /// Looks for changes now.
+    pub fn look(&self) {
+        self.signal.raise(|state| state.changed = true);
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.signal.raise(|state| state.stop = true);
+        if let Some(thread) = self.thread.take() {
+            // A panic on it was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Follower<A> {
+    source: Source,
+    apply: A,
+    /// Why the store could not be read when it was tried last: told once.
+    told: Vec<ConfigError>,
+}
+
+impl<A: FnMut(Diff)> Follower<A> {
+    fn run(mut self, signal: &Signal) {
+        while signal.wait() {
+            let gather = if self.source.store().gathers() { GATHER } else { Duration::ZERO };
+            signal.gather(Instant::now() + gather);
+            self.take();
+        }
+    }
+
+    fn take(&mut self) {
+        match self.source.pull() {
+            Ok(update) => {
+                self.told.clear();
+                let unchanged = update.diff.is_empty();
+                update.log();
+                let Update { diff, .. } = update;
+                (self.apply)(diff);
+                if !unchanged {
+                    tracing::info!("configuration changed");
+                }
+            }
+            Err(errors) if errors == self.told => {}
+            Err(errors) => {
+                for error in &errors {
+                    tracing::error!("configuration not read, the old one stays: {error}");
+                }
+                self.told = errors;
+            }
+        }
+    }
+}
+
+impl Update {
+    /// Writes warnings and what was refused to the process's log, as many lines as [`MOST_LINES`].
+    pub fn log(&self) {
+        for warning in self.warnings.iter().take(MOST_LINES) {
+            tracing::warn!("{warning}");
+        }
+        for error in self.refused.iter().take(MOST_LINES) {
+            tracing::error!("refused, its last good value stays: {error}");
+        }
+        let more =
+            self.warnings.len().saturating_sub(MOST_LINES) + self.refused.len().saturating_sub(MOST_LINES);
+        if more > 0 {
+            tracing::error!(more, "more faults in the configuration; `sixfold validate` lists all of them");
+        }
+    }
+}
+
+/// Lines of one update of each kind in the process's log.
+const MOST_LINES: usize = 100;
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Feed")
+    }
+}

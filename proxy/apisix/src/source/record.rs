@@ -1,0 +1,284 @@
+//! What is kept of a resource that was read: what others need of it, compiled, and no more.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sixfold_core::cluster::Cluster;
+use sixfold_core::error::ConfigError;
+
+use super::Setup;
+use crate::config::Config;
+use crate::item::{Body, Parsed, Reference};
+use crate::plugin::{Agreement, Catalog, PluginSet};
+use crate::resource::{Id, Kind, Service, Ssl, SslType, Upstream};
+use crate::route::{Linkage, Template};
+use crate::store::Key;
+use crate::tls::{ClientCertificate, ServerCertificate};
+use crate::upstream::{self, Facing};
+
+/// A resource that is valid by itself, compiled as far as that goes without others.
+#[derive(Clone)]
+pub(super) struct Record {
+    pub(super) revision: u64,
+    pub(super) references: Box<[Reference]>,
+    pub(super) plugins: Arc<PluginSet>,
+    /// What its plugins must have in common with those of others.
+    pub(super) agreements: Box<[Agreement]>,
+    /// Of the upstream that it is or brings.
+    pub(super) cluster: Option<Arc<BuiltCluster>>,
+    /// An upstream with a certificate of another resource, which may change without it.
+    pub(super) certified: Option<Arc<Upstream>>,
+    pub(super) body: Built,
+}
+
+/// What a kind needs beside.
+#[derive(Clone)]
+pub(super) enum Built {
+    /// Its plugins are all there is to it.
+    Plugins,
+    Upstream,
+    Route(Box<Linkage>),
+    Service(Box<ServiceParts>),
+    /// Shown to clients.
+    Server(Arc<ServerCertificate>),
+    /// Shown to upstreams.
+    Client(Arc<ClientCertificate>),
+    /// An ssl that is switched off.
+    Off,
+}
+
+/// What routes take from their service.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ServiceParts {
+    pub(crate) name: Arc<str>,
+    pub(crate) hosts: Option<Box<[Box<str>]>>,
+    pub(crate) websocket: Option<bool>,
+}
+
+/// The cluster of an upstream.
+pub(super) struct BuiltCluster {
+    pub(super) name: Arc<str>,
+    /// Fingerprint of the upstream.
+    print: u64,
+    pub(super) certificate: Option<Arc<ClientCertificate>>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) facing: Arc<Facing>,
+}
+
+/// A record that is new, and what is needed of it once.
+#[derive(Clone)]
+pub(super) struct Fresh {
+    pub(super) record: Arc<Record>,
+    /// Of a route that takes part in routing and was not there like that before.
+    pub(super) template: Option<Box<Template>>,
+}
+
+/// Builds records.
+pub(super) struct Builder<'a> {
+    pub(super) config: &'a Config,
+    pub(super) setup: &'a Setup,
+}
+
+impl Record {
+    /// The resource of a kind that this one refers to.
+    pub(super) fn refers(&self, kind: Kind) -> Option<&Id> {
+        self.references.iter().find(|reference| reference.key.kind == kind).map(|r| &r.key.id)
+    }
+
+    /// Whether it is or brings an upstream.
+    pub(super) fn brings_upstream(&self) -> bool {
+        self.cluster.is_some() || self.certified.is_some()
+    }
+
+    /// Why this resource can't be what `reference` wants.
+    pub(super) fn refuses(&self, reference: &Reference) -> Option<String> {
+        let wrong = reference.key.kind == Kind::Ssl && !matches!(self.body, Built::Client(_));
+        wrong.then(|| format!("ssl \"{}\" is not of type client", reference.key.id))
+    }
+
+    /// Whether routes that hang on it are the same with either.
+    pub(super) fn means_the_same(&self, other: &Record) -> bool {
+        let body = match (&self.body, &other.body) {
+            (Built::Route(a), Built::Route(b)) => a.print == b.print,
+            (Built::Service(a), Built::Service(b)) => a == b,
+            (Built::Plugins, Built::Plugins) | (Built::Upstream, Built::Upstream) => true,
+            _ => false,
+        };
+        let targets = |record: &Record| -> Vec<(Kind, Id)> {
+            record.references.iter().map(|r| (r.key.kind, r.key.id.clone())).collect()
+        };
+        body && Arc::ptr_eq(&self.plugins, &other.plugins)
+            && self.brings_upstream() == other.brings_upstream()
+            && targets(self) == targets(other)
+    }
+}
+
+impl Builder<'_> {
+    /// Compiles what was read; `before` is the resource as it was.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub(super) fn build(
+        &self,
+        key: &Key,
+        revision: u64,
+        parsed: Parsed,
+        before: Option<&Record>,
+    ) -> Result<Fresh, ConfigError> {
+        let Parsed { references, plugins, upstream_print, print, body } = parsed;
+        let agreements = plugins.iter().filter_map(|plugin| plugin.agreement()).collect();
+        let resource = format!("/apisix/{}/{}", key.kind.section(), key.id);
+        let kept = before.map(|before| &before.plugins);
+        let plugins = PluginSet::build(&plugins, &resource, &self.setup.context, kept).map_err(
+            |(plugin, reason)| {
+                let reason = format!("failed to check the configuration of plugin {plugin} err: {reason}");
+                ConfigError::field(&format!("plugins.{plugin}"), reason)
+            },
+        )?;
+        let mut template = None;
+        let (upstream, body) = match body {
+            Body::GlobalRule | Body::PluginConfig => (None, Built::Plugins),
+            Body::Upstream(upstream) => (Some(*upstream), Built::Upstream),
+            Body::Service(service) => {
+                let parts = ServiceParts::of(&service);
+                (service.upstream, Built::Service(Box::new(parts)))
+            }
+            Body::Route(route) => {
+                let linkage = Linkage::of(&route, print);
+                let same = before.is_some_and(|before| match &before.body {
+                    Built::Route(before) => before.print == print && before.enabled,
+                    _ => false,
+                });
+                if linkage.enabled && !same {
+                    let read = Template::of(&route, self.config.router.into());
+                    template =
+                        Some(Box::new(read.map_err(|(field, reason)| ConfigError::field(field, reason))?));
+                }
+                (route.upstream, Built::Route(Box::new(linkage)))
+            }
+            Body::Ssl(ssl) => (None, self.certificate(&ssl, before)?),
+        };
+        let mut record = Record {
+            revision,
+            references: references.into(),
+            plugins,
+            agreements,
+            cluster: None,
+            certified: None,
+            body,
+        };
+        match upstream {
+            Some(upstream) if record.refers(Kind::Ssl).is_some() => {
+                record.certified = Some(Arc::new(upstream))
+            }
+            Some(upstream) => {
+                let built = self.cluster(key, &upstream, upstream_print, None, before);
+                record.cluster = Some(built.map_err(|reason| upstream_fault(key.kind, reason))?);
+            }
+            None => {}
+        }
+        Ok(Fresh { record: Arc::new(record), template })
+    }
+
+    /// The record with the cluster of its upstream, which shows this certificate.
+    ///
+    /// # Errors
+    /// The field and the reason.
+    pub(super) fn certify(
+        &self,
+        key: &Key,
+        record: &Record,
+        certificate: &Arc<ClientCertificate>,
+        before: Option<&Record>,
+    ) -> Result<Arc<Record>, ConfigError> {
+        let Some(upstream) = &record.certified else { return Ok(Arc::new(record.clone())) };
+        // Which upstream it is is told by the certificate and by the text; the latter is new with the record.
+        let built = self.cluster(key, upstream, record.revision, Some(certificate), before);
+        let built = built.map_err(|reason| upstream_fault(key.kind, reason))?;
+        Ok(Arc::new(Record { cluster: Some(built), ..record.clone() }))
+    }
+
+    fn cluster(
+        &self,
+        key: &Key,
+        upstream: &Upstream,
+        print: u64,
+        certificate: Option<&Arc<ClientCertificate>>,
+        before: Option<&Record>,
+    ) -> Result<Arc<BuiltCluster>, String> {
+        let before = before.and_then(|record| record.cluster.as_ref());
+        let same_certificate = |built: &BuiltCluster| match (&built.certificate, certificate) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        if let Some(built) = before.filter(|built| built.print == print && same_certificate(built)) {
+            return Ok(built.clone());
+        }
+        let name = before.map_or_else(|| cluster_name(key), |built| built.name.clone());
+        let tls = crate::tls::towards_upstream(upstream, certificate.map(|c| &**c), self.setup)?;
+        let (config, hosts) = upstream::compile(&name, upstream, tls, self.config.http.upstream_keepalive)?;
+        let previous = before.map(|built| &*built.cluster);
+        let cluster = Cluster::new(config, hosts, previous, &self.setup.context.metrics)?;
+        let facing = Facing::of(upstream);
+        // So that no route finds out when it is linked.
+        facing.hash_policy()?;
+        let facing = match before.filter(|built| *built.facing == facing) {
+            Some(built) => built.facing.clone(),
+            None => Arc::new(facing),
+        };
+        Ok(Arc::new(BuiltCluster { name, print, certificate: certificate.cloned(), cluster, facing }))
+    }
+
+    fn certificate(&self, ssl: &Ssl, before: Option<&Record>) -> Result<Built, ConfigError> {
+        if !ssl.status {
+            return Ok(Built::Off);
+        }
+        Ok(match (ssl.usage, before.map(|before| &before.body)) {
+            (SslType::Server, before) => {
+                let kept = match before {
+                    Some(Built::Server(certificate)) => Some(certificate),
+                    _ => None,
+                };
+                Built::Server(ServerCertificate::new(ssl, self.config, kept)?)
+            }
+            (SslType::Client, before) => {
+                let kept = match before {
+                    Some(Built::Client(certificate)) => Some(certificate),
+                    _ => None,
+                };
+                Built::Client(ClientCertificate::new(ssl, kept)?)
+            }
+        })
+    }
+
+    /// The plugins that resources may use, when the source lists these.
+    pub(super) fn catalog(&self, listed: Option<&BTreeSet<String>>) -> Arc<Catalog> {
+        let of_config: Option<BTreeSet<String>> =
+            self.config.plugins.as_ref().map(|names| names.iter().cloned().collect());
+        let enabled = listed.or(of_config.as_ref());
+        Arc::new(Catalog::new(&self.setup.registry, enabled, &self.config.plugin_attr))
+    }
+}
+
+impl ServiceParts {
+    fn of(service: &Service) -> ServiceParts {
+        ServiceParts {
+            name: service.name.as_deref().unwrap_or_default().into(),
+            hosts: service
+                .hosts
+                .as_ref()
+                .map(|hosts| hosts.iter().map(|host| host.as_str().into()).collect()),
+            websocket: service.enable_websocket,
+        }
+    }
+}
+
+fn upstream_fault(kind: Kind, reason: String) -> ConfigError {
+    ConfigError::field(if kind == Kind::Upstream { "nodes" } else { "upstream" }, reason)
+}
+
+/// The cluster of the upstream that a resource is or brings.
+fn cluster_name(key: &Key) -> Arc<str> {
+    format!("{}/{}", key.kind.section(), key.id).into()
+}

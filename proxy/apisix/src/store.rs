@@ -1,0 +1,191 @@
+//! Where resources are kept: values by kind and id, and what has changed among them.
+//!
+//! A source asks its store for the changes since it asked last; a store only tells that there are some. So a
+//! burst of changes is one batch, a value that was replaced before anybody looked is never read, and what
+//! waits is bounded by the number of resources.
+
+mod file;
+mod listing;
+mod memory;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sixfold_core::document::{Format, Node, Options, Value};
+use sixfold_core::error::ConfigError;
+
+pub use self::file::FileStore;
+pub use self::listing::{Listing, Resources};
+pub use self::memory::MemoryStore;
+pub use self::text::TextStore;
+use crate::resource::{Id, Kind};
+
+/// What a resource is kept under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its id among those of its kind.
+    pub id: Id,
+}
+
+/// A change of one resource.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Which resource.
+    pub key: Key,
+    /// Told apart by it: a value with the revision of the one before is the same value.
+    pub revision: u64,
+    /// Its place among the resources of its kind: the smaller goes first where nothing else decides.
+    pub order: u64,
+    /// The value; `None` removes the resource.
+    pub value: Option<Document>,
+}
+
+/// A value as its store has it.
+#[derive(Debug, Clone)]
+pub struct Document(Content);
+
+#[derive(Debug, Clone)]
+enum Content {
+    Json(Bytes),
+    Node(Node),
+}
+
+/// Takes in the changes of a store.
+pub trait Sink {
+    /// The plugins that are enabled from now on, before any change that depends on it; `None` for those of
+    /// config.yaml. A store that tells other plugins than before hands out all its resources again.
+    fn plugins(&mut self, names: Option<BTreeSet<String>>);
+
+    /// One change.
+    fn change(&mut self, change: Change);
+
+    /// Forgets the changes that were handed over since the store was asked: what they came from was misread.
+    fn start_over(&mut self);
+}
+
+/// Where a resource stands, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: String,
+    /// The line on which the resource begins, from 1.
+    pub line: u32,
+}
+
+/// Called when there are changes, from any thread; it does not block.
+pub type Notify = Arc<dyn Fn() + Send + Sync>;
+
+/// What keeps a store's watch alive; dropping it ends the watch.
+pub type Watch = Box<dyn std::any::Any + Send>;
+
+/// Why a store did not take a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It is changed by other means.
+    #[error("{0} is not changed from here")]
+    ReadOnly(String),
+}
+
+/// A set of resources that changes.
+pub trait Store: Send + Sync {
+    /// Hands over what has changed since the last call; the first time that is everything there is. Answers
+    /// what is odd about it and taken all the same.
+    ///
+    /// # Errors
+    /// Why nothing can be told: then nothing has changed, and the next call begins where this one did.
+    fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>>;
+
+    /// Calls `notify` whenever [`Store::changes`] has something to tell. What came after its last call and
+    /// before this one is told, too.
+    ///
+    /// # Errors
+    /// When the operating system has no thread left.
+    fn watch(&self, notify: Notify) -> std::io::Result<Watch>;
+
+    /// Keeps a value, JSON, without a look at it; answers its revision.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn put(&self, key: &Key, value: Bytes) -> Result<u64, StoreError>;
+
+    /// Removes a value; tells whether there was one.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn delete(&self, key: &Key) -> Result<bool, StoreError>;
+
+    /// Whether changes come one by one, so that it is worth to wait a moment for more of them.
+    fn gathers(&self) -> bool {
+        true
+    }
+
+    /// Where a resource stands, if it has a place that people know.
+    fn origin(&self, _key: &Key) -> Option<Origin> {
+        None
+    }
+}
+
+impl Key {
+    /// The key of a kind and an id.
+    pub fn new(kind: Kind, id: impl Into<Id>) -> Key {
+        Key { kind, id: id.into() }
+    }
+}
+
+/// As errors name it: `route "1"`.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} \"{}\"", self.kind, self.id)
+    }
+}
+
+impl Document {
+    /// JSON that is read when it is needed.
+    pub fn json(text: Bytes) -> Document {
+        Document(Content::Json(text))
+    }
+
+    /// What has been read already. Lines of its places count from the resource's first.
+    pub fn node(node: Node) -> Document {
+        Document(Content::Node(node))
+    }
+
+    /// The value with its places.
+    ///
+    /// # Errors
+    /// Faults of syntax.
+    pub fn read(self) -> Result<Node, ConfigError> {
+        match self.0 {
+            Content::Node(node) => Ok(node),
+            Content::Json(text) => {
+                let text =
+                    std::str::from_utf8(&text).map_err(|e| ConfigError::new(format!("not UTF-8: {e}")))?;
+                Node::parse(text, &Options { format: Format::Json, ..Options::default() })
+            }
+        }
+    }
+}
+
+/// Moves every place of a document by some lines.
+pub(crate) fn move_lines(node: &mut Node, by: impl Fn(u32) -> u32 + Copy) {
+    node.place.line = by(node.place.line);
+    match &mut node.value {
+        Value::Array(items) => items.iter_mut().for_each(|item| move_lines(item, by)),
+        Value::Object(object) => {
+            let moved = std::mem::take(object).into_entries().into_iter().map(|mut entry| {
+                entry.key_place.line = by(entry.key_place.line);
+                move_lines(&mut entry.value, by);
+                entry
+            });
+            *object = sixfold_core::document::Object::new(moved.collect()).unwrap_or_default();
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,100 @@
+//! apisix.yaml, or apisix.json, as a store.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sixfold_core::document::Format;
+use sixfold_core::error::ConfigError;
+
+use super::listing::{Listing, Resources};
+use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
+use crate::config::Environment;
+use crate::file;
+use crate::watch::{FileWatcher, Stamp};
+
+/// The resources of a file that others write. What a store is asked for is what the file says then; nothing is
+/// missed between the first look at it and the beginning of the watch.
+pub struct FileStore {
+    path: PathBuf,
+    format: Format,
+    environment: Environment,
+    seen: Mutex<Seen>,
+}
+
+/// What was read last.
+#[derive(Default)]
+struct Seen {
+    listing: Listing,
+    /// Of the file that was read, so that one that could not be is looked at again.
+    stamp: Arc<Mutex<Stamp>>,
+    hash: Option<u64>,
+}
+
+impl FileStore {
+    /// The file at `path`, in which these variables are replaced. It is not read yet.
+    pub fn new(path: PathBuf, format: Format, environment: Environment) -> FileStore {
+        FileStore { path, format, environment, seen: Mutex::default() }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+impl Store for FileStore {
+    fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        let seen = &mut *self.seen.lock();
+        let (text, stamp) = file::read_stamped(&self.path).map_err(|e| vec![e])?;
+        *seen.stamp.lock() = stamp;
+        let hash = xxhash_rust::xxh64::xxh64(text.as_bytes(), text.len() as u64);
+        if seen.hash == Some(hash) {
+            return Ok(Vec::new());
+        }
+        if self.format == Format::Yaml && !file::is_complete(&text) {
+            let reason =
+                "the file does not end with #END: it is not written to its end, or the marker is missing";
+            return Err(vec![ConfigError::new(reason).in_file(self.name())]);
+        }
+        let resources = Resources { text: &text, format: self.format, name: &self.name() };
+        let warnings = seen.listing.changes(resources, &self.environment, sink)?;
+        seen.hash = Some(hash);
+        Ok(warnings)
+    }
+
+    fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
+        let stamp = self.seen.lock().stamp.clone();
+        let watcher =
+            FileWatcher::start(self.path.clone(), move |now| *stamp.lock() == *now, move || notify())?;
+        Ok(Box::new(watcher))
+    }
+
+    fn put(&self, _: &Key, _: Bytes) -> Result<u64, StoreError> {
+        Err(StoreError::ReadOnly(self.name()))
+    }
+
+    fn delete(&self, _: &Key) -> Result<bool, StoreError> {
+        Err(StoreError::ReadOnly(self.name()))
+    }
+
+    fn gathers(&self) -> bool {
+        false
+    }
+
+    fn origin(&self, key: &Key) -> Option<Origin> {
+        let line = self.seen.lock().listing.line(key)?;
+        Some(Origin { file: self.name(), line })
+    }
+}
+
+impl std::fmt::Debug for FileStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "resources in {}", self.path.display())
+    }
+}

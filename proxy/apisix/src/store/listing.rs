@@ -1,0 +1,298 @@
+//! What a file holds, and how it differs from what it held before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sixfold_core::document::{self, Format, Node};
+use sixfold_core::error::{ConfigError, Place};
+use sixfold_core::fast_hash::FastMap;
+
+use super::{Change, Document, Key, Sink};
+use crate::config::Environment;
+use crate::file::{self, Fingerprint, Item, Section};
+use crate::resource::{Id, Kind};
+use crate::schema;
+
+/// Between the orders of two neighbours, so that a new one finds room between them.
+const GAP: u64 = 1 << 32;
+
+/// A text with resources, and the name it has in errors.
+#[derive(Debug, Clone, Copy)]
+pub struct Resources<'a> {
+    /// The text of an apisix.yaml or an apisix.json.
+    pub text: &'a str,
+    /// Which of the two.
+    pub format: Format,
+    /// The file's name.
+    pub name: &'a str,
+}
+
+/// The resources that a file held when it was read last.
+#[derive(Debug, Default)]
+pub struct Listing {
+    entries: FastMap<Key, Entry>,
+    /// The ids that were written in texts; `None` for a text without one, which its position stands in for.
+    ids: FastMap<(Section, Fingerprint), Option<Id>>,
+    plugins: Option<BTreeSet<String>>,
+    read: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    fingerprint: Fingerprint,
+    order: u64,
+    line: u32,
+}
+
+/// Why the changes could not be told by the items as they were found.
+enum Fault {
+    Errors(Vec<ConfigError>),
+    /// A text that the split took for an item does not parse by itself.
+    NotAnItem,
+    /// The items are in another order, or there is no room left between two of them.
+    Order,
+}
+
+impl Listing {
+    /// Hands over how `resources` differ from what was listed before; answers what is odd.
+    ///
+    /// # Errors
+    /// Faults of the file as a whole: its syntax, keys at its top that hold no list, its list of plugins.
+    pub fn changes(
+        &mut self,
+        resources: Resources<'_>,
+        environment: &Environment,
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        let named = |errors: Vec<ConfigError>| -> Vec<ConfigError> {
+            errors.into_iter().map(|error| error.in_file(resources.name)).collect()
+        };
+        self.changes_unnamed(resources, environment, sink).map(named).map_err(named)
+    }
+
+    fn changes_unnamed(
+        &mut self,
+        resources: Resources<'_>,
+        environment: &Environment,
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        let text = match resources.format {
+            Format::Yaml => file::substitute(resources.text, environment).map_err(|e| vec![e])?,
+            Format::Json => resources.text.into(),
+        };
+        if let (Format::Yaml, Some(items)) = (resources.format, file::split(&text)) {
+            if items.is_empty() && self.read && !file::has_content(&text) {
+                let reason = "the file holds nothing: what was read before stays in force";
+                return Ok(vec![ConfigError::new(reason)]);
+            }
+            match self.update(&items, sink) {
+                Ok(warnings) => return Ok(warnings),
+                Err(Fault::Errors(errors)) => return Err(errors),
+                // The layout only looked usual.
+                Err(Fault::NotAnItem | Fault::Order) => {}
+            }
+        }
+        let (items, mut warnings) = file::parse(&text, resources.format, environment)?;
+        match self.update(&items, sink) {
+            Ok(more) => warnings.extend(more),
+            Err(Fault::Errors(errors)) => return Err(errors),
+            Err(Fault::NotAnItem | Fault::Order) => {}
+        }
+        Ok(warnings)
+    }
+
+    fn update(&mut self, items: &[Item<'_>], sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Fault> {
+        let (plugins, mut warnings) = (listed_plugins(items)?, Vec::new());
+        let all_again = !self.read || plugins != self.plugins;
+        if plugins != self.plugins {
+            sink.plugins(plugins.clone());
+        }
+        let next = match self.hand_over(items, all_again, false, sink, &mut warnings) {
+            Err(Fault::Order) => {
+                sink.start_over();
+                warnings.clear();
+                self.hand_over(items, all_again, true, sink, &mut warnings)
+            }
+            other => other,
+        };
+        let mut next = next.inspect_err(|_| sink.start_over())?;
+        for key in self.entries.keys().filter(|key| !next.entries.contains_key(key)) {
+            sink.change(Change { key: key.clone(), revision: 0, order: 0, value: None });
+        }
+        (next.plugins, next.read) = (plugins, true);
+        *self = next;
+        Ok(warnings)
+    }
+
+    /// Hands over every item that is new or another one; all of them if `all_again`, and with new orders if
+    /// `reorder`.
+    fn hand_over(
+        &self,
+        items: &[Item<'_>],
+        all_again: bool,
+        reorder: bool,
+        sink: &mut dyn Sink,
+        warnings: &mut Vec<ConfigError>,
+    ) -> Result<Listing, Fault> {
+        let known = self.known(items);
+        let mut orders = Orders::new(&known, reorder);
+        let mut next = Listing::default();
+        for (at, item) in items.iter().enumerate() {
+            let Section::Resources(kind) = item.section else { continue };
+            let fingerprint = item.fingerprint;
+            let mut node = None;
+            let id = match known.get(at).and_then(Option::as_ref) {
+                Some(known) => known.id.clone(),
+                None => {
+                    let read = item.parse().ok_or(Fault::NotAnItem)?;
+                    if read.is_null() {
+                        warnings.push(
+                            ConfigError::field(kind.section(), "an item is empty")
+                                .at(Place::new(item.line, 1)),
+                        );
+                        continue;
+                    }
+                    let id = id_of(kind, &read);
+                    node = Some(read);
+                    id
+                }
+            };
+            next.ids.insert((item.section, fingerprint), id.clone());
+            let key = Key { kind, id: id.unwrap_or_else(|| positional_id(item.index)) };
+            let before = self.entries.get(&key);
+            let order = orders.of(kind, at, before.map(|entry| entry.order)).ok_or(Fault::Order)?;
+            let same = before.is_some_and(|entry| entry.fingerprint == fingerprint && entry.order == order);
+            if let Some(first) =
+                next.entries.insert(key.clone(), Entry { fingerprint, order, line: item.line })
+            {
+                let reason = format!(
+                    "found duplicate id {} in {}, first given at line {}: this one counts",
+                    key.id,
+                    kind.section(),
+                    first.line
+                );
+                let warning = ConfigError::field("id", reason).at(Place::new(item.line, 1));
+                warnings.push(warning.in_resource(key.to_string()));
+            } else if same && !all_again {
+                continue;
+            }
+            let node = node.map_or_else(|| item.parse().ok_or(Fault::NotAnItem), Ok)?;
+            let value = Some(Document::node(node));
+            sink.change(Change { key, revision: fingerprint.revision(), order, value });
+        }
+        Ok(next)
+    }
+
+    /// Of every item what is known from its text alone.
+    fn known(&self, items: &[Item<'_>]) -> Vec<Option<Known>> {
+        let known = |item: &Item<'_>| {
+            let Section::Resources(kind) = item.section else { return None };
+            let id = self.ids.get(&(item.section, item.fingerprint))?.clone();
+            let key = Key { kind, id: id.clone().unwrap_or_else(|| positional_id(item.index)) };
+            let entry = self.entries.get(&key).filter(|entry| entry.fingerprint == item.fingerprint);
+            Some(Known { kind, id, order: entry.map(|entry| entry.order) })
+        };
+        items.iter().map(known).collect()
+    }
+
+    /// The line on which a resource begins.
+    pub(super) fn line(&self, key: &Key) -> Option<u32> {
+        self.entries.get(key).map(|entry| entry.line)
+    }
+}
+
+/// What is known of an item that was there before.
+struct Known {
+    kind: Kind,
+    id: Option<Id>,
+    /// Unless it is the same text with another id, by its position.
+    order: Option<u64>,
+}
+
+/// Gives items their orders: those that stay keep theirs, new ones get one between their neighbours'.
+struct Orders {
+    /// The order of the next item of its kind that stays.
+    following: Vec<Option<u64>>,
+    last: BTreeMap<Kind, u64>,
+    anew: bool,
+}
+
+impl Orders {
+    fn new(known: &[Option<Known>], anew: bool) -> Orders {
+        let mut next: BTreeMap<Kind, u64> = BTreeMap::new();
+        let mut following: Vec<Option<u64>> = vec![None; known.len()];
+        // Items whose kind is not known here are looked up by their own kind in `of`; a list is in one piece.
+        let mut kind = None;
+        for (at, known) in known.iter().enumerate().rev() {
+            if let Some(Known { kind: of, order, .. }) = known {
+                kind = Some(*of);
+                if let Some(order) = order {
+                    next.insert(*of, *order);
+                }
+            }
+            following[at] = kind.and_then(|kind| next.get(&kind).copied());
+        }
+        Orders { following, last: BTreeMap::new(), anew }
+    }
+
+    /// The order of the item at position `at`; `None` if there is none between its neighbours'.
+    fn of(&mut self, kind: Kind, at: usize, own: Option<u64>) -> Option<u64> {
+        let last = self.last.get(&kind).copied().unwrap_or(0);
+        let following = if self.anew { None } else { self.following.get(at).copied().flatten() };
+        let fits = |order: u64| order > last && following.is_none_or(|following| order <= following);
+        let order = match own.filter(|own| !self.anew && fits(*own)) {
+            Some(own) => own,
+            None => match following {
+                None => last.checked_add(GAP)?,
+                Some(following) => {
+                    let room = following.checked_sub(last)?;
+                    if room < 2 {
+                        return None;
+                    }
+                    last + room / 2
+                }
+            },
+        };
+        self.last.insert(kind, order);
+        Some(order)
+    }
+}
+
+/// The id that an item without one has, by its position from 1.
+fn positional_id(index: usize) -> Id {
+    Id::from(format!("arr_{index}").as_str())
+}
+
+/// The id as written, even if the item is wrong otherwise.
+fn id_of(kind: Kind, node: &Node) -> Option<Id> {
+    let field = if kind == Kind::Consumer { "username" } else { "id" };
+    match node.get(field).map(|node| &node.value) {
+        Some(document::Value::String(text)) => Some(Id::from(text.as_str())),
+        Some(document::Value::Number(number)) => Some(Id::from(number.to_string().as_str())),
+        _ => None,
+    }
+}
+
+/// The plugins that the file lists; `None` if it has no such list.
+fn listed_plugins(items: &[Item<'_>]) -> Result<Option<BTreeSet<String>>, Fault> {
+    let mut listed = items.iter().filter(|item| item.section == Section::Plugins).peekable();
+    if listed.peek().is_none() {
+        return Ok(None);
+    }
+    let mut names = BTreeSet::new();
+    for item in listed {
+        let node = item.parse().ok_or(Fault::NotAnItem)?;
+        names.extend(http_plugin(&node, item).map_err(|error| Fault::Errors(vec![error]))?);
+    }
+    Ok(Some(names))
+}
+
+/// The name of an entry of the file's list of plugins, unless it is one for streams.
+fn http_plugin(node: &Node, item: &Item<'_>) -> Result<Option<String>, ConfigError> {
+    let mut value = serde_json::Value::Array(vec![node.to_json()]);
+    schema::plugins_list().validate(&mut value).map_err(|violation| {
+        let place = Place::new(item.line, node.place.column);
+        ConfigError::new(violation.message).in_index(item.index - 1).in_key("plugins").at(place)
+    })?;
+    let is_stream = node.get("stream").is_some_and(|stream| stream.value == document::Value::Bool(true));
+    Ok(node.get("name").and_then(Node::as_str).filter(|_| !is_stream).map(str::to_owned))
+}

@@ -1,0 +1,183 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use super::*;
+use crate::config::Environment;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Directory {
+        let path = std::env::temp_dir().join(format!("sixfold-store-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("apisix.yaml")
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(self.0.join("next"), text).unwrap();
+        std::fs::rename(self.0.join("next"), self.file()).unwrap();
+    }
+
+    fn store(&self) -> FileStore {
+        FileStore::new(self.file(), Format::Yaml, Environment::Fixed(HashMap::new()))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The changes of a call, by key: order, or nothing for what goes.
+#[derive(Default)]
+struct Taken(BTreeMap<String, Option<u64>>);
+
+impl Sink for Taken {
+    fn plugins(&mut self, _: Option<BTreeSet<String>>) {}
+
+    fn change(&mut self, change: Change) {
+        self.0.insert(change.key.to_string(), change.value.map(|_| change.order));
+    }
+
+    fn start_over(&mut self) {
+        self.0.clear();
+    }
+}
+
+fn taken(store: &dyn Store) -> Result<BTreeMap<String, Option<u64>>, Vec<String>> {
+    let mut taken = Taken::default();
+    match store.changes(&mut taken) {
+        Ok(_) => Ok(taken.0),
+        Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
+    }
+}
+
+fn keys(store: &dyn Store) -> Vec<String> {
+    taken(store)
+        .unwrap()
+        .into_iter()
+        .map(|(key, order)| format!("{}{key}", if order.is_some() { '+' } else { '-' }))
+        .collect()
+}
+
+fn watched(store: &dyn Store) -> (Watch, Receiver<()>) {
+    let (told, calls) = channel();
+    let watch = store.watch(Arc::new(move || {
+        let _ = told.send(());
+    }));
+    (watch.unwrap(), calls)
+}
+
+#[test]
+fn a_file_tells_what_has_changed_in_it() {
+    let directory = Directory::new("changes");
+    let store = directory.store();
+    let routes = |list: &[&str]| format!("routes:\n{}#END\n", list.join(""));
+    let (a, b, c) = ("- {id: a, uri: /a}\n", "- {id: b, uri: /b}\n", "- {id: c, uri: /c}\n");
+    directory.write(&routes(&[a, c]));
+    assert_eq!(keys(&store), ["+route \"a\"", "+route \"c\""]);
+    assert_eq!(keys(&store), [""; 0]);
+    directory.write(&routes(&[a, b, c]));
+    assert_eq!(keys(&store), ["+route \"b\""]);
+    directory.write(&routes(&[a, "- {id: b, uri: /bb}\n"]));
+    assert_eq!(keys(&store), ["+route \"b\"", "-route \"c\""]);
+    assert_eq!(store.origin(&Key::new(Kind::Route, "b")).unwrap().line, 3);
+    // Another order is told of all that may stand elsewhere now.
+    directory.write(&routes(&["- {id: b, uri: /bb}\n", a]));
+    let taken = taken(&store).unwrap();
+    assert!(taken["route \"b\""] < taken["route \"a\""], "{taken:?}");
+}
+
+#[test]
+fn items_that_come_between_others_are_ordered_between_them() {
+    let directory = Directory::new("orders");
+    let store = directory.store();
+    let mut ids: Vec<usize> = vec![0, 1];
+    let mut orders: BTreeMap<String, u64> = BTreeMap::new();
+    for id in 2..60 {
+        // Always between the first two, so that room runs out.
+        ids.insert(1, id);
+        let items: String = ids.iter().map(|id| format!("- {{id: r{id}, uri: /{id}}}\n")).collect();
+        directory.write(&format!("routes:\n{items}#END\n"));
+        for (key, order) in taken(&store).unwrap() {
+            orders.insert(key, order.unwrap());
+        }
+        let sequence: Vec<u64> = ids.iter().map(|id| orders[&format!("route \"r{id}\"")]).collect();
+        assert!(sequence.is_sorted_by(|a, b| a < b), "{id}: {sequence:?}");
+    }
+}
+
+/// The file was compared with how it was when the watch began, not with how it was when it was read.
+#[test]
+fn a_change_between_the_first_look_and_the_watch_is_told() {
+    let directory = Directory::new("race");
+    let store = directory.store();
+    directory.write("routes:\n- {id: a, uri: /a}\n#END\n");
+    assert_eq!(keys(&store), ["+route \"a\""]);
+    directory.write("routes:\n- {id: b, uri: /b}\n#END\n");
+    let (_watch, calls) = watched(&store);
+    calls.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(keys(&store), ["-route \"a\"", "+route \"b\""]);
+}
+
+/// A file that could not be read was not looked at again before it changed once more.
+#[test]
+fn a_file_that_could_not_be_read_is_tried_again() {
+    let directory = Directory::new("again");
+    let store = directory.store();
+    directory.write("routes:\n- {id: a, uri: /a}\n#END\n");
+    assert_eq!(keys(&store), ["+route \"a\""]);
+    let (_watch, calls) = watched(&store);
+    // Nothing can be read through a link that leads nowhere.
+    std::os::unix::fs::symlink(directory.0.join("target"), directory.0.join("next")).unwrap();
+    std::fs::rename(directory.0.join("next"), directory.file()).unwrap();
+    calls.recv_timeout(PATIENCE).unwrap();
+    assert!(taken(&store).unwrap_err()[0].contains("can't be opened"));
+    // The watch sees nothing of this.
+    std::fs::create_dir(directory.0.join("elsewhere")).unwrap();
+    std::fs::write(directory.0.join("elsewhere/file"), "routes:\n- {id: b, uri: /b}\n#END\n").unwrap();
+    std::fs::rename(directory.0.join("elsewhere/file"), directory.0.join("target")).unwrap();
+    let found = std::iter::from_fn(|| {
+        calls.recv_timeout(PATIENCE).unwrap();
+        Some(taken(&store))
+    });
+    let found = found.flatten().find(|taken| !taken.is_empty()).unwrap();
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["route \"a\"", "route \"b\""]);
+}
+
+/// Opening one waited for ever.
+#[test]
+fn a_pipe_in_the_place_of_the_file_is_refused() {
+    let directory = Directory::new("pipe");
+    let made = std::process::Command::new("mkfifo").arg(directory.file()).status().unwrap();
+    assert!(made.success());
+    assert!(taken(&directory.store()).unwrap_err()[0].ends_with("is no regular file"));
+}
+
+#[test]
+fn a_store_in_memory_tells_each_key_once() {
+    let store = MemoryStore::default();
+    let key = Key::new(Kind::Route, "a");
+    let (_watch, calls) = watched(&store);
+    store.put(&key, "{}".into()).unwrap();
+    store.put(&key, r#"{"uri": "/"}"#.into()).unwrap();
+    calls.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(keys(&store), ["+route \"a\""]);
+    assert_eq!(keys(&store), [""; 0]);
+    assert_eq!(store.delete(&key), Ok(true));
+    assert_eq!(keys(&store), ["-route \"a\""]);
+    assert!(
+        matches!(FileStore::new(PathBuf::from("f"), Format::Yaml, Environment::Process).put(&key, "{}".into()), Err(StoreError::ReadOnly(name)) if name == "f")
+    );
+}

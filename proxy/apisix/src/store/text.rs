@@ -1,0 +1,64 @@
+//! Resources in a text that a caller hands over.
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sixfold_core::document::Format;
+use sixfold_core::error::ConfigError;
+
+use super::listing::{Listing, Resources};
+use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
+use crate::config::Environment;
+
+/// The resources of the text that was handed over last.
+#[derive(Debug)]
+pub struct TextStore {
+    environment: Environment,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    listing: Listing,
+    text: String,
+    format: Format,
+    name: String,
+}
+
+impl TextStore {
+    /// No text yet; these variables will be replaced in it.
+    pub fn new(environment: Environment) -> TextStore {
+        let (listing, text, name) = (Listing::default(), String::new(), String::new());
+        TextStore { environment, inner: Mutex::new(Inner { listing, text, format: Format::Yaml, name }) }
+    }
+
+    /// Takes another text; the next call of [`Store::changes`] tells how it differs.
+    pub fn set(&self, resources: Resources<'_>) {
+        let Resources { text, format, name } = resources;
+        let mut inner = self.inner.lock();
+        (inner.text, inner.format, inner.name) = (text.to_owned(), format, name.to_owned());
+    }
+}
+
+impl Store for TextStore {
+    fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        let Inner { listing, text, format, name } = &mut *self.inner.lock();
+        listing.changes(Resources { text, format: *format, name }, &self.environment, sink)
+    }
+
+    fn watch(&self, _: Notify) -> std::io::Result<Watch> {
+        Ok(Box::new(()))
+    }
+
+    fn put(&self, _: &Key, _: Bytes) -> Result<u64, StoreError> {
+        Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
+    }
+
+    fn delete(&self, _: &Key) -> Result<bool, StoreError> {
+        Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
+    }
+
+    fn origin(&self, key: &Key) -> Option<Origin> {
+        let inner = self.inner.lock();
+        Some(Origin { file: inner.name.clone(), line: inner.listing.line(key)? })
+    }
+}
