@@ -2,7 +2,7 @@
 //!
 //! The layout of the table is described there. Comments, options, services and default values are left out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -18,7 +18,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=ENVOY_TYPES_DIR");
     let descriptors = envoy_types_dir()?.join(DESCRIPTORS);
     println!("cargo::rerun-if-changed={}", descriptors.display());
-    let files = FileDescriptorSet::decode(fs::read(&descriptors)?.as_slice())?;
+    let bytes = fs::read(&descriptors)?;
+    let files = FileDescriptorSet::decode(bytes.as_slice())?;
+    let secrets = secret::fields(&secret::Files::decode(bytes.as_slice())?);
     let typed_struct = typed_struct();
     let mut types = BTreeMap::new();
     collect(".xds.type.v3", &typed_struct, &mut types);
@@ -32,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let out = PathBuf::from(env::var("OUT_DIR")?).join("schema.bin");
-    fs::write(out, Table::of(&types)?.finish(types.len()))?;
+    fs::write(out, Table::of(&types, secrets)?.finish(types.len()))?;
     Ok(())
 }
 
@@ -126,19 +128,25 @@ struct Table {
     value_count: u32,
     strings: Vec<u8>,
     known: HashMap<String, u32>,
+    /// Full names of fields that are secrets.
+    secrets: HashSet<String>,
 }
 
 impl Table {
-    fn of(types: &BTreeMap<String, Definition<'_>>) -> Result<Table, Box<dyn Error>> {
+    fn of(
+        types: &BTreeMap<String, Definition<'_>>,
+        secrets: HashSet<String>,
+    ) -> Result<Table, Box<dyn Error>> {
         let indices: HashMap<&str, u32> = types.keys().map(String::as_str).zip(0..).collect();
-        let mut table = Table::default();
+        let mut table = Table { secrets, ..Table::default() };
         for (name, definition) in types {
             let name = name.trim_start_matches('.');
             let (kind, first, count) = match definition {
                 Definition::Message(message) => {
                     let first = table.field_count;
                     for field in &message.field {
-                        table.field(field, message, types, &indices)?;
+                        let secret = table.secrets.contains(&format!("{name}.{}", field.name()));
+                        table.field(field, message, types, &indices, secret)?;
                     }
                     let map_entry = message.options.as_ref().is_some_and(|options| options.map_entry());
                     (u8::from(map_entry), first, message.field.len())
@@ -167,6 +175,7 @@ impl Table {
         message: &DescriptorProto,
         types: &BTreeMap<String, Definition<'_>>,
         indices: &HashMap<&str, u32>,
+        secret: bool,
     ) -> Result<(), Box<dyn Error>> {
         let type_index = match field.r#type() {
             Type::Message | Type::Enum => *indices.get(field.type_name()).ok_or("a type is missing")?,
@@ -187,7 +196,7 @@ impl Table {
         self.string_into(oneof.map_or("", |oneof| oneof.name()), |table| &mut table.fields)?;
         self.fields.extend(u32::try_from(field.number())?.to_le_bytes());
         self.fields.extend(type_index.to_le_bytes());
-        self.fields.extend([u8::try_from(field.r#type() as i32)?, cardinality, 0, 0]);
+        self.fields.extend([u8::try_from(field.r#type() as i32)?, cardinality, u8::from(secret), 0]);
         self.field_count += 1;
         Ok(())
     }
@@ -221,5 +230,66 @@ impl Table {
             bytes.extend(section);
         }
         bytes
+    }
+}
+
+/// The one option of fields that matters, which `prost_types` does not have since it is an extension.
+mod secret {
+    use prost::Message;
+    use std::collections::HashSet;
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(crate) struct Files {
+        #[prost(message, repeated, tag = "1")]
+        file: Vec<File>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct File {
+        #[prost(string, optional, tag = "2")]
+        package: Option<String>,
+        #[prost(message, repeated, tag = "4")]
+        messages: Vec<Type>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Type {
+        #[prost(string, optional, tag = "1")]
+        name: Option<String>,
+        #[prost(message, repeated, tag = "2")]
+        fields: Vec<Field>,
+        #[prost(message, repeated, tag = "3")]
+        nested: Vec<Type>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Field {
+        #[prost(string, optional, tag = "1")]
+        name: Option<String>,
+        #[prost(message, optional, tag = "8")]
+        options: Option<Options>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Options {
+        /// `udpa.annotations.sensitive`
+        #[prost(bool, optional, tag = "76569463")]
+        sensitive: Option<bool>,
+    }
+
+    /// Full names of the fields that are marked.
+    pub(crate) fn fields(files: &Files) -> HashSet<String> {
+        let mut found = HashSet::new();
+        for file in &files.file {
+            file.messages.iter().for_each(|message| collect(file.package(), message, &mut found));
+        }
+        found
+    }
+
+    fn collect(scope: &str, message: &Type, found: &mut HashSet<String>) {
+        let name = format!("{scope}.{}", message.name());
+        message.nested.iter().for_each(|nested| collect(&name, nested, found));
+        let marked = |field: &&Field| field.options.as_ref().is_some_and(Options::sensitive);
+        found.extend(message.fields.iter().filter(marked).map(|field| format!("{name}.{}", field.name())));
     }
 }

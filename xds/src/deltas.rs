@@ -11,7 +11,7 @@ use sixfold_core::connection::Connection;
 use sixfold_core::error::ConfigError;
 use sixfold_core::listener::NetworkFilter;
 use sixfold_core::message::Target;
-use sixfold_core::metrics::Value;
+use sixfold_core::metrics::{Distribution, Value};
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell};
@@ -100,8 +100,12 @@ impl Feed {
 
     /// Statistics that are not zero.
     fn statistics(&self) -> Vec<String> {
-        let zero =
-            |value: &Value| matches!(value, Value::Counter(0) | Value::Gauge(0) | Value::Histogram(_, 0, _));
+        let zero = |value: &Value| {
+            matches!(
+                value,
+                Value::Counter(0) | Value::Gauge(0) | Value::Histogram(Distribution { count: 0, .. })
+            )
+        };
         let samples = self.context.registry.samples().into_iter().filter(|s| !zero(&s.value));
         samples.map(|s| format!("{}: {:?}", s.name, s.value)).collect()
     }
@@ -128,7 +132,7 @@ fn shown_cluster(cluster: &sixfold_core::cluster::Cluster) -> String {
     };
     let hosts: Vec<_> = cluster.hosts.load().iter().map(show).collect();
     let gauges =
-        [&cluster.stats.membership_total, &cluster.stats.membership_healthy].map(|gauge| gauge.get());
+        [cluster.stats.membership_total(), cluster.stats.membership_healthy()].map(|gauge| gauge.get());
     let chosen = chosen(cluster);
     format!("{} {:?} {hosts:?} {gauges:?} {chosen:?}", cluster.config.name, cluster.config.connect_timeout)
 }

@@ -171,6 +171,7 @@ pub(crate) fn compile(
         balance: balance(upstream),
         source_address: None,
         tcp_keepalive: None,
+        statistics: false,
         metadata: Map::new(),
         drop_overload: 0,
         added_via_api: false,

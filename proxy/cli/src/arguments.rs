@@ -135,6 +135,9 @@ pub(crate) struct EnvoyOptions {
     /// File that the administration address is written to
     #[arg(long)]
     pub(crate) admin_address_path: Option<PathBuf>,
+    /// Name that requests to the administration interface may have as Host, beside addresses and localhost
+    #[arg(long)]
+    pub(crate) admin_host: Vec<String>,
     #[command(flatten)]
     pub(crate) accepted: AcceptedOptions,
 }

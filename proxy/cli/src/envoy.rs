@@ -11,7 +11,7 @@ use sixfold_core::document::Node;
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
-use sixfold_server::admin::{Admin, ServerInfo};
+use sixfold_server::admin::{Admin, ServerInfo, Statistics};
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
@@ -115,7 +115,9 @@ fn administration(
     };
     let admin = Admin {
         metrics: process.metrics.clone(),
-        tags,
+        tags: Arc::new(tags),
+        statistics: Statistics::new(&process.metrics),
+        hosts: options.admin_host.clone(),
         clusters: process.clusters.clone(),
         lifecycle: process.lifecycle.clone(),
         started: process.started,
@@ -205,9 +207,11 @@ impl Text {
         Ok(bootstrap::load(&self.text, &self.name, environment)?)
     }
 
-    /// As a document without places.
+    /// As a document to be shown: secrets in it are hidden.
     pub(crate) fn document(&self) -> Result<Value, Failure> {
-        Ok(Node::parse_file_text(&self.text, &self.name)?.to_json())
+        let mut document = Node::parse_file_text(&self.text, &self.name)?.to_json();
+        sixfold_xds_api::redact("envoy.config.bootstrap.v3.Bootstrap", &mut document);
+        Ok(document)
     }
 
     /// Its `node`, as `/server_info` shows it.

@@ -156,7 +156,7 @@ fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failur
     let address = address.parse().map_err(|error| config.fault(key, format!("{address}: {error}")))?;
     let path =
         attributes["export_uri"].as_str().unwrap_or(sixfold_plugins::prometheus::EXPORT_URI).to_owned();
-    let server = MetricsServer { path, exporter: Arc::new(move || metrics.render()) };
+    let server = MetricsServer { path, exporter: Arc::new(move |out| metrics.render(out)) };
     surface(config, "metrics", key, address, Arc::new(server))
 }
 

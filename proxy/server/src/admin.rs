@@ -5,8 +5,11 @@
 mod clusters;
 mod commands;
 mod process;
+mod statistics;
 #[cfg(test)]
 mod tests;
+
+pub use statistics::Statistics;
 
 use crate::surface::{Answer, Query, Reply, Surface};
 use http::{HeaderValue, Method, StatusCode, header};
@@ -14,7 +17,7 @@ use parking_lot::Mutex;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics::{Registry, TagRules};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Instant;
@@ -125,7 +128,11 @@ pub struct Admin {
     /// Statistics.
     pub metrics: Registry,
     /// How their names become labels.
-    pub tags: TagRules,
+    pub tags: Arc<TagRules>,
+    /// Those of the process itself.
+    pub statistics: Statistics,
+    /// Names that requests may have as Host, beside addresses and `localhost`.
+    pub hosts: Vec<String>,
     /// Cluster names.
     pub clusters: Arc<Clusters>,
     /// What state the process is in.
@@ -171,6 +178,12 @@ impl Admin {
             let body = format!("Method {} not allowed, POST required.", query.method);
             return Some(Reply::text(StatusCode::METHOD_NOT_ALLOWED, body));
         }
+        if !self.knows_host(query) {
+            return Some(Reply::text(
+                StatusCode::FORBIDDEN,
+                "Host must be an address, localhost or a configured name\n",
+            ));
+        }
         // A page in a browser can send requests to the machine it runs on, but not without an Origin that is
         // not ours.
         let foreign = query.headers.get(header::ORIGIN).is_some_and(|origin| {
@@ -178,6 +191,23 @@ impl Admin {
             origin.to_str().ok().and_then(|o| o.split_once("://")).is_none_or(|(_, o)| o != host)
         });
         foreign.then(|| Reply::text(StatusCode::FORBIDDEN, "requests from other origins are refused\n"))
+    }
+}
+
+impl Admin {
+    /// Whether a request names this interface as its operator does. A web page whose name was made to point here
+    /// (DNS rebinding) has an Origin and a Host that agree, but the name is its own.
+    fn knows_host(&self, query: &Query) -> bool {
+        let Some(host) = query.headers.get(header::HOST) else { return true };
+        let Ok(host) = host.to_str() else { return false };
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if !port.ends_with(']') => name,
+            _ => host,
+        };
+        let address = name.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(name);
+        address.parse::<IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 }
 

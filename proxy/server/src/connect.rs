@@ -82,11 +82,11 @@ async fn attempt(
     };
     match tls::connect(socket, &context, name.as_deref(), address, alpn).await {
         Ok((io, info)) => {
-            cluster.stats.ssl_handshake.inc();
+            cluster.stats.ssl_handshake().inc();
             Ok(Connected { io, local, alpn: info.alpn.clone(), connect_ms: 0, tls: Some(info) })
         }
         Err(reason) => {
-            cluster.stats.ssl_connection_error.inc();
+            cluster.stats.ssl_connection_error().inc();
             Err(ConnectError::Tls(reason))
         }
     }

@@ -3,6 +3,7 @@
 use crate::surface::{Answer, Query, Reply};
 use http::StatusCode;
 use parking_lot::RwLock;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 /// What the status server says: whether configuration has arrived. Cloning shares it.
@@ -49,7 +50,7 @@ impl Answer for StatusServer {
 }
 
 /// Writes what Prometheus reads.
-pub type Exporter = Arc<dyn Fn() -> String + Send + Sync>;
+pub type Exporter = Arc<dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync>;
 
 /// Serves one page of metrics (`plugin_attr.prometheus.export_addr` and `export_uri`: 127.0.0.1:9091 and
 /// `/apisix/prometheus/metrics` by default).
@@ -67,9 +68,10 @@ impl Answer for MetricsServer {
     }
 
     fn answer(&self, _: &Query) -> Reply {
+        let exporter = self.exporter.clone();
         Reply {
             content_type: "text/plain; version=0.0.4; charset=utf-8",
-            ..Reply::text(StatusCode::OK, (self.exporter)())
+            ..Reply::written(move |out| exporter(out))
         }
     }
 }

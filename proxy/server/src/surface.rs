@@ -9,17 +9,27 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Connections served at once; more wait in the accept queue.
 const MOST_CONNECTIONS: usize = 512;
+
+/// Bytes of a body that is written while it is sent, in one piece.
+const PIECE: usize = 32 << 10;
+
+/// Pieces that wait for the client.
+const PIECES: usize = 2;
+
+/// How long a client may take for one piece before the rest is not written.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,15 +76,26 @@ impl Query {
     }
 }
 
+/// Writes a body; an error ends it, and comes when nobody reads any more.
+pub type WriteBody = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
+
+/// A body.
+pub enum Content {
+    /// In one piece.
+    Whole(Bytes),
+    /// Written while it is sent, on a thread that may be busy for a while: a page of every statistic is never
+    /// in memory as a whole.
+    Written(WriteBody),
+}
+
 /// An answer.
-#[derive(Debug, Clone)]
 pub struct Reply {
     /// Status code.
     pub status: StatusCode,
     /// `content-type`
     pub content_type: &'static str,
     /// Body.
-    pub body: Bytes,
+    pub body: Content,
     /// Further headers.
     pub headers: Vec<(header::HeaderName, HeaderValue)>,
     /// Sends the body in chunks, as Envoy's administration does.
@@ -85,7 +106,14 @@ impl Reply {
     /// An answer with a text body.
     pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
         let content_type = "text/plain; charset=UTF-8";
-        Reply { status, content_type, body: body.into(), headers: Vec::new(), chunked: false }
+        let body = Content::Whole(body.into());
+        Reply { status, content_type, body, headers: Vec::new(), chunked: false }
+    }
+
+    /// An answer with a text body that is written while it is sent.
+    pub fn written(write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static) -> Reply {
+        let body = Content::Written(Box::new(write));
+        Reply { body, chunked: true, ..Reply::text(StatusCode::OK, "") }
     }
 
     /// An answer with a JSON body.
@@ -94,7 +122,10 @@ impl Reply {
     }
 
     fn into_response(self) -> Response<Payload> {
-        let mut response = Response::new(Payload { data: Some(self.body), chunked: self.chunked });
+        let mut response = Response::new(match self.body {
+            Content::Whole(data) => Payload::Whole { data: Some(data), chunked: self.chunked },
+            Content::Written(write) => Payload::Pieces(write_pieces(write)),
+        });
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
@@ -188,31 +219,101 @@ async fn respond(answer: Arc<dyn Answer>, request: &Request<Incoming>) -> Respon
     reply.into_response()
 }
 
-/// A body in one piece, with or without its length.
-struct Payload {
-    data: Option<Bytes>,
-    chunked: bool,
+/// What is sent: in one piece, with or without its length, or piece by piece.
+enum Payload {
+    Whole { data: Option<Bytes>, chunked: bool },
+    Pieces(mpsc::Receiver<Piece>),
+}
+
+/// A part of a body that is written while it is sent.
+enum Piece {
+    Data(Bytes),
+    /// Without it the body was cut off.
+    End,
 }
 
 impl Body for Payload {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.data.take().filter(|data| !data.is_empty()).map(|data| Ok(Frame::data(data))))
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match &mut *self {
+            Payload::Whole { data, .. } => {
+                let data = data.take().filter(|data| !data.is_empty());
+                Poll::Ready(data.map(|data| Ok(Frame::data(data))))
+            }
+            Payload::Pieces(pieces) => pieces.poll_recv(context).map(|piece| match piece {
+                Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+                Some(Piece::End) => None,
+                None => Some(Err(io::ErrorKind::BrokenPipe.into())),
+            }),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        !self.chunked && self.data.as_ref().is_none_or(Bytes::is_empty)
+        matches!(self, Payload::Whole { data, chunked: false } if data.as_ref().is_none_or(Bytes::is_empty))
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        match &self.data {
-            Some(data) if !self.chunked => http_body::SizeHint::with_exact(data.len() as u64),
+        match self {
+            Payload::Whole { data: Some(data), chunked: false } => {
+                http_body::SizeHint::with_exact(data.len() as u64)
+            }
             _ => http_body::SizeHint::default(),
         }
+    }
+}
+
+/// Runs `write` beside the server's thread; it waits while the client is behind.
+#[allow(clippy::disallowed_methods)]
+fn write_pieces(write: WriteBody) -> mpsc::Receiver<Piece> {
+    let (sender, pieces) = mpsc::channel(PIECES);
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let mut out = PieceWriter { sender, runtime, buffer: Vec::with_capacity(PIECE) };
+        // A client that is gone, or that takes nothing for too long, gets no end.
+        let _ = write(&mut out).and_then(|()| out.flush()).and_then(|()| out.send(Piece::End));
+    });
+    pieces
+}
+
+/// Gathers what is written into pieces.
+struct PieceWriter {
+    sender: mpsc::Sender<Piece>,
+    runtime: Handle,
+    buffer: Vec<u8>,
+}
+
+impl PieceWriter {
+    fn send(&self, piece: Piece) -> io::Result<()> {
+        let sent = self
+            .runtime
+            .block_on(async { tokio::time::timeout(PIECE_TIMEOUT, self.sender.send(piece)).await });
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+impl Write for PieceWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= PIECE {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
+        self.send(Piece::Data(piece.into()))
     }
 }

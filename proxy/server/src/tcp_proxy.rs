@@ -38,7 +38,7 @@ pub async fn serve(
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    proxy.stats.downstream_cx_total.inc();
+    proxy.stats.downstream_cx_total().inc();
     let start = Instant::from_std(connection.start);
     let deadline = proxy.max_duration.and_then(|limit| start.checked_add(limit));
     let mut session = Session::new(connection, proxy);
@@ -110,7 +110,7 @@ impl Session {
             let subset = member.map(|m| &m.metadata_match).filter(|m| !m.is_empty());
             self.stream.upstream.cluster = Some(cluster.clone());
             let Some(permit) = cluster.breaker.acquire(Resource::Connections) else {
-                cluster.stats.upstream_cx_overflow.inc();
+                cluster.stats.upstream_cx_overflow().inc();
                 return Err(Refusal::Overflow);
             };
             if self.stream.upstream.attempts >= proxy.max_connect_attempts.max(1) {
@@ -118,7 +118,7 @@ impl Session {
             }
             let subset = subset.unwrap_or(&proxy.metadata_match);
             let Some(mut flight) = self.choose_host(&cluster, subset, worker.index) else {
-                cluster.stats.upstream_cx_none_healthy.inc();
+                cluster.stats.upstream_cx_none_healthy().inc();
                 return Err(Refusal::NoHealthyUpstream);
             };
             self.begin_attempt(&mut flight);
@@ -187,14 +187,14 @@ impl Session {
 
     fn refuse(&mut self, refusal: Refusal) {
         if refusal == Refusal::NoCluster {
-            self.proxy.stats.downstream_cx_no_route.inc();
+            self.proxy.stats.downstream_cx_no_route().inc();
         }
         self.stream.flags.insert(refusal.flag());
         self.closed(&format!("tcp_initializion_failure:{}", refusal as u8));
     }
 
     fn overdue(&mut self) {
-        self.proxy.stats.max_downstream_connection_duration.inc();
+        self.proxy.stats.max_downstream_connection_duration().inc();
         self.stream.flags.insert(Flag::DT);
         self.closed("max_connection_duration_reached");
     }
@@ -220,20 +220,20 @@ impl Session {
         {
             // What a side said before it went is still passed on.
             let _flushing = (side == Side::Client).then(|| {
-                proxy.stats.upstream_flush_total.inc();
-                proxy.stats.upstream_flush_active.raise()
+                proxy.stats.upstream_flush_total().inc();
+                proxy.stats.upstream_flush_active().raise()
             });
             end = pump.flush(side, &mut watch, &mut meter).await;
         }
         drop(meter);
         if remote {
-            stats.upstream_cx_destroy_remote.inc()
+            stats.upstream_cx_destroy_remote().inc()
         } else {
-            stats.upstream_cx_destroy_local.inc()
+            stats.upstream_cx_destroy_local().inc()
         }
         match end {
             End::Idle => {
-                proxy.stats.idle_timeout.inc();
+                proxy.stats.idle_timeout().inc();
                 self.closed("tcp_session_idle_timeout");
             }
             End::Deadline => self.overdue(),

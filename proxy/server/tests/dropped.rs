@@ -147,11 +147,11 @@ impl Run {
         let work = Cut { work: Some(Box::pin(work)), polls };
         let (ended, ()) = tokio::join!(tokio::spawn(work), client);
         // Streams of HTTP/2 have tasks of their own, which hear of the end.
-        eventually(|| hcm.stats.downstream_rq_active.get() == 0).await;
-        let requests = hcm.stats.downstream_rq_total.get() as usize;
+        eventually(|| hcm.stats.downstream_rq_active().get() == 0).await;
+        let requests = hcm.stats.downstream_rq_total().get() as usize;
         let lines = std::mem::take(&mut *lines.0.lock());
         assert_eq!(lines.len(), requests, "one line a request: {lines:?}");
-        assert_eq!(hcm.stats.downstream_rq_completed.get() as usize, requests);
+        assert_eq!(hcm.stats.downstream_rq_completed().get() as usize, requests);
         if plugged {
             assert_eq!(logged.load(Relaxed), requests, "the plugin's log runs once");
         }
@@ -186,11 +186,14 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
 async fn nothing_is_counted(clusters: &Clusters, registry: &Registry, worker: Arc<Worker>) {
     drop(worker);
     let gauges = || {
-        let gauge = |sample: sixfold_core::metrics::Sample| match sample.value {
-            Value::Gauge(n) if n != 0 && !sample.name.contains(".membership_") => Some((sample.name, n)),
-            _ => None,
-        };
-        registry.samples().into_iter().filter_map(gauge).collect::<Vec<_>>()
+        let mut counted = Vec::new();
+        registry.snapshot().each(|name, value| match value {
+            Value::Gauge(n) if *n != 0 && !name.contains(".membership_") => {
+                counted.push((name.to_owned(), *n))
+            }
+            _ => {}
+        });
+        counted
     };
     eventually(|| gauges().is_empty()).await;
     clusters.all().iter().for_each(|cluster| nothing_is_held(cluster));
@@ -403,7 +406,7 @@ async fn a_tcp_connection() {
         let work = tcp_proxy::serve(io, accepted(), proxy.clone(), worker.clone(), Drain::new());
         let work = Cut { work: Some(Box::pin(work)), polls };
         let (ended, ()) = tokio::join!(tokio::spawn(work), talk(client, GET, "0\r\n\r\n"));
-        assert_eq!(lines.0.lock().len(), proxy.stats.downstream_cx_total.get() as usize);
+        assert_eq!(lines.0.lock().len(), proxy.stats.downstream_cx_total().get() as usize);
         nothing_is_counted(&clusters, &registry, worker).await;
         ended.unwrap()
     });

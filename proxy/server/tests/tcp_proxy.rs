@@ -180,18 +180,18 @@ async fn bytes_pass_both_ways_and_are_counted() {
     assert_eq!(&got, b"tcp:\0\x01\xff");
     let cluster = proxy.cluster("a");
     let host = cluster.hosts.load().iter().next().unwrap().host.clone();
-    assert_eq!((cluster.stats.upstream_cx_active.get(), host.active_connections.load(SeqCst)), (1, 1));
+    assert_eq!((cluster.stats.upstream_cx_active().get(), host.active_connections.load(SeqCst)), (1, 1));
     client.shutdown().await.unwrap();
     assert_eq!(rest(&mut client).await, b"");
     assert_eq!(proxy.log(1).await, "0 - a 1 3 7 -\n");
     let stats = &proxy.proxy.stats;
-    assert_eq!((stats.downstream_cx_total.get(), stats.downstream_cx_rx_bytes_total.get()), (1, 3));
-    assert_eq!(stats.downstream_cx_tx_bytes_total.get(), 7);
+    assert_eq!((stats.downstream_cx_total().get(), stats.downstream_cx_rx_bytes_total().get()), (1, 3));
+    assert_eq!(stats.downstream_cx_tx_bytes_total().get(), 7);
     let stats = &cluster.stats;
-    assert_eq!((stats.upstream_cx_total.get(), stats.upstream_cx_active.get()), (1, 0));
-    assert_eq!((stats.upstream_cx_tx_bytes_total.get(), stats.upstream_cx_rx_bytes_total.get()), (3, 7));
-    assert_eq!((stats.upstream_rq_total.get(), stats.upstream_rq_active.get()), (1, 0));
-    assert_eq!((stats.upstream_cx_destroy.get(), stats.upstream_cx_destroy_remote.get()), (1, 1));
+    assert_eq!((stats.upstream_cx_total().get(), stats.upstream_cx_active().get()), (1, 0));
+    assert_eq!((stats.upstream_cx_tx_bytes_total().get(), stats.upstream_cx_rx_bytes_total().get()), (3, 7));
+    assert_eq!((stats.upstream_rq_total().get(), stats.upstream_rq_active().get()), (1, 0));
+    assert_eq!((stats.upstream_cx_destroy().get(), stats.upstream_cx_destroy_remote().get()), (1, 1));
     assert_eq!((host.active_connections.load(SeqCst), host.active_requests.load(SeqCst)), (0, 0));
 }
 
@@ -201,14 +201,14 @@ async fn failures_close_the_client_without_a_word() {
     let proxy = bench.serve().await;
     assert_eq!(rest(&mut proxy.connect().await).await, b"");
     assert_eq!(proxy.log(1).await, "0 NC - 0 0 0 tcp_initializion_failure:3\n");
-    assert_eq!(proxy.proxy.stats.downstream_cx_no_route.get(), 1);
+    assert_eq!(proxy.proxy.stats.downstream_cx_no_route().get(), 1);
 
     bench = Bench::new();
     bench.cluster("a", &[], |_| {});
     let proxy = bench.serve().await;
     assert_eq!(rest(&mut proxy.connect().await).await, b"");
     assert_eq!(proxy.log(1).await, "0 UH a 0 0 0 tcp_initializion_failure:1\n");
-    assert_eq!(proxy.cluster("a").stats.upstream_cx_none_healthy.get(), 1);
+    assert_eq!(proxy.cluster("a").stats.upstream_cx_none_healthy().get(), 1);
 
     bench = Bench::new();
     bench.cluster("a", &[dead().await], |_| {});
@@ -216,7 +216,7 @@ async fn failures_close_the_client_without_a_word() {
     assert_eq!(rest(&mut proxy.connect().await).await, b"");
     assert_eq!(proxy.log(1).await, "0 UF,URX a 1 0 0 tcp_initializion_failure:0\n");
     let stats = &proxy.cluster("a").stats;
-    assert_eq!((stats.upstream_cx_connect_fail.get(), stats.upstream_cx_active.get()), (1, 0));
+    assert_eq!((stats.upstream_cx_connect_fail().get(), stats.upstream_cx_active().get()), (1, 0));
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn connecting_ends_with_the_cluster_s_timeout() {
     let proxy = bench.serve().await;
     assert_eq!(rest(&mut proxy.connect().await).await, b"");
     assert_eq!(proxy.log(1).await, "0 UF,URX a 1 0 0 tcp_initializion_failure:0\n");
-    assert_eq!(proxy.cluster("a").stats.upstream_cx_connect_timeout.get(), 1);
+    assert_eq!(proxy.cluster("a").stats.upstream_cx_connect_timeout().get(), 1);
 }
 
 #[tokio::test]
@@ -271,7 +271,7 @@ async fn the_circuit_breaker_limits_connections() {
     first.read_exact(&mut [0; 2]).await.unwrap();
     assert_eq!(rest(&mut proxy.connect().await).await, b"");
     assert_eq!(proxy.log(1).await, "0 UO a 0 0 0 tcp_initializion_failure:2\n");
-    assert_eq!(proxy.cluster("a").stats.upstream_cx_overflow.get(), 1);
+    assert_eq!(proxy.cluster("a").stats.upstream_cx_overflow().get(), 1);
     first.shutdown().await.unwrap();
     rest(&mut first).await;
     proxy.log(2).await;
@@ -304,7 +304,7 @@ async fn a_side_that_has_said_all_still_listens() {
     assert_eq!(rest(&mut up).await, b"still here");
     assert_eq!(proxy.log(2).await, "0 - a 1 8 10 -\n0 - a 1 10 3 -\n");
     let stats = &proxy.cluster("a").stats;
-    assert_eq!((stats.upstream_cx_destroy_remote.get(), stats.upstream_cx_destroy_local.get()), (1, 1));
+    assert_eq!((stats.upstream_cx_destroy_remote().get(), stats.upstream_cx_destroy_local().get()), (1, 1));
 }
 
 #[tokio::test]
@@ -322,7 +322,7 @@ async fn what_an_endpoint_said_before_it_failed_reaches_the_client() {
     drop(up);
     assert_eq!(rest(&mut client).await, b"");
     proxy.log(1).await;
-    assert_eq!(proxy.cluster("a").stats.upstream_cx_destroy_remote.get(), 1);
+    assert_eq!(proxy.cluster("a").stats.upstream_cx_destroy_remote().get(), 1);
 }
 
 #[tokio::test]
@@ -345,7 +345,7 @@ async fn silence_ends_a_connection_and_bytes_of_either_side_put_it_off() {
     assert!(start.elapsed() >= Duration::from_millis(880), "{:?}", start.elapsed());
     assert_eq!(rest(&mut up).await, b"xx");
     assert_eq!(proxy.log(1).await, "0 - a 1 2 2 tcp_session_idle_timeout\n");
-    assert_eq!(proxy.proxy.stats.idle_timeout.get(), 1);
+    assert_eq!(proxy.proxy.stats.idle_timeout().get(), 1);
 }
 
 #[tokio::test]
@@ -364,7 +364,7 @@ async fn the_longest_duration_ends_a_connection_that_is_not_idle() {
     }
     let log = proxy.log(1).await;
     assert!(log.starts_with("0 DT a 1 ") && log.ends_with(" max_connection_duration_reached\n"), "{log}");
-    assert_eq!(proxy.proxy.stats.max_downstream_connection_duration.get(), 1);
+    assert_eq!(proxy.proxy.stats.max_downstream_connection_duration().get(), 1);
 }
 
 #[tokio::test]
@@ -466,7 +466,7 @@ async fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = sent.load(SeqCst);
     assert!(before < TOTAL / 2, "{before} bytes went somewhere");
-    assert!(proxy.proxy.stats.downstream_cx_tx_bytes_buffered.get() <= 16 << 10);
+    assert!(proxy.proxy.stats.downstream_cx_tx_bytes_buffered().get() <= 16 << 10);
     let mut piece = vec![0u8; 32 << 10];
     let mut at = 0u64;
     loop {
@@ -480,5 +480,5 @@ async fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
     assert_eq!(at, TOTAL);
     drop(client);
     assert_eq!(proxy.log(1).await, format!("0 - a 1 0 {TOTAL} -\n"));
-    assert_eq!(proxy.proxy.stats.downstream_cx_tx_bytes_buffered.get(), 0);
+    assert_eq!(proxy.proxy.stats.downstream_cx_tx_bytes_buffered().get(), 0);
 }

@@ -10,6 +10,7 @@ pub mod header_ops;
 pub mod json;
 pub mod matcher;
 pub mod metadata;
+mod redact;
 pub mod refuse;
 mod schema;
 #[cfg(test)]
@@ -21,3 +22,4 @@ pub use bootstrap::{load_bootstrap, parse_bootstrap};
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.
 pub use envoy_types::pb;
 pub use json::message_from_node;
+pub use redact::redact;

@@ -6,7 +6,8 @@
 //! Layout, all numbers little endian, `str` an offset and a length (u32 each) in the string pool:
 //! counts of types, fields and values (u32); types sorted by name, `str` name, first (u32), count (u16), kind
 //! (0 message, 1 map entry, 2 enum), 0; fields, `str` name, `str` JSON name, `str` oneof or empty, number (u32),
-//! type (u32), scalar type as in descriptor.proto, cardinality (0 single, 1 repeated, 2 map), 0, 0; enum values,
+//! type (u32), scalar type as in descriptor.proto, cardinality (0 single, 1 repeated, 2 map), whether it is a secret
+//! (`udpa.annotations.sensitive`), 0; enum values,
 //! `str` name, number (i32); the string pool.
 
 static TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/schema.bin"));
@@ -34,6 +35,8 @@ pub(crate) struct FieldSchema {
     pub(crate) number: u32,
     pub(crate) kind: Kind,
     pub(crate) cardinality: Cardinality,
+    /// Whether `udpa.annotations.sensitive` marks it.
+    pub(crate) sensitive: bool,
 }
 
 /// How many values a field has.
@@ -198,6 +201,7 @@ fn field_at(offset: usize) -> FieldSchema {
             2 => Cardinality::Map,
             _ => Cardinality::Single,
         },
+        sensitive: u8_at(offset + 34) != 0,
     }
 }
 
@@ -217,6 +221,10 @@ mod tests {
         let per_filter = route.field("typedPerFilterConfig").unwrap();
         assert_eq!((per_filter.name, per_filter.cardinality), ("typed_per_filter_config", Cardinality::Map));
         assert_eq!(route.field("redirect").unwrap().oneof, "action");
+        let certificate = "envoy.extensions.transport_sockets.tls.v3.TlsCertificate";
+        let certificate = TypeSchema::message(certificate).unwrap();
+        let secret = |name| certificate.field(name).unwrap().sensitive;
+        assert_eq!((secret("private_key"), secret("certificate_chain")), (true, false));
         assert_eq!(route.field_by_number(2).unwrap().name, "route");
         assert_eq!(route.field("matches").map(|field| field.name), None);
         assert_eq!(TypeSchema::message("envoy.config.route.v3.Rout"), None);

@@ -108,6 +108,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
             .in_key("upstream_bind_config")?
             .flatten(),
         tcp_keepalive: tcp_keepalive(&keepalive(&value.upstream_connection_options)?),
+        statistics: true,
         metadata: metadata::namespaces(&value.metadata),
         drop_overload: 0,
         added_via_api: false,

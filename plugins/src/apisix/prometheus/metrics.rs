@@ -1,45 +1,31 @@
-//! The series, a shard a worker, so that requests wait for nobody.
+//! What is counted of requests, and under which labels.
 
 use super::settings::Settings;
-use parking_lot::Mutex;
 use sixfold_core::format::{Format, Variable};
 use sixfold_core::metrics::Registry;
+use sixfold_core::metrics::series::{Budget, SEPARATOR, Series};
 use sixfold_core::stream::Stream;
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::cell::RefCell;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-/// Series of one metric that a shard keeps at most.
-const MAX_SERIES: usize = 65_536;
+/// Bytes that all series may take together. What clients send may become a label by `extra_labels`.
+const MOST_BYTES: usize = 64 << 20;
 
-const SHARDS: usize = 64;
+/// Longest key buffer that a thread keeps.
+const KEPT_KEY: usize = 16 << 10;
 
 /// The metrics of the process.
 pub struct Metrics {
     pub(super) settings: Settings,
     pub(super) statistics: Registry,
-    pub(super) shards: Box<[Mutex<Shard>]>,
-    /// Requests that found no room for their series.
-    pub(super) errors: AtomicU64,
-    /// Name of the machine.
-    pub(super) host: String,
-}
-
-/// One shard's series by their label values, which are joined by [`SEPARATOR`].
-#[derive(Default)]
-pub(super) struct Shard {
+    pub(super) budget: Arc<Budget>,
     pub(super) status: Series<u64>,
     pub(super) latency: Series<Buckets>,
     pub(super) bandwidth: Series<u64>,
+    /// Name of the machine.
+    pub(super) host: String,
 }
-
-/// Values by labels, and when each was last touched.
-pub(super) type Series<T> = HashMap<Box<[u8]>, (T, Instant)>;
-
-/// Between label values; no UTF-8 text holds it.
-pub(super) const SEPARATOR: u8 = 0xFF;
 
 /// A histogram: counts a bucket, the last one without a bound; and the sum.
 #[derive(Clone, Default)]
@@ -62,11 +48,9 @@ pub(super) struct Observation<'a> {
 }
 
 thread_local! {
-    static SHARD: Cell<Option<usize>> = const { Cell::new(None) };
     static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-static NEXT_SHARD: AtomicUsize = AtomicUsize::new(0);
 static CONSUMER: LazyLock<Variable> = LazyLock::new(|| Variable::parse("consumer_name"));
 static NODE: LazyLock<Variable> = LazyLock::new(|| Variable::parse("balancer_ip"));
 static SOURCE: LazyLock<Variable> = LazyLock::new(|| Variable::parse("response_source"));
@@ -78,7 +62,7 @@ impl Observation<'_> {
     pub(super) fn of(stream: &Stream, prefer_name: bool) -> Observation<'_> {
         let route = stream.route.as_deref();
         let ids = route.map(|r| &r.ids);
-        let named = |name: &'_ std::sync::Arc<str>| prefer_name && !name.is_empty();
+        let named = |name: &'_ Arc<str>| prefer_name && !name.is_empty();
         let route_label = route.map_or("", |r| if named(&r.name) { &r.name } else { &r.ids.route });
         let service =
             ids.map_or("", |ids| if named(&ids.service_name) { &ids.service_name } else { &ids.service });
@@ -105,30 +89,26 @@ impl Observation<'_> {
 
 impl Metrics {
     pub(super) fn new(settings: Settings, statistics: Registry) -> Metrics {
-        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Metrics { settings, statistics, shards, errors: AtomicU64::new(0), host: host.trim_end().to_owned() }
-    }
-
-    fn shard(&self) -> &Mutex<Shard> {
-        let index = SHARD.with(|own| match own.get() {
-            Some(index) => index,
-            None => {
-                let index = NEXT_SHARD.fetch_add(1, Relaxed);
-                own.set(Some(index));
-                index
-            }
-        });
-        &self.shards[index % SHARDS]
+        let budget = Budget::new(MOST_BYTES);
+        let buckets = (settings.buckets.len() + 1) * size_of::<u64>();
+        Metrics {
+            status: Series::new(budget.clone(), 0, settings.status.expire),
+            latency: Series::new(budget.clone(), buckets, settings.latency.expire),
+            bandwidth: Series::new(budget.clone(), 0, settings.bandwidth.expire),
+            host: host.trim_end().to_owned(),
+            settings,
+            statistics,
+            budget,
+        }
     }
 
     /// Counts a request.
     pub(super) fn record(&self, seen: &Observation<'_>, stream: &Stream) {
         KEY.with_borrow_mut(|key| {
             let now = Instant::now();
-            let shard = &mut *self.shard().lock();
             self.status_key(key, seen, stream);
-            self.touch(&mut shard.status, key, now, |n| *n += 1);
+            self.status.touch(key, now, |n| *n += 1);
 
             let apisix = (seen.request_ms - seen.upstream_ms.unwrap_or(0.0)).max(0.0);
             let latencies = [
@@ -140,34 +120,14 @@ impl Metrics {
                 let Some(value) = value else { continue };
                 traffic_key(key, kind, seen, stream, &self.settings.latency.extra);
                 let bounds = &self.settings.buckets;
-                self.touch(&mut shard.latency, key, now, |buckets: &mut Buckets| buckets.add(bounds, value));
+                self.latency.touch(key, now, |buckets| buckets.add(bounds, value));
             }
             for (kind, value) in [("ingress", seen.ingress), ("egress", seen.egress)] {
                 traffic_key(key, kind, seen, stream, &self.settings.bandwidth.extra);
-                self.touch(&mut shard.bandwidth, key, now, |n| *n += value);
+                self.bandwidth.touch(key, now, |n| *n += value);
             }
+            key.shrink_to(KEPT_KEY);
         });
-    }
-
-    fn touch<T: Default>(
-        &self,
-        series: &mut Series<T>,
-        key: &[u8],
-        now: Instant,
-        change: impl FnOnce(&mut T),
-    ) {
-        if let Some((value, touched)) = series.get_mut(key) {
-            change(value);
-            *touched = now;
-            return;
-        }
-        if series.len() >= MAX_SERIES {
-            self.errors.fetch_add(1, Relaxed);
-            return;
-        }
-        let mut value = T::default();
-        change(&mut value);
-        series.insert(key.into(), (value, now));
     }
 
     fn status_key(&self, key: &mut Vec<u8>, seen: &Observation<'_>, stream: &Stream) {

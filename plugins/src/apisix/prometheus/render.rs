@@ -1,12 +1,9 @@
-//! The text that Prometheus reads.
+//! The text that Prometheus reads, written series by series.
 
-use super::metrics::{Buckets, Metrics, SEPARATOR, Series, Shard};
+use super::metrics::{Buckets, Metrics};
 use super::settings::MetricSettings;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder, TextEncoder};
-use sixfold_core::metrics::Value;
-use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
+use sixfold_core::metrics::series::{Labels, SEPARATOR, Series};
+use std::io::{self, Write};
 use std::time::Instant;
 
 const STATUS: [&str; 11] = [
@@ -26,151 +23,150 @@ const STATUS: [&str; 11] = [
 const TRAFFIC: [&str; 8] =
     ["type", "route", "service", "consumer", "node", "request_type", "request_llm_model", "llm_model"];
 
+/// Every label of the series in which everything is counted that found no room.
+const REST: &str = "__rest__";
+
+/// Where the page goes: the names of metrics have a prefix.
+struct Page<'a> {
+    out: &'a mut dyn Write,
+    prefix: &'a str,
+    /// Labels of the line that is made.
+    labels: String,
+}
+
 impl Metrics {
-    /// All metrics in Prometheus' text format, sorted by name.
-    pub fn render(&self) -> String {
+    /// Writes all metrics in Prometheus' text format, sorted by name; metrics without a series are left out.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn render(&self, out: &mut dyn Write) -> io::Result<()> {
+        let page = &mut Page { out, prefix: &self.settings.prefix, labels: String::new() };
         let settings = &self.settings;
-        let mut families = vec![
-            self.family(
-                ("bandwidth", "Total bandwidth in bytes consumed per service in APISIX"),
-                MetricType::COUNTER,
-                &self.merged(&settings.bandwidth, |s| &mut s.bandwidth, |a, b| *a += b),
-                |labels, value| counter(label_pairs(&TRAFFIC, &settings.bandwidth, labels), *value as f64),
-            ),
-            self.family(
-                ("http_latency", "HTTP request latency in milliseconds per service in APISIX"),
-                MetricType::HISTOGRAM,
-                &self.merged(&settings.latency, |s| &mut s.latency, Buckets::merge),
-                |labels, value| self.histogram(label_pairs(&TRAFFIC, &settings.latency, labels), value),
-            ),
-            self.family(
-                ("http_status", "HTTP status codes per service in APISIX"),
-                MetricType::COUNTER,
-                &self.merged(&settings.status, |s| &mut s.status, |a, b| *a += b),
-                |labels, value| counter(label_pairs(&STATUS, &settings.status, labels), *value as f64),
-            ),
-        ];
-        families.extend(self.process());
-        families.retain(|family| !family.get_metric().is_empty());
-        families.sort_by(|a, b| a.name().cmp(b.name()));
-        let mut out = Vec::new();
-        match TextEncoder::new().encode(&families, &mut out) {
-            Ok(()) => String::from_utf8(out).unwrap_or_default(),
-            Err(error) => {
-                tracing::error!(%error, "metrics can't be written");
-                String::new()
-            }
-        }
+        let head = ("bandwidth", "Total bandwidth in bytes consumed per service in APISIX", "counter");
+        page.series(head, &TRAFFIC, &settings.bandwidth, &self.bandwidth, |a, b| *a += b, Page::number)?;
+        let head =
+            ("http_latency", "HTTP request latency in milliseconds per service in APISIX", "histogram");
+        let histogram =
+            |page: &mut Page<'_>, name: &str, seen: &Buckets| page.histogram(name, &settings.buckets, seen);
+        page.series(head, &TRAFFIC, &settings.latency, &self.latency, Buckets::merge, histogram)?;
+        let of = |scope: &str, name: &str| self.statistics.sum(scope, name);
+        page.head("http_requests_total", "The total number of client requests", "gauge")?;
+        page.line("http_requests_total", &[], of("http.", "downstream_rq_total"))?;
+        let head = ("http_status", "HTTP status codes per service in APISIX", "counter");
+        page.series(head, &STATUS, &settings.status, &self.status, |a, b| *a += b, Page::number)?;
+        self.connections(page)?;
+        let name = "nginx_metric_errors_total";
+        page.head(name, "Number of values that found no room for a series of their own", "counter")?;
+        page.line(name, &[], self.budget.refused())?;
+        page.head("node_info", "Info of APISIX node", "gauge")?;
+        page.line("node_info", &[("hostname", &self.host), ("version", env!("CARGO_PKG_VERSION"))], 1)
     }
 
-    /// The series of all shards together; those that are over are dropped first.
-    fn merged<T: Clone + Default>(
-        &self,
-        settings: &MetricSettings,
-        of: fn(&mut Shard) -> &mut Series<T>,
-        add: fn(&mut T, &T),
-    ) -> BTreeMap<Box<[u8]>, T> {
-        let now = Instant::now();
-        let mut all = BTreeMap::new();
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            let series = of(&mut shard);
-            if let Some(expire) = settings.expire {
-                series.retain(|_, (_, touched)| now.saturating_duration_since(*touched) < expire);
-            }
-            for (labels, (value, _)) in series.iter() {
-                add(all.entry(labels.clone()).or_default(), value);
-            }
-        }
-        all
-    }
-
-    fn family<T>(
-        &self,
-        (name, help): (&str, &str),
-        kind: MetricType,
-        series: &BTreeMap<Box<[u8]>, T>,
-        metric: impl Fn(&[u8], &T) -> Metric,
-    ) -> MetricFamily {
-        let metrics = series.iter().map(|(labels, value)| metric(labels, value)).collect();
-        self.named(name, help, kind, metrics)
-    }
-
-    fn named(&self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-        let mut family = MetricFamily::default();
-        family.set_name(format!("{}{name}", self.settings.prefix));
-        family.set_help(help.to_owned());
-        family.set_field_type(kind);
-        family.set_metric(metrics);
-        family
-    }
-
-    fn histogram(&self, labels: Vec<LabelPair>, value: &Buckets) -> Metric {
-        let (mut cumulative, mut buckets) = (0, Vec::new());
-        for (bound, count) in self.settings.buckets.iter().zip(&value.counts) {
-            cumulative += count;
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(*bound);
-            bucket.set_cumulative_count(cumulative);
-            buckets.push(bucket);
-        }
-        let mut histogram = Histogram::default();
-        histogram.set_sample_count(value.counts.iter().sum());
-        histogram.set_sample_sum(value.sum);
-        histogram.set_bucket(buckets);
-        let mut metric = Metric::from_label(labels);
-        metric.set_histogram(histogram);
-        metric
-    }
-
-    /// What does not come from single requests.
-    fn process(&self) -> Vec<MetricFamily> {
-        let (mut accepted, mut active, mut requests, mut under_way) = (0, 0, 0, 0);
-        for sample in self.statistics.samples() {
-            let (Value::Counter(n) | Value::Gauge(n)) = sample.value else { continue };
-            let is = |scope: &str, name: &str| sample.name.starts_with(scope) && sample.name.ends_with(name);
-            if is("listener.", ".downstream_cx_total") {
-                accepted += n;
-            } else if is("listener.", ".downstream_cx_active") {
-                active += n;
-            } else if is("http.", ".downstream_rq_total") {
-                requests += n;
-            } else if is("http.", ".downstream_rq_active") {
-                under_way += n;
-            }
-        }
-        let waiting = active.saturating_sub(under_way);
-        let states = [
+    fn connections(&self, page: &mut Page<'_>) -> io::Result<()> {
+        let of = |scope: &str, name: &str| self.statistics.sum(scope, name);
+        let accepted = of("listener.", "downstream_cx_total");
+        let (active, under_way) =
+            (of("listener.", "downstream_cx_active"), of("http.", "downstream_rq_active"));
+        let name = "nginx_http_current_connections";
+        page.head(name, "Number of HTTP connections", "gauge")?;
+        for (state, n) in [
             ("accepted", accepted),
             ("active", active),
             ("handled", accepted),
             ("reading", 0),
-            ("waiting", waiting),
+            ("waiting", active.saturating_sub(under_way)),
             ("writing", under_way),
-        ];
-        let states = states.map(|(state, n)| gauge(vec![label("state", state)], n as f64));
-        let info = vec![label("hostname", &self.host), label("version", env!("CARGO_PKG_VERSION"))];
-        vec![
-            self.named(
-                "nginx_http_current_connections",
-                "Number of HTTP connections",
-                MetricType::GAUGE,
-                states.into(),
-            ),
-            self.named(
-                "http_requests_total",
-                "The total number of client requests",
-                MetricType::GAUGE,
-                vec![gauge(Vec::new(), requests as f64)],
-            ),
-            self.named("node_info", "Info of APISIX node", MetricType::GAUGE, vec![gauge(info, 1.0)]),
-            self.named(
-                "nginx_metric_errors_total",
-                "Number of requests whose metrics found no room",
-                MetricType::COUNTER,
-                vec![counter(Vec::new(), self.errors.load(Relaxed) as f64)],
-            ),
-        ]
+        ] {
+            page.line(name, &[("state", state)], n)?;
+        }
+        Ok(())
+    }
+}
+
+impl Page<'_> {
+    fn head(&mut self, name: &str, help: &str, kind: &str) -> io::Result<()> {
+        let prefix = self.prefix;
+        write!(self.out, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}\n")
+    }
+
+    /// All series of a metric.
+    fn series<T: Default>(
+        &mut self,
+        (name, help, kind): (&str, &str, &str),
+        labels: &[&str],
+        settings: &MetricSettings,
+        series: &Series<T>,
+        add: impl Fn(&mut T, &T),
+        mut write: impl FnMut(&mut Self, &str, &T) -> io::Result<()>,
+    ) -> io::Result<()> {
+        // A reader that is gone stops the writing, though not the visit.
+        let mut outcome = None;
+        series.each(Instant::now(), add, |values, value| {
+            if !matches!(outcome, Some(Err(_))) {
+                let head = if outcome.is_none() { self.head(name, help, kind) } else { Ok(()) };
+                self.set_labels(labels, settings, values);
+                outcome = Some(head.and_then(|()| write(self, name, value)));
+            }
+        });
+        outcome.unwrap_or(Ok(()))
+    }
+
+    fn set_labels(&mut self, names: &[&str], settings: &MetricSettings, values: &Labels) {
+        self.labels.clear();
+        let extra = settings.extra.iter().map(|(name, _)| name.as_str());
+        let names = names.iter().copied().chain(extra);
+        match values {
+            Labels::Values(values) => {
+                for (name, value) in names.zip(values.split(|byte| *byte == SEPARATOR)) {
+                    self.label(name, &String::from_utf8_lossy(value));
+                }
+            }
+            Labels::Rest => names.for_each(|name| self.label(name, REST)),
+        }
+    }
+
+    fn label(&mut self, name: &str, value: &str) {
+        if !self.labels.is_empty() {
+            self.labels.push(',');
+        }
+        self.labels.push_str(name);
+        self.labels.push_str("=\"");
+        for c in value.chars() {
+            match c {
+                '\\' => self.labels.push_str("\\\\"),
+                '"' => self.labels.push_str("\\\""),
+                '\n' => self.labels.push_str("\\n"),
+                c => self.labels.push(c),
+            }
+        }
+        self.labels.push('"');
+    }
+
+    fn number(&mut self, name: &str, value: &u64) -> io::Result<()> {
+        writeln!(self.out, "{}{name}{{{}}} {value}", self.prefix, self.labels)
+    }
+
+    /// A line that is not of a series.
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: u64) -> io::Result<()> {
+        if labels.is_empty() {
+            return writeln!(self.out, "{}{name} {value}", self.prefix);
+        }
+        self.labels.clear();
+        labels.iter().for_each(|(name, value)| self.label(name, value));
+        self.number(name, &value)
+    }
+
+    fn histogram(&mut self, name: &str, bounds: &[f64], seen: &Buckets) -> io::Result<()> {
+        let (prefix, labels) = (self.prefix, &self.labels);
+        let mut below = 0;
+        for (bound, count) in bounds.iter().zip(&seen.counts) {
+            below += count;
+            writeln!(self.out, "{prefix}{name}_bucket{{{labels},le=\"{bound}\"}} {below}")?;
+        }
+        let all: u64 = seen.counts.iter().sum();
+        writeln!(self.out, "{prefix}{name}_bucket{{{labels},le=\"+Inf\"}} {all}")?;
+        writeln!(self.out, "{prefix}{name}_sum{{{labels}}} {}", seen.sum)?;
+        writeln!(self.out, "{prefix}{name}_count{{{labels}}} {all}")
     }
 }
 
@@ -182,33 +178,4 @@ impl Buckets {
         }
         self.sum += other.sum;
     }
-}
-
-fn label(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.to_owned());
-    pair.set_value(value.to_owned());
-    pair
-}
-
-fn label_pairs(names: &[&str], settings: &MetricSettings, values: &[u8]) -> Vec<LabelPair> {
-    let names = names.iter().copied().chain(settings.extra.iter().map(|(name, _)| name.as_str()));
-    let values = values.split(|b| *b == SEPARATOR);
-    names.zip(values).map(|(name, value)| label(name, &String::from_utf8_lossy(value))).collect()
-}
-
-fn counter(labels: Vec<LabelPair>, value: f64) -> Metric {
-    let mut counter = Counter::default();
-    counter.set_value(value);
-    let mut metric = Metric::from_label(labels);
-    metric.set_counter(counter);
-    metric
-}
-
-fn gauge(labels: Vec<LabelPair>, value: f64) -> Metric {
-    let mut gauge = Gauge::default();
-    gauge.set_value(value);
-    let mut metric = Metric::from_label(labels);
-    metric.set_gauge(gauge);
-    metric
 }

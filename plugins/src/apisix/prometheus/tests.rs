@@ -44,7 +44,13 @@ fn text(attributes: Value, config: &Value, requests: &mut [Stream]) -> String {
     for stream in requests {
         plugin.log(stream, 0);
     }
-    shared(&context.shared, &context.attributes, &context.metrics).unwrap().render()
+    page(&shared(&context.shared, &context.attributes, &context.metrics).unwrap())
+}
+
+fn page(metrics: &Metrics) -> String {
+    let mut out = Vec::new();
+    metrics.render(&mut out).unwrap();
+    String::from_utf8(out).unwrap()
 }
 
 #[track_caller]
@@ -131,7 +137,30 @@ fn workers_add_up() {
             scope.spawn(move || (0..250).for_each(|_| plugin.log(&mut request(200), 0)));
         }
     });
-    let text = keeper.render();
+    let text = page(&keeper);
     let line = text.lines().find(|l| l.starts_with("apisix_http_status{")).unwrap();
     assert!(line.ends_with(" 1000"), "{line}");
+}
+
+/// A client that chooses a label could take hundreds of megabytes: the bound was a number of series for each
+/// thread and metric.
+#[test]
+fn labels_of_clients_have_a_bound_in_bytes() {
+    let extra = json!({"extra_labels": [{"tenant": "$http_x_who"}]});
+    let context =
+        BuildContext { attributes: Arc::new(json!({"metrics": {"http_status": extra}})), ..context() };
+    let plugin = build("prometheus", &json!({}), &context).unwrap();
+    let metrics = shared(&context.shared, &context.attributes, &context.metrics).unwrap();
+    let long = "x".repeat(64 << 10);
+    for nth in 0..1200 {
+        let mut request = request(200);
+        request.request.headers.push(b"x-who", format!("{nth}{long}").as_bytes());
+        plugin.log(&mut request, 0);
+    }
+    assert!(metrics.budget.used() <= 64 << 20);
+    let text = page(&metrics);
+    let rest = text.lines().find(|line| line.starts_with("apisix_http_status{code=\"__rest__\"")).unwrap();
+    let rest: u64 = rest.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(rest > 0 && rest < 1200, "{rest}");
+    has(&text, &format!("apisix_nginx_metric_errors_total {rest}"));
 }

@@ -197,7 +197,7 @@ impl<A: Algorithm> Leveled<A> {
             Class::Healthy => &level.healthy,
             Class::Degraded => &level.degraded,
             Class::All => {
-                self.stats.lb_healthy_panic.inc();
+                self.stats.lb_healthy_panic().inc();
                 if self.config.fail_on_panic {
                     return None;
                 }

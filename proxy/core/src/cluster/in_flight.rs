@@ -115,8 +115,8 @@ impl InFlight {
             return;
         }
         let stats = &self.cluster.stats;
-        stats.upstream_rq_total.inc();
-        stats.upstream_rq_active.inc();
+        stats.upstream_rq_total().inc();
+        stats.upstream_rq_active().inc();
         self.member.host.active_requests.fetch_add(1, Relaxed);
         self.member.host.total_requests.fetch_add(1, Relaxed);
     }
@@ -138,7 +138,7 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let mut elapsed = Duration::ZERO;
         if let Some(began) = self.began {
-            self.cluster.stats.upstream_rq_active.dec();
+            self.cluster.stats.upstream_rq_active().dec();
             self.member.host.active_requests.fetch_sub(1, Relaxed);
             elapsed = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(began);
         }
@@ -203,12 +203,12 @@ mod tests {
         assert_eq!(host.active_requests.load(Relaxed), 0, "it is only chosen");
         first.begin(Instant::now());
         first.begin(Instant::now());
-        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active.get()), (1, 1));
+        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active().get()), (1, 1));
         // The balancer counts the choice: the next one goes to the other host, and back once it is dropped.
         let second = choose(&cluster);
         assert_ne!(second.host().id, host.id);
         drop(first);
-        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active.get()), (0, 0));
+        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active().get()), (0, 0));
         assert_eq!((host.total_requests.load(Relaxed), host.failed_requests.load(Relaxed)), (1, 0));
         let third = choose(&cluster);
         assert_eq!(third.host().id, host.id, "the balancer heard of the end");

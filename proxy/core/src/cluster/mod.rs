@@ -168,6 +168,8 @@ pub struct ClusterConfig {
     pub source_address: Option<std::net::SocketAddr>,
     /// TCP keep-alive of upstream connections: idle time, interval, probes.
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Whether its statistics are counted: those of APISIX's upstreams no surface shows.
+    pub statistics: bool,
     /// Metadata by namespace (`%CLUSTER_METADATA%`).
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
@@ -205,6 +207,7 @@ impl ClusterConfig {
             balance: crate::balance::BalanceConfig::default(),
             source_address: None,
             tcp_keepalive: None,
+            statistics: true,
             metadata: serde_json::Map::new(),
             drop_overload: 0,
             added_via_api: false,
@@ -322,6 +325,7 @@ impl Cluster {
     ) -> Result<Arc<Cluster>, String> {
         let stats = match previous {
             Some(old) if old.config.observability_name == config.observability_name => old.stats.clone(),
+            _ if !config.statistics => Arc::new(ClusterStats::none()),
             _ => Arc::new(ClusterStats::named(registry, &config.observability_name)),
         };
         let before = previous.map(|c| c.hosts.load_full());
@@ -390,16 +394,16 @@ impl Cluster {
     /// Tells hosts and statistics of the endpoints that are in force now.
     fn show(&self, set: &HostSet, before: Option<&HostSet>) {
         if set.mark(before) {
-            self.stats.membership_change.inc();
+            self.stats.membership_change().inc();
         }
         self.count_members(set);
     }
 
     fn count_members(&self, set: &HostSet) {
-        self.stats.membership_total.set(set.total() as u64);
-        self.stats.membership_healthy.set(set.healthy() as u64);
-        self.stats.membership_degraded.set(set.degraded() as u64);
-        self.stats.membership_excluded.set(set.excluded() as u64);
+        self.stats.membership_total().set(set.total() as u64);
+        self.stats.membership_healthy().set(set.healthy() as u64);
+        self.stats.membership_degraded().set(set.degraded() as u64);
+        self.stats.membership_excluded().set(set.excluded() as u64);
     }
 }
 

@@ -44,9 +44,14 @@ impl ClusterStats {
         ClusterStats(ClusterCounts::new(registry, &format!("cluster.{name}.")))
     }
 
+    /// Statistics that nobody counts, for a source whose surfaces show none.
+    pub fn none() -> ClusterStats {
+        ClusterStats(ClusterCounts::none())
+    }
+
     /// Counts a completed request by its status: code, class and completion.
     pub fn count_status(&self, status: u16) {
-        self.upstream_rq_completed.inc();
+        self.upstream_rq_completed().inc();
         if let Some(class) = self.class(status) {
             class.inc();
         }
@@ -55,35 +60,35 @@ impl ClusterStats {
         }
     }
 
-    fn class(&self, status: u16) -> Option<&Counter> {
+    fn class(&self, status: u16) -> Option<Counter<'_>> {
         Some(match status / 100 {
-            1 => &self.upstream_rq_1xx,
-            2 => &self.upstream_rq_2xx,
-            3 => &self.upstream_rq_3xx,
-            4 => &self.upstream_rq_4xx,
-            5 => &self.upstream_rq_5xx,
+            1 => self.upstream_rq_1xx(),
+            2 => self.upstream_rq_2xx(),
+            3 => self.upstream_rq_3xx(),
+            4 => self.upstream_rq_4xx(),
+            5 => self.upstream_rq_5xx(),
             _ => return None,
         })
     }
 
-    fn code(&self, status: u16) -> Option<&Counter> {
+    fn code(&self, status: u16) -> Option<Counter<'_>> {
         Some(match status {
-            200 => &self.upstream_rq_200,
-            201 => &self.upstream_rq_201,
-            204 => &self.upstream_rq_204,
-            301 => &self.upstream_rq_301,
-            302 => &self.upstream_rq_302,
-            304 => &self.upstream_rq_304,
-            400 => &self.upstream_rq_400,
-            401 => &self.upstream_rq_401,
-            403 => &self.upstream_rq_403,
-            404 => &self.upstream_rq_404,
-            409 => &self.upstream_rq_409,
-            429 => &self.upstream_rq_429,
-            500 => &self.upstream_rq_500,
-            502 => &self.upstream_rq_502,
-            503 => &self.upstream_rq_503,
-            504 => &self.upstream_rq_504,
+            200 => self.upstream_rq_200(),
+            201 => self.upstream_rq_201(),
+            204 => self.upstream_rq_204(),
+            301 => self.upstream_rq_301(),
+            302 => self.upstream_rq_302(),
+            304 => self.upstream_rq_304(),
+            400 => self.upstream_rq_400(),
+            401 => self.upstream_rq_401(),
+            403 => self.upstream_rq_403(),
+            404 => self.upstream_rq_404(),
+            409 => self.upstream_rq_409(),
+            429 => self.upstream_rq_429(),
+            500 => self.upstream_rq_500(),
+            502 => self.upstream_rq_502(),
+            503 => self.upstream_rq_503(),
+            504 => self.upstream_rq_504(),
             _ => return None,
         })
     }

@@ -76,23 +76,23 @@ fn what_is_put_in_force_counts() {
     let registry = Registry::new();
     let cell = Clusters::default().cell("c");
     let first = cluster(vec![endpoint(1, 1), endpoint(2, 1)], None, &registry);
-    assert_eq!(first.stats.membership_total.get(), 0);
+    assert_eq!(first.stats.membership_total().get(), 0);
     cell.swap(Some(first.clone()));
-    assert_eq!((first.stats.membership_total.get(), first.stats.membership_change.get()), (2, 1));
+    assert_eq!((first.stats.membership_total().get(), first.stats.membership_change().get()), (2, 1));
     let draining = HostConfig { health: EdsHealth::Draining, ..endpoint(2, 5) };
     let second = cluster(vec![endpoint(1, 3), draining], Some(&first), &registry);
     cell.swap(Some(second.clone()));
     let stats = &second.stats;
     let members =
-        (stats.membership_total.get(), stats.membership_healthy.get(), stats.membership_excluded.get());
-    assert_eq!((members, stats.membership_change.get()), ((2, 1, 1), 1));
+        (stats.membership_total().get(), stats.membership_healthy().get(), stats.membership_excluded().get());
+    assert_eq!((members, stats.membership_change().get()), ((2, 1, 1), 1));
     assert_eq!(member(&first, 1).host.id, member(&second, 1).host.id);
     assert_eq!((member(&first, 1).weight, member(&second, 1).weight), (1, 3));
     // Late news of a replaced cluster count no more.
     first.update_hosts(vec![]);
-    assert_eq!(stats.membership_total.get(), 2);
+    assert_eq!(stats.membership_total().get(), 2);
     cell.swap(None);
-    assert_eq!(stats.membership_total.get(), 0);
+    assert_eq!(stats.membership_total().get(), 0);
 }
 
 #[test]

@@ -36,10 +36,10 @@ impl ConnectionGuard for ConnectionLimit {
     fn admit(&self, _connection: &Connection) -> Admission {
         if self.used.count.fetch_add(1, Relaxed) >= self.max {
             self.used.count.fetch_sub(1, Relaxed);
-            self.used.stats.limited_connections.inc();
+            self.used.stats.limited_connections().inc();
             return Admission::Refused(self.delay);
         }
-        self.used.stats.active_connections.inc();
+        self.used.stats.active_connections().inc();
         Admission::Allowed(Some(Box::new(Place(self.used.clone()))))
     }
 }
@@ -56,6 +56,6 @@ struct Place(Arc<Used>);
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Relaxed);
-        self.0.stats.active_connections.dec();
+        self.0.stats.active_connections().dec();
     }
 }

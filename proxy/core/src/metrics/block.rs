@@ -1,7 +1,9 @@
 //! Blocks of statistics that a resource declares once.
 
-use super::{Cells, Counter, Gauge, HISTOGRAM_SLOTS, Histogram};
-use std::sync::Arc;
+use super::{BUCKETS, HISTOGRAM_SLOTS, Histogram, Value, shard, shards};
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 /// What a statistic is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,27 +16,34 @@ pub enum Kind {
     Histogram,
 }
 
-/// One statistic of a block: its name below the block's prefix, and its kind.
+/// One statistic of a block: its name below the block's prefix, its kind, and where its value is.
 #[derive(Clone, Copy, Debug)]
 pub struct StatDef {
     /// As Envoy spells it, such as `upstream_rq_total`.
     pub name: &'static str,
     /// Counter, gauge or histogram.
     pub kind: Kind,
+    /// First of its slots in a shard.
+    pub slot: usize,
 }
 
 /// The values of a resource's statistics under one prefix such as `cluster.a.`.
+///
+/// A shard is made when its worker counts something for the first time: what no worker uses costs its name.
 pub struct Block {
     prefix: Box<str>,
     defs: &'static [StatDef],
-    cells: Arc<Cells>,
+    /// One for each worker behind one for all other threads.
+    shards: Box<[OnceLock<Box<[AtomicU64]>>]>,
+    /// Values when counters were last reset: workers never have their shards written by others.
+    reset: Mutex<Option<Box<[u64]>>>,
 }
 
 impl Block {
     /// A block of zeros.
     pub fn new(prefix: &str, defs: &'static [StatDef]) -> Arc<Block> {
-        let slots = defs.iter().map(slots).sum();
-        Arc::new(Block { prefix: prefix.into(), defs, cells: Cells::new(slots) })
+        let shards = (0..shards()).map(|_| OnceLock::new()).collect();
+        Arc::new(Block { prefix: prefix.into(), defs, shards, reset: Mutex::new(None) })
     }
 
     /// With its final dot, such as `cluster.a.`.
@@ -47,67 +56,131 @@ impl Block {
         self.defs
     }
 
-    fn slot(&self, index: usize) -> usize {
-        self.defs.iter().take(index).map(slots).sum()
+    /// Slots of a shard.
+    fn slots(&self) -> usize {
+        self.defs.last().map_or(0, |def| def.slot + slots(def.kind))
     }
 
-    /// The counter at `index` of the definitions.
-    pub fn counter(&self, index: usize) -> Counter {
-        Counter { cells: self.cells.clone(), slot: self.slot(index) }
+    #[inline]
+    pub(super) fn add(&self, slot: usize, n: u64) {
+        let own = shard();
+        match self.shards.get(own) {
+            Some(shard) if own != 0 => {
+                // This thread alone writes here.
+                let Some(cell) = self.cells(shard).get(slot) else { return };
+                cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
+            }
+            _ => {
+                let Some(shared) = self.shards.first() else { return };
+                if let Some(cell) = self.cells(shared).get(slot) {
+                    cell.fetch_add(n, Relaxed);
+                }
+            }
+        }
     }
-    /// The gauge at `index` of the definitions.
-    pub fn gauge(&self, index: usize) -> Gauge {
-        Gauge { cells: self.cells.clone(), slot: self.slot(index) }
+
+    #[inline]
+    fn cells<'a>(&self, shard: &'a OnceLock<Box<[AtomicU64]>>) -> &'a [AtomicU64] {
+        shard.get_or_init(|| (0..self.slots()).map(|_| AtomicU64::new(0)).collect())
     }
-    /// The histogram at `index` of the definitions.
-    pub fn histogram(&self, index: usize) -> Histogram {
-        Histogram { cells: self.cells.clone(), slot: self.slot(index) }
+
+    /// The sum over all threads.
+    pub(super) fn sum(&self, slot: usize) -> u64 {
+        let cells = self.shards.iter().filter_map(OnceLock::get);
+        cells.filter_map(|cells| cells.get(slot)).fold(0, |sum, cell| sum.wrapping_add(cell.load(Relaxed)))
+    }
+
+    /// The value of a statistic of the block; a counter's since the last reset.
+    pub fn value(&self, def: &StatDef) -> Value {
+        match def.kind {
+            Kind::Counter => {
+                let before = self.reset.lock().as_ref().and_then(|values| values.get(def.slot).copied());
+                Value::Counter(self.sum(def.slot).wrapping_sub(before.unwrap_or(0)))
+            }
+            Kind::Gauge => Value::Gauge((self.sum(def.slot) as i64).max(0) as u64),
+            Kind::Histogram => Value::Histogram(Histogram { block: Some(self), slot: def.slot }.get()),
+        }
+    }
+
+    /// Makes every counter begin at zero again.
+    pub(super) fn reset_counters(&self) {
+        let values = (0..self.slots()).map(|slot| self.sum(slot)).collect();
+        *self.reset.lock() = Some(values);
+    }
+
+    /// Shards that have been made.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> usize {
+        self.shards.iter().filter(|shard| shard.get().is_some()).count()
     }
 }
 
-fn slots(def: &StatDef) -> usize {
-    match def.kind {
+/// Slots that a statistic takes.
+const fn slots(kind: Kind) -> usize {
+    match kind {
         Kind::Counter | Kind::Gauge => 1,
         Kind::Histogram => HISTOGRAM_SLOTS,
     }
 }
 
-/// Declares a struct of statistics with `new(&Registry, prefix)`:
-/// `stat_block! { /// docs  pub struct ClusterStats { counters: [a, b], gauges: [c], histograms: [d] } }`.
+/// The first slot of the statistic at `index`, when `singles` counters and gauges come before the histograms.
+#[doc(hidden)]
+pub const fn slot(index: usize, singles: usize) -> usize {
+    if index <= singles { index } else { singles + (index - singles) * HISTOGRAM_SLOTS }
+}
+
+const _: () = assert!(HISTOGRAM_SLOTS == BUCKETS.len() + 2);
+
+/// Declares a struct of statistics with `new(&Registry, prefix)` and a method for each statistic:
+/// `stat_block! { /// docs  pub struct ClusterStats { counters: [a, b], gauges: [c], histograms: [d] } }`
+/// has `stats.a().inc()`. The struct is one pointer; which slot a statistic has is known when it is compiled.
 #[macro_export]
 macro_rules! stat_block {
     ($(#[$meta:meta])* pub struct $name:ident {
         counters: [$($c:ident),* $(,)?], gauges: [$($g:ident),* $(,)?], histograms: [$($h:ident),* $(,)?] $(,)?
     }) => {
         $(#[$meta])*
-        #[allow(missing_docs, unreachable_pub)]
-        pub struct $name {
-            $(pub $c: $crate::metrics::Counter,)*
-            $(pub $g: $crate::metrics::Gauge,)*
-            $(pub $h: $crate::metrics::Histogram,)*
-            _block: std::sync::Arc<$crate::metrics::Block>,
-        }
-
+        #[derive(Clone)]
         #[allow(unreachable_pub)]
-        impl $name {
-            const DEFS: &'static [$crate::metrics::StatDef] = &[
-                $($crate::metrics::StatDef { name: stringify!($c), kind: $crate::metrics::Kind::Counter },)*
-                $($crate::metrics::StatDef { name: stringify!($g), kind: $crate::metrics::Kind::Gauge },)*
-                $($crate::metrics::StatDef { name: stringify!($h), kind: $crate::metrics::Kind::Histogram },)*
+        pub struct $name(Option<std::sync::Arc<$crate::metrics::Block>>);
+
+        const _: () = {
+            #[allow(unused_imports)]
+            use $crate::metrics::{Block, Counter, Gauge, Histogram, Kind, Registry, StatDef, block_slot};
+
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            enum Stat { $($c,)* $($g,)* $($h,)* }
+
+            const SINGLES: usize = <[&str]>::len(&[$(stringify!($c),)* $(stringify!($g),)*]);
+
+            const DEFS: &[StatDef] = &[
+                $(StatDef { name: stringify!($c), kind: Kind::Counter, slot: block_slot(Stat::$c as usize, SINGLES) },)*
+                $(StatDef { name: stringify!($g), kind: Kind::Gauge, slot: block_slot(Stat::$g as usize, SINGLES) },)*
+                $(StatDef { name: stringify!($h), kind: Kind::Histogram, slot: block_slot(Stat::$h as usize, SINGLES) },)*
             ];
 
-            /// Zeros under `prefix` (with its final dot), visible in `registry` for as long as this lives.
-            pub fn new(registry: &$crate::metrics::Registry, prefix: &str) -> Self {
-                let block = registry.register($crate::metrics::Block::new(prefix, Self::DEFS));
-                #[allow(unused_mut, unused_variables)]
-                let mut index = 0..Self::DEFS.len();
-                $name {
-                    $($c: block.counter(index.next().unwrap_or_default()),)*
-                    $($g: block.gauge(index.next().unwrap_or_default()),)*
-                    $($h: block.histogram(index.next().unwrap_or_default()),)*
-                    _block: block,
+            #[allow(missing_docs, unreachable_pub, dead_code)]
+            impl $name {
+                /// Zeros under `prefix` (with its final dot), visible in `registry` for as long as this lives.
+                pub fn new(registry: &Registry, prefix: &str) -> Self {
+                    $name(Some(registry.register(Block::new(prefix, DEFS))))
                 }
+
+                /// Counts nothing and costs nothing, for a resource whose statistics nobody shows.
+                pub fn none() -> Self {
+                    $name(None)
+                }
+
+                $(#[inline] pub fn $c(&self) -> Counter<'_> {
+                    Counter::new(self.0.as_deref(), block_slot(Stat::$c as usize, SINGLES))
+                })*
+                $(#[inline] pub fn $g(&self) -> Gauge<'_> {
+                    Gauge::new(self.0.as_deref(), block_slot(Stat::$g as usize, SINGLES))
+                })*
+                $(#[inline] pub fn $h(&self) -> Histogram<'_> {
+                    Histogram::new(self.0.as_deref(), block_slot(Stat::$h as usize, SINGLES))
+                })*
             }
-        }
+        };
     };
 }

@@ -3,20 +3,26 @@
 //! A worker thread writes only its own shard, so counting costs a load and a store without a locked
 //! instruction; every other thread shares shard 0. Readers add the shards up. A resource declares its
 //! statistics as one block ([`stat_block!`]): the names are static text, the values one small allocation a
-//! shard, and dropping the resource drops its statistics.
+//! shard that is made when something is counted, and dropping the resource drops its statistics.
+//!
+//! What has labels that are known only when a request comes is a [`series::Series`].
 
 mod block;
 mod registry;
 pub mod render;
+pub mod series;
+mod snapshot;
 mod tags;
 
+#[doc(hidden)]
+pub use block::slot as block_slot;
 pub use block::{Block, Kind, StatDef};
-pub use registry::{Registry, Sample, Value};
+pub use registry::Registry;
+pub use snapshot::{Sample, Snapshot};
 pub use tags::{StatsFilter, TagRules, Tagged};
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 static SHARDS: AtomicUsize = AtomicUsize::new(1);
 
@@ -32,7 +38,12 @@ pub fn set_workers(workers: usize) {
 
 /// Number of workers that [`set_workers`] was told, at least 1: how many copies per-worker state has.
 pub fn workers() -> usize {
-    SHARDS.load(Relaxed).saturating_sub(1).max(1)
+    shards().saturating_sub(1).max(1)
+}
+
+/// Number of shards: one for each worker, and one for all other threads.
+pub(crate) fn shards() -> usize {
+    SHARDS.load(Relaxed)
 }
 
 /// Makes the calling thread worker number `worker` (from 0) for the rest of its life. No two threads may
@@ -47,113 +58,115 @@ pub fn shard() -> usize {
     SHARD.with(Cell::get)
 }
 
-/// The values of one block: `slots` numbers a shard.
-pub(crate) struct Cells {
-    shards: Box<[Box<[AtomicU64]>]>,
+/// A statistic's value at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value {
+    /// Of a counter.
+    Counter(u64),
+    /// Of a gauge.
+    Gauge(u64),
+    /// Of a histogram.
+    Histogram(Distribution),
 }
 
-impl Cells {
-    pub(crate) fn new(slots: usize) -> Arc<Cells> {
-        let shard = || (0..slots).map(|_| AtomicU64::new(0)).collect();
-        Arc::new(Cells { shards: (0..SHARDS.load(Relaxed)).map(|_| shard()).collect() })
-    }
-
-    #[inline]
-    fn add(&self, slot: usize, n: u64) {
-        let shard = shard();
-        match self.shards.get(shard) {
-            Some(cells) if shard != 0 => {
-                let cell = &cells[slot];
-                cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
-            }
-            _ => {
-                self.shards[0][slot].fetch_add(n, Relaxed);
-            }
-        }
-    }
-
-    fn sum(&self, slot: usize) -> u64 {
-        self.shards.iter().fold(0u64, |sum, cells| sum.wrapping_add(cells[slot].load(Relaxed)))
-    }
+/// What a histogram has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Distribution {
+    /// Cumulative counts for [`BUCKETS`].
+    pub below: [u64; BUCKETS.len()],
+    /// Count of all.
+    pub count: u64,
+    /// Sum of all.
+    pub sum: u64,
 }
 
 /// A number that only grows.
-#[derive(Clone)]
-pub struct Counter {
-    cells: Arc<Cells>,
+#[derive(Clone, Copy)]
+pub struct Counter<'a> {
+    block: Option<&'a Block>,
     slot: usize,
 }
 
-impl Counter {
-    /// A counter that belongs to no registry.
-    pub fn standalone() -> Counter {
-        Counter { cells: Cells::new(1), slot: 0 }
+impl<'a> Counter<'a> {
+    #[doc(hidden)]
+    #[inline]
+    pub fn new(block: Option<&'a Block>, slot: usize) -> Self {
+        Counter { block, slot }
     }
     /// Adds one.
     #[inline]
-    pub fn inc(&self) {
-        self.cells.add(self.slot, 1);
+    pub fn inc(self) {
+        self.add(1);
     }
     /// Adds `n`.
     #[inline]
-    pub fn add(&self, n: u64) {
-        self.cells.add(self.slot, n);
+    pub fn add(self, n: u64) {
+        if let Some(block) = self.block {
+            block.add(self.slot, n);
+        }
     }
-    /// The sum over all threads.
-    pub fn get(&self) -> u64 {
-        self.cells.sum(self.slot)
+    /// The sum over all threads, resets aside.
+    pub fn get(self) -> u64 {
+        self.block.map_or(0, |block| block.sum(self.slot))
     }
 }
 
 /// A number that goes up and down.
-#[derive(Clone)]
-pub struct Gauge {
-    cells: Arc<Cells>,
+#[derive(Clone, Copy)]
+pub struct Gauge<'a> {
+    block: Option<&'a Block>,
     slot: usize,
 }
 
-impl Gauge {
-    /// A gauge that belongs to no registry.
-    pub fn standalone() -> Gauge {
-        Gauge { cells: Cells::new(1), slot: 0 }
+impl<'a> Gauge<'a> {
+    #[doc(hidden)]
+    #[inline]
+    pub fn new(block: Option<&'a Block>, slot: usize) -> Self {
+        Gauge { block, slot }
     }
     /// Adds one.
     #[inline]
-    pub fn inc(&self) {
-        self.cells.add(self.slot, 1);
+    pub fn inc(self) {
+        self.add(1);
     }
     /// Takes one away.
     #[inline]
-    pub fn dec(&self) {
-        self.cells.add(self.slot, u64::MAX);
+    pub fn dec(self) {
+        self.add(-1);
     }
     /// Adds `n`, which may be negative.
     #[inline]
-    pub fn add(&self, n: i64) {
-        if n != 0 {
-            self.cells.add(self.slot, n as u64);
+    pub fn add(self, n: i64) {
+        if let Some(block) = self.block
+            && n != 0
+        {
+            block.add(self.slot, n as u64);
         }
     }
     /// Adds one for as long as the guard lives: how everything that begins and ends is counted.
     #[inline]
-    pub fn raise(&self) -> Raised<'_> {
+    pub fn raise(self) -> Raised<'a> {
         self.inc();
         Raised(self)
     }
     /// Makes the value `n`; for gauges that one control thread alone writes.
-    pub fn set(&self, n: u64) {
-        let now = self.get();
-        self.cells.add(self.slot, n.wrapping_sub(now));
+    pub fn set(self, n: u64) {
+        if let Some(block) = self.block {
+            let change = n.wrapping_sub(block.sum(self.slot));
+            if change != 0 {
+                block.add(self.slot, change);
+            }
+        }
     }
     /// The sum over all threads; never below zero once every writer has settled.
-    pub fn get(&self) -> u64 {
-        (self.cells.sum(self.slot) as i64).max(0) as u64
+    pub fn get(self) -> u64 {
+        self.block.map_or(0, |block| (block.sum(self.slot) as i64).max(0) as u64)
     }
 }
 
 /// One in a gauge; dropping it takes it away, wherever that happens.
 #[must_use]
-pub struct Raised<'a>(&'a Gauge);
+pub struct Raised<'a>(Gauge<'a>);
 
 impl Drop for Raised<'_> {
     #[inline]
@@ -172,29 +185,36 @@ pub const BUCKETS: [f64; 19] = [
 pub(crate) const HISTOGRAM_SLOTS: usize = BUCKETS.len() + 2;
 
 /// A distribution over Envoy's fixed buckets, usually of milliseconds.
-#[derive(Clone)]
-pub struct Histogram {
-    cells: Arc<Cells>,
+#[derive(Clone, Copy)]
+pub struct Histogram<'a> {
+    block: Option<&'a Block>,
     slot: usize,
 }
 
-impl Histogram {
+impl<'a> Histogram<'a> {
+    #[doc(hidden)]
+    #[inline]
+    pub fn new(block: Option<&'a Block>, slot: usize) -> Self {
+        Histogram { block, slot }
+    }
     /// Counts one observation.
     #[inline]
-    pub fn record(&self, value: u64) {
+    pub fn record(self, value: u64) {
+        let Some(block) = self.block else { return };
         let bucket = BUCKETS.iter().position(|b| value as f64 <= *b).unwrap_or(BUCKETS.len());
-        self.cells.add(self.slot + bucket, 1);
-        self.cells.add(self.slot + BUCKETS.len() + 1, value);
+        block.add(self.slot + bucket, 1);
+        block.add(self.slot + BUCKETS.len() + 1, value);
     }
-    /// Cumulative counts for [`BUCKETS`], then the count of all, then the sum.
-    pub fn get(&self) -> (Vec<u64>, u64, u64) {
-        let mut total = 0;
-        let mut cumulative = Vec::with_capacity(BUCKETS.len());
-        for i in 0..BUCKETS.len() {
-            total += self.cells.sum(self.slot + i);
-            cumulative.push(total);
+    /// What was observed over all threads.
+    pub fn get(self) -> Distribution {
+        let sum = |offset: usize| self.block.map_or(0, |block| block.sum(self.slot + offset));
+        let mut seen = Distribution::default();
+        for (bucket, below) in seen.below.iter_mut().enumerate() {
+            seen.count += sum(bucket);
+            *below = seen.count;
         }
-        total += self.cells.sum(self.slot + BUCKETS.len());
-        (cumulative, total, self.cells.sum(self.slot + BUCKETS.len() + 1))
+        seen.count += sum(BUCKETS.len());
+        seen.sum = sum(BUCKETS.len() + 1);
+        seen
     }
 }

@@ -1,36 +1,13 @@
 //! All statistics of the process.
 
-use super::{Block, Kind};
+use super::{Block, Kind, Sample, Snapshot};
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 /// Every live block. Cloning shares it.
 #[derive(Clone, Default)]
 pub struct Registry {
     blocks: Arc<Mutex<Vec<Weak<Block>>>>,
-    /// Values of counters when they were last reset: workers never have their shards written by others.
-    reset: Arc<Mutex<HashMap<String, u64>>>,
-}
-
-/// A statistic's value at one moment.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// Of a counter.
-    Counter(u64),
-    /// Of a gauge.
-    Gauge(u64),
-    /// Cumulative counts a bucket of [`super::BUCKETS`], count of all, sum.
-    Histogram(Vec<u64>, u64, u64),
-}
-
-/// One statistic with its full name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
-    /// Prefix and name, such as `cluster.a.upstream_rq_total`.
-    pub name: String,
-    /// Its value.
-    pub value: Value,
 }
 
 impl Registry {
@@ -50,103 +27,99 @@ impl Registry {
         block
     }
 
+    fn live(&self) -> Vec<Arc<Block>> {
+        self.blocks.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Makes every counter begin at zero again (`POST /reset_counters`).
     pub fn reset_counters(&self) {
-        let counters = self.totals().into_iter().filter_map(|sample| match sample.value {
-            Value::Counter(n) => Some((sample.name, n)),
-            _ => None,
-        });
-        *self.reset.lock() = counters.collect();
+        self.live().iter().for_each(|block| block.reset_counters());
     }
 
-    /// Every statistic since the last reset, sorted by name.
+    /// Every statistic, in the order of the names.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.live())
+    }
+
+    /// Every statistic with a string for its name, which is for few of them or for tests.
     pub fn samples(&self) -> Vec<Sample> {
-        let mut samples = self.totals();
-        let reset = self.reset.lock();
-        for sample in samples.iter_mut().filter(|_| !reset.is_empty()) {
-            if let (Value::Counter(n), Some(before)) = (&mut sample.value, reset.get(&sample.name)) {
-                // A counter that is lower belongs to a new resource of that name.
-                *n = n.checked_sub(*before).unwrap_or(*n);
-            }
-        }
-        samples
+        let mut all = Vec::new();
+        self.snapshot().each(|name, value| all.push(Sample { name: name.to_owned(), value: *value }));
+        all
     }
 
-    /// Every statistic, sorted by name. Blocks of one prefix (an old and a new generation of a resource)
-    /// are added up.
-    fn totals(&self) -> Vec<Sample> {
-        let blocks: Vec<Arc<Block>> = self.blocks.lock().iter().filter_map(Weak::upgrade).collect();
-        let mut samples: Vec<Sample> = Vec::new();
-        for block in blocks {
-            for (i, def) in block.defs().iter().enumerate() {
-                let value = match def.kind {
-                    Kind::Counter => Value::Counter(block.counter(i).get()),
-                    Kind::Gauge => Value::Gauge(block.gauge(i).get()),
-                    Kind::Histogram => {
-                        let (buckets, count, sum) = block.histogram(i).get();
-                        Value::Histogram(buckets, count, sum)
-                    }
-                };
-                samples.push(Sample { name: format!("{}{}", block.prefix(), def.name), value });
-            }
-        }
-        samples.sort_by(|a, b| a.name.cmp(&b.name));
-        samples.dedup_by(|next, first| next.name == first.name && add(&mut first.value, &next.value));
-        samples
+    /// The sum of one counter or gauge over all blocks whose prefix begins with `scope`, resets aside.
+    pub fn sum(&self, scope: &str, name: &str) -> u64 {
+        let value = |block: &Arc<Block>| {
+            let def = block.defs().iter().find(|def| def.name == name && def.kind != Kind::Histogram)?;
+            Some((block.sum(def.slot) as i64).max(0) as u64)
+        };
+        self.live().iter().filter(|block| block.prefix().starts_with(scope)).filter_map(value).sum()
     }
-}
-
-/// Adds `other` to `to` when they are of one kind.
-fn add(to: &mut Value, other: &Value) -> bool {
-    match (to, other) {
-        (Value::Counter(a), Value::Counter(b)) | (Value::Gauge(a), Value::Gauge(b)) => *a += b,
-        (Value::Histogram(a, count, sum), Value::Histogram(b, c, s)) => {
-            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-            *count += c;
-            *sum += s;
-        }
-        _ => return false,
-    }
-    true
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
+    use super::super::{Value, enter_worker, set_workers};
     use super::*;
 
     crate::stat_block! {
         /// For the test.
-        pub struct TestStats { counters: [hits], gauges: [open], histograms: [time] }
+        pub struct TestStats { counters: [hits], gauges: [open], histograms: [time, size] }
     }
 
     #[test]
     fn a_block_is_visible_while_it_lives_and_counts_over_threads() {
         let registry = Registry::new();
-        crate::metrics::set_workers(2);
-        let stats = Arc::new(TestStats::new(&registry, "t.a."));
+        set_workers(2);
+        let stats = TestStats::new(&registry, "t.a.");
         let threads: Vec<_> = (0..2)
             .map(|w| {
                 let stats = stats.clone();
                 std::thread::spawn(move || {
-                    crate::metrics::enter_worker(w);
-                    (0..1000).for_each(|_| stats.hits.inc());
-                    stats.open.inc();
-                    stats.time.record(7);
+                    enter_worker(w);
+                    (0..1000).for_each(|_| stats.hits().inc());
+                    stats.open().inc();
+                    stats.time().record(7);
+                    stats.size().record(1 << 40);
                 })
             })
             .collect();
         threads.into_iter().for_each(|t| assert!(t.join().is_ok()));
-        stats.open.dec();
+        stats.open().dec();
         let samples = registry.samples();
         assert_eq!(samples[0], Sample { name: "t.a.hits".into(), value: Value::Counter(2000) });
         assert_eq!(samples[1], Sample { name: "t.a.open".into(), value: Value::Gauge(1) });
-        let Value::Histogram(buckets, count, sum) = &samples[2].value else { panic!("not a histogram") };
-        assert_eq!((buckets[2], buckets[3], *count, *sum), (0, 2, 2, 14));
+        let (Value::Histogram(size), Value::Histogram(time)) = (&samples[2].value, &samples[3].value) else {
+            panic!("not histograms")
+        };
+        assert_eq!((time.below[2], time.below[3], time.count, time.sum), (0, 2, 2, 14));
+        assert_eq!((size.below[18], size.count, size.sum), (0, 2, 2 << 40));
         registry.reset_counters();
-        stats.hits.add(3);
+        stats.hits().add(3);
         let samples = registry.samples();
         assert_eq!((&samples[0].value, &samples[1].value), (&Value::Counter(3), &Value::Gauge(1)));
         drop(stats);
         assert!(registry.samples().is_empty());
+    }
+
+    /// Each statistic had a handle of 16 bytes, and each worker's shard was made with the block.
+    #[test]
+    fn what_is_not_counted_costs_next_to_nothing() {
+        let registry = Registry::new();
+        let stats = TestStats::new(&registry, "t.b.");
+        assert_eq!(size_of_val(&stats), size_of::<usize>());
+        assert_eq!(stats.0.as_ref().map(|block| block.made()), Some(0));
+        assert_eq!((stats.hits().get(), stats.open().get(), stats.time().get().count), (0, 0, 0));
+        stats.hits().inc();
+        stats.open().set(0);
+        assert_eq!(stats.0.as_ref().map(|block| block.made()), Some(1));
+        let none = TestStats::none();
+        none.hits().inc();
+        none.open().set(3);
+        none.time().record(1);
+        assert_eq!((none.hits().get(), none.open().get(), none.time().get().count), (0, 0, 0));
+        assert_eq!(registry.sum("t.", "hits"), 1);
     }
 }

@@ -1,9 +1,10 @@
-//! Statistics as text: Envoy's `/stats` in its three forms. Names are put together here, and nowhere else.
+//! Statistics as text: Envoy's `/stats` in its three forms, written piece by piece.
 
 use super::tags::appears_when_used;
-use super::{BUCKETS, Sample, TagRules, Value};
+use super::{BUCKETS, Distribution, Snapshot, TagRules, Value};
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write};
 
 /// Which statistics are asked for.
 #[derive(Default)]
@@ -15,100 +16,157 @@ pub struct Selection {
 }
 
 impl Selection {
-    fn takes(&self, sample: &Sample, rules: &TagRules) -> bool {
-        let used = match &sample.value {
+    fn takes(&self, name: &str, value: &Value, rules: &TagRules) -> bool {
+        let used = match value {
             Value::Counter(n) | Value::Gauge(n) => *n != 0,
-            Value::Histogram(_, count, _) => *count != 0,
+            Value::Histogram(seen) => seen.count != 0,
         };
-        (used || !self.used_only && !appears_when_used(&sample.name))
-            && self.filter.as_ref().is_none_or(|filter| filter.is_match(&sample.name))
-            && rules.filter.keeps(&sample.name)
+        (used || !self.used_only && !appears_when_used(name))
+            && self.filter.as_ref().is_none_or(|filter| filter.is_match(name))
+            && rules.filter.keeps(name)
     }
 }
 
 /// Quantiles of histograms in `/stats`.
 const QUANTILES: [f64; 10] = [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 100.0];
 
-/// `name: value`, sorted; histograms last.
-pub fn text(samples: &[Sample], selection: &Selection, rules: &TagRules) -> String {
-    let mut out = String::new();
-    let mut histograms = String::new();
-    for sample in samples.iter().filter(|sample| selection.takes(sample, rules)) {
-        // Writing to a string never fails.
-        let _ = match &sample.value {
-            Value::Counter(n) | Value::Gauge(n) => writeln!(out, "{}: {n}", sample.name),
-            Value::Histogram(_, 0, _) => writeln!(histograms, "{}: No recorded values", sample.name),
-            Value::Histogram(buckets, count, _) => {
-                let of = |q: &f64| format!("P{q}(nan,{})", short(quantile(buckets, *count, *q)));
-                let all: Vec<String> = QUANTILES.iter().map(of).collect();
-                writeln!(histograms, "{}: {}", sample.name, all.join(" "))
-            }
-        };
-    }
-    out + &histograms
+/// How a page looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `name: value`, sorted; histograms last.
+    Text,
+    /// `{"stats":[{"name","value"},…,{"histograms":…}]}`
+    Json,
+    /// The Prometheus text format, one `# TYPE` line a family, families sorted.
+    Prometheus,
 }
 
-/// `{"stats":[{"name","value"},…,{"histograms":…}]}`
-pub fn json(samples: &[Sample], selection: &Selection, rules: &TagRules) -> String {
-    let mut stats = Vec::new();
-    let mut histograms = Vec::new();
-    for sample in samples.iter().filter(|sample| selection.takes(sample, rules)) {
-        match &sample.value {
-            Value::Counter(n) | Value::Gauge(n) => {
-                stats.push(serde_json::json!({"name": sample.name, "value": n}));
-            }
-            Value::Histogram(buckets, count, _) => {
-                let values = QUANTILES.iter().map(|q| {
-                    let value = (*count > 0).then(|| quantile(buckets, *count, *q));
-                    serde_json::json!({"interval": null, "cumulative": value})
-                });
-                let values: Vec<_> = values.collect();
-                histograms.push(serde_json::json!({"name": sample.name, "values": values}));
-            }
+/// What is written.
+pub struct Page<'a> {
+    /// All statistics.
+    pub statistics: &'a Snapshot,
+    /// Those that are asked for.
+    pub selection: &'a Selection,
+    /// Which are there, and how names become labels.
+    pub rules: &'a TagRules,
+}
+
+impl Page<'_> {
+    /// Writes the page piece by piece.
+    ///
+    /// # Errors
+    /// Those of `out`, at once.
+    pub fn write(&self, form: Form, out: &mut dyn Write) -> io::Result<()> {
+        match form {
+            Form::Text => self.text(out),
+            Form::Json => self.json(out),
+            Form::Prometheus => self.prometheus(out),
         }
     }
-    if !histograms.is_empty() {
-        stats.push(serde_json::json!({
-            "histograms": {"supported_quantiles": QUANTILES, "computed_quantiles": histograms}
-        }));
-    }
-    serde_json::json!({ "stats": stats }).to_string()
-}
 
-/// The Prometheus text format, one `# TYPE` line a family, families sorted.
-pub fn prometheus(samples: &[Sample], selection: &Selection, rules: &TagRules) -> String {
-    let mut families: BTreeMap<String, (&'static str, String)> = BTreeMap::new();
-    for sample in samples.iter().filter(|sample| selection.takes(sample, rules)) {
-        let tagged = rules.split(&sample.name);
-        let name = format!("envoy_{}", sanitized(&tagged.name));
-        let labels = labels(&tagged.tags);
-        let kind = match &sample.value {
-            Value::Counter(_) => "counter",
-            Value::Gauge(_) => "gauge",
-            Value::Histogram(..) => "histogram",
-        };
-        let (_, lines) = families.entry(name.clone()).or_insert_with(|| (kind, String::new()));
-        match &sample.value {
-            Value::Counter(n) | Value::Gauge(n) => {
-                let _ = writeln!(lines, "{name}{{{labels}}} {n}");
+    /// Visits what is asked for until a visitor fails, which it does when nobody reads any more.
+    fn each(&self, mut visit: impl FnMut(&str, &Value) -> io::Result<()>) -> io::Result<()> {
+        let mut name = String::new();
+        for at in self.statistics.names() {
+            let Some(value) = self.statistics.read(at, &mut name) else { continue };
+            if self.selection.takes(&name, &value, self.rules) {
+                visit(&name, &value)?;
             }
-            Value::Histogram(buckets, count, sum) => histogram(lines, &name, &labels, buckets, *count, *sum),
         }
+        Ok(())
     }
-    let mut out = String::new();
-    for (name, (kind, lines)) in families {
-        let _ = write!(out, "# TYPE {name} {kind}\n{lines}");
+
+    fn text(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.each(|name, value| match value {
+            Value::Counter(n) | Value::Gauge(n) => writeln!(out, "{name}: {n}"),
+            Value::Histogram(_) => Ok(()),
+        })?;
+        self.each(|name, value| match value {
+            Value::Histogram(Distribution { count: 0, .. }) => writeln!(out, "{name}: No recorded values"),
+            Value::Histogram(seen) => {
+                write!(out, "{name}:")?;
+                for q in QUANTILES {
+                    write!(out, " P{q}(nan,{})", short(quantile(seen, q)))?;
+                }
+                writeln!(out)
+            }
+            _ => Ok(()),
+        })
     }
-    out
+
+    fn json(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut comma = "";
+        write!(out, "{{\"stats\":[")?;
+        self.each(|name, value| match value {
+            Value::Counter(n) | Value::Gauge(n) => {
+                let line = serde_json::json!({"name": name, "value": n});
+                write!(out, "{}{line}", std::mem::replace(&mut comma, ","))
+            }
+            Value::Histogram(_) => Ok(()),
+        })?;
+        let mut histograms = 0;
+        self.each(|name, value| {
+            let Value::Histogram(seen) = value else { return Ok(()) };
+            if histograms == 0 {
+                let quantiles = serde_json::json!(QUANTILES);
+                write!(
+                    out,
+                    "{comma}{{\"histograms\":{{\"supported_quantiles\":{quantiles},\"computed_quantiles\":["
+                )?;
+            } else {
+                write!(out, ",")?;
+            }
+            histograms += 1;
+            let values = QUANTILES.map(|q| {
+                let value = (seen.count > 0).then(|| quantile(seen, q));
+                serde_json::json!({"interval": null, "cumulative": value})
+            });
+            write!(out, "{}", serde_json::json!({"name": name, "values": values}))
+        })?;
+        write!(out, "{}", if histograms > 0 { "]}}]}" } else { "]}" })
+    }
+
+    fn prometheus(&self, out: &mut dyn Write) -> io::Result<()> {
+        // Where the members of each family are; a name alone does not tell its family.
+        let mut families: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        let mut name = String::new();
+        for at in self.statistics.names() {
+            let Some(value) = self.statistics.read(at, &mut name) else { continue };
+            if self.selection.takes(&name, &value, self.rules) {
+                let family = sanitized(&self.rules.split(&name).name);
+                families.entry(family).or_default().push(at as u32);
+            }
+        }
+        for (family, members) in &families {
+            for (nth, at) in members.iter().enumerate() {
+                let Some(value) = self.statistics.read(*at as usize, &mut name) else { continue };
+                let labels = labels(&self.rules.split(&name).tags);
+                let kind = match &value {
+                    Value::Counter(_) => "counter",
+                    Value::Gauge(_) => "gauge",
+                    Value::Histogram(_) => "histogram",
+                };
+                if nth == 0 {
+                    writeln!(out, "# TYPE envoy_{family} {kind}")?;
+                }
+                match &value {
+                    Value::Counter(n) | Value::Gauge(n) => writeln!(out, "envoy_{family}{{{labels}}} {n}")?,
+                    Value::Histogram(seen) => histogram(out, family, &labels, seen)?,
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
-fn histogram(out: &mut String, name: &str, labels: &str, buckets: &[u64], count: u64, sum: u64) {
+fn histogram(out: &mut dyn Write, family: &str, labels: &str, seen: &Distribution) -> io::Result<()> {
     let comma = if labels.is_empty() { "" } else { "," };
-    for (bound, below) in BUCKETS.iter().zip(buckets) {
-        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}");
+    for (bound, below) in BUCKETS.iter().zip(seen.below) {
+        writeln!(out, "envoy_{family}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}")?;
     }
-    let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
-    let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
+    writeln!(out, "envoy_{family}_bucket{{{labels}{comma}le=\"+Inf\"}} {}", seen.count)?;
+    writeln!(out, "envoy_{family}_sum{{{labels}}} {}", seen.sum)?;
+    writeln!(out, "envoy_{family}_count{{{labels}}} {}", seen.count)
 }
 
 /// A name that Prometheus takes: letters, digits, `_`.
@@ -121,22 +179,23 @@ fn labels(tags: &[(String, String)]) -> String {
     for (i, (tag, value)) in tags.iter().enumerate() {
         let comma = if i > 0 { "," } else { "" };
         let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        // Writing to a string never fails.
         let _ = write!(out, "{comma}{}=\"{value}\"", sanitized(tag));
     }
     out
 }
 
 /// A quantile by straight lines between the bounds of the buckets.
-fn quantile(buckets: &[u64], count: u64, q: f64) -> f64 {
-    let rank = (count as f64 * q / 100.0).max(1.0);
+fn quantile(seen: &Distribution, q: f64) -> f64 {
+    let rank = (seen.count as f64 * q / 100.0).max(1.0);
     let mut below = 0;
     let mut lower = 0.0;
-    for (bound, cumulative) in BUCKETS.iter().zip(buckets) {
-        if *cumulative as f64 >= rank {
+    for (bound, cumulative) in BUCKETS.iter().zip(seen.below) {
+        if cumulative as f64 >= rank {
             let share = (rank - below as f64) / (cumulative - below).max(1) as f64;
             return lower + (bound - lower) * share;
         }
-        (below, lower) = (*cumulative, *bound);
+        (below, lower) = (cumulative, *bound);
     }
     lower
 }
@@ -149,44 +208,57 @@ fn short(n: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::Registry;
     use super::*;
 
-    fn samples() -> Vec<Sample> {
-        let sample = |name: &str, value| Sample { name: name.into(), value };
-        let mut buckets = vec![0; BUCKETS.len()];
-        buckets[3..].fill(4);
-        vec![
-            sample("cluster.a.upstream_cx_active", Value::Gauge(2)),
-            sample("cluster.a.upstream_rq_200", Value::Counter(4)),
-            sample("cluster.a.upstream_rq_503", Value::Counter(0)),
-            sample("cluster.a.upstream_rq_time", Value::Histogram(buckets, 4, 30)),
-            sample("cluster.b\"x.upstream_cx_active", Value::Gauge(0)),
-            sample("cluster.b\"x.upstream_rq_time", Value::Histogram(vec![0; BUCKETS.len()], 0, 0)),
-        ]
+    crate::stat_block! {
+        /// For the test.
+        pub struct Few {
+            counters: [upstream_rq_200, upstream_rq_503], gauges: [upstream_cx_active], histograms: [upstream_rq_time],
+        }
+    }
+
+    fn written(form: Form, selection: &Selection) -> String {
+        let registry = Registry::new();
+        let (a, _b) = (Few::new(&registry, "cluster.a."), Few::new(&registry, "cluster.b\"x."));
+        a.upstream_cx_active().add(2);
+        a.upstream_rq_200().add(4);
+        (6..10).for_each(|ms| a.upstream_rq_time().record(ms));
+        let (statistics, rules) = (registry.snapshot(), TagRules::default());
+        let mut out = Vec::new();
+        Page { statistics: &statistics, selection, rules: &rules }.write(form, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn text_lines_and_selections() {
-        let all = text(&samples(), &Selection::default(), &TagRules::default());
+        let all = written(Form::Text, &Selection::default());
         assert!(all.starts_with("cluster.a.upstream_cx_active: 2\ncluster.a.upstream_rq_200: 4\ncluster.b\"x.upstream_cx_active: 0\n"), "{all}");
         assert!(all.contains("cluster.a.upstream_rq_time: P0(nan,6.25) P25(nan,6.25) P50(nan,7.5)"), "{all}");
         assert!(all.ends_with("cluster.b\"x.upstream_rq_time: No recorded values\n"));
         let used =
             Selection { used_only: true, filter: Some(regex::Regex::new("^cluster.*active").unwrap()) };
-        assert_eq!(text(&samples(), &used, &TagRules::default()), "cluster.a.upstream_cx_active: 2\n");
+        assert_eq!(written(Form::Text, &used), "cluster.a.upstream_cx_active: 2\n");
     }
 
     #[test]
     fn json_holds_the_same() {
         let json: serde_json::Value =
-            serde_json::from_str(&json(&samples(), &Selection::default(), &TagRules::default())).unwrap();
+            serde_json::from_str(&written(Form::Json, &Selection::default())).unwrap();
         assert_eq!(json["stats"][1], serde_json::json!({"name": "cluster.a.upstream_rq_200", "value": 4}));
-        assert_eq!(json["stats"][3]["histograms"]["computed_quantiles"][0]["values"][2]["cumulative"], 7.5);
+        let histograms = &json["stats"][3]["histograms"]["computed_quantiles"];
+        assert_eq!(histograms[0]["values"][2]["cumulative"], 7.5);
+        assert_eq!(histograms[1]["values"][2]["cumulative"], serde_json::Value::Null);
+        for filter in ["^nothing$", "active", "time"] {
+            let some = Selection { used_only: false, filter: Some(regex::Regex::new(filter).unwrap()) };
+            let json: serde_json::Value = serde_json::from_str(&written(Form::Json, &some)).unwrap();
+            assert_eq!(json["stats"].as_array().unwrap().is_empty(), filter == "^nothing$");
+        }
     }
 
     #[test]
     fn prometheus_families() {
-        let out = prometheus(&samples(), &Selection::default(), &TagRules::default());
+        let out = written(Form::Prometheus, &Selection::default());
         let start = concat!(
             "# TYPE envoy_cluster_upstream_cx_active gauge\n",
             "envoy_cluster_upstream_cx_active{envoy_cluster_name=\"a\"} 2\n",
@@ -200,5 +272,28 @@ mod tests {
         assert!(out.contains("le=\"10\"} 4\n") && out.contains("le=\"+Inf\"} 4\n"));
         assert!(out.contains("envoy_cluster_upstream_rq_time_sum{envoy_cluster_name=\"a\"} 30\n"));
         assert_eq!(out.matches("# TYPE").count(), 3);
+    }
+
+    /// A page was put together whole, with a string for each statistic, before its first byte was sent.
+    #[test]
+    fn a_page_is_written_as_it_is_made() {
+        struct Stops(usize);
+        impl Write for Stops {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = self.0.checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let registry = Registry::new();
+        let _all: Vec<Few> = (0..1000).map(|n| Few::new(&registry, &format!("cluster.{n}."))).collect();
+        let (statistics, rules, selection) = (registry.snapshot(), TagRules::default(), Selection::default());
+        let page = Page { statistics: &statistics, selection: &selection, rules: &rules };
+        for form in [Form::Text, Form::Json, Form::Prometheus] {
+            let mut out = Stops(3);
+            assert_eq!(page.write(form, &mut out).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        }
     }
 }

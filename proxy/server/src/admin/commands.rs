@@ -1,12 +1,10 @@
 //! The commands: path, whether they change anything, what they do.
 
-use super::{Admin, State, clusters, process};
+use super::{Admin, State, clusters, process, statistics};
 use crate::surface::{Query, Reply};
 use http::StatusCode;
 use matchit::Router;
 use regex::Regex;
-use sixfold_core::metrics::render::{self, Selection};
-use sixfold_core::metrics::{Sample, Value};
 use std::fmt::Write;
 use std::sync::LazyLock;
 
@@ -50,10 +48,8 @@ const COMMANDS: &[Command] = &[
         Reply::json(StatusCode::OK, "{\n \"layers\": [],\n \"entries\": {}\n}\n")
     }),
     shows("/server_info", "print server version/status information", process::server_info),
-    shows("/stats", "print server stats (filter=, usedonly, format=json|prometheus)", stats),
-    shows("/stats/prometheus", "print server stats in prometheus format", |admin, query| {
-        statistics(admin, query, "prometheus")
-    }),
+    shows("/stats", "print server stats (filter=, usedonly, format=json|prometheus)", statistics::stats),
+    shows("/stats/prometheus", "print server stats in prometheus format", statistics::prometheus),
 ];
 
 /// The list of commands, a line each.
@@ -87,7 +83,7 @@ fn done(run: impl FnOnce()) -> Reply {
     ok("OK\n")
 }
 
-fn bad(body: String) -> Reply {
+pub(super) fn bad(body: String) -> Reply {
     Reply::text(StatusCode::BAD_REQUEST, body)
 }
 
@@ -212,54 +208,4 @@ fn logging(admin: &Admin, query: &Query) -> Reply {
         }
         Err(reason) => bad(format!("error: {reason}\n")),
     }
-}
-
-fn stats(admin: &Admin, query: &Query) -> Reply {
-    statistics(admin, query, query.get("format").unwrap_or("text"))
-}
-
-fn statistics(admin: &Admin, query: &Query, format: &str) -> Reply {
-    let filter = match query.get("filter").map(Regex::new).transpose() {
-        Ok(filter) => filter,
-        Err(error) => return bad(format!("Invalid re2 regex: {error}\n")),
-    };
-    let selection = Selection { filter, used_only: query.has("usedonly") };
-    let samples = samples(admin);
-    match format {
-        "json" => Reply::json(StatusCode::OK, render::json(&samples, &selection, &admin.tags)),
-        "prometheus" => ok(render::prometheus(&samples, &selection, &admin.tags)),
-        "text" => ok(render::text(&samples, &selection, &admin.tags)),
-        _ => bad("usage: /stats?format=(json|prometheus|text)\n".to_owned()),
-    }
-}
-
-/// The registry's statistics and those of the process itself, sorted.
-fn samples(admin: &Admin) -> Vec<Sample> {
-    let mut samples = admin.metrics.samples();
-    let listeners = admin.control.listeners().len() as u64;
-    let memory = process::resident_bytes();
-    let ready = u64::from(matches!(admin.lifecycle.get(), State::Live | State::Draining));
-    for (name, value) in [
-        ("server.live", u64::from(admin.lifecycle.get() == State::Live)),
-        ("server.state", admin.lifecycle.get() as u64),
-        ("server.uptime", admin.started.elapsed().as_secs()),
-        ("server.concurrency", admin.concurrency as u64),
-        ("server.memory_allocated", memory),
-        ("server.memory_heap_size", memory),
-        ("server.memory_physical_size", memory),
-        ("server.parent_connections", 0),
-        ("server.hot_restart_epoch", 0),
-        ("cluster_manager.active_clusters", admin.clusters.all().len() as u64),
-        ("cluster_manager.warming_clusters", 0),
-        ("listener_manager.total_listeners_active", listeners),
-        ("listener_manager.total_listeners_warming", 0),
-        ("listener_manager.total_listeners_draining", 0),
-        ("listener_manager.workers_started", ready),
-    ] {
-        if !samples.iter().any(|sample| sample.name == name) {
-            samples.push(Sample { name: name.to_owned(), value: Value::Gauge(value) });
-        }
-    }
-    samples.sort_by(|a, b| a.name.cmp(&b.name));
-    samples
 }

@@ -67,8 +67,10 @@ fn server() -> Server {
     clusters.cell("one").swap(Some(cluster.clone()));
     cluster.stats.count_status(200);
     let admin = Admin {
+        statistics: Statistics::new(&metrics),
         metrics,
-        tags: TagRules::default(),
+        tags: Arc::default(),
+        hosts: vec!["admin.test".to_owned()],
         clusters,
         lifecycle: lifecycle.clone(),
         started: Instant::now(),
@@ -87,7 +89,8 @@ impl Server {
         let mut stream = TcpStream::connect(self.surface.address).unwrap();
         let (line, headers) = request.split_once('\n').unwrap_or((request, ""));
         let headers = headers.replace('\n', "\r\n");
-        write!(stream, "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n").unwrap();
+        let host = if headers.contains("Host: ") { "" } else { "Host: localhost\r\n" };
+        write!(stream, "{line} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, mut rest) = text.split_once("\r\n\r\n").unwrap();
@@ -135,6 +138,32 @@ fn wrong_paths_methods_and_origins() {
     assert_eq!(server.ask("POST /quitquitquit\nOrigin: http://localhost\n").0, 200);
     assert_eq!(server.calls.quits.load(SeqCst), 1);
     assert_eq!(server.ask("GET /").2, server.ask("GET /help").2);
+}
+
+/// A page whose name points to 127.0.0.1 has the same Host and Origin, and could read and command everything.
+#[test]
+fn only_names_of_the_operator_are_hosts() {
+    let server = server();
+    for host in [
+        "127.0.0.1:15000",
+        "[::1]:15000",
+        "[::1]",
+        "10.0.0.1",
+        "LOCALHOST:1",
+        "admin.test",
+        "admin.test:15000",
+    ] {
+        assert_eq!(server.ask(&format!("GET /stats\nHost: {host}\n")).0, 200, "{host}");
+    }
+    for host in
+        ["evil.test", "evil.test:15000", "localhost.evil.test", "127.0.0.1.evil.test", "", "[evil]", "a:b"]
+    {
+        assert_eq!(server.ask(&format!("GET /stats\nHost: {host}\n")).0, 403, "{host}");
+    }
+    let evil = "Host: evil.test\nOrigin: http://evil.test\n";
+    assert_eq!(server.ask(&format!("GET /config_dump\n{evil}")).0, 403);
+    assert_eq!(server.ask(&format!("POST /quitquitquit\n{evil}")).0, 403);
+    assert_eq!(server.calls.quits.load(SeqCst), 0);
 }
 
 #[test]

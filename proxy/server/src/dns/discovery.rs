@@ -82,7 +82,7 @@ impl Task {
                 }
             }
         });
-        cluster.stats.update_attempt.inc();
+        cluster.stats.update_attempt().inc();
         let answers = futures_util::future::join_all(lookups).await;
         let mut wait: Option<Duration> = None;
         let mut changed = first;
@@ -104,14 +104,14 @@ impl Task {
             *known = hosts;
         }
         if failed {
-            cluster.stats.update_failure.inc();
+            cluster.stats.update_failure().inc();
         } else {
-            cluster.stats.update_success.inc();
+            cluster.stats.update_success().inc();
         }
         // A first failure leaves what an earlier cluster of the name had resolved.
         let nothing = self.names.iter().all(Vec::is_empty);
         if nothing && !failed {
-            cluster.stats.update_empty.inc();
+            cluster.stats.update_empty().inc();
         }
         if changed && !(failed && nothing) {
             cluster.update_hosts(self.names.concat());

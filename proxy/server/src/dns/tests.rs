@@ -209,6 +209,7 @@ fn cluster(discovery: Discovery, endpoints: Vec<HostConfig>, previous: Option<&C
         source_address: None,
         tcp_keepalive: None,
         metadata: serde_json::Map::new(),
+        statistics: true,
         drop_overload: 0,
         added_via_api: false,
         labels: std::collections::BTreeMap::new(),
@@ -265,7 +266,7 @@ async fn endpoints_follow_the_answers() {
 
     // Failures keep what there is; a name that is gone does not.
     server.say.lock().0 = SERVFAIL;
-    until("failed", || cluster.stats.update_failure.get() > 1).await;
+    until("failed", || cluster.stats.update_failure().get() > 1).await;
     assert_eq!(labels(&cluster).len(), 3);
     server.say.lock().0 = NXDOMAIN;
     until("gone", || labels(&cluster) == ["192.0.2.9:80"]).await;

@@ -59,7 +59,7 @@ impl<D: Downstream> Exchange<'_, D> {
                     return Ok(Attempt::TimedOut(which));
                 }
                 Err(other) => {
-                    plan.cluster.stats.upstream_rq_cancelled.inc();
+                    plan.cluster.stats.upstream_rq_cancelled().inc();
                     return Err(other);
                 }
             },
@@ -99,7 +99,7 @@ impl<D: Downstream> Exchange<'_, D> {
         stream.timing.upstream_tx_begin = None;
         stream.timing.upstream_rx_begin = None;
         if let Some(stats) = &plan.route.stats {
-            stats.upstream_rq_total.inc();
+            stats.upstream_rq_total().inc();
         }
         let config = &plan.cluster.config;
         let policy = plan.retry.as_ref().map(RetryState::policy);

@@ -38,7 +38,7 @@ pub(crate) fn request(
     let trust = match trust::decide(&hcm.client_address, &hcm.headers, stream) {
         Ok(trust) => trust,
         Err(status) => {
-            hcm.stats.downstream_rq_rejected_via_ip_detection.inc();
+            hcm.stats.downstream_rq_rejected_via_ip_detection().inc();
             return Some(LocalReply::new(status, "", "rejecting_because_detection_failed"));
         }
     };

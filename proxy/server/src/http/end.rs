@@ -37,18 +37,18 @@ impl<D: Downstream> Exchange<'_, D> {
                     self.stream.flags.insert(flag);
                 }
                 self.stream.details = local_reply::details(which);
-                self.env.hcm.stats.downstream_rq_tx_reset.inc();
+                self.env.hcm.stats.downstream_rq_tx_reset().inc();
                 self.down.reset();
             }
             Interrupt::Gone(Gone::Closed) => {
                 if self.down.is_http2() {
-                    self.env.hcm.stats.downstream_rq_rx_reset.inc();
+                    self.env.hcm.stats.downstream_rq_rx_reset().inc();
                 }
                 self.client_lost("downstream_remote_disconnect");
                 self.down.reset();
             }
             Interrupt::Gone(Gone::Malformed) => {
-                self.env.hcm.stats.downstream_cx_protocol_error.inc();
+                self.env.hcm.stats.downstream_cx_protocol_error().inc();
                 let mut reply = LocalReply::new(400, "Bad Request", "http1.codec_error");
                 reply.flag = Some(Flag::DPE);
                 self.close = true;
@@ -57,7 +57,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
             }
             Interrupt::TooLarge => {
-                self.env.hcm.stats.downstream_rq_too_large.inc();
+                self.env.hcm.stats.downstream_rq_too_large().inc();
                 if self.stream.upstream.cluster.is_none() {
                     self.name_cluster();
                 }
@@ -71,10 +71,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.stream.flags.insert(error.flag());
                 self.stream.details =
                     format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
-                self.env.hcm.stats.rq_reset_after_downstream_response_started.inc();
-                self.env.hcm.stats.downstream_rq_tx_reset.inc();
+                self.env.hcm.stats.rq_reset_after_downstream_response_started().inc();
+                self.env.hcm.stats.downstream_rq_tx_reset().inc();
                 if let (Some(cluster), true) = (&self.stream.upstream.cluster, error.is_reset()) {
-                    cluster.stats.upstream_rq_rx_reset.inc();
+                    cluster.stats.upstream_rq_rx_reset().inc();
                 }
                 self.down.reset();
             }
@@ -84,22 +84,22 @@ impl<D: Downstream> Exchange<'_, D> {
     fn note_timeout(&self, which: Expired) {
         let stats = &self.env.hcm.stats;
         match which {
-            Expired::Idle => stats.downstream_rq_idle_timeout.inc(),
-            Expired::Request => stats.downstream_rq_timeout.inc(),
-            Expired::MaxStream => stats.downstream_rq_max_duration_reached.inc(),
+            Expired::Idle => stats.downstream_rq_idle_timeout().inc(),
+            Expired::Request => stats.downstream_rq_timeout().inc(),
+            Expired::MaxStream => stats.downstream_rq_max_duration_reached().inc(),
             _ => {}
         }
         let Some(cluster) = &self.stream.upstream.cluster else { return };
         match which {
             Expired::Route => {
-                cluster.stats.upstream_rq_timeout.inc();
+                cluster.stats.upstream_rq_timeout().inc();
                 if !self.head_sent {
                     cluster.stats.count_status(504);
                 }
             }
-            Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout.inc(),
-            Expired::Progress => cluster.stats.upstream_rq_timeout.inc(),
-            Expired::ClusterMaxStream => cluster.stats.upstream_rq_max_duration_reached.inc(),
+            Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout().inc(),
+            Expired::Progress => cluster.stats.upstream_rq_timeout().inc(),
+            Expired::ClusterMaxStream => cluster.stats.upstream_rq_max_duration_reached().inc(),
             _ => {}
         }
     }
@@ -124,17 +124,17 @@ impl<D> Exchange<'_, D> {
             tried.end(now.into_std(), 0);
         }
         let stats = &self.env.hcm.stats;
-        stats.downstream_rq_completed.inc();
+        stats.downstream_rq_completed().inc();
         match stream.response.status / 100 {
-            1 => stats.downstream_rq_1xx.inc(),
-            2 => stats.downstream_rq_2xx.inc(),
-            3 => stats.downstream_rq_3xx.inc(),
-            4 => stats.downstream_rq_4xx.inc(),
-            5 => stats.downstream_rq_5xx.inc(),
+            1 => stats.downstream_rq_1xx().inc(),
+            2 => stats.downstream_rq_2xx().inc(),
+            3 => stats.downstream_rq_3xx().inc(),
+            4 => stats.downstream_rq_4xx().inc(),
+            5 => stats.downstream_rq_5xx().inc(),
             _ => {}
         }
         let elapsed = now.into_std().saturating_duration_since(stream.timing.start);
-        stats.downstream_rq_time.record(elapsed.as_millis() as u64);
+        stats.downstream_rq_time().record(elapsed.as_millis() as u64);
         count_virtual_cluster(stream);
         self.chain.log(stream);
         for log in &self.env.hcm.access_logs {

@@ -116,8 +116,8 @@ impl<'a, D> Exchange<'a, D> {
         chain: Arc<Chain>,
     ) -> Exchange<'a, D> {
         let stats = &env.hcm.stats;
-        stats.downstream_rq_total.inc();
-        let _active = stats.downstream_rq_active.raise();
+        stats.downstream_rq_total().inc();
+        let _active = stats.downstream_rq_active().raise();
         let (head_sent, close, complete) = (false, false, false);
         Exchange { down, stream, clock, env, table, chain, head_sent, close, complete, _active }
     }
@@ -140,8 +140,8 @@ impl<D: Downstream> Exchange<'_, D> {
             return self.answer().await;
         }
         let stats = &self.env.hcm.stats;
-        stats.downstream_cx_upgrades_total.inc();
-        let _active = stats.downstream_cx_upgrades_active.raise();
+        stats.downstream_cx_upgrades_total().inc();
+        let _active = stats.downstream_cx_upgrades_active().raise();
         self.answer().await
     }
 
@@ -162,11 +162,11 @@ impl<D: Downstream> Exchange<'_, D> {
             Action::Redirect(to) => {
                 let mut reply = LocalReply::new(to.status, "", "direct_response");
                 reply.headers.append(Known::LOCATION, &redirect::location(to, &route, self.stream));
-                self.env.hcm.stats.rq_redirect.inc();
+                self.env.hcm.stats.rq_redirect().inc();
                 self.respond(reply, true).await
             }
             Action::Direct(direct) => {
-                self.env.hcm.stats.rq_direct_response.inc();
+                self.env.hcm.stats.rq_direct_response().inc();
                 let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
                 if let Some(format) = &direct.body_format {
                     let mut body = Vec::new();
@@ -194,14 +194,14 @@ impl<D: Downstream> Exchange<'_, D> {
         match path::prepare(&hcm.path, stream) {
             Prepared::Ready => {}
             Prepared::Reject(status, details) => {
-                hcm.stats.downstream_rq_failed_path_normalization.inc();
+                hcm.stats.downstream_rq_failed_path_normalization().inc();
                 return Some(LocalReply::new(status, "", details));
             }
             Prepared::Redirect(_) if stream.request.is_grpc() => {
                 return Some(LocalReply::new(400, "", "path_normalization_failed"));
             }
             Prepared::Redirect(to) => {
-                hcm.stats.downstream_rq_redirected_with_normalized_path.inc();
+                hcm.stats.downstream_rq_redirected_with_normalized_path().inc();
                 let mut reply = LocalReply::new(307, "", "path_normalization_failed");
                 reply.headers.append(Known::LOCATION, &to);
                 return Some(reply);
@@ -211,7 +211,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Some(reply);
         }
         if hcm.max_body.is_some_and(|max| self.announced_length().is_some_and(|length| length > max)) {
-            hcm.stats.downstream_rq_too_large.inc();
+            hcm.stats.downstream_rq_too_large().inc();
             self.close = true;
             return Some(local_reply::too_large(hcm.profile));
         }
@@ -268,7 +268,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return None;
         }
         self.name_cluster();
-        self.env.hcm.stats.downstream_rq_ws_on_non_ws_route.inc();
+        self.env.hcm.stats.downstream_rq_ws_on_non_ws_route().inc();
         self.close = true;
         Some(LocalReply::new(403, "", "upgrade_failed"))
     }
@@ -387,7 +387,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     async fn no_route(&mut self) -> Result<(), Interrupt> {
-        self.env.hcm.stats.no_route.inc();
+        self.env.hcm.stats.no_route().inc();
         let mut reply = LocalReply::new(404, "", "route_not_found");
         reply.flag = Some(Flag::NR);
         if self.env.hcm.profile == Profile::Apisix {

@@ -76,7 +76,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.stream.hash = request_hash;
         let (cluster, member) = choose_cluster(&forward.cluster, self.stream);
         let Some(cluster) = cluster else {
-            hcm.stats.no_cluster.inc();
+            hcm.stats.no_cluster().inc();
             let mut reply = LocalReply::new(forward.cluster_not_found, "", "cluster_not_found");
             reply.flag = Some(Flag::NC);
             return Err(Box::new(reply));
@@ -162,7 +162,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     fn no_host(&mut self, plan: &Plan<'_>) -> LocalReply {
-        plan.cluster.stats.upstream_cx_none_healthy.inc();
+        plan.cluster.stats.upstream_cx_none_healthy().inc();
         let apisix = self.env.hcm.profile == Profile::Apisix;
         let body = if apisix { "" } else { "no healthy upstream" };
         let status = if apisix && self.stream.upstream.attempts > 0 { 502 } else { 503 };
@@ -203,7 +203,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let started = self.stream.timing.request_complete.unwrap_or(self.stream.timing.start);
         let now = self.clock.now();
         let elapsed = now.into_std().saturating_duration_since(started);
-        plan.cluster.stats.upstream_rq_time.record(elapsed.as_millis() as u64);
+        plan.cluster.stats.upstream_rq_time().record(elapsed.as_millis() as u64);
         if result.is_ok() {
             self.env.worker.pools.give_back(checkout, now);
         }

@@ -85,17 +85,17 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
         let arrival = client.arrival(&mut stream, &mut clock, lifetime, draining.as_mut()).await;
         if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late) {
             active.get_or_insert_with(|| {
-                stats.downstream_cx_http1_total.inc();
-                stats.downstream_cx_http1_active.raise()
+                stats.downstream_cx_http1_total().inc();
+                stats.downstream_cx_http1_active().raise()
             });
         }
         match arrival {
             Arrival::Request => {
                 if lifetime.is_some_and(|end| clock.now() >= end) {
-                    stats.downstream_cx_max_duration_reached.inc();
+                    stats.downstream_cx_max_duration_reached().inc();
                     client.keep_alive = false;
                 }
-                stats.downstream_rq_http1_total.inc();
+                stats.downstream_rq_http1_total().inc();
                 exchange::serve(&mut client, &mut stream, &mut clock, &env).await;
             }
             Arrival::Http2 => {
@@ -104,15 +104,15 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
             }
             Arrival::End => break,
             Arrival::Idle => {
-                stats.downstream_cx_idle_timeout.inc();
+                stats.downstream_cx_idle_timeout().inc();
                 break;
             }
             Arrival::Overdue => {
-                stats.downstream_cx_max_duration_reached.inc();
+                stats.downstream_cx_max_duration_reached().inc();
                 break;
             }
             Arrival::Refused(error) => {
-                stats.downstream_cx_protocol_error.inc();
+                stats.downstream_cx_protocol_error().inc();
                 client.keep_alive = false;
                 client.body = BodyReader::new(BodyLength::None);
                 let refusal = Refusal::of_http1(error, env.hcm.profile);
@@ -121,7 +121,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
                 break;
             }
             Arrival::Late => {
-                stats.downstream_rq_header_timeout.inc();
+                stats.downstream_rq_header_timeout().inc();
                 client.keep_alive = false;
                 respond::late(&mut client, &mut stream, &mut clock, &env).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
@@ -254,7 +254,7 @@ impl H1Client {
             None
         };
         if self.env.hcm.max_requests_per_connection.is_some_and(|max| self.requests >= max) {
-            self.env.hcm.stats.downstream_cx_max_requests_reached.inc();
+            self.env.hcm.stats.downstream_cx_max_requests_reached().inc();
             self.keep_alive = false;
         }
     }

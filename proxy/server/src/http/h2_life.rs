@@ -96,7 +96,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Request, h2::Error>>> {
         if self.stage == Stage::Open && self.drain.as_mut().poll(cx).is_ready() {
-            self.stats.downstream_cx_drain_close.inc();
+            self.stats.downstream_cx_drain_close().inc();
             self.leave();
         }
         let accepted = self.server.poll_accept(cx);
@@ -131,7 +131,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
         self.idle_since = None;
         self.requests += 1;
         if self.stage == Stage::Open && self.max_requests.is_some_and(|max| self.requests >= max) {
-            self.stats.downstream_cx_max_requests_reached.inc();
+            self.stats.downstream_cx_max_requests_reached().inc();
             self.leave();
         }
     }
@@ -139,9 +139,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
     /// It has been idle, or has lived, for too long.
     fn expire(&mut self) {
         if self.end.is_some_and(|end| end <= Instant::now()) {
-            self.stats.downstream_cx_max_duration_reached.inc();
+            self.stats.downstream_cx_max_duration_reached().inc();
         } else {
-            self.stats.downstream_cx_idle_timeout.inc();
+            self.stats.downstream_cx_idle_timeout().inc();
         }
         self.leave();
     }
@@ -223,7 +223,7 @@ mod tests {
         let start = Instant::now();
         let played = play(Duration::ZERO, None).await;
         assert_eq!(played.ended.await.unwrap() - start, IDLE + DRAIN);
-        assert_eq!(played.stats.downstream_cx_idle_timeout.get(), 1);
+        assert_eq!(played.stats.downstream_cx_idle_timeout().get(), 1);
         drop(played.client);
     }
 
@@ -263,7 +263,7 @@ mod tests {
                 said.windows(9).filter(|w| w[3] == 1 && w[4] & 1 == 1 && w[5..] == [0, 0, 0, stream]);
             assert_eq!(answered.count(), 1, "stream {stream}: {said:?}");
         }
-        assert_eq!(played.stats.downstream_cx_drain_close.get(), 1);
+        assert_eq!(played.stats.downstream_cx_drain_close().get(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -272,6 +272,6 @@ mod tests {
         let mut played = play(Duration::from_secs(2), Some(2)).await;
         played.client.write_all(&[request(1), request(3)].concat()).await.unwrap();
         assert_eq!(played.ended.await.unwrap() - start, DRAIN);
-        assert_eq!(played.stats.downstream_cx_max_requests_reached.get(), 1);
+        assert_eq!(played.stats.downstream_cx_max_requests_reached().get(), 1);
     }
 }

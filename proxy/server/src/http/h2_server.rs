@@ -53,13 +53,13 @@ pub(super) async fn serve(mut io: Io, connection: Arc<Connection>, env: Arc<Env>
     match preface.await {
         Ok(Some(true)) => serve_from(io, read.take(), connection, env).await,
         Ok(Some(false)) => {
-            env.hcm.stats.downstream_cx_protocol_error.inc();
+            env.hcm.stats.downstream_cx_protocol_error().inc();
             // The library would close with bytes unread, which resets; the client is to see an end.
             let patience = env.hcm.timeouts.delayed_close;
             closing::linger(&mut io, &mut WriteBuffer::default(), &mut read, patience).await;
         }
         Ok(None) => {}
-        Err(TimedOut) => env.hcm.stats.downstream_cx_idle_timeout.inc(),
+        Err(TimedOut) => env.hcm.stats.downstream_cx_idle_timeout().inc(),
     }
 }
 
@@ -74,13 +74,13 @@ pub(super) fn has_preface(bytes: &[u8]) -> Option<bool> {
 /// Serves the connection; `read` is what was read from it already, from the preface on.
 pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: Arc<Env>) {
     let stats = env.hcm.stats.clone();
-    stats.downstream_cx_http2_total.inc();
-    let _active = stats.downstream_cx_http2_active.raise();
+    stats.downstream_cx_http2_total().inc();
+    let _active = stats.downstream_cx_http2_active().raise();
     if let Err(error) = run(io, read, connection, &env).await {
         match error.get_io().map(std::io::Error::kind) {
-            Some(ErrorKind::TimedOut) => stats.downstream_rq_header_timeout.inc(),
+            Some(ErrorKind::TimedOut) => stats.downstream_rq_header_timeout().inc(),
             Some(_) => {}
-            None => stats.downstream_cx_protocol_error.inc(),
+            None => stats.downstream_cx_protocol_error().inc(),
         }
         tracing::debug!(%error, "HTTP/2 connection ended");
     }
@@ -123,7 +123,7 @@ fn builder(env: &Env) -> h2::server::Builder {
 /// Serves one stream, in a context and with a clock that earlier ones may have used.
 pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mut Clock) {
     let Opened { request, respond, connection, env } = opened;
-    env.hcm.stats.downstream_rq_http2_total.inc();
+    env.hcm.stats.downstream_rq_http2_total().inc();
     let secure = connection.tls.is_some();
     stream.connection = connection;
     let now = clock.restart();

@@ -68,12 +68,12 @@ impl Failure {
 
     fn count(&self, stats: &ClusterStats) {
         match self {
-            Failure::Upstream(error, _) if error.is_reset() => stats.upstream_rq_rx_reset.inc(),
-            Failure::Upstream(UpstreamError::Protocol, _) => stats.upstream_cx_protocol_error.inc(),
+            Failure::Upstream(error, _) if error.is_reset() => stats.upstream_rq_rx_reset().inc(),
+            Failure::Upstream(UpstreamError::Protocol, _) => stats.upstream_cx_protocol_error().inc(),
             Failure::Upstream(..) => {}
-            Failure::TimedOut(Expired::PerTryIdle) => stats.upstream_rq_per_try_idle_timeout.inc(),
-            Failure::TimedOut(Expired::PerTry) => stats.upstream_rq_per_try_timeout.inc(),
-            Failure::TimedOut(_) => stats.upstream_rq_timeout.inc(),
+            Failure::TimedOut(Expired::PerTryIdle) => stats.upstream_rq_per_try_idle_timeout().inc(),
+            Failure::TimedOut(Expired::PerTry) => stats.upstream_rq_per_try_timeout().inc(),
+            Failure::TimedOut(_) => stats.upstream_rq_timeout().inc(),
         }
     }
 }
@@ -158,7 +158,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Decision::Exhausted => {
                 self.stream.flags.insert(Flag::URX);
                 if let Some(stats) = &route.stats {
-                    stats.upstream_rq_retry_limit_exceeded.inc();
+                    stats.upstream_rq_retry_limit_exceeded().inc();
                 }
             }
             Decision::Overflow => self.stream.flags.insert(Flag::UO),

@@ -75,11 +75,11 @@ impl Served {
     fn new(hcm: &HttpConnectionManager, connection: &Connection) -> Served {
         let served =
             Served { stats: hcm.stats.clone(), secure: connection.tls.is_some(), started: Instant::now() };
-        served.stats.downstream_cx_total.inc();
-        served.stats.downstream_cx_active.inc();
+        served.stats.downstream_cx_total().inc();
+        served.stats.downstream_cx_active().inc();
         if served.secure {
-            served.stats.downstream_cx_ssl_total.inc();
-            served.stats.downstream_cx_ssl_active.inc();
+            served.stats.downstream_cx_ssl_total().inc();
+            served.stats.downstream_cx_ssl_active().inc();
         }
         served
     }
@@ -87,12 +87,12 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.stats.downstream_cx_active.dec();
-        self.stats.downstream_cx_destroy.inc();
+        self.stats.downstream_cx_active().dec();
+        self.stats.downstream_cx_destroy().inc();
         if self.secure {
-            self.stats.downstream_cx_ssl_active.dec();
+            self.stats.downstream_cx_ssl_active().dec();
         }
-        self.stats.downstream_cx_length_ms.record(self.started.elapsed().as_millis() as u64);
+        self.stats.downstream_cx_length_ms().record(self.started.elapsed().as_millis() as u64);
     }
 }
 

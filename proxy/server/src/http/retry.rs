@@ -98,13 +98,13 @@ impl RetryState {
         self.after_timeout = matches!(ending, Ending::PerTryTimeout);
         if !self.wanted(ending, sent) {
             if self.permit.take().is_some() {
-                stats.upstream_rq_retry_success.inc();
+                stats.upstream_rq_retry_success().inc();
             }
             return Decision::Done;
         }
         self.permit = None;
         if self.left == 0 {
-            stats.upstream_rq_retry_limit_exceeded.inc();
+            stats.upstream_rq_retry_limit_exceeded().inc();
             return Decision::Exhausted;
         }
         if self.until.is_some_and(|until| Instant::now() >= until) {
@@ -112,20 +112,20 @@ impl RetryState {
         }
         let breaker = if high { &cluster.high_breaker } else { &cluster.breaker };
         let Some(permit) = breaker.acquire(Resource::Retries) else {
-            stats.upstream_rq_retry_overflow.inc();
+            stats.upstream_rq_retry_overflow().inc();
             return Decision::Overflow;
         };
         self.permit = Some(permit);
         self.left -= 1;
         self.retries += 1;
-        stats.upstream_rq_retry.inc();
+        stats.upstream_rq_retry().inc();
         if let Ending::Response(head) = ending
             && let Some(wait) = self.asked_to_wait(head)
         {
-            stats.upstream_rq_retry_backoff_ratelimited.inc();
+            stats.upstream_rq_retry_backoff_ratelimited().inc();
             return Decision::Retry(wait);
         }
-        stats.upstream_rq_retry_backoff_exponential.inc();
+        stats.upstream_rq_retry_backoff_exponential().inc();
         Decision::Retry(self.back_off())
     }
 

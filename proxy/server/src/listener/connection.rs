@@ -80,7 +80,7 @@ pub(super) async fn run(
     match listener.choose(&facts) {
         Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,
         None => {
-            listener.config.stats.no_filter_chain_match.inc();
+            listener.config.stats.no_filter_chain_match().inc();
             socket.refuse();
             log(&listener, Arc::new(connection), Some(("filter_chain_not_found", Flag::NR)));
         }
@@ -93,7 +93,7 @@ async fn inspect(listener: &ActiveListener, socket: &mut Socket, found: &mut Fin
     if config.listener_filters.is_empty() {
         return true;
     }
-    let inspecting = config.stats.downstream_pre_cx_active.raise();
+    let inspecting = config.stats.downstream_pre_cx_active().raise();
     let mut seen = Vec::new();
     let mut deadline = Deadline::configured(config.filters_timeout);
     let outcome = filters::run(&config.listener_filters, socket, &mut seen, found, &mut deadline).await;
@@ -103,11 +103,11 @@ async fn inspect(listener: &ActiveListener, socket: &mut Socket, found: &mut Fin
         Ok(()) => true,
         Err(FilterError::Closed) => false,
         Err(FilterError::TimedOut) => {
-            config.stats.downstream_pre_cx_timeout.inc();
+            config.stats.downstream_pre_cx_timeout().inc();
             config.continue_on_timeout
         }
         Err(reason) => {
-            config.stats.downstream_listener_filter_error.inc();
+            config.stats.downstream_listener_filter_error().inc();
             tracing::debug!(listener = %config.name, %reason, "a listener filter refuses a connection");
             false
         }
@@ -215,22 +215,22 @@ fn count_handshake(
 ) -> Option<tls::Accepted> {
     match outcome {
         Some(Ok(accepted)) => {
-            stats.ssl_handshake.inc();
+            stats.ssl_handshake().inc();
             if accepted.info.resumed {
-                stats.ssl_session_reused.inc();
+                stats.ssl_session_reused().inc();
             }
             return Some(accepted);
         }
-        Some(Err(HandshakeError::NoClientCertificate)) => stats.ssl_fail_verify_no_cert.inc(),
+        Some(Err(HandshakeError::NoClientCertificate)) => stats.ssl_fail_verify_no_cert().inc(),
         Some(Err(HandshakeError::ClientCertificate(reason))) => {
             tracing::debug!(%reason, "a client certificate is refused");
-            stats.ssl_fail_verify_error.inc();
+            stats.ssl_fail_verify_error().inc();
         }
         Some(Err(reason)) => {
             tracing::debug!(%reason, "a TLS handshake failed");
-            stats.ssl_connection_error.inc();
+            stats.ssl_connection_error().inc();
         }
-        None => stats.ssl_connection_error.inc(),
+        None => stats.ssl_connection_error().inc(),
     }
     None
 }
@@ -259,16 +259,16 @@ struct Open {
 
 impl Open {
     fn new(stats: Arc<ListenerStats>, start: Instant) -> Open {
-        stats.downstream_cx_total.inc();
-        stats.downstream_cx_active.inc();
+        stats.downstream_cx_total().inc();
+        stats.downstream_cx_active().inc();
         Open { stats, start }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.stats.downstream_cx_active.dec();
-        self.stats.downstream_cx_destroy.inc();
-        self.stats.downstream_cx_length_ms.record(self.start.elapsed().as_millis() as u64);
+        self.stats.downstream_cx_active().dec();
+        self.stats.downstream_cx_destroy().inc();
+        self.stats.downstream_cx_length_ms().record(self.start.elapsed().as_millis() as u64);
     }
 }

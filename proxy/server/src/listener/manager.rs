@@ -65,7 +65,7 @@ struct OpenSocket {
 impl Manager {
     pub(crate) fn new(shared: Arc<Shared>) -> Manager {
         let stats = ManagerStats::new(&shared.metrics, "listener_manager.");
-        stats.workers_started.set(1);
+        stats.workers_started().set(1);
         Manager { shared, stats, listeners: BTreeMap::new(), next_id: 0 }
     }
 
@@ -86,8 +86,8 @@ impl Manager {
     pub(crate) async fn upsert(&mut self, config: Arc<Listener>) -> Result<(), ListenerError> {
         let outcome = self.replace(config).await;
         match &outcome {
-            Ok(()) => self.stats.listener_create_success.inc(),
-            Err(_) => self.stats.listener_create_failure.inc(),
+            Ok(()) => self.stats.listener_create_success().inc(),
+            Err(_) => self.stats.listener_create_failure().inc(),
         }
         outcome
     }
@@ -113,14 +113,14 @@ impl Manager {
         self.publish();
         match previous {
             Some(previous) => {
-                self.stats.listener_modified.inc();
+                self.stats.listener_modified().inc();
                 if previous.drain.is(&active.drain) {
-                    self.stats.listener_in_place_updated.inc();
+                    self.stats.listener_in_place_updated().inc();
                 }
                 let options = &self.shared.options;
                 previous.retire(&active, options.drain_strategy, options.drain_time);
             }
-            None => self.stats.listener_added.inc(),
+            None => self.stats.listener_added().inc(),
         }
         self.close(before.into_values()).await;
         Ok(())
@@ -187,7 +187,7 @@ impl Manager {
     pub(crate) async fn remove(&mut self, names: impl Iterator<Item = &str>) {
         let mut closing = Vec::new();
         for managed in names.filter_map(|name| self.listeners.remove(name)) {
-            self.stats.listener_removed.inc();
+            self.stats.listener_removed().inc();
             let options = &self.shared.options;
             managed.active.drain.start(options.drain_strategy, Some(options.drain_time));
             closing.extend(managed.sockets.into_values());
@@ -213,7 +213,7 @@ impl Manager {
             }
             managed.active.drain.start(strategy, time);
             if close && !managed.sockets.is_empty() {
-                self.stats.listener_stopped.inc();
+                self.stats.listener_stopped().inc();
                 closing.extend(managed.sockets.drain().map(|(_, socket)| socket));
             }
         }
@@ -253,7 +253,7 @@ impl Manager {
         let table = ListenerTable::new(self.listeners.values().map(|m| &m.active));
         self.shared.listeners.store(Arc::new(table));
         self.shared.addresses.store(Arc::new(self.addresses()));
-        self.stats.total_listeners_active.set(self.listeners.len() as u64);
+        self.stats.total_listeners_active().set(self.listeners.len() as u64);
     }
 }
 

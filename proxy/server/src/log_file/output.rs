@@ -176,12 +176,12 @@ impl Shared {
         if before + line.len() > self.room {
             drop(waiting);
             self.dropped.fetch_add(1, Relaxed);
-            return self.stats.write_dropped.inc();
+            return self.stats.write_dropped().inc();
         }
         waiting.extend_from_slice(line);
         let after = waiting.len();
         drop(waiting);
-        self.stats.write_buffered.inc();
+        self.stats.write_buffered().inc();
         // Only the line that crosses the mark wakes the writer.
         let mark = if self.flush == Flush::AtOnce { 1 } else { FLUSH_AT };
         if before < mark && after >= mark {
@@ -260,14 +260,14 @@ impl Writer {
 
     fn write(&mut self, lines: &[u8]) {
         let stats = &self.shared.stats;
-        let Some(file) = &mut self.file else { return stats.write_failed.inc() };
+        let Some(file) = &mut self.file else { return stats.write_failed().inc() };
         if lines.len() < FLUSH_AT {
-            stats.flushed_by_timer.inc();
+            stats.flushed_by_timer().inc();
         }
         match file.write_all(lines).and_then(|()| file.flush()) {
-            Ok(()) => stats.write_completed.inc(),
+            Ok(()) => stats.write_completed().inc(),
             Err(error) => {
-                stats.write_failed.inc();
+                stats.write_failed().inc();
                 // A FIFO whose reader has left is opened again, which waits for the next reader.
                 if error.kind() == io::ErrorKind::BrokenPipe && is_fifo(&self.shared.target) {
                     self.file = None;
@@ -281,7 +281,7 @@ impl Writer {
         match open(&self.shared.target) {
             Ok(file) => Some(file),
             Err(error) => {
-                self.shared.stats.reopen_failed.inc();
+                self.shared.stats.reopen_failed().inc();
                 self.complain(what, &error);
                 None
             }

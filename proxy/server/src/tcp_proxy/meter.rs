@@ -29,12 +29,12 @@ impl Meter<'_> {
         if self.up == up && self.down == down {
             return false;
         }
-        self.tcp.downstream_cx_rx_bytes_total.add(up.read - self.up.read);
-        self.cluster.upstream_cx_tx_bytes_total.add(up.written - self.up.written);
-        self.cluster.upstream_cx_rx_bytes_total.add(down.read - self.down.read);
-        self.tcp.downstream_cx_tx_bytes_total.add(down.written - self.down.written);
-        self.tcp.downstream_cx_rx_bytes_buffered.add(up.held() - self.up.held());
-        self.tcp.downstream_cx_tx_bytes_buffered.add(down.held() - self.down.held());
+        self.tcp.downstream_cx_rx_bytes_total().add(up.read - self.up.read);
+        self.cluster.upstream_cx_tx_bytes_total().add(up.written - self.up.written);
+        self.cluster.upstream_cx_rx_bytes_total().add(down.read - self.down.read);
+        self.tcp.downstream_cx_tx_bytes_total().add(down.written - self.down.written);
+        self.tcp.downstream_cx_rx_bytes_buffered().add(up.held() - self.up.held());
+        self.tcp.downstream_cx_tx_bytes_buffered().add(down.held() - self.down.held());
         self.bytes.request_body = up.read;
         self.bytes.upstream_sent = up.written;
         self.bytes.upstream_received = down.read;
@@ -47,7 +47,7 @@ impl Meter<'_> {
 impl Drop for Meter<'_> {
     /// What is still held is held no longer.
     fn drop(&mut self) {
-        self.tcp.downstream_cx_rx_bytes_buffered.add(-self.up.held());
-        self.tcp.downstream_cx_tx_bytes_buffered.add(-self.down.held());
+        self.tcp.downstream_cx_rx_bytes_buffered().add(-self.up.held());
+        self.tcp.downstream_cx_tx_bytes_buffered().add(-self.down.held());
     }
 }

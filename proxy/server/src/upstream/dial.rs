@@ -19,8 +19,8 @@ pub(crate) struct Alive {
 
 impl Alive {
     pub(crate) fn new(host: Arc<Host>, stats: Arc<ClusterStats>, permit: Option<Permit>) -> Alive {
-        stats.upstream_cx_total.inc();
-        stats.upstream_cx_active.inc();
+        stats.upstream_cx_total().inc();
+        stats.upstream_cx_active().inc();
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
         Alive { host, stats, _permit: permit, place: None }
@@ -40,8 +40,8 @@ impl Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.stats.upstream_cx_active.dec();
-        self.stats.upstream_cx_destroy.inc();
+        self.stats.upstream_cx_active().dec();
+        self.stats.upstream_cx_destroy().inc();
         self.host.active_connections.fetch_sub(1, Relaxed);
     }
 }
@@ -57,15 +57,15 @@ pub(crate) async fn dial(
     let stats = &cluster.stats;
     match connect(cluster, host, authority, alpn, timeout).await {
         Ok(connected) => {
-            stats.upstream_cx_connect_ms.record(u64::from(connected.connect_ms));
+            stats.upstream_cx_connect_ms().record(u64::from(connected.connect_ms));
             Ok(connected)
         }
         Err(error) => {
-            stats.upstream_cx_connect_fail.inc();
+            stats.upstream_cx_connect_fail().inc();
             host.failed_connections.fetch_add(1, Relaxed);
             Err(match error {
                 ConnectError::Timeout => {
-                    stats.upstream_cx_connect_timeout.inc();
+                    stats.upstream_cx_connect_timeout().inc();
                     UpstreamError::ConnectTimeout
                 }
                 ConnectError::Refused(text) => {

@@ -39,7 +39,7 @@ pub(crate) struct H1Upstream {
 
 impl H1Upstream {
     pub(super) fn new(io: Io, opts: Arc<H1Options>, watermark: usize, alive: Alive) -> H1Upstream {
-        alive.stats.upstream_cx_http1_total.inc();
+        alive.stats.upstream_cx_http1_total().inc();
         H1Upstream {
             local: io.local_addr(),
             io,

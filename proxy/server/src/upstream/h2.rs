@@ -55,7 +55,7 @@ impl H2Connection {
             .handshake::<_, Bytes>(Guarded::client(io, options, Patience::default()))
             .await
             .map_err(|_| UpstreamError::Closed)?;
-        alive.stats.upstream_cx_http2_total.inc();
+        alive.stats.upstream_cx_http2_total().inc();
         let state = Arc::new(H2State {
             closed: AtomicBool::new(false),
             streams: AtomicU32::new(0),

@@ -179,9 +179,9 @@ impl Pools {
             return Ok(found);
         }
         let stats = &wanted.cluster.stats;
-        stats.upstream_rq_pending_total.inc();
+        stats.upstream_rq_pending_total().inc();
         let Some(_pending) = wanted.breaker().acquire(Resource::Pending) else {
-            stats.upstream_rq_pending_overflow.inc();
+            stats.upstream_rq_pending_overflow().inc();
             return Err(UpstreamError::Overflow);
         };
         match wanted.alpn() {
@@ -221,7 +221,7 @@ impl Pools {
         });
         let Some(shared) = found else { return Ok(None) };
         let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
-            wanted.cluster.stats.upstream_rq_active_overflow.inc();
+            wanted.cluster.stats.upstream_rq_active_overflow().inc();
             return Err(UpstreamError::Overflow);
         };
         shared.used = now;
@@ -242,7 +242,7 @@ impl Pools {
         {
             return Some(permit);
         }
-        wanted.cluster.stats.upstream_cx_overflow.inc();
+        wanted.cluster.stats.upstream_cx_overflow().inc();
         (queue.open() == 0).then(|| breaker.force(Resource::Connections))
     }
 
@@ -268,7 +268,7 @@ impl Pools {
     /// Waits for a connection that another request gives back, or for one to end. As in Envoy it is the
     /// request's own deadlines that bound the wait.
     async fn wait(&self, wanted: &Wanted<'_>, queue: &Arc<Queue>) -> Result<Checkout, UpstreamError> {
-        let pending = wanted.cluster.stats.upstream_rq_pending_active.raise();
+        let pending = wanted.cluster.stats.upstream_rq_pending_active().raise();
         loop {
             let place = match queue.join(wanted.kind()).await {
                 Ok(Grant::Connection(mut connection)) => {
@@ -313,7 +313,7 @@ impl Pools {
             return Ok(found);
         }
         let Some(permit) = self.connection_permit(wanted, &queue) else {
-            wanted.cluster.stats.upstream_rq_pending_overflow.inc();
+            wanted.cluster.stats.upstream_rq_pending_overflow().inc();
             return Err(UpstreamError::Overflow);
         };
         let place = Place::new(&queue);
@@ -335,7 +335,7 @@ impl Pools {
         }
         let connection = H2Connection::open(connected.io, config, alive).await?;
         let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
-            wanted.cluster.stats.upstream_rq_active_overflow.inc();
+            wanted.cluster.stats.upstream_rq_active_overflow().inc();
             return Err(UpstreamError::Overflow);
         };
         let stream = UpstreamStream::Http2(Box::new(connection.stream(Some(permit))));
@@ -353,7 +353,7 @@ impl Pools {
             return;
         }
         if connection.requests >= limits.requests {
-            connection.alive.stats.upstream_cx_max_requests.inc();
+            connection.alive.stats.upstream_cx_max_requests().inc();
             return;
         }
         connection.rest();
@@ -383,9 +383,9 @@ impl Pools {
                 let expired = idle.limits.expired(idle.connection.opened, idle.since, now);
                 let stats = &idle.connection.alive.stats;
                 if idle.limits.too_old(idle.connection.opened, now) {
-                    stats.upstream_cx_max_duration_reached.inc();
+                    stats.upstream_cx_max_duration_reached().inc();
                 } else if expired {
-                    stats.upstream_cx_idle_timeout.inc();
+                    stats.upstream_cx_idle_timeout().inc();
                 }
                 // An endpoint that only its idle connections still hold has left its cluster.
                 let gone = Arc::strong_count(&idle.connection.alive.host) <= 1;

@@ -192,7 +192,7 @@ fn detection_extensions_find_or_refuse_the_client() {
     let manager = hcm(by_header, own_headers());
     let reply = request(&manager, None, &mut stream(&[], None)).unwrap();
     assert_eq!((reply.status, &*reply.details), (403, "rejecting_because_detection_failed"));
-    assert_eq!(manager.stats.downstream_rq_rejected_via_ip_detection.get(), 1);
+    assert_eq!(manager.stats.downstream_rq_rejected_via_ip_detection().get(), 1);
     let nets = ["127.0.0.0/8", "2.0.0.0/8"].map(|n| n.parse().unwrap()).to_vec();
     let by_range =
         ClientAddress { detection: vec![Detection::XffTrusted(nets, true)], ..ClientAddress::default() };

@@ -56,8 +56,8 @@ async fn without_a_chain_a_connection_is_closed_and_logged() {
     let address = fixture.apply(listener).await;
     assert_eq!(exchange(address, b"").await, "");
     assert_eq!(lines.wait(1).await, ["NR filter_chain_not_found"]);
-    assert_eq!(stats.no_filter_chain_match.get(), 1);
-    assert_eq!(stats.downstream_cx_total.get(), 0, "it never was a connection of the listener");
+    assert_eq!(stats.no_filter_chain_match().get(), 1);
+    assert_eq!(stats.downstream_cx_total().get(), 0, "it never was a connection of the listener");
     fixture.end().await;
 }
 
@@ -79,7 +79,7 @@ async fn the_proxy_protocol_gives_the_client_address_and_others_are_refused() {
     assert_eq!(lines.wait(1).await, ["1.2.3.4:1111 5.6.7.8:2222 127.0.0.1"]);
     assert_eq!(exchange(address, b"GET / HTTP/1.1\r\n\r\n").await, "");
     assert_eq!(exchange(address, b"PROXY TCP4 1.2.3.4\r\n").await, "");
-    eventually(|| stats.downstream_listener_filter_error.get() == 2).await;
+    eventually(|| stats.downstream_listener_filter_error().get() == 2).await;
     let optional =
         Listener { listener_filters: proxy_protocol(true), shape: 2, ..fixture.listener("a", says("any")) };
     fixture.apply(optional).await;
@@ -113,7 +113,7 @@ async fn http_on_plain_text_chooses_by_version_and_silence_times_out() {
     assert_eq!(exchange(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await, "h2c");
     assert_eq!(exchange(address, b"\x00\x01").await, "other");
     assert_eq!(exchange(address, b"hel").await, "other");
-    assert_eq!(stats.downstream_pre_cx_timeout.get(), 1);
+    assert_eq!(stats.downstream_pre_cx_timeout().get(), 1);
     fixture.apply(listener(false)).await;
     assert_eq!(exchange(address, b"hel").await, "");
     assert_eq!(exchange(address, b"GET / HTTP/1.1\r\n").await, "http/1.1");

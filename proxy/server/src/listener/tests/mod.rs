@@ -184,6 +184,7 @@ fn cluster_config(name: &str) -> ClusterConfig {
         source_address: None,
         tcp_keepalive: None,
         metadata: serde_json::Map::new(),
+        statistics: true,
         drop_overload: 0,
         added_via_api: false,
         labels: BTreeMap::new(),

@@ -32,8 +32,8 @@ async fn bytes_pass_both_ways_and_are_counted() {
     assert_eq!(n.unwrap(), sent.len());
     assert!(got == sent);
     assert_eq!(lines.wait(1).await, [format!(" echo {0} {0}", 3 << 20)]);
-    assert_eq!(cluster.stats.upstream_cx_total.get(), 1);
-    eventually(|| cluster.stats.upstream_cx_active.get() == 0).await;
+    assert_eq!(cluster.stats.upstream_cx_total().get(), 1);
+    eventually(|| cluster.stats.upstream_cx_active().get() == 0).await;
     fixture.end().await;
 }
 
@@ -56,7 +56,7 @@ async fn failures_close_the_client_and_raise_their_flags() {
     let address = fixture.apply(fixture.listener("b", NetworkFilter::Tcp(Arc::new(dead)))).await;
     assert_eq!(exchange(address, b"hello").await, "");
     assert_eq!(lines.wait(2).await[1], "UF,URX dead");
-    assert_eq!(cluster.stats.upstream_cx_connect_fail.get(), 3);
+    assert_eq!(cluster.stats.upstream_cx_connect_fail().get(), 3);
 
     fixture.cluster("empty", &[]).await;
     let empty = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("empty", log())));
@@ -75,7 +75,7 @@ async fn silence_closes_it() {
     let stats = proxy.stats.clone();
     let address = fixture.apply(fixture.listener("a", NetworkFilter::Tcp(Arc::new(proxy)))).await;
     assert_eq!(exchange(address, b"hello").await, "hello");
-    assert_eq!(stats.idle_timeout.get(), 1);
+    assert_eq!(stats.idle_timeout().get(), 1);
     fixture.end().await;
 }
 
@@ -108,7 +108,7 @@ async fn weights_spread_connections_over_clusters() {
         let mut client = TcpStream::connect(address).await.unwrap();
         assert!(ping(&mut client).await);
     }
-    let (first, second) = (one.stats.upstream_cx_total.get(), two.stats.upstream_cx_total.get());
+    let (first, second) = (one.stats.upstream_cx_total().get(), two.stats.upstream_cx_total().get());
     assert_eq!(first + second, 40);
     assert!(first > 3 && second > 3, "{first} and {second}");
     fixture.end().await;

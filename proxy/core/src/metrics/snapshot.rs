@@ -1,0 +1,159 @@
+//! All statistics in the order of their names.
+
+use super::{Block, StatDef, Value};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The statistics that there were at one moment, sorted by name; their values are read as they are visited.
+///
+/// It keeps eight bytes for each statistic. Names are put together one at a time, in one buffer.
+pub struct Snapshot {
+    blocks: Vec<Arc<Block>>,
+    /// Block and statistic of it, by name.
+    order: Vec<(u32, u32)>,
+}
+
+impl Snapshot {
+    pub(super) fn new(mut blocks: Vec<Arc<Block>>) -> Snapshot {
+        blocks.sort_by(|a, b| a.prefix().cmp(b.prefix()));
+        let mut sorted: HashMap<*const StatDef, Vec<u32>> = HashMap::new();
+        let mut order = Vec::with_capacity(blocks.iter().map(|block| block.defs().len()).sum());
+        for (index, block) in blocks.iter().enumerate() {
+            let defs = block.defs();
+            let by_name = sorted.entry(defs.as_ptr()).or_insert_with(|| by_name(defs));
+            order.extend(by_name.iter().map(|def| (index as u32, *def)));
+        }
+        let mut snapshot = Snapshot { blocks, order };
+        snapshot.sort();
+        snapshot
+    }
+
+    /// Blocks are in order already, but one may have its prefix inside another's (`http.a.` and `http.a.b.`).
+    fn sort(&mut self) {
+        let mut order = std::mem::take(&mut self.order);
+        order.sort_by(|a, b| self.compare(*a, *b));
+        self.order = order;
+    }
+
+    fn at(&self, (block, def): (u32, u32)) -> Option<(&Block, &StatDef)> {
+        let block = self.blocks.get(block as usize)?;
+        Some((block, block.defs().get(def as usize)?))
+    }
+
+    fn compare(&self, a: (u32, u32), b: (u32, u32)) -> Ordering {
+        let (Some((one, first)), Some((other, second))) = (self.at(a), self.at(b)) else {
+            return Ordering::Equal;
+        };
+        if one.prefix() == other.prefix() {
+            return first.name.cmp(second.name);
+        }
+        let whole = |block: &'_ Block, def: &StatDef| {
+            let prefix = block.prefix().to_owned();
+            prefix + def.name
+        };
+        if one.prefix().starts_with(other.prefix()) || other.prefix().starts_with(one.prefix()) {
+            return whole(one, first).cmp(&whole(other, second));
+        }
+        one.prefix().cmp(other.prefix())
+    }
+
+    /// Where each name begins, in order. Blocks of one prefix (an old and a new generation of a resource) have
+    /// the same names side by side.
+    pub(super) fn names(&self) -> impl Iterator<Item = usize> {
+        let same = |at: usize| {
+            let pair = (at.checked_sub(1).and_then(|before| self.order.get(before)), self.order.get(at));
+            matches!(pair, (Some(a), Some(b)) if self.compare(*a, *b) == Ordering::Equal)
+        };
+        (0..self.order.len()).filter(move |at| !same(*at))
+    }
+
+    /// Puts the name at `at` into `name` and answers its value, that of all blocks of the prefix together.
+    pub(super) fn read(&self, at: usize, name: &mut String) -> Option<Value> {
+        let first = *self.order.get(at)?;
+        let (block, def) = self.at(first)?;
+        name.clear();
+        name.push_str(block.prefix());
+        name.push_str(def.name);
+        let mut value = block.value(def);
+        let more = self.order.iter().skip(at + 1);
+        for (block, def) in more
+            .take_while(|other| self.compare(first, **other) == Ordering::Equal)
+            .filter_map(|other| self.at(*other))
+        {
+            value.add(&block.value(def));
+        }
+        Some(value)
+    }
+
+    /// Visits every statistic with its full name.
+    pub fn each(&self, mut visit: impl FnMut(&str, &Value)) {
+        let mut name = String::new();
+        for at in self.names() {
+            if let Some(value) = self.read(at, &mut name) {
+                visit(&name, &value);
+            }
+        }
+    }
+}
+
+/// One statistic with its full name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Prefix and name, such as `cluster.a.upstream_rq_total`.
+    pub name: String,
+    /// Its value.
+    pub value: Value,
+}
+
+/// Positions of definitions in the order of their names.
+fn by_name(defs: &[StatDef]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..defs.len() as u32).collect();
+    order.sort_by_key(|index| defs.get(*index as usize).map(|def| def.name));
+    order
+}
+
+impl Value {
+    /// Adds a value of the same kind; one of another kind changes nothing.
+    fn add(&mut self, other: &Value) {
+        match (self, other) {
+            (Value::Counter(a), Value::Counter(b)) | (Value::Gauge(a), Value::Gauge(b)) => *a += b,
+            (Value::Histogram(a), Value::Histogram(b)) => {
+                a.below.iter_mut().zip(b.below).for_each(|(a, b)| *a += b);
+                a.count += b.count;
+                a.sum += b.sum;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Registry;
+    use super::*;
+
+    crate::stat_block! {
+        /// For the test.
+        pub struct Outer { counters: [zebra, ant], gauges: [], histograms: [] }
+    }
+    crate::stat_block! {
+        /// For the test.
+        pub struct Inner { counters: [b], gauges: [], histograms: [] }
+    }
+
+    #[test]
+    fn names_are_sorted_over_nested_prefixes_and_generations_add_up() {
+        let registry = Registry::new();
+        let (old, new) = (Outer::new(&registry, "x.a."), Outer::new(&registry, "x.a."));
+        let _inner =
+            (Inner::new(&registry, "x.a.m."), Inner::new(&registry, "x.b."), Inner::new(&registry, "w."));
+        old.ant().inc();
+        new.ant().add(2);
+        let mut seen = Vec::new();
+        registry.snapshot().each(|name, value| seen.push((name.to_owned(), *value)));
+        let names: Vec<&str> = seen.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["w.b", "x.a.ant", "x.a.m.b", "x.a.zebra", "x.b.b"]);
+        assert_eq!(seen[1].1, Value::Counter(3));
+    }
+}

@@ -1,0 +1,88 @@
+//! `/stats` and `/stats/prometheus`, and the statistics of the process itself.
+
+use super::commands::bad;
+use super::{Admin, State, process};
+use crate::surface::{Query, Reply};
+use parking_lot::Mutex;
+use regex::Regex;
+use sixfold_core::metrics::Registry;
+use sixfold_core::metrics::render::{Form, Page, Selection};
+
+sixfold_core::stat_block! {
+    /// Under `server.`, as Envoy names them.
+    pub struct ServerStats {
+        counters: [],
+        gauges: [
+            live, state, uptime, concurrency, memory_allocated, memory_heap_size, memory_physical_size,
+            parent_connections, hot_restart_epoch,
+        ],
+        histograms: [],
+    }
+}
+
+sixfold_core::stat_block! {
+    /// Under `cluster_manager.`, as Envoy names them.
+    pub struct ClusterManagerStats {
+        counters: [], gauges: [active_clusters, warming_clusters], histograms: [],
+    }
+}
+
+/// Statistics that are looked up when they are asked for.
+pub struct Statistics {
+    server: ServerStats,
+    clusters: ClusterManagerStats,
+    /// A gauge is set by one thread at a time.
+    refreshing: Mutex<()>,
+}
+
+impl Statistics {
+    /// Zeros.
+    pub fn new(registry: &Registry) -> Statistics {
+        Statistics {
+            server: ServerStats::new(registry, "server."),
+            clusters: ClusterManagerStats::new(registry, "cluster_manager."),
+            refreshing: Mutex::new(()),
+        }
+    }
+
+    fn refresh(&self, admin: &Admin) {
+        let _one_at_a_time = self.refreshing.lock();
+        let (server, memory) = (&self.server, process::resident_bytes());
+        server.live().set(u64::from(admin.lifecycle.get() == State::Live));
+        server.state().set(admin.lifecycle.get() as u64);
+        server.uptime().set(admin.started.elapsed().as_secs());
+        server.concurrency().set(admin.concurrency as u64);
+        server.memory_allocated().set(memory);
+        server.memory_heap_size().set(memory);
+        server.memory_physical_size().set(memory);
+        self.clusters.active_clusters().set(admin.clusters.all().len() as u64);
+    }
+}
+
+pub(super) fn stats(admin: &Admin, query: &Query) -> Reply {
+    page(admin, query, query.get("format").unwrap_or("text"))
+}
+
+pub(super) fn prometheus(admin: &Admin, query: &Query) -> Reply {
+    page(admin, query, "prometheus")
+}
+
+fn page(admin: &Admin, query: &Query, format: &str) -> Reply {
+    let filter = match query.get("filter").map(Regex::new).transpose() {
+        Ok(filter) => filter,
+        Err(error) => return bad(format!("Invalid re2 regex: {error}\n")),
+    };
+    let selection = Selection { filter, used_only: query.has("usedonly") };
+    let form = match format {
+        "json" => Form::Json,
+        "prometheus" => Form::Prometheus,
+        "text" => Form::Text,
+        _ => return bad("usage: /stats?format=(json|prometheus|text)\n".to_owned()),
+    };
+    admin.statistics.refresh(admin);
+    let (statistics, tags) = (admin.metrics.snapshot(), admin.tags.clone());
+    let page = Reply::written(move |out| {
+        Page { statistics: &statistics, selection: &selection, rules: &tags }.write(form, out)
+    });
+    if form == Form::Json { Reply { content_type: "application/json", ..page } } else { page }
+}
