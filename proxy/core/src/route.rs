@@ -277,6 +277,9 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// No event on the stream for so long; `None` takes the connection manager's, zero is off.
     pub idle: Option<Duration>,
+    /// The route has a `max_stream_duration`, if an empty one: the stream is what is bounded, `request` is off,
+    /// and a gRPC upstream hears of the bound (Envoy's `usingNewTimeouts`).
+    pub by_stream: bool,
     /// `max_stream_duration` of the route; `None` takes the connection manager's, zero is off.
     pub max_stream: Option<Duration>,
     /// `grpc_timeout_header_max`: the grpc-timeout header bounds the stream, capped by this unless zero.

@@ -123,6 +123,14 @@ pub struct Upstream {
     pub version: Option<crate::message::Version>,
 }
 
+impl Upstream {
+    fn clear(&mut self) {
+        let mut tried = std::mem::take(&mut self.tried);
+        tried.clear();
+        *self = Upstream { tried, ..Upstream::default() };
+    }
+}
+
 /// One attempt at an upstream host.
 #[derive(Clone)]
 pub struct Tried {
@@ -231,36 +239,60 @@ impl Stream {
         }
     }
 
-    /// Makes the context fit for the next request of the same connection and keeps its memory.
+    /// Makes the context as good as a new one, for the next request of the same connection, and keeps its memory.
     pub fn reset(&mut self, now: Instant) {
-        self.remote = self.connection.remote;
-        self.timing = Timing::new(now);
-        self.request.clear();
-        self.request_trailers.clear();
-        crate::message::clear_text(&mut self.original_target);
-        self.request_body = None;
-        self.response.clear();
-        self.response_trailers.clear();
-        self.internal = false;
-        self.virtual_host = None;
-        self.route = None;
-        self.captures.clear();
-        self.upstream.cluster = None;
-        self.upstream.member = None;
-        self.upstream.local = None;
-        self.upstream.attempts = 0;
-        self.upstream.tried.clear();
-        self.upstream.failure = None;
-        self.upstream.version = None;
-        self.flags = ResponseFlags::empty();
-        self.details = Cow::Borrowed("");
-        self.source = ResponseSource::None;
-        self.bytes = ByteCounts::default();
-        self.local_body = Bytes::new();
-        self.hash = None;
-        self.metadata.clear();
-        self.vars.clear();
-        self.slots.clear();
+        // Taken apart whole, so that no field can be forgotten: it would show one request another one's data.
+        let Stream {
+            connection,
+            random,
+            start_time,
+            timing,
+            request,
+            request_trailers,
+            original_target,
+            request_body,
+            response,
+            response_trailers,
+            remote,
+            internal,
+            virtual_host,
+            route,
+            captures,
+            upstream,
+            flags,
+            details,
+            source,
+            bytes,
+            local_body,
+            hash,
+            metadata,
+            vars,
+            slots,
+        } = self;
+        *random = 0;
+        *start_time = SystemTime::UNIX_EPOCH;
+        *timing = Timing::new(now);
+        request.clear();
+        request_trailers.clear();
+        crate::message::clear_text(original_target);
+        *request_body = None;
+        response.clear();
+        response_trailers.clear();
+        *remote = connection.remote;
+        *internal = false;
+        *virtual_host = None;
+        *route = None;
+        captures.clear();
+        upstream.clear();
+        *flags = ResponseFlags::empty();
+        *details = Cow::Borrowed("");
+        *source = ResponseSource::None;
+        *bytes = ByteCounts::default();
+        *local_body = Bytes::new();
+        *hash = None;
+        metadata.clear();
+        vars.clear();
+        slots.clear();
     }
 
     /// The trusted client address.
@@ -323,5 +355,112 @@ pub(crate) mod fixture {
             stream.request.headers.push(name.as_bytes(), value.as_bytes());
         }
         stream
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Address, ClusterConfig, HostConfig};
+    use crate::flags::Flag;
+    use crate::metrics::Registry;
+    use crate::route::Action;
+    use crate::router::VirtualHostOptions;
+
+    /// All that a context shows. A field that is new must be added here.
+    fn shown(stream: &Stream) -> String {
+        let Stream {
+            connection,
+            random,
+            start_time,
+            timing,
+            request,
+            request_trailers,
+            original_target,
+            request_body,
+            response,
+            response_trailers,
+            remote,
+            internal,
+            virtual_host,
+            route,
+            captures,
+            upstream,
+            flags,
+            details,
+            source,
+            bytes,
+            local_body,
+            hash,
+            metadata,
+            vars,
+            slots,
+        } = stream;
+        let Upstream { cluster, member, local, attempts, tried, failure, version } = upstream;
+        let held = (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some());
+        let counts = (tried.len(), slots.len(), flags.is_empty());
+        [
+            format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
+            format!(
+                "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
+            ),
+            format!("{held:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {metadata:?} {vars:?}"),
+        ]
+        .join("\n")
+    }
+
+    #[test]
+    fn a_context_that_was_reset_equals_a_new_one() -> Result<(), Box<dyn std::error::Error>> {
+        let mut used = fixture::stream("/a?b", &[("x-a", "1")]);
+        let connection = used.connection.clone();
+        let now = Instant::now();
+        let host = HostConfig::new(Address::Ip("127.0.0.1:1".parse()?));
+        let cluster =
+            crate::cluster::Cluster::new(ClusterConfig::named("c"), vec![host], None, &Registry::new())?;
+        let member = cluster.hosts.load().iter().next().ok_or("no host")?.clone();
+        used.random = 7;
+        used.start_time = SystemTime::now();
+        used.timing = Timing { request_complete: Some(now), upstream_rx_end: Some(now), ..Timing::new(now) };
+        used.request_trailers.push(b"t", b"1");
+        used.original_target = b"/o".to_vec();
+        used.request_body = Some(Bytes::from_static(b"body"));
+        used.response.status = 503;
+        used.response.headers.push(b"r", b"1");
+        used.response_trailers.push(b"t", b"2");
+        used.remote = "192.0.2.1:1".parse()?;
+        used.internal = true;
+        used.virtual_host = Some(Arc::new(VirtualHost::new("v", VirtualHostOptions::default(), Vec::new())));
+        let path = crate::route::PathMatch::Prefix(b"/"[..].into(), false);
+        used.route = Some(Arc::new(Route::new(path, Action::NonForwarding)));
+        used.captures.push(("c".into(), b"1".to_vec()));
+        used.upstream = Upstream {
+            cluster: Some(cluster),
+            member: Some(member.clone()),
+            local: Some("127.0.0.1:2".parse()?),
+            attempts: 2,
+            tried: vec![Tried::new(member, now)],
+            failure: Some("refused".into()),
+            version: Some(crate::message::Version::Http2),
+        };
+        used.flags.insert(Flag::UF);
+        used.details = "via_upstream".into();
+        used.source = ResponseSource::Upstream;
+        used.bytes = ByteCounts { request_body: 1, response_body: 2, ..ByteCounts::default() };
+        used.local_body = Bytes::from_static(b"local");
+        used.hash = Some(1);
+        used.metadata.push(("n".into(), "k".into(), serde_json::Value::Null));
+        used.set_var("v", "1");
+        used.set_state(3, 1u8);
+
+        let start = connection.start;
+        let new = Stream::new(connection);
+        let (before, fresh) = (shown(&used), shown(&new));
+        for (dirty, clean) in before.lines().zip(fresh.lines()) {
+            assert_ne!(dirty, clean, "the test has to use every part");
+        }
+        used.reset(start);
+        assert_eq!(shown(&used), fresh);
+        Ok(())
     }
 }

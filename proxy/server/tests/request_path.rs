@@ -4,7 +4,12 @@
 mod common;
 
 use common::*;
+use sixfold_core::format::Format;
+use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
+use sixfold_core::headers::HeaderName;
+use sixfold_core::route::{Action, DirectResponse, Route, Timeouts};
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -249,4 +254,96 @@ async fn http2_with_prior_knowledge_is_served_by_the_same_path() {
         }
         assert_eq!(got, body.as_bytes());
     }
+}
+
+#[tokio::test]
+async fn a_websocket_that_the_upstream_turns_down_ends_with_its_head() {
+    let up = upstream(|_, request| {
+        let body = "Content-Type: text/html\r\nContent-Length: 5\r\nX-Up: 1\r\n\r\nhello";
+        let status = if request.starts_with("GET /denied") { "403 Forbidden" } else { "200 OK" };
+        format!("HTTP/1.1 {status}\r\n{body}").into_bytes()
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.upgrades = Box::new([("websocket".into(), true)]);
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let upgrade = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+    };
+    let response = whole(proxy, &upgrade("/")).await;
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains("x-up: 1"), "{response}");
+    assert!(!head.contains("content-type") && !head.contains("content-length: 5"), "{response}");
+    assert!(head.contains("connection: close") && body.is_empty(), "{response}");
+    // An error of the upstream is passed on whole.
+    let response = whole(proxy, &upgrade("/denied")).await;
+    assert!(response.starts_with("HTTP/1.1 403 ") && response.ends_with("hello"), "{response}");
+}
+
+/// Sends a request and reads to the end of the connection.
+async fn whole(proxy: std::net::SocketAddr, request: &str) -> String {
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    let read = client.read_to_string(&mut response);
+    tokio::time::timeout(Duration::from_secs(10), read).await.unwrap().unwrap();
+    response
+}
+
+#[tokio::test]
+async fn a_content_type_that_the_route_adds_to_a_direct_response_is_the_only_one() {
+    let mut setup = Setup::new();
+    let direct = |prefix: &str, ops: HeaderOps| {
+        let response = DirectResponse { status: 200, body: "{}".into(), body_format: None };
+        let action = Action::Direct(response);
+        Arc::new(Route { response_headers: ops, ..route(prefix, action) })
+    };
+    let json = HeaderAddition {
+        name: HeaderName::new("content-type").unwrap(),
+        value: Format::text("application/json"),
+        action: AppendAction::AppendIfExistsOrAdd,
+        keep_empty: false,
+    };
+    setup.routes = vec![
+        direct("/json", HeaderOps { add: vec![json], ..HeaderOps::default() }),
+        direct("/", HeaderOps::default()),
+    ];
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, &get("/json")).await;
+    assert_eq!(response.matches("content-type").count(), 1, "{response}");
+    assert!(response.contains("content-type: application/json\r\n"), "{response}");
+    assert!(ask(proxy, &get("/")).await.contains("content-type: text/plain\r\n"));
+}
+
+#[tokio::test]
+async fn a_grpc_timeout_that_bounds_the_stream_ends_it_with_deadline_exceeded() {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let heads = seen.clone();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let up = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let head = read_message(&mut socket).await.unwrap();
+        heads.lock().unwrap().push_str(&head);
+        // It never answers.
+        let _ = read_message(&mut socket).await;
+    });
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up], |_| {});
+    setup.route("/", "a", |f| {
+        f.timeouts = Timeouts {
+            by_stream: true,
+            grpc_timeout_header_max: Some(Duration::ZERO),
+            ..Timeouts::default()
+        };
+    });
+    let (proxy, _) = setup.serve().await;
+    let head = "POST /s/m HTTP/1.1\r\nHost: t\r\nContent-Type: application/grpc\r\nTE: trailers\r\n";
+    let response = ask(proxy, &format!("{head}grpc-timeout: 200m\r\nContent-Length: 0\r\n\r\n")).await;
+    assert!(response.starts_with("HTTP/1.1 200 OK") && response.contains("grpc-status: 4\r\n"), "{response}");
+    let head = seen.lock().unwrap().to_ascii_lowercase();
+    assert!(head.contains("grpc-timeout: 200m\r\n"), "{head}");
+    assert!(!head.contains("x-envoy-expected-rq-timeout-ms"), "{head}");
 }

@@ -106,8 +106,11 @@ fn timeouts(value: &RouteAction) -> Result<Timeouts> {
     let MaxStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } =
         stream;
     let of_stream = |value, field| optional_duration(value, field).in_key("max_stream_duration");
+    let by_stream = value.max_stream_duration.is_some();
+    let request = timeout_or(&value.timeout, Some(DEFAULT_TIMEOUT), "timeout")?;
     Ok(Timeouts {
-        request: timeout_or(&value.timeout, Some(DEFAULT_TIMEOUT), "timeout")?,
+        request: request.filter(|_| !by_stream),
+        by_stream,
         idle: optional_duration(&value.idle_timeout, "idle_timeout")?,
         flush: optional_duration(&value.flush_timeout, "flush_timeout")?,
         max_stream: of_stream(&max_stream_duration, "max_stream_duration")?,

@@ -53,7 +53,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let pools = &self.env.worker.pools;
         let taken = match pools.take_ready(&wanted) {
             Ok(Some(checkout)) => Ok(checkout),
-            Ok(None) => match self.guarded(self.env.worker.pools.take(&wanted)).await {
+            // Boxed: opening a connection is rare, and its future larger than all the rest of a request's.
+            Ok(None) => match self.guarded(Box::pin(pools.take(&wanted)).as_mut()).await {
                 Ok(taken) => taken,
                 Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle))) => {
                     return Ok(Attempt::TimedOut(which));

@@ -36,7 +36,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 if let Some(flag) = local_reply::flag(which) {
                     self.stream.flags.insert(flag);
                 }
-                self.stream.details = local_reply::details(which);
+                self.stream.details = local_reply::details(which).into();
                 self.env.hcm.stats.downstream_rq_tx_reset().inc();
                 self.down.reset();
             }

@@ -11,6 +11,7 @@ use super::downstream::{Downstream, Gone};
 use super::edge;
 use super::local_reply;
 use super::outgoing::poll_request_body;
+use super::timeouts;
 use crate::deadline::{Timed, within};
 use crate::upstream::{UpstreamError, choose_cluster};
 use bytes::{Bytes, BytesMut};
@@ -26,7 +27,7 @@ use sixfold_core::route::Action;
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -237,8 +238,10 @@ impl<D: Downstream> Exchange<'_, D> {
             if forward.timeouts.idle.is_some() {
                 self.clock.set_idle(forward.timeouts.idle);
             }
-            if let Some(limit) = forward.timeouts.max_stream {
-                self.clock.set_max_stream(self.stream.timing.start.into(), Some(limit));
+            let (limits, of_connection) = (&forward.timeouts, self.env.hcm.timeouts.max_stream);
+            if limits.by_stream {
+                let limit = timeouts::bound_stream(limits, of_connection, &mut self.stream.request);
+                self.clock.set_max_stream(self.stream.timing.start.into(), limit);
             }
         }
     }
@@ -343,11 +346,12 @@ impl<D: Downstream> Exchange<'_, D> {
         phase: Phases,
         from: usize,
     ) -> Result<Outcome, Interrupt> {
-        guard(self.down, self.clock, chain.run(phase, self.stream, from)).await
+        let running = pin!(chain.run(phase, self.stream, from));
+        guard(self.down, self.clock, running).await
     }
 
     /// Waits for something else under the stream's deadlines.
-    pub(super) async fn guarded<F: Future>(&mut self, future: F) -> Result<F::Output, Interrupt> {
+    pub(super) async fn guarded<F: Future>(&mut self, future: Pin<&mut F>) -> Result<F::Output, Interrupt> {
         guard(self.down, self.clock, future).await
     }
 
@@ -397,13 +401,13 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 }
 
-/// Waits for a future as long as no deadline passes and the client is there.
+/// Waits for a future as long as no deadline passes and the client is there. It is pinned by the caller: taken by
+/// value it would be stored once in each future on the way.
 async fn guard<D: Downstream, F: Future>(
     down: &mut D,
     clock: &mut Clock,
-    future: F,
+    mut future: Pin<&mut F>,
 ) -> Result<F::Output, Interrupt> {
-    let mut future = pin!(future);
     within(clock, |_, cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
         Poll::Pending => left(down, cx).map(|gone| Err(gone.into())),

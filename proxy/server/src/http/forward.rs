@@ -100,9 +100,6 @@ impl<D: Downstream> Exchange<'_, D> {
         let timeouts =
             RequestTimeouts::decide(&forward.timeouts, policy.as_deref(), &hcm.router, steered, self.stream);
         let retry = RetryState::new(policy.as_ref(), steered, self.stream);
-        if timeouts.max_stream.is_some() {
-            self.clock.set_max_stream(self.stream.timing.start.into(), timeouts.max_stream);
-        }
         let upgrading = self.down.upgrade().is_some();
         rewrite::finalize_request(self.table.as_deref(), route, forward, member, hcm, upgrading, self.stream);
         let limit = route
@@ -173,12 +170,15 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Passes a response on: head, body, trailers, in both directions.
     async fn pass(&mut self, plan: &Plan<'_>, response: Response) -> Result<(), Interrupt> {
-        let Response { flight, mut checkout, end, tunnel, sent_all } = response;
+        let Response { flight, mut checkout, mut end, tunnel, sent_all } = response;
         let status = self.stream.response.status;
         self.stream.source = ResponseSource::Upstream;
         self.stream.details = "via_upstream".into();
         plan.cluster.stats.count_status(status);
         self.count_route(plan, status);
+        if self.refuses_websocket(tunnel) {
+            end = true;
+        }
         self.response_headers(plan);
         self.clock.set_per_try(None);
         let chain = self.chain.clone();
@@ -208,6 +208,19 @@ impl<D: Downstream> Exchange<'_, D> {
             self.env.worker.pools.give_back(checkout, now);
         }
         result
+    }
+
+    /// Whether the upstream turns a WebSocket down by a response that is no error. As in Envoy
+    /// (common/router/upstream_codec_filter.cc) its head alone goes on.
+    fn refuses_websocket(&mut self, tunnel: bool) -> bool {
+        let asked = !tunnel && self.env.hcm.profile == Profile::Envoy && self.stream.response.status < 400;
+        if !asked || self.down.upgrade() != Some("websocket") {
+            return false;
+        }
+        self.stream.details = "websocket_handshake_unsuccessful".into();
+        self.stream.response.headers.remove(Known::CONTENT_LENGTH);
+        self.stream.response.headers.remove(Known::CONTENT_TYPE);
+        true
     }
 
     fn count_route(&self, plan: &Plan<'_>, status: u16) {

@@ -31,7 +31,7 @@ const READ_AHEAD: usize = 64 * 1024;
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// The client's side of the connection.
-struct H1Client {
+pub(super) struct H1Client {
     io: Io,
     read: ReadBuffer,
     out: WriteBuffer,

@@ -13,6 +13,7 @@ use sixfold_core::flags::Flag;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::route::Route;
 use sixfold_core::stream::ResponseSource;
+use std::pin::pin;
 use std::time::Duration;
 
 /// What follows an attempt.
@@ -172,7 +173,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if wait.is_zero() {
             return Ok(());
         }
-        self.guarded(tokio::time::sleep(wait)).await?;
+        self.guarded(pin!(tokio::time::sleep(wait))).await?;
         self.clock.touch();
         Ok(())
     }

@@ -6,15 +6,25 @@ use crate::http::clock::Expired;
 use crate::upstream::UpstreamError;
 use bytes::Bytes;
 use sixfold_core::flags::Flag;
+use sixfold_core::format::http_to_grpc_status;
 use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::header_ops::Side;
 use sixfold_core::headers::Known;
+use sixfold_core::message::ResponseHead;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::stream::{ResponseSource, Stream};
-use std::borrow::Cow;
 
-/// Puts the reply into `stream.response` and answers its body.
-pub(crate) fn build(stream: &mut Stream, hcm: &HttpConnectionManager, reply: LocalReply) -> Bytes {
+/// gRPC's DEADLINE_EXCEEDED.
+const DEADLINE_EXCEEDED: u32 = 4;
+
+/// Puts the reply into `stream.response` and answers its body. `change_headers` makes the route's changes, after
+/// the reply's own headers and before what depends on them.
+pub(crate) fn build(
+    stream: &mut Stream,
+    hcm: &HttpConnectionManager,
+    reply: LocalReply,
+    change_headers: impl FnOnce(&mut Stream),
+) -> Bytes {
     if let Some(flag) = reply.flag {
         stream.flags.insert(flag);
     }
@@ -31,36 +41,43 @@ pub(crate) fn build(stream: &mut Stream, hcm: &HttpConnectionManager, reply: Loc
     stream.response.headers = reply.headers;
     stream.response_trailers.clear();
     stream.local_body = reply.body;
-    let content_type = map(stream, hcm);
-    let mut body = std::mem::take(&mut stream.local_body);
+    change_headers(stream);
+    let mapped = map(stream, hcm);
+    let body = std::mem::take(&mut stream.local_body);
     if grpc {
-        to_grpc(stream, &body, reply.grpc_status);
+        to_grpc(stream, mapped.trim(&body), reply.grpc_status);
         return Bytes::new();
     }
-    let mut content_type: Cow<'static, str> = content_type.map_or(Cow::Borrowed("text/plain"), Cow::Owned);
-    if hcm.profile == Profile::Apisix {
-        content_type = Cow::Borrowed("text/plain; charset=utf-8");
-        if body.is_empty() && stream.response.status >= 400 && stream.response.status != 444 {
-            content_type = Cow::Borrowed("text/html; charset=utf-8");
-            body = error_page(stream.response.status);
-        }
+    match hcm.profile {
+        Profile::Envoy => frame(&mut stream.response, body, &mapped),
+        Profile::Apisix => frame_apisix(&mut stream.response, body),
     }
-    let status = stream.response.status;
-    let headers = &mut stream.response.headers;
-    headers.remove(Known::CONTENT_LENGTH);
-    let bodiless = hcm.profile == Profile::Apisix && (status == 204 || status == 304);
-    if !body.is_empty() && !bodiless {
-        headers.append(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
-        headers.set_if_absent(Known::CONTENT_TYPE, content_type.as_bytes());
-        return body;
-    }
-    Bytes::new()
 }
 
-/// Applies the first mapper that fits, and the body format; answers the content type of a formatted body.
-fn map(stream: &mut Stream, hcm: &HttpConnectionManager) -> Option<String> {
+/// What the configuration made of a reply.
+struct Mapped {
+    /// Content type of the body format that was applied.
+    content_type: Option<String>,
+    /// Another body is in the place of the reply's, and no content type was given with it.
+    body_alone: bool,
+}
+
+impl Mapped {
+    /// The line end of a JSON format has no place in a header.
+    fn trim<'b>(&self, body: &'b [u8]) -> &'b [u8] {
+        match self.content_type.as_deref() {
+            Some("application/json") => body.strip_suffix(b"\n").unwrap_or(body),
+            _ => body,
+        }
+    }
+}
+
+/// Applies the first mapper that fits, and the body format.
+fn map(stream: &mut Stream, hcm: &HttpConnectionManager) -> Mapped {
     let config = &hcm.local_reply;
     let mapper = config.mappers.iter().find(|m| m.filter.passes(stream));
+    let sent = stream.local_body.clone();
+    let mut typed = false;
     if let Some(mapper) = mapper {
         if let Some(status) = mapper.status {
             stream.response.status = status;
@@ -68,37 +85,67 @@ fn map(stream: &mut Stream, hcm: &HttpConnectionManager) -> Option<String> {
         if let Some(body) = &mapper.body {
             stream.local_body = body.clone();
         }
+        let content_type = stream.response.headers.get(Known::CONTENT_TYPE).map(<[u8]>::to_vec);
         mapper.headers.apply(stream, Side::Response);
+        typed = stream.response.headers.get(Known::CONTENT_TYPE) != content_type.as_deref();
     }
-    let format = mapper.and_then(|m| m.body_format.as_ref()).or(config.body_format.as_ref())?;
-    let mut body = Vec::new();
-    format.format.write_body(stream, &mut body);
-    stream.local_body = body.into();
-    Some(format.content_type.to_string())
+    let format = mapper.and_then(|m| m.body_format.as_ref()).or(config.body_format.as_ref());
+    if let Some(format) = format {
+        let mut body = Vec::new();
+        format.format.write_body(stream, &mut body);
+        stream.local_body = body.into();
+    }
+    Mapped {
+        content_type: format.map(|f| f.content_type.to_string()),
+        body_alone: !typed && sent != stream.local_body,
+    }
+}
+
+/// Frames a body as Envoy does: the content type is that of the headers unless the configuration replaced the
+/// body alone, and a reply without a body has neither type nor length.
+fn frame(response: &mut ResponseHead, body: Bytes, mapped: &Mapped) -> Bytes {
+    let headers = &mut response.headers;
+    headers.remove(Known::CONTENT_LENGTH);
+    if body.is_empty() {
+        headers.remove(Known::CONTENT_TYPE);
+        return body;
+    }
+    headers.append(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
+    if mapped.body_alone || !headers.contains(Known::CONTENT_TYPE) {
+        let content_type = mapped.content_type.as_deref().unwrap_or("text/plain");
+        headers.set(Known::CONTENT_TYPE, content_type.as_bytes());
+    }
+    body
+}
+
+/// Frames a body as APISIX does; an error without one gets its runtime's page.
+fn frame_apisix(response: &mut ResponseHead, mut body: Bytes) -> Bytes {
+    let status = response.status;
+    let mut content_type = "text/plain; charset=utf-8";
+    if body.is_empty() && status >= 400 && status != 444 {
+        content_type = "text/html; charset=utf-8";
+        body = error_page(status);
+    }
+    let headers = &mut response.headers;
+    headers.remove(Known::CONTENT_LENGTH);
+    if body.is_empty() || status == 204 || status == 304 {
+        return Bytes::new();
+    }
+    headers.append(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
+    headers.set_if_absent(Known::CONTENT_TYPE, content_type.as_bytes());
+    body
 }
 
 /// A gRPC client gets its status in headers, and nothing else.
 fn to_grpc(stream: &mut Stream, body: &[u8], status: Option<u32>) {
-    let code = status.unwrap_or_else(|| grpc_status(stream.response.status));
+    let code = status.unwrap_or_else(|| http_to_grpc_status(stream.response.status));
     stream.response.status = 200;
     let headers = &mut stream.response.headers;
     headers.remove(Known::CONTENT_LENGTH);
     headers.set(Known::CONTENT_TYPE, b"application/grpc");
-    headers.set(Known::GRPC_STATUS, itoa::Buffer::new().format(code).as_bytes());
+    headers.set_if_absent(Known::GRPC_STATUS, itoa::Buffer::new().format(code).as_bytes());
     if !body.is_empty() {
         headers.set(Known::GRPC_MESSAGE, &percent_encode(body));
-    }
-}
-
-/// Envoy's `Grpc::Utility::httpToGrpcStatus`.
-pub(crate) fn grpc_status(http: u16) -> u32 {
-    match http {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
     }
 }
 
@@ -128,30 +175,23 @@ fn error_page(status: u16) -> Bytes {
 
 /// The reply to a request whose deadline has passed before a response began.
 pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) -> LocalReply {
-    let late = if request_complete { 504 } else { 408 };
-    let mut reply = match which {
-        Expired::Idle => LocalReply::new(late, "stream timeout", "stream_idle_timeout"),
-        Expired::Request => LocalReply::new(408, "request timeout", "request_overall_timeout"),
-        Expired::MaxStream => LocalReply::new(late, "downstream duration timeout", "max_duration_timeout"),
-        Expired::Route => LocalReply::new(504, "upstream request timeout", "response_timeout"),
-        Expired::PerTry => LocalReply::new(504, "upstream request timeout", "upstream_per_try_timeout"),
-        Expired::PerTryIdle => {
-            LocalReply::new(504, "upstream request timeout", "upstream_per_try_idle_timeout")
-        }
-        Expired::ClusterMaxStream => LocalReply::new(
-            504,
-            "upstream max stream duration reached",
-            "upstream_max_stream_duration_reached",
-        ),
-        Expired::Progress => LocalReply::new(504, "", "response_timeout"),
+    let status = match which {
+        Expired::Request => 408,
+        Expired::Idle | Expired::MaxStream if !request_complete => 408,
+        _ => 504,
     };
+    let body = match which {
+        _ if profile == Profile::Apisix => "",
+        Expired::Idle => "stream timeout",
+        Expired::Request => "request timeout",
+        Expired::MaxStream => "downstream duration timeout",
+        Expired::ClusterMaxStream => "upstream max stream duration reached",
+        Expired::Route | Expired::PerTry | Expired::PerTryIdle => "upstream request timeout",
+        Expired::Progress => "",
+    };
+    let mut reply = LocalReply::new(status, body, details(which));
     reply.flag = flag(which);
-    if which == Expired::MaxStream {
-        reply.grpc_status = Some(4);
-    }
-    if profile == Profile::Apisix {
-        reply.body = Bytes::new();
-    }
+    reply.grpc_status = (which == Expired::MaxStream).then_some(DEADLINE_EXCEEDED);
     reply
 }
 
@@ -172,8 +212,16 @@ pub(crate) fn flag(which: Expired) -> Option<Flag> {
 }
 
 /// The details of a passed deadline.
-pub(crate) fn details(which: Expired) -> Cow<'static, str> {
-    expired(which, true, Profile::Envoy).details
+pub(crate) fn details(which: Expired) -> &'static str {
+    match which {
+        Expired::Idle => "stream_idle_timeout",
+        Expired::Request => "request_overall_timeout",
+        Expired::MaxStream => "max_duration_timeout",
+        Expired::Route | Expired::Progress => "response_timeout",
+        Expired::PerTry => "upstream_per_try_timeout",
+        Expired::PerTryIdle => "upstream_per_try_idle_timeout",
+        Expired::ClusterMaxStream => "upstream_max_stream_duration_reached",
+    }
 }
 
 /// The reply when the upstream gave no response.

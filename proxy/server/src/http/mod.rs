@@ -115,3 +115,31 @@ fn h1_options(hcm: &HttpConnectionManager) -> H1Options {
     }
     opts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::clock::Clock;
+    use super::*;
+    use sixfold_core::stream::Stream;
+    use std::future::Future;
+
+    type Serve<'a, D, F> = fn(&'a mut D, &'a mut Stream, &'a mut Clock, &'a Env) -> F;
+
+    fn size<'a, D: 'a, F: Future>(_: Serve<'a, D, F>) -> usize {
+        size_of::<F>()
+    }
+
+    /// Every connection holds one such future and one context, each stream of HTTP/2 too: a field too many, or an
+    /// answer kept over an await, is paid for by each of them.
+    #[test]
+    fn a_request_under_way_takes_no_more_than_it_did() {
+        let sizes = [
+            ("future of a request", size::<h1_server::H1Client, _>(exchange::serve), 2560),
+            ("context", size_of::<Stream>(), 1024),
+            ("clock", size_of::<Clock>(), 320),
+        ];
+        for (what, size, most) in sizes {
+            assert!(size <= most && size > most / 2, "{what}: {size} bytes, {most} are allowed");
+        }
+    }
+}

@@ -105,13 +105,15 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(());
         }
         let bad_request = reply.status == 400;
-        let body = local_reply::build(self.stream, &self.env.hcm, reply);
-        if routed {
-            // Envoy's formatters do not see the status yet.
-            let status = std::mem::take(&mut self.stream.response.status);
-            rewrite::finalize_response(self.table.as_deref(), self.stream);
-            self.stream.response.status = status;
-        }
+        let table = self.table.as_deref();
+        let body = local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
+            if routed {
+                // Envoy's formatters do not see the status yet.
+                let status = std::mem::take(&mut stream.response.status);
+                rewrite::finalize_response(table, stream);
+                stream.response.status = status;
+            }
+        });
         let body = self.response_head(body).await?;
         self.close |= bad_request;
         self.write_head(body.is_empty())?;
@@ -133,7 +135,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(body);
         }
         match self.phase(&chain, Phases::HEADER_FILTER, 0).await? {
-            Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply)),
+            Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply, |_| {})),
             _ => Ok(body),
         }
     }

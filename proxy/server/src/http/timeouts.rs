@@ -3,10 +3,38 @@
 
 use sixfold_core::hcm::RouterOptions;
 use sixfold_core::headers::{Headers, Known};
+use sixfold_core::message::RequestHead;
 use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::Timeouts;
 use sixfold_core::stream::Stream;
 use std::time::Duration;
+
+/// A bound that has passed when it is set.
+const AT_ONCE: Duration = Duration::from_nanos(1);
+/// The largest number of a grpc-timeout header, eight digits.
+const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
+
+/// What bounds a stream on this route (source/common/http/conn_manager_impl.cc `refreshDurationTimeout`): its
+/// grpc-timeout header where the route heeds that, else the route's or the connection manager's
+/// `max_stream_duration`. A gRPC upstream is told.
+pub(super) fn bound_stream(
+    route: &Timeouts,
+    of_connection: Option<Duration>,
+    request: &mut RequestHead,
+) -> Option<Duration> {
+    let asked = route.grpc_timeout_header_max.and_then(|max| Some((grpc_timeout(&request.headers)?, max)));
+    let limit = match asked {
+        None => route.max_stream.or(of_connection).filter(|d| !d.is_zero())?,
+        Some((asked, max)) => {
+            let capped = if max.is_zero() { asked } else { asked.min(max) };
+            capped.saturating_sub(route.grpc_timeout_header_offset.unwrap_or_default())
+        }
+    };
+    if route.by_stream && request.is_grpc() && asked.is_none_or(|(asked, _)| asked != limit) {
+        tell_grpc(limit, &mut request.headers);
+    }
+    Some(limit.max(AT_ONCE))
+}
 
 /// Timeouts of one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,8 +43,6 @@ pub(crate) struct RequestTimeouts {
     pub(crate) global: Option<Duration>,
     /// Each attempt; `None` is off.
     pub(crate) per_try: Option<Duration>,
-    /// `max_stream_duration` that the route, or the grpc-timeout header under it, gives.
-    pub(crate) max_stream: Option<Duration>,
     /// The upstream gets a grpc-timeout header of what is left.
     grpc: bool,
 }
@@ -30,20 +56,16 @@ impl RequestTimeouts {
         steered: bool,
         stream: &mut Stream,
     ) -> RequestTimeouts {
-        let grpc = stream.request.is_grpc();
-        let grpc_timeout = grpc.then(|| grpc_timeout(&stream.request.headers)).flatten();
         let mut out = RequestTimeouts {
             global: route.request,
             per_try: retry.and_then(|r| r.per_try_timeout).filter(|d| !d.is_zero()),
-            max_stream: route.max_stream,
             grpc: false,
         };
-        if let (true, Some(max)) = (grpc, route.grpc_timeout_header_max) {
-            out.max_stream = cap(grpc_timeout, max, route.grpc_timeout_header_offset);
-            out.grpc = grpc_timeout.is_some();
-        } else if let (true, Some(max)) = (grpc, route.max_grpc) {
-            out.global = cap(grpc_timeout, max, route.grpc_offset);
-            out.grpc = grpc_timeout.is_some();
+        if let (false, Some(max)) = (route.by_stream, route.max_grpc)
+            && stream.request.is_grpc()
+        {
+            out.global = cap(grpc_timeout(&stream.request.headers), max, route.grpc_offset);
+            out.grpc = true;
         }
         if steered {
             let respect_expected = router.respect_expected_timeout && stream.internal;
@@ -84,21 +106,34 @@ impl RequestTimeouts {
             headers.append(Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, digits.as_bytes());
         }
         if self.grpc {
-            let mut value = digits.as_bytes().to_vec();
-            value.push(b'm');
-            headers.set(Known::GRPC_TIMEOUT, &value);
+            tell_grpc(expected, headers);
         }
     }
 }
 
-/// A grpc-timeout under a cap (zero is none) and less an offset.
+/// A grpc-timeout less an offset that leaves something, under a cap; zero, or no header, is no limit.
 fn cap(asked: Option<Duration>, max: Duration, offset: Option<Duration>) -> Option<Duration> {
-    let asked = asked.filter(|d| !d.is_zero())?;
+    let asked = asked.unwrap_or_default();
     let less = match offset {
         Some(offset) if offset < asked => asked - offset,
         _ => asked,
     };
-    Some(if max.is_zero() { less } else { less.min(max) })
+    let limit = if max.is_zero() || (!less.is_zero() && less < max) { less } else { max };
+    Some(limit).filter(|d| !d.is_zero())
+}
+
+/// Writes a grpc-timeout in the finest unit that has room (source/common/grpc/common.cc `toGrpcTimeout`).
+fn tell_grpc(limit: Duration, headers: &mut Headers) {
+    let mut number = limit.as_millis();
+    let mut unit = b'm';
+    for (next, per) in [(b'S', 1000), (b'M', 60), (b'H', 60)] {
+        if number > MAX_GRPC_TIMEOUT {
+            (number, unit) = (number / per, next);
+        }
+    }
+    let mut value = itoa::Buffer::new().format(number.min(MAX_GRPC_TIMEOUT)).as_bytes().to_vec();
+    value.push(unit);
+    headers.set(Known::GRPC_TIMEOUT, &value);
 }
 
 fn milliseconds(headers: &Headers, name: Known) -> Option<Duration> {
@@ -141,6 +176,77 @@ mod tests {
         for bad in ["", "S", "123456789S", "5", "-5S", "5x"] {
             assert_eq!(read(bad), None, "{bad}");
         }
+    }
+
+    fn grpc_request(timeout: Option<&str>) -> RequestHead {
+        let mut request = RequestHead::default();
+        request.headers.append(Known::CONTENT_TYPE, b"application/grpc");
+        if let Some(timeout) = timeout {
+            request.headers.append(Known::GRPC_TIMEOUT, timeout.as_bytes());
+        }
+        request
+    }
+
+    #[test]
+    fn a_grpc_timeout_bounds_the_stream_and_goes_on_as_it_is_unless_it_is_cut() {
+        let millis = Duration::from_millis;
+        let bound = |sent: Option<&str>, max: Option<u64>, offset: Option<u64>| {
+            let route = Timeouts {
+                by_stream: true,
+                max_stream: Some(millis(7)),
+                grpc_timeout_header_max: max.map(millis),
+                grpc_timeout_header_offset: offset.map(millis),
+                ..Timeouts::default()
+            };
+            let mut request = grpc_request(sent);
+            let limit = bound_stream(&route, None, &mut request);
+            (limit, request.headers.get_str(Known::GRPC_TIMEOUT).map(str::to_owned))
+        };
+        assert_eq!(bound(Some("1S"), Some(0), None), (Some(millis(1000)), Some("1S".into())));
+        assert_eq!(bound(Some("1S"), Some(5000), None), (Some(millis(1000)), Some("1S".into())));
+        assert_eq!(bound(Some("1S"), Some(300), None), (Some(millis(300)), Some("300m".into())));
+        assert_eq!(bound(Some("1S"), Some(0), Some(100)), (Some(millis(900)), Some("900m".into())));
+        // Nothing is left: it is over at once.
+        assert_eq!(bound(Some("1S"), Some(0), Some(1000)), (Some(AT_ONCE), Some("0m".into())));
+        // Without the header, or without leave to heed it, the route's own bound is in force.
+        assert_eq!(bound(None, Some(0), None), (Some(millis(7)), Some("7m".into())));
+        assert_eq!(bound(Some("1S"), None, None), (Some(millis(7)), Some("7m".into())));
+    }
+
+    #[test]
+    fn without_a_bound_of_the_stream_the_connection_managers_holds_and_nobody_is_told() {
+        let mut request = grpc_request(Some("1S"));
+        let of_connection = Some(Duration::from_secs(9));
+        assert_eq!(bound_stream(&Timeouts::default(), of_connection, &mut request), of_connection);
+        assert_eq!(request.headers.get_str(Known::GRPC_TIMEOUT), Some("1S"));
+        let off = Timeouts { max_stream: Some(Duration::ZERO), by_stream: true, ..Timeouts::default() };
+        assert_eq!(bound_stream(&off, of_connection, &mut request), None);
+    }
+
+    #[test]
+    fn the_old_cap_holds_for_requests_without_the_header_too() {
+        let (second, none) = (Duration::from_secs(1), Duration::ZERO);
+        assert_eq!(cap(None, second, None), Some(second));
+        assert_eq!(cap(None, none, None), None);
+        assert_eq!(cap(Some(second * 2), second, Some(second / 2)), Some(second));
+        assert_eq!(
+            cap(Some(second), none, Some(second)),
+            Some(second),
+            "an offset that leaves nothing is ignored"
+        );
+    }
+
+    #[test]
+    fn long_grpc_timeouts_take_a_coarser_unit() {
+        let tell = |seconds| {
+            let mut headers = Headers::new();
+            tell_grpc(Duration::from_secs(seconds), &mut headers);
+            headers.get_str(Known::GRPC_TIMEOUT).map(str::to_owned)
+        };
+        assert_eq!(tell(99_999).as_deref(), Some("99999000m"));
+        assert_eq!(tell(100_000).as_deref(), Some("100000S"));
+        assert_eq!(tell(100_000_000).as_deref(), Some("1666666M"));
+        assert_eq!(tell(u64::MAX).as_deref(), Some("99999999H"));
     }
 
     #[test]
