@@ -4,12 +4,13 @@
 mod common;
 
 use common::*;
+use parking_lot::Mutex;
 use sixfold_core::format::Format;
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::route::{Action, DirectResponse, Route, Timeouts};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -326,7 +327,7 @@ async fn a_grpc_timeout_that_bounds_the_stream_ends_it_with_deadline_exceeded() 
     tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
         let head = read_message(&mut socket).await.unwrap();
-        heads.lock().unwrap().push_str(&head);
+        heads.lock().push_str(&head);
         // It never answers.
         let _ = read_message(&mut socket).await;
     });
@@ -343,7 +344,7 @@ async fn a_grpc_timeout_that_bounds_the_stream_ends_it_with_deadline_exceeded() 
     let head = "POST /s/m HTTP/1.1\r\nHost: t\r\nContent-Type: application/grpc\r\nTE: trailers\r\n";
     let response = ask(proxy, &format!("{head}grpc-timeout: 200m\r\nContent-Length: 0\r\n\r\n")).await;
     assert!(response.starts_with("HTTP/1.1 200 OK") && response.contains("grpc-status: 4\r\n"), "{response}");
-    let head = seen.lock().unwrap().to_ascii_lowercase();
+    let head = seen.lock().to_ascii_lowercase();
     assert!(head.contains("grpc-timeout: 200m\r\n"), "{head}");
     assert!(!head.contains("x-envoy-expected-rq-timeout-ms"), "{head}");
 }
