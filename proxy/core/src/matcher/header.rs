@@ -71,6 +71,12 @@ pub struct HeaderMatcher {
     pub missing_is_empty: bool,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Values that matchers of this thread have tested.
+    pub(crate) static TESTED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 impl HeaderMatcher {
     /// Whether the request passes.
     pub fn matches(&self, head: &RequestHead) -> bool {
@@ -79,19 +85,22 @@ impl HeaderMatcher {
             return (present == wanted) != self.invert;
         }
         let mut any = false;
-        let mut hit = false;
         for value in self.target.values(head) {
             any = true;
-            hit = hit || self.test(value);
+            if self.test(value) {
+                return !self.invert;
+            }
         }
         if !any {
             // A missing header fails every test of its value, inverted or not.
             return self.missing_is_empty && self.test(b"") != self.invert;
         }
-        hit != self.invert
+        self.invert
     }
 
     fn test(&self, value: &[u8]) -> bool {
+        #[cfg(test)]
+        TESTED.set(TESTED.get() + 1);
         match &self.test {
             HeaderMatch::Present(_) => true,
             HeaderMatch::String(m) => m.matches(value),
@@ -112,5 +121,15 @@ impl HeaderMatcher {
             }
             _ => None,
         }
+    }
+
+    /// The name, and a text that is not empty and that one of the values must begin with.
+    pub(crate) fn beginning(&self) -> Option<(&HeaderTarget, &[u8])> {
+        let text = match &self.test {
+            HeaderMatch::String(StringMatcher::Prefix(text, false)) => text,
+            HeaderMatch::String(StringMatcher::Regex(regex)) => regex.literal_prefix(),
+            _ => return None,
+        };
+        (!self.invert && !text.is_empty()).then_some((&self.target, text))
     }
 }

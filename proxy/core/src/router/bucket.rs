@@ -34,8 +34,17 @@ pub(super) struct Pool {
     groups: Vec<Groups>,
 }
 
+/// Ranks by the value that their routes ask for, while groups are made.
+type Ranks<'a> = FastMap<Cow<'a, [u8]>, SmallVec<[u32; 2]>>;
+
 /// Candidates by the value they ask for.
-type ByValue<T, L> = Vec<(Trait, FastMap<T, L>)>;
+#[derive(Debug)]
+struct ByValue {
+    by: Trait,
+    /// Lengths of the values where they are beginnings, ascending.
+    lengths: Box<[usize]>,
+    lists: FastMap<Box<[u8]>, Bucket>,
+}
 
 /// Candidates of one node by what they ask for.
 #[derive(Debug)]
@@ -44,7 +53,7 @@ struct Groups {
     first: u32,
     /// Those that ask for nothing that tells them apart.
     rest: Bucket,
-    by: ByValue<Box<[u8]>, Bucket>,
+    by: Vec<ByValue>,
     grams: FastMap<u32, Bucket>,
 }
 
@@ -52,6 +61,8 @@ struct Groups {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Trait {
     Header(HeaderTarget),
+    /// What a header begins with.
+    Beginning(HeaderTarget),
     /// The host without its port, in lower case.
     Host,
 }
@@ -104,10 +115,16 @@ impl Pool {
     pub(super) fn expand(&self, group: u32, path: &[u8], stream: &Stream, mut take: impl FnMut(Bucket, u32)) {
         let Some(groups) = self.groups.get(group as usize) else { return };
         let mut found: SmallVec<[Bucket; 8]> = SmallVec::new();
-        for (by, map) in &groups.by {
+        for ByValue { by, lengths, lists: map } in &groups.by {
             match by {
                 Trait::Header(target) => {
                     found.extend(target.values(&stream.request).filter_map(|value| map.get(value).copied()));
+                }
+                Trait::Beginning(target) => {
+                    let beginnings = target
+                        .values(&stream.request)
+                        .flat_map(|value| lengths.iter().map_while(|len| value.get(..*len)));
+                    found.extend(beginnings.filter_map(|text| map.get(text).copied()));
                 }
                 Trait::Host => {
                     let host: SmallVec<[u8; 64]> =
@@ -143,7 +160,7 @@ impl Pool {
         let of = |rank: u32| Some((&**routes.get(rank as usize)?, tests.get(rank as usize)?));
         let variety = Variety::of(ranks.iter().filter_map(|rank| of(*rank)));
         let mut rest = Vec::new();
-        let mut by: ByValue<Cow<'_, [u8]>, SmallVec<[u32; 2]>> = Vec::new();
+        let mut by: Vec<(Trait, Ranks<'_>)> = Vec::new();
         let mut grams: FastMap<u32, SmallVec<[u32; 2]>> = FastMap::default();
         for &rank in ranks {
             let Some((route, test)) = of(rank) else { continue };
@@ -173,8 +190,11 @@ impl Pool {
             by: by
                 .into_iter()
                 .map(|(by, map)| {
-                    let map = map.into_iter().map(|(value, list)| (value.as_ref().into(), self.list(&list)));
-                    (by, map.collect())
+                    let lengths =
+                        if matches!(by, Trait::Beginning(_)) { lengths(map.keys()) } else { Box::default() };
+                    let lists =
+                        map.into_iter().map(|(value, list)| (value.as_ref().into(), self.list(&list)));
+                    ByValue { by, lengths, lists: lists.collect() }
                 })
                 .collect(),
             grams: grams.into_iter().map(|(gram, list)| (gram, self.list(&list))).collect(),
@@ -227,10 +247,13 @@ impl<'a> Variety<'a> {
 /// Every way to tell a route from others.
 fn choices<'a>(route: &'a Route, test: &'a Test) -> impl Iterator<Item = Choice<'a>> {
     let of_predicates = route.predicates.iter().filter_map(|predicate| match predicate {
-        Predicate::Header(matcher) => matcher.exact().map(|(target, value)| Choice {
-            by: Trait::Header(target.clone()),
-            values: [Cow::Borrowed(value)].into_iter().collect(),
-        }),
+        Predicate::Header(matcher) => {
+            let exact = matcher.exact().map(|(target, value)| (Trait::Header(target.clone()), value));
+            let told = exact.or_else(|| {
+                matcher.beginning().map(|(target, text)| (Trait::Beginning(target.clone()), text))
+            });
+            told.map(|(by, value)| Choice { by, values: [Cow::Borrowed(value)].into_iter().collect() })
+        }
         Predicate::Methods(list) => Some(Choice {
             by: Trait::Header(HeaderTarget::Method),
             values: list.iter().map(|m| Cow::Borrowed(m.as_str().as_bytes())).collect(),
@@ -243,6 +266,14 @@ fn choices<'a>(route: &'a Route, test: &'a Test) -> impl Iterator<Item = Choice<
         _ => None,
     };
     of_predicates.chain(of_test)
+}
+
+/// The different lengths of texts, ascending.
+fn lengths<'t>(texts: impl Iterator<Item = &'t Cow<'t, [u8]>>) -> Box<[usize]> {
+    let mut lengths: Vec<usize> = texts.map(|text| text.len()).collect();
+    lengths.sort_unstable();
+    lengths.dedup();
+    lengths.into()
 }
 
 /// By host, if all of them are whole names that are compared without a port.

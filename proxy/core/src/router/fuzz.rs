@@ -45,10 +45,14 @@ impl Source<'_> {
                 }),
                 kind => {
                     let name = ["x-a", "x-b", ":method"][usize::from(self.below(3))];
-                    let value = [&b"1"[..], b"2", b"3", b"GET"][usize::from(self.below(4))];
+                    let value = [&b"1"[..], b"2", b"12", b"GET"][usize::from(self.below(4))];
+                    let test = match kind {
+                        2 => StringMatcher::Prefix(value.into(), false),
+                        _ => StringMatcher::Exact(value.into(), false),
+                    };
                     Predicate::Header(HeaderMatcher {
                         target: HeaderTarget::parse(name).unwrap_or(HeaderTarget::Path),
-                        test: HeaderMatch::String(StringMatcher::Exact(value.into(), false)),
+                        test: HeaderMatch::String(test),
                         invert: kind == 4,
                         missing_is_empty: false,
                     })
@@ -88,7 +92,7 @@ impl Source<'_> {
         stream.request.authority = self.host().into_bytes();
         for _ in 0..self.below(3) {
             let name = [&b"x-a"[..], b"X-B"][usize::from(self.below(2))];
-            stream.request.headers.push(name, [&b"1"[..], b"2", b"3"][usize::from(self.below(3))]);
+            stream.request.headers.push(name, [&b"1"[..], b"2", b"123"][usize::from(self.below(3))]);
         }
         let mut target = self.path(b"ab/abB");
         if self.below(4) == 0 {

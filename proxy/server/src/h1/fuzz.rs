@@ -1,7 +1,11 @@
 //! What must hold for any bytes at all. The fuzz targets in `proxy/fuzz` call these functions, and so does a
 //! test on stable; a broken promise is a failed assertion.
 
-use sixfold_core::headers::{Headers, Known};
+mod trailers;
+
+pub use trailers::trailers;
+
+use sixfold_core::headers::{HeaderRules, Headers, Known, Underscores};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Version};
 
 use super::framing::{
@@ -12,7 +16,6 @@ use super::{
     BodyEncoder, BodyLength, Decoder, H1Error, HeadParser, RequestKind, ResponseContext, encode_request,
     encode_response,
 };
-use sixfold_core::headers::{HeaderRules, Underscores};
 
 /// A connection's bytes, read as requests and as responses, in one piece and in many.
 ///

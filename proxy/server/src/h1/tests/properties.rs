@@ -46,6 +46,11 @@ fn fuzz_target_h1_codec() {
 }
 
 #[test]
+fn fuzz_target_trailers() {
+    stable::run("trailers", WORDS, fuzz::trailers);
+}
+
+#[test]
 fn fuzz_target_h1_framing() {
     stable::run("h1_framing", WORDS, fuzz::framing);
 }
