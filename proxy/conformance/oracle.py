@@ -26,7 +26,38 @@ AMBIENT = {"server", "x-envoy-upstream-service-time", "x-request-id", "x-envoy-e
            "x-forwarded-proto", "x-envoy-decorator-operation"}
 UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
 ADMIN_OFFSET, READY_OFFSET, LISTENER_OFFSET = 90, 91, 100
+USUAL_BASE, LAST_BASE, BLOCK = 21000, 31000, 1000
+# Cases whose answer depends on the numbers of the ports.
+PORT_CASES = ("hash.ring-addresses", "filters.stateful-session-*")
 local_ip_cache = []
+
+
+def listening(port):
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)   # connections of the run before may linger
+    try:
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def free_block():
+    """The first block of ports that nobody listens on, and a socket that keeps other runs from choosing it."""
+    for base in range(USUAL_BASE, LAST_BASE + 1, BLOCK):
+        guard = listening(base + BLOCK - 1)
+        for port in range(base, base + BLOCK - 1) if guard else ():
+            sock = listening(port)
+            if sock is None:
+                guard.close()
+                break
+            sock.close()
+        else:
+            if guard:
+                return base, guard
+    sys.exit("no block of %d free ports from %d on" % (BLOCK, USUAL_BASE))
 
 
 # ---------------------------------------------------------------- cases
@@ -498,7 +529,8 @@ def main():
     ap.add_argument("only", nargs="*", help="families or case ids (globs); all by default")
     ap.add_argument("--binary", default=os.environ.get("ORACLE_BINARY", "envoy"))
     ap.add_argument("--args", default=DEFAULT_ARGS, help="arguments after `-c FILE` (default: %(default)s)")
-    ap.add_argument("--base-port", type=int, default=21000, help="uses base .. base+999 on 127.0.0.1")
+    ap.add_argument("--base-port", type=int,
+                    help="uses base .. base+999 on 127.0.0.1; the first free block from %d on by default" % USUAL_BASE)
     ap.add_argument("--jobs", type=int, default=6, help="cases run at once")
     ap.add_argument("--per-case", action="store_true", help="one proxy process per case")
     ap.add_argument("--start-limit", type=float, default=20, help="seconds to wait for the proxy")
@@ -513,6 +545,12 @@ def main():
     ap.add_argument("-v", "--verbose", action="store_true")
     opts = ap.parse_intermixed_args()
     opts.args, opts.ignore = shlex.split(opts.args), {h.lower() for h in opts.ignore}
+    guard = None
+    if opts.base_port is None:
+        opts.base_port, guard = (USUAL_BASE, None) if opts.mode in ("list", "render") else free_block()
+        if opts.base_port != USUAL_BASE:
+            print("ports from %d on, so without %s" % (opts.base_port, ", ".join(PORT_CASES)))
+            opts.exceptions.extend(PORT_CASES)
     cases = load_cases(opts.only, opts.exceptions)
     if opts.mode == "list":
         for family, n in sorted(collections.Counter(c["family"] for c in cases).items()):

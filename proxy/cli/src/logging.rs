@@ -110,13 +110,13 @@ pub(crate) fn start(setup: &Setup<'_>) -> Result<Log, Failure> {
     Ok(Log { levels: Levels { handle, current: Arc::new(Mutex::new(current)) }, metrics })
 }
 
-/// Writes what is left of the log; waits at most 2 s, since nobody may read it.
-pub(crate) fn finish() {
-    if let Some((output, sites)) = OUTPUT.get() {
+/// Writes what is left of the log and answers whether that was possible; waits at most 2 s, since nobody may
+/// read it.
+pub(crate) fn finish() -> bool {
+    OUTPUT.get().is_none_or(|(output, sites)| {
         sites.tell();
-        // What is not written in time is lost.
-        let _ = output.flush(Instant::now() + LAST_WRITE);
-    }
+        output.flush(Instant::now() + LAST_WRITE)
+    })
 }
 
 /// Opens the log's file anew, after it was moved away.

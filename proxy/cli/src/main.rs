@@ -25,11 +25,14 @@ fn main() -> ExitCode {
         Command::Version => arguments::print_version(),
         Command::Completions { shell } => arguments::print_completions(shell),
     };
-    logging::finish();
+    let heard = logging::finish();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprint!("{failure}");
+            // A standard error that nobody reads would keep the process from ending.
+            if heard {
+                eprint!("{failure}");
+            }
             ExitCode::FAILURE
         }
     }

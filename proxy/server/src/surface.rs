@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 /// Connections served at once; more wait in the accept queue.
 const MOST_CONNECTIONS: usize = 512;
@@ -30,6 +31,9 @@ const PIECES: usize = 2;
 
 /// How long a client may take for one piece before the rest is not written.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take for all pieces: what is shown is held until then.
+const PIECES_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -273,7 +277,8 @@ fn write_pieces(write: WriteBody) -> mpsc::Receiver<Piece> {
     let (sender, pieces) = mpsc::channel(PIECES);
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
-        let mut out = PieceWriter { sender, runtime, buffer: Vec::with_capacity(PIECE) };
+        let deadline = Instant::now() + PIECES_TIMEOUT;
+        let mut out = PieceWriter { sender, runtime, deadline, buffer: Vec::with_capacity(PIECE) };
         // A client that is gone, or that takes nothing for too long, gets no end.
         let _ = write(&mut out).and_then(|()| out.flush()).and_then(|()| out.send(Piece::End));
     });
@@ -284,14 +289,14 @@ fn write_pieces(write: WriteBody) -> mpsc::Receiver<Piece> {
 struct PieceWriter {
     sender: mpsc::Sender<Piece>,
     runtime: Handle,
+    deadline: Instant,
     buffer: Vec<u8>,
 }
 
 impl PieceWriter {
     fn send(&self, piece: Piece) -> io::Result<()> {
-        let sent = self
-            .runtime
-            .block_on(async { tokio::time::timeout(PIECE_TIMEOUT, self.sender.send(piece)).await });
+        let until = self.deadline.min(Instant::now() + PIECE_TIMEOUT);
+        let sent = self.runtime.block_on(tokio::time::timeout_at(until, self.sender.send(piece)));
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
@@ -315,5 +320,64 @@ impl Write for PieceWriter {
         }
         let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
         self.send(Piece::Data(piece.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    /// Writes a gigabyte, or as much of it as somebody takes.
+    struct Endless(Arc<AtomicUsize>);
+
+    impl Answer for Endless {
+        fn at_once(&self, _: &Query) -> Option<Reply> {
+            None
+        }
+
+        fn answer(&self, query: &Query) -> Reply {
+            let (written, fails) = (self.0.clone(), query.has("fails"));
+            Reply::written(move |out| {
+                for _ in 0..if fails { 3 } else { 1 << 20 } {
+                    out.write_all(&[b'x'; 1 << 10])?;
+                    written.fetch_add(1 << 10, SeqCst);
+                }
+                if fails { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+            })
+        }
+    }
+
+    fn ask(surface: &Surface, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(surface.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+    }
+
+    /// Pages were made whole before the first byte was sent, however slow the client.
+    #[test]
+    fn a_written_body_waits_for_its_client() {
+        let written = Arc::new(AtomicUsize::new(0));
+        let any = "127.0.0.1:0".parse().unwrap();
+        let surface = Surface::start("endless", any, Arc::new(Endless(written.clone()))).unwrap();
+        let mut client = ask(&surface, "/");
+        client.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        // Sockets hold some megabytes; the rest is not written before it is taken.
+        let mut before = 0;
+        while written.load(SeqCst) != before {
+            before = written.load(SeqCst);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert!(before < 64 << 20, "{before} bytes");
+        client.read_exact(&mut vec![0; before + (1 << 20)]).unwrap();
+        assert!(written.load(SeqCst) > before);
+        drop(client);
+        // What failed has no proper end.
+        let mut text = Vec::new();
+        let _ = ask(&surface, "/?fails").read_to_end(&mut text);
+        assert!(!text.ends_with(b"0\r\n\r\n"));
     }
 }

@@ -3,10 +3,9 @@
 use super::Admin;
 use super::commands::json;
 use crate::surface::{Query, Reply};
-use http::StatusCode;
 use serde_json::{Value, json as object};
 use sixfold_core::cluster::{Address, BreakerLimits, Cluster, EdsHealth, Member, Reasons};
-use std::fmt::Write;
+use std::io::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
 pub(super) fn clusters(admin: &Admin, query: &Query) -> Reply {
@@ -15,29 +14,25 @@ pub(super) fn clusters(admin: &Admin, query: &Query) -> Reply {
         let statuses: Vec<Value> = clusters.iter().map(|cluster| status(cluster)).collect();
         return json(&object!({ "cluster_statuses": statuses }));
     }
-    let mut text = String::new();
-    for cluster in &clusters {
-        lines(&mut text, cluster);
-    }
-    Reply::text(StatusCode::OK, text)
+    Reply::written(move |out| clusters.iter().try_for_each(|cluster| lines(out, cluster)))
 }
 
-fn lines(out: &mut String, cluster: &Cluster) {
+fn lines(out: &mut dyn Write, cluster: &Cluster) -> io::Result<()> {
     let config = &cluster.config;
     let name = &config.name;
-    // Writing to a string never fails.
-    let _ = writeln!(out, "{name}::observability_name::{}", config.observability_name);
+    writeln!(out, "{name}::observability_name::{}", config.observability_name)?;
     for (priority, limits) in [("default", &config.breaker), ("high", &config.high_breaker)] {
         for (key, value) in thresholds(limits) {
-            let _ = writeln!(out, "{name}::{priority}_priority::{key}::{value}");
+            writeln!(out, "{name}::{priority}_priority::{key}::{value}")?;
         }
     }
-    let _ = writeln!(out, "{name}::added_via_api::{}", config.added_via_api);
+    writeln!(out, "{name}::added_via_api::{}", config.added_via_api)?;
     for member in cluster.hosts.load().iter() {
         for (key, value) in host_values(member) {
-            let _ = writeln!(out, "{name}::{}::{key}::{value}", member.host.label);
+            writeln!(out, "{name}::{}::{key}::{value}", member.host.label)?;
         }
     }
+    Ok(())
 }
 
 fn thresholds(limits: &BreakerLimits) -> [(&'static str, u32); 4] {

@@ -9,7 +9,8 @@ use sixfold_core::metrics;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -60,6 +61,9 @@ struct Shared {
     /// Set until the writer has opened the target anew.
     reopen: AtomicBool,
     stop: AtomicBool,
+    /// Set until the writer begins its next round; a token of `unpark` alone may be taken by whatever else
+    /// parks on the writer's thread.
+    woken: AtomicBool,
     /// Lines that found no room and that nobody has told of yet.
     dropped: AtomicU64,
     rounds: Mutex<Rounds>,
@@ -113,6 +117,7 @@ impl Output {
             flush,
             reopen: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             rounds: Mutex::default(),
             round_done: Condvar::new(),
@@ -162,6 +167,7 @@ impl LogSink for Output {
 
 impl Shared {
     fn wake(&self) {
+        self.woken.store(true, Release);
         if let Some(writer) = self.writer.get() {
             writer.unpark();
         }
@@ -207,6 +213,7 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         loop {
+            self.shared.woken.swap(false, Acquire);
             // Read first: what was added before the output was dropped is written.
             let stop = self.shared.stop.load(Relaxed);
             self.round();
@@ -214,6 +221,9 @@ impl Writer {
                 return;
             }
             let chore = self.chore.as_mut().and_then(|chore| chore());
+            if self.shared.woken.load(Acquire) {
+                continue;
+            }
             let interval = match self.shared.flush {
                 Flush::AtOnce => None,
                 Flush::Within(interval) => Some(interval),
