@@ -1,12 +1,11 @@
 //! What plugins cost that only look at a header: chains of none, 8 and 20.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use divan::{Bencher, black_box};
 use sixfold_bench::fixtures::request;
-use sixfold_core::plugin::{Chain, ChainBuilder, Phases, Plugin, Step};
+use sixfold_core::plugin::{Chain, ChainBuilder, HeadPhase, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 
 fn main() {
@@ -15,24 +14,20 @@ fn main() {
 
 struct Look;
 
-impl Plugin for Look {
-    fn name(&self) -> &str {
-        "look"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS | Phases::HEADER_FILTER
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+impl Look {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         black_box(stream.request.headers.len());
         Step::Continue
+    }
+
+    fn plugin() -> Plugin {
+        Plugin::of(Look).access(Look::access).header_filter(Look::access).build()
     }
 }
 
 fn chain(plugins: usize) -> Chain {
     let mut builder = ChainBuilder::new();
-    (0..plugins).for_each(|_| builder.push(Arc::new(Look)));
+    (0..plugins).for_each(|_| builder.add("look", Look::plugin()));
     builder.build()
 }
 
@@ -40,7 +35,7 @@ fn chain(plugins: usize) -> Chain {
 fn access(bencher: Bencher<'_, '_>, plugins: usize) {
     let (chain, mut stream) = (chain(plugins), request(1));
     bencher.bench_local(|| {
-        let mut run = pin!(chain.run(Phases::ACCESS, &mut stream, 0));
+        let mut run = pin!(chain.run(HeadPhase::Access, &mut stream));
         // No plugin here waits, so the first poll is the last.
         matches!(run.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(_))
     });

@@ -1,6 +1,5 @@
-//! APISIX's plugins, and what all of them use: how they are made, templates, answers.
+//! APISIX's plugins, and what all of them use: templates, answers.
 
-mod factory;
 mod forward_auth;
 mod limit_count;
 mod mocking;
@@ -11,16 +10,14 @@ mod response_rewrite;
 #[cfg(test)]
 pub(crate) mod stamp;
 
-pub(crate) use factory::{Made, apisix};
-
+use sixfold_core::error::ConfigError;
 use sixfold_core::format::Format;
-use sixfold_core::plugin::{LocalReply, PluginFactory};
+use sixfold_core::plugin::{ApisixFactory, LocalReply};
 use sixfold_core::stream::Stream;
-use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> Vec<Arc<dyn PluginFactory>> {
-    vec![
+pub(crate) fn factories() -> [ApisixFactory; 6] {
+    [
         forward_auth::factory(),
         limit_count::factory(),
         mocking::factory(),
@@ -44,6 +41,9 @@ pub(crate) fn value(format: &Format, stream: &Stream) -> Vec<u8> {
 }
 
 /// A template of APISIX's variables.
-pub(crate) fn template(text: &str) -> Result<Format, String> {
-    Format::apisix(text)
+///
+/// # Errors
+/// What is no template.
+pub(crate) fn template(text: &str) -> Result<Format, ConfigError> {
+    Format::apisix(text).map_err(ConfigError::new)
 }

@@ -5,47 +5,32 @@ mod cors;
 mod fault;
 
 use prost::{Message, Name};
-use sixfold_core::plugin::{BuildContext, Plugin, PluginFactory};
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::{BuildContext, Built, FilterFactory};
 use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
-use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> Vec<Arc<dyn PluginFactory>> {
-    vec![cors::factory(), fault::factory()]
+pub(crate) fn factories() -> [FilterFactory; 2] {
+    [cors::factory(), fault::factory()]
 }
 
-/// Builds a filter from its configuration and the overrides for the route, least specific first.
-pub(crate) type Make = fn(config: &[u8], overrides: &[&[u8]]) -> Result<Arc<dyn Plugin>, String>;
-
-/// The factory of a filter whose configuration has the type of this URL.
-pub(crate) fn filter(type_url: &'static str, make: Make) -> Arc<dyn PluginFactory> {
-    Arc::new(Factory { type_url, make })
-}
-
-struct Factory {
-    type_url: &'static str,
-    make: Make,
-}
-
-impl PluginFactory for Factory {
-    fn name(&self) -> &'static str {
-        self.type_url
-    }
-
-    fn build_filter(
-        &self,
-        config: &[u8],
-        overrides: &[&[u8]],
-        _: &BuildContext,
-    ) -> Result<Arc<dyn Plugin>, String> {
-        (self.make)(config, overrides)
-    }
+/// The factory of a filter that `build` makes of its configuration and the overrides for a route, the least
+/// specific first.
+pub(crate) fn filter<M, O>(build: fn(M, Vec<O>, &BuildContext) -> Built) -> FilterFactory
+where
+    M: Message + Default + Name + 'static,
+    O: Message + Default + Name + 'static,
+{
+    FilterFactory::new(M::full_name(), O::full_name(), move |given, context| {
+        let overrides = given.overrides.iter().map(|bytes| decode(bytes)).collect::<Result<_, _>>()?;
+        build(decode(given.config)?, overrides, context)
+    })
 }
 
 /// A filter's message from its bytes.
-pub(crate) fn decode<M: Message + Default + Name>(bytes: &[u8]) -> Result<M, String> {
-    M::decode(bytes).map_err(|e| format!("is not a valid {}: {e}", M::full_name()))
+fn decode<M: Message + Default + Name>(bytes: &[u8]) -> Result<M, ConfigError> {
+    M::decode(bytes).map_err(|e| ConfigError::new(format!("is not a valid {}: {e}", M::full_name())))
 }
 
 /// A share of requests.

@@ -14,29 +14,48 @@ pub use shared::tower_layer;
 
 use sixfold_core::plugin::Registry;
 
-/// Every plugin of this crate, by APISIX's name or the type URL of an Envoy filter.
+/// Every plugin of this crate.
 pub fn registry() -> Registry {
-    let mut registry = Registry::new();
-    for factory in apisix::factories().into_iter().chain(envoy::factories()) {
-        registry.add(factory);
-    }
-    registry
+    Registry::new(apisix::factories(), envoy::factories())
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use crate::testing;
+    use serde_json::json;
+
     #[test]
     fn every_apisix_plugin_has_a_schema_that_is_json() {
         let registry = super::registry();
-        let schemas: Vec<_> = registry.names().filter_map(|n| registry.get(n).unwrap().schema()).collect();
-        assert_eq!(schemas.len(), 6);
+        let factories: Vec<_> =
+            registry.apisix_names().map(|name| registry.apisix(name).unwrap().1.clone()).collect();
+        assert_eq!(factories.len(), 6);
+        let schemas = factories.iter().flat_map(|factory| {
+            [Some(factory.schema), factory.consumer_schema, factory.metadata_schema].into_iter().flatten()
+        });
         for schema in schemas {
             let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
             assert_eq!(schema["type"], "object");
         }
-        assert_eq!(registry.get("limit-count").unwrap().priority(), 1002);
+        assert_eq!(registry.apisix("limit-count").unwrap().1.priority, 1002);
+    }
+
+    /// Defaults stand in the schema alone: what it fills in is all that a configuration may lack.
+    #[test]
+    fn the_least_configuration_is_enough() {
+        for (name, config) in [
+            ("forward-auth", json!({"uri": "http://a"})),
+            ("limit-count", json!({"count": 1, "time_window": 1})),
+            ("limit-count", json!({"rules": [{"count": 1, "time_window": 1, "key": "$uri"}]})),
+            ("mocking", json!({"response_example": ""})),
+            ("prometheus", json!({})),
+            ("proxy-rewrite", json!({"host": "a"})),
+            ("response-rewrite", json!({"filters": [{"regex": "a", "replace": "b"}]})),
+        ] {
+            testing::plugin(name, &config);
+        }
     }
 
     #[test]
@@ -46,12 +65,13 @@ mod tests {
             guide.contains(include_str!("apisix/stamp.rs")),
             "docs/plugins/write-one.md shows another plugin"
         );
-        let build = |config| super::apisix::stamp::factory().build(&config, &crate::testing::context());
-        let plugin = build(serde_json::json!({"name": "x-served-by", "value": "sixfold"})).unwrap();
-        let mut stream = crate::testing::stream("/", &[]);
-        assert!(crate::testing::now(plugin.header_filter(&mut stream, 0)).is_none());
+        let build =
+            |config| testing::build_with(&super::apisix::stamp::factory(), &config, &testing::context());
+        let plugin = build(json!({"name": "x-served-by", "value": "sixfold"})).unwrap();
+        let mut stream = testing::stream("/", &[]);
+        assert!(testing::now(plugin.header_filter(&mut stream)).is_none());
         assert_eq!(stream.response.headers.get("x-served-by"), Some(&b"sixfold"[..]));
-        let refused = build(serde_json::json!({"name": "no name", "value": ""})).err();
+        let refused = build(json!({"name": "no name", "value": ""})).err();
         assert_eq!(refused.as_deref(), Some("name: 'no name' is not a header name"));
     }
 }

@@ -6,11 +6,15 @@ use serde_json::Value;
 use sixfold_core::connection::Connection;
 use sixfold_core::metrics;
 use sixfold_core::plugin::{
-    BodyChunk, BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse,
-    LocalReply, Plugin, SharedState, Step,
+    ApisixFactory, BodyFilters, BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest,
+    CalloutResponse, Chain, ChainBuilder, Direction, FilterConfig, FilterFactory, Filtered, HeadPhase,
+    LocalReply, Outcome, Plugin, SharedState,
 };
 use sixfold_core::stream::Stream;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 /// A request from 10.1.2.3 for `example.com`.
 pub(crate) fn stream(target: &str, headers: &[(&str, &str)]) -> Stream {
@@ -60,46 +64,115 @@ pub(crate) fn context() -> BuildContext {
     context_with(None).0
 }
 
+/// A plugin alone in its chain.
+pub(crate) struct Alone {
+    pub(crate) chain: Chain,
+}
+
+impl Alone {
+    /// The plugin, with one of the gateway's own before it so that it is not the first of everything.
+    pub(crate) fn new(plugin: Plugin) -> Alone {
+        let mut builder = ChainBuilder::new();
+        builder.add("other", Plugin::default());
+        builder.add("plugin", plugin);
+        Alone { chain: builder.build() }
+    }
+
+    async fn run(&self, phase: HeadPhase, stream: &mut Stream) -> Option<LocalReply> {
+        match self.chain.run(phase, stream).await {
+            Outcome::Done => None,
+            Outcome::Respond(reply) => Some(reply),
+            _ => panic!("route cleared"),
+        }
+    }
+
+    pub(crate) async fn rewrite(&self, stream: &mut Stream) -> Option<LocalReply> {
+        self.run(HeadPhase::Rewrite, stream).await
+    }
+
+    pub(crate) async fn access(&self, stream: &mut Stream) -> Option<LocalReply> {
+        self.run(HeadPhase::Access, stream).await
+    }
+
+    pub(crate) async fn header_filter(&self, stream: &mut Stream) -> Option<LocalReply> {
+        self.run(HeadPhase::HeaderFilter, stream).await
+    }
+
+    /// What a body of these pieces becomes.
+    pub(crate) fn response_body(&self, stream: &mut Stream, pieces: &[&str]) -> String {
+        let (mut filters, mut out) = (BodyFilters::new(Direction::Response), Vec::new());
+        for (piece, last) in pieces.iter().map(|piece| (*piece, false)).chain([("", true)]) {
+            match filters.push(&self.chain, stream, piece.as_bytes(), last) {
+                Filtered::Same => out.extend_from_slice(piece.as_bytes()),
+                Filtered::Data(data) => out.extend_from_slice(&data),
+                other => panic!("{other:?}"),
+            }
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    pub(crate) fn log(&self, stream: &mut Stream) {
+        self.chain.log(stream);
+    }
+}
+
+/// Fills in what a schema has defaults for, as validation does it.
+fn complete(schema: &Value, value: &mut Value) {
+    if let Some(map) = value.as_object_mut() {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            match (map.get_mut(name), property.get("default")) {
+                (Some(value), _) => complete(property, value),
+                (None, Some(default)) => {
+                    map.insert(name.clone(), default.clone());
+                }
+                (None, None) => {}
+            }
+        }
+    }
+    for item in value.as_array_mut().into_iter().flatten() {
+        complete(&schema["items"], item);
+    }
+}
+
+/// A plugin of this factory.
+pub(crate) fn build_with(
+    factory: &ApisixFactory,
+    config: &Value,
+    context: &BuildContext,
+) -> Result<Alone, String> {
+    let mut config = config.clone();
+    complete(&serde_json::from_str(factory.schema).unwrap(), &mut config);
+    factory.build(&config, context).map(Alone::new).map_err(|error| error.to_string())
+}
+
 /// A plugin of the registry.
-pub(crate) fn build(name: &str, config: &Value, context: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
-    crate::registry().get(name).unwrap().build(config, context)
+pub(crate) fn build(name: &str, config: &Value, context: &BuildContext) -> Result<Alone, String> {
+    build_with(crate::registry().apisix(name).unwrap().1, config, context)
 }
 
 /// A plugin of the registry in a fresh context.
-pub(crate) fn plugin(name: &str, config: &Value) -> Arc<dyn Plugin> {
+pub(crate) fn plugin(name: &str, config: &Value) -> Alone {
     build(name, config, &context()).unwrap()
 }
 
-/// Runs a step to its end; an answer if it gives one.
-pub(crate) async fn finish(mut step: Step<'_>) -> Option<LocalReply> {
-    loop {
-        match step {
-            Step::Continue => return None,
-            Step::Respond(reply) => return Some(reply),
-            Step::ClearRoute => panic!("route cleared"),
-            Step::Wait(future) => step = future.await,
-        }
-    }
+/// A filter of Envoy from encoded messages.
+pub(crate) fn filter(factory: &FilterFactory, config: &[u8], overrides: &[Vec<u8>]) -> Result<Alone, String> {
+    let overrides: Vec<&[u8]> = overrides.iter().map(Vec::as_slice).collect();
+    let given = FilterConfig { config, overrides: &overrides };
+    factory.build(&given, &context()).map(Alone::new).map_err(|error| error.to_string())
 }
 
-/// The end of a step that does not wait.
-pub(crate) fn now(step: Step<'_>) -> Option<LocalReply> {
-    match step {
-        Step::Continue => None,
-        Step::Respond(reply) => Some(reply),
-        _ => panic!("it waits"),
-    }
+/// Runs a phase to its end; an answer if it gives one.
+pub(crate) async fn finish(phase: impl Future<Output = Option<LocalReply>>) -> Option<LocalReply> {
+    phase.await
 }
 
-/// What a body of these pieces becomes.
-pub(crate) fn filter_body(plugin: &dyn Plugin, stream: &mut Stream, pieces: &[&str]) -> String {
-    let mut out = Vec::new();
-    for (i, piece) in pieces.iter().enumerate() {
-        let mut chunk = BodyChunk { data: piece.as_bytes().into(), last: i + 1 == pieces.len() };
-        plugin.body_filter(stream, 0, &mut chunk);
-        out.extend_from_slice(&chunk.data);
+/// The end of a phase that does not wait.
+pub(crate) fn now(phase: impl Future<Output = Option<LocalReply>>) -> Option<LocalReply> {
+    match pin!(phase).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(reply) => reply,
+        Poll::Pending => panic!("it waits"),
     }
-    String::from_utf8(out).unwrap()
 }
 
 /// A response header as text.

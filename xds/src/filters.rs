@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::plugin::{BuildContext, Chain, ChainBuilder, PluginFactory};
+use sixfold_core::plugin::{
+    BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Position,
+};
 use sixfold_xds_api::pb::envoy::config::route::v3::FilterConfig;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -35,10 +37,9 @@ pub(crate) struct HttpFilters {
 
 struct Filter {
     name: String,
-    type_name: String,
     config: Vec<u8>,
     disabled: bool,
-    factory: Arc<dyn PluginFactory>,
+    factory: Arc<FilterFactory>,
 }
 
 /// What the levels together say about one filter.
@@ -96,20 +97,14 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
     if type_name == ROUTER {
         return decode(&config).map(One::Router).in_key("typed_config");
     }
-    match factory(context, &type_name) {
+    match context.plugins.filter(&type_name) {
         Some(factory) => {
-            let factory = factory.clone();
-            let config = config.into_owned();
-            Ok(One::Filter(Filter { name: name.clone(), type_name, config, disabled: *disabled, factory }))
+            let (factory, config) = (factory.clone(), config.into_owned());
+            Ok(One::Filter(Filter { name: name.clone(), config, disabled: *disabled, factory }))
         }
         None if *is_optional => Ok(One::Nothing),
         None => Err(refuse::extension("HTTP filter", name, &type_name)),
     }
-}
-
-fn factory<'a>(context: &'a Context, type_name: &str) -> Option<&'a Arc<dyn PluginFactory>> {
-    let url = format!("type.googleapis.com/{type_name}");
-    context.plugins.get(&url).or_else(|| context.plugins.get(type_name))
 }
 
 impl HttpFilters {
@@ -140,16 +135,18 @@ impl HttpFilters {
                 continue;
             }
             let overrides: Vec<&[u8]> = settings.configs.iter().map(Vec::as_slice).collect();
-            let plugin =
-                filter.factory.build_filter(&filter.config, &overrides, &build).map_err(|reason| {
-                    let error = ConfigError::new(format!("HTTP filter \"{}\": {reason}", filter.name));
-                    if overrides.is_empty() {
-                        error.in_key("typed_config").in_index(index).in_key("http_filters")
-                    } else {
-                        error.in_key("typed_per_filter_config")
-                    }
-                })?;
-            chain.push_at(index, plugin);
+            let given = Given { config: &filter.config, overrides: &overrides };
+            let plugin = filter.factory.build(&given, &build).map_err(|error| {
+                let reason = format!("HTTP filter \"{}\": {}", filter.name, error.reason);
+                let error = ConfigError { reason, ..error };
+                if overrides.is_empty() {
+                    error.in_key("typed_config").in_index(index).in_key("http_filters")
+                } else {
+                    error.in_key(&filter.name).in_key("typed_per_filter_config")
+                }
+            })?;
+            let position = Position::of_filter(u16::try_from(index).unwrap_or(u16::MAX));
+            chain.push(Member { name: filter.name.as_str().into(), position, plugin: Arc::new(plugin) });
         }
         let chain = Arc::new(chain.build());
         self.chains.borrow_mut().insert(key, chain.clone());
@@ -189,13 +186,13 @@ impl Filter {
         Ok(settings)
     }
 
-    /// Settings must be of the filter's own package: its configuration, or a message made for routes.
+    /// Settings must be of the type that the filter takes from routes.
     fn checked(&self, type_name: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        let package = |name: &str| name.rsplit_once('.').map(|(package, _)| package.to_owned());
-        if package(type_name) == package(&self.type_name) {
+        if type_name == self.factory.override_type {
             return Ok(bytes);
         }
-        Err(ConfigError::new(format!("{type_name} does not fit the filter of type {}", self.type_name)))
+        let filter = &self.factory.config_type;
+        Err(ConfigError::new(format!("{type_name} does not fit the filter of type {filter}")))
     }
 }
 

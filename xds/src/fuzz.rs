@@ -33,7 +33,7 @@ pub fn bootstrap(data: &[u8]) {
 }
 
 fn judge(text: &str, file: &str) -> Verdict {
-    let environment = Environment::detached(Registry::new());
+    let environment = Environment::detached(Registry::default());
     match load(text, file, &environment) {
         Ok(compiled) => Ok(names(&compiled)),
         Err(error) => {

@@ -9,9 +9,9 @@ use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
 use sixfold_core::detached::Nowhere;
 use sixfold_core::document::{Node as Document, Options};
 use sixfold_core::error::ConfigError;
-use sixfold_core::plugin::Phases;
-use sixfold_core::plugin::{BuildContext, Plugin, PluginFactory, Registry};
+use sixfold_core::plugin::{Chain, FilterFactory, Plugin, Registry, Slot, Step};
 use sixfold_core::router::RouteTable;
+use sixfold_core::stream::Stream;
 use sixfold_xds_api::message_from_node;
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use sixfold_xds_api::wire::{self, Split};
@@ -45,8 +45,7 @@ pub(crate) fn table(
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn environment() -> Environment {
-    let mut plugins = Registry::new();
-    plugins.add(Arc::new(TestFilter));
+    let plugins = Registry::new([], [test_filter()]);
     Environment { open_log: Arc::new(NoLog), ..Environment::detached(plugins) }
 }
 
@@ -80,38 +79,24 @@ impl OpenLog for NoLog {
     }
 }
 
-struct TestFilter;
+const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 
-impl PluginFactory for TestFilter {
-    fn name(&self) -> &'static str {
-        "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
-    }
-
-    fn build(&self, _config: &serde_json::Value, _context: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
-        Err("is no APISIX plugin".into())
-    }
-
-    fn build_filter(
-        &self,
-        config: &[u8],
-        overrides: &[&[u8]],
-        _context: &BuildContext,
-    ) -> Result<Arc<dyn Plugin>, String> {
-        if !config.is_empty() {
-            return Err("config: must be empty".into());
+/// A filter with a handler of `access`, and one of `log` for every override.
+fn test_filter() -> FilterFactory {
+    FilterFactory::new(GRPC_WEB.into(), GRPC_WEB.into(), |given, _| {
+        if !given.config.is_empty() {
+            return Err(ConfigError::field("config", "must be empty"));
         }
-        Ok(Arc::new(TestPlugin(format!("test {}", overrides.len()))))
-    }
+        let plugin = Plugin::of(()).access(pass);
+        Ok(given.overrides.iter().fold(plugin, |plugin, _| plugin.log(|(), _, _| {})).build())
+    })
 }
 
-struct TestPlugin(String);
+fn pass<'a>(_: &'a (), _: &'a mut Stream, _: Slot) -> Step<'a> {
+    Step::Continue
+}
 
-impl Plugin for TestPlugin {
-    fn name(&self) -> &str {
-        &self.0
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS
-    }
+/// The plugins of a chain with their handlers: `web [Access]`.
+pub(crate) fn shown(chain: &Chain) -> Vec<String> {
+    chain.members().iter().map(|member| format!("{} {:?}", member.name, member.plugin)).collect()
 }

@@ -1,28 +1,30 @@
 //! APISIX's forward-auth: a service decides whether a request may pass.
 
-use crate::apisix::{self, Made};
+use crate::apisix;
+use crate::shared::header_names;
 use bytes::Bytes;
 use serde::Deserialize;
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::plugin::{
-    BuildContext, Callout, CalloutRequest, CalloutResponse, Keepalive, LocalReply, Phases, Plugin,
-    PluginFactory, Step,
+    ApisixFactory, BuildContext, Built, Callout, CalloutRequest, CalloutResponse, Keepalive, LocalReply,
+    OwnedHeaders, Plugin, Slot, Step,
 };
 use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("forward-auth", 2002, include_str!("../../schemas/forward-auth.json"), ForwardAuth::make)
+pub(crate) fn factory() -> ApisixFactory {
+    let schema = include_str!("../../schemas/forward-auth.json");
+    ApisixFactory::new("forward-auth", 2002, schema, ForwardAuth::build)
 }
 
 /// Bytes of the service's answer that are read.
 const MAX_ANSWER: usize = 1 << 20;
 
 #[derive(Deserialize)]
-#[serde(default)]
 struct Config {
     uri: String,
     allow_degradation: bool,
@@ -31,34 +33,13 @@ struct Config {
     request_method: String,
     max_req_body_size: usize,
     request_headers: Vec<String>,
-    extra_headers: BTreeMap<String, serde_json::Value>,
+    extra_headers: Option<BTreeMap<String, serde_json::Value>>,
     upstream_headers: Vec<String>,
     client_headers: Vec<String>,
     timeout: u64,
     keepalive: bool,
     keepalive_timeout: u64,
     keepalive_pool: usize,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            uri: String::new(),
-            allow_degradation: false,
-            status_on_error: 403,
-            ssl_verify: true,
-            request_method: "GET".to_owned(),
-            max_req_body_size: 64 << 20,
-            request_headers: Vec::new(),
-            extra_headers: BTreeMap::new(),
-            upstream_headers: Vec::new(),
-            client_headers: Vec::new(),
-            timeout: 3000,
-            keepalive: true,
-            keepalive_timeout: 60_000,
-            keepalive_pool: 5,
-        }
-    }
 }
 
 struct ForwardAuth {
@@ -68,43 +49,47 @@ struct ForwardAuth {
     degrades: bool,
     status_on_error: u16,
     verify_tls: bool,
-    max_body: usize,
     request_headers: Vec<HeaderName>,
     extra_headers: Vec<(HeaderName, Format)>,
-    upstream_headers: Vec<HeaderName>,
+    /// What the upstream learns from the service, and so from nobody else.
+    upstream_headers: Arc<OwnedHeaders>,
     client_headers: Vec<HeaderName>,
     timeout: Duration,
     keepalive: Option<Keepalive>,
 }
 
 impl ForwardAuth {
-    fn make(config: Config, context: &BuildContext) -> Made {
+    fn build(config: Config, context: &BuildContext) -> Built {
         let scheme = config.uri.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
         if !matches!(scheme.as_deref(), Some("http" | "https")) && !config.uri.starts_with('$') {
-            return Err(format!("uri '{}' is neither http nor https", config.uri));
+            return Err(ConfigError::new(format!("uri '{}' is neither http nor https", config.uri)));
         }
-        let extra = config.extra_headers.into_iter().map(|(key, value)| {
+        let extra = config.extra_headers.into_iter().flatten().map(|(key, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            Ok((name(&key)?, apisix::template(&text)?))
+            Ok((header_names::one(&key, "extra_headers")?, apisix::template(&text).in_key("extra_headers")?))
         });
-        Ok(Arc::new(ForwardAuth {
+        let upstream_headers = header_names::to_copy(&config.upstream_headers, "upstream_headers")?;
+        let upstream_headers = Arc::new(OwnedHeaders::new(upstream_headers));
+        let post = config.request_method == "POST";
+        let auth = ForwardAuth {
             callout: context.callout.clone(),
-            uri: apisix::template(&config.uri)?,
-            post: config.request_method == "POST",
+            uri: apisix::template(&config.uri).in_key("uri")?,
+            post,
             degrades: config.allow_degradation,
             status_on_error: config.status_on_error,
             verify_tls: config.ssl_verify,
-            max_body: config.max_req_body_size,
-            request_headers: names(&config.request_headers)?,
-            extra_headers: extra.collect::<Result<_, String>>()?,
-            upstream_headers: names(&config.upstream_headers)?,
-            client_headers: names(&config.client_headers)?,
+            request_headers: header_names::to_copy(&config.request_headers, "request_headers")?,
+            extra_headers: extra.collect::<Result<_, ConfigError>>()?,
+            upstream_headers: upstream_headers.clone(),
+            client_headers: header_names::to_copy(&config.client_headers, "client_headers")?,
             timeout: Duration::from_millis(config.timeout),
             keepalive: config.keepalive.then_some(Keepalive {
                 idle: Duration::from_millis(config.keepalive_timeout),
                 connections: config.keepalive_pool,
             }),
-        }))
+        };
+        let plugin = Plugin::of(auth).access(ForwardAuth::access).owns(upstream_headers);
+        Ok(if post { plugin.needs_request_body(config.max_req_body_size).build() } else { plugin.build() })
     }
 
     fn request(&self, stream: &Stream) -> CalloutRequest {
@@ -158,32 +143,19 @@ impl ForwardAuth {
         reply
     }
 
-    /// What the upstream is told of the service's answer; what the answer lacks the client must not claim.
+    /// What the upstream is told of the service's answer.
     fn pass_on(&self, answer: &CalloutResponse, stream: &mut Stream) {
-        for name in &self.upstream_headers {
-            stream.request.headers.remove(name);
+        for name in self.upstream_headers.names() {
             for value in answer.headers.get_all(name) {
                 stream.request.headers.append(name, value);
             }
         }
     }
-}
 
-impl Plugin for ForwardAuth {
-    fn name(&self) -> &str {
-        "forward-auth"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS
-    }
-
-    fn buffers_request(&self) -> Option<usize> {
-        self.post.then_some(self.max_body)
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
         let asked = self.callout.send(self.request(stream));
+        // Whatever comes of it: what the service does not say, the client must not claim.
+        self.upstream_headers.strip(&mut stream.request.headers);
         Step::Wait(Box::pin(async move {
             match asked.await {
                 Ok(answer) if answer.status >= 300 => Step::Respond(self.refusal(answer)),
@@ -201,14 +173,6 @@ impl Plugin for ForwardAuth {
             }
         }))
     }
-}
-
-fn name(text: &str) -> Result<HeaderName, String> {
-    HeaderName::as_spelled(text).map_err(|e| e.to_string())
-}
-
-fn names(texts: &[String]) -> Result<Vec<HeaderName>, String> {
-    texts.iter().map(|text| name(text)).collect()
 }
 
 #[cfg(test)]
@@ -245,7 +209,7 @@ mod tests {
                 ("x-gone", "1"),
             ],
         );
-        assert!(finish(plugin.access(&mut s, 0)).await.is_none());
+        assert!(finish(plugin.access(&mut s)).await.is_none());
         let asked = service.asked.lock().pop().unwrap();
         let headers: Vec<String> = asked
             .headers
@@ -275,7 +239,7 @@ mod tests {
         let (context, _) = context_with(Some(refusal));
         let config = json!({"uri": "https://a/", "client_headers": ["WWW-Authenticate", "location"]});
         let plugin = build("forward-auth", &config, &context).unwrap();
-        let reply = finish(plugin.access(&mut stream("/", &[]), 0)).await.unwrap();
+        let reply = finish(plugin.access(&mut stream("/", &[]))).await.unwrap();
         assert_eq!((reply.status, &reply.body[..]), (401, &b"who?"[..]));
         assert_eq!(reply.headers.get("www-authenticate"), Some(&b"Basic"[..]));
         assert_eq!(reply.headers.len(), 1);
@@ -286,10 +250,10 @@ mod tests {
         let (context, service) = context_with(Some(answer(204, &[], "")));
         let config = json!({"uri": "http://a/", "request_method": "POST", "max_req_body_size": 9});
         let plugin = build("forward-auth", &config, &context).unwrap();
-        assert_eq!(plugin.buffers_request(), Some(9));
+        assert_eq!(plugin.chain.request_buffer(), Some(9));
         let mut s = stream("/", &[("content-encoding", "gzip")]);
         s.request_body = Some(Bytes::from_static(b"body"));
-        assert!(finish(plugin.access(&mut s, 0)).await.is_none());
+        assert!(finish(plugin.access(&mut s)).await.is_none());
         let asked = service.asked.lock().pop().unwrap();
         assert_eq!((asked.method.as_str(), &asked.body[..]), ("POST", &b"body"[..]));
         assert_eq!(asked.headers.get("content-encoding"), Some(&b"gzip"[..]));
@@ -304,8 +268,58 @@ mod tests {
         ] {
             let (context, _) = context_with(None);
             let plugin = build("forward-auth", &config, &context).unwrap();
-            let reply = finish(plugin.access(&mut stream("/", &[]), 0)).await;
+            let reply = finish(plugin.access(&mut stream("/", &[]))).await;
             assert_eq!(reply.map(|r| r.status), status);
+        }
+    }
+
+    /// A service that is down let the client's own `X-User` through where it degrades, and `X_User` passed beside
+    /// the one that the service had set.
+    #[tokio::test]
+    async fn nobody_but_the_service_says_who_the_client_is() {
+        let names = json!({"uri": "http://a/", "upstream_headers": ["X-User"], "allow_degradation": true});
+        for (answered, expected) in
+            [(None, None), (Some(answer(200, &[("x-user", "jack")], "")), Some("jack"))]
+        {
+            let (context, service) = context_with(answered);
+            let plugin = build("forward-auth", &names, &context).unwrap();
+            let mut s = stream("/", &[("X-User", "eve"), ("x_user", "eve"), ("X_USER", "eve")]);
+            assert!(finish(plugin.access(&mut s)).await.is_none());
+            assert_eq!(service.asked.lock().len(), 1);
+            let left: Vec<_> = s.request.headers.iter().map(|(_, value)| value).collect();
+            assert_eq!(left, expected.map(str::as_bytes).as_slice());
+        }
+    }
+
+    /// A Content-Length without its body made the service wait for one.
+    #[tokio::test]
+    async fn what_frames_one_message_is_not_copied_to_another() {
+        let framing = ["Content-Length", "transfer-encoding", "Connection", "Upgrade", "TE", "x-a"];
+        let config = json!({
+            "uri": "http://a/", "request_headers": framing, "upstream_headers": framing, "client_headers": framing,
+        });
+        let said: Vec<(&str, &str)> = framing.iter().map(|name| (*name, "7")).collect();
+        for status in [200, 403] {
+            let (context, service) = context_with(Some(answer(status, &said, "")));
+            let plugin = build("forward-auth", &config, &context).unwrap();
+            let mut s = stream("/", &[("content-length", "5"), ("x-a", "1")]);
+            let reply = finish(plugin.access(&mut s)).await;
+            let asked = service.asked.lock().pop().unwrap();
+            assert_eq!(
+                (asked.headers.get("content-length"), asked.headers.get("x-a")),
+                (None, Some(&b"1"[..]))
+            );
+            match reply {
+                None => assert_eq!(
+                    (
+                        request_header(&s, "content-length"),
+                        request_header(&s, "x-a"),
+                        s.request.headers.len()
+                    ),
+                    (Some("5"), Some("7"), 2)
+                ),
+                Some(reply) => assert_eq!((reply.headers.len(), reply.headers.contains("x-a")), (1, true)),
+            }
         }
     }
 

@@ -4,20 +4,21 @@ mod counter;
 #[cfg(test)]
 mod tests;
 
-use crate::apisix::{self, Made, error_reply};
+use crate::apisix::{self, error_reply};
 use counter::{Counters, Taken, Window};
 use serde::Deserialize;
 use serde_json::Value;
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::{Format, Variable};
 use sixfold_core::headers::HeaderName;
-use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("limit-count", 1002, include_str!("../../schemas/limit-count.json"), LimitCount::make)
+pub(crate) fn factory() -> ApisixFactory {
+    ApisixFactory::new("limit-count", 1002, include_str!("../../schemas/limit-count.json"), LimitCount::build)
 }
 
 /// The largest whole number that APISIX counts with.
@@ -28,23 +29,16 @@ struct Config {
     count: Option<Value>,
     time_window: Option<Value>,
     rules: Option<Vec<RuleConfig>>,
-    #[serde(default)]
     window_type: Window,
     group: Option<String>,
-    #[serde(default = "default_key")]
     key: String,
-    #[serde(default)]
     key_type: KeyType,
-    #[serde(default = "default_code")]
     rejected_code: u16,
     rejected_msg: Option<String>,
-    #[serde(default = "default_policy")]
     policy: String,
-    #[serde(default)]
     allow_degradation: bool,
-    #[serde(default = "default_true")]
     show_limit_quota_header: bool,
-    sync_interval: Option<f64>,
+    sync_interval: f64,
 }
 
 #[derive(Deserialize)]
@@ -55,29 +49,12 @@ struct RuleConfig {
     header_prefix: Option<String>,
 }
 
-#[derive(Deserialize, Default, Clone, Copy, PartialEq)]
+#[derive(Deserialize, Clone, Copy, PartialEq)]
 #[serde(rename_all = "snake_case")]
 enum KeyType {
-    #[default]
     Var,
     VarCombination,
     Constant,
-}
-
-fn default_key() -> String {
-    "remote_addr".to_owned()
-}
-
-fn default_code() -> u16 {
-    503
-}
-
-fn default_policy() -> String {
-    "local".to_owned()
-}
-
-fn default_true() -> bool {
-    true
 }
 
 struct LimitCount {
@@ -134,15 +111,16 @@ struct Quota {
 }
 
 impl LimitCount {
-    fn make(config: Config, context: &BuildContext) -> Made {
+    fn build(config: Config, context: &BuildContext) -> Built {
         if config.policy != "local" {
-            return Err(format!(
+            return Err(ConfigError::new(format!(
                 "property \"policy\" validation failed: policy '{}' is not supported, counters are local",
                 config.policy
-            ));
+            ))
+            .in_key("policy"));
         }
-        if config.sync_interval.is_some_and(|i| i != -1.0) {
-            return Err("sync_interval is not supported: counters are local".to_owned());
+        if config.sync_interval != -1.0 {
+            return Err(ConfigError::new("sync_interval is not supported: counters are local"));
         }
         let several = config.rules.is_some();
         let shared = shared(&config, context)?;
@@ -151,7 +129,7 @@ impl LimitCount {
             Some(group) => group.clone(),
             None => format!("{}:{crc}", context.resource),
         };
-        Ok(Arc::new(LimitCount {
+        let limit = LimitCount {
             rules: rules(&config)?,
             several,
             rejected_code: config.rejected_code,
@@ -161,7 +139,10 @@ impl LimitCount {
             window: config.window_type,
             scope,
             counters: shared.0,
-        }))
+        };
+        let shows = limit.show_headers;
+        let plugin = Plugin::of(limit).access(LimitCount::access);
+        Ok(if shows { plugin.header_filter(LimitCount::header_filter).build() } else { plugin.build() })
     }
 
     /// Takes one from every rule that applies, in order; the first that is used up rejects.
@@ -201,18 +182,8 @@ impl LimitCount {
             None => LocalReply::new(self.rejected_code, "", ""),
         }
     }
-}
 
-impl Plugin for LimitCount {
-    fn name(&self) -> &str {
-        "limit-count"
-    }
-
-    fn phases(&self) -> Phases {
-        if self.show_headers { Phases::ACCESS | Phases::HEADER_FILTER } else { Phases::ACCESS }
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let mut quotas = Vec::with_capacity(self.rules.len());
         let allowed = self.take(stream, &mut quotas);
         if self.show_headers && !quotas.is_empty() {
@@ -229,7 +200,7 @@ impl Plugin for LimitCount {
         }
     }
 
-    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+    fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let Some(quotas) = stream.take_state::<Vec<Quota>>(slot) else { return Step::Continue };
         let mut text = Vec::with_capacity(24);
         for quota in quotas.iter() {
@@ -264,7 +235,7 @@ fn counter_key(rule: usize, window: u64, value: &[u8]) -> Vec<u8> {
 }
 
 /// The counters of the configuration: a resource that keeps its configuration keeps its counters.
-fn shared(config: &Config, context: &BuildContext) -> Result<(Arc<Shared>, String), String> {
+fn shared(config: &Config, context: &BuildContext) -> Result<(Arc<Shared>, String), ConfigError> {
     let rules = config.rules.iter().flatten();
     let rules: Vec<_> = rules.map(|r| (&r.count, &r.time_window, &r.key, &r.header_prefix)).collect();
     let text = serde_json::json!([
@@ -289,19 +260,19 @@ fn shared(config: &Config, context: &BuildContext) -> Result<(Arc<Shared>, Strin
     let make = || Shared { config: text.clone(), counters: Counters::default() };
     let shared = context.shared.get_or_insert(&key, make);
     if shared.config != text {
-        return Err("group conf mismatched".to_owned());
+        return Err(ConfigError::new("group conf mismatched"));
     }
     Ok((shared, text))
 }
 
-fn rules(config: &Config) -> Result<Vec<Rule>, String> {
+fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
     let Some(rules) = &config.rules else {
         let (Some(count), Some(time_window)) = (&config.count, &config.time_window) else {
-            return Err("count and time_window, or rules, are required".to_owned());
+            return Err(ConfigError::new("count and time_window, or rules, are required"));
         };
         let key = match config.key_type {
             KeyType::Var => Key::Variable(Variable::parse(&config.key)),
-            KeyType::VarCombination => Key::Combination(apisix::template(&config.key)?),
+            KeyType::VarCombination => Key::Combination(apisix::template(&config.key).in_key("key")?),
             KeyType::Constant => Key::Constant(config.key.clone().into_bytes()),
         };
         let headers = Some(Names::new("")?);
@@ -313,15 +284,15 @@ fn rules(config: &Config) -> Result<Vec<Rule>, String> {
         }]);
     };
     if config.count.is_some() || config.time_window.is_some() {
-        return Err("count/time_window and rules cannot be specified at the same time".to_owned());
+        return Err(ConfigError::new("count/time_window and rules cannot be specified at the same time"));
     }
     if config.group.is_some() {
-        return Err("group and rules cannot be specified at the same time".to_owned());
+        return Err(ConfigError::new("group and rules cannot be specified at the same time"));
     }
     let mut made = Vec::with_capacity(rules.len());
     for (index, rule) in rules.iter().enumerate() {
         if rules.iter().take(index).any(|earlier| earlier.key == rule.key) {
-            return Err(format!("duplicate key '{}' in rules", rule.key));
+            return Err(ConfigError::new(format!("duplicate key '{}' in rules", rule.key)));
         }
         let prefix = rule.header_prefix.clone().unwrap_or_else(|| (index + 1).to_string());
         made.push(Rule {
@@ -335,24 +306,22 @@ fn rules(config: &Config) -> Result<Vec<Rule>, String> {
 }
 
 impl Names {
-    fn new(prefix: &str) -> Result<Names, String> {
+    fn new(prefix: &str) -> Result<Names, ConfigError> {
         let name = |part: &str| {
             HeaderName::as_spelled(&format!("X-{prefix}RateLimit-{part}"))
-                .map_err(|e| format!("header_prefix: {e}"))
+                .map_err(|e| ConfigError::field("header_prefix", e.to_string()))
         };
         Ok(Names { limit: name("Limit")?, remaining: name("Remaining")?, reset: name("Reset")? })
     }
 }
 
 impl Number {
-    fn new(value: &Value) -> Result<Number, String> {
+    fn new(value: &Value) -> Result<Number, ConfigError> {
         match value {
             Value::String(text) => apisix::template(text).map(Number::Template),
-            other => other
-                .as_u64()
-                .filter(|n| in_range(*n))
-                .map(Number::Fixed)
-                .ok_or_else(|| format!("{other} is not a whole number from 1 to {MAX_COUNT}")),
+            other => other.as_u64().filter(|n| in_range(*n)).map(Number::Fixed).ok_or_else(|| {
+                ConfigError::new(format!("{other} is not a whole number from 1 to {MAX_COUNT}"))
+            }),
         }
     }
 

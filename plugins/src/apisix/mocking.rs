@@ -2,19 +2,20 @@
 
 mod generate;
 
-use crate::apisix::{self, Made};
+use crate::apisix;
+use crate::shared::header_names;
 use generate::Sample;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Known};
-use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
-use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("mocking", 10_900, include_str!("../../schemas/mocking.json"), Mocking::make)
+pub(crate) fn factory() -> ApisixFactory {
+    ApisixFactory::new("mocking", 10_900, include_str!("../../schemas/mocking.json"), Mocking::build)
 }
 
 /// What `x-mock-by` says: the release of APISIX whose behaviour this is.
@@ -22,30 +23,13 @@ const MOCK_BY: &[u8] = b"APISIX/3.18.0";
 
 #[derive(Deserialize)]
 struct Config {
-    #[serde(default)]
     delay: u64,
-    #[serde(default = "default_status")]
     response_status: u16,
-    #[serde(default = "default_type")]
     content_type: String,
     response_example: Option<String>,
     response_schema: Option<Value>,
-    #[serde(default = "default_true")]
     with_mock_header: bool,
-    #[serde(default)]
-    response_headers: Map<String, Value>,
-}
-
-fn default_status() -> u16 {
-    200
-}
-
-fn default_type() -> String {
-    "application/json;charset=utf8".to_owned()
-}
-
-fn default_true() -> bool {
-    true
+    response_headers: Option<Map<String, Value>>,
 }
 
 struct Mocking {
@@ -65,14 +49,14 @@ enum Body {
 }
 
 impl Mocking {
-    fn make(config: Config, _: &BuildContext) -> Made {
+    fn build(config: Config, _: &BuildContext) -> Built {
         let kind = config.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let is_xml = matches!(kind.as_str(), "application/xml" | "text/xml");
         if !is_xml && !matches!(kind.as_str(), "application/json" | "text/plain" | "text/html") {
-            return Err("unsupported content type!".to_owned());
+            return Err(ConfigError::new("unsupported content type!"));
         }
         let body = match (&config.response_example, &config.response_schema) {
-            (Some(example), _) => Body::Example(apisix::template(example)?),
+            (Some(example), _) => Body::Example(apisix::template(example).in_key("response_example")?),
             (None, Some(schema)) => {
                 let sample = Sample::new(schema)?;
                 match kind.as_str() {
@@ -81,20 +65,21 @@ impl Mocking {
                     _ => Body::Plain(sample),
                 }
             }
-            (None, None) => return Err("response_example or response_schema is required".to_owned()),
+            (None, None) => return Err(ConfigError::new("response_example or response_schema is required")),
         };
-        let headers = config.response_headers.iter().map(|(name, value)| {
+        let headers = config.response_headers.iter().flatten().map(|(name, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            Ok((HeaderName::as_spelled(name).map_err(|e| e.to_string())?, text.into_bytes()))
+            Ok((header_names::one(name, "response_headers")?, text.into_bytes()))
         });
-        Ok(Arc::new(Mocking {
+        let mocking = Mocking {
             delay: Duration::from_secs(config.delay),
             status: config.response_status,
             content_type: config.content_type,
             body,
             mock_header: config.with_mock_header,
-            headers: headers.collect::<Result<_, String>>()?,
-        }))
+            headers: headers.collect::<Result<_, ConfigError>>()?,
+        };
+        Ok(Plugin::of(mocking).access(Mocking::access).build())
     }
 
     fn reply(&self, stream: &Stream) -> LocalReply {
@@ -113,18 +98,8 @@ impl Mocking {
         }
         reply
     }
-}
 
-impl Plugin for Mocking {
-    fn name(&self) -> &str {
-        "mocking"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
         if self.delay.is_zero() {
             return Step::Respond(self.reply(stream));
         }
@@ -143,7 +118,7 @@ mod tests {
     use serde_json::json;
 
     fn answer(config: &Value) -> LocalReply {
-        now(plugin("mocking", config).access(&mut stream("/?name=jo", &[]), 0)).unwrap()
+        now(plugin("mocking", config).access(&mut stream("/?name=jo", &[]))).unwrap()
     }
 
     #[test]
@@ -190,7 +165,7 @@ mod tests {
     async fn answers_can_be_delayed() {
         let plugin = plugin("mocking", &json!({"response_example": "x", "delay": 3}));
         let start = tokio::time::Instant::now();
-        assert!(finish(plugin.access(&mut stream("/", &[]), 0)).await.is_some());
+        assert!(finish(plugin.access(&mut stream("/", &[]))).await.is_some());
         assert_eq!(start.elapsed(), Duration::from_secs(3));
     }
 

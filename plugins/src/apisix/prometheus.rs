@@ -8,15 +8,16 @@ mod tests;
 
 pub use metrics::Metrics;
 
-use crate::apisix::{self, Made};
 use metrics::Observation;
 use serde::Deserialize;
-use sixfold_core::plugin::{BuildContext, Phases, Plugin, PluginFactory, SharedState};
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, SharedState, Slot};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix("prometheus", 500, include_str!("../../schemas/prometheus.json"), Prometheus::make)
+pub(crate) fn factory() -> ApisixFactory {
+    let schema = include_str!("../../schemas/prometheus.json");
+    ApisixFactory::new("prometheus", 500, schema, Prometheus::build).prefer_route()
 }
 
 /// Where the page of metrics is by default (`plugin_attr.prometheus.export_uri`).
@@ -32,14 +33,13 @@ pub fn shared(
     state: &SharedState,
     attributes: &serde_json::Value,
     statistics: &sixfold_core::metrics::Registry,
-) -> Result<Arc<Metrics>, String> {
+) -> Result<Arc<Metrics>, ConfigError> {
     let settings = settings::Settings::new(attributes)?;
     Ok(state.get_or_insert("prometheus", || Metrics::new(settings, statistics.clone())))
 }
 
 #[derive(Deserialize, Clone, Copy)]
 struct Config {
-    #[serde(default)]
     prefer_name: bool,
 }
 
@@ -49,22 +49,13 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    fn make(config: Config, context: &BuildContext) -> Made {
+    fn build(config: Config, context: &BuildContext) -> Built {
         let metrics = shared(&context.shared, &context.attributes, &context.metrics)?;
-        Ok(Arc::new(Prometheus { metrics, prefer_name: config.prefer_name }))
-    }
-}
-
-impl Plugin for Prometheus {
-    fn name(&self) -> &str {
-        "prometheus"
+        let prometheus = Prometheus { metrics, prefer_name: config.prefer_name };
+        Ok(Plugin::of(prometheus).log(Prometheus::log).build())
     }
 
-    fn phases(&self) -> Phases {
-        Phases::LOG
-    }
-
-    fn log(&self, stream: &mut Stream, _slot: usize) {
+    fn log(&self, stream: &mut Stream, _: Slot) {
         self.metrics.record(&Observation::of(stream, self.prefer_name), stream);
     }
 }

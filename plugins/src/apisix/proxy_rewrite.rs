@@ -1,22 +1,18 @@
 //! APISIX's proxy-rewrite: what the upstream gets to see of the request.
 
-use crate::apisix::{self, Made, error_reply};
+use crate::apisix::{self, error_reply};
 use crate::shared::header_changes::{HeaderChanges, Side};
 use crate::shared::pattern::{Groups, Pattern, Replacement};
 use serde::Deserialize;
 use serde_json::Value;
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
-use sixfold_core::plugin::{BuildContext, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
-use std::sync::Arc;
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix(
-        "proxy-rewrite",
-        1008,
-        include_str!("../../schemas/proxy-rewrite.json"),
-        ProxyRewrite::make,
-    )
+pub(crate) fn factory() -> ApisixFactory {
+    let schema = include_str!("../../schemas/proxy-rewrite.json");
+    ApisixFactory::new("proxy-rewrite", 1008, schema, ProxyRewrite::build)
 }
 
 #[derive(Deserialize)]
@@ -27,7 +23,6 @@ struct Config {
     method: Option<String>,
     #[serde(default)]
     headers: Value,
-    #[serde(default)]
     use_real_request_uri_unsafe: bool,
 }
 
@@ -48,23 +43,26 @@ enum Uri {
 }
 
 impl ProxyRewrite {
-    fn make(config: Config, _: &BuildContext) -> Made {
+    fn build(config: Config, _: &BuildContext) -> Built {
         let uri = match (config.uri, config.regex_uri) {
             (Some(uri), _) => {
                 let (path, query) = split_template(&uri);
-                Uri::Template(apisix::template(path)?, query.map(apisix::template).transpose()?)
+                let query = query.map(apisix::template).transpose().in_key("uri")?;
+                Uri::Template(apisix::template(path).in_key("uri")?, query)
             }
             (None, Some(pairs)) => Uri::Regex(regex_pairs(&pairs)?),
             (None, None) => Uri::Keep,
         };
-        let method = config.method.map(|m| m.parse().map_err(|_| format!("invalid method '{m}'")));
-        Ok(Arc::new(ProxyRewrite {
+        let invalid = |method: &str| ConfigError::new(format!("invalid method '{method}'"));
+        let method = config.method.map(|method| method.parse().map_err(|_| invalid(&method)));
+        let rewrite = ProxyRewrite {
             uri,
             host: config.host.map(String::into_bytes),
             method: method.transpose()?,
             headers: HeaderChanges::new(&config.headers)?,
             raw: config.use_real_request_uri_unsafe,
-        }))
+        };
+        Ok(Plugin::of(rewrite).rewrite(ProxyRewrite::rewrite).build())
     }
 
     /// The path as the upstream gets it, not yet escaped, with the query that the configuration adds, and the
@@ -103,16 +101,8 @@ struct Rewritten {
     groups: Groups,
 }
 
-impl Plugin for ProxyRewrite {
-    fn name(&self) -> &str {
-        "proxy-rewrite"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::REWRITE
-    }
-
-    fn rewrite<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+impl ProxyRewrite {
+    fn rewrite(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         let keeps_target = matches!(self.uri, Uri::Keep) && !self.raw;
         if keeps_target {
             self.finish(stream, &[], &[]);
@@ -141,9 +131,7 @@ impl Plugin for ProxyRewrite {
         self.finish(stream, &uri, &rewritten.groups);
         Step::Continue
     }
-}
 
-impl ProxyRewrite {
     fn finish(&self, stream: &mut Stream, uri: &[u8], groups: &[Option<std::ops::Range<usize>>]) {
         let groups: Vec<Option<&[u8]>> = groups.iter().map(|g| g.clone().and_then(|r| uri.get(r))).collect();
         if let Some(host) = &self.host {
@@ -192,15 +180,16 @@ fn split_template(text: &str) -> (&str, Option<&str>) {
     (text, None)
 }
 
-fn regex_pairs(pairs: &[String]) -> Result<Vec<(Pattern, Replacement)>, String> {
+fn regex_pairs(pairs: &[String]) -> Result<Vec<(Pattern, Replacement)>, ConfigError> {
+    let odd = || ConfigError::new("The length of regex_uri should be an even number");
     if !pairs.len().is_multiple_of(2) {
-        return Err("The length of regex_uri should be an even number".to_owned());
+        return Err(odd());
     }
     let pair = |pair: &[String]| match pair {
         [pattern, with] => Pattern::new(pattern, "jo")
             .map(|p| (p, Replacement::new(with)))
-            .map_err(|e| format!("invalid regex_uri({pattern}, {with}): {e}")),
-        _ => Err("The length of regex_uri should be an even number".to_owned()),
+            .map_err(|e| ConfigError::new(format!("invalid regex_uri({pattern}, {with}): {e}"))),
+        _ => Err(odd()),
     };
     pairs.chunks(2).map(pair).collect()
 }
@@ -240,7 +229,7 @@ mod tests {
     #[allow(clippy::needless_pass_by_value)]
     fn target(config: Value, from: &str) -> String {
         let mut s = stream(from, &[("x-a", "1?2")]);
-        assert!(now(plugin("proxy-rewrite", &config).rewrite(&mut s, 0)).is_none());
+        assert!(now(plugin("proxy-rewrite", &config).rewrite(&mut s)).is_none());
         String::from_utf8(s.request.target.full().to_vec()).unwrap()
     }
 
@@ -270,14 +259,14 @@ mod tests {
         let raw = plugin("proxy-rewrite", &json!({"use_real_request_uri_unsafe": true}));
         let mut s = stream("/a/c?x=1", &[]);
         s.original_target = b"/a/b/../c?x=1".to_vec();
-        now(raw.rewrite(&mut s, 0));
+        now(raw.rewrite(&mut s));
         assert_eq!(s.request.target.full(), b"/a/b/../c?x=1");
     }
 
     #[test]
     fn variables_keep_the_clients_target() {
         let mut s = stream("/old?a=1", &[]);
-        now(plugin("proxy-rewrite", &json!({"uri": "/new"})).rewrite(&mut s, 0));
+        now(plugin("proxy-rewrite", &json!({"uri": "/new"})).rewrite(&mut s));
         let get =
             |text: &str| String::from_utf8(apisix::value(&apisix::template(text).unwrap(), &s)).unwrap();
         assert_eq!(get("$uri $request_uri $args $upstream_uri"), "/old /old?a=1 a=1 /new?a=1");
@@ -290,7 +279,7 @@ mod tests {
             "headers": {"add": {"x-add": ["1", "$1-$http_x_a"]}, "set": {"X-Set": "$arg_none", "x-a": 7}, "remove": ["x-gone"]},
         });
         let mut s = stream("/one/two", &[("x-a", "a"), ("x-add", "0"), ("x-set", "old"), ("x-gone", "y")]);
-        now(plugin("proxy-rewrite", &config).rewrite(&mut s, 0));
+        now(plugin("proxy-rewrite", &config).rewrite(&mut s));
         assert_eq!((s.var("upstream_host"), s.request.method.as_str()), (Some(&b"up.test:81"[..]), "POST"));
         let added: Vec<_> = s.request.headers.get_all("x-add").collect();
         assert_eq!(added, [b"0".as_slice(), b"1", b"one-a"]);
@@ -302,7 +291,7 @@ mod tests {
     fn the_old_form_of_headers_sets() {
         let config = json!({"headers": {"X-Api": "v$arg_v", "x-empty": "", "host": "h.test", "x-n": 10}});
         let mut s = stream("/?v=2", &[("x-empty", "there"), ("x-api", "1")]);
-        now(plugin("proxy-rewrite", &config).rewrite(&mut s, 0));
+        now(plugin("proxy-rewrite", &config).rewrite(&mut s));
         assert_eq!((request_header(&s, "x-api"), request_header(&s, "x-n")), (Some("v2"), Some("10")));
         assert_eq!((request_header(&s, "x-empty"), s.var("upstream_host")), (None, Some(&b"h.test"[..])));
     }

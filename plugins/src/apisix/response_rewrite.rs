@@ -1,40 +1,32 @@
 //! APISIX's response-rewrite: status, headers and body of the response.
 
-use crate::apisix::{self, Made};
 use crate::shared::header_changes::{HeaderChanges, Side};
 use crate::shared::pattern::{Pattern, Replacement};
 use base64::Engine;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
+use sixfold_core::error::ConfigError;
 use sixfold_core::expr::Expr;
 use sixfold_core::headers::Known;
-use sixfold_core::plugin::{BodyChunk, BuildContext, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{ApisixFactory, BodyPiece, BodyStep, BuildContext, Built, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use std::borrow::Cow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    apisix::apisix(
-        "response-rewrite",
-        899,
-        include_str!("../../schemas/response-rewrite.json"),
-        ResponseRewrite::make,
-    )
+pub(crate) fn factory() -> ApisixFactory {
+    let schema = include_str!("../../schemas/response-rewrite.json");
+    ApisixFactory::new("response-rewrite", 899, schema, ResponseRewrite::build)
 }
 
 #[derive(Deserialize)]
 struct Config {
     status_code: Option<u16>,
     body: Option<String>,
-    #[serde(default)]
     body_base64: bool,
     #[serde(default)]
     headers: Value,
     vars: Option<Value>,
     filters: Option<Vec<FilterConfig>>,
-    #[serde(default = "default_size")]
     max_resp_body_size: usize,
 }
 
@@ -42,31 +34,18 @@ struct Config {
 struct FilterConfig {
     regex: String,
     replace: String,
-    #[serde(default)]
     scope: Scope,
-    #[serde(default = "default_options")]
     options: String,
 }
 
-#[derive(Deserialize, Default, PartialEq)]
+#[derive(Deserialize, PartialEq)]
 #[serde(rename_all = "snake_case")]
 enum Scope {
-    #[default]
     Once,
     Global,
 }
 
-fn default_size() -> usize {
-    64 << 20
-}
-
-fn default_options() -> String {
-    "jo".to_owned()
-}
-
 struct ResponseRewrite {
-    /// Tells this plugin's state from that of another one of the kind.
-    id: u64,
     status: Option<u16>,
     headers: HeaderChanges,
     when: Option<Expr>,
@@ -86,38 +65,36 @@ struct Filter {
     all: bool,
 }
 
-/// That the plugin with this id changes the body of the response.
-struct Changes(u64);
-
-static NEXT: AtomicU64 = AtomicU64::new(0);
+/// That the body of the response is changed.
+struct Changes;
 
 impl ResponseRewrite {
-    fn make(config: Config, _: &BuildContext) -> Made {
+    fn build(config: Config, _: &BuildContext) -> Built {
+        let base64 = || ConfigError::new("invalid base64 content");
         let body = match (config.body, config.filters) {
-            (Some(_), Some(_)) => return Err("body and filters can't be used together".to_owned()),
+            (Some(_), Some(_)) => return Err(ConfigError::new("body and filters can't be used together")),
             (Some(text), None) if config.body_base64 => {
                 let decoded = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
-                Body::Replace(decoded.map_err(|_| "invalid base64 content".to_owned())?.into())
+                Body::Replace(decoded.map_err(|_| base64())?.into())
             }
-            (None, _) if config.body_base64 => return Err("invalid base64 content".to_owned()),
+            (None, _) if config.body_base64 => return Err(base64()),
             (Some(text), None) => Body::Replace(text.into()),
             (None, Some(filters)) => Body::Filter(filters.iter().map(Filter::new).collect::<Result<_, _>>()?),
             (None, None) => Body::Keep,
         };
         let when = config.vars.as_ref().map(Expr::new).transpose();
-        Ok(Arc::new(ResponseRewrite {
-            id: NEXT.fetch_add(1, Relaxed),
+        let when =
+            when.map_err(|e| ConfigError::new(format!("failed to validate the 'vars' expression: {e}")))?;
+        let rewrite = ResponseRewrite {
             status: config.status_code,
             headers: HeaderChanges::new(&config.headers)?,
-            when: when.map_err(|e| format!("failed to validate the 'vars' expression: {e}"))?,
+            when,
             body,
             max_body: config.max_resp_body_size,
-        }))
-    }
-
-    fn changes_body(&self, stream: &Stream) -> bool {
-        let mut states = stream.slots.iter().flatten();
-        states.any(|s| s.downcast_ref::<Changes>().is_some_and(|c| c.0 == self.id))
+        };
+        let keeps_body = matches!(rewrite.body, Body::Keep);
+        let plugin = Plugin::of(rewrite).header_filter(ResponseRewrite::header_filter);
+        Ok(if keeps_body { plugin.build() } else { plugin.response_body(ResponseRewrite::body).build() })
     }
 
     /// Whether the body can be worked on: an encoded one can't be searched.
@@ -134,30 +111,15 @@ impl ResponseRewrite {
 }
 
 impl Filter {
-    fn new(config: &FilterConfig) -> Result<Filter, String> {
+    fn new(config: &FilterConfig) -> Result<Filter, ConfigError> {
         let pattern = Pattern::new(&config.regex, &config.options)
-            .map_err(|e| format!("regex \"{}\" validation failed: {e}", config.regex))?;
+            .map_err(|e| ConfigError::new(format!("regex \"{}\" validation failed: {e}", config.regex)))?;
         Ok(Filter { pattern, with: Replacement::new(&config.replace), all: config.scope == Scope::Global })
     }
 }
 
-impl Plugin for ResponseRewrite {
-    fn name(&self) -> &str {
-        "response-rewrite"
-    }
-
-    fn phases(&self) -> Phases {
-        match self.body {
-            Body::Keep => Phases::HEADER_FILTER,
-            _ => Phases::HEADER_FILTER | Phases::BODY_FILTER,
-        }
-    }
-
-    fn buffers_response(&self, stream: &Stream) -> Option<usize> {
-        (matches!(self.body, Body::Filter(_)) && self.changes_body(stream)).then_some(self.max_body)
-    }
-
-    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+impl ResponseRewrite {
+    fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         // An expression that can't be evaluated does not hold.
         if !self.when.as_ref().is_none_or(|when| when.eval(stream).unwrap_or(false)) {
             return Step::Continue;
@@ -170,27 +132,33 @@ impl Plugin for ResponseRewrite {
             {
                 stream.response.headers.remove(header);
             }
-            stream.set_state(slot, Changes(self.id));
+            stream.set_state(slot, Changes);
         }
         self.headers.apply(stream, Side::Response, &[]);
         Step::Continue
     }
 
-    fn body_filter(&self, stream: &mut Stream, _slot: usize, chunk: &mut BodyChunk<'_>) {
-        if !self.changes_body(stream) {
-            return;
+    fn body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        if stream.state::<Changes>(slot).is_none() {
+            return BodyStep::Pass;
         }
         match &self.body {
-            Body::Keep => {}
-            Body::Replace(body) if chunk.last => chunk.data = Cow::Owned(body.to_vec()),
-            Body::Replace(_) => chunk.data = Cow::Borrowed(b""),
+            Body::Keep => BodyStep::Pass,
+            Body::Replace(body) if piece.last => BodyStep::Replace(body.clone()),
+            Body::Replace(_) => BodyStep::Replace(Bytes::new()),
+            Body::Filter(_) if !piece.last => BodyStep::hold(self.max_body),
             Body::Filter(filters) => {
+                let mut body = Cow::Borrowed(piece.data);
                 for filter in filters {
-                    match filter.pattern.replace(&chunk.data, &filter.with, filter.all) {
-                        Ok(Some(new)) => chunk.data = Cow::Owned(new),
+                    match filter.pattern.replace(&body, &filter.with, filter.all) {
+                        Ok(Some(new)) => body = Cow::Owned(new),
                         Ok(None) => {}
                         Err(error) => tracing::error!(error, "response-rewrite can't filter the body"),
                     }
+                }
+                match body {
+                    Cow::Borrowed(_) => BodyStep::Pass,
+                    Cow::Owned(new) => BodyStep::Replace(new.into()),
                 }
             }
         }
@@ -201,7 +169,7 @@ impl Plugin for ResponseRewrite {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testing::{build, context, filter_body, now, plugin, response_header, stream};
+    use crate::testing::{build, context, now, plugin, response_header, stream};
     use serde_json::json;
 
     fn response(status: u16, headers: &[(&str, &str)]) -> Stream {
@@ -216,8 +184,8 @@ mod tests {
     #[allow(clippy::needless_pass_by_value)]
     fn run(config: Value, s: &mut Stream, body: &[&str]) -> String {
         let plugin = plugin("response-rewrite", &config);
-        now(plugin.header_filter(s, 0));
-        filter_body(&*plugin, s, body)
+        now(plugin.header_filter(s));
+        plugin.response_body(s, body)
     }
 
     #[test]
@@ -258,10 +226,8 @@ mod tests {
             |scope: &str| json!({"filters": [{"regex": "(\\w)o", "replace": "$1_", "scope": scope}]});
         let mut s = response(200, &[("content-length", "7")]);
         let once = plugin("response-rewrite", &filter("once"));
-        assert_eq!(once.buffers_response(&s), None);
-        now(once.header_filter(&mut s, 0));
-        assert_eq!(once.buffers_response(&s), Some(64 << 20));
-        assert_eq!(filter_body(&*once, &mut s, &["foo boo"]), "f_o boo");
+        now(once.header_filter(&mut s));
+        assert_eq!(once.response_body(&mut s, &["fo", "o b", "oo"]), "f_o boo");
         assert_eq!(run(filter("global"), &mut response(200, &[]), &["foo bo"]), "f_o b_");
         let insensitive = json!({"filters": [{"regex": "HELLO", "replace": "bye", "options": "ijo"}]});
         assert_eq!(run(insensitive, &mut response(200, &[]), &["hello"]), "bye");
@@ -269,6 +235,13 @@ mod tests {
         let mut s = response(200, &[("content-encoding", "zstd"), ("content-length", "3")]);
         assert_eq!(run(filter("once"), &mut s, &["foo"]), "foo");
         assert_eq!(response_header(&s, "content-length"), Some("3"));
+    }
+
+    #[test]
+    fn a_body_that_is_too_long_to_be_filtered_passes() {
+        let config = json!({"filters": [{"regex": "o", "replace": "0"}], "max_resp_body_size": 3});
+        assert_eq!(run(config.clone(), &mut response(200, &[]), &["f", "oo"]), "f0o");
+        assert_eq!(run(config, &mut response(200, &[]), &["f", "oo", "o"]), "fooo");
     }
 
     #[test]

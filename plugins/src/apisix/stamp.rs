@@ -1,15 +1,14 @@
 //! Adds a header to every response.
 
-use crate::apisix::{self, Made};
+use crate::shared::header_names;
 use serde::Deserialize;
 use sixfold_core::headers::HeaderName;
-use sixfold_core::plugin::{BuildContext, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
-use std::sync::Arc;
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    // Name, priority (larger runs first), schema, and what makes an instance.
-    apisix::apisix("stamp", 500, include_str!("../../schemas/stamp.json"), Stamp::make)
+/// Name, priority (larger runs first), schema, and what makes an instance.
+pub(crate) fn factory() -> ApisixFactory {
+    ApisixFactory::new("stamp", 500, include_str!("../../schemas/stamp.json"), Stamp::build)
 }
 
 #[derive(Deserialize)]
@@ -25,22 +24,12 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn make(config: Config, _: &BuildContext) -> Made {
-        let name = HeaderName::new(&config.name).map_err(|error| format!("name: {error}"))?;
-        Ok(Arc::new(Stamp { name, value: config.value.into_bytes() }))
-    }
-}
-
-impl Plugin for Stamp {
-    fn name(&self) -> &str {
-        "stamp"
+    fn build(config: Config, _: &BuildContext) -> Built {
+        let stamp = Stamp { name: header_names::one(&config.name, "name")?, value: config.value.into() };
+        Ok(Plugin::of(stamp).header_filter(Stamp::mark).build())
     }
 
-    fn phases(&self) -> Phases {
-        Phases::HEADER_FILTER
-    }
-
-    fn header_filter<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+    fn mark(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         stream.response.headers.set(&self.name, &self.value);
         Step::Continue
     }

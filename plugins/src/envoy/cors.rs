@@ -4,36 +4,25 @@
 mod tests;
 
 use crate::envoy::{self, Share};
-use sixfold_core::error::ConfigContext;
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::Known;
 use sixfold_core::matcher::StringMatcher;
-use sixfold_core::plugin::{LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
 use sixfold_core::route::Action;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::{Cors as ProtoCors, CorsPolicy};
-use std::sync::Arc;
 
-const NAME: &str = "envoy.filters.http.cors";
-const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors";
-
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    envoy::filter(TYPE_URL, make)
+pub(crate) fn factory() -> FilterFactory {
+    envoy::filter(build)
 }
 
 /// A field that a level leaves out is that of the next wider level.
-fn make(config: &[u8], overrides: &[&[u8]]) -> Result<Arc<dyn Plugin>, String> {
-    envoy::decode::<ProtoCors>(config)?;
-    let mut merged: Option<CorsPolicy> = None;
-    for level in overrides {
-        let level = envoy::decode::<CorsPolicy>(level)?;
-        merged = Some(match merged {
-            Some(wider) => merge(wider, level),
-            None => level,
-        });
-    }
-    let policy = merged.map(Policy::new).transpose()?;
-    Ok(Arc::new(Cors { policy }))
+fn build(_: ProtoCors, levels: Vec<CorsPolicy>, _: &BuildContext) -> Built {
+    // Without a policy there is nothing to do.
+    let Some(policy) = levels.into_iter().reduce(merge) else { return Ok(Plugin::default()) };
+    let policy = Policy::new(policy)?;
+    Ok(Plugin::of(policy).access(Policy::access).header_filter(Policy::header_filter).build())
 }
 
 fn merge(wider: CorsPolicy, own: CorsPolicy) -> CorsPolicy {
@@ -59,11 +48,6 @@ fn merge(wider: CorsPolicy, own: CorsPolicy) -> CorsPolicy {
     }
 }
 
-struct Cors {
-    /// `None` does nothing: no level has a policy.
-    policy: Option<Policy>,
-}
-
 struct Policy {
     origins: Vec<StringMatcher>,
     methods: String,
@@ -80,12 +64,12 @@ struct Policy {
 struct Origin(Vec<u8>);
 
 impl Policy {
-    fn new(policy: CorsPolicy) -> Result<Policy, String> {
+    fn new(policy: CorsPolicy) -> Result<Policy, ConfigError> {
         if policy.shadow_enabled.is_some() {
-            return Err("shadow_enabled: is not supported".to_owned());
+            return Err(ConfigError::field("shadow_enabled", "is not supported"));
         }
         if policy.filter_enabled.as_ref().is_some_and(|share| !share.runtime_key.is_empty()) {
-            return Err("filter_enabled.runtime_key: is not supported".to_owned());
+            return Err(ConfigError::field("filter_enabled.runtime_key", "is not supported"));
         }
         let enabled = policy.filter_enabled.map(|share| Share::new(share.default_value));
         Ok(Policy {
@@ -95,8 +79,7 @@ impl Policy {
                 .enumerate()
                 .map(|(index, origin)| matcher::string(origin).in_index(index))
                 .collect::<Result<_, _>>()
-                .in_key("allow_origin_string_match")
-                .map_err(|e| e.to_string())?,
+                .in_key("allow_origin_string_match")?,
             methods: policy.allow_methods,
             headers: policy.allow_headers,
             expose: policy.expose_headers,
@@ -150,33 +133,21 @@ impl Policy {
     }
 }
 
-impl Plugin for Cors {
-    fn name(&self) -> &str {
-        NAME
-    }
-
-    fn phases(&self) -> Phases {
-        match self.policy {
-            Some(_) => Phases::ACCESS | Phases::HEADER_FILTER,
-            None => Phases::empty(),
-        }
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
-        let Some(policy) = &self.policy else { return Step::Continue };
+impl Policy {
+    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let forwards = matches!(stream.route.as_deref().map(|r| &r.action), Some(Action::Forward(_)));
         let origin = stream.request.headers.get(Known::ORIGIN).filter(|o| !o.is_empty());
-        let Some(origin) = origin.filter(|_| forwards && policy.enabled.is_none_or(Share::draw)) else {
+        let Some(origin) = origin.filter(|_| forwards && self.enabled.is_none_or(Share::draw)) else {
             return Step::Continue;
         };
         let origin = origin.to_vec();
-        let allowed = policy.allows(&origin);
+        let allowed = self.allows(&origin);
         let asked = stream.request.headers.get("access-control-request-method");
         let preflight =
             stream.request.method == http::Method::OPTIONS && asked.is_some_and(|m| !m.is_empty());
         let step = match (preflight, allowed) {
-            (true, true) => Step::Respond(policy.preflight(&origin, stream)),
-            (true, false) if !policy.forward_not_matching => {
+            (true, true) => Step::Respond(self.preflight(&origin, stream)),
+            (true, false) if !self.forward_not_matching => {
                 Step::Respond(LocalReply::new(200, "", "cors_response"))
             }
             _ => Step::Continue,
@@ -187,17 +158,15 @@ impl Plugin for Cors {
         step
     }
 
-    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
-        let (Some(policy), Some(origin)) = (&self.policy, stream.take_state::<Origin>(slot)) else {
-            return Step::Continue;
-        };
+    fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        let Some(origin) = stream.take_state::<Origin>(slot) else { return Step::Continue };
         let headers = &mut stream.response.headers;
         headers.set(Known::ACCESS_CONTROL_ALLOW_ORIGIN, &origin.0);
-        if policy.credentials {
+        if self.credentials {
             headers.set(Known::ACCESS_CONTROL_ALLOW_CREDENTIALS, b"true");
         }
-        if !policy.expose.is_empty() {
-            headers.set("access-control-expose-headers", policy.expose.as_bytes());
+        if !self.expose.is_empty() {
+            headers.set("access-control-expose-headers", self.expose.as_bytes());
         }
         Step::Continue
     }

@@ -6,10 +6,11 @@ mod tests;
 use crate::envoy::{self, Share};
 use serde_json::Value;
 use sixfold_core::cluster::ClusterCell;
+use sixfold_core::error::ConfigError;
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::{HeaderName, Known};
 use sixfold_core::matcher::HeaderMatcher;
-use sixfold_core::plugin::{LocalReply, Phases, Plugin, PluginFactory, Step};
+use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
 use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::struct_to_json;
@@ -21,17 +22,17 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+/// Whose dynamic metadata it is.
 const NAME: &str = "envoy.filters.http.fault";
-const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
 
-pub(crate) fn factory() -> Arc<dyn PluginFactory> {
-    envoy::filter(TYPE_URL, make)
+pub(crate) fn factory() -> FilterFactory {
+    envoy::filter(build)
 }
 
 /// The most specific configuration holds whole.
-fn make(config: &[u8], overrides: &[&[u8]]) -> Result<Arc<dyn Plugin>, String> {
-    let config = overrides.last().copied().unwrap_or(config);
-    Ok(Arc::new(Fault::new(envoy::decode(config)?)?))
+fn build(config: HttpFault, mut overrides: Vec<HttpFault>, _: &BuildContext) -> Built {
+    let fault = Fault::new(overrides.pop().unwrap_or(config))?;
+    Ok(Plugin::of(fault).access(Fault::access).build())
 }
 
 struct Fault {
@@ -86,9 +87,9 @@ static HEADERS: LazyLock<Option<FaultHeaders>> = LazyLock::new(|| {
 });
 
 impl Fault {
-    fn new(config: HttpFault) -> Result<Fault, String> {
+    fn new(config: HttpFault) -> Result<Fault, ConfigError> {
         if config.response_rate_limit.is_some() {
-            return Err("response_rate_limit: is not supported".to_owned());
+            return Err(ConfigError::field("response_rate_limit", "is not supported"));
         }
         let runtime = [
             ("delay_percent_runtime", &config.delay_percent_runtime),
@@ -100,17 +101,25 @@ impl Fault {
             ("response_rate_limit_percent_runtime", &config.response_rate_limit_percent_runtime),
         ];
         if let Some((field, _)) = runtime.iter().find(|(_, key)| !key.is_empty()) {
-            return Err(format!("{field}: is not supported"));
+            return Err(ConfigError::field(field, "is not supported"));
         }
         let delay = config.delay.map(|delay| {
-            let kind = match delay.fault_delay_secifier {
-                Some(FaultDelaySecifier::FixedDelay(time)) => {
-                    let time = duration(time.seconds, time.nanos).filter(|t| !t.is_zero());
-                    Delay::Fixed(time.ok_or("delay.fixed_delay: must be greater than 0")?)
-                }
-                Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
-                None => return Err("delay: one of fixed_delay and header_delay is missing"),
-            };
+            let kind =
+                match delay.fault_delay_secifier {
+                    Some(FaultDelaySecifier::FixedDelay(time)) => {
+                        let time = duration(time.seconds, time.nanos).filter(|t| !t.is_zero());
+                        Delay::Fixed(time.ok_or_else(|| {
+                            ConfigError::field("delay.fixed_delay", "must be greater than 0")
+                        })?)
+                    }
+                    Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
+                    None => {
+                        return Err(ConfigError::field(
+                            "delay",
+                            "one of fixed_delay and header_delay is missing",
+                        ));
+                    }
+                };
             Ok((kind, Share::new(delay.percentage)))
         });
         let metadata = config.filter_metadata.map(struct_to_json);
@@ -118,7 +127,7 @@ impl Fault {
             delay: delay.transpose()?,
             abort: config.abort.as_ref().map(abort).transpose()?,
             upstream_cluster: config.upstream_cluster,
-            headers: matcher::headers(&config.headers, "headers").map_err(|e| e.to_string())?,
+            headers: matcher::headers(&config.headers, "headers")?,
             downstream_nodes: config.downstream_nodes,
             max_active: config.max_active_faults.map(|n| n.value),
             active: Arc::default(),
@@ -178,7 +187,7 @@ impl Fault {
     }
 
     /// Counts the fault and says so in the metadata.
-    fn begin(&self, stream: &mut Stream, slot: usize) {
+    fn begin(&self, stream: &mut Stream, slot: Slot) {
         if stream.state::<Active>(slot).is_none() {
             self.active.fetch_add(1, Relaxed);
             stream.set_state(slot, Active(self.active.clone()));
@@ -187,7 +196,7 @@ impl Fault {
         }
     }
 
-    fn abort_step<'a>(&self, stream: &mut Stream, slot: usize) -> Step<'a> {
+    fn abort_step<'a>(&self, stream: &mut Stream, slot: Slot) -> Step<'a> {
         match self.abort(stream) {
             Some(reply) => {
                 self.begin(stream, slot);
@@ -196,18 +205,8 @@ impl Fault {
             None => Step::Continue,
         }
     }
-}
 
-impl Plugin for Fault {
-    fn name(&self) -> &str {
-        NAME
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
         if !self.is_meant(stream) {
             return Step::Continue;
         }
@@ -225,15 +224,20 @@ fn duration(seconds: i64, nanos: i32) -> Option<Duration> {
     Some(Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?))
 }
 
-fn abort(config: &FaultAbort) -> Result<(Abort, Share, String), String> {
+fn abort(config: &FaultAbort) -> Result<(Abort, Share, String), ConfigError> {
     let kind = match &config.error_type {
         Some(ErrorType::HttpStatus(status)) => {
             let status = u16::try_from(*status).ok().filter(|s| (200..600).contains(s));
-            Abort::Http(status.ok_or("abort.http_status: must be from 200 to 599")?)
+            Abort::Http(
+                status.ok_or_else(|| ConfigError::field("abort.http_status", "must be from 200 to 599"))?,
+            )
         }
         Some(ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
         Some(ErrorType::HeaderAbort(_)) => Abort::Header,
-        None => return Err("abort: one of http_status, grpc_status and header_abort is missing".to_owned()),
+        None => {
+            let reason = "one of http_status, grpc_status and header_abort is missing";
+            return Err(ConfigError::field("abort", reason));
+        }
     };
     let body = match config.response_body.as_str() {
         "" => "fault filter abort".to_owned(),

@@ -2,6 +2,7 @@
 
 use crate::apisix::template;
 use serde_json::Value;
+use sixfold_core::error::ConfigError;
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers};
 use sixfold_core::stream::Stream;
@@ -30,7 +31,7 @@ impl HeaderChanges {
     ///
     /// # Errors
     /// A name or value that no header may have.
-    pub(crate) fn new(config: &Value) -> Result<HeaderChanges, String> {
+    pub(crate) fn new(config: &Value) -> Result<HeaderChanges, ConfigError> {
         let Some(map) = config.as_object() else { return Ok(HeaderChanges::default()) };
         // One that has any of the three, and nothing else, is the new form.
         let is_new = !map.is_empty()
@@ -96,15 +97,16 @@ fn resolve(values: &[Format], stream: &Stream, groups: Groups<'_>) -> Vec<Vec<u8
 }
 
 /// `{Name: value}`, where a value is a text, a number or a list of them; or `["Name: value"]`.
-fn pairs(config: &Value) -> Result<Vec<(HeaderName, Vec<Format>)>, String> {
+fn pairs(config: &Value) -> Result<Vec<(HeaderName, Vec<Format>)>, ConfigError> {
     match config {
         Value::Object(map) => map.iter().map(|(key, value)| Ok((name(key)?, values(value)?))).collect(),
         Value::Array(lines) => lines
             .iter()
             .map(|line| {
                 let line = line.as_str().unwrap_or_default();
-                let (key, text) =
-                    line.split_once(':').ok_or_else(|| format!("invalid header line '{line}'"))?;
+                let (key, text) = line
+                    .split_once(':')
+                    .ok_or_else(|| ConfigError::new(format!("invalid header line '{line}'")))?;
                 Ok((name(key.trim())?, values(&Value::from(text.trim()))?))
             })
             .collect(),
@@ -112,22 +114,22 @@ fn pairs(config: &Value) -> Result<Vec<(HeaderName, Vec<Format>)>, String> {
     }
 }
 
-fn name(text: &str) -> Result<HeaderName, String> {
+fn name(text: &str) -> Result<HeaderName, ConfigError> {
     if text.is_empty() {
-        return Err("invalid field length in header".to_owned());
+        return Err(ConfigError::new("invalid field length in header"));
     }
-    HeaderName::as_spelled(text).map_err(|_| "invalid field character in header".to_owned())
+    HeaderName::as_spelled(text).map_err(|_| ConfigError::new("invalid field character in header"))
 }
 
-fn values(value: &Value) -> Result<Vec<Format>, String> {
+fn values(value: &Value) -> Result<Vec<Format>, ConfigError> {
     let one = |value: &Value| {
         let text = match value {
             Value::String(text) => text.clone(),
             Value::Number(number) => number.to_string(),
-            _ => return Err("invalid type as header value".to_owned()),
+            _ => return Err(ConfigError::new("invalid type as header value")),
         };
         if text.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
-            return Err("invalid value character in header".to_owned());
+            return Err(ConfigError::new("invalid value character in header"));
         }
         template(&text)
     };

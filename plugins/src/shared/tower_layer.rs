@@ -26,9 +26,8 @@ use http_body_util::{BodyExt, Full};
 use parking_lot::Mutex;
 use sixfold_core::headers::Known;
 use sixfold_core::plugin::http_head;
-use sixfold_core::plugin::{BodyChunk, LocalReply, Phases, Plugin, Step};
+use sixfold_core::plugin::{BodyPiece, BodyStep, LocalReply, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
-use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -142,7 +141,7 @@ where
     }
 }
 
-impl<S, B> Plugin for TowerLayer<S>
+impl<S, B> TowerLayer<S>
 where
     S: Service<http::Request<RequestBody>, Response = http::Response<B>> + Clone + Send + 'static,
     S::Future: Send,
@@ -150,15 +149,13 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    fn name(&self) -> &str {
-        &self.name
+    /// The plugin.
+    pub fn build(self) -> Plugin {
+        let plugin = Plugin::of(self).access(Self::access).header_filter(Self::header_filter);
+        plugin.response_body(Self::response_body).build()
     }
 
-    fn phases(&self) -> Phases {
-        Phases::ACCESS | Phases::HEADER_FILTER | Phases::BODY_FILTER
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
         let before = http_head::request_parts(&stream.request);
         let exchange = Arc::new(Exchange::default());
         let body = Full::new(stream.request_body.clone().unwrap_or_default());
@@ -197,7 +194,7 @@ where
         }
     }
 
-    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
+    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
         let Some(under_way) = stream.take_state::<UnderWay>(slot) else { return Step::Continue };
         let UnderWay { mut future, exchange } = *under_way;
         let mut cx = Context::from_waker(Waker::noop());
@@ -218,14 +215,12 @@ where
         }
     }
 
-    fn body_filter(&self, stream: &mut Stream, slot: usize, chunk: &mut BodyChunk<'_>) {
-        let Some(transform) = stream.state::<Transform>(slot) else { return };
-        match transform.pass(&chunk.data, chunk.last) {
-            Ok(data) => chunk.data = Cow::Owned(data),
-            Err(error) => {
-                tracing::warn!(plugin = self.name, %error, "layer failed in the middle of a body");
-                chunk.data = Cow::Borrowed(b"");
-            }
+    fn response_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        let Some(transform) = stream.state::<Transform>(slot) else { return BodyStep::Pass };
+        match transform.pass(piece.data, piece.last) {
+            Ok(data) => BodyStep::Replace(data.into()),
+            // What is missing must not be taken for the end.
+            Err(error) => BodyStep::Respond(Box::new(self.failure(&error))),
         }
     }
 }
@@ -235,7 +230,7 @@ impl<S> TowerLayer<S> {
     fn respond<'a>(
         &self,
         stream: &mut Stream,
-        slot: usize,
+        slot: Slot,
         before: &http::response::Parts,
         feed: body::Feed,
         result: Result<Response, BoxError>,

@@ -4,9 +4,7 @@
 //! hello. So that it can't take a name without verification and then ask for a host with it, every request
 //! over TLS is looked up again by its host, as APISIX does it.
 
-use std::sync::Arc;
-
-use sixfold_core::plugin::{LocalReply, Phases, Plugin, Step};
+use sixfold_core::plugin::{LocalReply, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::NameTable;
 
@@ -16,7 +14,7 @@ pub(crate) struct VerifiedNames(pub(crate) Vec<(Box<str>, bool)>);
 
 impl VerifiedNames {
     /// The guard, if any name asks for a certificate.
-    pub(crate) fn guard(&self) -> Option<Arc<dyn Plugin>> {
+    pub(crate) fn guard(&self) -> Option<Plugin> {
         if self.0.is_empty() {
             return None;
         }
@@ -29,7 +27,7 @@ impl VerifiedNames {
             guard.names.insert(name, *verified);
             guard.ends.extend(name.strip_prefix('*').filter(|_| *verified).map(str::to_ascii_lowercase));
         }
-        Some(Arc::new(guard))
+        Some(Plugin::of(guard).rewrite(Guard::rewrite).build())
     }
 }
 
@@ -66,18 +64,8 @@ impl Guard {
         let same_name = connection.server_name().is_some_and(|name| name.eq_ignore_ascii_case(host));
         !(tls.peer_validated && same_name)
     }
-}
 
-impl Plugin for Guard {
-    fn name(&self) -> &str {
-        "client-certificate"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::REWRITE
-    }
-
-    fn rewrite<'a>(&'a self, stream: &'a mut Stream, _slot: usize) -> Step<'a> {
+    fn rewrite(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         match self.refuses(stream) {
             true => Step::Respond(LocalReply::new(400, "", "client_certificate_required")),
             false => Step::Continue,

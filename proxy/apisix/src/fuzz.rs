@@ -28,7 +28,7 @@ pub fn load(data: &[u8]) {
     split_agrees_with_parse(text);
     let Ok(config) = Config::standalone("", &environment) else { return };
     let store = Arc::new(TextStore::new(environment.clone()));
-    let mut source = Source::new(config, store.clone(), Setup::detached(Registry::new(), environment));
+    let mut source = Source::new(config, store.clone(), Setup::detached(Registry::default(), environment));
     for (format, name) in [(Format::Yaml, "apisix.yaml"), (Format::Json, "apisix.json")] {
         let resources = Resources { text, format, name };
         store.set(resources);

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
-use sixfold_core::plugin::{PluginFactory, Registry};
+use sixfold_core::plugin::{ApisixFactory, Registry};
 
 pub(crate) use self::meta::Meta;
-pub(crate) use self::set::{ChainCache, PluginSet, merge};
+pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::config::Environment;
 use crate::resource::Plugins;
 use crate::schema::{self, Schema, Step, Violation};
@@ -25,7 +25,9 @@ pub(crate) struct Catalog {
 }
 
 struct Entry {
-    factory: Arc<dyn PluginFactory>,
+    /// Index among the registry's plugins, which their state is found by.
+    index: u16,
+    factory: Arc<ApisixFactory>,
     schema: Schema,
     attributes: Arc<Value>,
 }
@@ -33,7 +35,8 @@ struct Entry {
 /// A plugin of a resource, its configuration accepted and filled with defaults.
 #[derive(Clone)]
 pub(crate) struct PluginConfig {
-    pub(crate) factory: Arc<dyn PluginFactory>,
+    pub(crate) index: u16,
+    pub(crate) factory: Arc<ApisixFactory>,
     pub(crate) config: Value,
     pub(crate) attributes: Arc<Value>,
     pub(crate) meta: Meta,
@@ -56,7 +59,7 @@ pub(crate) struct Agreement {
 impl PluginConfig {
     pub(crate) fn agreement(&self) -> Option<Agreement> {
         let (name, of) = self.factory.agreement(&self.config)?;
-        let plugin = self.factory.name();
+        let plugin = self.factory.name;
         Some(Agreement {
             name: format!("{plugin} {name}").into(),
             print: xxh64(of.as_bytes(), 0),
@@ -74,17 +77,16 @@ impl Catalog {
         enabled: Option<&BTreeSet<String>>,
         attributes: &BTreeMap<String, Value>,
     ) -> Catalog {
-        for name in enabled.into_iter().flatten().filter(|name| registry.get(name).is_none()) {
+        for name in enabled.into_iter().flatten().filter(|name| registry.apisix(name).is_none()) {
             tracing::warn!(plugin = name, "enabled, but not part of this gateway");
         }
         let mut plugins = BTreeMap::new();
-        for name in registry.names().filter(|name| enabled.is_none_or(|enabled| enabled.contains(*name))) {
-            // Envoy's filters have no schema and can't be named by a resource.
-            let Some(factory) = registry.get(name) else { continue };
-            let Some(text) = factory.schema() else { continue };
+        let is_enabled = |name: &&str| enabled.is_none_or(|enabled| enabled.contains(*name));
+        for name in registry.apisix_names().filter(is_enabled) {
+            let Some((index, factory)) = registry.apisix(name) else { continue };
             let attributes = Arc::new(attributes.get(name).cloned().unwrap_or(Value::Null));
-            plugins
-                .insert(name, Entry { factory: factory.clone(), schema: Schema::builtin(text), attributes });
+            let (factory, schema) = (factory.clone(), Schema::builtin(factory.schema));
+            plugins.insert(name, Entry { index, factory, schema, attributes });
         }
         Catalog { plugins }
     }
@@ -139,6 +141,7 @@ impl Catalog {
         match checked {
             _ if meta.disable => Ok(None),
             Ok(()) => Ok(Some(PluginConfig {
+                index: entry.index,
                 factory: entry.factory.clone(),
                 config,
                 attributes: entry.attributes.clone(),

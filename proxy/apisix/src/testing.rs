@@ -10,7 +10,9 @@ use serde_json::Value;
 use sixfold_core::connection::{Connection, TlsInfo};
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::Diff;
-use sixfold_core::plugin::{BuildContext, LocalReply, Phases, Plugin, PluginFactory, Registry, Step};
+use sixfold_core::plugin::{
+    ApisixFactory, BuildContext, Built, FilterFactory, LocalReply, Plugin, Registry, Slot, Step,
+};
 use sixfold_core::stream::Stream;
 
 use crate::config::{Config, Environment};
@@ -24,57 +26,29 @@ pub(crate) fn built() -> Vec<(String, Value)> {
     BUILT.lock().clone()
 }
 
-struct Factory {
-    name: &'static str,
-    priority: i64,
-    schema: Option<&'static str>,
-}
+struct Refuses(u16);
 
-struct Instance {
-    name: &'static str,
-    /// Status of its answer to every request.
-    refuses: Option<u16>,
-}
-
-impl Plugin for Instance {
-    fn name(&self) -> &str {
-        self.name
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS
-    }
-
-    fn access<'a>(&'a self, _: &'a mut Stream, _: usize) -> Step<'a> {
-        match self.refuses {
-            Some(status) => Step::Respond(LocalReply::new(status, "no", "refused")),
-            None => Step::Continue,
-        }
+impl Refuses {
+    fn access(&self, _: &mut Stream, _: Slot) -> Step<'_> {
+        Step::Respond(LocalReply::new(self.0, "no", "refused"))
     }
 }
 
-impl PluginFactory for Factory {
-    fn name(&self) -> &'static str {
-        self.name
+fn build(config: Value, context: &BuildContext) -> Built {
+    if config.get("text").and_then(Value::as_str) == Some("unbuildable") {
+        return Err(ConfigError::field("text", "can't be built"));
     }
+    BUILT.lock().push((context.resource.to_string(), config));
+    Ok(Plugin::default())
+}
 
-    fn priority(&self) -> i64 {
-        self.priority
-    }
+#[derive(serde::Deserialize, Clone, Copy)]
+struct Refusing {
+    status: Option<u16>,
+}
 
-    fn schema(&self) -> Option<&'static str> {
-        self.schema
-    }
-
-    fn build(&self, config: &Value, context: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
-        if config.get("text").and_then(Value::as_str) == Some("unbuildable") {
-            return Err("text can't be built".to_owned());
-        }
-        BUILT.lock().push((context.resource.to_string(), config.clone()));
-        let status = config.get("status").and_then(Value::as_u64).unwrap_or(403) as u16;
-        let refuses = (self.name == "refuse").then_some(status);
-        Ok(Arc::new(Instance { name: self.name, refuses }))
-    }
+fn build_refusing(config: Refusing, _: &BuildContext) -> Built {
+    Ok(Plugin::of(Refuses(config.status.unwrap_or(403))).access(Refuses::access).build())
 }
 
 pub(crate) fn registry() -> Registry {
@@ -84,18 +58,17 @@ pub(crate) fn registry() -> Registry {
         "required": ["text"]
     }"#;
     const ANY: &str = r#"{"type": "object"}"#;
-    let mut registry = Registry::new();
-    for (name, priority, schema) in [
-        ("marker", 100, Some(MARKER)),
-        ("other", 200, Some(ANY)),
-        ("late", 50, Some(ANY)),
-        ("prometheus", 10, Some(ANY)),
-        ("refuse", 20, Some(ANY)),
-        ("envoy.filter", 0, None),
-    ] {
-        registry.add(Arc::new(Factory { name, priority, schema }));
-    }
-    registry
+    let plugins = [
+        ApisixFactory::new("marker", 100, MARKER, build),
+        ApisixFactory::new("other", 200, ANY, build),
+        ApisixFactory::new("late", 50, ANY, build),
+        ApisixFactory::new("prometheus", 10, ANY, build).prefer_route(),
+        ApisixFactory::new("refuse", 20, ANY, build_refusing),
+    ];
+    Registry::new(
+        plugins,
+        [FilterFactory::new("envoy.filter".into(), "envoy.filter".into(), |_, _| Ok(Plugin::default()))],
+    )
 }
 
 pub(crate) fn context() -> BuildContext {

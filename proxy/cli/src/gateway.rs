@@ -149,7 +149,7 @@ fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failur
     }
     let key = "plugin_attr.prometheus.export_addr";
     let metrics = sixfold_plugins::prometheus::shared(&process.build.shared, &attributes, &process.metrics);
-    let metrics = metrics.map_err(|reason| config.fault("plugin_attr.prometheus", reason))?;
+    let metrics = metrics.map_err(|error| config.fault("plugin_attr.prometheus", error.to_string()))?;
     let ip = attributes["export_addr"]["ip"].as_str().unwrap_or("127.0.0.1");
     let port = attributes["export_addr"]["port"].as_u64().unwrap_or(9091);
     let address = format!("{ip}:{port}");

@@ -118,7 +118,7 @@ fn free_port() -> Result<u16, Failure> {
 
 impl Example {
     fn is_served(&self, plugins: &Registry) -> bool {
-        self.plugin.is_none_or(|plugin| plugins.get(plugin).is_some())
+        self.plugin.is_none_or(|plugin| plugins.apisix(plugin).is_some())
     }
 }
 

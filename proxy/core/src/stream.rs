@@ -5,6 +5,7 @@ use crate::connection::Connection;
 use crate::flags::ResponseFlags;
 use crate::headers::Headers;
 use crate::message::{RequestHead, ResponseHead};
+use crate::plugin::{Consumer, PluginStates, Slot};
 use crate::route::{Route, VirtualHost};
 use bytes::Bytes;
 use std::any::Any;
@@ -63,8 +64,10 @@ pub struct Stream {
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
     /// Variables set by plugins and by the core: APISIX's `ctx.var` assignments.
     pub vars: Vec<(&'static str, Vec<u8>)>,
-    /// State that plugins keep between phases, by the plugin's slot in the chain.
-    pub slots: Vec<Option<Box<dyn Any + Send>>>,
+    /// Whom the request is from, once a plugin has found out.
+    pub consumer: Option<Arc<Consumer>>,
+    /// State that plugins keep between phases.
+    pub plugins: PluginStates,
 }
 
 /// Moments of a request; `None` until they have come.
@@ -234,7 +237,8 @@ impl Stream {
             hash: None,
             metadata: Vec::new(),
             vars: Vec::new(),
-            slots: Vec::new(),
+            consumer: None,
+            plugins: PluginStates::default(),
             connection,
         }
     }
@@ -267,7 +271,8 @@ impl Stream {
             hash,
             metadata,
             vars,
-            slots,
+            consumer,
+            plugins,
         } = self;
         *random = 0;
         *start_time = SystemTime::UNIX_EPOCH;
@@ -292,7 +297,8 @@ impl Stream {
         *hash = None;
         metadata.clear();
         vars.clear();
-        slots.clear();
+        *consumer = None;
+        plugins.clear();
     }
 
     /// The trusted client address.
@@ -314,21 +320,27 @@ impl Stream {
     }
 
     /// State of the plugin in `slot`, if it has that type.
-    pub fn state<T: 'static>(&mut self, slot: usize) -> Option<&mut T> {
-        self.slots.get_mut(slot)?.as_mut()?.downcast_mut()
+    pub fn state<T: 'static>(&mut self, slot: Slot) -> Option<&mut T> {
+        self.plugins.get(slot)
     }
 
     /// Keeps state of the plugin in `slot` until the stream ends.
-    pub fn set_state<T: Any + Send>(&mut self, slot: usize, state: T) {
-        if self.slots.len() <= slot {
-            self.slots.resize_with(slot + 1, || None);
-        }
-        self.slots[slot] = Some(Box::new(state));
+    pub fn set_state<T: Any + Send>(&mut self, slot: Slot, state: T) {
+        self.plugins.set(slot, state);
     }
 
     /// Takes the state of the plugin in `slot` out.
-    pub fn take_state<T: 'static>(&mut self, slot: usize) -> Option<Box<T>> {
-        self.slots.get_mut(slot)?.take()?.downcast().ok()
+    pub fn take_state<T: 'static>(&mut self, slot: Slot) -> Option<Box<T>> {
+        self.plugins.take(slot)
+    }
+
+    /// Notes whom the request is from.
+    pub(crate) fn identify(&mut self, consumer: Arc<Consumer>) {
+        self.set_var("consumer_name", consumer.name.as_bytes());
+        if let Some(group) = &consumer.group {
+            self.set_var("consumer_group_id", group.as_bytes());
+        }
+        self.consumer = Some(consumer);
     }
 }
 
@@ -394,18 +406,19 @@ mod tests {
             hash,
             metadata,
             vars,
-            slots,
+            consumer,
+            plugins,
         } = stream;
         let Upstream { cluster, member, local, attempts, tried, failure, version } = upstream;
         let held = (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some());
-        let counts = (tried.len(), slots.len(), flags.is_empty());
+        let counts = (tried.len(), flags.is_empty());
         [
             format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
             format!(
                 "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {metadata:?} {vars:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {metadata:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -451,7 +464,9 @@ mod tests {
         used.hash = Some(1);
         used.metadata.push(("n".into(), "k".into(), serde_json::Value::Null));
         used.set_var("v", "1");
-        used.set_state(3, 1u8);
+        used.set_state(Slot::new(3, crate::plugin::Scope::Route), 1u8);
+        used.plugins.decide(Slot::new(4, crate::plugin::Scope::Route), true);
+        used.identify(Arc::new(Consumer::new("jack".into(), None, Vec::new(), Arc::default())));
 
         let start = connection.start;
         let new = Stream::new(connection);

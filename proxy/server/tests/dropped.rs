@@ -13,7 +13,7 @@ use sixfold_core::format::Format;
 use sixfold_core::hcm::CodecType;
 use sixfold_core::listener::{TcpProxy, TcpStats};
 use sixfold_core::metrics::{Registry, Value};
-use sixfold_core::plugin::{ChainBuilder, Phases, Plugin, Step};
+use sixfold_core::plugin::{ChainBuilder, Plugin, Slot, Step};
 use sixfold_core::route::ClusterChoice;
 use sixfold_core::stream::Stream;
 use sixfold_server::drain::Drain;
@@ -80,30 +80,28 @@ fn a_while<'a>() -> Step<'a> {
     }))
 }
 
-impl Plugin for Waits {
-    fn name(&self) -> &str {
-        "waits"
+impl Waits {
+    fn plugin(self) -> Plugin {
+        let reads = self.body;
+        let plugin =
+            Plugin::of(self).rewrite(Waits::rewrite).access(Waits::access).before_proxy(Waits::before_proxy);
+        let plugin = plugin.header_filter(Waits::header_filter).log(Waits::log);
+        if reads { plugin.needs_request_body(1 << 20).build() } else { plugin.build() }
     }
-    fn phases(&self) -> Phases {
-        Phases::REWRITE | Phases::ACCESS | Phases::BEFORE_PROXY | Phases::HEADER_FILTER | Phases::LOG
-    }
-    fn buffers_request(&self) -> Option<usize> {
-        self.body.then_some(1 << 20)
-    }
-    fn rewrite<'a>(&'a self, _: &'a mut Stream, _: usize) -> Step<'a> {
+    fn rewrite<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
         a_while()
     }
-    fn access<'a>(&'a self, _: &'a mut Stream, _: usize) -> Step<'a> {
+    fn access<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
         a_while()
     }
-    fn before_proxy<'a>(&'a self, _: &'a mut Stream, _: usize) -> Step<'a> {
+    fn before_proxy<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
         a_while()
     }
-    fn header_filter<'a>(&'a self, _: &'a mut Stream, _: usize) -> Step<'a> {
+    fn header_filter<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
         assert!(!self.panics, "in the middle of an attempt");
         a_while()
     }
-    fn log(&self, _: &mut Stream, _: usize) {
+    fn log(&self, _: &mut Stream, _: Slot) {
         self.logged.fetch_add(1, Relaxed);
         assert!(!self.panics, "in the log of a request that a panic has ended");
     }
@@ -128,7 +126,7 @@ impl Run {
         if let Some(waits) = waits {
             logged = waits.logged.clone();
             let mut chain = ChainBuilder::new();
-            chain.push(Arc::new(waits));
+            chain.add("waits", waits.plugin());
             setup.chain = Arc::new(chain.build());
         }
         let format = Arc::new(Format::envoy(FORMAT).unwrap());
@@ -139,7 +137,7 @@ impl Run {
     /// Serves one connection with so many polls of it; answers whether it ended by itself.
     async fn http(self, client: impl Future<Output = ()>, server: TcpStream, polls: usize) -> bool {
         let Run { setup, lines, logged } = self;
-        let plugged = setup.chain.has(Phases::LOG);
+        let plugged = !setup.chain.members().is_empty();
         let (clusters, registry) = (setup.clusters.clone(), setup.registry.clone());
         let (hcm, worker) = setup.build();
         let io = Io::plain(Socket::tcp(server));

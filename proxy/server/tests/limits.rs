@@ -7,7 +7,7 @@ use common::*;
 use sixfold_core::cluster::BreakerLimits;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
-use sixfold_core::plugin::{ChainBuilder, Phases, Plugin, Step};
+use sixfold_core::plugin::{ChainBuilder, Member, Plugin, Position, Slot, Step};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -133,19 +133,11 @@ async fn a_connection_that_is_old_enough_ends_after_its_response_or_idle() {
     assert_eq!(end.unwrap().unwrap(), 0);
 }
 
-/// Sends a request for `/from` to `/to`, and says that it ran.
+/// Sends a request for `/from` to `/to`.
 struct Detour;
 
-impl Plugin for Detour {
-    fn name(&self) -> &str {
-        "detour"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+impl Detour {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         stream.request.target.set(b"/to");
         Step::ClearRoute
     }
@@ -154,21 +146,13 @@ impl Plugin for Detour {
 /// Counts its phases in a request header.
 struct Witness;
 
-impl Plugin for Witness {
-    fn name(&self) -> &str {
-        "witness"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::REWRITE | Phases::ACCESS
-    }
-
-    fn rewrite<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+impl Witness {
+    fn rewrite(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         stream.request.headers.join(Known::VIA, b",", b"rewrite");
         Step::Continue
     }
 
-    fn access<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         stream.request.headers.join(Known::VIA, b",", b"access");
         Step::Continue
     }
@@ -184,9 +168,11 @@ async fn a_route_that_is_chosen_again_brings_its_own_chain_and_repeats_no_phase(
     let chain = |detour: bool| {
         let mut builder = ChainBuilder::new();
         if detour {
-            builder.push_at(0, Arc::new(Detour));
+            builder.add("detour", Plugin::of(Detour).access(Detour::access).build());
         }
-        builder.push_at(1, Arc::new(Witness));
+        let plugin = Plugin::of(Witness).rewrite(Witness::rewrite).access(Witness::access).build();
+        let position = Position::of_filter(1);
+        builder.push(Member { name: "witness".into(), position, plugin: Arc::new(plugin) });
         Arc::new(builder.build())
     };
     let mut setup = Setup::new();
@@ -206,16 +192,8 @@ async fn a_route_that_is_chosen_again_brings_its_own_chain_and_repeats_no_phase(
 /// Tells the upstream which endpoint was chosen.
 struct Teller;
 
-impl Plugin for Teller {
-    fn name(&self) -> &str {
-        "teller"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::BEFORE_PROXY
-    }
-
-    fn before_proxy<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+impl Teller {
+    fn before_proxy(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         let member = stream.upstream.member.as_ref();
         let host = member.map_or_else(String::new, |member| member.host.address.to_string());
         stream.request.headers.set(Known::VIA, host.as_bytes());
@@ -230,7 +208,7 @@ async fn before_proxy_sees_the_endpoint() {
     })
     .await;
     let mut builder = ChainBuilder::new();
-    builder.push(Arc::new(Teller));
+    builder.add("teller", Plugin::of(Teller).before_proxy(Teller::before_proxy).build());
     let mut setup = Setup::new();
     setup.cluster("a", &[up.address], |_| {});
     setup.chain = Arc::new(builder.build());

@@ -5,31 +5,21 @@ mod common;
 
 use bytes::Bytes;
 use common::*;
+use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::headers::Known;
-use sixfold_core::plugin::{ChainBuilder, Phases, Plugin, Step};
+use sixfold_core::plugin::{BodyPiece, BodyStep, ChainBuilder, LocalReply, Plugin, Slot, Step, TrailersStep};
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// Reads the whole body, as forward-auth does, and copies a length that belongs to another message.
 struct Reader;
 
-impl Plugin for Reader {
-    fn name(&self) -> &str {
-        "reader"
-    }
-
-    fn phases(&self) -> Phases {
-        Phases::ACCESS
-    }
-
-    fn buffers_request(&self) -> Option<usize> {
-        Some(1 << 20)
-    }
-
-    fn access<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+impl Reader {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         let length = stream.request_body.as_ref().unwrap().len().to_string();
         stream.request.headers.set("x-read", length.as_bytes());
         stream.request.headers.set(Known::CONTENT_LENGTH, b"77");
@@ -39,7 +29,8 @@ impl Plugin for Reader {
 
 async fn serve(up: SocketAddr, change: impl FnOnce(&mut sixfold_core::cluster::ClusterConfig)) -> SocketAddr {
     let mut builder = ChainBuilder::new();
-    builder.push(Arc::new(Reader));
+    let reader = Plugin::of(Reader).access(Reader::access).needs_request_body(1 << 20);
+    builder.add("reader", reader.build());
     let mut setup = Setup::new();
     setup.chain = Arc::new(builder.build());
     setup.cluster("a", &[up], change);
@@ -102,8 +93,7 @@ async fn a_body_that_a_plugin_has_read_goes_on_over_http2_from_both_codecs() {
             });
         }
     });
-    let proxy =
-        serve(address, |config| config.protocol = sixfold_core::cluster::UpstreamProtocol::Http2).await;
+    let proxy = serve(address, |config| config.protocol = UpstreamProtocol::Http2).await;
     for post in posts("hello, body") {
         let response = ask(proxy, &post).await;
         assert!(response.ends_with("\r\n\r\n11 hello, body"), "{response}");
@@ -116,4 +106,207 @@ async fn a_body_that_a_plugin_has_read_goes_on_over_http2_from_both_codecs() {
     body.send_data(Bytes::from_static(b"hello, body"), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), "11 hello, body");
+}
+
+/// A chain of these plugins before one cluster.
+async fn serve_chain(up: SocketAddr, plugins: Vec<Plugin>) -> SocketAddr {
+    let mut builder = ChainBuilder::new();
+    plugins.into_iter().for_each(|plugin| builder.add("p", plugin));
+    let mut setup = Setup::new();
+    setup.chain = Arc::new(builder.build());
+    setup.cluster("a", &[up], |_| {});
+    setup.route("/", "a", |forward| forward.retry = retry("5xx", 2));
+    setup.serve().await.0
+}
+
+/// Removes what says how long the body is, which the plugins of these tests change.
+fn unsized_request<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    stream.request.headers.remove(Known::CONTENT_LENGTH);
+    Step::Continue
+}
+
+fn unsized_response<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    stream.response.headers.remove(Known::CONTENT_LENGTH);
+    Step::Continue
+}
+
+fn shout(_: &(), _: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+    BodyStep::Replace(piece.data.to_ascii_uppercase().into())
+}
+
+/// Takes the whole body, up to 8 bytes, and puts it into brackets.
+fn bracket(_: &(), _: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+    match piece.last {
+        true => BodyStep::Replace([b"[", piece.data, b"]"].concat().into()),
+        false => BodyStep::hold(8),
+    }
+}
+
+/// Waits a moment, then refuses what is bad.
+fn judge(_: &(), _: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+    if !piece.last {
+        return BodyStep::hold(1 << 20);
+    }
+    let is_bad = piece.data.starts_with(b"bad");
+    BodyStep::Wait(Box::pin(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        match is_bad {
+            true => BodyStep::Respond(Box::new(LocalReply::new(403, "bad", "judged"))),
+            false => BodyStep::Pass,
+        }
+    }))
+}
+
+fn body_of(request: &str) -> String {
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    match head.contains("transfer-encoding: chunked") {
+        // All of these come in one chunk.
+        true => body.lines().nth(1).unwrap_or_default().to_owned(),
+        false => body.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn request_bodies_go_through_plugins_once_for_all_attempts() {
+    let up = upstream(|n, request| match n % 2 {
+        0 => status(500),
+        _ => ok(&body_of(request)),
+    })
+    .await;
+    let shouts = || Plugin::of(()).access(unsized_request).request_body(shout).build();
+    let brackets = || Plugin::of(()).access(unsized_request).request_body(bracket).build();
+    let judges = || Plugin::of(()).request_body(judge).build();
+    // One that reads it whole before the phases changes nothing for the others.
+    let reads = Plugin::of(()).needs_request_body(100).build();
+    for (plugins, expected) in [
+        (vec![shouts()], "HELLO"),
+        (vec![brackets(), shouts(), judges()], "[HELLO]"),
+        (vec![reads, brackets(), shouts(), judges()], "[HELLO]"),
+    ] {
+        let proxy = serve_chain(up.address, plugins).await;
+        for post in posts("hello") {
+            let response = ask(proxy, &post).await;
+            assert!(response.ends_with(&format!("\r\n\r\n{expected}")), "{response}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_that_looks_at_the_request_body_may_answer() {
+    let up = upstream(|_, request| {
+        let body = request.split_once("\r\n\r\n").unwrap().1;
+        assert!(!body.contains("bad"), "the upstream gets nothing of it: {request}");
+        ok("from upstream")
+    })
+    .await;
+    let proxy = serve_chain(up.address, vec![Plugin::of(()).request_body(judge).build()]).await;
+    for post in posts("bad body") {
+        let response = ask(proxy, &post).await;
+        assert!(response.starts_with("HTTP/1.1 403 ") && response.ends_with("bad"), "{response}");
+    }
+    assert!(ask(proxy, &posts("good body")[0]).await.ends_with("from upstream"));
+}
+
+/// A plugin whose buffer a body outgrew switched off all that the chain did with bodies.
+#[tokio::test]
+async fn a_response_that_outgrows_one_plugin_meets_the_others() {
+    let up = upstream(|_, request| match request.contains("/long") {
+        true => ok("hello, body"),
+        false => ok("hello"),
+    })
+    .await;
+    let plugins = || {
+        vec![
+            Plugin::of(()).header_filter(unsized_response).response_body(bracket).build(),
+            Plugin::of(()).response_body(shout).build(),
+        ]
+    };
+    for turned in [false, true] {
+        let mut plugins = plugins();
+        if turned {
+            plugins.reverse();
+        }
+        let proxy = serve_chain(up.address, plugins).await;
+        let (short, long) = (ask(proxy, &get("/")).await, ask(proxy, &get("/long")).await);
+        assert!(short.contains("[HELLO]"), "{short}");
+        assert!(long.contains("HELLO, BODY"), "{long}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_a_plugin_refuses_is_cut() {
+    let up = upstream(|_, request| ok(if request.contains("/bad") { "bad body" } else { "good body" })).await;
+    let proxy = serve_chain(up.address, vec![Plugin::of(()).response_body(judge).build()]).await;
+    assert!(ask(proxy, &get("/")).await.ends_with("good body"));
+    let mut client = tokio::net::TcpStream::connect(proxy).await.unwrap();
+    client.write_all(get("/bad").as_bytes()).await.unwrap();
+    let mut all = Vec::new();
+    let _ = client.read_to_end(&mut all).await;
+    let text = String::from_utf8_lossy(&all);
+    assert!(text.starts_with("HTTP/1.1 200 ") && !text.contains("bad"), "{text}");
+}
+
+#[tokio::test]
+async fn answers_of_the_proxy_wait_for_plugins_too() {
+    fn deny<'a>(_: &'a (), _: &'a mut Stream, _: Slot) -> Step<'a> {
+        Step::Respond(LocalReply::new(401, "bad answer", "denied"))
+    }
+    let up = upstream(|_, _| ok("never")).await;
+    let plugins =
+        vec![Plugin::of(()).access(deny).header_filter(unsized_response).response_body(shout).build()];
+    let proxy = serve_chain(up.address, plugins).await;
+    let response = ask(proxy, &get("/")).await;
+    assert!(response.starts_with("HTTP/1.1 401 ") && response.contains("BAD ANSWER"), "{response}");
+}
+
+#[tokio::test]
+async fn plugins_see_and_change_trailers_of_both_messages() {
+    fn mark_request(_: &(), stream: &mut Stream, _: Slot) -> TrailersStep {
+        stream.request_trailers.set("x-marked", b"up");
+        TrailersStep::Continue
+    }
+    fn mark_response(_: &(), stream: &mut Stream, _: Slot) -> TrailersStep {
+        let mut trailers = stream.response_trailers.clone();
+        trailers.set("x-marked", b"down");
+        TrailersStep::Wait(Box::pin(async {
+            tokio::task::yield_now().await;
+            TrailersStep::Replace(trailers)
+        }))
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                while body.data().await.is_some() {}
+                let trailers = body.trailers().await.unwrap().unwrap();
+                let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                send.send_data("x".into(), false).unwrap();
+                send.send_trailers(trailers).unwrap();
+            });
+        }
+    });
+    let plugin = Plugin::of(()).request_trailers(mark_request).response_trailers(mark_response).build();
+    let mut builder = ChainBuilder::new();
+    builder.add("marks", plugin);
+    let mut setup = Setup::new();
+    setup.chain = Arc::new(builder.build());
+    setup.cluster("a", &[address], |config| config.protocol = UpstreamProtocol::Http2);
+    setup.route("/", "a", |_| {});
+    let proxy = setup.serve().await.0;
+    let socket = tokio::net::TcpStream::connect(proxy).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post("http://t/").body(()).unwrap();
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    body.send_data(Bytes::from_static(b"hello"), false).unwrap();
+    let sent = http::HeaderMap::from_iter([(http::HeaderName::from_static("x-own"), "1".parse().unwrap())]);
+    body.send_trailers(sent).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    while body.data().await.is_some() {}
+    let got = body.trailers().await.unwrap().unwrap();
+    assert_eq!((got["x-own"].as_bytes(), got["x-marked"].as_bytes()), (&b"1"[..], &b"down"[..]));
 }

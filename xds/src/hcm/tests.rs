@@ -141,8 +141,8 @@ fn filters_must_be_known_and_the_router_last() {
     let lua = filter("lua.v3.Lua", "");
     let optional = filter("lua.v3.Lua", ", is_optional: true");
     let chain = |list: &[&str]| manager(&format!("http_filters: [{}]", list.join(", ")));
-    assert_eq!(chain(&[&web, router]).unwrap().chain.names(), ["test 0".into()]);
-    assert!(chain(&[&optional, router]).unwrap().chain.names().is_empty());
+    assert_eq!(crate::testing::shown(&chain(&[&web, router]).unwrap().chain), ["f [Access]"]);
+    assert!(chain(&[&optional, router]).unwrap().chain.members().is_empty());
     assert_eq!(
         chain(&[&lua, router]).unwrap_err().to_string(),
         "http_filters[0].typed_config: HTTP filter \"f\" of type envoy.extensions.filters.http.lua.v3.Lua is not supported"
@@ -156,5 +156,5 @@ fn filters_must_be_known_and_the_router_last() {
         "http_filters[1].name: \"f\" is given twice"
     );
     let off = "{name: f, disabled: true, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
-    assert!(chain(&[off, router]).unwrap().chain.names().is_empty());
+    assert!(chain(&[off, router]).unwrap().chain.members().is_empty());
 }

@@ -313,16 +313,19 @@ fn chain_of(overrides: &str) -> Result<Option<Vec<String>>> {
     let route = one_route(&format!(
         "{{match: {{prefix: /}}, non_forwarding_action: {{}}, typed_per_filter_config: {{{overrides}}}}}"
     ))?;
-    Ok(route.chain.as_ref().map(|chain| chain.names().iter().map(|name| name.to_string()).collect()))
+    Ok(route.chain.as_ref().map(|chain| crate::testing::shown(chain)))
 }
 
 #[test]
 fn filters_take_settings_by_route() {
     assert_eq!(chain_of("").unwrap(), None);
-    assert_eq!(chain_of(&format!("web: {{{GRPC_WEB}}}")).unwrap().unwrap(), ["test 1"]);
+    assert_eq!(chain_of(&format!("web: {{{GRPC_WEB}}}")).unwrap().unwrap(), ["web [Access, Log]"]);
     let config = "'@type': type.googleapis.com/envoy.config.route.v3.FilterConfig";
     assert!(chain_of(&format!("web: {{{config}, disabled: true}}")).unwrap().unwrap().is_empty());
-    assert_eq!(chain_of(&format!("web: {{{config}, config: {{{GRPC_WEB}}}}}")).unwrap().unwrap(), ["test 1"]);
+    assert_eq!(
+        chain_of(&format!("web: {{{config}, config: {{{GRPC_WEB}}}}}")).unwrap().unwrap(),
+        ["web [Access, Log]"]
+    );
     assert_eq!(
         chain_of("web: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}")
             .unwrap_err()
@@ -333,7 +336,7 @@ fn filters_take_settings_by_route() {
         chain_of("other: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}")
             .unwrap()
             .unwrap(),
-        ["test 0"],
+        ["web [Access]"],
         "settings for a filter that is not there are left alone"
     );
 }

@@ -7,11 +7,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 /// How windows follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Window {
     /// From the first request of a key on.
-    #[default]
     Fixed,
     /// The window before counts by the share of it that is still near.
     Sliding,

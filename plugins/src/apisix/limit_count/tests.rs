@@ -1,15 +1,14 @@
 #![allow(clippy::unwrap_used)]
-use crate::testing::{build, context, now, plugin, response_header, stream};
+use crate::testing::{Alone, build, context, now, plugin, response_header, stream};
 use serde_json::{Value, json};
-use sixfold_core::plugin::Plugin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Status of an answer, 0 for none, and the quota headers.
-fn ask(plugin: &dyn Plugin, headers: &[(&str, &str)]) -> (u16, [Option<String>; 3]) {
+fn ask(plugin: &Alone, headers: &[(&str, &str)]) -> (u16, [Option<String>; 3]) {
     let mut s = stream("/?n=3&w=60&bad=1.5", headers);
-    let status = now(plugin.access(&mut s, 0)).map_or(0, |r| r.status);
-    now(plugin.header_filter(&mut s, 0));
+    let status = now(plugin.access(&mut s)).map_or(0, |r| r.status);
+    now(plugin.header_filter(&mut s));
     let names = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
     (status, names.map(|n| response_header(&s, n).map(str::to_owned)))
 }
@@ -17,7 +16,7 @@ fn ask(plugin: &dyn Plugin, headers: &[(&str, &str)]) -> (u16, [Option<String>; 
 #[allow(clippy::needless_pass_by_value)]
 fn statuses(config: Value, n: usize) -> Vec<u16> {
     let plugin = plugin("limit-count", &config);
-    (0..n).map(|_| ask(&*plugin, &[]).0).collect()
+    (0..n).map(|_| ask(&plugin, &[]).0).collect()
 }
 
 #[test]
@@ -26,12 +25,12 @@ fn requests_over_the_count_are_rejected() {
     let plugin = plugin("limit-count", &config);
     let texts = |a: &str, b: &str| [Some(a.to_owned()), Some(b.to_owned())];
     for (status, remaining) in [(0, "1"), (0, "0"), (429, "0"), (429, "0")] {
-        let (got, headers) = ask(&*plugin, &[]);
+        let (got, headers) = ask(&plugin, &[]);
         assert_eq!((got, &headers[..2]), (status, &texts("2", remaining)[..]));
         assert!(headers[2].as_deref().unwrap().parse::<f64>().unwrap() <= 60.0);
     }
     let mut s = stream("/", &[]);
-    let reply = now(plugin.access(&mut s, 0)).unwrap();
+    let reply = now(plugin.access(&mut s)).unwrap();
     assert_eq!(reply.body, "{\"error_msg\":\"no\"}\n");
     let info: Value = serde_json::from_slice(s.var("rate_limiting_info").unwrap()).unwrap();
     assert!(info["rate_limiting_key"].as_str().unwrap().starts_with("/apisix/routes/1:"));
@@ -41,11 +40,11 @@ fn requests_over_the_count_are_rejected() {
 #[test]
 fn the_first_reset_is_the_window_and_headers_can_be_hidden() {
     let shown = plugin("limit-count", &json!({"count": 5, "time_window": 7}));
-    assert_eq!(ask(&*shown, &[]).1[2].as_deref(), Some("7"));
+    assert_eq!(ask(&shown, &[]).1[2].as_deref(), Some("7"));
     let hidden = json!({"count": 1, "time_window": 7, "show_limit_quota_header": false});
     let hidden = plugin("limit-count", &hidden);
-    assert_eq!(ask(&*hidden, &[]), (0, [None, None, None]));
-    assert_eq!(ask(&*hidden, &[]), (503, [None, None, None]));
+    assert_eq!(ask(&hidden, &[]), (0, [None, None, None]));
+    assert_eq!(ask(&hidden, &[]), (503, [None, None, None]));
 }
 
 #[test]
@@ -55,12 +54,12 @@ fn keys_tell_clients_apart() {
         json!({"count": 1, "time_window": 60, "key": "$http_x_user $arg_n", "key_type": "var_combination"});
     for config in [by_header, by_two] {
         let plugin = plugin("limit-count", &config);
-        let status = |user| ask(&*plugin, &[("x-user", user)]).0;
+        let status = |user| ask(&plugin, &[("x-user", user)]).0;
         assert_eq!([status("a"), status("b"), status("a")], [0, 0, 503]);
     }
     // Nothing of the key is there: the client's address.
     let plugin = plugin("limit-count", &json!({"count": 1, "time_window": 60, "key": "http_x_user"}));
-    assert_eq!([ask(&*plugin, &[]).0, ask(&*plugin, &[]).0], [0, 503]);
+    assert_eq!([ask(&plugin, &[]).0, ask(&plugin, &[]).0], [0, 503]);
     let constant = json!({"count": 1, "time_window": 60, "key": "all", "key_type": "constant"});
     assert_eq!(statuses(constant, 2), [0, 503]);
 }
@@ -85,8 +84,8 @@ fn rules_apply_in_order() {
     let plugin = plugin("limit-count", &config);
     let ask = |headers: &[(&str, &str)]| {
         let mut s = stream("/", headers);
-        let status = now(plugin.access(&mut s, 0)).map_or(0, |r| r.status);
-        now(plugin.header_filter(&mut s, 0));
+        let status = now(plugin.access(&mut s)).map_or(0, |r| r.status);
+        now(plugin.header_filter(&mut s));
         let get = |n: &str| response_header(&s, n).map(str::to_owned);
         (status, get("x-1-ratelimit-remaining"), get("x-tenant-ratelimit-remaining"))
     };
@@ -101,13 +100,13 @@ fn rules_apply_in_order() {
 fn counters_live_as_long_as_their_configuration() {
     let (context, config) = (context(), json!({"count": 1, "time_window": 60}));
     let first = build("limit-count", &config, &context).unwrap();
-    assert_eq!(ask(&*first, &[]).0, 0);
+    assert_eq!(ask(&first, &[]).0, 0);
     let again = build("limit-count", &config, &context).unwrap();
-    assert_eq!(ask(&*again, &[]).0, 503);
+    assert_eq!(ask(&again, &[]).0, 503);
     let changed = build("limit-count", &json!({"count": 1, "time_window": 61}), &context).unwrap();
-    assert_eq!(ask(&*changed, &[]).0, 0);
+    assert_eq!(ask(&changed, &[]).0, 0);
     let other = sixfold_core::plugin::BuildContext { resource: "/apisix/routes/2".into(), ..context };
-    assert_eq!(ask(&*build("limit-count", &config, &other).unwrap(), &[]).0, 0);
+    assert_eq!(ask(&build("limit-count", &config, &other).unwrap(), &[]).0, 0);
 }
 
 #[test]
@@ -117,7 +116,7 @@ fn groups_share_counters_and_must_agree() {
     let one = build("limit-count", &config, &context).unwrap();
     let other = sixfold_core::plugin::BuildContext { resource: "/apisix/routes/2".into(), ..context };
     let two = build("limit-count", &config, &other).unwrap();
-    assert_eq!([ask(&*one, &[]).0, ask(&*two, &[]).0], [0, 503]);
+    assert_eq!([ask(&one, &[]).0, ask(&two, &[]).0], [0, 503]);
     let differs = json!({"count": 2, "time_window": 60, "group": "g"});
     assert_eq!(build("limit-count", &differs, &other).err().unwrap(), "group conf mismatched");
 }
@@ -160,7 +159,7 @@ fn four_workers_let_exactly_the_count_through() {
             let passed = passed.clone();
             scope.spawn(move || {
                 for _ in 0..1000 {
-                    if ask(&*plugin, &[]).0 == 0 {
+                    if ask(&plugin, &[]).0 == 0 {
                         passed.fetch_add(1, Relaxed);
                     }
                 }

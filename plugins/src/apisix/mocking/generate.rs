@@ -1,6 +1,7 @@
 //! Random values of a schema.
 
 use serde_json::{Map, Value, json};
+use sixfold_core::error::ConfigError;
 use std::fmt::Write;
 
 /// How deep a schema may nest.
@@ -20,13 +21,13 @@ pub(super) enum Sample {
 
 impl Sample {
     /// From a schema; `example` goes before `type`, and no type is an object.
-    pub(super) fn new(schema: &Value) -> Result<Sample, String> {
+    pub(super) fn new(schema: &Value) -> Result<Sample, ConfigError> {
         Sample::read(schema, 0)
     }
 
-    fn read(schema: &Value, depth: usize) -> Result<Sample, String> {
+    fn read(schema: &Value, depth: usize) -> Result<Sample, ConfigError> {
         if depth > MAX_DEPTH {
-            return Err(format!("response_schema nests deeper than {MAX_DEPTH} levels"));
+            return Err(ConfigError::new(format!("response_schema nests deeper than {MAX_DEPTH} levels")));
         }
         if let Some(example) = schema.get("example") {
             return Ok(Sample::Fixed(example.clone()));
@@ -44,9 +45,11 @@ impl Sample {
                 let properties = schema.get("properties").and_then(Value::as_object);
                 let fields = properties.into_iter().flatten();
                 let fields = fields.map(|(name, s)| Ok((name.clone(), Sample::read(s, depth + 1)?)));
-                Sample::Object(fields.collect::<Result<_, String>>()?)
+                Sample::Object(fields.collect::<Result<_, ConfigError>>()?)
             }
-            other => return Err(format!("response_schema: type '{other}' is not known")),
+            other => {
+                return Err(ConfigError::field("response_schema", format!("type '{other}' is not known")));
+            }
         })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::apisix;
 use serde_json::Value;
+use sixfold_core::error::ConfigError;
 use sixfold_core::format::Format;
 use std::time::Duration;
 
@@ -30,10 +31,11 @@ pub(super) struct MetricSettings {
 
 impl Settings {
     /// From the attributes; `null` takes the defaults.
-    pub(super) fn new(attributes: &Value) -> Result<Settings, String> {
+    pub(super) fn new(attributes: &Value) -> Result<Settings, ConfigError> {
         let buckets = match attributes.get("default_buckets") {
             None => LATENCY.to_vec(),
-            Some(list) => buckets(list).ok_or("prometheus: default_buckets must be ascending numbers")?,
+            Some(list) => buckets(list)
+                .ok_or_else(|| ConfigError::field("default_buckets", "must be ascending numbers"))?,
         };
         let of = |name: &str| MetricSettings::new(attributes.pointer(&format!("/metrics/{name}")));
         Ok(Settings {
@@ -47,16 +49,17 @@ impl Settings {
 }
 
 impl MetricSettings {
-    fn new(config: Option<&Value>) -> Result<MetricSettings, String> {
+    fn new(config: Option<&Value>) -> Result<MetricSettings, ConfigError> {
         let Some(config) = config else { return Ok(MetricSettings::default()) };
         let labels = config.get("extra_labels").and_then(Value::as_array).into_iter().flatten();
         let labels = labels.filter_map(Value::as_object).flatten();
         let extra = labels.map(|(name, value)| {
-            let text = value.as_str().ok_or_else(|| format!("prometheus: label '{name}' must be a text"))?;
+            let text =
+                value.as_str().ok_or_else(|| ConfigError::new(format!("label '{name}' must be a text")))?;
             Ok((name.clone(), apisix::template(text)?))
         });
         let expire = config.get("expire").and_then(Value::as_u64).filter(|s| *s > 0).map(Duration::from_secs);
-        Ok(MetricSettings { extra: extra.collect::<Result<_, String>>()?, expire })
+        Ok(MetricSettings { extra: extra.collect::<Result<_, ConfigError>>()?, expire })
     }
 }
 

@@ -42,7 +42,7 @@ fn text(attributes: Value, config: &Value, requests: &mut [Stream]) -> String {
     let context = BuildContext { attributes: Arc::new(attributes), ..context() };
     let plugin = build("prometheus", config, &context).unwrap();
     for stream in requests {
-        plugin.log(stream, 0);
+        plugin.log(stream);
     }
     page(&shared(&context.shared, &context.attributes, &context.metrics).unwrap())
 }
@@ -134,7 +134,7 @@ fn workers_add_up() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             let plugin = build("prometheus", &json!({}), &context).unwrap();
-            scope.spawn(move || (0..250).for_each(|_| plugin.log(&mut request(200), 0)));
+            scope.spawn(move || (0..250).for_each(|_| plugin.log(&mut request(200))));
         }
     });
     let text = page(&keeper);
@@ -155,7 +155,7 @@ fn labels_of_clients_have_a_bound_in_bytes() {
     for nth in 0..1200 {
         let mut request = request(200);
         request.request.headers.push(b"x-who", format!("{nth}{long}").as_bytes());
-        plugin.log(&mut request, 0);
+        plugin.log(&mut request);
     }
     assert!(metrics.budget.used() <= 64 << 20);
     let text = page(&metrics);

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::testing::{context, now, response_header, stream};
+use crate::testing::{self, Alone, now, response_header, stream};
 use prost::Message;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::plugin::Chain;
@@ -9,10 +9,12 @@ use sixfold_core::router::PathMatch;
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::StringMatcher as ProtoString;
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
+use std::sync::Arc;
 
 #[test]
 fn the_type_is_the_messages() {
-    assert_eq!(factory().name(), <ProtoCors as prost::Name>::type_url());
+    assert_eq!(factory().config_type, "envoy.extensions.filters.http.cors.v3.Cors");
+    assert_eq!(factory().override_type, "envoy.extensions.filters.http.cors.v3.CorsPolicy");
 }
 
 fn policy(origins: &[&str]) -> CorsPolicy {
@@ -23,10 +25,13 @@ fn policy(origins: &[&str]) -> CorsPolicy {
     CorsPolicy { allow_origin_string_match: origins.iter().map(exact).collect(), ..CorsPolicy::default() }
 }
 
-fn filter(levels: &[CorsPolicy]) -> Arc<dyn Plugin> {
+fn build(levels: &[CorsPolicy]) -> Result<Alone, String> {
     let levels: Vec<Vec<u8>> = levels.iter().map(Message::encode_to_vec).collect();
-    let levels: Vec<&[u8]> = levels.iter().map(Vec::as_slice).collect();
-    factory().build_filter(&[], &levels, &context()).unwrap()
+    testing::filter(&factory(), &[], &levels)
+}
+
+fn filter(levels: &[CorsPolicy]) -> Alone {
+    build(levels).unwrap()
 }
 
 fn route(action: Action) -> Arc<Route> {
@@ -61,7 +66,7 @@ fn preflights_are_answered() {
         ..policy(&["*"])
     };
     let headers = [&PREFLIGHT[..], &[("access-control-request-headers", "x-1, x-2")]].concat();
-    let reply = now(filter(&[all]).access(&mut request("OPTIONS", &headers), 0)).unwrap();
+    let reply = now(filter(&[all]).access(&mut request("OPTIONS", &headers))).unwrap();
     assert_eq!((reply.status, reply.body.len(), &*reply.details), (200, 0, "cors_response"));
     for (name, value) in [
         ("origin", "https://ok.test"),
@@ -74,18 +79,16 @@ fn preflights_are_answered() {
     }
     assert_eq!(reply.headers.get_str("access-control-max-age"), Some("60"));
     let star = CorsPolicy { allow_methods: "*".into(), ..policy(&["*"]) };
-    let reply = now(filter(&[star]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).unwrap();
+    let reply = now(filter(&[star]).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
     assert_eq!(reply.headers.get_str("access-control-allow-methods"), Some("PUT"));
 }
 
 #[test]
 fn preflights_of_others_go_on_or_get_a_bare_answer() {
     let others = policy(&["https://other.test"]);
-    assert!(
-        now(filter(std::slice::from_ref(&others)).access(&mut request("OPTIONS", &PREFLIGHT), 0)).is_none()
-    );
+    assert!(now(filter(std::slice::from_ref(&others)).access(&mut request("OPTIONS", &PREFLIGHT))).is_none());
     let keeps = CorsPolicy { forward_not_matching_preflights: Some(BoolValue { value: false }), ..others };
-    let reply = now(filter(&[keeps]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).unwrap();
+    let reply = now(filter(&[keeps]).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
     assert_eq!((reply.status, reply.headers.len()), (200, 0));
 }
 
@@ -94,16 +97,16 @@ fn simple_responses_get_their_origin() {
     let filter = filter(&[CorsPolicy { expose_headers: "x-e".into(), ..policy(&["https://ok.test"]) }]);
     for (origin, allowed) in [("https://ok.test", Some("https://ok.test")), ("https://no.test", None)] {
         let mut s = request("GET", &[("origin", origin)]);
-        assert!(now(filter.access(&mut s, 0)).is_none());
-        now(filter.header_filter(&mut s, 0));
+        assert!(now(filter.access(&mut s)).is_none());
+        now(filter.header_filter(&mut s));
         assert_eq!(response_header(&s, "access-control-allow-origin"), allowed);
         assert_eq!(response_header(&s, "access-control-expose-headers").is_some(), allowed.is_some());
     }
     // The upstream's own header is replaced.
     let mut s = request("GET", &[("origin", "https://ok.test")]);
-    now(filter.access(&mut s, 0));
+    now(filter.access(&mut s));
     s.response.headers.push(b"access-control-allow-origin", b"*");
-    now(filter.header_filter(&mut s, 0));
+    now(filter.header_filter(&mut s));
     assert_eq!(s.response.headers.get_all("access-control-allow-origin").count(), 1);
 }
 
@@ -112,22 +115,22 @@ fn levels_fill_each_others_gaps() {
     let host =
         CorsPolicy { max_age: "1".into(), allow_methods: "GET".into(), ..policy(&["https://ok.test"]) };
     let own = CorsPolicy { max_age: "2".into(), ..CorsPolicy::default() };
-    let reply = now(filter(&[host, own]).access(&mut request("OPTIONS", &PREFLIGHT), 0)).unwrap();
+    let reply = now(filter(&[host, own]).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
     assert_eq!(reply.headers.get_str("access-control-max-age"), Some("2"));
     assert_eq!(reply.headers.get_str("access-control-allow-methods"), Some("GET"));
 }
 
 #[test]
 fn it_does_nothing_without_policy_origin_or_upstream() {
-    assert_eq!(filter(&[]).phases(), Phases::empty());
+    assert!(super::build(ProtoCors::default(), Vec::new(), &testing::context()).unwrap().is_idle());
     let star = filter(&[policy(&["*"])]);
     let mut s = request("OPTIONS", &PREFLIGHT[1..]);
-    assert!(now(star.access(&mut s, 0)).is_none());
+    assert!(now(star.access(&mut s)).is_none());
     let mut s = request("OPTIONS", &PREFLIGHT);
     let direct = DirectResponse { status: 403, body: Default::default(), body_format: None };
     s.route = Some(route(Action::Direct(direct)));
-    assert!(now(star.access(&mut s, 0)).is_none());
-    now(star.header_filter(&mut s, 0));
+    assert!(now(star.access(&mut s)).is_none());
+    now(star.header_filter(&mut s));
     assert!(s.response.headers.is_empty());
 }
 
@@ -135,10 +138,10 @@ fn it_does_nothing_without_policy_origin_or_upstream() {
 fn bad_configurations_are_refused() {
     let empty =
         CorsPolicy { allow_origin_string_match: vec![ProtoString::default()], ..CorsPolicy::default() };
-    let error = factory().build_filter(&[], &[&empty.encode_to_vec()], &context()).err().unwrap();
+    let error = build(&[empty]).err().unwrap();
     assert!(error.starts_with("allow_origin_string_match"), "{error}");
     let shadow = CorsPolicy { shadow_enabled: Some(Default::default()), ..policy(&["a.com"]) };
-    let error = factory().build_filter(&[], &[&shadow.encode_to_vec()], &context()).err().unwrap();
+    let error = build(&[shadow]).err().unwrap();
     assert_eq!(error, "shadow_enabled: is not supported");
-    assert!(factory().build_filter(&[], &[&[0xFF]], &context()).is_err());
+    assert!(testing::filter(&factory(), &[], &[vec![0xFF]]).is_err());
 }

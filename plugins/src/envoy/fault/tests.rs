@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::testing::{context, finish, stream};
+use crate::testing::{self, Alone, finish, stream};
 use prost::Message;
 use sixfold_xds_api::pb::envoy::config::route::v3::HeaderMatcher as ProtoHeader;
 use sixfold_xds_api::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -23,26 +23,26 @@ fn delays(kind: FaultDelaySecifier) -> Option<FaultDelay> {
     Some(FaultDelay { percentage: percent(100), fault_delay_secifier: Some(kind) })
 }
 
-fn filter(config: &HttpFault) -> Arc<dyn Plugin> {
-    factory().build_filter(&config.encode_to_vec(), &[], &context()).unwrap()
+fn filter(config: &HttpFault) -> Alone {
+    testing::filter(&factory(), &config.encode_to_vec(), &[]).unwrap()
 }
 
 async fn status(config: &HttpFault, headers: &[(&str, &str)]) -> Option<u16> {
     let filter = filter(config);
-    finish(filter.access(&mut stream("/", headers), 0)).await.map(|r| r.status)
+    finish(filter.access(&mut stream("/", headers))).await.map(|r| r.status)
 }
 
 #[tokio::test]
 async fn aborts_answer_as_envoy_does() {
     let mut s = stream("/", &[]);
-    let reply = finish(filter(&aborts(ErrorType::HttpStatus(418), 100)).access(&mut s, 0)).await.unwrap();
+    let reply = finish(filter(&aborts(ErrorType::HttpStatus(418), 100)).access(&mut s)).await.unwrap();
     assert_eq!(
         (reply.status, &reply.body[..], reply.flag),
         (418, &b"fault filter abort"[..], Some(Flag::FI))
     );
     assert_eq!(reply.details, "fault_filter_abort");
     let grpc = filter(&aborts(ErrorType::GrpcStatus(14), 100));
-    let reply = finish(grpc.access(&mut s, 0)).await.unwrap();
+    let reply = finish(grpc.access(&mut s)).await.unwrap();
     assert_eq!((reply.status, reply.grpc_status), (200, Some(14)));
     assert_eq!(status(&aborts(ErrorType::HttpStatus(418), 0), &[]).await, None);
 }
@@ -52,7 +52,7 @@ async fn a_share_of_requests_is_hit() {
     let filter = filter(&aborts(ErrorType::HttpStatus(503), 30));
     let mut hits = 0;
     for _ in 0..3000 {
-        hits += u32::from(finish(filter.access(&mut stream("/", &[]), 0)).await.is_some());
+        hits += u32::from(finish(filter.access(&mut stream("/", &[]))).await.is_some());
     }
     assert!((800..1000).contains(&hits), "{hits}");
 }
@@ -63,7 +63,7 @@ async fn delays_come_before_aborts() {
     let fixed = FaultDelaySecifier::FixedDelay(time);
     let config = HttpFault { delay: delays(fixed), ..aborts(ErrorType::HttpStatus(500), 100) };
     let (start, mut s) = (tokio::time::Instant::now(), stream("/", &[]));
-    let reply = finish(filter(&config).access(&mut s, 0)).await.unwrap();
+    let reply = finish(filter(&config).access(&mut s)).await.unwrap();
     assert_eq!((start.elapsed().as_millis(), reply.status, reply.flag), (100, 500, Some(Flag::FI)));
     assert!(s.flags.contains(Flag::DI));
 }
@@ -115,29 +115,29 @@ async fn faults_under_way_are_bounded_and_given_back() {
     };
     let filter = filter(&config);
     let mut first = stream("/", &[]);
-    assert!(finish(filter.access(&mut first, 0)).await.is_some());
-    assert!(finish(filter.access(&mut stream("/", &[]), 0)).await.is_none());
+    assert!(finish(filter.access(&mut first)).await.is_some());
+    assert!(finish(filter.access(&mut stream("/", &[]))).await.is_none());
     drop(first);
-    assert!(finish(filter.access(&mut stream("/", &[]), 0)).await.is_some());
+    assert!(finish(filter.access(&mut stream("/", &[]))).await.is_some());
 }
 
 #[tokio::test]
 async fn the_most_specific_configuration_holds() {
     let of = |status| aborts(ErrorType::HttpStatus(status), 100).encode_to_vec();
     let (base, host, route) = (of(500), of(501), of(502));
-    let filter = factory().build_filter(&base, &[&host, &route], &context()).unwrap();
-    assert_eq!(finish(filter.access(&mut stream("/", &[]), 0)).await.unwrap().status, 502);
+    let filter = testing::filter(&factory(), &base, &[host, route]).unwrap();
+    assert_eq!(finish(filter.access(&mut stream("/", &[]))).await.unwrap().status, 502);
 }
 
 #[test]
 fn the_type_is_the_messages() {
-    assert_eq!(factory().name(), <HttpFault as prost::Name>::type_url());
+    assert_eq!(factory().config_type, "envoy.extensions.filters.http.fault.v3.HTTPFault");
+    assert_eq!(factory().override_type, factory().config_type);
 }
 
 #[test]
 fn bad_configurations_are_refused() {
-    let error =
-        |config: &HttpFault| factory().build_filter(&config.encode_to_vec(), &[], &context()).err().unwrap();
+    let error = |config: &HttpFault| testing::filter(&factory(), &config.encode_to_vec(), &[]).err().unwrap();
     assert!(error(&aborts(ErrorType::HttpStatus(100), 100)).starts_with("abort.http_status"));
     assert!(
         error(&HttpFault { delay: Some(FaultDelay::default()), ..HttpFault::default() }).starts_with("delay")
@@ -148,5 +148,5 @@ fn bad_configurations_are_refused() {
     assert_eq!(error(&rate), "response_rate_limit: is not supported");
     let percent = HttpFault { response_rate_limit_percent_runtime: "key".into(), ..HttpFault::default() };
     assert_eq!(error(&percent), "response_rate_limit_percent_runtime: is not supported");
-    assert!(factory().build_filter(&[0xFF], &[], &context()).is_err());
+    assert!(testing::filter(&factory(), &[0xFF], &[]).is_err());
 }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::testing::{filter_body, finish, now, request_header, response_header, stream};
+use crate::testing::{Alone, finish, now, request_header, response_header, stream};
 use std::time::Duration;
 use tower::util::{MapRequestLayer, MapResponseLayer};
 
@@ -68,9 +68,9 @@ fn respond(s: &mut Stream) {
 
 #[tokio::test]
 async fn a_hand_written_layer_sees_both_ways() {
-    let plugin = TowerLayer::new("stamp", &Stamp);
+    let plugin = Alone::new(TowerLayer::new("stamp", &Stamp).build());
     let mut s = stream("/old", &[("X-Secret", "s"), ("x-kept", "k")]);
-    assert!(finish(plugin.access(&mut s, 0)).await.is_none());
+    assert!(finish(plugin.access(&mut s)).await.is_none());
     assert_eq!(
         (s.request.target.full(), request_header(&s, "x-request-stamp")),
         (&b"/new?q=1"[..], Some("in"))
@@ -78,21 +78,21 @@ async fn a_hand_written_layer_sees_both_ways() {
     assert_eq!((request_header(&s, "x-secret"), request_header(&s, "x-kept")), (None, Some("k")));
     assert_eq!(s.request.authority, b"example.com");
     respond(&mut s);
-    assert!(now(plugin.header_filter(&mut s, 0)).is_none());
+    assert!(now(plugin.header_filter(&mut s)).is_none());
     assert_eq!((s.response.status, response_header(&s, "x-response-stamp")), (202, Some("out")));
     assert_eq!((response_header(&s, "x-upstream"), response_header(&s, "content-length")), (Some("1"), None));
-    assert_eq!(filter_body(&plugin, &mut s, &["he", "llo"]), "HELLO");
+    assert_eq!(plugin.response_body(&mut s, &["he", "llo"]), "HELLO");
 }
 
 #[tokio::test]
 async fn a_layer_may_answer_by_itself() {
-    let plugin = TowerLayer::new("stamp", &Stamp);
+    let plugin = Alone::new(TowerLayer::new("stamp", &Stamp).build());
     let mut s = stream("/deny", &[]);
-    let reply = finish(plugin.access(&mut s, 0)).await.unwrap();
+    let reply = finish(plugin.access(&mut s)).await.unwrap();
     assert_eq!((reply.status, &reply.body[..]), (403, &b"denied"[..]));
     assert_eq!(reply.headers.get("x-why"), Some(&b"path"[..]));
     // The answer is nobody's response: the layer does not see it again.
-    assert!(now(plugin.header_filter(&mut s, 0)).is_none());
+    assert!(now(plugin.header_filter(&mut s)).is_none());
 }
 
 #[tokio::test]
@@ -105,14 +105,14 @@ async fn towers_own_layers_change_heads_and_leave_the_body_alone() {
         r.headers_mut().insert("x-b", header("1"));
         r
     });
-    let plugin = TowerLayer::new("tower", &tower_layer::Stack::new(adds, marks));
+    let plugin = Alone::new(TowerLayer::new("tower", &tower_layer::Stack::new(adds, marks)).build());
     let mut s = stream("/p?x", &[("x-a", "1")]);
-    assert!(now(plugin.access(&mut s, 0)).is_none());
+    assert!(now(plugin.access(&mut s)).is_none());
     assert_eq!(s.request.headers.get_all("x-a").collect::<Vec<_>>(), [b"1", b"2"]);
     respond(&mut s);
-    assert!(now(plugin.header_filter(&mut s, 0)).is_none());
+    assert!(now(plugin.header_filter(&mut s)).is_none());
     assert_eq!((response_header(&s, "x-b"), response_header(&s, "content-length")), (Some("1"), Some("5")));
-    assert_eq!(filter_body(&plugin, &mut s, &["hello"]), "hello");
+    assert_eq!(plugin.response_body(&mut s, &["hello"]), "hello");
     // Nobody touched this one: its spelling is still the upstream's.
     assert!(s.response.headers.iter().any(|(name, _)| name == b"X-Upstream"));
 }
@@ -121,24 +121,26 @@ async fn towers_own_layers_change_heads_and_leave_the_body_alone() {
 async fn bodies_can_be_replaced() {
     let replaces =
         MapResponseLayer::new(|r: http::Response<GateBody>| r.map(|_| Full::new(Bytes::from("other"))));
-    let plugin = TowerLayer::new("replace", &replaces);
+    let plugin = Alone::new(TowerLayer::new("replace", &replaces).build());
     let mut s = stream("/", &[]);
-    now(plugin.access(&mut s, 0));
+    now(plugin.access(&mut s));
     respond(&mut s);
-    now(plugin.header_filter(&mut s, 0));
+    now(plugin.header_filter(&mut s));
     assert_eq!(response_header(&s, "content-length"), Some("5"));
-    assert_eq!(filter_body(&plugin, &mut s, &["he", "llo"]), "other");
+    assert_eq!(plugin.response_body(&mut s, &["he", "llo"]), "other");
 }
 
 #[tokio::test(start_paused = true)]
 async fn late_responses_are_timed_out() {
-    let plugin = TowerLayer::new("timeout", &tower::timeout::TimeoutLayer::new(Duration::from_secs(1)));
+    let plugin = Alone::new(
+        TowerLayer::new("timeout", &tower::timeout::TimeoutLayer::new(Duration::from_secs(1))).build(),
+    );
     for (wait, status) in [(500, None), (1500, Some(504))] {
         let mut s = stream("/", &[]);
-        assert!(finish(plugin.access(&mut s, 0)).await.is_none());
+        assert!(finish(plugin.access(&mut s)).await.is_none());
         tokio::time::sleep(Duration::from_millis(wait)).await;
         respond(&mut s);
-        assert_eq!(finish(plugin.header_filter(&mut s, 0)).await.map(|r| r.status), status);
+        assert_eq!(finish(plugin.header_filter(&mut s)).await.map(|r| r.status), status);
     }
 }
 
@@ -162,17 +164,18 @@ async fn layers_may_wait_before_the_gate() {
     for (seconds, status) in [(1, None), (3, Some(418))] {
         let layers =
             tower_layer::Stack::new(slow(seconds), tower_layer::Stack::new(same.clone(), timeout.clone()));
-        let plugin = TowerLayer::new("slow", &layers).status_of_error(|_| 418);
-        let reply = finish(plugin.access(&mut stream("/", &[]), 0)).await;
+        let plugin = Alone::new(TowerLayer::new("slow", &layers).status_of_error(|_| 418).build());
+        let reply = finish(plugin.access(&mut stream("/", &[]))).await;
         assert_eq!(reply.map(|r| r.status), status);
     }
 }
 
 #[tokio::test]
 async fn targets_that_no_uri_holds_stay_as_they_are() {
-    let plugin = TowerLayer::new("same", &MapRequestLayer::new(|r: http::Request<RequestBody>| r));
+    let plugin =
+        Alone::new(TowerLayer::new("same", &MapRequestLayer::new(|r: http::Request<RequestBody>| r)).build());
     let mut s = stream("/a\"<b>\x7f", &[]);
-    now(plugin.access(&mut s, 0));
+    now(plugin.access(&mut s));
     assert_eq!(s.request.target.full(), b"/a\"<b>\x7f");
 }
 
@@ -180,6 +183,6 @@ async fn targets_that_no_uri_holds_stay_as_they_are() {
 async fn lost_extensions_are_an_error() {
     let loses =
         MapRequestLayer::new(|_: http::Request<RequestBody>| http::Request::new(RequestBody::default()));
-    let plugin = TowerLayer::new("loses", &loses);
-    assert_eq!(finish(plugin.access(&mut stream("/", &[]), 0)).await.unwrap().status, 500);
+    let plugin = Alone::new(TowerLayer::new("loses", &loses).build());
+    assert_eq!(finish(plugin.access(&mut stream("/", &[]))).await.unwrap().status, 500);
 }

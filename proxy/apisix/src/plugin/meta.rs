@@ -1,14 +1,11 @@
 //! `_meta`, which every plugin's configuration may have.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::Value;
 use sixfold_core::expr::Expr;
-use sixfold_core::plugin::{BodyChunk, LocalReply, Phases, Plugin, Step};
-use sixfold_core::stream::Stream;
+use sixfold_core::plugin::Guard;
 
 /// What `_meta` says.
 #[derive(Clone, Default)]
@@ -42,102 +39,8 @@ impl Meta {
         })
     }
 
-    /// Puts the plugin behind what `_meta` asks for, if it asks for anything.
-    pub(super) fn wrap(&self, plugin: Arc<dyn Plugin>) -> Arc<dyn Plugin> {
-        if self.filter.is_none() && self.error_response.is_none() {
-            return plugin;
-        }
-        Arc::new(Guarded { plugin, filter: self.filter.clone(), error_response: self.error_response.clone() })
-    }
-}
-
-/// A plugin with a filter or a body for its refusals.
-///
-/// It takes two slots of the stream: the plugin's own, and the next one for the filter's answer, which is
-/// found once a request and holds in every phase.
-pub(super) struct Guarded {
-    plugin: Arc<dyn Plugin>,
-    filter: Option<Arc<Expr>>,
-    error_response: Option<Bytes>,
-}
-
-impl Guarded {
-    /// Whether the plugin runs for this request. An expression that can't be evaluated lets it run.
-    fn runs(&self, stream: &mut Stream, slot: usize) -> bool {
-        let Some(filter) = &self.filter else { return true };
-        let answer = slot + 1;
-        if let Some(known) = stream.state::<bool>(answer) {
-            return *known;
-        }
-        let runs = filter.eval(stream).unwrap_or(true);
-        stream.set_state(answer, runs);
-        runs
-    }
-
-    fn guard<'a>(&'a self, step: Step<'a>) -> Step<'a> {
-        let Some(body) = &self.error_response else { return step };
-        match step {
-            Step::Respond(reply) => Step::Respond(with_body(reply, body)),
-            Step::Wait(future) => Step::Wait(Box::pin(self.guard_later(future))),
-            other => other,
-        }
-    }
-
-    async fn guard_later<'a>(
-        &'a self,
-        future: Pin<Box<dyn Future<Output = Step<'a>> + Send + 'a>>,
-    ) -> Step<'a> {
-        self.guard(future.await)
-    }
-}
-
-fn with_body(mut reply: LocalReply, body: &Bytes) -> LocalReply {
-    if reply.status >= 400 {
-        reply.body = body.clone();
-    }
-    reply
-}
-
-macro_rules! guarded_phases {
-    ($($phase:ident)*) => {
-        $(fn $phase<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
-            if self.runs(stream, slot) { self.guard(self.plugin.$phase(stream, slot)) } else { Step::Continue }
-        })*
-    };
-}
-
-impl Plugin for Guarded {
-    fn name(&self) -> &str {
-        self.plugin.name()
-    }
-
-    fn phases(&self) -> Phases {
-        self.plugin.phases()
-    }
-
-    fn buffers_request(&self) -> Option<usize> {
-        self.plugin.buffers_request()
-    }
-
-    fn buffers_response(&self, stream: &Stream) -> Option<usize> {
-        self.plugin.buffers_response(stream)
-    }
-
-    guarded_phases! { rewrite access before_proxy }
-
-    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: usize) -> Step<'a> {
-        if self.runs(stream, slot) { self.plugin.header_filter(stream, slot) } else { Step::Continue }
-    }
-
-    fn body_filter(&self, stream: &mut Stream, slot: usize, chunk: &mut BodyChunk<'_>) {
-        if self.runs(stream, slot) {
-            self.plugin.body_filter(stream, slot, chunk);
-        }
-    }
-
-    fn log(&self, stream: &mut Stream, slot: usize) {
-        if self.runs(stream, slot) {
-            self.plugin.log(stream, slot);
-        }
+    /// What goes around the plugin.
+    pub(super) fn guard(&self) -> Guard {
+        Guard { when: self.filter.clone(), refusal: self.error_response.clone() }
     }
 }

@@ -3,16 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use sixfold_core::plugin::{BuildContext, Chain, ChainBuilder, Plugin};
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::{
+    BuildContext, Chain, ChainBuilder, Member as ChainMember, Plugin, Position, RunPolicy, Scope,
+};
 
 use super::PluginConfig;
-
-/// Plugins that stay out of a global rule when the route has them itself (their `run_policy` is
-/// `prefer_route` in APISIX).
-const PREFER_ROUTE: [&str; 2] = ["prometheus", "skywalking"];
-
-/// How many places of a stream one plugin of a chain may take.
-const SLOTS: usize = 2;
 
 /// The plugins of one resource, built.
 #[derive(Clone, Default)]
@@ -20,14 +16,23 @@ pub(crate) struct PluginSet {
     members: Vec<Member>,
 }
 
-/// A plugin with its place in the order.
+/// A plugin with what its place in a chain follows from.
 #[derive(Clone)]
 struct Member {
     name: &'static str,
+    index: u16,
     priority: i64,
-    plugin: Arc<dyn Plugin>,
+    run_policy: RunPolicy,
+    plugin: Arc<Plugin>,
     /// Fingerprint of its configuration.
     print: u64,
+}
+
+impl Member {
+    fn placed(&self, scope: Scope) -> ChainMember {
+        let position = Position::of_priority(self.index, scope, self.priority);
+        ChainMember { name: self.name.into(), position, plugin: self.plugin.clone() }
+    }
 }
 
 impl PluginSet {
@@ -36,19 +41,19 @@ impl PluginSet {
     /// `before`.
     ///
     /// # Errors
-    /// The plugin's name and its message.
+    /// What is wrong with a plugin, in APISIX's words; the field is its name and the path in its configuration.
     pub(crate) fn build(
         plugins: &[PluginConfig],
         resource: &str,
         context: &BuildContext,
         before: Option<&Arc<PluginSet>>,
-    ) -> Result<Arc<PluginSet>, (&'static str, String)> {
+    ) -> Result<Arc<PluginSet>, ConfigError> {
         let resource: Arc<str> = resource.into();
         let known = before.map(|before| before.members.as_slice()).unwrap_or_default();
         let mut same = known.len() == plugins.len();
         let members = plugins.iter().map(|plugin| {
             let factory = &plugin.factory;
-            let kept = known.iter().find(|kept| kept.name == factory.name() && kept.print == plugin.print);
+            let kept = known.iter().find(|kept| kept.name == factory.name && kept.print == plugin.print);
             if let Some(kept) = kept {
                 return Ok(kept.clone());
             }
@@ -59,11 +64,13 @@ impl PluginSet {
                 ..context.clone()
             };
             let built =
-                factory.build(&plugin.config, &context).map_err(|message| (factory.name(), message))?;
+                factory.build(&plugin.config, &context).map_err(|error| refused(factory.name, error))?;
             Ok(Member {
-                name: factory.name(),
-                priority: plugin.meta.priority.unwrap_or(factory.priority()),
-                plugin: plugin.meta.wrap(built),
+                name: factory.name,
+                index: plugin.index,
+                priority: plugin.meta.priority.unwrap_or(factory.priority),
+                run_policy: factory.run_policy,
+                plugin: Arc::new(built.guarded(&plugin.meta.guard())),
                 print: plugin.print,
             })
         });
@@ -95,19 +102,11 @@ impl PluginSet {
         members.retain(|member| !repeated.contains(&member.name));
         PluginSet { members }
     }
+}
 
-    /// The same with a plugin of the gateway itself in front of all others.
-    pub(crate) fn guarded_by(mut self, guard: Option<Arc<dyn Plugin>>) -> PluginSet {
-        self.members.extend(guard.map(|plugin| Member { name: "", priority: i64::MAX, plugin, print: 0 }));
-        self
-    }
-
-    /// By priority, largest first; the order of equal ones is that of their names, so that it stays.
-    fn sorted(&self) -> Vec<&Member> {
-        let mut members: Vec<&Member> = self.members.iter().collect();
-        members.sort_by_key(|member| (std::cmp::Reverse(member.priority), member.name));
-        members
-    }
+fn refused(plugin: &str, error: ConfigError) -> ConfigError {
+    let reason = format!("failed to check the configuration of plugin {plugin} err: {}", error.reason);
+    ConfigError { reason, ..error }.in_key(plugin)
 }
 
 /// The plugins of a route: its own, then those of the plugin config that it lacks, then those of the service.
@@ -120,10 +119,34 @@ pub(crate) fn merge<'a>(sets: impl Iterator<Item = &'a PluginSet>) -> PluginSet 
     merged
 }
 
+/// What runs for every request: the global rules, behind a plugin of the gateway itself.
+#[derive(Clone, Default)]
+pub(crate) struct GlobalPlugins {
+    gateway: Option<Arc<Plugin>>,
+    rules: PluginSet,
+}
+
+impl GlobalPlugins {
+    pub(crate) fn new(gateway: Option<Plugin>, rules: PluginSet) -> GlobalPlugins {
+        GlobalPlugins { gateway: gateway.map(Arc::new), rules }
+    }
+
+    /// In a chain with the plugins of a route.
+    fn placed<'a>(&'a self, route: &'a PluginSet) -> impl Iterator<Item = ChainMember> + 'a {
+        let gateway = self.gateway.iter().map(|plugin| ChainMember {
+            name: "".into(),
+            position: Position::of_priority(0, Scope::Gateway, 0),
+            plugin: plugin.clone(),
+        });
+        let runs = |member: &&Member| member.run_policy == RunPolicy::Both || !route.has(member.name);
+        gateway.chain(self.rules.members.iter().filter(runs).map(|member| member.placed(Scope::Global)))
+    }
+}
+
 /// Chains by the instances they are made of, so that routes with the same plugins share one.
 #[derive(Default)]
 pub(crate) struct ChainCache {
-    chains: HashMap<Vec<usize>, Weak<Chain>>,
+    chains: HashMap<Vec<(Position, usize)>, Weak<Chain>>,
     /// Chains that were left by the last sweep.
     kept: usize,
 }
@@ -131,23 +154,21 @@ pub(crate) struct ChainCache {
 impl ChainCache {
     /// The chain of a route: the global plugins, then the route's, each group by priority. `None` when there
     /// are none.
-    pub(crate) fn chain(&mut self, global: &PluginSet, route: &PluginSet) -> Option<Arc<Chain>> {
-        let global = global.sorted();
-        let global =
-            global.iter().filter(|member| !(PREFER_ROUTE.contains(&member.name) && route.has(member.name)));
-        let members: Vec<&Member> = global.copied().chain(route.sorted()).collect();
+    pub(crate) fn chain(&mut self, global: &GlobalPlugins, route: &PluginSet) -> Option<Arc<Chain>> {
+        let own = route.members.iter().map(|member| member.placed(Scope::Route));
+        let members: Vec<ChainMember> = global.placed(route).chain(own).collect();
         if members.is_empty() {
             return None;
         }
         // Instances stay alive as long as a chain holds them, so an address means one instance.
-        let key: Vec<usize> = members.iter().map(|m| Arc::as_ptr(&m.plugin).cast::<()>() as usize).collect();
+        let key = |member: &ChainMember| (member.position, Arc::as_ptr(&member.plugin) as usize);
+        let mut key: Vec<(Position, usize)> = members.iter().map(key).collect();
+        key.sort_unstable();
         if let Some(chain) = self.chains.get(&key).and_then(Weak::upgrade) {
             return Some(chain);
         }
         let mut builder = ChainBuilder::new();
-        for (place, member) in members.iter().enumerate() {
-            builder.push_at(place * SLOTS, member.plugin.clone());
-        }
+        members.into_iter().for_each(|member| builder.push(member));
         let chain = Arc::new(builder.build());
         self.chains.insert(key, Arc::downgrade(&chain));
         Some(chain)

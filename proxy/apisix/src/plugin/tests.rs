@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use serde_json::json;
-use sixfold_core::plugin::{BuildContext, Outcome, Phases};
+use sixfold_core::plugin::{BuildContext, HeadPhase, Outcome};
 
 use super::*;
 use crate::testing;
@@ -28,8 +28,9 @@ fn set(plugins: Value, resource: &str) -> PluginSet {
 }
 
 fn names(global: &PluginSet, route: &PluginSet) -> Vec<String> {
-    let chain = ChainCache::default().chain(global, route);
-    chain.map(|chain| chain.names().iter().map(|name| name.to_string()).collect()).unwrap_or_default()
+    let global = GlobalPlugins::new(None, global.clone());
+    let chain = ChainCache::default().chain(&global, route);
+    chain.map(|chain| chain.members().iter().map(|m| m.name.to_string()).collect()).unwrap_or_default()
 }
 
 #[test]
@@ -125,7 +126,7 @@ fn route_goes_before_plugin_config_before_service() {
 #[test]
 fn equal_chains_are_one() {
     let mut cache = ChainCache::default();
-    let (none, service) = (PluginSet::default(), set(json!({"late": {}}), "s"));
+    let (none, service) = (GlobalPlugins::default(), set(json!({"late": {}}), "s"));
     let one = cache.chain(&none, &merge([&service].into_iter())).unwrap();
     let other = cache.chain(&none, &merge([&service].into_iter())).unwrap();
     assert!(Arc::ptr_eq(&one, &other));
@@ -141,18 +142,19 @@ fn a_build_error_names_its_plugin() {
     let plugins = check(json!({"marker": {"text": "unbuildable"}})).unwrap();
     let context: BuildContext = testing::context();
     let error = PluginSet::build(&plugins, "r", &context, None).err().unwrap();
-    assert_eq!(error, ("marker", "text can't be built".to_owned()));
+    let text = "marker.text: failed to check the configuration of plugin marker err: can't be built";
+    assert_eq!(error.to_string(), text);
 }
 
 /// Runs `access` and answers the status and the body of the refusal.
 fn refusal(plugins: Value, target: &str) -> Option<(u16, String)> {
-    let chain = ChainCache::default().chain(&PluginSet::default(), &set(plugins, "r")).unwrap();
+    let chain = ChainCache::default().chain(&GlobalPlugins::default(), &set(plugins, "r")).unwrap();
     let mut stream = testing::stream("a.com", target, None);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let mut answer = None;
     // Twice, as the filter's answer is kept between phases.
     for _ in 0..2 {
-        let run = std::pin::pin!(chain.run(Phases::ACCESS, &mut stream, 0));
+        let run = std::pin::pin!(chain.run(HeadPhase::Access, &mut stream));
         answer = match run.poll(&mut context) {
             std::task::Poll::Ready(Outcome::Respond(reply)) => {
                 Some((reply.status, String::from_utf8(reply.body.to_vec()).unwrap()))

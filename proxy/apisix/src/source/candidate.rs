@@ -15,7 +15,7 @@ use super::batch::{Batch, Pending};
 use super::record::{Built, BuiltCluster, Fresh, Record};
 use super::state::{Fault, Global, Held, Refused, State};
 use crate::listener::{self, Listening};
-use crate::plugin::{Catalog, ChainCache, PluginSet, merge};
+use crate::plugin::{Catalog, ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::resource::{Id, Kind};
 use crate::route::{Linkage, Parts, Template};
 use crate::store::Key;
@@ -198,7 +198,7 @@ impl<'a> Linker<'a, '_> {
             return;
         }
         let set = PluginSet::of_global_rules(rules.iter().map(|rule| &**rule));
-        let set = Arc::new(set.guarded_by(names.guard()));
+        let set = Arc::new(GlobalPlugins::new(names.guard(), set));
         let chain = self.chains.chain(&set, &PluginSet::default());
         self.global = Some(Global { rules, names, set, chain });
     }

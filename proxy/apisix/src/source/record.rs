@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sixfold_core::cluster::Cluster;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigContext, ConfigError};
 
 use super::Setup;
 use crate::config::Config;
@@ -129,12 +129,7 @@ impl Builder<'_> {
         let agreements = plugins.iter().filter_map(|plugin| plugin.agreement()).collect();
         let resource = format!("/apisix/{}/{}", key.kind.section(), key.id);
         let kept = before.map(|before| &before.plugins);
-        let plugins = PluginSet::build(&plugins, &resource, &self.setup.context, kept).map_err(
-            |(plugin, reason)| {
-                let reason = format!("failed to check the configuration of plugin {plugin} err: {reason}");
-                ConfigError::field(&format!("plugins.{plugin}"), reason)
-            },
-        )?;
+        let plugins = PluginSet::build(&plugins, &resource, &self.setup.context, kept).in_key("plugins")?;
         let mut template = None;
         let (upstream, body) = match body {
             Body::GlobalRule | Body::PluginConfig => (None, Built::Plugins),

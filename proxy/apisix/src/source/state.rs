@@ -13,7 +13,7 @@ use super::batch::Pending;
 use super::record::Record;
 use crate::client_certificate::VerifiedNames;
 use crate::listener::Listening;
-use crate::plugin::{Catalog, PluginSet};
+use crate::plugin::{Catalog, GlobalPlugins, PluginSet};
 use crate::resource::{Id, Kind};
 use crate::store::Key;
 use crate::tls::Certificates;
@@ -69,7 +69,7 @@ pub(super) struct Fault {
 pub(super) struct Global {
     pub(super) rules: Vec<Arc<PluginSet>>,
     pub(super) names: VerifiedNames,
-    pub(super) set: Arc<PluginSet>,
+    pub(super) set: Arc<GlobalPlugins>,
     pub(super) chain: Option<Arc<Chain>>,
 }
 

@@ -72,7 +72,7 @@ fn the_first_update_brings_everything() {
     assert_eq!(target(&source, "c").as_deref(), Some("services/s"));
     let route = source.route("c").unwrap();
     assert_eq!((&*route.ids.route, &*route.ids.service, &*route.ids.service_name), ("c", "s", "shop"));
-    let names: Vec<_> = route.chain.as_ref().unwrap().names().iter().map(|name| &**name).collect();
+    let names: Vec<_> = route.chain.as_ref().unwrap().members().iter().map(|member| &*member.name).collect();
     assert_eq!(names, ["other", "late"]);
 }
 
@@ -140,8 +140,8 @@ fn global_rules_reach_every_route_and_requests_without_one() {
     let text = BASE.replace("#END", "global_rules:\n  - {id: 1, plugins: {prometheus: {}}}\n#END");
     assert_eq!(touched(&update(&mut source, &text)), ["+table apisix"]);
     let chain = |id: &str| source.route(id).unwrap().chain.clone().unwrap();
-    assert_eq!(chain("a").names().len(), 1);
-    assert_eq!(&*chain("c").names()[0], "prometheus");
+    assert_eq!(chain("a").members().len(), 1);
+    assert_eq!(&*chain("c").members()[0].name, "prometheus");
     assert!(Arc::ptr_eq(&chain("a"), source.global_chain().unwrap()));
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sixfold_core::connection::TlsInfo;
 use sixfold_core::document::Format;
-use sixfold_core::plugin::{Chain, Outcome, Phases};
+use sixfold_core::plugin::{Chain, HeadPhase, Outcome};
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::ContextChange;
 
@@ -123,7 +123,7 @@ fn upstreams_show_the_client_certificate_they_name() {
 }
 
 fn status(chain: &Chain, mut stream: Stream) -> u16 {
-    let mut run = std::pin::pin!(chain.run(Phases::REWRITE, &mut stream, 0));
+    let mut run = std::pin::pin!(chain.run(HeadPhase::Rewrite, &mut stream));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match run.as_mut().poll(&mut context) {
         std::task::Poll::Ready(Outcome::Respond(reply)) => reply.status,

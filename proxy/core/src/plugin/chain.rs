@@ -1,36 +1,46 @@
 //! The flat chain of a route.
 
-use super::{BodyChunk, LocalReply, Phases, Plugin, Step};
+use super::handlers::{Handler, OnBody, OnHead, OnLog, OnTrailers};
+use super::{Direction, HeadPhase, Plugin, Position, Slot};
 use crate::stream::Stream;
 use std::sync::Arc;
 
 /// A plugin at its place in a chain.
 #[derive(Clone)]
-pub struct Slot {
+pub struct Member {
+    /// Its name: APISIX's, or the filter's in the configuration.
+    pub name: Arc<str>,
+    /// Where it stands.
+    pub position: Position,
     /// The plugin with its configuration.
-    pub plugin: Arc<dyn Plugin>,
-    /// Its place, the same in every chain of one connection manager.
-    pub index: usize,
+    pub plugin: Arc<Plugin>,
+}
+
+/// A handler at its place.
+pub(super) struct Placed<H: ?Sized> {
+    pub(super) position: Position,
+    pub(super) on: Arc<H>,
 }
 
 /// The plugins of a route, one list a phase.
 pub struct Chain {
-    rewrite: Box<[Slot]>,
-    access: Box<[Slot]>,
-    before_proxy: Box<[Slot]>,
-    header_filter: Box<[Slot]>,
-    body_filter: Box<[Slot]>,
-    log: Box<[Slot]>,
-    names: Box<[Box<str>]>,
-    phases: Phases,
+    heads: [Box<[Placed<dyn OnHead>]>; 4],
+    bodies: [Box<[Placed<dyn OnBody>]>; 2],
+    trailers: [Box<[Placed<dyn OnTrailers>]>; 2],
+    log: Box<[Placed<dyn OnLog>]>,
+    members: Box<[Member]>,
     request_buffer: Option<usize>,
+    reverse_response: bool,
+    /// Positions of what a consumer has brought, once one has.
+    brought: Option<Box<[Position]>>,
 }
 
-/// Collects the plugins of a chain in the order of their request phases.
+/// Collects the plugins of a chain.
 #[derive(Default)]
 pub struct ChainBuilder {
-    slots: Vec<Slot>,
+    members: Vec<Member>,
     reverse_response: bool,
+    brought: Option<Box<[Position]>>,
 }
 
 impl ChainBuilder {
@@ -40,55 +50,78 @@ impl ChainBuilder {
     }
 
     /// Response phases run in reverse order, as Envoy's encoder filters do. APISIX keeps one order.
+    #[must_use]
     pub fn reverse_response(mut self) -> ChainBuilder {
         self.reverse_response = true;
         self
     }
 
-    /// Adds a plugin at the next place.
-    pub fn push(&mut self, plugin: Arc<dyn Plugin>) {
-        let index = self.slots.len();
-        self.slots.push(Slot { plugin, index });
+    /// Adds a plugin where its position puts it.
+    pub fn push(&mut self, member: Member) {
+        self.members.push(member);
     }
 
-    /// Adds a plugin at a place of the caller's choice: a filter that a route leaves out keeps its number free.
-    pub fn push_at(&mut self, index: usize, plugin: Arc<dyn Plugin>) {
-        self.slots.push(Slot { plugin, index });
+    /// Adds a plugin behind the others, as a filter of Envoy.
+    pub fn add(&mut self, name: &str, plugin: Plugin) {
+        let position = Position::of_filter(u16::try_from(self.members.len()).unwrap_or(u16::MAX));
+        self.push(Member { name: name.into(), position, plugin: Arc::new(plugin) });
     }
 
     /// The chain.
-    pub fn build(self) -> Chain {
-        let of = |phase: Phases, reverse: bool| -> Box<[Slot]> {
-            let mut list: Vec<Slot> =
-                self.slots.iter().filter(|s| s.plugin.phases().contains(phase)).cloned().collect();
-            if reverse {
-                list.reverse();
-            }
-            list.into()
-        };
+    pub fn build(mut self) -> Chain {
+        self.members.sort_by_key(|member| member.position);
         let reverse = self.reverse_response;
+        let head = |phase: HeadPhase| {
+            let reverse = reverse && phase == HeadPhase::HeaderFilter;
+            collect(&self.members, reverse, |handler| match handler {
+                Handler::Head(of, on) if *of == phase => Some(on.clone()),
+                _ => None,
+            })
+        };
+        let body = |direction: Direction| {
+            collect(&self.members, reverse && direction == Direction::Response, |handler| match handler {
+                Handler::Body(of, on) if *of == direction => Some(on.clone()),
+                _ => None,
+            })
+        };
+        let trailers = |direction: Direction| {
+            collect(&self.members, reverse && direction == Direction::Response, |handler| match handler {
+                Handler::Trailers(of, on) if *of == direction => Some(on.clone()),
+                _ => None,
+            })
+        };
         Chain {
-            rewrite: of(Phases::REWRITE, false),
-            access: of(Phases::ACCESS, false),
-            before_proxy: of(Phases::BEFORE_PROXY, false),
-            header_filter: of(Phases::HEADER_FILTER, reverse),
-            body_filter: of(Phases::BODY_FILTER, reverse),
-            log: of(Phases::LOG, reverse),
-            names: self.slots.iter().map(|s| s.plugin.name().into()).collect(),
-            phases: self.slots.iter().fold(Phases::empty(), |p, s| p | s.plugin.phases()),
-            request_buffer: self.slots.iter().filter_map(|s| s.plugin.buffers_request()).min(),
+            heads: HeadPhase::ALL.map(head),
+            bodies: Direction::ALL.map(body),
+            trailers: Direction::ALL.map(trailers),
+            log: collect(&self.members, reverse, |handler| match handler {
+                Handler::Log(on) => Some(on.clone()),
+                _ => None,
+            }),
+            request_buffer: self.members.iter().filter_map(|member| member.plugin.request_buffer).min(),
+            members: self.members.into(),
+            reverse_response: reverse,
+            brought: self.brought,
         }
     }
 }
 
-/// What became of a phase.
-pub enum Outcome {
-    /// All handlers ran.
-    Done,
-    /// One of them answers.
-    Respond(LocalReply),
-    /// The route must be chosen again; go on at this slot index.
-    ClearRoute(usize),
+/// The handlers of one phase, in the order of the members or against it.
+fn collect<H: ?Sized>(
+    members: &[Member],
+    reverse: bool,
+    of_phase: impl Fn(&Handler) -> Option<Arc<H>>,
+) -> Box<[Placed<H>]> {
+    let of_member = |member: &Member| {
+        let position = member.position;
+        let handlers = member.plugin.handlers.iter().filter_map(&of_phase);
+        handlers.map(|on| Placed { position, on }).collect::<Vec<_>>()
+    };
+    let mut list: Vec<Placed<H>> = members.iter().flat_map(of_member).collect();
+    if reverse {
+        list.reverse();
+    }
+    list.into()
 }
 
 impl Chain {
@@ -97,15 +130,21 @@ impl Chain {
         ChainBuilder::new().build()
     }
 
-    /// Names of the plugins, in order.
-    pub fn names(&self) -> &[Box<str>] {
-        &self.names
+    /// The plugins, in the order of their request phases.
+    pub fn members(&self) -> &[Member] {
+        &self.members
     }
 
     /// Whether any plugin has a handler for the phase.
     #[inline]
-    pub fn has(&self, phase: Phases) -> bool {
-        self.phases.contains(phase)
+    pub fn has(&self, phase: HeadPhase) -> bool {
+        !self.head(phase).is_empty()
+    }
+
+    /// Whether any plugin has a handler of bodies or trailers of that direction.
+    #[inline]
+    pub fn filters(&self, direction: Direction) -> bool {
+        !self.body(direction).is_empty() || !self.trailers(direction).is_empty()
     }
 
     /// The least that plugins allow a buffered request body to be; `None` when none needs it.
@@ -113,61 +152,59 @@ impl Chain {
         self.request_buffer
     }
 
-    fn slots(&self, phase: Phases) -> &[Slot] {
+    /// The same chain with the plugins of a consumer laid over it: they take the place of plugins of the route
+    /// with their slot, and come beside the others. Those that are new run `rewrite` once more than the route's.
+    pub(super) fn with(&self, consumer: &[Member]) -> Chain {
+        let laid_over = |slot: Slot| consumer.iter().any(|member| member.position.slot() == slot);
+        let kept = self.members.iter().filter(|member| !laid_over(member.position.slot()));
+        let is_new =
+            |member: &&Member| !self.members.iter().any(|own| own.position.slot() == member.position.slot());
+        let brought = consumer.iter().filter(is_new).map(|member| member.position).collect();
+        ChainBuilder {
+            members: kept.chain(consumer).cloned().collect(),
+            reverse_response: self.reverse_response,
+            brought: Some(brought),
+        }
+        .build()
+    }
+
+    /// Positions of the plugins that a consumer has brought; `None` before one has been laid over the chain.
+    pub(super) fn brought(&self) -> Option<&[Position]> {
+        self.brought.as_deref()
+    }
+
+    #[inline]
+    pub(super) fn head(&self, phase: HeadPhase) -> &[Placed<dyn OnHead>] {
+        let [rewrite, access, before_proxy, header_filter] = &self.heads;
         match phase {
-            Phases::REWRITE => &self.rewrite,
-            Phases::ACCESS => &self.access,
-            Phases::BEFORE_PROXY => &self.before_proxy,
-            Phases::HEADER_FILTER => &self.header_filter,
-            Phases::BODY_FILTER => &self.body_filter,
-            _ => &self.log,
+            HeadPhase::Rewrite => rewrite,
+            HeadPhase::Access => access,
+            HeadPhase::BeforeProxy => before_proxy,
+            HeadPhase::HeaderFilter => header_filter,
         }
     }
 
-    /// Runs one of the phases that may wait, from the slot with index `from` on.
-    pub async fn run(&self, phase: Phases, stream: &mut Stream, from: usize) -> Outcome {
-        for slot in self.slots(phase).iter().filter(|s| s.index >= from) {
-            let plugin = &*slot.plugin;
-            let mut step = match phase {
-                Phases::REWRITE => plugin.rewrite(stream, slot.index),
-                Phases::ACCESS => plugin.access(stream, slot.index),
-                Phases::BEFORE_PROXY => plugin.before_proxy(stream, slot.index),
-                _ => plugin.header_filter(stream, slot.index),
-            };
-            loop {
-                match step {
-                    Step::Continue => break,
-                    Step::Respond(reply) => return Outcome::Respond(reply),
-                    Step::ClearRoute => return Outcome::ClearRoute(slot.index + 1),
-                    Step::Wait(future) => step = future.await,
-                }
-            }
-        }
-        Outcome::Done
+    #[inline]
+    pub(super) fn body(&self, direction: Direction) -> &[Placed<dyn OnBody>] {
+        let [request, response] = &self.bodies;
+        if direction == Direction::Request { request } else { response }
     }
 
-    /// The largest response body that a plugin wants whole; `None` when none does.
-    pub fn response_buffer(&self, stream: &Stream) -> Option<usize> {
-        self.body_filter.iter().filter_map(|s| s.plugin.buffers_response(stream)).max()
-    }
-
-    /// Runs `body_filter` on one piece.
-    pub fn body_filter(&self, stream: &mut Stream, chunk: &mut BodyChunk<'_>) {
-        for slot in &self.body_filter {
-            slot.plugin.body_filter(stream, slot.index, chunk);
-        }
+    pub(super) fn trailers(&self, direction: Direction) -> &[Placed<dyn OnTrailers>] {
+        let [request, response] = &self.trailers;
+        if direction == Direction::Request { request } else { response }
     }
 
     /// Runs `log`.
     pub fn log(&self, stream: &mut Stream) {
-        for slot in &self.log {
-            slot.plugin.log(stream, slot.index);
+        for placed in &self.log {
+            placed.on.call(stream, placed.position.slot());
         }
     }
 }
 
 impl std::fmt::Debug for Chain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(&self.names).finish()
+        f.debug_list().entries(self.members.iter().map(|member| &member.name)).finish()
     }
 }

@@ -93,6 +93,13 @@ pub fn headers(map: &HeaderMap) -> Headers {
     headers
 }
 
+/// A header block in the `http` crate's form.
+pub fn header_map(headers: &Headers) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    copy(headers, &mut map);
+    map
+}
+
 fn version(version: Version) -> http::Version {
     match version {
         Version::Http10 => http::Version::HTTP_10,

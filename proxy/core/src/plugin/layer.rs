@@ -1,7 +1,7 @@
 //! A chain as a [`tower_layer::Layer`]: the plugins of a route around any HTTP service.
 
-use super::http_head::{headers, request_head, request_parts, response_parts};
-use super::{BodyChunk, Chain, LocalReply, Outcome, Phases};
+use super::http_head::{header_map, headers, request_head, request_parts, response_parts};
+use super::{BodyFilters, Chain, Direction, Filtered, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
 use crate::connection::Connection;
 use crate::headers::Known;
 use crate::stream::{ResponseSource, Stream};
@@ -21,9 +21,9 @@ pub struct ChainLayer {
     connection: Arc<Connection>,
 }
 
-/// A plugin of the chain needs the whole request body, which a service of unknown body type can't be given.
+/// A plugin of the chain reads the request body, which a service of unknown body type can't be given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a plugin of the chain needs the whole request body")]
+#[error("a plugin of the chain reads the request body")]
 pub struct NeedsRequestBody;
 
 impl ChainLayer {
@@ -32,7 +32,7 @@ impl ChainLayer {
     /// # Errors
     /// [`NeedsRequestBody`]
     pub fn new(chain: Arc<Chain>, connection: Arc<Connection>) -> Result<ChainLayer, NeedsRequestBody> {
-        if chain.request_buffer().is_some() {
+        if chain.request_buffer().is_some() || chain.filters(Direction::Request) {
             Err(NeedsRequestBody)
         } else {
             Ok(ChainLayer { chain, connection })
@@ -80,7 +80,7 @@ where
 }
 
 async fn exchange<S, B, R>(
-    chain: Arc<Chain>,
+    mut chain: Arc<Chain>,
     connection: Arc<Connection>,
     mut inner: S,
     request: http::Request<B>,
@@ -95,10 +95,8 @@ where
     stream.start_time = SystemTime::now();
     stream.timing.start = Instant::now();
     let before = request_parts(&stream.request);
-    for phase in [Phases::REWRITE, Phases::ACCESS, Phases::BEFORE_PROXY] {
-        if let Some(reply) = run(&chain, phase, &mut stream).await {
-            return Ok(local(chain, stream, reply).await);
-        }
+    if let Some(reply) = request_phases(&mut chain, &mut stream).await {
+        return Ok(local(chain, stream, reply).await);
     }
     let after = request_parts(&stream.request);
     if before.uri != after.uri {
@@ -111,7 +109,7 @@ where
     stream.response.status = head.status.as_u16();
     stream.response.version = stream.request.version;
     stream.response.headers = headers(&head.headers);
-    if let Some(reply) = run(&chain, Phases::HEADER_FILTER, &mut stream).await {
+    if let Outcome::Respond(reply) = chain.run(HeadPhase::HeaderFilter, &mut stream).await {
         return Ok(answer(chain, stream, reply));
     }
     let changed = response_parts(&stream.response);
@@ -119,17 +117,24 @@ where
     Ok(http::Response::from_parts(head, ChainBody::new(chain, stream, Source::Inner(Box::pin(body)))))
 }
 
-/// Runs one phase; a route that is cleared has no other to go on with.
-async fn run(chain: &Chain, phase: Phases, stream: &mut Stream) -> Option<LocalReply> {
-    let mut from = 0;
-    while chain.has(phase) {
-        match chain.run(phase, stream, from).await {
-            Outcome::Done => break,
-            Outcome::Respond(reply) => return Some(reply),
-            Outcome::ClearRoute(slot) => from = slot,
+/// Runs the phases before the service. A route that is cleared has no other to go on with.
+async fn request_phases(chain: &mut Arc<Chain>, stream: &mut Stream) -> Option<LocalReply> {
+    let mut phases = RequestPhases::default();
+    loop {
+        match phases.run(chain, stream).await {
+            Passed::Done => break,
+            Passed::Respond(reply) => return Some(reply),
+            Passed::ClearRoute => {}
+            Passed::Identified if chain.request_buffer().is_some() || chain.filters(Direction::Request) => {
+                return Some(LocalReply::new(500, "", "consumer_plugin_reads_request_body"));
+            }
+            Passed::Identified => {}
         }
     }
-    None
+    match chain.run(HeadPhase::BeforeProxy, stream).await {
+        Outcome::Respond(reply) => Some(reply),
+        _ => None,
+    }
 }
 
 /// An answer before the service was called: the response phases still run.
@@ -139,7 +144,7 @@ async fn local<R: Body>(
     reply: LocalReply,
 ) -> http::Response<ChainBody<R>> {
     let body = put(&mut stream, reply);
-    if let Some(other) = run(&chain, Phases::HEADER_FILTER, &mut stream).await {
+    if let Outcome::Respond(other) = chain.run(HeadPhase::HeaderFilter, &mut stream).await {
         return answer(chain, stream, other);
     }
     respond(chain, stream, body)
@@ -169,14 +174,13 @@ fn respond<R: Body>(chain: Arc<Chain>, stream: Stream, body: Bytes) -> http::Res
     http::Response::from_parts(parts, ChainBody::new(chain, stream, Source::Local(Some(body))))
 }
 
-/// A response body on its way through `body_filter`; `log` runs when it is dropped.
+/// A response body on its way through the chain; `log` runs when it is dropped.
 pub struct ChainBody<R> {
     chain: Arc<Chain>,
     stream: Stream,
     source: Source<R>,
-    /// What is kept for plugins that want the body whole, up to their bound.
-    whole: Option<(Vec<u8>, usize)>,
-    ended: bool,
+    filters: BodyFilters,
+    stage: Stage,
 }
 
 enum Source<R> {
@@ -184,76 +188,127 @@ enum Source<R> {
     Local(Option<Bytes>),
 }
 
+/// How far the response is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Body,
+    /// The last piece is in the filters.
+    End,
+    Trailers,
+    Over,
+}
+
+/// Why a body that went through a chain ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainBodyError<E> {
+    /// The service's own body failed.
+    #[error(transparent)]
+    Service(E),
+    /// A plugin refused it after its head had gone out.
+    #[error("a plugin refused the response: {0}")]
+    Refused(std::borrow::Cow<'static, str>),
+}
+
+/// The reason given when a plugin can't hold as much as it must.
+const TOO_LONG: &str = "response_payload_too_large";
+
 impl<R> ChainBody<R> {
     fn new(chain: Arc<Chain>, stream: Stream, source: Source<R>) -> ChainBody<R> {
-        let whole = chain.response_buffer(&stream).map(|limit| (Vec::new(), limit));
-        ChainBody { chain, stream, source, whole, ended: false }
+        let filters = BodyFilters::new(Direction::Response);
+        ChainBody { chain, stream, source, filters, stage: Stage::Body }
     }
 
-    fn filter(&mut self, data: &[u8], last: bool) -> Bytes {
-        let mut chunk = BodyChunk { data: data.into(), last };
-        self.chain.body_filter(&mut self.stream, &mut chunk);
-        self.stream.bytes.response_body += chunk.data.len() as u64;
-        Bytes::copy_from_slice(&chunk.data)
-    }
-
-    /// What goes on when a piece has arrived: nothing while the body is kept.
-    fn piece(&mut self, data: &[u8]) -> Option<Bytes> {
-        match &mut self.whole {
-            Some((kept, limit)) if kept.len() + data.len() <= *limit => {
-                kept.extend_from_slice(data);
-                None
-            }
-            Some((kept, _)) => {
-                // Too long to be changed as a whole: it passes as it is.
-                let all = [std::mem::take(kept).as_slice(), data].concat();
-                self.whole = None;
-                Some(self.filter(&all, false))
-            }
-            None => Some(self.filter(data, false)),
+    /// What the filters made of a piece.
+    fn passed<E>(&mut self, filtered: Filtered, piece: &Bytes) -> Result<Bytes, ChainBodyError<E>> {
+        let data = match filtered {
+            Filtered::Same => piece.clone(),
+            Filtered::Data(data) => data,
+            Filtered::Waiting => return Ok(Bytes::new()),
+            Filtered::Respond(reply) => return self.refused(reply.details),
+            Filtered::TooLong => return self.refused(TOO_LONG.into()),
+        };
+        if self.stage == Stage::End {
+            self.stage = Stage::Trailers;
         }
+        self.stream.bytes.response_body += data.len() as u64;
+        Ok(data)
     }
 
-    fn end(&mut self) -> Bytes {
-        self.ended = true;
-        let kept = self.whole.take().map(|(kept, _)| kept).unwrap_or_default();
-        self.filter(&kept, true)
+    fn refused<E>(&mut self, details: std::borrow::Cow<'static, str>) -> Result<Bytes, ChainBodyError<E>> {
+        self.stage = Stage::Over;
+        Err(ChainBodyError::Refused(details))
+    }
+}
+
+impl<R: Body> ChainBody<R> {
+    /// The next piece of the service's body or of an answer; `None` at its end.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, R::Error>>> {
+        let body = match &mut self.source {
+            Source::Local(body) => return Poll::Ready(body.take().map(Ok)),
+            Source::Inner(body) => body,
+        };
+        loop {
+            match ready!(body.as_mut().poll_frame(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(mut data) => return Poll::Ready(Some(Ok(data.copy_to_bytes(data.remaining())))),
+                    Err(frame) => {
+                        if let Ok(trailers) = frame.into_trailers() {
+                            self.stream.response_trailers = headers(&trailers);
+                        }
+                    }
+                },
+            }
+        }
     }
 }
 
 impl<R: Body> Body for ChainBody<R> {
     type Data = Bytes;
-    type Error = R::Error;
+    type Error = ChainBodyError<R::Error>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, R::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         loop {
-            if this.ended {
-                return Poll::Ready(None);
-            }
-            let data = match &mut this.source {
-                Source::Local(body) => body.take(),
-                Source::Inner(body) => match ready!(body.as_mut().poll_frame(cx)) {
-                    Some(Ok(frame)) => match frame.into_data() {
-                        Ok(mut data) => Some(data.copy_to_bytes(data.remaining())),
-                        Err(trailers) => return Poll::Ready(Some(Ok(trailers.map_data(|_| Bytes::new())))),
-                    },
-                    Some(Err(error)) => {
-                        this.ended = true;
-                        return Poll::Ready(Some(Err(error)));
+            let (filtered, piece) = match this.stage {
+                Stage::Over => return Poll::Ready(None),
+                Stage::Trailers => {
+                    ready!(this.filters.poll_trailers(&this.chain, &mut this.stream, cx));
+                    this.stage = Stage::Over;
+                    if this.stream.response_trailers.is_empty() {
+                        return Poll::Ready(None);
                     }
-                    None => None,
-                },
+                    return Poll::Ready(Some(Ok(Frame::trailers(header_map(
+                        &this.stream.response_trailers,
+                    )))));
+                }
+                _ if this.filters.is_waiting() => {
+                    (ready!(this.filters.poll(&this.chain, &mut this.stream, cx)), Bytes::new())
+                }
+                _ => {
+                    let piece = match ready!(this.poll_source(cx)).transpose() {
+                        Ok(piece) => piece,
+                        Err(error) => {
+                            this.stage = Stage::Over;
+                            return Poll::Ready(Some(Err(ChainBodyError::Service(error))));
+                        }
+                    };
+                    let last = piece.is_none();
+                    if last {
+                        this.stage = Stage::End;
+                    }
+                    let piece = piece.unwrap_or_default();
+                    (this.filters.push(&this.chain, &mut this.stream, &piece, last), piece)
+                }
             };
-            let out = match data {
-                Some(data) => this.piece(&data),
-                None => Some(this.end()),
-            };
-            if let Some(out) = out.filter(|out| !out.is_empty()) {
-                return Poll::Ready(Some(Ok(Frame::data(out))));
+            match this.passed(filtered, &piece) {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The plugins this binary has.
 
-use super::{Callout, Plugin};
+use super::{ApisixFactory, Callout, FilterFactory};
 use crate::metrics;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -44,80 +44,50 @@ impl SharedState {
     }
 }
 
-/// Makes instances of one plugin.
-pub trait PluginFactory: Send + Sync {
-    /// APISIX's name, or the type URL of an Envoy filter's configuration.
-    fn name(&self) -> &'static str;
-
-    /// APISIX's priority constant; Envoy's filters have none and keep the configuration's order.
-    fn priority(&self) -> i64 {
-        0
-    }
-
-    /// Schema (draft-07) of the configuration, as APISIX's Admin API serves it; `None` for Envoy filters.
-    fn schema(&self) -> Option<&'static str> {
-        None
-    }
-
-    /// What every resource that has this plugin must have in common with others: the name of the agreement, and
-    /// what is agreed on (limit-count's groups). A resource that differs from those of its name is refused.
-    fn agreement(&self, _config: &Value) -> Option<(String, String)> {
-        None
-    }
-
-    /// An instance from a configuration that its schema has accepted and filled with defaults.
-    ///
-    /// # Errors
-    /// A message that names the field and the reason.
-    fn build(&self, _config: &Value, _context: &BuildContext) -> Result<Arc<dyn Plugin>, String> {
-        Err(format!("{} is no plugin of APISIX", self.name()))
-    }
-
-    /// An instance of an Envoy HTTP filter from its configuration (the bytes of the `Any`) and the
-    /// overrides that apply to the route, least specific first.
-    ///
-    /// # Errors
-    /// A message that names the field and the reason.
-    fn build_filter(
-        &self,
-        _config: &[u8],
-        _overrides: &[&[u8]],
-        _context: &BuildContext,
-    ) -> Result<Arc<dyn Plugin>, String> {
-        Err(format!("{} is not an Envoy filter", self.name()))
-    }
-}
-
-/// Every plugin by name. Filled once at start.
+/// The plugins this binary has. Filled once at start.
 #[derive(Default, Clone)]
 pub struct Registry {
-    factories: BTreeMap<&'static str, Arc<dyn PluginFactory>>,
+    /// By name. A plugin's index among them is its part of a [`Slot`](super::Slot).
+    apisix: Arc<BTreeMap<&'static str, (u16, Arc<ApisixFactory>)>>,
+    /// By type of the configuration.
+    filters: Arc<BTreeMap<String, Arc<FilterFactory>>>,
 }
 
 impl Registry {
-    /// No plugins.
-    pub fn new() -> Registry {
-        Registry::default()
+    /// These plugins of APISIX and filters of Envoy; of two with one name the second counts.
+    pub fn new(
+        apisix: impl IntoIterator<Item = ApisixFactory>,
+        filters: impl IntoIterator<Item = FilterFactory>,
+    ) -> Registry {
+        let apisix: BTreeMap<_, _> = apisix.into_iter().map(|factory| (factory.name, factory)).collect();
+        let indexed = (0u16..).zip(apisix).map(|(index, (name, factory))| (name, (index, Arc::new(factory))));
+        let filters = filters.into_iter().map(|factory| (factory.config_type.clone(), Arc::new(factory)));
+        Registry { apisix: Arc::new(indexed.collect()), filters: Arc::new(filters.collect()) }
     }
 
-    /// Adds one; a second of the same name takes the first one's place.
-    pub fn add(&mut self, factory: Arc<dyn PluginFactory>) {
-        self.factories.insert(factory.name(), factory);
+    /// The plugin of APISIX with this name, and its index.
+    pub fn apisix(&self, name: &str) -> Option<(u16, &Arc<ApisixFactory>)> {
+        self.apisix.get(name).map(|(index, factory)| (*index, factory))
     }
 
-    /// The factory of a name.
-    pub fn get(&self, name: &str) -> Option<&Arc<dyn PluginFactory>> {
-        self.factories.get(name)
+    /// The filter of Envoy that is configured by this type.
+    pub fn filter(&self, config_type: &str) -> Option<&Arc<FilterFactory>> {
+        self.filters.get(config_type)
     }
 
-    /// All names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.factories.keys().copied()
+    /// Names of APISIX's plugins, sorted.
+    pub fn apisix_names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.apisix.keys().copied()
+    }
+
+    /// Types of Envoy's filters, sorted.
+    pub fn filter_types(&self) -> impl Iterator<Item = &str> + '_ {
+        self.filters.keys().map(String::as_str)
     }
 }
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.names()).finish()
+        f.debug_list().entries(self.apisix_names()).entries(self.filter_types()).finish()
     }
 }

@@ -76,7 +76,11 @@ impl<D: Downstream> Exchange<'_, D> {
         let end = upgrade
             || match &self.stream.request_body {
                 Some(body) => body.is_empty() && self.stream.request_trailers.is_empty(),
-                None => self.down.request_ended() && plan.replay.kept.is_empty(),
+                None => {
+                    self.down.request_ended()
+                        && plan.replay.kept.is_empty()
+                        && !self.request_body.is_under_way()
+                }
             };
         let scheme = self.upstream_scheme(plan);
         if let Err(error) = checkout.stream.write_head(&self.stream.request, scheme, end) {
@@ -166,7 +170,7 @@ impl<D: Downstream> Exchange<'_, D> {
         upgrade: bool,
     ) -> Result<Attempt, Interrupt> {
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
-        let up = &mut checkout.stream;
+        let (up, filtered) = (&mut checkout.stream, &mut self.request_body);
         let mut body = Outgoing {
             replayed: 0,
             buffered: stream.request_body.clone(),
@@ -177,7 +181,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let proxy_continue = self.env.hcm.http1.proxy_100_continue;
         let result = within(clock, |clock, cx| {
             loop {
-                match body.poll_send(down, up, stream, &mut plan.replay, cx) {
+                match body.poll_send(down, up, stream, &mut plan.replay, filtered, cx) {
                     Poll::Ready(Ok(ended)) => {
                         clock.touch();
                         if ended {

@@ -67,6 +67,17 @@ impl<D: Downstream> Exchange<'_, D> {
                     self.down.reset();
                 }
             }
+            Interrupt::Refused(reply) if !self.head_sent => {
+                self.close |= !self.down.request_ended();
+                if self.respond(*reply, false).await.is_err() {
+                    self.down.reset();
+                }
+            }
+            Interrupt::Refused(reply) => {
+                self.stream.details = reply.details;
+                self.env.hcm.stats.downstream_rq_tx_reset().inc();
+                self.down.reset();
+            }
             Interrupt::Upstream(error) => {
                 self.stream.flags.insert(error.flag());
                 self.stream.details =

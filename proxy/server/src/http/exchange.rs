@@ -9,6 +9,7 @@ use super::body::BodyEvent;
 use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, Gone};
 use super::edge;
+use super::filtered::FilteredBody;
 use super::local_reply;
 use super::outgoing::poll_request_body;
 use super::timeouts;
@@ -21,7 +22,7 @@ use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::metrics::Raised;
 use sixfold_core::path::{self, Prepared};
-use sixfold_core::plugin::{Chain, LocalReply, Outcome, Phases};
+use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
 use sixfold_core::redirect;
 use sixfold_core::route::Action;
 use sixfold_core::router::RouteTable;
@@ -42,6 +43,8 @@ pub(crate) enum Interrupt {
     TooLarge,
     /// The upstream failed after its response had begun.
     Upstream(UpstreamError),
+    /// A plugin that looks at a body answers.
+    Refused(Box<LocalReply>),
 }
 
 impl Interrupt {
@@ -77,6 +80,8 @@ pub(super) struct Exchange<'a, D> {
     /// Pinned for the length of the request: an update affects later requests only.
     pub(super) table: Option<Arc<RouteTable>>,
     pub(super) chain: Arc<Chain>,
+    /// The request body behind the plugins, once it is being forwarded.
+    pub(super) request_body: FilteredBody,
     /// The response's head has been handed to the client's connection.
     pub(super) head_sent: bool,
     /// The connection must end with this response.
@@ -119,8 +124,9 @@ impl<'a, D> Exchange<'a, D> {
         let stats = &env.hcm.stats;
         stats.downstream_rq_total().inc();
         let _active = stats.downstream_rq_active().raise();
+        let request_body = FilteredBody::unfiltered(Direction::Request);
         let (head_sent, close, complete) = (false, false, false);
-        Exchange { down, stream, clock, env, table, chain, head_sent, close, complete, _active }
+        Exchange { down, stream, clock, env, table, chain, request_body, head_sent, close, complete, _active }
     }
 }
 
@@ -285,19 +291,22 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// The length of body that the request announces.
-    fn announced_length(&self) -> Option<u64> {
+    pub(super) fn announced_length(&self) -> Option<u64> {
         self.stream.request.headers.get_str(Known::CONTENT_LENGTH)?.parse().ok()
     }
 
     /// Sees that the request announces the body it has. A plugin may have read it whole, and may have copied
-    /// a Content-Length that belongs to another message.
-    fn frame_request(&mut self, announced: Option<u64>) {
+    /// a Content-Length that belongs to another message. One that is gone stays away: the body is then chunked.
+    pub(super) fn frame_request(&mut self, announced: Option<u64>) {
         let length = match &self.stream.request_body {
             Some(body) if body.is_empty() && announced.is_none() => None,
             Some(body) => Some(body.len() as u64),
             None => announced,
         };
         let headers = &mut self.stream.request.headers;
+        if self.stream.request_body.is_none() && !headers.contains(Known::CONTENT_LENGTH) {
+            return;
+        }
         let mut digits = itoa::Buffer::new();
         let text = length.map(|length| digits.format(length).as_bytes());
         if headers.get_all(Known::CONTENT_LENGTH).eq(text) {
@@ -311,42 +320,28 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Runs `rewrite` and `access`; `Some` is an answer without an upstream.
     async fn request_phases(&mut self) -> Result<Option<LocalReply>, Interrupt> {
-        // Where a phase begins: further back once the route was chosen again, nowhere once it is over.
-        let mut phases = [(Phases::REWRITE, 0), (Phases::ACCESS, 0)];
-        'route: loop {
-            let chain = self.chain.clone();
-            if let Some(limit) = chain.request_buffer()
-                && self.stream.request_body.is_none()
-            {
+        let mut phases = RequestPhases::default();
+        loop {
+            if let (Some(limit), None) = (self.chain.request_buffer(), &self.stream.request_body) {
                 self.buffer_request(limit).await?;
             }
-            for (phase, from) in &mut phases {
-                let outcome = match chain.has(*phase) {
-                    true => self.phase(&chain, *phase, *from).await?,
-                    false => Outcome::Done,
-                };
-                match outcome {
-                    Outcome::Done => *from = usize::MAX,
-                    Outcome::Respond(reply) => return Ok(Some(reply)),
-                    Outcome::ClearRoute(slot) => {
-                        *from = slot;
-                        self.find_route();
-                        continue 'route;
-                    }
-                }
+            let passed = {
+                let running = pin!(phases.run(&mut self.chain, self.stream));
+                guard(self.down, self.clock, running).await?
+            };
+            match passed {
+                Passed::Done => return Ok(None),
+                Passed::Respond(reply) => return Ok(Some(reply)),
+                Passed::ClearRoute => self.find_route(),
+                // The consumer's plugins may need the body.
+                Passed::Identified => {}
             }
-            return Ok(None);
         }
     }
 
     /// Runs one phase that may wait, under the stream's deadlines.
-    pub(super) async fn phase(
-        &mut self,
-        chain: &Chain,
-        phase: Phases,
-        from: usize,
-    ) -> Result<Outcome, Interrupt> {
-        let running = pin!(chain.run(phase, self.stream, from));
+    pub(super) async fn phase(&mut self, chain: &Chain, phase: HeadPhase) -> Result<Outcome, Interrupt> {
+        let running = pin!(chain.run(phase, self.stream));
         guard(self.down, self.clock, running).await
     }
 
@@ -403,7 +398,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
 /// Waits for a future as long as no deadline passes and the client is there. It is pinned by the caller: taken by
 /// value it would be stored once in each future on the way.
-async fn guard<D: Downstream, F: Future>(
+pub(super) async fn guard<D: Downstream, F: Future>(
     down: &mut D,
     clock: &mut Clock,
     mut future: Pin<&mut F>,

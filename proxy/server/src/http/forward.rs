@@ -1,21 +1,26 @@
 //! Forwarding: choose a cluster, make the upstream's request, try endpoints until one answers.
 
+use super::body::{BodyEvent, Piece};
 use super::downstream::Downstream;
-use super::exchange::{Exchange, Interrupt};
+use super::exchange::{Exchange, Interrupt, guard};
+use super::filtered::FilteredBody;
 use super::judge::{Response, Verdict};
 use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
 use crate::upstream::choose_cluster;
+use bytes::BytesMut;
 use sixfold_core::balance::Choice;
 use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
-use sixfold_core::plugin::{LocalReply, Outcome, Phases};
+use sixfold_core::plugin::{Direction, HeadPhase, LocalReply, Outcome};
 use sixfold_core::route::{Forward, Route, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 
 /// A request on its way to a cluster: what all attempts share.
@@ -42,6 +47,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(reply) => return self.respond(*reply, true).await,
         };
         self.answer_expect();
+        self.filter_request().await?;
         if self.down.request_ended() {
             self.clock.set_route(plan.timeouts.global);
         }
@@ -111,6 +117,32 @@ impl<D: Downstream> Exchange<'_, D> {
         Ok(Plan { route, forward, member, cluster, timeouts, retry, replay, set_cookie, suppress })
     }
 
+    /// Puts the plugins that look at the request body before it; one that was read whole goes through them at
+    /// once, and so the same to every attempt.
+    async fn filter_request(&mut self) -> Result<(), Interrupt> {
+        if !self.chain.filters(Direction::Request) || self.down.upgrade().is_some() {
+            return Ok(());
+        }
+        self.request_body = FilteredBody::new(Direction::Request, &self.chain);
+        let Some(body) = self.stream.request_body.take() else { return Ok(()) };
+        let mut out = BytesMut::new();
+        if let Some(piece) = self.request_body.push(self.stream, Piece::Shared(body), true)? {
+            out.extend_from_slice(piece.as_slice());
+        }
+        loop {
+            let (stream, filtered) = (&mut *self.stream, &mut self.request_body);
+            let next = pin!(poll_fn(|cx| filtered.poll(stream, cx)));
+            match guard(self.down, self.clock, next).await?? {
+                Some(BodyEvent::Data(piece)) => out.extend_from_slice(piece.as_slice()),
+                Some(BodyEvent::End) | None => break,
+            }
+        }
+        self.stream.request_body = Some(out.freeze());
+        let announced = self.announced_length();
+        self.frame_request(announced);
+        Ok(())
+    }
+
     /// Envoy answers `Expect: 100-continue` itself unless it is told to forward it.
     pub(super) fn answer_expect(&mut self) {
         if self.down.is_http2() || self.down.upgrade().is_some() {
@@ -129,11 +161,14 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Runs `before_proxy`, which sees the endpoint that was chosen.
     async fn before_proxy(&mut self, flight: &InFlight) -> Result<Option<LocalReply>, Interrupt> {
         let chain = self.chain.clone();
-        if !chain.has(Phases::BEFORE_PROXY) {
+        if !chain.has(HeadPhase::BeforeProxy) {
             return Ok(None);
         }
         self.stream.upstream.member = Some(flight.member().clone());
-        match self.phase(&chain, Phases::BEFORE_PROXY, 0).await? {
+        let announced = self.announced_length();
+        let outcome = self.phase(&chain, HeadPhase::BeforeProxy).await?;
+        self.frame_request(announced);
+        match outcome {
             Outcome::Respond(reply) => Ok(Some(reply)),
             _ => Ok(None),
         }
@@ -182,8 +217,8 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_headers(plan);
         self.clock.set_per_try(None);
         let chain = self.chain.clone();
-        if chain.has(Phases::HEADER_FILTER)
-            && let Outcome::Respond(reply) = self.phase(&chain, Phases::HEADER_FILTER, 0).await?
+        if chain.has(HeadPhase::HeaderFilter)
+            && let Outcome::Respond(reply) = self.phase(&chain, HeadPhase::HeaderFilter).await?
         {
             self.end_attempt(flight, OutcomeKind::Response, status);
             drop(checkout);

@@ -9,6 +9,7 @@ mod downstream;
 mod edge;
 mod end;
 mod exchange;
+mod filtered;
 mod forward;
 pub(crate) mod h1_body;
 mod h1_server;

@@ -3,6 +3,7 @@
 use super::body::{BodyEvent, Piece};
 use super::downstream::Downstream;
 use super::exchange::Interrupt;
+use super::filtered::{FilteredBody, poll_filtered_request};
 use crate::deadline::Timed;
 use crate::upstream::{UpstreamError, UpstreamStream};
 use sixfold_core::stream::Stream;
@@ -62,6 +63,7 @@ impl Outgoing {
         up: &mut UpstreamStream,
         stream: &mut Stream,
         replay: &mut Replay,
+        filtered: &mut FilteredBody,
         cx: &mut Timed<'_>,
     ) -> Poll<Result<bool, SendError>> {
         if self.done || self.held {
@@ -80,7 +82,8 @@ impl Outgoing {
             up.write_data(cx, Piece::Borrowed(piece)).map_err(SendError::Upstream)?;
             return Poll::Ready(Ok(false));
         }
-        match ready!(poll_request_body(down, stream, self.max, cx)).map_err(SendError::Downstream)? {
+        let next = ready!(poll_filtered_request(filtered, down, stream, self.max, cx));
+        match next.map_err(SendError::Downstream)? {
             BodyEvent::Data(piece) => {
                 let bytes = piece.as_slice();
                 stream.bytes.upstream_sent += bytes.len() as u64;

@@ -2,14 +2,33 @@
 //! held back by the other side's watermark.
 
 use super::body::{BodyEvent, Piece};
+use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
 use super::exchange::{Exchange, Interrupt};
-use super::outgoing::poll_request_body;
-use super::respond::write_filtered;
-use crate::deadline::within;
+use super::filtered::{FilteredBody, poll_filtered_request};
+use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamStream;
-use sixfold_core::plugin::Phases;
+use bytes::Bytes;
+use sixfold_core::plugin::Direction;
+use sixfold_core::stream::Stream;
 use std::task::Poll;
+
+/// Both directions of an exchange whose response has begun.
+struct Pump<'p, D> {
+    down: &'p mut D,
+    up: &'p mut UpstreamStream,
+    stream: &'p mut Stream,
+    request: &'p mut FilteredBody,
+    response: FilteredBody,
+    /// Bytes that the client may send in all.
+    max_body: Option<u64>,
+    /// Both directions are bytes until one side closes.
+    tunnel: bool,
+    /// The request goes on.
+    sending: bool,
+    /// The response has been handed over to its end.
+    ended: bool,
+}
 
 impl<D: Downstream> Exchange<'_, D> {
     /// Writes the head, then both bodies. `end`: no response body follows; `sent_all`: none of the request is
@@ -21,119 +40,163 @@ impl<D: Downstream> Exchange<'_, D> {
         tunnel: bool,
         sent_all: bool,
     ) -> Result<(), Interrupt> {
-        let chain = self.chain.clone();
-        let filtered = chain.has(Phases::BODY_FILTER);
-        let wants_whole = if filtered && !tunnel { chain.response_buffer(self.stream) } else { None };
-        self.write_head(end && !filtered)?;
+        // What goes through a tunnel is no body.
+        let response = match tunnel {
+            true => FilteredBody::unfiltered(Direction::Response),
+            false => FilteredBody::new(Direction::Response, &self.chain),
+        };
+        if end && response.is_filtered() {
+            self.write_head(false)?;
+            self.write_body(Bytes::new()).await?;
+            return self.flush().await;
+        }
+        self.write_head(end)?;
         if tunnel {
             self.down.become_tunnel();
-        }
-        let mut whole = wants_whole.map(|limit| (Vec::new(), limit));
-        let mut sending = tunnel || !sent_all;
-        let mut receiving = !end;
-        // What goes through a tunnel is no body.
-        let max_body = self.env.hcm.max_body.filter(|_| !tunnel);
-        if end && filtered {
-            self.filter_end(&[]).await?;
         }
         if end {
             return self.flush().await;
         }
-        let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
-        within(clock, |clock, cx| {
-            loop {
-                let mut progress = false;
-                if sending && up.poll_writable(cx).is_ready() {
-                    match poll_request_body(down, stream, max_body, cx) {
-                        Poll::Ready(Ok(BodyEvent::Data(piece))) => {
-                            stream.bytes.upstream_sent += piece.as_slice().len() as u64;
-                            // A failed write is not the end of the response.
-                            let _ = up.write_data(cx, piece);
-                            progress = true;
-                        }
-                        Poll::Ready(Ok(BodyEvent::End)) if tunnel => {
-                            return Poll::Ready(Err(Gone::Closed.into()));
-                        }
-                        Poll::Ready(Ok(BodyEvent::End)) => {
-                            let _ = up.finish(&stream.request_trailers);
-                            stream.timing.request_complete = Some(clock.touch().into_std());
-                            sending = false;
-                            progress = true;
-                        }
-                        Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
-                        Poll::Pending => {}
-                    }
-                }
-                if receiving && down.poll_writable(cx)?.is_ready() {
-                    match up.poll_body(cx, &mut stream.response_trailers) {
-                        Poll::Ready(Ok(BodyEvent::Data(piece))) => {
-                            stream.bytes.upstream_received += piece.as_slice().len() as u64;
-                            progress = true;
-                            match &mut whole {
-                                Some((kept, limit)) if kept.len() + piece.as_slice().len() <= *limit => {
-                                    kept.extend_from_slice(piece.as_slice());
-                                }
-                                Some((kept, _)) => {
-                                    // Too long to be changed as a whole: it passes as it is.
-                                    let kept = std::mem::take(kept);
-                                    whole = None;
-                                    stream.bytes.response_body +=
-                                        (kept.len() + piece.as_slice().len()) as u64;
-                                    down.write_data(cx, Piece::Borrowed(&kept))?;
-                                    down.write_data(cx, piece)?;
-                                }
-                                None if wants_whole.is_some() => {
-                                    stream.bytes.response_body += piece.as_slice().len() as u64;
-                                    down.write_data(cx, piece)?;
-                                }
-                                None => write_filtered(down, stream, &chain, cx, piece, false)?,
-                            }
-                        }
-                        Poll::Ready(Ok(BodyEvent::End)) => {
-                            stream.timing.upstream_rx_end = Some(clock.touch().into_std());
-                            if filtered && (whole.is_some() || wants_whole.is_none()) {
-                                let rest = whole.take().map(|(kept, _)| kept).unwrap_or_default();
-                                write_filtered(down, stream, &chain, cx, Piece::Borrowed(&rest), true)?;
-                            }
-                            down.finish(&stream.response_trailers)?;
-                            receiving = false;
-                        }
-                        Poll::Ready(Err(error)) => {
-                            // What came before the failure is passed on before the response is cut.
-                            let _ = down.poll_flush(cx);
-                            return Poll::Ready(Err(Interrupt::Upstream(error)));
-                        }
-                        Poll::Pending => {}
-                    }
-                }
-                if !receiving {
-                    return down.poll_flush(cx).map_err(Interrupt::Gone);
-                }
-                if progress {
+        let mut pump = Pump {
+            down: &mut *self.down,
+            up,
+            stream: &mut *self.stream,
+            request: &mut self.request_body,
+            response,
+            max_body: self.env.hcm.max_body.filter(|_| !tunnel),
+            tunnel,
+            sending: tunnel || !sent_all,
+            ended: false,
+        };
+        within(self.clock, |clock, cx| pump.poll(clock, cx)).await?
+    }
+}
+
+/// What came of looking for more of the response.
+#[derive(PartialEq, Eq)]
+enum Received {
+    Nothing,
+    Some,
+    /// The end, and the trailers are in the stream.
+    End,
+}
+
+impl<D: Downstream> Pump<'_, D> {
+    fn poll(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Poll<Result<(), Interrupt>> {
+        loop {
+            let sent = self.sending && self.send(clock, cx)?;
+            match self.receive(clock, cx)? {
+                Received::End => return self.down.poll_flush(cx).map_err(Interrupt::Gone),
+                Received::Nothing if !sent => {}
+                _ => {
                     clock.touch();
                     continue;
                 }
-                let _ = up.poll_flush(cx);
-                if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
-                    return Poll::Ready(Err(gone.into()));
-                }
-                if !sending && down.poll_gone(cx).is_ready() {
-                    return Poll::Ready(Err(Gone::Closed.into()));
-                }
-                return Poll::Pending;
             }
-        })
-        .await?
+            let _ = self.up.poll_flush(cx);
+            if let Poll::Ready(Err(gone)) = self.down.poll_flush(cx) {
+                return Poll::Ready(Err(gone.into()));
+            }
+            if !self.sending && self.down.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Gone::Closed.into()));
+            }
+            return Poll::Pending;
+        }
     }
 
-    /// Runs the body filters on the end of a response that has no body.
-    async fn filter_end(&mut self, body: &[u8]) -> Result<(), Interrupt> {
-        let (down, stream, chain) = (&mut *self.down, &mut *self.stream, self.chain.clone());
-        within(self.clock, |_, cx| {
-            Poll::Ready(write_filtered(down, stream, &chain, cx, Piece::Borrowed(body), true))
-        })
-        .await??;
-        self.down.finish(&self.stream.response_trailers)?;
-        Ok(())
+    /// Passes more of the request on; tells whether there was any.
+    fn send(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<bool, Interrupt> {
+        if self.up.poll_writable(cx).is_pending() {
+            return Ok(false);
+        }
+        match poll_filtered_request(self.request, self.down, self.stream, self.max_body, cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Err(interrupt)) => return Err(interrupt),
+            Poll::Ready(Ok(BodyEvent::Data(piece))) => {
+                self.stream.bytes.upstream_sent += piece.as_slice().len() as u64;
+                // A failed write is not the end of the response.
+                let _ = self.up.write_data(cx, piece);
+            }
+            Poll::Ready(Ok(BodyEvent::End)) if self.tunnel => return Err(Gone::Closed.into()),
+            Poll::Ready(Ok(BodyEvent::End)) => {
+                let _ = self.up.finish(&self.stream.request_trailers);
+                self.stream.timing.request_complete = Some(clock.touch().into_std());
+                self.sending = false;
+            }
+        }
+        Ok(true)
     }
+
+    /// Passes more of the response on, or its end.
+    fn receive(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<Received, Interrupt> {
+        if self.ended {
+            return Ok(Received::End);
+        }
+        if self.down.poll_writable(cx)?.is_pending() {
+            return Ok(Received::Nothing);
+        }
+        if self.response.is_under_way() {
+            match self.drain(cx)? {
+                Poll::Pending => return Ok(Received::Nothing),
+                Poll::Ready(Received::Nothing) => {}
+                Poll::Ready(received) => return Ok(received),
+            }
+        }
+        match self.up.poll_body(cx, &mut self.stream.response_trailers) {
+            Poll::Pending => Ok(Received::Nothing),
+            Poll::Ready(Ok(BodyEvent::Data(piece))) => {
+                self.stream.bytes.upstream_received += piece.as_slice().len() as u64;
+                if let Some(piece) = self.response.push(self.stream, piece, false)? {
+                    write_piece(self.down, self.stream, cx, piece)?;
+                }
+                Ok(Received::Some)
+            }
+            Poll::Ready(Ok(BodyEvent::End)) => {
+                self.stream.timing.upstream_rx_end = Some(clock.touch().into_std());
+                if let Some(piece) = self.response.push(self.stream, Piece::Borrowed(&[]), true)? {
+                    write_piece(self.down, self.stream, cx, piece)?;
+                }
+                match self.drain(cx)? {
+                    Poll::Ready(received) => Ok(received),
+                    Poll::Pending => Ok(Received::Some),
+                }
+            }
+            Poll::Ready(Err(error)) => {
+                // What came before the failure is passed on before the response is cut.
+                let _ = self.down.poll_flush(cx);
+                Err(Interrupt::Upstream(error))
+            }
+        }
+    }
+
+    /// Passes on what comes out of the filters by itself.
+    fn drain(&mut self, cx: &mut Timed<'_>) -> Result<Poll<Received>, Interrupt> {
+        let mut received = Received::Nothing;
+        loop {
+            match self.response.poll(self.stream, cx)? {
+                Poll::Pending if received == Received::Nothing => return Ok(Poll::Pending),
+                Poll::Pending | Poll::Ready(None) => return Ok(Poll::Ready(received)),
+                Poll::Ready(Some(BodyEvent::Data(piece))) => {
+                    write_piece(self.down, self.stream, cx, piece)?;
+                    received = Received::Some;
+                }
+                Poll::Ready(Some(BodyEvent::End)) => {
+                    self.down.finish(&self.stream.response_trailers)?;
+                    self.ended = true;
+                    return Ok(Poll::Ready(Received::End));
+                }
+            }
+        }
+    }
+}
+
+/// Hands a piece of the response to the client's connection.
+pub(super) fn write_piece<D: Downstream>(
+    down: &mut D,
+    stream: &mut Stream,
+    cx: &mut Timed<'_>,
+    piece: Piece<'_>,
+) -> Result<(), Gone> {
+    stream.bytes.response_body += piece.as_slice().len() as u64;
+    down.write_data(cx, piece)
 }

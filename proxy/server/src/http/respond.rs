@@ -1,13 +1,15 @@
 //! The way of a response to the client: answers of our own, the head, the end; the response phases on the way.
 
 use super::Env;
-use super::body::Piece;
+use super::body::{BodyEvent, Piece};
 use super::clock::Clock;
-use super::downstream::{Downstream, Gone};
+use super::downstream::Downstream;
 use super::edge;
-use super::exchange::{Exchange, Interrupt};
+use super::exchange::{Exchange, Interrupt, guard};
+use super::filtered::FilteredBody;
 use super::h2_headers::Refused;
 use super::local_reply;
+use super::pump::write_piece;
 use crate::deadline::{Timed, within};
 use crate::h1::H1Error;
 use crate::h1::reason::reason_phrase;
@@ -15,9 +17,11 @@ use bytes::Bytes;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{HeaderFault, Known};
-use sixfold_core::plugin::{BodyChunk, Chain, LocalReply, Outcome, Phases};
+use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome};
 use sixfold_core::rewrite;
 use sixfold_core::stream::Stream;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
@@ -118,23 +122,44 @@ impl<D: Downstream> Exchange<'_, D> {
         self.close |= bad_request;
         self.write_head(body.is_empty())?;
         if !body.is_empty() {
-            let (down, stream, chain) = (&mut *self.down, &mut *self.stream, &*self.chain);
-            within(self.clock, |_, cx| {
-                Poll::Ready(write_filtered(down, stream, chain, cx, Piece::Shared(body.clone()), true))
-            })
-            .await??;
-            self.down.finish(&self.stream.response_trailers)?;
+            self.write_body(body).await?;
         }
         self.flush().await
+    }
+
+    /// Writes a body that is there as a whole through the plugins, and ends the response.
+    pub(super) async fn write_body(&mut self, body: Bytes) -> Result<(), Interrupt> {
+        let mut filtered = FilteredBody::new(Direction::Response, &self.chain);
+        let mut next = filtered.push(self.stream, Piece::Shared(body), true)?.map(BodyEvent::Data);
+        loop {
+            match next.take() {
+                Some(BodyEvent::Data(piece)) => self.write_piece(piece).await?,
+                Some(BodyEvent::End) => break,
+                None => {}
+            }
+            let (stream, filtered) = (&mut *self.stream, &mut filtered);
+            let polled = pin!(poll_fn(|cx| filtered.poll(stream, cx)));
+            next = guard(self.down, self.clock, polled).await??;
+        }
+        self.down.finish(&self.stream.response_trailers)?;
+        Ok(())
+    }
+
+    async fn write_piece(&mut self, piece: Piece<'_>) -> Result<(), Interrupt> {
+        let (down, stream, mut piece) = (&mut *self.down, &mut *self.stream, Some(piece));
+        let write = |_: &mut Clock, cx: &mut Timed<'_>| {
+            Poll::Ready(piece.take().map_or(Ok(()), |piece| write_piece(down, stream, cx, piece)))
+        };
+        Ok(within(self.clock, write).await??)
     }
 
     /// Runs `header_filter`; a plugin may put another answer in the place of a local one.
     async fn response_head(&mut self, body: Bytes) -> Result<Bytes, Interrupt> {
         let chain = self.chain.clone();
-        if !chain.has(Phases::HEADER_FILTER) {
+        if !chain.has(HeadPhase::HeaderFilter) {
             return Ok(body);
         }
-        match self.phase(&chain, Phases::HEADER_FILTER, 0).await? {
+        match self.phase(&chain, HeadPhase::HeaderFilter).await? {
             Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply, |_| {})),
             _ => Ok(body),
         }
@@ -165,23 +190,4 @@ impl<D: Downstream> Exchange<'_, D> {
         let down = &mut *self.down;
         Ok(within(self.clock, |_, cx| down.poll_flush(cx)).await??)
     }
-}
-
-/// Writes a piece of the response through the body filters.
-pub(super) fn write_filtered<D: Downstream>(
-    down: &mut D,
-    stream: &mut Stream,
-    chain: &Chain,
-    cx: &mut Timed<'_>,
-    piece: Piece<'_>,
-    last: bool,
-) -> Result<(), Gone> {
-    if !chain.has(Phases::BODY_FILTER) {
-        stream.bytes.response_body += piece.as_slice().len() as u64;
-        return down.write_data(cx, piece);
-    }
-    let mut chunk = BodyChunk { data: piece.as_slice().into(), last };
-    chain.body_filter(stream, &mut chunk);
-    stream.bytes.response_body += chunk.data.len() as u64;
-    down.write_data(cx, Piece::Borrowed(&chunk.data))
 }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
-use crate::plugin::{ChainBuilder, Plugin, Step};
+use crate::plugin::{BodyPiece, BodyStep, ChainBuilder, Plugin, Slot, Step};
 use crate::stream::fixture::stream;
 use parking_lot::Mutex;
 use std::convert::Infallible;
@@ -16,34 +16,31 @@ struct Marks {
     logged: Arc<Mutex<Vec<String>>>,
 }
 
-impl Plugin for Marks {
-    fn name(&self) -> &str {
-        "marks"
+impl Marks {
+    fn plugin(self) -> Plugin {
+        let phases = Plugin::of(self).rewrite(Marks::rewrite).access(Marks::access);
+        phases.header_filter(Marks::header_filter).response_body(Marks::body).log(Marks::log).build()
     }
-    fn phases(&self) -> Phases {
-        Phases::all()
-    }
-    fn buffers_response(&self, _: &Stream) -> Option<usize> {
-        self.whole
-    }
-    fn rewrite<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+    fn rewrite(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         stream.request.target.set(b"/new?x=1");
         stream.request.headers.set("x-rewrite", b"1");
         Step::Continue
     }
-    fn access<'a>(&'a self, _: &'a mut Stream, _: usize) -> Step<'a> {
+    fn access(&self, _: &mut Stream, _: Slot) -> Step<'_> {
         if self.deny { Step::Respond(LocalReply::new(403, "no", "")) } else { Step::Continue }
     }
-    fn header_filter<'a>(&'a self, stream: &'a mut Stream, _: usize) -> Step<'a> {
+    fn header_filter(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
         stream.response.headers.set("x-filter", b"1");
         stream.response.headers.remove("x-gone");
         Step::Continue
     }
-    fn body_filter(&self, _: &mut Stream, _: usize, chunk: &mut BodyChunk<'_>) {
-        let end = if chunk.last { "." } else { "," };
-        chunk.data = [&chunk.data, end.as_bytes()].concat().into();
+    fn body(&self, _: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        match self.whole {
+            Some(limit) if !piece.last => BodyStep::hold(limit),
+            _ => BodyStep::Replace([piece.data, if piece.last { b"." } else { b"," }].concat().into()),
+        }
     }
-    fn log(&self, stream: &mut Stream, _: usize) {
+    fn log(&self, stream: &mut Stream, _: Slot) {
         self.logged.lock().push(format!("{} {}", stream.response.status, stream.bytes.response_body));
     }
 }
@@ -97,7 +94,7 @@ fn now<F: Future>(future: F) -> F::Output {
 
 fn send(marks: Marks) -> (http::response::Parts, String) {
     let mut builder = ChainBuilder::new();
-    builder.push(Arc::new(marks));
+    builder.add("marks", marks.plugin());
     let connection = stream("/", &[]).connection;
     let layer = ChainLayer::new(Arc::new(builder.build()), connection).unwrap();
     let request = http::Request::builder().uri("http://h.test/old").body("body").unwrap();
@@ -128,27 +125,20 @@ fn answers_of_plugins_pass_the_response_phases() {
 }
 
 #[test]
-fn whole_bodies_are_filtered_once_up_to_the_bound() {
+fn a_body_that_outgrows_what_a_plugin_holds_passes_it() {
     assert_eq!(send(Marks { whole: Some(2), ..Marks::default() }).1, "ab.");
-    assert_eq!(send(Marks { whole: Some(1), ..Marks::default() }).1, "ab,.");
+    assert_eq!(send(Marks { whole: Some(1), ..Marks::default() }).1, "ab");
 }
 
 #[test]
-fn chains_that_need_the_request_body_are_refused() {
-    struct Wants;
-    impl Plugin for Wants {
-        fn name(&self) -> &str {
-            "wants"
-        }
-        fn phases(&self) -> Phases {
-            Phases::ACCESS
-        }
-        fn buffers_request(&self) -> Option<usize> {
-            Some(1)
-        }
+fn chains_that_read_the_request_body_are_refused() {
+    for plugin in [
+        Plugin::of(()).needs_request_body(1).build(),
+        Plugin::of(()).request_body(|(), _, _, _| BodyStep::Pass).build(),
+    ] {
+        let mut builder = ChainBuilder::new();
+        builder.add("wants", plugin);
+        let layer = ChainLayer::new(Arc::new(builder.build()), stream("/", &[]).connection);
+        assert_eq!(layer.err(), Some(NeedsRequestBody));
     }
-    let mut builder = ChainBuilder::new();
-    builder.push(Arc::new(Wants));
-    let layer = ChainLayer::new(Arc::new(builder.build()), stream("/", &[]).connection);
-    assert_eq!(layer.err(), Some(NeedsRequestBody));
 }

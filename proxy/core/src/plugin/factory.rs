@@ -1,0 +1,158 @@
+//! What makes plugins: one kind of factory for APISIX's, one for Envoy's filters.
+
+use super::{BuildContext, Plugin};
+use crate::error::ConfigError;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// What building a plugin comes to. The error's field is a path inside the plugin's configuration.
+pub type Built = Result<Plugin, ConfigError>;
+
+/// The name of an agreement, and what is agreed on.
+type Agreement = fn(&Value) -> Option<(String, String)>;
+
+type BuildApisix = Box<dyn Fn(&Value, &BuildContext) -> Built + Send + Sync>;
+
+/// Makes one of APISIX's plugins. Everything but how it is built is data, as APISIX's plugin modules have it.
+pub struct ApisixFactory {
+    /// The plugin's name.
+    pub name: &'static str,
+    /// APISIX's constant: larger runs first.
+    pub priority: i64,
+    /// Schema (draft-07) of the configuration, as the Admin API serves it. Validation fills in its defaults, and
+    /// that is the one place where they stand.
+    pub schema: &'static str,
+    /// Schema of what a consumer says of the plugin: the credentials of one that authenticates.
+    pub consumer_schema: Option<&'static str>,
+    /// Schema of `plugin_metadata`.
+    pub metadata_schema: Option<&'static str>,
+    /// What sort of plugin it is.
+    pub kind: Kind,
+    /// Whether it runs for a global rule and for a route.
+    pub run_policy: RunPolicy,
+    agreement: Option<Agreement>,
+    build: BuildApisix,
+}
+
+/// What sort of plugin one of APISIX is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No particular one.
+    Plain,
+    /// It authenticates (`type = "auth"`): its part of a consumer is credentials and not a plugin to run.
+    Auth,
+}
+
+/// What happens when a global rule and the route both have a plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunPolicy {
+    /// Both run.
+    Both,
+    /// The route's alone runs (`run_policy = "prefer_route"`).
+    PreferRoute,
+}
+
+impl ApisixFactory {
+    /// A plain plugin that `build` makes of its configuration, which the schema has accepted and completed.
+    pub fn new<C: DeserializeOwned + 'static>(
+        name: &'static str,
+        priority: i64,
+        schema: &'static str,
+        build: fn(C, &BuildContext) -> Built,
+    ) -> ApisixFactory {
+        let build = move |config: &Value, context: &BuildContext| {
+            build(C::deserialize(config).map_err(|error| ConfigError::new(error.to_string()))?, context)
+        };
+        ApisixFactory {
+            name,
+            priority,
+            schema,
+            consumer_schema: None,
+            metadata_schema: None,
+            kind: Kind::Plain,
+            run_policy: RunPolicy::Both,
+            agreement: None,
+            build: Box::new(build),
+        }
+    }
+
+    /// Makes it one that authenticates, by credentials of this schema.
+    #[must_use]
+    pub fn auth(mut self, consumer_schema: &'static str) -> ApisixFactory {
+        (self.kind, self.consumer_schema) = (Kind::Auth, Some(consumer_schema));
+        self
+    }
+
+    /// Lets it be configured by `plugin_metadata` of this schema too.
+    #[must_use]
+    pub fn metadata(mut self, schema: &'static str) -> ApisixFactory {
+        self.metadata_schema = Some(schema);
+        self
+    }
+
+    /// Keeps the one of a global rule from running where the route has its own.
+    #[must_use]
+    pub fn prefer_route(mut self) -> ApisixFactory {
+        self.run_policy = RunPolicy::PreferRoute;
+        self
+    }
+
+    /// Has all resources with this plugin agree on something, as limit-count's groups do on their limits.
+    #[must_use]
+    pub fn agreeing(mut self, on: fn(&Value) -> Option<(String, String)>) -> ApisixFactory {
+        self.agreement = Some(on);
+        self
+    }
+
+    /// What every resource that has this plugin must have in common with others: the name of the agreement, and
+    /// what is agreed on. A resource that differs from those of its name is refused.
+    pub fn agreement(&self, config: &Value) -> Option<(String, String)> {
+        self.agreement.and_then(|agreement| agreement(config))
+    }
+
+    /// An instance from a configuration that the schema has accepted and filled with defaults.
+    ///
+    /// # Errors
+    /// What is wrong beyond the schema.
+    pub fn build(&self, config: &Value, context: &BuildContext) -> Built {
+        (self.build)(config, context)
+    }
+}
+
+/// The bytes of a configuration and of the overrides for one route, the least specific first.
+pub struct FilterConfig<'a> {
+    /// Of the connection manager's list.
+    pub config: &'a [u8],
+    /// Of route table, virtual host, route, weighted cluster.
+    pub overrides: &'a [&'a [u8]],
+}
+
+type BuildFilter = Box<dyn Fn(&FilterConfig<'_>, &BuildContext) -> Built + Send + Sync>;
+
+/// Makes one of Envoy's HTTP filters.
+pub struct FilterFactory {
+    /// Full name of the message that configures it: `envoy.extensions.filters.http.cors.v3.Cors`.
+    pub config_type: String,
+    /// Full name of the message that overrides it for a route.
+    pub override_type: String,
+    build: BuildFilter,
+}
+
+impl FilterFactory {
+    /// A filter that `build` makes of messages of these types.
+    pub fn new(
+        config_type: String,
+        override_type: String,
+        build: impl Fn(&FilterConfig<'_>, &BuildContext) -> Built + Send + Sync + 'static,
+    ) -> FilterFactory {
+        FilterFactory { config_type, override_type, build: Box::new(build) }
+    }
+
+    /// An instance for one route.
+    ///
+    /// # Errors
+    /// A message that can't be decoded, or what is wrong with what it says.
+    pub fn build(&self, config: &FilterConfig<'_>, context: &BuildContext) -> Built {
+        (self.build)(config, context)
+    }
+}

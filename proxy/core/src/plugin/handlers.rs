@@ -1,0 +1,240 @@
+//! One plugin with its configuration: the handlers it has, by phase.
+
+use super::body::{BodyPiece, BodyStep};
+use super::owned::OwnedHeaders;
+use super::{Direction, HeadPhase, Slot, Step, TrailersStep};
+use crate::stream::Stream;
+use std::sync::Arc;
+
+/// A plugin with its configuration.
+///
+/// What it does in a phase is what was registered for it; there is no list of phases to keep beside the
+/// handlers. One that is written and not registered is dead code, which the compiler tells.
+///
+/// ```
+/// use sixfold_core::plugin::{Plugin, Slot, Step};
+/// use sixfold_core::stream::Stream;
+///
+/// struct Stamp(Vec<u8>);
+///
+/// impl Stamp {
+///     fn mark(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+///         stream.response.headers.set("x-stamp", &self.0);
+///         Step::Continue
+///     }
+/// }
+///
+/// let plugin = Plugin::of(Stamp(b"1".to_vec())).header_filter(Stamp::mark).build();
+/// ```
+#[derive(Default)]
+pub struct Plugin {
+    pub(super) handlers: Vec<Handler>,
+    pub(super) request_buffer: Option<usize>,
+    pub(super) owned: Option<Arc<OwnedHeaders>>,
+}
+
+/// A handler and its phase.
+#[derive(Clone)]
+pub(super) enum Handler {
+    Head(HeadPhase, Arc<dyn OnHead>),
+    Body(Direction, Arc<dyn OnBody>),
+    Trailers(Direction, Arc<dyn OnTrailers>),
+    Log(Arc<dyn OnLog>),
+}
+
+/// Collects the handlers of a plugin.
+pub struct PluginBuilder<T> {
+    target: Arc<T>,
+    plugin: Plugin,
+}
+
+/// A handler of `rewrite`, `access`, `before_proxy` or `header_filter`.
+pub trait HeadFn<T>: for<'a> Fn(&'a T, &'a mut Stream, Slot) -> Step<'a> + Send + Sync + 'static {}
+impl<T, F> HeadFn<T> for F where F: for<'a> Fn(&'a T, &'a mut Stream, Slot) -> Step<'a> + Send + Sync + 'static
+{}
+
+/// A handler of pieces of a body.
+pub trait BodyFn<T>: Fn(&T, &mut Stream, Slot, &BodyPiece<'_>) -> BodyStep + Send + Sync + 'static {}
+impl<T, F> BodyFn<T> for F where
+    F: Fn(&T, &mut Stream, Slot, &BodyPiece<'_>) -> BodyStep + Send + Sync + 'static
+{
+}
+
+/// A handler of trailers.
+pub trait TrailersFn<T>: Fn(&T, &mut Stream, Slot) -> TrailersStep + Send + Sync + 'static {}
+impl<T, F> TrailersFn<T> for F where F: Fn(&T, &mut Stream, Slot) -> TrailersStep + Send + Sync + 'static {}
+
+/// A handler of `log`.
+pub trait LogFn<T>: Fn(&T, &mut Stream, Slot) + Send + Sync + 'static {}
+impl<T, F> LogFn<T> for F where F: Fn(&T, &mut Stream, Slot) + Send + Sync + 'static {}
+
+impl Plugin {
+    /// Begins a plugin whose handlers are methods of `target`.
+    pub fn of<T: Send + Sync + 'static>(target: T) -> PluginBuilder<T> {
+        PluginBuilder { target: Arc::new(target), plugin: Plugin::default() }
+    }
+
+    /// Whether it has a handler at all.
+    pub fn is_idle(&self) -> bool {
+        self.handlers.is_empty()
+    }
+}
+
+impl<T: Send + Sync + 'static> PluginBuilder<T> {
+    /// Phase `rewrite`: the route is chosen. Authentication and rewrites run here.
+    #[must_use]
+    pub fn rewrite(self, handler: impl HeadFn<T>) -> Self {
+        self.head(HeadPhase::Rewrite, handler)
+    }
+
+    /// Phase `access`, after all of `rewrite`: access control. Envoy's filters run here.
+    #[must_use]
+    pub fn access(self, handler: impl HeadFn<T>) -> Self {
+        self.head(HeadPhase::Access, handler)
+    }
+
+    /// Phase `before_proxy`: the endpoint is chosen; runs before every attempt.
+    #[must_use]
+    pub fn before_proxy(self, handler: impl HeadFn<T>) -> Self {
+        self.head(HeadPhase::BeforeProxy, handler)
+    }
+
+    /// Phase `header_filter`: the head of the response is there and may be changed; an answer given here takes
+    /// its place.
+    #[must_use]
+    pub fn header_filter(self, handler: impl HeadFn<T>) -> Self {
+        self.head(HeadPhase::HeaderFilter, handler)
+    }
+
+    /// Every piece of the request body on its way to the upstream, after `access`. A plugin that changes the
+    /// length removes Content-Length from the head in an earlier phase.
+    #[must_use]
+    pub fn request_body(self, handler: impl BodyFn<T>) -> Self {
+        self.body(Direction::Request, handler)
+    }
+
+    /// APISIX's `body_filter`: every piece of the response body, after `header_filter`. A plugin that changes
+    /// the length removes Content-Length from the head in `header_filter`.
+    #[must_use]
+    pub fn response_body(self, handler: impl BodyFn<T>) -> Self {
+        self.body(Direction::Response, handler)
+    }
+
+    /// Trailers of the request, when there are any, after the end of its body.
+    #[must_use]
+    pub fn request_trailers(self, handler: impl TrailersFn<T>) -> Self {
+        self.trailers(Direction::Request, handler)
+    }
+
+    /// Trailers of the response, when there are any, after the end of its body.
+    #[must_use]
+    pub fn response_trailers(self, handler: impl TrailersFn<T>) -> Self {
+        self.trailers(Direction::Response, handler)
+    }
+
+    /// Phase `log`: the stream has ended.
+    #[must_use]
+    pub fn log(mut self, handler: impl LogFn<T>) -> Self {
+        let bound = Arc::new(Bound { target: self.target.clone(), handler });
+        self.plugin.handlers.push(Handler::Log(bound));
+        self
+    }
+
+    /// Has the whole request body read before the request phases, into
+    /// [`Stream::request_body`]; one longer than `limit` bytes is refused with 413.
+    #[must_use]
+    pub fn needs_request_body(mut self, limit: usize) -> Self {
+        self.plugin.request_buffer = Some(limit);
+        self
+    }
+
+    /// Names that only this plugin may give the request. The plugin strips them when it runs; where a
+    /// condition keeps it from running, the chain does.
+    #[must_use]
+    pub fn owns(mut self, headers: Arc<OwnedHeaders>) -> Self {
+        self.plugin.owned = Some(headers).filter(|owned| !owned.is_empty());
+        self
+    }
+
+    /// The plugin.
+    pub fn build(self) -> Plugin {
+        self.plugin
+    }
+
+    fn head(mut self, phase: HeadPhase, handler: impl HeadFn<T>) -> Self {
+        let bound = Arc::new(Bound { target: self.target.clone(), handler });
+        self.plugin.handlers.push(Handler::Head(phase, bound));
+        self
+    }
+
+    fn body(mut self, direction: Direction, handler: impl BodyFn<T>) -> Self {
+        let bound = Arc::new(Bound { target: self.target.clone(), handler });
+        self.plugin.handlers.push(Handler::Body(direction, bound));
+        self
+    }
+
+    fn trailers(mut self, direction: Direction, handler: impl TrailersFn<T>) -> Self {
+        let bound = Arc::new(Bound { target: self.target.clone(), handler });
+        self.plugin.handlers.push(Handler::Trailers(direction, bound));
+        self
+    }
+}
+
+/// Handlers as the chain calls them: one virtual call each.
+pub(super) trait OnHead: Send + Sync {
+    fn call<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a>;
+}
+
+pub(super) trait OnBody: Send + Sync {
+    fn call(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep;
+}
+
+pub(super) trait OnTrailers: Send + Sync {
+    fn call(&self, stream: &mut Stream, slot: Slot) -> TrailersStep;
+}
+
+pub(super) trait OnLog: Send + Sync {
+    fn call(&self, stream: &mut Stream, slot: Slot);
+}
+
+/// A method and what it is called on.
+struct Bound<T, F> {
+    target: Arc<T>,
+    handler: F,
+}
+
+impl<T: Send + Sync, F: HeadFn<T>> OnHead for Bound<T, F> {
+    fn call<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        (self.handler)(&self.target, stream, slot)
+    }
+}
+
+impl<T: Send + Sync, F: BodyFn<T>> OnBody for Bound<T, F> {
+    fn call(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        (self.handler)(&self.target, stream, slot, piece)
+    }
+}
+
+impl<T: Send + Sync, F: TrailersFn<T>> OnTrailers for Bound<T, F> {
+    fn call(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
+        (self.handler)(&self.target, stream, slot)
+    }
+}
+
+impl<T: Send + Sync, F: LogFn<T>> OnLog for Bound<T, F> {
+    fn call(&self, stream: &mut Stream, slot: Slot) {
+        (self.handler)(&self.target, stream, slot);
+    }
+}
+
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let phases = self.handlers.iter().map(|handler| match handler {
+            Handler::Head(phase, _) => format!("{phase:?}"),
+            Handler::Body(direction, _) => format!("{direction:?}Body"),
+            Handler::Trailers(direction, _) => format!("{direction:?}Trailers"),
+            Handler::Log(_) => "Log".to_owned(),
+        });
+        f.debug_list().entries(phases).finish()
+    }
+}

@@ -1,0 +1,138 @@
+//! The one engine that runs the phases of a chain, for the server and for [`ChainLayer`](super::ChainLayer).
+
+use super::{Chain, Consumer, HeadPhase, LocalReply, Position, Step};
+use crate::stream::Stream;
+use std::sync::Arc;
+
+/// What became of a phase.
+pub enum Outcome {
+    /// All handlers ran.
+    Done,
+    /// One of them answers.
+    Respond(LocalReply),
+    /// The route must be chosen again; the phase goes on behind this position of the new route's chain.
+    ClearRoute(Position),
+    /// The consumer is known; the phase goes on behind this position.
+    Identify(Position, Arc<Consumer>),
+}
+
+/// What became of the request phases.
+pub enum Passed {
+    /// They are over: the request goes where its route says.
+    Done,
+    /// A plugin answers.
+    Respond(LocalReply),
+    /// The caller chooses the route again, puts its chain in the place of this one, and calls again.
+    ClearRoute,
+    /// The chain is another one now, for a consumer is known who brings plugins. The caller sees to what that
+    /// chain needs ([`Chain::request_buffer`]) and calls again.
+    Identified,
+}
+
+impl Chain {
+    /// Runs one phase.
+    pub async fn run(&self, phase: HeadPhase, stream: &mut Stream) -> Outcome {
+        self.run_where(phase, stream, |_| true).await
+    }
+
+    /// Runs the handlers of one phase at positions for which `wanted` holds.
+    async fn run_where(
+        &self,
+        phase: HeadPhase,
+        stream: &mut Stream,
+        wanted: impl Fn(Position) -> bool,
+    ) -> Outcome {
+        for placed in self.head(phase).iter().filter(|placed| wanted(placed.position)) {
+            let mut step = placed.on.call(stream, placed.position.slot());
+            loop {
+                match step {
+                    Step::Continue => break,
+                    Step::Respond(reply) => return Outcome::Respond(reply),
+                    Step::ClearRoute => return Outcome::ClearRoute(placed.position),
+                    Step::Identify(consumer) => return Outcome::Identify(placed.position, consumer),
+                    Step::Wait(future) => step = future.await,
+                }
+            }
+        }
+        Outcome::Done
+    }
+}
+
+/// Where a request stands in its request phases: `rewrite`, `rewrite` of what its consumer brings, `access`.
+///
+/// The chain may change under it, when the route is chosen again or a consumer is known: it then goes on behind
+/// the same position.
+pub struct RequestPhases {
+    at: At,
+    after: Option<Position>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum At {
+    Rewrite,
+    /// The plugins that the consumer has brought were not there before (APISIX's `rewrite_in_consumer`).
+    RewriteOfConsumer,
+    Access,
+    Over,
+}
+
+impl Default for RequestPhases {
+    fn default() -> RequestPhases {
+        RequestPhases { at: At::Rewrite, after: None }
+    }
+}
+
+impl RequestPhases {
+    /// Runs what is left of them.
+    pub async fn run(&mut self, chain: &mut Arc<Chain>, stream: &mut Stream) -> Passed {
+        loop {
+            // A route chosen again brings a chain that the consumer is not in yet.
+            if self.at > At::Rewrite && lay_over(chain, stream) {
+                return Passed::Identified;
+            }
+            let (phase, next) = match self.at {
+                At::Rewrite => (HeadPhase::Rewrite, At::RewriteOfConsumer),
+                At::RewriteOfConsumer => (HeadPhase::Rewrite, At::Access),
+                At::Access => (HeadPhase::Access, At::Over),
+                At::Over => return Passed::Done,
+            };
+            match self.run_phase(phase, chain, stream).await {
+                Outcome::Done => (self.at, self.after) = (next, None),
+                Outcome::Respond(reply) => return Passed::Respond(reply),
+                Outcome::ClearRoute(position) => {
+                    self.after = Some(position);
+                    return Passed::ClearRoute;
+                }
+                Outcome::Identify(position, consumer) => {
+                    self.after = Some(position);
+                    stream.identify(consumer);
+                }
+            }
+        }
+    }
+
+    async fn run_phase(&self, phase: HeadPhase, chain: &Chain, stream: &mut Stream) -> Outcome {
+        let is_left = |position| self.after.is_none_or(|after| position > after);
+        match self.at {
+            At::RewriteOfConsumer => {
+                let brought = chain.brought().unwrap_or_default();
+                if brought.is_empty() {
+                    return Outcome::Done;
+                }
+                chain.run_where(phase, stream, |p| is_left(p) && brought.contains(&p)).await
+            }
+            _ => chain.run_where(phase, stream, is_left).await,
+        }
+    }
+}
+
+/// Lays the consumer's plugins over a chain that has none of a consumer yet; tells whether it did.
+fn lay_over(chain: &mut Arc<Chain>, stream: &Stream) -> bool {
+    let consumer = stream.consumer.as_ref().filter(|consumer| consumer.brings_plugins());
+    let (Some(consumer), None) = (consumer, chain.brought()) else { return false };
+    *chain = consumer.chain(chain);
+    true
+}
+
+#[cfg(test)]
+mod tests;

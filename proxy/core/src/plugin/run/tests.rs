@@ -1,0 +1,204 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+use super::*;
+use crate::plugin::{
+    ChainBuilder, ConsumerChains, Direction, Guard, Member, OwnedHeaders, Plugin, Scope, Slot,
+};
+use crate::stream::fixture::stream;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+/// Writes its name into `x-run` with each phase, and how often it has run, which is its state.
+struct Note(&'static str);
+
+impl Note {
+    fn plugin(name: &'static str) -> Plugin {
+        let note = Plugin::of(Note(name)).rewrite(Note::rewrite).access(Note::access);
+        note.header_filter(Note::header_filter).log(Note::log).build()
+    }
+    fn note(&self, phase: &str, stream: &mut Stream, slot: Slot) {
+        let times = stream.state::<u32>(slot).map_or(1, |times| *times + 1);
+        stream.set_state(slot, times);
+        stream.request.headers.append("x-run", format!("{}.{phase}{times}", self.0).as_bytes());
+    }
+    fn rewrite(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        self.note("r", stream, slot);
+        Step::Continue
+    }
+    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        self.note("a", stream, slot);
+        Step::Continue
+    }
+    fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        self.note("h", stream, slot);
+        Step::Continue
+    }
+    fn log(&self, stream: &mut Stream, slot: Slot) {
+        self.note("l", stream, slot);
+    }
+}
+
+fn member(index: u16, scope: Scope, priority: i64, name: &'static str, plugin: Plugin) -> Member {
+    let position = Position::of_priority(index, scope, priority);
+    Member { name: name.into(), position, plugin: Arc::new(plugin) }
+}
+
+fn note(index: u16, scope: Scope, priority: i64, name: &'static str) -> Member {
+    member(index, scope, priority, name, Note::plugin(name))
+}
+
+fn chain(members: impl IntoIterator<Item = Member>) -> Arc<Chain> {
+    let mut builder = ChainBuilder::new();
+    members.into_iter().for_each(|member| builder.push(member));
+    Arc::new(builder.build())
+}
+
+/// Names the consumer it was made with, after it has waited.
+struct Auth(Arc<Consumer>);
+
+impl Auth {
+    fn identify(&self, _: &mut Stream, _: Slot) -> Step<'_> {
+        let consumer = self.0.clone();
+        Step::Wait(Box::pin(async move { Step::Identify(consumer) }))
+    }
+}
+
+fn now<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
+/// Runs all phases; what was noted.
+fn run(chain: &mut Arc<Chain>, stream: &mut Stream) -> Vec<String> {
+    let mut phases = RequestPhases::default();
+    let mut identified = 0;
+    loop {
+        match now(phases.run(chain, stream)) {
+            Passed::Done => break,
+            Passed::Identified => identified += 1,
+            _ => panic!("an answer"),
+        }
+    }
+    assert!(identified <= 1);
+    assert!(matches!(now(chain.run(HeadPhase::HeaderFilter, stream)), Outcome::Done));
+    chain.log(stream);
+    let noted = stream.request.headers.get_all("x-run");
+    noted.map(|value| String::from_utf8(value.to_vec()).unwrap()).collect()
+}
+
+/// A consumer that has `limit` (7) itself, which the route has too, and brings `extra` (8).
+fn consumer(chains: &Arc<ConsumerChains>) -> Arc<Consumer> {
+    let plugins = vec![note(7, Scope::Route, 50, "own-limit"), note(8, Scope::Route, 3000, "extra")];
+    Arc::new(Consumer::new("jack".into(), Some("g".into()), plugins, chains.clone()))
+}
+
+/// State used to be found by the place in the chain, and a phase to go on at a number: in a merged chain plugins
+/// lost their state, and ran twice or not at all.
+#[test]
+fn a_chain_that_a_consumer_changes_keeps_state_and_repeats_nothing() {
+    let chains = Arc::new(ConsumerChains::default());
+    let auth = |consumer: Arc<Consumer>| Plugin::of(Auth(consumer)).rewrite(Auth::identify).build();
+    let jack = consumer(&chains);
+    let of_route = chain([
+        note(7, Scope::Global, 50, "global-limit"),
+        note(6, Scope::Route, 9000, "first"),
+        member(5, Scope::Route, 2500, "auth", auth(jack)),
+        note(7, Scope::Route, 50, "limit"),
+    ]);
+    let (mut first, mut again) = (of_route.clone(), of_route.clone());
+    let mut s = stream("/", &[]);
+    let expected = [
+        // All of the route's rewrite, its own limit among it; then that of what is new.
+        "global-limit.r1",
+        "first.r1",
+        "limit.r1",
+        "extra.r1",
+        // From here on the consumer's limit runs in the place of the route's, with its state.
+        "global-limit.a2",
+        "first.a2",
+        "extra.a2",
+        "own-limit.a2",
+        "global-limit.h3",
+        "first.h3",
+        "extra.h3",
+        "own-limit.h3",
+        "global-limit.l4",
+        "first.l4",
+        "extra.l4",
+        "own-limit.l4",
+    ];
+    assert_eq!(run(&mut first, &mut s), expected);
+    assert_eq!((s.var("consumer_name"), s.var("consumer_group_id")), (Some(&b"jack"[..]), Some(&b"g"[..])));
+    // The chain is made once, and kept no longer than its route.
+    run(&mut again, &mut stream("/", &[]));
+    assert!(Arc::ptr_eq(&first, &again));
+    assert_eq!(chains.len(), 1);
+    drop((first, again, of_route));
+    chains.sweep();
+    assert!(chains.is_empty());
+}
+
+#[test]
+fn who_is_found_in_access_goes_on_behind_the_plugin_that_found_him() {
+    let jack = consumer(&Arc::default());
+    let auth = Plugin::of(Auth(jack)).access(Auth::identify).build();
+    let mut of_route = chain([
+        note(6, Scope::Route, 9000, "first"),
+        member(5, Scope::Route, 2500, "auth", auth),
+        note(7, Scope::Route, 50, "limit"),
+    ]);
+    let noted = run(&mut of_route, &mut stream("/", &[]));
+    assert_eq!(noted[..4], ["first.r1", "limit.r1", "first.a2", "own-limit.a2"]);
+}
+
+#[test]
+fn a_consumer_without_plugins_changes_no_chain() {
+    let jack = Arc::new(Consumer::new("jack".into(), None, Vec::new(), Arc::default()));
+    let auth = Plugin::of(Auth(jack)).rewrite(Auth::identify).build();
+    let of_route = chain([member(5, Scope::Route, 2500, "auth", auth), note(7, Scope::Route, 50, "limit")]);
+    let mut running = of_route.clone();
+    assert_eq!(run(&mut running, &mut stream("/", &[])).len(), 4);
+    assert!(Arc::ptr_eq(&running, &of_route));
+}
+
+#[test]
+fn chains_of_consumers_are_bounded() {
+    let chains = Arc::new(ConsumerChains::default());
+    let of_route = chain([note(7, Scope::Route, 50, "limit")]);
+    let consumers: Vec<_> = (0..2 * ConsumerChains::KEPT + 50).map(|_| consumer(&chains)).collect();
+    let asked_again = consumers[0].chain(&of_route);
+    for consumer in &consumers {
+        consumer.chain(&of_route);
+        assert!(Arc::ptr_eq(&asked_again, &consumers[0].chain(&of_route)), "what is asked for stays");
+    }
+    assert!(chains.len() <= 2 * ConsumerChains::KEPT);
+}
+
+#[test]
+fn response_phases_of_envoy_run_in_reverse() {
+    let mut builder = ChainBuilder::new().reverse_response();
+    builder.add("a", Note::plugin("a"));
+    builder.add("b", Note::plugin("b"));
+    let mut chain = Arc::new(builder.build());
+    let noted = run(&mut chain, &mut stream("/", &[]));
+    assert_eq!(noted, ["a.r1", "b.r1", "a.a2", "b.a2", "b.h3", "a.h3", "b.l4", "a.l4"]);
+    assert!(!chain.filters(Direction::Request) && !chain.filters(Direction::Response));
+}
+
+/// Where a condition kept a plugin from running, the client's own `X-User` went on to the upstream.
+#[test]
+fn a_plugin_that_does_not_run_still_lets_nobody_say_what_it_would() {
+    let owned = Arc::new(OwnedHeaders::new(vec![crate::headers::HeaderName::new("x-user").unwrap()]));
+    let when = crate::expr::Expr::new(&serde_json::json!([["arg_a", "==", "1"]])).unwrap();
+    let guard = Guard { when: Some(Arc::new(when)), refusal: None };
+    let plugin =
+        Plugin::of(Note("n")).access(Note::access).log(Note::log).owns(owned).build().guarded(&guard);
+    let mut chain = chain([member(1, Scope::Route, 1, "n", plugin)]);
+    let mut s = stream("/?a=2", &[("X_User", "eve"), ("x-user", "eve"), ("x-other", "1")]);
+    assert_eq!(run(&mut chain, &mut s), [""; 0]);
+    assert_eq!(format!("{:?}", s.request.headers), "{\"x-other\": \"1\"}");
+    let mut s = stream("/?a=1", &[]);
+    assert_eq!(run(&mut chain, &mut s), ["n.a1", "n.l2"]);
+}

@@ -1,0 +1,105 @@
+//! Which plugin is whose: the slot that its state is found by, and its position in the order.
+
+use std::any::Any;
+
+/// Identity of a plugin in every chain that one request may meet, and so the key of its state in
+/// [`Stream`](crate::stream::Stream).
+///
+/// It does not depend on what else is in the chain: for a plugin of APISIX it is its factory's index in the
+/// registry and the [`Scope`], for a filter of Envoy its index in the connection manager's list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(u32);
+
+/// Whose plugins a plugin belongs to. The same plugin of a global rule and of a route are two, each with its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// The gateway's own, in front of all others.
+    Gateway,
+    /// Of a global rule.
+    Global,
+    /// Of a route, what it takes from its service, its plugin config and the consumer among it.
+    Route,
+}
+
+impl Slot {
+    /// The slot of the `index`-th factory or filter.
+    pub const fn new(index: u16, scope: Scope) -> Slot {
+        Slot(((index as u32) << 2) | scope as u32)
+    }
+}
+
+/// Where a plugin stands in the order of its chain. Positions can be compared over all chains that one request
+/// may meet, so a phase goes on behind the same plugin when the chain changes under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    scope: Scope,
+    rank: i64,
+    slot: Slot,
+}
+
+impl Position {
+    /// Of a filter of Envoy: the order of the configuration.
+    pub fn of_filter(index: u16) -> Position {
+        Position { scope: Scope::Route, rank: i64::from(index), slot: Slot::new(index, Scope::Route) }
+    }
+
+    /// Of a plugin of APISIX: scopes one after the other, in each the largest priority first, equal ones in the
+    /// order of the registry.
+    pub fn of_priority(index: u16, scope: Scope, priority: i64) -> Position {
+        Position { scope, rank: !priority, slot: Slot::new(index, scope) }
+    }
+
+    /// The plugin's slot.
+    #[inline]
+    pub fn slot(self) -> Slot {
+        self.slot
+    }
+}
+
+/// What plugins keep of one request. There are few at a time, so a list is searched faster than a table.
+#[derive(Default)]
+pub struct PluginStates {
+    states: Vec<(Slot, Box<dyn Any + Send>)>,
+    /// Whether a plugin with a condition runs for this request.
+    decisions: Vec<(Slot, bool)>,
+}
+
+impl PluginStates {
+    /// Forgets everything and keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.states.clear();
+        self.decisions.clear();
+    }
+
+    pub(crate) fn get<T: 'static>(&mut self, slot: Slot) -> Option<&mut T> {
+        self.states.iter_mut().find(|(s, _)| *s == slot)?.1.downcast_mut()
+    }
+
+    pub(crate) fn set<T: Any + Send>(&mut self, slot: Slot, state: T) {
+        let state: Box<dyn Any + Send> = Box::new(state);
+        match self.states.iter_mut().find(|(s, _)| *s == slot) {
+            Some(kept) => kept.1 = state,
+            None => self.states.push((slot, state)),
+        }
+    }
+
+    pub(crate) fn take<T: 'static>(&mut self, slot: Slot) -> Option<Box<T>> {
+        let at = self.states.iter().position(|(s, state)| *s == slot && state.is::<T>())?;
+        self.states.swap_remove(at).1.downcast().ok()
+    }
+
+    pub(crate) fn decision(&self, slot: Slot) -> Option<bool> {
+        self.decisions.iter().find(|(s, _)| *s == slot).map(|(_, runs)| *runs)
+    }
+
+    pub(crate) fn decide(&mut self, slot: Slot, runs: bool) {
+        self.decisions.push((slot, runs));
+    }
+}
+
+impl std::fmt::Debug for PluginStates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let states = self.states.iter().map(|(slot, _)| slot);
+        f.debug_list().entries(states).entries(&self.decisions).finish()
+    }
+}

@@ -1,0 +1,159 @@
+//! Bodies on their way through the plugins of the chain, between the codecs of both sides.
+
+use super::body::{BodyEvent, Piece};
+use super::downstream::Downstream;
+use super::exchange::Interrupt;
+use super::outgoing::poll_request_body;
+use crate::deadline::Timed;
+use bytes::Bytes;
+use sixfold_core::plugin::{BodyFilters, Chain, Direction, Filtered, LocalReply};
+use sixfold_core::stream::Stream;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+/// The body of one message, with the plugins that look at it. Without any it costs nothing.
+pub(super) struct FilteredBody {
+    /// `None` where no plugin looks at the body, which is nearly everywhere: it takes no more than a pointer.
+    plugins: Option<Box<Plugins>>,
+    direction: Direction,
+    stage: Stage,
+}
+
+struct Plugins {
+    chain: Arc<Chain>,
+    filters: BodyFilters,
+}
+
+/// How far the body is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing has come.
+    Before,
+    Body,
+    /// The end has come and is in the filters.
+    End,
+    /// The end has passed them.
+    Trailers,
+    Over,
+}
+
+impl FilteredBody {
+    /// Before the first piece.
+    pub(super) fn new(direction: Direction, chain: &Arc<Chain>) -> FilteredBody {
+        let plugins = chain
+            .filters(direction)
+            .then(|| Box::new(Plugins { chain: chain.clone(), filters: BodyFilters::new(direction) }));
+        FilteredBody { plugins, ..FilteredBody::unfiltered(direction) }
+    }
+
+    /// What no plugin looks at, such as the bytes of a tunnel.
+    pub(super) fn unfiltered(direction: Direction) -> FilteredBody {
+        FilteredBody { plugins: None, direction, stage: Stage::Before }
+    }
+
+    /// Whether a plugin looks at the body.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.plugins.is_some()
+    }
+
+    /// Whether something of the body may be in the filters still.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.plugins.is_some() && !matches!(self.stage, Stage::Before | Stage::Over)
+    }
+
+    /// Takes the next piece, or with `last` the end; answers what goes on at once.
+    pub(super) fn push<'p>(
+        &mut self,
+        stream: &mut Stream,
+        piece: Piece<'p>,
+        last: bool,
+    ) -> Result<Option<Piece<'p>>, Interrupt> {
+        self.stage = if last { Stage::End } else { Stage::Body };
+        let filtered = match self.plugins.as_deref_mut() {
+            Some(Plugins { chain, filters }) => filters.push(chain, stream, piece.as_slice(), last),
+            None => Filtered::Same,
+        };
+        match filtered {
+            Filtered::Same => {
+                self.passed();
+                Ok(Some(piece).filter(|piece| !piece.as_slice().is_empty()))
+            }
+            other => Ok(self.settle(other)?.map(Piece::Shared)),
+        }
+    }
+
+    /// What comes out of the filters without another piece. Ready with `None` when they want the next one.
+    pub(super) fn poll(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<BodyEvent<'static>>, Interrupt>> {
+        while let Some(Plugins { chain, filters }) = self.plugins.as_deref_mut() {
+            if !filters.is_waiting() {
+                break;
+            }
+            let filtered = ready!(filters.poll(chain, stream, cx));
+            if let Some(data) = self.settle(filtered)? {
+                return Poll::Ready(Ok(Some(BodyEvent::Data(Piece::Shared(data)))));
+            }
+        }
+        if self.stage == Stage::Trailers {
+            if let Some(Plugins { chain, filters }) = self.plugins.as_deref_mut() {
+                ready!(filters.poll_trailers(chain, stream, cx));
+            }
+            self.stage = Stage::Over;
+        }
+        Poll::Ready(Ok((self.stage == Stage::Over).then_some(BodyEvent::End)))
+    }
+
+    fn settle(&mut self, filtered: Filtered) -> Result<Option<Bytes>, Interrupt> {
+        match filtered {
+            Filtered::Waiting => Ok(None),
+            Filtered::Same => {
+                self.passed();
+                Ok(None)
+            }
+            Filtered::Data(data) => {
+                self.passed();
+                Ok(Some(data).filter(|data| !data.is_empty()))
+            }
+            Filtered::Respond(reply) => Err(Interrupt::Refused(reply)),
+            Filtered::TooLong if self.direction == Direction::Request => Err(Interrupt::TooLarge),
+            Filtered::TooLong => {
+                let reply = LocalReply::new(500, "", "response_payload_too_large");
+                Err(Interrupt::Refused(Box::new(reply)))
+            }
+        }
+    }
+
+    fn passed(&mut self) {
+        if self.stage == Stage::End {
+            self.stage = Stage::Trailers;
+        }
+    }
+}
+
+/// The next piece of the request body behind the plugins. Bytes of the client beyond `max` end the request.
+pub(super) fn poll_filtered_request<'d, D: Downstream>(
+    filtered: &mut FilteredBody,
+    down: &'d mut D,
+    stream: &mut Stream,
+    max: Option<u64>,
+    cx: &mut Timed<'_>,
+) -> Poll<Result<BodyEvent<'d>, Interrupt>> {
+    if !filtered.is_filtered() {
+        return poll_request_body(down, stream, max, cx);
+    }
+    loop {
+        if let Some(event) = ready!(filtered.poll(stream, cx))? {
+            return Poll::Ready(Ok(event));
+        }
+        let (piece, last) = match ready!(poll_request_body(down, stream, max, cx))? {
+            BodyEvent::Data(piece) => (piece.into_bytes(), false),
+            BodyEvent::End => (Bytes::new(), true),
+        };
+        if let Some(piece) = filtered.push(stream, Piece::Shared(piece), last)? {
+            return Poll::Ready(Ok(BodyEvent::Data(piece)));
+        }
+    }
+}
