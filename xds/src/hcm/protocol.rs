@@ -202,12 +202,10 @@ pub(crate) fn http2(value: &Http2ProtocolOptions) -> Result<Http2Options> {
             WINDOW,
             "initial_stream_window_size",
         )?,
-        connection_window: u32_in(
-            initial_connection_window_size,
-            default.connection_window,
-            WINDOW,
-            "initial_connection_window_size",
-        )?,
+        connection_window: match initial_connection_window_size {
+            None => default.connection_window,
+            given => Some(u32_in(given, 0, WINDOW, "initial_connection_window_size")?),
+        },
         max_control_frames: u32_in(
             max_outbound_control_frames,
             default.max_control_frames,

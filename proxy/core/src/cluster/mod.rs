@@ -268,10 +268,11 @@ pub enum HeaderCase {
 pub struct Http2Options {
     /// Streams at once; 1024 upstream and downstream by default here (Envoy 1.40).
     pub max_concurrent_streams: u32,
-    /// Initial window of a stream, bytes.
+    /// Initial window of a stream, bytes; 256 KiB by default.
     pub stream_window: u32,
-    /// Initial window of a connection, bytes.
-    pub connection_window: u32,
+    /// Initial window of a connection, bytes. `None`: a client's connection gets 4 MiB; an upstream's is never what
+    /// holds a stream back, so that slow readers starve nobody.
+    pub connection_window: Option<u32>,
     /// Largest header list, bytes.
     pub max_header_list: u32,
     /// Resets (both ways) of streams without a response before the connection is closed.
@@ -289,12 +290,28 @@ pub struct Http2Options {
     pub keepalive_timeout: Duration,
 }
 
+impl Http2Options {
+    /// Largest window that the protocol knows (RFC 9113 section 6.9.1).
+    const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+    /// Window of a client's connection, bytes.
+    pub fn downstream_window(&self) -> u32 {
+        self.connection_window.unwrap_or(4 << 20)
+    }
+
+    /// Window of an upstream's connection, bytes: room for the windows of all its streams.
+    pub fn upstream_window(&self) -> u32 {
+        let all = self.stream_window.saturating_mul(self.max_concurrent_streams).min(Self::MAX_WINDOW);
+        self.connection_window.unwrap_or(all)
+    }
+}
+
 impl Default for Http2Options {
     fn default() -> Http2Options {
         Http2Options {
             max_concurrent_streams: 1024,
-            stream_window: 1 << 20,
-            connection_window: 4 << 20,
+            stream_window: 256 << 10,
+            connection_window: None,
             max_header_list: 60 << 10,
             max_resets: 200,
             max_control_frames: 10_000,

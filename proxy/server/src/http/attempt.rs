@@ -8,12 +8,12 @@ use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
 use crate::deadline::within;
 use crate::upstream::{Checkout, HeadEvent, UpstreamError, Wanted};
-use sixfold_core::cluster::{InFlight, OutcomeKind};
+use sixfold_core::cluster::{InFlight, OutcomeKind, UpstreamProtocol};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Scheme;
 use sixfold_core::rewrite;
-use sixfold_core::stream::Tried;
+use sixfold_core::stream::{Stream, Tried};
 use std::task::Poll;
 
 /// How an attempt ended.
@@ -24,6 +24,40 @@ pub(super) enum Attempt {
     Failed(UpstreamError, bool),
     /// Not in the time of one attempt.
     TimedOut(Expired),
+}
+
+/// Connections that one attempt may lose before they have seen its request.
+const MAX_UNSENT: u32 = 3;
+
+/// Whether the request goes out again within one attempt: it was the connection that failed it, not the endpoint.
+#[derive(Default)]
+struct Resend {
+    unsent: u32,
+    /// The next connection is to be a new one.
+    on_new: bool,
+}
+
+impl Resend {
+    fn wanted(&mut self, error: &UpstreamError, pooled: bool, plan: &Plan<'_>, stream: &Stream) -> bool {
+        if !plan.replay.is_whole(stream) {
+            return false;
+        }
+        match error {
+            // RFC 9113 section 8.7: whatever the request is, the upstream has not seen it.
+            UpstreamError::Unsent => {
+                self.unsent += 1;
+                self.unsent <= MAX_UNSENT
+            }
+            // nginx's `u->peer.cached`: an idle connection that ends says nothing of the endpoint.
+            UpstreamError::Closed => {
+                let again =
+                    pooled && !self.on_new && plan.retry.as_ref().is_some_and(|r| r.replaces_pooled());
+                self.on_new |= again;
+                again
+            }
+            _ => false,
+        }
+    }
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -40,36 +74,66 @@ impl<D: Downstream> Exchange<'_, D> {
         let authority = tls
             .filter(|tls| tls.depends_on_authority())
             .map(|_| String::from_utf8_lossy(&self.stream.request.authority).into_owned());
-        let wanted = Wanted {
-            cluster: &plan.cluster,
-            host: flight.host(),
-            authority: authority.as_deref(),
-            downstream_http2: self.down.is_http2(),
-            timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
-            high: plan.forward.high_priority,
-            profile: self.env.hcm.profile,
-            now: self.clock.now(),
-        };
+        let mut resend = Resend::default();
+        loop {
+            let wanted = Wanted {
+                cluster: &plan.cluster,
+                host: flight.host(),
+                authority: authority.as_deref(),
+                downstream_http2: self.down.is_http2(),
+                timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
+                high: plan.forward.high_priority,
+                profile: self.env.hcm.profile,
+                now: self.clock.now(),
+            };
+            let checkout = match self.connection(&wanted, resend.on_new).await? {
+                Ok(checkout) => checkout,
+                Err(attempt) => return Ok(attempt),
+            };
+            let pooled = checkout.connect_ms.is_none();
+            match self.send(plan, checkout).await? {
+                Attempt::Failed(error, sent) => {
+                    if !resend.wanted(&error, pooled, plan, self.stream) {
+                        return Ok(Attempt::Failed(error, sent));
+                    }
+                    if resend.on_new {
+                        self.replaced(flight);
+                    }
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// A connection from the pool or a new one, within the time of the attempt.
+    async fn connection(
+        &mut self,
+        wanted: &Wanted<'_>,
+        new: bool,
+    ) -> Result<Result<Checkout, Attempt>, Interrupt> {
         let pools = &self.env.worker.pools;
-        let taken = match pools.take_ready(&wanted) {
-            Ok(Some(checkout)) => Ok(checkout),
-            // Boxed: opening a connection is rare, and its future larger than all the rest of a request's.
-            Ok(None) => match self.guarded(Box::pin(pools.take(&wanted)).as_mut()).await {
-                Ok(taken) => taken,
-                Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle))) => {
-                    return Ok(Attempt::TimedOut(which));
-                }
-                Err(other) => {
-                    plan.cluster.stats.upstream_rq_cancelled().inc();
-                    return Err(other);
-                }
-            },
-            Err(error) => Err(error),
-        };
-        let mut checkout = match taken {
-            Ok(checkout) => checkout,
-            Err(error) => return Ok(Attempt::Failed(error, false)),
-        };
+        if !new {
+            match pools.take_ready(wanted) {
+                Ok(Some(checkout)) => return Ok(Ok(checkout)),
+                Ok(None) => {}
+                Err(error) => return Ok(Err(Attempt::Failed(error, false))),
+            }
+        }
+        // Boxed: opening a connection is rare, and its future larger than all the rest of a request's.
+        match self.guarded(Box::pin(pools.take_new(wanted)).as_mut()).await {
+            Ok(taken) => Ok(taken.map_err(|error| Attempt::Failed(error, false))),
+            Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle))) => {
+                Ok(Err(Attempt::TimedOut(which)))
+            }
+            Err(other) => {
+                wanted.cluster.stats.upstream_rq_cancelled().inc();
+                Err(other)
+            }
+        }
+    }
+
+    /// Sends the request on a connection, up to the head of its response.
+    async fn send(&mut self, plan: &mut Plan<'_>, mut checkout: Checkout) -> Result<Attempt, Interrupt> {
         self.connected(&checkout);
         let upgrade = self.down.upgrade().is_some();
         // An upgrade has no body of its own; its bytes follow once the upstream has agreed.
@@ -90,6 +154,16 @@ impl<D: Downstream> Exchange<'_, D> {
             self.clock.set_per_try(plan.timeouts.per_try);
         }
         self.exchange_heads(plan, checkout, end, upgrade).await
+    }
+
+    /// Notes that a pooled connection was dead, as nginx does: it counts among the upstreams, not among the retries.
+    fn replaced(&mut self, flight: &InFlight) {
+        let now = self.clock.touch().into_std();
+        let upstream = &mut self.stream.upstream;
+        if let Some(tried) = upstream.tried.last_mut() {
+            tried.end(now, 502);
+        }
+        upstream.tried.push(Tried::new(flight.member().clone(), now));
     }
 
     /// Counts the attempt and writes what each attempt tells its upstream.
@@ -116,6 +190,10 @@ impl<D: Downstream> Exchange<'_, D> {
             progress,
         );
         if self.env.hcm.profile == Profile::Apisix {
+            // What speaks HTTP/2 there is gRPC, and its servers reset calls without it.
+            if config.protocol == UpstreamProtocol::Http2 {
+                stream.request.headers.set(Known::TE, b"trailers");
+            }
             rewrite::apisix_host(plan.forward, host, config.scheme, stream);
             return;
         }
@@ -255,8 +333,13 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) fn end_attempt(&mut self, flight: InFlight, kind: OutcomeKind, status: u16) {
         self.clock.end_attempt();
         let now = self.clock.now().into_std();
+        // nginx writes 502 for what is not a timeout; what the balancers are told is Envoy's.
+        let shown = match (self.env.hcm.profile, status) {
+            (Profile::Apisix, 503) if kind.is_failure() => 502,
+            _ => status,
+        };
         if let Some(tried) = self.stream.upstream.tried.last_mut() {
-            tried.end(now, status);
+            tried.end(now, shown);
         }
         flight.end(kind, status, now);
     }

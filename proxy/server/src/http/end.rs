@@ -5,6 +5,7 @@ use super::downstream::{Downstream, Gone};
 use super::exchange::{Exchange, Interrupt};
 use super::local_reply;
 use sixfold_core::flags::Flag;
+use sixfold_core::hcm::Profile;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::stream::Stream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,7 +45,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 if self.down.is_http2() {
                     self.env.hcm.stats.downstream_rq_rx_reset().inc();
                 }
-                self.client_lost("downstream_remote_disconnect");
+                // nginx's status for a client that left.
+                let status = if self.env.hcm.profile == Profile::Apisix { 499 } else { 0 };
+                self.client_lost("downstream_remote_disconnect", status);
                 self.down.reset();
             }
             Interrupt::Gone(Gone::Malformed) => {
@@ -118,11 +121,11 @@ impl<D: Downstream> Exchange<'_, D> {
 
 impl<D> Exchange<'_, D> {
     /// Nobody is left to answer. What an earlier attempt answered was no response to the client.
-    fn client_lost(&mut self, details: &'static str) {
+    fn client_lost(&mut self, details: &'static str, status: u16) {
         self.stream.flags.insert(Flag::DC);
         self.stream.details = details.into();
         if !self.head_sent {
-            self.stream.response.status = 0;
+            self.stream.response.status = status;
         }
     }
 
@@ -160,7 +163,7 @@ impl<D> Drop for Exchange<'_, D> {
             return self.log();
         }
         self.clock.touch();
-        self.client_lost("downstream_local_disconnect");
+        self.client_lost("downstream_local_disconnect", 0);
         // It may be a panic that drops it: a second one, in a plugin's log, would end the process.
         let _ = catch_unwind(AssertUnwindSafe(|| self.log()));
     }

@@ -104,10 +104,10 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>)
 fn builder(env: &Env) -> h2::server::Builder {
     let options = &env.hcm.http2;
     let mut builder = h2::server::Builder::new();
-    let small_frames = (options.connection_window as usize).saturating_mul(SMALL_FRAMES);
+    let small_frames = (options.downstream_window() as usize).saturating_mul(SMALL_FRAMES);
     builder
         .initial_window_size(options.stream_window)
-        .initial_connection_window_size(options.connection_window)
+        .initial_connection_window_size(options.downstream_window())
         .data_frame_budget(small_frames.min(MAX_SMALL_FRAMES))
         .max_concurrent_streams(options.max_concurrent_streams)
         .max_header_list_size(options.max_header_list)

@@ -16,6 +16,7 @@ mod h1_server;
 pub(crate) mod h2_guard;
 pub(crate) mod h2_headers;
 mod h2_life;
+pub(crate) mod h2_recv;
 pub(crate) mod h2_send;
 mod h2_server;
 mod h2_streams;

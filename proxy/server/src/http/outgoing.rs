@@ -103,6 +103,12 @@ impl Outgoing {
 }
 
 impl Replay {
+    /// Whether all that was read of the body is still there to be sent again.
+    pub(super) fn is_whole(&self, stream: &Stream) -> bool {
+        let read = stream.bytes.request_body > 0;
+        !read || stream.request_body.is_some() || (self.wanted && !self.overflowed)
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         if !self.wanted || self.overflowed {
             return;

@@ -93,6 +93,7 @@ impl<D: Downstream> Pump<'_, D> {
                     continue;
                 }
             }
+            self.up.poll_ahead(cx);
             let _ = self.up.poll_flush(cx);
             if let Poll::Ready(Err(gone)) = self.down.poll_flush(cx) {
                 return Poll::Ready(Err(gone.into()));

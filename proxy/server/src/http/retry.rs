@@ -86,6 +86,14 @@ impl RetryState {
         &self.policy
     }
 
+    /// Whether a pooled connection that has died without a word is replaced, as nginx does: for the methods that it
+    /// sends to the next upstream, within the time for retries, and without counting one.
+    pub(crate) fn replaces_pooled(&self) -> bool {
+        self.on.contains(RetryOn::NGINX_ERROR_TIMEOUT)
+            && self.idempotent
+            && self.until.is_none_or(|until| Instant::now() < until)
+    }
+
     /// Decides what follows an attempt. `sent` says that some of the request has gone out.
     pub(crate) fn decide(
         &mut self,

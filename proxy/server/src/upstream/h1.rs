@@ -114,6 +114,9 @@ impl H1Upstream {
     }
 
     pub(super) fn finish(&mut self, trailers: &Headers) -> Result<(), UpstreamError> {
+        if self.broken.is_some() {
+            return Ok(());
+        }
         self.request_sent = true;
         let trailers = (!trailers.is_empty()).then_some(trailers);
         if self.encoder.closes() {
@@ -131,7 +134,11 @@ impl H1Upstream {
     }
 
     pub(super) fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
-        if self.broken.is_some() || self.out.len() < self.watermark {
+        // Nothing can be written any more: what is left of the request stays where it is, and the response is read.
+        if self.broken.is_some() {
+            return Poll::Pending;
+        }
+        if self.out.len() < self.watermark {
             return Poll::Ready(Ok(()));
         }
         match self.poll_flush(cx) {

@@ -5,20 +5,22 @@ use crate::deadline::Timed;
 use crate::http::body::{BodyEvent, Piece};
 use crate::http::h2_guard::{Guarded, Patience};
 use crate::http::h2_headers::{self, HeadError};
+use crate::http::h2_recv::H2Recv;
 use crate::http::h2_send::H2Send;
 use crate::io::Io;
 use bytes::Bytes;
+use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream};
 use sixfold_core::cluster::{ClusterConfig, Permit};
 use sixfold_core::headers::{HeaderRules, Headers};
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// A connection that many requests share. A task of its own reads and writes it until the last is done.
@@ -36,21 +38,27 @@ pub(super) struct H2State {
     streams: AtomicU32,
     pub(super) opened: Instant,
     pub(super) requests: AtomicU32,
+    /// Told when a stream or the connection ends: somebody may wait for its room.
+    room: Arc<Notify>,
 }
 
 impl H2Connection {
-    /// Speaks the preface and starts the connection's task.
+    /// Speaks the preface, waits for the upstream's and starts the connection's task. An upstream that allows no
+    /// stream is waited for: the caller bounds that.
     pub(super) async fn open(
         io: Io,
         config: &ClusterConfig,
         alive: Alive,
+        room: Arc<Notify>,
     ) -> Result<H2Connection, UpstreamError> {
         let (local, options) = (io.local_addr(), &config.http2);
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(options.stream_window)
-            .initial_connection_window_size(options.connection_window)
+            .initial_connection_window_size(options.upstream_window())
+            .data_frame_budget(FRAME_BUDGET)
             .max_header_list_size(options.max_header_list)
-            .initial_max_send_streams(options.max_concurrent_streams as usize)
+            // None until the upstream has said how many.
+            .initial_max_send_streams(0)
             .enable_push(false)
             .handshake::<_, Bytes>(Guarded::client(io, options, Patience::default()))
             .await
@@ -61,22 +69,39 @@ impl H2Connection {
             streams: AtomicU32::new(0),
             opened: Instant::now(),
             requests: AtomicU32::new(0),
+            room,
         });
+        let mut connection = Box::pin(connection);
+        poll_fn(|cx| match connection.as_mut().poll(cx) {
+            Poll::Ready(_) => Poll::Ready(Err(UpstreamError::Closed)),
+            Poll::Pending if send.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        })
+        .await?;
         let shared = state.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, upstream = %alive.host.label, "HTTP/2 connection ended");
             }
             shared.closed.store(true, Relaxed);
+            // Whoever waits for room finds the circuit breaker's count gone down already.
             drop(alive);
+            shared.room.notify_waiters();
         });
         let (watermark, rules) = (config.buffer_limit, config.header_rules);
         Ok(H2Connection { send, state, local, watermark, rules })
     }
 
-    /// Whether the connection is of no more use.
-    pub(super) fn is_closed(&self) -> bool {
+    /// Whether the connection takes no more requests: it has ended, its end was announced (GOAWAY), or its stream
+    /// ids are used up.
+    pub(super) fn is_ending(&mut self) -> bool {
         self.state.closed.load(Relaxed)
+            || matches!(self.send.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
+    }
+
+    /// Streams that the upstream allows at once, now.
+    pub(super) fn allowed(&self) -> u32 {
+        u32::try_from(self.send.current_max_send_streams()).unwrap_or(u32::MAX)
     }
 
     /// Streams under way.
@@ -102,13 +127,18 @@ impl H2Connection {
             response: None,
             send: None,
             recv: None,
-            owed: 0,
             end: false,
             done: false,
+            broken: false,
             _permit: permit,
         }
     }
 }
+
+/// What the library may hold of small DATA frames, over all streams, before it ends the connection, at 256 less its
+/// length for each: 256 Ki frames of one byte. A response whose reader is slow is read on into [`H2Recv`], where a
+/// byte is a byte, so that only what comes between two looks at a stream waits there.
+const FRAME_BUDGET: usize = 64 << 20;
 
 /// One request.
 pub(crate) struct H2Upstream {
@@ -121,12 +151,12 @@ pub(crate) struct H2Upstream {
     head: Option<http::Request<()>>,
     response: Option<ResponseFuture>,
     send: Option<H2Send>,
-    recv: Option<RecvStream>,
-    /// Bytes given out and not yet acknowledged to flow control.
-    owed: usize,
+    recv: Option<H2Recv>,
     /// The request ends with its head.
     end: bool,
     done: bool,
+    /// Writing failed; the response may still be there to read.
+    broken: bool,
     _permit: Option<Permit>,
 }
 
@@ -149,10 +179,11 @@ impl H2Upstream {
     /// Opens the stream once the upstream allows one more.
     fn poll_open(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         if self.head.is_some() {
-            ready!(self.connection.poll_ready(cx)).map_err(|e| reason(&e))?;
+            // Whatever the connection has, it has not seen this request.
+            ready!(self.connection.poll_ready(cx)).map_err(|_| UpstreamError::Unsent)?;
             if let Some(request) = self.head.take() {
                 let (response, send) =
-                    self.connection.send_request(request, self.end).map_err(|e| reason(&e))?;
+                    self.connection.send_request(request, self.end).map_err(|_| UpstreamError::Unsent)?;
                 self.response = Some(response);
                 self.send = Some(H2Send::new(send, self.end));
             }
@@ -177,26 +208,32 @@ impl H2Upstream {
 
     pub(super) fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         ready!(self.poll_open(cx))?;
+        // Nothing can be written any more: what is left of the request stays where it is, and the response is read.
+        if self.broken {
+            return Poll::Pending;
+        }
         let watermark = self.watermark;
-        match &mut self.send {
-            Some(send) if send.len() >= watermark => match send.poll_flush(cx) {
-                Poll::Pending if send.len() < watermark => Poll::Ready(Ok(())),
-                other => other.map_err(|e| reason(&e)),
-            },
-            _ => Poll::Ready(Ok(())),
+        let Some(send) = self.send.as_mut().filter(|send| send.len() >= watermark) else {
+            return Poll::Ready(Ok(()));
+        };
+        match send.poll_flush(cx) {
+            Poll::Pending if send.len() < watermark => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(flushed) => {
+                self.broken |= flushed.is_err();
+                if self.broken { Poll::Pending } else { Poll::Ready(Ok(())) }
+            }
         }
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), UpstreamError>> {
         ready!(self.poll_open(cx))?;
-        match &mut self.send {
-            // A stream that the upstream has answered and closed refuses data; the answer counts.
-            Some(send) => match ready!(send.poll_flush(cx)) {
-                Err(e) if e.is_reset() && e.reason() == Some(Reason::NO_ERROR) => Poll::Ready(Ok(())),
-                other => Poll::Ready(other.map_err(|e| reason(&e))),
-            },
-            None => Poll::Ready(Ok(())),
+        if let Some(send) = self.send.as_mut().filter(|_| !self.broken) {
+            // A stream that the upstream has answered and closed refuses data; the answer counts, and the reader
+            // hears of any other reason.
+            self.broken |= ready!(send.poll_flush(cx)).is_err();
         }
+        Poll::Ready(Ok(()))
     }
 
     pub(super) fn poll_head(
@@ -214,7 +251,7 @@ impl H2Upstream {
         h2_headers::read_response(&parts, &self.rules, head).map_err(|_| UpstreamError::Protocol)?;
         let end = recv.is_end_stream();
         self.done = end;
-        self.recv = Some(recv);
+        self.recv = Some(H2Recv::new(recv));
         Poll::Ready(Ok(HeadEvent::Final { end, tunnel: false }))
     }
 
@@ -226,15 +263,8 @@ impl H2Upstream {
         let Some(recv) = &mut self.recv else {
             return Poll::Ready(Ok(BodyEvent::End));
         };
-        if self.owed > 0 {
-            // The last piece has been passed on, so the upstream may send as much again.
-            let _ = recv.flow_control().release_capacity(std::mem::take(&mut self.owed));
-        }
         match ready!(recv.poll_data(cx)) {
-            Some(Ok(data)) => {
-                self.owed = data.len();
-                Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data))))
-            }
+            Some(Ok(data)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data)))),
             Some(Err(e)) => Poll::Ready(Err(reason(&e))),
             None => {
                 let map = ready!(recv.poll_trailers(cx)).map_err(|e| reason(&e))?;
@@ -248,6 +278,13 @@ impl H2Upstream {
         }
     }
 
+    /// Takes over what has come of the response while nobody can take more of it.
+    pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) {
+        if let Some(recv) = &mut self.recv {
+            recv.poll_ahead(cx);
+        }
+    }
+
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.local
     }
@@ -256,6 +293,7 @@ impl H2Upstream {
 impl Drop for H2Upstream {
     fn drop(&mut self) {
         self.state.streams.fetch_sub(1, Relaxed);
+        self.state.room.notify_one();
         if let Some(send) = &mut self.send
             && (!self.done || !send.is_ended())
         {
@@ -268,10 +306,11 @@ impl Drop for H2Upstream {
 fn reason(error: &h2::Error) -> UpstreamError {
     match error.reason() {
         Some(Reason::REFUSED_STREAM) => UpstreamError::Refused,
+        // The library ends so the streams above the last one that the upstream has taken, and no others
+        // (RFC 9113 section 6.8).
+        Some(_) if error.is_go_away() && error.is_remote() => UpstreamError::Unsent,
         Some(_) if error.is_remote() && error.is_reset() => UpstreamError::Reset,
         Some(_) if error.is_library() => UpstreamError::Protocol,
-        Some(_) if error.is_go_away() && error.is_remote() => UpstreamError::Closed,
-        _ if error.is_io() => UpstreamError::Closed,
         _ => UpstreamError::Closed,
     }
 }

@@ -2,10 +2,16 @@
 
 mod choose;
 mod dial;
+mod dials;
 mod h1;
 mod h2;
+mod host_pool;
+mod kind;
+mod open;
 mod pool;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use choose::choose_cluster;
 pub(crate) use dial::{Alive, dial};
@@ -38,6 +44,9 @@ pub(crate) enum UpstreamError {
     Reset,
     /// The upstream refused the stream without processing it.
     Refused,
+    /// The connection takes no more requests, and has not processed this one: it announced its end (GOAWAY) or had
+    /// ended. Another connection may take the request.
+    Unsent,
     /// The response is not HTTP as it should be.
     Protocol,
     /// The request can't be sent to this upstream.
@@ -55,7 +64,7 @@ impl UpstreamError {
             UpstreamError::Overflow => "overflow",
             UpstreamError::Closed => "connection termination",
             UpstreamError::Reset => "remote reset",
-            UpstreamError::Refused => "remote refused stream reset",
+            UpstreamError::Refused | UpstreamError::Unsent => "remote refused stream reset",
             UpstreamError::Protocol => "protocol error",
             UpstreamError::Local | UpstreamError::TooManyHeaders => "local reset",
         }
@@ -72,7 +81,7 @@ impl UpstreamError {
             UpstreamError::Overflow => Cow::Borrowed("overflow"),
             UpstreamError::Closed => Cow::Borrowed("connection_termination"),
             UpstreamError::Reset => Cow::Borrowed("remote_reset"),
-            UpstreamError::Refused => Cow::Borrowed("remote_refused_stream_reset"),
+            UpstreamError::Refused | UpstreamError::Unsent => Cow::Borrowed("remote_refused_stream_reset"),
             UpstreamError::Protocol => Cow::Borrowed("protocol_error"),
             UpstreamError::Local => Cow::Borrowed("local_reset"),
             UpstreamError::TooManyHeaders => Cow::Borrowed("request_headers_too_many"),
@@ -85,7 +94,7 @@ impl UpstreamError {
             UpstreamError::Connect(_) | UpstreamError::ConnectTimeout => Flag::UF,
             UpstreamError::Overflow => Flag::UO,
             UpstreamError::Closed => Flag::UC,
-            UpstreamError::Reset | UpstreamError::Refused => Flag::UR,
+            UpstreamError::Reset | UpstreamError::Refused | UpstreamError::Unsent => Flag::UR,
             UpstreamError::Protocol => Flag::UPE,
             UpstreamError::Local | UpstreamError::TooManyHeaders => Flag::LR,
         }
@@ -97,7 +106,9 @@ impl UpstreamError {
             UpstreamError::Connect(_) => OutcomeKind::ConnectFailure,
             UpstreamError::ConnectTimeout => OutcomeKind::ConnectTimeout,
             UpstreamError::Overflow => OutcomeKind::Overflow,
-            UpstreamError::Closed | UpstreamError::Reset | UpstreamError::Refused => OutcomeKind::Reset,
+            UpstreamError::Closed | UpstreamError::Reset | UpstreamError::Refused | UpstreamError::Unsent => {
+                OutcomeKind::Reset
+            }
             UpstreamError::Protocol => OutcomeKind::Protocol,
             UpstreamError::Local | UpstreamError::TooManyHeaders => OutcomeKind::Cancelled,
         }
@@ -105,7 +116,7 @@ impl UpstreamError {
 
     /// Whether the upstream reset the one stream, and not its connection.
     pub(crate) fn is_reset(&self) -> bool {
-        matches!(self, UpstreamError::Reset | UpstreamError::Refused)
+        matches!(self, UpstreamError::Reset | UpstreamError::Refused | UpstreamError::Unsent)
     }
 
     /// Whether no byte of the request can have been processed.
@@ -116,6 +127,7 @@ impl UpstreamError {
                 | UpstreamError::ConnectTimeout
                 | UpstreamError::Overflow
                 | UpstreamError::Refused
+                | UpstreamError::Unsent
         )
     }
 }
@@ -208,6 +220,13 @@ impl UpstreamStream {
         trailers: &mut Headers,
     ) -> Poll<Result<BodyEvent<'_>, UpstreamError>> {
         either!(self, s => s.poll_body(cx, trailers))
+    }
+
+    /// Takes over what has come of the body while nobody can take more of it. Its bound is flow control's.
+    pub(crate) fn poll_ahead(&mut self, cx: &mut Timed<'_>) {
+        if let UpstreamStream::Http2(s) = self {
+            s.poll_ahead(cx);
+        }
     }
 
     /// Local address of the connection.

@@ -1,113 +1,43 @@
 //! Pools of upstream connections: one set for each worker, so that taking one never waits for another thread.
 
-use super::h1::H1Upstream;
-use super::h2::H2Connection;
+use super::dials::Waiting;
+use super::host_pool::{HostPool, Idle, Ready, Shared};
+use super::kind::{Kind, Limits};
+use super::open::{Made, Order};
 use super::queue::{Grant, Place, Queue};
-use super::{Alive, UpstreamError, UpstreamStream, dial};
-use crate::connect::{Alpn, Connected};
-use crate::h1::{H1Options, HeaderCase, Profile};
+use super::{UpstreamError, UpstreamStream};
+use crate::connect::Alpn;
+use crate::h1::Profile;
 use parking_lot::Mutex;
-use sixfold_core::cluster::{self, Cluster, Host, Resource, UpstreamProtocol};
+use sixfold_core::cluster::{Breaker, Cluster, Host, Permit, Resource, UpstreamProtocol};
 use sixfold_core::fast_hash::FastMap;
-use sixfold_core::tls::ClientTls;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The upstream connections of one worker.
-#[derive(Default)]
-pub struct Pools {
-    hosts: Mutex<FastMap<u64, HostPool>>,
-}
+/// Connections without a request that a worker keeps, over all endpoints. Beyond it those that were used last longest
+/// ago are closed.
+const MAX_IDLE: usize = 4096;
+/// How long a request waits for room on shared connections before it looks again: an upstream that allows more
+/// streams, or another worker that closes a connection, tells nobody.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Connections to one endpoint.
-#[derive(Default)]
-struct HostPool {
-    idle: Vec<Idle>,
-    shared: Vec<Shared>,
-    /// Held while an HTTP/2 connection is being opened: others wait for it instead of opening more.
-    opening: Arc<tokio::sync::Mutex<()>>,
-    queue: Arc<Queue>,
-}
+/// The upstream connections of one worker; a clone is the same.
+#[derive(Clone)]
+pub struct Pools(Arc<Mutex<State>>);
 
-/// An idle HTTP/1 connection.
-struct Idle {
-    connection: Box<H1Upstream>,
-    kind: Kind,
-    since: Instant,
-    limits: Limits,
-}
-
-/// An HTTP/2 connection.
-struct Shared {
-    connection: H2Connection,
-    host: Weak<Host>,
-    kind: Kind,
-    used: Instant,
-    limits: Limits,
-}
-
-/// Which requests may share a connection: equal TLS settings and server name.
-#[derive(Clone, Default)]
-pub(super) struct Kind {
-    tls: Option<Arc<ClientTls>>,
-    authority: Option<Box<str>>,
-}
-
-impl Kind {
-    fn serves(&self, wanted: &Wanted<'_>) -> bool {
-        match (&self.tls, &wanted.cluster.config.tls) {
-            (None, None) => true,
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b) && self.authority.as_deref() == wanted.authority,
-            _ => false,
-        }
-    }
-
-    /// Whether connections of both serve the same requests.
-    pub(super) fn is_same(&self, other: &Kind) -> bool {
-        match (&self.tls, &other.tls) {
-            (None, None) => true,
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b) && self.authority == other.authority,
-            _ => false,
-        }
-    }
-}
-
-/// How long a connection lives, by its cluster's settings when it was opened.
-#[derive(Clone, Copy)]
-struct Limits {
-    idle: Option<Duration>,
-    duration: Option<Duration>,
-    requests: u32,
+struct State {
+    hosts: FastMap<u64, HostPool>,
     max_idle: usize,
-    streams: u32,
-}
-
-impl Limits {
-    fn of(config: &cluster::ClusterConfig) -> Limits {
-        Limits {
-            idle: config.idle_timeout,
-            duration: config.max_connection_duration,
-            requests: config.max_requests_per_connection.unwrap_or(u32::MAX),
-            max_idle: config.max_idle,
-            streams: config.http2.max_concurrent_streams,
-        }
-    }
-
-    fn expired(&self, opened: Instant, used: Instant, now: Instant) -> bool {
-        self.idle.is_some_and(|t| now.duration_since(used) >= t) || self.too_old(opened, now)
-    }
-
-    fn too_old(&self, opened: Instant, now: Instant) -> bool {
-        self.duration.is_some_and(|t| now.duration_since(opened) >= t)
-    }
+    /// Connections without a request, or a few fewer.
+    idle: usize,
 }
 
 /// What a request wants.
 pub(crate) struct Wanted<'a> {
     /// Its cluster.
-    pub(crate) cluster: &'a Cluster,
+    pub(crate) cluster: &'a Arc<Cluster>,
     /// Its endpoint.
     pub(crate) host: &'a Arc<Host>,
     /// Server name for TLS, where the cluster takes it from the request.
@@ -134,12 +64,25 @@ pub(crate) struct Checkout {
     limits: Limits,
 }
 
+/// What a request does next for a connection that it shares.
+enum Next {
+    Ready(Ready),
+    /// Waits for a dial.
+    Dial(Waiting),
+    /// Waits for room on the connections that there are.
+    Room(Arc<Notify>),
+    /// Opens one of its own: there is nothing to share.
+    Alone(Permit, Place),
+    /// Waits for one of its own.
+    Queue(Arc<Queue>),
+}
+
 impl Wanted<'_> {
-    fn breaker(&self) -> &cluster::Breaker {
+    pub(super) fn breaker(&self) -> &Breaker {
         if self.high { &self.cluster.high_breaker } else { &self.cluster.breaker }
     }
 
-    fn alpn(&self) -> Alpn {
+    pub(super) fn alpn(&self) -> Alpn {
         match self.cluster.config.protocol {
             UpstreamProtocol::Http1 => Alpn::Http1,
             UpstreamProtocol::Http2 => Alpn::Http2,
@@ -149,120 +92,86 @@ impl Wanted<'_> {
         }
     }
 
-    async fn dial(&self) -> Result<Connected, UpstreamError> {
-        dial(self.cluster, self.host, self.authority, self.alpn(), self.timeout).await
+    fn checkout(&self, ready: Ready) -> Checkout {
+        let (stream, limits, connect_ms) = match ready {
+            Ready::Whole(idle) => (UpstreamStream::Http1(idle.connection), idle.limits, idle.connect_ms),
+            Ready::Stream(stream, limits, connect_ms) => (UpstreamStream::Http2(stream), limits, connect_ms),
+        };
+        Checkout { stream, connect_ms, kind: Kind::of(self), limits }
     }
+}
 
-    fn kind(&self) -> Kind {
-        let tls = self.cluster.config.tls.clone();
-        Kind { authority: self.authority.filter(|_| tls.is_some()).map(Into::into), tls }
-    }
-
-    fn h1_options(&self) -> H1Options {
-        let http1 = &self.cluster.config.http1;
-        let mut opts = H1Options::upstream(self.profile);
-        opts.enable_trailers = http1.enable_trailers;
-        opts.allow_chunked_length = http1.allow_chunked_length;
-        opts.rules = self.cluster.config.header_rules;
-        opts.max_head_bytes = http1.max_head_bytes;
-        if http1.header_case != HeaderCase::Lower {
-            opts.header_case = http1.header_case;
-        }
-        opts
+impl Default for Pools {
+    fn default() -> Pools {
+        Pools::with_max_idle(MAX_IDLE)
     }
 }
 
 impl Pools {
-    /// A connection for a request: one that is there, else a new one.
-    pub(crate) async fn take(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
-        if let Some(found) = self.take_ready(wanted)? {
-            return Ok(found);
+    /// Pools that keep so many connections without a request.
+    pub(super) fn with_max_idle(max_idle: usize) -> Pools {
+        Pools(Arc::new(Mutex::new(State { hosts: FastMap::default(), max_idle, idle: 0 })))
+    }
+
+    /// A connection that is there already.
+    pub(crate) fn take_ready(&self, wanted: &Wanted<'_>) -> Result<Option<Checkout>, UpstreamError> {
+        let mut state = self.0.lock();
+        let Some(pool) = state.hosts.get_mut(&wanted.host.id) else { return Ok(None) };
+        let Some(kind) = pool.existing(wanted) else { return Ok(None) };
+        let Some(ready) = kind.take(wanted)? else { return Ok(None) };
+        if let Ready::Whole(_) = ready {
+            state.idle = state.idle.saturating_sub(1);
         }
+        drop(state);
+        Ok(Some(wanted.checkout(ready)))
+    }
+
+    /// A connection that no request has used before; over HTTP/2 one that takes another request.
+    pub(crate) async fn take_new(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
         let stats = &wanted.cluster.stats;
         stats.upstream_rq_pending_total().inc();
         let Some(_pending) = wanted.breaker().acquire(Resource::Pending) else {
             stats.upstream_rq_pending_overflow().inc();
             return Err(UpstreamError::Overflow);
         };
-        match wanted.alpn() {
-            Alpn::Http2 | Alpn::Auto => self.open_shared(wanted).await,
-            _ => {
-                let queue = self.queue(wanted);
-                match self.connection_permit(wanted, &queue) {
-                    Some(permit) => self.open(wanted, permit, Place::new(&queue)).await,
-                    None => self.wait(wanted, &queue).await,
-                }
-            }
+        if matches!(wanted.alpn(), Alpn::Http2 | Alpn::Auto) {
+            return self.take_shared(wanted).await;
+        }
+        let queue = self.with_pool(wanted, |pool| pool.queue.clone());
+        match self.with_pool(wanted, |pool| connection_permit(pool, wanted)) {
+            Some(permit) => self.open(wanted, permit, Place::new(&queue)).await,
+            None => self.wait(wanted, &queue).await,
         }
     }
 
-    fn queue(&self, wanted: &Wanted<'_>) -> Arc<Queue> {
-        self.hosts.lock().entry(wanted.host.id).or_default().queue.clone()
+    fn with_pool<T>(&self, wanted: &Wanted<'_>, f: impl FnOnce(&mut HostPool) -> T) -> T {
+        let mut state = self.0.lock();
+        let new = || HostPool::new(wanted.host.clone());
+        f(state.hosts.entry(wanted.host.id).or_insert_with(new))
     }
 
-    /// A connection that is there already.
-    pub(crate) fn take_ready(&self, wanted: &Wanted<'_>) -> Result<Option<Checkout>, UpstreamError> {
-        let mut hosts = self.hosts.lock();
-        let Some(pool) = hosts.get_mut(&wanted.host.id) else { return Ok(None) };
-        let now = wanted.now;
-        while let Some(at) = pool.idle.iter().rposition(|i| i.kind.serves(wanted)) {
-            let mut idle = pool.idle.swap_remove(at);
-            if idle.connection.is_usable() && !idle.limits.expired(idle.connection.opened, idle.since, now) {
-                let stream = UpstreamStream::Http1(idle.connection);
-                return Ok(Some(Checkout { stream, connect_ms: None, kind: idle.kind, limits: idle.limits }));
-            }
-        }
-        pool.shared.retain(|s| !s.connection.is_closed());
-        let found = pool.shared.iter_mut().find(|s| {
-            s.kind.serves(wanted)
-                && s.connection.streams() < s.limits.streams
-                && s.connection.state().requests.load(Relaxed) < s.limits.requests
-                && !s.limits.too_old(s.connection.state().opened, now)
-        });
-        let Some(shared) = found else { return Ok(None) };
-        let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
-            wanted.cluster.stats.upstream_rq_active_overflow().inc();
-            return Err(UpstreamError::Overflow);
-        };
-        shared.used = now;
-        let stream = UpstreamStream::Http2(Box::new(shared.connection.stream(Some(permit))));
-        Ok(Some(Checkout { stream, connect_ms: None, kind: shared.kind.clone(), limits: shared.limits }))
-    }
-
-    /// Leave to open a connection. A worker that has none to the endpoint always gets one; idle ones that
-    /// can't serve the request are closed to make room.
-    fn connection_permit(&self, wanted: &Wanted<'_>, queue: &Queue) -> Option<cluster::Permit> {
-        let breaker = wanted.breaker();
-        if let Some(permit) = breaker.acquire(Resource::Connections) {
-            return Some(permit);
-        }
-        let unfit = self.hosts.lock().get_mut(&wanted.host.id).map(|pool| std::mem::take(&mut pool.idle));
-        if unfit.is_some_and(|idle| !idle.is_empty())
-            && let Some(permit) = breaker.acquire(Resource::Connections)
-        {
-            return Some(permit);
-        }
-        wanted.cluster.stats.upstream_cx_overflow().inc();
-        (queue.open() == 0).then(|| breaker.force(Resource::Connections))
-    }
-
+    /// Opens a connection for one request.
     async fn open(
         &self,
         wanted: &Wanted<'_>,
-        permit: cluster::Permit,
+        permit: Permit,
         place: Place,
     ) -> Result<Checkout, UpstreamError> {
-        let connected = wanted.dial().await?;
-        let stats = wanted.cluster.stats.clone();
-        let alive = Alive::new(wanted.host.clone(), stats, Some(permit)).at(place);
-        let opts = Arc::new(wanted.h1_options());
-        let connection = H1Upstream::new(connected.io, opts, wanted.cluster.config.buffer_limit, alive);
-        Ok(Checkout {
-            stream: UpstreamStream::Http1(Box::new(connection)),
-            connect_ms: Some(connected.connect_ms),
-            kind: wanted.kind(),
-            limits: Limits::of(&wanted.cluster.config),
-        })
+        let room = self.with_pool(wanted, |pool| pool.kind(wanted).room.clone());
+        let (made, connect_ms) = Order::of(wanted).open(permit, place, room).await?;
+        let limits = Limits::of(&wanted.cluster.config);
+        match made {
+            Made::Whole(connection) => {
+                let (since, connect_ms) = (wanted.now, Some(connect_ms));
+                Ok(wanted.checkout(Ready::Whole(Idle { connection, since, limits, connect_ms })))
+            }
+            // ALPN agreed on what can be shared after all.
+            Made::Shared(connection) => {
+                let shared = Shared { connection, used: wanted.now, limits, connect_ms: Some(connect_ms) };
+                self.with_pool(wanted, |pool| pool.kind(wanted).share(shared));
+                self.take_ready(wanted)?.ok_or(UpstreamError::Overflow)
+            }
+        }
     }
 
     /// Waits for a connection that another request gives back, or for one to end. As in Envoy it is the
@@ -270,15 +179,12 @@ impl Pools {
     async fn wait(&self, wanted: &Wanted<'_>, queue: &Arc<Queue>) -> Result<Checkout, UpstreamError> {
         let pending = wanted.cluster.stats.upstream_rq_pending_active().raise();
         loop {
-            let place = match queue.join(wanted.kind()).await {
+            let place = match queue.join(Kind::of(wanted)).await {
                 Ok(Grant::Connection(mut connection)) => {
                     if connection.is_usable() {
-                        return Ok(Checkout {
-                            stream: UpstreamStream::Http1(connection),
-                            connect_ms: None,
-                            kind: wanted.kind(),
-                            limits: Limits::of(&wanted.cluster.config),
-                        });
+                        let (since, limits) = (wanted.now, Limits::of(&wanted.cluster.config));
+                        let idle = Idle { connection, since, limits, connect_ms: None };
+                        return Ok(wanted.checkout(Ready::Whole(idle)));
                     }
                     // It ended, or said something unasked, since it was given back: its place is this request's.
                     connection.alive.leave_place()
@@ -300,56 +206,82 @@ impl Pools {
         }
     }
 
-    /// Opens an HTTP/2 connection (or one of either version by ALPN), or takes the one that somebody else has
-    /// opened in the meantime.
-    async fn open_shared(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
-        let (opening, queue) = {
-            let mut hosts = self.hosts.lock();
-            let pool = hosts.entry(wanted.host.id).or_default();
-            (pool.opening.clone(), pool.queue.clone())
-        };
-        let _one = opening.lock().await;
-        if let Some(found) = self.take_ready(wanted)? {
-            return Ok(found);
+    /// A stream of a connection that requests share, opened when those there are have no room; or, by ALPN, a
+    /// connection of HTTP/1.
+    async fn take_shared(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
+        let _pending = wanted.cluster.stats.upstream_rq_pending_active().raise();
+        loop {
+            match self.next(wanted)? {
+                Next::Ready(ready) => return Ok(wanted.checkout(ready)),
+                Next::Dial(waiting) => waiting.end().await?,
+                Next::Room(room) => {
+                    let _ = tokio::time::timeout(LOOK_AGAIN, room.notified()).await;
+                }
+                Next::Alone(permit, place) => return self.open(wanted, permit, place).await,
+                Next::Queue(queue) => return self.wait(wanted, &queue).await,
+            }
         }
-        let Some(permit) = self.connection_permit(wanted, &queue) else {
-            wanted.cluster.stats.upstream_rq_pending_overflow().inc();
-            return Err(UpstreamError::Overflow);
-        };
-        let place = Place::new(&queue);
-        let config = &wanted.cluster.config;
-        let connected = wanted.dial().await?;
-        let limits = Limits::of(config);
-        let stats = wanted.cluster.stats.clone();
-        let alive = Alive::new(wanted.host.clone(), stats, Some(permit)).at(place);
-        if wanted.alpn() == Alpn::Auto && connected.alpn.as_deref() != Some(b"h2") {
-            let opts = Arc::new(wanted.h1_options());
-            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, alive);
-            let stream = UpstreamStream::Http1(Box::new(connection));
-            return Ok(Checkout {
-                stream,
-                connect_ms: Some(connected.connect_ms),
-                kind: wanted.kind(),
-                limits,
+    }
+
+    fn next(&self, wanted: &Wanted<'_>) -> Result<Next, UpstreamError> {
+        self.with_pool(wanted, |pool| {
+            let kind = pool.kind(wanted);
+            if let Some(ready) = kind.take(wanted)? {
+                return Ok(Next::Ready(ready));
+            }
+            let each = wanted.cluster.config.http2.max_concurrent_streams.min(kind.allowed);
+            if let Some(waiting) = kind.dials.join(each) {
+                return Ok(Next::Dial(waiting));
+            }
+            let Some(permit) = connection_permit(pool, wanted) else {
+                let kind = pool.kind(wanted);
+                if kind.is_shared() {
+                    return Ok(Next::Room(kind.room.clone()));
+                }
+                if kind.unshared {
+                    return Ok(Next::Queue(pool.queue.clone()));
+                }
+                wanted.cluster.stats.upstream_rq_pending_overflow().inc();
+                return Err(UpstreamError::Overflow);
+            };
+            let place = Place::new(&pool.queue);
+            let kind = pool.kind(wanted);
+            if kind.unshared {
+                return Ok(Next::Alone(permit, place));
+            }
+            let (dialing, waiting) = kind.dials.begin();
+            let (order, room, pools) = (Order::of(wanted), kind.room.clone(), self.clone());
+            // A task of its own: it goes on when the request that asked first has gone.
+            tokio::spawn(async move {
+                let made = order.open(permit, place, room).await;
+                dialing.end(made.map(|(made, connect_ms)| pools.add(&order, made, connect_ms)));
             });
+            Ok(Next::Dial(waiting))
+        })
+    }
+
+    /// Adds a connection that was opened for whoever waits.
+    fn add(&self, order: &Order, made: Made, connect_ms: u32) {
+        let limits = Limits::of(&order.cluster.config);
+        let (now, connect_ms) = (Instant::now(), Some(connect_ms));
+        let mut state = self.0.lock();
+        let pool = state.hosts.entry(order.host.id).or_insert_with(|| HostPool::new(order.host.clone()));
+        let kind = pool.of_kind(&order.kind);
+        match made {
+            Made::Shared(connection) => kind.share(Shared { connection, used: now, limits, connect_ms }),
+            Made::Whole(connection) => {
+                kind.unshared = true;
+                kind.keep(Idle { connection, since: now, limits, connect_ms });
+                state.kept();
+            }
         }
-        let connection = H2Connection::open(connected.io, config, alive).await?;
-        let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
-            wanted.cluster.stats.upstream_rq_active_overflow().inc();
-            return Err(UpstreamError::Overflow);
-        };
-        let stream = UpstreamStream::Http2(Box::new(connection.stream(Some(permit))));
-        let host = Arc::downgrade(wanted.host);
-        let shared = Shared { connection, host, kind: wanted.kind(), used: Instant::now(), limits };
-        self.hosts.lock().entry(wanted.host.id).or_default().shared.push(shared);
-        Ok(Checkout { stream, connect_ms: Some(connected.connect_ms), kind: wanted.kind(), limits })
     }
 
     /// Takes a connection back after its request. One that can't be used again is closed.
     pub(crate) fn give_back(&self, checkout: Checkout, now: Instant) {
         let Checkout { stream, kind, limits, .. } = checkout;
         let UpstreamStream::Http1(mut connection) = stream else { return };
-        if !connection.is_reusable() {
+        if !connection.is_reusable() || connection.alive.host.is_removed() {
             return;
         }
         if connection.requests >= limits.requests {
@@ -361,44 +293,56 @@ impl Pools {
         if !connection.is_usable() {
             return;
         }
-        let mut hosts = self.hosts.lock();
-        let pool = hosts.entry(connection.alive.host.id).or_default();
+        let mut state = self.0.lock();
+        let host = &connection.alive.host;
+        let pool = state.hosts.entry(host.id).or_insert_with(|| HostPool::new(host.clone()));
         let Some(connection) = pool.queue.offer(connection, &kind) else { return };
-        if limits.max_idle == 0 {
-            return;
-        }
-        if pool.idle.len() >= limits.max_idle {
-            pool.idle.swap_remove(0);
-        }
-        pool.idle.push(Idle { connection, kind, since: now, limits });
+        pool.of_kind(&kind).keep(Idle { connection, since: now, limits, connect_ms: None });
+        state.kept();
     }
 
     /// Closes connections that were idle for too long, that are older than allowed, or whose endpoint is gone.
     /// The worker calls it every second.
     pub fn sweep(&self) {
         let now = Instant::now();
-        let mut hosts = self.hosts.lock();
-        hosts.retain(|_, pool| {
-            pool.idle.retain_mut(|idle| {
-                let expired = idle.limits.expired(idle.connection.opened, idle.since, now);
-                let stats = &idle.connection.alive.stats;
-                if idle.limits.too_old(idle.connection.opened, now) {
-                    stats.upstream_cx_max_duration_reached().inc();
-                } else if expired {
-                    stats.upstream_cx_idle_timeout().inc();
-                }
-                // An endpoint that only its idle connections still hold has left its cluster.
-                let gone = Arc::strong_count(&idle.connection.alive.host) <= 1;
-                !expired && !gone && idle.connection.is_usable()
-            });
-            pool.shared.retain(|s| {
-                let busy = s.connection.streams() > 0;
-                let expired = s.limits.expired(s.connection.state().opened, s.used, now);
-                let gone = s.host.strong_count() <= 1;
-                !s.connection.is_closed() && (busy || !(expired || gone))
-            });
-            let opening = Arc::strong_count(&pool.opening) > 1;
-            opening || !pool.idle.is_empty() || !pool.shared.is_empty() || Arc::strong_count(&pool.queue) > 1
-        });
+        let mut state = self.0.lock();
+        state.hosts.retain(|_, pool| pool.sweep(now));
+        state.idle = state.hosts.values().map(HostPool::idle).sum();
     }
+}
+
+impl State {
+    /// Counts one more that is kept, and closes the oldest when there are too many.
+    fn kept(&mut self) {
+        self.idle += 1;
+        if self.idle <= self.max_idle {
+            return;
+        }
+        // Some at once: it is not done for each.
+        let left = self.max_idle - self.max_idle / 8;
+        let mut ages: Vec<Instant> = self.hosts.values().flat_map(HostPool::ages).collect();
+        self.idle = ages.len();
+        if let Some(over) = ages.len().checked_sub(left).filter(|over| *over > 0) {
+            let (_, moment, _) = ages.select_nth_unstable(over - 1);
+            let moment = *moment;
+            self.hosts.values_mut().for_each(|pool| pool.forget(moment));
+            self.idle = self.hosts.values().map(HostPool::idle).sum();
+        }
+    }
+}
+
+/// Leave to open a connection. A worker that has none to the endpoint always gets one; idle ones that can't serve the
+/// request are closed to make room.
+fn connection_permit(pool: &mut HostPool, wanted: &Wanted<'_>) -> Option<Permit> {
+    let breaker = wanted.breaker();
+    if let Some(permit) = breaker.acquire(Resource::Connections) {
+        return Some(permit);
+    }
+    if pool.drop_idle()
+        && let Some(permit) = breaker.acquire(Resource::Connections)
+    {
+        return Some(permit);
+    }
+    wanted.cluster.stats.upstream_cx_overflow().inc();
+    (pool.queue.open() == 0).then(|| breaker.force(Resource::Connections))
 }

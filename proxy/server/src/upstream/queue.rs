@@ -1,7 +1,7 @@
 //! Requests that wait for a connection, since a circuit breaker allows no more of them.
 
 use super::h1::H1Upstream;
-use super::pool::Kind;
+use super::kind::Kind;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,0 +1,104 @@
+//! Opening a connection to an endpoint, up to where requests can go over it.
+
+use super::h1::H1Upstream;
+use super::h2::H2Connection;
+use super::kind::Kind;
+use super::queue::Place;
+use super::{Alive, UpstreamError, Wanted, dial};
+use crate::connect::Alpn;
+use crate::h1::{H1Options, HeaderCase, Profile};
+use sixfold_core::cluster::{Cluster, Host, Permit};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What a connection is opened for, apart from the request that wants it.
+pub(super) struct Order {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) host: Arc<Host>,
+    pub(super) kind: Kind,
+    authority: Option<Box<str>>,
+    alpn: Alpn,
+    timeout: Duration,
+    profile: Profile,
+}
+
+/// A connection in the version that was agreed.
+pub(super) enum Made {
+    /// HTTP/1: one request at a time.
+    Whole(Box<H1Upstream>),
+    /// HTTP/2.
+    Shared(H2Connection),
+}
+
+impl Order {
+    /// What a request wants.
+    pub(super) fn of(wanted: &Wanted<'_>) -> Order {
+        Order {
+            cluster: wanted.cluster.clone(),
+            host: wanted.host.clone(),
+            kind: Kind::of(wanted),
+            authority: wanted.authority.map(Into::into),
+            alpn: wanted.alpn(),
+            timeout: wanted.timeout,
+            profile: wanted.profile,
+        }
+    }
+
+    /// Opens it, and tells how many milliseconds connecting took. All of it is within the time for connecting: TLS,
+    /// and over HTTP/2 the upstream's preface.
+    pub(super) async fn open(
+        &self,
+        permit: Permit,
+        place: Place,
+        room: Arc<Notify>,
+    ) -> Result<(Made, u32), UpstreamError> {
+        let config = &self.cluster.config;
+        let until = Instant::now() + self.timeout;
+        let connected =
+            dial(&self.cluster, &self.host, self.authority.as_deref(), self.alpn, self.timeout).await?;
+        let connect_ms = connected.connect_ms;
+        let alive = Alive::new(self.host.clone(), self.cluster.stats.clone(), Some(permit)).at(place);
+        let http1 = match self.alpn {
+            Alpn::Http2 => false,
+            Alpn::Auto => connected.alpn.as_deref() != Some(b"h2"),
+            _ => true,
+        };
+        if http1 {
+            let opts = Arc::new(self.h1_options());
+            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, alive);
+            return Ok((Made::Whole(Box::new(connection)), connect_ms));
+        }
+        let open = H2Connection::open(connected.io, config, alive, room);
+        match tokio::time::timeout_at(until, open).await {
+            Ok(Ok(connection)) => Ok((Made::Shared(connection), connect_ms)),
+            Ok(Err(error)) => Err(self.failed(error)),
+            Err(_) => Err(self.failed(UpstreamError::ConnectTimeout)),
+        }
+    }
+
+    fn failed(&self, error: UpstreamError) -> UpstreamError {
+        let stats = &self.cluster.stats;
+        stats.upstream_cx_connect_fail().inc();
+        self.host.failed_connections.fetch_add(1, Relaxed);
+        if error == UpstreamError::ConnectTimeout {
+            stats.upstream_cx_connect_timeout().inc();
+        }
+        error
+    }
+
+    fn h1_options(&self) -> H1Options {
+        let http1 = &self.cluster.config.http1;
+        let mut opts = H1Options::upstream(self.profile);
+        opts.enable_trailers = http1.enable_trailers;
+        opts.allow_chunked_length = http1.allow_chunked_length;
+        opts.rules = self.cluster.config.header_rules;
+        opts.max_head_bytes = http1.max_head_bytes;
+        if http1.header_case != HeaderCase::Lower {
+            opts.header_case = http1.header_case;
+        }
+        opts
+    }
+}
