@@ -3,7 +3,7 @@
 //! The user's file is merged over the defaults as APISIX does it, `${{VAR}}` is replaced, and every key is
 //! held against a table: keys that the gateway reads, keys that must keep their default because ignoring
 //! them would change what the gateway does, and keys that have no meaning here and are reported. A key that
-//! is not in the table is refused, with the nearest one that is.
+//! is not in the table is ignored, as by APISIX, and reported with the nearest one that is.
 
 mod environment;
 mod keys;
@@ -25,6 +25,7 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::router::ApisixRouter;
 
 use self::written::Written;
+use crate::file;
 
 pub use self::environment::{Environment, substitute_text};
 
@@ -220,24 +221,33 @@ impl Config {
     /// Reads the text of a config.yaml; `file` names it in errors.
     ///
     /// # Errors
-    /// Every key that is unknown, not supported or of the wrong type, every value that can't be read, and
-    /// variables that are not set.
+    /// Every key that is not supported or of the wrong type, every value that can't be read, and variables that
+    /// are not set. An unknown key is reported: APISIX ignores it.
     pub fn parse(text: &str, file: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
         Self::parse_named(text, file, environment)
             .map_err(|errors| errors.into_iter().map(|error| error.in_file(file)).collect())
     }
 
     fn parse_named(text: &str, file: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
-        let options = Options { format: Format::Yaml, allow_empty: true, ..Options::default() };
-        let user = Node::parse(text, &options).and_then(|node| environment.substitute(node));
-        let user = user.map_err(|error| vec![error])?;
-        let defaults =
-            Node::parse(include_str!("config/defaults.yaml"), &options).map_err(|error| vec![error])?;
-        let merged = merge::merge(&defaults, &user)?;
-        let reports = keys::check(&user, &defaults)?;
-        let mut config = read::read(&merged, Written { file: file.to_owned(), document: user }, environment)?;
-        config.reports = reports;
-        Ok(config)
+        let mut reports = Vec::new();
+        let user = file::read_tree(text, Format::Yaml, &mut reports);
+        let user = user.and_then(|node| environment.substitute(node)).map_err(|error| vec![error])?;
+        let defaults = Node::parse(include_str!("config/defaults.yaml"), &Options::default());
+        let defaults = defaults.map_err(|error| vec![error])?;
+        let (merged, mut errors) = merge::merge(&defaults, &user);
+        keys::check(&user, &defaults, &mut reports, &mut errors);
+        match read::read(&merged, Written { file: file.to_owned(), document: user }, environment) {
+            Ok(mut config) if errors.is_empty() => {
+                config.reports = reports.into_iter().map(|report| report.in_file(file)).collect();
+                Ok(config)
+            }
+            Ok(_) => Err(errors),
+            Err(unread) => {
+                let told: Vec<_> = errors.iter().map(|error| error.field.clone()).collect();
+                errors.extend(unread.into_iter().filter(|error| !told.contains(&error.field)));
+                Err(errors)
+            }
+        }
     }
 
     /// Whether the user's file itself has a key, such as `apisix.ssl.listen`; what it does not have is a default.

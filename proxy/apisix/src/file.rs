@@ -172,8 +172,8 @@ pub fn parse(
     format: Format,
     environment: &Environment,
 ) -> Result<(Vec<Item<'static>>, Vec<ConfigError>), Vec<ConfigError>> {
-    let options = Options { format, allow_empty: true, ..Options::default() };
-    let root = Node::parse(text, &options).and_then(|root| match format {
+    let mut warnings = Vec::new();
+    let root = read_tree(text, format, &mut warnings).and_then(|root| match format {
         // YAML's variables were replaced in the text.
         Format::Yaml => Ok(root),
         Format::Json => environment.substitute(root),
@@ -181,12 +181,12 @@ pub fn parse(
     let root = root.map_err(|e| vec![e])?;
     let Some(object) = root.as_object() else {
         if root.is_null() {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok((Vec::new(), warnings));
         }
         let reason = format!("expected lists by name (routes, upstreams, ...), found {}", root.kind());
         return Err(vec![ConfigError::new(reason).at(root.place)]);
     };
-    let (mut items, mut warnings, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut items, mut errors) = (Vec::new(), Vec::new());
     for entry in object.entries() {
         let Some(section) = Section::from_key(&entry.key) else {
             warnings.push(unknown_section(&entry.key, entry.key_place));
@@ -209,6 +209,21 @@ pub fn parse(
         }
     }
     if errors.is_empty() { Ok((items, warnings)) } else { Err(errors) }
+}
+
+/// Reads a document. A key that is given twice is odd; the last one counts, as in APISIX.
+pub(crate) fn read_tree(
+    text: &str,
+    format: Format,
+    warnings: &mut Vec<ConfigError>,
+) -> Result<Node, ConfigError> {
+    let options = Options { format, allow_empty: true, ..Options::default() };
+    Node::parse(text, &options).or_else(|strict| {
+        let lenient = Options { last_key_counts: true, ..options };
+        let root = Node::parse(text, &lenient).map_err(|_| strict.clone())?;
+        warnings.push(ConfigError { reason: format!("{}: the last one counts", strict.reason), ..strict });
+        Ok(root)
+    })
 }
 
 /// APISIX ignores such a key, and people keep their anchors under one.

@@ -130,7 +130,11 @@ impl Catalog {
             ..violation
         };
         let print = xxh64(config.to_string().as_bytes(), 0);
-        let mut config = config.clone();
+        let mut config = match config {
+            // Lua's empty table.
+            Value::Array(items) if items.is_empty() => Value::Object(serde_json::Map::new()),
+            config => config.clone(),
+        };
         let (true, meta) = (config.is_object(), take_meta(&mut config)) else {
             return Err(fault(format!("invalid plugin conf {config} for plugin [{name}]")));
         };

@@ -65,6 +65,9 @@ pub(crate) struct ValidateOptions {
     /// An Envoy bootstrap, an APISIX config.yaml or an apisix.yaml; which one is told by its content
     #[arg(short, long)]
     pub(crate) config: PathBuf,
+    /// Refuse what is only warned of: keys of APISIX's files that are unknown or have no effect, repeated keys
+    #[arg(long)]
+    pub(crate) strict: bool,
 }
 
 /// How the process's own log looks.

@@ -28,10 +28,11 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     match kind {
         Kind::Bootstrap => envoy(&text)?,
         Kind::Configuration => {
-            warn(&sixfold_apisix::validate(&options.config, plugins(), Environment::Process)?);
+            warn(options, sixfold_apisix::validate(&options.config, plugins(), Environment::Process)?)?;
         }
         Kind::Resources => {
-            warn(&sixfold_apisix::validate_resources(&options.config, plugins(), Environment::Process)?);
+            let path = &options.config;
+            warn(options, sixfold_apisix::validate_resources(path, plugins(), Environment::Process)?)?;
         }
     }
     let what = match kind {
@@ -43,10 +44,15 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-fn warn(warnings: &[ConfigError]) {
+/// Prints warnings, which are errors for who wants to be strict.
+fn warn(options: &ValidateOptions, warnings: Vec<ConfigError>) -> Result<(), Failure> {
+    if options.strict && !warnings.is_empty() {
+        return Err(Failure::from(warnings));
+    }
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
+    Ok(())
 }
 
 /// Tells by its keys what a document is.

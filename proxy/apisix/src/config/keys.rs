@@ -140,26 +140,28 @@ const KEYS: &[(&str, Rule)] = &[
     ("deployment.etcd", Report(ETCD)),
 ];
 
-/// Holds the user's file against the table; the answer is what has no effect.
-///
-/// # Errors
-/// Every key that is unknown, and every value that would be ignored to harm.
-pub(super) fn check(user: &Node, defaults: &Node) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-    let mut walk = Walk { errors: Vec::new(), reports: Vec::new() };
+/// Holds the user's file against the table: `reports` gets what has no effect, `errors` every value that would
+/// be ignored to harm.
+pub(super) fn check(
+    user: &Node,
+    defaults: &Node,
+    reports: &mut Vec<ConfigError>,
+    errors: &mut Vec<ConfigError>,
+) {
+    let mut walk = Walk { errors, reports };
     if let Some(object) = user.as_object() {
         walk.object(object, Some(defaults), "");
     } else if !user.is_null() {
         walk.errors.push(ConfigError::new(format!("expected keys, found {}", user.kind())).at(user.place));
     }
-    if walk.errors.is_empty() { Ok(walk.reports) } else { Err(walk.errors) }
 }
 
-struct Walk {
-    errors: Vec<ConfigError>,
-    reports: Vec<ConfigError>,
+struct Walk<'a> {
+    errors: &'a mut Vec<ConfigError>,
+    reports: &'a mut Vec<ConfigError>,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn object(&mut self, object: &Object, defaults: Option<&Node>, prefix: &str) {
         for entry in object.entries() {
             let path = if prefix.is_empty() { entry.key.clone() } else { format!("{prefix}.{}", entry.key) };
@@ -169,8 +171,8 @@ impl Walk {
             } else if children(&path).next().is_some() {
                 self.section(&entry.value, default, &path);
             } else {
-                let error = ConfigError::unknown_key(&entry.key, children(prefix));
-                self.errors.push(error.in_key(&path).at(entry.key_place));
+                let report = ConfigError::unknown_key(&entry.key, children(prefix));
+                self.reports.push(report.in_key(&path).at(entry.key_place));
             }
         }
     }

@@ -3,14 +3,13 @@
 use sixfold_core::document::{Entry, Node, Object, Value};
 use sixfold_core::error::ConfigError;
 
-/// Objects merge key by key, arrays replace, null deletes.
-///
-/// # Errors
-/// Every value whose type differs from its default's, in APISIX's words.
-pub(super) fn merge(defaults: &Node, user: &Node) -> Result<Node, Vec<ConfigError>> {
+/// Objects merge key by key, arrays replace, null deletes. With it comes every value whose type differs from its
+/// default's, in APISIX's words. Defaults have no places.
+pub(super) fn merge(defaults: &Node, user: &Node) -> (Node, Vec<ConfigError>) {
     let mut errors = Vec::new();
-    let merged = merge_node(defaults, user, &mut Vec::new(), &mut errors);
-    if errors.is_empty() { Ok(merged) } else { Err(errors) }
+    let defaults = Node::from_json(defaults.to_json());
+    let merged = merge_node(&defaults, user, &mut Vec::new(), &mut errors);
+    (merged, errors)
 }
 
 fn merge_node(default: &Node, user: &Node, path: &mut Vec<String>, errors: &mut Vec<ConfigError>) -> Node {

@@ -25,7 +25,15 @@ pub(super) fn read(
 ) -> Result<Config, Vec<ConfigError>> {
     let mut reader = Reader { errors: Vec::new() };
     let config = reader.config(document, written, environment);
-    if reader.errors.is_empty() { Ok(config) } else { Err(reader.errors) }
+    if reader.errors.is_empty() {
+        return Ok(config);
+    }
+    // A default has no place of its own: that of the nearest key above it which is written.
+    let place = |error: ConfigError| match (error.place, &error.field) {
+        (None, Some(field)) => config.written.fault(field, error.reason.clone()),
+        _ => error,
+    };
+    Err(reader.errors.into_iter().map(place).collect())
 }
 
 /// Reads field by field and collects what is wrong, so that one run shows every fault.
@@ -57,8 +65,8 @@ impl Reader {
     fn fault(&mut self, field: &Field<'_>, reason: impl Into<String>) {
         let error = ConfigError::field(&field.path, reason);
         self.errors.push(match field.node {
-            Some(node) => error.at(node.place),
-            None => error,
+            Some(node) if node.place.line > 0 => error.at(node.place),
+            _ => error,
         });
     }
 
@@ -211,11 +219,17 @@ impl Reader {
             Some("json") if role == Role::DataPlane => Provider::Json,
             other => {
                 let other = other.unwrap_or_default();
-                let supported = if role == Role::DataPlane { "yaml and json are" } else { "yaml is" };
-                self.fault(
-                    &provider_field,
-                    format!("config_provider \"{other}\" is not supported for this role; {supported}"),
+                let default = if provider_field.node.is_some_and(|node| node.place.line == 0) {
+                    ", the default,"
+                } else {
+                    ""
+                };
+                let reason = format!(
+                    "config_provider \"{other}\"{default} is not supported: resources are read from a file beside this \
+                     one; write `deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}` for \
+                     apisix.yaml, or `json` for apisix.json"
                 );
+                self.fault(&provider_field, reason);
                 Provider::Yaml
             }
         };

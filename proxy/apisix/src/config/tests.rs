@@ -52,10 +52,29 @@ fn an_empty_file_asks_for_etcd() {
     for text in ["", "# nothing\n"] {
         let errors = Config::parse(text, "config.yaml", &Environment::Fixed(HashMap::new())).unwrap_err();
         assert!(
-            errors.iter().any(|e| e.reason.contains("config_provider \"etcd\" is not supported")),
+            errors
+                .iter()
+                .any(|e| e.reason.contains("config_provider \"etcd\", the default, is not supported")),
             "{errors:?}"
         );
     }
+}
+
+/// The place was that of the default, in a file that the user does not have.
+#[test]
+fn a_default_that_is_not_supported_is_told_at_the_users_key() {
+    let text = "apisix: {node_listen: 9080}\n\ndeployment:\n  admin: {enable_admin_cors: true}\n";
+    let errors = Config::parse(text, "config.yaml", &Environment::Fixed(HashMap::new())).unwrap_err();
+    let error = errors[0].to_string();
+    assert!(error.starts_with("config.yaml:3:1: deployment.role_traditional.config_provider: "), "{error}");
+    assert!(error.contains("role_data_plane: {config_provider: yaml}"), "{error}");
+}
+
+#[test]
+fn every_fault_is_listed_at_once() {
+    let text = "apisix: {enable_ipv6: 'yes', proxy_mode: stream, node_listen: [{port: 70000}]}\ndiscovery: {dns: {}}\n";
+    let errors = parse_with(text, &[]).unwrap_err();
+    assert_eq!(errors.len(), 4, "{errors:?}");
 }
 
 #[test]
@@ -98,15 +117,25 @@ fn arrays_replace_null_deletes_and_types_hold() {
     assert_eq!(config.http.client_max_body_size, Some(8 << 20));
 }
 
+/// They were refused; APISIX ignores them, and nearly half of the files in the field have some.
 #[test]
-fn unknown_keys_name_the_nearest() {
+fn unknown_keys_are_reported_with_the_nearest() {
+    let only_report = |text: &str| {
+        let reports = parse(text).reports;
+        assert_eq!(reports.len(), 1, "{reports:?}");
+        reports[0].to_string()
+    };
     assert_eq!(
-        only_error("apisix:\n  node_listne: 80\n"),
+        only_report("apisix:\n  node_listne: 80\n"),
         "config.yaml:3:3: apisix.node_listne: unknown field; did you mean \"node_listen\"?"
     );
-    assert!(only_error("nginx_conf: {}").contains("did you mean \"nginx_config\"?"));
+    assert_eq!(
+        only_report("apisix: {enable_ipv6: false, enable_ipv6: true}"),
+        "config.yaml:2:30: apisix.enable_ipv6: duplicate key, first given at 2:10: the last one counts"
+    );
+    assert!(only_report("nginx_conf: {}").contains("did you mean \"nginx_config\"?"));
     assert!(
-        only_error("nginx_config: {http: {upstream: {keepalives: 1}}}")
+        only_report("nginx_config: {http: {upstream: {keepalives: 1}}}")
             .contains("did you mean \"keepalive\"?")
     );
 }

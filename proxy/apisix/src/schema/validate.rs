@@ -143,12 +143,26 @@ fn run_combinations(rules: &Rules, value: &mut Value) -> Outcome {
 }
 
 impl Types {
-    fn run(&self, value: &Value) -> Outcome {
+    fn run(&self, value: &mut Value) -> Outcome {
+        // Lua's empty table is both; from here on it is what was asked for.
+        match value {
+            Value::Array(items) if items.is_empty() && self.wants(Type::Object, Type::Array) => {
+                *value = Value::Object(Map::new());
+            }
+            Value::Object(map) if map.is_empty() && self.wants(Type::Array, Type::Object) => {
+                *value = Value::Array(Vec::new());
+            }
+            _ => {}
+        }
         if self.kinds.iter().any(|kind| kind.accepts(value)) {
             return Ok(());
         }
         let one_of = if self.several { "one of " } else { "" };
         fail(format!("wrong type: expected {one_of}{}, got {}", self.names, lua_type(value)))
+    }
+
+    fn wants(&self, one: Type, other: Type) -> bool {
+        self.kinds.contains(&one) && !self.kinds.contains(&other)
     }
 }
 

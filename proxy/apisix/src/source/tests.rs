@@ -309,6 +309,25 @@ fn missing_references_are_refused() {
     );
 }
 
+/// Habits of real files, all of which APISIX takes.
+#[test]
+fn what_apisix_takes_is_taken() {
+    for (text, warnings) in [
+        ("routes:\n  - {id: a, uri: /, plugins: {other: }}\n", 0),
+        ("routes:\n  - {id: a, uri: /, plugins: [], methods: {}}\n", 0),
+        ("routes:\n  - {id: a, uri: /, plugins: {other: []}}\n  -\n", 1),
+        ("x-mine: &up {nodes: {'127.0.0.1:80': 1}}\nroutes:\n  - {id: a, uri: /, upstream: *up}\n", 1),
+        ("ssls: []\nroutes:\n  - {id: a, uri: /, plugins: {}}\nssls: []\n", 1),
+        ("routes:\n  - id: a\n    uri: /b\n    uri: /\n    plugins: {}\n", 1),
+    ] {
+        let mut source = testing::source("");
+        let update = source.update(resources(text)).unwrap();
+        assert_eq!((update.refused, update.warnings.len()), (Vec::new(), warnings), "{text}");
+        assert_eq!(&*source.route("a").unwrap().ids.uris[0], "/", "{text}");
+    }
+    assert!(faults("global_rules:\n  - plugins: {prometheus: {}}\n")[0].contains("\"id\" is required"));
+}
+
 #[test]
 fn kinds_without_a_user_are_refused_by_name() {
     for (kind, item) in [

@@ -143,7 +143,7 @@ impl Listing {
             let id = match known.get(at).and_then(Option::as_ref) {
                 Some(known) => known.id.clone(),
                 None => {
-                    let read = item.parse().ok_or(Fault::NotAnItem)?;
+                    let mut read = item.parse().ok_or(Fault::NotAnItem)?;
                     if read.is_null() {
                         warnings.push(
                             ConfigError::field(kind.section(), "an item is empty")
@@ -151,6 +151,7 @@ impl Listing {
                         );
                         continue;
                     }
+                    empty_tables(&mut read);
                     let id = id_of(kind, &read);
                     node = Some(read);
                     id
@@ -175,7 +176,14 @@ impl Listing {
             } else if same && !all_again {
                 continue;
             }
-            let node = node.map_or_else(|| item.parse().ok_or(Fault::NotAnItem), Ok)?;
+            let node = match node {
+                Some(node) => node,
+                None => {
+                    let mut node = item.parse().ok_or(Fault::NotAnItem)?;
+                    empty_tables(&mut node);
+                    node
+                }
+            };
             let value = Some(Document::node(node));
             sink.change(Change { key, revision: fingerprint.revision(), order, value });
         }
@@ -254,6 +262,16 @@ impl Orders {
         };
         self.last.insert(kind, order);
         Some(order)
+    }
+}
+
+/// Makes a null an empty table, which it is for APISIX: `prometheus:` alone is a plugin with its defaults.
+fn empty_tables(node: &mut Node) {
+    match &mut node.value {
+        document::Value::Null => node.value = document::Value::Object(document::Object::default()),
+        document::Value::Array(items) => items.iter_mut().for_each(empty_tables),
+        document::Value::Object(object) => object.values_mut().for_each(empty_tables),
+        _ => {}
     }
 }
 

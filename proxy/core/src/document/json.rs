@@ -12,6 +12,7 @@ pub(super) fn parse(text: &str, options: &Options) -> Result<Option<Node>, Confi
         bytes: text.as_bytes(),
         position: 0,
         max_depth: options.max_depth,
+        last_key_counts: options.last_key_counts,
         depth: 0,
         counted: 0,
         place: Place::new(1, 1),
@@ -33,6 +34,7 @@ struct JsonParser<'a> {
     bytes: &'a [u8],
     position: usize,
     max_depth: usize,
+    last_key_counts: bool,
     depth: usize,
     /// Up to where `place` has been counted. Places are only asked for in ascending order, so that a
     /// document in one line of many megabytes is counted once.
@@ -123,7 +125,7 @@ impl JsonParser<'_> {
         self.skip_space();
         if self.peek() == Some(b'}') {
             self.position += 1;
-            return Object::new(entries);
+            return Object::with(entries, self.last_key_counts);
         }
         loop {
             self.skip_space();
@@ -141,7 +143,7 @@ impl JsonParser<'_> {
             let value = self.value().in_key(&key)?;
             entries.push(Entry { key, key_place, value });
             if self.end_of_item(b'}', "object", begin)? {
-                return Object::new(entries);
+                return Object::with(entries, self.last_key_counts);
             }
         }
     }

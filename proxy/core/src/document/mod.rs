@@ -65,6 +65,9 @@ pub struct Options {
     /// reader leaves `1.5` and `5000000000` to protobuf's JSON mapping (source/common/protobuf/yaml_utility.cc).
     /// Default false.
     pub wide_numbers_as_text: bool,
+    /// Whether of a key that is given twice the last one counts, as for APISIX's readers, instead of being an
+    /// error; default false.
+    pub last_key_counts: bool,
 }
 
 impl Default for Options {
@@ -76,6 +79,7 @@ impl Default for Options {
             max_alias_nodes: MAX_ALIAS_NODES,
             allow_empty: false,
             wide_numbers_as_text: false,
+            last_key_counts: false,
         }
     }
 }
@@ -156,6 +160,19 @@ impl Object {
         Ok(Object(entries))
     }
 
+    /// [`Object::new`] by [`Options::last_key_counts`].
+    fn with(entries: Vec<Entry>, last_key_counts: bool) -> Result<Self, ConfigError> {
+        if last_key_counts { Ok(Object::last_counts(entries)) } else { Object::new(entries) }
+    }
+
+    /// An object of these entries, of those with one key the last.
+    fn last_counts(entries: Vec<Entry>) -> Self {
+        let last: HashMap<String, usize> =
+            entries.iter().enumerate().map(|(at, entry)| (entry.key.clone(), at)).collect();
+        let kept = entries.into_iter().enumerate().filter(|(at, entry)| last.get(&entry.key) == Some(at));
+        Object(kept.map(|(_, entry)| entry).collect())
+    }
+
     /// The entry of a key. A scan: objects of configuration are small, big ones are iterated.
     pub fn entry(&self, key: &str) -> Option<&Entry> {
         self.0.iter().find(|entry| entry.key == key)
@@ -169,6 +186,11 @@ impl Object {
     /// All entries in the order of the text.
     pub fn entries(&self) -> &[Entry] {
         &self.0
+    }
+
+    /// All values, to be changed in place.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.0.iter_mut().map(|entry| &mut entry.value)
     }
 
     /// All entries, by value.

@@ -158,9 +158,10 @@ impl<'a> Builder<'a> {
         let Some(Frame { place, anchor, kind }) = self.open.pop() else { return Ok(()) };
         let value = match kind {
             Kind::Array(items) => Value::Array(items),
-            Kind::Object { entries, merged, .. } => {
-                Value::Object(merge(Object::new(entries).map_err(|error| self.in_open(error))?, merged))
-            }
+            Kind::Object { entries, merged, .. } => Value::Object(merge(
+                Object::with(entries, self.options.last_key_counts).map_err(|error| self.in_open(error))?,
+                merged,
+            )),
         };
         self.add(Node { place, value }, anchor)
     }
