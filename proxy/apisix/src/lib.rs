@@ -21,5 +21,6 @@ mod watch;
 
 pub use listener::APISIX_VERSION;
 pub use source::{
-    Feed, Loaded, ROUTE_TABLE, Setup, Source, Update, load, load_config, validate, validate_resources,
+    Feed, Findings, Loaded, ROUTE_TABLE, Setup, Source, Update, load, load_config, validate,
+    validate_resources,
 };

@@ -137,46 +137,53 @@ fn format(config: &Config) -> Format {
     }
 }
 
-/// Reads the same files as [`load`] and compiles them, for nothing but what that finds; answers what is odd and
-/// taken all the same.
-///
-/// # Errors
-/// Everything that is wrong in either file.
-pub fn validate(
-    config_path: &Path,
-    registry: Registry,
-    environment: Environment,
-) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-    let config = load_config(config_path, &environment)?;
-    let mut warnings = config.reports.clone();
-    warnings.extend(load(config, config_path, Setup::detached(registry, environment))?.update.checked()?);
-    Ok(warnings)
+/// What checking a configuration has found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What is wrong.
+    pub errors: Vec<ConfigError>,
+    /// What is odd and taken all the same.
+    pub warnings: Vec<ConfigError>,
+}
+
+impl Findings {
+    fn add(&mut self, update: Result<Update, Vec<ConfigError>>) {
+        match update {
+            Ok(Update { refused, warnings, .. }) => {
+                self.errors.extend(refused);
+                self.warnings.extend(warnings);
+            }
+            Err(errors) => self.errors.extend(errors),
+        }
+    }
+}
+
+/// Reads the same files as [`load`] and compiles them, for nothing but what that finds.
+pub fn validate(config_path: &Path, registry: Registry, environment: Environment) -> Findings {
+    let config = match load_config(config_path, &environment) {
+        Ok(config) => config,
+        Err(errors) => return Findings { errors, warnings: Vec::new() },
+    };
+    let mut findings = Findings { errors: Vec::new(), warnings: config.reports.clone() };
+    let loaded = load(config, config_path, Setup::detached(registry, environment));
+    findings.add(loaded.map(|loaded| loaded.update));
+    findings
 }
 
 /// Compiles an apisix.yaml or apisix.json by itself, with APISIX's defaults for what its config.yaml would say,
 /// as [`validate`].
-///
-/// # Errors
-/// Everything that is wrong in the file.
-pub fn validate_resources(
-    path: &Path,
-    registry: Registry,
-    environment: Environment,
-) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-    let config = Config::standalone("", &environment)?;
-    let format = Format::from_file_name(&path.to_string_lossy());
-    let store = FileStore::new(path.to_owned(), format, environment.clone());
-    Source::new(config, Arc::new(store), Setup::detached(registry, environment)).pull()?.checked()
-}
-
-impl Update {
-    /// The warnings, if nothing was refused.
-    ///
-    /// # Errors
-    /// What was refused.
-    pub fn checked(self) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-        if self.refused.is_empty() { Ok(self.warnings) } else { Err(self.refused) }
+pub fn validate_resources(path: &Path, registry: Registry, environment: Environment) -> Findings {
+    let mut findings = Findings::default();
+    match Config::standalone("", &environment) {
+        Ok(config) => {
+            let format = Format::from_file_name(&path.to_string_lossy());
+            let store = FileStore::new(path.to_owned(), format, environment.clone());
+            let mut source = Source::new(config, Arc::new(store), Setup::detached(registry, environment));
+            findings.add(source.pull());
+        }
+        Err(errors) => findings.errors = errors,
     }
+    findings
 }
 
 impl Source {

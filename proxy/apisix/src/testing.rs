@@ -96,8 +96,12 @@ impl TextSource {
         TextSource { source: Source::new(config, store.clone(), setup), store }
     }
 
-    pub(crate) fn update(&mut self, resources: Resources<'_>) -> Result<Update, Vec<ConfigError>> {
+    pub(crate) fn set(&self, resources: Resources<'_>) {
         self.store.set(resources);
+    }
+
+    pub(crate) fn update(&mut self, resources: Resources<'_>) -> Result<Update, Vec<ConfigError>> {
+        self.set(resources);
         self.source.pull()
     }
 

@@ -5,8 +5,9 @@ use crate::arguments::ValidateOptions;
 use crate::envoy::Text;
 use crate::process::plugins;
 use crate::stats;
+use sixfold_apisix::Findings;
 use sixfold_apisix::config::Environment;
-use sixfold_core::document::Node;
+use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_xds::bootstrap;
 
@@ -28,11 +29,13 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     match kind {
         Kind::Bootstrap => envoy(&text)?,
         Kind::Configuration => {
-            warn(options, sixfold_apisix::validate(&options.config, plugins(), Environment::Process)?)?;
+            tell(options, sixfold_apisix::validate(&options.config, plugins(), Environment::Process))?;
         }
         Kind::Resources => {
-            let path = &options.config;
-            warn(options, sixfold_apisix::validate_resources(path, plugins(), Environment::Process)?)?;
+            tell(
+                options,
+                sixfold_apisix::validate_resources(&options.config, plugins(), Environment::Process),
+            )?;
         }
     }
     let what = match kind {
@@ -45,19 +48,23 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
 }
 
 /// Prints warnings, which are errors for who wants to be strict.
-fn warn(options: &ValidateOptions, warnings: Vec<ConfigError>) -> Result<(), Failure> {
-    if options.strict && !warnings.is_empty() {
-        return Err(Failure::from(warnings));
+fn tell(options: &ValidateOptions, findings: Findings) -> Result<(), Failure> {
+    let Findings { mut errors, warnings } = findings;
+    if options.strict {
+        errors.splice(0..0, warnings);
+    } else {
+        for warning in warnings {
+            eprintln!("warning: {warning}");
+        }
     }
-    for warning in warnings {
-        eprintln!("warning: {warning}");
-    }
-    Ok(())
+    if errors.is_empty() { Ok(()) } else { Err(Failure::from(errors)) }
 }
 
 /// Tells by its keys what a document is.
 fn kind(text: &Text) -> Result<Kind, Failure> {
-    let node = Node::parse_file_text(&text.text, &text.name)?;
+    // Whether a key may be given twice is for the reader of that kind to say.
+    let options = Options { last_key_counts: true, ..Options::for_file(&text.name) };
+    let node = Node::parse(&text.text, &options).map_err(|error| error.in_file(&text.name))?;
     let has = |keys: &[&str]| keys.iter().any(|key| node.get(key).is_some());
     if has(&["static_resources", "dynamic_resources", "staticResources", "dynamicResources", "admin", "node"])
     {

@@ -72,6 +72,31 @@ fn faults_are_named_with_place_field_and_reason() {
 }
 
 #[test]
+fn what_apisix_would_ignore_is_a_warning_unless_one_is_strict() {
+    let directory = Directory::new();
+    let role = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
+    let config =
+        directory.write("config.yaml", &format!("{role}apisix:\n  enable_debug: false\n  node_listne: 1\n"));
+    directory.write("apisix.yaml", "x: 1\nroutes: []\nroutes: []\n#END\n");
+    let lenient = output(&["validate", "-c", &config]);
+    assert_eq!(lenient.status.code(), Some(0), "{lenient:?}");
+    let warnings = text(&lenient.stderr);
+    for part in [
+        ":3:3: apisix.enable_debug: ",
+        "did you mean \"node_listen\"?",
+        "apisix.yaml:1:1: x: ",
+        "duplicate key",
+    ] {
+        assert!(warnings.contains(part), "{part}: {warnings}");
+    }
+    assert_eq!(
+        refused(&output(&["validate", "--strict", "-c", &config])).lines().count(),
+        warnings.lines().count()
+    );
+    assert_eq!(output(&["validate", "-c", &directory.path("apisix.yaml")]).status.code(), Some(0));
+}
+
+#[test]
 fn version_and_completions() {
     assert_eq!(text(&output(&["version"]).stdout), format!("sixfold {}\n", env!("CARGO_PKG_VERSION")));
     for shell in ["bash", "zsh", "fish"] {

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod properties;
+
 use sixfold_core::route::{Action, ClusterChoice};
 
 use super::*;
@@ -428,71 +430,4 @@ fn one_changed_route_of_5000_is_cheap() {
     assert_eq!(touched(&diff), ["+table apisix"]);
     assert!(Arc::ptr_eq(&kept, source.route("r2999").unwrap()));
     assert!(one < all, "{one:?} {all:?}");
-}
-
-/// A file of a few resources in random states.
-fn random_file(rng: &mut fastrand::Rng) -> String {
-    let mut text = String::from("routes:\n");
-    for id in ["a", "b", "c", "d"] {
-        let target = match rng.u8(..5) {
-            0 => "upstream_id: u".to_owned(),
-            1 => "service_id: s".to_owned(),
-            2 => format!("upstream: {{nodes: {{'10.0.0.{}:80': 1}}}}", rng.u8(1..4)),
-            3 => "plugins: {late: {}}\n    service_id: s".to_owned(),
-            _ => continue,
-        };
-        let (uri, status) = (rng.u8(..3), u8::from(rng.u8(..5) > 0));
-        text.push_str(&format!("  - id: {id}\n    uri: /{uri}/*\n    status: {status}\n    {target}\n"));
-    }
-    let (service, upstream) = (rng.u8(1..4), rng.u8(1..4));
-    text.push_str(&format!(
-        "services:\n  - id: s\n    name: n{service}\n    upstream: {{nodes: {{'10.0.1.{service}:80': 1}}}}\n\
-         upstreams:\n  - id: u\n    nodes: {{'10.0.2.{upstream}:80': 1}}\n    retries: {}\n",
-        rng.u8(..3)
-    ));
-    if rng.bool() {
-        text.push_str("global_rules:\n  - {id: g, plugins: {prometheus: {}}}\n");
-    }
-    text
-}
-
-/// What a model holds, in words that two models share.
-fn shown(model: &mut Model) -> Vec<String> {
-    let clusters = model.clusters().all().into_iter().map(|cluster| {
-        let hosts: Vec<_> = cluster.hosts.load().iter().map(|m| m.host.label.to_string()).collect();
-        let retries = cluster.config.retry.as_ref().map(|retry| retry.num_retries);
-        format!("{} {hosts:?} {retries:?}", cluster.config.name)
-    });
-    let mut all: Vec<String> = clusters.collect();
-    let table = model.table_cell(ROUTE_TABLE).load().expect("a table");
-    let mut routes: Vec<_> = table
-        .routes()
-        .map(|route| {
-            format!("{} {} {:?} {:?}", route.ids.route, route.ids.service_name, route.chain, route.action)
-        })
-        .collect();
-    routes.sort();
-    all.extend(routes);
-    all.extend(model.listeners().map(|listener| listener.name.to_string()));
-    all
-}
-
-#[test]
-fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
-    let fresh = |text: &str| {
-        let mut model = Model::new(Arc::default());
-        let setup = Setup { clusters: model.clusters().clone(), ..testing::setup() };
-        let mut source = TextSource::new("", setup);
-        model.apply(update(&mut source, text));
-        (model, source)
-    };
-    let mut rng = fastrand::Rng::with_seed(7);
-    let (mut model, mut source) = fresh("routes:\n");
-    for step in 0..300 {
-        let text = random_file(&mut rng);
-        model.apply(update(&mut source, &text));
-        let (mut expected, _source) = fresh(&text);
-        assert_eq!(shown(&mut model), shown(&mut expected), "step {step}:\n{text}");
-        assert!(update(&mut source, &text).is_empty(), "step {step}");
-    }
 }
