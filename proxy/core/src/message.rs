@@ -260,6 +260,15 @@ mod tests {
     }
 
     #[test]
+    fn a_cleared_head_gives_back_what_a_large_one_needed() {
+        let mut head = RequestHead { authority: vec![b'h'; 60_000], ..RequestHead::default() };
+        head.target.set(&[b'/'; 60_000]);
+        head.clear();
+        let held = head.target.raw.capacity() + head.authority.capacity();
+        assert!(head.target.is_empty() && head.authority.is_empty() && held <= 2 * KEPT_BYTES, "{held}");
+    }
+
+    #[test]
     fn a_server_name_has_neither_port_nor_dot_at_its_end() {
         for (full, name) in [("a.:80", "a"), ("a.", "a"), ("a:80", "a"), ("a..", "a."), ("[::1]:80", "[::1]")]
         {

@@ -39,6 +39,9 @@ pub enum HeaderFault {
     /// A name with `_`, where that is refused.
     #[error("header name with an underscore")]
     Underscore,
+    /// A name that is no token (RFC 9110 section 5.1).
+    #[error("bad header name")]
+    Name,
 }
 
 impl HeaderRules {

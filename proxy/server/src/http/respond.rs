@@ -46,6 +46,7 @@ impl Refusal {
         let details = match refused {
             Refused::Fields(HeaderFault::TooMany) => "http2.too_many_headers",
             Refused::Fields(HeaderFault::Underscore) => "http2.unexpected_underscore",
+            Refused::Fields(HeaderFault::Name) => "http2.invalid.header.field",
             Refused::Authority => "http.invalid_authority",
         };
         let is_reset = profile == Profile::Envoy && matches!(refused, Refused::Fields(_));

@@ -113,6 +113,18 @@ fn an_authority_is_held_to_the_rules_of_host() {
     }
 }
 
+/// Such a field was taken, and left out in silence where it was to be written.
+#[test]
+fn a_name_that_is_no_token_is_refused() {
+    let mut request = parts("http://h/", &[]);
+    request.headers.append(HeaderName::from_lowercase(b"x\"").unwrap(), HeaderValue::from_static("1"));
+    let refused = read(&request, &HeaderRules::APISIX, Profile::Apisix);
+    assert_eq!(refused.map(drop), Err(Refused::Fields(HeaderFault::Name)));
+    let bytes = (0..=u8::MAX).filter(|b| !sixfold_core::headers::is_token(&[*b]));
+    let taken: Vec<u8> = bytes.filter(|b| HeaderName::from_lowercase(&[b'x', *b]).is_ok()).collect();
+    assert_eq!(taken, b"\"", "what the library takes beyond tokens");
+}
+
 #[test]
 fn trailers_hold_no_field_of_framing_or_routing() {
     let fields =
