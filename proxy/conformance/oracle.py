@@ -284,6 +284,8 @@ class CaseRun:
         self.serial += 1
         rid = "%s#%d" % (self.case["id"], self.serial)
         step = dict(step, headers=[self.boot.subst(h) for h in step.get("headers", [])])
+        if step.get("admin"):
+            step = {"host": "localhost", **step}
         port = self.boot.base + ADMIN_OFFSET if step.get("admin") else self.boot.ports[self.case["id"]]
         limit = step.get("timeout", 10)
         if step.get("proto") == "h2":
@@ -405,7 +407,8 @@ def local_ips():
 
 
 def read_stats(boot, names):
-    res = client.run_h1(client.Conn(boot.base + ADMIN_OFFSET, None), {"path": "/stats", "admin": True}, "stats", 5)
+    res = client.run_h1(client.Conn(boot.base + ADMIN_OFFSET, None), {"path": "/stats", "admin": True, "host": "localhost"},
+                        "stats", 5)
     table = dict(line.split(": ", 1) for line in res.get("body", "").splitlines() if ": " in line)
     return {n: table.get(n) for n in names}
 

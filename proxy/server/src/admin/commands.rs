@@ -14,15 +14,21 @@ pub(super) struct Command {
     help: &'static str,
     /// Needs POST.
     pub(super) changes: bool,
+    /// May be asked for by any name: monitors find a proxy by names that it does not know.
+    pub(super) any_host: bool,
     pub(super) run: fn(&Admin, &Query) -> Reply,
 }
 
 const fn shows(path: &'static str, help: &'static str, run: fn(&Admin, &Query) -> Reply) -> Command {
-    Command { path, help, changes: false, run }
+    Command { path, help, changes: false, any_host: false, run }
+}
+
+const fn monitors(path: &'static str, help: &'static str, run: fn(&Admin, &Query) -> Reply) -> Command {
+    Command { any_host: true, ..shows(path, help, run) }
 }
 
 const fn changes(path: &'static str, help: &'static str, run: fn(&Admin, &Query) -> Reply) -> Command {
-    Command { path, help, changes: true, run }
+    Command { changes: true, ..shows(path, help, run) }
 }
 
 const COMMANDS: &[Command] = &[
@@ -39,7 +45,7 @@ const COMMANDS: &[Command] = &[
     changes("/logging", "query/change logging levels (level=, paths=, NAME=)", logging),
     shows("/memory", "print current allocation/heap usage", process::memory),
     changes("/quitquitquit", "exit the server", |admin, _| done(|| admin.control.quit())),
-    shows("/ready", "print server state, return 200 if LIVE, otherwise return 503", ready),
+    monitors("/ready", "print server state, return 200 if LIVE, otherwise return 503", ready),
     changes("/reopen_logs", "reopen access logs", |admin, _| done(|| admin.control.reopen_logs())),
     changes("/reset_counters", "reset all counters to zero", |admin, _| {
         done(|| admin.metrics.reset_counters())
@@ -48,8 +54,8 @@ const COMMANDS: &[Command] = &[
         Reply::json(StatusCode::OK, "{\n \"layers\": [],\n \"entries\": {}\n}\n")
     }),
     shows("/server_info", "print server version/status information", process::server_info),
-    shows("/stats", "print server stats (filter=, usedonly, format=json|prometheus)", statistics::stats),
-    shows("/stats/prometheus", "print server stats in prometheus format", statistics::prometheus),
+    monitors("/stats", "print server stats (filter=, usedonly, format=json|prometheus)", statistics::stats),
+    monitors("/stats/prometheus", "print server stats in prometheus format", statistics::prometheus),
 ];
 
 /// The list of commands, a line each.

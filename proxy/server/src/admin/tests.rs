@@ -153,17 +153,22 @@ fn only_names_of_the_operator_are_hosts() {
         "admin.test",
         "admin.test:15000",
     ] {
-        assert_eq!(server.ask(&format!("GET /stats\nHost: {host}\n")).0, 200, "{host}");
+        assert_eq!(server.ask(&format!("GET /config_dump\nHost: {host}\n")).0, 200, "{host}");
     }
     for host in
         ["evil.test", "evil.test:15000", "localhost.evil.test", "127.0.0.1.evil.test", "", "[evil]", "a:b"]
     {
-        assert_eq!(server.ask(&format!("GET /stats\nHost: {host}\n")).0, 403, "{host}");
+        assert_eq!(server.ask(&format!("GET /config_dump\nHost: {host}\n")).0, 403, "{host}");
     }
     let evil = "Host: evil.test\nOrigin: http://evil.test\n";
     assert_eq!(server.ask(&format!("GET /config_dump\n{evil}")).0, 403);
     assert_eq!(server.ask(&format!("POST /quitquitquit\n{evil}")).0, 403);
     assert_eq!(server.calls.quits.load(SeqCst), 0);
+    // A monitor finds the proxy by a name of its own, and has no Origin.
+    for path in ["/ready", "/stats", "/stats/prometheus"] {
+        assert_ne!(server.ask(&format!("GET {path}\nHost: pod.svc.test\n")).0, 403, "{path}");
+        assert_eq!(server.ask(&format!("GET {path}\n{evil}")).0, 403, "{path}");
+    }
 }
 
 #[test]
