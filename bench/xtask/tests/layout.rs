@@ -36,7 +36,7 @@ fn no_source_file_is_too_long() {
 }
 
 #[test]
-fn only_the_sockets_module_is_unsafe() {
+fn only_the_memory_module_is_unsafe() {
     let sources = layout::sources().unwrap();
     let rust = sources.iter().filter(|source| source.path.extension().is_some_and(|e| e == "rs"));
     let others =

@@ -77,7 +77,11 @@ fn listener(
 ) -> Listener {
     let mut filters = Vec::new();
     if listen.proxy_protocol {
-        filters.push(ListenerFilter::ProxyProtocol { optional: false, versions: (true, true) });
+        filters.push(ListenerFilter::ProxyProtocol {
+            optional: false,
+            versions: (true, true),
+            unspecified: true,
+        });
     }
     let chain = FilterChain {
         name: scheme.into(),

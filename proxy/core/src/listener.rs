@@ -100,6 +100,8 @@ pub enum ListenerFilter {
         optional: bool,
         /// Versions that are accepted: v1, v2.
         versions: (bool, bool),
+        /// Accepts a v2 header of an unspecified family, as the specification and nginx do; Envoy closes.
+        unspecified: bool,
     },
     /// `SO_ORIGINAL_DST`.
     OriginalDst,

@@ -140,6 +140,8 @@ pub(crate) struct WriteBuffer {
     sent: usize,
     /// Something was handed to the transport that may still hold it (TLS records).
     unflushed: bool,
+    /// Bytes that the transport has taken in all.
+    taken: u64,
 }
 
 impl WriteBuffer {
@@ -154,6 +156,11 @@ impl WriteBuffer {
     /// Bytes that wait.
     pub(crate) fn len(&self) -> usize {
         self.data.len() - self.sent
+    }
+
+    /// What the transport has taken so far, while it still has to take something: another number is progress.
+    pub(crate) fn backlog(&self) -> Option<u64> {
+        (self.len() > 0 || self.unflushed).then_some(self.taken)
     }
 
     /// Writes what waits and then `data`, as much as the transport takes now; the rest of `data` waits.
@@ -171,6 +178,7 @@ impl WriteBuffer {
                     Poll::Ready(written) => written?,
                 };
                 let waiting = self.len();
+                self.taken += written.saturating_sub(waiting) as u64;
                 self.advance(written.min(waiting));
                 data = &data[written.saturating_sub(waiting)..];
             }
@@ -201,6 +209,7 @@ impl WriteBuffer {
     }
 
     fn advance(&mut self, n: usize) {
+        self.taken += n as u64;
         self.sent += n;
         if self.sent == self.data.len() {
             self.sent = 0;

@@ -16,6 +16,7 @@ pub mod http;
 pub mod io;
 pub mod listener;
 pub mod log_file;
+mod memory;
 pub mod server;
 pub mod sockets;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::dns::{Discoverer, Resolver};
 use crate::drain::DrainStrategy;
 use crate::listener::manager::Manager;
 use crate::listener::{BoundAddresses, ListenerError};
+use crate::memory;
 use crate::worker::{Command, Options, Peer, Shared, Worker};
 use parking_lot::Mutex;
 use sixfold_core::cluster::Clusters;
@@ -218,11 +219,17 @@ struct ControlThread {
 impl ControlThread {
     async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
         let mut sweep = tokio::time::interval(SWEEP);
+        let mut look = tokio::time::interval(memory::LOOK);
+        let mut trimmer = memory::Trimmer::default();
         loop {
             let question = tokio::select! {
                 question = queue.recv() => question,
                 _ = sweep.tick() => {
                     self.model.lock().sweep();
+                    continue;
+                }
+                _ = look.tick() => {
+                    trimmer.look();
                     continue;
                 }
             };

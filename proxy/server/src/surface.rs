@@ -3,7 +3,10 @@
 //! An answer that is quick is given on that thread; one that has much to put together (statistics of
 //! thousands of clusters) is made on another, so that a readiness probe never waits for it.
 
+mod connections;
+
 use bytes::Bytes;
+use connections::{Activity, Place, Places, Serving, Watched};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
@@ -17,11 +20,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-
-/// Connections served at once; more wait in the accept queue.
-const MOST_CONNECTIONS: usize = 512;
 
 /// Bytes of a body that is written while it is sent, in one piece.
 const PIECE: usize = 32 << 10;
@@ -185,28 +185,37 @@ impl Surface {
 }
 
 async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut places = Places::default();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             // Out of file descriptors, say: goes on when some are free again.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let answer = answer.clone();
-        tokio::spawn(async move {
+        if !places.make_room() {
+            // All are busy, each under a deadline. Whoever asks now is told at once to ask again.
+            continue;
+        }
+        let activity = Arc::new(Activity::default());
+        let (answer, busy) = (answer.clone(), activity.clone());
+        let task = tokio::spawn(async move {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let answer = answer.clone();
-                async move { Ok::<_, Infallible>(respond(answer, &request).await) }
+                let (answer, busy) = (answer.clone(), busy.clone());
+                async move {
+                    let serving = Serving::new(busy);
+                    let response = respond(answer, &request).await;
+                    Ok::<_, Infallible>(response.map(|payload| Served { payload, _serving: serving }))
+                }
             });
+            let io = Watched::new(stream, busy.clone());
             // A client that breaks off or talks nonsense concerns nobody else.
             let _ = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(io), service)
                 .await;
-            drop(place);
         });
+        places.0.push_back(Place { activity, task: task.abort_handle() });
     }
 }
 
@@ -227,6 +236,32 @@ async fn respond(answer: Arc<dyn Answer>, request: &Request<Incoming>) -> Respon
 enum Payload {
     Whole { data: Option<Bytes>, chunked: bool },
     Pieces(mpsc::Receiver<Piece>),
+}
+
+/// A payload on its way: its connection is busy until it has been handed over.
+struct Served {
+    payload: Payload,
+    _serving: Serving,
+}
+
+impl Body for Served {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Pin::new(&mut self.payload).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.payload.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.payload.size_hint()
+    }
 }
 
 /// A part of a body that is written while it is sent.

@@ -82,5 +82,6 @@ fn proxy_protocol(value: &ProxyProtocol) -> Result<ListenerFilter> {
     if versions == (false, false) {
         return Err(ConfigError::field("disallowed_versions", "leaves no version"));
     }
-    Ok(ListenerFilter::ProxyProtocol { optional: *allow_requests_without_proxy_protocol, versions })
+    let optional = *allow_requests_without_proxy_protocol;
+    Ok(ListenerFilter::ProxyProtocol { optional, versions, unspecified: false })
 }

@@ -53,7 +53,7 @@ fn matches_and_filters_reach_the_model() {
         listener.listener_filters,
         [
             ListenerFilter::TlsInspector,
-            ListenerFilter::ProxyProtocol { optional: false, versions: (false, true) }
+            ListenerFilter::ProxyProtocol { optional: false, versions: (false, true), unspecified: false }
         ]
     );
     let matches = &listener.chains[0].matches;

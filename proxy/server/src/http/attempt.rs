@@ -183,11 +183,11 @@ impl<D: Downstream> Exchange<'_, D> {
         let config = &plan.cluster.config;
         let policy = plan.retry.as_ref().map(RetryState::policy);
         let timeouts = &plan.forward.timeouts;
-        let progress = timeouts.read.map(|read| timeouts.send.map_or(read, |send| send.min(read)));
         self.clock.begin_attempt(
             policy.and_then(|p| p.per_try_idle_timeout),
             config.max_stream_duration,
-            progress,
+            timeouts.send,
+            timeouts.read,
         );
         if self.env.hcm.profile == Profile::Apisix {
             // What speaks HTTP/2 there is gRPC, and its servers reset calls without it.
@@ -255,6 +255,7 @@ impl<D: Downstream> Exchange<'_, D> {
             max: self.env.hcm.max_body,
             done: end,
             held: upgrade,
+            starved: false,
         };
         let proxy_continue = self.env.hcm.http1.proxy_100_continue;
         let result = within(clock, |clock, cx| {
@@ -299,6 +300,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 if (body.done || body.held) && down.poll_gone(cx).is_ready() {
                     return Poll::Ready(Err(Gone::Closed.into()));
                 }
+                clock.watch(body.waits(down, up, stream));
                 return Poll::Pending;
             }
         })
@@ -310,9 +312,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 Ok(Attempt::Head { checkout: Box::new(checkout), end, tunnel, sent_all })
             }
             Ok(Err(error)) => Ok(Attempt::Failed(error, true)),
-            Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle | Expired::Progress))) => {
-                Ok(Attempt::TimedOut(which))
-            }
+            Err(Interrupt::Expired(which)) if which.is_of_attempt() => Ok(Attempt::TimedOut(which)),
             Err(other) => Err(other),
         }
     }

@@ -4,6 +4,7 @@
 //! one; when it fires too soon, since the deadline has moved on, it is set anew. So a keep-alive connection
 //! touches the timer wheel about once in fifteen seconds, not once a request.
 
+use super::stall::{Stalls, Waits};
 use crate::deadline::{Limit, after};
 use std::future::Future;
 use std::pin::Pin;
@@ -28,8 +29,26 @@ pub(crate) enum Expired {
     PerTryIdle,
     /// The cluster's `max_stream_duration`.
     ClusterMaxStream,
-    /// APISIX's `timeout.read` or `timeout.send`: no progress upstream.
-    Progress,
+    /// `timeout.send` of APISIX: the upstream has taken nothing for so long.
+    UpstreamWrite,
+    /// `timeout.read` of APISIX: the upstream has owed an answer and said nothing for so long.
+    UpstreamRead,
+    /// nginx's `client_body_timeout`: nothing came of the request's body.
+    ClientBody,
+    /// nginx's `send_timeout`: the client has taken nothing.
+    ClientWrite,
+}
+
+impl Expired {
+    /// Whether it ends one attempt, after which there may be another.
+    pub(crate) fn is_of_attempt(self) -> bool {
+        self.is_of_endpoint() || matches!(self, Expired::PerTry | Expired::PerTryIdle)
+    }
+
+    /// Whether it is APISIX's `timeout.send` or `timeout.read`: nginx takes it for a failure of the endpoint.
+    pub(crate) fn is_of_endpoint(self) -> bool {
+        matches!(self, Expired::UpstreamWrite | Expired::UpstreamRead)
+    }
 }
 
 /// Longer than any stream lasts.
@@ -47,7 +66,7 @@ pub(crate) struct Clock {
     per_try: Option<Instant>,
     per_try_idle: Option<Duration>,
     cluster_max: Option<Instant>,
-    progress: Option<Duration>,
+    stalls: Stalls,
     progressed: Instant,
     touched: Instant,
     /// The next deadline, unless `changed`: setters come in threes, and one look at the end is enough.
@@ -71,7 +90,7 @@ impl Clock {
             per_try: None,
             per_try_idle: None,
             cluster_max: None,
-            progress: None,
+            stalls: Stalls::default(),
             progressed: now,
             touched: now,
             earliest: None,
@@ -89,6 +108,7 @@ impl Clock {
         self.request = None;
         self.max_stream = None;
         self.route = None;
+        self.stalls.restart(None, None);
         self.end_attempt();
         now
     }
@@ -113,6 +133,17 @@ impl Clock {
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
         self.idle = idle.filter(|d| !d.is_zero());
         self.changed = true;
+    }
+
+    /// Between two reads of the request's body, and between two writes to the client.
+    pub(crate) fn set_client(&mut self, body: Option<Duration>, write: Option<Duration>) {
+        self.stalls.restart(body, write);
+        self.changed = true;
+    }
+
+    /// Takes note of who is waited for, before a wait begins or goes on.
+    pub(crate) fn watch(&mut self, waits: Waits) {
+        self.changed |= self.stalls.watch(waits);
     }
 
     /// Until the request is complete.
@@ -144,17 +175,18 @@ impl Clock {
         self.route.map(|at| at.saturating_duration_since(self.now))
     }
 
-    /// Deadlines of one attempt.
+    /// Deadlines of one attempt; `write` and `read` are APISIX's `timeout.send` and `timeout.read`.
     pub(crate) fn begin_attempt(
         &mut self,
         per_try_idle: Option<Duration>,
         cluster_max: Option<Duration>,
-        progress: Option<Duration>,
+        write: Option<Duration>,
+        read: Option<Duration>,
     ) {
         self.progressed = self.now;
         self.per_try_idle = per_try_idle.filter(|d| !d.is_zero());
         self.cluster_max = cluster_max.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
-        self.progress = progress.filter(|d| !d.is_zero());
+        self.stalls.begin_attempt(write, read);
         self.changed = true;
     }
 
@@ -169,26 +201,26 @@ impl Clock {
         self.per_try = None;
         self.per_try_idle = None;
         self.cluster_max = None;
-        self.progress = None;
+        self.stalls.end_attempt();
         self.changed = true;
     }
 
-    fn deadlines(&self) -> [(Expired, Option<Instant>); 8] {
-        [
+    fn deadlines(&self) -> impl Iterator<Item = (Expired, Option<Instant>)> {
+        let own = [
             (Expired::Route, self.route),
             (Expired::PerTry, self.per_try),
             (Expired::PerTryIdle, self.per_try_idle.map(|d| after(self.progressed, d))),
             (Expired::ClusterMaxStream, self.cluster_max),
             (Expired::MaxStream, self.max_stream),
             (Expired::Request, self.request),
-            (Expired::Progress, self.progress.map(|d| after(self.progressed, d))),
             (Expired::Idle, self.idle.map(|d| after(self.touched, d))),
-        ]
+        ];
+        own.into_iter().chain(self.stalls.deadlines())
     }
 
     fn recount(&mut self) {
         self.changed = false;
-        self.earliest = self.deadlines().iter().filter_map(|(_, at)| *at).min();
+        self.earliest = self.deadlines().filter_map(|(_, at)| at).min();
     }
 }
 
@@ -209,9 +241,8 @@ impl Limit for Clock {
                 return Poll::Pending;
             }
             self.now = Instant::now();
-            if let Some((which, _)) =
-                self.deadlines().into_iter().find(|(_, at)| at.is_some_and(|t| t <= self.now))
-            {
+            let expired = self.deadlines().find(|(_, at)| at.is_some_and(|t| t <= self.now));
+            if let Some((which, _)) = expired {
                 self.armed = self.now + YEAR;
                 self.timer.as_mut().reset(self.armed);
                 return Poll::Ready(which);
@@ -227,6 +258,7 @@ impl Limit for Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
 
     #[tokio::test(start_paused = true)]
     async fn idle_time_starts_again_with_every_event() {
@@ -234,14 +266,12 @@ mod tests {
         let start = clock.restart();
         clock.set_idle(Some(Duration::from_millis(300)));
         for _ in 0..5 {
-            let waited = tokio::time::timeout(
-                Duration::from_millis(200),
-                std::future::poll_fn(|cx| clock.poll_expired(cx)),
-            );
+            let waited =
+                tokio::time::timeout(Duration::from_millis(200), poll_fn(|cx| clock.poll_expired(cx)));
             assert!(waited.await.is_err());
             clock.touch();
         }
-        assert_eq!(std::future::poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Idle);
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Idle);
         assert_eq!(start.elapsed().as_millis(), 1300);
     }
 
@@ -253,14 +283,56 @@ mod tests {
         clock.set_request(Some(Duration::MAX));
         clock.set_max_stream(start, Some(Duration::MAX));
         clock.set_route(Some(Duration::MAX));
-        clock.begin_attempt(Some(Duration::MAX), Some(Duration::MAX), Some(Duration::MAX));
-        clock.set_per_try(Some(Duration::MAX));
-        let waited = tokio::time::timeout(
-            Duration::from_secs(3600),
-            std::future::poll_fn(|cx| clock.poll_expired(cx)),
+        clock.set_client(Some(Duration::MAX), Some(Duration::MAX));
+        clock.begin_attempt(
+            Some(Duration::MAX),
+            Some(Duration::MAX),
+            Some(Duration::MAX),
+            Some(Duration::MAX),
         );
+        clock.watch(Waits { client_body: Some(0), upstream_read: Some(0), ..Waits::default() });
+        clock.set_per_try(Some(Duration::MAX));
+        let waited = tokio::time::timeout(Duration::from_secs(3600), poll_fn(|cx| clock.poll_expired(cx)));
         assert!(waited.await.is_err());
         assert!(clock.route_left() > Some(Duration::from_secs(3600)));
+    }
+
+    /// The shorter of `send` and `read` bounded everything, a slow client's doing too.
+    #[tokio::test(start_paused = true)]
+    async fn time_runs_for_the_party_that_is_waited_for_and_from_its_last_step() {
+        let seconds = |n| Some(Duration::from_secs(n));
+        let mut clock = Clock::new();
+        let start = clock.restart();
+        clock.set_client(seconds(10), seconds(20));
+        clock.begin_attempt(None, None, seconds(3), seconds(5));
+        // The client is slow: nobody else is charged.
+        for done in 0..4 {
+            clock.watch(Waits { client_body: Some(done), ..Waits::default() });
+            let waited = tokio::time::timeout(Duration::from_secs(9), poll_fn(|cx| clock.poll_expired(cx)));
+            assert!(waited.await.is_err(), "{done}");
+        }
+        // The upstream owes an answer from now on, and asking again is no step.
+        let owed = start.elapsed();
+        for _ in 0..4 {
+            clock.watch(Waits { upstream_read: Some(0), ..Waits::default() });
+            let waited = tokio::time::timeout(Duration::from_secs(1), poll_fn(|cx| clock.poll_expired(cx)));
+            assert!(waited.await.is_err());
+        }
+        clock.watch(Waits { upstream_read: Some(0), ..Waits::default() });
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::UpstreamRead);
+        assert_eq!(start.elapsed() - owed, Duration::from_secs(5));
+        for (waits, expired) in [
+            (Waits { upstream_write: Some(7), ..Waits::default() }, Expired::UpstreamWrite),
+            (Waits { client_write: Some(7), ..Waits::default() }, Expired::ClientWrite),
+            (Waits { client_body: Some(7), client_write: Some(7), ..Waits::default() }, Expired::ClientBody),
+        ] {
+            clock.watch(Waits::default());
+            clock.watch(waits);
+            assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, expired);
+        }
+        clock.watch(Waits::default());
+        let waited = tokio::time::timeout(Duration::from_secs(999), poll_fn(|cx| clock.poll_expired(cx)));
+        assert!(waited.await.is_err(), "nobody is waited for");
     }
 
     #[tokio::test(start_paused = true)]
@@ -269,12 +341,12 @@ mod tests {
         clock.restart();
         clock.set_idle(Some(Duration::from_secs(300)));
         clock.set_route(Some(Duration::from_secs(15)));
-        clock.begin_attempt(None, None, None);
+        clock.begin_attempt(None, None, None, None);
         clock.set_per_try(Some(Duration::from_secs(2)));
-        assert_eq!(std::future::poll_fn(|cx| clock.poll_expired(cx)).await, Expired::PerTry);
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::PerTry);
         clock.end_attempt();
         clock.touch();
         assert_eq!(clock.route_left(), Some(Duration::from_secs(13)));
-        assert_eq!(std::future::poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Route);
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Route);
     }
 }

@@ -41,6 +41,9 @@ pub(crate) trait Downstream: Send {
     /// Sends what waits; ready when nothing does.
     fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>>;
 
+    /// What the client has taken so far, while something waits for it: another number is progress.
+    fn backlog(&self) -> Option<u64>;
+
     /// Ready when the client has gone away. Asked while nothing else is read from it.
     fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()>;
 

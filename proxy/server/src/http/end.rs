@@ -112,7 +112,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
             }
             Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout().inc(),
-            Expired::Progress => cluster.stats.upstream_rq_timeout().inc(),
+            Expired::UpstreamWrite | Expired::UpstreamRead => cluster.stats.upstream_rq_timeout().inc(),
             Expired::ClusterMaxStream => cluster.stats.upstream_rq_max_duration_reached().inc(),
             _ => {}
         }

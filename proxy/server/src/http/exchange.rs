@@ -12,6 +12,7 @@ use super::edge;
 use super::filtered::FilteredBody;
 use super::local_reply;
 use super::outgoing::poll_request_body;
+use super::stall::Waits;
 use super::timeouts;
 use crate::deadline::{Timed, within};
 use crate::upstream::{UpstreamError, choose_cluster};
@@ -97,6 +98,7 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
     stream.random = fastrand::u64(..);
     clock.set_idle(hcm.timeouts.stream_idle);
     clock.set_max_stream(stream.timing.start.into(), hcm.timeouts.max_stream);
+    clock.set_client(hcm.timeouts.body, hcm.timeouts.send);
     if down.upgrade().is_some() {
         // An upgrade goes on in both directions: it is never complete.
     } else if down.request_ended() {
@@ -133,6 +135,9 @@ impl<'a, D> Exchange<'a, D> {
 impl<D: Downstream> Exchange<'_, D> {
     /// From the head of the request to the end of the response.
     async fn proxy(&mut self) -> Result<(), Interrupt> {
+        if self.env.hcm.profile == Profile::Envoy {
+            self.answer_expect();
+        }
         if let Some(reply) = self.admit() {
             return self.respond(reply, false).await;
         }
@@ -361,6 +366,11 @@ impl<D: Downstream> Exchange<'_, D> {
                 match poll_request_body(down, stream, Some(max), cx) {
                     Poll::Pending => {
                         let _ = down.poll_flush(cx);
+                        clock.watch(Waits {
+                            client_body: Some(stream.bytes.request_body),
+                            client_write: down.backlog(),
+                            ..Waits::default()
+                        });
                         return Poll::Pending;
                     }
                     Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
@@ -403,9 +413,13 @@ pub(super) async fn guard<D: Downstream, F: Future>(
     clock: &mut Clock,
     mut future: Pin<&mut F>,
 ) -> Result<F::Output, Interrupt> {
-    within(clock, |_, cx| match future.as_mut().poll(cx) {
+    within(clock, |clock, cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => left(down, cx).map(|gone| Err(gone.into())),
+        Poll::Pending => {
+            let left = left(down, cx).map(|gone| Err(gone.into()));
+            clock.watch(Waits { client_write: down.backlog(), ..Waits::default() });
+            left
+        }
     })
     .await?
 }

@@ -61,6 +61,12 @@ impl FilteredBody {
         self.plugins.is_some() && !matches!(self.stage, Stage::Before | Stage::Over)
     }
 
+    /// Whether it is a plugin that is waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        let waiting = |plugins: &Plugins| plugins.filters.is_waiting() || self.stage == Stage::Trailers;
+        self.plugins.as_deref().is_some_and(waiting)
+    }
+
     /// Takes the next piece, or with `last` the end; answers what goes on at once.
     pub(super) fn push<'p>(
         &mut self,

@@ -15,6 +15,7 @@ use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
+use sixfold_core::message::Version;
 use sixfold_core::plugin::{Direction, HeadPhase, LocalReply, Outcome};
 use sixfold_core::route::{Forward, Route, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
@@ -42,11 +43,12 @@ pub(super) struct Plan<'r> {
 impl<D: Downstream> Exchange<'_, D> {
     /// Forwards the request and passes the response on.
     pub(super) async fn forward(&mut self, route: &Route, forward: &Forward) -> Result<(), Interrupt> {
+        // Before the upstream's request is made, which has no such header.
+        self.answer_expect();
         let mut plan = match self.plan(route, forward) {
             Ok(plan) => plan,
             Err(reply) => return self.respond(*reply, true).await,
         };
-        self.answer_expect();
         self.filter_request().await?;
         if self.down.request_ended() {
             self.clock.set_route(plan.timeouts.global);
@@ -143,18 +145,23 @@ impl<D: Downstream> Exchange<'_, D> {
         Ok(())
     }
 
-    /// Envoy answers `Expect: 100-continue` itself unless it is told to forward it.
+    /// Answers `Expect: 100-continue`, unless it is forwarded (`proxy_100_continue`). Envoy does so for every request
+    /// with a head, whatever becomes of it; nginx when it begins to read a body that has not come yet.
     pub(super) fn answer_expect(&mut self) {
-        if self.down.is_http2() || self.down.upgrade().is_some() {
+        let nginx = self.env.hcm.profile == Profile::Apisix;
+        let request = &mut self.stream.request;
+        let expects =
+            request.headers.get(Known::EXPECT).is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
+        if !expects || (nginx && (self.down.is_http2() || self.down.upgrade().is_some())) {
             return;
         }
-        let headers = &mut self.stream.request.headers;
-        let expects = headers.get(Known::EXPECT).is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
-        if expects && !self.env.hcm.http1.proxy_100_continue {
-            headers.remove(Known::EXPECT);
-            if !self.down.request_ended() {
-                self.down.write_continue();
-            }
+        if self.env.hcm.http1.proxy_100_continue {
+            return;
+        }
+        request.headers.remove(Known::EXPECT);
+        let wanted = !nginx || !self.down.request_ended();
+        if wanted && request.version != Version::Http10 {
+            self.down.write_continue();
         }
     }
 

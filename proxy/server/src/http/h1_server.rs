@@ -352,6 +352,10 @@ impl Downstream for H1Client {
         self.out.poll_flush(&mut self.io, cx).map_err(|_| Gone::Closed)
     }
 
+    fn backlog(&self) -> Option<u64> {
+        self.out.backlog()
+    }
+
     fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
         // The piece given last must stay where it is; nothing is read ahead behind it.
         while self.read.filled().len() < READ_AHEAD {

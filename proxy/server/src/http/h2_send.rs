@@ -13,6 +13,8 @@ pub(crate) struct H2Send {
     stream: SendStream<Bytes>,
     waiting: VecDeque<Bytes>,
     bytes: usize,
+    /// Bytes that the windows have let pass.
+    sent: u64,
     end: End,
 }
 
@@ -28,7 +30,13 @@ enum End {
 impl H2Send {
     /// Of a stream; `ended` if its head was its end.
     pub(crate) fn new(stream: SendStream<Bytes>, ended: bool) -> H2Send {
-        H2Send { stream, waiting: VecDeque::new(), bytes: 0, end: if ended { End::Sent } else { End::Open } }
+        H2Send {
+            stream,
+            waiting: VecDeque::new(),
+            bytes: 0,
+            sent: 0,
+            end: if ended { End::Sent } else { End::Open },
+        }
     }
 
     /// Adds a piece behind what waits.
@@ -53,6 +61,11 @@ impl H2Send {
         self.bytes
     }
 
+    /// What was sent so far, while something waits: another number is progress.
+    pub(crate) fn backlog(&self) -> Option<u64> {
+        (self.bytes > 0).then_some(self.sent)
+    }
+
     /// Sends as much as the windows allow. Ready when nothing waits any more.
     pub(crate) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), h2::Error>> {
         while let Some(first) = self.waiting.front_mut() {
@@ -69,6 +82,7 @@ impl H2Send {
                 self.waiting.pop_front();
             }
             self.bytes -= piece.len();
+            self.sent += piece.len() as u64;
             let last = self.waiting.is_empty() && matches!(self.end, End::Wanted(None));
             if last {
                 self.end = End::Sent;

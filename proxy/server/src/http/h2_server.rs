@@ -259,6 +259,10 @@ impl Downstream for H2Client {
         }
     }
 
+    fn backlog(&self) -> Option<u64> {
+        self.send.as_ref()?.backlog()
+    }
+
     fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
         match &mut self.send {
             Some(send) => send.poll_reset(cx).map(|_| ()),

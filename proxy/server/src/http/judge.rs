@@ -58,7 +58,7 @@ impl Failure {
         match self {
             Failure::Upstream(error, _) => Ending::Failed(error),
             // nginx's timeouts are failures of a connection that was there.
-            Failure::TimedOut(Expired::Progress) => Ending::Failed(&UpstreamError::Closed),
+            Failure::TimedOut(which) if which.is_of_endpoint() => Ending::Failed(&UpstreamError::Closed),
             Failure::TimedOut(_) => Ending::PerTryTimeout,
         }
     }

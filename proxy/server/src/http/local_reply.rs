@@ -176,7 +176,7 @@ fn error_page(status: u16) -> Bytes {
 /// The reply to a request whose deadline has passed before a response began.
 pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) -> LocalReply {
     let status = match which {
-        Expired::Request => 408,
+        Expired::Request | Expired::ClientBody | Expired::ClientWrite => 408,
         Expired::Idle | Expired::MaxStream if !request_complete => 408,
         _ => 504,
     };
@@ -187,7 +187,7 @@ pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) 
         Expired::MaxStream => "downstream duration timeout",
         Expired::ClusterMaxStream => "upstream max stream duration reached",
         Expired::Route | Expired::PerTry | Expired::PerTryIdle => "upstream request timeout",
-        Expired::Progress => "",
+        Expired::UpstreamWrite | Expired::UpstreamRead | Expired::ClientBody | Expired::ClientWrite => "",
     };
     let mut reply = LocalReply::new(status, body, details(which));
     reply.flag = flag(which);
@@ -205,9 +205,10 @@ pub(crate) fn too_large(profile: Profile) -> LocalReply {
 pub(crate) fn flag(which: Expired) -> Option<Flag> {
     match which {
         Expired::Idle => Some(Flag::SI),
-        Expired::Request | Expired::MaxStream => None,
+        Expired::Request | Expired::MaxStream | Expired::ClientBody | Expired::ClientWrite => None,
         Expired::ClusterMaxStream => Some(Flag::UMSDR),
-        Expired::Route | Expired::PerTry | Expired::PerTryIdle | Expired::Progress => Some(Flag::UT),
+        Expired::Route | Expired::PerTry | Expired::PerTryIdle => Some(Flag::UT),
+        Expired::UpstreamWrite | Expired::UpstreamRead => Some(Flag::UT),
     }
 }
 
@@ -217,10 +218,12 @@ pub(crate) fn details(which: Expired) -> &'static str {
         Expired::Idle => "stream_idle_timeout",
         Expired::Request => "request_overall_timeout",
         Expired::MaxStream => "max_duration_timeout",
-        Expired::Route | Expired::Progress => "response_timeout",
+        Expired::Route | Expired::UpstreamWrite | Expired::UpstreamRead => "response_timeout",
         Expired::PerTry => "upstream_per_try_timeout",
         Expired::PerTryIdle => "upstream_per_try_idle_timeout",
         Expired::ClusterMaxStream => "upstream_max_stream_duration_reached",
+        Expired::ClientBody => "client_body_timeout",
+        Expired::ClientWrite => "send_timeout",
     }
 }
 

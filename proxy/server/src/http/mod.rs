@@ -26,6 +26,7 @@ mod outgoing;
 mod pump;
 mod respond;
 mod retry;
+mod stall;
 mod timeouts;
 
 use crate::drain::Drain;

@@ -4,6 +4,7 @@ use super::body::{BodyEvent, Piece};
 use super::downstream::Downstream;
 use super::exchange::Interrupt;
 use super::filtered::{FilteredBody, poll_filtered_request};
+use super::stall::Waits;
 use crate::deadline::Timed;
 use crate::upstream::{UpstreamError, UpstreamStream};
 use sixfold_core::stream::Stream;
@@ -53,6 +54,8 @@ pub(super) struct Outgoing {
     pub(super) done: bool,
     /// Nothing is sent before the upstream agrees to the upgrade.
     pub(super) held: bool,
+    /// The last look found the upstream ready and nothing new from the client.
+    pub(super) starved: bool,
 }
 
 impl Outgoing {
@@ -66,6 +69,7 @@ impl Outgoing {
         filtered: &mut FilteredBody,
         cx: &mut Timed<'_>,
     ) -> Poll<Result<bool, SendError>> {
+        self.starved = false;
         if self.done || self.held {
             return Poll::Pending;
         }
@@ -82,8 +86,9 @@ impl Outgoing {
             up.write_data(cx, Piece::Borrowed(piece)).map_err(SendError::Upstream)?;
             return Poll::Ready(Ok(false));
         }
-        let next = ready!(poll_filtered_request(filtered, down, stream, self.max, cx));
-        match next.map_err(SendError::Downstream)? {
+        let next = poll_filtered_request(filtered, down, stream, self.max, cx);
+        self.starved = next.is_pending() && !filtered.is_waiting();
+        match ready!(next).map_err(SendError::Downstream)? {
             BodyEvent::Data(piece) => {
                 let bytes = piece.as_slice();
                 stream.bytes.upstream_sent += bytes.len() as u64;
@@ -93,6 +98,17 @@ impl Outgoing {
                 Poll::Ready(Ok(false))
             }
             BodyEvent::End => self.finish(up, stream),
+        }
+    }
+
+    /// Whom the exchange of heads waits for. Before it has the whole request an upstream owes nothing.
+    pub(super) fn waits<D: Downstream>(&self, down: &D, up: &UpstreamStream, stream: &Stream) -> Waits {
+        let upstream_write = up.backlog();
+        Waits {
+            client_body: self.starved.then_some(stream.bytes.request_body),
+            client_write: down.backlog(),
+            upstream_write,
+            upstream_read: (upstream_write.is_none() && (self.done || self.held)).then_some(0),
         }
     }
 

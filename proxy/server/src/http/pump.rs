@@ -6,6 +6,7 @@ use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
 use super::exchange::{Exchange, Interrupt};
 use super::filtered::{FilteredBody, poll_filtered_request};
+use super::stall::Waits;
 use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamStream;
 use bytes::Bytes;
@@ -28,6 +29,9 @@ struct Pump<'p, D> {
     sending: bool,
     /// The response has been handed over to its end.
     ended: bool,
+    /// The last look found nothing new from the client, and from the upstream: it is their turn.
+    starved: bool,
+    owed: bool,
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -67,6 +71,8 @@ impl<D: Downstream> Exchange<'_, D> {
             tunnel,
             sending: tunnel || !sent_all,
             ended: false,
+            starved: false,
+            owed: false,
         };
         within(self.clock, |clock, cx| pump.poll(clock, cx)).await?
     }
@@ -86,7 +92,11 @@ impl<D: Downstream> Pump<'_, D> {
         loop {
             let sent = self.sending && self.send(clock, cx)?;
             match self.receive(clock, cx)? {
-                Received::End => return self.down.poll_flush(cx).map_err(Interrupt::Gone),
+                Received::End => {
+                    let flushed = self.down.poll_flush(cx);
+                    clock.watch(Waits { client_write: self.down.backlog(), ..Waits::default() });
+                    return flushed.map_err(Interrupt::Gone);
+                }
                 Received::Nothing if !sent => {}
                 _ => {
                     clock.touch();
@@ -101,17 +111,35 @@ impl<D: Downstream> Pump<'_, D> {
             if !self.sending && self.down.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Gone::Closed.into()));
             }
+            clock.watch(self.waits());
             return Poll::Pending;
+        }
+    }
+
+    /// Whose turn it is. In a tunnel either side may speak, and an upstream owes nothing before it has all it
+    /// asked for.
+    fn waits(&self) -> Waits {
+        let bytes = &self.stream.bytes;
+        let owed = self.owed && (self.tunnel || !self.sending);
+        Waits {
+            client_body: (self.starved && !self.tunnel).then_some(bytes.request_body),
+            client_write: self.down.backlog(),
+            upstream_write: self.up.backlog(),
+            upstream_read: owed.then_some(bytes.upstream_received + bytes.upstream_sent),
         }
     }
 
     /// Passes more of the request on; tells whether there was any.
     fn send(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<bool, Interrupt> {
+        self.starved = false;
         if self.up.poll_writable(cx).is_pending() {
             return Ok(false);
         }
         match poll_filtered_request(self.request, self.down, self.stream, self.max_body, cx) {
-            Poll::Pending => return Ok(false),
+            Poll::Pending => {
+                self.starved = !self.request.is_waiting();
+                return Ok(false);
+            }
             Poll::Ready(Err(interrupt)) => return Err(interrupt),
             Poll::Ready(Ok(BodyEvent::Data(piece))) => {
                 self.stream.bytes.upstream_sent += piece.as_slice().len() as u64;
@@ -130,6 +158,7 @@ impl<D: Downstream> Pump<'_, D> {
 
     /// Passes more of the response on, or its end.
     fn receive(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<Received, Interrupt> {
+        self.owed = false;
         if self.ended {
             return Ok(Received::End);
         }
@@ -144,7 +173,10 @@ impl<D: Downstream> Pump<'_, D> {
             }
         }
         match self.up.poll_body(cx, &mut self.stream.response_trailers) {
-            Poll::Pending => Ok(Received::Nothing),
+            Poll::Pending => {
+                self.owed = true;
+                Ok(Received::Nothing)
+            }
             Poll::Ready(Ok(BodyEvent::Data(piece))) => {
                 self.stream.bytes.upstream_received += piece.as_slice().len() as u64;
                 if let Some(piece) = self.response.push(self.stream, piece, false)? {

@@ -10,6 +10,7 @@ use super::filtered::FilteredBody;
 use super::h2_headers::Refused;
 use super::local_reply;
 use super::pump::write_piece;
+use super::stall::Waits;
 use crate::deadline::{Timed, within};
 use crate::h1::H1Error;
 use crate::h1::reason::reason_phrase;
@@ -189,6 +190,11 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Waits until everything has been written.
     pub(super) async fn flush(&mut self) -> Result<(), Interrupt> {
         let down = &mut *self.down;
-        Ok(within(self.clock, |_, cx| down.poll_flush(cx)).await??)
+        let flushed = within(self.clock, |clock, cx| {
+            let flushed = down.poll_flush(cx);
+            clock.watch(Waits { client_write: down.backlog(), ..Waits::default() });
+            flushed
+        });
+        Ok(flushed.await??)
     }
 }

@@ -155,6 +155,10 @@ impl H1Upstream {
         Poll::Ready(Ok(()))
     }
 
+    pub(super) fn backlog(&self) -> Option<u64> {
+        self.out.backlog().filter(|_| self.broken.is_none())
+    }
+
     pub(super) fn poll_head(
         &mut self,
         cx: &mut Timed<'_>,

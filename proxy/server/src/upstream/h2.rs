@@ -236,6 +236,14 @@ impl H2Upstream {
         Poll::Ready(Ok(()))
     }
 
+    pub(super) fn backlog(&self) -> Option<u64> {
+        match &self.send {
+            Some(send) => send.backlog(),
+            // The connection has no room for the stream yet.
+            None => self.head.as_ref().map(|_| 0),
+        }
+    }
+
     pub(super) fn poll_head(
         &mut self,
         cx: &mut Timed<'_>,

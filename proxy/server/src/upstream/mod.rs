@@ -204,6 +204,11 @@ impl UpstreamStream {
         either!(self, s => s.poll_flush(cx))
     }
 
+    /// What the upstream has taken so far, while something waits for it: another number is progress.
+    pub(crate) fn backlog(&self) -> Option<u64> {
+        either!(self, s => s.backlog())
+    }
+
     /// Reads the head of the response.
     pub(crate) fn poll_head(
         &mut self,

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 pub struct Setup {
     pub clusters: Arc<Clusters>,
     pub registry: Registry,
+    pub stats: Arc<HttpStats>,
     pub routes: Vec<Arc<Route>>,
     pub timeouts: ConnectionTimeouts,
     pub chain: Arc<Chain>,
@@ -41,9 +42,11 @@ pub struct Setup {
 
 impl Setup {
     pub fn new() -> Setup {
+        let registry = Registry::new();
         Setup {
             clusters: Arc::default(),
-            registry: Registry::new(),
+            stats: Arc::new(HttpStats::new(&registry, "http.t.")),
+            registry,
             routes: Vec::new(),
             timeouts: ConnectionTimeouts::default(),
             chain: Arc::new(Chain::empty()),
@@ -82,7 +85,7 @@ impl Setup {
         let hcm = Arc::new(HttpConnectionManager {
             profile: self.profile,
             stat_prefix: "t".into(),
-            stats: Arc::new(HttpStats::new(&self.registry, "http.t.")),
+            stats: self.stats,
             codec: self.codec,
             routes: RouteTableCell::new("t", Some(Arc::new(table))),
             chain: self.chain,
@@ -147,6 +150,12 @@ pub fn forward(cell: Arc<ClusterCell>) -> Forward {
 
 pub fn route(prefix: &str, action: Action) -> Route {
     Route::new(PathMatch::Prefix(prefix.as_bytes().into(), false), action)
+}
+
+/// A route that the proxy answers itself.
+pub fn direct(prefix: &str, body: bytes::Bytes) -> Arc<Route> {
+    let direct = DirectResponse { status: 200, body, body_format: None };
+    Arc::new(route(prefix, Action::Direct(direct)))
 }
 
 pub fn retry(on: &str, retries: u32) -> Option<Arc<RetryPolicy>> {

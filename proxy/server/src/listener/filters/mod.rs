@@ -59,8 +59,8 @@ pub(crate) async fn run(
                     found.local = Some(meant);
                 }
             }
-            ListenerFilter::ProxyProtocol { optional, versions } => {
-                proxy_protocol(socket, seen, found, *optional, *versions, deadline).await?;
+            ListenerFilter::ProxyProtocol { .. } => {
+                proxy_protocol(socket, seen, found, filter, deadline).await?;
             }
             ListenerFilter::TlsInspector => tls_inspector(socket, seen, found, deadline).await?,
             ListenerFilter::HttpInspector if found.tls => {}
@@ -113,10 +113,12 @@ async fn proxy_protocol(
     socket: &mut Socket,
     seen: &mut Vec<u8>,
     found: &mut Findings,
-    optional: bool,
-    (v1, v2): (bool, bool),
+    filter: &ListenerFilter,
     deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
+    let ListenerFilter::ProxyProtocol { optional, versions: (v1, v2), unspecified } = *filter else {
+        return Ok(());
+    };
     use proxy_protocol::{Outcome, Version};
     loop {
         match proxy_protocol::parse(seen) {
@@ -125,7 +127,7 @@ async fn proxy_protocol(
             Outcome::Absent | Outcome::Malformed => return Err(FilterError::ProxyProtocol),
             Outcome::Header(header) => {
                 let allowed = if header.version == Version::V1 { v1 } else { v2 };
-                if !allowed {
+                if !allowed || (header.unspecified && !unspecified) {
                     return Err(FilterError::ProxyProtocol);
                 }
                 seen.drain(..header.consumed.min(seen.len()));

@@ -25,6 +25,8 @@ pub struct Header {
     pub version: Version,
     /// Source and destination; `None` for `UNKNOWN`, `LOCAL` and `UNSPEC`: the socket's own count.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
+    /// The proxy in front passes a client on and can't tell whom (v2 `UNSPEC`).
+    pub unspecified: bool,
     /// Bytes it takes, TLVs included.
     pub consumed: usize,
 }
@@ -65,7 +67,7 @@ fn parse_v1(bytes: &[u8]) -> Outcome {
     };
     let line = bytes.get(..end).and_then(|l| l.strip_suffix(b"\r")).and_then(|l| std::str::from_utf8(l).ok());
     let Some(addresses) = line.and_then(v1_addresses) else { return Outcome::Malformed };
-    Outcome::Header(Header { version: Version::V1, addresses, consumed: end + 1 })
+    Outcome::Header(Header { version: Version::V1, addresses, unspecified: false, consumed: end + 1 })
 }
 
 /// The outer `None` is a malformed line.
@@ -101,21 +103,30 @@ fn parse_v2(bytes: &[u8]) -> Outcome {
         return Outcome::Malformed;
     }
     let Some(body) = bytes.get(16..16 + len) else { return Outcome::NeedsMore };
-    let addresses = match (version_command & 0xf, family) {
-        // LOCAL: a health check of the proxy in front; UNSPEC: it can't tell.
-        (0, _) | (1, 0x00) => None,
-        (1, 0x11) => match v2_ipv4(body) {
-            Some(addresses) => Some(addresses),
-            None => return Outcome::Malformed,
-        },
-        (1, 0x21) => match v2_ipv6(body) {
-            Some(addresses) => Some(addresses),
-            None => return Outcome::Malformed,
-        },
+    let (addresses, tlvs) = match (version_command & 0xf, family) {
+        // LOCAL: a health check of the proxy in front; UNSPEC: it can't tell. What follows is to be ignored.
+        (0, _) | (1, 0x00) => (None, &[][..]),
+        (1, 0x11) => (v2_ipv4(body), body.get(12..).unwrap_or_default()),
+        (1, 0x21) => (v2_ipv6(body), body.get(36..).unwrap_or_default()),
         // Datagrams and unix sockets can't have come this way.
         _ => return Outcome::Malformed,
     };
-    Outcome::Header(Header { version: Version::V2, addresses, consumed: 16 + len })
+    let (local, unspecified) = (version_command & 0xf == 0, version_command & 0xf == 1 && family == 0);
+    if (addresses.is_none() && !local && !unspecified) || !are_tlvs(tlvs) {
+        return Outcome::Malformed;
+    }
+    Outcome::Header(Header { version: Version::V2, addresses, unspecified, consumed: 16 + len })
+}
+
+/// Whether these are whole TLVs, each as long as it says: a type, two bytes of length, the value.
+fn are_tlvs(mut bytes: &[u8]) -> bool {
+    while let [_, high, low, rest @ ..] = bytes {
+        match rest.get(usize::from(u16::from_be_bytes([*high, *low]))..) {
+            Some(next) => bytes = next,
+            None => return false,
+        }
+    }
+    bytes.is_empty()
 }
 
 fn v2_ipv4(body: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
@@ -170,7 +181,7 @@ mod tests {
     #[test]
     fn version_1_gives_addresses_and_what_it_took() {
         let bytes = b"PROXY TCP4 1.2.3.4 5.6.7.8 1111 2222\r\nGET / HTTP/1.1\r\n";
-        let Header { addresses, consumed, version } = header(bytes);
+        let Header { addresses, consumed, version, .. } = header(bytes);
         assert_eq!((version, consumed), (Version::V1, 38));
         assert_eq!(addresses, Some(("1.2.3.4:1111".parse().unwrap(), "5.6.7.8:2222".parse().unwrap())));
         let six = header(b"PROXY TCP6 ::1 2001:db8::1 1 65535\r\n");
@@ -220,6 +231,27 @@ mod tests {
             assert_eq!(parse(&bad), Outcome::Malformed);
         }
         assert_eq!(parse(&v2(1, 0x11, &vec![0; V2_MAX + 1])), Outcome::Malformed);
+    }
+
+    /// TLVs that were longer than the header, or cut, were skipped with it.
+    #[test]
+    fn tlvs_are_as_long_as_they_say() {
+        let with = |tlvs: &[u8]| parse(&v2(1, 0x11, &[&[0; 12][..], tlvs].concat()));
+        for good in [&[][..], &[4, 0, 0], &[4, 0, 2, 1, 2, 0xee, 0, 1, 9]] {
+            assert!(matches!(with(good), Outcome::Header(_)), "{good:?}");
+        }
+        for bad in
+            [&[4][..], &[4, 0], &[4, 0, 1], &[4, 0xff, 0xff, 1], &[4, 0, 1, 1, 5], &[4, 0, 0, 4, 0, 9, 1]]
+        {
+            assert_eq!(with(bad), Outcome::Malformed, "{bad:?}");
+        }
+        assert_eq!(parse(&v2(1, 0x21, &[&[0; 36][..], &[4, 0, 1]].concat())), Outcome::Malformed);
+    }
+
+    #[test]
+    fn an_unspecified_family_is_told_apart_from_a_local_command() {
+        assert!(header(&v2(1, 0x00, &[])).unspecified && header(&v2(1, 0x00, &[9; 5])).unspecified);
+        assert!(!header(&v2(0, 0x00, &[])).unspecified);
     }
 
     #[test]

@@ -279,5 +279,5 @@ pub(super) fn read_blocking(address: SocketAddr) -> std::io::Result<String> {
 }
 
 pub(super) fn proxy_protocol(optional: bool) -> Vec<ListenerFilter> {
-    vec![ListenerFilter::ProxyProtocol { optional, versions: (true, true) }]
+    vec![ListenerFilter::ProxyProtocol { optional, versions: (true, true), unspecified: false }]
 }

@@ -1,0 +1,228 @@
+//! Clients and upstreams that stop in the middle: each wait has a limit, and it is charged to who is waited for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::*;
+use sixfold_core::hcm::{HttpStats, Profile};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// A limit that passes in a test.
+const SHORT: Duration = Duration::from_millis(250);
+/// More than any buffer on the way holds.
+const LARGE: usize = 32 << 20;
+
+/// The statistics of the proxy, to see its connections end.
+struct Seen(Arc<HttpStats>);
+
+impl Seen {
+    fn new(setup: &Setup) -> Seen {
+        Seen(setup.stats.clone())
+    }
+
+    async fn no_connection_is_left(&self) {
+        let start = Instant::now();
+        assert!(self.0.downstream_cx_total().get() > 0);
+        while self.0.downstream_cx_active().get() > 0 || self.0.downstream_rq_active().get() > 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "a connection stays");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// A client that takes little before it stalls.
+async fn stalled(proxy: SocketAddr, request: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut socket = socket.connect(proxy).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    // The first byte shows that an answer is on its way.
+    socket.read_u8().await.unwrap();
+    socket
+}
+
+/// An upstream with a response of `LARGE` bytes.
+async fn large() -> SocketAddr {
+    upstream(|_, _| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").into_bytes();
+        [head, vec![b'x'; LARGE]].concat()
+    })
+    .await
+    .address
+}
+
+#[tokio::test]
+async fn clients_that_read_no_more_are_closed() {
+    for profile in [Profile::Envoy, Profile::Apisix] {
+        let mut setup = Setup::new();
+        setup.profile = profile;
+        match profile {
+            Profile::Envoy => setup.timeouts.stream_idle = Some(SHORT),
+            Profile::Apisix => (setup.timeouts.stream_idle, setup.timeouts.send) = (None, Some(SHORT)),
+        }
+        setup.timeouts.delayed_close = SHORT;
+        setup.cluster("a", &[large().await], |_| {});
+        setup.route("/", "a", |f| f.timeouts.request = None);
+        let body = bytes::Bytes::from(vec![b'y'; LARGE]);
+        setup.routes.insert(0, direct("/local", body));
+        let seen = Seen::new(&setup);
+        let (proxy, _) = setup.serve().await;
+        for path in ["/", "/local"] {
+            let stalled = stalled(proxy, &get(path)).await;
+            seen.no_connection_is_left().await;
+            drop(stalled);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_a_408_and_the_end() {
+    let up = upstream(|_, _| ok("all")).await;
+    let mut setup = Setup::new();
+    setup.profile = Profile::Apisix;
+    (setup.timeouts.stream_idle, setup.timeouts.body) = (None, Some(SHORT));
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let seen = Seen::new(&setup);
+    let (proxy, _) = setup.serve().await;
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    socket.write_all(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n\r\nabc").await.unwrap();
+    let response = read_message(&mut socket).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 408 ") && response.contains("Connection: close"), "{response}");
+    seen.no_connection_is_left().await;
+}
+
+/// The shorter of `send` and `read` ended whatever was slow.
+#[tokio::test]
+async fn a_slow_client_is_not_charged_to_the_upstream() {
+    let up = upstream(|_, request| ok(&request.len().to_string())).await;
+    let mut setup = Setup::new();
+    setup.profile = Profile::Apisix;
+    setup.timeouts.stream_idle = None;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.cluster("large", &[large().await], |_| {});
+    for (path, cluster) in [("/large", "large"), ("/", "a")] {
+        setup.route(path, cluster, |f| {
+            f.timeouts.request = None;
+            (f.timeouts.send, f.timeouts.read) = (Some(SHORT), Some(SHORT));
+        });
+    }
+    let (proxy, _) = setup.serve().await;
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    socket.write_all(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    for _ in 0..4 {
+        tokio::time::sleep(SHORT * 2).await;
+        socket.write_all(b"x").await.unwrap();
+    }
+    let response = read_message(&mut socket).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 OK"), "{response}");
+    let mut reader = stalled(proxy, &get("/large")).await;
+    tokio::time::sleep(SHORT * 4).await;
+    let mut left = LARGE;
+    let mut piece = vec![0; 1 << 16];
+    while left > 0 {
+        let n = reader.read(&mut piece).await.unwrap();
+        assert!(n > 0, "cut {left} bytes before the end");
+        left = left.saturating_sub(n);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_owes_an_answer_has_its_time_from_the_end_of_the_request() {
+    let up = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new();
+    setup.profile = Profile::Apisix;
+    setup.cluster("a", &[up.local_addr().unwrap()], |_| {});
+    setup.route("/", "a", |f| {
+        (f.timeouts.send, f.timeouts.read) = (Some(Duration::from_millis(1)), Some(SHORT));
+    });
+    let (proxy, _) = setup.serve().await;
+    let start = Instant::now();
+    let response = ask(proxy, &get("/")).await;
+    assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
+    assert!(start.elapsed() >= SHORT, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_silent_tunnel_ends_after_the_read_timeout_and_either_side_may_speak() {
+    let up = upstream(|_, _| {
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n".to_vec()
+    })
+    .await;
+    let mut setup = Setup::new();
+    setup.profile = Profile::Apisix;
+    setup.timeouts.stream_idle = None;
+    setup.cluster("a", &[up.address], |_| {});
+    let read = SHORT * 4;
+    setup.route("/", "a", |f| {
+        (f.timeouts.send, f.timeouts.read) = (Some(Duration::from_millis(50)), Some(read));
+        f.upgrades = Box::new([("websocket".into(), true)]);
+    });
+    let seen = Seen::new(&setup);
+    let (proxy, _) = setup.serve().await;
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let response = read_message(&mut socket).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 101 "), "{response}");
+    tokio::time::sleep(read / 2).await;
+    let spoken = Instant::now();
+    socket.write_all(b"hello").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest).await;
+    assert!(spoken.elapsed() >= read, "{:?}", spoken.elapsed());
+    seen.no_connection_is_left().await;
+}
+
+/// Telling HTTP/2 from HTTP/1 waited for the idle time, and then waiting for a request did.
+#[tokio::test]
+async fn a_connection_without_a_request_is_idle_once() {
+    let mut setup = Setup::new();
+    setup.timeouts.idle = Some(SHORT * 4);
+    let seen = Seen::new(&setup);
+    let (proxy, _) = setup.serve().await;
+    let start = Instant::now();
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    assert_eq!(socket.read(&mut [0; 1]).await.unwrap(), 0);
+    assert!(start.elapsed() >= SHORT * 4);
+    seen.no_connection_is_left().await;
+    assert_eq!(seen.0.downstream_cx_idle_timeout().get(), 1, "one wait, not two");
+    assert!(start.elapsed() < SHORT * 8, "{:?}", start.elapsed());
+}
+
+/// A client that was to wait for it heard it only where an upstream was, and only for a body.
+#[tokio::test]
+async fn a_client_that_expects_it_hears_100_before_anything_else() {
+    for (profile, body, answers) in
+        [(Profile::Envoy, "", 1), (Profile::Envoy, "body", 1), (Profile::Apisix, "body", 0)]
+    {
+        let mut setup = Setup::new();
+        setup.profile = profile;
+        setup.routes.push(direct("/local", bytes::Bytes::from_static(b"local")));
+        let up = upstream(|_, request| ok(request.split_once("\r\n\r\n").unwrap().1)).await;
+        setup.cluster("a", &[up.address], |_| {});
+        setup.route("/", "a", |_| {});
+        let (proxy, _) = setup.serve().await;
+        for (path, answers, end) in
+            [("/local", answers, "local"), ("/", usize::from(answers == 1 || !body.is_empty()), body)]
+        {
+            let mut socket = TcpStream::connect(proxy).await.unwrap();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: t\r\nExpect: 100-Continue\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            socket.write_all(head.as_bytes()).await.unwrap();
+            for _ in 0..answers {
+                let interim = read_message(&mut socket).await.unwrap();
+                assert_eq!(interim, "HTTP/1.1 100 Continue\r\n\r\n", "{profile:?} {path} {body}");
+            }
+            socket.write_all(body.as_bytes()).await.unwrap();
+            let response = read_message(&mut socket).await.unwrap();
+            assert!(response.starts_with("HTTP/1.1 200 OK") && response.ends_with(end), "{path}: {response}");
+        }
+    }
+}
