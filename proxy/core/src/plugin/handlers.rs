@@ -229,12 +229,15 @@ impl<T: Send + Sync, F: LogFn<T>> OnLog for Bound<T, F> {
 
 impl std::fmt::Debug for Plugin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let phases = self.handlers.iter().map(|handler| match handler {
-            Handler::Head(phase, _) => format!("{phase:?}"),
-            Handler::Body(direction, _) => format!("{direction:?}Body"),
-            Handler::Trailers(direction, _) => format!("{direction:?}Trailers"),
-            Handler::Log(_) => "Log".to_owned(),
-        });
-        f.debug_list().entries(phases).finish()
+        let mut list = f.debug_list();
+        for handler in &self.handlers {
+            match handler {
+                Handler::Head(phase, _) => list.entry(phase),
+                Handler::Body(direction, _) => list.entry(&format_args!("{direction:?}Body")),
+                Handler::Trailers(direction, _) => list.entry(&format_args!("{direction:?}Trailers")),
+                Handler::Log(_) => list.entry(&format_args!("Log")),
+            };
+        }
+        list.finish()
     }
 }
