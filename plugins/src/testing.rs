@@ -7,8 +7,8 @@ use sixfold_core::connection::Connection;
 use sixfold_core::metrics;
 use sixfold_core::plugin::{
     ApisixFactory, BodyFilters, BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest,
-    CalloutResponse, Chain, ChainBuilder, Direction, FilterConfig, FilterFactory, Filtered, HeadPhase,
-    LocalReply, Outcome, Plugin, SharedState,
+    CalloutResponse, CalloutStreamFuture, Chain, ChainBuilder, Direction, FilterConfig, FilterFactory,
+    Filtered, HeadPhase, LocalReply, Outcome, Plugin, SharedState,
 };
 use sixfold_core::stream::Stream;
 use std::future::Future;
@@ -43,6 +43,10 @@ impl Callout for Service {
             tokio::task::yield_now().await;
             answer.ok_or(CalloutError::Timeout)
         })
+    }
+
+    fn open(&self, _: CalloutRequest) -> CalloutStreamFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
     }
 }
 

@@ -123,6 +123,8 @@ impl ForwardAuth {
         }
         CalloutRequest {
             uri: String::from_utf8_lossy(&apisix::value(&self.uri, stream)).into_owned(),
+            cluster: None,
+            retries: 0,
             method: if self.post { http::Method::POST } else { http::Method::GET },
             headers,
             body,

@@ -8,7 +8,7 @@ use sixfold_core::metrics;
 use sixfold_core::model::Diff;
 use sixfold_core::plugin::{BuildContext, Callout, Registry, SharedState};
 use sixfold_server::admin::{Lifecycle, State};
-use sixfold_server::callout::{CalloutConfig, HttpCallout};
+use sixfold_server::callout::{CalloutConfig, Callouts};
 use sixfold_server::dns::{Resolver, ResolverConfig};
 use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::Server;
@@ -67,7 +67,7 @@ impl Surroundings {
         callout: CalloutConfig,
     ) -> Result<Surroundings, Failure> {
         let resolver = Arc::new(Resolver::new(resolver).map_err(|e| Failure::new(e.to_string()))?);
-        let callout: Arc<dyn Callout> = Arc::new(HttpCallout::new(resolver.clone(), callout));
+        let callout: Arc<dyn Callout> = Arc::new(Callouts::new(resolver.clone(), callout));
         let build = BuildContext {
             callout: callout.clone(),
             metrics: metrics.clone(),

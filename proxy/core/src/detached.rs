@@ -3,7 +3,9 @@
 
 use crate::access_log::{LogSink, LogTarget, OpenLog};
 use crate::metrics;
-use crate::plugin::{BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest};
+use crate::plugin::{
+    BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutStreamFuture,
+};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -12,6 +14,10 @@ pub struct Nowhere;
 
 impl Callout for Nowhere {
     fn send(&self, _: CalloutRequest) -> CalloutFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
+    }
+
+    fn open(&self, _: CalloutRequest) -> CalloutStreamFuture {
         Box::pin(async { Err(CalloutError::Timeout) })
     }
 }

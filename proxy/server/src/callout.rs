@@ -1,61 +1,166 @@
-//! Requests to services beside the upstreams, for plugins: authorisation, tokens, key servers.
+//! Requests to services beside the upstreams, for plugins: authorisation, tokens, key servers, gRPC.
+//!
+//! They go through clusters, over the connections of the worker that asks: those of the configuration, or one made for
+//! the host of a free URI.
 
-mod pool;
+mod services;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod trust;
 
+use crate::deadline::{Deadline, after};
 use crate::dns::Resolver;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use pool::{Key, Pool, Sender};
-use rustls_pki_types::ServerName;
-use sixfold_core::cluster::DnsFamily;
-use sixfold_core::headers::Headers;
+use crate::http::is_idempotent;
+use crate::upstream::{Pools, UpstreamError};
+use bytes::{Bytes, BytesMut};
+use services::Services;
+use sixfold_core::balance::Choice;
+use sixfold_core::cluster::Cluster;
+use sixfold_core::headers::Known;
+use sixfold_core::message::{RequestHead, Scheme};
 use sixfold_core::plugin::{
-    Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, Keepalive,
+    Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream, CalloutStreamFuture,
 };
+use sixfold_core::retry::HostPredicate;
+use sixfold_core::stream::Tried;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::net::TcpStream;
+use stream::Outbound;
+use tokio::time::Instant;
+
+/// Connections that one attempt may lose before they have seen its request.
+const MAX_UNSENT: u32 = 3;
 
 /// How callouts are sent.
 #[derive(Debug, Clone, Default)]
 pub struct CalloutConfig {
-    /// PEM file of the authorities that services are verified against; `None` takes the system's.
+    /// PEM file of the authorities that the hosts of free URIs are verified against; `None` takes the system's.
     pub trusted: Option<PathBuf>,
 }
 
-/// Callouts over HTTP/1.1 by hyper. A connection that is kept belongs to the thread that opened it, so a
-/// worker's callouts stay on the worker.
-pub struct HttpCallout {
-    inner: Arc<Inner>,
-}
+/// Callouts through clusters. A clone is the same.
+#[derive(Clone)]
+pub struct Callouts(Arc<Services>);
 
-struct Inner {
-    resolver: Arc<Resolver>,
-    trust: trust::Trust,
-    pool: Pool,
-}
+impl Callouts {
+    /// Callouts that resolve names with `resolver`. Reads the file of authorities, and goes on to look whether it has
+    /// changed, beside the workers.
+    pub fn new(resolver: Arc<Resolver>, config: CalloutConfig) -> Callouts {
+        Callouts(Arc::new(Services::new(resolver, trust::Trust::start(config.trusted))))
+    }
 
-impl HttpCallout {
-    /// Callouts that resolve names with `resolver`.
-    pub fn new(resolver: Arc<Resolver>, config: CalloutConfig) -> HttpCallout {
-        let trust = trust::Trust::new(config.trusted);
-        HttpCallout { inner: Arc::new(Inner { resolver, trust, pool: Pool::default() }) }
+    /// A request under way, at an endpoint that took it: with its body sent and the head of its response, or open for
+    /// the body to come.
+    async fn exchange(&self, request: &CalloutRequest, open: bool) -> Result<Outbound, CalloutError> {
+        let until = Instant::now();
+        let uri: http::Uri = request.uri.parse().map_err(failed)?;
+        let cluster = match &request.cluster {
+            Some(cell) => {
+                cell.load().ok_or_else(|| failed(format_args!("there is no cluster '{}'", cell.name)))?
+            }
+            None => self.0.cluster(request, &uri).await?,
+        };
+        let head = head(request, &uri, &cluster);
+        let mut tried = Vec::new();
+        loop {
+            let deadline = Deadline::at(after(until, request.timeout));
+            let Some(mut out) = attempt(&cluster, &mut tried, deadline) else {
+                return Err(failed("no healthy upstream"));
+            };
+            match send(&mut out, &cluster, request, &head, open).await {
+                Ok(()) => return Ok(out),
+                Err(None) => return Err(CalloutError::Timeout),
+                Err(Some(error)) => {
+                    out.fail(&error);
+                    if tried.len() > request.retries as usize {
+                        return Err(stream::said(Some(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, request: &CalloutRequest) -> Result<CalloutResponse, CalloutError> {
+        let mut out = self.exchange(request, false).await?;
+        let mut body = BytesMut::new();
+        while let Some(piece) = poll_fn(|cx| out.poll_data(cx)).await? {
+            if body.len() + piece.len() > request.max_body {
+                return Err(failed(format_args!("the answer is longer than {} bytes", request.max_body)));
+            }
+            body.extend_from_slice(&piece);
+        }
+        let (status, headers) = (out.status(), out.take_headers());
+        Ok(CalloutResponse { status, headers, body: body.freeze() })
     }
 }
 
-impl Callout for HttpCallout {
+/// An attempt at an endpoint that was not tried; `None` when there is none.
+fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<Tried>, deadline: Deadline) -> Option<Outbound> {
+    let subset = BTreeMap::new();
+    let (pools, worker) = Pools::of_thread();
+    let choice = Choice {
+        worker,
+        hash: None,
+        random: fastrand::u64(..),
+        attempt: u32::try_from(tried.len()).unwrap_or(u32::MAX),
+        tried,
+        // As Envoy's `previous_hosts`.
+        predicates: &[HostPredicate::PreviousHosts],
+        host_attempts: 3,
+        previous_priorities: None,
+        subset: &subset,
+    };
+    let mut flight = cluster.choose(&choice)?;
+    let now = std::time::Instant::now();
+    flight.begin(now);
+    tried.push(Tried::new(flight.member().clone(), now));
+    Some(Outbound::new(flight, pools, deadline))
+}
+
+/// Sends the request, again where it was the connection that failed it; `Err(None)` is the deadline.
+async fn send(
+    out: &mut Outbound,
+    cluster: &Arc<Cluster>,
+    request: &CalloutRequest,
+    head: &RequestHead,
+    open: bool,
+) -> Result<(), Option<UpstreamError>> {
+    let idempotent = is_idempotent(&head.method);
+    let mut unsent = 0;
+    loop {
+        let begun = match out.begin(cluster, request, head, open).await {
+            Ok(()) if open => return Ok(()),
+            Ok(()) => poll_fn(|cx| out.poll_begun(cx)).await,
+            Err(error) => Err(Some(error)),
+        };
+        match begun {
+            Err(Some(UpstreamError::Unsent)) if unsent < MAX_UNSENT => unsent += 1,
+            Err(Some(UpstreamError::Closed)) if out.replaces_pooled(idempotent) => {}
+            other => return other,
+        }
+    }
+}
+
+impl Callout for Callouts {
     fn send(&self, request: CalloutRequest) -> CalloutFuture {
-        let inner = self.inner.clone();
+        let callouts = self.clone();
         Box::pin(async move {
-            match tokio::time::timeout(request.timeout, inner.exchange(request)).await {
-                Ok(result) => result,
-                Err(_) => Err(CalloutError::Timeout),
-            }
+            let answer = tokio::time::timeout(request.timeout, callouts.answer(&request)).await;
+            answer.unwrap_or(Err(CalloutError::Timeout))
+        })
+    }
+
+    fn open(&self, mut request: CalloutRequest) -> CalloutStreamFuture {
+        let callouts = self.clone();
+        // Its body comes later, piece by piece.
+        request.body = Bytes::new();
+        Box::pin(async move {
+            let out = tokio::time::timeout(request.timeout, callouts.exchange(&request, true)).await;
+            let out = out.unwrap_or(Err(CalloutError::Timeout))?;
+            Ok(Box::new(out) as Box<dyn CalloutStream>)
         })
     }
 }
@@ -64,111 +169,19 @@ fn failed(reason: impl std::fmt::Display) -> CalloutError {
     CalloutError::Failed(reason.to_string())
 }
 
-impl Inner {
-    async fn exchange(&self, request: CalloutRequest) -> Result<CalloutResponse, CalloutError> {
-        let key = Key::of(&request)?;
-        let (keepalive, max_body) = (request.keepalive, request.max_body);
-        let mut message = head(&request)?.body(Full::new(request.body)).map_err(failed)?;
-        // A kept connection may have been closed meanwhile: what was not sent goes to the next one.
-        while let Some(mut sender) = self.pool.take(&key) {
-            match sender.try_send_request(message).await {
-                Ok(response) => return self.finish(key, sender, response, keepalive, max_body).await,
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => message = unsent,
-                    None => return Err(failed(error.into_error())),
-                },
-            }
-        }
-        let mut sender = self.connect(&key).await?;
-        let response = sender.send_request(message).await.map_err(failed)?;
-        self.finish(key, sender, response, keepalive, max_body).await
+/// The request as an endpoint gets it.
+fn head(request: &CalloutRequest, uri: &http::Uri, cluster: &Cluster) -> RequestHead {
+    let mut head = RequestHead { method: request.method.clone(), ..RequestHead::default() };
+    head.scheme = if cluster.config.tls.is_some() { Scheme::Https } else { Scheme::Http };
+    head.target.set(uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes());
+    head.headers = request.headers.clone();
+    head.authority = match head.headers.get(Known::HOST) {
+        Some(host) => host.to_vec(),
+        None => uri.authority().map_or(&b""[..], |a| a.as_str().as_bytes()).to_vec(),
+    };
+    head.headers.remove(Known::HOST);
+    if !request.body.is_empty() {
+        head.headers.set(Known::CONTENT_LENGTH, itoa::Buffer::new().format(request.body.len()).as_bytes());
     }
-
-    /// Reads the body up to the bound and keeps the connection.
-    async fn finish(
-        &self,
-        key: Key,
-        sender: Sender,
-        response: http::Response<Incoming>,
-        keepalive: Option<Keepalive>,
-        max_body: usize,
-    ) -> Result<CalloutResponse, CalloutError> {
-        let (head, body) = response.into_parts();
-        let body = read(body, max_body).await?;
-        let mut headers = Headers::new();
-        for (name, value) in &head.headers {
-            headers.push(name.as_str().as_bytes(), value.as_bytes());
-        }
-        if let Some(keepalive) = keepalive {
-            self.pool.put(key, sender, keepalive);
-        }
-        Ok(CalloutResponse { status: head.status.as_u16(), headers, body })
-    }
-
-    async fn connect(&self, key: &Key) -> Result<Sender, CalloutError> {
-        let stream = self.dial(&key.host, key.port).await?;
-        let _ = stream.set_nodelay(true);
-        if !key.tls {
-            return handshake(TokioIo::new(stream)).await;
-        }
-        let name = key.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(name).map_err(failed)?;
-        let config = self.trust.client(key.verify).map_err(failed)?;
-        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
-        handshake(TokioIo::new(stream)).await
-    }
-
-    /// The first address that accepts.
-    async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, CalloutError> {
-        let answer = self.resolver.resolve(host, DnsFamily::V4Preferred).await.map_err(failed)?;
-        let mut last = failed(format_args!("'{host}' has no address"));
-        for address in answer.addresses {
-            match TcpStream::connect((address, port)).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = failed(format_args!("{address}:{port}: {error}")),
-            }
-        }
-        Err(last)
-    }
-}
-
-/// The request in origin form, with a Host.
-fn head(request: &CalloutRequest) -> Result<http::request::Builder, CalloutError> {
-    let uri: http::Uri = request.uri.parse().map_err(failed)?;
-    let target = uri.path_and_query().map_or("/", |p| p.as_str());
-    let mut builder = http::Request::builder().method(request.method.clone()).uri(target);
-    if !request.headers.contains("host") {
-        builder = builder.header(http::header::HOST, uri.authority().map_or("", |a| a.as_str()));
-    }
-    for (name, value) in request.headers.iter() {
-        builder = builder.header(name, value);
-    }
-    if request.keepalive.is_none() {
-        builder = builder.header(http::header::CONNECTION, "close");
-    }
-    Ok(builder)
-}
-
-async fn handshake<T>(io: TokioIo<T>) -> Result<Sender, CalloutError>
-where
-    TokioIo<T>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let (sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(failed)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "callout connection ended");
-        }
-    });
-    Ok(sender)
-}
-
-#[allow(clippy::disallowed_methods, reason = "the body is capped right here")]
-async fn read(body: Incoming, max: usize) -> Result<Bytes, CalloutError> {
-    match Limited::new(body, max).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(failed(format_args!("the answer is longer than {max} bytes")))
-        }
-        Err(error) => Err(failed(error)),
-    }
+    head
 }

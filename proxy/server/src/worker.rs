@@ -144,6 +144,7 @@ impl Worker {
     /// Does what it is told until it is told to stop. Connections are tasks of the runtime that drives this.
     pub(crate) async fn run(self: Arc<Worker>, mut commands: mpsc::Receiver<Command>) {
         let mut sockets: HashMap<u64, oneshot::Sender<oneshot::Sender<()>>> = HashMap::new();
+        self.pools.enter(self.index);
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -1,15 +1,23 @@
 //! Requests of plugins to services beside the upstream.
 
+use crate::cluster::ClusterCell;
 use crate::headers::Headers;
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 /// A request to a service beside the upstream: authorisation, tokens, key servers.
 #[derive(Debug)]
 pub struct CalloutRequest {
     /// Whole URI, `http` or `https`.
     pub uri: String,
+    /// The cluster of the configuration that it goes to: with its endpoints, connections, TLS and circuit breakers. The
+    /// URI then says Host and path alone. `None` goes to the URI's own host.
+    pub cluster: Option<Arc<ClusterCell>>,
+    /// Other endpoints that are tried when one gives no answer, 0 for none.
+    pub retries: u32,
     /// Method.
     pub method: http::Method,
     /// Headers; Host comes from the URI unless it is among them.
@@ -18,11 +26,11 @@ pub struct CalloutRequest {
     pub body: Bytes,
     /// Bounds the whole exchange.
     pub timeout: std::time::Duration,
-    /// Whether the service's certificate is verified.
+    /// Whether the certificate of the URI's host is verified.
     pub verify_tls: bool,
     /// Bytes of response body that are read; a longer one is an error.
     pub max_body: usize,
-    /// Keeps the connection for the next callout; `None` closes it.
+    /// Keeps the connection to the URI's host for the next callout; `None` closes it.
     pub keepalive: Option<Keepalive>,
 }
 
@@ -67,8 +75,42 @@ pub enum CalloutError {
 /// The future of a callout.
 pub type CalloutFuture = Pin<Box<dyn Future<Output = Result<CalloutResponse, CalloutError>> + Send>>;
 
-/// Sends callouts; the server implements it on hyper.
+/// A request whose bodies go both ways piece by piece: gRPC, and whatever is too long to be held. Dropping it resets it.
+pub trait CalloutStream: Send {
+    /// Ready when another piece may be sent.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CalloutError>>;
+
+    /// Sends a piece. Call it when [`CalloutStream::poll_ready`] says so: else what waits grows.
+    fn send(&mut self, piece: Bytes);
+
+    /// Ends the request's body.
+    fn finish(&mut self);
+
+    /// Ready when the head of the response has come. Whoever waits for it need not wait to send.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CalloutError>>;
+
+    /// The next piece of the response, after its head; `None` at its end.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, CalloutError>>;
+
+    /// Status of the response; 0 before its head.
+    fn status(&self) -> u16;
+
+    /// Headers of the response.
+    fn headers(&self) -> &Headers;
+
+    /// Trailers of the response, after its end.
+    fn trailers(&self) -> &Headers;
+}
+
+/// The future of a stream that is being opened.
+pub type CalloutStreamFuture =
+    Pin<Box<dyn Future<Output = Result<Box<dyn CalloutStream>, CalloutError>> + Send>>;
+
+/// Sends callouts over the connections of the thread that asks.
 pub trait Callout: Send + Sync {
     /// Sends one request and reads the answer.
     fn send(&self, request: CalloutRequest) -> CalloutFuture;
+
+    /// Sends a request without its body and hands out its stream; `timeout` bounds all of it.
+    fn open(&self, request: CalloutRequest) -> CalloutStreamFuture;
 }

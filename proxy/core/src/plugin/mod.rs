@@ -9,6 +9,7 @@ mod callout;
 mod chain;
 mod consumer;
 mod factory;
+pub mod grpc;
 mod guard;
 mod handlers;
 pub mod http_head;
@@ -21,7 +22,10 @@ mod slot;
 pub use body::{
     Beyond, BodyFilters, BodyFuture, BodyPiece, BodyStep, Filtered, Hold, TrailersFuture, TrailersStep,
 };
-pub use callout::{Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, Keepalive};
+pub use callout::{
+    Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream,
+    CalloutStreamFuture, Keepalive,
+};
 pub use chain::{Chain, ChainBuilder, Member};
 pub use consumer::{Consumer, ConsumerChains};
 pub use factory::{ApisixFactory, Built, FilterConfig, FilterFactory, Kind, RunPolicy};

@@ -1,9 +1,14 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
 use crate::dns::ResolverConfig;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use sixfold_core::cluster::{Address, ClusterConfig, Clusters, HostConfig, UpstreamProtocol};
+use sixfold_core::headers::Headers;
+use sixfold_core::metrics::Registry;
+use sixfold_core::plugin::{Keepalive, grpc};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -42,6 +47,8 @@ impl Service {
     fn request(&self, path: &str) -> CalloutRequest {
         CalloutRequest {
             uri: format!("http://127.0.0.1:{}{path}", self.port),
+            cluster: None,
+            retries: 0,
             method: http::Method::POST,
             headers: Headers::new(),
             body: Bytes::from_static(b"question"),
@@ -79,9 +86,12 @@ async fn answer(
     Ok(builder.body(Full::new(Bytes::from(text))).unwrap())
 }
 
-fn callout(trusted: Option<PathBuf>) -> HttpCallout {
-    let resolver = Resolver::new(ResolverConfig::default()).unwrap();
-    HttpCallout::new(Arc::new(resolver), CalloutConfig { trusted })
+fn resolver() -> Arc<Resolver> {
+    Arc::new(Resolver::new(ResolverConfig::default()).unwrap())
+}
+
+fn callout(trusted: Option<PathBuf>) -> Callouts {
+    Callouts::new(resolver(), CalloutConfig { trusted })
 }
 
 #[tokio::test]
@@ -165,4 +175,149 @@ async fn services_over_tls_are_verified_unless_told_otherwise() {
     assert!(callout(None).send(request(true)).await.is_err());
     assert!(callout(Some("/nowhere".into())).send(request(true)).await.is_err());
     std::fs::remove_file(file).unwrap();
+}
+
+/// A cluster of the configuration.
+fn cluster(
+    addresses: Vec<Address>,
+    change: impl FnOnce(&mut ClusterConfig),
+) -> Arc<sixfold_core::cluster::ClusterCell> {
+    let mut config = ClusterConfig::named("c");
+    change(&mut config);
+    let hosts = addresses.into_iter().map(HostConfig::new).collect();
+    let cell = Clusters::default().cell("c");
+    cell.swap(Some(Cluster::new(config, hosts, None, &Registry::new()).unwrap()));
+    cell
+}
+
+#[tokio::test]
+async fn clusters_bring_their_endpoints_unix_sockets_and_retries() {
+    let service = Service::start(None).await;
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let alive = Address::Ip(([127, 0, 0, 1], service.port).into());
+    let cell = cluster(vec![Address::Ip(dead), alive.clone()], |_| {});
+    let callout = callout(None);
+    let request = |retries| CalloutRequest {
+        uri: "http://named.test/p".into(),
+        cluster: Some(cell.clone()),
+        retries,
+        ..service.request("/")
+    };
+    for _ in 0..4 {
+        let answer = callout.send(request(1)).await.unwrap();
+        assert_eq!(answer.body, "POST /p named.test - question");
+    }
+    let mut failed = 0;
+    for _ in 0..4 {
+        failed += usize::from(callout.send(request(0)).await.is_err());
+    }
+    assert_eq!(failed, 2, "they take turns");
+
+    let path =
+        std::env::temp_dir().join(format!("sixfold-callout-{}-{}.sock", std::process::id(), service.port));
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(TokioIo::new(stream)));
+        }
+    });
+    let unix = cluster(vec![Address::Unix(path.clone())], |_| {});
+    let answer = callout.send(CalloutRequest { cluster: Some(unix), ..request(0) }).await.unwrap();
+    assert_eq!(answer.body, "POST /p named.test - question");
+    std::fs::remove_file(path).unwrap();
+
+    let nobody = Clusters::default().cell("nobody");
+    let error = callout.send(CalloutRequest { cluster: Some(nobody), ..request(0) }).await.unwrap_err();
+    assert!(error.to_string().contains("no cluster 'nobody'"), "{error}");
+}
+
+// A URI may hold what a client sends: each host was remembered for ever.
+#[tokio::test]
+async fn hosts_of_free_uris_are_bounded_and_leave_with_their_connections() {
+    let service = Service::start(None).await;
+    let services = Services::new(resolver(), trust::Trust::start(None)).with_most(3);
+    let callout = Callouts(Arc::new(services));
+    for last in 1..=9 {
+        let uri = format!("http://127.0.0.{last}:{}/", service.port);
+        let request = CalloutRequest { uri, ..service.request("/") };
+        // Only the first of these addresses is listened on.
+        assert_eq!(callout.send(request).await.is_ok(), last == 1);
+        assert!(callout.0.count() <= 3);
+    }
+    assert_eq!(callout.0.count(), 3);
+    assert_eq!(callout.send(service.request("/")).await.unwrap().status, 200);
+    assert_eq!(service.connections.load(SeqCst), 2, "what was forgotten is opened anew");
+}
+
+/// Echoes messages; one that begins with `!` is refused with status 7.
+async fn grpc_service() -> Address {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut server = h2::server::handshake(socket).await.unwrap();
+                while let Some(Ok((request, respond))) = server.accept().await {
+                    tokio::spawn(echo(request, respond));
+                }
+            });
+        }
+    });
+    Address::Ip(address)
+}
+
+async fn echo(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    assert_eq!(request.headers()["te"], "trailers");
+    assert_eq!(request.headers()["content-type"], "application/grpc");
+    let mut body = request.into_body();
+    let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let mut out = respond.send_response(response, false).unwrap();
+    let mut refused = false;
+    while let Some(Ok(piece)) = body.data().await {
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        refused |= piece.get(5) == Some(&b'!');
+        if !refused {
+            out.send_data(piece, false).unwrap();
+        }
+    }
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", if refused { "7" } else { "0" }.parse().unwrap());
+    trailers.insert("grpc-message", "as asked".parse().unwrap());
+    out.send_trailers(trailers).unwrap();
+}
+
+#[tokio::test]
+async fn grpc_calls_are_unary_or_streams_and_end_with_their_status() {
+    let address = grpc_service().await;
+    let cell = cluster(vec![address], |config| config.protocol = UpstreamProtocol::Http2);
+    let client = grpc::Client {
+        callout: Arc::new(callout(None)),
+        cluster: cell.clone(),
+        authority: "service.test".into(),
+        timeout: Duration::from_secs(10),
+        max_message: 1000,
+    };
+    let answer = client.unary("/a.B/C", Headers::new(), b"hello").await.unwrap();
+    assert_eq!(answer, "hello");
+    let refused = client.unary("/a.B/C", Headers::new(), b"!no").await.unwrap_err();
+    assert_eq!((refused.code, refused.message.as_str()), (7, "as asked"));
+    let long = client.unary("/a.B/C", Headers::new(), &[b'x'; 1001]).await.unwrap_err();
+    assert_eq!(long.code, 8);
+
+    let mut call = client.call("/a.B/Stream", Headers::new()).await.unwrap();
+    for word in ["one", "two", "three"] {
+        call.send(word.as_bytes()).await.unwrap();
+        assert_eq!(call.receive().await.unwrap().unwrap(), word);
+    }
+    call.finish();
+    assert_eq!(call.receive().await, Ok(None));
+    drop(call);
+    let cluster = cell.load().unwrap();
+    assert_eq!(cluster.stats.upstream_rq_active().get(), 0);
+
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nowhere = self::cluster(vec![Address::Ip(dead)], |config| config.protocol = UpstreamProtocol::Http2);
+    let client = grpc::Client { cluster: nowhere, ..client };
+    assert_eq!(client.unary("/a.B/C", Headers::new(), b"x").await.unwrap_err().code, 14);
 }

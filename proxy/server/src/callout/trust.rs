@@ -1,12 +1,9 @@
-//! Whom callouts over TLS trust.
+//! Whom callouts to free URIs trust.
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sixfold_core::tls::{ClientContext, ClientSettings, ClientTls, Pem, Validation};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
 
 /// Where systems keep their authorities.
 const SYSTEM: [&str; 4] = [
@@ -16,95 +13,118 @@ const SYSTEM: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// TLS settings, made when they are first needed.
+/// How often the file of authorities is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// TLS towards the hosts of free URIs. While the authorities can't be read connecting to those that are verified fails.
 pub(super) struct Trust {
-    file: Option<PathBuf>,
-    verified: OnceLock<Result<Arc<ClientConfig>, String>>,
-    unverified: OnceLock<Result<Arc<ClientConfig>, String>>,
+    verified: Arc<ClientTls>,
+    anyone: Arc<ClientTls>,
 }
 
 impl Trust {
-    pub(super) fn new(file: Option<PathBuf>) -> Trust {
-        Trust { file, verified: OnceLock::new(), unverified: OnceLock::new() }
+    /// Reads the file, and looks at it again beside the workers for as long as this lives: an unreadable file may be
+    /// there later, and authorities change.
+    pub(super) fn start(file: Option<PathBuf>) -> Trust {
+        let anyone = ClientTls::new(context(None).ok());
+        let verified = ClientTls::new(None);
+        let mut file = File { file, seen: None, told: None };
+        file.look(&verified);
+        let weak = Arc::downgrade(&verified);
+        let watching = std::thread::Builder::new().name("trust".into()).spawn(move || watch(file, &weak));
+        if let Err(error) = watching {
+            tracing::warn!(%error, "changes of trusted certificates will not be seen");
+        }
+        Trust { verified, anyone }
     }
 
     /// Settings for a service that is verified or not.
-    pub(super) fn client(&self, verify: bool) -> Result<Arc<ClientConfig>, String> {
-        let made = if verify {
-            self.verified.get_or_init(|| verified(&self.authorities()?))
-        } else {
-            self.unverified.get_or_init(unverified)
-        };
-        made.clone()
+    pub(super) fn client(&self, verify: bool) -> Arc<ClientTls> {
+        if verify { self.verified.clone() } else { self.anyone.clone() }
     }
+}
 
-    fn authorities(&self) -> Result<RootCertStore, String> {
+fn watch(mut file: File, verified: &Weak<ClientTls>) {
+    loop {
+        std::thread::sleep(LOOK);
+        let Some(verified) = verified.upgrade() else { return };
+        file.look(&verified);
+    }
+}
+
+/// A file of authorities, and what was seen of it.
+struct File {
+    file: Option<PathBuf>,
+    seen: Option<(PathBuf, SystemTime)>,
+    told: Option<String>,
+}
+
+impl File {
+    /// Puts the authorities in force when they are others than before.
+    fn look(&mut self, verified: &ClientTls) {
         let found = self.file.clone().or_else(|| SYSTEM.iter().map(PathBuf::from).find(|p| p.exists()));
-        let file = found.ok_or("no file of trusted certificates found")?;
-        let wrong = |e: &dyn std::fmt::Display| format!("trusted certificates {}: {e}", file.display());
-        let mut store = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(&file).map_err(|e| wrong(&e))? {
-            // A bundle may hold what no verifier can use; the rest of it is good.
-            let _ = store.add(certificate.map_err(|e| wrong(&e))?);
+        let loaded = match found {
+            None => Err("no file of trusted certificates found".to_owned()),
+            Some(path) => match std::fs::metadata(&path).and_then(|m| m.modified()) {
+                Ok(changed) if self.seen.as_ref().is_some_and(|seen| *seen == (path.clone(), changed)) => {
+                    return;
+                }
+                Ok(changed) => context(Some(path.clone())).map(|context| (context, path, changed)),
+                Err(error) => Err(format!("trusted certificates {}: {error}", path.display())),
+            },
+        };
+        match loaded {
+            Ok((context, path, changed)) => {
+                verified.replace(Some(context));
+                (self.seen, self.told) = (Some((path, changed)), None);
+            }
+            // What was read before serves on.
+            Err(reason) => {
+                if self.told.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, "no trusted certificates for callouts");
+                    self.told = Some(reason);
+                }
+            }
         }
-        if store.is_empty() { Err(wrong(&"none in it")) } else { Ok(store) }
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+/// Settings that verify by a file of authorities, or take anyone.
+fn context(authorities: Option<PathBuf>) -> Result<Arc<ClientContext>, String> {
+    let verify = authorities.is_some();
+    let validation =
+        authorities.map(|path| Validation { trusted_ca: Some(Pem::File(path)), ..Validation::default() });
+    let settings = ClientSettings {
+        validation,
+        auto_host_sni: true,
+        auto_san_validation: verify,
+        ..ClientSettings::default()
+    };
+    ClientContext::new(settings).map_err(|e| e.to_string())
 }
 
-fn verified(store: &RootCertStore) -> Result<Arc<ClientConfig>, String> {
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|e| e.to_string())?;
-    Ok(Arc::new(builder.with_root_certificates(store.clone()).with_no_client_auth()))
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
 
-fn unverified() -> Result<Arc<ClientConfig>, String> {
-    let provider = provider();
-    let anyone = Anyone(provider.signature_verification_algorithms);
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|e| e.to_string())?;
-    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(anyone));
-    Ok(Arc::new(builder.with_no_client_auth()))
-}
-
-/// Takes any certificate: `ssl_verify: false`. Signatures are still checked.
-#[derive(Debug)]
-struct Anyone(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+    // A file that could not be read at the first callout was an error for ever.
+    #[test]
+    fn authorities_that_come_or_change_later_are_taken_and_what_was_there_stays() {
+        let path = std::env::temp_dir().join(format!("sixfold-trust-{}.pem", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let verified = ClientTls::new(None);
+        let mut file = File { file: Some(path.clone()), seen: None, told: None };
+        file.look(&verified);
+        assert!(verified.context().is_none() && file.told.is_some());
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&path, made.cert.pem()).unwrap();
+        file.look(&verified);
+        let first = verified.context().unwrap();
+        file.look(&verified);
+        assert!(Arc::ptr_eq(&first, &verified.context().unwrap()), "nothing has changed");
+        std::fs::remove_file(&path).unwrap();
+        file.look(&verified);
+        assert!(Arc::ptr_eq(&first, &verified.context().unwrap()), "what was read serves on");
     }
 }

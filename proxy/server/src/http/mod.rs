@@ -29,6 +29,8 @@ mod retry;
 mod stall;
 mod timeouts;
 
+pub(crate) use retry::is_idempotent;
+
 use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use crate::io::Io;

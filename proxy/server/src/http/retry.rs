@@ -280,7 +280,7 @@ fn matches(matcher: &ResponseHeaderMatcher, head: &ResponseHead) -> bool {
 }
 
 /// Methods that nginx sends to the next upstream after the request was sent.
-fn is_idempotent(method: &Method) -> bool {
+pub(crate) fn is_idempotent(method: &Method) -> bool {
     !(*method == Method::POST || *method == Method::PATCH || method.as_str() == "LOCK")
 }
 

@@ -11,6 +11,7 @@ use crate::h1::Profile;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Breaker, Cluster, Host, Permit, Resource, UpstreamProtocol};
 use sixfold_core::fast_hash::FastMap;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -101,6 +102,11 @@ impl Wanted<'_> {
     }
 }
 
+thread_local! {
+    /// Those of the thread's worker, with its number; another thread has some of its own.
+    static OF_THREAD: RefCell<Option<(Pools, usize)>> = const { RefCell::new(None) };
+}
+
 impl Default for Pools {
     fn default() -> Pools {
         Pools::with_max_idle(MAX_IDLE)
@@ -108,6 +114,17 @@ impl Default for Pools {
 }
 
 impl Pools {
+    /// Those of this thread, and the number of its worker: for requests of our own, which no client's connection
+    /// brings. A thread that is no worker counts as the first.
+    pub(crate) fn of_thread() -> (Pools, usize) {
+        OF_THREAD.with_borrow_mut(|of| of.get_or_insert_with(|| (Pools::default(), 0)).clone())
+    }
+
+    /// Makes them those of this thread, which is worker `index`.
+    pub(crate) fn enter(&self, index: usize) {
+        OF_THREAD.set(Some((self.clone(), index)));
+    }
+
     /// Pools that keep so many connections without a request.
     pub(super) fn with_max_idle(max_idle: usize) -> Pools {
         Pools(Arc::new(Mutex::new(State { hosts: FastMap::default(), max_idle, idle: 0 })))

@@ -1,0 +1,180 @@
+//! gRPC over a [`CalloutStream`]: length-prefixed messages out and in, and the status at the end
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). What a message means is the caller's.
+
+use super::{Callout, CalloutError, CalloutRequest, CalloutStream};
+use crate::cluster::ClusterCell;
+use crate::headers::{Headers, Known};
+use bytes::{BufMut, Bytes, BytesMut};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How a call ended that brought no message, or no more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("gRPC status {code}: {message}")]
+pub struct Status {
+    /// The code: 0 is success, 14 a service that can't be reached.
+    pub code: u32,
+    /// The service's words, or ours.
+    pub message: String,
+}
+
+impl Status {
+    fn new(code: u32, message: impl Into<String>) -> Status {
+        Status { code, message: message.into() }
+    }
+}
+
+impl From<CalloutError> for Status {
+    fn from(error: CalloutError) -> Status {
+        match error {
+            CalloutError::Timeout => Status::new(4, "deadline exceeded"),
+            CalloutError::Failed(reason) => Status::new(14, reason),
+        }
+    }
+}
+
+/// Where calls go.
+pub struct Client {
+    /// Sends them.
+    pub callout: Arc<dyn Callout>,
+    /// A cluster that speaks HTTP/2.
+    pub cluster: Arc<ClusterCell>,
+    /// `:authority`.
+    pub authority: String,
+    /// Bounds a call.
+    pub timeout: Duration,
+    /// Bytes of a message that are taken; a longer one ends the call with status 8.
+    pub max_message: usize,
+}
+
+/// A call under way.
+pub struct Call {
+    stream: Box<dyn CalloutStream>,
+    received: BytesMut,
+    max_message: usize,
+    head_seen: bool,
+}
+
+impl Client {
+    /// One message out and one back.
+    ///
+    /// # Errors
+    /// The status, unless it is 0 and a message came.
+    pub async fn unary(&self, path: &str, headers: Headers, message: &[u8]) -> Result<Bytes, Status> {
+        let mut call = self.call(path, headers).await?;
+        call.send(message).await?;
+        call.finish();
+        let answer = call.receive().await?;
+        // The status follows the message.
+        if answer.is_some() && call.receive().await?.is_some() {
+            return Err(Status::new(13, "more than one message in answer to a unary call"));
+        }
+        answer.ok_or_else(|| Status::new(13, "no message in answer to a unary call"))
+    }
+
+    /// Begins a call of `path` (`/package.Service/Method`) with these headers beside gRPC's own.
+    ///
+    /// # Errors
+    /// Status 14 when no endpoint takes it, 4 when that takes too long.
+    pub async fn call(&self, path: &str, mut headers: Headers) -> Result<Call, Status> {
+        headers.set(Known::CONTENT_TYPE, b"application/grpc");
+        headers.set(Known::TE, b"trailers");
+        let request = CalloutRequest {
+            uri: format!("http://{}{path}", self.authority),
+            cluster: Some(self.cluster.clone()),
+            retries: 1,
+            method: http::Method::POST,
+            headers,
+            body: Bytes::new(),
+            timeout: self.timeout,
+            verify_tls: true,
+            max_body: self.max_message,
+            keepalive: None,
+        };
+        let stream = self.callout.open(request).await?;
+        Ok(Call { stream, received: BytesMut::new(), max_message: self.max_message, head_seen: false })
+    }
+}
+
+impl Call {
+    /// Sends a message once the service has room for it.
+    ///
+    /// # Errors
+    /// The status that ended the call.
+    pub async fn send(&mut self, message: &[u8]) -> Result<(), Status> {
+        poll_fn(|cx| self.stream.poll_ready(cx)).await?;
+        let length = u32::try_from(message.len()).map_err(|_| Status::new(8, "message too long"))?;
+        let mut piece = BytesMut::with_capacity(5 + message.len());
+        piece.put_u8(0);
+        piece.put_u32(length);
+        piece.put_slice(message);
+        self.stream.send(piece.freeze());
+        Ok(())
+    }
+
+    /// No more messages are sent.
+    pub fn finish(&mut self) {
+        self.stream.finish();
+    }
+
+    /// The next message; `None` when the call has ended with status 0.
+    ///
+    /// # Errors
+    /// Another status.
+    pub async fn receive(&mut self) -> Result<Option<Bytes>, Status> {
+        if !self.head_seen {
+            poll_fn(|cx| self.stream.poll_head(cx)).await?;
+            self.head_seen = true;
+            if self.stream.status() != 200 {
+                return Err(of_http(self.stream.status()));
+            }
+        }
+        loop {
+            if let Some(message) = self.message()? {
+                return Ok(Some(message));
+            }
+            match poll_fn(|cx| self.stream.poll_data(cx)).await? {
+                Some(piece) => self.received.extend_from_slice(&piece),
+                None => return self.ended().map(|()| None),
+            }
+        }
+    }
+
+    /// A whole message of what has come.
+    fn message(&mut self) -> Result<Option<Bytes>, Status> {
+        let Some((head, rest)) = self.received.split_first_chunk::<5>() else { return Ok(None) };
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        if head[0] != 0 {
+            return Err(Status::new(12, "a compressed message that was not asked for"));
+        }
+        if length > self.max_message {
+            return Err(Status::new(8, format!("a message of {length} bytes")));
+        }
+        if rest.len() < length {
+            return Ok(None);
+        }
+        let _ = self.received.split_to(5);
+        Ok(Some(self.received.split_to(length).freeze()))
+    }
+
+    fn ended(&self) -> Result<(), Status> {
+        if !self.received.is_empty() {
+            return Err(Status::new(13, "the last message is cut"));
+        }
+        let trailers = self.stream.trailers();
+        // A response that is nothing but an end has its status in the head.
+        let from = if trailers.contains(Known::GRPC_STATUS) { trailers } else { self.stream.headers() };
+        let code = from.get_str(Known::GRPC_STATUS).and_then(|code| code.parse().ok());
+        match code {
+            Some(0) => Ok(()),
+            Some(code) => Err(Status::new(code, from.get_str(Known::GRPC_MESSAGE).unwrap_or_default())),
+            None => Err(Status::new(2, "the call ended without a status")),
+        }
+    }
+}
+
+/// What a status of HTTP means to a call.
+fn of_http(status: u16) -> Status {
+    Status::new(crate::format::http_to_grpc_status(status), format!("HTTP status {status}"))
+}
