@@ -48,7 +48,7 @@ struct Feed {
 impl Feed {
     fn new() -> Feed {
         let context = context();
-        let mut model = Model::new(context.clusters.clone());
+        let model = Model::new(context.clusters.clone());
         let cells = TABLES.iter().map(|name| model.table_cell(name)).collect();
         Feed { context, model, cells, taken: BTreeMap::new() }
     }
@@ -65,7 +65,7 @@ impl Feed {
                 Err(error) => refused.push(error),
             }
         }
-        self.model.apply(diff);
+        assert_eq!(self.model.apply_detached(diff), []);
         refused
     }
 
@@ -290,14 +290,14 @@ fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
 /// and not applied leaves weights, health, choices and statistics as they were.
 #[test]
 fn what_is_compiled_and_dropped_changes_nothing() {
-    for seed in 0..8 {
+    for seed in 0..4 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut feed = Feed::new();
         let mut reached = BTreeSet::new();
-        for step in 0..60 {
+        for step in 0..40 {
             feed.apply(random_changes(&mut rng).0);
             let before = (feed.shown(), feed.statistics());
-            for _ in 0..5 {
+            for _ in 0..3 {
                 feed.consider(&random_changes(&mut rng).0);
                 feed.context.clusters.sweep();
                 let (shown, statistics) = (feed.shown(), feed.statistics());
@@ -307,7 +307,7 @@ fn what_is_compiled_and_dropped_changes_nothing() {
             }
             reached.insert(before.0);
         }
-        assert!(reached.len() > 40, "hardly anything changes: {} states", reached.len());
+        assert!(reached.len() > 30, "hardly anything changes: {} states", reached.len());
     }
 }
 

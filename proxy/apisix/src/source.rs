@@ -57,12 +57,7 @@ pub struct Setup {
 
 impl Setup {
     /// A setup for `model`, with the variables of this process.
-    pub fn new(
-        model: &mut Model,
-        registry: Registry,
-        context: BuildContext,
-        logs: Arc<dyn OpenLog>,
-    ) -> Setup {
+    pub fn new(model: &Model, registry: Registry, context: BuildContext, logs: Arc<dyn OpenLog>) -> Setup {
         Setup {
             registry,
             context,

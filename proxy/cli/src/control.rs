@@ -77,7 +77,7 @@ impl Control for Administration {
 
     /// The bootstrap as it was read, and the names of what is in force.
     fn config_dump(&self) -> Vec<Value> {
-        let listeners: Vec<Arc<Listener>> = self.server.model().lock().listeners().cloned().collect();
+        let listeners = self.server.model().listeners();
         let tables: BTreeSet<Arc<str>> = listeners.iter().flat_map(|listener| tables(listener)).collect();
         let clusters = self.clusters.all();
         let (added, fixed): (Vec<_>, Vec<_>) = clusters.iter().partition(|c| c.config.added_via_api);

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::Administration;
-use crate::process::{Process, Setup};
+use crate::process::{ENVOY_PATIENCE, Process, Setup};
 use crate::{logging, signals, stats};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -50,8 +50,8 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         }
         None => None,
     };
-    process.go_live(diff)?;
-    if options.mode == Mode::InitOnly {
+    let live = process.go_live(diff, ENVOY_PATIENCE, (&events, &sender))?;
+    if !live || options.mode == Mode::InitOnly {
         return Ok(());
     }
     let mut read = move || -> Result<_, Failure> {

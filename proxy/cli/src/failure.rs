@@ -1,7 +1,7 @@
 //! Why a command ended without success.
 
 use sixfold_core::error::ConfigError;
-use sixfold_server::listener::ListenerError;
+use sixfold_core::model::ApplyError;
 use std::fmt;
 
 /// What goes to standard error, a line each.
@@ -33,8 +33,8 @@ impl From<Vec<ConfigError>> for Failure {
     }
 }
 
-impl From<Vec<ListenerError>> for Failure {
-    fn from(errors: Vec<ListenerError>) -> Failure {
+impl From<Vec<ApplyError>> for Failure {
+    fn from(errors: Vec<ApplyError>) -> Failure {
         Failure(errors.iter().map(ToString::to_string).collect())
     }
 }

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::arguments::RunOptions;
 use crate::logging::{self, Log};
-use crate::process::{Process, Setup};
+use crate::process::{APISIX_PATIENCE, Process, Setup};
 use crate::signals;
 use sixfold_apisix::config::{Config, Environment, ListenAddress};
 use sixfold_apisix::{Feed, Loaded, Setup as SourceSetup, Update};
@@ -44,22 +44,21 @@ pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Re
     make_log_folder(&config)?;
     leave_out_taken(&mut config)?;
     let process = Process::start(setup(&config, log.metrics)?)?;
-    let setup = {
-        let mut model = process.server.model().lock();
-        SourceSetup::new(
-            &mut model,
-            process.plugins.clone(),
-            process.build.clone(),
-            Arc::new(process.logs.clone()),
-        )
-    };
+    let setup = SourceSetup::new(
+        process.server.model(),
+        process.plugins.clone(),
+        process.build.clone(),
+        Arc::new(process.logs.clone()),
+    );
     let readiness = Readiness::default();
     let _status = status(&config, &readiness)?;
     let _metrics = metrics(&config, &process)?;
     let Loaded { source, update } = sixfold_apisix::load(config, path, setup)?;
     update.log();
     let Update { diff, .. } = update;
-    process.go_live(diff)?;
+    if !process.go_live(diff, APISIX_PATIENCE, (&events, &sender))? {
+        return Ok(());
+    }
     readiness.set(Ok(()));
     let server = process.server.clone();
     let feed = Feed::start(source, move |diff| {

@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::logging;
 use crate::signals::Event;
+use parking_lot::Mutex;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
@@ -17,6 +18,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+/// How long an APISIX gateway waits for first answers of DNS before it listens: nginx waits for none, but a
+/// request that comes at once shall find what a resolver that works has said.
+pub(crate) const APISIX_PATIENCE: Duration = Duration::from_millis(250);
+/// The same by an Envoy bootstrap: Envoy listens once its clusters are initialized.
+pub(crate) const ENVOY_PATIENCE: Duration = Duration::from_secs(5);
 /// How long connections have to end after SIGINT.
 const QUICK: Duration = Duration::from_millis(500);
 
@@ -98,13 +104,37 @@ impl Process {
         Ok(Process { server, logs, lifecycle, metrics, clusters, plugins, build, started, drain_limit })
     }
 
-    /// Applies the first configuration and takes traffic from then on.
-    pub(crate) fn go_live(&self, diff: Diff) -> Result<(), Failure> {
+    /// Applies the first configuration, whose listeners open once its clusters are warm or `patience` has
+    /// passed, and takes traffic from then on. Answers whether it does: it may be told to end before.
+    pub(crate) fn go_live(
+        &self,
+        diff: Diff,
+        patience: Duration,
+        (events, sender): (&Receiver<Event>, &Sender<Event>),
+    ) -> Result<bool, Failure> {
         self.lifecycle.set(State::Initializing);
-        self.server.apply_blocking(diff)?;
+        let (server, applied, done) = (self.server.clone(), Arc::new(Mutex::new(Ok(()))), sender.clone());
+        let outcome = applied.clone();
+        std::thread::Builder::new().name("start".to_owned()).spawn(move || {
+            *outcome.lock() = server.apply_within(diff, patience);
+            // Nobody listens any more when the process is about to end.
+            let _ = done.send(Event::Applied);
+        })?;
+        let mut later = Vec::new();
+        while let Ok(event) = events.recv() {
+            match event {
+                Event::Applied => break,
+                Event::Terminate | Event::Interrupt => return Ok(false),
+                other => later.push(other),
+            }
+        }
+        for event in later {
+            let _ = sender.send(event);
+        }
+        std::mem::replace(&mut *applied.lock(), Ok(()))?;
         self.lifecycle.set(State::Live);
         tracing::info!(after = ?self.started.elapsed(), "serving");
-        Ok(())
+        Ok(true)
     }
 
     /// Serves until it is told to end. `reload` has the configuration read again.
@@ -130,6 +160,7 @@ impl Process {
                     self.logs.reopen();
                     logging::reopen();
                 }
+                Event::Applied => {}
                 Event::Ended => break,
             }
         }

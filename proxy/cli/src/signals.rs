@@ -16,6 +16,8 @@ pub(crate) enum Event {
     Reload,
     /// SIGUSR1: open access logs anew.
     ReopenLogs,
+    /// The first configuration has been applied, or can't be.
+    Applied,
     /// The server has ended.
     Ended,
 }

@@ -2,14 +2,18 @@
 //! away, and for tests.
 
 use crate::access_log::{LogSink, LogTarget, OpenLog};
+use crate::listener::Listener;
 use crate::metrics;
+use crate::model::{ApplyError, Diff, Listeners, Model};
 use crate::plugin::{
     BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutStreamFuture,
 };
 use serde_json::Value;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
-/// Opens no log and sends no callout: every callout times out at once.
+/// Opens no log and no listener and sends no callout: every callout times out at once.
 pub struct Nowhere;
 
 impl Callout for Nowhere {
@@ -29,6 +33,25 @@ impl LogSink for Nowhere {
 impl OpenLog for Nowhere {
     fn open(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
         Ok(Arc::new(Nowhere))
+    }
+}
+
+impl Listeners for Nowhere {
+    async fn remove(&mut self, _: &[Arc<str>]) {}
+
+    async fn upsert(&mut self, _: Arc<Listener>) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Model {
+    /// [`Model::apply`] where nobody opens listeners.
+    pub fn apply_detached(&self, diff: Diff) -> Vec<ApplyError> {
+        match pin!(self.apply(diff, &mut Nowhere)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(errors) => errors,
+            // Only listeners could wait.
+            Poll::Pending => Vec::new(),
+        }
     }
 }
 

@@ -236,3 +236,26 @@ impl std::fmt::Debug for TcpStats {
         f.write_str("TcpStats")
     }
 }
+
+/// A listener that does not bind and resets what comes.
+#[cfg(test)]
+pub(crate) fn fixture(name: &str) -> Listener {
+    Listener {
+        name: name.into(),
+        addresses: Vec::new(),
+        bind: false,
+        listener_filters: Vec::new(),
+        filters_timeout: None,
+        continue_on_timeout: false,
+        chains: Vec::new(),
+        default_chain: None,
+        use_original_dst: false,
+        access_logs: Vec::new(),
+        exact_balance: false,
+        backlog: 0,
+        tcp_keepalive: None,
+        inbound: false,
+        stats: Arc::new(ListenerStats::new(&crate::metrics::Registry::new(), "listener.")),
+        shape: 0,
+    }
+}

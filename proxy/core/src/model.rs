@@ -1,13 +1,13 @@
 //! The model: what is configured now, and how a change is applied to it.
 //!
-//! Sources produce a [`Diff`]; the control thread alone applies it. Clusters come first, then route tables
-//! and certificates, then listeners, and what is no longer there goes last, so that nothing in use ever
-//! points at nothing.
+//! Sources produce a [`Diff`]; the control thread alone applies it, in the order that [`Model::apply`] has and
+//! nobody else. What is no longer there goes last, so that nothing in use ever points at nothing.
 
-use crate::cluster::{Cluster, Clusters};
+use crate::cluster::{Cluster, Clusters, HostConfig};
 use crate::listener::Listener;
 use crate::router::{RouteTable, RouteTableCell};
 use crate::tls::ContextChange;
+use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub struct Diff {
     /// Clusters.
     pub clusters: Vec<(Arc<str>, Option<Arc<Cluster>>)>,
+    /// Endpoints of clusters that are there, or come with this change, all of each: what EDS brings.
+    pub endpoints: Vec<(Arc<str>, Vec<HostConfig>)>,
     /// Route tables that listeners refer to by name.
     pub route_tables: Vec<(Arc<str>, Option<Arc<RouteTable>>)>,
     /// Certificates of listeners that stay. They are shown with the routes they come with.
@@ -32,31 +34,83 @@ impl Diff {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.clusters.is_empty()
+            && self.endpoints.is_empty()
             && self.route_tables.is_empty()
             && self.contexts.is_empty()
             && self.listeners.is_empty()
     }
 }
 
-/// What the server must do after a change.
-#[derive(Debug, Default)]
-pub struct ListenerChanges {
-    /// Listeners that are new or different, with what they replace.
-    pub upserted: Vec<(Arc<Listener>, Option<Arc<Listener>>)>,
-    /// Listeners that are gone.
-    pub removed: Vec<Arc<Listener>>,
+/// A part of a change that can't be put in force. All the rest of the change is, and what the part was before
+/// goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} \"{name}\": {reason}")]
+pub struct ApplyError {
+    /// What it is.
+    pub kind: ResourceKind,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What is wrong.
+    pub reason: String,
 }
 
-/// What is configured now. Lives on the control thread.
+/// What can fail although it was compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResourceKind {
+    /// Endpoints of a cluster: it is not there.
+    Endpoints,
+    /// A listener: its address can't be opened, or its chains exclude each other.
+    Listener,
+}
+
+impl std::fmt::Display for ResourceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ResourceKind::Endpoints => "endpoints",
+            ResourceKind::Listener => "listener",
+        })
+    }
+}
+
+/// Who opens and closes listeners when a change is applied. Neither may wait for a client or for the network.
+pub trait Listeners {
+    /// Takes listeners away. Their addresses are free when this has ended.
+    fn remove(&mut self, names: &[Arc<str>]) -> impl Future<Output = ()> + Send;
+
+    /// Opens a listener or changes the one of its name; it is live when this has ended. The error is a reason,
+    /// and leaves what was there.
+    fn upsert(&mut self, listener: Arc<Listener>) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// What is configured now. The control thread changes it; sources that compile and pages that show it read it.
 #[derive(Default)]
 pub struct Model {
     clusters: Arc<Clusters>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
     tables: BTreeMap<Arc<str>, Arc<RouteTableCell>>,
     listeners: BTreeMap<Arc<str>, Arc<Listener>>,
-    /// Replaced parts that a request may still hold; dropped here once nobody else does, since the last
-    /// drop of a large table would stall a worker.
+    /// Replaced parts that a request may still hold; dropped by the control thread once nobody else does, since
+    /// the last drop of a large table would stall a worker.
     retired: Vec<Arc<dyn Any + Send + Sync>>,
-    generation: u64,
+}
+
+impl State {
+    fn table_cell(&mut self, name: &str) -> Arc<RouteTableCell> {
+        if let Some(cell) = self.tables.get(name) {
+            return cell.clone();
+        }
+        let cell = RouteTableCell::new(name, None);
+        self.tables.insert(cell.name.clone(), cell.clone());
+        cell
+    }
+
+    fn retire<T: Send + Sync + 'static>(&mut self, part: Option<Arc<T>>) {
+        self.retired.extend(part.map(|p| p as Arc<dyn Any + Send + Sync>));
+    }
 }
 
 impl Model {
@@ -71,67 +125,170 @@ impl Model {
     }
 
     /// The cell of a route table, made when its name is new: for sources that compile listeners.
-    pub fn table_cell(&mut self, name: &str) -> Arc<RouteTableCell> {
-        if let Some(cell) = self.tables.get(name) {
-            return cell.clone();
-        }
-        let cell = RouteTableCell::new(name, None);
-        self.tables.insert(cell.name.clone(), cell.clone());
-        cell
+    pub fn table_cell(&self, name: &str) -> Arc<RouteTableCell> {
+        self.state.lock().table_cell(name)
     }
 
     /// Listeners now, by name.
-    pub fn listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
-        self.listeners.values()
+    pub fn listeners(&self) -> Vec<Arc<Listener>> {
+        self.state.lock().listeners.values().cloned().collect()
     }
 
-    /// Number of changes applied so far.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// Applies a change. Requests see each part at their next load of it; the server opens and closes
-    /// listeners after what is returned.
-    pub fn apply(&mut self, diff: Diff) -> ListenerChanges {
-        self.generation += 1;
-        let (gone, come): (Vec<_>, Vec<_>) = diff.clusters.into_iter().partition(|(_, c)| c.is_none());
-        for (name, cluster) in come {
-            let old = self.clusters.cell(&name).swap(cluster);
-            self.retire(old);
-        }
-        for (name, table) in diff.route_tables {
-            let old = self.table_cell(&name).swap(table);
-            self.retire(old);
-        }
-        diff.contexts.into_iter().for_each(ContextChange::put_in_force);
-        let mut changes = ListenerChanges::default();
-        for (name, listener) in diff.listeners {
-            match listener {
-                Some(listener) => {
-                    let old = self.listeners.insert(name, listener.clone());
-                    changes.upserted.push((listener, old));
+    /// Applies a change: clusters that come, endpoints, route tables, certificates, listeners, clusters that go.
+    /// Requests see each part at their next load of it; listeners are open when this has ended.
+    ///
+    /// Answers what can't be put in force; all the rest is. One call at a time: only the control thread may.
+    pub async fn apply(&self, diff: Diff, listeners: &mut impl Listeners) -> Vec<ApplyError> {
+        let Diff { clusters, endpoints, route_tables, contexts, listeners: changed, replaced } = diff;
+        let mut errors = Vec::new();
+        let (gone, come): (Vec<_>, Vec<_>) = clusters.into_iter().partition(|(_, c)| c.is_none());
+        self.swap_clusters(come);
+        for (name, hosts) in endpoints {
+            match self.clusters.find(&name) {
+                Some(cluster) => cluster.update_hosts(hosts),
+                None => {
+                    let reason = "there is no cluster of this name".to_owned();
+                    errors.push(ApplyError { kind: ResourceKind::Endpoints, name, reason });
                 }
-                None => changes.removed.extend(self.listeners.remove(&name)),
             }
         }
-        for (name, _) in gone {
-            let old = self.clusters.cell(&name).swap(None);
-            self.retire(old);
+        for (name, table) in route_tables {
+            let mut state = self.state.lock();
+            let old = state.table_cell(&name).swap(table);
+            state.retire(old);
         }
-        drop(diff.replaced);
+        contexts.into_iter().for_each(ContextChange::put_in_force);
+        self.change_listeners(changed, listeners, &mut errors).await;
+        self.swap_clusters(gone);
+        drop(replaced);
         self.sweep();
-        changes
+        errors
     }
 
-    /// Keeps a replaced part until only the control thread holds it.
-    pub fn retire<T: Send + Sync + 'static>(&mut self, part: Option<Arc<T>>) {
-        self.retired.extend(part.map(|p| p as Arc<dyn Any + Send + Sync>));
+    fn swap_clusters(&self, clusters: Vec<(Arc<str>, Option<Arc<Cluster>>)>) {
+        for (name, cluster) in clusters {
+            let old = self.clusters.cell(&name).swap(cluster);
+            self.state.lock().retire(old);
+        }
     }
 
-    /// Drops retired parts that nobody else holds; call it now and then. Tells how many are left.
-    pub fn sweep(&mut self) -> usize {
-        self.retired.retain(|part| Arc::strong_count(part) > 1);
+    /// Addresses of listeners that go may be taken by those that come.
+    async fn change_listeners(
+        &self,
+        changed: Vec<(Arc<str>, Option<Arc<Listener>>)>,
+        listeners: &mut impl Listeners,
+        errors: &mut Vec<ApplyError>,
+    ) {
+        let going: Vec<_> = changed.iter().filter(|(_, l)| l.is_none()).map(|(n, _)| n.clone()).collect();
+        if !going.is_empty() {
+            listeners.remove(&going).await;
+            let mut state = self.state.lock();
+            for name in &going {
+                let old = state.listeners.remove(name);
+                state.retire(old);
+            }
+        }
+        for (name, listener) in changed {
+            let Some(listener) = listener else { continue };
+            match listeners.upsert(listener.clone()).await {
+                Ok(()) => {
+                    let mut state = self.state.lock();
+                    let old = state.listeners.insert(name, listener);
+                    state.retire(old);
+                }
+                Err(reason) => errors.push(ApplyError { kind: ResourceKind::Listener, name, reason }),
+            }
+        }
+    }
+
+    /// Drops retired parts that nobody else holds, and names that stand for nothing; call it now and then.
+    /// Tells how many parts are left.
+    pub fn sweep(&self) -> usize {
+        let (dropped, left) = {
+            let mut state = self.state.lock();
+            state.tables.retain(|_, cell| Arc::strong_count(cell) > 1 || cell.load().is_some());
+            let dropped: Vec<_> = state.retired.extract_if(.., |p| Arc::strong_count(p) == 1).collect();
+            (dropped, state.retired.len())
+        };
+        // Pages that show the model do not wait for this.
+        drop(dropped);
         self.clusters.sweep();
-        self.retired.len()
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cluster::{Address, ClusterConfig};
+    use crate::metrics::Registry;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    /// Opens nothing, and refuses what is called so.
+    struct Nowhere(Vec<String>);
+
+    impl Listeners for Nowhere {
+        async fn remove(&mut self, names: &[Arc<str>]) {
+            self.0.extend(names.iter().map(|name| format!("-{name}")));
+        }
+
+        async fn upsert(&mut self, listener: Arc<Listener>) -> Result<(), String> {
+            self.0.push(format!("+{}", listener.name));
+            if &*listener.name == "taken" { Err("in use".to_owned()) } else { Ok(()) }
+        }
+    }
+
+    fn apply(model: &Model, diff: Diff, listeners: &mut Nowhere) -> Vec<ApplyError> {
+        match pin!(model.apply(diff, listeners)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(errors) => errors,
+            Poll::Pending => panic!("nothing waits here"),
+        }
+    }
+
+    fn endpoint(port: u16) -> HostConfig {
+        HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into()))
+    }
+
+    #[test]
+    fn endpoints_come_by_themselves_and_need_their_cluster() {
+        let model = Model::default();
+        let cluster = Cluster::new(ClusterConfig::named("c"), vec![], None, &Registry::new()).unwrap();
+        let endpoints = |name: &str| vec![(name.into(), vec![endpoint(1), endpoint(2)])];
+        let clusters = vec![("c".into(), Some(cluster.clone()))];
+        let mut nowhere = Nowhere(Vec::new());
+        let diff = Diff { clusters, endpoints: endpoints("c"), ..Diff::default() };
+        assert_eq!(apply(&model, diff, &mut nowhere), []);
+        assert_eq!((cluster.hosts.load().total(), cluster.stats.membership_total().get()), (2, 2));
+        let errors = apply(&model, Diff { endpoints: endpoints("other"), ..Diff::default() }, &mut nowhere);
+        assert_eq!(errors[0].to_string(), "endpoints \"other\": there is no cluster of this name");
+    }
+
+    /// Names of route tables that nobody holds were kept for ever.
+    #[test]
+    fn names_of_tables_go_with_their_last_holder() {
+        let model = Model::default();
+        let cell = model.table_cell("t");
+        model.sweep();
+        assert!(Arc::ptr_eq(&cell, &model.table_cell("t")));
+        drop(cell);
+        model.sweep();
+        assert!(model.state.lock().tables.is_empty());
+    }
+
+    #[test]
+    fn listeners_go_before_others_come_and_what_fails_is_named() {
+        let model = Model::default();
+        let listener = |name: &str| (name.into(), Some(Arc::new(crate::listener::fixture(name))));
+        let mut nowhere = Nowhere(Vec::new());
+        let listeners = vec![listener("a"), listener("taken")];
+        let errors = apply(&model, Diff { listeners, ..Diff::default() }, &mut nowhere);
+        assert_eq!(errors[0].to_string(), "listener \"taken\": in use");
+        assert_eq!(model.listeners().iter().map(|l| &*l.name).collect::<Vec<_>>(), ["a"]);
+        let listeners = vec![listener("b"), ("a".into(), None)];
+        assert_eq!(apply(&model, Diff { listeners, ..Diff::default() }, &mut nowhere), []);
+        assert_eq!(nowhere.0, ["+a", "+taken", "-a", "+b"]);
+        assert_eq!(model.sweep(), 0);
     }
 }

@@ -1,17 +1,22 @@
 //! The running server: workers, the control thread, and what others may ask of them.
 
+mod control;
+#[cfg(test)]
+mod tests;
+mod warming;
+
+use self::control::{Change, Control, ControlThread};
 use crate::admin::{Lifecycle, State};
-use crate::dns::{Discoverer, Resolver};
+use crate::dns::Resolver;
 use crate::drain::DrainStrategy;
+use crate::listener::BoundAddresses;
 use crate::listener::manager::Manager;
-use crate::listener::{BoundAddresses, ListenerError};
-use crate::memory;
-use crate::worker::{Command, Options, Peer, Shared, Worker};
+use crate::worker::{Options, Peer, Shared, Worker};
 use parking_lot::Mutex;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::connection::Certificate;
 use sixfold_core::metrics::{self, Registry};
-use sixfold_core::model::{Diff, Model};
+use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::plugin::Callout;
 use std::io;
 use std::sync::Arc;
@@ -22,8 +27,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for a worker or the control thread.
 const QUEUE: usize = 1024;
-/// How long a change waits for the first look-ups of its DNS clusters.
-const WARMING: Duration = Duration::from_secs(5);
+/// How long routes and listeners of a change wait for the first answers for names that are new with it: long
+/// enough for a resolver that works, so that no request finds a cluster missing; short enough that one that is
+/// silent holds nobody up.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// How often retired parts of the model are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -46,18 +53,10 @@ pub struct Server(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
-    model: Arc<Mutex<Model>>,
+    model: Arc<Model>,
     lifecycle: Lifecycle,
     control: mpsc::Sender<Control>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-/// What the control thread is asked.
-enum Control {
-    Apply(Box<Diff>, oneshot::Sender<Result<(), Vec<ListenerError>>>),
-    Drain(DrainRequest, oneshot::Sender<()>),
-    CloseDraining,
-    Shutdown(Duration, oneshot::Sender<()>),
 }
 
 impl Server {
@@ -87,9 +86,9 @@ impl Server {
         }
         // Set once, here.
         let _ = shared.peers.set(peers);
-        let model = Arc::new(Mutex::new(Model::new(clusters)));
+        let model = Arc::new(Model::new(clusters));
         let (control, queue) = mpsc::channel(QUEUE);
-        let thread = ControlThread { manager: Manager::new(shared.clone()), model: model.clone() };
+        let thread = ControlThread::new(Manager::new(shared.clone()), model.clone());
         let back = control.downgrade();
         threads.push(spawn("control", move || thread.run(queue, back))?);
         Ok(Server(Arc::new(Inner { shared, model, lifecycle, control, threads: Mutex::new(threads) })))
@@ -106,9 +105,8 @@ impl Server {
         let _ = self.0.shared.resolver.set(resolver);
     }
 
-    /// The model, for sources that compile configuration and pages that show it. The lock must not be held
-    /// across anything slow: applying a change waits for it.
-    pub fn model(&self) -> &Arc<Mutex<Model>> {
+    /// The model, for sources that compile configuration and pages that show it.
+    pub fn model(&self) -> &Arc<Model> {
         &self.0.model
     }
 
@@ -118,27 +116,36 @@ impl Server {
         &self.0.lifecycle
     }
 
-    /// Applies a change. When this returns requests see it and new listeners accept on every worker.
+    /// Applies a change. When this returns requests see it and new listeners accept on every worker, but for
+    /// clusters whose endpoints are not known yet: those take their places as soon as they are, and routes and
+    /// listeners of the change wait a quarter of a second for them.
     ///
     /// # Errors
-    /// Listeners that can't be used; all the rest of the change is in force, and what those listeners were
-    /// before goes on.
-    pub async fn apply(&self, diff: Diff) -> Result<(), Vec<ListenerError>> {
-        let (done, answer) = oneshot::channel();
-        self.ask(Control::Apply(Box::new(diff), done)).await;
-        answer.await.unwrap_or(Ok(()))
+    /// What can't be used; all the rest of the change is in force, and what that was before goes on.
+    pub async fn apply(&self, diff: Diff) -> Result<(), Vec<ApplyError>> {
+        let (change, answer) = change(diff, PATIENCE);
+        self.ask(Control::Apply(change)).await;
+        outcome(answer.await)
     }
 
     /// [`Server::apply`] for threads without a runtime.
     ///
     /// # Errors
     /// As [`Server::apply`].
-    pub fn apply_blocking(&self, diff: Diff) -> Result<(), Vec<ListenerError>> {
-        let (done, answer) = oneshot::channel();
-        if self.0.control.blocking_send(Control::Apply(Box::new(diff), done)).is_err() {
+    pub fn apply_blocking(&self, diff: Diff) -> Result<(), Vec<ApplyError>> {
+        self.apply_within(diff, PATIENCE)
+    }
+
+    /// The same with another time for routes and listeners to wait for clusters that are new with the change.
+    ///
+    /// # Errors
+    /// As [`Server::apply`].
+    pub fn apply_within(&self, diff: Diff, patience: Duration) -> Result<(), Vec<ApplyError>> {
+        let (change, answer) = change(diff, patience);
+        if self.0.control.blocking_send(Control::Apply(change)).is_err() {
             return Ok(());
         }
-        answer.blocking_recv().unwrap_or(Ok(()))
+        outcome(answer.blocking_recv())
     }
 
     /// Listeners with the addresses they are bound to, port 0 resolved.
@@ -165,9 +172,9 @@ impl Server {
 
     /// Certificates that listeners show now, each once.
     pub fn certificates(&self) -> Vec<Arc<Certificate>> {
-        let model = self.0.model.lock();
+        let listeners = self.0.model.listeners();
         let mut all: Vec<Arc<Certificate>> = Vec::new();
-        for chain in model.listeners().flat_map(|l| l.chains.iter().chain(&l.default_chain)) {
+        for chain in listeners.iter().flat_map(|l| l.chains.iter().chain(&l.default_chain)) {
             for context in chain.tls.iter().flat_map(|tls| tls.contexts()) {
                 all.extend(context.certificates().cloned());
             }
@@ -202,6 +209,19 @@ impl Server {
     }
 }
 
+fn change(diff: Diff, patience: Duration) -> (Change, oneshot::Receiver<Vec<ApplyError>>) {
+    let (done, answer) = oneshot::channel();
+    (Change { diff: Box::new(diff), patience, done }, answer)
+}
+
+/// A server that has ended has nothing to complain of.
+fn outcome(answer: Result<Vec<ApplyError>, oneshot::error::RecvError>) -> Result<(), Vec<ApplyError>> {
+    match answer {
+        Ok(errors) if !errors.is_empty() => Err(errors),
+        _ => Ok(()),
+    }
+}
+
 /// Starts a thread with a runtime of its own.
 fn spawn<F: Future<Output = ()>>(
     name: &str,
@@ -209,109 +229,4 @@ fn spawn<F: Future<Output = ()>>(
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(work()))
-}
-
-struct ControlThread {
-    manager: Manager,
-    model: Arc<Mutex<Model>>,
-}
-
-impl ControlThread {
-    async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
-        let mut sweep = tokio::time::interval(SWEEP);
-        let mut look = tokio::time::interval(memory::LOOK);
-        let mut trimmer = memory::Trimmer::default();
-        loop {
-            let question = tokio::select! {
-                question = queue.recv() => question,
-                _ = sweep.tick() => {
-                    self.model.lock().sweep();
-                    continue;
-                }
-                _ = look.tick() => {
-                    trimmer.look();
-                    continue;
-                }
-            };
-            match question {
-                Some(Control::Apply(diff, done)) => {
-                    let _ = done.send(self.apply(*diff).await);
-                }
-                Some(Control::Drain(request, done)) => {
-                    self.drain(request, &back).await;
-                    let _ = done.send(());
-                }
-                Some(Control::CloseDraining) => self.manager.close_draining().await,
-                Some(Control::Shutdown(deadline, done)) => {
-                    self.shutdown(deadline).await;
-                    let _ = done.send(());
-                    return;
-                }
-                None => return self.shutdown(Duration::ZERO).await,
-            }
-        }
-    }
-
-    /// Clusters and routes first, so that a listener finds them from its first connection on.
-    async fn apply(&mut self, mut diff: Diff) -> Result<(), Vec<ListenerError>> {
-        let mut errors = Vec::new();
-        let listeners = std::mem::take(&mut diff.listeners);
-        let gone: Vec<_> = diff.clusters.extract_if(.., |(_, cluster)| cluster.is_none()).collect();
-        self.resolve(&diff).await;
-        self.model.lock().apply(diff);
-        let (removed, upserted): (Vec<_>, Vec<_>) = listeners.into_iter().partition(|(_, l)| l.is_none());
-        // Addresses of listeners that go may be taken by those that come.
-        self.manager.remove(removed.iter().map(|(name, _)| &**name)).await;
-        let mut accepted = removed;
-        for (name, listener) in upserted {
-            let Some(config) = listener else { continue };
-            match self.manager.upsert(config.clone()).await {
-                Ok(()) => accepted.push((name, Some(config))),
-                Err(error) => errors.push(error),
-            }
-        }
-        self.model.lock().apply(Diff { clusters: gone, listeners: accepted, ..Diff::default() });
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
-    }
-
-    /// Starts discovery for new DNS clusters, and waits for their first addresses as long as [`WARMING`].
-    async fn resolve(&self, diff: &Diff) {
-        let Some(resolver) = self.manager.shared().resolver.get() else { return };
-        let discoverer = Discoverer::new(resolver.clone(), tokio::runtime::Handle::current());
-        let clusters = diff.clusters.iter().filter_map(|(_, cluster)| cluster.as_ref());
-        let first: Vec<_> = clusters.filter_map(|cluster| discoverer.start(cluster)).collect();
-        if !first.is_empty() {
-            // A name that is not resolved by then gets its endpoints later.
-            let _ = tokio::time::timeout(WARMING, futures_util::future::join_all(first)).await;
-        }
-    }
-
-    async fn drain(&mut self, request: DrainRequest, back: &mpsc::WeakSender<Control>) {
-        let DrainRequest { inbound_only, close_now, strategy, time } = request;
-        if !inbound_only {
-            self.manager.shared().drain.start(strategy, time);
-        }
-        self.manager.drain(inbound_only, close_now, strategy, time).await;
-        if let (false, Some(time), back) = (close_now, time, back.clone()) {
-            tokio::spawn(async move {
-                tokio::time::sleep(time).await;
-                if let Some(control) = back.upgrade() {
-                    let _ = control.send(Control::CloseDraining).await;
-                }
-            });
-        }
-    }
-
-    async fn shutdown(&mut self, deadline: Duration) {
-        let shared = self.manager.shared().clone();
-        shared.drain.start(DrainStrategy::Immediate, Some(deadline));
-        self.manager.drain(false, true, DrainStrategy::Immediate, Some(deadline)).await;
-        // Connections past the deadline are dropped by their own tasks; a moment more lets them.
-        let _ =
-            tokio::time::timeout(deadline.saturating_add(Duration::from_millis(100)), shared.drain.idle())
-                .await;
-        for peer in shared.peers.get().into_iter().flatten() {
-            let _ = peer.commands.send(Command::Stop).await;
-        }
-    }
 }

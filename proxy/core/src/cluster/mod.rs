@@ -77,6 +77,9 @@ pub enum Discovery {
     StrictDns(DnsOptions),
     /// One address of the first name; connections to earlier ones live on.
     LogicalDns(DnsOptions),
+    /// They come by changes of their own ([`crate::model::Diff::endpoints`]); a cluster that is new waits so
+    /// long for the first (Envoy's `initial_fetch_timeout`, 15 s by default).
+    Eds(Duration),
 }
 
 /// How names are resolved.
@@ -346,8 +349,15 @@ impl Cluster {
             _ => Arc::new(ClusterStats::named(registry, &config.observability_name)),
         };
         let before = previous.map(|c| c.hosts.load_full());
-        let resolved = endpoints.iter().flat_map(|e| known_addresses(e, before.as_deref())).collect();
-        let set = HostSet::new(resolved, before.as_deref());
+        let eds = |config: &ClusterConfig| matches!(config.discovery, Discovery::Eds(_));
+        let set = match &before {
+            // They are not the cluster's to say, so they stay.
+            Some(before) if eds(&config) && previous.is_some_and(|c| eds(&c.config)) => before.refreshed(),
+            before => {
+                let resolved = endpoints.iter().flat_map(|e| known_addresses(e, before.as_deref())).collect();
+                HostSet::new(resolved, before.as_deref())
+            }
+        };
         let balancer = crate::balance::build(&config.balance, &set, &stats)?;
         Ok(Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),
@@ -359,6 +369,12 @@ impl Cluster {
             stats,
             config,
         }))
+    }
+
+    /// Whether every name among the endpoints stands for an address already.
+    pub fn is_resolved(&self) -> bool {
+        let hosts = self.hosts.load();
+        self.endpoints.iter().all(|e| !known_addresses(e, Some(&hosts)).is_empty())
     }
 
     /// Replaces the endpoints (DNS, EDS) and tells the balancer; endpoints that stay keep their identity.

@@ -28,7 +28,7 @@ impl Discoverer {
     /// clusters without names.
     pub fn start(&self, cluster: &Arc<Cluster>) -> Option<oneshot::Receiver<()>> {
         let (options, logical) = match &cluster.config.discovery {
-            Discovery::Static => return None,
+            Discovery::Static | Discovery::Eds(_) => return None,
             Discovery::StrictDns(options) => (options.clone(), false),
             Discovery::LogicalDns(options) => (options.clone(), true),
         };

@@ -6,23 +6,12 @@ use crate::sockets;
 use crate::worker::{Command, Shared};
 use arc_swap::ArcSwap;
 use sixfold_core::listener::{BindAddress, Listener};
+use sixfold_core::model::Listeners;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-
-/// A listener that can't be used as configured; what was there before goes on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("listener \"{listener}\": {}{reason}", address.as_ref().map(|a| format!("{a}: ")).unwrap_or_default())]
-pub struct ListenerError {
-    /// Its name.
-    pub listener: Arc<str>,
-    /// The address that can't be opened, if that is the reason.
-    pub address: Option<String>,
-    /// What is wrong.
-    pub reason: String,
-}
 
 /// Listeners by name with the addresses they are bound to.
 pub type BoundAddresses = Vec<(Arc<str>, Vec<BindAddress>)>;
@@ -81,24 +70,12 @@ impl Manager {
         self.listeners.iter().map(|(name, m)| (name.clone(), bound(m))).collect()
     }
 
-    /// Opens a new listener or changes one. It is live, with every worker accepting, when this returns.
-    /// Sockets whose address stays are kept, with the connections that wait in their queues.
-    pub(crate) async fn upsert(&mut self, config: Arc<Listener>) -> Result<(), ListenerError> {
-        let outcome = self.replace(config).await;
-        match &outcome {
-            Ok(()) => self.stats.listener_create_success().inc(),
-            Err(_) => self.stats.listener_create_failure().inc(),
-        }
-        outcome
-    }
-
-    async fn replace(&mut self, config: Arc<Listener>) -> Result<(), ListenerError> {
+    async fn replace(&mut self, config: Arc<Listener>) -> Result<(), String> {
         let name = config.name.clone();
-        let failed = |reason| ListenerError { listener: name.clone(), address: None, reason };
         let previous = self.listeners.get(&name).map(|m| m.active.clone());
         let workers = self.shared.options.concurrency;
         let active = ActiveListener::new(config, previous.as_deref(), &self.shared.drain, workers);
-        let active = Arc::new(active.map_err(failed)?);
+        let active = Arc::new(active?);
         let opened = self.open_missing(&active).await?;
 
         let mut before = self.listeners.remove(&name).map(|m| m.sockets).unwrap_or_default();
@@ -130,7 +107,7 @@ impl Manager {
     async fn open_missing(
         &mut self,
         active: &Arc<ActiveListener>,
-    ) -> Result<HashMap<BindAddress, OpenSocket>, ListenerError> {
+    ) -> Result<HashMap<BindAddress, OpenSocket>, String> {
         let mut opened = HashMap::new();
         let name = &active.config.name;
         for address in wanted(&active.config) {
@@ -143,9 +120,7 @@ impl Manager {
                 }
                 Err(error) => {
                     self.close(opened.into_values()).await;
-                    let address = Some(shown(address));
-                    let reason = error.to_string();
-                    return Err(ListenerError { listener: name.clone(), address, reason });
+                    return Err(format!("{}: {error}", shown(address)));
                 }
             }
         }
@@ -180,22 +155,6 @@ impl Manager {
             }
         }
         Ok(socket)
-    }
-
-    /// Takes listeners away: their sockets are closed without resetting a connection, their connections are
-    /// told to go.
-    pub(crate) async fn remove(&mut self, names: impl Iterator<Item = &str>) {
-        let mut closing = Vec::new();
-        for managed in names.filter_map(|name| self.listeners.remove(name)) {
-            self.stats.listener_removed().inc();
-            let options = &self.shared.options;
-            managed.active.drain.start(options.drain_strategy, Some(options.drain_time));
-            closing.extend(managed.sockets.into_values());
-        }
-        if !closing.is_empty() {
-            self.publish();
-            self.close(closing.into_iter()).await;
-        }
     }
 
     /// Drains listeners, all or those with inbound traffic; with `close` their sockets are closed too.
@@ -254,6 +213,34 @@ impl Manager {
         self.shared.listeners.store(Arc::new(table));
         self.shared.addresses.store(Arc::new(self.addresses()));
         self.stats.total_listeners_active().set(self.listeners.len() as u64);
+    }
+}
+
+impl Listeners for Manager {
+    /// Their sockets are closed without resetting a connection, their connections are told to go.
+    async fn remove(&mut self, names: &[Arc<str>]) {
+        let mut closing = Vec::new();
+        for managed in names.iter().filter_map(|name| self.listeners.remove(name)) {
+            self.stats.listener_removed().inc();
+            let options = &self.shared.options;
+            managed.active.drain.start(options.drain_strategy, Some(options.drain_time));
+            closing.extend(managed.sockets.into_values());
+        }
+        if !closing.is_empty() {
+            self.publish();
+            self.close(closing.into_iter()).await;
+        }
+    }
+
+    /// It is live, with every worker accepting, when this returns. Sockets whose address stays are kept, with
+    /// the connections that wait in their queues.
+    async fn upsert(&mut self, config: Arc<Listener>) -> Result<(), String> {
+        let outcome = self.replace(config).await;
+        match &outcome {
+            Ok(()) => self.stats.listener_create_success().inc(),
+            Err(_) => self.stats.listener_create_failure().inc(),
+        }
+        outcome
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) mod manager;
 mod tests;
 
 pub(crate) use accept::{Adopted, accept};
-pub use manager::{BoundAddresses, ListenerError};
+pub use manager::BoundAddresses;
 
 use crate::drain::{Drain, DrainStrategy};
 use arc_swap::ArcSwap;

@@ -26,7 +26,7 @@ struct Gateway {
 
 impl Gateway {
     fn new(routes: usize) -> Gateway {
-        let mut model = Model::new(Arc::default());
+        let model = Model::new(Arc::default());
         let table = model.table_cell(ROUTE_TABLE);
         let setup = Setup { clusters: model.clusters().clone(), routes: table.clone(), ..testing::setup() };
         let store = MemoryStore::default();
@@ -38,10 +38,10 @@ impl Gateway {
         let mut source = Source::new(config, Arc::new(store.clone()), setup);
         let update = source.pull().unwrap();
         assert_eq!(update.refused, []);
-        model.apply(update.diff);
+        model.apply_detached(update.diff);
         let (told, applied) = channel();
         let feed = Feed::start(source, move |diff| {
-            model.apply(diff);
+            model.apply_detached(diff);
             // The test may have ended.
             let _ = told.send(Instant::now());
         });

@@ -35,7 +35,7 @@ fn random_file(rng: &mut fastrand::Rng, certificates: &[String]) -> String {
 }
 
 /// What a model holds, in words that two models share.
-fn shown(model: &mut Model) -> Vec<String> {
+fn shown(model: &Model) -> Vec<String> {
     let clusters = model.clusters().all().into_iter().map(|cluster| {
         let hosts: Vec<_> =
             cluster.hosts.load().iter().map(|m| format!("{} {}", m.host.label, m.weight)).collect();
@@ -52,32 +52,32 @@ fn shown(model: &mut Model) -> Vec<String> {
         .collect();
     routes.sort();
     all.extend(routes);
-    all.extend(model.listeners().map(|listener| listener.name.to_string()));
+    all.extend(model.listeners().iter().map(|listener| listener.name.to_string()));
     all
 }
 
 #[test]
 fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
     let fresh = |text: &str| {
-        let mut model = Model::new(Arc::default());
+        let model = Model::new(Arc::default());
         let setup = Setup { clusters: model.clusters().clone(), ..testing::setup() };
         let mut source = TextSource::new("", setup);
-        model.apply(update(&mut source, text));
+        model.apply_detached(update(&mut source, text));
         (model, source)
     };
     let mut rng = fastrand::Rng::with_seed(7);
-    let (mut model, mut source) = fresh("routes:\n");
+    let (model, mut source) = fresh("routes:\n");
     for step in 0..300 {
         let text = random_file(&mut rng, &[]);
-        model.apply(update(&mut source, &text));
-        let (mut expected, _source) = fresh(&text);
-        assert_eq!(shown(&mut model), shown(&mut expected), "step {step}:\n{text}");
+        model.apply_detached(update(&mut source, &text));
+        let (expected, _source) = fresh(&text);
+        assert_eq!(shown(&model), shown(&expected), "step {step}:\n{text}");
         assert!(update(&mut source, &text).is_empty(), "step {step}");
     }
 }
 
 /// Everything that clients and operators could see: the model, certificates, statistics, and live hosts.
-fn seen(model: &mut Model, source: &TextSource, setup: &Setup) -> Vec<String> {
+fn seen(model: &Model, source: &TextSource, setup: &Setup) -> Vec<String> {
     let mut all = shown(model);
     let contexts = source.server_tls().map(|tls| tls.contexts()).unwrap_or_default();
     all.extend(contexts.iter().flat_map(|c| c.certificates().map(|c| c.sha256.clone()).collect::<Vec<_>>()));
@@ -103,26 +103,26 @@ fn a_candidate_that_is_dropped_has_changed_nothing() {
         )
     };
     let certificates = [pem("a.test"), pem("b.test")];
-    let mut model = Model::new(Arc::default());
+    let model = Model::new(Arc::default());
     let setup = Setup { clusters: model.clusters().clone(), ..testing::setup() };
     let mut source = TextSource::new("", setup.clone());
     let mut rng = fastrand::Rng::with_seed(11);
     let mut differ = 0;
     for step in 0..100 {
         let text = random_file(&mut rng, &certificates);
-        model.apply(update(&mut source, &text));
-        let before = seen(&mut model, &source, &setup);
+        model.apply_detached(update(&mut source, &text));
+        let before = seen(&model, &source, &setup);
         let other = random_file(&mut rng, &certificates);
         source.set(resources(&other));
         let (candidate, _) = source.source.candidate().unwrap();
         differ += u32::from(!candidate.diff.is_empty());
-        assert_eq!(seen(&mut model, &source, &setup), before, "step {step}, while it is there:\n{other}");
+        assert_eq!(seen(&model, &source, &setup), before, "step {step}, while it is there:\n{other}");
         drop(candidate);
-        assert_eq!(seen(&mut model, &source, &setup), before, "step {step}:\n{other}");
+        assert_eq!(seen(&model, &source, &setup), before, "step {step}:\n{other}");
         // Nor has the source: the file as it was is no change but, at most, of places in the order.
         let places = update(&mut source, &text);
         assert!(places.clusters.is_empty() && places.contexts.is_empty(), "step {step}: {places:?}");
-        model.apply(places);
+        model.apply_detached(places);
     }
     assert!(differ > 90, "{differ}");
 }

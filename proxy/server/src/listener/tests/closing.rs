@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::admin::State;
-use crate::listener::ListenerError;
 use crate::server::DrainRequest;
+use sixfold_core::model::{ApplyError, ResourceKind};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -14,8 +14,8 @@ async fn a_port_that_is_taken_is_an_error_that_says_so() {
     let second =
         Listener { addresses: vec![BindAddress::Ip(address)], ..fixture.listener("second", says("second")) };
     let errors = fixture.server.apply(upsert(second)).await.unwrap_err();
-    let [ListenerError { listener, address: Some(shown), .. }] = &errors[..] else { panic!("{errors:?}") };
-    assert_eq!((&**listener, shown), ("second", &address.to_string()));
+    let [ApplyError { kind: ResourceKind::Listener, name, .. }] = &errors[..] else { panic!("{errors:?}") };
+    assert_eq!(&**name, "second");
     let text = errors[0].to_string();
     assert!(text.starts_with(&format!("listener \"second\": {address}: Address already in use")), "{text}");
     assert_eq!(exchange(address, b"").await, "first");

@@ -1,0 +1,184 @@
+//! The control thread: it applies changes, one after the other, and never waits for the network.
+
+use super::warming::Warming;
+use super::{DrainRequest, QUEUE, SWEEP};
+use crate::dns::Discoverer;
+use crate::drain::DrainStrategy;
+use crate::listener::manager::Manager;
+use crate::memory;
+use crate::worker::Command;
+use sixfold_core::cluster::Cluster;
+use sixfold_core::model::{ApplyError, Diff, Model};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// Changes that wait behind one that waits for its clusters; more end that one's wait.
+const BEHIND: usize = QUEUE;
+
+/// What the control thread is asked.
+pub(super) enum Control {
+    Apply(Change),
+    Drain(DrainRequest, oneshot::Sender<()>),
+    CloseDraining,
+    Shutdown(Duration, oneshot::Sender<()>),
+}
+
+/// A change to be applied.
+pub(super) struct Change {
+    pub(super) diff: Box<Diff>,
+    /// How long routes and listeners of the change may wait for clusters that are new with it.
+    pub(super) patience: Duration,
+    pub(super) done: oneshot::Sender<Vec<ApplyError>>,
+}
+
+/// A change whose new clusters are not warm yet.
+struct Held {
+    change: Change,
+    cold: Vec<Arc<str>>,
+    until: Instant,
+}
+
+pub(super) struct ControlThread {
+    manager: Manager,
+    model: Arc<Model>,
+    warming: Warming,
+    held: Option<Held>,
+    behind: VecDeque<Change>,
+}
+
+impl ControlThread {
+    pub(super) fn new(manager: Manager, model: Arc<Model>) -> ControlThread {
+        let warming = Warming::new(&manager.shared().metrics);
+        ControlThread { manager, model, warming, held: None, behind: VecDeque::new() }
+    }
+
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        let mut look = tokio::time::interval(memory::LOOK);
+        let mut trimmer = memory::Trimmer::default();
+        loop {
+            let until = self.held.as_ref().map(|held| held.until);
+            tokio::select! {
+                question = queue.recv() => match question {
+                    Some(Control::Apply(change)) => self.take(change).await,
+                    Some(Control::Drain(request, done)) => {
+                        self.drain(request, &back).await;
+                        let _ = done.send(());
+                    }
+                    Some(Control::CloseDraining) => self.manager.close_draining().await,
+                    Some(Control::Shutdown(deadline, done)) => {
+                        self.shutdown(deadline).await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return self.shutdown(Duration::ZERO).await,
+                },
+                (name, cluster) = self.warming.warm() => self.warmed(name, cluster).await,
+                () = at(until) => self.release().await,
+                _ = sweep.tick() => {
+                    self.model.sweep();
+                }
+                _ = look.tick() => {
+                    trimmer.look();
+                }
+            }
+        }
+    }
+
+    /// Applies a change in its turn.
+    async fn take(&mut self, change: Change) {
+        self.behind.push_back(change);
+        if self.behind.len() > BEHIND {
+            self.release().await;
+        }
+        self.work_off().await;
+    }
+
+    async fn work_off(&mut self) {
+        while self.held.is_none()
+            && let Some(change) = self.behind.pop_front()
+        {
+            self.begin(change).await;
+        }
+    }
+
+    /// Applies a change, or holds it when routes or listeners would find clusters missing that a moment brings.
+    async fn begin(&mut self, mut change: Change) {
+        let resolver = self.manager.shared().resolver.get();
+        let discoverer = resolver.map(|r| Discoverer::new(r.clone(), tokio::runtime::Handle::current()));
+        let cold = self.warming.hold_back(&mut change.diff, discoverer.as_ref());
+        let uses = !change.diff.route_tables.is_empty() || !change.diff.listeners.is_empty();
+        if cold.is_empty() || !uses {
+            return self.finish(change).await;
+        }
+        let until = Instant::now() + change.patience;
+        self.held = Some(Held { change, cold, until });
+    }
+
+    async fn finish(&mut self, change: Change) {
+        let errors = self.model.apply(*change.diff, &mut self.manager).await;
+        // Who asked may have gone.
+        let _ = change.done.send(errors);
+    }
+
+    /// Puts a cluster in force that has waited; the held change may go on with its last.
+    async fn warmed(&mut self, name: Arc<str>, cluster: Arc<Cluster>) {
+        if let Some(held) = &mut self.held {
+            held.cold.retain(|cold| *cold != name);
+        }
+        let diff = Diff { clusters: vec![(name, Some(cluster))], ..Diff::default() };
+        // Clusters alone can't fail.
+        let _ = self.model.apply(diff, &mut self.manager).await;
+        if self.held.as_ref().is_some_and(|held| held.cold.is_empty()) {
+            self.release().await;
+        }
+    }
+
+    /// Applies the held change, and what waits behind it.
+    async fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.finish(held.change).await;
+        }
+        self.work_off().await;
+    }
+
+    async fn drain(&mut self, request: DrainRequest, back: &mpsc::WeakSender<Control>) {
+        let DrainRequest { inbound_only, close_now, strategy, time } = request;
+        if !inbound_only {
+            self.manager.shared().drain.start(strategy, time);
+        }
+        self.manager.drain(inbound_only, close_now, strategy, time).await;
+        if let (false, Some(time), back) = (close_now, time, back.clone()) {
+            tokio::spawn(async move {
+                tokio::time::sleep(time).await;
+                if let Some(control) = back.upgrade() {
+                    let _ = control.send(Control::CloseDraining).await;
+                }
+            });
+        }
+    }
+
+    async fn shutdown(&mut self, deadline: Duration) {
+        let shared = self.manager.shared().clone();
+        shared.drain.start(DrainStrategy::Immediate, Some(deadline));
+        self.manager.drain(false, true, DrainStrategy::Immediate, Some(deadline)).await;
+        // Connections past the deadline are dropped by their own tasks; a moment more lets them.
+        let _ =
+            tokio::time::timeout(deadline.saturating_add(Duration::from_millis(100)), shared.drain.idle())
+                .await;
+        for peer in shared.peers.get().into_iter().flatten() {
+            let _ = peer.commands.send(Command::Stop).await;
+        }
+    }
+}
+
+/// Ends at that time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

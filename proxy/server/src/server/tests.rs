@@ -1,0 +1,154 @@
+//! What the control thread does while names are not answered.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::dns::ResolverConfig;
+use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Discovery, DnsFamily, DnsOptions, HostConfig};
+use sixfold_core::detached::Nowhere;
+use sixfold_core::listener::{BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter};
+use sixfold_core::router::{RouteTable, TableOptions};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Instant;
+
+/// What the old control thread waited for one silent name: nothing here may come near it.
+const SILENCE: Duration = Duration::from_secs(5);
+
+struct Fixture {
+    server: Server,
+    registry: Registry,
+    clusters: Arc<Clusters>,
+    /// A DNS server that says nothing.
+    _silent: UdpSocket,
+}
+
+impl Fixture {
+    fn start() -> Fixture {
+        let (registry, clusters) = (Registry::new(), Arc::new(Clusters::default()));
+        let options = Options { concurrency: 2, ..Options::default() };
+        let (callout, lifecycle) = (Arc::new(Nowhere), Lifecycle::default());
+        let server = Server::start(options, registry.clone(), clusters.clone(), callout, lifecycle).unwrap();
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let config = ResolverConfig {
+            servers: vec![silent.local_addr().unwrap()],
+            timeout: Duration::from_secs(60),
+            hosts_file: None,
+            ..ResolverConfig::default()
+        };
+        server.set_resolver(Arc::new(Resolver::new(config).unwrap()));
+        Fixture { server, registry, clusters, _silent: silent }
+    }
+
+    fn cluster(&self, name: &str, address: Address, weight: u32) -> Arc<Cluster> {
+        let dns =
+            DnsOptions { refresh: Duration::from_secs(60), respect_ttl: true, family: DnsFamily::V4Only };
+        let config = ClusterConfig { discovery: Discovery::StrictDns(dns), ..ClusterConfig::named(name) };
+        let endpoints = vec![HostConfig { weight, ..HostConfig::new(address) }];
+        let previous = self.clusters.find(name);
+        Cluster::new(config, endpoints, previous.as_deref(), &self.registry).unwrap()
+    }
+
+    fn listener(&self, name: &str) -> Arc<Listener> {
+        let chain = FilterChain {
+            name: "".into(),
+            matches: FilterChainMatch::default(),
+            tls: None,
+            handshake_timeout: Duration::from_secs(15),
+            filter: NetworkFilter::Direct("hello".into()),
+            fingerprint: 1,
+        };
+        Arc::new(Listener {
+            name: name.into(),
+            addresses: vec![BindAddress::Ip((Ipv4Addr::LOCALHOST, 0).into())],
+            bind: true,
+            listener_filters: Vec::new(),
+            filters_timeout: None,
+            continue_on_timeout: false,
+            chains: vec![Arc::new(chain)],
+            default_chain: None,
+            use_original_dst: false,
+            access_logs: Vec::new(),
+            exact_balance: false,
+            backlog: 16,
+            tcp_keepalive: None,
+            inbound: false,
+            stats: Arc::new(sixfold_core::listener::ListenerStats::new(&self.registry, "listener.l.")),
+            shape: 1,
+        })
+    }
+}
+
+fn silent() -> Address {
+    Address::Name("a.test.".into(), 80)
+}
+
+fn known(port: u16) -> Address {
+    Address::Ip(([127, 0, 0, 1], port).into())
+}
+
+fn clusters(list: Vec<Arc<Cluster>>) -> Diff {
+    let clusters = list.into_iter().map(|c| (c.config.name.clone(), Some(c))).collect();
+    Diff { clusters, ..Diff::default() }
+}
+
+fn table() -> (Arc<str>, Option<Arc<RouteTable>>) {
+    let table = RouteTable::apisix("t", TableOptions::default(), Default::default());
+    ("t".into(), Some(Arc::new(table)))
+}
+
+/// One name without an answer held up start, changes and the end by 5 s each.
+#[tokio::test]
+async fn a_silent_name_holds_up_nothing_else() {
+    let fixture = Fixture::start();
+    let (server, start) = (&fixture.server, Instant::now());
+    let first = clusters(vec![fixture.cluster("silent", silent(), 1), fixture.cluster("known", known(1), 1)]);
+    let listeners = vec![("l".into(), Some(fixture.listener("l")))];
+    server.apply(Diff { listeners, route_tables: vec![table()], ..first }).await.unwrap();
+    assert!(fixture.clusters.find("known").is_some() && fixture.clusters.find("silent").is_none());
+    assert_eq!((server.addresses().len(), server.model().listeners().len()), (1, 1));
+    for weight in 2..6 {
+        let again = vec![
+            fixture.cluster("silent", silent(), weight),
+            fixture.cluster("known", known(weight as u16), 1),
+        ];
+        server.apply(clusters(again)).await.unwrap();
+        let known = fixture.clusters.find("known").unwrap();
+        assert_eq!(*known.hosts.load().iter().next().unwrap().host.label, format!("127.0.0.1:{weight}"));
+    }
+    server.shutdown(Duration::ZERO).await;
+    assert!(start.elapsed() < SILENCE, "{:?}", start.elapsed());
+}
+
+/// The addresses that a name had serve on, with what the change says of them, and at once.
+#[tokio::test]
+async fn a_name_that_was_answered_before_needs_no_answer() {
+    let fixture = Fixture::start();
+    let (server, start) = (&fixture.server, Instant::now());
+    let before = fixture.cluster("c", silent(), 1);
+    before.update_hosts(vec![HostConfig { hostname: "a.test.".into(), ..HostConfig::new(known(80)) }]);
+    fixture.clusters.cell("c").swap(Some(before));
+    let after = fixture.cluster("c", silent(), 7);
+    server.apply(Diff { route_tables: vec![table()], ..clusters(vec![after]) }).await.unwrap();
+    let member = fixture.clusters.find("c").unwrap().hosts.load().iter().next().unwrap().clone();
+    assert_eq!((&*member.host.label, member.weight), ("127.0.0.1:80", 7));
+    server.shutdown(Duration::ZERO).await;
+    assert!(start.elapsed() < SILENCE);
+}
+
+/// Changes are applied in their order, also behind one that waits for its clusters.
+#[tokio::test]
+async fn a_change_that_waits_is_not_overtaken() {
+    let fixture = Fixture::start();
+    let server = &fixture.server;
+    let waits =
+        Diff { route_tables: vec![table()], ..clusters(vec![fixture.cluster("silent", silent(), 1)]) };
+    let waits = Diff {
+        clusters: [waits.clusters, clusters(vec![fixture.cluster("c", known(1), 1)]).clusters].concat(),
+        ..waits
+    };
+    let behind = clusters(vec![fixture.cluster("c", known(2), 1)]);
+    let (first, second) = tokio::join!(biased; server.apply(waits), server.apply(behind));
+    assert!(first.is_ok() && second.is_ok());
+    let label = fixture.clusters.find("c").unwrap().hosts.load().iter().next().unwrap().host.label.clone();
+    assert_eq!(&*label, "127.0.0.1:2");
+    server.shutdown(Duration::ZERO).await;
+}
