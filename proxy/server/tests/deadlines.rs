@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use sixfold_core::cluster::BreakerLimits;
 use sixfold_core::hcm::{HttpStats, Profile};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -225,4 +226,45 @@ async fn a_client_that_expects_it_hears_100_before_anything_else() {
             assert!(response.starts_with("HTTP/1.1 200 OK") && response.ends_with(end), "{path}: {response}");
         }
     }
+}
+
+/// Small frames that nobody took yet used up what the HTTP/2 library allows them, and all streams ended.
+#[tokio::test]
+async fn stalled_streams_of_small_frames_leave_the_connection_to_others() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let up = upstream(|_, _| ok("alive")).await;
+    let mut setup = Setup::new();
+    setup.cluster("silent", &[silent.local_addr().unwrap()], |config| {
+        // Whoever comes second waits for the first, and its body with it.
+        config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() };
+    });
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/silent", "silent", |f| f.timeouts.request = None);
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let (client, connection) = h2::client::handshake(TcpStream::connect(proxy).await.unwrap()).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let ask = |method: &str, path: &str| {
+        http::Request::builder().method(method).uri(format!("http://t{path}")).body(()).unwrap()
+    };
+    let mut stalled = Vec::new();
+    for _ in 0..5 {
+        let (response, mut body) = client.send_request(ask("POST", "/silent"), false).unwrap();
+        let (mut left, piece) = (200 << 10, bytes::Bytes::from_static(&[b'x'; 50]));
+        body.reserve_capacity(left);
+        while left > 0 {
+            std::future::poll_fn(|cx| body.poll_capacity(cx)).await.unwrap().unwrap();
+            while left > 0 && body.capacity() >= piece.len() {
+                body.send_data(piece.clone(), false).unwrap();
+                left = left.saturating_sub(piece.len());
+            }
+        }
+        stalled.push((response, body));
+        client = client.ready().await.unwrap();
+    }
+    let (response, _) = client.send_request(ask("GET", "/"), true).unwrap();
+    let response = tokio::time::timeout(Duration::from_secs(20), response).await.unwrap();
+    assert_eq!(response.expect("the connection lives").status(), 200);
+    drop(stalled);
 }

@@ -42,6 +42,25 @@ fn defaults_are_envoys() {
     assert_eq!((&*unnamed.name, &unnamed.addresses[0]), ("/tmp/s", &BindAddress::Unix("/tmp/s".into())));
 }
 
+/// A handshake without a timeout of its own could last for ever.
+#[test]
+fn every_handshake_has_a_timeout() {
+    let of = |fields: &str| {
+        compiled(&format!("filter_chains: [{{{fields}}}]")).unwrap().chains[0].handshake_timeout
+    };
+    let http = |idle: &str| {
+        format!(
+            "filters: [{{name: h, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: h, common_http_protocol_options: {{{idle}}}, route_config: {{}}, http_filters: [{{name: r, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]"
+        )
+    };
+    let seconds = Duration::from_secs;
+    assert_eq!(of(DIRECT), seconds(60));
+    assert_eq!(of(&http("")), seconds(60));
+    assert_eq!(of(&http("idle_timeout: 2s")), seconds(2));
+    assert_eq!(of(&http("idle_timeout: 0s")), seconds(60));
+    assert_eq!(of(&format!("transport_socket_connect_timeout: 90s, {DIRECT}")), seconds(90));
+}
+
 #[test]
 fn matches_and_filters_reach_the_model() {
     let listener = compiled(&format!(

@@ -32,7 +32,7 @@ const PREFACE_TIME: Duration = Duration::from_secs(60);
 /// the window may be full of frames of 15 bytes. The library counts 256 bytes a frame less those it carries.
 const SMALL_FRAMES: usize = 16;
 /// The most of it, however large the window is.
-const MAX_SMALL_FRAMES: usize = 64 << 20;
+const MAX_SMALL_FRAMES: usize = 32 << 20;
 
 /// Serves the connection from its first byte.
 pub(super) async fn serve(mut io: Io, connection: Arc<Connection>, env: Arc<Env>) {

@@ -61,6 +61,29 @@ async fn without_a_chain_a_connection_is_closed_and_logged() {
     fixture.end().await;
 }
 
+/// Bytes that filters had looked at counted as read, and the client saw an orderly end.
+#[tokio::test]
+async fn a_connection_that_nobody_wants_is_reset() {
+    let fixture = Fixture::start();
+    let named = FilterChainMatch { server_names: vec!["a.test".into()], ..FilterChainMatch::default() };
+    let unwanted = Listener {
+        listener_filters: vec![ListenerFilter::TlsInspector],
+        chains: vec![Arc::new(chain("named", named, 1, says("x")))],
+        ..fixture.listener("unwanted", says(""))
+    };
+    let address = fixture.apply(unwanted).await;
+    let refused =
+        Listener { listener_filters: proxy_protocol(false), ..fixture.listener("refused", says("")) };
+    let other = fixture.apply(refused).await;
+    for address in [address, other] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut [0; 1])).await.unwrap();
+        assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    fixture.end().await;
+}
+
 #[tokio::test]
 async fn the_proxy_protocol_gives_the_client_address_and_others_are_refused() {
     let fixture = Fixture::start();
