@@ -19,6 +19,13 @@ use std::time::{Duration, Instant};
 
 pub(crate) fn factory() -> ApisixFactory {
     ApisixFactory::new("limit-count", 1002, include_str!("../../schemas/limit-count.json"), LimitCount::build)
+        .agreeing(group)
+}
+
+/// All resources of a group have one configuration.
+fn group(config: &Value) -> Option<(String, String)> {
+    let config = Config::deserialize(config).ok()?;
+    Some((config.group.clone()?, config.told_apart_by()))
 }
 
 /// The largest whole number that APISIX counts with.
@@ -68,14 +75,8 @@ struct LimitCount {
     window: Window,
     /// `/apisix/routes/1:<crc>` or the group's name: what counters are told apart by.
     scope: String,
-    counters: Arc<Shared>,
-}
-
-/// Counters of a plugin's configuration, or of a group.
-struct Shared {
-    /// The configuration that made them, which all of a group must have.
-    config: String,
-    counters: Counters,
+    /// Of the plugin's configuration, or of a group.
+    counters: Arc<Counters>,
 }
 
 struct Rule {
@@ -123,11 +124,14 @@ impl LimitCount {
             return Err(ConfigError::new("sync_interval is not supported: counters are local"));
         }
         let several = config.rules.is_some();
-        let shared = shared(&config, context)?;
-        let crc = crc32fast::hash(shared.1.as_bytes());
-        let scope = match &config.group {
-            Some(group) => group.clone(),
-            None => format!("{}:{crc}", context.resource),
+        let text = config.told_apart_by();
+        let crc = crc32fast::hash(text.as_bytes());
+        // What keeps its configuration keeps its counters.
+        let (scope, key) = match &config.group {
+            Some(group) => (group.clone(), format!("limit-count group {group} {text}")),
+            None => {
+                (format!("{}:{crc}", context.resource), format!("limit-count {} {text}", context.resource))
+            }
         };
         let limit = LimitCount {
             rules: rules(&config)?,
@@ -138,7 +142,7 @@ impl LimitCount {
             show_headers: config.show_limit_quota_header,
             window: config.window_type,
             scope,
-            counters: shared.0,
+            counters: context.shared.get_or_insert(&key, Counters::default),
         };
         let shows = limit.show_headers;
         let plugin = Plugin::of(limit).access(LimitCount::access);
@@ -154,7 +158,7 @@ impl LimitCount {
             let window = rule.time_window.resolve(stream).ok_or("invalid time_window")?;
             let key = counter_key(index, window, &value);
             let window = Duration::from_secs(window);
-            let taken = self.counters.counters.take(self.window, &key, limit, window, now);
+            let taken = self.counters.take(self.window, &key, limit, window, now);
             self.inform(stream, &value, limit, &taken);
             let allowed = taken.allowed;
             quotas.push(Quota { rule: index, limit, taken });
@@ -234,35 +238,27 @@ fn counter_key(rule: usize, window: u64, value: &[u8]) -> Vec<u8> {
     key
 }
 
-/// The counters of the configuration: a resource that keeps its configuration keeps its counters.
-fn shared(config: &Config, context: &BuildContext) -> Result<(Arc<Shared>, String), ConfigError> {
-    let rules = config.rules.iter().flatten();
-    let rules: Vec<_> = rules.map(|r| (&r.count, &r.time_window, &r.key, &r.header_prefix)).collect();
-    let text = serde_json::json!([
-        config.count,
-        config.time_window,
-        rules,
-        config.key,
-        config.key_type == KeyType::Var,
-        config.key_type == KeyType::Constant,
-        config.window_type == Window::Sliding,
-        config.rejected_code,
-        config.rejected_msg,
-        config.allow_degradation,
-        config.show_limit_quota_header,
-        config.group,
-    ])
-    .to_string();
-    let key = match &config.group {
-        Some(group) => format!("limit-count group {group}"),
-        None => format!("limit-count {} {text}", context.resource),
-    };
-    let make = || Shared { config: text.clone(), counters: Counters::default() };
-    let shared = context.shared.get_or_insert(&key, make);
-    if shared.config != text {
-        return Err(ConfigError::new("group conf mismatched"));
+impl Config {
+    /// What makes it another limit, for which counting begins anew.
+    fn told_apart_by(&self) -> String {
+        let rules = self.rules.iter().flatten();
+        let rules: Vec<_> = rules.map(|r| (&r.count, &r.time_window, &r.key, &r.header_prefix)).collect();
+        let parts = serde_json::json!([
+            self.count,
+            self.time_window,
+            rules,
+            self.key,
+            self.key_type == KeyType::Var,
+            self.key_type == KeyType::Constant,
+            self.window_type == Window::Sliding,
+            self.rejected_code,
+            self.rejected_msg,
+            self.allow_degradation,
+            self.show_limit_quota_header,
+            self.group,
+        ]);
+        parts.to_string()
     }
-    Ok((shared, text))
 }
 
 fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {

@@ -51,6 +51,11 @@ fn build_refusing(config: Refusing, _: &BuildContext) -> Built {
     Ok(Plugin::of(Refuses(config.status.unwrap_or(403))).access(Refuses::access).build())
 }
 
+/// All with one `group` have one `count`.
+fn agreement(config: &Value) -> Option<(String, String)> {
+    Some((config.get("group")?.as_str()?.to_owned(), config.get("count")?.to_string()))
+}
+
 pub(crate) fn registry() -> Registry {
     const MARKER: &str = r#"{
         "type": "object",
@@ -64,6 +69,7 @@ pub(crate) fn registry() -> Registry {
         ApisixFactory::new("late", 50, ANY, build),
         ApisixFactory::new("prometheus", 10, ANY, build).prefer_route(),
         ApisixFactory::new("refuse", 20, ANY, build_refusing),
+        ApisixFactory::new("agree", 30, ANY, build).agreeing(agreement),
     ];
     Registry::new(
         plugins,

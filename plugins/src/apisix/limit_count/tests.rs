@@ -117,8 +117,25 @@ fn groups_share_counters_and_must_agree() {
     let other = sixfold_core::plugin::BuildContext { resource: "/apisix/routes/2".into(), ..context };
     let two = build("limit-count", &config, &other).unwrap();
     assert_eq!([ask(&one, &[]).0, ask(&two, &[]).0], [0, 503]);
+    // Another configuration is another group; that the resources of one agree is for the source to see.
     let differs = json!({"count": 2, "time_window": 60, "group": "g"});
-    assert_eq!(build("limit-count", &differs, &other).err().unwrap(), "group conf mismatched");
+    assert_eq!(ask(&build("limit-count", &differs, &other).unwrap(), &[]).0, 0);
+    let complete = |count: u64| {
+        let mut config = json!({"window_type": "fixed", "key": "remote_addr", "key_type": "var", "rejected_code": 503,
+            "policy": "local", "allow_degradation": false, "show_limit_quota_header": true, "sync_interval": -1,
+            "time_window": 60});
+        config["count"] = count.into();
+        config
+    };
+    let agreed = |count: u64, name: &str| {
+        let mut config = complete(count);
+        config["group"] = name.into();
+        super::factory().agreement(&config)
+    };
+    assert_eq!(agreed(1, "g"), agreed(1, "g"));
+    assert_ne!(agreed(1, "g"), agreed(2, "g"));
+    assert_eq!(agreed(1, "g").unwrap().0, "g");
+    assert_eq!(super::factory().agreement(&complete(1)), None);
 }
 
 #[test]

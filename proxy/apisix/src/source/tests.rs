@@ -330,6 +330,42 @@ fn what_apisix_takes_is_taken() {
     assert!(faults("global_rules:\n  - plugins: {prometheus: {}}\n")[0].contains("\"id\" is required"));
 }
 
+/// A change of all members of a group was held against what they were before, and refused.
+#[test]
+fn members_of_a_group_agree_among_themselves() {
+    let mut source = testing::source("");
+    let text = |counts: [u8; 3]| {
+        let route = |(id, count)| {
+            format!("  - {{id: {id}, uri: /{id}{count}, plugins: {{agree: {{group: g, count: {count}}}}}}}\n")
+        };
+        format!("routes:\n{}", ["a", "b", "c"].into_iter().zip(counts).map(route).collect::<String>())
+    };
+    let uris = |source: &TextSource| {
+        ["a", "b", "c"].map(|id| source.route(id).map(|route| route.ids.uris[0].to_string()))
+    };
+    let some = |uris: [&str; 3]| uris.map(|uri| Some(uri.to_owned()));
+    update(&mut source, &text([1, 1, 1]));
+    update(&mut source, &text([2, 2, 2]));
+    assert_eq!(uris(&source), some(["/a2", "/b2", "/c2"]));
+    // Those that stay are right.
+    let refused = source.update(resources(&text([3, 2, 3]))).unwrap().refused;
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    assert!(
+        refused[0].to_string().ends_with("route \"a\": plugins.agree.group: group conf mismatched"),
+        "{refused:?}"
+    );
+    assert_eq!(uris(&source), some(["/a2", "/b2", "/c2"]));
+    // The last one of them to change takes the others with it.
+    update(&mut source, &text([3, 3, 3]));
+    assert_eq!(uris(&source), some(["/a3", "/b3", "/c3"]));
+    assert_eq!(source.update(resources(&text([4, 5, 4]))).unwrap().refused.len(), 3);
+    assert_eq!(uris(&source), some(["/a3", "/b3", "/c3"]));
+    // At the start the first is right.
+    let mut fresh = testing::source("");
+    assert_eq!(fresh.update(resources(&text([1, 2, 1]))).unwrap().refused.len(), 1);
+    assert_eq!(uris(&fresh), [Some("/a1".to_owned()), None, Some("/c1".to_owned())]);
+}
+
 #[test]
 fn kinds_without_a_user_are_refused_by_name() {
     for (kind, item) in [
