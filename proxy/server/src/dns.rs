@@ -31,6 +31,9 @@ pub struct ResolverConfig {
     pub min_ttl: Duration,
     /// Longer lifetimes of records are taken for this, one day by default.
     pub max_ttl: Duration,
+    /// How long addresses are kept of a name that is said to have none any more, 30 s by default: a server that
+    /// lost its zone for a moment shall not empty an upstream (HAProxy's `hold nx`).
+    pub hold_empty: Duration,
     /// Names that need no server, `/etc/hosts` by default; read anew when it has changed.
     pub hosts_file: Option<PathBuf>,
 }
@@ -43,6 +46,7 @@ impl Default for ResolverConfig {
             attempts: 2,
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(86_400),
+            hold_empty: Duration::from_secs(30),
             hosts_file: Some("/etc/hosts".into()),
         }
     }
@@ -79,6 +83,7 @@ pub struct Resolver {
     hosts: hosts_file::HostsFile,
     min_ttl: Duration,
     max_ttl: Duration,
+    hold_empty: Duration,
 }
 
 impl Resolver {
@@ -105,6 +110,7 @@ impl Resolver {
             hosts: hosts_file::HostsFile::new(config.hosts_file),
             min_ttl: config.min_ttl,
             max_ttl: config.max_ttl.max(config.min_ttl),
+            hold_empty: config.hold_empty,
         })
     }
 

@@ -373,8 +373,12 @@ impl Cluster {
 
     /// Whether every name among the endpoints stands for an address already.
     pub fn is_resolved(&self) -> bool {
-        let hosts = self.hosts.load();
-        self.endpoints.iter().all(|e| !known_addresses(e, Some(&hosts)).is_empty())
+        self.endpoints.iter().all(|e| !self.stands_for(e).is_empty())
+    }
+
+    /// What one of the configured endpoints stands for now: itself, or the addresses that its name has.
+    pub fn stands_for(&self, endpoint: &HostConfig) -> Vec<HostConfig> {
+        known_addresses(endpoint, Some(&self.hosts.load()))
     }
 
     /// Replaces the endpoints (DNS, EDS) and tells the balancer; endpoints that stay keep their identity.

@@ -4,7 +4,7 @@ use super::{Answer, DnsError, Resolver};
 use sixfold_core::cluster::{Address, Cluster, Discovery, DnsOptions, HostConfig};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// A dropped cluster's task ends after at most so long.
@@ -33,7 +33,8 @@ impl Discoverer {
             Discovery::LogicalDns(options) => (options.clone(), true),
         };
         let (done, first) = oneshot::channel();
-        let names = vec![Vec::new(); cluster.endpoints.len()];
+        let known = |hosts| Known { hosts, empty_since: None };
+        let names = cluster.endpoints.iter().map(|e| known(cluster.stands_for(e))).collect();
         let task = Task {
             resolver: self.resolver.clone(),
             cluster: Arc::downgrade(cluster),
@@ -51,8 +52,29 @@ struct Task {
     cluster: Weak<Cluster>,
     options: DnsOptions,
     logical: bool,
-    /// What each endpoint stands for since its last good answer.
-    names: Vec<Vec<HostConfig>>,
+    /// What each endpoint stands for, also from the cluster before this one.
+    names: Vec<Known>,
+}
+
+/// What an endpoint stands for since its last good answer.
+struct Known {
+    hosts: Vec<HostConfig>,
+    /// When its name was first said to have no address any more.
+    empty_since: Option<Instant>,
+}
+
+impl Known {
+    /// Takes an answer; tells whether that changes anything. An empty one does once it has been given for `hold`.
+    fn answered(&mut self, hosts: Vec<HostConfig>, hold: Duration) -> bool {
+        if !hosts.is_empty() || self.hosts.is_empty() {
+            self.empty_since = None;
+        } else if self.empty_since.get_or_insert_with(Instant::now).elapsed() < hold {
+            return false;
+        }
+        let changed = self.hosts != hosts;
+        self.hosts = hosts;
+        changed
+    }
 }
 
 impl Task {
@@ -86,35 +108,32 @@ impl Task {
         let answers = futures_util::future::join_all(lookups).await;
         let mut wait: Option<Duration> = None;
         let mut changed = first;
-        let mut failed = false;
+        let (mut failed, mut empty) = (false, true);
         for ((endpoint, known), answer) in cluster.endpoints.iter().zip(&mut self.names).zip(answers) {
-            let hosts = match answer {
-                None => vec![endpoint.clone()],
+            match answer {
+                None => empty = false,
                 Some(Ok(answer)) => {
                     wait = Some(wait.map_or(answer.ttl, |w| w.min(answer.ttl)));
-                    endpoints(endpoint, &answer, self.logical)
+                    empty &= answer.addresses.is_empty();
+                    let hosts = endpoints(endpoint, &answer, self.logical);
+                    changed |= known.answered(hosts, self.resolver.hold_empty);
                 }
                 Some(Err(error)) => {
                     self::report(cluster, &error);
                     failed = true;
-                    continue;
                 }
-            };
-            changed |= *known != hosts;
-            *known = hosts;
+            }
         }
         if failed {
             cluster.stats.update_failure().inc();
         } else {
             cluster.stats.update_success().inc();
         }
-        // A first failure leaves what an earlier cluster of the name had resolved.
-        let nothing = self.names.iter().all(Vec::is_empty);
-        if nothing && !failed {
+        if empty && !failed {
             cluster.stats.update_empty().inc();
         }
-        if changed && !(failed && nothing) {
-            cluster.update_hosts(self.names.concat());
+        if changed {
+            cluster.update_hosts(self.names.iter().flat_map(|known| known.hosts.clone()).collect());
         }
         match wait {
             Some(ttl) if self.options.respect_ttl && !failed => ttl,

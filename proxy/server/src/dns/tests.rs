@@ -23,6 +23,7 @@ enum Say {
 /// A DNS server on loopback with hand-written answers.
 struct Server {
     address: SocketAddr,
+    hold_empty: Duration,
     say: Arc<Mutex<(Say, Say)>>,
     asked: Arc<Mutex<Vec<(String, u16)>>>,
 }
@@ -48,7 +49,7 @@ impl Server {
                 }
             }
         });
-        Server { address, say, asked }
+        Server { address, hold_empty: Duration::from_secs(3600), say, asked }
     }
 
     fn resolver(&self) -> Resolver {
@@ -56,6 +57,7 @@ impl Server {
             servers: vec![self.address],
             timeout: Duration::from_millis(300),
             attempts: 0,
+            hold_empty: self.hold_empty,
             hosts_file: None,
             ..ResolverConfig::default()
         })
@@ -245,7 +247,7 @@ fn discoverer(server: &Server) -> Discoverer {
 
 #[tokio::test]
 async fn endpoints_follow_the_answers() {
-    let server = Server::start(v4(1), NXDOMAIN).await;
+    let server = Server { hold_empty: Duration::ZERO, ..Server::start(v4(1), NXDOMAIN).await };
     let fixed = HostConfig::new(Address::Ip(([192, 0, 2, 9], 80).into()));
     let cluster = cluster(Discovery::StrictDns(options(20)), vec![name(), fixed], None);
     assert_eq!(labels(&cluster), ["192.0.2.9:80"]);
@@ -270,6 +272,25 @@ async fn endpoints_follow_the_answers() {
     assert_eq!(labels(&cluster).len(), 3);
     server.say.lock().0 = NXDOMAIN;
     until("gone", || labels(&cluster) == ["192.0.2.9:80"]).await;
+}
+
+/// One NXDOMAIN, or an answer without an address, took all endpoints away at once.
+#[tokio::test]
+async fn a_name_that_has_lost_its_addresses_keeps_them_for_a_while() {
+    for gone in [NXDOMAIN, Say::Addresses(vec![], 0)] {
+        let server = Server::start(v4(1), NXDOMAIN).await;
+        let first = cluster(Discovery::StrictDns(options(20)), vec![name()], None);
+        discoverer(&server).start(&first).unwrap().await.unwrap();
+        server.say.lock().0 = gone;
+        until("said so", || first.stats.update_empty().get() > 2).await;
+        assert_eq!(labels(&first), ["10.0.0.1:80", "10.0.0.2:80"]);
+        // So does a cluster that takes its place meanwhile.
+        let second = cluster(Discovery::StrictDns(options(20)), vec![name()], Some(&first));
+        discoverer(&server).start(&second).unwrap().await.unwrap();
+        assert_eq!(labels(&second).len(), 2);
+        server.say.lock().0 = Say::Addresses(vec!["10.0.0.3"], 1);
+        until("back", || labels(&second) == ["10.0.0.3:80"]).await;
+    }
 }
 
 #[tokio::test]
