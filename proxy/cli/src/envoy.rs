@@ -74,6 +74,7 @@ fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {
                 Strategy::Gradual => DrainStrategy::Gradual,
                 Strategy::Immediate => DrainStrategy::Immediate,
             },
+            ..default
         },
         flush_interval: Duration::from_millis(options.file_flush_interval_msec),
         resolver: ResolverConfig::default(),

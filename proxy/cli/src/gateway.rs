@@ -120,6 +120,7 @@ fn setup(config: &Config, metrics: Registry) -> Result<Setup, Failure> {
             concurrency: config.worker_processes.unwrap_or(default.concurrency).max(1),
             drain_time: config.worker_shutdown_timeout,
             drain_strategy: DrainStrategy::Immediate,
+            ..default
         },
         flush_interval: FLUSH_INTERVAL,
         resolver,

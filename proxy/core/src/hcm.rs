@@ -76,7 +76,7 @@ crate::stat_block! {
             downstream_cx_total, downstream_cx_http1_total, downstream_cx_http2_total, downstream_cx_ssl_total,
             downstream_cx_destroy, downstream_cx_destroy_local, downstream_cx_destroy_remote,
             downstream_cx_protocol_error, downstream_cx_idle_timeout, downstream_cx_max_duration_reached,
-            downstream_cx_max_requests_reached, downstream_cx_drain_close, downstream_cx_overload_disable_keepalive,
+            downstream_cx_max_requests_reached, downstream_cx_drain_close, downstream_cx_overload_disable_keepalive, downstream_rq_overload_close,
             downstream_cx_rx_bytes_total, downstream_cx_tx_bytes_total, downstream_cx_upgrades_total,
             downstream_rq_total, downstream_rq_http1_total, downstream_rq_http2_total, downstream_rq_completed,
             downstream_rq_1xx, downstream_rq_2xx, downstream_rq_3xx, downstream_rq_4xx, downstream_rq_5xx,

@@ -4,6 +4,7 @@
 //! chosen, TLS is terminated (`tls`), and the chain's network filter takes it over: [`http`] or [`tcp_proxy`].
 
 pub mod admin;
+pub mod budget;
 mod buffer;
 pub mod callout;
 mod closing;

@@ -1,5 +1,6 @@
 //! Workers: one thread each, with its own runtime, pools and timers. A connection stays on its worker.
 
+use crate::budget::{Budget, default_budget};
 use crate::dns::Resolver;
 use crate::drain::{Drain, DrainStrategy};
 use crate::listener::{Adopted, BoundAddresses, ListenerTable, Slot};
@@ -44,6 +45,8 @@ pub struct Shared {
     pub callout: Arc<dyn Callout>,
     /// As started.
     pub options: Options,
+    /// Bodies that requests hold in memory.
+    pub bodies: Arc<Budget>,
     /// `POST /healthcheck/fail`: responses carry `connection: close` and
     /// `x-envoy-immediate-health-check-fail`.
     pub health_failed: AtomicBool,
@@ -67,6 +70,9 @@ pub struct Options {
     pub drain_time: Duration,
     /// How responses tell clients to go (`--drain-strategy`).
     pub drain_strategy: DrainStrategy,
+    /// Bytes of bodies that all requests together may hold in memory: a quarter of what the process may use, at
+    /// least 64 MiB.
+    pub body_budget: usize,
 }
 
 impl Default for Options {
@@ -75,6 +81,7 @@ impl Default for Options {
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             drain_time: Duration::from_secs(600),
             drain_strategy: DrainStrategy::Gradual,
+            body_budget: default_budget(),
         }
     }
 }
@@ -110,6 +117,7 @@ impl Shared {
             metrics,
             drain: Drain::new(),
             callout,
+            bodies: Budget::new(options.body_budget),
             options,
             health_failed: AtomicBool::new(false),
             connection_ids: AtomicU64::new(1),

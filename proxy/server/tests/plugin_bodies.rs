@@ -12,8 +12,10 @@ use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 /// Reads the whole body, as forward-auth does, and copies a length that belongs to another message.
 struct Reader;
@@ -27,7 +29,7 @@ impl Reader {
     }
 }
 
-async fn serve(up: SocketAddr, change: impl FnOnce(&mut sixfold_core::cluster::ClusterConfig)) -> SocketAddr {
+fn setup(up: SocketAddr, change: impl FnOnce(&mut sixfold_core::cluster::ClusterConfig)) -> Setup {
     let mut builder = ChainBuilder::new();
     let reader = Plugin::of(Reader).access(Reader::access).needs_request_body(1 << 20);
     builder.add("reader", reader.build());
@@ -35,7 +37,11 @@ async fn serve(up: SocketAddr, change: impl FnOnce(&mut sixfold_core::cluster::C
     setup.chain = Arc::new(builder.build());
     setup.cluster("a", &[up], change);
     setup.route("/", "a", |forward| forward.retry = retry("5xx", 2));
-    setup.serve().await.0
+    setup
+}
+
+async fn serve(up: SocketAddr, change: impl FnOnce(&mut sixfold_core::cluster::ClusterConfig)) -> SocketAddr {
+    setup(up, change).serve().await.0
 }
 
 /// The same body in each way of sending it.
@@ -309,4 +315,100 @@ async fn plugins_see_and_change_trailers_of_both_messages() {
     while body.data().await.is_some() {}
     let got = body.trailers().await.unwrap().unwrap();
     assert_eq!((got["x-own"].as_bytes(), got["x-marked"].as_bytes()), (&b"1"[..], &b"down"[..]));
+}
+
+/// The response may begin while most of a body in memory is still to be sent; the rest was lost.
+#[tokio::test]
+async fn a_body_that_a_plugin_has_read_goes_on_after_the_response_has_begun() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    const LENGTH: usize = 900_000;
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(socket.read_u8().await.unwrap());
+        }
+        socket.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+        let mut body = vec![0; LENGTH];
+        socket.read_exact(&mut body).await.unwrap();
+        assert!(body.iter().all(|b| *b == b'z'));
+        socket.write_all(b"5\r\nwhole\r\n0\r\n\r\n").await.unwrap();
+        let _ = socket.read_u8().await;
+    });
+    let proxy = serve(address, |cluster| cluster.buffer_limit = 1000).await;
+    let response = ask(proxy, &posts(&"z".repeat(LENGTH))[0]).await;
+    assert!(response.contains("whole"), "{response}");
+}
+
+/// A hundred clients that stall in their bodies took a hundred times what one may.
+#[tokio::test]
+async fn bodies_that_plugins_read_share_one_budget() {
+    let up = upstream(|_, request| ok(&request.split_once("\r\n\r\n").unwrap().1.len().to_string())).await;
+    let mut setup = setup(up.address, |_| {});
+    setup.options.body_budget = 300_000;
+    let (hcm, worker) = setup.build();
+    let bodies = worker.shared.bodies.clone();
+    let (proxy, _) = common::serve(hcm.clone(), worker).await;
+    let mut stalled = TcpStream::connect(proxy).await.unwrap();
+    let half = "z".repeat(100_000);
+    let head = "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 200000\r\n\r\n";
+    stalled.write_all(format!("{head}{half}").as_bytes()).await.unwrap();
+    eventually(|| bodies.held() >= 100_000).await;
+    // There is no room for another one of its size, and for a small one there is.
+    let post = &posts(&"y".repeat(250_000))[0];
+    let mut refused = TcpStream::connect(proxy).await.unwrap();
+    let _ = refused.write_all(post.as_bytes()).await;
+    let mut response = String::new();
+    let _ = refused.read_to_string(&mut response).await;
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert_eq!(hcm.stats.downstream_rq_overload_close().get(), 1);
+    assert!(ask(proxy, &posts("small")[0]).await.ends_with("\r\n\r\n5"));
+    // The first one is served, and gives its room back.
+    stalled.write_all(half.as_bytes()).await.unwrap();
+    assert!(read_message(&mut stalled).await.unwrap().ends_with("200000"));
+    eventually(|| bodies.held() == 0).await;
+    assert!(ask(proxy, post).await.ends_with("250000"));
+}
+
+/// What was kept for a retry stayed until the last byte of the response.
+#[tokio::test]
+async fn a_body_that_is_kept_for_a_retry_is_freed_when_the_response_begins() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (got, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (has, begin) = (got.clone(), go.clone());
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        read_message(&mut socket).await.unwrap();
+        has.notify_one();
+        begin.notified().await;
+        socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab").await.unwrap();
+        begin.notified().await;
+        socket.write_all(b"cde").await.unwrap();
+    });
+    let mut setup = setup(address, |_| {});
+    setup.chain = Arc::new(ChainBuilder::new().build());
+    let (hcm, worker) = setup.build();
+    let bodies = worker.shared.bodies.clone();
+    let (proxy, _) = common::serve(hcm, worker).await;
+    let post = posts(&"z".repeat(100_000))[0].clone();
+    let asked = tokio::spawn(async move { ask(proxy, &post).await });
+    got.notified().await;
+    assert!(bodies.held() >= 100_000, "it is kept while there is no response");
+    go.notify_one();
+    eventually(|| bodies.held() == 0).await;
+    assert!(!asked.is_finished());
+    go.notify_one();
+    assert!(asked.await.unwrap().ends_with("abcde"));
+}
+
+async fn eventually(mut holds: impl FnMut() -> bool) {
+    for _ in 0..5000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("not in 10 s");
 }

@@ -19,7 +19,7 @@ use std::task::Poll;
 /// How an attempt ended.
 pub(super) enum Attempt {
     /// A final response head is in the stream's context.
-    Head { checkout: Box<Checkout>, end: bool, tunnel: bool, sent_all: bool },
+    Head { checkout: Box<Checkout>, end: bool, tunnel: bool, body: Outgoing },
     /// There is none.
     Failed(UpstreamError, bool),
     /// Not in the time of one attempt.
@@ -141,9 +141,7 @@ impl<D: Downstream> Exchange<'_, D> {
             || match &self.stream.request_body {
                 Some(body) => body.is_empty() && self.stream.request_trailers.is_empty(),
                 None => {
-                    self.down.request_ended()
-                        && plan.replay.kept.is_empty()
-                        && !self.request_body.is_under_way()
+                    self.down.request_ended() && plan.replay.is_empty() && !self.request_body.is_under_way()
                 }
             };
         let scheme = self.upstream_scheme(plan);
@@ -249,14 +247,7 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Attempt, Interrupt> {
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
         let (up, filtered) = (&mut checkout.stream, &mut self.request_body);
-        let mut body = Outgoing {
-            replayed: 0,
-            buffered: stream.request_body.clone(),
-            max: self.env.hcm.max_body,
-            done: end,
-            held: upgrade,
-            starved: false,
-        };
+        let mut body = Outgoing::new(stream.request_body.clone(), self.env.hcm.max_body, end, upgrade);
         let proxy_continue = self.env.hcm.http1.proxy_100_continue;
         let result = within(clock, |clock, cx| {
             loop {
@@ -297,7 +288,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
                     return Poll::Ready(Err(gone.into()));
                 }
-                if (body.done || body.held) && down.poll_gone(cx).is_ready() {
+                if body.rests() && down.poll_gone(cx).is_ready() {
                     return Poll::Ready(Err(Gone::Closed.into()));
                 }
                 clock.watch(body.waits(down, up, stream));
@@ -306,11 +297,8 @@ impl<D: Downstream> Exchange<'_, D> {
         })
         .await
         .unwrap_or_else(|which| Err(Interrupt::Expired(which)));
-        let sent_all = body.done;
         match result {
-            Ok(Ok((end, tunnel))) => {
-                Ok(Attempt::Head { checkout: Box::new(checkout), end, tunnel, sent_all })
-            }
+            Ok(Ok((end, tunnel))) => Ok(Attempt::Head { checkout: Box::new(checkout), end, tunnel, body }),
             Ok(Err(error)) => Ok(Attempt::Failed(error, true)),
             Err(Interrupt::Expired(which)) if which.is_of_attempt() => Ok(Attempt::TimedOut(which)),
             Err(other) => Err(other),

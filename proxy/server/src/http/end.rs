@@ -70,6 +70,14 @@ impl<D: Downstream> Exchange<'_, D> {
                     self.down.reset();
                 }
             }
+            Interrupt::OverBudget => {
+                self.env.hcm.stats.downstream_rq_overload_close().inc();
+                self.close = true;
+                let reply = local_reply::over_budget(self.env.hcm.profile);
+                if self.respond(reply, false).await.is_err() {
+                    self.down.reset();
+                }
+            }
             Interrupt::Refused(reply) if !self.head_sent => {
                 self.close |= !self.down.request_ended();
                 if self.respond(*reply, false).await.is_err() {

@@ -14,9 +14,10 @@ use super::local_reply;
 use super::outgoing::poll_request_body;
 use super::stall::Waits;
 use super::timeouts;
+use crate::budget::{Buffered, Held};
 use crate::deadline::{Timed, within};
 use crate::upstream::{UpstreamError, choose_cluster};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
@@ -44,6 +45,8 @@ pub(crate) enum Interrupt {
     TooLarge,
     /// The upstream failed after its response had begun.
     Upstream(UpstreamError),
+    /// Plugins want more of bodies in memory than the process may hold.
+    OverBudget,
     /// A plugin that looks at a body answers.
     Refused(Box<LocalReply>),
 }
@@ -89,6 +92,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) close: bool,
     /// Nothing is left to be done.
     pub(super) complete: bool,
+    /// The place of the request's body among those that the process holds.
+    held: Option<Held>,
     _active: Raised<'a>,
 }
 
@@ -125,10 +130,20 @@ impl<'a, D> Exchange<'a, D> {
     ) -> Exchange<'a, D> {
         let stats = &env.hcm.stats;
         stats.downstream_rq_total().inc();
-        let _active = stats.downstream_rq_active().raise();
-        let request_body = FilteredBody::unfiltered(Direction::Request);
-        let (head_sent, close, complete) = (false, false, false);
-        Exchange { down, stream, clock, env, table, chain, request_body, head_sent, close, complete, _active }
+        Exchange {
+            down,
+            stream,
+            clock,
+            env,
+            table,
+            chain,
+            request_body: FilteredBody::unfiltered(Direction::Request),
+            head_sent: false,
+            close: false,
+            complete: false,
+            held: None,
+            _active: stats.downstream_rq_active().raise(),
+        }
     }
 }
 
@@ -357,7 +372,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Reads the whole request body for the plugins that need it.
     async fn buffer_request(&mut self, limit: usize) -> Result<(), Interrupt> {
-        let mut body = BytesMut::new();
+        let mut body = Buffered::new(&self.env.worker.shared.bodies);
         let max = self.env.hcm.max_body.map_or(limit as u64, |max| max.min(limit as u64));
         self.answer_expect();
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
@@ -376,7 +391,9 @@ impl<D: Downstream> Exchange<'_, D> {
                     Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
                     Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Ok(BodyEvent::Data(piece))) => {
-                        body.extend_from_slice(piece.as_slice());
+                        if !body.push(piece.as_slice()) {
+                            return Poll::Ready(Err(Interrupt::OverBudget));
+                        }
                         clock.touch();
                     }
                 }
@@ -384,7 +401,9 @@ impl<D: Downstream> Exchange<'_, D> {
         })
         .await??;
         self.request_complete();
-        self.stream.request_body = Some(body.freeze());
+        let (body, held) = body.finish();
+        self.stream.request_body = Some(body);
+        self.held = Some(held);
         Ok(())
     }
 

@@ -72,7 +72,7 @@ impl<D: Downstream> Exchange<'_, D> {
             match self.judge(&mut plan, flight, attempt).await? {
                 Verdict::Again => {}
                 Verdict::Answer(reply) => return self.respond(*reply, true).await,
-                Verdict::Pass(response) => return self.pass(&plan, *response).await,
+                Verdict::Pass(response) => return self.pass(&mut plan, *response).await,
             }
         }
     }
@@ -114,7 +114,7 @@ impl<D: Downstream> Exchange<'_, D> {
             .body_buffer_limit
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
         let limit = limit.map_or(hcm.buffer_limit, |l| usize::try_from(l).unwrap_or(usize::MAX));
-        let replay = Replay { kept: Vec::new(), limit, overflowed: false, wanted: retry.is_some() };
+        let replay = Replay::new(&self.env.worker.shared.bodies, limit, retry.is_some());
         let suppress = hcm.router.suppress_envoy_headers || hcm.profile == Profile::Apisix;
         Ok(Plan { route, forward, member, cluster, timeouts, retry, replay, set_cookie, suppress })
     }
@@ -211,8 +211,8 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Passes a response on: head, body, trailers, in both directions.
-    async fn pass(&mut self, plan: &Plan<'_>, response: Response) -> Result<(), Interrupt> {
-        let Response { flight, mut checkout, mut end, tunnel, sent_all } = response;
+    async fn pass(&mut self, plan: &mut Plan<'_>, response: Response) -> Result<(), Interrupt> {
+        let Response { flight, mut checkout, mut end, tunnel, mut body } = response;
         let status = self.stream.response.status;
         self.stream.source = ResponseSource::Upstream;
         self.stream.details = "via_upstream".into();
@@ -233,10 +233,12 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         if tunnel {
             self.clock.set_route(None);
+            body.become_tunnel();
         } else if self.down.upgrade().is_some() {
             self.close = true;
         }
-        let result = self.pump(&mut checkout.stream, end, tunnel, sent_all).await;
+        body.end_without_upgrade();
+        let result = self.pump(&mut checkout.stream, end, tunnel, &mut body, &mut plan.replay).await;
         let kind = match &result {
             Err(Interrupt::Upstream(error)) => error.outcome(),
             _ => OutcomeKind::Response,

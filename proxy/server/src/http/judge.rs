@@ -6,6 +6,7 @@ use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt};
 use super::forward::Plan;
 use super::local_reply;
+use super::outgoing::Outgoing;
 use super::retry::{Decision, Ending};
 use crate::upstream::{Checkout, UpstreamError};
 use sixfold_core::cluster::{ClusterStats, InFlight, OutcomeKind};
@@ -34,8 +35,8 @@ pub(super) struct Response {
     pub(super) end: bool,
     /// Both directions are bytes from here on.
     pub(super) tunnel: bool,
-    /// The whole request has been sent.
-    pub(super) sent_all: bool,
+    /// What is left of the request.
+    pub(super) body: Outgoing,
 }
 
 /// Why an attempt has no response.
@@ -88,8 +89,8 @@ impl<D: Downstream> Exchange<'_, D> {
         attempt: Attempt,
     ) -> Result<Verdict, Interrupt> {
         match attempt {
-            Attempt::Head { checkout, end, tunnel, sent_all } => {
-                let response = Response { flight, checkout: *checkout, end, tunnel, sent_all };
+            Attempt::Head { checkout, end, tunnel, body } => {
+                let response = Response { flight, checkout: *checkout, end, tunnel, body };
                 self.judge_response(plan, response).await
             }
             Attempt::Failed(error, sent) => {
@@ -115,6 +116,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(Verdict::Again);
         }
         self.raise(&decision, plan.route);
+        plan.replay.release(&response.body);
         Ok(Verdict::Pass(Box::new(response)))
     }
 
@@ -183,7 +185,7 @@ impl<D: Downstream> Exchange<'_, D> {
 fn decide(plan: &mut Plan<'_>, ending: &Ending<'_>, sent: bool) -> Decision {
     let (cluster, high) = (&plan.cluster, plan.forward.high_priority);
     match &mut plan.retry {
-        Some(retry) if !plan.replay.overflowed => retry.decide(ending, cluster, high, sent),
+        Some(retry) if !plan.replay.has_overflowed() => retry.decide(ending, cluster, high, sent),
         _ => Decision::Done,
     }
 }

@@ -201,6 +201,14 @@ pub(crate) fn too_large(profile: Profile) -> LocalReply {
     LocalReply::new(413, body, "request_payload_too_large")
 }
 
+/// The reply to a request whose body has no room beside those that the process holds.
+pub(crate) fn over_budget(profile: Profile) -> LocalReply {
+    let body = if profile == Profile::Apisix { "" } else { "too many bodies in memory" };
+    let mut reply = LocalReply::new(503, body, "buffered_bodies_over_budget");
+    reply.flag = Some(Flag::OM);
+    reply
+}
+
 /// The flag of a passed deadline.
 pub(crate) fn flag(which: Expired) -> Option<Flag> {
     match which {

@@ -141,7 +141,7 @@ mod tests {
         let sizes = [
             ("future of a request", size::<h1_server::H1Client, _>(exchange::serve), 2560),
             ("context", size_of::<Stream>(), 1024),
-            ("clock", size_of::<Clock>(), 320),
+            ("clock", size_of::<Clock>(), 384),
         ];
         for (what, size, most) in sizes {
             assert!(size <= most && size > most / 2, "{what}: {size} bytes, {most} are allowed");

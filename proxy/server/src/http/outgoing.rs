@@ -1,22 +1,28 @@
 //! The request body on its way to an upstream: replayed, buffered or live.
 
 use super::body::{BodyEvent, Piece};
-use super::downstream::Downstream;
+use super::downstream::{Downstream, Gone};
 use super::exchange::Interrupt;
 use super::filtered::{FilteredBody, poll_filtered_request};
 use super::stall::Waits;
+use crate::budget::{Budget, Buffered};
 use crate::deadline::Timed;
 use crate::upstream::{UpstreamError, UpstreamStream};
+use bytes::Bytes;
 use sixfold_core::stream::Stream;
+use std::sync::Arc;
 use std::task::{Poll, ready};
+
+/// Bytes of a body in memory that are written at once: the rest waits for the upstream's watermark.
+const STRIDE: usize = 64 << 10;
 
 /// The start of the request body, kept for another attempt.
 pub(super) struct Replay {
-    pub(super) kept: Vec<u8>,
-    pub(super) limit: usize,
-    /// More came than the limit allows: no retry any more.
-    pub(super) overflowed: bool,
-    pub(super) wanted: bool,
+    kept: Buffered,
+    limit: usize,
+    /// More came than the limit or the process allows: no retry any more.
+    overflowed: bool,
+    wanted: bool,
 }
 
 /// Why sending the body stopped.
@@ -44,21 +50,66 @@ pub(super) fn poll_request_body<'d, D: Downstream>(
     Poll::Ready(Ok(event))
 }
 
-/// The body of one attempt: first what was kept of an earlier one, then what the client still sends.
+/// The body of one attempt: first what is in memory of it, then what the client still sends. It goes on, where it
+/// stands, once the response has begun.
 pub(super) struct Outgoing {
-    pub(super) replayed: usize,
-    /// The whole body, where a plugin wanted it.
-    pub(super) buffered: Option<bytes::Bytes>,
+    /// Bytes sent of what an earlier attempt kept.
+    replayed: usize,
+    /// What is left of the whole body, where a plugin wanted it.
+    buffered: Option<Bytes>,
     /// Bytes that the client may send in all.
-    pub(super) max: Option<u64>,
+    max: Option<u64>,
+    /// Nothing is left to be sent.
     pub(super) done: bool,
-    /// Nothing is sent before the upstream agrees to the upgrade.
-    pub(super) held: bool,
     /// The last look found the upstream ready and nothing new from the client.
-    pub(super) starved: bool,
+    starved: bool,
+    phase: Upgrading,
+}
+
+/// How far an upgrade has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upgrading {
+    /// There is none: bytes are a body.
+    No,
+    /// Nothing is sent before the upstream agrees.
+    Asked,
+    /// Bytes are those of a tunnel.
+    Done,
 }
 
 impl Outgoing {
+    /// The body of an attempt; `done` when the head is all.
+    pub(super) fn new(buffered: Option<Bytes>, max: Option<u64>, done: bool, upgrade: bool) -> Outgoing {
+        let phase = if upgrade { Upgrading::Asked } else { Upgrading::No };
+        Outgoing { replayed: 0, buffered, max, done: done && !upgrade, starved: false, phase }
+    }
+
+    /// The upstream has agreed to the upgrade. What goes through a tunnel is no body: it has no limit.
+    pub(super) fn become_tunnel(&mut self) {
+        self.phase = Upgrading::Done;
+        self.max = None;
+    }
+
+    /// The upstream has answered an upgrade by a response: there is no body.
+    pub(super) fn end_without_upgrade(&mut self) {
+        self.done |= self.phase == Upgrading::Asked;
+    }
+
+    /// Whether bytes are those of a tunnel.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.phase == Upgrading::Done
+    }
+
+    /// Whether it is the client's turn.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Whether the client is not read from.
+    pub(super) fn rests(&self) -> bool {
+        self.done || self.phase == Upgrading::Asked
+    }
+
     /// Sends the next piece; `true` when that was the end.
     pub(super) fn poll_send<D: Downstream>(
         &mut self,
@@ -70,18 +121,21 @@ impl Outgoing {
         cx: &mut Timed<'_>,
     ) -> Poll<Result<bool, SendError>> {
         self.starved = false;
-        if self.done || self.held {
+        if self.rests() {
             return Poll::Pending;
         }
         ready!(up.poll_writable(cx)).map_err(SendError::Upstream)?;
-        if let Some(body) = self.buffered.take() {
-            stream.bytes.upstream_sent += body.len() as u64;
-            up.write_data(cx, Piece::Shared(body)).map_err(SendError::Upstream)?;
-            return self.finish(up, stream);
+        if let Some(body) = &mut self.buffered {
+            let piece = body.split_to(body.len().min(STRIDE));
+            let last = body.is_empty();
+            stream.bytes.upstream_sent += piece.len() as u64;
+            if !piece.is_empty() {
+                up.write_data(cx, Piece::Shared(piece)).map_err(SendError::Upstream)?;
+            }
+            return if last { self.finish(up, stream) } else { Poll::Ready(Ok(false)) };
         }
-        if self.replayed < replay.kept.len() {
-            let piece = &replay.kept[self.replayed..];
-            self.replayed = replay.kept.len();
+        if let Some(piece) = replay.next(self.replayed) {
+            self.replayed += piece.len();
             stream.bytes.upstream_sent += piece.len() as u64;
             up.write_data(cx, Piece::Borrowed(piece)).map_err(SendError::Upstream)?;
             return Poll::Ready(Ok(false));
@@ -92,10 +146,12 @@ impl Outgoing {
             BodyEvent::Data(piece) => {
                 let bytes = piece.as_slice();
                 stream.bytes.upstream_sent += bytes.len() as u64;
-                replay.keep(bytes);
-                self.replayed = replay.kept.len();
+                self.replayed = replay.keep(bytes);
                 up.write_data(cx, piece).map_err(SendError::Upstream)?;
                 Poll::Ready(Ok(false))
+            }
+            BodyEvent::End if self.phase == Upgrading::Done => {
+                Poll::Ready(Err(SendError::Downstream(Gone::Closed.into())))
             }
             BodyEvent::End => self.finish(up, stream),
         }
@@ -108,7 +164,7 @@ impl Outgoing {
             client_body: self.starved.then_some(stream.bytes.request_body),
             client_write: down.backlog(),
             upstream_write,
-            upstream_read: (upstream_write.is_none() && (self.done || self.held)).then_some(0),
+            upstream_read: (upstream_write.is_none() && self.rests()).then_some(0),
         }
     }
 
@@ -119,21 +175,53 @@ impl Outgoing {
 }
 
 impl Replay {
+    /// Keeps up to `limit` bytes, if they are `wanted`.
+    pub(super) fn new(budget: &Arc<Budget>, limit: usize, wanted: bool) -> Replay {
+        Replay { kept: Buffered::new(budget), limit, overflowed: false, wanted }
+    }
+
     /// Whether all that was read of the body is still there to be sent again.
     pub(super) fn is_whole(&self, stream: &Stream) -> bool {
         let read = stream.bytes.request_body > 0;
         !read || stream.request_body.is_some() || (self.wanted && !self.overflowed)
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        if !self.wanted || self.overflowed {
-            return;
+    /// More came than could be kept.
+    pub(super) fn has_overflowed(&self) -> bool {
+        self.overflowed
+    }
+
+    /// Whether nothing has to be sent again.
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.as_slice().is_empty()
+    }
+
+    /// The response has begun: nothing more is kept, and what was sent already is freed.
+    pub(super) fn release(&mut self, sent: &Outgoing) {
+        self.wanted = false;
+        if sent.replayed >= self.kept.as_slice().len() {
+            self.kept.clear();
         }
-        if self.kept.len() + bytes.len() > self.limit {
-            self.overflowed = true;
-            self.kept = Vec::new();
-        } else {
-            self.kept.extend_from_slice(bytes);
+    }
+
+    fn next(&self, sent: usize) -> Option<&[u8]> {
+        let rest = self.kept.as_slice().get(sent..)?;
+        let piece = &rest[..rest.len().min(STRIDE)];
+        (!piece.is_empty()).then_some(piece)
+    }
+
+    /// Keeps a piece that goes out now; answers how much is kept.
+    fn keep(&mut self, bytes: &[u8]) -> usize {
+        if self.wanted && !self.overflowed {
+            let fits = self.kept.as_slice().len() + bytes.len() <= self.limit;
+            if !fits || !self.kept.push(bytes) {
+                self.overflowed = true;
+                self.kept.clear();
+            }
+        } else if !self.wanted && !self.is_empty() {
+            // What the response found unsent has gone out before this piece.
+            self.kept.clear();
         }
+        self.kept.as_slice().len()
     }
 }

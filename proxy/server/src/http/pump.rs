@@ -5,7 +5,8 @@ use super::body::{BodyEvent, Piece};
 use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
 use super::exchange::{Exchange, Interrupt};
-use super::filtered::{FilteredBody, poll_filtered_request};
+use super::filtered::FilteredBody;
+use super::outgoing::{Outgoing, Replay, SendError};
 use super::stall::Waits;
 use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamStream;
@@ -19,32 +20,29 @@ struct Pump<'p, D> {
     down: &'p mut D,
     up: &'p mut UpstreamStream,
     stream: &'p mut Stream,
+    /// What is left of the request, what of it is in memory, and its filters.
+    body: &'p mut Outgoing,
+    replay: &'p mut Replay,
     request: &'p mut FilteredBody,
     response: FilteredBody,
-    /// Bytes that the client may send in all.
-    max_body: Option<u64>,
-    /// Both directions are bytes until one side closes.
-    tunnel: bool,
-    /// The request goes on.
-    sending: bool,
     /// The response has been handed over to its end.
     ended: bool,
-    /// The last look found nothing new from the client, and from the upstream: it is their turn.
-    starved: bool,
+    /// The last look found nothing new from the upstream: it is its turn.
     owed: bool,
 }
 
 impl<D: Downstream> Exchange<'_, D> {
-    /// Writes the head, then both bodies. `end`: no response body follows; `sent_all`: none of the request is
-    /// left; `tunnel`: both directions are bytes until one side closes.
+    /// Writes the head, then both bodies. `end`: no response body follows; `body`: what is left of the request;
+    /// `tunnel`: both directions are bytes until one side closes.
     pub(super) async fn pump(
         &mut self,
         up: &mut UpstreamStream,
         end: bool,
         tunnel: bool,
-        sent_all: bool,
+        body: &mut Outgoing,
+        replay: &mut Replay,
     ) -> Result<(), Interrupt> {
-        // What goes through a tunnel is no body.
+        // What goes through a tunnel is no body, and no plugin looks at it.
         let response = match tunnel {
             true => FilteredBody::unfiltered(Direction::Response),
             false => FilteredBody::new(Direction::Response, &self.chain),
@@ -65,13 +63,11 @@ impl<D: Downstream> Exchange<'_, D> {
             down: &mut *self.down,
             up,
             stream: &mut *self.stream,
+            body,
+            replay,
             request: &mut self.request_body,
             response,
-            max_body: self.env.hcm.max_body.filter(|_| !tunnel),
-            tunnel,
-            sending: tunnel || !sent_all,
             ended: false,
-            starved: false,
             owed: false,
         };
         within(self.clock, |clock, cx| pump.poll(clock, cx)).await?
@@ -90,7 +86,7 @@ enum Received {
 impl<D: Downstream> Pump<'_, D> {
     fn poll(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Poll<Result<(), Interrupt>> {
         loop {
-            let sent = self.sending && self.send(clock, cx)?;
+            let sent = self.send(clock, cx)?;
             match self.receive(clock, cx)? {
                 Received::End => {
                     let flushed = self.down.poll_flush(cx);
@@ -108,7 +104,7 @@ impl<D: Downstream> Pump<'_, D> {
             if let Poll::Ready(Err(gone)) = self.down.poll_flush(cx) {
                 return Poll::Ready(Err(gone.into()));
             }
-            if !self.sending && self.down.poll_gone(cx).is_ready() {
+            if self.body.rests() && self.down.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Gone::Closed.into()));
             }
             clock.watch(self.waits());
@@ -120,9 +116,10 @@ impl<D: Downstream> Pump<'_, D> {
     /// asked for.
     fn waits(&self) -> Waits {
         let bytes = &self.stream.bytes;
-        let owed = self.owed && (self.tunnel || !self.sending);
+        let tunnel = self.body.is_tunnel();
+        let owed = self.owed && (tunnel || self.body.done);
         Waits {
-            client_body: (self.starved && !self.tunnel).then_some(bytes.request_body),
+            client_body: (self.body.is_starved() && !tunnel).then_some(bytes.request_body),
             client_write: self.down.backlog(),
             upstream_write: self.up.backlog(),
             upstream_read: owed.then_some(bytes.upstream_received + bytes.upstream_sent),
@@ -131,27 +128,15 @@ impl<D: Downstream> Pump<'_, D> {
 
     /// Passes more of the request on; tells whether there was any.
     fn send(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<bool, Interrupt> {
-        self.starved = false;
-        if self.up.poll_writable(cx).is_pending() {
-            return Ok(false);
-        }
-        match poll_filtered_request(self.request, self.down, self.stream, self.max_body, cx) {
-            Poll::Pending => {
-                self.starved = !self.request.is_waiting();
-                return Ok(false);
-            }
-            Poll::Ready(Err(interrupt)) => return Err(interrupt),
-            Poll::Ready(Ok(BodyEvent::Data(piece))) => {
-                self.stream.bytes.upstream_sent += piece.as_slice().len() as u64;
-                // A failed write is not the end of the response.
-                let _ = self.up.write_data(cx, piece);
-            }
-            Poll::Ready(Ok(BodyEvent::End)) if self.tunnel => return Err(Gone::Closed.into()),
-            Poll::Ready(Ok(BodyEvent::End)) => {
-                let _ = self.up.finish(&self.stream.request_trailers);
+        match self.body.poll_send(self.down, self.up, self.stream, self.replay, self.request, cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(false)) => {}
+            Poll::Ready(Ok(true)) => {
                 self.stream.timing.request_complete = Some(clock.touch().into_std());
-                self.sending = false;
             }
+            // A failed write is not the end of the response.
+            Poll::Ready(Err(SendError::Upstream(_))) => self.body.done = true,
+            Poll::Ready(Err(SendError::Downstream(interrupt))) => return Err(interrupt),
         }
         Ok(true)
     }

@@ -38,6 +38,7 @@ pub struct Setup {
     pub path: PathOptions,
     pub upgrades: Box<[(Box<str>, bool)]>,
     pub access_logs: Vec<AccessLog>,
+    pub options: Options,
 }
 
 impl Setup {
@@ -58,6 +59,7 @@ impl Setup {
             path: PathOptions::default(),
             upgrades: Box::new([]),
             access_logs: Vec::new(),
+            options: Options::default(),
         }
     }
 
@@ -108,28 +110,33 @@ impl Setup {
             max_body: self.max_body,
             show_upstream_status: false,
         });
-        let shared = Shared::new(self.clusters, self.registry, Arc::new(Nowhere), Options::default());
+        let shared = Shared::new(self.clusters, self.registry, Arc::new(Nowhere), self.options);
         (hcm, Arc::new(Worker::new(0, Arc::new(shared))))
     }
 
     /// Starts serving; answers the address and what can drain it.
     pub async fn serve(self) -> (SocketAddr, Drain) {
         let (hcm, worker) = self.build();
-        let drain = Drain::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let local = listener.local_addr().unwrap();
-        let draining = drain.clone();
-        tokio::spawn(async move {
-            loop {
-                let (socket, remote) = listener.accept().await.unwrap();
-                let connection = connection(remote, local);
-                let io = Io::plain(Socket::tcp(socket));
-                let (hcm, worker, drain) = (hcm.clone(), worker.clone(), draining.clone());
-                tokio::spawn(sixfold_server::http::serve(io, connection, hcm, worker, drain));
-            }
-        });
-        (local, drain)
+        serve(hcm, worker).await
     }
+}
+
+/// Serves every connection to the address that it answers.
+pub async fn serve(hcm: Arc<HttpConnectionManager>, worker: Arc<Worker>) -> (SocketAddr, Drain) {
+    let drain = Drain::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let local = listener.local_addr().unwrap();
+    let draining = drain.clone();
+    tokio::spawn(async move {
+        loop {
+            let (socket, remote) = listener.accept().await.unwrap();
+            let connection = connection(remote, local);
+            let io = Io::plain(Socket::tcp(socket));
+            let (hcm, worker, drain) = (hcm.clone(), worker.clone(), draining.clone());
+            tokio::spawn(sixfold_server::http::serve(io, connection, hcm, worker, drain));
+        }
+    });
+    (local, drain)
 }
 
 /// A plain connection that was just accepted.

@@ -51,6 +51,7 @@ impl Fixture {
             concurrency: 4,
             drain_time: Duration::from_millis(300),
             drain_strategy: DrainStrategy::Immediate,
+            ..Options::default()
         };
         let server = Server::start(
             options,
