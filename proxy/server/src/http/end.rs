@@ -54,29 +54,18 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.env.hcm.stats.downstream_cx_protocol_error().inc();
                 let mut reply = LocalReply::new(400, "Bad Request", "http1.codec_error");
                 reply.flag = Some(Flag::DPE);
-                self.close = true;
-                if self.head_sent || self.respond(reply, false).await.is_err() {
-                    self.down.reset();
-                }
+                self.answer_and_close(reply).await;
             }
             Interrupt::TooLarge => {
                 self.env.hcm.stats.downstream_rq_too_large().inc();
                 if self.stream.upstream.cluster.is_none() {
                     self.name_cluster();
                 }
-                self.close = true;
-                let reply = local_reply::too_large(self.env.hcm.profile);
-                if self.head_sent || self.respond(reply, false).await.is_err() {
-                    self.down.reset();
-                }
+                self.answer_and_close(local_reply::too_large(self.env.hcm.profile)).await;
             }
             Interrupt::OverBudget => {
                 self.env.hcm.stats.downstream_rq_overload_close().inc();
-                self.close = true;
-                let reply = local_reply::over_budget(self.env.hcm.profile);
-                if self.respond(reply, false).await.is_err() {
-                    self.down.reset();
-                }
+                self.answer_and_close(local_reply::over_budget(self.env.hcm.profile)).await;
             }
             Interrupt::Refused(reply) if !self.head_sent => {
                 self.close |= !self.down.request_ended();
@@ -100,6 +89,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
                 self.down.reset();
             }
+        }
+    }
+
+    /// Answers a request that was not read to its end, if there is still room for an answer.
+    async fn answer_and_close(&mut self, reply: LocalReply) {
+        self.close = true;
+        if self.head_sent || self.respond(reply, false).await.is_err() {
+            self.down.reset();
         }
     }
 
