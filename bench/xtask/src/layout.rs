@@ -1,5 +1,5 @@
 //! The rules about the shape of the source tree: which crate may use which, how long a file may be, where
-//! `unsafe` may stand. `tests/layout.rs` holds the tree to them.
+//! `unsafe` may stand, which files may open others. `tests/layout.rs` holds the tree to them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -50,6 +50,26 @@ pub const LINES: usize = 800;
 
 /// The one file that may say `unsafe`.
 pub const UNSAFE_FILE: &str = "proxy/server/src/memory.rs";
+
+/// The crates whose code workers run.
+const OF_WORKERS: &[&str] = &["proxy/core/src", "proxy/server/src", "plugins/src"];
+
+/// The files of these crates that may use the file system, which may stall: what they do there is done beside the workers,
+/// when configuration is compiled, or before it serves.
+pub const FILE_SYSTEM: &[&str] = &[
+    "plugins/src/apisix/prometheus/metrics.rs",
+    "proxy/core/src/format/envoy.rs",
+    "proxy/core/src/tls/pem.rs",
+    "proxy/server/src/admin/process.rs",
+    "proxy/server/src/budget.rs",
+    "proxy/server/src/callout/trust.rs",
+    "proxy/server/src/dns/hosts_file.rs",
+    "proxy/server/src/listener/accept.rs",
+    "proxy/server/src/listener/manager.rs",
+    "proxy/server/src/log_file/output.rs",
+    "proxy/server/src/memory.rs",
+    "proxy/server/src/sockets.rs",
+];
 
 #[derive(Deserialize)]
 struct Metadata {
@@ -145,4 +165,20 @@ pub fn says_unsafe(text: &str) -> bool {
 
 fn without_strings(line: &str) -> String {
     line.split('"').step_by(2).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a file belongs to what workers run; its tests do not.
+pub fn is_of_workers(path: &Path) -> bool {
+    let test = path.file_name() == Some(OsStr::new("tests.rs")) || path.iter().any(|part| part == "tests");
+    !test && OF_WORKERS.iter().any(|top| path.starts_with(top))
+}
+
+/// Whether the code in front of a file's tests uses the file system.
+pub fn uses_files(text: &str) -> bool {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let marks = ["std::fs", "tokio::fs", "File::open(", "OpenOptions"];
+    code.lines().any(|line| {
+        let code = line.split("//").next().unwrap_or_default();
+        marks.iter().any(|mark| code.contains(mark))
+    })
 }

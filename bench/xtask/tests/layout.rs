@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use xtask::layout::{self, LAYERS, LINES, UNSAFE_FILE};
+use xtask::layout::{self, FILE_SYSTEM, LAYERS, LINES, UNSAFE_FILE};
 
 #[test]
 fn dependencies_between_crates_point_down_only() {
@@ -42,6 +42,25 @@ fn only_the_memory_module_is_unsafe() {
     let others =
         rust.filter(|source| source.path != Path::new(UNSAFE_FILE) && layout::says_unsafe(&source.text));
     assert_eq!(others.map(|source| source.path.display().to_string()).collect::<Vec<_>>(), [""; 0]);
+}
+
+/// A worker that reads a file stands still for as long as its disk does.
+#[test]
+fn workers_use_no_files() {
+    let sources = layout::sources().unwrap();
+    let users = sources.iter().filter(|source| layout::is_of_workers(&source.path));
+    let users = users.filter(|source| layout::uses_files(&source.text));
+    let users: Vec<_> = users.map(|source| source.path.display().to_string()).collect();
+    let others: Vec<_> = users.iter().filter(|user| !FILE_SYSTEM.contains(&user.as_str())).collect();
+    assert_eq!(others, [""; 0]);
+    let idle: Vec<_> = FILE_SYSTEM.iter().filter(|file| !users.iter().any(|user| user == *file)).collect();
+    assert_eq!(idle, [&""; 0], "they need no leave any more");
+}
+
+#[test]
+fn what_uses_files_is_told_from_what_only_names_them() {
+    assert!(layout::uses_files("use std::fs;"));
+    assert!(!layout::uses_files("// std::fs\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod trust;
 use crate::deadline::{Deadline, after};
 use crate::dns::Resolver;
 use crate::http::is_idempotent;
-use crate::upstream::{Pools, UpstreamError};
+use crate::upstream::{MAX_UNSENT, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::Services;
 use sixfold_core::balance::Choice;
@@ -30,9 +30,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use stream::Outbound;
 use tokio::time::Instant;
-
-/// Connections that one attempt may lose before they have seen its request.
-const MAX_UNSENT: u32 = 3;
 
 /// How callouts are sent.
 #[derive(Debug, Clone, Default)]
@@ -55,7 +52,7 @@ impl Callouts {
     /// A request under way, at an endpoint that took it: with its body sent and the head of its response, or open for
     /// the body to come.
     async fn exchange(&self, request: &CalloutRequest, open: bool) -> Result<Outbound, CalloutError> {
-        let until = Instant::now();
+        let start = Instant::now();
         let uri: http::Uri = request.uri.parse().map_err(failed)?;
         let cluster = match &request.cluster {
             Some(cell) => {
@@ -66,7 +63,7 @@ impl Callouts {
         let head = head(request, &uri, &cluster);
         let mut tried = Vec::new();
         loop {
-            let deadline = Deadline::at(after(until, request.timeout));
+            let deadline = Deadline::at(after(start, request.timeout));
             let Some(mut out) = attempt(&cluster, &mut tried, deadline) else {
                 return Err(failed("no healthy upstream"));
             };

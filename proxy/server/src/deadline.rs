@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
 /// Longer than any connection lasts.
-const YEAR: Duration = Duration::from_secs(86400 * 365);
+pub(crate) const YEAR: Duration = Duration::from_secs(86400 * 365);
 
 /// `limit` after `start`; a limit beyond what the clock can tell (configuration allows any number) is a year.
 pub(crate) fn after(start: Instant, limit: Duration) -> Instant {

@@ -34,7 +34,7 @@ pub struct ResolverConfig {
     /// How long addresses are kept of a name that is said to have none any more, 30 s by default: a server that
     /// lost its zone for a moment shall not empty an upstream (HAProxy's `hold nx`).
     pub hold_empty: Duration,
-    /// Names that need no server, `/etc/hosts` by default; read anew when it has changed.
+    /// Names that need no server, `/etc/hosts` by default; looked at every second, beside the workers.
     pub hosts_file: Option<PathBuf>,
 }
 

@@ -17,6 +17,7 @@ pub mod http;
 pub mod io;
 pub mod listener;
 pub mod log_file;
+mod look_again;
 mod memory;
 pub mod server;
 pub mod sockets;

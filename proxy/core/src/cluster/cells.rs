@@ -21,7 +21,7 @@ impl ClusterCell {
     }
 
     /// Puts a cluster in force, or takes away what is; answers what was there, for the control thread to drop.
-    /// Only the control thread calls this.
+    /// One caller at a time: the control thread, or whoever holds the lock of names of its own.
     pub fn swap(&self, cluster: Option<Arc<Cluster>>) -> Option<Arc<Cluster>> {
         let before = self.current.load_full();
         if let Some(cluster) = &cluster {

@@ -280,7 +280,8 @@ pub struct Http2Options {
     pub max_header_list: u32,
     /// Resets (both ways) of streams without a response before the connection is closed.
     pub max_resets: u32,
-    /// Control frames (PING, SETTINGS, PRIORITY, empty DATA) waiting or a second before it is closed.
+    /// Frames that move nothing (PING, SETTINGS, PRIORITY, empty DATA, WINDOW_UPDATE without data, unknown ones) a
+    /// second before it is closed.
     pub max_control_frames: u32,
     /// Extended CONNECT (RFC 8441).
     pub allow_connect: bool,

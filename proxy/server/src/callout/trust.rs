@@ -1,8 +1,9 @@
 //! Whom callouts to free URIs trust.
 
+use crate::look_again::look_again;
 use sixfold_core::tls::{ClientContext, ClientSettings, ClientTls, Pem, Validation};
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Where systems keep their authorities.
@@ -30,25 +31,13 @@ impl Trust {
         let verified = ClientTls::new(None);
         let mut file = File { file, seen: None, told: None };
         file.look(&verified);
-        let weak = Arc::downgrade(&verified);
-        let watching = std::thread::Builder::new().name("trust".into()).spawn(move || watch(file, &weak));
-        if let Err(error) = watching {
-            tracing::warn!(%error, "changes of trusted certificates will not be seen");
-        }
+        look_again("trust", LOOK, &verified, move |verified| file.look(verified));
         Trust { verified, anyone }
     }
 
     /// Settings for a service that is verified or not.
     pub(super) fn client(&self, verify: bool) -> Arc<ClientTls> {
         if verify { self.verified.clone() } else { self.anyone.clone() }
-    }
-}
-
-fn watch(mut file: File, verified: &Weak<ClientTls>) {
-    loop {
-        std::thread::sleep(LOOK);
-        let Some(verified) = verified.upgrade() else { return };
-        file.look(&verified);
     }
 }
 

@@ -7,7 +7,7 @@ use super::forward::Plan;
 use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
 use crate::deadline::within;
-use crate::upstream::{Checkout, HeadEvent, UpstreamError, Wanted};
+use crate::upstream::{Checkout, HeadEvent, MAX_UNSENT, UpstreamError, Wanted};
 use sixfold_core::cluster::{InFlight, OutcomeKind, UpstreamProtocol};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
@@ -25,9 +25,6 @@ pub(super) enum Attempt {
     /// Not in the time of one attempt.
     TimedOut(Expired),
 }
-
-/// Connections that one attempt may lose before they have seen its request.
-const MAX_UNSENT: u32 = 3;
 
 /// Whether the request goes out again within one attempt: it was the connection that failed it, not the endpoint.
 #[derive(Default)]

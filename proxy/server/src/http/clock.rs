@@ -5,7 +5,7 @@
 //! touches the timer wheel about once in fifteen seconds, not once a request.
 
 use super::stall::{Stalls, Waits};
-use crate::deadline::{Limit, after};
+use crate::deadline::{Limit, YEAR, after};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -50,9 +50,6 @@ impl Expired {
         matches!(self, Expired::UpstreamWrite | Expired::UpstreamRead)
     }
 }
-
-/// Longer than any stream lasts.
-const YEAR: Duration = Duration::from_secs(86400 * 365);
 
 /// The deadlines of one stream and the timer of its connection.
 pub(crate) struct Clock {

@@ -28,6 +28,9 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::task::Poll;
 
+/// Connections that one attempt may lose before they have seen its request.
+pub(crate) const MAX_UNSENT: u32 = 3;
+
 /// Why an attempt at an upstream came to nothing: Envoy's reset reasons (source/common/http/utility.cc
 /// `resetReasonToString`).
 #[derive(Debug, Clone, PartialEq, Eq)]

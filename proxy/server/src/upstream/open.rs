@@ -6,6 +6,7 @@ use super::kind::Kind;
 use super::queue::Place;
 use super::{Alive, UpstreamError, Wanted, dial};
 use crate::connect::Alpn;
+use crate::deadline::after;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use sixfold_core::cluster::{Cluster, Host, Permit};
 use std::sync::Arc;
@@ -56,7 +57,7 @@ impl Order {
         room: Arc<Notify>,
     ) -> Result<(Made, u32), UpstreamError> {
         let config = &self.cluster.config;
-        let until = Instant::now() + self.timeout;
+        let until = after(Instant::now(), self.timeout);
         let connected =
             dial(&self.cluster, &self.host, self.authority.as_deref(), self.alpn, self.timeout).await?;
         let connect_ms = connected.connect_ms;

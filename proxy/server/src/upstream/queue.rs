@@ -38,7 +38,12 @@ impl Queue {
     /// Joins the queue. What is granted to a request that has gone is granted to the next one.
     pub(super) fn join(&self, kind: Kind) -> oneshot::Receiver<Grant> {
         let (sender, receiver) = oneshot::channel();
-        self.waiting.lock().push_back(Waiting { kind, sender });
+        let mut waiting = self.waiting.lock();
+        // Where no connection comes back for long those that have gone must not pile up: they leave before it grows.
+        if waiting.len() == waiting.capacity() {
+            waiting.retain(|w| !w.sender.is_closed());
+        }
+        waiting.push_back(Waiting { kind, sender });
         receiver
     }
 
@@ -122,6 +127,18 @@ mod tests {
         drop(Place::new(&queue));
         drop(first);
         assert!(second.try_recv().is_ok());
+    }
+
+    /// Requests that gave up stayed in the queue for as long as no connection came back: behind tunnels, for hours.
+    #[test]
+    fn those_that_have_gone_do_not_pile_up() {
+        let queue = Queue::default();
+        let mut waiting = queue.join(Kind::default());
+        (0..10_000).for_each(|_| drop(queue.join(Kind::default())));
+        assert!(queue.waiting.lock().len() < 100);
+        let queue = Arc::new(queue);
+        drop(Place::new(&queue));
+        assert!(matches!(waiting.try_recv(), Ok(Grant::Place(_))), "who still waits keeps its turn");
     }
 
     #[test]
