@@ -4,7 +4,7 @@
 
 use divan::{Bencher, black_box};
 use sixfold_bench::fixtures::{TABLES, Table, request};
-use sixfold_core::router::{VirtualHost, VirtualHostOptions};
+use sixfold_core::router::{HostRoutes, VirtualHostOptions};
 
 fn main() {
     divan::main();
@@ -34,10 +34,10 @@ fn last_of_5000(bencher: Bencher<'_, '_>, table: Table) {
 #[divan::bench(args = TABLES)]
 fn rebuild_of_5000(bencher: Bencher<'_, '_>, table: Table) {
     let table = table.compile(5_000).unwrap();
-    let routes = table.virtual_hosts()[0].routes();
+    let routes: Vec<_> = table.routes().cloned().collect();
     bencher
         .with_inputs(|| routes.to_vec())
-        .bench_values(|routes| VirtualHost::new("all", VirtualHostOptions::default(), black_box(routes)));
+        .bench_values(|routes| HostRoutes::new("all", VirtualHostOptions::default(), black_box(routes)));
 }
 
 fn lookup(bencher: Bencher<'_, '_>, table: Table, routes: usize, n: usize) {

@@ -11,7 +11,7 @@ use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, Predicate, StringMatcher};
 use sixfold_core::regex::Regex;
 use sixfold_core::route::{Action, DirectResponse, Ids, Route};
-use sixfold_core::router::{PathMatch, RouteTable, TableOptions, VirtualHost, VirtualHostOptions};
+use sixfold_core::router::{HostRoutes, PathMatch, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_core::stream::Stream;
 
 /// How the routes of a table are told apart; the n-th of them, from 1, takes [`path`]`(n)`.
@@ -38,7 +38,7 @@ impl Table {
     /// The model refuses it.
     pub fn compile(self, routes: usize) -> Result<RouteTable> {
         let routes = (1..=routes).map(|n| Ok(Arc::new(self.route(n)?))).collect::<Result<Vec<_>>>()?;
-        let host = Arc::new(VirtualHost::new("all", VirtualHostOptions::default(), routes));
+        let host = HostRoutes::new("all", VirtualHostOptions::default(), routes);
         let hosts = vec![(vec!["*".to_owned()], host)];
         RouteTable::new("bench", TableOptions::default(), hosts).map_err(|error| anyhow::anyhow!("{error}"))
     }

@@ -92,7 +92,6 @@ mod tests {
     use crate::route::fixture;
     use crate::router::{PathMatch, VirtualHost, VirtualHostOptions};
     use crate::stream::fixture::stream;
-    use std::sync::Arc;
 
     fn plain() -> Redirect {
         Redirect {
@@ -176,7 +175,7 @@ mod tests {
     fn plain_text_is_sent_to_tls_where_it_is_required() {
         let host = |require_tls| {
             let options = VirtualHostOptions { require_tls, ..VirtualHostOptions::default() };
-            Some(Arc::new(VirtualHost::new("v", options, Vec::new())))
+            Some(VirtualHost::new("v", options))
         };
         let mut s = stream("/x?y=z", &[("x-forwarded-proto", "http")]);
         s.request.authority = b"port.test:80".to_vec();

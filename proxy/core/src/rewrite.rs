@@ -15,7 +15,7 @@ use crate::plugin::LocalReply;
 use crate::regex::{Regex, Rewrite};
 use crate::retry::RetryOn;
 use crate::route::{Forward, HostRewrite, PassHost, PathRewrite, Route, TemplatePart, WeightedCluster};
-use crate::router::{PathMatch, RouteTable, VirtualHost};
+use crate::router::{PathMatch, TableOptions, VirtualHost};
 use crate::stream::Stream;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use std::sync::Arc;
 ///
 /// `upgrading` keeps Connection and Upgrade in APISIX's profile; Envoy's has settled them at the edge.
 pub fn finalize_request(
-    table: Option<&RouteTable>,
+    table: Option<&TableOptions>,
     route: &Route,
     forward: &Forward,
     member: Option<&WeightedCluster>,
@@ -49,19 +49,19 @@ pub fn finalize_request(
 }
 
 /// Header changes on an answer that the router made itself: 503 UH, redirects, direct responses.
-pub fn finalize_response(table: Option<&RouteTable>, stream: &mut Stream) {
+pub fn finalize_response(table: Option<&TableOptions>, stream: &mut Stream) {
     finalize_upstream_response(table, None, stream);
 }
 
 /// Header changes on a response of an upstream.
 pub fn finalize_upstream_response(
-    table: Option<&RouteTable>,
+    table: Option<&TableOptions>,
     member: Option<&WeightedCluster>,
     stream: &mut Stream,
 ) {
     let (virtual_host, route) = (stream.virtual_host.clone(), stream.route.clone());
     let levels = Levels { table, virtual_host: virtual_host.as_ref(), route: route.as_deref() };
-    let last = table.is_some_and(|t| t.options.most_specific_wins);
+    let last = table.is_some_and(|t| t.most_specific_wins);
     if let Some(member) = member.filter(|_| !last) {
         member.response_headers.apply(stream, Side::Response);
     }
@@ -73,7 +73,7 @@ pub fn finalize_upstream_response(
 
 /// The levels that change headers.
 struct Levels<'a> {
-    table: Option<&'a RouteTable>,
+    table: Option<&'a TableOptions>,
     virtual_host: Option<&'a Arc<VirtualHost>>,
     route: Option<&'a Route>,
 }
@@ -90,9 +90,9 @@ impl Levels<'_> {
         let mut ops = [
             self.route.map(|r| pick(&r.request_headers, &r.response_headers)),
             self.virtual_host.map(|v| pick(&v.options.request_headers, &v.options.response_headers)),
-            self.table.map(|t| pick(&t.options.request_headers, &t.options.response_headers)),
+            self.table.map(|t| pick(&t.request_headers, &t.response_headers)),
         ];
-        if self.table.is_some_and(|t| t.options.most_specific_wins) {
+        if self.table.is_some_and(|t| t.most_specific_wins) {
             ops.reverse();
         }
         for ops in ops.into_iter().flatten().filter(|ops| !ops.is_empty()) {

@@ -443,7 +443,7 @@ mod tests {
         used.response_trailers.push(b"t", b"2");
         used.remote = "192.0.2.1:1".parse()?;
         used.internal = true;
-        used.virtual_host = Some(Arc::new(VirtualHost::new("v", VirtualHostOptions::default(), Vec::new())));
+        used.virtual_host = Some(VirtualHost::new("v", VirtualHostOptions::default()));
         let path = crate::route::PathMatch::Prefix(b"/"[..].into(), false);
         used.route = Some(Arc::new(Route::new(path, Action::NonForwarding)));
         used.captures.push(("c".into(), b"1".to_vec()));

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::route::{RequireTls, RouteStats, VirtualCluster};
-use sixfold_core::router::{RouteTable, TableOptions, VirtualHost, VirtualHostOptions};
+use sixfold_core::router::{HostRoutes, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use sixfold_xds_api::pb::envoy::config::route::v3::{
     RouteConfiguration, VirtualCluster as ProtoVirtualCluster, VirtualHost as ProtoHost,
@@ -134,11 +134,7 @@ fn check_names(hosts: &[ProtoHost]) -> Result<()> {
     Ok(())
 }
 
-fn virtual_host(
-    scope: &Scope<'_>,
-    value: &ProtoHost,
-    routes: &[&[u8]],
-) -> Result<(Vec<String>, Arc<VirtualHost>)> {
+fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Result<(Vec<String>, HostRoutes)> {
     let ProtoHost {
         name,
         domains,
@@ -226,7 +222,7 @@ fn virtual_host(
             route.map(Arc::new).in_index(index).in_key("routes")
         })
         .collect::<Result<_>>()?;
-    Ok((domains.clone(), Arc::new(VirtualHost::new(name, options, routes))))
+    Ok((domains.clone(), HostRoutes::new(name, options, routes)))
 }
 
 /// `request_body_buffer_limit`, or its older form.

@@ -4,7 +4,7 @@ use crate::format::Format;
 use crate::header_ops::{AppendAction, HeaderAddition};
 use crate::headers::HeaderName;
 use crate::route::fixture;
-use crate::router::{TableOptions, Template, VirtualHostOptions, parse_rewrite};
+use crate::router::{HostRoutes, RouteTable, TableOptions, Template, VirtualHostOptions, parse_rewrite};
 use crate::stream::fixture::stream;
 
 /// Rewrites `target` and answers the new target with `x-envoy-original-path`.
@@ -12,10 +12,9 @@ fn path(matched: PathMatch, rewrite: &PathRewrite, target: &str) -> (String, Str
     let mut s = stream(target, &[("x-envoy-original-path", "/spoof")]);
     if let PathMatch::Template(_) = matched {
         let route = Arc::new(fixture::route(matched));
-        let host = VirtualHost::new("v", VirtualHostOptions::default(), vec![route.clone()]);
+        let host = HostRoutes::new("v", VirtualHostOptions::default(), vec![route.clone()]);
         let table =
-            RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], Arc::new(host))])
-                .unwrap();
+            RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], host)]).unwrap();
         s.route = table.find(&mut s).unwrap().route;
         rewrite_path(&route.path, rewrite, true, &mut s);
     } else {
@@ -130,23 +129,22 @@ fn the_least_specific_level_wins_unless_told_otherwise() {
             response_headers: ops("x-level", "vhost"),
             ..VirtualHostOptions::default()
         };
-        let virtual_host = Arc::new(VirtualHost::new("v", options, Vec::new()));
+        let virtual_host = VirtualHost::new("v", options);
         let options = TableOptions {
             request_headers: ops("x-level", "table"),
             response_headers: ops("x-level", "table"),
             most_specific_wins,
             ..TableOptions::default()
         };
-        let table = RouteTable::new("t", options, Vec::new()).unwrap();
         let mut s = stream("/", &[]);
         s.virtual_host = Some(virtual_host);
         let route = Arc::new(route);
         s.route = Some(route.clone());
         let virtual_host = s.virtual_host.clone();
-        Levels { table: Some(&table), virtual_host: virtual_host.as_ref(), route: Some(&route) }
+        Levels { table: Some(&options), virtual_host: virtual_host.as_ref(), route: Some(&route) }
             .apply(&mut s, Side::Request);
         assert_eq!(s.request.headers.get("x-level"), Some(want.as_bytes()));
-        finalize_response(Some(&table), &mut s);
+        finalize_response(Some(&options), &mut s);
         assert_eq!(s.response.headers.get("x-level"), Some(want.as_bytes()));
     }
 }

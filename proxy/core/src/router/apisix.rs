@@ -166,7 +166,7 @@ pub(super) struct ApisixHosts {
 
 impl ApisixHosts {
     pub(super) fn new(name: &str, shell: VirtualHostOptions, routes: ApisixRoutes) -> ApisixHosts {
-        ApisixHosts { shell: Arc::new(VirtualHost::new(name, shell, Vec::new())), routes }
+        ApisixHosts { shell: VirtualHost::new(name, shell), routes }
     }
 
     pub(super) fn virtual_host(&self) -> &Arc<VirtualHost> {

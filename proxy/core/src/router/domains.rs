@@ -1,12 +1,12 @@
 //! Envoy's choice of a virtual host by the request's host (common/router/config_impl.cc `findVirtualHost`).
 
-use super::VirtualHost;
+use super::HostRoutes;
 use crate::error::ConfigError;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-type Map = HashMap<Box<[u8]>, Arc<VirtualHost>>;
+type Map = HashMap<Box<[u8]>, Arc<HostRoutes>>;
 
 /// Domains of a table: exact names, `*.suffix`, `prefix.*`, and the one for all others.
 #[derive(Debug, Default)]
@@ -15,18 +15,19 @@ pub(super) struct Domains {
     /// By length of the text without its star, longest first.
     suffixes: Vec<(usize, Map)>,
     prefixes: Vec<(usize, Map)>,
-    any: Option<Arc<VirtualHost>>,
-    all: Vec<Arc<VirtualHost>>,
+    any: Option<Arc<HostRoutes>>,
+    all: Vec<Arc<HostRoutes>>,
 }
 
 impl Domains {
-    pub(super) fn new(hosts: Vec<(Vec<String>, Arc<VirtualHost>)>) -> Result<Domains, ConfigError> {
+    pub(super) fn new(hosts: Vec<(Vec<String>, HostRoutes)>) -> Result<Domains, ConfigError> {
         let mut domains = Domains::default();
         for (names, host) in hosts {
+            let host = Arc::new(host);
             for name in &names {
                 domains.add(name, &host).map_err(|reason| {
                     ConfigError::field("domains", reason)
-                        .in_resource(format!("virtual host \"{}\"", host.name))
+                        .in_resource(format!("virtual host \"{}\"", host.host.name))
                 })?;
             }
             domains.all.push(host);
@@ -36,7 +37,7 @@ impl Domains {
         Ok(domains)
     }
 
-    fn add(&mut self, name: &str, host: &Arc<VirtualHost>) -> Result<(), String> {
+    fn add(&mut self, name: &str, host: &Arc<HostRoutes>) -> Result<(), String> {
         let lower = name.to_ascii_lowercase();
         let old = if lower == "*" {
             self.any.replace(host.clone())
@@ -52,7 +53,7 @@ impl Domains {
         match old {
             Some(_) if lower == "*" => Err("only a single wildcard domain is permitted".to_owned()),
             Some(other) => {
-                Err(format!("duplicate domain \"{name}\", also of virtual host \"{}\"", other.name))
+                Err(format!("duplicate domain \"{name}\", also of virtual host \"{}\"", other.host.name))
             }
             None if lower.matches('*').count() > 1 || inner_star(&lower) => {
                 Err(format!("\"{name}\": a star may only stand at the start or at the end"))
@@ -62,12 +63,12 @@ impl Domains {
     }
 
     /// The virtual hosts in the configuration's order.
-    pub(super) fn all(&self) -> &[Arc<VirtualHost>] {
+    pub(super) fn all(&self) -> &[Arc<HostRoutes>] {
         &self.all
     }
 
     /// The virtual host for `authority`, with its port as sent.
-    pub(super) fn find(&self, authority: &[u8], ignore_port: bool) -> Option<&Arc<VirtualHost>> {
+    pub(super) fn find(&self, authority: &[u8], ignore_port: bool) -> Option<&Arc<HostRoutes>> {
         if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
             return self.any.as_ref();
         }
@@ -88,7 +89,7 @@ fn inner_star(name: &str) -> bool {
     name.len() > 2 && name.get(1..name.len() - 1).is_some_and(|inner| inner.contains('*'))
 }
 
-fn insert(lists: &mut Vec<(usize, Map)>, text: &str, host: &Arc<VirtualHost>) -> Option<Arc<VirtualHost>> {
+fn insert(lists: &mut Vec<(usize, Map)>, text: &str, host: &Arc<HostRoutes>) -> Option<Arc<HostRoutes>> {
     let at = lists.iter().position(|(len, _)| *len == text.len()).unwrap_or_else(|| {
         lists.push((text.len(), Map::new()));
         lists.len() - 1
@@ -101,6 +102,6 @@ fn longest<'a, 'h>(
     lists: &'a [(usize, Map)],
     host_len: usize,
     part: impl Fn(usize) -> Option<&'h [u8]>,
-) -> Option<&'a Arc<VirtualHost>> {
+) -> Option<&'a Arc<HostRoutes>> {
     lists.iter().filter(|(len, _)| *len < host_len).find_map(|(len, map)| map.get(part(*len)?))
 }

@@ -2,7 +2,7 @@
 //! a test on stable; a broken promise is a failed assertion.
 
 use super::apisix::{ApisixRoute, ApisixRouter, ApisixRoutes};
-use super::{PathMatch, Template, VirtualHost, VirtualHostOptions};
+use super::{HostRoutes, PathMatch, Template, VirtualHostOptions};
 use crate::connection::Connection;
 use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, Predicate, StringMatcher};
 use crate::message::Method;
@@ -134,7 +134,7 @@ pub fn envoy(data: &[u8]) -> Seen {
             Arc::new(route)
         })
         .collect();
-    let host = VirtualHost::new("fuzz", VirtualHostOptions::default(), routes);
+    let host = HostRoutes::new("fuzz", VirtualHostOptions::default(), routes);
     let mut seen = Seen::default();
     for _ in 0..8 {
         let stream = source.request();

@@ -58,8 +58,13 @@ impl RouteTableCell {
         Arc::new(RouteTableCell { name: name.into(), current: ArcSwapOption::new(table) })
     }
 
-    /// The table now; a request pins it for its own length.
+    /// The table now, for as long as a look-up takes: it costs no count that workers share.
     #[inline]
+    pub fn peek(&self) -> arc_swap::Guard<Option<Arc<RouteTable>>> {
+        self.current.load()
+    }
+
+    /// The table now, to be kept.
     pub fn load(&self) -> Option<Arc<RouteTable>> {
         self.current.load_full()
     }
@@ -122,23 +127,30 @@ pub struct VirtualHostOptions {
     pub metadata: serde_json::Map<String, serde_json::Value>,
 }
 
-/// A virtual host: its routes, indexed.
+/// What a request keeps of its virtual host: everything but the routes, which go with their table.
 #[derive(Debug)]
 pub struct VirtualHost {
     /// Name in the configuration.
     pub name: Arc<str>,
-    /// Everything but the routes.
+    /// Its settings.
     pub options: VirtualHostOptions,
+}
+
+/// A virtual host with its routes, indexed: a part of a table.
+#[derive(Debug)]
+pub struct HostRoutes {
+    host: Arc<VirtualHost>,
     index: Index,
 }
 
-/// A compiled route table.
+/// A compiled route table. No request holds it longer than its look-up takes: one that runs for days must not
+/// keep thousands of routes from being freed.
 #[derive(Debug)]
 pub struct RouteTable {
     /// Name of the route configuration.
     pub name: Arc<str>,
-    /// Everything but virtual hosts.
-    pub options: TableOptions,
+    /// Everything but virtual hosts, for requests to keep.
+    pub options: Arc<TableOptions>,
     hosts: Hosts,
 }
 
@@ -161,9 +173,16 @@ pub struct Found {
 }
 
 impl VirtualHost {
+    /// A virtual host by itself.
+    pub fn new(name: &str, options: VirtualHostOptions) -> Arc<VirtualHost> {
+        Arc::new(VirtualHost { name: name.into(), options })
+    }
+}
+
+impl HostRoutes {
     /// A virtual host whose routes are tried in this order, as Envoy does.
-    pub fn new(name: &str, options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> VirtualHost {
-        VirtualHost { name: name.into(), options, index: Index::of_list(routes) }
+    pub fn new(name: &str, options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> HostRoutes {
+        HostRoutes { host: VirtualHost::new(name, options), index: Index::of_list(routes) }
     }
 
     /// The routes in the configuration's order.
@@ -181,17 +200,17 @@ impl RouteTable {
     pub fn new(
         name: &str,
         options: TableOptions,
-        hosts: Vec<(Vec<String>, Arc<VirtualHost>)>,
+        hosts: Vec<(Vec<String>, HostRoutes)>,
     ) -> Result<RouteTable, ConfigError> {
         let domains = Domains::new(hosts)?;
-        Ok(RouteTable { name: name.into(), options, hosts: Hosts::Domains(domains) })
+        Ok(RouteTable { name: name.into(), options: Arc::new(options), hosts: Hosts::Domains(domains) })
     }
 
     /// APISIX's table of these routes, which it shares with the tables before and after it.
     pub fn apisix(name: &str, options: TableOptions, routes: ApisixRoutes) -> RouteTable {
         let shell = VirtualHostOptions { chain: options.chain.clone(), ..VirtualHostOptions::default() };
         let hosts = ApisixHosts::new(name, shell, routes);
-        RouteTable { name: name.into(), options, hosts: Hosts::Apisix(Box::new(hosts)) }
+        RouteTable { name: name.into(), options: Arc::new(options), hosts: Hosts::Apisix(Box::new(hosts)) }
     }
 
     /// The virtual host and the route for the request of `stream`; `None` when no virtual host fits. Path
@@ -203,7 +222,7 @@ impl RouteTable {
         let found = match &self.hosts {
             Hosts::Domains(domains) => {
                 domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {
-                    virtual_host: host.clone(),
+                    virtual_host: host.host.clone(),
                     route: host.index.find(&path, stream, &mut captures).cloned(),
                 })
             }
@@ -222,14 +241,6 @@ impl RouteTable {
         match &self.hosts {
             Hosts::Domains(domains) => Box::new(domains.all().iter().flat_map(|host| host.routes())),
             Hosts::Apisix(hosts) => Box::new(hosts.routes()),
-        }
-    }
-
-    /// The virtual hosts in the configuration's order; APISIX's table has one that stands for all.
-    pub fn virtual_hosts(&self) -> &[Arc<VirtualHost>] {
-        match &self.hosts {
-            Hosts::Domains(domains) => domains.all(),
-            Hosts::Apisix(hosts) => std::slice::from_ref(hosts.virtual_host()),
         }
     }
 

@@ -75,8 +75,8 @@ fn prefix(text: &str) -> PathMatch {
 fn table(options: TableOptions, hosts: &[(&str, &[&str])]) -> Result<RouteTable, ConfigError> {
     let hosts = hosts.iter().map(|(name, domains)| {
         let host =
-            VirtualHost::new(name, VirtualHostOptions::default(), vec![named(name, prefix("/"), vec![])]);
-        (domains.iter().map(|d| (*d).to_owned()).collect(), Arc::new(host))
+            HostRoutes::new(name, VirtualHostOptions::default(), vec![named(name, prefix("/"), vec![])]);
+        (domains.iter().map(|d| (*d).to_owned()).collect(), host)
     });
     RouteTable::new("t", options, hosts.collect())
 }
@@ -152,17 +152,10 @@ fn bad_domains_are_refused_with_their_virtual_host() {
 fn no_other_virtual_host_is_tried() {
     let only = named("only", prefix("/only"), vec![]);
     let hosts = vec![
-        (
-            vec!["foo.com".to_owned()],
-            Arc::new(VirtualHost::new("v", VirtualHostOptions::default(), vec![only])),
-        ),
+        (vec!["foo.com".to_owned()], HostRoutes::new("v", VirtualHostOptions::default(), vec![only])),
         (
             vec!["*".to_owned()],
-            Arc::new(VirtualHost::new(
-                "s",
-                VirtualHostOptions::default(),
-                vec![named("s", prefix("/"), vec![])],
-            )),
+            HostRoutes::new("s", VirtualHostOptions::default(), vec![named("s", prefix("/"), vec![])]),
         ),
     ];
     let t = RouteTable::new("t", TableOptions::default(), hosts).unwrap();
@@ -176,9 +169,9 @@ fn no_other_virtual_host_is_tried() {
 fn path_parameters_are_ignored_where_the_table_says_so() {
     let exact = named("r", PathMatch::Exact(b"/foo/bar"[..].into(), false), vec![]);
     for (ignore, want) in [(true, true), (false, false)] {
-        let host = VirtualHost::new("v", VirtualHostOptions::default(), vec![exact.clone()]);
+        let host = HostRoutes::new("v", VirtualHostOptions::default(), vec![exact.clone()]);
         let options = TableOptions { ignore_path_parameters: ignore, ..TableOptions::default() };
-        let t = RouteTable::new("t", options, vec![(vec!["*".to_owned()], Arc::new(host))]).unwrap();
+        let t = RouteTable::new("t", options, vec![(vec!["*".to_owned()], host)]).unwrap();
         let mut s = stream("/foo;v=1/bar;x?q", &[]);
         assert_eq!(t.find(&mut s).unwrap().route.is_some(), want);
         assert_eq!(s.request.target.full(), b"/foo;v=1/bar;x?q");
@@ -204,7 +197,7 @@ fn values_of_a_header_are_looked_at_once_whatever_the_number_of_routes() {
             };
             named(&i.to_string(), prefix("/"), vec![Predicate::Header(matcher)])
         });
-        let host = VirtualHost::new("v", VirtualHostOptions::default(), routes.collect());
+        let host = HostRoutes::new("v", VirtualHostOptions::default(), routes.collect());
         for n in [350, 700, 1400] {
             let mut s = stream("/", &[]);
             (0..n).for_each(|i| s.request.headers.push(b"x-tenant", format!("other-{i}").as_bytes()));
@@ -226,7 +219,7 @@ fn routes_on_one_path_are_told_apart_by_a_header() {
         .collect();
     routes.insert(2500, named("middle", prefix("/m"), vec![]));
     routes.push(named("last", prefix("/"), vec![]));
-    let host = VirtualHost::new("v", VirtualHostOptions::default(), routes);
+    let host = HostRoutes::new("v", VirtualHostOptions::default(), routes);
     let find = |target: &str, headers: &[(&str, &str)]| {
         let s = stream(target, headers);
         let found = host.index.find(s.request.target.path(), &s, &mut Vec::new());
@@ -252,7 +245,7 @@ fn regexes_without_a_literal_prefix_are_found_by_what_they_hold() {
         })
         .collect();
     routes.push(named("any", PathMatch::Regex(Regex::full(".*b").unwrap()), vec![]));
-    let host = VirtualHost::new("v", VirtualHostOptions::default(), routes);
+    let host = HostRoutes::new("v", VirtualHostOptions::default(), routes);
     let find = |target: &str| {
         let s = stream(target, &[]);
         host.index.find(s.request.target.path(), &s, &mut Vec::new()).map(|r| r.name.to_string())
@@ -366,7 +359,7 @@ fn apisix_parameters_are_captured() {
 #[test]
 fn connect_routes_are_met_without_a_path() {
     let routes = vec![named("all", prefix("/"), vec![]), named("connect", PathMatch::Connect, vec![])];
-    let host = VirtualHost::new("v", VirtualHostOptions::default(), routes);
+    let host = HostRoutes::new("v", VirtualHostOptions::default(), routes);
     let mut s = stream("", &[]);
     s.request.method = crate::message::Method::CONNECT;
     assert_eq!(host.index.find(b"", &s, &mut Vec::new()).map(|r| &*r.name), Some("connect"));

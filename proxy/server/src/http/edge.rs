@@ -16,7 +16,7 @@ use sixfold_core::hcm::{HttpConnectionManager, Profile, ServerHeader};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::Scheme;
 use sixfold_core::plugin::LocalReply;
-use sixfold_core::router::RouteTable;
+use sixfold_core::router::TableOptions;
 use sixfold_core::stream::Stream;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 /// An answer ends the request.
 pub(crate) fn request(
     hcm: &HttpConnectionManager,
-    table: Option<&RouteTable>,
+    table: Option<&TableOptions>,
     stream: &mut Stream,
 ) -> Option<LocalReply> {
     if hcm.profile == Profile::Apisix {
@@ -74,7 +74,7 @@ fn set_scheme(hcm: &HttpConnectionManager, stream: &mut Stream) {
 }
 
 /// Takes off what clients outside may not send.
-fn clean(table: Option<&RouteTable>, trust: trust::Trust, headers: &mut Headers) {
+fn clean(table: Option<&TableOptions>, trust: trust::Trust, headers: &mut Headers) {
     let edge = trust.edge;
     headers.retain(|known, _, _| match known {
         Some(Known::X_ENVOY_INTERNAL) => false,
@@ -105,7 +105,7 @@ fn clean(table: Option<&RouteTable>, trust: trust::Trust, headers: &mut Headers)
         _ => true,
     });
     if !trust.internal {
-        for name in table.map_or(&[][..], |t| &t.options.internal_only_headers) {
+        for name in table.map_or(&[][..], |t| &t.internal_only_headers) {
             headers.remove(name);
         }
     }

@@ -27,7 +27,7 @@ use sixfold_core::path::{self, Prepared};
 use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
 use sixfold_core::redirect;
 use sixfold_core::route::Action;
-use sixfold_core::router::RouteTable;
+use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -81,8 +81,9 @@ pub(super) struct Exchange<'a, D> {
     pub(super) stream: &'a mut Stream,
     pub(super) clock: &'a mut Clock,
     pub(super) env: &'a Env,
-    /// Pinned for the length of the request: an update affects later requests only.
-    pub(super) table: Option<Arc<RouteTable>>,
+    /// Of the table that the route is from. Beside the stream's route and virtual host it is all that a request
+    /// keeps of it: an update affects later requests only, and frees the old table though streams run.
+    pub(super) table_options: Option<Arc<TableOptions>>,
     pub(super) chain: Arc<Chain>,
     /// The request body behind the plugins, once it is being forwarded.
     pub(super) request_body: FilteredBody,
@@ -112,8 +113,7 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
         clock.set_request(hcm.timeouts.request);
     }
     let chain = hcm.chain.clone();
-    let table = hcm.routes.load();
-    let mut exchange = Exchange::new(down, stream, clock, env, table, chain);
+    let mut exchange = Exchange::new(down, stream, clock, env, chain);
     let result = exchange.proxy().await;
     exchange.conclude(result).await;
 }
@@ -125,7 +125,6 @@ impl<'a, D> Exchange<'a, D> {
         stream: &'a mut Stream,
         clock: &'a mut Clock,
         env: &'a Env,
-        table: Option<Arc<RouteTable>>,
         chain: Arc<Chain>,
     ) -> Exchange<'a, D> {
         let stats = &env.hcm.stats;
@@ -135,7 +134,7 @@ impl<'a, D> Exchange<'a, D> {
             stream,
             clock,
             env,
-            table,
+            table_options: None,
             chain,
             request_body: FilteredBody::unfiltered(Direction::Request),
             head_sent: false,
@@ -153,10 +152,9 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.env.hcm.profile == Profile::Envoy {
             self.answer_expect();
         }
-        if let Some(reply) = self.admit() {
+        if let Some(reply) = self.enter() {
             return self.respond(reply, false).await;
         }
-        self.find_route();
         if let Some(reply) = self.require_tls() {
             return self.respond(reply, false).await;
         }
@@ -211,6 +209,27 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
+    /// Admits the request and chooses its route by one and the same table.
+    fn enter(&mut self) -> Option<LocalReply> {
+        let env = self.env;
+        let table = env.hcm.routes.peek();
+        self.table_options = table.as_ref().map(|table| table.options.clone());
+        let reply = self.admit();
+        if reply.is_none() {
+            self.find_route(table.as_deref());
+        }
+        reply
+    }
+
+    /// Chooses again, by the table of now: what the request was admitted with may have been replaced while
+    /// plugins waited.
+    fn find_route_again(&mut self) {
+        let env = self.env;
+        let table = env.hcm.routes.peek();
+        self.table_options = table.as_ref().map(|table| table.options.clone());
+        self.find_route(table.as_deref());
+    }
+
     /// Checks and prepares what every request needs: Host, path, client address, headers at the edge.
     fn admit(&mut self) -> Option<LocalReply> {
         let hcm = &self.env.hcm;
@@ -234,7 +253,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Some(reply);
             }
         }
-        if let Some(reply) = edge::request(hcm, self.table.as_deref(), stream) {
+        if let Some(reply) = edge::request(hcm, self.table_options.as_deref(), stream) {
             return Some(reply);
         }
         if hcm.max_body.is_some_and(|max| self.announced_length().is_some_and(|length| length > max)) {
@@ -246,10 +265,10 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Chooses virtual host, route and chain.
-    fn find_route(&mut self) {
+    fn find_route(&mut self, table: Option<&RouteTable>) {
         self.stream.virtual_host = None;
         self.stream.route = None;
-        let found = self.table.as_ref().and_then(|table| table.find(self.stream));
+        let found = table.and_then(|table| table.find(self.stream));
         let Some(found) = found else { return };
         let chain = match &found.route {
             Some(route) => route.chain.as_ref(),
@@ -352,7 +371,7 @@ impl<D: Downstream> Exchange<'_, D> {
             match passed {
                 Passed::Done => return Ok(None),
                 Passed::Respond(reply) => return Ok(Some(reply)),
-                Passed::ClearRoute => self.find_route(),
+                Passed::ClearRoute => self.find_route_again(),
                 // The consumer's plugins may need the body.
                 Passed::Identified => {}
             }

@@ -109,7 +109,15 @@ impl<D: Downstream> Exchange<'_, D> {
             RequestTimeouts::decide(&forward.timeouts, policy.as_deref(), &hcm.router, steered, self.stream);
         let retry = RetryState::new(policy.as_ref(), steered, self.stream);
         let upgrading = self.down.upgrade().is_some();
-        rewrite::finalize_request(self.table.as_deref(), route, forward, member, hcm, upgrading, self.stream);
+        rewrite::finalize_request(
+            self.table_options.as_deref(),
+            route,
+            forward,
+            member,
+            hcm,
+            upgrading,
+            self.stream,
+        );
         let limit = route
             .body_buffer_limit
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
@@ -294,6 +302,6 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(cookie) = &plan.set_cookie {
             stream.response.headers.append(Known::SET_COOKIE, cookie);
         }
-        rewrite::finalize_upstream_response(self.table.as_deref(), plan.member, stream);
+        rewrite::finalize_upstream_response(self.table_options.as_deref(), plan.member, stream);
     }
 }

@@ -93,7 +93,7 @@ async fn answer_only<D: Downstream>(
         reply.body = Bytes::new();
     }
     let chain = Arc::new(Chain::empty());
-    let mut exchange = Exchange::new(down, stream, clock, env, None, chain);
+    let mut exchange = Exchange::new(down, stream, clock, env, chain);
     exchange.close = true;
     if exchange.respond(reply, false).await.is_err() {
         exchange.down.reset();
@@ -111,7 +111,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(());
         }
         let bad_request = reply.status == 400;
-        let table = self.table.as_deref();
+        let table = self.table_options.as_deref();
         let body = local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
             if routed {
                 // Envoy's formatters do not see the status yet.

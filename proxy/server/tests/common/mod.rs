@@ -11,7 +11,7 @@ use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::Chain;
 use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::*;
-use sixfold_core::router::{RouteTableCell, TableOptions, VirtualHostOptions};
+use sixfold_core::router::{HostRoutes, RouteTableCell, TableOptions, VirtualHostOptions};
 use sixfold_server::drain::Drain;
 use sixfold_server::io::{Io, Socket};
 use sixfold_server::worker::{Options, Shared, Worker};
@@ -28,6 +28,8 @@ pub struct Setup {
     pub registry: Registry,
     pub stats: Arc<HttpStats>,
     pub routes: Vec<Arc<Route>>,
+    /// Where the table is, for tests that replace it.
+    pub table: Arc<RouteTableCell>,
     pub timeouts: ConnectionTimeouts,
     pub chain: Arc<Chain>,
     pub profile: Profile,
@@ -49,6 +51,7 @@ impl Setup {
             stats: Arc::new(HttpStats::new(&registry, "http.t.")),
             registry,
             routes: Vec::new(),
+            table: RouteTableCell::new("t", None),
             timeouts: ConnectionTimeouts::default(),
             chain: Arc::new(Chain::empty()),
             profile: Profile::Envoy,
@@ -81,15 +84,13 @@ impl Setup {
 
     /// What serves a connection.
     pub fn build(self) -> (Arc<HttpConnectionManager>, Arc<Worker>) {
-        let host = VirtualHost::new("all", VirtualHostOptions::default(), self.routes);
-        let hosts = vec![(vec!["*".to_owned()], Arc::new(host))];
-        let table = RouteTable::new("t", TableOptions::default(), hosts).unwrap();
+        self.table.swap(Some(Arc::new(table(self.routes))));
         let hcm = Arc::new(HttpConnectionManager {
             profile: self.profile,
             stat_prefix: "t".into(),
             stats: self.stats,
             codec: self.codec,
-            routes: RouteTableCell::new("t", Some(Arc::new(table))),
+            routes: self.table,
             chain: self.chain,
             http1: self.http1,
             http2: Http2Options::default(),
@@ -137,6 +138,12 @@ pub async fn serve(hcm: Arc<HttpConnectionManager>, worker: Arc<Worker>) -> (Soc
         }
     });
     (local, drain)
+}
+
+/// A table of these routes for all hosts.
+pub fn table(routes: Vec<Arc<Route>>) -> RouteTable {
+    let host = HostRoutes::new("all", VirtualHostOptions::default(), routes);
+    RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], host)]).unwrap()
 }
 
 /// A plain connection that was just accepted.
