@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,11 @@ impl Background {
 
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its standard input, once, if it was piped.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// Waits until something accepts connections on this port of 127.0.0.1.

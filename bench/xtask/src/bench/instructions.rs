@@ -91,10 +91,10 @@ fn count(case: &Case, binary: &Path, upstream: &Upstream, dir: &Path) -> Result<
 
     let uris = dir.join("uris.txt");
     fs::write(&uris, format!("http://127.0.0.1:{port}{}\n", case.path))?;
-    load::visit(&uris, 500)?; // connections, first-use compilation, caches
+    load::visit(&uris, 500, 8)?; // connections, first-use compilation, caches
     sleep(Duration::from_millis(500));
     control(proxy.id(), "--zero")?;
-    load::visit(&uris, REQUESTS)?;
+    load::visit(&uris, REQUESTS, 8)?;
     control(proxy.id(), "--dump")?;
     let dumped = newest_dump(dir, &format!("{}.{}", case.name, proxy.id()))?;
     Ok(total(&fs::read_to_string(dumped)?)? / REQUESTS as f64)

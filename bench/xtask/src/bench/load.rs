@@ -78,13 +78,13 @@ pub(super) fn latency(
         Protocol::H2c | Protocol::Grpc => 8,
     };
     grpc_call(&mut command, case, upstream);
-    at_rate(&mut command, &proxy.url(case), case.rate, clients, seconds, dir)
+    at_rate(&mut command, &[&proxy.url(case)], case.rate, clients, seconds, dir)
 }
 
-/// Runs an h2load command that lacks nothing but rate, time and URL.
+/// Runs an h2load command that lacks nothing but rate, time and URLs of one server.
 pub(super) fn at_rate(
     command: &mut Command,
-    url: &str,
+    urls: &[&str],
     rate: u32,
     clients: u32,
     seconds: u32,
@@ -93,7 +93,7 @@ pub(super) fn at_rate(
     let log = dir.join("h2load.log");
     let _ = fs::remove_file(&log);
     command.args([format!("-c{clients}"), format!("--rps={}", rate / clients), format!("-D{seconds}")]);
-    command.args(["-H", "x-tenant: 3000"]).arg(format!("--log-file={}", log.display())).arg(url);
+    command.args(["-H", "x-tenant: 3000"]).arg(format!("--log-file={}", log.display())).args(urls);
     parse_h2load(&output(command)?)?;
     let mut times = parse_log(&fs::read_to_string(&log)?)?;
     let (p50, p99) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
@@ -110,13 +110,14 @@ fn grpc_call(command: &mut Command, case: &Case, upstream: &Upstream) {
     }
 }
 
-/// A number of requests, cycling through the URIs of a file.
+/// A number of requests by some clients, each of which cycles through the URIs of a file.
 ///
 /// # Errors
 /// The generator fails, or a request does.
-pub(super) fn visit(uris: &Path, requests: usize) -> Result<()> {
+pub(super) fn visit(uris: &Path, requests: usize, clients: u32) -> Result<()> {
     let mut command = pinned(LOAD_CORE);
-    command.args(["h2load", "--h1", "-t1", "-c8", "-H", "x-tenant: 3000", "-n", &requests.to_string(), "-i"]);
+    command.args(["h2load", "--h1", "-t1", &format!("-c{clients}"), "-H", "x-tenant: 3000"]);
+    command.args(["-n", &requests.to_string(), "-i"]);
     parse_h2load(&output(command.arg(uris))?).map(drop)
 }
 

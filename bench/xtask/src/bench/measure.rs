@@ -22,6 +22,24 @@ pub(super) struct Effort {
     pub rounds: u32,
     /// How long a turn is
     pub seconds: u32,
+    /// How many times one route is changed by each who tells of changes
+    pub changes: u32,
+    /// How many seconds a storm of changes takes
+    pub storm: u32,
+    /// How many keys one limit has
+    pub keys: usize,
+}
+
+impl Effort {
+    /// As the figures are made.
+    pub(super) fn whole(rounds: u32, seconds: u32) -> Self {
+        Self { rounds, seconds, changes: 25, storm: 10, keys: 1_000_000 }
+    }
+
+    /// Enough to see that everything works.
+    pub(super) fn quick() -> Self {
+        Self { rounds: 2, seconds: 1, changes: 5, storm: 2, keys: 100_000 }
+    }
 }
 
 /// What one peer did in one case.
@@ -143,7 +161,7 @@ impl Bench<'_> {
         let count = if case.table == Table::Header { 1 } else { case.table.len() };
         let uri = |n: usize| format!("http://127.0.0.1:{}{}\n", proxy.port, Table::path_of(n));
         fs::write(&uris, (1..=count).map(uri).collect::<String>())?;
-        load::visit(&uris, 100_000)?;
+        load::visit(&uris, 100_000, 8)?;
         Ok((idle, procfs::resident_megabytes(proxy.id())?))
     }
 }

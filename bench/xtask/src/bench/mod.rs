@@ -3,13 +3,16 @@
 //! The proxy under load has one core to itself; the load generator and the upstream share the other. The figure to
 //! trust is CPU time a request, from /proc: requests a second fall when the machine is busy, CPU time hardly does.
 
+mod apisix;
 mod cases;
 mod change;
+mod client;
 mod envoy;
 mod goals;
 mod instructions;
 mod load;
 mod measure;
+mod memory;
 mod others;
 mod peers;
 mod plot;
@@ -25,7 +28,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use self::cases::{CASES, Case};
+use self::change::By;
 use self::measure::{Bench, Effort};
+use self::memory::Held;
 use self::peers::{Peer, Programs};
 use self::report::Report;
 use self::upstream::Upstream;
@@ -39,20 +44,20 @@ const K6_RATE: u32 = 2_000;
 pub struct Options {
     #[command(subcommand)]
     other: Option<Other>,
-    /// Only these cases; `memory`, `change` and `k6` are cases too
+    /// Only these cases; `memory`, `upstreams`, `keys`, `change`, `storm` and `k6` are cases too
     #[arg(long = "case")]
     cases: Vec<String>,
     /// Only these peers
     #[arg(long, value_enum, value_delimiter = ',')]
     peers: Vec<Peer>,
-    /// Two short turns instead of seven of three seconds: to see that everything works, not to measure
+    /// Two short turns instead of seven longer ones: to see that everything works, not to measure
     #[arg(long)]
     quick: bool,
     /// Turns that each peer has in each case
     #[arg(long, default_value_t = 7)]
     rounds: u32,
     /// Seconds that a turn takes
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     seconds: u32,
     /// This binary instead of a release build
     #[arg(long)]
@@ -83,11 +88,7 @@ pub fn run(options: &Options) -> Result<()> {
     fs::create_dir_all(&dir)?;
     let dir = dir.canonicalize()?;
     let upstream = Upstream::start(&dir, &programs.grpc_upstream)?;
-    let effort = if options.quick {
-        Effort { rounds: 2, seconds: 1 }
-    } else {
-        Effort { rounds: options.rounds, seconds: options.seconds }
-    };
+    let effort = if options.quick { Effort::quick() } else { Effort::whole(options.rounds, options.seconds) };
     let bench = Bench { programs: &programs, upstream: &upstream, effort, dir: &dir };
     let report = measure_all(&bench, options)?;
 
@@ -136,13 +137,39 @@ fn measure_all(bench: &Bench<'_>, options: &Options) -> Result<Report> {
             }
         }
     }
-    if wanted("change") && peers.contains(&Peer::Sixfold) {
-        let change = change::measure(bench)?;
-        println!("{}", change.one_line());
-        report.change = Some(change);
+    if peers.contains(&Peer::Sixfold) {
+        measure_gateway(bench, &mut report, wanted)?;
     }
     report.end()?;
     Ok(report)
+}
+
+/// What is measured of sixfold as an APISIX gateway, and of no peer.
+fn measure_gateway(bench: &Bench<'_>, report: &mut Report, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    for (name, held) in [
+        ("upstreams", Held::Upstreams { workers: 1 }),
+        ("upstreams", Held::Upstreams { workers: 4 }),
+        ("keys", Held::Keys(bench.effort.keys)),
+    ] {
+        if wanted(name) {
+            let row = memory::measure(bench, held)?;
+            println!("memory, {}: {:.1} -> {:.1} MB", held.title(), row.idle, row.after);
+            report.resident.push(row);
+        }
+    }
+    if wanted("change") {
+        for by in [By::File, By::Process] {
+            let change = change::measure(bench, by)?;
+            println!("{}", change.one_line());
+            report.changes.push(change);
+        }
+    }
+    if wanted("storm") {
+        let storm = change::storm(bench)?;
+        println!("{}", storm.one_line());
+        report.storm = Some(storm);
+    }
+    Ok(())
 }
 
 fn named(name: &str) -> Result<&'static Case> {

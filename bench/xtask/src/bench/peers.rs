@@ -52,6 +52,8 @@ pub(super) struct Programs {
     pub k6: PathBuf,
     pub tcp_forward: PathBuf,
     pub grpc_upstream: PathBuf,
+    /// An APISIX gateway whose resources are kept in memory
+    pub gateway_in_memory: PathBuf,
 }
 
 impl Programs {
@@ -61,8 +63,14 @@ impl Programs {
     /// They cannot be installed.
     pub(super) fn new(sixfold: PathBuf) -> Result<Self> {
         let bin = python_environment("peers", PYTHON_PACKAGES)?;
-        let (tcp_forward, grpc_upstream) = (bench_program("tcp-forward")?, bench_program("grpc-upstream")?);
-        Ok(Self { sixfold, envoy: bin.join("envoy"), k6: bin.join("k6"), tcp_forward, grpc_upstream })
+        Ok(Self {
+            sixfold,
+            envoy: bin.join("envoy"),
+            k6: bin.join("k6"),
+            tcp_forward: bench_program("tcp-forward")?,
+            grpc_upstream: bench_program("grpc-upstream")?,
+            gateway_in_memory: bench_program("gateway-in-memory")?,
+        })
     }
 
     /// The versions of all peers, for the report.

@@ -6,10 +6,11 @@ use std::fmt::Write;
 use anyhow::Result;
 
 use super::cases::Case;
-use super::change::Change;
+use super::change::{Change, Storm};
 use super::goals;
 use super::load::Latency;
 use super::measure::{CaseResult, Effort, Row};
+use super::memory::{self, Resident};
 use super::peers::Peer;
 use super::procfs;
 use super::stats::Estimate;
@@ -20,7 +21,9 @@ pub(super) struct Report {
     pub k6: Vec<(Peer, Latency)>,
     /// Case, peer, resident megabytes idle and after 100,000 requests over all routes
     pub memory: Vec<(&'static Case, Peer, f64, f64)>,
-    pub change: Option<Change>,
+    pub resident: Vec<Resident>,
+    pub changes: Vec<Change>,
+    pub storm: Option<Storm>,
     effort: Effort,
     versions: Vec<(Peer, String)>,
     machine: String,
@@ -33,8 +36,18 @@ impl Report {
     pub(super) fn begin(effort: Effort, versions: Vec<(Peer, String)>) -> Result<Self> {
         let load = procfs::load_average()?;
         let machine = procfs::machine()?;
-        let (cases, k6, memory) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { cases, k6, memory, change: None, effort, versions, machine, load_average: (load, load) })
+        Ok(Self {
+            cases: Vec::new(),
+            k6: Vec::new(),
+            memory: Vec::new(),
+            resident: Vec::new(),
+            changes: Vec::new(),
+            storm: None,
+            effort,
+            versions,
+            machine,
+            load_average: (load, load),
+        })
     }
 
     /// # Errors
@@ -51,22 +64,23 @@ impl Report {
         }
         text += &self.k6_section();
         text += &self.memory_section();
-        if let Some(change) = &self.change {
-            text += &change.section();
-        }
+        text += &memory::section(&self.resident);
+        text.extend(self.changes.iter().map(Change::section));
+        text.extend(self.storm.iter().map(Storm::section));
         text
     }
 
     fn preface(&self) -> String {
         let command: Vec<String> = env::args().skip(1).collect();
-        let Effort { rounds, seconds } = self.effort;
+        let Effort { rounds, seconds, .. } = self.effort;
         let mut text = format!(
             "# Load tests\n\n\
              Made by `cargo xtask {}`. Every figure is of this one run.\n\n\
              - Machine: {}.\n\
-             - sixfold and the TCP forwarder are built with the `release` profile (fat LTO, one codegen unit).\n\
+             - sixfold and the programs of our own beside it are built with the `release` profile (fat LTO, one codegen unit).\n\
              - One worker each, on a core of its own; the load generator and the upstream (nginx) share the other core.\n\
-             - Every proxy but the forwarder writes its access log to a file and counts its metrics (nginx: stub_status).\n\
+             - Every HTTP proxy writes its access log to a file and counts its metrics (nginx: stub_status). The TCP forwarder\n\
+               \x20 has no log and counts nothing: it is the floor.\n\
              - {rounds} turns of {seconds} s for each peer, in alternation. A figure is the median; the interval behind\n\
                \x20 it holds the true median with at least 95 % probability (order statistics; of 7 turns it is the whole\n\
                \x20 range).\n\
