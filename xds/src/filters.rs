@@ -266,6 +266,5 @@ pub(crate) fn router_options(router: &Router) -> Result<sixfold_core::hcm::Route
         suppress_envoy_headers: *suppress_envoy_headers,
         respect_expected_timeout: *respect_expected_rq_timeout,
         strict_check_headers: strict.collect::<Result<_>>()?,
-        upstream_logs: Vec::new(),
     })
 }

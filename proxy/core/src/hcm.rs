@@ -426,6 +426,4 @@ pub struct RouterOptions {
     pub respect_expected_timeout: bool,
     /// Headers that must parse, else 400 IH: names in lower case.
     pub strict_check_headers: Vec<crate::headers::HeaderName>,
-    /// Upstream access logs, a line an attempt.
-    pub upstream_logs: Vec<AccessLog>,
 }

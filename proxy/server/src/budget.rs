@@ -40,7 +40,6 @@ impl Budget {
 
 /// The budget for the memory that this process may use: a quarter of it, at least 64 MiB. The bound of its cgroup
 /// goes before what the machine has. Read once, at the start.
-#[allow(clippy::disallowed_methods, reason = "before any worker runs")]
 pub fn default_budget() -> usize {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];

@@ -288,10 +288,6 @@ pub struct Http2Options {
     /// Invalid messages reset their stream instead of closing the connection
     /// (`override_stream_error_on_invalid_http_message`).
     pub stream_error_on_invalid: bool,
-    /// Keep-alive PING interval; `None` sends none.
-    pub keepalive_interval: Option<Duration>,
-    /// How long a PING may stay unanswered.
-    pub keepalive_timeout: Duration,
 }
 
 impl Http2Options {
@@ -321,8 +317,6 @@ impl Default for Http2Options {
             max_control_frames: 10_000,
             allow_connect: false,
             stream_error_on_invalid: false,
-            keepalive_interval: None,
-            keepalive_timeout: Duration::from_secs(20),
         }
     }
 }

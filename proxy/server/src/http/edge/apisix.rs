@@ -134,8 +134,8 @@ fn charset(headers: &mut Headers) {
     ];
     let Some(value) = headers.get(Known::CONTENT_TYPE) else { return };
     let media = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    let has_charset = memchr::memmem::find(&value.to_ascii_lowercase(), b"charset=").is_some();
-    if !has_charset && TYPES.iter().any(|t| media.eq_ignore_ascii_case(t)) {
+    let has_charset = || value.windows(8).any(|part| part.eq_ignore_ascii_case(b"charset="));
+    if TYPES.iter().any(|t| media.eq_ignore_ascii_case(t)) && !has_charset() {
         let with = [value, b"; charset=utf-8"].concat();
         headers.set(Known::CONTENT_TYPE, &with);
     }
