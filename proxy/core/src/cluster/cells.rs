@@ -1,9 +1,10 @@
 //! The names of clusters, and what they stand for.
 
 use super::Cluster;
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 /// The place of a cluster's name in the process.
@@ -41,45 +42,115 @@ impl std::fmt::Debug for ClusterCell {
     }
 }
 
-/// All cluster names of the process.
-#[derive(Default)]
+/// Parts of the names: a new name copies one of them.
+const PARTS: usize = 256;
+
+type Part = HashMap<Arc<str>, Arc<ClusterCell>>;
+
+/// All cluster names of the process. Requests read them without a lock; whoever hands out or forgets cells holds
+/// one, so that no cell is forgotten that is being handed out.
 pub struct Clusters {
-    cells: Mutex<HashMap<Arc<str>, Arc<ClusterCell>>>,
+    parts: Box<[ArcSwap<Part>]>,
+    hasher: RandomState,
+    writing: Mutex<()>,
+}
+
+impl Default for Clusters {
+    fn default() -> Clusters {
+        let empty = Arc::new(Part::new());
+        let parts = (0..PARTS).map(|_| ArcSwap::new(empty.clone())).collect();
+        Clusters { parts, hasher: RandomState::new(), writing: Mutex::default() }
+    }
 }
 
 impl Clusters {
     /// The cell of a name, made when it is new.
     pub fn cell(&self, name: &str) -> Arc<ClusterCell> {
-        let mut cells = self.cells.lock();
-        if let Some(cell) = cells.get(name) {
+        let _writing = self.writing.lock();
+        let place = self.part(name);
+        let part = place.load();
+        if let Some(cell) = part.get(name) {
             return cell.clone();
         }
         let name: Arc<str> = name.into();
         let cell = Arc::new(ClusterCell { name: name.clone(), current: ArcSwapOption::empty() });
-        cells.insert(name, cell.clone());
+        let mut next = Part::clone(&part);
+        next.insert(name, cell.clone());
+        place.store(Arc::new(next));
         cell
     }
 
-    /// The cluster of a name, if there is one: for names that only a request knows (`cluster_header`).
+    /// The cluster of a name, if there is one: for names that only a request knows (`cluster_header`). Takes no
+    /// lock.
     pub fn find(&self, name: &str) -> Option<Arc<Cluster>> {
-        self.cells.lock().get(name)?.load()
+        self.part(name).load().get(name)?.load()
     }
 
     /// Every cluster there is, by name.
     pub fn all(&self) -> Vec<Arc<Cluster>> {
-        let mut all: Vec<_> = self.cells.lock().values().filter_map(|c| c.load()).collect();
+        let mut all = Vec::new();
+        for part in &self.parts {
+            all.extend(part.load().values().filter_map(|cell| cell.load()));
+        }
         all.sort_by(|a, b| a.config.name.cmp(&b.config.name));
         all
     }
 
     /// Forgets names that stand for nothing and that no route holds.
     pub fn sweep(&self) {
-        self.cells.lock().retain(|_, cell| Arc::strong_count(cell) > 1 || cell.current.load().is_some());
+        let _writing = self.writing.lock();
+        let is_used = |cell: &Arc<ClusterCell>| Arc::strong_count(cell) > 1 || cell.current.load().is_some();
+        for place in &self.parts {
+            let part = place.load();
+            if !part.values().all(is_used) {
+                let used = part.iter().filter(|(_, cell)| is_used(cell));
+                place.store(Arc::new(used.map(|(name, cell)| (name.clone(), cell.clone())).collect()));
+            }
+        }
+    }
+
+    /// The part that a name belongs to.
+    fn part(&self, name: &str) -> &ArcSwap<Part> {
+        &self.parts[self.hasher.hash_one(name) as usize % PARTS]
+    }
+
+    fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.load().len()).sum()
     }
 }
 
 impl std::fmt::Debug for Clusters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} cluster names", self.cells.lock().len())
+        write!(f, "{} cluster names", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Once all workers took one lock for every request with a `cluster_header`.
+    #[test]
+    fn a_request_finds_its_cluster_while_names_are_written() {
+        let clusters = Arc::new(Clusters::default());
+        let _writing = clusters.writing.lock();
+        let (found, answer) = std::sync::mpsc::channel();
+        let reader = clusters.clone();
+        // Not joined: it would never end if it needed the lock.
+        std::thread::spawn(move || found.send(reader.find("a").is_none()));
+        assert_eq!(answer.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+    }
+
+    #[test]
+    fn names_are_forgotten_that_nobody_holds() {
+        let clusters = Clusters::default();
+        let held = clusters.cell("held");
+        for n in 0..2000 {
+            clusters.cell(&n.to_string());
+        }
+        assert_eq!(clusters.len(), 2001);
+        clusters.sweep();
+        assert_eq!(clusters.len(), 1);
+        assert!(Arc::ptr_eq(&held, &clusters.cell("held")));
     }
 }
