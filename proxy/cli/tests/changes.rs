@@ -141,6 +141,46 @@ fn a_thousand_changes_a_minute_fail_no_request() {
     change_under_load(1000);
 }
 
+/// Each member was held against what the others were: a file that changes all of them at once was refused for ever,
+/// and taken at the next start.
+#[test]
+fn a_limit_of_a_whole_group_changes_in_one_file() {
+    let (directory, port, status, up) = (Directory::new(), free_port(), free_port(), upstream());
+    let config = directory.write(
+        "config.yaml",
+        &format!(
+            "deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}\n\
+             apisix:\n  node_listen: [{{ip: 127.0.0.1, port: {port}}}]\n  ssl: {{enable: false}}\n  \
+             status: {{ip: 127.0.0.1, port: {status}}}\n\
+             nginx_config: {{worker_processes: 1, http: {{enable_access_log: false}}}}\n"
+        ),
+    );
+    let member = |id: &str, count: u32| {
+        let limit = format!("limit-count: {{group: g, count: {count}, time_window: 3600}}");
+        let node = format!("upstream: {{nodes: {{'127.0.0.1:{up}': 1}}}}");
+        format!("  - {{id: {id}, uri: /{id}, plugins: {{{limit}}}, {node}}}\n")
+    };
+    let file = |a: u32, b: u32, last: &str| {
+        format!("routes:\n{}{}{}#END\n", member("a", a), member("b", b), member(last, b))
+    };
+    let limit = |path: &str| {
+        let head = get(port, path)?.head;
+        head.lines().find_map(|line| line.strip_prefix("x-ratelimit-limit: ")?.parse::<u32>().ok())
+    };
+    replace(&directory, "apisix.yaml", &file(1000, 1000, "c"));
+    let mut process = Process::start(&["run", "-c", &config, "--log-level", "warn"]);
+    process.until("the first limit", || limit("/a").filter(|limit| *limit == 1000));
+    replace(&directory, "apisix.yaml", &file(2000, 2000, "c"));
+    process.until("the limit of all", || limit("/b").filter(|limit| *limit == 2000));
+    assert_eq!(limit("/a"), Some(2000));
+    // One that leaves the others alone is refused; the rest of its file is taken.
+    replace(&directory, "apisix.yaml", &file(3000, 2000, "d"));
+    process.until("the rest of the file", || limit("/d").filter(|limit| *limit == 2000));
+    assert_eq!((limit("/a"), limit("/b")), (Some(2000), Some(2000)));
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
 /// A bootstrap read again on SIGHUP: one listener that stays as it is, one whose routes change every time, and others
 /// that come and go, as do clusters.
 fn reload_under_load(changes: u32) {
