@@ -152,6 +152,9 @@ fn a_host_with_verified_clients_is_not_reached_by_another_name() {
     assert_eq!(by("v.com", "o.com", false), 400);
     assert_eq!(by("v.com", "a.v.com", true), 400, "the name must be the host");
     assert_eq!(by("a.v.com", "o.com", false), 400);
+    // `*.v.com` of an SSL is a suffix: it guards names of any depth, and what begins with the dot.
+    assert_eq!(by("x.y.v.com", "o.com", false), 400);
+    assert_eq!(by(".v.com", "o.com", false), 400);
     assert_eq!(by("o.com", "v.com", true), 0);
     assert_eq!(by("open.v.com", "o.com", false), 0, "the more specific certificate counts");
     assert_eq!(status(&chain, testing::stream("v.com", "/", None)), 0, "plain text shows no certificate");
