@@ -141,7 +141,8 @@ pub struct Tried {
     pub member: Arc<Member>,
     /// When the attempt began; the times below are measured from here, as nginx measures them.
     pub began: Instant,
-    /// Status it answered with; 0 for none (nginx prints `502` or `504` then).
+    /// Status it answered with, or that stands for its failure (in APISIX's mode nginx's 502 and 504); 0 for an
+    /// attempt under way and for one that was given up.
     pub status: u16,
     /// Milliseconds to connect; `None` on a connection that was there.
     pub connect_ms: Option<u32>,

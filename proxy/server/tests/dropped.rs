@@ -5,8 +5,7 @@
 mod common;
 
 use common::*;
-use parking_lot::Mutex;
-use sixfold_core::access_log::{AccessLog, LogSink};
+use sixfold_core::access_log::AccessLog;
 use sixfold_core::balance::Policy;
 use sixfold_core::cluster::{Cluster, Clusters, Resource};
 use sixfold_core::format::Format;
@@ -54,15 +53,6 @@ impl Future for Cut {
         }
         self.work = None;
         Poll::Ready(false)
-    }
-}
-
-#[derive(Default)]
-struct Lines(Mutex<Vec<String>>);
-
-impl LogSink for Lines {
-    fn write(&self, line: &[u8]) {
-        self.0.lock().push(String::from_utf8_lossy(line).into_owned());
     }
 }
 

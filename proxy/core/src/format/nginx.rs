@@ -120,7 +120,8 @@ const VARIABLES: &[(&str, Read)] = &[
         "upstream_status",
         Read::Make(|s, out| {
             attempts(s, out, |tried, out| match tried.status {
-                0 => out.extend_from_slice(b"502"),
+                // Given up before there was one: the client left.
+                0 => out.push(b'-'),
                 code => number(out, code.into()),
             })
         }),

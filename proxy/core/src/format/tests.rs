@@ -52,7 +52,7 @@ pub(crate) fn stream() -> Stream {
     let began = Instant::now();
     let tried =
         |status, ms| Tried { status, header_ms: ms, response_ms: ms, ..Tried::new(member.clone(), began) };
-    s.upstream.tried = vec![tried(0, None), tried(200, Some(6))];
+    s.upstream.tried = vec![tried(502, None), tried(200, Some(6))];
     s.upstream.member = Some(member);
     s.upstream.attempts = 2;
     s.upstream.version = Some(Version::Http2);

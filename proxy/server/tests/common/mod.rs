@@ -1,7 +1,8 @@
 //! A proxy in this process: one listener, one route table, upstreams played by the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
-use sixfold_core::access_log::AccessLog;
+use parking_lot::Mutex;
+use sixfold_core::access_log::{AccessLog, LogSink};
 use sixfold_core::cluster::*;
 use sixfold_core::connection::Connection;
 use sixfold_core::detached::Nowhere;
@@ -21,6 +22,27 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+/// An access log in memory.
+#[derive(Debug, Default)]
+pub struct Lines(pub Mutex<Vec<String>>);
+
+impl LogSink for Lines {
+    fn write(&self, line: &[u8]) {
+        self.0.lock().push(String::from_utf8_lossy(line).into_owned());
+    }
+}
+
+/// Waits until something holds.
+pub async fn eventually(mut holds: impl FnMut() -> bool) {
+    for _ in 0..5000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("not in 10 s");
+}
 
 /// What a test changes about the proxy.
 pub struct Setup {
