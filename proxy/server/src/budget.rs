@@ -1,4 +1,5 @@
-//! Bodies in memory, and the bound on all of them together: what plugins want whole, and what a retry may need again.
+//! Bodies in memory, and the bound on all of them together: what plugins want whole or hold back, and what a retry may
+//! need again.
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -65,6 +66,24 @@ pub(crate) struct Held {
     bytes: usize,
 }
 
+impl Held {
+    /// Nothing yet.
+    pub(crate) fn nothing(budget: &Arc<Budget>) -> Held {
+        Held { budget: budget.clone(), bytes: 0 }
+    }
+
+    /// Makes it so many bytes; `false`, and it stays as it was, when there is no room for the difference.
+    #[must_use]
+    pub(crate) fn resize(&mut self, bytes: usize) -> bool {
+        if bytes > self.bytes && !self.budget.take(bytes - self.bytes) {
+            return false;
+        }
+        self.budget.held.fetch_sub(self.bytes.saturating_sub(bytes), Relaxed);
+        self.bytes = bytes;
+        true
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.bytes, Relaxed);
@@ -81,7 +100,7 @@ pub(crate) struct Buffered {
 impl Buffered {
     /// Nothing yet; takes no memory.
     pub(crate) fn new(budget: &Arc<Budget>) -> Buffered {
-        Buffered { bytes: Vec::new(), held: Held { budget: budget.clone(), bytes: 0 } }
+        Buffered { bytes: Vec::new(), held: Held::nothing(budget) }
     }
 
     /// Adds a piece; `false`, and nothing is added, when the process holds too much already.
@@ -90,10 +109,9 @@ impl Buffered {
         let needed = self.bytes.len() + piece.len();
         if needed > self.held.bytes {
             let grown = needed.max(self.held.bytes * 2).max(FIRST);
-            if !self.held.budget.take(grown - self.held.bytes) {
+            if !self.held.resize(grown) {
                 return false;
             }
-            self.held.bytes = grown;
             self.bytes.reserve_exact(grown - self.bytes.len());
         }
         self.bytes.extend_from_slice(piece);
@@ -108,7 +126,7 @@ impl Buffered {
     /// Gives the memory back.
     pub(crate) fn clear(&mut self) {
         self.bytes = Vec::new();
-        self.held.budget.held.fetch_sub(std::mem::take(&mut self.held.bytes), Relaxed);
+        let _ = self.held.resize(0);
     }
 
     /// The whole body, and its place in the budget: keep that for as long as the body.

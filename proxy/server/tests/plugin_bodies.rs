@@ -5,14 +5,15 @@ mod common;
 
 use bytes::Bytes;
 use common::*;
+use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::UpstreamProtocol;
+use sixfold_core::format::Format;
 use sixfold_core::headers::Known;
 use sixfold_core::plugin::{BodyPiece, BodyStep, ChainBuilder, LocalReply, Plugin, Slot, Step, TrailersStep};
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -403,12 +404,56 @@ async fn a_body_that_is_kept_for_a_retry_is_freed_when_the_response_begins() {
     assert!(asked.await.unwrap().ends_with("abcde"));
 }
 
-async fn eventually(mut holds: impl FnMut() -> bool) {
-    for _ in 0..5000 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+/// Holds what comes until the end.
+fn whole(_: &(), _: &mut Stream, _: Slot, _: &BodyPiece<'_>) -> BodyStep {
+    BodyStep::hold(1 << 20)
+}
+
+/// What plugins held of bodies that passed them was in no budget.
+#[tokio::test]
+async fn bodies_that_plugins_hold_share_the_budget() {
+    let up = upstream(|_, request| {
+        let length = if request.contains("/long") { 250_000 } else { 5 };
+        ok(&"z".repeat(length))
+    })
+    .await;
+    for of_request in [true, false] {
+        let plugin = match of_request {
+            true => Plugin::of(()).request_body(whole).build(),
+            false => Plugin::of(()).response_body(whole).build(),
+        };
+        let mut builder = ChainBuilder::new();
+        builder.add("whole", plugin);
+        let (mut setup, lines) = (Setup::new(), Arc::<Lines>::default());
+        setup.chain = Arc::new(builder.build());
+        setup.cluster("a", &[up.address], |_| {});
+        setup.route("/", "a", |_| {});
+        setup.options.body_budget = 100_000;
+        let format =
+            Arc::new(Format::envoy("%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%").unwrap());
+        setup.access_logs = vec![AccessLog { filter: None, format, sink: lines.clone() }];
+        let (hcm, worker) = setup.build();
+        let bodies = worker.shared.bodies.clone();
+        let (proxy, _) = common::serve(hcm.clone(), worker).await;
+        let (request, status) = match of_request {
+            true => (posts(&"y".repeat(250_000))[0].clone(), 503),
+            false => (get("/long"), 200),
+        };
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        let _ = client.write_all(request.as_bytes()).await;
+        let mut all = Vec::new();
+        let _ = client.read_to_end(&mut all).await;
+        let text = String::from_utf8_lossy(&all);
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")) && !text.contains("zz"), "{text}");
+        eventually(|| !lines.0.lock().is_empty()).await;
+        assert!(
+            lines.0.lock()[0].starts_with(&format!("{status} OM buffered_bodies_over_budget")),
+            "{lines:?}"
+        );
+        assert_eq!(hcm.stats.downstream_rq_overload_close().get(), 1);
+        eventually(|| bodies.held() == 0).await;
+        let small = if of_request { posts("small")[0].clone() } else { get("/") };
+        assert!(ask(proxy, &small).await.ends_with("zzzzz"));
+        eventually(|| bodies.held() == 0).await;
     }
-    panic!("not in 10 s");
 }

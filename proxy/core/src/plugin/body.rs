@@ -167,6 +167,15 @@ impl BodyFilters {
         self.waiting.is_some()
     }
 
+    /// Bytes of memory that are kept between pieces: what handlers hold, and the piece one of them waits with.
+    pub fn held(&self) -> usize {
+        let held = self.kept.iter().map(|(_, kept)| match kept {
+            Kept::Held(bytes) => bytes.capacity(),
+            Kept::Outgrown => 0,
+        });
+        held.sum::<usize>() + self.waiting.as_ref().map_or(0, |waiting| waiting.piece.len())
+    }
+
     /// Runs the filters on a piece.
     pub fn push(&mut self, chain: &Chain, stream: &mut Stream, data: &[u8], last: bool) -> Filtered {
         self.run(chain, stream, 0, Piece::Given(data), last)

@@ -61,11 +61,11 @@ impl<D: Downstream> Exchange<'_, D> {
                 if self.stream.upstream.cluster.is_none() {
                     self.name_cluster();
                 }
-                self.answer_and_close(local_reply::too_large(self.env.hcm.profile)).await;
+                self.refuse(local_reply::too_large(self.env.hcm.profile)).await;
             }
             Interrupt::OverBudget => {
                 self.env.hcm.stats.downstream_rq_overload_close().inc();
-                self.answer_and_close(local_reply::over_budget(self.env.hcm.profile)).await;
+                self.refuse(local_reply::over_budget(self.env.hcm.profile)).await;
             }
             Interrupt::Refused(reply) if !self.head_sent => {
                 self.close |= !self.down.request_ended();
@@ -73,11 +73,7 @@ impl<D: Downstream> Exchange<'_, D> {
                     self.down.reset();
                 }
             }
-            Interrupt::Refused(reply) => {
-                self.stream.details = reply.details;
-                self.env.hcm.stats.downstream_rq_tx_reset().inc();
-                self.down.reset();
-            }
+            Interrupt::Refused(reply) => self.cut(*reply),
             Interrupt::Upstream(error) => {
                 self.stream.flags.insert(error.flag());
                 self.stream.details =
@@ -90,6 +86,24 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.down.reset();
             }
         }
+    }
+
+    /// Answers in place of the exchange; cuts it when a response has begun.
+    async fn refuse(&mut self, reply: LocalReply) {
+        match self.head_sent {
+            true => self.cut(reply),
+            false => self.answer_and_close(reply).await,
+        }
+    }
+
+    /// Ends a response that has begun, for the reason that the answer in its place would give.
+    fn cut(&mut self, reply: LocalReply) {
+        if let Some(flag) = reply.flag {
+            self.stream.flags.insert(flag);
+        }
+        self.stream.details = reply.details;
+        self.env.hcm.stats.downstream_rq_tx_reset().inc();
+        self.down.reset();
     }
 
     /// Answers a request that was not read to its end, if there is still room for an answer.

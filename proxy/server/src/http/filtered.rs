@@ -4,6 +4,7 @@ use super::body::{BodyEvent, Piece};
 use super::downstream::Downstream;
 use super::exchange::Interrupt;
 use super::outgoing::poll_request_body;
+use crate::budget::{Budget, Held};
 use crate::deadline::Timed;
 use bytes::Bytes;
 use sixfold_core::plugin::{BodyFilters, Chain, Direction, Filtered, LocalReply};
@@ -22,6 +23,18 @@ pub(super) struct FilteredBody {
 struct Plugins {
     chain: Arc<Chain>,
     filters: BodyFilters,
+    /// The place of what they keep among the bodies that the process holds.
+    held: Held,
+}
+
+impl Plugins {
+    /// Accounts for what the filters keep now.
+    fn account(&mut self) -> Result<(), Interrupt> {
+        match self.held.resize(self.filters.held()) {
+            true => Ok(()),
+            false => Err(Interrupt::OverBudget),
+        }
+    }
 }
 
 /// How far the body is.
@@ -38,11 +51,12 @@ enum Stage {
 }
 
 impl FilteredBody {
-    /// Before the first piece.
-    pub(super) fn new(direction: Direction, chain: &Arc<Chain>) -> FilteredBody {
-        let plugins = chain
-            .filters(direction)
-            .then(|| Box::new(Plugins { chain: chain.clone(), filters: BodyFilters::new(direction) }));
+    /// Before the first piece; what plugins keep comes out of `bodies`.
+    pub(super) fn new(direction: Direction, chain: &Arc<Chain>, bodies: &Arc<Budget>) -> FilteredBody {
+        let plugins = chain.filters(direction).then(|| {
+            let (filters, held) = (BodyFilters::new(direction), Held::nothing(bodies));
+            Box::new(Plugins { chain: chain.clone(), filters, held })
+        });
         FilteredBody { plugins, ..FilteredBody::unfiltered(direction) }
     }
 
@@ -76,7 +90,11 @@ impl FilteredBody {
     ) -> Result<Option<Piece<'p>>, Interrupt> {
         self.stage = if last { Stage::End } else { Stage::Body };
         let filtered = match self.plugins.as_deref_mut() {
-            Some(Plugins { chain, filters }) => filters.push(chain, stream, piece.as_slice(), last),
+            Some(plugins) => {
+                let filtered = plugins.filters.push(&plugins.chain, stream, piece.as_slice(), last);
+                plugins.account()?;
+                filtered
+            }
             None => Filtered::Same,
         };
         match filtered {
@@ -94,17 +112,19 @@ impl FilteredBody {
         stream: &mut Stream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<BodyEvent<'static>>, Interrupt>> {
-        while let Some(Plugins { chain, filters }) = self.plugins.as_deref_mut() {
-            if !filters.is_waiting() {
+        while let Some(plugins) = self.plugins.as_deref_mut() {
+            if !plugins.filters.is_waiting() {
                 break;
             }
-            let filtered = ready!(filters.poll(chain, stream, cx));
+            let filtered = plugins.filters.poll(&plugins.chain, stream, cx);
+            plugins.account()?;
+            let filtered = ready!(filtered);
             if let Some(data) = self.settle(filtered)? {
                 return Poll::Ready(Ok(Some(BodyEvent::Data(Piece::Shared(data)))));
             }
         }
         if self.stage == Stage::Trailers {
-            if let Some(Plugins { chain, filters }) = self.plugins.as_deref_mut() {
+            if let Some(Plugins { chain, filters, .. }) = self.plugins.as_deref_mut() {
                 ready!(filters.poll_trailers(chain, stream, cx));
             }
             self.stage = Stage::Over;

@@ -133,7 +133,8 @@ impl<D: Downstream> Exchange<'_, D> {
         if !self.chain.filters(Direction::Request) || self.down.upgrade().is_some() {
             return Ok(());
         }
-        self.request_body = FilteredBody::new(Direction::Request, &self.chain);
+        self.request_body =
+            FilteredBody::new(Direction::Request, &self.chain, &self.env.worker.shared.bodies);
         let Some(body) = self.stream.request_body.take() else { return Ok(()) };
         let mut out = BytesMut::new();
         if let Some(piece) = self.request_body.push(self.stream, Piece::Shared(body), true)? {

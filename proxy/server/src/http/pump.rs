@@ -45,7 +45,7 @@ impl<D: Downstream> Exchange<'_, D> {
         // What goes through a tunnel is no body, and no plugin looks at it.
         let response = match tunnel {
             true => FilteredBody::unfiltered(Direction::Response),
-            false => FilteredBody::new(Direction::Response, &self.chain),
+            false => FilteredBody::new(Direction::Response, &self.chain, &self.env.worker.shared.bodies),
         };
         if end && response.is_filtered() {
             self.write_head(false)?;
