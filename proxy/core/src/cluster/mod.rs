@@ -37,8 +37,9 @@ use std::time::Duration;
 pub struct Cluster {
     /// As configured.
     pub config: ClusterConfig,
-    /// Endpoints as configured; names among them are for discovery to resolve.
-    pub endpoints: Vec<HostConfig>,
+    /// Endpoints as configured, for DNS to resolve the names among them; empty where there is nothing to
+    /// resolve, since the members then say all of it.
+    pub endpoints: Box<[HostConfig]>,
     /// Endpoints by priority, replaced as a whole when one comes, goes or changes its health.
     pub hosts: ArcSwap<HostSet>,
     /// Chooses endpoints.
@@ -354,12 +355,13 @@ impl Cluster {
             }
         };
         let balancer = crate::balance::build(&config.balance, &set, &stats)?;
+        let resolves = matches!(config.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         Ok(Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),
             high_breaker: Breaker::new(config.high_breaker),
             hosts: ArcSwap::from_pointee(set),
             standing: Mutex::new(Standing::Apart),
-            endpoints,
+            endpoints: if resolves { endpoints.into() } else { Box::default() },
             balancer,
             stats,
             config,
