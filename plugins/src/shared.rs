@@ -1,5 +1,6 @@
 //! Parts below several plugins.
 
+pub(crate) mod counters;
 pub(crate) mod header_changes;
 pub(crate) mod header_names;
 pub(crate) mod pattern;

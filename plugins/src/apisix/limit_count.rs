@@ -5,7 +5,8 @@ mod counter;
 mod tests;
 
 use crate::apisix::{self, error_reply};
-use counter::{Counters, Taken, Window};
+use crate::shared::counters::{Counters, Key as CounterKey};
+use counter::{Taken, Window};
 use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError};
@@ -73,9 +74,11 @@ struct LimitCount {
     allow_degradation: bool,
     show_headers: bool,
     window: Window,
-    /// `/apisix/routes/1:<crc>` or the group's name: what counters are told apart by.
+    /// `/apisix/routes/1:<crc>` or the group's name: what `$rate_limiting_info` shows.
     scope: String,
-    /// Of the plugin's configuration, or of a group.
+    /// What counters are told apart by: the resource and its configuration, or the group. A resource that keeps
+    /// its configuration keeps its counters.
+    owner: CounterKey,
     counters: Arc<Counters>,
 }
 
@@ -125,13 +128,14 @@ impl LimitCount {
         }
         let several = config.rules.is_some();
         let text = config.told_apart_by();
-        let crc = crc32fast::hash(text.as_bytes());
-        // What keeps its configuration keeps its counters.
-        let (scope, key) = match &config.group {
-            Some(group) => (group.clone(), format!("limit-count group {group} {text}")),
-            None => {
-                (format!("{}:{crc}", context.resource), format!("limit-count {} {text}", context.resource))
-            }
+        let counters = Counters::of(&context.shared);
+        let scope = match &config.group {
+            Some(group) => group.clone(),
+            None => format!("{}:{}", context.resource, crc32fast::hash(text.as_bytes())),
+        };
+        let owner = match &config.group {
+            Some(group) => counters.key(("limit-count group", group.as_str(), text.as_str())),
+            None => counters.key(("limit-count", &*context.resource, text.as_str())),
         };
         let limit = LimitCount {
             rules: rules(&config)?,
@@ -142,7 +146,8 @@ impl LimitCount {
             show_headers: config.show_limit_quota_header,
             window: config.window_type,
             scope,
-            counters: context.shared.get_or_insert(&key, Counters::default),
+            owner,
+            counters,
         };
         let shows = limit.show_headers;
         let plugin = Plugin::of(limit).access(LimitCount::access);
@@ -156,9 +161,9 @@ impl LimitCount {
             let Some(value) = rule.key.value(stream, self.several) else { continue };
             let limit = rule.count.resolve(stream).ok_or("invalid count")?;
             let window = rule.time_window.resolve(stream).ok_or("invalid time_window")?;
-            let key = counter_key(index, window, &value);
+            let key = self.counters.key((self.owner, index, window, self.window, value.as_slice()));
             let window = Duration::from_secs(window);
-            let taken = self.counters.take(self.window, &key, limit, window, now);
+            let taken = self.window.take(&self.counters, key, limit, window, now);
             self.inform(stream, &value, limit, &taken);
             let allowed = taken.allowed;
             quotas.push(Quota { rule: index, limit, taken });
@@ -228,14 +233,6 @@ fn number(text: &mut Vec<u8>, value: f64) -> &[u8] {
     // Writing to a Vec can't fail.
     let _ = write!(text, "{value}");
     text
-}
-
-fn counter_key(rule: usize, window: u64, value: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(value.len() + 12);
-    key.extend_from_slice(&(rule as u32).to_le_bytes());
-    key.extend_from_slice(&window.to_le_bytes());
-    key.extend_from_slice(value);
-    key
 }
 
 impl Config {

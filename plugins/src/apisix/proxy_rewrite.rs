@@ -120,8 +120,9 @@ impl ProxyRewrite {
             target.push(b'?');
             target.extend_from_slice(&escape_control(query));
         }
-        let raw_whole = self.raw && matches!(self.uri, Uri::Keep);
-        let args = stream.request.target.query().filter(|q| !q.is_empty() && !raw_whole);
+        // A target as the client sent it brings its query along, unless a template has replaced it.
+        let brings_query = self.raw && !matches!(self.uri, Uri::Template(..));
+        let args = stream.request.target.query().filter(|q| !q.is_empty() && !brings_query);
         if let Some(args) = args {
             target.push(if target.contains(&b'?') { b'&' } else { b'?' });
             target.extend_from_slice(args);
@@ -261,6 +262,17 @@ mod tests {
         s.original_target = b"/a/b/../c?x=1".to_vec();
         now(raw.rewrite(&mut s));
         assert_eq!(s.request.target.full(), b"/a/b/../c?x=1");
+    }
+
+    /// The query was there twice: the expression had kept it in what it rewrote.
+    #[test]
+    fn raw_targets_keep_one_query_when_an_expression_rewrites_them() {
+        let raw = |pattern: &str, with: &str| json!({"use_real_request_uri_unsafe": true, "regex_uri": [pattern, with]});
+        assert_eq!(target(raw("^/a/(.*)", "/b/$1"), "/a/c%2Fd?x=1"), "/b/c%2Fd?x=1");
+        assert_eq!(target(raw("^/none", "/b"), "/a?x=1"), "/a?x=1");
+        assert_eq!(target(raw("^/a/([^?]*).*", "/b/$1"), "/a/c?x=1"), "/b/c");
+        let template = json!({"use_real_request_uri_unsafe": true, "uri": "/t"});
+        assert_eq!(target(template, "/a?x=1"), "/t?x=1");
     }
 
     #[test]

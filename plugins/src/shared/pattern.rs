@@ -1,9 +1,10 @@
 //! Patterns in PCRE's syntax, as plugins search and replace with them (`ngx.re`).
 
+use sixfold_core::regex::{Backtracking, Patience};
 use std::ops::Range;
 
-/// Steps a backtracking pattern may take on one text.
-const BACKTRACK_LIMIT: usize = 100_000;
+/// Matches of a backtracking pattern that are replaced in one text: each is a search with a budget of its own.
+const MAX_SEARCHES: usize = 1024;
 
 /// Bytes a compiled pattern may take.
 const SIZE_LIMIT: usize = 2 << 20;
@@ -13,7 +14,7 @@ const SIZE_LIMIT: usize = 2 << 20;
 pub(crate) enum Pattern {
     Linear(regex::bytes::Regex),
     /// Look-around and back references. Works on text alone.
-    Backtracking(Box<fancy_regex::Regex>),
+    Backtracking(Box<Backtracking>),
 }
 
 /// Where a match and its groups lie; group 0 is the whole match.
@@ -30,11 +31,8 @@ impl Pattern {
         let linear = regex::bytes::RegexBuilder::new(&source).unicode(false).size_limit(SIZE_LIMIT).build();
         match linear {
             Ok(regex) => Ok(Pattern::Linear(regex)),
-            Err(error) => fancy_regex::RegexBuilder::new(&source)
-                .backtrack_limit(BACKTRACK_LIMIT)
-                .delegate_size_limit(SIZE_LIMIT)
-                .build()
-                .map(|regex| Pattern::Backtracking(Box::new(regex)))
+            Err(error) => Backtracking::new(&source)
+                .map(|pattern| Pattern::Backtracking(Box::new(pattern)))
                 .map_err(|_| error.to_string().lines().last().unwrap_or_default().trim().to_owned()),
         }
     }
@@ -42,17 +40,16 @@ impl Pattern {
     /// The first match at or after `from`.
     ///
     /// # Errors
-    /// A backtracking pattern that takes too many steps.
+    /// A backtracking pattern that takes too many steps, or a text that is too long for one.
     pub(crate) fn find(&self, text: &[u8], from: usize) -> Result<Option<Groups>, String> {
         match self {
             Pattern::Linear(regex) => {
                 let found = (from <= text.len()).then(|| regex.captures_at(text, from)).flatten();
                 Ok(found.map(|c| c.iter().map(|g| g.map(|m| m.range())).collect()))
             }
-            Pattern::Backtracking(regex) => {
+            Pattern::Backtracking(pattern) => {
                 let Ok(text) = std::str::from_utf8(text) else { return Ok(None) };
-                let found = regex.captures_from_pos(text, from).map_err(|e| e.to_string())?;
-                Ok(found.map(|c| c.iter().map(|g| g.map(|m| m.range())).collect()))
+                pattern.captures_at(text, from, Patience::Worker).map_err(|e| e.to_string())
             }
         }
     }
@@ -68,7 +65,12 @@ impl Pattern {
         all: bool,
     ) -> Result<Option<Vec<u8>>, String> {
         let (mut out, mut at, mut from) = (Vec::new(), 0, 0);
+        let mut searches = 0;
         while let Some(groups) = self.find(text, from)? {
+            searches += 1;
+            if searches > MAX_SEARCHES && matches!(self, Pattern::Backtracking(_)) {
+                return Err("the pattern matches too often".to_owned());
+            }
             let Some(whole) = groups.first().cloned().flatten() else { break };
             out.extend_from_slice(text.get(at..whole.start).unwrap_or_default());
             with.expand(text, &groups, &mut out);
@@ -170,5 +172,13 @@ mod tests {
         assert_eq!(replace("", "", "-", true, "ab").as_deref(), Some("-a-b-"));
         assert_eq!(replace("(a)|b", "", "[$1]", true, "ab").as_deref(), Some("[a][]"));
         assert!(Pattern::new("(", "").is_err());
+    }
+
+    /// A filter with a look-ahead held its worker for more than a minute over a body of 5 MB.
+    #[test]
+    fn a_backtracking_pattern_does_not_begin_on_a_long_text() {
+        let pattern = Pattern::new("(?=.)(a|aa|aaa)+b$", "").unwrap();
+        assert!(pattern.replace(&vec![b'a'; 5 << 20], &Replacement::new(""), true).is_err());
+        assert_eq!(replace("(?=.)(a|aa|aaa)+b$", "", "x", true, "aab").as_deref(), Some("x"));
     }
 }

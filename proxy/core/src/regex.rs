@@ -3,7 +3,11 @@
 //! Five thousand compiled regexes cost 40 to 90 MB; most tables use a few of theirs. So loading checks the
 //! syntax and the limits, and the automaton is built by the first request that gets as far as needing it.
 
+mod backtracking;
 mod reduce;
+pub(crate) mod work;
+
+pub use backtracking::{Backtracking, Exceeded, Patience};
 
 use reduce::Shape;
 use std::sync::OnceLock;
@@ -85,6 +89,7 @@ impl Regex {
 
     /// Whether the text matches: the whole of it for [`Regex::full`].
     pub fn is_match(&self, text: &[u8]) -> bool {
+        work::charge_literal(text);
         if let Some(steps) = &self.shape.steps {
             return reduce::is_match(steps, text);
         }
@@ -92,6 +97,7 @@ impl Regex {
         if !required.is_empty() && memchr::memmem::find(text, required).is_none() {
             return false;
         }
+        work::charge_automaton(text);
         self.compiled().is_some_and(|r| r.is_match(text))
     }
 

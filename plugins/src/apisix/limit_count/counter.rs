@@ -1,13 +1,11 @@
-//! Counters by key, shared by all workers.
+//! How a window counts.
 
-use parking_lot::Mutex;
+use crate::shared::counters::{Counter, Counters, Key, LONGEST, nanoseconds};
 use serde::Deserialize;
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 /// How windows follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Window {
     /// From the first request of a key on.
@@ -26,107 +24,51 @@ pub(super) struct Taken {
     pub(super) reset: Duration,
 }
 
-const SHARDS: usize = 16;
-
-/// Keys a shard keeps at most.
-const MAX_KEYS: usize = 65_536;
-
-/// A few maps, each with a lock of its own: workers seldom meet.
-pub(super) struct Counters {
-    hasher: RandomState,
-    shards: [Mutex<Shard>; SHARDS],
-}
-
-#[derive(Default)]
-struct Shard {
-    entries: HashMap<Box<[u8]>, Entry>,
-    /// When it was last looked through for what is over: at most once a second, however fast new keys come.
-    swept: Option<Instant>,
-}
-
-const SWEEP: Duration = Duration::from_secs(1);
-
-struct Entry {
-    /// When the current window began.
-    start: Instant,
-    window: Duration,
-    current: u64,
-    /// Count of the window before (sliding).
-    previous: u64,
-}
-
-impl Default for Counters {
-    fn default() -> Counters {
-        Counters { hasher: RandomState::new(), shards: Default::default() }
+impl Window {
+    /// Takes one of `limit` in `length` from the counter of `key`.
+    pub(super) fn take(
+        self,
+        counters: &Counters,
+        key: Key,
+        limit: u64,
+        length: Duration,
+        now: Instant,
+    ) -> Taken {
+        let (now, length) = (counters.time(now), nanoseconds(length.min(LONGEST)).max(1));
+        counters.change(key, now, |counter| match self {
+            Window::Fixed => take_fixed(counter, limit, length, now),
+            Window::Sliding => take_sliding(counter, limit, length, now),
+        })
     }
 }
 
-impl Counters {
-    /// Takes one of `limit` in `window` from the counter of `key`.
-    pub(super) fn take(&self, kind: Window, key: &[u8], limit: u64, window: Duration, now: Instant) -> Taken {
-        let shard = &self.shards[self.hasher.hash_one(key) as usize % SHARDS];
-        let shard = &mut *shard.lock();
-        if !shard.entries.contains_key(key) {
-            shard.make_room(now);
-            shard.entries.insert(key.into(), Entry { start: now, window, current: 0, previous: 0 });
-        }
-        let Some(entry) = shard.entries.get_mut(key) else {
-            return Taken { allowed: true, remaining: limit.saturating_sub(1), reset: window };
-        };
-        match kind {
-            Window::Fixed => entry.take_fixed(limit, now),
-            Window::Sliding => entry.take_sliding(limit, now),
-        }
+fn take_fixed(counter: &mut Counter, limit: u64, length: u64, now: u64) -> Taken {
+    if counter.until == 0 {
+        counter.until = now + length;
+    }
+    let allowed = counter.count < limit;
+    counter.count += u64::from(allowed);
+    Taken {
+        allowed,
+        remaining: limit.saturating_sub(counter.count),
+        reset: Duration::from_nanos(counter.until.saturating_sub(now)),
     }
 }
 
-impl Entry {
-    fn take_fixed(&mut self, limit: u64, now: Instant) -> Taken {
-        if now.saturating_duration_since(self.start) >= self.window {
-            (self.start, self.current) = (now, 0);
-        }
-        let allowed = self.current < limit;
-        self.current += u64::from(allowed);
-        Taken { allowed, remaining: limit.saturating_sub(self.current), reset: self.left(now) }
+/// A window that is over still counts during the next one, so a counter lasts two.
+fn take_sliding(counter: &mut Counter, limit: u64, length: u64, now: u64) -> Taken {
+    if counter.until == 0 {
+        counter.until = now + 2 * length;
+    } else if counter.until.saturating_sub(length) <= now {
+        counter.until += length;
+        (counter.before, counter.count) = (counter.count, 0);
     }
-
-    fn take_sliding(&mut self, limit: u64, now: Instant) -> Taken {
-        let windows = now.saturating_duration_since(self.start).as_nanos() / self.window.as_nanos().max(1);
-        if windows > 0 {
-            self.previous = if windows == 1 { self.current } else { 0 };
-            self.current = 0;
-            self.start += self.window.saturating_mul(u32::try_from(windows).unwrap_or(u32::MAX));
-        }
-        let left = self.left(now);
-        let share = left.as_secs_f64() / self.window.as_secs_f64();
-        let estimated = self.previous as f64 * share + self.current as f64;
-        let allowed = estimated < limit as f64;
-        self.current += u64::from(allowed);
-        let remaining = (limit as f64 - estimated - f64::from(u8::from(allowed))).max(0.0);
-        Taken { allowed, remaining: remaining as u64, reset: left }
-    }
-
-    fn left(&self, now: Instant) -> Duration {
-        self.window.saturating_sub(now.saturating_duration_since(self.start))
-    }
-}
-
-impl Shard {
-    /// When it is full it drops what is over; if nothing is, it forgets one key rather than grow without end.
-    fn make_room(&mut self, now: Instant) {
-        if self.entries.len() < MAX_KEYS {
-            return;
-        }
-        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP) {
-            self.swept = Some(now);
-            self.entries.retain(|_, e| now.saturating_duration_since(e.start) < e.window * 2);
-        }
-        if self.entries.len() >= MAX_KEYS
-            && let Some(key) = self.entries.keys().next().cloned()
-        {
-            self.entries.remove(&key);
-        }
-    }
+    let left = counter.until.saturating_sub(length).saturating_sub(now);
+    let estimated = counter.before as f64 * (left as f64 / length as f64) + counter.count as f64;
+    let allowed = estimated < limit as f64;
+    counter.count += u64::from(allowed);
+    let remaining = (limit as f64 - estimated - f64::from(u8::from(allowed))).max(0.0);
+    Taken { allowed, remaining: remaining as u64, reset: Duration::from_nanos(left) }
 }
 
 #[cfg(test)]
@@ -139,7 +81,8 @@ mod tests {
     fn fixed_windows_begin_with_the_first_request() {
         let (counters, start) = (Counters::default(), Instant::now());
         let take = |s: u64| {
-            let taken = counters.take(Window::Fixed, b"k", 2, WINDOW, start + Duration::from_secs(s));
+            let now = start + Duration::from_secs(s);
+            let taken = Window::Fixed.take(&counters, counters.key("k"), 2, WINDOW, now);
             (taken.allowed, taken.remaining, taken.reset.as_secs())
         };
         assert_eq!([take(0), take(3), take(9)], [(true, 1, 10), (true, 0, 7), (false, 0, 1)]);
@@ -150,7 +93,8 @@ mod tests {
     fn sliding_windows_count_what_is_near() {
         let (counters, start) = (Counters::default(), Instant::now());
         let take = |ms: u64| {
-            counters.take(Window::Sliding, b"k", 4, WINDOW, start + Duration::from_millis(ms)).allowed
+            let now = start + Duration::from_millis(ms);
+            Window::Sliding.take(&counters, counters.key("k"), 4, WINDOW, now).allowed
         };
         assert_eq!([take(0), take(0), take(0), take(0), take(1)], [true, true, true, true, false]);
         // 5 s into the next window half of the four count: two are left.
@@ -159,20 +103,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_do_not_grow_without_end() {
-        let now = Instant::now();
-        let entry = |start| Entry { start, window: WINDOW, current: 0, previous: 0 };
-        let keys = (0..MAX_KEYS as u64).map(|i| (i.to_le_bytes()[..].into(), entry(now)));
-        let mut shard = Shard { entries: keys.collect(), swept: None };
-        shard.make_room(now);
-        assert_eq!(shard.entries.len(), MAX_KEYS - 1);
-        let over = now + WINDOW * 3;
-        shard.swept = Some(over);
-        shard.entries.insert(b"one more"[..].into(), entry(now));
-        shard.make_room(over);
-        assert_eq!(shard.entries.len(), MAX_KEYS - 1, "it was looked through a moment ago");
-        shard.entries.insert(b"another"[..].into(), entry(now));
-        shard.make_room(over + SWEEP);
-        assert!(shard.entries.is_empty());
+    fn windows_of_any_length_count() {
+        let (counters, now) = (Counters::default(), Instant::now());
+        for (window, key) in [(Window::Fixed, 1), (Window::Sliding, 2)] {
+            let take = || window.take(&counters, counters.key(key), 1, Duration::MAX, now).allowed;
+            assert_eq!([take(), take()], [true, false]);
+        }
     }
 }

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use crate::shared::counters::Counters;
 use crate::testing::{Alone, build, context, now, plugin, response_header, stream};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -136,6 +137,16 @@ fn groups_share_counters_and_must_agree() {
     assert_ne!(agreed(1, "g"), agreed(2, "g"));
     assert_eq!(agreed(1, "g").unwrap().0, "g");
     assert_eq!(super::factory().agreement(&complete(1)), None);
+}
+
+/// Every resource had a store of its own, each of which could grow to gigabytes.
+#[test]
+fn all_limits_count_in_one_store() {
+    let context = context();
+    let of = |count| build("limit-count", &json!({"count": count, "time_window": 60}), &context).unwrap();
+    let (_one, store) = (of(1), Arc::downgrade(&Counters::of(&context.shared)));
+    let _two = of(2);
+    assert!(std::ptr::eq(store.as_ptr(), Arc::as_ptr(&Counters::of(&context.shared))));
 }
 
 #[test]

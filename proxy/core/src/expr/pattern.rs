@@ -1,17 +1,14 @@
 //! Patterns of `~~` and `~*`: linear-time where they can be, backtracking with a bound where PCRE needs it.
 
 use super::EvalError;
-use crate::regex::Regex;
-
-/// Steps a backtracking pattern may take on one text.
-const BACKTRACK_LIMIT: usize = 100_000;
+use crate::regex::{Backtracking, Regex};
 
 /// A search pattern in PCRE's syntax.
 #[derive(Debug)]
 pub(super) enum Pattern {
     Linear(Regex),
     /// Look-around and back references. Works on text alone.
-    Backtracking(Box<fancy_regex::Regex>),
+    Backtracking(Box<Backtracking>),
 }
 
 impl Pattern {
@@ -20,11 +17,8 @@ impl Pattern {
         let source = format!("{flags}{source}");
         match Regex::search(&source) {
             Ok(regex) => Ok(Pattern::Linear(regex)),
-            Err(linear) => fancy_regex::RegexBuilder::new(&source)
-                .backtrack_limit(BACKTRACK_LIMIT)
-                .delegate_size_limit(2 << 20)
-                .build()
-                .map(|regex| Pattern::Backtracking(Box::new(regex)))
+            Err(linear) => Backtracking::new(&source)
+                .map(|pattern| Pattern::Backtracking(Box::new(pattern)))
                 .map_err(|_| linear.to_string()),
         }
     }
@@ -32,9 +26,9 @@ impl Pattern {
     pub(super) fn is_match(&self, text: &[u8]) -> Result<bool, EvalError> {
         match self {
             Pattern::Linear(regex) => Ok(regex.is_match(text)),
-            Pattern::Backtracking(regex) => regex
-                .is_match(&*String::from_utf8_lossy(text))
-                .map_err(|e| EvalError(format!("failed to match '{}': {e}", regex.as_str()))),
+            Pattern::Backtracking(pattern) => pattern
+                .is_match(&String::from_utf8_lossy(text))
+                .map_err(|e| EvalError(format!("failed to match '{}': {e}", pattern.source()))),
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use super::{ApisixFactory, Callout, FilterFactory};
 use crate::metrics;
+use parking_lot::Mutex;
 use serde_json::Value;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,25 +24,50 @@ pub struct BuildContext {
     pub attributes: Arc<Value>,
 }
 
+type Shared = std::sync::Weak<dyn Any + Send + Sync>;
+
 /// State by key that outlives a plugin's instance.
 #[derive(Default)]
 pub struct SharedState {
-    values: parking_lot::Mutex<BTreeMap<String, std::sync::Weak<dyn std::any::Any + Send + Sync>>>,
+    values: Mutex<Values>,
 }
 
+#[derive(Default)]
+struct Values {
+    by_key: BTreeMap<String, Shared>,
+    /// How many there may be before those that nobody holds are dropped: the double of what was left then, so that
+    /// adding many takes time in proportion to their number.
+    sweep_at: usize,
+}
+
+/// Values that are not worth a sweep.
+const FEW: usize = 64;
+
 impl SharedState {
-    /// The value under `key`, made when nobody holds one.
+    /// The value under `key`, made when nobody holds one. `make` runs without a lock and may ask for other values; of
+    /// two that are made at the same moment the first to be there is both callers'.
     pub fn get_or_insert<T: Send + Sync + 'static>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut values = self.values.lock();
-        let found = values.get(key).and_then(std::sync::Weak::upgrade).and_then(|v| v.downcast::<T>().ok());
-        if let Some(value) = found {
+        if let Some(value) = self.values.lock().get(key) {
             return value;
         }
-        values.retain(|_, v| v.strong_count() > 0);
-        let value = Arc::new(make());
-        let weak: std::sync::Weak<dyn std::any::Any + Send + Sync> = Arc::downgrade(&value) as _;
-        values.insert(key.to_owned(), weak);
-        value
+        let made = Arc::new(make());
+        let mut values = self.values.lock();
+        if let Some(value) = values.get(key) {
+            return value;
+        }
+        if values.by_key.len() >= values.sweep_at.max(FEW) {
+            values.by_key.retain(|_, value| value.strong_count() > 0);
+            values.sweep_at = values.by_key.len() * 2;
+        }
+        let weak: Shared = Arc::downgrade(&made) as _;
+        values.by_key.insert(key.to_owned(), weak);
+        made
+    }
+}
+
+impl Values {
+    fn get<T: Send + Sync + 'static>(&self, key: &str) -> Option<Arc<T>> {
+        self.by_key.get(key).and_then(Shared::upgrade).and_then(|value| value.downcast().ok())
     }
 }
 
@@ -89,5 +116,40 @@ impl Registry {
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.apisix_names()).entries(self.filter_types()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shared_while_somebody_holds_them() {
+        let shared = SharedState::default();
+        let one = shared.get_or_insert("a", || 1);
+        assert_eq!((*shared.get_or_insert("a", || 2), *shared.get_or_insert("b", || 3)), (1, 3));
+        drop(one);
+        assert_eq!(*shared.get_or_insert("a", || 4), 4);
+    }
+
+    /// Making one under the lock kept it from using another, and everybody else waiting.
+    #[test]
+    fn a_value_may_be_made_of_another() {
+        let shared = SharedState::default();
+        assert_eq!(*shared.get_or_insert("a", || *shared.get_or_insert("b", || 1) + 1), 2);
+    }
+
+    /// Each new value looked through all others.
+    #[test]
+    fn what_nobody_holds_is_dropped_now_and_then() {
+        let shared = SharedState::default();
+        let held: Vec<_> = (0..1000).map(|i| shared.get_or_insert(&i.to_string(), || i)).collect();
+        assert_eq!(shared.values.lock().by_key.len(), 1000);
+        assert!(shared.values.lock().sweep_at >= 512, "not at each");
+        drop(held);
+        for i in 1000..3000 {
+            shared.get_or_insert(&i.to_string(), || i);
+            assert!(shared.values.lock().by_key.len() <= 1025);
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::apisix::Parameters;
 use super::bucket::{Bucket, Pool};
 use super::radix::Tree;
 use crate::message::Method;
+use crate::regex::work;
 use crate::route::Route;
 use crate::stream::Stream;
 use smallvec::SmallVec;
@@ -101,7 +102,7 @@ impl Index {
         })
     }
 
-    /// The first route that the request fulfils.
+    /// The first route that the request fulfils; none once what expressions may scan for it is spent.
     pub(super) fn find(&self, path: &[u8], stream: &Stream, captures: &mut Captures) -> Option<&Arc<Route>> {
         let mut heap = Heap::new();
         let mut visit = |bucket, depth| {
@@ -113,6 +114,9 @@ impl Index {
         self.tree.walk(path, &mut visit);
         self.folded.walk(path, &mut visit);
         while let Some(cursor) = heap.first_mut() {
+            if work::is_spent() {
+                return None;
+            }
             let (rank, list, depth) = (cursor.head as usize, cursor.list, cursor.depth);
             if let Bucket::Grouped(group) = list {
                 pop(&mut heap);

@@ -364,3 +364,27 @@ fn connect_routes_are_met_without_a_path() {
     s.request.method = crate::message::Method::CONNECT;
     assert_eq!(host.index.find(b"", &s, &mut Vec::new()).map(|r| &*r.name), Some("connect"));
 }
+
+/// A path of 30 KB that holds the literals of 5,000 regexes held its worker for half a second: each of them ran over
+/// all of it.
+#[test]
+fn a_long_path_for_many_regexes_has_no_route_instead_of_a_worker() {
+    use crate::regex::work;
+    let regex = |i: usize| {
+        named(&i.to_string(), PathMatch::Regex(Regex::full(&format!("/.*s{i}e/.*[0-9]x")).unwrap()), vec![])
+    };
+    let mut routes: Vec<_> = (0..5000).map(regex).collect();
+    routes.push(named("rest", PathMatch::Prefix(b"/"[..].into(), false), vec![]));
+    let host = HostRoutes::new("v", VirtualHostOptions::default(), routes);
+    let table = RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], host)]).unwrap();
+    let find = |path: &str| {
+        let found = table.find(&mut stream(path, &[])).unwrap();
+        assert!(!work::is_spent(), "what is left is no matter of who comes next");
+        found.route.map(|route| route.name.to_string())
+    };
+    let all: String = (0..5000).map(|i| format!("/s{i}e")).collect();
+    assert_eq!(find(&format!("{all}/")), None, "not the route behind those that were not tried");
+    assert_eq!(find("/s77e/1x").as_deref(), Some("77"));
+    assert_eq!(find(&format!("{}/s4999e/1x", "/a".repeat(15_000))).as_deref(), Some("4999"));
+    assert_eq!(find(&"/a".repeat(15_000)).as_deref(), Some("rest"));
+}

@@ -270,6 +270,13 @@ impl<D: Downstream> Exchange<'_, D> {
         self.stream.route = None;
         let found = table.and_then(|table| table.find(self.stream));
         let Some(found) = found else { return };
+        if found.cut_short {
+            let length = self.stream.request.target.path().len();
+            tracing::warn!(
+                path_length = length,
+                "routes' expressions would scan too much for one request: no route"
+            );
+        }
         let chain = match &found.route {
             Some(route) => route.chain.as_ref(),
             None => found.virtual_host.options.chain.as_ref(),
