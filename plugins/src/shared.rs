@@ -1,6 +1,8 @@
 //! Parts below several plugins.
 
+pub(crate) mod beside;
 pub(crate) mod counters;
+pub(crate) mod encoding;
 pub(crate) mod header_changes;
 pub(crate) mod header_names;
 pub(crate) mod pattern;

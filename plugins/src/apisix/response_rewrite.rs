@@ -1,5 +1,7 @@
 //! APISIX's response-rewrite: status, headers and body of the response.
 
+use crate::shared::beside;
+use crate::shared::encoding::{Encoding, Undecoded};
 use crate::shared::header_changes::{HeaderChanges, Side};
 use crate::shared::pattern::{Pattern, Replacement};
 use base64::Engine;
@@ -9,9 +11,16 @@ use serde_json::Value;
 use sixfold_core::error::ConfigError;
 use sixfold_core::expr::Expr;
 use sixfold_core::headers::Known;
-use sixfold_core::plugin::{ApisixFactory, BodyPiece, BodyStep, BuildContext, Built, Plugin, Slot, Step};
+use sixfold_core::plugin::{
+    ApisixFactory, Beyond, BodyPiece, BodyStep, BuildContext, Built, Hold, LocalReply, Plugin, Slot, Step,
+};
+use sixfold_core::regex::Patience;
 use sixfold_core::stream::Stream;
 use std::borrow::Cow;
+use std::sync::Arc;
+
+/// Bytes of a body that are searched on the worker; a longer one is searched beside it.
+const SEARCHED_AT_ONCE: usize = 4 << 10;
 
 pub(crate) fn factory() -> ApisixFactory {
     let schema = include_str!("../../schemas/response-rewrite.json");
@@ -56,7 +65,7 @@ struct ResponseRewrite {
 enum Body {
     Keep,
     Replace(Bytes),
-    Filter(Vec<Filter>),
+    Filter(Arc<[Filter]>),
 }
 
 struct Filter {
@@ -65,8 +74,10 @@ struct Filter {
     all: bool,
 }
 
-/// That the body of the response is changed.
-struct Changes;
+/// That the body of the response is changed, and what undoes its encoding.
+struct Changes {
+    encoding: Option<Encoding>,
+}
 
 impl ResponseRewrite {
     fn build(config: Config, _: &BuildContext) -> Built {
@@ -97,15 +108,18 @@ impl ResponseRewrite {
         Ok(if keeps_body { plugin.build() } else { plugin.response_body(ResponseRewrite::body).build() })
     }
 
-    /// Whether the body can be worked on: an encoded one can't be searched.
-    fn reaches_body(&self, stream: &Stream) -> bool {
+    /// How the body is changed; `None` where it stays: what has an encoding that nobody here knows can't be searched.
+    fn changes(&self, stream: &Stream) -> Option<Changes> {
         match &self.body {
-            Body::Keep => false,
-            Body::Replace(_) => true,
-            Body::Filter(_) => {
-                let encoding = stream.response.headers.get(Known::CONTENT_ENCODING);
-                encoding.is_none_or(|e| e.is_empty() || e.eq_ignore_ascii_case(b"identity"))
-            }
+            Body::Keep => None,
+            Body::Replace(_) => Some(Changes { encoding: None }),
+            Body::Filter(_) => match stream.response.headers.get(Known::CONTENT_ENCODING) {
+                None => Some(Changes { encoding: None }),
+                Some(plain) if plain.is_empty() || plain.eq_ignore_ascii_case(b"identity") => {
+                    Some(Changes { encoding: None })
+                }
+                Some(encoding) => Encoding::named(encoding).map(|known| Changes { encoding: Some(known) }),
+            },
         }
     }
 }
@@ -127,50 +141,88 @@ impl ResponseRewrite {
         if let Some(status) = self.status {
             stream.response.status = status;
         }
-        if self.reaches_body(stream) {
+        if let Some(changes) = self.changes(stream) {
             for header in [Known::CONTENT_LENGTH, Known::CONTENT_ENCODING, Known::LAST_MODIFIED, Known::ETAG]
             {
                 stream.response.headers.remove(header);
             }
-            stream.set_state(slot, Changes);
+            stream.set_state(slot, changes);
         }
         self.headers.apply(stream, Side::Response, &[]);
         Step::Continue
     }
 
     fn body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        if stream.state::<Changes>(slot).is_none() {
-            return BodyStep::Pass;
-        }
+        let Some(Changes { encoding }) = stream.state::<Changes>(slot) else { return BodyStep::Pass };
         match &self.body {
             Body::Keep => BodyStep::Pass,
             Body::Replace(body) if piece.last => BodyStep::Replace(body.clone()),
             Body::Replace(_) => BodyStep::Replace(Bytes::new()),
-            Body::Filter(_) if !piece.last => BodyStep::hold(self.max_body),
+            Body::Filter(_) if !piece.last => {
+                // The head has gone without the encoding: the body must not follow with it.
+                let beyond = if encoding.is_some() { Beyond::Refuse } else { Beyond::Pass };
+                BodyStep::Hold(Hold { limit: self.max_body, beyond })
+            }
             Body::Filter(filters) => {
-                let mut body = Cow::Borrowed(piece.data);
-                for filter in filters {
-                    match filter.pattern.replace(&body, &filter.with, filter.all) {
-                        Ok(Some(new)) => body = Cow::Owned(new),
-                        Ok(None) => {}
-                        Err(error) => tracing::error!(error, "response-rewrite can't filter the body"),
-                    }
-                }
-                match body {
-                    Cow::Borrowed(_) => BodyStep::Pass,
-                    Cow::Owned(new) => BodyStep::Replace(new.into()),
+                let at_once =
+                    piece.data.len() <= SEARCHED_AT_ONCE && filters.iter().all(|f| f.pattern.is_linear());
+                match encoding {
+                    None if at_once => match filter(filters, piece.data, Patience::Worker) {
+                        Cow::Borrowed(_) => BodyStep::Pass,
+                        Cow::Owned(new) => BodyStep::Replace(new.into()),
+                    },
+                    _ => self.body_beside(filters.clone(), *encoding, piece.data.to_vec()),
                 }
             }
         }
     }
+
+    fn body_beside(&self, filters: Arc<[Filter]>, encoding: Option<Encoding>, body: Vec<u8>) -> BodyStep {
+        let limit = self.max_body;
+        let work = move || -> Result<Vec<u8>, Undecoded> {
+            let body = match encoding {
+                Some(encoding) => encoding.decode(&body, limit)?,
+                None => body,
+            };
+            Ok(filter(&filters, &body, Patience::Beside).into_owned())
+        };
+        BodyStep::Wait(Box::pin(async move {
+            let done = beside::run(work).await;
+            match done {
+                Some(Ok(body)) => BodyStep::Replace(body.into()),
+                Some(Err(error)) => refuse(&error.to_string()),
+                None => refuse("it could not be worked on"),
+            }
+        }))
+    }
+}
+
+fn refuse(error: &str) -> BodyStep {
+    tracing::error!(error, "response-rewrite can't filter the body");
+    BodyStep::Respond(Box::new(LocalReply::new(500, "", "response_rewrite_failed")))
+}
+
+/// The body with all filters applied; one that fails changes nothing.
+fn filter<'b>(filters: &[Filter], body: &'b [u8], patience: Patience) -> Cow<'b, [u8]> {
+    let mut body = Cow::Borrowed(body);
+    for filter in filters {
+        match filter.pattern.replace_within(&body, &filter.with, filter.all, patience) {
+            Ok(Some(new)) => body = Cow::Owned(new),
+            Ok(None) => {}
+            Err(error) => tracing::error!(error, "response-rewrite can't filter the body"),
+        }
+    }
+    body
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::shared::encoding::tests::{brotli, gzip};
     use crate::testing::{build, context, now, plugin, response_header, stream};
     use serde_json::json;
+    use sixfold_core::plugin::{BodyFilters, Direction, Filtered};
 
     fn response(status: u16, headers: &[(&str, &str)]) -> Stream {
         let mut s = stream("/?a=1", &[]);
@@ -235,6 +287,50 @@ mod tests {
         let mut s = response(200, &[("content-encoding", "zstd"), ("content-length", "3")]);
         assert_eq!(run(filter("once"), &mut s, &["foo"]), "foo");
         assert_eq!(response_header(&s, "content-length"), Some("3"));
+    }
+
+    #[allow(clippy::needless_pass_by_value)]
+    async fn whole(config: Value, encoding: Option<&str>, body: &[u8]) -> (Filtered, Option<String>) {
+        let plugin = plugin("response-rewrite", &config);
+        let mut s = response(200, &encoding.map(|e| ("content-encoding", e)).into_iter().collect::<Vec<_>>());
+        now(plugin.header_filter(&mut s));
+        let mut filters = BodyFilters::new(Direction::Response);
+        let mut filtered = filters.push(&plugin.chain, &mut s, body, true);
+        if matches!(filtered, Filtered::Waiting) {
+            filtered = std::future::poll_fn(|cx| filters.poll(&plugin.chain, &mut s, cx)).await;
+        }
+        (filtered, response_header(&s, "content-encoding").map(str::to_owned))
+    }
+
+    /// They passed unfiltered.
+    #[tokio::test]
+    async fn encoded_bodies_are_decoded_and_filtered() {
+        let config = || json!({"filters": [{"regex": "o", "replace": "0", "scope": "global"}], "max_resp_body_size": 100});
+        for (encoding, body) in [("gzip", gzip(b"foo")), ("br", brotli(b"foo"))] {
+            let (filtered, left) = whole(config(), Some(encoding), &body).await;
+            assert!(matches!(filtered, Filtered::Data(data) if data == "f00"), "{encoding}");
+            assert_eq!(left, None);
+        }
+        for body in [gzip(&[b'o'; 101]), b"no gzip".to_vec()] {
+            let (filtered, _) = whole(config(), Some("gzip"), &body).await;
+            assert!(matches!(filtered, Filtered::Respond(reply) if reply.status == 500));
+        }
+    }
+
+    /// A long body was searched on the worker, for a second at 60 MB.
+    #[tokio::test]
+    async fn long_bodies_are_searched_beside_the_worker() {
+        let config = |regex: &str| json!({"filters": [{"regex": regex, "replace": "0"}]});
+        let long = [b'o'; SEARCHED_AT_ONCE + 1];
+        let plugin = plugin("response-rewrite", &config("o"));
+        let mut s = response(200, &[]);
+        now(plugin.header_filter(&mut s));
+        let pushed = BodyFilters::new(Direction::Response).push(&plugin.chain, &mut s, &long, true);
+        assert!(matches!(pushed, Filtered::Waiting), "{pushed:?}");
+        for regex in ["o", "(?<!x)o"] {
+            let (filtered, _) = whole(config(regex), None, &long).await;
+            assert!(matches!(filtered, Filtered::Data(data) if data[..2] == *b"0o"), "{regex}");
+        }
     }
 
     #[test]

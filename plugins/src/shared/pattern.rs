@@ -42,6 +42,15 @@ impl Pattern {
     /// # Errors
     /// A backtracking pattern that takes too many steps, or a text that is too long for one.
     pub(crate) fn find(&self, text: &[u8], from: usize) -> Result<Option<Groups>, String> {
+        self.find_within(text, from, Patience::Worker)
+    }
+
+    /// Whether the pattern takes time in proportion to the text.
+    pub(crate) fn is_linear(&self) -> bool {
+        matches!(self, Pattern::Linear(_))
+    }
+
+    fn find_within(&self, text: &[u8], from: usize, patience: Patience) -> Result<Option<Groups>, String> {
         match self {
             Pattern::Linear(regex) => {
                 let found = (from <= text.len()).then(|| regex.captures_at(text, from)).flatten();
@@ -49,7 +58,7 @@ impl Pattern {
             }
             Pattern::Backtracking(pattern) => {
                 let Ok(text) = std::str::from_utf8(text) else { return Ok(None) };
-                pattern.captures_at(text, from, Patience::Worker).map_err(|e| e.to_string())
+                pattern.captures_at(text, from, patience).map_err(|e| e.to_string())
             }
         }
     }
@@ -64,9 +73,23 @@ impl Pattern {
         with: &Replacement,
         all: bool,
     ) -> Result<Option<Vec<u8>>, String> {
+        self.replace_within(text, with, all, Patience::Worker)
+    }
+
+    /// [`Pattern::replace`] with more or less patience for a pattern that backtracks.
+    ///
+    /// # Errors
+    /// As [`Pattern::find`].
+    pub(crate) fn replace_within(
+        &self,
+        text: &[u8],
+        with: &Replacement,
+        all: bool,
+        patience: Patience,
+    ) -> Result<Option<Vec<u8>>, String> {
         let (mut out, mut at, mut from) = (Vec::new(), 0, 0);
         let mut searches = 0;
-        while let Some(groups) = self.find(text, from)? {
+        while let Some(groups) = self.find_within(text, from, patience)? {
             searches += 1;
             if searches > MAX_SEARCHES && matches!(self, Pattern::Backtracking(_)) {
                 return Err("the pattern matches too often".to_owned());
