@@ -24,6 +24,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// Commands that may wait for a worker or the control thread.
 const QUEUE: usize = 1024;
@@ -31,6 +32,10 @@ const QUEUE: usize = 1024;
 /// enough for a resolver that works, so that no request finds a cluster missing; short enough that one that is
 /// silent holds nobody up.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How long threads have to end once the time for their connections is over: a plugin may hold one up.
+const LAST_TURN: Duration = Duration::from_secs(1);
+/// How often a thread that is to end is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 /// How often retired parts of the model are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -185,16 +190,21 @@ impl Server {
     }
 
     /// Ends the server: closes all sockets, waits until connections have ended or `deadline` has passed,
-    /// then ends all threads.
+    /// then ends all threads. A thread that does not come back from what it does within another second is left
+    /// to the end of the process.
     pub async fn shutdown(&self, deadline: Duration) {
         self.0.lifecycle.set(State::Draining);
+        let limit = Instant::now() + deadline.saturating_add(LAST_TURN);
         let (done, answer) = oneshot::channel();
-        self.ask(Control::Shutdown(deadline, done)).await;
-        let _ = answer.await;
+        let closed = async {
+            self.ask(Control::Shutdown(deadline, done)).await;
+            let _ = answer.await;
+        };
+        // The control thread waits for every worker, of which one may be held up.
+        let _ = tokio::time::timeout_at(limit, closed).await;
         let threads = std::mem::take(&mut *self.0.threads.lock());
         for thread in threads {
-            // They end at once now; a panic on one was reported when it happened.
-            let _ = thread.join();
+            end(thread, limit).await;
         }
     }
 
@@ -220,6 +230,19 @@ fn outcome(answer: Result<Vec<ApplyError>, oneshot::error::RecvError>) -> Result
         Ok(errors) if !errors.is_empty() => Err(errors),
         _ => Ok(()),
     }
+}
+
+/// Waits for a thread, but not beyond a time.
+async fn end(thread: JoinHandle<()>, limit: Instant) {
+    while !thread.is_finished() {
+        if Instant::now() >= limit {
+            tracing::warn!(thread = thread.thread().name(), "held up: it is not waited for");
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    // A panic on it was reported when it happened.
+    let _ = thread.join();
 }
 
 /// Starts a thread with a runtime of its own.

@@ -1,14 +1,19 @@
-//! What the control thread does while names are not answered.
+//! What the control thread and the end of the server do while names or workers do not answer.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
 use crate::dns::ResolverConfig;
+use sixfold_core::access_log::{AccessLog, LineFormat, LogSink};
 use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Discovery, DnsFamily, DnsOptions, HostConfig};
 use sixfold_core::detached::Nowhere;
 use sixfold_core::listener::{BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter};
 use sixfold_core::router::{RouteTable, TableOptions};
+use sixfold_core::stream::Stream;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::mpsc as std_mpsc;
 use std::time::Instant;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
 /// What the old control thread waited for one silent name: nothing here may come near it.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -151,4 +156,41 @@ async fn a_change_that_waits_is_not_overtaken() {
     let label = fixture.clusters.find("c").unwrap().hosts.load().iter().next().unwrap().host.label.clone();
     assert_eq!(&*label, "127.0.0.1:2");
     server.shutdown(Duration::ZERO).await;
+}
+
+/// A log that holds its worker up until the test lets go.
+struct Holds {
+    held: mpsc::Sender<()>,
+    go: Mutex<std_mpsc::Receiver<()>>,
+}
+
+impl LineFormat for Holds {
+    fn write_line(&self, _: &Stream, _: &mut Vec<u8>) {}
+}
+
+impl LogSink for Holds {
+    fn write(&self, _: &[u8]) {
+        let _ = self.held.try_send(());
+        let _ = self.go.lock().recv_timeout(Duration::from_secs(60));
+    }
+}
+
+/// SIGTERM had no effect for as long as a plugin held one worker up.
+#[tokio::test]
+async fn a_worker_that_is_held_up_does_not_hold_up_the_end() {
+    let fixture = Fixture::start();
+    let (server, start) = (&fixture.server, Instant::now());
+    let ((held, mut is_held), (let_go, go)) = (mpsc::channel(1), std_mpsc::channel());
+    let holds = Arc::new(Holds { held, go: Mutex::new(go) });
+    let mut listener = fixture.listener("l");
+    let log = AccessLog { filter: None, format: holds.clone(), sink: holds };
+    Arc::get_mut(&mut listener).unwrap().access_logs = vec![log];
+    server.apply(Diff { listeners: vec![("l".into(), Some(listener))], ..Diff::default() }).await.unwrap();
+    let BindAddress::Ip(address) = server.addresses()[0].1[0] else { unreachable!() };
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.read_to_end(&mut Vec::new()).await.unwrap();
+    is_held.recv().await.unwrap();
+    server.shutdown(Duration::ZERO).await;
+    assert!(start.elapsed() < Duration::from_secs(50), "{:?}", start.elapsed());
+    let_go.send(()).unwrap();
 }
