@@ -283,6 +283,20 @@ async fn a_websocket_that_the_upstream_turns_down_ends_with_its_head() {
     assert!(response.starts_with("HTTP/1.1 403 ") && response.ends_with("hello"), "{response}");
 }
 
+/// The client got the 101 and what followed it, though it had asked for no other protocol.
+#[tokio::test]
+async fn an_upgrade_that_nobody_asked_for_is_an_error_of_the_upstream() {
+    let up =
+        upstream(|_, _| b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nraw bytes".to_vec()).await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, &get("/")).await;
+    assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
+    assert!(response.ends_with("reset reason: protocol error"), "{response}");
+}
+
 /// Sends a request and reads to the end of the connection.
 async fn whole(proxy: std::net::SocketAddr, request: &str) -> String {
     let mut client = TcpStream::connect(proxy).await.unwrap();

@@ -276,6 +276,10 @@ impl<D: Downstream> Exchange<'_, D> {
                         clock.touch();
                         continue;
                     }
+                    // Switching to a protocol that nobody asked for would hand the client bytes of anything.
+                    Poll::Ready(Ok(HeadEvent::Final { .. })) if stream.response.status == 101 && !upgrade => {
+                        return Poll::Ready(Ok(Err(UpstreamError::Protocol)));
+                    }
                     Poll::Ready(Ok(HeadEvent::Final { end, tunnel })) => {
                         return Poll::Ready(Ok(Ok((end, tunnel))));
                     }
