@@ -45,6 +45,12 @@ pub const LAYERS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
+/// Modules of a crate that may not name these others of it, so that arrows inside a crate point down as well.
+pub const ROOMS: &[(&str, &[&str])] = &[
+    ("proxy/server/src/upstream", &["http", "listener", "server", "tcp_proxy", "worker"]),
+    ("proxy/server/src/wire", &["http", "listener", "server", "tcp_proxy", "upstream", "worker"]),
+];
+
 /// The longest that a source file may be.
 pub const LINES: usize = 800;
 
@@ -116,6 +122,40 @@ pub fn broken_layers(found: &BTreeMap<String, Vec<String>>) -> Vec<String> {
     broken
 }
 
+/// What goes against [`ROOMS`], one line each. Tests of a room may name what they like.
+pub fn broken_rooms(sources: &[Source]) -> Vec<String> {
+    let mut broken = Vec::new();
+    for (room, above) in ROOMS {
+        for source in sources.iter().filter(|source| is_in(&source.path, room) && !is_test(&source.path)) {
+            let code = code_of(&source.text);
+            let names = above.iter().filter(|module| names_module(&code, module));
+            broken.extend(names.map(|module| format!("{} must not name {module}", source.path.display())));
+        }
+    }
+    broken
+}
+
+/// Whether a file is the module's own or lies below it.
+fn is_in(path: &Path, room: &str) -> bool {
+    path.starts_with(room) || path.with_extension("") == Path::new(room)
+}
+
+/// Whether code names a module of its crate: as `crate::module`, or within `use crate::{...}`.
+fn names_module(code: &str, module: &str) -> bool {
+    let is_word = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    code.split("crate::").skip(1).any(|rest| match rest.strip_prefix('{') {
+        Some(group) => {
+            let group = group.split(';').next().unwrap_or_default();
+            group.match_indices(module).any(|(at, _)| {
+                let before = group[..at].chars().next_back();
+                !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+                    && is_word(&group[at + module.len()..])
+            })
+        }
+        None => rest.strip_prefix(module).is_some_and(is_word),
+    })
+}
+
 /// A source file of the project, by its path from the root.
 #[derive(Debug)]
 pub struct Source {
@@ -169,16 +209,21 @@ fn without_strings(line: &str) -> String {
 
 /// Whether a file belongs to what workers run; its tests do not.
 pub fn is_of_workers(path: &Path) -> bool {
-    let test = path.file_name() == Some(OsStr::new("tests.rs")) || path.iter().any(|part| part == "tests");
-    !test && OF_WORKERS.iter().any(|top| path.starts_with(top))
+    !is_test(path) && OF_WORKERS.iter().any(|top| path.starts_with(top))
+}
+
+fn is_test(path: &Path) -> bool {
+    path.file_name() == Some(OsStr::new("tests.rs")) || path.iter().any(|part| part == "tests")
+}
+
+/// The code in front of a file's tests, without comments.
+fn code_of(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    code.lines().flat_map(|line| [line.split("//").next().unwrap_or_default(), "\n"]).collect()
 }
 
 /// Whether the code in front of a file's tests uses the file system.
 pub fn uses_files(text: &str) -> bool {
-    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    let marks = ["std::fs", "tokio::fs", "File::open(", "OpenOptions"];
-    code.lines().any(|line| {
-        let code = line.split("//").next().unwrap_or_default();
-        marks.iter().any(|mark| code.contains(mark))
-    })
+    let code = code_of(text);
+    ["std::fs", "tokio::fs", "File::open(", "OpenOptions"].iter().any(|mark| code.contains(mark))
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use xtask::layout::{self, FILE_SYSTEM, LAYERS, LINES, UNSAFE_FILE};
+use xtask::layout::{self, FILE_SYSTEM, LAYERS, LINES, Source, UNSAFE_FILE};
 
 #[test]
 fn dependencies_between_crates_point_down_only() {
@@ -22,6 +22,34 @@ fn a_forbidden_arrow_is_found() {
     ]);
     let broken = layout::broken_layers(&found);
     assert_eq!(broken.len(), 2, "{broken:?}");
+}
+
+#[test]
+fn rooms_of_a_crate_name_none_above_them() {
+    let sources = layout::sources().unwrap();
+    for (room, _) in layout::ROOMS {
+        assert!(sources.iter().any(|source| source.path.starts_with(room)), "{room} is not there");
+    }
+    assert_eq!(layout::broken_rooms(&sources), [""; 0]);
+}
+
+#[test]
+fn a_name_from_above_is_found() {
+    let of = |path: &str, text: &str| {
+        layout::broken_rooms(&[Source { path: path.into(), text: text.to_owned() }]).len()
+    };
+    assert_eq!(of("proxy/server/src/wire/body.rs", "use crate::http::Env;"), 1);
+    assert_eq!(
+        of("proxy/server/src/upstream/h1.rs", "use crate::{\n    buffer::Read,\n    http::Env,\n};"),
+        1
+    );
+    assert_eq!(
+        of("proxy/server/src/upstream/h1.rs", "use crate::https;\nuse crate::{io::http, http2};\n"),
+        0
+    );
+    assert_eq!(of("proxy/server/src/wire/body.rs", "//! See [`crate::http`].\n"), 0);
+    assert_eq!(of("proxy/server/src/upstream/tests.rs", "use crate::http::Env;"), 0);
+    assert_eq!(of("proxy/server/src/worker.rs", "use crate::http::Env;"), 0);
 }
 
 #[test]

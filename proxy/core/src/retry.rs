@@ -2,6 +2,7 @@
 
 use crate::headers::HeaderName;
 use crate::matcher::HeaderMatcher;
+use crate::message::Method;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -136,6 +137,11 @@ impl Default for RetryPolicy {
             deadline: None,
         }
     }
+}
+
+/// Methods that nginx sends to the next upstream after the request was sent.
+pub fn is_idempotent(method: &Method) -> bool {
+    !(*method == Method::POST || *method == Method::PATCH || method.as_str() == "LOCK")
 }
 
 /// A header matcher for responses: no pseudo headers but `:status`.

@@ -11,7 +11,6 @@ mod trust;
 
 use crate::deadline::{Deadline, after};
 use crate::dns::Resolver;
-use crate::http::is_idempotent;
 use crate::upstream::{MAX_UNSENT, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::Services;
@@ -23,6 +22,7 @@ use sixfold_core::plugin::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream, CalloutStreamFuture,
 };
 use sixfold_core::retry::HostPredicate;
+use sixfold_core::retry::is_idempotent;
 use sixfold_core::stream::Tried;
 use std::collections::BTreeMap;
 use std::future::poll_fn;

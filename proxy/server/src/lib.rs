@@ -29,4 +29,5 @@ pub mod surface;
 pub mod tcp_proxy;
 mod tls;
 pub mod upstream;
+mod wire;
 pub mod worker;

@@ -2,8 +2,8 @@
 
 use super::failed;
 use crate::deadline::{Deadline, Timed, poll_within};
-use crate::http::body::{BodyEvent, Piece};
 use crate::upstream::{Checkout, HeadEvent, Pools, UpstreamError, UpstreamStream, Wanted};
+use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind};
 use sixfold_core::hcm::Profile;

@@ -1,7 +1,7 @@
 //! The one interface in which both codecs meet on the client's side.
 
-use super::body::{BodyEvent, Piece};
 use crate::deadline::Timed;
+use crate::wire::body::{BodyEvent, Piece};
 use sixfold_core::headers::Headers;
 use sixfold_core::message::ResponseHead;
 use std::task::Poll;

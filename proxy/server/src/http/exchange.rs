@@ -5,7 +5,6 @@
 //! deadlines and by the client's presence.
 
 use super::Env;
-use super::body::BodyEvent;
 use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, Gone};
 use super::edge;
@@ -17,6 +16,7 @@ use super::timeouts;
 use crate::budget::{Buffered, Held};
 use crate::deadline::{Timed, within};
 use crate::upstream::{UpstreamError, choose_cluster};
+use crate::wire::body::BodyEvent;
 use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;

@@ -1,11 +1,11 @@
 //! Bodies on their way through the plugins of the chain, between the codecs of both sides.
 
-use super::body::{BodyEvent, Piece};
 use super::downstream::Downstream;
 use super::exchange::Interrupt;
 use super::outgoing::poll_request_body;
 use crate::budget::{Budget, Held};
 use crate::deadline::Timed;
+use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::plugin::{BodyFilters, Chain, Direction, Filtered, LocalReply};
 use sixfold_core::stream::Stream;

@@ -1,6 +1,5 @@
 //! Forwarding: choose a cluster, make the upstream's request, try endpoints until one answers.
 
-use super::body::{BodyEvent, Piece};
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
@@ -9,6 +8,7 @@ use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
 use crate::upstream::choose_cluster;
+use crate::wire::body::{BodyEvent, Piece};
 use bytes::BytesMut;
 use sixfold_core::balance::Choice;
 use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind};

@@ -1,9 +1,7 @@
 //! A client's HTTP/1 connection: one request after another, each driven inline.
 
-use super::body::{BodyEvent, Piece};
 use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, Gone};
-use super::h1_body::{BodyError, BodyReader, Next};
 use super::respond::{self, Refusal};
 use super::{Env, exchange, h2_server};
 use crate::buffer::{ReadBuffer, WriteBuffer};
@@ -13,6 +11,8 @@ use crate::h1::{
     BodyEncoder, BodyLength, H1Error, HeadParser, Parsed, RequestKind, ResponseContext, encode_response,
 };
 use crate::io::Io;
+use crate::wire::body::{BodyEvent, Piece};
+use crate::wire::h1_body::{BodyError, BodyReader, Next};
 use sixfold_core::connection::Connection;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{Method, ResponseHead, Scheme, Version};

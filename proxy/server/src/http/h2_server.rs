@@ -1,19 +1,20 @@
 //! A client's HTTP/2 connection: each stream is a task, and the same request path.
 
-use super::body::{BodyEvent, Piece};
 use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
-use super::h2_guard::{Guarded, Patience};
-use super::h2_headers::Refused;
 use super::h2_life::Life;
-use super::h2_send::H2Send;
 use super::h2_streams::{self, Opened};
 use super::respond::{self, Refusal};
-use super::{Env, PREFACE, exchange, h2_headers};
+use super::{Env, exchange};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Deadline, Timed, TimedOut, bounded, within};
 use crate::io::Io;
+use crate::wire::body::{BodyEvent, Piece};
+use crate::wire::h2_guard::{Guarded, Patience};
+use crate::wire::h2_headers::Refused;
+use crate::wire::h2_send::H2Send;
+use crate::wire::{PREFACE, h2_headers};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};

@@ -3,7 +3,6 @@
 //! Read [`exchange`] from the top: it is what happens to a request.
 
 mod attempt;
-pub(crate) mod body;
 mod clock;
 mod downstream;
 mod edge;
@@ -11,13 +10,8 @@ mod end;
 mod exchange;
 mod filtered;
 mod forward;
-pub(crate) mod h1_body;
 mod h1_server;
-pub(crate) mod h2_guard;
-pub(crate) mod h2_headers;
 mod h2_life;
-pub(crate) mod h2_recv;
-pub(crate) mod h2_send;
 mod h2_server;
 mod h2_streams;
 mod judge;
@@ -28,8 +22,6 @@ mod respond;
 mod retry;
 mod stall;
 mod timeouts;
-
-pub(crate) use retry::is_idempotent;
 
 use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile};
@@ -47,9 +39,6 @@ pub(crate) struct Env {
     pub(crate) drain: Drain,
     pub(crate) h1: Arc<H1Options>,
 }
-
-/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a client's connection until it ends.
 pub async fn serve(

@@ -1,6 +1,5 @@
 //! The request body on its way to an upstream: replayed, buffered or live.
 
-use super::body::{BodyEvent, Piece};
 use super::downstream::{Downstream, Gone};
 use super::exchange::Interrupt;
 use super::filtered::{FilteredBody, poll_filtered_request};
@@ -8,6 +7,7 @@ use super::stall::Waits;
 use crate::budget::{Budget, Buffered};
 use crate::deadline::Timed;
 use crate::upstream::{UpstreamError, UpstreamStream};
+use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::stream::Stream;
 use std::sync::Arc;

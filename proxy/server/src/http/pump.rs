@@ -1,7 +1,6 @@
 //! Passing a response on while the rest of the request may still be coming: both directions in one loop, each
 //! held back by the other side's watermark.
 
-use super::body::{BodyEvent, Piece};
 use super::clock::Clock;
 use super::downstream::{Downstream, Gone};
 use super::exchange::{Exchange, Interrupt};
@@ -10,6 +9,7 @@ use super::outgoing::{Outgoing, Replay, SendError};
 use super::stall::Waits;
 use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamStream;
+use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::plugin::Direction;
 use sixfold_core::stream::Stream;

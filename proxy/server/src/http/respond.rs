@@ -1,19 +1,19 @@
 //! The way of a response to the client: answers of our own, the head, the end; the response phases on the way.
 
 use super::Env;
-use super::body::{BodyEvent, Piece};
 use super::clock::Clock;
 use super::downstream::Downstream;
 use super::edge;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
-use super::h2_headers::Refused;
 use super::local_reply;
 use super::pump::write_piece;
 use super::stall::Waits;
 use crate::deadline::{Timed, within};
 use crate::h1::H1Error;
 use crate::h1::reason::reason_phrase;
+use crate::wire::body::{BodyEvent, Piece};
+use crate::wire::h2_headers::Refused;
 use bytes::Bytes;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;

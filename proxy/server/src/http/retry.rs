@@ -6,8 +6,8 @@ use crate::upstream::UpstreamError;
 use sixfold_core::cluster::{Cluster, Permit, Resource};
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::matcher::HeaderMatch;
-use sixfold_core::message::{Method, ResponseHead};
-use sixfold_core::retry::{ResponseHeaderMatcher, RetryOn, RetryPolicy};
+use sixfold_core::message::ResponseHead;
+use sixfold_core::retry::{ResponseHeaderMatcher, RetryOn, RetryPolicy, is_idempotent};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -277,11 +277,6 @@ fn matches(matcher: &ResponseHeaderMatcher, head: &ResponseHead) -> bool {
         }),
     };
     hit != matcher.invert
-}
-
-/// Methods that nginx sends to the next upstream after the request was sent.
-pub(crate) fn is_idempotent(method: &Method) -> bool {
-    !(*method == Method::POST || *method == Method::PATCH || method.as_str() == "LOCK")
 }
 
 fn list<T>(headers: &Headers, name: Known, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {

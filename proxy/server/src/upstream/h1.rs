@@ -4,9 +4,9 @@ use super::{Alive, HeadEvent, UpstreamError};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::deadline::Timed;
 use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, encode_request};
-use crate::http::body::{BodyEvent, Piece};
-use crate::http::h1_body::{BodyReader, Next};
 use crate::io::{IdleState, Io};
+use crate::wire::body::{BodyEvent, Piece};
+use crate::wire::h1_body::{BodyReader, Next};
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
 use std::net::SocketAddr;
@@ -202,8 +202,8 @@ impl H1Upstream {
         Poll::Ready(match next {
             Ok(Next::End) => Ok(BodyEvent::End),
             Ok(Next::Data(at)) => Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at]))),
-            Err(crate::http::h1_body::BodyError::Codec(_)) => Err(UpstreamError::Protocol),
-            Err(crate::http::h1_body::BodyError::Io) => Err(UpstreamError::Closed),
+            Err(crate::wire::h1_body::BodyError::Codec(_)) => Err(UpstreamError::Protocol),
+            Err(crate::wire::h1_body::BodyError::Io) => Err(UpstreamError::Closed),
         })
     }
 

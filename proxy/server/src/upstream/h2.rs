@@ -2,12 +2,12 @@
 
 use super::{Alive, HeadEvent, UpstreamError};
 use crate::deadline::Timed;
-use crate::http::body::{BodyEvent, Piece};
-use crate::http::h2_guard::{Guarded, Patience};
-use crate::http::h2_headers::{self, HeadError};
-use crate::http::h2_recv::H2Recv;
-use crate::http::h2_send::H2Send;
 use crate::io::Io;
+use crate::wire::body::{BodyEvent, Piece};
+use crate::wire::h2_guard::{Guarded, Patience};
+use crate::wire::h2_headers::{self, HeadError};
+use crate::wire::h2_recv::H2Recv;
+use crate::wire::h2_send::H2Send;
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};

@@ -19,7 +19,7 @@ pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
 
 use crate::deadline::Timed;
-use crate::http::body::{BodyEvent, Piece};
+use crate::wire::body::{BodyEvent, Piece};
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::Headers;

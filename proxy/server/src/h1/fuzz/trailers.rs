@@ -5,7 +5,7 @@ use sixfold_core::headers::{Headers, Known, Underscores};
 
 use super::super::options::{H1Options, Profile};
 use super::super::{BodyEncoder, BodyLength, Decoder, H1Error};
-use crate::http::h2_headers;
+use crate::wire::h2_headers;
 
 /// A trailer section behind the last chunk. The first byte chooses the options.
 ///

@@ -1,7 +1,7 @@
 //! Tells the versions of HTTP apart on plain text, so that `application_protocols` can choose a chain.
 
-/// How HTTP/2 begins with prior knowledge (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use crate::wire::PREFACE;
+
 /// Bytes that are looked at.
 const MAX: usize = 8 << 10;
 /// Longest method that is taken for one.

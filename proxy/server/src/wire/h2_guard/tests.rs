@@ -17,7 +17,7 @@ fn options() -> Http2Options {
 
 fn server() -> Guarded<()> {
     let mut guarded = Guarded::server((), Vec::new(), &options(), Patience::default());
-    guarded.received(super::super::PREFACE).unwrap();
+    guarded.received(PREFACE).unwrap();
     guarded
 }
 
@@ -153,7 +153,7 @@ async fn half_a_header_block_and_a_peer_that_takes_nothing_end_the_connection() 
     let patience = Patience { head: Some(Duration::from_secs(10)), write: Some(Duration::from_secs(20)) };
     let guarded = |size| {
         let (near, far) = tokio::io::duplex(size);
-        (Guarded::server(near, super::super::PREFACE.to_vec(), &options(), patience), far)
+        (Guarded::server(near, PREFACE.to_vec(), &options(), patience), far)
     };
     let (mut reading, mut far) = guarded(1000);
     far.write_all(&head(1)[..10]).await.unwrap();

@@ -10,6 +10,7 @@ mod ledger;
 
 use crate::deadline::{Deadline, TimedOut, after, poll_within};
 use crate::io::Transport;
+use crate::wire::PREFACE;
 use frames::Frames;
 use ledger::Ledger;
 use sixfold_core::cluster::Http2Options;
@@ -52,13 +53,13 @@ pub(crate) struct Guarded<T> {
 impl<T> Guarded<T> {
     /// A server's transport; `prefix` is what was read from it already, the preface included.
     pub(crate) fn server(io: T, prefix: Vec<u8>, options: &Http2Options, patience: Patience) -> Guarded<T> {
-        let (inward, outward) = (Frames::new(super::PREFACE.len()), Frames::new(0));
+        let (inward, outward) = (Frames::new(PREFACE.len()), Frames::new(0));
         Guarded::new(io, prefix, inward, outward, Ledger::of_server(options), patience)
     }
 
     /// A client's transport: what an upstream resets is its own loss, its control frames are counted.
     pub(crate) fn client(io: T, options: &Http2Options, patience: Patience) -> Guarded<T> {
-        let (inward, outward) = (Frames::new(0), Frames::new(super::PREFACE.len()));
+        let (inward, outward) = (Frames::new(0), Frames::new(PREFACE.len()));
         Guarded::new(io, Vec::new(), inward, outward, Ledger::of_client(options), patience)
     }
 
