@@ -33,28 +33,28 @@ fn decode<M: Message + Default + Name>(bytes: &[u8]) -> Result<M, ConfigError> {
     M::decode(bytes).map_err(|e| ConfigError::new(format!("is not a valid {}: {e}", M::full_name())))
 }
 
-/// A share of requests.
+/// A fraction of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Share {
+pub(crate) struct Fraction {
     /// Requests that count, of `of`.
     pub(crate) numerator: u32,
     /// 100, 10,000 or 1,000,000.
     pub(crate) of: u32,
 }
 
-impl Share {
+impl Fraction {
     /// type/v3/percent.proto FractionalPercent; a missing one is none.
-    pub(crate) fn new(value: Option<FractionalPercent>) -> Share {
+    pub(crate) fn new(value: Option<FractionalPercent>) -> Fraction {
         let value = value.unwrap_or_default();
         let of = match value.denominator() {
             DenominatorType::Hundred => 100,
             DenominatorType::TenThousand => 10_000,
             DenominatorType::Million => 1_000_000,
         };
-        Share { numerator: value.numerator, of }
+        Fraction { numerator: value.numerator, of }
     }
 
-    /// Whether this request is in the share.
+    /// Whether this request is in the fraction.
     pub(crate) fn draw(self) -> bool {
         fastrand::u32(..self.of) < self.numerator
     }

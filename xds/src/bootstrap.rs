@@ -27,7 +27,7 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use crate::context::{Context, Node};
 use crate::{access_log, cluster, listener};
 use sixfold_xds_api::values::Result;
-use sixfold_xds_api::{refuse, take_apart};
+use sixfold_xds_api::{destructure, refuse};
 
 /// What the process gives to compile a bootstrap with.
 #[derive(Clone)]
@@ -225,7 +225,7 @@ fn admin(context: &Context, value: &ProtoAdmin) -> Result<Option<Admin>> {
 
 /// Counts the fields: what is not read by any part of this module is refused here.
 fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
-    take_apart!(
+    destructure!(
         Bootstrap {
             node: _,
             static_resources: _,

@@ -1,8 +1,8 @@
 //! APISIX's response-rewrite: status, headers and body of the response.
 
-use crate::shared::beside;
 use crate::shared::encoding::{Encoding, Undecoded};
 use crate::shared::header_changes::{HeaderChanges, Side};
+use crate::shared::offload;
 use crate::shared::pattern::{Pattern, Replacement};
 use base64::Engine;
 use bytes::Bytes;
@@ -12,9 +12,9 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::expr::Expr;
 use sixfold_core::headers::Known;
 use sixfold_core::plugin::{
-    ApisixFactory, Beyond, BodyPiece, BodyStep, BuildContext, Built, Hold, LocalReply, Plugin, Slot, Step,
+    ApisixFactory, BodyPiece, BodyStep, BuildContext, Built, Hold, LocalReply, Overflow, Plugin, Slot, Step,
 };
-use sixfold_core::regex::Patience;
+use sixfold_core::regex::MatchTime;
 use sixfold_core::stream::Stream;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -160,14 +160,14 @@ impl ResponseRewrite {
             Body::Replace(_) => BodyStep::Replace(Bytes::new()),
             Body::Filter(_) if !piece.last => {
                 // The head has gone without the encoding: the body must not follow with it.
-                let beyond = if encoding.is_some() { Beyond::Refuse } else { Beyond::Pass };
-                BodyStep::Hold(Hold { limit: self.max_body, beyond })
+                let on_overflow = if encoding.is_some() { Overflow::Refuse } else { Overflow::Pass };
+                BodyStep::Hold(Hold { limit: self.max_body, on_overflow })
             }
             Body::Filter(filters) => {
                 let at_once =
                     piece.data.len() <= SEARCHED_AT_ONCE && filters.iter().all(|f| f.pattern.is_linear());
                 match encoding {
-                    None if at_once => match filter(filters, piece.data, Patience::Worker) {
+                    None if at_once => match filter(filters, piece.data, MatchTime::Worker) {
                         Cow::Borrowed(_) => BodyStep::Pass,
                         Cow::Owned(new) => BodyStep::Replace(new.into()),
                     },
@@ -184,10 +184,10 @@ impl ResponseRewrite {
                 Some(encoding) => encoding.decode(&body, limit)?,
                 None => body,
             };
-            Ok(filter(&filters, &body, Patience::Beside).into_owned())
+            Ok(filter(&filters, &body, MatchTime::Offloaded).into_owned())
         };
         BodyStep::Wait(Box::pin(async move {
-            let done = beside::run(work).await;
+            let done = offload::run(work).await;
             match done {
                 Some(Ok(body)) => BodyStep::Replace(body.into()),
                 Some(Err(error)) => refuse(&error.to_string()),
@@ -203,10 +203,10 @@ fn refuse(error: &str) -> BodyStep {
 }
 
 /// The body with all filters applied; one that fails changes nothing.
-fn filter<'b>(filters: &[Filter], body: &'b [u8], patience: Patience) -> Cow<'b, [u8]> {
+fn filter<'b>(filters: &[Filter], body: &'b [u8], time: MatchTime) -> Cow<'b, [u8]> {
     let mut body = Cow::Borrowed(body);
     for filter in filters {
-        match filter.pattern.replace_within(&body, &filter.with, filter.all, patience) {
+        match filter.pattern.replace_within(&body, &filter.with, filter.all, time) {
             Ok(Some(new)) => body = Cow::Owned(new),
             Ok(None) => {}
             Err(error) => tracing::error!(error, "response-rewrite can't filter the body"),

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::{self, Share};
+use crate::envoy::{self, Fraction};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::Known;
 use sixfold_core::matcher::StringMatcher;
@@ -55,7 +55,7 @@ struct Policy {
     expose: String,
     max_age: String,
     credentials: bool,
-    enabled: Option<Share>,
+    enabled: Option<Fraction>,
     private_network: bool,
     forward_not_matching: bool,
 }
@@ -68,10 +68,10 @@ impl Policy {
         if policy.shadow_enabled.is_some() {
             return Err(ConfigError::field("shadow_enabled", "is not supported"));
         }
-        if policy.filter_enabled.as_ref().is_some_and(|share| !share.runtime_key.is_empty()) {
+        if policy.filter_enabled.as_ref().is_some_and(|fraction| !fraction.runtime_key.is_empty()) {
             return Err(ConfigError::field("filter_enabled.runtime_key", "is not supported"));
         }
-        let enabled = policy.filter_enabled.map(|share| Share::new(share.default_value));
+        let enabled = policy.filter_enabled.map(|fraction| Fraction::new(fraction.default_value));
         Ok(Policy {
             origins: policy
                 .allow_origin_string_match
@@ -137,7 +137,7 @@ impl Policy {
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let forwards = matches!(stream.route.as_deref().map(|r| &r.action), Some(Action::Forward(_)));
         let origin = stream.request.headers.get(Known::ORIGIN).filter(|o| !o.is_empty());
-        let Some(origin) = origin.filter(|_| forwards && self.enabled.is_none_or(Share::draw)) else {
+        let Some(origin) = origin.filter(|_| forwards && self.enabled.is_none_or(Fraction::draw)) else {
             return Step::Continue;
         };
         let origin = origin.to_vec();

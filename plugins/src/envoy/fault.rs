@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::{self, Share};
+use crate::envoy::{self, Fraction};
 use serde_json::Value;
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::ConfigError;
@@ -36,8 +36,8 @@ fn build(config: HttpFault, mut overrides: Vec<HttpFault>, _: &BuildContext) -> 
 }
 
 struct Fault {
-    delay: Option<(Delay, Share)>,
-    abort: Option<(Abort, Share, String)>,
+    delay: Option<(Delay, Fraction)>,
+    abort: Option<(Abort, Fraction, String)>,
     upstream_cluster: String,
     headers: Vec<HeaderMatcher>,
     downstream_nodes: Vec<String>,
@@ -120,7 +120,7 @@ impl Fault {
                         ));
                     }
                 };
-            Ok((kind, Share::new(delay.percentage)))
+            Ok((kind, Fraction::new(delay.percentage)))
         });
         let metadata = config.filter_metadata.map(struct_to_json);
         Ok(Fault {
@@ -150,34 +150,34 @@ impl Fault {
     }
 
     fn delay(&self, stream: &Stream) -> Option<Duration> {
-        let (delay, share) = self.delay.as_ref()?;
+        let (delay, fraction) = self.delay.as_ref()?;
         let headers = HEADERS.as_ref()?;
-        let (time, share) = match delay {
-            Delay::Fixed(time) => (*time, *share),
+        let (time, fraction) = match delay {
+            Delay::Fixed(time) => (*time, *fraction),
             Delay::Header => {
                 let ms = number(stream, &headers.delay)?;
-                (Duration::from_millis(ms), lowered(*share, stream, &headers.delay_percentage))
+                (Duration::from_millis(ms), lowered(*fraction, stream, &headers.delay_percentage))
             }
         };
-        (!time.is_zero() && share.draw()).then_some(time)
+        (!time.is_zero() && fraction.draw()).then_some(time)
     }
 
     fn abort(&self, stream: &Stream) -> Option<LocalReply> {
-        let (abort, share, body) = self.abort.as_ref()?;
+        let (abort, fraction, body) = self.abort.as_ref()?;
         let headers = HEADERS.as_ref()?;
-        let (status, grpc, share) = match abort {
-            Abort::Http(status) => (*status, None, *share),
-            Abort::Grpc(status) => (200, Some(*status), *share),
+        let (status, grpc, fraction) = match abort {
+            Abort::Http(status) => (*status, None, *fraction),
+            Abort::Grpc(status) => (200, Some(*status), *fraction),
             Abort::Header => {
-                let share = lowered(*share, stream, &headers.abort_percentage);
+                let fraction = lowered(*fraction, stream, &headers.abort_percentage);
                 let http = number(stream, &headers.abort).and_then(|n| u16::try_from(n).ok());
                 match http.filter(|status| (200..600).contains(status)) {
-                    Some(status) => (status, None, share),
-                    None => (200, Some(u32::try_from(number(stream, &headers.abort_grpc)?).ok()?), share),
+                    Some(status) => (status, None, fraction),
+                    None => (200, Some(u32::try_from(number(stream, &headers.abort_grpc)?).ok()?), fraction),
                 }
             }
         };
-        if !share.draw() {
+        if !fraction.draw() {
             return None;
         }
         let mut reply = LocalReply::new(status, body.clone(), "fault_filter_abort");
@@ -224,7 +224,7 @@ fn duration(seconds: i64, nanos: i32) -> Option<Duration> {
     Some(Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?))
 }
 
-fn abort(config: &FaultAbort) -> Result<(Abort, Share, String), ConfigError> {
+fn abort(config: &FaultAbort) -> Result<(Abort, Fraction, String), ConfigError> {
     let kind = match &config.error_type {
         Some(ErrorType::HttpStatus(status)) => {
             let status = u16::try_from(*status).ok().filter(|s| (200..600).contains(s));
@@ -243,7 +243,7 @@ fn abort(config: &FaultAbort) -> Result<(Abort, Share, String), ConfigError> {
         "" => "fault filter abort".to_owned(),
         body => body.to_owned(),
     };
-    Ok((kind, Share::new(config.percentage), body))
+    Ok((kind, Fraction::new(config.percentage), body))
 }
 
 fn goes_to(stream: &Stream, cluster: &str) -> bool {
@@ -268,8 +268,8 @@ fn number(stream: &Stream, name: &HeaderName) -> Option<u64> {
     stream.request.headers.get_str(name)?.trim().parse().ok()
 }
 
-/// A request may lower its share, not raise it.
-fn lowered(share: Share, stream: &Stream, name: &HeaderName) -> Share {
+/// A request may lower its fraction, not raise it.
+fn lowered(fraction: Fraction, stream: &Stream, name: &HeaderName) -> Fraction {
     let asked = number(stream, name).and_then(|n| u32::try_from(n).ok());
-    Share { numerator: asked.map_or(share.numerator, |n| n.min(share.numerator)), ..share }
+    Fraction { numerator: asked.map_or(fraction.numerator, |n| n.min(fraction.numerator)), ..fraction }
 }

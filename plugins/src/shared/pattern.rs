@@ -1,6 +1,6 @@
 //! Patterns in PCRE's syntax, as plugins search and replace with them (`ngx.re`).
 
-use sixfold_core::regex::{Backtracking, Patience};
+use sixfold_core::regex::{Backtracking, MatchTime};
 use std::ops::Range;
 
 /// Matches of a backtracking pattern that are replaced in one text: each is a search with a budget of its own.
@@ -42,7 +42,7 @@ impl Pattern {
     /// # Errors
     /// A backtracking pattern that takes too many steps, or a text that is too long for one.
     pub(crate) fn find(&self, text: &[u8], from: usize) -> Result<Option<Groups>, String> {
-        self.find_within(text, from, Patience::Worker)
+        self.find_within(text, from, MatchTime::Worker)
     }
 
     /// Whether the pattern takes time in proportion to the text.
@@ -50,7 +50,7 @@ impl Pattern {
         matches!(self, Pattern::Linear(_))
     }
 
-    fn find_within(&self, text: &[u8], from: usize, patience: Patience) -> Result<Option<Groups>, String> {
+    fn find_within(&self, text: &[u8], from: usize, time: MatchTime) -> Result<Option<Groups>, String> {
         match self {
             Pattern::Linear(regex) => {
                 let found = (from <= text.len()).then(|| regex.captures_at(text, from)).flatten();
@@ -58,7 +58,7 @@ impl Pattern {
             }
             Pattern::Backtracking(pattern) => {
                 let Ok(text) = std::str::from_utf8(text) else { return Ok(None) };
-                pattern.captures_at(text, from, patience).map_err(|e| e.to_string())
+                pattern.captures_at(text, from, time).map_err(|e| e.to_string())
             }
         }
     }
@@ -73,10 +73,10 @@ impl Pattern {
         with: &Replacement,
         all: bool,
     ) -> Result<Option<Vec<u8>>, String> {
-        self.replace_within(text, with, all, Patience::Worker)
+        self.replace_within(text, with, all, MatchTime::Worker)
     }
 
-    /// [`Pattern::replace`] with more or less patience for a pattern that backtracks.
+    /// [`Pattern::replace`] with more or less time for a pattern that backtracks.
     ///
     /// # Errors
     /// As [`Pattern::find`].
@@ -85,11 +85,11 @@ impl Pattern {
         text: &[u8],
         with: &Replacement,
         all: bool,
-        patience: Patience,
+        time: MatchTime,
     ) -> Result<Option<Vec<u8>>, String> {
         let (mut out, mut at, mut from) = (Vec::new(), 0, 0);
         let mut searches = 0;
-        while let Some(groups) = self.find_within(text, from, patience)? {
+        while let Some(groups) = self.find_within(text, from, time)? {
             searches += 1;
             if searches > MAX_SEARCHES && matches!(self, Pattern::Backtracking(_)) {
                 return Err("the pattern matches too often".to_owned());

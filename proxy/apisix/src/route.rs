@@ -14,7 +14,7 @@ use sixfold_core::router::{ApisixRoute, ApisixRouter};
 use crate::item::network;
 use crate::resource::{Id, Route, Timeout};
 use crate::source::ServiceParts;
-use crate::upstream::{Facing, seconds};
+use crate::upstream::{ForwardOptions, seconds};
 
 /// What a route has by itself. It is read from the resource once, and later taken from the compiled route.
 #[derive(Clone)]
@@ -44,7 +44,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) linkage: &'a Linkage,
     pub(crate) service: Option<(&'a Id, &'a ServiceParts)>,
     /// The cluster, unless neither route nor service name an upstream.
-    pub(crate) upstream: Option<(Arc<ClusterCell>, &'a Facing)>,
+    pub(crate) upstream: Option<(Arc<ClusterCell>, &'a ForwardOptions)>,
     pub(crate) chain: Option<Arc<Chain>>,
 }
 
@@ -81,7 +81,7 @@ impl Template {
     /// The compiled route.
     ///
     /// # Errors
-    /// A key of consistent hashing that can't be read; [`Facing::hash_policy`] tells it of every upstream.
+    /// A key of consistent hashing that can't be read; [`ForwardOptions::hash_policy`] tells it of every upstream.
     pub(crate) fn link(self, parts: &Parts<'_>) -> Result<CoreRoute, String> {
         let service = parts.service;
         // The hosts that a route is for: its own, else those of its service.
@@ -144,8 +144,8 @@ fn predicates(route: &Route) -> Result<Arc<[Predicate]>, (&'static str, String)>
 
 fn action(parts: &Parts<'_>) -> Result<Action, String> {
     // Plugins may answer all the same; a request that gets past them has nowhere to go: 503.
-    let Some((cluster, facing)) = &parts.upstream else { return Ok(Action::NonForwarding) };
-    let timeout = parts.linkage.timeout.unwrap_or(facing.timeout);
+    let Some((cluster, forwarding)) = &parts.upstream else { return Ok(Action::NonForwarding) };
+    let timeout = parts.linkage.timeout.unwrap_or(forwarding.timeout);
     let of_service = || parts.service.and_then(|(_, service)| service.websocket);
     let websocket = parts.linkage.websocket.or_else(of_service).unwrap_or(false);
     Ok(Action::Forward(Box::new(Forward {
@@ -155,9 +155,9 @@ fn action(parts: &Parts<'_>) -> Result<Action, String> {
             read: Some(seconds(timeout.read)),
             ..Timeouts::default()
         },
-        hash: facing.hash_policy()?.into_iter().collect(),
+        hash: forwarding.hash_policy()?.into_iter().collect(),
         upgrades: Box::new([("websocket".into(), websocket)]),
-        pass_host: facing.pass_host.clone(),
+        pass_host: forwarding.pass_host.clone(),
         ..Forward::to(ClusterChoice::Named(cluster.clone()))
     })))
 }

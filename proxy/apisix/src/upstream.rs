@@ -32,7 +32,7 @@ const DEFAULT_TIMEOUT: f64 = 60.0;
 /// What routes have to know of the upstream they send to. Nodes are not part of it, so that a change of nodes
 /// touches no route.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Facing {
+pub(crate) struct ForwardOptions {
     pub(crate) timeout: Timeout,
     pub(crate) pass_host: route::PassHost,
     /// The template of chash's key.
@@ -94,8 +94,8 @@ fn check_hash_key(upstream: &Upstream) -> Option<Violation> {
     Some(violation(&["key"], format!("invalid configuration: {error}")))
 }
 
-impl Facing {
-    pub(crate) fn of(upstream: &Upstream) -> Facing {
+impl ForwardOptions {
+    pub(crate) fn of(upstream: &Upstream) -> ForwardOptions {
         let key = upstream.key.as_deref().unwrap_or_default();
         let hash_key = match upstream.hash_on {
             _ if upstream.balancer != "chash" => None,
@@ -106,7 +106,7 @@ impl Facing {
             HashOn::VarsCombinations => Some(key.to_owned()),
         };
         let timeout = Timeout { connect: DEFAULT_TIMEOUT, send: DEFAULT_TIMEOUT, read: DEFAULT_TIMEOUT };
-        Facing {
+        ForwardOptions {
             timeout: upstream.timeout.unwrap_or(timeout),
             pass_host: match upstream.pass_host {
                 PassHost::Node => route::PassHost::Node,

@@ -3,7 +3,7 @@
 mod chain_match;
 mod connection_limit;
 
-pub use chain_match::{ChainMatcher, Facts, check_chains};
+pub use chain_match::{ChainMatcher, MatchInput, check_chains};
 pub use connection_limit::ConnectionLimit;
 
 use crate::access_log::AccessLog;

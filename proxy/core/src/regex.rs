@@ -7,7 +7,7 @@ mod backtracking;
 mod reduce;
 pub(crate) mod work;
 
-pub use backtracking::{Backtracking, Exceeded, Patience};
+pub use backtracking::{Backtracking, Exceeded, MatchTime};
 
 use reduce::Shape;
 use std::sync::OnceLock;

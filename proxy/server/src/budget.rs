@@ -61,15 +61,15 @@ fn machine_memory(meminfo: &str) -> Option<usize> {
 
 /// Bytes taken from a budget; dropping it gives them back.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct Reservation {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Held {
+impl Reservation {
     /// Nothing yet.
-    pub(crate) fn nothing(budget: &Arc<Budget>) -> Held {
-        Held { budget: budget.clone(), bytes: 0 }
+    pub(crate) fn empty(budget: &Arc<Budget>) -> Reservation {
+        Reservation { budget: budget.clone(), bytes: 0 }
     }
 
     /// Makes it so many bytes; `false`, and it stays as it was, when there is no room for the difference.
@@ -84,7 +84,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.bytes, Relaxed);
     }
@@ -94,13 +94,13 @@ impl Drop for Held {
 #[derive(Debug)]
 pub(crate) struct Buffered {
     bytes: Vec<u8>,
-    held: Held,
+    held: Reservation,
 }
 
 impl Buffered {
     /// Nothing yet; takes no memory.
     pub(crate) fn new(budget: &Arc<Budget>) -> Buffered {
-        Buffered { bytes: Vec::new(), held: Held::nothing(budget) }
+        Buffered { bytes: Vec::new(), held: Reservation::empty(budget) }
     }
 
     /// Adds a piece; `false`, and nothing is added, when the process holds too much already.
@@ -130,7 +130,7 @@ impl Buffered {
     }
 
     /// The whole body, and its place in the budget: keep that for as long as the body.
-    pub(crate) fn finish(self) -> (Bytes, Held) {
+    pub(crate) fn finish(self) -> (Bytes, Reservation) {
         (self.bytes.into(), self.held)
     }
 }

@@ -17,8 +17,8 @@ pub mod http;
 pub mod io;
 pub mod listener;
 pub mod log_file;
-mod look_again;
 mod memory;
+mod refresh;
 pub mod server;
 pub mod sockets;
 #[cfg(test)]

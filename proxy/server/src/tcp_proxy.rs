@@ -9,7 +9,7 @@ mod pump;
 use crate::connect::{Alpn, Connected};
 use crate::drain::Drain;
 use crate::io::Io;
-use crate::upstream::{Alive, UpstreamError, choose_cluster, dial};
+use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, dial};
 use crate::worker::Worker;
 use meter::Meter;
 use pump::{End, Pump, Side, Watch};
@@ -88,7 +88,7 @@ struct Session {
 struct Upstream {
     connected: Connected,
     flight: InFlight,
-    _alive: Alive,
+    _active: ActiveConnection,
 }
 
 impl Session {
@@ -123,13 +123,13 @@ impl Session {
             };
             self.begin_attempt(&mut flight);
             let host = flight.host().clone();
-            let alive = Alive::new(host.clone(), cluster.stats.clone(), Some(permit));
+            let active = ActiveConnection::new(host.clone(), cluster.stats.clone(), Some(permit));
             let timeout = cluster.config.connect_timeout;
             match dial(&cluster, &host, None, Alpn::None, timeout).await {
                 Ok(connected) => {
                     flight.settle(OutcomeKind::Response, 200);
                     self.connected(&connected);
-                    return Ok(Upstream { connected, flight, _alive: alive });
+                    return Ok(Upstream { connected, flight, _active: active });
                 }
                 Err(error) => self.failed(&error, flight),
             }
@@ -206,7 +206,7 @@ impl Session {
 
     /// Passes bytes until the end.
     async fn pass(&mut self, client: Io, upstream: Upstream, deadline: Option<Instant>, drain: &Drain) {
-        let Upstream { connected, flight, _alive } = upstream;
+        let Upstream { connected, flight, _active } = upstream;
         let proxy = self.proxy.clone();
         let stats = &flight.cluster().stats;
         let mut forced = pin!(drain.expired());

@@ -16,10 +16,10 @@ macro_rules! refuse {
     };
 }
 
-/// Takes a message apart: `take_apart!(Message { used, ignored: _ } refusing { a, b } = value)` binds the fields of the
+/// Takes a message apart: `destructure!(Message { used, ignored: _ } refusing { a, b } = value)` binds the fields of the
 /// first group and refuses those of the second.
 #[macro_export]
-macro_rules! take_apart {
+macro_rules! destructure {
     ($message:ident { $($used:tt)* } refusing { $($refused:ident),* $(,)? } = $value:expr) => {
         let $message { $($used)*, $($refused),* } = $value;
         $crate::refuse!($($refused),*);
@@ -58,7 +58,7 @@ mod tests {
     }
 
     fn taken(message: &Message) -> Result<u32, ConfigError> {
-        take_apart!(Message { used } refusing { other } = message);
+        destructure!(Message { used } refusing { other } = message);
         Ok(*used)
     }
 

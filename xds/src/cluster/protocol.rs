@@ -21,7 +21,7 @@ use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_o
 use crate::hcm;
 use crate::retry;
 use sixfold_xds_api::values::{Result, required, timeout_or, u32_in, u32_or};
-use sixfold_xds_api::{refuse, take_apart};
+use sixfold_xds_api::{destructure, refuse};
 
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -218,7 +218,7 @@ impl Protocol {
 }
 
 fn http1(value: &Http1ProtocolOptions) -> Result<Http1Options> {
-    take_apart!(
+    destructure!(
         Http1ProtocolOptions {
             header_key_format,
             enable_trailers,

@@ -20,7 +20,7 @@ use crate::resource::{Id, Kind};
 use crate::route::{Linkage, Parts, Template};
 use crate::store::Key;
 use crate::tls::{Certificates, ClientCertificate};
-use crate::upstream::Facing;
+use crate::upstream::ForwardOptions;
 
 /// A state to come, told by its differences.
 pub(super) struct Candidate {
@@ -342,7 +342,7 @@ impl<'a> Linker<'a, '_> {
         &'r self,
         route: &'r Record,
         service: Option<&'r Record>,
-    ) -> Option<(Arc<ClusterCell>, &'r Facing)> {
+    ) -> Option<(Arc<ClusterCell>, &'r ForwardOptions)> {
         let named =
             |record: &Record| record.refers(Kind::Upstream).map(|id| Key::new(Kind::Upstream, id.clone()));
         let of = |record: &'r Record| -> Option<&'r Arc<BuiltCluster>> {
@@ -352,7 +352,7 @@ impl<'a> Linker<'a, '_> {
             }
         };
         let built = of(route).or_else(|| of(service?))?;
-        Some((self.batch.builder.setup.clusters.cell(&built.name), &*built.facing))
+        Some((self.batch.builder.setup.clusters.cell(&built.name), &*built.forwarding))
     }
 
     /// Listeners depend on config.yaml alone; certificates go into force with the change, never before it.
@@ -375,7 +375,7 @@ impl<'a> Linker<'a, '_> {
 /// Whether routes must know the same of the upstream that a resource is or brings.
 fn faces_the_same(old: &Record, new: &Record) -> bool {
     match (&old.cluster, &new.cluster) {
-        (Some(old), Some(new)) => Arc::ptr_eq(&old.facing, &new.facing),
+        (Some(old), Some(new)) => Arc::ptr_eq(&old.forwarding, &new.forwarding),
         (None, None) => true,
         _ => false,
     }

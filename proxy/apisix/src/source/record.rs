@@ -14,7 +14,7 @@ use crate::resource::{Id, Kind, Service, Ssl, SslType, Upstream};
 use crate::route::{Linkage, Template};
 use crate::store::Key;
 use crate::tls::{ClientCertificate, ServerCertificate};
-use crate::upstream::{self, Facing};
+use crate::upstream::{self, ForwardOptions};
 
 /// A resource that is valid by itself, compiled as far as that goes without others.
 #[derive(Clone)]
@@ -62,7 +62,7 @@ pub(super) struct BuiltCluster {
     print: u64,
     pub(super) certificate: Option<Arc<ClientCertificate>>,
     pub(super) cluster: Arc<Cluster>,
-    pub(super) facing: Arc<Facing>,
+    pub(super) forwarding: Arc<ForwardOptions>,
 }
 
 /// A record that is new, and what is needed of it once.
@@ -215,14 +215,14 @@ impl Builder<'_> {
         let (config, hosts) = upstream::compile(&name, upstream, tls, self.config.http.upstream_keepalive)?;
         let previous = before.map(|built| &*built.cluster);
         let cluster = Cluster::new(config, hosts, previous, &self.setup.context.metrics)?;
-        let facing = Facing::of(upstream);
+        let forwarding = ForwardOptions::of(upstream);
         // So that no route finds out when it is linked.
-        facing.hash_policy()?;
-        let facing = match before.filter(|built| *built.facing == facing) {
-            Some(built) => built.facing.clone(),
-            None => Arc::new(facing),
+        forwarding.hash_policy()?;
+        let forwarding = match before.filter(|built| *built.forwarding == forwarding) {
+            Some(built) => built.forwarding.clone(),
+            None => Arc::new(forwarding),
         };
-        Ok(Arc::new(BuiltCluster { name, print, certificate: certificate.cloned(), cluster, facing }))
+        Ok(Arc::new(BuiltCluster { name, print, certificate: certificate.cloned(), cluster, forwarding }))
     }
 
     fn certificate(&self, ssl: &Ssl, before: Option<&Record>) -> Result<Built, ConfigError> {

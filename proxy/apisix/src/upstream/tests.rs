@@ -73,7 +73,7 @@ fn settings_reach_the_cluster() {
 
 #[test]
 fn chash_keys_become_templates() {
-    let key = |value: Value| Facing::of(&upstream(value)).hash_key;
+    let key = |value: Value| ForwardOptions::of(&upstream(value)).hash_key;
     let chash = |on: &str, key: &str| json!({"nodes": {}, "type": "chash", "hash_on": on, "key": key});
     assert_eq!(key(chash("vars", "arg_user")).as_deref(), Some("${arg_user}"));
     assert_eq!(key(chash("header", "X-User")).as_deref(), Some("${http_x_user}"));

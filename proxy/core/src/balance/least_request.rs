@@ -1,7 +1,7 @@
 //! Envoy's LEAST_REQUEST: the idlest of a few random hosts, or turns by weight over load.
 
 use super::edf::Edf;
-use super::levels::{Algorithm, Ask, Weighted};
+use super::levels::{Algorithm, LbContext, Weighted};
 use super::round_robin::equal;
 use super::slow_start::{SlowStart, factor};
 use super::worker::{PerWorker, derive};
@@ -37,18 +37,20 @@ impl Algorithm for LeastRequest {
         Group::Weighted { hosts, queues }
     }
 
-    fn pick<'g>(&self, group: &'g Group, ask: Ask) -> Option<&'g Arc<Member>> {
+    fn pick<'g>(&self, group: &'g Group, context: LbContext) -> Option<&'g Arc<Member>> {
         match group {
-            Group::Equal(hosts) if self.full_scan => idlest(hosts, ask.value),
+            Group::Equal(hosts) if self.full_scan => idlest(hosts, context.value),
             Group::Equal(hosts) => {
                 let len = hosts.len().max(1) as u64;
-                let draws = (0..u64::from(self.choices)).map(|i| derive(ask.value, i) % len);
+                let draws = (0..u64::from(self.choices)).map(|i| derive(context.value, i) % len);
                 // The first of the least loaded, as Envoy keeps its first draw on a tie.
                 draws.filter_map(|i| hosts.get(i as usize)).min_by_key(|m| load(m))
             }
             Group::Weighted { hosts, queues } => {
-                let index =
-                    queues.get(ask.worker).lock().pick(|i| hosts.get(i).map_or(0.0, |h| self.weight(h)))?;
+                let index = queues
+                    .get(context.worker)
+                    .lock()
+                    .pick(|i| hosts.get(i).map_or(0.0, |h| self.weight(h)))?;
                 hosts.get(index).map(|h| &h.member)
             }
         }

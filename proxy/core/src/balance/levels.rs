@@ -23,7 +23,7 @@ pub(super) trait Algorithm: Send + Sync + 'static {
     fn prepare(&self, hosts: Vec<Weighted>, workers: usize) -> Self::Group;
 
     /// A host of the group; `None` when it has none.
-    fn pick<'g>(&self, group: &'g Self::Group, ask: Ask) -> Option<&'g Arc<Member>>;
+    fn pick<'g>(&self, group: &'g Self::Group, context: LbContext) -> Option<&'g Arc<Member>>;
 }
 
 /// A host and its share within a group.
@@ -37,7 +37,7 @@ pub(super) struct Weighted {
 
 /// What an algorithm gets of a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ask {
+pub(super) struct LbContext {
     /// Worker that asks.
     pub(super) worker: usize,
     /// The request's hash for hashed algorithms, else a random number.
@@ -207,7 +207,7 @@ impl<A: Algorithm> Leveled<A> {
         // The level took the random number modulo 100; the host must not depend on that.
         let value = if A::HASHED { value } else { derive(value, u64::MAX - 1) };
         self.algorithm
-            .pick(source.group(choice.worker)?, Ask { worker: choice.worker, value, refused })
+            .pick(source.group(choice.worker)?, LbContext { worker: choice.worker, value, refused })
             .cloned()
     }
 }

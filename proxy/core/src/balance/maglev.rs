@@ -1,6 +1,6 @@
 //! Envoy's MAGLEV (source/extensions/load_balancing_policies/maglev): a table of fixed size.
 
-use super::levels::{Algorithm, Ask, Weighted};
+use super::levels::{Algorithm, LbContext, Weighted};
 use super::ring_hash::hash_key;
 use crate::cluster::Member;
 use std::sync::Arc;
@@ -43,10 +43,13 @@ impl Algorithm for Maglev {
     }
 
     #[inline]
-    fn pick<'g>(&self, table: &'g Table, ask: Ask) -> Option<&'g Arc<Member>> {
+    fn pick<'g>(&self, table: &'g Table, context: LbContext) -> Option<&'g Arc<Member>> {
         // A refused pick turns the hash's bits, as Envoy does by the attempt.
-        let hash =
-            if ask.refused == 0 { ask.value } else { ask.value ^ u64::from(ask.refused).wrapping_neg() };
+        let hash = if context.refused == 0 {
+            context.value
+        } else {
+            context.value ^ u64::from(context.refused).wrapping_neg()
+        };
         let slot = table.slots.get((hash % self.table_size) as usize)?;
         table.members.get(*slot as usize)
     }

@@ -1,6 +1,6 @@
 //! Envoy's RANDOM: every host is as likely; weights do not count.
 
-use super::levels::{Algorithm, Ask, Weighted};
+use super::levels::{Algorithm, LbContext, Weighted};
 use crate::cluster::Member;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ impl Algorithm for Random {
     }
 
     #[inline]
-    fn pick<'g>(&self, group: &'g Vec<Arc<Member>>, ask: Ask) -> Option<&'g Arc<Member>> {
-        group.get((ask.value % group.len().max(1) as u64) as usize)
+    fn pick<'g>(&self, group: &'g Vec<Arc<Member>>, context: LbContext) -> Option<&'g Arc<Member>> {
+        group.get((context.value % group.len().max(1) as u64) as usize)
     }
 }

@@ -1,6 +1,6 @@
 //! Envoy's RING_HASH: a Ketama-like ring (source/extensions/load_balancing_policies/ring_hash).
 
-use super::levels::{Algorithm, Ask, Weighted};
+use super::levels::{Algorithm, LbContext, Weighted};
 use crate::cluster::Member;
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
@@ -46,10 +46,10 @@ impl Algorithm for RingHash {
         Ring { points, members: hosts.into_iter().map(|h| h.member).collect() }
     }
 
-    fn pick<'g>(&self, ring: &'g Ring, ask: Ask) -> Option<&'g Arc<Member>> {
+    fn pick<'g>(&self, ring: &'g Ring, context: LbContext) -> Option<&'g Arc<Member>> {
         let len = ring.points.len().max(1);
-        let at = ring.points.partition_point(|(hash, _)| *hash < ask.value);
-        let (_, index) = ring.points.get((at % len + ask.refused as usize) % len)?;
+        let at = ring.points.partition_point(|(hash, _)| *hash < context.value);
+        let (_, index) = ring.points.get((at % len + context.refused as usize) % len)?;
         ring.members.get(*index as usize)
     }
 }

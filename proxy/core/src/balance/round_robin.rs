@@ -1,7 +1,7 @@
 //! Envoy's ROUND_ROBIN: turns by index, or by deadline when weights differ.
 
 use super::edf::Edf;
-use super::levels::{Algorithm, Ask, Weighted};
+use super::levels::{Algorithm, LbContext, Weighted};
 use super::slow_start::{SlowStart, factor};
 use super::worker::PerWorker;
 use crate::cluster::Member;
@@ -37,11 +37,11 @@ impl Algorithm for RoundRobin {
     }
 
     #[inline]
-    fn pick<'g>(&self, group: &'g Group, ask: Ask) -> Option<&'g Arc<Member>> {
+    fn pick<'g>(&self, group: &'g Group, context: LbContext) -> Option<&'g Arc<Member>> {
         match group {
             Group::Equal { members, next } => {
                 // One worker alone writes here: no locked instruction is needed.
-                let next = next.get(ask.worker);
+                let next = next.get(context.worker);
                 let turn = next.load(Relaxed);
                 next.store(turn.wrapping_add(1), Relaxed);
                 members.get(turn % members.len().max(1))
@@ -50,7 +50,7 @@ impl Algorithm for RoundRobin {
                 let weight = |i: usize| {
                     hosts.get(i).map_or(0.0, |h| h.weight * factor(self.slow_start.as_ref(), &h.member.host))
                 };
-                let index = queues.get(ask.worker).lock().pick(weight)?;
+                let index = queues.get(context.worker).lock().pick(weight)?;
                 hosts.get(index).map(|h| &h.member)
             }
         }

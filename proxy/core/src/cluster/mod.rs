@@ -51,7 +51,7 @@ pub struct Cluster {
     /// Circuit breaker of requests with priority HIGH.
     pub high_breaker: Breaker,
     /// Held while the endpoints are replaced: discovery and health checks come from different threads.
-    standing: Mutex<Standing>,
+    visibility: Mutex<Visibility>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -62,9 +62,9 @@ impl std::fmt::Debug for Cluster {
 
 /// What a cluster's changes are allowed to show of themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum Visibility {
     /// Not in force, not yet or no more: gauges and hosts belong to the one that is.
-    Apart,
+    Hidden,
     /// What its name stands for.
     InForce,
 }
@@ -360,7 +360,7 @@ impl Cluster {
             breaker: Breaker::new(config.breaker),
             high_breaker: Breaker::new(config.high_breaker),
             hosts: ArcSwap::from_pointee(set),
-            standing: Mutex::new(Standing::Apart),
+            visibility: Mutex::new(Visibility::Hidden),
             endpoints: if resolves { endpoints.into() } else { Box::default() },
             balancer,
             stats,
@@ -380,22 +380,22 @@ impl Cluster {
 
     /// Replaces the endpoints (DNS, EDS) and tells the balancer; endpoints that stay keep their identity.
     pub fn update_hosts(&self, hosts: Vec<HostConfig>) {
-        let standing = self.standing.lock();
+        let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
-        self.publish(HostSet::new(hosts, Some(&before)), Some(&before), *standing);
+        self.publish(HostSet::new(hosts, Some(&before)), Some(&before), *visibility);
     }
 
     /// Takes a change of some endpoint's health into account.
     pub fn refresh(&self) {
-        let standing = self.standing.lock();
+        let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
-        self.publish(before.refreshed(), Some(&before), *standing);
+        self.publish(before.refreshed(), Some(&before), *visibility);
     }
 
-    fn publish(&self, set: HostSet, before: Option<&HostSet>, standing: Standing) {
+    fn publish(&self, set: HostSet, before: Option<&HostSet>, visibility: Visibility) {
         let set = Arc::new(set);
         self.balancer.update(&set);
-        if standing == Standing::InForce {
+        if visibility == Visibility::InForce {
             self.show(&set, before);
         }
         self.hosts.store(set);
@@ -404,18 +404,18 @@ impl Cluster {
     /// Takes the place of `previous`. Hosts that `previous` has found since this was built are taken over.
     fn enter(&self, previous: Option<&Cluster>) {
         let live = previous.map(|c| c.hosts.load_full());
-        let mut standing = self.standing.lock();
-        *standing = Standing::InForce;
+        let mut visibility = self.visibility.lock();
+        *visibility = Visibility::InForce;
         let set = self.hosts.load_full();
         match live.as_deref().and_then(|live| set.adopting(live)) {
-            Some(adopted) => self.publish(adopted, live.as_deref(), *standing),
+            Some(adopted) => self.publish(adopted, live.as_deref(), *visibility),
             None => self.show(&set, live.as_deref()),
         }
     }
 
     /// Leaves its place to `successor`, or to nobody.
     fn leave(&self, successor: Option<&Cluster>) {
-        *self.standing.lock() = Standing::Apart;
+        *self.visibility.lock() = Visibility::Hidden;
         let now = successor.map(|c| c.hosts.load_full()).unwrap_or_default();
         now.mark(Some(&self.hosts.load()));
         let shares_statistics = successor.is_some_and(|next| Arc::ptr_eq(&next.stats, &self.stats));

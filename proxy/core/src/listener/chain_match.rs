@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// What is known of a connection when its chain is chosen.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Facts<'a> {
+pub struct MatchInput<'a> {
     /// Address the client meant; `None` for a unix socket.
     pub destination: Option<SocketAddr>,
     /// Server name in lower case, if the TLS inspector found one.
@@ -168,15 +168,15 @@ impl Sources {
         .get_or_insert_default()
     }
 
-    fn find(&self, facts: &Facts<'_>) -> Option<&Ends> {
-        let special = if is_local(facts) { &self.local } else { &self.external };
+    fn find(&self, input: &MatchInput<'_>) -> Option<&Ends> {
+        let special = if is_local(input) { &self.local } else { &self.external };
         special.as_ref().or(self.any.as_ref())
     }
 }
 
 /// Whether the client is this host: a loopback address, our own, or a unix socket.
-fn is_local(facts: &Facts<'_>) -> bool {
-    match (facts.source, facts.destination) {
+fn is_local(input: &MatchInput<'_>) -> bool {
+    match (input.source, input.destination) {
         (None, _) => true,
         (Some(source), destination) => {
             source.ip().is_loopback() || destination.is_some_and(|d| d.ip() == source.ip())
@@ -230,17 +230,17 @@ impl ChainMatcher {
     }
 
     /// Position of the chain for a connection; `None` leaves it to the default chain.
-    pub fn find(&self, facts: &Facts<'_>) -> Option<usize> {
-        let port = facts.destination.map(|d| d.port());
+    pub fn find(&self, input: &MatchInput<'_>) -> Option<usize> {
+        let port = input.destination.map(|d| d.port());
         let prefixes = find(&self.0, port.as_ref())?;
-        let transports = prefixes.find(facts.destination.map(|d| d.ip()))?.find(facts.server_name)?;
-        let transport = if facts.tls { "tls" } else { "raw_buffer" };
+        let transports = prefixes.find(input.destination.map(|d| d.ip()))?.find(input.server_name)?;
+        let transport = if input.tls { "tls" } else { "raw_buffer" };
         let protocols = find(transports, Some(transport))?;
-        let by_protocol = facts.application_protocols.iter().find_map(|p| protocols.by_key.get(p));
+        let by_protocol = input.application_protocols.iter().find_map(|p| protocols.by_key.get(p));
         let direct = by_protocol.or(protocols.any.as_deref())?;
-        let sources = direct.find(facts.direct_source.map(|s| s.ip()))?;
-        let ports = sources.find(facts)?.find(facts.source.map(|s| s.ip()))?;
-        find(ports, facts.source.map(|s| s.port()).as_ref())?.0
+        let sources = direct.find(input.direct_source.map(|s| s.ip()))?;
+        let ports = sources.find(input)?.find(input.source.map(|s| s.ip()))?;
+        find(ports, input.source.map(|s| s.port()).as_ref())?.0
     }
 }
 
@@ -293,9 +293,9 @@ mod tests {
         nets.iter().map(|n| n.parse().unwrap()).collect()
     }
 
-    fn at(facts: Facts<'_>, chains: Vec<FilterChainMatch>) -> Option<usize> {
+    fn at(input: MatchInput<'_>, chains: Vec<FilterChainMatch>) -> Option<usize> {
         let chains: Vec<_> = chains.into_iter().map(|m| chain("c", m)).collect();
-        ChainMatcher::new(&chains).unwrap().find(&facts)
+        ChainMatcher::new(&chains).unwrap().find(&input)
     }
 
     #[test]
@@ -309,14 +309,14 @@ mod tests {
                 FilterChainMatch { transport: Some("raw_buffer".into()), ..FilterChainMatch::default() },
             ]
         };
-        let find = |name| at(Facts { server_name: name, tls: true, ..Facts::default() }, chains());
+        let find = |name| at(MatchInput { server_name: name, tls: true, ..MatchInput::default() }, chains());
         assert_eq!(find(Some("a.server.test")), Some(0));
         assert_eq!(find(Some("b.server.test")), Some(1));
         assert_eq!(find(Some("x.deep.server.test")), Some(2));
         assert_eq!(find(Some("x.y.server.test")), Some(1));
         assert_eq!((find(Some("server.test")), find(Some(".server.test"))), (Some(3), Some(3)));
         assert_eq!(find(None), Some(3));
-        assert_eq!(at(Facts::default(), chains()), Some(4));
+        assert_eq!(at(MatchInput::default(), chains()), Some(4));
     }
 
     #[test]
@@ -333,15 +333,15 @@ mod tests {
             of("127.0.0.1/32", SourceType::Any, Some(9)),
             of("127.0.0.0/16", SourceType::SameIpOrLoopback, None),
         ];
-        let facts = |port, source: &str| Facts {
+        let input = |port, source: &str| MatchInput {
             destination: Some(SocketAddr::from(([127, 0, 0, 1], port))),
             source: Some(source.parse().unwrap()),
-            ..Facts::default()
+            ..MatchInput::default()
         };
-        assert_eq!(at(facts(80, "127.0.0.1:5"), chains.clone()), Some(3));
-        assert_eq!(at(facts(80, "127.9.0.1:5"), chains.clone()), None, "no way back to the /8");
-        assert_eq!(at(facts(9, "127.0.0.1:5"), chains.clone()), Some(2));
-        assert_eq!(at(facts(9, "127.0.0.2:5"), chains), None, "no way back from the port");
+        assert_eq!(at(input(80, "127.0.0.1:5"), chains.clone()), Some(3));
+        assert_eq!(at(input(80, "127.9.0.1:5"), chains.clone()), None, "no way back to the /8");
+        assert_eq!(at(input(9, "127.0.0.1:5"), chains.clone()), Some(2));
+        assert_eq!(at(input(9, "127.0.0.2:5"), chains), None, "no way back from the port");
     }
 
     #[test]
@@ -361,7 +361,7 @@ mod tests {
     }
 
     /// The rules said directly: of the chains that are left, keep those that have the best value.
-    fn model(chains: &[FilterChainMatch], facts: &Facts<'_>) -> Option<usize> {
+    fn model(chains: &[FilterChainMatch], input: &MatchInput<'_>) -> Option<usize> {
         let mut left: Vec<usize> = (0..chains.len()).collect();
         let keep = |left: &mut Vec<usize>, ranks: &dyn Fn(&FilterChainMatch) -> Option<u32>| {
             let rank = |i: &usize| chains.get(*i).and_then(ranks);
@@ -382,16 +382,16 @@ mod tests {
             Some(false) => None,
         };
         keep(&mut left, &|m| {
-            exact(m.destination_port.map(|p| facts.destination.is_some_and(|d| d.port() == p)))
+            exact(m.destination_port.map(|p| input.destination.is_some_and(|d| d.port() == p)))
         });
-        keep(&mut left, &|m| prefix(&m.destination, facts.destination));
+        keep(&mut left, &|m| prefix(&m.destination, input.destination));
         keep(&mut left, &|m| match m.server_names.is_empty() {
             true => Some(0),
             false => m
                 .server_names
                 .iter()
                 .filter_map(|pattern| {
-                    let name = facts.server_name?;
+                    let name = input.server_name?;
                     match pattern.strip_prefix('*') {
                         Some(suffix) => (name.len() > suffix.len() && name.ends_with(suffix))
                             .then_some(suffix.len() as u32),
@@ -400,26 +400,26 @@ mod tests {
                 })
                 .max(),
         });
-        let transport = if facts.tls { "tls" } else { "raw_buffer" };
+        let transport = if input.tls { "tls" } else { "raw_buffer" };
         keep(&mut left, &|m| exact(m.transport.as_ref().map(|t| **t == *transport)));
         keep(&mut left, &|m| match m.application_protocols.is_empty() {
             true => Some(0),
-            false => facts
+            false => input
                 .application_protocols
                 .iter()
                 .position(|p| m.application_protocols.iter().any(|a| a.as_bytes() == &**p))
                 .map(|at| 100 - at as u32),
         });
-        keep(&mut left, &|m| prefix(&m.direct_source, facts.direct_source));
+        keep(&mut left, &|m| prefix(&m.direct_source, input.direct_source));
         keep(&mut left, &|m| match m.source_type {
             SourceType::Any => Some(0),
-            SourceType::SameIpOrLoopback => is_local(facts).then_some(1),
-            SourceType::External => (!is_local(facts)).then_some(1),
+            SourceType::SameIpOrLoopback => is_local(input).then_some(1),
+            SourceType::External => (!is_local(input)).then_some(1),
         });
-        keep(&mut left, &|m| prefix(&m.source, facts.source));
+        keep(&mut left, &|m| prefix(&m.source, input.source));
         keep(&mut left, &|m| match m.source_ports.is_empty() {
             true => Some(0),
-            false => facts.source.is_some_and(|s| m.source_ports.contains(&s.port())).then_some(1),
+            false => input.source.is_some_and(|s| m.source_ports.contains(&s.port())).then_some(1),
         });
         left.first().copied()
     }
@@ -483,7 +483,7 @@ mod tests {
             }
             let compiled: Vec<_> = chains.iter().map(|m| chain("", m.clone())).collect();
             let protocols: Vec<Box<[u8]>> = protocols.iter().map(|p| p.as_bytes().into()).collect();
-            let facts = Facts {
+            let input = MatchInput {
                 destination: Some(destination),
                 server_name,
                 tls,
@@ -491,7 +491,7 @@ mod tests {
                 direct_source: Some(direct_source),
                 source: Some(source),
             };
-            prop_assert_eq!(ChainMatcher::new(&compiled).unwrap().find(&facts), model(&chains, &facts));
+            prop_assert_eq!(ChainMatcher::new(&compiled).unwrap().find(&input), model(&chains, &input));
         }
     }
 }

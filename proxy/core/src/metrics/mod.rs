@@ -145,9 +145,9 @@ impl<'a> Gauge<'a> {
     }
     /// Adds one for as long as the guard lives: how everything that begins and ends is counted.
     #[inline]
-    pub fn raise(self) -> Raised<'a> {
+    pub fn raise(self) -> GaugeGuard<'a> {
         self.inc();
-        Raised(self)
+        GaugeGuard(self)
     }
     /// Makes the value `n`; for gauges that one control thread alone writes.
     pub fn set(self, n: u64) {
@@ -166,9 +166,9 @@ impl<'a> Gauge<'a> {
 
 /// One in a gauge; dropping it takes it away, wherever that happens.
 #[must_use]
-pub struct Raised<'a>(Gauge<'a>);
+pub struct GaugeGuard<'a>(Gauge<'a>);
 
-impl Drop for Raised<'_> {
+impl Drop for GaugeGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         self.0.dec();

@@ -46,12 +46,12 @@ pub struct Hold {
     /// Bytes.
     pub limit: usize,
     /// What becomes of a body that is longer.
-    pub beyond: Beyond,
+    pub on_overflow: Overflow,
 }
 
 /// What becomes of a body that is longer than a handler can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beyond {
+pub enum Overflow {
     /// It passes this handler, what was held and all that follows. The other handlers of the chain go on.
     Pass,
     /// The exchange ends: 413 for a request; 500, or a cut, for a response.
@@ -61,7 +61,7 @@ pub enum Beyond {
 impl BodyStep {
     /// Holds up to `limit` bytes; a longer body passes as it is.
     pub fn hold(limit: usize) -> BodyStep {
-        BodyStep::Hold(Hold { limit, beyond: Beyond::Pass })
+        BodyStep::Hold(Hold { limit, on_overflow: Overflow::Pass })
     }
 }
 
@@ -267,7 +267,7 @@ impl BodyFilters {
                 self.kept.push((at, Kept::Held(piece.into_vec())));
                 Settled::End(Filtered::Data(Bytes::new()))
             }
-            BodyStep::Hold(hold) if hold.beyond == Beyond::Refuse => Settled::End(Filtered::TooLong),
+            BodyStep::Hold(hold) if hold.on_overflow == Overflow::Refuse => Settled::End(Filtered::TooLong),
             BodyStep::Hold(_) => {
                 self.kept.push((at, Kept::Outgrown));
                 Settled::Next(piece)

@@ -20,7 +20,7 @@ mod run;
 mod slot;
 
 pub use body::{
-    Beyond, BodyFilters, BodyFuture, BodyPiece, BodyStep, Filtered, Hold, TrailersFuture, TrailersStep,
+    BodyFilters, BodyFuture, BodyPiece, BodyStep, Filtered, Hold, Overflow, TrailersFuture, TrailersStep,
 };
 pub use callout::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream,

@@ -33,11 +33,11 @@ pub struct Backtracking {
 
 /// How long one may wait for a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum MatchTime {
     /// On a worker, which others wait for: 5 ms, and texts of 2 KiB; 64 KiB if the pattern begins with `^`.
     Worker,
     /// Beside the workers: a second, and texts of 32 KiB.
-    Beside,
+    Offloaded,
 }
 
 /// Why a pattern gave no answer.
@@ -78,7 +78,7 @@ impl Backtracking {
     /// # Errors
     /// [`Exceeded`] when that can't be told within the budget.
     pub fn is_match(&self, text: &str) -> Result<bool, Exceeded> {
-        self.search(text, 0, Patience::Worker, |form, input| form.is_match_input(input))
+        self.search(text, 0, MatchTime::Worker, |form, input| form.is_match_input(input))
     }
 
     /// Where the first match at or after `from` and its groups lie; group 0 is the whole match.
@@ -89,9 +89,9 @@ impl Backtracking {
         &self,
         text: &str,
         from: usize,
-        patience: Patience,
+        time: MatchTime,
     ) -> Result<Option<Vec<Option<Range<usize>>>>, Exceeded> {
-        self.search(text, from, patience, |form, input| {
+        self.search(text, from, time, |form, input| {
             let found = form.captures_input(input)?;
             Ok(found.map(|groups| groups.iter().map(|group| group.map(|m| m.range())).collect()))
         })
@@ -101,17 +101,17 @@ impl Backtracking {
         &self,
         text: &'t str,
         from: usize,
-        patience: Patience,
+        time: MatchTime,
         search: impl FnOnce(
             &fancy_regex::Regex,
             fancy_regex::RegexInput<'t, str>,
         ) -> Result<T, fancy_regex::Error>,
     ) -> Result<T, Exceeded> {
         work::charge_backtracking(text.as_bytes());
-        let classes = match patience {
-            Patience::Worker if self.at_start => &AT_THE_START[..],
-            Patience::Worker => &ANYWHERE[..],
-            Patience::Beside => &PATIENT[..],
+        let classes = match time {
+            MatchTime::Worker if self.at_start => &AT_THE_START[..],
+            MatchTime::Worker => &ANYWHERE[..],
+            MatchTime::Offloaded => &PATIENT[..],
         };
         let steps = classes.iter().find(|(length, _)| text.len() <= *length).ok_or(Exceeded::Length)?.1;
         let form = self.form(steps).ok_or(Exceeded::Steps)?;
@@ -173,7 +173,7 @@ mod tests {
     fn look_around_and_back_references_match() {
         let pattern = Backtracking::new(r"(?<=f)(o)\1(?!x)").unwrap();
         assert_eq!((pattern.is_match("a foo"), pattern.is_match("foox")), (Ok(true), Ok(false)));
-        let groups = pattern.captures_at("foo foo", 3, Patience::Worker).unwrap().unwrap();
+        let groups = pattern.captures_at("foo foo", 3, MatchTime::Worker).unwrap().unwrap();
         assert_eq!(groups, [Some(5..7), Some(5..6)]);
         assert!(Backtracking::new("(").is_err());
     }
@@ -183,7 +183,7 @@ mod tests {
     fn what_would_take_long_is_not_begun() {
         let bomb = Backtracking::new("(?=.)(a|aa|aaa)+b$").unwrap();
         assert_eq!(bomb.is_match(&"a".repeat(60_000)), Err(Exceeded::Length));
-        assert_eq!(bomb.captures_at(&"a".repeat(33_000), 0, Patience::Beside), Err(Exceeded::Length));
+        assert_eq!(bomb.captures_at(&"a".repeat(33_000), 0, MatchTime::Offloaded), Err(Exceeded::Length));
         let bomb = Backtracking::new(r"^(?=.)(?:(a+)+\1)+b").unwrap();
         assert_eq!(bomb.is_match(&"a".repeat(2_000)), Err(Exceeded::Steps));
         assert_eq!(bomb.is_match(&"a".repeat(65_537)), Err(Exceeded::Length));

@@ -1,6 +1,6 @@
 //! Whom callouts to free URIs trust.
 
-use crate::look_again::look_again;
+use crate::refresh::refresh_every;
 use sixfold_core::tls::{ClientContext, ClientSettings, ClientTls, Pem, Validation};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Trust {
         let verified = ClientTls::new(None);
         let mut file = File { file, seen: None, told: None };
         file.look(&verified);
-        look_again("trust", LOOK, &verified, move |verified| file.look(verified));
+        refresh_every("trust", LOOK, &verified, move |verified| file.look(verified));
         Trust { verified, anyone }
     }
 

@@ -1,6 +1,6 @@
 //! `/etc/hosts` (hosts(5)).
 
-use crate::look_again::look_again;
+use crate::refresh::refresh_every;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ impl HostsFile {
         if let Some(path) = path {
             let mut file = File { path, seen: None };
             file.look(&names);
-            look_again("hosts", LOOK, &names, move |names| file.look(names));
+            refresh_every("hosts", LOOK, &names, move |names| file.look(names));
         }
         HostsFile(names)
     }

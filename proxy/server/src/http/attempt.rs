@@ -1,7 +1,7 @@
 //! One attempt at one endpoint, from choosing its connection to the head of its response.
 
 use super::clock::Expired;
-use super::downstream::{Downstream, Gone};
+use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
 use super::forward::Plan;
 use super::outgoing::{Outgoing, SendError};
@@ -289,8 +289,8 @@ impl<D: Downstream> Exchange<'_, D> {
                 if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
                     return Poll::Ready(Err(gone.into()));
                 }
-                if body.rests() && down.poll_gone(cx).is_ready() {
-                    return Poll::Ready(Err(Gone::Closed.into()));
+                if body.rests() && down.poll_closed(cx).is_ready() {
+                    return Poll::Ready(Err(DownstreamError::Closed.into()));
                 }
                 clock.watch(body.waits(down, up, stream));
                 return Poll::Pending;

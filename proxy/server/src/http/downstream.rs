@@ -8,7 +8,7 @@ use std::task::Poll;
 
 /// The client is gone, or what it sends is no HTTP any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gone {
+pub(crate) enum DownstreamError {
     /// It closed the connection or reset the stream.
     Closed,
     /// Its body is malformed.
@@ -18,7 +18,11 @@ pub(crate) enum Gone {
 /// A request of a client and the way back to it. The head of the request is in the stream context already.
 pub(crate) trait Downstream: Send {
     /// The next piece of the request body; trailers are left in `trailers` with the end.
-    fn poll_body(&mut self, cx: &mut Timed<'_>, trailers: &mut Headers) -> Poll<Result<BodyEvent<'_>, Gone>>;
+    fn poll_body(
+        &mut self,
+        cx: &mut Timed<'_>,
+        trailers: &mut Headers,
+    ) -> Poll<Result<BodyEvent<'_>, DownstreamError>>;
 
     /// Whether the request has been read to its end.
     fn request_ended(&self) -> bool;
@@ -27,25 +31,25 @@ pub(crate) trait Downstream: Send {
     fn write_continue(&mut self);
 
     /// Takes the head of the response; `end` if no body follows. `close` asks that the connection end with it.
-    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), Gone>;
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError>;
 
     /// Takes a piece of the response body.
-    fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), Gone>;
+    fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), DownstreamError>;
 
     /// Ends the response.
-    fn finish(&mut self, trailers: &Headers) -> Result<(), Gone>;
+    fn finish(&mut self, trailers: &Headers) -> Result<(), DownstreamError>;
 
     /// Ready when more may be written: what waits is below the watermark.
-    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>>;
+    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), DownstreamError>>;
 
     /// Sends what waits; ready when nothing does.
-    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>>;
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), DownstreamError>>;
 
     /// What the client has taken so far, while something waits for it: another number is progress.
     fn backlog(&self) -> Option<u64>;
 
     /// Ready when the client has gone away. Asked while nothing else is read from it.
-    fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()>;
+    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<()>;
 
     /// Cuts a response that can't be completed: the client must not take it for whole.
     fn reset(&mut self);

@@ -1,7 +1,7 @@
 //! The end of a request: what an interruption makes of it, its counts and its log.
 
 use super::clock::Expired;
-use super::downstream::{Downstream, Gone};
+use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
 use super::local_reply;
 use sixfold_core::flags::Flag;
@@ -41,7 +41,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.env.hcm.stats.downstream_rq_tx_reset().inc();
                 self.down.reset();
             }
-            Interrupt::Gone(Gone::Closed) => {
+            Interrupt::Downstream(DownstreamError::Closed) => {
                 if self.down.is_http2() {
                     self.env.hcm.stats.downstream_rq_rx_reset().inc();
                 }
@@ -50,7 +50,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.client_lost("downstream_remote_disconnect", status);
                 self.down.reset();
             }
-            Interrupt::Gone(Gone::Malformed) => {
+            Interrupt::Downstream(DownstreamError::Malformed) => {
                 self.env.hcm.stats.downstream_cx_protocol_error().inc();
                 let mut reply = LocalReply::new(400, "Bad Request", "http1.codec_error");
                 reply.flag = Some(Flag::DPE);

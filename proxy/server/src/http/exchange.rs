@@ -6,14 +6,14 @@
 
 use super::Env;
 use super::clock::{Clock, Expired};
-use super::downstream::{Downstream, Gone};
+use super::downstream::{Downstream, DownstreamError};
 use super::edge;
 use super::filtered::FilteredBody;
 use super::local_reply;
 use super::outgoing::poll_request_body;
 use super::stall::Waits;
 use super::timeouts;
-use crate::budget::{Buffered, Held};
+use crate::budget::{Buffered, Reservation};
 use crate::deadline::{Timed, within};
 use crate::upstream::{UpstreamError, choose_cluster};
 use crate::wire::body::BodyEvent;
@@ -22,7 +22,7 @@ use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
-use sixfold_core::metrics::Raised;
+use sixfold_core::metrics::GaugeGuard;
 use sixfold_core::path::{self, Prepared};
 use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
 use sixfold_core::redirect;
@@ -38,7 +38,7 @@ use std::task::Poll;
 #[derive(Debug)]
 pub(crate) enum Interrupt {
     /// The client went away.
-    Gone(Gone),
+    Downstream(DownstreamError),
     /// A deadline passed.
     Expired(Expired),
     /// The request body is longer than the configuration or a plugin allows.
@@ -62,9 +62,9 @@ impl Interrupt {
     }
 }
 
-impl From<Gone> for Interrupt {
-    fn from(gone: Gone) -> Interrupt {
-        Interrupt::Gone(gone)
+impl From<DownstreamError> for Interrupt {
+    fn from(gone: DownstreamError) -> Interrupt {
+        Interrupt::Downstream(gone)
     }
 }
 
@@ -94,8 +94,8 @@ pub(super) struct Exchange<'a, D> {
     /// Nothing is left to be done.
     pub(super) complete: bool,
     /// The place of the request's body among those that the process holds.
-    held: Option<Held>,
-    _active: Raised<'a>,
+    held: Option<Reservation>,
+    _active: GaugeGuard<'a>,
 }
 
 /// Serves the request whose head is in `stream`.
@@ -470,10 +470,10 @@ pub(super) async fn guard<D: Downstream, F: Future>(
 }
 
 /// Ready when the client is gone.
-fn left<D: Downstream>(down: &mut D, cx: &mut Timed<'_>) -> Poll<Gone> {
+fn left<D: Downstream>(down: &mut D, cx: &mut Timed<'_>) -> Poll<DownstreamError> {
     // What was queued before the wait (100 Continue) must not wait with it.
     if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
         return Poll::Ready(gone);
     }
-    down.poll_gone(cx).map(|()| Gone::Closed)
+    down.poll_closed(cx).map(|()| DownstreamError::Closed)
 }

@@ -3,7 +3,7 @@
 use super::downstream::Downstream;
 use super::exchange::Interrupt;
 use super::outgoing::poll_request_body;
-use crate::budget::{Budget, Held};
+use crate::budget::{Budget, Reservation};
 use crate::deadline::Timed;
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ struct Plugins {
     chain: Arc<Chain>,
     filters: BodyFilters,
     /// The place of what they keep among the bodies that the process holds.
-    held: Held,
+    held: Reservation,
 }
 
 impl Plugins {
@@ -54,7 +54,7 @@ impl FilteredBody {
     /// Before the first piece; what plugins keep comes out of `bodies`.
     pub(super) fn new(direction: Direction, chain: &Arc<Chain>, bodies: &Arc<Budget>) -> FilteredBody {
         let plugins = chain.filters(direction).then(|| {
-            let (filters, held) = (BodyFilters::new(direction), Held::nothing(bodies));
+            let (filters, held) = (BodyFilters::new(direction), Reservation::empty(bodies));
             Box::new(Plugins { chain: chain.clone(), filters, held })
         });
         FilteredBody { plugins, ..FilteredBody::unfiltered(direction) }

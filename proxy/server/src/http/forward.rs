@@ -1,9 +1,9 @@
 //! Forwarding: choose a cluster, make the upstream's request, try endpoints until one answers.
 
+use super::after_attempt::{AfterAttempt, Response};
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
-use super::judge::{Response, Verdict};
 use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
@@ -69,10 +69,10 @@ impl<D: Downstream> Exchange<'_, D> {
                     return Err(interrupt);
                 }
             };
-            match self.judge(&mut plan, flight, attempt).await? {
-                Verdict::Again => {}
-                Verdict::Answer(reply) => return self.respond(*reply, true).await,
-                Verdict::Pass(response) => return self.pass(&mut plan, *response).await,
+            match self.after_attempt(&mut plan, flight, attempt).await? {
+                AfterAttempt::Retry => {}
+                AfterAttempt::Reply(reply) => return self.respond(*reply, true).await,
+                AfterAttempt::Forward(response) => return self.pass(&mut plan, *response).await,
             }
         }
     }

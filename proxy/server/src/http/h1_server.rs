@@ -1,7 +1,7 @@
 //! A client's HTTP/1 connection: one request after another, each driven inline.
 
 use super::clock::{Clock, Expired};
-use super::downstream::{Downstream, Gone};
+use super::downstream::{Downstream, DownstreamError};
 use super::respond::{self, Refusal};
 use super::{Env, exchange, h2_server};
 use crate::buffer::{ReadBuffer, WriteBuffer};
@@ -282,13 +282,19 @@ impl H1Client {
 }
 
 impl Downstream for H1Client {
-    fn poll_body(&mut self, cx: &mut Timed<'_>, trailers: &mut Headers) -> Poll<Result<BodyEvent<'_>, Gone>> {
+    fn poll_body(
+        &mut self,
+        cx: &mut Timed<'_>,
+        trailers: &mut Headers,
+    ) -> Poll<Result<BodyEvent<'_>, DownstreamError>> {
         let opts = &self.env.h1;
         match ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, opts)) {
             Ok(Next::Data(at)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at])))),
             Ok(Next::End) => Poll::Ready(Ok(BodyEvent::End)),
-            Err(BodyError::Io | BodyError::Codec(H1Error::Truncated)) => Poll::Ready(Err(Gone::Closed)),
-            Err(BodyError::Codec(_)) => Poll::Ready(Err(Gone::Malformed)),
+            Err(BodyError::Io | BodyError::Codec(H1Error::Truncated)) => {
+                Poll::Ready(Err(DownstreamError::Closed))
+            }
+            Err(BodyError::Codec(_)) => Poll::Ready(Err(DownstreamError::Malformed)),
         }
     }
 
@@ -300,21 +306,21 @@ impl Downstream for H1Client {
         self.out.tail().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
     }
 
-    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), Gone> {
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError> {
         let context = ResponseContext {
             request: self.kind,
             version: self.version,
             end_stream: end,
             keep_alive: self.keep_alive && !close,
         };
-        let encoded =
-            encode_response(self.out.tail(), head, context, &self.env.h1).map_err(|_| Gone::Malformed)?;
+        let encoded = encode_response(self.out.tail(), head, context, &self.env.h1)
+            .map_err(|_| DownstreamError::Malformed)?;
         self.encoder = encoded.body;
         self.keep_alive = encoded.keep_alive;
         Ok(())
     }
 
-    fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), Gone> {
+    fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), DownstreamError> {
         let data = piece.as_slice();
         match self.encoder.begin(self.out.tail(), data.len()) {
             Ok(true) => {}
@@ -325,12 +331,12 @@ impl Downstream for H1Client {
                 return Ok(());
             }
         }
-        self.out.write_through(&mut self.io, cx, data).map_err(|_| Gone::Closed)?;
+        self.out.write_through(&mut self.io, cx, data).map_err(|_| DownstreamError::Closed)?;
         self.encoder.end(self.out.tail());
         Ok(())
     }
 
-    fn finish(&mut self, trailers: &Headers) -> Result<(), Gone> {
+    fn finish(&mut self, trailers: &Headers) -> Result<(), DownstreamError> {
         let trailers = (!trailers.is_empty()).then_some(trailers);
         if self.encoder.finish(self.out.tail(), trailers, &self.env.h1).is_err() {
             self.cut = true;
@@ -338,7 +344,7 @@ impl Downstream for H1Client {
         Ok(())
     }
 
-    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
+    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), DownstreamError>> {
         if self.out.len() < self.env.hcm.buffer_limit {
             return Poll::Ready(Ok(()));
         }
@@ -348,15 +354,15 @@ impl Downstream for H1Client {
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
-        self.out.poll_flush(&mut self.io, cx).map_err(|_| Gone::Closed)
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), DownstreamError>> {
+        self.out.poll_flush(&mut self.io, cx).map_err(|_| DownstreamError::Closed)
     }
 
     fn backlog(&self) -> Option<u64> {
         self.out.backlog()
     }
 
-    fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
+    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
         // The piece given last must stay where it is; nothing is read ahead behind it.
         while self.read.filled().len() < READ_AHEAD {
             match ready!(self.read.poll_fill(&mut self.io, cx)) {

@@ -1,7 +1,7 @@
 //! A client's HTTP/2 connection: each stream is a task, and the same request path.
 
 use super::clock::Clock;
-use super::downstream::{Downstream, Gone};
+use super::downstream::{Downstream, DownstreamError};
 use super::h2_life::Life;
 use super::h2_streams::{self, Opened};
 use super::respond::{self, Refusal};
@@ -11,7 +11,7 @@ use crate::closing;
 use crate::deadline::{Deadline, Timed, TimedOut, bounded, within};
 use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
-use crate::wire::h2_guard::{Guarded, Patience};
+use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use crate::wire::h2_headers::Refused;
 use crate::wire::h2_send::H2Send;
 use crate::wire::{PREFACE, h2_headers};
@@ -89,8 +89,8 @@ pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection
 
 async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>) -> Result<(), h2::Error> {
     let timeouts = &env.hcm.timeouts;
-    let patience = Patience { head: timeouts.request_headers, write: timeouts.send.or(timeouts.stream_idle) };
-    let guarded = Guarded::server(io, read, &env.hcm.http2, patience);
+    let peer = PeerTimeouts { head: timeouts.request_headers, write: timeouts.send.or(timeouts.stream_idle) };
+    let guarded = Guarded::server(io, read, &env.hcm.http2, peer);
     let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
     let Ok(server) = handshake else { return Ok(()) };
@@ -187,7 +187,11 @@ impl H2Client {
 }
 
 impl Downstream for H2Client {
-    fn poll_body(&mut self, cx: &mut Timed<'_>, trailers: &mut Headers) -> Poll<Result<BodyEvent<'_>, Gone>> {
+    fn poll_body(
+        &mut self,
+        cx: &mut Timed<'_>,
+        trailers: &mut Headers,
+    ) -> Poll<Result<BodyEvent<'_>, DownstreamError>> {
         if self.owed > 0 {
             let _ = self.recv.flow_control().release_capacity(std::mem::take(&mut self.owed));
         }
@@ -199,10 +203,11 @@ impl Downstream for H2Client {
                 self.owed = data.len();
                 Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data))))
             }
-            Some(Err(_)) => Poll::Ready(Err(Gone::Closed)),
+            Some(Err(_)) => Poll::Ready(Err(DownstreamError::Closed)),
             None => {
-                if let Some(map) = ready!(self.recv.poll_trailers(cx)).map_err(|_| Gone::Closed)? {
-                    h2_headers::read_trailers(&map, &self.rules, trailers).map_err(|_| Gone::Malformed)?;
+                if let Some(map) = ready!(self.recv.poll_trailers(cx)).map_err(|_| DownstreamError::Closed)? {
+                    h2_headers::read_trailers(&map, &self.rules, trailers)
+                        .map_err(|_| DownstreamError::Malformed)?;
                 }
                 self.ended = true;
                 Poll::Ready(Ok(BodyEvent::End))
@@ -220,42 +225,42 @@ impl Downstream for H2Client {
         let _ = self.respond.send_informational(interim);
     }
 
-    fn write_head(&mut self, head: &ResponseHead, end: bool, _close: bool) -> Result<(), Gone> {
-        let response = h2_headers::write_response(head).map_err(|_| Gone::Malformed)?;
-        let send = self.respond.send_response(response, end).map_err(|_| Gone::Closed)?;
+    fn write_head(&mut self, head: &ResponseHead, end: bool, _close: bool) -> Result<(), DownstreamError> {
+        let response = h2_headers::write_response(head).map_err(|_| DownstreamError::Malformed)?;
+        let send = self.respond.send_response(response, end).map_err(|_| DownstreamError::Closed)?;
         self.send = Some(H2Send::new(send, end));
         Ok(())
     }
 
-    fn write_data(&mut self, _cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), Gone> {
+    fn write_data(&mut self, _cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), DownstreamError> {
         if let Some(send) = &mut self.send {
             send.push(piece);
         }
         Ok(())
     }
 
-    fn finish(&mut self, trailers: &Headers) -> Result<(), Gone> {
+    fn finish(&mut self, trailers: &Headers) -> Result<(), DownstreamError> {
         let trailers = (!trailers.is_empty()).then(|| h2_headers::to_map(trailers)).transpose();
         if let Some(send) = &mut self.send {
-            send.finish(trailers.map_err(|_| Gone::Malformed)?);
+            send.finish(trailers.map_err(|_| DownstreamError::Malformed)?);
         }
         Ok(())
     }
 
-    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
+    fn poll_writable(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), DownstreamError>> {
         let watermark = self.watermark;
         match &mut self.send {
             Some(send) if send.len() >= watermark => match send.poll_flush(cx) {
                 Poll::Pending if send.len() < watermark => Poll::Ready(Ok(())),
-                other => other.map_err(|_| Gone::Closed),
+                other => other.map_err(|_| DownstreamError::Closed),
             },
             _ => Poll::Ready(Ok(())),
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), Gone>> {
+    fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), DownstreamError>> {
         match &mut self.send {
-            Some(send) => send.poll_flush(cx).map_err(|_| Gone::Closed),
+            Some(send) => send.poll_flush(cx).map_err(|_| DownstreamError::Closed),
             None => Poll::Ready(Ok(())),
         }
     }
@@ -264,7 +269,7 @@ impl Downstream for H2Client {
         self.send.as_ref()?.backlog()
     }
 
-    fn poll_gone(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
+    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
         match &mut self.send {
             Some(send) => send.poll_reset(cx).map(|_| ()),
             None => self.respond.poll_reset(cx).map(|_| ()),

@@ -21,7 +21,7 @@ use std::task::{Poll, Waker};
 const KEPT: usize = 128;
 
 thread_local! {
-    static IDLE: RefCell<Vec<Arc<Seat<Opened>>>> = const { RefCell::new(Vec::new()) };
+    static IDLE: RefCell<Vec<Arc<TaskSlot<Opened>>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A stream that a client has opened.
@@ -33,7 +33,7 @@ pub(super) struct Opened {
 }
 
 /// Where a task waits for its next job.
-struct Seat<T>(Mutex<Waiting<T>>);
+struct TaskSlot<T>(Mutex<Waiting<T>>);
 
 struct Waiting<T> {
     next: Option<T>,
@@ -42,10 +42,10 @@ struct Waiting<T> {
     left: bool,
 }
 
-/// Marks the seat when its task goes.
-struct Seated<T>(Arc<Seat<T>>);
+/// Marks the slot when its task goes.
+struct TaskGuard<T>(Arc<TaskSlot<T>>);
 
-impl<T> Drop for Seated<T> {
+impl<T> Drop for TaskGuard<T> {
     fn drop(&mut self) {
         let mut waiting = self.0.0.lock();
         waiting.left = true;
@@ -55,8 +55,8 @@ impl<T> Drop for Seated<T> {
 
 /// Serves a stream by a task that waits, or by a new one.
 pub(super) fn serve(mut opened: Opened) {
-    while let Some(seat) = IDLE.with(|idle| idle.borrow_mut().pop()) {
-        match seat.give(opened) {
+    while let Some(slot) = IDLE.with(|idle| idle.borrow_mut().pop()) {
+        match slot.give(opened) {
             None => return,
             Some(back) => opened = back,
         }
@@ -64,9 +64,9 @@ pub(super) fn serve(mut opened: Opened) {
     tokio::spawn(serve_many(opened));
 }
 
-impl<T> Seat<T> {
-    fn new() -> Seat<T> {
-        Seat(Mutex::new(Waiting { next: None, waker: None, left: false }))
+impl<T> TaskSlot<T> {
+    fn new() -> TaskSlot<T> {
+        TaskSlot(Mutex::new(Waiting { next: None, waker: None, left: false }))
     }
 
     /// Hands a job to the task; it comes back if there is no task any more.
@@ -101,7 +101,7 @@ impl<T> Seat<T> {
 
 /// Serves this stream and then others, until enough tasks of the thread wait.
 async fn serve_many(first: Opened) {
-    let seated = Seated(Arc::new(Seat::new()));
+    let guard = TaskGuard(Arc::new(TaskSlot::new()));
     let mut stream = Box::new(Stream::new(first.connection.clone()));
     let mut clock = Clock::new();
     let mut opened = first;
@@ -113,14 +113,14 @@ async fn serve_many(first: Opened) {
             let mut idle = idle.borrow_mut();
             let room = idle.len() < KEPT;
             if room {
-                idle.push(seated.0.clone());
+                idle.push(guard.0.clone());
             }
             room
         });
         if !waits {
             return;
         }
-        opened = seated.0.next().await;
+        opened = guard.0.next().await;
     }
 }
 
@@ -133,25 +133,25 @@ mod tests {
     #[test]
     fn a_task_gets_one_job_after_another_until_its_runtime_ends() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let seat = Arc::new(Seat::new());
-        let seated = Seated(seat.clone());
+        let slot = Arc::new(TaskSlot::new());
+        let guard = TaskGuard(slot.clone());
         let (done, jobs) = channel();
         let task = async move {
             loop {
-                done.send(seated.0.next().await).unwrap();
+                done.send(guard.0.next().await).unwrap();
             }
         };
         runtime.block_on(async {
             // One that is there before the task waits, and one that has to wake it.
-            assert_eq!(seat.give(1), None);
+            assert_eq!(slot.give(1), None);
             tokio::spawn(task);
             tokio::task::yield_now().await;
             assert_eq!(jobs.try_recv(), Ok(1));
-            assert_eq!(seat.give(2), None);
+            assert_eq!(slot.give(2), None);
             tokio::task::yield_now().await;
             assert_eq!(jobs.try_recv(), Ok(2));
         });
         drop(runtime);
-        assert_eq!(seat.give(3), Some(3), "nobody would ever serve it");
+        assert_eq!(slot.give(3), Some(3), "nobody would ever serve it");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Read [`exchange`] from the top: it is what happens to a request.
 
+mod after_attempt;
 mod attempt;
 mod clock;
 mod downstream;
@@ -14,7 +15,6 @@ mod h1_server;
 mod h2_life;
 mod h2_server;
 mod h2_streams;
-mod judge;
 mod local_reply;
 mod outgoing;
 mod pump;

@@ -1,6 +1,6 @@
 //! The request body on its way to an upstream: replayed, buffered or live.
 
-use super::downstream::{Downstream, Gone};
+use super::downstream::{Downstream, DownstreamError};
 use super::exchange::Interrupt;
 use super::filtered::{FilteredBody, poll_filtered_request};
 use super::stall::Waits;
@@ -151,7 +151,7 @@ impl Outgoing {
                 Poll::Ready(Ok(false))
             }
             BodyEvent::End if self.phase == Upgrading::Done => {
-                Poll::Ready(Err(SendError::Downstream(Gone::Closed.into())))
+                Poll::Ready(Err(SendError::Downstream(DownstreamError::Closed.into())))
             }
             BodyEvent::End => self.finish(up, stream),
         }

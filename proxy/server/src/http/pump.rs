@@ -2,7 +2,7 @@
 //! held back by the other side's watermark.
 
 use super::clock::Clock;
-use super::downstream::{Downstream, Gone};
+use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
 use super::filtered::FilteredBody;
 use super::outgoing::{Outgoing, Replay, SendError};
@@ -91,7 +91,7 @@ impl<D: Downstream> Pump<'_, D> {
                 Received::End => {
                     let flushed = self.down.poll_flush(cx);
                     clock.watch(Waits { client_write: self.down.backlog(), ..Waits::default() });
-                    return flushed.map_err(Interrupt::Gone);
+                    return flushed.map_err(Interrupt::Downstream);
                 }
                 Received::Nothing if !sent => {}
                 _ => {
@@ -104,8 +104,8 @@ impl<D: Downstream> Pump<'_, D> {
             if let Poll::Ready(Err(gone)) = self.down.poll_flush(cx) {
                 return Poll::Ready(Err(gone.into()));
             }
-            if self.body.rests() && self.down.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(Gone::Closed.into()));
+            if self.body.rests() && self.down.poll_closed(cx).is_ready() {
+                return Poll::Ready(Err(DownstreamError::Closed.into()));
             }
             clock.watch(self.waits());
             return Poll::Pending;
@@ -214,7 +214,7 @@ pub(super) fn write_piece<D: Downstream>(
     stream: &mut Stream,
     cx: &mut Timed<'_>,
     piece: Piece<'_>,
-) -> Result<(), Gone> {
+) -> Result<(), DownstreamError> {
     stream.bytes.response_body += piece.as_slice().len() as u64;
     down.write_data(cx, piece)
 }

@@ -59,8 +59,9 @@ impl RetryState {
         steered: bool,
         stream: &mut Stream,
     ) -> Option<RetryState> {
-        let wish = if steered { Wish::take(&mut stream.request.headers) } else { Wish::default() };
-        let on = policy.map_or(RetryOn::empty(), |p| p.on) | wish.on;
+        let asked =
+            if steered { RetryHeaders::take(&mut stream.request.headers) } else { RetryHeaders::default() };
+        let on = policy.map_or(RetryOn::empty(), |p| p.on) | asked.on;
         if on.is_empty() {
             return None;
         }
@@ -69,9 +70,9 @@ impl RetryState {
             || policy.request_headers.iter().any(|m| m.matches(&stream.request));
         allowed.then(|| RetryState {
             on,
-            left: wish.max.unwrap_or(policy.num_retries),
-            status_codes: wish.status_codes,
-            response_headers: wish.response_headers,
+            left: asked.max.unwrap_or(policy.num_retries),
+            status_codes: asked.status_codes,
+            response_headers: asked.response_headers,
             retries: 0,
             until: policy.deadline.map(|d| after(Instant::now(), d)),
             idempotent: is_idempotent(&stream.request.method),
@@ -230,23 +231,23 @@ impl RetryState {
 
 /// What a request's own headers ask of retries (`x-envoy-retry-on` and its kin).
 #[derive(Default)]
-struct Wish {
+struct RetryHeaders {
     on: RetryOn,
     max: Option<u32>,
     status_codes: Vec<u16>,
     response_headers: Vec<ResponseHeaderMatcher>,
 }
 
-impl Wish {
+impl RetryHeaders {
     /// Reads the headers and takes them off.
-    fn take(headers: &mut Headers) -> Wish {
+    fn take(headers: &mut Headers) -> RetryHeaders {
         let mut on = RetryOn::empty();
         for name in [Known::X_ENVOY_RETRY_ON, Known::X_ENVOY_RETRY_GRPC_ON] {
             on |= headers.get_str(name).map_or(RetryOn::empty(), |list| RetryOn::parse(list).0);
         }
         let names = list(headers, Known::X_ENVOY_RETRIABLE_HEADER_NAMES, |t| HeaderName::new(t).ok());
         let present = |name| ResponseHeaderMatcher { name, test: HeaderMatch::Present(true), invert: false };
-        let wish = Wish {
+        let asked = RetryHeaders {
             on,
             max: headers.get_str(Known::X_ENVOY_MAX_RETRIES).and_then(|v| v.trim().parse().ok()),
             status_codes: list(headers, Known::X_ENVOY_RETRIABLE_STATUS_CODES, |t| t.parse().ok()),
@@ -262,7 +263,7 @@ impl Wish {
         ] {
             headers.remove(name);
         }
-        wish
+        asked
     }
 }
 

@@ -13,7 +13,7 @@ use crate::worker::Worker;
 use crate::{http, tcp_proxy};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
-use sixfold_core::listener::{Admission, Facts, ListenerStats, NetworkFilter};
+use sixfold_core::listener::{Admission, ListenerStats, MatchInput, NetworkFilter};
 use sixfold_core::stream::Stream;
 use std::any::Any;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -57,7 +57,7 @@ pub(super) async fn run(
             meant
         }
     };
-    let facts = Facts {
+    let input = MatchInput {
         destination: found.local,
         server_name: found.server_name.as_deref(),
         tls: found.tls,
@@ -77,7 +77,7 @@ pub(super) async fn run(
         requested_server_name: found.server_name.clone(),
         tls: None,
     };
-    match listener.choose(&facts) {
+    match listener.choose(&input) {
         Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,
         None => {
             listener.config.stats.no_filter_chain_match().inc();

@@ -15,7 +15,7 @@ pub use manager::BoundAddresses;
 
 use crate::drain::{Drain, DrainStrategy};
 use arc_swap::ArcSwap;
-use sixfold_core::listener::{BindAddress, ChainMatcher, Facts, FilterChain, Listener};
+use sixfold_core::listener::{BindAddress, ChainMatcher, FilterChain, Listener, MatchInput};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -92,8 +92,8 @@ impl ActiveListener {
     }
 
     /// The chain for a connection.
-    fn choose(&self, facts: &Facts<'_>) -> Option<&ActiveChain> {
-        self.matcher.find(facts).and_then(|at| self.chains.get(at)).or(self.default.as_ref())
+    fn choose(&self, input: &MatchInput<'_>) -> Option<&ActiveChain> {
+        self.matcher.find(input).and_then(|at| self.chains.get(at)).or(self.default.as_ref())
     }
 }
 

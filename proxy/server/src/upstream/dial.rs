@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// Counts an open connection while it lives.
-pub(crate) struct Alive {
+pub(crate) struct ActiveConnection {
     pub(crate) host: Arc<Host>,
     pub(crate) stats: Arc<ClusterStats>,
     // In this order: whoever gets the place finds the circuit breaker's count gone down already.
@@ -17,17 +17,17 @@ pub(crate) struct Alive {
     place: Option<Place>,
 }
 
-impl Alive {
-    pub(crate) fn new(host: Arc<Host>, stats: Arc<ClusterStats>, permit: Option<Permit>) -> Alive {
+impl ActiveConnection {
+    pub(crate) fn new(host: Arc<Host>, stats: Arc<ClusterStats>, permit: Option<Permit>) -> ActiveConnection {
         stats.upstream_cx_total().inc();
         stats.upstream_cx_active().inc();
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
-        Alive { host, stats, _permit: permit, place: None }
+        ActiveConnection { host, stats, _permit: permit, place: None }
     }
 
     /// The same at a place among its worker's connections to the endpoint.
-    pub(super) fn at(mut self, place: Place) -> Alive {
+    pub(super) fn at(mut self, place: Place) -> ActiveConnection {
         self.place = Some(place);
         self
     }
@@ -38,7 +38,7 @@ impl Alive {
     }
 }
 
-impl Drop for Alive {
+impl Drop for ActiveConnection {
     fn drop(&mut self) {
         self.stats.upstream_cx_active().dec();
         self.stats.upstream_cx_destroy().inc();

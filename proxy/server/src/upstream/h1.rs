@@ -1,6 +1,6 @@
 //! A request on an HTTP/1 upstream connection. The task of the downstream connection drives it inline.
 
-use super::{Alive, HeadEvent, UpstreamError};
+use super::{ActiveConnection, HeadEvent, UpstreamError};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::deadline::Timed;
 use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, encode_request};
@@ -34,12 +34,17 @@ pub(crate) struct H1Upstream {
     local: Option<SocketAddr>,
     pub(super) opened: Instant,
     pub(super) requests: u32,
-    pub(super) alive: Alive,
+    pub(super) active: ActiveConnection,
 }
 
 impl H1Upstream {
-    pub(super) fn new(io: Io, opts: Arc<H1Options>, watermark: usize, alive: Alive) -> H1Upstream {
-        alive.stats.upstream_cx_http1_total().inc();
+    pub(super) fn new(
+        io: Io,
+        opts: Arc<H1Options>,
+        watermark: usize,
+        active: ActiveConnection,
+    ) -> H1Upstream {
+        active.stats.upstream_cx_http1_total().inc();
         H1Upstream {
             local: io.local_addr(),
             io,
@@ -57,7 +62,7 @@ impl H1Upstream {
             broken: None,
             opened: Instant::now(),
             requests: 0,
-            alive,
+            active,
         }
     }
 

@@ -1,10 +1,10 @@
 //! Requests on a shared HTTP/2 upstream connection.
 
-use super::{Alive, HeadEvent, UpstreamError};
+use super::{ActiveConnection, HeadEvent, UpstreamError};
 use crate::deadline::Timed;
 use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
-use crate::wire::h2_guard::{Guarded, Patience};
+use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use crate::wire::h2_headers::{self, HeadError};
 use crate::wire::h2_recv::H2Recv;
 use crate::wire::h2_send::H2Send;
@@ -48,7 +48,7 @@ impl H2Connection {
     pub(super) async fn open(
         io: Io,
         config: &ClusterConfig,
-        alive: Alive,
+        active: ActiveConnection,
         room: Arc<Notify>,
     ) -> Result<H2Connection, UpstreamError> {
         let (local, options) = (io.local_addr(), &config.http2);
@@ -60,10 +60,10 @@ impl H2Connection {
             // None until the upstream has said how many.
             .initial_max_send_streams(0)
             .enable_push(false)
-            .handshake::<_, Bytes>(Guarded::client(io, options, Patience::default()))
+            .handshake::<_, Bytes>(Guarded::client(io, options, PeerTimeouts::default()))
             .await
             .map_err(|_| UpstreamError::Closed)?;
-        alive.stats.upstream_cx_http2_total().inc();
+        active.stats.upstream_cx_http2_total().inc();
         let state = Arc::new(H2State {
             closed: AtomicBool::new(false),
             streams: AtomicU32::new(0),
@@ -81,11 +81,11 @@ impl H2Connection {
         let shared = state.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, upstream = %alive.host.label, "HTTP/2 connection ended");
+                tracing::debug!(%error, upstream = %active.host.label, "HTTP/2 connection ended");
             }
             shared.closed.store(true, Relaxed);
             // Whoever waits for room finds the circuit breaker's count gone down already.
-            drop(alive);
+            drop(active);
             shared.room.notify_waiters();
         });
         let (watermark, rules) = (config.buffer_limit, config.header_rules);

@@ -185,7 +185,7 @@ impl KindPool {
     fn sweep(&mut self, removed: bool, now: Instant) {
         self.idle.retain_mut(|idle| {
             let expired = idle.limits.expired(idle.connection.opened, idle.since, now);
-            let stats = &idle.connection.alive.stats;
+            let stats = &idle.connection.active.stats;
             if idle.limits.too_old(idle.connection.opened, now) {
                 stats.upstream_cx_max_duration_reached().inc();
             } else if expired {

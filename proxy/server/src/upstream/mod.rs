@@ -14,7 +14,7 @@ mod queue;
 mod tests;
 
 pub(crate) use choose::choose_cluster;
-pub(crate) use dial::{Alive, dial};
+pub(crate) use dial::{ActiveConnection, dial};
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
 

@@ -4,7 +4,7 @@ use super::h1::H1Upstream;
 use super::h2::H2Connection;
 use super::kind::Kind;
 use super::queue::Place;
-use super::{Alive, UpstreamError, Wanted, dial};
+use super::{ActiveConnection, UpstreamError, Wanted, dial};
 use crate::connect::Alpn;
 use crate::deadline::after;
 use crate::h1::{H1Options, HeaderCase, Profile};
@@ -27,7 +27,7 @@ pub(super) struct Order {
 }
 
 /// A connection in the version that was agreed.
-pub(super) enum Made {
+pub(super) enum Opened {
     /// HTTP/1: one request at a time.
     Whole(Box<H1Upstream>),
     /// HTTP/2.
@@ -55,13 +55,14 @@ impl Order {
         permit: Permit,
         place: Place,
         room: Arc<Notify>,
-    ) -> Result<(Made, u32), UpstreamError> {
+    ) -> Result<(Opened, u32), UpstreamError> {
         let config = &self.cluster.config;
         let until = after(Instant::now(), self.timeout);
         let connected =
             dial(&self.cluster, &self.host, self.authority.as_deref(), self.alpn, self.timeout).await?;
         let connect_ms = connected.connect_ms;
-        let alive = Alive::new(self.host.clone(), self.cluster.stats.clone(), Some(permit)).at(place);
+        let active =
+            ActiveConnection::new(self.host.clone(), self.cluster.stats.clone(), Some(permit)).at(place);
         let http1 = match self.alpn {
             Alpn::Http2 => false,
             Alpn::Auto => connected.alpn.as_deref() != Some(b"h2"),
@@ -69,12 +70,12 @@ impl Order {
         };
         if http1 {
             let opts = Arc::new(self.h1_options());
-            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, alive);
-            return Ok((Made::Whole(Box::new(connection)), connect_ms));
+            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, active);
+            return Ok((Opened::Whole(Box::new(connection)), connect_ms));
         }
-        let open = H2Connection::open(connected.io, config, alive, room);
+        let open = H2Connection::open(connected.io, config, active, room);
         match tokio::time::timeout_at(until, open).await {
-            Ok(Ok(connection)) => Ok((Made::Shared(connection), connect_ms)),
+            Ok(Ok(connection)) => Ok((Opened::Shared(connection), connect_ms)),
             Ok(Err(error)) => Err(self.failed(error)),
             Err(_) => Err(self.failed(UpstreamError::ConnectTimeout)),
         }

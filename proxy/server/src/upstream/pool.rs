@@ -3,7 +3,7 @@
 use super::dials::Waiting;
 use super::host_pool::{HostPool, Idle, Ready, Shared};
 use super::kind::{Kind, Limits};
-use super::open::{Made, Order};
+use super::open::{Opened, Order};
 use super::queue::{Grant, Place, Queue};
 use super::{UpstreamError, UpstreamStream};
 use crate::connect::Alpn;
@@ -175,15 +175,15 @@ impl Pools {
         place: Place,
     ) -> Result<Checkout, UpstreamError> {
         let room = self.with_pool(wanted, |pool| pool.kind(wanted).room.clone());
-        let (made, connect_ms) = Order::of(wanted).open(permit, place, room).await?;
+        let (opened, connect_ms) = Order::of(wanted).open(permit, place, room).await?;
         let limits = Limits::of(&wanted.cluster.config);
-        match made {
-            Made::Whole(connection) => {
+        match opened {
+            Opened::Whole(connection) => {
                 let (since, connect_ms) = (wanted.now, Some(connect_ms));
                 Ok(wanted.checkout(Ready::Whole(Idle { connection, since, limits, connect_ms })))
             }
             // ALPN agreed on what can be shared after all.
-            Made::Shared(connection) => {
+            Opened::Shared(connection) => {
                 let shared = Shared { connection, used: wanted.now, limits, connect_ms: Some(connect_ms) };
                 self.with_pool(wanted, |pool| pool.kind(wanted).share(shared));
                 self.take_ready(wanted)?.ok_or(UpstreamError::Overflow)
@@ -204,7 +204,7 @@ impl Pools {
                         return Ok(wanted.checkout(Ready::Whole(idle)));
                     }
                     // It ended, or said something unasked, since it was given back: its place is this request's.
-                    connection.alive.leave_place()
+                    connection.active.leave_place()
                 }
                 Ok(Grant::Place(place)) => Some(place),
                 Err(_) => return Err(UpstreamError::Closed),
@@ -270,23 +270,23 @@ impl Pools {
             let (order, room, pools) = (Order::of(wanted), kind.room.clone(), self.clone());
             // A task of its own: it goes on when the request that asked first has gone.
             tokio::spawn(async move {
-                let made = order.open(permit, place, room).await;
-                dialing.end(made.map(|(made, connect_ms)| pools.add(&order, made, connect_ms)));
+                let opened = order.open(permit, place, room).await;
+                dialing.end(opened.map(|(opened, connect_ms)| pools.add(&order, opened, connect_ms)));
             });
             Ok(Next::Dial(waiting))
         })
     }
 
     /// Adds a connection that was opened for whoever waits.
-    fn add(&self, order: &Order, made: Made, connect_ms: u32) {
+    fn add(&self, order: &Order, opened: Opened, connect_ms: u32) {
         let limits = Limits::of(&order.cluster.config);
         let (now, connect_ms) = (Instant::now(), Some(connect_ms));
         let mut state = self.0.lock();
         let pool = state.hosts.entry(order.host.id).or_insert_with(|| HostPool::new(order.host.clone()));
         let kind = pool.of_kind(&order.kind);
-        match made {
-            Made::Shared(connection) => kind.share(Shared { connection, used: now, limits, connect_ms }),
-            Made::Whole(connection) => {
+        match opened {
+            Opened::Shared(connection) => kind.share(Shared { connection, used: now, limits, connect_ms }),
+            Opened::Whole(connection) => {
                 kind.unshared = true;
                 kind.keep(Idle { connection, since: now, limits, connect_ms });
                 state.kept();
@@ -298,11 +298,11 @@ impl Pools {
     pub(crate) fn give_back(&self, checkout: Checkout, now: Instant) {
         let Checkout { stream, kind, limits, .. } = checkout;
         let UpstreamStream::Http1(mut connection) = stream else { return };
-        if !connection.is_reusable() || connection.alive.host.is_removed() {
+        if !connection.is_reusable() || connection.active.host.is_removed() {
             return;
         }
         if connection.requests >= limits.requests {
-            connection.alive.stats.upstream_cx_max_requests().inc();
+            connection.active.stats.upstream_cx_max_requests().inc();
             return;
         }
         connection.rest();
@@ -311,7 +311,7 @@ impl Pools {
             return;
         }
         let mut state = self.0.lock();
-        let host = &connection.alive.host;
+        let host = &connection.active.host;
         let pool = state.hosts.entry(host.id).or_insert_with(|| HostPool::new(host.clone()));
         let Some(connection) = pool.queue.offer(connection, &kind) else { return };
         pool.of_kind(&kind).keep(Idle { connection, since: now, limits, connect_ms: None });

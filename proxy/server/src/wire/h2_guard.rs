@@ -26,7 +26,7 @@ const STALLED: Duration = Duration::from_secs(300);
 
 /// What a peer may take its time for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Patience {
+pub(crate) struct PeerTimeouts {
     /// From the first byte of a header block to its last (`request_headers_timeout`); `None` is off. The connection
     /// ends with [`io::ErrorKind::TimedOut`]: the block stands between all streams and their frames.
     pub(crate) head: Option<Duration>,
@@ -43,7 +43,7 @@ pub(crate) struct Guarded<T> {
     inward: Frames,
     outward: Frames,
     ledger: Ledger,
-    patience: Patience,
+    timeouts: PeerTimeouts,
     /// When the header block that has begun must be complete.
     head: Deadline,
     /// When the peer must have taken something of what waits.
@@ -52,15 +52,20 @@ pub(crate) struct Guarded<T> {
 
 impl<T> Guarded<T> {
     /// A server's transport; `prefix` is what was read from it already, the preface included.
-    pub(crate) fn server(io: T, prefix: Vec<u8>, options: &Http2Options, patience: Patience) -> Guarded<T> {
+    pub(crate) fn server(
+        io: T,
+        prefix: Vec<u8>,
+        options: &Http2Options,
+        timeouts: PeerTimeouts,
+    ) -> Guarded<T> {
         let (inward, outward) = (Frames::new(PREFACE.len()), Frames::new(0));
-        Guarded::new(io, prefix, inward, outward, Ledger::of_server(options), patience)
+        Guarded::new(io, prefix, inward, outward, Ledger::of_server(options), timeouts)
     }
 
     /// A client's transport: what an upstream resets is its own loss, its control frames are counted.
-    pub(crate) fn client(io: T, options: &Http2Options, patience: Patience) -> Guarded<T> {
+    pub(crate) fn client(io: T, options: &Http2Options, timeouts: PeerTimeouts) -> Guarded<T> {
         let (inward, outward) = (Frames::new(0), Frames::new(PREFACE.len()));
-        Guarded::new(io, Vec::new(), inward, outward, Ledger::of_client(options), patience)
+        Guarded::new(io, Vec::new(), inward, outward, Ledger::of_client(options), timeouts)
     }
 
     fn new(
@@ -69,17 +74,17 @@ impl<T> Guarded<T> {
         inward: Frames,
         outward: Frames,
         ledger: Ledger,
-        patience: Patience,
+        timeouts: PeerTimeouts,
     ) -> Guarded<T> {
         let (head, write) = (Deadline::elsewhere(), Deadline::elsewhere());
-        Guarded { io, prefix, inward, outward, ledger, patience, head, write }
+        Guarded { io, prefix, inward, outward, ledger, timeouts, head, write }
     }
 
     /// Looks at what was read.
     fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
         let ledger = &mut self.ledger;
         self.inward.scan(bytes, |frame| ledger.received(frame));
-        match (self.inward.in_header_block(), self.head.is_set(), self.patience.head) {
+        match (self.inward.in_header_block(), self.head.is_set(), self.timeouts.head) {
             (true, false, Some(limit)) => self.head.set(Some(after(Instant::now(), limit))),
             (false, true, _) => self.head.set(None),
             _ => {}
@@ -99,7 +104,7 @@ impl<T> Guarded<T> {
 
     fn begin_write(&mut self) {
         if !self.write.is_set() {
-            let limit = self.patience.write.unwrap_or(STALLED);
+            let limit = self.timeouts.write.unwrap_or(STALLED);
             self.write.set(Some(after(Instant::now(), limit)));
         }
     }

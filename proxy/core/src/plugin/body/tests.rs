@@ -17,10 +17,10 @@ fn upper(piece: &BodyPiece<'_>) -> BodyStep {
 }
 
 /// Replaces the whole body, up to `limit` bytes of it, by itself in brackets.
-fn bracket(limit: usize, beyond: Beyond) -> Plugin {
+fn bracket(limit: usize, on_overflow: Overflow) -> Plugin {
     filter(move |_, piece| match piece.last {
         true => BodyStep::Replace([b"[", piece.data, b"]"].concat().into()),
-        false => BodyStep::Hold(Hold { limit, beyond }),
+        false => BodyStep::Hold(Hold { limit, on_overflow }),
     })
 }
 
@@ -59,7 +59,7 @@ fn pieces_pass_change_and_are_held() {
     assert_eq!(send(&chain([]), &["a", "b"]), ["a", "b", ""]);
     let pass = filter(|_, _| BodyStep::Pass);
     assert_eq!(send(&chain([pass, filter(|_, piece| upper(piece))]), &["a", "b"]), ["A", "B", ""]);
-    let whole = [bracket(4, Beyond::Pass), filter(|_, piece| upper(piece))];
+    let whole = [bracket(4, Overflow::Pass), filter(|_, piece| upper(piece))];
     assert_eq!(send(&chain(whole), &["a", "bc", "d"]), ["", "", "", "[ABCD]"]);
 }
 
@@ -68,16 +68,16 @@ fn pieces_pass_change_and_are_held() {
 #[test]
 fn a_body_that_outgrows_one_filter_meets_the_others() {
     for masks_first in [true, false] {
-        let mut plugins = vec![filter(|_, piece| upper(piece)), bracket(2, Beyond::Pass)];
+        let mut plugins = vec![filter(|_, piece| upper(piece)), bracket(2, Overflow::Pass)];
         if !masks_first {
             plugins.reverse();
         }
         assert_eq!(send(&chain(plugins), &["a", "bc", "d"]), ["", "ABC", "D", ""], "{masks_first}");
     }
     // Two that hold have two bounds.
-    let two = chain([bracket(2, Beyond::Pass), bracket(9, Beyond::Pass)]);
+    let two = chain([bracket(2, Overflow::Pass), bracket(9, Overflow::Pass)]);
     assert_eq!(send(&two, &["a", "bc", "d"]), ["", "", "", "[abcd]"]);
-    assert_eq!(send(&chain([bracket(2, Beyond::Refuse)]), &["a", "bc"])[1], "too long");
+    assert_eq!(send(&chain([bracket(2, Overflow::Refuse)]), &["a", "bc"])[1], "too long");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_filter_may_wait_and_answer() {
             BodyStep::Replace(data.into())
         }))
     };
-    let waits = chain([filter(move |_, piece| later(piece)), bracket(9, Beyond::Pass)]);
+    let waits = chain([filter(move |_, piece| later(piece)), bracket(9, Overflow::Pass)]);
     assert_eq!(send(&waits, &["a", "b"]), ["", "", "[AB]"]);
     let judge = filter(|_, piece| match piece.last {
         false => BodyStep::hold(100),

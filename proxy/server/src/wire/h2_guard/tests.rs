@@ -16,7 +16,7 @@ fn options() -> Http2Options {
 }
 
 fn server() -> Guarded<()> {
-    let mut guarded = Guarded::server((), Vec::new(), &options(), Patience::default());
+    let mut guarded = Guarded::server((), Vec::new(), &options(), PeerTimeouts::default());
     guarded.received(PREFACE).unwrap();
     guarded
 }
@@ -123,7 +123,7 @@ async fn frames_that_ask_for_nothing_are_counted() {
         ("reset of nothing", reset(999, 8)),
     ];
     for (name, bytes) in cheap {
-        for mut guarded in [server(), Guarded::client((), &options(), Patience::default())] {
+        for mut guarded in [server(), Guarded::client((), &options(), PeerTimeouts::default())] {
             let taken = (0..1000).take_while(|_| guarded.takes(&bytes)).count();
             assert_eq!(taken, 100, "{name}");
         }
@@ -150,10 +150,10 @@ async fn windows_may_be_opened_for_data_that_was_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn half_a_header_block_and_a_peer_that_takes_nothing_end_the_connection() {
-    let patience = Patience { head: Some(Duration::from_secs(10)), write: Some(Duration::from_secs(20)) };
+    let timeouts = PeerTimeouts { head: Some(Duration::from_secs(10)), write: Some(Duration::from_secs(20)) };
     let guarded = |size| {
         let (near, far) = tokio::io::duplex(size);
-        (Guarded::server(near, PREFACE.to_vec(), &options(), patience), far)
+        (Guarded::server(near, PREFACE.to_vec(), &options(), timeouts), far)
     };
     let (mut reading, mut far) = guarded(1000);
     far.write_all(&head(1)[..10]).await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Calls `look` every `period` on a thread called `name`, for as long as somebody holds `target`. A system without a
 /// thread for it is told of, and what `target` has stays as it is.
-pub(crate) fn look_again<T: Send + Sync + 'static>(
+pub(crate) fn refresh_every<T: Send + Sync + 'static>(
     name: &str,
     period: Duration,
     target: &Arc<T>,

@@ -18,13 +18,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 /// What follows an attempt.
-pub(super) enum Verdict {
+pub(super) enum AfterAttempt {
     /// Another one.
-    Again,
+    Retry,
     /// An answer of our own.
-    Answer(Box<LocalReply>),
+    Reply(Box<LocalReply>),
     /// The response.
-    Pass(Box<Response>),
+    Forward(Box<Response>),
 }
 
 /// A response whose head is in the stream's context.
@@ -82,29 +82,29 @@ impl Failure {
 
 impl<D: Downstream> Exchange<'_, D> {
     /// Decides what follows an attempt.
-    pub(super) async fn judge(
+    pub(super) async fn after_attempt(
         &mut self,
         plan: &mut Plan<'_>,
         flight: InFlight,
         attempt: Attempt,
-    ) -> Result<Verdict, Interrupt> {
+    ) -> Result<AfterAttempt, Interrupt> {
         match attempt {
             Attempt::Head { checkout, end, tunnel, body } => {
                 let response = Response { flight, checkout: *checkout, end, tunnel, body };
-                self.judge_response(plan, response).await
+                self.after_response(plan, response).await
             }
             Attempt::Failed(error, sent) => {
-                self.judge_failure(plan, flight, Failure::Upstream(error, sent)).await
+                self.after_failure(plan, flight, Failure::Upstream(error, sent)).await
             }
-            Attempt::TimedOut(which) => self.judge_failure(plan, flight, Failure::TimedOut(which)).await,
+            Attempt::TimedOut(which) => self.after_failure(plan, flight, Failure::TimedOut(which)).await,
         }
     }
 
-    async fn judge_response(
+    async fn after_response(
         &mut self,
         plan: &mut Plan<'_>,
         mut response: Response,
-    ) -> Result<Verdict, Interrupt> {
+    ) -> Result<AfterAttempt, Interrupt> {
         self.head_arrived(&mut response.flight);
         let ending = Ending::Response(&self.stream.response);
         let decision = if response.tunnel { Decision::Done } else { decide(plan, &ending, true) };
@@ -113,19 +113,19 @@ impl<D: Downstream> Exchange<'_, D> {
             self.end_attempt(response.flight, OutcomeKind::Response, status);
             drop(response.checkout);
             self.back_off(wait).await?;
-            return Ok(Verdict::Again);
+            return Ok(AfterAttempt::Retry);
         }
         self.raise(&decision, plan.route);
         plan.replay.release(&response.body);
-        Ok(Verdict::Pass(Box::new(response)))
+        Ok(AfterAttempt::Forward(Box::new(response)))
     }
 
-    async fn judge_failure(
+    async fn after_failure(
         &mut self,
         plan: &mut Plan<'_>,
         flight: InFlight,
         failure: Failure,
-    ) -> Result<Verdict, Interrupt> {
+    ) -> Result<AfterAttempt, Interrupt> {
         let kind = failure.outcome();
         self.clock.touch();
         self.end_attempt(flight, kind, kind.status());
@@ -133,7 +133,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let decision = decide(plan, &failure.ending(), failure.sent());
         if let Decision::Retry(wait) = decision {
             self.back_off(wait).await?;
-            return Ok(Verdict::Again);
+            return Ok(AfterAttempt::Retry);
         }
         self.raise(&decision, plan.route);
         self.stream.source = ResponseSource::Proxy;
@@ -152,7 +152,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
         };
         plan.cluster.stats.count_status(reply.status);
-        Ok(Verdict::Answer(Box::new(reply)))
+        Ok(AfterAttempt::Reply(Box::new(reply)))
     }
 
     /// The flag of a retry that was wanted and not made.
