@@ -10,7 +10,7 @@ pub struct BreakerLimits {
     pub max_connections: u32,
     /// Requests waiting for a connection, 1024 by default.
     pub max_pending: u32,
-    /// Requests under way over HTTP/2, 1024 by default.
+    /// Requests under way, over either version of HTTP, 1024 by default.
     pub max_requests: u32,
     /// Retries under way, 3 by default.
     pub max_retries: u32,
@@ -67,18 +67,21 @@ pub enum Resource {
 #[derive(Debug, Clone)]
 pub struct Breaker {
     limits: BreakerLimits,
-    counts: Arc<[AtomicU32; 4]>,
+    /// What nothing limits is not counted either: workers would only pass its cache line around.
+    counts: Option<Counts>,
 }
+
+type Counts = Arc<[AtomicU32; 4]>;
 
 impl Breaker {
     /// Nothing is under way yet.
     pub fn new(limits: BreakerLimits) -> Breaker {
-        Breaker { limits, counts: Arc::default() }
+        Breaker { limits, counts: (limits != BreakerLimits::UNLIMITED).then(Counts::default) }
     }
 
-    /// How many there are now.
+    /// How many there are now; 0 without limits.
     pub fn count(&self, resource: Resource) -> u32 {
-        self.counts[resource as usize].load(Relaxed)
+        self.counts.as_ref().map_or(0, |counts| counts[resource as usize].load(Relaxed))
     }
 
     /// The limit in force now.
@@ -100,18 +103,22 @@ impl Breaker {
 
     /// Takes one if the limit allows it; dropping the permit gives it back.
     pub fn acquire(&self, resource: Resource) -> Option<Permit> {
-        let limit = self.limit(resource);
-        let count = &self.counts[resource as usize];
-        if count.fetch_add(1, Relaxed) >= limit {
-            count.fetch_sub(1, Relaxed);
-            return None;
+        if let Some(counts) = &self.counts {
+            let limit = self.limit(resource);
+            let count = &counts[resource as usize];
+            if count.fetch_add(1, Relaxed) >= limit {
+                count.fetch_sub(1, Relaxed);
+                return None;
+            }
         }
         Some(Permit { counts: self.counts.clone(), resource })
     }
 
     /// Takes one whatever the limit says.
     pub fn force(&self, resource: Resource) -> Permit {
-        self.counts[resource as usize].fetch_add(1, Relaxed);
+        if let Some(counts) = &self.counts {
+            counts[resource as usize].fetch_add(1, Relaxed);
+        }
         Permit { counts: self.counts.clone(), resource }
     }
 }
@@ -119,13 +126,15 @@ impl Breaker {
 /// One of a counted resource, given back on drop.
 #[derive(Debug)]
 pub struct Permit {
-    counts: Arc<[AtomicU32; 4]>,
+    counts: Option<Counts>,
     resource: Resource,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.counts[self.resource as usize].fetch_sub(1, Relaxed);
+        if let Some(counts) = &self.counts {
+            counts[self.resource as usize].fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -141,6 +150,14 @@ mod tests {
         assert!(first.is_some() && second.is_some() && breaker.acquire(Resource::Retries).is_none());
         drop(first);
         assert!(breaker.acquire(Resource::Retries).is_some());
+    }
+
+    #[test]
+    fn what_nothing_limits_is_not_counted() {
+        let breaker = Breaker::new(BreakerLimits::UNLIMITED);
+        let taken = [breaker.acquire(Resource::Requests), Some(breaker.force(Resource::Connections))];
+        assert!(taken.iter().all(Option::is_some));
+        assert_eq!((breaker.count(Resource::Requests), breaker.count(Resource::Connections)), (0, 0));
     }
 
     #[test]

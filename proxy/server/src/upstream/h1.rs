@@ -7,6 +7,7 @@ use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, enc
 use crate::io::{IdleState, Io};
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h1_body::{BodyReader, Next};
+use sixfold_core::cluster::Permit;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
 use std::net::SocketAddr;
@@ -34,6 +35,8 @@ pub(crate) struct H1Upstream {
     local: Option<SocketAddr>,
     pub(super) opened: Instant,
     pub(super) requests: u32,
+    /// The place of its request among those under way.
+    pub(super) request: Option<Permit>,
     pub(super) active: ActiveConnection,
 }
 
@@ -62,6 +65,7 @@ impl H1Upstream {
             broken: None,
             opened: Instant::now(),
             requests: 0,
+            request: None,
             active,
         }
     }
@@ -85,8 +89,9 @@ impl H1Upstream {
             }
     }
 
-    /// Gives the buffers back: the connection is idle.
+    /// Gives back the buffers and the place among requests: the connection is idle.
     pub(super) fn rest(&mut self) {
+        self.request = None;
         self.read.release();
         self.out.release();
     }

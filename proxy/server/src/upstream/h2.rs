@@ -114,7 +114,7 @@ impl H2Connection {
     }
 
     /// A place for one more request.
-    pub(super) fn stream(&self, permit: Option<Permit>) -> H2Upstream {
+    pub(super) fn stream(&self, request: Permit) -> H2Upstream {
         self.state.streams.fetch_add(1, Relaxed);
         self.state.requests.fetch_add(1, Relaxed);
         H2Upstream {
@@ -130,7 +130,7 @@ impl H2Connection {
             end: false,
             done: false,
             broken: false,
-            _permit: permit,
+            _request: request,
         }
     }
 }
@@ -157,7 +157,7 @@ pub(crate) struct H2Upstream {
     done: bool,
     /// Writing failed; the response may still be there to read.
     broken: bool,
-    _permit: Option<Permit>,
+    _request: Permit,
 }
 
 impl H2Upstream {

@@ -6,7 +6,7 @@ use super::h2::{H2Connection, H2Upstream};
 use super::kind::{Kind, Limits};
 use super::queue::Queue;
 use super::{UpstreamError, Wanted};
-use sixfold_core::cluster::{Host, Resource};
+use sixfold_core::cluster::Host;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::Notify;
@@ -144,18 +144,22 @@ impl KindPool {
         let now = wanted.now;
         while let Some(mut idle) = self.idle.pop() {
             if idle.connection.is_usable() && !idle.limits.expired(idle.connection.opened, idle.since, now) {
+                match wanted.begin() {
+                    Ok(request) => idle.connection.request = Some(request),
+                    Err(error) => {
+                        self.idle.push(idle);
+                        return Err(error);
+                    }
+                }
                 return Ok(Some(Ready::Whole(idle)));
             }
         }
         // What takes no more requests goes from here at once, and ends with its last stream.
         self.shared.retain_mut(|s| !s.is_ending(now));
         let Some(shared) = self.shared.iter_mut().find(|s| s.has_room()) else { return Ok(None) };
-        let Some(permit) = wanted.breaker().acquire(Resource::Requests) else {
-            wanted.cluster.stats.upstream_rq_active_overflow().inc();
-            return Err(UpstreamError::Overflow);
-        };
+        let request = wanted.begin()?;
         shared.used = now;
-        let stream = Box::new(shared.connection.stream(Some(permit)));
+        let stream = Box::new(shared.connection.stream(request));
         Ok(Some(Ready::Stream(stream, shared.limits, shared.connect_ms.take())))
     }
 

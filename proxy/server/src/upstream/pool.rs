@@ -1,6 +1,7 @@
 //! Pools of upstream connections: one set for each worker, so that taking one never waits for another thread.
 
 use super::dials::Waiting;
+use super::h1::H1Upstream;
 use super::host_pool::{HostPool, Idle, Ready, Shared};
 use super::kind::{Kind, Limits};
 use super::open::{Opened, Order};
@@ -93,6 +94,14 @@ impl Wanted<'_> {
         }
     }
 
+    /// Counts the request among those under way, which the breaker may refuse.
+    pub(super) fn begin(&self) -> Result<Permit, UpstreamError> {
+        self.breaker().acquire(Resource::Requests).ok_or_else(|| {
+            self.cluster.stats.upstream_rq_active_overflow().inc();
+            UpstreamError::Overflow
+        })
+    }
+
     fn checkout(&self, ready: Ready) -> Checkout {
         let (stream, limits, connect_ms) = match ready {
             Ready::Whole(idle) => (UpstreamStream::Http1(idle.connection), idle.limits, idle.connect_ms),
@@ -176,17 +185,34 @@ impl Pools {
     ) -> Result<Checkout, UpstreamError> {
         let room = self.with_pool(wanted, |pool| pool.kind(wanted).room.clone());
         let (opened, connect_ms) = Order::of(wanted).open(permit, place, room).await?;
-        let limits = Limits::of(&wanted.cluster.config);
         match opened {
-            Opened::Whole(connection) => {
-                let (since, connect_ms) = (wanted.now, Some(connect_ms));
-                Ok(wanted.checkout(Ready::Whole(Idle { connection, since, limits, connect_ms })))
-            }
+            Opened::Whole(connection) => self.begin(wanted, connection, Some(connect_ms)),
             // ALPN agreed on what can be shared after all.
             Opened::Shared(connection) => {
+                let limits = Limits::of(&wanted.cluster.config);
                 let shared = Shared { connection, used: wanted.now, limits, connect_ms: Some(connect_ms) };
                 self.with_pool(wanted, |pool| pool.kind(wanted).share(shared));
                 self.take_ready(wanted)?.ok_or(UpstreamError::Overflow)
+            }
+        }
+    }
+
+    /// Begins the request on a connection of HTTP/1. Where the breaker refuses it the connection is left to others.
+    fn begin(
+        &self,
+        wanted: &Wanted<'_>,
+        mut connection: Box<H1Upstream>,
+        connect_ms: Option<u32>,
+    ) -> Result<Checkout, UpstreamError> {
+        let begun = wanted.begin().map(|request| connection.request = Some(request));
+        let limits = Limits::of(&wanted.cluster.config);
+        let idle = Idle { connection, since: wanted.now, limits, connect_ms };
+        let checkout = wanted.checkout(Ready::Whole(idle));
+        match begun {
+            Ok(()) => Ok(checkout),
+            Err(error) => {
+                self.give_back(checkout, wanted.now);
+                Err(error)
             }
         }
     }
@@ -199,9 +225,7 @@ impl Pools {
             let place = match queue.join(Kind::of(wanted)).await {
                 Ok(Grant::Connection(mut connection)) => {
                     if connection.is_usable() {
-                        let (since, limits) = (wanted.now, Limits::of(&wanted.cluster.config));
-                        let idle = Idle { connection, since, limits, connect_ms: None };
-                        return Ok(wanted.checkout(Ready::Whole(idle)));
+                        return self.begin(wanted, connection, None);
                     }
                     // It ended, or said something unasked, since it was given back: its place is this request's.
                     connection.active.leave_place()

@@ -152,3 +152,26 @@ async fn a_connection_to_share_is_dialled_once_and_its_failure_is_everyone_s() {
         }
     }
 }
+
+/// Over HTTP/1 nothing but connections was bounded.
+#[tokio::test]
+async fn requests_under_way_are_bounded_and_one_that_is_refused_costs_no_connection() {
+    let endpoint = Endpoint::start().await;
+    let cluster = cluster(&[endpoint.address], |config| {
+        config.breaker = BreakerLimits { max_requests: 1, ..BreakerLimits::default() };
+    });
+    let pools = Pools::default();
+    let first = take(&pools, &cluster, 0).await.unwrap();
+    // A connection is opened for the second one, as in Envoy, and then left to others; the third would have it.
+    for refused in 1..3 {
+        assert_eq!(take(&pools, &cluster, 0).await.err(), Some(UpstreamError::Overflow));
+        assert_eq!(cluster.stats.upstream_rq_active_overflow().get(), refused);
+    }
+    pools.give_back(first, Instant::now());
+    assert_eq!(cluster.breaker.count(Resource::Requests), 0, "a connection without a request counts none");
+    let next = take(&pools, &cluster, 0).await.unwrap();
+    assert_eq!((next.connect_ms, cluster.breaker.count(Resource::Requests)), (None, 1));
+    drop(next);
+    assert_eq!(cluster.breaker.count(Resource::Requests), 0);
+    assert_eq!(endpoint.ever.load(SeqCst), 2);
+}
