@@ -110,13 +110,14 @@ impl Deadline {
         Deadline { at: Some(at), timer: None }
     }
 
-    /// In so long, where the configuration has a limit; it may have switched it off.
+    /// In so long, where the configuration has a limit. It may have switched it off; whoever waits is then under
+    /// another one.
     pub(crate) fn configured(limit: Option<Duration>) -> Deadline {
-        limit.map_or(Deadline::elsewhere(), Deadline::after)
+        limit.map_or(Deadline::unset(), Deadline::after)
     }
 
-    /// None of its own: whoever polls this is under another limit.
-    pub(crate) fn elsewhere() -> Deadline {
+    /// Not running yet: it is [set](Deadline::set) when what it bounds begins.
+    pub(crate) fn unset() -> Deadline {
         Deadline { at: None, timer: None }
     }
 

@@ -70,7 +70,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
 
     /// The next stream; `None` is the end of the connection.
     pub(super) async fn next(&mut self) -> Option<Result<Request, h2::Error>> {
-        let mut limit = Deadline::elsewhere();
+        let mut limit = Deadline::unset();
         loop {
             match within(&mut limit, |limit, cx| self.poll_next(limit, cx)).await {
                 Ok(Some(Ok((_, mut respond)))) if self.stage >= Stage::Finishing => {

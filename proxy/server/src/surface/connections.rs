@@ -85,7 +85,7 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(stream: TcpStream, activity: Arc<Activity>) -> Watched {
-        Watched { stream, activity, write: Deadline::elsewhere() }
+        Watched { stream, activity, write: Deadline::unset() }
     }
 
     /// The client's time runs while it takes nothing.

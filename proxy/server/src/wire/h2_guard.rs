@@ -76,7 +76,7 @@ impl<T> Guarded<T> {
         ledger: Ledger,
         timeouts: PeerTimeouts,
     ) -> Guarded<T> {
-        let (head, write) = (Deadline::elsewhere(), Deadline::elsewhere());
+        let (head, write) = (Deadline::unset(), Deadline::unset());
         Guarded { io, prefix, inward, outward, ledger, timeouts, head, write }
     }
 
