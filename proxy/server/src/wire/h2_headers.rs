@@ -42,15 +42,18 @@ impl From<HeaderFault> for Refused {
 
 /// Copies fields; several cookie fields become one line, as HTTP/1 upstreams expect. The map hands out all lines of a
 /// name together, so that each is copied once. `pseudo` fields count with those of the map.
+///
+/// Blanks around a value are malformed (RFC 9113 section 8.2.1), and no part of it for whoever reads it off HTTP/1
+/// (RFC 9110 section 5.5). They are left out, so that what matches here is what the upstream will read.
 fn copy(map: &HeaderMap, pseudo: usize, rules: &HeaderRules, out: &mut Headers) -> Result<(), HeaderFault> {
     rules.check_count(map.len() + pseudo)?;
     for (name, value) in map {
-        let name = name.as_str().as_bytes();
+        let (name, value) = (name.as_str().as_bytes(), value.as_bytes().trim_ascii());
         match Known::find_lower(name) {
-            Some(Known::COOKIE) => out.join(Known::COOKIE, b"; ", value.as_bytes()),
+            Some(Known::COOKIE) => out.join(Known::COOKIE, b"; ", value),
             // The one byte that the library takes for a part of a name and RFC 9110 does not.
             None if memchr::memchr(b'"', name).is_some() => return Err(HeaderFault::Name),
-            known => out.push_known(known, name, value.as_bytes()),
+            known => out.push_known(known, name, value),
         }
     }
     Ok(())

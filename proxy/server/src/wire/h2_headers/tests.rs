@@ -113,6 +113,34 @@ fn an_authority_is_held_to_the_rules_of_host() {
     }
 }
 
+/// `x: admin` was not matched by a rule on ` admin`, and then read as `admin` by the upstream that got it over HTTP/1.
+#[test]
+fn blanks_around_a_value_are_no_part_of_it() {
+    let fields = [
+        ("x-own", " v"),
+        ("accept", "\ta, b \t"),
+        ("x-blank", " \t"),
+        ("cookie", " a=1 "),
+        ("cookie", "b=2 "),
+    ];
+    let request = parts("http://h/", &fields);
+    let mut response = Response::new(());
+    *response.headers_mut() = request.headers.clone();
+    for rules in [HeaderRules::ENVOY, HeaderRules::APISIX] {
+        let head = read(&request, &rules, Profile::Envoy).unwrap();
+        let (mut answer, mut trailers) = (ResponseHead::default(), Headers::new());
+        read_response(&response.clone().into_parts().0, &rules, &mut answer).unwrap();
+        read_trailers(&request.headers, &rules, &mut trailers).unwrap();
+        for headers in [&head.headers, &answer.headers, &trailers] {
+            let wanted = [("x-own", "v"), ("accept", "a, b"), ("x-blank", ""), ("cookie", "a=1; b=2")];
+            let got = headers
+                .iter()
+                .map(|(n, v)| (std::str::from_utf8(n).unwrap(), std::str::from_utf8(v).unwrap()));
+            assert!(got.eq(wanted), "{headers:?}");
+        }
+    }
+}
+
 /// Such a field was taken, and left out in silence where it was to be written.
 #[test]
 fn a_name_that_is_no_token_is_refused() {
