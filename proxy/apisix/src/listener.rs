@@ -124,7 +124,7 @@ fn manager(
         stats: Arc::new(HttpStats::new(&setup.context.metrics, "http.apisix.")),
         codec: if config.enable_http2 { CodecType::Auto } else { CodecType::Http1 },
         routes: setup.routes.clone(),
-        chain: Arc::new(Chain::empty()),
+        chain: Chain::empty(),
         http1: ServerHttp1 {
             accept_http_10: true,
             header_case: HeaderCase::Preserve,

@@ -17,7 +17,7 @@ fn route() -> Arc<Route> {
             uris: ["/other", "/a/*", "/*"].map(Into::into).into(),
             hosts: ["*.test".into()].into(),
         },
-        chain: Some(Arc::new(Chain::empty())),
+        chain: Some(Chain::empty()),
         ..Route::new(
             PathMatch::Prefix(Box::default(), false),
             Action::Direct(DirectResponse { status: 200, body: Default::default(), body_format: None }),

@@ -36,7 +36,7 @@ fn filter(levels: &[CorsPolicy]) -> Alone {
 
 fn route(action: Action) -> Arc<Route> {
     Arc::new(Route {
-        chain: Some(Arc::new(Chain::empty())),
+        chain: Some(Chain::empty()),
         ..Route::new(PathMatch::Prefix(b"/"[..].into(), false), action)
     })
 }

@@ -3,7 +3,7 @@
 use super::handlers::{Handler, OnBody, OnHead, OnLog, OnTrailers};
 use super::{Direction, HeadPhase, Plugin, Position, Slot};
 use crate::stream::Stream;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A plugin at its place in a chain.
 #[derive(Clone)]
@@ -125,9 +125,10 @@ fn collect<H: ?Sized>(
 }
 
 impl Chain {
-    /// A chain without plugins.
-    pub fn empty() -> Chain {
-        ChainBuilder::new().build()
+    /// The chain without plugins: one for the process, so that whoever refuses a request allocates none.
+    pub fn empty() -> Arc<Chain> {
+        static EMPTY: LazyLock<Arc<Chain>> = LazyLock::new(|| Arc::new(ChainBuilder::new().build()));
+        EMPTY.clone()
     }
 
     /// The plugins, in the order of their request phases.

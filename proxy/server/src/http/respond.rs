@@ -23,7 +23,6 @@ use sixfold_core::rewrite;
 use sixfold_core::stream::Stream;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
@@ -92,7 +91,7 @@ async fn answer_only<D: Downstream>(
     if env.hcm.profile == Profile::Apisix {
         reply.body = Bytes::new();
     }
-    let chain = Arc::new(Chain::empty());
+    let chain = Chain::empty();
     let mut exchange = Exchange::new(down, stream, clock, env, chain);
     exchange.close = true;
     if exchange.respond(reply, false).await.is_err() {

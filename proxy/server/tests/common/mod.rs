@@ -75,7 +75,7 @@ impl Setup {
             routes: Vec::new(),
             table: RouteTableCell::new("t", None),
             timeouts: ConnectionTimeouts::default(),
-            chain: Arc::new(Chain::empty()),
+            chain: Chain::empty(),
             profile: Profile::Envoy,
             max_body: None,
             codec: CodecType::Auto,

@@ -202,3 +202,8 @@ fn a_plugin_that_does_not_run_still_lets_nobody_say_what_it_would() {
     let mut s = stream("/?a=1", &[]);
     assert_eq!(run(&mut chain, &mut s), ["n.a1", "n.l2"]);
 }
+
+#[test]
+fn the_empty_chain_is_one() {
+    assert!(Arc::ptr_eq(&Chain::empty(), &Chain::empty()));
+}

@@ -19,7 +19,7 @@ fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpConnectionMan
         stats: Arc::new(HttpStats::new(&Registry::default(), "http.t.")),
         codec: CodecType::Auto,
         routes: RouteTableCell::new("t", None),
-        chain: Arc::new(sixfold_core::plugin::Chain::empty()),
+        chain: sixfold_core::plugin::Chain::empty(),
         http1: ServerHttp1::default(),
         http2: Default::default(),
         header_rules: sixfold_core::headers::HeaderRules::ENVOY,
