@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use sixfold_bench::fixtures::hosts;
-use sixfold_core::balance::{BalanceConfig, Choice, Policy, build};
-use sixfold_core::cluster::ClusterStats;
+use sixfold_core::balance::build;
+use sixfold_core::cluster::{BalanceConfig, Choice, ClusterStats, Policy};
 use sixfold_core::metrics::Registry;
 
 fn main() {

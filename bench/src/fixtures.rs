@@ -8,9 +8,9 @@ use bytes::Bytes;
 use sixfold_core::cluster::{Address, HostConfig, HostSet};
 use sixfold_core::connection::Connection;
 use sixfold_core::header_ops::HeaderOps;
-use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, Predicate, StringMatcher};
+use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, StringMatcher};
 use sixfold_core::regex::Regex;
-use sixfold_core::route::{Action, DirectResponse, Ids, Route};
+use sixfold_core::route::{Action, DirectResponse, Ids, Predicate, Route};
 use sixfold_core::router::{HostRoutes, PathMatch, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_core::stream::Stream;
 

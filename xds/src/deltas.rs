@@ -5,8 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sixfold_core::balance::Choice;
-use sixfold_core::cluster::Member;
+use sixfold_core::cluster::{Choice, Member};
 use sixfold_core::connection::Connection;
 use sixfold_core::error::ConfigError;
 use sixfold_core::listener::NetworkFilter;

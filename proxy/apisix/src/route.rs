@@ -6,9 +6,10 @@ use serde_json::{Map, Value};
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::expr::Expr;
 use sixfold_core::header_ops::HeaderOps;
-use sixfold_core::matcher::Predicate;
 use sixfold_core::plugin::Chain;
-use sixfold_core::route::{Action, ClusterChoice, Forward, Ids, PathMatch, Route as CoreRoute, Timeouts};
+use sixfold_core::route::{
+    Action, ClusterChoice, Forward, Ids, PathMatch, Predicate, Route as CoreRoute, Timeouts,
+};
 use sixfold_core::router::{ApisixRoute, ApisixRouter};
 
 use crate::item::network;

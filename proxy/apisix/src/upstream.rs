@@ -9,10 +9,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use sixfold_core::balance::{BalanceConfig, Policy};
 use sixfold_core::cluster::{
-    Address, BreakerLimits, ClusterConfig, Discovery, DnsFamily, DnsOptions, HeaderCase, HostConfig,
-    Http1Options, Http2Options, UpstreamProtocol,
+    Address, BalanceConfig, BreakerLimits, ClusterConfig, Discovery, DnsFamily, DnsOptions, HeaderCase,
+    HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
 };
 use sixfold_core::format::Format;
 use sixfold_core::headers::HeaderRules;

@@ -4,7 +4,7 @@ use crate::cluster::ClusterCell;
 use crate::format::Format;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
-use crate::matcher::{HeaderMatcher, HeaderTarget, Predicate};
+use crate::matcher::{HeaderMatcher, HeaderTarget};
 use crate::plugin::Chain;
 use crate::regex::{Regex, Rewrite};
 use crate::runtime::Fraction;
@@ -14,8 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod ids;
+mod predicate;
 
 pub use self::ids::Ids;
+pub use self::predicate::{HostPattern, Predicate};
 pub use crate::retry::RetryPolicy;
 pub use crate::router::{PathMatch, RouteTable, VirtualHost};
 

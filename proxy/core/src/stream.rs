@@ -1,6 +1,6 @@
 //! What is known of one request while it runs: the context that matchers, plugins, formatters and logs see.
 
-use crate::cluster::{Cluster, Member};
+use crate::cluster::{Cluster, Member, TriedHost};
 use crate::connection::Connection;
 use crate::flags::ResponseFlags;
 use crate::headers::Headers;
@@ -12,7 +12,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 /// The context of one request and its response.
 pub struct Stream {
@@ -119,7 +119,7 @@ pub struct Upstream {
     /// Attempts so far, the first one counted.
     pub attempts: u32,
     /// Hosts that were tried, in order: what balancers exclude and APISIX's `$upstream_addr` lists.
-    pub tried: Vec<Tried>,
+    pub tried: Vec<TriedHost>,
     /// Why connecting or TLS failed: `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub failure: Option<Cow<'static, str>>,
     /// Version spoken with the upstream.
@@ -132,52 +132,6 @@ impl Upstream {
         tried.clear();
         *self = Upstream { tried, ..Upstream::default() };
     }
-}
-
-/// One attempt at an upstream host.
-#[derive(Clone)]
-pub struct Tried {
-    /// The endpoint.
-    pub member: Arc<Member>,
-    /// When the attempt began; the times below are measured from here, as nginx measures them.
-    pub began: Instant,
-    /// Status it answered with, or that stands for its failure (in APISIX's mode nginx's 502 and 504); 0 for an
-    /// attempt under way and for one that was given up.
-    pub status: u16,
-    /// Milliseconds to connect; `None` on a connection that was there.
-    pub connect_ms: Option<u32>,
-    /// Milliseconds to the response head.
-    pub header_ms: Option<u32>,
-    /// Milliseconds until the attempt ended.
-    pub response_ms: Option<u32>,
-}
-
-impl Tried {
-    /// An attempt that begins.
-    pub fn new(member: Arc<Member>, began: Instant) -> Tried {
-        Tried { member, began, status: 0, connect_ms: None, header_ms: None, response_ms: None }
-    }
-
-    /// Notes its end, unless that was noted before; `status` stands for a response that did not come.
-    pub fn end(&mut self, now: Instant, status: u16) {
-        if self.response_ms.is_some() {
-            return;
-        }
-        self.response_ms = Some(millis(now.saturating_duration_since(self.began)));
-        if self.status == 0 {
-            self.status = status;
-        }
-    }
-
-    /// Notes the head of its response.
-    pub fn head(&mut self, now: Instant, status: u16) {
-        self.header_ms = Some(millis(now.saturating_duration_since(self.began)));
-        self.status = status;
-    }
-}
-
-fn millis(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Who made the response: APISIX's `response_source`.
@@ -453,7 +407,7 @@ mod tests {
             member: Some(member.clone()),
             local: Some("127.0.0.1:2".parse()?),
             attempts: 2,
-            tried: vec![Tried::new(member, now)],
+            tried: vec![TriedHost::new(member, now)],
             failure: Some("refused".into()),
             version: Some(crate::message::Version::Http2),
         };

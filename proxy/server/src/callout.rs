@@ -14,16 +14,13 @@ use crate::dns::Resolver;
 use crate::upstream::{MAX_UNSENT, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::Services;
-use sixfold_core::balance::Choice;
-use sixfold_core::cluster::Cluster;
+use sixfold_core::cluster::{Choice, Cluster, TriedHost};
 use sixfold_core::headers::Known;
 use sixfold_core::message::{RequestHead, Scheme};
 use sixfold_core::plugin::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream, CalloutStreamFuture,
 };
-use sixfold_core::retry::HostPredicate;
-use sixfold_core::retry::is_idempotent;
-use sixfold_core::stream::Tried;
+use sixfold_core::retry::{HostPredicate, is_idempotent};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -95,7 +92,7 @@ impl Callouts {
 }
 
 /// An attempt at an endpoint that was not tried; `None` when there is none.
-fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<Tried>, deadline: Deadline) -> Option<Outbound> {
+fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<TriedHost>, deadline: Deadline) -> Option<Outbound> {
     let subset = BTreeMap::new();
     let (pools, worker) = Pools::of_thread();
     let choice = Choice {
@@ -113,7 +110,7 @@ fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<Tried>, deadline: Deadline) -
     let mut flight = cluster.choose(&choice)?;
     let now = std::time::Instant::now();
     flight.begin(now);
-    tried.push(Tried::new(flight.member().clone(), now));
+    tried.push(TriedHost::new(flight.member().clone(), now));
     Some(Outbound::new(flight, pools, deadline))
 }
 

@@ -13,14 +13,13 @@ use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, dial};
 use crate::worker::Worker;
 use meter::Meter;
 use pump::{End, Pump, Side, Watch};
-use sixfold_core::balance::Choice;
-use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind, Resource};
+use sixfold_core::cluster::{Choice, Cluster, InFlight, OutcomeKind, Resource, TriedHost};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
 use sixfold_core::listener::TcpProxy;
 use sixfold_core::retry::HostPredicate;
-use sixfold_core::stream::{Stream, Tried};
+use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
@@ -163,7 +162,7 @@ impl Session {
         let upstream = &mut self.stream.upstream;
         upstream.attempts += 1;
         upstream.member = Some(flight.member().clone());
-        upstream.tried.push(Tried::new(flight.member().clone(), now));
+        upstream.tried.push(TriedHost::new(flight.member().clone(), now));
     }
 
     fn connected(&mut self, connected: &Connected) {

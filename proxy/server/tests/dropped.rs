@@ -6,8 +6,7 @@ mod common;
 
 use common::*;
 use sixfold_core::access_log::AccessLog;
-use sixfold_core::balance::Policy;
-use sixfold_core::cluster::{Cluster, Clusters, Resource};
+use sixfold_core::cluster::{Cluster, Clusters, Policy, Resource};
 use sixfold_core::format::Format;
 use sixfold_core::hcm::CodecType;
 use sixfold_core::listener::{TcpProxy, TcpStats};

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use sixfold_core::balance::{BalanceConfig, Policy};
+use sixfold_core::cluster::{BalanceConfig, Policy};
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
     ConsistentHashingLbConfig, LocalityConfigSpecifier,
 };
@@ -29,9 +28,9 @@ use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::round_robin
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
 use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
 use sixfold_xds_api::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value, UInt64Value};
+use sixfold_xds_api::{any, refuse};
 
 use crate::context::Context;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
     Result, bool_or, enum_value, optional_duration, required, runtime_double, u32_in, u64_or,
 };

@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use sixfold_core::balance::Policy;
-use sixfold_core::cluster::{EdsHealth, HeaderCase, RetryBudget, UpstreamProtocol};
+use sixfold_core::cluster::{EdsHealth, HeaderCase, Policy, RetryBudget, UpstreamProtocol};
 
 use super::*;
 use crate::testing::{context, read};

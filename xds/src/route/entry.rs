@@ -3,18 +3,15 @@
 use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::matcher::Predicate;
-use sixfold_core::route::{Action, Ids, PathMatch, Route, RouteStats};
-use sixfold_xds_api::any;
+use sixfold_core::route::{Action, Ids, PathMatch, Predicate, Route, RouteStats};
 use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_match::{PathSpecifier, TlsContextMatchOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::{Route as ProtoRoute, RouteMatch, route};
 use sixfold_xds_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use sixfold_xds_api::{any, header_ops, matcher, metadata, refuse};
 
 use super::{Scope, action, answer, body_limit, template};
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, full_regex, not_empty, required, runtime_fraction};
-use sixfold_xds_api::{header_ops, matcher, metadata};
 
 /// config/route/v3 Route.
 pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {

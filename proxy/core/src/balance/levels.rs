@@ -3,8 +3,9 @@
 use super::edf::Edf;
 use super::priority::{Class, Loads};
 use super::worker::{PerWorker, derive};
-use super::{BalanceConfig, Balancer, Choice};
-use crate::cluster::{ClusterStats, HostSet, Locality, Member, Members, PriorityLevel};
+use crate::cluster::{
+    BalanceConfig, Balancer, Choice, ClusterStats, HostSet, Locality, Member, Members, PriorityLevel,
+};
 use crate::retry::HostPredicate;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;

@@ -2,8 +2,7 @@
 //! load_balancer_impl.cc, `recalculatePerPriorityState` and what follows it).
 
 use super::BalanceConfig;
-use crate::cluster::{HostSet, PriorityLevel};
-use crate::stream::Tried;
+use crate::cluster::{HostSet, PriorityLevel, TriedHost};
 
 /// Which endpoints of a level take a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +133,7 @@ impl Loads {
 
     /// The shares once the levels of tried hosts are left out: Envoy's `previous_priorities`, which looks
     /// anew after every `frequency` attempts. `None` leaves the shares as they are.
-    pub(super) fn without_tried(&self, tried: &[Tried], frequency: u32) -> Option<Loads> {
+    pub(super) fn without_tried(&self, tried: &[TriedHost], frequency: u32) -> Option<Loads> {
         let frequency = frequency.max(1) as usize;
         let mut excluded = vec![false; self.capacity.len()];
         let mut adjusted = None;
@@ -267,7 +266,7 @@ mod tests {
         let all: Vec<_> = set.iter().cloned().collect();
         let loads = Loads::new(&set, &BalanceConfig::default());
         let chosen = |hosts: &[usize], frequency| {
-            let tried: Vec<Tried> = hosts.iter().map(|i| tried(&all[*i])).collect();
+            let tried: Vec<TriedHost> = hosts.iter().map(|i| tried(&all[*i])).collect();
             loads.without_tried(&tried, frequency).as_ref().unwrap_or(&loads).choose(7).unwrap().0
         };
         assert_eq!(chosen(&[0], 1), 1);

@@ -1,13 +1,13 @@
 //! Sets of hosts for tests.
 #![allow(clippy::unwrap_used)]
 
+use super::build_for;
 use super::{BalanceConfig, Balancer, Policy};
-use super::{Choice, build_for};
 use crate::cluster::{
-    Address, ClusterStats, EdsHealth, Host, HostConfig, HostSet, Member, Outcome, OutcomeKind,
+    Address, Choice, ClusterStats, EdsHealth, Host, HostConfig, HostSet, Member, Outcome, OutcomeKind,
+    TriedHost,
 };
 use crate::metrics::Registry;
-use crate::stream::Tried;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,8 +44,8 @@ pub(super) fn host_set(levels: &[Vec<EdsHealth>]) -> HostSet {
 }
 
 /// An attempt at a host.
-pub(super) fn tried(member: &Arc<Member>) -> Tried {
-    Tried::new(member.clone(), Instant::now())
+pub(super) fn tried(member: &Arc<Member>) -> TriedHost {
+    TriedHost::new(member.clone(), Instant::now())
 }
 
 /// A response of worker 0 after `elapsed`.

@@ -5,10 +5,10 @@ mod apisix;
 mod envoy;
 
 use super::testing::*;
-use super::{Balancer, Choice, Policy};
-use crate::cluster::{EdsHealth, Health, HostConfig, HostSet, Member, Outcome};
+use crate::cluster::{
+    Balancer, Choice, EdsHealth, Health, HostConfig, HostSet, Member, Outcome, Policy, TriedHost,
+};
 use crate::retry::HostPredicate;
-use crate::stream::Tried;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ fn no_balancer_takes_a_host_it_must_not() {
         };
         let hosts = host_set(&[level(&mut random), level(&mut random)]);
         let usable = |h: &Arc<Member>| matches!(h.health(), Health::Healthy | Health::Degraded);
-        let tries: Vec<Tried> = hosts.iter().filter(|_| random.bool()).map(tried).collect();
+        let tries: Vec<TriedHost> = hosts.iter().filter(|_| random.bool()).map(tried).collect();
         for policy in policies() {
             // Without panic: with it, Envoy sends to hosts that are down on purpose.
             let config = super::BalanceConfig {

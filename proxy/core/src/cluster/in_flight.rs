@@ -1,7 +1,6 @@
 //! Attempts at endpoints: counted while they live, and told once when they end.
 
-use super::{Cluster, Host, Member};
-use crate::balance::Choice;
+use super::{Choice, Cluster, Host, Member};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -166,9 +165,8 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::{Address, ClusterConfig, HostConfig};
+    use super::super::{Address, ClusterConfig, HostConfig, Policy};
     use super::*;
-    use crate::balance::Policy;
     use crate::metrics::Registry;
     use std::collections::BTreeMap;
 

@@ -4,6 +4,7 @@
 //! swapped into the cell when configuration arrives. So a request looks no name up, a route may precede
 //! its cluster, and replacing a cluster touches no route.
 
+mod balancer;
 mod breaker;
 mod cells;
 mod endpoint;
@@ -13,7 +14,10 @@ mod members;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod tried;
 
+pub(crate) use balancer::BuildBalancer;
+pub use balancer::{BalanceConfig, Balancer, Choice, Policy};
 pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
 pub use endpoint::{Address, EdsHealth, HostConfig, Locality};
@@ -21,8 +25,8 @@ pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
 pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use stats::ClusterStats;
+pub use tried::TriedHost;
 
-use crate::balance::Balancer;
 use crate::headers::HeaderRules;
 use crate::message::Scheme;
 use crate::retry::RetryPolicy;
@@ -167,7 +171,7 @@ pub struct ClusterConfig {
     /// Bytes buffered for an upstream connection, 1 MiB by default.
     pub buffer_limit: usize,
     /// How endpoints are chosen.
-    pub balance: crate::balance::BalanceConfig,
+    pub balance: BalanceConfig,
     /// Local address to connect from.
     pub source_address: Option<std::net::SocketAddr>,
     /// TCP keep-alive of upstream connections: idle time, interval, probes.
@@ -208,7 +212,7 @@ impl ClusterConfig {
             high_breaker: BreakerLimits::default(),
             retry: None,
             buffer_limit: 1 << 20,
-            balance: crate::balance::BalanceConfig::default(),
+            balance: BalanceConfig::default(),
             source_address: None,
             tcp_keepalive: None,
             statistics: true,
@@ -323,7 +327,7 @@ impl Default for Http2Options {
 }
 
 impl Cluster {
-    /// A cluster with these endpoints. `previous` is the cluster that it may replace: endpoints that stay are
+    /// A cluster with these endpoints and the balancer that `build` makes for them. `previous` is the cluster that it may replace: endpoints that stay are
     /// the same hosts (with their connections, health and counters), and the statistics go on. A name among
     /// the endpoints stands for what it was resolved to in `previous`, else for nothing until discovery calls
     /// [`Cluster::update_hosts`].
@@ -332,12 +336,13 @@ impl Cluster {
     /// [`ClusterCell::swap`] puts it in force.
     ///
     /// # Errors
-    /// A message when the balancer can't be built as configured.
-    pub fn new(
+    /// `build`'s.
+    pub(crate) fn with_balancer(
         config: ClusterConfig,
         endpoints: Vec<HostConfig>,
         previous: Option<&Cluster>,
         registry: &crate::metrics::Registry,
+        build: BuildBalancer,
     ) -> Result<Arc<Cluster>, String> {
         let stats = match previous {
             Some(old) if old.config.observability_name == config.observability_name => old.stats.clone(),
@@ -354,7 +359,7 @@ impl Cluster {
                 HostSet::new(resolved, before.as_deref())
             }
         };
-        let balancer = crate::balance::build(&config.balance, &set, &stats)?;
+        let balancer = build(&config.balance, &set, &stats)?;
         let resolves = matches!(config.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         Ok(Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::balance::{BalanceConfig, Choice, Policy};
+use crate::cluster::{BalanceConfig, Choice, Policy};
 use crate::metrics::{Registry, Sample};
 
 fn endpoint(port: u16, weight: u32) -> HostConfig {

@@ -6,10 +6,10 @@ use super::fixed::{hex, millis_so_far, random_bits, seconds, upstream_remote};
 use super::read::{Read, ip, join, number, socket};
 use super::time::TimeFormat;
 use super::variable::some;
-use crate::cluster::{Address, UpstreamProtocol};
+use crate::cluster::{Address, TriedHost, UpstreamProtocol};
 use crate::headers::Known;
 use crate::message::{Scheme, Version};
-use crate::stream::{Stream, Tried};
+use crate::stream::Stream;
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -260,7 +260,7 @@ fn tried(stream: &Stream) -> bool {
 }
 
 /// Appends one value an attempt.
-fn attempts(stream: &Stream, out: &mut Vec<u8>, write: impl Fn(&Tried, &mut Vec<u8>)) -> bool {
+fn attempts(stream: &Stream, out: &mut Vec<u8>, write: impl Fn(&TriedHost, &mut Vec<u8>)) -> bool {
     for (i, attempt) in stream.upstream.tried.iter().enumerate() {
         if i > 0 {
             out.extend_from_slice(b", ");

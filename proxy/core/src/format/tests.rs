@@ -2,11 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
-use crate::cluster::{Address, Cluster, ClusterConfig, HostConfig, HostSet, UpstreamProtocol};
+use crate::cluster::{Address, Cluster, ClusterConfig, HostConfig, HostSet, TriedHost, UpstreamProtocol};
 use crate::connection::{Certificate, Connection, TlsInfo};
 use crate::flags::Flag;
 use crate::message::{Scheme, Target, Version};
-use crate::stream::Tried;
 use bytes::Bytes;
 use serde_json::json;
 use std::sync::Arc;
@@ -50,8 +49,12 @@ pub(crate) fn stream() -> Stream {
     let config = HostConfig::new(Address::Ip("127.0.0.1:9000".parse().unwrap()));
     let member = HostSet::new(vec![config], None).iter().next().unwrap().clone();
     let began = Instant::now();
-    let tried =
-        |status, ms| Tried { status, header_ms: ms, response_ms: ms, ..Tried::new(member.clone(), began) };
+    let tried = |status, ms| TriedHost {
+        status,
+        header_ms: ms,
+        response_ms: ms,
+        ..TriedHost::new(member.clone(), began)
+    };
     s.upstream.tried = vec![tried(502, None), tried(200, Some(6))];
     s.upstream.member = Some(member);
     s.upstream.attempts = 2;

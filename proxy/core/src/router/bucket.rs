@@ -7,8 +7,8 @@
 use super::PathMatch;
 use super::index::Test;
 use crate::fast_hash::{FastMap, FastSet};
-use crate::matcher::{HeaderTarget, HostPattern, Predicate};
-use crate::route::Route;
+use crate::matcher::HeaderTarget;
+use crate::route::{HostPattern, Predicate, Route};
 use crate::stream::Stream;
 use smallvec::SmallVec;
 use std::borrow::Cow;

@@ -4,10 +4,10 @@
 use super::apisix::{ApisixRoute, ApisixRouter, ApisixRoutes};
 use super::{HostRoutes, PathMatch, Template, VirtualHostOptions};
 use crate::connection::Connection;
-use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, Predicate, StringMatcher};
+use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, StringMatcher};
 use crate::message::Method;
 use crate::regex::Regex;
-use crate::route::{Action, Route};
+use crate::route::{Action, Predicate, Route};
 use crate::stream::Stream;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, Predicate, StringMatcher};
-use crate::route::fixture;
+use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, StringMatcher};
+use crate::route::{Predicate, fixture};
 use crate::stream::fixture::stream;
 use std::cell::Cell;
 

@@ -1,10 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
 use parking_lot::Mutex;
-use sixfold_core::balance::BalanceConfig;
 use sixfold_core::cluster::{
-    Address, BreakerLimits, Cluster, ClusterConfig, Discovery, DnsOptions, HostConfig, Http1Options,
-    Http2Options, UpstreamProtocol,
+    Address, BalanceConfig, BreakerLimits, Cluster, ClusterConfig, Discovery, DnsOptions, HostConfig,
+    Http1Options, Http2Options, UpstreamProtocol,
 };
 use sixfold_core::headers::HeaderRules;
 use sixfold_core::message::Scheme;

@@ -8,12 +8,12 @@ use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
 use crate::deadline::within;
 use crate::upstream::{Checkout, HeadEvent, MAX_UNSENT, UpstreamError, Wanted};
-use sixfold_core::cluster::{InFlight, OutcomeKind, UpstreamProtocol};
+use sixfold_core::cluster::{InFlight, OutcomeKind, TriedHost, UpstreamProtocol};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Scheme;
 use sixfold_core::rewrite;
-use sixfold_core::stream::{Stream, Tried};
+use sixfold_core::stream::Stream;
 use std::task::Poll;
 
 /// How an attempt ended.
@@ -158,7 +158,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(tried) = upstream.tried.last_mut() {
             tried.end(now, 502);
         }
-        upstream.tried.push(Tried::new(flight.member().clone(), now));
+        upstream.tried.push(TriedHost::new(flight.member().clone(), now));
     }
 
     /// Counts the attempt and writes what each attempt tells its upstream.
@@ -169,7 +169,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let stream = &mut *self.stream;
         stream.upstream.attempts += 1;
         stream.upstream.member = Some(flight.member().clone());
-        stream.upstream.tried.push(Tried::new(flight.member().clone(), now));
+        stream.upstream.tried.push(TriedHost::new(flight.member().clone(), now));
         stream.timing.upstream_tx_begin = None;
         stream.timing.upstream_rx_begin = None;
         if let Some(stats) = &plan.route.stats {

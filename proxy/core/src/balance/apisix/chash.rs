@@ -1,8 +1,7 @@
 //! APISIX's chash: Ketama points by CRC-32, the same as nginx's `hash ... consistent`.
 
-use super::super::Choice;
 use super::{Picker, gcd};
-use crate::cluster::{Address, Host, Member};
+use crate::cluster::{Address, Choice, Host, Member};
 use std::sync::Arc;
 
 /// Points for one unit of weight.

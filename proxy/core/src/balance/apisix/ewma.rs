@@ -1,9 +1,8 @@
 //! APISIX's ewma: of two random nodes the one with the lower decayed response time, over all workers.
 
-use super::super::Choice;
 use super::super::worker::derive;
 use super::Picker;
-use crate::cluster::{Host, Member, Outcome};
+use crate::cluster::{Choice, Host, Member, Outcome};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

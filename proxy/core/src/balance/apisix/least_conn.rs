@@ -1,9 +1,8 @@
 //! APISIX's least_conn: the least of (1 + requests under way) / weight, each worker by its own count.
 
-use super::super::Choice;
 use super::super::worker::{PerWorker, derive};
 use super::Picker;
-use crate::cluster::{Host, Member, Outcome};
+use crate::cluster::{Choice, Host, Member, Outcome};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};

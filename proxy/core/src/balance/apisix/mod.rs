@@ -12,8 +12,7 @@ pub(super) use least_conn::LeastConn;
 pub(super) use round_robin::RoundRobin;
 
 use super::levels::same_members;
-use super::{Balancer, Choice};
-use crate::cluster::{Health, Host, HostSet, Member, Outcome};
+use crate::cluster::{Balancer, Choice, Health, Host, HostSet, Member, Outcome};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 

@@ -1,9 +1,8 @@
 //! APISIX's roundrobin: interleaved weighted turns, as lua-resty-balancer gives them.
 
-use super::super::Choice;
 use super::super::worker::PerWorker;
 use super::{Picker, gcd};
-use crate::cluster::Member;
+use crate::cluster::{Choice, Member};
 use parking_lot::Mutex;
 use std::sync::Arc;
 

@@ -1,9 +1,8 @@
 //! APISIX's policies against direct models.
 
 use super::super::testing::*;
-use super::super::{Choice, Policy};
 use super::{counts, port};
-use crate::cluster::{HostConfig, HostSet, Outcome, OutcomeKind, Reasons};
+use crate::cluster::{Choice, HostConfig, HostSet, Outcome, OutcomeKind, Policy, Reasons};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -92,7 +91,7 @@ fn chash_keeps_its_ring_when_a_node_is_down_and_retries_on_the_next() {
     let hosts = weighted(&[1, 1, 1]);
     let chash = balancer(Policy::ApisixChash, &hosts);
     let all: Vec<_> = hosts.iter().cloned().collect();
-    let pick = |key: u32, tries: &[crate::stream::Tried]| {
+    let pick = |key: u32, tries: &[crate::cluster::TriedHost]| {
         let choice = Choice { hash: Some(u64::from(key)), tried: tries, ..request() };
         chash.choose(&choice).map(|h| port(&h))
     };

@@ -1,10 +1,9 @@
 //! Envoy's policies: turns, localities, retries, and the recorded choices of its hashes.
 
 use super::super::testing::*;
-use super::super::{BalanceConfig, Choice, Policy};
 use super::{counts, port};
 use crate::cluster::EdsHealth::{Healthy, Unhealthy};
-use crate::cluster::{HostConfig, HostSet, Locality};
+use crate::cluster::{BalanceConfig, Choice, HostConfig, HostSet, Locality, Policy};
 use crate::retry::HostPredicate;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;

@@ -3,9 +3,8 @@
 use super::ApisixRouter;
 use crate::error::ConfigError;
 use crate::fast_hash::FastHasher;
-use crate::matcher::HostPattern;
 use crate::regex::Regex;
-use crate::route::Route;
+use crate::route::{HostPattern, Route};
 use crate::router::index::Captures;
 use std::cmp::Reverse;
 use std::hash::Hasher;

@@ -13,10 +13,9 @@ use crate::worker::Options;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::access_log::{AccessLog, LineFormat, LogSink};
-use sixfold_core::balance::BalanceConfig;
 use sixfold_core::cluster::{
-    Address, BreakerLimits, Cluster, ClusterConfig, Clusters, Discovery, HostConfig, Http1Options,
-    Http2Options, UpstreamProtocol,
+    Address, BalanceConfig, BreakerLimits, Cluster, ClusterConfig, Clusters, Discovery, HostConfig,
+    Http1Options, Http2Options, UpstreamProtocol,
 };
 use sixfold_core::detached::Nowhere;
 use sixfold_core::headers::HeaderRules;

@@ -1,0 +1,121 @@
+//! What a cluster wants of its load balancer; [`crate::balance`] has them.
+
+use super::{ClusterStats, Host, HostSet, Member, Outcome, TriedHost};
+use crate::retry::HostPredicate;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a balancer may look at.
+pub struct Choice<'a> {
+    /// Number of the worker that asks.
+    pub worker: usize,
+    /// Hash of the request, if a policy gave one.
+    pub hash: Option<u64>,
+    /// A random number, fresh for this choice.
+    pub random: u64,
+    /// Attempts before this one.
+    pub attempt: u32,
+    /// Hosts tried before, in order.
+    pub tried: &'a [TriedHost],
+    /// Envoy's retry host predicates, in force from the second attempt on.
+    pub predicates: &'a [HostPredicate],
+    /// Choices made before a refused host is taken anyway (`host_selection_retry_max_attempts`).
+    pub host_attempts: u32,
+    /// `previous_priorities` update frequency, from the second attempt on.
+    pub previous_priorities: Option<u32>,
+    /// Metadata that chooses a subset.
+    pub subset: &'a BTreeMap<String, serde_json::Value>,
+}
+
+/// Chooses endpoints of one cluster.
+pub trait Balancer: Send + Sync {
+    /// The endpoint for a request; `None` when none may be used (503 UH).
+    fn choose(&self, choice: &Choice<'_>) -> Option<Arc<Member>>;
+
+    /// Says that an attempt at a host chosen here has ended; once for each choice, by the same worker.
+    fn report(&self, _host: &Host, _outcome: &Outcome) {}
+
+    /// Says that the endpoints, or the health of some, have changed; runs on the control side before requests
+    /// see the new set, or right after. Structures that are costly to build are built here, for the groups of
+    /// endpoints that differ from before.
+    fn update(&self, _hosts: &HostSet) {}
+}
+
+/// Makes the balancer of a configuration; the error is a message.
+pub(crate) type BuildBalancer =
+    fn(&BalanceConfig, &HostSet, &Arc<ClusterStats>) -> Result<Arc<dyn Balancer>, String>;
+
+/// How a cluster's endpoints are chosen, as configured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BalanceConfig {
+    /// The algorithm.
+    pub policy: Policy,
+    /// Share of healthy endpoints below which all of a level are used, percent; 50 by default.
+    pub panic_threshold: f64,
+    /// `fail_traffic_on_panic`
+    pub fail_on_panic: bool,
+    /// Overprovisioning factor, percent; 140 by default.
+    pub overprovisioning: u32,
+    /// Whether localities are chosen by their weights first.
+    pub locality_weighted: bool,
+    /// Slow start window and aggression, minimum weight percent.
+    pub slow_start: Option<(Duration, f64, f64)>,
+}
+
+impl Default for BalanceConfig {
+    fn default() -> BalanceConfig {
+        BalanceConfig {
+            policy: Policy::RoundRobin,
+            panic_threshold: 50.0,
+            fail_on_panic: false,
+            overprovisioning: 140,
+            locality_weighted: false,
+            slow_start: None,
+        }
+    }
+}
+
+/// Algorithms.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Policy {
+    /// Envoy's ROUND_ROBIN: EDF when weights differ.
+    RoundRobin,
+    /// Envoy's LEAST_REQUEST.
+    LeastRequest {
+        /// Random picks compared, 2 by default.
+        choices: u32,
+        /// Looks at every host (`FULL_SCAN`).
+        full_scan: bool,
+        /// `active_request_bias`, 1.0 by default.
+        bias: f64,
+    },
+    /// Envoy's RANDOM.
+    Random,
+    /// Envoy's RING_HASH.
+    RingHash {
+        /// 1024 by default.
+        min_size: u64,
+        /// 8 Mi by default.
+        max_size: u64,
+        /// MurmurHash2 instead of xxHash64.
+        murmur: bool,
+        /// Hashes the hostname instead of the address.
+        use_hostname: bool,
+    },
+    /// Envoy's MAGLEV.
+    Maglev {
+        /// Prime, 65537 by default.
+        table_size: u64,
+        /// Hashes the hostname instead of the address.
+        use_hostname: bool,
+    },
+    /// APISIX's roundrobin: interleaved weighted round robin of lua-resty-balancer.
+    ApisixRoundRobin,
+    /// APISIX's chash: 160 points per weight unit, CRC-32, ring over all nodes.
+    ApisixChash,
+    /// APISIX's least_conn, per worker.
+    ApisixLeastConn,
+    /// APISIX's ewma: two choices by decayed response time, shared by all workers.
+    ApisixEwma,
+}

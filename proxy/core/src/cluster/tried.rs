@@ -1,0 +1,51 @@
+//! What became of attempts at a cluster's hosts.
+
+use super::Member;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One attempt at an upstream host.
+#[derive(Clone)]
+pub struct TriedHost {
+    /// The endpoint.
+    pub member: Arc<Member>,
+    /// When the attempt began; the times below are measured from here, as nginx measures them.
+    pub began: Instant,
+    /// Status it answered with, or that stands for its failure (in APISIX's mode nginx's 502 and 504); 0 for an
+    /// attempt under way and for one that was given up.
+    pub status: u16,
+    /// Milliseconds to connect; `None` on a connection that was there.
+    pub connect_ms: Option<u32>,
+    /// Milliseconds to the response head.
+    pub header_ms: Option<u32>,
+    /// Milliseconds until the attempt ended.
+    pub response_ms: Option<u32>,
+}
+
+impl TriedHost {
+    /// An attempt that begins.
+    pub fn new(member: Arc<Member>, began: Instant) -> TriedHost {
+        TriedHost { member, began, status: 0, connect_ms: None, header_ms: None, response_ms: None }
+    }
+
+    /// Notes its end, unless that was noted before; `status` stands for a response that did not come.
+    pub fn end(&mut self, now: Instant, status: u16) {
+        if self.response_ms.is_some() {
+            return;
+        }
+        self.response_ms = Some(millis(now.saturating_duration_since(self.began)));
+        if self.status == 0 {
+            self.status = status;
+        }
+    }
+
+    /// Notes the head of its response.
+    pub fn head(&mut self, now: Instant, status: u16) {
+        self.header_ms = Some(millis(now.saturating_duration_since(self.began)));
+        self.status = status;
+    }
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
