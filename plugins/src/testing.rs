@@ -144,9 +144,22 @@ pub(crate) fn build_with(
     config: &Value,
     context: &BuildContext,
 ) -> Result<Alone, String> {
+    of_factory(factory, config, context).map(Alone::new)
+}
+
+fn of_factory(factory: &ApisixFactory, config: &Value, context: &BuildContext) -> Result<Plugin, String> {
     let mut config = config.clone();
     complete(&serde_json::from_str(factory.schema).unwrap(), &mut config);
-    factory.build(&config, context).map(Alone::new).map_err(|error| error.to_string())
+    factory.build(&config, context).map_err(|error| error.to_string())
+}
+
+/// Plugins of the registry in one chain, in this order.
+pub(crate) fn chain_of(plugins: &[(&str, &Value)], context: &BuildContext) -> Arc<Chain> {
+    let mut builder = ChainBuilder::new();
+    for (name, config) in plugins {
+        builder.add(name, of_factory(crate::registry().apisix(name).unwrap().1, config, context).unwrap());
+    }
+    Arc::new(builder.build())
 }
 
 /// A plugin of the registry.

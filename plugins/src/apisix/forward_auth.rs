@@ -42,6 +42,23 @@ struct Config {
     keepalive_pool: usize,
 }
 
+impl Config {
+    /// Whether the service is told what the client says under that name, and so judges it.
+    fn tells(&self, name: &HeaderName) -> bool {
+        let variable = |name: &str| format!("http_{}", name.to_ascii_lowercase().replace('-', "_"));
+        let wanted = variable(name.as_str());
+        let mut texts = self.extra_headers.iter().flatten().map(|(_, value)| text_of(value));
+        self.request_headers.iter().any(|told| variable(told) == wanted)
+            || self.uri.to_ascii_lowercase().contains(&wanted)
+            || texts.any(|text| text.to_ascii_lowercase().contains(&wanted))
+    }
+}
+
+/// A header's value, which may be a number or a boolean.
+fn text_of(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
 struct ForwardAuth {
     callout: Arc<dyn Callout>,
     uri: Format,
@@ -64,12 +81,13 @@ impl ForwardAuth {
         if !matches!(scheme.as_deref(), Some("http" | "https")) && !config.uri.starts_with('$') {
             return Err(ConfigError::new(format!("uri '{}' is neither http nor https", config.uri)));
         }
+        let upstream_headers = header_names::to_copy(&config.upstream_headers, "upstream_headers")?;
+        let upstream_headers =
+            Arc::new(OwnedHeaders::new(upstream_headers).judging(|name| config.tells(name)));
         let extra = config.extra_headers.into_iter().flatten().map(|(key, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let text = text_of(&value);
             Ok((header_names::one(&key, "extra_headers")?, apisix::template(&text).in_key("extra_headers")?))
         });
-        let upstream_headers = header_names::to_copy(&config.upstream_headers, "upstream_headers")?;
-        let upstream_headers = Arc::new(OwnedHeaders::new(upstream_headers));
         let post = config.request_method == "POST";
         let auth = ForwardAuth {
             callout: context.callout.clone(),
@@ -181,8 +199,9 @@ impl ForwardAuth {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testing::{build, context, context_with, finish, request_header, stream};
+    use crate::testing::{build, chain_of, context, context_with, finish, request_header, stream};
     use serde_json::json;
+    use sixfold_core::plugin::{Passed, RequestPhases};
 
     fn answer(status: u16, headers: &[(&str, &str)], body: &'static str) -> CalloutResponse {
         let mut block = Headers::new();
@@ -290,6 +309,29 @@ mod tests {
             assert_eq!(service.asked.lock().len(), 1);
             let left: Vec<_> = s.request.headers.iter().map(|(_, value)| value).collect();
             assert_eq!(left, expected.map(str::as_bytes).as_slice());
+        }
+    }
+
+    /// Only at forward-auth's own turn the client's `X-User` left, after everybody before it had taken it for true.
+    #[tokio::test]
+    async fn what_the_client_says_of_itself_is_heard_by_nobody_but_who_judges_it() {
+        for (told, first_sees) in [
+            (json!({}), None),
+            (json!({"request_headers": ["X-USER"]}), Some("eve")),
+            (json!({"extra_headers": {"x-claim": "$http_x_user"}}), Some("eve")),
+        ] {
+            let mut config = json!({"uri": "http://a/", "upstream_headers": ["X-User"]});
+            config.as_object_mut().unwrap().append(&mut told.as_object().unwrap().clone());
+            let (context, service) = context_with(Some(answer(200, &[("x-user", "jack")], "")));
+            let rewrite = json!({"headers": {"set": {"x-seen": "$http_x_user"}}});
+            let mut chain = chain_of(&[("proxy-rewrite", &rewrite), ("forward-auth", &config)], &context);
+            let mut s = stream("/", &[("X-User", "eve"), ("x_user", "eve")]);
+            assert!(matches!(RequestPhases::default().run(&mut chain, &mut s).await, Passed::Done));
+            let seen = request_header(&s, "x-seen").filter(|seen| !seen.is_empty());
+            let asked = service.asked.lock().pop().unwrap();
+            let claim = asked.headers.get("x-user").or(asked.headers.get("x-claim"));
+            assert_eq!((seen, claim), (first_sees, first_sees.map(str::as_bytes)), "{told}");
+            assert_eq!((request_header(&s, "x-user"), request_header(&s, "x_user")), (Some("jack"), None));
         }
     }
 

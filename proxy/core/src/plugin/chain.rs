@@ -1,6 +1,7 @@
 //! The flat chain of a route.
 
 use super::handlers::{Handler, OnBody, OnHead, OnLog, OnTrailers};
+use super::owned::OwnedHeaders;
 use super::{Direction, HeadPhase, Plugin, Position, Slot};
 use crate::stream::Stream;
 use std::sync::{Arc, LazyLock};
@@ -22,6 +23,14 @@ pub(super) struct Placed<H: ?Sized> {
     pub(super) on: Arc<H>,
 }
 
+/// A plugin that has request headers of its own.
+struct Owner {
+    position: Position,
+    /// The first of the request phases that it has a handler for.
+    begins: HeadPhase,
+    headers: Arc<OwnedHeaders>,
+}
+
 /// The plugins of a route, one list a phase.
 pub struct Chain {
     heads: [Box<[Placed<dyn OnHead>]>; 4],
@@ -29,6 +38,7 @@ pub struct Chain {
     trailers: [Box<[Placed<dyn OnTrailers>]>; 2],
     log: Box<[Placed<dyn OnLog>]>,
     members: Box<[Member]>,
+    owners: Box<[Owner]>,
     request_buffer: Option<usize>,
     reverse_response: bool,
     /// Positions of what a consumer has brought, once one has.
@@ -98,11 +108,22 @@ impl ChainBuilder {
                 Handler::Log(on) => Some(on.clone()),
                 _ => None,
             }),
+            owners: self.members.iter().filter_map(Owner::of).collect(),
             request_buffer: self.members.iter().filter_map(|member| member.plugin.request_buffer).min(),
             members: self.members.into(),
             reverse_response: reverse,
             brought: self.brought,
         }
+    }
+}
+
+impl Owner {
+    fn of(member: &Member) -> Option<Owner> {
+        let headers = member.plugin.owned.clone()?;
+        let has =
+            |phase| member.plugin.handlers.iter().any(|h| matches!(h, Handler::Head(of, _) if *of == phase));
+        let begins = if has(HeadPhase::Rewrite) { HeadPhase::Rewrite } else { HeadPhase::Access };
+        Some(Owner { position: member.position, begins, headers })
     }
 }
 
@@ -167,6 +188,14 @@ impl Chain {
             brought: Some(brought),
         }
         .build()
+    }
+
+    /// Takes from the request what only plugins may say that have not begun to run: those whose first phase and
+    /// position `is_left` holds for.
+    pub(super) fn strip_owned(&self, stream: &mut Stream, is_left: impl Fn(HeadPhase, Position) -> bool) {
+        for owner in self.owners.iter().filter(|owner| is_left(owner.begins, owner.position)) {
+            owner.headers.strip_at_edge(&mut stream.request.headers);
+        }
     }
 
     /// Positions of the plugins that a consumer has brought; `None` before one has been laid over the chain.

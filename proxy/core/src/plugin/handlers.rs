@@ -148,8 +148,9 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
         self
     }
 
-    /// Names that only this plugin may give the request. The plugin strips them when it runs; where a
-    /// condition keeps it from running, the chain does.
+    /// Names that only this plugin may give the request. They leave it before any plugin runs, whatever becomes of
+    /// this one; what it [judges](OwnedHeaders::judging) of them it strips itself when it runs, and the chain does
+    /// where a condition keeps it from running.
     #[must_use]
     pub fn owns(mut self, headers: Arc<OwnedHeaders>) -> Self {
         self.plugin.owned = Some(headers).filter(|owned| !owned.is_empty());

@@ -5,15 +5,28 @@ use crate::headers::{HeaderName, Headers};
 /// Names of request headers by which a plugin tells the upstream what it has found out, such as who the client
 /// is. A client must not be able to say it itself, neither by that name nor by one that servers take for the
 /// same: CGI and its heirs spell `X-User`, `X_User` and `X.User` alike.
+///
+/// They leave the request before any plugin of its chain runs, so that none can be told by the client what only the
+/// owner may say. What the owner itself judges of the client's ([`OwnedHeaders::judging`]) stays until it runs.
 #[derive(Debug, Default)]
 pub struct OwnedHeaders {
     names: Box<[HeaderName]>,
+    /// Those that leave at the edge.
+    at_edge: Box<[HeaderName]>,
 }
 
 impl OwnedHeaders {
     /// Owns these names and their aliases.
     pub fn new(names: Vec<HeaderName>) -> OwnedHeaders {
-        OwnedHeaders { names: names.into() }
+        OwnedHeaders { at_edge: names.clone().into(), names: names.into() }
+    }
+
+    /// The plugin looks at what the client says under a name for which `judged` holds, a credential for instance: that
+    /// stays for those that run before it.
+    #[must_use]
+    pub fn judging(mut self, judged: impl Fn(&HeaderName) -> bool) -> OwnedHeaders {
+        self.at_edge = self.names.iter().filter(|name| !judged(name)).cloned().collect();
+        self
     }
 
     /// The names, without aliases.
@@ -26,12 +39,20 @@ impl OwnedHeaders {
         self.names.is_empty()
     }
 
-    /// Removes every header of an owned name or an alias of one.
+    /// Removes every header of an owned name or an alias of one: the plugin says now what they are, or that they are not.
     pub fn strip(&self, headers: &mut Headers) {
-        if !self.names.is_empty() {
-            headers
-                .retain(|_, name, _| !self.names.iter().any(|owned| alike(owned.as_str().as_bytes(), name)));
-        }
+        strip(&self.names, headers);
+    }
+
+    /// Removes those that no plugin needs of the client.
+    pub(super) fn strip_at_edge(&self, headers: &mut Headers) {
+        strip(&self.at_edge, headers);
+    }
+}
+
+fn strip(names: &[HeaderName], headers: &mut Headers) {
+    if !names.is_empty() {
+        headers.retain(|_, name, _| !names.iter().any(|owned| alike(owned.as_str().as_bytes(), name)));
     }
 }
 

@@ -65,6 +65,8 @@ impl Chain {
 pub struct RequestPhases {
     at: At,
     after: Option<Position>,
+    /// The chain is one that the request has not met before.
+    enters: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +80,7 @@ enum At {
 
 impl Default for RequestPhases {
     fn default() -> RequestPhases {
-        RequestPhases { at: At::Rewrite, after: None }
+        RequestPhases { at: At::Rewrite, after: None, enters: true }
     }
 }
 
@@ -87,7 +89,13 @@ impl RequestPhases {
     pub async fn run(&mut self, chain: &mut Arc<Chain>, stream: &mut Stream) -> Passed {
         loop {
             // A route chosen again brings a chain that the consumer is not in yet.
-            if self.at > At::Rewrite && lay_over(chain, stream) {
+            let identified = self.at > At::Rewrite && lay_over(chain, stream);
+            if identified || std::mem::take(&mut self.enters) {
+                chain.strip_owned(stream, |begins, position| {
+                    self.is_to_begin(begins, position, chain.brought())
+                });
+            }
+            if identified {
                 return Passed::Identified;
             }
             let (phase, next) = match self.at {
@@ -100,7 +108,7 @@ impl RequestPhases {
                 Outcome::Done => (self.at, self.after) = (next, None),
                 Outcome::Respond(reply) => return Passed::Respond(reply),
                 Outcome::ClearRoute(position) => {
-                    self.after = Some(position);
+                    (self.after, self.enters) = (Some(position), true);
                     return Passed::ClearRoute;
                 }
                 Outcome::Identify(position, consumer) => {
@@ -108,6 +116,16 @@ impl RequestPhases {
                     stream.identify(consumer);
                 }
             }
+        }
+    }
+
+    /// Whether the plugin with its first handler there has not run yet, and so has said nothing yet.
+    fn is_to_begin(&self, begins: HeadPhase, position: Position, brought: Option<&[Position]>) -> bool {
+        let is_left = self.after.is_none_or(|after| position > after);
+        match begins {
+            HeadPhase::Rewrite if self.at == At::Rewrite => is_left,
+            HeadPhase::Rewrite => is_left && brought.is_some_and(|brought| brought.contains(&position)),
+            _ => self.at < At::Access || is_left,
         }
     }
 

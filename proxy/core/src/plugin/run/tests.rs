@@ -207,3 +207,80 @@ fn a_plugin_that_does_not_run_still_lets_nobody_say_what_it_would() {
 fn the_empty_chain_is_one() {
     assert!(Arc::ptr_eq(&Chain::empty(), &Chain::empty()));
 }
+
+/// Says who the client is, in whichever phase it was given.
+struct Says(&'static str);
+
+impl Says {
+    fn say(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        stream.request.headers.append("x-user", self.0.as_bytes());
+        Step::Continue
+    }
+    fn clear(&self, _: &mut Stream, _: Slot) -> Step<'_> {
+        Step::ClearRoute
+    }
+}
+
+/// Another route's owner strips what the client has said, and never what an owner before it has.
+#[test]
+fn owned_headers_leave_at_the_edge_of_every_chain_that_a_request_meets() {
+    let owned = || Arc::new(OwnedHeaders::new(vec![crate::headers::HeaderName::new("x-user").unwrap()]));
+    let sees = || member(1, Scope::Global, 10, "sees", Plugin::of(Sees).rewrite(Sees::see).build());
+    let plain = |name| Plugin::of(Says(name));
+    let clears = || member(5, Scope::Route, 5000, "clears", plain("").access(Says::clear).build());
+    let says = |priority, name: &'static str, phase: HeadPhase| {
+        let plugin = plain(name).owns(owned());
+        let plugin =
+            if phase == HeadPhase::Rewrite { plugin.rewrite(Says::say) } else { plugin.access(Says::say) };
+        member(6, Scope::Route, priority, name, plugin.build())
+    };
+    for (first, second, expected) in [
+        (vec![sees(), says(1, "jack", HeadPhase::Access)], None, "|jack"),
+        // The old route's owner has spoken before the new one's would.
+        (
+            vec![sees(), says(9000, "old", HeadPhase::Access), clears()],
+            Some(says(9000, "new", HeadPhase::Access)),
+            "|old",
+        ),
+        (
+            vec![sees(), says(1, "old", HeadPhase::Rewrite), clears()],
+            Some(says(1, "new", HeadPhase::Rewrite)),
+            "|old",
+        ),
+        // It has not, and the new one's will.
+        (vec![sees(), clears()], Some(says(1, "new", HeadPhase::Access)), "eve|new"),
+        (
+            vec![sees(), says(9000, "old", HeadPhase::Access), clears()],
+            Some(says(1, "new", HeadPhase::Access)),
+            "|new",
+        ),
+    ] {
+        let mut running = chain(first);
+        let mut s = stream("/", &[("x_user", "eve")]);
+        let mut phases = RequestPhases::default();
+        if let Some(second) = second {
+            assert!(matches!(now(phases.run(&mut running, &mut s)), Passed::ClearRoute));
+            running = chain([sees(), second]);
+        }
+        assert!(matches!(now(phases.run(&mut running, &mut s)), Passed::Done));
+        let users: Vec<_> = s.request.headers.iter().filter(|(n, _)| alike(n)).map(|(_, v)| v).collect();
+        let seen = s.request.headers.get("x-seen").unwrap();
+        let got = format!("{}|{}", String::from_utf8_lossy(seen), String::from_utf8_lossy(&users.concat()));
+        assert_eq!(got, expected);
+    }
+}
+
+fn alike(name: &[u8]) -> bool {
+    [&b"x-user"[..], b"x_user"].contains(&name)
+}
+
+/// Notes who it takes the client for.
+struct Sees;
+
+impl Sees {
+    fn see(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        let user = stream.request.headers.get("x_user").unwrap_or_default().to_vec();
+        stream.request.headers.append("x-seen", &user);
+        Step::Continue
+    }
+}
