@@ -5,11 +5,14 @@ mod common;
 
 use common::*;
 use sixfold_core::cluster::ClusterCell;
+use sixfold_core::plugin::{ChainBuilder, Plugin, Slot, Step};
 use sixfold_core::route::Action;
 use sixfold_core::router::RouteTable;
+use sixfold_core::stream::Stream;
 use std::sync::{Arc, Weak};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
 
@@ -48,5 +51,61 @@ async fn a_replaced_table_is_freed_though_websockets_run_that_it_routed() {
     for mut socket in sockets {
         socket.write_all(b"ping\r\n\r\n").await.unwrap();
         assert_eq!(read_message(&mut socket).await.unwrap(), "ping\r\n\r\n");
+    }
+}
+
+/// Waits, if it is told to, and has the route of `/to` chosen.
+struct Detour {
+    waits: bool,
+    under_way: Arc<Notify>,
+    go_on: Arc<Notify>,
+}
+
+impl Detour {
+    fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
+        stream.request.target.set(b"/to");
+        if !self.waits {
+            return Step::ClearRoute;
+        }
+        Step::Wait(Box::pin(async {
+            self.under_way.notify_one();
+            self.go_on.notified().await;
+            Step::ClearRoute
+        }))
+    }
+}
+
+/// The route was chosen again by the table of then, in which the first one may not have been.
+#[tokio::test]
+async fn a_route_is_chosen_again_by_the_table_that_the_request_came_in_by() {
+    let (old, new) = (upstream(|_, _| ok("old")).await, upstream(|_, _| ok("new")).await);
+    for (waits, buffers) in [(true, false), (true, true), (false, false)] {
+        let mut setup = Setup::new();
+        setup.cluster("old", &[old.address], |_| {});
+        setup.cluster("new", &[new.address], |_| {});
+        let (under_way, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let detour = Detour { waits, under_way: under_way.clone(), go_on: go_on.clone() };
+        let plugin = Plugin::of(detour).access(Detour::access);
+        let plugin = if buffers { plugin.needs_request_body(10) } else { plugin };
+        let mut builder = ChainBuilder::new();
+        builder.add("detour", plugin.build());
+        setup.chain = Arc::new(builder.build());
+        setup.route("/to", "old", |_| {});
+        setup.route("/from", "old", |_| {});
+        let to = setup.clusters.cell("new");
+        let cell = setup.table.clone();
+        let (proxy, _) = setup.serve().await;
+        let before = cell.load().as_ref().map(Arc::downgrade).unwrap();
+        let asking = tokio::spawn(async move { ask(proxy, &get("/from")).await });
+        if waits {
+            under_way.notified().await;
+            let forward = Action::Forward(Box::new(forward(to)));
+            drop(cell.swap(Some(Arc::new(table(vec![Arc::new(route("/to", forward))])))));
+            assert!(before.strong_count() > 0, "it is kept over the wait");
+            go_on.notify_one();
+        }
+        assert!(asking.await.unwrap().ends_with("old"));
+        // What waits no more keeps no table.
+        assert_eq!(before.strong_count(), usize::from(!waits));
     }
 }

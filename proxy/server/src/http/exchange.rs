@@ -29,7 +29,7 @@ use sixfold_core::redirect;
 use sixfold_core::route::Action;
 use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -152,28 +152,26 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.env.hcm.profile == Profile::Envoy {
             self.answer_expect();
         }
-        if let Some(reply) = self.enter() {
-            return self.respond(reply, false).await;
-        }
-        if let Some(reply) = self.require_tls() {
-            return self.respond(reply, false).await;
-        }
-        if let Some(reply) = self.refuse_upgrade() {
+        let table = self.env.hcm.routes.peek();
+        let refusal = self.enter(table.as_deref());
+        let refusal = refusal.or_else(|| self.require_tls()).or_else(|| self.refuse_upgrade());
+        if let Some(reply) = refusal {
+            drop(table);
             return self.respond(reply, false).await;
         }
         if self.down.upgrade().is_none() {
-            return self.answer().await;
+            return self.answer(table).await;
         }
         let stats = &self.env.hcm.stats;
         stats.downstream_cx_upgrades_total().inc();
         let _active = stats.downstream_cx_upgrades_active().raise();
-        self.answer().await
+        self.answer(table).await
     }
 
     /// Runs the request phases and does what the route says.
-    async fn answer(&mut self) -> Result<(), Interrupt> {
+    async fn answer(&mut self, table: Table) -> Result<(), Interrupt> {
         let announced = self.announced_length();
-        let reply = self.request_phases().await?;
+        let reply = self.request_phases(table).await?;
         self.frame_request(announced);
         if let Some(reply) = reply {
             self.name_cluster();
@@ -210,24 +208,13 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Admits the request and chooses its route by one and the same table.
-    fn enter(&mut self) -> Option<LocalReply> {
-        let env = self.env;
-        let table = env.hcm.routes.peek();
-        self.table_options = table.as_ref().map(|table| table.options.clone());
+    fn enter(&mut self, table: Option<&RouteTable>) -> Option<LocalReply> {
+        self.table_options = table.map(|table| table.options.clone());
         let reply = self.admit();
         if reply.is_none() {
-            self.find_route(table.as_deref());
+            self.find_route(table);
         }
         reply
-    }
-
-    /// Chooses again, by the table of now: what the request was admitted with may have been replaced while
-    /// plugins waited.
-    fn find_route_again(&mut self) {
-        let env = self.env;
-        let table = env.hcm.routes.peek();
-        self.table_options = table.as_ref().map(|table| table.options.clone());
-        self.find_route(table.as_deref());
     }
 
     /// Checks and prepares what every request needs: Host, path, client address, headers at the edge.
@@ -364,21 +351,30 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Runs `rewrite` and `access`; `Some` is an answer without an upstream.
-    async fn request_phases(&mut self) -> Result<Option<LocalReply>, Interrupt> {
+    /// Runs `rewrite` and `access`; `Some` is an answer without an upstream. A route that is chosen again comes from
+    /// the table that the first one came from, though that be replaced meanwhile (Envoy's `snapped_route_config_`).
+    async fn request_phases(&mut self, mut table: Table) -> Result<Option<LocalReply>, Interrupt> {
         let mut phases = RequestPhases::default();
         loop {
             if let (Some(limit), None) = (self.chain.request_buffer(), &self.stream.request_body) {
+                keep(&mut table);
                 self.buffer_request(limit).await?;
             }
             let passed = {
-                let running = pin!(phases.run(&mut self.chain, self.stream));
+                let mut running = pin!(phases.run(&mut self.chain, self.stream));
+                let running = pin!(poll_fn(|cx| {
+                    let polled = running.as_mut().poll(cx);
+                    if polled.is_pending() {
+                        keep(&mut table);
+                    }
+                    polled
+                }));
                 guard(self.down, self.clock, running).await?
             };
             match passed {
                 Passed::Done => return Ok(None),
                 Passed::Respond(reply) => return Ok(Some(reply)),
-                Passed::ClearRoute => self.find_route_again(),
+                Passed::ClearRoute => self.find_route(table.as_deref()),
                 // The consumer's plugins may need the body.
                 Passed::Identified => {}
             }
@@ -449,6 +445,15 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.respond(reply, false).await
     }
+}
+
+/// A table as long as it is looked at: it costs no count that workers share.
+type Table = arc_swap::Guard<Option<Arc<RouteTable>>>;
+
+/// Keeps a table over a wait. The places of those that are only looked at are few.
+fn keep(table: &mut Table) {
+    let looked_at = std::mem::replace(table, Table::from_inner(None));
+    *table = Table::from_inner(Table::into_inner(looked_at));
 }
 
 /// Waits for a future as long as no deadline passes and the client is there. It is pinned by the caller: taken by
