@@ -19,7 +19,7 @@ use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::{BuildContext, Callout, SharedState};
 use sixfold_server::admin::Lifecycle;
 use sixfold_server::callout::{CalloutConfig, Callouts};
-use sixfold_server::dns::{Resolver, ResolverConfig};
+use sixfold_server::dns::{DnsCache, ResolverConfig};
 use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::Server;
 use sixfold_server::worker::Options;
@@ -56,8 +56,8 @@ struct Gateway {
 /// The same parts as of `sixfold run`, but for the store.
 fn start(config: Config, store: MemoryStore) -> Result<Gateway, Box<dyn Error>> {
     let registry = Registry::default();
-    let resolver = Arc::new(Resolver::new(ResolverConfig::default())?);
-    let callout: Arc<dyn Callout> = Arc::new(Callouts::new(resolver.clone(), CalloutConfig::default()));
+    let dns = DnsCache::start(ResolverConfig::default())?;
+    let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns.clone(), CalloutConfig::default()));
     let context = BuildContext {
         callout: callout.clone(),
         metrics: registry.clone(),
@@ -68,7 +68,7 @@ fn start(config: Config, store: MemoryStore) -> Result<Gateway, Box<dyn Error>> 
     let workers = config.worker_processes.unwrap_or(1);
     let options = Options { concurrency: workers, ..Options::default() };
     let server = Server::start(options, registry.clone(), Arc::default(), callout, Lifecycle::default())?;
-    server.set_resolver(resolver);
+    server.set_dns(dns);
     let logs = LogFiles::new(FLUSH_INTERVAL, &registry);
     let setup = Setup::new(server.model(), sixfold_plugins::registry(), context, Arc::new(logs.clone()));
     let mut source = Source::new(config, Arc::new(store), setup);

@@ -94,7 +94,7 @@ pub const FILE_SYSTEM: &[&str] = &[
     "proxy/server/src/admin/process.rs",
     "proxy/server/src/budget.rs",
     "proxy/server/src/callout/trust.rs",
-    "proxy/server/src/dns/hosts_file.rs",
+    "proxy/server/src/dns/files.rs",
     "proxy/server/src/listener/accept.rs",
     "proxy/server/src/listener/manager.rs",
     "proxy/server/src/log_file/output.rs",

@@ -69,6 +69,8 @@ pub struct Config {
     pub dns_resolver: Option<Vec<String>>,
     /// How long an address is kept, instead of its TTL.
     pub dns_resolver_valid: Option<Duration>,
+    /// Completes names with the system's search domains, whichever servers are asked.
+    pub enable_resolv_search_opt: bool,
     /// How long a DNS server may take.
     pub resolver_timeout: Duration,
     /// Switches health checks off.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use sixfold_core::cluster::{
-    Address, BalanceConfig, BreakerLimits, ClusterConfig, Discovery, DnsFamily, DnsOptions, HeaderCase,
-    HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
+    Address, BalanceConfig, BreakerLimits, ClusterConfig, Discovery, DnsBackoff, DnsFamily, DnsOptions,
+    HeaderCase, HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
 };
 use sixfold_core::format::Format;
 use sixfold_core::headers::HeaderRules;
@@ -141,8 +141,14 @@ pub(crate) fn compile(
     let none = Nodes::List(Vec::new());
     let hosts = hosts(upstream, upstream.nodes.as_ref().unwrap_or(&none))?;
     let named = hosts.iter().any(|host| matches!(host.address, Address::Name(..)));
-    let dns =
-        DnsOptions { refresh: Duration::from_secs(5), respect_ttl: true, family: DnsFamily::V4Preferred };
+    // What has no lifetime is asked for again after the shortest that a record can have.
+    let dns = DnsOptions {
+        refresh: Duration::from_secs(1),
+        respect_ttl: true,
+        failure: Some(DnsBackoff { base: Duration::from_secs(2), max: Duration::from_secs(10) }),
+        family: DnsFamily::V4Preferred,
+        ..DnsOptions::default()
+    };
     let pool = upstream.keepalive_pool;
     let connect = upstream.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.connect);
     let retries = upstream.retries.unwrap_or_else(|| (hosts.len() as i64 - 1).max(0));

@@ -106,7 +106,11 @@ fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
 
 fn setup(config: &Config, metrics: Registry) -> Result<Setup, Failure> {
     let default = Options::default();
-    let mut resolver = ResolverConfig { timeout: config.resolver_timeout, ..ResolverConfig::default() };
+    let mut resolver = ResolverConfig {
+        timeout: config.resolver_timeout,
+        search: config.enable_resolv_search_opt,
+        ..ResolverConfig::default()
+    };
     for server in config.dns_resolver.iter().flatten() {
         resolver.servers.push(dns_server(server)?);
     }

@@ -10,7 +10,7 @@ use sixfold_core::model::Diff;
 use sixfold_core::plugin::{BuildContext, Callout, Registry, SharedState};
 use sixfold_server::admin::{Lifecycle, State};
 use sixfold_server::callout::{CalloutConfig, Callouts};
-use sixfold_server::dns::{Resolver, ResolverConfig};
+use sixfold_server::dns::{DnsCache, ResolverConfig};
 use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::Server;
 use sixfold_server::worker::Options;
@@ -62,7 +62,7 @@ pub(crate) struct Surroundings {
     pub(crate) plugins: Registry,
     pub(crate) build: BuildContext,
     pub(crate) callout: Arc<dyn Callout>,
-    pub(crate) resolver: Arc<Resolver>,
+    pub(crate) dns: DnsCache,
 }
 
 impl Surroundings {
@@ -72,8 +72,8 @@ impl Surroundings {
         resolver: ResolverConfig,
         callout: CalloutConfig,
     ) -> Result<Surroundings, Failure> {
-        let resolver = Arc::new(Resolver::new(resolver).map_err(|e| Failure::new(e.to_string()))?);
-        let callout: Arc<dyn Callout> = Arc::new(Callouts::new(resolver.clone(), callout));
+        let dns = DnsCache::start(resolver).map_err(|e| Failure::new(e.to_string()))?;
+        let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns.clone(), callout));
         let build = BuildContext {
             callout: callout.clone(),
             metrics: metrics.clone(),
@@ -81,7 +81,7 @@ impl Surroundings {
             resource: "".into(),
             attributes: Arc::default(),
         };
-        Ok(Surroundings { metrics, clusters: Arc::default(), plugins: plugins(), build, callout, resolver })
+        Ok(Surroundings { metrics, clusters: Arc::default(), plugins: plugins(), build, callout, dns })
     }
 }
 
@@ -95,11 +95,11 @@ impl Process {
     pub(crate) fn start(setup: Setup) -> Result<Process, Failure> {
         let started = Instant::now();
         let Setup { metrics, options, flush_interval, resolver, callout, drain_limit } = setup;
-        let Surroundings { metrics, clusters, plugins, build, callout, resolver } =
+        let Surroundings { metrics, clusters, plugins, build, callout, dns } =
             Surroundings::new(metrics, resolver, callout)?;
         let lifecycle = Lifecycle::default();
         let server = Server::start(options, metrics.clone(), clusters.clone(), callout, lifecycle.clone())?;
-        server.set_resolver(resolver);
+        server.set_dns(dns);
         let logs = LogFiles::new(flush_interval, &metrics);
         Ok(Process { server, logs, lifecycle, metrics, clusters, plugins, build, started, drain_limit })
     }

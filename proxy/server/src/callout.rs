@@ -10,7 +10,7 @@ mod tests;
 mod trust;
 
 use crate::deadline::{Deadline, after};
-use crate::dns::Resolver;
+use crate::dns::DnsCache;
 use crate::upstream::{MAX_UNSENT, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::Services;
@@ -40,10 +40,10 @@ pub struct CalloutConfig {
 pub struct Callouts(Arc<Services>);
 
 impl Callouts {
-    /// Callouts that resolve names with `resolver`. Reads the file of authorities, and goes on to look whether it has
+    /// Callouts that resolve names with `dns`. Reads the file of authorities, and goes on to look whether it has
     /// changed, beside the workers.
-    pub fn new(resolver: Arc<Resolver>, config: CalloutConfig) -> Callouts {
-        Callouts(Arc::new(Services::new(resolver, trust::Trust::start(config.trusted))))
+    pub fn new(dns: DnsCache, config: CalloutConfig) -> Callouts {
+        Callouts(Arc::new(Services::new(dns, trust::Trust::start(config.trusted))))
     }
 
     /// A request under way, at an endpoint that took it: with its body sent and the head of its response, or open for

@@ -7,7 +7,7 @@ mod warming;
 
 use self::control::{Change, Control, ControlThread};
 use crate::admin::{Lifecycle, State};
-use crate::dns::Resolver;
+use crate::dns::DnsCache;
 use crate::drain::DrainStrategy;
 use crate::listener::BoundAddresses;
 use crate::listener::manager::Manager;
@@ -106,8 +106,8 @@ impl Server {
 
     /// Sets what resolves the names of DNS clusters. Without it they have no endpoints but fixed ones. Only the
     /// first call counts.
-    pub fn set_resolver(&self, resolver: Arc<Resolver>) {
-        let _ = self.0.shared.resolver.set(resolver);
+    pub fn set_dns(&self, dns: DnsCache) {
+        let _ = self.0.shared.dns.set(dns);
     }
 
     /// The model, for sources that compile configuration and pages that show it.

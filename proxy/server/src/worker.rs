@@ -1,7 +1,7 @@
 //! Workers: one thread each, with its own runtime, pools and timers. A connection stays on its worker.
 
 use crate::budget::{Budget, default_budget};
-use crate::dns::Resolver;
+use crate::dns::DnsCache;
 use crate::drain::{Drain, DrainStrategy};
 use crate::listener::{Adopted, BoundAddresses, ListenerTable, Slot};
 use crate::sockets::ListenSocket;
@@ -58,7 +58,7 @@ pub struct Shared {
     /// All workers in order, once they run.
     pub(crate) peers: OnceLock<Vec<Peer>>,
     /// Resolves the names of DNS clusters, once it is set.
-    pub(crate) resolver: OnceLock<Arc<Resolver>>,
+    pub(crate) dns: OnceLock<DnsCache>,
 }
 
 /// How the server was started.
@@ -124,7 +124,7 @@ impl Shared {
             listeners: ArcSwap::default(),
             addresses: ArcSwap::default(),
             peers: OnceLock::new(),
-            resolver: OnceLock::new(),
+            dns: OnceLock::new(),
         }
     }
 

@@ -235,6 +235,7 @@ fn dns(value: &ProtoCluster) -> Result<DnsOptions> {
             DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
             DnsLookupFamily::All => DnsFamily::All,
         },
+        ..DnsOptions::default()
     })
 }
 

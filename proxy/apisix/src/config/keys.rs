@@ -53,7 +53,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("apisix.dns_resolver", Read),
     ("apisix.dns_resolver_valid", Read),
     ("apisix.resolver_timeout", Read),
-    ("apisix.enable_resolv_search_opt", Report("names are looked up as the system does it")),
+    ("apisix.enable_resolv_search_opt", Read),
     ("apisix.ssl.enable", Read),
     ("apisix.ssl.listen", Read),
     ("apisix.ssl.ssl_protocols", Read),

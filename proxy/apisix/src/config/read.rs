@@ -186,6 +186,7 @@ impl Reader {
             },
             dns_resolver: self.texts(&apisix.key("dns_resolver")),
             dns_resolver_valid: self.optional_duration(&apisix.key("dns_resolver_valid")),
+            enable_resolv_search_opt: self.flag(&apisix.key("enable_resolv_search_opt")),
             resolver_timeout: self.duration(&apisix.key("resolver_timeout")),
             disable_upstream_healthcheck: self.flag(&apisix.key("disable_upstream_healthcheck")),
             worker_processes: self.workers(&apisix, &nginx, environment),

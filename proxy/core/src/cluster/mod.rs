@@ -7,6 +7,7 @@
 mod balancer;
 mod breaker;
 mod cells;
+mod discovery;
 mod endpoint;
 mod host;
 mod in_flight;
@@ -20,6 +21,7 @@ pub(crate) use balancer::BuildBalancer;
 pub use balancer::{BalanceConfig, Balancer, Choice, Policy};
 pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
+pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers};
 pub use endpoint::{Address, EdsHealth, HostConfig, Locality};
 pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
@@ -33,6 +35,7 @@ use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +59,8 @@ pub struct Cluster {
     pub high_breaker: Breaker,
     /// Held while the endpoints are replaced: discovery and health checks come from different threads.
     visibility: Mutex<Visibility>,
+    /// What works for it and ends with it.
+    attached: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -71,47 +76,6 @@ enum Visibility {
     Hidden,
     /// What its name stands for.
     InForce,
-}
-
-/// How endpoints are found.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Discovery {
-    /// Fixed addresses.
-    Static,
-    /// Every address that DNS gives for each name.
-    StrictDns(DnsOptions),
-    /// One address of the first name; connections to earlier ones live on.
-    LogicalDns(DnsOptions),
-    /// They come by changes of their own ([`crate::model::Diff::endpoints`]); a cluster that is new waits so
-    /// long for the first (Envoy's `initial_fetch_timeout`, 15 s by default).
-    Eds(Duration),
-}
-
-/// How names are resolved.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DnsOptions {
-    /// Interval between look-ups, 5 s by default (Envoy `dns_refresh_rate`).
-    pub refresh: Duration,
-    /// Takes the records' TTL instead (`respect_dns_ttl`; always for APISIX).
-    pub respect_ttl: bool,
-    /// Which families are wanted.
-    pub family: DnsFamily,
-}
-
-/// Which addresses of a name are taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DnsFamily {
-    /// IPv6, and IPv4 only if there is none (Envoy's AUTO).
-    #[default]
-    Auto,
-    /// IPv4 alone.
-    V4Only,
-    /// IPv6 alone.
-    V6Only,
-    /// IPv4, and IPv6 only if there is none (APISIX's order).
-    V4Preferred,
-    /// Both.
-    All,
 }
 
 /// Protocol towards the endpoints.
@@ -366,11 +330,18 @@ impl Cluster {
             high_breaker: Breaker::new(config.high_breaker),
             hosts: ArcSwap::from_pointee(set),
             visibility: Mutex::new(Visibility::Hidden),
+            attached: Mutex::default(),
             endpoints: if resolves { endpoints.into() } else { Box::default() },
             balancer,
             stats,
             config,
         }))
+    }
+
+    /// Keeps what works for this cluster for as long as it lives: the subscriptions of its discovery. It must not
+    /// hold the cluster itself.
+    pub fn attach(&self, what: impl Any + Send) {
+        self.attached.lock().push(Box::new(what));
     }
 
     /// Whether every name among the endpoints stands for an address already.

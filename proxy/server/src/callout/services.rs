@@ -2,7 +2,7 @@
 
 use super::failed;
 use super::trust::Trust;
-use crate::dns::Resolver;
+use crate::dns::{DnsCache, Question};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{
     Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, Clusters, DnsFamily, HostConfig,
@@ -22,7 +22,7 @@ const NO_KEEPALIVE: Keepalive = Keepalive { idle: Duration::ZERO, connections: 0
 
 /// The clusters of free URIs.
 pub(super) struct Services {
-    resolver: Arc<Resolver>,
+    dns: DnsCache,
     trust: Trust,
     /// Names of their own: nobody else's clusters are meant.
     clusters: Clusters,
@@ -49,9 +49,9 @@ struct Service {
 }
 
 impl Services {
-    pub(super) fn new(resolver: Arc<Resolver>, trust: Trust) -> Services {
+    pub(super) fn new(dns: DnsCache, trust: Trust) -> Services {
         Services {
-            resolver,
+            dns,
             trust,
             clusters: Clusters::default(),
             registry: Registry::new(),
@@ -72,15 +72,16 @@ impl Services {
         if fresh {
             return Ok(cluster);
         }
-        let until = match self.resolver.resolve(&key.host, DnsFamily::V4Preferred).await {
+        let question = Question::new(&key.host, DnsFamily::V4Preferred, None);
+        let until = match self.dns.look_up(&question).await {
             Ok(answer) if !answer.addresses.is_empty() => {
                 let host = key.host.trim_start_matches('[').trim_end_matches(']');
                 let endpoint = |ip| HostConfig {
                     hostname: host.into(),
                     ..HostConfig::new(Address::Ip(SocketAddr::new(ip, key.port)))
                 };
-                cluster.update_hosts(answer.addresses.into_iter().map(endpoint).collect());
-                now + answer.ttl
+                cluster.update_hosts(answer.addresses.iter().copied().map(endpoint).collect());
+                answer.until.into_std()
             }
             // What is known serves on while nobody answers.
             Ok(_) | Err(_) if cluster.hosts.load().total() > 0 => now + Duration::from_secs(1),

@@ -86,12 +86,12 @@ async fn answer(
     Ok(builder.body(Full::new(Bytes::from(text))).unwrap())
 }
 
-fn resolver() -> Arc<Resolver> {
-    Arc::new(Resolver::new(ResolverConfig::default()).unwrap())
+fn dns() -> DnsCache {
+    DnsCache::start(ResolverConfig::default()).unwrap()
 }
 
 fn callout(trusted: Option<PathBuf>) -> Callouts {
-    Callouts::new(resolver(), CalloutConfig { trusted })
+    Callouts::new(dns(), CalloutConfig { trusted })
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn clusters_bring_their_endpoints_unix_sockets_and_retries() {
 #[tokio::test]
 async fn hosts_of_free_uris_are_bounded_and_leave_with_their_connections() {
     let service = Service::start(None).await;
-    let services = Services::new(resolver(), trust::Trust::start(None)).with_most(3);
+    let services = Services::new(dns(), trust::Trust::start(None)).with_most(3);
     let callout = Callouts(Arc::new(services));
     for last in 1..=9 {
         let uri = format!("http://127.0.0.{last}:{}/", service.port);

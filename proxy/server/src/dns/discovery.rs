@@ -1,175 +1,237 @@
-//! Tasks of the control side that keep the endpoints of DNS clusters fresh.
+//! Keeps the endpoints of DNS clusters as the cache says.
 
-use super::{Answer, DnsError, Resolver};
+use super::Question;
+use super::cache::{DnsCache, Subscription};
+use super::entry::{Outcome, Reading, Subscriber};
+use super::pace::Pace;
+use parking_lot::Mutex;
 use sixfold_core::cluster::{Address, Cluster, Discovery, DnsOptions, HostConfig};
-use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// A dropped cluster's task ends after at most so long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the answers to a cluster's names are collected before its endpoints change: a balancer is built anew for
+/// each change.
+const SETTLE: Duration = Duration::from_millis(2);
 
-/// Starts a task for each DNS cluster.
+/// Finds the endpoints of clusters.
 #[derive(Clone)]
 pub struct Discoverer {
-    resolver: Arc<Resolver>,
-    runtime: tokio::runtime::Handle,
+    dns: DnsCache,
+}
+
+/// The endpoints of a cluster that has names. It lives as long as the cluster, which keeps it.
+struct Endpoints {
+    cluster: Weak<Cluster>,
+    dns: DnsCache,
+    /// One address stands for the name, and a name without one has what it had (LOGICAL_DNS).
+    logical: bool,
+    state: Mutex<State>,
+    /// Whether a change is to be made in a moment.
+    scheduled: AtomicBool,
+    subscriptions: OnceLock<Vec<Subscription>>,
+}
+
+struct State {
+    /// As configured.
+    endpoints: Vec<Endpoint>,
+    /// What they stand for is not what the cluster was given.
+    changed: bool,
+    /// Told when the first question about every name has come to an end.
+    first: Option<oneshot::Sender<()>>,
+}
+
+/// A configured endpoint.
+struct Endpoint {
+    /// What it stands for.
+    hosts: Vec<HostConfig>,
+    /// What `hosts` was made of: addresses, and whether there are said to be none any more.
+    made_of: Option<(Arc<[IpAddr]>, bool)>,
+    /// Its first question has not come to an end.
+    waits: bool,
 }
 
 impl Discoverer {
-    /// Tasks run on `runtime`: the control side's, never a worker's.
-    pub fn new(resolver: Arc<Resolver>, runtime: tokio::runtime::Handle) -> Discoverer {
-        Discoverer { resolver, runtime }
+    /// Names are resolved by `dns`.
+    pub fn new(dns: DnsCache) -> Discoverer {
+        Discoverer { dns }
     }
 
-    /// Keeps the cluster's endpoints fresh until the cluster is dropped. The answer fires when the first
-    /// look-up of every name has come to an end, well or badly: initialisation waits for it. `None` for
-    /// clusters without names.
+    /// Keeps the cluster's endpoints fresh until the cluster is dropped. What is known of its names it has when this
+    /// returns. The answer fires when the first question about every name has come to an end, well or badly:
+    /// initialisation waits for it. `None` for clusters without discovery here.
     pub fn start(&self, cluster: &Arc<Cluster>) -> Option<oneshot::Receiver<()>> {
         let (options, logical) = match &cluster.config.discovery {
             Discovery::Static | Discovery::Eds(_) => return None,
-            Discovery::StrictDns(options) => (options.clone(), false),
-            Discovery::LogicalDns(options) => (options.clone(), true),
+            Discovery::StrictDns(options) => (options, false),
+            Discovery::LogicalDns(options) => (options, true),
         };
         let (done, first) = oneshot::channel();
-        let known = |hosts| Known { hosts, empty_since: None };
-        let names = cluster.endpoints.iter().map(|e| known(cluster.stands_for(e))).collect();
-        let task = Task {
-            resolver: self.resolver.clone(),
-            cluster: Arc::downgrade(cluster),
-            options,
-            logical,
-            names,
+        let endpoint = |config: &HostConfig| Endpoint {
+            hosts: cluster.stands_for(config),
+            made_of: None,
+            waits: matches!(config.address, Address::Name(..)),
         };
-        self.runtime.spawn(task.run(done));
+        let all = cluster.endpoints.iter().map(endpoint).collect();
+        let endpoints = Arc::new(Endpoints {
+            cluster: Arc::downgrade(cluster),
+            dns: self.dns.clone(),
+            logical,
+            state: Mutex::new(State { endpoints: all, changed: true, first: Some(done) }),
+            scheduled: AtomicBool::new(false),
+            subscriptions: OnceLock::new(),
+        });
+        // Set once, here.
+        let _ = endpoints.subscriptions.set(endpoints.subscribe(cluster, options));
+        endpoints.publish();
+        cluster.attach(endpoints);
         Some(first)
     }
 }
 
-struct Task {
-    resolver: Arc<Resolver>,
-    cluster: Weak<Cluster>,
-    options: DnsOptions,
-    logical: bool,
-    /// What each endpoint stands for, also from the cluster before this one.
-    names: Vec<Known>,
-}
+impl Endpoints {
+    /// Subscribes to every name, and takes what is known of it.
+    fn subscribe(self: &Arc<Endpoints>, cluster: &Cluster, options: &DnsOptions) -> Vec<Subscription> {
+        let this: Arc<dyn Subscriber> = self.clone();
+        let this = Arc::downgrade(&this);
+        let pace = Pace::new(options, self.logical);
+        let mut subscriptions = Vec::new();
+        for (at, endpoint) in cluster.endpoints.iter().enumerate() {
+            let Address::Name(name, _) = &endpoint.address else { continue };
+            let question = Question::new(name, options.family, options.servers.clone());
+            match self.dns.subscribe(&question, pace.clone(), this.clone(), at) {
+                Ok((subscription, known)) => {
+                    subscriptions.push(subscription);
+                    if let Some(reading) = known {
+                        // That others have asked counts as well.
+                        cluster.stats.update_attempt().inc();
+                        count(cluster, &reading);
+                        self.take(cluster, at, &reading, true);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(cluster = %cluster.config.name, %error, "a name is never asked for");
+                    if let Some(endpoint) = self.state.lock().endpoints.get_mut(at) {
+                        endpoint.waits = false;
+                    }
+                }
+            }
+        }
+        subscriptions
+    }
 
-/// What an endpoint stands for since its last good answer.
-struct Known {
-    hosts: Vec<HostConfig>,
-    /// When its name was first said to have no address any more.
-    empty_since: Option<Instant>,
-}
-
-impl Known {
-    /// Takes an answer; tells whether that changes anything. An empty one does once it has been given for `hold`.
-    fn answered(&mut self, hosts: Vec<HostConfig>, hold: Duration) -> bool {
-        if !hosts.is_empty() || self.hosts.is_empty() {
-            self.empty_since = None;
-        } else if self.empty_since.get_or_insert_with(Instant::now).elapsed() < hold {
+    /// Notes what is known of an endpoint, unless that is only what was known `before` the news; tells whether the
+    /// cluster must hear of it.
+    fn take(&self, cluster: &Cluster, at: usize, reading: &Reading, before: bool) -> bool {
+        let mut state = self.state.lock();
+        let (Some(config), Some(endpoint)) = (cluster.endpoints.get(at), state.endpoints.get_mut(at)) else {
+            return false;
+        };
+        if before && endpoint.made_of.is_some() {
             return false;
         }
-        let changed = self.hosts != hosts;
-        self.hosts = hosts;
-        changed
+        endpoint.waits = false;
+        let changed = endpoint.take(config, reading, self.logical);
+        state.changed |= changed;
+        state.changed || state.first.is_some() && state.is_complete()
     }
-}
 
-impl Task {
-    async fn run(mut self, done: oneshot::Sender<()>) {
-        let mut done = Some(done);
-        let mut first = true;
-        while let Some(cluster) = self.cluster.upgrade() {
-            let wait = self.refresh(&cluster, first).await;
-            drop(cluster);
-            first = false;
-            if let Some(done) = done.take() {
-                let _ = done.send(());
-            }
-            self.sleep(wait).await;
+    /// Gives the cluster what its names stand for, if that has changed.
+    fn publish(&self) {
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.changed) {
+            cluster.update_hosts(state.endpoints.iter().flat_map(|e| &e.hosts).cloned().collect());
+        }
+        if state.is_complete()
+            && let Some(first) = state.first.take()
+        {
+            // Nobody may wait for it.
+            let _ = first.send(());
         }
     }
 
-    /// Looks every name up; answers when to look again.
-    async fn refresh(&mut self, cluster: &Cluster, first: bool) -> Duration {
-        let lookups = cluster.endpoints.iter().map(|endpoint| {
-            let resolver = &self.resolver;
-            let family = self.options.family;
-            async move {
-                match &endpoint.address {
-                    Address::Name(name, _) => Some(resolver.resolve(name, family).await),
-                    _ => None,
-                }
+    /// Publishes in a moment, with what comes until then.
+    fn schedule(&self, this: Weak<Endpoints>) {
+        if self.scheduled.swap(true, Relaxed) {
+            return;
+        }
+        self.dns.spawn(async move {
+            tokio::time::sleep(SETTLE).await;
+            if let Some(this) = this.upgrade() {
+                this.scheduled.store(false, Relaxed);
+                this.publish();
             }
         });
-        cluster.stats.update_attempt().inc();
-        let answers = futures_util::future::join_all(lookups).await;
-        let mut wait: Option<Duration> = None;
-        let mut changed = first;
-        let (mut failed, mut empty) = (false, true);
-        for ((endpoint, known), answer) in cluster.endpoints.iter().zip(&mut self.names).zip(answers) {
-            match answer {
-                None => empty = false,
-                Some(Ok(answer)) => {
-                    wait = Some(wait.map_or(answer.ttl, |w| w.min(answer.ttl)));
-                    empty &= answer.addresses.is_empty();
-                    let hosts = endpoints(endpoint, &answer, self.logical);
-                    changed |= known.answered(hosts, self.resolver.hold_empty);
-                }
-                Some(Err(error)) => {
-                    self::report(cluster, &error);
-                    failed = true;
-                }
-            }
-        }
-        if failed {
-            cluster.stats.update_failure().inc();
-        } else {
-            cluster.stats.update_success().inc();
-        }
-        if empty && !failed {
-            cluster.stats.update_empty().inc();
-        }
-        if changed {
-            cluster.update_hosts(self.names.iter().flat_map(|known| known.hosts.clone()).collect());
-        }
-        match wait {
-            Some(ttl) if self.options.respect_ttl && !failed => ttl,
-            _ => self.options.refresh.max(Duration::from_millis(1)),
+    }
+}
+
+impl Subscriber for Endpoints {
+    fn asked(&self) {
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.stats.update_attempt().inc();
         }
     }
 
-    /// Waits, but not for a cluster that is gone.
-    async fn sleep(&self, wait: Duration) {
-        let mut left = wait;
-        while !left.is_zero() && self.cluster.strong_count() > 0 {
-            let step = left.min(PATIENCE);
-            tokio::time::sleep(step).await;
-            left -= step;
+    fn answered(self: Arc<Endpoints>, at: usize, reading: &Reading) {
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        count(&cluster, reading);
+        if self.take(&cluster, at, reading, false) {
+            self.schedule(Arc::downgrade(&self));
         }
     }
 }
 
-fn report(cluster: &Cluster, error: &DnsError) {
-    tracing::warn!(cluster = %cluster.config.name, %error, "DNS look-up failed, the endpoints stay as they are");
+impl State {
+    fn is_complete(&self) -> bool {
+        self.endpoints.iter().all(|endpoint| !endpoint.waits)
+    }
+}
+
+impl Endpoint {
+    /// Takes what is known of its name; tells whether it stands for something else by that.
+    fn take(&mut self, config: &HostConfig, reading: &Reading, logical: bool) -> bool {
+        let addresses = if logical { &reading.addresses } else { &reading.sorted };
+        if self.made_of.as_ref().is_some_and(|(of, gone)| Arc::ptr_eq(of, addresses) && *gone == reading.gone)
+        {
+            return false;
+        }
+        self.made_of = Some((addresses.clone(), reading.gone));
+        let hosts = hosts(config, addresses, logical);
+        // Nothing known is not nothing; and LOGICAL_DNS never loses its address.
+        if hosts.is_empty() && (logical || !reading.gone) || hosts == self.hosts {
+            return false;
+        }
+        self.hosts = hosts;
+        true
+    }
+}
+
+/// Counts the end of a question. One without an address is a failure for LOGICAL_DNS, as for Envoy.
+fn count(cluster: &Cluster, reading: &Reading) {
+    let logical = matches!(cluster.config.discovery, Discovery::LogicalDns(_));
+    match reading.outcome {
+        Outcome::Failed(_) => cluster.stats.update_failure().inc(),
+        Outcome::Empty if logical => cluster.stats.update_failure().inc(),
+        Outcome::Empty => {
+            cluster.stats.update_success().inc();
+            cluster.stats.update_empty().inc();
+        }
+        Outcome::Unasked | Outcome::Answered(_) => cluster.stats.update_success().inc(),
+    }
 }
 
 /// What an endpoint stands for: every address of its name, or one.
-fn endpoints(endpoint: &HostConfig, answer: &Answer, logical: bool) -> Vec<HostConfig> {
+fn hosts(endpoint: &HostConfig, addresses: &[IpAddr], logical: bool) -> Vec<HostConfig> {
     let Address::Name(name, port) = &endpoint.address else { return vec![endpoint.clone()] };
-    let mut addresses = answer.addresses.clone();
-    if !logical {
-        // Servers rotate their answers; that is no change.
-        addresses.sort_unstable();
-        addresses.dedup();
-    }
+    let hostname = endpoint.resolved_hostname(name);
     let take = if logical { 1 } else { addresses.len() };
-    let host = |ip| HostConfig {
-        address: Address::Ip(SocketAddr::new(ip, *port)),
-        hostname: endpoint.resolved_hostname(name),
+    let host = |ip: &IpAddr| HostConfig {
+        address: Address::Ip(SocketAddr::new(*ip, *port)),
+        hostname: hostname.clone(),
         ..endpoint.clone()
     };
-    addresses.into_iter().take(take).map(host).collect()
+    addresses.iter().take(take).map(host).collect()
 }

@@ -107,8 +107,8 @@ impl ControlThread {
 
     /// Applies a change, or holds it when routes or listeners would find clusters missing that a moment brings.
     async fn begin(&mut self, mut change: Change) {
-        let resolver = self.manager.shared().resolver.get();
-        let discoverer = resolver.map(|r| Discoverer::new(r.clone(), tokio::runtime::Handle::current()));
+        let dns = self.manager.shared().dns.get();
+        let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
         let cold = self.warming.hold_back(&mut change.diff, discoverer.as_ref());
         let uses = !change.diff.route_tables.is_empty() || !change.diff.listeners.is_empty();
         if cold.is_empty() || !uses {

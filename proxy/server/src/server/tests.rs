@@ -39,13 +39,12 @@ impl Fixture {
             hosts_file: None,
             ..ResolverConfig::default()
         };
-        server.set_resolver(Arc::new(Resolver::new(config).unwrap()));
+        server.set_dns(DnsCache::start(config).unwrap());
         Fixture { server, registry, clusters, _silent: silent }
     }
 
     fn cluster(&self, name: &str, address: Address, weight: u32) -> Arc<Cluster> {
-        let dns =
-            DnsOptions { refresh: Duration::from_secs(60), respect_ttl: true, family: DnsFamily::V4Only };
+        let dns = DnsOptions { respect_ttl: true, family: DnsFamily::V4Only, ..DnsOptions::default() };
         let config = ClusterConfig { discovery: Discovery::StrictDns(dns), ..ClusterConfig::named(name) };
         let endpoints = vec![HostConfig { weight, ..HostConfig::new(address) }];
         let previous = self.clusters.find(name);
