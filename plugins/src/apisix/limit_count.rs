@@ -75,7 +75,7 @@ struct LimitCount {
     show_headers: bool,
     window: Window,
     /// `/apisix/routes/1:<crc>` or the group's name: what `$rate_limiting_info` shows.
-    scope: String,
+    scope: Arc<str>,
     /// What counters are told apart by: the resource and its configuration, or the group. A resource that keeps
     /// its configuration keeps its counters.
     owner: CounterKey,
@@ -145,7 +145,7 @@ impl LimitCount {
             allow_degradation: config.allow_degradation,
             show_headers: config.show_limit_quota_header,
             window: config.window_type,
-            scope,
+            scope: scope.into(),
             owner,
             counters,
         };
@@ -164,7 +164,7 @@ impl LimitCount {
             let key = self.counters.key((self.owner, index, window, self.window, value.as_slice()));
             let window = Duration::from_secs(window);
             let taken = self.window.take(&self.counters, key, limit, window, now);
-            self.inform(stream, &value, limit, &taken);
+            self.inform(stream, value, limit, &taken);
             let allowed = taken.allowed;
             quotas.push(Quota { rule: index, limit, taken });
             if !allowed {
@@ -174,15 +174,18 @@ impl LimitCount {
         if quotas.is_empty() { Err("no rule applies") } else { Ok(true) }
     }
 
-    /// `$rate_limiting_info`
-    fn inform(&self, stream: &mut Stream, value: &[u8], limit: u64, taken: &Taken) {
-        let info = serde_json::json!({
-            "rate_limiting_key": format!("{}:{}", self.scope, String::from_utf8_lossy(value)),
-            "rate_limiting_limit": limit,
-            "rate_limiting_remaining": taken.remaining,
-            "rate_limiting_reset": seconds(taken.reset),
+    /// `$rate_limiting_info`, which is made for those whose log shows it.
+    fn inform(&self, stream: &mut Stream, value: Vec<u8>, limit: u64, taken: &Taken) {
+        let (scope, remaining, reset) = (self.scope.clone(), taken.remaining, taken.reset);
+        stream.set_lazy_var("rate_limiting_info", move || {
+            let info = serde_json::json!({
+                "rate_limiting_key": format!("{scope}:{}", String::from_utf8_lossy(&value)),
+                "rate_limiting_limit": limit,
+                "rate_limiting_remaining": remaining,
+                "rate_limiting_reset": seconds(reset),
+            });
+            info.to_string().into_bytes()
         });
-        stream.set_var("rate_limiting_info", info.to_string());
     }
 
     fn rejection(&self) -> LocalReply {
@@ -203,7 +206,7 @@ impl LimitCount {
             Ok(false) => Step::Respond(self.rejection()),
             Err(_) if self.allow_degradation => Step::Continue,
             Err(reason) => {
-                tracing::error!(reason, scope = self.scope, "limit-count failed");
+                tracing::error!(reason, scope = &*self.scope, "limit-count failed");
                 Step::Respond(error_reply(500, "failed to limit count"))
             }
         }

@@ -1,5 +1,9 @@
 //! What is known of one request while it runs: the context that matchers, plugins, formatters and logs see.
 
+mod vars;
+
+pub use vars::Vars;
+
 use crate::cluster::{Cluster, Member, TriedHost};
 use crate::connection::Connection;
 use crate::flags::ResponseFlags;
@@ -63,7 +67,7 @@ pub struct Stream {
     /// Dynamic metadata of Envoy: namespace, key, value.
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
     /// Variables set by plugins and by the core: APISIX's `ctx.var` assignments.
-    pub vars: Vec<(&'static str, Vec<u8>)>,
+    pub vars: Vars,
     /// Whom the request is from, once a plugin has found out.
     pub consumer: Option<Arc<Consumer>>,
     /// State that plugins keep between phases.
@@ -191,7 +195,7 @@ impl Stream {
             local_body: Bytes::new(),
             hash: None,
             metadata: Vec::new(),
-            vars: Vec::new(),
+            vars: Vars::default(),
             consumer: None,
             plugins: PluginStates::default(),
             connection,
@@ -263,15 +267,17 @@ impl Stream {
 
     /// A variable that the core or a plugin has set.
     pub fn var(&self, name: &str) -> Option<&[u8]> {
-        self.vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_slice())
+        self.vars.get(name)
     }
 
     /// Sets a variable, replacing an earlier value.
     pub fn set_var(&mut self, name: &'static str, value: impl Into<Vec<u8>>) {
-        match self.vars.iter_mut().find(|(n, _)| *n == name) {
-            Some(var) => var.1 = value.into(),
-            None => self.vars.push((name, value.into())),
-        }
+        self.vars.set(name, value.into());
+    }
+
+    /// Sets a variable that is costly to make, and that most requests are not asked for: it is made when it is.
+    pub fn set_lazy_var(&mut self, name: &'static str, make: impl FnOnce() -> Vec<u8> + Send + 'static) {
+        self.vars.set_lazy(name, Box::new(make));
     }
 
     /// State of the plugin in `slot`, if it has that type.

@@ -33,6 +33,8 @@ fn requests_over_the_count_are_rejected() {
     let mut s = stream("/", &[]);
     let reply = now(plugin.access(&mut s)).unwrap();
     assert_eq!(reply.body, "{\"error_msg\":\"no\"}\n");
+    // Its JSON was made for each request, whatever the log shows.
+    assert!(format!("{:?}", s.vars).contains("uninit"), "{:?}", s.vars);
     let info: Value = serde_json::from_slice(s.var("rate_limiting_info").unwrap()).unwrap();
     assert!(info["rate_limiting_key"].as_str().unwrap().starts_with("/apisix/routes/1:"));
     assert_eq!((&info["rate_limiting_limit"], &info["rate_limiting_remaining"]), (&json!(2), &json!(0)));
