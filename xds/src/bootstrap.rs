@@ -11,6 +11,7 @@ use sixfold_core::document::{Node as DocumentNode, Options};
 use sixfold_core::error::{ConfigContext, ConfigError, Place};
 use sixfold_core::listener::BindAddress;
 use sixfold_core::model::Diff;
+use sixfold_core::router::RouteTables;
 use sixfold_core::runtime::Runtime;
 use sixfold_core::{metrics, plugin};
 use sixfold_xds_api::any::struct_to_json;
@@ -25,6 +26,7 @@ use sixfold_xds_api::pb::envoy::config::metrics::v3::StatsConfig;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use crate::context::{Context, Node};
+use crate::rds::FilterLists;
 use crate::{access_log, cluster, listener};
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{destructure, refuse};
@@ -34,6 +36,10 @@ use sixfold_xds_api::{destructure, refuse};
 pub struct Environment {
     /// Cluster names of the process.
     pub clusters: Arc<Clusters>,
+    /// Route tables of the process.
+    pub route_tables: Arc<RouteTables>,
+    /// Filters of connection managers whose routes come by themselves, over all bootstraps of the process.
+    pub filter_lists: Arc<FilterLists>,
     /// Where statistics are registered.
     pub registry: metrics::Registry,
     /// HTTP filters by type.
@@ -142,9 +148,20 @@ fn context(
     environment: &Environment,
 ) -> Result<Context> {
     let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
-    let Environment { clusters, registry, plugins, build, open_log, local_address } = environment.clone();
+    let Environment {
+        clusters,
+        route_tables,
+        filter_lists,
+        registry,
+        plugins,
+        build,
+        open_log,
+        local_address,
+    } = environment.clone();
     Ok(Context {
         clusters,
+        route_tables,
+        filter_lists,
         registry,
         runtime: Arc::new(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime")?),
         plugins,
@@ -154,6 +171,7 @@ fn context(
         node: Node { id, cluster },
         local_address,
         static_clusters: Some(Arc::new(static_clusters)),
+        ads: false,
     })
 }
 

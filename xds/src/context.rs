@@ -7,16 +7,23 @@ use std::sync::Arc;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics;
 use sixfold_core::plugin;
+use sixfold_core::router::RouteTables;
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use sixfold_core::access_log::OpenLog;
+
+use crate::rds::FilterLists;
 
 /// The surroundings of a compilation. It is made once for a bootstrap and used for every resource.
 #[derive(Clone)]
 pub struct Context {
     /// Cluster names of the process.
     pub clusters: Arc<Clusters>,
+    /// Route tables of the process.
+    pub route_tables: Arc<RouteTables>,
+    /// Filters of connection managers whose routes come by themselves.
+    pub filter_lists: Arc<FilterLists>,
     /// Where statistics are registered.
     pub registry: metrics::Registry,
     /// Values of the runtime layers.
@@ -36,6 +43,8 @@ pub struct Context {
     /// Names of the static clusters: what `validate_clusters` checks static route tables against. `None` for
     /// resources of an API, which are not checked unless they ask for it.
     pub static_clusters: Option<Arc<BTreeSet<String>>>,
+    /// Whether there is an ADS stream for resources to come by.
+    pub ads: bool,
 }
 
 /// Who this proxy is for its control plane.

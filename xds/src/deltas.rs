@@ -16,11 +16,19 @@ use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell};
 use sixfold_core::stream::Stream;
 
-use crate::testing::{context, read, table};
-use crate::{Context, cluster, filters, listener};
+use crate::rds::{RouteConfigs, Source};
+use crate::testing::{context, read, shown};
+use crate::{Context, cluster};
+use prost::Message;
+use sixfold_core::hcm::HttpConnectionManager;
+use sixfold_core::listener::Listener;
+use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 
 const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
 const CLUSTERS: [&str; 5] = ["c0", "c1", "c2", "c3", "c4"];
+const WEB: &str = "{name: web, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
+const WEB_SETTINGS: &str =
+    "{\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}";
 const TABLES: [&str; 3] = ["t0", "t1", "t2"];
 const LISTENERS: [&str; 3] = ["l0", "l1", "l2"];
 
@@ -38,7 +46,8 @@ type Change = ((Kind, &'static str), Option<String>);
 struct Feed {
     context: Context,
     model: Model,
-    /// What listeners hold that have a route table by name.
+    routes: RouteConfigs,
+    /// Asks for every table, so that none is forgotten.
     cells: Vec<Arc<RouteTableCell>>,
     /// The last text of each resource that was not refused.
     taken: BTreeMap<(Kind, &'static str), String>,
@@ -47,16 +56,22 @@ struct Feed {
 impl Feed {
     fn new() -> Feed {
         let context = context();
-        let model = Model::new(context.clusters.clone());
-        let cells = TABLES.iter().map(|name| model.table_cell(name)).collect();
-        Feed { context, model, cells, taken: BTreeMap::new() }
+        let model = Model::new(context.clusters.clone(), context.route_tables.clone());
+        let asking = TABLES.iter().map(|name| {
+            let listener =
+                crate::listener::compile(&context, &read(&listener("asks", 80, &by_name(name), ROUTER)));
+            manager(&listener.unwrap()).routes.clone()
+        });
+        let (cells, routes) = (asking.collect(), RouteConfigs::new(context.clone()));
+        Feed { context, model, routes, cells, taken: BTreeMap::new() }
     }
 
     /// Applies everything of a response that compiles, and answers what does not.
     fn apply(&mut self, changes: Vec<Change>) -> Vec<ConfigError> {
         let (mut diff, mut refused) = (Diff::default(), Vec::new());
+        let mut routes = self.routes.clone();
         for ((kind, name), text) in changes {
-            match self.add(&mut diff, kind, name, text.as_deref()) {
+            match self.add(&mut diff, &mut routes, kind, name, text.as_deref()) {
                 Ok(()) => match text {
                     Some(text) => drop(self.taken.insert((kind, name), text)),
                     None => drop(self.taken.remove(&(kind, name))),
@@ -64,24 +79,31 @@ impl Feed {
                 Err(error) => refused.push(error),
             }
         }
+        assert_eq!(routes.complete(&mut diff), []);
+        self.routes = routes;
         assert_eq!(self.model.apply_detached(diff), []);
         refused
     }
 
-    fn add(&self, diff: &mut Diff, kind: Kind, name: &str, text: Option<&str>) -> Result<(), ConfigError> {
+    fn add(
+        &self,
+        diff: &mut Diff,
+        routes: &mut RouteConfigs,
+        kind: Kind,
+        name: &str,
+        text: Option<&str>,
+    ) -> Result<(), ConfigError> {
         let context = &self.context;
         let compiled = |text| cluster::compile(context, &read(text), true);
         match kind {
             Kind::Cluster => diff.clusters.push((name.into(), text.map(compiled).transpose()?)),
             Kind::Table => {
-                let table = text.map(|text| {
-                    let (filters, _) = filters::compile(context, &[read(ROUTER)])?;
-                    table(context, &filters, &read(text)).map(Arc::new)
-                });
-                diff.route_tables.push((name.into(), table.transpose()?));
+                let table: Option<RouteConfiguration> = text.map(read);
+                // Nobody can take one away.
+                routes.update(&Source::Ads, &table.unwrap().encode_to_vec(), diff)?;
             }
             Kind::Listener => {
-                let listener = text.map(|text| listener::compile(context, &read(text)).map(Arc::new));
+                let listener = text.map(|text| crate::listener::compile(context, &read(text)).map(Arc::new));
                 diff.listeners.push((name.into(), listener.transpose()?));
             }
         }
@@ -90,11 +112,12 @@ impl Feed {
 
     /// Compiles everything of a response, and drops it again.
     fn consider(&self, changes: &[Change]) {
-        let mut diff = Diff::default();
+        let (mut diff, mut routes) = (Diff::default(), self.routes.clone());
         for ((kind, name), text) in changes {
             // Whether it is refused makes no difference here.
-            let _ = self.add(&mut diff, *kind, name, text.as_deref());
+            let _ = self.add(&mut diff, &mut routes, *kind, name, text.as_deref());
         }
+        routes.complete(&mut diff);
     }
 
     /// Statistics that are not zero.
@@ -114,12 +137,11 @@ impl Feed {
         let clusters = self.context.clusters.all();
         let mut all: Vec<String> = clusters.iter().map(|c| shown_cluster(c)).collect();
         for cell in &self.cells {
-            all.push(format!("table {}: {:?}", cell.name, cell.load().map(|table| answers(&table))));
+            all.push(format!("table {}: {:?}", cell.key.name, cell.load().map(|table| answers(&table))));
         }
         for listener in self.model.listeners() {
-            let NetworkFilter::Http(manager) = &listener.chains[0].filter else { panic!("HTTP") };
-            let table = manager.routes.load().expect("a table of its own");
-            all.push(format!("{} {:?}: {:?}", listener.name, listener.addresses, answers(&table)));
+            let answers = manager(&listener).routes.load().map(|table| answers(&table));
+            all.push(format!("{} {:?}: {answers:?}", listener.name, listener.addresses));
         }
         all
     }
@@ -177,7 +199,8 @@ fn answers(table: &RouteTable) -> Vec<String> {
             },
             _ => "answered".to_owned(),
         };
-        Some(format!("{path} by {} of {}: {cluster}", route.name, found.virtual_host.name))
+        let chain = route.chain.as_deref().map(shown);
+        Some(format!("{path} by {} of {}, {chain:?}: {cluster}", route.name, found.virtual_host.name))
     };
     let paths = ["/", "/0", "/1", "/2", "/0/1"];
     paths.iter().map(|path| answer(path).unwrap_or_else(|| format!("{path} by none"))).collect()
@@ -191,8 +214,14 @@ fn random_routes(rng: &mut fastrand::Rng) -> String {
                 // Some name a cluster that has not come, or has gone.
                 at => format!("route: {{cluster: {}}}", CLUSTERS[at]),
             };
+            // Some have settings for a filter, which only some of the listeners have.
+            let settings = if rng.bool() {
+                format!("typed_per_filter_config: {{web: {WEB_SETTINGS}}}, ")
+            } else {
+                String::new()
+            };
             format!(
-                "{{name: r{nth}, match: {{prefix: \"/{}\"}}, {action}}}",
+                "{{name: r{nth}, match: {{prefix: \"/{}\"}}, {settings}{action}}}",
                 ["", "0", "1", "0/1"][rng.usize(..4)]
             )
         })
@@ -212,15 +241,32 @@ fn random_text(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> String {
             (0..rng.usize(1..4)).map(|_| random_endpoint(rng)).collect::<Vec<_>>().join(", "),
         ),
         Kind::Table => format!("{{name: {name}, {}}}", random_routes(rng)),
-        Kind::Listener => format!(
-            "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}, filter_chains: [{{filters: [\
-             {{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
-             http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, route_config: {{name: own, {}}}, \
-             http_filters: [{ROUTER}]}}}}]}}]}}",
-            rng.u16(8000..8003),
-            random_routes(rng),
-        ),
+        Kind::Listener => {
+            let routes = match rng.usize(..5) {
+                own @ 3.. => format!("route_config: {{name: t{}, {}}}", own - 3, random_routes(rng)),
+                by_name => self::by_name(TABLES[by_name]),
+            };
+            let filters = if rng.bool() { format!("{WEB}, {ROUTER}") } else { ROUTER.to_owned() };
+            listener(name, rng.u16(8000..8003), &routes, &filters)
+        }
     }
+}
+
+fn by_name(table: &str) -> String {
+    format!("rds: {{route_config_name: {table}, config_source: {{ads: {{}}}}}}")
+}
+
+fn listener(name: &str, port: u16, routes: &str, filters: &str) -> String {
+    format!(
+        "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [\
+         {{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
+         http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, {routes}, http_filters: [{filters}]}}}}]}}]}}"
+    )
+}
+
+fn manager(listener: &Listener) -> &HttpConnectionManager {
+    let NetworkFilter::Http(manager) = &listener.chains[0].filter else { panic!("HTTP") };
+    manager
 }
 
 fn random_endpoint(rng: &mut fastrand::Rng) -> String {
@@ -238,7 +284,7 @@ fn broken(kind: Kind, text: &str) -> String {
     match kind {
         Kind::Cluster => text.replacen("connect_timeout: ", "connect_timeout: -", 1),
         Kind::Table => text.replacen("domains: [", "domains: [\"*b*\", ", 1),
-        Kind::Listener => text.replacen("domains: [", "domains: [\"x.test\", \"x.test\", ", 1),
+        Kind::Listener => text.replacen("stat_prefix: s", "stat_prefix: ''", 1),
     }
 }
 
@@ -252,7 +298,7 @@ fn random_changes(rng: &mut fastrand::Rng) -> (Vec<Change>, usize) {
     let mut bad = 0;
     let changes = names.into_iter().map(|(kind, name)| {
         let text = match rng.u8(..8) {
-            0 | 1 => None,
+            0 | 1 if kind != Kind::Table => None,
             2 => {
                 bad += 1;
                 Some(broken(kind, &random_text(kind, name, rng)))
@@ -282,6 +328,8 @@ fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
         }
         assert!(states.len() > 100, "hardly anything changes: {} states", states.len());
         assert_eq!(feed.model.sweep(), 0, "seed {seed}: what was replaced is kept");
+        // Those that are asked for at all times, and one for each listener at most.
+        assert!(feed.context.route_tables.len() <= TABLES.len() + LISTENERS.len(), "seed {seed}");
     }
 }
 
@@ -334,8 +382,10 @@ fn what_a_request_holds_outlives_its_change() {
     feed.apply(vec![text(Kind::Cluster, "c0", &mut rng), text(Kind::Table, "t0", &mut rng)]);
     let (table, cluster) = (feed.cells[0].load().unwrap(), feed.context.clusters.find("c0").unwrap());
     let (routes, endpoints) = (answers(&table).len(), chosen(&cluster));
-    feed.apply(vec![((Kind::Cluster, "c0"), None), ((Kind::Table, "t0"), None)]);
-    assert!(feed.cells[0].load().is_none() && feed.context.clusters.find("c0").is_none());
+    feed.apply(vec![((Kind::Cluster, "c0"), None), text(Kind::Table, "t0", &mut rng)]);
+    assert!(
+        !Arc::ptr_eq(&feed.cells[0].load().unwrap(), &table) && feed.context.clusters.find("c0").is_none()
+    );
     assert_eq!(feed.model.sweep(), 2, "both are held");
     assert_eq!((answers(&table).len(), chosen(&cluster)), (routes, endpoints));
     drop((table, cluster));

@@ -1,12 +1,13 @@
 //! HTTP filters and their settings by route.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::plugin::{
-    BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Position,
+    BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Plugin, Position,
 };
 use sixfold_xds_api::pb::envoy::config::route::v3::FilterConfig;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -32,7 +33,7 @@ pub(crate) struct HttpFilters {
     filters: Vec<Filter>,
     build: BuildContext,
     /// Equal settings give one chain.
-    chains: RefCell<BTreeMap<Vec<u8>, Arc<Chain>>>,
+    chains: Mutex<Interned<Chain>>,
 }
 
 struct Filter {
@@ -40,6 +41,15 @@ struct Filter {
     config: Vec<u8>,
     disabled: bool,
     factory: Arc<FilterFactory>,
+    /// Equal settings give one instance: that of the connection manager serves routes that say nothing about it.
+    plugins: Mutex<Interned<Plugin>>,
+}
+
+/// What is made of settings, for as long as somebody has it.
+struct Interned<T> {
+    made: BTreeMap<Vec<u8>, Weak<T>>,
+    /// So many are there when those that nobody has are looked for.
+    full: usize,
 }
 
 /// What the levels together say about one filter.
@@ -73,7 +83,7 @@ pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(Http
     let Some(router) = router else {
         return Err(ConfigError::field("http_filters", "the last filter must be the router"));
     };
-    let filters = HttpFilters { filters: compiled, build: context.build.clone(), chains: RefCell::default() };
+    let filters = HttpFilters { filters: compiled, build: context.build.clone(), chains: Mutex::default() };
     Ok((filters, router))
 }
 
@@ -100,7 +110,8 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
     match context.plugins.filter(&type_name) {
         Some(factory) => {
             let (factory, config) = (factory.clone(), config.into_owned());
-            Ok(One::Filter(Filter { name: name.clone(), config, disabled: *disabled, factory }))
+            let (name, plugins) = (name.clone(), Mutex::default());
+            Ok(One::Filter(Filter { name, config, disabled: *disabled, factory, plugins }))
         }
         None if *is_optional => Ok(One::Nothing),
         None => Err(refuse::extension("HTTP filter", name, &type_name)),
@@ -124,8 +135,8 @@ impl HttpFilters {
     fn build_chain(&self, levels: &[&Overrides], resource: &str) -> Result<Arc<Chain>> {
         let settings = self.settings(levels).in_key("typed_per_filter_config")?;
         let key = cache_key(&settings);
-        if let Some(chain) = self.chains.borrow().get(&key) {
-            return Ok(chain.clone());
+        if let Some(chain) = self.chains.lock().find(&key) {
+            return Ok(chain);
         }
         let build = BuildContext { resource: resource.into(), ..self.build.clone() };
         let mut chain = ChainBuilder::new().reverse_response();
@@ -134,23 +145,35 @@ impl HttpFilters {
             if settings.disabled.unwrap_or(filter.disabled && settings.configs.is_empty()) {
                 continue;
             }
-            let overrides: Vec<&[u8]> = settings.configs.iter().map(Vec::as_slice).collect();
-            let given = Given { config: &filter.config, overrides: &overrides };
-            let plugin = filter.factory.build(&given, &build).map_err(|error| {
+            let plugin = filter.plugin(settings, &build).map_err(|error| {
                 let reason = format!("HTTP filter \"{}\": {}", filter.name, error.reason);
                 let error = ConfigError { reason, ..error };
-                if overrides.is_empty() {
+                if settings.configs.is_empty() {
                     error.in_key("typed_config").in_index(index).in_key("http_filters")
                 } else {
                     error.in_key(&filter.name).in_key("typed_per_filter_config")
                 }
             })?;
             let position = Position::of_filter(u16::try_from(index).unwrap_or(u16::MAX));
-            chain.push(Member { name: filter.name.as_str().into(), position, plugin: Arc::new(plugin) });
+            chain.push(Member { name: filter.name.as_str().into(), position, plugin });
         }
         let chain = Arc::new(chain.build());
-        self.chains.borrow_mut().insert(key, chain.clone());
+        self.chains.lock().insert(key, &chain);
         Ok(chain)
+    }
+
+    /// Whether connection managers with equal filters may share them.
+    pub(crate) fn are_stateless(&self) -> bool {
+        self.filters.iter().all(|filter| filter.factory.stateless)
+    }
+
+    /// Everything that tells lists of filters apart.
+    pub(crate) fn identity(&self) -> Vec<(&str, &str, &[u8], bool)> {
+        let of = |f| {
+            let Filter { name, config, disabled, factory, .. }: &Filter = f;
+            (name.as_str(), factory.config_type.as_str(), config.as_slice(), *disabled)
+        };
+        self.filters.iter().map(of).collect()
     }
 
     fn settings(&self, levels: &[&Overrides]) -> Result<Vec<Settings>> {
@@ -167,6 +190,19 @@ impl HttpFilters {
 }
 
 impl Filter {
+    fn plugin(&self, settings: &Settings, build: &BuildContext) -> Result<Arc<Plugin>> {
+        let mut key = Vec::new();
+        add_configs(&settings.configs, &mut key);
+        if let Some(plugin) = self.plugins.lock().find(&key) {
+            return Ok(plugin);
+        }
+        let overrides: Vec<&[u8]> = settings.configs.iter().map(Vec::as_slice).collect();
+        let plugin =
+            Arc::new(self.factory.build(&Given { config: &self.config, overrides: &overrides }, build)?);
+        self.plugins.lock().insert(key, &plugin);
+        Ok(plugin)
+    }
+
     fn settings(&self, levels: &[&Overrides]) -> Result<Settings> {
         let mut settings = Settings::default();
         for config in levels.iter().filter_map(|level| level.get(&self.name)) {
@@ -196,6 +232,26 @@ impl Filter {
     }
 }
 
+impl<T> Default for Interned<T> {
+    fn default() -> Interned<T> {
+        Interned { made: BTreeMap::new(), full: 16 }
+    }
+}
+
+impl<T> Interned<T> {
+    fn find(&self, key: &[u8]) -> Option<Arc<T>> {
+        self.made.get(key)?.upgrade()
+    }
+
+    fn insert(&mut self, key: Vec<u8>, made: &Arc<T>) {
+        if self.made.len() >= self.full {
+            self.made.retain(|_, made| made.strong_count() > 0);
+            self.full = (self.made.len() * 2).max(16);
+        }
+        self.made.insert(key, Arc::downgrade(made));
+    }
+}
+
 /// Settings for a filter that the listener does not have must at least be of a type that exists.
 fn check_unused(config: &Any) -> Result<()> {
     let name = any::type_name(config)?;
@@ -217,13 +273,17 @@ fn cache_key(settings: &[Settings]) -> Vec<u8> {
     let mut key = Vec::new();
     for settings in settings {
         key.push(settings.disabled.map_or(2, u8::from));
-        key.extend((settings.configs.len() as u64).to_le_bytes());
-        for config in &settings.configs {
-            key.extend((config.len() as u64).to_le_bytes());
-            key.extend(config);
-        }
+        add_configs(&settings.configs, &mut key);
     }
     key
+}
+
+fn add_configs(configs: &[Vec<u8>], key: &mut Vec<u8>) {
+    key.extend((configs.len() as u64).to_le_bytes());
+    for config in configs {
+        key.extend((config.len() as u64).to_le_bytes());
+        key.extend(config);
+    }
 }
 
 /// Options of the router filter that the model carries.

@@ -16,6 +16,7 @@ mod filters;
 pub mod fuzz;
 mod hcm;
 pub mod listener;
+pub mod rds;
 mod retry;
 mod route;
 #[cfg(test)]

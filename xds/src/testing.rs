@@ -51,9 +51,20 @@ pub(crate) fn environment() -> Environment {
 
 /// The surroundings of a resource that came by an API.
 pub(crate) fn context() -> Context {
-    let Environment { clusters, registry, plugins, build, open_log, local_address } = environment();
+    let Environment {
+        clusters,
+        route_tables,
+        filter_lists,
+        registry,
+        plugins,
+        build,
+        open_log,
+        local_address,
+    } = environment();
     Context {
         clusters,
+        route_tables,
+        filter_lists,
         registry,
         runtime: Arc::default(),
         plugins,
@@ -63,6 +74,7 @@ pub(crate) fn context() -> Context {
         node: Node { id: "node".into(), cluster: "local".into() },
         local_address,
         static_clusters: None,
+        ads: true,
     }
 }
 

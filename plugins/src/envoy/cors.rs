@@ -14,7 +14,7 @@ use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::{Cors as ProtoCors, CorsPolicy};
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    envoy::filter(build).stateless()
 }
 
 /// A field that a level leaves out is that of the next wider level.

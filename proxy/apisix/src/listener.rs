@@ -171,6 +171,7 @@ fn manager(
         access_logs,
         local_reply: LocalReplyConfig::default(),
         router: RouterOptions::default(),
+        first_table: None,
         max_requests_per_connection: None,
         buffer_limit: 1 << 20,
         max_body: config.http.client_max_body_size,

@@ -22,7 +22,7 @@ use sixfold_core::document::Format;
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{BuildContext, Registry};
-use sixfold_core::router::RouteTableCell;
+use sixfold_core::router::{RouteTableCell, TableKey};
 
 use self::batch::Batch;
 use self::candidate::Candidate;
@@ -62,7 +62,7 @@ impl Setup {
             registry,
             context,
             clusters: model.clusters().clone(),
-            routes: model.table_cell(ROUTE_TABLE),
+            routes: model.route_tables().cell(&TableKey::named(ROUTE_TABLE)),
             logs,
             environment: Environment::Process,
         }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use sixfold_core::connection::{Connection, TlsInfo};
 use sixfold_core::error::ConfigError;
-use sixfold_core::model::Diff;
+use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{
     ApisixFactory, BuildContext, Built, FilterFactory, LocalReply, Plugin, Registry, Slot, Step,
 };
@@ -87,6 +87,12 @@ pub(crate) fn environment() -> Environment {
 
 pub(crate) fn setup() -> Setup {
     Setup::detached(registry(), environment())
+}
+
+/// A setup whose clusters and routes this model has.
+pub(crate) fn setup_of(model: &Model) -> Setup {
+    let (clusters, setup) = (model.clusters().clone(), setup());
+    Setup { clusters, routes: model.route_tables().cell(&setup.routes.key), ..setup }
 }
 
 /// A source of resources in a text.

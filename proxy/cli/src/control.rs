@@ -36,7 +36,7 @@ impl Administration {
     ) -> Administration {
         Administration {
             server: process.server.clone(),
-            clusters: process.clusters.clone(),
+            clusters: process.model.clusters().clone(),
             logs: process.logs.clone(),
             levels,
             events: Mutex::new(events),
@@ -144,7 +144,7 @@ impl Control for Administration {
 fn tables(listener: &Listener) -> Vec<Arc<str>> {
     let chains = listener.chains.iter().chain(&listener.default_chain);
     let table = |filter: &NetworkFilter| match filter.last() {
-        NetworkFilter::Http(manager) => Some(manager.routes.name.clone()),
+        NetworkFilter::Http(manager) => Some(manager.routes.key.name.clone()),
         _ => None,
     };
     chains.filter_map(|chain| table(&chain.filter)).collect()

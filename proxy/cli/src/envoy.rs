@@ -85,7 +85,9 @@ fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {
 
 fn environment(process: &Process) -> Environment {
     Environment {
-        clusters: process.clusters.clone(),
+        clusters: process.model.clusters().clone(),
+        route_tables: process.model.route_tables().clone(),
+        filter_lists: Arc::default(),
         registry: process.metrics.clone(),
         plugins: process.plugins.clone(),
         build: process.build.clone(),
@@ -119,7 +121,7 @@ fn administration(
         tags: Arc::new(tags),
         statistics: Statistics::new(&process.metrics),
         hosts: options.admin_host.clone(),
-        clusters: process.clusters.clone(),
+        clusters: process.model.clusters().clone(),
         lifecycle: process.lifecycle.clone(),
         started: process.started,
         info: ServerInfo {

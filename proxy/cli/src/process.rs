@@ -4,9 +4,8 @@ use crate::Failure;
 use crate::logging;
 use crate::signals::Event;
 use parking_lot::Mutex;
-use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics;
-use sixfold_core::model::Diff;
+use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{BuildContext, Callout, Registry, SharedState};
 use sixfold_server::admin::{Lifecycle, State};
 use sixfold_server::callout::{CalloutConfig, Callouts};
@@ -48,7 +47,7 @@ pub(crate) struct Process {
     pub(crate) logs: LogFiles,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) metrics: metrics::Registry,
-    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) model: Arc<Model>,
     pub(crate) plugins: Registry,
     pub(crate) build: BuildContext,
     pub(crate) started: Instant,
@@ -58,7 +57,7 @@ pub(crate) struct Process {
 /// What configuration is compiled with.
 pub(crate) struct Surroundings {
     pub(crate) metrics: metrics::Registry,
-    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) model: Arc<Model>,
     pub(crate) plugins: Registry,
     pub(crate) build: BuildContext,
     pub(crate) callout: Arc<dyn Callout>,
@@ -81,7 +80,7 @@ impl Surroundings {
             resource: "".into(),
             attributes: Arc::default(),
         };
-        Ok(Surroundings { metrics, clusters: Arc::default(), plugins: plugins(), build, callout, dns })
+        Ok(Surroundings { metrics, model: Arc::default(), plugins: plugins(), build, callout, dns })
     }
 }
 
@@ -95,13 +94,13 @@ impl Process {
     pub(crate) fn start(setup: Setup) -> Result<Process, Failure> {
         let started = Instant::now();
         let Setup { metrics, options, flush_interval, resolver, callout, drain_limit } = setup;
-        let Surroundings { metrics, clusters, plugins, build, callout, dns } =
+        let Surroundings { metrics, model, plugins, build, callout, dns } =
             Surroundings::new(metrics, resolver, callout)?;
         let lifecycle = Lifecycle::default();
-        let server = Server::start(options, metrics.clone(), clusters.clone(), callout, lifecycle.clone())?;
+        let server = Server::start(options, metrics.clone(), model.clone(), callout, lifecycle.clone())?;
         server.set_dns(dns);
         let logs = LogFiles::new(flush_interval, &metrics);
-        Ok(Process { server, logs, lifecycle, metrics, clusters, plugins, build, started, drain_limit })
+        Ok(Process { server, logs, lifecycle, metrics, model, plugins, build, started, drain_limit })
     }
 
     /// Applies the first configuration, whose listeners open once its clusters are warm or `patience` has

@@ -35,6 +35,9 @@ pub struct HttpConnectionManager {
     pub codec: CodecType,
     /// The routes.
     pub routes: Arc<RouteTableCell>,
+    /// How long a listener that is new waits for the first table before it serves without; `None` is for ever
+    /// (`initial_fetch_timeout`, 15 s by default, 0 for none). It is of no account when the table is there.
+    pub first_table: Option<Duration>,
     /// HTTP filters with the listener's settings, in order, the router not among them.
     pub chain: Arc<Chain>,
     /// HTTP/1 options.

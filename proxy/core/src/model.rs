@@ -5,7 +5,7 @@
 
 use crate::cluster::{Cluster, Clusters, HostConfig};
 use crate::listener::Listener;
-use crate::router::{RouteTable, RouteTableCell};
+use crate::router::{RouteTable, RouteTables, TableKey};
 use crate::tls::ContextChange;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -19,8 +19,8 @@ pub struct Diff {
     pub clusters: Vec<(Arc<str>, Option<Arc<Cluster>>)>,
     /// Endpoints of clusters that are there, or come with this change, all of each: what EDS brings.
     pub endpoints: Vec<(Arc<str>, Vec<HostConfig>)>,
-    /// Route tables that listeners refer to by name.
-    pub route_tables: Vec<(Arc<str>, Option<Arc<RouteTable>>)>,
+    /// Route tables that connection managers refer to by name, one for each list of filters.
+    pub route_tables: Vec<(TableKey, Option<Arc<RouteTable>>)>,
     /// Certificates of listeners that stay. They are shown with the routes they come with.
     pub contexts: Vec<ContextChange>,
     /// Listeners.
@@ -86,12 +86,12 @@ pub trait Listeners {
 #[derive(Default)]
 pub struct Model {
     clusters: Arc<Clusters>,
+    route_tables: Arc<RouteTables>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    tables: BTreeMap<Arc<str>, Arc<RouteTableCell>>,
     listeners: BTreeMap<Arc<str>, Arc<Listener>>,
     /// Replaced parts that a request may still hold; dropped by the control thread once nobody else does, since
     /// the last drop of a large table would stall a worker.
@@ -99,24 +99,15 @@ struct State {
 }
 
 impl State {
-    fn table_cell(&mut self, name: &str) -> Arc<RouteTableCell> {
-        if let Some(cell) = self.tables.get(name) {
-            return cell.clone();
-        }
-        let cell = RouteTableCell::new(name, None);
-        self.tables.insert(cell.name.clone(), cell.clone());
-        cell
-    }
-
     fn retire<T: Send + Sync + 'static>(&mut self, part: Option<Arc<T>>) {
         self.retired.extend(part.map(|p| p as Arc<dyn Any + Send + Sync>));
     }
 }
 
 impl Model {
-    /// An empty model whose cluster names are `clusters`.
-    pub fn new(clusters: Arc<Clusters>) -> Model {
-        Model { clusters, ..Model::default() }
+    /// An empty model whose cluster names are `clusters`, and whose route tables stand in `route_tables`.
+    pub fn new(clusters: Arc<Clusters>, route_tables: Arc<RouteTables>) -> Model {
+        Model { clusters, route_tables, ..Model::default() }
     }
 
     /// The cluster names, for sources that compile routes.
@@ -124,9 +115,9 @@ impl Model {
         &self.clusters
     }
 
-    /// The cell of a route table, made when its name is new: for sources that compile listeners.
-    pub fn table_cell(&self, name: &str) -> Arc<RouteTableCell> {
-        self.state.lock().table_cell(name)
+    /// The route tables, for sources that compile listeners.
+    pub fn route_tables(&self) -> &Arc<RouteTables> {
+        &self.route_tables
     }
 
     /// Listeners now, by name.
@@ -152,10 +143,9 @@ impl Model {
                 }
             }
         }
-        for (name, table) in route_tables {
-            let mut state = self.state.lock();
-            let old = state.table_cell(&name).swap(table);
-            state.retire(old);
+        for (key, table) in route_tables {
+            let old = self.route_tables.cell(&key).swap(table);
+            self.state.lock().retire(old);
         }
         contexts.into_iter().for_each(ContextChange::put_in_force);
         self.change_listeners(changed, listeners, &mut errors).await;
@@ -201,17 +191,17 @@ impl Model {
         }
     }
 
-    /// Drops retired parts that nobody else holds, and names that stand for nothing; call it now and then.
-    /// Tells how many parts are left.
+    /// Drops retired parts that nobody else holds, route tables that no connection manager does, and names that
+    /// stand for nothing; call it now and then. Tells how many parts are left.
     pub fn sweep(&self) -> usize {
         let (dropped, left) = {
             let mut state = self.state.lock();
-            state.tables.retain(|_, cell| Arc::strong_count(cell) > 1 || cell.load().is_some());
             let dropped: Vec<_> = state.retired.extract_if(.., |p| Arc::strong_count(p) == 1).collect();
             (dropped, state.retired.len())
         };
-        // Pages that show the model do not wait for this.
+        // Pages that show the model do not wait for this. Listeners let go of their tables, and those of clusters.
         drop(dropped);
+        drop(self.route_tables.sweep());
         self.clusters.sweep();
         left
     }
@@ -265,16 +255,19 @@ mod tests {
         assert_eq!(errors[0].to_string(), "endpoints \"other\": there is no cluster of this name");
     }
 
-    /// Names of route tables that nobody holds were kept for ever.
+    /// The table of a listener that has gone was kept for ever.
     #[test]
-    fn names_of_tables_go_with_their_last_holder() {
+    fn a_table_goes_with_the_last_listener_that_has_it() {
         let model = Model::default();
-        let cell = model.table_cell("t");
-        model.sweep();
-        assert!(Arc::ptr_eq(&cell, &model.table_cell("t")));
+        let (key, mut nowhere) = (TableKey::named("t"), Nowhere(Vec::new()));
+        let table = Arc::new(RouteTable::new("t", Default::default(), Vec::new()).unwrap());
+        let (cell, weak) = (model.route_tables().cell(&key), Arc::downgrade(&table));
+        let route_tables = vec![(key, Some(table))];
+        assert_eq!(apply(&model, Diff { route_tables, ..Diff::default() }, &mut nowhere), []);
+        assert_eq!((model.sweep(), weak.strong_count()), (0, 1));
         drop(cell);
         model.sweep();
-        assert!(model.state.lock().tables.is_empty());
+        assert_eq!((model.route_tables().len(), weak.strong_count()), (0, 0));
     }
 
     #[test]

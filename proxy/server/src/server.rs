@@ -13,7 +13,6 @@ use crate::listener::BoundAddresses;
 use crate::listener::manager::Manager;
 use crate::worker::{Options, Peer, Shared, Worker};
 use parking_lot::Mutex;
-use sixfold_core::cluster::Clusters;
 use sixfold_core::connection::Certificate;
 use sixfold_core::metrics::{self, Registry};
 use sixfold_core::model::{ApplyError, Diff, Model};
@@ -65,20 +64,20 @@ struct Inner {
 }
 
 impl Server {
-    /// Starts workers and the control thread; nothing listens yet. Call it once a process and before any
-    /// configuration is compiled: statistics are laid out for its workers.
+    /// Starts workers and the control thread, which alone changes `model` from now on; nothing listens yet.
+    /// Call it once a process and before any configuration is compiled: statistics are laid out for its workers.
     ///
     /// # Errors
     /// The operating system has no threads or descriptors left.
     pub fn start(
         options: Options,
         registry: Registry,
-        clusters: Arc<Clusters>,
+        model: Arc<Model>,
         callout: Arc<dyn Callout>,
         lifecycle: Lifecycle,
     ) -> io::Result<Server> {
         metrics::set_workers(options.concurrency);
-        let shared = Arc::new(Shared::new(clusters.clone(), registry, callout, options));
+        let shared = Arc::new(Shared::new(model.clusters().clone(), registry, callout, options));
         let (mut peers, mut threads) = (Vec::new(), Vec::new());
         for index in 0..shared.options.concurrency {
             let worker = Arc::new(Worker::new(index, shared.clone()));
@@ -91,7 +90,6 @@ impl Server {
         }
         // Set once, here.
         let _ = shared.peers.set(peers);
-        let model = Arc::new(Model::new(clusters));
         let (control, queue) = mpsc::channel(QUEUE);
         let thread = ControlThread::new(Manager::new(shared.clone()), model.clone());
         let back = control.downgrade();

@@ -13,6 +13,8 @@ impl Environment {
         let build = BuildContext::detached();
         Environment {
             clusters: Arc::default(),
+            route_tables: Arc::default(),
+            filter_lists: Arc::default(),
             registry: build.metrics.clone(),
             plugins,
             build,

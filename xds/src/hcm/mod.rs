@@ -16,6 +16,7 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::hcm::{
     CodecType, ConnectionTimeouts, EscapedSlashes, HttpConnectionManager, HttpStats, PathOptions, Profile,
 };
+use sixfold_core::plugin::Chain;
 use sixfold_core::router::RouteTableCell;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType as ProtoCodec, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, Tracing, UpgradeConfig,
@@ -24,6 +25,8 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_ma
 
 use crate::context::Context;
 use crate::filters::{self, HttpFilters};
+use crate::listener::ChainPlace;
+use crate::rds::{self, Subscription};
 use crate::{access_log, route};
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, not_empty, required, timeout_or};
@@ -32,12 +35,8 @@ use sixfold_xds_api::wire::{self, Split, decode};
 /// Field numbers of `route_config.virtual_hosts.routes`.
 const ROUTES: [u32; 3] = [4, 2, 3];
 
-/// Compiles an encoded connection manager; `buffer_limit` is the listener's.
-pub(crate) fn compile(
-    context: &Context,
-    encoded: &[u8],
-    buffer_limit: usize,
-) -> Result<HttpConnectionManager> {
+/// Compiles an encoded connection manager of a filter chain.
+pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> Result<HttpConnectionManager> {
     let Split { rest, parts } = wire::split(encoded, &ROUTES)?;
     let value = &decode::<ProtoManager>(&rest)?;
     refuse_unsupported(value)?;
@@ -46,6 +45,7 @@ pub(crate) fn compile(
     let common = value.common_http_protocol_options.unwrap_or_default();
     let http = protocol::server(value, &common)?;
     let timeouts = timeouts(value, &http)?;
+    let Routes { cell, first_table, chain } = routes(context, place, filters, value, &parts)?;
     Ok(HttpConnectionManager {
         profile: Profile::Envoy,
         stat_prefix: prefix.into(),
@@ -56,8 +56,9 @@ pub(crate) fn compile(
             ProtoCodec::Http2 => CodecType::Http2,
             ProtoCodec::Http3 => return Err(ConfigError::field("codec_type", "HTTP3 is not supported")),
         },
-        routes: routes(context, &filters, value, &parts)?,
-        chain: filters.base_chain()?,
+        routes: cell,
+        first_table,
+        chain,
         http1: http.http1,
         http2: http.http2,
         header_rules: http.header_rules,
@@ -73,7 +74,7 @@ pub(crate) fn compile(
         },
         router: filters::router_options(&router).in_key("http_filters")?,
         max_requests_per_connection: http.max_requests,
-        buffer_limit,
+        buffer_limit: place.buffer_limit,
         max_body: None,
         show_upstream_status: false,
     })
@@ -165,18 +166,32 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
     Ok(())
 }
 
+/// What a connection manager has of its routes.
+struct Routes {
+    cell: Arc<RouteTableCell>,
+    first_table: Option<Duration>,
+    /// The chain of requests without settings of their own, by the same filters as those of the routes.
+    chain: Arc<Chain>,
+}
+
 fn routes(
     context: &Context,
-    filters: &HttpFilters,
+    place: ChainPlace,
+    filters: HttpFilters,
     value: &ProtoManager,
     routes: &[Vec<&[u8]>],
-) -> Result<Arc<RouteTableCell>> {
+) -> Result<Routes> {
     match required(&value.route_specifier, "route_specifier")? {
         RouteSpecifier::RouteConfig(config) => {
-            let table = route::table(context, filters, config, routes).in_key("route_config")?;
-            Ok(RouteTableCell::new(&config.name, Some(Arc::new(table))))
+            let table = route::table(context, &filters, config, routes).in_key("route_config")?;
+            let (cell, chain) = (context.route_tables.own(Arc::new(table)), filters.base_chain()?);
+            Ok(Routes { cell, first_table: None, chain })
         }
-        RouteSpecifier::Rds(_) => Err(ConfigError::field("rds", "is not supported")),
+        RouteSpecifier::Rds(rds) => {
+            let Subscription { cell, first_table, filters } =
+                rds::subscribe(context, place, filters, rds).in_key("rds")?;
+            Ok(Routes { cell, first_table, chain: filters.list.base_chain()? })
+        }
         RouteSpecifier::ScopedRoutes(_) => Err(ConfigError::field("scoped_routes", "is not supported")),
     }
 }

@@ -13,7 +13,7 @@ fn manager(fields: &str) -> Result<HttpConnectionManager> {
     let prefix = if fields.contains("stat_prefix") { "" } else { "stat_prefix: s" };
     let filters = if fields.contains("http_filters") { "" } else { rest };
     let manager: ProtoManager = read(&format!("{prefix}\n{filters}\n{routes}\n{fields}\n"));
-    compile(&context(), &manager.encode_to_vec(), 1 << 20)
+    compile(&context(), &manager.encode_to_vec(), ChainPlace { chain: 1, buffer_limit: 1 << 20 })
 }
 
 fn refused(fields: &str) -> String {
@@ -86,7 +86,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
     for (fields, expected) in [
         ("stat_prefix: ''", "stat_prefix: must not be empty"),
         ("codec_type: HTTP3", "codec_type: HTTP3 is not supported"),
-        ("rds: {route_config_name: x}", "rds: is not supported"),
+        ("rds: {route_config_name: x}", "rds.config_source: is missing"),
         ("http_filters: []", "http_filters: the last filter must be the router"),
         ("http3_protocol_options: {}", "http3_protocol_options: is not supported"),
         (

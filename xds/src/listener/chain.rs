@@ -10,7 +10,7 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{
     FilterChain as ProtoChain, FilterChainMatch as ProtoMatch,
 };
 
-use super::{fingerprint, network};
+use super::{ChainPlace, fingerprint, network};
 use crate::context::Context;
 use crate::tls;
 use sixfold_xds_api::refuse;
@@ -19,7 +19,12 @@ use sixfold_xds_api::values::{Result, cidrs, enum_value, port, timeout_or};
 /// The most a TLS handshake may take without `transport_socket_connect_timeout`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) fn compile(context: &Context, value: &ProtoChain, buffer_limit: usize) -> Result<FilterChain> {
+pub(super) fn compile(
+    context: &Context,
+    listener: &str,
+    value: &ProtoChain,
+    buffer_limit: usize,
+) -> Result<FilterChain> {
     let ProtoChain {
         filter_chain_match,
         filters,
@@ -38,15 +43,18 @@ pub(super) fn compile(context: &Context, value: &ProtoChain, buffer_limit: usize
     };
     let handshake_timeout =
         timeout_or(transport_socket_connect_timeout, None, "transport_socket_connect_timeout")?;
-    let filter = network::filter(context, filters, buffer_limit).in_key("filters")?;
+    // Maps have no fixed order on the wire. There are none but in metadata: settings of filters are bytes here.
+    let encoded = ProtoChain { metadata: None, ..value.clone() }.encode_to_vec();
+    let place =
+        ChainPlace { chain: fingerprint(&[listener.as_bytes(), b"\0", &encoded].concat()), buffer_limit };
+    let filter = network::filter(context, filters, place).in_key("filters")?;
     Ok(FilterChain {
         name: name.as_str().into(),
         matches,
         tls,
         handshake_timeout: handshake_timeout.unwrap_or_else(|| default_handshake_timeout(&filter)),
         filter,
-        // Maps have no fixed order on the wire. There are none but in metadata: settings of filters are bytes here.
-        fingerprint: fingerprint(&ProtoChain { metadata: None, ..value.clone() }.encode_to_vec()),
+        fingerprint: fingerprint(&encoded),
     })
 }
 

@@ -107,8 +107,9 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         1..=u32::MAX,
         "per_connection_buffer_limit_bytes",
     )?;
+    let buffer_limit = buffer_limit as usize;
     let chains = filter_chains.iter().enumerate().map(|(index, value)| {
-        chain::compile(context, value, buffer_limit as usize)
+        chain::compile(context, name, value, buffer_limit)
             .map(Arc::new)
             .in_index(index)
             .in_key("filter_chains")
@@ -117,7 +118,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
     check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason))?;
     let default_chain = default_filter_chain
         .as_ref()
-        .map(|value| chain::compile(context, value, buffer_limit as usize).map(Arc::new))
+        .map(|value| chain::compile(context, name, value, buffer_limit).map(Arc::new))
         .transpose()
         .in_key("default_filter_chain")?;
     if chains.is_empty() && default_chain.is_none() {
@@ -163,6 +164,15 @@ fn addresses(first: &Option<Address>, additional: &[AdditionalAddress]) -> Resul
         addresses.push(compiled().in_index(index).in_key("additional_addresses")?);
     }
     Ok(addresses)
+}
+
+/// What the filters of a chain are told of where they stand.
+#[derive(Clone, Copy)]
+pub(crate) struct ChainPlace {
+    /// Tells the chain, as it is configured, from all others of the process.
+    pub(crate) chain: u64,
+    /// Bytes buffered for a connection.
+    pub(crate) buffer_limit: usize,
 }
 
 pub(crate) fn bind_address(value: &Option<Address>, field: &str) -> Result<BindAddress> {

@@ -18,6 +18,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp
 };
 use sixfold_xds_api::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
+use super::ChainPlace;
 use crate::context::Context;
 use crate::{access_log, hcm, route};
 use sixfold_xds_api::metadata;
@@ -25,10 +26,10 @@ use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, data_source, not_empty, required, timeout_or, u32_in};
 
 /// The filters of a chain: those that only let connections in, and the one that ends the chain.
-pub(super) fn filter(context: &Context, values: &[Filter], buffer_limit: usize) -> Result<NetworkFilter> {
+pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) -> Result<NetworkFilter> {
     let mut guards: Vec<Arc<dyn ConnectionGuard>> = Vec::new();
     for (index, value) in values.iter().enumerate() {
-        match one(context, value, buffer_limit).in_index(index)? {
+        match one(context, value, place).in_index(index)? {
             Part::Guard(guard) => guards.push(guard),
             Part::Last(_) if index + 1 < values.len() => {
                 let reason = format!("must not come after \"{}\", which ends the chain", value.name);
@@ -53,7 +54,7 @@ enum Part {
     Last(NetworkFilter),
 }
 
-fn one(context: &Context, value: &Filter, buffer_limit: usize) -> Result<Part> {
+fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
     let Filter { name, config_type } = value;
     let config = match config_type {
         Some(ConfigType::TypedConfig(config)) => config,
@@ -65,7 +66,7 @@ fn one(context: &Context, value: &Filter, buffer_limit: usize) -> Result<Part> {
     let filter = match any::type_name(config).in_key("typed_config")?.as_str() {
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             any::resolve(config)
-                .and_then(|(_, manager)| hcm::compile(context, &manager, buffer_limit))
+                .and_then(|(_, manager)| hcm::compile(context, &manager, place))
                 .map(|manager| Part::Last(NetworkFilter::Http(Arc::new(manager))))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => any::unpack(config)

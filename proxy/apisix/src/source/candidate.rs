@@ -301,7 +301,7 @@ impl<'a> Linker<'a, '_> {
         let chain = self.global.as_ref().unwrap_or(&state.global).chain.clone();
         let options = TableOptions { chain, ..TableOptions::default() };
         let compiled = RouteTable::apisix(ROUTE_TABLE, options, table.clone());
-        self.diff.route_tables.push((ROUTE_TABLE.into(), Some(Arc::new(compiled))));
+        self.diff.route_tables.push((self.batch.builder.setup.routes.key.clone(), Some(Arc::new(compiled))));
         self.chains.sweep();
         (routes, Some(table))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sixfold_core::detached::Nowhere;
 use sixfold_core::plugin::{BuildContext, Registry};
-use sixfold_core::router::RouteTableCell;
+use sixfold_core::router::{RouteTableCell, TableKey};
 
 use super::{ROUTE_TABLE, Setup};
 use crate::config::Environment;
@@ -17,7 +17,7 @@ impl Setup {
             registry,
             context: BuildContext::detached(),
             clusters: Arc::default(),
-            routes: RouteTableCell::new(ROUTE_TABLE, None),
+            routes: RouteTableCell::new(TableKey::named(ROUTE_TABLE), None),
             logs: Arc::new(Nowhere),
             environment,
         }

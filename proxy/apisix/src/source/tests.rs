@@ -27,7 +27,7 @@ fn touched(diff: &Diff) -> Vec<String> {
     let sign = |is_there: bool| if is_there { "+" } else { "-" };
     let clusters = diff.clusters.iter().map(|(name, cluster)| format!("{}{name}", sign(cluster.is_some())));
     let tables =
-        diff.route_tables.iter().map(|(name, table)| format!("{}table {name}", sign(table.is_some())));
+        diff.route_tables.iter().map(|(key, table)| format!("{}table {}", sign(table.is_some()), key.name));
     let listeners = diff.listeners.iter().map(|(name, l)| format!("{}listener {name}", sign(l.is_some())));
     let mut all: Vec<_> = clusters.chain(tables).chain(listeners).collect();
     all.sort();

@@ -6,12 +6,14 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// The place of a cluster's name in the process.
 pub struct ClusterCell {
     /// The cluster's name.
     pub name: Arc<str>,
     current: ArcSwapOption<Cluster>,
+    changes: Notify,
 }
 
 impl ClusterCell {
@@ -32,7 +34,15 @@ impl ClusterCell {
         if let Some(replaced) = replaced {
             replaced.leave(cluster.as_deref());
         }
-        self.current.swap(cluster)
+        let replaced = self.current.swap(cluster);
+        self.changes.notify_waiters();
+        replaced
+    }
+
+    /// Ends with the first swap after this call, for all who wait. Call it before [`ClusterCell::load`], then no
+    /// change is missed in between; it may be dropped at any time.
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.changes.notified()
     }
 }
 
@@ -73,7 +83,8 @@ impl Clusters {
             return cell.clone();
         }
         let name: Arc<str> = name.into();
-        let cell = Arc::new(ClusterCell { name: name.clone(), current: ArcSwapOption::empty() });
+        let (current, changes) = (ArcSwapOption::empty(), Notify::new());
+        let cell = Arc::new(ClusterCell { name: name.clone(), current, changes });
         let mut next = Part::clone(&part);
         next.insert(name, cell.clone());
         place.store(Arc::new(next));
@@ -139,6 +150,18 @@ mod tests {
         // Not joined: it would never end if it needed the lock.
         std::thread::spawn(move || found.send(reader.find("a").is_none()));
         assert_eq!(answer.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+    }
+
+    #[test]
+    fn who_waits_for_a_cluster_is_woken_when_it_comes_and_when_it_goes() {
+        let cell = Clusters::default().cell("c");
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let (mut one, mut other) = (Box::pin(cell.changed()), Box::pin(cell.changed()));
+        assert!(one.as_mut().poll(&mut context).is_pending());
+        cell.swap(None);
+        assert!(one.as_mut().poll(&mut context).is_ready());
+        assert!(other.as_mut().poll(&mut context).is_ready(), "it began before the change");
+        assert!(Box::pin(cell.changed()).as_mut().poll(&mut context).is_pending());
     }
 
     #[test]

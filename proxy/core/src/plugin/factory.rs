@@ -135,6 +135,9 @@ pub struct FilterFactory {
     pub config_type: String,
     /// Full name of the message that overrides it for a route.
     pub override_type: String,
+    /// Whether an instance may serve several connection managers. Envoy gives each its own, and by default so do we:
+    /// what one keeps, as the tokens of a rate limit, no other shall see.
+    pub stateless: bool,
     build: BuildFilter,
 }
 
@@ -145,7 +148,15 @@ impl FilterFactory {
         override_type: String,
         build: impl Fn(&FilterConfig<'_>, &BuildContext) -> Built + Send + Sync + 'static,
     ) -> FilterFactory {
-        FilterFactory { config_type, override_type, build: Box::new(build) }
+        FilterFactory { config_type, override_type, stateless: false, build: Box::new(build) }
+    }
+
+    /// Says that it keeps nothing from one request to the next and counts nothing under the name of its connection
+    /// manager: those with equal filters may share its instances, and so their route tables.
+    #[must_use]
+    pub fn stateless(mut self) -> FilterFactory {
+        self.stateless = true;
+        self
     }
 
     /// An instance for one route.

@@ -6,11 +6,13 @@ mod domains;
 pub mod fuzz;
 mod index;
 mod radix;
+mod tables;
 mod template;
 #[cfg(test)]
 mod tests;
 
 pub use apisix::{ApisixRoute, ApisixRouter, ApisixRoutes};
+pub use tables::{FiltersId, RouteTableCell, RouteTables, TableKey};
 pub use template::{Template, parse_rewrite};
 
 use crate::error::ConfigError;
@@ -22,7 +24,6 @@ use crate::retry::RetryPolicy;
 use crate::route::{RequireTls, Route, VirtualCluster};
 use crate::stream::Stream;
 use apisix::ApisixHosts;
-use arc_swap::ArcSwapOption;
 use domains::Domains;
 use index::Index;
 use std::borrow::Cow;
@@ -47,42 +48,6 @@ pub enum PathMatch {
     Template(Template),
     /// CONNECT requests alone.
     Connect,
-}
-
-/// The place of a route table's name: what RDS updates swap.
-pub struct RouteTableCell {
-    /// Name of the route configuration.
-    pub name: Arc<str>,
-    current: ArcSwapOption<RouteTable>,
-}
-
-impl RouteTableCell {
-    /// A cell with a table, or waiting for one.
-    pub fn new(name: &str, table: Option<Arc<RouteTable>>) -> Arc<RouteTableCell> {
-        Arc::new(RouteTableCell { name: name.into(), current: ArcSwapOption::new(table) })
-    }
-
-    /// The table now, for as long as a look-up takes: it costs no count that workers share.
-    #[inline]
-    pub fn peek(&self) -> arc_swap::Guard<Option<Arc<RouteTable>>> {
-        self.current.load()
-    }
-
-    /// The table now, to be kept.
-    pub fn load(&self) -> Option<Arc<RouteTable>> {
-        self.current.load_full()
-    }
-
-    /// Puts a table in; answers what was there, for the control thread to drop.
-    pub fn swap(&self, table: Option<Arc<RouteTable>>) -> Option<Arc<RouteTable>> {
-        self.current.swap(table)
-    }
-}
-
-impl std::fmt::Debug for RouteTableCell {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "route table {}", self.name)
-    }
 }
 
 /// Settings of a table beside its routes.

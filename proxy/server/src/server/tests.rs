@@ -4,10 +4,12 @@
 use super::*;
 use crate::dns::ResolverConfig;
 use sixfold_core::access_log::{AccessLog, LineFormat, LogSink};
-use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Discovery, DnsFamily, DnsOptions, HostConfig};
+use sixfold_core::cluster::{
+    Address, Cluster, ClusterConfig, Clusters, Discovery, DnsFamily, DnsOptions, HostConfig,
+};
 use sixfold_core::detached::Nowhere;
 use sixfold_core::listener::{BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter};
-use sixfold_core::router::{RouteTable, TableOptions};
+use sixfold_core::router::{RouteTable, TableKey, TableOptions};
 use sixfold_core::stream::Stream;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc as std_mpsc;
@@ -28,10 +30,11 @@ struct Fixture {
 
 impl Fixture {
     fn start() -> Fixture {
-        let (registry, clusters) = (Registry::new(), Arc::new(Clusters::default()));
+        let (registry, model) = (Registry::new(), Arc::new(Model::default()));
         let options = Options { concurrency: 2, ..Options::default() };
         let (callout, lifecycle) = (Arc::new(Nowhere), Lifecycle::default());
-        let server = Server::start(options, registry.clone(), clusters.clone(), callout, lifecycle).unwrap();
+        let clusters = model.clusters().clone();
+        let server = Server::start(options, registry.clone(), model, callout, lifecycle).unwrap();
         let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
         let config = ResolverConfig {
             servers: vec![silent.local_addr().unwrap()],
@@ -94,9 +97,9 @@ fn clusters(list: Vec<Arc<Cluster>>) -> Diff {
     Diff { clusters, ..Diff::default() }
 }
 
-fn table() -> (Arc<str>, Option<Arc<RouteTable>>) {
+fn table() -> (TableKey, Option<Arc<RouteTable>>) {
     let table = RouteTable::apisix("t", TableOptions::default(), Default::default());
-    ("t".into(), Some(Arc::new(table)))
+    (TableKey::named("t"), Some(Arc::new(table)))
 }
 
 /// One name without an answer held up start, changes and the end by 5 s each.

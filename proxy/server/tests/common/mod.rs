@@ -12,7 +12,7 @@ use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::Chain;
 use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::*;
-use sixfold_core::router::{HostRoutes, RouteTableCell, TableOptions, VirtualHostOptions};
+use sixfold_core::router::{HostRoutes, RouteTableCell, TableKey, TableOptions, VirtualHostOptions};
 use sixfold_server::drain::Drain;
 use sixfold_server::io::{Io, Socket};
 use sixfold_server::worker::{Options, Shared, Worker};
@@ -73,7 +73,7 @@ impl Setup {
             stats: Arc::new(HttpStats::new(&registry, "http.t.")),
             registry,
             routes: Vec::new(),
-            table: RouteTableCell::new("t", None),
+            table: RouteTableCell::new(TableKey::named("t"), None),
             timeouts: ConnectionTimeouts::default(),
             chain: Chain::empty(),
             profile: Profile::Envoy,
@@ -128,6 +128,7 @@ impl Setup {
             access_logs: self.access_logs,
             local_reply: LocalReplyConfig::default(),
             router: RouterOptions::default(),
+            first_table: None,
             max_requests_per_connection: None,
             buffer_limit: 1 << 20,
             max_body: self.max_body,

@@ -10,7 +10,6 @@ use sixfold_core::router::RouteTableCell;
 use super::*;
 use crate::config::Config;
 use crate::resource::Kind;
-use crate::source::{ROUTE_TABLE, Setup};
 use crate::store::{Key, MemoryStore, Store};
 use crate::testing;
 
@@ -26,9 +25,9 @@ struct Gateway {
 
 impl Gateway {
     fn new(routes: usize) -> Gateway {
-        let model = Model::new(Arc::default());
-        let table = model.table_cell(ROUTE_TABLE);
-        let setup = Setup { clusters: model.clusters().clone(), routes: table.clone(), ..testing::setup() };
+        let model = Model::default();
+        let setup = testing::setup_of(&model);
+        let table = setup.routes.clone();
         let store = MemoryStore::default();
         store.put(&Key::new(Kind::Upstream, "u"), r#"{"nodes": {"127.0.0.1:80": 1}}"#.into()).unwrap();
         for nth in 0..routes {

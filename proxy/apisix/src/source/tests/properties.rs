@@ -43,7 +43,8 @@ fn shown(model: &Model) -> Vec<String> {
         format!("{} {hosts:?} {retries:?}", cluster.config.name)
     });
     let mut all: Vec<String> = clusters.collect();
-    let table = model.table_cell(ROUTE_TABLE).load().expect("a table");
+    let cells = model.route_tables().of_name(ROUTE_TABLE);
+    let table = cells[0].load().expect("a table");
     let mut routes: Vec<_> = table
         .routes()
         .map(|route| {
@@ -59,8 +60,8 @@ fn shown(model: &Model) -> Vec<String> {
 #[test]
 fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
     let fresh = |text: &str| {
-        let model = Model::new(Arc::default());
-        let setup = Setup { clusters: model.clusters().clone(), ..testing::setup() };
+        let model = Model::default();
+        let setup = testing::setup_of(&model);
         let mut source = TextSource::new("", setup);
         model.apply_detached(update(&mut source, text));
         (model, source)
@@ -103,8 +104,8 @@ fn a_candidate_that_is_dropped_has_changed_nothing() {
         )
     };
     let certificates = [pem("a.test"), pem("b.test")];
-    let model = Model::new(Arc::default());
-    let setup = Setup { clusters: model.clusters().clone(), ..testing::setup() };
+    let model = Model::default();
+    let setup = testing::setup_of(&model);
     let mut source = TextSource::new("", setup.clone());
     let mut rng = fastrand::Rng::with_seed(11);
     let mut differ = 0;

@@ -8,7 +8,7 @@ use sixfold_core::hcm::{
 };
 use sixfold_core::headers::HeaderName;
 use sixfold_core::metrics::Registry;
-use sixfold_core::router::{RouteTableCell, TableOptions};
+use sixfold_core::router::{RouteTableCell, TableKey, TableOptions};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpConnectionMan
         stat_prefix: "t".into(),
         stats: Arc::new(HttpStats::new(&Registry::default(), "http.t.")),
         codec: CodecType::Auto,
-        routes: RouteTableCell::new("t", None),
+        routes: RouteTableCell::new(TableKey::named("t"), None),
         chain: sixfold_core::plugin::Chain::empty(),
         http1: ServerHttp1::default(),
         http2: Default::default(),
@@ -31,6 +31,7 @@ fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpConnectionMan
         access_logs: Vec::new(),
         local_reply: LocalReplyConfig::default(),
         router: RouterOptions::default(),
+        first_table: None,
         max_requests_per_connection: None,
         buffer_limit: 1 << 20,
         max_body: None,

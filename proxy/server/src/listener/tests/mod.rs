@@ -25,7 +25,7 @@ use sixfold_core::listener::{
 };
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
-use sixfold_core::model::Diff;
+use sixfold_core::model::{Diff, Model};
 use sixfold_core::route::ClusterChoice;
 use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
@@ -45,21 +45,16 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn start() -> Fixture {
-        let (registry, clusters) = (Registry::new(), Arc::new(Clusters::default()));
+        let (registry, model) = (Registry::new(), Arc::new(Model::default()));
+        let clusters = model.clusters().clone();
         let options = Options {
             concurrency: 4,
             drain_time: Duration::from_millis(300),
             drain_strategy: DrainStrategy::Immediate,
             ..Options::default()
         };
-        let server = Server::start(
-            options,
-            registry.clone(),
-            clusters.clone(),
-            Arc::new(Nowhere),
-            Lifecycle::default(),
-        )
-        .unwrap();
+        let server =
+            Server::start(options, registry.clone(), model, Arc::new(Nowhere), Lifecycle::default()).unwrap();
         Fixture { server, registry, clusters }
     }
 

@@ -1,0 +1,141 @@
+//! Route configurations that come by themselves: who asks for which, and what each is compiled to.
+//!
+//! Envoy gives every connection manager filters of its own (HttpConnectionManagerConfig), and shares one subscription
+//! and one RouteConfiguration between those whose `rds` is the same (rds/route_config_provider_manager.cc). A table
+//! here has chains in it, so that there is one for each list of filters that asks for its name.
+
+mod configs;
+#[cfg(test)]
+mod tests;
+
+pub use configs::RouteConfigs;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::router::{FiltersId, RouteTableCell, TableKey};
+use sixfold_xds_api::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, ConfigSource};
+use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
+
+use crate::context::Context;
+use crate::filters::HttpFilters;
+use crate::listener::ChainPlace;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, enum_value, not_empty, required, timeout_or};
+
+/// Envoy's default of `initial_fetch_timeout`.
+const FIRST_TABLE: Duration = Duration::from_secs(15);
+
+/// Where resources come from that are configured by name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// The one stream of the bootstrap's `ads_config`.
+    Ads,
+    /// A file that holds a DiscoveryResponse (`path_config_source`).
+    Path(PathBuf),
+}
+
+/// The filters that the tables of a connection manager are compiled for, and where these tables come from.
+pub(crate) struct RdsFilters {
+    source: Source,
+    /// The filter chain, when its filters keep what another shall not see.
+    chain: Option<u64>,
+    pub(crate) list: HttpFilters,
+}
+
+/// All of them. Equal ones are one, so that a listener that is compiled again finds its tables again.
+#[derive(Default)]
+pub struct FilterLists {
+    known: Mutex<Known>,
+    hasher: RandomState,
+}
+
+#[derive(Default)]
+struct Known {
+    by_hash: HashMap<u64, Weak<RdsFilters>>,
+    /// So many are there when those that have gone are looked for.
+    full: usize,
+}
+
+impl RdsFilters {
+    /// Everything that tells them apart.
+    fn identity(&self) -> impl Hash + Eq {
+        (&self.source, self.chain, self.list.identity())
+    }
+}
+
+impl FilterLists {
+    /// Those that are equal to `filters`, or themselves.
+    fn intern(&self, filters: RdsFilters) -> Arc<RdsFilters> {
+        let hash = self.hasher.hash_one(filters.identity());
+        let mut known = self.known.lock();
+        let same = known.by_hash.get(&hash).and_then(Weak::upgrade);
+        if let Some(same) = same.filter(|same| same.identity() == filters.identity()) {
+            return same;
+        }
+        if known.by_hash.len() >= known.full {
+            known.by_hash.retain(|_, filters| filters.strong_count() > 0);
+            known.full = (known.by_hash.len() * 2).max(16);
+        }
+        let filters = Arc::new(filters);
+        known.by_hash.insert(hash, Arc::downgrade(&filters));
+        filters
+    }
+}
+
+/// A connection manager's `rds`.
+pub(crate) struct Subscription {
+    /// The place of its table.
+    pub(crate) cell: Arc<RouteTableCell>,
+    /// How long a listener waits for the first.
+    pub(crate) first_table: Option<Duration>,
+    /// The filters of its table, which it must take itself: they may be those of an earlier compilation.
+    pub(crate) filters: Arc<RdsFilters>,
+}
+
+/// Asks for what `rds` names. Nothing is fetched: sources look who asks.
+pub(crate) fn subscribe(
+    context: &Context,
+    place: ChainPlace,
+    filters: HttpFilters,
+    value: &Rds,
+) -> Result<Subscription> {
+    let Rds { config_source, route_config_name } = value;
+    let name = not_empty(route_config_name, "route_config_name")?.into();
+    let (source, first_table) =
+        source(context, required(config_source, "config_source")?).in_key("config_source")?;
+    let chain = (!filters.are_stateless()).then_some(place.chain);
+    let filters = context.filter_lists.intern(RdsFilters { source, chain, list: filters });
+    let key = TableKey { name, filters: FiltersId::new(filters.clone()) };
+    Ok(Subscription { cell: context.route_tables.cell(&key), first_table, filters })
+}
+
+fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
+    let ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } =
+        value;
+    refuse!(authorities);
+    if enum_value::<ApiVersion>(*resource_api_version, "resource_api_version")? == ApiVersion::V2 {
+        return Err(ConfigError::field("resource_api_version", "V2 is not supported"));
+    }
+    let source = match required(config_source_specifier, "config_source_specifier")? {
+        ConfigSourceSpecifier::Path(_) => return Err(ConfigError::field("path", "is not supported")),
+        ConfigSourceSpecifier::PathConfigSource(_) => {
+            return Err(ConfigError::field("path_config_source", "is not supported"));
+        }
+        ConfigSourceSpecifier::Ads(_) if context.ads => Source::Ads,
+        ConfigSourceSpecifier::Ads(_) => {
+            return Err(ConfigError::field("ads", "needs dynamic_resources.ads_config in the bootstrap"));
+        }
+        ConfigSourceSpecifier::ApiConfigSource(_) => {
+            return Err(ConfigError::field("api_config_source", "is not supported"));
+        }
+        ConfigSourceSpecifier::Self_(_) => return Err(ConfigError::field("self", "is not supported")),
+    };
+    Ok((source, timeout_or(initial_fetch_timeout, Some(FIRST_TABLE), "initial_fetch_timeout")?))
+}

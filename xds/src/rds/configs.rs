@@ -1,0 +1,136 @@
+//! The route configurations that sources have brought.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::model::Diff;
+use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
+use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
+
+use super::{RdsFilters, Source};
+use crate::context::Context;
+use crate::route;
+use sixfold_xds_api::values::Result;
+use sixfold_xds_api::wire::{self, Split, decode};
+
+/// Field numbers of `virtual_hosts.routes`.
+const ROUTES: [u32; 2] = [2, 3];
+
+type Tables = Vec<(TableKey, Option<Arc<RouteTable>>)>;
+
+/// The last good version of each route configuration, encoded, for connection managers that ask for it now or later.
+#[derive(Clone)]
+pub struct RouteConfigs {
+    context: Context,
+    known: BTreeMap<(Source, Arc<str>), Arc<[u8]>>,
+}
+
+impl RouteConfigs {
+    /// None is known yet.
+    pub fn new(context: Context) -> RouteConfigs {
+        RouteConfigs { context: of_api(context), known: BTreeMap::new() }
+    }
+
+    /// Has what comes from now on compiled by another bootstrap of the same process.
+    pub fn set_context(&mut self, context: Context) {
+        self.context = of_api(context);
+    }
+
+    /// Names that connection managers ask for by ADS.
+    pub fn wanted_by_ads(&self) -> BTreeSet<Arc<str>> {
+        self.wanted().filter(|(source, _)| *source == Source::Ads).map(|(_, name)| name).collect()
+    }
+
+    /// The files that connection managers ask for names from.
+    pub fn wanted_files(&self) -> BTreeSet<(PathBuf, Arc<str>)> {
+        let of_file = |(source, name)| match source {
+            Source::Path(path) => Some((path, name)),
+            Source::Ads => None,
+        };
+        self.wanted().filter_map(of_file).collect()
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = (Source, Arc<str>)> {
+        let held = self.context.route_tables.held().into_iter();
+        held.filter_map(|cell| Some((filters_of(&cell)?.source.clone(), cell.key.name.clone())))
+    }
+
+    /// Takes an encoded RouteConfiguration that `source` has brought, and adds to `diff` a table for every list of
+    /// filters that asks for it; nothing, if it is as it was or nobody asks.
+    ///
+    /// # Errors
+    /// The first thing that is wrong. Nothing has changed then: the last good version goes on.
+    pub fn update(&mut self, source: &Source, encoded: &[u8], diff: &mut Diff) -> Result<()> {
+        let message = Message::read(encoded)?;
+        let key = (source.clone(), Arc::from(message.value.name.as_str()));
+        if self.known.get(&key).is_some_and(|known| **known == *encoded) {
+            return Ok(());
+        }
+        let cells = self.context.route_tables.of_name(&key.1);
+        let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, source)).collect();
+        if !cells.is_empty() {
+            diff.route_tables.extend(self.compile(&message, &cells)?);
+            self.known.insert(key, encoded.into());
+        }
+        Ok(())
+    }
+
+    /// Adds tables of what is known for connection managers that have none yet: `diff` may bring some of them.
+    /// Answers what is known and can't be compiled for them.
+    pub fn complete(&self, diff: &mut Diff) -> Vec<ConfigError> {
+        let mut refused = Vec::new();
+        for cell in self.context.route_tables.held().into_iter().filter(|cell| cell.load().is_none()) {
+            let key = filters_of(&cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
+            let Some(known) = key.and_then(|key| self.known.get(&key)) else { continue };
+            let compiled = Message::read(known).and_then(|message| self.compile(&message, &[cell]));
+            match compiled {
+                Ok(tables) => diff.route_tables.extend(tables),
+                Err(error) => refused.push(error),
+            }
+        }
+        refused
+    }
+
+    /// Forgets what nobody asks for any more. Its source has to bring it again when somebody does.
+    pub fn forget_unwanted(&mut self) {
+        let wanted: BTreeSet<_> = self.wanted().collect();
+        self.known.retain(|key, _| wanted.contains(key));
+    }
+
+    fn compile(&self, message: &Message<'_>, cells: &[Arc<RouteTableCell>]) -> Result<Tables> {
+        let tables = cells.iter().filter_map(|cell| {
+            let filters = &filters_of(cell)?.list;
+            let table = route::table(&self.context, filters, &message.value, &message.routes);
+            Some(table.map(|table| (cell.key.clone(), Some(Arc::new(table)))))
+        });
+        tables.collect::<Result<_>>().in_resource("route configuration", &message.value.name)
+    }
+}
+
+/// A route configuration whose routes are still encoded.
+struct Message<'a> {
+    value: RouteConfiguration,
+    routes: Vec<Vec<&'a [u8]>>,
+}
+
+impl Message<'_> {
+    fn read(encoded: &[u8]) -> Result<Message<'_>> {
+        let Split { rest, parts: routes } = wire::split(encoded, &ROUTES)?;
+        Ok(Message { value: decode(&rest)?, routes })
+    }
+}
+
+/// Routes that come by themselves may be there before their clusters are.
+fn of_api(context: Context) -> Context {
+    Context { static_clusters: None, ..context }
+}
+
+fn filters_of(cell: &RouteTableCell) -> Option<&RdsFilters> {
+    cell.key.filters.filters()
+}
+
+fn asks(cell: &RouteTableCell, source: &Source) -> bool {
+    filters_of(cell).is_some_and(|filters| filters.source == *source)
+}

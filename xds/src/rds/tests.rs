@@ -1,0 +1,201 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use prost::Message;
+use sixfold_core::hcm::HttpConnectionManager;
+use sixfold_core::listener::{FilterChain, Listener, NetworkFilter};
+use sixfold_core::model::{Diff, Model};
+use sixfold_core::plugin::{Chain, Plugin};
+use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
+
+use super::*;
+use crate::listener;
+use crate::testing::{context, read, shown};
+
+const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+/// Keeps state, as far as anybody knows.
+const WEB: &str = "{name: web, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}, ";
+const WEB_SETTINGS: &str = "typed_per_filter_config: {web: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
+const OTHER: &str = "{name: other, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}, ";
+
+struct Proxy {
+    context: Context,
+    model: Model,
+    configs: RouteConfigs,
+}
+
+impl Proxy {
+    fn new() -> Proxy {
+        let context = context();
+        let model = Model::new(context.clusters.clone(), context.route_tables.clone());
+        Proxy { configs: RouteConfigs::new(context.clone()), context, model }
+    }
+
+    /// A listener whose chains take clients of 127.0.0.1, 127.0.0.2 and so on, and have these filters before the
+    /// router.
+    fn listener(&self, name: &str, filters: &[&str]) -> Listener {
+        let chains = filters.iter().enumerate().map(|(n, filters)| {
+            format!(
+                "{{filter_chain_match: {{source_prefix_ranges: [{{address_prefix: 127.0.0.{}, prefix_len: 32}}]}}, \
+                 filters: [{{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
+                 http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, rds: {{route_config_name: t, \
+                 config_source: {{ads: {{}}}}}}, http_filters: [{filters}{ROUTER}]}}}}]}}",
+                n + 1
+            )
+        });
+        let chains = chains.collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: 80}}}}, filter_chains: [{chains}]}}"
+        );
+        listener::compile(&self.context, &read(&text)).unwrap()
+    }
+
+    fn apply_listener(&self, listener: Listener) {
+        let mut diff = Diff::default();
+        assert_eq!(self.configs.complete(&mut diff), []);
+        diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
+        assert_eq!(self.model.apply_detached(diff), []);
+    }
+
+    /// A route configuration of one route comes by ADS. Answers how many tables it gave.
+    fn bring(&mut self, name: &str, route: &str) -> Result<usize> {
+        let mut diff = Diff::default();
+        self.configs.update(&Source::Ads, &encoded(name, route), &mut diff)?;
+        let tables = diff.route_tables.len();
+        assert_eq!(self.model.apply_detached(diff), []);
+        Ok(tables)
+    }
+
+    fn managers(&self, listener: &str) -> Vec<Arc<HttpConnectionManager>> {
+        let listeners = self.model.listeners();
+        managers(listeners.iter().find(|l| *l.name == *listener).unwrap())
+    }
+}
+
+fn encoded(name: &str, route: &str) -> Vec<u8> {
+    let table: RouteConfiguration = read(&format!(
+        "{{name: {name}, virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{{match: {{prefix: /}}, \
+         direct_response: {{status: 200}}, {route}}}]}}]}}"
+    ));
+    table.encode_to_vec()
+}
+
+fn managers(listener: &Listener) -> Vec<Arc<HttpConnectionManager>> {
+    let of = |chain: &Arc<FilterChain>| match &chain.filter {
+        NetworkFilter::Http(manager) => manager.clone(),
+        other => panic!("{other:?}"),
+    };
+    listener.chains.iter().map(of).collect()
+}
+
+/// The only route's name and chain.
+fn route(manager: &HttpConnectionManager) -> (String, Option<Arc<Chain>>) {
+    let table = manager.routes.load().expect("a table");
+    let route = table.routes().next().expect("a route");
+    (route.name.to_string(), route.chain.clone())
+}
+
+fn plugin(chain: &Chain, name: &str) -> Arc<Plugin> {
+    chain.members().iter().find(|member| *member.name == *name).expect("a member").plugin.clone()
+}
+
+/// A name stood for one table: whichever connection manager's filters it was compiled for, the other got its chains.
+#[test]
+fn connection_managers_with_different_filters_follow_one_route_configuration() {
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &["", WEB]));
+    let [plain, web] = &proxy.managers("l")[..] else { panic!("two chains") };
+    assert!(plain.routes.load().is_none() && web.routes.load().is_none(), "nothing has come yet");
+    for name in ["first", "second"] {
+        assert_eq!(proxy.bring("t", &format!("name: {name}, {WEB_SETTINGS}")), Ok(2));
+        let ((of_plain, no_web), (of_web, with_web)) = (route(plain), route(web));
+        assert_eq!((&*of_plain, &*of_web), (name, name));
+        assert_eq!(no_web.map(|chain| shown(&chain)), Some(vec![]));
+        assert_eq!(with_web.map(|chain| shown(&chain)), Some(vec!["web [Access, Log]".to_owned()]));
+    }
+}
+
+/// What a filter keeps is kept for one connection manager (Envoy makes a FilterConfig for each), and for all its routes
+/// that do not configure the filter themselves.
+#[test]
+fn a_filter_that_keeps_something_is_one_for_each_connection_manager() {
+    let mut proxy = Proxy::new();
+    let filters = format!("{OTHER}{WEB}");
+    proxy.apply_listener(proxy.listener("l", &[&filters, &filters]));
+    proxy.bring("t", WEB_SETTINGS).unwrap();
+    let managers = proxy.managers("l");
+    let instances: Vec<_> = managers.iter().map(|manager| plugin(&manager.chain, "other")).collect();
+    assert!(!Arc::ptr_eq(&instances[0], &instances[1]), "one for both");
+    for (manager, instance) in managers.iter().zip(&instances) {
+        let chain = route(manager).1.unwrap();
+        assert!(Arc::ptr_eq(&plugin(&chain, "other"), instance), "the route's is another");
+        assert!(
+            !Arc::ptr_eq(&plugin(&chain, "web"), &plugin(&manager.chain, "web")),
+            "the route has its own"
+        );
+    }
+}
+
+#[test]
+fn connection_managers_share_a_table_when_their_filters_keep_nothing() {
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &["", "", WEB, WEB]));
+    proxy.apply_listener(proxy.listener("m", &[""]));
+    assert_eq!(proxy.bring("t", ""), Ok(3));
+    let (l, m) = (proxy.managers("l"), proxy.managers("m"));
+    assert!(Arc::ptr_eq(&l[0].routes, &l[1].routes) && Arc::ptr_eq(&l[0].routes, &m[0].routes));
+    assert!(!Arc::ptr_eq(&l[2].routes, &l[3].routes));
+}
+
+/// A listener that is compiled again has the tables and the instances of its chains that stay: no route is compiled for
+/// it, and no limit begins anew.
+#[test]
+fn a_chain_that_stays_finds_its_table_and_its_filters_again() {
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &[WEB, ""]));
+    proxy.bring("t", "name: r").unwrap();
+    let before = proxy.managers("l");
+    let changed = proxy.listener("l", &[WEB, OTHER]);
+    let after = managers(&changed);
+    assert!(Arc::ptr_eq(&before[0].routes, &after[0].routes));
+    assert!(Arc::ptr_eq(&before[0].chain, &after[0].chain));
+    // The other has its table before it is in force.
+    assert!(after[1].routes.load().is_none());
+    proxy.apply_listener(changed);
+    assert_eq!(route(&after[1]).0, "r");
+}
+
+/// Tables of connection managers that had gone were kept for ever, and compiled with every update.
+#[test]
+fn the_table_of_a_listener_that_has_gone_goes_too() {
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &[WEB]));
+    proxy.bring("t", "").unwrap();
+    let table = Arc::downgrade(&proxy.managers("l")[0].routes.load().unwrap());
+    let filters = proxy.context.filter_lists.known.lock().by_hash.values().next().unwrap().clone();
+    assert_eq!(proxy.configs.wanted_by_ads().len(), 1);
+    let gone = Diff { listeners: vec![("l".into(), None)], ..Diff::default() };
+    assert_eq!(proxy.model.apply_detached(gone), []);
+    assert_eq!((proxy.model.sweep(), table.strong_count(), filters.strong_count()), (0, 0, 0));
+    assert!(proxy.configs.wanted_by_ads().is_empty() && proxy.context.route_tables.is_empty());
+    assert_eq!(proxy.bring("t", "name: again"), Ok(0), "nobody asks");
+    proxy.configs.forget_unwanted();
+    proxy.apply_listener(proxy.listener("l", &[WEB]));
+    assert!(proxy.managers("l")[0].routes.load().is_none(), "its source has to bring it again");
+    assert_eq!(proxy.bring("t", "name: again"), Ok(1));
+}
+
+#[test]
+fn what_is_refused_leaves_the_last_good_version() {
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &["", WEB]));
+    assert_eq!(proxy.bring("t", "name: good"), Ok(2));
+    assert_eq!(proxy.bring("t", "name: good"), Ok(0), "it is as it was");
+    let error = proxy.bring("t", "name: bad, response_headers_to_remove: ['a b']").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "route configuration \"t\": virtual_hosts[0].routes[0].response_headers_to_remove[0]: \"a b\" is no header name"
+    );
+    assert!(proxy.managers("l").iter().all(|manager| route(manager).0 == "good"));
+    assert_eq!(proxy.bring("t", "name: good"), Ok(0), "the bad one is not remembered");
+    assert_eq!(proxy.bring("t", "name: better"), Ok(2));
+}
