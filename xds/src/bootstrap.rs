@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sixfold_core::access_log::{AccessLog, OpenLog};
-use sixfold_core::cluster::Clusters;
+use sixfold_core::cluster::{Clusters, DnsServers};
 use sixfold_core::document::{Node as DocumentNode, Options};
 use sixfold_core::error::{ConfigContext, ConfigError, Place};
 use sixfold_core::listener::BindAddress;
@@ -170,6 +170,11 @@ fn context(
         secrets: Arc::new(secrets.iter().map(|secret| (secret.name.clone(), secret.clone())).collect()),
         node: Node { id, cluster },
         local_address,
+        dns_servers: cluster::dns::servers(
+            &value.typed_dns_resolver_config,
+            &value.dns_resolution_config,
+            DnsServers { tcp_only: value.use_tcp_for_dns_lookups, ..cluster::dns::ordinary() },
+        )?,
         static_clusters: Some(Arc::new(static_clusters)),
         ads: false,
     })
@@ -251,7 +256,10 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             // Statistics are summed up when they are asked for.
             stats_flush_interval: _,
             layered_runtime: _,
-            admin: _
+            admin: _,
+            use_tcp_for_dns_lookups: _,
+            dns_resolution_config: _,
+            typed_dns_resolver_config: _
         } refusing {
             node_context_params,
             dynamic_resources,
@@ -267,9 +275,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             enable_dispatcher_stats,
             header_prefix,
             stats_server_version_override,
-            use_tcp_for_dns_lookups,
-            dns_resolution_config,
-            typed_dns_resolver_config,
             bootstrap_extensions,
             fatal_actions,
             config_sources,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sixfold_core::cluster::Clusters;
+use sixfold_core::cluster::{Clusters, DnsServers};
 use sixfold_core::metrics;
 use sixfold_core::plugin;
 use sixfold_core::router::RouteTables;
@@ -40,6 +40,8 @@ pub struct Context {
     pub node: Node,
     /// The host's own address that is not loopback, for X-Forwarded-For.
     pub local_address: Option<IpAddr>,
+    /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.
+    pub dns_servers: Option<Arc<DnsServers>>,
     /// Names of the static clusters: what `validate_clusters` checks static route tables against. `None` for
     /// resources of an API, which are not checked unless they ask for it.
     pub static_clusters: Option<Arc<BTreeSet<String>>>,

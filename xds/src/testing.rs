@@ -73,6 +73,7 @@ pub(crate) fn context() -> Context {
         secrets: Arc::default(),
         node: Node { id: "node".into(), cluster: "local".into() },
         local_address,
+        dns_servers: None,
         static_clusters: None,
         ads: true,
     }

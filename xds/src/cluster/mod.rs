@@ -2,6 +2,7 @@
 
 mod balance;
 mod breaker;
+pub(crate) mod dns;
 mod endpoints;
 mod protocol;
 #[cfg(test)]
@@ -13,12 +14,10 @@ pub(crate) use protocol::Protocol;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Discovery, DnsFamily, DnsOptions, HostConfig};
+use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Discovery, HostConfig};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::message::Scheme;
-use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily,
-};
+use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::{Cluster as ProtoCluster, UpstreamConnectionOptions};
 use sixfold_xds_api::pb::envoy::config::core::v3::{BindConfig, TcpKeepalive};
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
@@ -56,7 +55,7 @@ pub fn compile(
 fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<HostConfig>)> {
     refuse_unsupported(value)?;
     let name = not_empty(&value.name, "name")?;
-    let discovery = discovery(value)?;
+    let discovery = discovery(context, value)?;
     let load = endpoints::compile(value.load_assignment.as_ref()).in_key("load_assignment")?;
     check_addresses(&discovery, &load.hosts).in_key("load_assignment")?;
     let protocol = protocol::compile(value)?;
@@ -140,14 +139,14 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         http2_protocol_options: _,
         typed_extension_protocol_options: _,
         dns_refresh_rate: _,
-        dns_jitter,
-        dns_failure_refresh_rate,
+        dns_jitter: _,
+        dns_failure_refresh_rate: _,
         respect_dns_ttl: _,
         dns_lookup_family: _,
-        dns_resolvers,
-        use_tcp_for_dns_lookups,
-        dns_resolution_config,
-        typed_dns_resolver_config,
+        dns_resolvers: _,
+        use_tcp_for_dns_lookups: _,
+        dns_resolution_config: _,
+        typed_dns_resolver_config: _,
         // Nothing waits for a cluster to become warm.
         wait_for_warm_on_init: _,
         outlier_detection,
@@ -182,12 +181,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         eds_cluster_config,
         per_connection_buffer_high_watermark_timeout,
         health_checks,
-        dns_jitter,
-        dns_failure_refresh_rate,
-        dns_resolvers,
-        use_tcp_for_dns_lookups,
-        dns_resolution_config,
-        typed_dns_resolver_config,
         outlier_detection,
         lb_subset_config,
         close_connections_on_host_health_failure,
@@ -205,38 +198,22 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
     Ok(())
 }
 
-fn discovery(value: &ProtoCluster) -> Result<Discovery> {
+fn discovery(context: &Context, value: &ProtoCluster) -> Result<Discovery> {
     let kind = match &value.cluster_discovery_type {
         None => DiscoveryType::Static,
         Some(ClusterDiscoveryType::Type(kind)) => enum_value(*kind, "type")?,
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            let reason = format!("\"{}\" is not supported", custom.name);
-            return Err(ConfigError::field("cluster_type", reason));
+            return dns::custom(context, custom).in_key("cluster_type");
         }
     };
     let unsupported = |name: &str| Err(ConfigError::field("type", format!("{name} is not supported")));
     match kind {
         DiscoveryType::Static => Ok(Discovery::Static),
-        DiscoveryType::StrictDns => Ok(Discovery::StrictDns(dns(value)?)),
-        DiscoveryType::LogicalDns => Ok(Discovery::LogicalDns(dns(value)?)),
+        DiscoveryType::StrictDns => Ok(Discovery::StrictDns(dns::options(context, value)?)),
+        DiscoveryType::LogicalDns => Ok(Discovery::LogicalDns(dns::options(context, value)?)),
         DiscoveryType::Eds => unsupported("EDS"),
         DiscoveryType::OriginalDst => unsupported("ORIGINAL_DST"),
     }
-}
-
-fn dns(value: &ProtoCluster) -> Result<DnsOptions> {
-    Ok(DnsOptions {
-        refresh: positive_duration(&value.dns_refresh_rate, Duration::from_secs(5), "dns_refresh_rate")?,
-        respect_ttl: value.respect_dns_ttl,
-        family: match enum_value(value.dns_lookup_family, "dns_lookup_family")? {
-            DnsLookupFamily::Auto => DnsFamily::Auto,
-            DnsLookupFamily::V4Only => DnsFamily::V4Only,
-            DnsLookupFamily::V6Only => DnsFamily::V6Only,
-            DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
-            DnsLookupFamily::All => DnsFamily::All,
-        },
-        ..DnsOptions::default()
-    })
 }
 
 /// Names are for DNS clusters, and a LOGICAL_DNS cluster has exactly one.

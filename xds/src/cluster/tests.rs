@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use sixfold_core::cluster::{EdsHealth, HeaderCase, Policy, RetryBudget, UpstreamProtocol};
+use sixfold_core::cluster::{
+    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, Policy, RetryBudget,
+    UpstreamProtocol,
+};
 
 use super::*;
 use crate::testing::{context, read};
@@ -59,6 +62,90 @@ fn names_need_dns() {
     assert_eq!(
         refused("type: LOGICAL_DNS"),
         "load_assignment.endpoints: LOGICAL_DNS needs exactly one endpoint, not 0"
+    );
+}
+
+const CARES: &str = "name: n, typed_config: {'@type': type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig";
+const RESOLVER: &str = "{socket_address: {address: 192.0.2.53, port_value: 5353}}";
+
+/// A cluster of type STRICT_DNS without endpoints.
+fn dns(fields: &str) -> DnsOptions {
+    match config(&format!("type: STRICT_DNS\n{fields}")).unwrap().0.discovery {
+        Discovery::StrictDns(options) => options,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn names_are_asked_for_as_often_as_the_cluster_says() {
+    assert_eq!(dns(""), DnsOptions { refresh: Duration::from_secs(5), ..DnsOptions::default() });
+    let options =
+        dns("dns_refresh_rate: 60s\ndns_jitter: 0.1s\ndns_failure_refresh_rate: {base_interval: 2s}");
+    assert_eq!((options.refresh, options.jitter), (Duration::from_secs(60), Duration::from_millis(100)));
+    let backoff = DnsBackoff { base: Duration::from_secs(2), max: Duration::from_secs(20) };
+    assert_eq!(options.failure, Some(backoff));
+    for (fields, reason) in [
+        ("{}", "base_interval: is missing"),
+        ("{base_interval: 0s}", "base_interval: must be longer than 0.001s"),
+        ("{base_interval: 2s, max_interval: 1s}", "max_interval: must not be shorter than base_interval"),
+    ] {
+        let refused = refused(&format!("type: STRICT_DNS\ndns_failure_refresh_rate: {fields}"));
+        assert_eq!(refused, format!("dns_failure_refresh_rate.{reason}"));
+    }
+}
+
+#[test]
+fn names_are_asked_of_whom_the_cluster_says() {
+    let asked = |fields: &str| dns(fields).servers.map(|servers| DnsServers::clone(&servers));
+    let addresses = vec!["192.0.2.53:5353".parse().unwrap()];
+    let servers = DnsServers { addresses, search: true, ..DnsServers::default() };
+    let tcp = DnsServers { tcp_only: true, ..servers.clone() };
+    assert_eq!(asked(&format!("typed_dns_resolver_config: {{{CARES}}}}}")), None, "the process's");
+    assert_eq!(asked(&format!("dns_resolvers: [{RESOLVER}]")), Some(servers.clone()));
+    assert_eq!(
+        asked(&format!("dns_resolvers: [{RESOLVER}]\nuse_tcp_for_dns_lookups: true")),
+        Some(tcp.clone())
+    );
+    let resolution = format!(
+        "dns_resolution_config: {{resolvers: [{RESOLVER}], dns_resolver_options: {{no_default_search_domain: true}}}}"
+    );
+    assert_eq!(asked(&resolution), Some(DnsServers { search: false, ..servers.clone() }));
+    let cares = format!(
+        "{resolution}\ntyped_dns_resolver_config: {{{CARES}, resolvers: [{RESOLVER}], use_resolvers_as_fallback: true, rotate_nameservers: true, query_timeout_seconds: 2, query_tries: 3, dns_resolver_options: {{use_tcp_for_dns_lookups: true}}}}}}"
+    );
+    let (timeout, tries) = (Some(Duration::from_secs(2)), Some(3));
+    assert_eq!(asked(&cares), Some(DnsServers { fallback: true, rotate: true, timeout, tries, ..tcp }));
+    assert_eq!(
+        refused(&format!("type: STRICT_DNS\ntyped_dns_resolver_config: {{{CARES}, query_tries: 0}}}}")),
+        "typed_dns_resolver_config.typed_config.query_tries: must be at least 1, not 0"
+    );
+    // What the bootstrap says is for those that say nothing.
+    let context = Context { dns_servers: Some(Arc::new(servers.clone())), ..context() };
+    let named = parts(&context, &read("name: c\ntype: STRICT_DNS\n")).unwrap().0.discovery;
+    assert!(matches!(named, Discovery::StrictDns(dns) if dns.servers.as_deref() == Some(&servers)));
+}
+
+#[test]
+fn dns_is_a_type_of_its_own_too() {
+    let custom = |fields: &str| {
+        config(&format!(
+            "cluster_type: {{name: envoy.cluster.dns, typed_config: {{'@type': type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, {fields}}}}}\nload_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{{ENDPOINT}}}]}}]}}"
+        ))
+        .unwrap()
+        .0
+        .discovery
+    };
+    let Discovery::StrictDns(options) = custom(
+        "dns_refresh_rate: 7s, respect_dns_ttl: true, dns_min_refresh_rate: 3s, dns_lookup_family: V4_PREFERRED, dns_jitter: 1s",
+    ) else {
+        panic!("strict")
+    };
+    let seconds = [options.refresh, options.min_ttl, options.jitter].map(|time| time.as_secs());
+    assert_eq!((seconds, options.respect_ttl, options.family), ([7, 3, 1], true, DnsFamily::V4Preferred));
+    assert!(matches!(custom("all_addresses_in_single_endpoint: true"), Discovery::LogicalDns(_)));
+    assert_eq!(
+        refused("cluster_type: {name: envoy.clusters.redis}"),
+        "cluster_type: \"envoy.clusters.redis\" is not supported"
     );
 }
 
