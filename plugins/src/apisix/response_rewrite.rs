@@ -2,7 +2,7 @@
 
 use crate::shared::encoding::{Encoding, Undecoded};
 use crate::shared::header_changes::{HeaderChanges, Side};
-use crate::shared::offload;
+use crate::shared::offload::{self, Lane, SHORT};
 use crate::shared::pattern::{Pattern, Replacement};
 use base64::Engine;
 use bytes::Bytes;
@@ -178,16 +178,15 @@ impl ResponseRewrite {
     }
 
     fn body_beside(&self, filters: Arc<[Filter]>, encoding: Option<Encoding>, body: Vec<u8>) -> BodyStep {
-        let limit = self.max_body;
-        let work = move || -> Result<Vec<u8>, Undecoded> {
-            let body = match encoding {
-                Some(encoding) => encoding.decode(&body, limit)?,
-                None => body,
-            };
-            Ok(filter(&filters, &body, MatchTime::Offloaded).into_owned())
-        };
+        let (limit, body) = (self.max_body, Arc::new(body));
         BodyStep::Wait(Box::pin(async move {
-            let done = offload::run(work).await;
+            let lane = Lane::of(body.len());
+            let least = if lane == Lane::Short { limit.min(SHORT) } else { limit };
+            let mut done = filter_beside(lane, &filters, encoding, &body, least).await;
+            // Few bytes may stand for many: what turns out to be long takes its turn among the long ones.
+            if least < limit && matches!(done, Some(Err(Undecoded::TooLong(_)))) {
+                done = filter_beside(Lane::Long, &filters, encoding, &body, limit).await;
+            }
             match done {
                 Some(Ok(body)) => BodyStep::Replace(body.into()),
                 Some(Err(error)) => refuse(&error.to_string()),
@@ -195,6 +194,24 @@ impl ResponseRewrite {
             }
         }))
     }
+}
+
+async fn filter_beside(
+    lane: Lane,
+    filters: &Arc<[Filter]>,
+    encoding: Option<Encoding>,
+    body: &Arc<Vec<u8>>,
+    limit: usize,
+) -> Option<Result<Vec<u8>, Undecoded>> {
+    let (filters, body) = (filters.clone(), body.clone());
+    offload::run(lane, move || match encoding {
+        Some(encoding) => {
+            let body = encoding.decode(&body, limit)?;
+            Ok(filter(&filters, &body, MatchTime::Offloaded).into_owned())
+        }
+        None => Ok(filter(&filters, &body, MatchTime::Offloaded).into_owned()),
+    })
+    .await
 }
 
 fn refuse(error: &str) -> BodyStep {
@@ -331,6 +348,27 @@ mod tests {
             let (filtered, _) = whole(config(regex), None, &long).await;
             assert!(matches!(filtered, Filtered::Data(data) if data[..2] == *b"0o"), "{regex}");
         }
+    }
+
+    /// One thread searched all of them: a body of 60 MB held up everybody's.
+    #[tokio::test]
+    async fn a_long_body_holds_up_no_short_one() {
+        let (go_on, told) = std::sync::mpsc::channel::<()>();
+        let long = tokio::spawn(offload::run(Lane::Long, move || told.recv().is_ok()));
+        let config = || json!({"filters": [{"regex": "o", "replace": "0"}], "max_resp_body_size": 64 << 20});
+        let text = [b'o'; SEARCHED_AT_ONCE + 1];
+        for (encoding, body) in [(None, text.to_vec()), (Some("gzip"), gzip(&text))] {
+            let (filtered, _) = whole(config(), encoding, &body).await;
+            assert!(matches!(filtered, Filtered::Data(data) if data[..2] == *b"0o"));
+        }
+        // What is long once it is decoded waits for the other.
+        let bomb =
+            tokio::spawn(async move { whole(config(), Some("gzip"), &gzip(&vec![b'o'; SHORT + 1])).await.0 });
+        tokio::task::yield_now().await;
+        assert!(!bomb.is_finished());
+        go_on.send(()).unwrap();
+        assert_eq!(long.await.unwrap(), Some(true));
+        assert!(matches!(bomb.await.unwrap(), Filtered::Data(data) if data.len() == SHORT + 1));
     }
 
     #[test]
