@@ -277,11 +277,12 @@ impl Writer {
         match file.write_all(lines).and_then(|()| file.flush()) {
             Ok(()) => stats.write_completed().inc(),
             Err(error) => {
-                stats.write_failed().inc();
-                // A FIFO whose reader has left is opened again, which waits for the next reader.
+                // A FIFO whose reader has left is opened again, which waits for the next reader. It is closed before
+                // anybody can know: a reader that comes in between would find an end where there is none.
                 if error.kind() == io::ErrorKind::BrokenPipe && is_fifo(&self.shared.target) {
                     self.file = None;
                 }
+                stats.write_failed().inc();
                 self.complain("write", &error);
             }
         }

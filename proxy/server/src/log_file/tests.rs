@@ -44,8 +44,9 @@ fn lines_are_written_by_interval_by_size_and_at_the_end() {
     sink.write(long.as_bytes());
     wait_for(&path, &format!("first\n{long}"));
     sink.write(b"last\n");
+    // Waits for the disk of a busy machine no longer than the end of a process does.
     files.shutdown();
-    assert!(std::fs::read_to_string(&path).unwrap().ends_with("x\nlast\n"));
+    wait_for(&path, &format!("first\n{long}last\n"));
 
     let path = path.with_file_name("b.log");
     let files = LogFiles::new(Duration::from_millis(5), &Registry::new());
