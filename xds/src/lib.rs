@@ -7,6 +7,7 @@
 #![allow(deprecated)]
 
 mod access_log;
+pub mod ads;
 pub mod bootstrap;
 pub mod cluster;
 mod context;

@@ -64,6 +64,19 @@ fn take_out<'a>(mut message: &'a [u8], path: &[u32], parts: &mut Vec<Vec<&'a [u8
     Some(rest)
 }
 
+/// The text in field `number` of an encoded message, without decoding the rest: the name of a resource, even of one
+/// that can't be decoded behind it. `None` when there is no such field, or what comes before it is no message.
+pub fn text(mut message: &[u8], number: u32) -> Option<&str> {
+    while !message.is_empty() {
+        let (key, after_key) = varint(message)?;
+        if key >> 3 == u64::from(number) && key & 7 == 2 {
+            return std::str::from_utf8(delimited(after_key)?.0).ok();
+        }
+        message = skip(key & 7, after_key)?;
+    }
+    None
+}
+
 /// What follows a field's value.
 fn skip(wire_type: u64, value: &[u8]) -> Option<&[u8]> {
     match wire_type {
@@ -138,6 +151,18 @@ mod tests {
             host.routes = routes.iter().map(|route| Route::decode(*route).unwrap()).collect();
         }
         assert_eq!(decoded, whole);
+    }
+
+    #[test]
+    fn a_name_is_read_before_what_is_broken() {
+        let mut bytes = table().encode_to_vec();
+        assert_eq!(text(&bytes, 1), Some("t"));
+        bytes.push(0xff);
+        assert_eq!(text(&bytes, 1), Some("t"));
+        assert_eq!(text(&bytes, 99), None);
+        for bad in [&[][..], &[0xff], &[0x0a, 0x05, b'x'], &[0x0a, 0x01, 0xff]] {
+            assert_eq!(text(bad, 1), None);
+        }
     }
 
     #[test]

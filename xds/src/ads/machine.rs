@@ -1,0 +1,317 @@
+//! The client as a machine: what happened and when goes in, what is to be done comes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sixfold_core::error::ConfigError;
+use sixfold_core::metrics::Registry;
+use sixfold_xds_api::pb::envoy::config::core::v3::Node;
+
+use super::backoff::{Backoff, BackoffConfig};
+use super::inbox::{Inbox, Item, Merged};
+use super::kind::Kind;
+use super::session::{Answer, Flavor, Request, Session};
+use super::stats::Stats;
+use super::update::{Content, Resource, Response, UnknownType};
+use super::world::{Change, Compile, World};
+
+/// How a control plane is asked, and for what.
+#[derive(Debug, Clone)]
+pub struct AdsConfig {
+    /// Which protocol is spoken.
+    pub flavor: Flavor,
+    /// Who asks.
+    pub node: Node,
+    /// Sends the node with every message (unless `set_node_on_first_message_only`).
+    pub node_always: bool,
+    /// The types of which everything is wanted, and how long a start waits for the first response of each
+    /// (`initial_fetch_timeout`); `None` is for ever.
+    pub wildcards: BTreeMap<Kind, Option<Duration>>,
+    /// Between streams.
+    pub backoff: BackoffConfig,
+    /// Clusters and listeners of the bootstrap, which the control plane can neither change nor remove.
+    pub reserved: BTreeSet<(Kind, Arc<str>)>,
+}
+
+/// Something to be done.
+#[derive(Debug)]
+pub enum Step<P> {
+    /// Open a stream, then say that it is [`Machine::connected`] or [`Machine::disconnected`].
+    Connect,
+    /// Put these in force together, then say [`Machine::applied`].
+    Apply(Vec<Change<P>>),
+    /// Nothing until something happens, or until then.
+    Wait(Option<Instant>),
+}
+
+/// A change that could not be put in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its type.
+    pub kind: Kind,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// A client of one control plane.
+pub struct Machine<C: Compile> {
+    session: Session,
+    world: World<C>,
+    inbox: Inbox,
+    link: Link,
+    backoff: Backoff,
+    stats: Stats,
+    /// What waits for the change that is being applied.
+    applying: Option<Vec<Pending>>,
+    /// Types whose first response is awaited.
+    first: BTreeMap<Kind, First>,
+    initialized: bool,
+}
+
+enum Link {
+    Down { until: Instant },
+    Opening,
+    Up,
+}
+
+/// Since when the first response of a type is awaited: until when a start waits for it.
+struct First {
+    until: Option<Instant>,
+}
+
+/// Responses of a type that are to be answered.
+struct Pending {
+    kind: Kind,
+    responses: Vec<(String, String)>,
+    faults: Vec<String>,
+    /// What was accepted, with its version.
+    accepted: BTreeMap<Arc<str>, String>,
+}
+
+impl<C: Compile> Machine<C> {
+    /// A client that has not connected yet. `random` jitters its waits.
+    pub fn new(
+        config: AdsConfig,
+        compiler: C,
+        registry: &Registry,
+        random: fastrand::Rng,
+        now: Instant,
+    ) -> Machine<C> {
+        let AdsConfig { flavor, node, node_always, wildcards, backoff, reserved } = config;
+        let mut session = Session::new(flavor, node, node_always);
+        wildcards.keys().for_each(|kind| session.want_all(*kind));
+        let first =
+            |within: Option<Duration>| First { until: within.and_then(|within| now.checked_add(within)) };
+        Machine {
+            session,
+            world: World::new(compiler, reserved),
+            inbox: Inbox::default(),
+            link: Link::Down { until: now },
+            backoff: Backoff::new(backoff, random),
+            stats: Stats::new(registry),
+            applying: None,
+            first: wildcards.into_iter().map(|(kind, within)| (kind, first(within))).collect(),
+            initialized: false,
+        }
+    }
+
+    /// What is to be done now. Ask again after every event and after having done it.
+    pub fn step(&mut self, now: Instant) -> Step<C::Part> {
+        if self.applying.is_some() {
+            return Step::Wait(None);
+        }
+        self.give_up_waiting(now);
+        loop {
+            let pending = self.look(now);
+            let batch = self.world.settle(now);
+            self.pass_on_wants();
+            if !batch.is_empty() {
+                self.applying = Some(pending.into_iter().collect());
+                return Step::Apply(batch);
+            }
+            match pending {
+                Some(pending) => self.answer(pending),
+                None => break,
+            }
+        }
+        self.initialized |= self.first.is_empty() && self.world.is_settled();
+        // Not before all that has come is known: a new stream begins with what the client has, and what the other
+        // side does not hear of then it will never take away.
+        if let Link::Down { until } = self.link
+            && until <= now
+        {
+            self.link = Link::Opening;
+            return Step::Connect;
+        }
+        let first = self.first.values().filter_map(|first| first.until);
+        Step::Wait(first.chain(self.reconnect_at()).chain(self.world.deadline()).min())
+    }
+
+    /// The next message for the control plane, when the stream has room for one.
+    pub fn next_request(&mut self) -> Option<Request> {
+        self.session.next_request()
+    }
+
+    /// Whether responses may come; otherwise the stream is not read, and holds the control plane back.
+    pub fn has_room(&self) -> bool {
+        self.inbox.has_room()
+    }
+
+    /// Whether the first resources are in force, or were waited for long enough: what a start waits for.
+    pub fn is_initialized(&self) -> bool {
+        self.initialized
+    }
+
+    /// A stream is open.
+    pub fn connected(&mut self) {
+        self.link = Link::Up;
+        self.session.connected();
+        self.stats.control_plane.connected_state().set(1);
+    }
+
+    /// The stream has ended, or could not be opened. Everything that is in force stays, for as long as it takes.
+    /// Answers after how long the next one is opened.
+    pub fn disconnected(&mut self, now: Instant) -> Duration {
+        let wait = self.backoff.next();
+        self.link = Link::Down { until: now + wait };
+        self.session.disconnected();
+        self.inbox.forget_responses();
+        self.applying.iter_mut().flatten().for_each(|pending| pending.responses.clear());
+        self.stats.disconnected();
+        wait
+    }
+
+    /// A response has come.
+    ///
+    /// # Errors
+    /// Of a type that nobody asks for: it is passed over, and not answered.
+    pub fn received(&mut self, response: Response, now: Instant) -> Result<(), UnknownType> {
+        self.backoff.reset();
+        self.world.hear(now);
+        let update = response.update()?;
+        let names = update.resources.iter().map(|resource| &resource.name);
+        self.session.received(update.kind, &update.nonce, names);
+        self.inbox.put(update);
+        Ok(())
+    }
+
+    /// The change of the last [`Step::Apply`] is in force, but for these parts.
+    pub fn applied(&mut self, failures: Vec<Failure>) {
+        let mut pending = self.applying.take().unwrap_or_default();
+        for Failure { kind, name, reason } in failures {
+            self.world.failed(&(kind, name.clone()));
+            self.session.know(kind, &name, None);
+            // What has waited for others was acknowledged when it came.
+            for pending in pending.iter_mut().filter(|pending| pending.kind == kind) {
+                if pending.accepted.remove(&name).is_some() {
+                    pending.faults.push(format!("{} \"{name}\": {reason}", kind.noun()));
+                }
+            }
+        }
+        pending.into_iter().for_each(|pending| self.answer(pending));
+    }
+
+    /// Looks at the responses of one type.
+    fn look(&mut self, now: Instant) -> Option<Pending> {
+        let (kind, Merged { items, whole, responses, .. }) = self.inbox.take()?;
+        self.first.remove(&kind);
+        if whole {
+            let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));
+            absent.collect::<Vec<_>>().into_iter().for_each(|name| self.remove(kind, &name, now));
+        }
+        let mut pending = Pending { kind, responses, faults: Vec::new(), accepted: BTreeMap::new() };
+        for (name, item) in items {
+            match item {
+                Item::Gone => self.remove(kind, &name, now),
+                Item::Is(resource) => match self.take(kind, &name, resource, now) {
+                    Ok(version) => {
+                        pending.accepted.extend(version.map(|version| (name, version)));
+                    }
+                    Err(error) => {
+                        let place = format!("{} \"{name}\"", kind.noun());
+                        pending.faults.push(error.in_resource(place).to_string());
+                    }
+                },
+            }
+        }
+        Some(pending)
+    }
+
+    /// Takes a resource; answers its version if it brought one.
+    fn take(
+        &mut self,
+        kind: Kind,
+        name: &Arc<str>,
+        resource: Resource,
+        now: Instant,
+    ) -> Result<Option<String>, ConfigError> {
+        let Resource { name: _, version, content, ttl } = resource;
+        let version = match content {
+            Content::Fault(reason) => return Err(ConfigError::new(reason)),
+            Content::Heartbeat => None,
+            Content::Value(_) if !self.session.wants(kind, name) => return Ok(None),
+            Content::Value(value) => {
+                self.world.accept(kind, name, value, now)?;
+                Some(version)
+            }
+        };
+        self.world.set_ttl(&(kind, name.clone()), ttl, now);
+        Ok(version)
+    }
+
+    fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
+        self.world.remove(kind, name, now);
+        self.session.know(kind, name, None);
+    }
+
+    /// What was accepted is known from now on, what was refused is not; both are told.
+    fn answer(&mut self, pending: Pending) {
+        let Pending { kind, mut responses, faults, accepted } = pending;
+        for (name, version) in accepted {
+            if self.session.wants(kind, &name) {
+                self.session.know(kind, &name, Some(version));
+            }
+        }
+        let error = (!faults.is_empty()).then(|| faults.join("; "));
+        self.stats.answered(kind, error.is_some());
+        let last = responses.pop();
+        let earlier = responses.into_iter().map(|response| (response, None));
+        for ((nonce, version), error) in earlier.chain(last.map(|response| (response, error))) {
+            self.session.answer(Answer { kind, nonce, version, error });
+        }
+    }
+
+    fn pass_on_wants(&mut self) {
+        for ((kind, name), wanted) in self.world.take_wants() {
+            self.session.want(kind, &name, wanted);
+        }
+    }
+
+    /// What has not come in time is not waited for, and what has not been confirmed in time is gone.
+    fn give_up_waiting(&mut self, now: Instant) {
+        let late = |first: &First| first.until.is_some_and(|until| until <= now);
+        for (kind, _) in self.first.extract_if(.., |_, first| late(first)) {
+            if let Some(stats) = self.stats.of(kind) {
+                stats.init_fetch_timeout().inc();
+            }
+        }
+        for (kind, name) in self.world.expire(now) {
+            self.session.know(kind, &name, None);
+        }
+    }
+
+    fn reconnect_at(&self) -> Option<Instant> {
+        match self.link {
+            Link::Down { until } => Some(until),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

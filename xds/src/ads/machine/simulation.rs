@@ -1,0 +1,406 @@
+//! The machine against a model of a control plane, over random changes, faults and delays, all from a seed.
+//!
+//! After every single step of every change that is applied a listener names only routes that are there, and routes
+//! only clusters that are there, for as long as the control plane itself keeps that order. Whatever happens, what
+//! is in force in the end is what was sent last and was good, for every name.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod plane;
+
+use self::plane::{Manners, Plane, Toy};
+use super::*;
+use crate::ads::world::{Asks, Compiled, HOLD, Key, LINGER_MAX, Need};
+use prost::Message;
+
+/// Refuses what says that it is bad.
+struct Checker;
+
+impl Compile for Checker {
+    type Part = Toy;
+
+    fn compile(&mut self, kind: Kind, name: &Arc<str>, value: &[u8]) -> Result<Compiled<Toy>, ConfigError> {
+        let toy = Toy::decode(value).map_err(|error| ConfigError::new(error.to_string()))?;
+        assert_eq!(*toy.name, **name);
+        if toy.bad {
+            return Err(ConfigError::field("bad", "is true"));
+        }
+        let need = |kind: Kind, name: &String| Need { kind, name: name.as_str().into(), within: None };
+        let needs = toy.endpoints.iter().map(|name| need(Kind::Endpoints, name));
+        let needs = needs.chain(toy.routes.iter().map(|name| need(Kind::Routes, name))).collect();
+        let clusters = toy.clusters.iter().map(|name| name.as_str().into()).collect();
+        assert!(kind != Kind::Endpoints || toy.endpoints.is_none());
+        Ok(Compiled { part: toy, asks: Asks { needs, clusters } })
+    }
+
+    fn forget(&mut self, _: Kind, _: &Arc<str>) {}
+}
+
+/// What requests see.
+#[derive(Default)]
+struct Force {
+    resources: BTreeMap<Key, Toy>,
+    /// Whether every step must be whole.
+    strict: bool,
+    steps: usize,
+}
+
+impl Force {
+    /// Applies a change in the order in which the model does, and looks at the world after every step.
+    fn apply(&mut self, batch: Vec<Change<Toy>>) {
+        let order = |change: &Change<Toy>| match (change.kind, change.part.is_some()) {
+            (Kind::Cluster, true) => 0,
+            (Kind::Endpoints, _) => 1,
+            (Kind::Routes, true) => 2,
+            (Kind::Listener, false) => 3,
+            (Kind::Listener, true) => 4,
+            (Kind::Cluster, false) => 5,
+            _ => 6,
+        };
+        let mut batch = batch;
+        batch.sort_by_key(order);
+        for Change { kind, name, part } in batch {
+            // A cluster that is new shows itself with its endpoints.
+            let new = kind == Kind::Cluster && !self.resources.contains_key(&(kind, name.clone()));
+            match part {
+                Some(part) => drop(self.resources.insert((kind, name), part)),
+                None => drop(self.resources.remove(&(kind, name))),
+            }
+            if !new {
+                self.check();
+            }
+            self.steps += 1;
+        }
+    }
+
+    fn check(&self) {
+        for ((kind, name), toy) in &self.resources {
+            for route in &toy.routes {
+                assert!(self.has(Kind::Routes, route), "{} {name} names routes {route}", kind.noun());
+            }
+            if !self.strict {
+                continue;
+            }
+            for cluster in &toy.clusters {
+                let Some(found) = self.resources.get(&(Kind::Cluster, cluster.as_str().into())) else {
+                    panic!("routes {name} name cluster {cluster}")
+                };
+                // By the cluster's own name.
+                assert!(
+                    found.endpoints.is_none() || self.has(Kind::Endpoints, cluster),
+                    "{cluster} has no endpoints"
+                );
+            }
+        }
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        self.resources.contains_key(&(kind, name.into()))
+    }
+}
+
+struct Simulation {
+    plane: Plane,
+    machine: Machine<Checker>,
+    force: Force,
+    /// The last of each resource that the client was given and could take.
+    good: BTreeMap<Key, Toy>,
+    now: Instant,
+    registry: Registry,
+    /// Changes that are being applied, and until when that takes.
+    applying: Option<(Instant, Vec<Change<Toy>>)>,
+    /// The control plane can be reached.
+    reachable: bool,
+    /// Responses come one at a time; otherwise they are merged, and a good one that is overtaken by a bad one
+    /// before anybody has looked is lost.
+    apart: bool,
+}
+
+const CLUSTERS: usize = 6;
+const TABLES: usize = 3;
+const LISTENERS: usize = 4;
+
+impl Simulation {
+    fn new(flavor: Flavor, good: bool, seed: u64) -> Simulation {
+        let now = Instant::now();
+        let registry = Registry::new();
+        let config = AdsConfig {
+            flavor,
+            node: Node { id: "n".to_owned(), ..Node::default() },
+            node_always: false,
+            wildcards: BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, None)]),
+            backoff: BackoffConfig::default(),
+            reserved: BTreeSet::new(),
+        };
+        let random = fastrand::Rng::with_seed(seed);
+        let machine = Machine::new(config, Checker, &registry, random, now);
+        let plane = Plane::new(Manners { flavor, good }, seed);
+        let force = Force { strict: good, ..Force::default() };
+        Simulation {
+            plane,
+            machine,
+            force,
+            good: BTreeMap::new(),
+            now,
+            registry,
+            applying: None,
+            reachable: true,
+            apart: seed.is_multiple_of(2),
+        }
+    }
+
+    /// A change of the control plane's mind.
+    fn change(&mut self) {
+        let good = self.plane.manners.good;
+        let plane = &mut self.plane;
+        let of = |truth: &BTreeMap<Key, Toy>, kind: Kind| -> Vec<String> {
+            truth.keys().filter(|key| key.0 == kind).map(|key| key.1.to_string()).collect()
+        };
+        let bad = !good && plane.rng.u8(..5) == 0;
+        let toy = |name: String| Toy { name, bad, ..Toy::default() };
+        match plane.rng.u8(..10) {
+            0..3 => {
+                let n = plane.rng.usize(..CLUSTERS);
+                let name = format!("c{n}");
+                let endpoints = (n > 1).then(|| format!("e{n}"));
+                if let Some(endpoints) = &endpoints {
+                    plane.put(Kind::Endpoints, Toy { name: endpoints.clone(), ..Toy::default() });
+                }
+                plane.put(Kind::Cluster, Toy { endpoints, ..toy(name) });
+            }
+            3 => {
+                let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Endpoints)) else { return };
+                plane.put(Kind::Endpoints, toy(name));
+            }
+            4 => {
+                // A cluster goes, and so do the references to it.
+                let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Cluster)) else { return };
+                plane.truth.remove(&(Kind::Cluster, name.as_str().into()));
+                if good {
+                    let tables: Vec<Toy> = plane
+                        .truth
+                        .iter()
+                        .filter(|(key, _)| key.0 == Kind::Routes)
+                        .map(|(_, toy)| toy.clone())
+                        .collect();
+                    for mut table in tables.into_iter().filter(|table| table.clusters.contains(&name)) {
+                        table.clusters.retain(|cluster| *cluster != name);
+                        plane.put(Kind::Routes, table);
+                    }
+                }
+            }
+            5..7 => {
+                let name = format!("r{}", plane.rng.usize(..TABLES));
+                let mut clusters = if good {
+                    of(&plane.truth, Kind::Cluster)
+                } else {
+                    (0..CLUSTERS).map(|n| format!("c{n}")).collect()
+                };
+                plane.rng.shuffle(&mut clusters);
+                clusters.truncate(3);
+                plane.put(Kind::Routes, Toy { clusters, ..toy(name) });
+            }
+            7..9 => {
+                let mut routes = of(&plane.truth, Kind::Routes);
+                plane.rng.shuffle(&mut routes);
+                routes.truncate(2);
+                let name = format!("l{}", plane.rng.usize(..LISTENERS));
+                plane.put(Kind::Listener, Toy { routes, ..toy(name) });
+            }
+            _ => {
+                let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Listener)) else { return };
+                plane.truth.remove(&(Kind::Listener, name.as_str().into()));
+            }
+        }
+    }
+
+    /// Something happens.
+    fn event(&mut self) {
+        let good = self.plane.manners.good;
+        match self.plane.rng.u8(..20) {
+            0..5 => {
+                self.change();
+                self.plane.push(self.now);
+            }
+            5 if !good => {
+                self.change();
+                self.change();
+                self.plane.push(self.now);
+            }
+            6 if !good => self.plane.repeat(self.now),
+            7 if self.plane.rng.u8(..4) == 0 => self.cut(),
+            8 if !good => self.reachable = !self.reachable,
+            _ => {}
+        }
+        let pause = Duration::from_millis(self.plane.rng.u64(..200));
+        self.advance(pause);
+    }
+
+    fn cut(&mut self) {
+        if matches!(self.machine.link, Link::Up) {
+            self.plane.cut();
+            let wait = self.machine.disconnected(self.now);
+            assert!(wait <= BackoffConfig::default().max);
+        }
+    }
+
+    /// Lets time pass, event by event.
+    fn advance(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let next = self.work();
+            match next.filter(|next| *next <= end) {
+                Some(next) => {
+                    assert!(next >= self.now && self.force.steps < 100_000, "no time passes");
+                    self.now = next;
+                }
+                None => break,
+            }
+        }
+        self.now = end;
+    }
+
+    /// Does what is due now; tells when there is more.
+    fn work(&mut self) -> Option<Instant> {
+        loop {
+            if let Some((until, _)) = &self.applying
+                && *until <= self.now
+            {
+                let (_, batch) = self.applying.take().unwrap();
+                self.force.apply(batch);
+                self.machine.applied(Vec::new());
+            }
+            let mut came = false;
+            while self.machine.has_room()
+                && !(self.apart && (self.applying.is_some() || came))
+                && let Some(response) = self.plane.receive(self.now)
+            {
+                self.learn(&response);
+                self.machine.received(response, self.now).unwrap();
+                came = true;
+            }
+            let step = self.machine.step(self.now);
+            // What a listener has come to need is asked for.
+            let room = if self.plane.manners.good { 100 } else { self.plane.rng.usize(..4) };
+            for _ in 0..room {
+                let Some(request) = self.machine.next_request() else { break };
+                self.plane.request(request, self.now);
+            }
+            match step {
+                Step::Connect if self.reachable => {
+                    self.plane.connect();
+                    self.machine.connected();
+                }
+                Step::Connect => drop(self.machine.disconnected(self.now)),
+                Step::Apply(batch) => {
+                    let takes = Duration::from_millis(self.plane.rng.u64(..10));
+                    self.applying = Some((self.now + takes, batch));
+                }
+                Step::Wait(_) if came => {}
+                Step::Wait(until) => {
+                    let applied = self.applying.as_ref().map(|(until, _)| *until);
+                    let due = self.plane.next_due().filter(|_| self.machine.has_room());
+                    let more = Some(self.now + Duration::from_millis(7)).filter(|_| room < 4);
+                    let next = [until, applied, due, more].into_iter().flatten();
+                    return next.filter(|next| *next > self.now).min();
+                }
+            }
+        }
+    }
+
+    /// Remembers what the client is given now: the last good of each name that it has asked for.
+    fn learn(&mut self, response: &Response) {
+        let update = response.clone().update().unwrap();
+        if update.whole {
+            let names: BTreeSet<_> = update.resources.iter().map(|resource| resource.name.clone()).collect();
+            self.good.retain(|key, _| key.0 != update.kind || names.contains(&key.1));
+        }
+        for name in update.removed {
+            self.good.remove(&(update.kind, name));
+        }
+        for resource in update.resources {
+            let Content::Value(value) = resource.content else { continue };
+            let toy = Toy::decode(value.as_slice()).unwrap();
+            if !toy.bad && update.kind.is_wildcard() {
+                self.good.insert((update.kind, resource.name), toy);
+            }
+        }
+    }
+
+    /// The faults end, everything that is on its way arrives.
+    fn calm_down(&mut self) {
+        self.reachable = true;
+        self.plane.manners.good = true;
+        self.advance(Duration::from_secs(60));
+        self.plane.push(self.now);
+        self.advance(Duration::from_secs(60) + HOLD + LINGER_MAX);
+    }
+
+    fn check_end(&self) {
+        let force = |kind: Kind, name: &str| self.force.resources.get(&(kind, name.into()));
+        // What the control plane has now of it is good. What is bad now may never have been good for a client that
+        // has come to want it lately.
+        let is_good =
+            |kind: Kind, name: &str| self.plane.truth.get(&(kind, name.into())).is_some_and(|toy| !toy.bad);
+        for ((kind, name), toy) in self.good.iter().filter(|(key, _)| key.0.is_wildcard()) {
+            let fit = toy.routes.iter().all(|route| is_good(Kind::Routes, route))
+                && toy.endpoints.iter().all(|endpoints| is_good(Kind::Endpoints, endpoints));
+            if fit && (self.apart || is_good(*kind, name)) {
+                assert_eq!(
+                    force(*kind, name),
+                    Some(toy),
+                    "{} {name} is not the last that was good",
+                    kind.noun()
+                );
+            }
+        }
+        for ((kind, name), toy) in self.force.resources.iter().filter(|(key, _)| key.0.is_wildcard()) {
+            let key = (*kind, name.clone());
+            // What went and came back refused before anybody looked is what it was.
+            let there = self.good.contains_key(&key) || !self.apart && self.plane.truth.contains_key(&key);
+            assert!(there, "{} {name} should be gone", kind.noun());
+            for route in toy.routes.iter().filter(|route| is_good(Kind::Routes, route)) {
+                let key = (Kind::Routes, Arc::from(route.as_str()));
+                assert_eq!(self.force.resources.get(&key), self.plane.truth.get(&key));
+            }
+            for endpoints in toy.endpoints.iter().filter(|name| is_good(Kind::Endpoints, name)) {
+                let key = (Kind::Endpoints, Arc::from(endpoints.as_str()));
+                assert_eq!(force(Kind::Endpoints, name), self.plane.truth.get(&key), "endpoints of {name}");
+            }
+        }
+        for (key, toy) in self.plane.truth.iter().filter(|(key, toy)| key.0.is_wildcard() && !toy.bad) {
+            assert_eq!(self.good.get(key), Some(toy), "the simulation has lost something");
+        }
+    }
+}
+
+fn run(flavor: Flavor, good: bool, seed: u64) -> Simulation {
+    eprintln!("{flavor:?}, seed {seed}");
+    let mut simulation = Simulation::new(flavor, good, seed);
+    for _ in 0..300 {
+        simulation.event();
+    }
+    simulation.calm_down();
+    simulation.check_end();
+    simulation
+}
+
+#[test]
+fn no_half_applied_world_is_seen_when_the_control_plane_keeps_the_order() {
+    for flavor in [Flavor::Delta, Flavor::State] {
+        let steps: usize = (0..25).map(|seed| run(flavor, true, seed).force.steps).sum();
+        assert!(steps > 25 * 50, "hardly anything happens: {steps}");
+    }
+}
+
+#[test]
+fn what_is_in_force_is_the_last_good_of_each_name_whatever_happens() {
+    for flavor in [Flavor::Delta, Flavor::State] {
+        let mut rejected = 0;
+        for seed in 0..40 {
+            let simulation = run(flavor, false, seed);
+
+            rejected += simulation.registry.sum("cluster_manager.cds.", "update_rejected");
+        }
+        assert!(rejected > 20, "hardly anything is refused: {rejected}");
+    }
+}

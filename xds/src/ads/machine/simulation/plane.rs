@@ -1,0 +1,225 @@
+//! A model of a control plane, of either protocol: it answers as istiod does, and as badly as it is told to.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use sixfold_xds_api::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource,
+};
+use sixfold_xds_api::pb::google::protobuf::Any;
+
+use super::super::{Request, Response};
+use super::Key;
+use crate::ads::{Flavor, Kind};
+
+/// A resource of whatever kind.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Toy {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    /// Tells it from every other.
+    #[prost(uint64, tag = "2")]
+    pub(super) version: u64,
+    /// Whether a client must refuse it.
+    #[prost(bool, tag = "3")]
+    pub(super) bad: bool,
+    #[prost(string, optional, tag = "4")]
+    pub(super) endpoints: Option<String>,
+    #[prost(string, repeated, tag = "5")]
+    pub(super) routes: Vec<String>,
+    #[prost(string, repeated, tag = "6")]
+    pub(super) clusters: Vec<String>,
+}
+
+/// What a control plane is made to do.
+pub(super) struct Manners {
+    pub(super) flavor: Flavor,
+    /// Sends types in their order, nothing that is bad, nothing late.
+    pub(super) good: bool,
+}
+
+pub(super) struct Plane {
+    pub(super) manners: Manners,
+    pub(super) truth: BTreeMap<Key, Toy>,
+    stream: Option<Stream>,
+    versions: u64,
+    pub(super) rng: fastrand::Rng,
+}
+
+#[derive(Default)]
+struct Stream {
+    topics: BTreeMap<Kind, Topic>,
+    nonces: u64,
+    out: VecDeque<(Instant, Response)>,
+}
+
+#[derive(Default)]
+struct Topic {
+    names: BTreeSet<String>,
+    sent: BTreeMap<String, Vec<u8>>,
+    nonce: String,
+}
+
+impl Plane {
+    pub(super) fn new(manners: Manners, seed: u64) -> Plane {
+        let rng = fastrand::Rng::with_seed(seed);
+        Plane { manners, truth: BTreeMap::new(), stream: None, versions: 0, rng }
+    }
+
+    pub(super) fn put(&mut self, kind: Kind, toy: Toy) {
+        self.versions += 1;
+        let toy = Toy { version: self.versions, ..toy };
+        self.truth.insert((kind, toy.name.as_str().into()), toy);
+    }
+
+    pub(super) fn connect(&mut self) {
+        self.stream = Some(Stream::default());
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.stream = None;
+    }
+
+    /// Sends what has changed of every type that is subscribed to.
+    pub(super) fn push(&mut self, now: Instant) {
+        let mut kinds = vec![Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::Routes];
+        if !self.manners.good {
+            self.rng.shuffle(&mut kinds);
+        }
+        for kind in kinds {
+            self.send(kind, &BTreeSet::new(), now);
+        }
+    }
+
+    /// Sends everything again, changed or not.
+    pub(super) fn repeat(&mut self, now: Instant) {
+        let kinds: Vec<Kind> = self.stream.iter().flat_map(|stream| stream.topics.keys().copied()).collect();
+        for kind in kinds {
+            let names = self.truth.keys().filter(|key| key.0 == kind).map(|key| key.1.to_string()).collect();
+            self.send(kind, &names, now);
+        }
+    }
+
+    /// The next response, if one is due.
+    pub(super) fn receive(&mut self, now: Instant) -> Option<Response> {
+        let out = &mut self.stream.as_mut()?.out;
+        if out.front()?.0 > now { None } else { out.pop_front().map(|(_, response)| response) }
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.stream.as_ref()?.out.front().map(|(due, _)| *due)
+    }
+
+    pub(super) fn request(&mut self, request: Request, now: Instant) {
+        let Some(stream) = &mut self.stream else { return };
+        match request {
+            Request::Delta(request) => {
+                let kind = Kind::of_type_url(&request.type_url).unwrap();
+                let first = !stream.topics.contains_key(&kind);
+                let topic = stream.topics.entry(kind).or_default();
+                // An acknowledgement; and what is said of another response than the last is ignored.
+                if !request.response_nonce.is_empty() {
+                    assert!(request.resource_names_subscribe.is_empty(), "an answer that subscribes");
+                    return;
+                }
+                for name in &request.resource_names_unsubscribe {
+                    topic.names.remove(name);
+                    topic.sent.remove(name);
+                }
+                // What is subscribed to already is not answered.
+                let fresh: BTreeSet<String> = request
+                    .resource_names_subscribe
+                    .into_iter()
+                    .filter(|name| topic.names.insert(name.clone()))
+                    .collect();
+                if first {
+                    assert_eq!(request.node.is_some(), kind == Kind::Cluster);
+                    topic.sent = request
+                        .initial_resource_versions
+                        .into_keys()
+                        .map(|name| (name, Vec::new()))
+                        .collect();
+                }
+                self.send(kind, &fresh, now);
+            }
+            Request::State(request) => {
+                let kind = Kind::of_type_url(&request.type_url).unwrap();
+                let first = !stream.topics.contains_key(&kind);
+                let topic = stream.topics.entry(kind).or_default();
+                assert!(
+                    !first || kind.is_wildcard() || !request.resource_names.is_empty(),
+                    "a wildcard by mistake"
+                );
+                if !first && request.response_nonce != topic.nonce {
+                    return;
+                }
+                let names: BTreeSet<String> = request.resource_names.into_iter().collect();
+                let fresh: BTreeSet<String> = names.difference(&topic.names).cloned().collect();
+                topic.sent.retain(|name, _| kind.is_wildcard() || names.contains(name));
+                topic.names = names;
+                if first || !fresh.is_empty() {
+                    self.send(kind, &fresh, now);
+                }
+            }
+        }
+    }
+
+    /// Sends what differs from what was sent; `fresh` names whether they differ or not.
+    fn send(&mut self, kind: Kind, fresh: &BTreeSet<String>, now: Instant) {
+        let late = if self.manners.good { self.rng.u64(..20) } else { self.rng.u64(..1500) };
+        let Some(stream) = &mut self.stream else { return };
+        let Some(topic) = stream.topics.get_mut(&kind) else { return };
+        let have: BTreeMap<String, Vec<u8>> = self
+            .truth
+            .range((kind, Arc::from(""))..)
+            .take_while(|(key, _)| key.0 == kind)
+            .map(|(key, toy)| (key.1.to_string(), toy.encode_to_vec()))
+            .filter(|(name, _)| kind.is_wildcard() || topic.names.contains(name))
+            .collect();
+        let changed = |(name, value): &(&String, &Vec<u8>)| {
+            topic.sent.get(*name) != Some(*value) || fresh.contains(*name)
+        };
+        let mut new: BTreeMap<String, Vec<u8>> =
+            have.iter().filter(changed).map(|(name, value)| (name.clone(), value.clone())).collect();
+        let gone: Vec<String> = topic.sent.keys().filter(|name| !have.contains_key(*name)).cloned().collect();
+        if new.is_empty() && gone.is_empty() {
+            return;
+        }
+        if self.manners.flavor == Flavor::State && kind.is_wildcard() {
+            new.clone_from(&have);
+        }
+        topic.sent.retain(|name, _| have.contains_key(name));
+        topic.sent.extend(new.clone());
+        stream.nonces += 1;
+        topic.nonce = stream.nonces.to_string();
+        let (nonce, type_url) = (topic.nonce.clone(), kind.type_url().to_owned());
+        let any = |value: Vec<u8>| Any { type_url: type_url.clone(), value };
+        let response = match self.manners.flavor {
+            Flavor::Delta => Response::Delta(DeltaDiscoveryResponse {
+                resources: new
+                    .into_iter()
+                    .map(|(name, value)| ProtoResource {
+                        name,
+                        resource: Some(any(value)),
+                        ..ProtoResource::default()
+                    })
+                    .collect(),
+                removed_resources: gone,
+                nonce,
+                type_url: type_url.clone(),
+                ..DeltaDiscoveryResponse::default()
+            }),
+            Flavor::State => Response::State(DiscoveryResponse {
+                resources: new.into_values().map(any).collect(),
+                nonce,
+                version_info: stream.nonces.to_string(),
+                type_url: type_url.clone(),
+                ..DiscoveryResponse::default()
+            }),
+        };
+        let due = (now + Duration::from_millis(late)).max(stream.out.back().map_or(now, |(due, _)| *due));
+        stream.out.push_back((due, response));
+    }
+}

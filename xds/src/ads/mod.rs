@@ -1,0 +1,22 @@
+//! The client of an xDS control plane.
+//!
+//! Everything that decides is pure: events and the time go in, requests and changes come out. `session` speaks the
+//! protocol, `update` is what a response says in either of its forms, `inbox` merges what waits, `world` knows what is
+//! in force and in which order it comes there, `machine` puts them together.
+
+mod backoff;
+mod inbox;
+mod kind;
+mod machine;
+mod session;
+mod stats;
+mod update;
+mod users;
+mod world;
+
+pub use backoff::BackoffConfig;
+pub use kind::Kind;
+pub use machine::{AdsConfig, Failure, Machine, Step};
+pub use session::{Flavor, Request};
+pub use update::{Response, UnknownType};
+pub use world::{Asks, Change, Compile, Compiled, HOLD, LINGER, LINGER_MAX, Need};

@@ -1,0 +1,325 @@
+//! One side of the protocol: what is asked for, and what is answered to what came, on one stream after the other.
+//!
+//! Requests are not queued. [`Session::next_request`] makes them from what is wanted and what was asked when the
+//! stream has room, so that a slow stream gets the newest and there is nothing to grow.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use sixfold_xds_api::pb::envoy::config::core::v3::Node;
+use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use sixfold_xds_api::pb::google::rpc::Status;
+
+use super::kind::Kind;
+
+/// Longest error that a control plane is told, in bytes.
+const MAX_ERROR: usize = 8 << 10;
+/// `google.rpc.Code.INTERNAL`, what Envoy refuses with.
+const INTERNAL: i32 = 13;
+
+/// Which protocol is spoken (`api_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// `DELTA_GRPC`: what changes.
+    Delta,
+    /// `GRPC`: all that there is of a type, or all that was asked for.
+    State,
+}
+
+/// A message for a control plane.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Of the incremental protocol.
+    Delta(DeltaDiscoveryRequest),
+    /// Of the state of the world.
+    State(DiscoveryRequest),
+}
+
+/// An answer to a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) kind: Kind,
+    pub(super) nonce: String,
+    pub(super) version: String,
+    /// What of it is refused; `None` acknowledges all.
+    pub(super) error: Option<String>,
+}
+
+/// What is wanted of a control plane, and what it knows of that.
+#[derive(Debug)]
+pub(super) struct Session {
+    flavor: Flavor,
+    node: Node,
+    /// Sends the node with every message rather than with a stream's first (`set_node_on_first_message_only`).
+    node_always: bool,
+    topics: BTreeMap<Kind, Topic>,
+    answers: VecDeque<Answer>,
+    connected: bool,
+    node_sent: bool,
+}
+
+/// What is wanted of one type.
+#[derive(Debug, Default)]
+struct Topic {
+    /// Names; of a wildcard type all are wanted, whatever stands here.
+    wanted: BTreeSet<Arc<str>>,
+    /// What was accepted, with its version: told a control plane that it need not be sent again.
+    known: BTreeMap<Arc<str>, String>,
+    /// Version of the last response that was accepted (state of the world).
+    version: String,
+    /// What the other side of this stream knows; `None` before the first request.
+    asked: Option<Asked>,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    names: BTreeSet<Arc<str>>,
+    /// What was dropped since it was asked for. When it is wanted again the other side must first hear that it was
+    /// not, or it would not send it: subscribing to what one has gets no answer.
+    dropped: BTreeSet<Arc<str>>,
+    /// What of that was told since the last response. A response that comes now may have crossed it, and then it
+    /// was ignored (state of the world).
+    unsure: BTreeSet<Arc<str>>,
+    /// Of the last response.
+    nonce: String,
+    /// Whether that is not answered yet.
+    open: bool,
+}
+
+impl Session {
+    /// Nothing is wanted yet.
+    pub(super) fn new(flavor: Flavor, node: Node, node_always: bool) -> Session {
+        Session {
+            flavor,
+            node,
+            node_always,
+            topics: BTreeMap::new(),
+            answers: VecDeque::new(),
+            connected: false,
+            node_sent: false,
+        }
+    }
+
+    /// Wants everything of a wildcard type.
+    pub(super) fn want_all(&mut self, kind: Kind) {
+        self.topics.entry(kind).or_default();
+    }
+
+    /// Wants a name more, or no longer. What is wanted no longer is no longer known.
+    pub(super) fn want(&mut self, kind: Kind, name: &Arc<str>, wanted: bool) {
+        let topic = self.topics.entry(kind).or_default();
+        if wanted {
+            topic.wanted.insert(name.clone());
+        } else {
+            topic.known.remove(name);
+            if topic.wanted.remove(name)
+                && let Some(asked) = topic.asked.as_mut().filter(|asked| asked.names.contains(name))
+            {
+                asked.dropped.insert(name.clone());
+            }
+        }
+    }
+
+    /// Whether a resource was asked for and still is.
+    pub(super) fn wants(&self, kind: Kind, name: &str) -> bool {
+        kind.is_wildcard() || self.topics.get(&kind).is_some_and(|topic| topic.wanted.contains(name))
+    }
+
+    /// Remembers the version of a resource that was accepted, or that it is gone.
+    pub(super) fn know(&mut self, kind: Kind, name: &Arc<str>, version: Option<String>) {
+        let Some(topic) = self.topics.get_mut(&kind) else { return };
+        match version {
+            Some(version) => topic.known.insert(name.clone(), version),
+            None => topic.known.remove(name),
+        };
+    }
+
+    /// A stream has begun: everything is asked for again.
+    pub(super) fn connected(&mut self) {
+        self.disconnected();
+        self.connected = true;
+    }
+
+    /// The stream has ended.
+    pub(super) fn disconnected(&mut self) {
+        self.connected = false;
+        self.node_sent = false;
+        self.answers.clear();
+        self.topics.values_mut().for_each(|topic| topic.asked = None);
+    }
+
+    /// A response with resources of these names has come; until it is answered no other request of its type goes
+    /// out on the state of the world, where every request answers something.
+    pub(super) fn received<'a>(
+        &mut self,
+        kind: Kind,
+        nonce: &str,
+        names: impl Iterator<Item = &'a Arc<str>>,
+    ) {
+        let Some(topic) = self.topics.get_mut(&kind) else { return };
+        let Some(asked) = &mut topic.asked else { return };
+        asked.nonce = nonce.to_owned();
+        asked.open = true;
+        if self.flavor == Flavor::State {
+            asked.dropped.append(&mut asked.unsure);
+        }
+        if !asked.dropped.is_empty() {
+            for name in names.filter(|name| topic.wanted.contains(*name)) {
+                asked.dropped.remove(name);
+            }
+        }
+    }
+
+    /// Answers a response of this stream.
+    pub(super) fn answer(&mut self, answer: Answer) {
+        let Some(topic) = self.topics.get_mut(&answer.kind) else { return };
+        if answer.error.is_none() {
+            topic.version.clone_from(&answer.version);
+        }
+        let Some(asked) = &topic.asked else { return };
+        // When a later one has come, what is said of an earlier one is ignored in the state of the world.
+        if self.flavor == Flavor::Delta || asked.nonce == answer.nonce {
+            self.answers.push_back(answer);
+        }
+    }
+
+    /// The next message, if there is one to be sent. Changes of what is wanted go before answers, as Envoy sends
+    /// them: what a response has led to is then on its way when that is acknowledged.
+    pub(super) fn next_request(&mut self) -> Option<Request> {
+        if !self.connected {
+            return None;
+        }
+        let kinds: Vec<Kind> = self.topics.keys().copied().collect();
+        let request = kinds.into_iter().find_map(|kind| match self.flavor {
+            Flavor::Delta => self.delta_change(kind).map(Request::Delta),
+            Flavor::State => self.state_change(kind).map(Request::State),
+        });
+        let request = match request {
+            Some(request) => request,
+            None => self.next_answer()?,
+        };
+        Some(self.with_node(request))
+    }
+
+    fn next_answer(&mut self) -> Option<Request> {
+        let Answer { kind, nonce, version: _, error } = self.answers.pop_front()?;
+        let error_detail =
+            error.map(|message| Status { code: INTERNAL, message: cut(message), ..Status::default() });
+        let type_url = kind.type_url().to_owned();
+        Some(match self.flavor {
+            Flavor::Delta => Request::Delta(DeltaDiscoveryRequest {
+                type_url,
+                response_nonce: nonce,
+                error_detail,
+                ..DeltaDiscoveryRequest::default()
+            }),
+            Flavor::State => {
+                let topic = self.topics.get_mut(&kind)?;
+                let (wanted, asked) = (&topic.wanted, topic.asked.get_or_insert_default());
+                asked.told(wanted);
+                asked.open &= asked.nonce != nonce;
+                Request::State(DiscoveryRequest {
+                    type_url,
+                    version_info: topic.version.clone(),
+                    resource_names: texts(&asked.names),
+                    response_nonce: nonce,
+                    error_detail,
+                    ..DiscoveryRequest::default()
+                })
+            }
+        })
+    }
+
+    /// A change of what is wanted, spontaneous: it has no nonce and answers nothing.
+    fn delta_change(&mut self, kind: Kind) -> Option<DeltaDiscoveryRequest> {
+        let topic = self.topics.get_mut(&kind)?;
+        let mut request = DeltaDiscoveryRequest {
+            type_url: kind.type_url().to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        match &mut topic.asked {
+            // An empty first request would be taken for a wildcard.
+            None if topic.wanted.is_empty() && !kind.is_wildcard() => return None,
+            None => {
+                request.resource_names_subscribe = texts(&topic.wanted);
+                request.initial_resource_versions =
+                    topic.known.iter().map(|(name, version)| (name.to_string(), version.clone())).collect();
+                topic.asked = Some(Asked { names: topic.wanted.clone(), ..Asked::default() });
+            }
+            Some(asked) if !asked.must_tell(&topic.wanted) => return None,
+            Some(asked) => {
+                let before = asked.told(&topic.wanted);
+                request.resource_names_subscribe = texts(asked.names.difference(&before));
+                request.resource_names_unsubscribe = texts(before.difference(&asked.names));
+            }
+        }
+        Some(request)
+    }
+
+    fn state_change(&mut self, kind: Kind) -> Option<DiscoveryRequest> {
+        let topic = self.topics.get_mut(&kind)?;
+        let nonce = match &mut topic.asked {
+            None if topic.wanted.is_empty() && !kind.is_wildcard() => return None,
+            None => {
+                topic.asked = Some(Asked { names: topic.wanted.clone(), ..Asked::default() });
+                String::new()
+            }
+            // The answer will carry the names; before it the control plane would ignore them.
+            Some(asked) if asked.open || !asked.must_tell(&topic.wanted) => return None,
+            Some(asked) => {
+                asked.told(&topic.wanted);
+                asked.nonce.clone()
+            }
+        };
+        let names = topic.asked.as_ref().map(|asked| texts(&asked.names));
+        Some(DiscoveryRequest {
+            type_url: kind.type_url().to_owned(),
+            version_info: topic.version.clone(),
+            resource_names: names.unwrap_or_default(),
+            response_nonce: nonce,
+            ..DiscoveryRequest::default()
+        })
+    }
+
+    fn with_node(&mut self, mut request: Request) -> Request {
+        if self.node_always || !std::mem::replace(&mut self.node_sent, true) {
+            let node = Some(self.node.clone());
+            match &mut request {
+                Request::Delta(request) => request.node = node,
+                Request::State(request) => request.node = node,
+            }
+        }
+        request
+    }
+}
+
+impl Asked {
+    fn must_tell(&self, wanted: &BTreeSet<Arc<str>>) -> bool {
+        self.names != *wanted || !self.dropped.is_empty()
+    }
+
+    /// Takes for asked what is wanted, but for what was dropped meanwhile, which is left to the next request.
+    /// Answers what was asked before.
+    fn told(&mut self, wanted: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
+        let dropped = std::mem::take(&mut self.dropped);
+        let names = wanted.difference(&dropped).cloned().collect();
+        self.unsure.extend(dropped);
+        std::mem::replace(&mut self.names, names)
+    }
+}
+
+fn texts<'a>(names: impl IntoIterator<Item = &'a Arc<str>>) -> Vec<String> {
+    names.into_iter().map(|name| name.to_string()).collect()
+}
+
+/// Cuts a long text between characters.
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_ERROR {
+        text.truncate(text.floor_char_boundary(MAX_ERROR));
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;
