@@ -1,9 +1,9 @@
 //! Header fields of a message in one arena.
 //!
-//! A message's names and values live in one byte buffer, and a field is four numbers into it. Parsing a
-//! head therefore allocates nothing once a connection has served its first request, well-known names are
-//! compared by one byte, and the original spelling of a name stays available to the profiles that keep it
-//! (nginx does, Envoy lower-cases).
+//! A message's fields live in one byte buffer as the lines of HTTP/1, and a field is a few numbers into it. Parsing
+//! a head therefore allocates nothing once a connection has served its first request, lines that nobody touched
+//! are written out as they lie, well-known names are compared by one byte, and the original spelling of a name
+//! stays available to the profiles that keep it (nginx does, Envoy lower-cases).
 //!
 //! Bytes that no field needs any more are counted and squeezed out before the arena grows: it is never larger
 //! than twice what its fields hold (plus [`FIRST`] bytes), whatever is done to them and how often.
@@ -12,15 +12,18 @@ pub mod fuzz;
 mod known;
 mod name;
 mod rules;
+mod scan;
 #[cfg(test)]
 mod tests;
 
 pub use known::Known;
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
 pub use rules::{HeaderFault, HeaderRules, Underscores};
+pub use scan::{control, is_clean};
 
 use bytes::Bytes;
 use std::fmt;
+use std::ops::Range;
 
 /// Bytes that a block allocates with its first field.
 pub const FIRST: usize = 512;
@@ -30,25 +33,70 @@ pub const KEPT_BYTES: usize = 8 * 1024;
 /// Fields that a cleared block keeps room for.
 pub const KEPT_FIELDS: usize = 256;
 
-/// One field: where its name and value lie in the arena.
+/// What stands between a name and its value.
+const COLON: &[u8] = b": ";
+/// What ends a line.
+const END: &[u8] = b"\r\n";
+/// Bytes of a line that are neither name nor value.
+const AROUND: usize = COLON.len() + END.len();
+
+/// One field: where its line lies in the arena.
 #[derive(Clone, Copy)]
 struct Field {
-    name: u32,
-    value: u32,
+    at: u32,
     value_len: u32,
     name_len: u16,
     /// 0 for a name that is not well known.
     known: u8,
+    flags: u8,
+}
+
+/// Nothing in the line could be read as its end or as the end of its name.
+const SOUND: u8 = 1;
+/// The name has an upper case letter.
+const UPPER: u8 = 2;
+
+/// What is to be known of a name, and of a value that has been checked.
+#[inline]
+fn flags_of(name: &[u8]) -> u8 {
+    SOUND | if scan::has_upper(name) { UPPER } else { 0 }
+}
+
+/// A field as a line of HTTP/1.
+#[derive(Clone, Debug)]
+pub struct Line<'a> {
+    /// The id of a well-known name.
+    pub known: Option<Known>,
+    /// The value.
+    pub value: &'a [u8],
+    /// Bytes of the name, which begins the line.
+    pub name_len: usize,
+    /// Where it lies among [`Headers::wire`], from its name to its line end.
+    pub at: Range<usize>,
+    /// Whether the name has an upper case letter.
+    pub upper: bool,
+    /// Whether the name is a token and the value has no CR, LF or NUL: another line must not be written.
+    pub sound: bool,
 }
 
 impl Field {
     #[inline]
     fn name<'a>(&self, buf: &'a [u8]) -> &'a [u8] {
-        &buf[self.name as usize..self.name as usize + self.name_len as usize]
+        &buf[self.at as usize..self.at as usize + self.name_len as usize]
+    }
+    /// Where its value begins.
+    #[inline]
+    fn value_at(&self) -> usize {
+        self.at as usize + self.name_len as usize + COLON.len()
     }
     #[inline]
     fn value<'a>(&self, buf: &'a [u8]) -> &'a [u8] {
-        &buf[self.value as usize..self.value as usize + self.value_len as usize]
+        &buf[self.value_at()..self.value_at() + self.value_len as usize]
+    }
+    /// Where its line lies.
+    #[inline]
+    fn place(&self) -> Range<usize> {
+        self.at as usize..self.at as usize + self.len()
     }
     #[inline]
     fn is(&self, key: impl Key, buf: &[u8]) -> bool {
@@ -60,7 +108,7 @@ impl Field {
     /// Bytes of the arena that are its own.
     #[inline]
     fn len(&self) -> usize {
-        self.name_len as usize + self.value_len as usize
+        self.name_len as usize + self.value_len as usize + AROUND
     }
     #[inline]
     fn known(&self) -> Option<Known> {
@@ -114,7 +162,7 @@ impl Headers {
 
     /// The bytes of all names and values, with Envoy's four more a field for `: ` and the line end.
     pub fn wire_len(&self) -> usize {
-        self.live() + 4 * self.fields.len()
+        self.live()
     }
 
     /// Bytes of memory that the block holds, used or not.
@@ -164,32 +212,67 @@ impl Headers {
     pub fn iter_shared(&self) -> impl Iterator<Item = (Option<Known>, &[u8], Bytes)> {
         let shared = Bytes::copy_from_slice(&self.buf);
         self.fields.iter().map(move |f| {
-            let value = shared.slice(f.value as usize..f.value as usize + f.value_len as usize);
+            let value = shared.slice(f.value_at()..f.value_at() + f.value_len as usize);
             (f.known(), f.name(&self.buf), value)
         })
     }
 
+    /// Every field in order as a line of HTTP/1; [`Headers::wire`] has the bytes. Lines that lie side by side can
+    /// be copied together.
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.fields.iter().map(|f| Line {
+            known: f.known(),
+            value: f.value(&self.buf),
+            name_len: f.name_len as usize,
+            at: f.place(),
+            upper: f.flags & UPPER != 0,
+            sound: f.flags & SOUND != 0,
+        })
+    }
+
+    /// The bytes that [`Line::at`] is about; there may be others among them.
+    pub fn wire(&self) -> &[u8] {
+        &self.buf
+    }
+
     /// Adds a field as it came off the wire, its name in any case and kept as spelled.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        self.push_known(Known::find(name), name, value);
+        let known = Known::find(name);
+        self.push_unchecked(known.map_or(0, |k| k.0), name, value);
     }
 
-    /// [`Headers::push`] for a caller that has looked `known` up already: it must be what
-    /// [`Known::find`] says of `name`.
+    /// [`Headers::push`] for a codec, which has looked `known` up and checked the field already: `known` must be what
+    /// [`Known::find`] says of `name`, the name a token, and the value without CR, LF and NUL.
     #[inline]
-    pub fn push_known(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
-        self.push_field(known.map_or(0, |k| k.0), name, value);
+    pub fn push_checked(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        self.push_field(known.map_or(0, |k| k.0), name, value, flags_of(name));
     }
 
-    /// [`Headers::push_known`], with the name stored in lower case.
+    /// [`Headers::push_checked`], with the name stored in lower case.
     #[inline]
-    pub fn push_known_lower(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+    pub fn push_checked_lower(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
         let before = self.fields.len();
-        self.push_known(known, name, value);
+        self.push_checked(known, name, value);
         if let Some(field) = self.fields.get(before) {
-            let at = field.name as usize;
+            let at = field.at as usize;
             self.buf[at..at + name.len()].make_ascii_lowercase();
+            self.fields[before].flags &= !UPPER;
         }
+    }
+
+    /// [`Headers::push_checked`] for a whole line `name: value\r\n`, whose name is stored as `name`, which differs
+    /// at most in case. What is no such line is left out.
+    #[inline]
+    pub fn push_line(&mut self, known: Option<Known>, name: &[u8], line: &[u8]) {
+        let Some(value_len) = line.len().checked_sub(name.len() + AROUND) else { return };
+        let Ok(name_len) = u16::try_from(name.len()) else { return };
+        self.reserve(line.len());
+        let at = self.buf.len();
+        put(&mut self.buf, line);
+        self.buf[at..at + name.len()].copy_from_slice(name);
+        let known = known.map_or(0, |k| k.0);
+        let flags = flags_of(name);
+        self.fields.push(Field { at: at as u32, value_len: value_len as u32, name_len, known, flags });
     }
 
     /// Remembers how the peer spelled a name whose field does not stay, the first time.
@@ -208,24 +291,26 @@ impl Headers {
     /// Adds a field after those that are there; an equal name stays a line of its own.
     pub fn append(&mut self, key: impl Key, value: &[u8]) {
         let known = key.known().map_or(0, |k| k.0);
-        self.push_field(known, key.spelled(), value);
+        self.push_unchecked(known, key.spelled(), value);
+    }
+
+    fn push_unchecked(&mut self, known: u8, name: &[u8], value: &[u8]) {
+        let sound = is_clean(value) && (known != 0 || is_token(name));
+        self.push_field(known, name, value, if sound { flags_of(name) } else { flags_of(name) & !SOUND });
     }
 
     /// A name beyond 64 KiB is left out: no codec reads one and no configuration has one.
-    fn push_field(&mut self, known: u8, name: &[u8], value: &[u8]) {
+    #[inline]
+    fn push_field(&mut self, known: u8, name: &[u8], value: &[u8], flags: u8) {
         let Ok(name_len) = u16::try_from(name.len()) else { return };
-        self.reserve(name.len() + value.len());
-        let name_at = self.buf.len() as u32;
+        let field = Field { at: 0, value_len: value.len() as u32, name_len, known, flags };
+        self.reserve(field.len());
+        let field = Field { at: self.buf.len() as u32, ..field };
         put(&mut self.buf, name);
-        let value_at = self.buf.len() as u32;
+        put(&mut self.buf, COLON);
         put(&mut self.buf, value);
-        self.fields.push(Field {
-            name: name_at,
-            value: value_at,
-            value_len: value.len() as u32,
-            name_len,
-            known,
-        });
+        put(&mut self.buf, END);
+        self.fields.push(field);
     }
 
     /// Makes `value` the only value of `key`, in the place of the first one.
@@ -249,21 +334,41 @@ impl Headers {
         });
     }
 
-    /// Gives the field at `at` another value: in the old one's place if it fits, else behind everything.
+    /// Gives the field at `at` another value: in the old one's place if it fits, else the whole line behind everything.
     fn write_value(&mut self, at: usize, value: &[u8]) {
         let old = self.fields[at].value_len as usize;
-        self.dead += old;
-        self.fields[at].value_len = 0;
         if value.len() > old {
-            self.reserve(value.len());
-            self.fields[at].value = self.buf.len() as u32;
+            self.move_line(at, value.len());
             put(&mut self.buf, value);
+            put(&mut self.buf, END);
         } else {
-            let from = self.fields[at].value as usize;
-            self.buf[from..from + value.len()].copy_from_slice(value);
-            self.dead -= value.len();
+            let from = self.fields[at].value_at();
+            let place = &mut self.buf[from..from + value.len() + END.len()];
+            let (place, end) = place.split_at_mut(value.len());
+            place.copy_from_slice(value);
+            end.copy_from_slice(END);
+            self.dead += old - value.len();
         }
-        self.fields[at].value_len = value.len() as u32;
+        let field = &mut self.fields[at];
+        field.value_len = value.len() as u32;
+        let sound = is_clean(value) && (field.known != 0 || is_token(field.name(&self.buf)));
+        field.flags = if sound { field.flags | SOUND } else { field.flags & !SOUND };
+    }
+
+    /// Begins the line at `at` anew behind everything, with room for a value of so many bytes, which the caller writes
+    /// with its line end.
+    fn move_line(&mut self, at: usize, value_len: usize) {
+        // Its old value is dead when room is made.
+        self.dead += self.fields[at].value_len as usize;
+        self.fields[at].value_len = 0;
+        self.reserve(self.fields[at].len() + value_len);
+        let from = self.fields[at].at as usize;
+        let head = from..self.fields[at].value_at();
+        self.dead += head.len() + END.len();
+        self.fields[at].at = self.buf.len() as u32;
+        #[cfg(test)]
+        tests::COPIED.set(tests::COPIED.get() + head.len());
+        self.buf.extend_from_within(head);
     }
 
     /// Adds `key` unless it is there already.
@@ -290,19 +395,22 @@ impl Headers {
             return;
         }
         let added = separator.len() + value.len();
-        let is_last = |h: &Headers| h.fields[at].value as usize + old == h.buf.len();
         self.reserve(added);
-        if !is_last(self) {
+        if self.fields[at].place().end == self.buf.len() {
+            self.buf.truncate(self.buf.len() - END.len());
+        } else {
             let moved = self.fields[at].value(&self.buf).to_vec();
-            self.dead += old;
-            self.fields[at].value_len = 0;
-            self.reserve(old + added);
-            self.fields[at].value = self.buf.len() as u32;
+            self.move_line(at, old + added);
             put(&mut self.buf, &moved);
         }
         put(&mut self.buf, separator);
         put(&mut self.buf, value);
-        self.fields[at].value_len = (old + added) as u32;
+        put(&mut self.buf, END);
+        let field = &mut self.fields[at];
+        field.value_len = (old + added) as u32;
+        if !is_clean(separator) || !is_clean(value) {
+            field.flags &= !SOUND;
+        }
     }
 
     /// Joins the lines of every repeated well-known name into the first one, where `inline` says so: with
@@ -329,14 +437,13 @@ impl Headers {
         let mut fresh = Vec::with_capacity(buf.len() - *dead + 2 * lines.len());
         let mut done = KnownSet::default();
         fields.retain_mut(|f| {
-            let joins = names.has(f.known);
-            if joins && !done.add(f.known) {
-                return false;
-            }
-            let name = fresh.len();
-            put(&mut fresh, f.name(buf));
-            let value = fresh.len();
-            if joins {
+            let place = f.place();
+            let at = fresh.len();
+            if !names.has(f.known) {
+                put(&mut fresh, &buf[place]);
+            } else if done.add(f.known) {
+                put(&mut fresh, &buf[place.start..f.value_at()]);
+                let value = fresh.len();
                 let from = lines.partition_point(|line| line.known < f.known);
                 let of_name = lines.iter().skip(from).take_while(|line| line.known == f.known);
                 let separator: &[u8] = if f.known == Known::COOKIE.0 { b"; " } else { b"," };
@@ -345,11 +452,14 @@ impl Headers {
                         put(&mut fresh, separator);
                     }
                     put(&mut fresh, line.value(buf));
+                    f.flags &= line.flags | !SOUND;
                 }
+                f.value_len = (fresh.len() - value) as u32;
+                put(&mut fresh, END);
             } else {
-                put(&mut fresh, f.value(buf));
+                return false;
             }
-            (f.name, f.value, f.value_len) = (name as u32, value as u32, (fresh.len() - value) as u32);
+            f.at = at as u32;
             true
         });
         *buf = fresh;
@@ -394,10 +504,11 @@ impl Headers {
         }
         let mut fresh = Vec::with_capacity(capacity);
         for field in &mut self.fields {
-            let (name, value) = (fresh.len(), fresh.len() + field.name_len as usize);
-            put(&mut fresh, field.name(&self.buf));
+            let at = fresh.len();
+            put(&mut fresh, &self.buf[field.at as usize..field.value_at()]);
             put(&mut fresh, field.value(&self.buf));
-            (field.name, field.value) = (name as u32, value as u32);
+            put(&mut fresh, END);
+            field.at = at as u32;
         }
         self.buf = fresh;
         self.dead = 0;

@@ -78,7 +78,15 @@ fn take_step(step: u8, name: &str, value: &[u8], headers: &mut Headers, model: &
             model.clear();
         }
         _ => {
-            headers.push_known_lower(Known::find(name.as_bytes()), name.as_bytes(), value);
+            let known = Known::find(name.as_bytes());
+            if !super::is_clean(value) {
+                headers.append(key, value);
+            } else if step & 8 == 0 {
+                headers.push_checked_lower(known, name.as_bytes(), value);
+            } else {
+                let line = [name.as_bytes(), b": ", value, b"\r\n"].concat();
+                headers.push_line(known, key.as_bytes(), &line);
+            }
             model.push((key.into(), value.into()));
         }
     }
@@ -104,6 +112,14 @@ fn compare(headers: &Headers, model: &Model) {
     assert!(headers.iter_known().all(|(known, name, _)| known == Known::find(name)));
     let shared: Vec<_> = headers.iter_shared().map(|(_, _, value)| value).collect();
     assert!(shared.iter().map(|value| &value[..]).eq(fields.clone().map(|(_, value)| value)));
-    let bytes: usize = fields.map(|(name, value)| name.len() + value.len() + 4).sum();
-    assert_eq!(headers.wire_len(), bytes);
+    let wire = fields.clone().map(|(name, value)| [name, b": ", value, b"\r\n"].concat());
+    assert!(headers.lines().map(|line| &headers.wire()[line.at]).eq(wire.clone()));
+    assert!(
+        headers
+            .lines()
+            .map(|line| line.upper)
+            .eq(fields.clone().map(|(name, _)| super::scan::has_upper(name)))
+    );
+    assert!(headers.lines().map(|line| line.sound).eq(fields.map(|(_, value)| super::is_clean(value))));
+    assert_eq!(headers.wire_len(), wire.map(|line| line.len()).sum::<usize>());
 }

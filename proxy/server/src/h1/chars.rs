@@ -1,6 +1,6 @@
 //! Which bytes may stand where: one table, one bit a question.
 
-use sixfold_core::headers::is_token;
+use sixfold_core::headers::{control, is_token};
 
 const TOKEN: u8 = 1;
 const NGINX_NAME: u8 = 2;
@@ -42,6 +42,19 @@ const LOWER: [u8; 256] = {
     let mut i = 0;
     while i < 256 {
         if TABLE[i] & TOKEN != 0 {
+            table[i] = (i as u8).to_ascii_lowercase();
+        }
+        i += 1;
+    }
+    table
+};
+
+/// The same for a byte that is one in names of both profiles.
+const LOWER_PLAIN: [u8; 256] = {
+    let mut table = [0u8; 256];
+    let mut i = 0;
+    while i < 256 {
+        if TABLE[i] & (TOKEN | NGINX_NAME) == TOKEN | NGINX_NAME {
             table[i] = (i as u8).to_ascii_lowercase();
         }
         i += 1;
@@ -93,6 +106,12 @@ pub(super) fn lower_token<'r>(bytes: &[u8], room: &'r mut [u8; SHORT]) -> Option
     all.then_some(lowered)
 }
 
+/// The lower-case form of a byte that may stand in a name whoever reads it, else 0.
+#[inline]
+pub(super) fn lower_plain(b: u8) -> u8 {
+    LOWER_PLAIN[b as usize]
+}
+
 /// A header name that nginx takes for one (letters, digits, `-`, `_`).
 #[inline]
 pub(super) fn nginx_name(bytes: &[u8]) -> bool {
@@ -132,11 +151,5 @@ pub(super) fn url_host(bytes: &[u8]) -> bool {
 /// A header value for Envoy: no control but the tab.
 #[inline]
 pub(super) fn envoy_value(bytes: &[u8]) -> bool {
-    none(bytes, |b| ((b < b' ') & (b != b'\t')) | (b == 0x7f))
-}
-
-/// No CR, LF, NUL: what nginx asks of a value, and what every value must keep to to be written at all.
-#[inline]
-pub(super) fn clean(bytes: &[u8]) -> bool {
-    memchr::memchr3(b'\r', b'\n', 0, bytes).is_none()
+    control(bytes).is_none() || none(bytes, |b| ((b < b' ') & (b != b'\t')) | (b == 0x7f))
 }

@@ -4,7 +4,7 @@
 //! whose value holds CR, LF or NUL (from a plugin, or from HTTP/2), is dropped; a request whose method, target
 //! or authority holds a blank or a control is refused.
 
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, Line};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Version};
 
 use super::chars;
@@ -319,7 +319,8 @@ enum Keep {
     No,
 }
 
-/// Appends all fields that may go out, and gathers what they say about framing.
+/// Appends all fields that may go out, and gathers what they say about framing. Lines that lie side by side and go out
+/// as they are are copied together.
 fn write_fields(
     out: &mut Vec<u8>,
     headers: &Headers,
@@ -327,31 +328,38 @@ fn write_fields(
     opts: &H1Options,
 ) -> FramingFields {
     let mut fields = FramingFields::default();
-    for (known, name, value) in headers.iter_known() {
-        let write = match known.map(|k| (k, keep(k))) {
-            None => chars::token(name),
-            Some((_, Keep::No)) => false,
-            Some((known, Keep::Noted)) => {
-                fields.note(known, value);
-                false
-            }
-            Some((known, Keep::Yes)) => {
-                fields.note(known, value);
-                true
-            }
-        };
-        if write && chars::clean(value) {
-            match known.filter(|_| opts.profile == Profile::Apisix).and_then(nginx_spelling) {
-                Some(name) if opts.header_case == HeaderCase::Preserve => {
-                    out.extend_from_slice(name.as_bytes())
+    let wire = headers.wire();
+    let mut run = 0..0;
+    for line in headers.lines() {
+        if let Some(known) = line.known {
+            match keep(known) {
+                Keep::No => continue,
+                Keep::Noted => {
+                    fields.note(known, line.value);
+                    continue;
                 }
-                _ => write_name(out, name, opts.header_case),
+                Keep::Yes => fields.note(known, line.value),
             }
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
-            out.extend_from_slice(b"\r\n");
+        }
+        if !line.sound {
+            continue;
+        }
+        if run.end == line.at.start {
+            run.end = line.at.end;
+        } else {
+            out.extend_from_slice(wire.get(run).unwrap_or_default());
+            run = line.at.clone();
+        }
+        if !is_spelled(&line, opts) {
+            // It is spelled in its place, behind all that has come before.
+            out.extend_from_slice(wire.get(std::mem::take(&mut run)).unwrap_or_default());
+            let at = out.len() - line.at.len();
+            if let Some(name) = out.get_mut(at..at + line.name_len) {
+                spell(name, line.known, opts);
+            }
         }
     }
+    out.extend_from_slice(wire.get(run).unwrap_or_default());
     fields
 }
 
@@ -373,15 +381,27 @@ fn nginx_spelling(known: Known) -> Option<&'static str> {
     })
 }
 
+/// Whether a field's name is written as it is stored.
 #[inline]
-fn write_name(out: &mut Vec<u8>, name: &[u8], case: HeaderCase) {
-    let at = out.len();
-    out.extend_from_slice(name);
-    let Some(written) = out.get_mut(at..) else { return };
-    match case {
-        HeaderCase::Preserve => {}
-        HeaderCase::Lower => written.make_ascii_lowercase(),
-        HeaderCase::ProperCase => proper_case(written),
+fn is_spelled(line: &Line<'_>, opts: &H1Options) -> bool {
+    match opts.header_case {
+        HeaderCase::Preserve => {
+            opts.profile == Profile::Envoy || line.known.and_then(nginx_spelling).is_none()
+        }
+        HeaderCase::Lower => !line.upper,
+        HeaderCase::ProperCase => false,
+    }
+}
+
+/// Spells a name that has been written as it is stored.
+fn spell(name: &mut [u8], known: Option<Known>, opts: &H1Options) {
+    match (opts.header_case, known.and_then(nginx_spelling)) {
+        (HeaderCase::Preserve, Some(spelled)) => {
+            name.iter_mut().zip(spelled.bytes()).for_each(|(to, from)| *to = from);
+        }
+        (HeaderCase::Preserve, None) => {}
+        (HeaderCase::Lower, _) => name.make_ascii_lowercase(),
+        (HeaderCase::ProperCase, _) => proper_case(name),
     }
 }
 
@@ -399,12 +419,14 @@ fn proper_case(name: &mut [u8]) {
 /// Appends a field of the codec's own. Where the peer's spelling is kept, Envoy writes it as the peer has spelled
 /// its own, else in lower case, and nginx in proper case.
 fn write_own(out: &mut Vec<u8>, name: Known, value: &[u8], headers: &Headers, opts: &H1Options) {
-    let case = match (opts.header_case, opts.profile) {
-        (HeaderCase::Preserve, Profile::Apisix) => HeaderCase::ProperCase,
-        (case, _) => case,
-    };
     let spelled = headers.spelling(name).filter(|_| opts.remembers_spelling());
-    write_name(out, spelled.unwrap_or(name.as_str().as_bytes()), case);
+    let at = out.len();
+    out.extend_from_slice(spelled.unwrap_or(name.as_str().as_bytes()));
+    let written = out.get_mut(at..).unwrap_or_default();
+    match (opts.header_case, opts.profile) {
+        (HeaderCase::ProperCase, _) | (HeaderCase::Preserve, Profile::Apisix) => proper_case(written),
+        (HeaderCase::Preserve | HeaderCase::Lower, _) => {}
+    }
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");

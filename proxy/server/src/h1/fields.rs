@@ -1,6 +1,6 @@
 //! Header field lines: names, values, limits, and what framing needs to know of them.
 
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, control, is_clean};
 
 use super::chars;
 use super::error::H1Error;
@@ -40,24 +40,60 @@ impl FieldSink {
         }
         check_value(value, opts)?;
         let known = lower.map_or_else(|| Known::find(name), Known::find_lower);
-        if let Some(known) = known.filter(|_| opts.remembers_spelling())
-            && is_remade(known)
-        {
-            headers.remember_spelling(known, name);
-        }
-        match (known, authority) {
-            (Some(Known::HOST), Some(authority)) => return self.take_host(value, authority, opts),
-            (Some(known), _) => self.framing.note(known, value),
-            (None, _) => {}
-        }
-        match known {
-            _ if opts.keeps_spelling() => headers.push_known(known, name, value),
-            _ => match lower {
-                Some(lower) => headers.push_known(known, lower, value),
-                None => headers.push_known_lower(known, name, value),
-            },
+        if self.note(known, name, value, headers, authority, opts)? {
+            match known {
+                _ if opts.keeps_spelling() => headers.push_checked(known, name, value),
+                _ => match lower {
+                    Some(lower) => headers.push_checked(known, lower, value),
+                    None => headers.push_checked_lower(known, name, value),
+                },
+            }
         }
         Ok(())
+    }
+
+    /// Takes the line at the start of `ahead` if it is whole and as nearly all are ([`PlainLine`]); answers its length.
+    /// `None` is for [`FieldSink::take`], and nothing was taken.
+    #[inline]
+    pub(super) fn take_plain(
+        &mut self,
+        ahead: &[u8],
+        headers: &mut Headers,
+        authority: Option<&mut Vec<u8>>,
+        opts: &H1Options,
+    ) -> Result<Option<usize>, H1Error> {
+        let mut room = [0; chars::SHORT];
+        let Some(plain) = PlainLine::find(ahead, &mut room) else { return Ok(None) };
+        self.count += 1;
+        opts.rules.check_count(self.count)?;
+        let known = Known::find_lower(plain.lower);
+        if self.note(known, plain.name, plain.value, headers, authority, opts)? {
+            let stored = if opts.keeps_spelling() { plain.name } else { plain.lower };
+            headers.push_line(known, stored, plain.line);
+        }
+        Ok(Some(plain.line.len()))
+    }
+
+    /// Notes what a field that is let pass says of the message; false when it does not go into the block.
+    fn note(
+        &mut self,
+        known: Option<Known>,
+        name: &[u8],
+        value: &[u8],
+        headers: &mut Headers,
+        authority: Option<&mut Vec<u8>>,
+        opts: &H1Options,
+    ) -> Result<bool, H1Error> {
+        let Some(known) = known else { return Ok(true) };
+        if opts.remembers_spelling() && is_remade(known) {
+            headers.remember_spelling(known, name);
+        }
+        if let (Known::HOST, Some(authority)) = (known, authority) {
+            self.take_host(value, authority, opts)?;
+            return Ok(false);
+        }
+        self.framing.note(known, value);
+        Ok(true)
     }
 
     /// Envoy joins several Host fields as it does every well-known one; nginx refuses the second.
@@ -71,6 +107,42 @@ impl FieldSink {
         self.hosts += 1;
         authority.extend_from_slice(value);
         Ok(())
+    }
+}
+
+/// A line without anything to think about: a name of letters, digits, `-` and `_`, a colon, one blank, a value without
+/// controls and blanks around it, CRLF, and after it a byte that does not continue it. Both profiles take it as it is.
+struct PlainLine<'a> {
+    /// With its line end.
+    line: &'a [u8],
+    name: &'a [u8],
+    /// The name in lower case.
+    lower: &'a [u8],
+    value: &'a [u8],
+}
+
+impl<'a> PlainLine<'a> {
+    /// Looks at each byte of the line once; the name goes to `room` in lower case.
+    #[inline]
+    fn find(ahead: &'a [u8], room: &'a mut [u8; chars::SHORT]) -> Option<PlainLine<'a>> {
+        let mut len = 0;
+        for (to, from) in room.iter_mut().zip(ahead) {
+            *to = chars::lower_plain(*from);
+            if *to == 0 {
+                break;
+            }
+            len += 1;
+        }
+        let (name, rest) = ahead.split_at_checked(len).filter(|(name, _)| !name.is_empty())?;
+        let rest = rest.strip_prefix(b": ")?;
+        let end = control(rest)?;
+        let (value, rest) = rest.split_at_checked(end)?;
+        let [b'\r', b'\n', next, ..] = rest else { return None };
+        if value.first() == Some(&b' ') || value.last() == Some(&b' ') || matches!(next, b' ' | b'\t') {
+            return None;
+        }
+        let line = ahead.get(..len + end + 4)?;
+        Some(PlainLine { line, name, lower: room.get(..len)?, value })
     }
 }
 
@@ -110,7 +182,7 @@ fn check_name(name: &[u8], token: bool, opts: &H1Options) -> Result<bool, H1Erro
 fn check_value(value: &[u8], opts: &H1Options) -> Result<(), H1Error> {
     let ok = match opts.profile {
         Profile::Envoy => chars::envoy_value(value),
-        Profile::Apisix => chars::clean(value),
+        Profile::Apisix => is_clean(value),
     };
     if ok { Ok(()) } else { Err(H1Error::InvalidCharacters) }
 }

@@ -92,6 +92,24 @@ impl LineReader {
         }
     }
 
+    /// What lies ahead, as far as one line may go and a byte more; nothing while a line is half read.
+    #[inline]
+    pub(super) fn ahead<'a>(&self, buf: &'a [u8], opts: &H1Options) -> &'a [u8] {
+        if self.scanned > self.pos {
+            return &[];
+        }
+        let room =
+            opts.max_head_bytes.saturating_sub(self.pos).min(opts.max_line_bytes.unwrap_or(usize::MAX));
+        let ahead = buf.get(self.pos..).unwrap_or_default();
+        ahead.get(..room.saturating_add(1)).unwrap_or(ahead)
+    }
+
+    /// Steps over a line that was found ahead.
+    #[inline]
+    pub(super) fn step(&mut self, len: usize) {
+        self.advance(self.pos + len);
+    }
+
     /// Where the text of the line that is being read ends, and where the next one starts.
     fn find_end(
         &mut self,

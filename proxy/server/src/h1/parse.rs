@@ -1,7 +1,8 @@
 //! The incremental parser of heads: request line or status line, and header fields.
 //!
 //! It goes line by line and remembers where it stopped, so every byte is looked at once however the head is
-//! cut into reads, and whatever the cut the outcome is the same. Fields go straight into the message's arena.
+//! cut into reads, and whatever the cut the outcome is the same. Fields go straight into the message's arena: lines
+//! as nearly all are at one look, and what is odd about a line, or cut, is left to those that take it apart.
 
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme, Version};
 
@@ -197,6 +198,11 @@ impl HeadParser {
         opts: &H1Options,
     ) -> Result<bool, H1Error> {
         loop {
+            let ahead = self.lines.ahead(buf, opts);
+            if let Some(len) = self.sink.take_plain(ahead, headers, authority.as_deref_mut(), opts)? {
+                self.lines.step(len);
+                continue;
+            }
             match self.lines.logical(buf, opts)? {
                 None => return Ok(false),
                 Some(Line { text: [], .. }) => {

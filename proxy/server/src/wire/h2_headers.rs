@@ -53,7 +53,7 @@ fn copy(map: &HeaderMap, pseudo: usize, rules: &HeaderRules, out: &mut Headers) 
             Some(Known::COOKIE) => out.join(Known::COOKIE, b"; ", value),
             // The one byte that the library takes for a part of a name and RFC 9110 does not.
             None if memchr::memchr(b'"', name).is_some() => return Err(HeaderFault::Name),
-            known => out.push_known(known, name, value),
+            known => out.push_checked(known, name, value),
         }
     }
     Ok(())

@@ -1,0 +1,84 @@
+//! Looking through header values eight bytes at a time: they are short, and a call of a vector search costs more.
+
+const ONES: u64 = u64::MAX / 255;
+const HIGHS: u64 = ONES << 7;
+
+/// One bit in the high end of each byte below `n`, up to the first such byte; those above it may be wrong.
+#[inline]
+const fn below(word: u64, n: u8) -> u64 {
+    word.wrapping_sub(ONES * n as u64) & !word & HIGHS
+}
+
+/// The same for bytes that are `b`.
+#[inline]
+const fn equal(word: u64, b: u8) -> u64 {
+    below(word ^ (ONES * b as u64), 1)
+}
+
+/// The same for controls: below the blank, and DEL.
+#[inline]
+const fn controls(word: u64) -> u64 {
+    below(word, b' ') | equal(word, 0x7f)
+}
+
+/// Whether a byte is a control: below the blank, or DEL.
+#[inline]
+const fn is_control(b: u8) -> bool {
+    b < b' ' || b == 0x7f
+}
+
+/// Where the first control stands: a byte below the blank (the tab too), or DEL.
+#[inline]
+pub fn control(bytes: &[u8]) -> Option<usize> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        let found = controls(u64::from_le_bytes(*word));
+        if found != 0 {
+            return Some(i * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let at = words.len() * 8;
+    rest.iter().position(|b| is_control(*b)).map(|i| at + i)
+}
+
+/// Whether there is an upper case letter.
+#[inline]
+pub(super) fn has_upper(bytes: &[u8]) -> bool {
+    // Without a branch a byte: compilers make vectors of it.
+    bytes.iter().fold(false, |any, b| any | b.is_ascii_uppercase())
+}
+
+/// Whether a value has no CR, LF and NUL: nothing that could be read as the end of its line.
+#[inline]
+pub fn is_clean(value: &[u8]) -> bool {
+    control(value).is_none() || memchr::memchr3(b'\r', b'\n', 0, value).is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_at_every_place_is_told_as_one_by_one() {
+        for len in 0..20 {
+            for at in 0..len {
+                for b in 0..=255u8 {
+                    for around in [b'a', 0x80, 0xff, b' '] {
+                        let mut bytes = vec![around; len];
+                        bytes[at] = b;
+                        assert_eq!(control(&bytes), bytes.iter().position(|b| is_control(*b)), "{bytes:?}");
+                        assert_eq!(is_clean(&bytes), !matches!(b, b'\r' | b'\n' | 0), "{bytes:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_of_several_is_found() {
+        assert_eq!(control(b"abcdef\x01\x00"), Some(6));
+        assert_eq!(control(b"abcde\x7f\x01\x7f"), Some(5));
+        assert_eq!(control(b"abcdefgh\tbc\x01"), Some(8));
+        assert_eq!(control(b""), None);
+    }
+}
