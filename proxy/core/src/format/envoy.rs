@@ -21,7 +21,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Part>, String> {
         let command = Command::split(after)
             .ok_or_else(|| format!("'%{}' is not a command operator", shorten(after)))?;
         if !plain.is_empty() {
-            parts.push(Part::Text(std::mem::take(&mut plain).into_bytes().into()));
+            parts.push(Part::text(&std::mem::take(&mut plain)));
         }
         let operator = operator(command.name, command.arguments)
             .map_err(|reason| format!("operator {}: {reason}", command.name))?;
@@ -30,7 +30,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Part>, String> {
     }
     plain.push_str(rest);
     if !plain.is_empty() {
-        parts.push(Part::Text(plain.into_bytes().into()));
+        parts.push(Part::text(&plain));
     }
     Ok(parts)
 }

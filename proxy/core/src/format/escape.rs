@@ -17,6 +17,12 @@ pub enum Escape {
 }
 
 impl Escape {
+    /// Whether text without controls stays as it is.
+    #[inline]
+    pub(super) fn leaves_plain(self) -> bool {
+        matches!(self, Escape::None | Escape::Header | Escape::Control)
+    }
+
     /// Escapes what `out` holds from `start` on.
     pub(super) fn apply(self, out: &mut Vec<u8>, start: usize) {
         let Some(value) = out.get(start..) else { return };

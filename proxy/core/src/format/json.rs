@@ -72,7 +72,7 @@ fn string(text: &str, options: JsonOptions) -> Result<Node, String> {
     let mut parts = match options.dialect {
         Dialect::Envoy => envoy::parse(text)?,
         Dialect::Apisix if text.starts_with('$') => template::parse(text),
-        Dialect::Apisix => vec![Part::Text(text.as_bytes().into())],
+        Dialect::Apisix => vec![Part::text(text)],
     };
     let fixed = |text: &[u8]| {
         let mut out = Vec::new();
@@ -81,7 +81,7 @@ fn string(text: &str, options: JsonOptions) -> Result<Node, String> {
     };
     Ok(match (parts.pop(), parts.is_empty()) {
         (None, _) => fixed(b""),
-        (Some(Part::Text(text)), true) => fixed(&text),
+        (Some(Part::Text(text)), true) => fixed(text.bytes()),
         (Some(part), true) => Node::Value(Box::new(part)),
         (Some(last), false) => {
             parts.push(last);
@@ -190,7 +190,7 @@ fn value(part: &Part, stream: &Stream, out: &mut Vec<u8>) -> bool {
             default.as_ref().map(|text| quote(out, text)).is_some()
         }
         Part::Text(text) => {
-            quote(out, text);
+            quote(out, text.bytes());
             true
         }
         Part::Json(node) => node.put(stream, out),

@@ -15,6 +15,7 @@ mod nginx;
 mod operator;
 mod read;
 mod template;
+mod text;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -26,9 +27,11 @@ pub use operator::{grpc_status, http_to_grpc_status};
 pub use time::TimeFormat;
 pub use variable::Variable;
 
+use crate::headers::control;
 use crate::stream::Stream;
 use json::Node;
 use operator::Operator;
+use text::Text;
 
 /// Envoy's access log line when the configuration gives no format (usage.rst, "Default format string").
 pub const ENVOY_DEFAULT: &str = concat!(
@@ -50,13 +53,17 @@ pub(crate) use tests::stream as test_stream;
 #[derive(Debug, Default)]
 pub struct Format {
     parts: Box<[Part]>,
+    /// Bytes of the text that ends it: the line end of a log.
+    tail: usize,
+    /// No text before that has a control in it.
+    plain: bool,
     /// `omit_empty_values`: a missing value is nothing where it would be `-`.
     omit_empty: bool,
 }
 
 #[derive(Debug)]
 enum Part {
-    Text(Box<[u8]>),
+    Text(Text),
     Operator {
         operator: Operator,
         /// Bytes that are kept.
@@ -91,7 +98,7 @@ struct Style {
 impl Format {
     /// Plain text.
     pub fn text(text: &str) -> Format {
-        Format { parts: Box::new([Part::Text(text.as_bytes().into())]), omit_empty: false }
+        Format::of(vec![Part::text(text)])
     }
 
     /// Envoy's command operators.
@@ -99,7 +106,7 @@ impl Format {
     /// # Errors
     /// When an operator is not known, its arguments are wrong, or a `%` stands alone.
     pub fn envoy(text: &str) -> Result<Format, String> {
-        Ok(Format { parts: envoy::parse(text)?.into(), omit_empty: false })
+        envoy::parse(text).map(Format::of)
     }
 
     /// APISIX's `$name`, `${name}` and `${name ?? default}`; `\$` is a dollar sign. A name that nobody knows
@@ -108,7 +115,7 @@ impl Format {
     /// # Errors
     /// None so far.
     pub fn apisix(text: &str) -> Result<Format, String> {
-        Ok(Format { parts: template::parse(text).into(), omit_empty: false })
+        Ok(Format::of(template::parse(text)))
     }
 
     /// A JSON document whose strings are formats. Keys are sorted; a string that is one operator keeps the
@@ -118,7 +125,18 @@ impl Format {
     /// As the dialect's strings give them, after the path of the field.
     pub fn json(value: &serde_json::Value, options: JsonOptions) -> Result<Format, String> {
         let node = json::compile(value, options)?;
-        Ok(Format { parts: Box::new([Part::Json(Box::new(node))]), omit_empty: options.omit_empty })
+        let format = Format::of(vec![Part::Json(Box::new(node))]);
+        Ok(Format { omit_empty: options.omit_empty, ..format })
+    }
+
+    fn of(parts: Vec<Part>) -> Format {
+        let text = |part: &Part| matches!(part, Part::Text(text) if control(text.bytes()).is_some());
+        let (tail, before) = match parts.split_last() {
+            Some((Part::Text(last), before)) => (last.bytes().len(), before),
+            _ => (0, &parts[..]),
+        };
+        let plain = !before.iter().any(text);
+        Format { tail, plain, parts: parts.into(), omit_empty: false }
     }
 
     /// Makes a missing value nothing in logs and bodies too (`omit_empty_values`).
@@ -137,7 +155,7 @@ impl Format {
     pub fn constant(&self) -> Option<&[u8]> {
         match &self.parts[..] {
             [] => Some(b""),
-            [Part::Text(text)] => Some(text),
+            [Part::Text(text)] => Some(text.bytes()),
             _ => None,
         }
     }
@@ -200,18 +218,38 @@ impl Format {
         resolved
     }
 
+    /// Appends all parts; tells how many values were there. Nearly always nothing is to be escaped, and one look at
+    /// all of them together tells.
     fn write(&self, stream: &Stream, out: &mut Vec<u8>, style: Style) -> usize {
-        self.parts.iter().map(|part| usize::from(part.write(stream, out, style))).sum()
+        let each = |out: &mut Vec<u8>, style: Style| {
+            self.parts.iter().map(|part| usize::from(part.write(stream, out, style))).sum()
+        };
+        if !self.plain || !style.escape.leaves_plain() {
+            return each(out, style);
+        }
+        let start = out.len();
+        let found = each(out, Style { escape: Escape::None, ..style });
+        let end = out.len() - self.tail;
+        if style.escape == Escape::None || control(&out[start..end]).is_none() {
+            return found;
+        }
+        out.truncate(start);
+        each(out, style)
     }
 }
 
 impl Part {
+    fn text(text: &str) -> Part {
+        Part::Text(Text::new(text.as_bytes()))
+    }
+
     /// Appends the part; tells whether it is a value that was there.
+    #[inline]
     fn write(&self, stream: &Stream, out: &mut Vec<u8>, style: Style) -> bool {
         let start = out.len();
         match self {
             Part::Text(text) => {
-                out.extend_from_slice(text);
+                text.write(out);
                 return false;
             }
             Part::Json(node) => {

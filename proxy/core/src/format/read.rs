@@ -48,7 +48,11 @@ impl std::fmt::Debug for Read {
 /// Appends a number.
 #[inline]
 pub(super) fn number(out: &mut Vec<u8>, n: u64) {
-    out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
+    match n {
+        // Durations, and bodies that are not there.
+        0..=9 => out.push(b'0' + n as u8),
+        _ => out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes()),
+    }
 }
 
 /// Appends an address without its port.

@@ -1,5 +1,6 @@
 //! Parses APISIX's templates: `$name`, `${name}`, `${name ?? default}`, and `\$` for a dollar sign.
 
+use super::text::Text;
 use super::{Part, Variable};
 
 /// Splits a template into parts. A `$` that no name follows is text.
@@ -22,14 +23,14 @@ pub(super) fn parse(text: &str) -> Vec<Part> {
             continue;
         };
         if !plain.is_empty() {
-            parts.push(Part::Text(std::mem::take(&mut plain).into()));
+            parts.push(Part::Text(Text::new(&std::mem::take(&mut plain))));
         }
         parts.push(Part::Variable { variable, default });
         rest = &after[used..];
     }
     plain.extend_from_slice(rest.as_bytes());
     if !plain.is_empty() {
-        parts.push(Part::Text(plain.into()));
+        parts.push(Part::Text(Text::new(&plain)));
     }
     parts
 }
