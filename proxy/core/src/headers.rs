@@ -16,10 +16,10 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
-pub use known::Known;
+pub use known::{Known, KnownSet};
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
 pub use rules::{HeaderFault, HeaderRules, Underscores};
-pub use scan::{control, is_clean};
+pub use scan::{control, has_blank, is_clean};
 
 use bytes::Bytes;
 use std::fmt;
@@ -123,6 +123,10 @@ pub struct Headers {
     fields: Vec<Field>,
     /// Bytes of `buf` that no field points to.
     dead: usize,
+    /// Well-known names that are there, or were: most that are asked for never were.
+    seen: KnownSet,
+    /// One of them came again.
+    repeated: bool,
     /// Names that codecs take out and write themselves, as the peer spelled them; for Envoy's `preserve_case`.
     spellings: Option<Box<Spellings>>,
 }
@@ -132,7 +136,14 @@ type Spellings = Vec<(Known, Box<[u8]>)>;
 impl Headers {
     /// An empty block; allocates with the first field.
     pub const fn new() -> Headers {
-        Headers { buf: Vec::new(), fields: Vec::new(), dead: 0, spellings: None }
+        Headers {
+            buf: Vec::new(),
+            fields: Vec::new(),
+            dead: 0,
+            seen: KnownSet::EMPTY,
+            repeated: false,
+            spellings: None,
+        }
     }
 
     /// Removes every field and keeps the memory for the next message, up to [`KEPT_BYTES`] and
@@ -141,6 +152,8 @@ impl Headers {
         self.buf.clear();
         self.fields.clear();
         self.dead = 0;
+        self.seen = KnownSet::EMPTY;
+        self.repeated = false;
         self.spellings = None;
         if self.buf.capacity() > KEPT_BYTES {
             self.buf.shrink_to(KEPT_BYTES);
@@ -176,10 +189,26 @@ impl Headers {
         self.buf.len() - self.dead
     }
 
+    /// Whether one of these well-known names may be there: false is certain.
+    #[inline]
+    pub fn may_have(&self, names: &KnownSet) -> bool {
+        self.seen.meets(names)
+    }
+
+    /// The place of the first field of that name.
+    #[inline]
+    fn position(&self, key: impl Key) -> Option<usize> {
+        match key.known() {
+            Some(known) if !self.seen.has(known.0) => None,
+            Some(known) => self.fields.iter().position(|f| f.known == known.0),
+            None => self.fields.iter().position(|f| f.is(key, &self.buf)),
+        }
+    }
+
     /// The first value of `key`.
     #[inline]
     pub fn get(&self, key: impl Key) -> Option<&[u8]> {
-        self.fields.iter().find(|f| f.is(key, &self.buf)).map(|f| f.value(&self.buf))
+        self.position(key).map(|at| self.fields[at].value(&self.buf))
     }
 
     /// The first value of `key`, if it is UTF-8.
@@ -190,7 +219,7 @@ impl Headers {
     /// Whether `key` is there, with any value.
     #[inline]
     pub fn contains(&self, key: impl Key) -> bool {
-        self.fields.iter().any(|f| f.is(key, &self.buf))
+        self.position(key).is_some()
     }
 
     /// Every value of `key`, in order.
@@ -272,6 +301,7 @@ impl Headers {
         self.buf[at..at + name.len()].copy_from_slice(name);
         let known = known.map_or(0, |k| k.0);
         let flags = flags_of(name);
+        self.note(known);
         self.fields.push(Field { at: at as u32, value_len: value_len as u32, name_len, known, flags });
     }
 
@@ -310,12 +340,19 @@ impl Headers {
         put(&mut self.buf, COLON);
         put(&mut self.buf, value);
         put(&mut self.buf, END);
+        self.note(known);
         self.fields.push(field);
+    }
+
+    /// Takes note of the name of a field that is added.
+    #[inline]
+    fn note(&mut self, known: u8) {
+        self.repeated |= known != 0 && !self.seen.add(known);
     }
 
     /// Makes `value` the only value of `key`, in the place of the first one.
     pub fn set(&mut self, key: impl Key, value: &[u8]) {
-        let Some(first) = self.fields.iter().position(|f| f.is(key, &self.buf)) else {
+        let Some(first) = self.position(key) else {
             return self.append(key, value);
         };
         self.remove_after(first, key);
@@ -384,7 +421,7 @@ impl Headers {
     /// The last value of the arena grows in place, any other is copied: for the lines of a peer, which may be
     /// many, there is [`Headers::join_repeated`].
     pub fn join(&mut self, key: impl Key, separator: &[u8], value: &[u8]) {
-        let Some(at) = self.fields.iter().position(|f| f.is(key, &self.buf)) else {
+        let Some(at) = self.position(key) else {
             return self.append(key, value);
         };
         let old = self.fields[at].value_len as usize;
@@ -417,7 +454,10 @@ impl Headers {
     /// commas, cookies with semicolons. Empty lines count for nothing. Each value is copied once, however many
     /// lines there are.
     pub fn join_repeated(&mut self, inline: impl Fn(Known) -> bool) {
-        let (mut seen, mut repeated) = (KnownSet::default(), KnownSet::default());
+        if !self.repeated {
+            return;
+        }
+        let (mut seen, mut repeated) = (KnownSet::EMPTY, KnownSet::EMPTY);
         for field in &self.fields {
             if field.known != 0 && !seen.add(field.known) && inline(Known(field.known)) {
                 repeated.add(field.known);
@@ -435,7 +475,7 @@ impl Headers {
         let mut lines: Vec<Field> = fields.iter().filter(|f| names.has(f.known)).copied().collect();
         lines.sort_by_key(|f| f.known);
         let mut fresh = Vec::with_capacity(buf.len() - *dead + 2 * lines.len());
-        let mut done = KnownSet::default();
+        let mut done = KnownSet::EMPTY;
         fields.retain_mut(|f| {
             let place = f.place();
             let at = fresh.len();
@@ -468,7 +508,7 @@ impl Headers {
 
     /// Removes every field of that name; tells whether there was one.
     pub fn remove(&mut self, key: impl Key) -> bool {
-        let Some(first) = self.fields.iter().position(|f| f.is(key, &self.buf)) else { return false };
+        let Some(first) = self.position(key) else { return false };
         self.remove_after(first, key);
         self.dead += self.fields.remove(first).len();
         true
@@ -521,30 +561,6 @@ fn put(buf: &mut Vec<u8>, bytes: &[u8]) {
     #[cfg(test)]
     tests::COPIED.set(tests::COPIED.get() + bytes.len());
     buf.extend_from_slice(bytes);
-}
-
-/// A set of well-known names.
-#[derive(Default)]
-struct KnownSet([u64; 4]);
-
-impl KnownSet {
-    /// Whether the name was not there before.
-    #[inline]
-    fn add(&mut self, known: u8) -> bool {
-        let (word, bit) = (usize::from(known / 64), 1u64 << (known % 64));
-        let new = self.0[word] & bit == 0;
-        self.0[word] |= bit;
-        new
-    }
-
-    #[inline]
-    fn has(&self, known: u8) -> bool {
-        self.0[usize::from(known / 64)] & 1u64 << (known % 64) != 0
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0 == [0; 4]
-    }
 }
 
 impl fmt::Debug for Headers {

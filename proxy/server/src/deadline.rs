@@ -41,7 +41,8 @@ pub(crate) trait Limit {
     /// Which limit it was.
     type Expired;
 
-    /// Ready when the wait is over. Asked after what is waited for was found wanting.
+    /// Ready when the wait is over. Asked after what is waited for was found wanting. Timers are polled by
+    /// [`poll_timer`].
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Self::Expired>;
 }
 
@@ -71,9 +72,13 @@ pub(crate) fn poll_within<L: Limit, T>(
     if let Poll::Ready(done) = poll(limit, &mut Timed(Context::from_waker(cx.waker()))) {
         return Poll::Ready(Ok(done));
     }
-    // A busy connection has used up its task's share of time when it gets here, and the timer must fire all the same.
-    let expired = tokio::task::unconstrained(poll_fn(|cx| limit.poll_expired(cx)));
-    pin!(expired).poll(cx).map(Err)
+    limit.poll_expired(cx).map(Err)
+}
+
+/// Polls a timer for a [`Limit`]. A busy connection has used up its task's share of time when it gets here, and the
+/// timer must fire all the same.
+pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    pin!(tokio::task::unconstrained(timer)).poll(cx)
 }
 
 /// Waits for a future no longer than the limit.
@@ -144,7 +149,7 @@ impl Limit for Deadline {
         loop {
             let Some(at) = self.at else { return Poll::Pending };
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-            ready!(timer.as_mut().poll(cx));
+            ready!(poll_timer(timer.as_mut(), cx));
             if Instant::now() >= at {
                 return Poll::Ready(TimedOut);
             }

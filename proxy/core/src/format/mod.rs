@@ -15,9 +15,9 @@ mod nginx;
 mod operator;
 mod read;
 mod template;
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 mod time;
 mod variable;
 

@@ -110,6 +110,10 @@ fn compare(headers: &Headers, model: &Model) {
     let fields = model.iter().map(|(name, value)| (&name[..], &value[..]));
     assert!(headers.iter().eq(fields.clone()), "{headers:?} is not {model:?}");
     assert!(headers.iter_known().all(|(known, name, _)| known == Known::find(name)));
+    for known in Known::all() {
+        let there = headers.iter_known().any(|(name, _, _)| name == Some(known));
+        assert_eq!(headers.contains(known), there, "{known:?}");
+    }
     let shared: Vec<_> = headers.iter_shared().map(|(_, _, value)| value).collect();
     assert!(shared.iter().map(|value| &value[..]).eq(fields.clone().map(|(_, value)| value)));
     let wire = fields.clone().map(|(name, value)| [name, b": ", value, b"\r\n"].concat());

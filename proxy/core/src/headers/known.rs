@@ -110,6 +110,69 @@ known_names! {
     X_REQUEST_ID = "x-request-id",
 }
 
+/// A set of well-known names.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct KnownSet([u64; WORDS]);
+
+/// Words of a set: a bit for each name, and for those that are not well known.
+const WORDS: usize = NAMES.len().div_ceil(64);
+
+impl KnownSet {
+    /// No name.
+    pub(super) const EMPTY: KnownSet = KnownSet([0; WORDS]);
+
+    /// A set that is known at compile time.
+    pub const fn of(names: &[Known]) -> KnownSet {
+        let mut set = KnownSet::EMPTY;
+        let mut i = 0;
+        while i < names.len() {
+            set.0[(names[i].0 / 64) as usize] |= 1 << (names[i].0 % 64);
+            i += 1;
+        }
+        set
+    }
+
+    /// With the names of another set.
+    pub const fn and(mut self, other: &KnownSet) -> KnownSet {
+        let mut i = 0;
+        while i < WORDS {
+            self.0[i] |= other.0[i];
+            i += 1;
+        }
+        self
+    }
+
+    /// Whether the name is in it.
+    #[inline]
+    pub fn contains(&self, known: Known) -> bool {
+        self.has(known.0)
+    }
+
+    /// Whether the name was not there before.
+    #[inline]
+    pub(super) fn add(&mut self, known: u8) -> bool {
+        let (word, bit) = (usize::from(known / 64), 1u64 << (known % 64));
+        let new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        new
+    }
+
+    #[inline]
+    pub(super) fn has(&self, known: u8) -> bool {
+        self.0[usize::from(known / 64)] & 1u64 << (known % 64) != 0
+    }
+
+    /// Whether they have a name in common.
+    #[inline]
+    pub(super) fn meets(&self, other: &KnownSet) -> bool {
+        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0 == [0; WORDS]
+    }
+}
+
 const TABLE_SIZE: usize = 512;
 const TABLE: [u8; TABLE_SIZE] = build_table();
 

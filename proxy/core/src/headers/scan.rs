@@ -41,6 +41,17 @@ pub fn control(bytes: &[u8]) -> Option<usize> {
     rest.iter().position(|b| is_control(*b)).map(|i| at + i)
 }
 
+/// Whether there is a blank or a control.
+#[inline]
+pub fn has_blank(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let in_word = |word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        below(word, b' ' + 1) | equal(word, 0x7f) != 0
+    };
+    words.iter().any(in_word) || rest.iter().any(|b| *b == b' ' || is_control(*b))
+}
+
 /// Whether there is an upper case letter.
 #[inline]
 pub(super) fn has_upper(bytes: &[u8]) -> bool {
@@ -67,6 +78,11 @@ mod tests {
                         let mut bytes = vec![around; len];
                         bytes[at] = b;
                         assert_eq!(control(&bytes), bytes.iter().position(|b| is_control(*b)), "{bytes:?}");
+                        assert_eq!(
+                            has_blank(&bytes),
+                            bytes.iter().any(|b| *b == b' ' || is_control(*b)),
+                            "{bytes:?}"
+                        );
                         assert_eq!(is_clean(&bytes), !matches!(b, b'\r' | b'\n' | 0), "{bytes:?}");
                     }
                 }

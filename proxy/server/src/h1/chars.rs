@@ -1,6 +1,6 @@
 //! Which bytes may stand where: one table, one bit a question.
 
-use sixfold_core::headers::{control, is_token};
+use sixfold_core::headers::{control, has_blank, is_token};
 
 const TOKEN: u8 = 1;
 const NGINX_NAME: u8 = 2;
@@ -127,13 +127,14 @@ pub(super) fn blank_or_control(b: u8) -> bool {
 /// What Envoy lets stand in a path and query.
 #[inline]
 pub(super) fn envoy_target(bytes: &[u8]) -> bool {
-    none(bytes, |b| ((b <= b' ') & (b != 0x0c)) | (b >= 0x7f))
+    let plain = !has_blank(bytes) && bytes.is_ascii();
+    plain || none(bytes, |b| ((b <= b' ') & (b != 0x0c)) | (b >= 0x7f))
 }
 
 /// What nginx lets stand in a request target: all but controls and blanks.
 #[inline]
 pub(super) fn nginx_target(bytes: &[u8]) -> bool {
-    none(bytes, |b| (b <= b' ') | (b == 0x7f))
+    !has_blank(bytes)
 }
 
 /// What Envoy lets stand in an authority.

@@ -4,7 +4,7 @@
 //! whose value holds CR, LF or NUL (from a plugin, or from HTTP/2), is dropped; a request whose method, target
 //! or authority holds a blank or a control is refused.
 
-use sixfold_core::headers::{Headers, Known, Line};
+use sixfold_core::headers::{Headers, Known, Line, has_blank};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Version};
 
 use super::chars;
@@ -442,7 +442,7 @@ fn write_status_line(out: &mut Vec<u8>, status: u16, http10: bool, profile: Prof
 
 /// No blank and no control, but the form feed that Envoy lets pass in a path.
 fn may_stand_in_start_line(bytes: &[u8]) -> bool {
-    bytes.iter().all(|b| *b == 0x0c || !chars::blank_or_control(*b))
+    !has_blank(bytes) || bytes.iter().all(|b| *b == 0x0c || !chars::blank_or_control(*b))
 }
 
 /// Envoy's `HeaderUtility::requestShouldHaveNoBody`.

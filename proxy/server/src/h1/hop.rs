@@ -1,10 +1,21 @@
 //! Hop-by-hop fields: what a proxy must not pass on.
 
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, KnownSet};
 
 use super::error::H1Error;
 use super::framing::tokens;
 use super::options::Profile;
+
+/// The fields that are of one connection; few messages have any.
+const HOP_BY_HOP: KnownSet = KnownSet::of(&[
+    Known::CONNECTION,
+    Known::EXPECT,
+    Known::KEEP_ALIVE,
+    Known::PROXY_CONNECTION,
+    Known::TE,
+    Known::TRANSFER_ENCODING,
+    Known::UPGRADE,
+]);
 
 /// Envoy refuses a Connection header with so many names, options counted.
 pub(super) const MAX_OPTIONS: u8 = 10;
@@ -69,6 +80,9 @@ pub fn strip_request(headers: &mut Headers, keep_upgrade: bool, profile: Profile
             headers.set(Known::TE, b"trailers");
         }
     }
+    if !headers.may_have(&HOP_BY_HOP) {
+        return;
+    }
     headers.retain(|known, _, _| match known {
         Some(Known::CONNECTION | Known::UPGRADE) => keep_upgrade,
         Some(Known::KEEP_ALIVE | Known::TRANSFER_ENCODING) => false,
@@ -80,6 +94,9 @@ pub fn strip_request(headers: &mut Headers, keep_upgrade: bool, profile: Profile
 
 /// Removes what must not reach the client. `keep_upgrade` is for a 101 that answers an upgrade.
 pub fn strip_response(headers: &mut Headers, keep_upgrade: bool, profile: Profile) {
+    if !headers.may_have(&HOP_BY_HOP) {
+        return;
+    }
     headers.retain(|known, _, _| match known {
         Some(Known::CONNECTION) => keep_upgrade,
         Some(Known::UPGRADE) => keep_upgrade || profile == Profile::Apisix,

@@ -1,14 +1,14 @@
 //! Every deadline of a stream behind one timer.
 //!
 //! Deadlines are kept as plain moments. The timer is set to the earliest and only ever moved to an earlier
-//! one; when it fires too soon, since the deadline has moved on, it is set anew. So a keep-alive connection
-//! touches the timer wheel about once in fifteen seconds, not once a request.
+//! one; when it fires too soon, since the deadline has moved on or gone, it is set anew. So a keep-alive connection
+//! touches the timer wheel about once in fifteen seconds, not once a request, and deadlines are only compared as a
+//! whole when it fires.
 
 use super::stall::{Stalls, Waits};
-use crate::deadline::{Limit, YEAR, after};
-use std::future::Future;
+use crate::deadline::{Limit, YEAR, after, poll_timer};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
@@ -66,9 +66,10 @@ pub(crate) struct Clock {
     stalls: Stalls,
     progressed: Instant,
     touched: Instant,
-    /// The next deadline, unless `changed`: setters come in threes, and one look at the end is enough.
-    earliest: Option<Instant>,
-    changed: bool,
+    /// No deadline is earlier: the earliest that was set since the timer fired, perhaps gone by now.
+    earliest: Instant,
+    /// Whom the timer wakes, and that it has not been moved since it was told.
+    waiting: Option<Waker>,
 }
 
 impl Clock {
@@ -90,8 +91,8 @@ impl Clock {
             stalls: Stalls::default(),
             progressed: now,
             touched: now,
-            earliest: None,
-            changed: false,
+            earliest: far,
+            waiting: None,
         }
     }
 
@@ -129,42 +130,43 @@ impl Clock {
     /// Sets the idle timeout; zero is off.
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
         self.idle = idle.filter(|d| !d.is_zero());
-        self.changed = true;
+        self.heed(self.idle.map(|d| after(self.touched, d)));
     }
 
     /// Between two reads of the request's body, and between two writes to the client.
     pub(crate) fn set_client(&mut self, body: Option<Duration>, write: Option<Duration>) {
         self.stalls.restart(body, write);
-        self.changed = true;
     }
 
     /// Takes note of who is waited for, before a wait begins or goes on.
     pub(crate) fn watch(&mut self, waits: Waits) {
-        self.changed |= self.stalls.watch(waits);
+        if self.stalls.watch(waits) {
+            self.stalls.deadlines().into_iter().for_each(|(_, at)| self.heed(at));
+        }
     }
 
     /// Until the request is complete.
     pub(crate) fn set_request(&mut self, limit: Option<Duration>) {
         self.request = limit.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
-        self.changed = true;
+        self.heed(self.request);
     }
 
     /// Whole stream, from its start.
     pub(crate) fn set_max_stream(&mut self, start: Instant, limit: Option<Duration>) {
         self.max_stream = limit.filter(|d| !d.is_zero()).map(|d| after(start, d));
-        self.changed = true;
+        self.heed(self.max_stream);
     }
 
     /// The end of a connection that waits for its next stream, in the place of a stream's own.
     pub(crate) fn set_end(&mut self, at: Option<Instant>) {
         self.max_stream = at;
-        self.recount();
+        self.heed(at);
     }
 
     /// The route's timeout, from now.
     pub(crate) fn set_route(&mut self, limit: Option<Duration>) {
         self.route = limit.map(|d| after(self.now, d));
-        self.changed = true;
+        self.heed(self.route);
     }
 
     /// What is left of the route's timeout.
@@ -184,13 +186,14 @@ impl Clock {
         self.per_try_idle = per_try_idle.filter(|d| !d.is_zero());
         self.cluster_max = cluster_max.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
         self.stalls.begin_attempt(write, read);
-        self.changed = true;
+        self.heed(self.per_try_idle.map(|d| after(self.progressed, d)));
+        self.heed(self.cluster_max);
     }
 
     /// Starts the attempt's own timeout.
     pub(crate) fn set_per_try(&mut self, limit: Option<Duration>) {
         self.per_try = limit.map(|d| after(self.now, d));
-        self.changed = true;
+        self.heed(self.per_try);
     }
 
     /// Forgets the deadlines of the attempt.
@@ -199,7 +202,16 @@ impl Clock {
         self.per_try_idle = None;
         self.cluster_max = None;
         self.stalls.end_attempt();
-        self.changed = true;
+    }
+
+    /// A deadline was set. One that goes, or moves on, is found to have done so when the timer fires.
+    #[inline]
+    fn heed(&mut self, deadline: Option<Instant>) {
+        if let Some(at) = deadline
+            && at < self.earliest
+        {
+            self.earliest = at;
+        }
     }
 
     fn deadlines(&self) -> impl Iterator<Item = (Expired, Option<Instant>)> {
@@ -215,9 +227,9 @@ impl Clock {
         own.into_iter().chain(self.stalls.deadlines())
     }
 
-    fn recount(&mut self) {
-        self.changed = false;
-        self.earliest = self.deadlines().filter_map(|(_, at)| at).min();
+    fn arm(&mut self, at: Instant) {
+        self.timer.as_mut().reset(at);
+        (self.armed, self.waiting) = (at, None);
     }
 }
 
@@ -226,28 +238,28 @@ impl Limit for Clock {
 
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
         loop {
-            if self.changed {
-                self.recount();
+            if self.earliest < self.armed {
+                self.arm(self.earliest);
             }
-            let Some(earliest) = self.earliest else { return Poll::Pending };
-            if earliest < self.armed {
-                self.timer.as_mut().reset(earliest);
-                self.armed = earliest;
+            // The timer is left alone while it knows whom to wake.
+            let knows = self.waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+            if knows && !self.timer.is_elapsed() {
+                return Poll::Pending;
             }
-            if self.timer.as_mut().poll(cx).is_pending() {
+            if poll_timer(self.timer.as_mut(), cx).is_pending() {
+                self.waiting = Some(cx.waker().clone());
                 return Poll::Pending;
             }
             self.now = Instant::now();
+            let far = self.now + YEAR;
+            self.earliest = self.deadlines().filter_map(|(_, at)| at).min().unwrap_or(far);
             let expired = self.deadlines().find(|(_, at)| at.is_some_and(|t| t <= self.now));
             if let Some((which, _)) = expired {
-                self.armed = self.now + YEAR;
-                self.timer.as_mut().reset(self.armed);
+                // What it bounds has until the next wait to take it away.
+                self.arm(far);
                 return Poll::Ready(which);
             }
-            self.recount();
-            let next = self.earliest.unwrap_or(self.now + YEAR);
-            self.timer.as_mut().reset(next);
-            self.armed = next;
+            self.arm(self.earliest);
         }
     }
 }
@@ -330,6 +342,38 @@ mod tests {
         clock.watch(Waits::default());
         let waited = tokio::time::timeout(Duration::from_secs(999), poll_fn(|cx| clock.poll_expired(cx)));
         assert!(waited.await.is_err(), "nobody is waited for");
+    }
+
+    /// The timer is set by what is set, and moved on by what it finds when it fires.
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_went_leaves_those_behind_it() {
+        let mut clock = Clock::new();
+        let start = clock.restart();
+        clock.set_max_stream(start, Some(Duration::from_secs(30)));
+        clock.set_request(Some(Duration::from_secs(10)));
+        clock.set_request(None);
+        clock.set_route(Some(Duration::from_secs(20)));
+        clock.set_per_try(Some(Duration::from_secs(5)));
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::PerTry);
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::PerTry, "nobody took it away");
+        clock.end_attempt();
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Route);
+        clock.set_route(None);
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::MaxStream);
+        assert_eq!(start.elapsed(), Duration::from_secs(30));
+    }
+
+    /// A timer that knows a task wakes that one: another that comes to wait must be told too.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_last_is_woken() {
+        let mut clock = Clock::new();
+        clock.restart();
+        clock.set_idle(Some(Duration::from_secs(5)));
+        let mut nobody = Context::from_waker(Waker::noop());
+        assert!(clock.poll_expired(&mut nobody).is_pending());
+        let waiting = tokio::spawn(async move { poll_fn(|cx| clock.poll_expired(cx)).await });
+        let waited = tokio::time::timeout(Duration::from_secs(6), waiting).await;
+        assert!(matches!(waited, Ok(Ok(Expired::Idle))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ mod xfcc;
 
 use crate::h1::hop;
 use sixfold_core::hcm::{HttpConnectionManager, Profile, ServerHeader};
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::message::Scheme;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::router::TableOptions;
@@ -73,37 +73,46 @@ fn set_scheme(hcm: &HttpConnectionManager, stream: &mut Stream) {
     }
 }
 
+/// What steers the router: for clients inside.
+const STEERING: KnownSet = KnownSet::of(&[
+    Known::X_ENVOY_RETRY_ON,
+    Known::X_ENVOY_RETRY_GRPC_ON,
+    Known::X_ENVOY_MAX_RETRIES,
+    Known::X_ENVOY_UPSTREAM_ALT_STAT_NAME,
+    Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
+    Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+    Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
+    Known::X_ENVOY_UPSTREAM_STREAM_DURATION_MS,
+    Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS,
+    Known::X_ENVOY_FORCE_TRACE,
+    Known::X_ENVOY_IP_TAGS,
+    Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+    Known::X_ENVOY_RETRIABLE_STATUS_CODES,
+    Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
+]);
+
+/// What an Envoy before us tells: not for clients at the edge.
+const TELLING: KnownSet = KnownSet::of(&[
+    Known::X_ENVOY_DECORATOR_OPERATION,
+    Known::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER,
+    Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE,
+    Known::X_ENVOY_ORIGINAL_PATH,
+    Known::X_ENVOY_ORIGINAL_HOST,
+    Known::X_ENVOY_ORIGINAL_URL,
+]);
+
+const CLEANED: KnownSet = KnownSet::of(&[Known::X_ENVOY_INTERNAL]).and(&STEERING).and(&TELLING);
+
 /// Takes off what clients outside may not send.
 fn clean(table: Option<&TableOptions>, trust: trust::Trust, headers: &mut Headers) {
-    let edge = trust.edge;
-    headers.retain(|known, _, _| match known {
-        Some(Known::X_ENVOY_INTERNAL) => false,
-        Some(
-            Known::X_ENVOY_RETRY_ON
-            | Known::X_ENVOY_RETRY_GRPC_ON
-            | Known::X_ENVOY_MAX_RETRIES
-            | Known::X_ENVOY_UPSTREAM_ALT_STAT_NAME
-            | Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS
-            | Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS
-            | Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE
-            | Known::X_ENVOY_UPSTREAM_STREAM_DURATION_MS
-            | Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS
-            | Known::X_ENVOY_FORCE_TRACE
-            | Known::X_ENVOY_IP_TAGS
-            | Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT
-            | Known::X_ENVOY_RETRIABLE_STATUS_CODES
-            | Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
-        ) => trust.internal,
-        Some(
-            Known::X_ENVOY_DECORATOR_OPERATION
-            | Known::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER
-            | Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE
-            | Known::X_ENVOY_ORIGINAL_PATH
-            | Known::X_ENVOY_ORIGINAL_HOST
-            | Known::X_ENVOY_ORIGINAL_URL,
-        ) => !edge,
-        _ => true,
-    });
+    if headers.may_have(&CLEANED) {
+        headers.retain(|known, _, _| match known {
+            Some(Known::X_ENVOY_INTERNAL) => false,
+            Some(known) if STEERING.contains(known) => trust.internal,
+            Some(known) if TELLING.contains(known) => !trust.edge,
+            _ => true,
+        });
+    }
     if !trust.internal {
         for name in table.map_or(&[][..], |t| &t.internal_only_headers) {
             headers.remove(name);

@@ -170,12 +170,16 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Runs the request phases and does what the route says.
     async fn answer(&mut self, table: Table) -> Result<(), Interrupt> {
-        let announced = self.announced_length();
-        let reply = self.request_phases(table).await?;
-        self.frame_request(announced);
-        if let Some(reply) = reply {
-            self.name_cluster();
-            return self.respond(reply, false).await;
+        if self.has_request_phases() {
+            let announced = self.announced_length();
+            let reply = self.request_phases(table).await?;
+            self.frame_request(announced);
+            if let Some(reply) = reply {
+                self.name_cluster();
+                return self.respond(reply, false).await;
+            }
+        } else {
+            drop(table);
         }
         let Some(route) = self.stream.route.clone() else {
             return self.no_route().await;
@@ -349,6 +353,12 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(text) = text {
             headers.push(Known::CONTENT_LENGTH.as_str().as_bytes(), text);
         }
+    }
+
+    /// Whether anybody has a say before the request goes where its route says.
+    fn has_request_phases(&self) -> bool {
+        let chain = &self.chain;
+        chain.has(HeadPhase::Rewrite) || chain.has(HeadPhase::Access) || chain.request_buffer().is_some()
     }
 
     /// Runs `rewrite` and `access`; `Some` is an answer without an upstream. A route that is chosen again comes from

@@ -165,8 +165,7 @@ impl H1Client {
         lifetime: Option<Instant>,
         mut draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Arrival {
-        stream.reset(Instant::now().into_std());
-        clock.restart();
+        stream.reset(clock.restart().into_std());
         let env = self.env.clone();
         let last =
             env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));

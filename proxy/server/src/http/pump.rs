@@ -85,6 +85,8 @@ enum Received {
 
 impl<D: Downstream> Pump<'_, D> {
     fn poll(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Poll<Result<(), Interrupt>> {
+        // One look at the clock for all that comes at once.
+        let mut moved = false;
         loop {
             let sent = self.send(clock, cx)?;
             match self.receive(clock, cx)? {
@@ -95,9 +97,12 @@ impl<D: Downstream> Pump<'_, D> {
                 }
                 Received::Nothing if !sent => {}
                 _ => {
-                    clock.touch();
+                    moved = true;
                     continue;
                 }
+            }
+            if moved {
+                clock.touch();
             }
             self.up.poll_ahead(cx);
             let _ = self.up.poll_flush(cx);

@@ -2,7 +2,7 @@
 
 use super::meter::Meter;
 use crate::buffer::ReadBuffer;
-use crate::deadline::{Limit, Timed, within};
+use crate::deadline::{Limit, Timed, poll_timer, within};
 use crate::drain::Drain;
 use crate::io::{Io, Transport};
 use std::io;
@@ -279,7 +279,7 @@ impl<F: Future<Output = ()>> Limit for Watch<'_, F> {
             }
         }
         while let (Some(next), Some(timer)) = (self.next(), &mut self.timer) {
-            ready!(timer.as_mut().poll(cx));
+            ready!(poll_timer(timer.as_mut(), cx));
             let now = Instant::now();
             if self.deadline.is_some_and(|at| at <= now) {
                 return Poll::Ready(End::Deadline);
