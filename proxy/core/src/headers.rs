@@ -56,10 +56,10 @@ const SOUND: u8 = 1;
 /// The name has an upper case letter.
 const UPPER: u8 = 2;
 
-/// What is to be known of a name, and of a value that has been checked.
+/// What is to be known of a line.
 #[inline]
-fn flags_of(name: &[u8]) -> u8 {
-    SOUND | if scan::has_upper(name) { UPPER } else { 0 }
+fn flags(sound: bool, upper: bool) -> u8 {
+    (if sound { SOUND } else { 0 }) | (if upper { UPPER } else { 0 })
 }
 
 /// A field as a line of HTTP/1.
@@ -267,14 +267,14 @@ impl Headers {
     /// Adds a field as it came off the wire, its name in any case and kept as spelled.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let known = Known::find(name);
-        self.push_unchecked(known.map_or(0, |k| k.0), name, value);
+        self.push_unchecked(known.map_or(0, |k| k.0), name, scan::has_upper(name), value);
     }
 
     /// [`Headers::push`] for a codec, which has looked `known` up and checked the field already: `known` must be what
     /// [`Known::find`] says of `name`, the name a token, and the value without CR, LF and NUL.
     #[inline]
     pub fn push_checked(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
-        self.push_field(known.map_or(0, |k| k.0), name, value, flags_of(name));
+        self.push_field(known.map_or(0, |k| k.0), name, value, flags(true, scan::has_upper(name)));
     }
 
     /// [`Headers::push_checked`], with the name stored in lower case.
@@ -290,9 +290,9 @@ impl Headers {
     }
 
     /// [`Headers::push_checked`] for a whole line `name: value\r\n`, whose name is stored as `name`, which differs
-    /// at most in case. What is no such line is left out.
+    /// at most in case; `upper` tells whether there is an upper case letter in that. What is no such line is left out.
     #[inline]
-    pub fn push_line(&mut self, known: Option<Known>, name: &[u8], line: &[u8]) {
+    pub fn push_line(&mut self, known: Option<Known>, name: &[u8], upper: bool, line: &[u8]) {
         let Some(value_len) = line.len().checked_sub(name.len() + AROUND) else { return };
         let Ok(name_len) = u16::try_from(name.len()) else { return };
         self.reserve(line.len());
@@ -300,7 +300,7 @@ impl Headers {
         put(&mut self.buf, line);
         self.buf[at..at + name.len()].copy_from_slice(name);
         let known = known.map_or(0, |k| k.0);
-        let flags = flags_of(name);
+        let flags = flags(true, upper);
         self.note(known);
         self.fields.push(Field { at: at as u32, value_len: value_len as u32, name_len, known, flags });
     }
@@ -321,12 +321,12 @@ impl Headers {
     /// Adds a field after those that are there; an equal name stays a line of its own.
     pub fn append(&mut self, key: impl Key, value: &[u8]) {
         let known = key.known().map_or(0, |k| k.0);
-        self.push_unchecked(known, key.spelled(), value);
+        self.push_unchecked(known, key.spelled(), key.is_upper(), value);
     }
 
-    fn push_unchecked(&mut self, known: u8, name: &[u8], value: &[u8]) {
+    fn push_unchecked(&mut self, known: u8, name: &[u8], upper: bool, value: &[u8]) {
         let sound = is_clean(value) && (known != 0 || is_token(name));
-        self.push_field(known, name, value, if sound { flags_of(name) } else { flags_of(name) & !SOUND });
+        self.push_field(known, name, value, flags(sound, upper));
     }
 
     /// A name beyond 64 KiB is left out: no codec reads one and no configuration has one.
@@ -361,6 +361,9 @@ impl Headers {
 
     /// Removes the fields of that name behind the one at `first`.
     fn remove_after(&mut self, first: usize, key: impl Key) {
+        if !self.repeated && key.known().is_some() {
+            return;
+        }
         let Headers { buf, fields, dead, .. } = self;
         let mut at = 0;
         fields.retain(|f| {

@@ -79,6 +79,10 @@ impl ReadBuffer {
         io: &mut T,
         cx: &mut Timed<'_>,
     ) -> Poll<io::Result<usize>> {
+        if self.is_empty() && io.poll_readable(cx).is_pending() {
+            self.release();
+            return Poll::Pending;
+        }
         self.make_room();
         let mut room = ReadBuf::new(&mut self.data[self.end..]);
         match io.poll_read(cx, &mut room) {

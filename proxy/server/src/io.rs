@@ -15,6 +15,11 @@ pub struct Io(Kind);
 
 /// Reading, writing and closing for those who watch the time.
 pub(crate) trait Transport {
+    /// Ready when a read is worth a try; whoever waits is woken then. It asks no operating system.
+    fn poll_readable(&mut self, _cx: &mut Timed<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     /// Reads what there is.
     fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
 
@@ -140,6 +145,16 @@ impl From<UnixStream> for Io {
 }
 
 impl Transport for Io {
+    #[inline]
+    fn poll_readable(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
+        match &self.0 {
+            Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) => {
+                tcp.poll_read_ready(cx).map(drop)
+            }
+            _ => Poll::Ready(()),
+        }
+    }
+
     #[inline]
     fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         inner!(self, s => Pin::new(s).poll_read(cx, buf))

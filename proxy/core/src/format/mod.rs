@@ -272,7 +272,9 @@ impl Part {
                 }
             }
         }
-        style.escape.apply(out, start);
+        if style.escape != Escape::None {
+            style.escape.apply(out, start);
+        }
         true
     }
 }

@@ -1,6 +1,7 @@
 //! Names of header fields, prepared when configuration arrives.
 
 use super::Known;
+use super::scan::has_upper;
 use std::fmt;
 
 /// A header name prepared when configuration arrives: lower case, and its id if it is well known.
@@ -92,6 +93,11 @@ pub trait Key: Copy {
     fn spelled(&self) -> &[u8] {
         self.name()
     }
+    /// Whether that has an upper case letter.
+    #[inline]
+    fn is_upper(&self) -> bool {
+        false
+    }
 }
 
 impl Key for Known {
@@ -118,6 +124,10 @@ impl Key for &HeaderName {
     fn spelled(&self) -> &[u8] {
         self.spelled.as_ref().unwrap_or(&self.name).as_bytes()
     }
+    #[inline]
+    fn is_upper(&self) -> bool {
+        self.spelled.as_ref().is_some_and(|name| has_upper(name.as_bytes()))
+    }
 }
 
 /// A name that is only known while a request runs; prefer [`HeaderName`].
@@ -129,5 +139,9 @@ impl Key for &str {
     #[inline]
     fn name(&self) -> &[u8] {
         self.as_bytes()
+    }
+    #[inline]
+    fn is_upper(&self) -> bool {
+        has_upper(self.as_bytes())
     }
 }

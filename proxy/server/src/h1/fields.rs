@@ -68,8 +68,10 @@ impl FieldSink {
         opts.rules.check_count(self.count)?;
         let known = Known::find_lower(plain.lower);
         if self.note(known, plain.name, plain.value, headers, authority, opts)? {
-            let stored = if opts.keeps_spelling() { plain.name } else { plain.lower };
-            headers.push_line(known, stored, plain.line);
+            match opts.keeps_spelling() {
+                true => headers.push_line(known, plain.name, plain.name != plain.lower, plain.line),
+                false => headers.push_line(known, plain.lower, false, plain.line),
+            }
         }
         Ok(Some(plain.line.len()))
     }

@@ -1,5 +1,7 @@
 //! Cutting a head into lines, each byte looked at once.
 
+use sixfold_core::headers::control;
+
 use super::error::H1Error;
 use super::options::{H1Options, Profile};
 
@@ -42,20 +44,23 @@ impl LineReader {
         }
     }
 
-    /// The next line as it is. `too_long` is for one beyond `max_line_bytes`.
+    /// The next line as it is, a start line. `too_long` is for one beyond `max_line_bytes`.
     pub(super) fn plain<'a>(
         &mut self,
         buf: &'a [u8],
         opts: &H1Options,
         too_long: H1Error,
-    ) -> Result<Option<Line<'a>>, H1Error> {
+    ) -> Result<Option<&'a [u8]>, H1Error> {
+        if let Some(text) = self.start(buf, opts) {
+            return Ok(Some(text));
+        }
         let Some((end, next)) = self.find_end(buf, opts, too_long)? else { return Ok(None) };
         let text = buf.get(self.pos..end).unwrap_or_default();
         if memchr::memchr(b'\r', text).is_some() {
             return Err(H1Error::Malformed("bare CR in the start line"));
         }
         self.advance(next);
-        Ok(Some(Line { text, folded: false }))
+        Ok(Some(text))
     }
 
     /// The next field line with the lines that continue it (RFC 9112 section 5.2); an empty one ends the head.
@@ -102,6 +107,17 @@ impl LineReader {
             opts.max_head_bytes.saturating_sub(self.pos).min(opts.max_line_bytes.unwrap_or(usize::MAX));
         let ahead = buf.get(self.pos..).unwrap_or_default();
         ahead.get(..room.saturating_add(1)).unwrap_or(ahead)
+    }
+
+    /// The start line, if it is whole and without controls, and something follows it; `None` is for
+    /// [`LineReader::plain`].
+    #[inline]
+    fn start<'a>(&mut self, buf: &'a [u8], opts: &H1Options) -> Option<&'a [u8]> {
+        let ahead = self.ahead(buf, opts);
+        let (text, rest) = ahead.split_at_checked(control(ahead)?)?;
+        let [b'\r', b'\n', _, ..] = rest else { return None };
+        self.step(text.len() + 2);
+        Some(text)
     }
 
     /// Steps over a line that was found ahead.

@@ -125,7 +125,7 @@ impl HeadParser {
                 return Ok(None);
             };
             head.clear();
-            self.version = parse_request_line(line.text, head, opts)?;
+            self.version = parse_request_line(line, head, opts)?;
             self.start_line_done = true;
         }
         let RequestHead { headers, authority, .. } = head;
@@ -158,7 +158,7 @@ impl HeadParser {
                 return Ok(None);
             };
             head.clear();
-            parse_status_line(line.text, head)?;
+            parse_status_line(line, head)?;
             self.start_line_done = true;
         }
         if !self.read_fields(buf, &mut head.headers, None, opts)? {
