@@ -122,11 +122,11 @@ pub struct Headers {
     buf: Vec<u8>,
     fields: Vec<Field>,
     /// Bytes of `buf` that no field points to.
-    dead: usize,
-    /// Well-known names that are there, or were: most that are asked for never were.
-    seen: KnownSet,
-    /// One of them came again.
+    dead: u32,
+    /// One well-known name may be there twice.
     repeated: bool,
+    /// A bit for each well-known name that is there or was, some share one: most names that are asked for never were.
+    seen: u64,
     /// Names that codecs take out and write themselves, as the peer spelled them; for Envoy's `preserve_case`.
     spellings: Option<Box<Spellings>>,
 }
@@ -136,14 +136,7 @@ type Spellings = Vec<(Known, Box<[u8]>)>;
 impl Headers {
     /// An empty block; allocates with the first field.
     pub const fn new() -> Headers {
-        Headers {
-            buf: Vec::new(),
-            fields: Vec::new(),
-            dead: 0,
-            seen: KnownSet::EMPTY,
-            repeated: false,
-            spellings: None,
-        }
+        Headers { buf: Vec::new(), fields: Vec::new(), dead: 0, repeated: false, seen: 0, spellings: None }
     }
 
     /// Removes every field and keeps the memory for the next message, up to [`KEPT_BYTES`] and
@@ -152,8 +145,8 @@ impl Headers {
         self.buf.clear();
         self.fields.clear();
         self.dead = 0;
-        self.seen = KnownSet::EMPTY;
         self.repeated = false;
+        self.seen = 0;
         self.spellings = None;
         if self.buf.capacity() > KEPT_BYTES {
             self.buf.shrink_to(KEPT_BYTES);
@@ -186,20 +179,20 @@ impl Headers {
     /// Bytes that fields point to.
     #[inline]
     fn live(&self) -> usize {
-        self.buf.len() - self.dead
+        self.buf.len() - self.dead as usize
     }
 
     /// Whether one of these well-known names may be there: false is certain.
     #[inline]
     pub fn may_have(&self, names: &KnownSet) -> bool {
-        self.seen.meets(names)
+        self.seen & names.folded() != 0
     }
 
     /// The place of the first field of that name.
     #[inline]
     fn position(&self, key: impl Key) -> Option<usize> {
         match key.known() {
-            Some(known) if !self.seen.has(known.0) => None,
+            Some(known) if self.seen & known.folded() == 0 => None,
             Some(known) => self.fields.iter().position(|f| f.known == known.0),
             None => self.fields.iter().position(|f| f.is(key, &self.buf)),
         }
@@ -347,7 +340,11 @@ impl Headers {
     /// Takes note of the name of a field that is added.
     #[inline]
     fn note(&mut self, known: u8) {
-        self.repeated |= known != 0 && !self.seen.add(known);
+        if known != 0 {
+            let bit = Known(known).folded();
+            self.repeated |= self.seen & bit != 0;
+            self.seen |= bit;
+        }
     }
 
     /// Makes `value` the only value of `key`, in the place of the first one.
@@ -369,7 +366,7 @@ impl Headers {
         fields.retain(|f| {
             at += 1;
             let keep = at <= first + 1 || !f.is(key, buf);
-            *dead += if keep { 0 } else { f.len() };
+            *dead += if keep { 0 } else { f.len() as u32 };
             keep
         });
     }
@@ -387,7 +384,7 @@ impl Headers {
             let (place, end) = place.split_at_mut(value.len());
             place.copy_from_slice(value);
             end.copy_from_slice(END);
-            self.dead += old - value.len();
+            self.dead += (old - value.len()) as u32;
         }
         let field = &mut self.fields[at];
         field.value_len = value.len() as u32;
@@ -399,12 +396,12 @@ impl Headers {
     /// with its line end.
     fn move_line(&mut self, at: usize, value_len: usize) {
         // Its old value is dead when room is made.
-        self.dead += self.fields[at].value_len as usize;
+        self.dead += self.fields[at].value_len;
         self.fields[at].value_len = 0;
         self.reserve(self.fields[at].len() + value_len);
         let from = self.fields[at].at as usize;
         let head = from..self.fields[at].value_at();
-        self.dead += head.len() + END.len();
+        self.dead += (head.len() + END.len()) as u32;
         self.fields[at].at = self.buf.len() as u32;
         #[cfg(test)]
         tests::COPIED.set(tests::COPIED.get() + head.len());
@@ -477,7 +474,7 @@ impl Headers {
         let Headers { buf, fields, dead, .. } = self;
         let mut lines: Vec<Field> = fields.iter().filter(|f| names.has(f.known)).copied().collect();
         lines.sort_by_key(|f| f.known);
-        let mut fresh = Vec::with_capacity(buf.len() - *dead + 2 * lines.len());
+        let mut fresh = Vec::with_capacity(buf.len() - *dead as usize + 2 * lines.len());
         let mut done = KnownSet::EMPTY;
         fields.retain_mut(|f| {
             let place = f.place();
@@ -513,7 +510,7 @@ impl Headers {
     pub fn remove(&mut self, key: impl Key) -> bool {
         let Some(first) = self.position(key) else { return false };
         self.remove_after(first, key);
-        self.dead += self.fields.remove(first).len();
+        self.dead += self.fields.remove(first).len() as u32;
         true
     }
 
@@ -522,7 +519,7 @@ impl Headers {
         let Headers { buf, fields, dead, .. } = self;
         fields.retain(|f| {
             let keep = keep(f.known(), f.name(buf), f.value(buf));
-            *dead += if keep { 0 } else { f.len() };
+            *dead += if keep { 0 } else { f.len() as u32 };
             keep
         });
     }
@@ -541,7 +538,7 @@ impl Headers {
     fn make_room(&mut self, more: usize) {
         let wanted = self.live() + more;
         let capacity = (wanted + wanted / 2).max(FIRST);
-        if self.dead <= self.live() / 4 {
+        if self.dead as usize <= self.live() / 4 {
             self.buf.reserve_exact(capacity.saturating_sub(self.live()));
             return;
         }

@@ -32,7 +32,9 @@ pub fn finalize_request(
     upgrading: bool,
     stream: &mut Stream,
 ) {
-    let virtual_host = stream.virtual_host.clone();
+    // Most change nothing, and a count that all workers share is not for nothing.
+    let virtual_host =
+        stream.virtual_host.as_ref().filter(|v| !v.options.request_headers.is_empty()).cloned();
     if let Some(member) = member {
         member.request_headers.apply(stream, Side::Request);
     }
@@ -59,7 +61,9 @@ pub fn finalize_upstream_response(
     member: Option<&WeightedCluster>,
     stream: &mut Stream,
 ) {
-    let (virtual_host, route) = (stream.virtual_host.clone(), stream.route.clone());
+    let virtual_host =
+        stream.virtual_host.as_ref().filter(|v| !v.options.response_headers.is_empty()).cloned();
+    let route = stream.route.as_ref().filter(|r| !r.response_headers.is_empty()).cloned();
     let levels = Levels { table, virtual_host: virtual_host.as_ref(), route: route.as_deref() };
     let last = table.is_some_and(|t| t.most_specific_wins);
     if let Some(member) = member.filter(|_| !last) {

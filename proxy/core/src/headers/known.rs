@@ -162,10 +162,10 @@ impl KnownSet {
         self.0[usize::from(known / 64)] & 1u64 << (known % 64) != 0
     }
 
-    /// Whether they have a name in common.
+    /// In one word, in which some names share a bit.
     #[inline]
-    pub(super) fn meets(&self, other: &KnownSet) -> bool {
-        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+    pub(super) fn folded(&self) -> u64 {
+        self.0.iter().fold(0, |all, word| all | word)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -229,6 +229,12 @@ impl Known {
             }
             at = (at + 1) % TABLE_SIZE;
         }
+    }
+
+    /// Its bit in [`KnownSet::folded`].
+    #[inline]
+    pub(super) fn folded(self) -> u64 {
+        1 << (self.0 % 64)
     }
 
     /// Every well-known name, each at the place that [`Known::index`] says.

@@ -175,10 +175,10 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Runs `before_proxy`, which sees the endpoint that was chosen.
     async fn before_proxy(&mut self, flight: &InFlight) -> Result<Option<LocalReply>, Interrupt> {
-        let chain = self.chain.clone();
-        if !chain.has(HeadPhase::BeforeProxy) {
+        if !self.chain.has(HeadPhase::BeforeProxy) {
             return Ok(None);
         }
+        let chain = self.chain.clone();
         self.stream.upstream.member = Some(flight.member().clone());
         let announced = self.announced_length();
         let outcome = self.phase(&chain, HeadPhase::BeforeProxy).await?;
@@ -231,13 +231,13 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.response_headers(plan);
         self.clock.set_per_try(None);
-        let chain = self.chain.clone();
-        if chain.has(HeadPhase::HeaderFilter)
-            && let Outcome::Respond(reply) = self.phase(&chain, HeadPhase::HeaderFilter).await?
-        {
-            self.end_attempt(flight, OutcomeKind::Response, status);
-            drop(checkout);
-            return self.respond(reply, false).await;
+        if self.chain.has(HeadPhase::HeaderFilter) {
+            let chain = self.chain.clone();
+            if let Outcome::Respond(reply) = self.phase(&chain, HeadPhase::HeaderFilter).await? {
+                self.end_attempt(flight, OutcomeKind::Response, status);
+                drop(checkout);
+                return self.respond(reply, false).await;
+            }
         }
         if tunnel {
             self.clock.set_route(None);

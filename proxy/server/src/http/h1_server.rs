@@ -82,7 +82,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
     let drain = env.drain.clone();
     let mut draining = pin!(drain.started());
     loop {
-        let arrival = client.arrival(&mut stream, &mut clock, lifetime, draining.as_mut()).await;
+        let arrival = client.arrival(&env, &mut stream, &mut clock, lifetime, draining.as_mut()).await;
         if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late) {
             active.get_or_insert_with(|| {
                 stats.downstream_cx_http1_total().inc();
@@ -160,13 +160,13 @@ impl H1Client {
     /// Waits for the head of the next request.
     async fn arrival(
         &mut self,
+        env: &Env,
         stream: &mut Stream,
         clock: &mut Clock,
         lifetime: Option<Instant>,
         mut draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Arrival {
         stream.reset(clock.restart().into_std());
-        let env = self.env.clone();
         let last =
             env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));
         let (mut begun, mut ending) = (false, env.drain.is_draining());

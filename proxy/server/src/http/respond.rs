@@ -157,10 +157,10 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Runs `header_filter`; a plugin may put another answer in the place of a local one.
     async fn response_head(&mut self, body: Bytes) -> Result<Bytes, Interrupt> {
-        let chain = self.chain.clone();
-        if !chain.has(HeadPhase::HeaderFilter) {
+        if !self.chain.has(HeadPhase::HeaderFilter) {
             return Ok(body);
         }
+        let chain = self.chain.clone();
         match self.phase(&chain, HeadPhase::HeaderFilter).await? {
             Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply, |_| {})),
             _ => Ok(body),
