@@ -1,8 +1,9 @@
 //! Turns the descriptors that `envoy-types` ships into the compact table that `src/schema.rs` reads in place.
 //!
-//! The layout of the table is described there. Comments, options, services and default values are left out.
+//! The layout of the table is described there. Comments, services, default values and all options but those of
+//! `Options` are left out.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -20,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={}", descriptors.display());
     let bytes = fs::read(&descriptors)?;
     let files = FileDescriptorSet::decode(bytes.as_slice())?;
-    let secrets = secret::fields(&secret::Files::decode(bytes.as_slice())?);
+    let options = options::of(&options::Files::decode(bytes.as_slice())?);
     let typed_struct = typed_struct();
     let mut types = BTreeMap::new();
     collect(".xds.type.v3", &typed_struct, &mut types);
@@ -34,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let out = PathBuf::from(env::var("OUT_DIR")?).join("schema.bin");
-    fs::write(out, Table::of(&types, secrets)?.finish(types.len()))?;
+    fs::write(out, Table::of(&types, options)?.finish(types.len()))?;
     Ok(())
 }
 
@@ -127,26 +128,24 @@ struct Table {
     values: Vec<u8>,
     value_count: u32,
     strings: Vec<u8>,
-    known: HashMap<String, u32>,
-    /// Full names of fields that are secrets.
-    secrets: HashSet<String>,
+    known: HashMap<Vec<u8>, u32>,
+    options: Options,
 }
 
 impl Table {
     fn of(
         types: &BTreeMap<String, Definition<'_>>,
-        secrets: HashSet<String>,
+        options: Options,
     ) -> Result<Table, Box<dyn Error>> {
         let indices: HashMap<&str, u32> = types.keys().map(String::as_str).zip(0..).collect();
-        let mut table = Table { secrets, ..Table::default() };
+        let mut table = Table { options, ..Table::default() };
         for (name, definition) in types {
             let name = name.trim_start_matches('.');
             let (kind, first, count) = match definition {
                 Definition::Message(message) => {
                     let first = table.field_count;
                     for field in &message.field {
-                        let secret = table.secrets.contains(&format!("{name}.{}", field.name()));
-                        table.field(field, message, types, &indices, secret)?;
+                        table.field(name, field, message, types, &indices)?;
                     }
                     let map_entry = message.options.as_ref().is_some_and(|options| options.map_entry());
                     (u8::from(map_entry), first, message.field.len())
@@ -154,14 +153,14 @@ impl Table {
                 Definition::Enum(kind) => {
                     let first = table.value_count;
                     for value in &kind.value {
-                        table.string_into(value.name(), |table| &mut table.values)?;
+                        table.bytes_into(value.name().as_bytes(), |table| &mut table.values)?;
                         table.values.extend(value.number().to_le_bytes());
                         table.value_count += 1;
                     }
                     (2, first, kind.value.len())
                 }
             };
-            table.string_into(name, |table| &mut table.types)?;
+            table.bytes_into(name.as_bytes(), |table| &mut table.types)?;
             table.types.extend(first.to_le_bytes());
             table.types.extend(u16::try_from(count)?.to_le_bytes());
             table.types.extend([kind, 0]);
@@ -171,11 +170,11 @@ impl Table {
 
     fn field(
         &mut self,
+        type_name: &str,
         field: &FieldDescriptorProto,
         message: &DescriptorProto,
         types: &BTreeMap<String, Definition<'_>>,
         indices: &HashMap<&str, u32>,
-        secret: bool,
     ) -> Result<(), Box<dyn Error>> {
         let type_index = match field.r#type() {
             Type::Message | Type::Enum => *indices.get(field.type_name()).ok_or("a type is missing")?,
@@ -191,32 +190,39 @@ impl Table {
         };
         let oneof = field.oneof_index.filter(|_| !field.proto3_optional());
         let oneof = oneof.and_then(|index| message.oneof_decl.get(usize::try_from(index).ok()?));
-        self.string_into(field.name(), |table| &mut table.fields)?;
-        self.string_into(field.json_name(), |table| &mut table.fields)?;
-        self.string_into(oneof.map_or("", |oneof| oneof.name()), |table| &mut table.fields)?;
+        let oneof = oneof.map_or("", |oneof| oneof.name());
+        let full_name = format!("{type_name}.{}", field.name());
+        let secret = self.options.secrets.contains(&full_name);
+        let required = self.options.required.contains(&format!("{type_name}.{oneof}"));
+        let rules = self.options.rules.get(&full_name).cloned().unwrap_or_default();
+        for bytes in [field.name().as_bytes(), field.json_name().as_bytes(), oneof.as_bytes(), &rules] {
+            self.bytes_into(bytes, |table| &mut table.fields)?;
+        }
         self.fields.extend(u32::try_from(field.number())?.to_le_bytes());
         self.fields.extend(type_index.to_le_bytes());
-        self.fields.extend([u8::try_from(field.r#type() as i32)?, cardinality, u8::from(secret), 0]);
+        let kind = u8::try_from(field.r#type() as i32)?;
+        let flags = u8::from(required) | u8::from(field.proto3_optional()) << 1;
+        self.fields.extend([kind, cardinality, u8::from(secret), flags]);
         self.field_count += 1;
         Ok(())
     }
 
-    /// Appends a reference to a string: offset in the pool and length.
-    fn string_into(
+    /// Appends a reference to a string or to bytes: offset in the pool and length.
+    fn bytes_into(
         &mut self,
-        text: &str,
+        bytes: &[u8],
         section: fn(&mut Table) -> &mut Vec<u8>,
     ) -> Result<(), Box<dyn Error>> {
-        let offset = match self.known.get(text) {
+        let offset = match self.known.get(bytes) {
             Some(offset) => *offset,
             None => {
                 let offset = u32::try_from(self.strings.len())?;
-                self.strings.extend(text.as_bytes());
-                self.known.insert(text.to_owned(), offset);
+                self.strings.extend(bytes);
+                self.known.insert(bytes.to_owned(), offset);
                 offset
             }
         };
-        let length = u32::try_from(text.len())?;
+        let length = u32::try_from(bytes.len())?;
         section(self).extend(offset.to_le_bytes().into_iter().chain(length.to_le_bytes()));
         Ok(())
     }
@@ -233,10 +239,23 @@ impl Table {
     }
 }
 
-/// The one option of fields that matters, which `prost_types` does not have since it is an extension.
-mod secret {
+use options::Options;
+
+/// The options that matter, which `prost_types` does not have since they are extensions.
+mod options {
     use prost::Message;
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
+
+    /// What options say, by full names.
+    #[derive(Default)]
+    pub(crate) struct Options {
+        /// Fields that `udpa.annotations.sensitive` marks.
+        pub(crate) secrets: HashSet<String>,
+        /// `validate.rules` of fields, encoded.
+        pub(crate) rules: HashMap<String, Vec<u8>>,
+        /// Oneofs of which `validate.required` wants one member to be given.
+        pub(crate) required: HashSet<String>,
+    }
 
     #[derive(Clone, PartialEq, Message)]
     pub(crate) struct Files {
@@ -260,6 +279,8 @@ mod secret {
         fields: Vec<Field>,
         #[prost(message, repeated, tag = "3")]
         nested: Vec<Type>,
+        #[prost(message, repeated, tag = "8")]
+        oneofs: Vec<Oneof>,
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -267,29 +288,59 @@ mod secret {
         #[prost(string, optional, tag = "1")]
         name: Option<String>,
         #[prost(message, optional, tag = "8")]
-        options: Option<Options>,
+        options: Option<FieldOptions>,
     }
 
     #[derive(Clone, PartialEq, Message)]
-    struct Options {
+    struct FieldOptions {
+        /// `validate.rules`
+        #[prost(bytes = "vec", optional, tag = "1071")]
+        rules: Option<Vec<u8>>,
         /// `udpa.annotations.sensitive`
         #[prost(bool, optional, tag = "76569463")]
         sensitive: Option<bool>,
     }
 
-    /// Full names of the fields that are marked.
-    pub(crate) fn fields(files: &Files) -> HashSet<String> {
-        let mut found = HashSet::new();
+    #[derive(Clone, PartialEq, Message)]
+    struct Oneof {
+        #[prost(string, optional, tag = "1")]
+        name: Option<String>,
+        #[prost(message, optional, tag = "2")]
+        options: Option<OneofOptions>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct OneofOptions {
+        /// `validate.required`
+        #[prost(bool, optional, tag = "1071")]
+        required: Option<bool>,
+    }
+
+    pub(crate) fn of(files: &Files) -> Options {
+        let mut found = Options::default();
         for file in &files.file {
             file.messages.iter().for_each(|message| collect(file.package(), message, &mut found));
         }
         found
     }
 
-    fn collect(scope: &str, message: &Type, found: &mut HashSet<String>) {
+    fn collect(scope: &str, message: &Type, found: &mut Options) {
         let name = format!("{scope}.{}", message.name());
         message.nested.iter().for_each(|nested| collect(&name, nested, found));
-        let marked = |field: &&Field| field.options.as_ref().is_some_and(Options::sensitive);
-        found.extend(message.fields.iter().filter(marked).map(|field| format!("{name}.{}", field.name())));
+        for field in &message.fields {
+            let Some(options) = &field.options else { continue };
+            let name = format!("{name}.{}", field.name());
+            if options.sensitive() {
+                found.secrets.insert(name.clone());
+            }
+            if let Some(rules) = &options.rules {
+                found.rules.insert(name, rules.clone());
+            }
+        }
+        for oneof in &message.oneofs {
+            if oneof.options.as_ref().is_some_and(OneofOptions::required) {
+                found.required.insert(format!("{name}.{}", oneof.name()));
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod any;
 mod bootstrap;
+pub mod constraints;
 pub mod format;
 pub mod header_ops;
 pub mod json;

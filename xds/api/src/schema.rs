@@ -5,22 +5,23 @@
 //!
 //! Layout, all numbers little endian, `str` an offset and a length (u32 each) in the string pool:
 //! counts of types, fields and values (u32); types sorted by name, `str` name, first (u32), count (u16), kind
-//! (0 message, 1 map entry, 2 enum), 0; fields, `str` name, `str` JSON name, `str` oneof or empty, number (u32),
-//! type (u32), scalar type as in descriptor.proto, cardinality (0 single, 1 repeated, 2 map), whether it is a secret
-//! (`udpa.annotations.sensitive`), 0; enum values,
-//! `str` name, number (i32); the string pool.
+//! (0 message, 1 map entry, 2 enum), 0; fields, `str` name, `str` JSON name, `str` oneof or empty, `str` encoded
+//! `validate.rules` or empty, number (u32), type (u32), scalar type as in descriptor.proto, cardinality (0 single,
+//! 1 repeated, 2 map), whether it is a secret (`udpa.annotations.sensitive`), flags (1: a member of its oneof must be
+//! given, `validate.required`; 2: `optional`); enum values, `str` name, number (i32); the pool of strings and rules.
 
 static TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/schema.bin"));
 
 const HEADER: usize = 12;
 const TYPE_SIZE: usize = 16;
-const FIELD_SIZE: usize = 36;
+const FIELD_SIZE: usize = 44;
 const VALUE_SIZE: usize = 12;
 
 /// A message or enum of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TypeSchema {
     name: &'static str,
+    index: usize,
     first: usize,
     count: usize,
     kind: u8,
@@ -37,6 +38,12 @@ pub(crate) struct FieldSchema {
     pub(crate) cardinality: Cardinality,
     /// Whether `udpa.annotations.sensitive` marks it.
     pub(crate) sensitive: bool,
+    /// Its `validate.rules`, encoded, or empty.
+    pub(crate) rules: &'static [u8],
+    /// Whether one of the fields of its oneof must be given.
+    pub(crate) oneof_required: bool,
+    /// Whether the definition calls it optional, so that its absence is no default.
+    pub(crate) optional: bool,
 }
 
 /// How many values a field has.
@@ -78,10 +85,13 @@ fn u8_at(offset: usize) -> u8 {
     TABLE.get(offset).copied().unwrap_or_default()
 }
 
-fn str_at(offset: usize) -> &'static str {
+fn bytes_at(offset: usize) -> &'static [u8] {
     let begin = fields_end() + value_count() * VALUE_SIZE + u32_at(offset);
-    let bytes = TABLE.get(begin..begin + u32_at(offset + 4)).unwrap_or_default();
-    std::str::from_utf8(bytes).unwrap_or_default()
+    TABLE.get(begin..begin + u32_at(offset + 4)).unwrap_or_default()
+}
+
+fn str_at(offset: usize) -> &'static str {
+    std::str::from_utf8(bytes_at(offset)).unwrap_or_default()
 }
 
 fn type_count() -> usize {
@@ -104,6 +114,7 @@ fn type_at(index: usize) -> TypeSchema {
     let offset = HEADER + index * TYPE_SIZE;
     TypeSchema {
         name: str_at(offset),
+        index,
         first: u32_at(offset + 8),
         count: u32_at(offset + 12) & 0xffff,
         kind: u8_at(offset + 14),
@@ -131,6 +142,22 @@ impl TypeSchema {
         None
     }
 
+    /// The type at a place of the table.
+    #[cfg(test)]
+    pub(crate) fn at(index: usize) -> TypeSchema {
+        type_at(index)
+    }
+
+    /// How many types the table has.
+    pub(crate) fn count() -> usize {
+        type_count()
+    }
+
+    /// Its place among the types of the table.
+    pub(crate) fn index(self) -> usize {
+        self.index
+    }
+
     /// Full name.
     pub(crate) fn name(&self) -> &'static str {
         self.name
@@ -150,7 +177,7 @@ impl TypeSchema {
 
     /// The field of this number.
     pub(crate) fn field_by_number(self, number: u32) -> Option<FieldSchema> {
-        self.field_offsets().find(|offset| u32_at(offset + 24) == number as usize).map(field_at)
+        self.field_offsets().find(|offset| u32_at(offset + 32) == number as usize).map(field_at)
     }
 
     fn field_offsets(self) -> impl Iterator<Item = usize> {
@@ -170,9 +197,9 @@ impl TypeSchema {
 }
 
 fn field_at(offset: usize) -> FieldSchema {
-    let target = || type_at(u32_at(offset + 28));
+    let target = || type_at(u32_at(offset + 36));
     // Numbers of google.protobuf.FieldDescriptorProto.Type; groups are refused when the table is made.
-    let kind = match u8_at(offset + 32) {
+    let kind = match u8_at(offset + 40) {
         1 => Kind::Double,
         2 => Kind::Float,
         3 => Kind::Int64,
@@ -194,14 +221,17 @@ fn field_at(offset: usize) -> FieldSchema {
     FieldSchema {
         name: str_at(offset),
         oneof: str_at(offset + 16),
-        number: u32_at(offset + 24) as u32,
+        number: u32_at(offset + 32) as u32,
         kind,
-        cardinality: match u8_at(offset + 33) {
+        cardinality: match u8_at(offset + 41) {
             1 => Cardinality::Repeated,
             2 => Cardinality::Map,
             _ => Cardinality::Single,
         },
-        sensitive: u8_at(offset + 34) != 0,
+        sensitive: u8_at(offset + 42) != 0,
+        rules: bytes_at(offset + 24),
+        oneof_required: u8_at(offset + 43) & 1 != 0,
+        optional: u8_at(offset + 43) & 2 != 0,
     }
 }
 

@@ -5,6 +5,8 @@
 use prost::{Message, Name};
 use sixfold_core::error::ConfigError;
 
+use crate::schema::Kind;
+
 /// Decodes a message.
 ///
 /// # Errors
@@ -66,27 +68,122 @@ fn take_out<'a>(mut message: &'a [u8], path: &[u32], parts: &mut Vec<Vec<&'a [u8
 
 /// The text in field `number` of an encoded message, without decoding the rest: the name of a resource, even of one
 /// that can't be decoded behind it. `None` when there is no such field, or what comes before it is no message.
-pub fn text(mut message: &[u8], number: u32) -> Option<&str> {
-    while !message.is_empty() {
-        let (key, after_key) = varint(message)?;
-        if key >> 3 == u64::from(number) && key & 7 == 2 {
-            return std::str::from_utf8(delimited(after_key)?.0).ok();
-        }
-        message = skip(key & 7, after_key)?;
+pub fn text(message: &[u8], number: u32) -> Option<&str> {
+    let (_, value) = Fields::of(message).find(|(found, _)| *found == number)?;
+    match value {
+        Value::Bytes(text) => std::str::from_utf8(text).ok(),
+        _ => None,
     }
-    None
+}
+
+/// An encoded value, by its wire type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value<'a> {
+    /// A varint.
+    Varint(u64),
+    /// Eight bytes.
+    Fixed64(u64),
+    /// Four bytes.
+    Fixed32(u32),
+    /// Length-delimited: a string, bytes, a message, or packed numbers.
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Value<'a> {
+    /// What a field of this kind holds when it is not written.
+    pub(crate) fn default_of(kind: Kind) -> Value<'static> {
+        match kind {
+            Kind::String | Kind::Bytes | Kind::Message(_) => Value::Bytes(&[]),
+            _ => Value::Varint(0),
+        }
+    }
+
+    /// Its bytes; none for a number.
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        match self {
+            Value::Bytes(bytes) => bytes,
+            _ => &[],
+        }
+    }
+
+    /// The integer, boolean or enum of this kind.
+    pub(crate) fn integer(self, kind: Kind) -> i128 {
+        let (narrow, wide) = match self {
+            Value::Varint(value) | Value::Fixed64(value) => (value as u32, value),
+            Value::Fixed32(value) => (value, u64::from(value)),
+            Value::Bytes(_) => (0, 0),
+        };
+        let zigzag = |value: u64| i128::from((value >> 1) as i64 ^ -((value & 1) as i64));
+        match kind {
+            Kind::Int32 | Kind::Sfixed32 | Kind::Enum(_) => i128::from(narrow as i32),
+            Kind::Int64 | Kind::Sfixed64 => i128::from(wide as i64),
+            Kind::Uint32 | Kind::Fixed32 => i128::from(narrow),
+            Kind::Sint32 | Kind::Sint64 => zigzag(wide),
+            _ => i128::from(wide),
+        }
+    }
+
+    /// The number of kind float or double.
+    pub(crate) fn float(self) -> f64 {
+        match self {
+            Value::Fixed64(bits) => f64::from_bits(bits),
+            Value::Fixed32(bits) => f64::from(f32::from_bits(bits)),
+            _ => 0.0,
+        }
+    }
+
+    /// The elements of a repeated field of this kind in one value: several where numbers are packed.
+    pub(crate) fn items(self, kind: Kind) -> Vec<Value<'a>> {
+        let Value::Bytes(mut packed) = self else { return vec![self] };
+        let mut items = Vec::new();
+        let wire_type = match kind {
+            Kind::String | Kind::Bytes | Kind::Message(_) => return vec![self],
+            Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => 1,
+            Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => 5,
+            _ => 0,
+        };
+        while let Some((value, after)) = Value::read(wire_type, packed) {
+            items.push(value);
+            packed = after;
+        }
+        items
+    }
+
+    /// The value of a wire type, and what follows it.
+    fn read(wire_type: u64, bytes: &'a [u8]) -> Option<(Value<'a>, &'a [u8])> {
+        match wire_type {
+            0 => varint(bytes).map(|(value, after)| (Value::Varint(value), after)),
+            1 => bytes.split_first_chunk().map(|(value, after)| (Value::Fixed64(u64::from_le_bytes(*value)), after)),
+            2 => delimited(bytes).map(|(value, after)| (Value::Bytes(value), after)),
+            5 => bytes.split_first_chunk().map(|(value, after)| (Value::Fixed32(u32::from_le_bytes(*value)), after)),
+            _ => None,
+        }
+    }
+}
+
+/// The numbers and values of an encoded message's fields, up to the first that can't be read.
+pub(crate) struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    pub(crate) fn of(message: &'a [u8]) -> Fields<'a> {
+        Fields(message)
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (u32, Value<'a>);
+
+    fn next(&mut self) -> Option<(u32, Value<'a>)> {
+        let (key, after) = varint(self.0)?;
+        let (value, after) = Value::read(key & 7, after)?;
+        self.0 = after;
+        Some((u32::try_from(key >> 3).ok()?, value))
 }
 
 /// What follows a field's value.
 fn skip(wire_type: u64, value: &[u8]) -> Option<&[u8]> {
-    match wire_type {
-        0 => varint(value).map(|(_, after)| after),
-        1 => value.get(8..),
-        2 => delimited(value).map(|(_, after)| after),
-        5 => value.get(4..),
-        // Groups, which no message of Envoy has.
-        _ => None,
-    }
+    // No groups, which no message of Envoy has.
+    Value::read(wire_type, value).map(|(_, after)| after)
 }
 
 fn delimited(value: &[u8]) -> Option<(&[u8], &[u8])> {

@@ -2,7 +2,7 @@
 
 use prost::encoding::{WireType, encode_key, encode_varint};
 use sixfold_core::document::{Entry, Node, Object, Value};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Place};
 
 use super::{scalar, well_known};
 use crate::schema::{Cardinality, FieldSchema, Kind, TypeSchema};
@@ -76,16 +76,37 @@ fn field_value(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(),
     match field.cardinality {
         Cardinality::Single => single(field, node, out),
         Cardinality::Map => map(field, node, out),
-        Cardinality::Repeated => {
-            let Some(items) = node.as_array() else { return Err(mismatch("an array", node)) };
-            for (index, item) in items.iter().enumerate() {
-                if item.is_null() && !well_known::accepts_null(field) {
-                    return Err(mismatch("a value", item).in_index(index));
-                }
-                // Not packed: readers must accept both, and so one way serves all types.
-                single(field, item, out).in_index(index)?;
-            }
-            Ok(())
+        Cardinality::Repeated => repeated(field, node, out),
+    }
+}
+
+/// Writes all elements. As for protobuf's C++ parser, which Envoy leaves in its lenient mode, one value that is no
+/// array is a list of one, a list within the list stands for its elements, and a null for the type's default.
+fn repeated(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
+    let Some(items) = node.as_array() else { return single(field, node, out) };
+    for (index, item) in items.iter().enumerate() {
+        let nested = item.as_array().is_some() && !well_known::is_list(field);
+        // Not packed: readers must accept both, and so one way serves all types.
+        let written = match item.is_null() && !well_known::accepts_null(field) {
+            true => default(field, out),
+            false if nested => repeated(field, item, out),
+            false => single(field, item, out),
+        };
+        written.in_index(index)?;
+    }
+    Ok(())
+}
+
+/// Writes the default of the field's type, with its key.
+fn default(field: FieldSchema, out: &mut Vec<u8>) -> Result<(), ConfigError> {
+    match field.kind {
+        Kind::Message(_) | Kind::String | Kind::Bytes => delimited(field.number, out, |_| Ok(())),
+        kind => {
+            let zero = match kind {
+                Kind::Bool => Value::Bool(false),
+                _ => Value::Number(0.into()),
+            };
+            scalar::write(kind, field.number, &Node { place: Place::default(), value: zero }, out)
         }
     }
 }

@@ -29,10 +29,7 @@ pub(super) fn write(kind: Kind, number: u32, node: &Node, out: &mut Vec<u8>) -> 
         Kind::Sfixed32 => encoding::sfixed32::encode(number, &integer(node)?, out),
         Kind::Sint64 => encoding::sint64::encode(number, &integer(node)?, out),
         Kind::Sint32 => encoding::sint32::encode(number, &integer(node)?, out),
-        Kind::Bool => match node.value {
-            Value::Bool(value) => encoding::bool::encode(number, &value, out),
-            _ => return Err(mismatch("true or false", node)),
-        },
+        Kind::Bool => encoding::bool::encode(number, &boolean(node)?, out),
         Kind::String | Kind::Message(_) => match &node.value {
             Value::String(text) => encoding::string::encode(number, text, out),
             _ => return Err(mismatch("a string", node)),
@@ -41,6 +38,17 @@ pub(super) fn write(kind: Kind, number: u32, node: &Node, out: &mut Vec<u8>) -> 
         Kind::Enum(schema) => encoding::int32::encode(number, &enum_value(schema, node)?, out),
     }
     Ok(())
+}
+
+/// A boolean, also as one of the words that protobuf's C++ parser takes within quotes (`absl::SimpleAtob`).
+fn boolean(node: &Node) -> Result<bool, ConfigError> {
+    let is = |text: &str, words: [&str; 5]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+    match &node.value {
+        Value::Bool(value) => Ok(*value),
+        Value::String(text) if is(text, ["true", "t", "yes", "y", "1"]) => Ok(true),
+        Value::String(text) if is(text, ["false", "f", "no", "n", "0"]) => Ok(false),
+        _ => Err(mismatch("true or false", node)),
+    }
 }
 
 /// An integer, as a number or a string, also when it is written like `1.0` or `1e3`.
@@ -87,11 +95,13 @@ fn bytes(node: &Node) -> Result<Vec<u8>, ConfigError> {
         .map_err(|error| ConfigError::new(format!("is not base64: {error}")).at(node.place))
 }
 
-/// An enum value by name or number. Numbers that the definition does not have are refused: nothing could be
+/// An enum value by name in any case, as Envoy's parser is set to take it, or by number. Numbers that the definition does not have are refused: nothing could be
 /// done with them.
 fn enum_value(schema: TypeSchema, node: &Node) -> Result<i32, ConfigError> {
     let found = match &node.value {
-        Value::String(text) => schema.values().find(|(name, _)| name == text).map(|(_, number)| number),
+        Value::String(text) => {
+            schema.values().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, number)| number)
+        },
         Value::Number(_) => {
             let wanted: i32 = integer(node)?;
             schema.values().find(|(_, number)| *number == wanted).map(|(_, number)| number)

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::ClusterDiscoveryType;
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, route, route_action, route_match};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
@@ -125,11 +126,6 @@ fn errors_have_file_place_path_and_reason() {
             "envoy.yaml:33:40: static_resources.clusters[0].per_connection_buffer_limit_bytes: 4294967296 does not fit u32",
         ),
         (
-            "domains: [\"*\"]",
-            "domains: \"*\"",
-            "envoy.yaml:24:24: static_resources.listeners[0].filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].domains: must be an array, not a string",
-        ),
-        (
             "match: {prefix: /}",
             "match: {prefix: /, path: /a}",
             "envoy.yaml:26:36: static_resources.listeners[0].filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].match.path: \"prefix\" is given too, and only one of them may be (oneof path_specifier)",
@@ -193,10 +189,31 @@ fn maps_structs_and_repeated_scalars() {
 fn nulls_are_absent() {
     let cluster: Cluster = read("name: a\nconnect_timeout: ~\nlb_policy:\n").unwrap();
     assert_eq!(cluster, Cluster { name: "a".into(), ..Cluster::default() });
-    assert_eq!(
-        refused::<RouteConfiguration>("internal_only_headers: [~]"),
-        "1:25: internal_only_headers[0]: must be a value, not null"
-    );
+    let table: RouteConfiguration = read("internal_only_headers: [~, x]").unwrap();
+    assert_eq!(table.internal_only_headers, ["", "x"], "in a list it is the type's default");
+}
+
+/// What protobuf's C++ parser takes in its lenient mode, which is Envoy's, and users write.
+#[test]
+fn the_liberties_of_envoys_parser_are_taken() {
+    let cluster: Cluster = read(
+        "type: strict_dns\nlb_policy: Ring_Hash\nignore_health_on_host_removal: \"TRUE\"\nconnect_timeout: {seconds: 60, nanos: 5}\nper_connection_buffer_limit_bytes: {value: 7}\nload_assignment: {endpoints: {lb_endpoints: [[{}], {}]}}\n",
+    )
+    .unwrap();
+    assert_eq!(cluster.lb_policy, 2);
+    assert_eq!(cluster.cluster_discovery_type, Some(ClusterDiscoveryType::Type(1)));
+    assert!(cluster.ignore_health_on_host_removal);
+    assert_eq!(cluster.connect_timeout.map(|time| (time.seconds, time.nanos)), Some((60, 5)));
+    assert_eq!(cluster.per_connection_buffer_limit_bytes, Some(UInt32Value { value: 7 }));
+    assert_eq!(cluster.load_assignment.unwrap().endpoints[0].lb_endpoints.len(), 2, "lists in a list");
+    let table: RouteConfiguration = read("virtual_hosts: {domains: \"*\", name: v}").unwrap();
+    assert_eq!(table.virtual_hosts[0].domains, ["*"]);
+    // A duration is no number, and names of enums are not looked for with dashes.
+    assert!(refused::<Cluster>("connect_timeout: 5").contains("must be a duration"));
+    assert!(refused::<Cluster>("type: strict-dns").contains("did you mean \"STRICT_DNS\"?"));
+    let twice = BOOTSTRAP.replace("type: 1\n", "type: 1\n    type: 2\n");
+    let cluster = load_bootstrap(&twice, "e.yaml").unwrap().static_resources.unwrap().clusters.remove(0);
+    assert_eq!(cluster.cluster_discovery_type, Some(ClusterDiscoveryType::Type(2)), "the last one counts");
 }
 
 #[test]

@@ -12,7 +12,12 @@ const PREFIX: &str = "google.protobuf.";
 
 /// Writes the message if it has a JSON form of its own, else `None`.
 pub(super) fn message(schema: TypeSchema, node: &Node, out: &mut Vec<u8>) -> Option<Result<(), ConfigError>> {
-    let written = match schema.name().strip_prefix(PREFIX)? {
+    let name = schema.name().strip_prefix(PREFIX)?;
+    // Protobuf's C++ parser also takes the fields of these, so `{seconds: 60}` for a duration.
+    if node.as_object().is_some() && !matches!(name, "Any" | "Struct" | "Value") {
+        return None;
+    }
+    let written = match name {
         "Any" => any(node, out),
         "Duration" => duration(node, out),
         "Timestamp" => timestamp(node, out),
@@ -33,6 +38,12 @@ pub(super) fn accepts_null(field: FieldSchema) -> bool {
         Kind::Enum(schema) => schema.name() == "google.protobuf.NullValue",
         _ => false,
     }
+}
+
+/// Whether a list is one value of the field.
+pub(super) fn is_list(field: FieldSchema) -> bool {
+    let Kind::Message(schema) = field.kind else { return false };
+    matches!(schema.name(), "google.protobuf.Value" | "google.protobuf.ListValue")
 }
 
 fn wrapper(schema: TypeSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
