@@ -133,10 +133,7 @@ struct Table {
 }
 
 impl Table {
-    fn of(
-        types: &BTreeMap<String, Definition<'_>>,
-        options: Options,
-    ) -> Result<Table, Box<dyn Error>> {
+    fn of(types: &BTreeMap<String, Definition<'_>>, options: Options) -> Result<Table, Box<dyn Error>> {
         let indices: HashMap<&str, u32> = types.keys().map(String::as_str).zip(0..).collect();
         let mut table = Table { options, ..Table::default() };
         for (name, definition) in types {

@@ -4,7 +4,7 @@ use sixfold_xds_api::refuse;
 use std::sync::Arc;
 
 use sixfold_core::access_log::{AccessLog, Comparison, LineFormat, LogFilter, LogTarget};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::flags::Flag;
 use sixfold_core::format::{ENVOY_DEFAULT, Format};
 use sixfold_core::stream::Stream;
@@ -31,12 +31,7 @@ const STDERR: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog"
 
 /// The access logs of a field.
 pub(crate) fn logs(context: &Context, values: &[ProtoLog], field: &str) -> Result<Vec<AccessLog>> {
-    values
-        .iter()
-        .enumerate()
-        .map(|(index, value)| log(context, value).in_index(index))
-        .collect::<Result<_>>()
-        .in_key(field)
+    collect(values.iter().enumerate().map(|(index, value)| log(context, value).in_index(index))).in_key(field)
 }
 
 fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
@@ -55,6 +50,14 @@ fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
     let sink = context.open_log.open(&target).map_err(|reason| ConfigError::field("typed_config", reason))?;
     let filter = log_filter.as_ref().map(|value| filter(context, value)).transpose().in_key("filter")?;
     Ok(AccessLog { filter, format: Arc::new(Line(format)), sink })
+}
+
+/// A log in a file in Envoy's default format.
+pub(crate) fn default_file(context: &Context, path: &str) -> Result<AccessLog> {
+    let file = FileAccessLog { path: path.to_owned(), access_log_format: None };
+    let (target, format) = self::file(&file)?;
+    let sink = context.open_log.open(&target).map_err(ConfigError::new)?;
+    Ok(AccessLog { filter: None, format: Arc::new(Line(format)), sink })
 }
 
 fn file(value: &FileAccessLog) -> Result<(LogTarget, Format)> {

@@ -5,6 +5,7 @@ mod detached;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use prost::{Message, Name};
 use sixfold_core::access_log::{AccessLog, OpenLog};
 use sixfold_core::cluster::{Clusters, DnsServers};
 use sixfold_core::document::{Node as DocumentNode, Options};
@@ -15,19 +16,18 @@ use sixfold_core::router::RouteTables;
 use sixfold_core::runtime::Runtime;
 use sixfold_core::{metrics, plugin};
 use sixfold_xds_api::any::struct_to_json;
-use sixfold_xds_api::load_bootstrap;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::StaticResources;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
     Admin as ProtoAdmin, Bootstrap, LayeredRuntime, RuntimeLayer,
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::Node as ProtoNode;
-use sixfold_xds_api::pb::envoy::config::metrics::v3::StatsConfig;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use sixfold_xds_api::{constraints, load_bootstrap};
 
 use crate::context::{Context, Node};
 use crate::rds::FilterLists;
-use crate::{access_log, cluster, listener};
+use crate::{access_log, cluster, listener, stats};
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{destructure, refuse};
 
@@ -58,8 +58,8 @@ pub struct Compiled {
     pub diff: Diff,
     /// The administration listener, if there is one.
     pub admin: Option<Admin>,
-    /// Statistics: tags and which are made at all, as configured.
-    pub stats: Option<StatsConfig>,
+    /// Statistics: their tags, and which are shown at all.
+    pub tags: metrics::TagRules,
     /// For resources that come later.
     pub context: Context,
 }
@@ -76,69 +76,128 @@ pub struct Admin {
 /// Reads and compiles a bootstrap (YAML, or JSON for a file called `*.json`).
 ///
 /// # Errors
-/// The first thing that is wrong, with file, line, column, resource and field. Nothing of it is used then.
-pub fn load(text: &str, file: &str, environment: &Environment) -> std::result::Result<Compiled, ConfigError> {
-    let bootstrap = load_bootstrap(text, file)?;
-    compile(&bootstrap, environment).map_err(|located| {
-        let mut error = *located.error;
-        error.place = error.place.or_else(|| place_of(text, file, &located.path));
-        error.in_file(file)
-    })
-}
-
-/// An error, and the path of its field from the root of the document.
-struct Located {
-    error: Box<ConfigError>,
-    path: String,
-}
-
-impl From<ConfigError> for Located {
-    fn from(error: ConfigError) -> Located {
-        Located { path: error.field.clone().unwrap_or_default(), error: Box::new(error) }
+/// What is wrong, each with file, line, column, resource and field, in the order of the file: all values that don't
+/// fit their types, or else what breaks a rule of its definition and the first thing in each resource, chain, filter,
+/// virtual host, route and endpoint that can't be compiled. Nothing of it is used then.
+pub fn load(
+    text: &str,
+    file: &str,
+    environment: &Environment,
+) -> std::result::Result<Compiled, Vec<ConfigError>> {
+    let bootstrap = load_bootstrap(text, file).map_err(ConfigError::into_all)?;
+    let mut faults = Faults(Vec::new());
+    let compiled = compile(&bootstrap, environment, &mut faults);
+    for fault in constraints::faults(&Bootstrap::full_name(), &bootstrap.encode_to_vec()) {
+        faults.broken_rule(&bootstrap, fault);
+    }
+    match compiled {
+        Some(compiled) if faults.0.is_empty() => Ok(compiled),
+        _ => Err(faults.placed(text, file)),
     }
 }
 
-fn in_list(error: ConfigError, list: &str, index: usize) -> Located {
-    let path =
-        error.clone().in_index(index).in_key(list).in_key("static_resources").field.unwrap_or_default();
-    Located { error: Box::new(error), path }
+/// Errors, each with the path of its field from the root of the document.
+struct Faults(Vec<(String, ConfigError)>);
+
+impl Faults {
+    /// The value, or its faults.
+    fn take<T>(&mut self, result: Result<T>) -> Option<T> {
+        self.take_in(result, |fault| fault)
+    }
+
+    /// The value, or the faults of a resource in a list.
+    fn take_item<T>(&mut self, result: Result<T>, list: &str, index: usize) -> Option<T> {
+        self.take_in(result, |fault| fault.in_index(index).in_key(list).in_key("static_resources"))
+    }
+
+    fn take_in<T>(&mut self, result: Result<T>, root: impl Fn(ConfigError) -> ConfigError) -> Option<T> {
+        let faults = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error.into_all(),
+        };
+        let path = |fault: &ConfigError| root(fault.clone()).field.unwrap_or_default();
+        self.0.extend(faults.into_iter().map(|fault| (path(&fault), fault)));
+        None
+    }
+
+    /// Adds what breaks a rule of its definition, unless it was found already.
+    fn broken_rule(&mut self, bootstrap: &Bootstrap, fault: ConfigError) {
+        let path = fault.field.clone().unwrap_or_default();
+        if !self.0.iter().any(|(known, _)| *known == path) {
+            self.0.push((path, in_resource(bootstrap, fault)));
+        }
+    }
+
+    /// All of them with their places, in the order of the file.
+    fn placed(self, text: &str, file: &str) -> Vec<ConfigError> {
+        let root =
+            DocumentNode::parse(text, &Options { last_key_counts: true, ..Options::for_file(file) }).ok();
+        let placed = self.0.into_iter().map(|(path, mut fault)| {
+            fault.place = fault.place.or_else(|| Some(place_of(root.as_ref()?, &path)));
+            fault.in_file(file)
+        });
+        let mut faults: Vec<ConfigError> = placed.collect();
+        faults.sort_by_key(|fault| fault.place);
+        faults
+    }
 }
 
-fn compile(value: &Bootstrap, environment: &Environment) -> std::result::Result<Compiled, Located> {
-    refuse_unsupported(value)?;
+/// Names the static resource that a path leads into, as its compiler does.
+fn in_resource(bootstrap: &Bootstrap, mut fault: ConfigError) -> ConfigError {
+    let path = fault.field.clone().unwrap_or_default();
+    let Some(resources) = &bootstrap.static_resources else { return fault };
+    for (list, kind) in [("clusters", "cluster"), ("listeners", "listener")] {
+        let inner = path
+            .strip_prefix("static_resources.")
+            .and_then(|path| path.strip_prefix(list)?.strip_prefix('['));
+        let Some((index, inner)) = inner.and_then(|inner| inner.split_once("].")) else { continue };
+        let index = index.parse::<usize>().ok();
+        let name = match kind {
+            "cluster" => index.and_then(|index| resources.clusters.get(index)).map(|cluster| &cluster.name),
+            _ => index.and_then(|index| resources.listeners.get(index)).map(|listener| &listener.name),
+        };
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            fault.field = Some(inner.to_owned());
+            return fault.in_resource(format!("{kind} \"{name}\""));
+        }
+    }
+    fault
+}
+
+/// Compiles what can be; without faults it is whole.
+fn compile(value: &Bootstrap, environment: &Environment, faults: &mut Faults) -> Option<Compiled> {
+    faults.take(refuse_unsupported(value));
     let default = StaticResources::default();
     let StaticResources { listeners, clusters, secrets } =
         value.static_resources.as_ref().unwrap_or(&default);
-    let context =
-        context(value, clusters.iter().map(|cluster| cluster.name.clone()).collect(), secrets, environment)?;
+    let names = clusters.iter().map(|cluster| cluster.name.clone()).collect();
+    let context = faults.take(context(value, names, secrets, environment))?;
     let mut diff = Diff::default();
     let mut names = BTreeSet::new();
     for (index, value) in clusters.iter().enumerate() {
         if !names.insert(&value.name) {
-            let error = ConfigError::field("name", "is given twice");
-            return Err(in_list(error.in_resource(format!("cluster \"{}\"", value.name)), "clusters", index));
+            let twice = Err(ConfigError::field("name", "is given twice"));
+            faults.take_item::<()>(twice.in_resource("cluster", &value.name), "clusters", index);
+            continue;
         }
-        let cluster =
-            cluster::compile(&context, value, false).map_err(|error| in_list(error, "clusters", index))?;
-        diff.clusters.push((cluster.config.name.clone(), Some(cluster)));
+        let cluster = faults.take_item(cluster::compile(&context, value, false), "clusters", index);
+        diff.clusters.extend(cluster.map(|cluster| (cluster.config.name.clone(), Some(cluster))));
     }
     let mut names = BTreeSet::new();
     for (index, value) in listeners.iter().enumerate() {
-        let listener =
-            listener::compile(&context, value).map_err(|error| in_list(error, "listeners", index))?;
+        let listener = faults.take_item(listener::compile(&context, value), "listeners", index);
+        let Some(listener) = listener else { continue };
         if !names.insert(listener.name.clone()) {
-            let error = ConfigError::field("name", "is given twice");
-            return Err(in_list(
-                error.in_resource(format!("listener \"{}\"", listener.name)),
-                "listeners",
-                index,
-            ));
+            let twice = Err(ConfigError::field("name", "is given twice"));
+            faults.take_item::<()>(twice.in_resource("listener", &listener.name), "listeners", index);
+            continue;
         }
         diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
     }
-    let admin =
-        value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin")?.flatten();
-    Ok(Compiled { diff, admin, stats: value.stats_config.clone(), context })
+    let admin = value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin");
+    let admin = faults.take(admin)?.flatten();
+    let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"))?;
+    Some(Compiled { diff, admin, tags, context })
 }
 
 fn context(
@@ -183,9 +242,14 @@ fn context(
 /// The merged layers: later ones win. Nested objects are keys with dots.
 fn runtime(value: Option<&LayeredRuntime>) -> Result<Runtime> {
     let mut values = BTreeMap::new();
-    for (index, RuntimeLayer { name: _, layer_specifier }) in
+    let mut names = BTreeSet::new();
+    for (index, RuntimeLayer { name, layer_specifier }) in
         value.iter().flat_map(|value| value.layers.iter().enumerate())
     {
+        if !names.insert(name) {
+            let error = ConfigError::field("name", format!("layer \"{name}\" is given twice"));
+            return Err(error.in_index(index).in_key("layers"));
+        }
         let unsupported =
             |field: &str| Err(ConfigError::field(field, "is not supported").in_index(index).in_key("layers"));
         match layer_specifier {
@@ -234,16 +298,15 @@ fn admin(context: &Context, value: &ProtoAdmin) -> Result<Option<Admin>> {
         allow_paths,
     } = value;
     refuse!(socket_options, allow_paths);
-    if !matches!(access_log_path.as_str(), "" | "/dev/null") {
-        return Err(ConfigError::field("access_log_path", "is not supported, access_log is"));
-    }
     if address.is_none() {
         return Ok(None);
     }
-    Ok(Some(Admin {
-        address: listener::bind_address(address, "address")?,
-        access_logs: access_log::logs(context, access_log, "access_log")?,
-    }))
+    let mut access_logs = access_log::logs(context, access_log, "access_log")?;
+    // The older form of a log in a file.
+    if !matches!(access_log_path.as_str(), "" | "/dev/null") {
+        access_logs.push(access_log::default_file(context, access_log_path).in_key("access_log_path")?);
+    }
+    Ok(Some(Admin { address: listener::bind_address(address, "address")?, access_logs }))
 }
 
 /// Counts the fields: what is not read by any part of this module is refused here.
@@ -298,15 +361,16 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
     Ok(())
 }
 
-/// Looks a path up in the text again: messages have no places. The deepest part of it that is there counts.
-fn place_of(text: &str, file: &str, path: &str) -> Option<Place> {
-    let root = DocumentNode::parse(text, &Options::for_file(file)).ok()?;
-    let mut node = &root;
+/// Looks a path up in the document: messages have no places. The deepest part of it that is there counts.
+fn place_of(root: &DocumentNode, path: &str) -> Place {
+    let mut node = root;
     let mut place = root.place;
     let parts = path.split(['.', '[']).map(|part| part.trim_end_matches(']')).filter(|part| !part.is_empty());
     for part in parts {
         let next = match (part.parse::<usize>(), node.as_array()) {
             (Ok(index), Some(items)) => items.get(index).map(|item| (item.place, item)),
+            // One value that stands for a list of one.
+            (Ok(0), None) => Some((place, node)),
             _ => node.as_object().and_then(|object| {
                 let entry = object.entry(part).or_else(|| object.entry(&camel_case(part)))?;
                 Some((entry.key_place, &entry.value))
@@ -315,7 +379,7 @@ fn place_of(text: &str, file: &str, path: &str) -> Option<Place> {
         let Some((found, inner)) = next else { break };
         (place, node) = (found, inner);
     }
-    Some(place)
+    place
 }
 
 fn camel_case(name: &str) -> String {

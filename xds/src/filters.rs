@@ -5,11 +5,15 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use prost::Message;
+
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Plugin, Position,
 };
-use sixfold_xds_api::pb::envoy::config::route::v3::FilterConfig;
+use sixfold_xds_api::pb::envoy::config::route::v3::cors_policy::EnabledSpecifier;
+use sixfold_xds_api::pb::envoy::config::route::v3::{CorsPolicy, FilterConfig};
+use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy as TypedCors;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpFilter, http_filter::ConfigType,
@@ -23,10 +27,29 @@ use sixfold_xds_api::values::{Result, not_empty};
 use sixfold_xds_api::wire::decode;
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// `typed_per_filter_config` of one level: table, virtual host, route or weighted cluster.
 pub(crate) type Overrides = HashMap<String, Any>;
+
+/// What one level says about filters.
+#[derive(Clone, Copy)]
+pub(crate) struct Level<'a> {
+    overrides: &'a Overrides,
+    /// `cors` of a virtual host or route, the form before `typed_per_filter_config`.
+    cors: Option<&'a CorsPolicy>,
+}
+
+impl<'a> Level<'a> {
+    pub(crate) fn new(overrides: &'a Overrides) -> Level<'a> {
+        Level { overrides, cors: None }
+    }
+
+    pub(crate) fn with_cors(self, cors: Option<&'a CorsPolicy>) -> Level<'a> {
+        Level { cors, ..self }
+    }
+}
 
 /// The HTTP filters of a connection manager, before the router.
 pub(crate) struct HttpFilters {
@@ -60,11 +83,13 @@ struct Settings {
     disabled: Option<bool>,
 }
 
-/// Compiles `http_filters`; the last must be the router, whose configuration is answered too.
-pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(HttpFilters, Router)> {
+/// Compiles `http_filters`; the last must be the router, whose configuration is answered too. No filters at all are
+/// taken, as by Envoy, but then nothing forwards.
+pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(HttpFilters, Option<Router>)> {
     let mut compiled: Vec<Filter> = Vec::with_capacity(filters.len());
     let mut router = None;
-    for (index, filter) in filters.iter().enumerate() {
+    let ones = filters.iter().enumerate().map(|(index, filter)| one(context, filter).in_index(index));
+    for ((index, filter), one) in filters.iter().enumerate().zip(collect(ones).in_key("http_filters")?) {
         if router.is_some() {
             let reason = "must come before the router, which is the last filter";
             return Err(ConfigError::new(reason).in_index(index).in_key("http_filters"));
@@ -74,15 +99,15 @@ pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(Http
             let reason = format!("\"{name}\" is given twice");
             return Err(ConfigError::field("name", reason).in_index(index).in_key("http_filters"));
         }
-        match one(context, filter).in_index(index).in_key("http_filters")? {
+        match one {
             One::Router(config) => router = Some(config),
             One::Filter(filter) => compiled.push(filter),
             One::Nothing => {}
         }
     }
-    let Some(router) = router else {
+    if router.is_none() && !filters.is_empty() {
         return Err(ConfigError::field("http_filters", "the last filter must be the router"));
-    };
+    }
     let filters = HttpFilters { filters: compiled, build: context.build.clone(), chains: Mutex::default() };
     Ok((filters, router))
 }
@@ -125,14 +150,14 @@ impl HttpFilters {
     }
 
     /// The chain with the settings of these levels, the least specific first; `None` when no level says anything.
-    pub(crate) fn chain(&self, levels: &[&Overrides], resource: &str) -> Result<Option<Arc<Chain>>> {
-        if levels.iter().all(|level| level.is_empty()) {
+    pub(crate) fn chain(&self, levels: &[Level<'_>], resource: &str) -> Result<Option<Arc<Chain>>> {
+        if levels.iter().all(|level| level.overrides.is_empty() && level.cors.is_none()) {
             return Ok(None);
         }
         self.build_chain(levels, resource).map(Some)
     }
 
-    fn build_chain(&self, levels: &[&Overrides], resource: &str) -> Result<Arc<Chain>> {
+    fn build_chain(&self, levels: &[Level<'_>], resource: &str) -> Result<Arc<Chain>> {
         let settings = self.settings(levels).in_key("typed_per_filter_config")?;
         let key = cache_key(&settings);
         if let Some(chain) = self.chains.lock().find(&key) {
@@ -176,10 +201,10 @@ impl HttpFilters {
         self.filters.iter().map(of).collect()
     }
 
-    fn settings(&self, levels: &[&Overrides]) -> Result<Vec<Settings>> {
+    fn settings(&self, levels: &[Level<'_>]) -> Result<Vec<Settings>> {
         for level in levels {
             // In the order of their names, so that of two faults it is always the same that is told.
-            for (name, config) in level.iter().collect::<BTreeMap<_, _>>() {
+            for (name, config) in level.overrides.iter().collect::<BTreeMap<_, _>>() {
                 if !self.filters.iter().any(|filter| filter.name == *name) {
                     check_unused(config).in_key(name)?;
                 }
@@ -203,9 +228,9 @@ impl Filter {
         Ok(plugin)
     }
 
-    fn settings(&self, levels: &[&Overrides]) -> Result<Settings> {
+    fn settings(&self, levels: &[Level<'_>]) -> Result<Settings> {
         let mut settings = Settings::default();
-        for config in levels.iter().filter_map(|level| level.get(&self.name)) {
+        for config in levels.iter().filter_map(|level| level.overrides.get(&self.name)) {
             let (type_name, bytes) = any::resolve(config)?;
             if type_name != FILTER_CONFIG {
                 settings.disabled = Some(false);
@@ -218,6 +243,10 @@ impl Filter {
                 let (type_name, bytes) = any::resolve(&config).in_key("config")?;
                 settings.configs.push(self.checked(&type_name, bytes.into_owned()).in_key("config")?);
             }
+        }
+        // Envoy looks at the older field only where no level has the newer one.
+        if settings.configs.is_empty() && self.factory.override_type == CORS_POLICY {
+            settings.configs.extend(levels.iter().filter_map(|level| level.cors).map(typed_cors));
         }
         Ok(settings)
     }
@@ -250,6 +279,35 @@ impl<T> Interned<T> {
         }
         self.made.insert(key, Arc::downgrade(made));
     }
+}
+
+/// `cors` of a virtual host or route as the settings of the filter, encoded. They have the same fields.
+fn typed_cors(value: &CorsPolicy) -> Vec<u8> {
+    let CorsPolicy {
+        allow_origin_string_match,
+        allow_methods,
+        allow_headers,
+        expose_headers,
+        max_age,
+        allow_credentials,
+        shadow_enabled,
+        allow_private_network_access,
+        forward_not_matching_preflights,
+        enabled_specifier,
+    } = value.clone();
+    let policy = TypedCors {
+        allow_origin_string_match,
+        allow_methods,
+        allow_headers,
+        expose_headers,
+        max_age,
+        allow_credentials,
+        shadow_enabled,
+        allow_private_network_access,
+        forward_not_matching_preflights,
+        filter_enabled: enabled_specifier.map(|EnabledSpecifier::FilterEnabled(enabled)| enabled),
+    };
+    policy.encode_to_vec()
 }
 
 /// Settings for a filter that the listener does not have must at least be of a type that exists.

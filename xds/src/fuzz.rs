@@ -12,8 +12,8 @@ use sixfold_xds_api::parse_bootstrap;
 
 use crate::bootstrap::{Compiled, Environment, load};
 
-/// What a bootstrap is taken as, or the resource and the reason it is refused for.
-type Verdict = Result<Names, (Option<String>, String)>;
+/// What a bootstrap is taken as, or the resources and the reasons it is refused for.
+type Verdict = Result<Names, BTreeSet<(Option<String>, String)>>;
 
 /// Clusters and listeners, in their order.
 type Names = (Vec<String>, Vec<String>);
@@ -36,9 +36,10 @@ fn judge(text: &str, file: &str) -> Verdict {
     let environment = Environment::detached(Registry::default());
     match load(text, file, &environment) {
         Ok(compiled) => Ok(names(&compiled)),
-        Err(error) => {
-            check(&error, text, file);
-            Err((error.resource, error.reason))
+        Err(faults) => {
+            assert!(!faults.is_empty(), "refused without a fault");
+            faults.iter().for_each(|fault| check(fault, text, file));
+            Err(faults.into_iter().map(|fault| (fault.resource, fault.reason)).collect())
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod listener;
 pub mod rds;
 mod retry;
 mod route;
+mod stats;
 #[cfg(test)]
 mod testing;
 mod tls;

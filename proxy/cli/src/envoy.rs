@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::Administration;
 use crate::process::{ENVOY_PATIENCE, Process, Setup};
-use crate::{logging, signals, stats};
+use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::document::Node;
@@ -41,13 +41,11 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let environment = environment(&process);
     let text = Text::of(&options)?;
     let node = text.node()?;
-    let Compiled { diff, admin, stats, .. } = text.load(&environment)?;
+    let Compiled { diff, admin, tags, .. } = text.load(&environment)?;
     let mut names = Names::of(&diff);
     let control = Administration::new(&process, log.levels, sender.clone(), text);
     let _admin = match admin {
-        Some(admin) => {
-            Some(administration(&options, &process, &admin.address, stats::tags(stats)?, node, control)?)
-        }
+        Some(admin) => Some(administration(&options, &process, &admin.address, tags, node, control)?),
         None => None,
     };
     let live = process.go_live(diff, ENVOY_PATIENCE, (&events, &sender))?;
@@ -207,7 +205,7 @@ impl Text {
 
     /// Compiles it.
     pub(crate) fn load(&self, environment: &Environment) -> Result<Compiled, Failure> {
-        Ok(bootstrap::load(&self.text, &self.name, environment)?)
+        bootstrap::load(&self.text, &self.name, environment).map_err(Failure::from)
     }
 
     /// As a document to be shown: secrets in it are hidden.

@@ -9,7 +9,6 @@ mod logging;
 mod process;
 mod quickstart;
 mod signals;
-mod stats;
 mod validate;
 
 use arguments::Command;

@@ -4,7 +4,6 @@ use crate::Failure;
 use crate::arguments::ValidateOptions;
 use crate::envoy::Text;
 use crate::process::plugins;
-use crate::stats;
 use sixfold_apisix::Findings;
 use sixfold_apisix::config::Environment;
 use sixfold_core::document::{Node, Options};
@@ -93,9 +92,7 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
 
 /// Compiles a bootstrap and forgets it.
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
-    let compiled = text.load(&bootstrap::Environment::detached(plugins()))?;
-    stats::tags(compiled.stats)?;
-    Ok(())
+    text.load(&bootstrap::Environment::detached(plugins())).map(drop)
 }
 
 #[cfg(test)]

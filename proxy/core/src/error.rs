@@ -6,6 +6,9 @@ use std::fmt;
 /// and errors go into logs.
 pub const MAX_SHOWN: usize = 1024;
 
+/// How many faults an error may hold; what is found beyond them is not kept.
+pub const MAX_FAULTS: usize = 100;
+
 /// A place in a configuration text. Both numbers begin with 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Place {
@@ -33,6 +36,9 @@ impl fmt::Display for Place {
 /// Shown as `file:line:column: resource: field: reason`; parts that are not known are left out. The
 /// parts are filled on the way up: the one who finds the fault knows the reason, its callers know the
 /// field's path, then the resource, then the file.
+///
+/// It may hold further faults that were found with it ([`collect`], [`ConfigError::and`]); the parts are filled for all
+/// of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigError {
     /// Name of the file or source, as the user wrote it.
@@ -45,6 +51,8 @@ pub struct ConfigError {
     pub field: Option<String>,
     /// What is wrong, as a phrase without a full stop.
     pub reason: String,
+    /// The next of the faults that were found together.
+    pub also: Option<Box<ConfigError>>,
 }
 
 impl ConfigError {
@@ -60,13 +68,14 @@ impl ConfigError {
 
     /// Puts a key before the path of the field: `b.c` in key `a` is `a.b.c`.
     #[must_use]
-    pub fn in_key(mut self, key: &str) -> Self {
-        self.field = Some(cut(match self.field {
-            None => key.to_owned(),
-            Some(path) if path.starts_with('[') => format!("{key}{path}"),
-            Some(path) => format!("{key}.{path}"),
-        }));
-        self
+    pub fn in_key(self, key: &str) -> Self {
+        self.each(|fault| {
+            fault.field = Some(cut(match fault.field.take() {
+                None => key.to_owned(),
+                Some(path) if path.starts_with('[') => format!("{key}{path}"),
+                Some(path) => format!("{key}.{path}"),
+            }));
+        })
     }
 
     /// Puts a list position before the path of the field: `b` at index 2 is `[2].b`.
@@ -77,22 +86,62 @@ impl ConfigError {
 
     /// Sets the place unless a deeper one is known already.
     #[must_use]
-    pub fn at(mut self, place: Place) -> Self {
-        self.place.get_or_insert(place);
-        self
+    pub fn at(self, place: Place) -> Self {
+        self.each(|fault| {
+            fault.place.get_or_insert(place);
+        })
     }
 
     /// Sets the resource unless a deeper one is known already.
     #[must_use]
-    pub fn in_resource(mut self, resource: impl Into<String>) -> Self {
-        self.resource.get_or_insert_with(|| cut(resource.into()));
-        self
+    pub fn in_resource(self, resource: impl Into<String>) -> Self {
+        let resource = cut(resource.into());
+        self.each(|fault| {
+            fault.resource.get_or_insert_with(|| resource.clone());
+        })
     }
 
     /// Sets the file unless it is known already.
     #[must_use]
-    pub fn in_file(mut self, file: impl Into<String>) -> Self {
-        self.file.get_or_insert_with(|| file.into());
+    pub fn in_file(self, file: impl Into<String>) -> Self {
+        let file = file.into();
+        self.each(|fault| {
+            fault.file.get_or_insert_with(|| file.clone());
+        })
+    }
+
+    /// Adds a fault that was found beside this one, unless there are [`MAX_FAULTS`] already.
+    #[must_use]
+    pub fn and(mut self, other: ConfigError) -> Self {
+        let (mut slot, mut count) = (&mut self.also, 1);
+        while let Some(next) = slot {
+            slot = &mut next.also;
+            count += 1;
+        }
+        if count < MAX_FAULTS {
+            *slot = Some(Box::new(other));
+        }
+        self
+    }
+
+    /// All faults, each alone.
+    pub fn into_all(self) -> Vec<ConfigError> {
+        let mut next = Some(Box::new(self));
+        let mut all = Vec::new();
+        while let Some(mut fault) = next {
+            next = fault.also.take();
+            all.push(*fault);
+        }
+        all.truncate(MAX_FAULTS);
+        all
+    }
+
+    fn each(mut self, change: impl Fn(&mut ConfigError)) -> Self {
+        let mut next = Some(&mut self);
+        while let Some(fault) = next {
+            change(fault);
+            next = fault.also.as_deref_mut();
+        }
         self
     }
 
@@ -103,6 +152,23 @@ impl ConfigError {
             None => ConfigError::new("unknown field"),
         }
     }
+}
+
+/// All values, or every fault that is among them.
+///
+/// # Errors
+/// The faults of all items, as one error.
+pub fn collect<T>(results: impl IntoIterator<Item = Result<T, ConfigError>>) -> Result<Vec<T>, ConfigError> {
+    let (mut values, mut faults) = (Vec::new(), None::<ConfigError>);
+    for result in results {
+        match (result, faults.take()) {
+            (Ok(value), None) => values.push(value),
+            (Ok(_), found) => faults = found,
+            (Err(fault), None) => faults = Some(fault),
+            (Err(fault), Some(found)) => faults = Some(found.and(fault)),
+        }
+    }
+    faults.map_or(Ok(values), Err)
 }
 
 /// Cuts what is longer than [`MAX_SHOWN`], and says how long it was.
@@ -125,7 +191,12 @@ impl fmt::Display for ConfigError {
         for part in [&self.resource, &self.field].into_iter().flatten() {
             write!(f, "{part}: ")?;
         }
-        f.write_str(&self.reason)
+        f.write_str(&self.reason)?;
+        match std::iter::successors(self.also.as_ref(), |fault| fault.also.as_ref()).count() {
+            0 => Ok(()),
+            1 => f.write_str(" (and 1 more fault)"),
+            more => write!(f, " (and {more} more faults)"),
+        }
     }
 }
 

@@ -50,8 +50,8 @@ pub fn headers(values: &[proto::HeaderMatcher], field: &str) -> Result<Vec<Heade
 pub fn header(value: &proto::HeaderMatcher) -> Result<HeaderMatcher> {
     let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
         value;
-    let target = HeaderTarget::parse(not_empty(name, "name")?)
-        .map_err(|_| ConfigError::field("name", format!("\"{name}\" is no header name")))?;
+    // Envoy looks for whatever it is given.
+    let target = HeaderTarget::parse(not_empty(name, "name")?).unwrap_or(HeaderTarget::Impossible);
     Ok(HeaderMatcher {
         target,
         test: header_test(header_match_specifier)?,

@@ -95,6 +95,15 @@ pub fn u32_in(
     Err(ConfigError::field(field, reason))
 }
 
+/// `per_connection_buffer_limit_bytes`. Zero means no limit to Envoy; here it is the default, since what peers hold
+/// is always bounded.
+pub fn buffer_limit(value: &Option<UInt32Value>, default: u32) -> usize {
+    match u32_or(value, default) {
+        0 => default as usize,
+        limit => limit as usize,
+    }
+}
+
 /// The enum value of a number.
 pub fn enum_value<E: TryFrom<i32, Error = UnknownEnumValue>>(value: i32, field: &str) -> Result<E> {
     E::try_from(value).map_err(|_| ConfigError::field(field, format!("unknown enum value {value}")))

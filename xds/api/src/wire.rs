@@ -153,9 +153,13 @@ impl<'a> Value<'a> {
     fn read(wire_type: u64, bytes: &'a [u8]) -> Option<(Value<'a>, &'a [u8])> {
         match wire_type {
             0 => varint(bytes).map(|(value, after)| (Value::Varint(value), after)),
-            1 => bytes.split_first_chunk().map(|(value, after)| (Value::Fixed64(u64::from_le_bytes(*value)), after)),
+            1 => bytes
+                .split_first_chunk()
+                .map(|(value, after)| (Value::Fixed64(u64::from_le_bytes(*value)), after)),
             2 => delimited(bytes).map(|(value, after)| (Value::Bytes(value), after)),
-            5 => bytes.split_first_chunk().map(|(value, after)| (Value::Fixed32(u32::from_le_bytes(*value)), after)),
+            5 => bytes
+                .split_first_chunk()
+                .map(|(value, after)| (Value::Fixed32(u32::from_le_bytes(*value)), after)),
             _ => None,
         }
     }

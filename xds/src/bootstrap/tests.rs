@@ -50,7 +50,7 @@ fn refused(from: &str, to: &str) -> String {
     assert_ne!(text, BOOTSTRAP, "{from}");
     match load(&text, "envoy.yaml", &environment()) {
         Ok(_) => panic!("accepted: {to}"),
-        Err(error) => error.to_string(),
+        Err(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
     }
 }
 
@@ -119,5 +119,28 @@ fn errors_have_file_place_resource_field_and_reason() {
     ];
     for (from, to, expected) in cases {
         assert_eq!(refused(from, to), expected);
+    }
+}
+
+/// Each as the real Envoy judges it.
+#[test]
+fn habits_of_users_are_judged_as_by_envoy() {
+    let taken = [
+        ("http_filters:", "merge_slashes: \"yes\"\n          http_filters:"),
+        ("per_connection_buffer_limit_bytes: 32768", "per_connection_buffer_limit_bytes: 0"),
+        ("match: {prefix: /}", "match: {prefix: /, headers: [{name: \"x y\", present_match: true}]}"),
+    ];
+    for (from, to) in taken {
+        let text = BOOTSTRAP.replacen(from, to, 1);
+        assert_ne!(text, BOOTSTRAP, "{from}");
+        assert_eq!(load(&text, "envoy.yaml", &environment()).err(), None, "{to}");
+    }
+    let refused = [
+        ("domains: [\"*\"]", "domains: [\"a\\nb\"]", "domains[0]: \"a\\nb\" holds a NUL or a line break"),
+        ("cluster_name: up", "cluster_name: \"\"", "load_assignment.cluster_name: must not be empty"),
+    ];
+    for (from, to, words) in refused {
+        let said = super::tests::refused(from, to);
+        assert!(said.contains(words), "{said}");
     }
 }

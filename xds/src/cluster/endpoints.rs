@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use sixfold_core::cluster::{Address, EdsHealth, HostConfig, Locality};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_xds_api::pb::envoy::config::core::v3::{HealthStatus, Locality as ProtoLocality};
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
@@ -37,9 +37,11 @@ pub fn compile(value: Option<&ClusterLoadAssignment>) -> std::result::Result<Loa
         return Ok(load);
     };
     refuse!(named_endpoints);
-    for (index, value) in endpoints.iter().enumerate() {
-        locality(value, &mut load.hosts).in_index(index).in_key("endpoints")?;
-    }
+    let localities = endpoints
+        .iter()
+        .enumerate()
+        .map(|(index, value)| locality(value, &mut load.hosts).in_index(index).in_key("endpoints"));
+    collect(localities)?;
     if let Some(policy) = policy {
         apply_policy(policy, &mut load).in_key("policy")?;
     }
@@ -72,8 +74,11 @@ fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<
     let named = locality.clone().unwrap_or_default();
     let ProtoLocality { region, zone, sub_zone } = named;
     let locality = Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() };
-    for (index, value) in lb_endpoints.iter().enumerate() {
-        let mut host = endpoint(value).in_index(index).in_key("lb_endpoints")?;
+    let endpoints = lb_endpoints
+        .iter()
+        .enumerate()
+        .map(|(index, value)| endpoint(value).in_index(index).in_key("lb_endpoints"));
+    for mut host in collect(endpoints)? {
         host.priority = *priority;
         host.locality = locality.clone();
         host.locality_weight = load_balancing_weight.as_ref().map(|weight| weight.value);

@@ -27,7 +27,7 @@ use crate::tls;
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Result, bool_or, enum_value, ip_address, not_empty, positive_duration, tcp_keepalive, u32_in,
+    Result, bool_or, buffer_limit, enum_value, ip_address, not_empty, positive_duration, tcp_keepalive,
 };
 
 /// Bytes buffered for an upstream connection unless the cluster says otherwise.
@@ -92,12 +92,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         breaker,
         high_breaker,
         retry: protocol.retry,
-        buffer_limit: u32_in(
-            &value.per_connection_buffer_limit_bytes,
-            BUFFER_LIMIT,
-            1..=u32::MAX,
-            "per_connection_buffer_limit_bytes",
-        )? as usize,
+        buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
         balance,
         source_address: value
             .upstream_bind_config

@@ -17,7 +17,7 @@ use sixfold_core::hcm::{
     CodecType, ConnectionTimeouts, EscapedSlashes, HttpConnectionManager, HttpStats, PathOptions, Profile,
 };
 use sixfold_core::plugin::Chain;
-use sixfold_core::router::RouteTableCell;
+use sixfold_core::router::{RouteTable, RouteTableCell, TableOptions};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType as ProtoCodec, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, Tracing, UpgradeConfig,
 };
@@ -45,7 +45,10 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
     let common = value.common_http_protocol_options.unwrap_or_default();
     let http = protocol::server(value, &common)?;
     let timeouts = timeouts(value, &http)?;
-    let Routes { cell, first_table, chain } = routes(context, place, filters, value, &parts)?;
+    let Routes { cell, first_table, chain } = match &router {
+        Some(_) => routes(context, place, filters, value, &parts)?,
+        None => no_routes(context, &filters)?,
+    };
     Ok(HttpConnectionManager {
         profile: Profile::Envoy,
         stat_prefix: prefix.into(),
@@ -72,7 +75,7 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
             Some(config) => reply::local(context, config).in_key("local_reply_config")?,
             None => Default::default(),
         },
-        router: filters::router_options(&router).in_key("http_filters")?,
+        router: filters::router_options(&router.unwrap_or_default()).in_key("http_filters")?,
         max_requests_per_connection: http.max_requests,
         buffer_limit: place.buffer_limit,
         max_body: None,
@@ -194,6 +197,17 @@ fn routes(
         }
         RouteSpecifier::ScopedRoutes(_) => Err(ConfigError::field("scoped_routes", "is not supported")),
     }
+}
+
+/// The routes of a connection manager without any filter. Envoy leaves its requests without an answer until they time
+/// out.
+fn no_routes(context: &Context, filters: &HttpFilters) -> Result<Routes> {
+    let table = RouteTable::new("", TableOptions::default(), Vec::new())?;
+    Ok(Routes {
+        cell: context.route_tables.own(Arc::new(table)),
+        first_table: None,
+        chain: filters.base_chain()?,
+    })
 }
 
 fn path_options(context: &Context, value: &ProtoManager) -> Result<PathOptions> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::listener::{BindAddress, Listener, ListenerStats, check_chains};
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, TrafficDirection};
 use sixfold_xds_api::pb::envoy::config::listener::v3::listener::connection_balance_config::BalanceType;
@@ -23,7 +23,7 @@ use crate::access_log;
 use crate::context::Context;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Endpoint, Result, address, bool_or, enum_value, tcp_keepalive, timeout_or, u32_in, u32_or,
+    Endpoint, Result, address, bool_or, buffer_limit, enum_value, tcp_keepalive, timeout_or, u32_or,
 };
 
 /// Bytes buffered for a connection unless the listener says otherwise.
@@ -101,20 +101,14 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         listener_specifier
     );
     let addresses = addresses(first_address, additional_addresses)?;
-    let buffer_limit = u32_in(
-        per_connection_buffer_limit_bytes,
-        BUFFER_LIMIT,
-        1..=u32::MAX,
-        "per_connection_buffer_limit_bytes",
-    )?;
-    let buffer_limit = buffer_limit as usize;
+    let buffer_limit = buffer_limit(per_connection_buffer_limit_bytes, BUFFER_LIMIT);
     let chains = filter_chains.iter().enumerate().map(|(index, value)| {
         chain::compile(context, name, value, buffer_limit)
             .map(Arc::new)
             .in_index(index)
             .in_key("filter_chains")
     });
-    let chains: Vec<_> = chains.collect::<Result<_>>()?;
+    let chains = collect(chains)?;
     check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason))?;
     let default_chain = default_filter_chain
         .as_ref()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::listener::{ConnectionGuard, ConnectionLimit, NetworkFilter, TcpProxy, TcpStats};
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
@@ -28,8 +28,9 @@ use sixfold_xds_api::values::{Result, data_source, not_empty, required, timeout_
 /// The filters of a chain: those that only let connections in, and the one that ends the chain.
 pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) -> Result<NetworkFilter> {
     let mut guards: Vec<Arc<dyn ConnectionGuard>> = Vec::new();
-    for (index, value) in values.iter().enumerate() {
-        match one(context, value, place).in_index(index)? {
+    let parts = values.iter().enumerate().map(|(index, value)| one(context, value, place).in_index(index));
+    for ((index, value), part) in values.iter().enumerate().zip(collect(parts)?) {
+        match part {
             Part::Guard(guard) => guards.push(guard),
             Part::Last(_) if index + 1 < values.len() => {
                 let reason = format!("must not come after \"{}\", which ends the chain", value.name);

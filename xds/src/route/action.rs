@@ -14,7 +14,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::{RouteAction, RouteMatch, rou
 use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 
 use super::{Scope, cluster, hash, template};
-use crate::filters::Overrides;
+use crate::filters::Level;
 use crate::retry;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
@@ -30,7 +30,7 @@ pub(super) fn forward(
     scope: &Scope<'_>,
     value: &RouteAction,
     r#match: &RouteMatch,
-    levels: &[&Overrides],
+    levels: &[Level<'_>],
 ) -> Result<Forward> {
     let RouteAction {
         cluster_not_found_response_code,
@@ -51,7 +51,8 @@ pub(super) fn forward(
         rate_limits,
         include_vh_rate_limits,
         hash_policy,
-        cors,
+        // Settings of a filter.
+        cors: _,
         max_grpc_timeout: _,
         grpc_timeout_offset: _,
         upgrade_configs,
@@ -69,7 +70,6 @@ pub(super) fn forward(
         request_mirror_policies,
         rate_limits,
         include_vh_rate_limits,
-        cors,
         internal_redirect_policy,
         internal_redirect_action,
         max_internal_redirects,

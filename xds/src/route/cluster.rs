@@ -14,7 +14,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::weighted_cluster::{
 
 use super::Scope;
 use crate::context::Context;
-use crate::filters::Overrides;
+use crate::filters::Level;
 use sixfold_xds_api::values::{Result, header_name, required};
 use sixfold_xds_api::{header_ops, metadata};
 
@@ -38,7 +38,7 @@ pub(crate) fn cell(
 pub(super) fn choice(
     scope: &Scope<'_>,
     value: &Option<ClusterSpecifier>,
-    levels: &[&Overrides],
+    levels: &[Level<'_>],
 ) -> Result<ClusterChoice> {
     Ok(match required(value, "cluster_specifier")? {
         ClusterSpecifier::Cluster(name) => name_or_header(scope, name, "", "cluster")?,
@@ -74,7 +74,7 @@ pub(super) fn name_or_header(
     }
 }
 
-fn weighted(scope: &Scope<'_>, value: &ProtoWeighted, levels: &[&Overrides]) -> Result<WeightedClusters> {
+fn weighted(scope: &Scope<'_>, value: &ProtoWeighted, levels: &[Level<'_>]) -> Result<WeightedClusters> {
     // `total_weight` is ignored by Envoy too; the sum of the weights counts.
     let ProtoWeighted { clusters, total_weight: _, runtime_key_prefix, random_value_specifier } = value;
     if clusters.is_empty() {
@@ -103,7 +103,7 @@ fn member(
     scope: &Scope<'_>,
     value: &ClusterWeight,
     runtime_prefix: &str,
-    levels: &[&Overrides],
+    levels: &[Level<'_>],
 ) -> Result<WeightedCluster> {
     let ClusterWeight {
         name,
@@ -126,7 +126,7 @@ fn member(
         None
     } else {
         let mut levels = levels.to_vec();
-        levels.push(typed_per_filter_config);
+        levels.push(Level::new(typed_per_filter_config));
         scope.filters.chain(&levels, name)?
     };
     Ok(WeightedCluster {

@@ -10,6 +10,8 @@ use sixfold_xds_api::pb::envoy::config::route::v3::{Route as ProtoRoute, RouteMa
 use sixfold_xds_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use sixfold_xds_api::{any, header_ops, matcher, metadata, refuse};
 
+use crate::filters::Level;
+
 use super::{Scope, action, answer, body_limit, template};
 use sixfold_xds_api::values::{Result, bool_or, full_regex, not_empty, required, runtime_fraction};
 
@@ -36,10 +38,13 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
     refuse!(route_specifiers);
     let r#match = required(r#match, "match")?;
     let (path, predicates) = conditions(scope, r#match).in_key("match")?;
-    let host_overrides = scope.host.map(|host| &host.typed_per_filter_config);
-    let mut levels = vec![scope.table_overrides];
-    levels.extend(host_overrides);
-    levels.push(typed_per_filter_config);
+    let cors = match route_action {
+        Some(route::Action::Route(action)) => action.cors.as_ref(),
+        _ => None,
+    };
+    let mut levels = vec![scope.table_level()];
+    levels.extend(scope.host.map(super::host_level));
+    levels.push(Level::new(typed_per_filter_config).with_cors(cors));
     let chain = scope.filters.chain(&levels, name)?;
     let action = match required(route_action, "action")? {
         route::Action::Route(value) => {

@@ -14,7 +14,7 @@ pub(crate) use cluster::cell as cluster_cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::route::{RequireTls, RouteStats, VirtualCluster};
 use sixfold_core::router::{HostRoutes, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
@@ -23,7 +23,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::{
 };
 
 use crate::context::Context;
-use crate::filters::{HttpFilters, Overrides};
+use crate::filters::{HttpFilters, Level, Overrides};
 use crate::retry;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
@@ -45,6 +45,10 @@ pub(crate) struct Scope<'a> {
 }
 
 impl Scope<'_> {
+    fn table_level(&self) -> Level<'_> {
+        Level::new(self.table_overrides)
+    }
+
     /// Name of the virtual host, for statistics.
     fn host_name(&self) -> &str {
         self.host.map_or("", |host| &host.name)
@@ -93,7 +97,7 @@ pub(crate) fn table(
         host: None,
     };
     // Says what is wrong with settings of filters even if there is no route to use them.
-    filters.chain(&[typed_per_filter_config], name)?;
+    filters.chain(&[Level::new(typed_per_filter_config)], name)?;
     let options = TableOptions {
         ignore_port: *ignore_port_in_host_matching,
         ignore_path_parameters: *ignore_path_parameters_in_path_matching,
@@ -119,19 +123,7 @@ pub(crate) fn table(
         let scope = Scope { host: Some(host), ..scope };
         virtual_host(&scope, host, routes).in_index(index).in_key("virtual_hosts")
     });
-    check_names(virtual_hosts)?;
-    RouteTable::new(name, options, hosts.collect::<Result<_>>()?)
-}
-
-fn check_names(hosts: &[ProtoHost]) -> Result<()> {
-    let mut names = BTreeSet::new();
-    for (index, host) in hosts.iter().enumerate() {
-        if !names.insert(&host.name) {
-            let error = ConfigError::field("name", format!("virtual host \"{}\" is given twice", host.name));
-            return Err(error.in_index(index).in_key("virtual_hosts"));
-        }
-    }
-    Ok(())
+    RouteTable::new(name, options, collect(hosts)?)
 }
 
 fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Result<(Vec<String>, HostRoutes)> {
@@ -148,8 +140,9 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Resul
         request_headers_to_remove,
         response_headers_to_add,
         response_headers_to_remove,
-        cors,
-        typed_per_filter_config,
+        // Settings of filters.
+        cors: _,
+        typed_per_filter_config: _,
         include_request_attempt_count,
         include_attempt_count_in_response,
         retry_policy,
@@ -170,7 +163,6 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Resul
         refuse!(
             matcher,
             rate_limits,
-            cors,
             retry_policy_typed_config,
             hedge_policy,
             request_mirror_policies,
@@ -181,7 +173,7 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Resul
     if domains.is_empty() {
         return Err(ConfigError::field("domains", "must not be empty"));
     }
-    let chain = scope.filters.chain(&[scope.table_overrides, typed_per_filter_config], name)?;
+    let chain = scope.filters.chain(&[scope.table_level(), host_level(value)], name)?;
     let options = VirtualHostOptions {
         require_tls: match enum_value(*require_tls, "require_tls")? {
             TlsRequirementType::None => RequireTls::None,
@@ -214,15 +206,16 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Resul
         chain,
         metadata: metadata::namespaces(host_metadata),
     };
-    let routes = routes
-        .iter()
-        .enumerate()
-        .map(|(index, route)| {
-            let route = decode(route).and_then(|route| entry::route(scope, &route));
-            route.map(Arc::new).in_index(index).in_key("routes")
-        })
-        .collect::<Result<_>>()?;
-    Ok((domains.clone(), HostRoutes::new(name, options, routes)))
+    let routes = routes.iter().enumerate().map(|(index, route)| {
+        let route = decode(route).and_then(|route| entry::route(scope, &route));
+        route.map(Arc::new).in_index(index).in_key("routes")
+    });
+    Ok((domains.clone(), HostRoutes::new(name, options, collect(routes)?)))
+}
+
+/// What a virtual host says about filters.
+fn host_level(host: &ProtoHost) -> Level<'_> {
+    Level::new(&host.typed_per_filter_config).with_cors(host.cors.as_ref())
 }
 
 /// `request_body_buffer_limit`, or its older form.

@@ -17,6 +17,8 @@ pub enum HeaderTarget {
     Scheme,
     /// Any other header.
     Header(HeaderName),
+    /// A name that no header can have: matchers may ask for it, and it is never there.
+    Impossible,
 }
 
 impl HeaderTarget {
@@ -42,6 +44,7 @@ impl HeaderTarget {
             HeaderTarget::Authority => (Some(head.authority.as_slice()), None),
             HeaderTarget::Scheme => (Some(head.scheme.as_str().as_bytes()), None),
             HeaderTarget::Header(name) => (None, Some(name)),
+            HeaderTarget::Impossible => (None, None),
         };
         pseudo.into_iter().chain(name.into_iter().flat_map(|n| head.headers.get_all(n)))
     }

@@ -19,7 +19,7 @@ pub use block::slot as block_slot;
 pub use block::{Block, Kind, StatDef};
 pub use registry::Registry;
 pub use snapshot::{Sample, Snapshot};
-pub use tags::{StatsFilter, TagRules, Tagged};
+pub use tags::{StatsFilter, TagPattern, TagRules, Tagged};
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -2,7 +2,7 @@
 //! cluster's name and a response code (source/common/config/well_known_names.cc).
 
 use crate::matcher::StringMatcher;
-use regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 
 /// Which parts of names become labels, and which statistics are shown at all (Envoy's `stats_config`).
 #[derive(Debug)]
@@ -11,11 +11,29 @@ pub struct TagRules {
     pub defaults: bool,
     /// Tags found by a regular expression: its first group is cut out of the name, its second group, or the
     /// first when there is no other, is the value.
-    pub patterns: Vec<(String, Regex)>,
+    pub patterns: Vec<(String, TagPattern)>,
     /// Tags of every statistic.
     pub fixed: Vec<(String, String)>,
     /// Which statistics are there.
     pub filter: StatsFilter,
+}
+
+/// A regular expression of a tag. Envoy reads it as ECMAScript's, so it may look ahead and refer back.
+#[derive(Debug)]
+pub struct TagPattern(Regex);
+
+impl TagPattern {
+    /// How often a match may go back; names are short.
+    const BACKTRACKS: usize = 10_000;
+
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn new(pattern: &str) -> Result<TagPattern, String> {
+        let regex = RegexBuilder::new(pattern).backtrack_limit(TagPattern::BACKTRACKS).build();
+        regex.map(TagPattern).map_err(|error| error.to_string())
+    }
 }
 
 impl Default for TagRules {
@@ -65,7 +83,7 @@ impl TagRules {
     pub fn split(&self, name: &str) -> Tagged {
         let mut tagged = Tagged { name: name.to_owned(), tags: Vec::new() };
         for (tag, pattern) in &self.patterns {
-            let Some(groups) = pattern.captures(&tagged.name) else { continue };
+            let Ok(Some(groups)) = pattern.0.captures(&tagged.name) else { continue };
             let Some(cut) = groups.get(1) else { continue };
             let value = groups.get(2).unwrap_or(cut).as_str().to_owned();
             let range = cut.range();
@@ -243,9 +261,9 @@ mod tests {
             patterns: vec![
                 (
                     "cluster_name".into(),
-                    Regex::new(r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)").unwrap(),
+                    TagPattern::new(r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)").unwrap(),
                 ),
-                ("response_code".into(), Regex::new(r"_rq(_(\d{3}))$").unwrap()),
+                ("response_code".into(), TagPattern::new(r"_rq(_(\d{3}))(?=$)").unwrap()),
             ],
             fixed: vec![("node".into(), "n".into())],
             filter: StatsFilter::Only(vec![StringMatcher::Prefix(b"cluster.".as_slice().into(), false)]),

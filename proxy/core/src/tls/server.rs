@@ -15,6 +15,7 @@ use rustls::{
     SupportedCipherSuite,
 };
 use std::sync::Arc;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Settings of one context (Envoy's DownstreamTlsContext; APISIX's `ssl`).
 #[derive(Debug)]
@@ -330,13 +331,17 @@ pub(super) fn load_identity(
 ) -> Result<CertifiedKey, ConfigError> {
     let chain = identity.chain.certificates().map_err(|e| ConfigError::field("certificate_chain", e))?;
     let key = identity.key.private_key().map_err(|e| ConfigError::field("private_key", e))?;
-    CertifiedKey::from_der(chain, key, provider).map_err(|e| {
-        let reason = match e {
-            rustls::Error::InconsistentKeys(_) => {
-                format!("{:?} does not belong to the certificate in {:?}", identity.key, identity.chain)
-            }
-            e => format!("{:?}: {e}", identity.key),
-        };
-        ConfigError::field("private_key", reason)
-    })
+    let wrong = |reason: String| ConfigError::field("private_key", reason);
+    let key =
+        provider.key_provider.load_private_key(key).map_err(|e| wrong(format!("{:?}: {e}", identity.key)))?;
+    let leaf =
+        chain.first().ok_or_else(|| ConfigError::field("certificate_chain", "holds no certificate"))?;
+    let (_, leaf) = X509Certificate::from_der(leaf)
+        .map_err(|e| ConfigError::field("certificate_chain", format!("{:?}: {e}", identity.chain)))?;
+    // Compared here: rustls would refuse certificates of X.509 version 1, which are served all the same.
+    if key.public_key().is_some_and(|own| own.as_ref() != leaf.public_key().raw) {
+        let (key, chain) = (&identity.key, &identity.chain);
+        return Err(wrong(format!("{key:?} does not belong to the certificate in {chain:?}")));
+    }
+    Ok(CertifiedKey::new(chain, key))
 }

@@ -53,11 +53,7 @@ impl Faults {
     }
 
     /// Puts what `find` finds under `place`.
-    fn within(
-        &mut self,
-        place: impl Fn(ConfigError) -> ConfigError,
-        find: impl FnOnce(&mut Faults),
-    ) {
+    fn within(&mut self, place: impl Fn(ConfigError) -> ConfigError, find: impl FnOnce(&mut Faults)) {
         let before = self.0.len();
         find(self);
         for fault in self.0.iter_mut().skip(before) {
@@ -106,8 +102,12 @@ fn message(schema: TypeSchema, bytes: &[u8], depth: usize, faults: &mut Faults) 
     let types = TypeRules::of(schema);
     let mut seen = vec![0usize; types.fields.len()];
     for (number, value) in wire::Fields::of(bytes) {
-        let Ok(index) = types.fields.binary_search_by_key(&number, |(field, _)| field.number) else { continue };
-        let (Some((field, rules)), Some(seen)) = (types.fields.get(index), seen.get_mut(index)) else { continue };
+        let Ok(index) = types.fields.binary_search_by_key(&number, |(field, _)| field.number) else {
+            continue;
+        };
+        let (Some((field, rules)), Some(seen)) = (types.fields.get(index), seen.get_mut(index)) else {
+            continue;
+        };
         faults.within(
             |fault| fault.in_key(field.name),
             |faults| *seen += given(field, rules.as_ref(), value, *seen, depth, faults),
@@ -206,7 +206,9 @@ fn map_entry(
     faults: &mut Faults,
 ) {
     let Kind::Message(entry) = field.kind else { return };
-    let (Some(key_field), Some(value_field)) = (entry.field_by_number(1), entry.field_by_number(2)) else { return };
+    let (Some(key_field), Some(value_field)) = (entry.field_by_number(1), entry.field_by_number(2)) else {
+        return;
+    };
     let (mut key, mut inner) = (Value::default_of(key_field.kind), Value::default_of(value_field.kind));
     for (number, found) in wire::Fields::of(value.bytes()) {
         match number {

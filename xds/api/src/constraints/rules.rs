@@ -80,7 +80,13 @@ fn one_of<T: Display>(value: impl Display, fits: bool, list: &[T]) -> Option<Str
     (!fits).then(|| format!("must be one of {}, not {value}", names()))
 }
 
-fn length(found: usize, unit: &str, exact: Option<u64>, min: Option<u64>, max: Option<u64>) -> Option<String> {
+fn length(
+    found: usize,
+    unit: &str,
+    exact: Option<u64>,
+    min: Option<u64>,
+    max: Option<u64>,
+) -> Option<String> {
     let found = found as u64;
     let ones = |count: u64| if count == 1 { "" } else { "s" };
     if let Some(exact) = exact.filter(|exact| *exact != found) {
@@ -104,7 +110,8 @@ fn string(rules: &StringRules, value: &[u8]) -> Option<String> {
     // Whether it is UTF-8 is the decoder's business.
     let text = String::from_utf8_lossy(value);
     let shown = || format!("\"{}\"", text.escape_debug());
-    let begins = |prefix: &Option<String>| prefix.as_ref().is_none_or(|prefix| text.starts_with(prefix.as_str()));
+    let begins =
+        |prefix: &Option<String>| prefix.as_ref().is_none_or(|prefix| text.starts_with(prefix.as_str()));
     let ends = |suffix: &Option<String>| suffix.as_ref().is_none_or(|suffix| text.ends_with(suffix.as_str()));
     let named = |list: &[String]| list.iter().any(|other| *other == text);
     length(text.chars().count(), "character", rules.len, rules.min_len, rules.max_len)
@@ -114,7 +121,10 @@ fn string(rules: &StringRules, value: &[u8]) -> Option<String> {
             (!begins(&rules.prefix))
                 .then(|| format!("must begin with \"{}\", not be {}", rules.prefix(), shown()))
         })
-        .or_else(|| (!ends(&rules.suffix)).then(|| format!("must end with \"{}\", not be {}", rules.suffix(), shown())))
+        .or_else(|| {
+            (!ends(&rules.suffix))
+                .then(|| format!("must end with \"{}\", not be {}", rules.suffix(), shown()))
+        })
         .or_else(|| {
             let lacks = rules.contains.as_ref().is_some_and(|part| !text.contains(part.as_str()));
             lacks.then(|| format!("must contain \"{}\"", rules.contains()))
@@ -134,7 +144,10 @@ fn known_form(rules: &StringRules, value: &[u8]) -> Option<&'static str> {
     let Some(WellKnown::WellKnownRegex(form)) = rules.well_known else { return None };
     let form = KnownRegex::try_from(form).unwrap_or(KnownRegex::Unknown);
     if !rules.strict() {
-        return value.iter().any(|byte| matches!(byte, 0 | b'\n' | b'\r')).then_some("holds a NUL or a line break");
+        return value
+            .iter()
+            .any(|byte| matches!(byte, 0 | b'\n' | b'\r'))
+            .then_some("holds a NUL or a line break");
     }
     match form {
         KnownRegex::HttpHeaderName => {
@@ -158,7 +171,8 @@ fn is_token(byte: u8) -> bool {
 fn pattern(pattern: &str, text: &str) -> Option<String> {
     // The patterns are Envoy's own; one that could not be read would refuse nothing.
     let regex = sixfold_core::regex::Regex::search(pattern).ok()?;
-    (!regex.is_match(text.as_bytes())).then(|| format!("\"{}\" does not match \"{pattern}\"", text.escape_debug()))
+    (!regex.is_match(text.as_bytes()))
+        .then(|| format!("\"{}\" does not match \"{pattern}\"", text.escape_debug()))
 }
 
 fn bytes(rules: &BytesRules, value: &[u8]) -> Option<String> {
@@ -176,7 +190,11 @@ fn enum_value(rules: &EnumRules, schema: TypeSchema, value: i128) -> Option<Stri
     let listed = |list: &[i32]| list.iter().any(|other| i128::from(*other) == value);
     if rules.defined_only() && !schema.values().any(|(_, number)| i128::from(number) == value) {
         let names: Vec<&str> = schema.values().map(|(name, _)| name).collect();
-        return Some(format!("{value} is no value of {}; expected one of {}", schema.name(), names.join(", ")));
+        return Some(format!(
+            "{value} is no value of {}; expected one of {}",
+            schema.name(),
+            names.join(", ")
+        ));
     }
     if rules.r#const.is_some_and(|wanted| i128::from(wanted) != value)
         || !(rules.r#in.is_empty() || listed(&rules.r#in))
@@ -191,7 +209,9 @@ fn enum_value(rules: &EnumRules, schema: TypeSchema, value: i128) -> Option<Stri
 pub(super) fn duration(rules: &DurationRules, seconds: i64, nanos: i32) -> Option<String> {
     let found = Seconds(i128::from(seconds) * 1_000_000_000 + i128::from(nanos));
     let bound = |bound: &Option<Duration>| {
-        bound.as_ref().map(|bound| Seconds(i128::from(bound.seconds) * 1_000_000_000 + i128::from(bound.nanos)))
+        bound
+            .as_ref()
+            .map(|bound| Seconds(i128::from(bound.seconds) * 1_000_000_000 + i128::from(bound.nanos)))
     };
     range(&found, bound(&rules.gt), bound(&rules.gte), bound(&rules.lt), bound(&rules.lte))
 }

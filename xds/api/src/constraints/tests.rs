@@ -72,7 +72,9 @@ fn maps_are_looked_at_by_their_keys() {
         ["layered_runtime.layers[0].name: must not be empty"]
     );
     assert_eq!(
-        found::<RouteConfiguration>("{virtual_hosts: [{name: v, domains: ['*'], typed_per_filter_config: {f: {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, max_active_faults: 1, headers: [{name: ''}]}}}]}"),
+        found::<RouteConfiguration>(
+            "{virtual_hosts: [{name: v, domains: ['*'], typed_per_filter_config: {f: {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, max_active_faults: 1, headers: [{name: ''}]}}}]}"
+        ),
         ["virtual_hosts[0].typed_per_filter_config.f.headers[0].name: must not be empty"]
     );
 }

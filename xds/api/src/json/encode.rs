@@ -2,7 +2,7 @@
 
 use prost::encoding::{WireType, encode_key, encode_varint};
 use sixfold_core::document::{Entry, Node, Object, Value};
-use sixfold_core::error::{ConfigContext, ConfigError, Place};
+use sixfold_core::error::{ConfigContext, ConfigError, Place, collect};
 
 use super::{scalar, well_known};
 use crate::schema::{Cardinality, FieldSchema, Kind, TypeSchema};
@@ -30,20 +30,19 @@ pub(super) fn fields(
 ) -> Result<(), ConfigError> {
     // Which fields were written, to find one that is given under both of its names.
     let mut written: Vec<(FieldSchema, &str)> = Vec::with_capacity(object.len());
-    for entry in object.entries() {
-        if skip == Some(entry.key.as_str()) {
-            continue;
-        }
-        let field = schema.field(&entry.key).ok_or_else(|| unknown_field(schema, entry))?;
+    let given = object.entries().iter().filter(|entry| skip != Some(entry.key.as_str()));
+    collect(given.map(|entry| {
+        let Entry { key, value, .. } = entry;
+        let field = schema.field(key).ok_or_else(|| unknown_field(schema, entry))?;
         // A null is as if the field were not given, except where null is a value.
-        if entry.value.is_null() && !well_known::accepts_null(field) {
-            continue;
+        if value.is_null() && !well_known::accepts_null(field) {
+            return Ok(());
         }
         check_alone(&written, field, entry)?;
-        written.push((field, &entry.key));
-        field_value(field, &entry.value, out).in_key(&entry.key)?;
-    }
-    Ok(())
+        written.push((field, key));
+        field_value(field, value, out).in_key(key)
+    }))
+    .map(drop)
 }
 
 fn unknown_field(schema: TypeSchema, entry: &Entry) -> ConfigError {
@@ -84,7 +83,7 @@ fn field_value(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(),
 /// array is a list of one, a list within the list stands for its elements, and a null for the type's default.
 fn repeated(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     let Some(items) = node.as_array() else { return single(field, node, out) };
-    for (index, item) in items.iter().enumerate() {
+    let written = items.iter().enumerate().map(|(index, item)| {
         let nested = item.as_array().is_some() && !well_known::is_list(field);
         // Not packed: readers must accept both, and so one way serves all types.
         let written = match item.is_null() && !well_known::accepts_null(field) {
@@ -92,9 +91,9 @@ fn repeated(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), Co
             false if nested => repeated(field, item, out),
             false => single(field, item, out),
         };
-        written.in_index(index)?;
-    }
-    Ok(())
+        written.in_index(index)
+    });
+    collect(written).map(drop)
 }
 
 /// Writes the default of the field's type, with its key.

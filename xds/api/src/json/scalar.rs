@@ -101,7 +101,7 @@ fn enum_value(schema: TypeSchema, node: &Node) -> Result<i32, ConfigError> {
     let found = match &node.value {
         Value::String(text) => {
             schema.values().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, number)| number)
-        },
+        }
         Value::Number(_) => {
             let wanted: i32 = integer(node)?;
             schema.values().find(|(_, number)| *number == wanted).map(|(_, number)| number)
