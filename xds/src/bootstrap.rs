@@ -120,10 +120,14 @@ impl Faults {
         None
     }
 
-    /// Adds what breaks a rule of its definition, unless it was found already.
+    /// Adds what breaks a rule of its definition, unless that was found already, or what it stands in is refused.
     fn broken_rule(&mut self, bootstrap: &Bootstrap, fault: ConfigError) {
         let path = fault.field.clone().unwrap_or_default();
-        if !self.0.iter().any(|(known, _)| *known == path) {
+        let within = |known: &str| {
+            let rest = path.strip_prefix(known).filter(|_| !known.is_empty());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        if !self.0.iter().any(|(known, _)| within(known)) {
             self.0.push((path, in_resource(bootstrap, fault)));
         }
     }

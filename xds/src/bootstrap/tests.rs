@@ -127,7 +127,7 @@ fn errors_have_file_place_resource_field_and_reason() {
 fn habits_of_users_are_judged_as_by_envoy() {
     let taken = [
         ("http_filters:", "merge_slashes: \"yes\"\n          http_filters:"),
-        ("per_connection_buffer_limit_bytes: 32768", "per_connection_buffer_limit_bytes: 0"),
+        ("connect_timeout: 1s", "connect_timeout: {seconds: 1}\n    per_connection_buffer_limit_bytes: 0"),
         ("match: {prefix: /}", "match: {prefix: /, headers: [{name: \"x y\", present_match: true}]}"),
     ];
     for (from, to) in taken {
@@ -140,7 +140,7 @@ fn habits_of_users_are_judged_as_by_envoy() {
         ("cluster_name: up", "cluster_name: \"\"", "load_assignment.cluster_name: must not be empty"),
     ];
     for (from, to, words) in refused {
-        let said = super::tests::refused(from, to);
+        let said = self::refused(from, to);
         assert!(said.contains(words), "{said}");
     }
 }

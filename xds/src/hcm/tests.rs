@@ -87,7 +87,6 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
         ("stat_prefix: ''", "stat_prefix: must not be empty"),
         ("codec_type: HTTP3", "codec_type: HTTP3 is not supported"),
         ("rds: {route_config_name: x}", "rds.config_source: is missing"),
-        ("http_filters: []", "http_filters: the last filter must be the router"),
         ("http3_protocol_options: {}", "http3_protocol_options: is not supported"),
         (
             "early_header_mutation_extensions: [{name: a}]",
