@@ -182,6 +182,7 @@ impl<'a> Iterator for Fields<'a> {
         let (value, after) = Value::read(key & 7, after)?;
         self.0 = after;
         Some((u32::try_from(key >> 3).ok()?, value))
+    }
 }
 
 /// What follows a field's value.
