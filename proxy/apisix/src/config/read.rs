@@ -1,7 +1,10 @@
 //! From the merged document to [`Config`].
 
+mod listen;
+mod values;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,9 +12,10 @@ use ipnet::IpNet;
 use sixfold_core::document::{Node, Value};
 use sixfold_core::error::ConfigError;
 
+use self::values::{network, nginx_time, port, seconds, shown, size};
 use super::{
-    AccessLog, AccessLogEscape, Config, Deployment, Environment, HttpConfig, ListenAddress, Provider, RealIp,
-    Role, RouterKind, SslConfig, UpstreamKeepalive, Written,
+    AccessLog, AccessLogEscape, Config, Deployment, Environment, HttpConfig, Provider, RealIp, Role,
+    RouterKind, SslConfig, UpstreamKeepalive, Written,
 };
 
 /// Reads every key that has a meaning.
@@ -237,88 +241,6 @@ impl Reader {
         Deployment { role, provider }
     }
 
-    fn listeners(&mut self, apisix: &Field<'_>) -> (Vec<ListenAddress>, Vec<ListenAddress>) {
-        let ipv6 = self.flag(&apisix.key("enable_ipv6"));
-        let mut http = self.listen_list(&apisix.key("node_listen"), "apisix.node_listen", 9080, ipv6);
-        let proxied = apisix.key("proxy_protocol");
-        if let Some(port) = self.port(&proxied.key("listen_http_port")) {
-            let list = "apisix.proxy_protocol.listen_http_port";
-            http.extend(
-                any_address(port, ipv6)
-                    .map(|ip| ListenAddress { proxy_protocol: true, ..listen(ip, list, 0) }),
-            );
-        }
-        let ssl = apisix.key("ssl");
-        let mut https = Vec::new();
-        if self.flag(&ssl.key("enable")) {
-            https = self.listen_list(&ssl.key("listen"), "apisix.ssl.listen", 9443, ipv6);
-            if let Some(port) = self.port(&proxied.key("listen_https_port")) {
-                let list = "apisix.proxy_protocol.listen_https_port";
-                https.extend(
-                    any_address(port, ipv6)
-                        .map(|ip| ListenAddress { proxy_protocol: true, ..listen(ip, list, 0) }),
-                );
-            }
-        }
-        (http, https)
-    }
-
-    /// A port, a list of ports, or a list of `{ip, port}`.
-    fn listen_list(
-        &mut self,
-        field: &Field<'_>,
-        list: &'static str,
-        default_port: u16,
-        ipv6: bool,
-    ) -> Vec<ListenAddress> {
-        let mut addresses = Vec::new();
-        let entries = match field.node.map(|node| &node.value) {
-            Some(Value::Array(_)) => field.items(),
-            Some(_) => vec![field.clone()],
-            None => Vec::new(),
-        };
-        for (index, entry) in entries.into_iter().enumerate() {
-            let any = |port| any_address(port, ipv6).map(move |address| listen(address, list, index));
-            if !matches!(entry.node.map(|node| &node.value), Some(Value::Object(_))) {
-                let port = self.port(&entry);
-                addresses.extend(port.into_iter().flat_map(any));
-                continue;
-            }
-            self.listen_keys(&entry);
-            let port = match entry.key("port").node {
-                Some(_) => self.port(&entry.key("port")),
-                None => Some(default_port),
-            };
-            let Some(port) = port else { continue };
-            match entry.key("ip").node {
-                Some(_) => {
-                    let ip = self.ip(&entry.key("ip"));
-                    addresses.extend(ip.map(|ip| listen(SocketAddr::new(ip, port), list, index)));
-                }
-                None => addresses.extend(any(port)),
-            }
-        }
-        addresses
-    }
-
-    fn listen_keys(&mut self, entry: &Field<'_>) {
-        let known = ["ip", "port", "enable_http2", "enable_http3"];
-        let object = entry.node.and_then(Node::as_object);
-        for item in object.map(|object| object.entries()).unwrap_or_default() {
-            if !known.contains(&item.key.as_str()) {
-                let error = ConfigError::unknown_key(&item.key, known)
-                    .in_key(&format!("{}.{}", entry.path, item.key));
-                self.errors.push(error.at(item.key_place));
-            }
-        }
-        if self.flag(&entry.key("enable_http3")) {
-            self.fault(&entry.key("enable_http3"), "not supported: HTTP/3 is not part of the gateway");
-        }
-        if entry.key("enable_http2").node.is_some() {
-            self.fault(&entry.key("enable_http2"), "APISIX removed it in favour of apisix.enable_http2");
-        }
-    }
-
     fn ssl(&mut self, ssl: &Field<'_>) -> SslConfig {
         let words = |text: Option<String>, separator: char| {
             let text = text.unwrap_or_default();
@@ -454,83 +376,4 @@ impl Reader {
         });
         attributes.unwrap_or_default()
     }
-}
-
-/// The value as an error shows it, long and nested ones by their kind.
-fn shown(node: &Node) -> String {
-    match &node.value {
-        Value::String(text) if text.len() <= 40 => format!("\"{text}\""),
-        Value::Number(number) => number.to_string(),
-        _ => node.kind().to_owned(),
-    }
-}
-
-/// Every address of this machine, with the twin for IPv6 that APISIX adds.
-fn any_address(port: u16, ipv6: bool) -> impl Iterator<Item = SocketAddr> {
-    let v6 = ipv6.then(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-    std::iter::once(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).chain(v6)
-}
-
-fn listen(address: SocketAddr, list: &'static str, index: usize) -> ListenAddress {
-    ListenAddress { address, proxy_protocol: false, list, index }
-}
-
-/// A port. 0 lets the system choose one, which tests want.
-fn port(value: &Value) -> Option<u16> {
-    match value {
-        Value::Number(number) => number.as_u64().and_then(|port| u16::try_from(port).ok()),
-        Value::String(text) => text.parse().ok(),
-        _ => None,
-    }
-}
-
-fn network(text: &str) -> Option<IpNet> {
-    text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
-}
-
-/// nginx's size: a number, with `k`, `m` or `g` behind it.
-fn size(value: &Value) -> Option<u64> {
-    let text = match value {
-        Value::Number(number) => return number.as_u64(),
-        Value::String(text) => text.trim(),
-        _ => return None,
-    };
-    let (digits, unit) = match text.as_bytes().last()?.to_ascii_lowercase() {
-        b'k' => (text.get(..text.len() - 1)?, 1u64 << 10),
-        b'm' => (text.get(..text.len() - 1)?, 1 << 20),
-        b'g' => (text.get(..text.len() - 1)?, 1 << 30),
-        _ => (text, 1),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
-}
-
-fn seconds(seconds: f64) -> Option<Duration> {
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// nginx's time: numbers with units (`1h30m`, `500ms`), seconds without one.
-fn nginx_time(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    let mut total = Duration::ZERO;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = rest.get(..digits)?.parse().ok()?;
-        rest = rest.get(digits..)?;
-        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let unit = rest.get(..letters)?;
-        rest = rest.get(letters..)?.trim_start();
-        let part = match unit {
-            "ms" => Duration::from_millis(number),
-            "" | "s" => Duration::from_secs(number),
-            "m" => Duration::from_secs(number.checked_mul(60)?),
-            "h" => Duration::from_secs(number.checked_mul(3600)?),
-            "d" => Duration::from_secs(number.checked_mul(86_400)?),
-            _ => return None,
-        };
-        total = total.checked_add(part)?;
-    }
-    Some(total)
 }
