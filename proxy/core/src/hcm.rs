@@ -99,6 +99,22 @@ crate::stat_block! {
     }
 }
 
+impl HttpStats {
+    /// Counts a response by the class of its status.
+    pub fn count_class(&self, status: u16) {
+        crate::metrics::count_class(
+            status,
+            [
+                self.downstream_rq_1xx(),
+                self.downstream_rq_2xx(),
+                self.downstream_rq_3xx(),
+                self.downstream_rq_4xx(),
+                self.downstream_rq_5xx(),
+            ],
+        );
+    }
+}
+
 impl std::fmt::Debug for HttpStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("HttpStats")

@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod balance;
+pub mod budget;
 pub mod cluster;
 pub mod connection;
 pub mod detached;

@@ -88,14 +88,16 @@ impl RouteStats {
     /// Counts a completed request by its status.
     pub fn count_status(&self, status: u16) {
         self.upstream_rq_completed().inc();
-        match status / 100 {
-            1 => self.upstream_rq_1xx().inc(),
-            2 => self.upstream_rq_2xx().inc(),
-            3 => self.upstream_rq_3xx().inc(),
-            4 => self.upstream_rq_4xx().inc(),
-            5 => self.upstream_rq_5xx().inc(),
-            _ => {}
-        }
+        crate::metrics::count_class(
+            status,
+            [
+                self.upstream_rq_1xx(),
+                self.upstream_rq_2xx(),
+                self.upstream_rq_3xx(),
+                self.upstream_rq_4xx(),
+                self.upstream_rq_5xx(),
+            ],
+        );
         if status == 503 {
             self.upstream_rq_503().inc();
         }

@@ -2,8 +2,8 @@
 //! need again.
 
 use bytes::Bytes;
+use sixfold_core::budget::ByteBudget;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The least that a process may buffer, whatever memory it finds.
 const LEAST_BUDGET: usize = 64 << 20;
@@ -11,33 +11,6 @@ const LEAST_BUDGET: usize = 64 << 20;
 const PART_OF_MEMORY: usize = 4;
 /// What a buffer takes with its first bytes.
 const FIRST: usize = 4 << 10;
-
-/// Bytes that all requests of a process may hold of bodies, shared by its workers.
-#[derive(Debug)]
-pub struct Budget {
-    limit: usize,
-    held: AtomicUsize,
-}
-
-impl Budget {
-    /// A budget of so many bytes, of which none is held.
-    pub fn new(limit: usize) -> Arc<Budget> {
-        Arc::new(Budget { limit, held: AtomicUsize::new(0) })
-    }
-
-    /// Bytes held now.
-    pub fn held(&self) -> usize {
-        self.held.load(Relaxed)
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let taken = self.held.fetch_add(bytes, Relaxed).saturating_add(bytes) <= self.limit;
-        if !taken {
-            self.held.fetch_sub(bytes, Relaxed);
-        }
-        taken
-    }
-}
 
 /// The budget for the memory that this process may use: a quarter of it, at least 64 MiB. The bound of its cgroup
 /// goes before what the machine has. Read once, at the start.
@@ -62,13 +35,13 @@ fn machine_memory(meminfo: &str) -> Option<usize> {
 /// Bytes taken from a budget; dropping it gives them back.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    budget: Arc<Budget>,
+    budget: Arc<ByteBudget>,
     bytes: usize,
 }
 
 impl Reservation {
     /// Nothing yet.
-    pub(crate) fn empty(budget: &Arc<Budget>) -> Reservation {
+    pub(crate) fn empty(budget: &Arc<ByteBudget>) -> Reservation {
         Reservation { budget: budget.clone(), bytes: 0 }
     }
 
@@ -78,7 +51,7 @@ impl Reservation {
         if bytes > self.bytes && !self.budget.take(bytes - self.bytes) {
             return false;
         }
-        self.budget.held.fetch_sub(self.bytes.saturating_sub(bytes), Relaxed);
+        self.budget.give_back(self.bytes.saturating_sub(bytes));
         self.bytes = bytes;
         true
     }
@@ -86,7 +59,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Relaxed);
+        self.budget.give_back(self.bytes);
     }
 }
 
@@ -99,7 +72,7 @@ pub(crate) struct Buffered {
 
 impl Buffered {
     /// Nothing yet; takes no memory.
-    pub(crate) fn new(budget: &Arc<Budget>) -> Buffered {
+    pub(crate) fn new(budget: &Arc<ByteBudget>) -> Buffered {
         Buffered { bytes: Vec::new(), held: Reservation::empty(budget) }
     }
 
@@ -142,13 +115,13 @@ mod tests {
 
     #[test]
     fn bodies_grow_within_the_budget_and_give_it_back() {
-        let budget = Budget::new(64 << 10);
+        let budget = Arc::new(ByteBudget::new(64 << 10));
         let (mut one, mut two) = (Buffered::new(&budget), Buffered::new(&budget));
-        assert_eq!(budget.held(), 0);
+        assert_eq!(budget.used(), 0);
         for piece in 0..10u8 {
             assert!(one.push(&[piece; 3000]));
         }
-        assert!(budget.held() >= 30_000 && budget.held() < 2 * 30_000);
+        assert!(budget.used() >= 30_000 && budget.used() < 2 * 30_000);
         assert!(two.push(&[7; 20_000]) && !two.push(&[7; 20_000]), "there is no room for both");
         assert_eq!(two.as_slice().len(), 20_000, "a refused piece leaves what was there");
         let (body, held) = one.finish();
@@ -156,10 +129,10 @@ mod tests {
         drop(held);
         assert!(two.push(&[7; 20_000]));
         two.clear();
-        assert_eq!((budget.held(), two.as_slice().len()), (0, 0));
+        assert_eq!((budget.used(), two.as_slice().len()), (0, 0));
         assert!(two.push(b"again"));
         drop(two);
-        assert_eq!(budget.held(), 0);
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

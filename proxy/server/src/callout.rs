@@ -11,7 +11,7 @@ mod trust;
 
 use crate::deadline::{Deadline, after};
 use crate::dns::DnsCache;
-use crate::upstream::{MAX_UNSENT, Pools, UpstreamError};
+use crate::upstream::{Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::Services;
 use sixfold_core::cluster::{Choice, Cluster, TriedHost};
@@ -20,7 +20,7 @@ use sixfold_core::message::{RequestHead, Scheme};
 use sixfold_core::plugin::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream, CalloutStreamFuture,
 };
-use sixfold_core::retry::{HostPredicate, is_idempotent};
+use sixfold_core::retry::is_idempotent;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -95,19 +95,7 @@ impl Callouts {
 fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<TriedHost>, deadline: Deadline) -> Option<Outbound> {
     let subset = BTreeMap::new();
     let (pools, worker) = Pools::of_thread();
-    let choice = Choice {
-        worker,
-        hash: None,
-        random: fastrand::u64(..),
-        attempt: u32::try_from(tried.len()).unwrap_or(u32::MAX),
-        tried,
-        // As Envoy's `previous_hosts`.
-        predicates: &[HostPredicate::PreviousHosts],
-        host_attempts: 3,
-        previous_priorities: None,
-        subset: &subset,
-    };
-    let mut flight = cluster.choose(&choice)?;
+    let mut flight = cluster.choose(&Choice::avoiding(tried, worker, None, &subset))?;
     let now = std::time::Instant::now();
     flight.begin(now);
     tried.push(TriedHost::new(flight.member().clone(), now));
@@ -123,7 +111,6 @@ async fn send(
     open: bool,
 ) -> Result<(), Option<UpstreamError>> {
     let idempotent = is_idempotent(&head.method);
-    let mut unsent = 0;
     loop {
         let begun = match out.begin(cluster, request, head, open).await {
             Ok(()) if open => return Ok(()),
@@ -131,8 +118,7 @@ async fn send(
             Err(error) => Err(Some(error)),
         };
         match begun {
-            Err(Some(UpstreamError::Unsent)) if unsent < MAX_UNSENT => unsent += 1,
-            Err(Some(UpstreamError::Closed)) if out.replaces_pooled(idempotent) => {}
+            Err(Some(error)) if out.resends(&error, idempotent) => {}
             other => return other,
         }
     }

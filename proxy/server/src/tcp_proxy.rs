@@ -18,16 +18,12 @@ use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
 use sixfold_core::listener::TcpProxy;
-use sixfold_core::retry::HostPredicate;
 use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::time::{Instant, timeout_at};
-
-/// Hosts that are looked at before one that was tried already is taken again.
-const HOST_ATTEMPTS: u32 = 5;
 
 /// Serves a connection until both sides have said all, one of them fails, or a limit ends it.
 pub async fn serve(
@@ -141,19 +137,7 @@ impl Session {
         subset: &BTreeMap<String, serde_json::Value>,
         worker: usize,
     ) -> Option<InFlight> {
-        let upstream = &self.stream.upstream;
-        let again = upstream.attempts > 0;
-        cluster.choose(&Choice {
-            worker,
-            hash: self.stream.hash,
-            random: fastrand::u64(..),
-            attempt: upstream.attempts,
-            tried: &upstream.tried,
-            predicates: if again { &[HostPredicate::PreviousHosts] } else { &[] },
-            host_attempts: HOST_ATTEMPTS,
-            previous_priorities: None,
-            subset,
-        })
+        cluster.choose(&Choice::avoiding(&self.stream.upstream.tried, worker, self.stream.hash, subset))
     }
 
     fn begin_attempt(&mut self, flight: &mut InFlight) {

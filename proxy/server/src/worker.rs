@@ -1,12 +1,13 @@
 //! Workers: one thread each, with its own runtime, pools and timers. A connection stays on its worker.
 
-use crate::budget::{Budget, default_budget};
+use crate::budget::default_budget;
 use crate::dns::DnsCache;
 use crate::drain::{Drain, DrainStrategy};
 use crate::listener::{Adopted, BoundAddresses, ListenerTable, Slot};
 use crate::sockets::ListenSocket;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
+use sixfold_core::budget::ByteBudget;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::Callout;
@@ -46,7 +47,7 @@ pub struct Shared {
     /// As started.
     pub options: Options,
     /// Bodies that requests hold in memory.
-    pub bodies: Arc<Budget>,
+    pub bodies: Arc<ByteBudget>,
     /// `POST /healthcheck/fail`: responses carry `connection: close` and
     /// `x-envoy-immediate-health-check-fail`.
     pub health_failed: AtomicBool,
@@ -117,7 +118,7 @@ impl Shared {
             metrics,
             drain: Drain::new(),
             callout,
-            bodies: Budget::new(options.body_budget),
+            bodies: Arc::new(ByteBudget::new(options.body_budget)),
             options,
             health_failed: AtomicBool::new(false),
             connection_ids: AtomicU64::new(1),

@@ -355,7 +355,7 @@ async fn bodies_that_plugins_read_share_one_budget() {
     let half = "z".repeat(100_000);
     let head = "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 200000\r\n\r\n";
     stalled.write_all(format!("{head}{half}").as_bytes()).await.unwrap();
-    eventually(|| bodies.held() >= 100_000).await;
+    eventually(|| bodies.used() >= 100_000).await;
     // There is no room for another one of its size, and for a small one there is.
     let post = &posts(&"y".repeat(250_000))[0];
     let mut refused = TcpStream::connect(proxy).await.unwrap();
@@ -368,7 +368,7 @@ async fn bodies_that_plugins_read_share_one_budget() {
     // The first one is served, and gives its room back.
     stalled.write_all(half.as_bytes()).await.unwrap();
     assert!(read_message(&mut stalled).await.unwrap().ends_with("200000"));
-    eventually(|| bodies.held() == 0).await;
+    eventually(|| bodies.used() == 0).await;
     assert!(ask(proxy, post).await.ends_with("250000"));
 }
 
@@ -396,9 +396,9 @@ async fn a_body_that_is_kept_for_a_retry_is_freed_when_the_response_begins() {
     let post = posts(&"z".repeat(100_000))[0].clone();
     let asked = tokio::spawn(async move { ask(proxy, &post).await });
     got.notified().await;
-    assert!(bodies.held() >= 100_000, "it is kept while there is no response");
+    assert!(bodies.used() >= 100_000, "it is kept while there is no response");
     go.notify_one();
-    eventually(|| bodies.held() == 0).await;
+    eventually(|| bodies.used() == 0).await;
     assert!(!asked.is_finished());
     go.notify_one();
     assert!(asked.await.unwrap().ends_with("abcde"));
@@ -451,9 +451,9 @@ async fn bodies_that_plugins_hold_share_the_budget() {
             "{lines:?}"
         );
         assert_eq!(hcm.stats.downstream_rq_overload_close().get(), 1);
-        eventually(|| bodies.held() == 0).await;
+        eventually(|| bodies.used() == 0).await;
         let small = if of_request { posts("small")[0].clone() } else { get("/") };
         assert!(ask(proxy, &small).await.ends_with("zzzzz"));
-        eventually(|| bodies.held() == 0).await;
+        eventually(|| bodies.used() == 0).await;
     }
 }

@@ -3,7 +3,7 @@
 use super::settings::Settings;
 use sixfold_core::format::{Format, Variable};
 use sixfold_core::metrics::Registry;
-use sixfold_core::metrics::series::{Budget, SEPARATOR, Series};
+use sixfold_core::metrics::series::{SEPARATOR, Series, SeriesBudget};
 use sixfold_core::stream::Stream;
 use std::cell::RefCell;
 use std::sync::{Arc, LazyLock};
@@ -19,7 +19,7 @@ const KEPT_KEY: usize = 16 << 10;
 pub struct Metrics {
     pub(super) settings: Settings,
     pub(super) statistics: Registry,
-    pub(super) budget: Arc<Budget>,
+    pub(super) budget: Arc<SeriesBudget>,
     pub(super) status: Series<u64>,
     pub(super) latency: Series<Buckets>,
     pub(super) bandwidth: Series<u64>,
@@ -90,7 +90,7 @@ impl Observation<'_> {
 impl Metrics {
     pub(super) fn new(settings: Settings, statistics: Registry) -> Metrics {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let budget = Budget::new(MOST_BYTES);
+        let budget = SeriesBudget::new(MOST_BYTES);
         let buckets = (settings.buckets.len() + 1) * size_of::<u64>();
         Metrics {
             status: Series::new(budget.clone(), 0, settings.status.expire),

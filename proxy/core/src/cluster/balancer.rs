@@ -28,6 +28,31 @@ pub struct Choice<'a> {
     pub subset: &'a BTreeMap<String, serde_json::Value>,
 }
 
+/// Hosts that are looked at before one that was tried already is taken again.
+const HOST_ATTEMPTS: u32 = 5;
+
+impl<'a> Choice<'a> {
+    /// For an attempt that no retry policy rules: hosts that were tried are avoided, as by Envoy's `previous_hosts`.
+    pub fn avoiding(
+        tried: &'a [TriedHost],
+        worker: usize,
+        hash: Option<u64>,
+        subset: &'a BTreeMap<String, serde_json::Value>,
+    ) -> Choice<'a> {
+        Choice {
+            worker,
+            hash,
+            random: fastrand::u64(..),
+            attempt: u32::try_from(tried.len()).unwrap_or(u32::MAX),
+            tried,
+            predicates: if tried.is_empty() { &[] } else { &[HostPredicate::PreviousHosts] },
+            host_attempts: HOST_ATTEMPTS,
+            previous_priorities: None,
+            subset,
+        }
+    }
+}
+
 /// Chooses endpoints of one cluster.
 pub trait Balancer: Send + Sync {
     /// The endpoint for a request; `None` when none may be used (503 UH).

@@ -1,6 +1,6 @@
 //! Statistics of a cluster.
 
-use crate::metrics::{Counter, Registry};
+use crate::metrics::{Counter, Registry, count_class};
 use std::ops::Deref;
 
 crate::stat_block! {
@@ -52,23 +52,19 @@ impl ClusterStats {
     /// Counts a completed request by its status: code, class and completion.
     pub fn count_status(&self, status: u16) {
         self.upstream_rq_completed().inc();
-        if let Some(class) = self.class(status) {
-            class.inc();
-        }
+        count_class(
+            status,
+            [
+                self.upstream_rq_1xx(),
+                self.upstream_rq_2xx(),
+                self.upstream_rq_3xx(),
+                self.upstream_rq_4xx(),
+                self.upstream_rq_5xx(),
+            ],
+        );
         if let Some(code) = self.code(status) {
             code.inc();
         }
-    }
-
-    fn class(&self, status: u16) -> Option<Counter<'_>> {
-        Some(match status / 100 {
-            1 => self.upstream_rq_1xx(),
-            2 => self.upstream_rq_2xx(),
-            3 => self.upstream_rq_3xx(),
-            4 => self.upstream_rq_4xx(),
-            5 => self.upstream_rq_5xx(),
-            _ => return None,
-        })
     }
 
     fn code(&self, status: u16) -> Option<Counter<'_>> {

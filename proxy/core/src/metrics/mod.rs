@@ -111,6 +111,15 @@ impl<'a> Counter<'a> {
     }
 }
 
+/// Counts a response by the class of its status: `classes` are the counters of 1xx to 5xx.
+#[inline]
+pub fn count_class(status: u16, classes: [Counter<'_>; 5]) {
+    let class = usize::from(status / 100).wrapping_sub(1);
+    if let Some(counter) = classes.get(class) {
+        counter.inc();
+    }
+}
+
 /// A number that goes up and down.
 #[derive(Clone, Copy)]
 pub struct Gauge<'a> {

@@ -5,10 +5,11 @@
 //! that have expired give their room, and what finds none is counted in one series for the rest.
 
 use super::{shard, shards};
+use crate::budget::ByteBudget;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Between label values; no UTF-8 text holds it.
@@ -18,35 +19,25 @@ pub const SEPARATOR: u8 = 0xFF;
 const OVERHEAD: usize = 64;
 
 /// Bytes that several [`Series`] may take together.
-pub struct Budget {
-    limit: usize,
-    used: AtomicUsize,
+pub struct SeriesBudget {
+    bytes: ByteBudget,
     refused: AtomicU64,
 }
 
-impl Budget {
+impl SeriesBudget {
     /// Room for `limit` bytes of keys and values.
-    pub fn new(limit: usize) -> Arc<Budget> {
-        Arc::new(Budget { limit, used: AtomicUsize::new(0), refused: AtomicU64::new(0) })
+    pub fn new(limit: usize) -> Arc<SeriesBudget> {
+        Arc::new(SeriesBudget { bytes: ByteBudget::new(limit), refused: AtomicU64::new(0) })
     }
 
     /// Bytes that are taken.
     pub fn used(&self) -> usize {
-        self.used.load(Relaxed)
+        self.bytes.used()
     }
 
     /// How often a new series found no room, and its value was counted with the rest.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|all| *all <= self.limit);
-        self.used.fetch_update(Relaxed, Relaxed, fits).is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Relaxed);
     }
 }
 
@@ -54,7 +45,7 @@ impl Budget {
 pub struct Series<T> {
     /// One for each worker behind one for all other threads.
     shards: Box<[Mutex<Shard<T>>]>,
-    budget: Arc<Budget>,
+    budget: Arc<SeriesBudget>,
     /// Bytes that a value takes outside of itself.
     heap: usize,
     /// Series that were not counted for so long are dropped; `None` keeps them.
@@ -88,7 +79,7 @@ pub enum Labels {
 
 impl<T: Default> Series<T> {
     /// No series yet. `heap` is how many bytes a value takes outside of itself.
-    pub fn new(budget: Arc<Budget>, heap: usize, expire: Option<Duration>) -> Series<T> {
+    pub fn new(budget: Arc<SeriesBudget>, heap: usize, expire: Option<Duration>) -> Series<T> {
         let shard = || Mutex::new(Shard { series: HashMap::new(), rest: None, swept: 0 });
         let shards = (0..shards()).map(|_| shard()).collect();
         Series { shards, budget, heap, expire, start: Instant::now() }
@@ -111,13 +102,13 @@ impl<T: Default> Series<T> {
             entry.touched = now;
             return change(&mut entry.value);
         }
-        if !self.budget.take(self.cost(key)) {
+        if !self.budget.bytes.take(self.cost(key)) {
             // At most once a second, since it looks at every series.
             let sweep = self.expire.is_some() && shard.swept != now;
             if sweep {
                 self.sweep(&mut shard, now);
             }
-            if !sweep || !self.budget.take(self.cost(key)) {
+            if !sweep || !self.budget.bytes.take(self.cost(key)) {
                 self.budget.refused.fetch_add(1, Relaxed);
                 return change(shard.rest.get_or_insert_default());
             }
@@ -135,7 +126,7 @@ impl<T: Default> Series<T> {
         shard.series.retain(|key, entry| {
             let keep = u64::from(now.saturating_sub(entry.touched)) < expire;
             if !keep {
-                self.budget.give_back(self.cost(key));
+                self.budget.bytes.give_back(self.cost(key));
             }
             keep
         });
@@ -184,7 +175,7 @@ impl<T> Drop for Series<T> {
         for shard in &mut self.shards {
             let series = &shard.get_mut().series;
             let bytes = |key: &Arc<[u8]>| key.len() + size_of::<Entry<T>>() + self.heap + OVERHEAD;
-            self.budget.give_back(series.keys().map(bytes).sum());
+            self.budget.bytes.give_back(series.keys().map(bytes).sum());
         }
     }
 }
@@ -206,7 +197,7 @@ mod tests {
     #[test]
     fn series_are_summed_over_threads_in_order() {
         super::super::set_workers(2);
-        let (series, now) = (Series::<u64>::new(Budget::new(1 << 20), 0, None), Instant::now());
+        let (series, now) = (Series::<u64>::new(SeriesBudget::new(1 << 20), 0, None), Instant::now());
         std::thread::scope(|scope| {
             for worker in 0..2 {
                 let series = &series;
@@ -224,7 +215,7 @@ mod tests {
     #[test]
     fn what_has_no_room_is_counted_with_the_rest() {
         for length in [8, 2000] {
-            let (budget, now) = (Budget::new(100 << 10), Instant::now());
+            let (budget, now) = (SeriesBudget::new(100 << 10), Instant::now());
             let series = Series::<u64>::new(budget.clone(), 0, None);
             let key = |n: u32| format!("{n:0length$}").into_bytes();
             for n in 0..5000 {
@@ -245,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_has_expired_gives_its_room() {
-        let (budget, start) = (Budget::new(1 << 10), Instant::now());
+        let (budget, start) = (SeriesBudget::new(1 << 10), Instant::now());
         let series = Series::<u64>::new(budget.clone(), 100, Some(Duration::from_secs(60)));
         let at = |seconds| start + Duration::from_secs(seconds);
         for n in 0..20u8 {

@@ -2,7 +2,7 @@
 
 use super::failed;
 use crate::deadline::{Deadline, Timed, poll_within};
-use crate::upstream::{Checkout, HeadEvent, Pools, UpstreamError, UpstreamStream, Wanted};
+use crate::upstream::{Checkout, HeadEvent, Pools, Resend, UpstreamError, UpstreamStream, Wanted};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::cluster::{Cluster, InFlight, OutcomeKind};
@@ -28,8 +28,7 @@ pub(super) struct Outbound {
     empty: bool,
     head_seen: bool,
     pooled: bool,
-    /// The next connection is to be a new one.
-    on_new: bool,
+    resend: Resend,
 }
 
 /// The request's body on its way out.
@@ -54,7 +53,7 @@ impl Outbound {
             empty: false,
             head_seen: false,
             pooled: false,
-            on_new: false,
+            resend: Resend::default(),
         }
     }
 
@@ -80,7 +79,7 @@ impl Outbound {
             profile: Profile::Apisix,
             now: Instant::now(),
         };
-        let ready = if self.on_new { None } else { self.pools.take_ready(&wanted)? };
+        let ready = if self.resend.on_new() { None } else { self.pools.take_ready(&wanted)? };
         let mut checkout = match ready {
             Some(checkout) => checkout,
             None => Box::pin(self.pools.take_new(&wanted)).await?,
@@ -94,11 +93,10 @@ impl Outbound {
         Ok(())
     }
 
-    /// Whether a pooled connection had died, and nginx would send such a request again.
-    pub(super) fn replaces_pooled(&mut self, idempotent: bool) -> bool {
-        let again = self.pooled && !self.on_new && !self.head_seen && idempotent;
-        self.on_new |= again;
-        again
+    /// Whether the request goes out again after `error`: it was the connection that failed it.
+    pub(super) fn resends(&mut self, error: &UpstreamError, idempotent: bool) -> bool {
+        let replaces = self.pooled && !self.head_seen && idempotent;
+        self.resend.wanted(error, || replaces)
     }
 
     /// Reports that there is no response.

@@ -7,13 +7,12 @@ use super::forward::Plan;
 use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
 use crate::deadline::within;
-use crate::upstream::{Checkout, HeadEvent, MAX_UNSENT, UpstreamError, Wanted};
+use crate::upstream::{Checkout, HeadEvent, Resend, UpstreamError, Wanted};
 use sixfold_core::cluster::{InFlight, OutcomeKind, TriedHost, UpstreamProtocol};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Scheme;
 use sixfold_core::rewrite;
-use sixfold_core::stream::Stream;
 use std::task::Poll;
 
 /// How an attempt ended.
@@ -24,37 +23,6 @@ pub(super) enum Attempt {
     Failed(UpstreamError, bool),
     /// Not in the time of one attempt.
     TimedOut(Expired),
-}
-
-/// Whether the request goes out again within one attempt: it was the connection that failed it, not the endpoint.
-#[derive(Default)]
-struct Resend {
-    unsent: u32,
-    /// The next connection is to be a new one.
-    on_new: bool,
-}
-
-impl Resend {
-    fn wanted(&mut self, error: &UpstreamError, pooled: bool, plan: &Plan<'_>, stream: &Stream) -> bool {
-        if !plan.replay.is_whole(stream) {
-            return false;
-        }
-        match error {
-            // RFC 9113 section 8.7: whatever the request is, the upstream has not seen it.
-            UpstreamError::Unsent => {
-                self.unsent += 1;
-                self.unsent <= MAX_UNSENT
-            }
-            // nginx's `u->peer.cached`: an idle connection that ends says nothing of the endpoint.
-            UpstreamError::Closed => {
-                let again =
-                    pooled && !self.on_new && plan.retry.as_ref().is_some_and(|r| r.replaces_pooled());
-                self.on_new |= again;
-                again
-            }
-            _ => false,
-        }
-    }
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -83,17 +51,18 @@ impl<D: Downstream> Exchange<'_, D> {
                 profile: self.env.hcm.profile,
                 now: self.clock.now(),
             };
-            let checkout = match self.connection(&wanted, resend.on_new).await? {
+            let checkout = match self.connection(&wanted, resend.on_new()).await? {
                 Ok(checkout) => checkout,
                 Err(attempt) => return Ok(attempt),
             };
             let pooled = checkout.connect_ms.is_none();
             match self.send(plan, checkout).await? {
                 Attempt::Failed(error, sent) => {
-                    if !resend.wanted(&error, pooled, plan, self.stream) {
+                    let replaces = || pooled && plan.retry.as_ref().is_some_and(RetryState::replaces_pooled);
+                    if !plan.replay.is_whole(self.stream) || !resend.wanted(&error, replaces) {
                         return Ok(Attempt::Failed(error, sent));
                     }
-                    if resend.on_new {
+                    if error == UpstreamError::Closed {
                         self.replaced(flight);
                     }
                 }

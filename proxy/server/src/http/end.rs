@@ -158,14 +158,7 @@ impl<D> Exchange<'_, D> {
         }
         let stats = &self.env.hcm.stats;
         stats.downstream_rq_completed().inc();
-        match stream.response.status / 100 {
-            1 => stats.downstream_rq_1xx().inc(),
-            2 => stats.downstream_rq_2xx().inc(),
-            3 => stats.downstream_rq_3xx().inc(),
-            4 => stats.downstream_rq_4xx().inc(),
-            5 => stats.downstream_rq_5xx().inc(),
-            _ => {}
-        }
+        stats.count_class(stream.response.status);
         let elapsed = now.into_std().saturating_duration_since(stream.timing.start);
         stats.downstream_rq_time().record(elapsed.as_millis() as u64);
         count_virtual_cluster(stream);

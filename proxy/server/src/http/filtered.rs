@@ -3,10 +3,11 @@
 use super::downstream::Downstream;
 use super::exchange::Interrupt;
 use super::outgoing::poll_request_body;
-use crate::budget::{Budget, Reservation};
+use crate::budget::Reservation;
 use crate::deadline::Timed;
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
+use sixfold_core::budget::ByteBudget;
 use sixfold_core::plugin::{BodyFilters, Chain, Direction, Filtered, LocalReply};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
@@ -52,7 +53,7 @@ enum Stage {
 
 impl FilteredBody {
     /// Before the first piece; what plugins keep comes out of `bodies`.
-    pub(super) fn new(direction: Direction, chain: &Arc<Chain>, bodies: &Arc<Budget>) -> FilteredBody {
+    pub(super) fn new(direction: Direction, chain: &Arc<Chain>, bodies: &Arc<ByteBudget>) -> FilteredBody {
         let plugins = chain.filters(direction).then(|| {
             let (filters, held) = (BodyFilters::new(direction), Reservation::empty(bodies));
             Box::new(Plugins { chain: chain.clone(), filters, held })

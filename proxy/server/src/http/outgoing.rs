@@ -4,11 +4,12 @@ use super::downstream::{Downstream, DownstreamError};
 use super::exchange::Interrupt;
 use super::filtered::{FilteredBody, poll_filtered_request};
 use super::stall::Waits;
-use crate::budget::{Budget, Buffered};
+use crate::budget::Buffered;
 use crate::deadline::Timed;
 use crate::upstream::{UpstreamError, UpstreamStream};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
+use sixfold_core::budget::ByteBudget;
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -176,7 +177,7 @@ impl Outgoing {
 
 impl Replay {
     /// Keeps up to `limit` bytes, if they are `wanted`.
-    pub(super) fn new(budget: &Arc<Budget>, limit: usize, wanted: bool) -> Replay {
+    pub(super) fn new(budget: &Arc<ByteBudget>, limit: usize, wanted: bool) -> Replay {
         Replay { kept: Buffered::new(budget), limit, overflowed: false, wanted }
     }
 

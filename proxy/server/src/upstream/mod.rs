@@ -10,6 +10,7 @@ mod kind;
 mod open;
 mod pool;
 mod queue;
+mod resend;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ pub(crate) use choose::choose_cluster;
 pub(crate) use dial::{ActiveConnection, dial};
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
+pub(crate) use resend::Resend;
 
 use crate::deadline::Timed;
 use crate::wire::body::{BodyEvent, Piece};
@@ -27,9 +29,6 @@ use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::task::Poll;
-
-/// Connections that one attempt may lose before they have seen its request.
-pub(crate) const MAX_UNSENT: u32 = 3;
 
 /// Why an attempt at an upstream came to nothing: Envoy's reset reasons (source/common/http/utility.cc
 /// `resetReasonToString`).
