@@ -17,6 +17,7 @@ mod filters;
 pub mod fuzz;
 mod hcm;
 pub mod listener;
+mod protocol;
 pub mod rds;
 mod retry;
 mod route;

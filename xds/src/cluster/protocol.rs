@@ -10,7 +10,7 @@ use sixfold_core::retry::RetryPolicy;
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use sixfold_xds_api::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, UpstreamHttpProtocolOptions,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, UpstreamHttpProtocolOptions,
 };
 use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
@@ -18,9 +18,8 @@ use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_o
     AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
 };
 
-use crate::hcm;
-use crate::retry;
-use sixfold_xds_api::values::{Result, required, timeout_or, u32_in, u32_or};
+use crate::{protocol, retry};
+use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{destructure, refuse};
 
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -121,7 +120,7 @@ fn explicit(value: &Option<ProtocolConfig>) -> Result<Versions> {
             Ok((UpstreamProtocol::Http1, options, Http2Options::default()))
         }
         ProtocolConfig::Http2ProtocolOptions(options) => {
-            let options = hcm::http2(options).in_key("http2_protocol_options")?;
+            let options = protocol::http2(options).in_key("http2_protocol_options")?;
             Ok((UpstreamProtocol::Http2, Http1Options::default(), options))
         }
         ProtocolConfig::Http3ProtocolOptions(_) => {
@@ -136,7 +135,7 @@ fn both(
 ) -> Result<(Http1Options, Http2Options)> {
     Ok((
         http1(&one.clone().unwrap_or_default()).in_key("http_protocol_options")?,
-        hcm::http2(&two.clone().unwrap_or_default()).in_key("http2_protocol_options")?,
+        protocol::http2(&two.clone().unwrap_or_default()).in_key("http2_protocol_options")?,
     ))
 }
 
@@ -151,7 +150,7 @@ fn older_fields(value: &ProtoCluster) -> Result<Protocol> {
     let mut compiled = Protocol {
         protocol,
         http1: http1(&http1_options).in_key("http_protocol_options")?,
-        http2: hcm::http2(&http2_options).in_key("http2_protocol_options")?,
+        http2: protocol::http2(&http2_options).in_key("http2_protocol_options")?,
         ..Protocol::default()
     };
     compiled.common(&value.common_http_protocol_options).in_key("common_http_protocol_options")?;
@@ -181,27 +180,17 @@ impl Default for Protocol {
 }
 
 impl Protocol {
-    fn common(&mut self, value: &Option<Common>) -> Result<()> {
+    fn common(&mut self, value: &Option<CommonOptions>) -> Result<()> {
         let Some(value) = value else { return Ok(()) };
-        let Common {
-            idle_timeout,
-            max_connection_duration,
-            max_connection_duration_jitter,
-            max_headers_count,
-            max_response_headers_kb,
-            max_stream_duration,
-            headers_with_underscores_action,
-            max_requests_per_connection,
-        } = value;
-        refuse!(max_connection_duration_jitter, headers_with_underscores_action);
-        self.idle_timeout = timeout_or(idle_timeout, self.idle_timeout, "idle_timeout")?;
-        self.max_connection_duration = timeout_or(max_connection_duration, None, "max_connection_duration")?;
-        self.max_stream_duration = timeout_or(max_stream_duration, None, "max_stream_duration")?;
-        self.max_requests_per_connection =
-            Some(u32_or(max_requests_per_connection, 0)).filter(|max| *max > 0);
-        self.header_rules.max_count =
-            u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count")? as usize;
-        let head_kib = u32_in(max_response_headers_kb, 80, 1..=8192, "max_response_headers_kb")?;
+        let common = protocol::common(value)?;
+        let headers_with_underscores_action = &value.headers_with_underscores_action;
+        refuse!(headers_with_underscores_action);
+        self.idle_timeout = common.idle_timeout;
+        self.max_connection_duration = common.max_connection_duration;
+        self.max_stream_duration = common.max_stream_duration;
+        self.max_requests_per_connection = common.max_requests_per_connection;
+        self.header_rules.max_count = common.max_headers_count;
+        let head_kib = common.max_response_headers_kb.unwrap_or(80);
         self.http1.max_head_bytes = head_kib as usize * 1024;
         self.http2.max_header_list = head_kib * 1024;
         Ok(())
@@ -237,7 +226,7 @@ fn http1(value: &Http1ProtocolOptions) -> Result<Http1Options> {
     );
     Ok(Http1Options {
         enable_trailers: *enable_trailers,
-        header_case: hcm::header_case(header_key_format).in_key("header_key_format")?,
+        header_case: protocol::header_case(header_key_format).in_key("header_key_format")?,
         allow_chunked_length: *allow_chunked_length,
         ..Http1Options::default()
     })

@@ -7,8 +7,6 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use protocol::{header_case, http2};
-
 use std::sync::Arc;
 use std::time::Duration;
 

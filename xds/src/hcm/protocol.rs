@@ -1,23 +1,17 @@
-//! Protocol options of clients: HTTP/1, HTTP/2 and what both share. Clusters share the messages.
+//! Protocol options of clients.
 
 use std::time::Duration;
 
-use sixfold_core::cluster::{HeaderCase, Http2Options};
+use sixfold_core::cluster::Http2Options;
 use sixfold_core::error::ConfigContext;
 use sixfold_core::hcm::ServerHttp1;
-use sixfold_core::headers::{HeaderRules, Underscores};
-use sixfold_xds_api::any;
-use sixfold_xds_api::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
-use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
-use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
-use sixfold_xds_api::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
-};
+use sixfold_core::headers::HeaderRules;
+use sixfold_xds_api::pb::envoy::config::core::v3::{Http1ProtocolOptions, HttpProtocolOptions};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as ProtoManager;
-use sixfold_xds_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
-
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, bool_or, enum_value, required, timeout_or, u32_in, u32_or};
+use sixfold_xds_api::values::{Result, bool_or, u32_in};
+
+use crate::protocol::{self, Common};
 
 /// What the connection manager's protocol options come to.
 pub(super) struct Server {
@@ -32,18 +26,18 @@ pub(super) struct Server {
 
 pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Result<Server> {
     const COMMON: &str = "common_http_protocol_options";
-    let HttpProtocolOptions {
+    let Common {
         idle_timeout,
         max_connection_duration,
-        max_connection_duration_jitter,
+        max_stream_duration,
+        max_requests_per_connection,
         max_headers_count,
         max_response_headers_kb,
-        max_stream_duration,
-        headers_with_underscores_action,
-        max_requests_per_connection,
-    } = common;
+        underscores,
+    } = protocol::common(common).in_key(COMMON)?;
     let refused = || {
-        refuse!(max_connection_duration_jitter, max_response_headers_kb);
+        let max_response_headers_kb = &max_response_headers_kb;
+        refuse!(max_response_headers_kb);
         Ok(())
     };
     refused().in_key(COMMON)?;
@@ -56,28 +50,18 @@ pub(super) fn server(value: &ProtoManager, common: &HttpProtocolOptions) -> Resu
     let mut http1 = http1(&options).in_key("http_protocol_options")?;
     http1.max_head_bytes = head_bytes;
     http1.proxy_100_continue = value.proxy_100_continue;
-    let underscores = enum_value(*headers_with_underscores_action, "headers_with_underscores_action");
-    let header_rules = HeaderRules {
-        max_count: u32_in(max_headers_count, 100, 1..=u32::MAX, "max_headers_count").in_key(COMMON)? as usize,
-        underscores: match underscores.in_key(COMMON)? {
-            HeadersWithUnderscoresAction::Allow => Underscores::Allow,
-            HeadersWithUnderscoresAction::RejectRequest => Underscores::Reject,
-            HeadersWithUnderscoresAction::DropHeader => Underscores::Drop,
-        },
-        ..HeaderRules::ENVOY
-    };
+    let header_rules = HeaderRules { max_count: max_headers_count, underscores, ..HeaderRules::ENVOY };
     let options = value.http2_protocol_options.clone().unwrap_or_default();
-    let mut http2 = http2(&options).in_key("http2_protocol_options")?;
+    let mut http2 = protocol::http2(&options).in_key("http2_protocol_options")?;
     http2.max_header_list = head_kib * 1024;
     Ok(Server {
         http1,
         http2,
         header_rules,
-        idle: timeout_or(idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout").in_key(COMMON)?,
-        max_connection: timeout_or(max_connection_duration, None, "max_connection_duration")
-            .in_key(COMMON)?,
-        max_stream: timeout_or(max_stream_duration, None, "max_stream_duration").in_key(COMMON)?,
-        max_requests: Some(u32_or(max_requests_per_connection, 0)).filter(|max| *max > 0),
+        idle: idle_timeout,
+        max_connection: max_connection_duration,
+        max_stream: max_stream_duration,
+        max_requests: max_requests_per_connection,
     })
 }
 
@@ -110,110 +94,9 @@ fn http1(value: &Http1ProtocolOptions) -> Result<ServerHttp1> {
             .then(|| default_host_for_http_10.as_str().into()),
         allow_chunked_length: *allow_chunked_length,
         enable_trailers: *enable_trailers,
-        header_case: header_case(header_key_format).in_key("header_key_format")?,
+        header_case: protocol::header_case(header_key_format).in_key("header_key_format")?,
         allow_absolute_url: bool_or(allow_absolute_url, true),
         ..ServerHttp1::default()
-    })
-}
-
-/// `header_key_format` of either side.
-pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<HeaderCase> {
-    let Some(HeaderKeyFormat { header_format }) = value else { return Ok(HeaderCase::Lower) };
-    match required(header_format, "header_format")? {
-        HeaderFormat::ProperCaseWords(_) => Ok(HeaderCase::ProperCase),
-        HeaderFormat::StatefulFormatter(formatter) => {
-            let config = required(&formatter.typed_config, "typed_config").in_key("stateful_formatter")?;
-            let kind = any::type_name(config).in_key("stateful_formatter.typed_config")?;
-            if kind != "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig"
-            {
-                let error = refuse::extension("header formatter", &formatter.name, &kind);
-                return Err(error.in_key("stateful_formatter"));
-            }
-            let preserve: PreserveCaseFormatterConfig =
-                any::unpack(config).in_key("stateful_formatter.typed_config")?;
-            let PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
-                &preserve;
-            let refused = || {
-                refuse!(forward_reason_phrase, formatter_type_on_envoy_headers);
-                Ok(())
-            };
-            refused().in_key("stateful_formatter.typed_config")?;
-            Ok(HeaderCase::Preserve)
-        }
-    }
-}
-
-/// HTTP/2 of either side. Window sizes are those of core unless given.
-pub(crate) fn http2(value: &Http2ProtocolOptions) -> Result<Http2Options> {
-    let Http2ProtocolOptions {
-        hpack_table_size,
-        max_concurrent_streams,
-        initial_stream_window_size,
-        initial_connection_window_size,
-        allow_connect,
-        allow_metadata,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        // A bad message always ends its stream alone.
-        stream_error_on_invalid_http_messaging: _,
-        override_stream_error_on_invalid_http_message: _,
-        custom_settings_parameters,
-        connection_keepalive,
-        // Which of Envoy's two codecs works; there is one here.
-        use_oghttp2_codec: _,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    } = value;
-    refuse!(
-        hpack_table_size,
-        allow_metadata,
-        max_outbound_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        custom_settings_parameters,
-        connection_keepalive,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate
-    );
-    let default = Http2Options::default();
-    const WINDOW: std::ops::RangeInclusive<u32> = 65_535..=2_147_483_647;
-    Ok(Http2Options {
-        max_concurrent_streams: u32_in(
-            max_concurrent_streams,
-            default.max_concurrent_streams,
-            1..=2_147_483_647,
-            "max_concurrent_streams",
-        )?,
-        stream_window: u32_in(
-            initial_stream_window_size,
-            default.stream_window,
-            WINDOW,
-            "initial_stream_window_size",
-        )?,
-        connection_window: match initial_connection_window_size {
-            None => default.connection_window,
-            given => Some(u32_in(given, 0, WINDOW, "initial_connection_window_size")?),
-        },
-        max_control_frames: u32_in(
-            max_outbound_control_frames,
-            default.max_control_frames,
-            1..=u32::MAX,
-            "max_outbound_control_frames",
-        )?,
-        allow_connect: *allow_connect,
-        ..default
     })
 }
 
@@ -222,6 +105,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::testing::read;
+    use sixfold_core::cluster::HeaderCase;
+    use sixfold_core::headers::Underscores;
 
     #[test]
     fn protocol_options_are_compiled() {
