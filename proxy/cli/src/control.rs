@@ -4,7 +4,6 @@ use crate::envoy::Text;
 use crate::logging::{self, Levels};
 use crate::process::{Process, runtime};
 use crate::signals::Event;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::cluster::Clusters;
 use sixfold_core::connection::Certificate;
@@ -14,7 +13,7 @@ use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::{DrainRequest, Server};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 
 /// What administration commands act on.
 pub(crate) struct Administration {
@@ -22,7 +21,7 @@ pub(crate) struct Administration {
     clusters: Arc<Clusters>,
     logs: LogFiles,
     levels: Levels,
-    events: Mutex<Sender<Event>>,
+    events: SyncSender<Event>,
     /// The bootstrap as it was read: parsed again when it is asked for, which takes a tenth of the memory.
     bootstrap: Text,
 }
@@ -31,7 +30,7 @@ impl Administration {
     pub(crate) fn new(
         process: &Process,
         levels: Levels,
-        events: Sender<Event>,
+        events: SyncSender<Event>,
         bootstrap: Text,
     ) -> Administration {
         Administration {
@@ -39,7 +38,7 @@ impl Administration {
             clusters: process.model.clusters().clone(),
             logs: process.logs.clone(),
             levels,
-            events: Mutex::new(events),
+            events,
             bootstrap,
         }
     }
@@ -127,7 +126,7 @@ impl Control for Administration {
 
     fn quit(&self) {
         // The process is ending anyway when nobody listens.
-        let _ = self.events.lock().send(Event::Terminate);
+        let _ = self.events.send(Event::Terminate);
     }
 
     fn reopen_logs(&self) {

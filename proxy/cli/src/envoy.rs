@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::Administration;
-use crate::process::{ENVOY_PATIENCE, Process, Setup};
+use crate::process::{ENVOY_PATIENCE, Process, Reloads, Setup, apply};
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -57,7 +57,9 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         names.replace(&mut diff);
         Ok(diff)
     };
-    process.serve(&events, &sender, move |process| process.apply(read()))
+    let server = process.server.clone();
+    let reloads = Reloads::start(move || apply(&server, read()))?;
+    process.serve(&events, &sender, || reloads.ask())
 }
 
 fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {

@@ -67,7 +67,7 @@ pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Re
         }
     })?;
     started(&process);
-    process.serve(&events, &sender, |_| feed.look())
+    process.serve(&events, &sender, || feed.look())
 }
 
 /// Makes the folder of an access log below the working directory: `logs` is part of an installation of APISIX,

@@ -14,7 +14,7 @@ use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::Server;
 use sixfold_server::worker::Options;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// How long an APISIX gateway waits for first answers of DNS before it listens: nginx waits for none, but a
@@ -109,7 +109,7 @@ impl Process {
         &self,
         diff: Diff,
         patience: Duration,
-        (events, sender): (&Receiver<Event>, &Sender<Event>),
+        (events, sender): (&Receiver<Event>, &SyncSender<Event>),
     ) -> Result<bool, Failure> {
         self.lifecycle.set(State::Initializing);
         let (server, applied, done) = (self.server.clone(), Arc::new(Mutex::new(Ok(()))), sender.clone());
@@ -124,11 +124,13 @@ impl Process {
             match event {
                 Event::Applied => break,
                 Event::Terminate | Event::Interrupt => return Ok(false),
+                other if later.contains(&other) => {}
                 other => later.push(other),
             }
         }
         for event in later {
-            let _ = sender.send(event);
+            // Nobody empties the queue now. Where it is full the process is told to end anyway.
+            let _ = sender.try_send(event);
         }
         std::mem::replace(&mut *applied.lock(), Ok(()))?;
         self.lifecycle.set(State::Live);
@@ -140,8 +142,8 @@ impl Process {
     pub(crate) fn serve(
         self,
         events: &Receiver<Event>,
-        sender: &Sender<Event>,
-        mut reload: impl FnMut(&Process),
+        sender: &SyncSender<Event>,
+        mut reload: impl FnMut(),
     ) -> Result<(), Failure> {
         let mut ending = false;
         while let Ok(event) = events.recv() {
@@ -153,7 +155,7 @@ impl Process {
                     let limit = if event == Event::Interrupt { QUICK } else { self.drain_limit };
                     self.end(limit, sender.clone())?;
                 }
-                Event::Reload if !ending => reload(&self),
+                Event::Reload if !ending => reload(),
                 Event::Reload => {}
                 Event::ReopenLogs => {
                     self.logs.reopen();
@@ -167,25 +169,8 @@ impl Process {
         Ok(())
     }
 
-    /// Applies what a configuration that was read again changes, or says why it is refused.
-    pub(crate) fn apply(&self, diff: Result<Diff, Failure>) {
-        let applied = diff.and_then(|diff| {
-            let unchanged = diff.is_empty();
-            self.server.apply_blocking(diff)?;
-            Ok(unchanged)
-        });
-        match applied {
-            Ok(true) => tracing::info!("configuration read again, nothing changed"),
-            Ok(false) => tracing::info!("configuration read again and applied"),
-            Err(failure) => failure
-                .0
-                .iter()
-                .for_each(|line| tracing::error!("configuration refused, the old one stays: {line}")),
-        }
-    }
-
     /// Says that it is not ready, then ends connections on a thread of its own.
-    fn end(&self, limit: Duration, events: Sender<Event>) -> Result<(), Failure> {
+    fn end(&self, limit: Duration, events: SyncSender<Event>) -> Result<(), Failure> {
         tracing::info!(connections = self.server.connections(), ?limit, "ending");
         self.lifecycle.set(State::Draining);
         let server = self.server.clone();
@@ -200,7 +185,71 @@ impl Process {
     }
 }
 
+/// Has the configuration read again on the thread `config`: who hears SIGTERM must not compile meanwhile.
+pub(crate) struct Reloads(SyncSender<()>);
+
+impl Reloads {
+    /// Starts the thread; `reload` is what it does.
+    pub(crate) fn start(mut reload: impl FnMut() + Send + 'static) -> Result<Reloads, Failure> {
+        // One that waits stands for all that are asked for until it begins.
+        let (ask, asked) = sync_channel(1);
+        std::thread::Builder::new().name("config".to_owned()).spawn(move || {
+            while asked.recv().is_ok() {
+                reload();
+            }
+        })?;
+        Ok(Reloads(ask))
+    }
+
+    /// Asks for another reading, and does not wait for it.
+    pub(crate) fn ask(&self) {
+        let _ = self.0.try_send(());
+    }
+}
+
+/// Applies what a configuration that was read again changes, or says why it is refused.
+pub(crate) fn apply(server: &Server, diff: Result<Diff, Failure>) {
+    let applied = diff.and_then(|diff| {
+        let unchanged = diff.is_empty();
+        server.apply_blocking(diff)?;
+        Ok(unchanged)
+    });
+    match applied {
+        Ok(true) => tracing::info!("configuration read again, nothing changed"),
+        Ok(false) => tracing::info!("configuration read again and applied"),
+        Err(failure) => failure
+            .0
+            .iter()
+            .for_each(|line| tracing::error!("configuration refused, the old one stays: {line}")),
+    }
+}
+
 /// A runtime for one task of the control side.
 pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// The main thread read and compiled, and heard no SIGTERM until it had; a thousand SIGHUPs were a thousand readings.
+    #[test]
+    fn asking_for_a_reading_waits_for_none_and_many_become_one() {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (go_on, told) = std::sync::mpsc::channel::<()>();
+        let reloads = Reloads::start(move || {
+            begun.send(()).unwrap();
+            let _ = told.recv();
+        })
+        .unwrap();
+        reloads.ask();
+        begins.recv().unwrap();
+        (0..1000).for_each(|_| reloads.ask());
+        go_on.send(()).unwrap();
+        begins.recv().unwrap();
+        drop((go_on, reloads));
+        assert!(begins.recv().is_err(), "two readings in all");
+    }
 }

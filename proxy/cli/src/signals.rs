@@ -3,7 +3,7 @@
 use crate::Failure;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +22,12 @@ pub(crate) enum Event {
     Ended,
 }
 
+/// Events that wait. Who has one more waits for its place: the main thread does nothing that takes long.
+const WAITING: usize = 64;
+
 /// Starts to listen for signals; the sender is for others who ask.
-pub(crate) fn listen() -> Result<(Sender<Event>, Receiver<Event>), Failure> {
-    let (sender, receiver) = channel();
+pub(crate) fn listen() -> Result<(SyncSender<Event>, Receiver<Event>), Failure> {
+    let (sender, receiver) = sync_channel(WAITING);
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
     let events = sender.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
