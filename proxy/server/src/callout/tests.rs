@@ -249,6 +249,19 @@ async fn hosts_of_free_uris_are_bounded_and_leave_with_their_connections() {
     assert_eq!(service.connections.load(SeqCst), 2, "what was forgotten is opened anew");
 }
 
+/// Every callout took one lock of the process, and made a text to look its service up.
+#[tokio::test]
+async fn a_service_that_a_worker_knows_is_found_while_others_are_added() {
+    let service = Service::start(None).await;
+    let services = Services::new(dns(), trust::Trust::start(None));
+    let callout = Callouts(Arc::new(services));
+    callout.send(service.request("/")).await.unwrap();
+    let _busy = callout.0.busy();
+    // Would wait for ever, for a lock that the test itself holds.
+    let known = callout.0.cluster(&service.request("/"), &service.request("/").uri.parse().unwrap()).await;
+    assert_eq!(known.unwrap().hosts.load().total(), 1);
+}
+
 /// Echoes messages; one that begins with `!` is refused with status 7.
 async fn grpc_service() -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
