@@ -11,9 +11,18 @@ pub use backtracking::{Backtracking, Exceeded, MatchTime};
 
 use reduce::Shape;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// Bytes a compiled expression may take: a bound on what configuration can make us allocate.
 const SIZE_LIMIT: usize = 2 << 20;
+
+/// How long a worker may have to compile an expression, when it first needs it. One that takes longer is compiled when
+/// it is loaded, and kept.
+const LAZY_LIMIT: Duration = Duration::from_micros(500);
+
+/// Bytes of an expression without counted repetition that is compiled within [`LAZY_LIMIT`] (15 us for 25 bytes), and is
+/// not tried out.
+const SMALL_SOURCE: usize = 200;
 
 /// A regular expression with RE2's semantics: linear time, leftmost-first, ASCII classes.
 pub struct Regex {
@@ -59,11 +68,15 @@ impl Regex {
             .build()
             .parse(source)
             .map_err(|e| refuse(one_line(&e.to_string())))?;
-        // Only counted repetition can make a small source large, so only then is the size tried out.
+        // Only counted repetition can make a small source large, so only then is it tried out.
         let shape = Shape::of(&hir, full);
-        let regex = Regex { source: source.into(), full, shape, compiled: OnceLock::new() };
-        if source.len() > 1000 || has_counted_repetition(&hir) {
-            regex.build().map_err(|e| refuse(one_line(&e.to_string())))?;
+        let mut regex = Regex { source: source.into(), full, shape, compiled: OnceLock::new() };
+        if source.len() > SMALL_SOURCE || has_counted_repetition(&hir) {
+            let start = Instant::now();
+            let built = regex.build().map_err(|e| refuse(one_line(&e.to_string())))?;
+            if start.elapsed() > LAZY_LIMIT {
+                regex.compiled = OnceLock::from(Some(Box::new(built)));
+            }
         }
         Ok(regex)
     }
@@ -244,6 +257,20 @@ mod tests {
     fn bombs_and_bad_syntax_are_refused_when_loaded() {
         for bad in ["(", "(a{1000}){1000}", "[z-a]", "(?=x)", r"\1"] {
             assert!(Regex::full(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// The first request that met it compiled it, for milliseconds.
+    #[test]
+    fn what_takes_long_to_compile_is_compiled_when_loaded() {
+        let many_classes = "[a-z][0-9]".repeat(99);
+        for large in ["([a-z]{1,90}[0-9]){50}", &many_classes] {
+            assert!(Regex::full(large).unwrap().compiled.get().is_some(), "{large}");
+        }
+        for small in ["/svc/(a|b)[0-9]+", "[0-9]{4}/x"] {
+            // A busy machine may take longer for one of them.
+            let lazy = |_| Regex::full(small).unwrap().compiled.get().is_none();
+            assert!((0..50).any(lazy), "{small}: thousands of them take too much memory");
         }
     }
 
