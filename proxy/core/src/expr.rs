@@ -168,7 +168,7 @@ impl Node {
                 Ok(*any == *negate)
             }
             Node::Condition { variable, negate, test } => {
-                Ok(test.holds(variable.get(stream).as_deref())? != *negate)
+                Ok(variable.look(stream, |value| test.holds(value))? != *negate)
             }
         }
     }

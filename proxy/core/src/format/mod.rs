@@ -10,6 +10,7 @@ mod envoy;
 mod escape;
 mod fixed;
 mod graphql;
+pub(crate) mod joined;
 mod json;
 mod nginx;
 mod operator;
@@ -25,6 +26,8 @@ pub use escape::Escape;
 pub use json::{Dialect, JsonOptions};
 pub use operator::{grpc_status, http_to_grpc_status};
 pub use time::TimeFormat;
+#[cfg(test)]
+pub(crate) use variable::JOINED;
 pub use variable::Variable;
 
 use crate::headers::control;

@@ -2,6 +2,7 @@
 
 use super::body::{self, BodyPath};
 use super::graphql;
+use super::joined;
 use super::nginx;
 use super::read::{Read, join};
 use crate::headers::{HeaderName, Headers, Known};
@@ -66,11 +67,15 @@ impl Field {
         let name = self.name.as_ref()?;
         let mut lines = headers.get_all(name);
         let Some(first) = lines.next() else { return self.with_underscores(headers) };
-        let Some(second) = lines.next() else { return Some(Cow::Borrowed(first)) };
-        let separator: &[u8] = if name.known() == Some(Known::COOKIE) { b"; " } else { b", " };
-        let mut joined = Vec::new();
-        join(&mut joined, separator, [first, second].into_iter().chain(lines));
-        Some(Cow::Owned(joined))
+        match lines.next() {
+            None => Some(Cow::Borrowed(first)),
+            Some(_) => Some(Cow::Owned(joined_lines(name, headers))),
+        }
+    }
+
+    /// The name, if there are several lines of it.
+    fn repeated(&self, headers: &Headers) -> Option<&HeaderName> {
+        self.name.as_ref().filter(|name| headers.get_all(*name).nth(1).is_some())
     }
 
     /// The value of a header that is spelled with underscores.
@@ -84,6 +89,21 @@ impl Field {
         }
         headers.iter().find(|(name, _)| matches(name)).map(|(_, value)| Cow::Borrowed(value))
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often lines were joined by this thread.
+    pub(crate) static JOINED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+fn joined_lines(name: &HeaderName, headers: &Headers) -> Vec<u8> {
+    #[cfg(test)]
+    JOINED.set(JOINED.get() + 1);
+    let separator: &[u8] = if name.known() == Some(Known::COOKIE) { b"; " } else { b", " };
+    let mut joined = Vec::new();
+    join(&mut joined, separator, headers.get_all(name));
+    joined
 }
 
 impl Variable {
@@ -133,6 +153,19 @@ impl Variable {
             Kind::Graphql(part) => graphql::get(stream, *part).map(Cow::Owned),
             Kind::Capture(_) | Kind::Assigned => None,
         }
+    }
+
+    /// Has `look` look at the value. Many routes may ask for the same: what would be made anew for each of them is made
+    /// once while a route is looked for.
+    pub(crate) fn look<T>(&self, stream: &Stream, look: impl FnOnce(Option<&[u8]>) -> T) -> T {
+        let headers = &stream.request.headers;
+        if let Kind::RequestHeader(field) = &self.kind
+            && self.assigned(stream).is_none()
+            && let Some(name) = field.repeated(headers)
+        {
+            return joined::with(name, || joined_lines(name, headers), |value| look(Some(value)));
+        }
+        look(self.get(stream).as_deref())
     }
 
     /// Appends the value; tells whether there is one.

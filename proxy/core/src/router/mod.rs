@@ -16,6 +16,7 @@ pub use tables::{FiltersId, RouteTableCell, RouteTables, TableKey};
 pub use template::{Template, parse_rewrite};
 
 use crate::error::ConfigError;
+use crate::format::joined;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
 use crate::plugin::Chain;
@@ -194,6 +195,7 @@ impl RouteTable {
         let mut captures = std::mem::take(&mut stream.captures);
         let path = self.path(stream);
         work::grant(MAX_SCANNED);
+        let joined = joined::Scope::begin();
         let mut found = match &self.hosts {
             Hosts::Domains(domains) => {
                 domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {
@@ -212,6 +214,7 @@ impl RouteTable {
             found.cut_short = found.route.is_none() && work::is_spent();
         }
         work::grant(usize::MAX);
+        drop(joined);
         drop(path);
         stream.captures = captures;
         found
