@@ -48,8 +48,8 @@ impl Table {
         let path = match self {
             Self::Prefix => PathMatch::Prefix(format!("/svc/{n}/").into_bytes().into(), false),
             Self::Exact => PathMatch::Exact(path(n).into_bytes().into(), false),
-            Self::Regex => PathMatch::Regex(regex(format!("/svc/{n}/.*"))?),
-            Self::WildRegex => PathMatch::Regex(regex(format!("/[a-z]+/{n}/.*"))?),
+            Self::Regex => PathMatch::Regex(regex(format!("/svc/{n}/.*"))?.into()),
+            Self::WildRegex => PathMatch::Regex(regex(format!("/[a-z]+/{n}/.*"))?.into()),
             Self::Header => PathMatch::Prefix(b"/svc/".as_slice().into(), false),
         };
         let predicates = if self == Self::Header { vec![tenant(n)?] } else { Vec::new() };
@@ -59,11 +59,13 @@ impl Table {
             path,
             predicates: predicates.into(),
             priority: 0,
-            action: Action::Direct(DirectResponse { status: 200, body: Bytes::new(), body_format: None }),
+            action: Action::Direct(
+                DirectResponse { status: 200, body: Bytes::new(), body_format: None }.into(),
+            ),
             request_headers: HeaderOps::default(),
             response_headers: HeaderOps::default(),
             chain: None,
-            metadata: serde_json::Map::new(),
+            metadata: Default::default(),
             stats: None,
             body_buffer_limit: None,
         })

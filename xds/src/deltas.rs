@@ -149,7 +149,7 @@ impl Feed {
 
 fn shown_cluster(cluster: &sixfold_core::cluster::Cluster) -> String {
     let show = |m: &Arc<Member>| {
-        format!("{} x{} {:?} {:?} {}", m.host.label, m.weight, m.locality, m.health(), m.host.is_removed())
+        format!("{} x{} {:?} {:?} {}", m.host.label, m.weight, m.locality(), m.health(), m.host.is_removed())
     };
     let hosts: Vec<_> = cluster.hosts.load().iter().map(show).collect();
     let gauges =

@@ -11,6 +11,7 @@ pub mod resource;
 mod route;
 pub mod schema;
 mod secret;
+mod shared;
 mod source;
 pub mod store;
 #[cfg(test)]

@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::expr::Expr;
 use sixfold_core::header_ops::HeaderOps;
+use sixfold_core::metadata::Metadata;
 use sixfold_core::plugin::Chain;
 use sixfold_core::route::{
-    Action, ClusterChoice, Forward, Ids, PathMatch, Predicate, Route as CoreRoute, Timeouts,
+    self, Action, ClusterChoice, Forward, ForwardOptions, Ids, PathMatch, Predicate, Route as CoreRoute,
 };
 use sixfold_core::router::{ApisixRoute, ApisixRouter};
 
 use crate::item::network;
-use crate::resource::{Id, Route, Timeout};
+use crate::resource::{Id, Route};
+use crate::shared::Shared;
 use crate::source::ServiceParts;
-use crate::upstream::{ForwardOptions, seconds};
+use crate::upstream::{Forwarding, Timeouts};
 
 /// What a route has by itself. It is read from the resource once, and later taken from the compiled route.
 #[derive(Clone)]
@@ -35,7 +37,7 @@ pub(crate) struct Linkage {
     /// Fingerprint of what the template was read from.
     pub(crate) print: u64,
     own_hosts: bool,
-    timeout: Option<Timeout>,
+    timeouts: Option<Timeouts>,
     websocket: Option<bool>,
 }
 
@@ -45,8 +47,18 @@ pub(crate) struct Parts<'a> {
     pub(crate) linkage: &'a Linkage,
     pub(crate) service: Option<(&'a Id, &'a ServiceParts)>,
     /// The cluster, unless neither route nor service name an upstream.
-    pub(crate) upstream: Option<(Arc<ClusterCell>, &'a ForwardOptions)>,
+    pub(crate) upstream: Option<(Arc<ClusterCell>, &'a Forwarding)>,
     pub(crate) chain: Option<Arc<Chain>>,
+    /// Those of other routes.
+    pub(crate) options: &'a Shared<Manner, ForwardOptions>,
+}
+
+/// What the options of a route that forwards are made of.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Manner {
+    /// The upstream's, with the route's own timeouts.
+    forwarding: Forwarding,
+    websocket: bool,
 }
 
 impl Template {
@@ -60,7 +72,7 @@ impl Template {
             ApisixRoute::check_uri(uri, router).map_err(|reason| (field, reason))?;
         }
         Ok(Template {
-            name: route.name.as_deref().unwrap_or_default().into(),
+            name: route.name.as_deref().map(Into::into).unwrap_or_default(),
             uris: route.paths().map(Into::into).collect(),
             hosts: route.own_hosts().map(Into::into).collect(),
             predicates: predicates(route)?,
@@ -91,8 +103,8 @@ impl Template {
         Ok(CoreRoute {
             name: self.name,
             ids: Ids {
-                route: parts.id.as_str().into(),
-                service: service.map_or("", |(id, _)| id.as_str()).into(),
+                route: parts.id.text().clone(),
+                service: service.map(|(id, _)| id.text().clone()).unwrap_or_default(),
                 service_name: service.map(|(_, service)| service.name.clone()).unwrap_or_default(),
                 uris: self.uris,
                 hosts,
@@ -105,7 +117,7 @@ impl Template {
             request_headers: HeaderOps::default(),
             response_headers: HeaderOps::default(),
             chain: parts.chain.clone(),
-            metadata: Map::new(),
+            metadata: Metadata::default(),
             stats: None,
             body_buffer_limit: None,
         })
@@ -118,7 +130,7 @@ impl Linkage {
             enabled: route.status,
             print,
             own_hosts: route.own_hosts().next().is_some(),
-            timeout: route.timeout,
+            timeouts: route.timeout.map(Into::into),
             websocket: route.enable_websocket,
         }
     }
@@ -140,25 +152,36 @@ fn predicates(route: &Route) -> Result<Arc<[Predicate]>, (&'static str, String)>
         let expr = Expr::new(&Value::Array(vars.clone())).map_err(|e| ("vars", e.to_string()))?;
         predicates.push(Predicate::Vars(expr));
     }
-    Ok(predicates.into())
+    // An empty list is the same for all.
+    Ok(if predicates.is_empty() { Arc::default() } else { predicates.into() })
 }
 
 fn action(parts: &Parts<'_>) -> Result<Action, String> {
     // Plugins may answer all the same; a request that gets past them has nowhere to go: 503.
     let Some((cluster, forwarding)) = &parts.upstream else { return Ok(Action::NonForwarding) };
-    let timeout = parts.linkage.timeout.unwrap_or(forwarding.timeout);
+    let timeouts = parts.linkage.timeouts.unwrap_or(forwarding.timeouts);
     let of_service = || parts.service.and_then(|(_, service)| service.websocket);
     let websocket = parts.linkage.websocket.or_else(of_service).unwrap_or(false);
-    Ok(Action::Forward(Box::new(Forward {
-        timeouts: Timeouts {
-            connect: Some(seconds(timeout.connect)),
-            send: Some(seconds(timeout.send)),
-            read: Some(seconds(timeout.read)),
-            ..Timeouts::default()
-        },
-        hash: forwarding.hash_policy()?.into_iter().collect(),
-        upgrades: Box::new([("websocket".into(), websocket)]),
-        pass_host: forwarding.pass_host.clone(),
-        ..Forward::to(ClusterChoice::Named(cluster.clone()))
-    })))
+    let manner = Manner { forwarding: Forwarding { timeouts, ..Forwarding::clone(forwarding) }, websocket };
+    let options = parts.options.get(manner, Manner::options)?;
+    Ok(Action::Forward(Forward { cluster: ClusterChoice::Named(cluster.clone()), options }))
+}
+
+impl Manner {
+    fn options(&self) -> Result<ForwardOptions, String> {
+        let Manner { forwarding, websocket } = self;
+        let Timeouts { connect, send, read } = forwarding.timeouts;
+        Ok(ForwardOptions {
+            timeouts: route::Timeouts {
+                connect: Some(connect),
+                send: Some(send),
+                read: Some(read),
+                ..route::Timeouts::default()
+            },
+            hash: forwarding.hash_policy()?.into_iter().collect(),
+            upgrades: Box::new([("websocket".into(), *websocket)]),
+            pass_host: forwarding.pass_host.clone(),
+            ..ForwardOptions::default()
+        })
+    }
 }

@@ -33,6 +33,7 @@ use self::state::{Fault, State};
 use crate::config::{Config, Environment, Provider};
 use crate::file;
 use crate::plugin::ChainCache;
+use crate::shared::SharedParts;
 use crate::store::{FileStore, Store};
 
 /// The name of the route table that every listener of APISIX's configuration uses.
@@ -76,6 +77,7 @@ pub struct Source {
     store: Arc<dyn Store>,
     state: State,
     chains: ChainCache,
+    shared: SharedParts,
 }
 
 /// What a look at the store has come to.
@@ -184,8 +186,8 @@ pub fn validate_resources(path: &Path, registry: Registry, environment: Environm
 impl Source {
     /// A source of what `store` has; nothing is read yet.
     pub fn new(config: Config, store: Arc<dyn Store>, setup: Setup) -> Source {
-        let (state, chains) = (State::default(), ChainCache::default());
-        Source { setup, config, store, state, chains }
+        let (state, chains, shared) = Default::default();
+        Source { setup, config, store, state, chains, shared }
     }
 
     /// The static configuration.
@@ -212,7 +214,10 @@ impl Source {
 
     /// What the changes compile to; nothing is different before it is accepted.
     fn candidate(&mut self) -> Result<(Candidate, Vec<ConfigError>), Vec<ConfigError>> {
-        let mut batch = Batch::new(&self.state, Builder { config: &self.config, setup: &self.setup });
+        let mut batch = Batch::new(
+            &self.state,
+            Builder { config: &self.config, setup: &self.setup, shared: &self.shared },
+        );
         let warnings = self.store.changes(&mut batch)?;
         Ok((Candidate::new(batch, &mut self.chains).map_err(|error| vec![error])?, warnings))
     }
@@ -231,6 +236,7 @@ impl Source {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 impl Source {
     pub(crate) fn server_tls(&self) -> Option<&Arc<sixfold_core::tls::ServerTls>> {
         self.state.listening.as_ref().map(crate::listener::Listening::tls)
@@ -238,6 +244,18 @@ impl Source {
 
     pub(crate) fn route(&self, id: &str) -> Option<&Arc<sixfold_core::route::Route>> {
         self.state.routes.get(&crate::resource::Id::from(id))
+    }
+
+    pub(crate) fn cluster(&self, name: &str) -> &Arc<sixfold_core::cluster::Cluster> {
+        let built = self
+            .state
+            .resources
+            .of(crate::resource::Kind::Route)
+            .filter_map(|(_, h)| h.record.cluster.as_ref());
+        built
+            .map(|built| &built.cluster)
+            .find(|cluster| &*cluster.config.name == name)
+            .expect("a route's own")
     }
 
     pub(crate) fn chain_of(&self, route: &str) -> Option<Arc<sixfold_core::plugin::Chain>> {

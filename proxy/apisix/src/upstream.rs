@@ -8,14 +8,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sixfold_core::cluster::{
-    Address, BalanceConfig, BreakerLimits, ClusterConfig, Discovery, DnsBackoff, DnsFamily, DnsOptions,
-    HeaderCase, HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
+    Address, BalanceConfig, BreakerLimits, ClusterConfig, ClusterPolicy, Discovery, DnsBackoff, DnsFamily,
+    DnsOptions, HeaderCase, HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
 };
 use sixfold_core::format::Format;
 use sixfold_core::headers::HeaderRules;
 use sixfold_core::message;
+use sixfold_core::metadata::Metadata;
 use sixfold_core::retry::{RetryOn, RetryPolicy};
 use sixfold_core::route;
 use sixfold_core::tls::ClientTls;
@@ -24,18 +25,55 @@ use crate::config::UpstreamKeepalive;
 use crate::item::violation;
 use crate::resource::{HashOn, Nodes, PassHost, Scheme, Timeout, Upstream};
 use crate::schema::{Schema, Violation};
+use crate::shared::Shared;
 
 /// Each timeout of an upstream that gives none.
 const DEFAULT_TIMEOUT: f64 = 60.0;
 
 /// What routes have to know of the upstream they send to. Nodes are not part of it, so that a change of nodes
 /// touches no route.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ForwardOptions {
-    pub(crate) timeout: Timeout,
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Forwarding {
+    pub(crate) timeouts: Timeouts,
     pub(crate) pass_host: route::PassHost,
     /// The template of chash's key.
     pub(crate) hash_key: Option<String>,
+}
+
+/// Timeouts towards an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Timeouts {
+    /// To connect.
+    pub(crate) connect: Duration,
+    /// Between two writes.
+    pub(crate) send: Duration,
+    /// Between two reads.
+    pub(crate) read: Duration,
+}
+
+/// What the policy of an upstream's cluster is made of.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Terms {
+    /// Some node has a name.
+    named: bool,
+    protocol: UpstreamProtocol,
+    scheme: message::Scheme,
+    balancer: Balancer,
+    connect: Duration,
+    retries: u32,
+    retry_timeout: Option<Duration>,
+    idle_timeout: Duration,
+    max_requests: u32,
+    max_idle: usize,
+}
+
+/// APISIX's balancers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Balancer {
+    RoundRobin,
+    Chash,
+    LeastConn,
+    Ewma,
 }
 
 /// Everything that is wrong with an upstream beyond its schema.
@@ -62,11 +100,11 @@ pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
         let reason = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
         violations.push(violation(&["upstream_host"], reason));
     }
-    match policy(&upstream.balancer) {
+    match Balancer::named(&upstream.balancer) {
         None => {
             violations.push(violation(&["type"], format!("invalid balancer type: {}", upstream.balancer)))
         }
-        Some(Policy::ApisixChash) => violations.extend(check_hash_key(upstream)),
+        Some(Balancer::Chash) => violations.extend(check_hash_key(upstream)),
         Some(_) => {}
     }
     violations
@@ -93,8 +131,8 @@ fn check_hash_key(upstream: &Upstream) -> Option<Violation> {
     Some(violation(&["key"], format!("invalid configuration: {error}")))
 }
 
-impl ForwardOptions {
-    pub(crate) fn of(upstream: &Upstream) -> ForwardOptions {
+impl Forwarding {
+    pub(crate) fn of(upstream: &Upstream) -> Forwarding {
         let key = upstream.key.as_deref().unwrap_or_default();
         let hash_key = match upstream.hash_on {
             _ if upstream.balancer != "chash" => None,
@@ -105,8 +143,8 @@ impl ForwardOptions {
             HashOn::VarsCombinations => Some(key.to_owned()),
         };
         let timeout = Timeout { connect: DEFAULT_TIMEOUT, send: DEFAULT_TIMEOUT, read: DEFAULT_TIMEOUT };
-        ForwardOptions {
-            timeout: upstream.timeout.unwrap_or(timeout),
+        Forwarding {
+            timeouts: upstream.timeout.unwrap_or(timeout).into(),
             pass_host: match upstream.pass_host {
                 PassHost::Node => route::PassHost::Node,
                 PassHost::Pass => route::PassHost::Pass,
@@ -128,95 +166,129 @@ impl ForwardOptions {
     }
 }
 
+impl From<Timeout> for Timeouts {
+    fn from(timeout: Timeout) -> Timeouts {
+        let Timeout { connect, send, read } = timeout;
+        Timeouts { connect: seconds(connect), send: seconds(send), read: seconds(read) }
+    }
+}
+
 /// The configuration and the endpoints of an upstream's cluster.
 ///
 /// # Errors
 /// What [`check`] finds in nodes.
 pub(crate) fn compile(
-    name: &str,
+    name: &Arc<str>,
     upstream: &Upstream,
     tls: Option<Arc<ClientTls>>,
     keepalive: UpstreamKeepalive,
+    policies: &Shared<Terms, ClusterPolicy>,
 ) -> Result<(ClusterConfig, Vec<HostConfig>), String> {
     let none = Nodes::List(Vec::new());
     let hosts = hosts(upstream, upstream.nodes.as_ref().unwrap_or(&none))?;
-    let named = hosts.iter().any(|host| matches!(host.address, Address::Name(..)));
-    // What has no lifetime is asked for again after the shortest that a record can have.
-    let dns = DnsOptions {
-        refresh: Duration::from_secs(1),
-        respect_ttl: true,
-        failure: Some(DnsBackoff { base: Duration::from_secs(2), max: Duration::from_secs(10) }),
-        family: DnsFamily::V4Preferred,
-        ..DnsOptions::default()
-    };
-    let pool = upstream.keepalive_pool;
-    let connect = upstream.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.connect);
-    let retries = upstream.retries.unwrap_or_else(|| (hosts.len() as i64 - 1).max(0));
-    let name: Arc<str> = name.into();
+    let policy =
+        policies.get(Terms::of(upstream, &hosts, keepalive), |terms| Ok::<_, String>(terms.policy()));
     let config = ClusterConfig {
         name: name.clone(),
-        observability_name: name,
-        discovery: if named { Discovery::StrictDns(dns) } else { Discovery::Static },
-        connect_timeout: seconds(connect),
-        protocol: protocol(upstream.scheme).unwrap_or_default(),
-        http1: Http1Options { header_case: HeaderCase::Preserve, ..Http1Options::default() },
-        http2: Http2Options::default(),
-        header_rules: HeaderRules::APISIX,
+        observability_name: name.clone(),
         tls,
-        scheme: if upstream.scheme.is_tls() { message::Scheme::Https } else { message::Scheme::Http },
-        idle_timeout: Some(pool.map_or(keepalive.timeout, |pool| seconds(pool.idle_timeout))),
-        max_connection_duration: None,
-        max_stream_duration: None,
-        max_requests_per_connection: Some(pool.map_or(keepalive.requests, |pool| clamp(pool.requests))),
-        max_idle: pool.map_or(keepalive.size, |pool| clamp(pool.size)) as usize,
-        breaker: BreakerLimits::UNLIMITED,
-        high_breaker: BreakerLimits::UNLIMITED,
-        retry: Some(Arc::new(retry_policy(clamp(retries), upstream.retry_timeout))),
-        buffer_limit: 1 << 20,
-        balance: balance(upstream),
-        source_address: None,
-        tcp_keepalive: None,
-        statistics: false,
-        metadata: Map::new(),
+        metadata: Metadata::default(),
         drop_overload: 0,
-        added_via_api: false,
         labels: labels(upstream),
+        policy: policy?,
     };
     Ok((config, hosts))
 }
 
-/// nginx's `proxy_next_upstream error timeout`, without a pause between attempts.
-fn retry_policy(retries: u32, deadline: Option<f64>) -> RetryPolicy {
-    RetryPolicy {
-        on: RetryOn::NGINX_ERROR_TIMEOUT,
-        num_retries: retries,
-        base_interval: Duration::ZERO,
-        max_interval: Duration::ZERO,
-        deadline: deadline.filter(|deadline| *deadline > 0.0).map(seconds),
-        ..RetryPolicy::default()
+impl Terms {
+    fn of(upstream: &Upstream, hosts: &[HostConfig], keepalive: UpstreamKeepalive) -> Terms {
+        let pool = upstream.keepalive_pool;
+        let retries = upstream.retries.unwrap_or_else(|| (hosts.len() as i64 - 1).max(0));
+        Terms {
+            named: hosts.iter().any(|host| matches!(host.address, Address::Name(..))),
+            protocol: protocol(upstream.scheme).unwrap_or_default(),
+            scheme: if upstream.scheme.is_tls() { message::Scheme::Https } else { message::Scheme::Http },
+            balancer: Balancer::named(&upstream.balancer).unwrap_or(Balancer::RoundRobin),
+            connect: seconds(upstream.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.connect)),
+            retries: clamp(retries),
+            retry_timeout: upstream.retry_timeout.filter(|deadline| *deadline > 0.0).map(seconds),
+            idle_timeout: pool.map_or(keepalive.timeout, |pool| seconds(pool.idle_timeout)),
+            max_requests: pool.map_or(keepalive.requests, |pool| clamp(pool.requests)),
+            max_idle: pool.map_or(keepalive.size, |pool| clamp(pool.size)) as usize,
+        }
+    }
+
+    fn policy(&self) -> ClusterPolicy {
+        // What has no lifetime is asked for again after the shortest that a record can have.
+        let dns = DnsOptions {
+            refresh: Duration::from_secs(1),
+            respect_ttl: true,
+            failure: Some(DnsBackoff { base: Duration::from_secs(2), max: Duration::from_secs(10) }),
+            family: DnsFamily::V4Preferred,
+            ..DnsOptions::default()
+        };
+        ClusterPolicy {
+            discovery: if self.named { Discovery::StrictDns(dns) } else { Discovery::Static },
+            connect_timeout: self.connect,
+            protocol: self.protocol,
+            http1: Http1Options { header_case: HeaderCase::Preserve, ..Http1Options::default() },
+            http2: Http2Options::default(),
+            header_rules: HeaderRules::APISIX,
+            scheme: self.scheme,
+            idle_timeout: Some(self.idle_timeout),
+            max_connection_duration: None,
+            max_stream_duration: None,
+            max_requests_per_connection: Some(self.max_requests),
+            max_idle: self.max_idle,
+            breaker: BreakerLimits::UNLIMITED,
+            high_breaker: BreakerLimits::UNLIMITED,
+            retry: Some(Arc::new(self.retry_policy())),
+            buffer_limit: 1 << 20,
+            balance: BalanceConfig { policy: self.balancer.policy(), ..BalanceConfig::default() },
+            source_address: None,
+            tcp_keepalive: None,
+            statistics: false,
+            added_via_api: false,
+        }
+    }
+
+    /// nginx's `proxy_next_upstream error timeout`, without a pause between attempts.
+    fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
+            on: RetryOn::NGINX_ERROR_TIMEOUT,
+            num_retries: self.retries,
+            base_interval: Duration::ZERO,
+            max_interval: Duration::ZERO,
+            deadline: self.retry_timeout,
+            ..RetryPolicy::default()
+        }
     }
 }
 
-fn balance(upstream: &Upstream) -> BalanceConfig {
-    BalanceConfig {
-        policy: policy(&upstream.balancer).unwrap_or(Policy::ApisixRoundRobin),
-        ..BalanceConfig::default()
+impl Balancer {
+    fn named(name: &str) -> Option<Balancer> {
+        Some(match name {
+            "roundrobin" => Balancer::RoundRobin,
+            "chash" => Balancer::Chash,
+            "least_conn" => Balancer::LeastConn,
+            "ewma" => Balancer::Ewma,
+            _ => return None,
+        })
+    }
+
+    fn policy(self) -> Policy {
+        match self {
+            Balancer::RoundRobin => Policy::ApisixRoundRobin,
+            Balancer::Chash => Policy::ApisixChash,
+            Balancer::LeastConn => Policy::ApisixLeastConn,
+            Balancer::Ewma => Policy::ApisixEwma,
+        }
     }
 }
 
 fn labels(upstream: &Upstream) -> BTreeMap<String, String> {
     let name = upstream.name.iter().map(|name| ("name".to_owned(), name.clone()));
     upstream.labels.clone().unwrap_or_default().into_iter().chain(name).collect()
-}
-
-fn policy(name: &str) -> Option<Policy> {
-    Some(match name {
-        "roundrobin" => Policy::ApisixRoundRobin,
-        "chash" => Policy::ApisixChash,
-        "least_conn" => Policy::ApisixLeastConn,
-        "ewma" => Policy::ApisixEwma,
-        _ => return None,
-    })
 }
 
 fn protocol(scheme: Scheme) -> Option<UpstreamProtocol> {
@@ -249,13 +321,15 @@ fn hosts(upstream: &Upstream, nodes: &Nodes) -> Result<Vec<HostConfig>, String> 
             };
             let hostname = if matches!(address, Address::Name(..)) { host } else { "" };
             let mut config = HostConfig::new(address);
-            config.hostname = hostname.into();
+            if !hostname.is_empty() {
+                config.hostname = hostname.into();
+            }
             config.weight =
                 u32::try_from(node.weight).map_err(|_| format!("invalid weight {}", node.weight))?;
             config.priority =
                 levels.iter().position(|level| *level == node.priority).unwrap_or_default() as u32;
             if let Some(metadata) = node.metadata {
-                config.metadata.insert("apisix".to_owned(), json!(metadata));
+                config.metadata.insert("apisix", json!(metadata));
             }
             Ok(config)
         })

@@ -35,9 +35,9 @@ pub struct HeaderAddition {
 #[derive(Debug, Default)]
 pub struct HeaderOps {
     /// Removed first.
-    pub remove: Vec<HeaderName>,
+    pub remove: Box<[HeaderName]>,
     /// Added then, in order.
-    pub add: Vec<HeaderAddition>,
+    pub add: Box<[HeaderAddition]>,
 }
 
 /// Which message of a stream is changed.

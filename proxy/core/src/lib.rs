@@ -22,6 +22,7 @@ pub mod headers;
 pub mod listener;
 pub mod matcher;
 pub mod message;
+pub mod metadata;
 pub mod metrics;
 pub mod model;
 pub mod path;

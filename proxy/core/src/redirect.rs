@@ -149,7 +149,7 @@ mod tests {
         check(&to(b"/"), PathMatch::SeparatedPrefix(b"/seg"[..].into(), false), "h", "/seg/x", "http://h//x");
         check(
             &to(b"/all"),
-            PathMatch::Regex(Regex::full("/re/.*").unwrap()),
+            PathMatch::Regex(Regex::full("/re/.*").unwrap().into()),
             "h",
             "/re/a?b",
             "http://h/all?b",

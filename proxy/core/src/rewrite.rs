@@ -42,7 +42,7 @@ pub fn finalize_request(
     levels.apply(stream, Side::Request);
     let announce = !hcm.router.suppress_envoy_headers && hcm.profile == Profile::Envoy;
     rewrite_host(forward, member, announce, stream);
-    if let Some(rewrite) = &forward.path_rewrite {
+    if let Some(rewrite) = forward.path_rewrite.as_deref() {
         rewrite_path(&route.path, rewrite, announce, stream);
     }
     if hcm.profile == Profile::Apisix {
@@ -111,7 +111,7 @@ fn rewrite_host(forward: &Forward, member: Option<&WeightedCluster>, announce: b
         set_host(host.as_bytes(), forward.append_x_forwarded_host, false, stream);
         return;
     }
-    let host = match &forward.host_rewrite {
+    let host = match forward.host_rewrite.as_deref() {
         None | Some(HostRewrite::Endpoint) => return,
         Some(HostRewrite::Literal(host)) => host.to_vec(),
         Some(HostRewrite::Header(name)) => match stream.request.headers.get(name) {
@@ -206,7 +206,7 @@ pub fn endpoint_host(
     suppress: bool,
     stream: &mut Stream,
 ) {
-    let wanted = matches!(forward.host_rewrite, Some(HostRewrite::Endpoint));
+    let wanted = matches!(forward.host_rewrite.as_deref(), Some(HostRewrite::Endpoint));
     if !wanted || host.hostname.is_empty() || member.is_some_and(|m| m.host_rewrite.is_some()) {
         return;
     }

@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use sixfold_core::hcm::Profile;
 use sixfold_core::retry::{RetryOn, RetryPolicy};
-use sixfold_core::route::Forward;
+use sixfold_core::route::ForwardOptions;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// nginx's retries, of which none are left.
-fn as_nginx(forward: &mut Forward) {
+fn as_nginx(forward: &mut ForwardOptions) {
     let on = RetryOn::NGINX_ERROR_TIMEOUT;
     forward.retry = Some(Arc::new(RetryPolicy { on, num_retries: 0, ..RetryPolicy::default() }));
 }

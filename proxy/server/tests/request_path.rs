@@ -312,7 +312,7 @@ async fn a_content_type_that_the_route_adds_to_a_direct_response_is_the_only_one
     let mut setup = Setup::new();
     let direct = |prefix: &str, ops: HeaderOps| {
         let response = DirectResponse { status: 200, body: "{}".into(), body_format: None };
-        let action = Action::Direct(response);
+        let action = Action::Direct(response.into());
         Arc::new(Route { response_headers: ops, ..route(prefix, action) })
     };
     let json = HeaderAddition {
@@ -322,7 +322,7 @@ async fn a_content_type_that_the_route_adds_to_a_direct_response_is_the_only_one
         keep_empty: false,
     };
     setup.routes = vec![
-        direct("/json", HeaderOps { add: vec![json], ..HeaderOps::default() }),
+        direct("/json", HeaderOps { add: [json].into(), ..HeaderOps::default() }),
         direct("/", HeaderOps::default()),
     ];
     let (proxy, _) = setup.serve().await;

@@ -18,7 +18,7 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpg
 
 /// 5,000 routes, of which the last takes `/ws`.
 fn large(to: &Arc<ClusterCell>) -> RouteTable {
-    let route = |prefix: String| Arc::new(route(&prefix, Action::Forward(Box::new(forward(to.clone())))));
+    let route = |prefix: String| Arc::new(route(&prefix, Action::Forward(forward(to.clone()))));
     table((1..5000).map(|n| route(format!("/svc/{n}/"))).chain([route("/ws".to_owned())]).collect())
 }
 
@@ -99,7 +99,7 @@ async fn a_route_is_chosen_again_by_the_table_that_the_request_came_in_by() {
         let asking = tokio::spawn(async move { ask(proxy, &get("/from")).await });
         if waits {
             under_way.notified().await;
-            let forward = Action::Forward(Box::new(forward(to)));
+            let forward = Action::Forward(forward(to));
             drop(cell.swap(Some(Arc::new(table(vec![Arc::new(route("/to", forward))])))));
             assert!(before.strong_count() > 0, "it is kept over the wait");
             go_on.notify_one();

@@ -19,7 +19,7 @@ pub fn ops(add: &[HeaderValueOption], remove: &[String], field: &str) -> Result<
 }
 
 /// The additions of a field.
-pub fn additions(add: &[HeaderValueOption], field: &str) -> Result<Vec<HeaderAddition>> {
+pub fn additions(add: &[HeaderValueOption], field: &str) -> Result<Box<[HeaderAddition]>> {
     add.iter()
         .enumerate()
         .map(|(index, value)| addition(value).in_index(index))

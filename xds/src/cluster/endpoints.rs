@@ -1,6 +1,7 @@
 //! Endpoints of a cluster: `load_assignment`, and what EDS delivers.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use sixfold_core::cluster::{Address, EdsHealth, HostConfig, Locality};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
@@ -74,6 +75,7 @@ fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<
     let named = locality.clone().unwrap_or_default();
     let ProtoLocality { region, zone, sub_zone } = named;
     let locality = Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() };
+    let locality = (locality != *Locality::unknown()).then(|| Arc::new(locality));
     let endpoints = lb_endpoints
         .iter()
         .enumerate()

@@ -14,7 +14,7 @@ pub(crate) use protocol::Protocol;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Discovery, HostConfig};
+use sixfold_core::cluster::{Address, Cluster, ClusterConfig, ClusterPolicy, Discovery, HostConfig};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::message::Scheme;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
@@ -68,9 +68,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         "" => name,
         given => given,
     };
-    let config = ClusterConfig {
-        name: name.into(),
-        observability_name: observability_name.into(),
+    let policy = ClusterPolicy {
         discovery,
         connect_timeout: positive_duration(
             &value.connect_timeout,
@@ -82,7 +80,6 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         http2: protocol.http2,
         header_rules: protocol.header_rules,
         scheme: if tls.is_some() { Scheme::Https } else { Scheme::Http },
-        tls,
         idle_timeout: protocol.idle_timeout,
         max_connection_duration: protocol.max_connection_duration,
         max_stream_duration: protocol.max_stream_duration,
@@ -103,10 +100,14 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
             .flatten(),
         tcp_keepalive: tcp_keepalive(&keepalive(&value.upstream_connection_options)?),
         statistics: true,
-        metadata: metadata::namespaces(&value.metadata),
-        drop_overload: 0,
         added_via_api: false,
-        labels: Default::default(),
+    };
+    let config = ClusterConfig {
+        observability_name: observability_name.into(),
+        tls,
+        metadata: metadata::namespaces(&value.metadata),
+        policy: policy.into(),
+        ..ClusterConfig::named(name)
     };
     Ok((config, load.hosts))
 }

@@ -22,10 +22,10 @@ const ENDPOINT: &str = "endpoint: {address: {socket_address: {address: 127.0.0.1
 fn defaults_are_envoys() {
     let (config, hosts) = config("").unwrap();
     assert_eq!(config.connect_timeout, Duration::from_secs(5));
-    assert_eq!((config.protocol, config.balance.policy), (UpstreamProtocol::Http1, Policy::RoundRobin));
+    assert_eq!((config.protocol, &config.balance.policy), (UpstreamProtocol::Http1, &Policy::RoundRobin));
     assert_eq!((config.breaker.max_retries, config.breaker.max_connections), (3, 1024));
     assert_eq!((config.idle_timeout, config.buffer_limit), (Some(Duration::from_secs(3600)), 1 << 20));
-    assert_eq!((config.discovery, hosts.len()), (Discovery::Static, 0));
+    assert_eq!((&config.discovery, hosts.len()), (&Discovery::Static, 0));
     assert_eq!((config.balance.panic_threshold, config.balance.overprovisioning), (50.0, 140));
 }
 
@@ -41,8 +41,11 @@ fn endpoints_carry_what_balancers_need() {
         (host.priority, host.weight, host.locality_weight, host.health),
         (1, 3, Some(7), EdsHealth::Draining)
     );
-    assert_eq!((&*host.locality.zone, host.address.to_string().as_str()), ("z", "127.0.0.1:80"));
-    assert_eq!(host.metadata["envoy.lb"]["canary"], true);
+    assert_eq!(
+        (&*host.locality.as_ref().unwrap().zone, host.address.to_string().as_str()),
+        ("z", "127.0.0.1:80")
+    );
+    assert_eq!(host.metadata.get("envoy.lb").unwrap()["canary"], true);
 }
 
 #[test]
@@ -52,7 +55,7 @@ fn names_need_dns() {
         config(&format!("type: STRICT_DNS\ndns_lookup_family: V4_ONLY\nrespect_dns_ttl: true\n{named}"))
             .unwrap();
     assert!(
-        matches!(config.discovery, Discovery::StrictDns(dns) if dns.respect_ttl && dns.family == DnsFamily::V4Only)
+        matches!(&config.discovery, Discovery::StrictDns(dns) if dns.respect_ttl && dns.family == DnsFamily::V4Only)
     );
     assert_eq!((&hosts[0].address, &*hosts[0].hostname), (&Address::Name("up.test".into(), 80), "up.test"));
     assert_eq!(
@@ -70,7 +73,7 @@ const RESOLVER: &str = "{socket_address: {address: 192.0.2.53, port_value: 5353}
 
 /// A cluster of type STRICT_DNS without endpoints.
 fn dns(fields: &str) -> DnsOptions {
-    match config(&format!("type: STRICT_DNS\n{fields}")).unwrap().0.discovery {
+    match config(&format!("type: STRICT_DNS\n{fields}")).unwrap().0.discovery.clone() {
         Discovery::StrictDns(options) => options,
         other => panic!("{other:?}"),
     }
@@ -121,7 +124,7 @@ fn names_are_asked_of_whom_the_cluster_says() {
     );
     // What the bootstrap says is for those that say nothing.
     let context = Context { dns_servers: Some(Arc::new(servers.clone())), ..context() };
-    let named = parts(&context, &read("name: c\ntype: STRICT_DNS\n")).unwrap().0.discovery;
+    let named = parts(&context, &read("name: c\ntype: STRICT_DNS\n")).unwrap().0.discovery.clone();
     assert!(matches!(named, Discovery::StrictDns(dns) if dns.servers.as_deref() == Some(&servers)));
 }
 
@@ -134,6 +137,7 @@ fn dns_is_a_type_of_its_own_too() {
         .unwrap()
         .0
         .discovery
+        .clone()
     };
     let Discovery::StrictDns(options) = custom(
         "dns_refresh_rate: 7s, respect_dns_ttl: true, dns_min_refresh_rate: 3s, dns_lookup_family: V4_PREFERRED, dns_jitter: 1s",
@@ -151,7 +155,7 @@ fn dns_is_a_type_of_its_own_too() {
 
 #[test]
 fn policies_old_and_new() {
-    let policy = |fields: &str| config(fields).unwrap().0.balance;
+    let policy = |fields: &str| config(fields).unwrap().0.balance.clone();
     assert_eq!(
         policy("lb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 10, hash_function: MURMUR_HASH_2}\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}").policy,
         Policy::RingHash { min_size: 10, max_size: 8 << 20, murmur: true, use_hostname: true }

@@ -36,7 +36,7 @@ fn mapper(context: &Context, value: &ResponseMapper) -> Result<LocalReplyMapper>
             .in_key("body_format_override")?
             .map(Arc::new),
         headers: HeaderOps {
-            remove: Vec::new(),
+            remove: Box::default(),
             add: header_ops::additions(headers_to_add, "headers_to_add")?,
         },
     })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::route::{Forward, HostRewrite, PassHost, PathRewrite, Timeouts};
+use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, PassHost, PathRewrite, Timeouts};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
@@ -75,8 +75,8 @@ pub(super) fn forward(
         max_internal_redirects,
         hedge_policy
     );
-    Ok(Forward {
-        cluster: cluster::choice(scope, cluster_specifier, levels)?,
+    let cluster = cluster::choice(scope, cluster_specifier, levels)?;
+    let options = ForwardOptions {
         cluster_not_found: match enum_value(
             *cluster_not_found_response_code,
             "cluster_not_found_response_code",
@@ -85,8 +85,8 @@ pub(super) fn forward(
             ClusterNotFoundResponseCode::NotFound => 404,
             ClusterNotFoundResponseCode::InternalServerError => 500,
         },
-        path_rewrite: path_rewrite(value, r#match)?,
-        host_rewrite: host_rewrite_specifier.as_ref().map(host_rewrite).transpose()?.flatten(),
+        path_rewrite: path_rewrite(value, r#match)?.map(Box::new),
+        host_rewrite: host_rewrite_specifier.as_ref().map(host_rewrite).transpose()?.flatten().map(Box::new),
         append_x_forwarded_host: *append_x_forwarded_host,
         timeouts: timeouts(value)?,
         retry: retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy")?.map(Arc::new),
@@ -98,7 +98,8 @@ pub(super) fn forward(
         internal_redirect: None,
         hedge_on_per_try_timeout: false,
         pass_host: PassHost::Pass,
-    })
+    };
+    Ok(Forward { cluster, options: options.into() })
 }
 
 fn timeouts(value: &RouteAction) -> Result<Timeouts> {

@@ -68,7 +68,8 @@ pub(super) fn name_or_header(
             Ok(ClusterChoice::Named(cell(scope.context, scope.known_clusters, name).in_key(field)?))
         }
         ("", header) => {
-            Ok(ClusterChoice::Header(header_name(header, "cluster_header")?, scope.context.clusters.clone()))
+            let header = header_name(header, "cluster_header")?;
+            Ok(ClusterChoice::Header(header.into(), scope.context.clusters.clone()))
         }
         _ => Err(ConfigError::field("cluster_header", format!("must not be given together with {field}"))),
     }

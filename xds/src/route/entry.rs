@@ -49,13 +49,13 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
     let action = match required(route_action, "action")? {
         route::Action::Route(value) => {
             let forward = action::forward(scope, value, r#match, &levels).in_key("route")?;
-            Action::Forward(Box::new(forward))
+            Action::Forward(forward)
         }
         route::Action::Redirect(value) => {
             Action::Redirect(Box::new(answer::redirect(value).in_key("redirect")?))
         }
         route::Action::DirectResponse(value) => {
-            Action::Direct(answer::direct(scope, value).in_key("direct_response")?)
+            Action::Direct(answer::direct(scope, value).in_key("direct_response")?.into())
         }
         route::Action::NonForwardingAction(_) => Action::NonForwarding,
         route::Action::FilterAction(_) => {
@@ -136,10 +136,10 @@ fn path(value: &PathSpecifier, ignore_case: bool) -> Result<PathMatch> {
             PathMatch::SeparatedPrefix(bytes(separated_prefix(prefix)?), ignore_case)
         }
         // Envoy ignores `case_sensitive` here.
-        PathSpecifier::SafeRegex(regex) => PathMatch::Regex(full_regex(regex).in_key("safe_regex")?),
+        PathSpecifier::SafeRegex(regex) => PathMatch::Regex(full_regex(regex).in_key("safe_regex")?.into()),
         PathSpecifier::ConnectMatcher(_) => PathMatch::Connect,
         PathSpecifier::PathMatchPolicy(policy) => {
-            PathMatch::Template(template::pattern(&match_policy(policy).in_key("path_match_policy")?)?)
+            PathMatch::Template(template::pattern(&match_policy(policy).in_key("path_match_policy")?)?.into())
         }
     })
 }

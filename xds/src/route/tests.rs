@@ -31,7 +31,7 @@ fn one_route(route: &str) -> Result<Arc<Route>> {
 fn forward(action: &str) -> Forward {
     let route = one_route(&format!("{{match: {{prefix: /a}}, route: {action}}}")).unwrap();
     match Arc::into_inner(route).map(|route| route.action) {
-        Some(Action::Forward(forward)) => *forward,
+        Some(Action::Forward(forward)) => forward,
         other => panic!("{other:?}"),
     }
 }
@@ -96,19 +96,20 @@ fn forwarding_has_envoys_defaults() {
 #[test]
 fn rewrites_are_compiled_and_only_one_is_allowed() {
     assert!(
-        matches!(forward("{cluster: a, prefix_rewrite: /b}").path_rewrite, Some(PathRewrite::Prefix(p)) if &*p == b"/b")
+        matches!(forward("{cluster: a, prefix_rewrite: /b}").path_rewrite.as_deref(), Some(PathRewrite::Prefix(p)) if **p == *b"/b")
     );
     assert!(matches!(
         forward("{cluster: a, regex_rewrite: {pattern: {regex: '^/(.*)$'}, substitution: '/x/\\1'}}")
-            .path_rewrite,
+            .path_rewrite
+            .as_deref(),
         Some(PathRewrite::Regex(..))
     ));
     assert!(matches!(
-        forward("{cluster: a, path_rewrite: '/x%REQ(y)%'}").path_rewrite,
+        forward("{cluster: a, path_rewrite: '/x%REQ(y)%'}").path_rewrite.as_deref(),
         Some(PathRewrite::Format(_))
     ));
     assert!(matches!(
-        forward("{cluster: a, auto_host_rewrite: true}").host_rewrite,
+        forward("{cluster: a, auto_host_rewrite: true}").host_rewrite.as_deref(),
         Some(HostRewrite::Endpoint)
     ));
     assert!(forward("{cluster: a, auto_host_rewrite: false}").host_rewrite.is_none());

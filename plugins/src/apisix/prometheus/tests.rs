@@ -20,7 +20,9 @@ fn route() -> Arc<Route> {
         chain: Some(Chain::empty()),
         ..Route::new(
             PathMatch::Prefix(Box::default(), false),
-            Action::Direct(DirectResponse { status: 200, body: Default::default(), body_format: None }),
+            Action::Direct(
+                DirectResponse { status: 200, body: Default::default(), body_format: None }.into(),
+            ),
         )
     })
 }

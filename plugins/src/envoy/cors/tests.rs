@@ -42,7 +42,7 @@ fn route(action: Action) -> Arc<Route> {
 }
 
 fn forward() -> Action {
-    Action::Forward(Box::new(Forward::to(ClusterChoice::Named(Clusters::default().cell("a")))))
+    Action::Forward(Forward::to(ClusterChoice::Named(Clusters::default().cell("a"))))
 }
 
 fn request(method: &str, headers: &[(&str, &str)]) -> Stream {
@@ -128,7 +128,7 @@ fn it_does_nothing_without_policy_origin_or_upstream() {
     assert!(now(star.access(&mut s)).is_none());
     let mut s = request("OPTIONS", &PREFLIGHT);
     let direct = DirectResponse { status: 403, body: Default::default(), body_format: None };
-    s.route = Some(route(Action::Direct(direct)));
+    s.route = Some(route(Action::Direct(direct.into())));
     assert!(now(star.access(&mut s)).is_none());
     now(star.header_filter(&mut s));
     assert!(s.response.headers.is_empty());

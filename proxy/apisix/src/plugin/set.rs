@@ -1,7 +1,7 @@
 //! The plugins of a resource as instances, and the chains that are made of them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 
 use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::{
@@ -77,8 +77,14 @@ impl PluginSet {
         let members = members.collect::<Result<_, _>>()?;
         match before {
             Some(before) if same => Ok(before.clone()),
-            _ => Ok(Arc::new(PluginSet { members })),
+            _ => Ok(PluginSet::of(members)),
         }
+    }
+
+    fn of(members: Vec<Member>) -> Arc<PluginSet> {
+        // Most resources have none.
+        static NONE: LazyLock<Arc<PluginSet>> = LazyLock::new(Arc::default);
+        if members.is_empty() { NONE.clone() } else { Arc::new(PluginSet { members }) }
     }
 
     fn has(&self, name: &str) -> bool {

@@ -20,7 +20,7 @@ use crate::resource::{Id, Kind};
 use crate::route::{Linkage, Parts, Template};
 use crate::store::Key;
 use crate::tls::{Certificates, ClientCertificate};
-use crate::upstream::ForwardOptions;
+use crate::upstream::Forwarding;
 
 /// A state to come, told by its differences.
 pub(super) struct Candidate {
@@ -333,6 +333,7 @@ impl<'a> Linker<'a, '_> {
             }),
             upstream: self.upstream(record, service.map(|(_, record)| &**record)),
             chain,
+            options: &self.batch.builder.shared.options,
         };
         template.link(&parts)
     }
@@ -342,7 +343,7 @@ impl<'a> Linker<'a, '_> {
         &'r self,
         route: &'r Record,
         service: Option<&'r Record>,
-    ) -> Option<(Arc<ClusterCell>, &'r ForwardOptions)> {
+    ) -> Option<(Arc<ClusterCell>, &'r Forwarding)> {
         let named =
             |record: &Record| record.refers(Kind::Upstream).map(|id| Key::new(Kind::Upstream, id.clone()));
         let of = |record: &'r Record| -> Option<&'r Arc<BuiltCluster>> {
@@ -352,7 +353,7 @@ impl<'a> Linker<'a, '_> {
             }
         };
         let built = of(route).or_else(|| of(service?))?;
-        Some((self.batch.builder.setup.clusters.cell(&built.name), &*built.forwarding))
+        Some((self.batch.builder.setup.clusters.cell_of(&built.name), &*built.forwarding))
     }
 
     /// Listeners depend on config.yaml alone; certificates go into force with the change, never before it.

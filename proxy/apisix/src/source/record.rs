@@ -12,9 +12,10 @@ use crate::item::{Body, Parsed, Reference};
 use crate::plugin::{Agreement, Catalog, PluginSet};
 use crate::resource::{Id, Kind, Service, Ssl, SslType, Upstream};
 use crate::route::{Linkage, Template};
+use crate::shared::SharedParts;
 use crate::store::Key;
 use crate::tls::{ClientCertificate, ServerCertificate};
-use crate::upstream::{self, ForwardOptions};
+use crate::upstream::{self, Forwarding};
 
 /// A resource that is valid by itself, compiled as far as that goes without others.
 #[derive(Clone)]
@@ -62,7 +63,7 @@ pub(super) struct BuiltCluster {
     print: u64,
     pub(super) certificate: Option<Arc<ClientCertificate>>,
     pub(super) cluster: Arc<Cluster>,
-    pub(super) forwarding: Arc<ForwardOptions>,
+    pub(super) forwarding: Arc<Forwarding>,
 }
 
 /// A record that is new, and what is needed of it once.
@@ -77,6 +78,7 @@ pub(super) struct Fresh {
 pub(super) struct Builder<'a> {
     pub(super) config: &'a Config,
     pub(super) setup: &'a Setup,
+    pub(super) shared: &'a SharedParts,
 }
 
 impl Record {
@@ -212,16 +214,20 @@ impl Builder<'_> {
         }
         let name = before.map_or_else(|| cluster_name(key), |built| built.name.clone());
         let tls = crate::tls::towards_upstream(upstream, certificate.map(|c| &**c), self.setup)?;
-        let (config, hosts) = upstream::compile(&name, upstream, tls, self.config.http.upstream_keepalive)?;
+        let (config, hosts) = upstream::compile(
+            &name,
+            upstream,
+            tls,
+            self.config.http.upstream_keepalive,
+            &self.shared.policies,
+        )?;
         let previous = before.map(|built| &*built.cluster);
         let cluster = Cluster::new(config, hosts, previous, &self.setup.context.metrics)?;
-        let forwarding = ForwardOptions::of(upstream);
-        // So that no route finds out when it is linked.
-        forwarding.hash_policy()?;
-        let forwarding = match before.filter(|built| *built.forwarding == forwarding) {
-            Some(built) => built.forwarding.clone(),
-            None => Arc::new(forwarding),
-        };
+        let forwarding = self.shared.forwardings.get(Forwarding::of(upstream), |forwarding| {
+            // So that no route finds out when it is linked.
+            forwarding.hash_policy()?;
+            Ok::<_, String>(forwarding.clone())
+        })?;
         Ok(Arc::new(BuiltCluster { name, print, certificate: certificate.cloned(), cluster, forwarding }))
     }
 
@@ -259,7 +265,7 @@ impl Builder<'_> {
 impl ServiceParts {
     fn of(service: &Service) -> ServiceParts {
         ServiceParts {
-            name: service.name.as_deref().unwrap_or_default().into(),
+            name: service.name.as_deref().map(Into::into).unwrap_or_default(),
             hosts: service
                 .hosts
                 .as_ref()

@@ -2,7 +2,10 @@
 
 mod properties;
 
-use sixfold_core::route::{Action, ClusterChoice};
+use std::time::Duration;
+
+use sixfold_core::cluster::ClusterPolicy;
+use sixfold_core::route::{Action, ClusterChoice, Forward};
 
 use super::*;
 use crate::store::Resources;
@@ -438,6 +441,41 @@ fn files_are_read_from_a_directory() {
     std::fs::write(&resources, "routes:\n#END\n").unwrap();
     assert_eq!(source.pull().unwrap().diff.clusters.len(), 3);
     std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// Each route and each upstream had all of it for itself: 2 KB for every route that brings an upstream.
+#[test]
+fn what_is_said_alike_is_kept_once() {
+    let mut source = testing::source("");
+    let route = |id: &str, more: &str, upstream: &str| {
+        format!("  - {{id: {id}, uri: /{id}{more}, upstream: {{nodes: {{'127.0.0.1:80': 1}}{upstream}}}}}\n")
+    };
+    let all = [
+        route("a", "", ""),
+        route("b", "", ", type: roundrobin, timeout: {connect: 60, send: 60, read: 60.0}"),
+        route("c", ", enable_websocket: true", ", retries: 3"),
+        route("d", "", ", timeout: {connect: 60, send: 60, read: 9}"),
+        route("e", ", timeout: {connect: 60, send: 60, read: 9}", ""),
+    ];
+    update(&mut source, &format!("routes:\n{}#END\n", all.concat()));
+    let parts = |id: &str| match &source.route(id).unwrap().action {
+        Action::Forward(Forward { cluster: ClusterChoice::Named(cell), options }) => {
+            (options.clone(), source.cluster(&cell.name).config.policy.clone())
+        }
+        other => panic!("{other:?}"),
+    };
+    let ((a, b), (c, d, e)) = ((parts("a"), parts("b")), (parts("c"), parts("d"), parts("e")));
+    assert!(Arc::ptr_eq(&a.0, &b.0) && Arc::ptr_eq(&a.1, &b.1));
+    assert!(!Arc::ptr_eq(&a.0, &c.0) && !Arc::ptr_eq(&a.1, &c.1));
+    assert!(!Arc::ptr_eq(&a.0, &d.0), "another time to read is no other policy of the cluster");
+    assert!(Arc::ptr_eq(&a.1, &d.1) && Arc::ptr_eq(&d.0, &e.0) && Arc::ptr_eq(&a.1, &e.1));
+    assert_eq!((a.0.upgrades[0].1, c.0.upgrades[0].1), (false, true));
+    assert_eq!(
+        (a.0.timeouts.read, d.0.timeouts.read),
+        (Some(Duration::from_secs(60)), Some(Duration::from_secs(9)))
+    );
+    let retries = |policy: &ClusterPolicy| policy.retry.as_ref().unwrap().num_retries;
+    assert_eq!((retries(&a.1), retries(&c.1)), (0, 3));
 }
 
 /// One changed route of 5,000: prints what the change costs; the bound is loose for busy machines.

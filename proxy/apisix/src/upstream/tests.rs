@@ -14,7 +14,7 @@ fn keepalive() -> UpstreamKeepalive {
 }
 
 fn compiled(value: Value) -> (ClusterConfig, Vec<HostConfig>) {
-    compile("upstreams/1", &upstream(value), None, keepalive()).unwrap()
+    compile(&"upstreams/1".into(), &upstream(value), None, keepalive(), &Shared::default()).unwrap()
 }
 
 fn faults(value: Value) -> Vec<String> {
@@ -39,8 +39,8 @@ fn nodes_become_endpoints_with_turned_priorities() {
         ]
     );
     assert_eq!(config.discovery, Discovery::Static);
-    assert_eq!(config.retry.unwrap().num_retries, 2);
-    assert_eq!(hosts[1].metadata["apisix"], json!({"a": 1}));
+    assert_eq!(config.retry.as_ref().unwrap().num_retries, 2);
+    assert_eq!(hosts[1].metadata.get("apisix"), Some(&json!({"a": 1})));
 }
 
 #[test]
@@ -63,17 +63,20 @@ fn settings_reach_the_cluster() {
     assert_eq!(config.connect_timeout, Duration::from_millis(500));
     assert_eq!((config.max_idle, config.max_requests_per_connection), (5, Some(7)));
     assert_eq!(config.idle_timeout, Some(Duration::from_secs(9)));
-    let retry = config.retry.unwrap();
+    let retry = config.retry.as_ref().unwrap();
     assert_eq!((retry.num_retries, retry.deadline), (4, Some(Duration::from_millis(1500))));
     assert_eq!(retry.on, RetryOn::NGINX_ERROR_TIMEOUT);
     let (config, _) = compiled(json!({"nodes": {}}));
     assert_eq!((config.max_idle, config.max_requests_per_connection), (320, Some(1000)));
-    assert_eq!((config.connect_timeout, config.retry.unwrap().num_retries), (Duration::from_secs(60), 0));
+    assert_eq!(
+        (config.connect_timeout, config.retry.as_ref().unwrap().num_retries),
+        (Duration::from_secs(60), 0)
+    );
 }
 
 #[test]
 fn chash_keys_become_templates() {
-    let key = |value: Value| ForwardOptions::of(&upstream(value)).hash_key;
+    let key = |value: Value| Forwarding::of(&upstream(value)).hash_key;
     let chash = |on: &str, key: &str| json!({"nodes": {}, "type": "chash", "hash_on": on, "key": key});
     assert_eq!(key(chash("vars", "arg_user")).as_deref(), Some("${arg_user}"));
     assert_eq!(key(chash("header", "X-User")).as_deref(), Some("${http_x_user}"));

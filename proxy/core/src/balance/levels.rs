@@ -161,7 +161,7 @@ impl<A: Algorithm> Leveled<A> {
         } else {
             let mut split: BTreeMap<&Locality, Vec<Weighted>> = BTreeMap::new();
             for member in members.iter() {
-                split.entry(&member.locality).or_default().push(weighted(member));
+                split.entry(member.locality()).or_default().push(weighted(member));
             }
             match A::HASHED {
                 true => (vec![self.algorithm.prepare(localities.scaled(split), self.workers)], None),
@@ -249,7 +249,7 @@ impl<'l> Localities<'l> {
     fn of(level: &'l PriorityLevel) -> Localities<'l> {
         let mut all: BTreeMap<&Locality, (u32, usize)> = BTreeMap::new();
         for member in level.members.iter() {
-            let entry = all.entry(&member.locality).or_default();
+            let entry = all.entry(member.locality()).or_default();
             entry.0 = member.locality_weight.unwrap_or(entry.0);
             entry.1 += 1;
         }

@@ -76,13 +76,22 @@ impl Default for Clusters {
 impl Clusters {
     /// The cell of a name, made when it is new.
     pub fn cell(&self, name: &str) -> Arc<ClusterCell> {
+        self.cell_with(name, || name.into())
+    }
+
+    /// The same; a new cell shares the name.
+    pub fn cell_of(&self, name: &Arc<str>) -> Arc<ClusterCell> {
+        self.cell_with(name, || name.clone())
+    }
+
+    fn cell_with(&self, name: &str, shared: impl FnOnce() -> Arc<str>) -> Arc<ClusterCell> {
         let _writing = self.writing.lock();
         let place = self.part(name);
         let part = place.load();
         if let Some(cell) = part.get(name) {
             return cell.clone();
         }
-        let name: Arc<str> = name.into();
+        let name = shared();
         let (current, changes) = (ArcSwapOption::empty(), Notify::new());
         let cell = Arc::new(ClusterCell { name: name.clone(), current, changes });
         let mut next = Part::clone(&part);

@@ -1,8 +1,9 @@
 //! Endpoints as configuration or discovery gives them.
 
+use crate::metadata::Metadata;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Where an endpoint listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,12 +37,12 @@ pub struct HostConfig {
     pub weight: u32,
     /// 0 is preferred. (APISIX's larger-first node priority is turned around when it is compiled.)
     pub priority: u32,
-    /// Region, zone, sub-zone.
-    pub locality: Locality,
+    /// Region, zone, sub-zone; `None` where nothing is said of it.
+    pub locality: Option<Arc<Locality>>,
     /// Weight of its locality; `None` when localities carry none.
     pub locality_weight: Option<u32>,
     /// Metadata by namespace.
-    pub metadata: serde_json::Map<String, serde_json::Value>,
+    pub metadata: Metadata,
     /// What discovery says of its health.
     pub health: EdsHealth,
 }
@@ -51,12 +52,12 @@ impl HostConfig {
     pub fn new(address: Address) -> HostConfig {
         HostConfig {
             address,
-            hostname: "".into(),
+            hostname: Arc::default(),
             weight: 1,
             priority: 0,
-            locality: Locality::default(),
+            locality: None,
             locality_weight: None,
-            metadata: serde_json::Map::new(),
+            metadata: Metadata::default(),
             health: EdsHealth::Unknown,
         }
     }
@@ -76,6 +77,14 @@ pub struct Locality {
     pub zone: Arc<str>,
     /// Sub-zone.
     pub sub_zone: Arc<str>,
+}
+
+impl Locality {
+    /// Of what says nothing of it.
+    pub fn unknown() -> &'static Locality {
+        static UNKNOWN: LazyLock<Locality> = LazyLock::new(Locality::default);
+        &UNKNOWN
+    }
 }
 
 /// What discovery says of an endpoint (core/v3/health_check.proto HealthStatus).

@@ -2,6 +2,7 @@
 
 use super::{EdsHealth, Health, Host, HostConfig, Locality, Reasons};
 use crate::fast_hash::FastSet;
+use crate::metadata::Metadata;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,12 +18,12 @@ pub struct Member {
     pub weight: u32,
     /// Priority level, 0 is preferred.
     pub priority: u32,
-    /// Region, zone, sub-zone.
-    pub locality: Locality,
+    /// Region, zone, sub-zone; `None` where nothing is said of it.
+    pub locality: Option<Arc<Locality>>,
     /// Weight of its locality; `None` when localities carry none.
     pub locality_weight: Option<u32>,
     /// Metadata by namespace.
-    pub metadata: serde_json::Map<String, serde_json::Value>,
+    pub metadata: Metadata,
     /// What discovery says of its health.
     pub discovery: EdsHealth,
 }
@@ -66,6 +67,11 @@ impl Member {
             metadata: self.metadata.clone(),
             discovery: self.discovery,
         }
+    }
+
+    /// Region, zone, sub-zone.
+    pub fn locality(&self) -> &Locality {
+        self.locality.as_deref().unwrap_or(Locality::unknown())
     }
 
     /// Everything against it: what checkers found, and what discovery says.
@@ -118,13 +124,14 @@ pub struct PriorityLevel {
 impl PriorityLevel {
     fn sorted_out(members: Members) -> PriorityLevel {
         let of = |health| members.iter().filter(move |m| m.health() == health);
-        let healthy = of(Health::Healthy).count();
+        let those = |health| match of(health).count() {
+            0 => Members::default(),
+            all if all == members.len() => members.clone(),
+            _ => of(health).cloned().collect(),
+        };
         PriorityLevel {
-            healthy: match healthy == members.len() {
-                true => members.clone(),
-                false => of(Health::Healthy).cloned().collect(),
-            },
-            degraded: of(Health::Degraded).cloned().collect(),
+            healthy: those(Health::Healthy),
+            degraded: those(Health::Degraded),
             excluded: of(Health::Excluded).count(),
             members,
         }

@@ -31,12 +31,14 @@ pub use tried::TriedHost;
 
 use crate::headers::HeaderRules;
 use crate::message::Scheme;
+use crate::metadata::Metadata;
 use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,7 +81,7 @@ enum Visibility {
 }
 
 /// Protocol towards the endpoints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum UpstreamProtocol {
     /// HTTP/1.1.
     #[default]
@@ -99,6 +101,21 @@ pub struct ClusterConfig {
     pub name: Arc<str>,
     /// Name in statistics: `alt_stat_name`, else the name (`%UPSTREAM_CLUSTER%`).
     pub observability_name: Arc<str>,
+    /// TLS towards the endpoints; `None` is plain text.
+    pub tls: Option<Arc<ClientTls>>,
+    /// Metadata by namespace (`%CLUSTER_METADATA%`).
+    pub metadata: Metadata,
+    /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
+    pub drop_overload: u32,
+    /// Where to, for answers of health checks and `/clusters`: nothing for Envoy's; APISIX's upstream id.
+    pub labels: BTreeMap<String, String>,
+    /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
+    pub policy: Arc<ClusterPolicy>,
+}
+
+/// How connections and requests to a cluster are made, whichever cluster it is.
+#[derive(Debug, Clone)]
+pub struct ClusterPolicy {
     /// How endpoints are found.
     pub discovery: Discovery,
     /// Bounds connecting and the TLS handshake, 5 s by default (APISIX 60 s).
@@ -111,8 +128,6 @@ pub struct ClusterConfig {
     pub http2: Http2Options,
     /// What is let pass of responses' fields, over every version of HTTP.
     pub header_rules: HeaderRules,
-    /// TLS towards the endpoints; `None` is plain text.
-    pub tls: Option<Arc<ClientTls>>,
     /// `https` with TLS: APISIX's `scheme`, and the `:scheme` sent over HTTP/2.
     pub scheme: Scheme,
     /// Connections without a request are closed after so long; 1 h by default (APISIX 60 s). `None` is never.
@@ -142,14 +157,8 @@ pub struct ClusterConfig {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Whether its statistics are counted: those of APISIX's upstreams no surface shows.
     pub statistics: bool,
-    /// Metadata by namespace (`%CLUSTER_METADATA%`).
-    pub metadata: serde_json::Map<String, serde_json::Value>,
-    /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
-    pub drop_overload: u32,
     /// Whether the cluster came by an API rather than the static configuration (`added_via_api`).
     pub added_via_api: bool,
-    /// Where to, for answers of health checks and `/clusters`: nothing for Envoy's; APISIX's upstream id.
-    pub labels: BTreeMap<String, String>,
 }
 
 impl ClusterConfig {
@@ -159,13 +168,41 @@ impl ClusterConfig {
         ClusterConfig {
             observability_name: name.clone(),
             name,
+            tls: None,
+            metadata: Metadata::default(),
+            drop_overload: 0,
+            labels: BTreeMap::new(),
+            policy: Arc::default(),
+        }
+    }
+}
+
+impl Deref for ClusterConfig {
+    type Target = ClusterPolicy;
+
+    #[inline]
+    fn deref(&self) -> &ClusterPolicy {
+        &self.policy
+    }
+}
+
+/// Makes the policy its own first, if it was shared.
+impl DerefMut for ClusterConfig {
+    fn deref_mut(&mut self) -> &mut ClusterPolicy {
+        Arc::make_mut(&mut self.policy)
+    }
+}
+
+/// Envoy's defaults for static endpoints.
+impl Default for ClusterPolicy {
+    fn default() -> ClusterPolicy {
+        ClusterPolicy {
             discovery: Discovery::Static,
             connect_timeout: Duration::from_secs(5),
             protocol: UpstreamProtocol::Http1,
             http1: Http1Options::default(),
             http2: Http2Options::default(),
             header_rules: HeaderRules::ENVOY,
-            tls: None,
             scheme: Scheme::Http,
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
@@ -180,10 +217,7 @@ impl ClusterConfig {
             source_address: None,
             tcp_keepalive: None,
             statistics: true,
-            metadata: serde_json::Map::new(),
-            drop_overload: 0,
             added_via_api: false,
-            labels: BTreeMap::new(),
         }
     }
 }

@@ -361,7 +361,7 @@ fn metadata(
     out: &mut Vec<u8>,
 ) -> Written {
     let upstream = &stream.upstream;
-    let map: Option<&Map<String, Value>> = match of {
+    let metadata = match of {
         MetadataOf::Dynamic => return dynamic_metadata(stream, namespace, path, out),
         MetadataOf::Cluster => upstream.cluster.as_ref().map(|c| &c.config.metadata),
         MetadataOf::Route => stream.route.as_ref().map(|r| &r.metadata),
@@ -370,7 +370,7 @@ fn metadata(
         // Listeners carry no metadata.
         MetadataOf::Listener => None,
     };
-    write_value(map.and_then(|m| m.get(namespace)).and_then(|v| walk(v, path)), out)
+    write_value(metadata.and_then(|m| m.get(namespace)).and_then(|v| walk(v, path)), out)
 }
 
 fn dynamic_metadata(stream: &Stream, namespace: &str, path: &[Box<str>], out: &mut Vec<u8>) -> Written {

@@ -315,11 +315,9 @@ fn apisix_variables() {
     s.set_var("upstream_uri", "/rewritten?a=1");
     s.set_var("apisix_request_id", "chosen");
     assert_eq!(value("$upstream_uri $apisix_request_id", &s), "/rewritten?a=1 chosen");
-    s.upstream.cluster = Some(cluster(ClusterConfig {
-        protocol: UpstreamProtocol::Http2,
-        scheme: Scheme::Https,
-        ..ClusterConfig::named("c")
-    }));
+    let mut config = ClusterConfig::named("c");
+    (config.protocol, config.scheme) = (UpstreamProtocol::Http2, Scheme::Https);
+    s.upstream.cluster = Some(cluster(config));
     assert_eq!(value("$upstream_scheme", &s), "grpcs");
     let mut out = Vec::new();
     assert_eq!(Format::apisix("$host $none $arg_q x").unwrap().resolve_count(&s, &mut out), 2);

@@ -3,7 +3,7 @@ use super::*;
 use crate::format::Format;
 use crate::header_ops::{AppendAction, HeaderAddition};
 use crate::headers::HeaderName;
-use crate::route::fixture;
+use crate::route::{ForwardOptions, fixture};
 use crate::router::{HostRoutes, RouteTable, TableOptions, Template, VirtualHostOptions, parse_rewrite};
 use crate::stream::fixture::stream;
 
@@ -38,7 +38,7 @@ fn prefixes_are_replaced_byte_for_byte() {
         (PathMatch::Exact(b"/exact"[..].into(), false), "/other", "/exact?z", "/other?z"),
         (seg("/seg"), "/s", "/seg/t", "/s/t"),
         (PathMatch::Prefix(b"/CI"[..].into(), true), "/x", "/ci/y", "/x/y"),
-        (PathMatch::Regex(Regex::full("/re/.*").unwrap()), "/all", "/re/abc?d=e", "/all?d=e"),
+        (PathMatch::Regex(Regex::full("/re/.*").unwrap().into()), "/all", "/re/abc?d=e", "/all?d=e"),
         (prefix("/q"), "/p?a=1&", "/q/x?y=z", "/p?a=1&/x?y=z"),
     ] {
         let rewrite = PathRewrite::Prefix(to.as_bytes().into());
@@ -64,7 +64,7 @@ fn regexes_templates_and_formats_rewrite_the_path() {
     assert_eq!(path(any(), &regex("^/zero$", r"/\0\0"), "/zero").0, "//zero/zero");
     let template = Template::parse("/bar/{country}/{lang}").unwrap();
     let rewrite = PathRewrite::Template(parse_rewrite("/{lang}/x/{country}", &template).unwrap());
-    assert_eq!(path(PathMatch::Template(template), &rewrite, "/bar/en/us?q=1").0, "/us/x/en?q=1");
+    assert_eq!(path(PathMatch::Template(template.into()), &rewrite, "/bar/en/us?q=1").0, "/us/x/en?q=1");
     let format = PathRewrite::Format(Format::envoy("/f/%REQ(x-none)%%REQ(:method)%").unwrap());
     assert_eq!(path(any(), &format, "/a?b").0, "/f/GET?b");
 }
@@ -72,9 +72,11 @@ fn regexes_templates_and_formats_rewrite_the_path() {
 fn host(rewrite: HostRewrite, append: bool, headers: &[(&str, &str)]) -> (String, Vec<(String, String)>) {
     let mut s = stream("/service/x?y", headers);
     s.request.authority = b"old.host".to_vec();
-    let mut forward = fixture::forward();
-    forward.host_rewrite = Some(rewrite);
-    forward.append_x_forwarded_host = append;
+    let forward = fixture::forward(ForwardOptions {
+        host_rewrite: Some(rewrite.into()),
+        append_x_forwarded_host: append,
+        ..ForwardOptions::default()
+    });
     rewrite_host(&forward, None, true, &mut s);
     let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
     (text(&s.request.authority), s.request.headers.iter().map(|(n, v)| (text(n), text(v))).collect())
@@ -115,7 +117,7 @@ fn ops(name: &str, value: &str) -> HeaderOps {
         action: AppendAction::OverwriteIfExistsOrAdd,
         keep_empty: false,
     };
-    HeaderOps { remove: Vec::new(), add: vec![addition] }
+    HeaderOps { remove: Box::default(), add: Box::new([addition]) }
 }
 
 #[test]

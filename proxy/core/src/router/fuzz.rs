@@ -73,11 +73,13 @@ impl Source<'_> {
                 let text = String::from_utf8_lossy(&text).into_owned();
                 let end = ["", ".*", "[^/]+", "(/.*)?", "[ab]+/.*b", "(a|b/).*"][usize::from(self.below(6))];
                 let start = ["", ".*"][usize::from(self.below(8) / 7)];
-                Regex::full(&format!("{start}{text}{end}")).map_or(PathMatch::Connect, PathMatch::Regex)
+                Regex::full(&format!("{start}{text}{end}"))
+                    .map_or(PathMatch::Connect, |regex| PathMatch::Regex(regex.into()))
             }
             4 => {
                 let template = ["/{x}", "/a/*", "/**", "/{x}/b/{y}", "/a/{r=**}"][usize::from(self.below(5))];
-                Template::parse(template).map_or(PathMatch::Connect, PathMatch::Template)
+                Template::parse(template)
+                    .map_or(PathMatch::Connect, |template| PathMatch::Template(template.into()))
             }
             5 if self.below(4) == 0 => PathMatch::Connect,
             _ => PathMatch::Prefix(text.into(), self.below(4) == 0),

@@ -19,6 +19,7 @@ use crate::error::ConfigError;
 use crate::format::joined;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
+use crate::metadata::Metadata;
 use crate::plugin::Chain;
 use crate::regex::{Regex, work};
 use crate::retry::RetryPolicy;
@@ -44,9 +45,9 @@ pub enum PathMatch {
     /// Prefix followed by the end or a `/`; the flag ignores ASCII case.
     SeparatedPrefix(Box<[u8]>, bool),
     /// Envoy's `safe_regex`: the whole path.
-    Regex(Regex),
+    Regex(Box<Regex>),
     /// Envoy's `path_match_policy` with a uri_template.
-    Template(Template),
+    Template(Box<Template>),
     /// CONNECT requests alone.
     Connect,
 }
@@ -94,7 +95,7 @@ pub struct VirtualHostOptions {
     /// Chain with the virtual host's per-filter settings, for answers without a route.
     pub chain: Option<Arc<Chain>>,
     /// Metadata by namespace.
-    pub metadata: serde_json::Map<String, serde_json::Value>,
+    pub metadata: Metadata,
 }
 
 /// What a request keeps of its virtual host: everything but the routes, which go with their table.

@@ -241,10 +241,10 @@ fn regexes_without_a_literal_prefix_are_found_by_what_they_hold() {
     let mut routes: Vec<_> = (0..3000)
         .map(|i| {
             let regex = Regex::full(&format!(".*/(x|y)/needle{i}/.*")).unwrap();
-            named(&i.to_string(), PathMatch::Regex(regex), vec![])
+            named(&i.to_string(), PathMatch::Regex(regex.into()), vec![])
         })
         .collect();
-    routes.push(named("any", PathMatch::Regex(Regex::full(".*b").unwrap()), vec![]));
+    routes.push(named("any", PathMatch::Regex(Regex::full(".*b").unwrap().into()), vec![]));
     let host = HostRoutes::new("v", VirtualHostOptions::default(), routes);
     let find = |target: &str| {
         let s = stream(target, &[]);
@@ -395,7 +395,11 @@ fn lines_that_many_routes_ask_for_are_joined_once() {
 fn a_long_path_for_many_regexes_has_no_route_instead_of_a_worker() {
     use crate::regex::work;
     let regex = |i: usize| {
-        named(&i.to_string(), PathMatch::Regex(Regex::full(&format!("/.*s{i}e/.*[0-9]x")).unwrap()), vec![])
+        named(
+            &i.to_string(),
+            PathMatch::Regex(Regex::full(&format!("/.*s{i}e/.*[0-9]x")).unwrap().into()),
+            vec![],
+        )
     };
     let mut routes: Vec<_> = (0..5000).map(regex).collect();
     routes.push(named("rest", PathMatch::Prefix(b"/"[..].into(), false), vec![]));

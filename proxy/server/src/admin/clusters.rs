@@ -63,9 +63,9 @@ fn host_values(member: &Member) -> Vec<(&'static str, String)> {
         ("hostname", host.hostname.to_string()),
         ("health_flags", health_flags(member.reasons())),
         ("weight", member.weight.to_string()),
-        ("region", member.locality.region.to_string()),
-        ("zone", member.locality.zone.to_string()),
-        ("sub_zone", member.locality.sub_zone.to_string()),
+        ("region", member.locality().region.to_string()),
+        ("zone", member.locality().zone.to_string()),
+        ("sub_zone", member.locality().sub_zone.to_string()),
         ("canary", member.is_canary().to_string()),
         ("priority", member.priority.to_string()),
         ("success_rate", "-1".to_owned()),
@@ -157,7 +157,7 @@ fn host_status(member: &Member) -> Value {
         "hostname": host.hostname,
         "priority": member.priority,
         "locality": {
-            "region": member.locality.region, "zone": member.locality.zone, "sub_zone": member.locality.sub_zone,
+            "region": member.locality().region, "zone": member.locality().zone, "sub_zone": member.locality().sub_zone,
         },
     })
 }

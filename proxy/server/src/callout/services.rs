@@ -5,7 +5,8 @@ use super::trust::Trust;
 use crate::dns::{DnsCache, Question};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{
-    Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, Clusters, DnsFamily, HostConfig,
+    Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, ClusterPolicy, Clusters, DnsFamily,
+    HostConfig,
 };
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
@@ -232,8 +233,7 @@ impl Key {
             kept.idle,
             kept.connections,
         );
-        ClusterConfig {
-            tls: self.tls.then(|| trust.client(self.verify)),
+        let policy = ClusterPolicy {
             scheme: if self.tls { Scheme::Https } else { Scheme::Http },
             idle_timeout: Some(kept.idle),
             max_idle: kept.connections,
@@ -242,8 +242,10 @@ impl Key {
             statistics: false,
             // Its request's own time is the bound.
             connect_timeout: Duration::from_secs(60),
-            ..ClusterConfig::named(&name)
-        }
+            ..ClusterPolicy::default()
+        };
+        let tls = self.tls.then(|| trust.client(self.verify));
+        ClusterConfig { tls, policy: policy.into(), ..ClusterConfig::named(&name) }
     }
 }
 

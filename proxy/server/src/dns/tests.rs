@@ -131,7 +131,8 @@ fn v6() -> Say {
 }
 
 fn cluster(discovery: Discovery, endpoints: Vec<HostConfig>, previous: Option<&Cluster>) -> Arc<Cluster> {
-    let config = ClusterConfig { discovery, ..ClusterConfig::named("dns") };
+    let mut config = ClusterConfig::named("dns");
+    config.discovery = discovery;
     Cluster::new(config, endpoints, previous, &Registry::new()).unwrap()
 }
 

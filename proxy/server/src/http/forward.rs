@@ -95,18 +95,20 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(reply) = rewrite::strict_check(&hcm.router, self.stream) {
             return Err(Box::new(reply));
         }
-        let policy = cluster
-            .config
-            .retry
-            .as_ref()
-            .or(forward.retry.as_ref())
-            .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.retry.as_ref()));
-        let policy = policy.cloned();
+        let own = cluster.config.retry.as_ref().or(forward.retry.as_ref());
+        let of_host = self.stream.virtual_host.as_ref().filter(|_| own.is_none());
+        let of_host = of_host.and_then(|v| v.options.retry.clone());
+        let policy = own.or(of_host.as_ref());
         // In APISIX no header of a client steers timeouts and retries.
         let steered = hcm.profile == Profile::Envoy;
-        let timeouts =
-            RequestTimeouts::decide(&forward.timeouts, policy.as_deref(), &hcm.router, steered, self.stream);
-        let retry = RetryState::new(policy.as_ref(), steered, self.stream);
+        let timeouts = RequestTimeouts::decide(
+            &forward.timeouts,
+            policy.map(|p| &**p),
+            &hcm.router,
+            steered,
+            self.stream,
+        );
+        let retry = RetryState::new(policy, steered, self.stream);
         let upgrading = self.down.upgrade().is_some();
         rewrite::finalize_request(
             self.table_options.as_deref(),

@@ -48,7 +48,8 @@ impl Fixture {
 
     fn cluster(&self, name: &str, address: Address, weight: u32) -> Arc<Cluster> {
         let dns = DnsOptions { respect_ttl: true, family: DnsFamily::V4Only, ..DnsOptions::default() };
-        let config = ClusterConfig { discovery: Discovery::StrictDns(dns), ..ClusterConfig::named(name) };
+        let mut config = ClusterConfig::named(name);
+        config.discovery = Discovery::StrictDns(dns);
         let endpoints = vec![HostConfig { weight, ..HostConfig::new(address) }];
         let previous = self.clusters.find(name);
         Cluster::new(config, endpoints, previous.as_deref(), &self.registry).unwrap()

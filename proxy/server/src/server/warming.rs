@@ -156,7 +156,8 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(3);
 
     fn eds(previous: Option<&Cluster>) -> Arc<Cluster> {
-        let config = ClusterConfig { discovery: Discovery::Eds(LIMIT), ..ClusterConfig::named("c") };
+        let mut config = ClusterConfig::named("c");
+        config.discovery = Discovery::Eds(LIMIT);
         Cluster::new(config, Vec::new(), previous, &Registry::new()).unwrap()
     }
 

@@ -14,7 +14,7 @@ pub(crate) fn choose_cluster<'r>(
     match choice {
         ClusterChoice::Named(cell) => (cell.load(), None),
         ClusterChoice::Header(name, clusters) => {
-            (stream.request.headers.get_str(name).and_then(|n| clusters.find(n)), None)
+            (stream.request.headers.get_str(&**name).and_then(|n| clusters.find(n)), None)
         }
         ClusterChoice::Weighted(weighted) => match hash::weighted(weighted, stream) {
             Some(member) => (choose_cluster(&member.cluster, stream).0, Some(member)),

@@ -98,10 +98,12 @@ impl Setup {
     }
 
     /// A route for a prefix.
-    pub fn route(&mut self, prefix: &str, cluster: &str, change: impl FnOnce(&mut Forward)) {
-        let mut forward = forward(self.clusters.cell(cluster));
-        change(&mut forward);
-        self.routes.push(Arc::new(route(prefix, Action::Forward(Box::new(forward)))));
+    pub fn route(&mut self, prefix: &str, cluster: &str, change: impl FnOnce(&mut ForwardOptions)) {
+        let mut options = forward_options();
+        change(&mut options);
+        let to = ClusterChoice::Named(self.clusters.cell(cluster));
+        let forward = Forward { options: options.into(), ..Forward::to(to) };
+        self.routes.push(Arc::new(route(prefix, Action::Forward(forward))));
     }
 
     /// What serves a connection.
@@ -175,14 +177,18 @@ pub fn connection(remote: SocketAddr, local: SocketAddr) -> Arc<Connection> {
 }
 
 pub fn cluster_config(name: &str) -> ClusterConfig {
-    ClusterConfig { max_idle: 100, ..ClusterConfig::named(name) }
+    let mut config = ClusterConfig::named(name);
+    config.max_idle = 100;
+    config
 }
 
 pub fn forward(cell: Arc<ClusterCell>) -> Forward {
-    Forward {
-        timeouts: Timeouts { request: Some(Duration::from_secs(15)), ..Timeouts::default() },
-        ..Forward::to(ClusterChoice::Named(cell))
-    }
+    Forward { options: forward_options().into(), ..Forward::to(ClusterChoice::Named(cell)) }
+}
+
+fn forward_options() -> ForwardOptions {
+    let timeouts = Timeouts { request: Some(Duration::from_secs(15)), ..Timeouts::default() };
+    ForwardOptions { timeouts, ..ForwardOptions::default() }
 }
 
 pub fn route(prefix: &str, action: Action) -> Route {
@@ -192,7 +198,7 @@ pub fn route(prefix: &str, action: Action) -> Route {
 /// A route that the proxy answers itself.
 pub fn direct(prefix: &str, body: bytes::Bytes) -> Arc<Route> {
     let direct = DirectResponse { status: 200, body, body_format: None };
-    Arc::new(route(prefix, Action::Direct(direct)))
+    Arc::new(route(prefix, Action::Direct(direct.into())))
 }
 
 pub fn retry(on: &str, retries: u32) -> Option<Arc<RetryPolicy>> {

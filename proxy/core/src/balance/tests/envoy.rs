@@ -34,7 +34,7 @@ const USERS: [&[&str]; 17] = [
 fn keyed(hosts: &[(&str, u32, crate::cluster::EdsHealth)]) -> HostSet {
     let config = |(i, (name, weight, health)): (usize, &(&str, u32, crate::cluster::EdsHealth))| {
         let metadata = serde_json::json!({"envoy.lb": {"hash_key": format!("host-{name}")}});
-        let metadata = metadata.as_object().cloned().unwrap();
+        let metadata = metadata.as_object().cloned().unwrap().into();
         HostConfig {
             health: *health,
             metadata,
@@ -163,7 +163,7 @@ fn localities(weights: &[(&str, u32, &[crate::cluster::EdsHealth])]) -> HostSet 
     let mut configs = Vec::new();
     for (zone, weight, members) in weights {
         for health in *members {
-            let locality = Locality { zone: (*zone).into(), ..Locality::default() };
+            let locality = Some(Locality { zone: (*zone).into(), ..Locality::default() }.into());
             let at = host(configs.len() as u16 + 1, 1);
             configs.push(HostConfig { locality, locality_weight: Some(*weight), health: *health, ..at });
         }
@@ -208,8 +208,11 @@ fn levels_and_panic_share_as_recorded() {
 
 #[test]
 fn retries_refuse_hosts_and_move_on() {
-    let canary =
-        serde_json::json!({"envoy.lb": {"canary": true, "stage": "new"}}).as_object().cloned().unwrap();
+    let canary = serde_json::json!({"envoy.lb": {"canary": true, "stage": "new"}})
+        .as_object()
+        .cloned()
+        .unwrap()
+        .into();
     let marked = HostConfig { metadata: canary, ..host(1, 1) };
     let hosts = HostSet::new(vec![marked, host(2, 1)], None);
     let all: Vec<_> = hosts.iter().cloned().collect();

@@ -16,13 +16,20 @@ pub(in crate::router) struct Parameters {
     pub(in crate::router) literal: Box<[u8]>,
     pub(in crate::router) exact: bool,
     /// The whole URI with its parameters, when its segments name any.
-    pattern: Option<(Regex, Box<[Arc<str>]>)>,
+    pattern: Option<Box<Pattern>>,
     /// Hosts, where they are a condition.
     hosts: Box<[HostPattern]>,
     /// Length of the URI as configured.
     length: usize,
     /// Its route's place among those of equal precedence.
     order: u64,
+}
+
+/// A URI as an expression, and what its groups are called.
+#[derive(Debug)]
+struct Pattern {
+    regex: Regex,
+    names: Box<[Arc<str>]>,
 }
 
 /// What decides the precedence of a URI, ascending: exact paths come from a hash table and go before all
@@ -119,7 +126,8 @@ impl Parameters {
         let pattern = if names.is_empty() || rest_only {
             None
         } else {
-            Some((Regex::search(&pattern).map_err(|e| e.to_string())?, names.into()))
+            let regex = Regex::search(&pattern).map_err(|e| e.to_string())?;
+            Some(Box::new(Pattern { regex, names: names.into() }))
         };
         Ok(parts(literal, false, pattern))
     }
@@ -133,7 +141,7 @@ impl Parameters {
     /// What is left to check of a path that the tree has led to.
     pub(in crate::router) fn rest_matches(&self, path: &[u8], authority: &[u8]) -> bool {
         (self.hosts.is_empty() || self.hosts.iter().any(|host| host.matches(authority)))
-            && self.pattern.as_ref().is_none_or(|(regex, _)| regex.find(path) == Some(0..path.len()))
+            && self.pattern.as_ref().is_none_or(|pattern| pattern.regex.find(path) == Some(0..path.len()))
     }
 
     /// Hosts, where they are a condition.
@@ -143,7 +151,7 @@ impl Parameters {
 
     /// Keeps the values of the parameters.
     pub(in crate::router) fn capture(&self, path: &[u8], captures: &mut Captures) {
-        let Some((regex, names)) = &self.pattern else { return };
+        let Some(Pattern { regex, names }) = self.pattern.as_deref() else { return };
         let Some(groups) = regex.captures(path) else { return };
         // Names meet groups by their number, and `((.|\n)*)` has two.
         for (name, value) in names.iter().zip(groups.iter().skip(1)) {

@@ -13,17 +13,12 @@ use crate::worker::Options;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::access_log::{AccessLog, LineFormat, LogSink};
-use sixfold_core::cluster::{
-    Address, BalanceConfig, BreakerLimits, Cluster, ClusterConfig, Clusters, Discovery, HostConfig,
-    Http1Options, Http2Options, UpstreamProtocol,
-};
+use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Clusters, HostConfig};
 use sixfold_core::detached::Nowhere;
-use sixfold_core::headers::HeaderRules;
 use sixfold_core::listener::{
     BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
     TcpProxy, TcpStats,
 };
-use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::route::ClusterChoice;
@@ -155,35 +150,9 @@ pub(super) fn says(text: &'static str) -> NetworkFilter {
 }
 
 fn cluster_config(name: &str) -> ClusterConfig {
-    ClusterConfig {
-        name: name.into(),
-        observability_name: name.into(),
-        discovery: Discovery::Static,
-        connect_timeout: Duration::from_secs(5),
-        protocol: UpstreamProtocol::Http1,
-        http1: Http1Options::default(),
-        http2: Http2Options::default(),
-        header_rules: HeaderRules::ENVOY,
-        tls: None,
-        scheme: Scheme::Http,
-        idle_timeout: None,
-        max_connection_duration: None,
-        max_stream_duration: None,
-        max_requests_per_connection: None,
-        max_idle: 16,
-        breaker: BreakerLimits::default(),
-        high_breaker: BreakerLimits::default(),
-        retry: None,
-        buffer_limit: 1 << 20,
-        balance: BalanceConfig::default(),
-        source_address: None,
-        tcp_keepalive: None,
-        metadata: serde_json::Map::new(),
-        statistics: true,
-        drop_overload: 0,
-        added_via_api: false,
-        labels: BTreeMap::new(),
-    }
+    let mut config = ClusterConfig::named(name);
+    (config.idle_timeout, config.max_idle) = (None, 16);
+    config
 }
 
 /// Keeps what is logged.
