@@ -5,6 +5,7 @@
 //! here has chains in it, so that there is one for each list of filters that asks for its name.
 
 mod configs;
+mod file;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +21,7 @@ use parking_lot::Mutex;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::router::{FiltersId, RouteTableCell, TableKey};
 use sixfold_xds_api::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, ConfigSource};
+use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, ConfigSource, PathConfigSource};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 
 use crate::context::Context;
@@ -124,9 +125,13 @@ fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Dur
         return Err(ConfigError::field("resource_api_version", "V2 is not supported"));
     }
     let source = match required(config_source_specifier, "config_source_specifier")? {
-        ConfigSourceSpecifier::Path(_) => return Err(ConfigError::field("path", "is not supported")),
-        ConfigSourceSpecifier::PathConfigSource(_) => {
-            return Err(ConfigError::field("path_config_source", "is not supported"));
+        ConfigSourceSpecifier::Path(path) => Source::Path(not_empty(path, "path")?.into()),
+        ConfigSourceSpecifier::PathConfigSource(value) => {
+            // A file is another one as soon as another stands at its path, by whatever link.
+            let PathConfigSource { path, watched_directory: _, poll_interval } = value;
+            let path = not_empty(path, "path").in_key("path_config_source")?;
+            refuse::unset(poll_interval, "poll_interval").in_key("path_config_source")?;
+            Source::Path(path.into())
         }
         ConfigSourceSpecifier::Ads(_) if context.ads => Source::Ads,
         ConfigSourceSpecifier::Ads(_) => {

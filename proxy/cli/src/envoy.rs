@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::Administration;
 use crate::process::{ENVOY_PATIENCE, Process, Reloads, Setup, apply};
+use crate::route_files::RouteFiles;
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -41,8 +42,10 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let environment = environment(&process);
     let text = Text::of(&options)?;
     let node = text.node()?;
-    let Compiled { diff, admin, tags, .. } = text.load(&environment)?;
+    let Compiled { mut diff, admin, tags, context } = text.load(&environment)?;
     let mut names = Names::of(&diff);
+    let files = Arc::new(Mutex::new(RouteFiles::new(context)));
+    read_routes(&mut files.lock(), &mut diff)?;
     let control = Administration::new(&process, log.levels, sender.clone(), text);
     let _admin = match admin {
         Some(admin) => Some(administration(&options, &process, &admin.address, tags, node, control)?),
@@ -52,14 +55,28 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     if !live || options.mode == Mode::InitOnly {
         return Ok(());
     }
-    let mut read = move || -> Result<_, Failure> {
-        let mut diff = Text::of(&options)?.load(&environment)?.diff;
+    RouteFiles::follow(&files, process.server.clone())?;
+    let mut read = move |files: &mut RouteFiles| -> Result<_, Failure> {
+        let Compiled { mut diff, context, .. } = Text::of(&options)?.load(&environment)?;
+        files.set_context(context);
+        read_routes(files, &mut diff)?;
         names.replace(&mut diff);
         Ok(diff)
     };
     let server = process.server.clone();
-    let reloads = Reloads::start(move || apply(&server, read()))?;
+    let reloads = Reloads::start(move || {
+        let mut files = files.lock();
+        apply(&server, read(&mut files));
+    })?;
     process.serve(&events, &sender, || reloads.ask())
+}
+
+/// Adds the tables of files. One that is not there is an error of the bootstrap that names it, as in Envoy; what is wrong
+/// in it keeps nobody from serving.
+fn read_routes(files: &mut RouteFiles, diff: &mut Diff) -> Result<(), Failure> {
+    let look = files.look(diff);
+    look.tell();
+    if look.missing.is_empty() { Ok(()) } else { Err(Failure(look.missing)) }
 }
 
 fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {

@@ -8,6 +8,7 @@ mod gateway;
 mod logging;
 mod process;
 mod quickstart;
+mod route_files;
 mod signals;
 mod validate;
 

@@ -115,7 +115,11 @@ impl Process {
         let (server, applied, done) = (self.server.clone(), Arc::new(Mutex::new(Ok(()))), sender.clone());
         let outcome = applied.clone();
         std::thread::Builder::new().name("start".to_owned()).spawn(move || {
-            *outcome.lock() = server.apply_within(diff, patience);
+            let applied = server.apply_within(diff, patience);
+            if applied.is_ok() {
+                server.wait_until_warm();
+            }
+            *outcome.lock() = applied;
             // Nobody listens any more when the process is about to end.
             let _ = done.send(Event::Applied);
         })?;

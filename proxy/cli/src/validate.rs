@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::arguments::ValidateOptions;
 use crate::envoy::Text;
 use crate::process::plugins;
+use crate::route_files::{Look, RouteFiles};
 use sixfold_apisix::Findings;
 use sixfold_apisix::config::Environment;
 use sixfold_core::document::{Node, Options};
@@ -90,9 +91,12 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
     Err(Failure::from(ConfigError::new(reason).in_file(&text.name)))
 }
 
-/// Compiles a bootstrap and forgets it.
+/// Compiles a bootstrap, with the routes that it has in files, and forgets it.
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
-    text.load(&bootstrap::Environment::detached(plugins())).map(drop)
+    let mut compiled = text.load(&bootstrap::Environment::detached(plugins()))?;
+    let Look { mut missing, refused } = RouteFiles::new(compiled.context).look(&mut compiled.diff);
+    missing.extend(refused.iter().map(ToString::to_string));
+    if missing.is_empty() { Ok(()) } else { Err(Failure(missing)) }
 }
 
 #[cfg(test)]

@@ -147,3 +147,90 @@ fn the_mode_validate_serves_nothing() {
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("OK\n"));
     assert!(!directory.0.join("a.log").exists(), "a check leaves files behind");
 }
+
+const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+const FAULT: &str = "{name: envoy.filters.http.fault, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault}}, ";
+
+/// A file with a route that answers 200 with this body, but `fault` where there is a filter for it.
+fn routes(body: &str, fault: u16) -> String {
+    format!(
+        "resources:\n- \"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration\n  name: r\n  virtual_hosts:\n\
+         \x20 - name: v\n    domains: [\"*\"]\n    typed_per_filter_config:\n      envoy.filters.http.fault:\n\
+         \x20       \"@type\": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault\n\
+         \x20       abort: {{http_status: {fault}, percentage: {{numerator: 100}}}}\n\
+         \x20   routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: \"{body}\"}}}}}}]\n"
+    )
+}
+
+/// A bootstrap whose listeners, by port and with filters before the router, have their routes in a file.
+fn by_file(admin: u16, listeners: &[(u16, &str)], path: &str) -> String {
+    let listeners = listeners.iter().map(|(port, filters)| {
+        format!(
+            "{{name: l{port}, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [\
+             {{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
+             http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, rds: {{route_config_name: r, config_source: \
+             {{path_config_source: {{path: \"{path}\"}}}}}}, http_filters: [{filters}{ROUTER}]}}}}]}}]}}"
+        )
+    });
+    let listeners = listeners.collect::<Vec<_>>().join(", ");
+    format!(
+        "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}\n\
+         static_resources: {{listeners: [{listeners}]}}\n"
+    )
+}
+
+/// Two connection managers with different filters have one route configuration in a file: each answers by its own
+/// filters, and both follow it.
+#[test]
+fn routes_in_a_file_are_followed() {
+    let directory = Directory::new();
+    let (admin, plain, faulty) = (free_port(), free_port(), free_port());
+    let file = directory.write("routes.yaml", &routes("first", 501));
+    let bootstrap = directory.write("envoy.yaml", &by_file(admin, &[(plain, ""), (faulty, FAULT)], &file));
+    let mut process = Process::start(&["-c", &bootstrap, "--concurrency", "2", "--log-level", "warning"]);
+    process.until("readiness", || get(admin, "/ready").filter(|response| response.status == 200));
+    assert_eq!(get(plain, "/").unwrap().body, "first");
+    assert_eq!(get(faulty, "/").unwrap().status, 501);
+    let replace = |text: &str| {
+        let next = directory.write("next.yaml", text);
+        std::fs::rename(next, &file).unwrap();
+    };
+    replace("resources: [}");
+    replace(&routes("second", 502));
+    process.until("the second version", || get(plain, "/").filter(|response| response.body == "second"));
+    process.until("it for the other filters", || get(faulty, "/").filter(|response| response.status == 502));
+    replace("resources: []");
+    // A listener that comes while the file is wrong has the last good version.
+    let more = free_port();
+    directory.write("envoy.yaml", &by_file(admin, &[(plain, ""), (faulty, FAULT), (more, FAULT)], &file));
+    process.signal("HUP");
+    process.until("the new listener", || get(more, "/").filter(|response| response.status == 502));
+    assert_eq!(get(plain, "/").unwrap().body, "second");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+    assert!(process.errors().contains("must be one route configuration, not 0"), "it is told");
+}
+
+#[test]
+fn a_file_with_routes_must_be_there_and_need_not_be_right() {
+    let directory = Directory::new();
+    let (admin, port) = (free_port(), free_port());
+    let file = directory.path("routes.yaml");
+    let bootstrap = directory.write("envoy.yaml", &by_file(admin, &[(port, "")], &file));
+    let mut process = Process::start(&["-c", &bootstrap]);
+    assert_eq!(process.wait(), 1);
+    let errors = process.errors();
+    assert!(errors.contains(&format!("{file}: No such file")), "{errors}");
+    // Nobody waits the 15 s of initial_fetch_timeout for what is there and wrong.
+    directory.write("routes.yaml", &routes("x", 500).replace("name: r", "name: other"));
+    let mut process = Process::start(&["-c", &bootstrap, "--log-level", "warning"]);
+    process.until("readiness", || get(admin, "/ready").filter(|response| response.status == 200));
+    assert_eq!(get(port, "/").unwrap().status, 404);
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+    let errors = process.errors();
+    assert!(
+        errors.contains("resources[0].name: must be \"r\", which is asked for, not \"other\""),
+        "{errors}"
+    );
+}

@@ -3,6 +3,7 @@
 mod control;
 #[cfg(test)]
 mod tests;
+mod waiting;
 mod warming;
 
 use self::control::{Change, Control, ControlThread};
@@ -120,8 +121,8 @@ impl Server {
     }
 
     /// Applies a change. When this returns requests see it and new listeners accept on every worker, but for
-    /// clusters whose endpoints are not known yet: those take their places as soon as they are, and routes and
-    /// listeners of the change wait a quarter of a second for them.
+    /// clusters whose endpoints and listeners whose routes are not there yet: those take their places as soon as they
+    /// are, and routes and listeners of the change wait a quarter of a second for clusters.
     ///
     /// # Errors
     /// What can't be used; all the rest of the change is in force, and what that was before goes on.
@@ -149,6 +150,16 @@ impl Server {
             return Ok(());
         }
         outcome(answer.blocking_recv())
+    }
+
+    /// Waits until no listener waits for routes that have to come by themselves: each does so for as long as its
+    /// `initial_fetch_timeout` says. For threads without a runtime.
+    pub fn wait_until_warm(&self) {
+        let (done, answer) = oneshot::channel();
+        if self.0.control.blocking_send(Control::Warm(done)).is_ok() {
+            // Without an answer the server has ended.
+            let _ = answer.blocking_recv();
+        }
     }
 
     /// Listeners with the addresses they are bound to, port 0 resolved.

@@ -1,7 +1,7 @@
 //! The route configurations that sources have brought.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
@@ -9,7 +9,7 @@ use sixfold_core::model::Diff;
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 
-use super::{RdsFilters, Source};
+use super::{RdsFilters, Source, file};
 use crate::context::Context;
 use crate::route;
 use sixfold_xds_api::values::Result;
@@ -75,6 +75,26 @@ impl RouteConfigs {
             self.known.insert(key, encoded.into());
         }
         Ok(())
+    }
+
+    /// The same for the text of a file, which holds the route configuration `name`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the file.
+    pub fn update_from_file(&mut self, path: &Path, name: &str, text: &str, diff: &mut Diff) -> Result<()> {
+        let (file, source) = (path.display().to_string(), Source::Path(path.to_owned()));
+        let encoded = file::route_configuration(text, &file, name);
+        let outcome = encoded.and_then(|encoded| self.update(&source, &encoded, diff));
+        if outcome.is_err() {
+            self.refuse(&source, name);
+        }
+        outcome.map_err(|error| error.in_file(file))
+    }
+
+    /// Says that what `source` has for a name can't be used, so that no listener waits for it.
+    pub fn refuse(&self, source: &Source, name: &str) {
+        let cells = self.context.route_tables.of_name(name);
+        cells.iter().filter(|cell| asks(cell, source)).for_each(|cell| cell.refuse());
     }
 
     /// Adds tables of what is known for connection managers that have none yet: `diff` may bring some of them.

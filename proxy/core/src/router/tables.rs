@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use tokio::sync::Notify;
 
 /// The HTTP filters that the chains of a table are made of: equal to itself alone, since a filter of one connection
@@ -72,12 +73,15 @@ pub struct RouteTableCell {
     pub key: TableKey,
     current: ArcSwapOption<RouteTable>,
     changes: Notify,
+    /// What came first could not be used.
+    refused: AtomicBool,
 }
 
 impl RouteTableCell {
     /// A cell by itself with a table, or waiting for one.
     pub fn new(key: TableKey, table: Option<Arc<RouteTable>>) -> Arc<RouteTableCell> {
-        Arc::new(RouteTableCell { key, current: ArcSwapOption::new(table), changes: Notify::new() })
+        let (current, changes, refused) = (ArcSwapOption::new(table), Notify::new(), AtomicBool::new(false));
+        Arc::new(RouteTableCell { key, current, changes, refused })
     }
 
     /// The table now, for as long as a look-up takes: it costs no count that workers share.
@@ -96,6 +100,25 @@ impl RouteTableCell {
         let before = self.current.swap(table);
         self.changes.notify_waiters();
         before
+    }
+
+    /// Whether nothing has come yet, good or bad.
+    pub fn is_awaited(&self) -> bool {
+        self.current.load().is_none() && !self.refused.load(SeqCst)
+    }
+
+    /// Says that what came can't be used, so that nobody waits for it to come.
+    pub fn refuse(&self) {
+        self.refused.store(true, SeqCst);
+        self.changes.notify_waiters();
+    }
+
+    /// Ends once something has come, good or bad. It may be dropped at any time.
+    pub async fn first(&self) {
+        let changed = self.changed();
+        if self.is_awaited() {
+            changed.await;
+        }
     }
 
     /// Ends with the first swap after this call, for all who wait. Call it before [`RouteTableCell::load`], then no

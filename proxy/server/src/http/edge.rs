@@ -7,7 +7,7 @@ mod date;
 mod proxy_status;
 mod request_id;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trust;
 mod xfcc;
 

@@ -6,7 +6,7 @@ mod after_attempt;
 mod attempt;
 mod clock;
 mod downstream;
-mod edge;
+pub(crate) mod edge;
 mod end;
 mod exchange;
 mod filtered;

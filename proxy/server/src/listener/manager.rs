@@ -62,6 +62,11 @@ impl Manager {
         &self.shared
     }
 
+    /// Shows how many listeners wait to be opened.
+    pub(crate) fn count_warming(&self, listeners: usize) {
+        self.stats.total_listeners_warming().set(listeners as u64);
+    }
+
     fn addresses(&self) -> BoundAddresses {
         let bound = |m: &Managed| {
             let found = |a| m.sockets.get(a).map(|s| s.bound.clone());

@@ -1,6 +1,6 @@
 //! The control thread: it applies changes, one after the other, and never waits for the network.
 
-use super::warming::Warming;
+use super::warming::{Warm, Warming};
 use super::{DrainRequest, QUEUE, SWEEP};
 use crate::dns::Discoverer;
 use crate::drain::DrainStrategy;
@@ -23,6 +23,8 @@ pub(super) enum Control {
     Apply(Change),
     Drain(DrainRequest, oneshot::Sender<()>),
     CloseDraining,
+    /// Answers once no listener waits.
+    Warm(oneshot::Sender<()>),
     Shutdown(Duration, oneshot::Sender<()>),
 }
 
@@ -47,12 +49,14 @@ pub(super) struct ControlThread {
     warming: Warming,
     held: Option<Held>,
     behind: VecDeque<Change>,
+    /// Who wants to know when no listener waits any more.
+    until_warm: Vec<oneshot::Sender<()>>,
 }
 
 impl ControlThread {
     pub(super) fn new(manager: Manager, model: Arc<Model>) -> ControlThread {
         let warming = Warming::new(&manager.shared().metrics);
-        ControlThread { manager, model, warming, held: None, behind: VecDeque::new() }
+        ControlThread { manager, model, warming, held: None, behind: VecDeque::new(), until_warm: Vec::new() }
     }
 
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
@@ -69,6 +73,7 @@ impl ControlThread {
                         let _ = done.send(());
                     }
                     Some(Control::CloseDraining) => self.manager.close_draining().await,
+                    Some(Control::Warm(done)) => self.until_warm.push(done),
                     Some(Control::Shutdown(deadline, done)) => {
                         self.shutdown(deadline).await;
                         let _ = done.send(());
@@ -76,13 +81,19 @@ impl ControlThread {
                     }
                     None => return self.shutdown(Duration::ZERO).await,
                 },
-                (name, cluster) = self.warming.warm() => self.warmed(name, cluster).await,
+                warm = self.warming.warm() => self.warmed(warm).await,
                 () = at(until) => self.release().await,
                 _ = sweep.tick() => {
                     self.model.sweep();
                 }
                 _ = look.tick() => {
                     trimmer.look();
+                }
+            }
+            if self.held.is_none() && self.warming.listeners() == 0 {
+                // Who asked may have gone.
+                for done in self.until_warm.drain(..) {
+                    let _ = done.send(());
                 }
             }
         }
@@ -118,14 +129,29 @@ impl ControlThread {
         self.held = Some(Held { change, cold, until });
     }
 
-    async fn finish(&mut self, change: Change) {
+    async fn finish(&mut self, mut change: Change) {
+        self.warming.hold_back_listeners(&mut change.diff);
+        self.manager.count_warming(self.warming.listeners());
         let errors = self.model.apply(*change.diff, &mut self.manager).await;
         // Who asked may have gone.
         let _ = change.done.send(errors);
     }
 
+    async fn warmed(&mut self, warm: Warm) {
+        match warm {
+            Warm::Cluster(name, cluster) => self.warmed_cluster(name, cluster).await,
+            Warm::Listener(name, listener) => {
+                self.manager.count_warming(self.warming.listeners());
+                let diff = Diff { listeners: vec![(name, Some(listener))], ..Diff::default() };
+                for error in self.model.apply(diff, &mut self.manager).await {
+                    tracing::error!("{error}");
+                }
+            }
+        }
+    }
+
     /// Puts a cluster in force that has waited; the held change may go on with its last.
-    async fn warmed(&mut self, name: Arc<str>, cluster: Arc<Cluster>) {
+    async fn warmed_cluster(&mut self, name: Arc<str>, cluster: Arc<Cluster>) {
         if let Some(held) = &mut self.held {
             held.cold.retain(|cold| *cold != name);
         }

@@ -8,6 +8,7 @@ use sixfold_core::cluster::{
     Address, Cluster, ClusterConfig, Clusters, Discovery, DnsFamily, DnsOptions, HostConfig,
 };
 use sixfold_core::detached::Nowhere;
+use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter};
 use sixfold_core::router::{RouteTable, TableKey, TableOptions};
 use sixfold_core::stream::Stream;
@@ -55,23 +56,15 @@ impl Fixture {
         Cluster::new(config, endpoints, previous.as_deref(), &self.registry).unwrap()
     }
 
-    fn listener(&self, name: &str) -> Arc<Listener> {
-        let chain = FilterChain {
-            name: "".into(),
-            matches: FilterChainMatch::default(),
-            tls: None,
-            handshake_timeout: Duration::from_secs(15),
-            filter: NetworkFilter::Direct("hello".into()),
-            fingerprint: 1,
-        };
-        Arc::new(Listener {
+    fn listener(&self, name: &str) -> Listener {
+        Listener {
             name: name.into(),
             addresses: vec![BindAddress::Ip((Ipv4Addr::LOCALHOST, 0).into())],
             bind: true,
             listener_filters: Vec::new(),
             filters_timeout: None,
             continue_on_timeout: false,
-            chains: vec![Arc::new(chain)],
+            chains: vec![Arc::new(direct())],
             default_chain: None,
             use_original_dst: false,
             access_logs: Vec::new(),
@@ -81,7 +74,18 @@ impl Fixture {
             inbound: false,
             stats: Arc::new(sixfold_core::listener::ListenerStats::new(&self.registry, "listener.l.")),
             shape: 1,
-        })
+        }
+    }
+}
+
+fn direct() -> FilterChain {
+    FilterChain {
+        name: "".into(),
+        matches: FilterChainMatch::default(),
+        tls: None,
+        handshake_timeout: Duration::from_secs(15),
+        filter: NetworkFilter::Direct("hello".into()),
+        fingerprint: 1,
     }
 }
 
@@ -109,7 +113,7 @@ async fn a_silent_name_holds_up_nothing_else() {
     let fixture = Fixture::start();
     let (server, start) = (&fixture.server, Instant::now());
     let first = clusters(vec![fixture.cluster("silent", silent(), 1), fixture.cluster("known", known(1), 1)]);
-    let listeners = vec![("l".into(), Some(fixture.listener("l")))];
+    let listeners = vec![("l".into(), Some(Arc::new(fixture.listener("l"))))];
     server.apply(Diff { listeners, route_tables: vec![table()], ..first }).await.unwrap();
     assert!(fixture.clusters.find("known").is_some() && fixture.clusters.find("silent").is_none());
     assert_eq!((server.addresses().len(), server.model().listeners().len()), (1, 1));
@@ -187,8 +191,11 @@ async fn a_worker_that_is_held_up_does_not_hold_up_the_end() {
     let holds = Arc::new(Holds { held, go: Mutex::new(go) });
     let mut listener = fixture.listener("l");
     let log = AccessLog { filter: None, format: holds.clone(), sink: holds };
-    Arc::get_mut(&mut listener).unwrap().access_logs = vec![log];
-    server.apply(Diff { listeners: vec![("l".into(), Some(listener))], ..Diff::default() }).await.unwrap();
+    listener.access_logs = vec![log];
+    server
+        .apply(Diff { listeners: vec![("l".into(), Some(Arc::new(listener)))], ..Diff::default() })
+        .await
+        .unwrap();
     let BindAddress::Ip(address) = server.addresses()[0].1[0] else { unreachable!() };
     let mut client = TcpStream::connect(address).await.unwrap();
     client.read_to_end(&mut Vec::new()).await.unwrap();
@@ -196,4 +203,71 @@ async fn a_worker_that_is_held_up_does_not_hold_up_the_end() {
     server.shutdown(Duration::ZERO).await;
     assert!(start.elapsed() < Duration::from_secs(50), "{:?}", start.elapsed());
     let_go.send(()).unwrap();
+}
+
+/// A listener whose routes come by themselves would answer 404 until they are there, and in place of one that serves.
+#[tokio::test]
+async fn a_listener_waits_for_its_routes_and_the_one_before_it_serves() {
+    let fixture = Fixture::start();
+    let server = &fixture.server;
+    let tables = server.model().route_tables();
+    let by_itself = |table: &str, first_table: Option<Duration>| {
+        let routes = tables.cell(&TableKey::named(table));
+        let hcm = crate::http::edge::tests::hcm(Default::default(), Default::default());
+        let filter = NetworkFilter::Http(Arc::new(HttpConnectionManager { routes, first_table, ..hcm }));
+        let chain = FilterChain { filter, fingerprint: 2, ..direct() };
+        Listener { chains: vec![Arc::new(chain)], ..fixture.listener("l") }
+    };
+    let change = |listener: Option<Listener>| Diff {
+        listeners: vec![("l".into(), listener.map(Arc::new))],
+        ..Diff::default()
+    };
+    let serves_http = || {
+        let listeners = server.model().listeners();
+        listeners.first().map(|l| matches!(l.chains[0].filter, NetworkFilter::Http(_)))
+    };
+    server.apply(change(Some(fixture.listener("l")))).await.unwrap();
+    server.apply(change(Some(by_itself("t", None)))).await.unwrap();
+    assert_eq!((serves_http(), waiting(&fixture)), (Some(false), 1));
+    server.apply(Diff { route_tables: vec![table()], ..Diff::default() }).await.unwrap();
+    until_warm(server).await;
+    assert_eq!((serves_http(), waiting(&fixture)), (Some(true), 0));
+    // It comes with its listener, or is there already.
+    let with_table = Diff { route_tables: vec![table()], ..change(Some(by_itself("t", None))) };
+    server.apply(with_table).await.unwrap();
+    assert_eq!(waiting(&fixture), 0);
+    // It does not come at all, or can't be used: the listener serves without.
+    for (name, limit) in [("late", Some(Duration::from_millis(10))), ("refused", None)] {
+        server.apply(change(None)).await.unwrap();
+        server.apply(change(Some(by_itself(name, limit)))).await.unwrap();
+        if limit.is_none() {
+            assert_eq!((serves_http(), waiting(&fixture)), (None, 1));
+            tables.cell(&TableKey::named(name)).refuse();
+        }
+        until_warm(server).await;
+        assert_eq!((serves_http(), waiting(&fixture)), (Some(true), 0));
+    }
+    // One that goes while it waits does not come back.
+    server.apply(change(None)).await.unwrap();
+    server.apply(change(Some(by_itself("never", None)))).await.unwrap();
+    server.apply(change(None)).await.unwrap();
+    until_warm(server).await;
+    assert_eq!((serves_http(), waiting(&fixture)), (None, 0));
+    server.shutdown(Duration::ZERO).await;
+}
+
+async fn until_warm(server: &Server) {
+    let (done, answer) = oneshot::channel();
+    server.ask(Control::Warm(done)).await;
+    answer.await.unwrap();
+}
+
+/// Listeners that wait, by their gauge, which is set before a later question is answered.
+fn waiting(fixture: &Fixture) -> u64 {
+    let samples = fixture.registry.samples();
+    let gauge = samples.iter().find(|s| s.name == "listener_manager.total_listeners_warming").unwrap();
+    match gauge.value {
+        metrics::Value::Gauge(n) => n,
+        _ => unreachable!("a gauge"),
+    }
 }

@@ -1,16 +1,19 @@
-//! Clusters that are not yet fit to take the place of what is in force.
+//! Clusters and listeners that are not yet fit to take the place of what is in force.
 //!
-//! A cluster whose endpoints nobody knows yet would answer 503 where the one before it still serves. So it waits
-//! here for its first news, or until it has waited long enough; the control thread goes on meanwhile.
+//! A cluster whose endpoints nobody knows yet would answer 503 where the one before it still serves, and a listener
+//! whose routes have not come 404. So they wait here for their first news, or until they have waited long enough; the
+//! control thread goes on meanwhile.
 
+use super::waiting::Waiting;
 use crate::dns::Discoverer;
 use sixfold_core::cluster::{Cluster, Discovery, HostConfig};
+use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
-use std::collections::HashMap;
+use sixfold_core::router::RouteTableCell;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 /// How long a cluster waits for the first answer of DNS: Envoy's default of `initial_fetch_timeout`.
 const FIRST_ANSWER: Duration = Duration::from_secs(15);
@@ -20,23 +23,20 @@ sixfold_core::stat_block! {
     pub struct WarmingStats { counters: [], gauges: [warming_clusters], histograms: [] }
 }
 
-/// The candidates, by name: a later one takes the place of one that waits.
+/// The candidates.
 pub(super) struct Warming {
-    waiting: HashMap<Arc<str>, Candidate>,
-    /// What they wait for; ends with the candidate's name and number.
-    ends: JoinSet<(Arc<str>, u64)>,
-    numbers: u64,
+    clusters: Waiting<Arc<Cluster>>,
+    listeners: Waiting<Arc<Listener>>,
     stats: WarmingStats,
 }
 
-struct Candidate {
-    /// Tells it from others of its name.
-    number: u64,
-    cluster: Arc<Cluster>,
-    end: AbortHandle,
+/// A candidate that need not wait any longer.
+pub(super) enum Warm {
+    Cluster(Arc<str>, Arc<Cluster>),
+    Listener(Arc<str>, Arc<Listener>),
 }
 
-/// What a candidate waits for.
+/// What a cluster waits for.
 enum Wait {
     /// Every name has been looked up once, well or badly.
     Answers(oneshot::Receiver<()>),
@@ -47,7 +47,7 @@ enum Wait {
 impl Warming {
     pub(super) fn new(registry: &sixfold_core::metrics::Registry) -> Warming {
         let stats = WarmingStats::new(registry, "cluster_manager.");
-        Warming { waiting: HashMap::new(), ends: JoinSet::new(), numbers: 0, stats }
+        Warming { clusters: Waiting::new(), listeners: Waiting::new(), stats }
     }
 
     /// Takes the clusters out of `diff` that must wait, and puts those in that wait no longer; answers the names
@@ -56,7 +56,7 @@ impl Warming {
     pub(super) fn hold_back(&mut self, diff: &mut Diff, discoverer: Option<&Discoverer>) -> Vec<Arc<str>> {
         let mut held = Vec::new();
         for (name, cluster) in std::mem::take(&mut diff.clusters) {
-            self.take(&name);
+            self.clusters.take(&name);
             let wait = cluster.as_ref().and_then(|cluster| wait_of(cluster, discoverer));
             match (cluster, wait) {
                 (Some(cluster), Some(wait)) => {
@@ -79,45 +79,54 @@ impl Warming {
         held
     }
 
-    /// The next candidate that need not wait any longer. Never ends while nothing waits; may be dropped.
-    pub(super) async fn warm(&mut self) -> (Arc<str>, Arc<Cluster>) {
-        loop {
-            match self.ends.join_next().await {
-                Some(Ok((name, number))) if self.waiting.get(&name).is_some_and(|c| c.number == number) => {
-                    if let Some(cluster) = self.take(&name) {
-                        self.count();
-                        return (name, cluster);
-                    }
+    /// Takes the listeners out of `diff` that must wait for route tables, which neither are there nor come with it.
+    /// It is to be applied next.
+    pub(super) fn hold_back_listeners(&mut self, diff: &mut Diff) {
+        for (name, listener) in std::mem::take(&mut diff.listeners) {
+            self.listeners.take(&name);
+            let missing = listener.as_deref().map(|l| missing_tables(l, diff)).unwrap_or_default();
+            match listener {
+                Some(listener) if !missing.is_empty() => {
+                    self.listeners.hold(name, listener, first_tables(missing));
                 }
-                // Taken back in the meantime.
-                Some(_) => {}
-                None => std::future::pending().await,
+                listener => diff.listeners.push((name, listener)),
             }
         }
     }
 
+    /// Listeners that wait.
+    pub(super) fn listeners(&self) -> usize {
+        self.listeners.len()
+    }
+
+    /// The next candidate that need not wait any longer. Never ends while nothing waits; may be dropped.
+    pub(super) async fn warm(&mut self) -> Warm {
+        tokio::select! {
+            (name, cluster) = self.clusters.next() => {
+                self.count();
+                Warm::Cluster(name, cluster)
+            }
+            (name, listener) = self.listeners.next() => Warm::Listener(name, listener),
+        }
+    }
+
     fn hold(&mut self, name: Arc<str>, cluster: Arc<Cluster>, wait: Wait) {
-        let number = self.numbers;
-        self.numbers += 1;
-        let key = name.clone();
-        let end = self.ends.spawn(async move {
+        self.clusters.hold(name, cluster, async move {
             match wait {
                 // Too late is as good as badly answered.
                 Wait::Answers(first) => drop(tokio::time::timeout(FIRST_ANSWER, first).await),
                 Wait::Endpoints(limit) => tokio::time::sleep(limit).await,
             }
-            (key, number)
         });
-        self.waiting.insert(name, Candidate { number, cluster, end });
     }
 
     /// Gives endpoints to the candidate that waits for them; gives them back when none does.
     fn endpoints(&mut self, name: &str, hosts: Vec<HostConfig>) -> Result<Arc<Cluster>, Vec<HostConfig>> {
-        let waits = |c: &Candidate| matches!(c.cluster.config.discovery, Discovery::Eds(_));
-        if !self.waiting.get(name).is_some_and(waits) {
+        let waits = |cluster: &Arc<Cluster>| matches!(cluster.config.discovery, Discovery::Eds(_));
+        if !self.clusters.get(name).is_some_and(waits) {
             return Err(hosts);
         }
-        match self.take(name) {
+        match self.clusters.take(name) {
             Some(cluster) => {
                 cluster.update_hosts(hosts);
                 Ok(cluster)
@@ -126,14 +135,8 @@ impl Warming {
         }
     }
 
-    fn take(&mut self, name: &str) -> Option<Arc<Cluster>> {
-        let candidate = self.waiting.remove(name)?;
-        candidate.end.abort();
-        Some(candidate.cluster)
-    }
-
     fn count(&self) {
-        self.stats.warming_clusters().set(self.waiting.len() as u64);
+        self.stats.warming_clusters().set(self.clusters.len() as u64);
     }
 }
 
@@ -143,6 +146,33 @@ fn wait_of(cluster: &Arc<Cluster>, discoverer: Option<&Discoverer>) -> Option<Wa
     match cluster.config.discovery {
         Discovery::Eds(limit) => (cluster.hosts.load().total() == 0).then_some(Wait::Endpoints(limit)),
         _ => first.filter(|_| !cluster.is_resolved()).map(Wait::Answers),
+    }
+}
+
+/// A place for a table, and how long it is waited for.
+type Missing = (Arc<RouteTableCell>, Option<Duration>);
+
+/// The tables of a listener that nothing has come for, nor comes with `diff`.
+fn missing_tables(listener: &Listener, diff: &Diff) -> Vec<Missing> {
+    let comes = |cell: &RouteTableCell| diff.route_tables.iter().any(|(key, _)| *key == cell.key);
+    let chains = listener.chains.iter().chain(&listener.default_chain);
+    let managers = chains.filter_map(|chain| match chain.filter.last() {
+        NetworkFilter::Http(manager) => Some(manager),
+        _ => None,
+    });
+    let missing = managers.filter(|manager| manager.routes.is_awaited() && !comes(&manager.routes));
+    missing.map(|manager| (manager.routes.clone(), manager.first_table)).collect()
+}
+
+/// Waits for all of them at once, each as long as it may take.
+async fn first_tables(missing: Vec<Missing>) {
+    let start = Instant::now();
+    for (cell, limit) in missing {
+        match limit.and_then(|limit| start.checked_add(limit)) {
+            // The listener serves without it then.
+            Some(until) => drop(tokio::time::timeout_at(until, cell.first()).await),
+            None => cell.first().await,
+        }
     }
 }
 
@@ -169,6 +199,13 @@ mod tests {
         vec![("c".into(), vec![HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into()))])]
     }
 
+    async fn warm_cluster(warming: &mut Warming) -> (Arc<str>, Arc<Cluster>) {
+        match warming.warm().await {
+            Warm::Cluster(name, cluster) => (name, cluster),
+            Warm::Listener(name, _) => panic!("listener {name}"),
+        }
+    }
+
     /// Names in the diff after what must wait was taken out, and how many wait.
     fn hold(warming: &mut Warming, mut diff: Diff) -> (Diff, usize) {
         warming.hold_back(&mut diff, None);
@@ -190,7 +227,7 @@ mod tests {
         assert_eq!((diff.clusters.len(), diff.endpoints.len()), (0, 1));
         let (diff, waiting) = hold(&mut warming, Diff { endpoints: endpoints(1), ..change(&eds(None)) });
         assert_eq!((diff.clusters.len(), diff.endpoints.len(), waiting), (1, 0, 0));
-        tokio::time::timeout(LIMIT * 2, warming.warm()).await.unwrap_err();
+        assert!(tokio::time::timeout(LIMIT * 2, warming.warm()).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
@@ -198,7 +235,7 @@ mod tests {
         let mut warming = Warming::new(&Registry::new());
         let (start, cluster) = (tokio::time::Instant::now(), eds(None));
         hold(&mut warming, change(&cluster));
-        let (name, warm) = warming.warm().await;
+        let (name, warm) = warm_cluster(&mut warming).await;
         assert!(Arc::ptr_eq(&warm, &cluster));
         assert_eq!((&*name, start.elapsed(), warming.stats.warming_clusters().get()), ("c", LIMIT, 0));
     }
@@ -211,7 +248,7 @@ mod tests {
         tokio::time::sleep(LIMIT / 2).await;
         let start = tokio::time::Instant::now();
         assert_eq!(hold(&mut warming, change(&second)).1, 1);
-        let (_, warm) = warming.warm().await;
+        let (_, warm) = warm_cluster(&mut warming).await;
         assert!(Arc::ptr_eq(&warm, &second));
         assert_eq!(start.elapsed(), LIMIT, "the wait begins anew");
         // A removal ends the wait as well.

@@ -12,7 +12,7 @@ use sixfold_core::router::{RouteTableCell, TableKey, TableOptions};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpConnectionManager {
+pub(crate) fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpConnectionManager {
     HttpConnectionManager {
         profile: Profile::Envoy,
         stat_prefix: "t".into(),
