@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prost::{Message, Name};
-use sixfold_core::access_log::{AccessLog, OpenLog};
+use sixfold_core::access_log::{AccessLog, MakeSink};
 use sixfold_core::cluster::{Clusters, DnsServers};
 use sixfold_core::document::{Node as DocumentNode, Options};
 use sixfold_core::error::{ConfigContext, ConfigError, Place};
@@ -47,7 +47,7 @@ pub struct Environment {
     /// What filters may use.
     pub build: plugin::BuildContext,
     /// Opens access logs.
-    pub open_log: Arc<dyn OpenLog>,
+    pub log_sinks: Arc<dyn MakeSink>,
     /// The host's own address that is not loopback, for X-Forwarded-For.
     pub local_address: Option<std::net::IpAddr>,
 }
@@ -218,7 +218,7 @@ fn context(
         registry,
         plugins,
         build,
-        open_log,
+        log_sinks,
         local_address,
     } = environment.clone();
     Ok(Context {
@@ -229,7 +229,7 @@ fn context(
         runtime: Arc::new(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime")?),
         plugins,
         build,
-        open_log,
+        log_sinks,
         secrets: Arc::new(secrets.iter().map(|secret| (secret.name.clone(), secret.clone())).collect()),
         node: Node { id, cluster },
         local_address,

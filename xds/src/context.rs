@@ -11,7 +11,7 @@ use sixfold_core::router::RouteTables;
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
-use sixfold_core::access_log::OpenLog;
+use sixfold_core::access_log::MakeSink;
 
 use crate::rds::FilterLists;
 
@@ -33,7 +33,7 @@ pub struct Context {
     /// What filters may use.
     pub build: plugin::BuildContext,
     /// Opens access logs.
-    pub open_log: Arc<dyn OpenLog>,
+    pub log_sinks: Arc<dyn MakeSink>,
     /// Secrets of the bootstrap and those that SDS has delivered, by name.
     pub secrets: Arc<BTreeMap<String, Secret>>,
     /// `node.id` and `node.cluster`: proxy-status, `add_user_agent`.

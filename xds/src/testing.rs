@@ -5,8 +5,7 @@
 use std::sync::Arc;
 
 use prost::{Message, Name};
-use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
-use sixfold_core::detached::Nowhere;
+use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{Node as Document, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::{Chain, FilterFactory, Plugin, Registry, Slot, Step};
@@ -46,7 +45,7 @@ pub(crate) fn table(
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn environment() -> Environment {
     let plugins = Registry::new([], [test_filter()]);
-    Environment { open_log: Arc::new(NoLog), ..Environment::detached(plugins) }
+    Environment { log_sinks: Arc::new(LogCheck), ..Environment::detached(plugins) }
 }
 
 /// The surroundings of a resource that came by an API.
@@ -58,7 +57,7 @@ pub(crate) fn context() -> Context {
         registry,
         plugins,
         build,
-        open_log,
+        log_sinks,
         local_address,
     } = environment();
     Context {
@@ -69,26 +68,13 @@ pub(crate) fn context() -> Context {
         runtime: Arc::default(),
         plugins,
         build,
-        open_log,
+        log_sinks,
         secrets: Arc::default(),
         node: Node { id: "node".into(), cluster: "local".into() },
         local_address,
         dns_servers: None,
         static_clusters: None,
         ads: true,
-    }
-}
-
-struct NoLog;
-
-impl OpenLog for NoLog {
-    fn open(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
-        match target {
-            LogTarget::File(path) if path.starts_with("/nowhere") => {
-                Err(format!("{}: no such file", path.display()))
-            }
-            target => Nowhere.open(target),
-        }
     }
 }
 

@@ -219,7 +219,7 @@ fn access_log(config: &Config, setup: &Setup) -> Result<Option<Log>, ConfigError
         Some("/dev/stderr") => LogTarget::Stderr,
         _ => LogTarget::File(log.path.clone()),
     };
-    let sink = setup.logs.open(&target).map_err(|reason| fault("access_log", reason))?;
+    let sink = setup.logs.sink(&target).map_err(|reason| fault("access_log", reason))?;
     let escape = match log.escape {
         AccessLogEscape::Default => Escape::Nginx,
         AccessLogEscape::Json => Escape::Json,

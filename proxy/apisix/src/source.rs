@@ -16,8 +16,9 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
-use sixfold_core::access_log::OpenLog;
+use sixfold_core::access_log::MakeSink;
 use sixfold_core::cluster::Clusters;
+use sixfold_core::detached::LogCheck;
 use sixfold_core::document::Format;
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::{Diff, Model};
@@ -51,14 +52,14 @@ pub struct Setup {
     /// The place of the route table.
     pub routes: Arc<RouteTableCell>,
     /// Opens the access log.
-    pub logs: Arc<dyn OpenLog>,
+    pub logs: Arc<dyn MakeSink>,
     /// The variables that configuration may refer to.
     pub environment: Environment,
 }
 
 impl Setup {
     /// A setup for `model`, with the variables of this process.
-    pub fn new(model: &Model, registry: Registry, context: BuildContext, logs: Arc<dyn OpenLog>) -> Setup {
+    pub fn new(model: &Model, registry: Registry, context: BuildContext, logs: Arc<dyn MakeSink>) -> Setup {
         Setup {
             registry,
             context,
@@ -162,7 +163,8 @@ pub fn validate(config_path: &Path, registry: Registry, environment: Environment
         Err(errors) => return Findings { errors, warnings: Vec::new() },
     };
     let mut findings = Findings { errors: Vec::new(), warnings: config.reports.clone() };
-    let loaded = load(config, config_path, Setup::detached(registry, environment));
+    let setup = Setup { logs: Arc::new(LogCheck), ..Setup::detached(registry, environment) };
+    let loaded = load(config, config_path, setup);
     findings.add(loaded.map(|loaded| loaded.update));
     findings
 }

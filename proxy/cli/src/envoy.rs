@@ -108,7 +108,7 @@ fn environment(process: &Process) -> Environment {
         registry: process.metrics.clone(),
         plugins: process.plugins.clone(),
         build: process.build.clone(),
-        open_log: Arc::new(process.logs.clone()),
+        log_sinks: Arc::new(process.logs.clone()),
         local_address: local_address(),
     }
 }

@@ -7,9 +7,11 @@ use crate::process::plugins;
 use crate::route_files::{Look, RouteFiles};
 use sixfold_apisix::Findings;
 use sixfold_apisix::config::Environment;
+use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_xds::bootstrap;
+use std::sync::Arc;
 
 /// What a file holds.
 #[derive(Debug, PartialEq, Eq)]
@@ -93,7 +95,11 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
 
 /// Compiles a bootstrap, with the routes that it has in files, and forgets it.
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
-    let mut compiled = text.load(&bootstrap::Environment::detached(plugins()))?;
+    let environment = bootstrap::Environment {
+        log_sinks: Arc::new(LogCheck),
+        ..bootstrap::Environment::detached(plugins())
+    };
+    let mut compiled = text.load(&environment)?;
     let Look { mut missing, refused } = RouteFiles::new(compiled.context).look(&mut compiled.diff);
     missing.extend(refused.iter().map(ToString::to_string));
     if missing.is_empty() { Ok(()) } else { Err(Failure(missing)) }

@@ -1,7 +1,7 @@
 //! Surroundings that reach nothing outside of this process: for checking configuration, whose result is thrown
 //! away, and for tests.
 
-use crate::access_log::{LogSink, LogTarget, OpenLog};
+use crate::access_log::{LogSink, LogTarget, MakeSink};
 use crate::listener::Listener;
 use crate::metrics;
 use crate::model::{ApplyError, Diff, Listeners, Model};
@@ -30,9 +30,23 @@ impl LogSink for Nowhere {
     fn write(&self, _: &[u8]) {}
 }
 
-impl OpenLog for Nowhere {
-    fn open(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
+impl MakeSink for Nowhere {
+    fn sink(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
         Ok(Arc::new(Nowhere))
+    }
+}
+
+/// Opens no log either, and says which could not be opened: for configuration that is checked where it will be used.
+pub struct LogCheck;
+
+impl MakeSink for LogCheck {
+    fn sink(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
+        let LogTarget::File(path) = target else { return Nowhere.sink(target) };
+        // One below the working directory is made at start.
+        if !path.parent().is_some_and(|folder| folder.is_relative() && !folder.exists()) {
+            target.check()?;
+        }
+        Nowhere.sink(target)
     }
 }
 

@@ -172,7 +172,23 @@ pub enum NetworkFilter {
     Guarded(Box<[Arc<dyn ConnectionGuard>]>, Box<NetworkFilter>),
 }
 
+impl Listener {
+    /// Every access log that it writes.
+    pub fn access_logs(&self) -> impl Iterator<Item = &AccessLog> {
+        let chains = self.chains.iter().chain(&self.default_chain);
+        self.access_logs.iter().chain(chains.flat_map(|chain| chain.filter.last().access_logs()))
+    }
+}
+
 impl NetworkFilter {
+    fn access_logs(&self) -> &[AccessLog] {
+        match self {
+            NetworkFilter::Http(manager) => &manager.access_logs,
+            NetworkFilter::Tcp(proxy) => &proxy.access_logs,
+            NetworkFilter::Direct(_) | NetworkFilter::Guarded(..) => &[],
+        }
+    }
+
     /// The filter that ends the chain.
     pub fn last(&self) -> &NetworkFilter {
         match self {

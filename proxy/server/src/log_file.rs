@@ -11,10 +11,10 @@ mod tests;
 pub use output::{Chore, FileStats, Flush, Output};
 
 use parking_lot::Mutex;
-use sixfold_core::access_log::{LogSink, LogTarget, OpenLog};
+use sixfold_core::access_log::{LogSink, LogTarget, MakeSink};
 use sixfold_core::metrics::Registry;
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// How long the end of the process waits for the last lines to be written.
@@ -26,7 +26,7 @@ pub struct LogFiles(Arc<Inner>);
 
 struct Inner {
     /// Closed once no configuration holds it any more.
-    files: Mutex<HashMap<LogTarget, Weak<Output>>>,
+    files: Mutex<HashMap<LogTarget, Weak<LogFile>>>,
     stats: Arc<FileStats>,
     interval: Duration,
 }
@@ -39,37 +39,72 @@ impl LogFiles {
         LogFiles(Arc::new(Inner { files: Mutex::default(), stats, interval }))
     }
 
-    fn all(&self) -> Vec<Arc<Output>> {
+    fn all(&self) -> Vec<Arc<LogFile>> {
         self.0.files.lock().values().filter_map(Weak::upgrade).collect()
     }
 
     /// Opens every file anew, after they were moved away (`SIGUSR1`, `POST /reopen_logs`).
     pub fn reopen(&self) {
-        self.all().iter().for_each(|file| file.reopen());
+        self.all().iter().filter_map(|file| file.output.get()).for_each(Output::reopen);
     }
 
     /// Writes what is left; waits at most 2 s for all files, since a disk may stall.
     pub fn shutdown(&self) {
         let deadline = Instant::now() + LAST_WRITE;
-        for file in self.all() {
+        for output in self.all().iter().filter_map(|file| file.output.get()) {
             // A file that does not finish in time loses its last lines.
-            let _ = file.flush(deadline);
+            let _ = output.flush(deadline);
         }
     }
 }
 
-impl OpenLog for LogFiles {
-    fn open(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
+impl MakeSink for LogFiles {
+    fn sink(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
+        target.check()?;
         let mut files = self.0.files.lock();
         files.retain(|_, file| file.strong_count() > 0);
         if let Some(file) = files.get(target).and_then(Weak::upgrade) {
             return Ok(file);
         }
-        let flush = Flush::Within(self.0.interval);
-        let file = Output::start("access-log", target, flush, self.0.stats.clone(), None)
-            .map_err(|e| format!("can't open {}: {e}", output::name(target)))?;
-        let file = Arc::new(file);
+        let file = Arc::new(LogFile {
+            target: target.clone(),
+            interval: self.0.interval,
+            stats: self.0.stats.clone(),
+            output: OnceLock::new(),
+            opening: Mutex::new(()),
+        });
         files.insert(target.clone(), Arc::downgrade(&file));
         Ok(file)
+    }
+}
+
+/// An access log. It is closed, and writes nothing, until it goes into force.
+struct LogFile {
+    target: LogTarget,
+    interval: Duration,
+    stats: Arc<FileStats>,
+    output: OnceLock<Output>,
+    /// One at a time opens it.
+    opening: Mutex<()>,
+}
+
+impl LogSink for LogFile {
+    fn write(&self, line: &[u8]) {
+        if let Some(output) = self.output.get() {
+            output.write(line);
+        }
+    }
+
+    fn open(&self) -> Result<(), String> {
+        let _one = self.opening.lock();
+        if self.output.get().is_some() {
+            return Ok(());
+        }
+        let flush = Flush::Within(self.interval);
+        let output = Output::start("access-log", &self.target, flush, self.stats.clone(), None)
+            .map_err(|error| self.target.unopened(&error))?;
+        // Nobody else has set it.
+        let _ = self.output.set(output);
+        Ok(())
     }
 }

@@ -18,7 +18,7 @@ impl Environment {
             registry: build.metrics.clone(),
             plugins,
             build,
-            open_log: Arc::new(Nowhere),
+            log_sinks: Arc::new(Nowhere),
             local_address: None,
         }
     }

@@ -113,7 +113,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
         ),
         (
             "access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /nowhere/a}}]",
-            "access_log[0].typed_config: /nowhere/a: no such file",
+            "access_log[0].typed_config: can't open /nowhere/a: No such file or directory (os error 2)",
         ),
         (
             "access_log: [{name: a, filter: {response_flag_filter: {flags: [XX]}}, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog}}]",

@@ -81,6 +81,7 @@ impl Manager {
         let workers = self.shared.options.concurrency;
         let active = ActiveListener::new(config, previous.as_deref(), &self.shared.drain, workers);
         let active = Arc::new(active?);
+        active.config.access_logs().try_for_each(|log| log.sink.open())?;
         let opened = self.open_missing(&active).await?;
 
         let mut before = self.listeners.remove(&name).map(|m| m.sockets).unwrap_or_default();

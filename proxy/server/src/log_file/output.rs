@@ -194,10 +194,6 @@ impl Shared {
             self.wake();
         }
     }
-
-    fn name(&self) -> String {
-        name(&self.target)
-    }
 }
 
 /// What the thread of an output has.
@@ -303,25 +299,16 @@ impl Writer {
     /// ever.
     fn complain(&self, what: &str, error: &io::Error) {
         if self.shared.flush != Flush::AtOnce {
-            tracing::warn!(log = %self.shared.name(), %error, "can't {what} a log");
+            tracing::warn!(log = %self.shared.target, %error, "can't {what} a log");
         }
     }
 
     fn tell_of_dropped(&self) {
         let lines = self.shared.dropped.swap(0, Relaxed);
         if lines > 0 {
-            let log = self.shared.name();
+            let log = &self.shared.target;
             tracing::warn!(%log, lines, "lines of a log were dropped, since it could not be written in time");
         }
-    }
-}
-
-/// What errors call a target.
-pub(super) fn name(target: &LogTarget) -> String {
-    match target {
-        LogTarget::File(path) => path.display().to_string(),
-        LogTarget::Stdout => "standard output".to_owned(),
-        LogTarget::Stderr => "standard error".to_owned(),
     }
 }
 

@@ -23,6 +23,12 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+fn open(files: &LogFiles, target: &LogTarget) -> Arc<dyn LogSink> {
+    let sink = files.sink(target).unwrap();
+    sink.open().unwrap();
+    sink
+}
+
 fn wait_for(path: &Path, text: &str) {
     wait_until(text, || std::fs::read_to_string(path).unwrap_or_default() == text);
 }
@@ -37,7 +43,7 @@ fn lines_are_written_by_interval_by_size_and_at_the_end() {
     let path = directory("write").join("a.log");
     let _ = std::fs::remove_file(&path);
     let files = LogFiles::new(Duration::from_secs(3600), &Registry::new());
-    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    let sink = open(&files, &LogTarget::File(path.clone()));
     sink.write(b"first\n");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "", "written before the interval");
     let long = format!("{}\n", "x".repeat(FLUSH_AT));
@@ -50,7 +56,7 @@ fn lines_are_written_by_interval_by_size_and_at_the_end() {
 
     let path = path.with_file_name("b.log");
     let files = LogFiles::new(Duration::from_millis(5), &Registry::new());
-    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    let sink = open(&files, &LogTarget::File(path.clone()));
     sink.write(b"soon\n");
     wait_for(&path, "soon\n");
 }
@@ -60,7 +66,7 @@ fn a_log_that_nobody_holds_is_written_and_closed() {
     let path = directory("close").join("a.log");
     let _ = std::fs::remove_file(&path);
     let files = LogFiles::new(Duration::from_secs(3600), &Registry::new());
-    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    let sink = open(&files, &LogTarget::File(path.clone()));
     sink.write(b"last\n");
     drop(sink);
     wait_for(&path, "last\n");
@@ -71,7 +77,7 @@ fn a_log_that_nobody_holds_is_written_and_closed() {
 fn reopening_goes_on_in_a_new_file() {
     let path = directory("reopen").join("a.log");
     let files = LogFiles::new(Duration::from_millis(5), &Registry::new());
-    let sink = files.open(&LogTarget::File(path.clone())).unwrap();
+    let sink = open(&files, &LogTarget::File(path.clone()));
     sink.write(b"old\n");
     wait_for(&path, "old\n");
     let moved = path.with_extension("1");
@@ -84,13 +90,45 @@ fn reopening_goes_on_in_a_new_file() {
     std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
 }
 
+/// Compiling a configuration opened its logs, and so made files of one that was only looked at.
+#[test]
+fn a_log_is_opened_when_it_goes_into_force() {
+    let path = directory("closed").join("a.log");
+    let _ = std::fs::remove_file(&path);
+    let files = LogFiles::new(Duration::from_millis(1), &Registry::new());
+    let target = LogTarget::File(path.clone());
+    let sink = files.sink(&target).unwrap();
+    sink.write(b"of nothing in force\n");
+    files.reopen();
+    files.shutdown();
+    assert!(target.check().is_ok() && !path.exists());
+    sink.open().unwrap();
+    sink.open().unwrap();
+    sink.write(b"line\n");
+    wait_for(&path, "line\n");
+    assert!(target.check().is_ok());
+    assert!(LogTarget::File(directory("closed")).check().is_err());
+    assert!(LogTarget::File(path.join("below")).check().is_err());
+    // What goes away in between is told of when it is opened.
+    std::fs::create_dir_all(directory("closed").join("gone")).unwrap();
+    let target = LogTarget::File(directory("closed").join("gone/a.log"));
+    let gone = files.sink(&target).unwrap();
+    std::fs::remove_dir(directory("closed").join("gone")).unwrap();
+    assert_eq!(gone.open(), target.check());
+    // Looked at, a FIFO is not waited for.
+    let pipe = path.with_extension("pipe");
+    fifo(&pipe);
+    assert!(LogTarget::File(pipe).check().is_ok());
+}
+
 #[test]
 fn equal_targets_share_a_file_and_bad_ones_are_refused() {
     let files = LogFiles::new(Duration::from_secs(1), &Registry::new());
     let target = LogTarget::File(directory("share").join("a.log"));
-    let (one, two) = (files.open(&target).unwrap(), files.open(&target).unwrap());
+    let (one, two) = (open(&files, &target), open(&files, &target));
     assert!(Arc::ptr_eq(&one, &two));
-    let error = files.open(&LogTarget::File("/does/not/exist.log".into())).err().unwrap();
+    let missing = LogTarget::File("/does/not/exist.log".into());
+    let error = files.sink(&missing).err().unwrap();
     assert!(error.starts_with("can't open /does/not/exist.log: "), "{error}");
 }
 
@@ -144,11 +182,11 @@ fn a_stalled_log_holds_up_no_other() {
     let files = LogFiles::new(Duration::from_millis(1), &Registry::new());
     let pipe = directory.join("pipe");
     fifo(&pipe);
-    let stalled = files.open(&LogTarget::File(pipe)).unwrap();
+    let stalled = open(&files, &LogTarget::File(pipe));
     stalled.write(b"nobody reads\n");
     let path = directory.join("b.log");
     let _ = std::fs::remove_file(&path);
-    let other = files.open(&LogTarget::File(path.clone())).unwrap();
+    let other = open(&files, &LogTarget::File(path.clone()));
     other.write(b"line\n");
     wait_for(&path, "line\n");
 }
@@ -159,7 +197,7 @@ fn a_fifo_waits_for_its_reader_without_holding_up_the_start() {
     let pipe = directory("fifo").join("pipe");
     fifo(&pipe);
     let files = LogFiles::new(Duration::from_millis(1), &Registry::new());
-    let sink = files.open(&LogTarget::File(pipe.clone())).unwrap();
+    let sink = open(&files, &LogTarget::File(pipe.clone()));
     sink.write(b"early\n");
     for expected in ["early", "later"] {
         // Lines from before the writer saw that its reader was gone may come first.
