@@ -47,8 +47,11 @@ fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
         other => return Err(refuse::extension("access log", name, other)),
     }
     .in_key("typed_config")?;
-    let sink =
-        context.log_sinks.sink(&target).map_err(|reason| ConfigError::field("typed_config", reason))?;
+    let sink = context
+        .compile
+        .log_sinks
+        .sink(&target)
+        .map_err(|reason| ConfigError::field("typed_config", reason))?;
     let filter = log_filter.as_ref().map(|value| filter(context, value)).transpose().in_key("filter")?;
     Ok(AccessLog { filter, format: Arc::new(Line(format)), sink })
 }
@@ -57,7 +60,7 @@ fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
 pub(crate) fn default_file(context: &Context, path: &str) -> Result<AccessLog> {
     let file = FileAccessLog { path: path.to_owned(), access_log_format: None };
     let (target, format) = self::file(&file)?;
-    let sink = context.log_sinks.sink(&target).map_err(ConfigError::new)?;
+    let sink = context.compile.log_sinks.sink(&target).map_err(ConfigError::new)?;
     Ok(AccessLog { filter: None, format: Arc::new(Line(format)), sink })
 }
 

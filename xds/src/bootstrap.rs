@@ -1,20 +1,18 @@
 //! Envoy's bootstrap: static resources, runtime, administration.
 
-mod detached;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prost::{Message, Name};
-use sixfold_core::access_log::{AccessLog, MakeSink};
-use sixfold_core::cluster::{Clusters, DnsServers};
+use sixfold_core::access_log::AccessLog;
+use sixfold_core::cluster::DnsServers;
+use sixfold_core::compile::CompileContext;
 use sixfold_core::document::{Node as DocumentNode, Options};
 use sixfold_core::error::{ConfigContext, ConfigError, Place};
 use sixfold_core::listener::BindAddress;
+use sixfold_core::metrics;
 use sixfold_core::model::Diff;
-use sixfold_core::router::RouteTables;
 use sixfold_core::runtime::Runtime;
-use sixfold_core::{metrics, plugin};
 use sixfold_xds_api::any::struct_to_json;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::StaticResources;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
@@ -31,25 +29,20 @@ use crate::{access_log, cluster, listener, stats};
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{destructure, refuse};
 
-/// What the process gives to compile a bootstrap with.
+/// What the process gives to compile its bootstraps with, one after the other.
 #[derive(Clone)]
-pub struct Environment {
-    /// Cluster names of the process.
-    pub clusters: Arc<Clusters>,
-    /// Route tables of the process.
-    pub route_tables: Arc<RouteTables>,
+pub struct ProcessContext {
+    /// What any source compiles with.
+    pub compile: CompileContext,
     /// Filters of connection managers whose routes come by themselves, over all bootstraps of the process.
     pub filter_lists: Arc<FilterLists>,
-    /// Where statistics are registered.
-    pub registry: metrics::Registry,
-    /// HTTP filters by type.
-    pub plugins: plugin::Registry,
-    /// What filters may use.
-    pub build: plugin::BuildContext,
-    /// Opens access logs.
-    pub log_sinks: Arc<dyn MakeSink>,
-    /// The host's own address that is not loopback, for X-Forwarded-For.
-    pub local_address: Option<std::net::IpAddr>,
+}
+
+impl ProcessContext {
+    /// For the first bootstrap of a process.
+    pub fn new(compile: CompileContext) -> ProcessContext {
+        ProcessContext { compile, filter_lists: Arc::default() }
+    }
 }
 
 /// A compiled bootstrap.
@@ -82,11 +75,11 @@ pub struct Admin {
 pub fn load(
     text: &str,
     file: &str,
-    environment: &Environment,
+    process: &ProcessContext,
 ) -> std::result::Result<Compiled, Vec<ConfigError>> {
     let bootstrap = load_bootstrap(text, file).map_err(ConfigError::into_all)?;
     let mut faults = Faults(Vec::new());
-    let compiled = compile(&bootstrap, environment, &mut faults);
+    let compiled = compile(&bootstrap, process, &mut faults);
     for fault in constraints::faults(&Bootstrap::full_name(), &bootstrap.encode_to_vec()) {
         faults.broken_rule(&bootstrap, fault);
     }
@@ -169,13 +162,13 @@ fn in_resource(bootstrap: &Bootstrap, mut fault: ConfigError) -> ConfigError {
 }
 
 /// Compiles what can be; without faults it is whole.
-fn compile(value: &Bootstrap, environment: &Environment, faults: &mut Faults) -> Option<Compiled> {
+fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> Option<Compiled> {
     faults.take(refuse_unsupported(value));
     let default = StaticResources::default();
     let StaticResources { listeners, clusters, secrets } =
         value.static_resources.as_ref().unwrap_or(&default);
     let names = clusters.iter().map(|cluster| cluster.name.clone()).collect();
-    let context = faults.take(context(value, names, secrets, environment))?;
+    let context = faults.take(context(value, names, secrets, process))?;
     let mut diff = Diff::default();
     let mut names = BTreeSet::new();
     for (index, value) in clusters.iter().enumerate() {
@@ -208,31 +201,16 @@ fn context(
     value: &Bootstrap,
     static_clusters: BTreeSet<String>,
     secrets: &[Secret],
-    environment: &Environment,
+    process: &ProcessContext,
 ) -> Result<Context> {
     let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
-    let Environment {
-        clusters,
-        route_tables,
-        filter_lists,
-        registry,
-        plugins,
-        build,
-        log_sinks,
-        local_address,
-    } = environment.clone();
+    let ProcessContext { compile, filter_lists } = process.clone();
     Ok(Context {
-        clusters,
-        route_tables,
+        compile,
         filter_lists,
-        registry,
         runtime: Arc::new(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime")?),
-        plugins,
-        build,
-        log_sinks,
         secrets: Arc::new(secrets.iter().map(|secret| (secret.name.clone(), secret.clone())).collect()),
         node: Node { id, cluster },
-        local_address,
         dns_servers: cluster::dns::servers(
             &value.typed_dns_resolver_config,
             &value.dns_resolution_config,

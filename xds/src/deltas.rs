@@ -56,7 +56,7 @@ struct Feed {
 impl Feed {
     fn new() -> Feed {
         let context = context();
-        let model = Model::new(context.clusters.clone(), context.route_tables.clone());
+        let model = Model::new(context.compile.clusters.clone(), context.compile.route_tables.clone());
         let asking = TABLES.iter().map(|name| {
             let listener =
                 crate::listener::compile(&context, &read(&listener("asks", 80, &by_name(name), ROUTER)));
@@ -128,13 +128,13 @@ impl Feed {
                 Value::Counter(0) | Value::Gauge(0) | Value::Histogram(Distribution { count: 0, .. })
             )
         };
-        let samples = self.context.registry.samples().into_iter().filter(|s| !zero(&s.value));
+        let samples = self.context.compile.metrics().samples().into_iter().filter(|s| !zero(&s.value));
         samples.map(|s| format!("{}: {:?}", s.name, s.value)).collect()
     }
 
     /// Everything that requests could notice.
     fn shown(&self) -> Vec<String> {
-        let clusters = self.context.clusters.all();
+        let clusters = self.context.compile.clusters.all();
         let mut all: Vec<String> = clusters.iter().map(|c| shown_cluster(c)).collect();
         for cell in &self.cells {
             all.push(format!("table {}: {:?}", cell.key.name, cell.load().map(|table| answers(&table))));
@@ -329,7 +329,7 @@ fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
         assert!(states.len() > 100, "hardly anything changes: {} states", states.len());
         assert_eq!(feed.model.sweep(), 0, "seed {seed}: what was replaced is kept");
         // Those that are asked for at all times, and one for each listener at most.
-        assert!(feed.context.route_tables.len() <= TABLES.len() + LISTENERS.len(), "seed {seed}");
+        assert!(feed.context.compile.route_tables.len() <= TABLES.len() + LISTENERS.len(), "seed {seed}");
     }
 }
 
@@ -346,7 +346,7 @@ fn what_is_compiled_and_dropped_changes_nothing() {
             let before = (feed.shown(), feed.statistics());
             for _ in 0..3 {
                 feed.consider(&random_changes(&mut rng).0);
-                feed.context.clusters.sweep();
+                feed.context.compile.clusters.sweep();
                 let (shown, statistics) = (feed.shown(), feed.statistics());
                 let changed = |(a, b): &(&String, &String)| a != b;
                 assert_eq!(before.0.iter().zip(&shown).find(changed), None, "seed {seed}, step {step}");
@@ -380,11 +380,12 @@ fn what_a_request_holds_outlives_its_change() {
     let mut rng = fastrand::Rng::with_seed(2);
     let text = |kind, name, rng: &mut fastrand::Rng| ((kind, name), Some(random_text(kind, name, rng)));
     feed.apply(vec![text(Kind::Cluster, "c0", &mut rng), text(Kind::Table, "t0", &mut rng)]);
-    let (table, cluster) = (feed.cells[0].load().unwrap(), feed.context.clusters.find("c0").unwrap());
+    let (table, cluster) = (feed.cells[0].load().unwrap(), feed.context.compile.clusters.find("c0").unwrap());
     let (routes, endpoints) = (answers(&table).len(), chosen(&cluster));
     feed.apply(vec![((Kind::Cluster, "c0"), None), text(Kind::Table, "t0", &mut rng)]);
     assert!(
-        !Arc::ptr_eq(&feed.cells[0].load().unwrap(), &table) && feed.context.clusters.find("c0").is_none()
+        !Arc::ptr_eq(&feed.cells[0].load().unwrap(), &table)
+            && feed.context.compile.clusters.find("c0").is_none()
     );
     assert_eq!(feed.model.sweep(), 2, "both are held");
     assert_eq!((answers(&table).len(), chosen(&cluster)), (routes, endpoints));

@@ -108,7 +108,8 @@ pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(Http
     if router.is_none() && !filters.is_empty() {
         return Err(ConfigError::field("http_filters", "the last filter must be the router"));
     }
-    let filters = HttpFilters { filters: compiled, build: context.build.clone(), chains: Mutex::default() };
+    let filters =
+        HttpFilters { filters: compiled, build: context.compile.build.clone(), chains: Mutex::default() };
     Ok((filters, router))
 }
 
@@ -132,7 +133,7 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
     if type_name == ROUTER {
         return decode(&config).map(One::Router).in_key("typed_config");
     }
-    match context.plugins.filter(&type_name) {
+    match context.compile.plugins.filter(&type_name) {
         Some(factory) => {
             let (factory, config) = (factory.clone(), config.into_owned());
             let (name, plugins) = (name.clone(), Mutex::default());

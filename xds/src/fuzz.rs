@@ -6,11 +6,12 @@ mod tests;
 
 use std::collections::BTreeSet;
 
+use sixfold_core::compile::CompileContext;
 use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::Registry;
 use sixfold_xds_api::parse_bootstrap;
 
-use crate::bootstrap::{Compiled, Environment, load};
+use crate::bootstrap::{Compiled, ProcessContext, load};
 
 /// What a bootstrap is taken as, or the resources and the reasons it is refused for.
 type Verdict = Result<Names, BTreeSet<(Option<String>, String)>>;
@@ -33,8 +34,8 @@ pub fn bootstrap(data: &[u8]) {
 }
 
 fn judge(text: &str, file: &str) -> Verdict {
-    let environment = Environment::detached(Registry::default());
-    match load(text, file, &environment) {
+    let process = ProcessContext::new(CompileContext::detached(Registry::default()));
+    match load(text, file, &process) {
         Ok(compiled) => Ok(names(&compiled)),
         Err(faults) => {
             assert!(!faults.is_empty(), "refused without a fault");

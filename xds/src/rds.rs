@@ -114,7 +114,7 @@ pub(crate) fn subscribe(
     let chain = (!filters.are_stateless()).then_some(place.chain);
     let filters = context.filter_lists.intern(RdsFilters { source, chain, list: filters });
     let key = TableKey { name, filters: FiltersId::new(filters.clone()) };
-    Ok(Subscription { cell: context.route_tables.cell(&key), first_table, filters })
+    Ok(Subscription { cell: context.compile.route_tables.cell(&key), first_table, filters })
 }
 
 fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use prost::{Message, Name};
+use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{Node as Document, Options};
 use sixfold_core::error::ConfigError;
@@ -15,7 +16,7 @@ use sixfold_xds_api::message_from_node;
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use sixfold_xds_api::wire::{self, Split};
 
-use crate::bootstrap::Environment;
+use crate::bootstrap::ProcessContext;
 use crate::context::{Context, Node};
 use crate::filters::HttpFilters;
 use crate::route;
@@ -43,35 +44,21 @@ pub(crate) fn table(
 }
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
-pub(crate) fn environment() -> Environment {
+pub(crate) fn process() -> ProcessContext {
     let plugins = Registry::new([], [test_filter()]);
-    Environment { log_sinks: Arc::new(LogCheck), ..Environment::detached(plugins) }
+    let compile = CompileContext { log_sinks: Arc::new(LogCheck), ..CompileContext::detached(plugins) };
+    ProcessContext::new(compile)
 }
 
-/// The surroundings of a resource that came by an API.
+/// The context of a resource that came by an API.
 pub(crate) fn context() -> Context {
-    let Environment {
-        clusters,
-        route_tables,
-        filter_lists,
-        registry,
-        plugins,
-        build,
-        log_sinks,
-        local_address,
-    } = environment();
+    let ProcessContext { compile, filter_lists } = process();
     Context {
-        clusters,
-        route_tables,
+        compile,
         filter_lists,
-        registry,
         runtime: Arc::default(),
-        plugins,
-        build,
-        log_sinks,
         secrets: Arc::default(),
         node: Node { id: "node".into(), cluster: "local".into() },
-        local_address,
         dns_servers: None,
         static_clusters: None,
         ads: true,

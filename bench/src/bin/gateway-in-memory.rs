@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{env, fmt};
 
-use sixfold_apisix::config::{Config, Environment};
+use sixfold_apisix::config::{Config, EnvVars};
 use sixfold_apisix::resource::Kind;
 use sixfold_apisix::store::{Key, MemoryStore, Store};
-use sixfold_apisix::{Feed, Setup, Source, Update, load_config};
+use sixfold_apisix::{Feed, Source, SourceContext, Update, load_config};
+use sixfold_core::compile::CompileContext;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{BuildContext, Callout, SharedState};
+use sixfold_core::plugin::{BuildContext, Callout};
 use sixfold_server::admin::Lifecycle;
 use sixfold_server::callout::{CalloutConfig, Callouts};
 use sixfold_server::dns::{DnsCache, ResolverConfig};
@@ -36,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for n in 1..=routes.parse()? {
         put(&store, n, port.parse()?)?;
     }
-    let config = load_config(&PathBuf::from(config), &Environment::Process).map_err(several)?;
+    let config = load_config(&PathBuf::from(config), &EnvVars::Process).map_err(several)?;
     let _gateway = start(config, store.clone())?;
     for line in stdin().lines() {
         let line = line?;
@@ -58,20 +59,16 @@ fn start(config: Config, store: MemoryStore) -> Result<Gateway, Box<dyn Error>> 
     let registry = Registry::default();
     let dns = DnsCache::start(ResolverConfig::default())?;
     let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns.clone(), CalloutConfig::default()));
-    let context = BuildContext {
-        callout: callout.clone(),
-        metrics: registry.clone(),
-        shared: Arc::new(SharedState::default()),
-        resource: "".into(),
-        attributes: Arc::default(),
-    };
+    let build = BuildContext::new(callout.clone(), registry.clone());
     let workers = config.worker_processes.unwrap_or(1);
     let options = Options { concurrency: workers, ..Options::default() };
     let server = Server::start(options, registry.clone(), Arc::default(), callout, Lifecycle::default())?;
     server.set_dns(dns);
     let logs = LogFiles::new(FLUSH_INTERVAL, &registry);
-    let setup = Setup::new(server.model(), sixfold_plugins::registry(), context, Arc::new(logs.clone()));
-    let mut source = Source::new(config, Arc::new(store), setup);
+    let plugins = sixfold_plugins::registry();
+    let compile = CompileContext::new(server.model(), plugins, build, Arc::new(logs.clone()));
+    let context = SourceContext::new(compile, EnvVars::Process);
+    let mut source = Source::new(config, Arc::new(store), context);
     let Update { diff, refused, .. } = source.pull().map_err(several)?;
     if !refused.is_empty() {
         return Err(several(refused).into());

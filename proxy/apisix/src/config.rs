@@ -27,7 +27,7 @@ use sixfold_core::router::ApisixRouter;
 use self::written::Written;
 use crate::file;
 
-pub use self::environment::{Environment, substitute_text};
+pub use self::environment::{EnvVars, substitute_text};
 
 /// The static configuration of a gateway.
 #[derive(Debug, Clone)]
@@ -225,12 +225,12 @@ impl Config {
     /// # Errors
     /// Every key that is not supported or of the wrong type, every value that can't be read, and variables that
     /// are not set. An unknown key is reported: APISIX ignores it.
-    pub fn parse(text: &str, file: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+    pub fn parse(text: &str, file: &str, environment: &EnvVars) -> Result<Config, Vec<ConfigError>> {
         Self::parse_named(text, file, environment)
             .map_err(|errors| errors.into_iter().map(|error| error.in_file(file)).collect())
     }
 
-    fn parse_named(text: &str, file: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+    fn parse_named(text: &str, file: &str, environment: &EnvVars) -> Result<Config, Vec<ConfigError>> {
         let mut reports = Vec::new();
         let user = file::read_tree(text, Format::Yaml, &mut reports);
         let user = user.and_then(|node| environment.substitute(node)).map_err(|error| vec![error])?;
@@ -268,14 +268,14 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::parse`].
-    pub fn standalone(text: &str, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+    pub fn standalone(text: &str, environment: &EnvVars) -> Result<Config, Vec<ConfigError>> {
         const ROLE: &str = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
         Config::parse(&format!("{ROLE}{text}"), "config.yaml", environment)
     }
 
     /// The file with the resources, beside the config.yaml in `directory`: `apisix.yaml`, or `apisix-x.yaml`
     /// with the profile `x`.
-    pub fn resources_path(&self, directory: &Path, environment: &Environment) -> PathBuf {
+    pub fn resources_path(&self, directory: &Path, environment: &EnvVars) -> PathBuf {
         let extension = match self.deployment.provider {
             Provider::Json => "json",
             Provider::Yaml => "yaml",
@@ -288,7 +288,7 @@ impl Config {
 }
 
 /// The path of config.yaml in `directory`, for the profile of `environment`.
-pub fn config_path(directory: &Path, environment: &Environment) -> PathBuf {
+pub fn config_path(directory: &Path, environment: &EnvVars) -> PathBuf {
     directory.join(match environment.get("APISIX_PROFILE").filter(|profile| !profile.is_empty()) {
         Some(profile) => format!("config-{profile}.yaml"),
         None => "config.yaml".to_owned(),

@@ -18,7 +18,7 @@ use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::{Environment, substitute_text};
+use crate::config::{EnvVars, substitute_text};
 use crate::resource::Kind;
 use crate::store::move_lines;
 use crate::watch::Stamp;
@@ -154,7 +154,7 @@ pub(crate) fn has_content(text: &str) -> bool {
 ///
 /// # Errors
 /// A variable that is not set and has no default.
-pub fn substitute<'a>(text: &'a str, environment: &Environment) -> Result<Cow<'a, str>, ConfigError> {
+pub fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
     substitute_text(text, environment)
 }
 
@@ -170,7 +170,7 @@ pub fn split(text: &str) -> Option<Vec<Item<'_>>> {
 pub fn parse(
     text: &str,
     format: Format,
-    environment: &Environment,
+    environment: &EnvVars,
 ) -> Result<(Vec<Item<'static>>, Vec<ConfigError>), Vec<ConfigError>> {
     let mut warnings = Vec::new();
     let root = read_tree(text, format, &mut warnings).and_then(|root| match format {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use sixfold_core::document::Format;
 use sixfold_core::plugin::Registry;
 
-use crate::config::{Config, Environment};
+use crate::config::{Config, EnvVars};
 use crate::file::{self, Item};
-use crate::source::{Setup, Source};
+use crate::source::{Source, SourceContext};
 use crate::store::{Resources, TextStore};
 
 /// The bytes as an apisix.yaml, an apisix.json and a config.yaml.
@@ -21,14 +21,15 @@ use crate::store::{Resources, TextStore};
 /// and without a new fault; one that was not must say why.
 pub fn load(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let environment = Environment::Fixed(HashMap::new());
+    let environment = EnvVars::Fixed(HashMap::new());
     if let Err(errors) = Config::parse(text, "config.yaml", &environment) {
         assert!(!errors.is_empty(), "refused without a reason");
     }
     split_agrees_with_parse(text);
     let Ok(config) = Config::standalone("", &environment) else { return };
     let store = Arc::new(TextStore::new(environment.clone()));
-    let mut source = Source::new(config, store.clone(), Setup::detached(Registry::default(), environment));
+    let mut source =
+        Source::new(config, store.clone(), SourceContext::detached(Registry::default(), environment));
     for (format, name) in [(Format::Yaml, "apisix.yaml"), (Format::Json, "apisix.json")] {
         let resources = Resources { text, format, name };
         store.set(resources);
@@ -46,7 +47,7 @@ pub fn load(data: &[u8]) {
 fn split_agrees_with_parse(text: &str) {
     let Some(items) = file::split(text) else { return };
     let Some(nodes) = items.iter().map(Item::parse).collect::<Option<Vec<_>>>() else { return };
-    let whole = file::parse(text, Format::Yaml, &Environment::Fixed(HashMap::new()));
+    let whole = file::parse(text, Format::Yaml, &EnvVars::Fixed(HashMap::new()));
     let whole = whole.unwrap_or_else(|errors| {
         assert!(errors.is_empty(), "the split takes what the parser refuses: {errors:?}");
         Default::default()

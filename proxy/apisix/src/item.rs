@@ -13,7 +13,7 @@ use sixfold_core::error::{ConfigError, Place};
 use sixfold_core::expr::Expr;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::Environment;
+use crate::config::EnvVars;
 use crate::plugin::{Catalog, PluginConfig};
 use crate::resource::{
     GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins, Route, Service, Ssl, Upstream,
@@ -57,7 +57,7 @@ pub(crate) struct Reference {
 /// What resources are read with.
 pub(crate) struct Reader<'a> {
     pub(crate) catalog: &'a Catalog,
-    pub(crate) environment: &'a Environment,
+    pub(crate) environment: &'a EnvVars,
 }
 
 impl Reader<'_> {

@@ -22,6 +22,6 @@ mod watch;
 
 pub use listener::APISIX_VERSION;
 pub use source::{
-    Feed, Findings, Loaded, ROUTE_TABLE, Setup, Source, Update, load, load_config, validate,
+    Feed, Findings, Loaded, ROUTE_TABLE, Source, SourceContext, Update, load, load_config, validate,
     validate_resources,
 };

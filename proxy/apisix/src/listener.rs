@@ -20,7 +20,7 @@ use sixfold_core::stream::Stream;
 use sixfold_core::tls::{ContextChange, ServerTls};
 
 use crate::config::{AccessLogEscape, Config, ListenAddress};
-use crate::source::Setup;
+use crate::source::SourceContext;
 use crate::tls::Certificates;
 
 /// The version of APISIX whose behaviour this is, as `Server` tells it.
@@ -54,15 +54,18 @@ impl Listening {
 ///
 /// # Errors
 /// A header name or an access log that can't be used.
-pub(crate) fn compile(config: &Config, setup: &Setup) -> Result<(Listening, Vec<Listener>), ConfigError> {
+pub(crate) fn compile(
+    config: &Config,
+    context: &SourceContext,
+) -> Result<(Listening, Vec<Listener>), ConfigError> {
     let listening = Listening { tls: ServerTls::new(None, Vec::new()) };
-    let log = access_log(config, setup)?;
+    let log = access_log(config, context)?;
     let mut listeners = Vec::new();
     for (scheme, addresses) in [("http", &config.http_listeners), ("https", &config.https_listeners)] {
         for listen in addresses {
-            let manager = Arc::new(manager(config, setup, log.iter().map(Log::open).collect())?);
+            let manager = Arc::new(manager(config, context, log.iter().map(Log::open).collect())?);
             let tls = (scheme == "https").then(|| listening.tls.clone());
-            listeners.push(listener(scheme, *listen, manager, tls, setup));
+            listeners.push(listener(scheme, *listen, manager, tls, context));
         }
     }
     Ok((listening, listeners))
@@ -73,7 +76,7 @@ fn listener(
     listen: ListenAddress,
     manager: Arc<HttpConnectionManager>,
     tls: Option<Arc<ServerTls>>,
-    setup: &Setup,
+    context: &SourceContext,
 ) -> Listener {
     let mut filters = Vec::new();
     if listen.proxy_protocol {
@@ -108,22 +111,22 @@ fn listener(
         backlog: 511,
         tcp_keepalive: None,
         inbound: true,
-        stats: Arc::new(ListenerStats::new(&setup.context.metrics, &stats)),
+        stats: Arc::new(ListenerStats::new(context.compile.metrics(), &stats)),
         shape: 0,
     }
 }
 
 fn manager(
     config: &Config,
-    setup: &Setup,
+    context: &SourceContext,
     access_logs: Vec<AccessLog>,
 ) -> Result<HttpConnectionManager, ConfigError> {
     Ok(HttpConnectionManager {
         profile: Profile::Apisix,
         stat_prefix: "apisix".into(),
-        stats: Arc::new(HttpStats::new(&setup.context.metrics, "http.apisix.")),
+        stats: Arc::new(HttpStats::new(context.compile.metrics(), "http.apisix.")),
         codec: if config.enable_http2 { CodecType::Auto } else { CodecType::Http1 },
-        routes: setup.routes.clone(),
+        routes: context.routes.clone(),
         chain: Chain::empty(),
         http1: ServerHttp1 {
             accept_http_10: true,
@@ -210,7 +213,7 @@ impl Log {
     }
 }
 
-fn access_log(config: &Config, setup: &Setup) -> Result<Option<Log>, ConfigError> {
+fn access_log(config: &Config, context: &SourceContext) -> Result<Option<Log>, ConfigError> {
     let Some(log) = &config.http.access_log else { return Ok(None) };
     let fault = |field: &str, reason: String| config.fault(&format!("nginx_config.http.{field}"), reason);
     let format = Format::apisix(&log.format).map_err(|reason| fault("access_log_format", reason))?;
@@ -219,7 +222,7 @@ fn access_log(config: &Config, setup: &Setup) -> Result<Option<Log>, ConfigError
         Some("/dev/stderr") => LogTarget::Stderr,
         _ => LogTarget::File(log.path.clone()),
     };
-    let sink = setup.logs.sink(&target).map_err(|reason| fault("access_log", reason))?;
+    let sink = context.compile.log_sinks.sink(&target).map_err(|reason| fault("access_log", reason))?;
     let escape = match log.escape {
         AccessLogEscape::Default => Escape::Nginx,
         AccessLogEscape::Json => Escape::Json,

@@ -13,7 +13,7 @@ use sixfold_core::plugin::{ApisixFactory, Registry};
 
 pub(crate) use self::meta::Meta;
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
-use crate::config::Environment;
+use crate::config::EnvVars;
 use crate::resource::Plugins;
 use crate::schema::{self, Schema, Step, Violation};
 use crate::secret;
@@ -98,7 +98,7 @@ impl Catalog {
     pub(crate) fn check(
         &self,
         plugins: &Plugins,
-        environment: &Environment,
+        environment: &EnvVars,
     ) -> Result<Vec<PluginConfig>, Vec<Violation>> {
         let (mut accepted, mut refused) = (Vec::new(), Vec::new());
         for (name, config) in plugins {
@@ -119,7 +119,7 @@ impl Catalog {
         &self,
         name: &str,
         config: &Value,
-        environment: &Environment,
+        environment: &EnvVars,
     ) -> Result<Option<PluginConfig>, Violation> {
         let fault = |message: String| Violation { path: Vec::new(), message };
         let Some(entry) = self.plugins.get(name) else {

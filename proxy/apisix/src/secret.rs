@@ -5,14 +5,14 @@
 
 use serde_json::Value;
 
-use crate::config::Environment;
+use crate::config::EnvVars;
 use crate::schema::is_secret_reference;
 
 /// Replaces every reference in `value`.
 ///
 /// # Errors
 /// A variable that is not set, a key that its JSON does not have, and secret managers.
-pub(crate) fn resolve_all(value: &mut Value, environment: &Environment) -> Result<(), String> {
+pub(crate) fn resolve_all(value: &mut Value, environment: &EnvVars) -> Result<(), String> {
     match value {
         Value::String(text) if is_secret_reference(text) => *text = resolve(text, environment)?,
         Value::Array(items) => {
@@ -30,7 +30,7 @@ pub(crate) fn resolve_all(value: &mut Value, environment: &Environment) -> Resul
     Ok(())
 }
 
-fn resolve(reference: &str, environment: &Environment) -> Result<String, String> {
+fn resolve(reference: &str, environment: &EnvVars) -> Result<String, String> {
     const ENV: &str = "$env://";
     let Some(rest) = reference.get(ENV.len()..).filter(|_| starts_with(reference, ENV)) else {
         return Err(format!("{reference}: secret managers are not supported; $env:// is"));
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn references_are_resolved_or_refused() {
-        let environment = Environment::Fixed(HashMap::from([
+        let environment = EnvVars::Fixed(HashMap::from([
             ("KEY".to_owned(), "secret".to_owned()),
             ("MANY".to_owned(), r#"{"a": "x", "n": 5}"#.to_owned()),
         ]));

@@ -6,7 +6,6 @@
 
 mod batch;
 mod candidate;
-mod detached;
 mod feed;
 mod record;
 mod state;
@@ -16,13 +15,12 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
-use sixfold_core::access_log::MakeSink;
-use sixfold_core::cluster::Clusters;
+use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::Format;
 use sixfold_core::error::ConfigError;
-use sixfold_core::model::{Diff, Model};
-use sixfold_core::plugin::{BuildContext, Registry};
+use sixfold_core::model::Diff;
+use sixfold_core::plugin::Registry;
 use sixfold_core::router::{RouteTableCell, TableKey};
 
 use self::batch::Batch;
@@ -31,7 +29,7 @@ pub use self::feed::Feed;
 use self::record::Builder;
 pub(crate) use self::record::ServiceParts;
 use self::state::{Fault, State};
-use crate::config::{Config, Environment, Provider};
+use crate::config::{Config, EnvVars, Provider};
 use crate::file;
 use crate::plugin::ChainCache;
 use crate::shared::SharedParts;
@@ -42,38 +40,31 @@ pub const ROUTE_TABLE: &str = "apisix";
 
 /// What a source is given by the process it is part of.
 #[derive(Clone)]
-pub struct Setup {
-    /// The plugins that resources may use.
-    pub registry: Registry,
-    /// What plugins are built with; `resource` and `attributes` are filled in for each.
-    pub context: BuildContext,
-    /// The names of clusters.
-    pub clusters: Arc<Clusters>,
+pub struct SourceContext {
+    /// What any source compiles with.
+    pub compile: CompileContext,
     /// The place of the route table.
     pub routes: Arc<RouteTableCell>,
-    /// Opens the access log.
-    pub logs: Arc<dyn MakeSink>,
     /// The variables that configuration may refer to.
-    pub environment: Environment,
+    pub environment: EnvVars,
 }
 
-impl Setup {
-    /// A setup for `model`, with the variables of this process.
-    pub fn new(model: &Model, registry: Registry, context: BuildContext, logs: Arc<dyn MakeSink>) -> Setup {
-        Setup {
-            registry,
-            context,
-            clusters: model.clusters().clone(),
-            routes: model.route_tables().cell(&TableKey::named(ROUTE_TABLE)),
-            logs,
-            environment: Environment::Process,
-        }
+impl SourceContext {
+    /// With the place of the route table among those of `compile`.
+    pub fn new(compile: CompileContext, environment: EnvVars) -> SourceContext {
+        let routes = compile.route_tables.cell(&TableKey::named(ROUTE_TABLE));
+        SourceContext { compile, routes, environment }
+    }
+
+    /// With what [`CompileContext::detached`] says.
+    pub fn detached(plugins: Registry, environment: EnvVars) -> SourceContext {
+        SourceContext::new(CompileContext::detached(plugins), environment)
     }
 }
 
 /// APISIX's configuration, kept so that the next change is cheap.
 pub struct Source {
-    setup: Setup,
+    context: SourceContext,
     config: Config,
     store: Arc<dyn Store>,
     state: State,
@@ -106,7 +97,7 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Everything that is wrong in the file.
-pub fn load_config(config_path: &Path, environment: &Environment) -> Result<Config, Vec<ConfigError>> {
+pub fn load_config(config_path: &Path, environment: &EnvVars) -> Result<Config, Vec<ConfigError>> {
     let name = config_path.display().to_string();
     let text = file::read(config_path).map_err(|e| vec![e])?;
     Config::parse(&text, &name, environment)
@@ -118,11 +109,11 @@ pub fn load_config(config_path: &Path, environment: &Environment) -> Result<Conf
 /// # Errors
 /// What keeps the file from being read at all, and what of `config` can't be put to use. A resource that is
 /// wrong is no error: the update tells it, and has all the others.
-pub fn load(config: Config, config_path: &Path, setup: Setup) -> Result<Loaded, Vec<ConfigError>> {
+pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Result<Loaded, Vec<ConfigError>> {
     let directory = config_path.parent().unwrap_or(Path::new("."));
-    let resources = config.resources_path(directory, &setup.environment);
-    let store = FileStore::new(resources, format(&config), setup.environment.clone());
-    let mut source = Source::new(config, Arc::new(store), setup);
+    let resources = config.resources_path(directory, &context.environment);
+    let store = FileStore::new(resources, format(&config), context.environment.clone());
+    let mut source = Source::new(config, Arc::new(store), context);
     let update = source.pull()?;
     Ok(Loaded { source, update })
 }
@@ -157,27 +148,29 @@ impl Findings {
 }
 
 /// Reads the same files as [`load`] and compiles them, for nothing but what that finds.
-pub fn validate(config_path: &Path, registry: Registry, environment: Environment) -> Findings {
+pub fn validate(config_path: &Path, registry: Registry, environment: EnvVars) -> Findings {
     let config = match load_config(config_path, &environment) {
         Ok(config) => config,
         Err(errors) => return Findings { errors, warnings: Vec::new() },
     };
     let mut findings = Findings { errors: Vec::new(), warnings: config.reports.clone() };
-    let setup = Setup { logs: Arc::new(LogCheck), ..Setup::detached(registry, environment) };
-    let loaded = load(config, config_path, setup);
+    let mut context = SourceContext::detached(registry, environment);
+    context.compile.log_sinks = Arc::new(LogCheck);
+    let loaded = load(config, config_path, context);
     findings.add(loaded.map(|loaded| loaded.update));
     findings
 }
 
 /// Compiles an apisix.yaml or apisix.json by itself, with APISIX's defaults for what its config.yaml would say,
 /// as [`validate`].
-pub fn validate_resources(path: &Path, registry: Registry, environment: Environment) -> Findings {
+pub fn validate_resources(path: &Path, registry: Registry, environment: EnvVars) -> Findings {
     let mut findings = Findings::default();
     match Config::standalone("", &environment) {
         Ok(config) => {
             let format = Format::from_file_name(&path.to_string_lossy());
             let store = FileStore::new(path.to_owned(), format, environment.clone());
-            let mut source = Source::new(config, Arc::new(store), Setup::detached(registry, environment));
+            let mut source =
+                Source::new(config, Arc::new(store), SourceContext::detached(registry, environment));
             findings.add(source.pull());
         }
         Err(errors) => findings.errors = errors,
@@ -187,9 +180,9 @@ pub fn validate_resources(path: &Path, registry: Registry, environment: Environm
 
 impl Source {
     /// A source of what `store` has; nothing is read yet.
-    pub fn new(config: Config, store: Arc<dyn Store>, setup: Setup) -> Source {
+    pub fn new(config: Config, store: Arc<dyn Store>, context: SourceContext) -> Source {
         let (state, chains, shared) = Default::default();
-        Source { setup, config, store, state, chains, shared }
+        Source { context, config, store, state, chains, shared }
     }
 
     /// The static configuration.
@@ -218,7 +211,7 @@ impl Source {
     fn candidate(&mut self) -> Result<(Candidate, Vec<ConfigError>), Vec<ConfigError>> {
         let mut batch = Batch::new(
             &self.state,
-            Builder { config: &self.config, setup: &self.setup, shared: &self.shared },
+            Builder { config: &self.config, context: &self.context, shared: &self.shared },
         );
         let warnings = self.store.changes(&mut batch)?;
         Ok((Candidate::new(batch, &mut self.chains).map_err(|error| vec![error])?, warnings))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::Value;
+use sixfold_core::compile::CompileContext;
 use sixfold_core::connection::{Connection, TlsInfo};
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::{Diff, Model};
@@ -15,8 +16,8 @@ use sixfold_core::plugin::{
 };
 use sixfold_core::stream::Stream;
 
-use crate::config::{Config, Environment};
-use crate::source::{Setup, Source, Update};
+use crate::config::{Config, EnvVars};
+use crate::source::{Source, SourceContext, Update};
 use crate::store::{Resources, TextStore};
 
 /// Every configuration that was built, with the resource it was built for.
@@ -77,22 +78,22 @@ pub(crate) fn registry() -> Registry {
     )
 }
 
-pub(crate) fn context() -> BuildContext {
-    setup().context
+pub(crate) fn build_context() -> BuildContext {
+    context().compile.build
 }
 
-pub(crate) fn environment() -> Environment {
-    Environment::Fixed(HashMap::new())
+pub(crate) fn environment() -> EnvVars {
+    EnvVars::Fixed(HashMap::new())
 }
 
-pub(crate) fn setup() -> Setup {
-    Setup::detached(registry(), environment())
+pub(crate) fn context() -> SourceContext {
+    SourceContext::detached(registry(), environment())
 }
 
-/// A setup whose clusters and routes this model has.
-pub(crate) fn setup_of(model: &Model) -> Setup {
-    let (clusters, setup) = (model.clusters().clone(), setup());
-    Setup { clusters, routes: model.route_tables().cell(&setup.routes.key), ..setup }
+/// A context whose clusters and routes this model has.
+pub(crate) fn context_of(model: &Model) -> SourceContext {
+    let CompileContext { plugins, build, log_sinks, .. } = context().compile;
+    SourceContext::new(CompileContext::new(model, plugins, build, log_sinks), environment())
 }
 
 /// A source of resources in a text.
@@ -102,10 +103,10 @@ pub(crate) struct TextSource {
 }
 
 impl TextSource {
-    pub(crate) fn new(extra: &str, setup: Setup) -> TextSource {
+    pub(crate) fn new(extra: &str, context: SourceContext) -> TextSource {
         let config = Config::standalone(extra, &environment()).unwrap();
         let store = Arc::new(TextStore::new(environment()));
-        TextSource { source: Source::new(config, store.clone(), setup), store }
+        TextSource { source: Source::new(config, store.clone(), context), store }
     }
 
     pub(crate) fn set(&self, resources: Resources<'_>) {
@@ -134,7 +135,7 @@ impl std::ops::Deref for TextSource {
 
 /// A source with a static configuration of which `extra` is part.
 pub(crate) fn source(extra: &str) -> TextSource {
-    TextSource::new(extra, setup())
+    TextSource::new(extra, context())
 }
 
 /// A certificate for `names` that signed itself, and its key, indented to stand in YAML.

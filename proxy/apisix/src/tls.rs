@@ -17,7 +17,7 @@ use crate::client_certificate::VerifiedNames;
 use crate::config::Config;
 use crate::resource::{Ssl, Upstream};
 use crate::secret;
-use crate::source::Setup;
+use crate::source::SourceContext;
 
 /// The compiled certificates that clients may see, in their order.
 #[derive(Default)]
@@ -178,14 +178,14 @@ fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
 pub(crate) fn towards_upstream(
     upstream: &Upstream,
     certificate: Option<&ClientCertificate>,
-    setup: &Setup,
+    context: &SourceContext,
 ) -> Result<Option<Arc<ClientTls>>, String> {
     if !upstream.scheme.is_tls() {
         return Ok(None);
     }
     let resolved = |text: &str| -> Result<String, String> {
         let mut value = Value::String(text.to_owned());
-        secret::resolve_all(&mut value, &setup.environment)?;
+        secret::resolve_all(&mut value, &context.environment)?;
         Ok(value.as_str().unwrap_or_default().to_owned())
     };
     let tls = upstream.tls.as_ref();

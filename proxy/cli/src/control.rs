@@ -35,7 +35,7 @@ impl Administration {
     ) -> Administration {
         Administration {
             server: process.server.clone(),
-            clusters: process.model.clusters().clone(),
+            clusters: process.compile.clusters.clone(),
             logs: process.logs.clone(),
             levels,
             events,

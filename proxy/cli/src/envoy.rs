@@ -3,11 +3,12 @@
 use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::Administration;
-use crate::process::{ENVOY_PATIENCE, Process, Reloads, Setup, apply};
+use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, apply};
 use crate::route_files::RouteFiles;
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use sixfold_core::compile::CompileContext;
 use sixfold_core::document::Node;
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
@@ -18,7 +19,7 @@ use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
 use sixfold_server::surface::Surface;
 use sixfold_server::worker::Options;
-use sixfold_xds::bootstrap::{self, Compiled, Environment};
+use sixfold_xds::bootstrap::{self, Compiled, ProcessContext};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
-    let log = logging::start(&logging::Setup {
+    let log = logging::start(&logging::LogSettings {
         level: &options.log_level,
         components: &options.component_log_level,
         form: if options.log_format.as_deref() == Some("json") { LogForm::Json } else { LogForm::Text },
@@ -38,11 +39,12 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         return Ok(());
     }
     let (sender, events) = signals::listen()?;
-    let process = Process::start(setup(&options, log.metrics))?;
-    let environment = environment(&process);
+    let process = Process::start(process_options(&options, log.metrics))?;
+    let compile = CompileContext { local_address: local_address(), ..process.compile.clone() };
+    let process_context = ProcessContext::new(compile);
     let text = Text::of(&options)?;
     let node = text.node()?;
-    let Compiled { mut diff, admin, tags, context } = text.load(&environment)?;
+    let Compiled { mut diff, admin, tags, context } = text.load(&process_context)?;
     let mut names = Names::of(&diff);
     let files = Arc::new(Mutex::new(RouteFiles::new(context)));
     read_routes(&mut files.lock(), &mut diff)?;
@@ -57,7 +59,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     }
     RouteFiles::follow(&files, process.server.clone())?;
     let mut read = move |files: &mut RouteFiles| -> Result<_, Failure> {
-        let Compiled { mut diff, context, .. } = Text::of(&options)?.load(&environment)?;
+        let Compiled { mut diff, context, .. } = Text::of(&options)?.load(&process_context)?;
         files.set_context(context);
         read_routes(files, &mut diff)?;
         names.replace(&mut diff);
@@ -79,10 +81,10 @@ fn read_routes(files: &mut RouteFiles, diff: &mut Diff) -> Result<(), Failure> {
     if look.missing.is_empty() { Ok(()) } else { Err(Failure(look.missing)) }
 }
 
-fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {
+fn process_options(options: &EnvoyOptions, metrics: metrics::Registry) -> ProcessOptions {
     let default = Options::default();
     let drain_time = Duration::from_secs(options.drain_time_s);
-    Setup {
+    ProcessOptions {
         metrics,
         options: Options {
             concurrency: options.concurrency.unwrap_or(default.concurrency).max(1),
@@ -97,19 +99,6 @@ fn setup(options: &EnvoyOptions, metrics: metrics::Registry) -> Setup {
         resolver: ResolverConfig::default(),
         callout: CalloutConfig::default(),
         drain_limit: drain_time,
-    }
-}
-
-fn environment(process: &Process) -> Environment {
-    Environment {
-        clusters: process.model.clusters().clone(),
-        route_tables: process.model.route_tables().clone(),
-        filter_lists: Arc::default(),
-        registry: process.metrics.clone(),
-        plugins: process.plugins.clone(),
-        build: process.build.clone(),
-        log_sinks: Arc::new(process.logs.clone()),
-        local_address: local_address(),
     }
 }
 
@@ -138,7 +127,7 @@ fn administration(
         tags: Arc::new(tags),
         statistics: Statistics::new(&process.metrics),
         hosts: options.admin_host.clone(),
-        clusters: process.model.clusters().clone(),
+        clusters: process.compile.clusters.clone(),
         lifecycle: process.lifecycle.clone(),
         started: process.started,
         info: ServerInfo {
@@ -223,8 +212,8 @@ impl Text {
     }
 
     /// Compiles it.
-    pub(crate) fn load(&self, environment: &Environment) -> Result<Compiled, Failure> {
-        bootstrap::load(&self.text, &self.name, environment).map_err(Failure::from)
+    pub(crate) fn load(&self, context: &ProcessContext) -> Result<Compiled, Failure> {
+        bootstrap::load(&self.text, &self.name, context).map_err(Failure::from)
     }
 
     /// As a document to be shown: secrets in it are hidden.

@@ -3,10 +3,10 @@
 use crate::Failure;
 use crate::arguments::RunOptions;
 use crate::logging::{self, Log};
-use crate::process::{APISIX_PATIENCE, Process, Setup};
+use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
 use crate::signals;
-use sixfold_apisix::config::{Config, Environment, ListenAddress};
-use sixfold_apisix::{Feed, Loaded, Setup as SourceSetup, Update};
+use sixfold_apisix::config::{Config, EnvVars, ListenAddress};
+use sixfold_apisix::{Feed, Loaded, SourceContext, Update};
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics::Registry;
 use sixfold_server::callout::CalloutConfig;
@@ -26,7 +26,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
-    let log = logging::start(&logging::Setup {
+    let log = logging::start(&logging::LogSettings {
         level: &options.log.log_level,
         components: "",
         form: options.log.log_format,
@@ -39,21 +39,16 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
 pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Result<(), Failure> {
     let (sender, events) = signals::listen()?;
     // How many workers there are must be known before anything is compiled.
-    let mut config = sixfold_apisix::load_config(path, &Environment::Process)?;
+    let mut config = sixfold_apisix::load_config(path, &EnvVars::Process)?;
     config.reports.iter().for_each(|report| tracing::warn!("{report}"));
     make_log_folder(&config)?;
     leave_out_taken(&mut config)?;
-    let process = Process::start(setup(&config, log.metrics)?)?;
-    let setup = SourceSetup::new(
-        process.server.model(),
-        process.plugins.clone(),
-        process.build.clone(),
-        Arc::new(process.logs.clone()),
-    );
+    let process = Process::start(process_options(&config, log.metrics)?)?;
+    let context = SourceContext::new(process.compile.clone(), EnvVars::Process);
     let readiness = Readiness::default();
     let _status = status(&config, &readiness)?;
     let _metrics = metrics(&config, &process)?;
-    let Loaded { source, update } = sixfold_apisix::load(config, path, setup)?;
+    let Loaded { source, update } = sixfold_apisix::load(config, path, context)?;
     update.log();
     let Update { diff, .. } = update;
     if !process.go_live(diff, APISIX_PATIENCE, (&events, &sender))? {
@@ -104,7 +99,7 @@ fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
     if faults.is_empty() { Ok(()) } else { Err(faults.into()) }
 }
 
-fn setup(config: &Config, metrics: Registry) -> Result<Setup, Failure> {
+fn process_options(config: &Config, metrics: Registry) -> Result<ProcessOptions, Failure> {
     let default = Options::default();
     let mut resolver = ResolverConfig {
         timeout: config.resolver_timeout,
@@ -118,7 +113,7 @@ fn setup(config: &Config, metrics: Registry) -> Result<Setup, Failure> {
         (resolver.min_ttl, resolver.max_ttl) = (valid, valid);
     }
     let trusted = config.ssl.trusted_certificate.as_str();
-    Ok(Setup {
+    Ok(ProcessOptions {
         metrics,
         options: Options {
             concurrency: config.worker_processes.unwrap_or(default.concurrency).max(1),
@@ -152,7 +147,8 @@ fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failur
         return Ok(None);
     }
     let key = "plugin_attr.prometheus.export_addr";
-    let metrics = sixfold_plugins::prometheus::shared(&process.build.shared, &attributes, &process.metrics);
+    let metrics =
+        sixfold_plugins::prometheus::shared(&process.compile.build.shared, &attributes, &process.metrics);
     let metrics = metrics.map_err(|error| config.fault("plugin_attr.prometheus", error.to_string()))?;
     let ip = attributes["export_addr"]["ip"].as_str().unwrap_or("127.0.0.1");
     let port = attributes["export_addr"]["port"].as_u64().unwrap_or(9091);

@@ -61,7 +61,7 @@ const COMPONENTS: &[(&str, &str)] = &[
 ];
 
 /// How the log is started.
-pub(crate) struct Setup<'a> {
+pub(crate) struct LogSettings<'a> {
     /// Level of everything, or tracing's directives.
     pub(crate) level: &'a str,
     /// `component:level`, separated by commas.
@@ -81,25 +81,26 @@ pub(crate) struct Log {
 }
 
 /// Starts the log of the process.
-pub(crate) fn start(setup: &Setup<'_>) -> Result<Log, Failure> {
-    let mut current = Current { all: level(setup.level), components: BTreeMap::new() };
-    for (component, name) in setup.components.split(',').filter_map(|pair| pair.split_once(':')) {
+pub(crate) fn start(settings: &LogSettings<'_>) -> Result<Log, Failure> {
+    let mut current = Current { all: level(settings.level), components: BTreeMap::new() };
+    for (component, name) in settings.components.split(',').filter_map(|pair| pair.split_once(':')) {
         current.components.insert(component.to_owned(), level(name));
     }
     let (filter, handle) = reload::Layer::new(current.filter().map_err(Failure::new)?);
     let metrics = metrics::Registry::new();
     let sites = Sites::default();
-    let target = setup.path.map_or(LogTarget::Stderr, |path| LogTarget::File(path.to_owned()));
+    let target = settings.path.map_or(LogTarget::Stderr, |path| LogTarget::File(path.to_owned()));
     let stats = Arc::new(FileStats::new(&metrics, "process_log."));
     let tell = sites.clone();
     let output = Output::start("log", &target, Flush::AtOnce, stats, Some(Box::new(move || tell.tell())));
-    let name = || setup.path.map_or_else(|| "standard error".to_owned(), |path| path.display().to_string());
+    let name =
+        || settings.path.map_or_else(|| "standard error".to_owned(), |path| path.display().to_string());
     let output = Arc::new(output.map_err(|e| Failure::new(format!("{}: {e}", name())))?);
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(Lines { output: output.clone(), form: setup.form })
+        .with_writer(Lines { output: output.clone(), form: settings.form })
         .with_ansi(false);
     let registry = tracing_subscriber::registry().with(filter).with(sites.clone());
-    let installed = match setup.form {
+    let installed = match settings.form {
         LogForm::Text => tracing::subscriber::set_global_default(registry.with(layer)),
         LogForm::Json => tracing::subscriber::set_global_default(registry.with(layer.json())),
     };

@@ -4,9 +4,10 @@ use crate::Failure;
 use crate::logging;
 use crate::signals::Event;
 use parking_lot::Mutex;
+use sixfold_core::compile::CompileContext;
 use sixfold_core::metrics;
 use sixfold_core::model::{Diff, Model};
-use sixfold_core::plugin::{BuildContext, Callout, Registry, SharedState};
+use sixfold_core::plugin::{BuildContext, Callout, Registry};
 use sixfold_server::admin::{Lifecycle, State};
 use sixfold_server::callout::{CalloutConfig, Callouts};
 use sixfold_server::dns::{DnsCache, ResolverConfig};
@@ -26,7 +27,7 @@ pub(crate) const ENVOY_PATIENCE: Duration = Duration::from_secs(5);
 const QUICK: Duration = Duration::from_millis(500);
 
 /// How the process serves.
-pub(crate) struct Setup {
+pub(crate) struct ProcessOptions {
     /// Where everything counts.
     pub(crate) metrics: metrics::Registry,
     /// Of workers and draining.
@@ -47,41 +48,10 @@ pub(crate) struct Process {
     pub(crate) logs: LogFiles,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) metrics: metrics::Registry,
-    pub(crate) model: Arc<Model>,
-    pub(crate) plugins: Registry,
-    pub(crate) build: BuildContext,
+    /// What configuration is compiled with.
+    pub(crate) compile: CompileContext,
     pub(crate) started: Instant,
     drain_limit: Duration,
-}
-
-/// What configuration is compiled with.
-pub(crate) struct Surroundings {
-    pub(crate) metrics: metrics::Registry,
-    pub(crate) model: Arc<Model>,
-    pub(crate) plugins: Registry,
-    pub(crate) build: BuildContext,
-    pub(crate) callout: Arc<dyn Callout>,
-    pub(crate) dns: DnsCache,
-}
-
-impl Surroundings {
-    /// Nothing is configured yet.
-    pub(crate) fn new(
-        metrics: metrics::Registry,
-        resolver: ResolverConfig,
-        callout: CalloutConfig,
-    ) -> Result<Surroundings, Failure> {
-        let dns = DnsCache::start(resolver).map_err(|e| Failure::new(e.to_string()))?;
-        let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns.clone(), callout));
-        let build = BuildContext {
-            callout: callout.clone(),
-            metrics: metrics.clone(),
-            shared: Arc::new(SharedState::default()),
-            resource: "".into(),
-            attributes: Arc::default(),
-        };
-        Ok(Surroundings { metrics, model: Arc::default(), plugins: plugins(), build, callout, dns })
-    }
 }
 
 /// Every plugin of this binary.
@@ -91,16 +61,18 @@ pub(crate) fn plugins() -> Registry {
 
 impl Process {
     /// Starts workers; nothing listens yet.
-    pub(crate) fn start(setup: Setup) -> Result<Process, Failure> {
+    pub(crate) fn start(options: ProcessOptions) -> Result<Process, Failure> {
         let started = Instant::now();
-        let Setup { metrics, options, flush_interval, resolver, callout, drain_limit } = setup;
-        let Surroundings { metrics, model, plugins, build, callout, dns } =
-            Surroundings::new(metrics, resolver, callout)?;
+        let ProcessOptions { metrics, options, flush_interval, resolver, callout, drain_limit } = options;
+        let dns = DnsCache::start(resolver).map_err(|e| Failure::new(e.to_string()))?;
+        let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns.clone(), callout));
+        let (model, build) = (Arc::<Model>::default(), BuildContext::new(callout.clone(), metrics.clone()));
         let lifecycle = Lifecycle::default();
         let server = Server::start(options, metrics.clone(), model.clone(), callout, lifecycle.clone())?;
         server.set_dns(dns);
         let logs = LogFiles::new(flush_interval, &metrics);
-        Ok(Process { server, logs, lifecycle, metrics, model, plugins, build, started, drain_limit })
+        let compile = CompileContext::new(&model, plugins(), build, Arc::new(logs.clone()));
+        Ok(Process { server, logs, lifecycle, metrics, compile, started, drain_limit })
     }
 
     /// Applies the first configuration, whose listeners open once its clusters are warm or `patience` has

@@ -90,7 +90,7 @@ const EXAMPLES: &[Example] = &[
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: &QuickstartOptions) -> Result<(), Failure> {
-    let log = logging::start(&logging::Setup {
+    let log = logging::start(&logging::LogSettings {
         level: &options.log.log_level,
         components: "",
         form: options.log.log_format,

@@ -6,11 +6,12 @@ use crate::envoy::Text;
 use crate::process::plugins;
 use crate::route_files::{Look, RouteFiles};
 use sixfold_apisix::Findings;
-use sixfold_apisix::config::Environment;
+use sixfold_apisix::config::EnvVars;
+use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
-use sixfold_xds::bootstrap;
+use sixfold_xds::bootstrap::ProcessContext;
 use std::sync::Arc;
 
 /// What a file holds.
@@ -31,13 +32,10 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     match kind {
         Kind::Bootstrap => envoy(&text)?,
         Kind::Configuration => {
-            tell(options, sixfold_apisix::validate(&options.config, plugins(), Environment::Process))?;
+            tell(options, sixfold_apisix::validate(&options.config, plugins(), EnvVars::Process))?;
         }
         Kind::Resources => {
-            tell(
-                options,
-                sixfold_apisix::validate_resources(&options.config, plugins(), Environment::Process),
-            )?;
+            tell(options, sixfold_apisix::validate_resources(&options.config, plugins(), EnvVars::Process))?;
         }
     }
     let what = match kind {
@@ -95,11 +93,8 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
 
 /// Compiles a bootstrap, with the routes that it has in files, and forgets it.
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
-    let environment = bootstrap::Environment {
-        log_sinks: Arc::new(LogCheck),
-        ..bootstrap::Environment::detached(plugins())
-    };
-    let mut compiled = text.load(&environment)?;
+    let compile = CompileContext { log_sinks: Arc::new(LogCheck), ..CompileContext::detached(plugins()) };
+    let mut compiled = text.load(&ProcessContext::new(compile))?;
     let Look { mut missing, refused } = RouteFiles::new(compiled.context).look(&mut compiled.diff);
     missing.extend(refused.iter().map(ToString::to_string));
     if missing.is_empty() { Ok(()) } else { Err(Failure(missing)) }

@@ -1,14 +1,14 @@
-//! Surroundings that reach nothing outside of this process: for checking configuration, whose result is thrown
+//! Contexts that reach nothing outside of this process: for checking configuration, whose result is thrown
 //! away, and for tests.
 
 use crate::access_log::{LogSink, LogTarget, MakeSink};
+use crate::compile::CompileContext;
 use crate::listener::Listener;
 use crate::metrics;
 use crate::model::{ApplyError, Diff, Listeners, Model};
 use crate::plugin::{
-    BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutStreamFuture,
+    BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutStreamFuture, Registry,
 };
-use serde_json::Value;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -70,14 +70,16 @@ impl Model {
 }
 
 impl BuildContext {
-    /// Surroundings of plugins that are built to be thrown away.
+    /// For plugins that are built to be thrown away.
     pub fn detached() -> BuildContext {
-        BuildContext {
-            callout: Arc::new(Nowhere),
-            metrics: metrics::Registry::new(),
-            shared: Arc::default(),
-            resource: "".into(),
-            attributes: Arc::new(Value::Null),
-        }
+        BuildContext::new(Arc::new(Nowhere), metrics::Registry::new())
+    }
+}
+
+impl CompileContext {
+    /// For configuration whose result is thrown away: no access log is opened, no callout is sent, and no model sees
+    /// what is compiled.
+    pub fn detached(plugins: Registry) -> CompileContext {
+        CompileContext::new(&Model::default(), plugins, BuildContext::detached(), Arc::new(Nowhere))
     }
 }

@@ -7,6 +7,7 @@ pub mod access_log;
 pub mod balance;
 pub mod budget;
 pub mod cluster;
+pub mod compile;
 pub mod connection;
 pub mod detached;
 pub mod document;

@@ -3,7 +3,7 @@
 use sixfold_core::listener::NetworkFilter;
 
 use super::*;
-use crate::testing::environment;
+use crate::testing::process;
 
 const BOOTSTRAP: &str = r#"
 node: {id: node-1, cluster: local}
@@ -48,7 +48,7 @@ static_resources:
 fn refused(from: &str, to: &str) -> String {
     let text = BOOTSTRAP.replacen(from, to, 1);
     assert_ne!(text, BOOTSTRAP, "{from}");
-    match load(&text, "envoy.yaml", &environment()) {
+    match load(&text, "envoy.yaml", &process()) {
         Ok(_) => panic!("accepted: {to}"),
         Err(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
     }
@@ -56,7 +56,7 @@ fn refused(from: &str, to: &str) -> String {
 
 #[test]
 fn a_bootstrap_becomes_a_diff() {
-    let compiled = load(BOOTSTRAP, "envoy.yaml", &environment()).unwrap();
+    let compiled = load(BOOTSTRAP, "envoy.yaml", &process()).unwrap();
     let cluster = compiled.diff.clusters[0].1.as_ref().unwrap();
     assert_eq!((&*cluster.config.name, cluster.hosts.load().total()), ("up", 1));
     let listener = compiled.diff.listeners[0].1.as_ref().unwrap();
@@ -133,7 +133,7 @@ fn habits_of_users_are_judged_as_by_envoy() {
     for (from, to) in taken {
         let text = BOOTSTRAP.replacen(from, to, 1);
         assert_ne!(text, BOOTSTRAP, "{from}");
-        assert_eq!(load(&text, "envoy.yaml", &environment()).err(), None, "{to}");
+        assert_eq!(load(&text, "envoy.yaml", &process()).err(), None, "{to}");
     }
     let refused = [
         ("domains: [\"*\"]", "domains: [\"a\\nb\"]", "domains[0]: \"a\\nb\" holds a NUL or a line break"),

@@ -43,11 +43,11 @@ pub fn compile(
     value: &ProtoCluster,
     added_via_api: bool,
 ) -> std::result::Result<Arc<Cluster>, ConfigError> {
-    let previous = context.clusters.find(&value.name);
+    let previous = context.compile.clusters.find(&value.name);
     let compiled = || {
         let (mut config, hosts) = parts(context, value)?;
         config.added_via_api = added_via_api;
-        Cluster::new(config, hosts, previous.as_deref(), &context.registry).map_err(ConfigError::new)
+        Cluster::new(config, hosts, previous.as_deref(), context.compile.metrics()).map_err(ConfigError::new)
     };
     compiled().in_resource("cluster", &value.name)
 }

@@ -260,7 +260,7 @@ fn a_cluster_replaces_the_one_of_its_name() {
         "name: c\nload_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{{ENDPOINT}}}]}}]}}"
     ));
     let first = compile(&context, &value, true).unwrap();
-    context.clusters.cell("c").swap(Some(first.clone()));
+    context.compile.clusters.cell("c").swap(Some(first.clone()));
     let second = compile(&context, &value, true).unwrap();
     let id = |cluster: &Cluster| cluster.hosts.load().iter().next().unwrap().host.id;
     assert_eq!(id(&first), id(&second), "endpoints keep their identity");

@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
+use sixfold_core::compile::CompileContext;
 use sixfold_core::plugin::Registry;
 
-use crate::bootstrap::{Environment, load};
+use crate::bootstrap::{ProcessContext, load};
 
 #[path = "../../../proxy/fuzz/stable.rs"]
 mod stable;
@@ -60,7 +61,9 @@ fn the_corpus_holds_what_is_taken() {
     for entry in std::fs::read_dir(corpus).unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        let faults = load(&text, "envoy.yaml", &Environment::detached(Registry::default())).err();
+        let faults =
+            load(&text, "envoy.yaml", &ProcessContext::new(CompileContext::detached(Registry::default())))
+                .err();
         assert_eq!(faults, None, "{}", path.display());
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn headers(context: &Context, value: &ProtoManager) -> Result<EdgeHea
             .map(|config| proxy_status(context, config, server_name))
             .transpose()
             .in_key("proxy_status_config")?,
-        local_address: context.local_address,
+        local_address: context.compile.local_address,
     })
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
     Ok(HttpConnectionManager {
         profile: Profile::Envoy,
         stat_prefix: prefix.into(),
-        stats: Arc::new(HttpStats::new(&context.registry, &format!("http.{prefix}."))),
+        stats: Arc::new(HttpStats::new(context.compile.metrics(), &format!("http.{prefix}."))),
         codec: match enum_value(value.codec_type, "codec_type")? {
             ProtoCodec::Auto => CodecType::Auto,
             ProtoCodec::Http1 => CodecType::Http1,
@@ -185,7 +185,7 @@ fn routes(
     match required(&value.route_specifier, "route_specifier")? {
         RouteSpecifier::RouteConfig(config) => {
             let table = route::table(context, &filters, config, routes).in_key("route_config")?;
-            let (cell, chain) = (context.route_tables.own(Arc::new(table)), filters.base_chain()?);
+            let (cell, chain) = (context.compile.route_tables.own(Arc::new(table)), filters.base_chain()?);
             Ok(Routes { cell, first_table: None, chain })
         }
         RouteSpecifier::Rds(rds) => {
@@ -202,7 +202,7 @@ fn routes(
 fn no_routes(context: &Context, filters: &HttpFilters) -> Result<Routes> {
     let table = RouteTable::new("", TableOptions::default(), Vec::new())?;
     Ok(Routes {
-        cell: context.route_tables.own(Arc::new(table)),
+        cell: context.compile.route_tables.own(Arc::new(table)),
         first_table: None,
         chain: filters.base_chain()?,
     })

@@ -139,7 +139,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         tcp_keepalive: tcp_keepalive(keepalive),
         inbound: direction == TrafficDirection::Inbound,
         stats: Arc::new(ListenerStats::new(
-            &context.registry,
+            context.compile.metrics(),
             &format!("listener.{}.", stats_name(stat_prefix, &addresses)),
         )),
         shape: shape(value),

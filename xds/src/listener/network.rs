@@ -95,7 +95,7 @@ fn connection_limit(context: &Context, value: &ProtoLimit) -> Result<ConnectionL
         return Err(ConfigError::field("max_connections", "must be at least 1"));
     }
     let delay = timeout_or(delay, None, "delay")?.unwrap_or_default();
-    Ok(ConnectionLimit::new(&context.registry, prefix, max, delay))
+    Ok(ConnectionLimit::new(context.compile.metrics(), prefix, max, delay))
 }
 
 fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
@@ -146,7 +146,7 @@ fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
     });
     Ok(TcpProxy {
         stat_prefix: prefix.into(),
-        stats: Arc::new(TcpStats::new(&context.registry, &format!("tcp.{prefix}."))),
+        stats: Arc::new(TcpStats::new(context.compile.metrics(), &format!("tcp.{prefix}."))),
         cluster: match required(cluster_specifier, "cluster")? {
             ClusterSpecifier::Cluster(name) => named(context, name).in_key("cluster")?,
             ClusterSpecifier::WeightedClusters(value) => {

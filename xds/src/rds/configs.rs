@@ -53,7 +53,7 @@ impl RouteConfigs {
     }
 
     fn wanted(&self) -> impl Iterator<Item = (Source, Arc<str>)> {
-        let held = self.context.route_tables.held().into_iter();
+        let held = self.context.compile.route_tables.held().into_iter();
         held.filter_map(|cell| Some((filters_of(&cell)?.source.clone(), cell.key.name.clone())))
     }
 
@@ -68,7 +68,7 @@ impl RouteConfigs {
         if self.known.get(&key).is_some_and(|known| **known == *encoded) {
             return Ok(());
         }
-        let cells = self.context.route_tables.of_name(&key.1);
+        let cells = self.context.compile.route_tables.of_name(&key.1);
         let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, source)).collect();
         if !cells.is_empty() {
             diff.route_tables.extend(self.compile(&message, &cells)?);
@@ -93,7 +93,7 @@ impl RouteConfigs {
 
     /// Says that what `source` has for a name can't be used, so that no listener waits for it.
     pub fn refuse(&self, source: &Source, name: &str) {
-        let cells = self.context.route_tables.of_name(name);
+        let cells = self.context.compile.route_tables.of_name(name);
         cells.iter().filter(|cell| asks(cell, source)).for_each(|cell| cell.refuse());
     }
 
@@ -101,7 +101,8 @@ impl RouteConfigs {
     /// Answers what is known and can't be compiled for them.
     pub fn complete(&self, diff: &mut Diff) -> Vec<ConfigError> {
         let mut refused = Vec::new();
-        for cell in self.context.route_tables.held().into_iter().filter(|cell| cell.load().is_none()) {
+        for cell in self.context.compile.route_tables.held().into_iter().filter(|cell| cell.load().is_none())
+        {
             let key = filters_of(&cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
             let Some(known) = key.and_then(|key| self.known.get(&key)) else { continue };
             let compiled = Message::read(known).and_then(|message| self.compile(&message, &[cell]));

@@ -26,7 +26,7 @@ struct Proxy {
 impl Proxy {
     fn new() -> Proxy {
         let context = context();
-        let model = Model::new(context.clusters.clone(), context.route_tables.clone());
+        let model = Model::new(context.compile.clusters.clone(), context.compile.route_tables.clone());
         Proxy { configs: RouteConfigs::new(context.clone()), context, model }
     }
 
@@ -176,7 +176,7 @@ fn the_table_of_a_listener_that_has_gone_goes_too() {
     let gone = Diff { listeners: vec![("l".into(), None)], ..Diff::default() };
     assert_eq!(proxy.model.apply_detached(gone), []);
     assert_eq!((proxy.model.sweep(), table.strong_count(), filters.strong_count()), (0, 0, 0));
-    assert!(proxy.configs.wanted_by_ads().is_empty() && proxy.context.route_tables.is_empty());
+    assert!(proxy.configs.wanted_by_ads().is_empty() && proxy.context.compile.route_tables.is_empty());
     assert_eq!(proxy.bring("t", "name: again"), Ok(0), "nobody asks");
     proxy.configs.forget_unwanted();
     proxy.apply_listener(proxy.listener("l", &[WEB]));

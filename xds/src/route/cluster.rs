@@ -30,7 +30,7 @@ pub(crate) fn cell(
             let hint = near.map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
             Err(ConfigError::new(format!("unknown cluster \"{name}\"{hint}")))
         }
-        _ => Ok(context.clusters.cell(name)),
+        _ => Ok(context.compile.clusters.cell(name)),
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn name_or_header(
         }
         ("", header) => {
             let header = header_name(header, "cluster_header")?;
-            Ok(ClusterChoice::Header(header.into(), scope.context.clusters.clone()))
+            Ok(ClusterChoice::Header(header.into(), scope.context.compile.clusters.clone()))
         }
         _ => Err(ConfigError::field("cluster_header", format!("must not be given together with {field}"))),
     }

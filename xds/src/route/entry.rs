@@ -83,7 +83,7 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
         metadata: metadata::namespaces(route_metadata),
         stats: (!stat_prefix.is_empty()).then(|| {
             let prefix = format!("vhost.{}.route.{stat_prefix}.", scope.host_name());
-            Arc::new(RouteStats::new(&scope.context.registry, &prefix))
+            Arc::new(RouteStats::new(scope.context.compile.metrics(), &prefix))
         }),
         body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
     })

@@ -236,7 +236,7 @@ fn body_limit(
 /// Counts what belongs to no virtual cluster; without a name for formatters, as in Envoy.
 fn other_cluster(scope: &Scope<'_>) -> VirtualCluster {
     let prefix = format!("vhost.{}.vcluster.other.", scope.host_name());
-    let stats = Arc::new(RouteStats::new(&scope.context.registry, &prefix));
+    let stats = Arc::new(RouteStats::new(scope.context.compile.metrics(), &prefix));
     VirtualCluster { name: "".into(), headers: Vec::new(), stats }
 }
 
@@ -249,6 +249,6 @@ fn virtual_cluster(scope: &Scope<'_>, value: &ProtoVirtualCluster) -> Result<Vir
     Ok(VirtualCluster {
         name: name.as_str().into(),
         headers: matcher::headers(headers, "headers")?,
-        stats: Arc::new(RouteStats::new(&scope.context.registry, &prefix)),
+        stats: Arc::new(RouteStats::new(scope.context.compile.metrics(), &prefix)),
     })
 }

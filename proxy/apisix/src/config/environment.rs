@@ -8,19 +8,19 @@ use sixfold_core::error::ConfigError;
 
 /// The variables that a configuration may refer to.
 #[derive(Debug, Clone)]
-pub enum Environment {
+pub enum EnvVars {
     /// Those of this process.
     Process,
     /// These, for tests and validation.
     Fixed(HashMap<String, String>),
 }
 
-impl Environment {
+impl EnvVars {
     /// The value of a variable, if it is set and is text.
     pub fn get(&self, name: &str) -> Option<String> {
         match self {
-            Environment::Process => std::env::var(name).ok(),
-            Environment::Fixed(map) => map.get(name).cloned(),
+            EnvVars::Process => std::env::var(name).ok(),
+            EnvVars::Fixed(map) => map.get(name).cloned(),
         }
     }
 
@@ -60,7 +60,7 @@ impl Environment {
 ///
 /// # Errors
 /// A variable that is not set and has no default.
-pub fn substitute_text<'a>(text: &'a str, environment: &Environment) -> Result<Cow<'a, str>, ConfigError> {
+pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
     let mut result = String::new();
     let mut rest = text;
     while let Some(start) = rest.find("${{") {

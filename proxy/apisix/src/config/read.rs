@@ -14,8 +14,8 @@ use sixfold_core::error::ConfigError;
 
 use self::values::{network, nginx_time, port, seconds, shown, size};
 use super::{
-    AccessLog, AccessLogEscape, Config, Deployment, Environment, HttpConfig, Provider, RealIp, Role,
-    RouterKind, SslConfig, UpstreamKeepalive, Written,
+    AccessLog, AccessLogEscape, Config, Deployment, EnvVars, HttpConfig, Provider, RealIp, Role, RouterKind,
+    SslConfig, UpstreamKeepalive, Written,
 };
 
 /// Reads every key that has a meaning.
@@ -25,7 +25,7 @@ use super::{
 pub(super) fn read(
     document: &Node,
     written: Written,
-    environment: &Environment,
+    environment: &EnvVars,
 ) -> Result<Config, Vec<ConfigError>> {
     let mut reader = Reader { errors: Vec::new() };
     let config = reader.config(document, written, environment);
@@ -162,7 +162,7 @@ impl Reader {
         Some(networks)
     }
 
-    fn config(&mut self, document: &Node, written: Written, environment: &Environment) -> Config {
+    fn config(&mut self, document: &Node, written: Written, environment: &EnvVars) -> Config {
         let root = Field { node: Some(document), path: String::new() };
         let (apisix, nginx) = (root.key("apisix"), root.key("nginx_config"));
         let deployment = self.deployment(&root.key("deployment"));
@@ -287,7 +287,7 @@ impl Reader {
         self.port(&field.key("port")).map(|port| SocketAddr::new(ip, port))
     }
 
-    fn workers(&mut self, apisix: &Field<'_>, nginx: &Field<'_>, environment: &Environment) -> Option<usize> {
+    fn workers(&mut self, apisix: &Field<'_>, nginx: &Field<'_>, environment: &EnvVars) -> Option<usize> {
         if self.flag(&apisix.key("enable_dev_mode")) {
             return Some(1);
         }

@@ -9,7 +9,7 @@ const STANDALONE: &str = "deployment: {role: data_plane, role_data_plane: {confi
 fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
     let map: HashMap<String, String> =
         variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    Config::parse(&format!("{STANDALONE}{text}"), "config.yaml", &Environment::Fixed(map))
+    Config::parse(&format!("{STANDALONE}{text}"), "config.yaml", &EnvVars::Fixed(map))
         .map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
@@ -50,7 +50,7 @@ fn defaults_are_apisixs() {
 #[test]
 fn an_empty_file_asks_for_etcd() {
     for text in ["", "# nothing\n"] {
-        let errors = Config::parse(text, "config.yaml", &Environment::Fixed(HashMap::new())).unwrap_err();
+        let errors = Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new())).unwrap_err();
         assert!(
             errors
                 .iter()
@@ -64,7 +64,7 @@ fn an_empty_file_asks_for_etcd() {
 #[test]
 fn a_default_that_is_not_supported_is_told_at_the_users_key() {
     let text = "apisix: {node_listen: 9080}\n\ndeployment:\n  admin: {enable_admin_cors: true}\n";
-    let errors = Config::parse(text, "config.yaml", &Environment::Fixed(HashMap::new())).unwrap_err();
+    let errors = Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new())).unwrap_err();
     let error = errors[0].to_string();
     assert!(error.starts_with("config.yaml:3:1: deployment.role_traditional.config_provider: "), "{error}");
     assert!(error.contains("role_data_plane: {config_provider: yaml}"), "{error}");
@@ -189,7 +189,7 @@ fn variables_are_replaced_in_values_and_keys() {
 
 #[test]
 fn what_only_looks_like_a_variable_stays() {
-    let environment = Environment::Fixed(HashMap::from([("A".to_owned(), "1".to_owned())]));
+    let environment = EnvVars::Fixed(HashMap::from([("A".to_owned(), "1".to_owned())]));
     for text in ["${{", "${{}}", "${{A", "${{a b}}", "$A ${A}", ""] {
         assert_eq!(substitute_text(text, &environment).unwrap(), text);
     }
@@ -205,11 +205,11 @@ fn workers_can_be_set_from_outside() {
 
 #[test]
 fn a_profile_chooses_its_files() {
-    let environment = Environment::Fixed(HashMap::from([("APISIX_PROFILE".to_owned(), "dev".to_owned())]));
+    let environment = EnvVars::Fixed(HashMap::from([("APISIX_PROFILE".to_owned(), "dev".to_owned())]));
     let directory = Path::new("conf");
     assert_eq!(config_path(directory, &environment), Path::new("conf/config-dev.yaml"));
     assert_eq!(parse("").resources_path(directory, &environment), Path::new("conf/apisix-dev.yaml"));
-    let none = Environment::Fixed(HashMap::new());
+    let none = EnvVars::Fixed(HashMap::new());
     assert_eq!(parse("").resources_path(directory, &none), Path::new("conf/apisix.yaml"));
 }
 
@@ -234,7 +234,7 @@ fn times_and_sizes_are_nginxs() {
 fn faults_found_later_name_the_line_of_their_key() {
     let text = "deployment:\n  role: data_plane\n  role_data_plane: {config_provider: yaml}\n\
                 apisix:\n  node_listen:\n    - 9080\n    - {port: 9081}\n  status: null\n";
-    let config = Config::parse(text, "config.yaml", &Environment::Process).unwrap();
+    let config = Config::parse(text, "config.yaml", &EnvVars::Process).unwrap();
     let fault = |key: &str| config.fault(key, "taken").to_string();
     assert_eq!(fault(&config.http_listeners[0].key()), "config.yaml:6:7: apisix.node_listen[0]: taken");
     let second = config.http_listeners.last().unwrap().key();

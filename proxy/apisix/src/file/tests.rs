@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::*;
 
-fn none() -> Environment {
-    Environment::Fixed(HashMap::new())
+fn none() -> EnvVars {
+    EnvVars::Fixed(HashMap::new())
 }
 
 /// Section, position, line and content of every item.
@@ -155,7 +155,7 @@ fn top_level_faults_have_a_place() {
 
 #[test]
 fn json_has_its_variables_replaced_in_values() {
-    let environment = Environment::Fixed(HashMap::from([("W".to_owned(), "5".to_owned())]));
+    let environment = EnvVars::Fixed(HashMap::from([("W".to_owned(), "5".to_owned())]));
     let (items, _) =
         parse(r#"{"upstreams": [{"nodes": {"a:80": "${{W}}"}}]}"#, Format::Json, &environment).unwrap();
     assert_eq!(items[0].parse().unwrap().to_json(), serde_json::json!({"nodes": {"a:80": 5}}));

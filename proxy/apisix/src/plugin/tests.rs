@@ -23,7 +23,7 @@ fn check(plugins: Value) -> Result<Vec<PluginConfig>, Vec<String>> {
 }
 
 fn set(plugins: Value, resource: &str) -> PluginSet {
-    let set = PluginSet::build(&check(plugins).unwrap(), resource, &testing::context(), None);
+    let set = PluginSet::build(&check(plugins).unwrap(), resource, &testing::build_context(), None);
     PluginSet::clone(&set.unwrap())
 }
 
@@ -140,7 +140,7 @@ fn equal_chains_are_one() {
 #[test]
 fn a_build_error_names_its_plugin() {
     let plugins = check(json!({"marker": {"text": "unbuildable"}})).unwrap();
-    let context: BuildContext = testing::context();
+    let context: BuildContext = testing::build_context();
     let error = PluginSet::build(&plugins, "r", &context, None).err().unwrap();
     let text = "marker.text: failed to check the configuration of plugin marker err: can't be built";
     assert_eq!(error.to_string(), text);

@@ -84,7 +84,7 @@ impl<'a> Batch<'a> {
     }
 
     fn read(&self, key: &Key, revision: u64, node: &Node) -> Result<Fresh, Vec<ConfigError>> {
-        let reader = Reader { catalog: &self.catalog, environment: &self.builder.setup.environment };
+        let reader = Reader { catalog: &self.catalog, environment: &self.builder.context.environment };
         let parsed = reader.read(key.kind, node)?;
         let before = self.state.resources.get(key).map(|held| &*held.record);
         self.builder.build(key, revision, parsed, before).map_err(|error| vec![error.at(node.place)])

@@ -301,7 +301,9 @@ impl<'a> Linker<'a, '_> {
         let chain = self.global.as_ref().unwrap_or(&state.global).chain.clone();
         let options = TableOptions { chain, ..TableOptions::default() };
         let compiled = RouteTable::apisix(ROUTE_TABLE, options, table.clone());
-        self.diff.route_tables.push((self.batch.builder.setup.routes.key.clone(), Some(Arc::new(compiled))));
+        self.diff
+            .route_tables
+            .push((self.batch.builder.context.routes.key.clone(), Some(Arc::new(compiled))));
         self.chains.sweep();
         (routes, Some(table))
     }
@@ -353,7 +355,7 @@ impl<'a> Linker<'a, '_> {
             }
         };
         let built = of(route).or_else(|| of(service?))?;
-        Some((self.batch.builder.setup.clusters.cell_of(&built.name), &*built.forwarding))
+        Some((self.batch.builder.context.compile.clusters.cell_of(&built.name), &*built.forwarding))
     }
 
     /// Listeners depend on config.yaml alone; certificates go into force with the change, never before it.
@@ -365,7 +367,7 @@ impl<'a> Linker<'a, '_> {
                 .extend(certificates.map(|certificates| listening.change(certificates, config)));
             return Ok(None);
         }
-        let (listening, listeners) = listener::compile(config, self.batch.builder.setup)?;
+        let (listening, listeners) = listener::compile(config, self.batch.builder.context)?;
         let named = listeners.into_iter().map(|listener| (listener.name.clone(), Some(Arc::new(listener))));
         self.diff.listeners.extend(named);
         self.diff.contexts.push(listening.change(certificates.unwrap_or(&state.certificates), config));

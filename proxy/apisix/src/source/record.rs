@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sixfold_core::cluster::Cluster;
 use sixfold_core::error::{ConfigContext, ConfigError};
 
-use super::Setup;
+use super::SourceContext;
 use crate::config::Config;
 use crate::item::{Body, Parsed, Reference};
 use crate::plugin::{Agreement, Catalog, PluginSet};
@@ -77,7 +77,7 @@ pub(super) struct Fresh {
 /// Builds records.
 pub(super) struct Builder<'a> {
     pub(super) config: &'a Config,
-    pub(super) setup: &'a Setup,
+    pub(super) context: &'a SourceContext,
     pub(super) shared: &'a SharedParts,
 }
 
@@ -131,7 +131,8 @@ impl Builder<'_> {
         let agreements = plugins.iter().filter_map(|plugin| plugin.agreement()).collect();
         let resource = format!("/apisix/{}/{}", key.kind.section(), key.id);
         let kept = before.map(|before| &before.plugins);
-        let plugins = PluginSet::build(&plugins, &resource, &self.setup.context, kept).in_key("plugins")?;
+        let plugins =
+            PluginSet::build(&plugins, &resource, &self.context.compile.build, kept).in_key("plugins")?;
         let mut template = None;
         let (upstream, body) = match body {
             Body::GlobalRule | Body::PluginConfig => (None, Built::Plugins),
@@ -213,7 +214,7 @@ impl Builder<'_> {
             return Ok(built.clone());
         }
         let name = before.map_or_else(|| cluster_name(key), |built| built.name.clone());
-        let tls = crate::tls::towards_upstream(upstream, certificate.map(|c| &**c), self.setup)?;
+        let tls = crate::tls::towards_upstream(upstream, certificate.map(|c| &**c), self.context)?;
         let (config, hosts) = upstream::compile(
             &name,
             upstream,
@@ -222,7 +223,7 @@ impl Builder<'_> {
             &self.shared.policies,
         )?;
         let previous = before.map(|built| &*built.cluster);
-        let cluster = Cluster::new(config, hosts, previous, &self.setup.context.metrics)?;
+        let cluster = Cluster::new(config, hosts, previous, self.context.compile.metrics())?;
         let forwarding = self.shared.forwardings.get(Forwarding::of(upstream), |forwarding| {
             // So that no route finds out when it is linked.
             forwarding.hash_policy()?;
@@ -258,7 +259,7 @@ impl Builder<'_> {
         let of_config: Option<BTreeSet<String>> =
             self.config.plugins.as_ref().map(|names| names.iter().cloned().collect());
         let enabled = listed.or(of_config.as_ref());
-        Arc::new(Catalog::new(&self.setup.registry, enabled, &self.config.plugin_attr))
+        Arc::new(Catalog::new(&self.context.compile.plugins, enabled, &self.config.plugin_attr))
     }
 }
 

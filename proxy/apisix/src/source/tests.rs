@@ -428,7 +428,7 @@ fn files_are_read_from_a_directory() {
     let (config, resources) = (directory.join("config.yaml"), directory.join("apisix.yaml"));
     std::fs::write(&config, "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n")
         .unwrap();
-    let read = || load(load_config(&config, &Environment::Process)?, &config, testing::setup());
+    let read = || load(load_config(&config, &EnvVars::Process)?, &config, testing::context());
     let missing = read().map(|_| ()).unwrap_err();
     assert!(missing[0].to_string().contains("apisix.yaml: can't be opened"), "{missing:?}");
     std::fs::write(&resources, BASE).unwrap();

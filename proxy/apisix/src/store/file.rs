@@ -10,7 +10,7 @@ use sixfold_core::error::ConfigError;
 
 use super::listing::{Listing, Resources};
 use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
-use crate::config::Environment;
+use crate::config::EnvVars;
 use crate::file;
 use crate::watch::{FileWatcher, Stamp};
 
@@ -19,7 +19,7 @@ use crate::watch::{FileWatcher, Stamp};
 pub struct FileStore {
     path: PathBuf,
     format: Format,
-    environment: Environment,
+    environment: EnvVars,
     seen: Mutex<Seen>,
 }
 
@@ -34,7 +34,7 @@ struct Seen {
 
 impl FileStore {
     /// The file at `path`, in which these variables are replaced. It is not read yet.
-    pub fn new(path: PathBuf, format: Format, environment: Environment) -> FileStore {
+    pub fn new(path: PathBuf, format: Format, environment: EnvVars) -> FileStore {
         FileStore { path, format, environment, seen: Mutex::default() }
     }
 

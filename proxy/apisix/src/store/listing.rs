@@ -7,7 +7,7 @@ use sixfold_core::error::{ConfigError, Place};
 use sixfold_core::fast_hash::FastMap;
 
 use super::{Change, Document, Key, Sink};
-use crate::config::Environment;
+use crate::config::EnvVars;
 use crate::file::{self, Fingerprint, Item, Section};
 use crate::resource::{Id, Kind};
 use crate::schema;
@@ -60,7 +60,7 @@ impl Listing {
     pub fn changes(
         &mut self,
         resources: Resources<'_>,
-        environment: &Environment,
+        environment: &EnvVars,
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         let named = |errors: Vec<ConfigError>| -> Vec<ConfigError> {
@@ -72,7 +72,7 @@ impl Listing {
     fn changes_unnamed(
         &mut self,
         resources: Resources<'_>,
-        environment: &Environment,
+        environment: &EnvVars,
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         let text = match resources.format {

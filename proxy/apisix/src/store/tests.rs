@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use super::*;
-use crate::config::Environment;
+use crate::config::EnvVars;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -29,7 +29,7 @@ impl Directory {
     }
 
     fn store(&self) -> FileStore {
-        FileStore::new(self.file(), Format::Yaml, Environment::Fixed(HashMap::new()))
+        FileStore::new(self.file(), Format::Yaml, EnvVars::Fixed(HashMap::new()))
     }
 }
 
@@ -178,6 +178,6 @@ fn a_store_in_memory_tells_each_key_once() {
     assert_eq!(store.delete(&key), Ok(true));
     assert_eq!(keys(&store), ["-route \"a\""]);
     assert!(
-        matches!(FileStore::new(PathBuf::from("f"), Format::Yaml, Environment::Process).put(&key, "{}".into()), Err(StoreError::ReadOnly(name)) if name == "f")
+        matches!(FileStore::new(PathBuf::from("f"), Format::Yaml, EnvVars::Process).put(&key, "{}".into()), Err(StoreError::ReadOnly(name)) if name == "f")
     );
 }

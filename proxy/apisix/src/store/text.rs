@@ -7,12 +7,12 @@ use sixfold_core::error::ConfigError;
 
 use super::listing::{Listing, Resources};
 use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
-use crate::config::Environment;
+use crate::config::EnvVars;
 
 /// The resources of the text that was handed over last.
 #[derive(Debug)]
 pub struct TextStore {
-    environment: Environment,
+    environment: EnvVars,
     inner: Mutex<Inner>,
 }
 
@@ -26,7 +26,7 @@ struct Inner {
 
 impl TextStore {
     /// No text yet; these variables will be replaced in it.
-    pub fn new(environment: Environment) -> TextStore {
+    pub fn new(environment: EnvVars) -> TextStore {
         let (listing, text, name) = (Listing::default(), String::new(), String::new());
         TextStore { environment, inner: Mutex::new(Inner { listing, text, format: Format::Yaml, name }) }
     }

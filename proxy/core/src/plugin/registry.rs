@@ -24,6 +24,19 @@ pub struct BuildContext {
     pub attributes: Arc<Value>,
 }
 
+impl BuildContext {
+    /// For no resource yet, with nothing shared so far.
+    pub fn new(callout: Arc<dyn Callout>, metrics: metrics::Registry) -> BuildContext {
+        BuildContext {
+            callout,
+            metrics,
+            shared: Arc::default(),
+            resource: "".into(),
+            attributes: Arc::default(),
+        }
+    }
+}
+
 type Shared = std::sync::Weak<dyn Any + Send + Sync>;
 
 /// State by key that outlives a plugin's instance.

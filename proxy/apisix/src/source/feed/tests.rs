@@ -26,15 +26,15 @@ struct Gateway {
 impl Gateway {
     fn new(routes: usize) -> Gateway {
         let model = Model::default();
-        let setup = testing::setup_of(&model);
-        let table = setup.routes.clone();
+        let context = testing::context_of(&model);
+        let table = context.routes.clone();
         let store = MemoryStore::default();
         store.put(&Key::new(Kind::Upstream, "u"), r#"{"nodes": {"127.0.0.1:80": 1}}"#.into()).unwrap();
         for nth in 0..routes {
             put(&store, nth, 0);
         }
         let config = Config::standalone("", &testing::environment()).unwrap();
-        let mut source = Source::new(config, Arc::new(store.clone()), setup);
+        let mut source = Source::new(config, Arc::new(store.clone()), context);
         let update = source.pull().unwrap();
         assert_eq!(update.refused, []);
         model.apply_detached(update.diff);

@@ -1,6 +1,7 @@
 //! What must hold for any resources.
 
 use super::*;
+use sixfold_core::model::Model;
 
 /// A file of a few resources in random states.
 fn random_file(rng: &mut fastrand::Rng, certificates: &[String]) -> String {
@@ -61,8 +62,8 @@ fn shown(model: &Model) -> Vec<String> {
 fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
     let fresh = |text: &str| {
         let model = Model::default();
-        let setup = testing::setup_of(&model);
-        let mut source = TextSource::new("", setup);
+        let context = testing::context_of(&model);
+        let mut source = TextSource::new("", context);
         model.apply_detached(update(&mut source, text));
         (model, source)
     };
@@ -78,12 +79,17 @@ fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
 }
 
 /// Everything that clients and operators could see: the model, certificates, statistics, and live hosts.
-fn seen(model: &Model, source: &TextSource, setup: &Setup) -> Vec<String> {
+fn seen(model: &Model, source: &TextSource, context: &SourceContext) -> Vec<String> {
     let mut all = shown(model);
     let contexts = source.server_tls().map(|tls| tls.contexts()).unwrap_or_default();
     all.extend(contexts.iter().flat_map(|c| c.certificates().map(|c| c.sha256.clone()).collect::<Vec<_>>()));
     all.extend(
-        setup.context.metrics.samples().iter().map(|sample| format!("{} {:?}", sample.name, sample.value)),
+        context
+            .compile
+            .metrics()
+            .samples()
+            .iter()
+            .map(|sample| format!("{} {:?}", sample.name, sample.value)),
     );
     for cluster in model.clusters().all() {
         all.extend(cluster.hosts.load().iter().map(|member| format!("{:p} {:?}", member.host, member.host)));
@@ -105,21 +111,21 @@ fn a_candidate_that_is_dropped_has_changed_nothing() {
     };
     let certificates = [pem("a.test"), pem("b.test")];
     let model = Model::default();
-    let setup = testing::setup_of(&model);
-    let mut source = TextSource::new("", setup.clone());
+    let context = testing::context_of(&model);
+    let mut source = TextSource::new("", context.clone());
     let mut rng = fastrand::Rng::with_seed(11);
     let mut differ = 0;
     for step in 0..100 {
         let text = random_file(&mut rng, &certificates);
         model.apply_detached(update(&mut source, &text));
-        let before = seen(&model, &source, &setup);
+        let before = seen(&model, &source, &context);
         let other = random_file(&mut rng, &certificates);
         source.set(resources(&other));
         let (candidate, _) = source.source.candidate().unwrap();
         differ += u32::from(!candidate.diff.is_empty());
-        assert_eq!(seen(&model, &source, &setup), before, "step {step}, while it is there:\n{other}");
+        assert_eq!(seen(&model, &source, &context), before, "step {step}, while it is there:\n{other}");
         drop(candidate);
-        assert_eq!(seen(&model, &source, &setup), before, "step {step}:\n{other}");
+        assert_eq!(seen(&model, &source, &context), before, "step {step}:\n{other}");
         // Nor has the source: the file as it was is no change but, at most, of places in the order.
         let places = update(&mut source, &text);
         assert!(places.clusters.is_empty() && places.contexts.is_empty(), "step {step}: {places:?}");
