@@ -50,7 +50,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     read_routes(&mut files.lock(), &mut diff)?;
     let control = Administration::new(&process, log.levels, sender.clone(), text);
     let _admin = match admin {
-        Some(admin) => Some(administration(&options, &process, &admin.address, tags, node, control)?),
+        Some(admin) => Some(administration(&options, &process, admin, tags, node, control)?),
         None => None,
     };
     let live = process.go_live(diff, ENVOY_PATIENCE, (&events, &sender))?;
@@ -114,11 +114,12 @@ fn local_address() -> Option<IpAddr> {
 fn administration(
     options: &EnvoyOptions,
     process: &Process,
-    address: &BindAddress,
+    admin: bootstrap::Admin,
     tags: metrics::TagRules,
     node: Value,
     control: Administration,
 ) -> Result<Surface, Failure> {
+    let bootstrap::Admin { address, access_logs } = admin;
     let BindAddress::Ip(address) = address else {
         return Err(Failure::new("admin: address: only IP addresses are supported"));
     };
@@ -147,9 +148,10 @@ fn administration(
         concurrency: process.server.shared().options.concurrency,
         control: Arc::new(control),
         failed_from: Mutex::default(),
+        access_logs,
     };
     let surface =
-        admin.start(*address).map_err(|e| Failure::new(format!("admin: address: {address}: {e}")))?;
+        admin.start(address).map_err(|e| Failure::new(format!("admin: address: {address}: {e}")))?;
     if let Some(path) = &options.admin_address_path {
         std::fs::write(path, surface.address.to_string())
             .map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;

@@ -46,6 +46,14 @@ fn serves_a_bootstrap_without_a_command() {
         serde_json::from_str(&get(running.admin, "/config_dump").unwrap().body).unwrap();
     assert_eq!(dump["configs"][3]["static_route_configs"][0]["route_config"]["name"], "r");
     assert_eq!(dump["configs"][0]["bootstrap"]["node"]["id"], "n");
+    // The administration's own log has a line for each of its requests, in Envoy's default format.
+    let log = running.directory.path("admin.log");
+    running.process.until("the administration's log", || {
+        let text = std::fs::read_to_string(&log).ok()?;
+        let line = text.lines().find(|line| line.contains("/listeners"))?;
+        assert!(line.contains("\"GET /listeners HTTP/1.1\" 200 - 0 "), "{line}");
+        Some(())
+    });
 }
 
 #[test]

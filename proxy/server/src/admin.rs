@@ -11,16 +11,21 @@ mod tests;
 
 pub use statistics::Statistics;
 
-use crate::surface::{Answer, Query, Reply, Surface};
+use crate::surface::{Answer, Answered, Query, Reply, Surface};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, header};
 use parking_lot::Mutex;
+use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::Clusters;
+use sixfold_core::connection::Connection;
+use sixfold_core::message::Version;
 use sixfold_core::metrics::{Registry, TagRules};
+use sixfold_core::stream::Stream;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// What the server is at (admin/v3/server_info.proto `State`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +152,8 @@ pub struct Admin {
     pub control: Arc<dyn Control>,
     /// State before `/healthcheck/fail`.
     pub failed_from: Mutex<Option<State>>,
+    /// Logs of its own requests, opened by [`Admin::start`].
+    pub access_logs: Vec<AccessLog>,
 }
 
 /// Fixed parts of `/server_info`.
@@ -164,8 +171,9 @@ impl Admin {
     /// Serves the interface on `address`.
     ///
     /// # Errors
-    /// When the address can't be bound or the thread not be started.
+    /// When a log can't be opened, the address not be bound or the thread not be started.
     pub fn start(self, address: SocketAddr) -> io::Result<Surface> {
+        self.access_logs.iter().try_for_each(|log| log.sink.open()).map_err(io::Error::other)?;
         Surface::start("admin", address, Arc::new(self))
     }
 
@@ -226,6 +234,40 @@ impl Answer for Admin {
         };
         with_headers(reply)
     }
+
+    fn follows(&self) -> bool {
+        !self.access_logs.is_empty()
+    }
+
+    fn answered(&self, answered: &Answered) {
+        let stream = logged(answered);
+        self.access_logs.iter().for_each(|log| log.log(&stream));
+    }
+}
+
+/// A request as access logs see it.
+fn logged(answered: &Answered) -> Stream {
+    let Answered { remote, local, request, start, status, sent } = answered;
+    let connection = Connection { start: *start, ..Connection::plain(*remote, *local) };
+    let mut stream = Stream::new(Arc::new(connection));
+    stream.start_time = SystemTime::now() - start.elapsed();
+    let head = &mut stream.request;
+    head.method = request.method().clone();
+    head.version = match request.version() {
+        http::Version::HTTP_10 => Version::Http10,
+        _ => Version::Http11,
+    };
+    head.target.set(request.uri().path_and_query().map_or("/", PathAndQuery::as_str).as_bytes());
+    for (name, value) in request.headers() {
+        match name {
+            &header::HOST => head.authority = value.as_bytes().to_vec(),
+            name => head.headers.append(name.as_str(), value.as_bytes()),
+        }
+    }
+    stream.response.status = status.as_u16();
+    stream.bytes.response_body = *sent;
+    stream.timing.downstream_tx_end = Some(Instant::now());
+    stream
 }
 
 /// The headers of every answer of Envoy's.

@@ -138,6 +138,22 @@ impl Reply {
     }
 }
 
+/// A request whose answer has been sent, or given up.
+pub struct Answered {
+    /// The client.
+    pub remote: SocketAddr,
+    /// Where it came to.
+    pub local: SocketAddr,
+    /// Its method, version and headers, without a body.
+    pub request: Request<()>,
+    /// When it had come.
+    pub start: std::time::Instant,
+    /// Status code of the answer.
+    pub status: StatusCode,
+    /// Bytes of its body that were handed over.
+    pub sent: u64,
+}
+
 /// Answers the requests of one server.
 pub trait Answer: Send + Sync + 'static {
     /// The answer, when it is quick to give; called on the server's thread.
@@ -145,6 +161,14 @@ pub trait Answer: Send + Sync + 'static {
 
     /// Any other answer; called on a thread that may be busy for a while.
     fn answer(&self, query: &Query) -> Reply;
+
+    /// Whether [`Answer::answered`] wants to know of requests.
+    fn follows(&self) -> bool {
+        false
+    }
+
+    /// Writes an access log, say; called on the server's thread.
+    fn answered(&self, _: &Answered) {}
 }
 
 /// A running server; it stops when this is dropped.
@@ -187,7 +211,7 @@ impl Surface {
 async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
     let mut places = Places::default();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, remote)) = listener.accept().await else {
             // Out of file descriptors, say: goes on when some are free again.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -197,14 +221,18 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
             continue;
         }
         let activity = Arc::new(Activity::default());
+        let addresses = (remote, stream.local_addr().unwrap_or(remote));
         let (answer, busy) = (answer.clone(), activity.clone());
         let task = tokio::spawn(async move {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
                 let (answer, busy) = (answer.clone(), busy.clone());
                 async move {
                     let serving = Serving::new(busy);
+                    let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
                     let response = respond(answer, &request).await;
-                    Ok::<_, Infallible>(response.map(|payload| Served { payload, _serving: serving }))
+                    let status = response.status();
+                    let follow = follow.map(|follow| follow.with_status(status));
+                    Ok::<_, Infallible>(response.map(|payload| Served { payload, follow, _serving: serving }))
                 }
             });
             let io = Watched::new(stream, busy.clone());
@@ -241,7 +269,41 @@ enum Payload {
 /// A payload on its way: its connection is busy until it has been handed over.
 struct Served {
     payload: Payload,
+    follow: Option<Followed>,
     _serving: Serving,
+}
+
+/// Tells of a request when it is dropped with its answer.
+struct Followed {
+    answer: Arc<dyn Answer>,
+    answered: Answered,
+}
+
+impl Followed {
+    fn new(
+        answer: Arc<dyn Answer>,
+        (remote, local): (SocketAddr, SocketAddr),
+        request: &Request<Incoming>,
+    ) -> Followed {
+        let mut head = Request::new(());
+        *head.method_mut() = request.method().clone();
+        *head.uri_mut() = request.uri().clone();
+        *head.version_mut() = request.version();
+        *head.headers_mut() = request.headers().clone();
+        let (start, status) = (std::time::Instant::now(), StatusCode::INTERNAL_SERVER_ERROR);
+        Followed { answer, answered: Answered { remote, local, request: head, start, status, sent: 0 } }
+    }
+
+    fn with_status(mut self, status: StatusCode) -> Followed {
+        self.answered.status = status;
+        self
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.answer.answered(&self.answered);
+    }
 }
 
 impl Body for Served {
@@ -252,7 +314,11 @@ impl Body for Served {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        Pin::new(&mut self.payload).poll_frame(context)
+        let polled = Pin::new(&mut self.payload).poll_frame(context);
+        if let (Poll::Ready(Some(Ok(frame))), Some(follow)) = (&polled, &mut self.follow) {
+            follow.answered.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

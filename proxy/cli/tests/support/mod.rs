@@ -190,11 +190,14 @@ fn dechunk(mut rest: &[u8]) -> Vec<u8> {
 
 /// A bootstrap with one listener that answers `body` by itself.
 pub fn bootstrap(admin: u16, port: u16, body: &str, log: &Path) -> String {
+    let admin_log = log.with_file_name("admin.log").display().to_string();
     let log = log.display();
     format!(
         r#"
 node: {{id: n, cluster: c}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
+admin:
+  address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}
+  access_log_path: {admin_log}
 static_resources:
   listeners:
   - name: in

@@ -78,6 +78,7 @@ fn server() -> Server {
         concurrency: 2,
         control: calls.clone(),
         failed_from: Mutex::default(),
+        access_logs: Vec::new(),
     };
     let surface = admin.start("127.0.0.1:0".parse().unwrap()).unwrap();
     Server { surface, calls, lifecycle, _cluster: cluster }
