@@ -1,5 +1,7 @@
 //! Envoy's bootstrap: static resources, runtime, administration.
 
+mod ads;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -23,6 +25,8 @@ use sixfold_xds_api::pb::envoy::config::core::v3::Node as ProtoNode;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::{constraints, load_bootstrap};
 
+pub use self::ads::Ads;
+use crate::ads::{Asks, Kind};
 use crate::context::{Context, Node};
 use crate::rds::FilterLists;
 use crate::{access_log, cluster, listener, stats};
@@ -55,6 +59,8 @@ pub struct Compiled {
     pub tags: metrics::TagRules,
     /// For resources that come later.
     pub context: Context,
+    /// The control plane that they come from.
+    pub ads: Option<Ads>,
 }
 
 /// The administration listener.
@@ -169,7 +175,7 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         value.static_resources.as_ref().unwrap_or(&default);
     let names = clusters.iter().map(|cluster| cluster.name.clone()).collect();
     let context = faults.take(context(value, names, secrets, process))?;
-    let mut diff = Diff::default();
+    let (mut diff, mut statics) = (Diff::default(), BTreeMap::new());
     let mut names = BTreeSet::new();
     for (index, value) in clusters.iter().enumerate() {
         if !names.insert(&value.name) {
@@ -178,6 +184,9 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
             continue;
         }
         let cluster = faults.take_item(cluster::compile(&context, value, false), "clusters", index);
+        if let Ok(asks) = Asks::of_cluster(&context, value) {
+            statics.insert((Kind::Cluster, value.name.as_str().into()), asks);
+        }
         diff.clusters.extend(cluster.map(|cluster| (cluster.config.name.clone(), Some(cluster))));
     }
     let mut names = BTreeSet::new();
@@ -189,12 +198,27 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
             faults.take_item::<()>(twice.in_resource("listener", &listener.name), "listeners", index);
             continue;
         }
+        statics.insert((Kind::Listener, listener.name.clone()), Asks::of_listener(&listener));
         diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
     }
     let admin = value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin");
     let admin = faults.take(admin)?.flatten();
     let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"))?;
-    Some(Compiled { diff, admin, tags, context })
+    let ads = value
+        .dynamic_resources
+        .as_ref()
+        .map(|dynamic| ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources"));
+    let ads = faults.take(ads.transpose())?.flatten();
+    Some(Compiled { diff, admin, tags, context, ads })
+}
+
+/// Who asks, in the words of the bootstrap.
+fn node(value: &Bootstrap) -> ProtoNode {
+    let mut node = value.node.clone().unwrap_or_default();
+    if node.user_agent_name.is_empty() {
+        node.user_agent_name = "sixfold".to_owned();
+    }
+    node
 }
 
 fn context(
@@ -217,7 +241,7 @@ fn context(
             DnsServers { tcp_only: value.use_tcp_for_dns_lookups, ..cluster::dns::ordinary() },
         )?,
         static_clusters: Some(Arc::new(static_clusters)),
-        ads: false,
+        ads: value.dynamic_resources.as_ref().is_some_and(|dynamic| dynamic.ads_config.is_some()),
     })
 }
 
@@ -296,6 +320,7 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
     destructure!(
         Bootstrap {
             node: _,
+            dynamic_resources: _,
             static_resources: _,
             stats_config: _,
             // Statistics are summed up when they are asked for.
@@ -307,7 +332,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             typed_dns_resolver_config: _
         } refusing {
             node_context_params,
-            dynamic_resources,
             cluster_manager,
             hds_config,
             flags_path,

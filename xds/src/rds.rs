@@ -100,6 +100,12 @@ pub(crate) struct Subscription {
     pub(crate) filters: Arc<RdsFilters>,
 }
 
+/// The name of the route configuration that comes into this cell by ADS.
+pub(crate) fn ads_name(cell: &RouteTableCell) -> Option<Arc<str>> {
+    let filters = cell.key.filters.filters::<RdsFilters>()?;
+    (filters.source == Source::Ads).then(|| cell.key.name.clone())
+}
+
 /// Asks for what `rds` names. Nothing is fetched: sources look who asks.
 pub(crate) fn subscribe(
     context: &Context,
@@ -117,7 +123,9 @@ pub(crate) fn subscribe(
     Ok(Subscription { cell: context.compile.route_tables.cell(&key), first_table, filters })
 }
 
-fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
+/// Where a source of configuration says that resources come from, and how long the first is waited for; `None` is for
+/// ever.
+pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
     let ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } =
         value;
     refuse!(authorities);

@@ -44,16 +44,23 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let process_context = ProcessContext::new(compile);
     let text = Text::of(&options)?;
     let node = text.node()?;
-    let Compiled { mut diff, admin, tags, context } = text.load(&process_context)?;
+    let Compiled { mut diff, admin, tags, context, ads } = text.load(&process_context)?;
     let mut names = Names::of(&diff);
-    let files = Arc::new(Mutex::new(RouteFiles::new(context)));
+    let files = Arc::new(Mutex::new(RouteFiles::new(context.clone())));
     read_routes(&mut files.lock(), &mut diff)?;
     let control = Administration::new(&process, log.levels, sender.clone(), text);
     let _admin = match admin {
         Some(admin) => Some(administration(&options, &process, admin, tags, node, control)?),
         None => None,
     };
-    let live = process.go_live(diff, ENVOY_PATIENCE, (&events, &sender))?;
+    let (server, registry) = (process.server.clone(), process.metrics.clone());
+    let follow = move || -> Result<(), Failure> {
+        let Some(ads) = ads else { return Ok(()) };
+        // The static listeners are open meanwhile: some of them are what a control plane's agent is asked by.
+        let _ = crate::ads::start(ads, context, server, registry)?.recv();
+        Ok(())
+    };
+    let live = process.go_live(diff, ENVOY_PATIENCE, follow, (&events, &sender))?;
     if !live || options.mode == Mode::InitOnly {
         return Ok(());
     }

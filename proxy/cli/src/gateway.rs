@@ -51,7 +51,7 @@ pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Re
     let Loaded { source, update } = sixfold_apisix::load(config, path, context)?;
     update.log();
     let Update { diff, .. } = update;
-    if !process.go_live(diff, APISIX_PATIENCE, (&events, &sender))? {
+    if !process.go_live(diff, APISIX_PATIENCE, || Ok(()), (&events, &sender))? {
         return Ok(());
     }
     readiness.set(Ok(()));

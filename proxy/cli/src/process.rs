@@ -76,18 +76,21 @@ impl Process {
     }
 
     /// Applies the first configuration, whose listeners open once its clusters are warm or `patience` has
-    /// passed, and takes traffic from then on. Answers whether it does: it may be told to end before.
+    /// passed, and takes traffic from then on. Answers whether it does: it may be told to end before. `rest` is what
+    /// else the first configuration needs; it runs on a thread of its own, when `diff` is in force, and may wait.
     pub(crate) fn go_live(
         &self,
         diff: Diff,
         patience: Duration,
+        rest: impl FnOnce() -> Result<(), Failure> + Send + 'static,
         (events, sender): (&Receiver<Event>, &SyncSender<Event>),
     ) -> Result<bool, Failure> {
         self.lifecycle.set(State::Initializing);
         let (server, applied, done) = (self.server.clone(), Arc::new(Mutex::new(Ok(()))), sender.clone());
         let outcome = applied.clone();
         std::thread::Builder::new().name("start".to_owned()).spawn(move || {
-            let applied = server.apply_within(diff, patience);
+            let applied = server.apply_within(diff, patience).map_err(Failure::from);
+            let applied = applied.and_then(|()| rest());
             if applied.is_ok() {
                 server.wait_until_warm();
             }

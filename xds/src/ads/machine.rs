@@ -1,6 +1,6 @@
 //! The client as a machine: what happened and when goes in, what is to be done comes out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::kind::Kind;
 use super::session::{Answer, Flavor, Request, Session};
 use super::stats::Stats;
 use super::update::{Content, Resource, Response, UnknownType};
-use super::world::{Change, Compile, World};
+use super::world::{Asks, Change, Compile, World};
 
 /// How a control plane is asked, and for what.
 #[derive(Debug, Clone)]
@@ -30,8 +30,9 @@ pub struct AdsConfig {
     pub wildcards: BTreeMap<Kind, Option<Duration>>,
     /// Between streams.
     pub backoff: BackoffConfig,
-    /// Clusters and listeners of the bootstrap, which the control plane can neither change nor remove.
-    pub reserved: BTreeSet<(Kind, Arc<str>)>,
+    /// Clusters and listeners of the bootstrap, which the control plane can neither change nor remove, and what they
+    /// ask it for.
+    pub statics: BTreeMap<(Kind, Arc<str>), Asks>,
 }
 
 /// Something to be done.
@@ -100,14 +101,14 @@ impl<C: Compile> Machine<C> {
         random: fastrand::Rng,
         now: Instant,
     ) -> Machine<C> {
-        let AdsConfig { flavor, node, node_always, wildcards, backoff, reserved } = config;
+        let AdsConfig { flavor, node, node_always, wildcards, backoff, statics } = config;
         let mut session = Session::new(flavor, node, node_always);
         wildcards.keys().for_each(|kind| session.want_all(*kind));
         let first =
             |within: Option<Duration>| First { until: within.and_then(|within| now.checked_add(within)) };
         Machine {
             session,
-            world: World::new(compiler, reserved),
+            world: World::new(compiler, statics, now),
             inbox: Inbox::default(),
             link: Link::Down { until: now },
             backoff: Backoff::new(backoff, random),
@@ -148,6 +149,11 @@ impl<C: Compile> Machine<C> {
         }
         let first = self.first.values().filter_map(|first| first.until);
         Step::Wait(first.chain(self.reconnect_at()).chain(self.world.deadline()).min())
+    }
+
+    /// What compiles resources.
+    pub fn compiler(&self) -> &C {
+        self.world.compiler()
     }
 
     /// The next message for the control plane, when the stream has room for one.
@@ -232,7 +238,8 @@ impl<C: Compile> Machine<C> {
                     }
                     Err(error) => {
                         let place = format!("{} \"{name}\"", kind.noun());
-                        pending.faults.push(error.in_resource(place).to_string());
+                        let all = error.in_resource(place).into_all();
+                        pending.faults.extend(all.iter().map(ToString::to_string));
                     }
                 },
             }

@@ -92,8 +92,8 @@ pub struct Change<P> {
 
 pub(super) struct World<C: Compile> {
     compiler: C,
-    /// Resources that are not the control plane's: it can neither change nor remove them.
-    reserved: BTreeSet<Key>,
+    /// Resources of the bootstrap: the control plane can neither change nor remove them.
+    statics: BTreeSet<Key>,
     resources: BTreeMap<Key, Resource<C::Part>>,
     users: Users,
     /// Those that have a candidate.
@@ -138,10 +138,11 @@ impl<P> Resource<P> {
 }
 
 impl<C: Compile> World<C> {
-    pub(super) fn new(compiler: C, reserved: BTreeSet<Key>) -> World<C> {
-        World {
+    /// Nothing has come yet; `statics` are in force.
+    pub(super) fn new(compiler: C, statics: BTreeMap<Key, Asks>, now: Instant) -> World<C> {
+        let mut world = World {
             compiler,
-            reserved,
+            statics: statics.keys().cloned().collect(),
             resources: BTreeMap::new(),
             users: Users::default(),
             waiting: BTreeSet::new(),
@@ -150,7 +151,17 @@ impl<C: Compile> World<C> {
             removals: Vec::new(),
             expiries: BTreeSet::new(),
             heard: None,
+        };
+        for (key, asks) in statics {
+            world.users.add(&key, &asks);
+            let live = Version { value: Arc::default(), part: None, asks, since: now };
+            world.resources.insert(key, Resource { live: Some(live), ..Resource::new() });
         }
+        world
+    }
+
+    pub(super) fn compiler(&self) -> &C {
+        &self.compiler
     }
 
     /// The control plane has said something.
@@ -167,7 +178,9 @@ impl<C: Compile> World<C> {
     pub(super) fn names(&self, kind: Kind) -> Vec<Arc<str>> {
         let of_kind =
             self.resources.range((kind, Arc::from(""))..).take_while(|((other, _), _)| *other == kind);
-        of_kind.map(|((_, name), _)| name.clone()).filter(|name| !self.lingers(kind, name)).collect()
+        let names =
+            of_kind.map(|(key, _)| key).filter(|key| !self.statics.contains(key)).map(|(_, name)| name);
+        names.filter(|name| !self.lingers(kind, name)).cloned().collect()
     }
 
     /// Whether everything that was accepted is in force.
@@ -184,7 +197,7 @@ impl<C: Compile> World<C> {
         now: Instant,
     ) -> Result<(), ConfigError> {
         let key = (kind, name.clone());
-        if self.reserved.contains(&key) || !self.is_wanted(&key) {
+        if self.statics.contains(&key) || !self.is_wanted(&key) {
             return Ok(());
         }
         let lingers = self.lingers(kind, name);
@@ -231,7 +244,7 @@ impl<C: Compile> World<C> {
     /// endpoints go with what names them, and whatever is said of them, the last that was good stays.
     pub(super) fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
         let key = (kind, name.clone());
-        if !kind.is_wildcard() || self.lingers(kind, name) {
+        if !kind.is_wildcard() || self.statics.contains(&key) || self.lingers(kind, name) {
             return;
         }
         self.end_ttl(&key);

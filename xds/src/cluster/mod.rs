@@ -3,11 +3,13 @@
 mod balance;
 mod breaker;
 pub(crate) mod dns;
+mod eds;
 mod endpoints;
 mod protocol;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use eds::{assigned, eds};
 pub use endpoints::{LoadAssignment, compile as endpoints};
 pub(crate) use protocol::Protocol;
 
@@ -120,7 +122,7 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         name: _,
         alt_stat_name: _,
         stats_matcher,
-        eds_cluster_config,
+        eds_cluster_config: _,
         connect_timeout: _,
         per_connection_buffer_limit_bytes: _,
         per_connection_buffer_high_watermark_timeout,
@@ -174,7 +176,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         transport_socket_matches,
         transport_socket_matcher,
         stats_matcher,
-        eds_cluster_config,
         per_connection_buffer_high_watermark_timeout,
         health_checks,
         outlier_detection,
@@ -202,13 +203,16 @@ fn discovery(context: &Context, value: &ProtoCluster) -> Result<Discovery> {
             return dns::custom(context, custom).in_key("cluster_type");
         }
     };
-    let unsupported = |name: &str| Err(ConfigError::field("type", format!("{name} is not supported")));
+    if let Some((_, within)) = eds(context, value)? {
+        // It is waited for where endpoints come from; whoever waits here does so until it is told to stop.
+        return Ok(Discovery::Eds(within.unwrap_or(Duration::MAX)));
+    }
     match kind {
         DiscoveryType::Static => Ok(Discovery::Static),
         DiscoveryType::StrictDns => Ok(Discovery::StrictDns(dns::options(context, value)?)),
         DiscoveryType::LogicalDns => Ok(Discovery::LogicalDns(dns::options(context, value)?)),
-        DiscoveryType::Eds => unsupported("EDS"),
-        DiscoveryType::OriginalDst => unsupported("ORIGINAL_DST"),
+        DiscoveryType::Eds => Err(ConfigError::field("eds_cluster_config", "is missing")),
+        DiscoveryType::OriginalDst => Err(ConfigError::field("type", "ORIGINAL_DST is not supported")),
     }
 }
 

@@ -30,6 +30,21 @@ fn defaults_are_envoys() {
 }
 
 #[test]
+fn endpoints_of_eds_have_a_name_and_a_time_to_come_in() {
+    let of = |fields: &str| {
+        let value = read(&format!("name: c\ntype: EDS\neds_cluster_config: {{{fields}}}\n"));
+        (eds(&context(), &value).unwrap().unwrap(), parts(&context(), &value).unwrap().0.discovery.clone())
+    };
+    let fifteen = Duration::from_secs(15);
+    assert_eq!(of("eds_config: {ads: {}}"), (("c".into(), Some(fifteen)), Discovery::Eds(fifteen)));
+    let named = "service_name: s, eds_config: {ads: {}, initial_fetch_timeout: 0s}";
+    assert_eq!(of(named), (("s".into(), None), Discovery::Eds(Duration::MAX)));
+    let name = "endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.test, port_value: 1}}}}]}]";
+    let error = assigned(&read(&format!("cluster_name: c\n{name}\n"))).unwrap_err().to_string();
+    assert!(error.starts_with("endpoints: \"a.test:1\" is no IP address"), "{error}");
+}
+
+#[test]
 fn endpoints_carry_what_balancers_need() {
     let (config, hosts) = config(&format!(
         "load_assignment: {{cluster_name: c, policy: {{overprovisioning_factor: 100}}, endpoints: [{{priority: 1, load_balancing_weight: 7, locality: {{zone: z}}, lb_endpoints: [{{health_status: DRAINING, load_balancing_weight: 3, metadata: {{filter_metadata: {{envoy.lb: {{canary: true}}}}}}, {ENDPOINT}}}]}}]}}"
@@ -214,7 +229,16 @@ fn protocols_and_breakers() {
 fn bad_and_unsupported_fields_are_refused_by_name() {
     for (fields, expected) in [
         ("type: ORIGINAL_DST", "type: ORIGINAL_DST is not supported"),
-        ("type: EDS", "type: EDS is not supported"),
+        ("type: EDS", "eds_cluster_config: is missing"),
+        ("eds_cluster_config: {eds_config: {ads: {}}}", "eds_cluster_config: is for clusters of type EDS"),
+        (
+            "type: EDS\neds_cluster_config: {eds_config: {ads: {}}}\nload_assignment: {cluster_name: c}",
+            "load_assignment: is not for clusters of type EDS",
+        ),
+        (
+            "type: EDS\neds_cluster_config: {eds_config: {api_config_source: {}}}",
+            "eds_cluster_config.eds_config.api_config_source: is not supported",
+        ),
         ("cluster_type: {name: x}", "cluster_type: \"x\" is not supported"),
         ("health_checks: [{}]", "health_checks: is not supported"),
         ("outlier_detection: {}", "outlier_detection: is not supported"),

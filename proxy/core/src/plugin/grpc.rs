@@ -7,6 +7,7 @@ use crate::headers::{Headers, Known};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 /// How a call ended that brought no message, or no more.
@@ -103,14 +104,21 @@ impl Call {
     /// # Errors
     /// The status that ended the call.
     pub async fn send(&mut self, message: &[u8]) -> Result<(), Status> {
-        poll_fn(|cx| self.stream.poll_ready(cx)).await?;
-        let length = u32::try_from(message.len()).map_err(|_| Status::new(8, "message too long"))?;
+        poll_fn(|cx| self.poll_send(message, cx)).await
+    }
+
+    /// [`Call::send`] for whoever receives at the same time: the message is sent when this is ready.
+    pub fn poll_send(&mut self, message: &[u8], cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        ready!(self.stream.poll_ready(cx))?;
+        let Ok(length) = u32::try_from(message.len()) else {
+            return Poll::Ready(Err(Status::new(8, "message too long")));
+        };
         let mut piece = BytesMut::with_capacity(5 + message.len());
         piece.put_u8(0);
         piece.put_u32(length);
         piece.put_slice(message);
         self.stream.send(piece.freeze());
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
     /// No more messages are sent.
@@ -123,20 +131,25 @@ impl Call {
     /// # Errors
     /// Another status.
     pub async fn receive(&mut self) -> Result<Option<Bytes>, Status> {
+        poll_fn(|cx| self.poll_receive(cx)).await
+    }
+
+    /// [`Call::receive`] for whoever sends at the same time.
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
         if !self.head_seen {
-            poll_fn(|cx| self.stream.poll_head(cx)).await?;
+            ready!(self.stream.poll_head(cx))?;
             self.head_seen = true;
             if self.stream.status() != 200 {
-                return Err(of_http(self.stream.status()));
+                return Poll::Ready(Err(of_http(self.stream.status())));
             }
         }
         loop {
             if let Some(message) = self.message()? {
-                return Ok(Some(message));
+                return Poll::Ready(Ok(Some(message)));
             }
-            match poll_fn(|cx| self.stream.poll_data(cx)).await? {
+            match ready!(self.stream.poll_data(cx))? {
                 Some(piece) => self.received.extend_from_slice(&piece),
-                None => return self.ended().map(|()| None),
+                None => return Poll::Ready(self.ended().map(|()| None)),
             }
         }
     }

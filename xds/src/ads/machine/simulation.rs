@@ -11,6 +11,7 @@ use self::plane::{Manners, Plane, Toy};
 use super::*;
 use crate::ads::world::{Asks, Compiled, HOLD, Key, LINGER_MAX, Need};
 use prost::Message;
+use std::collections::BTreeSet;
 
 /// Refuses what says that it is bad.
 struct Checker;
@@ -129,7 +130,7 @@ impl Simulation {
             node_always: false,
             wildcards: BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, None)]),
             backoff: BackoffConfig::default(),
-            reserved: BTreeSet::new(),
+            statics: BTreeMap::new(),
         };
         let random = fastrand::Rng::with_seed(seed);
         let machine = Machine::new(config, Checker, &registry, random, now);

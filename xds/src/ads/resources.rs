@@ -1,0 +1,211 @@
+//! Resources compiled to parts of the model, and changes to a [`Diff`] of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sixfold_core::cluster::{Cluster, HostConfig};
+use sixfold_core::error::ConfigError;
+use sixfold_core::hcm::HttpConnectionManager;
+use sixfold_core::listener::{Listener, NetworkFilter};
+use sixfold_core::model::{ApplyError, Diff, ResourceKind};
+use sixfold_core::route::{Action, ClusterChoice};
+use sixfold_core::router::{RouteTable, TableKey};
+use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
+use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
+use sixfold_xds_api::values::Result;
+use sixfold_xds_api::wire;
+
+use super::kind::Kind;
+use super::machine::Failure;
+use super::world::{Asks, Change, Compile, Compiled, Need};
+use crate::context::Context;
+use crate::rds::{self, RouteConfigs, Source};
+use crate::{cluster, listener};
+
+/// A compiled resource.
+#[derive(Debug)]
+pub enum Part {
+    /// A cluster, without its endpoints if those come by themselves.
+    Cluster(Arc<Cluster>),
+    /// The endpoints of a cluster.
+    Endpoints(Vec<HostConfig>),
+    /// A route configuration: a table for each list of filters that asks for it.
+    Routes(Vec<(TableKey, Option<Arc<RouteTable>>)>),
+    /// A listener.
+    Listener(Arc<Listener>),
+}
+
+/// Compiles what an ADS stream brings.
+pub struct Resources {
+    context: Context,
+    routes: RouteConfigs,
+}
+
+impl Resources {
+    /// For the bootstrap of this context.
+    pub fn new(context: Context) -> Resources {
+        let context = Context { static_clusters: None, ads: true, ..context };
+        Resources { routes: RouteConfigs::new(context.clone()), context }
+    }
+
+    /// What a batch changes in the model.
+    pub fn diff(&self, batch: Vec<Change<Part>>) -> Diff {
+        let mut diff = Diff::default();
+        for Change { kind, name, part } in batch {
+            match part {
+                Some(Part::Cluster(cluster)) => diff.clusters.push((name, Some(cluster))),
+                Some(Part::Endpoints(hosts)) => diff.endpoints.push((name, hosts)),
+                Some(Part::Routes(tables)) => diff.route_tables.extend(tables),
+                Some(Part::Listener(listener)) => diff.listeners.push((name, Some(listener))),
+                None => match kind {
+                    Kind::Cluster => diff.clusters.push((name, None)),
+                    Kind::Listener => diff.listeners.push((name, None)),
+                    // They have not come in time, and the cluster is not to wait for them any longer.
+                    Kind::Endpoints => diff.endpoints.push((name, Vec::new())),
+                    // A table goes with its last listener. Secrets and extensions are in the parts that name them.
+                    Kind::Routes | Kind::Secret | Kind::Extension => {}
+                },
+            }
+        }
+        for error in self.routes.complete(&mut diff) {
+            tracing::error!("{error}");
+        }
+        diff
+    }
+
+    fn cluster(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+        let value: ProtoCluster = wire::decode(value)?;
+        same_name(&value.name, name)?;
+        let compiled = cluster::compile(&self.context, &value, true)?;
+        let asks = Asks::of_cluster(&self.context, &value)?;
+        Ok(Compiled { part: Part::Cluster(compiled), asks })
+    }
+
+    fn endpoints(name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+        let value: ClusterLoadAssignment = wire::decode(value)?;
+        same_name(&value.cluster_name, name)?;
+        let hosts = cluster::assigned(&value)?;
+        Ok(Compiled { part: Part::Endpoints(hosts), asks: Asks::default() })
+    }
+
+    fn routes(&mut self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+        same_name(wire::text(value, 1).unwrap_or_default(), name)?;
+        let mut diff = Diff::default();
+        self.routes.update(&Source::Ads, value, &mut diff)?;
+        let mut clusters = BTreeSet::new();
+        if diff.route_tables.is_empty() {
+            // It is what it was, and so are its tables.
+            let tables = self.context.compile.route_tables.of_name(name);
+            tables.iter().filter_map(|cell| cell.load()).for_each(|table| named_by(&table, &mut clusters));
+        }
+        let tables = diff.route_tables.iter().filter_map(|(_, table)| table.as_deref());
+        tables.for_each(|table| named_by(table, &mut clusters));
+        let asks = Asks { needs: Vec::new(), clusters: clusters.into_iter().collect() };
+        Ok(Compiled { part: Part::Routes(diff.route_tables), asks })
+    }
+
+    fn listener(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+        let value: ProtoListener = wire::decode(value)?;
+        same_name(&value.name, name)?;
+        let listener = listener::compile(&self.context, &value)?;
+        let asks = Asks::of_listener(&listener);
+        Ok(Compiled { part: Part::Listener(Arc::new(listener)), asks })
+    }
+}
+
+impl Compile for Resources {
+    type Part = Part;
+
+    fn compile(&mut self, kind: Kind, name: &Arc<str>, value: &[u8]) -> Result<Compiled<Part>> {
+        match kind {
+            Kind::Cluster => self.cluster(name, value),
+            Kind::Endpoints => Resources::endpoints(name, value),
+            Kind::Routes => self.routes(name, value),
+            Kind::Listener => self.listener(name, value),
+            Kind::Secret | Kind::Extension => Err(ConfigError::new("nothing here asks for it")),
+        }
+    }
+
+    fn forget(&mut self, kind: Kind, _: &Arc<str>) {
+        if kind == Kind::Routes {
+            self.routes.forget_unwanted();
+        }
+    }
+}
+
+impl Asks {
+    /// What a cluster asks for: its endpoints, where they come by themselves.
+    pub(crate) fn of_cluster(context: &Context, value: &ProtoCluster) -> Result<Asks> {
+        let endpoints = cluster::eds(context, value)?;
+        let needs = endpoints.into_iter().map(|(name, within)| Need { kind: Kind::Endpoints, name, within });
+        Ok(Asks { needs: needs.collect(), clusters: Vec::new() })
+    }
+
+    /// What a listener asks for: routes that come by ADS, and the clusters that it leads to itself.
+    pub(crate) fn of_listener(listener: &Listener) -> Asks {
+        let (mut needs, mut clusters) = (Vec::new(), BTreeSet::new());
+        for chain in listener.chains.iter().chain(&listener.default_chain) {
+            match chain.filter.last() {
+                NetworkFilter::Http(manager) => routes_of(manager, &mut needs, &mut clusters),
+                NetworkFilter::Tcp(proxy) => choices(&proxy.cluster, &mut clusters),
+                NetworkFilter::Direct(_) | NetworkFilter::Guarded(..) => {}
+            }
+        }
+        Asks { needs, clusters: clusters.into_iter().collect() }
+    }
+}
+
+/// What of a change was not put in force.
+pub(super) fn failures(errors: Vec<ApplyError>) -> Vec<Failure> {
+    let failure = |ApplyError { kind, name, reason }| {
+        let kind = match kind {
+            ResourceKind::Endpoints => Kind::Endpoints,
+            ResourceKind::Listener => Kind::Listener,
+        };
+        Failure { kind, name, reason }
+    };
+    errors.into_iter().map(failure).collect()
+}
+
+/// A resource must be called as the one that was asked for.
+fn same_name(found: &str, name: &str) -> Result<()> {
+    if found == name {
+        return Ok(());
+    }
+    Err(ConfigError::field("name", format!("is \"{found}\" in a resource that comes as \"{name}\"")))
+}
+
+fn routes_of(manager: &HttpConnectionManager, needs: &mut Vec<Need>, clusters: &mut BTreeSet<Arc<str>>) {
+    match rds::ads_name(&manager.routes) {
+        Some(name) => {
+            let need = Need { kind: Kind::Routes, name, within: manager.first_table };
+            if !needs.contains(&need) {
+                needs.push(need);
+            }
+        }
+        None => manager.routes.load().iter().for_each(|table| named_by(table, clusters)),
+    }
+}
+
+/// The clusters that a table leads to.
+fn named_by(table: &RouteTable, clusters: &mut BTreeSet<Arc<str>>) {
+    for route in table.routes() {
+        if let Action::Forward(forward) = &route.action {
+            choices(&forward.cluster, clusters);
+        }
+    }
+}
+
+fn choices(choice: &ClusterChoice, clusters: &mut BTreeSet<Arc<str>>) {
+    match choice {
+        ClusterChoice::Named(cell) => drop(clusters.insert(cell.name.clone())),
+        ClusterChoice::Weighted(weighted) => {
+            weighted.clusters.iter().for_each(|member| choices(&member.cluster, clusters));
+        }
+        ClusterChoice::Header(..) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

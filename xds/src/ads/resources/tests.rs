@@ -1,0 +1,235 @@
+//! The machine with real resources and a real model.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use prost::{Message, Name};
+use sixfold_core::model::Model;
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::core::v3::Node;
+use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
+use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+
+use super::*;
+use crate::ads::{AdsConfig, BackoffConfig, Flavor, HOLD, LINGER, Machine, Request, Response, Step};
+use crate::testing::{context, read};
+
+const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+
+struct Proxy {
+    machine: Machine<Resources>,
+    model: Model,
+    context: Context,
+    now: Instant,
+    nonce: usize,
+}
+
+impl Proxy {
+    fn new() -> Proxy {
+        let (context, now) = (context(), Instant::now());
+        let config = AdsConfig {
+            flavor: Flavor::Delta,
+            node: Node::default(),
+            node_always: false,
+            wildcards: BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, None)]),
+            backoff: BackoffConfig::default(),
+            statics: BTreeMap::from([((Kind::Cluster, "static".into()), Asks::default())]),
+        };
+        let random = fastrand::Rng::with_seed(1);
+        let machine = Machine::new(
+            config,
+            Resources::new(context.clone()),
+            &context.compile.build.metrics,
+            random,
+            now,
+        );
+        let model = Model::new(context.compile.clusters.clone(), context.compile.route_tables.clone());
+        let mut proxy = Proxy { machine, model, context, now, nonce: 0 };
+        assert!(matches!(proxy.machine.step(now), Step::Connect));
+        proxy.machine.connected();
+        assert_eq!(proxy.asked(), ["+", "+"]);
+        proxy
+    }
+
+    /// Brings resources of a type and takes others away; answers what was asked of the control plane then.
+    fn bring<M: Message + Name + Default>(
+        &mut self,
+        resources: &[(&str, &str)],
+        removed: &[&str],
+    ) -> Vec<String> {
+        self.nonce += 1;
+        let resource = |(name, text): &(&str, &str)| Resource {
+            name: (*name).to_owned(),
+            resource: Some(any::pack(&read::<M>(text))),
+            ..Resource::default()
+        };
+        let response = DeltaDiscoveryResponse {
+            type_url: M::type_url(),
+            nonce: self.nonce.to_string(),
+            resources: resources.iter().map(resource).collect(),
+            removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        self.machine.received(Response::Delta(response), self.now).unwrap();
+        self.work();
+        self.asked()
+    }
+
+    fn work(&mut self) {
+        while let Step::Apply(batch) = self.machine.step(self.now) {
+            let errors = self.model.apply_detached(self.machine.compiler().diff(batch));
+            self.machine.applied(failures(errors));
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.work();
+    }
+
+    /// What is asked for and no longer, and answers: `ok`, or why not.
+    fn asked(&mut self) -> Vec<String> {
+        let requests = std::iter::from_fn(|| self.machine.next_request());
+        let shown = requests.map(|request| {
+            let Request::Delta(request) = request else { panic!("delta") };
+            match (request.error_detail, request.response_nonce.is_empty()) {
+                (Some(error), _) => error.message,
+                (None, false) => "ok".to_owned(),
+                (None, true) => {
+                    let gone = request.resource_names_unsubscribe.iter().map(|name| format!("-{name}"));
+                    format!("+{}{}", request.resource_names_subscribe.join("+"), gone.collect::<String>())
+                }
+            }
+        });
+        shown.collect()
+    }
+
+    fn hosts(&self, cluster: &str) -> Option<usize> {
+        self.context.compile.clusters.find(cluster).map(|cluster| cluster.hosts.load().total())
+    }
+
+    fn listeners(&self) -> Vec<String> {
+        self.model.listeners().iter().map(|listener| listener.name.to_string()).collect()
+    }
+
+    /// The first route's cluster of a table in force.
+    fn leads_to(&self, table: &str) -> Option<String> {
+        let table = self.context.compile.route_tables.of_name(table).first()?.load()?;
+        let mut clusters = BTreeSet::new();
+        named_by(&table, &mut clusters);
+        Some(clusters.into_iter().collect::<Vec<_>>().join("+"))
+    }
+}
+
+fn eds(name: &str) -> String {
+    format!(
+        "{{name: {name}, type: EDS, eds_cluster_config: {{eds_config: {{ads: {{}}, initial_fetch_timeout: 0s}}}}}}"
+    )
+}
+
+fn endpoints(name: &str, ports: &[u16]) -> String {
+    let endpoints = ports.iter().map(|port| {
+        format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}")
+    });
+    format!(
+        "{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}",
+        endpoints.collect::<Vec<_>>().join(", ")
+    )
+}
+
+fn routes(name: &str, cluster: &str) -> String {
+    format!(
+        "{{name: {name}, virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]}}"
+    )
+}
+
+fn listener(name: &str, routes: &str) -> String {
+    format!(
+        "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: 80}}}}, filter_chains: [{{filters: \
+         [{{name: hcm, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.\
+         http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, rds: {{route_config_name: {routes}, \
+         config_source: {{ads: {{}}, initial_fetch_timeout: 0s}}}}, http_filters: [{ROUTER}]}}}}]}}]}}"
+    )
+}
+
+#[test]
+fn a_world_comes_into_force_from_its_clusters_to_its_listeners() {
+    let mut proxy = Proxy::new();
+    assert_eq!(proxy.bring::<ProtoCluster>(&[("c", &eds("c"))], &[]), ["+c", "ok"]);
+    assert_eq!(proxy.hosts("c"), None, "it waits for its endpoints");
+    assert_eq!(proxy.bring::<ProtoListener>(&[("l", &listener("l", "r"))], &[]), ["+r", "ok"]);
+    assert_eq!(proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "c"))], &[]), ["ok"]);
+    assert_eq!((proxy.listeners().len(), proxy.machine.is_initialized()), (0, false));
+    assert_eq!(proxy.bring::<ClusterLoadAssignment>(&[("c", &endpoints("c", &[1, 2]))], &[]), ["ok"]);
+    assert_eq!((proxy.hosts("c"), proxy.leads_to("r").as_deref()), (Some(2), Some("c")));
+    assert_eq!((proxy.listeners(), proxy.machine.is_initialized()), (vec!["l".to_owned()], true));
+    // An update of endpoints needs nothing else, and the same again is no change.
+    proxy.bring::<ClusterLoadAssignment>(&[("c", &endpoints("c", &[1, 2, 3]))], &[]);
+    assert_eq!(proxy.hosts("c"), Some(3));
+    let before = proxy.context.compile.clusters.find("c").unwrap();
+    proxy.bring::<ProtoCluster>(&[("c", &eds("c"))], &[]);
+    assert!(Arc::ptr_eq(&before, &proxy.context.compile.clusters.find("c").unwrap()), "compiled again");
+    // A cluster that changes keeps the endpoints it has: nobody sends them again.
+    let other = eds("c").replace("type: EDS", "type: EDS, connect_timeout: 3s");
+    assert_eq!(proxy.bring::<ProtoCluster>(&[("c", &other)], &[]), ["ok"]);
+    assert_eq!(proxy.hosts("c"), Some(3));
+    assert!(!Arc::ptr_eq(&before, &proxy.context.compile.clusters.find("c").unwrap()));
+}
+
+#[test]
+fn routes_wait_for_clusters_that_warm_up_but_not_for_ever() {
+    let mut proxy = Proxy::new();
+    proxy.bring::<ProtoCluster>(&[("a", "{name: a}")], &[]);
+    proxy.bring::<ProtoListener>(&[("l", &listener("l", "r"))], &[]);
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("a"));
+    proxy.bring::<ProtoCluster>(&[("b", &eds("b"))], &[]);
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "b"))], &[]);
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("a"), "b has no endpoints yet");
+    proxy.pass(HOLD);
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("b"));
+    // A cluster of which nothing was ever heard is not waited for.
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "unknown"))], &[]);
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("unknown"));
+}
+
+/// Control planes remove a cluster before they send the routes that no longer lead there: requests got 503 between.
+#[test]
+fn a_removed_cluster_stays_until_its_routes_have_gone() {
+    let mut proxy = Proxy::new();
+    proxy.bring::<ProtoCluster>(&[("a", "{name: a}"), ("b", &eds("b"))], &[]);
+    proxy.bring::<ClusterLoadAssignment>(&[("b", &endpoints("b", &[1]))], &[]);
+    proxy.bring::<ProtoListener>(&[("l", &listener("l", "r"))], &[]);
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "b"))], &[]);
+    assert_eq!(proxy.bring::<ProtoCluster>(&[], &["b"]), ["+-b", "ok"]);
+    // What is said of its endpoints now is said of something that is no more.
+    proxy.bring::<ClusterLoadAssignment>(&[("b", "{cluster_name: b}")], &[]);
+    assert_eq!(proxy.hosts("b"), Some(1));
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
+    assert_eq!((proxy.hosts("b"), proxy.leads_to("r").as_deref()), (None, Some("a")));
+    // Routes that go on leading to one that is gone do not keep it.
+    proxy.bring::<ProtoCluster>(&[], &["a"]);
+    assert_eq!(proxy.hosts("a"), Some(0));
+    proxy.pass(LINGER);
+    assert_eq!(proxy.hosts("a"), None);
+}
+
+#[test]
+fn what_is_refused_is_named_and_holds_nothing_else_back() {
+    let mut proxy = Proxy::new();
+    let bad = "{name: bad, connect_timeout: -1s}";
+    let answers = proxy.bring::<ProtoCluster>(&[("a", "{name: a}"), ("bad", bad), ("x", "{name: y}")], &[]);
+    let expected = "cluster \"bad\": connect_timeout: must not be negative; \
+                    cluster \"x\": name: is \"y\" in a resource that comes as \"x\"";
+    assert_eq!(answers, [expected]);
+    assert_eq!((proxy.hosts("a"), proxy.hosts("bad"), proxy.hosts("y")), (Some(0), None, None));
+    let rejected =
+        |proxy: &Proxy| proxy.context.compile.build.metrics.sum("cluster_manager.cds.", "update_rejected");
+    let taken =
+        |proxy: &Proxy| proxy.context.compile.build.metrics.sum("cluster_manager.cds.", "update_success");
+    assert_eq!((rejected(&proxy), taken(&proxy)), (1, 0));
+    // What is the bootstrap's is not the control plane's.
+    assert_eq!(proxy.bring::<ProtoCluster>(&[("static", bad)], &["static"]), ["ok"]);
+    assert_eq!((rejected(&proxy), taken(&proxy)), (1, 1));
+}

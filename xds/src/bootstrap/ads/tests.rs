@@ -1,0 +1,78 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use crate::bootstrap;
+use crate::testing::process;
+
+/// A bootstrap as pilot-agent writes it, with these settings of `ads_config` and this one of LDS.
+fn bootstrap(ads_config: &str, lds: &str) -> String {
+    format!(
+        "node: {{id: sidecar~10.0.0.1~a.b~c, cluster: a.b, metadata: {{INSTANCE_IPS: 10.0.0.1}}}}\n\
+         dynamic_resources: {{lds_config: {lds}, cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}, \
+         ads_config: {{{ads_config}}}}}\n\
+         static_resources: {{clusters: [{{name: xds-grpc, type: STATIC, typed_extension_protocol_options: \
+         {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: \
+         {{http2_protocol_options: {{}}}}}}}}, load_assignment: {{cluster_name: xds-grpc, endpoints: [{{lb_endpoints: \
+         [{{endpoint: {{address: {{pipe: {{path: ./etc/istio/proxy/XDS}}}}}}}}]}}]}}}}]}}\n"
+    )
+}
+
+const ADS: &str = "api_type: DELTA_GRPC, transport_api_version: V3, set_node_on_first_message_only: true, \
+                   grpc_services: [{envoy_grpc: {cluster_name: xds-grpc}}]";
+
+fn load(ads_config: &str, lds: &str) -> std::result::Result<Ads, String> {
+    let loaded = bootstrap::load(&bootstrap(ads_config, lds), "b.yaml", &process());
+    loaded
+        .map(|compiled| compiled.ads.unwrap())
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+#[test]
+fn a_control_plane_is_read_as_pilot_agent_names_it() {
+    let Ads { config, target } = load(ADS, "{ads: {}}").unwrap();
+    assert_eq!(
+        (config.flavor, config.node_always, config.backoff),
+        (Flavor::Delta, false, BackoffConfig::default())
+    );
+    assert_eq!((&*config.node.id, &*config.node.user_agent_name), ("sidecar~10.0.0.1~a.b~c", "sixfold"));
+    let fifteen = Some(Duration::from_secs(15));
+    assert_eq!(config.wildcards, BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, fifteen)]));
+    assert!(config.statics.contains_key(&(Kind::Cluster, "xds-grpc".into())));
+    assert_eq!((&*target.grpc.cluster.name, &*target.grpc.authority), ("xds-grpc", "xds-grpc"));
+    let ads = "api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: xds-grpc, authority: istiod, \
+               retry_policy: {retry_back_off: {base_interval: 1s}}}, initial_metadata: [{key: ClusterID, value: K}]}]";
+    let Ads { config, target } = load(ads, "{ads: {}}").unwrap();
+    assert_eq!((config.flavor, config.node_always), (Flavor::State, true));
+    let backoff = BackoffConfig { base: Duration::from_secs(1), max: Duration::from_secs(10) };
+    assert_eq!((config.backoff, &*target.grpc.authority), (backoff, "istiod"));
+    assert_eq!(target.metadata.get_str("clusterid"), Some("K"));
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_its_field() {
+    let grpc = |service: &str| format!("api_type: GRPC, grpc_services: [{service}]");
+    let cases = [
+        (ADS.to_owned(), "{api_config_source: {}}", "lds_config.api_config_source: is not supported"),
+        (
+            "api_type: REST, cluster_names: [a]".to_owned(),
+            "{ads: {}}",
+            "ads_config.cluster_names: is not supported",
+        ),
+        ("api_type: GRPC".to_owned(), "{ads: {}}", "ads_config.grpc_services: there must be one, not 0"),
+        (
+            grpc("{envoy_grpc: {cluster_name: other}}"),
+            "{ads: {}}",
+            "ads_config.grpc_services[0].envoy_grpc.cluster_name: there is no static cluster \"other\"",
+        ),
+        (
+            grpc("{google_grpc: {target_uri: a, stat_prefix: b}}"),
+            "{ads: {}}",
+            "ads_config.grpc_services[0].google_grpc: is not supported, envoy_grpc is",
+        ),
+    ];
+    for (ads, lds, expected) in cases {
+        let Err(error) = load(&ads, lds) else { panic!("{ads} is taken") };
+        assert!(error.contains(&format!("dynamic_resources.{expected}")), "{error}");
+    }
+}
