@@ -24,7 +24,7 @@ pub(super) enum AfterAttempt {
     /// An answer of our own.
     Reply(Box<LocalReply>),
     /// The response.
-    Forward(Box<Response>),
+    Forward(Response),
 }
 
 /// A response whose head is in the stream's context.
@@ -90,7 +90,7 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<AfterAttempt, Interrupt> {
         match attempt {
             Attempt::Head { checkout, end, tunnel, body } => {
-                let response = Response { flight, checkout: *checkout, end, tunnel, body };
+                let response = Response { flight, checkout, end, tunnel, body };
                 self.after_response(plan, response).await
             }
             Attempt::Failed(error, sent) => {
@@ -117,7 +117,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.raise(&decision, plan.route);
         plan.replay.release(&response.body);
-        Ok(AfterAttempt::Forward(Box::new(response)))
+        Ok(AfterAttempt::Forward(response))
     }
 
     async fn after_failure(

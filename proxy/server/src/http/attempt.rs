@@ -18,7 +18,7 @@ use std::task::Poll;
 /// How an attempt ended.
 pub(super) enum Attempt {
     /// A final response head is in the stream's context.
-    Head { checkout: Box<Checkout>, end: bool, tunnel: bool, body: Outgoing },
+    Head { checkout: Checkout, end: bool, tunnel: bool, body: Outgoing },
     /// There is none.
     Failed(UpstreamError, bool),
     /// Not in the time of one attempt.
@@ -268,7 +268,7 @@ impl<D: Downstream> Exchange<'_, D> {
         .await
         .unwrap_or_else(|which| Err(Interrupt::Expired(which)));
         match result {
-            Ok(Ok((end, tunnel))) => Ok(Attempt::Head { checkout: Box::new(checkout), end, tunnel, body }),
+            Ok(Ok((end, tunnel))) => Ok(Attempt::Head { checkout, end, tunnel, body }),
             Ok(Err(error)) => Ok(Attempt::Failed(error, true)),
             Err(Interrupt::Expired(which)) if which.is_of_attempt() => Ok(Attempt::TimedOut(which)),
             Err(other) => Err(other),

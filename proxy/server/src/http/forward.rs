@@ -71,7 +71,7 @@ impl<D: Downstream> Exchange<'_, D> {
             match self.after_attempt(&mut plan, flight, attempt).await? {
                 AfterAttempt::Retry => {}
                 AfterAttempt::Reply(reply) => return self.respond(*reply, true).await,
-                AfterAttempt::Forward(response) => return self.pass(&mut plan, *response).await,
+                AfterAttempt::Forward(response) => return self.pass(&mut plan, response).await,
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A request on an HTTP/1 upstream connection. The task of the downstream connection drives it inline.
 
+use super::kind::{Kind, Limits};
 use super::{ActiveConnection, HeadEvent, UpstreamError};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::deadline::Timed;
@@ -35,6 +36,8 @@ pub(crate) struct H1Upstream {
     local: Option<SocketAddr>,
     pub(super) opened: Instant,
     pub(super) requests: u32,
+    /// What it goes back to its pool by, while it has a request.
+    pub(super) home: Option<(Kind, Limits)>,
     /// The place of its request among those under way.
     pub(super) request: Option<Permit>,
     pub(super) active: ActiveConnection,
@@ -65,6 +68,7 @@ impl H1Upstream {
             broken: None,
             opened: Instant::now(),
             requests: 0,
+            home: None,
             request: None,
             active,
         }

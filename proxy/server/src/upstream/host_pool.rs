@@ -57,8 +57,8 @@ pub(super) struct Shared {
 pub(super) enum Ready {
     /// A connection of its own.
     Whole(Idle),
-    /// A stream; with its connection's limits, and its time of connecting for the first to ask.
-    Stream(Box<H2Upstream>, Limits, Option<u32>),
+    /// A stream, with its connection's time of connecting for the first to ask.
+    Stream(Box<H2Upstream>, Option<u32>),
 }
 
 impl HostPool {
@@ -160,7 +160,7 @@ impl KindPool {
         let request = wanted.begin()?;
         shared.used = now;
         let stream = Box::new(shared.connection.stream(request));
-        Ok(Some(Ready::Stream(stream, shared.limits, shared.connect_ms.take())))
+        Ok(Some(Ready::Stream(stream, shared.connect_ms.take())))
     }
 
     /// Keeps a connection without a request.

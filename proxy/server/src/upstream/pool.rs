@@ -62,8 +62,6 @@ pub(crate) struct Checkout {
     pub(crate) stream: UpstreamStream,
     /// Milliseconds it took to connect; `None` for a connection that was there.
     pub(crate) connect_ms: Option<u32>,
-    kind: Kind,
-    limits: Limits,
 }
 
 /// What a request does next for a connection that it shares.
@@ -103,11 +101,14 @@ impl Wanted<'_> {
     }
 
     fn checkout(&self, ready: Ready) -> Checkout {
-        let (stream, limits, connect_ms) = match ready {
-            Ready::Whole(idle) => (UpstreamStream::Http1(idle.connection), idle.limits, idle.connect_ms),
-            Ready::Stream(stream, limits, connect_ms) => (UpstreamStream::Http2(stream), limits, connect_ms),
+        let (stream, connect_ms) = match ready {
+            Ready::Whole(mut idle) => {
+                idle.connection.home = Some((Kind::of(self), idle.limits));
+                (UpstreamStream::Http1(idle.connection), idle.connect_ms)
+            }
+            Ready::Stream(stream, connect_ms) => (UpstreamStream::Http2(stream), connect_ms),
         };
-        Checkout { stream, connect_ms, kind: Kind::of(self), limits }
+        Checkout { stream, connect_ms }
     }
 }
 
@@ -320,8 +321,8 @@ impl Pools {
 
     /// Takes a connection back after its request. One that can't be used again is closed.
     pub(crate) fn give_back(&self, checkout: Checkout, now: Instant) {
-        let Checkout { stream, kind, limits, .. } = checkout;
-        let UpstreamStream::Http1(mut connection) = stream else { return };
+        let UpstreamStream::Http1(mut connection) = checkout.stream else { return };
+        let Some((kind, limits)) = connection.home.take() else { return };
         if !connection.is_reusable() || connection.active.host.is_removed() {
             return;
         }
