@@ -244,6 +244,7 @@ impl Terms {
             high_breaker: BreakerLimits::UNLIMITED,
             retry: Some(Arc::new(self.retry_policy())),
             buffer_limit: 1 << 20,
+            health_check: None,
             balance: BalanceConfig { policy: self.balancer.policy(), ..BalanceConfig::default() },
             source_address: None,
             tcp_keepalive: None,

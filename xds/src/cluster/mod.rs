@@ -5,6 +5,7 @@ mod breaker;
 pub(crate) mod dns;
 mod eds;
 mod endpoints;
+mod health;
 mod protocol;
 #[cfg(test)]
 mod tests;
@@ -92,6 +93,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         high_breaker,
         retry: protocol.retry,
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
+        health_check: health::compile(&value.health_checks).in_key("health_checks")?,
         balance,
         source_address: value
             .upstream_bind_config
@@ -128,7 +130,7 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         per_connection_buffer_high_watermark_timeout,
         lb_policy: _,
         load_assignment: _,
-        health_checks,
+        health_checks: _,
         max_requests_per_connection: _,
         circuit_breakers: _,
         upstream_http_protocol_options: _,
@@ -177,7 +179,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         transport_socket_matcher,
         stats_matcher,
         per_connection_buffer_high_watermark_timeout,
-        health_checks,
         outlier_detection,
         lb_subset_config,
         close_connections_on_host_health_failure,

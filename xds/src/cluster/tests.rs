@@ -1,8 +1,8 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sixfold_core::cluster::{
-    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, Policy, RetryBudget,
-    UpstreamProtocol,
+    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, Intervals, Policy, Probe,
+    RetryBudget, UpstreamProtocol,
 };
 
 use super::*;
@@ -240,7 +240,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "eds_cluster_config.eds_config.api_config_source: is not supported",
         ),
         ("cluster_type: {name: x}", "cluster_type: \"x\" is not supported"),
-        ("health_checks: [{}]", "health_checks: is not supported"),
+        ("health_checks: [{}]", "health_checks[0].timeout: is missing"),
         ("outlier_detection: {}", "outlier_detection: is not supported"),
         (
             "load_assignment: {cluster_name: c, policy: {drop_overloads: [{category: x}]}}",
@@ -290,5 +290,55 @@ fn a_cluster_replaces_the_one_of_its_name() {
     assert_eq!(id(&first), id(&second), "endpoints keep their identity");
     assert!(second.config.added_via_api);
     let error = compile(&context, &read("name: bad\nhealth_checks: [{}]"), true).unwrap_err();
-    assert_eq!(error.to_string(), "cluster \"bad\": health_checks: is not supported");
+    assert_eq!(error.to_string(), "cluster \"bad\": health_checks[0].timeout: is missing");
+}
+
+#[test]
+fn health_checks_have_envoys_defaults() {
+    let base = "timeout: 1s, interval: 5s, unhealthy_threshold: 3, healthy_threshold: 2";
+    let check = |fields: &str| {
+        let (config, _) = config(&format!("health_checks: [{{{base}, {fields}}}]")).unwrap();
+        config.health_check.clone().unwrap()
+    };
+    let http = check("http_health_check: {path: /hc}");
+    let seconds = |intervals: &Intervals| {
+        let Intervals { healthy, unhealthy, to_healthy, to_unhealthy, no_traffic, no_traffic_healthy } =
+            intervals;
+        [healthy, unhealthy, to_healthy, to_unhealthy, no_traffic, no_traffic_healthy]
+            .map(|time| time.as_secs())
+    };
+    assert_eq!(seconds(&http.intervals), [5, 5, 5, 5, 60, 60]);
+    assert_eq!((http.unhealthy_threshold, http.healthy_threshold, http.reuse_connection), (3, 2, true));
+    let Probe::Http(probe) = &http.probe else { panic!("{http:?}") };
+    assert_eq!(
+        (probe.path.as_str(), &probe.method, probe.expected.clone()),
+        ("/hc", &http::Method::GET, vec![200..201])
+    );
+    let edges = check(
+        "unhealthy_interval: 7s, healthy_edge_interval: 2s, no_traffic_interval: 30s, tcp_health_check: {send: {text: '0aFF'}, receive: [{binary: cG9uZw==}]}",
+    );
+    assert_eq!(seconds(&edges.intervals), [5, 7, 2, 7, 30, 30]);
+    assert!(matches!(&edges.probe, Probe::Tcp(tcp) if tcp.send == [0x0A, 0xFF] && tcp.receive == [b"pong"]));
+    assert!(
+        matches!(&check("grpc_health_check: {service_name: s}").probe, Probe::Grpc(grpc) if grpc.service == "s")
+    );
+    assert_eq!(http.fingerprint, check("http_health_check: {path: /hc}").fingerprint);
+    assert_ne!(http.fingerprint, check("http_health_check: {path: /hd}").fingerprint);
+    for (fields, reason) in [
+        ("", "one of http_health_check, tcp_health_check, grpc_health_check is missing"),
+        ("http_health_check: {}", "http_health_check.path: must not be empty"),
+        (
+            "http_health_check: {path: /, method: CONNECT}",
+            "http_health_check.method: CONNECT is no method of a check",
+        ),
+        (
+            "http_health_check: {path: /, expected_statuses: [{start: 300, end: 200}]}",
+            "http_health_check.expected_statuses[0]: must be a range within [100, 600), not [300, 200)",
+        ),
+        ("tcp_health_check: {send: {text: xyz}}", "tcp_health_check.send: \"xyz\" is not hexadecimal"),
+        ("event_log_path: /x, tcp_health_check: {}", "event_log_path: is not supported"),
+    ] {
+        let refused = refused(&format!("health_checks: [{{{base}, {fields}}}]"));
+        assert_eq!(refused, format!("health_checks[0].{reason}").replace("].one", "]: one"));
+    }
 }

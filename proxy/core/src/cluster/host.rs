@@ -39,13 +39,15 @@ bitflags! {
         const DEGRADED_DISCOVERY = 32;
         /// Discovery says draining: excluded.
         const DRAINING = 64;
+        /// A check was answered with `x-envoy-immediate-health-check-fail`: excluded.
+        const EXCLUDED_CHECK = 128;
     }
 }
 
 impl Reasons {
     /// How an endpoint counts that has these against it.
     pub fn health(self) -> Health {
-        if self.intersects(Reasons::DRAINING | Reasons::PENDING_CHECK) {
+        if self.intersects(Reasons::DRAINING | Reasons::PENDING_CHECK | Reasons::EXCLUDED_CHECK) {
             Health::Excluded
         } else if self.intersects(Reasons::DISCOVERY | Reasons::ACTIVE_CHECK | Reasons::EJECTED) {
             Health::Unhealthy

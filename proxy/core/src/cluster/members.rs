@@ -142,6 +142,11 @@ impl HostSet {
     /// Sorts endpoints into levels. Those at an address and name that `before` had are the same hosts; nothing
     /// about them changes by that. Endpoints at one address and name are one host.
     pub fn new(configs: Vec<HostConfig>, before: Option<&HostSet>) -> HostSet {
+        HostSet::with_reasons(configs, before, Reasons::empty())
+    }
+
+    /// The same, with `reasons` against the hosts that are new.
+    pub fn with_reasons(configs: Vec<HostConfig>, before: Option<&HostSet>, reasons: Reasons) -> HostSet {
         let known: HashMap<_, _> = before.iter().flat_map(|s| s.iter()).map(|m| (key(&m.host), m)).collect();
         let mut fresh: HashMap<_, Arc<Host>> = HashMap::new();
         let mut levels: Vec<Vec<Arc<Member>>> = Vec::new();
@@ -159,7 +164,11 @@ impl HostSet {
                 None => {
                     let key = (config.address.clone(), config.hostname.clone());
                     let host = fresh.entry(key);
-                    let new = || Arc::new(Host::new(config.address.clone(), config.hostname.clone()));
+                    let new = || {
+                        let host = Host::new(config.address.clone(), config.hostname.clone());
+                        host.set_reason(reasons, true);
+                        Arc::new(host)
+                    };
                     host.or_insert_with(new).clone()
                 }
             };

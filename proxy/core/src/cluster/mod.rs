@@ -9,6 +9,7 @@ mod breaker;
 mod cells;
 mod discovery;
 mod endpoint;
+mod health_check;
 mod host;
 mod in_flight;
 mod members;
@@ -23,6 +24,9 @@ pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers};
 pub use endpoint::{Address, EdsHealth, HostConfig, Locality};
+pub use health_check::{
+    GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
+};
 pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
 pub use members::{HostSet, Member, Members, PriorityLevel};
@@ -39,7 +43,7 @@ use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// A cluster in use: configuration, endpoints, balancer, and what all workers share of its state.
@@ -61,14 +65,30 @@ pub struct Cluster {
     pub high_breaker: Breaker,
     /// Held while the endpoints are replaced: discovery and health checks come from different threads.
     visibility: Mutex<Visibility>,
-    /// What works for it and ends with it.
-    attached: Mutex<Vec<Box<dyn Any + Send>>>,
+    /// Who works for it; most clusters have nobody.
+    helpers: Mutex<Option<Box<Helpers>>>,
 }
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "cluster {}", self.config.name)
     }
+}
+
+/// Who works for a cluster.
+#[derive(Default)]
+struct Helpers {
+    /// They end with it.
+    attached: Vec<Box<dyn Any + Send>>,
+    /// They are told when its endpoints have changed.
+    observers: Vec<Weak<dyn HostObserver>>,
+}
+
+/// Whoever works with a cluster's endpoints.
+pub trait HostObserver: Send + Sync {
+    /// The endpoints are other ones, or of other health. Called while they are being replaced: it must not replace
+    /// them itself.
+    fn hosts_changed(&self, cluster: &Cluster);
 }
 
 /// What a cluster's changes are allowed to show of themselves.
@@ -149,6 +169,8 @@ pub struct ClusterPolicy {
     pub retry: Option<Arc<RetryPolicy>>,
     /// Bytes buffered for an upstream connection, 1 MiB by default.
     pub buffer_limit: usize,
+    /// How endpoints are asked whether they are well; until they were, they get no traffic.
+    pub health_check: Option<Arc<HealthCheck>>,
     /// How endpoints are chosen.
     pub balance: BalanceConfig,
     /// Local address to connect from.
@@ -213,6 +235,7 @@ impl Default for ClusterPolicy {
             high_breaker: BreakerLimits::default(),
             retry: None,
             buffer_limit: 1 << 20,
+            health_check: None,
             balance: BalanceConfig::default(),
             source_address: None,
             tcp_keepalive: None,
@@ -354,7 +377,7 @@ impl Cluster {
             Some(before) if eds(&config) && previous.is_some_and(|c| eds(&c.config)) => before.refreshed(),
             before => {
                 let resolved = endpoints.iter().flat_map(|e| known_addresses(e, before.as_deref())).collect();
-                HostSet::new(resolved, before.as_deref())
+                HostSet::with_reasons(resolved, before.as_deref(), initial(&config))
             }
         };
         let balancer = build(&config.balance, &set, &stats)?;
@@ -364,7 +387,7 @@ impl Cluster {
             high_breaker: Breaker::new(config.high_breaker),
             hosts: ArcSwap::from_pointee(set),
             visibility: Mutex::new(Visibility::Hidden),
-            attached: Mutex::default(),
+            helpers: Mutex::default(),
             endpoints: if resolves { endpoints.into() } else { Box::default() },
             balancer,
             stats,
@@ -375,7 +398,12 @@ impl Cluster {
     /// Keeps what works for this cluster for as long as it lives: the subscriptions of its discovery. It must not
     /// hold the cluster itself.
     pub fn attach(&self, what: impl Any + Send) {
-        self.attached.lock().push(Box::new(what));
+        self.helpers.lock().get_or_insert_default().attached.push(Box::new(what));
+    }
+
+    /// Tells `observer` when endpoints have come or gone, or changed their health, for as long as it lives.
+    pub fn observe(&self, observer: Weak<dyn HostObserver>) {
+        self.helpers.lock().get_or_insert_default().observers.push(observer);
     }
 
     /// Whether every name among the endpoints stands for an address already.
@@ -392,7 +420,8 @@ impl Cluster {
     pub fn update_hosts(&self, hosts: Vec<HostConfig>) {
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
-        self.publish(HostSet::new(hosts, Some(&before)), Some(&before), *visibility);
+        let set = HostSet::with_reasons(hosts, Some(&before), initial(&self.config));
+        self.publish(set, Some(&before), *visibility);
     }
 
     /// Takes a change of some endpoint's health into account.
@@ -409,6 +438,11 @@ impl Cluster {
             self.show(&set, before);
         }
         self.hosts.store(set);
+        let observers: Vec<_> = match &*self.helpers.lock() {
+            Some(helpers) => helpers.observers.iter().filter_map(Weak::upgrade).collect(),
+            None => return,
+        };
+        observers.iter().for_each(|observer| observer.hosts_changed(self));
     }
 
     /// Takes the place of `previous`. Hosts that `previous` has found since this was built are taken over.
@@ -449,6 +483,11 @@ impl Cluster {
         self.stats.membership_degraded().set(set.degraded() as u64);
         self.stats.membership_excluded().set(set.excluded() as u64);
     }
+}
+
+/// What is held against endpoints that are new.
+fn initial(config: &ClusterConfig) -> Reasons {
+    if config.health_check.is_some() { Reasons::ACTIVE_CHECK } else { Reasons::empty() }
 }
 
 /// What an endpoint stands for before discovery has looked: itself, or the addresses its name had.

@@ -75,7 +75,7 @@ fn host_values(member: &Member) -> Vec<(&'static str, String)> {
 
 /// Envoy's names of the reasons, in its order, and their fields in the JSON form. What discovery says has one
 /// field for all of it there.
-const FLAGS: [(Reasons, &str, Option<&str>); 7] = [
+const FLAGS: [(Reasons, &str, Option<&str>); 8] = [
     (Reasons::ACTIVE_CHECK, "/failed_active_hc", Some("failed_active_health_check")),
     (Reasons::EJECTED, "/failed_outlier_check", Some("failed_outlier_check")),
     (Reasons::DISCOVERY, "/failed_eds_health", None),
@@ -83,6 +83,7 @@ const FLAGS: [(Reasons, &str, Option<&str>); 7] = [
     (Reasons::DEGRADED_DISCOVERY, "/degraded_eds_health", None),
     (Reasons::PENDING_CHECK, "/pending_active_hc", Some("pending_active_hc")),
     (Reasons::DRAINING, "/eds_status_draining", None),
+    (Reasons::EXCLUDED_CHECK, "/excluded_via_immediate_hc_fail", Some("excluded_via_immediate_hc_fail")),
 ];
 
 fn health_flags(reasons: Reasons) -> String {

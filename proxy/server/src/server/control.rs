@@ -1,9 +1,10 @@
 //! The control thread: it applies changes, one after the other, and never waits for the network.
 
-use super::warming::{Warm, Warming};
+use super::warming::{Helpers, Warm, Warming};
 use super::{DrainRequest, QUEUE, SWEEP};
 use crate::dns::Discoverer;
 use crate::drain::DrainStrategy;
+use crate::health::HealthChecker;
 use crate::listener::manager::Manager;
 use crate::memory;
 use crate::worker::Command;
@@ -47,6 +48,7 @@ pub(super) struct ControlThread {
     manager: Manager,
     model: Arc<Model>,
     warming: Warming,
+    checker: HealthChecker,
     held: Option<Held>,
     behind: VecDeque<Change>,
     /// Who wants to know when no listener waits any more.
@@ -55,8 +57,11 @@ pub(super) struct ControlThread {
 
 impl ControlThread {
     pub(super) fn new(manager: Manager, model: Arc<Model>) -> ControlThread {
-        let warming = Warming::new(&manager.shared().metrics);
-        ControlThread { manager, model, warming, held: None, behind: VecDeque::new(), until_warm: Vec::new() }
+        let shared = manager.shared();
+        let warming = Warming::new(&shared.metrics);
+        let checker = HealthChecker::new(shared.callout.clone(), shared.metrics.clone());
+        let (held, behind, until_warm) = (None, VecDeque::new(), Vec::new());
+        ControlThread { manager, model, warming, checker, held, behind, until_warm }
     }
 
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
@@ -120,7 +125,8 @@ impl ControlThread {
     async fn begin(&mut self, mut change: Change) {
         let dns = self.manager.shared().dns.get();
         let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
-        let cold = self.warming.hold_back(&mut change.diff, discoverer.as_ref());
+        let helpers = Helpers { discoverer: discoverer.as_ref(), checker: &self.checker };
+        let cold = self.warming.hold_back(&mut change.diff, &helpers);
         let uses = !change.diff.route_tables.is_empty() || !change.diff.listeners.is_empty();
         if cold.is_empty() || !uses {
             return self.finish(change).await;

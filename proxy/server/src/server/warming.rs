@@ -6,6 +6,7 @@
 
 use super::waiting::Waiting;
 use crate::dns::Discoverer;
+use crate::health::{HealthChecker, Watched};
 use sixfold_core::cluster::{Cluster, Discovery, HostConfig};
 use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
@@ -17,6 +18,8 @@ use tokio::time::Instant;
 
 /// How long a cluster waits for the first answer of DNS: Envoy's default of `initial_fetch_timeout`.
 const FIRST_ANSWER: Duration = Duration::from_secs(15);
+/// How long it waits for the first check of its endpoints, beyond the time of one check.
+const FIRST_CHECK: Duration = Duration::from_secs(15);
 
 sixfold_core::stat_block! {
     /// Statistics under `cluster_manager.`.
@@ -25,10 +28,13 @@ sixfold_core::stat_block! {
 
 /// The candidates.
 pub(super) struct Warming {
-    clusters: Waiting<Arc<Cluster>>,
+    clusters: Waiting<Candidate>,
     listeners: Waiting<Arc<Listener>>,
     stats: WarmingStats,
 }
+
+/// A cluster, and the checks of its endpoints.
+type Candidate = (Arc<Cluster>, Option<Arc<Watched>>);
 
 /// A candidate that need not wait any longer.
 pub(super) enum Warm {
@@ -42,6 +48,15 @@ enum Wait {
     Answers(oneshot::Receiver<()>),
     /// Endpoints have come by a change of their own.
     Endpoints(Duration),
+    /// Nothing but the first checks.
+    Checks,
+}
+
+/// Who finds the endpoints of clusters, and who checks them.
+pub(super) struct Helpers<'a> {
+    /// Without it names get no endpoints, and nothing waits for them.
+    pub(super) discoverer: Option<&'a Discoverer>,
+    pub(super) checker: &'a HealthChecker,
 }
 
 impl Warming {
@@ -51,24 +66,31 @@ impl Warming {
     }
 
     /// Takes the clusters out of `diff` that must wait, and puts those in that wait no longer; answers the names
-    /// of the former. Discovery begins for every cluster that needs it; without a discoverer names get no
-    /// endpoints, and nothing waits for them.
-    pub(super) fn hold_back(&mut self, diff: &mut Diff, discoverer: Option<&Discoverer>) -> Vec<Arc<str>> {
+    /// of the former. Discovery and checks begin for every cluster that wants them.
+    pub(super) fn hold_back(&mut self, diff: &mut Diff, helpers: &Helpers<'_>) -> Vec<Arc<str>> {
         let mut held = Vec::new();
         for (name, cluster) in std::mem::take(&mut diff.clusters) {
             self.clusters.take(&name);
-            let wait = cluster.as_ref().and_then(|cluster| wait_of(cluster, discoverer));
-            match (cluster, wait) {
-                (Some(cluster), Some(wait)) => {
+            let Some(cluster) = cluster else {
+                helpers.checker.forget(&name);
+                diff.clusters.push((name, None));
+                continue;
+            };
+            let checks = helpers.checker.watch(&cluster);
+            match wait_of(&cluster, checks.as_deref(), helpers.discoverer) {
+                Some(wait) => {
                     held.push(name.clone());
-                    self.hold(name, cluster, wait);
+                    self.hold(name, (cluster, checks), wait);
                 }
-                (cluster, _) => diff.clusters.push((name, cluster)),
+                None => diff.clusters.push((name, Some(cluster))),
             }
         }
         for (name, hosts) in std::mem::take(&mut diff.endpoints) {
             match self.endpoints(&name, hosts) {
-                Ok(cluster) => {
+                Ok((cluster, Some(checks))) if must_be_checked(&cluster, &checks) => {
+                    self.hold(name, (cluster, Some(checks)), Wait::Checks);
+                }
+                Ok((cluster, _)) => {
                     held.retain(|held| *held != name);
                     diff.clusters.push((name, Some(cluster)));
                 }
@@ -102,7 +124,7 @@ impl Warming {
     /// The next candidate that need not wait any longer. Never ends while nothing waits; may be dropped.
     pub(super) async fn warm(&mut self) -> Warm {
         tokio::select! {
-            (name, cluster) = self.clusters.next() => {
+            (name, (cluster, _)) = self.clusters.next() => {
                 self.count();
                 Warm::Cluster(name, cluster)
             }
@@ -110,26 +132,33 @@ impl Warming {
         }
     }
 
-    fn hold(&mut self, name: Arc<str>, cluster: Arc<Cluster>, wait: Wait) {
-        self.clusters.hold(name, cluster, async move {
+    fn hold(&mut self, name: Arc<str>, (cluster, checks): Candidate, wait: Wait) {
+        let time = cluster.config.health_check.as_ref().map_or(Duration::ZERO, |check| check.timeout);
+        self.clusters.hold(name, (cluster, checks.clone()), async move {
             match wait {
+                Wait::Checks => {}
                 // Too late is as good as badly answered.
                 Wait::Answers(first) => drop(tokio::time::timeout(FIRST_ANSWER, first).await),
                 Wait::Endpoints(limit) => tokio::time::sleep(limit).await,
+            }
+            if let Some(checks) = checks {
+                // An endpoint that is silent has failed by then.
+                let limit = time.saturating_add(FIRST_CHECK);
+                let _ = tokio::time::timeout(limit, checks.all_checked()).await;
             }
         });
     }
 
     /// Gives endpoints to the candidate that waits for them; gives them back when none does.
-    fn endpoints(&mut self, name: &str, hosts: Vec<HostConfig>) -> Result<Arc<Cluster>, Vec<HostConfig>> {
-        let waits = |cluster: &Arc<Cluster>| matches!(cluster.config.discovery, Discovery::Eds(_));
+    fn endpoints(&mut self, name: &str, hosts: Vec<HostConfig>) -> Result<Candidate, Vec<HostConfig>> {
+        let waits = |(cluster, _): &Candidate| matches!(cluster.config.discovery, Discovery::Eds(_));
         if !self.clusters.get(name).is_some_and(waits) {
             return Err(hosts);
         }
         match self.clusters.take(name) {
-            Some(cluster) => {
+            Some((cluster, checks)) => {
                 cluster.update_hosts(hosts);
-                Ok(cluster)
+                Ok((cluster, checks))
             }
             None => Err(hosts),
         }
@@ -140,13 +169,24 @@ impl Warming {
     }
 }
 
-/// What a cluster must wait for; `None` when its endpoints are known, from the one before it too.
-fn wait_of(cluster: &Arc<Cluster>, discoverer: Option<&Discoverer>) -> Option<Wait> {
+/// What a cluster must wait for; `None` when its endpoints are known, from the one before it too, and one of them is
+/// well.
+fn wait_of(
+    cluster: &Arc<Cluster>,
+    checks: Option<&Watched>,
+    discoverer: Option<&Discoverer>,
+) -> Option<Wait> {
     let first = discoverer.and_then(|discoverer| discoverer.start(cluster));
-    match cluster.config.discovery {
+    let wait = match cluster.config.discovery {
         Discovery::Eds(limit) => (cluster.hosts.load().total() == 0).then_some(Wait::Endpoints(limit)),
         _ => first.filter(|_| !cluster.is_resolved()).map(Wait::Answers),
-    }
+    };
+    wait.or_else(|| checks.filter(|checks| must_be_checked(cluster, checks)).map(|_| Wait::Checks))
+}
+
+/// Whether no endpoint would get traffic only since none was checked yet.
+fn must_be_checked(cluster: &Cluster, checks: &Watched) -> bool {
+    !checks.is_all_checked() && cluster.hosts.load().healthy() == 0
 }
 
 /// A place for a table, and how long it is waited for.
@@ -178,9 +218,10 @@ async fn first_tables(missing: Vec<Missing>) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use sixfold_core::cluster::{Address, ClusterConfig};
+    use sixfold_core::detached::Nowhere;
     use sixfold_core::metrics::Registry;
 
     const LIMIT: Duration = Duration::from_secs(3);
@@ -208,7 +249,8 @@ mod tests {
 
     /// Names in the diff after what must wait was taken out, and how many wait.
     fn hold(warming: &mut Warming, mut diff: Diff) -> (Diff, usize) {
-        warming.hold_back(&mut diff, None);
+        let checker = HealthChecker::new(Arc::new(Nowhere), Registry::new());
+        warming.hold_back(&mut diff, &Helpers { discoverer: None, checker: &checker });
         (diff, warming.stats.warming_clusters().get() as usize)
     }
 
@@ -266,5 +308,60 @@ mod tests {
         let second = eds(Some(&first));
         let (diff, waiting) = hold(&mut warming, change(&second));
         assert_eq!((diff.clusters.len(), waiting, second.hosts.load().total()), (1, 0, 1));
+    }
+
+    #[tokio::test]
+    async fn a_cluster_waits_for_its_first_checks_unless_some_endpoint_is_well() {
+        use sixfold_core::cluster::{HealthCheck, Intervals, Probe, TcpProbe};
+        let day = Duration::from_secs(86_400);
+        let check = HealthCheck {
+            fingerprint: 1,
+            timeout: Duration::from_secs(60),
+            intervals: Intervals {
+                healthy: day,
+                unhealthy: day,
+                to_healthy: day,
+                to_unhealthy: day,
+                no_traffic: day,
+                no_traffic_healthy: day,
+            },
+            initial_jitter: Duration::ZERO,
+            jitter: Duration::ZERO,
+            jitter_percent: 0,
+            unhealthy_threshold: 1,
+            healthy_threshold: 1,
+            reuse_connection: true,
+            port: None,
+            log_failures: false,
+            probe: Probe::Tcp(TcpProbe::default()),
+        };
+        let check = Arc::new(check);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Ip(listener.local_addr().unwrap());
+        let make = |discovery: Discovery, previous: Option<&Cluster>| {
+            let mut config = ClusterConfig::named("c");
+            (config.discovery, config.health_check) = (discovery, Some(check.clone()));
+            let endpoints = vec![HostConfig::new(address.clone())];
+            Cluster::new(config, endpoints, previous, &Registry::new()).unwrap()
+        };
+        let mut warming = Warming::new(&Registry::new());
+        let checker = HealthChecker::new(Arc::new(Nowhere), Registry::new());
+        let helpers = Helpers { discoverer: None, checker: &checker };
+        let first = make(Discovery::Static, None);
+        let mut diff = change(&first);
+        assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
+        let Warm::Cluster(_, warm) = warming.warm().await else { panic!("a cluster") };
+        assert!(Arc::ptr_eq(&warm, &first) && first.hosts.load().healthy() == 1);
+        let mut diff = change(&make(Discovery::Static, Some(&first)));
+        assert_eq!((warming.hold_back(&mut diff, &helpers).len(), diff.clusters.len()), (0, 1));
+        // Endpoints that come later are checked before they are waited for no longer.
+        let mut config = ClusterConfig::named("d");
+        (config.discovery, config.health_check) = (Discovery::Eds(LIMIT), Some(check));
+        let eds = Cluster::new(config, Vec::new(), None, &Registry::new()).unwrap();
+        let mut diff = Diff { clusters: vec![("d".into(), Some(eds.clone()))], ..Diff::default() };
+        diff.endpoints = vec![("d".into(), vec![HostConfig::new(address)])];
+        assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
+        let Warm::Cluster(name, _) = warming.warm().await else { panic!("a cluster") };
+        assert_eq!((&*name, eds.hosts.load().healthy()), ("d", 1));
     }
 }

@@ -1,0 +1,387 @@
+#![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::panic)]
+use super::probe::{contains_all, judge, serving};
+use super::*;
+use crate::callout::{CalloutConfig, Callouts};
+use crate::dns::{DnsCache, ResolverConfig};
+use bytes::{BufMut, Bytes, BytesMut};
+use sixfold_core::cluster::{
+    Address, ClusterConfig, GrpcProbe, Health, HostConfig, HttpProbe, Intervals, Probe, TcpProbe,
+};
+use sixfold_core::headers::Headers;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, AtomicUsize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket};
+
+fn http() -> HttpProbe {
+    HttpProbe {
+        host: String::new(),
+        path: "/hc".to_owned(),
+        method: http::Method::GET,
+        send: Vec::new(),
+        add: Vec::new(),
+        remove: Vec::new(),
+        http2: false,
+        expected: vec![200..201],
+        retriable: vec![503..504],
+        receive: Vec::new(),
+        service: None,
+    }
+}
+
+fn check(interval: Duration, probe: Probe) -> HealthCheck {
+    HealthCheck {
+        fingerprint: 1,
+        timeout: Duration::from_secs(5),
+        intervals: Intervals {
+            healthy: interval,
+            unhealthy: interval,
+            to_healthy: interval,
+            to_unhealthy: interval,
+            no_traffic: interval,
+            no_traffic_healthy: interval,
+        },
+        initial_jitter: Duration::ZERO,
+        jitter: Duration::ZERO,
+        jitter_percent: 0,
+        unhealthy_threshold: 2,
+        healthy_threshold: 2,
+        reuse_connection: true,
+        port: None,
+        log_failures: false,
+        probe,
+    }
+}
+
+fn every_day(probe: Probe) -> HealthCheck {
+    check(Duration::from_secs(86_400), probe)
+}
+
+const SOON: Duration = Duration::from_millis(10);
+
+fn passed() -> Verdict {
+    Verdict::Passed { degraded: false }
+}
+
+/// Takes verdicts one after the other; what is against the endpoint after each.
+fn course(check: &HealthCheck, reasons: Reasons, verdicts: &[Verdict]) -> Vec<(Change, Reasons)> {
+    let (mut state, mut reasons) = (State::new(Duration::ZERO), reasons);
+    let mut take = |verdict| {
+        let changes = state.take(check, reasons, verdict);
+        for (reason, on) in changes.reasons {
+            reasons.set(reason, on);
+        }
+        (changes.kind, reasons)
+    };
+    verdicts.iter().map(&mut take).collect()
+}
+
+#[test]
+fn thresholds_are_envoys() {
+    use Change::{Changed, Pending, Unchanged};
+    let check = every_day(Probe::Tcp(TcpProbe::default()));
+    let (well, ill) = (Reasons::empty(), Reasons::ACTIVE_CHECK);
+    let (silent, failed) = (Verdict::silent("timeout"), Verdict::failed("status 500"));
+    let retriable =
+        Verdict::Failed { network: false, retriable: true, exclude: false, reason: String::new() };
+    for (from, verdicts, expected) in [
+        (ill, vec![passed(), passed()], vec![(Changed, well), (Unchanged, well)]),
+        (
+            ill,
+            vec![silent.clone(), passed(), passed()],
+            vec![(Unchanged, ill), (Pending, ill), (Changed, well)],
+        ),
+        (
+            ill,
+            vec![silent.clone(), passed(), silent.clone(), passed(), passed()],
+            vec![(Unchanged, ill), (Pending, ill), (Unchanged, ill), (Pending, ill), (Changed, well)],
+        ),
+        (well, vec![silent.clone(), silent], vec![(Pending, well), (Changed, ill)]),
+        (
+            well,
+            vec![retriable.clone(), passed(), retriable],
+            vec![(Pending, well), (Unchanged, well), (Pending, well)],
+        ),
+        // What the endpoint says itself is enough.
+        (well, vec![failed], vec![(Changed, ill)]),
+    ] {
+        assert_eq!(course(&check, from, &verdicts), expected, "{verdicts:?}");
+    }
+    let degraded = Verdict::Passed { degraded: true };
+    let (shy, excluded) = (Reasons::DEGRADED_CHECK, ill | Reasons::EXCLUDED_CHECK);
+    assert_eq!(course(&check, well, &[degraded, passed()]), [(Changed, shy), (Changed, well)]);
+    let leave = Verdict::Failed { network: false, retriable: false, exclude: true, reason: String::new() };
+    let back = [(Changed, excluded), (Changed, ill), (Changed, well)];
+    assert_eq!(course(&check, well, &[leave, passed(), passed()]), back);
+    assert_eq!(excluded.health(), Health::Excluded);
+}
+
+#[test]
+fn intervals_go_by_traffic_outcome_and_what_is_pending() {
+    let mut check = every_day(Probe::Tcp(TcpProbe::default()));
+    let seconds = Duration::from_secs;
+    check.intervals = Intervals {
+        healthy: seconds(1),
+        unhealthy: seconds(2),
+        to_healthy: seconds(3),
+        to_unhealthy: seconds(4),
+        no_traffic: seconds(5),
+        no_traffic_healthy: seconds(6),
+    };
+    let state = State::new(Duration::ZERO);
+    for (traffic, passed, change, expected) in [
+        (true, true, Change::Unchanged, 1),
+        (true, false, Change::Changed, 2),
+        (true, true, Change::Pending, 3),
+        (true, false, Change::Pending, 4),
+        (false, false, Change::Unchanged, 5),
+        (false, true, Change::Pending, 5),
+        (false, true, Change::Changed, 6),
+    ] {
+        assert_eq!(state.wait(&check, change, passed, traffic), seconds(expected));
+    }
+    (check.jitter, check.jitter_percent) = (seconds(1), 100);
+    let waits: Vec<_> = (0..300).map(|_| state.wait(&check, Change::Unchanged, true, true)).collect();
+    assert!(waits.iter().all(|wait| (seconds(1)..seconds(3)).contains(wait)));
+    assert!(waits.iter().any(|wait| *wait > seconds(2)), "both are added");
+}
+
+#[test]
+fn answers_are_judged_by_status_body_and_headers() {
+    let mut probe = http();
+    probe.expected = vec![200..300];
+    probe.receive = vec![b"one".to_vec(), b"two".to_vec()];
+    let says = |name: &str| {
+        let mut headers = Headers::new();
+        headers.set(name, b"true");
+        headers
+    };
+    let none = Headers::new();
+    assert_eq!(judge(&probe, 204, &none, b"one, two"), passed());
+    assert!(!judge(&probe, 204, &none, b"two, one").passed());
+    assert!(matches!(
+        judge(&probe, 503, &none, b""),
+        Verdict::Failed { retriable: true, network: false, .. }
+    ));
+    assert!(matches!(
+        judge(&probe, 500, &none, b""),
+        Verdict::Failed { retriable: false, network: false, .. }
+    ));
+    let degraded = judge(&probe, 200, &says("x-envoy-degraded"), b"onetwo");
+    assert_eq!(degraded, Verdict::Passed { degraded: true });
+    let leave = judge(&probe, 200, &says("x-envoy-immediate-health-check-fail"), b"onetwo");
+    assert!(matches!(leave, Verdict::Failed { exclude: true, retriable: false, .. }));
+    probe.service = Some(sixfold_core::matcher::StringMatcher::exact("true"));
+    assert!(judge(&probe, 200, &says("x-envoy-upstream-healthchecked-cluster"), b"onetwo").passed());
+    assert!(!judge(&probe, 200, &none, b"onetwo").passed());
+    assert!(contains_all(b"", &[]) && !contains_all(b"aa", &[b"a".to_vec(), b"aa".to_vec()]));
+    assert_eq!([serving(&[8, 1]), serving(&[8, 2]), serving(&[])], [Some(1), Some(2), None]);
+}
+
+/// A server whose answers can be changed.
+struct Endpoint {
+    address: SocketAddr,
+    status: Arc<AtomicU16>,
+    asked: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Endpoint {
+    async fn start() -> Endpoint {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint {
+            address: listener.local_addr().unwrap(),
+            status: Arc::new(200.into()),
+            asked: Arc::default(),
+            connections: Arc::default(),
+        };
+        let Endpoint { status, asked, connections, .. } = &endpoint;
+        let (status, asked, connections) = (status.clone(), asked.clone(), connections.clone());
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                connections.fetch_add(1, Relaxed);
+                let (status, asked) = (status.clone(), asked.clone());
+                tokio::spawn(async move {
+                    let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
+                    while let Ok(read @ 1..) = socket.read(&mut buffer).await {
+                        head.extend_from_slice(&buffer[..read]);
+                        if head.ends_with(b"\r\n\r\n") {
+                            let text = String::from_utf8(std::mem::take(&mut head)).unwrap();
+                            let head = "GET /hc HTTP/1.1\r\nHost: c\r\nuser-agent: Envoy/HC\r\n\r\n";
+                            assert_eq!(text, head);
+                            asked.fetch_add(1, Relaxed);
+                            let answer =
+                                format!("HTTP/1.1 {} x\r\ncontent-length: 2\r\n\r\nok", status.load(Relaxed));
+                            socket.write_all(answer.as_bytes()).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        endpoint
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Relaxed)
+    }
+}
+
+fn checker() -> HealthChecker {
+    let dns = DnsCache::start(ResolverConfig::default()).unwrap();
+    HealthChecker::new(Arc::new(Callouts::new(dns, CalloutConfig::default())), Registry::new())
+}
+
+fn cluster(addresses: &[SocketAddr], check: Option<HealthCheck>, previous: Option<&Cluster>) -> Arc<Cluster> {
+    let mut config = ClusterConfig::named("c");
+    config.health_check = check.map(Arc::new);
+    let endpoints = addresses.iter().map(|address| HostConfig::new(Address::Ip(*address)));
+    Cluster::new(config, endpoints.collect(), previous, &Registry::new()).unwrap()
+}
+
+fn healthy(cluster: &Cluster) -> usize {
+    cluster.hosts.load().healthy()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// An address where nobody listens, for as long as the socket is held.
+fn nobody() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (socket.local_addr().unwrap(), socket)
+}
+
+#[tokio::test]
+async fn endpoints_get_traffic_when_they_are_well() {
+    let (endpoint, checker, (nobody, _held)) = (Endpoint::start().await, checker(), nobody());
+    let probe = || Probe::Http(Box::new(http()));
+    let cluster = cluster(&[endpoint.address, nobody], Some(check(SOON, probe())), None);
+    assert_eq!(healthy(&cluster), 0, "none was checked yet");
+    let watched = checker.watch(&cluster).unwrap();
+    assert!(!watched.is_all_checked());
+    watched.all_checked().await;
+    assert_eq!((healthy(&cluster), cluster.hosts.load().total()), (1, 2));
+    assert_eq!(watched.stats.healthy().get(), 1);
+    endpoint.status.store(500, Relaxed);
+    until("unhealthy", || healthy(&cluster) == 0).await;
+    endpoint.status.store(200, Relaxed);
+    until("healthy", || healthy(&cluster) == 1).await;
+    let stats = &watched.stats;
+    assert!(stats.attempt().get() > 4 && stats.success().get() > 1 && stats.network_failure().get() > 0);
+    assert!(stats.failure().get() > stats.network_failure().get(), "a status is no failure of the network");
+    assert_eq!(endpoint.connections.load(Relaxed), 1, "it is kept");
+    // An endpoint that leaves is checked no more.
+    cluster.update_hosts(vec![HostConfig::new(Address::Ip(nobody))]);
+    tokio::time::sleep(SOON * 5).await;
+    let asked = endpoint.asked();
+    tokio::time::sleep(SOON * 10).await;
+    assert_eq!(endpoint.asked(), asked);
+}
+
+#[tokio::test]
+async fn connections_are_kept_only_where_they_are_wanted() {
+    let (endpoint, checker) = (Endpoint::start().await, checker());
+    let fresh = HealthCheck { reuse_connection: false, ..check(SOON, Probe::Http(Box::new(http()))) };
+    let cluster = cluster(&[endpoint.address], Some(fresh), None);
+    let _watched = checker.watch(&cluster).unwrap();
+    until("asked", || endpoint.asked() > 3).await;
+    assert!(endpoint.connections.load(Relaxed) > 3);
+}
+
+#[tokio::test]
+async fn what_is_known_outlives_a_replacement() {
+    let (endpoint, checker) = (Endpoint::start().await, checker());
+    let every_day = || every_day(Probe::Http(Box::new(http())));
+    let first = cluster(&[endpoint.address], Some(every_day()), None);
+    checker.watch(&first).unwrap().all_checked().await;
+    let second = cluster(&[endpoint.address], Some(every_day()), Some(&first));
+    let watched = checker.watch(&second).unwrap();
+    assert!(watched.is_all_checked() && healthy(&second) == 1);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(endpoint.asked(), 1, "nothing to ask for");
+    // Another check asks anew, and says so to the one that is in force still.
+    endpoint.status.store(500, Relaxed);
+    let other = HealthCheck { fingerprint: 2, ..every_day() };
+    let third = cluster(&[endpoint.address], Some(other), Some(&second));
+    checker.watch(&third).unwrap().all_checked().await;
+    assert_eq!((endpoint.asked(), healthy(&second), healthy(&third)), (2, 0, 0));
+    // Without a check nothing is against them.
+    let fourth = cluster(&[endpoint.address], None, Some(&third));
+    assert!(checker.watch(&fourth).is_none());
+    assert_eq!(healthy(&fourth), 1);
+    assert!(!checker.forget("c"));
+}
+
+#[tokio::test]
+async fn tcp_checks_connect_and_may_ask() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut buffer = [0; 4];
+            if socket.read_exact(&mut buffer).await.is_ok() && &buffer == b"PING" {
+                socket.write_all(b"+PO").await.unwrap();
+                socket.write_all(b"NG\r\n").await.unwrap();
+            }
+        }
+    });
+    let checker = checker();
+    for (send, receive, well) in [("", "", 1), ("PING", "PONG", 1), ("PONG", "PONG", 0)] {
+        let receive = Some(receive.as_bytes().to_vec()).filter(|piece| !piece.is_empty());
+        let probe = TcpProbe { send: send.into(), receive: receive.into_iter().collect() };
+        let cluster = cluster(&[address], Some(every_day(Probe::Tcp(probe))), None);
+        checker.watch(&cluster).unwrap().all_checked().await;
+        assert_eq!(healthy(&cluster), well, "{send}");
+    }
+    let (nobody, _held) = nobody();
+    let cluster = cluster(&[nobody], Some(every_day(Probe::Tcp(TcpProbe::default()))), None);
+    checker.watch(&cluster).unwrap().all_checked().await;
+    assert_eq!(healthy(&cluster), 0);
+}
+
+/// A gRPC health service that answers with this status.
+async fn grpc_service(status: u8) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let mut server = h2::server::handshake(socket).await.unwrap();
+            while let Some(Ok((mut request, mut respond))) = server.accept().await {
+                tokio::spawn(async move {
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    let message = request.body_mut().data().await.unwrap().unwrap();
+                    assert_eq!(&message[..], b"\0\0\0\0\x05\x0A\x03svc");
+                    let mut answer = BytesMut::new();
+                    answer.put_slice(&[0, 0, 0, 0, 2, 8, status]);
+                    let response = http::Response::builder().header("content-type", "application/grpc");
+                    let mut out = respond.send_response(response.body(()).unwrap(), false).unwrap();
+                    out.send_data(Bytes::from(answer), false).unwrap();
+                    let mut trailers = http::HeaderMap::new();
+                    trailers.insert("grpc-status", "0".parse().unwrap());
+                    out.send_trailers(trailers).unwrap();
+                });
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn grpc_checks_ask_for_a_service() {
+    let checker = checker();
+    for (status, well) in [(1, 1), (2, 0)] {
+        let address = grpc_service(status).await;
+        let probe = GrpcProbe { service: "svc".to_owned(), authority: String::new(), metadata: Vec::new() };
+        let cluster = cluster(&[address], Some(every_day(Probe::Grpc(probe))), None);
+        checker.watch(&cluster).unwrap().all_checked().await;
+        assert_eq!(healthy(&cluster), well, "{status}");
+    }
+}
