@@ -3,7 +3,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -194,7 +193,6 @@ pub(crate) fn compile(
         tls,
         metadata: Metadata::default(),
         drop_overload: 0,
-        labels: labels(upstream),
         policy: policy?,
     };
     Ok((config, hosts))
@@ -285,11 +283,6 @@ impl Balancer {
             Balancer::Ewma => Policy::ApisixEwma,
         }
     }
-}
-
-fn labels(upstream: &Upstream) -> BTreeMap<String, String> {
-    let name = upstream.name.iter().map(|name| ("name".to_owned(), name.clone()));
-    upstream.labels.clone().unwrap_or_default().into_iter().chain(name).collect()
 }
 
 fn protocol(scheme: Scheme) -> Option<UpstreamProtocol> {

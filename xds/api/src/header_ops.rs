@@ -18,6 +18,18 @@ pub fn ops(add: &[HeaderValueOption], remove: &[String], field: &str) -> Result<
     })
 }
 
+/// The changes of requests and of responses, of a message that has both.
+///
+/// # Errors
+/// Those of [`ops`].
+pub fn both(
+    (request_add, request_remove): (&[HeaderValueOption], &[String]),
+    (response_add, response_remove): (&[HeaderValueOption], &[String]),
+) -> Result<(HeaderOps, HeaderOps)> {
+    let request = ops(request_add, request_remove, "request_headers")?;
+    Ok((request, ops(response_add, response_remove, "response_headers")?))
+}
+
 /// The additions of a field.
 pub fn additions(add: &[HeaderValueOption], field: &str) -> Result<Box<[HeaderAddition]>> {
     add.iter()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, PassHost, PathRewrite, Timeouts};
+use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, PathRewrite, Timeouts};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
@@ -94,10 +94,7 @@ pub(super) fn forward(
         metadata_match: metadata::load_balancing(metadata_match),
         upgrades: upgrades(upgrade_configs)?,
         high_priority: enum_value::<RoutingPriority>(*priority, "priority")? == RoutingPriority::High,
-        mirrors: Box::default(),
-        internal_redirect: None,
-        hedge_on_per_try_timeout: false,
-        pass_host: PassHost::Pass,
+        ..ForwardOptions::default()
     };
     Ok(Forward { cluster, options: options.into() })
 }

@@ -130,20 +130,16 @@ fn member(
         levels.push(Level::new(typed_per_filter_config));
         scope.filters.chain(&levels, name)?
     };
+    let (request_headers, response_headers) = header_ops::both(
+        (request_headers_to_add, request_headers_to_remove),
+        (response_headers_to_add, response_headers_to_remove),
+    )?;
     Ok(WeightedCluster {
         cluster: name_or_header(scope, name, cluster_header, "name")?,
         // Below zero and beyond u64 saturate.
         weight: weight as u64,
-        request_headers: header_ops::ops(
-            request_headers_to_add,
-            request_headers_to_remove,
-            "request_headers",
-        )?,
-        response_headers: header_ops::ops(
-            response_headers_to_add,
-            response_headers_to_remove,
-            "response_headers",
-        )?,
+        request_headers,
+        response_headers,
         host_rewrite: host_rewrite_specifier
             .as_ref()
             .map(|cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| host.as_str().into()),

@@ -62,6 +62,10 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
             return Err(ConfigError::field("filter_action", "is not supported"));
         }
     };
+    let (request_headers, response_headers) = header_ops::both(
+        (request_headers_to_add, request_headers_to_remove),
+        (response_headers_to_add, response_headers_to_remove),
+    )?;
     Ok(Route {
         name: name.as_str().into(),
         ids: Ids::default(),
@@ -69,16 +73,8 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
         predicates,
         priority: 0,
         action,
-        request_headers: header_ops::ops(
-            request_headers_to_add,
-            request_headers_to_remove,
-            "request_headers",
-        )?,
-        response_headers: header_ops::ops(
-            response_headers_to_add,
-            response_headers_to_remove,
-            "response_headers",
-        )?,
+        request_headers,
+        response_headers,
         chain,
         metadata: metadata::namespaces(route_metadata),
         stats: (!stat_prefix.is_empty()).then(|| {

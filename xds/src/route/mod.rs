@@ -98,19 +98,15 @@ pub(crate) fn table(
     };
     // Says what is wrong with settings of filters even if there is no route to use them.
     filters.chain(&[Level::new(typed_per_filter_config)], name)?;
+    let (request_headers, response_headers) = header_ops::both(
+        (request_headers_to_add, request_headers_to_remove),
+        (response_headers_to_add, response_headers_to_remove),
+    )?;
     let options = TableOptions {
         ignore_port: *ignore_port_in_host_matching,
         ignore_path_parameters: *ignore_path_parameters_in_path_matching,
-        request_headers: header_ops::ops(
-            request_headers_to_add,
-            request_headers_to_remove,
-            "request_headers",
-        )?,
-        response_headers: header_ops::ops(
-            response_headers_to_add,
-            response_headers_to_remove,
-            "response_headers",
-        )?,
+        request_headers,
+        response_headers,
         most_specific_wins: *most_specific_header_mutations_wins,
         // The connection manager's chain is for requests that no route takes.
         chain: None,
@@ -174,22 +170,18 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Resul
         return Err(ConfigError::field("domains", "must not be empty"));
     }
     let chain = scope.filters.chain(&[scope.table_level(), host_level(value)], name)?;
+    let (request_headers, response_headers) = header_ops::both(
+        (request_headers_to_add, request_headers_to_remove),
+        (response_headers_to_add, response_headers_to_remove),
+    )?;
     let options = VirtualHostOptions {
         require_tls: match enum_value(*require_tls, "require_tls")? {
             TlsRequirementType::None => RequireTls::None,
             TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
             TlsRequirementType::All => RequireTls::All,
         },
-        request_headers: header_ops::ops(
-            request_headers_to_add,
-            request_headers_to_remove,
-            "request_headers",
-        )?,
-        response_headers: header_ops::ops(
-            response_headers_to_add,
-            response_headers_to_remove,
-            "response_headers",
-        )?,
+        request_headers,
+        response_headers,
         attempt_count: *include_request_attempt_count,
         attempt_count_in_response: *include_attempt_count_in_response,
         is_timeout_retry: *include_is_timeout_retry_header,

@@ -41,7 +41,6 @@ use crate::tls::ClientTls;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -127,8 +126,6 @@ pub struct ClusterConfig {
     pub metadata: Metadata,
     /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
     pub drop_overload: u32,
-    /// Where to, for answers of health checks and `/clusters`: nothing for Envoy's; APISIX's upstream id.
-    pub labels: BTreeMap<String, String>,
     /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
     pub policy: Arc<ClusterPolicy>,
 }
@@ -193,7 +190,6 @@ impl ClusterConfig {
             tls: None,
             metadata: Metadata::default(),
             drop_overload: 0,
-            labels: BTreeMap::new(),
             policy: Arc::default(),
         }
     }
