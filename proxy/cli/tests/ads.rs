@@ -1,0 +1,214 @@
+//! A control plane over a unix socket, as pilot-agent has it, and the binary that follows it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Response};
+use sixfold_core::document::{Node, Options};
+use sixfold_xds_api::json::encode_node;
+use sixfold_xds_api::wire;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use support::traffic::upstream;
+use support::{Directory, LIMIT, Process, free_port, get};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+const TYPES: &str = "type.googleapis.com/envoy.config";
+const CLUSTER: &str = "cluster.v3.Cluster";
+const ENDPOINTS: &str = "endpoint.v3.ClusterLoadAssignment";
+const LISTENER: &str = "listener.v3.Listener";
+const ROUTES: &str = "route.v3.RouteConfiguration";
+
+/// A control plane that says what the test tells it to.
+struct Plane {
+    /// Type, nonce and names of each request.
+    requests: Receiver<(String, String, String)>,
+    orders: mpsc::Sender<Order>,
+}
+
+enum Order {
+    Send(Bytes),
+    Cut,
+}
+
+impl Plane {
+    fn start(path: PathBuf) -> Plane {
+        let (heard, requests) = channel();
+        let (orders, mut queue) = mpsc::channel(16);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = UnixListener::bind(path).unwrap();
+                while let Ok((stream, _)) = listener.accept().await {
+                    serve(stream, &heard, &mut queue).await;
+                }
+            });
+        });
+        Plane { requests, orders }
+    }
+
+    /// The next request of a type; those of others are passed over.
+    fn request(&self, kind: &str) -> (String, String) {
+        loop {
+            let (found, nonce, name) = self.requests.recv_timeout(LIMIT).expect(kind);
+            if found == kind {
+                return (nonce, name);
+            }
+        }
+    }
+
+    fn send(&self, kind: &str, nonce: &str, name: &str, text: &str) {
+        let response = format!(
+            "{{type_url: {TYPES}.{kind}, nonce: '{nonce}', resources: [{{name: '{name}', resource: {{\"@type\": {TYPES}.{kind}, {text}}}}}]}}"
+        );
+        let node = Node::parse(&response, &Options::default()).unwrap();
+        let message = encode_node("envoy.service.discovery.v3.DeltaDiscoveryResponse", &node).unwrap();
+        let mut framed = BytesMut::new();
+        framed.put_u8(0);
+        framed.put_u32(message.len() as u32);
+        framed.put_slice(&message);
+        self.orders.blocking_send(Order::Send(framed.freeze())).unwrap();
+    }
+
+    /// Sends a resource and waits until it is acknowledged.
+    fn bring(&self, kind: &str, nonce: &str, name: &str, text: &str) {
+        self.send(kind, nonce, name, text);
+        while self.request(kind).0 != nonce {}
+    }
+
+    fn cut(&self) {
+        self.orders.blocking_send(Order::Cut).unwrap();
+    }
+}
+
+async fn serve(
+    stream: UnixStream,
+    heard: &Sender<(String, String, String)>,
+    orders: &mut mpsc::Receiver<Order>,
+) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let Some(Ok((request, mut respond))) = connection.accept().await else { return };
+    assert_eq!(
+        request.uri().path(),
+        "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+    );
+    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let mut out = respond.send_response(head, false).unwrap();
+    let (mut body, mut received) = (request.into_body(), BytesMut::new());
+    loop {
+        tokio::select! {
+            data = body.data() => {
+                let Some(Ok(data)) = data else { return };
+                let _ = body.flow_control().release_capacity(data.len());
+                received.extend_from_slice(&data);
+                while let Some(message) = message(&mut received) {
+                    let text = |field| wire::text(&message, field).unwrap_or_default().to_owned();
+                    let kind = text(2).trim_start_matches(TYPES).trim_start_matches('.').to_owned();
+                    let _ = heard.send((kind, text(6), text(3)));
+                }
+            }
+            order = orders.recv() => match order {
+                Some(Order::Send(bytes)) => out.send_data(bytes, false).unwrap(),
+                Some(Order::Cut) | None => {
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", "0".parse().unwrap());
+                    let _ = out.send_trailers(trailers);
+                    connection.graceful_shutdown();
+                    while let Some(Ok(_)) = connection.accept().await {}
+                    return;
+                }
+            },
+            other = connection.accept() => assert!(other.is_some_and(|other| other.is_ok()), "the client has gone"),
+        }
+    }
+}
+
+fn message(received: &mut BytesMut) -> Option<BytesMut> {
+    let length = u32::from_be_bytes(received.get(1..5)?.try_into().ok()?) as usize;
+    (received.len() >= 5 + length).then(|| received.split_to(5 + length).split_off(5))
+}
+
+fn bootstrap(admin: u16, socket: &str) -> String {
+    format!(
+        r#"
+node: {{id: sidecar~127.0.0.1~a.b~b.svc.cluster.local, cluster: a.b}}
+admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
+dynamic_resources:
+  lds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}
+  cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}
+  ads_config:
+    api_type: DELTA_GRPC
+    transport_api_version: V3
+    set_node_on_first_message_only: true
+    grpc_services: [{{envoy_grpc: {{cluster_name: xds-grpc}}}}]
+static_resources:
+  clusters:
+  - name: xds-grpc
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment: {{cluster_name: xds-grpc, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {socket}}}}}}}}}]}}]}}
+"#
+    )
+}
+
+fn listener(port: u16) -> String {
+    let extensions = "type.googleapis.com/envoy.extensions.filters";
+    format!(
+        "name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{{name: hcm, \
+         typed_config: {{\"@type\": {extensions}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: l, \
+         rds: {{route_config_name: r, config_source: {{ads: {{}}, initial_fetch_timeout: 0s}}}}, http_filters: \
+         [{{name: router, typed_config: {{\"@type\": {extensions}.http.router.v3.Router}}}}]}}}}]}}]"
+    )
+}
+
+fn routes(action: &str) -> String {
+    format!(
+        "name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, {action}}}]}}]"
+    )
+}
+
+#[test]
+fn a_world_comes_by_a_unix_socket_and_outlives_its_stream() {
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, port) = (free_port(), free_port());
+    let file = directory.write("envoy.yaml", &bootstrap(admin, &directory.path("XDS")));
+    let mut process = Process::start(&["-c", &file, "--concurrency", "2"]);
+    assert_eq!(plane.request(CLUSTER).0, "");
+    assert_eq!(plane.request(LISTENER).0, "");
+    assert_eq!(get(admin, "/ready").unwrap().status, 503, "nothing has come");
+
+    let eds = "type: EDS, eds_cluster_config: {eds_config: {ads: {}, initial_fetch_timeout: 0s}}";
+    plane.send(CLUSTER, "1", "c", &format!("name: c, {eds}"));
+    assert_eq!(plane.request(ENDPOINTS), (String::new(), "c".to_owned()));
+    plane.send(LISTENER, "2", "l", &listener(port));
+    assert_eq!(plane.request(ROUTES), (String::new(), "r".to_owned()));
+    plane.bring(ROUTES, "3", "r", &routes("route: {cluster: c}"));
+    assert!(get(port, "/").is_none(), "its cluster has no endpoints yet");
+    let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {}}}}}", upstream());
+    let endpoints =
+        format!("cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]");
+    plane.bring(ENDPOINTS, "4", "c", &endpoints);
+    assert_eq!(get(port, "/").unwrap().body, "ok");
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
+    let stats = get(admin, "/stats?usedonly&filter=update_success$").unwrap().body;
+    for name in ["cluster_manager.cds", "listener_manager.lds"] {
+        assert!(stats.contains(&format!("{name}.update_success: 1")), "{stats}");
+    }
+
+    plane.cut();
+    let again = plane.request(CLUSTER);
+    assert_eq!((again.0.as_str(), get(port, "/").unwrap().body.as_str()), ("", "ok"));
+    assert_eq!(plane.request(ROUTES), (String::new(), "r".to_owned()));
+    // What is wrong changes nothing, what is right comes at once.
+    plane.send(ROUTES, "1", "r", &routes("route: {cluster: c, timeout: -1s}"));
+    assert_eq!((plane.request(ROUTES).0.as_str(), get(port, "/").unwrap().body.as_str()), ("1", "ok"));
+    plane.bring(ROUTES, "2", "r", &routes("direct_response: {status: 200, body: {inline_string: new}}"));
+    assert_eq!(get(port, "/").unwrap().body, "new");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
