@@ -92,8 +92,8 @@ fn errors_have_file_place_resource_field_and_reason() {
         ),
         (
             "    connect_timeout: 1s",
-            "    outlier_detection: {}",
-            "envoy.yaml:35:5: cluster \"up\": outlier_detection: is not supported",
+            "    lb_subset_config: {}",
+            "envoy.yaml:35:5: cluster \"up\": lb_subset_config: is not supported",
         ),
         ("node:", "flags_path: /x\nnode:", "envoy.yaml:2:1: flags_path: is not supported"),
         (
