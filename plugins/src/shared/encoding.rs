@@ -33,9 +33,10 @@ impl Encoding {
         }
     }
 
-    /// The body without its encoding, of at most `limit` bytes.
+    /// The body without its encoding, of at most `limit` bytes. An empty one has none, whatever its head says.
     pub(crate) fn decode(self, body: &[u8], limit: usize) -> Result<Vec<u8>, Undecoded> {
         match self {
+            _ if body.is_empty() => Ok(Vec::new()),
             Encoding::Gzip => read(MultiGzDecoder::new(body), limit),
             Encoding::Brotli => read(Decompressor::new(body, BUFFER), limit),
         }
@@ -80,6 +81,7 @@ pub(crate) mod tests {
             assert!(matches!(encoding.decode(&encoded, 4), Err(Undecoded::TooLong(4))), "{name}");
             assert!(matches!(encoding.decode(&encoded[..4], 5), Err(Undecoded::Invalid(_))), "{name}");
             assert!(matches!(encoding.decode(b"hello", 5), Err(Undecoded::Invalid(_))), "{name}");
+            assert!(matches!(encoding.decode(b"", 5), Ok(empty) if empty.is_empty()), "{name}");
         }
         let bomb = gzip(&vec![0; 50 << 20]);
         assert!(bomb.len() < 64 << 10);

@@ -226,6 +226,12 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
+    /// Whether the status is one of those that no body follows (RFC 9110 section 6.4.1). What follows 101 is none
+    /// either, but a tunnel.
+    pub fn has_no_body(&self) -> bool {
+        matches!(self.status, 100..=199 | 204 | 304)
+    }
+
     /// Forgets the response and keeps the memory, within bounds.
     pub fn clear(&mut self) {
         self.status = 0;

@@ -297,16 +297,6 @@ async fn an_upgrade_that_nobody_asked_for_is_an_error_of_the_upstream() {
     assert!(response.ends_with("reset reason: protocol error"), "{response}");
 }
 
-/// Sends a request and reads to the end of the connection.
-async fn whole(proxy: std::net::SocketAddr, request: &str) -> String {
-    let mut client = TcpStream::connect(proxy).await.unwrap();
-    client.write_all(request.as_bytes()).await.unwrap();
-    let mut response = String::new();
-    let read = client.read_to_string(&mut response);
-    tokio::time::timeout(Duration::from_secs(10), read).await.unwrap().unwrap();
-    response
-}
-
 #[tokio::test]
 async fn a_content_type_that_the_route_adds_to_a_direct_response_is_the_only_one() {
     let mut setup = Setup::new();

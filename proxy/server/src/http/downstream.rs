@@ -63,6 +63,10 @@ pub(crate) trait Downstream: Send {
     /// The request is served as an ordinary one.
     fn decline_upgrade(&mut self);
 
+    /// Whether the client asked for a head alone (HEAD). The method in the context may be another by now: plugins
+    /// change it for the upstream.
+    fn wants_head_alone(&self) -> bool;
+
     /// Whether streams share the connection.
     fn is_http2(&self) -> bool;
 

@@ -115,6 +115,8 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
                 stats.downstream_cx_protocol_error().inc();
                 client.keep_alive = false;
                 client.body = BodyReader::new(BodyLength::None);
+                // As far as it was read: what is left from the request before says nothing about this one.
+                client.kind = RequestKind::from(&stream.request.method);
                 let refusal = Refusal::of_http1(error, env.hcm.profile);
                 respond::refuse(&mut client, &mut stream, &mut clock, &env, refusal).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
@@ -389,6 +391,10 @@ impl Downstream for H1Client {
 
     fn decline_upgrade(&mut self) {
         self.upgrade = None;
+    }
+
+    fn wants_head_alone(&self) -> bool {
+        self.kind == RequestKind::Head
     }
 
     fn is_http2(&self) -> bool {

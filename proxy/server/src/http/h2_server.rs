@@ -152,6 +152,7 @@ struct H2Client {
     watermark: usize,
     rules: HeaderRules,
     has_host: bool,
+    head_alone: bool,
     upgrade: Option<Box<str>>,
 }
 
@@ -180,6 +181,7 @@ impl H2Client {
             watermark: env.hcm.buffer_limit,
             rules,
             has_host: parts.uri.authority().is_some() || !stream.request.authority.is_empty(),
+            head_alone: parts.method == http::Method::HEAD,
             upgrade,
         };
         (client, read)
@@ -291,6 +293,10 @@ impl Downstream for H2Client {
 
     fn decline_upgrade(&mut self) {
         self.upgrade = None;
+    }
+
+    fn wants_head_alone(&self) -> bool {
+        self.head_alone
     }
 
     fn is_http2(&self) -> bool {

@@ -42,8 +42,10 @@ impl<D: Downstream> Exchange<'_, D> {
         body: &mut Outgoing,
         replay: &mut Replay,
     ) -> Result<(), Interrupt> {
+        let bodiless = !tunnel && self.has_no_body();
+        let end = end || bodiless;
         // What goes through a tunnel is no body, and no plugin looks at it.
-        let response = match tunnel {
+        let response = match tunnel || bodiless {
             true => FilteredBody::unfiltered(Direction::Response),
             false => FilteredBody::new(Direction::Response, &self.chain, &self.env.worker.shared.bodies),
         };

@@ -119,7 +119,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 stream.response.status = status;
             }
         });
-        let body = self.response_head(body).await?;
+        let mut body = self.response_head(body).await?;
+        if self.has_no_body() {
+            body = Bytes::new();
+        }
         self.close |= bad_request;
         self.write_head(body.is_empty())?;
         if !body.is_empty() {
@@ -165,6 +168,12 @@ impl<D: Downstream> Exchange<'_, D> {
             Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply, |_| {})),
             _ => Ok(body),
         }
+    }
+
+    /// Whether the response ends with its head, whatever body there is for it (RFC 9110 sections 6.4.1 and 9.3.2). It
+    /// is asked here, for both codecs, so that no body is made, counted or filtered that nobody gets.
+    pub(super) fn has_no_body(&self) -> bool {
+        self.down.wants_head_alone() || self.stream.response.has_no_body()
     }
 
     /// Hands the response's head to the client's connection.

@@ -181,6 +181,10 @@ pub(crate) fn write_response(head: &ResponseHead) -> Result<Response<()>, HeadEr
     *response.status_mut() = StatusCode::from_u16(head.status).map_err(|_| HeadError::Status)?;
     *response.version_mut() = http::Version::HTTP_2;
     *response.headers_mut() = to_map(&head.headers)?;
+    if head.status == 204 {
+        // Clients take it for a broken message (RFC 9110 section 8.6).
+        response.headers_mut().remove(http::header::CONTENT_LENGTH);
+    }
     Ok(response)
 }
 

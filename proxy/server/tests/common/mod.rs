@@ -281,6 +281,16 @@ pub async fn ask(address: SocketAddr, request: &str) -> String {
         .expect("closed without a response")
 }
 
+/// Sends a request and reads to the end of the connection.
+pub async fn whole(proxy: SocketAddr, request: &str) -> String {
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    let read = client.read_to_string(&mut response);
+    tokio::time::timeout(Duration::from_secs(10), read).await.unwrap().unwrap();
+    response
+}
+
 pub fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")
 }
