@@ -8,7 +8,8 @@ use hickory_resolver::config::{
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError as Refused, NetError};
-use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::proto::ProtoError;
+use hickory_resolver::proto::rr::{Label, Name, RData, RecordType};
 use sixfold_core::cluster::{DnsFamily, DnsServers};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -107,17 +108,18 @@ impl Resolver {
         if let Some(known) = hosts.get(name.trim_end_matches('.')) {
             return Ok(Said { addresses: of_family(known, *family), ttl: Some(self.bounds.max_ttl) });
         }
+        let failed = |reason: String| DnsError::Failed { name: name.clone(), reason };
+        let asked = encode(name).map_err(|error| failed(error.to_string()))?;
         let turn = if on_demand { &self.on_demand } else { &self.subscribed };
         // They are never closed.
         let _turn = turn.acquire().await;
-        let failed = |reason: String| DnsError::Failed { name: name.clone(), reason };
-        match tokio::time::timeout(LONGEST, self.ask_for(name, *family)).await {
+        match tokio::time::timeout(LONGEST, self.ask_for(&asked, *family)).await {
             Ok(said) => said.map_err(|error| failed(error.to_string())),
             Err(_) => Err(failed(format!("no answer in {} s", LONGEST.as_secs()))),
         }
     }
 
-    async fn ask_for(&self, name: &str, family: DnsFamily) -> Result<Said, NetError> {
+    async fn ask_for(&self, name: &Name, family: DnsFamily) -> Result<Said, NetError> {
         let v4 = || self.ask(name, RecordType::A);
         let v6 = || self.ask(name, RecordType::AAAA);
         match family {
@@ -132,8 +134,8 @@ impl Resolver {
         }
     }
 
-    async fn ask(&self, name: &str, kind: RecordType) -> Result<Said, NetError> {
-        match self.inner.lookup(name, kind).await {
+    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Said, NetError> {
+        match self.inner.lookup(name.clone(), kind).await {
             Ok(lookup) => {
                 let records = lookup.answers().iter().filter_map(|record| match &record.data {
                     RData::A(a) => Some((IpAddr::V4(a.0), record.ttl)),
@@ -149,6 +151,22 @@ impl Resolver {
             Err(e) => Err(e),
         }
     }
+}
+
+/// A name as it is asked for: the bytes of each label as they are, as c-ares and nginx send them; names of hosts that
+/// RFC 952 does not allow are usual (`web_service` of docker-compose). Other letters than ASCII's go by IDNA.
+fn encode(name: &str) -> Result<Name, ProtoError> {
+    let (labels, whole) = match name.strip_suffix('.') {
+        Some(labels) => (labels, true),
+        None => (name, false),
+    };
+    let label = |text: &str| match text.is_ascii() {
+        true => Label::from_raw_bytes(text.as_bytes()),
+        false => Label::from_utf8(text),
+    };
+    let mut encoded = Name::from_labels(labels.split('.').map(label).collect::<Result<Vec<_>, _>>()?)?;
+    encoded.set_fqdn(whole);
+    Ok(encoded)
 }
 
 impl Bounds {

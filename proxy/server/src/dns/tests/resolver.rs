@@ -23,6 +23,32 @@ async fn families_are_asked_as_they_are_wanted() {
     assert_eq!(only4.asked.lock()[0], ("a.test".to_owned(), AAAA));
 }
 
+/// `web_service` was refused as no name of a host, and never asked for.
+#[tokio::test]
+async fn names_are_asked_for_as_they_are() {
+    let server = Server::start(v4(9), NXDOMAIN).await;
+    let cache = server.cache();
+    for (name, asked) in [
+        ("web_service.", "web_service"),
+        ("web_.a_b.test.", "web_.a_b.test"),
+        ("-a-.b--c.test.", "-a-.b--c.test"),
+        ("a+b,c~d.test.", "a+b,c~d.test"),
+        ("a\\b.test.", "a\\b.test"),
+        ("_sip._tcp.a.test.", "_sip._tcp.a.test"),
+        ("b\u{fc}cher.a_b.test.", "xn--bcher-kva.a_b.test"),
+    ] {
+        let answer = cache.look_up(&asks(name, DnsFamily::V4Only)).await.unwrap();
+        assert_eq!(*answer.addresses, ips(&["10.0.0.1", "10.0.0.2"]), "{name}");
+        assert_eq!(server.asked.lock().pop(), Some((asked.to_owned(), A)));
+    }
+    let long = "a".repeat(64);
+    for name in ["a..b.test.", ".", "", ".a.test.", &format!("{long}.test."), &"a.".repeat(200)] {
+        let error = cache.look_up(&asks(name, DnsFamily::V4Only)).await.unwrap_err();
+        assert!(matches!(&error, DnsError::Failed { name: named, .. } if &**named == name), "{error}");
+    }
+    assert!(server.asked.lock().is_empty(), "what is no name is not asked for");
+}
+
 #[tokio::test]
 async fn lifetimes_are_kept_within_bounds() {
     for (ttl, seconds) in [(0, 1.0), (90, 90.0), (1_000_000, 86_400.0)] {
