@@ -73,7 +73,7 @@ impl Table {
 }
 
 fn tenant(n: usize) -> Result<Predicate> {
-    let target = HeaderTarget::parse("x-tenant").map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let target = HeaderTarget::of_request("x-tenant");
     let test = HeaderMatch::String(StringMatcher::exact(&n.to_string()));
     Ok(Predicate::Header(HeaderMatcher { target, test, invert: false, missing_is_empty: false }))
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::retry::{HostPredicate, RateLimitedBackOff, RetryOn, RetryPolicy};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::route::v3::RetryPolicy as ProtoPolicy;
@@ -17,8 +18,7 @@ use sixfold_xds_api::matcher;
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Result, enum_value, header_name, optional_duration, positive_duration, required, status, timeout_or,
-    u32_or,
+    Result, enum_value, not_empty, optional_duration, positive_duration, required, status, timeout_or, u32_or,
 };
 
 /// config/route/v3 RetryPolicy.
@@ -91,8 +91,8 @@ fn rate_limited(value: &RateLimitedRetryBackOff) -> Result<RateLimitedBackOff> {
     }
     let headers = reset_headers.iter().enumerate().map(|(index, header)| {
         let format: ResetHeaderFormat = enum_value(header.format, "format").in_index(index)?;
-        let name = header_name(&header.name, "name").in_index(index)?;
-        Ok((name, format == ResetHeaderFormat::UnixTimestamp))
+        let target = HeaderTarget::of_response(not_empty(&header.name, "name").in_index(index)?);
+        Ok((target, format == ResetHeaderFormat::UnixTimestamp))
     });
     Ok(RateLimitedBackOff {
         headers: headers.collect::<Result<_>>().in_key("reset_headers")?,

@@ -252,7 +252,7 @@ fn goes_to(stream: &Stream, cluster: &str) -> bool {
         Some(Action::Forward(forward)) => match &forward.cluster {
             ClusterChoice::Named(cell) => is(cell),
             ClusterChoice::Header(name, _) => {
-                stream.request.headers.get(&**name).is_some_and(|v| v == cluster.as_bytes())
+                name.values(&stream.request).next().is_some_and(|v| v == cluster.as_bytes())
             }
             // The member is drawn with the request's own random number, so the answer is the same later.
             ClusterChoice::Weighted(members) => {

@@ -104,8 +104,8 @@ fn set_cookie(
 /// [`request_hash`] (call it before), modulo the sum of the weights. `None` when all weights are 0.
 pub fn weighted<'a>(clusters: &'a WeightedClusters, stream: &Stream) -> Option<&'a WeightedCluster> {
     let integer = |value: &[u8]| std::str::from_utf8(value).ok()?.trim().parse::<u64>().ok();
-    let from_header = clusters.random_header.as_ref().and_then(|name| {
-        let mut values = stream.request.headers.get_all(name);
+    let from_header = clusters.random_header.as_ref().and_then(|target| {
+        let mut values = target.values(&stream.request);
         let value = values.next().and_then(integer)?;
         values.next().is_none().then_some(value)
     });

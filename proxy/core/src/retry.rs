@@ -1,7 +1,6 @@
 //! Retry policies: data here, the machinery is in the request path.
 
-use crate::headers::HeaderName;
-use crate::matcher::HeaderMatcher;
+use crate::matcher::{HeaderMatcher, HeaderTarget};
 use crate::message::Method;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -99,7 +98,7 @@ pub struct RetryPolicy {
     /// Codes of `retriable-status-codes`.
     pub status_codes: Vec<u16>,
     /// Response headers of `retriable-headers`; any may match.
-    pub response_headers: Vec<ResponseHeaderMatcher>,
+    pub response_headers: Vec<HeaderMatcher>,
     /// Request headers that must match for any retry at all; any may match, empty allows.
     pub request_headers: Vec<HeaderMatcher>,
     /// First back-off interval, 25 ms by default.
@@ -144,22 +143,11 @@ pub fn is_idempotent(method: &Method) -> bool {
     !(*method == Method::POST || *method == Method::PATCH || method.as_str() == "LOCK")
 }
 
-/// A header matcher for responses: no pseudo headers but `:status`.
-#[derive(Debug)]
-pub struct ResponseHeaderMatcher {
-    /// Header looked at.
-    pub name: HeaderName,
-    /// Test of its values.
-    pub test: crate::matcher::HeaderMatch,
-    /// `invert_match`
-    pub invert: bool,
-}
-
 /// Envoy's RateLimitedRetryBackOff.
 #[derive(Debug)]
 pub struct RateLimitedBackOff {
     /// Header, and whether its value is a Unix time instead of seconds.
-    pub headers: Vec<(HeaderName, bool)>,
+    pub headers: Vec<(HeaderTarget, bool)>,
     /// Longer waits are not taken, 300 s by default.
     pub max_interval: Duration,
 }

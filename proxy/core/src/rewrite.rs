@@ -114,7 +114,7 @@ fn rewrite_host(forward: &Forward, member: Option<&WeightedCluster>, announce: b
     let host = match forward.host_rewrite.as_deref() {
         None | Some(HostRewrite::Endpoint) => return,
         Some(HostRewrite::Literal(host)) => host.to_vec(),
-        Some(HostRewrite::Header(name)) => match stream.request.headers.get(name) {
+        Some(HostRewrite::Header(target)) => match target.values(&stream.request).next() {
             Some(value) if !value.is_empty() => value.to_vec(),
             _ => return,
         },

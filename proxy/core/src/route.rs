@@ -3,7 +3,6 @@
 use crate::cluster::ClusterCell;
 use crate::format::Format;
 use crate::header_ops::HeaderOps;
-use crate::headers::HeaderName;
 use crate::matcher::{HeaderMatcher, HeaderTarget};
 use crate::metadata::Metadata;
 use crate::plugin::Chain;
@@ -221,8 +220,8 @@ pub enum PassHost {
 pub enum ClusterChoice {
     /// This one.
     Named(Arc<ClusterCell>),
-    /// The one named by a request header's first value.
-    Header(Box<HeaderName>, Arc<crate::cluster::Clusters>),
+    /// The one named by a request header's first value (`cluster_header`).
+    Header(Box<HeaderTarget>, Arc<crate::cluster::Clusters>),
     /// One of several by weight.
     Weighted(Box<WeightedClusters>),
 }
@@ -235,7 +234,7 @@ pub struct WeightedClusters {
     /// Sum of the weights; 0 when all are 0.
     pub total: u64,
     /// Header whose integer value takes the random number's place.
-    pub random_header: Option<HeaderName>,
+    pub random_header: Option<HeaderTarget>,
     /// Takes the hash policy's hash for the random number.
     pub use_hash: bool,
 }
@@ -287,7 +286,7 @@ pub enum HostRewrite {
     /// This text.
     Literal(Box<[u8]>),
     /// First value of a request header; nothing when it is absent.
-    Header(HeaderName),
+    Header(HeaderTarget),
     /// A regex on the unrewritten path; the whole path when nothing matches.
     PathRegex(Regex, Rewrite),
     /// A format string.
@@ -466,8 +465,8 @@ pub(crate) mod fixture {
     /// Forwards to nowhere.
     pub(crate) fn forward(options: ForwardOptions) -> Forward {
         let clusters = std::sync::Arc::default();
-        let header = crate::headers::HeaderName::from(crate::headers::Known::HOST);
-        Forward { options: options.into(), ..Forward::to(ClusterChoice::Header(header.into(), clusters)) }
+        let nobody = ClusterChoice::Header(crate::matcher::HeaderTarget::Impossible.into(), clusters);
+        Forward { options: options.into(), ..Forward::to(nobody) }
     }
 }
 

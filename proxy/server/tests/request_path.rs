@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 use sixfold_core::format::Format;
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
-use sixfold_core::route::{Action, DirectResponse, Route, Timeouts};
+use sixfold_core::matcher::HeaderTarget;
+use sixfold_core::route::{Action, ClusterChoice, DirectResponse, Forward, Route, Timeouts};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -82,6 +83,27 @@ async fn a_route_of_nothing_and_a_cluster_of_nothing_have_their_answers() {
     assert!(ask(proxy, &get("/gone")).await.starts_with("HTTP/1.1 503 "));
     let response = ask(proxy, &get("/empty")).await;
     assert!(response.starts_with("HTTP/1.1 503 ") && response.ends_with("no healthy upstream"), "{response}");
+}
+
+/// A pseudo header, or Host by its name, chose no cluster.
+#[tokio::test]
+async fn a_cluster_may_be_named_by_any_header_of_the_request() {
+    let up = upstream(|_, _| ok("")).await;
+    let mut setup = Setup::new();
+    setup.cluster("test", &[up.address], |_| {});
+    for (prefix, name) in
+        [("/pseudo", ":authority"), ("/host", "Host"), ("/other", "x-to"), ("/none", ":nonsense")]
+    {
+        let to = ClusterChoice::Header(HeaderTarget::of_request(name).into(), setup.clusters.clone());
+        setup.routes.push(Arc::new(route(prefix, Action::Forward(Forward::to(to)))));
+    }
+    let (proxy, _) = setup.serve().await;
+    for (path, status) in [("/pseudo", 200), ("/host", 200), ("/other", 503), ("/none", 503)] {
+        let response = ask(proxy, &get(path)).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {response}");
+    }
+    let other = ask(proxy, "GET /other HTTP/1.1\r\nHost: a\r\nX-To: test\r\n\r\n").await;
+    assert!(other.starts_with("HTTP/1.1 200 "), "{other}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Setup, get, ok, read_message, status};
 use parking_lot::Mutex;
-use sixfold_core::headers::HeaderName;
+use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::retry::{RateLimitedBackOff, RetryOn, RetryPolicy};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -253,7 +253,7 @@ fn asks_to_wait() -> Vec<u8> {
 
 fn waits_when_asked() -> RetryPolicy {
     let limited = RateLimitedBackOff {
-        headers: vec![(HeaderName::new("retry-after").unwrap(), false)],
+        headers: vec![(HeaderTarget::of_response("retry-after"), false)],
         max_interval: ms(300_000),
     };
     RetryPolicy { rate_limited: Some(limited), ..policy(1) }

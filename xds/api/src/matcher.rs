@@ -8,10 +8,8 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::{
     CookieMatcher, HeaderMatch, HeaderMatcher, HeaderTarget, QueryMatcher, StringMatcher,
 };
-use sixfold_core::retry::ResponseHeaderMatcher;
 
-use crate::refuse;
-use crate::values::{Result, full_regex, header_name, not_empty, required};
+use crate::values::{Result, full_regex, not_empty, required};
 
 /// type/matcher/v3/string.proto StringMatcher.
 pub fn string(value: &ProtoString) -> Result<StringMatcher> {
@@ -46,29 +44,24 @@ pub fn headers(values: &[proto::HeaderMatcher], field: &str) -> Result<Vec<Heade
         .in_key(field)
 }
 
-/// config/route/v3 HeaderMatcher.
+/// config/route/v3 HeaderMatcher, of request headers.
 pub fn header(value: &proto::HeaderMatcher) -> Result<HeaderMatcher> {
+    header_matcher(value, HeaderTarget::of_request)
+}
+
+/// config/route/v3 HeaderMatcher, of response headers.
+pub fn response_header(value: &proto::HeaderMatcher) -> Result<HeaderMatcher> {
+    header_matcher(value, HeaderTarget::of_response)
+}
+
+fn header_matcher(value: &proto::HeaderMatcher, target: fn(&str) -> HeaderTarget) -> Result<HeaderMatcher> {
     let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
         value;
-    // Envoy looks for whatever it is given.
-    let target = HeaderTarget::parse(not_empty(name, "name")?).unwrap_or(HeaderTarget::Impossible);
     Ok(HeaderMatcher {
-        target,
+        target: target(not_empty(name, "name")?),
         test: header_test(header_match_specifier)?,
         invert: *invert_match,
         missing_is_empty: *treat_missing_header_as_empty,
-    })
-}
-
-/// A matcher of response headers.
-pub fn response_header(value: &proto::HeaderMatcher) -> Result<ResponseHeaderMatcher> {
-    let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
-        value;
-    refuse!(treat_missing_header_as_empty);
-    Ok(ResponseHeaderMatcher {
-        name: header_name(name, "name")?,
-        test: header_test(header_match_specifier)?,
-        invert: *invert_match,
     })
 }
 

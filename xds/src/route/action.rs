@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, PathRewrite, Timeouts};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
@@ -18,7 +19,7 @@ use crate::filters::Level;
 use crate::retry;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Result, bool_or, enum_value, header_name, optional_duration, regex_rewrite, required, timeout_or,
+    Result, bool_or, enum_value, optional_duration, regex_rewrite, required, timeout_or,
 };
 use sixfold_xds_api::{format, metadata};
 
@@ -172,9 +173,7 @@ fn host_rewrite(value: &HostRewriteSpecifier) -> Result<Option<HostRewrite>> {
         HostRewriteSpecifier::HostRewriteLiteral(host) => HostRewrite::Literal(host.as_bytes().into()),
         HostRewriteSpecifier::AutoHostRewrite(on) if on.value => HostRewrite::Endpoint,
         HostRewriteSpecifier::AutoHostRewrite(_) => return Ok(None),
-        HostRewriteSpecifier::HostRewriteHeader(name) => {
-            HostRewrite::Header(header_name(name, "host_rewrite_header")?)
-        }
+        HostRewriteSpecifier::HostRewriteHeader(name) => HostRewrite::Header(HeaderTarget::of_request(name)),
         HostRewriteSpecifier::HostRewritePathRegex(rewrite) => {
             let (regex, rewrite) = regex_rewrite(rewrite).in_key("host_rewrite_path_regex")?;
             HostRewrite::PathRegex(regex, rewrite)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{ClusterChoice, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::pb::envoy::config::route::v3::WeightedCluster as ProtoWeighted;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
@@ -15,7 +16,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::weighted_cluster::{
 use super::Scope;
 use crate::context::Context;
 use crate::filters::Level;
-use sixfold_xds_api::values::{Result, header_name, required};
+use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{header_ops, metadata};
 
 /// The cell of a cluster's name. `known` are the names that there must be, if that is checked.
@@ -68,7 +69,7 @@ pub(super) fn name_or_header(
             Ok(ClusterChoice::Named(cell(scope.context, scope.known_clusters, name).in_key(field)?))
         }
         ("", header) => {
-            let header = header_name(header, "cluster_header")?;
+            let header = HeaderTarget::of_request(header);
             Ok(ClusterChoice::Header(header.into(), scope.context.compile.clusters.clone()))
         }
         _ => Err(ConfigError::field("cluster_header", format!("must not be given together with {field}"))),
@@ -93,7 +94,7 @@ fn weighted(scope: &Scope<'_>, value: &ProtoWeighted, levels: &[Level<'_>]) -> R
         ));
     }
     let (random_header, use_hash) = match random_value_specifier {
-        Some(RandomValueSpecifier::HeaderName(name)) => (Some(header_name(name, "header_name")?), false),
+        Some(RandomValueSpecifier::HeaderName(name)) => (Some(HeaderTarget::of_request(name)), false),
         Some(RandomValueSpecifier::UseHashPolicy(on)) => (None, on.value),
         None => (None, false),
     };

@@ -22,7 +22,7 @@ fn policy(value: &ProtoPolicy) -> Result<Option<HashPolicy>> {
     let input = match required(policy_specifier, "policy_specifier")? {
         PolicySpecifier::Header(Header { header_name: name, regex_rewrite: rewrite }) => {
             let rewrite = rewrite.as_ref().map(regex_rewrite).transpose().in_key("header.regex_rewrite")?;
-            HashInput::Header(target(name)?, rewrite)
+            HashInput::Header(HeaderTarget::of_request(name), rewrite)
         }
         PolicySpecifier::Cookie(value) => cookie(value).in_key("cookie")?,
         PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => HashInput::SourceIp,
@@ -48,9 +48,4 @@ fn cookie(value: &Cookie) -> Result<HashInput> {
             .map(|attribute| (attribute.name.as_str().into(), attribute.value.as_str().into()))
             .collect(),
     })
-}
-
-fn target(name: &str) -> Result<HeaderTarget> {
-    HeaderTarget::parse(name)
-        .map_err(|_| ConfigError::field("header.header_name", format!("\"{name}\" is no header name")))
 }

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use sixfold_core::route::{Action, ClusterChoice, Forward, HostRewrite, PathRewrite, RedirectPath, Route};
+use sixfold_core::headers::HeaderName;
+use sixfold_core::matcher::HeaderTarget;
+use sixfold_core::route::{
+    Action, ClusterChoice, Forward, HashInput, HostRewrite, PathRewrite, RedirectPath, Route,
+};
 use sixfold_core::router::PathMatch;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 
@@ -143,7 +147,7 @@ fn weighted_clusters_sum_up() {
     );
     let ClusterChoice::Weighted(weighted) = weighted.cluster else { panic!("weighted") };
     assert_eq!((weighted.total, weighted.clusters.len()), (1, 2));
-    assert_eq!(weighted.random_header.unwrap().as_str(), "x-r");
+    assert_eq!(weighted.random_header, Some(HeaderTarget::of_request("x-r")));
     assert_eq!(weighted.clusters[0].host_rewrite.as_deref(), Some("h"));
     assert_eq!(
         refused_action("{weighted_clusters: {clusters: [{name: a, weight: 0}]}}"),
@@ -153,6 +157,42 @@ fn weighted_clusters_sum_up() {
         refused_action("{weighted_clusters: {clusters: [{name: a}]}}"),
         "route.weighted_clusters.clusters[0].weight: is missing"
     );
+}
+
+/// Most of these were refused as no header names, and `Host` was looked for among the other headers.
+#[test]
+fn a_header_may_be_any_that_envoy_looks_up() {
+    for (name, target) in [
+        (":authority", HeaderTarget::Authority),
+        ("Host", HeaderTarget::Authority),
+        (":PATH", HeaderTarget::Path),
+        (":method", HeaderTarget::Method),
+        (":scheme", HeaderTarget::Scheme),
+        (":status", HeaderTarget::Impossible),
+        ("no name", HeaderTarget::Impossible),
+    ] {
+        let choice = forward(&format!("{{cluster_header: '{name}'}}")).cluster;
+        assert!(matches!(choice, ClusterChoice::Header(found, _) if *found == target), "{name}");
+        let rewrite = forward(&format!("{{cluster: a, host_rewrite_header: '{name}'}}"));
+        let rewrite = rewrite.options.host_rewrite.as_deref();
+        assert!(matches!(rewrite, Some(HostRewrite::Header(found)) if *found == target), "{name}");
+        let weighted = forward(&format!(
+            "{{weighted_clusters: {{header_name: '{name}', clusters: [{{cluster_header: '{name}', weight: 1}}]}}}}"
+        ));
+        let ClusterChoice::Weighted(weighted) = weighted.cluster else { panic!("weighted") };
+        let member = &weighted.clusters[0].cluster;
+        assert!(matches!(member, ClusterChoice::Header(found, _) if **found == target), "{name}");
+        assert_eq!(weighted.random_header, Some(target.clone()), "{name}");
+        let hash =
+            forward(&format!("{{cluster: a, hash_policy: [{{header: {{header_name: '{name}'}}}}]}}")).options;
+        assert!(matches!(&hash.hash[0].input, HashInput::Header(found, None) if *found == target), "{name}");
+    }
+    let retry = "{cluster: a, retry_policy: {retriable_headers: [{name: ':status'}, {name: Host}, {name: no name}], rate_limited_retry_back_off: {reset_headers: [{name: no name}]}}}";
+    let retry = forward(retry).options.retry.clone().unwrap();
+    let targets: Vec<_> = retry.response_headers.iter().map(|matcher| matcher.target.clone()).collect();
+    let host = HeaderTarget::Header(HeaderName::new("host").unwrap());
+    assert_eq!(targets, [HeaderTarget::Status, host, HeaderTarget::Impossible]);
+    assert_eq!(retry.rate_limited.as_ref().unwrap().headers, [(HeaderTarget::Impossible, false)]);
 }
 
 #[test]

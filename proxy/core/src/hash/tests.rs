@@ -4,7 +4,6 @@ use crate::cluster::Clusters;
 use crate::connection::Connection;
 use crate::format::Format;
 use crate::header_ops::HeaderOps;
-use crate::headers::HeaderName;
 use crate::route::ClusterChoice;
 use std::sync::Arc;
 
@@ -23,7 +22,7 @@ fn policy(input: HashInput, terminal: bool) -> HashPolicy {
 }
 
 fn header(name: &str) -> HashInput {
-    HashInput::Header(HeaderTarget::parse(name).unwrap(), None)
+    HashInput::Header(HeaderTarget::of_request(name), None)
 }
 
 fn hash(policies: &[HashPolicy], headers: &[(&str, &str)], target: &str) -> Option<u64> {
@@ -45,7 +44,7 @@ fn header_values_are_sorted_and_chained() {
 fn a_header_can_be_rewritten_first() {
     let regex = Regex::search(r"^/(\w+)/.*$").unwrap();
     let rewrite = Rewrite::new(r"\1", regex.groups()).unwrap();
-    let target = HeaderTarget::parse("x-path").unwrap();
+    let target = HeaderTarget::of_request("x-path");
     let policies = [policy(HashInput::Header(target, Some((regex, rewrite))), false)];
     assert_eq!(hash(&policies, &[("x-path", "/t1/a")], "/"), Some(xxh64(b"t1", 0)));
     assert_eq!(hash(&policies, &[("x-path", "none")], "/"), Some(xxh64(b"none", 0)));
@@ -139,10 +138,13 @@ fn weighted_clusters_take_random_header_or_hash() {
         assert_eq!(name(weighted(&clusters, &s)), Some(expected), "{random}");
     }
     s.random = 50;
-    clusters.random_header = Some(HeaderName::new("x-value").unwrap());
+    clusters.random_header = Some(HeaderTarget::of_request("x-value"));
     assert_eq!(name(weighted(&clusters, &s)), Some("0"));
-    clusters.random_header = Some(HeaderName::new("x-none").unwrap());
+    clusters.random_header = Some(HeaderTarget::of_request("x-none"));
     assert_eq!(name(weighted(&clusters, &s)), Some("2"));
+    s.request.authority = b"129".to_vec();
+    clusters.random_header = Some(HeaderTarget::of_request("Host"));
+    assert_eq!(name(weighted(&clusters, &s)), Some("0"), "Host is the authority");
     clusters.use_hash = true;
     s.hash = Some(7);
     assert_eq!(name(weighted(&clusters, &s)), Some("0"));

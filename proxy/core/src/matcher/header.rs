@@ -2,7 +2,7 @@
 
 use super::StringMatcher;
 use crate::headers::HeaderName;
-use crate::message::RequestHead;
+use crate::message::{RequestHead, ResponseHead};
 
 /// What a header matcher looks at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,28 +15,35 @@ pub enum HeaderTarget {
     Authority,
     /// `:scheme`
     Scheme,
+    /// `:status`, of responses alone
+    Status,
     /// Any other header.
     Header(HeaderName),
-    /// A name that no header can have: matchers may ask for it, and it is never there.
+    /// A name that no header can have: configuration may ask for it, and it is never there.
     Impossible,
 }
 
 impl HeaderTarget {
-    /// From the `name` of a matcher.
-    ///
-    /// # Errors
-    /// When it is neither a pseudo header nor a header name.
-    pub fn parse(name: &str) -> Result<HeaderTarget, crate::headers::InvalidHeaderName> {
-        Ok(match name.to_ascii_lowercase().as_str() {
+    /// What a name means among the headers of a request, wherever Envoy looks one up: it takes any name.
+    pub fn of_request(name: &str) -> HeaderTarget {
+        match name.to_ascii_lowercase().as_str() {
             ":method" => HeaderTarget::Method,
             ":path" => HeaderTarget::Path,
             ":authority" | "host" => HeaderTarget::Authority,
             ":scheme" => HeaderTarget::Scheme,
-            other => HeaderTarget::Header(HeaderName::new(other)?),
-        })
+            other => HeaderName::new(other).map_or(HeaderTarget::Impossible, HeaderTarget::Header),
+        }
     }
 
-    /// Every value, in order.
+    /// What a name means among the headers of a response.
+    pub fn of_response(name: &str) -> HeaderTarget {
+        match name.to_ascii_lowercase().as_str() {
+            ":status" => HeaderTarget::Status,
+            other => HeaderName::new(other).map_or(HeaderTarget::Impossible, HeaderTarget::Header),
+        }
+    }
+
+    /// Every value in a request, in order.
     pub fn values<'a>(&'a self, head: &'a RequestHead) -> impl Iterator<Item = &'a [u8]> {
         let (pseudo, name) = match self {
             HeaderTarget::Method => (Some(head.method.as_str().as_bytes()), None),
@@ -44,9 +51,24 @@ impl HeaderTarget {
             HeaderTarget::Authority => (Some(head.authority.as_slice()), None),
             HeaderTarget::Scheme => (Some(head.scheme.as_str().as_bytes()), None),
             HeaderTarget::Header(name) => (None, Some(name)),
-            HeaderTarget::Impossible => (None, None),
+            HeaderTarget::Status | HeaderTarget::Impossible => (None, None),
         };
         pseudo.into_iter().chain(name.into_iter().flat_map(|n| head.headers.get_all(n)))
+    }
+
+    /// Every value in a response, in order, of a target that [`HeaderTarget::of_response`] made; `digits` keeps the
+    /// status.
+    pub fn values_of_response<'a>(
+        &'a self,
+        head: &'a ResponseHead,
+        digits: &'a mut itoa::Buffer,
+    ) -> impl Iterator<Item = &'a [u8]> {
+        let (status, name) = match self {
+            HeaderTarget::Status => (Some(digits.format(head.status).as_bytes()), None),
+            HeaderTarget::Header(name) => (None, Some(name)),
+            _ => (None, None),
+        };
+        status.into_iter().chain(name.into_iter().flat_map(|n| head.headers.get_all(n)))
     }
 }
 
@@ -83,12 +105,21 @@ thread_local! {
 impl HeaderMatcher {
     /// Whether the request passes.
     pub fn matches(&self, head: &RequestHead) -> bool {
+        self.passes(self.target.values(head))
+    }
+
+    /// Whether the response passes.
+    pub fn matches_response(&self, head: &ResponseHead) -> bool {
+        self.passes(self.target.values_of_response(head, &mut itoa::Buffer::new()))
+    }
+
+    fn passes<'a>(&self, mut values: impl Iterator<Item = &'a [u8]>) -> bool {
         if let HeaderMatch::Present(wanted) = self.test {
-            let present = self.missing_is_empty || self.target.values(head).next().is_some();
+            let present = self.missing_is_empty || values.next().is_some();
             return (present == wanted) != self.invert;
         }
         let mut any = false;
-        for value in self.target.values(head) {
+        for value in values {
             any = true;
             if self.test(value) {
                 return !self.invert;
@@ -134,5 +165,41 @@ impl HeaderMatcher {
             _ => return None,
         };
         (!self.invert && !text.is_empty()).then_some((&self.target, text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn passes(name: &str, test: HeaderMatch, invert: bool, missing_is_empty: bool) -> bool {
+        let mut head = ResponseHead { status: 503, ..ResponseHead::default() };
+        head.headers.append("x-again", b"no");
+        head.headers.append("x-again", b"7");
+        let target = HeaderTarget::of_response(name);
+        HeaderMatcher { target, test, invert, missing_is_empty }.matches_response(&head)
+    }
+
+    /// `:status` was refused, and a header that is missing passed an inverted test.
+    #[test]
+    fn responses_are_tested_as_requests_are() {
+        let exact = |text: &str| HeaderMatch::String(StringMatcher::exact(text));
+        for (name, test, invert, missing_is_empty, wanted) in [
+            (":status", HeaderMatch::Present(true), false, false, true),
+            (":status", exact("503"), false, false, true),
+            (":STATUS", HeaderMatch::Range(500, 600), false, false, true),
+            (":status", HeaderMatch::Range(500, 600), true, false, false),
+            ("X-Again", HeaderMatch::Range(7, 8), false, false, true),
+            ("x-again", exact("no"), true, false, false),
+            ("x-none", exact("no"), true, false, false),
+            ("x-none", exact("no"), true, true, true),
+            ("x-none", HeaderMatch::Present(false), false, false, true),
+            ("no name", HeaderMatch::Present(true), false, false, false),
+            (":path", HeaderMatch::Present(true), false, false, false),
+        ] {
+            let text = format!("{name} {test:?} {invert} {missing_is_empty}");
+            assert_eq!(passes(name, test, invert, missing_is_empty), wanted, "{text}");
+        }
     }
 }

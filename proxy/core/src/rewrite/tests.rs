@@ -3,6 +3,7 @@ use super::*;
 use crate::format::Format;
 use crate::header_ops::{AppendAction, HeaderAddition};
 use crate::headers::HeaderName;
+use crate::matcher::HeaderTarget;
 use crate::route::{ForwardOptions, fixture};
 use crate::router::{HostRoutes, RouteTable, TableOptions, Template, VirtualHostOptions, parse_rewrite};
 use crate::stream::fixture::stream;
@@ -98,9 +99,11 @@ fn hosts_are_rewritten_and_the_old_one_announced() {
         let got = host(literal("old.host"), true, &headers).1;
         assert_eq!(got, [pair("x-forwarded-host", want), original()]);
     }
-    let header = || HostRewrite::Header(HeaderName::new("x-new-host").unwrap());
+    let header = || HostRewrite::Header(HeaderTarget::of_request("x-new-host"));
     assert_eq!(host(header(), false, &[]), ("old.host".to_owned(), vec![]));
     assert_eq!(host(header(), false, &[("x-new-host", "first"), ("x-new-host", "second")]).0, "first");
+    let path = HostRewrite::Header(HeaderTarget::of_request(":path"));
+    assert_eq!(host(path, false, &[]), ("/service/x?y".to_owned(), vec![original()]));
     let format = || HostRewrite::Format(Format::envoy("%REQ(x-tenant)%.internal").unwrap());
     assert_eq!(host(format(), false, &[("x-tenant", "acme")]).0, "acme.internal");
     assert_eq!(host(format(), false, &[]).0, "-.internal");

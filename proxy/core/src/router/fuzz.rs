@@ -51,7 +51,7 @@ impl Source<'_> {
                         _ => StringMatcher::Exact(value.into(), false),
                     };
                     Predicate::Header(HeaderMatcher {
-                        target: HeaderTarget::parse(name).unwrap_or(HeaderTarget::Path),
+                        target: HeaderTarget::of_request(name),
                         test: HeaderMatch::String(test),
                         invert: kind == 4,
                         missing_is_empty: false,

@@ -4,10 +4,10 @@
 use crate::deadline::after;
 use crate::upstream::UpstreamError;
 use sixfold_core::cluster::{Cluster, Permit, Resource};
-use sixfold_core::headers::{HeaderName, Headers, Known};
-use sixfold_core::matcher::HeaderMatch;
+use sixfold_core::headers::{Headers, Known};
+use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget};
 use sixfold_core::message::ResponseHead;
-use sixfold_core::retry::{ResponseHeaderMatcher, RetryOn, RetryPolicy, is_idempotent};
+use sixfold_core::retry::{RetryOn, RetryPolicy, is_idempotent};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(crate) struct RetryState {
     on: RetryOn,
     policy: Arc<RetryPolicy>,
     status_codes: Vec<u16>,
-    response_headers: Vec<ResponseHeaderMatcher>,
+    response_headers: Vec<HeaderMatcher>,
     left: u32,
     retries: u32,
     /// Attempts may not begin later (APISIX's `retry_timeout`).
@@ -183,7 +183,12 @@ impl RetryState {
             return true;
         }
         if on.contains(RetryOn::RETRIABLE_HEADERS)
-            && self.policy.response_headers.iter().chain(&self.response_headers).any(|m| matches(m, head))
+            && self
+                .policy
+                .response_headers
+                .iter()
+                .chain(&self.response_headers)
+                .any(|m| m.matches_response(head))
         {
             return true;
         }
@@ -215,8 +220,10 @@ impl RetryState {
     /// What the first readable header of `rate_limited_retry_back_off` says, spread over half as much again.
     fn asked_to_wait(&self, head: &ResponseHead) -> Option<Duration> {
         let limited = self.policy.rate_limited.as_ref()?;
-        limited.headers.iter().find_map(|(name, unix_time)| {
-            let number: u64 = head.headers.get_str(name)?.trim().parse().ok()?;
+        limited.headers.iter().find_map(|(target, unix_time)| {
+            let mut digits = itoa::Buffer::new();
+            let first = target.values_of_response(head, &mut digits).next()?;
+            let number: u64 = std::str::from_utf8(first).ok()?.trim().parse().ok()?;
             let seconds = if *unix_time {
                 let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
                 number.checked_sub(now.as_secs())?
@@ -235,7 +242,7 @@ struct RetryHeaders {
     on: RetryOn,
     max: Option<u32>,
     status_codes: Vec<u16>,
-    response_headers: Vec<ResponseHeaderMatcher>,
+    response_headers: Vec<HeaderMatcher>,
 }
 
 impl RetryHeaders {
@@ -245,13 +252,20 @@ impl RetryHeaders {
         for name in [Known::X_ENVOY_RETRY_ON, Known::X_ENVOY_RETRY_GRPC_ON] {
             on |= headers.get_str(name).map_or(RetryOn::empty(), |list| RetryOn::parse(list).0);
         }
-        let names = list(headers, Known::X_ENVOY_RETRIABLE_HEADER_NAMES, |t| HeaderName::new(t).ok());
-        let present = |name| ResponseHeaderMatcher { name, test: HeaderMatch::Present(true), invert: false };
+        let present = |name: &str| {
+            let target = HeaderTarget::of_response(name);
+            Some(HeaderMatcher {
+                target,
+                test: HeaderMatch::Present(true),
+                invert: false,
+                missing_is_empty: false,
+            })
+        };
         let asked = RetryHeaders {
             on,
             max: headers.get_str(Known::X_ENVOY_MAX_RETRIES).and_then(|v| v.trim().parse().ok()),
             status_codes: list(headers, Known::X_ENVOY_RETRIABLE_STATUS_CODES, |t| t.parse().ok()),
-            response_headers: names.into_iter().map(present).collect(),
+            response_headers: list(headers, Known::X_ENVOY_RETRIABLE_HEADER_NAMES, present),
         };
         for name in [
             Known::X_ENVOY_RETRY_ON,
@@ -265,19 +279,6 @@ impl RetryHeaders {
         }
         asked
     }
-}
-
-fn matches(matcher: &ResponseHeaderMatcher, head: &ResponseHead) -> bool {
-    let mut values = head.headers.get_all(&matcher.name);
-    let hit = match &matcher.test {
-        HeaderMatch::Present(wanted) => return (values.next().is_some() == *wanted) != matcher.invert,
-        HeaderMatch::String(test) => values.any(|v| test.matches(v)),
-        HeaderMatch::Range(from, to) => values.any(|v| {
-            let number = std::str::from_utf8(v).ok().and_then(|v| v.trim().parse::<i64>().ok());
-            number.is_some_and(|n| (*from..*to).contains(&n))
-        }),
-    };
-    hit != matcher.invert
 }
 
 fn list<T>(headers: &Headers, name: Known, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {

@@ -13,8 +13,10 @@ pub(crate) fn choose_cluster<'r>(
 ) -> (Option<Arc<Cluster>>, Option<&'r WeightedCluster>) {
     match choice {
         ClusterChoice::Named(cell) => (cell.load(), None),
-        ClusterChoice::Header(name, clusters) => {
-            (stream.request.headers.get_str(&**name).and_then(|n| clusters.find(n)), None)
+        ClusterChoice::Header(target, clusters) => {
+            let first = target.values(&stream.request).next();
+            let name = first.and_then(|value| std::str::from_utf8(value).ok());
+            (name.and_then(|name| clusters.find(name)), None)
         }
         ClusterChoice::Weighted(weighted) => match hash::weighted(weighted, stream) {
             Some(member) => (choose_cluster(&member.cluster, stream).0, Some(member)),
