@@ -38,6 +38,23 @@ pub fn location(redirect: &Redirect, route: &Route, stream: &Stream) -> Vec<u8> 
     out
 }
 
+/// The request's own URI.
+const UNCHANGED: Redirect = Redirect {
+    status: 301,
+    scheme: None,
+    host: None,
+    port: None,
+    path: RedirectPath::Keep,
+    strip_query: false,
+};
+
+/// `location` of a route's own answer with this status: the request's URI when something was created there (201,
+/// RFC 9110 section 15.3.2) or the status is one of redirection, as in Envoy (common/router/router.cc).
+pub fn own_location(status: u16, route: &Route, stream: &Stream) -> Option<Vec<u8>> {
+    let located = status == 201 || (300..400).contains(&status);
+    (located && !stream.request.target.is_empty()).then(|| location(&UNCHANGED, route, stream))
+}
+
 /// The request's host, with its port unless another is given or the scheme's default port went with the
 /// scheme.
 fn request_host<'a>(scheme: &str, has_port: bool, stream: &'a Stream) -> &'a [u8] {

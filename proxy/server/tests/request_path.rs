@@ -344,6 +344,24 @@ async fn a_content_type_that_the_route_adds_to_a_direct_response_is_the_only_one
     assert!(ask(proxy, &get("/")).await.contains("content-type: text/plain\r\n"));
 }
 
+/// There was none.
+#[tokio::test]
+async fn a_direct_response_that_created_or_redirects_says_where() {
+    let mut setup = Setup::new();
+    for status in [200, 201, 202, 299, 300, 304, 399, 400, 503] {
+        let response = DirectResponse { status, body: "".into(), body_format: None };
+        setup.routes.push(Arc::new(route(&format!("/{status}"), Action::Direct(response.into()))));
+    }
+    let (proxy, _) = setup.serve().await;
+    for status in [200, 201, 202, 299, 300, 304, 399, 400, 503] {
+        let response = ask(proxy, &get(&format!("/{status}/a?b=1"))).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");
+        let located = response.contains(&format!("\r\nlocation: http://test/{status}/a?b=1\r\n"));
+        assert_eq!(located, [201, 300, 304, 399].contains(&status), "{response}");
+        assert_eq!(response.contains("location"), located, "{response}");
+    }
+}
+
 #[tokio::test]
 async fn a_grpc_timeout_that_bounds_the_stream_ends_it_with_deadline_exceeded() {
     let seen = Arc::new(Mutex::new(String::new()));

@@ -195,6 +195,9 @@ impl<D: Downstream> Exchange<'_, D> {
             Action::Direct(direct) => {
                 self.env.hcm.stats.rq_direct_response().inc();
                 let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
+                if let Some(location) = redirect::own_location(direct.status, &route, self.stream) {
+                    reply.headers.append(Known::LOCATION, &location);
+                }
                 if let Some(format) = &direct.body_format {
                     let mut body = Vec::new();
                     format.format.write_body(self.stream, &mut body);
