@@ -74,6 +74,10 @@ fn header_test(value: &Option<HeaderMatchSpecifier>) -> Result<HeaderMatch> {
             return Ok(HeaderMatch::Range(range.start, range.end));
         }
         Some(HeaderMatchSpecifier::StringMatch(matcher)) => string(matcher).in_key("string_match")?,
+        // Envoy takes the deprecated form without a text for one of any value, but not `string_match`'s.
+        Some(HeaderMatchSpecifier::ExactMatch(text)) if text.is_empty() => {
+            StringMatcher::Prefix(Box::default(), false)
+        }
         Some(HeaderMatchSpecifier::ExactMatch(text)) => StringMatcher::exact(text),
         Some(HeaderMatchSpecifier::PrefixMatch(text)) => {
             StringMatcher::Prefix(bytes(not_empty(text, "prefix_match")?), false)
@@ -118,6 +122,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::testing::read;
+    use sixfold_core::message::RequestHead;
 
     fn refused(yaml: &str) -> String {
         header(&read(yaml)).unwrap_err().to_string()
@@ -139,6 +144,30 @@ mod tests {
             matches!(&inverted.test, HeaderMatch::String(StringMatcher::Prefix(text, true)) if &**text == b"/A")
         );
         assert!(test("{name: a, treat_missing_header_as_empty: true}").missing_is_empty);
+    }
+
+    /// It asked for an empty value.
+    #[test]
+    fn an_exact_match_without_a_text_is_one_of_any_value() {
+        let request = |values: &[&str]| {
+            let mut head = RequestHead::default();
+            values.iter().for_each(|value| head.headers.append("a", value.as_bytes()));
+            head
+        };
+        let some = header(&read("{name: a, exact_match: ''}")).unwrap();
+        let none = header(&read("{name: a, exact_match: '', invert_match: true}")).unwrap();
+        let or_missing =
+            header(&read("{name: a, exact_match: '', treat_missing_header_as_empty: true}")).unwrap();
+        let empty = header(&read("{name: a, string_match: {exact: ''}}")).unwrap();
+        for (values, wanted) in [
+            (&[][..], [false, false, true, false]),
+            (&[""], [true, false, true, true]),
+            (&["b"], [true, false, true, false]),
+        ] {
+            let head = request(values);
+            let passes = [&some, &none, &or_missing, &empty].map(|matcher| matcher.matches(&head));
+            assert_eq!(passes, wanted, "{values:?}");
+        }
     }
 
     #[test]
