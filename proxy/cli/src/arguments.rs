@@ -22,6 +22,7 @@ pub(crate) enum Command {
     /// Serve as an APISIX gateway: config.yaml, and apisix.yaml beside it
     Run(RunOptions),
     /// Serve as Envoy: a bootstrap file and Envoy's options
+    #[command(version, display_name = "sixfold")]
     Envoy(Box<EnvoyOptions>),
     /// Check a configuration file without serving; what is wrong is printed as file:line:column
     Validate(ValidateOptions),
@@ -141,12 +142,19 @@ pub(crate) struct EnvoyOptions {
     /// Name that requests to the administration interface may have as Host, beside addresses and localhost
     #[arg(long)]
     pub(crate) admin_host: Vec<String>,
+    /// Print the version that hot restarts must agree on, and end: disabled
+    #[arg(long)]
+    pub(crate) hot_restart_version: bool,
+    /// Extensions that configuration may not use; has no effect, as it must be told
+    #[arg(long, hide = true)]
+    pub(crate) disable_extensions: Option<String>,
     #[command(flatten)]
     pub(crate) accepted: AcceptedOptions,
 }
 
 /// Options that Envoy's users pass and that change nothing here: there is no hot restart and no shared memory,
-/// and unknown fields are always refused in static and dynamic configuration alike.
+/// unknown fields are always refused in static and dynamic configuration alike, and access logs are written once they
+/// have 64 KiB, which is Envoy's default.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AcceptedOptions {
     #[arg(long, hide = true)]
@@ -193,6 +201,10 @@ pub(crate) struct AcceptedOptions {
     cpuset_threads: bool,
     #[arg(long, hide = true)]
     stats_tag: Vec<String>,
+    #[arg(long, hide = true)]
+    file_flush_min_size_kb: Option<u32>,
+    #[arg(long, hide = true)]
+    log_stacktrace_single_entry: bool,
 }
 
 /// Envoy's `--mode`.
@@ -229,7 +241,7 @@ fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let first = arguments.get(1).map(|argument| argument.to_string_lossy().into_owned());
     let own = ["-h", "--help", "-V", "--version"];
     let only_options = first.as_deref().is_some_and(|first| first.starts_with('-') && !own.contains(&first));
-    if (named_envoy && first.as_deref() != Some("--version")) || only_options {
+    if named_envoy || only_options {
         arguments.insert(1, "envoy".into());
     }
     arguments
@@ -293,6 +305,40 @@ mod tests {
         );
         assert_eq!((options.drain_time_s, options.drain_strategy), (45, Strategy::Immediate));
         assert_eq!(options.component_log_level, "misc:error");
+    }
+
+    /// Five of them were refused.
+    #[test]
+    fn every_option_of_envoy_is_taken() {
+        // What its `--help` lists.
+        let options = "--admin-address-path a --allow-unknown-fields --allow-unknown-static-fields --base-id 1 \
+             --base-id-path a --component-log-level a:info --concurrency 1 --config-path a --config-yaml a \
+             --cpuset-threads --disable-extensions a/b,c/d --disable-hot-restart --drain-strategy gradual \
+             --drain-time-s 1 --enable-core-dump --enable-fine-grain-logging --enable-mutex-tracing \
+             --file-flush-interval-msec 1 --file-flush-min-size-kb 1 --hot-restart-version \
+             --ignore-unknown-dynamic-fields --local-address-ip-version v6 --log-format a --log-format-escaped \
+             --log-level info --log-path a --log-stacktrace-single-entry --mode init_only \
+             --parent-shutdown-time-s 1 --reject-unknown-dynamic-fields --restart-epoch 1 --service-cluster a \
+             --service-node a --service-zone a --skip-deprecated-logs --skip-hot-restart-on-no-parent \
+             --skip-hot-restart-parent-stats --socket-mode 600 --socket-path a --stats-tag a:b --use-dynamic-base-id";
+        let options = envoy(&format!("sixfold envoy {options}"));
+        assert!(options.hot_restart_version);
+        assert_eq!(options.disable_extensions.as_deref(), Some("a/b,c/d"));
+    }
+
+    #[test]
+    fn the_version_is_an_option_of_envoys_too() {
+        for line in [
+            "sixfold --version",
+            "sixfold envoy --version",
+            "/usr/bin/envoy --version",
+            "sixfold -c a --version",
+        ] {
+            let arguments = line.split(' ').map(OsString::from).collect();
+            let shown = Cli::try_parse_from(with_command(arguments)).unwrap_err();
+            assert_eq!(shown.kind(), clap::error::ErrorKind::DisplayVersion, "{line}");
+            assert_eq!(shown.to_string(), concat!("sixfold ", env!("CARGO_PKG_VERSION"), "\n"), "{line}");
+        }
     }
 
     #[test]

@@ -27,12 +27,20 @@ use std::time::Duration;
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
+    if options.hot_restart_version {
+        // Where Envoy writes it.
+        eprintln!("disabled");
+        return Ok(());
+    }
     let log = logging::start(&logging::LogSettings {
         level: &options.log_level,
         components: &options.component_log_level,
         form: if options.log_format.as_deref() == Some("json") { LogForm::Json } else { LogForm::Text },
         path: options.log_path.as_deref(),
     })?;
+    if let Some(extensions) = &options.disable_extensions {
+        tracing::warn!(%extensions, "--disable-extensions has no effect: configuration may use them");
+    }
     if options.mode == Mode::Validate {
         crate::validate::envoy(&Text::of(&options)?)?;
         println!("configuration '{}' OK", name_of(&options));

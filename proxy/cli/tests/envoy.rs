@@ -156,6 +156,19 @@ fn the_mode_validate_serves_nothing() {
     assert!(!directory.0.join("a.log").exists(), "a check leaves files behind");
 }
 
+#[test]
+fn questions_about_the_binary_are_answered_without_a_configuration() {
+    for (option, stdout, stderr) in [
+        ("--version", concat!("sixfold ", env!("CARGO_PKG_VERSION"), "\n"), ""),
+        ("--hot-restart-version", "", "disabled\n"),
+    ] {
+        let output = support::output(&["envoy", option]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), stdout);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), stderr);
+    }
+}
+
 const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
 const FAULT: &str = "{name: envoy.filters.http.fault, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault}}, ";
 
