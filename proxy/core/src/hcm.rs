@@ -243,6 +243,13 @@ pub struct ClientAddress {
     pub trusted_addresses: Option<Vec<IpNet>>,
 }
 
+impl ClientAddress {
+    /// Whether nobody stands before this proxy whose word on the scheme counts: the client's own never does.
+    pub fn is_first_hop(&self) -> bool {
+        self.use_remote_address && self.trusted_hops == 0
+    }
+}
+
 /// Envoy's original IP detection extensions.
 #[derive(Debug, Clone)]
 pub enum Detection {

@@ -39,6 +39,9 @@ pub enum H1Error {
     /// An absolute target with a scheme other than http and https.
     #[error("invalid scheme in the request target")]
     InvalidScheme,
+    /// An `https` target on a connection without TLS, where nobody before this proxy can have ended it.
+    #[error("https target on a plaintext connection")]
+    HttpsOnPlaintext,
     /// A Host with bytes that no authority can hold.
     #[error("invalid authority")]
     InvalidAuthority,
@@ -87,6 +90,7 @@ impl H1Error {
             H1Error::LowVersion => 426,
             H1Error::VersionNotSupported => 505,
             H1Error::MethodNotAllowed => 405,
+            H1Error::HttpsOnPlaintext => 403,
             _ => 400,
         }
     }
@@ -108,6 +112,7 @@ impl H1Error {
             H1Error::ConnectionHeader => "http1.connection_header_rejected",
             H1Error::InvalidUrl => "http1.invalid_url",
             H1Error::InvalidScheme => "http1.invalid_scheme",
+            H1Error::HttpsOnPlaintext => "http1.https_url_on_plaintext_connection",
             H1Error::InvalidAuthority => "http.invalid_authority",
             H1Error::BodyDisallowed => "http1.body_disallowed",
             H1Error::LowVersion => "low_version",

@@ -55,9 +55,7 @@ pub(crate) fn request(
 fn set_scheme(hcm: &HttpConnectionManager, stream: &mut Stream) {
     let own = if stream.connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let head = &mut stream.request;
-    let address = &hcm.client_address;
-    let overwrite = address.use_remote_address && address.trusted_hops == 0;
-    let told = head.headers.get(Known::X_FORWARDED_PROTO).filter(|_| !overwrite);
+    let told = head.headers.get(Known::X_FORWARDED_PROTO).filter(|_| !hcm.client_address.is_first_hop());
     let told = told.and_then(|v| match v {
         b"http" => Some(Scheme::Http),
         b"https" => Some(Scheme::Https),

@@ -14,6 +14,7 @@ use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h1_body::{BodyError, BodyReader, Next};
 use sixfold_core::connection::Connection;
+use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{Method, ResponseHead, Scheme, Version};
 use sixfold_core::stream::Stream;
@@ -224,6 +225,9 @@ impl H1Client {
             self.sniffing = false;
         }
         match self.parser.request(self.read.filled(), &mut stream.request, &self.env.h1) {
+            Ok(Some(parsed)) if self.claims_tls(&parsed, stream) => {
+                Some(Arrival::Refused(H1Error::HttpsOnPlaintext))
+            }
             Ok(Some(parsed)) => {
                 self.begin(stream, parsed);
                 Some(Arrival::Request)
@@ -231,6 +235,16 @@ impl H1Client {
             Ok(None) => None,
             Err(error) => Some(Arrival::Refused(error)),
         }
+    }
+
+    /// Whether the target says `https` though the connection has no TLS and nobody before us can have ended it. The
+    /// client would choose its own scheme (Envoy's `validate_scheme`); APISIX's is always the connection's.
+    fn claims_tls(&self, parsed: &Parsed, stream: &Stream) -> bool {
+        let hcm = &self.env.hcm;
+        parsed.scheme == Some(Scheme::Https)
+            && stream.connection.tls.is_none()
+            && hcm.client_address.is_first_hop()
+            && hcm.profile == Profile::Envoy
     }
 
     /// Makes the connection ready for the request that was parsed.

@@ -60,6 +60,7 @@ pub struct Setup {
     pub header_rules: HeaderRules,
     pub http1: ServerHttp1,
     pub path: PathOptions,
+    pub client_address: ClientAddress,
     pub upgrades: Box<[(Box<str>, bool)]>,
     pub access_logs: Vec<AccessLog>,
     pub options: Options,
@@ -82,6 +83,10 @@ impl Setup {
             header_rules: HeaderRules::ENVOY,
             http1: ServerHttp1::default(),
             path: PathOptions::default(),
+            client_address: ClientAddress {
+                internal_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+                ..ClientAddress::default()
+            },
             upgrades: Box::new([]),
             access_logs: Vec::new(),
             options: Options::default(),
@@ -120,10 +125,7 @@ impl Setup {
             http2: Http2Options::default(),
             header_rules: self.header_rules,
             path: self.path,
-            client_address: ClientAddress {
-                internal_ranges: vec!["10.0.0.0/8".parse().unwrap()],
-                ..ClientAddress::default()
-            },
+            client_address: self.client_address,
             headers: EdgeHeaders::default(),
             timeouts: self.timeouts,
             upgrades: self.upgrades,
