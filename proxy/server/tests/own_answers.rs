@@ -7,7 +7,15 @@ use common::*;
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::format::Format;
 use sixfold_core::hcm::{ClientAddress, Profile};
+use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
+use sixfold_core::headers::HeaderName;
+use sixfold_core::plugin::{Chain, ChainBuilder, LocalReply, Plugin, Slot, Step};
+use sixfold_core::stream::Stream;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
 
 /// A proxy with a log of codes, flags and details.
 fn setup() -> (Setup, Arc<Lines>) {
@@ -46,5 +54,200 @@ async fn a_client_of_an_edge_does_not_choose_its_scheme_by_an_absolute_target() 
         assert_eq!(response.contains("onnection: close"), want == refused, "{response}");
         // A target of plain HTTP is served by all.
         assert!(ask(proxy, &request.replace("https", "http")).await.starts_with("HTTP/1.1 200 "));
+    }
+}
+
+/// Does what `x-do` says: `answer`, at once or after a moment; `hang`.
+fn act<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    let answer = || Step::Respond(LocalReply::new(418, "no", "said_so"));
+    match stream.request.headers.get(&HeaderName::new("x-do").unwrap()) {
+        Some(b"answer") => answer(),
+        Some(b"wait, answer") => Step::Wait(Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            answer()
+        })),
+        Some(b"hang") => Step::Wait(Box::pin(std::future::pending())),
+        _ => Step::Continue,
+    }
+}
+
+fn acting() -> Arc<Chain> {
+    let mut chain = ChainBuilder::new();
+    chain.add("acts", Plugin::of(()).access(act).build());
+    Arc::new(chain.build())
+}
+
+/// An address at which nobody listens.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+fn post(path: &str, fields: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: t\r\n{fields}Content-Length: 5\r\n\r\nhello")
+}
+
+/// Whether the connection lives on after the answer to this, which is complete but for its last `held` bytes.
+async fn lives_on(proxy: SocketAddr, request: &str, held: usize) -> bool {
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(&request.as_bytes()[..request.len() - held]).await.unwrap();
+    let first = read_message(&mut client).await.unwrap();
+    if first.contains("onnection: close") {
+        assert!(read_message(&mut client).await.is_none(), "{first}");
+        return false;
+    }
+    client.write_all(get("/direct").as_bytes()).await.unwrap();
+    let second = read_message(&mut client).await.unwrap();
+    assert!(second.ends_with("\r\n\r\nfine"), "{first}{second}");
+    true
+}
+
+#[tokio::test]
+async fn a_body_that_came_while_the_answer_was_awaited_costs_no_connection() {
+    // (what, of Envoy, of nginx)
+    let cases = [
+        (post("/dead", ""), true, true),
+        (post("/dead", "").replace("Content-Length: 5\r\n\r\nhello", CHUNKED), true, true),
+        (post("/dead", "x-do: wait, answer\r\n"), true, true),
+        (post("/dead", "x-do: answer\r\n"), false, true),
+        (post("/direct", ""), false, true),
+        // More than may come.
+        (
+            post("/dead", "").replace("5\r\n\r\nhello", &format!("5000\r\n\r\n{}", "z".repeat(5000))),
+            false,
+            false,
+        ),
+    ];
+    for (profile, nginx) in [(Profile::Envoy, false), (Profile::Apisix, true)] {
+        let (mut setup, lines) = setup();
+        setup.profile = profile;
+        setup.max_body = Some(4096);
+        setup.chain = acting();
+        setup.cluster("dead", &[nobody().await], |_| {});
+        setup.route("/dead", "dead", |_| {});
+        setup.routes.push(direct("/direct", "fine".into()));
+        let (proxy, _) = setup.serve().await;
+        for (request, of_envoy, of_nginx) in &cases {
+            let want = if nginx { *of_nginx } else { *of_envoy };
+            assert_eq!(lives_on(proxy, request, 0).await, want, "{profile:?}: {request}");
+        }
+        // What has not come can't be taken.
+        assert!(!lives_on(proxy, &cases[0].0, 1).await);
+        let line = lines.0.lock()[0].trim().to_owned();
+        assert!(line.ends_with(" 5"), "{line}");
+    }
+}
+
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n";
+
+#[tokio::test]
+async fn a_request_that_came_whole_is_not_late() {
+    let (mut setup, lines) = setup();
+    setup.chain = acting();
+    setup.timeouts.stream_idle = Some(Duration::from_millis(50));
+    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.route("/", "dead", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, &post("/", "x-do: hang\r\n")).await;
+    assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
+    assert_eq!(only_line(&lines).await, "504 SI stream_idle_timeout 5");
+    let response = ask(proxy, &post("/", "x-do: hang\r\n").replace(": 5", ": 6")).await;
+    assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
+}
+
+#[tokio::test]
+async fn nginx_keeps_the_connection_of_a_websocket_that_nobody_takes() {
+    let (mut setup, _) = setup();
+    setup.profile = Profile::Apisix;
+    setup.upgrades = Box::new([("websocket".into(), true)]);
+    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.route("/dead", "dead", |_| {});
+    setup.routes.push(direct("/direct", "fine".into()));
+    let (proxy, _) = setup.serve().await;
+    let request = get("/dead").replace("\r\n\r\n", "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert!(lives_on(proxy, &request, 0).await);
+}
+
+/// A chunk that is none, behind one that is.
+const BAD_CHUNK: &str = "Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\nzz\r\n";
+
+/// Refuses in the place of the answer to one path.
+fn replace<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    match stream.request.target.path() == b"/replaced" {
+        true => Step::Respond(LocalReply::new(451, "no", "replaced")),
+        false => Step::Continue,
+    }
+}
+
+#[tokio::test]
+async fn whoever_answers_the_route_changes_the_headers() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut setup, _) = setup();
+    let mut chain = ChainBuilder::new();
+    chain.add("acts", Plugin::of(()).access(act).header_filter(replace).build());
+    setup.chain = Arc::new(chain.build());
+    setup.timeouts.stream_idle = Some(Duration::from_millis(100));
+    setup.cluster("silent", &[silent.local_addr().unwrap()], |_| {});
+    setup.cluster("empty", &[], |_| {});
+    setup.route("/empty", "empty", |_| {});
+    setup.route("/replaced", "empty", |_| {});
+    setup.route("/", "silent", |f| f.timeouts.request = None);
+    let added = || HeaderAddition {
+        name: HeaderName::new("x-routed").unwrap(),
+        value: Format::text("yes"),
+        action: AppendAction::AppendIfExistsOrAdd,
+        keep_empty: false,
+    };
+    for one in &mut setup.routes {
+        let ops = HeaderOps { add: [added()].into(), ..HeaderOps::default() };
+        Arc::get_mut(one).unwrap().response_headers = ops;
+    }
+    let (proxy, _) = setup.serve().await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    for (request, status) in [
+        (get("/empty"), 503),
+        (get("/").replace("Host", &format!("{upgrade}Host")), 403),
+        (get("/"), 504),
+        (get("/").replace("Host", "x-do: answer\r\nHost"), 418),
+        (get("/").replace("Host", "x-do: hang\r\nHost"), 504),
+        (get("/replaced"), 451),
+        (format!("POST / HTTP/1.1\r\nHost: t\r\n{BAD_CHUNK}"), 400),
+    ] {
+        let response = ask(proxy, &request).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request}{response}");
+        assert_eq!(response.matches("x-routed: yes\r\n").count(), 1, "{request}{response}");
+    }
+    // No route was chosen.
+    let response = ask(proxy, "GET / HTTP/1.1\r\n\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 400 ") && !response.contains("x-routed"), "{response}");
+}
+
+#[tokio::test]
+async fn every_fault_that_the_proxy_finds_has_the_page_of_nginx() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut setup, _) = setup();
+    setup.profile = Profile::Apisix;
+    setup.max_body = Some(4096);
+    setup.timeouts.stream_idle = None;
+    setup.timeouts.request_headers = Some(Duration::from_millis(50));
+    setup.cluster("silent", &[silent.local_addr().unwrap()], |_| {});
+    setup.cluster("empty", &[], |_| {});
+    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.route("/empty", "empty", |_| {});
+    setup.route("/dead", "dead", |_| {});
+    setup.route("/", "silent", |f| f.timeouts.read = Some(Duration::from_millis(50)));
+    let (proxy, _) = setup.serve().await;
+    for (request, status) in [
+        (format!("POST / HTTP/1.1\r\nHost: t\r\n{BAD_CHUNK}"), 400),
+        ("GET /\x01 HTTP/1.1\r\nHost: t\r\n\r\n".to_owned(), 400),
+        ("GET / HTTP/1.1\r\nHo".to_owned(), 408),
+        ("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 9999\r\n\r\n".to_owned(), 413),
+        (get("/dead"), 502),
+        (get("/empty"), 503),
+        (get("/"), 504),
+    ] {
+        let response = ask(proxy, &request).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request}{response}");
+        let is_page = response.contains("text/html") && response.contains("<center>openresty</center>");
+        assert!(is_page, "{request}{response}");
     }
 }

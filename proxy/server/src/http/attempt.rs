@@ -33,6 +33,7 @@ impl<D: Downstream> Exchange<'_, D> {
         flight: &mut InFlight,
     ) -> Result<Attempt, Interrupt> {
         self.begin_attempt(plan, flight);
+        self.waited = true;
         // Only where TLS takes its server name from the request: then connections for different names are not
         // shared. It must outlive changes to the request.
         let tls = plan.cluster.config.tls.as_ref().and_then(|tls| tls.context());

@@ -22,13 +22,16 @@ impl<D: Downstream> Exchange<'_, D> {
     async fn interrupted(&mut self, interrupt: Interrupt) {
         // What bounded the attempt does not bound the answer.
         self.clock.end_attempt();
+        self.waited = true;
         match interrupt {
             Interrupt::Expired(which) if !self.head_sent => {
                 self.note_timeout(which);
+                if self.discards_request() {
+                    self.discard_request().await;
+                }
                 let complete = self.down.request_ended();
                 let reply = local_reply::expired(which, complete, self.env.hcm.profile);
-                let routed = matches!(which, Expired::Route | Expired::PerTry | Expired::PerTryIdle);
-                if self.respond(reply, routed).await.is_err() {
+                if self.respond(reply).await.is_err() {
                     self.down.reset();
                 }
             }
@@ -52,8 +55,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             Interrupt::Downstream(DownstreamError::Malformed) => {
                 self.env.hcm.stats.downstream_cx_protocol_error().inc();
-                let mut reply = LocalReply::new(400, "Bad Request", "http1.codec_error");
-                reply.flag = Some(Flag::DPE);
+                let reply = local_reply::malformed(400, "http1.codec_error", self.env.hcm.profile);
                 self.answer_and_close(reply).await;
             }
             Interrupt::TooLarge => {
@@ -69,7 +71,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             Interrupt::Refused(reply) if !self.head_sent => {
                 self.close |= !self.down.request_ended();
-                if self.respond(*reply, false).await.is_err() {
+                if self.respond(*reply).await.is_err() {
                     self.down.reset();
                 }
             }
@@ -109,7 +111,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Answers a request that was not read to its end, if there is still room for an answer.
     async fn answer_and_close(&mut self, reply: LocalReply) {
         self.close = true;
-        if self.head_sent || self.respond(reply, false).await.is_err() {
+        if self.head_sent || self.respond(reply).await.is_err() {
             self.down.reset();
         }
     }

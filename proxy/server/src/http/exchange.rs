@@ -91,6 +91,8 @@ pub(super) struct Exchange<'a, D> {
     pub(super) head_sent: bool,
     /// The connection must end with this response.
     pub(super) close: bool,
+    /// Something was waited for since the head of the request came.
+    pub(super) waited: bool,
     /// Nothing is left to be done.
     pub(super) complete: bool,
     /// The place of the request's body among those that the process holds.
@@ -139,6 +141,7 @@ impl<'a, D> Exchange<'a, D> {
             request_body: FilteredBody::unfiltered(Direction::Request),
             head_sent: false,
             close: false,
+            waited: false,
             complete: false,
             held: None,
             _active: stats.downstream_rq_active().raise(),
@@ -157,7 +160,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let refusal = refusal.or_else(|| self.require_tls()).or_else(|| self.refuse_upgrade());
         if let Some(reply) = refusal {
             drop(table);
-            return self.respond(reply, false).await;
+            return self.respond(reply).await;
         }
         if self.down.upgrade().is_none() {
             return self.answer(table).await;
@@ -176,7 +179,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.frame_request(announced);
             if let Some(reply) = reply {
                 self.name_cluster();
-                return self.respond(reply, false).await;
+                return self.respond(reply).await;
             }
         } else {
             drop(table);
@@ -190,7 +193,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 let mut reply = LocalReply::new(to.status, "", "direct_response");
                 reply.headers.append(Known::LOCATION, &redirect::location(to, &route, self.stream));
                 self.env.hcm.stats.rq_redirect().inc();
-                self.respond(reply, true).await
+                self.respond(reply).await
             }
             Action::Direct(direct) => {
                 self.env.hcm.stats.rq_direct_response().inc();
@@ -204,12 +207,12 @@ impl<D: Downstream> Exchange<'_, D> {
                     reply.body = body.into();
                     reply.headers.append(Known::CONTENT_TYPE, format.content_type.as_bytes());
                 }
-                self.respond(reply, true).await
+                self.respond(reply).await
             }
             Action::NonForwarding => {
                 let mut reply = LocalReply::new(503, "", "cluster_not_found");
                 reply.flag = Some(Flag::NC);
-                self.respond(reply, true).await
+                self.respond(reply).await
             }
         }
     }
@@ -296,6 +299,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let to = redirect::require_tls(self.stream)?;
         let mut reply = LocalReply::new(301, "", "direct_response");
         reply.headers.append(Known::LOCATION, &to);
+        // Envoy has another route in its place (`SslRedirectRoute`), which changes no headers.
+        (self.stream.route, self.stream.virtual_host) = (None, None);
         Some(reply)
     }
 
@@ -374,10 +379,12 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.buffer_request(limit).await?;
             }
             let passed = {
+                let waited = &mut self.waited;
                 let mut running = pin!(phases.run(&mut self.chain, self.stream));
                 let running = pin!(poll_fn(|cx| {
                     let polled = running.as_mut().poll(cx);
                     if polled.is_pending() {
+                        *waited = true;
                         keep(&mut table);
                     }
                     polled
@@ -456,7 +463,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.env.hcm.profile == Profile::Apisix {
             reply.body = Bytes::from_static(b"{\"error_msg\":\"404 Route Not Found\"}\n");
         }
-        self.respond(reply, false).await
+        self.respond(reply).await
     }
 }
 

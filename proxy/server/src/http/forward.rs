@@ -4,6 +4,7 @@ use super::after_attempt::{AfterAttempt, Response};
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
+use super::local_reply;
 use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
@@ -46,7 +47,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.answer_expect();
         let mut plan = match self.plan(route, forward) {
             Ok(plan) => plan,
-            Err(reply) => return self.respond(*reply, true).await,
+            Err(reply) => return self.respond(*reply).await,
         };
         self.filter_request().await?;
         if self.down.request_ended() {
@@ -55,10 +56,10 @@ impl<D: Downstream> Exchange<'_, D> {
         loop {
             let Some(mut flight) = self.choose_host(&plan) else {
                 let reply = self.no_host(&plan);
-                return self.respond(reply, true).await;
+                return self.respond(reply).await;
             };
             if let Some(reply) = self.before_proxy(&flight).await? {
-                return self.respond(reply, true).await;
+                return self.respond(reply).await;
             }
             let attempt = match self.attempt(&mut plan, &mut flight).await {
                 Ok(attempt) => attempt,
@@ -70,7 +71,7 @@ impl<D: Downstream> Exchange<'_, D> {
             };
             match self.after_attempt(&mut plan, flight, attempt).await? {
                 AfterAttempt::Retry => {}
-                AfterAttempt::Reply(reply) => return self.respond(*reply, true).await,
+                AfterAttempt::Reply(reply) => return self.respond(*reply).await,
                 AfterAttempt::Forward(response) => return self.pass(&mut plan, response).await,
             }
         }
@@ -213,9 +214,9 @@ impl<D: Downstream> Exchange<'_, D> {
     fn no_host(&mut self, plan: &Plan<'_>) -> LocalReply {
         plan.cluster.stats.upstream_cx_none_healthy().inc();
         let apisix = self.env.hcm.profile == Profile::Apisix;
-        let body = if apisix { "" } else { "no healthy upstream" };
         let status = if apisix && self.stream.upstream.attempts > 0 { 502 } else { 503 };
-        let mut reply = LocalReply::new(status, body, "no_healthy_upstream");
+        let profile = self.env.hcm.profile;
+        let mut reply = local_reply::own(status, "no healthy upstream", "no_healthy_upstream", profile);
         reply.flag = Some(Flag::UH);
         reply
     }
@@ -238,13 +239,14 @@ impl<D: Downstream> Exchange<'_, D> {
             if let Outcome::Respond(reply) = self.phase(&chain, HeadPhase::HeaderFilter).await? {
                 self.end_attempt(flight, OutcomeKind::Response, status);
                 drop(checkout);
-                return self.respond(reply, false).await;
+                return self.respond(reply).await;
             }
         }
         if tunnel {
             self.clock.set_route(None);
             body.become_tunnel();
         } else if self.down.upgrade().is_some() {
+            // The client may have sent bytes of its tunnel already.
             self.close = true;
         }
         body.end_without_upgrade();

@@ -13,6 +13,7 @@ use sixfold_core::headers::Known;
 use sixfold_core::message::ResponseHead;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::stream::{ResponseSource, Stream};
+use std::borrow::Cow;
 
 /// gRPC's DEADLINE_EXCEEDED.
 const DEADLINE_EXCEEDED: u32 = 4;
@@ -173,6 +174,25 @@ fn error_page(status: u16) -> Bytes {
     .into()
 }
 
+/// A reply of the proxy itself, not of a plugin: `text` is its body in Envoy's profile. In APISIX's the error page
+/// takes its place, as nginx shows it whoever finds the fault.
+pub(crate) fn own(
+    status: u16,
+    text: impl Into<Bytes>,
+    details: impl Into<Cow<'static, str>>,
+    profile: Profile,
+) -> LocalReply {
+    let body = if profile == Profile::Apisix { Bytes::new() } else { text.into() };
+    LocalReply::new(status, body, details)
+}
+
+/// The reply to what the codec refuses.
+pub(crate) fn malformed(status: u16, details: &'static str, profile: Profile) -> LocalReply {
+    let mut reply = own(status, reason_phrase(status, profile), details, profile);
+    reply.flag = Some(Flag::DPE);
+    reply
+}
+
 /// The reply to a request whose deadline has passed before a response began.
 pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) -> LocalReply {
     let status = match which {
@@ -181,7 +201,6 @@ pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) 
         _ => 504,
     };
     let body = match which {
-        _ if profile == Profile::Apisix => "",
         Expired::Idle => "stream timeout",
         Expired::Request => "request timeout",
         Expired::MaxStream => "downstream duration timeout",
@@ -189,7 +208,7 @@ pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) 
         Expired::Route | Expired::PerTry | Expired::PerTryIdle => "upstream request timeout",
         Expired::UpstreamWrite | Expired::UpstreamRead | Expired::ClientBody | Expired::ClientWrite => "",
     };
-    let mut reply = LocalReply::new(status, body, details(which));
+    let mut reply = own(status, body, details(which), profile);
     reply.flag = flag(which);
     reply.grpc_status = (which == Expired::MaxStream).then_some(DEADLINE_EXCEEDED);
     reply
@@ -197,14 +216,12 @@ pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) 
 
 /// The reply to a request whose body is longer than is allowed.
 pub(crate) fn too_large(profile: Profile) -> LocalReply {
-    let body = if profile == Profile::Apisix { "" } else { "Payload Too Large" };
-    LocalReply::new(413, body, "request_payload_too_large")
+    own(413, "Payload Too Large", "request_payload_too_large", profile)
 }
 
 /// The reply to a request whose body has no room beside those that the process holds.
 pub(crate) fn over_budget(profile: Profile) -> LocalReply {
-    let body = if profile == Profile::Apisix { "" } else { "too many bodies in memory" };
-    let mut reply = LocalReply::new(503, body, "buffered_bodies_over_budget");
+    let mut reply = own(503, "too many bodies in memory", "buffered_bodies_over_budget", profile);
     reply.flag = Some(Flag::OM);
     reply
 }
@@ -244,21 +261,11 @@ pub(crate) fn upstream_failed(error: &UpstreamError, retried: bool, profile: Pro
         (_, Profile::Apisix) => 502,
         _ => 503,
     };
-    let body = match (profile, retried) {
-        (Profile::Apisix, _) => String::new(),
-        (_, false) => {
-            format!(
-                "upstream connect error or disconnect/reset before headers. reset reason: {}",
-                error.text()
-            )
-        }
-        (_, true) => format!(
-            "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: {}",
-            error.text()
-        ),
-    };
+    let told = if retried { "retried and the latest reset reason" } else { "reset reason" };
+    let text = error.text();
+    let body = format!("upstream connect error or disconnect/reset before headers. {told}: {text}");
     let details = format!("upstream_reset_before_response_started{{{}}}", error.details());
-    let mut reply = LocalReply::new(status, body, details);
+    let mut reply = own(status, body, details, profile);
     reply.flag = Some(error.flag());
     if *error == UpstreamError::Overflow {
         reply.headers.append(Known::X_ENVOY_OVERLOADED, b"true");

@@ -7,11 +7,11 @@ use super::edge;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
 use super::local_reply;
+use super::outgoing::poll_request_body;
 use super::pump::write_piece;
 use super::stall::Waits;
 use crate::deadline::{Timed, within};
 use crate::h1::H1Error;
-use crate::h1::reason::reason_phrase;
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h2_headers::Refused;
 use bytes::Bytes;
@@ -63,8 +63,7 @@ pub(super) async fn refuse<D: Downstream>(
     refusal: Refusal,
 ) {
     let status = refusal.status.unwrap_or_default();
-    let mut reply = LocalReply::new(status, reason_phrase(status, env.hcm.profile), refusal.details);
-    reply.flag = Some(Flag::DPE);
+    let mut reply = local_reply::malformed(status, refusal.details, env.hcm.profile);
     if refusal.status.is_none() {
         reply.reset = true;
         stream.flags.insert(Flag::DPE);
@@ -75,7 +74,8 @@ pub(super) async fn refuse<D: Downstream>(
 
 /// Answers a request whose head did not come in time (`request_headers_timeout`).
 pub(super) async fn late<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
-    let reply = LocalReply::new(408, "request header timeout", "request_header_timeout");
+    let text = "request header timeout";
+    let reply = local_reply::own(408, text, "request_header_timeout", env.hcm.profile);
     answer_only(down, stream, clock, env, reply).await;
 }
 
@@ -84,41 +84,33 @@ async fn answer_only<D: Downstream>(
     stream: &mut Stream,
     clock: &mut Clock,
     env: &Env,
-    mut reply: LocalReply,
+    reply: LocalReply,
 ) {
     // What was parsed before the error is not shown: it may be anything.
     stream.request.clear();
-    if env.hcm.profile == Profile::Apisix {
-        reply.body = Bytes::new();
-    }
     let chain = Chain::empty();
     let mut exchange = Exchange::new(down, stream, clock, env, chain);
     exchange.close = true;
-    if exchange.respond(reply, false).await.is_err() {
+    if exchange.respond(reply).await.is_err() {
         exchange.down.reset();
     }
     exchange.conclude(Ok(())).await;
 }
 
 impl<D: Downstream> Exchange<'_, D> {
-    /// Answers by the proxy itself. `routed` applies the route's header changes, as Envoy's router does to its
-    /// own answers.
-    pub(super) async fn respond(&mut self, reply: LocalReply, routed: bool) -> Result<(), Interrupt> {
+    /// Answers by the proxy itself: the one door for such answers. Whoever makes one, the route that was chosen
+    /// has its header changes made (Envoy's `DownstreamFilterManager::sendLocalReply`).
+    pub(super) async fn respond(&mut self, reply: LocalReply) -> Result<(), Interrupt> {
         self.clock.touch();
         if reply.reset {
             self.down.reset();
             return Ok(());
         }
+        if self.discards_request() {
+            self.discard_request().await;
+        }
         let bad_request = reply.status == 400;
-        let table = self.table_options.as_deref();
-        let body = local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
-            if routed {
-                // Envoy's formatters do not see the status yet.
-                let status = std::mem::take(&mut stream.response.status);
-                rewrite::finalize_response(table, stream);
-                stream.response.status = status;
-            }
-        });
+        let body = self.put_reply(reply);
         let mut body = self.response_head(body).await?;
         if self.has_no_body() {
             body = Bytes::new();
@@ -129,6 +121,55 @@ impl<D: Downstream> Exchange<'_, D> {
             self.write_body(body).await?;
         }
         self.flush().await
+    }
+
+    /// Puts a reply in the place of the response; answers its body.
+    fn put_reply(&mut self, reply: LocalReply) -> Bytes {
+        let table = self.table_options.as_deref();
+        local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
+            if stream.route.is_some() {
+                // Envoy's formatters do not see the status yet.
+                let status = std::mem::take(&mut stream.response.status);
+                rewrite::finalize_response(table, stream);
+                stream.response.status = status;
+            }
+        })
+    }
+
+    /// Whether the rest of the request is of use to nobody but the connection, which carries another request once it
+    /// is read. nginx discards it with any answer (`ngx_http_discard_request_body`). Envoy has read what came while
+    /// it waited, and closes the connection with an answer that it gives at once.
+    pub(super) fn discards_request(&mut self) -> bool {
+        let nginx = self.env.hcm.profile == Profile::Apisix;
+        if nginx && !self.close {
+            // It has no tunnel to become: the head is a request like any other.
+            self.down.decline_upgrade();
+        }
+        let unread = !self.down.is_http2() && self.down.upgrade().is_none() && !self.down.request_ended();
+        unread && !self.close && (nginx || self.waited)
+    }
+
+    /// Reads what has come of the request's body, within the limits of bodies and buffers. Waits for nothing.
+    pub(super) async fn discard_request(&mut self) {
+        let hcm = &self.env.hcm;
+        let (down, stream, mut room) = (&mut *self.down, &mut *self.stream, hcm.buffer_limit);
+        let read = |_: &mut Clock, cx: &mut Timed<'_>| {
+            loop {
+                match poll_request_body(down, stream, hcm.max_body, cx) {
+                    Poll::Ready(Ok(BodyEvent::Data(piece))) => {
+                        room = room.saturating_sub(piece.as_slice().len());
+                        if room == 0 {
+                            return Poll::Ready(false);
+                        }
+                    }
+                    Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(true),
+                    Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(false),
+                }
+            }
+        };
+        if within(self.clock, read).await.is_ok_and(|ended| ended) {
+            self.request_complete();
+        }
     }
 
     /// Writes a body that is there as a whole through the plugins, and ends the response.
@@ -165,7 +206,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         let chain = self.chain.clone();
         match self.phase(&chain, HeadPhase::HeaderFilter).await? {
-            Outcome::Respond(reply) => Ok(local_reply::build(self.stream, &self.env.hcm, reply, |_| {})),
+            Outcome::Respond(reply) => Ok(self.put_reply(reply)),
             _ => Ok(body),
         }
     }
