@@ -3,6 +3,8 @@
 use crate::format::Format;
 use crate::headers::{HeaderName, Headers};
 use crate::stream::Stream;
+use smallvec::SmallVec;
+use std::ops::Range;
 
 /// What adding does when the header is there already (core/v3/base.proto HeaderAppendAction).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,7 +38,7 @@ pub struct HeaderAddition {
 pub struct HeaderOps {
     /// Removed first.
     pub remove: Box<[HeaderName]>,
-    /// Added then, in order.
+    /// Added then, in order; what replaces comes before what does not.
     pub add: Box<[HeaderAddition]>,
 }
 
@@ -55,25 +57,38 @@ impl HeaderOps {
         self.remove.is_empty() && self.add.is_empty()
     }
 
-    /// Changes the headers of one side of `stream`.
+    /// Changes the headers of one side of `stream`. Values and conditions see the message as it is after the
+    /// removals: no addition sees another one. Replacements come before additions (common/router/header_parser.cc
+    /// `HeaderParser::evaluateHeaders`).
     pub fn apply(&self, stream: &mut Stream, side: Side) {
         for name in &self.remove {
             headers(stream, side).remove(name);
         }
-        if self.add.is_empty() {
+        if let [only] = &*self.add {
+            let mut value = Vec::new();
+            if only.evaluate(stream, side, &mut value) {
+                only.put(headers(stream, side), &value);
+            }
             return;
         }
-        let mut value = Vec::new();
+        let (mut values, mut wanted) = (Vec::new(), Evaluated::new());
         for addition in &self.add {
-            value.clear();
-            addition.value.write_header(stream, &mut value);
-            if value.is_empty() && !addition.keep_empty {
-                continue;
+            let start = values.len();
+            if addition.evaluate(stream, side, &mut values) {
+                wanted.push((addition, start..values.len()));
             }
-            addition.put(headers(stream, side), &value);
+        }
+        let headers = headers(stream, side);
+        for replaces in [true, false] {
+            for (addition, at) in wanted.iter().filter(|(addition, _)| addition.replaces() == replaces) {
+                addition.put(headers, &values[at.clone()]);
+            }
         }
     }
 }
+
+/// Additions that are to be made, and where among the values theirs are.
+type Evaluated<'a> = SmallVec<[(&'a HeaderAddition, Range<usize>); 8]>;
 
 fn headers(stream: &mut Stream, side: Side) -> &mut Headers {
     match side {
@@ -83,16 +98,93 @@ fn headers(stream: &mut Stream, side: Side) -> &mut Headers {
 }
 
 impl HeaderAddition {
-    fn put(&self, headers: &mut Headers, value: &[u8]) {
-        match self.action {
-            AppendAction::AppendIfExistsOrAdd => headers.append(&self.name, value),
-            AppendAction::AddIfAbsent => headers.set_if_absent(&self.name, value),
-            AppendAction::OverwriteIfExistsOrAdd => headers.set(&self.name, value),
-            AppendAction::OverwriteIfExists => {
-                if headers.contains(&self.name) {
-                    headers.set(&self.name, value);
-                }
-            }
+    /// Writes its value behind `out`; `false` if it is not to be added.
+    fn evaluate(&self, stream: &mut Stream, side: Side, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        self.value.write_header(stream, out);
+        if out.len() == start && !self.keep_empty {
+            return false;
         }
+        match self.action {
+            AppendAction::AppendIfExistsOrAdd | AppendAction::OverwriteIfExistsOrAdd => true,
+            AppendAction::AddIfAbsent => !headers(stream, side).contains(&self.name),
+            AppendAction::OverwriteIfExists => headers(stream, side).contains(&self.name),
+        }
+    }
+
+    /// Whether it takes the place of what is there.
+    fn replaces(&self) -> bool {
+        matches!(self.action, AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists)
+    }
+
+    fn put(&self, headers: &mut Headers, value: &[u8]) {
+        match self.replaces() {
+            true => headers.set(&self.name, value),
+            false => headers.append(&self.name, value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::stream::fixture::stream;
+    use AppendAction::*;
+
+    fn lines(ops: &HeaderOps, sent: &[(&str, &str)], side: Side) -> Vec<String> {
+        let mut stream = stream("/", sent);
+        if side == Side::Response {
+            stream.response.headers = std::mem::take(&mut stream.request.headers);
+        }
+        ops.apply(&mut stream, side);
+        let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
+        headers(&mut stream, side).iter().map(|(n, v)| format!("{}: {}", text(n), text(v))).collect()
+    }
+
+    fn ops(remove: &[&str], add: &[(&str, &str, AppendAction)]) -> HeaderOps {
+        let name = |n: &str| HeaderName::new(n).unwrap();
+        let addition = |(n, value, action): &(&str, &str, AppendAction)| HeaderAddition {
+            name: name(n),
+            value: Format::envoy(value).unwrap(),
+            action: *action,
+            keep_empty: false,
+        };
+        HeaderOps {
+            remove: remove.iter().map(|n| name(n)).collect(),
+            add: add.iter().map(addition).collect(),
+        }
+    }
+
+    #[test]
+    fn no_addition_sees_another_one() {
+        for (side, of) in [(Side::Request, "REQ"), (Side::Response, "RESP")] {
+            let value = |name: &str| format!("%{of}({name})%");
+            let adds = ops(
+                &[],
+                &[
+                    ("x-1", "one", AppendIfExistsOrAdd),
+                    ("x-2", &value("x-1"), AppendIfExistsOrAdd),
+                    ("x-old", "new", OverwriteIfExistsOrAdd),
+                    ("x-3", &value("x-old"), AppendIfExistsOrAdd),
+                ],
+            );
+            assert_eq!(lines(&adds, &[("x-old", "old")], side), ["x-old: new", "x-1: one", "x-3: old"]);
+            // Nor does a condition.
+            let once = ("x-1", "two", AddIfAbsent);
+            let both = ops(&[], &[("x-1", "one", AppendIfExistsOrAdd), once]);
+            assert_eq!(lines(&both, &[], side), ["x-1: one", "x-1: two"]);
+            assert_eq!(lines(&both, &[("x-1", "zero")], side), ["x-1: zero", "x-1: one"]);
+            let none = ops(&[], &[("x-1", "one", AppendIfExistsOrAdd), ("x-1", "two", OverwriteIfExists)]);
+            assert_eq!(lines(&none, &[], side), ["x-1: one"]);
+        }
+    }
+
+    #[test]
+    fn removals_are_seen_and_replacements_come_first() {
+        let gone = ops(&["x-1"], &[("x-2", "%REQ(x-1)%", AppendIfExistsOrAdd), ("x-1", "new", AddIfAbsent)]);
+        assert_eq!(lines(&gone, &[("x-1", "old")], Side::Request), ["x-1: new"]);
+        let late = ops(&[], &[("x-1", "a", AppendIfExistsOrAdd), ("x-1", "b", OverwriteIfExistsOrAdd)]);
+        assert_eq!(lines(&late, &[("x-1", "old")], Side::Request), ["x-1: b", "x-1: a"]);
     }
 }
