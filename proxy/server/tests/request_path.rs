@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use parking_lot::Mutex;
+use sixfold_core::access_log::AccessLog;
 use sixfold_core::format::Format;
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
@@ -391,4 +392,50 @@ async fn a_grpc_timeout_that_bounds_the_stream_ends_it_with_deadline_exceeded() 
     let head = seen.lock().to_ascii_lowercase();
     assert!(head.contains("grpc-timeout: 200m\r\n"), "{head}");
     assert!(!head.contains("x-envoy-expected-rq-timeout-ms"), "{head}");
+}
+
+/// An upstream whose connection ends so after these bytes.
+async fn ends(said: &'static str, reset: bool) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            read_message(&mut socket).await.unwrap();
+            socket.write_all(said.as_bytes()).await.unwrap();
+            if reset {
+                // What was said is read first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                socket.set_zero_linger().unwrap();
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_breaks_the_protocol() {
+    let body = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf";
+    for (said, reset, want) in [
+        ("", false, "503 UC upstream_reset_before_response_started{connection_termination}"),
+        ("", true, "503 UC upstream_reset_before_response_started{connection_termination}"),
+        ("HTTP/1.1 200 OK\r\nX", false, "502 UPE upstream_reset_before_response_started{protocol_error}"),
+        ("HTTP/1.1 200 OK\r\nX", true, "502 UPE upstream_reset_before_response_started{protocol_error}"),
+        (body, false, "200 UPE upstream_reset_after_response_started{protocol_error}"),
+        (body, true, "200 UPE upstream_reset_after_response_started{protocol_error}"),
+        ("HTTP/1.1 200 OK\r\n\r\nwhole", false, "200 - via_upstream"),
+    ] {
+        let (mut setup, lines) = (Setup::new(), Arc::<Lines>::default());
+        let format = Format::envoy("%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%").unwrap();
+        let log = AccessLog { filter: None, format: Arc::new(format), sink: lines.clone() };
+        setup.access_logs = vec![log];
+        setup.cluster("a", &[ends(said, reset).await], |_| {});
+        setup.route("/", "a", |_| {});
+        let (proxy, _) = setup.serve().await;
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        client.write_all(get("/").as_bytes()).await.unwrap();
+        eventually(|| !lines.0.lock().is_empty()).await;
+        let line = lines.0.lock()[0].trim().to_owned();
+        assert!(line.starts_with(want), "{said:?} {reset}: {line}");
+    }
 }

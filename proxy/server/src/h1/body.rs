@@ -89,6 +89,11 @@ impl Decoder {
         matches!(self.state, State::Done)
     }
 
+    /// Whether the body ends with the connection.
+    pub fn is_until_close(&self) -> bool {
+        matches!(self.state, State::UntilClose)
+    }
+
     /// Bytes that must still come, where that is known from the head.
     pub fn remaining(&self) -> Option<u64> {
         match self.state {

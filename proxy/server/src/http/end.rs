@@ -4,6 +4,7 @@ use super::clock::Expired;
 use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
 use super::local_reply;
+use crate::upstream::UpstreamError;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::plugin::LocalReply;
@@ -82,8 +83,12 @@ impl<D: Downstream> Exchange<'_, D> {
                     format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
                 self.env.hcm.stats.rq_reset_after_downstream_response_started().inc();
                 self.env.hcm.stats.downstream_rq_tx_reset().inc();
-                if let (Some(cluster), true) = (&self.stream.upstream.cluster, error.is_reset()) {
-                    cluster.stats.upstream_rq_rx_reset().inc();
+                if let Some(cluster) = &self.stream.upstream.cluster {
+                    match error {
+                        UpstreamError::Protocol => cluster.stats.upstream_cx_protocol_error().inc(),
+                        _ if error.is_reset() => cluster.stats.upstream_rq_rx_reset().inc(),
+                        _ => {}
+                    }
                 }
                 self.down.reset();
             }

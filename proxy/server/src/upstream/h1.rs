@@ -7,7 +7,7 @@ use crate::deadline::Timed;
 use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, encode_request};
 use crate::io::{IdleState, Io};
 use crate::wire::body::{BodyEvent, Piece};
-use crate::wire::h1_body::{BodyReader, Next};
+use crate::wire::h1_body::{BodyError, BodyReader, Next};
 use sixfold_core::cluster::Permit;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
@@ -202,9 +202,15 @@ impl H1Upstream {
             }
             match ready!(self.read.poll_fill(&mut self.io, cx)) {
                 Ok(1..) => {}
-                Ok(0) | Err(_) => return Poll::Ready(Err(UpstreamError::Closed)),
+                Ok(0) | Err(_) => return Poll::Ready(Err(self.ended_early())),
             }
         }
+    }
+
+    /// What the end of the connection means before the head is there. An end inside a message breaks the protocol,
+    /// however it came about: Envoy has its parser see it (`CodecClient::onEvent`).
+    fn ended_early(&self) -> UpstreamError {
+        if self.read.is_empty() { UpstreamError::Closed } else { UpstreamError::Protocol }
     }
 
     pub(super) fn poll_body(
@@ -216,8 +222,8 @@ impl H1Upstream {
         Poll::Ready(match next {
             Ok(Next::End) => Ok(BodyEvent::End),
             Ok(Next::Data(at)) => Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at]))),
-            Err(crate::wire::h1_body::BodyError::Codec(_)) => Err(UpstreamError::Protocol),
-            Err(crate::wire::h1_body::BodyError::Io) => Err(UpstreamError::Closed),
+            Err(BodyError::Io) if self.body.is_until_close() => Err(UpstreamError::Closed),
+            Err(BodyError::Codec(_) | BodyError::Io) => Err(UpstreamError::Protocol),
         })
     }
 

@@ -44,6 +44,11 @@ impl BodyReader {
         self.ended
     }
 
+    /// Whether nothing but the end of the connection ends the body: then no end comes too early.
+    pub(crate) fn is_until_close(&self) -> bool {
+        !self.ended && self.decoder.is_until_close()
+    }
+
     /// Lets go of the piece given last.
     pub(crate) fn settle(&mut self, buffer: &mut ReadBuffer) {
         buffer.consume(std::mem::take(&mut self.used));
