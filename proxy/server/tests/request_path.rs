@@ -394,6 +394,42 @@ async fn a_grpc_timeout_that_bounds_the_stream_ends_it_with_deadline_exceeded() 
     assert!(!head.contains("x-envoy-expected-rq-timeout-ms"), "{head}");
 }
 
+#[tokio::test]
+async fn header_changes_of_the_route_see_what_the_upstream_is_told() {
+    let up = upstream(|n, request| if n == 2 { status(503) } else { ok(request) }).await;
+    let addition = |name: &str, value: &str| HeaderAddition {
+        name: HeaderName::new(name).unwrap(),
+        value: Format::envoy(value).unwrap(),
+        action: AppendAction::AppendIfExistsOrAdd,
+        keep_empty: false,
+    };
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    for path in ["/seen", "/removed", "/again"] {
+        setup.route(path, "a", |f| f.retry = retry("5xx", 1));
+        let route = Arc::get_mut(setup.routes.last_mut().unwrap()).unwrap();
+        route.request_headers = match path {
+            "/seen" => {
+                let add = [addition("x-seen", "%REQ(x-envoy-expected-rq-timeout-ms)%")].into();
+                HeaderOps { add, ..HeaderOps::default() }
+            }
+            _ => {
+                let remove = [HeaderName::new("x-envoy-expected-rq-timeout-ms").unwrap()].into();
+                HeaderOps { remove, ..HeaderOps::default() }
+            }
+        };
+    }
+    let (proxy, _) = setup.serve().await;
+    let told = "x-envoy-expected-rq-timeout-ms: ";
+    let seen = ask(proxy, &get("/seen")).await;
+    assert!(seen.contains(&format!("{told}15000\r\n")) && seen.contains("x-seen: 15000\r\n"), "{seen}");
+    let removed = ask(proxy, &get("/removed")).await;
+    assert!(!removed.contains(told), "{removed}");
+    // A further attempt is told what is left to it, whatever the first one was told.
+    let again = ask(proxy, &get("/again")).await;
+    assert!(again.starts_with("HTTP/1.1 200 ") && again.contains(told), "{again}");
+}
+
 /// An upstream whose connection ends so after these bytes.
 async fn ends(said: &'static str, reset: bool) -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

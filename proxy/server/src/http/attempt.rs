@@ -6,6 +6,7 @@ use super::exchange::{Exchange, Interrupt};
 use super::forward::Plan;
 use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
+use super::timeouts::RequestTimeouts;
 use crate::deadline::within;
 use crate::upstream::{Checkout, HeadEvent, Resend, UpstreamError, Wanted};
 use sixfold_core::cluster::{InFlight, OutcomeKind, TriedHost, UpstreamProtocol};
@@ -14,6 +15,7 @@ use sixfold_core::headers::Known;
 use sixfold_core::message::Scheme;
 use sixfold_core::rewrite;
 use std::task::Poll;
+use std::time::Duration;
 
 /// How an attempt ended.
 pub(super) enum Attempt {
@@ -163,19 +165,37 @@ impl<D: Downstream> Exchange<'_, D> {
             return;
         }
         rewrite::endpoint_host(plan.forward, plan.member, host, plan.suppress, stream);
-        let left = if self.down.request_ended() { self.clock.route_left() } else { plan.timeouts.global };
-        plan.timeouts.announce(left, plan.suppress, &mut stream.request.headers);
-        let attempts = stream.upstream.attempts;
-        if let Some(options) = stream.virtual_host.as_ref().map(|v| &v.options) {
-            if options.attempt_count {
-                let mut digits = itoa::Buffer::new();
-                stream.request.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.format(attempts).as_bytes());
-            }
-            if options.is_timeout_retry && attempts > 1 {
-                let after = plan.retry.as_ref().is_some_and(|r| r.after_timeout);
-                let text: &[u8] = if after { b"true" } else { b"false" };
-                stream.request.headers.set(Known::X_ENVOY_IS_TIMEOUT_RETRY, text);
-            }
+        if stream.upstream.attempts > 1 {
+            let after_timeout = plan.retry.as_ref().is_some_and(|r| r.after_timeout);
+            self.tell_of_retry(&plan.timeouts, plan.suppress, after_timeout);
+        }
+    }
+
+    /// Tells the upstream what there is to a further attempt. That comes after the header changes of the
+    /// configuration, which were made once, for the first one (common/router/router.cc `doRetry`).
+    fn tell_of_retry(&mut self, timeouts: &RequestTimeouts, suppress: bool, after_timeout: bool) {
+        let left = if self.down.request_ended() { self.clock.route_left() } else { timeouts.global };
+        self.tell_of_attempt(timeouts, left, suppress, self.stream.upstream.attempts);
+        let tells = self.stream.virtual_host.as_ref().is_some_and(|v| v.options.is_timeout_retry);
+        if tells {
+            let text: &[u8] = if after_timeout { b"true" } else { b"false" };
+            self.stream.request.headers.set(Known::X_ENVOY_IS_TIMEOUT_RETRY, text);
+        }
+    }
+
+    /// Tells the upstream how long it has, `left` at most, and which attempt this is.
+    pub(super) fn tell_of_attempt(
+        &mut self,
+        timeouts: &RequestTimeouts,
+        left: Option<Duration>,
+        suppress: bool,
+        attempt: u32,
+    ) {
+        timeouts.announce(left, suppress, &mut self.stream.request.headers);
+        if self.stream.virtual_host.as_ref().is_some_and(|v| v.options.attempt_count) {
+            let mut digits = itoa::Buffer::new();
+            let digits = digits.format(attempt).as_bytes();
+            self.stream.request.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits);
         }
     }
 

@@ -110,6 +110,11 @@ impl<D: Downstream> Exchange<'_, D> {
             self.stream,
         );
         let retry = RetryState::new(policy, steered, self.stream);
+        let suppress = hcm.router.suppress_envoy_headers || !steered;
+        if steered {
+            // Before the configuration's changes, which may read it, change it and take it off.
+            self.tell_of_attempt(&timeouts, timeouts.global, suppress, 1);
+        }
         let upgrading = self.down.upgrade().is_some();
         rewrite::finalize_request(
             self.table_options.as_deref(),
@@ -125,7 +130,6 @@ impl<D: Downstream> Exchange<'_, D> {
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
         let limit = limit.map_or(hcm.buffer_limit, |l| usize::try_from(l).unwrap_or(usize::MAX));
         let replay = Replay::new(&self.env.worker.shared.bodies, limit, retry.is_some());
-        let suppress = hcm.router.suppress_envoy_headers || hcm.profile == Profile::Apisix;
         Ok(Plan { route, forward, member, cluster, timeouts, retry, replay, set_cookie, suppress })
     }
 
