@@ -11,7 +11,7 @@ use sixfold_core::cluster::DnsServers;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::document::{Node as DocumentNode, Options};
 use sixfold_core::error::{ConfigContext, ConfigError, Place};
-use sixfold_core::listener::BindAddress;
+use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
 use sixfold_core::runtime::Runtime;
@@ -126,7 +126,13 @@ impl Faults {
             let rest = path.strip_prefix(known).filter(|_| !known.is_empty());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        if !self.0.iter().any(|(known, _)| within(known)) {
+        // One member of a oneof that is wrong is told once, not also as the oneof that lacks one.
+        let lacks = |known: &str| {
+            let parent =
+                |path: &str| path.rsplit_once('.').map_or(String::new(), |(parent, _)| parent.to_owned());
+            fault.reason == "is missing" && parent(known) == parent(&path)
+        };
+        if !self.0.iter().any(|(known, _)| within(known) || lacks(known)) {
             self.0.push((path, in_resource(bootstrap, fault)));
         }
     }
@@ -177,6 +183,13 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
     let context = faults.take(context(value, names, secrets, process))?;
     let (mut diff, mut statics) = (Diff::default(), BTreeMap::new());
     let mut names = BTreeSet::new();
+    let mut secret_names = BTreeSet::new();
+    for (index, secret) in secrets.iter().enumerate() {
+        if !secret_names.insert(&secret.name) {
+            let twice = Err(ConfigError::field("name", "is given twice"));
+            faults.take_item::<()>(twice.in_resource("secret", &secret.name), "secrets", index);
+        }
+    }
     for (index, value) in clusters.iter().enumerate() {
         if !names.insert(&value.name) {
             let twice = Err(ConfigError::field("name", "is given twice"));
@@ -189,7 +202,7 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         }
         diff.clusters.extend(cluster.map(|cluster| (cluster.config.name.clone(), Some(cluster))));
     }
-    let mut names = BTreeSet::new();
+    let (mut names, mut addresses) = (BTreeSet::new(), BTreeMap::new());
     for (index, value) in listeners.iter().enumerate() {
         let listener = faults.take_item(listener::compile(&context, value), "listeners", index);
         let Some(listener) = listener else { continue };
@@ -198,6 +211,8 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
             faults.take_item::<()>(twice.in_resource("listener", &listener.name), "listeners", index);
             continue;
         }
+        let taken = own_address(&listener, &mut addresses);
+        faults.take_item(taken.in_resource("listener", &listener.name), "listeners", index);
         statics.insert((Kind::Listener, listener.name.clone()), Asks::of_listener(&listener));
         diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
     }
@@ -243,6 +258,21 @@ fn context(
         static_clusters: Some(Arc::new(static_clusters)),
         ads: value.dynamic_resources.as_ref().is_some_and(|dynamic| dynamic.ads_config.is_some()),
     })
+}
+
+/// Two listeners can't have one address, unless its port is any that is free.
+fn own_address(listener: &Listener, taken: &mut BTreeMap<String, Arc<str>>) -> Result<()> {
+    let fixed = listener.addresses.iter().filter(|address| match address {
+        BindAddress::Ip(address) => address.port() != 0,
+        BindAddress::Unix(_) => true,
+    });
+    for address in fixed.filter(|_| listener.bind) {
+        if let Some(other) = taken.insert(format!("{address:?}"), listener.name.clone()) {
+            let reason = format!("is that of listener \"{other}\" too");
+            return Err(ConfigError::field("address", reason));
+        }
+    }
+    Ok(())
 }
 
 /// The merged layers: later ones win. Nested objects are keys with dots.
@@ -367,36 +397,49 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
     Ok(())
 }
 
-/// Looks a path up in the document: messages have no places. The deepest part of it that is there counts.
+/// Looks a path up in the document: messages have no places. The deepest part of it that is there counts. Keys of maps
+/// may hold dots and brackets themselves.
 fn place_of(root: &DocumentNode, path: &str) -> Place {
-    let mut node = root;
-    let mut place = root.place;
-    let parts = path.split(['.', '[']).map(|part| part.trim_end_matches(']')).filter(|part| !part.is_empty());
-    for part in parts {
-        let next = match (part.parse::<usize>(), node.as_array()) {
-            (Ok(index), Some(items)) => items.get(index).map(|item| (item.place, item)),
-            // One value that stands for a list of one.
-            (Ok(0), None) => Some((place, node)),
-            _ => node.as_object().and_then(|object| {
-                let entry = object.entry(part).or_else(|| object.entry(&camel_case(part)))?;
-                Some((entry.key_place, &entry.value))
-            }),
-        };
-        let Some((found, inner)) = next else { break };
-        (place, node) = (found, inner);
+    let (mut node, mut place, mut rest) = (root, root.place, path);
+    while !rest.is_empty() {
+        if let Some((index, after)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            let index = index.parse::<usize>().ok();
+            match (index, node.as_array()) {
+                (Some(index), Some(items)) => {
+                    let Some(item) = items.get(index) else { break };
+                    (node, place) = (item, item.place);
+                }
+                // One value that stands for a list of one.
+                (Some(0), None) => {}
+                _ => break,
+            }
+            rest = after.strip_prefix('.').unwrap_or(after);
+            continue;
+        }
+        let ends = |after: &str| after.is_empty() || after.starts_with(['.', '[']);
+        let after = |key: &str| rest.strip_prefix(key).filter(|after| ends(after));
+        let entries = node.as_object().into_iter().flat_map(|object| object.entries());
+        let found = entries.filter_map(|entry| {
+            let after = after(&entry.key).or_else(|| after(&snake_case(&entry.key)))?;
+            Some((entry, after))
+        });
+        let Some((entry, after)) = found.min_by_key(|(_, after)| after.len()) else { break };
+        (node, place) = (&entry.value, entry.key_place);
+        rest = after.strip_prefix('.').unwrap_or(after);
     }
     place
 }
 
-fn camel_case(name: &str) -> String {
-    let mut parts = name.split('_');
-    let mut camel = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let mut chars = part.chars();
-        camel.extend(chars.next().map(|first| first.to_ascii_uppercase()));
-        camel.push_str(chars.as_str());
+/// `connect_timeout` of `connectTimeout`.
+fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for c in name.chars() {
+        if c.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(c.to_ascii_lowercase());
     }
-    camel
+    snake
 }
 
 #[cfg(test)]

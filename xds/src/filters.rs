@@ -94,11 +94,8 @@ pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(Http
             let reason = "must come before the router, which is the last filter";
             return Err(ConfigError::new(reason).in_index(index).in_key("http_filters"));
         }
-        let name = not_empty(&filter.name, "name").in_index(index).in_key("http_filters")?;
-        if compiled.iter().any(|other| other.name == name) {
-            let reason = format!("\"{name}\" is given twice");
-            return Err(ConfigError::field("name", reason).in_index(index).in_key("http_filters"));
-        }
+        // Envoy takes a name twice: what routes say by it is for all of the name.
+        not_empty(&filter.name, "name").in_index(index).in_key("http_filters")?;
         match one {
             One::Router(config) => router = Some(config),
             One::Filter(filter) => compiled.push(filter),
@@ -324,7 +321,7 @@ fn check_unused(config: &Any) -> Result<()> {
     if json::is_known_type(&name) {
         return Ok(());
     }
-    Err(ConfigError::new(format!("unknown type \"{name}\"")))
+    Err(ConfigError::new(json::unknown_type(&name)))
 }
 
 /// Two lists of settings with one key are equal.

@@ -49,9 +49,19 @@ impl Config {
         let wanted = variable(name.as_str());
         let mut texts = self.extra_headers.iter().flatten().map(|(_, value)| text_of(value));
         self.request_headers.iter().any(|told| variable(told) == wanted)
-            || self.uri.to_ascii_lowercase().contains(&wanted)
-            || texts.any(|text| text.to_ascii_lowercase().contains(&wanted))
+            || asks_for(&self.uri, &wanted)
+            || texts.any(|text| asks_for(&text, &wanted))
     }
+}
+
+/// Whether a template has the variable: its whole name, behind `$` or `${`.
+fn asks_for(template: &str, variable: &str) -> bool {
+    let template = template.to_ascii_lowercase();
+    template.split('$').skip(1).any(|rest| {
+        let rest = rest.strip_prefix('{').unwrap_or(rest);
+        let after = rest.strip_prefix(variable);
+        after.is_some_and(|after| !after.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_'))
+    })
 }
 
 /// A header's value, which may be a number or a boolean.
@@ -202,6 +212,17 @@ mod tests {
     use crate::testing::{build, chain_of, context, context_with, finish, request_header, stream};
     use serde_json::json;
     use sixfold_core::plugin::{Passed, RequestPhases};
+
+    /// A name that is the beginning of another one, or only stands in a text, is none that the service is told.
+    #[test]
+    fn only_whole_variables_tell_the_service() {
+        for template in ["$http_x_user", "a${http_x_user}b", "$HTTP_X_User/"] {
+            assert!(asks_for(template, "http_x_user"), "{template}");
+        }
+        for template in ["$http_x_user_id", "${http_x_user_agent}", "about http_x_user", "$a http_x_user"] {
+            assert!(!asks_for(template, "http_x_user"), "{template}");
+        }
+    }
 
     fn answer(status: u16, headers: &[(&str, &str)], body: &'static str) -> CalloutResponse {
         let mut block = Headers::new();

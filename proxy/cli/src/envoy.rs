@@ -9,7 +9,7 @@ use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::compile::CompileContext;
-use sixfold_core::document::Node;
+use sixfold_core::document::{Node, Options as DocumentOptions};
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
@@ -235,15 +235,20 @@ impl Text {
 
     /// As a document to be shown: secrets in it are hidden.
     pub(crate) fn document(&self) -> Result<Value, Failure> {
-        let mut document = Node::parse_file_text(&self.text, &self.name)?.to_json();
+        let mut document = self.tree()?.to_json();
         sixfold_xds_api::redact("envoy.config.bootstrap.v3.Bootstrap", &mut document);
         Ok(document)
     }
 
     /// Its `node`, as `/server_info` shows it.
     fn node(&self) -> Result<Value, Failure> {
-        let document = Node::parse_file_text(&self.text, &self.name)?;
-        Ok(document.get("node").map_or_else(|| json!({}), Node::to_json))
+        Ok(self.tree()?.get("node").map_or_else(|| json!({}), Node::to_json))
+    }
+
+    /// As it is shown. Of a key that is given twice the last one counts, as when it is compiled.
+    fn tree(&self) -> Result<Node, Failure> {
+        let options = DocumentOptions { last_key_counts: true, ..DocumentOptions::for_file(&self.name) };
+        Ok(Node::parse(&self.text, &options).map_err(|error| error.in_file(&self.name))?)
     }
 
     /// As a document that may be written as JSON and read as a bootstrap again.
@@ -317,6 +322,14 @@ mod tests {
     fn merging_keeps_text_that_looks_like_a_number() {
         let text = Text { text: "node: {id: 1.5}\n".to_owned(), name: "envoy.yaml".to_owned() };
         assert_eq!(text.mergeable().unwrap(), json!({"node": {"id": "1.5"}}));
+    }
+
+    /// What compiles is also shown: both are read alike.
+    #[test]
+    fn a_key_that_is_given_twice_is_shown_as_it_counts() {
+        let text = Text { text: "node: {id: a}\nnode: {id: b}\n".to_owned(), name: "e.yaml".to_owned() };
+        assert_eq!(text.node().unwrap()["id"], "b");
+        assert_eq!(text.document().unwrap()["node"]["id"], "b");
     }
 
     #[test]

@@ -148,6 +148,11 @@ impl TypeSchema {
         type_at(index)
     }
 
+    /// Full names of all messages and enums.
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+        (0..type_count()).map(|index| type_at(index).name)
+    }
+
     /// How many types the table has.
     pub(crate) fn count() -> usize {
         type_count()

@@ -14,7 +14,7 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::values::Result;
-use sixfold_xds_api::wire;
+use sixfold_xds_api::{constraints, wire};
 
 use super::kind::Kind;
 use super::machine::Failure;
@@ -75,7 +75,7 @@ impl Resources {
     }
 
     fn cluster(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
-        let value: ProtoCluster = wire::decode(value)?;
+        let value: ProtoCluster = constraints::decode(value)?;
         same_name(&value.name, name)?;
         let compiled = cluster::compile(&self.context, &value, true)?;
         let asks = Asks::of_cluster(&self.context, &value)?;
@@ -83,7 +83,7 @@ impl Resources {
     }
 
     fn endpoints(name: &str, value: &[u8]) -> Result<Compiled<Part>> {
-        let value: ClusterLoadAssignment = wire::decode(value)?;
+        let value: ClusterLoadAssignment = constraints::decode(value)?;
         same_name(&value.cluster_name, name)?;
         let hosts = cluster::assigned(&value)?;
         Ok(Compiled { part: Part::Endpoints(hosts), asks: Asks::default() })
@@ -106,7 +106,7 @@ impl Resources {
     }
 
     fn listener(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
-        let value: ProtoListener = wire::decode(value)?;
+        let value: ProtoListener = constraints::decode(value)?;
         same_name(&value.name, name)?;
         let listener = listener::compile(&self.context, &value)?;
         let asks = Asks::of_listener(&listener);

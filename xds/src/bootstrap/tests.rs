@@ -144,3 +144,24 @@ fn habits_of_users_are_judged_as_by_envoy() {
         assert!(said.contains(words), "{said}");
     }
 }
+
+#[test]
+fn faults_are_found_where_the_user_wrote_them() {
+    // Keys of maps hold dots, and names may be those of JSON.
+    let document = DocumentNode::parse("a.b:\n  someName: [{d.e: {f: 1}}]\n", &Options::default()).unwrap();
+    for (path, line, column) in
+        [("a.b.some_name[0].d.e.f", 2, 21), ("a.b.some_name[1]", 2, 3), ("a.b[0].someName[0]", 2, 14)]
+    {
+        assert_eq!(place_of(&document, path), Place::new(line, column), "{path}");
+    }
+    let said = refused("domains: [\"*\"]", "domains: [\"*\", a.com, A.com]");
+    assert!(said.starts_with("envoy.yaml:23:37: ") && said.contains("virtual_hosts[0].domains[2]"), "{said}");
+    let said = refused(
+        "  clusters:\n",
+        "  - address: {socket_address: {address: 127.0.0.1, port_value: 8080}}\n    filter_chains: [{filters: [{name: d, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config}}]}]\n  clusters:\n",
+    );
+    assert!(
+        said.contains("listener \"127.0.0.1:8080\": address: is that of listener \"main\" too"),
+        "{said}"
+    );
+}

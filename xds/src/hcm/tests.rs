@@ -150,10 +150,7 @@ fn filters_must_be_known_and_the_router_last() {
         chain(&[router, &web]).unwrap_err().to_string(),
         "http_filters[1]: must come before the router, which is the last filter"
     );
-    assert_eq!(
-        chain(&[&web, &web, router]).unwrap_err().to_string(),
-        "http_filters[1].name: \"f\" is given twice"
-    );
+    assert_eq!(chain(&[&web, &web, router]).unwrap().chain.members().len(), 2, "Envoy takes a name twice");
     let off = "{name: f, disabled: true, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
     assert!(chain(&[off, router]).unwrap().chain.members().is_empty());
 }

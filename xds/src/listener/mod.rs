@@ -14,6 +14,8 @@ use std::time::Duration;
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::listener::{BindAddress, Listener, ListenerStats, check_chains};
+use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
+use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, TrafficDirection};
 use sixfold_xds_api::pb::envoy::config::listener::v3::listener::connection_balance_config::BalanceType;
 use sixfold_xds_api::pb::envoy::config::listener::v3::listener::{ConnectionBalanceConfig, DeprecatedV1};
@@ -36,7 +38,7 @@ const BACKLOG: u32 = 4096;
 /// # Errors
 /// The field and the reason.
 pub fn compile(context: &Context, value: &ProtoListener) -> std::result::Result<Listener, ConfigError> {
-    listener(context, value).in_resource("listener", &value.name)
+    listener(context, value).in_resource("listener", &shown_name(value))
 }
 
 fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
@@ -194,6 +196,19 @@ fn exact_balance(value: &Option<ConnectionBalanceConfig>) -> Result<bool> {
 }
 
 /// Envoy makes a random name up; the address does as well.
+/// The name that errors have; the address of one without a name, as it is written.
+fn shown_name(value: &ProtoListener) -> String {
+    let address = match value.address.as_ref().and_then(|address| address.address.as_ref()) {
+        Some(ProtoAddress::SocketAddress(socket)) => match socket.port_specifier {
+            Some(PortSpecifier::PortValue(port)) => format!("{}:{port}", socket.address),
+            _ => socket.address.clone(),
+        },
+        Some(ProtoAddress::Pipe(pipe)) => pipe.path.clone(),
+        _ => String::new(),
+    };
+    if value.name.is_empty() { address } else { value.name.clone() }
+}
+
 fn display_name(name: &str, addresses: &[BindAddress]) -> String {
     match (name, addresses.first()) {
         ("", Some(BindAddress::Ip(address))) => address.to_string(),

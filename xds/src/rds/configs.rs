@@ -12,6 +12,8 @@ use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use super::{RdsFilters, Source, file};
 use crate::context::Context;
 use crate::route;
+use prost::Name;
+use sixfold_xds_api::constraints;
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::wire::{self, Split, decode};
 
@@ -71,6 +73,8 @@ impl RouteConfigs {
         let cells = self.context.compile.route_tables.of_name(&key.1);
         let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, source)).collect();
         if !cells.is_empty() {
+            constraints::check(&RouteConfiguration::full_name(), encoded)
+                .in_resource("route configuration", &message.value.name)?;
             diff.route_tables.extend(self.compile(&message, &cells)?);
             self.known.insert(key, encoded.into());
         }
@@ -101,8 +105,10 @@ impl RouteConfigs {
     /// Answers what is known and can't be compiled for them.
     pub fn complete(&self, diff: &mut Diff) -> Vec<ConfigError> {
         let mut refused = Vec::new();
-        for cell in self.context.compile.route_tables.held().into_iter().filter(|cell| cell.load().is_none())
-        {
+        let comes = |cell: &RouteTableCell| diff.route_tables.iter().any(|(key, _)| *key == cell.key);
+        let held = self.context.compile.route_tables.held().into_iter();
+        let empty: Vec<_> = held.filter(|cell| cell.load().is_none() && !comes(cell)).collect();
+        for cell in empty {
             let key = filters_of(&cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
             let Some(known) = key.and_then(|key| self.known.get(&key)) else { continue };
             let compiled = Message::read(known).and_then(|message| self.compile(&message, &[cell]));

@@ -1,7 +1,7 @@
 //! Envoy's choice of a virtual host by the request's host (common/router/config_impl.cc `findVirtualHost`).
 
 use super::HostRoutes;
-use crate::error::ConfigError;
+use crate::error::{ConfigContext, ConfigError, collect};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,16 +22,16 @@ pub(super) struct Domains {
 impl Domains {
     pub(super) fn new(hosts: Vec<(Vec<String>, HostRoutes)>) -> Result<Domains, ConfigError> {
         let mut domains = Domains::default();
-        for (names, host) in hosts {
+        let mut faults = Vec::new();
+        for (index, (names, host)) in hosts.into_iter().enumerate() {
             let host = Arc::new(host);
-            for name in &names {
-                domains.add(name, &host).map_err(|reason| {
-                    ConfigError::field("domains", reason)
-                        .in_resource(format!("virtual host \"{}\"", host.host.name))
-                })?;
+            for (at, name) in names.iter().enumerate() {
+                let added = domains.add(name, &host).map_err(ConfigError::new);
+                faults.push(added.in_index(at).in_key("domains").in_index(index).in_key("virtual_hosts"));
             }
             domains.all.push(host);
         }
+        collect(faults)?;
         domains.suffixes.sort_by_key(|(len, _)| std::cmp::Reverse(*len));
         domains.prefixes.sort_by_key(|(len, _)| std::cmp::Reverse(*len));
         Ok(domains)

@@ -134,7 +134,7 @@ fn bad_domains_are_refused_with_their_virtual_host() {
     for (domains, words) in [
         (
             &["a.com", "A.com"][..],
-            "virtual host \"v\": domains: duplicate domain \"A.com\", also of virtual host \"v\"",
+            "virtual_hosts[0].domains[1]: duplicate domain \"A.com\", also of virtual host \"v\"",
         ),
         (&["*", "*"], "virtual host \"v\": domains: only a single wildcard domain is permitted"),
         (

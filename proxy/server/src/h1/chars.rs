@@ -127,8 +127,7 @@ pub(super) fn blank_or_control(b: u8) -> bool {
 /// What Envoy lets stand in a path and query.
 #[inline]
 pub(super) fn envoy_target(bytes: &[u8]) -> bool {
-    let plain = !has_blank(bytes) && bytes.is_ascii();
-    plain || none(bytes, |b| ((b <= b' ') & (b != 0x0c)) | (b >= 0x7f))
+    !has_blank(bytes) && bytes.is_ascii()
 }
 
 /// What nginx lets stand in a request target: all but controls and blanks.

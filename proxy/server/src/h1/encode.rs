@@ -7,7 +7,6 @@
 use sixfold_core::headers::{Headers, Known, Line, has_blank};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Version};
 
-use super::chars;
 use super::error::EncodeError;
 use super::framing::{ContentLength, FramingFields, RequestKind};
 use super::options::{H1Options, HeaderCase, Profile};
@@ -440,9 +439,9 @@ fn write_status_line(out: &mut Vec<u8>, status: u16, http10: bool, profile: Prof
     out.extend_from_slice(b"\r\n");
 }
 
-/// No blank and no control, but the form feed that Envoy lets pass in a path.
+/// No blank and no control.
 fn may_stand_in_start_line(bytes: &[u8]) -> bool {
-    !has_blank(bytes) || bytes.iter().all(|b| *b == 0x0c || !chars::blank_or_control(*b))
+    !has_blank(bytes)
 }
 
 /// Envoy's `HeaderUtility::requestShouldHaveNoBody`.

@@ -259,7 +259,7 @@ fn check_round_trip(message: &Message, opts: &H1Options) {
     let end_stream = message.length.is_empty();
     let (encoder, side) = match &message.start {
         Start::Request { method, authority, target, upgrade } => {
-            let origin = target.starts_with(b"/") && !target.contains(&0x0c) && !target.contains(&b'#');
+            let origin = target.starts_with(b"/") && !target.contains(&b'#');
             if *upgrade || *method == Method::CONNECT || !origin || authority.is_empty() {
                 return;
             }

@@ -69,7 +69,7 @@ pub(super) fn check_syntax(raw: &[u8], connect: bool, opts: &H1Options) -> Resul
     if raw.is_empty() || !valid(raw) {
         return Err(BAD);
     }
-    if opts.strict && raw.iter().any(|b| matches!(b, b'#' | 0x0c)) {
+    if opts.strict && raw.contains(&b'#') {
         return Err(BAD);
     }
     match (raw, opts.profile) {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use envoy_types::pb::validate::field_rules::Type as Rule;
 use envoy_types::pb::validate::{FieldRules, MapRules, RepeatedRules};
-use prost::Message;
+use prost::{Message, Name};
 use sixfold_core::error::ConfigError;
 
 use crate::any::name_of_url;
@@ -41,6 +41,16 @@ pub fn faults(full_name: &str, bytes: &[u8]) -> Vec<ConfigError> {
 /// A value that breaks a rule of its definition.
 pub fn check(full_name: &str, bytes: &[u8]) -> Result<(), ConfigError> {
     faults(full_name, bytes).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Decodes a message whose values keep the rules of its definition.
+///
+/// # Errors
+/// Bytes that are no such message, and what [`check`] finds.
+pub fn decode<M: Message + Default + Name>(bytes: &[u8]) -> Result<M, ConfigError> {
+    let message = wire::decode(bytes)?;
+    check(&M::full_name(), bytes)?;
+    Ok(message)
 }
 
 struct Faults(Vec<ConfigError>);

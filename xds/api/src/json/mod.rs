@@ -13,7 +13,7 @@ mod tests;
 
 use prost::{Message, Name};
 use sixfold_core::document::Node;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, nearest};
 
 use crate::schema::TypeSchema;
 
@@ -35,10 +35,23 @@ pub fn message_from_node<M: Message + Default + Name>(node: &Node) -> Result<M, 
 /// As [`message_from_node`]; also when there is no message of that name.
 pub fn encode_node(full_name: &str, node: &Node) -> Result<Vec<u8>, ConfigError> {
     let schema = TypeSchema::message(full_name)
-        .ok_or_else(|| ConfigError::new(format!("unknown type \"{full_name}\"")).at(node.place))?;
+        .ok_or_else(|| ConfigError::new(unknown_type(full_name)).at(node.place))?;
     let mut bytes = Vec::new();
     encode::message(schema, node, &mut bytes)?;
     Ok(bytes)
+}
+
+/// What is said of a type that Envoy's API does not have.
+pub fn unknown_type(name: &str) -> String {
+    let old =
+        ["v2", "v2alpha", "v2alpha1"].iter().any(|version| name.split('.').any(|part| part == *version));
+    if old {
+        return format!("type \"{name}\" is of Envoy's API version 2, which Envoy takes no longer");
+    }
+    match nearest(name, TypeSchema::names()) {
+        Some(near) => format!("unknown type \"{name}\"; did you mean \"{near}\"?"),
+        None => format!("unknown type \"{name}\""),
+    }
 }
 
 /// Whether a message of this full name is known to Envoy's API, be it supported here or not.

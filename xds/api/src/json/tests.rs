@@ -113,7 +113,7 @@ fn errors_have_file_place_path_and_reason() {
         (
             "http.router.v3.Router}",
             "http.router.v3.Ruter}",
-            "envoy.yaml:19:37: static_resources.listeners[0].filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.@type: unknown type \"envoy.extensions.filters.http.router.v3.Ruter\"",
+            "envoy.yaml:19:37: static_resources.listeners[0].filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.@type: unknown type \"envoy.extensions.filters.http.router.v3.Ruter\"; did you mean \"envoy.extensions.filters.http.router.v3.Router\"?",
         ),
         (
             "{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}",

@@ -5,7 +5,7 @@ use sixfold_core::document::{Node, Value};
 use sixfold_core::error::{ConfigContext, ConfigError};
 
 use super::encode::{delimited, fields, message as encode_message, mismatch};
-use super::scalar;
+use super::{scalar, unknown_type};
 use crate::schema::{FieldSchema, Kind, TypeSchema};
 
 const PREFIX: &str = "google.protobuf.";
@@ -68,7 +68,7 @@ fn any(node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     let (_, name) = url
         .rsplit_once('/')
         .ok_or_else(|| unknown(format!("\"{url}\" is no type URL, it must hold a \"/\"")))?;
-    let schema = TypeSchema::message(name).ok_or_else(|| unknown(format!("unknown type \"{name}\"")))?;
+    let schema = TypeSchema::message(name).ok_or_else(|| unknown(unknown_type(name)))?;
     encoding::string::encode(1, &url.to_owned(), out);
     delimited(2, out, |out| {
         if !has_own_form(schema) {

@@ -220,7 +220,7 @@ fn what_is_refused_is_named_and_holds_nothing_else_back() {
     let mut proxy = Proxy::new();
     let bad = "{name: bad, connect_timeout: -1s}";
     let answers = proxy.bring::<ProtoCluster>(&[("a", "{name: a}"), ("bad", bad), ("x", "{name: y}")], &[]);
-    let expected = "cluster \"bad\": connect_timeout: must not be negative; \
+    let expected = "cluster \"bad\": connect_timeout: must be more than 0s, not -1s; \
                     cluster \"x\": name: is \"y\" in a resource that comes as \"x\"";
     assert_eq!(answers, [expected]);
     assert_eq!((proxy.hosts("a"), proxy.hosts("bad"), proxy.hosts("y")), (Some(0), None, None));

@@ -123,6 +123,16 @@ fn details_are_envoys() {
     assert_eq!(details(forwarded), "http1.connection_header_rejected");
 }
 
+/// What programs behind may take for a blank would make another request line of it.
+#[test]
+fn a_form_feed_is_no_part_of_a_target() {
+    for target in ["/a\x0cb", "/\x0c", "/a?b\x0cc"] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(status(&envoy(), request.as_bytes()), 400, "{target:?}");
+        assert_eq!(status(&apisix(), request.as_bytes()), 400, "{target:?}");
+    }
+}
+
 #[test]
 fn absolute_targets_replace_host() {
     let rows: &[(&str, &str, &str)] = &[
