@@ -11,6 +11,7 @@ mod merge;
 mod read;
 #[cfg(test)]
 mod tests;
+mod variables;
 mod written;
 
 use std::collections::BTreeMap;
@@ -24,9 +25,12 @@ use sixfold_core::document::{Format, Node, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_core::router::ApisixRouter;
 
+pub(crate) use self::variables::is_declared;
 use self::written::Written;
+pub(crate) use self::written::walk;
 use crate::file;
 
+pub(crate) use self::environment::substitute_file;
 pub use self::environment::{EnvVars, substitute_text};
 
 /// The static configuration of a gateway.
@@ -66,7 +70,7 @@ pub struct Config {
     /// The control API.
     pub control: Option<SocketAddr>,
     /// DNS servers instead of the system's.
-    pub dns_resolver: Option<Vec<String>>,
+    pub dns_resolver: Option<Vec<SocketAddr>>,
     /// How long an address is kept, instead of its TTL.
     pub dns_resolver_valid: Option<Duration>,
     /// Completes names with the system's search domains, whichever servers are asked.
@@ -83,6 +87,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Enabled plugins; `None` for all that the gateway has.
     pub plugins: Option<Vec<String>>,
+    /// Where the page of metrics is served; `None` when `plugin_attr.prometheus.enable_export_server` is off.
+    pub metrics: Option<MetricsPage>,
     /// `plugin_attr`: settings of plugins for the whole process.
     pub plugin_attr: BTreeMap<String, Value>,
     /// Settings that have no effect here, for the log.
@@ -139,6 +145,15 @@ pub struct SslConfig {
     pub trusted_certificate: String,
     /// The name that stands in for a client's missing SNI.
     pub fallback_sni: Option<String>,
+}
+
+/// The page of Prometheus's metrics (`plugin_attr.prometheus`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsPage {
+    /// `export_addr`, 127.0.0.1:9091 by default.
+    pub address: SocketAddr,
+    /// `export_uri`, `/apisix/prometheus/metrics` by default.
+    pub path: String,
 }
 
 /// APISIX's routers.
@@ -293,6 +308,16 @@ pub fn config_path(directory: &Path, environment: &EnvVars) -> PathBuf {
         Some(profile) => format!("config-{profile}.yaml"),
         None => "config.yaml".to_owned(),
     })
+}
+
+impl SslConfig {
+    /// The file of authorities, unless they are the system's.
+    pub fn trusted_file(&self) -> Option<&Path> {
+        match self.trusted_certificate.as_str() {
+            "" | "system" => None,
+            file => Some(Path::new(file)),
+        }
+    }
 }
 
 impl From<RouterKind> for ApisixRouter {

@@ -18,7 +18,7 @@ use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::{EnvVars, substitute_text};
+use crate::config::{EnvVars, substitute_file};
 use crate::resource::Kind;
 use crate::store::move_lines;
 use crate::watch::Stamp;
@@ -133,7 +133,7 @@ pub(crate) fn read_stamped(path: &Path) -> Result<(String, Stamp), ConfigError> 
     if bytes.len() > MAX_DOCUMENT_BYTES {
         return Err(error(format!("larger than the limit of {MAX_DOCUMENT_BYTES} bytes")));
     }
-    let text = String::from_utf8(bytes).map_err(|e| error(format!("not UTF-8: {e}")))?;
+    let text = ConfigError::utf8(bytes).map_err(|e| e.in_file(path.display().to_string()))?;
     Ok((text, stamp))
 }
 
@@ -155,7 +155,7 @@ pub(crate) fn has_content(text: &str) -> bool {
 /// # Errors
 /// A variable that is not set and has no default.
 pub fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
-    substitute_text(text, environment)
+    substitute_file(text, environment)
 }
 
 /// The items of a YAML file (variables replaced) by indentation, `None` if its layout is not the usual one.

@@ -19,7 +19,7 @@ use sixfold_core::plugin::Chain;
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::{ContextChange, ServerTls};
 
-use crate::config::{AccessLogEscape, Config, ListenAddress};
+use crate::config::{AccessLogEscape, Config, ListenAddress, is_declared};
 use crate::source::SourceContext;
 use crate::tls::Certificates;
 
@@ -217,6 +217,9 @@ fn access_log(config: &Config, context: &SourceContext) -> Result<Option<Log>, C
     let Some(log) = &config.http.access_log else { return Ok(None) };
     let fault = |field: &str, reason: String| config.fault(&format!("nginx_config.http.{field}"), reason);
     let format = Format::apisix(&log.format).map_err(|reason| fault("access_log_format", reason))?;
+    if let Some(name) = format.unknown_variables().find(|name| !is_declared(name)) {
+        return Err(fault("access_log_format", format!("unknown variable \"${name}\"")));
+    }
     let target = match log.path.to_str() {
         Some("/dev/stdout") => LogTarget::Stdout,
         Some("/dev/stderr") => LogTarget::Stderr,

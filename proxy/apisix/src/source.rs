@@ -34,6 +34,7 @@ use crate::file;
 use crate::plugin::ChainCache;
 use crate::shared::SharedParts;
 use crate::store::{FileStore, Store};
+use crate::tls;
 
 /// The name of the route table that every listener of APISIX's configuration uses.
 pub const ROUTE_TABLE: &str = "apisix";
@@ -110,6 +111,7 @@ pub fn load_config(config_path: &Path, environment: &EnvVars) -> Result<Config, 
 /// What keeps the file from being read at all, and what of `config` can't be put to use. A resource that is
 /// wrong is no error: the update tells it, and has all the others.
 pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Result<Loaded, Vec<ConfigError>> {
+    tls::authorities(&config).map_err(|error| vec![error])?;
     let directory = config_path.parent().unwrap_or(Path::new("."));
     let resources = config.resources_path(directory, &context.environment);
     let store = FileStore::new(resources, format(&config), context.environment.clone());

@@ -19,6 +19,19 @@ use crate::resource::{Ssl, Upstream};
 use crate::secret;
 use crate::source::SourceContext;
 
+/// Reads the file of authorities that servers are verified by, for nothing but whether it can be used: it is read
+/// again as it changes.
+///
+/// # Errors
+/// A file that can't be used, as a fault of its key.
+pub(crate) fn authorities(config: &Config) -> Result<(), ConfigError> {
+    let Some(file) = config.ssl.trusted_file() else { return Ok(()) };
+    let trusted_ca = Some(Pem::File(file.to_owned()));
+    let validation = Some(Validation { trusted_ca, ..Validation::default() });
+    let context = ClientContext::new(ClientSettings { validation, ..ClientSettings::default() });
+    context.map(drop).map_err(|error| config.fault("apisix.ssl.ssl_trusted_certificate", error.to_string()))
+}
+
 /// The compiled certificates that clients may see, in their order.
 #[derive(Default)]
 pub(crate) struct Certificates(Vec<Arc<ServerCertificate>>);

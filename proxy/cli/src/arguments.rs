@@ -40,9 +40,10 @@ pub(crate) enum Command {
 /// Options of `sixfold run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
-    /// APISIX's config.yaml; apisix.yaml is read from the same directory
-    #[arg(short, long, default_value = "conf/config.yaml")]
-    pub(crate) config: PathBuf,
+    /// APISIX's config.yaml; apisix.yaml is read from the same directory. By default conf/config.yaml, or
+    /// conf/config-PROFILE.yaml with APISIX_PROFILE
+    #[arg(short, long)]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) log: LogOptions,
 }

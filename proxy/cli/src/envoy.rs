@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::document::{Node, Options as DocumentOptions};
+use sixfold_core::error::ConfigError;
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
@@ -224,7 +225,8 @@ impl Text {
     /// A file.
     pub(crate) fn read(path: &std::path::Path) -> Result<Text, Failure> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|e| Failure::new(format!("{name}: {e}")))?;
+        let bytes = std::fs::read(path).map_err(|e| Failure::new(format!("{name}: {e}")))?;
+        let text = ConfigError::utf8(bytes).map_err(|error| error.in_file(&name))?;
         Ok(Text { text, name })
     }
 

@@ -5,8 +5,9 @@ use crate::arguments::RunOptions;
 use crate::logging::{self, Log};
 use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
 use crate::signals;
-use sixfold_apisix::config::{Config, EnvVars, ListenAddress};
+use sixfold_apisix::config::{Config, EnvVars, ListenAddress, config_path};
 use sixfold_apisix::{Feed, Loaded, SourceContext, Update};
+use sixfold_core::error::ConfigError;
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics::Registry;
 use sixfold_server::callout::CalloutConfig;
@@ -32,7 +33,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
         form: options.log.log_format,
         path: None,
     })?;
-    serve(&options.config, log, |_| {})
+    // As in APISIX, a file that is named is that file, whatever the profile.
+    let chosen = || config_path(Path::new("conf"), &EnvVars::Process);
+    serve(&options.config.clone().unwrap_or_else(chosen), log, |_| {})
 }
 
 /// Serves the configuration at `path`; `started` is called once it takes traffic.
@@ -43,7 +46,7 @@ pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Re
     config.reports.iter().for_each(|report| tracing::warn!("{report}"));
     make_log_folder(&config)?;
     leave_out_taken(&mut config)?;
-    let process = Process::start(process_options(&config, log.metrics)?)?;
+    let process = Process::start(process_options(&config, log.metrics))?;
     let context = SourceContext::new(process.compile.clone(), EnvVars::Process);
     let readiness = Readiness::default();
     let _status = status(&config, &readiness)?;
@@ -99,21 +102,18 @@ fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
     if faults.is_empty() { Ok(()) } else { Err(faults.into()) }
 }
 
-fn process_options(config: &Config, metrics: Registry) -> Result<ProcessOptions, Failure> {
+fn process_options(config: &Config, metrics: Registry) -> ProcessOptions {
     let default = Options::default();
     let mut resolver = ResolverConfig {
         timeout: config.resolver_timeout,
         search: config.enable_resolv_search_opt,
         ..ResolverConfig::default()
     };
-    for server in config.dns_resolver.iter().flatten() {
-        resolver.servers.push(dns_server(server)?);
-    }
+    resolver.servers.extend(config.dns_resolver.iter().flatten());
     if let Some(valid) = config.dns_resolver_valid {
         (resolver.min_ttl, resolver.max_ttl) = (valid, valid);
     }
-    let trusted = config.ssl.trusted_certificate.as_str();
-    Ok(ProcessOptions {
+    ProcessOptions {
         metrics,
         options: Options {
             concurrency: config.worker_processes.unwrap_or(default.concurrency).max(1),
@@ -123,16 +123,9 @@ fn process_options(config: &Config, metrics: Registry) -> Result<ProcessOptions,
         },
         flush_interval: FLUSH_INTERVAL,
         resolver,
-        callout: CalloutConfig { trusted: (!matches!(trusted, "" | "system")).then(|| trusted.into()) },
+        callout: CalloutConfig { trusted: config.ssl.trusted_file().map(Path::to_owned) },
         drain_limit: config.worker_shutdown_timeout,
-    })
-}
-
-/// `ADDRESS` or `ADDRESS:PORT`.
-fn dns_server(text: &str) -> Result<SocketAddr, Failure> {
-    text.parse()
-        .or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 53)))
-        .map_err(|_| Failure::new(format!("apisix.dns_resolver: \"{text}\" is not an address")))
+    }
 }
 
 fn status(config: &Config, readiness: &Readiness) -> Result<Option<Surface>, Failure> {
@@ -142,22 +135,19 @@ fn status(config: &Config, readiness: &Readiness) -> Result<Option<Surface>, Fai
 
 /// Serves the page of metrics unless `plugin_attr.prometheus.enable_export_server` is off.
 fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failure> {
+    let Some(page) = &config.metrics else { return Ok(None) };
     let attributes = config.plugin_attr.get("prometheus").cloned().unwrap_or_default();
-    if attributes["enable_export_server"] == false {
-        return Ok(None);
-    }
-    let key = "plugin_attr.prometheus.export_addr";
     let metrics =
         sixfold_plugins::prometheus::shared(&process.compile.build.shared, &attributes, &process.metrics);
-    let metrics = metrics.map_err(|error| config.fault("plugin_attr.prometheus", error.to_string()))?;
-    let ip = attributes["export_addr"]["ip"].as_str().unwrap_or("127.0.0.1");
-    let port = attributes["export_addr"]["port"].as_u64().unwrap_or(9091);
-    let address = format!("{ip}:{port}");
-    let address = address.parse().map_err(|error| config.fault(key, format!("{address}: {error}")))?;
-    let path =
-        attributes["export_uri"].as_str().unwrap_or(sixfold_plugins::prometheus::EXPORT_URI).to_owned();
-    let server = MetricsServer { path, exporter: Arc::new(move |out| metrics.render(out)) };
-    surface(config, "metrics", key, address, Arc::new(server))
+    let fault = |error: ConfigError| {
+        let error = error.in_key("plugin_attr.prometheus");
+        config.fault(error.field.as_deref().unwrap_or_default(), error.reason.clone())
+    };
+    let metrics = metrics.map_err(fault)?;
+    let server =
+        MetricsServer { path: page.path.clone(), exporter: Arc::new(move |out| metrics.render(out)) };
+    let key = "plugin_attr.prometheus.export_addr";
+    surface(config, "metrics", key, page.address, Arc::new(server))
 }
 
 /// Starts a server beside the gateway. An address that can't be had is not worth a gateway that does not start,

@@ -106,7 +106,12 @@ pub(crate) fn run(options: &QuickstartOptions) -> Result<(), Failure> {
     };
     write_configuration(&directory, gateway, &examples, &nodes.each_ref().map(|node| node.address))?;
     let invitation = invitation(gateway, &directory, &examples);
-    gateway::serve(&directory.join("config.yaml"), log, move |_| print!("{invitation}"))
+    let served = gateway::serve(&directory.join("config.yaml"), log, move |_| print!("{invitation}"));
+    if options.directory.is_none() {
+        // What was only for this process; nobody needs to know if it is gone already.
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+    served
 }
 
 /// [`PORT`], or another one when a gateway runs there.

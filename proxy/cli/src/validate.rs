@@ -63,7 +63,7 @@ fn tell(options: &ValidateOptions, findings: Findings) -> Result<(), Failure> {
 /// Tells by its keys what a document is.
 fn kind(text: &Text) -> Result<Kind, Failure> {
     // Whether a key may be given twice is for the reader of that kind to say.
-    let options = Options { last_key_counts: true, ..Options::for_file(&text.name) };
+    let options = Options { last_key_counts: true, allow_empty: true, ..Options::for_file(&text.name) };
     let node = Node::parse(&text.text, &options).map_err(|error| error.in_file(&text.name))?;
     let has = |keys: &[&str]| keys.iter().any(|key| node.get(key).is_some());
     if has(&["static_resources", "dynamic_resources", "staticResources", "dynamicResources", "admin", "node"])
@@ -111,6 +111,9 @@ mod tests {
         assert_eq!(of("static_resources: {}\n").unwrap(), Kind::Bootstrap);
         assert_eq!(of("deployment: {}\n").unwrap(), Kind::Configuration);
         assert_eq!(of("routes: []\n#END\n").unwrap(), Kind::Resources);
+        // A file without resources was refused as an empty document.
+        assert_eq!(of("#END\n").unwrap(), Kind::Resources);
+        assert!(of("").unwrap_err().to_string().starts_with("f.yaml: is neither"));
         assert!(of("other: 1\n").unwrap_err().to_string().starts_with("f.yaml: is neither"));
         assert!(of("a: [\n").unwrap_err().to_string().starts_with("f.yaml:"));
     }

@@ -69,6 +69,12 @@ fn quickstart_takes_another_port_beside_another_gateway() {
     assert_eq!(get(port, "/mock").unwrap().status, 200);
     process.signal("INT");
     assert_eq!(process.wait(), 0);
+    // Each one left its folder behind.
+    let left: Vec<_> =
+        std::fs::read_dir(&directory.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        left.iter().filter(|name| name.to_string_lossy().starts_with("sixfold-quickstart")).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// What was asked for and can't be had is an error of the key that asked, with its line.
@@ -110,5 +116,36 @@ fn a_configured_address_that_is_taken_names_its_key_and_line() {
         assert_eq!(process.wait(), 1);
         let errors = process.errors();
         assert!(errors.contains(place), "{place}\nnot in\n{errors}");
+    }
+}
+
+/// config.yaml was read whatever the profile, and the resources of the profile with it.
+#[test]
+fn a_profile_chooses_both_files_unless_one_is_named() {
+    let directory = Directory::new();
+    std::fs::create_dir(directory.path("conf")).unwrap();
+    let (plain, profiled) = (free_port(), free_port());
+    for (name, port) in [("config", plain), ("config-prod", profiled)] {
+        let text = format!("{YAML}apisix: {{node_listen: {port}, ssl: {{enable: false}}, status: null}}\n");
+        directory.write(&format!("conf/{name}.yaml"), &text);
+    }
+    for name in ["apisix", "apisix-prod"] {
+        let text = format!(
+            "routes:\n  - {{id: a, uri: /a, plugins: {{mocking: {{response_example: of {name}}}}}}}\n#END\n"
+        );
+        directory.write(&format!("conf/{name}.yaml"), &text);
+    }
+    for (arguments, profile, port, body) in [
+        (&["run"][..], "prod", profiled, "of apisix-prod"),
+        (&["run"][..], "", plain, "of apisix"),
+        (&["run", "-c", "conf/config.yaml"][..], "prod", plain, "of apisix-prod"),
+    ] {
+        let mut command = sixfold();
+        command.args(arguments).current_dir(&directory.0).env("APISIX_PROFILE", profile);
+        let mut process = Process(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        let answer = process.until("an answer", || get(port, "/a").filter(|response| response.status == 200));
+        assert_eq!(answer.body, body, "{arguments:?} {profile}");
+        process.signal("TERM");
+        assert_eq!(process.wait(), 0);
     }
 }

@@ -52,7 +52,7 @@ fn faults_are_named_with_place_field_and_reason() {
     let bad = bootstrap(1, 2, "x", &directory.0.join("a.log")).replace("stat_prefix: in", "stat_prefx: in");
     let file = directory.write("bad.yaml", &bad);
     let message = refused(&output(&["validate", "-c", &file]));
-    assert!(message.starts_with(&format!("{file}:13:")), "{message}");
+    assert!(message.starts_with(&format!("{file}:15:")), "{message}");
     assert!(
         message.contains("stat_prefx: unknown field") && message.contains("did you mean \"stat_prefix\""),
         "{message}"
@@ -69,6 +69,10 @@ fn faults_are_named_with_place_field_and_reason() {
     assert!(refused(&output(&["validate", "-c", &file])).contains("neither an Envoy bootstrap"));
     let missing = directory.path("missing.yaml");
     assert!(refused(&output(&["validate", "-c", &missing])).starts_with(&missing));
+    let binary = directory.path("binary.yaml");
+    std::fs::write(&binary, b"routes:\n- \xff\n#END\n").unwrap();
+    let message = refused(&output(&["validate", "-c", &binary]));
+    assert_eq!(message, format!("{binary}:2:3: not UTF-8 from here\n"));
 }
 
 #[test]
@@ -104,4 +108,29 @@ fn version_and_completions() {
     }
     // A wrong option is clap's affair: exit code 2.
     assert_eq!(output(&["--no-such-option"]).status.code(), Some(2));
+}
+
+/// It was a warning, and every callout failed.
+#[test]
+fn a_file_of_authorities_that_is_not_there_is_an_error_of_its_key() {
+    let directory = Directory::new();
+    directory.write("apisix.yaml", "#END\n");
+    let role = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
+    for (key, said) in [
+        ("ssl: {ssl_trusted_certificate: /no/such.pem}", "apisix.ssl.ssl_trusted_certificate: "),
+        ("dns_resolver: [nowhere]", "apisix.dns_resolver[0]: expected an address"),
+    ] {
+        let config = directory.write("config.yaml", &format!("{role}apisix:\n  {key}\n"));
+        let message = refused(&output(&["validate", "-c", &config]));
+        assert!(message.starts_with(&format!("{config}:3:")) && message.contains(said), "{message}");
+    }
+}
+
+/// A file without resources was "empty"; `run` serves it.
+#[test]
+fn a_file_without_resources_is_right() {
+    let directory = Directory::new();
+    let file = directory.write("apisix.yaml", "#END\n");
+    let output = output(&["validate", "-c", &file]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }

@@ -23,6 +23,14 @@ impl Place {
     pub fn new(line: u32, column: u32) -> Self {
         Place { line, column }
     }
+
+    /// The place behind `before`, which is what a text begins with.
+    pub fn behind(before: &str) -> Self {
+        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+        let column = before.chars().rev().take_while(|char| *char != '\n').count() + 1;
+        let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        Place::new(number(line), number(column))
+    }
 }
 
 impl fmt::Display for Place {
@@ -59,6 +67,17 @@ impl ConfigError {
     /// An error of which only the reason is known yet.
     pub fn new(reason: impl Into<String>) -> Self {
         ConfigError { reason: cut(reason.into()), ..ConfigError::default() }
+    }
+
+    /// The text that a file holds.
+    ///
+    /// # Errors
+    /// Where it is no UTF-8.
+    pub fn utf8(bytes: Vec<u8>) -> Result<String, Self> {
+        String::from_utf8(bytes).map_err(|error| {
+            let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+            ConfigError::new("not UTF-8 from here").at(Place::behind(&String::from_utf8_lossy(valid)))
+        })
     }
 
     /// The error of one field: [`ConfigError::new`] and [`ConfigError::in_key`] in one.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use sixfold_core::document::{Entry, Node, Number, Object, Value};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, Place};
 
 /// The variables that a configuration may refer to.
 #[derive(Debug, Clone)]
@@ -61,6 +61,21 @@ impl EnvVars {
 /// # Errors
 /// A variable that is not set and has no default.
 pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
+    substitute(text, environment).map_err(|(_, error)| error)
+}
+
+/// [`substitute_text`] of a whole file: the error has its place.
+///
+/// # Errors
+/// A variable that is not set and has no default.
+pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
+    let placed =
+        |(at, error): (usize, ConfigError)| error.at(Place::behind(text.get(..at).unwrap_or_default()));
+    substitute(text, environment).map_err(placed)
+}
+
+/// An error comes with how far into the text its variable is.
+fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, (usize, ConfigError)> {
     let mut result = String::new();
     let mut rest = text;
     while let Some(start) = rest.find("${{") {
@@ -76,10 +91,11 @@ pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'
         match environment.get(reference.name).or_else(|| reference.default.map(str::to_owned)) {
             Some(value) => result.push_str(&value),
             None => {
-                return Err(ConfigError::new(format!(
+                let reason = format!(
                     "failed to handle configuration: can't find environment variable {}",
                     reference.name
-                )));
+                );
+                return Err((text.len() - from.len(), ConfigError::new(reason)));
             }
         }
         rest = from.get(length..).unwrap_or_default();

@@ -23,7 +23,10 @@ const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning
 const ADMIN: &str = "the Admin API is not served";
 const ETCD: &str = "etcd is not used, resources are read from a file";
 
-/// A path ends the description of everything below it; `*` is any name.
+const ABSENT: &str = "the plugin is not part of the gateway, or has no attributes here";
+const ABSENT_METRIC: &str = "the plugins that it is about are not part of the gateway";
+
+/// A path ends the description of everything below it.
 const KEYS: &[(&str, Rule)] = &[
     ("apisix.id", Read),
     ("apisix.node_listen", Read),
@@ -119,7 +122,33 @@ const KEYS: &[(&str, Rule)] = &[
     ("graphql.max_size", Report("no plugin that reads GraphQL is part of the gateway")),
     ("plugins", Read),
     ("stream_plugins", Report(STREAM)),
-    ("plugin_attr", Read),
+    ("plugin_attr.prometheus.export_uri", Read),
+    ("plugin_attr.prometheus.metric_prefix", Read),
+    ("plugin_attr.prometheus.enable_export_server", Read),
+    ("plugin_attr.prometheus.export_addr.ip", Read),
+    ("plugin_attr.prometheus.export_addr.port", Read),
+    ("plugin_attr.prometheus.default_buckets", Read),
+    ("plugin_attr.prometheus.refresh_interval", Report("the page is written when it is asked for")),
+    ("plugin_attr.prometheus.metrics.http_status.expire", Read),
+    ("plugin_attr.prometheus.metrics.http_status.extra_labels", Read),
+    ("plugin_attr.prometheus.metrics.http_latency.expire", Read),
+    ("plugin_attr.prometheus.metrics.http_latency.extra_labels", Read),
+    ("plugin_attr.prometheus.metrics.bandwidth.expire", Read),
+    ("plugin_attr.prometheus.metrics.bandwidth.extra_labels", Read),
+    ("plugin_attr.prometheus.llm_latency_buckets", Report(ABSENT_METRIC)),
+    ("plugin_attr.prometheus.llm_prompt_tokens_buckets", Report(ABSENT_METRIC)),
+    ("plugin_attr.prometheus.llm_completion_tokens_buckets", Report(ABSENT_METRIC)),
+    ("plugin_attr.prometheus.ai_cache_embedding_latency_buckets", Report(ABSENT_METRIC)),
+    ("plugin_attr.batch-requests", Report(ABSENT)),
+    ("plugin_attr.dubbo-proxy", Report(ABSENT)),
+    ("plugin_attr.inspect", Report(ABSENT)),
+    ("plugin_attr.log-rotate", Report(ABSENT)),
+    ("plugin_attr.opentelemetry", Report(ABSENT)),
+    ("plugin_attr.proxy-mirror", Report(ABSENT)),
+    ("plugin_attr.redirect", Report(ABSENT)),
+    ("plugin_attr.server-info", Report(ABSENT)),
+    ("plugin_attr.skywalking", Report(ABSENT)),
+    ("plugin_attr.zipkin", Report(ABSENT)),
     ("discovery", Refuse("service discovery is not supported")),
     ("wasm", Refuse("WASM plugins are not supported")),
     ("xrpc", Refuse(STREAM)),
@@ -182,6 +211,8 @@ impl Walk<'_> {
             Value::Object(below) => self.object(below, default, path),
             Value::Null => {}
             Value::Array(items) if items.is_empty() => {}
+            // The merge may have told it already.
+            _ if self.errors.iter().any(|error| error.field.as_deref() == Some(path)) => {}
             _ => {
                 let reason = format!("expected keys, found {}", value.kind());
                 self.errors.push(ConfigError::field(path, reason).at(value.place));

@@ -1,9 +1,9 @@
 //! From the merged document to [`Config`].
 
+mod attributes;
 mod listen;
 mod values;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -146,6 +146,20 @@ impl Reader {
         })
     }
 
+    /// A list of `ADDRESS` and `ADDRESS:PORT`.
+    fn dns_servers(&mut self, field: &Field<'_>) -> Option<Vec<SocketAddr>> {
+        self.optional(field, "a list of addresses", |value| matches!(value, Value::Array(_)).then_some(()))?;
+        let mut servers = Vec::new();
+        for item in field.items() {
+            servers.extend(self.optional(&item, "an address, or one with a port", |value| {
+                let Value::String(text) = value else { return None };
+                let alone = || Some(SocketAddr::new(text.trim_matches(['[', ']']).parse().ok()?, 53));
+                text.parse().ok().or_else(alone)
+            }));
+        }
+        Some(servers)
+    }
+
     fn networks(&mut self, field: &Field<'_>) -> Option<Vec<IpNet>> {
         field.node?;
         let mut networks = Vec::new();
@@ -188,7 +202,7 @@ impl Reader {
             } else {
                 None
             },
-            dns_resolver: self.texts(&apisix.key("dns_resolver")),
+            dns_resolver: self.dns_servers(&apisix.key("dns_resolver")),
             dns_resolver_valid: self.optional_duration(&apisix.key("dns_resolver_valid")),
             enable_resolv_search_opt: self.flag(&apisix.key("enable_resolv_search_opt")),
             resolver_timeout: self.duration(&apisix.key("resolver_timeout")),
@@ -197,6 +211,7 @@ impl Reader {
             worker_shutdown_timeout: self.duration(&nginx.key("worker_shutdown_timeout")),
             http: self.http(&nginx.key("http")),
             plugins: self.texts(&root.key("plugins")),
+            metrics: self.prometheus(&root.key("plugin_attr").key("prometheus")),
             plugin_attr: self.plugin_attr(&root.key("plugin_attr")),
             reports: Vec::new(),
             written,
@@ -364,16 +379,5 @@ impl Reader {
                 }
             });
         (enabled && path != "off").then(|| AccessLog { path: PathBuf::from(path), format, escape })
-    }
-
-    fn plugin_attr(&mut self, field: &Field<'_>) -> BTreeMap<String, serde_json::Value> {
-        let attributes = self.optional(field, "plugins' names with their settings", |value| match value {
-            Value::Object(object) => {
-                Some(object.entries().iter().map(|e| (e.key.clone(), e.value.to_json())).collect())
-            }
-            Value::Array(items) if items.is_empty() => Some(BTreeMap::new()),
-            _ => None,
-        });
-        attributes.unwrap_or_default()
     }
 }

@@ -172,12 +172,12 @@ fn what_has_no_effect_is_reported() {
 fn variables_are_replaced_in_values_and_keys() {
     let variables = [("PORT", "9090"), ("ON", "false"), ("NAME", "prometheus"), ("SNI", "a.b")];
     let text = "apisix: {node_listen: '${{ PORT }}', enable_http2: \"${{ON}}\", ssl: {fallback_sni: 'x.${{SNI}}'}}\n\
-                plugin_attr: {'${{NAME}}': {a: '${{NONE:= 7 }}'}}\n";
+                plugin_attr: {'${{NAME}}': {export_addr: {port: '${{NONE:= 7 }}'}}}\n";
     let config = parse_with(text, &variables).unwrap();
     assert_eq!(config.http_listeners[0].address.port(), 9090);
     assert!(!config.enable_http2);
     assert_eq!(config.ssl.fallback_sni.as_deref(), Some("x.a.b"));
-    assert_eq!(config.plugin_attr["prometheus"], serde_json::json!({"a": 7}));
+    assert_eq!(config.plugin_attr["prometheus"]["export_addr"]["port"], 7);
     let errors = parse_with("apisix: {id: '${{MISSING}}'}", &[]).unwrap_err();
     assert_eq!(
         errors,
@@ -247,4 +247,42 @@ fn faults_found_later_name_the_line_of_their_key() {
     for key in ["apisix.ssl", "apisix.status", "apisix.node_listen[2]", "plugin_attr"] {
         assert!(!config.is_written(key), "{key}");
     }
+}
+
+/// Attributes of another type were taken for their defaults, and misspelt ones were not told.
+#[test]
+fn attributes_of_plugins_are_held_to_their_types_and_names() {
+    let metrics = parse("").metrics.unwrap();
+    assert_eq!(
+        (metrics.address.to_string().as_str(), &*metrics.path),
+        ("127.0.0.1:9091", "/apisix/prometheus/metrics")
+    );
+    for (attributes, field) in [
+        ("export_addr: {port: foo}", "export_addr.port"),
+        ("export_addr: {port: 99999}", "export_addr.port"),
+        ("export_addr: {ip: nowhere}", "export_addr.ip"),
+        ("export_addr: foo", "export_addr"),
+        ("enable_export_server: 'no'", "enable_export_server"),
+        ("metric_prefix: 5", "metric_prefix"),
+        ("export_uri: 7", "export_uri"),
+        ("export_uri: metrics", "export_uri"),
+        ("default_buckets: [2, 1]", "default_buckets"),
+        ("metrics: {http_status: {expire: soon}}", "metrics.http_status.expire"),
+        ("metrics: {bandwidth: {extra_labels: {a: b}}}", "metrics.bandwidth.extra_labels"),
+        ("metrics: {http_latency: 5}", "metrics.http_latency"),
+    ] {
+        let error = only_error(&format!("plugin_attr:\n  prometheus:\n    {attributes}\n"));
+        assert!(error.starts_with("config.yaml:4:"), "{error}");
+        assert!(error.contains(&format!(": plugin_attr.prometheus.{field}: ")), "{error}");
+    }
+    for (attributes, said) in [
+        ("prometeus: {}", "plugin_attr.prometeus: unknown field; did you mean \"prometheus\"?"),
+        ("prometheus: {export_adr: {}}", "export_adr: unknown field; did you mean \"export_addr\"?"),
+        ("log-rotate: {interval: 1}", "plugin_attr.log-rotate: has no effect: "),
+    ] {
+        let reports = parse(&format!("plugin_attr: {{{attributes}}}")).reports;
+        assert_eq!(reports.len(), 1, "{reports:?}");
+        assert!(reports[0].to_string().contains(said), "{}", reports[0]);
+    }
+    assert_eq!(parse("plugin_attr: {prometheus: {enable_export_server: false}}").metrics, None);
 }

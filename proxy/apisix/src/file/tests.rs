@@ -188,3 +188,17 @@ fn splitting_5000_routes_takes_milliseconds() {
     eprintln!("split and hash of 5,000 routes ({} KiB): {elapsed:?}", text.len() >> 10);
     assert!(elapsed.as_millis() < 200, "{elapsed:?}");
 }
+
+/// Both were told without a place.
+#[test]
+fn what_is_wrong_with_a_text_has_its_place() {
+    let given = EnvVars::Fixed(HashMap::from([("GIVEN".to_owned(), "/a\n/b".to_owned())]));
+    let unset = substitute("routes:\n  - {uri: '${{GIVEN}}',\n     id: \u{e9}${{NONE}}}\n", &given);
+    let error = unset.unwrap_err();
+    assert_eq!(error.place, Some(Place::new(3, 11)), "{error}");
+    let path = std::env::temp_dir().join(format!("sixfold-not-utf8-{}.yaml", std::process::id()));
+    std::fs::write(&path, b"routes:\n  - \xff\n").unwrap();
+    let error = read(&path).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(error.place, Some(Place::new(2, 5)), "{error}");
+}

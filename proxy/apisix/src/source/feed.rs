@@ -140,7 +140,8 @@ impl Update {
             tracing::warn!("{warning}");
         }
         for error in self.refused.iter().take(MOST_LINES) {
-            tracing::error!("refused, its last good value stays: {error}");
+            // A new resource has no last good value, and those that hang on one may be told with it.
+            tracing::error!("refused, what was in force before stays: {error}");
         }
         let more =
             self.warnings.len().saturating_sub(MOST_LINES) + self.refused.len().saturating_sub(MOST_LINES);

@@ -121,6 +121,14 @@ impl Format {
         Ok(Format::of(template::parse(text)))
     }
 
+    /// The variables of an APISIX format that only plugins could assign, because nothing here has that name.
+    pub fn unknown_variables(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Variable { variable, .. } => variable.unknown(),
+            _ => None,
+        })
+    }
+
     /// A JSON document whose strings are formats. Keys are sorted; a string that is one operator keeps the
     /// operator's type.
     ///

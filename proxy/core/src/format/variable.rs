@@ -176,6 +176,11 @@ impl Variable {
         }
     }
 
+    /// Its name, if it has a value only once a plugin assigns one.
+    pub(super) fn unknown(&self) -> Option<&str> {
+        matches!(self.kind, Kind::Assigned).then_some(&*self.name)
+    }
+
     fn assigned<'a>(&self, stream: &'a Stream) -> Option<&'a [u8]> {
         if stream.vars.is_empty() { None } else { stream.var(&self.name) }
     }
