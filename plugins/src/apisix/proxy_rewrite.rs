@@ -313,7 +313,7 @@ mod tests {
         let error = |config| build("proxy-rewrite", &config, &context()).err().unwrap();
         assert_eq!(error(json!({"regex_uri": ["a"]})), "The length of regex_uri should be an even number");
         assert!(error(json!({"regex_uri": ["(", "a"]})).starts_with("invalid regex_uri((, a): "));
-        assert_eq!(error(json!({"headers": {"a b": "1"}})), "invalid field character in header");
+        assert_eq!(error(json!({"headers": {"a b": "1"}})), "invalid field character in header 'a b'");
         assert_eq!(error(json!({"headers": {"a": "1\r\n2"}})), "invalid value character in header");
         assert_eq!(error(json!({"headers": {"": "1"}})), "invalid field length in header");
     }

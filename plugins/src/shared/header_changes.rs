@@ -118,7 +118,8 @@ fn name(text: &str) -> Result<HeaderName, ConfigError> {
     if text.is_empty() {
         return Err(ConfigError::new("invalid field length in header"));
     }
-    HeaderName::as_spelled(text).map_err(|_| ConfigError::new("invalid field character in header"))
+    HeaderName::as_spelled(text)
+        .map_err(|_| ConfigError::new(format!("invalid field character in header '{text}'")))
 }
 
 fn values(value: &Value) -> Result<Vec<Format>, ConfigError> {

@@ -1,6 +1,7 @@
 //! Plugins as resources name them: checked against their schemas when an item is read, built when it is used.
 
 mod meta;
+mod names;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
+use sixfold_core::error::nearest;
 use sixfold_core::plugin::{ApisixFactory, Registry};
 
 pub(crate) use self::meta::Meta;
@@ -22,6 +24,8 @@ use xxhash_rust::xxh64::xxh64;
 /// The plugins that resources may use.
 pub(crate) struct Catalog {
     plugins: BTreeMap<&'static str, Entry>,
+    /// Those that the gateway has and the list of plugins has not.
+    disabled: BTreeSet<&'static str>,
 }
 
 struct Entry {
@@ -88,7 +92,8 @@ impl Catalog {
             let (factory, schema) = (factory.clone(), Schema::builtin(factory.schema));
             plugins.insert(name, Entry { index, factory, schema, attributes });
         }
-        Catalog { plugins }
+        let disabled = registry.apisix_names().filter(|name| !plugins.contains_key(name)).collect();
+        Catalog { plugins, disabled }
     }
 
     /// Checks the plugins of a resource.
@@ -114,6 +119,19 @@ impl Catalog {
         if refused.is_empty() { Ok(accepted) } else { Err(refused) }
     }
 
+    /// Why there is no plugin of this name, in APISIX's words and what helps beyond them.
+    fn unknown(&self, name: &str) -> String {
+        let hint = if self.disabled.contains(name) {
+            ": it is not in the list of plugins".to_owned()
+        } else if names::APISIX.contains(&name) {
+            ": not supported yet".to_owned()
+        } else {
+            let known = self.plugins.keys().copied().chain(names::APISIX.iter().copied());
+            nearest(name, known).map_or_else(String::new, |near| format!("; did you mean \"{near}\"?"))
+        };
+        format!("unknown plugin [{name}]{hint}")
+    }
+
     /// `None` for a plugin that is switched off.
     fn check_one(
         &self,
@@ -123,7 +141,7 @@ impl Catalog {
     ) -> Result<Option<PluginConfig>, Violation> {
         let fault = |message: String| Violation { path: Vec::new(), message };
         let Some(entry) = self.plugins.get(name) else {
-            return Err(fault(format!("unknown plugin [{name}]")));
+            return Err(fault(self.unknown(name)));
         };
         let refused = |violation: Violation| Violation {
             message: format!("failed to check the configuration of plugin {name} err: {}", violation.message),

@@ -40,6 +40,12 @@ fn configurations_are_checked_in_apisixs_words() {
     assert_eq!(*accepted[0].attributes, json!({"a": 1}));
     for (plugins, message) in [
         (json!({"none": {}}), "none: unknown plugin [none]"),
+        // A plugin that APISIX has read like a typo, and a typo got no hint.
+        (json!({"key-auth": {}}), "key-auth: unknown plugin [key-auth]: not supported yet"),
+        (
+            json!({"limit-cuont": {}}),
+            "limit-cuont: unknown plugin [limit-cuont]; did you mean \"limit-count\"?",
+        ),
         (json!({"envoy.filter": {}}), "envoy.filter: unknown plugin [envoy.filter]"),
         (json!({"marker": 1}), "marker: invalid plugin conf 1 for plugin [marker]"),
         (

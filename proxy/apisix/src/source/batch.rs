@@ -11,6 +11,7 @@ use sixfold_core::error::ConfigError;
 
 use super::record::{Builder, Fresh, Record};
 use super::state::{Fault, Held, Refused, State};
+use crate::config::walk;
 use crate::item::Reader;
 use crate::plugin::Catalog;
 use crate::resource::Kind;
@@ -87,7 +88,12 @@ impl<'a> Batch<'a> {
         let reader = Reader { catalog: &self.catalog, environment: &self.builder.context.environment };
         let parsed = reader.read(key.kind, node)?;
         let before = self.state.resources.get(key).map(|held| &*held.record);
-        self.builder.build(key, revision, parsed, before).map_err(|error| vec![error.at(node.place)])
+        let placed = |error: ConfigError| {
+            let place = error.field.as_deref().and_then(|field| walk(node, field).2);
+            error.at(place.unwrap_or(node.place))
+        };
+        let built = self.builder.build(key, revision, parsed, before);
+        built.map_err(|error| error.into_all().into_iter().map(placed).collect())
     }
 
     /// Takes up again what waits for others to change.

@@ -505,3 +505,26 @@ fn one_changed_route_of_5000_is_cheap() {
     assert!(Arc::ptr_eq(&kept, source.route("r2999").unwrap()));
     assert!(one < all, "{one:?} {all:?}");
 }
+
+/// What a plugin says of its configuration stood at the first line of the resource.
+#[test]
+fn a_plugin_that_can_not_be_built_is_told_where_it_stands() {
+    let mut source = testing::source("");
+    let text = "routes:\n  - id: a\n    uri: /a\n    plugins:\n      other: {}\n      marker:\n        text: unbuildable\n\
+                \x20   upstream: {nodes: {'127.0.0.1:80': 1}}\n#END\n";
+    let refused = source.update(resources(text)).unwrap().refused;
+    let refused: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].starts_with("apisix.yaml:7:9: route \"a\": plugins.marker.text: "), "{refused:?}");
+}
+
+/// It was a `-` in each line.
+#[test]
+fn an_unknown_variable_of_the_access_log_is_an_error_of_its_key() {
+    let mut source = testing::source("nginx_config:\n  http:\n    access_log_format: '$remote_addr $foo'\n");
+    let errors = source.update(resources("routes: []\n#END\n")).unwrap_err();
+    assert_eq!(
+        errors[0].to_string(),
+        "config.yaml:4:5: nginx_config.http.access_log_format: unknown variable \"$foo\""
+    );
+}
