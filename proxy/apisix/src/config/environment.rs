@@ -61,7 +61,7 @@ impl EnvVars {
 /// # Errors
 /// A variable that is not set and has no default.
 pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
-    substitute(text, environment).map_err(|(_, error)| error)
+    substitute(text, environment).map_err(|unset| unset.error())
 }
 
 /// [`substitute_text`] of a whole file: the error has its place.
@@ -69,13 +69,24 @@ pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'
 /// # Errors
 /// A variable that is not set and has no default.
 pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
-    let placed =
-        |(at, error): (usize, ConfigError)| error.at(Place::behind(text.get(..at).unwrap_or_default()));
-    substitute(text, environment).map_err(placed)
+    let behind = |at| Place::behind(text.get(..at).unwrap_or_default());
+    substitute(text, environment).map_err(|unset| unset.error().at(behind(unset.at)))
 }
 
-/// An error comes with how far into the text its variable is.
-fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, (usize, ConfigError)> {
+/// A variable that is not set and has no default, and how far into the text it is.
+struct Unset<'a> {
+    name: &'a str,
+    at: usize,
+}
+
+impl Unset<'_> {
+    fn error(&self) -> ConfigError {
+        let name = self.name;
+        ConfigError::new(format!("failed to handle configuration: can't find environment variable {name}"))
+    }
+}
+
+fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, Unset<'a>> {
     let mut result = String::new();
     let mut rest = text;
     while let Some(start) = rest.find("${{") {
@@ -91,11 +102,7 @@ fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, 
         match environment.get(reference.name).or_else(|| reference.default.map(str::to_owned)) {
             Some(value) => result.push_str(&value),
             None => {
-                let reason = format!(
-                    "failed to handle configuration: can't find environment variable {}",
-                    reference.name
-                );
-                return Err((text.len() - from.len(), ConfigError::new(reason)));
+                return Err(Unset { name: reference.name, at: text.len() - from.len() });
             }
         }
         rest = from.get(length..).unwrap_or_default();
