@@ -181,7 +181,8 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         value.static_resources.as_ref().unwrap_or(&default);
     let names = clusters.iter().map(|cluster| cluster.name.clone()).collect();
     let context = faults.take(context(value, names, secrets, process))?;
-    let (mut diff, mut statics) = (Diff::default(), BTreeMap::new());
+    // A bootstrap with a fault changes nothing.
+    let (mut diff, mut statics) = (Diff { whole: true, ..Diff::default() }, BTreeMap::new());
     let mut names = BTreeSet::new();
     let mut secret_names = BTreeSet::new();
     for (index, secret) in secrets.iter().enumerate() {

@@ -4,6 +4,7 @@ use crate::envoy::Text;
 use crate::logging::{self, Levels};
 use crate::process::{Process, runtime};
 use crate::signals::Event;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::cluster::Clusters;
 use sixfold_core::connection::Certificate;
@@ -22,8 +23,8 @@ pub(crate) struct Administration {
     logs: LogFiles,
     levels: Levels,
     events: SyncSender<Event>,
-    /// The bootstrap as it was read: parsed again when it is asked for, which takes a tenth of the memory.
-    bootstrap: Text,
+    /// The bootstrap in force as it was read: parsed again when it is asked for, which takes a tenth of the memory.
+    bootstrap: Arc<Mutex<Text>>,
 }
 
 impl Administration {
@@ -31,7 +32,7 @@ impl Administration {
         process: &Process,
         levels: Levels,
         events: SyncSender<Event>,
-        bootstrap: Text,
+        bootstrap: Arc<Mutex<Text>>,
     ) -> Administration {
         Administration {
             server: process.server.clone(),
@@ -89,7 +90,7 @@ impl Control for Administration {
         vec![
             json!({
                 "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
-                "bootstrap": self.bootstrap.document().unwrap_or_default(),
+                "bootstrap": self.bootstrap.lock().document().unwrap_or_default(),
             }),
             json!({
                 "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump",

@@ -3,14 +3,15 @@
 use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::Administration;
-use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, apply};
+use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, tell};
 use crate::route_files::RouteFiles;
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::compile::CompileContext;
-use sixfold_core::document::{Node, Options as DocumentOptions};
+use sixfold_core::document::{MAX_DOCUMENT_BYTES, Node, Options as DocumentOptions};
 use sixfold_core::error::ConfigError;
+use sixfold_core::files;
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
@@ -57,7 +58,8 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let mut names = Names::of(&diff);
     let files = Arc::new(Mutex::new(RouteFiles::new(context.clone())));
     read_routes(&mut files.lock(), &mut diff)?;
-    let control = Administration::new(&process, log.levels, sender.clone(), text);
+    let shown = Arc::new(Mutex::new(text));
+    let control = Administration::new(&process, log.levels, sender.clone(), shown.clone());
     let _admin = match admin {
         Some(admin) => Some(administration(&options, &process, admin, tags, node, control)?),
         None => None,
@@ -74,18 +76,22 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         return Ok(());
     }
     RouteFiles::follow(&files, process.server.clone())?;
-    let mut read = move |files: &mut RouteFiles| -> Result<_, Failure> {
-        let Compiled { mut diff, context, .. } = Text::of(&options)?.load(&process_context)?;
-        files.set_context(context);
-        read_routes(files, &mut diff)?;
-        names.replace(&mut diff);
-        Ok(diff)
-    };
     let server = process.server.clone();
-    let reloads = Reloads::start(move || {
+    // What is known of a bootstrap is known once it is in force: one that is refused leaves nothing behind.
+    let mut reload = move || -> Result<(), Failure> {
+        let text = Text::of(&options)?;
+        let Compiled { mut diff, context, .. } = text.load(&process_context)?;
         let mut files = files.lock();
-        apply(&server, read(&mut files));
-    })?;
+        let mut next_files = files.clone();
+        next_files.set_context(context);
+        read_routes(&mut next_files, &mut diff)?;
+        let next_names = names.replaced(&mut diff);
+        server.apply_blocking(diff)?;
+        (*files, names) = (next_files, next_names);
+        *shown.lock() = text;
+        Ok(())
+    };
+    let reloads = Reloads::start(move || tell(reload()))?;
     process.serve(&events, &sender, || reloads.ask())
 }
 
@@ -225,7 +231,8 @@ impl Text {
     /// A file.
     pub(crate) fn read(path: &std::path::Path) -> Result<Text, Failure> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|e| Failure::new(format!("{name}: {e}")))?;
+        let bytes =
+            files::read(path, MAX_DOCUMENT_BYTES).map_err(|e| Failure::new(format!("{name}: {e}")))?;
         let text = ConfigError::utf8(bytes).map_err(|error| error.in_file(&name))?;
         Ok(Text { text, name })
     }
@@ -297,12 +304,12 @@ impl Names {
         }
     }
 
-    /// Adds to `diff` what was there before and is not in it.
-    fn replace(&mut self, diff: &mut Diff) {
+    /// Adds to `diff` what was there before and is not in it. Answers the names once that is in force.
+    fn replaced(&self, diff: &mut Diff) -> Names {
         let next = Names::of(diff);
         diff.clusters.extend(self.clusters.difference(&next.clusters).map(|name| (name.clone(), None)));
         diff.listeners.extend(self.listeners.difference(&next.listeners).map(|name| (name.clone(), None)));
-        *self = next;
+        next
     }
 }
 
@@ -340,9 +347,9 @@ mod tests {
             clusters: names.iter().map(|name| ((*name).into(), None)).collect(),
             ..Diff::default()
         };
-        let mut names = Names::of(&diff(&["a", "b"]));
+        let names = Names::of(&diff(&["a", "b"]));
         let mut next = diff(&["b"]);
-        names.replace(&mut next);
+        let names = names.replaced(&mut next);
         assert_eq!(next.clusters.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["b", "a"]);
         assert_eq!(names.clusters.len(), 1);
     }

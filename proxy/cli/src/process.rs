@@ -186,16 +186,10 @@ impl Reloads {
     }
 }
 
-/// Applies what a configuration that was read again changes, or says why it is refused.
-pub(crate) fn apply(server: &Server, diff: Result<Diff, Failure>) {
-    let applied = diff.and_then(|diff| {
-        let unchanged = diff.is_empty();
-        server.apply_blocking(diff)?;
-        Ok(unchanged)
-    });
+/// Says what has become of a configuration that was read again.
+pub(crate) fn tell(applied: Result<(), Failure>) {
     match applied {
-        Ok(true) => tracing::info!("configuration read again, nothing changed"),
-        Ok(false) => tracing::info!("configuration read again and applied"),
+        Ok(()) => tracing::info!("configuration read again and applied"),
         Err(failure) => failure
             .0
             .iter()

@@ -1,7 +1,9 @@
 //! Route configurations in files, which a bootstrap names by `path_config_source`.
 
 use parking_lot::Mutex;
+use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::ConfigError;
+use sixfold_core::files;
 use sixfold_core::model::Diff;
 use sixfold_server::server::Server;
 use sixfold_xds::Context;
@@ -16,11 +18,14 @@ use std::time::{Duration, SystemTime};
 /// and the links of a mounted ConfigMap are seen alike.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The files that connection managers ask for.
+/// The files that connection managers ask for, as far as they are in force: a clone looks at what may come.
+#[derive(Clone)]
 pub(crate) struct RouteFiles {
     configs: RouteConfigs,
     /// What was read last of each file, for each name.
     read: BTreeMap<(PathBuf, Arc<str>), Stamp>,
+    /// Why a file that was read before can't be now, so that it is said once.
+    unreadable: BTreeMap<(PathBuf, Arc<str>), String>,
 }
 
 /// What a look at the files has come to.
@@ -39,10 +44,10 @@ struct Stamp(SystemTime, u64, u64);
 impl RouteFiles {
     /// Nothing has been read yet.
     pub(crate) fn new(context: Context) -> RouteFiles {
-        RouteFiles { configs: RouteConfigs::new(context), read: BTreeMap::new() }
+        RouteFiles { configs: RouteConfigs::new(context), read: BTreeMap::new(), unreadable: BTreeMap::new() }
     }
 
-    /// Has what comes from now on compiled by another bootstrap.
+    /// Has what is there and what comes from now on compiled by another bootstrap.
     pub(crate) fn set_context(&mut self, context: Context) {
         self.configs.set_context(context);
     }
@@ -54,20 +59,35 @@ impl RouteFiles {
         self.configs.forget_unwanted();
         let wanted = self.configs.wanted_files();
         self.read.retain(|key, _| wanted.contains(key));
+        self.unreadable.retain(|key, _| wanted.contains(key));
         for key in wanted {
             match read(&key.0, self.read.get(&key)) {
-                Ok(None) => {}
-                Ok(Some((stamp, text))) => {
-                    look.refused.extend(self.configs.update_from_file(&key.0, &key.1, &text, diff).err());
+                Ok(None) => drop(self.unreadable.remove(&key)),
+                Ok(Some((stamp, bytes))) => {
+                    let updated = self.configs.update_from_file(&key.0, &key.1, &bytes, diff);
+                    look.refused.extend(updated.err());
+                    self.unreadable.remove(&key);
                     self.read.insert(key, stamp);
                 }
-                // One that is gone for a moment is being replaced, or its last version is the best there is.
-                Err(_) if self.read.contains_key(&key) => {}
+                Err(error) if self.read.contains_key(&key) => {
+                    look.refused.extend(self.unreadable(key, &error));
+                }
                 Err(error) => look.missing.push(format!("{}: {error}", key.0.display())),
             }
         }
+        look.refused.extend(self.configs.renew(diff));
         look.refused.extend(self.configs.complete(diff));
         look
+    }
+
+    /// What there is to say of a file that can't be read any more. One that is gone for a moment is being replaced, or
+    /// its last version is the best there is.
+    fn unreadable(&mut self, key: (PathBuf, Arc<str>), error: &std::io::Error) -> Option<ConfigError> {
+        let gone = error.kind() == std::io::ErrorKind::NotFound;
+        let (reason, file) = (error.to_string(), key.0.display().to_string());
+        let before = self.unreadable.insert(key, reason.clone());
+        let is_new = !gone && before.as_ref() != Some(&reason);
+        is_new.then(|| ConfigError::new(format!("can't be read: {reason}")).in_file(file))
     }
 
     /// Looks again and again, on a thread of its own, for as long as somebody holds `files`.
@@ -102,12 +122,13 @@ impl Look {
     }
 }
 
-/// The text of a file that is not as it was.
-fn read(path: &Path, before: Option<&Stamp>) -> std::io::Result<Option<(Stamp, String)>> {
-    let metadata = std::fs::metadata(path)?;
+/// The content of a file that is not as it was.
+fn read(path: &Path, before: Option<&Stamp>) -> std::io::Result<Option<(Stamp, Vec<u8>)>> {
+    let file = files::open(path)?;
+    let metadata = file.metadata();
     let stamp = Stamp(metadata.modified()?, metadata.len(), metadata.ino());
     if before == Some(&stamp) {
         return Ok(None);
     }
-    Ok(Some((stamp, std::fs::read_to_string(path)?)))
+    Ok(Some((stamp, file.read(MAX_DOCUMENT_BYTES)?)))
 }

@@ -51,6 +51,12 @@ impl MakeSink for LogCheck {
 }
 
 impl Listeners for Nowhere {
+    fn prepare(&mut self, _: &[Arc<str>], _: &[Arc<Listener>]) -> Vec<(Arc<str>, String)> {
+        Vec::new()
+    }
+
+    fn abandon(&mut self, _: &[Arc<str>]) {}
+
     async fn remove(&mut self, _: &[Arc<str>]) {}
 
     async fn upsert(&mut self, _: Arc<Listener>) -> Result<(), String> {

@@ -14,6 +14,7 @@ pub mod document;
 pub mod error;
 pub mod expr;
 pub mod fast_hash;
+pub mod files;
 pub mod flags;
 pub mod format;
 pub mod hash;

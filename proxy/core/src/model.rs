@@ -25,6 +25,8 @@ pub struct Diff {
     pub contexts: Vec<ContextChange>,
     /// Listeners.
     pub listeners: Vec<(Arc<str>, Option<Arc<Listener>>)>,
+    /// Whether nothing of the change is put in force unless every listener of it can be; else the rest is.
+    pub whole: bool,
     /// What the source no longer needs: freeing thousands of resources takes milliseconds, so it is done when
     /// the change is in force.
     pub replaced: Option<Box<dyn Any + Send>>,
@@ -41,8 +43,8 @@ impl Diff {
     }
 }
 
-/// A part of a change that can't be put in force. All the rest of the change is, and what the part was before
-/// goes on.
+/// A part of a change that can't be put in force. All the rest of the change is, unless it is to be taken as a
+/// whole, and what the part was before goes on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} \"{name}\": {reason}")]
 pub struct ApplyError {
@@ -74,11 +76,18 @@ impl std::fmt::Display for ResourceKind {
 
 /// Who opens and closes listeners when a change is applied. Neither may wait for a client or for the network.
 pub trait Listeners {
+    /// Gets ready what can fail of listeners that come while others go: takes addresses and opens logs. Nobody
+    /// notices yet. Answers which can't come, and why. What is ready already is left as it is.
+    fn prepare(&mut self, going: &[Arc<str>], coming: &[Arc<Listener>]) -> Vec<(Arc<str>, String)>;
+
+    /// Gives back what was made ready for these.
+    fn abandon(&mut self, names: &[Arc<str>]);
+
     /// Takes listeners away. Their addresses are free when this has ended.
     fn remove(&mut self, names: &[Arc<str>]) -> impl Future<Output = ()> + Send;
 
-    /// Opens a listener or changes the one of its name; it is live when this has ended. The error is a reason,
-    /// and leaves what was there.
+    /// Opens a listener that is ready, or changes the one of its name; it is live when this has ended. The error
+    /// is a reason, and leaves what was there.
     fn upsert(&mut self, listener: Arc<Listener>) -> impl Future<Output = Result<(), String>> + Send;
 }
 
@@ -125,13 +134,38 @@ impl Model {
         self.state.lock().listeners.values().cloned().collect()
     }
 
-    /// Applies a change: clusters that come, endpoints, route tables, certificates, listeners, clusters that go.
-    /// Requests see each part at their next load of it; listeners are open when this has ended.
+    /// Gets the listeners of a change ready, and takes those out of it that can't be. Answers them; none is ready
+    /// when a change that is to be taken as a whole has such.
+    pub fn prepare(diff: &mut Diff, listeners: &mut impl Listeners) -> Vec<ApplyError> {
+        let (going, coming): (Vec<_>, Vec<_>) = diff.listeners.iter().partition(|(_, l)| l.is_none());
+        let going: Vec<_> = going.into_iter().map(|(name, _)| name.clone()).collect();
+        let coming: Vec<_> = coming.into_iter().filter_map(|(_, listener)| listener.clone()).collect();
+        let refused = listeners.prepare(&going, &coming);
+        if refused.is_empty() {
+            return Vec::new();
+        }
+        if diff.whole {
+            let names: Vec<_> = coming.iter().map(|listener| listener.name.clone()).collect();
+            listeners.abandon(&names);
+        }
+        diff.listeners.retain(|(name, _)| !refused.iter().any(|(refused, _)| refused == name));
+        let error = |(name, reason)| ApplyError { kind: ResourceKind::Listener, name, reason };
+        refused.into_iter().map(error).collect()
+    }
+
+    /// Applies a change: what can fail of listeners is made ready, then come clusters that come, endpoints, route
+    /// tables, certificates, listeners, clusters that go. Requests see each part at their next load of it; listeners
+    /// are open when this has ended.
     ///
-    /// Answers what can't be put in force; all the rest is. One call at a time: only the control thread may.
-    pub async fn apply(&self, diff: Diff, listeners: &mut impl Listeners) -> Vec<ApplyError> {
-        let Diff { clusters, endpoints, route_tables, contexts, listeners: changed, replaced } = diff;
-        let mut errors = Vec::new();
+    /// Answers what can't be put in force; all the rest is, and nothing of a change that is to be taken as a whole
+    /// and has listeners that can't be made ready. One call at a time: only the control thread may.
+    pub async fn apply(&self, mut diff: Diff, listeners: &mut impl Listeners) -> Vec<ApplyError> {
+        let mut errors = Model::prepare(&mut diff, listeners);
+        if diff.whole && !errors.is_empty() {
+            return errors;
+        }
+        let Diff { clusters, endpoints, route_tables, contexts, listeners: changed, whole: _, replaced } =
+            diff;
         let (gone, come): (Vec<_>, Vec<_>) = clusters.into_iter().partition(|(_, c)| c.is_none());
         self.swap_clusters(come);
         for (name, hosts) in endpoints {
@@ -216,17 +250,26 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
-    /// Opens nothing, and refuses what is called so.
+    /// Opens nothing, and can't get ready what is called "taken".
     struct Nowhere(Vec<String>);
 
     impl Listeners for Nowhere {
+        fn prepare(&mut self, _: &[Arc<str>], coming: &[Arc<Listener>]) -> Vec<(Arc<str>, String)> {
+            let taken = coming.iter().filter(|listener| &*listener.name == "taken");
+            taken.map(|listener| (listener.name.clone(), "in use".to_owned())).collect()
+        }
+
+        fn abandon(&mut self, names: &[Arc<str>]) {
+            self.0.extend(names.iter().map(|name| format!("?{name}")));
+        }
+
         async fn remove(&mut self, names: &[Arc<str>]) {
             self.0.extend(names.iter().map(|name| format!("-{name}")));
         }
 
         async fn upsert(&mut self, listener: Arc<Listener>) -> Result<(), String> {
             self.0.push(format!("+{}", listener.name));
-            if &*listener.name == "taken" { Err("in use".to_owned()) } else { Ok(()) }
+            Ok(())
         }
     }
 
@@ -281,7 +324,37 @@ mod tests {
         assert_eq!(model.listeners().iter().map(|l| &*l.name).collect::<Vec<_>>(), ["a"]);
         let listeners = vec![listener("b"), ("a".into(), None)];
         assert_eq!(apply(&model, Diff { listeners, ..Diff::default() }, &mut nowhere), []);
-        assert_eq!(nowhere.0, ["+a", "+taken", "-a", "+b"]);
+        assert_eq!(nowhere.0, ["+a", "-a", "+b"]);
         assert_eq!(model.sweep(), 0);
+    }
+
+    /// Clusters, tables and other listeners of a refused bootstrap were in force, and its removals were done.
+    #[test]
+    fn of_a_whole_that_has_a_fault_nothing_is_in_force() {
+        let model = Model::default();
+        let listener = |name: &str| (name.into(), Some(Arc::new(crate::listener::fixture(name))));
+        let mut nowhere = Nowhere(Vec::new());
+        let listeners = vec![listener("a"), listener("gone")];
+        assert_eq!(apply(&model, Diff { listeners, whole: true, ..Diff::default() }, &mut nowhere), []);
+        nowhere.0.clear();
+        let cluster = Cluster::new(ClusterConfig::named("c"), vec![], None, &Registry::new()).unwrap();
+        let key = TableKey::named("t");
+        let table = Arc::new(RouteTable::new("t", Default::default(), Vec::new()).unwrap());
+        let (cell, before) = (model.route_tables().cell(&key), model.listeners());
+        let diff = Diff {
+            clusters: vec![("c".into(), Some(cluster))],
+            route_tables: vec![(key, Some(table))],
+            listeners: vec![listener("a"), listener("taken"), ("gone".into(), None)],
+            whole: true,
+            ..Diff::default()
+        };
+        let errors = apply(&model, diff, &mut nowhere);
+        assert_eq!(
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["listener \"taken\": in use"]
+        );
+        assert!(model.clusters().find("c").is_none() && cell.load().is_none());
+        assert!(before.iter().zip(model.listeners()).all(|(before, now)| Arc::ptr_eq(before, &now)));
+        assert_eq!(nowhere.0, ["?a", "?taken"]);
     }
 }

@@ -29,34 +29,86 @@ pub enum ListenSocket {
     Unix(UnixListener),
 }
 
+/// An address that is taken and does not listen yet: nobody can connect, and giving it back resets nobody.
+#[derive(Debug)]
+pub struct Reserved {
+    /// The address with the port that was given for port 0.
+    pub address: BindAddress,
+    /// Bound; gone once it listens.
+    first: Option<Socket>,
+    /// Those of the other workers, which can't be bound before the first listens.
+    others: Vec<Socket>,
+}
+
 /// Opens an address for `workers` workers.
 ///
 /// # Errors
 /// The operating system's, such as an address that is in use.
 pub fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<Bound> {
-    let backlog = i32::try_from(backlog.max(1)).unwrap_or(i32::MAX);
+    reserve(address, workers, false)?.listen(backlog)
+}
+
+/// Takes an address for `workers` workers. With `taken_over` sockets of this process still listen on it, which
+/// will be closed.
+///
+/// # Errors
+/// The operating system's, such as an address that is in use.
+pub fn reserve(address: &BindAddress, workers: usize, taken_over: bool) -> io::Result<Reserved> {
     match address {
-        BindAddress::Ip(address) => bind_tcp(*address, workers, backlog),
-        BindAddress::Unix(path) => bind_unix(path, workers, backlog),
+        BindAddress::Ip(address) => reserve_tcp(*address, workers, taken_over),
+        BindAddress::Unix(path) => reserve_unix(path, workers),
     }
 }
 
-fn bind_tcp(address: SocketAddr, workers: usize, backlog: i32) -> io::Result<Bound> {
-    let guard = tcp_socket(address)?;
-    guard.bind(&address.into())?;
-    // Only a listening socket keeps others off: SO_REUSEADDR lets several merely bind.
-    guard.listen(backlog)?;
-    let address = guard.local_addr()?.as_socket().unwrap_or(address);
-    guard.set_reuse_port(true)?;
-    let mut sockets = vec![ListenSocket::Tcp(guard.into())];
-    for _ in 1..workers {
-        let socket = tcp_socket(address)?;
-        socket.set_reuse_port(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(backlog)?;
-        sockets.push(ListenSocket::Tcp(socket.into()));
+fn reserve_tcp(address: SocketAddr, workers: usize, taken_over: bool) -> io::Result<Reserved> {
+    let first = tcp_socket(address)?;
+    first.set_reuse_port(taken_over)?;
+    first.bind(&address.into())?;
+    let address = first.local_addr()?.as_socket().unwrap_or(address);
+    let others = (1..workers).map(|_| tcp_socket(address)).collect::<io::Result<_>>()?;
+    Ok(Reserved { address: BindAddress::Ip(address), first: Some(first), others })
+}
+
+impl Reserved {
+    /// Lets connections begin.
+    ///
+    /// # Errors
+    /// The operating system's: another process has been quicker.
+    pub fn listen(mut self, backlog: u32) -> io::Result<Bound> {
+        let backlog = i32::try_from(backlog.max(1)).unwrap_or(i32::MAX);
+        let (address, others) = (self.address.clone(), std::mem::take(&mut self.others));
+        let Some(first) = &self.first else { return Err(io::ErrorKind::NotConnected.into()) };
+        // Only a listening socket keeps others off: SO_REUSEADDR lets several merely bind.
+        first.listen(backlog)?;
+        let mut sockets = Vec::with_capacity(others.len() + 1);
+        match &address {
+            BindAddress::Ip(ip) => {
+                first.set_reuse_port(true)?;
+                for socket in others {
+                    socket.set_reuse_port(true)?;
+                    socket.bind(&(*ip).into())?;
+                    socket.listen(backlog)?;
+                    sockets.push(ListenSocket::Tcp(socket.into()));
+                }
+            }
+            BindAddress::Unix(_) => {
+                sockets.extend(others.into_iter().map(|socket| ListenSocket::Unix(socket.into())));
+            }
+        }
+        sockets.extend(self.first.take().map(|first| match address {
+            BindAddress::Ip(_) => ListenSocket::Tcp(first.into()),
+            BindAddress::Unix(_) => ListenSocket::Unix(first.into()),
+        }));
+        Ok(Bound { sockets, address })
     }
-    Ok(Bound { sockets, address: BindAddress::Ip(address) })
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let (Some(_), BindAddress::Unix(path)) = (&self.first, &self.address) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
@@ -70,7 +122,7 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn bind_unix(path: &Path, workers: usize, backlog: i32) -> io::Result<Bound> {
+fn reserve_unix(path: &Path, workers: usize) -> io::Result<Reserved> {
     if path.exists() {
         match UnixStream::connect(path) {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
@@ -81,14 +133,12 @@ fn bind_unix(path: &Path, workers: usize, backlog: i32) -> io::Result<Bound> {
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(backlog)?;
-    let listener: UnixListener = socket.into();
-    let mut sockets = Vec::new();
+    let mut reserved =
+        Reserved { address: BindAddress::Unix(path.into()), first: Some(socket), others: Vec::new() };
     for _ in 1..workers {
-        sockets.push(ListenSocket::Unix(listener.try_clone()?));
+        reserved.others.extend(reserved.first.as_ref().map(Socket::try_clone).transpose()?);
     }
-    sockets.push(ListenSocket::Unix(listener));
-    Ok(Bound { sockets, address: BindAddress::Unix(path.into()) })
+    Ok(reserved)
 }
 
 /// Lets no further connection begin on a TCP socket that still listens: SYN segments are dropped, handshakes
@@ -169,6 +219,28 @@ mod tests {
         assert!(bound.sockets.iter().all(used));
         drop((clients, bound));
         assert!(bind(&BindAddress::Ip(address), 2, 128).is_ok(), "the port is free again");
+    }
+
+    #[test]
+    fn a_reserved_address_turns_clients_away_and_is_given_back() {
+        let reserved = reserve(&ANY, 2, false).unwrap();
+        let BindAddress::Ip(address) = reserved.address else { panic!() };
+        assert!(TcpStream::connect(address).is_err());
+        let bound = reserved.listen(128).unwrap();
+        assert_eq!(reserve(&bound.address, 2, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        // Taken over, it is the other's until that one is closed.
+        let next = reserve(&bound.address, 2, true).unwrap();
+        let _clients: Vec<_> = (0..32).map(|_| TcpStream::connect(address).unwrap()).collect();
+        assert_eq!(accepted(&bound), 32);
+        drop(bound);
+        let next = next.listen(128).unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        assert_eq!(accepted(&next), 1);
+        let path = std::env::temp_dir().join(format!("sixfold-reserved-{}.sock", std::process::id()));
+        let reserved = reserve(&BindAddress::Unix(path.clone()), 2, false).unwrap();
+        assert!(path.exists() && UnixStream::connect(&path).is_err());
+        drop(reserved);
+        assert!(!path.exists());
     }
 
     #[test]

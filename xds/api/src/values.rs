@@ -272,6 +272,9 @@ pub fn ip_address(value: &SocketAddress) -> Result<SocketAddr> {
     }
 }
 
+/// The largest file of a source of data.
+const MAX_SOURCE_BYTES: usize = 32 << 20;
+
 /// The bytes of a source of data: a file, inline, or an environment variable.
 pub fn data_source(source: &DataSource) -> Result<Vec<u8>> {
     let DataSource { watched_directory: _, specifier } = source;
@@ -279,7 +282,8 @@ pub fn data_source(source: &DataSource) -> Result<Vec<u8>> {
         Some(data_source::Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
         Some(data_source::Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
         Some(data_source::Specifier::Filename(path)) => {
-            std::fs::read(path).map_err(|error| ConfigError::field("filename", format!("{path}: {error}")))
+            sixfold_core::files::read(path.as_ref(), MAX_SOURCE_BYTES)
+                .map_err(|error| ConfigError::field("filename", format!("{path}: {error}")))
         }
         Some(data_source::Specifier::EnvironmentVariable(name)) => std::env::var(name)
             .map(String::into_bytes)

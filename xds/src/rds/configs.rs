@@ -26,17 +26,23 @@ type Tables = Vec<(TableKey, Option<Arc<RouteTable>>)>;
 #[derive(Clone)]
 pub struct RouteConfigs {
     context: Context,
-    known: BTreeMap<(Source, Arc<str>), Arc<[u8]>>,
+    known: BTreeMap<Key, Arc<[u8]>>,
+    /// Those of them whose tables were compiled by an earlier bootstrap.
+    outdated: BTreeSet<Key>,
 }
+
+type Key = (Source, Arc<str>);
 
 impl RouteConfigs {
     /// None is known yet.
     pub fn new(context: Context) -> RouteConfigs {
-        RouteConfigs { context: of_api(context), known: BTreeMap::new() }
+        RouteConfigs { context: of_api(context), known: BTreeMap::new(), outdated: BTreeSet::new() }
     }
 
-    /// Has what comes from now on compiled by another bootstrap of the same process.
+    /// Has what comes from now on compiled by another bootstrap of the same process; [`RouteConfigs::renew`] does so
+    /// with what is known.
     pub fn set_context(&mut self, context: Context) {
+        self.outdated = self.known.keys().cloned().collect();
         self.context = of_api(context);
     }
 
@@ -67,7 +73,8 @@ impl RouteConfigs {
     pub fn update(&mut self, source: &Source, encoded: &[u8], diff: &mut Diff) -> Result<()> {
         let message = Message::read(encoded)?;
         let key = (source.clone(), Arc::from(message.value.name.as_str()));
-        if self.known.get(&key).is_some_and(|known| **known == *encoded) {
+        let is_known = self.known.get(&key).is_some_and(|known| **known == *encoded);
+        if is_known && !self.outdated.contains(&key) {
             return Ok(());
         }
         let cells = self.context.compile.route_tables.of_name(&key.1);
@@ -76,6 +83,7 @@ impl RouteConfigs {
             constraints::check(&RouteConfiguration::full_name(), encoded)
                 .in_resource("route configuration", &message.value.name)?;
             diff.route_tables.extend(self.compile(&message, &cells)?);
+            self.outdated.remove(&key);
             self.known.insert(key, encoded.into());
         }
         Ok(())
@@ -85,9 +93,10 @@ impl RouteConfigs {
     ///
     /// # Errors
     /// The first thing that is wrong, with the file.
-    pub fn update_from_file(&mut self, path: &Path, name: &str, text: &str, diff: &mut Diff) -> Result<()> {
+    pub fn update_from_file(&mut self, path: &Path, name: &str, text: &[u8], diff: &mut Diff) -> Result<()> {
         let (file, source) = (path.display().to_string(), Source::Path(path.to_owned()));
-        let encoded = file::route_configuration(text, &file, name);
+        let text = std::str::from_utf8(text).map_err(|error| ConfigError::new(format!("not UTF-8: {error}")));
+        let encoded = text.and_then(|text| file::route_configuration(text, &file, name));
         let outcome = encoded.and_then(|encoded| self.update(&source, &encoded, diff));
         if outcome.is_err() {
             self.refuse(&source, name);
@@ -99,6 +108,22 @@ impl RouteConfigs {
     pub fn refuse(&self, source: &Source, name: &str) {
         let cells = self.context.compile.route_tables.of_name(name);
         cells.iter().filter(|cell| asks(cell, source)).for_each(|cell| cell.refuse());
+    }
+
+    /// Adds tables of what is known and was compiled by an earlier bootstrap. Answers what can't be compiled by this
+    /// one, whose tables stay.
+    pub fn renew(&mut self, diff: &mut Diff) -> Vec<ConfigError> {
+        let mut refused = Vec::new();
+        for key in std::mem::take(&mut self.outdated) {
+            let Some(known) = self.known.get(&key) else { continue };
+            let cells = self.context.compile.route_tables.of_name(&key.1);
+            let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, &key.0)).collect();
+            match Message::read(known).and_then(|message| self.compile(&message, &cells)) {
+                Ok(tables) => diff.route_tables.extend(tables),
+                Err(error) => refused.push(error),
+            }
+        }
+        refused
     }
 
     /// Adds tables of what is known for connection managers that have none yet: `diff` may bring some of them.

@@ -184,6 +184,27 @@ fn the_table_of_a_listener_that_has_gone_goes_too() {
     assert_eq!(proxy.bring("t", "name: again"), Ok(1));
 }
 
+/// A table that a bootstrap's runtime had gone into stayed as the first bootstrap had made it.
+#[test]
+fn another_bootstrap_compiles_what_is_known_again() {
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &["", WEB]));
+    let route = "typed_per_filter_config: {}, name: r";
+    assert_eq!(proxy.bring("t", route), Ok(2));
+    let before = proxy.managers("l")[0].routes.load().unwrap();
+    proxy.configs.set_context(proxy.context.clone());
+    let mut diff = Diff::default();
+    assert_eq!((proxy.configs.renew(&mut diff), diff.route_tables.len()), (vec![], 2));
+    assert_eq!(proxy.model.apply_detached(diff), []);
+    assert!(!Arc::ptr_eq(&before, &proxy.managers("l")[0].routes.load().unwrap()));
+    let mut diff = Diff::default();
+    assert_eq!((proxy.configs.renew(&mut diff), diff.is_empty()), (vec![], true), "once");
+    // What its source brings again as it was counts too.
+    proxy.configs.set_context(proxy.context.clone());
+    assert_eq!(proxy.bring("t", route), Ok(2));
+    assert!(proxy.configs.renew(&mut diff).is_empty() && diff.is_empty());
+}
+
 #[test]
 fn what_is_refused_leaves_the_last_good_version() {
     let mut proxy = Proxy::new();

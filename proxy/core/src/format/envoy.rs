@@ -4,7 +4,11 @@ use super::fixed;
 use super::operator::{Address, Duration, GrpcForm, Header, MetadataOf, Operator, Point, Side, UrlPart};
 use super::time::TimeFormat;
 use super::{Part, certificate};
+use crate::files;
 use crate::headers::HeaderName;
+
+/// The largest file of `FILE_CONTENT`, which stands in every line.
+const MAX_CONTENT_BYTES: usize = 1 << 20;
 
 /// Splits a format into parts.
 pub(super) fn parse(text: &str) -> Result<Vec<Part>, String> {
@@ -233,7 +237,7 @@ fn server_name(arguments: &str) -> Result<Operator, String> {
 
 fn file_content(arguments: &str) -> Result<Operator, String> {
     let (path, _) = arguments.split_once(':').unwrap_or((arguments, ""));
-    let content = std::fs::read(path).map_err(|e| format!("{path}: {e}"))?;
+    let content = files::read(path.as_ref(), MAX_CONTENT_BYTES).map_err(|e| format!("{path}: {e}"))?;
     Ok(Operator::Constant(content.into()))
 }
 

@@ -1,9 +1,13 @@
 //! Certificates, keys and revocation lists in PEM, from files or from the configuration itself.
 
+use crate::files;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use std::borrow::Cow;
 use std::path::PathBuf;
+
+/// The largest file of PEM; the certificates of all authorities of the world are a quarter of one MiB.
+const MAX_PEM_BYTES: usize = 16 << 20;
 
 /// Where PEM comes from.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -38,7 +42,8 @@ impl Pem {
         match self {
             Pem::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
             Pem::File(path) => {
-                std::fs::read(path).map(Cow::Owned).map_err(|e| format!("can't read {}: {e}", path.display()))
+                let read = files::read(path, MAX_PEM_BYTES).map(Cow::Owned);
+                read.map_err(|e| format!("can't read {}: {e}", path.display()))
             }
         }
     }

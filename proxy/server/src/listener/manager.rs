@@ -2,10 +2,10 @@
 
 use super::{ActiveListener, ListenerTable, Slot};
 use crate::drain::DrainStrategy;
-use crate::sockets;
+use crate::sockets::{self, Reserved};
 use crate::worker::{Command, Shared};
 use arc_swap::ArcSwap;
-use sixfold_core::listener::{BindAddress, Listener};
+use sixfold_core::listener::{BindAddress, ChainMatcher, Listener};
 use sixfold_core::model::Listeners;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -36,7 +36,15 @@ pub(crate) struct Manager {
     shared: Arc<Shared>,
     stats: ManagerStats,
     listeners: BTreeMap<Arc<str>, Managed>,
+    prepared: HashMap<Arc<str>, Prepared>,
     next_id: u64,
+}
+
+/// What a listener that comes has ready.
+struct Prepared {
+    config: Arc<Listener>,
+    /// The addresses that it wants and does not have.
+    addresses: HashMap<BindAddress, Reserved>,
 }
 
 struct Managed {
@@ -55,7 +63,7 @@ impl Manager {
     pub(crate) fn new(shared: Arc<Shared>) -> Manager {
         let stats = ManagerStats::new(&shared.metrics, "listener_manager.");
         stats.workers_started().set(1);
-        Manager { shared, stats, listeners: BTreeMap::new(), next_id: 0 }
+        Manager { shared, stats, listeners: BTreeMap::new(), prepared: HashMap::new(), next_id: 0 }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -81,8 +89,9 @@ impl Manager {
         let workers = self.shared.options.concurrency;
         let active = ActiveListener::new(config, previous.as_deref(), &self.shared.drain, workers);
         let active = Arc::new(active?);
-        active.config.access_logs().try_for_each(|log| log.sink.open())?;
-        let opened = self.open_missing(&active).await?;
+        let ready = self.prepared.remove(&name).filter(|ready| Arc::ptr_eq(&ready.config, &active.config));
+        let opened =
+            self.open_missing(&active, ready.map(|ready| ready.addresses).unwrap_or_default()).await?;
 
         let mut before = self.listeners.remove(&name).map(|m| m.sockets).unwrap_or_default();
         let mut sockets = opened;
@@ -109,10 +118,53 @@ impl Manager {
         Ok(())
     }
 
+    /// Takes what can fail of a listener: its chains are told apart, its logs open, its addresses free.
+    fn ready(
+        &self,
+        config: &Arc<Listener>,
+        going: &[Arc<str>],
+        coming: &[Arc<Listener>],
+    ) -> Result<Prepared, String> {
+        ChainMatcher::new(&config.chains)?;
+        config.access_logs().try_for_each(|log| log.sink.open())?;
+        let own = self.listeners.get(&config.name);
+        let workers = self.shared.options.concurrency;
+        let mut addresses = HashMap::new();
+        for address in wanted(config) {
+            if own.is_some_and(|own| own.sockets.contains_key(address)) {
+                continue;
+            }
+            let failed = |error: std::io::Error| format!("{}: {error}", shown(address));
+            let mut reserved = self.prepared.values().flat_map(|other| other.addresses.values());
+            if reserved.any(|other| other.address == *address) {
+                return Err(failed(std::io::ErrorKind::AddrInUse.into()));
+            }
+            let given_up = self.is_given_up(address, going, coming);
+            if given_up && matches!(address, BindAddress::Unix(_)) {
+                // Its file is in the way until then.
+                continue;
+            }
+            let reserved = sockets::reserve(address, workers, given_up).map_err(failed)?;
+            addresses.insert(address.clone(), reserved);
+        }
+        Ok(Prepared { config: config.clone(), addresses })
+    }
+
+    /// Whether a listener has the address that will not have it any more after this change.
+    fn is_given_up(&self, address: &BindAddress, going: &[Arc<str>], coming: &[Arc<Listener>]) -> bool {
+        self.listeners.iter().any(|(name, managed)| {
+            let held = managed.sockets.iter().find(|(_, socket)| socket.bound == *address);
+            let Some((asked, _)) = held else { return false };
+            let next = coming.iter().find(|next| next.name == *name);
+            going.contains(name) || next.is_some_and(|next| !wanted(next).any(|address| address == asked))
+        })
+    }
+
     /// Opens the sockets that a listener wants and does not have yet. After an error none of them stays.
     async fn open_missing(
         &mut self,
         active: &Arc<ActiveListener>,
+        mut ready: HashMap<BindAddress, Reserved>,
     ) -> Result<HashMap<BindAddress, OpenSocket>, String> {
         let mut opened = HashMap::new();
         let name = &active.config.name;
@@ -120,7 +172,7 @@ impl Manager {
             if self.listeners.get(name).is_some_and(|m| m.sockets.contains_key(address)) {
                 continue;
             }
-            match self.open(address, active).await {
+            match self.open(address, ready.remove(address), active).await {
                 Ok(socket) => {
                     opened.insert(address.clone(), socket);
                 }
@@ -137,10 +189,12 @@ impl Manager {
     async fn open(
         &mut self,
         address: &BindAddress,
+        ready: Option<Reserved>,
         active: &Arc<ActiveListener>,
     ) -> std::io::Result<OpenSocket> {
         let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
-        let bound = sockets::bind(address, peers.len(), active.config.backlog)?;
+        let reserved = ready.map_or_else(|| sockets::reserve(address, peers.len(), false), Ok)?;
+        let bound = reserved.listen(active.config.backlog)?;
         let id = self.next_id;
         self.next_id += 1;
         let slot = Arc::new(Slot(ArcSwap::from(active.clone())));
@@ -223,8 +277,32 @@ impl Manager {
 }
 
 impl Listeners for Manager {
+    fn prepare(&mut self, going: &[Arc<str>], coming: &[Arc<Listener>]) -> Vec<(Arc<str>, String)> {
+        let mut refused = Vec::new();
+        for config in coming {
+            if self.prepared.get(&config.name).is_some_and(|ready| Arc::ptr_eq(&ready.config, config)) {
+                continue;
+            }
+            // The addresses of one that waits and that this one takes the place of.
+            self.prepared.remove(&config.name);
+            match self.ready(config, going, coming) {
+                Ok(ready) => drop(self.prepared.insert(config.name.clone(), ready)),
+                Err(reason) => {
+                    self.stats.listener_create_failure().inc();
+                    refused.push((config.name.clone(), reason));
+                }
+            }
+        }
+        refused
+    }
+
+    fn abandon(&mut self, names: &[Arc<str>]) {
+        names.iter().for_each(|name| drop(self.prepared.remove(name)));
+    }
+
     /// Their sockets are closed without resetting a connection, their connections are told to go.
     async fn remove(&mut self, names: &[Arc<str>]) {
+        self.abandon(names);
         let mut closing = Vec::new();
         for managed in names.iter().filter_map(|name| self.listeners.remove(name)) {
             self.stats.listener_removed().inc();

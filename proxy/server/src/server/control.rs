@@ -123,6 +123,15 @@ impl ControlThread {
 
     /// Applies a change, or holds it when routes or listeners would find clusters missing that a moment brings.
     async fn begin(&mut self, mut change: Change) {
+        if change.diff.whole {
+            // Before a cluster of it begins to warm, which would take its place by itself.
+            let errors = Model::prepare(&mut change.diff, &mut self.manager);
+            if !errors.is_empty() {
+                // Who asked may have gone.
+                let _ = change.done.send(errors);
+                return;
+            }
+        }
         let dns = self.manager.shared().dns.get();
         let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
         let helpers = Helpers { discoverer: discoverer.as_ref(), checker: &self.checker };
