@@ -148,7 +148,7 @@ impl<C: Compile> Machine<C> {
             return Step::Connect;
         }
         let first = self.first.values().filter_map(|first| first.until);
-        Step::Wait(first.chain(self.reconnect_at()).chain(self.world.deadline()).min())
+        Step::Wait(first.chain(self.reconnect_at()).chain(self.world.deadline(now)).min())
     }
 
     /// What compiles resources.

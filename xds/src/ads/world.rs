@@ -321,12 +321,13 @@ impl<C: Compile> World<C> {
         batch
     }
 
-    /// When [`World::settle`] or [`World::expire`] may have more to do though nothing has come.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    /// When [`World::settle`] or [`World::expire`] may have more to do though nothing has come: after `now`, for what
+    /// has ended by then has been acted on, be it one of several waits of one resource.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let waits = self.waiting.iter().flat_map(|key| self.ends_of_waits(key));
         let lingering = self.lingering.values().map(|removed| self.end_of_lingering(*removed));
         let expiry = self.expiries.first().map(|(expires, _)| *expires);
-        waits.chain(lingering).chain(expiry).min()
+        waits.chain(lingering).chain(expiry).filter(|end| *end > now).min()
     }
 
     fn is_wanted(&self, key: &Key) -> bool {

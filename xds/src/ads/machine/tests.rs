@@ -78,7 +78,10 @@ impl Client {
 
     fn wait(&mut self) -> Option<Duration> {
         match self.machine.step(self.now) {
-            Step::Wait(until) => until.map(|until| until - self.now),
+            Step::Wait(until) => {
+                assert!(until.is_none_or(|until| until > self.now), "a wait for what is past would spin");
+                until.map(|until| until - self.now)
+            }
             other => panic!("{other:?}"),
         }
     }
