@@ -15,7 +15,7 @@ use super::stall::Waits;
 use super::timeouts;
 use crate::budget::{Buffered, Reservation};
 use crate::deadline::{Timed, within};
-use crate::upstream::{UpstreamError, choose_cluster};
+use crate::upstream::UpstreamError;
 use crate::wire::body::BodyEvent;
 use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
@@ -325,14 +325,6 @@ impl<D: Downstream> Exchange<'_, D> {
         self.env.hcm.stats.downstream_rq_ws_on_non_ws_route().inc();
         self.close = true;
         Some(LocalReply::new(403, "", "upgrade_failed"))
-    }
-
-    /// An answer before the request is forwarded is logged with the cluster it was meant for, as in Envoy.
-    pub(super) fn name_cluster(&mut self) {
-        let route = self.stream.route.clone();
-        if let Some(Action::Forward(forward)) = route.as_deref().map(|r| &r.action) {
-            self.stream.upstream.cluster = choose_cluster(&forward.cluster, self.stream).0;
-        }
     }
 
     /// The length of body that the request announces.

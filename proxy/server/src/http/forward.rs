@@ -17,7 +17,7 @@ use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Version;
 use sixfold_core::plugin::{Direction, HeadPhase, LocalReply, Outcome};
-use sixfold_core::route::{Forward, Route, WeightedCluster};
+use sixfold_core::route::{Action, Forward, Route, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
 use std::future::poll_fn;
@@ -74,6 +74,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 AfterAttempt::Reply(reply) => return self.respond(*reply).await,
                 AfterAttempt::Forward(response) => return self.pass(&mut plan, response).await,
             }
+        }
+    }
+
+    /// An answer before the request is forwarded is logged with the cluster it was meant for, as in Envoy.
+    pub(super) fn name_cluster(&mut self) {
+        let route = self.stream.route.clone();
+        if let Some(Action::Forward(forward)) = route.as_deref().map(|r| &r.action) {
+            self.stream.upstream.cluster = choose_cluster(&forward.cluster, self.stream).0;
         }
     }
 
