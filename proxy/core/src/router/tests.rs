@@ -136,12 +136,12 @@ fn bad_domains_are_refused_with_their_virtual_host() {
             &["a.com", "A.com"][..],
             "virtual_hosts[0].domains[1]: duplicate domain \"A.com\", also of virtual host \"v\"",
         ),
-        (&["*", "*"], "virtual host \"v\": domains: only a single wildcard domain is permitted"),
+        (&["*", "*"], "virtual_hosts[0].domains[1]: only a single wildcard domain is permitted"),
         (
             &["*.a.*"],
-            "virtual host \"v\": domains: \"*.a.*\": a star may only stand at the start or at the end",
+            "virtual_hosts[0].domains[0]: \"*.a.*\": a star may only stand at the start or at the end",
         ),
-        (&[""], "virtual host \"v\": domains: a domain is empty"),
+        (&[""], "virtual_hosts[0].domains[0]: a domain is empty"),
     ] {
         let error = table(TableOptions::default(), &[("v", domains)]).unwrap_err();
         assert_eq!(error.to_string(), words);
