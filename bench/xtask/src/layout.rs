@@ -90,8 +90,8 @@ const OF_WORKERS: &[&str] = &["proxy/core/src", "proxy/server/src", "plugins/src
 pub const FILE_SYSTEM: &[&str] = &[
     "plugins/src/apisix/prometheus/metrics.rs",
     "proxy/core/src/access_log.rs",
+    "proxy/core/src/files.rs",
     "proxy/core/src/format/envoy.rs",
-    "proxy/core/src/tls/pem.rs",
     "proxy/server/src/admin/process.rs",
     "proxy/server/src/budget.rs",
     "proxy/server/src/callout/trust.rs",
