@@ -13,6 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// A header that asks for no longer a wait asks for none (retry_state_impl.cc `shouldRetryHeaders`).
+const LEAST_RESET: Duration = Duration::from_millis(1);
+
 /// What became of an attempt.
 pub(crate) enum Ending<'a> {
     /// A response head came.
@@ -217,10 +220,11 @@ impl RetryState {
         Duration::from_micros(fastrand::u64(..ceiling.as_micros().max(1) as u64))
     }
 
-    /// What the first readable header of `rate_limited_retry_back_off` says, spread over half as much again.
+    /// What the first readable header of `rate_limited_retry_back_off` says, spread over half as much again. A wait
+    /// of nothing is none: it would switch the back-off off.
     fn asked_to_wait(&self, head: &ResponseHead) -> Option<Duration> {
         let limited = self.policy.rate_limited.as_ref()?;
-        limited.headers.iter().find_map(|(target, unix_time)| {
+        let wait = limited.headers.iter().find_map(|(target, unix_time)| {
             let mut digits = itoa::Buffer::new();
             let first = target.values_of_response(head, &mut digits).next()?;
             let number: u64 = std::str::from_utf8(first).ok()?.trim().parse().ok()?;
@@ -231,8 +235,9 @@ impl RetryState {
                 number
             };
             let wait = Duration::from_secs(seconds);
-            (wait <= limited.max_interval).then(|| wait + wait.mul_f64(fastrand::f64() / 2.0))
-        })
+            (wait <= limited.max_interval).then_some(wait)
+        })?;
+        (wait > LEAST_RESET).then(|| wait + wait.mul_f64(fastrand::f64() / 2.0))
     }
 }
 
@@ -288,6 +293,7 @@ fn list<T>(headers: &Headers, name: Known, parse: impl Fn(&str) -> Option<T>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sixfold_core::retry::RateLimitedBackOff;
 
     fn state(on: RetryOn, retries: u32) -> RetryState {
         let policy = RetryPolicy {
@@ -321,6 +327,28 @@ mod tests {
             assert!(waits.iter().any(|wait| *wait > bound * 9 / 10), "retry {retries}");
             assert!(waits.iter().any(|wait| *wait < bound / 10), "retry {retries}");
         }
+    }
+
+    /// `Retry-After: 0` was a wait of nothing in the place of the back-off.
+    #[test]
+    fn a_header_that_asks_for_no_wait_leaves_the_back_off_in_force() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let wait = |unix_time, value: &str| {
+            let mut limited = state(RetryOn::SERVER_ERROR, 1);
+            let headers = vec![(HeaderTarget::of_response("retry-after"), unix_time)];
+            let rate_limited = RateLimitedBackOff { headers, max_interval: Duration::from_secs(60) };
+            limited.policy =
+                Arc::new(RetryPolicy { rate_limited: Some(rate_limited), ..RetryPolicy::default() });
+            let mut head = ResponseHead::default();
+            head.headers.append(Known::RETRY_AFTER, value.as_bytes());
+            limited.asked_to_wait(&head)
+        };
+        for (unix_time, value) in [(false, "0".to_owned()), (true, now.as_secs().to_string())] {
+            assert_eq!(wait(unix_time, &value), None, "{value}");
+        }
+        let asked = wait(false, "2").map(|wait| wait.as_secs_f64());
+        assert!(asked.is_some_and(|asked| (2.0..=3.0).contains(&asked)), "{asked:?}");
+        assert_eq!(wait(false, "61"), None);
     }
 
     #[test]
