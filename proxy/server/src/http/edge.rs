@@ -55,14 +55,15 @@ pub(crate) fn request(
 fn set_scheme(hcm: &HttpConnectionManager, stream: &mut Stream) {
     let own = if stream.connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let head = &mut stream.request;
-    let told = head.headers.get(Known::X_FORWARDED_PROTO).filter(|_| !hcm.client_address.is_first_hop());
-    let told = told.and_then(|v| match v {
+    let sent = head.headers.get(Known::X_FORWARDED_PROTO).filter(|_| !hcm.client_address.is_first_hop());
+    let told = sent.and_then(|v| match v {
         b"http" => Some(Scheme::Http),
         b"https" => Some(Scheme::Https),
         _ => None,
     });
     let proto = hcm.headers.scheme.or(told).unwrap_or(own);
-    if hcm.headers.scheme.is_some() || told.is_none() {
+    // What is no scheme that we know (`wss`) tells us nothing, and is left to those who know it.
+    if hcm.headers.scheme.is_some() || sent.is_none() {
         head.headers.set(Known::X_FORWARDED_PROTO, proto.as_str().as_bytes());
     }
     // Only an absolute target over HTTP/1 and HTTP/2's pseudo header say it themselves.
@@ -133,7 +134,9 @@ fn announce(hcm: &HttpConnectionManager, trust: trust::Trust, stream: &mut Strea
     }
     if let Some((cluster, node)) = &hcm.headers.add_user_agent {
         headers.set(Known::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, cluster.as_bytes());
-        headers.set_if_absent(Known::USER_AGENT, cluster.as_bytes());
+        if is_empty(headers, Known::USER_AGENT) {
+            headers.set(Known::USER_AGENT, cluster.as_bytes());
+        }
         if !node.is_empty() {
             headers.set(Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE, node.as_bytes());
         }
@@ -143,9 +146,14 @@ fn announce(hcm: &HttpConnectionManager, trust: trust::Trust, stream: &mut Strea
     }
     let options = &hcm.headers;
     let replace = trust.edge && !options.preserve_request_id;
-    if options.generate_request_id && (replace || !headers.contains(Known::X_REQUEST_ID)) {
+    if options.generate_request_id && (replace || is_empty(headers, Known::X_REQUEST_ID)) {
         headers.set(Known::X_REQUEST_ID, &request_id::uuid_v4());
     }
+}
+
+/// Whether a field says nothing: it is not there, or has no value.
+fn is_empty(headers: &Headers, name: Known) -> bool {
+    headers.get(name).is_none_or(<[u8]>::is_empty)
 }
 
 /// Prepares the headers of a response for the client. Runs after all filters. `now` is the moment of the last

@@ -248,7 +248,31 @@ fn the_scheme_follows_a_forwarded_proto_that_is_one() {
         let mut s = stream(&[("x-forwarded-proto", sent)], None);
         run(&hcm(ClientAddress::default(), own_headers()), &mut s);
         assert_eq!(s.request.scheme, want);
-        assert_eq!(s.request.headers.get(Known::X_FORWARDED_PROTO), Some(want.as_str().as_bytes()));
+    }
+}
+
+/// One that is no `http` or `https` was overwritten, though the client in front is trusted.
+#[test]
+fn a_trusted_forwarded_proto_stays_whatever_it_names() {
+    let hops = ClientAddress { trusted_hops: 1, ..edge() };
+    for (address, kept) in [(ClientAddress::default(), true), (hops, true), (edge(), false)] {
+        for sent in ["http", "https", "wss", "ftp"] {
+            let mut s = stream(&[("x-forwarded-proto", sent)], None);
+            run(&hcm(address.clone(), own_headers()), &mut s);
+            let want = if kept { sent } else { "http" };
+            assert_eq!(s.request.headers.get(Known::X_FORWARDED_PROTO), Some(want.as_bytes()), "{kept}");
+        }
+    }
+}
+
+/// A field without a value counted as one that the client had given.
+#[test]
+fn what_is_made_where_nothing_was_sent_is_made_for_an_empty_field_too() {
+    let agent = Some(("c".into(), "".into()));
+    let hcm = hcm(ClientAddress::default(), EdgeHeaders { add_user_agent: agent, ..own_headers() });
+    let (lines, _) = run(&hcm, &mut stream(&[("x-request-id", ""), ("user-agent", "")], None));
+    for line in ["x-request-id: <uuid>", "user-agent: c"] {
+        assert!(lines.contains(&line.to_owned()), "{lines:?}");
     }
 }
 
