@@ -243,6 +243,7 @@ impl Terms {
             retry: Some(Arc::new(self.retry_policy())),
             buffer_limit: 1 << 20,
             health_check: None,
+            outlier_detection: None,
             balance: BalanceConfig { policy: self.balancer.policy(), ..BalanceConfig::default() },
             source_address: None,
             tcp_keepalive: None,

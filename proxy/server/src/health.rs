@@ -1,14 +1,17 @@
-//! Active health checks: whether endpoints are well, asked on a thread of its own for the whole process.
+//! Whether endpoints are well: active health checks, and what becomes of outliers, on a thread of its own for the whole
+//! process.
 //!
 //! What is known of an endpoint belongs to its name and address in its cluster: it goes on when the cluster is replaced,
 //! as long as it is checked in the same way.
 
+mod outliers;
 mod probe;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use crate::upstream::Pools;
+use outliers::Judges;
 use parking_lot::Mutex;
 use probe::Target;
 use sixfold_core::cluster::{Cluster, HealthCheck, HealthCheckStats, Host, HostObserver, Member, Reasons};
@@ -40,6 +43,7 @@ pub(crate) struct HealthChecker {
     registry: Registry,
     thread: OnceLock<Option<Handle>>,
     watched: Mutex<HashMap<Arc<str>, Arc<Watched>>>,
+    judges: Judges,
 }
 
 /// The endpoints of a cluster that are checked.
@@ -76,14 +80,21 @@ impl Drop for Session {
 impl HealthChecker {
     /// Asks by `callout`. Nothing is checked yet.
     pub(crate) fn new(callout: Arc<dyn Callout>, registry: Registry) -> HealthChecker {
-        HealthChecker { callout, registry, thread: OnceLock::new(), watched: Mutex::default() }
+        HealthChecker {
+            callout,
+            registry,
+            thread: OnceLock::new(),
+            watched: Mutex::default(),
+            judges: Judges::default(),
+        }
     }
 
-    /// Checks the endpoints of a cluster, in place of those of the one before it of its name. `None` where nothing is to
+    /// Looks after the outliers of a cluster, and checks its endpoints, in place of those of the one before it of its name. `None` where nothing is to
     /// be checked.
     pub(crate) fn watch(&self, cluster: &Arc<Cluster>) -> Option<Arc<Watched>> {
+        self.judges.watch(cluster, || self.thread.get_or_init(thread).clone());
         let Some(check) = &cluster.config.health_check else {
-            if self.forget(&cluster.config.name) {
+            if self.unwatch(&cluster.config.name) {
                 acquit(cluster);
             }
             return None;
@@ -123,6 +134,11 @@ impl HealthChecker {
 
     /// Checks the endpoints of a cluster no longer; tells whether they were.
     pub(crate) fn forget(&self, name: &str) -> bool {
+        self.judges.forget(name);
+        self.unwatch(name)
+    }
+
+    fn unwatch(&self, name: &str) -> bool {
         self.watched.lock().remove(name).is_some()
     }
 }
@@ -211,6 +227,12 @@ impl Watched {
             changed |= host.set_reason(reason, on);
         }
         let cluster = self.cluster.upgrade();
+        if let (Verdict::Passed { .. }, Some(outliers)) =
+            (verdict, cluster.as_ref().and_then(|c| c.outliers.as_ref()))
+            && !host.reasons().contains(Reasons::ACTIVE_CHECK)
+        {
+            changed |= outliers.passed_check(host);
+        }
         let traffic = cluster.as_ref().is_some_and(|cluster| cluster.stats.upstream_cx_total().get() > 0);
         let wait = state.wait(&self.check, change.kind, verdict.passed(), traffic);
         state.due = Instant::now() + wait;

@@ -6,6 +6,7 @@ pub(crate) mod dns;
 mod eds;
 mod endpoints;
 mod health;
+mod outlier;
 mod protocol;
 #[cfg(test)]
 mod tests;
@@ -94,6 +95,12 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         retry: protocol.retry,
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
         health_check: health::compile(&value.health_checks).in_key("health_checks")?,
+        outlier_detection: value
+            .outlier_detection
+            .as_ref()
+            .map(outlier::compile)
+            .transpose()
+            .in_key("outlier_detection")?,
         balance,
         source_address: value
             .upstream_bind_config
@@ -149,7 +156,7 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         typed_dns_resolver_config: _,
         // Nothing waits for a cluster to become warm.
         wait_for_warm_on_init: _,
-        outlier_detection,
+        outlier_detection: _,
         // Only ORIGINAL_DST clusters are cleaned up.
         cleanup_interval: _,
         upstream_bind_config: _,
@@ -179,7 +186,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         transport_socket_matcher,
         stats_matcher,
         per_connection_buffer_high_watermark_timeout,
-        outlier_detection,
         lb_subset_config,
         close_connections_on_host_health_failure,
         ignore_health_on_host_removal,

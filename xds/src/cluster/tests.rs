@@ -241,7 +241,14 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
         ),
         ("cluster_type: {name: x}", "cluster_type: \"x\" is not supported"),
         ("health_checks: [{}]", "health_checks[0].timeout: is missing"),
-        ("outlier_detection: {}", "outlier_detection: is not supported"),
+        (
+            "outlier_detection: {base_ejection_time: 9s, max_ejection_time: 8s}",
+            "outlier_detection.max_ejection_time: must not be shorter than base_ejection_time",
+        ),
+        (
+            "outlier_detection: {detect_degraded_hosts: true}",
+            "outlier_detection.detect_degraded_hosts: is not supported",
+        ),
         (
             "load_assignment: {cluster_name: c, policy: {drop_overloads: [{category: x}]}}",
             "load_assignment.policy.drop_overloads: is not supported",

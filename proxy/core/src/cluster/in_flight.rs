@@ -158,6 +158,9 @@ impl Cluster {
         if outcome.kind.is_failure() {
             host.failed_requests.fetch_add(1, Relaxed);
         }
+        if let Some(outliers) = &self.outliers {
+            outliers.report(host, outcome);
+        }
         self.balancer.report(host, outcome);
     }
 }

@@ -13,6 +13,7 @@ mod health_check;
 mod host;
 mod in_flight;
 mod members;
+mod outlier;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use health_check::{
 pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
 pub use members::{HostSet, Member, Members, PriorityLevel};
+pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierStats, Outliers, SuccessRate};
 pub use stats::ClusterStats;
 pub use tried::TriedHost;
 
@@ -64,6 +66,8 @@ pub struct Cluster {
     pub high_breaker: Breaker,
     /// Held while the endpoints are replaced: discovery and health checks come from different threads.
     visibility: Mutex<Visibility>,
+    /// What is counted of its endpoints to find outliers.
+    pub outliers: Option<Arc<Outliers>>,
     /// Who works for it; most clusters have nobody.
     helpers: Mutex<Option<Box<Helpers>>>,
 }
@@ -168,6 +172,8 @@ pub struct ClusterPolicy {
     pub buffer_limit: usize,
     /// How endpoints are asked whether they are well; until they were, they get no traffic.
     pub health_check: Option<Arc<HealthCheck>>,
+    /// Which endpoints are outliers, and leave for a while.
+    pub outlier_detection: Option<Arc<OutlierDetection>>,
     /// How endpoints are chosen.
     pub balance: BalanceConfig,
     /// Local address to connect from.
@@ -232,6 +238,7 @@ impl Default for ClusterPolicy {
             retry: None,
             buffer_limit: 1 << 20,
             health_check: None,
+            outlier_detection: None,
             balance: BalanceConfig::default(),
             source_address: None,
             tcp_keepalive: None,
@@ -377,6 +384,12 @@ impl Cluster {
             }
         };
         let balancer = build(&config.balance, &set, &stats)?;
+        let goes_on = previous.is_some_and(|old| Arc::ptr_eq(&old.stats, &stats));
+        let known = previous.and_then(|old| old.outliers.as_ref());
+        let outliers = config
+            .outlier_detection
+            .as_ref()
+            .map(|detection| Outliers::new(detection, known, registry, &config.observability_name, goes_on));
         let resolves = matches!(config.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         Ok(Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),
@@ -384,6 +397,7 @@ impl Cluster {
             hosts: ArcSwap::from_pointee(set),
             visibility: Mutex::new(Visibility::Hidden),
             helpers: Mutex::default(),
+            outliers,
             endpoints: if resolves { endpoints.into() } else { Box::default() },
             balancer,
             stats,
@@ -444,11 +458,14 @@ impl Cluster {
     /// Takes the place of `previous`. Hosts that `previous` has found since this was built are taken over.
     fn enter(&self, previous: Option<&Cluster>) {
         let live = previous.map(|c| c.hosts.load_full());
+        let ended = self.outliers.is_none()
+            && previous.and_then(|old| old.outliers.as_ref()).is_some_and(|outliers| outliers.end());
         let mut visibility = self.visibility.lock();
         *visibility = Visibility::InForce;
         let set = self.hosts.load_full();
         match live.as_deref().and_then(|live| set.adopting(live)) {
             Some(adopted) => self.publish(adopted, live.as_deref(), *visibility),
+            None if ended => self.publish(set.refreshed(), live.as_deref(), *visibility),
             None => self.show(&set, live.as_deref()),
         }
     }
@@ -467,6 +484,9 @@ impl Cluster {
 
     /// Tells hosts and statistics of the endpoints that are in force now.
     fn show(&self, set: &HostSet, before: Option<&HostSet>) {
+        if let Some(outliers) = &self.outliers {
+            outliers.follow(set);
+        }
         if set.mark(before) {
             self.stats.membership_change().inc();
         }

@@ -168,3 +168,49 @@ fn only_what_changes_makes_a_new_member() {
     assert!(!Arc::ptr_eq(&at(&first, 1), &at(&second, 1)));
     assert!(Arc::ptr_eq(&at(&first, 1).host, &at(&second, 1).host));
 }
+
+/// What was against endpoints goes with what found it.
+#[test]
+fn ejections_end_with_their_detection_and_go_on_without_it_changing() {
+    use crate::cluster::{CAUSES, FailurePercentage, Outcome, OutcomeKind, OutlierDetection, SuccessRate};
+    use std::time::Instant;
+    let detection = OutlierDetection {
+        interval: Duration::from_secs(10),
+        base_ejection: Duration::from_secs(30),
+        max_ejection: Duration::from_secs(300),
+        jitter: Duration::ZERO,
+        max_ejected_percent: 100,
+        always_one: false,
+        back_by_check: true,
+        split_local: false,
+        consecutive_5xx: 1,
+        consecutive_gateway: 0,
+        consecutive_local: 0,
+        success_rate: SuccessRate { hosts: 5, requests: 100, stdev_factor: 1900 },
+        failure_percentage: FailurePercentage { hosts: 5, requests: 100, threshold: 85 },
+        enforcing: [100; CAUSES],
+    };
+    let registry = Registry::new();
+    let cell = Clusters::default().cell("c");
+    let put = |detection: Option<&OutlierDetection>| {
+        let mut config = ClusterConfig::named("c");
+        config.outlier_detection = detection.cloned().map(Arc::new);
+        let previous = cell.load();
+        let endpoints = vec![endpoint(1, 1), endpoint(2, 1)];
+        let cluster = Cluster::new(config, endpoints, previous.as_deref(), &registry).unwrap();
+        cell.swap(Some(cluster.clone()));
+        cluster
+    };
+    let first = put(Some(&detection));
+    let outliers = first.outliers.clone().unwrap();
+    let host = member(&first, 1).host.clone();
+    let elapsed = Duration::ZERO;
+    outliers.report(&host, &Outcome { worker: 0, kind: OutcomeKind::Response, status: 500, elapsed });
+    assert!(outliers.eject(Instant::now()));
+    first.refresh();
+    assert_eq!(first.hosts.load().healthy(), 1);
+    let second = put(Some(&detection));
+    assert_eq!(second.hosts.load().healthy(), 1);
+    let third = put(None);
+    assert_eq!((third.hosts.load().healthy(), third.stats.membership_healthy().get()), (2, 2));
+}

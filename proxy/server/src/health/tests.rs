@@ -385,3 +385,52 @@ async fn grpc_checks_ask_for_a_service() {
         assert_eq!(healthy(&cluster), well, "{status}");
     }
 }
+
+/// Workers only count: somebody else takes the endpoint out of the balancer's hands, and lets it come back.
+#[tokio::test]
+async fn outliers_leave_and_come_back() {
+    use sixfold_core::cluster::{
+        CAUSES, Choice, FailurePercentage, OutcomeKind, OutlierDetection, SuccessRate,
+    };
+    let detection = OutlierDetection {
+        interval: SOON,
+        base_ejection: SOON * 5,
+        max_ejection: SOON * 5,
+        jitter: Duration::ZERO,
+        max_ejected_percent: 100,
+        always_one: false,
+        back_by_check: true,
+        split_local: false,
+        consecutive_5xx: 3,
+        consecutive_gateway: 0,
+        consecutive_local: 0,
+        success_rate: SuccessRate { hosts: 5, requests: 1000, stdev_factor: 1900 },
+        failure_percentage: FailurePercentage { hosts: 5, requests: 1000, threshold: 85 },
+        enforcing: [100; CAUSES],
+    };
+    let mut config = ClusterConfig::named("c");
+    config.outlier_detection = Some(Arc::new(detection));
+    let address = Address::Ip(([127, 0, 0, 1], 1).into());
+    let cluster = Cluster::new(config, vec![HostConfig::new(address)], None, &Registry::new()).unwrap();
+    let cell = sixfold_core::cluster::Clusters::default().cell("c");
+    cell.swap(Some(cluster.clone()));
+    let checker = checker();
+    assert!(checker.watch(&cluster).is_none());
+    let subset = std::collections::BTreeMap::new();
+    let choice = Choice {
+        worker: 0,
+        hash: None,
+        random: 0,
+        attempt: 0,
+        tried: &[],
+        predicates: &[],
+        host_attempts: 1,
+        previous_priorities: None,
+        subset: &subset,
+    };
+    for _ in 0..3 {
+        cluster.choose(&choice).unwrap().end(OutcomeKind::Response, 500, std::time::Instant::now());
+    }
+    until("ejected", || healthy(&cluster) == 0).await;
+    until("back", || healthy(&cluster) == 1).await;
+}

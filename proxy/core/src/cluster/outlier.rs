@@ -1,0 +1,659 @@
+//! Outlier detection: endpoints that fail more than others leave for a while (source/common/upstream/
+//! outlier_detection_impl.cc).
+//!
+//! Whoever ends an attempt only counts. What follows from the counts is decided beside the workers, by whoever waits for
+//! [`Outliers::wait`] and calls [`Outliers::eject`] and, every interval, [`Outliers::look`].
+
+use super::{Host, HostSet, Outcome, OutcomeKind, Reasons};
+use crate::fast_hash::FastMap;
+use crate::metrics::{Counter, Registry};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Which endpoints are outliers, and for how long they leave (Envoy's OutlierDetection).
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutlierDetection {
+    /// Time between looks at rates, and at who may come back; 10 s by default.
+    pub interval: Duration,
+    /// Time that an endpoint leaves for the first time, and so much longer each time; 30 s by default.
+    pub base_ejection: Duration,
+    /// It never leaves for longer; 300 s by default, at least the time of the first.
+    pub max_ejection: Duration,
+    /// Added to that: anything below this, by chance. 0 by default.
+    pub jitter: Duration,
+    /// Endpoints that may be gone at once, percent of all; 10 by default.
+    pub max_ejected_percent: u32,
+    /// One may leave whatever that says.
+    pub always_one: bool,
+    /// An active check that an endpoint passes lets it come back; true by default.
+    pub back_by_check: bool,
+    /// Failures of this proxy's own (connections, time) do not count as 503 and 504, but apart.
+    pub split_local: bool,
+    /// Statuses of 500 and more in a row, 5 by default; 0 never.
+    pub consecutive_5xx: u32,
+    /// Statuses 502, 503 and 504 in a row, 5 by default; 0 never.
+    pub consecutive_gateway: u32,
+    /// Failures of this proxy's own in a row, 5 by default; 0 never.
+    pub consecutive_local: u32,
+    /// Rates of success that are far below the others'.
+    pub success_rate: SuccessRate,
+    /// Rates of failure that are too high by themselves.
+    pub failure_percentage: FailurePercentage,
+    /// Share of detections that are acted on, percent, by [`Cause`].
+    pub enforcing: [u32; CAUSES],
+}
+
+/// When a rate of success is an outlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SuccessRate {
+    /// Endpoints with enough requests that there must be, 5 by default.
+    pub hosts: u32,
+    /// Requests in an interval that are enough, 100 by default.
+    pub requests: u32,
+    /// Standard deviations below the mean, in thousandths; 1900 by default.
+    pub stdev_factor: u32,
+}
+
+/// When a rate of failure is too high.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailurePercentage {
+    /// Endpoints with enough requests that there must be, 5 by default.
+    pub hosts: u32,
+    /// Requests in an interval that are enough, 50 by default.
+    pub requests: u32,
+    /// Percent, 85 by default.
+    pub threshold: u32,
+}
+
+/// Why an endpoint is an outlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Statuses of 500 and more.
+    Consecutive5xx,
+    /// 502, 503, 504.
+    GatewayFailure,
+    /// Failures of this proxy's own.
+    LocalOrigin,
+    /// Success is rarer than with the others.
+    SuccessRate,
+    /// The same of failures of this proxy's own.
+    LocalSuccessRate,
+    /// Failures are too many.
+    FailurePercentage,
+    /// The same of failures of this proxy's own.
+    LocalFailurePercentage,
+}
+
+/// Number of [`Cause`]s.
+pub const CAUSES: usize = 7;
+
+crate::stat_block! {
+    /// Statistics under `cluster.NAME.outlier_detection.`.
+    pub struct OutlierStats {
+        counters: [
+            ejections_overflow, ejections_enforced_total,
+            ejections_detected_consecutive_5xx, ejections_enforced_consecutive_5xx,
+            ejections_detected_consecutive_gateway_failure, ejections_enforced_consecutive_gateway_failure,
+            ejections_detected_consecutive_local_origin_failure,
+            ejections_enforced_consecutive_local_origin_failure,
+            ejections_detected_success_rate, ejections_enforced_success_rate,
+            ejections_detected_local_origin_success_rate, ejections_enforced_local_origin_success_rate,
+            ejections_detected_failure_percentage, ejections_enforced_failure_percentage,
+            ejections_detected_local_origin_failure_percentage,
+            ejections_enforced_local_origin_failure_percentage,
+        ],
+        gauges: [ejections_active],
+        histograms: [],
+    }
+}
+
+impl OutlierStats {
+    /// The counters of detections and of those that were acted on.
+    fn of(&self, cause: Cause) -> (Counter<'_>, Counter<'_>) {
+        match cause {
+            Cause::Consecutive5xx => {
+                (self.ejections_detected_consecutive_5xx(), self.ejections_enforced_consecutive_5xx())
+            }
+            Cause::GatewayFailure => (
+                self.ejections_detected_consecutive_gateway_failure(),
+                self.ejections_enforced_consecutive_gateway_failure(),
+            ),
+            Cause::LocalOrigin => (
+                self.ejections_detected_consecutive_local_origin_failure(),
+                self.ejections_enforced_consecutive_local_origin_failure(),
+            ),
+            Cause::SuccessRate => {
+                (self.ejections_detected_success_rate(), self.ejections_enforced_success_rate())
+            }
+            Cause::LocalSuccessRate => (
+                self.ejections_detected_local_origin_success_rate(),
+                self.ejections_enforced_local_origin_success_rate(),
+            ),
+            Cause::FailurePercentage => {
+                (self.ejections_detected_failure_percentage(), self.ejections_enforced_failure_percentage())
+            }
+            Cause::LocalFailurePercentage => (
+                self.ejections_detected_local_origin_failure_percentage(),
+                self.ejections_enforced_local_origin_failure_percentage(),
+            ),
+        }
+    }
+}
+
+/// What is counted of a cluster's endpoints.
+pub struct Outliers {
+    /// As configured.
+    pub config: OutlierDetection,
+    stats: OutlierStats,
+    /// By the host's number.
+    monitors: ArcSwap<FastMap<u64, Arc<Monitor>>>,
+    /// Endpoints that have reached a threshold: each as often as there are thresholds, at most.
+    detected: Mutex<Vec<(Arc<Monitor>, Cause)>>,
+    wake: Notify,
+}
+
+/// What is counted of an endpoint.
+struct Monitor {
+    host: Arc<Host>,
+    consecutive_5xx: AtomicU32,
+    consecutive_gateway: AtomicU32,
+    consecutive_local: AtomicU32,
+    external: Tally,
+    local: Tally,
+    /// What counts of other settings for the same endpoint share.
+    ejection: Arc<Mutex<Ejection>>,
+}
+
+/// Requests since the last look.
+#[derive(Default)]
+struct Tally {
+    total: AtomicU32,
+    succeeded: AtomicU32,
+}
+
+#[derive(Default)]
+struct Ejection {
+    /// By how much the next one is longer.
+    times: u32,
+    /// Until when it is gone.
+    until: Option<Instant>,
+}
+
+impl Monitor {
+    fn new(host: Arc<Host>, ejection: Arc<Mutex<Ejection>>) -> Monitor {
+        Monitor {
+            host,
+            consecutive_5xx: AtomicU32::new(0),
+            consecutive_gateway: AtomicU32::new(0),
+            consecutive_local: AtomicU32::new(0),
+            external: Tally::default(),
+            local: Tally::default(),
+            ejection,
+        }
+    }
+
+    fn is_ejected(&self) -> bool {
+        self.host.reasons().contains(Reasons::EJECTED)
+    }
+
+    /// Begins to count anew what `cause` counted.
+    fn reset(&self, cause: Cause) {
+        match cause {
+            Cause::Consecutive5xx => self.consecutive_5xx.store(0, Relaxed),
+            Cause::GatewayFailure => self.consecutive_gateway.store(0, Relaxed),
+            Cause::LocalOrigin => self.consecutive_local.store(0, Relaxed),
+            _ => {}
+        }
+    }
+}
+
+impl Tally {
+    fn count(&self, success: bool) {
+        self.total.fetch_add(1, Relaxed);
+        self.succeeded.fetch_add(u32::from(success), Relaxed);
+    }
+
+    /// Requests and percent that succeeded, and counts anew.
+    fn take(&self) -> (u32, f64) {
+        let total = self.total.swap(0, Relaxed);
+        let succeeded = self.succeeded.swap(0, Relaxed);
+        (total, 100.0 * f64::from(succeeded.min(total)) / f64::from(total.max(1)))
+    }
+}
+
+impl Outliers {
+    /// Counts for a cluster of this name; what `previous` counted of endpoints that stay goes on.
+    pub(super) fn new(
+        config: &OutlierDetection,
+        previous: Option<&Arc<Outliers>>,
+        registry: &Registry,
+        name: &str,
+        goes_on: bool,
+    ) -> Arc<Outliers> {
+        match previous {
+            Some(previous) if goes_on && previous.config == *config => return previous.clone(),
+            _ => {}
+        }
+        let stats = match previous {
+            Some(previous) if goes_on => previous.stats.clone(),
+            _ => OutlierStats::new(registry, &format!("cluster.{name}.outlier_detection.")),
+        };
+        // Attempts that are under way go on to be counted by the one before.
+        let again = |(id, monitor): (&u64, &Arc<Monitor>)| {
+            (*id, Arc::new(Monitor::new(monitor.host.clone(), monitor.ejection.clone())))
+        };
+        let monitors = previous.map(|previous| previous.monitors.load().iter().map(again).collect());
+        Arc::new(Outliers {
+            config: config.clone(),
+            stats,
+            monitors: ArcSwap::from_pointee(monitors.unwrap_or_default()),
+            detected: Mutex::default(),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Counts for these endpoints from now on.
+    pub(super) fn follow(&self, set: &HostSet) {
+        let before = self.monitors.load();
+        let monitor = |host: &Arc<Host>| match before.get(&host.id) {
+            Some(monitor) => monitor.clone(),
+            None => Arc::new(Monitor::new(host.clone(), Arc::default())),
+        };
+        let monitors: FastMap<u64, Arc<Monitor>> =
+            set.iter().map(|member| (member.host.id, monitor(&member.host))).collect();
+        self.monitors.store(Arc::new(monitors));
+        self.show();
+    }
+
+    fn show(&self) {
+        let ejected = self.monitors.load().values().filter(|monitor| monitor.is_ejected()).count();
+        self.stats.ejections_active().set(ejected as u64);
+    }
+
+    /// Counts the end of an attempt.
+    pub(super) fn report(&self, host: &Host, outcome: &Outcome) {
+        let monitors = self.monitors.load();
+        let Some(monitor) = monitors.get(&host.id) else { return };
+        let OutlierDetection { split_local, consecutive_local, .. } = self.config;
+        match outcome.kind {
+            // Nothing of the endpoint's.
+            OutcomeKind::Cancelled | OutcomeKind::Overflow => {}
+            OutcomeKind::Response => {
+                if split_local {
+                    monitor.consecutive_local.store(0, Relaxed);
+                    monitor.local.count(true);
+                }
+                self.status(monitor, outcome.status);
+            }
+            _ if split_local => {
+                monitor.local.count(false);
+                self.reached(monitor, &monitor.consecutive_local, consecutive_local, Cause::LocalOrigin);
+            }
+            kind => self.status(monitor, kind.status()),
+        }
+    }
+
+    fn status(&self, monitor: &Arc<Monitor>, status: u16) {
+        monitor.external.count(status < 500);
+        let OutlierDetection { consecutive_5xx, consecutive_gateway, .. } = self.config;
+        match status {
+            502..=504 => {
+                let count = &monitor.consecutive_gateway;
+                self.reached(monitor, count, consecutive_gateway, Cause::GatewayFailure);
+            }
+            _ => monitor.consecutive_gateway.store(0, Relaxed),
+        }
+        match status {
+            500.. => {
+                self.reached(monitor, &monitor.consecutive_5xx, consecutive_5xx, Cause::Consecutive5xx);
+            }
+            _ => monitor.consecutive_5xx.store(0, Relaxed),
+        }
+    }
+
+    /// Counts one more; the one that makes the threshold full is told, and no later one until it was seen to.
+    fn reached(&self, monitor: &Arc<Monitor>, count: &AtomicU32, threshold: u32, cause: Cause) {
+        if count.fetch_add(1, Relaxed).wrapping_add(1) == threshold {
+            self.detected.lock().push((monitor.clone(), cause));
+            self.wake.notify_one();
+        }
+    }
+
+    /// Ends when an endpoint has reached a threshold.
+    pub async fn wait(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Ejects what has reached a threshold; tells whether any has left.
+    pub fn eject(&self, now: Instant) -> bool {
+        let detected = std::mem::take(&mut *self.detected.lock());
+        let mut changed = false;
+        for (monitor, cause) in detected {
+            if !monitor.is_ejected() {
+                changed |= self.eject_one(&monitor, cause, now);
+            }
+            monitor.reset(cause);
+        }
+        changed
+    }
+
+    fn eject_one(&self, monitor: &Monitor, cause: Cause, now: Instant) -> bool {
+        let (detected, enforced) = self.stats.of(cause);
+        detected.inc();
+        let monitors = self.monitors.load();
+        if !monitors.contains_key(&monitor.host.id) {
+            return false;
+        }
+        let active = monitors.values().filter(|monitor| monitor.is_ejected()).count();
+        let percent = 100.0 * (active + 1) as f64 / monitors.len() as f64;
+        let one = self.config.always_one && active == 0;
+        if !one && percent > f64::from(self.config.max_ejected_percent) {
+            self.stats.ejections_overflow().inc();
+            return false;
+        }
+        if fastrand::u32(0..100) >= self.config.enforcing[cause as usize] {
+            return false;
+        }
+        let OutlierDetection { base_ejection, max_ejection, jitter, .. } = self.config;
+        let mut ejection = monitor.ejection.lock();
+        ejection.times = ejection.times.saturating_add(1);
+        let time = base_ejection.saturating_mul(ejection.times).min(max_ejection);
+        ejection.until = now.checked_add(time.saturating_add(jitter.mul_f64(fastrand::f64())));
+        monitor.host.set_reason(Reasons::EJECTED, true);
+        enforced.inc();
+        self.stats.ejections_enforced_total().inc();
+        drop(ejection);
+        self.show();
+        true
+    }
+
+    /// Looks at rates, and lets those come back whose time is over: once an interval. Tells whether any came or left.
+    pub fn look(&self, now: Instant) -> bool {
+        let monitors = self.monitors.load_full();
+        let mut changed = false;
+        for monitor in monitors.values() {
+            let mut ejection = monitor.ejection.lock();
+            if !monitor.is_ejected() {
+                // A clean interval makes the next one shorter.
+                ejection.times = ejection.times.saturating_sub(1);
+            } else if ejection.until.is_none_or(|until| until <= now) {
+                ejection.until = None;
+                changed |= self.acquit(monitor);
+            }
+        }
+        let rates = |tally: fn(&Monitor) -> &Tally| -> Vec<_> {
+            let rate = |monitor: &Arc<Monitor>| (monitor.clone(), tally(monitor).take());
+            monitors.values().map(rate).filter(|(monitor, _)| !monitor.is_ejected()).collect()
+        };
+        let external = rates(|monitor| &monitor.external);
+        changed |= self.compare(&external, [Cause::SuccessRate, Cause::FailurePercentage], now);
+        if self.config.split_local {
+            let local = rates(|monitor| &monitor.local);
+            changed |= self.compare(&local, [Cause::LocalSuccessRate, Cause::LocalFailurePercentage], now);
+        }
+        self.show();
+        changed
+    }
+
+    /// Lets an endpoint come back that has passed an active check, where that is wanted; tells whether it does.
+    pub fn passed_check(&self, host: &Host) -> bool {
+        let monitors = self.monitors.load();
+        let wanted =
+            monitors.get(&host.id).filter(|monitor| self.config.back_by_check && monitor.is_ejected());
+        let changed = wanted.is_some_and(|monitor| {
+            monitor.ejection.lock().until = None;
+            self.acquit(monitor)
+        });
+        if changed {
+            self.show();
+        }
+        changed
+    }
+
+    fn acquit(&self, monitor: &Monitor) -> bool {
+        for cause in [Cause::Consecutive5xx, Cause::GatewayFailure, Cause::LocalOrigin] {
+            monitor.reset(cause);
+        }
+        monitor.host.set_reason(Reasons::EJECTED, false)
+    }
+
+    /// Ejects those whose success is rarer than the others', and those with too many failures.
+    fn compare(&self, rates: &[(Arc<Monitor>, (u32, f64))], causes: [Cause; 2], now: Instant) -> bool {
+        let [rarer, too_many] = causes;
+        let SuccessRate { hosts, requests, stdev_factor } = self.config.success_rate;
+        let counted: Vec<_> = rates.iter().filter(|(_, (total, _))| *total >= requests.max(1)).collect();
+        let mut changed = false;
+        if !counted.is_empty() && counted.len() >= hosts as usize {
+            let threshold = threshold(counted.iter().map(|(_, (_, rate))| *rate), stdev_factor);
+            for (monitor, _) in counted.iter().filter(|(_, (_, rate))| *rate < threshold) {
+                changed |= self.eject_one(monitor, rarer, now);
+            }
+        }
+        let FailurePercentage { hosts, requests, threshold } = self.config.failure_percentage;
+        let counted: Vec<_> = rates.iter().filter(|(_, (total, _))| *total >= requests.max(1)).collect();
+        if !counted.is_empty() && counted.len() >= hosts as usize {
+            let fails = |rate: f64| 100.0 - rate >= f64::from(threshold);
+            for (monitor, _) in
+                counted.iter().filter(|(monitor, (_, rate))| fails(*rate) && !monitor.is_ejected())
+            {
+                changed |= self.eject_one(monitor, too_many, now);
+            }
+        }
+        changed
+    }
+
+    /// Takes back everything against the endpoints: nothing is detected any more.
+    pub fn end(&self) -> bool {
+        let monitors = self.monitors.swap(Arc::default());
+        let mut changed = false;
+        for monitor in monitors.values() {
+            changed |= self.acquit(monitor);
+        }
+        self.show();
+        changed
+    }
+}
+
+/// Rates of success below this are outliers.
+fn threshold(rates: impl Iterator<Item = f64> + Clone, stdev_factor: u32) -> f64 {
+    let count = rates.clone().count().max(1) as f64;
+    let mean = rates.clone().sum::<f64>() / count;
+    let variance = rates.map(|rate| (rate - mean).powi(2)).sum::<f64>() / count;
+    mean - variance.sqrt() * f64::from(stdev_factor) / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::{Address, HostConfig};
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn config() -> OutlierDetection {
+        OutlierDetection {
+            interval: 10 * SECOND,
+            base_ejection: 30 * SECOND,
+            max_ejection: 70 * SECOND,
+            jitter: Duration::ZERO,
+            max_ejected_percent: 100,
+            always_one: false,
+            back_by_check: true,
+            split_local: false,
+            consecutive_5xx: 3,
+            consecutive_gateway: 2,
+            consecutive_local: 2,
+            success_rate: SuccessRate { hosts: 5, requests: 10, stdev_factor: 1900 },
+            failure_percentage: FailurePercentage { hosts: 5, requests: 10, threshold: 85 },
+            enforcing: [100; CAUSES],
+        }
+    }
+
+    fn outliers(config: &OutlierDetection, hosts: u16) -> (Arc<Outliers>, HostSet) {
+        let host = |port| HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into()));
+        let set = HostSet::new((1..=hosts).map(host).collect(), None);
+        let outliers = Outliers::new(config, None, &Registry::new(), "c", false);
+        outliers.follow(&set);
+        (outliers, set)
+    }
+
+    fn answer(outliers: &Outliers, host: &Host, status: u16) {
+        let elapsed = Duration::ZERO;
+        outliers.report(host, &Outcome { worker: 0, kind: OutcomeKind::Response, status, elapsed });
+    }
+
+    fn fail(outliers: &Outliers, host: &Host, kind: OutcomeKind) {
+        outliers.report(host, &Outcome { worker: 0, kind, status: kind.status(), elapsed: Duration::ZERO });
+    }
+
+    fn host(set: &HostSet, at: usize) -> Arc<Host> {
+        set.iter().nth(at).unwrap().host.clone()
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_and_an_answer_between_them_does_not() {
+        let (outliers, set) = outliers(&config(), 2);
+        let (first, now) = (host(&set, 0), Instant::now());
+        for status in [500, 500, 200, 500, 501, 404, 500, 500] {
+            answer(&outliers, &first, status);
+        }
+        assert!(!outliers.eject(now));
+        answer(&outliers, &first, 500);
+        assert!(outliers.eject(now) && first.reasons() == Reasons::EJECTED);
+        assert_eq!(outliers.stats.ejections_enforced_consecutive_5xx().get(), 1);
+        assert_eq!(
+            (outliers.stats.ejections_active().get(), outliers.stats.ejections_enforced_total().get()),
+            (1, 1)
+        );
+        // What never was an answer counts as 503 or 504; what was given up counts not at all.
+        let second = host(&set, 1);
+        for kind in
+            [OutcomeKind::Timeout, OutcomeKind::Cancelled, OutcomeKind::Overflow, OutcomeKind::ConnectFailure]
+        {
+            fail(&outliers, &second, kind);
+        }
+        assert!(outliers.eject(now));
+        assert_eq!(outliers.stats.ejections_enforced_consecutive_gateway_failure().get(), 1);
+    }
+
+    #[test]
+    fn failures_of_our_own_count_apart_where_that_is_wanted() {
+        let (outliers, set) = outliers(&OutlierDetection { split_local: true, ..config() }, 1);
+        let (host, now) = (host(&set, 0), Instant::now());
+        fail(&outliers, &host, OutcomeKind::ConnectFailure);
+        answer(&outliers, &host, 503);
+        fail(&outliers, &host, OutcomeKind::ConnectFailure);
+        assert!(!outliers.eject(now));
+        fail(&outliers, &host, OutcomeKind::ConnectTimeout);
+        assert!(outliers.eject(now));
+        assert_eq!(outliers.stats.ejections_enforced_consecutive_local_origin_failure().get(), 1);
+    }
+
+    #[test]
+    fn an_ejection_takes_longer_each_time_and_ends_at_a_look() {
+        let (outliers, set) = outliers(&config(), 1);
+        let (host, mut now) = (host(&set, 0), Instant::now());
+        // The third is as long as the longest.
+        for seconds in [30, 60, 70] {
+            for _ in 0..2 {
+                answer(&outliers, &host, 503);
+            }
+            assert!(outliers.eject(now));
+            assert!(!outliers.look(now + (seconds - 1) * SECOND) && host.reasons() == Reasons::EJECTED);
+            now += seconds * SECOND;
+            assert!(outliers.look(now) && host.reasons().is_empty());
+        }
+        for _ in 0..3 {
+            assert!(!outliers.look(now));
+        }
+        answer(&outliers, &host, 503);
+        answer(&outliers, &host, 503);
+        outliers.eject(now);
+        assert!(outliers.look(now + 30 * SECOND), "clean intervals are forgiven");
+    }
+
+    #[test]
+    fn only_so_many_leave_and_detections_may_only_count() {
+        let failing = |outliers: &Outliers, set: &HostSet| {
+            for member in set.iter() {
+                for _ in 0..3 {
+                    answer(outliers, &member.host, 500);
+                }
+            }
+            outliers.eject(Instant::now());
+            let stats = &outliers.stats;
+            let detected = stats.ejections_detected_consecutive_5xx().get();
+            (stats.ejections_active().get(), stats.ejections_overflow().get(), detected)
+        };
+        let ten = OutlierDetection { max_ejected_percent: 10, ..config() };
+        let (few, set) = outliers(&ten, 9);
+        assert_eq!(failing(&few, &set), (0, 9, 9));
+        let (one, set) = outliers(&OutlierDetection { always_one: true, ..ten }, 9);
+        assert_eq!(failing(&one, &set), (1, 8, 9));
+        let (many, set) = outliers(&ten, 20);
+        assert_eq!(failing(&many, &set), (2, 18, 20));
+        let (idle, set) = outliers(&OutlierDetection { enforcing: [0; CAUSES], ..config() }, 2);
+        assert_eq!(failing(&idle, &set), (0, 0, 2));
+        assert_eq!(failing(&idle, &set), (0, 0, 4), "it goes on to be counted");
+    }
+
+    #[test]
+    fn rates_are_compared_once_enough_endpoints_have_enough_requests() {
+        let quiet = OutlierDetection { consecutive_5xx: 0, consecutive_gateway: 0, ..config() };
+        let run = |config: &OutlierDetection, hosts: u16, bad: u32| {
+            let (outliers, set) = outliers(config, hosts);
+            for (at, member) in set.iter().enumerate() {
+                for nth in 0..20 {
+                    answer(&outliers, &member.host, if at == 0 && nth < bad { 500 } else { 200 });
+                }
+            }
+            outliers.look(Instant::now());
+            let stats = &outliers.stats;
+            (
+                stats.ejections_enforced_success_rate().get(),
+                stats.ejections_enforced_failure_percentage().get(),
+            )
+        };
+        assert_eq!(run(&quiet, 5, 10), (1, 0));
+        assert_eq!(run(&quiet, 4, 10), (0, 0), "too few endpoints");
+        let only_failures = {
+            let mut config = quiet.clone();
+            config.enforcing[Cause::SuccessRate as usize] = 0;
+            config
+        };
+        assert_eq!(run(&only_failures, 5, 17), (0, 1));
+        assert_eq!(run(&only_failures, 5, 16), (0, 0));
+        let mut busy = quiet;
+        (busy.success_rate.requests, busy.failure_percentage.requests) = (21, 21);
+        assert_eq!(run(&busy, 5, 20), (0, 0), "too few requests");
+    }
+
+    #[test]
+    fn what_is_counted_goes_on_with_the_next_cluster() {
+        let (first, set) = outliers(&config(), 2);
+        let host = host(&set, 0);
+        for _ in 0..2 {
+            answer(&first, &host, 503);
+        }
+        first.eject(Instant::now());
+        let registry = Registry::new();
+        let same = Outliers::new(&config(), Some(&first), &registry, "c", true);
+        assert!(Arc::ptr_eq(&first, &same));
+        let other = OutlierDetection { interval: SECOND, ..config() };
+        let other = Outliers::new(&other, Some(&first), &registry, "c", true);
+        other.follow(&set);
+        assert!(other.look(Instant::now() + 31 * SECOND) && host.reasons().is_empty());
+        // An endpoint that leaves takes its ejection along.
+        for _ in 0..3 {
+            answer(&other, &host, 500);
+        }
+        other.eject(Instant::now());
+        assert_eq!(other.stats.ejections_active().get(), 1);
+        other.follow(&HostSet::default());
+        assert_eq!(other.stats.ejections_active().get(), 0);
+    }
+}

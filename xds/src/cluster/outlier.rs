@@ -1,0 +1,109 @@
+//! Outlier detection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sixfold_core::cluster::{CAUSES, Cause, FailurePercentage, OutlierDetection, SuccessRate};
+use sixfold_core::error::ConfigError;
+use sixfold_xds_api::pb::envoy::config::cluster::v3::OutlierDetection as ProtoDetection;
+use sixfold_xds_api::pb::google::protobuf::UInt32Value;
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, duration_or, positive_duration, u32_in, u32_or};
+
+const INTERVAL: Duration = Duration::from_secs(10);
+const BASE: Duration = Duration::from_secs(30);
+const MAX: Duration = Duration::from_secs(300);
+
+pub(super) fn compile(value: &ProtoDetection) -> Result<Arc<OutlierDetection>> {
+    let ProtoDetection {
+        consecutive_5xx,
+        interval,
+        base_ejection_time,
+        max_ejection_percent,
+        enforcing_consecutive_5xx,
+        enforcing_success_rate,
+        success_rate_minimum_hosts,
+        success_rate_request_volume,
+        success_rate_stdev_factor,
+        consecutive_gateway_failure,
+        enforcing_consecutive_gateway_failure,
+        split_external_local_origin_errors,
+        consecutive_local_origin_failure,
+        enforcing_consecutive_local_origin_failure,
+        enforcing_local_origin_success_rate,
+        failure_percentage_threshold,
+        enforcing_failure_percentage,
+        enforcing_failure_percentage_local_origin,
+        failure_percentage_minimum_hosts,
+        failure_percentage_request_volume,
+        max_ejection_time,
+        max_ejection_time_jitter,
+        successful_active_health_check_uneject_host,
+        monitors,
+        always_eject_one_host,
+        detect_degraded_hosts,
+    } = value;
+    refuse!(monitors, detect_degraded_hosts);
+    let percent = |value: &Option<UInt32Value>, default, field| u32_in(value, default, 0..=100, field);
+    let mut enforcing = [0; CAUSES];
+    for (cause, value, default, field) in [
+        (Cause::Consecutive5xx, enforcing_consecutive_5xx, 100, "enforcing_consecutive_5xx"),
+        (
+            Cause::GatewayFailure,
+            enforcing_consecutive_gateway_failure,
+            0,
+            "enforcing_consecutive_gateway_failure",
+        ),
+        (
+            Cause::LocalOrigin,
+            enforcing_consecutive_local_origin_failure,
+            100,
+            "enforcing_consecutive_local_origin_failure",
+        ),
+        (Cause::SuccessRate, enforcing_success_rate, 100, "enforcing_success_rate"),
+        (
+            Cause::LocalSuccessRate,
+            enforcing_local_origin_success_rate,
+            100,
+            "enforcing_local_origin_success_rate",
+        ),
+        (Cause::FailurePercentage, enforcing_failure_percentage, 0, "enforcing_failure_percentage"),
+        (
+            Cause::LocalFailurePercentage,
+            enforcing_failure_percentage_local_origin,
+            0,
+            "enforcing_failure_percentage_local_origin",
+        ),
+    ] {
+        enforcing[cause as usize] = percent(value, default, field)?;
+    }
+    let base_ejection = positive_duration(base_ejection_time, BASE, "base_ejection_time")?;
+    let max_ejection = positive_duration(max_ejection_time, MAX.max(base_ejection), "max_ejection_time")?;
+    if max_ejection < base_ejection {
+        return Err(ConfigError::field("max_ejection_time", "must not be shorter than base_ejection_time"));
+    }
+    Ok(Arc::new(OutlierDetection {
+        interval: positive_duration(interval, INTERVAL, "interval")?,
+        base_ejection,
+        max_ejection,
+        jitter: duration_or(max_ejection_time_jitter, Duration::ZERO, "max_ejection_time_jitter")?,
+        max_ejected_percent: percent(max_ejection_percent, 10, "max_ejection_percent")?,
+        always_one: bool_or(always_eject_one_host, false),
+        back_by_check: bool_or(successful_active_health_check_uneject_host, true),
+        split_local: *split_external_local_origin_errors,
+        consecutive_5xx: u32_or(consecutive_5xx, 5),
+        consecutive_gateway: u32_or(consecutive_gateway_failure, 5),
+        consecutive_local: u32_or(consecutive_local_origin_failure, 5),
+        success_rate: SuccessRate {
+            hosts: u32_or(success_rate_minimum_hosts, 5),
+            requests: u32_or(success_rate_request_volume, 100),
+            stdev_factor: u32_or(success_rate_stdev_factor, 1900),
+        },
+        failure_percentage: FailurePercentage {
+            hosts: u32_or(failure_percentage_minimum_hosts, 5),
+            requests: u32_or(failure_percentage_request_volume, 50),
+            threshold: percent(failure_percentage_threshold, 85, "failure_percentage_threshold")?,
+        },
+        enforcing,
+    }))
+}
