@@ -145,6 +145,8 @@ fn administration(
     let BindAddress::Ip(address) = address else {
         return Err(Failure::new("admin: address: only IP addresses are supported"));
     };
+    let opened = access_logs.iter().try_for_each(|log| log.sink.open());
+    opened.map_err(|reason| Failure::new(format!("admin: access_log: {reason}")))?;
     let admin = Admin {
         metrics: process.metrics.clone(),
         tags: Arc::new(tags),

@@ -56,6 +56,22 @@ fn serves_a_bootstrap_without_a_command() {
     });
 }
 
+/// A log that only opening shows to be impossible is an error of the log, not of the address.
+#[test]
+fn a_log_of_the_administration_that_cannot_be_opened_is_named() {
+    let directory = Directory::new();
+    let text = bootstrap(free_port(), free_port(), "first", &directory.0.join("access.log"));
+    let log = directory.path("admin.log");
+    let file = directory.path("envoy.yaml");
+    std::fs::write(&file, text.replace(&log, "/proc/nolog")).unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_sixfold"))
+        .args(["envoy", "-c", &file])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("admin: access_log: can't open /proc/nolog"), "{said}");
+}
+
 #[test]
 fn names_on_the_command_line_override_the_bootstraps() {
     let running = start(&["--service-cluster", "other", "--service-zone", "z"]);

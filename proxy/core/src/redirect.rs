@@ -110,17 +110,6 @@ mod tests {
     use crate::router::{PathMatch, VirtualHost, VirtualHostOptions};
     use crate::stream::fixture::stream;
 
-    fn plain() -> Redirect {
-        Redirect {
-            status: 301,
-            scheme: None,
-            host: None,
-            port: None,
-            path: RedirectPath::Keep,
-            strip_query: false,
-        }
-    }
-
     #[track_caller]
     fn check(redirect: &Redirect, path: PathMatch, host: &str, target: &str, want: &str) {
         let mut s = stream(target, &[("x-forwarded-proto", "http")]);
@@ -135,25 +124,25 @@ mod tests {
 
     #[test]
     fn ports_survive_unless_they_went_with_the_scheme() {
-        let https = || Redirect { scheme: Some("https".into()), ..plain() };
+        let https = || Redirect { scheme: Some("https".into()), ..UNCHANGED };
         check(&https(), any(), "h:80", "/s", "https://h/s");
         check(&https(), any(), "h:8080", "/s", "https://h:8080/s");
         check(&https(), any(), "h:443", "/s", "https://h:443/s");
         check(&https(), any(), "[::1]:80", "/s", "https://[::1]/s");
         check(&https(), any(), "[::1]:8080", "/s", "https://[::1]:8080/s");
-        let http = Redirect { scheme: Some("http".into()), ..plain() };
+        let http = Redirect { scheme: Some("http".into()), ..UNCHANGED };
         check(&http, any(), "h:443", "/s", "http://h:443/s");
-        let path = Redirect { path: RedirectPath::Replace(b"/p"[..].into()), ..plain() };
+        let path = Redirect { path: RedirectPath::Replace(b"/p"[..].into()), ..UNCHANGED };
         check(&path, any(), "h:80", "/s", "http://h:80/p");
         let port = Redirect { port: Some(443), ..https() };
         check(&port, any(), "h:80", "/p443", "https://h:443/p443");
-        let host = Redirect { host: Some("h".into()), ..plain() };
+        let host = Redirect { host: Some("h".into()), ..UNCHANGED };
         check(&host, any(), "other:81", "/301", "http://h/301");
     }
 
     #[test]
     fn prefixes_and_regexes_rewrite_the_path_and_keep_the_query() {
-        let to = |p: &[u8]| Redirect { path: RedirectPath::Prefix(p.into()), ..plain() };
+        let to = |p: &[u8]| Redirect { path: RedirectPath::Prefix(p.into()), ..UNCHANGED };
         let prefix = |p: &[u8]| PathMatch::Prefix(p.into(), false);
         check(&to(b"/new"), prefix(b"/old"), "h", "/old/x?q=1", "http://h/new/x?q=1");
         check(
@@ -174,17 +163,17 @@ mod tests {
         check(&to(b"/p?a=1&b="), prefix(b"/q"), "h", "/q/x", "http://h/p?a=1&b=/x");
         let regex = Regex::search("^/v1/([a-z]+)").unwrap();
         let rewrite = Rewrite::new(r"/v2/\1/x", 1).unwrap();
-        let redirect = Redirect { path: RedirectPath::Regex(regex, rewrite), ..plain() };
+        let redirect = Redirect { path: RedirectPath::Regex(regex, rewrite), ..UNCHANGED };
         check(&redirect, any(), "h", "/v1/abc/d?q=/v1/abc", "http://h/v2/abc/x/d?q=/v1/abc");
         check(&redirect, any(), "h", "/none", "http://h/none");
     }
 
     #[test]
     fn queries_are_stripped_unless_the_redirect_brings_its_own() {
-        let strip = |path: RedirectPath| Redirect { path, strip_query: true, ..plain() };
+        let strip = |path: RedirectPath| Redirect { path, strip_query: true, ..UNCHANGED };
         check(&strip(RedirectPath::Keep), any(), "h", "/a?b=c", "http://h/a");
         check(&strip(RedirectPath::Replace(b"/p?x=1"[..].into())), any(), "h", "/a?b", "http://h/p?x=1");
-        let own = Redirect { path: RedirectPath::Replace(b"/p?x=1"[..].into()), ..plain() };
+        let own = Redirect { path: RedirectPath::Replace(b"/p?x=1"[..].into()), ..UNCHANGED };
         check(&own, any(), "h", "/a?b", "http://h/p?x=1");
     }
 

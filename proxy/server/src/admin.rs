@@ -152,7 +152,7 @@ pub struct Admin {
     pub control: Arc<dyn Control>,
     /// State before `/healthcheck/fail`.
     pub failed_from: Mutex<Option<State>>,
-    /// Logs of its own requests, opened by [`Admin::start`].
+    /// Logs of its own requests, which must be open.
     pub access_logs: Vec<AccessLog>,
 }
 
@@ -171,9 +171,8 @@ impl Admin {
     /// Serves the interface on `address`.
     ///
     /// # Errors
-    /// When a log can't be opened, the address not be bound or the thread not be started.
+    /// When the address can't be bound or the thread not be started.
     pub fn start(self, address: SocketAddr) -> io::Result<Surface> {
-        self.access_logs.iter().try_for_each(|log| log.sink.open()).map_err(io::Error::other)?;
         Surface::start("admin", address, Arc::new(self))
     }
 

@@ -171,6 +171,19 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_no_header_has_is_looked_for_in_vain() {
+        let mut head = RequestHead::default();
+        head.headers.append("x", b"y");
+        for (yaml, wanted) in [
+            ("{name: 'x y', present_match: true}", false),
+            ("{name: 'x y', present_match: false}", true),
+            ("{name: 'x y', string_match: {exact: y}, invert_match: true}", false),
+        ] {
+            assert_eq!(header(&read(yaml)).unwrap().matches(&head), wanted, "{yaml}");
+        }
+    }
+
+    #[test]
     fn bad_matchers_name_the_field() {
         assert_eq!(refused("{}"), "name: must not be empty");
         assert_eq!(refused("{name: a, prefix_match: ''}"), "prefix_match: must not be empty");

@@ -136,6 +136,16 @@ fn habits_of_users_are_judged_as_by_envoy() {
         assert_eq!(load(&text, "envoy.yaml", &process()).err(), None, "{to}");
     }
     let refused = [
+        (
+            "  clusters:\n",
+            "  secrets: [{name: s}, {name: s}]\n  clusters:\n",
+            "secret \"s\": name: is given twice",
+        ),
+        (
+            "- {name: admin, admin_layer: {}}",
+            "- {name: static, admin_layer: {}}",
+            "layer \"static\" is given twice",
+        ),
         ("domains: [\"*\"]", "domains: [\"a\\nb\"]", "domains[0]: \"a\\nb\" holds a NUL or a line break"),
         ("cluster_name: up", "cluster_name: \"\"", "load_assignment.cluster_name: must not be empty"),
     ];

@@ -55,6 +55,20 @@ fn fields_reach_the_model() {
     assert_eq!(manager.local_reply.mappers[0].status, Some(502));
 }
 
+/// Nothing would forward; Envoy takes it and leaves requests without an answer.
+#[test]
+fn without_any_filter_no_request_has_a_route() {
+    let routes = "route_config: {virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: a}}]}]}";
+    let table = |filters: &str| {
+        let manager: ProtoManager = read(&format!("stat_prefix: s\n{filters}\n{routes}\n"));
+        let place = ChainPlace { chain: 1, buffer_limit: 1 << 20 };
+        compile(&context(), &manager.encode_to_vec(), place).unwrap().routes.load().unwrap()
+    };
+    let router = "http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
+    assert_eq!(table(router).routes().count(), 1);
+    assert_eq!(table("http_filters: []").routes().count(), 0);
+}
+
 #[test]
 fn detection_extensions() {
     let extension = |config: &str| {

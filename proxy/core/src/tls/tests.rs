@@ -376,6 +376,32 @@ fn server_names_follow_the_settings() {
     assert_eq!(host.server_name(Some("a"), ""), None);
 }
 
+/// rustls refuses such certificates from others, but old ones are still served (`openssl req -x509` without extensions
+/// made them for long).
+#[test]
+fn certificates_of_version_1_are_served() {
+    let chain = pem("-----BEGIN CERTIFICATE-----\n\
+         MIIBITCBxwIUVds3vKNaNyiF9txYcjm1QhXtn9owCgYIKoZIzj0EAwIwEzERMA8G\n\
+         A1UEAwwIb2xkLnRlc3QwHhcNMjYxMTI5MTExNDE1WhcNMzYxMTI2MTExNDE1WjAT\n\
+         MREwDwYDVQQDDAhvbGQudGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABJHR\n\
+         5npuhmQxm5S2Yupb/2bsZjU3fkmqVZUSPa8v43PVDLy5qwfGB/INTIGzXxHUTVty\n\
+         5xOIjXt+HuBA2nQD0pswCgYIKoZIzj0EAwIDSQAwRgIhAJhEBbYaVA5E3/BFWSPo\n\
+         y4GHz4XIR2XECZB0CYzHHYMXAiEA5fb/xNEdZF1+oYTqP7OQbgl3ualM9aUCiXg3\n\
+         yJ6pzDU=\n\
+         -----END CERTIFICATE-----\n");
+    let key = pem("-----BEGIN PRIVATE KEY-----\n\
+         MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgigde7F2nJRdBRXFM\n\
+         i34W3A6I2n5QkaCXZrlxxF9B4bmhRANCAASR0eZ6boZkMZuUtmLqW/9m7GY1N35J\n\
+         qlWVEj2vL+Nz1Qy8uasHxgfyDUyBs18R1E1bcucTiI17fh7gQNp0A9Kb\n\
+         -----END PRIVATE KEY-----\n");
+    let own = Identity { chain: chain.clone(), key };
+    server(ServerSettings { identities: vec![own], ..ServerSettings::default() });
+    let other = Identity { chain, key: identity(&authority("Test CA", None), &["a"], &[]).key };
+    let settings = ServerSettings { identities: vec![other], ..ServerSettings::default() };
+    let said = ServerContext::new(settings).unwrap_err().to_string();
+    assert!(said.contains("private_key") && said.contains("does not belong"), "{said}");
+}
+
 #[test]
 fn errors_name_field_file_and_reason() {
     let ca = authority("Test CA", None);
