@@ -65,7 +65,8 @@ struct Service {
     key: Key,
     cluster: Arc<Cluster>,
     cell: Arc<ClusterCell>,
-    /// When it was asked for last, in milliseconds since the birth of its `Services`.
+    /// When it was asked for last, in microseconds since the birth of its `Services`: of those
+    /// that were made in one burst too the oldest makes room.
     used: AtomicU64,
     /// Until when its addresses hold, in the same; 0 before it has any.
     fresh: AtomicU64,
@@ -129,7 +130,7 @@ impl Services {
     }
 
     fn since_birth(&self, moment: Instant) -> u64 {
-        u64::try_from(moment.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(moment.saturating_duration_since(self.born).as_micros()).unwrap_or(u64::MAX)
     }
 
     /// What is known of a service, or a new one.
@@ -148,7 +149,7 @@ impl Services {
         };
         // All workers would write it for each request; nobody needs it that exactly.
         let now = self.since_birth(now);
-        if now >= service.used.load(Relaxed) + TICK.as_millis() as u64 {
+        if now >= service.used.load(Relaxed) + TICK.as_micros() as u64 {
             service.used.store(now, Relaxed);
         }
         Ok(service)
