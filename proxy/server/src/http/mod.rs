@@ -32,6 +32,20 @@ use sixfold_core::hcm::{CodecType, HttpConnectionManager, HttpStats};
 use std::sync::Arc;
 use tokio::time::Instant;
 
+/// A connection manager with what is made of it once for all its connections; a clone is the same.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    hcm: Arc<HttpConnectionManager>,
+    h1: Arc<H1Options>,
+}
+
+impl Manager {
+    /// Makes it ready to serve connections.
+    pub fn new(hcm: Arc<HttpConnectionManager>) -> Manager {
+        Manager { h1: Arc::new(h1_options(&hcm)), hcm }
+    }
+}
+
 /// What all requests of a connection share.
 pub(crate) struct Env {
     pub(crate) hcm: Arc<HttpConnectionManager>,
@@ -41,16 +55,11 @@ pub(crate) struct Env {
 }
 
 /// Serves a client's connection until it ends.
-pub async fn serve(
-    io: Io,
-    connection: Arc<Connection>,
-    hcm: Arc<HttpConnectionManager>,
-    worker: Arc<Worker>,
-    drain: Drain,
-) {
+pub async fn serve(io: Io, connection: Arc<Connection>, manager: Manager, worker: Arc<Worker>, drain: Drain) {
+    let Manager { hcm, h1 } = manager;
     let _served = Served::new(&hcm, &connection);
     let alpn = connection.tls.as_ref().and_then(|t| t.alpn.as_deref()).map(<[u8]>::to_vec);
-    let env = Arc::new(Env { h1: Arc::new(h1_options(&hcm)), hcm, worker, drain });
+    let env = Arc::new(Env { hcm, worker, drain, h1 });
     match (env.hcm.codec, alpn.as_deref()) {
         (CodecType::Http2, _) | (CodecType::Auto, Some(b"h2")) => h2_server::serve(io, connection, env).await,
         (CodecType::Auto, None) => h1_server::serve(io, connection, env, true).await,

@@ -138,11 +138,10 @@ fn dispatch(socket: Socket, slot: &Arc<Slot>, worker: &Arc<Worker>) {
         return;
     };
     if let Some(Ok((stream, _))) = socket.into_std() {
-        place.send(Command::Adopt(Adopted {
-            stream,
-            slot: slot.clone(),
-            counted: Counted::new(&peer.connections),
-        }));
+        let adopted = Adopted { stream, slot: slot.clone(), counted: Counted::new(&peer.connections) };
+        // Once it is sent its client may be answered, and come again.
+        drop(here);
+        place.send(Command::Adopt(adopted));
     }
 }
 

@@ -164,20 +164,20 @@ async fn serve_chain(
         }
     };
     let shared = connection.clone();
-    match filter {
-        NetworkFilter::Http(hcm) => {
-            let work = http::serve(io, shared, hcm.clone(), worker.clone(), drain);
+    match (filter, &active.http) {
+        (NetworkFilter::Http(_), Some(manager)) => {
+            let work = http::serve(io, shared, manager.clone(), worker.clone(), drain);
             guard.serve(Box::pin(work)).await;
         }
-        NetworkFilter::Tcp(proxy) => {
+        (NetworkFilter::Tcp(proxy), _) => {
             let work = tcp_proxy::serve(io, shared, proxy.clone(), worker.clone(), drain);
             guard.serve(Box::pin(work)).await;
         }
-        NetworkFilter::Direct(bytes) => {
+        (NetworkFilter::Direct(bytes), _) => {
             guard.serve(Box::pin(direct(io, bytes))).await;
         }
-        // The filter that ends a chain is none of these.
-        NetworkFilter::Guarded(..) => {}
+        // The filter that ends a chain is no guard, and a connection manager is made ready with its chain.
+        (NetworkFilter::Guarded(..) | NetworkFilter::Http(_), _) => {}
     }
     log(listener, connection, None);
 }

@@ -14,8 +14,9 @@ pub(crate) use accept::{Adopted, accept};
 pub use manager::BoundAddresses;
 
 use crate::drain::{Drain, DrainStrategy};
+use crate::http;
 use arc_swap::ArcSwap;
-use sixfold_core::listener::{BindAddress, ChainMatcher, FilterChain, Listener, MatchInput};
+use sixfold_core::listener::{BindAddress, ChainMatcher, FilterChain, Listener, MatchInput, NetworkFilter};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub(crate) struct ActiveListener {
 /// A filter chain in use.
 pub(crate) struct ActiveChain {
     pub(crate) chain: Arc<FilterChain>,
+    /// Its connection manager, where it ends in one.
+    http: Option<http::Manager>,
     drain: Drain,
     /// One below `drain` for each worker, so that connections of two workers never meet at a lock.
     workers: Arc<[Drain]>,
@@ -58,16 +61,21 @@ impl ActiveListener {
         let mut adopt = |chain: &Arc<FilterChain>| {
             let same =
                 |c: &&ActiveChain| c.chain.fingerprint == chain.fingerprint && c.chain.name == chain.name;
+            let http = match chain.filter.last() {
+                NetworkFilter::Http(hcm) => Some(http::Manager::new(hcm.clone())),
+                _ => None,
+            };
             match left.iter().position(same).map(|at| left.swap_remove(at)) {
                 Some(old) => ActiveChain {
                     chain: chain.clone(),
+                    http,
                     drain: old.drain.clone(),
                     workers: old.workers.clone(),
                 },
                 None => {
                     let own = drain.child();
                     let workers = (0..workers).map(|_| own.child()).collect();
-                    ActiveChain { chain: chain.clone(), drain: own, workers }
+                    ActiveChain { chain: chain.clone(), http, drain: own, workers }
                 }
             }
         };

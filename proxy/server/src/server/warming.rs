@@ -223,6 +223,7 @@ mod tests {
     use sixfold_core::cluster::{Address, ClusterConfig};
     use sixfold_core::detached::Nowhere;
     use sixfold_core::metrics::Registry;
+    use std::io::Write;
 
     const LIMIT: Duration = Duration::from_secs(3);
 
@@ -310,6 +311,25 @@ mod tests {
         assert_eq!((diff.clusters.len(), waiting, second.hosts.load().total()), (1, 0, 1));
     }
 
+    /// An endpoint that connections can be opened to, but that says nothing on them before it is told to.
+    fn answers_when_told() -> (Address, std::sync::mpsc::Sender<()>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Ip(listener.local_addr().unwrap());
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            if told.recv().is_ok() {
+                let open = |stream: std::io::Result<std::net::TcpStream>| {
+                    let mut stream = stream.unwrap();
+                    stream.write_all(b"well").unwrap();
+                    stream
+                };
+                let _open: Vec<_> = listener.incoming().map(open).collect();
+            }
+        });
+        (address, tell)
+    }
+
+    /// Endpoints that answered at once were sometimes checked before anybody asked whether they are to be waited for.
     #[tokio::test]
     async fn a_cluster_waits_for_its_first_checks_unless_some_endpoint_is_well() {
         use sixfold_core::cluster::{HealthCheck, Intervals, Probe, TcpProbe};
@@ -333,11 +353,10 @@ mod tests {
             reuse_connection: true,
             port: None,
             log_failures: false,
-            probe: Probe::Tcp(TcpProbe::default()),
+            probe: Probe::Tcp(TcpProbe { send: Vec::new(), receive: vec![b"well".to_vec()] }),
         };
         let check = Arc::new(check);
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = Address::Ip(listener.local_addr().unwrap());
+        let (address, tell) = answers_when_told();
         let make = |discovery: Discovery, previous: Option<&Cluster>| {
             let mut config = ClusterConfig::named("c");
             (config.discovery, config.health_check) = (discovery, Some(check.clone()));
@@ -350,17 +369,20 @@ mod tests {
         let first = make(Discovery::Static, None);
         let mut diff = change(&first);
         assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
+        tell.send(()).unwrap();
         let Warm::Cluster(_, warm) = warming.warm().await else { panic!("a cluster") };
         assert!(Arc::ptr_eq(&warm, &first) && first.hosts.load().healthy() == 1);
         let mut diff = change(&make(Discovery::Static, Some(&first)));
         assert_eq!((warming.hold_back(&mut diff, &helpers).len(), diff.clusters.len()), (0, 1));
         // Endpoints that come later are checked before they are waited for no longer.
+        let (address, tell) = answers_when_told();
         let mut config = ClusterConfig::named("d");
         (config.discovery, config.health_check) = (Discovery::Eds(LIMIT), Some(check));
         let eds = Cluster::new(config, Vec::new(), None, &Registry::new()).unwrap();
         let mut diff = Diff { clusters: vec![("d".into(), Some(eds.clone()))], ..Diff::default() };
         diff.endpoints = vec![("d".into(), vec![HostConfig::new(address)])];
         assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
+        tell.send(()).unwrap();
         let Warm::Cluster(name, _) = warming.warm().await else { panic!("a cluster") };
         assert_eq!((&*name, eds.hosts.load().healthy()), ("d", 1));
     }

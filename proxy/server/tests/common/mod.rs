@@ -14,6 +14,7 @@ use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::*;
 use sixfold_core::router::{HostRoutes, RouteTableCell, TableKey, TableOptions, VirtualHostOptions};
 use sixfold_server::drain::Drain;
+use sixfold_server::http::{self, Manager};
 use sixfold_server::io::{Io, Socket};
 use sixfold_server::worker::{Options, Shared, Worker};
 use std::net::SocketAddr;
@@ -151,7 +152,7 @@ impl Setup {
 
 /// Serves every connection to the address that it answers.
 pub async fn serve(hcm: Arc<HttpConnectionManager>, worker: Arc<Worker>) -> (SocketAddr, Drain) {
-    let drain = Drain::new();
+    let (manager, drain) = (Manager::new(hcm), Drain::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let local = listener.local_addr().unwrap();
     let draining = drain.clone();
@@ -160,8 +161,8 @@ pub async fn serve(hcm: Arc<HttpConnectionManager>, worker: Arc<Worker>) -> (Soc
             let (socket, remote) = listener.accept().await.unwrap();
             let connection = connection(remote, local);
             let io = Io::plain(Socket::tcp(socket));
-            let (hcm, worker, drain) = (hcm.clone(), worker.clone(), draining.clone());
-            tokio::spawn(sixfold_server::http::serve(io, connection, hcm, worker, drain));
+            let (manager, worker, drain) = (manager.clone(), worker.clone(), draining.clone());
+            tokio::spawn(http::serve(io, connection, manager, worker, drain));
         }
     });
     (local, drain)

@@ -35,6 +35,12 @@ async fn every_worker_accepts_once_a_listener_is_live() {
     for _ in 0..64 {
         assert_eq!(exchange(address, b"").await, "hello");
     }
+    let loads = || -> Vec<_> {
+        let peers = fixture.server.shared().peers.get().unwrap();
+        peers.iter().map(|p| p.connections.load(Relaxed)).collect()
+    };
+    // A worker closes its end later than the client does, and counts the connection until then.
+    eventually(|| loads() == [0; 4]).await;
     let upstream = echo().await;
     fixture.cluster("echo", &[upstream]).await;
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", Vec::new())));
@@ -46,11 +52,7 @@ async fn every_worker_accepts_once_a_listener_is_live() {
         assert!(ping(&mut client).await);
         clients.push(client);
     }
-    let loads: Vec<_> = {
-        let peers = fixture.server.shared().peers.get().unwrap();
-        peers.iter().map(|p| p.connections.load(Relaxed)).collect()
-    };
-    assert_eq!(loads, [10, 10, 10, 10]);
+    assert_eq!(loads(), [10; 4]);
     fixture.end().await;
 }
 
