@@ -13,7 +13,11 @@ pub trait LogSink: Send + Sync {
     /// Adds one line, its end included. Must not block.
     fn write(&self, line: &[u8]);
 
-    /// Opens what it writes to, when the log goes into force. What is open stays as it is.
+    /// Begins to open what it writes to, and does not wait: of many logs none shall wait for another's disk.
+    fn start_opening(&self) {}
+
+    /// Opens what it writes to, when the log goes into force. What is open stays as it is. Waits for a disk, and for a
+    /// bounded time only.
     ///
     /// # Errors
     /// Why it can't be opened.
@@ -77,7 +81,7 @@ pub trait MakeSink: Send + Sync {
     /// The sink of a target, which is opened once it goes into force ([`LogSink::open`]).
     ///
     /// # Errors
-    /// Why it could not be, as far as that can be told now ([`LogTarget::check`]).
+    /// Why it could not be, as far as that can be told now ([`LogTarget::check`]) and in bounded time.
     fn sink(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String>;
 }
 

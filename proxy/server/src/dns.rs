@@ -32,6 +32,9 @@ pub struct ResolverConfig {
     pub timeout: Duration,
     /// Questions after the first one failed, 2 by default.
     pub attempts: usize,
+    /// How long a question that nobody answers may hold up those for other names, 1 s by default. It goes on after
+    /// that unless too many do.
+    pub turn: Duration,
     /// Shorter lifetimes of records are taken for this, 1 s by default.
     pub min_ttl: Duration,
     /// Longer lifetimes of records are taken for this, one day by default.
@@ -53,6 +56,7 @@ impl Default for ResolverConfig {
             search: true,
             timeout: Duration::from_secs(5),
             attempts: 2,
+            turn: Duration::from_secs(1),
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(86_400),
             hold_empty: Duration::from_secs(30),

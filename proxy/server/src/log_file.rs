@@ -2,18 +2,21 @@
 //!
 //! A buffer is written once it holds 64 KiB, when the flush interval is over, and at the end. While a disk
 //! stalls, buffers grow to a limit and lines beyond it are dropped and counted; a worker never waits, and no
-//! other file does.
+//! other file does. One that does not even open the file in time is told of as one that can't.
 
+mod disk;
 mod output;
 #[cfg(test)]
 mod tests;
 
 pub use output::{Chore, FileStats, Flush, Output};
 
+use disk::{Asked, Disk, Mounted, PATIENCE};
 use parking_lot::Mutex;
 use sixfold_core::access_log::{LogSink, LogTarget, MakeSink};
 use sixfold_core::metrics::Registry;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,14 +32,33 @@ struct Inner {
     files: Mutex<HashMap<LogTarget, Weak<LogFile>>>,
     stats: Arc<FileStats>,
     interval: Duration,
+    disk: Arc<dyn Disk>,
+    /// Questions that the disk has not answered.
+    owed: Arc<AtomicUsize>,
 }
 
 impl LogFiles {
     /// No logs yet. `interval` is the time after which lines are written at the latest, 10 s in Envoy
     /// (`--file-flush-interval-msec`).
     pub fn new(interval: Duration, registry: &Registry) -> LogFiles {
+        LogFiles::on(Arc::new(Mounted), interval, registry)
+    }
+
+    fn on(disk: Arc<dyn Disk>, interval: Duration, registry: &Registry) -> LogFiles {
         let stats = Arc::new(FileStats::new(registry, "filesystem."));
-        LogFiles(Arc::new(Inner { files: Mutex::default(), stats, interval }))
+        LogFiles(Arc::new(Inner { files: Mutex::default(), stats, interval, disk, owed: Arc::default() }))
+    }
+
+    /// The log of a target, made when nobody has it.
+    fn file(&self, target: &LogTarget) -> Arc<LogFile> {
+        let mut files = self.0.files.lock();
+        if let Some(file) = files.get(target).and_then(Weak::upgrade) {
+            return file;
+        }
+        files.retain(|_, file| file.strong_count() > 0);
+        let file = LogFile::new(target, &self.0);
+        files.insert(target.clone(), Arc::downgrade(&file));
+        file
     }
 
     fn all(&self) -> Vec<Arc<LogFile>> {
@@ -60,20 +82,10 @@ impl LogFiles {
 
 impl MakeSink for LogFiles {
     fn sink(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
-        target.check()?;
-        let mut files = self.0.files.lock();
-        files.retain(|_, file| file.strong_count() > 0);
-        if let Some(file) = files.get(target).and_then(Weak::upgrade) {
-            return Ok(file);
+        let file = self.file(target);
+        if file.output.get().is_none() {
+            file.answer_to(file.ask(&file.checking, LogFile::check))?;
         }
-        let file = Arc::new(LogFile {
-            target: target.clone(),
-            interval: self.0.interval,
-            stats: self.0.stats.clone(),
-            output: OnceLock::new(),
-            opening: Mutex::new(()),
-        });
-        files.insert(target.clone(), Arc::downgrade(&file));
         Ok(file)
     }
 }
@@ -81,11 +93,69 @@ impl MakeSink for LogFiles {
 /// An access log. It is closed, and writes nothing, until it goes into force.
 struct LogFile {
     target: LogTarget,
-    interval: Duration,
+    flush: Flush,
     stats: Arc<FileStats>,
+    disk: Arc<dyn Disk>,
+    owed: Arc<AtomicUsize>,
+    /// Whether it could be opened.
+    checking: Mutex<Option<Arc<Asked>>>,
+    /// That it be opened.
+    opening: Mutex<Option<Arc<Asked>>>,
     output: OnceLock<Output>,
-    /// One at a time opens it.
-    opening: Mutex<()>,
+    this: Weak<LogFile>,
+}
+
+impl LogFile {
+    fn new(target: &LogTarget, files: &Inner) -> Arc<LogFile> {
+        Arc::new_cyclic(|this| LogFile {
+            target: target.clone(),
+            flush: Flush::Within(files.interval),
+            stats: files.stats.clone(),
+            disk: files.disk.clone(),
+            owed: files.owed.clone(),
+            checking: Mutex::default(),
+            opening: Mutex::default(),
+            output: OnceLock::new(),
+            this: this.clone(),
+        })
+    }
+
+    /// Asks the disk, unless that is being done or was with success. The question keeps the log, so that whoever asks
+    /// for the same target again finds what it waits for.
+    fn ask(
+        &self,
+        asked: &Mutex<Option<Arc<Asked>>>,
+        question: fn(&LogFile) -> Result<(), String>,
+    ) -> Result<Arc<Asked>, String> {
+        let mut asked = asked.lock();
+        if let Some(before) = asked.as_ref().filter(|before| !before.has_failed()) {
+            return Ok(before.clone());
+        }
+        let Some(file) = self.this.upgrade() else { return Err("nobody has it".to_owned()) };
+        let new = Asked::start(&self.owed, move || question(&file))?;
+        Ok(asked.insert(new).clone())
+    }
+
+    /// Waits for the disk.
+    fn answer_to(&self, asked: Result<Arc<Asked>, String>) -> Result<(), String> {
+        let unopened = |reason: &str| Err(format!("can't open {}: {reason}", self.target));
+        match asked.map(|asked| asked.wait()) {
+            Ok(Some(answer)) => answer,
+            Ok(None) => unopened(&format!("its disk does not answer in {} s", PATIENCE.as_secs())),
+            Err(reason) => unopened(&reason),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.disk.check(&self.target)
+    }
+
+    fn start_writing(&self) -> Result<(), String> {
+        let output = self.disk.open(&self.target, self.flush, self.stats.clone())?;
+        // Nobody else sets it.
+        let _ = self.output.set(output);
+        Ok(())
+    }
 }
 
 impl LogSink for LogFile {
@@ -95,16 +165,12 @@ impl LogSink for LogFile {
         }
     }
 
+    fn start_opening(&self) {
+        // Who waits for it is told what is wrong.
+        let _ = self.ask(&self.opening, LogFile::start_writing);
+    }
+
     fn open(&self) -> Result<(), String> {
-        let _one = self.opening.lock();
-        if self.output.get().is_some() {
-            return Ok(());
-        }
-        let flush = Flush::Within(self.interval);
-        let output = Output::start("access-log", &self.target, flush, self.stats.clone(), None)
-            .map_err(|error| self.target.unopened(&error))?;
-        // Nobody else has set it.
-        let _ = self.output.set(output);
-        Ok(())
+        self.answer_to(self.ask(&self.opening, LogFile::start_writing))
     }
 }

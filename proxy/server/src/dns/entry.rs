@@ -2,7 +2,7 @@
 
 use super::cache::Inner;
 use super::pace::Pace;
-use super::resolver::{Resolver, Said};
+use super::resolver::{Resolver, Said, Standing};
 use super::{Answer, DnsError, Question, ResolverConfig};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -254,12 +254,16 @@ impl Entry {
             (state.asking, state.wanted) = (true, false);
             state.subscribers()
         };
-        let on_demand = subscribers.is_empty();
+        let standing = match self.reading().outcome {
+            _ if subscribers.is_empty() => Standing::OnDemand,
+            Outcome::Unasked | Outcome::Failed(_) => Standing::Unproven,
+            Outcome::Answered(_) | Outcome::Empty => Standing::Proven,
+        };
         for (_, subscriber) in subscribers {
             subscriber.asked();
         }
         let hosts = cache.hosts();
-        let said = self.resolver.load_full().resolve(&self.question, on_demand, &hosts).await;
+        let said = self.resolver.load_full().resolve(&self.question, standing, &hosts).await;
         let (reading, subscribers) = self.record(said, cache.config());
         if let Outcome::Failed(error) = &reading.outcome {
             tracing::warn!(%error, clusters = subscribers.len(), "DNS look-up failed, its addresses stay as they are");

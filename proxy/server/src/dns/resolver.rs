@@ -12,15 +12,30 @@ use hickory_resolver::proto::ProtoError;
 use hickory_resolver::proto::rr::{Label, Name, RData, RecordType};
 use sixfold_core::cluster::{DnsFamily, DnsServers};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-/// Questions under way at once for those who subscribe to a name: what configuration names.
-const SUBSCRIBED: usize = 256;
-/// Questions under way at once for names that a request brings: clients can't hold up the others.
-const ON_DEMAND: usize = 64;
+/// Questions in their turn at once for names that configuration brings, of each [`Standing`]; and as many that have
+/// had it and go on.
+const CONFIGURED: usize = 128;
+/// The same for names that requests bring: clients can't hold up the others.
+const ON_DEMAND: usize = 32;
 /// Bounds one question, however many servers and search domains there are to be tried.
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// What the last question said of a name; of each there may be so many questions at once, so that names nobody
+/// answers for hold up no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Configuration names it, and it was answered for.
+    Proven,
+    /// Configuration names it. It is new, or nobody answered.
+    Unproven,
+    /// A request has brought it.
+    OnDemand,
+}
 
 /// What hickory takes from the system: servers with search domains, and options.
 pub(super) type System = (hickory_resolver::config::ResolverConfig, ResolverOpts);
@@ -28,8 +43,14 @@ pub(super) type System = (hickory_resolver::config::ResolverConfig, ResolverOpts
 /// Asks one set of servers. It keeps no answers.
 pub(super) struct Resolver {
     inner: TokioResolver,
-    subscribed: Semaphore,
+    proven: Semaphore,
+    unproven: Semaphore,
     on_demand: Semaphore,
+    /// Questions whose turn is over and that have no answer yet, for names of configurations and of requests.
+    late: Semaphore,
+    late_on_demand: Semaphore,
+    /// See [`ResolverConfig::turn`].
+    turn: Duration,
     bounds: Bounds,
 }
 
@@ -83,8 +104,12 @@ impl Resolver {
         let builder = TokioResolver::builder_with_config(asked, TokioRuntimeProvider::default());
         Ok(Resolver {
             inner: builder.with_options(options).build()?,
-            subscribed: Semaphore::new(SUBSCRIBED),
+            proven: Semaphore::new(CONFIGURED),
+            unproven: Semaphore::new(CONFIGURED),
             on_demand: Semaphore::new(ON_DEMAND),
+            late: Semaphore::new(CONFIGURED),
+            late_on_demand: Semaphore::new(ON_DEMAND),
+            turn: config.turn,
             bounds: Bounds {
                 min_ttl: config.min_ttl,
                 max_ttl: config.max_ttl.max(config.min_ttl),
@@ -98,7 +123,7 @@ impl Resolver {
     pub(super) async fn resolve(
         &self,
         question: &Question,
-        on_demand: bool,
+        standing: Standing,
         hosts: &Names,
     ) -> Result<Said, DnsError> {
         let Question { name, family, .. } = question;
@@ -110,12 +135,35 @@ impl Resolver {
         }
         let failed = |reason: String| DnsError::Failed { name: name.clone(), reason };
         let asked = encode(name).map_err(|error| failed(error.to_string()))?;
-        let turn = if on_demand { &self.on_demand } else { &self.subscribed };
+        self.in_turn(standing, self.ask_for(&asked, *family)).await.map_err(failed)
+    }
+
+    /// Asks when it is the question's turn. Whoever has had it without an answer gives it to another, and goes on aside
+    /// as long as there is room: a server that is slow is waited for, and a crowd of names for which nobody answers
+    /// holds up the next one for a turn and not for [`LONGEST`].
+    async fn in_turn(
+        &self,
+        standing: Standing,
+        asking: impl Future<Output = Result<Said, NetError>>,
+    ) -> Result<Said, String> {
+        let (turns, late) = match standing {
+            Standing::Proven => (&self.proven, &self.late),
+            Standing::Unproven => (&self.unproven, &self.late),
+            Standing::OnDemand => (&self.on_demand, &self.late_on_demand),
+        };
         // They are never closed.
-        let _turn = turn.acquire().await;
-        match tokio::time::timeout(LONGEST, self.ask_for(&asked, *family)).await {
-            Ok(said) => said.map_err(|error| failed(error.to_string())),
-            Err(_) => Err(failed(format!("no answer in {} s", LONGEST.as_secs()))),
+        let turn = turns.acquire().await;
+        let mut asking = pin!(asking);
+        if let Ok(said) = timeout(self.turn, &mut asking).await {
+            return said.map_err(|error| error.to_string());
+        }
+        let _aside = late.try_acquire().map_err(|_| {
+            format!("no answer in {} ms, and as many as may be waited for longer are", self.turn.as_millis())
+        })?;
+        drop(turn);
+        match timeout(LONGEST.saturating_sub(self.turn), asking).await {
+            Ok(said) => said.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer in {} s", LONGEST.as_secs())),
         }
     }
 

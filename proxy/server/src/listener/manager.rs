@@ -279,6 +279,7 @@ impl Manager {
 impl Listeners for Manager {
     fn prepare(&mut self, going: &[Arc<str>], coming: &[Arc<Listener>]) -> Vec<(Arc<str>, String)> {
         let mut refused = Vec::new();
+        coming.iter().flat_map(|config| config.access_logs()).for_each(|log| log.sink.start_opening());
         for config in coming {
             if self.prepared.get(&config.name).is_some_and(|ready| Arc::ptr_eq(&ready.config, config)) {
                 continue;

@@ -1,9 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::disk::MOST_OWED;
 use super::output::{FLUSH_AT, MOST_WAITING};
 use super::*;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 use std::thread;
 
@@ -212,4 +214,73 @@ fn a_fifo_waits_for_its_reader_without_holding_up_the_start() {
         });
         sink.write(b"later\n");
     }
+}
+
+/// A disk that hangs while the test holds `hung`, for targets that begin with `/hung`.
+#[derive(Default)]
+struct Hanging {
+    hung: Mutex<()>,
+    asked: AtomicUsize,
+}
+
+impl Hanging {
+    fn answer(&self, target: &LogTarget) {
+        if matches!(target, LogTarget::File(path) if path.starts_with("/hung")) {
+            self.asked.fetch_add(1, Relaxed);
+            drop(self.hung.lock());
+        }
+    }
+}
+
+impl Disk for Hanging {
+    fn check(&self, target: &LogTarget) -> Result<(), String> {
+        self.answer(target);
+        if matches!(target, LogTarget::File(path) if path.ends_with("opens-late")) {
+            Ok(())
+        } else {
+            target.check()
+        }
+    }
+
+    fn open(&self, target: &LogTarget, flush: Flush, stats: Arc<FileStats>) -> Result<Output, String> {
+        self.answer(target);
+        Output::with_file("hanging", target, Some(Box::new(io::sink())), flush, stats, None)
+            .map_err(|error| error.to_string())
+    }
+}
+
+fn hung(name: &str) -> LogTarget {
+    LogTarget::File(PathBuf::from("/hung").join(name))
+}
+
+/// Whoever opened a log waited for its disk: the control thread, which hears of SIGTERM too, for ever.
+#[test]
+fn a_disk_that_hangs_is_an_error_and_is_asked_once() {
+    let disk = Arc::new(Hanging::default());
+    let files = LogFiles::on(disk.clone(), Duration::from_millis(1), &Registry::new());
+    let (late, other) = (files.sink(&hung("opens-late")).unwrap(), files.sink(&LogTarget::Stdout).unwrap());
+    let stalls = disk.hung.lock();
+    let reason = |error: String| assert!(error.ends_with(": its disk does not answer in 2 s"), "{error}");
+    let begin = Instant::now();
+    let logs: Vec<_> = (0..50).map(|_| files.sink(&hung("opens-late")).unwrap()).collect();
+    logs.iter().for_each(|log| log.start_opening());
+    for log in &logs {
+        reason(log.open().unwrap_err());
+    }
+    reason(files.sink(&hung("a")).err().unwrap());
+    reason(files.sink(&hung("a")).err().unwrap());
+    // Neither is waited for twice.
+    assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
+    assert_eq!(disk.asked.load(Relaxed), 3, "a check before, an opening and a check");
+    assert_eq!(other.open(), Ok(()), "another disk");
+    late.write(b"nowhere\n");
+    // It may hang for longer than a control plane has names.
+    let names = (0..MOST_OWED).map(|nth| files.file(&hung(&format!("{nth}"))));
+    let refused = names.filter(|file| file.ask(&file.checking, LogFile::check).is_err()).count();
+    assert_eq!(refused, 2);
+    drop(stalls);
+    assert_eq!(late.open(), Ok(()), "once it is there");
+    wait_until("nothing owed", || files.0.owed.load(Relaxed) == 0);
+    drop((late, logs, other));
+    wait_until("all closed", || files.all().is_empty());
 }

@@ -102,7 +102,7 @@ async fn names_on_demand_are_bounded_and_forgotten() {
 #[tokio::test]
 async fn silent_names_of_clients_hold_up_nobody_else() {
     let server = Server::start(v4(60), NXDOMAIN).await;
-    let cache = cache(ResolverConfig { timeout: Duration::from_secs(60), ..server.config() });
+    let cache = cache(slow(&server));
     let asking: Vec<_> = (0..1024)
         .map(|nth| {
             let cache = cache.clone();
@@ -110,26 +110,78 @@ async fn silent_names_of_clients_hold_up_nobody_else() {
             tokio::spawn(async move { cache.look_up(&question).await })
         })
         .collect();
-    until("as many as may", || server.asked(A) == 64).await;
+    until("as many as may", || server.asked(A) == 32).await;
     // All places for such names are taken by those that are being asked for.
     let error = cache.look_up(&asks("other.test.", DnsFamily::V4Only)).await.unwrap_err();
     assert_eq!(error, DnsError::Busy("other.test.".into()));
     let cluster = cluster(Discovery::StrictDns(options(60_000)), vec![name()], None);
     Discoverer::new(cache.clone()).start(&cluster).unwrap().await.unwrap();
-    assert_eq!((labels(&cluster).len(), server.asked(A)), (2, 65));
+    assert_eq!((labels(&cluster).len(), server.asked(A)), (2, 33));
     asking.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Its servers are waited for, and nobody's turn ends.
+fn slow(server: &Server) -> ResolverConfig {
+    let long = Duration::from_secs(60);
+    ResolverConfig { timeout: long, turn: long, ..server.config() }
+}
+
+/// A cluster of so many names that nobody answers for.
+fn silent(names: usize) -> Arc<Cluster> {
+    let named = |nth: usize| HostConfig::new(Address::Name(format!("silent{nth}.test."), 80));
+    cluster(Discovery::StrictDns(options(20)), (0..names).map(named).collect(), None)
 }
 
 #[tokio::test]
 async fn questions_for_clusters_are_bounded() {
     let server = Server::start(v4(60), NXDOMAIN).await;
-    let cache = cache(ResolverConfig { timeout: Duration::from_secs(60), ..server.config() });
-    let named = |nth: usize| HostConfig::new(Address::Name(format!("silent{nth}.test."), 80));
-    let cluster = cluster(Discovery::StrictDns(options(60_000)), (0..400).map(named).collect(), None);
-    let _first = Discoverer::new(cache).start(&cluster).unwrap();
-    until("as many as may", || server.asked(A) == 256).await;
+    let cluster = silent(400);
+    let _first = Discoverer::new(cache(slow(&server))).start(&cluster).unwrap();
+    until("as many as may", || server.asked(A) == 128).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(server.asked(A), 256);
+    assert_eq!(server.asked(A), 128);
+}
+
+/// They shared their places with those that answer, and each kept one for 30 s: a name that answers was asked for
+/// again, or for the first time, when all before it had given up.
+#[tokio::test]
+async fn silent_names_of_clusters_hold_up_nobody_else() {
+    let server = Server::start(v4(60), NXDOMAIN).await;
+    let turn = Duration::from_millis(20);
+    let discoverer =
+        Discoverer::new(cache(ResolverConfig { timeout: Duration::from_secs(60), turn, ..server.config() }));
+    let good = cluster(Discovery::StrictDns(options(20)), vec![name()], None);
+    discoverer.start(&good).unwrap().await.unwrap();
+    let silent = silent(600);
+    let _first = discoverer.start(&silent).unwrap();
+    let seen = |name: &str| server.asked.lock().iter().filter(|(asked, _)| asked.starts_with(name)).count();
+    // None gives up in less than 30 s while there is room for it.
+    until("all are asked for", || seen("silent") >= 600).await;
+    let before = seen("a.test");
+    until("it is asked for as if they were not there", || seen("a.test") > before + 10).await;
+    let other = HostConfig::new(Address::Name("b.test.".into(), 80));
+    let late = cluster(Discovery::StrictDns(options(20)), vec![other], None);
+    discoverer.start(&late).unwrap().await.unwrap();
+    assert_eq!(labels(&late).len(), 2);
+}
+
+/// A server that takes longer than a turn is waited for.
+#[tokio::test]
+async fn a_late_answer_counts() {
+    let server = Server::start(v4(60), NXDOMAIN).await;
+    server.say.lock().0 = Say::Nothing;
+    let config = ResolverConfig {
+        timeout: Duration::from_millis(100),
+        attempts: 100,
+        turn: Duration::from_millis(1),
+        ..server.config()
+    };
+    let answers = cache(config);
+    let question = asks("a.test.", DnsFamily::V4Only);
+    let asking = tokio::spawn(async move { answers.look_up(&question).await });
+    until("asked more than once", || server.asked(A) > 1).await;
+    server.say.lock().0 = v4(60);
+    assert_eq!(asking.await.unwrap().unwrap().addresses.len(), 2);
 }
 
 /// Its lifetime is a day: the file could say what it liked.
