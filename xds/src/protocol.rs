@@ -61,11 +61,11 @@ pub(crate) fn common(value: &HttpProtocolOptions) -> Result<Common> {
     })
 }
 
-/// `header_key_format` of either side.
-pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<HeaderCase> {
-    let Some(HeaderKeyFormat { header_format }) = value else { return Ok(HeaderCase::Lower) };
+/// `header_key_format` of either side, and whether the reason phrases that it reads are passed on.
+pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<(HeaderCase, bool)> {
+    let Some(HeaderKeyFormat { header_format }) = value else { return Ok((HeaderCase::Lower, false)) };
     match required(header_format, "header_format")? {
-        HeaderFormat::ProperCaseWords(_) => Ok(HeaderCase::ProperCase),
+        HeaderFormat::ProperCaseWords(_) => Ok((HeaderCase::ProperCase, false)),
         HeaderFormat::StatefulFormatter(formatter) => {
             let config = required(&formatter.typed_config, "typed_config").in_key("stateful_formatter")?;
             let kind = any::type_name(config).in_key("stateful_formatter.typed_config")?;
@@ -79,11 +79,11 @@ pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<HeaderCase>
             let PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
                 &preserve;
             let refused = || {
-                refuse!(forward_reason_phrase, formatter_type_on_envoy_headers);
+                refuse!(formatter_type_on_envoy_headers);
                 Ok(())
             };
             refused().in_key("stateful_formatter.typed_config")?;
-            Ok(HeaderCase::Preserve)
+            Ok((HeaderCase::Preserve, *forward_reason_phrase))
         }
     }
 }

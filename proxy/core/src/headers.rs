@@ -127,6 +127,8 @@ pub struct Headers {
     repeated: bool,
     /// A bit for each well-known name that is there or was, some share one: most names that are asked for never were.
     seen: u64,
+    /// Names go out as they are spelled, whatever the side is configured to that they go out of.
+    spelled: bool,
     /// Names that codecs take out and write themselves, as the peer spelled them; for Envoy's `preserve_case`.
     spellings: Option<Box<Spellings>>,
 }
@@ -136,7 +138,15 @@ type Spellings = Vec<(Known, Box<[u8]>)>;
 impl Headers {
     /// An empty block; allocates with the first field.
     pub const fn new() -> Headers {
-        Headers { buf: Vec::new(), fields: Vec::new(), dead: 0, repeated: false, seen: 0, spellings: None }
+        Headers {
+            buf: Vec::new(),
+            fields: Vec::new(),
+            dead: 0,
+            repeated: false,
+            seen: 0,
+            spelled: false,
+            spellings: None,
+        }
     }
 
     /// Removes every field and keeps the memory for the next message, up to [`KEPT_BYTES`] and
@@ -147,6 +157,7 @@ impl Headers {
         self.dead = 0;
         self.repeated = false;
         self.seen = 0;
+        self.spelled = false;
         self.spellings = None;
         if self.buf.capacity() > KEPT_BYTES {
             self.buf.shrink_to(KEPT_BYTES);
@@ -296,6 +307,18 @@ impl Headers {
         let flags = flags(true, upper);
         self.note(known);
         self.fields.push(Field { at: at as u32, value_len: value_len as u32, name_len, known, flags });
+    }
+
+    /// Says that names go out as they are spelled: Envoy's `preserve_case`, which belongs to the message that was read
+    /// with it and not to the side that writes it (`HeaderMap::setFormatter`).
+    pub fn keep_spelling(&mut self) {
+        self.spelled = true;
+    }
+
+    /// Whether names go out as they are spelled.
+    #[inline]
+    pub fn keeps_spelling(&self) -> bool {
+        self.spelled
     }
 
     /// Remembers how the peer spelled a name whose field does not stay, the first time.

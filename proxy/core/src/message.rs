@@ -221,8 +221,37 @@ pub struct ResponseHead {
     pub status: u16,
     /// Version it came by, or the downstream's for a local reply.
     pub version: Version,
+    /// The reason phrase that came with the status, where it is passed on.
+    pub reason: Reason,
     /// All fields.
     pub headers: Headers,
+}
+
+/// The reason phrase of a status line. It belongs to the status that it came with: whoever puts another status in
+/// the place of that one need not know of it.
+#[derive(Clone, Debug, Default)]
+pub struct Reason {
+    of: u16,
+    text: Vec<u8>,
+}
+
+impl Reason {
+    /// Keeps the phrase of `status`, perhaps an empty one.
+    pub fn set(&mut self, status: u16, text: &[u8]) {
+        self.of = status;
+        self.text.clear();
+        self.text.extend_from_slice(text);
+    }
+
+    /// The phrase that came with `status`.
+    pub fn of(&self, status: u16) -> Option<&[u8]> {
+        (self.of == status && status != 0).then_some(&self.text)
+    }
+
+    fn clear(&mut self) {
+        self.of = 0;
+        clear_text(&mut self.text);
+    }
 }
 
 impl ResponseHead {
@@ -236,6 +265,7 @@ impl ResponseHead {
     pub fn clear(&mut self) {
         self.status = 0;
         self.version = Version::Http11;
+        self.reason.clear();
         self.headers.clear();
     }
 }

@@ -224,9 +224,12 @@ fn http1(value: &Http1ProtocolOptions) -> Result<Http1Options> {
             ignore_http_11_upgrade,
         } = value
     );
+    let (header_case, forward_reason) =
+        protocol::header_case(header_key_format).in_key("header_key_format")?;
     Ok(Http1Options {
         enable_trailers: *enable_trailers,
-        header_case: protocol::header_case(header_key_format).in_key("header_key_format")?,
+        header_case,
+        forward_reason,
         allow_chunked_length: *allow_chunked_length,
         ..Http1Options::default()
     })

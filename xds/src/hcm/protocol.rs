@@ -94,7 +94,7 @@ fn http1(value: &Http1ProtocolOptions) -> Result<ServerHttp1> {
             .then(|| default_host_for_http_10.as_str().into()),
         allow_chunked_length: *allow_chunked_length,
         enable_trailers: *enable_trailers,
-        header_case: protocol::header_case(header_key_format).in_key("header_key_format")?,
+        header_case: protocol::header_case(header_key_format).in_key("header_key_format")?.0,
         allow_absolute_url: bool_or(allow_absolute_url, true),
         ..ServerHttp1::default()
     })

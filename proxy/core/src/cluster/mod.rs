@@ -266,6 +266,8 @@ pub struct Http1Options {
     pub enable_trailers: bool,
     /// How names are spelled.
     pub header_case: HeaderCase,
+    /// Passes on the reason phrases of responses. APISIX always does.
+    pub forward_reason: bool,
     /// Bytes of a response head, 80 KiB by default.
     pub max_head_bytes: usize,
     /// Accepts a response with Content-Length and chunked, and drops the length.
@@ -277,6 +279,7 @@ impl Default for Http1Options {
         Http1Options {
             enable_trailers: false,
             header_case: HeaderCase::Lower,
+            forward_reason: false,
             max_head_bytes: 80 << 10,
             allow_chunked_length: false,
         }

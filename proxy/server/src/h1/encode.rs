@@ -79,15 +79,7 @@ pub fn encode_request(
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let host = head.headers.spelling(Known::HOST).filter(|_| opts.remembers_spelling());
-    match (host, opts.header_case) {
-        (Some(spelled), _) => out.extend_from_slice(spelled),
-        (None, HeaderCase::Lower) => out.extend_from_slice(b"host"),
-        (None, _) => out.extend_from_slice(b"Host"),
-    }
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(&head.authority);
-    out.extend_from_slice(b"\r\n");
+    write_own(out, Known::HOST, &head.authority, &head.headers, opts);
 
     let fields = write_fields(
         out,
@@ -134,7 +126,7 @@ pub fn encode_request(
     Ok(body)
 }
 
-/// Appends a response's head: status line with the profile's reason phrase, the fields, the framing field and
+/// Appends a response's head: status line with the reason phrase that came with the status, else the profile's, the fields, the framing field and
 /// Connection. Transfer-Encoding among the fields is never copied; Connection is only for 101, else it follows
 /// from the context: Envoy writes `close` when the connection ends and `keep-alive` to HTTP/1.0 clients, nginx
 /// always one of both.
@@ -154,7 +146,8 @@ pub fn encode_response(
     let status = head.status;
     let tunnel = status == 101 || (context.request == RequestKind::Connect && (200..300).contains(&status));
     let http10 = context.version == Version::Http10;
-    write_status_line(out, status, http10 && opts.profile == Profile::Envoy, opts.profile);
+    let phrase = head.reason.of(status).unwrap_or_else(|| reason_phrase(status, opts.profile).as_bytes());
+    write_status_line(out, status, http10 && opts.profile == Profile::Envoy, phrase);
 
     let bodiless = tunnel || status < 200 || status == 204;
     let head_only = context.request == RequestKind::Head || status == 304;
@@ -327,6 +320,7 @@ fn write_fields(
     opts: &H1Options,
 ) -> FramingFields {
     let mut fields = FramingFields::default();
+    let case = spelling_of(headers, opts);
     let wire = headers.wire();
     let mut run = 0..0;
     for line in headers.lines() {
@@ -349,12 +343,12 @@ fn write_fields(
             out.extend_from_slice(wire.get(run).unwrap_or_default());
             run = line.at.clone();
         }
-        if !is_spelled(&line, opts) {
+        if !is_spelled(&line, case, opts.profile) {
             // It is spelled in its place, behind all that has come before.
             out.extend_from_slice(wire.get(std::mem::take(&mut run)).unwrap_or_default());
             let at = out.len() - line.at.len();
             if let Some(name) = out.get_mut(at..at + line.name_len) {
-                spell(name, line.known, opts);
+                spell(name, line.known, case);
             }
         }
     }
@@ -380,21 +374,30 @@ fn nginx_spelling(known: Known) -> Option<&'static str> {
     })
 }
 
+/// How the names of a message are spelled: Envoy's are as the side wants that they go out of, unless the side that
+/// they came by keeps their spelling.
+#[inline]
+fn spelling_of(headers: &Headers, opts: &H1Options) -> HeaderCase {
+    match (opts.profile, opts.header_case) {
+        (Profile::Envoy, _) if headers.keeps_spelling() => HeaderCase::Preserve,
+        (Profile::Envoy, HeaderCase::Preserve) => HeaderCase::Lower,
+        (_, case) => case,
+    }
+}
+
 /// Whether a field's name is written as it is stored.
 #[inline]
-fn is_spelled(line: &Line<'_>, opts: &H1Options) -> bool {
-    match opts.header_case {
-        HeaderCase::Preserve => {
-            opts.profile == Profile::Envoy || line.known.and_then(nginx_spelling).is_none()
-        }
+fn is_spelled(line: &Line<'_>, case: HeaderCase, profile: Profile) -> bool {
+    match case {
+        HeaderCase::Preserve => profile == Profile::Envoy || line.known.and_then(nginx_spelling).is_none(),
         HeaderCase::Lower => !line.upper,
         HeaderCase::ProperCase => false,
     }
 }
 
 /// Spells a name that has been written as it is stored.
-fn spell(name: &mut [u8], known: Option<Known>, opts: &H1Options) {
-    match (opts.header_case, known.and_then(nginx_spelling)) {
+fn spell(name: &mut [u8], known: Option<Known>, case: HeaderCase) {
+    match (case, known.and_then(nginx_spelling)) {
         (HeaderCase::Preserve, Some(spelled)) => {
             name.iter_mut().zip(spelled.bytes()).for_each(|(to, from)| *to = from);
         }
@@ -418,11 +421,11 @@ fn proper_case(name: &mut [u8]) {
 /// Appends a field of the codec's own. Where the peer's spelling is kept, Envoy writes it as the peer has spelled
 /// its own, else in lower case, and nginx in proper case.
 fn write_own(out: &mut Vec<u8>, name: Known, value: &[u8], headers: &Headers, opts: &H1Options) {
-    let spelled = headers.spelling(name).filter(|_| opts.remembers_spelling());
+    let spelled = headers.spelling(name);
     let at = out.len();
     out.extend_from_slice(spelled.unwrap_or(name.as_str().as_bytes()));
     let written = out.get_mut(at..).unwrap_or_default();
-    match (opts.header_case, opts.profile) {
+    match (spelling_of(headers, opts), opts.profile) {
         (HeaderCase::ProperCase, _) | (HeaderCase::Preserve, Profile::Apisix) => proper_case(written),
         (HeaderCase::Preserve | HeaderCase::Lower, _) => {}
     }
@@ -431,11 +434,11 @@ fn write_own(out: &mut Vec<u8>, name: Known, value: &[u8], headers: &Headers, op
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_status_line(out: &mut Vec<u8>, status: u16, http10: bool, profile: Profile) {
+fn write_status_line(out: &mut Vec<u8>, status: u16, http10: bool, phrase: &[u8]) {
     out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
     out.push(b' ');
-    out.extend_from_slice(reason_phrase(status, profile).as_bytes());
+    out.extend_from_slice(phrase);
     out.extend_from_slice(b"\r\n");
 }
 

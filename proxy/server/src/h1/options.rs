@@ -19,8 +19,12 @@ pub struct H1Options {
     pub allow_chunked_length: bool,
     /// Envoy's `enable_trailers`; without it trailers are read and dropped.
     pub enable_trailers: bool,
-    /// Spelling of names that this side sends. `Preserve` also keeps the spelling of names it reads.
+    /// Spelling of names that this side sends. `Preserve` is of Envoy's names that this side reads: they keep their
+    /// spelling wherever they go.
     pub header_case: HeaderCase,
+    /// Whether the reason phrases of responses that this side reads are passed on: nginx does so, Envoy where
+    /// `preserve_case` says `forward_reason_phrase`.
+    pub forward_reason: bool,
     /// Largest head in bytes, start line and line ends counted (Envoy's `max_request_headers_kb`,
     /// default 60 KiB, and 80 KiB for responses; nginx's `large_client_header_buffers` 4 x 8 KiB).
     pub max_head_bytes: usize,
@@ -46,6 +50,7 @@ impl H1Options {
             allow_chunked_length: false,
             enable_trailers: false,
             header_case: if apisix { HeaderCase::Preserve } else { HeaderCase::Lower },
+            forward_reason: apisix,
             max_head_bytes: if apisix { 32 * 1024 } else { 60 * 1024 },
             max_line_bytes: apisix.then_some(8 * 1024),
             rules: if apisix { HeaderRules::APISIX } else { HeaderRules::ENVOY },
@@ -63,8 +68,8 @@ impl H1Options {
         }
     }
 
-    /// Whether fields that the codec writes by itself are spelled as the peer spelled them: Envoy's
-    /// `preserve_case`. nginx has its own spelling.
+    /// Whether a message that was read is written as the peer spelled it, fields that the codec writes by itself too:
+    /// Envoy's `preserve_case`. nginx has its own spelling.
     #[inline]
     pub(super) fn remembers_spelling(&self) -> bool {
         self.keeps_spelling() && self.profile == Profile::Envoy

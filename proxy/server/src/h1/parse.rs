@@ -125,6 +125,9 @@ impl HeadParser {
                 return Ok(None);
             };
             head.clear();
+            if opts.remembers_spelling() {
+                head.headers.keep_spelling();
+            }
             self.version = parse_request_line(line, head, opts)?;
             self.start_line_done = true;
         }
@@ -150,15 +153,17 @@ impl HeadParser {
         request: RequestKind,
         opts: &H1Options,
     ) -> Result<Option<ParsedResponse>, H1Error> {
-        if !self.begin(buf, opts)? {
-            return Ok(None);
-        }
+        // Unlike before a request, no empty line comes before a status line (RFC 9112 section 2.2).
+        self.started |= !buf.is_empty();
         if !self.start_line_done {
             let Some(line) = self.lines.plain(buf, opts, H1Error::HeadersTooLarge)? else {
                 return Ok(None);
             };
             head.clear();
-            parse_status_line(line, head)?;
+            if opts.remembers_spelling() {
+                head.headers.keep_spelling();
+            }
+            parse_status_line(line, head, opts)?;
             self.start_line_done = true;
         }
         if !self.read_fields(buf, &mut head.headers, None, opts)? {
@@ -181,7 +186,7 @@ impl HeadParser {
         }))
     }
 
-    /// Skips empty lines before the message; false while there is nothing else.
+    /// Skips empty lines before a request; false while there is nothing else.
     fn begin(&mut self, buf: &[u8], opts: &H1Options) -> Result<bool, H1Error> {
         if !self.started {
             self.started = self.lines.skip_empty(buf, opts)?;
@@ -348,18 +353,27 @@ fn parse_version(text: &[u8], opts: &H1Options) -> Result<Version, H1Error> {
     }
 }
 
-/// `HTTP/x.y 200 reason`; the reason phrase is not kept.
-fn parse_status_line(line: &[u8], head: &mut ResponseHead) -> Result<(), H1Error> {
+/// `HTTP/x.y 200 reason`; the reason phrase is kept where it is passed on. Controls in it are refused as in Envoy:
+/// nginx passes them on.
+fn parse_status_line(line: &[u8], head: &mut ResponseHead, opts: &H1Options) -> Result<(), H1Error> {
     const BAD: H1Error = H1Error::Malformed("bad status line");
     let rest = line.strip_prefix(b"HTTP/").ok_or(BAD)?;
     let [b'0'..=b'9', b'.', b'0'..=b'9', b' ', rest @ ..] = rest else { return Err(BAD) };
     head.version = if line.starts_with(b"HTTP/1.1") { Version::Http11 } else { Version::Http10 };
     let rest = rest.trim_ascii_start();
     let [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', reason @ ..] = rest else { return Err(BAD) };
-    if !matches!(reason.first(), None | Some(b' ' | b'\t')) {
-        return Err(BAD);
+    let phrase = match reason {
+        [] => reason,
+        [b' ' | b'\t', phrase @ ..] => phrase,
+        _ => return Err(BAD),
+    };
+    if phrase.iter().any(|b| b.is_ascii_control() && *b != b'\t') {
+        return Err(H1Error::Malformed("control in the reason phrase"));
     }
     let digit = |b: &u8| u16::from(b - b'0');
     head.status = digit(a) * 100 + digit(b) * 10 + digit(c);
+    if opts.forward_reason {
+        head.reason.set(head.status, phrase);
+    }
     Ok(())
 }

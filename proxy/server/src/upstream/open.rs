@@ -98,6 +98,7 @@ impl Order {
         opts.allow_chunked_length = http1.allow_chunked_length;
         opts.rules = self.cluster.config.header_rules;
         opts.max_head_bytes = http1.max_head_bytes;
+        opts.forward_reason |= http1.forward_reason;
         if http1.header_case != HeaderCase::Lower {
             opts.header_case = http1.header_case;
         }

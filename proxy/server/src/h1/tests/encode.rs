@@ -29,6 +29,58 @@ fn preserved_spelling_holds_for_framing_fields_too() {
     assert_eq!(text(&out), "HTTP/1.1 200 OK\r\nTRANSFER-Encoding: chunked\r\nCONNECTION: close\r\n\r\n");
 }
 
+/// A spelling was kept only if both sides were told to: in Envoy it belongs to the message that was read with it.
+#[test]
+fn the_side_that_reads_a_message_says_whether_its_spelling_is_kept() {
+    let request = b"GET / HTTP/1.1\r\nHOST: h\r\nX-Own: 1\r\n\r\n";
+    let response = b"HTTP/1.1 200 OK\r\nX-Own: 1\r\nContent-LENGTH: 0\r\n\r\n";
+    let with = |header_case| H1Options { header_case, ..envoy() };
+    for (reads, writes, host, own, length) in [
+        (HeaderCase::Preserve, HeaderCase::Lower, "HOST", "X-Own", "Content-LENGTH"),
+        (HeaderCase::Preserve, HeaderCase::ProperCase, "HOST", "X-Own", "Content-LENGTH"),
+        (HeaderCase::Lower, HeaderCase::Preserve, "host", "x-own", "content-length"),
+        (HeaderCase::Lower, HeaderCase::ProperCase, "Host", "X-Own", "Content-Length"),
+    ] {
+        let (_, head) = request_with(&with(reads), request).unwrap();
+        let written = request_text(&head, true, false, &with(writes)).0;
+        assert_eq!(written, format!("GET / HTTP/1.1\r\n{host}: h\r\n{own}: 1\r\n\r\n"));
+        let (_, head) = response_with(&with(reads), RequestKind::Plain, response).unwrap();
+        let mut out = Vec::new();
+        let context = ResponseContext { end_stream: true, keep_alive: true, ..ResponseContext::default() };
+        encode_response(&mut out, &head, context, &with(writes)).unwrap();
+        assert_eq!(text(&out), format!("HTTP/1.1 200 OK\r\n{own}: 1\r\n{length}: 0\r\n\r\n"));
+    }
+}
+
+/// The phrase of an upstream was lost, which nginx passes on, and Envoy where it is told to.
+#[test]
+fn a_reason_phrase_goes_on_with_its_status() {
+    let line = |opts: &H1Options, bytes: &[u8], status: Option<u16>| {
+        let (_, mut head) = response_with(opts, RequestKind::Plain, bytes).unwrap();
+        head.status = status.unwrap_or(head.status);
+        let mut out = Vec::new();
+        encode_response(&mut out, &head, ResponseContext::default(), opts).unwrap();
+        text(&out).split_once("\r\n").unwrap().0.to_owned()
+    };
+    let told = H1Options { forward_reason: true, ..envoy() };
+    for (sent, on_nginx, on_envoy) in [
+        ("200 Fine By Me", "200 Fine By Me", "200 OK"),
+        ("600 What", "600 What", "600 Unknown"),
+        ("418 I'm a \u{e9}\ttea pot ", "418 I'm a \u{e9}\ttea pot ", "418 Unknown"),
+        ("200 ", "200 ", "200 OK"),
+    ] {
+        let bytes = format!("HTTP/1.1 {sent}\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(
+            line(&H1Options::upstream(Profile::Apisix), bytes.as_bytes(), None),
+            format!("HTTP/1.1 {on_nginx}")
+        );
+        assert_eq!(line(&told, bytes.as_bytes(), None), format!("HTTP/1.1 {on_nginx}"));
+        assert_eq!(line(&envoy(), bytes.as_bytes(), None), format!("HTTP/1.1 {on_envoy}"));
+        // It says nothing of another status that a plugin has put in the place of its own.
+        assert_eq!(line(&told, bytes.as_bytes(), Some(404)), "HTTP/1.1 404 Not Found");
+    }
+}
+
 use sixfold_core::message::{Method, Target, Version};
 
 fn request_head(method: Method, fields: &[(&str, &str)]) -> RequestHead {
@@ -138,7 +190,8 @@ fn names_are_spelled_as_configured() {
     );
     assert_eq!(
         with(HeaderCase::Preserve, Profile::Envoy),
-        "POST /p?q HTTP/1.1\r\nHost: h\r\nX-mIxed: 1\r\nx-added_by-2us: 2\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+        "POST /p?q HTTP/1.1\r\nhost: h\r\nx-mixed: 1\r\nx-added_by-2us: 2\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n",
+        "nothing came with a spelling that is kept"
     );
     assert_eq!(
         with(HeaderCase::Preserve, Profile::Apisix),

@@ -32,6 +32,18 @@ fn status_lines() {
         let got = response_with(&upstream(), RequestKind::Plain, bytes.as_bytes());
         assert_eq!(got.ok().map(|(_, head)| head.status), status, "{line:?}");
     }
+    // Both were taken. Envoy refuses both; nginx takes the first for HTTP/0.9 and passes the others on.
+    for profile in [Profile::Envoy, Profile::Apisix] {
+        let opts = H1Options::upstream(profile);
+        for start in ["\r\nHTTP/1.1 200 OK", "\nHTTP/1.1 200 OK", "\r\n\r\nHTTP/1.1 200 OK"] {
+            let bytes = format!("{start}\r\n\r\n");
+            assert!(response_with(&opts, RequestKind::Plain, bytes.as_bytes()).is_err(), "{start:?}");
+        }
+        for control in ["\0", "\x01", "\x1b", "\x7f", "\r"] {
+            let bytes = format!("HTTP/1.1 200 O{control}K\r\n\r\n");
+            assert!(response_with(&opts, RequestKind::Plain, bytes.as_bytes()).is_err(), "{control:?}");
+        }
+    }
     let bad_name = b"HTTP/1.1 200 OK\r\nbad header: 1\r\n\r\n";
     assert!(response_with(&upstream(), RequestKind::Plain, bad_name).is_err());
 }
