@@ -1,8 +1,8 @@
 //! The client at work: the machine, a stream of gRPC to the cluster of the control plane, and the model.
 
 use std::future::poll_fn;
-use std::pin::pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -44,76 +44,103 @@ pub async fn follow(
     mut apply: impl Apply,
     initialized: impl FnOnce(),
 ) {
-    let flavor = config.flavor;
-    let mut machine = Machine::new(config, resources, registry, fastrand::Rng::new(), Instant::now());
-    let (mut stream, mut initialized) = (None, Some(initialized));
+    let machine = Machine::new(config.clone(), resources, registry, fastrand::Rng::new(), now());
+    let mut client = Client { machine, target, flavor: config.flavor, link: Link::Down };
+    let mut initialized = Some(initialized);
     loop {
-        match machine.step(Instant::now()) {
-            Step::Connect => match open(&target, flavor).await {
-                Ok(opened) => {
-                    machine.connected();
-                    stream = Some(opened);
-                }
-                Err(status) => lost(&mut machine, &status),
-            },
+        match client.machine.step(now()) {
+            Step::Connect => client.connect(),
             Step::Apply(batch) => {
-                let diff = machine.compiler().diff(batch);
+                let diff = client.machine.compiler().diff(batch);
                 let mut applied = pin!(apply.apply(diff));
                 let errors = loop {
-                    if let Some(errors) = attend(&mut machine, &mut stream, applied.as_mut()).await {
+                    if let Some(errors) = client.attend(applied.as_mut()).await {
                         break errors;
                     }
                 };
                 errors
                     .iter()
                     .for_each(|error| tracing::error!("a part of a change is not in force: {error}"));
-                machine.applied(failures(errors));
+                client.machine.applied(failures(errors));
             }
             Step::Wait(until) => {
-                if machine.is_initialized()
+                if client.machine.is_initialized()
                     && let Some(initialized) = initialized.take()
                 {
                     initialized();
                 }
-                attend(&mut machine, &mut stream, at(until)).await;
+                client.attend(at(until)).await;
             }
         }
     }
 }
 
-async fn open(target: &Target, flavor: Flavor) -> Result<Stream, Status> {
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The machine, and what there is of a stream.
+struct Client {
+    machine: Machine<Resources>,
+    target: Target,
+    flavor: Flavor,
+    link: Link,
+}
+
+enum Link {
+    Down,
+    Opening(Pin<Box<dyn Future<Output = Result<Stream, Status>>>>),
+    Open(Box<Stream>),
+}
+
+impl Client {
+    fn connect(&mut self) {
+        self.link = Link::Opening(Box::pin(open(
+            self.target.grpc.clone(),
+            self.target.metadata.clone(),
+            self.flavor,
+        )));
+    }
+
+    /// Opens a stream, sends and receives until `end` does; `None` when something has come before, or a stream was
+    /// opened or has ended. The clocks of the machine run on whatever the other side does.
+    async fn attend<T>(&mut self, end: impl Future<Output = T>) -> Option<T> {
+        let came = tokio::select! {
+            came = poll_fn(|cx| self.poll(cx)) => came,
+            end = end => return Some(end),
+        };
+        if let Err(status) = came {
+            self.link = Link::Down;
+            let wait = self.machine.disconnected(now());
+            tracing::warn!(?wait, "no stream of the control plane: {status}");
+        }
+        None
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        match &mut self.link {
+            Link::Down => Poll::Pending,
+            Link::Opening(opening) => {
+                let opened = ready!(opening.as_mut().poll(cx))?;
+                self.link = Link::Open(Box::new(opened));
+                self.machine.connected();
+                Poll::Ready(Ok(()))
+            }
+            Link::Open(stream) => stream.poll(&mut self.machine, cx),
+        }
+    }
+}
+
+async fn open(grpc: Grpc, metadata: Headers, flavor: Flavor) -> Result<Stream, Status> {
     let method = match flavor {
         Flavor::Delta => "DeltaAggregatedResources",
         Flavor::State => "StreamAggregatedResources",
     };
     let path = format!("/envoy.service.discovery.v3.AggregatedDiscoveryService/{method}");
-    let opening = target.grpc.call(&path, target.metadata.clone());
+    let opening = grpc.call(&path, metadata);
     let call = tokio::time::timeout(OPENING, opening).await;
     let call = call.map_err(|_| Status { code: 4, message: "no stream within 30 s".to_owned() })??;
     Ok(Stream { call, flavor, outgoing: None })
-}
-
-/// Sends and receives until `end` does; `None` when something has come before, or the stream has ended.
-async fn attend<T>(
-    machine: &mut Machine<Resources>,
-    stream: &mut Option<Stream>,
-    end: impl Future<Output = T>,
-) -> Option<T> {
-    let Some(open) = stream else { return Some(end.await) };
-    let ended = tokio::select! {
-        came = poll_fn(|cx| open.poll(machine, cx)) => came.err(),
-        end = end => return Some(end),
-    };
-    if let Some(status) = ended {
-        *stream = None;
-        lost(machine, &status);
-    }
-    None
-}
-
-fn lost(machine: &mut Machine<Resources>, status: &Status) {
-    let wait = machine.disconnected(Instant::now());
-    tracing::warn!(?wait, "no stream of the control plane: {status}");
 }
 
 /// Ends at that time, or never.
@@ -142,7 +169,7 @@ impl Stream {
             match self.call.poll_receive(cx) {
                 Poll::Ready(Ok(Some(message))) => {
                     came = true;
-                    if let Err(error) = machine.received(self.decode(&message)?, Instant::now()) {
+                    if let Err(error) = machine.received(self.decode(&message)?, now()) {
                         tracing::warn!("passed over: {error}");
                     }
                 }
@@ -186,3 +213,6 @@ impl Stream {
         decoded.map_err(|error| Status { code: 13, message: format!("no discovery response: {error}") })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,6 +67,8 @@ pub struct Machine<C: Compile> {
     stats: Stats,
     /// What waits for the change that is being applied.
     applying: Option<Vec<Pending>>,
+    /// What could not be put in force although it was acknowledged: to be told with the next answer of its type.
+    late: BTreeMap<Kind, Vec<String>>,
     /// Types whose first response is awaited.
     first: BTreeMap<Kind, First>,
     initialized: bool,
@@ -114,6 +116,7 @@ impl<C: Compile> Machine<C> {
             backoff: Backoff::new(backoff, random),
             stats: Stats::new(registry),
             applying: None,
+            late: BTreeMap::new(),
             first: wildcards.into_iter().map(|(kind, within)| (kind, first(within))).collect(),
             initialized: false,
         }
@@ -138,6 +141,7 @@ impl<C: Compile> Machine<C> {
                 None => break,
             }
         }
+        self.refuse_late();
         self.initialized |= self.first.is_empty() && self.world.is_settled();
         // Not before all that has come is known: a new stream begins with what the client has, and what the other
         // side does not hear of then it will never take away.
@@ -185,6 +189,7 @@ impl<C: Compile> Machine<C> {
         self.link = Link::Down { until: now + wait };
         self.session.disconnected();
         self.inbox.forget_responses();
+        self.late.clear();
         self.applying.iter_mut().flatten().for_each(|pending| pending.responses.clear());
         self.stats.disconnected();
         wait
@@ -207,14 +212,20 @@ impl<C: Compile> Machine<C> {
     /// The change of the last [`Step::Apply`] is in force, but for these parts.
     pub fn applied(&mut self, failures: Vec<Failure>) {
         let mut pending = self.applying.take().unwrap_or_default();
+        let failed: Vec<_> = failures.iter().map(|failure| (failure.kind, failure.name.clone())).collect();
+        for ((kind, name), version) in self.world.applied(&failed) {
+            self.session.know(kind, &name, version);
+            pending.iter_mut().filter(|pending| pending.kind == kind).for_each(|pending| {
+                pending.accepted.remove(&name);
+            });
+        }
         for Failure { kind, name, reason } in failures {
-            self.world.failed(&(kind, name.clone()));
-            self.session.know(kind, &name, None);
-            // What has waited for others was acknowledged when it came.
-            for pending in pending.iter_mut().filter(|pending| pending.kind == kind) {
-                if pending.accepted.remove(&name).is_some() {
-                    pending.faults.push(format!("{} \"{name}\": {reason}", kind.noun()));
-                }
+            let fault = format!("{} \"{name}\": {reason}", kind.noun());
+            match pending.iter_mut().find(|pending| pending.kind == kind) {
+                Some(pending) => pending.faults.push(fault),
+                // What has waited for others was acknowledged when it came.
+                None if matches!(self.link, Link::Up) => self.late.entry(kind).or_default().push(fault),
+                None => {}
             }
         }
         pending.into_iter().for_each(|pending| self.answer(pending));
@@ -228,7 +239,8 @@ impl<C: Compile> Machine<C> {
             let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));
             absent.collect::<Vec<_>>().into_iter().for_each(|name| self.remove(kind, &name, now));
         }
-        let mut pending = Pending { kind, responses, faults: Vec::new(), accepted: BTreeMap::new() };
+        let faults = self.late.remove(&kind).unwrap_or_default();
+        let mut pending = Pending { kind, responses, faults, accepted: BTreeMap::new() };
         for (name, item) in items {
             match item {
                 Item::Gone => self.remove(kind, &name, now),
@@ -237,6 +249,7 @@ impl<C: Compile> Machine<C> {
                         pending.accepted.extend(version.map(|version| (name, version)));
                     }
                     Err(error) => {
+                        self.world.deny(&(kind, name.clone()));
                         let place = format!("{} \"{name}\"", kind.noun());
                         let all = error.in_resource(place).into_all();
                         pending.faults.extend(all.iter().map(ToString::to_string));
@@ -261,7 +274,7 @@ impl<C: Compile> Machine<C> {
             Content::Heartbeat => None,
             Content::Value(_) if !self.session.wants(kind, name) => return Ok(None),
             Content::Value(value) => {
-                self.world.accept(kind, name, value, now)?;
+                self.world.accept(kind, name, &version, value, now)?;
                 Some(version)
             }
         };
@@ -288,6 +301,14 @@ impl<C: Compile> Machine<C> {
         let earlier = responses.into_iter().map(|response| (response, None));
         for ((nonce, version), error) in earlier.chain(last.map(|response| (response, error))) {
             self.session.answer(Answer { kind, nonce, version, error });
+        }
+    }
+
+    /// Refuses what was acknowledged before it was tried, by the last response of its type.
+    fn refuse_late(&mut self) {
+        for (kind, faults) in std::mem::take(&mut self.late) {
+            self.stats.answered(kind, true);
+            self.session.refuse(kind, faults.join("; "));
         }
     }
 

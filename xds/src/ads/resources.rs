@@ -9,7 +9,7 @@ use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::{ApplyError, Diff, ResourceKind};
 use sixfold_core::route::{Action, ClusterChoice};
-use sixfold_core::router::{RouteTable, TableKey};
+use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
@@ -71,6 +71,7 @@ impl Resources {
         for error in self.routes.complete(&mut diff) {
             tracing::error!("{error}");
         }
+        no_second_wait(&diff);
         diff
     }
 
@@ -185,6 +186,22 @@ fn routes_of(manager: &HttpConnectionManager, needs: &mut Vec<Need>, clusters: &
             }
         }
         None => manager.routes.load().iter().for_each(|table| named_by(table, clusters)),
+    }
+}
+
+/// What listeners needed they were held back for, as long as they may be: nobody waits for it once more.
+fn no_second_wait(diff: &Diff) {
+    let comes = |cell: &RouteTableCell| diff.route_tables.iter().any(|(key, _)| *key == cell.key);
+    for listener in diff.listeners.iter().filter_map(|(_, listener)| listener.as_deref()) {
+        for chain in listener.chains.iter().chain(&listener.default_chain) {
+            if let NetworkFilter::Http(manager) = chain.filter.last()
+                && rds::ads_name(&manager.routes).is_some()
+                && manager.routes.is_awaited()
+                && !comes(&manager.routes)
+            {
+                manager.routes.refuse();
+            }
+        }
     }
 }
 

@@ -176,10 +176,23 @@ impl Session {
         if answer.error.is_none() {
             topic.version.clone_from(&answer.version);
         }
-        let Some(asked) = &topic.asked else { return };
-        // When a later one has come, what is said of an earlier one is ignored in the state of the world.
-        if self.flavor == Flavor::Delta || asked.nonce == answer.nonce {
+        if topic.asked.is_some() {
             self.answers.push_back(answer);
+        }
+    }
+
+    /// Nonce of the last response of a type on this stream.
+    fn last_nonce(&self, kind: Kind) -> Option<&String> {
+        Some(&self.topics.get(&kind)?.asked.as_ref()?.nonce)
+    }
+
+    /// Refuses a part of what the last response of a type has brought, whether that is answered or not.
+    pub(super) fn refuse(&mut self, kind: Kind, error: String) {
+        let topic = self.topics.get(&kind);
+        let Some(asked) = topic.and_then(|topic| topic.asked.as_ref()) else { return };
+        let (nonce, version) = (asked.nonce.clone(), String::new());
+        if !nonce.is_empty() {
+            self.answers.push_back(Answer { kind, nonce, version, error: Some(error) });
         }
     }
 
@@ -202,7 +215,14 @@ impl Session {
     }
 
     fn next_answer(&mut self) -> Option<Request> {
-        let Answer { kind, nonce, version: _, error } = self.answers.pop_front()?;
+        let Answer { kind, nonce, version: _, error } = loop {
+            let answer = self.answers.pop_front()?;
+            // In the state of the world what is said of a response is ignored when a later one has come, and another may
+            // have come while this waited for the stream.
+            if self.flavor == Flavor::Delta || self.last_nonce(answer.kind) == Some(&answer.nonce) {
+                break answer;
+            }
+        };
         let error_detail =
             error.map(|message| Status { code: INTERNAL, message: cut(message), ..Status::default() });
         let type_url = kind.type_url().to_owned();

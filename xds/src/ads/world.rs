@@ -14,6 +14,8 @@ use sixfold_core::error::ConfigError;
 use super::kind::Kind;
 use super::users::Users;
 
+mod waits;
+
 /// How long routes and listeners wait for clusters that warm up. Envoy does not wait at all and answers 503 meanwhile;
 /// longer than this the other routes of the table shall not be held back for the sake of one.
 pub const HOLD: Duration = Duration::from_secs(5);
@@ -98,8 +100,12 @@ pub(super) struct World<C: Compile> {
     users: Users,
     /// Those that have a candidate.
     waiting: BTreeSet<Key>,
-    /// Removed clusters that are still in force, and since when.
+    /// Removed clusters that are still in force, or that never were and a candidate still leads to, and since when.
     lingering: BTreeMap<Arc<str>, Instant>,
+    /// Needs that nothing good has come for, and need not be waited for: the control plane has answered.
+    denied: BTreeSet<Key>,
+    /// Put in force by the last batch, while that is being applied.
+    applying: Vec<Key>,
     /// Clusters in force to be given their endpoints.
     due: BTreeSet<Arc<str>>,
     /// To be taken out of force.
@@ -113,16 +119,18 @@ pub(super) struct World<C: Compile> {
 struct Resource<P> {
     /// What was accepted last, when it is not in force yet.
     next: Option<Version<P>>,
-    /// What is in force.
+    /// What is in force, or is being put there.
     live: Option<Version<P>>,
+    /// What is in force until that is, and goes on if it can't be.
+    before: Option<Version<P>>,
     expires: Option<Instant>,
-    /// Whether putting it in force has failed: the same again is then a change.
-    failed: bool,
 }
 
 struct Version<P> {
     /// As it was sent.
     value: Arc<[u8]>,
+    /// What the control plane calls it.
+    version: String,
     /// Until it is in force; of endpoints until a cluster has them.
     part: Option<P>,
     asks: Asks,
@@ -131,9 +139,13 @@ struct Version<P> {
 }
 
 impl<P> Resource<P> {
+    fn new() -> Resource<P> {
+        Resource { next: None, live: None, before: None, expires: None }
+    }
+
     /// The last that was accepted.
-    fn last(&self) -> Option<&Version<P>> {
-        self.next.as_ref().or(self.live.as_ref())
+    fn last_mut(&mut self) -> Option<&mut Version<P>> {
+        self.next.as_mut().or(self.live.as_mut())
     }
 }
 
@@ -147,6 +159,8 @@ impl<C: Compile> World<C> {
             users: Users::default(),
             waiting: BTreeSet::new(),
             lingering: BTreeMap::new(),
+            denied: BTreeSet::new(),
+            applying: Vec::new(),
             due: BTreeSet::new(),
             removals: Vec::new(),
             expiries: BTreeSet::new(),
@@ -154,7 +168,8 @@ impl<C: Compile> World<C> {
         };
         for (key, asks) in statics {
             world.users.add(&key, &asks);
-            let live = Version { value: Arc::default(), part: None, asks, since: now };
+            let live =
+                Version { value: Arc::default(), version: String::new(), part: None, asks, since: now };
             world.resources.insert(key, Resource { live: Some(live), ..Resource::new() });
         }
         world
@@ -193,6 +208,7 @@ impl<C: Compile> World<C> {
         &mut self,
         kind: Kind,
         name: &Arc<str>,
+        version: &str,
         value: Vec<u8>,
         now: Instant,
     ) -> Result<(), ConfigError> {
@@ -201,23 +217,22 @@ impl<C: Compile> World<C> {
             return Ok(());
         }
         let lingers = self.lingers(kind, name);
-        let known = self.resources.get(&key);
-        if known.and_then(Resource::last).is_some_and(|last| *last.value == *value)
-            && !lingers
-            && known.is_some_and(|known| !known.failed)
-        {
+        let last = self.resources.get_mut(&key).and_then(Resource::last_mut);
+        if let Some(same) = last.filter(|last| *last.value == *value && !lingers) {
+            version.clone_into(&mut same.version);
             return Ok(());
         }
         let Compiled { part, asks } = self.compiler.compile(kind, name, &value)?;
+        self.denied.remove(&key);
         if lingers {
             self.lingering.remove(name);
         }
         self.users.add(&key, &asks);
         let resource = self.resources.entry(key.clone()).or_insert_with(Resource::new);
-        resource.failed = false;
         let previous = resource.next.take();
         let since = previous.as_ref().map_or(now, |previous| previous.since);
-        resource.next = Some(Version { value: value.into(), part: Some(part), asks, since });
+        let version = version.to_owned();
+        resource.next = Some(Version { value: value.into(), version, part: Some(part), asks, since });
         self.waiting.insert(key.clone());
         self.drop_asks(&key, previous.map(|previous| previous.asks));
         Ok(())
@@ -244,6 +259,7 @@ impl<C: Compile> World<C> {
     /// endpoints go with what names them, and whatever is said of them, the last that was good stays.
     pub(super) fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
         let key = (kind, name.clone());
+        self.deny(&key);
         if !kind.is_wildcard() || self.statics.contains(&key) || self.lingers(kind, name) {
             return;
         }
@@ -261,6 +277,9 @@ impl<C: Compile> World<C> {
             (_, live) => {
                 if live.is_some() {
                     self.removals.push(key.clone());
+                } else if kind == Kind::Cluster {
+                    // Who waits for it is about to be told of something else.
+                    self.lingering.insert(name.clone(), now);
                 }
                 self.resources.remove(&key);
                 self.compiler.forget(kind, name);
@@ -270,11 +289,40 @@ impl<C: Compile> World<C> {
         self.drop_asks(&key, next);
     }
 
-    /// Putting a resource in force has failed, what was there before is in use.
-    pub(super) fn failed(&mut self, key: &Key) {
-        if let Some(resource) = self.resources.get_mut(key) {
-            resource.failed = true;
+    /// The control plane has nothing good for a name: who needs it need not wait.
+    pub(super) fn deny(&mut self, key: &Key) {
+        if !key.0.is_wildcard() && self.users.has(key) {
+            self.denied.insert(key.clone());
         }
+    }
+
+    /// The last batch is in force but for `failed`, of which what was there before goes on. Answers the versions of
+    /// these, which are the last that are known again.
+    pub(super) fn applied(&mut self, failed: &[Key]) -> Vec<(Key, Option<String>)> {
+        let failed: BTreeSet<Key> = failed.iter().map(|key| self.assigned(key)).collect();
+        for key in std::mem::take(&mut self.applying) {
+            let Some(resource) = self.resources.get_mut(&key) else { continue };
+            let mut out = resource.before.take();
+            if failed.contains(&key) {
+                std::mem::swap(&mut resource.live, &mut out);
+                if resource.live.is_none() {
+                    self.end_ttl(&key);
+                    self.resources.remove(&key);
+                    self.compiler.forget(key.0, &key.1);
+                }
+            }
+            self.drop_asks(&key, out.map(|out| out.asks));
+        }
+        let version = |key: &Key| Some(self.resources.get(key)?.live.as_ref()?.version.clone());
+        failed.iter().map(|key| (key.clone(), version(key))).collect()
+    }
+
+    /// Endpoints go to a cluster under its name, and come under one that it chooses.
+    fn assigned(&self, key: &Key) -> Key {
+        let cluster = self.resources.get(&(Kind::Cluster, key.1.clone()));
+        let asks = cluster.filter(|_| key.0 == Kind::Endpoints).and_then(|cluster| cluster.live.as_ref());
+        let need = asks.and_then(|live| live.asks.needs.iter().find(|need| need.kind == Kind::Endpoints));
+        need.map_or_else(|| key.clone(), |need| (need.kind, need.name.clone()))
     }
 
     /// Removes what has had no news for its time to live. Answers what that was.
@@ -295,6 +343,7 @@ impl<C: Compile> World<C> {
 
     /// What goes into force and out of it now, complete in itself.
     pub(super) fn settle(&mut self, now: Instant) -> Vec<Change<C::Part>> {
+        self.miss_no_longer(now);
         let mut batch = Vec::new();
         for kind in ORDER {
             let ready: Vec<Key> = self.waiting.iter().filter(|key| key.0 == kind).cloned().collect();
@@ -321,55 +370,12 @@ impl<C: Compile> World<C> {
         batch
     }
 
-    /// When [`World::settle`] or [`World::expire`] may have more to do though nothing has come: after `now`, for what
-    /// has ended by then has been acted on, be it one of several waits of one resource.
-    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let waits = self.waiting.iter().flat_map(|key| self.ends_of_waits(key));
-        let lingering = self.lingering.values().map(|removed| self.end_of_lingering(*removed));
-        let expiry = self.expiries.first().map(|(expires, _)| *expires);
-        waits.chain(lingering).chain(expiry).filter(|end| *end > now).min()
-    }
-
     fn is_wanted(&self, key: &Key) -> bool {
         key.0.is_wildcard() || self.users.has(key)
     }
 
     fn lingers(&self, kind: Kind, name: &str) -> bool {
         kind == Kind::Cluster && self.lingering.contains_key(name)
-    }
-
-    /// Whether a candidate has what it needs, or has waited long enough.
-    fn is_ready(&self, key: &Key, now: Instant) -> bool {
-        let Some(next) = self.resources.get(key).and_then(|resource| resource.next.as_ref()) else {
-            return false;
-        };
-        let come =
-            |need: &Need| self.is_there(need) || end_of_need(need, next.since).is_some_and(|end| end <= now);
-        let held = now < next.since + HOLD && next.asks.clusters.iter().any(|name| self.is_warming(name));
-        next.asks.needs.iter().all(come) && !held
-    }
-
-    /// Whether a resource may be used by others: in force, and nothing newer waits to be.
-    fn is_there(&self, need: &Need) -> bool {
-        let resource = self.resources.get(&(need.kind, need.name.clone()));
-        resource.is_some_and(|resource| resource.live.is_some() && resource.next.is_none())
-    }
-
-    /// A cluster that comes, and has not yet.
-    fn is_warming(&self, name: &Arc<str>) -> bool {
-        let resource = self.resources.get(&(Kind::Cluster, name.clone()));
-        resource.is_some_and(|resource| resource.live.is_none() && resource.next.is_some())
-    }
-
-    /// When the waits of a candidate end.
-    fn ends_of_waits(&self, key: &Key) -> impl Iterator<Item = Instant> {
-        let next = self.resources.get(key).and_then(|resource| resource.next.as_ref());
-        let held = next.filter(|next| next.asks.clusters.iter().any(|name| self.is_warming(name)));
-        let needs = next.into_iter().flat_map(|next| {
-            let missing = next.asks.needs.iter().filter(|need| !self.is_there(need));
-            missing.filter_map(|need| end_of_need(need, next.since))
-        });
-        needs.chain(held.map(|next| next.since + HOLD))
     }
 
     fn put_in_force(&mut self, key: &Key, batch: &mut Vec<Change<C::Part>>) {
@@ -384,8 +390,8 @@ impl<C: Compile> World<C> {
         if key.0 == Kind::Cluster {
             self.due.insert(key.1.clone());
         }
-        let previous = resource.live.replace(next);
-        self.drop_asks(key, previous.map(|previous| previous.asks));
+        resource.before = resource.live.replace(next);
+        self.applying.push(key.clone());
     }
 
     /// Gives clusters in force the endpoints that were accepted for them, none if those have not come in time.
@@ -405,41 +411,21 @@ impl<C: Compile> World<C> {
         }
     }
 
-    fn is_released(&self, cluster: &Arc<str>, now: Instant) -> bool {
-        !self.users.has(&(Kind::Cluster, cluster.clone()))
-            || self.lingering.get(cluster).is_some_and(|removed| self.end_of_lingering(*removed) <= now)
-    }
-
-    fn end_of_lingering(&self, removed: Instant) -> Instant {
-        let heard = self.heard.map_or(removed, |heard| heard.max(removed));
-        (heard + LINGER).min(removed + LINGER_MAX)
-    }
-
     /// What a version asked for is not asked for by it any more. What nobody asks for goes.
     fn drop_asks(&mut self, key: &Key, asks: Option<Asks>) {
         let mut unused = asks.map(|asks| self.users.remove(key, &asks)).unwrap_or_default();
         while let Some(key) = unused.pop() {
             self.end_ttl(&key);
-            let Some(Resource { next, live, .. }) = self.resources.remove(&key) else { continue };
+            self.denied.remove(&key);
+            let Some(Resource { next, live, before, .. }) = self.resources.remove(&key) else { continue };
             self.waiting.remove(&key);
             self.compiler.forget(key.0, &key.1);
             if live.is_some() && key.0 != Kind::Endpoints {
                 self.removals.push(key.clone());
             }
-            for version in [next, live].into_iter().flatten() {
+            for version in [next, live, before].into_iter().flatten() {
                 unused.extend(self.users.remove(&key, &version.asks));
             }
         }
     }
-}
-
-impl<P> Resource<P> {
-    fn new() -> Resource<P> {
-        Resource { next: None, live: None, expires: None, failed: false }
-    }
-}
-
-/// When a candidate goes on without a resource.
-fn end_of_need(need: &Need, since: Instant) -> Option<Instant> {
-    since.checked_add(need.within?)
 }

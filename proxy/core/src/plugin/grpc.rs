@@ -36,6 +36,7 @@ impl From<CalloutError> for Status {
 }
 
 /// Where calls go.
+#[derive(Clone)]
 pub struct Client {
     /// Sends them.
     pub callout: Arc<dyn Callout>,

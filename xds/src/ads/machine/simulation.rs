@@ -9,6 +9,7 @@ mod plane;
 
 use self::plane::{Manners, Plane, Toy};
 use super::*;
+use crate::ads::update::Update;
 use crate::ads::world::{Asks, Compiled, HOLD, Key, LINGER_MAX, Need};
 use prost::Message;
 use std::collections::BTreeSet;
@@ -42,12 +43,15 @@ struct Force {
     resources: BTreeMap<Key, Toy>,
     /// Whether every step must be whole.
     strict: bool,
+    /// Routes of which something bad was sent: listeners open without them.
+    excused: BTreeSet<String>,
     steps: usize,
 }
 
 impl Force {
-    /// Applies a change in the order in which the model does, and looks at the world after every step.
-    fn apply(&mut self, batch: Vec<Change<Toy>>) {
+    /// Applies a change in the order in which the model does, and looks at the world after every step. Listeners that
+    /// are `unfit` stay what they are.
+    fn apply(&mut self, batch: Vec<Change<Toy>>, unfit: &[Failure]) {
         let order = |change: &Change<Toy>| match (change.kind, change.part.is_some()) {
             (Kind::Cluster, true) => 0,
             (Kind::Endpoints, _) => 1,
@@ -58,13 +62,19 @@ impl Force {
             _ => 6,
         };
         let mut batch = batch;
+        batch.retain(|change| {
+            !unfit.iter().any(|unfit| (unfit.kind, &unfit.name) == (change.kind, &change.name))
+        });
         batch.sort_by_key(order);
         for Change { kind, name, part } in batch {
             // A cluster that is new shows itself with its endpoints.
             let new = kind == Kind::Cluster && !self.resources.contains_key(&(kind, name.clone()));
             match part {
                 Some(part) => drop(self.resources.insert((kind, name), part)),
-                None => drop(self.resources.remove(&(kind, name))),
+                None => {
+                    assert!(kind != Kind::Routes || !self.is_named(&name), "routes {name} go, and are named");
+                    self.resources.remove(&(kind, name));
+                }
             }
             if !new {
                 self.check();
@@ -76,9 +86,11 @@ impl Force {
     fn check(&self) {
         for ((kind, name), toy) in &self.resources {
             for route in &toy.routes {
-                assert!(self.has(Kind::Routes, route), "{} {name} names routes {route}", kind.noun());
+                let fit = self.has(Kind::Routes, route) || self.excused.contains(route);
+                assert!(fit, "{} {name} names routes {route}", kind.noun());
             }
-            if !self.strict {
+            // Routes that no listener has any more lead nobody anywhere.
+            if !self.strict || *kind == Kind::Routes && !self.is_named(name) {
                 continue;
             }
             for cluster in &toy.clusters {
@@ -97,6 +109,10 @@ impl Force {
     fn has(&self, kind: Kind, name: &str) -> bool {
         self.resources.contains_key(&(kind, name.into()))
     }
+
+    fn is_named(&self, routes: &str) -> bool {
+        self.resources.values().any(|toy| toy.routes.iter().any(|name| name == routes))
+    }
 }
 
 struct Simulation {
@@ -111,6 +127,10 @@ struct Simulation {
     applying: Option<(Instant, Vec<Change<Toy>>)>,
     /// The control plane can be reached.
     reachable: bool,
+    /// Some listeners can't be put in force.
+    unfit: bool,
+    /// Nonces of responses of each type that were received on this stream, and not answered yet.
+    open: BTreeMap<Kind, Vec<String>>,
     /// Responses come one at a time; otherwise they are merged, and a good one that is overtaken by a bad one
     /// before anybody has looked is lost.
     apart: bool,
@@ -121,7 +141,8 @@ const TABLES: usize = 3;
 const LISTENERS: usize = 4;
 
 impl Simulation {
-    fn new(flavor: Flavor, good: bool, seed: u64) -> Simulation {
+    fn new(manners: Manners, seed: u64) -> Simulation {
+        let Manners { flavor, good, .. } = manners;
         let now = Instant::now();
         let registry = Registry::new();
         let config = AdsConfig {
@@ -134,7 +155,7 @@ impl Simulation {
         };
         let random = fastrand::Rng::with_seed(seed);
         let machine = Machine::new(config, Checker, &registry, random, now);
-        let plane = Plane::new(Manners { flavor, good }, seed);
+        let plane = Plane::new(manners, seed);
         let force = Force { strict: good, ..Force::default() };
         Simulation {
             plane,
@@ -145,6 +166,8 @@ impl Simulation {
             registry,
             applying: None,
             reachable: true,
+            unfit: !good,
+            open: BTreeMap::new(),
             apart: seed.is_multiple_of(2),
         }
     }
@@ -267,8 +290,9 @@ impl Simulation {
                 && *until <= self.now
             {
                 let (_, batch) = self.applying.take().unwrap();
-                self.force.apply(batch);
-                self.machine.applied(Vec::new());
+                let unfit = self.unfit(&batch);
+                self.force.apply(batch, &unfit);
+                self.machine.applied(unfit);
             }
             let mut came = false;
             while self.machine.has_room()
@@ -276,6 +300,8 @@ impl Simulation {
                 && let Some(response) = self.plane.receive(self.now)
             {
                 self.learn(&response);
+                let Update { kind, nonce, .. } = response.clone().update().unwrap();
+                self.open.entry(kind).or_default().push(nonce);
                 self.machine.received(response, self.now).unwrap();
                 came = true;
             }
@@ -284,12 +310,14 @@ impl Simulation {
             let room = if self.plane.manners.good { 100 } else { self.plane.rng.usize(..4) };
             for _ in 0..room {
                 let Some(request) = self.machine.next_request() else { break };
+                self.check_request(&request);
                 self.plane.request(request, self.now);
             }
             match step {
                 Step::Connect if self.reachable => {
                     self.plane.connect();
                     self.machine.connected();
+                    self.open.clear();
                 }
                 Step::Connect => drop(self.machine.disconnected(self.now)),
                 Step::Apply(batch) => {
@@ -298,11 +326,64 @@ impl Simulation {
                 }
                 Step::Wait(_) if came => {}
                 Step::Wait(until) => {
+                    assert!(until.is_none_or(|until| until > self.now), "a wait for what is past");
                     let applied = self.applying.as_ref().map(|(until, _)| *until);
                     let due = self.plane.next_due().filter(|_| self.machine.has_room());
                     let more = Some(self.now + Duration::from_millis(7)).filter(|_| room < 4);
                     let next = [until, applied, due, more].into_iter().flatten();
                     return next.filter(|next| *next > self.now).min();
+                }
+            }
+        }
+    }
+
+    /// Some listeners of a batch: their addresses are in use.
+    fn unfit(&mut self, batch: &[Change<Toy>]) -> Vec<Failure> {
+        let comes = |change: &&Change<Toy>| change.kind == Kind::Listener && change.part.is_some();
+        let listeners = batch.iter().filter(comes).filter(|_| self.unfit && self.plane.rng.u8(..4) == 0);
+        let failure = |change: &Change<Toy>| Failure {
+            kind: Kind::Listener,
+            name: change.name.clone(),
+            reason: "in use".to_owned(),
+        };
+        let unfit: Vec<_> = listeners.map(failure).collect();
+        for change in batch {
+            let key = (change.kind, change.name.clone());
+            if unfit.iter().any(|unfit| (unfit.kind, &unfit.name) == (key.0, &key.1))
+                && self.good.get(&key) == change.part.as_ref()
+            {
+                self.good.remove(&key);
+                self.good.extend(self.force.resources.get(&key).cloned().map(|toy| (key, toy)));
+            }
+        }
+        unfit
+    }
+
+    /// An answer is to the last response of its type, or to each once; a new stream is told all that the client has.
+    fn check_request(&mut self, request: &Request) {
+        match request {
+            Request::State(request) => {
+                let kind = Kind::of_type_url(&request.type_url).unwrap();
+                let open = self.open.entry(kind).or_default();
+                let last = open.last().cloned().unwrap_or_default();
+                assert_eq!(request.response_nonce, last, "{} is answered that was overtaken", kind.noun());
+            }
+            Request::Delta(request) => {
+                let kind = Kind::of_type_url(&request.type_url).unwrap();
+                let (nonce, open) = (&request.response_nonce, self.open.entry(kind).or_default());
+                if !nonce.is_empty() {
+                    let at = open.iter().position(|open| open == nonce);
+                    // What fails after it was acknowledged is refused later.
+                    assert!(at.is_some() || request.error_detail.is_some(), "{nonce} is answered twice");
+                    at.map(|at| open.remove(at));
+                } else if request.node.is_some() || kind == Kind::Listener {
+                    let told: BTreeSet<&str> =
+                        request.initial_resource_versions.keys().map(String::as_str).collect();
+                    let names = self.machine.world.names(kind);
+                    assert_eq!(told, names.iter().map(|name| &**name).collect());
+                    for (key, _) in self.force.resources.iter().filter(|(key, _)| key.0 == kind) {
+                        assert!(names.contains(&key.1) || !self.good.contains_key(key));
+                    }
                 }
             }
         }
@@ -321,6 +402,9 @@ impl Simulation {
         for resource in update.resources {
             let Content::Value(value) = resource.content else { continue };
             let toy = Toy::decode(value.as_slice()).unwrap();
+            if toy.bad && update.kind == Kind::Routes {
+                self.force.excused.insert(toy.name.clone());
+            }
             if !toy.bad && update.kind.is_wildcard() {
                 self.good.insert((update.kind, resource.name), toy);
             }
@@ -332,6 +416,11 @@ impl Simulation {
         self.reachable = true;
         self.plane.manners.good = true;
         self.advance(Duration::from_secs(60));
+        if std::mem::take(&mut self.unfit) {
+            // What could not be put in force was refused, and is tried again when it comes again.
+            self.plane.repeat(self.now);
+            self.advance(Duration::from_secs(60));
+        }
         self.plane.push(self.now);
         self.advance(Duration::from_secs(60) + HOLD + LINGER_MAX);
     }
@@ -376,7 +465,7 @@ impl Simulation {
 
 fn run(flavor: Flavor, good: bool, seed: u64) -> Simulation {
     eprintln!("{flavor:?}, seed {seed}");
-    let mut simulation = Simulation::new(flavor, good, seed);
+    let mut simulation = Simulation::new(Manners { flavor, good, slow: false }, seed);
     for _ in 0..300 {
         simulation.event();
     }
@@ -403,5 +492,25 @@ fn what_is_in_force_is_the_last_good_of_each_name_whatever_happens() {
             rejected += simulation.registry.sum("cluster_manager.cds.", "update_rejected");
         }
         assert!(rejected > 20, "hardly anything is refused: {rejected}");
+    }
+}
+
+/// Changes come together and each settles before the next, but clusters get their endpoints seconds after the routes that
+/// lead to them, and clusters that go are named until then.
+#[test]
+fn no_half_applied_world_is_seen_when_endpoints_are_slow() {
+    for flavor in [Flavor::Delta, Flavor::State] {
+        for seed in 0..25 {
+            eprintln!("{flavor:?}, seed {seed}");
+            let mut simulation = Simulation::new(Manners { flavor, good: true, slow: true }, seed);
+            simulation.advance(Duration::from_secs(1));
+            for _ in 0..20 {
+                (0..4).for_each(|_| simulation.change());
+                simulation.plane.push(simulation.now);
+                simulation.advance(HOLD * 2);
+            }
+            simulation.calm_down();
+            simulation.check_end();
+        }
     }
 }

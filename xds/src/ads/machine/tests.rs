@@ -5,20 +5,33 @@ use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse,
 use sixfold_xds_api::pb::google::protobuf::{Any, Duration as ProtoDuration};
 
 use super::*;
-use crate::ads::{Compiled, Need};
+use crate::ads::{Compiled, HOLD, LINGER, LINGER_MAX, Need};
 
-/// Takes everything; a resource needs the routes that its bytes name.
+/// Takes everything but what is "bad". A listener's bytes are the name of the routes that it needs, those of routes the
+/// name of a cluster; a cluster that is "eds" needs endpoints of its name.
 struct Taker;
 
 impl Compile for Taker {
     type Part = Vec<u8>;
 
-    fn compile(&mut self, kind: Kind, _: &Arc<str>, value: &[u8]) -> Result<Compiled<Vec<u8>>, ConfigError> {
-        let routes =
-            (kind == Kind::Listener).then(|| str::from_utf8(value).unwrap()).filter(|name| !name.is_empty());
+    fn compile(
+        &mut self,
+        kind: Kind,
+        name: &Arc<str>,
+        value: &[u8],
+    ) -> Result<Compiled<Vec<u8>>, ConfigError> {
+        let text = str::from_utf8(value).unwrap();
         let within = Some(Duration::from_secs(15));
-        let need = |name: &str| Need { kind: Kind::Routes, name: name.into(), within };
-        let asks = Asks { needs: routes.map(need).into_iter().collect(), clusters: Vec::new() };
+        let need = |kind, name: &str| vec![Need { kind, name: name.into(), within }];
+        let mut asks = Asks::default();
+        match (kind, text) {
+            (_, "bad") => return Err(ConfigError::new("is bad")),
+            (_, "") => {}
+            (Kind::Listener, routes) => asks.needs = need(Kind::Routes, routes),
+            (Kind::Cluster, "eds") => asks.needs = need(Kind::Endpoints, name),
+            (Kind::Routes, cluster) => asks.clusters = vec![cluster.into()],
+            _ => {}
+        }
         Ok(Compiled { part: value.to_vec(), asks })
     }
 
@@ -51,10 +64,24 @@ impl Client {
     }
 
     fn receive(&mut self, kind: Kind, nonce: &str, resources: Vec<ProtoResource>) {
-        let type_url = kind.type_url().to_owned();
-        let nonce = nonce.to_owned();
-        let response =
-            DeltaDiscoveryResponse { type_url, nonce, resources, ..DeltaDiscoveryResponse::default() };
+        self.receive_both(kind, nonce, resources, &[]);
+    }
+
+    /// One resource, at the version "v" with the nonce; answers what changes then.
+    fn bring(&mut self, kind: Kind, nonce: &str, name: &str, value: &str) -> Vec<String> {
+        let version = format!("v{nonce}");
+        self.receive(kind, nonce, vec![ProtoResource { version, ..resource(kind, name, value, None) }]);
+        self.changes()
+    }
+
+    fn receive_both(&mut self, kind: Kind, nonce: &str, resources: Vec<ProtoResource>, gone: &[&str]) {
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.type_url().to_owned(),
+            nonce: nonce.to_owned(),
+            resources,
+            removed_resources: gone.iter().map(|name| (*name).to_owned()).collect(),
+            ..DeltaDiscoveryResponse::default()
+        };
         self.machine.received(Response::Delta(response), self.now).unwrap();
     }
 
@@ -213,4 +240,122 @@ fn an_outage_takes_nothing_away_and_waits_between_attempts_are_bounded() {
     }
     assert_eq!(client.registry.sum("control_plane.", "connected_state"), 0);
     assert_eq!((client.count("update_failure"), client.count("update_success")), (100, 1));
+}
+
+/// What an answer says: its nonce and its error.
+fn answers(requests: Vec<Request>) -> Vec<(String, String)> {
+    let delta = |request| match request {
+        Request::Delta(request) => request,
+        Request::State(_) => panic!("delta"),
+    };
+    let answers = requests.into_iter().map(delta).filter(|request| !request.response_nonce.is_empty());
+    answers
+        .map(|it| (it.response_nonce, it.error_detail.map(|error| error.message).unwrap_or_default()))
+        .collect()
+}
+
+/// What the version that stays asks for was unsubscribed, it was taken for unknown on the next stream, and the control plane
+/// was not told when the listener had waited for its routes.
+#[test]
+fn what_cannot_be_put_in_force_leaves_what_was_there_whole() {
+    let mut client = Client::new(None);
+    client.bring(Kind::Listener, "1", "l", "old");
+    assert_eq!(client.bring(Kind::Routes, "2", "old", "a"), ["old", "l"]);
+    client.requests();
+    client.bring(Kind::Listener, "3", "l", "new");
+    assert_eq!(answers(client.requests()), [("3".to_owned(), String::new())], "it waits for its routes");
+    client.receive(Kind::Routes, "4", vec![resource(Kind::Routes, "new", "a", None)]);
+    let Step::Apply(batch) = client.machine.step(client.now) else { panic!("a change") };
+    assert_eq!(batch.len(), 2);
+    let reason = "address in use".to_owned();
+    client.machine.applied(vec![Failure { kind: Kind::Listener, name: "l".into(), reason }]);
+    assert_eq!(client.changes(), ["-new"]);
+    let requests = client.requests();
+    let dropped = requests.iter().filter_map(|request| match request {
+        Request::Delta(request) => request.resource_names_unsubscribe.first().cloned(),
+        Request::State(_) => None,
+    });
+    assert_eq!(dropped.collect::<Vec<_>>(), ["new"]);
+    let refused = ("3".to_owned(), "listener \"l\": address in use".to_owned());
+    assert_eq!(answers(requests), [("4".to_owned(), String::new()), refused]);
+    assert_eq!(client.bring(Kind::Routes, "5", "old", "b"), ["old"], "it is asked for still");
+    // A new stream tells what is in force, so that its end is heard of.
+    client.machine.disconnected(client.now);
+    client.now += Duration::from_secs(1);
+    assert!(matches!(client.machine.step(client.now), Step::Connect));
+    client.machine.connected();
+    let told = client.requests().into_iter().filter_map(|request| match request {
+        Request::Delta(request) => request.initial_resource_versions.into_iter().max(),
+        Request::State(_) => None,
+    });
+    let told: Vec<_> = told.collect();
+    assert_eq!(told, [("old".to_owned(), "v5".to_owned()), ("l".to_owned(), "v1".to_owned())]);
+    client.receive_both(Kind::Listener, "6", Vec::new(), &["l"]);
+    assert_eq!(client.changes(), ["-l", "-old"]);
+}
+
+/// It went a second after the control plane had said its last, though the routes that lead elsewhere were held for a
+/// cluster that was slow to get its endpoints.
+#[test]
+fn a_removed_cluster_stays_until_what_leads_elsewhere_is_in_force() {
+    let mut client = Client::new(None);
+    client.bring(Kind::Cluster, "1", "a", "x");
+    client.bring(Kind::Listener, "2", "l", "r");
+    assert_eq!(client.bring(Kind::Routes, "3", "r", "a"), ["r", "l"]);
+    client.receive_both(Kind::Cluster, "4", vec![resource(Kind::Cluster, "b", "eds", None)], &["a"]);
+    assert_eq!(client.bring(Kind::Routes, "5", "r", "b"), [""; 0]);
+    for _ in 0..3 {
+        client.now += Duration::from_secs(1);
+        assert_eq!(client.changes(), [""; 0]);
+        client.wait();
+    }
+    assert_eq!(client.bring(Kind::Endpoints, "6", "b", "e"), ["b", "b", "r", "-a"]);
+    // By a listener that leads to other routes as well.
+    client.receive_both(Kind::Cluster, "7", vec![resource(Kind::Cluster, "c", "eds", None)], &["b"]);
+    client.bring(Kind::Listener, "8", "l", "s");
+    assert_eq!(client.bring(Kind::Routes, "9", "s", "c"), [""; 0]);
+    client.now += HOLD - Duration::from_secs(1);
+    assert_eq!(client.changes(), [""; 0]);
+    assert_eq!(client.bring(Kind::Endpoints, "10", "c", "e"), ["c", "c", "s", "l", "-r", "-b"]);
+    // Not for ever.
+    client.receive_both(Kind::Cluster, "11", Vec::new(), &["c"]);
+    client.bring(Kind::Listener, "12", "l", "missing");
+    client.now += LINGER_MAX;
+    assert_eq!(client.changes(), ["-c"]);
+}
+
+/// Routes that waited for it went in force at once and led nowhere, though the next ones were on their way.
+#[test]
+fn routes_do_not_follow_a_cluster_that_goes_before_it_came() {
+    let mut client = Client::new(None);
+    client.bring(Kind::Cluster, "1", "a", "x");
+    client.bring(Kind::Listener, "2", "l", "r");
+    client.bring(Kind::Routes, "3", "r", "a");
+    client.bring(Kind::Cluster, "4", "b", "eds");
+    assert_eq!(client.bring(Kind::Routes, "5", "r", "b"), [""; 0]);
+    client.receive_both(Kind::Cluster, "6", Vec::new(), &["b"]);
+    assert_eq!(client.changes(), [""; 0]);
+    client.now += Duration::from_millis(900);
+    assert_eq!(client.bring(Kind::Routes, "7", "r", "a"), ["r"]);
+    // What leads there in the end does so as soon as nothing else was said.
+    client.bring(Kind::Cluster, "8", "b", "eds");
+    client.bring(Kind::Routes, "9", "r", "b");
+    client.receive_both(Kind::Cluster, "10", Vec::new(), &["b"]);
+    assert_eq!(client.changes(), [""; 0]);
+    assert_eq!(client.wait(), Some(LINGER));
+    client.now += LINGER;
+    assert_eq!(client.changes(), ["r"]);
+    assert_eq!(client.wait(), None);
+}
+
+/// A listener whose routes were refused waited for good ones, for ever if it was told to.
+#[test]
+fn what_came_and_was_refused_is_not_waited_for() {
+    let mut client = Client::new(None);
+    client.bring(Kind::Listener, "1", "l", "r");
+    assert_eq!(client.bring(Kind::Routes, "2", "r", "bad"), ["l"]);
+    client.bring(Kind::Listener, "3", "m", "none");
+    client.receive_both(Kind::Routes, "4", Vec::new(), &["none"]);
+    assert_eq!(client.changes(), ["m"]);
+    assert_eq!(client.bring(Kind::Routes, "5", "r", "a"), ["r"], "good ones come later");
 }

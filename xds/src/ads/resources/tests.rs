@@ -233,3 +233,18 @@ fn what_is_refused_is_named_and_holds_nothing_else_back() {
     assert_eq!(proxy.bring::<ProtoCluster>(&[("static", bad)], &["static"]), ["ok"]);
     assert_eq!((rejected(&proxy), taken(&proxy)), (1, 1));
 }
+
+/// The server held such a listener back once more, for as long again.
+#[test]
+fn a_listener_waits_once_for_routes_that_do_not_come() {
+    let mut proxy = Proxy::new();
+    let waits = listener("l", "r").replace("initial_fetch_timeout: 0s", "initial_fetch_timeout: 3s");
+    proxy.bring::<ProtoListener>(&[("l", &waits)], &[]);
+    let cell = proxy.context.compile.route_tables.of_name("r").remove(0);
+    proxy.pass(Duration::from_secs(2));
+    assert!(proxy.listeners().is_empty() && cell.is_awaited());
+    proxy.pass(Duration::from_secs(1));
+    assert!(proxy.listeners().len() == 1 && !cell.is_awaited());
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("a"));
+}

@@ -187,3 +187,28 @@ fn long_errors_are_cut_and_the_node_may_go_with_every_message() {
     assert_eq!(request.error_detail.unwrap().message.len(), MAX_ERROR + 3);
     assert_eq!(request.node.unwrap().id, "n");
 }
+
+/// It went out with a nonce that was the last no longer, and was ignored with the names in it.
+#[test]
+fn an_answer_that_was_overtaken_while_it_waited_for_the_stream_does_not_go_out() {
+    let mut session = session(Flavor::State);
+    session.want(Kind::Routes, &"r".into(), true);
+    session.connected();
+    all(&mut session);
+    session.received(Kind::Routes, "1", [].iter());
+    session.answer(answer(Kind::Routes, "1", "v1"));
+    session.received(Kind::Routes, "2", [].iter());
+    assert_eq!(all(&mut session), [""; 0]);
+    session.want(Kind::Routes, &"s".into(), true);
+    session.answer(answer(Kind::Routes, "2", "v2"));
+    assert_eq!(all(&mut session), ["routes r s version=v2 @2"]);
+    // Of the incremental protocol each is answered.
+    let mut session = self::session(Flavor::Delta);
+    session.connected();
+    all(&mut session);
+    session.received(Kind::Cluster, "1", [].iter());
+    session.answer(answer(Kind::Cluster, "1", ""));
+    session.received(Kind::Cluster, "2", [].iter());
+    session.answer(answer(Kind::Cluster, "2", ""));
+    assert_eq!(all(&mut session).len(), 2);
+}

@@ -38,6 +38,8 @@ pub(super) struct Manners {
     pub(super) flavor: Flavor,
     /// Sends types in their order, nothing that is bad, nothing late.
     pub(super) good: bool,
+    /// But for endpoints that are asked for, which take seconds.
+    pub(super) slow: bool,
 }
 
 pub(super) struct Plane {
@@ -168,7 +170,13 @@ impl Plane {
 
     /// Sends what differs from what was sent; `fresh` names whether they differ or not.
     fn send(&mut self, kind: Kind, fresh: &BTreeSet<String>, now: Instant) {
-        let late = if self.manners.good { self.rng.u64(..20) } else { self.rng.u64(..1500) };
+        let late = match self.manners {
+            Manners { slow: true, .. } if kind == Kind::Endpoints && !fresh.is_empty() => {
+                self.rng.u64(..4000)
+            }
+            Manners { good: true, .. } => self.rng.u64(..20),
+            _ => self.rng.u64(..1500),
+        };
         let Some(stream) = &mut self.stream else { return };
         let Some(topic) = stream.topics.get_mut(&kind) else { return };
         let have: BTreeMap<String, Vec<u8>> = self

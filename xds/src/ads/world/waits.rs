@@ -1,0 +1,106 @@
+//! What waits for what, and until when.
+
+use super::{Compile, HOLD, LINGER, LINGER_MAX, Need, Version, World};
+use crate::ads::kind::Kind;
+use crate::ads::world::Key;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl<C: Compile> World<C> {
+    /// When [`World::settle`] or [`World::expire`] may have more to do though nothing has come: after `now`, for what
+    /// has ended by then has been acted on, be it one of several waits of one resource.
+    pub(in crate::ads) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let waits = self.waiting.iter().flat_map(|key| self.ends_of_waits(key));
+        let lingering = self.lingering.iter().map(|(name, removed)| self.end_of_lingering(name, *removed));
+        let expiry = self.expiries.first().map(|(expires, _)| *expires);
+        waits.chain(lingering).chain(expiry).filter(|end| *end > now).min()
+    }
+
+    /// Whether a candidate has what it needs, or has waited long enough.
+    pub(super) fn is_ready(&self, key: &Key, now: Instant) -> bool {
+        let Some(next) = self.resources.get(key).and_then(|resource| resource.next.as_ref()) else {
+            return false;
+        };
+        let come =
+            |need: &Need| self.is_there(need) || end_of_need(need, next.since).is_some_and(|end| end <= now);
+        next.asks.needs.iter().all(come) && !(now < next.since + HOLD && self.is_held(next))
+    }
+
+    /// Whether a candidate leads to clusters that are not there yet, or have gone before they were and the control
+    /// plane is about to say what comes in their place.
+    fn is_held(&self, next: &Version<C::Part>) -> bool {
+        next.asks.clusters.iter().any(|name| self.is_warming(name) || self.is_missed(name))
+    }
+
+    /// Whether a resource need not be waited for: in force and nothing newer waits to be, or nothing good comes.
+    fn is_there(&self, need: &Need) -> bool {
+        let key = (need.kind, need.name.clone());
+        match self.resources.get(&key) {
+            Some(resource) => resource.live.is_some() && resource.next.is_none(),
+            None => self.denied.contains(&key),
+        }
+    }
+
+    /// A cluster that comes, and has not yet.
+    fn is_warming(&self, name: &Arc<str>) -> bool {
+        let resource = self.resources.get(&(Kind::Cluster, name.clone()));
+        resource.is_some_and(|resource| resource.live.is_none() && resource.next.is_some())
+    }
+
+    /// A cluster that has gone before it came.
+    fn is_missed(&self, name: &Arc<str>) -> bool {
+        self.lingering.contains_key(name) && !self.resources.contains_key(&(Kind::Cluster, name.clone()))
+    }
+
+    /// What has gone before it came is not waited for any longer than what was there is kept.
+    pub(super) fn miss_no_longer(&mut self, now: Instant) {
+        let missed = self.lingering.keys().filter(|name| self.is_missed(name));
+        let over: Vec<_> = missed.filter(|name| self.is_released(name, now)).cloned().collect();
+        for name in over {
+            self.lingering.remove(&name);
+        }
+    }
+
+    /// When the waits of a candidate end.
+    fn ends_of_waits(&self, key: &Key) -> impl Iterator<Item = Instant> {
+        let next = self.resources.get(key).and_then(|resource| resource.next.as_ref());
+        let held = next.filter(|next| self.is_held(next));
+        let needs = next.into_iter().flat_map(|next| {
+            let missing = next.asks.needs.iter().filter(|need| !self.is_there(need));
+            missing.filter_map(|need| end_of_need(need, next.since))
+        });
+        needs.chain(held.map(|next| next.since + HOLD))
+    }
+
+    pub(super) fn is_released(&self, cluster: &Arc<str>, now: Instant) -> bool {
+        !self.users.has(&(Kind::Cluster, cluster.clone()))
+            || self
+                .lingering
+                .get(cluster)
+                .is_some_and(|removed| self.end_of_lingering(cluster, *removed) <= now)
+    }
+
+    fn end_of_lingering(&self, cluster: &Arc<str>, removed: Instant) -> Instant {
+        let end = removed + LINGER_MAX;
+        let key = (Kind::Cluster, cluster.clone());
+        if !self.is_missed(cluster) && self.is_being_replaced(&key) {
+            return end;
+        }
+        let heard = self.heard.map_or(removed, |heard| heard.max(removed));
+        (heard + LINGER).min(end)
+    }
+
+    /// Whether something waits to take the place of what names this and is in force, or of what names that.
+    fn is_being_replaced(&self, key: &Key) -> bool {
+        self.users.of(key).any(|user| {
+            let resource = self.resources.get(user);
+            resource.is_some_and(|resource| resource.live.is_some() && resource.next.is_some())
+                || self.is_being_replaced(user)
+        })
+    }
+}
+
+/// When a candidate goes on without a resource.
+fn end_of_need(need: &Need, since: Instant) -> Option<Instant> {
+    since.checked_add(need.within?)
+}
