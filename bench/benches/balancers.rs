@@ -63,6 +63,7 @@ fn choose(bencher: Bencher<'_, '_>, count: u16, policy: Policy) {
             host_attempts: 1,
             previous_priorities: None,
             subset: &subset,
+            destination: None,
         };
         black_box(balancer.choose(black_box(&choice)))
     });

@@ -67,7 +67,7 @@ impl Table {
             chain: None,
             metadata: Default::default(),
             stats: None,
-            body_buffer_limit: None,
+            rare: None,
         })
     }
 }

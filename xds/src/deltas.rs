@@ -173,6 +173,7 @@ fn chosen(cluster: &sixfold_core::cluster::Cluster) -> Vec<String> {
             host_attempts: 1,
             previous_priorities: None,
             subset: &none,
+            destination: None,
         };
         cluster.balancer.choose(&choice).map_or_else(|| "none".to_owned(), |m| m.host.label.to_string())
     };

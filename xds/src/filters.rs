@@ -22,6 +22,7 @@ use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::{any, json};
 
 use crate::context::Context;
+use crate::skipped::{Place, is_skipped};
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
 use sixfold_xds_api::wire::decode;
@@ -113,7 +114,7 @@ pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(Http
 enum One {
     Router(Router),
     Filter(Filter),
-    /// An optional filter that this binary does not have.
+    /// One that is left out, or an optional filter that this binary does not have.
     Nothing,
 }
 
@@ -126,6 +127,10 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
         }
         None => return Err(ConfigError::field("typed_config", "is missing")),
     };
+    let type_name = any::type_name(config).in_key("typed_config")?;
+    if is_skipped(Place::Http, name, &type_name) {
+        return Ok(One::Nothing);
+    }
     let (type_name, config) = any::resolve(config).in_key("typed_config")?;
     if type_name == ROUTER {
         return decode(&config).map(One::Router).in_key("typed_config");

@@ -21,6 +21,7 @@ mod protocol;
 pub mod rds;
 mod retry;
 mod route;
+mod skipped;
 mod stats;
 #[cfg(test)]
 mod testing;

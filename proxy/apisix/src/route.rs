@@ -119,7 +119,7 @@ impl Template {
             chain: parts.chain.clone(),
             metadata: Metadata::default(),
             stats: None,
-            body_buffer_limit: None,
+            rare: None,
         })
     }
 }

@@ -21,6 +21,9 @@ pub struct Connection {
     pub direct_remote: SocketAddr,
     /// Address the client meant: the socket's, the original destination, or what the PROXY protocol says.
     pub local: SocketAddr,
+    /// Whether a listener filter found out what address the client meant, so that `local` is where it was going:
+    /// what ORIGINAL_DST clusters connect to.
+    pub local_restored: bool,
     /// Address of the listening socket.
     pub direct_local: SocketAddr,
     /// Server name that the TLS inspector saw, in lower case: `%REQUESTED_SERVER_NAME%`, which in Envoy knows
@@ -41,6 +44,7 @@ impl Connection {
             remote,
             direct_remote: remote,
             local,
+            local_restored: false,
             direct_local: local,
             requested_server_name: None,
             tls: None,

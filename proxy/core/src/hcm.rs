@@ -70,6 +70,18 @@ pub struct HttpConnectionManager {
     pub max_body: Option<u64>,
     /// Shows the list of upstream statuses even when the last is no 5xx (APISIX).
     pub show_upstream_status: bool,
+    /// Whose part of a call is traced; `None` without `tracing`.
+    pub spans: Option<SpanKind>,
+}
+
+/// Whose part of a call a connection manager sees, by its listener's `traffic_direction` (Envoy's `OperationName`).
+/// Nothing is traced, but both parts tell each other what the operation is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanKind {
+    /// The caller's: the listener is OUTBOUND.
+    Client,
+    /// The called one's: any other listener.
+    Server,
 }
 
 crate::stat_block! {

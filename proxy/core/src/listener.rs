@@ -2,9 +2,11 @@
 
 mod chain_match;
 mod connection_limit;
+mod ports;
 
 pub use chain_match::{ChainMatcher, MatchInput, check_chains};
 pub use connection_limit::ConnectionLimit;
+pub use ports::PortSet;
 
 use crate::access_log::AccessLog;
 use crate::cluster::TcpKeepalive;
@@ -105,6 +107,19 @@ pub enum ListenerFilter {
     },
     /// `SO_ORIGINAL_DST`.
     OriginalDst,
+    /// Another one, but not for connections to these destinations (`filter_disabled`).
+    Except(PortSet, Box<ListenerFilter>),
+}
+
+impl ListenerFilter {
+    /// The filter that looks at a connection to `destination`, if one does; `None` is a unix socket's.
+    pub fn for_destination(&self, destination: Option<SocketAddr>) -> Option<&ListenerFilter> {
+        match self {
+            ListenerFilter::Except(ports, _) if ports.contains(destination) => None,
+            ListenerFilter::Except(_, filter) => filter.for_destination(destination),
+            filter => Some(filter),
+        }
+    }
 }
 
 /// Connections that are meant, and what is done with them.

@@ -48,8 +48,26 @@ pub struct Route {
     pub metadata: Metadata,
     /// Statistics under `vhost.V.route.R.` when `stat_prefix` is set.
     pub stats: Option<Arc<RouteStats>>,
+    /// What few configurations say of routes.
+    pub rare: Option<Box<RareOptions>>,
+}
+
+/// What few configurations say of routes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RareOptions {
     /// `request_body_buffer_limit`, bytes kept for a retry; `None` takes the listener's limit.
     pub body_buffer_limit: Option<u64>,
+    /// What the operation is called.
+    pub decorator: Option<Decorator>,
+}
+
+/// The name of an operation (config/route/v3 Decorator).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Decorator {
+    /// The name.
+    pub operation: Arc<str>,
+    /// Whether the other side of the call is told.
+    pub propagate: bool,
 }
 
 impl Route {
@@ -67,8 +85,18 @@ impl Route {
             chain: None,
             metadata: Metadata::default(),
             stats: None,
-            body_buffer_limit: None,
+            rare: None,
         }
+    }
+
+    /// Bytes kept for a retry; `None` takes the virtual host's limit, or the listener's.
+    pub fn body_buffer_limit(&self) -> Option<u64> {
+        self.rare.as_ref()?.body_buffer_limit
+    }
+
+    /// What the operation is called.
+    pub fn decorator(&self) -> Option<&Decorator> {
+        self.rare.as_ref()?.decorator.as_ref()
     }
 }
 

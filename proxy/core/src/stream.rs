@@ -64,6 +64,9 @@ pub struct Stream {
     pub local_body: Bytes,
     /// Hash that the route's hash policies gave, once computed.
     pub hash: Option<u64>,
+    /// Whether the caller has told what the operation is called, so that the response need not
+    /// (`x-envoy-decorator-operation`).
+    pub operation_told: bool,
     /// Dynamic metadata of Envoy: namespace, key, value.
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
     /// Variables set by plugins and by the core: APISIX's `ctx.var` assignments.
@@ -194,6 +197,7 @@ impl Stream {
             bytes: ByteCounts::default(),
             local_body: Bytes::new(),
             hash: None,
+            operation_told: false,
             metadata: Vec::new(),
             vars: Vars::default(),
             consumer: None,
@@ -228,6 +232,7 @@ impl Stream {
             bytes,
             local_body,
             hash,
+            operation_told,
             metadata,
             vars,
             consumer,
@@ -254,6 +259,7 @@ impl Stream {
         *bytes = ByteCounts::default();
         *local_body = Bytes::new();
         *hash = None;
+        *operation_told = false;
         metadata.clear();
         vars.clear();
         *consumer = None;
@@ -365,6 +371,7 @@ mod tests {
             bytes,
             local_body,
             hash,
+            operation_told,
             metadata,
             vars,
             consumer,
@@ -379,7 +386,7 @@ mod tests {
                 "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {metadata:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -423,6 +430,7 @@ mod tests {
         used.bytes = ByteCounts { request_body: 1, response_body: 2, ..ByteCounts::default() };
         used.local_body = Bytes::from_static(b"local");
         used.hash = Some(1);
+        used.operation_told = true;
         used.metadata.push(("n".into(), "k".into(), serde_json::Value::Null));
         used.set_var("v", "1");
         used.set_state(Slot::new(3, crate::plugin::Scope::Route), 1u8);

@@ -9,7 +9,7 @@ mod pump;
 use crate::connect::{Alpn, Connected};
 use crate::drain::Drain;
 use crate::io::Io;
-use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, dial};
+use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destination, dial};
 use crate::worker::Worker;
 use meter::Meter;
 use pump::{End, Pump, Side, Watch};
@@ -137,7 +137,8 @@ impl Session {
         subset: &BTreeMap<String, serde_json::Value>,
         worker: usize,
     ) -> Option<InFlight> {
-        cluster.choose(&Choice::avoiding(&self.stream.upstream.tried, worker, self.stream.hash, subset))
+        let choice = Choice::avoiding(&self.stream.upstream.tried, worker, self.stream.hash, subset);
+        cluster.choose(&Choice { destination: destination(cluster, &self.stream), ..choice })
     }
 
     fn begin_attempt(&mut self, flight: &mut InFlight) {

@@ -30,6 +30,7 @@ use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
 use sixfold_xds_api::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value, UInt64Value};
 use sixfold_xds_api::{any, refuse};
 
+use super::original_dst;
 use crate::context::Context;
 use sixfold_xds_api::values::{
     Result, bool_or, enum_value, optional_duration, required, runtime_double, u32_in, u64_or,
@@ -46,6 +47,10 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
         use_hostname = common_options(context, common, &mut config).in_key("common_lb_config")?;
     }
     let policy: LbPolicy = enum_value(value.lb_policy, "lb_policy")?;
+    if let Some(of_cluster) = original_dst::policy(value, policy)? {
+        config.policy = of_cluster;
+        return Ok(config);
+    }
     match (&value.load_balancing_policy, policy) {
         (Some(list), _) => from_list(context, list, &mut config).in_key("load_balancing_policy")?,
         (None, LbPolicy::LoadBalancingPolicyConfig) => {

@@ -6,6 +6,7 @@ pub(crate) mod dns;
 mod eds;
 mod endpoints;
 mod health;
+mod original_dst;
 mod outlier;
 mod protocol;
 #[cfg(test)]
@@ -22,17 +23,20 @@ use sixfold_core::cluster::{Address, Cluster, ClusterConfig, ClusterPolicy, Disc
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::message::Scheme;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
-use sixfold_xds_api::pb::envoy::config::cluster::v3::{Cluster as ProtoCluster, UpstreamConnectionOptions};
+use sixfold_xds_api::pb::envoy::config::cluster::v3::{
+    Cluster as ProtoCluster, Filter, UpstreamConnectionOptions,
+};
 use sixfold_xds_api::pb::envoy::config::core::v3::{BindConfig, TcpKeepalive};
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
 
 use crate::context::Context;
+use crate::skipped::{Place, is_skipped};
 use crate::tls;
-use sixfold_xds_api::metadata;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Result, bool_or, buffer_limit, enum_value, ip_address, not_empty, positive_duration, tcp_keepalive,
+    Result, bool_or, buffer_limit, enum_value, ip_address, not_empty, positive_duration, required,
+    tcp_keepalive,
 };
+use sixfold_xds_api::{any, metadata, refuse};
 
 /// Bytes buffered for an upstream connection unless the cluster says otherwise.
 const BUFFER_LIMIT: u32 = 1 << 20;
@@ -58,6 +62,7 @@ pub fn compile(
 
 fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<HostConfig>)> {
     refuse_unsupported(value)?;
+    check_filters(&value.filters)?;
     let name = not_empty(&value.name, "name")?;
     let discovery = discovery(context, value)?;
     let load = endpoints::compile(value.load_assignment.as_ref()).in_key("load_assignment")?;
@@ -157,7 +162,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         // Nothing waits for a cluster to become warm.
         wait_for_warm_on_init: _,
         outlier_detection: _,
-        // Only ORIGINAL_DST clusters are cleaned up.
         cleanup_interval: _,
         upstream_bind_config: _,
         lb_subset_config,
@@ -168,7 +172,7 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         upstream_connection_options: _,
         close_connections_on_host_health_failure,
         ignore_health_on_host_removal,
-        filters,
+        filters: _,
         load_balancing_policy: _,
         lrs_server,
         lrs_report_endpoint_metrics,
@@ -189,7 +193,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         lb_subset_config,
         close_connections_on_host_health_failure,
         ignore_health_on_host_removal,
-        filters,
         lrs_server,
         lrs_report_endpoint_metrics,
         track_timeout_budgets,
@@ -199,6 +202,22 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         connection_pool_per_downstream_connection,
         queuing_policies
     );
+    Ok(())
+}
+
+/// Envoy's network filters of upstream connections: none is known that could not be left out.
+fn check_filters(filters: &[Filter]) -> Result<()> {
+    for (index, Filter { name, typed_config, config_discovery }) in filters.iter().enumerate() {
+        let checked = || {
+            refuse!(config_discovery);
+            let config = required(typed_config, "typed_config")?;
+            match any::type_name(config).in_key("typed_config")? {
+                kind if is_skipped(Place::Cluster, name, &kind) => Ok(()),
+                kind => Err(refuse::extension("filter", name, &kind)),
+            }
+        };
+        checked().in_index(index).in_key("filters")?;
+    }
     Ok(())
 }
 
@@ -219,7 +238,7 @@ fn discovery(context: &Context, value: &ProtoCluster) -> Result<Discovery> {
         DiscoveryType::StrictDns => Ok(Discovery::StrictDns(dns::options(context, value)?)),
         DiscoveryType::LogicalDns => Ok(Discovery::LogicalDns(dns::options(context, value)?)),
         DiscoveryType::Eds => Err(ConfigError::field("eds_cluster_config", "is missing")),
-        DiscoveryType::OriginalDst => Err(ConfigError::field("type", "ORIGINAL_DST is not supported")),
+        DiscoveryType::OriginalDst => original_dst::discovery(value).map(Discovery::OriginalDst),
     }
 }
 

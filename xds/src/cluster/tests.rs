@@ -1,9 +1,10 @@
 #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sixfold_core::cluster::{
-    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, Intervals, Policy, Probe,
-    RetryBudget, UpstreamProtocol,
+    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, Intervals, OriginalDestination,
+    Policy, Probe, RetryBudget, UpstreamProtocol,
 };
+use sixfold_core::matcher::HeaderTarget;
 
 use super::*;
 use crate::testing::{context, read};
@@ -228,7 +229,16 @@ fn protocols_and_breakers() {
 #[test]
 fn bad_and_unsupported_fields_are_refused_by_name() {
     for (fields, expected) in [
-        ("type: ORIGINAL_DST", "type: ORIGINAL_DST is not supported"),
+        ("type: ORIGINAL_DST", "lb_policy: must be CLUSTER_PROVIDED for clusters of type ORIGINAL_DST"),
+        ("lb_policy: CLUSTER_PROVIDED", "lb_policy: CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST"),
+        (
+            "type: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED\noriginal_dst_lb_config: {http_header_name: x}",
+            "original_dst_lb_config.http_header_name: means nothing without use_http_header",
+        ),
+        (
+            "filters: [{name: f, typed_config: {'@type': type.googleapis.com/udpa.type.v1.TypedStruct, type_url: x.Y}}]",
+            "filters[0].typed_config: filter \"f\" of type x.Y is unknown",
+        ),
         ("type: EDS", "eds_cluster_config: is missing"),
         ("eds_cluster_config: {eds_config: {ads: {}}}", "eds_cluster_config: is for clusters of type EDS"),
         (
@@ -282,6 +292,28 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
     ] {
         assert_eq!(refused(fields), expected, "{fields}");
     }
+}
+
+#[test]
+fn clusters_that_go_where_the_client_was_going() {
+    let of = |fields: &str| {
+        let (config, hosts) =
+            config(&format!("type: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED\n{fields}")).unwrap();
+        assert!(hosts.is_empty());
+        (config.discovery.clone(), config.balance.policy.clone())
+    };
+    let cleanup = |seconds| Policy::OriginalDst { cleanup: Duration::from_secs(seconds) };
+    let by_connection = Discovery::OriginalDst(OriginalDestination::default());
+    assert_eq!(of(""), (by_connection.clone(), cleanup(5)));
+    assert_eq!(of("cleanup_interval: 9223372035s"), (by_connection, cleanup(9_223_372_035)));
+    let header = |name: &str| Some(HeaderTarget::of_request(name));
+    let named = OriginalDestination { header: header("x-to"), port: Some(9) };
+    assert_eq!(
+        of("original_dst_lb_config: {use_http_header: true, http_header_name: X-To, upstream_port_override: 9}").0,
+        Discovery::OriginalDst(named)
+    );
+    let usual = OriginalDestination { header: header("x-envoy-original-dst-host"), port: None };
+    assert_eq!(of("original_dst_lb_config: {use_http_header: true}").0, Discovery::OriginalDst(usual));
 }
 
 #[test]

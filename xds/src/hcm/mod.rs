@@ -13,6 +13,7 @@ use std::time::Duration;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::hcm::{
     CodecType, ConnectionTimeouts, EscapedSlashes, HttpConnectionManager, HttpStats, PathOptions, Profile,
+    SpanKind,
 };
 use sixfold_core::plugin::Chain;
 use sixfold_core::router::{RouteTable, RouteTableCell, TableOptions};
@@ -78,6 +79,10 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
         buffer_limit: place.buffer_limit,
         max_body: None,
         show_upstream_status: false,
+        spans: value.tracing.as_ref().map(|_| match place.outbound {
+            true => SpanKind::Client,
+            false => SpanKind::Server,
+        }),
     })
 }
 

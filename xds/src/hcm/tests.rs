@@ -13,7 +13,11 @@ fn manager(fields: &str) -> Result<HttpConnectionManager> {
     let prefix = if fields.contains("stat_prefix") { "" } else { "stat_prefix: s" };
     let filters = if fields.contains("http_filters") { "" } else { rest };
     let manager: ProtoManager = read(&format!("{prefix}\n{filters}\n{routes}\n{fields}\n"));
-    compile(&context(), &manager.encode_to_vec(), ChainPlace { chain: 1, buffer_limit: 1 << 20 })
+    compile(
+        &context(),
+        &manager.encode_to_vec(),
+        ChainPlace { chain: 1, buffer_limit: 1 << 20, outbound: false },
+    )
 }
 
 fn refused(fields: &str) -> String {
@@ -61,7 +65,7 @@ fn without_any_filter_no_request_has_a_route() {
     let routes = "route_config: {virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: a}}]}]}";
     let table = |filters: &str| {
         let manager: ProtoManager = read(&format!("stat_prefix: s\n{filters}\n{routes}\n"));
-        let place = ChainPlace { chain: 1, buffer_limit: 1 << 20 };
+        let place = ChainPlace { chain: 1, buffer_limit: 1 << 20, outbound: false };
         compile(&context(), &manager.encode_to_vec(), place).unwrap().routes.load().unwrap()
     };
     let router = "http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";

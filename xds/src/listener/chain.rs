@@ -23,7 +23,7 @@ pub(super) fn compile(
     context: &Context,
     listener: &str,
     value: &ProtoChain,
-    buffer_limit: usize,
+    place: ChainPlace,
 ) -> Result<FilterChain> {
     let ProtoChain {
         filter_chain_match,
@@ -45,8 +45,7 @@ pub(super) fn compile(
         timeout_or(transport_socket_connect_timeout, None, "transport_socket_connect_timeout")?;
     // Maps have no fixed order on the wire. There are none but in metadata: settings of filters are bytes here.
     let encoded = ProtoChain { metadata: None, ..value.clone() }.encode_to_vec();
-    let place =
-        ChainPlace { chain: fingerprint(&[listener.as_bytes(), b"\0", &encoded].concat()), buffer_limit };
+    let place = ChainPlace { chain: fingerprint(&[listener.as_bytes(), b"\0", &encoded].concat()), ..place };
     let filter = network::filter(context, filters, place).in_key("filters")?;
     Ok(FilterChain {
         name: name.as_str().into(),

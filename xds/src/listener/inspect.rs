@@ -1,25 +1,75 @@
 //! Listener filters: what looks at the first bytes.
 
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::listener::ListenerFilter;
+use sixfold_core::listener::{ListenerFilter, PortSet};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::proxy_protocol_config::Version;
-use sixfold_xds_api::pb::envoy::config::listener::v3::ListenerFilter as ProtoFilter;
 use sixfold_xds_api::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use sixfold_xds_api::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::{
+    MatchSet, Rule,
+};
+use sixfold_xds_api::pb::envoy::config::listener::v3::{
+    ListenerFilter as ProtoFilter, ListenerFilterChainMatchPredicate as Predicate,
+};
 use sixfold_xds_api::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use sixfold_xds_api::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, bool_or, enum_value};
+use sixfold_xds_api::values::{Result, bool_or, enum_value, required};
 
-pub(super) fn filters(values: &[ProtoFilter]) -> Result<Vec<ListenerFilter>> {
+/// The filters of a listener. One that hands connections over by their original destination
+/// (`use_original_dst`) has to know it, and as in Envoy it asks after all others.
+pub(super) fn filters(values: &[ProtoFilter], use_original_dst: bool) -> Result<Vec<ListenerFilter>> {
     let filters = values.iter().enumerate().map(|(index, value)| filter(value).in_index(index));
-    filters.collect::<Result<_>>().in_key("listener_filters")
+    let mut filters = filters.collect::<Result<Vec<_>>>().in_key("listener_filters")?;
+    if use_original_dst && !filters.contains(&ListenerFilter::OriginalDst) {
+        filters.push(ListenerFilter::OriginalDst);
+    }
+    Ok(filters)
 }
 
 fn filter(value: &ProtoFilter) -> Result<ListenerFilter> {
     let ProtoFilter { name, filter_disabled, config_type } = value;
-    refuse!(filter_disabled);
+    let filter = kind(name, config_type)?;
+    Ok(match filter_disabled {
+        None => filter,
+        Some(value) => ListenerFilter::Except(ports(value).in_key("filter_disabled")?, Box::new(filter)),
+    })
+}
+
+/// The destinations for which a condition holds. All of Envoy's conditions are about the port.
+fn ports(value: &Predicate) -> Result<PortSet> {
+    match required(&value.rule, "rule")? {
+        Rule::OrMatch(MatchSet { rules }) => {
+            let rules = several(rules).in_key("or_match")?;
+            Ok(rules.into_iter().fold(PortSet::default(), PortSet::union))
+        }
+        Rule::AndMatch(MatchSet { rules }) => {
+            let rules = several(rules).in_key("and_match")?;
+            Ok(rules.into_iter().fold(PortSet::all(), PortSet::intersection))
+        }
+        Rule::NotMatch(rule) => Ok(ports(rule).in_key("not_match")?.complement()),
+        Rule::AnyMatch(true) => Ok(PortSet::all()),
+        Rule::AnyMatch(false) => Err(ConfigError::field("any_match", "must be true")),
+        Rule::DestinationPortRange(range) => {
+            let port = |value: i32, field| match u32::try_from(value) {
+                Ok(value @ ..=65_536) => Ok(value),
+                _ => Err(ConfigError::field(field, "must be a port").in_key("destination_port_range")),
+            };
+            Ok(PortSet::range(port(range.start, "start")?, port(range.end, "end")?))
+        }
+    }
+}
+
+fn several(rules: &[Predicate]) -> Result<Vec<PortSet>> {
+    if rules.len() < 2 {
+        return Err(ConfigError::field("rules", "must hold at least two rules"));
+    }
+    let rules = rules.iter().enumerate().map(|(index, rule)| ports(rule).in_index(index));
+    rules.collect::<Result<_>>().in_key("rules")
+}
+
+fn kind(name: &str, config_type: &Option<ConfigType>) -> Result<ListenerFilter> {
     let config = match config_type {
         Some(ConfigType::TypedConfig(config)) => config,
         Some(ConfigType::ConfigDiscovery(_)) => {

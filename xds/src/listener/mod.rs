@@ -25,7 +25,7 @@ use crate::access_log;
 use crate::context::Context;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Endpoint, Result, address, bool_or, buffer_limit, enum_value, tcp_keepalive, timeout_or, u32_or,
+    Endpoint, Result, address, bool_or, buffer_limit, enum_value, tcp_keepalive, timeout_or, u32_in, u32_or,
 };
 
 /// Bytes buffered for a connection unless the listener says otherwise.
@@ -75,7 +75,8 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         enable_reuse_port: _,
         access_log,
         tcp_backlog_size,
-        max_connections_to_accept_per_socket_event,
+        // Each connection is served by a task of its own, and its worker takes turns among them as they become ready.
+        max_connections_to_accept_per_socket_event: per_event,
         bind_to_port,
         enable_mptcp,
         // There is neither a global limit nor an overload manager to be left out of.
@@ -98,34 +99,36 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         tcp_fast_open_queue_length,
         udp_listener_config,
         api_listener,
-        max_connections_to_accept_per_socket_event,
         enable_mptcp,
         listener_specifier
     );
+    u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event")?;
+    let use_original_dst = bool_or(use_original_dst, false);
     let addresses = addresses(first_address, additional_addresses)?;
-    let buffer_limit = buffer_limit(per_connection_buffer_limit_bytes, BUFFER_LIMIT);
+    let direction = enum_value::<TrafficDirection>(*traffic_direction, "traffic_direction")?;
+    let place = ChainPlace {
+        chain: 0,
+        buffer_limit: buffer_limit(per_connection_buffer_limit_bytes, BUFFER_LIMIT),
+        outbound: direction == TrafficDirection::Outbound,
+    };
     let chains = filter_chains.iter().enumerate().map(|(index, value)| {
-        chain::compile(context, name, value, buffer_limit)
-            .map(Arc::new)
-            .in_index(index)
-            .in_key("filter_chains")
+        chain::compile(context, name, value, place).map(Arc::new).in_index(index).in_key("filter_chains")
     });
     let chains = collect(chains)?;
     check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason))?;
     let default_chain = default_filter_chain
         .as_ref()
-        .map(|value| chain::compile(context, name, value, buffer_limit).map(Arc::new))
+        .map(|value| chain::compile(context, name, value, place).map(Arc::new))
         .transpose()
         .in_key("default_filter_chain")?;
     if chains.is_empty() && default_chain.is_none() {
         return Err(ConfigError::field("filter_chains", "must not be empty"));
     }
     let deprecated_bind = deprecated_v1.as_ref().and_then(|DeprecatedV1 { bind_to_port }| *bind_to_port);
-    let direction = enum_value::<TrafficDirection>(*traffic_direction, "traffic_direction")?;
     Ok(Listener {
         name: display_name(name, &addresses).into(),
         bind: bool_or(&bind_to_port.or(deprecated_bind), true),
-        listener_filters: inspect::filters(listener_filters)?,
+        listener_filters: inspect::filters(listener_filters, use_original_dst)?,
         filters_timeout: timeout_or(
             listener_filters_timeout,
             Some(Duration::from_secs(15)),
@@ -134,7 +137,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         continue_on_timeout: *continue_on_listener_filters_timeout,
         chains,
         default_chain,
-        use_original_dst: bool_or(use_original_dst, false),
+        use_original_dst,
         access_logs: access_log::logs(context, access_log, "access_log")?,
         exact_balance: exact_balance(connection_balance_config).in_key("connection_balance_config")?,
         backlog: u32_or(tcp_backlog_size, BACKLOG),
@@ -165,10 +168,12 @@ fn addresses(first: &Option<Address>, additional: &[AdditionalAddress]) -> Resul
 /// What the filters of a chain are told of where they stand.
 #[derive(Clone, Copy)]
 pub(crate) struct ChainPlace {
-    /// Tells the chain, as it is configured, from all others of the process.
+    /// Tells the chain, as it is configured, from all others of the process; the chain itself fills it in.
     pub(crate) chain: u64,
     /// Bytes buffered for a connection.
     pub(crate) buffer_limit: usize,
+    /// Whether the listener is for what goes out (`traffic_direction`).
+    pub(crate) outbound: bool,
 }
 
 pub(crate) fn bind_address(value: &Option<Address>, field: &str) -> Result<BindAddress> {

@@ -11,6 +11,7 @@ use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{Filter, filter::ConfigType};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoLimit;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
+use sixfold_xds_api::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as ProtoTcp;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
@@ -20,6 +21,7 @@ use sixfold_xds_api::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use super::ChainPlace;
 use crate::context::Context;
+use crate::skipped::{Place, is_skipped};
 use crate::{access_log, hcm, route};
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
@@ -32,6 +34,7 @@ pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) ->
     for ((index, value), part) in values.iter().enumerate().zip(collect(parts)?) {
         match part {
             Part::Guard(guard) => guards.push(guard),
+            Part::Nothing => {}
             Part::Last(_) if index + 1 < values.len() => {
                 let reason = format!("must not come after \"{}\", which ends the chain", value.name);
                 return Err(ConfigError::new(reason).in_index(index + 1));
@@ -53,6 +56,8 @@ pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) ->
 enum Part {
     Guard(Arc<dyn ConnectionGuard>),
     Last(NetworkFilter),
+    /// One that is left out.
+    Nothing,
 }
 
 fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
@@ -65,6 +70,7 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
         None => return Err(ConfigError::field("typed_config", "is missing")),
     };
     let filter = match any::type_name(config).in_key("typed_config")?.as_str() {
+        other if is_skipped(Place::Network, name, other) => return Ok(Part::Nothing),
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             any::resolve(config)
                 .and_then(|(_, manager)| hcm::compile(context, &manager, place))
@@ -78,12 +84,23 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
                 response.as_ref().map(data_source).transpose().in_key("response")
             })
             .map(|bytes| Part::Last(NetworkFilter::Direct(bytes.unwrap_or_default().into()))),
+        "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
+            any::unpack(config).and_then(|proxy| observer(&proxy)).map(|()| Part::Nothing)
+        }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => any::unpack(config)
             .and_then(|limit| connection_limit(context, &limit))
             .map(|limit| Part::Guard(Arc::new(limit))),
         other => return Err(refuse::extension("network filter", name, other)),
     };
     filter.in_key("typed_config")
+}
+
+/// Without delays and logs all that it does is counting commands, which is not done here.
+fn observer(value: &MongoProxy) -> Result<()> {
+    let MongoProxy { stat_prefix, access_log, delay, emit_dynamic_metadata, commands: _, max_bson_depth: _ } =
+        value;
+    refuse!(access_log, delay, emit_dynamic_metadata);
+    not_empty(stat_prefix, "stat_prefix").map(drop)
 }
 
 fn connection_limit(context: &Context, value: &ProtoLimit) -> Result<ConnectionLimit> {

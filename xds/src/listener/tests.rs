@@ -72,7 +72,9 @@ fn matches_and_filters_reach_the_model() {
         listener.listener_filters,
         [
             ListenerFilter::TlsInspector,
-            ListenerFilter::ProxyProtocol { optional: false, versions: (false, true), unspecified: false }
+            ListenerFilter::ProxyProtocol { optional: false, versions: (false, true), unspecified: false },
+            // What is handed over by its original destination must have one.
+            ListenerFilter::OriginalDst,
         ]
     );
     let matches = &listener.chains[0].matches;
@@ -81,6 +83,44 @@ fn matches_and_filters_reach_the_model() {
     assert_eq!(matches.destination[0].to_string(), "10.1.0.0/16");
     assert!(listener.default_chain.is_some());
     assert_eq!(listener.tcp_keepalive.unwrap().time, Some(Duration::from_secs(5)));
+}
+
+/// Listeners of every sidecar have them, and were refused for it.
+#[test]
+fn filters_may_be_off_for_some_ports() {
+    let of = |condition: &str| {
+        let listener = compiled(&format!(
+            "max_connections_to_accept_per_socket_event: 1\nlistener_filters: [{{name: o, filter_disabled: {condition}, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}}}]"
+        ));
+        let filter = listener.unwrap().listener_filters.remove(0);
+        let destination = |port: u16| Some(std::net::SocketAddr::from(([10, 0, 0, 1], port)));
+        [79, 80, 81, 90].map(|port: u16| filter.for_destination(destination(port)).is_some())
+    };
+    let (eighty, ninety) =
+        ("{destination_port_range: {start: 80, end: 81}}", "{destination_port_range: {start: 90, end: 91}}");
+    assert_eq!(of(eighty), [true, false, true, true]);
+    assert_eq!(of(&format!("{{not_match: {eighty}}}")), [false, true, false, false]);
+    assert_eq!(of(&format!("{{or_match: {{rules: [{eighty}, {ninety}]}}}}")), [true, false, true, false]);
+    let either = format!("{{not_match: {{or_match: {{rules: [{eighty}, {ninety}]}}}}}}");
+    assert_eq!(
+        of(&format!("{{and_match: {{rules: [{{any_match: true}}, {either}]}}}}")),
+        [false, true, false, true]
+    );
+}
+
+/// Every chain that istiod makes has them.
+#[test]
+fn what_only_observes_is_left_out_and_nothing_else() {
+    let chain = |config: &str| {
+        let filters =
+            DIRECT.replace("filters: [", &format!("filters: [{{name: i, typed_config: {config}}}, "));
+        compiled(&format!("filter_chains: [{{{filters}}}]"))
+    };
+    let exchange = "{'@type': type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange, value: {protocol: istio-peer-exchange}}";
+    assert!(matches!(chain(exchange).unwrap().chains[0].filter, NetworkFilter::Direct(_)));
+    let unknown = exchange.replace("MetadataExchange,", "Other,");
+    let reason = "network filter \"i\" of type envoy.tcp.metadataexchange.config.Other is unknown";
+    assert!(chain(&unknown).unwrap_err().to_string().ends_with(reason));
 }
 
 #[test]
@@ -146,8 +186,12 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "filter_chains[0].filter_chain_match.server_names: \"a.*\": a wildcard must stand for the first labels, as in \"*.example.com\"",
         ),
         (
-            "listener_filters: [{name: o, filter_disabled: {any_match: true}, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}]".to_owned(),
-            "listener_filters[0].filter_disabled: is not supported",
+            "listener_filters: [{name: o, filter_disabled: {not_match: {or_match: {rules: [{any_match: true}]}}}, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}]".to_owned(),
+            "listener_filters[0].filter_disabled.not_match.or_match.rules: must hold at least two rules",
+        ),
+        (
+            "max_connections_to_accept_per_socket_event: 0".to_owned(),
+            "max_connections_to_accept_per_socket_event: must be at least 1, not 0",
         ),
         (
             "filter_chains: [{filters: [{name: e, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo}}]}]".to_owned(),

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::route::{Action, Ids, PathMatch, Predicate, Route, RouteStats};
+use sixfold_core::headers::is_clean;
+use sixfold_core::route::{Action, Decorator, Ids, PathMatch, Predicate, RareOptions, Route, RouteStats};
 use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_match::{PathSpecifier, TlsContextMatchOptions};
-use sixfold_xds_api::pb::envoy::config::route::v3::{Route as ProtoRoute, RouteMatch, route};
+use sixfold_xds_api::pb::envoy::config::route::v3::{
+    Decorator as ProtoDecorator, Route as ProtoRoute, RouteMatch, route,
+};
 use sixfold_xds_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use sixfold_xds_api::{any, header_ops, matcher, metadata, refuse};
 
@@ -21,8 +24,8 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
         name,
         r#match,
         metadata: route_metadata,
-        // Both only say how requests are traced, which connection managers refuse to do.
-        decorator: _,
+        decorator,
+        // Only says how requests are traced, which connection managers refuse to do.
         tracing: _,
         typed_per_filter_config,
         request_headers_to_add,
@@ -66,6 +69,10 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
         (request_headers_to_add, request_headers_to_remove),
         (response_headers_to_add, response_headers_to_remove),
     )?;
+    let rare = RareOptions {
+        body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
+        decorator: decorator.as_ref().map(compile_decorator).transpose().in_key("decorator")?,
+    };
     Ok(Route {
         name: name.as_str().into(),
         ids: Ids::default(),
@@ -81,8 +88,17 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
             let prefix = format!("vhost.{}.route.{stat_prefix}.", scope.host_name());
             Arc::new(RouteStats::new(scope.context.compile.metrics(), &prefix))
         }),
-        body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
+        rare: (rare != RareOptions::default()).then(|| Box::new(rare)),
     })
+}
+
+fn compile_decorator(value: &ProtoDecorator) -> Result<Decorator> {
+    let ProtoDecorator { operation, propagate } = value;
+    let operation = not_empty(operation, "operation")?;
+    if !is_clean(operation.as_bytes()) {
+        return Err(ConfigError::field("operation", "can't be sent as the value of a header"));
+    }
+    Ok(Decorator { operation: operation.into(), propagate: bool_or(propagate, true) })
 }
 
 /// The path and the other conditions, in Envoy's order of checks.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{
-    Action, ClusterChoice, Forward, HashInput, HostRewrite, PathRewrite, RedirectPath, Route,
+    Action, ClusterChoice, Decorator, Forward, HashInput, HostRewrite, PathRewrite, RedirectPath, Route,
 };
 use sixfold_core::router::PathMatch;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
@@ -209,6 +209,21 @@ fn upgrades_and_hashes() {
     assert_eq!(
         refused_action("{cluster: a, upgrade_configs: [{upgrade_type: a, connect_config: {}}]}"),
         "route.upgrade_configs[0].connect_config: is for the upgrade type CONNECT alone"
+    );
+}
+
+#[test]
+fn operations_have_names() {
+    let of = |decorator: &str| {
+        one_route(&format!("{{match: {{prefix: /}}, decorator: {decorator}, non_forwarding_action: {{}}}}"))
+    };
+    let named = |propagate| Decorator { operation: "shop:80/*".into(), propagate };
+    assert_eq!(of("{operation: 'shop:80/*'}").unwrap().decorator(), Some(&named(true)));
+    assert_eq!(of("{operation: 'shop:80/*', propagate: false}").unwrap().decorator(), Some(&named(false)));
+    assert!(one_route("{match: {prefix: /}, non_forwarding_action: {}}").unwrap().rare.is_none());
+    assert_eq!(
+        refused("{match: {prefix: /}, decorator: {}, non_forwarding_action: {}}"),
+        "decorator.operation: must not be empty"
     );
 }
 

@@ -9,6 +9,7 @@ mod edf;
 mod least_request;
 mod levels;
 mod maglev;
+mod original_dst;
 mod priority;
 mod random;
 mod ring_hash;
@@ -87,6 +88,7 @@ fn build_for(
             }
             frame.leveled(maglev::Maglev { table_size, use_hostname })
         }
+        Policy::OriginalDst { cleanup } => Arc::new(original_dst::OriginalDst::new(cleanup)),
         Policy::ApisixRoundRobin => frame.grouped(apisix::RoundRobin),
         Policy::ApisixChash => frame.grouped(apisix::Chash),
         Policy::ApisixLeastConn => frame.grouped(apisix::LeastConn::default()),

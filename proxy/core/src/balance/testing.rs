@@ -77,6 +77,7 @@ pub(super) fn request() -> Choice<'static> {
         host_attempts: 1,
         previous_priorities: None,
         subset: &NONE,
+        destination: None,
     }
 }
 

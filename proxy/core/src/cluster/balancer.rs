@@ -3,8 +3,9 @@
 use super::{ClusterStats, Host, HostSet, Member, Outcome, TriedHost};
 use crate::retry::HostPredicate;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a balancer may look at.
 pub struct Choice<'a> {
@@ -26,6 +27,8 @@ pub struct Choice<'a> {
     pub previous_priorities: Option<u32>,
     /// Metadata that chooses a subset.
     pub subset: &'a BTreeMap<String, serde_json::Value>,
+    /// Where an ORIGINAL_DST cluster is to connect to; others do not look at it.
+    pub destination: Option<SocketAddr>,
 }
 
 /// Hosts that are looked at before one that was tried already is taken again.
@@ -49,6 +52,7 @@ impl<'a> Choice<'a> {
             host_attempts: HOST_ATTEMPTS,
             previous_priorities: None,
             subset,
+            destination: None,
         }
     }
 }
@@ -65,6 +69,12 @@ pub trait Balancer: Send + Sync {
     /// see the new set, or right after. Structures that are costly to build are built here, for the groups of
     /// endpoints that differ from before.
     fn update(&self, _hosts: &HostSet) {}
+
+    /// The endpoints there are now, if they are others than those `shown`: of a balancer that finds them by itself,
+    /// and forgets those that are not needed. Asked about once a second on the control side.
+    fn found(&self, _shown: &HostSet, _now: Instant) -> Option<Vec<Arc<Member>>> {
+        None
+    }
 }
 
 /// Makes the balancer of a configuration; the error is a message.
@@ -134,6 +144,11 @@ pub enum Policy {
         table_size: u64,
         /// Hashes the hostname instead of the address.
         use_hostname: bool,
+    },
+    /// The destination that the client meant, whatever it is (Envoy's ORIGINAL_DST clusters).
+    OriginalDst {
+        /// How often endpoints that nobody needs are forgotten (`cleanup_interval`), 5 s by default.
+        cleanup: Duration,
     },
     /// APISIX's roundrobin: interleaved weighted round robin of lua-resty-balancer.
     ApisixRoundRobin,

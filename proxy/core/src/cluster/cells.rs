@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// The place of a cluster's name in the process.
@@ -114,6 +115,13 @@ impl Clusters {
         }
         all.sort_by(|a, b| a.config.name.cmp(&b.config.name));
         all
+    }
+
+    /// Has clusters show what they have found by themselves ([`Cluster::tend`]).
+    pub fn tend(&self, now: Instant) {
+        for part in &self.parts {
+            part.load().values().filter_map(|cell| cell.load()).for_each(|cluster| cluster.tend(now));
+        }
     }
 
     /// Forgets names that stand for nothing and that no route holds.

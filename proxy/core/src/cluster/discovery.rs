@@ -1,5 +1,6 @@
 //! How a cluster's endpoints are found, as configured.
 
+use crate::matcher::HeaderTarget;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,18 @@ pub enum Discovery {
     /// They come by changes of their own ([`crate::model::Diff::endpoints`]); a cluster that is new waits so
     /// long for the first (Envoy's `initial_fetch_timeout`, 15 s by default).
     Eds(Duration),
+    /// There are those that connections were meant for (Envoy's ORIGINAL_DST).
+    OriginalDst(OriginalDestination),
+}
+
+/// Where the destination of a request is read. What names none goes nowhere.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct OriginalDestination {
+    /// Header with address and port, which goes before the address that the connection was meant for
+    /// (`use_http_header`, `http_header_name`).
+    pub header: Option<HeaderTarget>,
+    /// Port in place of the destination's (`upstream_port_override`).
+    pub port: Option<u16>,
 }
 
 /// How names are resolved, and how often.

@@ -141,7 +141,7 @@ impl Host {
     }
 
     /// Notes whether the cluster in force has it.
-    pub(super) fn set_removed(&self, removed: bool) {
+    pub(crate) fn set_removed(&self, removed: bool) {
         self.removed.store(removed, Relaxed);
     }
 }

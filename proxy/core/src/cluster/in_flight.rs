@@ -192,6 +192,7 @@ mod tests {
             host_attempts: 1,
             previous_priorities: None,
             subset: &subset,
+            destination: None,
         };
         cluster.choose(&choice).unwrap()
     }

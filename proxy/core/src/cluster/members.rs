@@ -1,9 +1,10 @@
 //! The endpoints of a cluster at one moment.
 
-use super::{EdsHealth, Health, Host, HostConfig, Locality, Reasons};
+use super::{Address, EdsHealth, Health, Host, HostConfig, Locality, Reasons};
 use crate::fast_hash::FastSet;
 use crate::metadata::Metadata;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// An endpoint as one [`HostSet`] has it: what is configured of it now, and the host that it is.
@@ -42,6 +43,12 @@ impl Member {
             health,
         } = config;
         Member { host, weight, priority, locality, locality_weight, metadata, discovery: health }
+    }
+
+    /// An endpoint that nothing is configured of.
+    pub(crate) fn of_destination(destination: SocketAddr) -> Arc<Member> {
+        let config = HostConfig::new(Address::Ip(destination));
+        Arc::new(Member::new(Arc::new(Host::new(config.address.clone(), config.hostname.clone())), config))
     }
 
     fn is(&self, config: &HostConfig) -> bool {
@@ -178,6 +185,11 @@ impl HostSet {
         HostSet { levels, version: before.map_or(1, |s| s.version + 1) }
     }
 
+    /// These endpoints, all of them of one level, in the place of those of `before`.
+    pub(crate) fn of_members(members: Vec<Arc<Member>>, before: &HostSet) -> HostSet {
+        HostSet { levels: vec![PriorityLevel::sorted_out(members.into())], version: before.version + 1 }
+    }
+
     /// The same endpoints sorted out anew.
     pub fn refreshed(&self) -> HostSet {
         let levels = self.levels.iter().map(|level| PriorityLevel::sorted_out(level.members.clone()));
@@ -239,6 +251,6 @@ impl HostSet {
 }
 
 /// What makes two endpoints the same host.
-fn key(host: &Host) -> (&super::Address, &str) {
+fn key(host: &Host) -> (&Address, &str) {
     (&host.address, &host.hostname)
 }

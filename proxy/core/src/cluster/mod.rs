@@ -9,6 +9,7 @@ mod breaker;
 mod cells;
 mod discovery;
 mod endpoint;
+mod grpc_stats;
 mod health_check;
 mod host;
 mod in_flight;
@@ -23,7 +24,7 @@ pub(crate) use balancer::BuildBalancer;
 pub use balancer::{BalanceConfig, Balancer, Choice, Policy};
 pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
-pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers};
+pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
 pub use endpoint::{Address, EdsHealth, HostConfig, Locality};
 pub use health_check::{
     GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
@@ -45,7 +46,7 @@ use parking_lot::Mutex;
 use std::any::Any;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A cluster in use: configuration, endpoints, balancer, and what all workers share of its state.
 pub struct Cluster {
@@ -198,6 +199,13 @@ impl ClusterConfig {
             drop_overload: 0,
             policy: Arc::default(),
         }
+    }
+
+    /// Whether both find their endpoints by being asked for them, and in the same way.
+    fn finds_the_same(&self, other: &ClusterConfig) -> bool {
+        matches!(self.discovery, Discovery::OriginalDst(_))
+            && self.discovery == other.discovery
+            && self.balance.policy == other.balance.policy
     }
 }
 
@@ -378,15 +386,20 @@ impl Cluster {
         };
         let before = previous.map(|c| c.hosts.load_full());
         let eds = |config: &ClusterConfig| matches!(config.discovery, Discovery::Eds(_));
+        let finds_the_same = previous.filter(|old| old.config.finds_the_same(&config));
         let set = match &before {
             // They are not the cluster's to say, so they stay.
             Some(before) if eds(&config) && previous.is_some_and(|c| eds(&c.config)) => before.refreshed(),
+            Some(before) if finds_the_same.is_some() => before.refreshed(),
             before => {
                 let resolved = endpoints.iter().flat_map(|e| known_addresses(e, before.as_deref())).collect();
                 HostSet::with_reasons(resolved, before.as_deref(), initial(&config))
             }
         };
-        let balancer = build(&config.balance, &set, &stats)?;
+        let balancer = match finds_the_same {
+            Some(old) => old.balancer.clone(),
+            None => build(&config.balance, &set, &stats)?,
+        };
         let goes_on = previous.is_some_and(|old| Arc::ptr_eq(&old.stats, &stats));
         let known = previous.and_then(|old| old.outliers.as_ref());
         let outliers = config
@@ -442,6 +455,18 @@ impl Cluster {
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
         self.publish(before.refreshed(), Some(&before), *visibility);
+    }
+
+    /// Shows the endpoints that the balancer has found by itself, and has it forget what nobody needs.
+    pub fn tend(&self, now: Instant) {
+        if !matches!(self.config.discovery, Discovery::OriginalDst(_)) {
+            return;
+        }
+        let visibility = self.visibility.lock();
+        let before = self.hosts.load_full();
+        if let Some(found) = self.balancer.found(&before, now) {
+            self.publish(HostSet::of_members(found, &before), Some(&before), *visibility);
+        }
     }
 
     fn publish(&self, set: HostSet, before: Option<&HostSet>, visibility: Visibility) {

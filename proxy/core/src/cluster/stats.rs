@@ -1,7 +1,9 @@
 //! Statistics of a cluster.
 
+use super::grpc_stats::GrpcStats;
 use crate::metrics::{Counter, Registry, count_class};
 use std::ops::Deref;
+use std::sync::OnceLock;
 
 crate::stat_block! {
     /// The fixed part of a cluster's statistics, as Envoy names them.
@@ -25,7 +27,7 @@ crate::stat_block! {
             upstream_rq_500, upstream_rq_502, upstream_rq_503, upstream_rq_504,
             lb_healthy_panic, lb_recalculate_zone_structures, membership_change, update_attempt, update_success,
             update_failure, update_empty, bind_errors, retry_or_shadow_abandoned, ssl_handshake,
-            ssl_fail_verify_error, ssl_connection_error,
+            ssl_fail_verify_error, ssl_connection_error, original_dst_host_invalid,
         ],
         gauges: [
             upstream_cx_active, upstream_rq_active, upstream_rq_pending_active, membership_total,
@@ -36,17 +38,30 @@ crate::stat_block! {
 }
 
 /// Statistics under `cluster.NAME.`.
-pub struct ClusterStats(ClusterCounts);
+pub struct ClusterStats {
+    counts: ClusterCounts,
+    /// Where statistics that are made later are shown; `None` where none are.
+    registry: Option<Registry>,
+    grpc: OnceLock<GrpcStats>,
+}
 
 impl ClusterStats {
     /// Zeros for the cluster of this name.
     pub fn named(registry: &Registry, name: &str) -> ClusterStats {
-        ClusterStats(ClusterCounts::new(registry, &format!("cluster.{name}.")))
+        let counts = ClusterCounts::new(registry, &format!("cluster.{name}."));
+        ClusterStats { counts, registry: Some(registry.clone()), grpc: OnceLock::new() }
     }
 
     /// Statistics that nobody counts, for a source whose surfaces show none.
     pub fn none() -> ClusterStats {
-        ClusterStats(ClusterCounts::none())
+        ClusterStats { counts: ClusterCounts::none(), registry: None, grpc: OnceLock::new() }
+    }
+
+    /// Counts a gRPC call by its status, under `grpc.`; the first call of a cluster makes the place.
+    pub fn count_grpc(&self, status: u32) {
+        let (Some(registry), Some(block)) = (&self.registry, &self.counts.0) else { return };
+        let made = || GrpcStats::new(registry, &format!("{}grpc.", block.prefix()));
+        self.grpc.get_or_init(made).count(status);
     }
 
     /// Counts a completed request by its status: code, class and completion.
@@ -93,6 +108,6 @@ impl ClusterStats {
 impl Deref for ClusterStats {
     type Target = ClusterCounts;
     fn deref(&self) -> &ClusterCounts {
-        &self.0
+        &self.counts
     }
 }

@@ -42,6 +42,7 @@ fn traffic(cluster: &Arc<Cluster>) -> BTreeMap<String, usize> {
         host_attempts: 1,
         previous_priorities: None,
         subset: &none,
+        destination: None,
     };
     let flights: Vec<_> = (0..40).filter_map(|n| cluster.choose(&choice(n))).collect();
     let mut ports = BTreeMap::new();

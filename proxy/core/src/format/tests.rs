@@ -20,6 +20,7 @@ fn connection() -> Connection {
         remote: "10.0.0.9:4001".parse().unwrap(),
         direct_remote: "10.0.0.1:4000".parse().unwrap(),
         local: "127.0.0.1:80".parse().unwrap(),
+        local_restored: false,
         direct_local: "[::1]:8080".parse().unwrap(),
         requested_server_name: None,
         tls: None,

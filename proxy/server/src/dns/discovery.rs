@@ -64,7 +64,7 @@ impl Discoverer {
     /// initialisation waits for it. `None` for clusters without discovery here.
     pub fn start(&self, cluster: &Arc<Cluster>) -> Option<oneshot::Receiver<()>> {
         let (options, logical) = match &cluster.config.discovery {
-            Discovery::Static | Discovery::Eds(_) => return None,
+            Discovery::Static | Discovery::Eds(_) | Discovery::OriginalDst(_) => return None,
             Discovery::StrictDns(options) => (options, false),
             Discovery::LogicalDns(options) => (options, true),
         };

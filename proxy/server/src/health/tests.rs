@@ -427,6 +427,7 @@ async fn outliers_leave_and_come_back() {
         host_attempts: 1,
         previous_priorities: None,
         subset: &subset,
+        destination: None,
     };
     for _ in 0..3 {
         cluster.choose(&choice).unwrap().end(OutcomeKind::Response, 500, std::time::Instant::now());

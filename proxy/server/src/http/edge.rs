@@ -4,6 +4,7 @@
 
 mod apisix;
 mod date;
+mod operation;
 mod proxy_status;
 mod request_id;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use sixfold_core::plugin::LocalReply;
 use sixfold_core::router::TableOptions;
 use sixfold_core::stream::Stream;
 use tokio::time::Instant;
+
+pub(crate) use operation::request as name_operation;
 
 /// Prepares the headers of a request and finds out the client's address. Runs before the route is chosen.
 /// An answer ends the request.
@@ -177,6 +180,7 @@ pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut S
         stream.response.headers.join(Known::VIA, b", ", hcm.headers.via.as_bytes());
     }
     server_header(hcm, &mut stream.response.headers);
+    operation::response(hcm.spans, stream);
     if let Some(config) = &hcm.headers.proxy_status {
         proxy_status::apply(config, stream);
     }

@@ -223,6 +223,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let reply = self.admit();
         if reply.is_none() {
             self.find_route(table);
+            edge::name_operation(self.env.hcm.spans, self.stream);
         }
         reply
     }

@@ -8,7 +8,7 @@ use super::local_reply;
 use super::outgoing::Replay;
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
-use crate::upstream::choose_cluster;
+use crate::upstream::{choose_cluster, destination};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::BytesMut;
 use sixfold_core::cluster::{Choice, Cluster, InFlight, OutcomeKind};
@@ -134,7 +134,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.stream,
         );
         let limit = route
-            .body_buffer_limit
+            .body_buffer_limit()
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
         let limit = limit.map_or(hcm.buffer_limit, |l| usize::try_from(l).unwrap_or(usize::MAX));
         let replay = Replay::new(&self.env.worker.shared.bodies, limit, retry.is_some());
@@ -219,6 +219,7 @@ impl<D: Downstream> Exchange<'_, D> {
             subset: plan.member.map_or(&plan.forward.metadata_match, |m| {
                 if m.metadata_match.is_empty() { &plan.forward.metadata_match } else { &m.metadata_match }
             }),
+            destination: destination(&plan.cluster, self.stream),
         };
         plan.cluster.choose(&choice)
     }

@@ -43,7 +43,7 @@ pub(super) async fn run(
     }
     let peer = socket.peer_addr();
     let local = socket.local_addr();
-    let mut found = Findings { remote: peer, local, server_name: None, protocols: Vec::new(), tls: false };
+    let mut found = Findings::of(peer, local);
     if !inspect(&listener, &mut socket, &mut found).await {
         return socket.refuse();
     }
@@ -73,6 +73,7 @@ pub(super) async fn run(
         remote: found.remote.unwrap_or(NO_ADDRESS),
         direct_remote: peer.unwrap_or(NO_ADDRESS),
         local: found.local.unwrap_or(NO_ADDRESS),
+        local_restored: found.restored,
         direct_local: local.unwrap_or(NO_ADDRESS),
         requested_server_name: found.server_name.clone(),
         tls: None,

@@ -14,7 +14,7 @@ mod resend;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use choose::choose_cluster;
+pub(crate) use choose::{choose_cluster, destination};
 pub(crate) use dial::{ActiveConnection, dial};
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};

@@ -21,12 +21,21 @@ pub(crate) struct Findings {
     pub(crate) remote: Option<SocketAddr>,
     /// Address the client meant.
     pub(crate) local: Option<SocketAddr>,
+    /// Whether a filter has found that out.
+    pub(crate) restored: bool,
     /// Server name in lower case.
     pub(crate) server_name: Option<Arc<str>>,
     /// ALPN protocols, or what the HTTP inspector saw.
     pub(crate) protocols: Vec<Box<[u8]>>,
     /// Whether the TLS inspector saw TLS.
     pub(crate) tls: bool,
+}
+
+impl Findings {
+    /// What the socket says.
+    pub(crate) fn of(remote: Option<SocketAddr>, local: Option<SocketAddr>) -> Findings {
+        Findings { remote, local, restored: false, server_name: None, protocols: Vec::new(), tls: false }
+    }
 }
 
 /// Why a connection is closed before a chain is chosen.
@@ -52,11 +61,13 @@ pub(crate) async fn run(
     deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     for filter in filters {
+        // Asked here and not before: filters change the destination that the next ones are asked for.
+        let Some(filter) = filter.for_destination(found.local) else { continue };
         match filter {
             ListenerFilter::OriginalDst => {
                 let ipv6 = found.local.is_some_and(|l| l.is_ipv6());
                 if let Some(meant) = socket.as_tcp().and_then(|tcp| sockets::original_dst(tcp, ipv6)) {
-                    found.local = Some(meant);
+                    (found.local, found.restored) = (Some(meant), true);
                 }
             }
             ListenerFilter::ProxyProtocol { .. } => {
@@ -65,6 +76,8 @@ pub(crate) async fn run(
             ListenerFilter::TlsInspector => tls_inspector(socket, seen, found, deadline).await?,
             ListenerFilter::HttpInspector if found.tls => {}
             ListenerFilter::HttpInspector => http_inspector(socket, seen, found, deadline).await?,
+            // What is asked for a destination is none of these.
+            ListenerFilter::Except(..) => {}
         }
     }
     Ok(())
@@ -133,7 +146,7 @@ async fn proxy_protocol(
                 seen.drain(..header.consumed.min(seen.len()));
                 if let Some((source, destination)) = header.addresses {
                     found.remote = Some(source);
-                    found.local = Some(destination);
+                    (found.local, found.restored) = (Some(destination), true);
                 }
                 return Ok(());
             }

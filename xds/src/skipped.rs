@@ -1,0 +1,68 @@
+//! Extensions that control planes send everywhere and this proxy goes on without: none of them decides about a request
+//! or a connection. Every other one that is not known is refused by name.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Where an extension stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// `http_filters` of a connection manager.
+    Http,
+    /// `filters` of a filter chain.
+    Network,
+    /// `filters` of a cluster.
+    Cluster,
+}
+
+impl Place {
+    fn shown(self) -> &'static str {
+        match self {
+            Place::Http => "HTTP filter",
+            Place::Network => "network filter",
+            Place::Cluster => "filter of clusters",
+        }
+    }
+}
+
+/// An extension that is left out.
+struct Skipped {
+    place: Place,
+    /// Full name of its configuration; inside of a `TypedStruct` as well.
+    config: &'static str,
+    /// What is missing without it.
+    loss: &'static str,
+    told: AtomicBool,
+}
+
+impl Skipped {
+    const fn new(place: Place, config: &'static str, loss: &'static str) -> Skipped {
+        Skipped { place, config, loss, told: AtomicBool::new(false) }
+    }
+}
+
+const PEER_METADATA: &str = "what the peers of a mesh tell of themselves is neither sent nor known";
+const METRICS: &str = "Istio's own metrics are not counted";
+
+static SKIPPED: [Skipped; 6] = [
+    Skipped::new(Place::Http, "io.istio.http.peer_metadata.Config", PEER_METADATA),
+    Skipped::new(Place::Network, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
+    Skipped::new(Place::Cluster, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
+    Skipped::new(Place::Http, "stats.PluginConfig", METRICS),
+    Skipped::new(Place::Network, "stats.PluginConfig", METRICS),
+    Skipped::new(
+        Place::Http,
+        "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
+        "the version of HTTP is not told to the sidecar of an upstream",
+    ),
+];
+
+/// Whether an extension is left out here; the log is told once for each kind.
+pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
+    let Some(skipped) = SKIPPED.iter().find(|known| known.place == place && known.config == config) else {
+        return false;
+    };
+    if !skipped.told.swap(true, Relaxed) {
+        tracing::warn!("{} \"{name}\" of type {config} is left out: {}", place.shown(), skipped.loss);
+    }
+    true
+}
