@@ -3,10 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use sixfold_core::cluster::{Address, EdsHealth, HostConfig, Locality};
+use sixfold_core::cluster::{Address, EdsHealth, EndpointCheck, HostConfig, Locality};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_xds_api::pb::envoy::config::core::v3::{HealthStatus, Locality as ProtoLocality};
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
+use sixfold_xds_api::pb::envoy::config::endpoint::v3::endpoint::HealthCheckConfig;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -116,7 +117,8 @@ fn endpoint(value: &LbEndpoint) -> Result<HostConfig> {
 fn host(value: &Endpoint) -> Result<HostConfig> {
     let Endpoint { address: place, health_check_config, hostname, additional_addresses, observability_name } =
         value;
-    refuse!(health_check_config, additional_addresses, observability_name);
+    refuse!(additional_addresses, observability_name);
+    let check = health_check_config.as_ref().map(check).transpose().in_key("health_check_config")?;
     let (address, name) = match address(place, "address")? {
         Where::Pipe(path) => (Address::Unix(path.into()), String::new()),
         Where::Socket(host, port) => match host.parse::<IpAddr>() {
@@ -125,5 +127,30 @@ fn host(value: &Endpoint) -> Result<HostConfig> {
         },
     };
     let hostname = if hostname.is_empty() { &name } else { hostname };
-    Ok(HostConfig { hostname: hostname.as_str().into(), ..HostConfig::new(address) })
+    let check = check.flatten().map(Arc::new);
+    Ok(HostConfig { hostname: hostname.as_str().into(), check, ..HostConfig::new(address) })
+}
+
+/// How an endpoint is checked other than the cluster's others. The address must be one of IP or a pipe: it is not looked up.
+fn check(value: &HealthCheckConfig) -> Result<Option<EndpointCheck>> {
+    let HealthCheckConfig { port_value, hostname, address: place, disable_active_health_check } = value;
+    let port = u16::try_from(*port_value)
+        .map_err(|_| ConfigError::field("port_value", format!("must be at most 65535, not {port_value}")))?;
+    let own = match place {
+        None => None,
+        Some(_) => Some(match address(place, "address")? {
+            Where::Pipe(path) => Address::Unix(path.into()),
+            Where::Socket(host, port) => match host.parse::<IpAddr>() {
+                Ok(ip) => Address::Ip(SocketAddr::new(ip, port)),
+                Err(_) => return Err(ConfigError::field("address", format!("\"{host}\" is no IP address"))),
+            },
+        }),
+    };
+    let check = EndpointCheck {
+        port: (port != 0).then_some(port),
+        host: (!hostname.is_empty()).then(|| hostname.as_str().into()),
+        address: own,
+        disabled: *disable_active_health_check,
+    };
+    Ok((check != EndpointCheck::default()).then_some(check))
 }

@@ -45,6 +45,21 @@ pub struct HostConfig {
     pub metadata: Metadata,
     /// What discovery says of its health.
     pub health: EdsHealth,
+    /// How its checks differ from those of the cluster's others; `None` where they don't.
+    pub check: Option<Arc<EndpointCheck>>,
+}
+
+/// How one endpoint is checked (endpoint/v3 Endpoint.HealthCheckConfig).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EndpointCheck {
+    /// Port of the check in place of the endpoint's, and of one that the check has (`port_value`).
+    pub port: Option<u16>,
+    /// Host of the check in place of the one that the check has (`hostname`).
+    pub host: Option<Arc<str>>,
+    /// Where it is checked, in place of its own address and any port (`address`).
+    pub address: Option<Address>,
+    /// It is not checked, and counts as what discovery says of it (`disable_active_health_check`).
+    pub disabled: bool,
 }
 
 impl HostConfig {
@@ -59,6 +74,7 @@ impl HostConfig {
             locality_weight: None,
             metadata: Metadata::default(),
             health: EdsHealth::Unknown,
+            check: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The endpoints of a cluster at one moment.
 
-use super::{Address, EdsHealth, Health, Host, HostConfig, Locality, Reasons};
+use super::{Address, EdsHealth, EndpointCheck, Health, Host, HostConfig, Locality, Reasons};
 use crate::fast_hash::FastSet;
 use crate::metadata::Metadata;
 use std::collections::HashMap;
@@ -27,6 +27,8 @@ pub struct Member {
     pub metadata: Metadata,
     /// What discovery says of its health.
     pub discovery: EdsHealth,
+    /// How its checks differ from those of the cluster's others.
+    pub check: Option<Arc<EndpointCheck>>,
 }
 
 impl Member {
@@ -41,8 +43,9 @@ impl Member {
             locality_weight,
             metadata,
             health,
+            check,
         } = config;
-        Member { host, weight, priority, locality, locality_weight, metadata, discovery: health }
+        Member { host, weight, priority, locality, locality_weight, metadata, discovery: health, check }
     }
 
     /// An endpoint that nothing is configured of.
@@ -52,8 +55,17 @@ impl Member {
     }
 
     fn is(&self, config: &HostConfig) -> bool {
-        let HostConfig { address, hostname, weight, priority, locality, locality_weight, metadata, health } =
-            config;
+        let HostConfig {
+            address,
+            hostname,
+            weight,
+            priority,
+            locality,
+            locality_weight,
+            metadata,
+            health,
+            check,
+        } = config;
         self.host.address == *address
             && self.host.hostname == *hostname
             && self.weight == *weight
@@ -62,6 +74,7 @@ impl Member {
             && self.locality_weight == *locality_weight
             && self.metadata == *metadata
             && self.discovery == *health
+            && self.check == *check
     }
 
     fn of(&self, host: Arc<Host>) -> Member {
@@ -73,6 +86,7 @@ impl Member {
             locality_weight: self.locality_weight,
             metadata: self.metadata.clone(),
             discovery: self.discovery,
+            check: self.check.clone(),
         }
     }
 
@@ -173,7 +187,8 @@ impl HostSet {
                     let host = fresh.entry(key);
                     let new = || {
                         let host = Host::new(config.address.clone(), config.hostname.clone());
-                        host.set_reason(reasons, true);
+                        let is_checked = config.check.as_ref().is_none_or(|check| !check.disabled);
+                        host.set_reason(reasons, is_checked);
                         Arc::new(host)
                     };
                     host.or_insert_with(new).clone()

@@ -25,7 +25,7 @@ pub use balancer::{BalanceConfig, Balancer, Choice, Policy};
 pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
-pub use endpoint::{Address, EdsHealth, HostConfig, Locality};
+pub use endpoint::{Address, EdsHealth, EndpointCheck, HostConfig, Locality};
 pub use health_check::{
     GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
 };

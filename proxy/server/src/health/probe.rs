@@ -6,8 +6,8 @@ use crate::deadline::{Deadline, within};
 use crate::io::{Io, Transport};
 use bytes::Bytes;
 use sixfold_core::cluster::{
-    Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, ClusterPolicy, Clusters, GrpcProbe,
-    HealthCheck, Host, HostConfig, HttpProbe, Probe, ProbeHeader, TcpProbe, UpstreamProtocol,
+    Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, ClusterPolicy, Clusters, EndpointCheck,
+    GrpcProbe, HealthCheck, Host, HostConfig, HttpProbe, Probe, ProbeHeader, TcpProbe, UpstreamProtocol,
 };
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::metrics::Registry;
@@ -29,8 +29,10 @@ const USER_AGENT: &[u8] = b"Envoy/HC";
 pub(super) struct Target {
     cell: Arc<ClusterCell>,
     callout: Arc<dyn Callout>,
-    /// Host unless the check has one.
+    /// Host, where neither the endpoint nor the check has one: the cluster's name.
     cluster: Arc<str>,
+    /// The endpoint's own.
+    host: Option<Arc<str>>,
 }
 
 impl Drop for Target {
@@ -44,6 +46,7 @@ impl Target {
         cluster: &Cluster,
         check: &HealthCheck,
         host: &Host,
+        own: Option<&EndpointCheck>,
         callout: Arc<dyn Callout>,
     ) -> Target {
         let config = &cluster.config;
@@ -70,19 +73,22 @@ impl Target {
             ..ClusterPolicy::default()
         };
         let tls = config.tls.clone();
-        let own = ClusterConfig { tls, policy: policy.into(), ..ClusterConfig::named(&config.name) };
-        let address = match (&host.address, check.port) {
-            (Address::Ip(address), Some(port)) => Address::Ip(SocketAddr::new(address.ip(), port)),
-            (address, _) => address.clone(),
+        let alone = ClusterConfig { tls, policy: policy.into(), ..ClusterConfig::named(&config.name) };
+        let port = own.and_then(|own| own.port).or(check.port);
+        let address = match (own.and_then(|own| own.address.as_ref()), &host.address, port) {
+            (Some(address), ..) => address.clone(),
+            (None, Address::Ip(address), Some(port)) => Address::Ip(SocketAddr::new(address.ip(), port)),
+            (None, address, _) => address.clone(),
         };
         let endpoint = HostConfig { hostname: host.hostname.clone(), ..HostConfig::new(address) };
         let cell = Clusters::default().cell(&config.name);
-        match Cluster::new(own, vec![endpoint], None, &Registry::new()) {
+        match Cluster::new(alone, vec![endpoint], None, &Registry::new()) {
             Ok(cluster) => drop(cell.swap(Some(cluster))),
             // Of the default balancer nothing can be wrong.
             Err(error) => tracing::error!(cluster = %config.name, error, "its endpoints can't be checked"),
         }
-        Target { cell, callout, cluster: config.name.clone() }
+        let host = own.and_then(|own| own.host.clone());
+        Target { cell, callout, cluster: config.name.clone(), host }
     }
 
     /// Asks once. The caller bounds it.
@@ -95,7 +101,11 @@ impl Target {
     }
 
     fn host<'a>(&'a self, configured: &'a str) -> &'a str {
-        if configured.is_empty() { &self.cluster } else { configured }
+        match &self.host {
+            Some(own) => own,
+            None if configured.is_empty() => &self.cluster,
+            None => configured,
+        }
     }
 
     async fn http(&self, check: &HealthCheck, probe: &HttpProbe) -> Verdict {

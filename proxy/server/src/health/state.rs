@@ -1,6 +1,7 @@
 //! What checks make of an endpoint (source/extensions/health_checkers/common/health_checker_base_impl.cc).
 
-use sixfold_core::cluster::{HealthCheck, Intervals, Reasons};
+use super::CHECKED;
+use sixfold_core::cluster::{HealthCheck, Host, Intervals, Reasons};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -70,21 +71,51 @@ pub(super) struct State {
     pub(super) degraded: bool,
     /// When it is to be checked next.
     pub(super) due: Instant,
+    /// What a candidate's checks have against it, until that takes its place.
+    aside: Option<Reasons>,
 }
 
 impl State {
     /// Nothing yet; the first check is due within `jitter`.
     pub(super) fn new(jitter: Duration) -> State {
         let due = Instant::now() + by_chance(jitter);
-        State { first: true, passed: 0, failed: 0, healthy: false, degraded: false, due }
+        State { first: true, passed: 0, failed: 0, healthy: false, degraded: false, due, aside: None }
     }
 
     pub(super) fn is_first(&self) -> bool {
         self.first
     }
 
-    /// Takes a verdict on an endpoint that has `reasons` against it.
-    pub(super) fn take(&mut self, check: &HealthCheck, reasons: Reasons, verdict: &Verdict) -> Changes {
+    /// Takes a verdict. What it changes is set on the host, or kept aside where the check is a candidate's. Tells whether
+    /// the host has changed.
+    pub(super) fn take(
+        &mut self,
+        check: &HealthCheck,
+        host: &Host,
+        verdict: &Verdict,
+        in_force: bool,
+    ) -> (Change, bool) {
+        let mut changed = in_force && self.show(host);
+        let mut against = self.aside.unwrap_or_else(|| host.reasons() & CHECKED);
+        let changes = self.judge(check, against, verdict);
+        for (reason, on) in changes.reasons {
+            against.set(reason, on);
+            changed |= in_force && host.set_reason(reason, on);
+        }
+        if !in_force {
+            self.aside = Some(against);
+        }
+        (changes.kind, changed)
+    }
+
+    /// Sets on the host what was kept aside; tells whether it has changed.
+    pub(super) fn show(&mut self, host: &Host) -> bool {
+        let Some(against) = self.aside.take() else { return false };
+        host.set_reason(against, true) | host.set_reason(CHECKED - against, false)
+    }
+
+    /// What a verdict on an endpoint that has `reasons` against it changes.
+    pub(super) fn judge(&mut self, check: &HealthCheck, reasons: Reasons, verdict: &Verdict) -> Changes {
         let first = std::mem::replace(&mut self.first, false);
         let unhealthy = reasons.contains(Reasons::ACTIVE_CHECK);
         let mut changes = Changes { kind: Change::Unchanged, reasons: Vec::new() };

@@ -1,15 +1,17 @@
 #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::panic)]
 use super::probe::{contains_all, judge, serving};
+use super::state::{Change, State, Verdict};
 use super::*;
 use crate::callout::{CalloutConfig, Callouts};
 use crate::dns::{DnsCache, ResolverConfig};
 use bytes::{BufMut, Bytes, BytesMut};
 use sixfold_core::cluster::{
-    Address, ClusterConfig, GrpcProbe, Health, HostConfig, HttpProbe, Intervals, Probe, TcpProbe,
+    Address, ClusterConfig, EndpointCheck, GrpcProbe, Health, HealthCheck, HostConfig, HttpProbe, Intervals,
+    Probe, TcpProbe,
 };
 use sixfold_core::headers::Headers;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicUsize};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -67,7 +69,7 @@ fn passed() -> Verdict {
 fn course(check: &HealthCheck, reasons: Reasons, verdicts: &[Verdict]) -> Vec<(Change, Reasons)> {
     let (mut state, mut reasons) = (State::new(Duration::ZERO), reasons);
     let mut take = |verdict| {
-        let changes = state.take(check, reasons, verdict);
+        let changes = state.judge(check, reasons, verdict);
         for (reason, on) in changes.reasons {
             reasons.set(reason, on);
         }
@@ -238,6 +240,13 @@ fn cluster(addresses: &[SocketAddr], check: Option<HealthCheck>, previous: Optio
     Cluster::new(config, endpoints.collect(), previous, &Registry::new()).unwrap()
 }
 
+/// The checks of a cluster that is in force now.
+fn checks_of(checker: &HealthChecker, cluster: &Arc<Cluster>) -> Arc<Watched> {
+    let watched = checker.watch(cluster).unwrap();
+    checker.take_over(cluster);
+    watched
+}
+
 fn healthy(cluster: &Cluster) -> usize {
     cluster.hosts.load().healthy()
 }
@@ -265,7 +274,7 @@ async fn endpoints_get_traffic_when_they_are_well() {
     let probe = || Probe::Http(Box::new(http()));
     let cluster = cluster(&[endpoint.address, nobody], Some(check(SOON, probe())), None);
     assert_eq!(healthy(&cluster), 0, "none was checked yet");
-    let watched = checker.watch(&cluster).unwrap();
+    let watched = checks_of(&checker, &cluster);
     assert!(!watched.is_all_checked());
     watched.all_checked().await;
     assert_eq!((healthy(&cluster), cluster.hosts.load().total()), (1, 2));
@@ -291,7 +300,7 @@ async fn connections_are_kept_only_where_they_are_wanted() {
     let (endpoint, checker) = (Endpoint::start().await, checker());
     let fresh = HealthCheck { reuse_connection: false, ..check(SOON, Probe::Http(Box::new(http()))) };
     let cluster = cluster(&[endpoint.address], Some(fresh), None);
-    let _watched = checker.watch(&cluster).unwrap();
+    checks_of(&checker, &cluster);
     until("asked", || endpoint.asked() > 3).await;
     assert!(endpoint.connections.load(Relaxed) > 3);
 }
@@ -301,23 +310,151 @@ async fn what_is_known_outlives_a_replacement() {
     let (endpoint, checker) = (Endpoint::start().await, checker());
     let every_day = || every_day(Probe::Http(Box::new(http())));
     let first = cluster(&[endpoint.address], Some(every_day()), None);
-    checker.watch(&first).unwrap().all_checked().await;
+    checks_of(&checker, &first).all_checked().await;
     let second = cluster(&[endpoint.address], Some(every_day()), Some(&first));
     let watched = checker.watch(&second).unwrap();
     assert!(watched.is_all_checked() && healthy(&second) == 1);
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(endpoint.asked(), 1, "nothing to ask for");
-    // Another check asks anew, and says so to the one that is in force still.
+    checker.take_over(&second);
+    // Another check asks anew, which does not count before it is the one in force.
     endpoint.status.store(500, Relaxed);
     let other = HealthCheck { fingerprint: 2, ..every_day() };
     let third = cluster(&[endpoint.address], Some(other), Some(&second));
     checker.watch(&third).unwrap().all_checked().await;
-    assert_eq!((endpoint.asked(), healthy(&second), healthy(&third)), (2, 0, 0));
+    second.refresh();
+    assert_eq!((endpoint.asked(), healthy(&second), healthy(&third)), (2, 1, 1));
+    checker.take_over(&third);
+    assert_eq!((endpoint.asked(), healthy(&third)), (2, 0));
     // Without a check nothing is against them.
     let fourth = cluster(&[endpoint.address], None, Some(&third));
     assert!(checker.watch(&fourth).is_none());
+    assert_eq!(healthy(&fourth), 0, "the one before is in force still");
+    checker.take_over(&fourth);
     assert_eq!(healthy(&fourth), 1);
-    assert!(!checker.forget("c"));
+}
+
+/// Nobody checked the cluster in force while a candidate was checked, whose endpoints may take their time or never come; and
+/// what was found on its behalf took traffic from the other.
+#[tokio::test]
+async fn a_cluster_in_force_is_checked_until_another_takes_its_place() {
+    let (endpoint, checker, (nobody, _held)) = (Endpoint::start().await, checker(), nobody());
+    let probe = || Probe::Http(Box::new(http()));
+    let first = cluster(&[endpoint.address], Some(check(SOON, probe())), None);
+    checks_of(&checker, &first).all_checked().await;
+    for (fingerprint, address) in [(1, nobody), (2, nobody), (2, endpoint.address)] {
+        let other = HealthCheck { fingerprint, ..every_day(probe()) };
+        let candidate = cluster(&[address], Some(other), Some(&first));
+        checker.watch(&candidate).unwrap().all_checked().await;
+        endpoint.status.store(500, Relaxed);
+        until("unhealthy", || healthy(&first) == 0).await;
+        endpoint.status.store(200, Relaxed);
+        until("healthy", || healthy(&first) == 1).await;
+    }
+    // One without checks changes nothing before it is in force.
+    assert!(checker.watch(&cluster(&[endpoint.address], None, Some(&first))).is_none());
+    endpoint.status.store(500, Relaxed);
+    until("unhealthy", || healthy(&first) == 0).await;
+    checker.give_up("c");
+    endpoint.status.store(200, Relaxed);
+    until("healthy", || healthy(&first) == 1).await;
+}
+
+/// A candidate that is checked alike goes on with what is known, also of an endpoint that leaves the cluster in force.
+#[tokio::test]
+async fn what_the_cluster_in_force_no_longer_checks_its_successor_does() {
+    let (endpoint, checker, (nobody, _held)) = (Endpoint::start().await, checker(), nobody());
+    let slow = || HealthCheck {
+        initial_jitter: Duration::from_secs(3600),
+        ..every_day(Probe::Http(Box::new(http())))
+    };
+    let first = cluster(&[endpoint.address], Some(slow()), None);
+    let in_force = checks_of(&checker, &first);
+    let second = cluster(&[endpoint.address], Some(slow()), Some(&first));
+    let next = checker.watch(&second).unwrap();
+    assert!(!in_force.is_all_checked() && !next.is_all_checked());
+    let due = || next.sessions.lock().values().next().unwrap().is_running();
+    assert!(!due(), "the one in force does so");
+    first.update_hosts(vec![HostConfig::new(Address::Ip(nobody))]);
+    assert!(due());
+}
+
+/// Gauges followed the next change of health alone, and a wait could hang until its limit.
+#[tokio::test]
+async fn endpoints_that_leave_are_counted_no_more() {
+    let (endpoint, checker) = (Endpoint::start().await, checker());
+    let every_day = || every_day(Probe::Http(Box::new(http())));
+    let first = cluster(&[endpoint.address], Some(every_day()), None);
+    let watched = checks_of(&checker, &first);
+    watched.all_checked().await;
+    assert_eq!(watched.stats.healthy().get(), 1);
+    first.update_hosts(Vec::new());
+    assert_eq!(watched.stats.healthy().get(), 0);
+    // One that has not been checked leaves nothing to wait for.
+    let (nobody, _held) = nobody();
+    let slow = HealthCheck { initial_jitter: Duration::from_secs(3600), ..every_day() };
+    let second = cluster(&[nobody], Some(slow), None);
+    let watched = checks_of(&checker, &second);
+    assert!(!watched.is_all_checked());
+    second.update_hosts(Vec::new());
+    watched.all_checked().await;
+}
+
+/// What the old checks found as the new ones took over was never counted by these, which waited for it.
+#[tokio::test]
+async fn a_first_check_that_ends_as_another_cluster_takes_over_is_heard_of() {
+    let checker = checker();
+    for _ in 0..50 {
+        let endpoint = Endpoint::start().await;
+        let every_day = || every_day(Probe::Http(Box::new(http())));
+        let first = cluster(&[endpoint.address], Some(every_day()), None);
+        checks_of(&checker, &first);
+        let second = cluster(&[endpoint.address], Some(every_day()), Some(&first));
+        let next = checker.watch(&second).unwrap();
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(..2000))).await;
+        checker.take_over(&second);
+        tokio::time::timeout(Duration::from_secs(60), next.all_checked()).await.unwrap();
+        checker.forget("c");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_may_be_checked_elsewhere_as_another_or_not_at_all() {
+    let (endpoint, checker, (nobody, _held)) = (Endpoint::start().await, checker(), nobody());
+    let with = |check: EndpointCheck| HostConfig {
+        check: Some(Arc::new(check)),
+        ..HostConfig::new(Address::Ip(nobody))
+    };
+    let port = EndpointCheck { port: Some(endpoint.address.port()), ..EndpointCheck::default() };
+    let elsewhere = EndpointCheck {
+        address: Some(Address::Ip(endpoint.address)),
+        host: Some("c".into()),
+        ..EndpointCheck::default()
+    };
+    let disabled = EndpointCheck { disabled: true, ..EndpointCheck::default() };
+    // The check's own host and port count less.
+    let mut probe = http();
+    probe.host = "other".to_owned();
+    let other = HealthCheck { port: Some(1), ..every_day(Probe::Http(Box::new(probe))) };
+    for (own, check) in [
+        (port, HealthCheck { port: Some(1), ..every_day(Probe::Http(Box::new(http()))) }),
+        (elsewhere, other),
+        (disabled, every_day(Probe::Http(Box::new(http())))),
+    ] {
+        let mut config = ClusterConfig::named("c");
+        config.health_check = Some(Arc::new(HealthCheck { unhealthy_threshold: 1, ..check }));
+        let cluster = Cluster::new(config, vec![with(own.clone())], None, &Registry::new()).unwrap();
+        assert_eq!(healthy(&cluster), usize::from(own.disabled));
+        checks_of(&checker, &cluster).all_checked().await;
+        assert_eq!(healthy(&cluster), 1, "{own:?}");
+        // What is said of it may change while it is there.
+        cluster.update_hosts(vec![HostConfig::new(Address::Ip(nobody))]);
+        until("checked at its own port", || healthy(&cluster) == 0).await;
+        let disabled = EndpointCheck { disabled: true, ..EndpointCheck::default() };
+        cluster.update_hosts(vec![with(disabled)]);
+        until("not checked", || healthy(&cluster) == 1).await;
+    }
+    assert_eq!(endpoint.asked(), 2);
 }
 
 #[tokio::test]
@@ -338,12 +475,12 @@ async fn tcp_checks_connect_and_may_ask() {
         let receive = Some(receive.as_bytes().to_vec()).filter(|piece| !piece.is_empty());
         let probe = TcpProbe { send: send.into(), receive: receive.into_iter().collect() };
         let cluster = cluster(&[address], Some(every_day(Probe::Tcp(probe))), None);
-        checker.watch(&cluster).unwrap().all_checked().await;
+        checks_of(&checker, &cluster).all_checked().await;
         assert_eq!(healthy(&cluster), well, "{send}");
     }
     let (nobody, _held) = nobody();
     let cluster = cluster(&[nobody], Some(every_day(Probe::Tcp(TcpProbe::default()))), None);
-    checker.watch(&cluster).unwrap().all_checked().await;
+    checks_of(&checker, &cluster).all_checked().await;
     assert_eq!(healthy(&cluster), 0);
 }
 
@@ -381,7 +518,7 @@ async fn grpc_checks_ask_for_a_service() {
         let address = grpc_service(status).await;
         let probe = GrpcProbe { service: "svc".to_owned(), authority: String::new(), metadata: Vec::new() };
         let cluster = cluster(&[address], Some(every_day(Probe::Grpc(probe))), None);
-        checker.watch(&cluster).unwrap().all_checked().await;
+        checks_of(&checker, &cluster).all_checked().await;
         assert_eq!(healthy(&cluster), well, "{status}");
     }
 }
@@ -416,6 +553,16 @@ async fn outliers_leave_and_come_back() {
     cell.swap(Some(cluster.clone()));
     let checker = checker();
     assert!(checker.watch(&cluster).is_none());
+    checker.take_over(&cluster);
+    // Nobody looked after those of the cluster in force while a candidate without outlier detection warmed up.
+    let address = Address::Ip(([127, 0, 0, 1], 1).into());
+    let next = Cluster::new(
+        ClusterConfig::named("c"),
+        vec![HostConfig::new(address)],
+        Some(&cluster),
+        &Registry::new(),
+    );
+    assert!(checker.watch(&next.unwrap()).is_none());
     let subset = std::collections::BTreeMap::new();
     let choice = Choice {
         worker: 0,

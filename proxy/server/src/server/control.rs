@@ -148,9 +148,19 @@ impl ControlThread {
     async fn finish(&mut self, mut change: Change) {
         self.warming.hold_back_listeners(&mut change.diff);
         self.manager.count_warming(self.warming.listeners());
-        let errors = self.model.apply(*change.diff, &mut self.manager).await;
+        let errors = self.put_in_force(*change.diff).await;
         // Who asked may have gone.
         let _ = change.done.send(errors);
+    }
+
+    async fn put_in_force(&mut self, diff: Diff) -> Vec<ApplyError> {
+        for (name, cluster) in &diff.clusters {
+            match cluster {
+                Some(cluster) => self.checker.take_over(cluster),
+                None => self.checker.forget(name),
+            }
+        }
+        self.model.apply(diff, &mut self.manager).await
     }
 
     async fn warmed(&mut self, warm: Warm) {
@@ -159,7 +169,7 @@ impl ControlThread {
             Warm::Listener(name, listener) => {
                 self.manager.count_warming(self.warming.listeners());
                 let diff = Diff { listeners: vec![(name, Some(listener))], ..Diff::default() };
-                for error in self.model.apply(diff, &mut self.manager).await {
+                for error in self.put_in_force(diff).await {
                     tracing::error!("{error}");
                 }
             }
@@ -173,7 +183,7 @@ impl ControlThread {
         }
         let diff = Diff { clusters: vec![(name, Some(cluster))], ..Diff::default() };
         // Clusters alone can't fail.
-        let _ = self.model.apply(diff, &mut self.manager).await;
+        let _ = self.put_in_force(diff).await;
         if self.held.as_ref().is_some_and(|held| held.cold.is_empty()) {
             self.release().await;
         }

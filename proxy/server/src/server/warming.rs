@@ -72,7 +72,7 @@ impl Warming {
         for (name, cluster) in std::mem::take(&mut diff.clusters) {
             self.clusters.take(&name);
             let Some(cluster) = cluster else {
-                helpers.checker.forget(&name);
+                helpers.checker.give_up(&name);
                 diff.clusters.push((name, None));
                 continue;
             };
@@ -371,6 +371,7 @@ mod tests {
         assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
         tell.send(()).unwrap();
         let Warm::Cluster(_, warm) = warming.warm().await else { panic!("a cluster") };
+        checker.take_over(&warm);
         assert!(Arc::ptr_eq(&warm, &first) && first.hosts.load().healthy() == 1);
         let mut diff = change(&make(Discovery::Static, Some(&first)));
         assert_eq!((warming.hold_back(&mut diff, &helpers).len(), diff.clusters.len()), (0, 1));
@@ -383,7 +384,8 @@ mod tests {
         diff.endpoints = vec![("d".into(), vec![HostConfig::new(address)])];
         assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
         tell.send(()).unwrap();
-        let Warm::Cluster(name, _) = warming.warm().await else { panic!("a cluster") };
+        let Warm::Cluster(name, warm) = warming.warm().await else { panic!("a cluster") };
+        checker.take_over(&warm);
         assert_eq!((&*name, eds.hosts.load().healthy()), ("d", 1));
     }
 }
