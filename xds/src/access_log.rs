@@ -23,7 +23,7 @@ use sixfold_xds_api::pb::envoy::extensions::access_loggers::stream::v3::{
 
 use crate::context::Context;
 use sixfold_xds_api::matcher;
-use sixfold_xds_api::values::{Result, enum_value, fraction, not_empty, required, runtime_u32};
+use sixfold_xds_api::values::{Result, enum_value, fraction, not_empty, one_of, required, runtime_u32};
 
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
@@ -122,7 +122,7 @@ impl LineFormat for Line {
 /// config/accesslog/v3 AccessLogFilter.
 pub(crate) fn filter(context: &Context, value: &AccessLogFilter) -> Result<LogFilter> {
     let unsupported = |name: &str| Err(ConfigError::field(name, "is not supported"));
-    Ok(match required(&value.filter_specifier, "filter_specifier")? {
+    Ok(match one_of::<AccessLogFilter, _>(&value.filter_specifier, "filter_specifier")? {
         FilterSpecifier::StatusCodeFilter(filter) => {
             LogFilter::Status(comparison(context, &filter.comparison).in_key("status_code_filter")?)
         }

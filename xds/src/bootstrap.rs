@@ -128,9 +128,8 @@ impl Faults {
         };
         // One member of a oneof that is wrong is told once, not also as the oneof that lacks one.
         let lacks = |known: &str| {
-            let parent =
-                |path: &str| path.rsplit_once('.').map_or(String::new(), |(parent, _)| parent.to_owned());
-            fault.reason == "is missing" && parent(known) == parent(&path)
+            let parent = known.rsplit_once('.').map_or("", |(parent, _)| parent);
+            fault.reason.starts_with("one of ") && parent == path
         };
         if !self.0.iter().any(|(known, _)| within(known) || lacks(known)) {
             self.0.push((path, in_resource(bootstrap, fault)));
@@ -139,8 +138,7 @@ impl Faults {
 
     /// All of them with their places, in the order of the file.
     fn placed(self, text: &str, file: &str) -> Vec<ConfigError> {
-        let root =
-            DocumentNode::parse(text, &Options { last_key_counts: true, ..Options::for_file(file) }).ok();
+        let root = DocumentNode::parse(text, &Options::envoy(file)).ok();
         let placed = self.0.into_iter().map(|(path, mut fault)| {
             fault.place = fault.place.or_else(|| Some(place_of(root.as_ref()?, &path)));
             fault.in_file(file)

@@ -284,7 +284,7 @@ fn random_endpoint(rng: &mut fastrand::Rng) -> String {
 fn broken(kind: Kind, text: &str) -> String {
     match kind {
         Kind::Cluster => text.replacen("connect_timeout: ", "connect_timeout: -", 1),
-        Kind::Table => text.replacen("domains: [", "domains: [\"*b*\", ", 1),
+        Kind::Table => text.replacen("domains: [", "domains: [\"dup\", \"dup\", ", 1),
         Kind::Listener => text.replacen("stat_prefix: s", "stat_prefix: ''", 1),
     }
 }

@@ -10,7 +10,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::Header
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions};
 use sixfold_xds_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
-use sixfold_xds_api::values::{Result, enum_value, required, timeout_or, u32_in, u32_or};
+use sixfold_xds_api::values::{Result, enum_value, one_of, required, timeout_or, u32_in, u32_or};
 use sixfold_xds_api::{any, destructure, refuse};
 
 /// What `common_http_protocol_options` of either side comes to.
@@ -64,7 +64,7 @@ pub(crate) fn common(value: &HttpProtocolOptions) -> Result<Common> {
 /// `header_key_format` of either side, and whether the reason phrases that it reads are passed on.
 pub(crate) fn header_case(value: &Option<HeaderKeyFormat>) -> Result<(HeaderCase, bool)> {
     let Some(HeaderKeyFormat { header_format }) = value else { return Ok((HeaderCase::Lower, false)) };
-    match required(header_format, "header_format")? {
+    match one_of::<HeaderKeyFormat, _>(header_format, "header_format")? {
         HeaderFormat::ProperCaseWords(_) => Ok((HeaderCase::ProperCase, false)),
         HeaderFormat::StatefulFormatter(formatter) => {
             let config = required(&formatter.typed_config, "typed_config").in_key("stateful_formatter")?;

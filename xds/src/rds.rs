@@ -28,7 +28,7 @@ use crate::context::Context;
 use crate::filters::HttpFilters;
 use crate::listener::ChainPlace;
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, enum_value, not_empty, required, timeout_or};
+use sixfold_xds_api::values::{Result, enum_value, not_empty, one_of, required, timeout_or};
 
 /// Envoy's default of `initial_fetch_timeout`.
 const FIRST_TABLE: Duration = Duration::from_secs(15);
@@ -132,7 +132,7 @@ pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source,
     if enum_value::<ApiVersion>(*resource_api_version, "resource_api_version")? == ApiVersion::V2 {
         return Err(ConfigError::field("resource_api_version", "V2 is not supported"));
     }
-    let source = match required(config_source_specifier, "config_source_specifier")? {
+    let source = match one_of::<ConfigSource, _>(config_source_specifier, "config_source_specifier")? {
         ConfigSourceSpecifier::Path(path) => Source::Path(not_empty(path, "path")?.into()),
         ConfigSourceSpecifier::PathConfigSource(value) => {
             // A file is another one as soon as another stands at its path, by whatever link.

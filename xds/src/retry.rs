@@ -18,7 +18,7 @@ use sixfold_xds_api::matcher;
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Result, enum_value, not_empty, optional_duration, positive_duration, required, status, timeout_or, u32_or,
+    Result, enum_value, not_empty, optional_duration, positive_duration, required, timeout_or, u32_or,
 };
 
 /// config/route/v3 RetryPolicy.
@@ -41,7 +41,8 @@ pub(crate) fn policy(value: &ProtoPolicy) -> Result<RetryPolicy> {
     } = value;
     refuse!(retry_options_predicates, refresh_cluster_on_retry);
     let (base_interval, max_interval) = back_off(retry_back_off).in_key("retry_back_off")?;
-    let codes = retriable_status_codes.iter().map(|code| status(*code, "retriable_status_codes"));
+    // What can't be a status matches none, as in Envoy.
+    let codes = retriable_status_codes.iter().filter_map(|code| u16::try_from(*code).ok());
     let response_headers = retriable_headers.iter().enumerate();
     Ok(RetryPolicy {
         // Envoy leaves tokens that it does not know out.
@@ -49,7 +50,7 @@ pub(crate) fn policy(value: &ProtoPolicy) -> Result<RetryPolicy> {
         num_retries: u32_or(num_retries, 1),
         per_try_timeout: timeout_or(per_try_timeout, None, "per_try_timeout")?,
         per_try_idle_timeout: timeout_or(per_try_idle_timeout, None, "per_try_idle_timeout")?,
-        status_codes: codes.collect::<Result<_>>()?,
+        status_codes: codes.collect(),
         response_headers: response_headers
             .map(|(index, header)| matcher::response_header(header).in_index(index))
             .collect::<Result<_>>()
@@ -169,6 +170,13 @@ mod tests {
         assert!(matches!(&policy.host_predicates[1], HostPredicate::OmitHostMetadata(map) if map["a"] == 1));
         assert_eq!((policy.previous_priorities, policy.num_retries), (Some(2), 0));
         assert_eq!(policy.max_interval, Duration::from_secs(10));
+    }
+
+    /// 5030 was refused.
+    #[test]
+    fn codes_that_are_no_status_match_none() {
+        let policy = policy(&read("retriable_status_codes: [503, 5030, 70000]")).unwrap();
+        assert_eq!(policy.status_codes, [503, 5030]);
     }
 
     #[test]

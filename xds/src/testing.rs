@@ -46,7 +46,10 @@ pub(crate) fn table(
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn process() -> ProcessContext {
     let plugins = Registry::new([], [test_filter()]);
-    let compile = CompileContext { log_sinks: Arc::new(LogCheck), ..CompileContext::detached(plugins) };
+    let compile = CompileContext {
+        log_sinks: Arc::new(LogCheck { makes_folders: true }),
+        ..CompileContext::detached(plugins)
+    };
     ProcessContext::new(compile)
 }
 

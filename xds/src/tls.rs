@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use prost::{Message, Name};
+use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, SanKind, SanMatcher, ServerContext,
@@ -47,8 +48,10 @@ pub(crate) fn client(
     protocol: &Protocol,
 ) -> Result<Option<Arc<ClientTls>>> {
     let Some(tls) = of_socket::<UpstreamTlsContext>(socket)? else {
-        if protocol.auto_sni || protocol.auto_san_validation {
-            return Err(ConfigError::new("is needed for auto_sni and auto_san_validation"));
+        // What is asked for by auto_sni and auto_san_validation is of no matter without TLS, but nobody could agree on
+        // a protocol.
+        if protocol.protocol == UpstreamProtocol::Auto {
+            return Err(ConfigError::new("must be one of TLS for auto_config, which asks endpoints by ALPN"));
         }
         return Ok(None);
     };
@@ -62,8 +65,6 @@ fn of_socket<M: Message + Default + Name>(socket: &Option<TransportSocket>) -> R
     let Some(TransportSocket { name, config_type }) = socket else { return Ok(None) };
     let config = match config_type {
         Some(ConfigType::TypedConfig(config)) => config,
-        // The name alone is enough for plain text.
-        None if name == "envoy.transport_sockets.raw_buffer" => return Ok(None),
         None => return Err(ConfigError::field("typed_config", "is missing")),
     };
     let kind = any::type_name(config).in_key("typed_config")?;

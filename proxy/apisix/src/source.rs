@@ -157,7 +157,7 @@ pub fn validate(config_path: &Path, registry: Registry, environment: EnvVars) ->
     };
     let mut findings = Findings { errors: Vec::new(), warnings: config.reports.clone() };
     let mut context = SourceContext::detached(registry, environment);
-    context.compile.log_sinks = Arc::new(LogCheck);
+    context.compile.log_sinks = Arc::new(LogCheck { makes_folders: true });
     let loaded = load(config, config_path, context);
     findings.add(loaded.map(|loaded| loaded.update));
     findings

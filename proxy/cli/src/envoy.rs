@@ -53,6 +53,9 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let compile = CompileContext { local_address: local_address(), ..process.compile.clone() };
     let process_context = ProcessContext::new(compile);
     let text = Text::of(&options)?;
+    if let Some(warning) = crate::validate::second_document(&text) {
+        tracing::warn!("{warning}");
+    }
     let node = text.node()?;
     let Compiled { mut diff, admin, tags, context, ads } = text.load(&process_context)?;
     let mut names = Names::of(&diff);
@@ -258,8 +261,8 @@ impl Text {
 
     /// As it is shown. Of a key that is given twice the last one counts, as when it is compiled.
     fn tree(&self) -> Result<Node, Failure> {
-        let options = DocumentOptions { last_key_counts: true, ..DocumentOptions::for_file(&self.name) };
-        Ok(Node::parse(&self.text, &options).map_err(|error| error.in_file(&self.name))?)
+        Ok(Node::parse(&self.text, &DocumentOptions::envoy(&self.name))
+            .map_err(|error| error.in_file(&self.name))?)
     }
 
     /// As a document that may be written as JSON and read as a bootstrap again.

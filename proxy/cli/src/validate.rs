@@ -9,7 +9,7 @@ use sixfold_apisix::Findings;
 use sixfold_apisix::config::EnvVars;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
-use sixfold_core::document::{Node, Options};
+use sixfold_core::document::{self, Node, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_xds::bootstrap::ProcessContext;
 use std::sync::Arc;
@@ -30,7 +30,11 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     let text = Text::read(&options.config)?;
     let kind = kind(&text)?;
     match kind {
-        Kind::Bootstrap => envoy(&text)?,
+        Kind::Bootstrap => {
+            let warnings = second_document(&text).into_iter().collect();
+            tell(options, Findings { errors: Vec::new(), warnings })?;
+            envoy(&text)?;
+        }
         Kind::Configuration => {
             tell(options, sixfold_apisix::validate(&options.config, plugins(), EnvVars::Process))?;
         }
@@ -63,7 +67,7 @@ fn tell(options: &ValidateOptions, findings: Findings) -> Result<(), Failure> {
 /// Tells by its keys what a document is.
 fn kind(text: &Text) -> Result<Kind, Failure> {
     // Whether a key may be given twice is for the reader of that kind to say.
-    let options = Options { last_key_counts: true, allow_empty: true, ..Options::for_file(&text.name) };
+    let options = Options { allow_empty: true, ..Options::envoy(&text.name) };
     let node = Node::parse(&text.text, &options).map_err(|error| error.in_file(&text.name))?;
     let has = |keys: &[&str]| keys.iter().any(|key| node.get(key).is_some());
     if has(&["static_resources", "dynamic_resources", "staticResources", "dynamicResources", "admin", "node"])
@@ -91,9 +95,19 @@ fn kind(text: &Text) -> Result<Kind, Failure> {
     Err(Failure::from(ConfigError::new(reason).in_file(&text.name)))
 }
 
+/// A second document in a bootstrap, which is passed over.
+pub(crate) fn second_document(text: &Text) -> Option<ConfigError> {
+    let place = document::second_document(&text.text).filter(|_| !text.name.ends_with(".json"))?;
+    let reason = "a second YAML document begins here, and is passed over, as Envoy does";
+    Some(ConfigError::new(reason).at(place).in_file(&text.name))
+}
+
 /// Compiles a bootstrap, with the routes that it has in files, and forgets it.
 pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
-    let compile = CompileContext { log_sinks: Arc::new(LogCheck), ..CompileContext::detached(plugins()) };
+    let compile = CompileContext {
+        log_sinks: Arc::new(LogCheck { makes_folders: false }),
+        ..CompileContext::detached(plugins())
+    };
     let mut compiled = text.load(&ProcessContext::new(compile))?;
     let Look { mut missing, refused } = RouteFiles::new(compiled.context).look(&mut compiled.diff);
     missing.extend(refused.iter().map(ToString::to_string));

@@ -37,13 +37,16 @@ impl MakeSink for Nowhere {
 }
 
 /// Opens no log either, and says which could not be opened: for configuration that is checked where it will be used.
-pub struct LogCheck;
+pub struct LogCheck {
+    /// Whether the folder of a file below the working directory is made at start, as in APISIX's mode.
+    pub makes_folders: bool,
+}
 
 impl MakeSink for LogCheck {
     fn sink(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
         let LogTarget::File(path) = target else { return Nowhere.sink(target) };
-        // One below the working directory is made at start.
-        if !path.parent().is_some_and(|folder| folder.is_relative() && !folder.exists()) {
+        let made = |folder: &std::path::Path| self.makes_folders && folder.is_relative() && !folder.exists();
+        if !path.parent().is_some_and(made) {
             target.check()?;
         }
         Nowhere.sink(target)

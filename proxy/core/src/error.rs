@@ -69,11 +69,26 @@ impl ConfigError {
         ConfigError { reason: cut(reason.into()), ..ConfigError::default() }
     }
 
-    /// The text that a file holds.
+    /// The text that a file holds: UTF-8, or UTF-16 that begins with a byte order mark, as yaml-cpp (Envoy) and libyaml
+    /// (APISIX) read it and as editors and shells of Windows write it.
     ///
     /// # Errors
-    /// Where it is no UTF-8.
+    /// Where it is no UTF-8, or that it is no UTF-16.
     pub fn utf8(bytes: Vec<u8>) -> Result<String, Self> {
+        let unit: fn([u8; 2]) -> u16 = match bytes.get(..2) {
+            Some([0xff, 0xfe]) => u16::from_le_bytes,
+            Some([0xfe, 0xff]) => u16::from_be_bytes,
+            _ => return Self::only_utf8(bytes),
+        };
+        let (pairs, odd) = bytes.as_chunks::<2>();
+        let text = String::from_utf16(&pairs.iter().map(|pair| unit(*pair)).collect::<Vec<_>>());
+        let text = text.map(|text| text.trim_start_matches('\u{feff}').to_owned());
+        text.ok()
+            .filter(|_| odd.is_empty())
+            .ok_or_else(|| ConfigError::new("not UTF-16, as its byte order mark says"))
+    }
+
+    fn only_utf8(bytes: Vec<u8>) -> Result<String, Self> {
         String::from_utf8(bytes).map_err(|error| {
             let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
             ConfigError::new("not UTF-8 from here").at(Place::behind(&String::from_utf8_lossy(valid)))
@@ -321,6 +336,21 @@ mod tests {
         assert!(error.to_string().len() < 3 * (MAX_SHOWN + 32), "{}", error.to_string().len());
         assert!(error.to_string().ends_with("... (2097160 bytes)"));
         assert_eq!(ConfigError::new("x".repeat(MAX_SHOWN)).reason.len(), MAX_SHOWN);
+    }
+
+    /// What PowerShell writes was refused.
+    #[test]
+    fn utf_16_with_a_byte_order_mark_is_read() {
+        for (mark, bytes) in
+            [([0xff, 0xfe], u16::to_le_bytes as fn(u16) -> [u8; 2]), ([0xfe, 0xff], u16::to_be_bytes)]
+        {
+            let text: Vec<u8> =
+                mark.into_iter().chain("a: \u{e9}\n".encode_utf16().flat_map(bytes)).collect();
+            assert_eq!(ConfigError::utf8(text.clone()).unwrap(), "a: \u{e9}\n");
+            assert!(ConfigError::utf8(text[..text.len() - 1].to_vec()).is_err());
+        }
+        let error = ConfigError::utf8(b"a\nb\xe9".to_vec()).unwrap_err();
+        assert_eq!(error.to_string(), "2:2: not UTF-8 from here");
     }
 
     #[test]

@@ -16,12 +16,12 @@ pub fn load_bootstrap(text: &str, file: &str) -> Result<Bootstrap, ConfigError> 
 }
 
 /// A bootstrap as a document: numbers of a YAML file that are no 32-bit integers are text, as Envoy reads them, so
-/// that `1.5` may stand where text is wanted, and of a key that is given twice the last one counts. Written as JSON it
-/// is still the same bootstrap.
+/// that `1.5` may stand where text is wanted, of a key that is given twice the last one counts, and of several YAML
+/// documents the first. Written as JSON it is still the same bootstrap.
 ///
 /// # Errors
 /// What is wrong first, with file, line and column.
 pub fn parse_bootstrap(text: &str, file: &str) -> Result<Node, ConfigError> {
-    let options = Options { wide_numbers_as_text: true, last_key_counts: true, ..Options::for_file(file) };
+    let options = Options { wide_numbers_as_text: true, ..Options::envoy(file) };
     Node::parse(text, &options).map_err(|error| error.in_file(file))
 }

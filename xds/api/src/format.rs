@@ -8,7 +8,7 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::{Dialect, Format, JsonOptions};
 use sixfold_core::route::BodyFormat;
 
-use crate::values::{Result, required, text_source};
+use crate::values::{Result, one_of, required, text_source};
 
 /// Formatters of Envoy that only switch on operators which are always there.
 const FORMATTERS: [&str; 2] = [
@@ -39,7 +39,7 @@ pub fn substitution(value: &SubstitutionFormatString) -> Result<Format> {
     for (index, formatter) in formatters.iter().enumerate() {
         check_formatter(formatter).in_index(index).in_key("formatters")?;
     }
-    let format = match required(format, "text_format_source or json_format")? {
+    let format = match one_of::<SubstitutionFormatString, _>(format, "format")? {
         ProtoFormat::TextFormat(format) => text(format).in_key("text_format")?,
         ProtoFormat::TextFormatSource(source) => {
             text_source(source).and_then(|format| text(&format)).in_key("text_format_source")?

@@ -10,6 +10,8 @@
 //! 1 repeated, 2 map), whether it is a secret (`udpa.annotations.sensitive`), flags (1: a member of its oneof must be
 //! given, `validate.required`; 2: `optional`); enum values, `str` name, number (i32); the pool of strings and rules.
 
+use sixfold_core::error::ConfigError;
+
 static TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/schema.bin"));
 
 const HEADER: usize = 12;
@@ -140,6 +142,18 @@ impl TypeSchema {
             }
         }
         None
+    }
+
+    /// The error of a message that has no member of a oneof, one of which must be given: their names are what a user
+    /// can write, that of the oneof is not.
+    pub(crate) fn missing_member(self, oneof: &str) -> ConfigError {
+        let mut members: Vec<_> = self.fields().filter(|field| field.oneof == oneof).collect();
+        members.sort_by_key(|field| field.number);
+        let names: Vec<_> = members.iter().map(|field| field.name).collect();
+        match names[..] {
+            [name] => ConfigError::field(name, "is missing"),
+            _ => ConfigError::new(format!("one of {} is missing", names.join(", "))),
+        }
     }
 
     /// The type at a place of the table.

@@ -11,13 +11,14 @@ use crate::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatche
 use crate::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 use crate::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value, UInt64Value};
 use ipnet::IpNet;
-use prost::UnknownEnumValue;
+use prost::{Name, UnknownEnumValue};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::regex::Regex;
 use sixfold_core::runtime::{Fraction, Runtime};
 
 use crate::refuse;
+use crate::schema::TypeSchema;
 
 pub type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -143,6 +144,17 @@ pub fn required<'a, T>(value: &'a Option<T>, field: &str) -> Result<&'a T> {
     value.as_ref().ok_or_else(|| ConfigError::field(field, "is missing"))
 }
 
+/// The member of a oneof of the message `M` that is given, as one of them must be.
+///
+/// # Errors
+/// The names of the members.
+pub fn one_of<'a, M: Name, T>(value: &'a Option<T>, oneof: &str) -> Result<&'a T> {
+    let schema = || TypeSchema::message(&M::full_name());
+    let missing =
+        || schema().map_or_else(|| ConfigError::field(oneof, "is missing"), |of| of.missing_member(oneof));
+    value.as_ref().ok_or_else(missing)
+}
+
 /// Numerator and denominator of a share.
 pub fn fractional_percent(value: &FractionalPercent) -> Result<(u64, u64)> {
     let denominator = match enum_value(value.denominator, "denominator")? {
@@ -198,11 +210,15 @@ pub fn cidr(range: &CidrRange) -> Result<IpNet> {
     let address: IpAddr = range.address_prefix.parse().map_err(|_| {
         ConfigError::field("address_prefix", format!("\"{}\" is no IP address", range.address_prefix))
     })?;
-    let length = u8::try_from(u32_or(&range.prefix_len, 0)).ok();
-    length
-        .and_then(|length| IpNet::new(address, length).ok())
-        .map(|net| net.trunc())
-        .ok_or_else(|| ConfigError::field("prefix_len", "is too long for the address"))
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    let given = u32_or(&range.prefix_len, 0);
+    if given > 128 {
+        return Err(ConfigError::field("prefix_len", "must be at most 128"));
+    }
+    // Envoy cuts what is too long for an IPv4 address (network/cidr_range.cc).
+    let length = u8::try_from(given.min(longest)).ok();
+    let net = length.and_then(|length| IpNet::new(address, length).ok());
+    net.map(|net| net.trunc()).ok_or_else(|| ConfigError::field("prefix_len", "is too long for the address"))
 }
 
 /// Ranges of addresses.
@@ -230,7 +246,7 @@ pub fn address(value: &Option<Address>, field: &str) -> Result<Endpoint> {
 }
 
 fn address_value(value: &Address) -> Result<Endpoint> {
-    match required(&value.address, "address")? {
+    match one_of::<Address, _>(&value.address, "address")? {
         address::Address::SocketAddress(socket) => socket_address(socket).in_key("socket_address"),
         address::Address::Pipe(Pipe { path, mode }) => {
             refuse!(mode);
@@ -352,10 +368,9 @@ mod tests {
             prefix_len: Some(UInt32Value { value: length }),
         };
         assert_eq!(cidr(&range("10.1.2.3", 8)).unwrap().to_string(), "10.0.0.0/8");
-        assert_eq!(
-            cidr(&range("10.1.2.3", 33)).unwrap_err().to_string(),
-            "prefix_len: is too long for the address"
-        );
+        // It was refused; Envoy cuts it.
+        assert_eq!(cidr(&range("10.1.2.3", 80)).unwrap().to_string(), "10.1.2.3/32");
+        assert_eq!(cidr(&range("::1", 129)).unwrap_err().to_string(), "prefix_len: must be at most 128");
         assert!(cidr(&range("ten", 8)).unwrap_err().to_string().contains("\"ten\" is no IP address"));
     }
 

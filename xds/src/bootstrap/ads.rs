@@ -14,7 +14,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
     ApiConfigSource, ApiVersion, ConfigSource, GrpcService, HeaderValue, Node, RetryPolicy,
 };
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, enum_value, not_empty, positive_duration, required};
+use sixfold_xds_api::values::{Result, enum_value, not_empty, one_of, positive_duration};
 
 use crate::ads::{AdsConfig, Asks, BackoffConfig, Flavor, Kind, Target};
 use crate::context::Context;
@@ -49,6 +49,10 @@ pub(super) fn compile(
         }
     }
     let Some(api) = ads_config else { return Ok(None) };
+    if node.id.is_empty() || node.cluster.is_empty() {
+        let reason = "needs the id and the cluster of a node: give them in \"node\" or with --service-node and --service-cluster";
+        return Err(ConfigError::field("ads_config", reason));
+    }
     let ads = || {
         let ApiConfigSource {
             api_type,
@@ -99,7 +103,8 @@ fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConf
     // A stream has no end, whatever time a call has.
     let GrpcService { timeout: _, initial_metadata, retry_policy, target_specifier } = value;
     refuse!(retry_policy);
-    let TargetSpecifier::EnvoyGrpc(grpc) = required(target_specifier, "target_specifier")? else {
+    let TargetSpecifier::EnvoyGrpc(grpc) = one_of::<GrpcService, _>(target_specifier, "target_specifier")?
+    else {
         return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
     };
     let EnvoyGrpc {

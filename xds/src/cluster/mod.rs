@@ -19,7 +19,10 @@ pub(crate) use protocol::Protocol;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{Address, Cluster, ClusterConfig, ClusterPolicy, Discovery, HostConfig};
+use sixfold_core::cluster::{
+    Address, Cluster, ClusterConfig, ClusterPolicy, Discovery, HealthCheck, HostConfig, Probe,
+    UpstreamProtocol,
+};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::message::Scheme;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
@@ -99,7 +102,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         high_breaker,
         retry: protocol.retry,
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
-        health_check: health::compile(&value.health_checks).in_key("health_checks")?,
+        health_check: health_check(value, protocol.protocol).in_key("health_checks")?,
         outlier_detection: value
             .outlier_detection
             .as_ref()
@@ -258,6 +261,16 @@ fn check_addresses(discovery: &Discovery, hosts: &[HostConfig]) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn health_check(value: &ProtoCluster, protocol: UpstreamProtocol) -> Result<Option<Arc<HealthCheck>>> {
+    let check = health::compile(&value.health_checks)?;
+    let is_grpc = check.as_ref().is_some_and(|check| matches!(check.probe, Probe::Grpc(_)));
+    if is_grpc && protocol == UpstreamProtocol::Http1 {
+        let error = ConfigError::field("grpc_health_check", "needs a cluster that speaks HTTP/2");
+        return Err(error.in_index(0));
+    }
+    Ok(check)
 }
 
 fn source_address(value: &BindConfig) -> Result<Option<std::net::SocketAddr>> {

@@ -19,7 +19,7 @@ use sixfold_xds_api::pb::envoy::extensions::upstreams::http::v3::http_protocol_o
 };
 
 use crate::{protocol, retry};
-use sixfold_xds_api::values::{Result, required};
+use sixfold_xds_api::values::{Result, one_of};
 use sixfold_xds_api::{destructure, refuse};
 
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -66,7 +66,7 @@ fn extension(value: &HttpProtocolOptions) -> Result<Protocol> {
         upstream_protocol_options,
     } = value;
     refuse!(http_filters, header_validation_config, outlier_detection, request_mirror_policies, hash_policy);
-    let given = required(upstream_protocol_options, "upstream_protocol_options")?;
+    let given = one_of::<HttpProtocolOptions, _>(upstream_protocol_options, "upstream_protocol_options")?;
     let (protocol, http1, http2) = match given {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config }) => {
             explicit(protocol_config).in_key("explicit_http_config")?
@@ -114,7 +114,7 @@ fn extension(value: &HttpProtocolOptions) -> Result<Protocol> {
 type Versions = (UpstreamProtocol, Http1Options, Http2Options);
 
 fn explicit(value: &Option<ProtocolConfig>) -> Result<Versions> {
-    match required(value, "protocol_config")? {
+    match one_of::<ExplicitHttpConfig, _>(value, "protocol_config")? {
         ProtocolConfig::HttpProtocolOptions(options) => {
             let options = http1(options).in_key("http_protocol_options")?;
             Ok((UpstreamProtocol::Http1, options, Http2Options::default()))
@@ -142,6 +142,13 @@ fn both(
 fn older_fields(value: &ProtoCluster) -> Result<Protocol> {
     let http1_options = value.http_protocol_options.clone().unwrap_or_default();
     let http2_options = value.http2_protocol_options.clone().unwrap_or_default();
+    if value.protocol_selection == 0
+        && value.http_protocol_options.is_some()
+        && value.http2_protocol_options.is_some()
+    {
+        let reason = "must not be given together with http_protocol_options, unless protocol_selection says which counts";
+        return Err(ConfigError::field("http2_protocol_options", reason));
+    }
     let protocol = match (value.protocol_selection, &value.http2_protocol_options) {
         (0, None) => UpstreamProtocol::Http1,
         (0, Some(_)) => UpstreamProtocol::Http2,

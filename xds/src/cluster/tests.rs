@@ -336,7 +336,8 @@ fn a_cluster_replaces_the_one_of_its_name() {
 fn health_checks_have_envoys_defaults() {
     let base = "timeout: 1s, interval: 5s, unhealthy_threshold: 3, healthy_threshold: 2";
     let check = |fields: &str| {
-        let (config, _) = config(&format!("health_checks: [{{{base}, {fields}}}]")).unwrap();
+        let (config, _) =
+            config(&format!("http2_protocol_options: {{}}\nhealth_checks: [{{{base}, {fields}}}]")).unwrap();
         config.health_check.clone().unwrap()
     };
     let http = check("http_health_check: {path: /hc}");

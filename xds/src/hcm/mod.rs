@@ -28,7 +28,7 @@ use crate::listener::ChainPlace;
 use crate::rds::{self, Subscription};
 use crate::{access_log, route};
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, not_empty, required, timeout_or};
+use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, not_empty, one_of, timeout_or};
 use sixfold_xds_api::wire::{self, Split, decode};
 
 /// Field numbers of `route_config.virtual_hosts.routes`.
@@ -187,7 +187,7 @@ fn routes(
     value: &ProtoManager,
     routes: &[Vec<&[u8]>],
 ) -> Result<Routes> {
-    match required(&value.route_specifier, "route_specifier")? {
+    match one_of::<ProtoManager, _>(&value.route_specifier, "route_specifier")? {
         RouteSpecifier::RouteConfig(config) => {
             let table = route::table(context, &filters, config, routes).in_key("route_config")?;
             let (cell, chain) = (context.compile.route_tables.own(Arc::new(table)), filters.base_chain()?);

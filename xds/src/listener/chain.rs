@@ -103,9 +103,10 @@ fn conditions(value: &ProtoMatch) -> Result<FilterChainMatch> {
     })
 }
 
+/// A name, a wildcard, or "", which stands for all names as no list does. As in Envoy a star behind the first label is a
+/// character like another, which no name has.
 fn server_name(name: &str) -> Result<Box<str>> {
-    let rest = name.strip_prefix("*.").unwrap_or(name);
-    if rest.contains('*') || rest.is_empty() {
+    if name.contains('*') && !name.starts_with("*.") {
         let reason =
             format!("\"{name}\": a wildcard must stand for the first labels, as in \"*.example.com\"");
         return Err(ConfigError::field("server_names", reason));

@@ -25,7 +25,7 @@ use crate::skipped::{Place, is_skipped};
 use crate::{access_log, hcm, route};
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, data_source, not_empty, required, timeout_or, u32_in};
+use sixfold_xds_api::values::{Result, data_source, not_empty, one_of, required, timeout_or, u32_in};
 
 /// The filters of a chain: those that only let connections in, and the one that ends the chain.
 pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) -> Result<NetworkFilter> {
@@ -43,13 +43,14 @@ pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) ->
             Part::Last(filter) => return Ok(NetworkFilter::Guarded(guards.into(), Box::new(filter))),
         }
     }
-    Err(match values.last() {
-        None => ConfigError::new("must not be empty"),
+    match values.last() {
+        // Envoy takes such a chain, and closes its connections.
+        None => Ok(NetworkFilter::Direct(Default::default())),
         Some(last) => {
             let reason = format!("\"{}\" does not end the chain, and nothing follows it", last.name);
-            ConfigError::new(reason).in_index(values.len() - 1)
+            Err(ConfigError::new(reason).in_index(values.len() - 1))
         }
-    })
+    }
 }
 
 /// What a filter is in its chain.
@@ -164,7 +165,7 @@ fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
     Ok(TcpProxy {
         stat_prefix: prefix.into(),
         stats: Arc::new(TcpStats::new(context.compile.metrics(), &format!("tcp.{prefix}."))),
-        cluster: match required(cluster_specifier, "cluster")? {
+        cluster: match one_of::<ProtoTcp, _>(cluster_specifier, "cluster_specifier")? {
             ClusterSpecifier::Cluster(name) => named(context, name).in_key("cluster")?,
             ClusterSpecifier::WeightedClusters(value) => {
                 ClusterChoice::Weighted(Box::new(weighted(context, value).in_key("weighted_clusters")?))

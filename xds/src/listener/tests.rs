@@ -144,6 +144,18 @@ fn tcp_proxies() {
     );
 }
 
+/// They were refused, and Envoy takes them.
+#[test]
+fn a_chain_without_filters_closes_and_an_empty_server_name_is_any() {
+    let listener = compiled("filter_chains: [{}]").unwrap();
+    assert!(matches!(&listener.chains[0].filter, NetworkFilter::Direct(bytes) if bytes.is_empty()));
+    let chain = |names: &str| format!("{{filter_chain_match: {{server_names: {names}}}, {DIRECT}}}");
+    assert!(compiled(&format!("filter_chains: [{}]", chain("['*.*.com', '']"))).is_ok());
+    // Both are for every name.
+    let same = refused(&format!("filter_chains: [{}, {}]", chain("['']"), chain("[]")));
+    assert_eq!(same, "filter_chains: filter chain number 2 has the same match as filter chain number 1");
+}
+
 #[test]
 fn fingerprints_follow_the_configuration() {
     let chain = |text: &str| format!("filter_chains: [{{{}}}]", DIRECT.replace("hi", text));
@@ -164,7 +176,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
     let two = format!("filter_chains: [{}, {}]", chain("server_names: [a]"), chain("server_names: [b, A]"));
     assert!(refused(&two).starts_with("filter_chains: "), "{}", refused(&two));
     let cases = [
-        ("address: {}".to_owned(), "address.address: is missing"),
+        ("address: {}".to_owned(), "address: one of socket_address, pipe, envoy_internal_address is missing"),
         (
             "address: {socket_address: {address: localhost, port_value: 1}}".to_owned(),
             "address.socket_address.address: \"localhost\" is no IP address",
@@ -178,7 +190,6 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "address.socket_address.protocol: is not supported",
         ),
         ("filter_chains: []".to_owned(), "filter_chains: must not be empty"),
-        ("filter_chains: [{}]".to_owned(), "filter_chains[0].filters: must not be empty"),
         ("transparent: true".to_owned(), "transparent: is not supported"),
         ("udp_listener_config: {}".to_owned(), "udp_listener_config: is not supported"),
         (

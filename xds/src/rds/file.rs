@@ -15,7 +15,7 @@ const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource"
 /// The encoded RouteConfiguration in the text of a DiscoveryResponse (YAML or, for a file called `*.json`, JSON), which
 /// must be its only resource and have that name, as in Envoy (router/rds_impl.cc).
 pub(super) fn route_configuration(text: &str, file: &str, name: &str) -> Result<Vec<u8>> {
-    let options = Options { wide_numbers_as_text: true, ..Options::for_file(file) };
+    let options = Options { wide_numbers_as_text: true, ..Options::envoy(file) };
     let node = Node::parse(text, &options)?;
     let DiscoveryResponse { resources, .. } = message_from_node(&node)?;
     let [resource] = &resources[..] else {

@@ -7,16 +7,16 @@ use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{ClusterChoice, WeightedCluster, WeightedClusters};
-use sixfold_xds_api::pb::envoy::config::route::v3::WeightedCluster as ProtoWeighted;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use sixfold_xds_api::pb::envoy::config::route::v3::weighted_cluster::{
     ClusterWeight, RandomValueSpecifier, cluster_weight,
 };
+use sixfold_xds_api::pb::envoy::config::route::v3::{RouteAction, WeightedCluster as ProtoWeighted};
 
 use super::Scope;
 use crate::context::Context;
 use crate::filters::Level;
-use sixfold_xds_api::values::{Result, required};
+use sixfold_xds_api::values::{Result, one_of, required};
 use sixfold_xds_api::{header_ops, metadata};
 
 /// The cell of a cluster's name. `known` are the names that there must be, if that is checked.
@@ -41,7 +41,7 @@ pub(super) fn choice(
     value: &Option<ClusterSpecifier>,
     levels: &[Level<'_>],
 ) -> Result<ClusterChoice> {
-    Ok(match required(value, "cluster_specifier")? {
+    Ok(match one_of::<RouteAction, _>(value, "cluster_specifier")? {
         ClusterSpecifier::Cluster(name) => name_or_header(scope, name, "", "cluster")?,
         ClusterSpecifier::ClusterHeader(header) => name_or_header(scope, "", header, "cluster_header")?,
         ClusterSpecifier::WeightedClusters(value) => {

@@ -16,7 +16,7 @@ use sixfold_xds_api::{any, header_ops, matcher, metadata, refuse};
 use crate::filters::Level;
 
 use super::{Scope, action, answer, body_limit, template};
-use sixfold_xds_api::values::{Result, bool_or, full_regex, not_empty, required, runtime_fraction};
+use sixfold_xds_api::values::{Result, bool_or, full_regex, not_empty, one_of, required, runtime_fraction};
 
 /// config/route/v3 Route.
 pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
@@ -49,7 +49,7 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
     levels.extend(scope.host.map(super::host_level));
     levels.push(Level::new(typed_per_filter_config).with_cors(cors));
     let chain = scope.filters.chain(&levels, name)?;
-    let action = match required(route_action, "action")? {
+    let action = match one_of::<ProtoRoute, _>(route_action, "action")? {
         route::Action::Route(value) => {
             let forward = action::forward(scope, value, r#match, &levels).in_key("route")?;
             Action::Forward(forward)
@@ -136,7 +136,7 @@ fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[
         predicates.push(Predicate::Tls { presented: wanted(presented), validated: wanted(validated) });
     }
     let ignore_case = !bool_or(case_sensitive, true);
-    Ok((path(required(path_specifier, "path_specifier")?, ignore_case)?, predicates.into()))
+    Ok((path(one_of::<RouteMatch, _>(path_specifier, "path_specifier")?, ignore_case)?, predicates.into()))
 }
 
 fn path(value: &PathSpecifier, ignore_case: bool) -> Result<PathMatch> {

@@ -8,7 +8,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::route_action::hash_policy::{
     Cookie, Header, PolicySpecifier,
 };
 
-use sixfold_xds_api::values::{Result, not_empty, optional_duration, regex_rewrite, required};
+use sixfold_xds_api::values::{Result, not_empty, one_of, optional_duration, regex_rewrite};
 
 /// The hash policies of a field.
 pub(super) fn policies(values: &[ProtoPolicy], field: &str) -> Result<Box<[HashPolicy]>> {
@@ -19,7 +19,7 @@ pub(super) fn policies(values: &[ProtoPolicy], field: &str) -> Result<Box<[HashP
 
 fn policy(value: &ProtoPolicy) -> Result<Option<HashPolicy>> {
     let ProtoPolicy { terminal, policy_specifier } = value;
-    let input = match required(policy_specifier, "policy_specifier")? {
+    let input = match one_of::<ProtoPolicy, _>(policy_specifier, "policy_specifier")? {
         PolicySpecifier::Header(Header { header_name: name, regex_rewrite: rewrite }) => {
             let rewrite = rewrite.as_ref().map(regex_rewrite).transpose().in_key("header.regex_rewrite")?;
             HashInput::Header(HeaderTarget::of_request(name), rewrite)

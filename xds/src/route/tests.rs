@@ -42,7 +42,11 @@ fn forward(action: &str) -> Forward {
 
 fn refused(route: &str) -> String {
     let error = one_route(route).expect_err(route).to_string();
-    error.strip_prefix("virtual_hosts[0].routes[0].").unwrap_or(&error).to_owned()
+    error
+        .strip_prefix("virtual_hosts[0].routes[0]")
+        .unwrap_or(&error)
+        .trim_start_matches(['.', ':', ' '])
+        .to_owned()
 }
 
 fn refused_action(action: &str) -> String {
@@ -266,9 +270,18 @@ fn redirects_and_direct_responses() {
 fn what_must_be_refused_is_refused_by_name() {
     let cases = [
         ("{route: {cluster: a}}", "match: is missing"),
-        ("{match: {}, route: {cluster: a}}", "match.path_specifier: is missing"),
-        ("{match: {prefix: /}}", "action: is missing"),
-        ("{match: {prefix: /}, route: {}}", "route.cluster_specifier: is missing"),
+        (
+            "{match: {}, route: {cluster: a}}",
+            "match: one of prefix, path, safe_regex, connect_matcher, path_separated_prefix, path_match_policy is missing",
+        ),
+        (
+            "{match: {prefix: /}}",
+            "one of route, redirect, direct_response, filter_action, non_forwarding_action is missing",
+        ),
+        (
+            "{match: {prefix: /}, route: {}}",
+            "route: one of cluster, cluster_header, weighted_clusters, cluster_specifier_plugin, inline_cluster_specifier_plugin is missing",
+        ),
         ("{match: {prefix: /}, filter_action: {}}", "filter_action: is not supported"),
         (
             "{match: {path_separated_prefix: /a/}, route: {cluster: a}}",

@@ -13,6 +13,7 @@ pub(super) fn parse(text: &str, options: &Options) -> Result<Option<Node>, Confi
         position: 0,
         max_depth: options.max_depth,
         last_key_counts: options.last_key_counts,
+        lenient: options.lenient,
         depth: 0,
         counted: 0,
         place: Place::new(1, 1),
@@ -35,6 +36,7 @@ struct JsonParser<'a> {
     position: usize,
     max_depth: usize,
     last_key_counts: bool,
+    lenient: bool,
     depth: usize,
     /// Up to where `place` has been counted. Places are only asked for in ascending order, so that a
     /// document in one line of many megabytes is counted once.
@@ -171,6 +173,12 @@ impl JsonParser<'_> {
         match self.peek() {
             Some(b',') => {
                 self.position += 1;
+                if self.lenient {
+                    self.skip_space();
+                    let ends = self.peek() == Some(end);
+                    self.position += usize::from(ends);
+                    return Ok(ends);
+                }
                 Ok(false)
             }
             Some(found) if found == end => {

@@ -68,6 +68,9 @@ pub struct Options {
     /// Whether of a key that is given twice the last one counts, as for APISIX's readers, instead of being an
     /// error; default false.
     pub last_key_counts: bool,
+    /// Whether what follows the first of several YAML documents is passed over, and a comma before the end of an array
+    /// or object of JSON as well, instead of being errors; default false.
+    pub lenient: bool,
 }
 
 impl Default for Options {
@@ -80,11 +83,17 @@ impl Default for Options {
             allow_empty: false,
             wide_numbers_as_text: false,
             last_key_counts: false,
+            lenient: false,
         }
     }
 }
 
 impl Options {
+    /// What Envoy's readers, yaml-cpp and protobuf's JSON parser, make of a file of this name, but for numbers.
+    pub fn envoy(name: &str) -> Self {
+        Options { last_key_counts: true, lenient: true, ..Options::for_file(name) }
+    }
+
     /// The defaults for the format that the file's name tells.
     pub fn for_file(name: &str) -> Self {
         Options { format: Format::from_file_name(name), ..Options::default() }
@@ -207,6 +216,22 @@ impl Object {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Where a second YAML document begins, which is passed over by a lenient reader ([`Options::lenient`]).
+pub fn second_document(text: &str) -> Option<Place> {
+    let marker = |line: &str| {
+        line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']))
+    };
+    let is_content = |line: &str| !line.trim_start().is_empty() && !line.trim_start().starts_with(['#', '%']);
+    let mut begun = false;
+    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        if marker(line) && begun {
+            return Some(Place::new(u32::try_from(index + 1).unwrap_or(u32::MAX), 1));
+        }
+        begun |= is_content(line);
+    }
+    None
 }
 
 fn duplicate(entry: &Entry, first: Place) -> ConfigError {

@@ -332,3 +332,21 @@ fn five_thousand_routes_are_read_quickly() {
     println!("{} bytes of JSON in {:?}", text.len(), start.elapsed());
     assert!(elapsed < Duration::from_secs(3));
 }
+
+#[test]
+fn a_lenient_reader_takes_the_first_document_and_commas_at_the_end() {
+    let text = "# c\n---\na: |\n  x\n---\nb: [\n";
+    let lenient = Node::parse(text, &Options::envoy("e.yaml")).unwrap();
+    assert_eq!(lenient.get("a").and_then(Node::as_str), Some("x\n"));
+    assert_eq!(second_document(text), Some(Place::new(5, 1)));
+    assert_eq!(second_document("# c\n\n---\na: 1\n...\n"), None);
+    assert!(Node::parse(text, &Options::default()).unwrap_err().reason.contains("a second YAML document"));
+    let json = "{\"a\": [1, 2,\n ], }";
+    assert_eq!(
+        Node::parse(json, &Options::envoy("e.json")).unwrap().to_json(),
+        serde_json::json!({"a": [1, 2]})
+    );
+    assert!(Node::parse(json, &Options::for_file("e.json")).is_err());
+    assert!(Node::parse("[,]", &Options::envoy("e.json")).is_err());
+    assert!(Node::parse("[1,,]", &Options::envoy("e.json")).is_err());
+}

@@ -21,6 +21,9 @@ pub(super) fn parse(text: &str, options: &Options) -> Result<Option<Node>, Confi
     parser_options.set_emit_comments(false);
     let mut builder = Builder::new(options);
     for event in Parser::new_from_str_with_options(text, parser_options) {
+        if options.lenient && builder.first_ended {
+            break;
+        }
         let (event, span) = event.map_err(|error| syntax_error(&error, builder.open.last()))?;
         builder.event(event, place(span.start), span.start.index() == span.end.index())?;
     }
@@ -68,6 +71,7 @@ struct Builder<'a> {
     /// Whether the root is a null that nobody wrote: an empty text, or `---` alone.
     implicit_null: bool,
     documents: usize,
+    first_ended: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -80,6 +84,7 @@ impl<'a> Builder<'a> {
             root: None,
             implicit_null: false,
             documents: 0,
+            first_ended: false,
         }
     }
 
@@ -109,6 +114,10 @@ impl<'a> Builder<'a> {
                 let kind =
                     Kind::Object { entries: Vec::new(), key: None, merged: Vec::new(), key_is_merge: false };
                 self.open(Frame { place, anchor, kind })
+            }
+            Event::DocumentEnd => {
+                self.first_ended = true;
+                Ok(())
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             Event::Alias(anchor) => self.alias(anchor, place),

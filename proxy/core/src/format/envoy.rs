@@ -2,13 +2,36 @@
 
 use super::fixed;
 use super::operator::{Address, Duration, GrpcForm, Header, MetadataOf, Operator, Point, Side, UrlPart};
+use super::read::Read;
 use super::time::TimeFormat;
 use super::{Part, certificate};
+use crate::error::nearest;
 use crate::files;
 use crate::headers::HeaderName;
 
 /// The largest file of `FILE_CONTENT`, which stands in every line.
 const MAX_CONTENT_BYTES: usize = 1 << 20;
+
+/// Operators of Envoy that are there only with an extension, which sixfold does not have.
+const NOT_YET: [&str; 1] = ["CEL"];
+
+/// Names of the operators with arguments that are likely to be misspelt.
+const WITH_ARGUMENTS: [&str; 14] = [
+    "REQ",
+    "RESP",
+    "TRAILER",
+    "REQUEST_HEADER",
+    "RESPONSE_HEADER",
+    "PATH",
+    "QUERY_PARAM",
+    "START_TIME",
+    "COMMON_DURATION",
+    "GRPC_STATUS",
+    "DYNAMIC_METADATA",
+    "METADATA",
+    "FILTER_STATE",
+    "REQUESTED_SERVER_NAME",
+];
 
 /// Splits a format into parts.
 pub(super) fn parse(text: &str) -> Result<Vec<Part>, String> {
@@ -27,8 +50,11 @@ pub(super) fn parse(text: &str) -> Result<Vec<Part>, String> {
         if !plain.is_empty() {
             parts.push(Part::text(&std::mem::take(&mut plain)));
         }
-        let operator = operator(command.name, command.arguments)
-            .map_err(|reason| format!("operator {}: {reason}", command.name))?;
+        let operator = match command.max {
+            Some(_) if !fixed::takes_length(command.name) => Err("takes no length".to_owned()),
+            _ => operator(command.name, command.arguments),
+        }
+        .map_err(|reason| format!("operator {}: {reason}", command.name))?;
         parts.push(Part::Operator { operator, max: command.max });
         rest = command.rest;
     }
@@ -83,7 +109,7 @@ fn operator(name: &str, arguments: Option<&str>) -> Result<Operator, String> {
     if let Some(operator) = with_arguments(name, arguments)? {
         return Ok(operator);
     }
-    let read = fixed::find(name).ok_or("is not known")?;
+    let read = fixed::find(name).ok_or_else(|| unknown(name))?;
     match (read, arguments) {
         (_, Some(arguments)) if !arguments.is_empty() => Err("takes no arguments".into()),
         (Some(read), _) => Ok(Operator::Read(read)),
@@ -91,14 +117,25 @@ fn operator(name: &str, arguments: Option<&str>) -> Result<Operator, String> {
     }
 }
 
+/// What is said of a name that there is no operator for: whether Envoy has it, or what was meant.
+fn unknown(name: &str) -> String {
+    if NOT_YET.contains(&name) {
+        return "is not supported yet".to_owned();
+    }
+    match nearest(name, WITH_ARGUMENTS.iter().copied().chain(fixed::names())) {
+        Some(near) => format!("is not known; did you mean {near}?"),
+        None => "is not known".to_owned(),
+    }
+}
+
 fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator>, String> {
     let needed = || arguments.filter(|a| !a.is_empty()).ok_or("needs arguments");
     let given = arguments.unwrap_or_default();
     Ok(Some(match name {
-        "REQ" => headers(Side::Request, needed()?)?,
+        "REQ" | "REQUEST_HEADER" => headers(Side::Request, needed()?)?,
         "REQ_WITHOUT_QUERY" => Operator::WithoutQuery(Box::new(headers(Side::Request, needed()?)?)),
-        "RESP" => headers(Side::Response, needed()?)?,
-        "TRAILER" => headers(Side::Trailers, needed()?)?,
+        "RESP" | "RESPONSE_HEADER" => headers(Side::Response, needed()?)?,
+        "TRAILER" | "RESPONSE_TRAILER" => headers(Side::Trailers, needed()?)?,
         "PATH" => path(given)?,
         "QUERY_PARAM" => Operator::QueryParameter(needed()?.into()),
         "QUERY_PARAMS" => Operator::Query,
@@ -119,9 +156,14 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
         "UPSTREAM_METADATA" => metadata(MetadataOf::Endpoint, needed()?)?,
         "METADATA" => any_metadata(needed()?)?,
         "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
-            needed()?;
+            filter_state(needed()?)?;
             Operator::Missing
         }
+        "RESPONSE_CODE_DETAILS" if given == "ALLOW_WHITESPACES" => Operator::Read(Read::Text(|stream| {
+            Some(stream.details.as_bytes()).filter(|text| !text.is_empty())
+        })),
+        // Envoy passes over what else is asked for.
+        "RESPONSE_CODE_DETAILS" => return Ok(fixed::find(name).flatten().map(Operator::Read)),
         "REQUESTED_SERVER_NAME" => server_name(given)?,
         "ENVIRONMENT" => Operator::Constant(
             std::env::var(needed()?).map_or_else(|_| b"-".as_slice().into(), |v| v.into_bytes().into()),
@@ -135,6 +177,16 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
             Operator::Validity { of, format }
         }
     }))
+}
+
+/// `key:PLAIN|TYPED|FIELD:field`, of which only the form is looked at.
+fn filter_state(arguments: &str) -> Result<(), String> {
+    let mut parts = arguments.split(':').skip(1);
+    match (parts.next(), parts.next()) {
+        (None | Some("PLAIN" | "TYPED"), _) | (Some("FIELD"), Some(_)) => Ok(()),
+        (Some("FIELD"), None) => Err("FIELD needs the name of a field".into()),
+        (Some(other), _) => Err(format!("'{other}' is none of PLAIN, TYPED, FIELD")),
+    }
 }
 
 fn or<'a>(given: &'a str, default: &'a str) -> &'a str {
@@ -194,8 +246,7 @@ fn duration(arguments: &str) -> Result<Duration, String> {
         "ns" => 1,
         _ => return Err("the unit is none of ms, us, ns".into()),
     };
-    let point = |name: &str| Point::parse(name).ok_or_else(|| format!("'{name}' is not a point in time"));
-    Ok(Duration { from: point(from)?, to: point(to)?, nanos })
+    Ok(Duration { from: Point::parse(from), to: Point::parse(to), nanos })
 }
 
 /// `namespace:key:key`, or the old header syntax `["namespace", "key"]`.

@@ -15,8 +15,31 @@ pub(super) fn find(name: &str) -> Option<Option<Read>> {
     if let Some((_, read)) = tables.into_iter().find(|(n, _)| *n == name) {
         return Some(Some(*read));
     }
-    let known = ABSENT.contains(&name) || ABSENT_PREFIXES.iter().any(|p| name.starts_with(p));
-    known.then_some(None)
+    ABSENT.contains(&name).then_some(None)
+}
+
+/// The names of all of them.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    let tables = OPERATORS.iter().chain(&certificate::PEER).chain(&certificate::LOCAL);
+    tables.map(|(name, _)| *name).chain(ABSENT.iter().copied())
+}
+
+/// Whether a length may follow an operator: only those whose value can be long have one in Envoy.
+pub(super) fn takes_length(name: &str) -> bool {
+    const FIXED: [&str; 11] = [
+        "START_TIME",
+        "START_TIME_LOCAL",
+        "EMIT_TIME",
+        "EMIT_TIME_LOCAL",
+        "COMMON_DURATION",
+        "GRPC_STATUS",
+        "GRPC_STATUS_NUMBER",
+        "UPSTREAM_METADATA",
+        "REQUESTED_SERVER_NAME",
+        "HOSTNAME",
+        "RESPONSE_CODE_DETAILS",
+    ];
+    !FIXED.contains(&name) && find(name).is_none() && certificate::validity(name).is_none()
 }
 
 /// Operators for what sixfold does not have: they print the missing value.
@@ -36,10 +59,39 @@ const ABSENT: &[&str] = &[
     "CUSTOM_FLAGS",
     "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID",
     "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID",
-    "DOWNSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
-    "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_ENDPOINT_ID",
+    "DOWNSTREAM_CX_RTT",
+    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
+    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
+    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
+    "DOWNSTREAM_PEER_OTHERNAME_SAN",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
+    "DOWNSTREAM_PEER_CHAIN_SERIALS",
+    "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256",
+    "DOWNSTREAM_PEER_ISSUER_SERIAL",
+    "ROUTE_RESOLUTION_COUNT",
+    "ROUTE_RESOLUTION_TIME_US",
+    "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
+    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
+    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
+    "UPSTREAM_LOCAL_DNS_SAN",
+    "UPSTREAM_LOCAL_IP_SAN",
+    "UPSTREAM_LOCAL_URI_SAN",
+    "UPSTREAM_PEER_CERT",
+    "UPSTREAM_PEER_CERT_V_END",
+    "UPSTREAM_PEER_CERT_V_START",
+    "UPSTREAM_PEER_DNS_SAN",
+    "UPSTREAM_PEER_IP_SAN",
+    "UPSTREAM_PEER_ISSUER",
+    "UPSTREAM_PEER_SUBJECT",
+    "UPSTREAM_PEER_URI_SAN",
+    "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
+    "UPSTREAM_SERVER_NAME",
+    "UPSTREAM_TLS_CIPHER",
+    "UPSTREAM_TLS_GROUP",
+    "UPSTREAM_TLS_SESSION_ID",
+    "UPSTREAM_TLS_VERSION",
 ];
-const ABSENT_PREFIXES: &[&str] = &["UPSTREAM_PEER_", "UPSTREAM_TLS_"];
 
 const OPERATORS: &[(&str, Read)] = &[
     ("PROTOCOL", Read::Text(protocol)),
@@ -55,6 +107,9 @@ const OPERATORS: &[(&str, Read)] = &[
     ("REQUEST_TX_DURATION", Read::Number(|s| millis(s, Point::DownstreamRxBegin, Point::UpstreamTxEnd))),
     ("RESPONSE_DURATION", Read::Number(|s| millis(s, Point::DownstreamRxBegin, Point::UpstreamRxBegin))),
     ("RESPONSE_TX_DURATION", Read::Number(|s| millis(s, Point::UpstreamRxBegin, Point::DownstreamTxEnd))),
+    // Only QUIC counts them.
+    ("BYTES_RETRANSMITTED", Read::Number(|_| Some(0))),
+    ("PACKETS_RETRANSMITTED", Read::Number(|_| Some(0))),
     ("BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_body))),
     ("BYTES_SENT", Read::Number(|s| Some(s.bytes.response_body))),
     ("DECOMPRESSED_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_body))),

@@ -141,6 +141,8 @@ impl Names {
             let name = name.to_ascii_lowercase();
             visit(match name.strip_prefix('*') {
                 Some(suffix) => self.suffixes.entry(suffix.into()).or_default(),
+                // Envoy keeps the chains of all names under the empty one.
+                None if name.is_empty() => self.any.get_or_insert_default(),
                 None => self.exact.entry(name.into()).or_default(),
             })?;
         }

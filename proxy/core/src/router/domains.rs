@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 type Map = HashMap<Box<[u8]>, Arc<HostRoutes>>;
 
-/// Domains of a table: exact names, `*.suffix`, `prefix.*`, and the one for all others.
+/// Domains of a table: exact names, `*.suffix`, `prefix.*`, and the one for all others. As in Envoy any other star is a
+/// character like another, which no host has, and the empty domain is for requests with an empty host.
 #[derive(Debug, Default)]
 pub(super) struct Domains {
     exact: Map,
@@ -45,8 +46,6 @@ impl Domains {
             insert(&mut self.suffixes, suffix, host)
         } else if let Some(prefix) = lower.strip_suffix('*') {
             insert(&mut self.prefixes, prefix, host)
-        } else if lower.is_empty() {
-            return Err("a domain is empty".to_owned());
         } else {
             self.exact.insert(lower.as_bytes().into(), host.clone())
         };
@@ -54,9 +53,6 @@ impl Domains {
             Some(_) if lower == "*" => Err("only a single wildcard domain is permitted".to_owned()),
             Some(other) => {
                 Err(format!("duplicate domain \"{name}\", also of virtual host \"{}\"", other.host.name))
-            }
-            None if lower.matches('*').count() > 1 || inner_star(&lower) => {
-                Err(format!("\"{name}\": a star may only stand at the start or at the end"))
             }
             None => Ok(()),
         }
@@ -83,10 +79,6 @@ impl Domains {
             .or_else(|| longest(&self.prefixes, host.len(), |len| host.get(..len)))
             .or(self.any.as_ref())
     }
-}
-
-fn inner_star(name: &str) -> bool {
-    name.len() > 2 && name.get(1..name.len() - 1).is_some_and(|inner| inner.contains('*'))
 }
 
 fn insert(lists: &mut Vec<(usize, Map)>, text: &str, host: &Arc<HostRoutes>) -> Option<Arc<HostRoutes>> {

@@ -57,8 +57,14 @@ struct Faults(Vec<ConfigError>);
 
 impl Faults {
     fn add(&mut self, reason: Option<String>) {
-        if let Some(reason) = reason.filter(|_| self.0.len() < MAX_FAULTS) {
-            self.0.push(ConfigError::new(reason));
+        if let Some(reason) = reason {
+            self.put(ConfigError::new(reason));
+        }
+    }
+
+    fn put(&mut self, fault: ConfigError) {
+        if self.0.len() < MAX_FAULTS {
+            self.0.push(fault);
         }
     }
 
@@ -130,7 +136,7 @@ fn message(schema: TypeSchema, bytes: &[u8], depth: usize, faults: &mut Faults) 
     for oneof in &types.required {
         let is_given = |((field, _), seen): (&(FieldSchema, _), &usize)| field.oneof == *oneof && *seen > 0;
         if !types.fields.iter().zip(&seen).any(is_given) {
-            faults.within(|fault| fault.in_key(oneof), |faults| faults.add(Some("is missing".to_owned())));
+            faults.put(schema.missing_member(oneof));
         }
     }
 }

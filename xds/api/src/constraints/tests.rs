@@ -33,7 +33,7 @@ virtual_hosts:
             "virtual_hosts[0].name: must not be empty",
             "virtual_hosts[0].routes[0].match.headers[0].name: must not be empty",
             "virtual_hosts[0].routes[0].route.cluster: must not be empty",
-            "virtual_hosts[0].routes[0].route.hash_policy[0].policy_specifier: is missing",
+            "virtual_hosts[0].routes[0].route.hash_policy[0]: one of header, cookie, connection_properties, query_parameter, filter_state is missing",
             "virtual_hosts[0].routes[1].route.retry_policy.retry_back_off.base_interval: must be more than 0s, not 0s",
             "virtual_hosts[0].routes[1].request_headers_to_add[0].header.key: \"a\\nb\" holds a NUL or a line break",
             "virtual_hosts[0].routes[1].match: is missing",

@@ -28,7 +28,8 @@ pub(super) fn fields(
     skip: Option<&str>,
     out: &mut Vec<u8>,
 ) -> Result<(), ConfigError> {
-    // Which fields were written, to find one that is given under both of its names.
+    // Which fields were written, to find two of one oneof. A field that is given under both of its names is written
+    // twice, and the wire form has the rule for it: the last value counts, messages are merged, lists joined.
     let mut written: Vec<(FieldSchema, &str)> = Vec::with_capacity(object.len());
     let given = object.entries().iter().filter(|entry| skip != Some(entry.key.as_str()));
     collect(given.map(|entry| {
@@ -58,14 +59,10 @@ fn check_alone(
     entry: &Entry,
 ) -> Result<(), ConfigError> {
     for (other, key) in written {
-        let reason = if other.number == field.number {
-            format!("given twice, also as \"{key}\"")
-        } else if !field.oneof.is_empty() && other.oneof == field.oneof {
-            format!("\"{key}\" is given too, and only one of them may be (oneof {})", field.oneof)
-        } else {
-            continue;
-        };
-        return Err(ConfigError::field(&entry.key, reason).at(entry.key_place));
+        if !field.oneof.is_empty() && other.oneof == field.oneof && other.number != field.number {
+            let reason = format!("\"{key}\" is given too, and only one of them may be");
+            return Err(ConfigError::field(&entry.key, reason).at(entry.key_place));
+        }
     }
     Ok(())
 }

@@ -51,7 +51,8 @@ fn boolean(node: &Node) -> Result<bool, ConfigError> {
     }
 }
 
-/// An integer, as a number or a string, also when it is written like `1.0` or `1e3`.
+/// An integer, as a number or a string, also when it is written like `1.0`, `1e3` or, in quotes, `0x1F90`, as for
+/// protobuf's C++ parser (`absl::SimpleHexAtoi`).
 fn integer<T: TryFrom<i128>>(node: &Node) -> Result<T, ConfigError> {
     let whole = |value: f64| (value.fract() == 0.0 && value.abs() < 2f64.powi(64)).then_some(value as i128);
     let value = match &node.value {
@@ -60,7 +61,11 @@ fn integer<T: TryFrom<i128>>(node: &Node) -> Result<T, ConfigError> {
             (None, Some(value)) => Some(i128::from(value)),
             (None, None) => number.as_f64().and_then(whole),
         },
-        Value::String(text) => text.parse().ok().or_else(|| text.parse().ok().and_then(whole)),
+        Value::String(text) => text
+            .parse()
+            .ok()
+            .or_else(|| text.parse().ok().and_then(whole))
+            .or_else(|| i128::from_str_radix(text.strip_prefix("0x")?, 16).ok()),
         _ => None,
     };
     let Some(value) = value else { return Err(mismatch("an integer", node)) };
@@ -95,12 +100,14 @@ fn bytes(node: &Node) -> Result<Vec<u8>, ConfigError> {
         .map_err(|error| ConfigError::new(format!("is not base64: {error}")).at(node.place))
 }
 
-/// An enum value by name in any case, as Envoy's parser is set to take it, or by number. Numbers that the definition does not have are refused: nothing could be
-/// done with them.
+/// An enum value by name in any case, as Envoy's parser is set to take it, or by number, also in quotes. Numbers that the
+/// definition does not have are refused: nothing could be done with them.
 fn enum_value(schema: TypeSchema, node: &Node) -> Result<i32, ConfigError> {
     let found = match &node.value {
         Value::String(text) => {
-            schema.values().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, number)| number)
+            let wanted = text.parse::<i32>().ok();
+            let is = |name: &str, number| name.eq_ignore_ascii_case(text) || Some(number) == wanted;
+            schema.values().find(|(name, number)| is(name, *number)).map(|(_, number)| number)
         }
         Value::Number(_) => {
             let wanted: i32 = integer(node)?;
