@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::Administration;
 use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, tell};
-use crate::route_files::RouteFiles;
+use crate::route_files::{Contents, RouteFiles};
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -59,8 +59,10 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let node = text.node()?;
     let Compiled { mut diff, admin, tags, context, ads } = text.load(&process_context)?;
     let mut names = Names::of(&diff);
-    let files = Arc::new(Mutex::new(RouteFiles::new(context.clone())));
-    read_routes(&mut files.lock(), &mut diff)?;
+    let mut files = RouteFiles::new(context.clone());
+    let contents = files.contents();
+    add_routes(&mut files, contents, &mut diff)?;
+    let files = Arc::new(Mutex::new(files));
     let shown = Arc::new(Mutex::new(text));
     let control = Administration::new(&process, log.levels, sender.clone(), shown.clone());
     let _admin = match admin {
@@ -84,10 +86,9 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let mut reload = move || -> Result<(), Failure> {
         let text = Text::of(&options)?;
         let Compiled { mut diff, context, .. } = text.load(&process_context)?;
-        let mut files = files.lock();
-        let mut next_files = files.clone();
-        next_files.set_context(context);
-        read_routes(&mut next_files, &mut diff)?;
+        let (mut files, mut next_files, contents) =
+            RouteFiles::ahead(&files, |next| next.set_context(context.clone()));
+        add_routes(&mut next_files, contents, &mut diff)?;
         let next_names = names.replaced(&mut diff);
         server.apply_blocking(diff)?;
         (*files, names) = (next_files, next_names);
@@ -100,8 +101,8 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
 
 /// Adds the tables of files. One that is not there is an error of the bootstrap that names it, as in Envoy; what is wrong
 /// in it keeps nobody from serving.
-fn read_routes(files: &mut RouteFiles, diff: &mut Diff) -> Result<(), Failure> {
-    let look = files.look(diff);
+fn add_routes(files: &mut RouteFiles, contents: Contents, diff: &mut Diff) -> Result<(), Failure> {
+    let look = files.look(contents, diff);
     look.tell();
     if look.missing.is_empty() { Ok(()) } else { Err(Failure(look.missing)) }
 }

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::logging;
-use crate::signals::Event;
+use crate::signals::{Event, Events};
 use parking_lot::Mutex;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::metrics;
@@ -15,7 +15,7 @@ use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::Server;
 use sixfold_server::worker::Options;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// How long an APISIX gateway waits for first answers of DNS before it listens: nginx waits for none, but a
@@ -83,7 +83,7 @@ impl Process {
         diff: Diff,
         patience: Duration,
         rest: impl FnOnce() -> Result<(), Failure> + Send + 'static,
-        (events, sender): (&Receiver<Event>, &SyncSender<Event>),
+        (events, sender): (&Events, &SyncSender<Event>),
     ) -> Result<bool, Failure> {
         self.lifecycle.set(State::Initializing);
         let (server, applied, done) = (self.server.clone(), Arc::new(Mutex::new(Ok(()))), sender.clone());
@@ -99,7 +99,7 @@ impl Process {
             let _ = done.send(Event::Applied);
         })?;
         let mut later = Vec::new();
-        while let Ok(event) = events.recv() {
+        while let Some(event) = events.next() {
             match event {
                 Event::Applied => break,
                 Event::Terminate | Event::Interrupt => return Ok(false),
@@ -120,12 +120,12 @@ impl Process {
     /// Serves until it is told to end. `reload` has the configuration read again.
     pub(crate) fn serve(
         self,
-        events: &Receiver<Event>,
+        events: &Events,
         sender: &SyncSender<Event>,
         mut reload: impl FnMut(),
     ) -> Result<(), Failure> {
         let mut ending = false;
-        while let Ok(event) = events.recv() {
+        while let Some(event) = events.next() {
             match event {
                 // Who asks twice does not want to wait.
                 Event::Terminate | Event::Interrupt if ending => break,

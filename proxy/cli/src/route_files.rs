@@ -1,6 +1,6 @@
 //! Route configurations in files, which a bootstrap names by `path_config_source`.
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::ConfigError;
 use sixfold_core::files;
@@ -9,6 +9,7 @@ use sixfold_server::server::Server;
 use sixfold_xds::Context;
 use sixfold_xds::rds::RouteConfigs;
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,10 +24,21 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct RouteFiles {
     configs: RouteConfigs,
     /// What was read last of each file, for each name.
-    read: BTreeMap<(PathBuf, Arc<str>), Stamp>,
+    read: BTreeMap<Key, Stamp>,
     /// Why a file that was read before can't be now, so that it is said once.
-    unreadable: BTreeMap<(PathBuf, Arc<str>), String>,
+    unreadable: BTreeMap<Key, String>,
+    /// Another one whenever another file or bootstrap is known.
+    version: u64,
 }
+
+/// A file, and the name of its route configuration.
+type Key = (PathBuf, Arc<str>);
+
+/// What there was to read, by the file.
+pub(crate) struct Contents(BTreeMap<Key, io::Result<Option<Content>>>);
+
+/// The content of a file that is not as it was.
+type Content = (Stamp, Vec<u8>);
 
 /// What a look at the files has come to.
 #[derive(Default)]
@@ -44,30 +56,75 @@ struct Stamp(SystemTime, u64, u64);
 impl RouteFiles {
     /// Nothing has been read yet.
     pub(crate) fn new(context: Context) -> RouteFiles {
-        RouteFiles { configs: RouteConfigs::new(context), read: BTreeMap::new(), unreadable: BTreeMap::new() }
+        RouteFiles {
+            configs: RouteConfigs::new(context),
+            read: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            version: 0,
+        }
     }
 
     /// Has what is there and what comes from now on compiled by another bootstrap.
     pub(crate) fn set_context(&mut self, context: Context) {
         self.configs.set_context(context);
+        self.version += 1;
     }
 
-    /// Reads the files that are asked for and have changed, and adds their tables to `diff`. The connection managers
-    /// of `diff` ask, too.
-    pub(crate) fn look(&mut self, diff: &mut Diff) -> Look {
+    /// Reads the files that are asked for and have changed. A disk may take its time, or hang: nobody else shall wait
+    /// for it, so no lock is to be held meanwhile.
+    pub(crate) fn contents(&self) -> Contents {
+        self.contents_by(read)
+    }
+
+    fn contents_by(&self, read: impl Fn(&Path, Option<&Stamp>) -> io::Result<Option<Content>>) -> Contents {
+        let wanted = self.configs.wanted_files().into_iter();
+        Contents(wanted.map(|key| (key.clone(), read(&key.0, self.read.get(&key)))).collect())
+    }
+
+    /// What `change` makes of the files in force, and what was read for that while none were locked. Nothing else is
+    /// in force for as long as the lock is kept that comes with it: a bootstrap that is read again must not be
+    /// overtaken, nor overtake.
+    pub(crate) fn ahead(
+        files: &Mutex<RouteFiles>,
+        change: impl Fn(&mut RouteFiles),
+    ) -> (MutexGuard<'_, RouteFiles>, RouteFiles, Contents) {
+        RouteFiles::ahead_by(files, change, read)
+    }
+
+    fn ahead_by(
+        files: &Mutex<RouteFiles>,
+        change: impl Fn(&mut RouteFiles),
+        read: impl Fn(&Path, Option<&Stamp>) -> io::Result<Option<Content>>,
+    ) -> (MutexGuard<'_, RouteFiles>, RouteFiles, Contents) {
+        loop {
+            let mut next = files.lock().clone();
+            let version = next.version;
+            change(&mut next);
+            let contents = next.contents_by(&read);
+            let now = files.lock();
+            if now.version == version {
+                return (now, next, contents);
+            }
+        }
+    }
+
+    /// Adds the tables of what was read to `diff`. The connection managers of `diff` ask, too; for what was not wanted
+    /// when it was read they wait until the next time.
+    pub(crate) fn look(&mut self, contents: Contents, diff: &mut Diff) -> Look {
         let mut look = Look::default();
         self.configs.forget_unwanted();
         let wanted = self.configs.wanted_files();
         self.read.retain(|key, _| wanted.contains(key));
         self.unreadable.retain(|key, _| wanted.contains(key));
-        for key in wanted {
-            match read(&key.0, self.read.get(&key)) {
+        for (key, content) in contents.0.into_iter().filter(|(key, _)| wanted.contains(key)) {
+            match content {
                 Ok(None) => drop(self.unreadable.remove(&key)),
                 Ok(Some((stamp, bytes))) => {
                     let updated = self.configs.update_from_file(&key.0, &key.1, &bytes, diff);
                     look.refused.extend(updated.err());
                     self.unreadable.remove(&key);
                     self.read.insert(key, stamp);
+                    self.version += 1;
                 }
                 Err(error) if self.read.contains_key(&key) => {
                     look.refused.extend(self.unreadable(key, &error));
@@ -82,8 +139,8 @@ impl RouteFiles {
 
     /// What there is to say of a file that can't be read any more. One that is gone for a moment is being replaced, or
     /// its last version is the best there is.
-    fn unreadable(&mut self, key: (PathBuf, Arc<str>), error: &std::io::Error) -> Option<ConfigError> {
-        let gone = error.kind() == std::io::ErrorKind::NotFound;
+    fn unreadable(&mut self, key: Key, error: &io::Error) -> Option<ConfigError> {
+        let gone = error.kind() == io::ErrorKind::NotFound;
         let (reason, file) = (error.to_string(), key.0.display().to_string());
         let before = self.unreadable.insert(key, reason.clone());
         let is_new = !gone && before.as_ref() != Some(&reason);
@@ -91,16 +148,16 @@ impl RouteFiles {
     }
 
     /// Looks again and again, on a thread of its own, for as long as somebody holds `files`.
-    pub(crate) fn follow(files: &Arc<Mutex<RouteFiles>>, server: Server) -> std::io::Result<()> {
+    pub(crate) fn follow(files: &Arc<Mutex<RouteFiles>>, server: Server) -> io::Result<()> {
         let files = Arc::downgrade(files);
         let look = move || {
             loop {
                 std::thread::sleep(LOOK);
                 let Some(files) = files.upgrade() else { return };
-                // Held until it is in force: a bootstrap that is read again meanwhile must not be overtaken.
-                let mut files = files.lock();
+                let (mut now, mut next, contents) = RouteFiles::ahead(&files, |_| {});
                 let mut diff = Diff::default();
-                files.look(&mut diff).tell();
+                next.look(contents, &mut diff).tell();
+                *now = next;
                 if !diff.is_empty() {
                     match server.apply_blocking(diff) {
                         Ok(()) => tracing::info!("routes read again and applied"),
@@ -122,8 +179,7 @@ impl Look {
     }
 }
 
-/// The content of a file that is not as it was.
-fn read(path: &Path, before: Option<&Stamp>) -> std::io::Result<Option<(Stamp, Vec<u8>)>> {
+fn read(path: &Path, before: Option<&Stamp>) -> io::Result<Option<Content>> {
     let file = files::open(path)?;
     let metadata = file.metadata();
     let stamp = Stamp(metadata.modified()?, metadata.len(), metadata.ino());
@@ -131,4 +187,54 @@ fn read(path: &Path, before: Option<&Stamp>) -> std::io::Result<Option<(Stamp, V
         return Ok(None);
     }
     Ok(Some((stamp, file.read(MAX_DOCUMENT_BYTES)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::envoy::Text;
+    use crate::process::plugins;
+    use sixfold_core::compile::CompileContext;
+    use sixfold_xds::bootstrap::ProcessContext;
+    use std::cell::Cell;
+
+    const BOOTSTRAP: &str = r#"
+static_resources:
+  listeners:
+  - name: a
+    address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: a
+          rds: {route_config_name: r, config_source: {path_config_source: {path: /hung/routes.yaml}}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+"#;
+
+    /// The files were locked while they were read: a disk that hung kept every bootstrap from being read again.
+    #[test]
+    fn nobody_waits_for_a_file_that_is_being_read() {
+        let text = Text { text: BOOTSTRAP.to_owned(), name: "envoy.yaml".to_owned() };
+        let compiled = text.load(&ProcessContext::new(CompileContext::detached(plugins()))).unwrap();
+        let files = Mutex::new(RouteFiles::new(compiled.context.clone()));
+        let reads = Cell::new(0);
+        let read = |path: &Path, _: Option<&Stamp>| {
+            assert_eq!(path, Path::new("/hung/routes.yaml"));
+            let mut now = files.try_lock().unwrap();
+            reads.set(reads.get() + 1);
+            // Another bootstrap comes into force while the disk hangs: what is read then was read for the one before.
+            if reads.get() == 1 {
+                now.set_context(compiled.context.clone());
+            }
+            Ok(None)
+        };
+        let (now, next, contents) = RouteFiles::ahead_by(&files, |_| {}, read);
+        assert_eq!((reads.get(), contents.0.len()), (2, 1));
+        assert_eq!((now.version, next.version), (1, 1));
+    }
 }

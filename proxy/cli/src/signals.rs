@@ -1,8 +1,11 @@
 //! What asks the process to do something: signals, and the administration interface.
 
-use crate::Failure;
+use crate::{Failure, logging};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Something to do.
@@ -22,12 +25,31 @@ pub(crate) enum Event {
     Ended,
 }
 
+/// What comes, for the main thread.
+pub(crate) struct Events {
+    queue: Receiver<Event>,
+    /// Set once somebody takes events. Before that the first configuration is read, which may take as long as a disk
+    /// wants; nothing is served then that would have to end.
+    heard: Arc<AtomicBool>,
+}
+
+impl Events {
+    /// Waits for the next one; `None` when none can come any more.
+    pub(crate) fn next(&self) -> Option<Event> {
+        self.heard.store(true, Relaxed);
+        self.queue.recv().ok()
+    }
+}
+
 /// Events that wait. Who has one more waits for its place: the main thread does nothing that takes long.
 const WAITING: usize = 64;
 
-/// Starts to listen for signals; the sender is for others who ask.
-pub(crate) fn listen() -> Result<(SyncSender<Event>, Receiver<Event>), Failure> {
-    let (sender, receiver) = sync_channel(WAITING);
+/// Starts to listen for signals; the sender is for others who ask. Until the first event is asked for, SIGTERM and
+/// SIGINT end the process at once.
+pub(crate) fn listen() -> Result<(SyncSender<Event>, Events), Failure> {
+    let (sender, queue) = sync_channel(WAITING);
+    let heard = Arc::new(AtomicBool::new(false));
+    let heeded = heard.clone();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
     let events = sender.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -38,11 +60,16 @@ pub(crate) fn listen() -> Result<(SyncSender<Event>, Receiver<Event>), Failure> 
                 SIGHUP => Event::Reload,
                 _ => Event::ReopenLogs,
             };
+            if matches!(event, Event::Terminate | Event::Interrupt) && !heeded.load(Relaxed) {
+                tracing::info!("ended before anything was served");
+                logging::finish();
+                std::process::exit(0);
+            }
             // Nobody listens any more when the process is about to end.
             if events.send(event).is_err() {
                 return;
             }
         }
     })?;
-    Ok((sender, receiver))
+    Ok((sender, Events { queue, heard }))
 }

@@ -109,7 +109,9 @@ pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
         ..CompileContext::detached(plugins())
     };
     let mut compiled = text.load(&ProcessContext::new(compile))?;
-    let Look { mut missing, refused } = RouteFiles::new(compiled.context).look(&mut compiled.diff);
+    let mut files = RouteFiles::new(compiled.context);
+    let contents = files.contents();
+    let Look { mut missing, refused } = files.look(contents, &mut compiled.diff);
     missing.extend(refused.iter().map(ToString::to_string));
     if missing.is_empty() { Ok(()) } else { Err(Failure(missing)) }
 }

@@ -95,3 +95,22 @@ fn a_websocket_has_until_the_deadline() {
     assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(4), "{took:?}");
     assert!(exchange(&mut socket, "gone").is_err());
 }
+
+/// SIGTERM was heard once the first configuration had been read, however long that took.
+#[test]
+fn sigterm_is_heard_while_the_first_configuration_is_read() {
+    let directory = Directory::new();
+    let clusters: String = (0..200_000).map(|nth| format!("  - name: c{nth}\n")).collect();
+    // Read to its end, it is refused.
+    let bootstrap = format!("static_resources:\n  clusters:\n{clusters}  - no_such_field: 1\n");
+    let file = directory.write("envoy.yaml", &bootstrap);
+    let mut process = Process::start(&["-c", &file, "--use-dynamic-base-id"]);
+    let status = format!("/proc/{}/status", process.0.id());
+    let catches = |line: &str| {
+        let mask = line.strip_prefix("SigCgt:")?;
+        u64::from_str_radix(mask.trim(), 16).ok().filter(|mask| mask & (1 << 14) != 0)
+    };
+    process.until("SIGTERM is caught", || std::fs::read_to_string(&status).ok()?.lines().find_map(catches));
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
