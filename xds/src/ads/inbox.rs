@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::kind::Kind;
 use super::update::{Content, Resource, Update};
 
-/// Bytes of resources that may wait; when there are more, nothing is read from the stream.
+/// Bytes that may wait, of resources, their names and versions, and nonces; when there are more, nothing is read from
+/// the stream.
 const ROOM: usize = 16 << 20;
 /// Responses of one type that may wait for their answers.
 const NONCES: usize = 256;
@@ -61,7 +62,11 @@ impl Inbox {
 
     /// The stream has ended: its responses are good still, but there is nobody to answer.
     pub(super) fn forget_responses(&mut self) {
-        self.kinds.values_mut().for_each(|merged| merged.responses.clear());
+        for merged in self.kinds.values_mut() {
+            let freed: usize = merged.responses.drain(..).map(|response| bytes_of(&response)).sum();
+            merged.bytes -= freed;
+            self.bytes -= freed;
+        }
     }
 }
 
@@ -69,7 +74,7 @@ impl Merged {
     fn put(&mut self, update: Update) {
         if update.whole {
             self.items.clear();
-            self.bytes = 0;
+            self.bytes = self.responses.iter().map(bytes_of).sum();
             self.whole = true;
         }
         let mut seen = BTreeSet::new();
@@ -88,23 +93,33 @@ impl Merged {
             }
         }
         update.removed.into_iter().for_each(|name| self.set(name, Item::Gone));
-        self.responses.push((update.nonce, update.version));
+        let response = (update.nonce, update.version);
+        self.bytes += bytes_of(&response);
+        self.responses.push(response);
     }
 
     fn set(&mut self, name: Arc<str>, item: Item) {
-        self.bytes += item.bytes();
+        let name_len = name.len();
+        self.bytes += name_len + item.bytes();
         let replaced = self.items.insert(name, item);
-        self.bytes -= replaced.map_or(0, |item| item.bytes());
+        self.bytes -= replaced.map_or(0, |item| name_len + item.bytes());
     }
 }
 
 impl Item {
     fn bytes(&self) -> usize {
-        match self {
-            Item::Is(Resource { content: Content::Value(value), .. }) => value.len() + ENTRY,
-            _ => ENTRY,
-        }
+        let Item::Is(Resource { content, version, .. }) = self else { return ENTRY };
+        let content = match content {
+            Content::Value(value) => value.len(),
+            Content::Fault(reason) => reason.len(),
+            Content::Heartbeat => 0,
+        };
+        ENTRY + version.len() + content
     }
+}
+
+fn bytes_of((nonce, version): &(String, String)) -> usize {
+    nonce.len() + version.len()
 }
 
 #[cfg(test)]
@@ -186,5 +201,29 @@ mod tests {
         assert_eq!(flood.by_ref().count(), NONCES - 1);
         inbox.forget_responses();
         assert!(inbox.has_room());
+    }
+
+    /// Nonces, versions and names are a control plane's to choose too: 256 responses held what it put into them.
+    #[test]
+    fn whatever_waits_counts() {
+        let long = "x".repeat(ROOM);
+        let versioned = Resource { version: long.clone(), ..resource("a", "") };
+        let updates = [
+            update(&long, vec![], &[]),
+            Update { version: long.clone(), ..update("n", vec![], &[]) },
+            update("n", vec![versioned], &[]),
+            update("n", vec![resource(&long, "")], &[]),
+            update("n", vec![], &[&long]),
+        ];
+        for update in updates {
+            let mut inbox = Inbox::default();
+            inbox.put(update.clone());
+            assert!(!inbox.has_room(), "{:?}", update.resources.first().map(|resource| resource.name.len()));
+            inbox.put(Update { whole: true, ..self::update("n", vec![], &[]) });
+            inbox.forget_responses();
+            assert!(inbox.has_room());
+            inbox.take();
+            assert_eq!(inbox.bytes, 0);
+        }
     }
 }

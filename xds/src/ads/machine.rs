@@ -296,6 +296,9 @@ impl<C: Compile> Machine<C> {
             }
         }
         let error = (!faults.is_empty()).then(|| faults.join("; "));
+        if let Some(error) = &error {
+            tracing::warn!("refused of the control plane's resources, the last good ones stay: {error}");
+        }
         self.stats.answered(kind, error.is_some());
         let last = responses.pop();
         let earlier = responses.into_iter().map(|response| (response, None));

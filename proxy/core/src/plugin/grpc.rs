@@ -5,6 +5,7 @@ use super::{Callout, CalloutError, CalloutRequest, CalloutStream};
 use crate::cluster::ClusterCell;
 use crate::headers::{Headers, Known};
 use bytes::{BufMut, Bytes, BytesMut};
+use percent_encoding::percent_decode;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -143,6 +144,14 @@ impl Call {
             if self.stream.status() != 200 {
                 return Poll::Ready(Err(of_http(self.stream.status())));
             }
+            let kind = self.stream.headers().get(Known::CONTENT_TYPE).unwrap_or_default();
+            if !kind.starts_with(b"application/grpc") {
+                let kind = String::from_utf8_lossy(kind);
+                return Poll::Ready(Err(Status::new(
+                    2,
+                    format!("an answer of type \"{kind}\", which is not gRPC"),
+                )));
+            }
         }
         loop {
             if let Some(message) = self.message()? {
@@ -182,7 +191,10 @@ impl Call {
         let code = from.get_str(Known::GRPC_STATUS).and_then(|code| code.parse().ok());
         match code {
             Some(0) => Ok(()),
-            Some(code) => Err(Status::new(code, from.get_str(Known::GRPC_MESSAGE).unwrap_or_default())),
+            Some(code) => {
+                let message = percent_decode(from.get(Known::GRPC_MESSAGE).unwrap_or_default());
+                Err(Status::new(code, message.decode_utf8_lossy()))
+            }
             None => Err(Status::new(2, "the call ended without a status")),
         }
     }

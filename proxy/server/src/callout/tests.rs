@@ -283,8 +283,9 @@ async fn grpc_service() -> Address {
 async fn echo(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
     assert_eq!(request.headers()["te"], "trailers");
     assert_eq!(request.headers()["content-type"], "application/grpc");
+    let kind = if request.uri().path() == "/page" { "text/html" } else { "application/grpc" };
     let mut body = request.into_body();
-    let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let response = http::Response::builder().header("content-type", kind).body(()).unwrap();
     let mut out = respond.send_response(response, false).unwrap();
     let mut refused = false;
     while let Some(Ok(piece)) = body.data().await {
@@ -296,7 +297,7 @@ async fn echo(request: http::Request<h2::RecvStream>, mut respond: h2::server::S
     }
     let mut trailers = http::HeaderMap::new();
     trailers.insert("grpc-status", if refused { "7" } else { "0" }.parse().unwrap());
-    trailers.insert("grpc-message", "as asked".parse().unwrap());
+    trailers.insert("grpc-message", "as%20%C3%A4sked".parse().unwrap());
     out.send_trailers(trailers).unwrap();
 }
 
@@ -314,9 +315,12 @@ async fn grpc_calls_are_unary_or_streams_and_end_with_their_status() {
     let answer = client.unary("/a.B/C", Headers::new(), b"hello").await.unwrap();
     assert_eq!(answer, "hello");
     let refused = client.unary("/a.B/C", Headers::new(), b"!no").await.unwrap_err();
-    assert_eq!((refused.code, refused.message.as_str()), (7, "as asked"));
+    assert_eq!((refused.code, refused.message.as_str()), (7, "as \u{e4}sked"));
     let long = client.unary("/a.B/C", Headers::new(), &[b'x'; 1001]).await.unwrap_err();
     assert_eq!(long.code, 8);
+    // Its bytes were taken for a message.
+    let page = client.unary("/page", Headers::new(), b"<html>").await.unwrap_err();
+    assert_eq!((page.code, page.message.as_str()), (2, "an answer of type \"text/html\", which is not gRPC"));
 
     let mut call = client.call("/a.B/Stream", Headers::new()).await.unwrap();
     for word in ["one", "two", "three"] {
