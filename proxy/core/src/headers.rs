@@ -8,7 +8,9 @@
 //! Bytes that no field needs any more are counted and squeezed out before the arena grows: it is never larger
 //! than twice what its fields hold (plus [`FIRST`] bytes), whatever is done to them and how often.
 
+mod field;
 pub mod fuzz;
+mod join;
 mod known;
 mod name;
 mod rules;
@@ -16,14 +18,15 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+pub use field::Line;
 pub use known::{Known, KnownSet};
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
 pub use rules::{HeaderFault, HeaderRules, Underscores};
 pub use scan::{control, has_blank, is_clean};
 
 use bytes::Bytes;
+use field::{AROUND, COLON, END, Field, SOUND, UPPER, flags};
 use std::fmt;
-use std::ops::Range;
 
 /// Bytes that a block allocates with its first field.
 pub const FIRST: usize = 512;
@@ -32,89 +35,6 @@ pub const FIRST: usize = 512;
 pub const KEPT_BYTES: usize = 8 * 1024;
 /// Fields that a cleared block keeps room for.
 pub const KEPT_FIELDS: usize = 256;
-
-/// What stands between a name and its value.
-const COLON: &[u8] = b": ";
-/// What ends a line.
-const END: &[u8] = b"\r\n";
-/// Bytes of a line that are neither name nor value.
-const AROUND: usize = COLON.len() + END.len();
-
-/// One field: where its line lies in the arena.
-#[derive(Clone, Copy)]
-struct Field {
-    at: u32,
-    value_len: u32,
-    name_len: u16,
-    /// 0 for a name that is not well known.
-    known: u8,
-    flags: u8,
-}
-
-/// Nothing in the line could be read as its end or as the end of its name.
-const SOUND: u8 = 1;
-/// The name has an upper case letter.
-const UPPER: u8 = 2;
-
-/// What is to be known of a line.
-#[inline]
-fn flags(sound: bool, upper: bool) -> u8 {
-    (if sound { SOUND } else { 0 }) | (if upper { UPPER } else { 0 })
-}
-
-/// A field as a line of HTTP/1.
-#[derive(Clone, Debug)]
-pub struct Line<'a> {
-    /// The id of a well-known name.
-    pub known: Option<Known>,
-    /// The value.
-    pub value: &'a [u8],
-    /// Bytes of the name, which begins the line.
-    pub name_len: usize,
-    /// Where it lies among [`Headers::wire`], from its name to its line end.
-    pub at: Range<usize>,
-    /// Whether the name has an upper case letter.
-    pub upper: bool,
-    /// Whether the name is a token and the value has no CR, LF or NUL: another line must not be written.
-    pub sound: bool,
-}
-
-impl Field {
-    #[inline]
-    fn name<'a>(&self, buf: &'a [u8]) -> &'a [u8] {
-        &buf[self.at as usize..self.at as usize + self.name_len as usize]
-    }
-    /// Where its value begins.
-    #[inline]
-    fn value_at(&self) -> usize {
-        self.at as usize + self.name_len as usize + COLON.len()
-    }
-    #[inline]
-    fn value<'a>(&self, buf: &'a [u8]) -> &'a [u8] {
-        &buf[self.value_at()..self.value_at() + self.value_len as usize]
-    }
-    /// Where its line lies.
-    #[inline]
-    fn place(&self) -> Range<usize> {
-        self.at as usize..self.at as usize + self.len()
-    }
-    #[inline]
-    fn is(&self, key: impl Key, buf: &[u8]) -> bool {
-        match key.known() {
-            Some(known) => self.known == known.0,
-            None => self.known == 0 && self.name(buf).eq_ignore_ascii_case(key.name()),
-        }
-    }
-    /// Bytes of the arena that are its own.
-    #[inline]
-    fn len(&self) -> usize {
-        self.name_len as usize + self.value_len as usize + AROUND
-    }
-    #[inline]
-    fn known(&self) -> Option<Known> {
-        (self.known != 0).then_some(Known(self.known))
-    }
-}
 
 /// The header fields of one message, in order. Names compare without regard to case.
 #[derive(Clone, Default)]
@@ -436,97 +356,6 @@ impl Headers {
         if !self.contains(key) {
             self.append(key, value);
         }
-    }
-
-    /// Adds `value` to the first value of `key` with `separator` between, or adds the field. As in Envoy
-    /// (`HeaderMapImpl::appendToHeader`) nothing is added to an empty value but the other, and no empty one.
-    ///
-    /// The last value of the arena grows in place, any other is copied: for the lines of a peer, which may be
-    /// many, there is [`Headers::join_repeated`].
-    pub fn join(&mut self, key: impl Key, separator: &[u8], value: &[u8]) {
-        let Some(at) = self.position(key) else {
-            return self.append(key, value);
-        };
-        let old = self.fields[at].value_len as usize;
-        if old == 0 {
-            return self.write_value(at, value);
-        }
-        if value.is_empty() {
-            return;
-        }
-        let added = separator.len() + value.len();
-        self.reserve(added);
-        if self.fields[at].place().end == self.buf.len() {
-            self.buf.truncate(self.buf.len() - END.len());
-        } else {
-            let moved = self.fields[at].value(&self.buf).to_vec();
-            self.move_line(at, old + added);
-            put(&mut self.buf, &moved);
-        }
-        put(&mut self.buf, separator);
-        put(&mut self.buf, value);
-        put(&mut self.buf, END);
-        let field = &mut self.fields[at];
-        field.value_len = (old + added) as u32;
-        if !is_clean(separator) || !is_clean(value) {
-            field.flags &= !SOUND;
-        }
-    }
-
-    /// Joins the lines of every repeated well-known name into the first one, where `inline` says so: with
-    /// commas, cookies with semicolons. Empty lines count for nothing. Each value is copied once, however many
-    /// lines there are.
-    pub fn join_repeated(&mut self, inline: impl Fn(Known) -> bool) {
-        if !self.repeated {
-            return;
-        }
-        let (mut seen, mut repeated) = (KnownSet::EMPTY, KnownSet::EMPTY);
-        for field in &self.fields {
-            if field.known != 0 && !seen.add(field.known) && inline(Known(field.known)) {
-                repeated.add(field.known);
-            }
-        }
-        if !repeated.is_empty() {
-            self.join_all(&repeated);
-        }
-    }
-
-    /// Writes the whole block anew, so that what was joined leaves nothing behind.
-    #[cold]
-    fn join_all(&mut self, names: &KnownSet) {
-        let Headers { buf, fields, dead, .. } = self;
-        let mut lines: Vec<Field> = fields.iter().filter(|f| names.has(f.known)).copied().collect();
-        lines.sort_by_key(|f| f.known);
-        let mut fresh = Vec::with_capacity(buf.len() - *dead as usize + 2 * lines.len());
-        let mut done = KnownSet::EMPTY;
-        fields.retain_mut(|f| {
-            let place = f.place();
-            let at = fresh.len();
-            if !names.has(f.known) {
-                put(&mut fresh, &buf[place]);
-            } else if done.add(f.known) {
-                put(&mut fresh, &buf[place.start..f.value_at()]);
-                let value = fresh.len();
-                let from = lines.partition_point(|line| line.known < f.known);
-                let of_name = lines.iter().skip(from).take_while(|line| line.known == f.known);
-                let separator: &[u8] = if f.known == Known::COOKIE.0 { b"; " } else { b"," };
-                for line in of_name.filter(|line| line.value_len > 0) {
-                    if fresh.len() > value {
-                        put(&mut fresh, separator);
-                    }
-                    put(&mut fresh, line.value(buf));
-                    f.flags &= line.flags | !SOUND;
-                }
-                f.value_len = (fresh.len() - value) as u32;
-                put(&mut fresh, END);
-            } else {
-                return false;
-            }
-            f.at = at as u32;
-            true
-        });
-        *buf = fresh;
-        *dead = 0;
     }
 
     /// Removes every field of that name; tells whether there was one.

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod faults;
 mod properties;
 
 use std::time::Duration;
@@ -150,51 +151,6 @@ fn global_rules_reach_every_route_and_requests_without_one() {
     assert!(Arc::ptr_eq(&chain("a"), source.global_chain().unwrap()));
 }
 
-/// The whole file was refused for one item.
-#[test]
-fn a_wrong_item_keeps_its_last_good_value_and_the_others_change() {
-    let mut source = testing::source("");
-    update(&mut source, BASE);
-    let kept = source.route("a").unwrap().clone();
-    let bad = BASE.replace("uri: /a,", "uri: 5,").replace("'127.0.0.1:82': 1", "'127.0.0.1:83': 1");
-    let taken = source.update(resources(&bad)).unwrap();
-    assert_eq!(touched(&taken.diff), ["+services/s"]);
-    assert_eq!(taken.refused.len(), 1, "{:?}", taken.refused);
-    assert!(
-        taken.refused[0].to_string().starts_with("apisix.yaml:2:13: route \"a\": uri: "),
-        "{:?}",
-        taken.refused
-    );
-    assert!(Arc::ptr_eq(&kept, source.route("a").unwrap()));
-    // It is told once, and forgotten when it is mended.
-    let again = source.update(resources(&bad)).unwrap();
-    assert!(again.diff.is_empty() && again.refused.is_empty());
-    assert_eq!(touched(&update(&mut source, &bad.replace("uri: 5,", "uri: /e,"))), ["+table apisix"]);
-    assert_eq!(&*source.route("a").unwrap().ids.uris[0], "/e");
-}
-
-#[test]
-fn at_start_a_wrong_item_is_left_out_with_what_needs_it() {
-    let mut source = testing::source("");
-    let text = BASE.replace("name: shop", "nam: shop").replace("uri: /a,", "uri: /a, uid: 1,");
-    let update = source.update(resources(&text)).unwrap();
-    let refused: Vec<_> = update.refused.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        refused,
-        [
-            "apisix.yaml:2:22: route \"a\": uid: additional properties forbidden, found uid",
-            "apisix.yaml:3:24: route \"b\": service_id: there is no service \"s\"",
-            "apisix.yaml:4:22: route \"c\": service_id: there is no service \"s\"",
-            "apisix.yaml:6:13: service \"s\": nam: additional properties forbidden, found nam",
-        ]
-    );
-    assert!(source.route("b").is_none() && touched(&update.diff).contains(&"+upstreams/1".to_owned()));
-    // Once the service is right, what waited for it comes with it.
-    let diff = update_rest(&mut source, &text.replace("nam: shop", "name: shop"), 0);
-    assert!(touched(&diff).contains(&"+routes/b".to_owned()));
-    assert!(source.route("b").is_some() && source.route("c").is_some() && source.route("a").is_none());
-}
-
 /// The change of a text with so many new faults.
 fn update_rest(source: &mut TextSource, text: &str, faults: usize) -> Diff {
     let update = source.update(resources(text)).unwrap();
@@ -234,42 +190,6 @@ fn a_file_that_holds_nothing_changes_nothing() {
 }
 
 #[test]
-fn faults_name_file_place_resource_field_and_reason() {
-    assert_eq!(
-        faults("routes:\n  - id: a\n    uri: 5\n    plugins: {}\n"),
-        [
-            "apisix.yaml:3:5: route \"a\": uri: property \"uri\" validation failed: wrong type: expected string, got number"
-        ]
-    );
-    assert_eq!(
-        faults("routes:\n  - uri: /\n    plugins: {}\n    uid: 1\n"),
-        ["apisix.yaml:4:5: route \"arr_1\": uid: additional properties forbidden, found uid"]
-    );
-    assert_eq!(
-        faults("routes:\n  - uri: /\n    plugins: {}\n    host: a\n    hosts: [a]\n"),
-        ["apisix.yaml:5:5: route \"arr_1\": hosts: only one of host or hosts is allowed"]
-    );
-    assert_eq!(
-        faults("upstreams:\n  - id: u\n    nodes:\n      - host: a\n        weight: 1\n        port: 0\n")
-            .len(),
-        1
-    );
-    assert_eq!(
-        faults("routes:\n  - uri: /a\n    plugins:\n      marker: {text: 1}\n      none: {}\n"),
-        [
-            "apisix.yaml:4:16: route \"arr_1\": plugins.marker.text: failed to check the configuration of plugin marker \
-         err: property \"text\" validation failed: wrong type: expected string, got number",
-            "apisix.yaml:5:7: route \"arr_1\": plugins.none: unknown plugin [none]",
-        ]
-    );
-    assert_eq!(faults("routes:\n  - uri: /a\n    plugins: {}\n    vars: [[a, '<>', 1]]\n").len(), 1);
-    assert_eq!(
-        faults("routes:\n  - uri: /a\n    plugins: {}\n    filter_func: 'function(vars) return true end'\n"),
-        ["apisix.yaml:4:5: route \"arr_1\": filter_func: not supported: Lua is not run"]
-    );
-}
-
-#[test]
 fn of_duplicate_ids_the_last_one_counts() {
     let mut source = testing::source("");
     let text = "routes:\n  - {id: a, uri: /, plugins: {}}\n  - {id: 'a', uri: /b, plugins: {}}\n";
@@ -284,34 +204,6 @@ fn of_duplicate_ids_the_last_one_counts() {
     // A number and its text are one id, and kinds are told apart.
     let text = "upstreams:\n  - {id: 1, nodes: {}}\n  - {id: '1', nodes: {}}\nservices:\n  - {id: 1}\n";
     assert_eq!(testing::source("").update(resources(text)).unwrap().warnings.len(), 1);
-}
-
-#[test]
-fn missing_references_are_refused() {
-    assert_eq!(
-        faults(
-            "routes:\n  - id: a\n    uri: /\n    service_id: s\n    upstream_id: 7\n    plugin_config_id: p\n\
-             upstreams:\n  - id: 1\n    scheme: https\n    nodes: {}\n    tls: {client_cert_id: c}\n"
-        ),
-        [
-            "apisix.yaml:4:5: route \"a\": service_id: there is no service \"s\"",
-            "apisix.yaml:5:5: route \"a\": upstream_id: there is no upstream \"7\"",
-            "apisix.yaml:6:5: route \"a\": plugin_config_id: there is no plugin config \"p\"",
-            "apisix.yaml:11:11: upstream \"1\": client_cert_id: there is no ssl \"c\"",
-        ]
-    );
-    // The place is right, too, for an item that was read before and has moved.
-    let mut source = testing::source("");
-    update(
-        &mut source,
-        "routes:\n  - id: a\n    uri: /\n    upstream_id: 7\nupstreams:\n  - {id: 7, nodes: {}}\n",
-    );
-    let moved = "# one\n# two\nroutes:\n  - id: a\n    uri: /\n    upstream_id: 7\n";
-    let errors = source.change(resources(moved)).map(|_| ()).unwrap_err();
-    assert_eq!(
-        errors[0].to_string(),
-        "apisix.yaml:6:5: route \"a\": upstream_id: there is no upstream \"7\""
-    );
 }
 
 /// Habits of real files, all of which APISIX takes.
@@ -367,22 +259,6 @@ fn members_of_a_group_agree_among_themselves() {
     let mut fresh = testing::source("");
     assert_eq!(fresh.update(resources(&text([1, 2, 1]))).unwrap().refused.len(), 1);
     assert_eq!(uris(&fresh), [Some("/a1".to_owned()), None, Some("/c1".to_owned())]);
-}
-
-#[test]
-fn kinds_without_a_user_are_refused_by_name() {
-    for (kind, item) in [
-        ("consumers", "{username: jack}"),
-        ("consumer_groups", "{id: g, plugins: {}}"),
-        ("stream_routes", "{id: 1}"),
-        ("protos", "{id: 1, content: 'x'}"),
-        ("secrets", "{id: vault/1}"),
-        ("plugin_metadata", "{id: prometheus}"),
-    ] {
-        let faults = faults(&format!("{kind}:\n  - {item}\n"));
-        assert_eq!(faults.len(), 1);
-        assert!(faults[0].contains(&format!("{kind} are not supported")), "{faults:?}");
-    }
 }
 
 #[test]
@@ -504,27 +380,4 @@ fn one_changed_route_of_5000_is_cheap() {
     assert_eq!(touched(&diff), ["+table apisix"]);
     assert!(Arc::ptr_eq(&kept, source.route("r2999").unwrap()));
     assert!(one < all, "{one:?} {all:?}");
-}
-
-/// What a plugin says of its configuration stood at the first line of the resource.
-#[test]
-fn a_plugin_that_can_not_be_built_is_told_where_it_stands() {
-    let mut source = testing::source("");
-    let text = "routes:\n  - id: a\n    uri: /a\n    plugins:\n      other: {}\n      marker:\n        text: unbuildable\n\
-                \x20   upstream: {nodes: {'127.0.0.1:80': 1}}\n#END\n";
-    let refused = source.update(resources(text)).unwrap().refused;
-    let refused: Vec<_> = refused.iter().map(ToString::to_string).collect();
-    assert_eq!(refused.len(), 1, "{refused:?}");
-    assert!(refused[0].starts_with("apisix.yaml:7:9: route \"a\": plugins.marker.text: "), "{refused:?}");
-}
-
-/// It was a `-` in each line.
-#[test]
-fn an_unknown_variable_of_the_access_log_is_an_error_of_its_key() {
-    let mut source = testing::source("nginx_config:\n  http:\n    access_log_format: '$remote_addr $foo'\n");
-    let errors = source.update(resources("routes: []\n#END\n")).unwrap_err();
-    assert_eq!(
-        errors[0].to_string(),
-        "config.yaml:4:5: nginx_config.http.access_log_format: unknown variable \"$foo\""
-    );
 }

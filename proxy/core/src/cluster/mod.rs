@@ -7,6 +7,7 @@
 mod balancer;
 mod breaker;
 mod cells;
+mod config;
 mod discovery;
 mod endpoint;
 mod grpc_stats;
@@ -15,6 +16,7 @@ mod host;
 mod in_flight;
 mod members;
 mod outlier;
+mod protocol;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,7 @@ pub(crate) use balancer::BuildBalancer;
 pub use balancer::{BalanceConfig, Balancer, Choice, Policy};
 pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
+pub use config::{ClusterConfig, ClusterPolicy};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
 pub use endpoint::{Address, EdsHealth, EndpointCheck, HostConfig, Locality};
 pub use health_check::{
@@ -33,20 +36,15 @@ pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
 pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierStats, Outliers, SuccessRate};
+pub use protocol::{HeaderCase, Http1Options, Http2Options, TcpKeepalive, UpstreamProtocol};
 pub use stats::ClusterStats;
 pub use tried::TriedHost;
 
-use crate::headers::HeaderRules;
-use crate::message::Scheme;
-use crate::metadata::Metadata;
-use crate::retry::RetryPolicy;
-use crate::tls::ClientTls;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::any::Any;
-use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A cluster in use: configuration, endpoints, balancer, and what all workers share of its state.
 pub struct Cluster {
@@ -102,263 +100,6 @@ enum Visibility {
     Hidden,
     /// What its name stands for.
     InForce,
-}
-
-/// Protocol towards the endpoints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum UpstreamProtocol {
-    /// HTTP/1.1.
-    #[default]
-    Http1,
-    /// HTTP/2 (with prior knowledge over plain text).
-    Http2,
-    /// What ALPN agrees on (`auto_config`).
-    Auto,
-    /// What the client spoke (`use_downstream_protocol_config`).
-    Downstream,
-}
-
-/// A cluster as configured (Envoy's Cluster; APISIX's upstream).
-#[derive(Debug, Clone)]
-pub struct ClusterConfig {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Name in statistics: `alt_stat_name`, else the name (`%UPSTREAM_CLUSTER%`).
-    pub observability_name: Arc<str>,
-    /// TLS towards the endpoints; `None` is plain text.
-    pub tls: Option<Arc<ClientTls>>,
-    /// Metadata by namespace (`%CLUSTER_METADATA%`).
-    pub metadata: Metadata,
-    /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
-    pub drop_overload: u32,
-    /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
-    pub policy: Arc<ClusterPolicy>,
-}
-
-/// How connections and requests to a cluster are made, whichever cluster it is.
-#[derive(Debug, Clone)]
-pub struct ClusterPolicy {
-    /// How endpoints are found.
-    pub discovery: Discovery,
-    /// Bounds connecting and the TLS handshake, 5 s by default (APISIX 60 s).
-    pub connect_timeout: Duration,
-    /// Version spoken.
-    pub protocol: UpstreamProtocol,
-    /// HTTP/1 towards the endpoints.
-    pub http1: Http1Options,
-    /// HTTP/2 towards the endpoints.
-    pub http2: Http2Options,
-    /// What is let pass of responses' fields, over every version of HTTP.
-    pub header_rules: HeaderRules,
-    /// `https` with TLS: APISIX's `scheme`, and the `:scheme` sent over HTTP/2.
-    pub scheme: Scheme,
-    /// Connections without a request are closed after so long; 1 h by default (APISIX 60 s). `None` is never.
-    pub idle_timeout: Option<Duration>,
-    /// Connections are closed this long after they were opened. `None` is never.
-    pub max_connection_duration: Option<Duration>,
-    /// Bounds an upstream stream (`max_stream_duration`, 504 UMSDR).
-    pub max_stream_duration: Option<Duration>,
-    /// Requests on one connection before it is closed (`max_requests_per_connection`, APISIX's
-    /// `keepalive_pool.requests`). `None` is unlimited.
-    pub max_requests_per_connection: Option<u32>,
-    /// Idle connections kept for each endpoint by each worker (APISIX's `keepalive_pool.size`).
-    pub max_idle: usize,
-    /// Limits of ordinary requests.
-    pub breaker: BreakerLimits,
-    /// Limits of requests with priority HIGH.
-    pub high_breaker: BreakerLimits,
-    /// Retry policy that replaces those of route and virtual host.
-    pub retry: Option<Arc<RetryPolicy>>,
-    /// Bytes buffered for an upstream connection, 1 MiB by default.
-    pub buffer_limit: usize,
-    /// How endpoints are asked whether they are well; until they were, they get no traffic.
-    pub health_check: Option<Arc<HealthCheck>>,
-    /// Which endpoints are outliers, and leave for a while.
-    pub outlier_detection: Option<Arc<OutlierDetection>>,
-    /// How endpoints are chosen.
-    pub balance: BalanceConfig,
-    /// Local address to connect from.
-    pub source_address: Option<std::net::SocketAddr>,
-    /// TCP keep-alive of upstream connections: idle time, interval, probes.
-    pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Whether its statistics are counted: those of APISIX's upstreams no surface shows.
-    pub statistics: bool,
-    /// Whether the cluster came by an API rather than the static configuration (`added_via_api`).
-    pub added_via_api: bool,
-}
-
-impl ClusterConfig {
-    /// A static cluster with Envoy's defaults.
-    pub fn named(name: &str) -> ClusterConfig {
-        let name: Arc<str> = name.into();
-        ClusterConfig {
-            observability_name: name.clone(),
-            name,
-            tls: None,
-            metadata: Metadata::default(),
-            drop_overload: 0,
-            policy: Arc::default(),
-        }
-    }
-
-    /// Whether both find their endpoints by being asked for them, and in the same way.
-    fn finds_the_same(&self, other: &ClusterConfig) -> bool {
-        matches!(self.discovery, Discovery::OriginalDst(_))
-            && self.discovery == other.discovery
-            && self.balance.policy == other.balance.policy
-    }
-}
-
-impl Deref for ClusterConfig {
-    type Target = ClusterPolicy;
-
-    #[inline]
-    fn deref(&self) -> &ClusterPolicy {
-        &self.policy
-    }
-}
-
-/// Makes the policy its own first, if it was shared.
-impl DerefMut for ClusterConfig {
-    fn deref_mut(&mut self) -> &mut ClusterPolicy {
-        Arc::make_mut(&mut self.policy)
-    }
-}
-
-/// Envoy's defaults for static endpoints.
-impl Default for ClusterPolicy {
-    fn default() -> ClusterPolicy {
-        ClusterPolicy {
-            discovery: Discovery::Static,
-            connect_timeout: Duration::from_secs(5),
-            protocol: UpstreamProtocol::Http1,
-            http1: Http1Options::default(),
-            http2: Http2Options::default(),
-            header_rules: HeaderRules::ENVOY,
-            scheme: Scheme::Http,
-            idle_timeout: Some(Duration::from_secs(3600)),
-            max_connection_duration: None,
-            max_stream_duration: None,
-            max_requests_per_connection: None,
-            max_idle: usize::MAX,
-            breaker: BreakerLimits::default(),
-            high_breaker: BreakerLimits::default(),
-            retry: None,
-            buffer_limit: 1 << 20,
-            health_check: None,
-            outlier_detection: None,
-            balance: BalanceConfig::default(),
-            source_address: None,
-            tcp_keepalive: None,
-            statistics: true,
-            added_via_api: false,
-        }
-    }
-}
-
-/// TCP keep-alive probes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TcpKeepalive {
-    /// Silence before the first probe.
-    pub time: Option<Duration>,
-    /// Time between probes.
-    pub interval: Option<Duration>,
-    /// Unanswered probes before the connection is dead.
-    pub probes: Option<u32>,
-}
-
-/// HTTP/1 towards an endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Http1Options {
-    /// Passes trailers.
-    pub enable_trailers: bool,
-    /// How names are spelled.
-    pub header_case: HeaderCase,
-    /// Passes on the reason phrases of responses. APISIX always does.
-    pub forward_reason: bool,
-    /// Bytes of a response head, 80 KiB by default.
-    pub max_head_bytes: usize,
-    /// Accepts a response with Content-Length and chunked, and drops the length.
-    pub allow_chunked_length: bool,
-}
-
-impl Default for Http1Options {
-    fn default() -> Http1Options {
-        Http1Options {
-            enable_trailers: false,
-            header_case: HeaderCase::Lower,
-            forward_reason: false,
-            max_head_bytes: 80 << 10,
-            allow_chunked_length: false,
-        }
-    }
-}
-
-/// How header names are spelled on HTTP/1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HeaderCase {
-    /// `content-length`
-    #[default]
-    Lower,
-    /// `Content-Length`
-    ProperCase,
-    /// As the other side spelled it.
-    Preserve,
-}
-
-/// HTTP/2 on either side.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Http2Options {
-    /// Streams at once; 1024 upstream and downstream by default here (Envoy 1.40).
-    pub max_concurrent_streams: u32,
-    /// Initial window of a stream, bytes; 256 KiB by default.
-    pub stream_window: u32,
-    /// Initial window of a connection, bytes. `None`: a client's connection gets 4 MiB; an upstream's is never what
-    /// holds a stream back, so that slow readers starve nobody.
-    pub connection_window: Option<u32>,
-    /// Largest header list, bytes.
-    pub max_header_list: u32,
-    /// Resets (both ways) of streams without a response before the connection is closed.
-    pub max_resets: u32,
-    /// Frames that move nothing (PING, SETTINGS, PRIORITY, empty DATA, WINDOW_UPDATE without data, unknown ones) a
-    /// second before it is closed.
-    pub max_control_frames: u32,
-    /// Extended CONNECT (RFC 8441).
-    pub allow_connect: bool,
-    /// Invalid messages reset their stream instead of closing the connection
-    /// (`override_stream_error_on_invalid_http_message`).
-    pub stream_error_on_invalid: bool,
-}
-
-impl Http2Options {
-    /// Largest window that the protocol knows (RFC 9113 section 6.9.1).
-    const MAX_WINDOW: u32 = (1 << 31) - 1;
-
-    /// Window of a client's connection, bytes.
-    pub fn downstream_window(&self) -> u32 {
-        self.connection_window.unwrap_or(4 << 20)
-    }
-
-    /// Window of an upstream's connection, bytes: room for the windows of all its streams.
-    pub fn upstream_window(&self) -> u32 {
-        let all = self.stream_window.saturating_mul(self.max_concurrent_streams).min(Self::MAX_WINDOW);
-        self.connection_window.unwrap_or(all)
-    }
-}
-
-impl Default for Http2Options {
-    fn default() -> Http2Options {
-        Http2Options {
-            max_concurrent_streams: 1024,
-            stream_window: 256 << 10,
-            connection_window: None,
-            max_header_list: 60 << 10,
-            max_resets: 200,
-            max_control_frames: 10_000,
-            allow_connect: false,
-            stream_error_on_invalid: false,
-        }
-    }
 }
 
 impl Cluster {

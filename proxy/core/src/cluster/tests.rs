@@ -5,6 +5,7 @@ use super::*;
 use crate::cluster::{BalanceConfig, Choice, Policy};
 use crate::metrics::{Registry, Sample};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 fn endpoint(port: u16, weight: u32) -> HostConfig {
     HostConfig { weight, ..HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into())) }
