@@ -279,7 +279,7 @@ fn a_disk_that_hangs_is_an_error_and_is_asked_once() {
     let refused = names.filter(|file| file.ask(&file.checking, LogFile::check).is_err()).count();
     assert_eq!(refused, 2);
     drop(stalls);
-    assert_eq!(late.open(), Ok(()), "once it is there");
+    wait_until("it is there", || late.open().is_ok());
     wait_until("nothing owed", || files.0.owed.load(Relaxed) == 0);
     drop((late, logs, other));
     wait_until("all closed", || files.all().is_empty());
