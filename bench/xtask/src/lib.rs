@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod deny;
 pub mod fuzz;
 pub mod h2spec;
+pub mod image;
 pub mod layout;
 pub mod lint;
 pub mod process;

@@ -29,6 +29,8 @@ pub const OPENSSL: Tool =
     Tool { program: "openssl", package: "openssl", what_for: "certificates for the tests" };
 pub const VALGRIND: Tool =
     Tool { program: "valgrind", package: "valgrind", what_for: "counting instructions" };
+pub const BUILDAH: Tool = Tool { program: "buildah", package: "buildah", what_for: "building images" };
+pub const STRIP: Tool = Tool { program: "strip", package: "binutils", what_for: "small binaries in images" };
 pub const TASKSET: Tool = Tool { program: "taskset", package: "util-linux", what_for: "pinning to a core" };
 
 /// Sees that all of these programs are here: installs them when that is possible, else says what is missing.
