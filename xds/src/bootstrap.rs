@@ -1,6 +1,7 @@
 //! Envoy's bootstrap: static resources, runtime, administration.
 
 mod ads;
+mod overload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,14 +22,15 @@ use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpeci
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
     Admin as ProtoAdmin, Bootstrap, LayeredRuntime, RuntimeLayer,
 };
-use sixfold_xds_api::pb::envoy::config::core::v3::Node as ProtoNode;
+use sixfold_xds_api::pb::envoy::config::core::v3::{Node as ProtoNode, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
-use sixfold_xds_api::{constraints, load_bootstrap};
+use sixfold_xds_api::{any, constraints, load_bootstrap};
 
 pub use self::ads::Ads;
 use crate::ads::{Asks, Kind};
 use crate::context::{Context, Node};
 use crate::rds::FilterLists;
+use crate::skipped::{self, is_skipped};
 use crate::{access_log, cluster, listener, stats};
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{destructure, refuse};
@@ -356,6 +358,12 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             stats_flush_interval: _,
             layered_runtime: _,
             admin: _,
+            overload_manager,
+            bootstrap_extensions,
+            // A handle is made when it is first counted, whatever this says.
+            deferred_stat_options: _,
+            // Lines of the process's own log have the form that the command line gives them.
+            application_log_config: _,
             use_tcp_for_dns_lookups: _,
             dns_resolution_config: _,
             typed_dns_resolver_config: _
@@ -365,15 +373,12 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             hds_config,
             flags_path,
             stats_sinks,
-            deferred_stat_options,
             watchdog,
             watchdogs,
             tracing,
-            overload_manager,
             enable_dispatcher_stats,
             header_prefix,
             stats_server_version_override,
-            bootstrap_extensions,
             fatal_actions,
             config_sources,
             default_config_source,
@@ -385,7 +390,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             xds_delegate_extension,
             xds_config_tracker_extension,
             listener_manager,
-            application_log_config,
             grpc_async_client_manager_config,
             memory_allocator_manager,
             enable_worker_cpu_affinity,
@@ -393,7 +397,20 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             stats_eviction,
         } = value
     );
+    overload_manager.as_ref().map_or(Ok(()), overload::check).in_key("overload_manager")?;
+    for (index, extension) in bootstrap_extensions.iter().enumerate() {
+        known_extension(extension).in_index(index).in_key("bootstrap_extensions")?;
+    }
     Ok(())
+}
+
+fn known_extension(value: &TypedExtensionConfig) -> Result<()> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let config = typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is missing"))?;
+    match any::type_name(config).in_key("typed_config")?.as_str() {
+        kind if is_skipped(skipped::Place::Bootstrap, name, kind) => Ok(()),
+        kind => Err(refuse::extension("bootstrap extension", name, kind)),
+    }
 }
 
 /// Looks a path up in the document: messages have no places. The deepest part of it that is there counts. Keys of maps

@@ -12,6 +12,8 @@ pub(crate) enum Place {
     Network,
     /// `filters` of a cluster.
     Cluster,
+    /// `bootstrap_extensions`.
+    Bootstrap,
 }
 
 impl Place {
@@ -20,6 +22,7 @@ impl Place {
             Place::Http => "HTTP filter",
             Place::Network => "network filter",
             Place::Cluster => "filter of clusters",
+            Place::Bootstrap => "bootstrap extension",
         }
     }
 }
@@ -43,7 +46,7 @@ impl Skipped {
 const PEER_METADATA: &str = "what the peers of a mesh tell of themselves is neither sent nor known";
 const METRICS: &str = "Istio's own metrics are not counted";
 
-static SKIPPED: [Skipped; 6] = [
+static SKIPPED: [Skipped; 8] = [
     Skipped::new(Place::Http, "io.istio.http.peer_metadata.Config", PEER_METADATA),
     Skipped::new(Place::Network, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
     Skipped::new(Place::Cluster, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
@@ -53,6 +56,16 @@ static SKIPPED: [Skipped; 6] = [
         Place::Http,
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
         "the version of HTTP is not told to the sidecar of an upstream",
+    ),
+    Skipped::new(
+        Place::Http,
+        "envoy.extensions.filters.http.compressor.v3.Compressor",
+        "responses are not compressed",
+    ),
+    Skipped::new(
+        Place::Bootstrap,
+        "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+        "there are no internal listeners",
     ),
 ];
 

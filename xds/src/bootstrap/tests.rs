@@ -175,3 +175,25 @@ fn faults_are_found_where_the_user_wrote_them() {
         "{said}"
     );
 }
+
+/// What pilot-agent 1.31 wrote for a pod with default settings.
+#[test]
+fn the_bootstrap_of_istios_agent_is_taken() {
+    let recorded = include_str!("../../conformance/agent/bootstrap.json");
+    let compiled = load(recorded, "envoy-rev.json", &process()).unwrap_or_else(|faults| panic!("{faults:?}"));
+    assert_eq!((compiled.diff.listeners.len(), compiled.diff.clusters.len()), (2, 4));
+    assert!(compiled.ads.is_some());
+
+    let limited = recorded.replace(
+        "\"max_active_downstream_connections\": 2147483647",
+        "\"max_active_downstream_connections\": 5",
+    );
+    let faults = load(&limited, "envoy-rev.json", &process()).map(drop).unwrap_err();
+    assert_eq!(
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "envoy-rev.json:580:6: overload_manager.resource_monitors[0].typed_config.max_active_downstream_connections: \
+          5 is not supported: there is no limit over all listeners"
+        ]
+    );
+}
