@@ -250,10 +250,10 @@ impl<'l> Localities<'l> {
         let mut all: BTreeMap<&Locality, (u32, usize)> = BTreeMap::new();
         for member in level.members.iter() {
             let entry = all.entry(member.locality()).or_default();
-            entry.0 = member.locality_weight.unwrap_or(entry.0);
+            entry.0 = member.locality_weight().unwrap_or(entry.0);
             entry.1 += 1;
         }
-        let weighted = level.members.iter().any(|m| m.locality_weight.is_some());
+        let weighted = level.members.iter().any(|m| m.locality_weight().is_some());
         if weighted { Localities(all) } else { Localities::default() }
     }
 

@@ -1,6 +1,7 @@
 //! Attempts at endpoints: counted while they live, and told once when they end.
 
 use super::{Choice, Cluster, Host, Member};
+use crate::headers::{Headers, Known};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -85,12 +86,14 @@ pub struct InFlight {
     ended: Option<Instant>,
     kind: OutcomeKind,
     status: u16,
+    /// What the response's gRPC status amounts to, where outliers are looked for.
+    grpc: Option<u16>,
 }
 
 impl InFlight {
     pub(super) fn new(cluster: Arc<Cluster>, member: Arc<Member>, worker: usize) -> InFlight {
         let kind = OutcomeKind::Cancelled;
-        InFlight { cluster, member, worker, began: None, ended: None, kind, status: 0 }
+        InFlight { cluster, member, worker, began: None, ended: None, kind, status: 0, grpc: None }
     }
 
     /// The endpoint that was chosen.
@@ -126,10 +129,45 @@ impl InFlight {
         (self.kind, self.status) = (kind, status);
     }
 
+    /// Notes the head of the endpoint's response: what will be reported should nothing else happen. As in Envoy
+    /// (Router::Filter::onUpstreamHeaders) a gRPC status in it counts in place of the other, and
+    /// `x-envoy-immediate-health-check-fail` as a failed check.
+    pub fn answered(&mut self, status: u16, headers: &Headers) {
+        self.settle(OutcomeKind::Response, status);
+        if self.cluster.outliers.is_some() {
+            let grpc = headers.get(Known::GRPC_STATUS).map(std::str::from_utf8);
+            self.grpc = grpc.map(|code| http_status(code.ok().and_then(|code| code.parse().ok())));
+        }
+        if self.cluster.config.health_check.is_some() && headers.contains(LEAVE_ME) {
+            self.cluster.told_to_leave(&self.member.host);
+        }
+    }
+
     /// Ends it.
     pub fn end(mut self, kind: OutcomeKind, status: u16, now: Instant) {
         self.settle(kind, status);
         self.ended = Some(now);
+    }
+}
+
+/// With it an endpoint asks to get no requests from now on.
+const LEAVE_ME: &str = "x-envoy-immediate-health-check-fail";
+
+/// The HTTP status of a gRPC status (source/common/grpc/status.cc `grpcToHttpStatus`).
+fn http_status(code: Option<u32>) -> u16 {
+    match code {
+        Some(0) => 200,
+        Some(1) => 499,
+        Some(3 | 9 | 11) => 400,
+        Some(4) => 504,
+        Some(5) => 404,
+        Some(6 | 10) => 409,
+        Some(7) => 403,
+        Some(8) => 429,
+        Some(12) => 501,
+        Some(14) => 503,
+        Some(16) => 401,
+        _ => 500,
     }
 }
 
@@ -141,7 +179,9 @@ impl Drop for InFlight {
             self.member.host.active_requests.fetch_sub(1, Relaxed);
             elapsed = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(began);
         }
-        let outcome = Outcome { worker: self.worker, kind: self.kind, status: self.status, elapsed };
+        let grpc = self.grpc.filter(|_| self.kind == OutcomeKind::Response);
+        let status = grpc.unwrap_or(self.status);
+        let outcome = Outcome { worker: self.worker, kind: self.kind, status, elapsed };
         self.cluster.report(&self.member.host, &outcome);
     }
 }

@@ -21,8 +21,9 @@ pub struct Member {
     pub priority: u32,
     /// Region, zone, sub-zone; `None` where nothing is said of it.
     pub locality: Option<Arc<Locality>>,
-    /// Weight of its locality; `None` when localities carry none.
-    pub locality_weight: Option<u32>,
+    /// Apart from whether it has one, in which they are smaller than an option of both.
+    locality_weight: u32,
+    locality_is_weighted: bool,
     /// Metadata by namespace.
     pub metadata: Metadata,
     /// What discovery says of its health.
@@ -45,7 +46,17 @@ impl Member {
             health,
             check,
         } = config;
-        Member { host, weight, priority, locality, locality_weight, metadata, discovery: health, check }
+        Member {
+            host,
+            weight,
+            priority,
+            locality,
+            locality_weight: locality_weight.unwrap_or_default(),
+            locality_is_weighted: locality_weight.is_some(),
+            metadata,
+            discovery: health,
+            check,
+        }
     }
 
     /// An endpoint that nothing is configured of.
@@ -71,7 +82,7 @@ impl Member {
             && self.weight == *weight
             && self.priority == *priority
             && self.locality == *locality
-            && self.locality_weight == *locality_weight
+            && self.locality_weight() == *locality_weight
             && self.metadata == *metadata
             && self.discovery == *health
             && self.check == *check
@@ -84,10 +95,16 @@ impl Member {
             priority: self.priority,
             locality: self.locality.clone(),
             locality_weight: self.locality_weight,
+            locality_is_weighted: self.locality_is_weighted,
             metadata: self.metadata.clone(),
             discovery: self.discovery,
             check: self.check.clone(),
         }
+    }
+
+    /// Weight of its locality; `None` when localities carry none.
+    pub fn locality_weight(&self) -> Option<u32> {
+        self.locality_is_weighted.then_some(self.locality_weight)
     }
 
     /// Region, zone, sub-zone.

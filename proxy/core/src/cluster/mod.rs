@@ -91,6 +91,9 @@ pub trait HostObserver: Send + Sync {
     /// The endpoints are other ones, or of other health. Called while they are being replaced: it must not replace
     /// them itself.
     fn hosts_changed(&self, cluster: &Cluster);
+
+    /// An endpoint has asked, in an answer to a request, to get no others. Called by workers.
+    fn told_to_leave(&self, _host: &Host) {}
 }
 
 /// What a cluster's changes are allowed to show of themselves.
@@ -173,6 +176,19 @@ impl Cluster {
         self.helpers.lock().get_or_insert_default().observers.push(observer);
     }
 
+    /// An endpoint has asked to be left alone: whoever checks it is told.
+    pub(super) fn told_to_leave(&self, host: &Host) {
+        for observer in self.observers() {
+            observer.told_to_leave(host);
+        }
+    }
+
+    fn observers(&self) -> Vec<Arc<dyn HostObserver>> {
+        let helpers = self.helpers.lock();
+        let observers = helpers.iter().flat_map(|helpers| &helpers.observers);
+        observers.filter_map(Weak::upgrade).collect()
+    }
+
     /// Whether every name among the endpoints stands for an address already.
     pub fn is_resolved(&self) -> bool {
         self.endpoints.iter().all(|e| !self.stands_for(e).is_empty())
@@ -217,11 +233,7 @@ impl Cluster {
             self.show(&set, before);
         }
         self.hosts.store(set);
-        let observers: Vec<_> = match &*self.helpers.lock() {
-            Some(helpers) => helpers.observers.iter().filter_map(Weak::upgrade).collect(),
-            None => return,
-        };
-        observers.iter().for_each(|observer| observer.hosts_changed(self));
+        self.observers().iter().for_each(|observer| observer.hosts_changed(self));
     }
 
     /// Takes the place of `previous`. Hosts that `previous` has found since this was built are taken over.

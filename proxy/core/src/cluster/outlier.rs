@@ -173,6 +173,8 @@ struct Monitor {
 struct Tally {
     total: AtomicU32,
     succeeded: AtomicU32,
+    /// Percent that succeeded until the last look; `None` where there were too few to tell.
+    rate: Mutex<Option<f64>>,
 }
 
 #[derive(Default)]
@@ -371,6 +373,14 @@ impl Outliers {
         true
     }
 
+    /// Percent of an endpoint's requests that succeeded in the last interval, from outside and of this proxy's own; `None`
+    /// where they were too few, or the endpoints that had enough.
+    pub fn success_rates(&self, host: &Host) -> [Option<f64>; 2] {
+        let monitors = self.monitors.load();
+        let monitor = monitors.get(&host.id);
+        [monitor.and_then(|it| *it.external.rate.lock()), monitor.and_then(|it| *it.local.rate.lock())]
+    }
+
     /// Looks at rates, and lets those come back whose time is over: once an interval. Tells whether any came or left.
     pub fn look(&self, now: Instant) -> bool {
         let monitors = self.monitors.load_full();
@@ -387,7 +397,10 @@ impl Outliers {
         }
         let rates = |tally: fn(&Monitor) -> &Tally| -> Vec<_> {
             let rate = |monitor: &Arc<Monitor>| (monitor.clone(), tally(monitor).take());
-            monitors.values().map(rate).filter(|(monitor, _)| !monitor.is_ejected()).collect()
+            let rates = monitors.values().map(rate);
+            let rates: Vec<_> = rates.filter(|(monitor, _)| !monitor.is_ejected()).collect();
+            self.keep_rates(&monitors, &rates, tally);
+            rates
         };
         let external = rates(|monitor| &monitor.external);
         changed |= self.compare(&external, [Cause::SuccessRate, Cause::FailurePercentage], now);
@@ -419,6 +432,24 @@ impl Outliers {
             monitor.reset(cause);
         }
         monitor.host.set_reason(Reasons::EJECTED, false)
+    }
+
+    /// Keeps what is to be shown until the next look (`processSuccessRateEjections`).
+    fn keep_rates(
+        &self,
+        all: &FastMap<u64, Arc<Monitor>>,
+        rates: &[(Arc<Monitor>, (u32, f64))],
+        tally: fn(&Monitor) -> &Tally,
+    ) {
+        all.values().for_each(|monitor| *tally(monitor).rate.lock() = None);
+        let OutlierDetection { success_rate, failure_percentage, .. } = &self.config;
+        let hosts = success_rate.hosts.min(failure_percentage.hosts);
+        let requests = success_rate.requests.min(failure_percentage.requests).max(1);
+        if all.len() >= hosts as usize {
+            for (monitor, (_, rate)) in rates.iter().filter(|(_, (total, _))| *total >= requests) {
+                *tally(monitor).rate.lock() = Some(*rate);
+            }
+        }
     }
 
     /// Ejects those whose success is rarer than the others', and those with too many failures.
@@ -612,6 +643,9 @@ mod tests {
                 }
             }
             outliers.look(Instant::now());
+            let enough = hosts >= 5 && config.success_rate.requests <= 20;
+            let rate = enough.then(|| 100.0 - f64::from(bad) * 5.0);
+            assert_eq!(outliers.success_rates(&host(&set, 0)), [rate, None]);
             let stats = &outliers.stats;
             (
                 stats.ejections_enforced_success_rate().get(),

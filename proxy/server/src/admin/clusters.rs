@@ -28,7 +28,7 @@ fn lines(out: &mut dyn Write, cluster: &Cluster) -> io::Result<()> {
     }
     writeln!(out, "{name}::added_via_api::{}", config.added_via_api)?;
     for member in cluster.hosts.load().iter() {
-        for (key, value) in host_values(member) {
+        for (key, value) in host_values(cluster, member) {
             writeln!(out, "{name}::{}::{key}::{value}", member.host.label)?;
         }
     }
@@ -44,8 +44,10 @@ fn thresholds(limits: &BreakerLimits) -> [(&'static str, u32); 4] {
     ]
 }
 
-fn host_values(member: &Member) -> Vec<(&'static str, String)> {
+fn host_values(cluster: &Cluster, member: &Member) -> Vec<(&'static str, String)> {
     let host = &member.host;
+    let [external, local] = success_rates(cluster, member)
+        .map(|rate| rate.map_or_else(|| "-1".to_owned(), |rate| rate.to_string()));
     let total = host.total_requests.load(Relaxed);
     let failed = host.failed_requests.load(Relaxed);
     let active = u64::from(host.active_requests.load(Relaxed));
@@ -68,9 +70,13 @@ fn host_values(member: &Member) -> Vec<(&'static str, String)> {
         ("sub_zone", member.locality().sub_zone.to_string()),
         ("canary", member.is_canary().to_string()),
         ("priority", member.priority.to_string()),
-        ("success_rate", "-1".to_owned()),
-        ("local_origin_success_rate", "-1".to_owned()),
+        ("success_rate", external),
+        ("local_origin_success_rate", local),
     ]
+}
+
+fn success_rates(cluster: &Cluster, member: &Member) -> [Option<f64>; 2] {
+    cluster.outliers.as_ref().map(|outliers| outliers.success_rates(&member.host)).unwrap_or_default()
 }
 
 /// Envoy's names of the reasons, in its order, and their fields in the JSON form. What discovery says has one
@@ -102,7 +108,7 @@ fn status(cluster: &Cluster) -> Value {
             }
             breaker
         });
-    let hosts: Vec<Value> = cluster.hosts.load().iter().map(|member| host_status(member)).collect();
+    let hosts: Vec<Value> = cluster.hosts.load().iter().map(|member| host_status(cluster, member)).collect();
     let mut status = object!({
         "name": config.name,
         "host_statuses": hosts,
@@ -116,7 +122,7 @@ fn status(cluster: &Cluster) -> Value {
     status
 }
 
-fn host_status(member: &Member) -> Value {
+fn host_status(cluster: &Cluster, member: &Member) -> Value {
     let host = &member.host;
     let address = match &host.address {
         Address::Ip(a) => {
@@ -128,7 +134,7 @@ fn host_status(member: &Member) -> Value {
         }
     };
     // The JSON form has the numbers as a list with their kinds.
-    let numbers: Vec<Value> = host_values(member)
+    let numbers: Vec<Value> = host_values(cluster, member)
         .into_iter()
         .filter(|(key, _)| key.starts_with("cx_") || key.starts_with("rq_"))
         .map(|(key, value)| {
@@ -150,7 +156,7 @@ fn host_status(member: &Member) -> Value {
             health[*field] = true.into();
         }
     }
-    object!({
+    let mut status = object!({
         "address": address,
         "stats": numbers,
         "health_status": health,
@@ -160,5 +166,13 @@ fn host_status(member: &Member) -> Value {
         "locality": {
             "region": member.locality().region, "zone": member.locality().zone, "sub_zone": member.locality().sub_zone,
         },
-    })
+    });
+    for (key, rate) in
+        ["success_rate", "local_origin_success_rate"].into_iter().zip(success_rates(cluster, member))
+    {
+        if let Some(rate) = rate {
+            status[key] = object!({ "value": rate });
+        }
+    }
+    status
 }

@@ -37,6 +37,11 @@ impl Verdict {
         Verdict::Failed { network: false, retriable: false, exclude: false, reason: reason.into() }
     }
 
+    /// It says, in an answer to a request, that it wants to be left alone.
+    pub(super) fn leave() -> Verdict {
+        Verdict::Failed { network: false, retriable: false, exclude: true, reason: String::new() }
+    }
+
     pub(super) fn passed(&self) -> bool {
         matches!(self, Verdict::Passed { .. })
     }

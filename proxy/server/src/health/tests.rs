@@ -6,8 +6,8 @@ use crate::callout::{CalloutConfig, Callouts};
 use crate::dns::{DnsCache, ResolverConfig};
 use bytes::{BufMut, Bytes, BytesMut};
 use sixfold_core::cluster::{
-    Address, ClusterConfig, EndpointCheck, GrpcProbe, Health, HealthCheck, HostConfig, HttpProbe, Intervals,
-    Probe, TcpProbe,
+    Address, Choice, ClusterConfig, EndpointCheck, GrpcProbe, Health, HealthCheck, HostConfig, HttpProbe,
+    InFlight, Intervals, Probe, TcpProbe,
 };
 use sixfold_core::headers::Headers;
 use std::net::SocketAddr;
@@ -523,12 +523,48 @@ async fn grpc_checks_ask_for_a_service() {
     }
 }
 
+fn choose(cluster: &Arc<Cluster>) -> Option<InFlight> {
+    cluster.choose(&Choice {
+        worker: 0,
+        hash: None,
+        random: 0,
+        attempt: 0,
+        tried: &[],
+        predicates: &[],
+        host_attempts: 1,
+        previous_priorities: None,
+        subset: &std::collections::BTreeMap::new(),
+        destination: None,
+    })
+}
+
+/// By a header of an answer to a request (x-envoy-immediate-health-check-fail).
+#[tokio::test]
+async fn an_endpoint_may_ask_to_be_left_alone() {
+    let (endpoint, checker) = (Endpoint::start().await, checker());
+    let cluster = cluster(&[endpoint.address], Some(every_day(Probe::Http(Box::new(http())))), None);
+    let cell = sixfold_core::cluster::Clusters::default().cell("c");
+    cell.swap(Some(cluster.clone()));
+    let watched = checks_of(&checker, &cluster);
+    watched.all_checked().await;
+    let mut leave = Headers::new();
+    leave.set("x-envoy-immediate-health-check-fail", b"true");
+    for headers in [&leave, &leave, &Headers::new()] {
+        let Some(mut attempt) = choose(&cluster) else { continue };
+        attempt.answered(200, headers);
+    }
+    until("left alone", || healthy(&cluster) == 0).await;
+    let hosts = cluster.hosts.load();
+    let reasons = hosts.iter().next().unwrap().host.reasons();
+    assert_eq!(reasons, Reasons::ACTIVE_CHECK | Reasons::EXCLUDED_CHECK);
+    assert_eq!((watched.stats.passive_failure().get(), watched.stats.failure().get()), (1, 1));
+    assert_eq!(watched.stats.healthy().get(), 0);
+}
+
 /// Workers only count: somebody else takes the endpoint out of the balancer's hands, and lets it come back.
 #[tokio::test]
 async fn outliers_leave_and_come_back() {
-    use sixfold_core::cluster::{
-        CAUSES, Choice, FailurePercentage, OutcomeKind, OutlierDetection, SuccessRate,
-    };
+    use sixfold_core::cluster::{CAUSES, FailurePercentage, OutcomeKind, OutlierDetection, SuccessRate};
     let detection = OutlierDetection {
         interval: SOON,
         base_ejection: SOON * 5,
@@ -563,21 +599,14 @@ async fn outliers_leave_and_come_back() {
         &Registry::new(),
     );
     assert!(checker.watch(&next.unwrap()).is_none());
-    let subset = std::collections::BTreeMap::new();
-    let choice = Choice {
-        worker: 0,
-        hash: None,
-        random: 0,
-        attempt: 0,
-        tried: &[],
-        predicates: &[],
-        host_attempts: 1,
-        previous_priorities: None,
-        subset: &subset,
-        destination: None,
-    };
-    for _ in 0..3 {
-        cluster.choose(&choice).unwrap().end(OutcomeKind::Response, 500, std::time::Instant::now());
+    // The status of gRPC in a head counts in place of the other, in which nothing is wrong.
+    let mut unavailable = Headers::new();
+    unavailable.set("grpc-status", b"14");
+    for headers in [Headers::new(), unavailable, Headers::new()] {
+        let mut attempt = choose(&cluster).unwrap();
+        let status = if headers.contains("grpc-status") { 200 } else { 500 };
+        attempt.answered(status, &headers);
+        attempt.end(OutcomeKind::Response, status, std::time::Instant::now());
     }
     until("ejected", || healthy(&cluster) == 0).await;
     until("back", || healthy(&cluster) == 1).await;

@@ -301,6 +301,23 @@ impl HostObserver for Watched {
             after.hosts_changed(&cluster);
         }
     }
+
+    /// Counts as a check that failed, as in Envoy (`HealthCheckHostMonitor::setUnhealthy`).
+    fn told_to_leave(&self, host: &Host) {
+        let left = Reasons::ACTIVE_CHECK | Reasons::EXCLUDED_CHECK;
+        if !self.in_force.load(Relaxed) || host.reasons().contains(left) {
+            return;
+        }
+        let session = self.sessions.lock().get(&host.id).map(|session| session.known.state.clone());
+        let Some(state) = session else { return };
+        self.stats.failure().inc();
+        self.stats.passive_failure().inc();
+        let (_, changed) = state.lock().take(&self.check, host, &Verdict::leave(), true);
+        if changed {
+            tracing::info!(endpoint = %host.label, "an endpoint has asked to be left alone");
+            self.schedule();
+        }
+    }
 }
 
 /// Checks an endpoint again and again.

@@ -302,7 +302,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let stream = &mut *self.stream;
         stream.timing.upstream_rx_begin = Some(now);
         let status = stream.response.status;
-        flight.settle(OutcomeKind::Response, status);
+        flight.answered(status, &stream.response.headers);
         if let Some(tried) = stream.upstream.tried.last_mut() {
             tried.head(now, status);
         }
