@@ -30,6 +30,7 @@ pub use self::ads::Ads;
 use crate::ads::{Asks, Kind};
 use crate::context::{Context, Node};
 use crate::rds::FilterLists;
+use crate::sds::Secrets;
 use crate::skipped::{self, is_skipped};
 use crate::{access_log, cluster, listener, stats};
 use sixfold_xds_api::values::Result;
@@ -42,12 +43,15 @@ pub struct ProcessContext {
     pub compile: CompileContext,
     /// Filters of connection managers whose routes come by themselves, over all bootstraps of the process.
     pub filter_lists: Arc<FilterLists>,
+    /// Secrets that come by themselves, over all bootstraps of the process.
+    pub secrets: Arc<Secrets>,
 }
 
 impl ProcessContext {
     /// For the first bootstrap of a process.
     pub fn new(compile: CompileContext) -> ProcessContext {
-        ProcessContext { compile, filter_lists: Arc::default() }
+        let secrets = Arc::new(Secrets::new(compile.metrics().clone()));
+        ProcessContext { compile, filter_lists: Arc::default(), secrets }
     }
 }
 
@@ -59,10 +63,18 @@ pub struct Compiled {
     pub admin: Option<Admin>,
     /// Statistics: their tags, and which are shown at all.
     pub tags: metrics::TagRules,
-    /// For resources that come later.
+    /// What comes later.
+    pub followed: Followed,
+}
+
+/// Where resources come from after the bootstrap.
+pub struct Followed {
+    /// What they are compiled with.
     pub context: Context,
-    /// The control plane that they come from.
+    /// The control plane, if there is one.
     pub ads: Option<Ads>,
+    /// Who asks it, and those that secrets come from.
+    pub node: ProtoNode,
 }
 
 /// The administration listener.
@@ -198,7 +210,9 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
             continue;
         }
         let cluster = faults.take_item(cluster::compile(&context, value, false), "clusters", index);
-        if let Ok(asks) = Asks::of_cluster(&context, value) {
+        if let Ok(mut asks) = Asks::of_cluster(&context, value) {
+            let tls = cluster.iter().flat_map(|cluster| cluster.config.all_tls());
+            asks.add_secrets(tls.filter_map(|tls| tls.awaited()));
             statics.insert((Kind::Cluster, value.name.as_str().into()), asks);
         }
         diff.clusters.extend(cluster.map(|cluster| (cluster.config.name.clone(), Some(cluster))));
@@ -225,7 +239,7 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         .as_ref()
         .map(|dynamic| ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources"));
     let ads = faults.take(ads.transpose())?.flatten();
-    Some(Compiled { diff, admin, tags, context, ads })
+    Some(Compiled { diff, admin, tags, followed: Followed { context, ads, node: node(value) } })
 }
 
 /// Who asks, in the words of the bootstrap.
@@ -244,19 +258,23 @@ fn context(
     process: &ProcessContext,
 ) -> Result<Context> {
     let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
-    let ProcessContext { compile, filter_lists } = process.clone();
+    let ProcessContext { compile, filter_lists, secrets: sds } = process.clone();
+    let (static_clusters, of_bootstrap) =
+        (Arc::new(static_clusters), |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone())));
     Ok(Context {
         compile,
         filter_lists,
         runtime: Arc::new(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime")?),
-        secrets: Arc::new(secrets.iter().map(|secret| (secret.name.clone(), secret.clone())).collect()),
+        secrets: Arc::new(secrets.iter().map(of_bootstrap).collect()),
+        sds,
         node: Node { id, cluster },
         dns_servers: cluster::dns::servers(
             &value.typed_dns_resolver_config,
             &value.dns_resolution_config,
             DnsServers { tcp_only: value.use_tcp_for_dns_lookups, ..cluster::dns::ordinary() },
         )?,
-        static_clusters: Some(Arc::new(static_clusters)),
+        bootstrap_clusters: static_clusters.clone(),
+        static_clusters: Some(static_clusters),
         ads: value.dynamic_resources.as_ref().is_some_and(|dynamic| dynamic.ads_config.is_some()),
     })
 }

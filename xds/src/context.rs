@@ -9,6 +9,7 @@ use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use crate::rds::FilterLists;
+use crate::sds::Secrets;
 
 /// What every resource of one bootstrap is compiled with. It is made once for a bootstrap.
 #[derive(Clone)]
@@ -19,8 +20,10 @@ pub struct Context {
     pub filter_lists: Arc<FilterLists>,
     /// Values of the runtime layers.
     pub runtime: Arc<Runtime>,
-    /// Secrets of the bootstrap and those that SDS has delivered, by name.
-    pub secrets: Arc<BTreeMap<String, Secret>>,
+    /// Secrets of the bootstrap by name.
+    pub secrets: Arc<BTreeMap<String, Arc<Secret>>>,
+    /// Secrets that come by themselves.
+    pub sds: Arc<Secrets>,
     /// `node.id` and `node.cluster`: proxy-status, `add_user_agent`.
     pub node: Node,
     /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.
@@ -28,6 +31,8 @@ pub struct Context {
     /// Names of the static clusters: what `validate_clusters` checks static route tables against. `None` for
     /// resources of an API, which are not checked unless they ask for it.
     pub static_clusters: Option<Arc<BTreeSet<String>>>,
+    /// Names of the clusters of the bootstrap, by which services are reached that resources come from.
+    pub bootstrap_clusters: Arc<BTreeSet<String>>,
     /// Whether there is an ADS stream for resources to come by.
     pub ads: bool,
 }

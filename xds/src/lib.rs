@@ -8,6 +8,7 @@
 
 mod access_log;
 pub mod ads;
+mod api;
 pub mod bootstrap;
 pub mod cluster;
 mod context;
@@ -21,6 +22,7 @@ mod protocol;
 pub mod rds;
 mod retry;
 mod route;
+pub mod sds;
 mod skipped;
 mod stats;
 #[cfg(test)]

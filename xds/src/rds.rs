@@ -10,6 +10,7 @@ mod file;
 mod tests;
 
 pub use configs::RouteConfigs;
+pub(crate) use file::resources_of_file;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -24,6 +25,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::config_source::ConfigSourceSpe
 use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, ConfigSource, PathConfigSource};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 
+use crate::api::ApiSource;
 use crate::context::Context;
 use crate::filters::HttpFilters;
 use crate::listener::ChainPlace;
@@ -40,6 +42,8 @@ pub enum Source {
     Ads,
     /// A file that holds a DiscoveryResponse (`path_config_source`).
     Path(PathBuf),
+    /// A stream of its own (`api_config_source`).
+    Api(ApiSource),
 }
 
 /// The filters that the tables of a connection manager are compiled for, and where these tables come from.
@@ -126,6 +130,27 @@ pub(crate) fn subscribe(
 /// Where a source of configuration says that resources come from, and how long the first is waited for; `None` is for
 /// ever.
 pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
+    let (source, within) = source_of_secrets(context, value)?;
+    match source {
+        Source::Api(_) => Err(ConfigError::field("api_config_source", "is not supported")),
+        source => Ok((source, within)),
+    }
+}
+
+/// The same for secrets, which come by streams of their own as well.
+pub(crate) fn source_of_secrets(
+    context: &Context,
+    value: &ConfigSource,
+) -> Result<(Source, Option<Duration>)> {
+    let (source, within) = any_source(value)?;
+    if source == Source::Ads && !context.ads {
+        return Err(ConfigError::field("ads", "needs dynamic_resources.ads_config in the bootstrap"));
+    }
+    Ok((source, within))
+}
+
+/// The same without a look at what there is in the process.
+pub(crate) fn any_source(value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
     let ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } =
         value;
     refuse!(authorities);
@@ -141,13 +166,8 @@ pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source,
             refuse::unset(poll_interval, "poll_interval").in_key("path_config_source")?;
             Source::Path(path.into())
         }
-        ConfigSourceSpecifier::Ads(_) if context.ads => Source::Ads,
-        ConfigSourceSpecifier::Ads(_) => {
-            return Err(ConfigError::field("ads", "needs dynamic_resources.ads_config in the bootstrap"));
-        }
-        ConfigSourceSpecifier::ApiConfigSource(_) => {
-            return Err(ConfigError::field("api_config_source", "is not supported"));
-        }
+        ConfigSourceSpecifier::Ads(_) => Source::Ads,
+        ConfigSourceSpecifier::ApiConfigSource(api) => Source::Api(ApiSource::new(api)),
         ConfigSourceSpecifier::Self_(_) => return Err(ConfigError::field("self", "is not supported")),
     };
     Ok((source, timeout_or(initial_fetch_timeout, Some(FIRST_TABLE), "initial_fetch_timeout")?))

@@ -191,6 +191,7 @@ pub(crate) fn compile(
         name: name.clone(),
         observability_name: name.clone(),
         tls,
+        socket_matches: Default::default(),
         metadata: Metadata::default(),
         drop_overload: 0,
         policy: policy?,

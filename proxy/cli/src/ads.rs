@@ -1,16 +1,18 @@
-//! Following the control plane that an Envoy bootstrap names.
+//! Following the control plane and the sources of secrets that an Envoy bootstrap names.
 
 use crate::Failure;
 use crate::process::runtime;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{ApplyError, Diff};
 use sixfold_server::server::Server;
-use sixfold_xds::Context;
 use sixfold_xds::ads::{Apply, Resources, follow};
-use sixfold_xds::bootstrap::Ads;
+use sixfold_xds::bootstrap::Followed;
+use sixfold_xds::sds;
 use std::sync::mpsc::{Receiver, channel};
+use tokio::task::LocalSet;
 
 /// Puts changes in force on the server.
+#[derive(Clone)]
 struct OnServer(Server);
 
 impl Apply for OnServer {
@@ -19,25 +21,28 @@ impl Apply for OnServer {
     }
 }
 
-/// Starts the thread `xds`, which follows the control plane from now on and compiles what it sends. The answer receives
-/// once the first resources are in force, or have not come in time.
-pub(crate) fn start(
-    ads: Ads,
-    context: Context,
-    server: Server,
-    registry: Registry,
-) -> Result<Receiver<()>, Failure> {
+/// Starts the thread `xds`, which follows the control plane and secrets from now on and compiles what they send. The
+/// answer receives once the first resources are in force, or have not come in time.
+pub(crate) fn start(followed: Followed, server: Server, registry: Registry) -> Result<Receiver<()>, Failure> {
     let (initialized, receiver) = channel();
     let runtime = runtime()?;
     std::thread::Builder::new().name("xds".to_owned()).spawn(move || {
-        let Ads { config, target } = ads;
+        let Followed { ads, context, node } = followed;
         let initialized = move || {
             // Nobody listens any more when the process is about to end.
             let _ = initialized.send(());
         };
-        let following =
-            follow(config, Resources::new(context), target, &registry, OnServer(server), initialized);
-        runtime.block_on(following);
+        let tasks = LocalSet::new();
+        tasks.spawn_local(sds::follow(context.clone(), node, OnServer(server.clone())));
+        let following = async move {
+            let Some(ads) = ads else {
+                initialized();
+                return std::future::pending().await;
+            };
+            let resources = Resources::new(context);
+            follow(ads.config, resources, ads.target, &registry, OnServer(server), initialized).await;
+        };
+        runtime.block_on(tasks.run_until(following));
     })?;
     Ok(receiver)
 }

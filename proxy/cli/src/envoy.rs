@@ -57,9 +57,9 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let node = text.node()?;
-    let Compiled { mut diff, admin, tags, context, ads } = text.load(&process_context)?;
+    let Compiled { mut diff, admin, tags, followed } = text.load(&process_context)?;
     let mut names = Names::of(&diff);
-    let mut files = RouteFiles::new(context.clone());
+    let mut files = RouteFiles::new(followed.context.clone());
     let contents = files.contents();
     add_routes(&mut files, contents, &mut diff)?;
     let files = Arc::new(Mutex::new(files));
@@ -71,9 +71,8 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     };
     let (server, registry) = (process.server.clone(), process.metrics.clone());
     let follow = move || -> Result<(), Failure> {
-        let Some(ads) = ads else { return Ok(()) };
         // The static listeners are open meanwhile: some of them are what a control plane's agent is asked by.
-        let _ = crate::ads::start(ads, context, server, registry)?.recv();
+        let _ = crate::ads::start(followed, server, registry)?.recv();
         Ok(())
     };
     let live = process.go_live(diff, ENVOY_PATIENCE, follow, (&events, &sender))?;
@@ -85,9 +84,9 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     // What is known of a bootstrap is known once it is in force: one that is refused leaves nothing behind.
     let mut reload = move || -> Result<(), Failure> {
         let text = Text::of(&options)?;
-        let Compiled { mut diff, context, .. } = text.load(&process_context)?;
+        let Compiled { mut diff, followed, .. } = text.load(&process_context)?;
         let (mut files, mut next_files, contents) =
-            RouteFiles::ahead(&files, |next| next.set_context(context.clone()));
+            RouteFiles::ahead(&files, |next| next.set_context(followed.context.clone()));
         add_routes(&mut next_files, contents, &mut diff)?;
         let next_names = names.replaced(&mut diff);
         server.apply_blocking(diff)?;

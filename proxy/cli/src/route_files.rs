@@ -221,7 +221,7 @@ static_resources:
     fn nobody_waits_for_a_file_that_is_being_read() {
         let text = Text { text: BOOTSTRAP.to_owned(), name: "envoy.yaml".to_owned() };
         let compiled = text.load(&ProcessContext::new(CompileContext::detached(plugins()))).unwrap();
-        let files = Mutex::new(RouteFiles::new(compiled.context.clone()));
+        let files = Mutex::new(RouteFiles::new(compiled.followed.context.clone()));
         let reads = Cell::new(0);
         let read = |path: &Path, _: Option<&Stamp>| {
             assert_eq!(path, Path::new("/hung/routes.yaml"));
@@ -229,7 +229,7 @@ static_resources:
             reads.set(reads.get() + 1);
             // Another bootstrap comes into force while the disk hangs: what is read then was read for the one before.
             if reads.get() == 1 {
-                now.set_context(compiled.context.clone());
+                now.set_context(compiled.followed.context.clone());
             }
             Ok(None)
         };

@@ -109,7 +109,7 @@ pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
         ..CompileContext::detached(plugins())
     };
     let mut compiled = text.load(&ProcessContext::new(compile))?;
-    let mut files = RouteFiles::new(compiled.context);
+    let mut files = RouteFiles::new(compiled.followed.context);
     let contents = files.contents();
     let Look { mut missing, refused } = files.look(contents, &mut compiled.diff);
     missing.extend(refused.iter().map(ToString::to_string));

@@ -188,6 +188,11 @@ pub enum NetworkFilter {
 }
 
 impl Listener {
+    /// TLS of its chains.
+    pub fn tls(&self) -> impl Iterator<Item = &Arc<ServerTls>> {
+        self.chains.iter().chain(&self.default_chain).filter_map(|chain| chain.tls.as_ref())
+    }
+
     /// Every access log that it writes.
     pub fn access_logs(&self) -> impl Iterator<Item = &AccessLog> {
         let chains = self.chains.iter().chain(&self.default_chain);

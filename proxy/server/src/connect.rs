@@ -4,9 +4,11 @@ use crate::io::{Io, Socket};
 use crate::tls;
 use sixfold_core::cluster::{Address, Cluster, Host, TcpKeepalive};
 use sixfold_core::connection::TlsInfo;
+use sixfold_core::tls::ClientTls;
 use socket2::{SockRef, TcpKeepalive as Probes};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
@@ -39,26 +41,38 @@ pub enum ConnectError {
     /// The TLS handshake failed.
     #[error("TLS_error:|{0}:TLS_error_end")]
     Tls(String),
+    /// The secrets for TLS have not come (common/tls/ssl_socket.cc NotReadySslSocket).
+    #[error("TLS error: Secret is not supplied by SDS")]
+    NoSecret,
     /// The source address can't be used.
     #[error("can't bind to the source address: {0}")]
     Bind(String),
 }
 
-/// Connects to an endpoint within `timeout`, the TLS handshake included. `authority` is the request's Host
-/// without what clients may not choose: it is taken for SNI and SAN checks where the cluster says so
-/// (`auto_sni`, `auto_san_validation`).
+/// How an endpoint is spoken to.
+#[derive(Clone, Copy, Default)]
+pub struct Handshake<'a> {
+    /// TLS towards it; `None` is plain text.
+    pub tls: Option<&'a Arc<ClientTls>>,
+    /// The request's Host without what clients may not choose: it is taken for SNI and SAN checks where the cluster
+    /// says so (`auto_sni`, `auto_san_validation`).
+    pub authority: Option<&'a str>,
+    /// What is offered unless the settings say otherwise.
+    pub alpn: Alpn,
+}
+
+/// Connects to an endpoint within `timeout`, the TLS handshake included.
 ///
 /// # Errors
 /// Says what went wrong; of statistics only those of TLS are counted here.
 pub async fn connect(
     cluster: &Cluster,
     host: &Host,
-    authority: Option<&str>,
-    alpn: Alpn,
+    handshake: Handshake<'_>,
     timeout: Duration,
 ) -> Result<Connected, ConnectError> {
     let start = Instant::now();
-    let attempt = tokio::time::timeout(timeout, attempt(cluster, host, authority, alpn)).await;
+    let attempt = tokio::time::timeout(timeout, attempt(cluster, host, handshake)).await;
     let mut connected = attempt.map_err(|_| ConnectError::Timeout)??;
     connected.connect_ms = start.elapsed().as_millis().try_into().unwrap_or(u32::MAX);
     Ok(connected)
@@ -67,14 +81,16 @@ pub async fn connect(
 async fn attempt(
     cluster: &Cluster,
     host: &Host,
-    authority: Option<&str>,
-    alpn: Alpn,
+    Handshake { tls, authority, alpn }: Handshake<'_>,
 ) -> Result<Connected, ConnectError> {
     let socket = open(cluster, host).await?;
     let local = socket.local_addr();
     let plain = |socket| Connected { io: Io::plain(socket), local, alpn: None, connect_ms: 0, tls: None };
-    let Some(tls) = &cluster.config.tls else { return Ok(plain(socket)) };
-    let context = tls.context().ok_or_else(|| ConnectError::Tls("the secret has not arrived".into()))?;
+    let Some(tls) = tls else { return Ok(plain(socket)) };
+    let Some(context) = tls.context() else {
+        tls.awaited().iter().for_each(|awaited| awaited.count_not_ready());
+        return Err(ConnectError::NoSecret);
+    };
     let name = context.server_name(authority, &host.hostname);
     let address = match &host.address {
         Address::Ip(address) => address.ip(),

@@ -6,7 +6,7 @@
 mod meter;
 mod pump;
 
-use crate::connect::{Alpn, Connected};
+use crate::connect::{Connected, Handshake};
 use crate::drain::Drain;
 use crate::io::Io;
 use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destination, dial};
@@ -120,7 +120,8 @@ impl Session {
             let host = flight.host().clone();
             let active = ActiveConnection::new(host.clone(), cluster.stats.clone(), Some(permit));
             let timeout = cluster.config.connect_timeout;
-            match dial(&cluster, &host, None, Alpn::None, timeout).await {
+            let handshake = Handshake { tls: cluster.tls_of(flight.member()), ..Handshake::default() };
+            match dial(&cluster, &host, handshake, timeout).await {
                 Ok(connected) => {
                     flight.settle(OutcomeKind::Response, 200);
                     self.connected(&connected);

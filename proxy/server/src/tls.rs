@@ -70,7 +70,10 @@ async fn handshake(socket: Socket, tls: &ServerTls) -> Result<Accepted, Handshak
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     let hello = start.client_hello();
     let server_name = hello.server_name().map(str::to_ascii_lowercase);
-    let context = tls.context(server_name.as_deref()).ok_or(HandshakeError::NoContext)?;
+    let Some(context) = tls.context(server_name.as_deref()) else {
+        tls.awaited().iter().for_each(|awaited| awaited.count_not_ready());
+        return Err(HandshakeError::NoContext);
+    };
     let (config, local) = context.choose(&hello);
     let stream = start.into_stream(config).await?;
     let info = context.info(stream.get_ref().1, local);

@@ -12,9 +12,10 @@ use sixfold_core::model::{ApplyError, Diff};
 use sixfold_core::plugin::grpc::{Call, Client as Grpc, Status};
 
 use super::machine::{AdsConfig, Machine, Step};
-use super::resources::{Resources, failures};
+use super::resources::failures;
 use super::session::{Flavor, Request};
 use super::update::Response;
+use super::world::{Change, Compile};
 
 /// How long a stream may take to be opened: its connection has a time of its own, but a control plane that takes
 /// connections and nothing more is one to be left.
@@ -26,6 +27,45 @@ pub struct Target {
     pub grpc: Grpc,
     /// Headers of the stream (`initial_metadata`).
     pub metadata: Headers,
+    /// What is asked there.
+    pub service: Service,
+}
+
+/// A service of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Resources of every type.
+    Aggregated,
+    /// Secrets.
+    Secrets,
+}
+
+impl Service {
+    fn path(self, flavor: Flavor) -> &'static str {
+        match (self, flavor) {
+            (Service::Aggregated, Flavor::Delta) => {
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+            }
+            (Service::Aggregated, Flavor::State) => {
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+            }
+            (Service::Secrets, Flavor::Delta) => {
+                "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets"
+            }
+            (Service::Secrets, Flavor::State) => {
+                "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
+            }
+        }
+    }
+}
+
+/// Compiles resources, and makes changes of the model of those that go into force together.
+pub trait Batches: Compile {
+    /// What a batch changes in the model.
+    fn diff(&self, batch: Vec<Change<Self::Part>>) -> Diff;
+
+    /// A stream has ended, or could not be opened.
+    fn disconnected(&self) {}
 }
 
 /// Puts changes in force.
@@ -36,9 +76,9 @@ pub trait Apply {
 
 /// Follows the control plane until the process ends. `initialized` is called once the first resources are in force,
 /// or have not come in time.
-pub async fn follow(
+pub async fn follow<R: Batches>(
     config: AdsConfig,
-    resources: Resources,
+    resources: R,
     target: Target,
     registry: &Registry,
     mut apply: impl Apply,
@@ -80,8 +120,8 @@ fn now() -> Instant {
 }
 
 /// The machine, and what there is of a stream.
-struct Client {
-    machine: Machine<Resources>,
+struct Client<R: Batches> {
+    machine: Machine<R>,
     target: Target,
     flavor: Flavor,
     link: Link,
@@ -93,13 +133,11 @@ enum Link {
     Open(Box<Stream>),
 }
 
-impl Client {
+impl<R: Batches> Client<R> {
     fn connect(&mut self) {
-        self.link = Link::Opening(Box::pin(open(
-            self.target.grpc.clone(),
-            self.target.metadata.clone(),
-            self.flavor,
-        )));
+        let Target { grpc, metadata, service } = &self.target;
+        let (grpc, metadata) = (grpc.clone(), metadata.clone());
+        self.link = Link::Opening(Box::pin(open(grpc, metadata, service.path(self.flavor), self.flavor)));
     }
 
     /// Opens a stream, sends and receives until `end` does; `None` when something has come before, or a stream was
@@ -111,6 +149,7 @@ impl Client {
         };
         if let Err(status) = came {
             self.link = Link::Down;
+            self.machine.compiler().disconnected();
             let wait = self.machine.disconnected(now());
             tracing::warn!(?wait, "no stream of the control plane: {status}");
         }
@@ -131,13 +170,8 @@ impl Client {
     }
 }
 
-async fn open(grpc: Grpc, metadata: Headers, flavor: Flavor) -> Result<Stream, Status> {
-    let method = match flavor {
-        Flavor::Delta => "DeltaAggregatedResources",
-        Flavor::State => "StreamAggregatedResources",
-    };
-    let path = format!("/envoy.service.discovery.v3.AggregatedDiscoveryService/{method}");
-    let opening = grpc.call(&path, metadata);
+async fn open(grpc: Grpc, metadata: Headers, path: &'static str, flavor: Flavor) -> Result<Stream, Status> {
+    let opening = grpc.call(path, metadata);
     let call = tokio::time::timeout(OPENING, opening).await;
     let call = call.map_err(|_| Status { code: 4, message: "no stream within 30 s".to_owned() })??;
     Ok(Stream { call, flavor, outgoing: None })
@@ -162,7 +196,11 @@ struct Stream {
 impl Stream {
     /// Sends what there is to be sent and takes all that has come: of a flood the newest alone is looked at. Ready
     /// when something has come, or with the stream's end.
-    fn poll(&mut self, machine: &mut Machine<Resources>, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+    fn poll<R: Batches>(
+        &mut self,
+        machine: &mut Machine<R>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Status>> {
         self.poll_requests(machine, cx)?;
         let mut came = false;
         while machine.has_room() {
@@ -184,9 +222,9 @@ impl Stream {
         if came { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
-    fn poll_requests(
+    fn poll_requests<R: Batches>(
         &mut self,
-        machine: &mut Machine<Resources>,
+        machine: &mut Machine<R>,
         cx: &mut Context<'_>,
     ) -> Result<(), Status> {
         loop {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sixfold_core::cluster::{Cluster, HostConfig};
 use sixfold_core::error::ConfigError;
@@ -10,17 +11,20 @@ use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::{ApplyError, Diff, ResourceKind};
 use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
+use sixfold_core::tls::Awaited;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{constraints, wire};
 
+use super::client::Batches;
 use super::kind::Kind;
 use super::machine::Failure;
 use super::world::{Asks, Change, Compile, Compiled, Need};
 use crate::context::Context;
 use crate::rds::{self, RouteConfigs, Source};
+use crate::sds::{Checked, SecretKey, User};
 use crate::{cluster, listener};
 
 /// A compiled resource.
@@ -32,6 +36,8 @@ pub enum Part {
     Endpoints(Vec<HostConfig>),
     /// A route configuration: a table for each list of filters that asks for it.
     Routes(Vec<(TableKey, Option<Arc<RouteTable>>)>),
+    /// A secret.
+    Secret(Checked),
     /// A listener.
     Listener(Arc<Listener>),
 }
@@ -49,37 +55,12 @@ impl Resources {
         Resources { routes: RouteConfigs::new(context.clone()), context }
     }
 
-    /// What a batch changes in the model.
-    pub fn diff(&self, batch: Vec<Change<Part>>) -> Diff {
-        let mut diff = Diff::default();
-        for Change { kind, name, part } in batch {
-            match part {
-                Some(Part::Cluster(cluster)) => diff.clusters.push((name, Some(cluster))),
-                Some(Part::Endpoints(hosts)) => diff.endpoints.push((name, hosts)),
-                Some(Part::Routes(tables)) => diff.route_tables.extend(tables),
-                Some(Part::Listener(listener)) => diff.listeners.push((name, Some(listener))),
-                None => match kind {
-                    Kind::Cluster => diff.clusters.push((name, None)),
-                    Kind::Listener => diff.listeners.push((name, None)),
-                    // They have not come in time, and the cluster is not to wait for them any longer.
-                    Kind::Endpoints => diff.endpoints.push((name, Vec::new())),
-                    // A table goes with its last listener. Secrets and extensions are in the parts that name them.
-                    Kind::Routes | Kind::Secret | Kind::Extension => {}
-                },
-            }
-        }
-        for error in self.routes.complete(&mut diff) {
-            tracing::error!("{error}");
-        }
-        no_second_wait(&diff);
-        diff
-    }
-
     fn cluster(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
         let value: ProtoCluster = constraints::decode(value)?;
         same_name(&value.name, name)?;
         let compiled = cluster::compile(&self.context, &value, true)?;
-        let asks = Asks::of_cluster(&self.context, &value)?;
+        let mut asks = Asks::of_cluster(&self.context, &value)?;
+        asks.add_secrets(compiled.config.all_tls().filter_map(|tls| tls.awaited()));
         Ok(Compiled { part: Part::Cluster(compiled), asks })
     }
 
@@ -115,6 +96,34 @@ impl Resources {
     }
 }
 
+impl Batches for Resources {
+    fn diff(&self, batch: Vec<Change<Part>>) -> Diff {
+        let mut diff = Diff::default();
+        for Change { kind, name, part } in batch {
+            match part {
+                Some(Part::Cluster(cluster)) => diff.clusters.push((name, Some(cluster))),
+                Some(Part::Endpoints(hosts)) => diff.endpoints.push((name, hosts)),
+                Some(Part::Routes(tables)) => diff.route_tables.extend(tables),
+                Some(Part::Secret(secret)) => diff.contexts.extend(self.context.sds.put(secret)),
+                Some(Part::Listener(listener)) => diff.listeners.push((name, Some(listener))),
+                None => match kind {
+                    Kind::Cluster => diff.clusters.push((name, None)),
+                    Kind::Listener => diff.listeners.push((name, None)),
+                    // They have not come in time, and the cluster is not to wait for them any longer.
+                    Kind::Endpoints => diff.endpoints.push((name, Vec::new())),
+                    // A table goes with its last listener. Secrets and extensions are in the parts that name them.
+                    Kind::Routes | Kind::Secret | Kind::Extension => {}
+                },
+            }
+        }
+        for error in self.routes.complete(&mut diff) {
+            tracing::error!("{error}");
+        }
+        no_second_wait(&diff);
+        diff
+    }
+}
+
 impl Compile for Resources {
     type Part = Part;
 
@@ -124,7 +133,12 @@ impl Compile for Resources {
             Kind::Endpoints => Resources::endpoints(name, value),
             Kind::Routes => self.routes(name, value),
             Kind::Listener => self.listener(name, value),
-            Kind::Secret | Kind::Extension => Err(ConfigError::new("nothing here asks for it")),
+            Kind::Secret => {
+                let key = SecretKey { source: Source::Ads, name: name.clone() };
+                let part = self.context.sds.check(&key, value).map(Part::Secret)?;
+                Ok(Compiled { part, asks: Asks::default() })
+            }
+            Kind::Extension => Err(ConfigError::new("nothing here asks for it")),
         }
     }
 
@@ -153,7 +167,20 @@ impl Asks {
                 NetworkFilter::Direct(_) | NetworkFilter::Guarded(..) => {}
             }
         }
-        Asks { needs, clusters: clusters.into_iter().collect() }
+        let mut asks = Asks { needs, clusters: clusters.into_iter().collect() };
+        asks.add_secrets(listener.tls().filter_map(|tls| tls.awaited()));
+        asks
+    }
+
+    /// Secrets that come by the stream. They are waited for where clusters and listeners warm up, with those that come
+    /// by others.
+    pub(crate) fn add_secrets<'a>(&mut self, awaited: impl Iterator<Item = &'a Awaited>) {
+        for name in awaited.filter_map(|awaited| awaited.owner::<User>()).flat_map(User::over_ads) {
+            let need = Need { kind: Kind::Secret, name: name.clone(), within: Some(Duration::ZERO) };
+            if !self.needs.contains(&need) {
+                self.needs.push(need);
+            }
+        }
     }
 }
 

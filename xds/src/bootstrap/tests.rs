@@ -65,7 +65,7 @@ fn a_bootstrap_becomes_a_diff() {
     assert_eq!(&*table.routes().next().unwrap().name, "first");
     let admin = compiled.admin.unwrap();
     assert_eq!(admin.address, BindAddress::Ip("127.0.0.1:9901".parse().unwrap()));
-    let context = compiled.context;
+    let context = compiled.followed.context;
     assert_eq!(context.node, Node { id: "node-1".into(), cluster: "local".into() });
     assert_eq!(context.runtime.number("a.b", 0.0), 5.0);
     assert_eq!(context.runtime.number("d", 0.0), 1.5, "floats of YAML come as text");
@@ -182,7 +182,7 @@ fn the_bootstrap_of_istios_agent_is_taken() {
     let recorded = include_str!("../../conformance/agent/bootstrap.json");
     let compiled = load(recorded, "envoy-rev.json", &process()).unwrap_or_else(|faults| panic!("{faults:?}"));
     assert_eq!((compiled.diff.listeners.len(), compiled.diff.clusters.len()), (2, 4));
-    assert!(compiled.ads.is_some());
+    assert!(compiled.followed.ads.is_some());
 
     let limited = recorded.replace(
         "\"max_active_downstream_connections\": 2147483647",

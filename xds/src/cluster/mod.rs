@@ -71,15 +71,25 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     let load = endpoints::compile(value.load_assignment.as_ref()).in_key("load_assignment")?;
     check_addresses(&discovery, &load.hosts).in_key("load_assignment")?;
     let protocol = protocol::compile(value)?;
-    let tls = tls::client(context, &value.transport_socket, &protocol).in_key("transport_socket")?;
-    let mut balance = balance::compile(context, value)?;
-    balance.overprovisioning = load.overprovisioning;
-    let (breaker, high_breaker) =
-        breaker::limits(value.circuit_breakers.as_ref()).in_key("circuit_breakers")?;
     let observability_name = match value.alt_stat_name.as_str() {
         "" => name,
         given => given,
     };
+    let scope = format!("cluster.{observability_name}.");
+    let tls = tls::client(context, &value.transport_socket, &protocol, &scope).in_key("transport_socket")?;
+    let socket_matches = tls::matches(context, &value.transport_socket_matches, &protocol, &scope)
+        .in_key("transport_socket_matches")?;
+    let any_tls = tls.is_some() || socket_matches.iter().any(|socket| socket.tls.is_some());
+    // What is asked for by auto_sni and auto_san_validation is of no matter without TLS, but nobody could agree on a
+    // protocol.
+    if !any_tls && protocol.protocol == UpstreamProtocol::Auto {
+        let reason = "must be one of TLS for auto_config, which asks endpoints by ALPN";
+        return Err(ConfigError::field("transport_socket", reason));
+    }
+    let mut balance = balance::compile(context, value)?;
+    balance.overprovisioning = load.overprovisioning;
+    let (breaker, high_breaker) =
+        breaker::limits(value.circuit_breakers.as_ref()).in_key("circuit_breakers")?;
     let policy = ClusterPolicy {
         discovery,
         connect_timeout: positive_duration(
@@ -124,6 +134,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     let config = ClusterConfig {
         observability_name: observability_name.into(),
         tls,
+        socket_matches,
         metadata: metadata::namespaces(&value.metadata),
         policy: policy.into(),
         ..ClusterConfig::named(name)
@@ -134,7 +145,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
 /// Counts the fields: what is not read by any part of this module is refused here.
 fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
     let ProtoCluster {
-        transport_socket_matches,
+        transport_socket_matches: _,
         transport_socket_matcher,
         name: _,
         alt_stat_name: _,
@@ -189,7 +200,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         lb_config: _,
     } = value;
     refuse!(
-        transport_socket_matches,
         transport_socket_matcher,
         stats_matcher,
         per_connection_buffer_high_watermark_timeout,

@@ -22,6 +22,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) fn compile(
     context: &Context,
     listener: &str,
+    scope: &str,
     value: &ProtoChain,
     place: ChainPlace,
 ) -> Result<FilterChain> {
@@ -36,7 +37,7 @@ pub(super) fn compile(
         name,
     } = value;
     refuse!(use_proxy_proto);
-    let tls = tls::server(context, transport_socket).in_key("transport_socket")?;
+    let tls = tls::server(context, transport_socket, scope).in_key("transport_socket")?;
     let matches = match filter_chain_match {
         Some(value) => conditions(value).in_key("filter_chain_match")?,
         None => FilterChainMatch::default(),

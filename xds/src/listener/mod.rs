@@ -105,6 +105,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
     u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event")?;
     let use_original_dst = bool_or(use_original_dst, false);
     let addresses = addresses(first_address, additional_addresses)?;
+    let scope = format!("listener.{}.", stats_name(stat_prefix, &addresses));
     let direction = enum_value::<TrafficDirection>(*traffic_direction, "traffic_direction")?;
     let place = ChainPlace {
         chain: 0,
@@ -112,13 +113,16 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         outbound: direction == TrafficDirection::Outbound,
     };
     let chains = filter_chains.iter().enumerate().map(|(index, value)| {
-        chain::compile(context, name, value, place).map(Arc::new).in_index(index).in_key("filter_chains")
+        chain::compile(context, name, &scope, value, place)
+            .map(Arc::new)
+            .in_index(index)
+            .in_key("filter_chains")
     });
     let chains = collect(chains)?;
     check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason))?;
     let default_chain = default_filter_chain
         .as_ref()
-        .map(|value| chain::compile(context, name, value, place).map(Arc::new))
+        .map(|value| chain::compile(context, name, &scope, value, place).map(Arc::new))
         .transpose()
         .in_key("default_filter_chain")?;
     if chains.is_empty() && default_chain.is_none() {
@@ -143,10 +147,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         backlog: u32_or(tcp_backlog_size, BACKLOG),
         tcp_keepalive: tcp_keepalive(keepalive),
         inbound: direction == TrafficDirection::Inbound,
-        stats: Arc::new(ListenerStats::new(
-            context.compile.metrics(),
-            &format!("listener.{}.", stats_name(stat_prefix, &addresses)),
-        )),
+        stats: Arc::new(ListenerStats::new(context.compile.metrics(), &scope)),
         shape: shape(value),
         addresses,
     })

@@ -55,7 +55,7 @@ impl RouteConfigs {
     pub fn wanted_files(&self) -> BTreeSet<(PathBuf, Arc<str>)> {
         let of_file = |(source, name)| match source {
             Source::Path(path) => Some((path, name)),
-            Source::Ads => None,
+            Source::Ads | Source::Api(_) => None,
         };
         self.wanted().filter_map(of_file).collect()
     }

@@ -1,6 +1,6 @@
 //! A route configuration in a file (`path_config_source`).
 
-use prost::Message;
+use prost::{Message, Name};
 use sixfold_core::document::{Node, Options};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
@@ -15,14 +15,11 @@ const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource"
 /// The encoded RouteConfiguration in the text of a DiscoveryResponse (YAML or, for a file called `*.json`, JSON), which
 /// must be its only resource and have that name, as in Envoy (router/rds_impl.cc).
 pub(super) fn route_configuration(text: &str, file: &str, name: &str) -> Result<Vec<u8>> {
-    let options = Options { wide_numbers_as_text: true, ..Options::envoy(file) };
-    let node = Node::parse(text, &options)?;
-    let DiscoveryResponse { resources, .. } = message_from_node(&node)?;
-    let [resource] = &resources[..] else {
+    let resources: Vec<RouteConfiguration> = resources_of_file(text, file)?;
+    let [value] = &resources[..] else {
         let reason = format!("must be one route configuration, not {}", resources.len());
         return Err(ConfigError::field("resources", reason));
     };
-    let value: RouteConfiguration = unwrapped(resource).in_index(0).in_key("resources")?;
     if value.name != name {
         let reason = format!("must be \"{name}\", which is asked for, not \"{}\"", value.name);
         return Err(ConfigError::field("name", reason).in_index(0).in_key("resources"));
@@ -30,8 +27,17 @@ pub(super) fn route_configuration(text: &str, file: &str, name: &str) -> Result<
     Ok(value.encode_to_vec())
 }
 
+/// The resources in the text of a DiscoveryResponse.
+pub(crate) fn resources_of_file<M: Message + Default + Name>(text: &str, file: &str) -> Result<Vec<M>> {
+    let options = Options { wide_numbers_as_text: true, ..Options::envoy(file) };
+    let node = Node::parse(text, &options)?;
+    let DiscoveryResponse { resources, .. } = message_from_node(&node)?;
+    let values = resources.iter().enumerate().map(|(index, value)| unwrapped(value).in_index(index));
+    values.collect::<Result<_>>().in_key("resources")
+}
+
 /// A resource, or the one in a wrapper with its version.
-fn unwrapped(resource: &Any) -> Result<RouteConfiguration> {
+fn unwrapped<M: Message + Default + Name>(resource: &Any) -> Result<M> {
     if resource.type_url != RESOURCE {
         return any::unpack(resource);
     }

@@ -2,7 +2,7 @@
 
 use super::{
     BalanceConfig, BreakerLimits, Discovery, HealthCheck, Http1Options, Http2Options, OutlierDetection,
-    TcpKeepalive, UpstreamProtocol,
+    SocketMatch, TcpKeepalive, UpstreamProtocol,
 };
 use crate::headers::HeaderRules;
 use crate::message::Scheme;
@@ -20,8 +20,10 @@ pub struct ClusterConfig {
     pub name: Arc<str>,
     /// Name in statistics: `alt_stat_name`, else the name (`%UPSTREAM_CLUSTER%`).
     pub observability_name: Arc<str>,
-    /// TLS towards the endpoints; `None` is plain text.
+    /// TLS towards endpoints that nothing of `socket_matches` is for; `None` is plain text.
     pub tls: Option<Arc<ClientTls>>,
+    /// Transports of endpoints by their metadata; the first that matches counts.
+    pub socket_matches: Arc<[SocketMatch]>,
     /// Metadata by namespace (`%CLUSTER_METADATA%`).
     pub metadata: Metadata,
     /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
@@ -90,6 +92,7 @@ impl ClusterConfig {
             observability_name: name.clone(),
             name,
             tls: None,
+            socket_matches: Arc::default(),
             metadata: Metadata::default(),
             drop_overload: 0,
             policy: Arc::default(),

@@ -1,8 +1,9 @@
 //! The endpoints of a cluster at one moment.
 
-use super::{Address, EdsHealth, EndpointCheck, Health, Host, HostConfig, Locality, Reasons};
+use super::{Address, ClusterConfig, EdsHealth, EndpointCheck, Health, Host, HostConfig, Locality, Reasons};
 use crate::fast_hash::FastSet;
 use crate::metadata::Metadata;
+use crate::tls::ClientTls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 ///
 /// Nothing here ever changes: a new weight makes a new member of a new set, so that a set which is never put in
 /// force changes nothing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Member {
     /// The host, which sets before and after this one may have too.
     pub host: Arc<Host>,
@@ -26,6 +27,8 @@ pub struct Member {
     locality_is_weighted: bool,
     /// Metadata by namespace.
     pub metadata: Metadata,
+    /// TLS towards it where its cluster has several, see [`super::Cluster::tls_of`].
+    pub(super) tls: Option<Arc<ClientTls>>,
     /// What discovery says of its health.
     pub discovery: EdsHealth,
     /// How its checks differ from those of the cluster's others.
@@ -33,7 +36,7 @@ pub struct Member {
 }
 
 impl Member {
-    fn new(host: Arc<Host>, config: HostConfig) -> Member {
+    fn new(host: Arc<Host>, config: HostConfig, tls: Option<Arc<ClientTls>>) -> Member {
         // By name: the address and the name are the host's.
         let HostConfig {
             address: _,
@@ -54,6 +57,7 @@ impl Member {
             locality_weight: locality_weight.unwrap_or_default(),
             locality_is_weighted: locality_weight.is_some(),
             metadata,
+            tls,
             discovery: health,
             check,
         }
@@ -62,10 +66,14 @@ impl Member {
     /// An endpoint that nothing is configured of.
     pub(crate) fn of_destination(destination: SocketAddr) -> Arc<Member> {
         let config = HostConfig::new(Address::Ip(destination));
-        Arc::new(Member::new(Arc::new(Host::new(config.address.clone(), config.hostname.clone())), config))
+        Arc::new(Member::new(
+            Arc::new(Host::new(config.address.clone(), config.hostname.clone())),
+            config,
+            None,
+        ))
     }
 
-    fn is(&self, config: &HostConfig) -> bool {
+    fn is(&self, config: &HostConfig, tls: Option<&Arc<ClientTls>>) -> bool {
         let HostConfig {
             address,
             hostname,
@@ -86,20 +94,15 @@ impl Member {
             && self.metadata == *metadata
             && self.discovery == *health
             && self.check == *check
+            && self.is_spoken_to_by(tls)
+    }
+
+    fn is_spoken_to_by(&self, tls: Option<&Arc<ClientTls>>) -> bool {
+        self.tls.as_ref().map(Arc::as_ptr) == tls.map(Arc::as_ptr)
     }
 
     fn of(&self, host: Arc<Host>) -> Member {
-        Member {
-            host,
-            weight: self.weight,
-            priority: self.priority,
-            locality: self.locality.clone(),
-            locality_weight: self.locality_weight,
-            locality_is_weighted: self.locality_is_weighted,
-            metadata: self.metadata.clone(),
-            discovery: self.discovery,
-            check: self.check.clone(),
-        }
+        Member { host, ..self.clone() }
     }
 
     /// Weight of its locality; `None` when localities carry none.
@@ -180,11 +183,16 @@ impl HostSet {
     /// Sorts endpoints into levels. Those at an address and name that `before` had are the same hosts; nothing
     /// about them changes by that. Endpoints at one address and name are one host.
     pub fn new(configs: Vec<HostConfig>, before: Option<&HostSet>) -> HostSet {
-        HostSet::with_reasons(configs, before, Reasons::empty())
+        HostSet::of_cluster(&ClusterConfig::named(""), configs, before, Reasons::empty())
     }
 
-    /// The same, with `reasons` against the hosts that are new.
-    pub fn with_reasons(configs: Vec<HostConfig>, before: Option<&HostSet>, reasons: Reasons) -> HostSet {
+    /// The same for a cluster, with `reasons` against the hosts that are new.
+    pub(super) fn of_cluster(
+        cluster: &ClusterConfig,
+        configs: Vec<HostConfig>,
+        before: Option<&HostSet>,
+        reasons: Reasons,
+    ) -> HostSet {
         let known: HashMap<_, _> = before.iter().flat_map(|s| s.iter()).map(|m| (key(&m.host), m)).collect();
         let mut fresh: HashMap<_, Arc<Host>> = HashMap::new();
         let mut levels: Vec<Vec<Arc<Member>>> = Vec::new();
@@ -193,8 +201,9 @@ impl HostSet {
             if levels.len() <= at {
                 levels.resize_with(at + 1, Vec::new);
             }
+            let tls = cluster.own_tls(&config.metadata);
             let host = match known.get(&(&config.address, &*config.hostname)) {
-                Some(member) if member.is(&config) => {
+                Some(member) if member.is(&config, tls) => {
                     levels[at].push(Arc::clone(member));
                     continue;
                 }
@@ -211,7 +220,8 @@ impl HostSet {
                     host.or_insert_with(new).clone()
                 }
             };
-            levels[at].push(Arc::new(Member::new(host, config)));
+            let tls = tls.cloned();
+            levels[at].push(Arc::new(Member::new(host, config, tls)));
         }
         let levels = levels.into_iter().map(|members| PriorityLevel::sorted_out(members.into())).collect();
         HostSet { levels, version: before.map_or(1, |s| s.version + 1) }
@@ -225,6 +235,17 @@ impl HostSet {
     /// The same endpoints sorted out anew.
     pub fn refreshed(&self) -> HostSet {
         let levels = self.levels.iter().map(|level| PriorityLevel::sorted_out(level.members.clone()));
+        HostSet { levels: levels.collect(), version: self.version + 1 }
+    }
+
+    /// The same endpoints as members of another cluster.
+    pub(super) fn of(&self, cluster: &ClusterConfig) -> HostSet {
+        let member = |member: &Arc<Member>| match cluster.own_tls(&member.metadata) {
+            tls if member.is_spoken_to_by(tls) => member.clone(),
+            tls => Arc::new(Member { tls: tls.cloned(), ..Member::clone(member) }),
+        };
+        let levels =
+            self.levels.iter().map(|l| PriorityLevel::sorted_out(l.members.iter().map(member).collect()));
         HostSet { levels: levels.collect(), version: self.version + 1 }
     }
 

@@ -17,6 +17,7 @@ mod in_flight;
 mod members;
 mod outlier;
 mod protocol;
+mod socket;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
 pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierStats, Outliers, SuccessRate};
 pub use protocol::{HeaderCase, Http1Options, Http2Options, TcpKeepalive, UpstreamProtocol};
+pub use socket::SocketMatch;
 pub use stats::ClusterStats;
 pub use tried::TriedHost;
 
@@ -133,11 +135,11 @@ impl Cluster {
         let finds_the_same = previous.filter(|old| old.config.finds_the_same(&config));
         let set = match &before {
             // They are not the cluster's to say, so they stay.
-            Some(before) if eds(&config) && previous.is_some_and(|c| eds(&c.config)) => before.refreshed(),
+            Some(before) if eds(&config) && previous.is_some_and(|c| eds(&c.config)) => before.of(&config),
             Some(before) if finds_the_same.is_some() => before.refreshed(),
             before => {
                 let resolved = endpoints.iter().flat_map(|e| known_addresses(e, before.as_deref())).collect();
-                HostSet::with_reasons(resolved, before.as_deref(), initial(&config))
+                HostSet::of_cluster(&config, resolved, before.as_deref(), initial(&config))
             }
         };
         let balancer = match finds_the_same {
@@ -203,7 +205,7 @@ impl Cluster {
     pub fn update_hosts(&self, hosts: Vec<HostConfig>) {
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
-        let set = HostSet::with_reasons(hosts, Some(&before), initial(&self.config));
+        let set = HostSet::of_cluster(&self.config, hosts, Some(&before), initial(&self.config));
         self.publish(set, Some(&before), *visibility);
     }
 

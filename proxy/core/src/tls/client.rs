@@ -2,7 +2,7 @@
 
 use super::server::{load_identity, version_name};
 use super::verify::{Peer, PeerCheck, ServerVerifier};
-use super::{Identity, Protocols, Validation, cipher_name, describe};
+use super::{Awaited, ContextChange, Identity, Protocols, Validation, cipher_name, describe};
 use crate::connection::TlsInfo;
 use crate::error::ConfigError;
 use arc_swap::ArcSwapOption;
@@ -10,7 +10,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, SignatureScheme};
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Settings (Envoy's UpstreamTlsContext; APISIX's `upstream.tls`).
 #[derive(Debug)]
@@ -76,22 +76,51 @@ pub struct ClientContext {
 }
 
 /// TLS of a cluster: what it holds can be replaced, which touches handshakes to come alone.
-pub struct ClientTls(ArcSwapOption<ClientContext>);
+pub struct ClientTls {
+    context: ArcSwapOption<ClientContext>,
+    /// Secrets that come by themselves, if it is made of such.
+    awaited: Option<Box<Awaited>>,
+}
 
 impl ClientTls {
     /// With a context, or `None` until secrets have arrived: connecting fails.
     pub fn new(context: Option<Arc<ClientContext>>) -> Arc<ClientTls> {
-        Arc::new(ClientTls(ArcSwapOption::from(context)))
+        Arc::new(ClientTls { context: ArcSwapOption::from(context), awaited: None })
+    }
+
+    /// With secrets that come by themselves; `context` is `None` until they have come.
+    pub fn awaiting(
+        context: Option<Arc<ClientContext>>,
+        awaited: impl FnOnce(&Weak<ClientTls>) -> Awaited,
+    ) -> Arc<ClientTls> {
+        Arc::new_cyclic(|this| {
+            let awaited = awaited(this);
+            if context.is_some() {
+                awaited.end();
+            }
+            ClientTls { context: ArcSwapOption::from(context), awaited: Some(Box::new(awaited)) }
+        })
+    }
+
+    /// The secrets that it is made of, where these come by themselves.
+    pub fn awaited(&self) -> Option<&Awaited> {
+        self.awaited.as_deref()
     }
 
     /// Replaces the context.
     pub fn replace(&self, context: Option<Arc<ClientContext>>) {
-        self.0.store(context);
+        self.context.store(context);
+        self.awaited.iter().for_each(|awaited| awaited.end());
+    }
+
+    /// Prepares another context; nothing is shown before [`ContextChange::put_in_force`].
+    pub fn change(self: &Arc<ClientTls>, context: Arc<ClientContext>) -> ContextChange {
+        ContextChange::client(self.clone(), context)
     }
 
     /// The context now.
     pub fn context(&self) -> Option<Arc<ClientContext>> {
-        self.0.load_full()
+        self.context.load_full()
     }
 }
 

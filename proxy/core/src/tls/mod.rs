@@ -4,7 +4,9 @@
 //! ([`ServerContext`], [`ClientContext`]) can be replaced while connections live: secrets that arrive later
 //! or are rotated touch only handshakes to come.
 
+mod awaited;
 mod certificate;
+mod change;
 mod client;
 mod names;
 mod options;
@@ -14,10 +16,12 @@ mod server;
 mod tests;
 mod verify;
 
+pub use awaited::Awaited;
 pub use certificate::{describe, sha256_hex};
+pub use change::ContextChange;
 pub use client::{AlpnOffer, ClientContext, ClientSettings, ClientTls};
 pub use names::NameTable;
 pub use options::{Protocols, TlsVersion, cipher_name};
 pub use pem::{Identity, Pem};
-pub use server::{ContextChange, NamedContexts, ServerContext, ServerSettings, ServerTls};
+pub use server::{NamedContexts, ServerContext, ServerSettings, ServerTls};
 pub use verify::{SanKind, SanMatcher, Validation};

@@ -44,6 +44,14 @@ pub struct Protocols {
 }
 
 impl Protocols {
+    /// Whether there is anything to negotiate.
+    ///
+    /// # Errors
+    /// Names the field and what is wrong with it.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.provider().map(drop)
+    }
+
     pub(super) fn versions(&self) -> Result<Vec<&'static SupportedProtocolVersion>, ConfigError> {
         let (min, max) = (self.min.unwrap_or(TlsVersion::V12), self.max.unwrap_or(TlsVersion::V13));
         if min > max {

@@ -1,6 +1,9 @@
 //! Certificates, keys and revocation lists in PEM, from files or from the configuration itself.
 
+use super::server::load_identity;
+use crate::error::ConfigError;
 use crate::files;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use std::borrow::Cow;
@@ -35,6 +38,16 @@ pub struct Identity {
     pub chain: Pem,
     /// Its private key: PKCS #8, PKCS #1 or SEC 1, not encrypted.
     pub key: Pem,
+}
+
+impl Identity {
+    /// Whether it can be read, and the key belongs to the certificate.
+    ///
+    /// # Errors
+    /// Names the field and what is wrong with it.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        load_identity(self, &aws_lc_rs::default_provider()).map(drop)
+    }
 }
 
 impl Pem {

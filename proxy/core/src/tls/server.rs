@@ -1,7 +1,7 @@
 //! TLS towards clients.
 
 use super::verify::{ClientVerifier, Peer, PeerCheck};
-use super::{Identity, NameTable, Protocols, Validation, cipher_name, describe};
+use super::{Awaited, ContextChange, Identity, NameTable, Protocols, Validation, cipher_name, describe};
 use crate::connection::{Certificate, TlsInfo};
 use crate::error::ConfigError;
 use arc_swap::ArcSwap;
@@ -14,7 +14,7 @@ use rustls::{
     CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection, SignatureAlgorithm,
     SupportedCipherSuite,
 };
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Settings of one context (Envoy's DownstreamTlsContext; APISIX's `ssl`).
@@ -59,30 +59,15 @@ pub struct ServerContext {
 }
 
 /// TLS of a filter chain: what it holds can be replaced, which touches handshakes to come alone.
-pub struct ServerTls(ArcSwap<State>);
+pub struct ServerTls {
+    state: ArcSwap<State>,
+    /// Secrets that come by themselves, if it is made of such.
+    awaited: Option<Box<Awaited>>,
+}
 
-struct State {
+pub(super) struct State {
     default: Option<Arc<ServerContext>>,
     named: NameTable<Arc<ServerContext>>,
-}
-
-/// Contexts that are compiled and not shown yet: what a change of the model carries.
-pub struct ContextChange {
-    tls: Arc<ServerTls>,
-    state: Arc<State>,
-}
-
-impl ContextChange {
-    /// Shows them to handshakes to come.
-    pub fn put_in_force(self) {
-        self.tls.0.store(self.state);
-    }
-}
-
-impl std::fmt::Debug for ContextChange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ContextChange")
-    }
 }
 
 /// Server names with their contexts.
@@ -92,7 +77,7 @@ impl ServerTls {
     /// With a context for clients that name none of `named`; without one they are refused. Until secrets
     /// have arrived both may be empty: all handshakes fail.
     pub fn new(default: Option<Arc<ServerContext>>, named: NamedContexts) -> Arc<ServerTls> {
-        Arc::new(ServerTls(ArcSwap::from_pointee(State::new(default, named))))
+        Arc::new(ServerTls { state: ArcSwap::from_pointee(State::new(default, named)), awaited: None })
     }
 
     /// One context for all.
@@ -100,9 +85,34 @@ impl ServerTls {
         ServerTls::new(Some(context), Vec::new())
     }
 
+    /// One context for all that is made of secrets which come by themselves; `None` until they have come.
+    pub fn awaiting(
+        context: Option<Arc<ServerContext>>,
+        awaited: impl FnOnce(&Weak<ServerTls>) -> Awaited,
+    ) -> Arc<ServerTls> {
+        Arc::new_cyclic(|this| {
+            let awaited = awaited(this);
+            if context.is_some() {
+                awaited.end();
+            }
+            let state = ArcSwap::from_pointee(State::new(context, Vec::new()));
+            ServerTls { state, awaited: Some(Box::new(awaited)) }
+        })
+    }
+
+    /// The secrets that it is made of, where these come by themselves.
+    pub fn awaited(&self) -> Option<&Awaited> {
+        self.awaited.as_deref()
+    }
+
     /// Replaces the contexts.
     pub fn replace(&self, default: Option<Arc<ServerContext>>, named: NamedContexts) {
-        self.0.store(Arc::new(State::new(default, named)));
+        self.show(Arc::new(State::new(default, named)));
+    }
+
+    pub(super) fn show(&self, state: Arc<State>) {
+        self.state.store(state);
+        self.awaited.iter().for_each(|awaited| awaited.end());
     }
 
     /// Prepares other contexts; nothing is shown before [`ContextChange::put_in_force`].
@@ -111,12 +121,12 @@ impl ServerTls {
         default: Option<Arc<ServerContext>>,
         named: NamedContexts,
     ) -> ContextChange {
-        ContextChange { tls: self.clone(), state: Arc::new(State::new(default, named)) }
+        ContextChange::server(self.clone(), Arc::new(State::new(default, named)))
     }
 
     /// The context for a client that asks for this name.
     pub fn context(&self, server_name: Option<&str>) -> Option<Arc<ServerContext>> {
-        let state = self.0.load();
+        let state = self.state.load();
         server_name.and_then(|name| state.named.get(name)).or(state.default.as_ref()).cloned()
     }
 }
@@ -124,7 +134,7 @@ impl ServerTls {
 impl ServerTls {
     /// Every context, for pages that show certificates; one may come several times.
     pub fn contexts(&self) -> Vec<Arc<ServerContext>> {
-        let state = self.0.load();
+        let state = self.state.load();
         state.default.iter().chain(state.named.values()).cloned().collect()
     }
 }

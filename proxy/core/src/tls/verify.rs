@@ -7,7 +7,7 @@ use crate::matcher::StringMatcher;
 use base64::Engine;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -38,6 +38,16 @@ pub struct Validation {
     pub accept_untrusted: bool,
     /// Intermediate certificates that may be used; `None` is no limit.
     pub max_depth: Option<usize>,
+}
+
+impl Validation {
+    /// Whether it can be compiled.
+    ///
+    /// # Errors
+    /// Names the field and what is wrong with it.
+    pub fn check(self) -> Result<(), ConfigError> {
+        PeerCheck::new(self, Peer::Server, &Arc::new(aws_lc_rs::default_provider())).map(drop)
+    }
 }
 
 /// Kind of a subject alternative name.

@@ -68,10 +68,12 @@ impl Outbound {
         self.checkout = None;
         let Some(flight) = &self.flight else { return Err(UpstreamError::Local) };
         let authority = String::from_utf8_lossy(&head.authority);
-        let tls = cluster.config.tls.as_ref().and_then(|tls| tls.context());
+        let socket = cluster.tls_of(flight.member());
+        let tls = socket.and_then(|tls| tls.context());
         let wanted = Wanted {
             cluster,
             host: flight.host(),
+            tls: socket,
             authority: tls.filter(|tls| tls.depends_on_authority()).map(|_| &*authority),
             downstream_http2: false,
             timeout: cluster.config.connect_timeout,

@@ -1,7 +1,7 @@
 //! Asking an endpoint.
 
 use super::state::Verdict;
-use crate::connect::{Alpn, ConnectError, connect};
+use crate::connect::{ConnectError, Handshake, connect};
 use crate::deadline::{Deadline, within};
 use crate::io::{Io, Transport};
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use sixfold_core::cluster::{
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::{Callout, CalloutRequest, grpc};
+use sixfold_core::tls::ClientTls;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -47,6 +48,7 @@ impl Target {
         check: &HealthCheck,
         host: &Host,
         own: Option<&EndpointCheck>,
+        tls: Option<Arc<ClientTls>>,
         callout: Arc<dyn Callout>,
     ) -> Target {
         let config = &cluster.config;
@@ -72,7 +74,6 @@ impl Target {
             statistics: false,
             ..ClusterPolicy::default()
         };
-        let tls = config.tls.clone();
         let alone = ClusterConfig { tls, policy: policy.into(), ..ClusterConfig::named(&config.name) };
         let port = own.and_then(|own| own.port).or(check.port);
         let address = match (own.and_then(|own| own.address.as_ref()), &host.address, port) {
@@ -161,7 +162,8 @@ impl Target {
         let Some(cluster) = self.cell.load() else { return Verdict::silent("no cluster") };
         let hosts = cluster.hosts.load_full();
         let Some(member) = hosts.iter().next() else { return Verdict::silent("no endpoint") };
-        let connected = connect(&cluster, &member.host, None, Alpn::default(), check.timeout).await;
+        let handshake = Handshake { tls: cluster.tls_of(member), ..Handshake::default() };
+        let connected = connect(&cluster, &member.host, handshake, check.timeout).await;
         let mut io = match connected {
             Ok(connected) => connected.io,
             Err(ConnectError::Timeout) => return Verdict::silent("timeout"),

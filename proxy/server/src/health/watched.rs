@@ -8,6 +8,7 @@ use sixfold_core::cluster::{
     Cluster, EndpointCheck, HealthCheck, HealthCheckStats, Host, HostObserver, Member, Reasons,
 };
 use sixfold_core::plugin::Callout;
+use sixfold_core::tls::ClientTls;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -47,6 +48,8 @@ pub(crate) struct Watched {
 pub(super) struct Session {
     host: Arc<Host>,
     known: Known,
+    /// TLS towards it.
+    tls: Option<Arc<ClientTls>>,
     /// `None` where the cluster in force checks it, in the same way.
     task: Option<AbortHandle>,
 }
@@ -139,7 +142,7 @@ impl Watched {
             for session in sessions.values_mut() {
                 session.known.state.lock().show(&session.host);
                 if let (None, Some(cluster)) = (&session.task, &cluster) {
-                    session.task = Some(self.spawn(cluster, &session.host, &session.known));
+                    session.task = Some(self.spawn(cluster, session));
                 }
             }
             self.count(&sessions);
@@ -159,19 +162,23 @@ impl Watched {
     /// Begins to check an endpoint, or goes on with it; leaves it to `before` when that does.
     fn begin(&self, cluster: &Cluster, member: &Member, before: Option<&Watched>) -> Session {
         let (host, check) = (member.host.clone(), &member.check);
+        let tls = cluster.tls_of(member).cloned();
         let lent = before.and_then(|before| Some(before.sessions.lock().get(&host.id)?.known.clone()));
         if let Some(known) = lent.filter(|lent| lent.check == *check) {
-            return Session { host, known, task: None };
+            return Session { host, known, tls, task: None };
         }
         let known = self.known.lock().get(&host.id).filter(|known| known.check == *check).cloned();
         let new = || Arc::new(Mutex::new(State::new(self.check.initial_jitter)));
         let known = known.unwrap_or_else(|| Known { check: check.clone(), state: new() });
-        let task = Some(self.spawn(cluster, &host, &known));
-        Session { host, known, task }
+        let mut session = Session { host, known, tls, task: None };
+        session.task = Some(self.spawn(cluster, &session));
+        session
     }
 
-    fn spawn(&self, cluster: &Cluster, host: &Arc<Host>, known: &Known) -> AbortHandle {
-        let target = Target::new(cluster, &self.check, host, known.check.as_deref(), self.callout.clone());
+    fn spawn(&self, cluster: &Cluster, session: &Session) -> AbortHandle {
+        let Session { host, known, tls, task: _ } = session;
+        let (own, callout) = (known.check.as_deref(), self.callout.clone());
+        let target = Target::new(cluster, &self.check, host, own, tls.clone(), callout);
         self.runtime.spawn(run(self.this.clone(), host.clone(), known.state.clone(), target)).abort_handle()
     }
 
@@ -281,7 +288,7 @@ impl HostObserver for Watched {
                 let session = match known {
                     Some(session) if session.task.is_some() || lent(&id) => session,
                     Some(mut session) => {
-                        session.task = Some(self.spawn(cluster, &member.host, &session.known));
+                        session.task = Some(self.spawn(cluster, &session));
                         session
                     }
                     None => self.begin(cluster, member, before.as_deref()),

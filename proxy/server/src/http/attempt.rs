@@ -38,7 +38,8 @@ impl<D: Downstream> Exchange<'_, D> {
         self.waited = true;
         // Only where TLS takes its server name from the request: then connections for different names are not
         // shared. It must outlive changes to the request.
-        let tls = plan.cluster.config.tls.as_ref().and_then(|tls| tls.context());
+        let flight = &*flight;
+        let tls = plan.cluster.tls_of(flight.member()).and_then(|tls| tls.context());
         let authority = tls
             .filter(|tls| tls.depends_on_authority())
             .map(|_| String::from_utf8_lossy(&self.stream.request.authority).into_owned());
@@ -47,6 +48,7 @@ impl<D: Downstream> Exchange<'_, D> {
             let wanted = Wanted {
                 cluster: &plan.cluster,
                 host: flight.host(),
+                tls: plan.cluster.tls_of(flight.member()),
                 authority: authority.as_deref(),
                 downstream_http2: self.down.is_http2(),
                 timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),

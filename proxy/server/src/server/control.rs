@@ -10,6 +10,7 @@ use crate::memory;
 use crate::worker::Command;
 use sixfold_core::cluster::Cluster;
 use sixfold_core::model::{ApplyError, Diff, Model};
+use sixfold_core::tls::ContextChange;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,6 +134,12 @@ impl ControlThread {
                 return;
             }
         }
+        // Who waits for them need not wait any longer, and nobody is served by others.
+        change
+            .diff
+            .contexts
+            .extract_if(.., |context| context.is_first())
+            .for_each(ContextChange::put_in_force);
         let dns = self.manager.shared().dns.get();
         let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
         let helpers = Helpers { discoverer: discoverer.as_ref(), checker: &self.checker };
@@ -141,6 +148,10 @@ impl ControlThread {
         if cold.is_empty() || !uses {
             return self.finish(change).await;
         }
+        // The cold ones may wait for what comes by these: secrets have a cluster of their own.
+        let come = change.diff.clusters.extract_if(.., |(_, cluster)| cluster.is_some()).collect();
+        // Clusters alone can't fail.
+        let _ = self.model.apply(Diff { clusters: come, ..Diff::default() }, &mut self.manager).await;
         let until = Instant::now() + change.patience;
         self.held = Some(Held { change, cold, until });
     }

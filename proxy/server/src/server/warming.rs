@@ -1,7 +1,7 @@
 //! Clusters and listeners that are not yet fit to take the place of what is in force.
 //!
-//! A cluster whose endpoints nobody knows yet would answer 503 where the one before it still serves, and a listener
-//! whose routes have not come 404. So they wait here for their first news, or until they have waited long enough; the
+//! A cluster whose endpoints or secrets nobody knows yet would answer 503 where the one before it still serves, and a
+//! listener whose routes have not come 404, one without its secrets nothing at all. So they wait here for their first news, or until they have waited long enough; the
 //! control thread goes on meanwhile.
 
 use super::waiting::Waiting;
@@ -11,6 +11,7 @@ use sixfold_core::cluster::{Cluster, Discovery, HostConfig};
 use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
 use sixfold_core::router::RouteTableCell;
+use sixfold_core::tls::Awaited;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -48,8 +49,8 @@ enum Wait {
     Answers(oneshot::Receiver<()>),
     /// Endpoints have come by a change of their own.
     Endpoints(Duration),
-    /// Nothing but the first checks.
-    Checks,
+    /// Nothing but secrets and the first checks, where there are such.
+    Rest,
 }
 
 /// Who finds the endpoints of clusters, and who checks them.
@@ -87,8 +88,8 @@ impl Warming {
         }
         for (name, hosts) in std::mem::take(&mut diff.endpoints) {
             match self.endpoints(&name, hosts) {
-                Ok((cluster, Some(checks))) if must_be_checked(&cluster, &checks) => {
-                    self.hold(name, (cluster, Some(checks)), Wait::Checks);
+                Ok((cluster, checks)) if waits_further(&cluster, checks.as_deref()) => {
+                    self.hold(name, (cluster, checks), Wait::Rest);
                 }
                 Ok((cluster, _)) => {
                     held.retain(|held| *held != name);
@@ -101,17 +102,23 @@ impl Warming {
         held
     }
 
-    /// Takes the listeners out of `diff` that must wait for route tables, which neither are there nor come with it.
-    /// It is to be applied next.
+    /// Takes the listeners out of `diff` that must wait for secrets, or for route tables which neither are there nor
+    /// come with it. It is to be applied next.
     pub(super) fn hold_back_listeners(&mut self, diff: &mut Diff) {
         for (name, listener) in std::mem::take(&mut diff.listeners) {
             self.listeners.take(&name);
             let missing = listener.as_deref().map(|l| missing_tables(l, diff)).unwrap_or_default();
-            match listener {
-                Some(listener) if !missing.is_empty() => {
-                    self.listeners.hold(name, listener, first_tables(missing));
+            let secrets: Vec<_> =
+                listener.iter().flat_map(|l| l.tls()).filter(|tls| awaits(tls.awaited())).collect();
+            match &listener {
+                Some(waits) if !missing.is_empty() || !secrets.is_empty() => {
+                    let secrets: Vec<_> = secrets.into_iter().cloned().collect();
+                    self.listeners.hold(name, waits.clone(), async move {
+                        let of = secrets.iter().filter_map(|tls| tls.awaited());
+                        tokio::join!(first_tables(missing), first_secrets(of));
+                    });
                 }
-                listener => diff.listeners.push((name, listener)),
+                _ => diff.listeners.push((name, listener)),
             }
         }
     }
@@ -134,9 +141,10 @@ impl Warming {
 
     fn hold(&mut self, name: Arc<str>, (cluster, checks): Candidate, wait: Wait) {
         let time = cluster.config.health_check.as_ref().map_or(Duration::ZERO, |check| check.timeout);
-        self.clusters.hold(name, (cluster, checks.clone()), async move {
+        self.clusters.hold(name, (cluster.clone(), checks.clone()), async move {
+            first_secrets(cluster.config.all_tls().filter_map(|tls| tls.awaited())).await;
             match wait {
-                Wait::Checks => {}
+                Wait::Rest => {}
                 // Too late is as good as badly answered.
                 Wait::Answers(first) => drop(tokio::time::timeout(FIRST_ANSWER, first).await),
                 Wait::Endpoints(limit) => tokio::time::sleep(limit).await,
@@ -170,7 +178,7 @@ impl Warming {
 }
 
 /// What a cluster must wait for; `None` when its endpoints are known, from the one before it too, and one of them is
-/// well.
+/// well, and its secrets have come.
 fn wait_of(
     cluster: &Arc<Cluster>,
     checks: Option<&Watched>,
@@ -181,7 +189,17 @@ fn wait_of(
         Discovery::Eds(limit) => (cluster.hosts.load().total() == 0).then_some(Wait::Endpoints(limit)),
         _ => first.filter(|_| !cluster.is_resolved()).map(Wait::Answers),
     };
-    wait.or_else(|| checks.filter(|checks| must_be_checked(cluster, checks)).map(|_| Wait::Checks))
+    wait.or_else(|| waits_further(cluster, checks).then_some(Wait::Rest))
+}
+
+/// Whether a cluster whose endpoints are known waits for its secrets, or for the first checks.
+fn waits_further(cluster: &Cluster, checks: Option<&Watched>) -> bool {
+    cluster.config.all_tls().any(|tls| awaits(tls.awaited()))
+        || checks.is_some_and(|checks| must_be_checked(cluster, checks))
+}
+
+fn awaits(secrets: Option<&Awaited>) -> bool {
+    secrets.is_some_and(Awaited::is_awaited)
 }
 
 /// Whether no endpoint would get traffic only since none was checked yet.
@@ -212,6 +230,18 @@ async fn first_tables(missing: Vec<Missing>) {
             // The listener serves without it then.
             Some(until) => drop(tokio::time::timeout_at(until, cell.first()).await),
             None => cell.first().await,
+        }
+    }
+}
+
+/// Waits for all of them at once, each as long as it may take.
+async fn first_secrets(secrets: impl Iterator<Item = &Awaited>) {
+    let start = Instant::now();
+    for awaited in secrets {
+        match awaited.limit.and_then(|limit| start.checked_add(limit)) {
+            // Handshakes fail until they come.
+            Some(until) => drop(tokio::time::timeout_at(until, awaited.first()).await),
+            None => awaited.first().await,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::UpstreamError;
 use super::queue::Place;
-use crate::connect::{Alpn, ConnectError, Connected, connect};
+use crate::connect::{ConnectError, Connected, Handshake, connect};
 use sixfold_core::cluster::{Cluster, ClusterStats, Host, Permit};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -50,12 +50,11 @@ impl Drop for ActiveConnection {
 pub(crate) async fn dial(
     cluster: &Cluster,
     host: &Host,
-    authority: Option<&str>,
-    alpn: Alpn,
+    handshake: Handshake<'_>,
     timeout: Duration,
 ) -> Result<Connected, UpstreamError> {
     let stats = &cluster.stats;
-    match connect(cluster, host, authority, alpn, timeout).await {
+    match connect(cluster, host, handshake, timeout).await {
         Ok(connected) => {
             stats.upstream_cx_connect_ms().record(u64::from(connected.connect_ms));
             Ok(connected)
@@ -73,7 +72,7 @@ pub(crate) async fn dial(
                     let words = text.split(" (os error").next().unwrap_or_default();
                     UpstreamError::Connect(format!("delayed_connect_error: {words}"))
                 }
-                ConnectError::Tls(_) => UpstreamError::Connect(error.to_string()),
+                ConnectError::Tls(_) | ConnectError::NoSecret => UpstreamError::Connect(error.to_string()),
                 ConnectError::Bind(text) => UpstreamError::Connect(text),
             })
         }

@@ -19,14 +19,18 @@ pub(super) struct Kind {
 impl Kind {
     /// What a request needs.
     pub(super) fn of(wanted: &Wanted<'_>) -> Kind {
-        let tls = wanted.cluster.config.tls.clone();
-        let authority = wanted.authority.filter(|_| tls.is_some()).map(Into::into);
-        Kind { alpn: wanted.alpn(), authority, tls }
+        let authority = wanted.authority.filter(|_| wanted.tls.is_some()).map(Into::into);
+        Kind { alpn: wanted.alpn(), authority, tls: wanted.tls.cloned() }
+    }
+
+    /// TLS of its connections.
+    pub(super) fn tls(&self) -> Option<&Arc<ClientTls>> {
+        self.tls.as_ref()
     }
 
     /// Whether a request may take such a connection.
     pub(super) fn serves(&self, wanted: &Wanted<'_>) -> bool {
-        self.is(wanted.alpn(), wanted.cluster.config.tls.as_ref(), wanted.authority)
+        self.is(wanted.alpn(), wanted.tls, wanted.authority)
     }
 
     /// Whether connections of both serve the same requests.

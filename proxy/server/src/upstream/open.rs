@@ -5,7 +5,7 @@ use super::h2::H2Connection;
 use super::kind::Kind;
 use super::queue::Place;
 use super::{ActiveConnection, UpstreamError, Wanted, dial};
-use crate::connect::Alpn;
+use crate::connect::{Alpn, Handshake};
 use crate::deadline::after;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use sixfold_core::cluster::{Cluster, Host, Permit};
@@ -58,8 +58,7 @@ impl Order {
     ) -> Result<(Opened, u32), UpstreamError> {
         let config = &self.cluster.config;
         let until = after(Instant::now(), self.timeout);
-        let connected =
-            dial(&self.cluster, &self.host, self.authority.as_deref(), self.alpn, self.timeout).await?;
+        let connected = dial(&self.cluster, &self.host, self.handshake(), self.timeout).await?;
         let connect_ms = connected.connect_ms;
         let active =
             ActiveConnection::new(self.host.clone(), self.cluster.stats.clone(), Some(permit)).at(place);
@@ -79,6 +78,10 @@ impl Order {
             Ok(Err(error)) => Err(self.failed(error)),
             Err(_) => Err(self.failed(UpstreamError::ConnectTimeout)),
         }
+    }
+
+    fn handshake(&self) -> Handshake<'_> {
+        Handshake { tls: self.kind.tls(), authority: self.authority.as_deref(), alpn: self.alpn }
     }
 
     fn failed(&self, error: UpstreamError) -> UpstreamError {

@@ -12,6 +12,7 @@ use crate::h1::Profile;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Breaker, Cluster, Host, Permit, Resource, UpstreamProtocol};
 use sixfold_core::fast_hash::FastMap;
+use sixfold_core::tls::ClientTls;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) cluster: &'a Arc<Cluster>,
     /// Its endpoint.
     pub(crate) host: &'a Arc<Host>,
+    /// TLS towards it.
+    pub(crate) tls: Option<&'a Arc<ClientTls>>,
     /// Server name for TLS, where the cluster takes it from the request.
     pub(crate) authority: Option<&'a str>,
     /// Whether the client speaks HTTP/2.

@@ -69,6 +69,7 @@ async fn take(pools: &Pools, cluster: &Arc<Cluster>, at: usize) -> Result<Checko
     let wanted = Wanted {
         cluster,
         host: &host,
+        tls: None,
         authority: None,
         downstream_http2: false,
         timeout: Duration::from_secs(2),

@@ -9,6 +9,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::ads::Resources;
 use crate::ads::{BackoffConfig, Kind};
 use crate::testing::context;
 
@@ -53,7 +54,7 @@ async fn a_start_waits_no_longer_for_a_control_plane_that_takes_connections_and_
         timeout: Duration::MAX,
         max_message: 1 << 20,
     };
-    let target = Target { grpc, metadata: Headers::new() };
+    let target = Target { grpc, metadata: Headers::new(), service: Service::Aggregated };
     let (registry, start) = (Registry::new(), Instant::now());
     let (done, initialized) = oneshot::channel();
     let resources = Resources::new(context());

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
+use crate::ads::{BackoffConfig, Flavor};
 use crate::bootstrap;
 use crate::testing::process;
 
@@ -24,7 +25,7 @@ const ADS: &str = "api_type: DELTA_GRPC, transport_api_version: V3, set_node_on_
 fn load(ads_config: &str, lds: &str) -> std::result::Result<Ads, String> {
     let loaded = bootstrap::load(&bootstrap(ads_config, lds), "b.yaml", &process());
     loaded
-        .map(|compiled| compiled.ads.unwrap())
+        .map(|compiled| compiled.followed.ads.unwrap())
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 

@@ -1,7 +1,7 @@
 //! TLS on listeners and towards endpoints.
 
 use super::*;
-use crate::connect::{Alpn, ConnectError, connect};
+use crate::connect::{Alpn, ConnectError, Handshake, connect};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::tls::{
@@ -199,7 +199,8 @@ async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
         let hosts = vec![HostConfig::new(Address::Ip(address))];
         let cluster = Cluster::new(config, hosts, None, &fixture.registry).unwrap();
         let host = cluster.hosts.load().iter().next().unwrap().host.clone();
-        let mut connected = connect(&cluster, &host, authority, Alpn::Http1, Duration::from_secs(5)).await?;
+        let handshake = Handshake { tls: cluster.config.tls.as_ref(), authority, alpn: Alpn::Http1 };
+        let mut connected = connect(&cluster, &host, handshake, Duration::from_secs(5)).await?;
         let text = crate::io::text(&mut connected.io).await;
         Ok::<_, ConnectError>((text, connected.tls.unwrap().version))
     };

@@ -1,0 +1,137 @@
+//! A gRPC service that resources come from (`api_config_source`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::headers::Headers;
+use sixfold_core::plugin::grpc::Client as Grpc;
+use sixfold_xds_api::pb::envoy::config::core::v3::api_config_source::ApiType;
+use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    ApiConfigSource, ApiVersion, GrpcService, HeaderValue, RetryPolicy,
+};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, enum_value, not_empty, one_of, positive_duration};
+
+use crate::ads::{BackoffConfig, Flavor, Service, Target};
+use crate::context::Context;
+
+/// Bytes of a message of a control plane that are taken, as much as pilot-agent takes: whole worlds are sent in one.
+const MAX_MESSAGE: usize = i32::MAX as usize;
+
+/// A service as it is configured, to tell it from others: the encoded message.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ApiSource(Arc<[u8]>);
+
+/// A service that can be asked.
+pub(crate) struct Api {
+    pub(crate) flavor: Flavor,
+    /// Sends the node with every message.
+    pub(crate) node_always: bool,
+    pub(crate) target: Target,
+    pub(crate) backoff: BackoffConfig,
+}
+
+impl ApiSource {
+    pub(crate) fn new(value: &ApiConfigSource) -> ApiSource {
+        ApiSource(value.encode_to_vec().into())
+    }
+
+    pub(crate) fn compile(&self, context: &Context) -> Result<Api> {
+        // It was encoded here.
+        let value = ApiConfigSource::decode(&*self.0).map_err(|error| ConfigError::new(error.to_string()))?;
+        compile(context, &value)
+    }
+}
+
+impl std::fmt::Debug for ApiSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("api_config_source")
+    }
+}
+
+pub(crate) fn compile(context: &Context, api: &ApiConfigSource) -> Result<Api> {
+    let ApiConfigSource {
+        api_type,
+        transport_api_version,
+        cluster_names,
+        grpc_services,
+        // These two are for REST.
+        refresh_delay: _,
+        request_timeout: _,
+        rate_limit_settings,
+        set_node_on_first_message_only,
+        config_validators,
+    } = api;
+    refuse!(cluster_names, rate_limit_settings, config_validators);
+    if enum_value::<ApiVersion>(*transport_api_version, "transport_api_version")? == ApiVersion::V2 {
+        return Err(ConfigError::field("transport_api_version", "V2 is not supported"));
+    }
+    let flavor = match enum_value(*api_type, "api_type")? {
+        ApiType::Grpc => Flavor::State,
+        ApiType::DeltaGrpc => Flavor::Delta,
+        other => {
+            return Err(ConfigError::field("api_type", format!("{} is not supported", other.as_str_name())));
+        }
+    };
+    let [service] = grpc_services.as_slice() else {
+        let reason = format!("there must be one, not {}", grpc_services.len());
+        return Err(ConfigError::field("grpc_services", reason));
+    };
+    let (target, backoff) = target(context, service).in_index(0).in_key("grpc_services")?;
+    Ok(Api { flavor, node_always: !set_node_on_first_message_only, target, backoff })
+}
+
+fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConfig)> {
+    // A stream has no end, whatever time a call has.
+    let GrpcService { timeout: _, initial_metadata, retry_policy, target_specifier } = value;
+    refuse!(retry_policy);
+    let TargetSpecifier::EnvoyGrpc(grpc) = one_of::<GrpcService, _>(target_specifier, "target_specifier")?
+    else {
+        return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
+    };
+    let EnvoyGrpc {
+        cluster_name,
+        authority,
+        retry_policy,
+        max_receive_message_length,
+        skip_envoy_headers: _,
+    } = grpc;
+    let mut metadata = Headers::new();
+    for HeaderValue { key, value, raw_value } in initial_metadata {
+        let value = if value.is_empty() { raw_value } else { value.as_bytes() };
+        metadata.push(key.to_ascii_lowercase().as_bytes(), value);
+    }
+    let named = || {
+        let name = not_empty(cluster_name, "cluster_name")?;
+        if !context.bootstrap_clusters.contains(name) {
+            return Err(ConfigError::field("cluster_name", format!("there is no static cluster \"{name}\"")));
+        }
+        Ok((name, backoff(retry_policy.as_ref()).in_key("retry_policy")?))
+    };
+    let (name, backoff) = named().in_key("envoy_grpc")?;
+    let grpc = Grpc {
+        callout: context.compile.build.callout.clone(),
+        cluster: context.compile.clusters.cell(name),
+        authority: if authority.is_empty() { name.to_owned() } else { authority.clone() },
+        timeout: Duration::MAX,
+        max_message: max_receive_message_length.map_or(MAX_MESSAGE, |length| length.value as usize),
+    };
+    Ok((Target { grpc, metadata, service: Service::Aggregated }, backoff))
+}
+
+/// `retry_back_off`; a stream is opened again for ever, whatever `num_retries` says.
+fn backoff(value: Option<&RetryPolicy>) -> Result<BackoffConfig> {
+    let default = BackoffConfig::default();
+    let Some(given) = value.and_then(|value| value.retry_back_off.as_ref()) else { return Ok(default) };
+    let base =
+        positive_duration(&given.base_interval, default.base, "base_interval").in_key("retry_back_off")?;
+    let max = positive_duration(&given.max_interval, base * 10, "max_interval").in_key("retry_back_off")?;
+    if max < base {
+        return Err(ConfigError::field("max_interval", "must not be less than base_interval")
+            .in_key("retry_back_off"));
+    }
+    Ok(BackoffConfig { base, max })
+}

@@ -1,0 +1,97 @@
+//! Secrets in files, and files that secrets name.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use sixfold_core::document::MAX_DOCUMENT_BYTES;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::files;
+use sixfold_xds_api::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, TlsCertificate, secret,
+};
+use sixfold_xds_api::values::Result;
+
+use crate::rds;
+
+/// The largest file that a secret names, in bytes: that of all authorities of the world is a quarter of one MiB.
+const MAX_CONTENT: usize = 16 << 20;
+
+/// Tells a file from another one at its path.
+#[derive(PartialEq, Eq, Clone, Copy, Debug)]
+pub(super) struct Stamp(SystemTime, u64, u64);
+
+/// Files that a secret names, as they were when they were read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stamps(Vec<(PathBuf, Stamp)>);
+
+impl Stamps {
+    /// Whether one of them is another now. One that is gone for a moment is being replaced.
+    pub(super) fn have_changed(&self) -> bool {
+        self.0.iter().any(|(path, before)| stamp(path).is_ok_and(|now| now != *before))
+    }
+}
+
+fn stamp_of(file: &files::Regular) -> io::Result<Stamp> {
+    let metadata = file.metadata();
+    Ok(Stamp(metadata.modified()?, metadata.len(), metadata.ino()))
+}
+
+/// What a file is now.
+pub(super) fn stamp(path: &Path) -> io::Result<Stamp> {
+    stamp_of(&files::open(path)?)
+}
+
+/// A file that secrets are in.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    files::read(path, MAX_DOCUMENT_BYTES)
+}
+
+/// The secret of a name in a DiscoveryResponse.
+pub(super) fn secret(text: &[u8], path: &Path, name: &str) -> Result<Secret> {
+    let file = path.display().to_string();
+    let text = std::str::from_utf8(text).map_err(|_| ConfigError::new("is not UTF-8").in_file(&file))?;
+    let secrets: Vec<Secret> = rds::resources_of_file(text, &file)?;
+    // Envoy takes the only one there is, whose name must be right.
+    let named = secrets.into_iter().find(|secret| secret.name == name);
+    named.ok_or_else(|| {
+        ConfigError::field("resources", format!("there is no secret \"{name}\"")).in_file(&file)
+    })
+}
+
+/// The secret with the contents of the files that it names in the place of their names.
+pub(super) fn with_contents(message: &Secret) -> Result<(Secret, Stamps)> {
+    let (mut value, mut stamps) = (message.clone(), Stamps::default());
+    match &mut value.r#type {
+        Some(secret::Type::TlsCertificate(TlsCertificate { certificate_chain, private_key, .. })) => {
+            stamps.fill(certificate_chain).in_key("certificate_chain").in_key("tls_certificate")?;
+            stamps.fill(private_key).in_key("private_key").in_key("tls_certificate")?;
+        }
+        Some(secret::Type::ValidationContext(CertificateValidationContext { trusted_ca, crl, .. })) => {
+            stamps.fill(trusted_ca).in_key("trusted_ca").in_key("validation_context")?;
+            stamps.fill(crl).in_key("crl").in_key("validation_context")?;
+        }
+        _ => {}
+    }
+    Ok((value, stamps))
+}
+
+impl Stamps {
+    fn fill(&mut self, source: &mut Option<DataSource>) -> Result<()> {
+        let Some(DataSource { specifier: Some(specifier), .. }) = source else { return Ok(()) };
+        let Specifier::Filename(path) = specifier else { return Ok(()) };
+        let path = PathBuf::from(&*path);
+        let read = || {
+            let file = files::open(&path)?;
+            Ok((stamp_of(&file)?, file.read(MAX_CONTENT)?))
+        };
+        let (stamp, content) = read().map_err(|error: io::Error| {
+            ConfigError::field("filename", format!("can't read {}: {error}", path.display()))
+        })?;
+        *specifier = Specifier::InlineBytes(content);
+        self.0.push((path, stamp));
+        Ok(())
+    }
+}

@@ -1,0 +1,297 @@
+//! What has come of each secret, and who is made of it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use sixfold_core::error::ConfigError;
+use sixfold_core::metrics::Registry;
+use sixfold_core::tls::ContextChange;
+use sixfold_xds_api::constraints;
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use sixfold_xds_api::values::Result;
+use tokio::sync::Notify;
+
+use super::files::{self, Stamps};
+use super::key::{Reference, SecretKey};
+use super::{SecretStats, User};
+use crate::rds::Source;
+use crate::tls;
+
+/// All secrets of the process that come by themselves. One is there for as long as settings name it.
+#[derive(Default)]
+pub struct Secrets {
+    state: Mutex<State>,
+    registry: Registry,
+    /// Told when a secret is named for the first time.
+    named: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<SecretKey, Entry>,
+    /// Grows with every secret that is put in force.
+    version: u64,
+}
+
+struct Entry {
+    /// The last good one, with the contents of the files that it names.
+    value: Option<Arc<Secret>>,
+    users: Vec<Weak<User>>,
+    /// As it was sent, and what its files were then: what of it is looked at again.
+    sent: Option<Sent>,
+    stats: SecretStats,
+}
+
+#[derive(Clone)]
+struct Sent {
+    message: Arc<Secret>,
+    stamps: Stamps,
+}
+
+/// A secret that fits all who name it, not in force yet.
+pub struct Checked {
+    key: SecretKey,
+    value: Arc<Secret>,
+    sent: Sent,
+    /// Settings made of it, when the store was of that version.
+    compiled: Vec<(Arc<User>, ContextChange)>,
+    version: u64,
+}
+
+impl std::fmt::Debug for Checked {
+    /// Leaves the content out: it is a private key, or as good as one.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "secret {}", self.key.name)
+    }
+}
+
+impl State {
+    fn value(&self, key: &SecretKey) -> Option<Arc<Secret>> {
+        self.entries.get(key)?.value.clone()
+    }
+
+    fn users(&mut self, key: &SecretKey) -> Vec<Arc<User>> {
+        let Some(entry) = self.entries.get_mut(key) else { return Vec::new() };
+        entry.users.retain(|user| user.strong_count() > 0);
+        entry.users.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Secrets {
+    /// None yet; what is counted of them is shown in `registry`.
+    pub fn new(registry: Registry) -> Secrets {
+        Secrets { registry, ..Secrets::default() }
+    }
+
+    /// Makes somebody who names secrets, from those that have come; no secret comes meanwhile. Files that secrets are
+    /// named in are read now, if they were not.
+    pub(super) fn enter<T>(
+        &self,
+        named: &[Reference],
+        make: impl FnOnce(&dyn Fn(&SecretKey) -> Option<Arc<Secret>>) -> Result<(T, Option<Arc<User>>)>,
+    ) -> Result<T> {
+        for Reference { key, .. } in named {
+            self.read_first(key)?;
+        }
+        let mut state = self.state.lock();
+        let (made, user) = make(&|key| state.value(key))?;
+        let Some(user) = user else { return Ok(made) };
+        let mut is_new = false;
+        for key in &user.keys {
+            let new = || {
+                is_new = true;
+                Entry::new(&self.registry, key)
+            };
+            let entry = state.entries.entry(key.clone()).or_insert_with(new);
+            entry.users.retain(|user| user.strong_count() > 0);
+            entry.users.push(Arc::downgrade(&user));
+        }
+        drop(state);
+        if is_new {
+            self.named.notify_one();
+        }
+        Ok(made)
+    }
+
+    /// A file that a secret is to be found in must be there, as in Envoy; what is wrong in it keeps nobody from serving.
+    fn read_first(&self, key: &SecretKey) -> Result<()> {
+        let Source::Path(path) = &key.source else { return Ok(()) };
+        if self.state.lock().entries.contains_key(key) {
+            return Ok(());
+        }
+        let text = files::read(path).map_err(|error| {
+            let reason = format!("{}: {error}", path.display());
+            ConfigError::field("path_config_source.path", reason).in_key("sds_config")
+        })?;
+        self.state.lock().entries.insert(key.clone(), Entry::new(&self.registry, key));
+        let value =
+            files::secret(&text, path, &key.name).and_then(|message| self.check_message(key, message));
+        match value {
+            Ok(checked) => drop(self.put(checked)),
+            Err(error) => tracing::error!("secret \"{}\" of {} refused: {error}", key.name, path.display()),
+        }
+        Ok(())
+    }
+
+    /// Whether a secret, as it was sent, fits all who name it. Nothing changes by that.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with what it is used for.
+    pub fn check(&self, key: &SecretKey, value: &[u8]) -> Result<Checked> {
+        let checked = constraints::decode(value).and_then(|message| self.check_message(key, message));
+        self.count(key, |stats| {
+            stats.update_attempt().inc();
+            if checked.is_err() {
+                stats.update_rejected().inc();
+            }
+        });
+        checked
+    }
+
+    fn check_message(&self, key: &SecretKey, message: Secret) -> Result<Checked> {
+        if *message.name != *key.name {
+            let reason = format!("is \"{}\" in the secret \"{}\"", message.name, key.name);
+            return Err(ConfigError::field("name", reason));
+        }
+        let (value, stamps) = files::with_contents(&message)?;
+        tls::check_secret(&value)?;
+        let value = Arc::new(value);
+        let mut state = self.state.lock();
+        let (users, version) = (state.users(key), state.version);
+        let come = |other: &SecretKey| if other == key { Some(value.clone()) } else { state.value(other) };
+        let mut compiled = Vec::new();
+        for user in users {
+            if let Some(change) = user.compile(&come)? {
+                compiled.push((user, change));
+            }
+        }
+        let sent = Sent { message: Arc::new(message), stamps };
+        Ok(Checked { key: key.clone(), value: value.clone(), sent, compiled, version })
+    }
+
+    /// Takes a secret for the one that there is, and answers what changes by it.
+    pub fn put(&self, checked: Checked) -> Vec<ContextChange> {
+        let Checked { key, value, sent, compiled, version } = checked;
+        let mut state = self.state.lock();
+        let users = state.users(&key);
+        let Some(entry) = state.entries.get_mut(&key) else { return Vec::new() };
+        entry.stats.update_success().inc();
+        (entry.value, entry.sent) = (Some(value), Some(sent));
+        // What was compiled beside other secrets than those that there are now does not count.
+        let mut compiled = if state.version == version { compiled } else { Vec::new() };
+        state.version += 1;
+        let mut changes = Vec::with_capacity(users.len());
+        for user in users {
+            let ready = compiled.iter().position(|(other, _)| Arc::ptr_eq(other, &user));
+            let change = match ready {
+                Some(at) => Ok(Some(compiled.swap_remove(at).1)),
+                None => user.compile(&|key| state.value(key)),
+            };
+            match change {
+                Ok(Some(change)) => {
+                    user.count_update();
+                    changes.push(change);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::error!("secret \"{}\" does not fit: {error}", key.name),
+            }
+        }
+        changes
+    }
+
+    /// Says that what came can't be used: who waits for the first goes on without.
+    pub(super) fn refuse(&self, key: &SecretKey) {
+        let users = self.state.lock().users(key);
+        users.iter().for_each(|user| user.give_up());
+    }
+
+    /// Secrets that are named and come by `is`. Those that nobody names any more are forgotten.
+    pub(super) fn wanted(&self, is: impl Fn(&Source) -> bool) -> Vec<SecretKey> {
+        let mut state = self.state.lock();
+        state.entries.retain(|_, entry| entry.users.iter().any(|user| user.strong_count() > 0));
+        state.entries.keys().filter(|key| is(&key.source)).cloned().collect()
+    }
+
+    /// Ends when a secret has been named that was not before. Call it before [`Secrets::wanted`].
+    pub(super) async fn named(&self) {
+        self.named.notified().await;
+    }
+
+    /// Reads files again that have changed, those that secrets are in and those that secrets name; answers what
+    /// changes by it.
+    pub(super) fn look_at_files(&self, seen: &mut BTreeMap<SecretKey, files::Stamp>) -> Vec<ContextChange> {
+        let mut changes = Vec::new();
+        for key in self.wanted(|source| matches!(source, Source::Path(_))) {
+            let Source::Path(path) = &key.source else { continue };
+            // One that is gone for a moment is being replaced.
+            let Ok(stamp) = files::stamp(path) else { continue };
+            if seen.insert(key.clone(), stamp) == Some(stamp) {
+                continue;
+            }
+            let text = match files::read(path) {
+                Ok(text) => text,
+                Err(error) => {
+                    tracing::error!("{}: {error}", path.display());
+                    continue;
+                }
+            };
+            let message = files::secret(&text, path, &key.name);
+            changes.extend(self.take_again(&key, message));
+        }
+        seen.retain(|key, _| self.state.lock().entries.contains_key(key));
+        for key in self.wanted(|_| true) {
+            let sent = self.state.lock().entries.get(&key).and_then(|entry| entry.sent.clone());
+            let Some(sent) = sent.filter(|sent| sent.stamps.have_changed()) else { continue };
+            changes.extend(self.take_again(&key, Ok((*sent.message).clone())));
+        }
+        changes
+    }
+
+    /// What changes by a secret that was read again, unless it is what it was.
+    fn take_again(&self, key: &SecretKey, message: Result<Secret>) -> Vec<ContextChange> {
+        let checked = match message.and_then(|message| self.check_message(key, message)) {
+            Ok(checked) => checked,
+            Err(error) => {
+                self.count(key, |stats| stats.key_rotation_failed().inc());
+                tracing::error!("secret \"{}\" refused, the one before stays: {error}", key.name);
+                self.refuse(key);
+                return Vec::new();
+            }
+        };
+        let same = self.state.lock().value(key).is_some_and(|value| *value == *checked.value);
+        if same {
+            // Other files of the same contents.
+            let mut state = self.state.lock();
+            if let Some(entry) = state.entries.get_mut(key) {
+                entry.sent = Some(checked.sent);
+            }
+            return Vec::new();
+        }
+        tracing::info!("secret \"{}\" has changed", key.name);
+        self.put(checked)
+    }
+
+    fn count(&self, key: &SecretKey, count: impl FnOnce(&SecretStats)) {
+        if let Some(entry) = self.state.lock().entries.get(key) {
+            count(&entry.stats);
+        }
+    }
+
+    /// Counts a stream that ended, or could not be opened.
+    pub(super) fn count_failure(&self, key: &SecretKey) {
+        self.count(key, |stats| stats.update_failure().inc());
+    }
+}
+
+impl Entry {
+    fn new(registry: &Registry, key: &SecretKey) -> Entry {
+        let stats = SecretStats::new(registry, &format!("sds.{}.", sanitized(&key.name)));
+        Entry { value: None, users: Vec::new(), sent: None, stats }
+    }
+}
+
+/// As Envoy writes names into those of statistics (common/stats/utility.cc).
+fn sanitized(name: &str) -> String {
+    name.trim_matches('.').replace("://", "_").replace(":/", "_").replace([':', '\0'], "_")
+}

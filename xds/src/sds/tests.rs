@@ -1,0 +1,292 @@
+//! Settings and the secrets that they are made of.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use sixfold_core::cluster::Cluster;
+use sixfold_core::tls::{Awaited, ClientTls, ContextChange};
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+
+use super::files::Stamp;
+use super::*;
+use crate::cluster;
+use crate::context::Context;
+use crate::rds::Source;
+use crate::testing::{context, read};
+
+struct Pki {
+    issuer: Issuer<'static, KeyPair>,
+    root: String,
+}
+
+impl Pki {
+    fn new() -> Pki {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap().pem();
+        Pki { issuer: Issuer::new(params, key), root }
+    }
+
+    /// Certificate and key.
+    fn leaf(&self) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn certificate(&self, name: &str) -> Vec<u8> {
+        let (chain, key) = self.leaf();
+        secret(
+            name,
+            &format!(
+                "tls_certificate: {{certificate_chain: {{inline_string: {chain:?}}}, private_key: {{inline_string: {key:?}}}}}"
+            ),
+        )
+    }
+
+    fn trusted(&self, name: &str) -> Vec<u8> {
+        secret(name, &format!("validation_context: {{trusted_ca: {{inline_string: {:?}}}}}", self.root))
+    }
+}
+
+fn secret(name: &str, text: &str) -> Vec<u8> {
+    read::<Secret>(&format!("name: {name}\n{text}\n")).encode_to_vec()
+}
+
+const API: &str = "api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: sds}}]}";
+
+/// A cluster whose certificate is `default` and whose authority is `ROOTCA`, from that source.
+fn mesh(context: &Context, source: &str, sans: &str) -> Arc<Cluster> {
+    let config = format!("sds_config: {{{source}, initial_fetch_timeout: 3s}}");
+    let text = format!(
+        "name: mesh\ntransport_socket_matches: [{{name: m, match: {{tlsMode: istio}}, transport_socket: {{name: t, typed_config: {{\
+         '@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{\
+         tls_certificate_sds_secret_configs: [{{name: default, {config}}}], combined_validation_context: {{\
+         default_validation_context: {{{sans}}}, validation_context_sds_secret_config: {{name: ROOTCA, {config}}}}}}}}}}}}}]\n"
+    );
+    cluster::compile(context, &read(&text), true).unwrap()
+}
+
+const SANS: &str = "match_subject_alt_names: [{exact: a.test}]";
+
+fn tls(cluster: &Cluster) -> &Arc<ClientTls> {
+    cluster.config.all_tls().next().unwrap()
+}
+
+fn is_awaited(cluster: &Cluster) -> bool {
+    tls(cluster).awaited().is_some_and(Awaited::is_awaited)
+}
+
+fn key(source: &Source, name: &str) -> SecretKey {
+    SecretKey { source: source.clone(), name: name.into() }
+}
+
+/// Takes a secret, and answers how many settings change by it.
+fn bring(context: &Context, key: &SecretKey, value: &[u8]) -> usize {
+    let changes = context.sds.put(context.sds.check(key, value).unwrap());
+    let count = changes.len();
+    changes.into_iter().for_each(ContextChange::put_in_force);
+    count
+}
+
+/// Keys that are named, none of them that of the stream of all resources.
+fn source_of(context: &Context) -> Source {
+    let wanted = context.sds.wanted(|source| *source != Source::Ads);
+    assert_eq!(wanted.iter().map(|key| &*key.name).collect::<Vec<_>>(), ["ROOTCA", "default"]);
+    wanted[0].source.clone()
+}
+
+#[test]
+fn settings_are_ready_when_the_last_of_their_secrets_has_come() {
+    let (context, pki) = (context(), Pki::new());
+    let first = mesh(&context, API, SANS);
+    let source = source_of(&context);
+    assert_eq!(tls(&first).awaited().unwrap().limit, Some(Duration::from_secs(3)));
+    assert_eq!(bring(&context, &key(&source, "default"), &pki.certificate("default")), 0);
+    assert!(is_awaited(&first) && tls(&first).context().is_none());
+    let changes =
+        context.sds.put(context.sds.check(&key(&source, "ROOTCA"), &pki.trusted("ROOTCA")).unwrap());
+    assert!(changes[0].is_first() && is_awaited(&first), "nothing is shown before it is in force");
+    changes.into_iter().for_each(ContextChange::put_in_force);
+    let before = tls(&first).context().unwrap();
+    assert!(!is_awaited(&first));
+    // Who comes later finds them; both hear of the next.
+    let second = mesh(&context, API, SANS);
+    assert!(!is_awaited(&second) && tls(&second).context().is_some());
+    assert_eq!(bring(&context, &key(&source, "default"), &pki.certificate("default")), 2);
+    assert!(!Arc::ptr_eq(&before, &tls(&first).context().unwrap()));
+    assert_eq!(
+        context.compile.metrics().sum("cluster.mesh.client_ssl_socket_factory.", "ssl_context_update_by_sds"),
+        3
+    );
+    // What nobody names is not asked for.
+    drop((first, second));
+    assert_eq!(context.sds.wanted(|_| true), []);
+    assert_eq!(bring(&context, &key(&source, "default"), &pki.certificate("default")), 0);
+}
+
+#[test]
+fn a_secret_that_does_not_fit_changes_nothing() {
+    let (context, pki) = (context(), Pki::new());
+    let cluster = mesh(&context, API, SANS);
+    let source = source_of(&context);
+    let (default, root) = (key(&source, "default"), key(&source, "ROOTCA"));
+    bring(&context, &default, &pki.certificate("default"));
+    bring(&context, &root, &pki.trusted("ROOTCA"));
+    let before = tls(&cluster).context().unwrap();
+    let (chain, _) = pki.leaf();
+    let (_, other) = pki.leaf();
+    let mixed = format!(
+        "tls_certificate: {{certificate_chain: {{inline_string: {chain:?}}}, private_key: {{inline_string: {other:?}}}}}"
+    );
+    for (key, value, reason) in [
+        (&default, secret("default", &mixed), "tls_certificate.private_key: "),
+        (
+            &default,
+            secret(
+                "default",
+                "tls_certificate: {certificate_chain: {inline_string: x}, private_key: {inline_string: x}}",
+            ),
+            "tls_certificate.certificate_chain: inline PEM: no certificate",
+        ),
+        (&default, secret("default", "generic_secret: {}"), "generic_secret: is not supported"),
+        (&default, secret("default", ""), "type: is missing"),
+        (&default, pki.certificate("other"), "name: is \"other\" in the secret \"default\""),
+        (
+            &default,
+            pki.trusted("default"),
+            "UpstreamTlsContext.common_tls_context.tls_certificate_sds_secret_configs[0].name: secret \"default\" is no tls_certificate",
+        ),
+        (&root, pki.certificate("ROOTCA"), "secret \"ROOTCA\" is no validation_context"),
+        (
+            &root,
+            secret("ROOTCA", "validation_context: {trusted_ca: {inline_string: x}}"),
+            "validation_context.trusted_ca: inline PEM: no certificate",
+        ),
+        (
+            &root,
+            secret("ROOTCA", "validation_context: {trusted_ca: {filename: /nowhere}}"),
+            "validation_context.trusted_ca.filename: can't read /nowhere",
+        ),
+        (&root, vec![0xff], "is not a valid"),
+    ] {
+        let error = context.sds.check(key, &value).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    assert!(Arc::ptr_eq(&before, &tls(&cluster).context().unwrap()));
+    let count = |name: &str| context.compile.metrics().sum("sds.", name);
+    assert_eq!((count("update_success"), count("update_rejected"), count("update_attempt")), (2, 10, 12));
+}
+
+/// What two secrets make of each other: one that was compiled beside the other's predecessor does not count.
+#[test]
+fn secrets_that_come_together_are_compiled_together() {
+    let (context, pki) = (context(), Pki::new());
+    let cluster = mesh(&context, API, SANS);
+    let source = source_of(&context);
+    let (default, root) = (key(&source, "default"), key(&source, "ROOTCA"));
+    let certificate = context.sds.check(&default, &pki.certificate("default")).unwrap();
+    let trusted = context.sds.check(&root, &pki.trusted("ROOTCA")).unwrap();
+    assert!(context.sds.put(certificate).is_empty());
+    let late = mesh(&context, API, SANS);
+    let changes = context.sds.put(trusted);
+    assert_eq!(changes.len(), 2);
+    changes.into_iter().for_each(ContextChange::put_in_force);
+    assert!(tls(&cluster).context().is_some() && tls(&late).context().is_some());
+}
+
+#[test]
+fn what_is_wrong_in_settings_is_told_before_their_secrets_come() {
+    let context = context();
+    let of = |source: &str, rest: &str| {
+        let text = format!(
+            "name: c\ntransport_socket: {{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+             common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: default, sds_config: {{{source}}}}}], {rest}}}}}}}\n"
+        );
+        cluster::compile(&context, &read(&text), true).unwrap_err().to_string()
+    };
+    let at = "transport_socket.typed_config.common_tls_context.";
+    for (source, rest, reason) in [
+        (API, "tls_params: {ecdh_curves: [x]}", format!("{at}tls_params.ecdh_curves: curve \"x\"")),
+        (
+            API,
+            "validation_context: {trusted_ca: {filename: /nowhere}}",
+            format!("{at}validation_context.trusted_ca: "),
+        ),
+        (
+            "api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: other}}]}",
+            "",
+            format!(
+                "{at}tls_certificate_sds_secret_configs[0].sds_config.api_config_source.grpc_services[0].envoy_grpc.cluster_name: there is no static cluster \"other\""
+            ),
+        ),
+        ("path_config_source: {path: /nowhere}", "", "path_config_source.path: /nowhere: ".to_owned()),
+    ] {
+        let error = of(source, rest);
+        assert!(error.contains(&reason), "{error} has no {reason}");
+    }
+}
+
+#[test]
+fn secrets_in_files_are_there_at_once_and_follow_their_files() {
+    let directory = std::env::temp_dir().join(format!("sixfold-sds-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = |name: &str| directory.join(name).display().to_string();
+    // By rename, so that nobody sees half of it.
+    let write = |name: &str, text: &str| {
+        std::fs::write(path("new"), text).unwrap();
+        std::fs::rename(path("new"), path(name)).unwrap();
+    };
+    let (context, pki) = (context(), Pki::new());
+    let write_leaf = || {
+        let (chain, key) = pki.leaf();
+        write("chain.pem", &chain);
+        write("key.pem", &key);
+    };
+    write_leaf();
+    write("root.pem", &pki.root);
+    let kind = "\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    let in_file = |root: &str| {
+        format!(
+            "resources:\n- {{{kind}, name: ROOTCA, validation_context: {{trusted_ca: {{filename: {}}}}}}}\n- {{{kind}, name: default, tls_certificate: {{\
+             certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}}}\n",
+            path(root),
+            path("chain.pem"),
+            path("key.pem")
+        )
+    };
+    write("secrets.yaml", &in_file("root.pem"));
+    let cluster = mesh(&context, &format!("path_config_source: {{path: {}}}", path("secrets.yaml")), SANS);
+    let first = tls(&cluster).context().unwrap();
+    let mut seen: BTreeMap<SecretKey, Stamp> = BTreeMap::new();
+    let mut look = || {
+        let changes = context.sds.look_at_files(&mut seen);
+        let count = changes.len();
+        changes.into_iter().for_each(ContextChange::put_in_force);
+        count
+    };
+    assert_eq!((look(), look()), (0, 0), "nothing has changed");
+    write_leaf();
+    assert_eq!((look(), look()), (1, 0));
+    let second = tls(&cluster).context().unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    // A key that has not followed its certificate yet, a file that is gone, and one of another secret.
+    write("key.pem", &pki.leaf().1);
+    assert_eq!(look(), 0);
+    std::fs::remove_file(path("root.pem")).unwrap();
+    write("secrets.yaml", "resources: []\n");
+    assert_eq!(look(), 0);
+    assert!(Arc::ptr_eq(&second, &tls(&cluster).context().unwrap()));
+    assert!(context.compile.metrics().sum("sds.default.", "key_rotation_failed") > 0);
+    write("root2.pem", &Pki::new().root);
+    write_leaf();
+    write("secrets.yaml", &in_file("root2.pem"));
+    assert!(look() > 0);
+    assert!(!Arc::ptr_eq(&second, &tls(&cluster).context().unwrap()));
+    std::fs::remove_dir_all(&directory).unwrap();
+}

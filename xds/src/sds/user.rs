@@ -1,0 +1,142 @@
+//! Settings of TLS that are made of secrets.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use prost::Message;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::tls::{Awaited, ClientTls, ContextChange, ServerTls};
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
+    DownstreamTlsContext, Secret, UpstreamTlsContext,
+};
+use sixfold_xds_api::values::Result;
+
+use super::SocketStats;
+use super::key::{Lookup, Reference, SecretKey, references};
+use crate::context::Context;
+use crate::rds::Source;
+use crate::tls::{self, AutomaticNames};
+
+/// Settings of one filter chain or one transport of a cluster, as they were sent.
+pub(crate) struct User {
+    /// The secrets that they name and that come by themselves.
+    pub(super) keys: Vec<SecretKey>,
+    statics: Arc<BTreeMap<String, Arc<Secret>>>,
+    settings: Settings,
+    stats: SocketStats,
+}
+
+enum Settings {
+    Server { encoded: Box<[u8]>, place: Weak<ServerTls> },
+    Client { encoded: Box<[u8]>, names: AutomaticNames, place: Weak<ClientTls> },
+}
+
+/// TLS of a filter chain. What is wrong in its settings is told whether its secrets have come or not.
+pub(crate) fn server(context: &Context, value: &DownstreamTlsContext, scope: &str) -> Result<Arc<ServerTls>> {
+    let named = references(context, value.common_tls_context.as_ref())?;
+    if named.is_empty() {
+        let lookup = Lookup { statics: &context.secrets, come: &|_| None };
+        // Those of the bootstrap are there.
+        let missing = || ConfigError::field("common_tls_context", "lacks a secret");
+        return tls::server_context(&lookup, value)?.map(ServerTls::single).ok_or_else(missing);
+    }
+    let stats = SocketStats::new(context.compile.metrics(), &format!("{scope}server_ssl_socket_factory."));
+    context.sds.enter(&named, |come| {
+        let compiled = tls::server_context(&Lookup { statics: &context.secrets, come }, value)?;
+        let encoded = value.encode_to_vec().into();
+        let mut user = None;
+        let place = ServerTls::awaiting(compiled, |place| {
+            let settings = Settings::Server { encoded, place: place.clone() };
+            let made = Arc::new(User::new(context, &named, settings, stats.clone()));
+            user = Some(made.clone());
+            Awaited::new(made, longest(&named), move || stats.downstream_context_secrets_not_ready().inc())
+        });
+        Ok((place, user))
+    })
+}
+
+/// TLS of a cluster.
+pub(crate) fn client(
+    context: &Context,
+    value: &UpstreamTlsContext,
+    names: AutomaticNames,
+    scope: &str,
+) -> Result<Arc<ClientTls>> {
+    let named = references(context, value.common_tls_context.as_ref())?;
+    if named.is_empty() {
+        let lookup = Lookup { statics: &context.secrets, come: &|_| None };
+        return tls::client_context(&lookup, value, names).map(ClientTls::new);
+    }
+    let stats = SocketStats::new(context.compile.metrics(), &format!("{scope}client_ssl_socket_factory."));
+    context.sds.enter(&named, |come| {
+        let compiled = tls::client_context(&Lookup { statics: &context.secrets, come }, value, names)?;
+        let encoded = value.encode_to_vec().into();
+        let mut user = None;
+        let place = ClientTls::awaiting(compiled, |place| {
+            let settings = Settings::Client { encoded, names, place: place.clone() };
+            let made = Arc::new(User::new(context, &named, settings, stats.clone()));
+            user = Some(made.clone());
+            Awaited::new(made, longest(&named), move || stats.upstream_context_secrets_not_ready().inc())
+        });
+        Ok((place, user))
+    })
+}
+
+/// How long all of them may take together; `None` is for ever.
+fn longest(named: &[Reference]) -> Option<Duration> {
+    named.iter().map(|reference| reference.within).collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
+impl User {
+    fn new(context: &Context, named: &[Reference], settings: Settings, stats: SocketStats) -> User {
+        let keys = named.iter().map(|reference| reference.key.clone()).collect();
+        User { keys, statics: context.secrets.clone(), settings, stats }
+    }
+
+    /// Names of the secrets that come by the stream of all resources.
+    pub(crate) fn over_ads(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.keys.iter().filter(|key| key.source == Source::Ads).map(|key| &key.name)
+    }
+
+    /// The settings with the secrets that have come, to be shown; `None` when some have not, or nobody has the settings
+    /// any more.
+    pub(super) fn compile(
+        &self,
+        come: &dyn Fn(&SecretKey) -> Option<Arc<Secret>>,
+    ) -> Result<Option<ContextChange>> {
+        let lookup = Lookup { statics: &self.statics, come };
+        let again = |error: prost::DecodeError| ConfigError::new(error.to_string());
+        match &self.settings {
+            Settings::Server { encoded, place } => {
+                let Some(place) = place.upgrade() else { return Ok(None) };
+                let value = DownstreamTlsContext::decode(&**encoded).map_err(again)?;
+                let compiled = tls::server_context(&lookup, &value).in_key("DownstreamTlsContext")?;
+                Ok(compiled.map(|compiled| place.change(Some(compiled), Vec::new())))
+            }
+            Settings::Client { encoded, names, place } => {
+                let Some(place) = place.upgrade() else { return Ok(None) };
+                let value = UpstreamTlsContext::decode(&**encoded).map_err(again)?;
+                let compiled = tls::client_context(&lookup, &value, *names).in_key("UpstreamTlsContext")?;
+                Ok(compiled.map(|compiled| place.change(compiled)))
+            }
+        }
+    }
+
+    /// Counts a change of them.
+    pub(super) fn count_update(&self) {
+        self.stats.ssl_context_update_by_sds().inc();
+    }
+
+    /// Says that a secret of theirs can't be used, so that nobody waits for it.
+    pub(super) fn give_up(&self) {
+        match &self.settings {
+            Settings::Server { place, .. } => {
+                place.upgrade().iter().filter_map(|place| place.awaited()).for_each(Awaited::end);
+            }
+            Settings::Client { place, .. } => {
+                place.upgrade().iter().filter_map(|place| place.awaited()).for_each(Awaited::end);
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! TLS of filter chains and clusters.
+
+mod params;
+#[cfg(test)]
+mod tests;
+mod validation;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use prost::{Message, Name};
+use sixfold_core::cluster::SocketMatch;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::tls::{
+    ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, ServerContext, ServerSettings,
+    ServerTls, TlsVersion, Validation,
+};
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    DataSource, TransportSocket, data_source, transport_socket::ConfigType,
+};
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, DownstreamTlsContext, Secret, TlsCertificate, UpstreamTlsContext, secret,
+};
+use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::{Result, bool_or, required};
+
+use crate::cluster::Protocol;
+use crate::context::Context;
+use crate::sds::{self, Lookup};
+use validation::Wanted;
+
+const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+
+/// The transport socket of a filter chain; `None` is plain text. `scope` is what its statistics begin with.
+pub(crate) fn server(
+    context: &Context,
+    socket: &Option<TransportSocket>,
+    scope: &str,
+) -> Result<Option<Arc<ServerTls>>> {
+    let Some(tls) = of_socket::<DownstreamTlsContext>(socket)? else { return Ok(None) };
+    sds::server(context, &tls, scope).map(Some).in_key("typed_config")
+}
+
+/// The transport socket of a cluster; `None` is plain text. `scope` is what its statistics begin with.
+pub(crate) fn client(
+    context: &Context,
+    socket: &Option<TransportSocket>,
+    protocol: &Protocol,
+    scope: &str,
+) -> Result<Option<Arc<ClientTls>>> {
+    let Some(tls) = of_socket::<UpstreamTlsContext>(socket)? else { return Ok(None) };
+    let names = AutomaticNames { sni: protocol.auto_sni, san_validation: protocol.auto_san_validation };
+    sds::client(context, &tls, names, scope).map(Some).in_key("typed_config")
+}
+
+/// What a cluster says of the names of its endpoints, beside their TLS.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AutomaticNames {
+    /// `auto_sni`
+    pub(crate) sni: bool,
+    /// `auto_san_validation`
+    pub(crate) san_validation: bool,
+}
+
+/// The settings of a filter chain, compiled; `None` when a secret of them has not come.
+pub(crate) fn server_context(
+    lookup: &Lookup<'_>,
+    value: &DownstreamTlsContext,
+) -> Result<Option<Arc<ServerContext>>> {
+    let Some(settings) = server_settings(lookup, value)? else { return Ok(None) };
+    ServerContext::new(settings).map(Some).in_key("common_tls_context")
+}
+
+/// The settings of a cluster, compiled; `None` when a secret of them has not come.
+pub(crate) fn client_context(
+    lookup: &Lookup<'_>,
+    value: &UpstreamTlsContext,
+    names: AutomaticNames,
+) -> Result<Option<Arc<ClientContext>>> {
+    let Some(settings) = client_settings(lookup, value, names)? else { return Ok(None) };
+    ClientContext::new(settings).map(Some).in_key("common_tls_context")
+}
+
+/// Whether a secret is fit for use, whoever uses it.
+pub(crate) fn check_secret(value: &Secret) -> Result<()> {
+    match &value.r#type {
+        Some(secret::Type::TlsCertificate(value)) => {
+            identity(value).and_then(|identity| identity.check()).in_key("tls_certificate")
+        }
+        Some(secret::Type::ValidationContext(value)) => {
+            validation::validation(value).and_then(Validation::check).in_key("validation_context")
+        }
+        Some(secret::Type::SessionTicketKeys(_)) => {
+            Err(ConfigError::field("session_ticket_keys", "is not supported"))
+        }
+        Some(secret::Type::GenericSecret(_)) => Err(ConfigError::field("generic_secret", "is not supported")),
+        None => Err(ConfigError::field("type", "is missing")),
+    }
+}
+
+/// Transports of endpoints by their metadata.
+pub(crate) fn matches(
+    context: &Context,
+    values: &[TransportSocketMatch],
+    protocol: &Protocol,
+    scope: &str,
+) -> Result<Arc<[SocketMatch]>> {
+    let mut names = BTreeSet::new();
+    let matches = values.iter().enumerate().map(|(index, value)| {
+        let TransportSocketMatch { name, r#match: criteria, transport_socket } = value;
+        let mut compiled = || {
+            if !names.insert(name.as_str()) {
+                return Err(ConfigError::field("name", format!("\"{name}\" is given twice")));
+            }
+            let criteria = match criteria.clone().map(any::struct_to_json) {
+                Some(serde_json::Value::Object(criteria)) => criteria,
+                _ => serde_json::Map::new(),
+            };
+            required(transport_socket, "transport_socket")?;
+            let tls = client(context, transport_socket, protocol, scope).in_key("transport_socket")?;
+            Ok(SocketMatch { criteria, tls })
+        };
+        compiled().in_index(index)
+    });
+    matches.collect()
+}
+
+/// The TLS settings of a socket, `None` if it is plain text.
+fn of_socket<M: Message + Default + Name>(socket: &Option<TransportSocket>) -> Result<Option<M>> {
+    let Some(TransportSocket { name, config_type }) = socket else { return Ok(None) };
+    let config = match config_type {
+        Some(ConfigType::TypedConfig(config)) => config,
+        None => return Err(ConfigError::field("typed_config", "is missing")),
+    };
+    let kind = any::type_name(config).in_key("typed_config")?;
+    if kind == RAW_BUFFER {
+        return Ok(None);
+    }
+    if kind != M::full_name() {
+        return Err(refuse::extension("transport socket", name, &kind));
+    }
+    any::unpack(config).map(Some).in_key("typed_config")
+}
+
+/// `None` when a secret of it has not come.
+fn server_settings(lookup: &Lookup<'_>, value: &DownstreamTlsContext) -> Result<Option<ServerSettings>> {
+    let DownstreamTlsContext {
+        common_tls_context,
+        require_client_certificate,
+        require_sni,
+        disable_stateful_session_resumption,
+        session_timeout,
+        ocsp_staple_policy,
+        full_scan_certs_on_sni_mismatch,
+        prefer_client_ciphers,
+        session_ticket_keys_type,
+    } = value;
+    refuse!(
+        require_sni,
+        session_timeout,
+        ocsp_staple_policy,
+        full_scan_certs_on_sni_mismatch,
+        prefer_client_ciphers
+    );
+    let stateless_off = match session_ticket_keys_type {
+        None => false,
+        Some(SessionTicketKeysType::DisableStatelessSessionResumption(off)) => *off,
+        Some(SessionTicketKeysType::SessionTicketKeys(_)) => {
+            return Err(ConfigError::field("session_ticket_keys", "is not supported"));
+        }
+        Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(_)) => {
+            return Err(ConfigError::field("session_ticket_keys_sds_secret_config", "is not supported"));
+        }
+    };
+    let Some(common) = common(lookup, common_tls_context).in_key("common_tls_context")? else {
+        return Ok(None);
+    };
+    if common.identities.is_empty() {
+        return Err(ConfigError::field("common_tls_context", "holds no certificate"));
+    }
+    Ok(Some(ServerSettings {
+        identities: common.identities,
+        alpn: common.alpn,
+        protocols: common.protocols,
+        validation: common.validation,
+        require_client_certificate: bool_or(require_client_certificate, false),
+        // Tickets are the only way sessions are resumed here.
+        resumption: !(stateless_off || *disable_stateful_session_resumption),
+    }))
+}
+
+/// `None` when a secret of it has not come.
+fn client_settings(
+    lookup: &Lookup<'_>,
+    value: &UpstreamTlsContext,
+    names: AutomaticNames,
+) -> Result<Option<ClientSettings>> {
+    let UpstreamTlsContext {
+        common_tls_context,
+        sni,
+        auto_host_sni,
+        auto_sni_san_validation,
+        allow_renegotiation,
+        max_session_keys,
+        // Only matters for key exchange by RSA, which there is not.
+        enforce_rsa_key_usage: _,
+    } = value;
+    refuse!(allow_renegotiation);
+    if let Some(common) = common_tls_context
+        && common.tls_certificates.len() + common.tls_certificate_sds_secret_configs.len() > 1
+    {
+        return Err(ConfigError::field(
+            "common_tls_context.tls_certificates",
+            "a client has one certificate",
+        ));
+    }
+    let Some(mut common) = common(lookup, common_tls_context).in_key("common_tls_context")? else {
+        return Ok(None);
+    };
+    // common.proto: by default clients go up to TLS 1.2, servers up to 1.3.
+    common.protocols.max = common.protocols.max.or(Some(TlsVersion::V12));
+    Ok(Some(ClientSettings {
+        identity: common.identities.pop(),
+        alpn: common.alpn,
+        protocols: common.protocols,
+        validation: common.validation,
+        sni: (!sni.is_empty()).then(|| sni.clone()),
+        auto_sni: names.sni,
+        auto_host_sni: *auto_host_sni,
+        auto_san_validation: *auto_sni_san_validation || names.san_validation,
+        resumption: max_session_keys.as_ref().is_none_or(|max| max.value > 0),
+    }))
+}
+
+/// What both sides have.
+struct Common {
+    identities: Vec<Identity>,
+    alpn: Vec<String>,
+    protocols: Protocols,
+    validation: Option<Validation>,
+}
+
+/// `None` when a secret of it has not come; what else is wrong is told all the same.
+fn common(lookup: &Lookup<'_>, value: &Option<CommonTlsContext>) -> Result<Option<Common>> {
+    let default = CommonTlsContext::default();
+    let CommonTlsContext {
+        tls_params,
+        tls_certificates,
+        tls_certificate_sds_secret_configs,
+        tls_certificate_provider_instance,
+        custom_tls_certificate_selector,
+        tls_certificate_certificate_provider,
+        tls_certificate_certificate_provider_instance,
+        alpn_protocols,
+        custom_handshaker,
+        key_log,
+        validation_context_type,
+    } = value.as_ref().unwrap_or(&default);
+    refuse!(
+        tls_certificate_provider_instance,
+        custom_tls_certificate_selector,
+        tls_certificate_certificate_provider,
+        tls_certificate_certificate_provider_instance,
+        custom_handshaker,
+        key_log
+    );
+    let (mut identities, mut whole) = (Vec::new(), true);
+    for (index, value) in tls_certificates.iter().enumerate() {
+        identities.push(identity(value).in_index(index).in_key("tls_certificates")?);
+    }
+    for (index, value) in tls_certificate_sds_secret_configs.iter().enumerate() {
+        let of_secret = || match lookup.find(value)?.as_deref().map(|secret| &secret.r#type) {
+            None => Ok(None),
+            Some(Some(secret::Type::TlsCertificate(certificate))) => identity(certificate).map(Some),
+            Some(_) => {
+                let reason = format!("secret \"{}\" is no tls_certificate", value.name);
+                Err(ConfigError::field("name", reason))
+            }
+        };
+        match of_secret().in_index(index).in_key("tls_certificate_sds_secret_configs")? {
+            Some(identity) => identities.push(identity),
+            None => whole = false,
+        }
+    }
+    let protocols = params::protocols(tls_params.as_ref()).in_key("tls_params")?;
+    let validation = match validation::compile(lookup, validation_context_type.as_ref())? {
+        Wanted::Nothing => None,
+        Wanted::Whole(validation) => Some(validation),
+        Wanted::NotYet => return Ok(None),
+    };
+    if !whole {
+        validation.map(Validation::check).transpose().in_key("validation_context")?;
+        return Ok(None);
+    }
+    Ok(Some(Common { identities, alpn: alpn_protocols.clone(), protocols, validation }))
+}
+
+fn identity(value: &TlsCertificate) -> Result<Identity> {
+    let TlsCertificate {
+        certificate_chain,
+        private_key,
+        pkcs12,
+        // Files are read again when the resource is compiled again.
+        watched_directory: _,
+        private_key_provider,
+        password,
+        ocsp_staple,
+        signed_certificate_timestamp,
+        tls_params,
+    } = value;
+    refuse!(pkcs12, private_key_provider, password, ocsp_staple, signed_certificate_timestamp, tls_params);
+    Ok(Identity {
+        chain: required(certificate_chain, "certificate_chain")
+            .and_then(|source| pem(source).in_key("certificate_chain"))?,
+        key: required(private_key, "private_key").and_then(|source| pem(source).in_key("private_key"))?,
+    })
+}
+
+fn pem(source: &DataSource) -> Result<Pem> {
+    match &source.specifier {
+        Some(data_source::Specifier::Filename(path)) => Ok(Pem::File(path.into())),
+        _ => sixfold_xds_api::values::data_source(source).map(Pem::Inline),
+    }
+}

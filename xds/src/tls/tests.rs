@@ -1,0 +1,59 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use sixfold_core::tls::SanKind;
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
+
+use super::*;
+use crate::testing::{context, read};
+
+const UPSTREAM: &str =
+    "'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+const RAW: &str = "'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+
+fn compiled_matches(yaml: &str) -> Result<Arc<[SocketMatch]>> {
+    let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster =
+        read(&format!("name: c\ntransport_socket_matches: [{yaml}]\n"));
+    matches(&context(), &cluster.transport_socket_matches, &Protocol::default(), "")
+}
+
+#[test]
+fn sockets_by_metadata_are_tls_or_plain_text() {
+    let both = format!(
+        "{{name: tlsMode-istio, match: {{tlsMode: istio, n: 1}}, transport_socket: {{name: tls, typed_config: {{{UPSTREAM}, sni: a.test}}}}}}, \
+         {{name: tlsMode-disabled, match: {{}}, transport_socket: {{name: raw, typed_config: {{{RAW}}}}}}}"
+    );
+    let matches = compiled_matches(&both).unwrap();
+    let shown: Vec<_> =
+        matches.iter().map(|it| (serde_json::to_string(&it.criteria).unwrap(), it.tls.is_some())).collect();
+    assert_eq!(shown, [("{\"n\":1,\"tlsMode\":\"istio\"}".to_owned(), true), ("{}".to_owned(), false)]);
+    let twice = format!("{{name: a, transport_socket: {{name: r, typed_config: {{{RAW}}}}}}}");
+    let error = compiled_matches(&format!("{twice}, {twice}")).unwrap_err();
+    assert_eq!(error.to_string(), "[1].name: \"a\" is given twice");
+    let error = compiled_matches("{name: a}").unwrap_err();
+    assert_eq!(error.to_string(), "[0].transport_socket: is missing");
+}
+
+#[test]
+fn a_matcher_without_a_kind_looks_at_names_of_every_kind() {
+    let value = read(
+        "match_subject_alt_names: [{exact: spiffe://a/b}, {prefix: x}]\nmatch_typed_subject_alt_names: [{san_type: DNS, matcher: {exact: d}}]",
+    );
+    let kinds: Vec<_> =
+        validation::validation(&value).unwrap().sans.into_iter().map(|san| san.kind).collect();
+    let every = [SanKind::Uri, SanKind::Dns, SanKind::Email, SanKind::Ip];
+    assert_eq!(kinds, [&[SanKind::Dns][..], &every, &every].concat());
+}
+
+/// Istio lists suites whose keys are exchanged by RSA beside those that are spoken here.
+#[test]
+fn suites_that_are_not_spoken_here_are_left_out_beside_others() {
+    let of = |suites: &str| {
+        let value: TlsParameters = read(&format!("cipher_suites: [{suites}]"));
+        params::protocols(Some(&value)).unwrap().cipher_suites
+    };
+    assert_eq!(of("ECDHE-RSA-AES128-GCM-SHA256, AES256-GCM-SHA384"), ["ECDHE-RSA-AES128-GCM-SHA256"]);
+    let group = "'[ECDHE-RSA-AES128-GCM-SHA256|AES128-SHA|ECDHE-RSA-CHACHA20-POLY1305]'";
+    assert_eq!(of(group), ["ECDHE-RSA-AES128-GCM-SHA256|ECDHE-RSA-CHACHA20-POLY1305"]);
+    let none = params::protocols(Some(&read("cipher_suites: [AES128-SHA]"))).unwrap_err().to_string();
+    assert!(none.starts_with("cipher_suites: cipher suite \"AES128-SHA\" is not supported"), "{none}");
+}
