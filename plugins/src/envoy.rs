@@ -4,6 +4,7 @@
 mod cors;
 mod fault;
 mod grpc_stats;
+mod rbac;
 
 use prost::{Message, Name};
 use sixfold_core::error::ConfigError;
@@ -12,8 +13,8 @@ use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 3] {
-    [cors::factory(), fault::factory(), grpc_stats::factory()]
+pub(crate) fn factories() -> [FilterFactory; 4] {
+    [cors::factory(), fault::factory(), grpc_stats::factory(), rbac::factory()]
 }
 
 /// The factory of a filter that `build` makes of its configuration and the overrides for a route, the least

@@ -58,6 +58,7 @@ pub(crate) fn context_with(answer: Option<CalloutResponse>) -> (BuildContext, Ar
         metrics: metrics::Registry::new(),
         shared: Arc::new(SharedState::default()),
         resource: "/apisix/routes/1".into(),
+        scope: "".into(),
         attributes: Arc::new(Value::Null),
     };
     (context, service)

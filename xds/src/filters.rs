@@ -84,9 +84,13 @@ struct Settings {
     disabled: Option<bool>,
 }
 
-/// Compiles `http_filters`; the last must be the router, whose configuration is answered too. No filters at all are
+/// Compiles `http_filters`, whose statistics stand under `scope`; the last must be the router, whose configuration is answered too. No filters at all are
 /// taken, as by Envoy, but then nothing forwards.
-pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(HttpFilters, Option<Router>)> {
+pub(crate) fn compile(
+    context: &Context,
+    filters: &[HttpFilter],
+    scope: &str,
+) -> Result<(HttpFilters, Option<Router>)> {
     let mut compiled: Vec<Filter> = Vec::with_capacity(filters.len());
     let mut router = None;
     let ones = filters.iter().enumerate().map(|(index, filter)| one(context, filter).in_index(index));
@@ -106,8 +110,8 @@ pub(crate) fn compile(context: &Context, filters: &[HttpFilter]) -> Result<(Http
     if router.is_none() && !filters.is_empty() {
         return Err(ConfigError::field("http_filters", "the last filter must be the router"));
     }
-    let filters =
-        HttpFilters { filters: compiled, build: context.compile.build.clone(), chains: Mutex::default() };
+    let build = BuildContext { scope: scope.into(), ..context.compile.build.clone() };
+    let filters = HttpFilters { filters: compiled, build, chains: Mutex::default() };
     Ok((filters, router))
 }
 

@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod model;
 pub mod path;
 pub mod plugin;
+pub mod rbac;
 pub mod redirect;
 pub mod regex;
 pub mod retry;

@@ -3,10 +3,12 @@
 mod chain_match;
 mod connection_limit;
 mod ports;
+mod rbac;
 
 pub use chain_match::{ChainMatcher, MatchInput, check_chains};
 pub use connection_limit::ConnectionLimit;
 pub use ports::PortSet;
+pub use rbac::ConnectionRbac;
 
 use crate::access_log::AccessLog;
 use crate::cluster::TcpKeepalive;
@@ -230,6 +232,8 @@ pub enum Admission {
     Allowed(Option<Box<dyn Any + Send>>),
     /// Closes it after this time, without a word.
     Refused(Duration),
+    /// It may not pass, for this reason (`%CONNECTION_TERMINATION_DETAILS%`).
+    Denied(String),
 }
 
 /// Envoy's tcp_proxy; APISIX's passthrough.

@@ -6,7 +6,9 @@
 mod meter;
 mod pump;
 
+use crate::buffer::ReadBuffer;
 use crate::connect::{Connected, Handshake};
+use crate::deadline::{Deadline, TimedOut, bounded, within};
 use crate::drain::Drain;
 use crate::io::Io;
 use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destination, dial};
@@ -22,8 +24,11 @@ use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
+
+/// How long a denied client may be silent where the proxy has no idle timeout.
+const DENIED_TIME: Duration = Duration::from_secs(3600);
 
 /// Serves a connection until both sides have said all, one of them fails, or a limit ends it.
 pub async fn serve(
@@ -47,6 +52,38 @@ pub async fn serve(
         Ok(Err(refusal)) => session.refuse(refusal),
         Err(_) => session.overdue(),
     }
+}
+
+/// Serves a connection that a filter denies, for a reason told in the log: it gets as far as an endpoint, and is closed
+/// with the first byte that the client sends. So Envoy does it, which judges connections by their first byte.
+pub(crate) async fn deny(
+    io: Io,
+    connection: Arc<Connection>,
+    proxy: Arc<TcpProxy>,
+    worker: Arc<Worker>,
+    drain: Drain,
+    reason: String,
+) {
+    proxy.stats.downstream_cx_total().inc();
+    let mut deadline = Deadline::configured(proxy.idle_timeout.or(Some(DENIED_TIME)));
+    let mut session = Session::new(connection, proxy);
+    let establishing = bounded(&mut deadline, session.establish(&worker)).await;
+    let upstream = match establishing {
+        Ok(Ok(upstream)) => upstream,
+        Ok(Err(refusal)) => return session.refuse(refusal),
+        Err(TimedOut) => return,
+    };
+    let (mut io, mut first) = (io, ReadBuffer::default());
+    let speaks = within(&mut deadline, |_, cx| first.poll_fill(&mut io, cx));
+    tokio::select! {
+        spoken = speaks => {
+            if let Ok(Ok(1..)) = spoken {
+                session.stream.set_var("connection_termination_details", reason);
+            }
+        }
+        () = drain.expired() => {}
+    }
+    upstream.flight.cluster().stats.upstream_cx_destroy_local().inc();
 }
 
 /// Why a client is closed before an endpoint was reached. Numbers are Envoy's (`UpstreamFailureReason`).

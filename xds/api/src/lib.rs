@@ -11,6 +11,7 @@ pub mod header_ops;
 pub mod json;
 pub mod matcher;
 pub mod metadata;
+pub mod rbac;
 mod redact;
 pub mod refuse;
 mod schema;

@@ -40,7 +40,7 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
     let value = &decode::<ProtoManager>(&rest)?;
     refuse_unsupported(value)?;
     let prefix = not_empty(&value.stat_prefix, "stat_prefix")?;
-    let (filters, router) = filters::compile(context, &value.http_filters)?;
+    let (filters, router) = filters::compile(context, &value.http_filters, &format!("http.{prefix}."))?;
     let common = value.common_http_protocol_options.unwrap_or_default();
     let http = protocol::server(value, &common)?;
     let timeouts = timeouts(value, &http)?;

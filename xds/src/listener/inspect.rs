@@ -15,7 +15,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::listener::proxy_protocol::v
 use sixfold_xds_api::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, bool_or, enum_value, required};
+use sixfold_xds_api::values::{Result, bool_or, enum_value, one_of};
 
 /// The filters of a listener. One that hands connections over by their original destination
 /// (`use_original_dst`) has to know it, and as in Envoy it asks after all others.
@@ -39,7 +39,7 @@ fn filter(value: &ProtoFilter) -> Result<ListenerFilter> {
 
 /// The destinations for which a condition holds. All of Envoy's conditions are about the port.
 fn ports(value: &Predicate) -> Result<PortSet> {
-    match required(&value.rule, "rule")? {
+    match one_of::<Predicate, _>(&value.rule, "rule")? {
         Rule::OrMatch(MatchSet { rules }) => {
             let rules = several(rules).in_key("or_match")?;
             Ok(rules.into_iter().fold(PortSet::default(), PortSet::union))

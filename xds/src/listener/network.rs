@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::header_ops::HeaderOps;
-use sixfold_core::listener::{ConnectionGuard, ConnectionLimit, NetworkFilter, TcpProxy, TcpStats};
+use sixfold_core::listener::{
+    ConnectionGuard, ConnectionLimit, ConnectionRbac, NetworkFilter, TcpProxy, TcpStats,
+};
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{Filter, filter::ConfigType};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoLimit;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
+use sixfold_xds_api::pb::envoy::extensions::filters::network::rbac::v3::Rbac as ProtoRbac;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as ProtoTcp;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
@@ -23,9 +26,8 @@ use super::ChainPlace;
 use crate::context::Context;
 use crate::skipped::{Place, is_skipped};
 use crate::{access_log, hcm, route};
-use sixfold_xds_api::metadata;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, data_source, not_empty, one_of, required, timeout_or, u32_in};
+use sixfold_xds_api::{metadata, rbac, refuse};
 
 /// The filters of a chain: those that only let connections in, and the one that ends the chain.
 pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) -> Result<NetworkFilter> {
@@ -85,6 +87,9 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
                 response.as_ref().map(data_source).transpose().in_key("response")
             })
             .map(|bytes| Part::Last(NetworkFilter::Direct(bytes.unwrap_or_default().into()))),
+        "envoy.extensions.filters.network.rbac.v3.RBAC" => any::unpack(config)
+            .and_then(|value| connection_rbac(context, &value))
+            .map(|rbac| Part::Guard(Arc::new(rbac))),
         "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
             any::unpack(config).and_then(|proxy| observer(&proxy)).map(|()| Part::Nothing)
         }
@@ -94,6 +99,26 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
         other => return Err(refuse::extension("network filter", name, other)),
     };
     filter.in_key("typed_config")
+}
+
+fn connection_rbac(context: &Context, value: &ProtoRbac) -> Result<ConnectionRbac> {
+    let ProtoRbac {
+        rules,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        // Only names dynamic metadata, which nothing reads of a connection.
+        shadow_rules_stat_prefix: _,
+        stat_prefix,
+        enforcement_type,
+        delay_deny,
+    } = value;
+    // A connection that passed is never asked about again: `CONTINUOUS` would do so with every byte.
+    refuse!(matcher, shadow_matcher, enforcement_type, delay_deny);
+    let prefix = not_empty(stat_prefix, "stat_prefix")?;
+    let rules = rules.as_ref().map(rbac::rules).transpose().in_key("rules")?;
+    let shadow = shadow_rules.as_ref().map(rbac::rules).transpose().in_key("shadow_rules")?;
+    Ok(ConnectionRbac::new(context.compile.metrics(), prefix, rules, shadow))
 }
 
 /// Without delays and logs all that it does is counting commands, which is not done here.

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use sixfold_core::listener::{ListenerFilter, NetworkFilter, SourceType};
+use sixfold_core::listener::{Admission, ListenerFilter, NetworkFilter, SourceType};
 
 use super::*;
 use crate::testing::{context, read};
@@ -121,6 +121,32 @@ fn what_only_observes_is_left_out_and_nothing_else() {
     let unknown = exchange.replace("MetadataExchange,", "Other,");
     let reason = "network filter \"i\" of type envoy.tcp.metadataexchange.config.Other is unknown";
     assert!(chain(&unknown).unwrap_err().to_string().ends_with(reason));
+}
+
+#[test]
+fn connections_are_held_to_rules() {
+    let chain = |fields: &str| {
+        let rbac = format!(
+            "{{name: r, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, {fields}}}}}"
+        );
+        compiled(&format!(
+            "filter_chains: [{{{}}}]",
+            DIRECT.replace("filters: [", &format!("filters: [{rbac}, "))
+        ))
+    };
+    let rules = "stat_prefix: tcp., rules: {action: DENY, policies: {p: {permissions: [{any: true}], principals: [{any: true}]}}}";
+    let listener = chain(rules).unwrap();
+    let NetworkFilter::Guarded(guards, last) = &listener.chains[0].filter else { panic!("guarded") };
+    let address = "127.0.0.1:1".parse().unwrap();
+    let admission = guards[0].admit(&sixfold_core::connection::Connection::plain(address, address));
+    assert!(
+        matches!(admission, Admission::Denied(reason) if reason == "rbac_access_denied_matched_policy[p]")
+    );
+    assert!(matches!(**last, NetworkFilter::Direct(_)));
+    let refused = |fields: &str| chain(fields).unwrap_err().to_string();
+    assert!(refused("rules: {}").ends_with("typed_config.stat_prefix: must not be empty"));
+    let continuous = format!("{rules}, enforcement_type: CONTINUOUS");
+    assert!(refused(&continuous).ends_with("typed_config.enforcement_type: is not supported"));
 }
 
 #[test]

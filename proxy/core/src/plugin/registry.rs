@@ -20,6 +20,8 @@ pub struct BuildContext {
     /// What has the configuration: the key of an APISIX resource (`/apisix/services/1`; all its routes share
     /// the instance), or the Envoy route's name.
     pub resource: Arc<str>,
+    /// Prefix of statistics of who has the plugin, with its final dot: `http.PREFIX.` of a connection manager.
+    pub scope: Arc<str>,
     /// Attributes of `plugin_attr.<name>`.
     pub attributes: Arc<Value>,
 }
@@ -32,6 +34,7 @@ impl BuildContext {
             metrics,
             shared: Arc::default(),
             resource: "".into(),
+            scope: "".into(),
             attributes: Arc::default(),
         }
     }

@@ -156,15 +156,24 @@ async fn serve_chain(
         }
     };
     let connection = Arc::new(connection);
+    let shared = connection.clone();
     let (filter, _places) = match admit(&chain.filter, &connection) {
         Ok(admitted) => admitted,
-        Err(delay) => {
-            guard.serve(tokio::time::sleep(delay)).await;
-            drop(io);
+        Err(refusal) => {
+            match (refusal, chain.filter.last()) {
+                (Refusal::Denied(reason), NetworkFilter::Tcp(proxy)) => {
+                    let work = tcp_proxy::deny(io, shared, proxy.clone(), worker.clone(), drain, reason);
+                    guard.serve(Box::pin(work)).await;
+                }
+                (Refusal::Denied(_), _) => drop(io),
+                (Refusal::Closed(delay), _) => {
+                    guard.serve(tokio::time::sleep(delay)).await;
+                    drop(io);
+                }
+            }
             return log(listener, connection, None);
         }
     };
-    let shared = connection.clone();
     match (filter, &active.http) {
         (NetworkFilter::Http(_), Some(manager)) => {
             let work = http::serve(io, shared, manager.clone(), worker.clone(), drain);
@@ -183,19 +192,27 @@ async fn serve_chain(
     log(listener, connection, None);
 }
 
-/// Asks the filters before the last one, and gives the last one with the places they keep; the error is how
-/// long a refused connection stays open.
+/// Why a filter does not let a connection in.
+enum Refusal {
+    /// It is closed after so long.
+    Closed(Duration),
+    /// It may not pass, for this reason.
+    Denied(String),
+}
+
+/// Asks the filters before the last one, and gives the last one with the places they keep.
 fn admit<'a>(
     filter: &'a NetworkFilter,
     connection: &Connection,
-) -> Result<(&'a NetworkFilter, Held), Duration> {
+) -> Result<(&'a NetworkFilter, Held), Refusal> {
     let mut places = Vec::new();
     let mut filter = filter;
     while let NetworkFilter::Guarded(guards, inner) = filter {
         for guard in guards {
             match guard.admit(connection) {
                 Admission::Allowed(place) => places.extend(place),
-                Admission::Refused(delay) => return Err(delay),
+                Admission::Refused(delay) => return Err(Refusal::Closed(delay)),
+                Admission::Denied(reason) => return Err(Refusal::Denied(reason)),
             }
         }
         filter = inner;

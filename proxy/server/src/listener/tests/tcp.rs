@@ -2,6 +2,8 @@
 
 use super::*;
 use sixfold_core::header_ops::HeaderOps;
+use sixfold_core::listener::ConnectionRbac;
+use sixfold_core::rbac::{Action, Condition, Policy, Rules};
 use sixfold_core::route::{WeightedCluster, WeightedClusters};
 
 fn flags(stream: &Stream) -> String {
@@ -111,5 +113,30 @@ async fn weights_spread_connections_over_clusters() {
     let (first, second) = (one.stats.upstream_cx_total().get(), two.stats.upstream_cx_total().get());
     assert_eq!(first + second, 40);
     assert!(first > 3 && second > 3, "{first} and {second}");
+    fixture.end().await;
+}
+
+/// Everybody could connect through a chain with rules for connections, which was refused.
+#[tokio::test]
+async fn who_may_not_connect_is_closed_with_the_first_byte_and_the_log_says_why() {
+    let fixture = Fixture::start();
+    let lines = Lines::default();
+    fixture.cluster("echo", &[echo().await]).await;
+    let log = lines.log(|s| {
+        let host = s.upstream.member.is_some();
+        format!(
+            "{host} {}",
+            String::from_utf8(s.var("connection_termination_details").unwrap().to_vec()).unwrap()
+        )
+    });
+    let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
+    let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
+    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp.", Some(rules), None));
+    let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", vec![log])));
+    let filter = NetworkFilter::Guarded(Box::new([guard]), Box::new(proxy));
+    let address = fixture.apply(fixture.listener("a", filter)).await;
+    assert_eq!(exchange(address, b"hello").await, "");
+    assert_eq!(lines.wait(1).await, ["true rbac_access_denied_matched_policy[nobody]"]);
+    assert_eq!(["allowed", "denied"].map(|name| fixture.registry.sum("tcp.rbac.", name)), [0, 1]);
     fixture.end().await;
 }

@@ -1,0 +1,125 @@
+//! Envoy's rbac filter (source/extensions/filters/http/rbac/rbac_filter.cc): who may send which request.
+
+#[cfg(test)]
+mod tests;
+
+use crate::envoy;
+use serde_json::Value;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
+use sixfold_core::rbac::{Action, Rules, Subject};
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::pb::envoy::config::rbac::v3::Rbac as ProtoRules;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as ProtoRbac, RbacPerRoute};
+use sixfold_xds_api::{rbac, refuse};
+use std::sync::Arc;
+
+/// Whose dynamic metadata the results of shadow rules are.
+const NAME: &str = "envoy.filters.http.rbac";
+
+sixfold_core::stat_block! {
+    /// Statistics under `http.PREFIX.rbac.` and the prefix of the rules.
+    pub struct RuleStats { counters: [allowed, denied], gauges: [], histograms: [] }
+}
+
+sixfold_core::stat_block! {
+    /// Statistics under `http.PREFIX.rbac.` and the prefix of the shadow rules.
+    pub struct ShadowStats { counters: [shadow_allowed, shadow_denied], gauges: [], histograms: [] }
+}
+
+pub(crate) fn factory() -> FilterFactory {
+    envoy::filter(build)
+}
+
+/// The most specific configuration holds whole; one without anything in it turns the filter off.
+fn build(config: ProtoRbac, mut overrides: Vec<RbacPerRoute>, context: &BuildContext) -> Built {
+    let config = match overrides.pop() {
+        None => config,
+        Some(RbacPerRoute { rbac: Some(config) }) => config,
+        Some(RbacPerRoute { rbac: None }) => return Ok(Plugin::default()),
+    };
+    let filter = Rbac::new(&config, context)?;
+    if filter.rules.is_none() && filter.shadow.is_none() {
+        return Ok(Plugin::default());
+    }
+    Ok(Plugin::of(filter).access(Rbac::access).build())
+}
+
+struct Rbac {
+    rules: Option<(Rules, RuleStats)>,
+    shadow: Option<Shadow>,
+}
+
+/// Rules that only say what they would do.
+struct Shadow {
+    rules: Rules,
+    stats: ShadowStats,
+    namespace: Arc<str>,
+    /// Keys of what they say: `shadow_engine_result`, `shadow_effective_policy_id`.
+    result: Arc<str>,
+    policy: Arc<str>,
+}
+
+impl Rbac {
+    fn new(config: &ProtoRbac, context: &BuildContext) -> Result<Rbac, ConfigError> {
+        let ProtoRbac {
+            rules,
+            rules_stat_prefix,
+            matcher,
+            shadow_rules,
+            shadow_matcher,
+            shadow_rules_stat_prefix: prefix,
+            track_per_rule_stats,
+        } = config;
+        refuse!(matcher, shadow_matcher, track_per_rule_stats);
+        let compiled =
+            |value: &Option<ProtoRules>, field| value.as_ref().map(rbac::rules).transpose().in_key(field);
+        let scope = |prefix: &str| format!("{}rbac.{prefix}", context.scope);
+        let rules = compiled(rules, "rules")?
+            .map(|rules| (rules, RuleStats::new(&context.metrics, &scope(rules_stat_prefix))));
+        let shadow = compiled(shadow_rules, "shadow_rules")?.map(|rules| Shadow {
+            rules,
+            stats: ShadowStats::new(&context.metrics, &scope(prefix)),
+            namespace: NAME.into(),
+            result: format!("{prefix}shadow_engine_result").into(),
+            policy: format!("{prefix}shadow_effective_policy_id").into(),
+        });
+        Ok(Rbac { rules, shadow })
+    }
+
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        if let Some(shadow) = &self.shadow {
+            shadow.note(stream);
+        }
+        let Some((rules, stats)) = &self.rules else { return Step::Continue };
+        let verdict = rules.judge(&Subject::of_request(stream));
+        if rules.action() == Action::Log {
+            let fits = Value::Bool(verdict.policy.is_some());
+            stream.metadata.push(("envoy.common".into(), "access_log_hint".into(), fits));
+        }
+        if verdict.allowed {
+            stats.allowed().inc();
+            return Step::Continue;
+        }
+        stats.denied().inc();
+        Step::Respond(LocalReply::new(403, "RBAC: access denied", verdict.details()))
+    }
+}
+
+impl Shadow {
+    fn note(&self, stream: &mut Stream) {
+        let verdict = self.rules.judge(&Subject::of_request(stream));
+        let result = if verdict.allowed {
+            self.stats.shadow_allowed().inc();
+            "allowed"
+        } else {
+            self.stats.shadow_denied().inc();
+            "denied"
+        };
+        if let Some(policy) = verdict.policy {
+            let name = Value::String(policy.to_string());
+            stream.metadata.push((self.namespace.clone(), self.policy.clone(), name));
+        }
+        stream.metadata.push((self.namespace.clone(), self.result.clone(), Value::String(result.to_owned())));
+    }
+}
