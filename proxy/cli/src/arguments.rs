@@ -28,6 +28,12 @@ pub(crate) enum Command {
     Validate(ValidateOptions),
     /// Serve a gateway on loopback with routes to try
     Quickstart(QuickstartOptions),
+    /// Envoy's control-plane protocol
+    Xds {
+        /// What to do
+        #[command(subcommand)]
+        command: XdsCommand,
+    },
     /// Print the version
     Version,
     /// Print completions for a shell
@@ -35,6 +41,28 @@ pub(crate) enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// Commands of `sixfold xds`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum XdsCommand {
+    /// Serve the Envoy resources of a folder as a control plane, for tests and trials
+    Serve(XdsServeOptions),
+}
+
+/// Options of `sixfold xds serve`.
+#[derive(Debug, Args)]
+pub(crate) struct XdsServeOptions {
+    /// The folder; its YAML and JSON files, and those of its folders, are followed as they change
+    pub(crate) folder: PathBuf,
+    /// Where to listen: an address with a port, 0 for any free one, or unix:PATH
+    #[arg(long, default_value = "127.0.0.1:18000")]
+    pub(crate) listen: String,
+    /// Take faults from standard input: cut, garbage, flood N, hang, resume, delay MILLISECONDS, refuse, accept
+    #[arg(long)]
+    pub(crate) faults: bool,
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
 }
 
 /// Options of `sixfold run`.

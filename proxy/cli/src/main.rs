@@ -3,6 +3,7 @@
 mod ads;
 mod arguments;
 mod control;
+mod control_plane;
 mod envoy;
 mod failure;
 mod gateway;
@@ -13,7 +14,7 @@ mod route_files;
 mod signals;
 mod validate;
 
-use arguments::Command;
+use arguments::{Command, XdsCommand};
 use failure::Failure;
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         Command::Run(options) => gateway::run(&options),
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Validate(options) => validate::run(&options),
+        Command::Xds { command: XdsCommand::Serve(options) } => control_plane::run(&options),
         Command::Version => arguments::print_version(),
         Command::Completions { shell } => arguments::print_completions(shell),
     };

@@ -1,0 +1,213 @@
+//! The resources of a folder.
+
+use prost::Message;
+use sixfold_core::document::{Node, Options};
+use sixfold_core::error::ConfigError;
+use sixfold_core::files;
+use sixfold_xds_api::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource as Wrapped};
+use sixfold_xds_api::pb::google::protobuf::Any;
+use sixfold_xds_api::{any, message_from_node, wire};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// No file is larger.
+const MAX_FILE: usize = 64 << 20;
+
+/// A resource as it is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Resource {
+    pub(super) value: Any,
+    /// Of its bytes.
+    pub(super) version: String,
+}
+
+/// Resources by type URL and name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Resources(BTreeMap<String, BTreeMap<String, Arc<Resource>>>);
+
+impl Resources {
+    /// Those of a type.
+    pub(super) fn of(&self, type_url: &str) -> impl Iterator<Item = (&String, &Arc<Resource>)> {
+        self.0.get(type_url).into_iter().flatten()
+    }
+
+    /// One of them.
+    pub(super) fn get(&self, type_url: &str, name: &str) -> Option<&Arc<Resource>> {
+        self.0.get(type_url)?.get(name)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.values().map(BTreeMap::len).sum()
+    }
+
+    pub(super) fn put(&mut self, name: &str, value: Any) {
+        let mut hasher = DefaultHasher::new();
+        value.value.hash(&mut hasher);
+        let version = format!("{:016x}", hasher.finish());
+        let of_type = self.0.entry(value.type_url.clone()).or_default();
+        of_type.insert(name.to_owned(), Arc::new(Resource { value, version }));
+    }
+}
+
+/// A folder of files (`*.yaml`, `*.yml`, `*.json`), and its folders: each is one resource with `@type`, a list of
+/// them, or a DiscoveryResponse.
+pub(super) struct Folder {
+    path: PathBuf,
+    files: BTreeMap<PathBuf, File>,
+}
+
+struct File {
+    /// When it was written, and its size.
+    stamp: (SystemTime, u64),
+    /// The last good.
+    resources: Vec<(String, Any)>,
+}
+
+/// What has become of the folder.
+pub(super) struct Look {
+    pub(super) changed: bool,
+    /// What is wrong in files that are new or have changed: they stay what they were.
+    pub(super) faults: Vec<String>,
+}
+
+impl Folder {
+    /// Nothing is read yet.
+    pub(super) fn new(path: PathBuf) -> Folder {
+        Folder { path, files: BTreeMap::new() }
+    }
+
+    /// Reads what is new.
+    pub(super) fn look(&mut self) -> Look {
+        let mut look = Look { changed: false, faults: Vec::new() };
+        let mut found = BTreeMap::new();
+        if let Err(error) = find(&self.path, &mut found) {
+            look.faults.push(format!("{}: {error}", self.path.display()));
+            return look;
+        }
+        let before = self.files.len();
+        self.files.retain(|path, _| found.contains_key(path));
+        look.changed |= self.files.len() != before;
+        for (path, stamp) in found {
+            if self.files.get(&path).is_some_and(|file| file.stamp == stamp) {
+                continue;
+            }
+            let read = read(&path);
+            let file = self.files.entry(path).or_insert(File { stamp, resources: Vec::new() });
+            file.stamp = stamp;
+            match read {
+                Ok(resources) if resources == file.resources => {}
+                Ok(resources) => {
+                    file.resources = resources;
+                    look.changed = true;
+                }
+                Err(error) => look.faults.push(error.to_string()),
+            }
+        }
+        look
+    }
+
+    /// All of them; of two of one name the one of the later file counts.
+    pub(super) fn resources(&self) -> Resources {
+        let mut all = Resources::default();
+        for (name, value) in self.files.values().flat_map(|file| &file.resources) {
+            all.put(name, value.clone());
+        }
+        all
+    }
+}
+
+fn find(folder: &Path, found: &mut BTreeMap<PathBuf, (SystemTime, u64)>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        // It may have gone meanwhile.
+        let Ok(metadata) = std::fs::metadata(&path) else { continue };
+        if metadata.is_dir() {
+            find(&path, found)?;
+        } else if path
+            .extension()
+            .is_some_and(|ext| ["yaml", "yml", "json"].iter().any(|known| ext == *known))
+        {
+            found.insert(path, (metadata.modified()?, metadata.len()));
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<(String, Any)>, ConfigError> {
+    let file = path.display().to_string();
+    let text = files::read_text(path, MAX_FILE)
+        .map_err(|error| ConfigError::new(error.to_string()).in_file(&file))?;
+    resources(&text, &file).map_err(|error| error.in_file(&file))
+}
+
+/// The resources of a text, with their names.
+fn resources(text: &str, file: &str) -> Result<Vec<(String, Any)>, ConfigError> {
+    let node = Node::parse(text, &Options { wide_numbers_as_text: true, ..Options::envoy(file) })?;
+    let json = node.to_json();
+    let node = match &json {
+        serde_json::Value::Array(_) => Node::from_json(serde_json::json!({ "resources": json })),
+        serde_json::Value::Object(object) if object.contains_key("@type") => {
+            Node::from_json(serde_json::json!({ "resources": [json] }))
+        }
+        _ => node,
+    };
+    let DiscoveryResponse { resources, .. } = message_from_node(&node)?;
+    let named = resources.into_iter().enumerate().map(|(index, value)| {
+        let value = match any::name_of_url(&value.type_url) {
+            "envoy.service.discovery.v3.Resource" => Wrapped::decode(value.value.as_slice()).ok()?.resource?,
+            _ => value,
+        };
+        // In all types of resources the name is the first field.
+        let name = wire::text(&value.value, 1).filter(|name| !name.is_empty()).ok_or(index).ok()?;
+        Some((name.to_owned(), value))
+    });
+    let named: Option<Vec<_>> = named.collect();
+    named.ok_or_else(|| ConfigError::field("resources", "one has no name"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+
+    #[test]
+    fn a_file_is_a_resource_a_list_or_a_response() {
+        let one = format!("{{\"@type\": {CLUSTER}, name: a}}");
+        for text in [one.clone(), format!("[{one}]"), format!("resources: [{one}]")] {
+            let resources = resources(&text, "x.yaml").unwrap();
+            assert_eq!(resources.len(), 1);
+            assert_eq!((resources[0].0.as_str(), resources[0].1.type_url.as_str()), ("a", CLUSTER));
+        }
+        let wrong = resources(&format!("[{{\"@type\": {CLUSTER}, nam: a}}]"), "x.yaml").unwrap_err();
+        assert!(wrong.to_string().contains("nam"), "{wrong}");
+        assert!(resources(&format!("[{{\"@type\": {CLUSTER}}}]"), "x.yaml").is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_keeps_what_it_was() {
+        let path = std::env::temp_dir().join(format!("sixfold-folder-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("more")).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(path.join(name), text).unwrap();
+        write("a.yaml", &format!("{{\"@type\": {CLUSTER}, name: a}}"));
+        write("more/b.json", &format!("{{\"@type\": \"{CLUSTER}\", \"name\": \"b\"}}"));
+        write("notes.txt", "no resource");
+        let mut folder = Folder::new(path.clone());
+        let look = folder.look();
+        assert!(look.changed && look.faults.is_empty(), "{:?}", look.faults);
+        let before = folder.resources();
+        assert_eq!(before.len(), 2);
+        assert!(!folder.look().changed);
+        write("a.yaml", "{ broken");
+        let look = folder.look();
+        assert_eq!((look.changed, look.faults.len(), folder.resources() == before), (false, 1, true));
+        std::fs::remove_file(path.join("a.yaml")).unwrap();
+        assert!(folder.look().changed);
+        assert_eq!(folder.resources().len(), 1);
+        std::fs::remove_dir_all(path).unwrap();
+    }
+}
