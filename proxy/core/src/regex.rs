@@ -17,12 +17,14 @@ const SIZE_LIMIT: usize = 2 << 20;
 
 /// States of an expression that a worker compiles when it first needs it, which takes it a fraction of a millisecond (15
 /// us for a usual route). What has more is compiled when it is loaded, and kept.
-const LAZY_STATES: usize = 100;
+const LAZY_STATES: u8 = 100;
 
 /// A regular expression with RE2's semantics: linear time, leftmost-first, ASCII classes.
 pub struct Regex {
     source: Box<str>,
     full: bool,
+    /// About how many states its automaton has; [`LAZY_STATES`] at most while it is not compiled.
+    states: u8,
     shape: Shape,
     compiled: OnceLock<Option<Box<regex::bytes::Regex>>>,
 }
@@ -64,8 +66,9 @@ impl Regex {
             .parse(source)
             .map_err(|e| refuse(one_line(&e.to_string())))?;
         let shape = Shape::of(&hir, full);
-        let mut regex = Regex { source: source.into(), full, shape, compiled: OnceLock::new() };
-        if states(&hir) > LAZY_STATES {
+        let states = u8::try_from(states(&hir)).unwrap_or(u8::MAX);
+        let mut regex = Regex { source: source.into(), full, states, shape, compiled: OnceLock::new() };
+        if states > LAZY_STATES {
             let built = regex.build().map_err(|e| refuse(one_line(&e.to_string())))?;
             regex.compiled = OnceLock::from(Some(Box::new(built)));
         }
@@ -88,7 +91,11 @@ impl Regex {
     }
 
     fn compiled(&self) -> Option<&regex::bytes::Regex> {
-        self.compiled.get_or_init(|| self.build().ok().map(Box::new)).as_deref()
+        let build = || {
+            work::charge_compiling(self.states.into());
+            self.build().ok().map(Box::new)
+        };
+        self.compiled.get_or_init(build).as_deref()
     }
 
     /// Whether the text matches: the whole of it for [`Regex::full`].
@@ -148,6 +155,22 @@ impl Regex {
     /// The expression as configured.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Whether texts that hold what it can't do without are left to an automaton.
+    pub(crate) fn needs_automaton(&self) -> bool {
+        self.shape.steps.is_none()
+    }
+
+    /// Compiles it now instead of when it is first needed.
+    pub(crate) fn prepare(&self) {
+        self.compiled();
+    }
+
+    /// Whether its automaton is there.
+    #[cfg(test)]
+    pub(crate) fn is_compiled(&self) -> bool {
+        self.compiled.get().is_some()
     }
 
     /// Number of capture groups, group 0 not counted.
@@ -262,11 +285,11 @@ mod tests {
     fn what_takes_long_to_compile_is_compiled_when_loaded() {
         let many_classes = "[a-z][0-9]".repeat(99);
         for large in ["([a-z]{1,90}[0-9]){50}", &many_classes] {
-            assert!(Regex::full(large).unwrap().compiled.get().is_some(), "{large}");
+            assert!(Regex::full(large).unwrap().is_compiled(), "{large}");
         }
         for small in ["/svc/(a|b)[0-9]+", "/v[0-9]{4}/[a-z]{1,32}"] {
             let regex = Regex::full(small).unwrap();
-            assert!(regex.compiled.get().is_none(), "{small}: thousands of them take too much memory");
+            assert!(!regex.is_compiled(), "{small}: thousands of them take too much memory");
             assert!(regex.is_match(b"/svc/a1") || regex.is_match(b"/v2024/x"));
         }
     }

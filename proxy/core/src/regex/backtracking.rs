@@ -121,7 +121,11 @@ impl Backtracking {
 
     fn form(&self, steps: usize) -> Option<&fancy_regex::Regex> {
         let form = self.forms.get(STEPS.iter().position(|of| *of == steps)?)?;
-        form.get_or_init(|| compile(&self.source, steps).ok().map(Box::new)).as_deref()
+        let build = || {
+            work::charge_compiling_backtracking();
+            compile(&self.source, steps).ok().map(Box::new)
+        };
+        form.get_or_init(build).as_deref()
     }
 }
 

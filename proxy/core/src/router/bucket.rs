@@ -8,6 +8,7 @@ use super::PathMatch;
 use super::index::Test;
 use crate::fast_hash::{FastMap, FastSet};
 use crate::matcher::HeaderTarget;
+use crate::regex::Regex;
 use crate::route::{HostPattern, Predicate, Route};
 use crate::stream::Stream;
 use smallvec::SmallVec;
@@ -16,6 +17,10 @@ use std::sync::Arc;
 
 /// Fewer candidates than this are not worth groups. Tests group whatever they can.
 const GROUP_AT_LEAST: usize = if cfg!(test) { 2 } else { 12 };
+
+/// Expressions of one list that the requests which need them first compile. Where there are more, they are compiled with
+/// the table: one request may have to try them all, and would have no route before it is done.
+const COMPILED_LATER: usize = 64;
 
 /// The candidates of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +186,10 @@ impl Pool {
                 rest.push(rank);
             }
         }
+        let lists = by.iter().flat_map(|(_, lists)| lists.values()).chain(grams.values());
+        for list in lists.map(|list| &list[..]).chain([&rest[..]]) {
+            prepare(list.iter().filter_map(|rank| of(*rank)));
+        }
         if by.is_empty() && grams.is_empty() {
             return self.list(ranks);
         }
@@ -288,13 +297,27 @@ fn by_host(hosts: &[HostPattern]) -> Option<Choice<'_>> {
     (!values.is_empty()).then_some(Choice { by: Trait::Host, values })
 }
 
+/// Compiles the expressions of a list if there are many.
+fn prepare<'a>(list: impl Iterator<Item = (&'a Route, &'a Test)>) {
+    let expressions = list.filter_map(|(route, test)| expression(route, test));
+    let slow: Vec<&Regex> = expressions.filter(|regex| regex.needs_automaton()).collect();
+    if slow.len() > COMPILED_LATER {
+        slow.into_iter().for_each(Regex::prepare);
+    }
+}
+
+/// The expression that the whole path must match.
+fn expression<'a>(route: &'a Route, test: &Test) -> Option<&'a Regex> {
+    match (&route.path, test) {
+        (PathMatch::Regex(regex), Test::Whole) => Some(regex),
+        (PathMatch::Template(template), Test::Whole) => Some(template.regex()),
+        _ => None,
+    }
+}
+
 /// A literal that every path the route is for must hold.
 fn literal<'a>(route: &'a Route, test: &Test) -> &'a [u8] {
-    match (&route.path, test) {
-        (PathMatch::Regex(regex), Test::Whole) => regex.required_literal(),
-        (PathMatch::Template(template), Test::Whole) => template.regex().required_literal(),
-        _ => &[],
-    }
+    expression(route, test).map_or(&[], Regex::required_literal)
 }
 
 /// Every four neighbouring bytes.

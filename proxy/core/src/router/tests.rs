@@ -427,3 +427,45 @@ fn a_long_path_for_many_regexes_has_no_route_instead_of_a_worker() {
     assert_eq!(find(&format!("{}/s4999e/1x", "/a".repeat(15_000))).as_deref(), Some("4999"));
     assert_eq!(find(&"/a".repeat(15_000)).as_deref(), Some("rest"));
 }
+
+/// A table of these expressions, and of a route for everything behind them.
+fn table_of(expressions: impl Iterator<Item = String>) -> RouteTable {
+    let regex =
+        |source: String| named(&source, PathMatch::Regex(Regex::full(&source).unwrap().into()), vec![]);
+    let mut routes: Vec<_> = expressions.map(regex).collect();
+    routes.push(named("rest", PathMatch::Prefix(b"/"[..].into(), false), vec![]));
+    let host = HostRoutes::new("v", VirtualHostOptions::default(), routes);
+    RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], host)]).unwrap()
+}
+
+/// How many expressions of a table are compiled.
+fn compiled(table: &RouteTable) -> usize {
+    let is_compiled = |route: &&Arc<Route>| matches!(&route.path, PathMatch::Regex(r) if r.is_compiled());
+    table.routes().filter(is_compiled).count()
+}
+
+/// The first request to a table compiled every expression that it could mean, though it made them hundreds.
+#[test]
+fn what_one_request_compiles_is_bounded() {
+    let table = table_of((0..600).map(|i| format!("/.*{i:04x}(?:y|z)*[0-9]")));
+    let path = format!("/{}x", (0..600).map(|i| format!("{i:04x}")).collect::<String>());
+    let find = || {
+        let found = table.find(&mut stream(&path, &[])).unwrap();
+        (found.route.map(|route| route.name.to_string()), found.cut_short)
+    };
+    assert_eq!((compiled(&table), find()), (0, (None, true)));
+    assert!((100..590).contains(&compiled(&table)), "{}", compiled(&table));
+    assert_eq!(find(), (Some("rest".to_owned()), false), "what is compiled stays so");
+}
+
+/// Requests for a new table would have had no route until all that each of them may mean was compiled.
+#[test]
+fn what_every_request_may_have_to_try_is_compiled_with_the_table() {
+    let alike = |n: usize| table_of((0..n).map(|i| format!("/(?:a|b{{1,2}}c)*(?:s{i}|t{i})")));
+    assert_eq!(compiled(&alike(60)), 0);
+    let table = alike(1_000);
+    assert_eq!(compiled(&table), 1_000);
+    let found = table.find(&mut stream("/ab", &[])).unwrap();
+    assert_eq!(found.route.unwrap().name.as_ref(), "rest");
+    assert_eq!(compiled(&table_of((0..1_000).map(|i| format!("/{i}/.*")))), 0, "what needs no automaton");
+}
