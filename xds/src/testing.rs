@@ -40,7 +40,7 @@ pub(crate) fn table(
 ) -> Result<RouteTable, ConfigError> {
     let encoded = value.encode_to_vec();
     let Split { rest, parts } = wire::split(&encoded, &[2, 3])?;
-    route::table(context, filters, &wire::decode(&rest)?, &parts)
+    route::table(context, filters, &wire::decode(&rest)?, &parts, None)
 }
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.

@@ -189,7 +189,7 @@ fn routes(
 ) -> Result<Routes> {
     match one_of::<ProtoManager, _>(&value.route_specifier, "route_specifier")? {
         RouteSpecifier::RouteConfig(config) => {
-            let table = route::table(context, &filters, config, routes).in_key("route_config")?;
+            let table = route::table(context, &filters, config, routes, None).in_key("route_config")?;
             let (cell, chain) = (context.compile.route_tables.own(Arc::new(table)), filters.base_chain()?);
             Ok(Routes { cell, first_table: None, chain })
         }

@@ -11,7 +11,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 
 use super::{RdsFilters, Source, file};
 use crate::context::Context;
-use crate::route;
+use crate::route::{self, Earlier};
 use prost::Name;
 use sixfold_xds_api::constraints;
 use sixfold_xds_api::values::Result;
@@ -29,14 +29,23 @@ pub struct RouteConfigs {
     known: BTreeMap<Key, Arc<[u8]>>,
     /// Those of them whose tables were compiled by an earlier bootstrap.
     outdated: BTreeSet<Key>,
+    /// Tells tables of this bootstrap from those of earlier ones.
+    generation: Arc<()>,
 }
 
 type Key = (Source, Arc<str>);
 
+/// What a table was compiled from.
+struct Origin {
+    encoded: Arc<[u8]>,
+    generation: Arc<()>,
+}
+
 impl RouteConfigs {
     /// None is known yet.
     pub fn new(context: Context) -> RouteConfigs {
-        RouteConfigs { context: of_api(context), known: BTreeMap::new(), outdated: BTreeSet::new() }
+        let (known, outdated) = (BTreeMap::new(), BTreeSet::new());
+        RouteConfigs { context: of_api(context), known, outdated, generation: Arc::default() }
     }
 
     /// Has what comes from now on compiled by another bootstrap of the same process; [`RouteConfigs::renew`] does so
@@ -44,6 +53,7 @@ impl RouteConfigs {
     pub fn set_context(&mut self, context: Context) {
         self.outdated = self.known.keys().cloned().collect();
         self.context = of_api(context);
+        self.generation = Arc::default();
     }
 
     /// Names that connection managers ask for by ADS.
@@ -82,9 +92,10 @@ impl RouteConfigs {
         if !cells.is_empty() {
             constraints::check(&RouteConfiguration::full_name(), encoded)
                 .in_resource("route configuration", &message.value.name)?;
-            diff.route_tables.extend(self.compile(&message, &cells)?);
+            let encoded = Arc::from(encoded);
+            diff.route_tables.extend(self.compile(&encoded, &message, &cells)?);
             self.outdated.remove(&key);
-            self.known.insert(key, encoded.into());
+            self.known.insert(key, encoded);
         }
         Ok(())
     }
@@ -118,7 +129,7 @@ impl RouteConfigs {
             let Some(known) = self.known.get(&key) else { continue };
             let cells = self.context.compile.route_tables.of_name(&key.1);
             let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, &key.0)).collect();
-            match Message::read(known).and_then(|message| self.compile(&message, &cells)) {
+            match Message::read(known).and_then(|message| self.compile(known, &message, &cells)) {
                 Ok(tables) => diff.route_tables.extend(tables),
                 Err(error) => refused.push(error),
             }
@@ -136,7 +147,7 @@ impl RouteConfigs {
         for cell in empty {
             let key = filters_of(&cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
             let Some(known) = key.and_then(|key| self.known.get(&key)) else { continue };
-            let compiled = Message::read(known).and_then(|message| self.compile(&message, &[cell]));
+            let compiled = Message::read(known).and_then(|message| self.compile(known, &message, &[cell]));
             match compiled {
                 Ok(tables) => diff.route_tables.extend(tables),
                 Err(error) => refused.push(error),
@@ -151,13 +162,33 @@ impl RouteConfigs {
         self.known.retain(|key, _| wanted.contains(key));
     }
 
-    fn compile(&self, message: &Message<'_>, cells: &[Arc<RouteTableCell>]) -> Result<Tables> {
-        let tables = cells.iter().filter_map(|cell| {
-            let filters = &filters_of(cell)?.list;
-            let table = route::table(&self.context, filters, &message.value, &message.routes);
-            Some(table.map(|table| (cell.key.clone(), Some(Arc::new(table)))))
-        });
+    /// Compiles a table for each cell. What the table there has of it already is taken over.
+    fn compile(
+        &self,
+        encoded: &Arc<[u8]>,
+        message: &Message<'_>,
+        cells: &[Arc<RouteTableCell>],
+    ) -> Result<Tables> {
+        let origin = Arc::new(Origin { encoded: encoded.clone(), generation: self.generation.clone() });
+        let table = |cell: &Arc<RouteTableCell>, filters: &RdsFilters| {
+            let current = cell.load();
+            let earlier = current.as_deref().and_then(|table| Some((table, self.message_of(table)?)));
+            let earlier = earlier.as_ref().map(|(table, message)| {
+                let Message { value, routes } = message;
+                Earlier { value, routes, table }
+            });
+            let Message { value, routes } = message;
+            let table = route::table(&self.context, &filters.list, value, routes, earlier.as_ref())?;
+            Ok((cell.key.clone(), Some(Arc::new(table.with_origin(origin.clone())))))
+        };
+        let tables = cells.iter().filter_map(|cell| Some(table(cell, filters_of(cell)?)));
         tables.collect::<Result<_>>().in_resource("route configuration", &message.value.name)
+    }
+
+    /// What a table was compiled from, if that was by this bootstrap.
+    fn message_of<'t>(&self, table: &'t RouteTable) -> Option<Message<'t>> {
+        let origin = table.origin::<Origin>()?;
+        Arc::ptr_eq(&origin.generation, &self.generation).then(|| Message::read(&origin.encoded).ok())?
     }
 }
 

@@ -5,6 +5,8 @@ use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{FilterChain, Listener, NetworkFilter};
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{Chain, Plugin};
+use sixfold_core::route::Route;
+use sixfold_core::router::{HostRoutes, RouteTable};
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 
 use super::*;
@@ -219,4 +221,69 @@ fn what_is_refused_leaves_the_last_good_version() {
     assert!(proxy.managers("l").iter().all(|manager| route(manager).0 == "good"));
     assert_eq!(proxy.bring("t", "name: good"), Ok(0), "the bad one is not remembered");
     assert_eq!(proxy.bring("t", "name: better"), Ok(2));
+}
+
+/// A table of two virtual hosts with routes of these names; the second host takes `domain`.
+fn hosts(first: &[&str], second: &[&str], domain: &str, table: &str) -> Vec<u8> {
+    let routes = |names: &[&str]| -> String {
+        let route = |name: &&str| {
+            format!("{{name: {name}, match: {{prefix: /{name}}}, direct_response: {{status: 200}}}}")
+        };
+        names.iter().map(route).collect::<Vec<_>>().join(", ")
+    };
+    let (first, second) = (routes(first), routes(second));
+    let table: RouteConfiguration = read(&format!(
+        "{{name: t, {table} virtual_hosts: [{{name: a, domains: [a.test], routes: [{first}]}}, \
+         {{name: b, domains: [{domain}], routes: [{second}]}}]}}"
+    ));
+    table.encode_to_vec()
+}
+
+/// Whatever changed, every route was compiled again.
+#[test]
+fn what_has_not_changed_is_taken_over() {
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &["", WEB]));
+    let mut bring = |encoded: &[u8]| {
+        let mut diff = Diff::default();
+        proxy.configs.update(&Source::Ads, encoded, &mut diff).unwrap();
+        assert_eq!(proxy.model.apply_detached(diff), []);
+        let tables = proxy.managers("l").into_iter().map(|manager| manager.routes.load().unwrap());
+        tables.collect::<Vec<_>>()
+    };
+    // How many routes of each host are those of an earlier table, and whether the host is.
+    let kept = |before: &RouteTable, after: &RouteTable| -> Vec<(usize, usize, bool)> {
+        let hosts = before.virtual_hosts().iter().zip(after.virtual_hosts());
+        let of = |(before, after): (&Arc<HostRoutes>, &Arc<HostRoutes>)| {
+            let same = |route: &&Arc<Route>| before.routes().iter().any(|other| Arc::ptr_eq(route, &other));
+            let kept = after.routes().iter().filter(same).count();
+            (kept, after.routes().len(), Arc::ptr_eq(before, after))
+        };
+        hosts.map(of).collect()
+    };
+    let first = bring(&hosts(&["x", "y", "z"], &["u"], "b.test", ""));
+    assert!(!Arc::ptr_eq(&first[0].virtual_hosts()[0].routes()[0], &first[1].virtual_hosts()[0].routes()[0]));
+    // One is changed, one is put in between, two change places.
+    let second = bring(&hosts(&["z", "new", "y", "x2"], &["u"], "b.test", ""));
+    for (before, after) in first.iter().zip(&second) {
+        assert_eq!(kept(before, after), [(2, 4, false), (1, 1, true)]);
+        let names: Vec<_> = after.virtual_hosts()[0].routes().iter().map(|route| &*route.name).collect();
+        assert_eq!(names, ["z", "new", "y", "x2"]);
+    }
+    // Another domain is no matter of a route.
+    let third = bring(&hosts(&["z", "new", "y", "x2"], &["u"], "c.test", ""));
+    assert_eq!(kept(&second[0], &third[0]), [(4, 4, true), (1, 1, false)]);
+    // What routes inherit is.
+    let settings = format!("{WEB_SETTINGS},");
+    let fourth = bring(&hosts(&["z", "new", "y", "x2"], &["u"], "c.test", &settings));
+    assert_eq!(kept(&third[1], &fourth[1]), [(0, 4, false), (0, 1, false)]);
+    let chains = |table: &RouteTable| table.routes().filter(|route| route.chain.is_some()).count();
+    assert_eq!((chains(&third[1]), chains(&fourth[1])), (0, 5));
+    // And so is what another bootstrap compiles by.
+    proxy.configs.set_context(proxy.context.clone());
+    let mut diff = Diff::default();
+    proxy.configs.update(&Source::Ads, &hosts(&["z"], &["u"], "c.test", &settings), &mut diff).unwrap();
+    assert_eq!(proxy.model.apply_detached(diff), []);
+    let fifth = proxy.managers("l")[1].routes.load().unwrap();
+    assert_eq!(kept(&fourth[1], &fifth), [(0, 1, false), (0, 1, false)]);
 }

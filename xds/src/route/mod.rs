@@ -3,6 +3,7 @@
 mod action;
 mod answer;
 mod cluster;
+mod earlier;
 mod entry;
 mod hash;
 mod template;
@@ -10,6 +11,7 @@ mod template;
 mod tests;
 
 pub(crate) use cluster::cell as cluster_cell;
+pub(crate) use earlier::Earlier;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::{
 use crate::context::Context;
 use crate::filters::{HttpFilters, Level, Overrides};
 use crate::retry;
+use earlier::EarlierHost;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
 use sixfold_xds_api::wire::decode;
@@ -58,12 +61,13 @@ impl Scope<'_> {
 /// Compiles a route configuration for a connection manager with these filters.
 ///
 /// A table is accepted or refused as a whole. `routes` are the encoded routes of each virtual host, which have been
-/// taken out of `value`: they are decoded one at a time.
+/// taken out of `value`: they are decoded one at a time, but for those that an earlier version has already.
 pub(crate) fn table(
     context: &Context,
     filters: &HttpFilters,
     value: &RouteConfiguration,
     routes: &[Vec<&[u8]>],
+    earlier: Option<&Earlier<'_>>,
 ) -> Result<RouteTable> {
     let RouteConfiguration {
         name,
@@ -115,14 +119,24 @@ pub(crate) fn table(
             .map(|name| header_name(name, "internal_only_headers"))
             .collect::<Result<_>>()?,
     };
+    let earlier = earlier.map(|earlier| earlier.hosts(value)).unwrap_or_default();
     let hosts = virtual_hosts.iter().zip(routes).enumerate().map(|(index, (host, routes))| {
         let scope = Scope { host: Some(host), ..scope };
-        virtual_host(&scope, host, routes).in_index(index).in_key("virtual_hosts")
+        let earlier = earlier.get(&*host.name);
+        if let Some(same) = earlier.and_then(|earlier| earlier.whole(host, routes)) {
+            return Ok((host.domains.clone(), same));
+        }
+        virtual_host(&scope, host, routes, earlier).in_index(index).in_key("virtual_hosts")
     });
     RouteTable::new(name, options, collect(hosts)?)
 }
 
-fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Result<(Vec<String>, HostRoutes)> {
+fn virtual_host(
+    scope: &Scope<'_>,
+    value: &ProtoHost,
+    routes: &[&[u8]],
+    earlier: Option<&EarlierHost<'_>>,
+) -> Result<(Vec<String>, Arc<HostRoutes>)> {
     let ProtoHost {
         name,
         domains,
@@ -198,7 +212,11 @@ fn virtual_host(scope: &Scope<'_>, value: &ProtoHost, routes: &[&[u8]]) -> Resul
         chain,
         metadata: metadata::namespaces(host_metadata),
     };
+    let earlier = earlier.map(|earlier| earlier.routes(value)).unwrap_or_default();
     let routes = routes.iter().enumerate().map(|(index, route)| {
+        if let Some(same) = earlier.get(route) {
+            return Ok(Arc::clone(same));
+        }
         let route = decode(route).and_then(|route| entry::route(scope, &route));
         route.map(Arc::new).in_index(index).in_key("routes")
     });

@@ -21,11 +21,10 @@ pub(super) struct Domains {
 }
 
 impl Domains {
-    pub(super) fn new(hosts: Vec<(Vec<String>, HostRoutes)>) -> Result<Domains, ConfigError> {
+    pub(super) fn new(hosts: Vec<(Vec<String>, Arc<HostRoutes>)>) -> Result<Domains, ConfigError> {
         let mut domains = Domains::default();
         let mut faults = Vec::new();
         for (index, (names, host)) in hosts.into_iter().enumerate() {
-            let host = Arc::new(host);
             for (at, name) in names.iter().enumerate() {
                 let added = domains.add(name, &host).map_err(ConfigError::new);
                 faults.push(added.in_index(at).in_key("domains").in_index(index).in_key("virtual_hosts"));

@@ -28,6 +28,7 @@ use crate::stream::Stream;
 use apisix::ApisixHosts;
 use domains::Domains;
 use index::Index;
+use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -123,6 +124,7 @@ pub struct RouteTable {
     /// Everything but virtual hosts, for requests to keep.
     pub options: Arc<TableOptions>,
     hosts: Hosts,
+    origin: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// How a table chooses by host.
@@ -154,8 +156,8 @@ impl VirtualHost {
 
 impl HostRoutes {
     /// A virtual host whose routes are tried in this order, as Envoy does.
-    pub fn new(name: &str, options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> HostRoutes {
-        HostRoutes { host: VirtualHost::new(name, options), index: Index::of_list(routes) }
+    pub fn new(name: &str, options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> Arc<HostRoutes> {
+        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index: Index::of_list(routes) })
     }
 
     /// The routes in the configuration's order.
@@ -173,17 +175,36 @@ impl RouteTable {
     pub fn new(
         name: &str,
         options: TableOptions,
-        hosts: Vec<(Vec<String>, HostRoutes)>,
+        hosts: Vec<(Vec<String>, Arc<HostRoutes>)>,
     ) -> Result<RouteTable, ConfigError> {
-        let domains = Domains::new(hosts)?;
-        Ok(RouteTable { name: name.into(), options: Arc::new(options), hosts: Hosts::Domains(domains) })
+        let hosts = Hosts::Domains(Domains::new(hosts)?);
+        Ok(RouteTable { name: name.into(), options: Arc::new(options), hosts, origin: None })
     }
 
     /// APISIX's table of these routes, which it shares with the tables before and after it.
     pub fn apisix(name: &str, options: TableOptions, routes: ApisixRoutes) -> RouteTable {
         let shell = VirtualHostOptions { chain: options.chain.clone(), ..VirtualHostOptions::default() };
-        let hosts = ApisixHosts::new(name, shell, routes);
-        RouteTable { name: name.into(), options: Arc::new(options), hosts: Hosts::Apisix(Box::new(hosts)) }
+        let hosts = Hosts::Apisix(Box::new(ApisixHosts::new(name, shell, routes)));
+        RouteTable { name: name.into(), options: Arc::new(options), hosts, origin: None }
+    }
+
+    /// Remembers what the table was compiled from, for whoever compiles its next version.
+    #[must_use]
+    pub fn with_origin(self, origin: Arc<dyn Any + Send + Sync>) -> RouteTable {
+        RouteTable { origin: Some(origin), ..self }
+    }
+
+    /// What it was compiled from, if it remembers such a thing.
+    pub fn origin<T: Any>(&self) -> Option<&T> {
+        self.origin.as_ref()?.downcast_ref()
+    }
+
+    /// The virtual hosts in the configuration's order; none of APISIX's table.
+    pub fn virtual_hosts(&self) -> &[Arc<HostRoutes>] {
+        match &self.hosts {
+            Hosts::Domains(domains) => domains.all(),
+            Hosts::Apisix(_) => &[],
+        }
     }
 
     /// The virtual host and the route for the request of `stream`; `None` when no virtual host fits. Path
