@@ -22,7 +22,7 @@ pub use field::Line;
 pub use known::{Known, KnownSet};
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
 pub use rules::{HeaderFault, HeaderRules, Underscores};
-pub use scan::{control, has_blank, is_clean};
+pub use scan::{NameEnd, control, has_blank, is_clean, lower_to_colon};
 
 use bytes::Bytes;
 use field::{AROUND, COLON, END, Field, SOUND, UPPER, flags};
@@ -213,16 +213,15 @@ impl Headers {
         }
     }
 
-    /// [`Headers::push_checked`] for a whole line `name: value\r\n`, whose name is stored as `name`, which differs
-    /// at most in case; `upper` tells whether there is an upper case letter in that. What is no such line is left out.
+    /// [`Headers::push_checked`] for a whole line `name: value\r\n`, whose name has so many bytes and is kept as spelled;
+    /// `upper` tells whether there is an upper case letter in it. What is no such line is left out.
     #[inline]
-    pub fn push_line(&mut self, known: Option<Known>, name: &[u8], upper: bool, line: &[u8]) {
-        let Some(value_len) = line.len().checked_sub(name.len() + AROUND) else { return };
-        let Ok(name_len) = u16::try_from(name.len()) else { return };
+    pub fn push_line(&mut self, known: Option<Known>, name_len: usize, upper: bool, line: &[u8]) {
+        let Some(value_len) = line.len().checked_sub(name_len + AROUND) else { return };
+        let Ok(name_len) = u16::try_from(name_len) else { return };
         self.reserve(line.len());
         let at = self.buf.len();
         put(&mut self.buf, line);
-        self.buf[at..at + name.len()].copy_from_slice(name);
         let known = known.map_or(0, |k| k.0);
         let flags = flags(true, upper);
         self.note(known);
@@ -239,6 +238,18 @@ impl Headers {
     #[inline]
     pub fn keeps_spelling(&self) -> bool {
         self.spelled
+    }
+
+    /// [`Headers::push_line`], with the name stored in lower case, which is `lower`; `upper` tells whether the line has
+    /// it otherwise.
+    #[inline]
+    pub fn push_line_lower(&mut self, known: Option<Known>, lower: &[u8], upper: bool, line: &[u8]) {
+        let before = self.fields.len();
+        self.push_line(known, lower.len(), false, line);
+        if upper && let Some(field) = self.fields.get(before) {
+            let at = field.at as usize;
+            self.buf[at..at + lower.len()].copy_from_slice(lower);
+        }
     }
 
     /// Remembers how the peer spelled a name whose field does not stay, the first time.

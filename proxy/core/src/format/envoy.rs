@@ -55,7 +55,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Part>, String> {
             _ => operator(command.name, command.arguments),
         }
         .map_err(|reason| format!("operator {}: {reason}", command.name))?;
-        parts.push(Part::Operator { operator, max: command.max });
+        parts.push(Part::operator(operator, command.max));
         rest = command.rest;
     }
     plain.push_str(rest);

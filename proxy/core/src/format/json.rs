@@ -172,7 +172,8 @@ impl Node {
 fn value(part: &Part, stream: &Stream, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     match part {
-        Part::Operator { operator, max } => match operator.write(stream, out) {
+        // One part by itself has nothing before it.
+        Part::Operator { before: _, operator, max } => match operator.write(stream, out) {
             Written::Missing => false,
             // A number that is cut short is text.
             Written::Json if max.is_none_or(|max| out.len() <= start + max) => true,

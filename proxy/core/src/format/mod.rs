@@ -68,6 +68,8 @@ pub struct Format {
 enum Part {
     Text(Text),
     Operator {
+        /// Text before it.
+        before: Text,
         operator: Operator,
         /// Bytes that are kept.
         max: Option<usize>,
@@ -141,7 +143,8 @@ impl Format {
     }
 
     fn of(parts: Vec<Part>) -> Format {
-        let text = |part: &Part| matches!(part, Part::Text(text) if control(text.bytes()).is_some());
+        let parts = joined(parts);
+        let text = |part: &Part| part.text_before().is_some_and(|text| control(text).is_some());
         let (tail, before) = match parts.split_last() {
             Some((Part::Text(last), before)) => (last.bytes().len(), before),
             _ => (0, &parts[..]),
@@ -249,15 +252,46 @@ impl Format {
     }
 }
 
+/// Texts as parts of the operators that follow them, as far as there are any: half as many parts to look at.
+fn joined(parts: Vec<Part>) -> Vec<Part> {
+    let mut joined = Vec::with_capacity(parts.len());
+    for part in parts {
+        match (part, joined.pop()) {
+            (Part::Operator { before, operator, max }, Some(Part::Text(text)))
+                if before.bytes().is_empty() =>
+            {
+                joined.push(Part::Operator { before: text, operator, max });
+            }
+            (part, last) => {
+                joined.extend(last);
+                joined.push(part);
+            }
+        }
+    }
+    joined
+}
+
 impl Part {
     fn text(text: &str) -> Part {
         Part::Text(Text::new(text.as_bytes()))
     }
 
+    fn operator(operator: Operator, max: Option<usize>) -> Part {
+        Part::Operator { before: Text::default(), operator, max }
+    }
+
+    /// What it is, or begins with, whatever the request.
+    fn text_before(&self) -> Option<&[u8]> {
+        match self {
+            Part::Text(text) | Part::Operator { before: text, .. } => Some(text.bytes()),
+            Part::Variable { .. } | Part::Json(_) => None,
+        }
+    }
+
     /// Appends the part; tells whether it is a value that was there.
     #[inline]
     fn write(&self, stream: &Stream, out: &mut Vec<u8>, style: Style) -> bool {
-        let start = out.len();
+        let mut start = out.len();
         match self {
             Part::Text(text) => {
                 text.write(out);
@@ -267,7 +301,9 @@ impl Part {
                 node.write(stream, out);
                 return true;
             }
-            Part::Operator { operator, max } => {
+            Part::Operator { before, operator, max } => {
+                before.write(out);
+                start = out.len();
                 if operator.write(stream, out) == Written::Missing {
                     out.extend_from_slice(style.missing);
                     return false;

@@ -4,7 +4,7 @@
 const SHORT: usize = 16;
 
 /// A constant part.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Text {
     /// Its beginning, filled up.
     short: [u8; SHORT],

@@ -85,7 +85,7 @@ fn take_step(step: u8, name: &str, value: &[u8], headers: &mut Headers, model: &
                 headers.push_checked_lower(known, name.as_bytes(), value);
             } else {
                 let line = [name.as_bytes(), b": ", value, b"\r\n"].concat();
-                headers.push_line(known, key.as_bytes(), false, &line);
+                headers.push_line_lower(known, key.as_bytes(), true, &line);
             }
             model.push((key.into(), value.into()));
         }

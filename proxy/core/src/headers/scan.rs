@@ -21,6 +21,45 @@ const fn controls(word: u64) -> u64 {
     below(word, b' ') | equal(word, 0x7f)
 }
 
+/// One bit in the high end of each byte that is an upper case letter.
+#[inline]
+const fn uppers(word: u64) -> u64 {
+    let low = word & !HIGHS;
+    let from_a = low + ONES * (0x80 - b'A') as u64;
+    let after_z = low + ONES * (0x7f - b'Z') as u64;
+    (from_a ^ after_z) & !word & HIGHS
+}
+
+/// A name that ends with a colon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NameEnd {
+    /// Bytes of the name.
+    pub len: usize,
+    /// Whether there is an upper case letter in it.
+    pub upper: bool,
+}
+
+/// Finds the first colon, and writes what stands before it to `room` in lower case, with some of what follows. `None`
+/// where `room` ends before the colon, or `bytes` do or nearly do.
+#[inline]
+pub fn lower_to_colon<const WORDS: usize>(bytes: &[u8], room: &mut [[u8; 8]; WORDS]) -> Option<NameEnd> {
+    let (mut upper, mut rest) = (0, bytes);
+    for (i, to) in room.iter_mut().enumerate() {
+        let (word, after) = rest.split_first_chunk::<8>()?;
+        rest = after;
+        let word = u64::from_le_bytes(*word);
+        let (found, letters) = (equal(word, b':'), uppers(word));
+        *to = (word | letters >> 2).to_le_bytes();
+        if found != 0 {
+            // Those below the lowest bit that is set: in front of the colon.
+            upper |= letters & (found ^ (found - 1));
+            return Some(NameEnd { len: i * 8 + found.trailing_zeros() as usize / 8, upper: upper != 0 });
+        }
+        upper |= letters;
+    }
+    None
+}
+
 /// Whether a byte is a control: below the blank, or DEL.
 #[inline]
 const fn is_control(b: u8) -> bool {
@@ -96,5 +135,31 @@ mod tests {
         assert_eq!(control(b"abcde\x7f\x01\x7f"), Some(5));
         assert_eq!(control(b"abcdefgh\tbc\x01"), Some(8));
         assert_eq!(control(b""), None);
+    }
+
+    #[test]
+    fn a_name_is_lowered_up_to_its_colon_as_byte_by_byte() {
+        for len in 0..20 {
+            for at in 0..=len {
+                for b in 0..=255u8 {
+                    let mut bytes = vec![b'x'; len];
+                    if let Some(place) = bytes.get_mut(at) {
+                        *place = b;
+                    }
+                    bytes.extend_from_slice(b": Value of it");
+                    let colon = bytes.iter().position(|b| *b == b':').unwrap_or_default();
+                    let mut room = [[0; 8]; 2];
+                    let found = lower_to_colon(&bytes, &mut room);
+                    let upper = bytes[..colon].iter().any(u8::is_ascii_uppercase);
+                    let want = (colon < 16).then_some(NameEnd { len: colon, upper });
+                    assert_eq!(found, want, "{bytes:?}");
+                    if found.is_some() {
+                        let lower = bytes[..colon].to_ascii_lowercase();
+                        assert_eq!(room.as_flattened()[..colon], lower, "{bytes:?}");
+                    }
+                }
+            }
+        }
+        assert_eq!(lower_to_colon(b"abc", &mut [[0; 8]]), None);
     }
 }

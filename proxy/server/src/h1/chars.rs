@@ -49,19 +49,6 @@ const LOWER: [u8; 256] = {
     table
 };
 
-/// The same for a byte that is one in names of both profiles.
-const LOWER_PLAIN: [u8; 256] = {
-    let mut table = [0u8; 256];
-    let mut i = 0;
-    while i < 256 {
-        if TABLE[i] & (TOKEN | NGINX_NAME) == TOKEN | NGINX_NAME {
-            table[i] = (i as u8).to_ascii_lowercase();
-        }
-        i += 1;
-    }
-    table
-};
-
 const fn is_any(b: u8, set: &[u8]) -> bool {
     let mut i = 0;
     while i < set.len() {
@@ -106,10 +93,11 @@ pub(super) fn lower_token<'r>(bytes: &[u8], room: &'r mut [u8; SHORT]) -> Option
     all.then_some(lowered)
 }
 
-/// The lower-case form of a byte that may stand in a name whoever reads it, else 0.
+/// A name that everybody takes for one: a `token` of letters, digits, `-` and `_`.
 #[inline]
-pub(super) fn lower_plain(b: u8) -> u8 {
-    LOWER_PLAIN[b as usize]
+pub(super) fn plain_name(bytes: &[u8]) -> bool {
+    const PLAIN: u8 = TOKEN | NGINX_NAME;
+    !bytes.is_empty() && bytes.iter().all(|b| TABLE[*b as usize] & PLAIN == PLAIN)
 }
 
 /// A header name that nginx takes for one (letters, digits, `-`, `_`).

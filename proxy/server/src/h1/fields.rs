@@ -1,10 +1,10 @@
 //! Header field lines: names, values, limits, and what framing needs to know of them.
 
-use sixfold_core::headers::{Headers, Known, control, is_clean};
+use sixfold_core::headers::{Headers, Known, KnownSet, NameEnd, control, is_clean, lower_to_colon};
 
 use super::chars;
 use super::error::H1Error;
-use super::framing::FramingFields;
+use super::framing::{FRAMING, FramingFields};
 use super::options::{H1Options, Profile};
 
 /// Takes field lines into a header block.
@@ -62,21 +62,22 @@ impl FieldSink {
         authority: Option<&mut Vec<u8>>,
         opts: &H1Options,
     ) -> Result<Option<usize>, H1Error> {
-        let mut room = [0; chars::SHORT];
+        let mut room = [[0; 8]; chars::SHORT / 8];
         let Some(plain) = PlainLine::find(ahead, &mut room) else { return Ok(None) };
+        let PlainLine { line, known, name, lower, upper, value } = plain;
         self.count += 1;
         opts.rules.check_count(self.count)?;
-        let known = Known::find_lower(plain.lower);
-        if self.note(known, plain.name, plain.value, headers, authority, opts)? {
+        if self.note(known, name, value, headers, authority, opts)? {
             match opts.keeps_spelling() {
-                true => headers.push_line(known, plain.name, plain.name != plain.lower, plain.line),
-                false => headers.push_line(known, plain.lower, false, plain.line),
+                true => headers.push_line(known, name.len(), upper, line),
+                false => headers.push_line_lower(known, lower, upper, line),
             }
         }
-        Ok(Some(plain.line.len()))
+        Ok(Some(line.len()))
     }
 
     /// Notes what a field that is let pass says of the message; false when it does not go into the block.
+    #[inline]
     fn note(
         &mut self,
         known: Option<Known>,
@@ -86,7 +87,23 @@ impl FieldSink {
         authority: Option<&mut Vec<u8>>,
         opts: &H1Options,
     ) -> Result<bool, H1Error> {
-        let Some(known) = known else { return Ok(true) };
+        match known {
+            Some(known) if NOTED.contains(known) => {
+                self.note_known(known, name, value, headers, authority, opts)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn note_known(
+        &mut self,
+        known: Known,
+        name: &[u8],
+        value: &[u8],
+        headers: &mut Headers,
+        authority: Option<&mut Vec<u8>>,
+        opts: &H1Options,
+    ) -> Result<bool, H1Error> {
         if opts.remembers_spelling() && is_remade(known) {
             headers.remember_spelling(known, name);
         }
@@ -117,25 +134,26 @@ impl FieldSink {
 struct PlainLine<'a> {
     /// With its line end.
     line: &'a [u8],
+    known: Option<Known>,
     name: &'a [u8],
     /// The name in lower case.
     lower: &'a [u8],
+    /// Whether there is an upper case letter in the name.
+    upper: bool,
     value: &'a [u8],
 }
 
 impl<'a> PlainLine<'a> {
-    /// Looks at each byte of the line once; the name goes to `room` in lower case.
+    /// Looks at the line a word at a time, and at each byte of the name only where it is not well known.
     #[inline]
-    fn find(ahead: &'a [u8], room: &'a mut [u8; chars::SHORT]) -> Option<PlainLine<'a>> {
-        let mut len = 0;
-        for (to, from) in room.iter_mut().zip(ahead) {
-            *to = chars::lower_plain(*from);
-            if *to == 0 {
-                break;
-            }
-            len += 1;
+    fn find(ahead: &'a [u8], room: &'a mut [[u8; 8]; chars::SHORT / 8]) -> Option<PlainLine<'a>> {
+        let NameEnd { len, upper } = lower_to_colon(ahead, room)?;
+        let (name, rest) = ahead.split_at_checked(len)?;
+        let lower = room.as_flattened().get(..len)?;
+        let known = Known::find_lower(lower);
+        if known.is_none() && !chars::plain_name(name) {
+            return None;
         }
-        let (name, rest) = ahead.split_at_checked(len).filter(|(name, _)| !name.is_empty())?;
         let rest = rest.strip_prefix(b": ")?;
         let end = control(rest)?;
         let (value, rest) = rest.split_at_checked(end)?;
@@ -144,9 +162,12 @@ impl<'a> PlainLine<'a> {
             return None;
         }
         let line = ahead.get(..len + end + 4)?;
-        Some(PlainLine { line, name, lower: room.get(..len)?, value })
+        Some(PlainLine { line, known, name, lower, upper, value })
     }
 }
+
+/// Fields that say something of the message.
+const NOTED: KnownSet = FRAMING.and(&KnownSet::of(&[Known::HOST]));
 
 /// A field that the codec takes out of a message and writes by itself.
 fn is_remade(known: Known) -> bool {

@@ -3,7 +3,7 @@
 //! RFC 9112 section 6.3, with Envoy's and nginx's refusals. Both functions are pure: they see the start line
 //! and what the framing fields say, and nothing of the bytes that follow.
 
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::message::{Method, Version};
 
 use super::error::H1Error;
@@ -101,6 +101,16 @@ pub struct FramingFields {
     pub expect_continue: bool,
 }
 
+/// Fields that say something of framing.
+pub(super) const FRAMING: KnownSet = KnownSet::of(&[
+    Known::CONTENT_LENGTH,
+    Known::TRANSFER_ENCODING,
+    Known::CONNECTION,
+    Known::PROXY_CONNECTION,
+    Known::UPGRADE,
+    Known::EXPECT,
+]);
+
 impl FramingFields {
     /// Reads them off a finished block.
     pub fn of(headers: &Headers) -> FramingFields {
@@ -116,6 +126,12 @@ impl FramingFields {
     /// Takes in one field; `value` has no blanks around it.
     #[inline]
     pub fn note(&mut self, known: Known, value: &[u8]) {
+        if FRAMING.contains(known) {
+            self.take(known, value);
+        }
+    }
+
+    fn take(&mut self, known: Known, value: &[u8]) {
         match known {
             Known::CONTENT_LENGTH => {
                 self.content_length = match (self.content_length, parse_length(value)) {

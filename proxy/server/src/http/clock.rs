@@ -54,7 +54,6 @@ impl Expired {
 /// The deadlines of one stream and the timer of its connection.
 pub(crate) struct Clock {
     timer: Pin<Box<Sleep>>,
-    armed: Instant,
     now: Instant,
     idle: Option<Duration>,
     request: Option<Instant>,
@@ -66,6 +65,8 @@ pub(crate) struct Clock {
     stalls: Stalls,
     progressed: Instant,
     touched: Instant,
+    /// Something was waited for since the time was asked for.
+    stale: bool,
     /// No deadline is earlier: the earliest that was set since the timer fired, perhaps gone by now.
     earliest: Instant,
     /// Whom the timer wakes, and that it has not been moved since it was told.
@@ -79,7 +80,6 @@ impl Clock {
         let far = now + YEAR;
         Clock {
             timer: Box::pin(tokio::time::sleep_until(far)),
-            armed: far,
             now,
             idle: None,
             request: None,
@@ -91,6 +91,7 @@ impl Clock {
             stalls: Stalls::default(),
             progressed: now,
             touched: now,
+            stale: false,
             earliest: far,
             waiting: None,
         }
@@ -98,16 +99,24 @@ impl Clock {
 
     /// Begins a stream: forgets all deadlines.
     pub(crate) fn restart(&mut self) -> Instant {
-        let now = Instant::now();
-        self.now = now;
-        self.touched = now;
-        self.progressed = now;
+        let now = self.touch();
+        self.forget();
+        now
+    }
+
+    fn forget(&mut self) {
         self.idle = None;
         self.request = None;
         self.max_stream = None;
         self.route = None;
         self.stalls.restart(None, None);
         self.end_attempt();
+    }
+
+    /// [`Clock::restart`] at the end of the stream before.
+    pub(crate) fn restart_at_last(&mut self) -> Instant {
+        let now = self.touch_if_waited();
+        self.forget();
         now
     }
 
@@ -117,8 +126,15 @@ impl Clock {
         self.now = now;
         self.touched = now;
         self.progressed = now;
+        self.stale = false;
         // Later deadlines are found when the timer fires.
         now
+    }
+
+    /// The same for what came together with the event before: the time is asked for again only if something was waited
+    /// for in between.
+    pub(crate) fn touch_if_waited(&mut self) -> Instant {
+        if self.stale { self.touch() } else { self.now }
     }
 
     /// The moment of the last event, without asking the operating system.
@@ -229,7 +245,7 @@ impl Clock {
 
     fn arm(&mut self, at: Instant) {
         self.timer.as_mut().reset(at);
-        (self.armed, self.waiting) = (at, None);
+        self.waiting = None;
     }
 }
 
@@ -237,8 +253,9 @@ impl Limit for Clock {
     type Expired = Expired;
 
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
+        self.stale = true;
         loop {
-            if self.earliest < self.armed {
+            if self.earliest < self.timer.deadline() {
                 self.arm(self.earliest);
             }
             // The timer is left alone while it knows whom to wake.
@@ -342,6 +359,23 @@ mod tests {
         clock.watch(Waits::default());
         let waited = tokio::time::timeout(Duration::from_secs(999), poll_fn(|cx| clock.poll_expired(cx)));
         assert!(waited.await.is_err(), "nobody is waited for");
+    }
+
+    /// What comes at once has one time; what was waited for has its own.
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_asked_for_once_between_two_waits() {
+        let mut clock = Clock::new();
+        let start = clock.restart();
+        clock.set_idle(Some(Duration::from_secs(10)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!((clock.touch_if_waited(), clock.restart_at_last()), (start, start));
+        clock.set_idle(Some(Duration::from_secs(10)));
+        let waited = tokio::time::timeout(Duration::from_secs(3), poll_fn(|cx| clock.poll_expired(cx)));
+        assert!(waited.await.is_err());
+        let after = start + Duration::from_secs(4);
+        assert_eq!((clock.touch_if_waited(), clock.now()), (after, after));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(clock.restart_at_last(), after);
     }
 
     /// The timer is set by what is set, and moved on by what it finds when it fires.

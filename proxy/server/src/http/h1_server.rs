@@ -169,7 +169,7 @@ impl H1Client {
         lifetime: Option<Instant>,
         mut draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Arrival {
-        stream.reset(clock.restart().into_std());
+        stream.reset(clock.restart_at_last().into_std());
         let last =
             env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));
         let (mut begun, mut ending) = (false, env.drain.is_draining());

@@ -177,7 +177,9 @@ impl<D: Downstream> Pump<'_, D> {
                 Ok(Received::Some)
             }
             Poll::Ready(Ok(BodyEvent::End)) => {
-                self.stream.timing.upstream_rx_end = Some(clock.touch().into_std());
+                // Plugins may have taken their time with what came before.
+                let now = if self.response.is_filtered() { clock.touch() } else { clock.touch_if_waited() };
+                self.stream.timing.upstream_rx_end = Some(now.into_std());
                 if let Some(piece) = self.response.push(self.stream, Piece::Borrowed(&[]), true)? {
                     write_piece(self.down, self.stream, cx, piece)?;
                 }
