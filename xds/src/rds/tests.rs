@@ -255,7 +255,7 @@ fn what_has_not_changed_is_taken_over() {
     let kept = |before: &RouteTable, after: &RouteTable| -> Vec<(usize, usize, bool)> {
         let hosts = before.virtual_hosts().iter().zip(after.virtual_hosts());
         let of = |(before, after): (&Arc<HostRoutes>, &Arc<HostRoutes>)| {
-            let same = |route: &&Arc<Route>| before.routes().iter().any(|other| Arc::ptr_eq(route, &other));
+            let same = |route: &&Arc<Route>| before.routes().iter().any(|other| Arc::ptr_eq(route, other));
             let kept = after.routes().iter().filter(same).count();
             (kept, after.routes().len(), Arc::ptr_eq(before, after))
         };
