@@ -117,7 +117,7 @@ def check(root, scenario, name):
         expect("ready in %.1f s" % ready(process), True, None)
         expect("nothing is refused", not server.nacks, server.nacks)
         status, page = ask(METRICS, "/stats/prometheus")
-        expect("port %d has the page of metrics" % METRICS, status == 200 and "envoy_server_state 0" in page, (status, page[:500]))
+        expect("port %d has the page of metrics" % METRICS, status == 200 and "envoy_server_state{} 0" in page, (status, page[:500]))
         seen = ask(HEALTH, "/healthz/ready")
         expect("port %d leads to the agent" % HEALTH, seen and seen[0] == 200, seen)
         seen = ask(ADMIN, "/drain_listeners?inboundonly&graceful&skip_exit", "POST")

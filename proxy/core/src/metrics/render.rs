@@ -15,10 +15,16 @@ pub struct Selection {
     pub used_only: bool,
 }
 
+/// Gauges of the process itself.
+const SET_AT_START: [&str; 3] = ["server.", "cluster_manager.", "runtime."];
+
 impl Selection {
     fn takes(&self, name: &str, value: &Value, rules: &TagRules) -> bool {
         let used = match value {
-            Value::Counter(n) | Value::Gauge(n) => *n != 0,
+            Value::Counter(n) => *n != 0,
+            // Envoy sets the process's own gauges when it starts, to zero too, and asks whether one was ever set:
+            // Istio's agent looks for a `server.state` of 0 this way.
+            Value::Gauge(n) => *n != 0 || SET_AT_START.iter().any(|prefix| name.starts_with(prefix)),
             Value::Histogram(seen) => seen.count != 0,
         };
         (used || !self.used_only && !appears_when_used(name))

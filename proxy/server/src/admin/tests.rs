@@ -213,7 +213,8 @@ fn statistics_in_every_form() {
     let server = server();
     let text = server.ask("GET /stats?filter=^cluster%5C.one.*rq_2").2;
     assert_eq!(text, "cluster.one.upstream_rq_200: 1\ncluster.one.upstream_rq_2xx: 1\n");
-    assert!(server.ask("GET /stats?usedonly&filter=server").2.contains("server.concurrency: 2\n"));
+    let used = server.ask("GET /stats?usedonly&filter=server").2;
+    assert!(used.contains("server.concurrency: 2\n") && used.contains("server.live: 0\n"), "{used}");
     assert!(server.ask("GET /stats?format=json&filter=rq_200").2.contains("\"cluster.one.upstream_rq_200\""));
     let prometheus = server.ask("GET /stats/prometheus").2;
     assert!(
