@@ -31,7 +31,7 @@ fn envoys_default_line(bencher: Bencher<'_, '_>) {
 fn apisix_default_line(bencher: Bencher<'_, '_>) {
     let line = "$remote_addr - $remote_user [$time_local] $http_host \"$request\" $status $body_bytes_sent \
                 $request_time \"$http_referer\" \"$http_user_agent\" $upstream_addr $upstream_status";
-    write(bencher, Format::apisix(line));
+    write(bencher, Format::nginx_log(line));
 }
 
 #[divan::bench]

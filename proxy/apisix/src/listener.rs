@@ -217,7 +217,7 @@ impl Log {
 fn access_log(config: &Config, context: &SourceContext) -> Result<Option<Log>, ConfigError> {
     let Some(log) = &config.http.access_log else { return Ok(None) };
     let fault = |field: &str, reason: String| config.fault(&format!("nginx_config.http.{field}"), reason);
-    let format = Format::apisix(&log.format).map_err(|reason| fault("access_log_format", reason))?;
+    let format = Format::nginx_log(&log.format).map_err(|reason| fault("access_log_format", reason))?;
     if let Some(name) = format.unknown_variables().find(|name| !is_declared(name)) {
         return Err(fault("access_log_format", format!("unknown variable \"${name}\"")));
     }

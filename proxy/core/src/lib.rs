@@ -39,6 +39,7 @@ pub mod router;
 pub mod runtime;
 pub mod stream;
 pub mod tls;
+pub mod traffic;
 
 #[cfg(test)]
 #[path = "../../fuzz/stable.rs"]

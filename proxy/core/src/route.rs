@@ -5,6 +5,8 @@ use crate::format::Format;
 use crate::header_ops::HeaderOps;
 use crate::matcher::{HeaderMatcher, HeaderTarget};
 use crate::metadata::Metadata;
+use crate::metrics::Registry;
+use crate::metrics::responses::Responses;
 use crate::plugin::Chain;
 use crate::regex::{Regex, Rewrite};
 use crate::runtime::Fraction;
@@ -101,35 +103,37 @@ impl Route {
 }
 
 crate::stat_block! {
-    /// Statistics of a route with a `stat_prefix`, or of a virtual cluster.
-    pub struct RouteStats {
+    /// What Envoy counts of a route with a `stat_prefix` and of a virtual cluster from the start.
+    pub struct RouteCounts {
         counters: [
-            upstream_rq_total, upstream_rq_completed, upstream_rq_1xx, upstream_rq_2xx, upstream_rq_3xx,
-            upstream_rq_4xx, upstream_rq_5xx, upstream_rq_503, upstream_rq_retry, upstream_rq_retry_success,
-            upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded, upstream_rq_retry_backoff_exponential,
-            upstream_rq_retry_backoff_ratelimited, upstream_rq_timeout,
+            upstream_rq_total, upstream_rq_timeout, upstream_rq_retry, upstream_rq_retry_success,
+            upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded,
         ],
-        gauges: [], histograms: [upstream_rq_time],
+        gauges: [], histograms: [],
     }
 }
 
+/// Statistics of a route with a `stat_prefix`, or of a virtual cluster.
+pub struct RouteStats {
+    counts: RouteCounts,
+    /// Responses, shown once there was one.
+    pub responses: Responses,
+}
+
 impl RouteStats {
-    /// Counts a completed request by its status.
-    pub fn count_status(&self, status: u16) {
-        self.upstream_rq_completed().inc();
-        crate::metrics::count_class(
-            status,
-            [
-                self.upstream_rq_1xx(),
-                self.upstream_rq_2xx(),
-                self.upstream_rq_3xx(),
-                self.upstream_rq_4xx(),
-                self.upstream_rq_5xx(),
-            ],
-        );
-        if status == 503 {
-            self.upstream_rq_503().inc();
+    /// Zeros under `prefix`.
+    pub fn new(registry: &Registry, prefix: &str) -> RouteStats {
+        RouteStats {
+            counts: RouteCounts::new(registry, prefix),
+            responses: Responses::sparse(registry, prefix),
         }
+    }
+}
+
+impl Deref for RouteStats {
+    type Target = RouteCounts;
+    fn deref(&self) -> &RouteCounts {
+        &self.counts
     }
 }
 

@@ -11,6 +11,7 @@ use crate::headers::Headers;
 use crate::message::{RequestHead, ResponseHead};
 use crate::plugin::{Consumer, PluginStates, Slot};
 use crate::route::{Route, VirtualHost};
+use crate::traffic::Traffic;
 use bytes::Bytes;
 use std::any::Any;
 use std::borrow::Cow;
@@ -46,6 +47,8 @@ pub struct Stream {
     pub internal: bool,
     /// Virtual host the request was matched in.
     pub virtual_host: Option<Arc<VirtualHost>>,
+    /// Which of the virtual host's virtual clusters the request is of, once it is forwarded.
+    pub virtual_cluster: Option<u32>,
     /// Route that was chosen; pinned until the stream ends.
     pub route: Option<Arc<Route>>,
     /// Values captured by path parameters and templates: name and value.
@@ -134,6 +137,14 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// Bytes on the wire between us and all hosts that were tried, as Envoy adds them up
+    /// (`StreamInfoImpl::setUpstreamBytesMeter`).
+    pub fn traffic(&self) -> Traffic {
+        let mut sum = Traffic::default();
+        self.tried.iter().for_each(|tried| sum += tried.traffic);
+        sum
+    }
+
     fn clear(&mut self) {
         let mut tried = std::mem::take(&mut self.tried);
         tried.clear();
@@ -162,10 +173,8 @@ pub struct ByteCounts {
     pub request_body: u64,
     /// Response body to the client.
     pub response_body: u64,
-    /// Head of the request as it came.
-    pub request_head: u64,
-    /// Head of the response as it was sent.
-    pub response_head: u64,
+    /// The client's connection: brought up to date with the head of the response and at the request's end.
+    pub traffic: Traffic,
     /// Request body to the upstream, last attempt.
     pub upstream_sent: u64,
     /// Response body from the upstream, last attempt.
@@ -188,6 +197,7 @@ impl Stream {
             response_trailers: Headers::new(),
             internal: false,
             virtual_host: None,
+            virtual_cluster: None,
             route: None,
             captures: Vec::new(),
             upstream: Upstream::default(),
@@ -223,6 +233,7 @@ impl Stream {
             remote,
             internal,
             virtual_host,
+            virtual_cluster,
             route,
             captures,
             upstream,
@@ -250,6 +261,7 @@ impl Stream {
         *remote = connection.remote;
         *internal = false;
         *virtual_host = None;
+        *virtual_cluster = None;
         *route = None;
         captures.clear();
         upstream.clear();
@@ -362,6 +374,7 @@ mod tests {
             remote,
             internal,
             virtual_host,
+            virtual_cluster,
             route,
             captures,
             upstream,
@@ -385,7 +398,7 @@ mod tests {
             format!(
                 "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
-            format!("{held:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?}"),
+            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?}"),
             format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
@@ -411,6 +424,7 @@ mod tests {
         used.response_trailers.push(b"t", b"2");
         used.remote = "192.0.2.1:1".parse()?;
         used.internal = true;
+        used.virtual_cluster = Some(3);
         used.virtual_host = Some(VirtualHost::new("v", VirtualHostOptions::default()));
         let path = crate::route::PathMatch::Prefix(b"/"[..].into(), false);
         used.route = Some(Arc::new(Route::new(path, Action::NonForwarding)));

@@ -48,6 +48,8 @@ pub(crate) struct ReadBuffer {
     data: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes that were consumed in all.
+    consumed: u64,
 }
 
 impl ReadBuffer {
@@ -62,10 +64,17 @@ impl ReadBuffer {
         self.start == self.end
     }
 
+    /// Bytes that were consumed so far.
+    pub(crate) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
     /// Forgets the first `n` filled bytes.
     #[inline]
     pub(crate) fn consume(&mut self, n: usize) {
-        self.start = (self.start + n).min(self.end);
+        let n = n.min(self.end - self.start);
+        self.consumed += n as u64;
+        self.start += n;
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -162,6 +171,11 @@ impl WriteBuffer {
         self.data.len() - self.sent
     }
 
+    /// Bytes that were given to be written so far.
+    pub(crate) fn given(&self) -> u64 {
+        self.taken + self.len() as u64
+    }
+
     /// What the transport has taken so far, while it still has to take something: another number is progress.
     pub(crate) fn backlog(&self) -> Option<u64> {
         (self.len() > 0 || self.unflushed).then_some(self.taken)
@@ -219,6 +233,15 @@ impl WriteBuffer {
             self.sent = 0;
             self.data.clear();
         }
+    }
+
+    /// Forgets what waits: nothing is written any more. It was given all the same.
+    pub(crate) fn abandon(&mut self) {
+        self.taken = self.given();
+        self.unflushed = false;
+        self.data.clear();
+        self.sent = 0;
+        self.release();
     }
 
     /// Writes everything that waits and flushes the transport.

@@ -21,10 +21,10 @@ pub(crate) async fn linger<T: Transport>(
     out: &mut WriteBuffer,
     read: &mut ReadBuffer,
     patience: Duration,
-) {
+) -> bool {
     let mut deadline = Deadline::after(patience);
     let mut ended = false;
-    let _ = within(&mut deadline, |_, cx| {
+    let left = within(&mut deadline, |_, cx| {
         if !ended && ready!(poll_end(io, out, cx)).is_err() {
             return Poll::Ready(());
         }
@@ -36,8 +36,8 @@ pub(crate) async fn linger<T: Transport>(
                 _ => return Poll::Ready(()),
             }
         }
-    })
-    .await;
+    });
+    left.await.is_ok()
 }
 
 fn poll_end<T: Transport>(
@@ -110,7 +110,7 @@ mod tests {
         let lingering = linger(&mut near, &mut out, &mut read, PATIENCE);
         // The clock of the test stands still while somebody works.
         tokio::select! {
-            () = lingering => {}
+            _ = lingering => {}
             () = async { loop { tokio::time::advance(Duration::from_millis(100)).await } } => {}
         }
         drop(near);

@@ -1,17 +1,51 @@
 //! Connections as bytes: TCP or a unix socket, plain or under TLS.
 
 use crate::deadline::{Deadline, Timed, bounded};
+use sixfold_core::cluster::ClusterStats;
+use sixfold_core::hcm::HttpStats;
 use socket2::SockRef;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connection, downstream or upstream. It may hold bytes that a listener filter has read already; reads
 /// see them first. Who reads or writes it does so under a deadline: see [`Transport`].
-pub struct Io(Kind);
+pub struct Io {
+    kind: Kind,
+    /// Who counts its bytes.
+    meter: Option<Meter>,
+}
+
+/// Where the bytes of a connection are counted as they are read and written, those of TLS itself aside.
+#[derive(Clone)]
+pub(crate) enum Meter {
+    /// Of a connection manager.
+    Downstream(Arc<HttpStats>),
+    /// Of a cluster.
+    Upstream(Arc<ClusterStats>),
+}
+
+impl Meter {
+    #[inline]
+    fn received(&self, bytes: usize) {
+        match self {
+            Meter::Downstream(stats) => stats.downstream_cx_rx_bytes_total().add(bytes as u64),
+            Meter::Upstream(stats) => stats.upstream_cx_rx_bytes_total().add(bytes as u64),
+        }
+    }
+
+    #[inline]
+    fn sent(&self, bytes: usize) {
+        match self {
+            Meter::Downstream(stats) => stats.downstream_cx_tx_bytes_total().add(bytes as u64),
+            Meter::Upstream(stats) => stats.upstream_cx_tx_bytes_total().add(bytes as u64),
+        }
+    }
+}
 
 /// Reading, writing and closing for those who watch the time.
 pub(crate) trait Transport {
@@ -47,7 +81,7 @@ enum Kind {
 /// Passes a poll on to whatever the connection is.
 macro_rules! inner {
     ($self:expr, $s:ident => $e:expr) => {
-        match &mut $self.0 {
+        match &mut $self.kind {
             Kind::Plain($s) => $e,
             Kind::Server($s) => $e,
             Kind::Client($s) => $e,
@@ -67,29 +101,45 @@ pub enum IdleState {
 }
 
 impl Io {
+    fn of(kind: Kind) -> Io {
+        Io { kind, meter: None }
+    }
+
+    /// Has its bytes counted from here on.
+    pub(crate) fn meter(&mut self, meter: Meter) {
+        self.meter = Some(meter);
+    }
+
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(meter), Poll::Ready(Ok(n))) = (&self.meter, &written) {
+            meter.sent(*n);
+        }
+        written
+    }
+
     /// A connection in plain text.
     pub fn plain(socket: Socket) -> Io {
-        Io(Kind::Plain(socket))
+        Io::of(Kind::Plain(socket))
     }
 
     /// The server's end of a TLS connection.
     pub fn tls_server(stream: tokio_rustls::server::TlsStream<Socket>) -> Io {
-        Io(Kind::Server(Box::new(stream)))
+        Io::of(Kind::Server(Box::new(stream)))
     }
 
     /// The client's end of a TLS connection.
     pub fn tls_client(stream: tokio_rustls::client::TlsStream<Socket>) -> Io {
-        Io(Kind::Client(Box::new(stream)))
+        Io::of(Kind::Client(Box::new(stream)))
     }
 
     /// Whether bytes are encrypted.
     pub fn is_tls(&self) -> bool {
-        !matches!(self.0, Kind::Plain(_))
+        !matches!(self.kind, Kind::Plain(_))
     }
 
     /// The socket below.
     pub fn socket(&self) -> &Socket {
-        match &self.0 {
+        match &self.kind {
             Kind::Plain(socket) => socket,
             Kind::Server(tls) => tls.get_ref().0,
             Kind::Client(tls) => tls.get_ref().0,
@@ -110,7 +160,7 @@ impl Io {
     /// seen nothing on the socket. After anything but [`IdleState::Alive`] the connection must be dropped:
     /// a byte may have been lost.
     pub fn idle_state(&mut self) -> IdleState {
-        if let Kind::Plain(socket) = &mut self.0 {
+        if let Kind::Plain(socket) = &mut self.kind {
             return socket.idle_state();
         }
         // TLS has records of its own (session tickets) that say nothing to us: let it read them.
@@ -147,7 +197,7 @@ impl From<UnixStream> for Io {
 impl Transport for Io {
     #[inline]
     fn poll_readable(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
-        match &self.0 {
+        match &self.kind {
             Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) => {
                 tcp.poll_read_ready(cx).map(drop)
             }
@@ -157,24 +207,31 @@ impl Transport for Io {
 
     #[inline]
     fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        inner!(self, s => Pin::new(s).poll_read(cx, buf))
+        let before = buf.filled().len();
+        let read = inner!(self, s => Pin::new(s).poll_read(cx, buf));
+        if let (Some(meter), true) = (&self.meter, buf.filled().len() > before) {
+            meter.received(buf.filled().len() - before);
+        }
+        read
     }
 
     #[inline]
     fn poll_write(&mut self, cx: &mut Timed<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         // Nearly always it goes at once, and nobody has to be told when it does.
-        if let Kind::Plain(Socket { stream: Stream::Tcp(tcp), .. }) = &self.0 {
+        if let Kind::Plain(Socket { stream: Stream::Tcp(tcp), .. }) = &self.kind {
             match tcp.try_write(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
+                written => return self.count(Poll::Ready(written)),
             }
         }
-        inner!(self, s => Pin::new(s).poll_write(cx, buf))
+        let written = inner!(self, s => Pin::new(s).poll_write(cx, buf));
+        self.count(written)
     }
 
     #[inline]
     fn poll_write_vectored(&mut self, cx: &mut Timed<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        inner!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
+        let written = inner!(self, s => Pin::new(s).poll_write_vectored(cx, bufs));
+        self.count(written)
     }
 
     fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
@@ -444,6 +501,6 @@ mod tests {
 
     #[test]
     fn the_handle_stays_small() {
-        assert!(size_of::<Io>() <= 56, "{}", size_of::<Io>());
+        assert!(size_of::<Io>() <= 72, "{}", size_of::<Io>());
     }
 }

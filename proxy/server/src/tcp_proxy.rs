@@ -20,7 +20,8 @@ use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
 use sixfold_core::listener::TcpProxy;
-use sixfold_core::stream::Stream;
+use sixfold_core::stream::{ByteCounts, Stream};
+use sixfold_core::traffic::Traffic;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
@@ -120,7 +121,7 @@ struct Session {
 struct Upstream {
     connected: Connected,
     flight: InFlight,
-    _active: ActiveConnection,
+    active: ActiveConnection,
 }
 
 impl Session {
@@ -155,16 +156,22 @@ impl Session {
             };
             self.begin_attempt(&mut flight);
             let host = flight.host().clone();
-            let active = ActiveConnection::new(host.clone(), cluster.stats.clone(), Some(permit));
+            let mut active = ActiveConnection::new(host.clone(), cluster.stats.clone(), Some(permit));
             let timeout = cluster.config.connect_timeout;
             let handshake = Handshake { tls: cluster.tls_of(flight.member()), ..Handshake::default() };
             match dial(&cluster, &host, handshake, timeout).await {
                 Ok(connected) => {
                     flight.settle(OutcomeKind::Response, 200);
+                    flight.attached();
                     self.connected(&connected);
-                    return Ok(Upstream { connected, flight, _active: active });
+                    return Ok(Upstream { connected, flight, active });
                 }
-                Err(error) => self.failed(&error, flight),
+                Err(error) => {
+                    if matches!(error, UpstreamError::Connect(_)) {
+                        active.ends_remotely();
+                    }
+                    self.failed(&error, flight);
+                }
             }
         }
     }
@@ -228,7 +235,7 @@ impl Session {
 
     /// Passes bytes until the end.
     async fn pass(&mut self, client: Io, upstream: Upstream, deadline: Option<Instant>, drain: &Drain) {
-        let Upstream { connected, flight, _active } = upstream;
+        let Upstream { connected, flight, mut active } = upstream;
         let proxy = self.proxy.clone();
         let stats = &flight.cluster().stats;
         let mut forced = pin!(drain.expired());
@@ -249,9 +256,7 @@ impl Session {
         }
         drop(meter);
         if remote {
-            stats.upstream_cx_destroy_remote().inc()
-        } else {
-            stats.upstream_cx_destroy_local().inc()
+            active.ends_remotely();
         }
         match end {
             End::Idle => {
@@ -268,6 +273,14 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.stream.timing.downstream_tx_end = Some(std::time::Instant::now());
+        let ByteCounts { request_body, response_body, upstream_sent, upstream_received, .. } =
+            self.stream.bytes;
+        self.stream.bytes.traffic =
+            Traffic { received: request_body, sent: response_body, ..Traffic::default() };
+        if let Some(tried) = self.stream.upstream.tried.last_mut() {
+            tried.traffic =
+                Traffic { received: upstream_received, sent: upstream_sent, ..Traffic::default() };
+        }
         self.proxy.access_logs.iter().for_each(|log| log.log(&self.stream));
     }
 }

@@ -7,7 +7,7 @@ use common::*;
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::format::Format;
-use sixfold_core::hcm::Profile;
+use sixfold_core::hcm::{ApisixPath, PathOptions, Profile};
 use sixfold_core::headers::HeaderRules;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -95,4 +95,118 @@ async fn an_upstream_of_grpc_is_told_that_trailers_are_understood() {
         let told: Vec<&str> = response.lines().filter(|line| line.starts_with("x-told:")).collect();
         assert_eq!(told, ["x-told: trailers"], "{said}");
     }
+}
+
+/// A refused request was logged as `GET  HTTP/1.1`, one whose client left in mid-head not at all.
+#[tokio::test]
+async fn what_is_no_request_is_logged_as_it_came() {
+    let (mut setup, lines) =
+        setup("$status [$request] [$request_method] [$request_uri] [$host] [$server_protocol]");
+    setup.routes.push(direct("/", "".into()));
+    let proxy = setup.serve().await.0;
+    for (sent, line) in [
+        ("GARBAGE\r\n\r\n", "400 [GARBAGE] [-] [-] [] []"),
+        ("GET /x?y HTTP/1.1\r\nX: 1\r\n\r\n", "400 [GET /x?y HTTP/1.1] [GET] [/x?y] [_] [HTTP/1.1]"),
+        (
+            "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: z\r\n\r\n",
+            "400 [POST /x HTTP/1.1] [POST] [/x] [a] [HTTP/1.1]",
+        ),
+        ("GET /x HTTP/3.1\r\nHost: a\r\n\r\n", "505 [GET /x HTTP/3.1] [-] [-] [] []"),
+    ] {
+        let before = lines.0.lock().len();
+        assert!(whole(proxy, sent).await.starts_with(&format!("HTTP/1.1 {}", &line[..3])), "{sent:?}");
+        eventually(|| lines.0.lock().len() > before).await;
+        assert_eq!(lines.0.lock()[before].trim(), line, "{sent:?}");
+    }
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(b"GET /x HTT").await.unwrap();
+    drop(client);
+    eventually(|| lines.0.lock().len() == 5).await;
+    assert_eq!(lines.0.lock()[4].trim(), "400 [GET /x HTT] [-] [-] [] []");
+}
+
+/// They were bodies alone, or heads without their lines, and of several attempts the last one's.
+#[tokio::test]
+async fn bytes_in_the_log_are_those_on_the_wire() {
+    let (mut setup, lines) = setup(
+        "$request_length $bytes_sent $body_bytes_sent [$upstream_bytes_sent] [$upstream_bytes_received] \
+         [$upstream_response_length]",
+    );
+    let seen = Arc::<Lines>::default();
+    let told = seen.clone();
+    let up = upstream(move |_, request| {
+        told.0.lock().push(request.to_owned());
+        ok("up")
+    });
+    let (refuses, answers) = (nobody().await, up.await);
+    setup.cluster("both", &[refuses, answers.address], |_| {});
+    setup.route("/", "both", |forward| forward.retry = retry("connect-failure", 1));
+    let proxy = setup.serve().await.0;
+    let request = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    for n in 0..2 {
+        let answer = ask(proxy, request).await;
+        eventually(|| lines.0.lock().len() == n + 1).await;
+        let sent = seen.0.lock()[n].len();
+        let first = if lines.0.lock()[n].contains(", ") { "0, " } else { "" };
+        let expected = format!(
+            "{} {} 2 [{first}{sent}] [{first}{}] [{first}2]",
+            request.len(),
+            answer.len(),
+            ok("up").len()
+        );
+        assert_eq!(lines.0.lock()[n].trim(), expected);
+    }
+    assert!(
+        lines.0.lock().iter().any(|line| line.contains("[0, ")),
+        "one began at the endpoint that refuses"
+    );
+}
+
+/// The access log is nginx's: it sees what the client sent. `$request_uri` was normalised there, and
+/// `$http_x_forwarded_for` had the address that is added for the upstream.
+#[tokio::test]
+async fn the_access_log_has_the_request_as_the_client_sent_it() {
+    let (mut setup, lines) = setup("");
+    let format = "$request_uri $uri $http_x_forwarded_for $upstream_http_content_type";
+    setup.access_logs[0].format = Arc::new(Format::nginx_log(format).unwrap());
+    setup.path = PathOptions { apisix: Some(ApisixPath::default()), ..PathOptions::default() };
+    let up = upstream(|_, _| ok("up")).await;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.cluster("none", &[nobody().await], |_| {});
+    setup.route("/none", "none", |_| {});
+    setup.route("/", "a", |_| {});
+    let proxy = setup.serve().await.0;
+    let from = |path: &str, fields: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    for (request, line) in [
+        (from("/a//b/../c?q=1", "X-Forwarded-For: 1.2.3.4\r\n"), "/a//b/../c?q=1 /a/c 1.2.3.4 -"),
+        (from("/a", ""), "/a /a - -"),
+        (from("/a", "X-Forwarded-For: 127.0.0.1\r\n"), "/a /a 127.0.0.1 -"),
+        // The page is ours, and not the upstream's.
+        (from("/none", ""), "/none /none - -"),
+    ] {
+        let before = lines.0.lock().len();
+        ask(proxy, &request).await;
+        eventually(|| lines.0.lock().len() > before).await;
+        assert_eq!(lines.0.lock()[before].trim(), line, "{request:?}");
+    }
+}
+
+/// It ended the connection, which nginx keeps.
+#[tokio::test]
+async fn a_websocket_that_the_upstream_turns_down_leaves_the_connection_to_the_next_request() {
+    let (mut setup, _) = setup("$status");
+    let up = upstream(|_, _| b"HTTP/1.1 418 No Tea\r\nContent-Length: 2\r\n\r\nno".to_vec()).await;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    setup.upgrades = Box::new([("websocket".into(), true)]);
+    let proxy = setup.serve().await.0;
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    for _ in 0..2 {
+        let ask = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        client.write_all(ask.as_bytes()).await.unwrap();
+        let answer = read_message(&mut client).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 418 No Tea\r\n"), "{answer}");
+        assert!(answer.contains("\r\nConnection: keep-alive\r\n") && answer.ends_with("no"), "{answer}");
+    }
+    assert_eq!(up.requests.load(std::sync::atomic::Ordering::SeqCst), 2);
 }

@@ -81,8 +81,8 @@ impl Observation<'_> {
             }),
             request_ms: end.saturating_duration_since(stream.timing.start).as_secs_f64() * 1000.0,
             upstream_ms: (!stream.upstream.tried.is_empty()).then(|| f64::from(upstream)),
-            ingress: stream.bytes.request_head + stream.bytes.request_body,
-            egress: stream.bytes.response_head + stream.bytes.response_body,
+            ingress: stream.bytes.traffic.received,
+            egress: stream.bytes.traffic.sent,
         }
     }
 }

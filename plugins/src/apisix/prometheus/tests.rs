@@ -33,9 +33,8 @@ fn request(status: u16) -> Stream {
     s.response.status = status;
     s.source = sixfold_core::stream::ResponseSource::Gateway;
     s.timing.downstream_tx_end = Some(s.timing.start + Duration::from_millis(7));
-    s.bytes.request_head = 100;
-    s.bytes.response_head = 30;
-    s.bytes.response_body = 12;
+    s.bytes.traffic.received = 100;
+    s.bytes.traffic.sent = 42;
     s.set_var("consumer_name", "jack");
     s
 }

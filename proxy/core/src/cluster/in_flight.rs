@@ -111,15 +111,18 @@ impl InFlight {
         &self.cluster
     }
 
-    /// Begins the attempt: from here on cluster and endpoint count it.
+    /// Begins the attempt: from here on cluster and endpoint count it among those under way.
     pub fn begin(&mut self, now: Instant) {
         if self.began.replace(now).is_some() {
             return;
         }
-        let stats = &self.cluster.stats;
-        stats.upstream_rq_total().inc();
-        stats.upstream_rq_active().inc();
+        self.cluster.stats.upstream_rq_active().inc();
         self.member.host.active_requests.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a request that is given to a connection: one that none was found for is none to the endpoint.
+    pub fn attached(&self) {
+        self.cluster.stats.upstream_rq_total().inc();
         self.member.host.total_requests.fetch_add(1, Relaxed);
     }
 
@@ -245,6 +248,7 @@ mod tests {
         assert_eq!(host.active_requests.load(Relaxed), 0, "it is only chosen");
         first.begin(Instant::now());
         first.begin(Instant::now());
+        first.attached();
         assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active().get()), (1, 1));
         // The balancer counts the choice: the next one goes to the other host, and back once it is dropped.
         let second = choose(&cluster);

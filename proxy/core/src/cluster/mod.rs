@@ -39,7 +39,7 @@ pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierStats, Outliers, SuccessRate};
 pub use protocol::{HeaderCase, Http1Options, Http2Options, TcpKeepalive, UpstreamProtocol};
 pub use socket::SocketMatch;
-pub use stats::ClusterStats;
+pub use stats::{ClusterStats, ResponseKind};
 pub use tried::TriedHost;
 
 use arc_swap::ArcSwap;

@@ -1,6 +1,7 @@
 //! What became of attempts at a cluster's hosts.
 
 use super::Member;
+use crate::traffic::Traffic;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,25 @@ pub struct TriedHost {
     pub header_ms: Option<u32>,
     /// Milliseconds until the attempt ended.
     pub response_ms: Option<u32>,
+    /// Bytes on the wire between us and it.
+    pub traffic: Traffic,
+    /// Bytes of the response's body.
+    pub received: u64,
 }
 
 impl TriedHost {
     /// An attempt that begins.
     pub fn new(member: Arc<Member>, began: Instant) -> TriedHost {
-        TriedHost { member, began, status: 0, connect_ms: None, header_ms: None, response_ms: None }
+        TriedHost {
+            member,
+            began,
+            status: 0,
+            connect_ms: None,
+            header_ms: None,
+            response_ms: None,
+            traffic: Traffic::default(),
+            received: 0,
+        }
     }
 
     /// Notes its end, unless that was noted before; `status` stands for a response that did not come.

@@ -112,18 +112,21 @@ const OPERATORS: &[(&str, Read)] = &[
     ("PACKETS_RETRANSMITTED", Read::Number(|_| Some(0))),
     ("BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_body))),
     ("BYTES_SENT", Read::Number(|s| Some(s.bytes.response_body))),
-    ("DECOMPRESSED_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_body))),
-    ("DECOMPRESSED_BYTES_SENT", Read::Number(|s| Some(s.bytes.response_body))),
-    ("DOWNSTREAM_HEADER_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_head))),
-    ("DOWNSTREAM_HEADER_BYTES_SENT", Read::Number(|s| Some(s.bytes.response_head))),
-    ("DOWNSTREAM_WIRE_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.request_head + s.bytes.request_body))),
-    ("DOWNSTREAM_WIRE_BYTES_SENT", Read::Number(|s| Some(s.bytes.response_head + s.bytes.response_body))),
-    ("UPSTREAM_HEADER_BYTES_SENT", Read::Number(|s| reached(s).then(|| request_bytes(s)))),
-    ("UPSTREAM_HEADER_BYTES_RECEIVED", Read::Number(|s| reached(s).then(|| response_bytes(s)))),
-    ("UPSTREAM_WIRE_BYTES_SENT", Read::Number(upstream_sent)),
-    ("UPSTREAM_WIRE_BYTES_RECEIVED", Read::Number(upstream_received)),
-    ("UPSTREAM_DECOMPRESSED_BYTES_SENT", Read::Number(|s| Some(s.bytes.upstream_sent))),
-    ("UPSTREAM_DECOMPRESSED_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.upstream_received))),
+    ("DOWNSTREAM_HEADER_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.traffic.head_received))),
+    ("DOWNSTREAM_HEADER_BYTES_SENT", Read::Number(|s| Some(s.bytes.traffic.head_sent))),
+    ("DOWNSTREAM_WIRE_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.traffic.received))),
+    ("DOWNSTREAM_WIRE_BYTES_SENT", Read::Number(|s| Some(s.bytes.traffic.sent))),
+    ("DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED", Read::Number(|s| Some(s.bytes.traffic.head_received))),
+    ("DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", Read::Number(|s| Some(s.bytes.traffic.head_sent))),
+    ("UPSTREAM_HEADER_BYTES_SENT", Read::Number(|s| Some(s.upstream.traffic().head_sent))),
+    ("UPSTREAM_HEADER_BYTES_RECEIVED", Read::Number(|s| Some(s.upstream.traffic().head_received))),
+    ("UPSTREAM_WIRE_BYTES_SENT", Read::Number(|s| Some(s.upstream.traffic().sent))),
+    ("UPSTREAM_WIRE_BYTES_RECEIVED", Read::Number(|s| Some(s.upstream.traffic().received))),
+    ("UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", Read::Number(|s| Some(s.upstream.traffic().head_sent))),
+    (
+        "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
+        Read::Number(|s| Some(s.upstream.traffic().head_received)),
+    ),
     ("REQUEST_HEADERS_BYTES", Read::Number(|s| Some(request_bytes(s)))),
     ("RESPONSE_HEADERS_BYTES", Read::Number(|s| Some(response_bytes(s)))),
     ("RESPONSE_TRAILERS_BYTES", Read::Number(|s| Some(bytes(&s.response_trailers)))),
@@ -221,39 +224,31 @@ fn millis(stream: &Stream, from: Point, to: Point) -> Option<u64> {
     Duration { from, to, nanos: 1_000_000 }.of(stream)
 }
 
-fn reached(stream: &Stream) -> bool {
-    stream.timing.upstream_tx_begin.is_some()
-}
-
 /// Names and values of a block, as Envoy counts a header map.
 fn bytes(headers: &Headers) -> u64 {
     (headers.wire_len() - 4 * headers.len()) as u64
 }
 
 fn request_bytes(stream: &Stream) -> u64 {
+    if !has_request(stream) {
+        return 0;
+    }
     let request = &stream.request;
+    // Envoy refuses a request without an authority before it knows the scheme.
+    let scheme = if request.authority.is_empty() { 0 } else { request.scheme.as_str().len() };
     let pseudo = [
         (":method", request.method.as_str().len()),
         (":path", request.target.full().len()),
         (":authority", request.authority.len()),
-        (":scheme", request.scheme.as_str().len()),
+        (":scheme", scheme),
     ];
-    bytes(&request.headers) + pseudo.iter().map(|(name, value)| (name.len() + value) as u64).sum::<u64>()
+    let there = pseudo.iter().filter(|(_, value)| *value > 0);
+    bytes(&request.headers) + there.map(|(name, value)| (name.len() + value) as u64).sum::<u64>()
 }
 
 fn response_bytes(stream: &Stream) -> u64 {
     // `:status` and its three digits.
     bytes(&stream.response.headers) + if stream.response.status == 0 { 0 } else { 10 }
-}
-
-fn upstream_sent(stream: &Stream) -> Option<u64> {
-    let head = if reached(stream) { request_bytes(stream) } else { 0 };
-    Some(head + stream.bytes.upstream_sent)
-}
-
-fn upstream_received(stream: &Stream) -> Option<u64> {
-    let head = if stream.timing.upstream_rx_begin.is_some() { response_bytes(stream) } else { 0 };
-    Some(head + stream.bytes.upstream_received)
 }
 
 fn address(out: &mut Vec<u8>, address: Option<SocketAddr>) -> bool {
@@ -287,8 +282,7 @@ fn attempted(stream: &Stream, out: &mut Vec<u8>, names: bool, without_port: bool
 
 fn virtual_cluster(stream: &Stream) -> Option<&[u8]> {
     let clusters = &stream.virtual_host.as_ref()?.options.virtual_clusters;
-    let found = clusters.iter().find(|c| c.headers.iter().all(|h| h.matches(&stream.request)))?;
-    Some(found.name.as_bytes()).filter(|name| !name.is_empty())
+    some(clusters.get(stream.virtual_cluster? as usize)?.name.as_bytes())
 }
 
 /// A UUID of version 4 from the request's random number: the same for every log of the request.

@@ -1,7 +1,7 @@
 //! JSON documents whose strings are formats.
 
 use super::escape::{json as escape, json_clean};
-use super::{Escape, Part, Style, Written, envoy, template};
+use super::{Escape, Part, Style, Variable, Written, envoy, template};
 use crate::stream::Stream;
 use serde_json::Value;
 
@@ -71,7 +71,7 @@ pub(super) fn compile(value: &Value, options: JsonOptions) -> Result<Node, Strin
 fn string(text: &str, options: JsonOptions) -> Result<Node, String> {
     let mut parts = match options.dialect {
         Dialect::Envoy => envoy::parse(text)?,
-        Dialect::Apisix if text.starts_with('$') => template::parse(text),
+        Dialect::Apisix if text.starts_with('$') => template::parse(text, Variable::parse),
         Dialect::Apisix => vec![Part::text(text)],
     };
     let fixed = |text: &[u8]| {

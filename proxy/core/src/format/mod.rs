@@ -120,7 +120,15 @@ impl Format {
     /// # Errors
     /// None so far.
     pub fn apisix(text: &str) -> Result<Format, String> {
-        Ok(Format::of(template::parse(text)))
+        Ok(Format::of(template::parse(text, Variable::parse)))
+    }
+
+    /// A line of nginx's `log_format`: [`Format::apisix`], with the request as the client sent it.
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn nginx_log(text: &str) -> Result<Format, String> {
+        Ok(Format::of(template::parse(text, Variable::of_log)))
     }
 
     /// The variables of an APISIX format that only plugins could assign, because nothing here has that name.

@@ -3,6 +3,7 @@
 use super::certificate::{peer, tls};
 use super::envoy::host_name;
 use super::fixed::{hex, millis_so_far, random_bits, seconds, upstream_remote};
+use super::operator::has_request;
 use super::read::{Read, ip, join, number, socket};
 use super::time::TimeFormat;
 use super::variable::some;
@@ -26,11 +27,11 @@ static TIME_ISO8601: LazyLock<Option<TimeFormat>> =
 
 const VARIABLES: &[(&str, Read)] = &[
     // The request.
-    ("request_method", Read::Text(|s| Some(s.request.method.as_str().as_bytes()))),
-    ("method", Read::Text(|s| Some(s.request.method.as_str().as_bytes()))),
-    ("uri", Read::Text(|s| Some(s.request.target.path()))),
-    ("document_uri", Read::Text(|s| Some(s.request.target.path()))),
-    ("request_uri", Read::Text(|s| Some(request_uri(s)))),
+    ("request_method", Read::Text(method)),
+    ("method", Read::Text(method)),
+    ("uri", Read::Text(|s| some(s.request.target.path()))),
+    ("document_uri", Read::Text(|s| some(s.request.target.path()))),
+    ("request_uri", Read::Text(|s| some(request_uri(s)))),
     ("request", Read::Make(request_line)),
     ("args", Read::Text(|s| s.request.target.query())),
     ("query_string", Read::Text(|s| s.request.target.query())),
@@ -41,12 +42,12 @@ const VARIABLES: &[(&str, Read)] = &[
     ("http_host", Read::Text(|s| some(&s.request.authority))),
     ("http_user_agent", Read::Text(|s| s.request.headers.get(Known::USER_AGENT))),
     ("http_referer", Read::Text(|s| s.request.headers.get(Known::REFERER))),
-    ("server_protocol", Read::Text(|s| Some(version(s.request.version)))),
+    ("server_protocol", Read::Text(|s| Some(if has_request(s) { version(s.request.version) } else { b"" }))),
     ("content_length", Read::Text(|s| s.request.headers.get(Known::CONTENT_LENGTH))),
     ("content_type", Read::Text(|s| s.request.headers.get(Known::CONTENT_TYPE))),
     ("request_id", Read::Make(request_id)),
     ("apisix_request_id", Read::Make(request_id)),
-    ("request_length", Read::Number(|s| Some(s.bytes.request_head + s.bytes.request_body))),
+    ("request_length", Read::Number(|s| Some(s.bytes.traffic.received))),
     (
         "request_time",
         Read::Make(|s, out| {
@@ -112,7 +113,7 @@ const VARIABLES: &[(&str, Read)] = &[
             true
         }),
     ),
-    ("bytes_sent", Read::Number(|s| Some(s.bytes.response_head + s.bytes.response_body))),
+    ("bytes_sent", Read::Number(|s| Some(s.bytes.traffic.sent))),
     ("body_bytes_sent", Read::Number(|s| Some(s.bytes.response_body))),
     // The upstream.
     ("upstream_addr", Read::Make(upstream_addresses)),
@@ -132,9 +133,12 @@ const VARIABLES: &[(&str, Read)] = &[
         Read::Make(|s, out| attempts(s, out, |t, out| time(out, Some(t.connect_ms.unwrap_or(0))))),
     ),
     ("upstream_header_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.header_ms)))),
-    ("upstream_response_length", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
-    ("upstream_bytes_received", Read::Number(|s| tried(s).then_some(s.bytes.upstream_received))),
-    ("upstream_bytes_sent", Read::Number(|s| tried(s).then_some(s.bytes.upstream_sent))),
+    ("upstream_response_length", Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.received)))),
+    (
+        "upstream_bytes_received",
+        Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.traffic.received))),
+    ),
+    ("upstream_bytes_sent", Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.traffic.sent)))),
     ("upstream_scheme", Read::Text(|s| Some(upstream_scheme(s)))),
     ("upstream_host", Read::Text(|s| some(&s.request.authority))),
     // Only what rewrites the target sets it.
@@ -183,6 +187,11 @@ const VARIABLES: &[(&str, Read)] = &[
     ("nginx_version", Read::Text(|_| Some(env!("CARGO_PKG_VERSION").as_bytes()))),
 ];
 
+/// The method, unless what came was no request.
+fn method(stream: &Stream) -> Option<&[u8]> {
+    has_request(stream).then(|| stream.request.method.as_str().as_bytes())
+}
+
 fn request_uri(stream: &Stream) -> &[u8] {
     some(&stream.original_target).unwrap_or_else(|| stream.request.target.full())
 }
@@ -201,11 +210,13 @@ fn request_line(stream: &Stream, out: &mut Vec<u8>) -> bool {
     join(out, b" ", parts.into_iter())
 }
 
-/// The host without its port and a dot at its end, in lower case; the server's name when there is none.
+/// The host without its port and a dot at its end, in lower case; the server's name when there is none, and nothing
+/// when what came was no request.
 fn host(stream: &Stream, out: &mut Vec<u8>) -> bool {
     match some(stream.request.server_name()) {
         Some(host) => out.extend(host.iter().map(u8::to_ascii_lowercase)),
-        None => out.push(b'_'),
+        None if has_request(stream) => out.push(b'_'),
+        None => {}
     }
     true
 }

@@ -4,7 +4,7 @@ use super::text::Text;
 use super::{Part, Variable};
 
 /// Splits a template into parts. A `$` that no name follows is text.
-pub(super) fn parse(text: &str) -> Vec<Part> {
+pub(super) fn parse(text: &str, variable_of: fn(&str) -> Variable) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut plain = Vec::new();
     let mut rest = text;
@@ -17,7 +17,7 @@ pub(super) fn parse(text: &str) -> Vec<Part> {
             rest = dollar.unwrap_or(after);
             continue;
         }
-        let Some((variable, default, used)) = reference(after) else {
+        let Some((variable, default, used)) = reference(after, variable_of) else {
             plain.push(b'$');
             rest = after;
             continue;
@@ -39,7 +39,7 @@ pub(super) fn parse(text: &str) -> Vec<Part> {
 type Reference = (Variable, Option<Box<[u8]>>, usize);
 
 /// The variable after a `$`.
-fn reference(text: &str) -> Option<Reference> {
+fn reference(text: &str, variable_of: fn(&str) -> Variable) -> Option<Reference> {
     if let Some(inside) = text.strip_prefix('{') {
         let (inside, _) = inside.split_once('}')?;
         let (name, default) = match inside.split_once("??") {
@@ -48,10 +48,10 @@ fn reference(text: &str) -> Option<Reference> {
         };
         let name = name.trim();
         let whole = !name.is_empty() && name_len(name) == name.len();
-        return whole.then(|| (Variable::parse(name), default, inside.len() + 2));
+        return whole.then(|| (variable_of(name), default, inside.len() + 2));
     }
     let len = name_len(text);
-    (len > 0).then(|| (Variable::parse(&text[..len]), None, len))
+    (len > 0).then(|| (variable_of(&text[..len]), None, len))
 }
 
 /// Bytes of the name that `text` begins with: letters, digits, `_` and dots.

@@ -4,10 +4,10 @@ use super::body::{self, BodyPath};
 use super::graphql;
 use super::joined;
 use super::nginx;
-use super::read::{Read, join};
+use super::read::{Read, ip, join};
 use crate::headers::{HeaderName, Headers, Known};
 use crate::matcher::parameter;
-use crate::stream::Stream;
+use crate::stream::{ResponseSource, Stream};
 use percent_encoding::percent_decode;
 use std::borrow::Cow;
 
@@ -35,8 +35,12 @@ enum Kind {
     PathParameter(Box<str>),
     /// `http_x`
     RequestHeader(Field),
-    /// `sent_http_x`, `upstream_http_x`
+    /// `sent_http_x`
     ResponseHeader(Field),
+    /// `upstream_http_x`: of the upstream's own response alone.
+    UpstreamHeader(Field),
+    /// `http_x_forwarded_for` of nginx's logs: as the client sent it.
+    ForwardedFor,
     /// `sent_trailer_x`
     ResponseTrailer(Field),
     /// `graphql_x`
@@ -113,6 +117,16 @@ impl Variable {
         Variable { name: name.into(), kind: Kind::parse(name) }
     }
 
+    /// Prepares the variable of a name for nginx's access log, which sees the request as the client sent it: APISIX
+    /// normalises the URI among its own variables only, and the address that is added is the upstream's to see.
+    pub(super) fn of_log(name: &str) -> Variable {
+        match name {
+            "request_uri" => Variable { name: "real_request_uri".into(), kind: Kind::parse(name) },
+            "http_x_forwarded_for" => Variable { name: name.into(), kind: Kind::ForwardedFor },
+            _ => Variable::parse(name),
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -149,6 +163,11 @@ impl Variable {
                 _ => field.get(&stream.request.headers),
             },
             Kind::ResponseHeader(field) => field.get(&stream.response.headers),
+            Kind::UpstreamHeader(field) => {
+                let passed_on = stream.source == ResponseSource::Upstream;
+                passed_on.then(|| field.get(&stream.response.headers)).flatten()
+            }
+            Kind::ForwardedFor => client_forwarded_for(stream),
             Kind::ResponseTrailer(field) => field.get(&stream.response_trailers),
             Kind::Graphql(part) => graphql::get(stream, *part).map(Cow::Owned),
             Kind::Capture(_) | Kind::Assigned => None,
@@ -200,7 +219,7 @@ impl Kind {
             ("uri_param_", |n| Kind::PathParameter(n.into())),
             ("http_", |n| Kind::RequestHeader(Field::new(n))),
             ("sent_http_", |n| Kind::ResponseHeader(Field::new(n))),
-            ("upstream_http_", |n| Kind::ResponseHeader(Field::new(n))),
+            ("upstream_http_", |n| Kind::UpstreamHeader(Field::new(n))),
             ("sent_trailer_", |n| Kind::ResponseTrailer(Field::new(n))),
             ("graphql_", |n| graphql::Part::parse(n).map_or(Kind::Assigned, Kind::Graphql)),
         ];
@@ -211,6 +230,24 @@ impl Kind {
 
 pub(super) fn some(text: &[u8]) -> Option<&[u8]> {
     (!text.is_empty()).then_some(text)
+}
+
+/// X-Forwarded-For without the address that went on to the upstream.
+fn client_forwarded_for(stream: &Stream) -> Option<Cow<'_, [u8]>> {
+    let mut lines = stream.request.headers.get_all(Known::X_FORWARDED_FOR);
+    let first = lines.next()?;
+    if lines.next().is_some() {
+        let mut joined = Vec::new();
+        join(&mut joined, b", ", stream.request.headers.get_all(Known::X_FORWARDED_FOR));
+        return Some(Cow::Owned(joined));
+    }
+    if stream.upstream.cluster.is_none() {
+        return Some(Cow::Borrowed(first));
+    }
+    let mut own = Vec::new();
+    ip(&mut own, stream.remote_ip());
+    let Some(sent) = first.strip_suffix(own.as_slice()) else { return Some(Cow::Borrowed(first)) };
+    sent.strip_suffix(b", ").map(Cow::Borrowed)
 }
 
 /// The first query argument of a name, decoded. One without `=` is `true`, as in APISIX.

@@ -1,5 +1,6 @@
 //! Blocks of statistics that a resource declares once.
 
+use super::codes::{self, Codes};
 use super::{BUCKETS, HISTOGRAM_SLOTS, Histogram, Value, shard, shards};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,15 +36,35 @@ pub struct Block {
     defs: &'static [StatDef],
     /// One for each worker behind one for all other threads.
     shards: Box<[OnceLock<Box<[AtomicU64]>>]>,
+    /// Counts by status, in blocks of responses.
+    codes: Option<Codes>,
+    /// What was never counted is not shown.
+    sparse: bool,
     /// Values when counters were last reset: workers never have their shards written by others.
-    reset: Mutex<Option<Box<[u64]>>>,
+    reset: Mutex<Option<Box<Reset>>>,
+}
+
+/// What counters were when they were last reset.
+struct Reset {
+    slots: Box<[u64]>,
+    codes: Vec<(u16, u64)>,
 }
 
 impl Block {
     /// A block of zeros.
     pub fn new(prefix: &str, defs: &'static [StatDef]) -> Arc<Block> {
+        Arc::new(Block::of(prefix, defs, None, false))
+    }
+
+    /// A block of zeros that counts statuses too. With `sparse` only what was counted is shown, as of the
+    /// statistics that Envoy makes when it counts them.
+    pub fn of_responses(prefix: &str, defs: &'static [StatDef], sparse: bool) -> Arc<Block> {
+        Arc::new(Block::of(prefix, defs, Some(Codes::new()), sparse))
+    }
+
+    fn of(prefix: &str, defs: &'static [StatDef], codes: Option<Codes>, sparse: bool) -> Block {
         let shards = (0..shards()).map(|_| OnceLock::new()).collect();
-        Arc::new(Block { prefix: prefix.into(), defs, shards, reset: Mutex::new(None) })
+        Block { prefix: prefix.into(), defs, shards, codes, sparse, reset: Mutex::new(None) }
     }
 
     /// With its final dot, such as `cluster.a.`.
@@ -51,9 +72,37 @@ impl Block {
         &self.prefix
     }
 
-    /// Every statistic of the block.
+    /// Every statistic that the block declares. Statuses are not among them.
     pub fn defs(&self) -> &'static [StatDef] {
         self.defs
+    }
+
+    /// The definition at an index: that of a status behind those that are declared.
+    pub(super) fn def(&self, index: u32) -> Option<&'static StatDef> {
+        let index = index as usize;
+        self.defs.get(index).or_else(|| codes::def(u16::try_from(index - self.defs.len()).ok()?))
+    }
+
+    /// The indices of statuses that were counted.
+    pub(super) fn code_indices(&self) -> impl Iterator<Item = u32> {
+        let seen = self.codes.as_ref().map(Codes::seen).unwrap_or_default();
+        seen.into_iter().map(|status| self.defs.len() as u32 + u32::from(status))
+    }
+
+    /// Whether a statistic is shown.
+    pub(super) fn shows(&self, def: &StatDef) -> bool {
+        !self.sparse
+            || match def.kind {
+                Kind::Counter | Kind::Gauge => self.sum(def.slot) > 0,
+                Kind::Histogram => Histogram { block: Some(self), slot: def.slot }.get().count > 0,
+            }
+    }
+
+    /// Counts one more response of a status, where statuses are counted.
+    pub(super) fn count_code(&self, status: u16) {
+        if let Some(codes) = &self.codes {
+            codes.inc(status);
+        }
     }
 
     /// Slots of a shard.
@@ -94,8 +143,13 @@ impl Block {
     pub fn value(&self, def: &StatDef) -> Value {
         match def.kind {
             Kind::Counter => {
-                let before = self.reset.lock().as_ref().and_then(|values| values.get(def.slot).copied());
-                Value::Counter(self.sum(def.slot).wrapping_sub(before.unwrap_or(0)))
+                let reset = self.reset.lock();
+                let Some((status, codes)) = codes::status(def.slot).zip(self.codes.as_ref()) else {
+                    let before = reset.as_ref().and_then(|reset| reset.slots.get(def.slot).copied());
+                    return Value::Counter(self.sum(def.slot).wrapping_sub(before.unwrap_or(0)));
+                };
+                let before = reset.as_ref().and_then(|reset| reset.codes.iter().find(|(s, _)| *s == status));
+                Value::Counter(codes.get(status).wrapping_sub(before.map_or(0, |(_, count)| *count)))
             }
             Kind::Gauge => Value::Gauge((self.sum(def.slot) as i64).max(0) as u64),
             Kind::Histogram => Value::Histogram(Histogram { block: Some(self), slot: def.slot }.get()),
@@ -104,8 +158,9 @@ impl Block {
 
     /// Makes every counter begin at zero again.
     pub(super) fn reset_counters(&self) {
-        let values = (0..self.slots()).map(|slot| self.sum(slot)).collect();
-        *self.reset.lock() = Some(values);
+        let slots = (0..self.slots()).map(|slot| self.sum(slot)).collect();
+        let codes = self.codes.iter().flat_map(|codes| codes.seen().into_iter().map(|s| (s, codes.get(s))));
+        *self.reset.lock() = Some(Box::new(Reset { slots, codes: codes.collect() }));
     }
 
     /// Shards that have been made.
@@ -164,6 +219,16 @@ macro_rules! stat_block {
                 /// Zeros under `prefix` (with its final dot), visible in `registry` for as long as this lives.
                 pub fn new(registry: &Registry, prefix: &str) -> Self {
                     $name(Some(registry.register(Block::new(prefix, DEFS))))
+                }
+
+                /// Zeros in a block of responses, visible in `registry` for as long as this lives.
+                pub fn of_responses(registry: &Registry, prefix: &str, sparse: bool) -> Self {
+                    $name(Some(registry.register(Block::of_responses(prefix, DEFS, sparse))))
+                }
+
+                /// Where the values are.
+                pub fn block(&self) -> Option<&Block> {
+                    self.0.as_deref()
                 }
 
                 /// Counts nothing and costs nothing, for a resource whose statistics nobody shows.

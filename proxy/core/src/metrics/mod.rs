@@ -8,8 +8,10 @@
 //! What has labels that are known only when a request comes is a [`series::Series`].
 
 mod block;
+mod codes;
 mod registry;
 pub mod render;
+pub mod responses;
 pub mod series;
 mod snapshot;
 mod tags;

@@ -22,7 +22,9 @@ impl Snapshot {
         for (index, block) in blocks.iter().enumerate() {
             let defs = block.defs();
             let by_name = sorted.entry(defs.as_ptr()).or_insert_with(|| by_name(defs));
-            order.extend(by_name.iter().map(|def| (index as u32, *def)));
+            let shown = by_name.iter().filter(|at| block.def(**at).is_some_and(|def| block.shows(def)));
+            order.extend(shown.map(|def| (index as u32, *def)));
+            order.extend(block.code_indices().map(|def| (index as u32, def)));
         }
         let mut snapshot = Snapshot { blocks, order };
         snapshot.sort();
@@ -38,7 +40,7 @@ impl Snapshot {
 
     fn at(&self, (block, def): (u32, u32)) -> Option<(&Block, &StatDef)> {
         let block = self.blocks.get(block as usize)?;
-        Some((block, block.defs().get(def as usize)?))
+        Some((block, block.def(def)?))
     }
 
     fn compare(&self, a: (u32, u32), b: (u32, u32)) -> Ordering {

@@ -65,7 +65,7 @@ fn server() -> Server {
     let host = HostConfig::new(Address::Ip("127.0.0.1:9".parse().unwrap()));
     let cluster = sixfold_core::cluster::Cluster::new(config, vec![host], None, &metrics).unwrap();
     clusters.cell("one").swap(Some(cluster.clone()));
-    cluster.stats.count_status(200);
+    cluster.stats.responses().count(200);
     let admin = Admin {
         statistics: Statistics::new(&metrics),
         metrics,

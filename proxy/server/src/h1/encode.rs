@@ -46,6 +46,17 @@ pub struct EncodedResponse {
     /// Whether the connection can go on after the response: false when the body ends with the connection,
     /// whatever the context asked for.
     pub keep_alive: bool,
+    /// Bytes of the field lines.
+    pub field_bytes: u64,
+}
+
+/// What was written of a request's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodedRequest {
+    /// How the body goes.
+    pub body: BodyEncoder,
+    /// Bytes of the field lines.
+    pub field_bytes: u64,
 }
 
 /// Appends a request's head: request line in origin form (authority form for CONNECT), Host, the fields, and
@@ -65,7 +76,7 @@ pub fn encode_request(
     end_stream: bool,
     close: bool,
     opts: &H1Options,
-) -> Result<BodyEncoder, EncodeError> {
+) -> Result<EncodedRequest, EncodeError> {
     let connect = head.method == Method::CONNECT;
     let target = if connect { &head.authority } else { head.target.full() };
     if target.is_empty() || !may_stand_in_start_line(target) {
@@ -79,6 +90,7 @@ pub fn encode_request(
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
+    let first = out.len();
     write_own(out, Known::HOST, &head.authority, &head.headers, opts);
 
     let fields = write_fields(
@@ -122,8 +134,9 @@ pub fn encode_request(
     if close && !fields.close && !fields.is_upgrade() {
         own(out, Known::CONNECTION, b"close");
     }
+    let field_bytes = (out.len() - first) as u64;
     out.extend_from_slice(b"\r\n");
-    Ok(body)
+    Ok(EncodedRequest { body, field_bytes })
 }
 
 /// Appends a response's head: status line with the reason phrase that came with the status, else the profile's, the fields, the framing field and
@@ -148,6 +161,7 @@ pub fn encode_response(
     let http10 = context.version == Version::Http10;
     let phrase = head.reason.of(status).unwrap_or_else(|| reason_phrase(status, opts.profile).as_bytes());
     write_status_line(out, status, http10 && opts.profile == Profile::Envoy, phrase);
+    let first = out.len();
 
     let bodiless = tunnel || status < 200 || status == 204;
     let head_only = context.request == RequestKind::Head || status == 304;
@@ -200,8 +214,9 @@ pub fn encode_response(
             (true, _) => own(out, Known::CONNECTION, b"keep-alive"),
         }
     }
+    let field_bytes = (out.len() - first) as u64;
     out.extend_from_slice(b"\r\n");
-    Ok(EncodedResponse { body, keep_alive })
+    Ok(EncodedResponse { body, keep_alive, field_bytes })
 }
 
 impl BodyEncoder {

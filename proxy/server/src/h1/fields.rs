@@ -12,12 +12,20 @@ use super::options::{H1Options, Profile};
 pub(super) struct FieldSink {
     /// Fields so far, dropped ones and Host counted.
     count: usize,
+    /// Bytes of their names and values.
+    len: usize,
     /// Host fields so far.
     pub(super) hosts: usize,
     pub(super) framing: FramingFields,
 }
 
 impl FieldSink {
+    /// Bytes of names and values, and three for each field: so Envoy counts them, which ends one field at least
+    /// (source/common/http/http1/codec_impl.cc `completeCurrentHeader`).
+    pub(super) fn bytes(&self) -> u64 {
+        (self.len + 3 * self.count.max(1)) as u64
+    }
+
     /// Takes one line, already unfolded and without its end. With `authority` the message is a request and
     /// Host goes there instead of into the block.
     pub(super) fn take(
@@ -33,6 +41,7 @@ impl FieldSink {
         let colon = memchr::memchr(b':', line).ok_or(H1Error::Malformed("header line without a colon"))?;
         let (name, value) = line.split_at_checked(colon).unwrap_or_default();
         let value = trim(value.get(1..).unwrap_or_default(), opts.profile);
+        self.len += name.len() + value.len();
         let mut room = [0; chars::SHORT];
         let lower = chars::lower_token(name, &mut room);
         if !check_name(name, lower.is_some(), opts)? {
@@ -67,6 +76,7 @@ impl FieldSink {
         let PlainLine { line, known, name, lower, upper, value } = plain;
         self.count += 1;
         opts.rules.check_count(self.count)?;
+        self.len += name.len() + value.len();
         if self.note(known, name, value, headers, authority, opts)? {
             match opts.keeps_spelling() {
                 true => headers.push_line(known, name.len(), upper, line),

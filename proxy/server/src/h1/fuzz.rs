@@ -267,7 +267,8 @@ fn check_round_trip(message: &Message, opts: &H1Options) {
                 RequestHead { method: method.clone(), authority: authority.clone(), ..Default::default() };
             head.target.set(target);
             head.headers = headers;
-            (encode_request(&mut out, &head, end_stream, false, opts), Side::Requests)
+            let encoded = encode_request(&mut out, &head, end_stream, false, opts);
+            (encoded.map(|e| e.body), Side::Requests)
         }
         Start::Response { status, kind } => {
             let context =

@@ -64,6 +64,8 @@ pub struct Parsed {
     pub upgrade: bool,
     /// `Expect: 100-continue`.
     pub expect_continue: bool,
+    /// Bytes of its fields, as Envoy counts them.
+    pub field_bytes: u64,
 }
 
 /// A complete response head.
@@ -79,6 +81,8 @@ pub struct ParsedResponse {
     pub interim: bool,
     /// 101, or 2xx to CONNECT: what follows is no HTTP.
     pub tunnel: bool,
+    /// Bytes of its fields, as Envoy counts them.
+    pub field_bytes: u64,
 }
 
 /// Parses the head of one message after another on a connection.
@@ -105,6 +109,11 @@ impl HeadParser {
     /// is slow with its head from an idle one.
     pub fn is_started(&self) -> bool {
         self.started
+    }
+
+    /// Whether the start line of the message has been taken.
+    pub fn has_start_line(&self) -> bool {
+        self.start_line_done
     }
 
     /// Parses a request head from the start of `buf` into `head`. `Ok(None)`: more bytes are needed.
@@ -174,7 +183,7 @@ impl HeadParser {
         if framing.drop_content_length {
             head.headers.remove(Known::CONTENT_LENGTH);
         }
-        let consumed = self.lines.pos();
+        let (consumed, field_bytes) = (self.lines.pos(), self.sink.bytes());
         *self = HeadParser::new();
         let connected = request == RequestKind::Connect && (200..300).contains(&head.status);
         Ok(Some(ParsedResponse {
@@ -183,6 +192,7 @@ impl HeadParser {
             keep_alive: framing.keep_alive,
             interim: head.status < 200 && head.status != 101,
             tunnel: head.status == 101 || connected,
+            field_bytes,
         }))
     }
 
@@ -266,6 +276,7 @@ impl HeadParser {
             scheme,
             upgrade,
             expect_continue: fields.expect_continue,
+            field_bytes: self.sink.bytes(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What follows an attempt: its response, another attempt, or an answer of our own.
 
 use super::attempt::Attempt;
+use super::charge;
 use super::clock::Expired;
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt};
@@ -12,7 +13,7 @@ use crate::upstream::{Checkout, UpstreamError};
 use sixfold_core::cluster::{ClusterStats, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
 use sixfold_core::plugin::LocalReply;
-use sixfold_core::route::Route;
+use sixfold_core::route::RouteStats;
 use sixfold_core::stream::ResponseSource;
 use std::pin::pin;
 use std::time::Duration;
@@ -107,15 +108,17 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<AfterAttempt, Interrupt> {
         self.head_arrived(&mut response.flight);
         let ending = Ending::Response(&self.stream.response);
-        let decision = if response.tunnel { Decision::Done } else { decide(plan, &ending, true) };
+        let routes = charge::routes(self.stream);
+        let decision = if response.tunnel { Decision::Done } else { decide(plan, &ending, true, routes) };
         if let Decision::Retry(wait) = decision {
             let status = self.stream.response.status;
+            charge::retried(self.stream, status);
             self.end_attempt(response.flight, OutcomeKind::Response, status);
             drop(response.checkout);
             self.back_off(wait).await?;
             return Ok(AfterAttempt::Retry);
         }
-        self.raise(&decision, plan.route);
+        self.raise(&decision);
         plan.replay.release(&response.body);
         Ok(AfterAttempt::Forward(response))
     }
@@ -130,12 +133,12 @@ impl<D: Downstream> Exchange<'_, D> {
         self.clock.touch();
         self.end_attempt(flight, kind, kind.status());
         failure.count(&plan.cluster.stats);
-        let decision = decide(plan, &failure.ending(), failure.sent());
+        let decision = decide(plan, &failure.ending(), failure.sent(), charge::routes(self.stream));
         if let Decision::Retry(wait) = decision {
             self.back_off(wait).await?;
             return Ok(AfterAttempt::Retry);
         }
-        self.raise(&decision, plan.route);
+        self.raise(&decision);
         self.stream.source = ResponseSource::Proxy;
         let reply = match failure {
             Failure::Upstream(error, _) => {
@@ -151,19 +154,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 local_reply::expired(which, self.down.request_ended(), self.env.hcm.profile)
             }
         };
-        plan.cluster.stats.count_status(reply.status);
+        charge::response(self.stream, reply.status);
         Ok(AfterAttempt::Reply(Box::new(reply)))
     }
 
     /// The flag of a retry that was wanted and not made.
-    fn raise(&mut self, decision: &Decision, route: &Route) {
+    fn raise(&mut self, decision: &Decision) {
         match decision {
-            Decision::Exhausted => {
-                self.stream.flags.insert(Flag::URX);
-                if let Some(stats) = &route.stats {
-                    stats.upstream_rq_retry_limit_exceeded().inc();
-                }
-            }
+            Decision::Exhausted => self.stream.flags.insert(Flag::URX),
             Decision::Overflow => self.stream.flags.insert(Flag::UO),
             Decision::Done | Decision::Retry(_) => {}
         }
@@ -182,10 +180,15 @@ impl<D: Downstream> Exchange<'_, D> {
 }
 
 /// Whether another attempt follows; none can once the start of the body is gone.
-fn decide(plan: &mut Plan<'_>, ending: &Ending<'_>, sent: bool) -> Decision {
+fn decide(
+    plan: &mut Plan<'_>,
+    ending: &Ending<'_>,
+    sent: bool,
+    routes: [Option<&RouteStats>; 2],
+) -> Decision {
     let (cluster, high) = (&plan.cluster, plan.forward.high_priority);
     match &mut plan.retry {
-        Some(retry) if !plan.replay.has_overflowed() => retry.decide(ending, cluster, high, sent),
+        Some(retry) if !plan.replay.has_overflowed() => retry.decide(ending, cluster, high, sent, routes),
         _ => Decision::Done,
     }
 }

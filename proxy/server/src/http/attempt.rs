@@ -1,5 +1,6 @@
 //! One attempt at one endpoint, from choosing its connection to the head of its response.
 
+use super::charge;
 use super::clock::Expired;
 use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
@@ -8,12 +9,13 @@ use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
 use crate::deadline::within;
-use crate::upstream::{Checkout, HeadEvent, Resend, UpstreamError, Wanted};
+use crate::upstream::{Checkout, HeadEvent, Resend, UpstreamError, UpstreamStream, Wanted};
 use sixfold_core::cluster::{InFlight, OutcomeKind, TriedHost, UpstreamProtocol};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Scheme;
 use sixfold_core::rewrite;
+use sixfold_core::stream::Stream;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -60,6 +62,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 Ok(checkout) => checkout,
                 Err(attempt) => return Ok(attempt),
             };
+            flight.attached();
+            let routes = charge::routes(self.stream);
+            routes.into_iter().flatten().for_each(|stats| stats.upstream_rq_total().inc());
             let pooled = checkout.connect_ms.is_none();
             match self.send(plan, checkout).await? {
                 Attempt::Failed(error, sent) => {
@@ -92,7 +97,12 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         // Boxed: opening a connection is rare, and its future larger than all the rest of a request's.
         match self.guarded(Box::pin(pools.take_new(wanted)).as_mut()).await {
-            Ok(taken) => Ok(taken.map_err(|error| Attempt::Failed(error, false))),
+            Ok(taken) => Ok(taken.map_err(|error| {
+                if matches!(error, UpstreamError::Connect(_) | UpstreamError::ConnectTimeout) {
+                    wanted.cluster.stats.upstream_rq_pending_failure_eject().inc();
+                }
+                Attempt::Failed(error, false)
+            })),
             Err(Interrupt::Expired(which @ (Expired::PerTry | Expired::PerTryIdle))) => {
                 Ok(Err(Attempt::TimedOut(which)))
             }
@@ -146,9 +156,6 @@ impl<D: Downstream> Exchange<'_, D> {
         stream.upstream.tried.push(TriedHost::new(flight.member().clone(), now));
         stream.timing.upstream_tx_begin = None;
         stream.timing.upstream_rx_begin = None;
-        if let Some(stats) = &plan.route.stats {
-            stats.upstream_rq_total().inc();
-        }
         let config = &plan.cluster.config;
         let policy = plan.retry.as_ref().map(RetryState::policy);
         let timeouts = &plan.forward.timeouts;
@@ -262,6 +269,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
                 match up.poll_head(cx, &mut stream.response) {
                     Poll::Ready(Ok(HeadEvent::Interim(status))) => {
+                        charge::response(stream, status);
                         if status == 100 && proxy_continue {
                             down.write_continue();
                         }
@@ -290,6 +298,7 @@ impl<D: Downstream> Exchange<'_, D> {
         })
         .await
         .unwrap_or_else(|which| Err(Interrupt::Expired(which)));
+        note_traffic(stream, up);
         match result {
             Ok(Ok((end, tunnel))) => Ok(Attempt::Head { checkout, end, tunnel, body }),
             Ok(Err(error)) => Ok(Attempt::Failed(error, true)),
@@ -323,5 +332,13 @@ impl<D: Downstream> Exchange<'_, D> {
             tried.end(now, shown);
         }
         flight.end(kind, status, now);
+    }
+}
+
+/// Notes the bytes on the wire of the attempt, as far as it has come.
+pub(super) fn note_traffic(stream: &mut Stream, up: &UpstreamStream) {
+    if let Some(tried) = stream.upstream.tried.last_mut() {
+        tried.traffic = up.traffic();
+        tried.received = stream.bytes.upstream_received;
     }
 }

@@ -4,6 +4,7 @@ use crate::deadline::Timed;
 use crate::wire::body::{BodyEvent, Piece};
 use sixfold_core::headers::Headers;
 use sixfold_core::message::ResponseHead;
+use sixfold_core::traffic::Traffic;
 use std::task::Poll;
 
 /// The client is gone, or what it sends is no HTTP any more.
@@ -66,6 +67,9 @@ pub(crate) trait Downstream: Send {
     /// Whether the client asked for a head alone (HEAD). The method in the context may be another by now: plugins
     /// change it for the upstream.
     fn wants_head_alone(&self) -> bool;
+
+    /// Bytes on the wire so far, of the request and its response.
+    fn traffic(&self) -> Traffic;
 
     /// Whether streams share the connection.
     fn is_http2(&self) -> bool;

@@ -1,5 +1,6 @@
 //! The end of a request: what an interruption makes of it, its counts and its log.
 
+use super::charge;
 use super::clock::Expired;
 use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
@@ -8,7 +9,6 @@ use crate::upstream::UpstreamError;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::plugin::LocalReply;
-use sixfold_core::stream::Stream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -16,6 +16,9 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) async fn conclude(&mut self, result: Result<(), Interrupt>) {
         if let Err(interrupt) = result {
             self.interrupted(interrupt).await;
+        } else if self.head_sent && !self.down.request_ended() {
+            // The rest of the request is refused, which Envoy counts as a stream that was reset.
+            self.env.hcm.stats.downstream_rq_rx_reset().inc();
         }
         self.complete = true;
     }
@@ -42,13 +45,10 @@ impl<D: Downstream> Exchange<'_, D> {
                     self.stream.flags.insert(flag);
                 }
                 self.stream.details = local_reply::details(which).into();
-                self.env.hcm.stats.downstream_rq_tx_reset().inc();
-                self.down.reset();
+                self.reset();
             }
             Interrupt::Downstream(DownstreamError::Closed) => {
-                if self.down.is_http2() {
-                    self.env.hcm.stats.downstream_rq_rx_reset().inc();
-                }
+                self.env.hcm.stats.downstream_rq_rx_reset().inc();
                 // nginx's status for a client that left.
                 let status = if self.env.hcm.profile == Profile::Apisix { 499 } else { 0 };
                 self.client_lost("downstream_remote_disconnect", status);
@@ -81,8 +81,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.stream.flags.insert(error.flag());
                 self.stream.details =
                     format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
-                self.env.hcm.stats.rq_reset_after_downstream_response_started().inc();
-                self.env.hcm.stats.downstream_rq_tx_reset().inc();
+                // As in Envoy, of the answers whose success is told at their end.
+                if self.stream.request.is_grpc() {
+                    self.env.hcm.stats.rq_reset_after_downstream_response_started().inc();
+                }
                 if let Some(cluster) = &self.stream.upstream.cluster {
                     match error {
                         UpstreamError::Protocol => cluster.stats.upstream_cx_protocol_error().inc(),
@@ -90,9 +92,16 @@ impl<D: Downstream> Exchange<'_, D> {
                         _ => {}
                     }
                 }
-                self.down.reset();
+                self.reset();
             }
         }
+    }
+
+    /// Cuts a response that has begun. Envoy counts a stream that it resets on both sides.
+    fn reset(&mut self) {
+        self.env.hcm.stats.downstream_rq_tx_reset().inc();
+        self.env.hcm.stats.downstream_rq_rx_reset().inc();
+        self.down.reset();
     }
 
     /// Answers in place of the exchange; cuts it when a response has begun.
@@ -109,8 +118,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.stream.flags.insert(flag);
         }
         self.stream.details = reply.details;
-        self.env.hcm.stats.downstream_rq_tx_reset().inc();
-        self.down.reset();
+        self.reset();
     }
 
     /// Answers a request that was not read to its end, if there is still room for an answer.
@@ -133,8 +141,10 @@ impl<D: Downstream> Exchange<'_, D> {
         match which {
             Expired::Route => {
                 cluster.stats.upstream_rq_timeout().inc();
+                let routes = charge::routes(self.stream);
+                routes.into_iter().flatten().for_each(|stats| stats.upstream_rq_timeout().inc());
                 if !self.head_sent {
-                    cluster.stats.count_status(504);
+                    charge::response(self.stream, 504);
                 }
             }
             Expired::PerTryIdle => cluster.stats.upstream_rq_per_try_idle_timeout().inc(),
@@ -145,9 +155,9 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 }
 
-impl<D> Exchange<'_, D> {
+impl<D: Downstream> Exchange<'_, D> {
     /// Nobody is left to answer. What an earlier attempt answered was no response to the client.
-    fn client_lost(&mut self, details: &'static str, status: u16) {
+    pub(super) fn client_lost(&mut self, details: &'static str, status: u16) {
         self.stream.flags.insert(Flag::DC);
         self.stream.details = details.into();
         if !self.head_sent {
@@ -163,12 +173,10 @@ impl<D> Exchange<'_, D> {
         if let Some(tried) = stream.upstream.tried.last_mut() {
             tried.end(now.into_std(), 0);
         }
+        stream.bytes.traffic = self.down.traffic();
         let stats = &self.env.hcm.stats;
-        stats.downstream_rq_completed().inc();
-        stats.count_class(stream.response.status);
         let elapsed = now.into_std().saturating_duration_since(stream.timing.start);
         stats.downstream_rq_time().record(elapsed.as_millis() as u64);
-        count_virtual_cluster(stream);
         self.chain.log(stream);
         for log in &self.env.hcm.access_logs {
             log.log(stream);
@@ -176,7 +184,7 @@ impl<D> Exchange<'_, D> {
     }
 }
 
-impl<D> Drop for Exchange<'_, D> {
+impl<D: Downstream> Drop for Exchange<'_, D> {
     fn drop(&mut self) {
         if self.complete {
             return self.log();
@@ -185,14 +193,5 @@ impl<D> Drop for Exchange<'_, D> {
         self.client_lost("downstream_local_disconnect", 0);
         // It may be a panic that drops it: a second one, in a plugin's log, would end the process.
         let _ = catch_unwind(AssertUnwindSafe(|| self.log()));
-    }
-}
-
-/// Counts the request in the first virtual cluster that it belongs to.
-fn count_virtual_cluster(stream: &Stream) {
-    let Some(clusters) = stream.virtual_host.as_ref().map(|v| &v.options.virtual_clusters) else { return };
-    let found = clusters.iter().find(|c| c.headers.iter().all(|m| m.matches(&stream.request)));
-    if let Some(cluster) = found {
-        cluster.stats.count_status(stream.response.status);
     }
 }

@@ -76,7 +76,7 @@ impl From<Expired> for Interrupt {
 
 /// One request and what serves it. It is counted while it lives, and logged when it is dropped: at its end, or
 /// wherever its future is (a forced drain, a panic).
-pub(super) struct Exchange<'a, D> {
+pub(super) struct Exchange<'a, D: Downstream> {
     pub(super) down: &'a mut D,
     pub(super) stream: &'a mut Stream,
     pub(super) clock: &'a mut Clock,
@@ -120,7 +120,7 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
     exchange.conclude(result).await;
 }
 
-impl<'a, D> Exchange<'a, D> {
+impl<'a, D: Downstream> Exchange<'a, D> {
     /// Counts the request.
     pub(super) fn new(
         down: &'a mut D,
@@ -184,6 +184,7 @@ impl<D: Downstream> Exchange<'_, D> {
         } else {
             drop(table);
         }
+        self.env.hcm.stats.rq_total().inc();
         let Some(route) = self.stream.route.clone() else {
             return self.no_route().await;
         };
@@ -192,7 +193,8 @@ impl<D: Downstream> Exchange<'_, D> {
             Action::Redirect(to) => {
                 let mut reply = LocalReply::new(to.status, "", "direct_response");
                 reply.headers.append(Known::LOCATION, &redirect::location(to, &route, self.stream));
-                self.env.hcm.stats.rq_redirect().inc();
+                // A redirect is a direct response to Envoy's router.
+                self.env.hcm.stats.rq_direct_response().inc();
                 self.respond(reply).await
             }
             Action::Direct(direct) => {

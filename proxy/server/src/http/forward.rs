@@ -1,6 +1,8 @@
 //! Forwarding: choose a cluster, make the upstream's request, try endpoints until one answers.
 
 use super::after_attempt::{AfterAttempt, Response};
+use super::attempt::note_traffic;
+use super::charge;
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
@@ -26,7 +28,6 @@ use std::sync::Arc;
 
 /// A request on its way to a cluster: what all attempts share.
 pub(super) struct Plan<'r> {
-    pub(super) route: &'r Route,
     pub(super) forward: &'r Forward,
     /// The member of weighted clusters that was drawn.
     pub(super) member: Option<&'r WeightedCluster>,
@@ -86,7 +87,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Chooses the cluster and prepares the request for it.
-    fn plan<'r>(&mut self, route: &'r Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
+    fn plan<'r>(&mut self, route: &Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
         let hcm = &self.env.hcm;
         let (request_hash, set_cookie) = hash::request_hash(&forward.hash, self.stream);
         self.stream.hash = request_hash;
@@ -98,6 +99,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Err(Box::new(reply));
         };
         self.stream.upstream.cluster = Some(cluster.clone());
+        charge::enter(self.stream);
         if let Some(chain) = member.and_then(|m| m.chain.as_ref()) {
             self.chain = chain.clone();
         }
@@ -138,7 +140,7 @@ impl<D: Downstream> Exchange<'_, D> {
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
         let limit = limit.map_or(hcm.buffer_limit, |l| usize::try_from(l).unwrap_or(usize::MAX));
         let replay = Replay::new(&self.env.worker.shared.bodies, limit, retry.is_some());
-        Ok(Plan { route, forward, member, cluster, timeouts, retry, replay, set_cookie, suppress })
+        Ok(Plan { forward, member, cluster, timeouts, retry, replay, set_cookie, suppress })
     }
 
     /// Puts the plugins that look at the request body before it; one that was read whole goes through them at
@@ -226,9 +228,12 @@ impl<D: Downstream> Exchange<'_, D> {
 
     fn no_host(&mut self, plan: &Plan<'_>) -> LocalReply {
         plan.cluster.stats.upstream_cx_none_healthy().inc();
+        charge::response(self.stream, 503);
         let apisix = self.env.hcm.profile == Profile::Apisix;
         let status = if apisix && self.stream.upstream.attempts > 0 { 502 } else { 503 };
         let profile = self.env.hcm.profile;
+        // Envoy's router counts an attempt before it looks for a host.
+        self.stream.upstream.attempts += u32::from(!apisix);
         let mut reply = local_reply::own(status, "no healthy upstream", "no_healthy_upstream", profile);
         reply.flag = Some(Flag::UH);
         reply
@@ -240,10 +245,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let status = self.stream.response.status;
         self.stream.source = ResponseSource::Upstream;
         self.stream.details = "via_upstream".into();
-        plan.cluster.stats.count_status(status);
-        self.count_route(plan, status);
         if self.refuses_websocket(tunnel) {
             end = true;
+        } else {
+            charge::response(self.stream, status);
         }
         self.response_headers(plan);
         self.clock.set_per_try(None);
@@ -259,11 +264,11 @@ impl<D: Downstream> Exchange<'_, D> {
             self.clock.set_route(None);
             body.become_tunnel();
         } else if self.down.upgrade().is_some() {
-            // The client may have sent bytes of its tunnel already.
-            self.close = true;
+            self.without_upgrade();
         }
         body.end_without_upgrade();
         let result = self.pump(&mut checkout.stream, end, tunnel, &mut body, &mut plan.replay).await;
+        note_traffic(self.stream, &checkout.stream);
         let kind = match &result {
             Err(Interrupt::Upstream(error)) => error.outcome(),
             _ => OutcomeKind::Response,
@@ -272,7 +277,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let started = self.stream.timing.request_complete.unwrap_or(self.stream.timing.start);
         let now = self.clock.now();
         let elapsed = now.into_std().saturating_duration_since(started);
-        plan.cluster.stats.upstream_rq_time().record(elapsed.as_millis() as u64);
+        charge::time(self.stream, elapsed.as_millis() as u64);
         if result.is_ok() {
             self.env.worker.pools.give_back(checkout, now);
         }
@@ -292,9 +297,16 @@ impl<D: Downstream> Exchange<'_, D> {
         true
     }
 
-    fn count_route(&self, plan: &Plan<'_>, status: u16) {
-        if let Some(stats) = &plan.route.stats {
-            stats.count_status(status);
+    /// The upstream has answered an upgrade by a response. nginx goes on with the next request of the connection; in
+    /// Envoy the request of an upgrade has no end, and the client may have sent bytes of its tunnel already.
+    fn without_upgrade(&mut self) {
+        if self.env.hcm.profile == Profile::Envoy {
+            self.close = true;
+            return;
+        }
+        self.down.decline_upgrade();
+        if self.down.request_ended() {
+            self.request_complete();
         }
     }
 

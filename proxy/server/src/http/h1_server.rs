@@ -18,15 +18,19 @@ use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{Method, ResponseHead, Scheme, Version};
 use sixfold_core::stream::Stream;
+use sixfold_core::traffic::Traffic;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// Bytes of later requests that are read ahead while one is being served.
 const READ_AHEAD: usize = 64 * 1024;
+/// Bytes that nginx's log shows of a line that is no request line.
+const MAX_LINE: usize = 8 * 1024;
 /// How long a connection without a request stays open once draining has begun. One may be on its way already, and
 /// closing would lose it; its answer tells the client to go.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
@@ -50,6 +54,10 @@ pub(super) struct H1Client {
     cut: bool,
     tunnel: bool,
     requests: u32,
+    /// What had been read and written when the request began.
+    before: (u64, u64),
+    /// Bytes of the fields of both heads, received and sent.
+    fields: (u64, u64),
     /// Nothing has shown yet that it is not HTTP/2 with prior knowledge.
     sniffing: bool,
 }
@@ -62,6 +70,8 @@ enum Arrival {
     Http2,
     /// No further request comes.
     End,
+    /// The client left in the middle of a head.
+    Left,
     /// None came for too long.
     Idle,
     /// None is under way, and the connection has lived as long as it may.
@@ -84,7 +94,8 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
     let mut draining = pin!(drain.started());
     loop {
         let arrival = client.arrival(&env, &mut stream, &mut clock, lifetime, draining.as_mut()).await;
-        if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late) {
+        if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late | Arrival::Left) {
+            stats.downstream_rq_http1_total().inc();
             active.get_or_insert_with(|| {
                 stats.downstream_cx_http1_total().inc();
                 stats.downstream_cx_http1_active().raise()
@@ -96,7 +107,6 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
                     stats.downstream_cx_max_duration_reached().inc();
                     client.keep_alive = false;
                 }
-                stats.downstream_rq_http1_total().inc();
                 exchange::serve(&mut client, &mut stream, &mut clock, &env).await;
             }
             Arrival::Http2 => {
@@ -104,6 +114,13 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
                 return h2_server::serve_from(client.io, read, connection, env.clone()).await;
             }
             Arrival::End => break,
+            Arrival::Left => {
+                client.body = BodyReader::new(BodyLength::UntilClose);
+                env.ending.left();
+                client.show_refused(&mut stream);
+                respond::left(&mut client, &mut stream, &mut clock, &env).await;
+                break;
+            }
             Arrival::Idle => {
                 stats.downstream_cx_idle_timeout().inc();
                 break;
@@ -115,9 +132,11 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
             Arrival::Refused(error) => {
                 stats.downstream_cx_protocol_error().inc();
                 client.keep_alive = false;
-                client.body = BodyReader::new(BodyLength::None);
+                // What was read belongs to what was refused.
+                client.body = BodyReader::new(BodyLength::UntilClose);
                 // As far as it was read: what is left from the request before says nothing about this one.
                 client.kind = RequestKind::from(&stream.request.method);
+                client.show_refused(&mut stream);
                 let refusal = Refusal::of_http1(error, env.hcm.profile);
                 respond::refuse(&mut client, &mut stream, &mut clock, &env, refusal).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
@@ -125,7 +144,9 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
             }
             Arrival::Late => {
                 stats.downstream_rq_header_timeout().inc();
+                client.body = BodyReader::new(BodyLength::UntilClose);
                 client.keep_alive = false;
+                client.show_refused(&mut stream);
                 respond::late(&mut client, &mut stream, &mut clock, &env).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
                 break;
@@ -156,6 +177,8 @@ impl H1Client {
             cut: false,
             tunnel: false,
             requests: 0,
+            before: (0, 0),
+            fields: (0, 0),
             sniffing: sniff,
         }
     }
@@ -170,6 +193,8 @@ impl H1Client {
         mut draining: Pin<&mut impl Future<Output = ()>>,
     ) -> Arrival {
         stream.reset(clock.restart_at_last().into_std());
+        self.before = (self.read.consumed(), self.out.given());
+        self.fields = (0, 0);
         let last =
             env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));
         let (mut begun, mut ending) = (false, env.drain.is_draining());
@@ -194,7 +219,11 @@ impl H1Client {
                 }
                 match self.read.poll_fill(&mut self.io, cx) {
                     Poll::Ready(Ok(1..)) => continue,
-                    Poll::Ready(_) => return Poll::Ready(Arrival::End),
+                    Poll::Ready(_) => {
+                        self.env.ending.remotely.store(true, Relaxed);
+                        let left = begun && self.parser.is_started();
+                        return Poll::Ready(if left { Arrival::Left } else { Arrival::End });
+                    }
                     Poll::Pending => {}
                 }
                 if !begun {
@@ -247,6 +276,19 @@ impl H1Client {
             && hcm.profile == Profile::Envoy
     }
 
+    /// What logs show of what is no request: in Envoy nothing, in nginx what was understood of it and its first line.
+    fn show_refused(&self, stream: &mut Stream) {
+        let nginx = self.env.hcm.profile == Profile::Apisix;
+        if !nginx || !self.parser.has_start_line() {
+            stream.request.clear();
+        }
+        if nginx {
+            let line = self.read.filled().trim_ascii_start();
+            let end = line.iter().position(|b| matches!(b, b'\r' | b'\n')).unwrap_or(line.len());
+            stream.set_var("request", line.get(..end.min(MAX_LINE)).unwrap_or_default());
+        }
+    }
+
     /// Makes the connection ready for the request that was parsed.
     fn begin(&mut self, stream: &mut Stream, parsed: Parsed) {
         self.read.consume(parsed.consumed);
@@ -259,7 +301,7 @@ impl H1Client {
         self.cut = false;
         let secure = stream.connection.tls.is_some();
         stream.request.scheme = parsed.scheme.unwrap_or(if secure { Scheme::Https } else { Scheme::Http });
-        stream.bytes.request_head = parsed.consumed as u64;
+        self.fields.0 = parsed.field_bytes;
         self.upgrade = if stream.request.method == Method::CONNECT {
             Some("connect".into())
         } else if parsed.upgrade {
@@ -292,7 +334,8 @@ impl H1Client {
 
     /// Ends it so that the client can still read the answer.
     async fn linger(&mut self, patience: Duration) {
-        closing::linger(&mut self.io, &mut self.out, &mut self.read, patience).await;
+        let left = closing::linger(&mut self.io, &mut self.out, &mut self.read, patience).await;
+        self.env.ending.remotely.store(left, Relaxed);
     }
 }
 
@@ -305,8 +348,14 @@ impl Downstream for H1Client {
         let opts = &self.env.h1;
         match ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, opts)) {
             Ok(Next::Data(at)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at])))),
-            Ok(Next::End) => Poll::Ready(Ok(BodyEvent::End)),
+            Ok(Next::End) => {
+                if self.tunnel {
+                    self.env.ending.left();
+                }
+                Poll::Ready(Ok(BodyEvent::End))
+            }
             Err(BodyError::Io | BodyError::Codec(H1Error::Truncated)) => {
+                self.env.ending.left();
                 Poll::Ready(Err(DownstreamError::Closed))
             }
             Err(BodyError::Codec(_)) => Poll::Ready(Err(DownstreamError::Malformed)),
@@ -331,6 +380,7 @@ impl Downstream for H1Client {
         let encoded = encode_response(self.out.tail(), head, context, &self.env.h1)
             .map_err(|_| DownstreamError::Malformed)?;
         self.encoder = encoded.body;
+        self.fields.1 += encoded.field_bytes;
         self.keep_alive = encoded.keep_alive;
         Ok(())
     }
@@ -382,7 +432,10 @@ impl Downstream for H1Client {
         while self.read.filled().len() < READ_AHEAD {
             match ready!(self.read.poll_fill(&mut self.io, cx)) {
                 Ok(1..) => {}
-                _ => return Poll::Ready(()),
+                _ => {
+                    self.env.ending.left();
+                    return Poll::Ready(());
+                }
             }
         }
         Poll::Pending
@@ -413,6 +466,16 @@ impl Downstream for H1Client {
 
     fn is_http2(&self) -> bool {
         false
+    }
+
+    fn traffic(&self) -> Traffic {
+        let read = self.read.consumed() + self.body.waiting(&self.read);
+        Traffic {
+            received: read - self.before.0,
+            sent: self.out.given() - self.before.1,
+            head_received: self.fields.0,
+            head_sent: self.fields.1,
+        }
     }
 
     fn has_host(&self) -> bool {

@@ -13,7 +13,7 @@ use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use crate::wire::h2_headers::Refused;
-use crate::wire::h2_send::H2Send;
+use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use crate::wire::{PREFACE, h2_headers};
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -22,8 +22,10 @@ use sixfold_core::connection::Connection;
 use sixfold_core::headers::{HeaderRules, Headers};
 use sixfold_core::message::{ResponseHead, Scheme};
 use sixfold_core::stream::Stream;
+use sixfold_core::traffic::Traffic;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
@@ -85,6 +87,8 @@ pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection
         }
         tracing::debug!(%error, "HTTP/2 connection ended");
     }
+    // The library does not say who closed the connection: before we drain, clients do.
+    env.ending.remotely.store(!env.drain.is_draining(), Relaxed);
 }
 
 async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>) -> Result<(), h2::Error> {
@@ -135,6 +139,8 @@ pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mu
     match read {
         Ok(()) => exchange::serve(&mut client, stream, clock, &env).await,
         Err(refused) => {
+            // What was parsed before the error is not shown: it may be anything.
+            stream.request.clear();
             let refusal = Refusal::of_http2(refused, env.hcm.profile);
             respond::refuse(&mut client, stream, clock, &env, refusal).await;
         }
@@ -154,6 +160,8 @@ struct H2Client {
     has_host: bool,
     head_alone: bool,
     upgrade: Option<Box<str>>,
+    /// What was counted of it, the body that was sent aside.
+    traffic: Traffic,
 }
 
 impl H2Client {
@@ -167,7 +175,7 @@ impl H2Client {
         let (parts, recv) = request.into_parts();
         let rules = env.hcm.header_rules;
         let read = h2_headers::read_request(&parts, &rules, env.hcm.profile, &mut stream.request);
-        stream.bytes.request_head = stream.request.headers.wire_len() as u64;
+        let head = h2_headers::request_len(&stream.request);
         let upgrade = (parts.method == http::Method::CONNECT).then(|| {
             let protocol = parts.extensions.get::<h2::ext::Protocol>();
             protocol.map_or("connect", h2::ext::Protocol::as_str).to_ascii_lowercase().into()
@@ -183,6 +191,7 @@ impl H2Client {
             has_host: parts.uri.authority().is_some() || !stream.request.authority.is_empty(),
             head_alone: parts.method == http::Method::HEAD,
             upgrade,
+            traffic: Traffic { received: head + FRAME_HEAD, head_received: head, ..Traffic::default() },
         };
         (client, read)
     }
@@ -203,6 +212,7 @@ impl Downstream for H2Client {
         match ready!(self.recv.poll_data(cx)) {
             Some(Ok(data)) => {
                 self.owed = data.len();
+                self.traffic.received += data.len() as u64 + FRAME_HEAD;
                 Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data))))
             }
             Some(Err(_)) => Poll::Ready(Err(DownstreamError::Closed)),
@@ -230,6 +240,8 @@ impl Downstream for H2Client {
     fn write_head(&mut self, head: &ResponseHead, end: bool, _close: bool) -> Result<(), DownstreamError> {
         let response = h2_headers::write_response(head).map_err(|_| DownstreamError::Malformed)?;
         let send = self.respond.send_response(response, end).map_err(|_| DownstreamError::Closed)?;
+        self.traffic.head_sent = head.headers.wire_len() as u64;
+        self.traffic.sent = self.traffic.head_sent + FRAME_HEAD;
         self.send = Some(H2Send::new(send, end));
         Ok(())
     }
@@ -301,6 +313,11 @@ impl Downstream for H2Client {
 
     fn is_http2(&self) -> bool {
         true
+    }
+
+    fn traffic(&self) -> Traffic {
+        let body = self.send.as_ref().map_or(0, H2Send::wire_len);
+        Traffic { sent: self.traffic.sent + body, ..self.traffic }
     }
 
     fn has_host(&self) -> bool {

@@ -4,6 +4,7 @@
 
 mod after_attempt;
 mod attempt;
+mod charge;
 mod clock;
 mod downstream;
 pub(crate) mod edge;
@@ -25,11 +26,12 @@ mod timeouts;
 
 use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile};
-use crate::io::Io;
+use crate::io::{Io, Meter};
 use crate::worker::Worker;
 use sixfold_core::connection::Connection;
-use sixfold_core::hcm::{CodecType, HttpConnectionManager, HttpStats};
+use sixfold_core::hcm::{CodecType, HttpConnectionManager};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::time::Instant;
 
 /// A connection manager with what is made of it once for all its connections; a clone is the same.
@@ -52,14 +54,40 @@ pub(crate) struct Env {
     pub(crate) worker: Arc<Worker>,
     pub(crate) drain: Drain,
     pub(crate) h1: Arc<H1Options>,
+    /// How the connection ends.
+    ending: Ending,
+}
+
+/// How a client's connection ends, for the statistics.
+#[derive(Default)]
+struct Ending {
+    /// The client ends it.
+    remotely: AtomicBool,
+    /// A request is under way then.
+    busy: AtomicBool,
+}
+
+impl Ending {
+    /// The client has left while a request was under way.
+    fn left(&self) {
+        self.remotely.store(true, Relaxed);
+        self.busy.store(true, Relaxed);
+    }
 }
 
 /// Serves a client's connection until it ends.
-pub async fn serve(io: Io, connection: Arc<Connection>, manager: Manager, worker: Arc<Worker>, drain: Drain) {
+pub async fn serve(
+    mut io: Io,
+    connection: Arc<Connection>,
+    manager: Manager,
+    worker: Arc<Worker>,
+    drain: Drain,
+) {
     let Manager { hcm, h1 } = manager;
-    let _served = Served::new(&hcm, &connection);
+    io.meter(Meter::Downstream(hcm.stats.clone()));
     let alpn = connection.tls.as_ref().and_then(|t| t.alpn.as_deref()).map(<[u8]>::to_vec);
-    let env = Arc::new(Env { hcm, worker, drain, h1 });
+    let env = Arc::new(Env { hcm, worker, drain, h1, ending: Ending::default() });
+    let _served = Served::new(env.clone(), &connection);
     match (env.hcm.codec, alpn.as_deref()) {
         (CodecType::Http2, _) | (CodecType::Auto, Some(b"h2")) => h2_server::serve(io, connection, env).await,
         (CodecType::Auto, None) => h1_server::serve(io, connection, env, true).await,
@@ -69,20 +97,20 @@ pub async fn serve(io: Io, connection: Arc<Connection>, manager: Manager, worker
 
 /// A connection in the connection manager's statistics, however it ends.
 struct Served {
-    stats: Arc<HttpStats>,
+    env: Arc<Env>,
     secure: bool,
     started: Instant,
 }
 
 impl Served {
-    fn new(hcm: &HttpConnectionManager, connection: &Connection) -> Served {
-        let served =
-            Served { stats: hcm.stats.clone(), secure: connection.tls.is_some(), started: Instant::now() };
-        served.stats.downstream_cx_total().inc();
-        served.stats.downstream_cx_active().inc();
+    fn new(env: Arc<Env>, connection: &Connection) -> Served {
+        let served = Served { secure: connection.tls.is_some(), started: Instant::now(), env };
+        let stats = &served.env.hcm.stats;
+        stats.downstream_cx_total().inc();
+        stats.downstream_cx_active().inc();
         if served.secure {
-            served.stats.downstream_cx_ssl_total().inc();
-            served.stats.downstream_cx_ssl_active().inc();
+            stats.downstream_cx_ssl_total().inc();
+            stats.downstream_cx_ssl_active().inc();
         }
         served
     }
@@ -90,12 +118,25 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.stats.downstream_cx_active().dec();
-        self.stats.downstream_cx_destroy().inc();
-        if self.secure {
-            self.stats.downstream_cx_ssl_active().dec();
+        let (stats, ending) = (&self.env.hcm.stats, &self.env.ending);
+        stats.downstream_cx_active().dec();
+        stats.downstream_cx_destroy().inc();
+        let (remotely, busy) = (ending.remotely.load(Relaxed), ending.busy.load(Relaxed));
+        match remotely {
+            true => stats.downstream_cx_destroy_remote().inc(),
+            false => stats.downstream_cx_destroy_local().inc(),
         }
-        self.stats.downstream_cx_length_ms().record(self.started.elapsed().as_millis() as u64);
+        if busy {
+            stats.downstream_cx_destroy_active_rq().inc();
+            match remotely {
+                true => stats.downstream_cx_destroy_remote_active_rq().inc(),
+                false => stats.downstream_cx_destroy_local_active_rq().inc(),
+            }
+        }
+        if self.secure {
+            stats.downstream_cx_ssl_active().dec();
+        }
+        stats.downstream_cx_length_ms().record(self.started.elapsed().as_millis() as u64);
     }
 }
 
@@ -138,7 +179,7 @@ mod tests {
     fn a_request_under_way_takes_no_more_than_it_did() {
         let sizes = [
             ("future of a request", size::<h1_server::H1Client, _>(exchange::serve), 2560),
-            ("context", size_of::<Stream>(), 1024),
+            ("context", size_of::<Stream>(), 1088),
             ("clock", size_of::<Clock>(), 384),
         ];
         for (what, size, most) in sizes {

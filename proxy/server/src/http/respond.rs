@@ -79,6 +79,15 @@ pub(super) async fn late<D: Downstream>(down: &mut D, stream: &mut Stream, clock
     answer_only(down, stream, clock, env, reply).await;
 }
 
+/// Logs a request whose client left before its head was complete.
+pub(super) async fn left<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
+    env.hcm.stats.downstream_rq_rx_reset().inc();
+    let mut exchange = Exchange::new(down, stream, clock, env, Chain::empty());
+    let status = if env.hcm.profile == Profile::Apisix { 400 } else { 0 };
+    exchange.client_lost("downstream_remote_disconnect", status);
+    exchange.conclude(Ok(())).await;
+}
+
 async fn answer_only<D: Downstream>(
     down: &mut D,
     stream: &mut Stream,
@@ -86,8 +95,6 @@ async fn answer_only<D: Downstream>(
     env: &Env,
     reply: LocalReply,
 ) {
-    // What was parsed before the error is not shown: it may be anything.
-    stream.request.clear();
     let chain = Chain::empty();
     let mut exchange = Exchange::new(down, stream, clock, env, chain);
     exchange.close = true;
@@ -220,6 +227,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Hands the response's head to the client's connection.
     pub(super) fn write_head(&mut self, end: bool) -> Result<(), Interrupt> {
         let now = self.clock.now();
+        self.stream.bytes.traffic = self.down.traffic();
         edge::response(&self.env.hcm, now, self.stream);
         // Without the whole request the connection can't carry another one.
         self.close |= !self.down.request_ended() && !self.down.is_http2();
@@ -229,9 +237,13 @@ impl<D: Downstream> Exchange<'_, D> {
             self.close = true;
             self.stream.response.headers.set(Known::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, b"true");
         }
-        let head = &self.stream.response;
-        self.stream.bytes.response_head = head.headers.wire_len() as u64;
-        self.down.write_head(head, end, self.close)?;
+        self.down.write_head(&self.stream.response, end, self.close)?;
+        let stats = &self.env.hcm.stats;
+        stats.downstream_rq_completed().inc();
+        stats.count_class(self.stream.response.status);
+        if !self.down.request_ended() {
+            stats.downstream_rq_response_before_rq_complete().inc();
+        }
         self.stream.timing.downstream_tx_begin = Some(now.into_std());
         self.head_sent = true;
         Ok(())

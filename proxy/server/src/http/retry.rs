@@ -8,6 +8,7 @@ use sixfold_core::headers::{Headers, Known};
 use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget};
 use sixfold_core::message::ResponseHead;
 use sixfold_core::retry::{RetryOn, RetryPolicy, is_idempotent};
+use sixfold_core::route::RouteStats;
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,25 +99,30 @@ impl RetryState {
             && self.until.is_none_or(|until| Instant::now() < until)
     }
 
-    /// Decides what follows an attempt. `sent` says that some of the request has gone out.
+    /// Decides what follows an attempt. `sent` says that some of the request has gone out, `routes` who counts it
+    /// beside the cluster.
     pub(crate) fn decide(
         &mut self,
         ending: &Ending<'_>,
         cluster: &Cluster,
         high: bool,
         sent: bool,
+        routes: [Option<&RouteStats>; 2],
     ) -> Decision {
         let stats = &cluster.stats;
+        let routes = || routes.into_iter().flatten();
         self.after_timeout = matches!(ending, Ending::PerTryTimeout);
         if !self.wanted(ending, sent) {
             if self.permit.take().is_some() {
                 stats.upstream_rq_retry_success().inc();
+                routes().for_each(|stats| stats.upstream_rq_retry_success().inc());
             }
             return Decision::Done;
         }
         self.permit = None;
         if self.left == 0 {
             stats.upstream_rq_retry_limit_exceeded().inc();
+            routes().for_each(|stats| stats.upstream_rq_retry_limit_exceeded().inc());
             return Decision::Exhausted;
         }
         if self.until.is_some_and(|until| Instant::now() >= until) {
@@ -125,12 +131,14 @@ impl RetryState {
         let breaker = if high { &cluster.high_breaker } else { &cluster.breaker };
         let Some(permit) = breaker.acquire(Resource::Retries) else {
             stats.upstream_rq_retry_overflow().inc();
+            routes().for_each(|stats| stats.upstream_rq_retry_overflow().inc());
             return Decision::Overflow;
         };
         self.permit = Some(permit);
         self.left -= 1;
         self.retries += 1;
         stats.upstream_rq_retry().inc();
+        routes().for_each(|stats| stats.upstream_rq_retry().inc());
         if let Ending::Response(head) = ending
             && let Some(wait) = self.asked_to_wait(head)
         {

@@ -8,13 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Counts an open connection while it lives.
+/// Counts a connection from its opening on while it lives.
 pub(crate) struct ActiveConnection {
     pub(crate) host: Arc<Host>,
     pub(crate) stats: Arc<ClusterStats>,
     // In this order: whoever gets the place finds the circuit breaker's count gone down already.
     _permit: Option<Permit>,
     place: Option<Place>,
+    /// The endpoint ends it.
+    remotely: bool,
+    /// It ends with a request under way.
+    busy: bool,
 }
 
 impl ActiveConnection {
@@ -23,7 +27,7 @@ impl ActiveConnection {
         stats.upstream_cx_active().inc();
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
-        ActiveConnection { host, stats, _permit: permit, place: None }
+        ActiveConnection { host, stats, _permit: permit, place: None, remotely: false, busy: false }
     }
 
     /// The same at a place among its worker's connections to the endpoint.
@@ -36,12 +40,34 @@ impl ActiveConnection {
     pub(super) fn leave_place(&mut self) -> Option<Place> {
         self.place.take()
     }
+
+    /// Notes that the endpoint ends it.
+    pub(crate) fn ends_remotely(&mut self) {
+        self.remotely = true;
+    }
+
+    /// Notes that it ends with a request under way.
+    pub(super) fn ends_busy(&mut self) {
+        self.busy = true;
+    }
 }
 
 impl Drop for ActiveConnection {
     fn drop(&mut self) {
-        self.stats.upstream_cx_active().dec();
-        self.stats.upstream_cx_destroy().inc();
+        let stats = &self.stats;
+        stats.upstream_cx_active().dec();
+        stats.upstream_cx_destroy().inc();
+        match self.remotely {
+            true => stats.upstream_cx_destroy_remote().inc(),
+            false => stats.upstream_cx_destroy_local().inc(),
+        }
+        if self.busy {
+            stats.upstream_cx_destroy_with_active_rq().inc();
+            match self.remotely {
+                true => stats.upstream_cx_destroy_remote_with_active_rq().inc(),
+                false => stats.upstream_cx_destroy_local_with_active_rq().inc(),
+            }
+        }
         self.host.active_connections.fetch_sub(1, Relaxed);
     }
 }

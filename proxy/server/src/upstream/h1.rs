@@ -4,13 +4,14 @@ use super::kind::{Kind, Limits};
 use super::{ActiveConnection, HeadEvent, UpstreamError};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::deadline::Timed;
-use crate::h1::{BodyEncoder, BodyLength, H1Options, HeadParser, RequestKind, encode_request};
+use crate::h1::{BodyEncoder, BodyLength, H1Error, H1Options, HeadParser, RequestKind, encode_request};
 use crate::io::{IdleState, Io};
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h1_body::{BodyError, BodyReader, Next};
 use sixfold_core::cluster::Permit;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
+use sixfold_core::traffic::Traffic;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -31,6 +32,10 @@ pub(crate) struct H1Upstream {
     keep_alive: bool,
     request_sent: bool,
     head_seen: bool,
+    /// What had been read and written when the request began.
+    before: (u64, u64),
+    /// Bytes of the fields of heads, received and sent.
+    fields: (u64, u64),
     /// Writing failed; the response may still be there to read.
     broken: Option<UpstreamError>,
     local: Option<SocketAddr>,
@@ -50,7 +55,6 @@ impl H1Upstream {
         watermark: usize,
         active: ActiveConnection,
     ) -> H1Upstream {
-        active.stats.upstream_cx_http1_total().inc();
         H1Upstream {
             local: io.local_addr(),
             io,
@@ -65,6 +69,8 @@ impl H1Upstream {
             keep_alive: true,
             request_sent: true,
             head_seen: true,
+            before: (0, 0),
+            fields: (0, 0),
             broken: None,
             opened: Instant::now(),
             requests: 0,
@@ -74,9 +80,35 @@ impl H1Upstream {
         }
     }
 
-    /// Whether an idle connection can take a request: the upstream has neither closed it nor said anything.
+    /// Whether an idle connection can take a request: the upstream has neither closed it nor said anything. One that can't
+    /// must be dropped.
     pub(super) fn is_usable(&mut self) -> bool {
-        self.read.is_empty() && matches!(self.io.idle_state(), IdleState::Alive)
+        let state = if self.read.is_empty() { self.io.idle_state() } else { IdleState::HasData };
+        match state {
+            IdleState::Alive => return true,
+            IdleState::Closed => self.active.ends_remotely(),
+            IdleState::HasData => self.active.stats.upstream_cx_protocol_error().inc(),
+        }
+        false
+    }
+
+    /// Whether a request is under way: it, or its response, is not complete.
+    fn is_busy(&self) -> bool {
+        !(self.request_sent && self.head_seen && self.body.is_ended())
+    }
+
+    /// Bytes on the wire so far, of the request and its response.
+    pub(super) fn traffic(&self) -> Traffic {
+        let waiting = match self.head_seen {
+            true => self.body.waiting(&self.read),
+            false => self.read.filled().len() as u64,
+        };
+        Traffic {
+            received: self.read.consumed() + waiting - self.before.0,
+            sent: self.out.given() - self.before.1,
+            head_received: self.fields.0,
+            head_sent: self.fields.1,
+        }
     }
 
     /// Whether the connection can take another request after this one.
@@ -103,8 +135,11 @@ impl H1Upstream {
     pub(super) fn write_head(&mut self, head: &RequestHead, end: bool) -> Result<(), UpstreamError> {
         self.requests += 1;
         self.kind = RequestKind::from(&head.method);
-        self.encoder = encode_request(self.out.tail(), head, end, false, &self.opts)
+        self.before = (self.read.consumed(), self.out.given());
+        let encoded = encode_request(self.out.tail(), head, end, false, &self.opts)
             .map_err(|_| UpstreamError::Local)?;
+        self.encoder = encoded.body;
+        self.fields = (0, encoded.field_bytes);
         self.keep_alive = true;
         self.head_seen = false;
         self.request_sent = end;
@@ -143,7 +178,7 @@ impl H1Upstream {
     fn note(&mut self, failed: bool) {
         if failed && self.broken.is_none() {
             self.broken = Some(UpstreamError::Closed);
-            self.out = WriteBuffer::default();
+            self.out.abandon();
         }
     }
 
@@ -186,6 +221,7 @@ impl H1Upstream {
                     .map_err(|_| UpstreamError::Protocol)?;
                 if let Some(parsed) = parsed {
                     self.read.consume(parsed.consumed);
+                    self.fields.0 += parsed.field_bytes;
                     if parsed.interim {
                         return Poll::Ready(Ok(HeadEvent::Interim(head.status)));
                     }
@@ -209,7 +245,8 @@ impl H1Upstream {
 
     /// What the end of the connection means before the head is there. An end inside a message breaks the protocol,
     /// however it came about: Envoy has its parser see it (`CodecClient::onEvent`).
-    fn ended_early(&self) -> UpstreamError {
+    fn ended_early(&mut self) -> UpstreamError {
+        self.active.ends_remotely();
         if self.read.is_empty() { UpstreamError::Closed } else { UpstreamError::Protocol }
     }
 
@@ -218,7 +255,12 @@ impl H1Upstream {
         cx: &mut Timed<'_>,
         trailers: &mut Headers,
     ) -> Poll<Result<BodyEvent<'_>, UpstreamError>> {
+        let until_close = self.body.is_until_close();
         let next = ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, &self.opts));
+        let ended = matches!(next, Ok(Next::End)) && until_close;
+        if ended || matches!(next, Err(BodyError::Io | BodyError::Codec(H1Error::Truncated))) {
+            self.active.ends_remotely();
+        }
         Poll::Ready(match next {
             Ok(Next::End) => Ok(BodyEvent::End),
             Ok(Next::Data(at)) => Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at]))),
@@ -229,5 +271,13 @@ impl H1Upstream {
 
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.local
+    }
+}
+
+impl Drop for H1Upstream {
+    fn drop(&mut self) {
+        if self.is_busy() {
+            self.active.ends_busy();
+        }
     }
 }

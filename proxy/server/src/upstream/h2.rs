@@ -7,13 +7,14 @@ use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use crate::wire::h2_headers::{self, HeadError};
 use crate::wire::h2_recv::H2Recv;
-use crate::wire::h2_send::H2Send;
+use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use sixfold_core::cluster::{ClusterConfig, Permit};
 use sixfold_core::headers::{HeaderRules, Headers};
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
+use sixfold_core::traffic::Traffic;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -48,7 +49,7 @@ impl H2Connection {
     pub(super) async fn open(
         io: Io,
         config: &ClusterConfig,
-        active: ActiveConnection,
+        mut active: ActiveConnection,
         room: Arc<Notify>,
     ) -> Result<H2Connection, UpstreamError> {
         let (local, options) = (io.local_addr(), &config.http2);
@@ -63,7 +64,6 @@ impl H2Connection {
             .handshake::<_, Bytes>(Guarded::client(io, options, PeerTimeouts::default()))
             .await
             .map_err(|_| UpstreamError::Closed)?;
-        active.stats.upstream_cx_http2_total().inc();
         let state = Arc::new(H2State {
             closed: AtomicBool::new(false),
             streams: AtomicU32::new(0),
@@ -82,6 +82,13 @@ impl H2Connection {
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, upstream = %active.host.label, "HTTP/2 connection ended");
+            }
+            // Nobody else has it: it was we who ended it.
+            if Arc::strong_count(&shared) > 1 {
+                active.ends_remotely();
+            }
+            if shared.streams.load(Relaxed) > 0 {
+                active.ends_busy();
             }
             shared.closed.store(true, Relaxed);
             // Whoever waits for room finds the circuit breaker's count gone down already.
@@ -130,6 +137,7 @@ impl H2Connection {
             end: false,
             done: false,
             broken: false,
+            traffic: Traffic::default(),
             _request: request,
         }
     }
@@ -157,6 +165,8 @@ pub(crate) struct H2Upstream {
     done: bool,
     /// Writing failed; the response may still be there to read.
     broken: bool,
+    /// What was counted of it, the body that was sent aside.
+    traffic: Traffic,
     _request: Permit,
 }
 
@@ -173,6 +183,9 @@ impl H2Upstream {
         })?;
         self.head = Some(request);
         self.end = end;
+        self.traffic = Traffic::default();
+        self.traffic.head_sent = h2_headers::request_len(head);
+        self.traffic.sent = self.traffic.head_sent + FRAME_HEAD;
         Ok(())
     }
 
@@ -257,6 +270,8 @@ impl H2Upstream {
         self.response = None;
         let (parts, recv) = response.into_parts();
         h2_headers::read_response(&parts, &self.rules, head).map_err(|_| UpstreamError::Protocol)?;
+        self.traffic.head_received = head.headers.wire_len() as u64;
+        self.traffic.received = self.traffic.head_received + FRAME_HEAD;
         let end = recv.is_end_stream();
         self.done = end;
         self.recv = Some(H2Recv::new(recv));
@@ -272,7 +287,10 @@ impl H2Upstream {
             return Poll::Ready(Ok(BodyEvent::End));
         };
         match ready!(recv.poll_data(cx)) {
-            Some(Ok(data)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data)))),
+            Some(Ok(data)) => {
+                self.traffic.received += data.len() as u64 + FRAME_HEAD;
+                Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data))))
+            }
             Some(Err(e)) => Poll::Ready(Err(reason(&e))),
             None => {
                 let map = ready!(recv.poll_trailers(cx)).map_err(|e| reason(&e))?;
@@ -295,6 +313,12 @@ impl H2Upstream {
 
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.local
+    }
+
+    /// Bytes on the wire so far, of the request and its response.
+    pub(super) fn traffic(&self) -> Traffic {
+        let body = self.send.as_ref().map_or(0, H2Send::wire_len);
+        Traffic { sent: self.traffic.sent + body, ..self.traffic }
     }
 }
 

@@ -26,6 +26,7 @@ use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
+use sixfold_core::traffic::Traffic;
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::task::Poll;
@@ -234,6 +235,11 @@ impl UpstreamStream {
         if let UpstreamStream::Http2(s) = self {
             s.poll_ahead(cx);
         }
+    }
+
+    /// Bytes on the wire so far, of the request and its response.
+    pub(crate) fn traffic(&self) -> Traffic {
+        either!(self, s => s.traffic())
     }
 
     /// Local address of the connection.

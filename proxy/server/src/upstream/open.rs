@@ -8,6 +8,7 @@ use super::{ActiveConnection, UpstreamError, Wanted, dial};
 use crate::connect::{Alpn, Handshake};
 use crate::deadline::after;
 use crate::h1::{H1Options, HeaderCase, Profile};
+use crate::io::Meter;
 use sixfold_core::cluster::{Cluster, Host, Permit};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -58,15 +59,36 @@ impl Order {
     ) -> Result<(Opened, u32), UpstreamError> {
         let config = &self.cluster.config;
         let until = after(Instant::now(), self.timeout);
-        let connected = dial(&self.cluster, &self.host, self.handshake(), self.timeout).await?;
-        let connect_ms = connected.connect_ms;
-        let active =
+        let mut active =
             ActiveConnection::new(self.host.clone(), self.cluster.stats.clone(), Some(permit)).at(place);
+        let stats = &self.cluster.stats;
+        match self.alpn {
+            Alpn::Http2 => stats.upstream_cx_http2_total().inc(),
+            Alpn::Auto => {}
+            _ => stats.upstream_cx_http1_total().inc(),
+        }
+        let mut connected = match dial(&self.cluster, &self.host, self.handshake(), self.timeout).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                if matches!(error, UpstreamError::Connect(_)) {
+                    active.ends_remotely();
+                }
+                return Err(error);
+            }
+        };
+        connected.io.meter(Meter::Upstream(stats.clone()));
+        let connect_ms = connected.connect_ms;
         let http1 = match self.alpn {
             Alpn::Http2 => false,
             Alpn::Auto => connected.alpn.as_deref() != Some(b"h2"),
             _ => true,
         };
+        if self.alpn == Alpn::Auto {
+            match http1 {
+                true => stats.upstream_cx_http1_total().inc(),
+                false => stats.upstream_cx_http2_total().inc(),
+            }
+        }
         if http1 {
             let opts = Arc::new(self.h1_options());
             let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, active);

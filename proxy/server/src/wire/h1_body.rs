@@ -49,6 +49,11 @@ impl BodyReader {
         !self.ended && self.decoder.is_until_close()
     }
 
+    /// Bytes of the buffer that belong to the message: all of them until it has ended, then the piece given last.
+    pub(crate) fn waiting(&self, buffer: &ReadBuffer) -> u64 {
+        if self.ended { self.used as u64 } else { buffer.filled().len() as u64 }
+    }
+
     /// Lets go of the piece given last.
     pub(crate) fn settle(&mut self, buffer: &mut ReadBuffer) {
         buffer.consume(std::mem::take(&mut self.used));

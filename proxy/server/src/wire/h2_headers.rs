@@ -59,6 +59,18 @@ fn copy(map: &HeaderMap, pseudo: usize, rules: &HeaderRules, out: &mut Headers) 
     Ok(())
 }
 
+/// Bytes of a request's head before it is compressed, pseudo fields included.
+pub(crate) fn request_len(head: &RequestHead) -> u64 {
+    let pseudo = [
+        (":method", head.method.as_str().len()),
+        (":scheme", head.scheme.as_str().len()),
+        (":authority", head.authority.len()),
+        (":path", head.target.full().len()),
+    ];
+    let pseudo: usize = pseudo.iter().map(|(name, value)| name.len() + value).sum();
+    (head.headers.wire_len() + pseudo) as u64
+}
+
 /// Replaces `trailers` by those that came.
 ///
 /// # Errors

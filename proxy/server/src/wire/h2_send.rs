@@ -8,6 +8,11 @@ use http::HeaderMap;
 use std::collections::VecDeque;
 use std::task::Poll;
 
+/// Bytes of a frame before its payload.
+pub(crate) const FRAME_HEAD: u64 = 9;
+/// Bytes of the largest DATA frame, unless the peer allows more.
+const FRAME: u64 = 16 << 10;
+
 /// Sends a body within the peer's windows; what they don't allow yet waits here.
 pub(crate) struct H2Send {
     stream: SendStream<Bytes>,
@@ -15,6 +20,8 @@ pub(crate) struct H2Send {
     bytes: usize,
     /// Bytes that the windows have let pass.
     sent: u64,
+    /// DATA frames that they took, about.
+    frames: u64,
     end: End,
 }
 
@@ -35,6 +42,7 @@ impl H2Send {
             waiting: VecDeque::new(),
             bytes: 0,
             sent: 0,
+            frames: 0,
             end: if ended { End::Sent } else { End::Open },
         }
     }
@@ -66,6 +74,11 @@ impl H2Send {
         (self.bytes > 0).then_some(self.sent)
     }
 
+    /// Bytes on the wire of the body so far.
+    pub(crate) fn wire_len(&self) -> u64 {
+        self.sent + self.frames * FRAME_HEAD
+    }
+
     /// Sends as much as the windows allow. Ready when nothing waits any more.
     pub(crate) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), h2::Error>> {
         while let Some(first) = self.waiting.front_mut() {
@@ -83,6 +96,7 @@ impl H2Send {
             }
             self.bytes -= piece.len();
             self.sent += piece.len() as u64;
+            self.frames += (piece.len() as u64).div_ceil(FRAME);
             let last = self.waiting.is_empty() && matches!(self.end, End::Wanted(None));
             if last {
                 self.end = End::Sent;

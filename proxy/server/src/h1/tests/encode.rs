@@ -99,7 +99,7 @@ fn request_text(
     opts: &H1Options,
 ) -> (String, BodyEncoder) {
     let mut out = Vec::new();
-    let body = encode_request(&mut out, head, end_stream, close, opts).unwrap();
+    let body = encode_request(&mut out, head, end_stream, close, opts).unwrap().body;
     (String::from_utf8(out).unwrap(), body)
 }
 
@@ -299,7 +299,7 @@ fn the_connection_header_follows_the_context() {
     assert_eq!(text, "HTTP/1.0 200 OK\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n");
     let (text, encoded) = head(true, Version::Http10, Profile::Envoy, &[], false);
     assert_eq!(text, "HTTP/1.0 200 OK\r\nconnection: close\r\n\r\n");
-    assert_eq!(encoded, EncodedResponse { body: BodyEncoder::Raw, keep_alive: false });
+    assert_eq!((encoded.body, encoded.keep_alive), (BodyEncoder::Raw, false));
     let (text, _) = head(true, Version::Http11, Profile::Apisix, &[], true);
     assert_eq!(text, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n");
     let (text, _) = head(true, Version::Http10, Profile::Apisix, &[], false);

@@ -102,7 +102,7 @@ proptest! {
             head.headers.push(b"Content-Length", body.len().to_string().as_bytes());
         }
         let mut out = Vec::new();
-        let mut encoder = encode_request(&mut out, &head, false, false, &opts).unwrap();
+        let mut encoder = encode_request(&mut out, &head, false, false, &opts).unwrap().body;
         for part in body.chunks(7) {
             encoder.data(&mut out, part).unwrap();
         }

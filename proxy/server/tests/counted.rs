@@ -1,0 +1,229 @@
+//! What is counted of connections and requests: bytes on the wire and statistics. The figures are those that Envoy gave
+//! for the same bytes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::*;
+use sixfold_core::access_log::AccessLog;
+use sixfold_core::format::Format;
+use sixfold_core::metrics::{Registry, Value};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Bytes between the client and us, then between us and the upstream: received and sent, of which heads.
+const BYTES: &str = "%DOWNSTREAM_WIRE_BYTES_RECEIVED% %DOWNSTREAM_HEADER_BYTES_RECEIVED% \
+    %DOWNSTREAM_WIRE_BYTES_SENT% %DOWNSTREAM_HEADER_BYTES_SENT% \
+    %UPSTREAM_WIRE_BYTES_SENT% %UPSTREAM_HEADER_BYTES_SENT% \
+    %UPSTREAM_WIRE_BYTES_RECEIVED% %UPSTREAM_HEADER_BYTES_RECEIVED%";
+
+fn setup(format: &str) -> (Setup, Arc<Lines>) {
+    let (mut setup, lines) = (Setup::new(), Arc::<Lines>::default());
+    let format = Arc::new(Format::envoy(format).unwrap());
+    setup.access_logs = vec![AccessLog { filter: None, format, sink: lines.clone() }];
+    (setup, lines)
+}
+
+/// Everything that was counted under `scope`, zeros aside.
+fn counted(registry: &Registry, scope: &str) -> BTreeMap<String, u64> {
+    let value = |value| match value {
+        Value::Counter(n) | Value::Gauge(n) => n,
+        Value::Histogram(seen) => seen.count,
+    };
+    let samples = registry.samples().into_iter().map(|sample| (sample.name, value(sample.value)));
+    let own = |name: &str| name.strip_prefix(scope).map(str::to_owned);
+    samples.filter(|(_, n)| *n > 0).filter_map(|(name, n)| Some((own(&name)?, n))).collect()
+}
+
+/// The upstream of a route that is tried twice: it answers 500 at first.
+fn answer(number: usize, request: &str) -> Vec<u8> {
+    match request {
+        request if request.starts_with("GET /chunks") => {
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\n\r\n"
+                .to_vec()
+        }
+        request if request.starts_with("GET /broken") => b"HTP/1.1 200 OK\r\n\r\n".to_vec(),
+        request if request.starts_with("GET /retried") && number.is_multiple_of(2) => {
+            b"HTTP/1.1 500 E\r\nContent-Length: 3\r\n\r\nerr".to_vec()
+        }
+        request if request.starts_with("GET /interim") => {
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()
+        }
+        _ => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer: up\r\nX-Up: a\r\n\r\nok".to_vec(),
+    }
+}
+
+/// They were estimates: heads without their start lines and line ends, bodies without their frames, of retries the last
+/// attempt alone, of what was refused nothing.
+#[tokio::test]
+async fn bytes_on_the_wire_of_http1_are_exact() {
+    let (mut setup, lines) = setup(BYTES);
+    let upstream = upstream(answer).await;
+    setup.cluster("a", &[upstream.address], |_| {});
+    setup.route("/", "a", |forward| forward.retry = retry("5xx", 1));
+    let stats = setup.stats.clone();
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    let post = "POST /x HTTP/1.1\r\nHost: a.test\r\nx-s: ok\r\n";
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a.test\r\nx-s: ok\r\n\r\n");
+    let (mut asked, mut sent) = (0, 0);
+    let mut seen = Vec::new();
+    for request in [
+        get("/plain"),
+        get("/chunks"),
+        get("/retried"),
+        get("/interim"),
+        get("/broken"),
+        format!("{post}Content-Length: 5\r\n\r\nhello"),
+        format!("{post}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;e=1\r\nde\r\n0\r\n\r\n"),
+        "GARBAGE\r\n\r\n".to_owned(),
+    ] {
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let before = lines.0.lock().len();
+        eventually(|| lines.0.lock().len() > before).await;
+        let line = lines.0.lock()[before].trim().to_owned();
+        let numbers: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
+        // What the client got, to the byte.
+        let mut response = vec![0; numbers[2] as usize];
+        client.read_exact(&mut response).await.unwrap();
+        assert_eq!(numbers[0], request.len() as u64, "{request:?}: {line}");
+        let head = response.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        let first = response.iter().position(|b| *b == b'\n').unwrap() + 1;
+        assert_eq!(numbers[3], (head - first - 2) as u64, "{request:?}: {line}");
+        (asked, sent) = (asked + numbers[0], sent + numbers[2]);
+        seen.push((numbers[1], numbers[6], numbers[7], numbers[4] - numbers[5]));
+    }
+    let expected = [
+        // Fields of the request; all that the upstream sent; its fields; our start line and the empty line.
+        (21, 61, 37, 23),
+        (21, 73, 27, 24),
+        (21, 40 + 61, 18 + 37, 2 * 25),
+        (21, 65, 21, 25),
+        (21, 2 * 18, 0, 2 * 24),
+        (39, 61, 37, 18 + 2 + 5),
+        (48, 61, 37, 18 + 2 + 8 + 7 + 5),
+        (0, 0, 0, 0),
+    ];
+    assert_eq!(seen, expected);
+    let own = || (stats.downstream_cx_rx_bytes_total().get(), stats.downstream_cx_tx_bytes_total().get());
+    eventually(|| own() == (asked, sent)).await;
+    let received = counted(&registry, "cluster.a.")["upstream_cx_rx_bytes_total"];
+    assert_eq!(received, seen.iter().map(|(_, received, ..)| received).sum::<u64>());
+}
+
+/// Of a cluster, its route and its virtual cluster; external responses and those of retries, any status, and endpoints
+/// that refuse stayed at zero or were counted twice.
+#[tokio::test]
+async fn statistics_of_clusters_move_as_in_envoy() {
+    let (mut setup, _) = setup("");
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let teapot = b"HTTP/1.1 418 E\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let upstream = upstream(move |n, request| match request.starts_with("GET /teapot") {
+        true => teapot.clone(),
+        false => answer(n, request),
+    });
+    let upstream = upstream.await;
+    setup.cluster("a", &[upstream.address], |_| {});
+    setup.cluster("dead", &[silent], |_| {});
+    setup.cluster("empty", &[], |_| {});
+    setup.route("/dead", "dead", |_| {});
+    setup.route("/empty", "empty", |_| {});
+    setup.route("/", "a", |forward| forward.retry = retry("5xx", 1));
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    for (path, status) in
+        [("/retried", 200), ("/interim", 200), ("/teapot", 418), ("/dead", 503), ("/empty", 503)]
+    {
+        let answer = ask(proxy, &get(path)).await;
+        let answer = if answer.starts_with("HTTP/1.1 100") { "HTTP/1.1 200".to_owned() } else { answer };
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+    }
+    let has = |scope: &str, expected: &[(&str, u64)]| {
+        let all = counted(&registry, scope);
+        for (name, n) in expected {
+            assert_eq!(all.get(*name).copied().unwrap_or(0), *n, "{scope}{name}: {all:?}");
+        }
+    };
+    eventually(|| counted(&registry, "cluster.a.").get("external.upstream_rq_time") == Some(&3)).await;
+    has(
+        "cluster.a.",
+        &[
+            ("upstream_rq_total", 4),
+            ("upstream_rq_completed", 4),
+            ("upstream_rq_100", 1),
+            ("upstream_rq_1xx", 1),
+            ("upstream_rq_200", 2),
+            ("upstream_rq_418", 1),
+            ("external.upstream_rq_418", 1),
+            ("external.upstream_rq_completed", 4),
+            ("internal.upstream_rq_completed", 0),
+            ("retry.upstream_rq_500", 1),
+            ("retry.upstream_rq_5xx", 1),
+            ("retry.upstream_rq_completed", 1),
+            ("upstream_rq_retry", 1),
+            ("upstream_rq_retry_success", 1),
+            // The answer that was not passed on went with its connection.
+            ("upstream_cx_destroy_local_with_active_rq", 1),
+        ],
+    );
+    has(
+        "cluster.dead.",
+        &[
+            ("upstream_rq_total", 0),
+            ("upstream_rq_pending_failure_eject", 1),
+            ("upstream_rq_503", 1),
+            ("upstream_cx_total", 1),
+            ("upstream_cx_http1_total", 1),
+            ("upstream_cx_connect_fail", 1),
+            ("upstream_cx_destroy", 1),
+            ("upstream_cx_destroy_remote", 1),
+            ("upstream_cx_active", 0),
+        ],
+    );
+    has("cluster.empty.", &[("upstream_rq_503", 1), ("upstream_rq_completed", 1), ("upstream_rq_total", 0)]);
+}
+
+async fn part(proxy: SocketAddr, bytes: &str) {
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(bytes.as_bytes()).await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await.unwrap().unwrap();
+}
+
+/// Nothing was logged or counted of a client that left in the middle of a head.
+#[tokio::test]
+async fn a_client_that_leaves_in_mid_head_is_logged_and_counted() {
+    let (mut setup, lines) = setup(
+        "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %REQ(:METHOD)% %DOWNSTREAM_WIRE_BYTES_RECEIVED%",
+    );
+    setup.routes.push(direct("/", "".into()));
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    part(proxy, "GET /x HTT").await;
+    // An empty line is no request.
+    part(proxy, "\r\n").await;
+    part(proxy, "").await;
+    part(proxy, &get("/")).await;
+    eventually(|| counted(&registry, "http.t.").get("downstream_cx_destroy_remote") == Some(&4)).await;
+    let logged = lines.0.lock().iter().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
+    assert_eq!(logged, ["0 DC downstream_remote_disconnect - 10", "200 - direct_response GET 30"]);
+    let all = counted(&registry, "http.t.");
+    for (name, n) in [
+        ("downstream_rq_total", 2),
+        ("downstream_rq_http1_total", 2),
+        ("downstream_rq_completed", 1),
+        ("downstream_rq_rx_reset", 1),
+        ("downstream_cx_http1_total", 2),
+        ("downstream_cx_destroy_remote_active_rq", 1),
+        ("rq_total", 1),
+        ("rq_direct_response", 1),
+    ] {
+        assert_eq!(all.get(name), Some(&n), "{name}: {all:?}");
+    }
+}
