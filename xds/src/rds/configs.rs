@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::fast_hash::FastSet;
 use sixfold_core::model::Diff;
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
-use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
+use sixfold_xds_api::pb::envoy::config::route::v3::{Route, RouteConfiguration};
 
 use super::{RdsFilters, Source, file};
 use crate::context::Context;
@@ -90,7 +91,8 @@ impl RouteConfigs {
         let cells = self.context.compile.route_tables.of_name(&key.1);
         let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, source)).collect();
         if !cells.is_empty() {
-            constraints::check(&RouteConfiguration::full_name(), encoded)
+            message
+                .check(encoded, self.known.get(&key).map(|known| &**known))
                 .in_resource("route configuration", &message.value.name)?;
             let encoded = Arc::from(encoded);
             diff.route_tables.extend(self.compile(&encoded, &message, &cells)?);
@@ -174,10 +176,10 @@ impl RouteConfigs {
             let current = cell.load();
             let earlier = current.as_deref().and_then(|table| Some((table, self.message_of(table)?)));
             let earlier = earlier.as_ref().map(|(table, message)| {
-                let Message { value, routes } = message;
+                let Message { value, routes, rest: _ } = message;
                 Earlier { value, routes, table }
             });
-            let Message { value, routes } = message;
+            let Message { value, routes, rest: _ } = message;
             let table = route::table(&self.context, &filters.list, value, routes, earlier.as_ref())?;
             Ok((cell.key.clone(), Some(Arc::new(table.with_origin(origin.clone())))))
         };
@@ -195,13 +197,31 @@ impl RouteConfigs {
 /// A route configuration whose routes are still encoded.
 struct Message<'a> {
     value: RouteConfiguration,
+    /// All but the routes, encoded.
+    rest: Vec<u8>,
     routes: Vec<Vec<&'a [u8]>>,
 }
 
 impl Message<'_> {
     fn read(encoded: &[u8]) -> Result<Message<'_>> {
         let Split { rest, parts: routes } = wire::split(encoded, &ROUTES)?;
-        Ok(Message { value: decode(&rest)?, routes })
+        Ok(Message { value: decode(&rest)?, rest, routes })
+    }
+
+    /// Whether everything keeps the rules of its definition. Of the last good version it is known that its routes do.
+    fn check(&self, encoded: &[u8], known: Option<&[u8]>) -> Result<()> {
+        let keeps = |name: String, bytes: &[u8]| constraints::check(&name, bytes).is_ok();
+        if let Some(known) = known.and_then(|known| wire::split(known, &ROUTES).ok()) {
+            let known: FastSet<&[u8]> = known.parts.into_iter().flatten().collect();
+            let mut new = self.routes.iter().flatten().filter(|route| !known.contains(**route));
+            if keeps(RouteConfiguration::full_name(), &self.rest)
+                && new.all(|route| keeps(Route::full_name(), route))
+            {
+                return Ok(());
+            }
+        }
+        // The whole message tells the place.
+        constraints::check(&RouteConfiguration::full_name(), encoded)
     }
 }
 

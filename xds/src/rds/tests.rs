@@ -287,3 +287,25 @@ fn what_has_not_changed_is_taken_over() {
     let fifth = proxy.managers("l")[1].routes.load().unwrap();
     assert_eq!(kept(&fourth[1], &fifth), [(0, 1, false), (0, 1, false)]);
 }
+
+/// What an update does not bring anew is not looked at again; what it brings is, and the error names its place.
+#[test]
+fn what_an_update_brings_must_keep_the_rules() {
+    let bad = "name: bad, typed_per_filter_config: {}, request_headers_to_add: [{header: {key: \"\"}}]";
+    let mut fresh = Proxy::new();
+    fresh.apply_listener(fresh.listener("l", &[""]));
+    let of_first = fresh.bring("t", bad).unwrap_err().to_string();
+    assert!(
+        of_first.contains("virtual_hosts[0].routes[0].request_headers_to_add[0].header.key"),
+        "{of_first}"
+    );
+    let mut proxy = Proxy::new();
+    proxy.apply_listener(proxy.listener("l", &[""]));
+    assert_eq!(proxy.bring("t", "name: good"), Ok(1));
+    assert_eq!(proxy.bring("t", bad).unwrap_err().to_string(), of_first);
+    let nameless = hosts(&["x"], &["y"], "b.test", "request_headers_to_add: [{header: {key: \"\"}}],");
+    let mut diff = Diff::default();
+    let error = proxy.configs.update(&Source::Ads, &nameless, &mut diff).unwrap_err();
+    assert!(error.to_string().contains("\"t\": request_headers_to_add[0].header.key"), "{error}");
+    assert_eq!(proxy.bring("t", "name: good"), Ok(0), "it is as it was");
+}
