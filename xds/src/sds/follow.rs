@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::Diff;
+use sixfold_core::tls::ContextChange;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use sixfold_xds_api::values::Result;
+use tokio::sync::mpsc::channel;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::key::SecretKey;
@@ -55,10 +57,37 @@ impl Batches for OneSecret {
 
 /// Follows every secret that is named and does not come by the stream of all resources, until the process ends. Must run
 /// within a `LocalSet`.
-pub async fn follow<A: Apply + Clone + 'static>(context: Context, node: Node, mut apply: A) {
+pub async fn follow<A: Apply + Clone + 'static>(context: Context, node: Node, apply: A) {
+    let (secrets, mut seen) = (context.sds.clone(), BTreeMap::new());
+    let look = move || secrets.look_at_files(&mut seen);
+    tokio::join!(follow_streams(context, node, apply.clone()), follow_files(look, apply));
+}
+
+/// Looks at files again and again, on a thread that nobody waits for but this: a disk may hang.
+async fn follow_files(mut look: impl FnMut() -> Vec<ContextChange> + Send + 'static, mut apply: impl Apply) {
+    let (found, mut changes) = channel(1);
+    let look = move || {
+        while !found.is_closed() {
+            let contexts = look();
+            if !contexts.is_empty() && found.blocking_send(contexts).is_err() {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("secret-files".to_owned()).spawn(look) {
+        return tracing::error!("files of secrets are not looked at again: {error}");
+    }
+    while let Some(contexts) = changes.recv().await {
+        let errors = apply.apply(Diff { contexts, ..Diff::default() }).await;
+        errors.iter().for_each(|error| tracing::error!("{error}"));
+    }
+}
+
+async fn follow_streams(context: Context, node: Node, apply: impl Apply + Clone + 'static) {
     let secrets = context.sds.clone();
     let mut streams: BTreeMap<SecretKey, AbortHandle> = BTreeMap::new();
-    let (mut ends, mut seen) = (JoinSet::new(), BTreeMap::new());
+    let mut ends = JoinSet::new();
     loop {
         let wanted = secrets.wanted(|source| matches!(source, Source::Api(_)));
         streams.retain(|key, stream| {
@@ -74,11 +103,6 @@ pub async fn follow<A: Apply + Clone + 'static>(context: Context, node: Node, mu
             });
         }
         while ends.try_join_next().is_some() {}
-        let contexts = secrets.look_at_files(&mut seen);
-        if !contexts.is_empty() {
-            let errors = apply.apply(Diff { contexts, ..Diff::default() }).await;
-            errors.iter().for_each(|error| tracing::error!("{error}"));
-        }
         tokio::select! {
             () = secrets.named() => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -108,4 +132,44 @@ async fn one(context: Context, node: Node, key: SecretKey, apply: impl Apply) {
     let secret = OneSecret { secrets: context.sds.clone(), key: key.clone() };
     // What is counted of a stream of all resources is not counted of this one.
     follow_stream(config, secret, target, &Registry::new(), apply, || {}).await;
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+    use sixfold_core::model::ApplyError;
+    use std::sync::mpsc;
+
+    struct Nothing;
+
+    impl Apply for Nothing {
+        async fn apply(&mut self, _: Diff) -> Vec<ApplyError> {
+            panic!("nothing has changed")
+        }
+    }
+
+    /// They were looked at by the thread that follows the control plane: a disk that hung kept it from hearing anything.
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_up_no_stream() {
+        let (go_on, hung) = mpsc::channel::<()>();
+        let (told, mut looks) = channel(1);
+        let look = move || {
+            let _ = told.blocking_send(());
+            let _ = hung.recv();
+            Vec::new()
+        };
+        let others = async {
+            looks.recv().await.unwrap();
+            // The thread of this test is free meanwhile.
+            tokio::task::yield_now().await;
+            go_on.send(()).unwrap();
+            looks.recv().await.unwrap();
+            drop(go_on);
+        };
+        tokio::select! {
+            () = follow_files(look, Nothing) => panic!("never ends"),
+            () = others => {}
+        }
+    }
 }
