@@ -90,8 +90,7 @@ pub struct Admin {
 ///
 /// # Errors
 /// What is wrong, each with file, line, column, resource and field, in the order of the file: all values that don't
-/// fit their types, or else what breaks a rule of its definition and the first thing in each resource, chain, filter,
-/// virtual host, route and endpoint that can't be compiled. Nothing of it is used then.
+/// fit their types, or else what breaks a rule of its definition and what can't be compiled. Nothing of it is used then.
 pub fn load(
     text: &str,
     file: &str,
@@ -192,7 +191,7 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
     let StaticResources { listeners, clusters, secrets } =
         value.static_resources.as_ref().unwrap_or(&default);
     let names = clusters.iter().map(|cluster| cluster.name.clone()).collect();
-    let context = faults.take(context(value, names, secrets, process))?;
+    let context = context(value, names, secrets, process, faults);
     // A bootstrap with a fault changes nothing.
     let (mut diff, mut statics) = (Diff { whole: true, ..Diff::default() }, BTreeMap::new());
     let mut names = BTreeSet::new();
@@ -232,14 +231,15 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
     }
     let admin = value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin");
-    let admin = faults.take(admin)?.flatten();
-    let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"))?;
+    let admin = faults.take(admin);
+    let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"));
     let ads = value
         .dynamic_resources
         .as_ref()
         .map(|dynamic| ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources"));
-    let ads = faults.take(ads.transpose())?.flatten();
-    Some(Compiled { diff, admin, tags, followed: Followed { context, ads, node: node(value) } })
+    let ads = faults.take(ads.transpose());
+    let followed = Followed { context, ads: ads?.flatten(), node: node(value) };
+    Some(Compiled { diff, admin: admin?.flatten(), tags: tags?, followed })
 }
 
 /// Who asks, in the words of the bootstrap.
@@ -256,27 +256,30 @@ fn context(
     static_clusters: BTreeSet<String>,
     secrets: &[Secret],
     process: &ProcessContext,
-) -> Result<Context> {
+    faults: &mut Faults,
+) -> Context {
     let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
     let ProcessContext { compile, filter_lists, secrets: sds } = process.clone();
     let (static_clusters, of_bootstrap) =
         (Arc::new(static_clusters), |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone())));
-    Ok(Context {
+    let runtime = faults.take(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime"));
+    let servers = faults.take(cluster::dns::servers(
+        &value.typed_dns_resolver_config,
+        &value.dns_resolution_config,
+        DnsServers { tcp_only: value.use_tcp_for_dns_lookups, ..cluster::dns::ordinary() },
+    ));
+    Context {
         compile,
         filter_lists,
-        runtime: Arc::new(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime")?),
+        runtime: Arc::new(runtime.unwrap_or_default()),
         secrets: Arc::new(secrets.iter().map(of_bootstrap).collect()),
         sds,
         node: Node { id, cluster },
-        dns_servers: cluster::dns::servers(
-            &value.typed_dns_resolver_config,
-            &value.dns_resolution_config,
-            DnsServers { tcp_only: value.use_tcp_for_dns_lookups, ..cluster::dns::ordinary() },
-        )?,
+        dns_servers: servers.flatten(),
         bootstrap_clusters: static_clusters.clone(),
         static_clusters: Some(static_clusters),
         ads: value.dynamic_resources.as_ref().is_some_and(|dynamic| dynamic.ads_config.is_some()),
-    })
+    }
 }
 
 /// Two listeners can't have one address, unless its port is any that is free.

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use prost::Message;
 
-use sixfold_core::error::{ConfigContext, ConfigError, collect};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Plugin, Position,
 };
@@ -172,6 +172,7 @@ impl HttpFilters {
         }
         let build = BuildContext { resource: resource.into(), ..self.build.clone() };
         let mut chain = ChainBuilder::new().reverse_response();
+        let mut faults = Faults::default();
         for (index, (filter, settings)) in self.filters.iter().zip(&settings).enumerate() {
             // A level that configures a filter also turns on one that is off for the listener.
             if settings.disabled.unwrap_or(filter.disabled && settings.configs.is_empty()) {
@@ -185,10 +186,15 @@ impl HttpFilters {
                 } else {
                     error.in_key(&filter.name).in_key("typed_per_filter_config")
                 }
-            })?;
+            });
+            // A filter that no level says anything about is broken in the chain without levels too, where it is told.
+            let told = !levels.is_empty() && settings.configs.is_empty() && !filter.disabled;
+            let plugin = if told { plugin.ok() } else { faults.keep(plugin) };
+            let Some(plugin) = plugin else { continue };
             let position = Position::of_filter(u16::try_from(index).unwrap_or(u16::MAX));
             chain.push(Member { name: filter.name.as_str().into(), position, plugin });
         }
+        faults.end(())?;
         let chain = Arc::new(chain.build());
         self.chains.lock().insert(key, &chain);
         Ok(chain)
@@ -209,15 +215,18 @@ impl HttpFilters {
     }
 
     fn settings(&self, levels: &[Level<'_>]) -> Result<Vec<Settings>> {
+        let mut faults = Faults::default();
         for level in levels {
             // In the order of their names, so that of two faults it is always the same that is told.
             for (name, config) in level.overrides.iter().collect::<BTreeMap<_, _>>() {
                 if !self.filters.iter().any(|filter| filter.name == *name) {
-                    check_unused(config).in_key(name)?;
+                    faults.take(check_unused(config).in_key(name));
                 }
             }
         }
-        self.filters.iter().map(|filter| filter.settings(levels).in_key(&filter.name)).collect()
+        let settings = self.filters.iter().map(|filter| filter.settings(levels).in_key(&filter.name));
+        let settings = faults.take(collect(settings));
+        faults.end(settings)
     }
 }
 
@@ -263,8 +272,10 @@ impl Filter {
         if type_name == self.factory.override_type {
             return Ok(bytes);
         }
-        let filter = &self.factory.config_type;
-        Err(ConfigError::new(format!("{type_name} does not fit the filter of type {filter}")))
+        let (filter, wanted) = (&self.factory.config_type, &self.factory.override_type);
+        let reason =
+            format!("must be of type {wanted}, as the filter of type {filter} takes, not {type_name}");
+        Err(ConfigError::new(reason))
     }
 }
 

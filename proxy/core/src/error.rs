@@ -193,16 +193,50 @@ impl ConfigError {
 /// # Errors
 /// The faults of all items, as one error.
 pub fn collect<T>(results: impl IntoIterator<Item = Result<T, ConfigError>>) -> Result<Vec<T>, ConfigError> {
-    let (mut values, mut faults) = (Vec::new(), None::<ConfigError>);
-    for result in results {
-        match (result, faults.take()) {
-            (Ok(value), None) => values.push(value),
-            (Ok(_), found) => faults = found,
-            (Err(fault), None) => faults = Some(fault),
-            (Err(fault), Some(found)) => faults = Some(found.and(fault)),
+    let mut faults = Faults::default();
+    let values = results.into_iter().filter_map(|result| faults.keep(result)).collect();
+    faults.end(values)
+}
+
+/// Notes the faults of one part of a configuration, so that one does not hide the others.
+#[derive(Debug, Default)]
+pub struct Faults(Option<ConfigError>);
+
+impl Faults {
+    /// The value. Where there is a fault it is noted, and a default stands for the value until [`Faults::end`].
+    pub fn take<T: Default>(&mut self, result: Result<T, ConfigError>) -> T {
+        self.keep(result).unwrap_or_default()
+    }
+
+    /// The value if there is one; a fault is noted.
+    pub fn keep<T>(&mut self, result: Result<T, ConfigError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(fault) => {
+                self.0 = Some(match self.0.take() {
+                    Some(found) => found.and(fault),
+                    None => fault,
+                });
+                None
+            }
         }
     }
-    faults.map_or(Ok(values), Err)
+
+    /// A value that [`Faults::keep`] gave.
+    ///
+    /// # Errors
+    /// All faults, of which one is why there is none.
+    pub fn kept<T>(&mut self, value: Option<T>) -> Result<T, ConfigError> {
+        value.ok_or_else(|| self.0.take().unwrap_or_default())
+    }
+
+    /// What was made of the values, unless a fault was noted.
+    ///
+    /// # Errors
+    /// All of them.
+    pub fn end<T>(self, made: T) -> Result<T, ConfigError> {
+        self.0.map_or(Ok(made), Err)
+    }
 }
 
 /// Cuts what is longer than [`MAX_SHOWN`], and says how long it was.

@@ -2,7 +2,7 @@
 
 use crate::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use crate::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
 
@@ -12,10 +12,10 @@ use crate::values::{Result, enum_value, header_name, required};
 /// Additions and removals; `field` is `request_headers` or `response_headers`, before `_to_add` and `_to_remove`.
 pub fn ops(add: &[HeaderValueOption], remove: &[String], field: &str) -> Result<HeaderOps> {
     let remove = remove.iter().enumerate().map(|(index, name)| removal(name).in_index(index));
-    Ok(HeaderOps {
-        remove: remove.collect::<Result<_>>().in_key(&format!("{field}_to_remove"))?,
-        add: additions(add, &format!("{field}_to_add"))?,
-    })
+    let mut faults = Faults::default();
+    let remove = faults.take(collect(remove).in_key(&format!("{field}_to_remove")));
+    let add = faults.take(additions(add, &format!("{field}_to_add")));
+    faults.end(HeaderOps { remove: remove.into(), add })
 }
 
 /// The changes of requests and of responses, of a message that has both.
@@ -26,17 +26,16 @@ pub fn both(
     (request_add, request_remove): (&[HeaderValueOption], &[String]),
     (response_add, response_remove): (&[HeaderValueOption], &[String]),
 ) -> Result<(HeaderOps, HeaderOps)> {
-    let request = ops(request_add, request_remove, "request_headers")?;
-    Ok((request, ops(response_add, response_remove, "response_headers")?))
+    let mut faults = Faults::default();
+    let request = faults.take(ops(request_add, request_remove, "request_headers"));
+    let response = faults.take(ops(response_add, response_remove, "response_headers"));
+    faults.end((request, response))
 }
 
 /// The additions of a field.
 pub fn additions(add: &[HeaderValueOption], field: &str) -> Result<Box<[HeaderAddition]>> {
-    add.iter()
-        .enumerate()
-        .map(|(index, value)| addition(value).in_index(index))
-        .collect::<Result<_>>()
-        .in_key(field)
+    let add = add.iter().enumerate().map(|(index, value)| addition(value).in_index(index));
+    collect(add).in_key(field).map(Vec::into_boxed_slice)
 }
 
 fn addition(value: &HeaderValueOption) -> Result<HeaderAddition> {

@@ -4,7 +4,7 @@ use crate::pb::envoy::config::route::v3 as proto;
 use crate::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use crate::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use crate::pb::envoy::r#type::matcher::v3::{StringMatcher as ProtoString, string_matcher::MatchPattern};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::matcher::{
     CookieMatcher, HeaderMatch, HeaderMatcher, HeaderTarget, QueryMatcher, StringMatcher,
 };
@@ -36,12 +36,7 @@ pub fn string(value: &ProtoString) -> Result<StringMatcher> {
 
 /// Header matchers of a field.
 pub fn headers(values: &[proto::HeaderMatcher], field: &str) -> Result<Vec<HeaderMatcher>> {
-    values
-        .iter()
-        .enumerate()
-        .map(|(index, value)| header(value).in_index(index))
-        .collect::<Result<_>>()
-        .in_key(field)
+    collect(values.iter().enumerate().map(|(index, value)| header(value).in_index(index))).in_key(field)
 }
 
 /// config/route/v3 HeaderMatcher, of request headers.

@@ -3,7 +3,7 @@
 //! Every message is taken apart with an exhaustive pattern, so that the compiler counts the fields: each one is
 //! either used or given to [`refuse!`]. A field that this code has never heard of does not exist.
 
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, collect};
 
 use crate::json::is_known_type;
 
@@ -12,7 +12,15 @@ use crate::json::is_known_type;
 #[macro_export]
 macro_rules! refuse {
     ($($field:ident),* $(,)?) => {
-        $($crate::refuse::unset($field, stringify!($field))?;)*
+        $crate::refused!($($field),*)?;
+    };
+}
+
+/// As [`refuse!`], for who has more to look at: the result with every field that is set and not supported.
+#[macro_export]
+macro_rules! refused {
+    ($($field:ident),* $(,)?) => {
+        $crate::refuse::all([$($crate::refuse::unset($field, stringify!($field))),*])
     };
 }
 
@@ -32,6 +40,11 @@ pub fn unset<T: Default + PartialEq>(value: &T, field: &str) -> Result<(), Confi
         return Ok(());
     }
     Err(ConfigError::field(field.trim_start_matches("r#"), "is not supported"))
+}
+
+/// The faults of all of them.
+pub fn all<const N: usize>(results: [Result<(), ConfigError>; N]) -> Result<(), ConfigError> {
+    collect(results).map(drop)
 }
 
 /// The error of an extension that exists in Envoy but not here, or nowhere.
@@ -71,6 +84,13 @@ mod tests {
 
     #[test]
     fn set_fields_are_refused_by_name() {
+        // Only the first was told.
+        let both = refused("x", &Some(0)).unwrap_err().into_all();
+        assert_eq!(
+            both.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["a: is not supported", "type: is not supported"]
+        );
+
         assert!(refused("", &None).is_ok());
         assert_eq!(refused("x", &None).unwrap_err().to_string(), "a: is not supported");
         assert_eq!(refused("", &Some(0)).unwrap_err().to_string(), "type: is not supported");

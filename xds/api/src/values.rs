@@ -12,7 +12,7 @@ use crate::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::Denomi
 use crate::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value, UInt64Value};
 use ipnet::IpNet;
 use prost::{Name, UnknownEnumValue};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::regex::Regex;
 use sixfold_core::runtime::{Fraction, Runtime};
@@ -223,12 +223,7 @@ pub fn cidr(range: &CidrRange) -> Result<IpNet> {
 
 /// Ranges of addresses.
 pub fn cidrs(ranges: &[CidrRange], field: &str) -> Result<Vec<IpNet>> {
-    ranges
-        .iter()
-        .enumerate()
-        .map(|(index, range)| cidr(range).in_index(index))
-        .collect::<Result<_>>()
-        .in_key(field)
+    collect(ranges.iter().enumerate().map(|(index, range)| cidr(range).in_index(index))).in_key(field)
 }
 
 /// Where something listens or is reached.

@@ -23,7 +23,7 @@ use sixfold_core::cluster::{
     Address, Cluster, ClusterConfig, ClusterPolicy, Discovery, HealthCheck, HostConfig, Probe,
     UpstreamProtocol,
 };
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::message::Scheme;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::{
@@ -64,21 +64,45 @@ pub fn compile(
 }
 
 fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<HostConfig>)> {
-    refuse_unsupported(value)?;
-    check_filters(&value.filters)?;
-    let name = not_empty(&value.name, "name")?;
-    let discovery = discovery(context, value)?;
-    let load = endpoints::compile(value.load_assignment.as_ref()).in_key("load_assignment")?;
-    check_addresses(&discovery, &load.hosts).in_key("load_assignment")?;
-    let protocol = protocol::compile(value)?;
+    let mut faults = Faults::default();
+    faults.take(refuse_unsupported(value));
+    faults.take(check_filters(&value.filters));
+    let name = faults.take(not_empty(&value.name, "name"));
+    let discovery = faults.keep(discovery(context, value));
+    let load = endpoints::compile(value.load_assignment.as_ref()).in_key("load_assignment");
+    let load = faults.keep(load);
+    if let (Some(discovery), Some(load)) = (&discovery, &load) {
+        faults.take(check_addresses(discovery, &load.hosts).in_key("load_assignment"));
+    }
+    let protocol = faults.keep(protocol::compile(value));
     let observability_name = match value.alt_stat_name.as_str() {
         "" => name,
         given => given,
     };
     let scope = format!("cluster.{observability_name}.");
-    let tls = tls::client(context, &value.transport_socket, &protocol, &scope).in_key("transport_socket")?;
-    let socket_matches = tls::matches(context, &value.transport_socket_matches, &protocol, &scope)
-        .in_key("transport_socket_matches")?;
+    let tls = protocol.as_ref().map(|of| tls::client(context, &value.transport_socket, of, &scope));
+    let tls = faults.take(tls.transpose().in_key("transport_socket")).flatten();
+    let matches =
+        protocol.as_ref().map(|of| tls::matches(context, &value.transport_socket_matches, of, &scope));
+    let socket_matches =
+        faults.take(matches.transpose().in_key("transport_socket_matches")).unwrap_or_default();
+    let balance = faults.keep(balance::compile(context, value));
+    let limits = breaker::limits(value.circuit_breakers.as_ref()).in_key("circuit_breakers");
+    let limits = faults.keep(limits);
+    let connect_timeout =
+        positive_duration(&value.connect_timeout, Duration::from_secs(5), "connect_timeout");
+    let connect_timeout = faults.take(connect_timeout);
+    let check = protocol.as_ref().map(|of| health_check(value, of.protocol)).transpose();
+    let health_check = faults.take(check.in_key("health_checks")).flatten();
+    let outlier = value.outlier_detection.as_ref().map(outlier::compile).transpose();
+    let outlier_detection = faults.take(outlier.in_key("outlier_detection"));
+    let source = value.upstream_bind_config.as_ref().map(source_address).transpose();
+    let source_address = faults.take(source.in_key("upstream_bind_config")).flatten();
+    let keepalive = faults.take(keepalive(&value.upstream_connection_options));
+    let (discovery, load, protocol) = (faults.kept(discovery)?, faults.kept(load)?, faults.kept(protocol)?);
+    let (mut balance, (breaker, high_breaker)) = (faults.kept(balance)?, faults.kept(limits)?);
+    faults.end(())?;
+    balance.overprovisioning = load.overprovisioning;
     let any_tls = tls.is_some() || socket_matches.iter().any(|socket| socket.tls.is_some());
     // What is asked for by auto_sni and auto_san_validation is of no matter without TLS, but nobody could agree on a
     // protocol.
@@ -86,17 +110,9 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         let reason = "must be one of TLS for auto_config, which asks endpoints by ALPN";
         return Err(ConfigError::field("transport_socket", reason));
     }
-    let mut balance = balance::compile(context, value)?;
-    balance.overprovisioning = load.overprovisioning;
-    let (breaker, high_breaker) =
-        breaker::limits(value.circuit_breakers.as_ref()).in_key("circuit_breakers")?;
     let policy = ClusterPolicy {
         discovery,
-        connect_timeout: positive_duration(
-            &value.connect_timeout,
-            Duration::from_secs(5),
-            "connect_timeout",
-        )?,
+        connect_timeout,
         protocol: protocol.protocol,
         http1: protocol.http1,
         http2: protocol.http2,
@@ -112,22 +128,11 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         high_breaker,
         retry: protocol.retry,
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
-        health_check: health_check(value, protocol.protocol).in_key("health_checks")?,
-        outlier_detection: value
-            .outlier_detection
-            .as_ref()
-            .map(outlier::compile)
-            .transpose()
-            .in_key("outlier_detection")?,
+        health_check,
+        outlier_detection,
         balance,
-        source_address: value
-            .upstream_bind_config
-            .as_ref()
-            .map(source_address)
-            .transpose()
-            .in_key("upstream_bind_config")?
-            .flatten(),
-        tcp_keepalive: tcp_keepalive(&keepalive(&value.upstream_connection_options)?),
+        source_address,
+        tcp_keepalive: tcp_keepalive(&keepalive),
         statistics: true,
         added_via_api: false,
     };

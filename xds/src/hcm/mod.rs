@@ -10,7 +10,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::hcm::{
     CodecType, ConnectionTimeouts, EscapedSlashes, HttpConnectionManager, HttpStats, PathOptions, Profile,
     SpanKind,
@@ -27,9 +27,10 @@ use crate::filters::{self, HttpFilters};
 use crate::listener::ChainPlace;
 use crate::rds::{self, Subscription};
 use crate::{access_log, route};
-use sixfold_xds_api::refuse;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, not_empty, one_of, timeout_or};
 use sixfold_xds_api::wire::{self, Split, decode};
+use sixfold_xds_api::{refuse, refused};
 
 /// Field numbers of `route_config.virtual_hosts.routes`.
 const ROUTES: [u32; 3] = [4, 2, 3];
@@ -38,43 +39,54 @@ const ROUTES: [u32; 3] = [4, 2, 3];
 pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> Result<HttpConnectionManager> {
     let Split { rest, parts } = wire::split(encoded, &ROUTES)?;
     let value = &decode::<ProtoManager>(&rest)?;
-    refuse_unsupported(value)?;
-    let prefix = not_empty(&value.stat_prefix, "stat_prefix")?;
-    let (filters, router) = filters::compile(context, &value.http_filters, &format!("http.{prefix}."))?;
+    let mut faults = Faults::default();
+    faults.take(refuse_unsupported(value));
+    let prefix = faults.take(not_empty(&value.stat_prefix, "stat_prefix"));
+    let filters = faults.keep(filters::compile(context, &value.http_filters, &format!("http.{prefix}.")));
     let common = value.common_http_protocol_options.unwrap_or_default();
-    let http = protocol::server(value, &common)?;
-    let timeouts = timeouts(value, &http)?;
-    let Routes { cell, first_table, chain } = match &router {
-        Some(_) => routes(context, place, filters, value, &parts)?,
-        None => no_routes(context, &filters)?,
+    let http = faults.keep(protocol::server(value, &common));
+    let codec = faults.keep(codec(value));
+    let timeouts = faults.keep(timeouts(value, http.as_ref()));
+    let path = faults.keep(path_options(context, value));
+    let client_address = faults.keep(client::address(value));
+    let headers = faults.keep(edge::headers(context, value));
+    let upgrades = faults.take(upgrades(&value.upgrade_configs));
+    let access_logs = faults.take(access_log::logs(context, &value.access_log, "access_log"));
+    let local_reply =
+        value.local_reply_config.as_ref().map(|config| reply::local(context, config)).transpose();
+    let local_reply = faults.take(local_reply.in_key("local_reply_config")).unwrap_or_default();
+    let (filters, router) = faults.kept(filters)?;
+    let options = filters::router_options(router.as_ref().unwrap_or(&Router::default()));
+    let options = faults.keep(options.in_key("http_filters"));
+    let routes = match &router {
+        Some(_) => routes(context, place, filters, value, &parts),
+        None => no_routes(context, &filters),
     };
+    let routes = faults.keep(routes);
+    let Routes { cell, first_table, chain } = faults.kept(routes)?;
+    let (http, codec, timeouts) = (faults.kept(http)?, faults.kept(codec)?, faults.kept(timeouts)?);
+    let (path, client_address) = (faults.kept(path)?, faults.kept(client_address)?);
+    let (headers, router) = (faults.kept(headers)?, faults.kept(options)?);
+    faults.end(())?;
     Ok(HttpConnectionManager {
         profile: Profile::Envoy,
         stat_prefix: prefix.into(),
         stats: Arc::new(HttpStats::new(context.compile.metrics(), &format!("http.{prefix}."))),
-        codec: match enum_value(value.codec_type, "codec_type")? {
-            ProtoCodec::Auto => CodecType::Auto,
-            ProtoCodec::Http1 => CodecType::Http1,
-            ProtoCodec::Http2 => CodecType::Http2,
-            ProtoCodec::Http3 => return Err(ConfigError::field("codec_type", "HTTP3 is not supported")),
-        },
+        codec,
         routes: cell,
         first_table,
         chain,
         http1: http.http1,
         http2: http.http2,
         header_rules: http.header_rules,
-        path: path_options(context, value)?,
-        client_address: client::address(value)?,
-        headers: edge::headers(context, value)?,
+        path,
+        client_address,
+        headers,
         timeouts,
-        upgrades: upgrades(&value.upgrade_configs)?,
-        access_logs: access_log::logs(context, &value.access_log, "access_log")?,
-        local_reply: match &value.local_reply_config {
-            Some(config) => reply::local(context, config).in_key("local_reply_config")?,
-            None => Default::default(),
-        },
-        router: filters::router_options(&router.unwrap_or_default()).in_key("http_filters")?,
+        upgrades,
+        access_logs,
+        local_reply,
+        router,
         max_requests_per_connection: http.max_requests,
         buffer_limit: place.buffer_limit,
         max_body: None,
@@ -84,6 +96,15 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
             false => SpanKind::Server,
         }),
     })
+}
+
+fn codec(value: &ProtoManager) -> Result<CodecType> {
+    match enum_value(value.codec_type, "codec_type")? {
+        ProtoCodec::Auto => Ok(CodecType::Auto),
+        ProtoCodec::Http1 => Ok(CodecType::Http1),
+        ProtoCodec::Http2 => Ok(CodecType::Http2),
+        ProtoCodec::Http3 => Err(ConfigError::field("codec_type", "HTTP3 is not supported")),
+    }
 }
 
 /// Counts the fields: what is not read by any part of this module is refused here.
@@ -148,7 +169,8 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
         route_specifier: _,
         strip_port_mode: _,
     } = value;
-    refuse!(
+    let mut faults = Faults::default();
+    faults.take(refused!(
         http1_safe_max_connection_duration,
         http3_protocol_options,
         stream_flush_timeout,
@@ -164,12 +186,12 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
         append_local_overload,
         add_proxy_protocol_connection_state,
         forward_proto_config,
-    );
+    ));
     // Without a provider nothing is traced, whatever else is said about it.
     if let Some(Tracing { provider: Some(_), .. }) = tracing {
-        return Err(ConfigError::field("tracing.provider", "is not supported"));
+        faults.take::<()>(Err(ConfigError::field("tracing.provider", "is not supported")));
     }
-    Ok(())
+    faults.end(())
 }
 
 /// What a connection manager has of its routes.
@@ -189,8 +211,12 @@ fn routes(
 ) -> Result<Routes> {
     match one_of::<ProtoManager, _>(&value.route_specifier, "route_specifier")? {
         RouteSpecifier::RouteConfig(config) => {
-            let table = route::table(context, &filters, config, routes, None).in_key("route_config")?;
-            let (cell, chain) = (context.compile.route_tables.own(Arc::new(table)), filters.base_chain()?);
+            let mut faults = Faults::default();
+            let chain = faults.keep(filters.base_chain());
+            let table =
+                faults.keep(route::table(context, &filters, config, routes, None).in_key("route_config"));
+            let (chain, table) = (faults.kept(chain)?, faults.kept(table)?);
+            let cell = context.compile.route_tables.own(Arc::new(table));
             Ok(Routes { cell, first_table: None, chain })
         }
         RouteSpecifier::Rds(rds) => {
@@ -238,25 +264,27 @@ fn path_options(context: &Context, value: &ProtoManager) -> Result<PathOptions> 
     })
 }
 
-fn timeouts(value: &ProtoManager, http: &protocol::Server) -> Result<ConnectionTimeouts> {
+fn timeouts(value: &ProtoManager, http: Option<&protocol::Server>) -> Result<ConnectionTimeouts> {
     let default = ConnectionTimeouts::default();
-    Ok(ConnectionTimeouts {
-        stream_idle: timeout_or(&value.stream_idle_timeout, default.stream_idle, "stream_idle_timeout")?,
-        request: timeout_or(&value.request_timeout, None, "request_timeout")?,
+    let mut faults = Faults::default();
+    let stream_idle = timeout_or(&value.stream_idle_timeout, default.stream_idle, "stream_idle_timeout");
+    let headers = timeout_or(&value.request_headers_timeout, None, "request_headers_timeout");
+    let drain = duration_or(&value.drain_timeout, Duration::from_secs(5), "drain_timeout");
+    let close = duration_or(&value.delayed_close_timeout, Duration::from_secs(1), "delayed_close_timeout");
+    let timeouts = ConnectionTimeouts {
+        stream_idle: faults.take(stream_idle),
+        request: faults.take(timeout_or(&value.request_timeout, None, "request_timeout")),
         // Bounded by the stream's idle timeout in Envoy.
         body: None,
         send: None,
-        request_headers: timeout_or(&value.request_headers_timeout, None, "request_headers_timeout")?,
-        max_stream: http.max_stream,
-        idle: http.idle,
-        max_connection: http.max_connection,
-        drain: duration_or(&value.drain_timeout, Duration::from_secs(5), "drain_timeout")?,
-        delayed_close: duration_or(
-            &value.delayed_close_timeout,
-            Duration::from_secs(1),
-            "delayed_close_timeout",
-        )?,
-    })
+        request_headers: faults.take(headers),
+        max_stream: http.and_then(|http| http.max_stream),
+        idle: http.and_then(|http| http.idle),
+        max_connection: http.and_then(|http| http.max_connection),
+        drain: faults.take(drain),
+        delayed_close: faults.take(close),
+    };
+    faults.end(timeouts)
 }
 
 fn upgrades(values: &[UpgradeConfig]) -> Result<crate::Upgrades> {

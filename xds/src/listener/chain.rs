@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prost::Message;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::listener::{FilterChain, FilterChainMatch, NetworkFilter, SourceType};
 use sixfold_xds_api::pb::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{
@@ -13,7 +13,7 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{
 use super::{ChainPlace, fingerprint, network};
 use crate::context::Context;
 use crate::tls;
-use sixfold_xds_api::refuse;
+use sixfold_xds_api::refused;
 use sixfold_xds_api::values::{Result, cidrs, enum_value, port, timeout_or};
 
 /// The most a TLS handshake may take without `transport_socket_connect_timeout`.
@@ -36,19 +36,19 @@ pub(super) fn compile(
         transport_socket_connect_timeout,
         name,
     } = value;
-    refuse!(use_proxy_proto);
-    let tls = tls::server(context, transport_socket, scope).in_key("transport_socket")?;
-    let matches = match filter_chain_match {
-        Some(value) => conditions(value).in_key("filter_chain_match")?,
-        None => FilterChainMatch::default(),
-    };
+    let mut faults = Faults::default();
+    faults.take(refused!(use_proxy_proto));
+    let tls = faults.take(tls::server(context, transport_socket, scope).in_key("transport_socket"));
+    let matches = filter_chain_match.as_ref().map(conditions).transpose().in_key("filter_chain_match");
+    let matches = faults.take(matches).unwrap_or_default();
     let handshake_timeout =
-        timeout_or(transport_socket_connect_timeout, None, "transport_socket_connect_timeout")?;
+        faults.take(timeout_or(transport_socket_connect_timeout, None, "transport_socket_connect_timeout"));
     // Maps have no fixed order on the wire. There are none but in metadata: settings of filters are bytes here.
     let encoded = ProtoChain { metadata: None, ..value.clone() }.encode_to_vec();
     let place = ChainPlace { chain: fingerprint(&[listener.as_bytes(), b"\0", &encoded].concat()), ..place };
-    let filter = network::filter(context, filters, place).in_key("filters")?;
-    Ok(FilterChain {
+    let filter = faults.keep(network::filter(context, filters, place).in_key("filters"));
+    let filter = faults.kept(filter)?;
+    faults.end(FilterChain {
         name: name.as_str().into(),
         matches,
         tls,
@@ -85,23 +85,25 @@ fn conditions(value: &ProtoMatch) -> Result<FilterChainMatch> {
         transport_protocol,
         application_protocols,
     } = value;
-    refuse!(address_suffix, suffix_len);
+    let mut faults = Faults::default();
+    faults.take(refused!(address_suffix, suffix_len));
     let destination_port = destination_port.as_ref().map(|value| port(value.value, "destination_port"));
-    Ok(FilterChainMatch {
-        destination_port: destination_port.transpose()?,
-        destination: cidrs(prefix_ranges, "prefix_ranges")?,
-        server_names: server_names.iter().map(|name| server_name(name)).collect::<Result<_>>()?,
+    let matches = FilterChainMatch {
+        destination_port: faults.take(destination_port.transpose()),
+        destination: faults.take(cidrs(prefix_ranges, "prefix_ranges")),
+        server_names: faults.take(collect(server_names.iter().map(|name| server_name(name)))),
         transport: (!transport_protocol.is_empty()).then(|| transport_protocol.as_str().into()),
         application_protocols: application_protocols.iter().map(|name| name.as_str().into()).collect(),
-        direct_source: cidrs(direct_source_prefix_ranges, "direct_source_prefix_ranges")?,
-        source_type: match enum_value(*source_type, "source_type")? {
+        direct_source: faults.take(cidrs(direct_source_prefix_ranges, "direct_source_prefix_ranges")),
+        source_type: match faults.take(enum_value(*source_type, "source_type")) {
             ConnectionSourceType::Any => SourceType::Any,
             ConnectionSourceType::SameIpOrLoopback => SourceType::SameIpOrLoopback,
             ConnectionSourceType::External => SourceType::External,
         },
-        source: cidrs(source_prefix_ranges, "source_prefix_ranges")?,
-        source_ports: source_ports.iter().map(|value| port(*value, "source_ports")).collect::<Result<_>>()?,
-    })
+        source: faults.take(cidrs(source_prefix_ranges, "source_prefix_ranges")),
+        source_ports: faults.take(collect(source_ports.iter().map(|value| port(*value, "source_ports")))),
+    };
+    faults.end(matches)
 }
 
 /// A name, a wildcard, or "", which stands for all names as no list does. As in Envoy a star behind the first label is a

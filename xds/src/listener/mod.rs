@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use sixfold_core::error::{ConfigContext, ConfigError, collect};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::listener::{BindAddress, Listener, ListenerStats, check_chains};
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -23,10 +23,10 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{AdditionalAddress, Listen
 
 use crate::access_log;
 use crate::context::Context;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
     Endpoint, Result, address, bool_or, buffer_limit, enum_value, tcp_keepalive, timeout_or, u32_in, u32_or,
 };
+use sixfold_xds_api::{refuse, refused};
 
 /// Bytes buffered for a connection unless the listener says otherwise.
 const BUFFER_LIMIT: u32 = 1 << 20;
@@ -87,7 +87,8 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
     } = value;
     let transparent = &bool_or(transparent, false);
     let freebind = &bool_or(freebind, false);
-    refuse!(
+    let mut faults = Faults::default();
+    faults.take(refused!(
         stats_matcher,
         fcds_config,
         filter_chain_matcher,
@@ -101,12 +102,12 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         api_listener,
         enable_mptcp,
         listener_specifier
-    );
-    u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event")?;
+    ));
+    faults.take(u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event"));
     let use_original_dst = bool_or(use_original_dst, false);
-    let addresses = addresses(first_address, additional_addresses)?;
+    let addresses = faults.take(addresses(first_address, additional_addresses));
     let scope = format!("listener.{}.", stats_name(stat_prefix, &addresses));
-    let direction = enum_value::<TrafficDirection>(*traffic_direction, "traffic_direction")?;
+    let direction = faults.take(enum_value::<TrafficDirection>(*traffic_direction, "traffic_direction"));
     let place = ChainPlace {
         chain: 0,
         buffer_limit: buffer_limit(per_connection_buffer_limit_bytes, BUFFER_LIMIT),
@@ -118,32 +119,37 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
             .in_index(index)
             .in_key("filter_chains")
     });
-    let chains = collect(chains)?;
-    check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason))?;
+    let chains = faults.take(collect(chains));
+    faults.take(check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason)));
     let default_chain = default_filter_chain
         .as_ref()
         .map(|value| chain::compile(context, name, &scope, value, place).map(Arc::new))
         .transpose()
-        .in_key("default_filter_chain")?;
-    if chains.is_empty() && default_chain.is_none() {
-        return Err(ConfigError::field("filter_chains", "must not be empty"));
+        .in_key("default_filter_chain");
+    let default_chain = faults.take(default_chain);
+    if filter_chains.is_empty() && default_filter_chain.is_none() {
+        faults.take::<()>(Err(ConfigError::field("filter_chains", "must not be empty")));
     }
+    let listener_filters = faults.take(inspect::filters(listener_filters, use_original_dst));
+    let access_logs = faults.take(access_log::logs(context, access_log, "access_log"));
+    let exact_balance =
+        faults.take(exact_balance(connection_balance_config).in_key("connection_balance_config"));
+    let filters_timeout =
+        timeout_or(listener_filters_timeout, Some(Duration::from_secs(15)), "listener_filters_timeout");
+    let filters_timeout = faults.take(filters_timeout);
+    faults.end(())?;
     let deprecated_bind = deprecated_v1.as_ref().and_then(|DeprecatedV1 { bind_to_port }| *bind_to_port);
     Ok(Listener {
         name: display_name(name, &addresses).into(),
         bind: bool_or(&bind_to_port.or(deprecated_bind), true),
-        listener_filters: inspect::filters(listener_filters, use_original_dst)?,
-        filters_timeout: timeout_or(
-            listener_filters_timeout,
-            Some(Duration::from_secs(15)),
-            "listener_filters_timeout",
-        )?,
+        listener_filters,
+        filters_timeout,
         continue_on_timeout: *continue_on_listener_filters_timeout,
         chains,
         default_chain,
         use_original_dst,
-        access_logs: access_log::logs(context, access_log, "access_log")?,
-        exact_balance: exact_balance(connection_balance_config).in_key("connection_balance_config")?,
+        access_logs,
+        exact_balance,
         backlog: u32_or(tcp_backlog_size, BACKLOG),
         tcp_keepalive: tcp_keepalive(keepalive),
         inbound: direction == TrafficDirection::Inbound,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, PathRewrite, Timeouts};
 use sixfold_xds_api::any;
@@ -17,11 +17,11 @@ use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::Uri
 use super::{Scope, cluster, hash, template};
 use crate::filters::Level;
 use crate::retry;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
     Result, bool_or, enum_value, optional_duration, regex_rewrite, required, timeout_or,
 };
 use sixfold_xds_api::{format, metadata};
+use sixfold_xds_api::{refuse, refused};
 
 /// Whole response, unless the route says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -65,7 +65,8 @@ pub(super) fn forward(
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
-    refuse!(
+    let mut faults = Faults::default();
+    faults.take(refused!(
         early_data_policy,
         retry_policy_typed_config,
         request_mirror_policies,
@@ -75,29 +76,32 @@ pub(super) fn forward(
         internal_redirect_action,
         max_internal_redirects,
         hedge_policy
-    );
-    let cluster = cluster::choice(scope, cluster_specifier, levels)?;
+    ));
+    let cluster = faults.keep(cluster::choice(scope, cluster_specifier, levels));
+    let host_rewrite = host_rewrite_specifier.as_ref().map(host_rewrite).transpose();
+    let retry = retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
     let options = ForwardOptions {
-        cluster_not_found: match enum_value(
-            *cluster_not_found_response_code,
-            "cluster_not_found_response_code",
-        )? {
+        cluster_not_found: match faults
+            .take(enum_value(*cluster_not_found_response_code, "cluster_not_found_response_code"))
+        {
             ClusterNotFoundResponseCode::ServiceUnavailable => 503,
             ClusterNotFoundResponseCode::NotFound => 404,
             ClusterNotFoundResponseCode::InternalServerError => 500,
         },
-        path_rewrite: path_rewrite(value, r#match)?.map(Box::new),
-        host_rewrite: host_rewrite_specifier.as_ref().map(host_rewrite).transpose()?.flatten().map(Box::new),
+        path_rewrite: faults.take(path_rewrite(value, r#match)).map(Box::new),
+        host_rewrite: faults.take(host_rewrite).flatten().map(Box::new),
         append_x_forwarded_host: *append_x_forwarded_host,
-        timeouts: timeouts(value)?,
-        retry: retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy")?.map(Arc::new),
-        hash: hash::policies(hash_policy, "hash_policy")?,
+        timeouts: faults.take(timeouts(value)),
+        retry: faults.take(retry).map(Arc::new),
+        hash: faults.take(hash::policies(hash_policy, "hash_policy")),
         metadata_match: metadata::load_balancing(metadata_match),
-        upgrades: upgrades(upgrade_configs)?,
-        high_priority: enum_value::<RoutingPriority>(*priority, "priority")? == RoutingPriority::High,
+        upgrades: faults.take(upgrades(upgrade_configs)),
+        high_priority: faults.take(enum_value::<RoutingPriority>(*priority, "priority"))
+            == RoutingPriority::High,
         ..ForwardOptions::default()
     };
-    Ok(Forward { cluster, options: options.into() })
+    let cluster = faults.kept(cluster)?;
+    faults.end(Forward { cluster, options: options.into() })
 }
 
 fn timeouts(value: &RouteAction) -> Result<Timeouts> {
@@ -106,19 +110,23 @@ fn timeouts(value: &RouteAction) -> Result<Timeouts> {
         stream;
     let of_stream = |value, field| optional_duration(value, field).in_key("max_stream_duration");
     let by_stream = value.max_stream_duration.is_some();
-    let request = timeout_or(&value.timeout, Some(DEFAULT_TIMEOUT), "timeout")?;
-    Ok(Timeouts {
+    let mut faults = Faults::default();
+    let request = faults.take(timeout_or(&value.timeout, Some(DEFAULT_TIMEOUT), "timeout"));
+    let max = of_stream(&grpc_timeout_header_max, "grpc_timeout_header_max");
+    let offset = of_stream(&grpc_timeout_header_offset, "grpc_timeout_header_offset");
+    let timeouts = Timeouts {
         request: request.filter(|_| !by_stream),
         by_stream,
-        idle: optional_duration(&value.idle_timeout, "idle_timeout")?,
-        flush: optional_duration(&value.flush_timeout, "flush_timeout")?,
-        max_stream: of_stream(&max_stream_duration, "max_stream_duration")?,
-        grpc_timeout_header_max: of_stream(&grpc_timeout_header_max, "grpc_timeout_header_max")?,
-        grpc_timeout_header_offset: of_stream(&grpc_timeout_header_offset, "grpc_timeout_header_offset")?,
-        max_grpc: optional_duration(&value.max_grpc_timeout, "max_grpc_timeout")?,
-        grpc_offset: optional_duration(&value.grpc_timeout_offset, "grpc_timeout_offset")?,
+        idle: faults.take(optional_duration(&value.idle_timeout, "idle_timeout")),
+        flush: faults.take(optional_duration(&value.flush_timeout, "flush_timeout")),
+        max_stream: faults.take(of_stream(&max_stream_duration, "max_stream_duration")),
+        grpc_timeout_header_max: faults.take(max),
+        grpc_timeout_header_offset: faults.take(offset),
+        max_grpc: faults.take(optional_duration(&value.max_grpc_timeout, "max_grpc_timeout")),
+        grpc_offset: faults.take(optional_duration(&value.grpc_timeout_offset, "grpc_timeout_offset")),
         ..Timeouts::default()
-    })
+    };
+    faults.end(timeouts)
 }
 
 /// At most one of the four ways to rewrite a path.

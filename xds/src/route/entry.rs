@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::headers::is_clean;
 use sixfold_core::route::{Action, Decorator, Ids, PathMatch, Predicate, RareOptions, Route, RouteStats};
 use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
@@ -11,7 +11,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::{
     Decorator as ProtoDecorator, Route as ProtoRoute, RouteMatch, route,
 };
 use sixfold_xds_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
-use sixfold_xds_api::{any, header_ops, matcher, metadata, refuse};
+use sixfold_xds_api::{any, header_ops, matcher, metadata, refuse, refused};
 
 use crate::filters::Level;
 
@@ -38,9 +38,10 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
         route_specifiers,
         action: route_action,
     } = value;
-    refuse!(route_specifiers);
-    let r#match = required(r#match, "match")?;
-    let (path, predicates) = conditions(scope, r#match).in_key("match")?;
+    let mut faults = Faults::default();
+    faults.take(refused!(route_specifiers));
+    let r#match = faults.keep(required(r#match, "match"));
+    let conditions = r#match.and_then(|value| faults.keep(conditions(scope, value).in_key("match")));
     let cors = match route_action {
         Some(route::Action::Route(action)) => action.cors.as_ref(),
         _ => None,
@@ -48,31 +49,35 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
     let mut levels = vec![scope.table_level()];
     levels.extend(scope.host.map(super::host_level));
     levels.push(Level::new(typed_per_filter_config).with_cors(cors));
-    let chain = scope.filters.chain(&levels, name)?;
-    let action = match one_of::<ProtoRoute, _>(route_action, "action")? {
+    let chain = faults.take(scope.filters.chain(&levels, name));
+    let nothing = RouteMatch::default();
+    let action = one_of::<ProtoRoute, _>(route_action, "action").and_then(|action| match action {
         route::Action::Route(value) => {
-            let forward = action::forward(scope, value, r#match, &levels).in_key("route")?;
-            Action::Forward(forward)
+            let forward = action::forward(scope, value, r#match.unwrap_or(&nothing), &levels);
+            forward.map(Action::Forward).in_key("route")
         }
         route::Action::Redirect(value) => {
-            Action::Redirect(Box::new(answer::redirect(value).in_key("redirect")?))
+            answer::redirect(value).map(|redirect| Action::Redirect(Box::new(redirect))).in_key("redirect")
         }
         route::Action::DirectResponse(value) => {
-            Action::Direct(answer::direct(scope, value).in_key("direct_response")?.into())
+            answer::direct(scope, value).map(|answer| Action::Direct(answer.into())).in_key("direct_response")
         }
-        route::Action::NonForwardingAction(_) => Action::NonForwarding,
-        route::Action::FilterAction(_) => {
-            return Err(ConfigError::field("filter_action", "is not supported"));
-        }
-    };
-    let (request_headers, response_headers) = header_ops::both(
+        route::Action::NonForwardingAction(_) => Ok(Action::NonForwarding),
+        route::Action::FilterAction(_) => Err(ConfigError::field("filter_action", "is not supported")),
+    });
+    let action = faults.keep(action);
+    let (request_headers, response_headers) = faults.take(header_ops::both(
         (request_headers_to_add, request_headers_to_remove),
         (response_headers_to_add, response_headers_to_remove),
-    )?;
+    ));
+    let limit = body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit);
     let rare = RareOptions {
-        body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
-        decorator: decorator.as_ref().map(compile_decorator).transpose().in_key("decorator")?,
+        body_buffer_limit: faults.take(limit),
+        decorator: faults.take(decorator.as_ref().map(compile_decorator).transpose().in_key("decorator")),
     };
+    let (path, predicates) = faults.kept(conditions)?;
+    let action = faults.kept(action)?;
+    faults.end(())?;
     Ok(Route {
         name: name.as_str().into(),
         ids: Ids::default(),
@@ -115,19 +120,23 @@ fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[
         filter_state,
         path_specifier,
     } = value;
-    refuse!(dynamic_metadata, filter_state);
+    let mut faults = Faults::default();
+    faults.take(refused!(dynamic_metadata, filter_state));
     let mut predicates = Vec::new();
     if let Some(fraction) = fraction {
-        let fraction = runtime_fraction(&scope.context.runtime, fraction).in_key("runtime_fraction")?;
-        predicates.push(Predicate::Fraction(fraction));
+        let fraction = runtime_fraction(&scope.context.runtime, fraction).in_key("runtime_fraction");
+        predicates.extend(faults.keep(fraction).map(Predicate::Fraction));
     }
     predicates.extend(grpc.as_ref().map(|_| Predicate::Grpc));
-    predicates.extend(matcher::headers(headers, "headers")?.into_iter().map(Predicate::Header));
+    let headers = faults.take(matcher::headers(headers, "headers"));
+    predicates.extend(headers.into_iter().map(Predicate::Header));
     for (index, query) in query_parameters.iter().enumerate() {
-        predicates.push(Predicate::Query(matcher::query(query).in_index(index).in_key("query_parameters")?));
+        let query = matcher::query(query).in_index(index).in_key("query_parameters");
+        predicates.extend(faults.keep(query).map(Predicate::Query));
     }
     for (index, cookie) in cookies.iter().enumerate() {
-        predicates.push(Predicate::Cookie(matcher::cookie(cookie).in_index(index).in_key("cookies")?));
+        let cookie = matcher::cookie(cookie).in_index(index).in_key("cookies");
+        predicates.extend(faults.keep(cookie).map(Predicate::Cookie));
     }
     if let Some(TlsContextMatchOptions { presented, validated }) = tls_context {
         let wanted = |value: &Option<sixfold_xds_api::pb::google::protobuf::BoolValue>| {
@@ -136,7 +145,10 @@ fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[
         predicates.push(Predicate::Tls { presented: wanted(presented), validated: wanted(validated) });
     }
     let ignore_case = !bool_or(case_sensitive, true);
-    Ok((path(one_of::<RouteMatch, _>(path_specifier, "path_specifier")?, ignore_case)?, predicates.into()))
+    let given = one_of::<RouteMatch, _>(path_specifier, "path_specifier");
+    let path = faults.keep(given.and_then(|given| path(given, ignore_case)));
+    let path = faults.kept(path)?;
+    faults.end((path, predicates.into()))
 }
 
 fn path(value: &PathSpecifier, ignore_case: bool) -> Result<PathMatch> {

@@ -1,6 +1,6 @@
 //! What is hashed for consistent-hash balancers.
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{HashInput, HashPolicy};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::HashPolicy as ProtoPolicy;
@@ -14,7 +14,7 @@ use sixfold_xds_api::values::{Result, not_empty, one_of, optional_duration, rege
 pub(super) fn policies(values: &[ProtoPolicy], field: &str) -> Result<Box<[HashPolicy]>> {
     let policies = values.iter().enumerate().map(|(index, value)| policy(value).in_index(index));
     // A policy that hashes nothing is left out.
-    policies.filter_map(Result::transpose).collect::<Result<_>>().in_key(field)
+    collect(policies.filter_map(Result::transpose)).in_key(field).map(Vec::into_boxed_slice)
 }
 
 fn policy(value: &ProtoPolicy) -> Result<Option<HashPolicy>> {

@@ -16,7 +16,7 @@ pub(crate) use earlier::Earlier;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sixfold_core::error::{ConfigContext, ConfigError, collect};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::route::{RequireTls, RouteStats, VirtualCluster};
 use sixfold_core::router::{HostRoutes, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
@@ -28,7 +28,7 @@ use crate::context::Context;
 use crate::filters::{HttpFilters, Level, Overrides};
 use crate::retry;
 use earlier::EarlierHost;
-use sixfold_xds_api::refuse;
+use sixfold_xds_api::refused;
 use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
 use sixfold_xds_api::wire::decode;
 use sixfold_xds_api::{header_ops, matcher, metadata};
@@ -91,7 +91,14 @@ pub(crate) fn table(
         metadata: _,
         route_specifiers,
     } = value;
-    refuse!(vhds, cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers);
+    let mut faults = Faults::default();
+    faults.take(refused!(
+        vhds,
+        cluster_specifier_plugins,
+        request_mirror_policies,
+        vhost_header,
+        route_specifiers
+    ));
     let scope = Scope {
         context,
         filters,
@@ -101,11 +108,12 @@ pub(crate) fn table(
         host: None,
     };
     // Says what is wrong with settings of filters even if there is no route to use them.
-    filters.chain(&[Level::new(typed_per_filter_config)], name)?;
-    let (request_headers, response_headers) = header_ops::both(
+    faults.take(filters.chain(&[Level::new(typed_per_filter_config)], name));
+    let (request_headers, response_headers) = faults.take(header_ops::both(
         (request_headers_to_add, request_headers_to_remove),
         (response_headers_to_add, response_headers_to_remove),
-    )?;
+    ));
+    let internal_only = internal_only_headers.iter().map(|name| header_name(name, "internal_only_headers"));
     let options = TableOptions {
         ignore_port: *ignore_port_in_host_matching,
         ignore_path_parameters: *ignore_path_parameters_in_path_matching,
@@ -114,10 +122,7 @@ pub(crate) fn table(
         most_specific_wins: *most_specific_header_mutations_wins,
         // The connection manager's chain is for requests that no route takes.
         chain: None,
-        internal_only_headers: internal_only_headers
-            .iter()
-            .map(|name| header_name(name, "internal_only_headers"))
-            .collect::<Result<_>>()?,
+        internal_only_headers: faults.take(collect(internal_only)),
     };
     let earlier = earlier.map(|earlier| earlier.hosts(value)).unwrap_or_default();
     let hosts = virtual_hosts.iter().zip(routes).enumerate().map(|(index, (host, routes))| {
@@ -128,7 +133,9 @@ pub(crate) fn table(
         }
         virtual_host(&scope, host, routes, earlier).in_index(index).in_key("virtual_hosts")
     });
-    RouteTable::new(name, options, collect(hosts)?)
+    let hosts = faults.take(collect(hosts));
+    faults.end(())?;
+    RouteTable::new(name, options, hosts)
 }
 
 fn virtual_host(
@@ -168,28 +175,35 @@ fn virtual_host(
     if host_matcher.is_some() && !routes.is_empty() {
         return Err(ConfigError::field("matcher", "must not be given together with routes"));
     }
+    let mut faults = Faults::default();
     {
         let matcher = host_matcher;
-        refuse!(
+        faults.take(refused!(
             matcher,
             rate_limits,
             retry_policy_typed_config,
             hedge_policy,
             request_mirror_policies,
             route_specifiers
-        );
+        ));
     }
-    not_empty(name, "name")?;
+    faults.take(not_empty(name, "name"));
     if domains.is_empty() {
-        return Err(ConfigError::field("domains", "must not be empty"));
+        faults.take::<()>(Err(ConfigError::field("domains", "must not be empty")));
     }
-    let chain = scope.filters.chain(&[scope.table_level(), host_level(value)], name)?;
-    let (request_headers, response_headers) = header_ops::both(
+    let chain = faults.take(scope.filters.chain(&[scope.table_level(), host_level(value)], name));
+    let (request_headers, response_headers) = faults.take(header_ops::both(
         (request_headers_to_add, request_headers_to_remove),
         (response_headers_to_add, response_headers_to_remove),
-    )?;
+    ));
+    let retry = retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
+    let virtual_clusters = virtual_clusters
+        .iter()
+        .enumerate()
+        .map(|(index, cluster)| virtual_cluster(scope, cluster).in_index(index).in_key("virtual_clusters"))
+        .chain((!virtual_clusters.is_empty()).then(|| Ok(other_cluster(scope))));
     let options = VirtualHostOptions {
-        require_tls: match enum_value(*require_tls, "require_tls")? {
+        require_tls: match faults.take(enum_value(*require_tls, "require_tls")) {
             TlsRequirementType::None => RequireTls::None,
             TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
             TlsRequirementType::All => RequireTls::All,
@@ -199,16 +213,9 @@ fn virtual_host(
         attempt_count: *include_request_attempt_count,
         attempt_count_in_response: *include_attempt_count_in_response,
         is_timeout_retry: *include_is_timeout_retry_header,
-        retry: retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy")?.map(Arc::new),
-        body_buffer_limit: body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
-        virtual_clusters: virtual_clusters
-            .iter()
-            .enumerate()
-            .map(|(index, cluster)| {
-                virtual_cluster(scope, cluster).in_index(index).in_key("virtual_clusters")
-            })
-            .chain((!virtual_clusters.is_empty()).then(|| Ok(other_cluster(scope))))
-            .collect::<Result<_>>()?,
+        retry: faults.take(retry).map(Arc::new),
+        body_buffer_limit: faults.take(body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)),
+        virtual_clusters: faults.take(collect(virtual_clusters)),
         chain,
         metadata: metadata::namespaces(host_metadata),
     };
@@ -220,7 +227,9 @@ fn virtual_host(
         let route = decode(route).and_then(|route| entry::route(scope, &route));
         route.map(Arc::new).in_index(index).in_key("routes")
     });
-    Ok((domains.clone(), HostRoutes::new(name, options, collect(routes)?)))
+    let routes = faults.take(collect(routes));
+    faults.end(())?;
+    Ok((domains.clone(), HostRoutes::new(name, options, routes)))
 }
 
 /// What a virtual host says about filters.

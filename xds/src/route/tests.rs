@@ -396,7 +396,7 @@ fn filters_take_settings_by_route() {
         chain_of("web: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}")
             .unwrap_err()
             .to_string(),
-        "virtual_hosts[0].routes[0].typed_per_filter_config.web: envoy.extensions.filters.http.lua.v3.LuaPerRoute does not fit the filter of type envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
+        "virtual_hosts[0].routes[0].typed_per_filter_config.web: must be of type envoy.extensions.filters.http.grpc_web.v3.GrpcWeb, as the filter of type envoy.extensions.filters.http.grpc_web.v3.GrpcWeb takes, not envoy.extensions.filters.http.lua.v3.LuaPerRoute"
     );
     assert_eq!(
         chain_of("other: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute}")
