@@ -9,6 +9,7 @@ use sixfold_xds::ads::{Apply, Resources, follow};
 use sixfold_xds::bootstrap::Followed;
 use sixfold_xds::sds;
 use std::sync::mpsc::{Receiver, channel};
+use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 /// Puts changes in force on the server.
@@ -21,9 +22,26 @@ impl Apply for OnServer {
     }
 }
 
-/// Starts the thread `xds`, which follows the control plane and secrets from now on and compiles what they send. The
-/// answer receives once the first resources are in force, or have not come in time.
-pub(crate) fn start(followed: Followed, server: Server, registry: Registry) -> Result<Receiver<()>, Failure> {
+/// The thread `xds` at work.
+pub(crate) struct Following {
+    begin: oneshot::Sender<()>,
+    initialized: Receiver<()>,
+}
+
+impl Following {
+    /// Has the control plane followed from now on; waits until its first resources are in force, or have not come in
+    /// time.
+    pub(crate) fn begin(self) {
+        // It has gone when the process is about to end.
+        let _ = self.begin.send(());
+        let _ = self.initialized.recv();
+    }
+}
+
+/// Starts the thread `xds`, which compiles what sources of secrets and the control plane send. It follows the former at
+/// once, since the first configuration may wait for them.
+pub(crate) fn start(followed: Followed, server: Server, registry: Registry) -> Result<Following, Failure> {
+    let (begin, begins) = oneshot::channel();
     let (initialized, receiver) = channel();
     let runtime = runtime()?;
     std::thread::Builder::new().name("xds".to_owned()).spawn(move || {
@@ -35,6 +53,8 @@ pub(crate) fn start(followed: Followed, server: Server, registry: Registry) -> R
         let tasks = LocalSet::new();
         tasks.spawn_local(sds::follow(context.clone(), node, OnServer(server.clone())));
         let following = async move {
+            // Nobody is left to say so when the process is about to end.
+            let _ = begins.await;
             let Some(ads) = ads else {
                 initialized();
                 return std::future::pending().await;
@@ -44,5 +64,5 @@ pub(crate) fn start(followed: Followed, server: Server, registry: Registry) -> R
         };
         runtime.block_on(tasks.run_until(following));
     })?;
-    Ok(receiver)
+    Ok(Following { begin, initialized: receiver })
 }

@@ -69,10 +69,10 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         Some(admin) => Some(administration(&options, &process, admin, tags, node, control)?),
         None => None,
     };
-    let (server, registry) = (process.server.clone(), process.metrics.clone());
+    let following = crate::ads::start(followed, process.server.clone(), process.metrics.clone())?;
     let follow = move || -> Result<(), Failure> {
         // The static listeners are open meanwhile: some of them are what a control plane's agent is asked by.
-        let _ = crate::ads::start(followed, server, registry)?.recv();
+        following.begin();
         Ok(())
     };
     let live = process.go_live(diff, ENVOY_PATIENCE, follow, (&events, &sender))?;

@@ -33,13 +33,17 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// Whether nothing changes.
-    pub fn is_empty(&self) -> bool {
+    /// Whether certificates are all that changes.
+    pub fn is_contexts_alone(&self) -> bool {
         self.clusters.is_empty()
             && self.endpoints.is_empty()
             && self.route_tables.is_empty()
-            && self.contexts.is_empty()
             && self.listeners.is_empty()
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.is_contexts_alone() && self.contexts.is_empty()
     }
 }
 

@@ -142,6 +142,12 @@ impl Compile for Resources {
         }
     }
 
+    fn missing(&mut self, kind: Kind, name: &Arc<str>) {
+        if kind == Kind::Secret {
+            self.context.sds.give_up(&SecretKey { source: Source::Ads, name: name.clone() });
+        }
+    }
+
     fn forget(&mut self, kind: Kind, _: &Arc<str>) {
         if kind == Kind::Routes {
             self.routes.forget_unwanted();

@@ -48,6 +48,9 @@ pub trait Compile {
         value: &[u8],
     ) -> Result<Compiled<Self::Part>, ConfigError>;
 
+    /// The control plane says that there is no such resource, of a kind whose last good one stays.
+    fn missing(&mut self, _kind: Kind, _name: &Arc<str>) {}
+
     /// A resource is gone.
     fn forget(&mut self, kind: Kind, name: &Arc<str>);
 }
@@ -260,6 +263,9 @@ impl<C: Compile> World<C> {
     pub(super) fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
         let key = (kind, name.clone());
         self.deny(&key);
+        if !kind.is_wildcard() {
+            self.compiler.missing(kind, name);
+        }
         if !kind.is_wildcard() || self.statics.contains(&key) || self.lingers(kind, name) {
             return;
         }

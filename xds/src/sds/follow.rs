@@ -24,6 +24,9 @@ use crate::rds::Source;
 /// How often files are looked at, and whether somebody still names what is followed.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether the cluster is there that a secret comes by.
+const COMES: Duration = Duration::from_millis(10);
+
 /// One secret of a stream of its own.
 struct OneSecret {
     secrets: Arc<Secrets>,
@@ -34,11 +37,11 @@ impl Compile for OneSecret {
     type Part = Checked;
 
     fn compile(&mut self, _: Kind, _: &Arc<str>, value: &[u8]) -> Result<Compiled<Checked>> {
-        let checked = self.secrets.check(&self.key, value);
-        if checked.is_err() {
-            self.secrets.refuse(&self.key);
-        }
-        Ok(Compiled { part: checked?, asks: Asks::default() })
+        Ok(Compiled { part: self.secrets.check(&self.key, value)?, asks: Asks::default() })
+    }
+
+    fn missing(&mut self, _: Kind, _: &Arc<str>) {
+        self.secrets.give_up(&self.key);
     }
 
     fn forget(&mut self, _: Kind, _: &Arc<str>) {}
@@ -118,6 +121,10 @@ async fn one(context: Context, node: Node, key: SecretKey, apply: impl Apply) {
         // It was good when it was named.
         Err(error) => return tracing::error!("secret \"{}\" can't be asked for: {error}", key.name),
     };
+    // The bootstrap that names it is about to come into force.
+    while api.target.grpc.cluster.load().is_none() {
+        tokio::time::sleep(COMES).await;
+    }
     let need = Need { kind: Kind::Secret, name: key.name.clone(), within: None };
     let asks = Asks { needs: vec![need], clusters: Vec::new() };
     let config = AdsConfig {

@@ -38,6 +38,8 @@ struct Entry {
     /// The last good one, with the contents of the files that it names.
     value: Option<Arc<Secret>>,
     users: Vec<Weak<User>>,
+    /// Whether it was said that there is none, or one came that is no good: nobody waits for the first.
+    given_up: bool,
     /// As it was sent, and what its files were then: what of it is looked at again.
     sent: Option<Sent>,
     stats: SecretStats,
@@ -108,6 +110,7 @@ impl Secrets {
             entry.users.push(Arc::downgrade(&user));
         }
         drop(state);
+        self.release(&user);
         if is_new {
             self.named.notify_one();
         }
@@ -129,7 +132,10 @@ impl Secrets {
             files::secret(&text, path, &key.name).and_then(|message| self.check_message(key, message));
         match value {
             Ok(checked) => drop(self.put(checked)),
-            Err(error) => tracing::error!("secret \"{}\" of {} refused: {error}", key.name, path.display()),
+            Err(error) => {
+                self.give_up(key);
+                tracing::error!("secret \"{}\" of {} refused: {error}", key.name, path.display());
+            }
         }
         Ok(())
     }
@@ -146,6 +152,9 @@ impl Secrets {
                 stats.update_rejected().inc();
             }
         });
+        if checked.is_err() {
+            self.give_up(key);
+        }
         checked
     }
 
@@ -181,7 +190,7 @@ impl Secrets {
         // What was compiled beside other secrets than those that there are now does not count.
         let mut compiled = if state.version == version { compiled } else { Vec::new() };
         state.version += 1;
-        let mut changes = Vec::with_capacity(users.len());
+        let (mut changes, mut left) = (Vec::with_capacity(users.len()), Vec::new());
         for user in users {
             let ready = compiled.iter().position(|(other, _)| Arc::ptr_eq(other, &user));
             let change = match ready {
@@ -193,17 +202,38 @@ impl Secrets {
                     user.count_update();
                     changes.push(change);
                 }
-                Ok(None) => {}
+                Ok(None) => left.push(user),
                 Err(error) => tracing::error!("secret \"{}\" does not fit: {error}", key.name),
             }
         }
+        drop(state);
+        // The others of theirs may be such that nobody waits for.
+        left.iter().for_each(|user| self.release(user));
         changes
     }
 
-    /// Says that what came can't be used: who waits for the first goes on without.
-    pub(super) fn refuse(&self, key: &SecretKey) {
-        let users = self.state.lock().users(key);
-        users.iter().for_each(|user| user.give_up());
+    /// Says that there is none, or none that can be used: who waits for the first goes on without.
+    pub fn give_up(&self, key: &SecretKey) {
+        let users = {
+            let mut state = self.state.lock();
+            if let Some(entry) = state.entries.get_mut(key) {
+                entry.given_up = true;
+            }
+            state.users(key)
+        };
+        users.iter().for_each(|user| self.release(user));
+    }
+
+    /// Ends the wait of settings of whose secrets none is waited for.
+    fn release(&self, user: &User) {
+        let state = self.state.lock();
+        let mut entries = user.keys.iter().map(|key| state.entries.get(key));
+        let over = |entry: Option<&Entry>| entry.is_none_or(|entry| entry.value.is_some() || entry.given_up);
+        let over = entries.all(over);
+        drop(state);
+        if over {
+            user.give_up();
+        }
     }
 
     /// Secrets that are named and come by `is`. Those that nobody names any more are forgotten.
@@ -255,7 +285,7 @@ impl Secrets {
             Err(error) => {
                 self.count(key, |stats| stats.key_rotation_failed().inc());
                 tracing::error!("secret \"{}\" refused, the one before stays: {error}", key.name);
-                self.refuse(key);
+                self.give_up(key);
                 return Vec::new();
             }
         };
@@ -287,7 +317,7 @@ impl Secrets {
 impl Entry {
     fn new(registry: &Registry, key: &SecretKey) -> Entry {
         let stats = SecretStats::new(registry, &format!("sds.{}.", sanitized(&key.name)));
-        Entry { value: None, users: Vec::new(), sent: None, stats }
+        Entry { value: None, users: Vec::new(), given_up: false, sent: None, stats }
     }
 }
 

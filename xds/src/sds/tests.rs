@@ -290,3 +290,25 @@ fn secrets_in_files_are_there_at_once_and_follow_their_files() {
     assert!(!Arc::ptr_eq(&second, &tls(&cluster).context().unwrap()));
     std::fs::remove_dir_all(&directory).unwrap();
 }
+
+/// What the control plane does not have, and what is no good, is not waited for; the others still are.
+#[test]
+fn nobody_waits_for_a_secret_that_is_said_not_to_be() {
+    let (context, pki) = (context(), Pki::new());
+    let cluster = mesh(&context, API, SANS);
+    let source = source_of(&context);
+    let (default, root) = (key(&source, "default"), key(&source, "ROOTCA"));
+    context.sds.give_up(&default);
+    assert!(is_awaited(&cluster));
+    assert_eq!(bring(&context, &root, &pki.trusted("ROOTCA")), 0);
+    assert!(!is_awaited(&cluster) && tls(&cluster).context().is_none());
+    assert!(!is_awaited(&mesh(&context, API, SANS)), "who names it later does not wait either");
+    assert_eq!(bring(&context, &default, &pki.certificate("default")), 1);
+    assert!(tls(&cluster).context().is_some());
+    // One that is no good has come all the same.
+    let other = self::context();
+    let cluster = mesh(&other, API, SANS);
+    bring(&other, &root, &pki.trusted("ROOTCA"));
+    assert!(other.sds.check(&default, &secret("default", "")).is_err());
+    assert!(!is_awaited(&cluster) && tls(&cluster).context().is_none());
+}

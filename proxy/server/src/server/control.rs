@@ -1,6 +1,6 @@
 //! The control thread: it applies changes, one after the other, and never waits for the network.
 
-use super::warming::{Helpers, Warm, Warming};
+use super::warming::{Cold, Helpers, Warm, Warming};
 use super::{DrainRequest, QUEUE, SWEEP};
 use crate::dns::Discoverer;
 use crate::drain::DrainStrategy;
@@ -17,6 +17,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+/// How long routes and listeners wait for clusters that lack secrets, at least: these come from beside the process, but
+/// whoever hands them out may have to have them made first.
+const FIRST_SECRETS: Duration = Duration::from_secs(5);
 /// Changes that wait behind one that waits for its clusters; more end that one's wait.
 const BEHIND: usize = QUEUE;
 
@@ -41,8 +44,16 @@ pub(super) struct Change {
 /// A change whose new clusters are not warm yet.
 struct Held {
     change: Change,
-    cold: Vec<Arc<str>>,
-    until: Instant,
+    cold: Vec<Cold>,
+    since: Instant,
+}
+
+impl Held {
+    fn until(&self) -> Instant {
+        let patience = self.change.patience;
+        let lacks_secret = self.cold.iter().any(|cold| cold.lacks_secret);
+        self.since + if lacks_secret { patience.max(FIRST_SECRETS) } else { patience }
+    }
 }
 
 pub(super) struct ControlThread {
@@ -70,7 +81,7 @@ impl ControlThread {
         let mut look = tokio::time::interval(memory::LOOK);
         let mut trimmer = memory::Trimmer::default();
         loop {
-            let until = self.held.as_ref().map(|held| held.until);
+            let until = self.held.as_ref().map(Held::until);
             tokio::select! {
                 question = queue.recv() => match question {
                     Some(Control::Apply(change)) => self.take(change).await,
@@ -107,7 +118,14 @@ impl ControlThread {
     }
 
     /// Applies a change in its turn.
-    async fn take(&mut self, change: Change) {
+    async fn take(&mut self, mut change: Change) {
+        // Of secrets that are waited for, what is held is the first to know; nobody is served by others.
+        let contexts = &mut change.diff.contexts;
+        contexts.extract_if(.., |context| context.is_first()).for_each(ContextChange::put_in_force);
+        if self.held.is_some() && change.diff.is_contexts_alone() {
+            // They need no turn: nothing that waits says anything of them.
+            return self.finish(change).await;
+        }
         self.behind.push_back(change);
         if self.behind.len() > BEHIND {
             self.release().await;
@@ -134,12 +152,6 @@ impl ControlThread {
                 return;
             }
         }
-        // Who waits for them need not wait any longer, and nobody is served by others.
-        change
-            .diff
-            .contexts
-            .extract_if(.., |context| context.is_first())
-            .for_each(ContextChange::put_in_force);
         let dns = self.manager.shared().dns.get();
         let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
         let helpers = Helpers { discoverer: discoverer.as_ref(), checker: &self.checker };
@@ -151,9 +163,8 @@ impl ControlThread {
         // The cold ones may wait for what comes by these: secrets have a cluster of their own.
         let come = change.diff.clusters.extract_if(.., |(_, cluster)| cluster.is_some()).collect();
         // Clusters alone can't fail.
-        let _ = self.model.apply(Diff { clusters: come, ..Diff::default() }, &mut self.manager).await;
-        let until = Instant::now() + change.patience;
-        self.held = Some(Held { change, cold, until });
+        let _ = self.put_in_force(Diff { clusters: come, ..Diff::default() }).await;
+        self.held = Some(Held { change, cold, since: Instant::now() });
     }
 
     async fn finish(&mut self, mut change: Change) {
@@ -190,7 +201,7 @@ impl ControlThread {
     /// Puts a cluster in force that has waited; the held change may go on with its last.
     async fn warmed_cluster(&mut self, name: Arc<str>, cluster: Arc<Cluster>) {
         if let Some(held) = &mut self.held {
-            held.cold.retain(|cold| *cold != name);
+            held.cold.retain(|cold| cold.name != name);
         }
         let diff = Diff { clusters: vec![(name, Some(cluster))], ..Diff::default() };
         // Clusters alone can't fail.

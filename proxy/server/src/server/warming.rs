@@ -34,6 +34,13 @@ pub(super) struct Warming {
     stats: WarmingStats,
 }
 
+/// A cluster that must wait.
+pub(super) struct Cold {
+    pub(super) name: Arc<str>,
+    /// Whether it waits for secrets, among other things.
+    pub(super) lacks_secret: bool,
+}
+
 /// A cluster, and the checks of its endpoints.
 type Candidate = (Arc<Cluster>, Option<Arc<Watched>>);
 
@@ -68,8 +75,8 @@ impl Warming {
 
     /// Takes the clusters out of `diff` that must wait, and puts those in that wait no longer; answers the names
     /// of the former. Discovery and checks begin for every cluster that wants them.
-    pub(super) fn hold_back(&mut self, diff: &mut Diff, helpers: &Helpers<'_>) -> Vec<Arc<str>> {
-        let mut held = Vec::new();
+    pub(super) fn hold_back(&mut self, diff: &mut Diff, helpers: &Helpers<'_>) -> Vec<Cold> {
+        let mut held: Vec<Cold> = Vec::new();
         for (name, cluster) in std::mem::take(&mut diff.clusters) {
             self.clusters.take(&name);
             let Some(cluster) = cluster else {
@@ -80,7 +87,7 @@ impl Warming {
             let checks = helpers.checker.watch(&cluster);
             match wait_of(&cluster, checks.as_deref(), helpers.discoverer) {
                 Some(wait) => {
-                    held.push(name.clone());
+                    held.push(Cold { name: name.clone(), lacks_secret: lacks_secret(&cluster) });
                     self.hold(name, (cluster, checks), wait);
                 }
                 None => diff.clusters.push((name, Some(cluster))),
@@ -92,7 +99,7 @@ impl Warming {
                     self.hold(name, (cluster, checks), Wait::Rest);
                 }
                 Ok((cluster, _)) => {
-                    held.retain(|held| *held != name);
+                    held.retain(|held| held.name != name);
                     diff.clusters.push((name, Some(cluster)));
                 }
                 Err(hosts) => diff.endpoints.push((name, hosts)),
@@ -194,8 +201,11 @@ fn wait_of(
 
 /// Whether a cluster whose endpoints are known waits for its secrets, or for the first checks.
 fn waits_further(cluster: &Cluster, checks: Option<&Watched>) -> bool {
+    lacks_secret(cluster) || checks.is_some_and(|checks| must_be_checked(cluster, checks))
+}
+
+fn lacks_secret(cluster: &Cluster) -> bool {
     cluster.config.all_tls().any(|tls| awaits(tls.awaited()))
-        || checks.is_some_and(|checks| must_be_checked(cluster, checks))
 }
 
 fn awaits(secrets: Option<&Awaited>) -> bool {

@@ -248,3 +248,53 @@ fn a_listener_waits_once_for_routes_that_do_not_come() {
     proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
     assert_eq!(proxy.leads_to("r").as_deref(), Some("a"));
 }
+
+/// A gateway's certificate comes by the stream: it is asked for with its listener, kept when it is taken away, and not
+/// waited for where there is none.
+#[test]
+fn secrets_come_by_the_stream_and_stay_when_they_are_taken_away() {
+    use sixfold_core::tls::Awaited;
+    use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
+    use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+    let secret =
+        |name: &str| format!("{{name: {name}, sds_config: {{ads: {{}}, resource_api_version: V3}}}}");
+    let chain = |name: &str| {
+        format!(
+            "{{filter_chain_match: {{server_names: [{name}.test]}}, transport_socket: {{name: t, typed_config: {{\
+             '@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{\
+             tls_certificate_sds_secret_configs: [{}]}}}}}}, filters: [{{name: d, typed_config: {{\
+             '@type': type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config}}}}]}}",
+            secret(name)
+        )
+    };
+    let listener = format!(
+        "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 80}}}}, filter_chains: [{}, {}]}}",
+        chain("a"),
+        chain("b")
+    );
+    let mut proxy = Proxy::new();
+    assert_eq!(proxy.bring::<ProtoListener>(&[("l", &listener)], &[]), ["+a+b", "ok"]);
+    let tls = |proxy: &Proxy| -> Vec<(bool, bool)> {
+        let listener = proxy.model.listeners().remove(0);
+        let shown = listener
+            .tls()
+            .map(|tls| (tls.awaited().is_some_and(Awaited::is_awaited), tls.context(None).is_some()));
+        shown.collect()
+    };
+    assert_eq!(tls(&proxy), [(true, false), (true, false)]);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+    let certificate = certificate.self_signed(&key).unwrap().pem();
+    let a = format!(
+        "{{name: a, tls_certificate: {{certificate_chain: {{inline_string: {certificate:?}}}, private_key: {{inline_string: {:?}}}}}}}",
+        key.serialize_pem()
+    );
+    assert_eq!(proxy.bring::<Secret>(&[("a", &a)], &["b"]), ["ok"]);
+    assert_eq!(tls(&proxy), [(false, true), (false, false)]);
+    assert_eq!(proxy.bring::<Secret>(&[], &["a"]), ["ok"]);
+    let bad = "{name: a, tls_certificate: {certificate_chain: {inline_string: x}, private_key: {inline_string: x}}}";
+    let answer = proxy.bring::<Secret>(&[("a", bad)], &[]);
+    assert!(answer[0].starts_with("secret \"a\": tls_certificate.certificate_chain: "), "{answer:?}");
+    assert_eq!(tls(&proxy), [(false, true), (false, false)]);
+    assert_eq!(proxy.bring::<ProtoListener>(&[], &["l"]), ["+-a-b", "ok"]);
+}

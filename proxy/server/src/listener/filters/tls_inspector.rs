@@ -85,10 +85,11 @@ fn slice(message: Cow<'_, [u8]>, from: usize, to: usize) -> Cow<'_, [u8]> {
 
 /// The content of the handshake record at the start of `bytes`.
 fn record(bytes: &[u8]) -> Result<&[u8], Outcome> {
-    if bytes.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD) || bytes.get(1).is_some_and(|v| *v != 3) {
+    // As in Envoy nothing is known of fewer bytes, whatever they are.
+    let Some(&[kind, major, _, high, low]) = bytes.get(..5) else { return Err(Outcome::NeedsMore) };
+    if kind != HANDSHAKE_RECORD || major != 3 {
         return Err(Outcome::NotTls);
     }
-    let Some(&[_, _, _, high, low]) = bytes.get(..5) else { return Err(Outcome::NeedsMore) };
     let len = usize::from(u16::from_be_bytes([high, low]));
     if len == 0 || len > MAX {
         return Err(Outcome::NotTls);
@@ -235,7 +236,8 @@ mod tests {
     #[test]
     fn other_bytes_are_not_tls_and_large_ones_are_refused() {
         assert_eq!(inspect(b"GET / HTTP/1.1\r\n"), Outcome::NotTls);
-        assert_eq!(inspect(b"\x16\x02\x00"), Outcome::NotTls);
+        assert_eq!(inspect(b"\x16\x02\x00\x00\x01"), Outcome::NotTls);
+        assert_eq!(inspect(b"raw"), Outcome::NeedsMore);
         assert_eq!(inspect(b""), Outcome::NeedsMore);
         assert_eq!(inspect(b"\x16\x03\x01\x02\x03"), Outcome::NeedsMore);
         assert_eq!(inspect(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"), Outcome::NotTls, "a ServerHello");

@@ -134,7 +134,7 @@ async fn http_on_plain_text_chooses_by_version_and_silence_times_out() {
     let address = fixture.apply(config).await;
     assert_eq!(exchange(address, b"GET / HTTP/1.1\r\n").await, "http/1.1");
     assert_eq!(exchange(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await, "h2c");
-    assert_eq!(exchange(address, b"\x00\x01").await, "other");
+    assert_eq!(exchange(address, b"\x00\x01\x02\x03\x04").await, "other");
     assert_eq!(exchange(address, b"hel").await, "other");
     assert_eq!(stats.downstream_pre_cx_timeout().get(), 1);
     fixture.apply(listener(false)).await;
