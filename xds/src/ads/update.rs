@@ -129,8 +129,15 @@ fn plain(kind: Kind, value: Any, version: &str) -> Resource {
             },
         };
     }
-    let name = wire::text(&value.value, 1).unwrap_or_default().into();
-    Resource { name, version: version.to_owned(), content: content(kind, value), ttl: None }
+    let name: Arc<str> = wire::text(&value.value, 1).unwrap_or_default().into();
+    let content = match content(kind, value) {
+        // Nobody asks for it, and what nobody asks for is passed over.
+        Content::Value(_) if name.is_empty() && !kind.is_wildcard() => {
+            Content::Fault("has no name, or can't be decoded".to_owned())
+        }
+        content => content,
+    };
+    Resource { name, version: version.to_owned(), content, ttl: None }
 }
 
 fn wrapped(kind: Kind, resource: ProtoResource) -> Resource {
@@ -183,6 +190,21 @@ mod tests {
         // What is not there can't be told when one has no name.
         let nameless = Any { value: vec![0xff], ..cluster("a") };
         assert!(!Response::State(response(Kind::Cluster, vec![nameless])).update().unwrap().whole);
+    }
+
+    /// Of what is asked for by name it was passed over, and the response acknowledged.
+    #[test]
+    fn what_cannot_be_told_from_others_is_a_fault() {
+        for kind in [Kind::Endpoints, Kind::Routes, Kind::Secret] {
+            let broken = Any { type_url: kind.type_url().to_owned(), value: vec![0xff, 0xff] };
+            let response = DiscoveryResponse {
+                type_url: kind.type_url().to_owned(),
+                resources: vec![broken],
+                ..DiscoveryResponse::default()
+            };
+            let resource = Response::State(response).update().unwrap().resources.remove(0);
+            assert_eq!(resource.content, Content::Fault("has no name, or can't be decoded".to_owned()));
+        }
     }
 
     #[test]
