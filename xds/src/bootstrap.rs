@@ -274,6 +274,7 @@ fn context(
         runtime: Arc::new(runtime.unwrap_or_default()),
         secrets: Arc::new(secrets.iter().map(of_bootstrap).collect()),
         sds,
+        extensions: Arc::default(),
         node: Node { id, cluster },
         dns_servers: servers.flatten(),
         bootstrap_clusters: static_clusters.clone(),

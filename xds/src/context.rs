@@ -8,6 +8,7 @@ use sixfold_core::compile::CompileContext;
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
+use crate::ecds::Extensions;
 use crate::rds::FilterLists;
 use crate::sds::Secrets;
 
@@ -24,6 +25,8 @@ pub struct Context {
     pub secrets: Arc<BTreeMap<String, Arc<Secret>>>,
     /// Secrets that come by themselves.
     pub sds: Arc<Secrets>,
+    /// Configurations of filters that come by themselves.
+    pub extensions: Arc<Extensions>,
     /// `node.id` and `node.cluster`: proxy-status, `add_user_agent`.
     pub node: Node,
     /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.

@@ -22,6 +22,7 @@ use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::{any, json};
 
 use crate::context::Context;
+use crate::ecds;
 use crate::skipped::{Place, is_skipped};
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
@@ -124,10 +125,19 @@ enum One {
 
 fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
     let HttpFilter { name, is_optional, disabled, config_type } = filter;
+    let discovered;
     let config = match config_type {
         Some(ConfigType::TypedConfig(config)) => config,
-        Some(ConfigType::ConfigDiscovery(_)) => {
-            return Err(ConfigError::field("config_discovery", "is not supported"));
+        Some(ConfigType::ConfigDiscovery(source)) => {
+            match ecds::find(context, name, source).in_key("config_discovery")? {
+                Some(config) => discovered = config,
+                None => {
+                    let (factory, plugins) = (ecds::missing(), Mutex::default());
+                    let (name, config) = (name.clone(), Vec::new());
+                    return Ok(One::Filter(Filter { name, config, disabled: *disabled, factory, plugins }));
+                }
+            }
+            &discovered
         }
         None => return Err(ConfigError::field("typed_config", "is missing")),
     };
@@ -148,6 +158,17 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
         None if *is_optional => Ok(One::Nothing),
         None => Err(refuse::extension("HTTP filter", name, &type_name)),
     }
+}
+
+/// Whether a filter can be made of a configuration that has come by itself.
+pub(crate) fn check(context: &Context, name: &str, config: &Any) -> Result<()> {
+    let config_type = Some(ConfigType::TypedConfig(config.clone()));
+    let filter = HttpFilter { name: name.to_owned(), is_optional: false, disabled: false, config_type };
+    if let One::Filter(filter) = one(context, &filter)? {
+        let plugin = filter.plugin(&Settings::default(), &context.compile.build);
+        plugin.in_key("typed_config")?;
+    }
+    Ok(())
 }
 
 impl HttpFilters {

@@ -14,6 +14,7 @@ pub mod cluster;
 mod context;
 #[cfg(test)]
 mod deltas;
+mod ecds;
 mod filters;
 pub mod fuzz;
 mod hcm;

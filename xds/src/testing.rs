@@ -62,6 +62,7 @@ pub(crate) fn context() -> Context {
         runtime: Arc::default(),
         secrets: Arc::default(),
         sds,
+        extensions: Arc::default(),
         bootstrap_clusters: Arc::new(["sds".to_owned()].into()),
         node: Node { id: "node".into(), cluster: "local".into() },
         dns_servers: None,

@@ -3,7 +3,7 @@
 //! Sources produce a [`Diff`]; the control thread alone applies it, in the order that [`Model::apply`] has and
 //! nobody else. What is no longer there goes last, so that nothing in use ever points at nothing.
 
-use crate::cluster::{Cluster, Clusters, HostConfig};
+use crate::cluster::{Assignment, Cluster, Clusters};
 use crate::listener::Listener;
 use crate::router::{RouteTable, RouteTables, TableKey};
 use crate::tls::ContextChange;
@@ -18,7 +18,7 @@ pub struct Diff {
     /// Clusters.
     pub clusters: Vec<(Arc<str>, Option<Arc<Cluster>>)>,
     /// Endpoints of clusters that are there, or come with this change, all of each: what EDS brings.
-    pub endpoints: Vec<(Arc<str>, Vec<HostConfig>)>,
+    pub endpoints: Vec<(Arc<str>, Assignment)>,
     /// Route tables that connection managers refer to by name, one for each list of filters.
     pub route_tables: Vec<(TableKey, Option<Arc<RouteTable>>)>,
     /// Certificates of listeners that stay. They are shown with the routes they come with.
@@ -174,7 +174,7 @@ impl Model {
         self.swap_clusters(come);
         for (name, hosts) in endpoints {
             match self.clusters.find(&name) {
-                Some(cluster) => cluster.update_hosts(hosts),
+                Some(cluster) => cluster.assign(hosts),
                 None => {
                     let reason = "there is no cluster of this name".to_owned();
                     errors.push(ApplyError { kind: ResourceKind::Endpoints, name, reason });
@@ -249,7 +249,7 @@ impl Model {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cluster::{Address, ClusterConfig};
+    use crate::cluster::{Address, ClusterConfig, HostConfig};
     use crate::metrics::Registry;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
@@ -292,7 +292,7 @@ mod tests {
     fn endpoints_come_by_themselves_and_need_their_cluster() {
         let model = Model::default();
         let cluster = Cluster::new(ClusterConfig::named("c"), vec![], None, &Registry::new()).unwrap();
-        let endpoints = |name: &str| vec![(name.into(), vec![endpoint(1), endpoint(2)])];
+        let endpoints = |name: &str| vec![(name.into(), vec![endpoint(1), endpoint(2)].into())];
         let clusters = vec![("c".into(), Some(cluster.clone()))];
         let mut nowhere = Nowhere(Vec::new());
         let diff = Diff { clusters, endpoints: endpoints("c"), ..Diff::default() };

@@ -132,6 +132,10 @@ impl<C: Compile> Machine<C> {
             let pending = self.look(now);
             let batch = self.world.settle(now);
             self.pass_on_wants();
+            for ((kind, name), error) in self.world.take_faults() {
+                let fault = error.in_resource(format!("{} \"{name}\"", kind.noun())).to_string();
+                self.late.entry(kind).or_default().push(fault);
+            }
             if !batch.is_empty() {
                 self.applying = Some(pending.into_iter().collect());
                 return Step::Apply(batch);

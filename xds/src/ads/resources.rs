@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{Cluster, HostConfig};
+use sixfold_core::cluster::{Assignment, Cluster};
 use sixfold_core::error::ConfigError;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{Listener, NetworkFilter};
@@ -13,9 +13,10 @@ use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
 use sixfold_core::tls::Awaited;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
+use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
-use sixfold_xds_api::values::Result;
+use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{constraints, wire};
 
 use super::client::Batches;
@@ -23,9 +24,10 @@ use super::kind::Kind;
 use super::machine::Failure;
 use super::world::{Asks, Change, Compile, Compiled, Need};
 use crate::context::Context;
+use crate::ecds::Asked;
 use crate::rds::{self, RouteConfigs, Source};
 use crate::sds::{Checked, SecretKey, User};
-use crate::{cluster, listener};
+use crate::{cluster, filters, listener};
 
 /// A compiled resource.
 #[derive(Debug)]
@@ -33,11 +35,13 @@ pub enum Part {
     /// A cluster, without its endpoints if those come by themselves.
     Cluster(Arc<Cluster>),
     /// The endpoints of a cluster.
-    Endpoints(Vec<HostConfig>),
+    Endpoints(Assignment),
     /// A route configuration: a table for each list of filters that asks for it.
     Routes(Vec<(TableKey, Option<Arc<RouteTable>>)>),
     /// A secret.
     Secret(Checked),
+    /// A configuration of a filter: the listeners that have it come with it.
+    Extension,
     /// A listener.
     Listener(Arc<Listener>),
 }
@@ -67,8 +71,9 @@ impl Resources {
     fn endpoints(name: &str, value: &[u8]) -> Result<Compiled<Part>> {
         let value: ClusterLoadAssignment = constraints::decode(value)?;
         same_name(&value.cluster_name, name)?;
-        let hosts = cluster::assigned(&value)?;
-        Ok(Compiled { part: Part::Endpoints(hosts), asks: Asks::default() })
+        let (assignment, stale_after) = cluster::assigned(&value)?;
+        let asks = Asks { stale_after, ..Asks::default() };
+        Ok(Compiled { part: Part::Endpoints(assignment), asks })
     }
 
     fn routes(&mut self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
@@ -83,15 +88,32 @@ impl Resources {
         }
         let tables = diff.route_tables.iter().filter_map(|(_, table)| table.as_deref());
         tables.for_each(|table| named_by(table, &mut clusters));
-        let asks = Asks { needs: Vec::new(), clusters: clusters.into_iter().collect() };
+        let asks = Asks { needs: Vec::new(), clusters: clusters.into_iter().collect(), ..Asks::default() };
         Ok(Compiled { part: Part::Routes(diff.route_tables), asks })
+    }
+
+    /// Listeners have it as they are compiled.
+    fn extension(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+        let value: TypedExtensionConfig = constraints::decode(value)?;
+        same_name(&value.name, name)?;
+        let config = required(&value.typed_config, "typed_config")?;
+        filters::check(&self.context, name, config)?;
+        self.context.extensions.put(name, config.clone());
+        Ok(Compiled { part: Part::Extension, asks: Asks::default() })
     }
 
     fn listener(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
         let value: ProtoListener = constraints::decode(value)?;
         same_name(&value.name, name)?;
+        self.context.extensions.take_asked();
         let listener = listener::compile(&self.context, &value)?;
-        let asks = Asks::of_listener(&listener);
+        let mut asks = Asks::of_listener(&listener);
+        for Asked { name, within } in self.context.extensions.take_asked() {
+            let need = Need { kind: Kind::Extension, name, within };
+            if !asks.needs.contains(&need) {
+                asks.needs.push(need);
+            }
+        }
         Ok(Compiled { part: Part::Listener(Arc::new(listener)), asks })
     }
 }
@@ -105,12 +127,13 @@ impl Batches for Resources {
                 Some(Part::Endpoints(hosts)) => diff.endpoints.push((name, hosts)),
                 Some(Part::Routes(tables)) => diff.route_tables.extend(tables),
                 Some(Part::Secret(secret)) => diff.contexts.extend(self.context.sds.put(secret)),
+                Some(Part::Extension) => {}
                 Some(Part::Listener(listener)) => diff.listeners.push((name, Some(listener))),
                 None => match kind {
                     Kind::Cluster => diff.clusters.push((name, None)),
                     Kind::Listener => diff.listeners.push((name, None)),
                     // They have not come in time, and the cluster is not to wait for them any longer.
-                    Kind::Endpoints => diff.endpoints.push((name, Vec::new())),
+                    Kind::Endpoints => diff.endpoints.push((name, Assignment::default())),
                     // A table goes with its last listener. Secrets and extensions are in the parts that name them.
                     Kind::Routes | Kind::Secret | Kind::Extension => {}
                 },
@@ -138,7 +161,7 @@ impl Compile for Resources {
                 let part = self.context.sds.check(&key, value).map(Part::Secret)?;
                 Ok(Compiled { part, asks: Asks::default() })
             }
-            Kind::Extension => Err(ConfigError::new("nothing here asks for it")),
+            Kind::Extension => self.extension(name, value),
         }
     }
 
@@ -148,7 +171,10 @@ impl Compile for Resources {
         }
     }
 
-    fn forget(&mut self, kind: Kind, _: &Arc<str>) {
+    fn forget(&mut self, kind: Kind, name: &Arc<str>) {
+        if kind == Kind::Extension {
+            self.context.extensions.forget(name);
+        }
         if kind == Kind::Routes {
             self.routes.forget_unwanted();
         }
@@ -160,7 +186,7 @@ impl Asks {
     pub(crate) fn of_cluster(context: &Context, value: &ProtoCluster) -> Result<Asks> {
         let endpoints = cluster::eds(context, value)?;
         let needs = endpoints.into_iter().map(|(name, within)| Need { kind: Kind::Endpoints, name, within });
-        Ok(Asks { needs: needs.collect(), clusters: Vec::new() })
+        Ok(Asks { needs: needs.collect(), ..Asks::default() })
     }
 
     /// What a listener asks for: routes that come by ADS, and the clusters that it leads to itself.
@@ -173,7 +199,7 @@ impl Asks {
                 NetworkFilter::Direct(_) | NetworkFilter::Guarded(..) => {}
             }
         }
-        let mut asks = Asks { needs, clusters: clusters.into_iter().collect() };
+        let mut asks = Asks { needs, clusters: clusters.into_iter().collect(), ..Asks::default() };
         asks.add_secrets(listener.tls().filter_map(|tls| tls.awaited()));
         asks
     }

@@ -71,6 +71,8 @@ pub struct Asks {
     pub needs: Vec<Need>,
     /// Clusters that it leads to. They come by themselves, or do not.
     pub clusters: Vec<Arc<str>>,
+    /// After so long without news of it, it counts for nothing (`endpoint_stale_after`); `None` is never.
+    pub stale_after: Option<Duration>,
 }
 
 /// A resource to subscribe to.
@@ -107,6 +109,8 @@ pub(super) struct World<C: Compile> {
     lingering: BTreeMap<Arc<str>, Instant>,
     /// Needs that nothing good has come for, and need not be waited for: the control plane has answered.
     denied: BTreeSet<Key>,
+    /// Extensions that do not fit those that name them.
+    faults: Vec<(Key, ConfigError)>,
     /// Put in force by the last batch, while that is being applied.
     applying: Vec<Key>,
     /// Clusters in force to be given their endpoints.
@@ -163,6 +167,7 @@ impl<C: Compile> World<C> {
             waiting: BTreeSet::new(),
             lingering: BTreeMap::new(),
             denied: BTreeSet::new(),
+            faults: Vec::new(),
             applying: Vec::new(),
             due: BTreeSet::new(),
             removals: Vec::new(),
@@ -230,21 +235,49 @@ impl<C: Compile> World<C> {
         if lingers {
             self.lingering.remove(name);
         }
-        self.users.add(&key, &asks);
+        let version = version.to_owned();
+        self.wait(&key, Version { value: value.into(), version, part: Some(part), asks, since: now });
+        Ok(())
+    }
+
+    /// Lets a version wait until it is ready, in place of the one that does.
+    fn wait(&mut self, key: &Key, mut version: Version<C::Part>) {
+        self.users.add(key, &version.asks);
         let resource = self.resources.entry(key.clone()).or_insert_with(Resource::new);
         let previous = resource.next.take();
-        let since = previous.as_ref().map_or(now, |previous| previous.since);
-        let version = version.to_owned();
-        resource.next = Some(Version { value: value.into(), version, part: Some(part), asks, since });
+        version.since = previous.as_ref().map_or(version.since, |previous| previous.since);
+        resource.next = Some(version);
         self.waiting.insert(key.clone());
-        self.drop_asks(&key, previous.map(|previous| previous.asks));
-        Ok(())
+        self.drop_asks(key, previous.map(|previous| previous.asks));
+    }
+
+    /// Compiles again what has this extension compiled into it, for it is another.
+    fn renew_users(&mut self, extension: &Key, now: Instant) {
+        let users: Vec<Key> = self.users.of(extension).cloned().collect();
+        for key in users {
+            let Some(Resource { next, live, .. }) = self.resources.get(&key) else { continue };
+            let Some(Version { value, version, .. }) = next.as_ref().or(live.as_ref()) else { continue };
+            let (value, version) = (value.clone(), version.clone());
+            match self.compiler.compile(key.0, &key.1, &value) {
+                Ok(Compiled { part, asks }) => {
+                    self.wait(&key, Version { value, version, part: Some(part), asks, since: now });
+                }
+                Err(error) => self.faults.push((extension.clone(), error)),
+            }
+        }
+    }
+
+    /// What of the last batch could not be made for some of those that name it, which stay what they are.
+    pub(super) fn take_faults(&mut self) -> Vec<(Key, ConfigError)> {
+        std::mem::take(&mut self.faults)
     }
 
     /// Begins a resource's time to live, or takes it away.
     pub(super) fn set_ttl(&mut self, key: &Key, ttl: Option<Duration>, now: Instant) {
         self.end_ttl(key);
         let Some(resource) = self.resources.get_mut(key) else { return };
+        let stale_after = resource.last_mut().and_then(|last| last.asks.stale_after);
+        let ttl = ttl.into_iter().chain(stale_after).min();
         // What would end beyond the clock's range does not end.
         if let Some(expires) = ttl.and_then(|ttl| now.checked_add(ttl)) {
             resource.expires = Some(expires);
@@ -341,10 +374,23 @@ impl<C: Compile> World<C> {
             if let Some(resource) = self.resources.get_mut(&key) {
                 resource.expires = None;
             }
-            self.remove(key.0, &key.1, now);
+            match key.0 {
+                Kind::Endpoints => self.go_stale(&key),
+                _ => self.remove(key.0, &key.1, now),
+            }
             gone.push(key);
         }
         gone
+    }
+
+    /// Takes the endpoints of an assignment from those that have it. The same again is news.
+    fn go_stale(&mut self, key: &Key) {
+        let live = self.resources.get_mut(key).and_then(|resource| resource.live.as_mut());
+        // Of endpoints whose time to live alone is over the last that was good stays, as when they are removed.
+        if let Some(live) = live.filter(|live| live.asks.stale_after.is_some()) {
+            (live.value, live.part) = (Arc::default(), None);
+            self.due.extend(self.users.of(key).map(|(_, name)| name.clone()));
+        }
     }
 
     /// What goes into force and out of it now, complete in itself.
@@ -356,6 +402,9 @@ impl<C: Compile> World<C> {
             for key in ready {
                 if self.is_ready(&key, now) {
                     self.put_in_force(&key, &mut batch);
+                    if kind == Kind::Extension {
+                        self.renew_users(&key, now);
+                    }
                 }
             }
             if kind == Kind::Cluster {
@@ -408,7 +457,9 @@ impl<C: Compile> World<C> {
             let need = live.asks.needs.iter().find(|need| need.kind == Kind::Endpoints);
             let Some(need) = need.cloned() else { continue };
             let assignment = self.resources.get_mut(&(Kind::Endpoints, need.name.clone()));
-            let part = assignment.and_then(|assignment| assignment.live.as_mut()).and_then(|live| {
+            let part = assignment.and_then(|assignment| assignment.live.as_mut());
+            // Without a value they are stale.
+            let part = part.filter(|live| !live.value.is_empty()).and_then(|live| {
                 // It was accepted, so it compiles.
                 let mut again = || self.compiler.compile(Kind::Endpoints, &need.name, &live.value).ok();
                 live.part.take().or_else(|| again().map(|compiled| compiled.part))

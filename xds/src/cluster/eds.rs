@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{Discovery, HostConfig};
+use sixfold_core::cluster::{Assignment, Discovery, LoadPolicy};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
@@ -12,7 +12,8 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::values::{Result, required};
 
-use super::{check_addresses, endpoints};
+use super::check_addresses;
+use super::endpoints::{self, LoadAssignment};
 use crate::context::Context;
 use crate::rds::{self, Source};
 
@@ -41,9 +42,12 @@ pub(crate) fn eds(context: &Context, value: &ProtoCluster) -> Result<Option<(Arc
     Ok(Some((name.as_str().into(), within)))
 }
 
-/// The endpoints of an assignment that has come by itself.
-pub(crate) fn assigned(value: &ClusterLoadAssignment) -> Result<Vec<HostConfig>> {
-    let load = endpoints::compile(Some(value))?;
-    check_addresses(&Discovery::Static, &load.hosts)?;
-    Ok(load.hosts)
+/// The endpoints of an assignment that has come by itself, and how long they are good without another; `None` is for
+/// ever.
+pub(crate) fn assigned(value: &ClusterLoadAssignment) -> Result<(Assignment, Option<Duration>)> {
+    let LoadAssignment { hosts, overprovisioning, drop_overload, stale_after } =
+        endpoints::compile(Some(value))?;
+    check_addresses(&Discovery::Static, &hosts)?;
+    let policy = Some(LoadPolicy { overprovisioning, drop_overload });
+    Ok((Assignment { hosts, policy }, stale_after))
 }

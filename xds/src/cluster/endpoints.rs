@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sixfold_core::cluster::{Address, EdsHealth, EndpointCheck, HostConfig, Locality};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_xds_api::pb::envoy::config::core::v3::{HealthStatus, Locality as ProtoLocality};
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
+use sixfold_xds_api::pb::envoy::config::endpoint::v3::cluster_load_assignment::policy::DropOverload;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::endpoint::HealthCheckConfig;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
@@ -14,8 +16,11 @@ use sixfold_xds_api::pb::envoy::config::endpoint::v3::{
 };
 
 use sixfold_xds_api::metadata;
+use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Endpoint as Where, Result, address, enum_value, required, u32_in};
+use sixfold_xds_api::values::{
+    Endpoint as Where, Result, address, enum_value, fractional_percent, required, timeout_or, u32_in,
+};
 
 /// Percents by which an endpoint may be overloaded before the next priority helps out.
 const OVERPROVISIONING: u32 = 140;
@@ -27,6 +32,10 @@ pub struct LoadAssignment {
     pub hosts: Vec<HostConfig>,
     /// Overprovisioning factor, percent; 140 by default.
     pub overprovisioning: u32,
+    /// Requests of a million that are dropped; 0 by default.
+    pub drop_overload: u32,
+    /// After so long without another assignment there are no endpoints; `None` is never.
+    pub stale_after: Option<Duration>,
 }
 
 /// Compiles an assignment; none at all is an empty one.
@@ -34,7 +43,12 @@ pub struct LoadAssignment {
 /// # Errors
 /// The field and the reason.
 pub fn compile(value: Option<&ClusterLoadAssignment>) -> std::result::Result<LoadAssignment, ConfigError> {
-    let mut load = LoadAssignment { hosts: Vec::new(), overprovisioning: OVERPROVISIONING };
+    let mut load = LoadAssignment {
+        hosts: Vec::new(),
+        overprovisioning: OVERPROVISIONING,
+        drop_overload: 0,
+        stale_after: None,
+    };
     let Some(ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy }) = value else {
         return Ok(load);
     };
@@ -53,10 +67,26 @@ pub fn compile(value: Option<&ClusterLoadAssignment>) -> std::result::Result<Loa
 fn apply_policy(value: &Policy, load: &mut LoadAssignment) -> Result<()> {
     let Policy { drop_overloads, overprovisioning_factor, endpoint_stale_after, weighted_priority_health } =
         value;
-    refuse!(drop_overloads, endpoint_stale_after, weighted_priority_health);
+    refuse!(weighted_priority_health);
+    load.stale_after = timeout_or(endpoint_stale_after, None, "endpoint_stale_after")?;
+    load.drop_overload = match &drop_overloads[..] {
+        [] => 0,
+        [DropOverload { category: _, drop_percentage }] => {
+            let share = drop_percentage.as_ref().map_or(Ok(0), millionths).in_key("drop_percentage");
+            share.in_index(0).in_key("drop_overloads")?
+        }
+        _ => return Err(ConfigError::field("drop_overloads", "must be one at most, as in Envoy")),
+    };
     load.overprovisioning =
         u32_in(overprovisioning_factor, OVERPROVISIONING, 1..=u32::MAX, "overprovisioning_factor")?;
     Ok(())
+}
+
+/// A fraction in millionths, all of them at most.
+fn millionths(value: &FractionalPercent) -> Result<u32> {
+    let (numerator, denominator) = fractional_percent(value)?;
+    let share = numerator.saturating_mul(1_000_000) / denominator.max(1);
+    Ok(share.min(1_000_000) as u32)
 }
 
 fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<()> {

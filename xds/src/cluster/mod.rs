@@ -103,6 +103,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     let (mut balance, (breaker, high_breaker)) = (faults.kept(balance)?, faults.kept(limits)?);
     faults.end(())?;
     balance.overprovisioning = load.overprovisioning;
+    balance.drop_overload = load.drop_overload;
     let any_tls = tls.is_some() || socket_matches.iter().any(|socket| socket.tls.is_some());
     // What is asked for by auto_sni and auto_san_validation is of no matter without TLS, but nobody could agree on a
     // protocol.

@@ -260,8 +260,8 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "outlier_detection.detect_degraded_hosts: is not supported",
         ),
         (
-            "load_assignment: {cluster_name: c, policy: {drop_overloads: [{category: x}]}}",
-            "load_assignment.policy.drop_overloads: is not supported",
+            "load_assignment: {cluster_name: c, policy: {drop_overloads: [{category: x}, {category: y}]}}",
+            "load_assignment.policy.drop_overloads: must be one at most, as in Envoy",
         ),
         ("lb_subset_config: {}", "lb_subset_config: is not supported"),
         ("connect_timeout: 0s", "connect_timeout: must be longer than 0s"),

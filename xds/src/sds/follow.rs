@@ -126,7 +126,7 @@ async fn one(context: Context, node: Node, key: SecretKey, apply: impl Apply) {
         tokio::time::sleep(COMES).await;
     }
     let need = Need { kind: Kind::Secret, name: key.name.clone(), within: None };
-    let asks = Asks { needs: vec![need], clusters: Vec::new() };
+    let asks = Asks { needs: vec![need], ..Asks::default() };
     let config = AdsConfig {
         flavor: api.flavor,
         node,

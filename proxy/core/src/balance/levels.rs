@@ -64,6 +64,7 @@ struct State<G> {
 struct Level<G> {
     /// All, by which localities are scaled.
     members: Members,
+    overprovisioning: Option<u32>,
     healthy: Arc<Source<G>>,
     degraded: Arc<Source<G>>,
     all: Arc<Source<G>>,
@@ -129,7 +130,9 @@ impl<A: Algorithm> Leveled<A> {
     ) -> Level<A::Group> {
         // The share of a locality depends on all of its members.
         let scaled_alike = before.is_some_and(|b| {
-            !self.config.locality_weighted || same_members(b.members.iter(), &level.members)
+            !self.config.locality_weighted
+                || b.overprovisioning == level.overprovisioning
+                    && same_members(b.members.iter(), &level.members)
         });
         let source = |of: Part<A::Group>, members: &Members, classed: bool| {
             let kept = before.map(of).filter(|s| same_members(s.members.iter(), members));
@@ -144,6 +147,7 @@ impl<A: Algorithm> Leveled<A> {
             degraded: source(|l| &l.degraded, &level.degraded, true),
             all: source(|l| &l.all, &all, false),
             members: level.members.clone(),
+            overprovisioning: level.overprovisioning,
         }
     }
 
@@ -166,7 +170,8 @@ impl<A: Algorithm> Leveled<A> {
             match A::HASHED {
                 true => (vec![self.algorithm.prepare(localities.scaled(split), self.workers)], None),
                 false => {
-                    let weights = localities.shares(&split, self.config.overprovisioning);
+                    let overprovisioning = level.overprovisioning.unwrap_or(self.config.overprovisioning);
+                    let weights = localities.shares(&split, overprovisioning);
                     let prepare = |hosts| self.algorithm.prepare(hosts, self.workers);
                     (split.into_values().map(prepare).collect(), Some(self.turns(weights)))
                 }

@@ -36,8 +36,11 @@ struct Capacity {
 impl Loads {
     /// The shares for these endpoints.
     pub(super) fn new(hosts: &HostSet, config: &BalanceConfig) -> Loads {
-        let capacity: Vec<Capacity> =
-            hosts.levels.iter().map(|l| Capacity::of(l, config.overprovisioning)).collect();
+        let capacity: Vec<Capacity> = hosts
+            .levels
+            .iter()
+            .map(|l| Capacity::of(l, l.overprovisioning.unwrap_or(config.overprovisioning)))
+            .collect();
         let mut loads = Loads::spread(capacity);
         loads.panic = vec![false; hosts.levels.len()];
         if total(&loads.capacity) < 100 {
@@ -224,6 +227,10 @@ mod tests {
     fn overprovisioning_can_be_turned_off() {
         let set = host_set(&[level(1, 0, 1), level(1, 0, 0)]);
         let config = BalanceConfig { overprovisioning: 100, ..BalanceConfig::default() };
+        // What discovery says counts more.
+        let mut said = host_set(&[level(5, 0, 5)]);
+        said.levels.iter_mut().for_each(|level| level.overprovisioning = Some(200));
+        assert_eq!(Loads::new(&said, &config).capacity[0].healthy, 100);
         assert_eq!(Loads::new(&set, &config).healthy, [50, 50]);
     }
 

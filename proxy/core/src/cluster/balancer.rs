@@ -92,6 +92,8 @@ pub struct BalanceConfig {
     pub fail_on_panic: bool,
     /// Overprovisioning factor, percent; 140 by default.
     pub overprovisioning: u32,
+    /// Requests of a million that are not forwarded at all (`drop_overloads`); 0 by default.
+    pub drop_overload: u32,
     /// Whether localities are chosen by their weights first.
     pub locality_weighted: bool,
     /// Slow start window and aggression, minimum weight percent.
@@ -105,6 +107,7 @@ impl Default for BalanceConfig {
             panic_threshold: 50.0,
             fail_on_panic: false,
             overprovisioning: 140,
+            drop_overload: 0,
             locality_weighted: false,
             slow_start: None,
         }

@@ -49,6 +49,30 @@ pub struct HostConfig {
     pub check: Option<Arc<EndpointCheck>>,
 }
 
+/// Endpoints of a cluster, and what is said of them together (endpoint/v3 ClusterLoadAssignment).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Assignment {
+    /// All of them.
+    pub hosts: Vec<HostConfig>,
+    /// In place of the cluster's own; `None` leaves that.
+    pub policy: Option<LoadPolicy>,
+}
+
+impl From<Vec<HostConfig>> for Assignment {
+    fn from(hosts: Vec<HostConfig>) -> Assignment {
+        Assignment { hosts, policy: None }
+    }
+}
+
+/// What holds for all endpoints together (`policy`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadPolicy {
+    /// Overprovisioning factor, percent.
+    pub overprovisioning: u32,
+    /// Requests of a million that are not sent to any of them (`drop_overloads`).
+    pub drop_overload: u32,
+}
+
 /// How one endpoint is checked (endpoint/v3 Endpoint.HealthCheckConfig).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EndpointCheck {

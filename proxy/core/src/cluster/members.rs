@@ -1,6 +1,8 @@
 //! The endpoints of a cluster at one moment.
 
-use super::{Address, ClusterConfig, EdsHealth, EndpointCheck, Health, Host, HostConfig, Locality, Reasons};
+use super::{
+    Address, ClusterConfig, EdsHealth, EndpointCheck, Health, Host, HostConfig, LoadPolicy, Locality, Reasons,
+};
 use crate::fast_hash::FastSet;
 use crate::metadata::Metadata;
 use crate::tls::ClientTls;
@@ -142,6 +144,8 @@ impl Member {
 pub struct HostSet {
     /// Priority levels from 0; a level without endpoints is empty.
     pub levels: Vec<PriorityLevel>,
+    /// What discovery says of all of them, in place of the cluster's own.
+    pub policy: Option<LoadPolicy>,
     /// Grows with every change.
     pub version: u64,
 }
@@ -160,6 +164,8 @@ pub struct PriorityLevel {
     pub degraded: Members,
     /// Number of those that do not count.
     pub excluded: usize,
+    /// Overprovisioning factor in place of the cluster's own, percent.
+    pub overprovisioning: Option<u32>,
 }
 
 impl PriorityLevel {
@@ -174,6 +180,7 @@ impl PriorityLevel {
             healthy: those(Health::Healthy),
             degraded: those(Health::Degraded),
             excluded: of(Health::Excluded).count(),
+            overprovisioning: None,
             members,
         }
     }
@@ -223,19 +230,37 @@ impl HostSet {
             let tls = tls.cloned();
             levels[at].push(Arc::new(Member::new(host, config, tls)));
         }
-        let levels = levels.into_iter().map(|members| PriorityLevel::sorted_out(members.into())).collect();
-        HostSet { levels, version: before.map_or(1, |s| s.version + 1) }
+        let levels = levels.into_iter().map(Members::from);
+        HostSet::sorted_out(levels, None, before.map_or(1, |s| s.version + 1))
+    }
+
+    fn sorted_out(
+        levels: impl Iterator<Item = Members>,
+        policy: Option<LoadPolicy>,
+        version: u64,
+    ) -> HostSet {
+        let overprovisioning = policy.map(|policy| policy.overprovisioning);
+        let level = |members| PriorityLevel { overprovisioning, ..PriorityLevel::sorted_out(members) };
+        HostSet { levels: levels.map(level).collect(), policy, version }
+    }
+
+    /// The same endpoints under another policy.
+    pub(super) fn under(mut self, policy: Option<LoadPolicy>) -> HostSet {
+        self.policy = policy;
+        let overprovisioning = policy.map(|policy| policy.overprovisioning);
+        self.levels.iter_mut().for_each(|level| level.overprovisioning = overprovisioning);
+        self
     }
 
     /// These endpoints, all of them of one level, in the place of those of `before`.
     pub(crate) fn of_members(members: Vec<Arc<Member>>, before: &HostSet) -> HostSet {
-        HostSet { levels: vec![PriorityLevel::sorted_out(members.into())], version: before.version + 1 }
+        HostSet::sorted_out([Members::from(members)].into_iter(), before.policy, before.version + 1)
     }
 
     /// The same endpoints sorted out anew.
     pub fn refreshed(&self) -> HostSet {
-        let levels = self.levels.iter().map(|level| PriorityLevel::sorted_out(level.members.clone()));
-        HostSet { levels: levels.collect(), version: self.version + 1 }
+        let levels = self.levels.iter().map(|level| level.members.clone());
+        HostSet::sorted_out(levels, self.policy, self.version + 1)
     }
 
     /// The same endpoints as members of another cluster.
@@ -244,9 +269,8 @@ impl HostSet {
             tls if member.is_spoken_to_by(tls) => member.clone(),
             tls => Arc::new(Member { tls: tls.cloned(), ..Member::clone(member) }),
         };
-        let levels =
-            self.levels.iter().map(|l| PriorityLevel::sorted_out(l.members.iter().map(member).collect()));
-        HostSet { levels: levels.collect(), version: self.version + 1 }
+        let levels = self.levels.iter().map(|level| level.members.iter().map(member).collect());
+        HostSet::sorted_out(levels, self.policy, self.version + 1)
     }
 
     /// The same endpoints, where `live` has the same address and name with the host it has; `None` when nothing
@@ -261,9 +285,8 @@ impl HostSet {
             Some(host) => Arc::new(m.of(host.clone())),
             None => m.clone(),
         };
-        let levels =
-            self.levels.iter().map(|l| PriorityLevel::sorted_out(l.members.iter().map(adopted).collect()));
-        Some(HostSet { levels: levels.collect(), version: self.version + 1 })
+        let levels = self.levels.iter().map(|level| level.members.iter().map(adopted).collect());
+        Some(HostSet::sorted_out(levels, self.policy, self.version + 1))
     }
 
     /// Notes on every host that it is in the cluster in force, and on those that only `before` has that they no

@@ -29,7 +29,7 @@ pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
 pub use config::{ClusterConfig, ClusterPolicy};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
-pub use endpoint::{Address, EdsHealth, EndpointCheck, HostConfig, Locality};
+pub use endpoint::{Address, Assignment, EdsHealth, EndpointCheck, HostConfig, LoadPolicy, Locality};
 pub use health_check::{
     GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
 };
@@ -45,6 +45,7 @@ pub use tried::TriedHost;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::any::Any;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -65,6 +66,8 @@ pub struct Cluster {
     pub breaker: Breaker,
     /// Circuit breaker of requests with priority HIGH.
     pub high_breaker: Breaker,
+    /// Requests of a million that are not forwarded.
+    drop_overload: AtomicU32,
     /// Held while the endpoints are replaced: discovery and health checks come from different threads.
     visibility: Mutex<Visibility>,
     /// What is counted of its endpoints to find outliers.
@@ -156,6 +159,7 @@ impl Cluster {
         Ok(Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),
             high_breaker: Breaker::new(config.high_breaker),
+            drop_overload: AtomicU32::new(dropped(&config, &set)),
             hosts: ArcSwap::from_pointee(set),
             visibility: Mutex::new(Visibility::Hidden),
             helpers: Mutex::default(),
@@ -209,6 +213,21 @@ impl Cluster {
         self.publish(set, Some(&before), *visibility);
     }
 
+    /// The same with what holds for all of them (EDS).
+    pub fn assign(&self, assignment: Assignment) {
+        let Assignment { hosts, policy } = assignment;
+        let visibility = self.visibility.lock();
+        let before = self.hosts.load_full();
+        let set = HostSet::of_cluster(&self.config, hosts, Some(&before), initial(&self.config));
+        self.publish(set.under(policy), Some(&before), *visibility);
+    }
+
+    /// Requests of a million that are not to be forwarded (`drop_overloads`); rarely any.
+    #[inline]
+    pub fn drop_overload(&self) -> u32 {
+        self.drop_overload.load(Relaxed)
+    }
+
     /// Takes a change of some endpoint's health into account.
     pub fn refresh(&self) {
         let visibility = self.visibility.lock();
@@ -230,6 +249,7 @@ impl Cluster {
 
     fn publish(&self, set: HostSet, before: Option<&HostSet>, visibility: Visibility) {
         let set = Arc::new(set);
+        self.drop_overload.store(dropped(&self.config, &set), Relaxed);
         self.balancer.update(&set);
         if visibility == Visibility::InForce {
             self.show(&set, before);
@@ -282,6 +302,10 @@ impl Cluster {
         self.stats.membership_degraded().set(set.degraded() as u64);
         self.stats.membership_excluded().set(set.excluded() as u64);
     }
+}
+
+fn dropped(config: &ClusterConfig, set: &HostSet) -> u32 {
+    set.policy.map_or(config.balance.drop_overload, |policy| policy.drop_overload)
 }
 
 /// What is held against endpoints that are new.

@@ -26,6 +26,9 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 
+/// What shares of requests are counted by.
+const MILLION: u32 = 1_000_000;
+
 /// A request on its way to a cluster: what all attempts share.
 pub(super) struct Plan<'r> {
     pub(super) forward: &'r Forward,
@@ -100,6 +103,9 @@ impl<D: Downstream> Exchange<'_, D> {
         };
         self.stream.upstream.cluster = Some(cluster.clone());
         charge::enter(self.stream);
+        if let Some(reply) = self.drops_overload(&cluster) {
+            return Err(Box::new(reply));
+        }
         if let Some(chain) = member.and_then(|m| m.chain.as_ref()) {
             self.chain = chain.clone();
         }
@@ -141,6 +147,32 @@ impl<D: Downstream> Exchange<'_, D> {
         let limit = limit.map_or(hcm.buffer_limit, |l| usize::try_from(l).unwrap_or(usize::MAX));
         let replay = Replay::new(&self.env.worker.shared.bodies, limit, retry.is_some());
         Ok(Plan { forward, member, cluster, timeouts, retry, replay, set_cookie, suppress })
+    }
+
+    /// The answer to requests of which a cluster is to get less, or none (`drop_overloads`; router.cc `checkDropOverload`).
+    fn drops_overload(&self, cluster: &Cluster) -> Option<LocalReply> {
+        let share = cluster.drop_overload();
+        if share == 0 || share < MILLION && fastrand::u32(..MILLION) >= share {
+            return None;
+        }
+        let (text, details, header, flag) = match share {
+            MILLION.. => (
+                "unconditional drop overload",
+                "unconditional_drop_overload",
+                "x-envoy-unconditional-drop-overload",
+                Flag::UDO,
+            ),
+            _ => ("drop overload", "drop_overload", "x-envoy-drop-overload", Flag::DO),
+        };
+        cluster.stats.upstream_rq_drop_overload().inc();
+        charge::response(self.stream, 503);
+        let hcm = &self.env.hcm;
+        let mut reply = local_reply::own(503, text, details, hcm.profile);
+        reply.flag = Some(flag);
+        if !hcm.router.suppress_envoy_headers {
+            reply.headers.set(header, b"true");
+        }
+        Some(reply)
     }
 
     /// Puts the plugins that look at the request body before it; one that was read whole goes through them at

@@ -168,9 +168,11 @@ impl ControlThread {
     }
 
     async fn finish(&mut self, mut change: Change) {
+        // Also of those that are to wait: who has sent them is told now or never.
+        let mut errors = Model::prepare(&mut change.diff, &mut self.manager);
         self.warming.hold_back_listeners(&mut change.diff);
         self.manager.count_warming(self.warming.listeners());
-        let errors = self.put_in_force(*change.diff).await;
+        errors.extend(self.put_in_force(*change.diff).await);
         // Who asked may have gone.
         let _ = change.done.send(errors);
     }

@@ -253,6 +253,12 @@ async fn a_listener_waits_for_its_routes_and_the_one_before_it_serves() {
     server.apply(change(None)).await.unwrap();
     until_warm(server).await;
     assert_eq!((serves_http(), waiting(&fixture)), (None, 0));
+    // One whose address is taken was found out when it had waited, and its source was never told.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = vec![BindAddress::Ip(taken.local_addr().unwrap())];
+    let unfit = Listener { addresses, ..by_itself("never", None) };
+    let errors = server.apply(change(Some(unfit))).await.unwrap_err();
+    assert_eq!((errors.len(), waiting(&fixture)), (1, 0));
     server.shutdown(Duration::ZERO).await;
 }
 

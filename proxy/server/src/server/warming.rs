@@ -7,7 +7,7 @@
 use super::waiting::Waiting;
 use crate::dns::Discoverer;
 use crate::health::{HealthChecker, Watched};
-use sixfold_core::cluster::{Cluster, Discovery, HostConfig};
+use sixfold_core::cluster::{Assignment, Cluster, Discovery};
 use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
 use sixfold_core::router::RouteTableCell;
@@ -165,14 +165,14 @@ impl Warming {
     }
 
     /// Gives endpoints to the candidate that waits for them; gives them back when none does.
-    fn endpoints(&mut self, name: &str, hosts: Vec<HostConfig>) -> Result<Candidate, Vec<HostConfig>> {
+    fn endpoints(&mut self, name: &str, hosts: Assignment) -> Result<Candidate, Assignment> {
         let waits = |(cluster, _): &Candidate| matches!(cluster.config.discovery, Discovery::Eds(_));
         if !self.clusters.get(name).is_some_and(waits) {
             return Err(hosts);
         }
         match self.clusters.take(name) {
             Some((cluster, checks)) => {
-                cluster.update_hosts(hosts);
+                cluster.assign(hosts);
                 Ok((cluster, checks))
             }
             None => Err(hosts),
@@ -260,7 +260,7 @@ async fn first_secrets(secrets: impl Iterator<Item = &Awaited>) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use sixfold_core::cluster::{Address, ClusterConfig};
+    use sixfold_core::cluster::{Address, ClusterConfig, HostConfig};
     use sixfold_core::detached::Nowhere;
     use sixfold_core::metrics::Registry;
     use std::io::Write;
@@ -277,8 +277,8 @@ mod tests {
         Diff { clusters: vec![("c".into(), Some(cluster.clone()))], ..Diff::default() }
     }
 
-    fn endpoints(port: u16) -> Vec<(Arc<str>, Vec<HostConfig>)> {
-        vec![("c".into(), vec![HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into()))])]
+    fn endpoints(port: u16) -> Vec<(Arc<str>, Assignment)> {
+        vec![("c".into(), vec![HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into()))].into())]
     }
 
     async fn warm_cluster(warming: &mut Warming) -> (Arc<str>, Arc<Cluster>) {
@@ -345,7 +345,7 @@ mod tests {
     async fn a_cluster_whose_endpoints_are_known_does_not_wait() {
         let mut warming = Warming::new(&Registry::new());
         let first = eds(None);
-        first.update_hosts(endpoints(1).remove(0).1);
+        first.assign(endpoints(1).remove(0).1);
         let second = eds(Some(&first));
         let (diff, waiting) = hold(&mut warming, change(&second));
         assert_eq!((diff.clusters.len(), waiting, second.hosts.load().total()), (1, 0, 1));
@@ -421,7 +421,7 @@ mod tests {
         (config.discovery, config.health_check) = (Discovery::Eds(LIMIT), Some(check));
         let eds = Cluster::new(config, Vec::new(), None, &Registry::new()).unwrap();
         let mut diff = Diff { clusters: vec![("d".into(), Some(eds.clone()))], ..Diff::default() };
-        diff.endpoints = vec![("d".into(), vec![HostConfig::new(address)])];
+        diff.endpoints = vec![("d".into(), vec![HostConfig::new(address)].into())];
         assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
         tell.send(()).unwrap();
         let Warm::Cluster(name, warm) = warming.warm().await else { panic!("a cluster") };

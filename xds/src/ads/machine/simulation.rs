@@ -31,7 +31,7 @@ impl Compile for Checker {
         let needs = needs.chain(toy.routes.iter().map(|name| need(Kind::Routes, name))).collect();
         let clusters = toy.clusters.iter().map(|name| name.as_str().into()).collect();
         assert!(kind != Kind::Endpoints || toy.endpoints.is_none());
-        Ok(Compiled { part: toy, asks: Asks { needs, clusters } })
+        Ok(Compiled { part: toy, asks: Asks { needs, clusters, ..Asks::default() } })
     }
 
     fn forget(&mut self, _: Kind, _: &Arc<str>) {}

@@ -28,6 +28,7 @@ impl Compile for Taker {
             (_, "bad") => return Err(ConfigError::new("is bad")),
             (_, "") => {}
             (Kind::Listener, routes) => asks.needs = need(Kind::Routes, routes),
+            (Kind::Endpoints, "stale") => asks.stale_after = Some(Duration::from_secs(10)),
             (Kind::Cluster, "eds") => asks.needs = need(Kind::Endpoints, name),
             (Kind::Routes, cluster) => asks.clusters = vec![cluster.into()],
             _ => {}
@@ -358,4 +359,25 @@ fn what_came_and_was_refused_is_not_waited_for() {
     client.receive_both(Kind::Routes, "4", Vec::new(), &["none"]);
     assert_eq!(client.changes(), ["m"]);
     assert_eq!(client.bring(Kind::Routes, "5", "r", "a"), ["r"], "good ones come later");
+}
+
+#[test]
+fn endpoints_of_which_nothing_is_heard_go_when_they_were_said_to() {
+    let mut client = Client::new(None);
+    client.bring(Kind::Cluster, "1", "a", "eds");
+    assert_eq!(client.bring(Kind::Endpoints, "2", "a", "stale"), ["a", "a"]);
+    client.now += Duration::from_secs(9);
+    assert_eq!(client.bring(Kind::Endpoints, "3", "a", "stale"), [""; 0], "the same again is news");
+    client.now += Duration::from_secs(9);
+    assert_eq!((client.changes(), client.wait()), (vec![], Some(Duration::from_secs(1))));
+    client.now += Duration::from_secs(1);
+    assert_eq!(client.changes(), ["-a"], "the cluster stays without them");
+    assert_eq!(client.bring(Kind::Endpoints, "4", "a", "good"), ["a"]);
+    client.now += Duration::from_secs(3600);
+    assert_eq!(client.changes(), [""; 0]);
+    // Another version of the cluster gets what is good then.
+    client.bring(Kind::Endpoints, "5", "a", "stale");
+    client.now += Duration::from_secs(10);
+    assert_eq!(client.changes(), ["-a"]);
+    assert_eq!(client.bring(Kind::Endpoints, "6", "a", "stale"), ["a"]);
 }

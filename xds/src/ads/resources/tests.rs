@@ -298,3 +298,75 @@ fn secrets_come_by_the_stream_and_stay_when_they_are_taken_away() {
     assert_eq!(tls(&proxy), [(false, true), (false, false)]);
     assert_eq!(proxy.bring::<ProtoListener>(&[], &["l"]), ["+-a-b", "ok"]);
 }
+
+/// An HTTP filter whose configuration comes by itself.
+fn discovered(name: &str, rest: &str) -> String {
+    let web = "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+    let source = "config_source: {ads: {}, initial_fetch_timeout: 3s}";
+    let filter = format!("{{name: {name}, config_discovery: {{{source}, type_urls: [{web}]{rest}}}}}");
+    listener("l", "r").replace(ROUTER, &format!("{filter}, {ROUTER}"))
+}
+
+fn extension(name: &str, kind: &str, rest: &str) -> String {
+    let types = "type.googleapis.com/envoy.extensions.filters.http";
+    format!("{{name: {name}, typed_config: {{\"@type\": {types}.{kind}{rest}}}}}")
+}
+
+const WEB: &str = "grpc_web.v3.GrpcWeb";
+
+impl Proxy {
+    /// The filters that requests to the listener go through.
+    fn chain(&self) -> Vec<String> {
+        let listeners = self.model.listeners();
+        let filter = listeners.first().map(|listener| listener.chains[0].filter.last());
+        let Some(NetworkFilter::Http(manager)) = filter else { return Vec::new() };
+        crate::testing::shown(&manager.chain)
+    }
+}
+
+#[test]
+fn a_filter_gets_its_configuration_by_itself() {
+    let mut proxy = Proxy::new();
+    let asked = proxy.bring::<ProtoListener>(&[("l", &discovered("web", ""))], &[]);
+    assert_eq!(asked, ["+web", "+r", "ok"]);
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
+    assert_eq!(proxy.listeners(), [""; 0], "it waits for its filter");
+    // One that can't be made, or is of another type, is refused, which ends the wait: it has none.
+    let unknown = "extension \"web\": typed_config: HTTP filter";
+    let answer = proxy.bring::<TypedExtensionConfig>(&[("web", &extension("web", "cors.v3.Cors", ""))], &[]);
+    assert!(answer[0].starts_with(unknown) || answer[0].contains("Cors"), "{answer:?}");
+    assert_eq!(proxy.chain(), ["web [Access]"], "it answers by itself");
+    let missing = proxy.model.listeners()[0].clone();
+    assert_eq!(proxy.bring::<TypedExtensionConfig>(&[("web", &extension("web", WEB, ""))], &[]), ["ok"]);
+    assert!(!Arc::ptr_eq(&missing, &proxy.model.listeners()[0]), "it came into force with its listener");
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("a"), "with the routes there are");
+    // The same again is no change, and another name is not what was asked for.
+    let before = proxy.model.listeners()[0].clone();
+    proxy.bring::<TypedExtensionConfig>(&[("web", &extension("web", WEB, ""))], &[]);
+    assert!(Arc::ptr_eq(&before, &proxy.model.listeners()[0]));
+    // It goes with its listener.
+    assert_eq!(proxy.bring::<ProtoListener>(&[], &["l"]), ["+-web", "+-r", "ok"]);
+}
+
+#[test]
+fn a_filter_waits_for_its_configuration_as_long_as_it_is_told_to() {
+    let default =
+        format!(", default_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.{WEB}}}");
+    for (rest, waits) in [
+        (String::new(), true),
+        (default.clone(), true),
+        (format!("{default}, apply_default_config_without_warming: true"), false),
+    ] {
+        let mut proxy = Proxy::new();
+        proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
+        proxy.bring::<ProtoListener>(&[("l", &discovered("web", &rest))], &[]);
+        proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
+        assert_eq!(proxy.listeners().is_empty(), waits, "{rest}");
+        proxy.pass(Duration::from_secs(3));
+        assert_eq!(proxy.chain().len(), 1, "{rest}");
+    }
+    let mut proxy = Proxy::new();
+    let at_once = discovered("web", ", apply_default_config_without_warming: true");
+    let answer = proxy.bring::<ProtoListener>(&[("l", &at_once)], &[]);
+    assert!(answer[0].ends_with("apply_default_config_without_warming: needs default_config"), "{answer:?}");
+}
