@@ -9,6 +9,7 @@ pub mod h2spec;
 pub mod image;
 pub mod layout;
 pub mod lint;
+pub mod mesh;
 pub mod process;
 pub mod report;
 pub mod suite;

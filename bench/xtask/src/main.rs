@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, conformance, fuzz, h2spec, image, lint, suite};
+use xtask::{bench, conformance, fuzz, h2spec, image, lint, mesh, suite};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own chores")]
@@ -20,6 +20,8 @@ enum Chore {
     Lint,
     /// Run recorded cases of Envoy's behaviour through the proxy
     Conformance(conformance::Options),
+    /// Run recorded meshes through the proxy: real redirection rules, real answers of Envoy
+    Mesh(mesh::Options),
     /// Run h2spec against the proxy, over cleartext and TLS
     H2spec(h2spec::Options),
     /// Run the fuzz targets under cargo-fuzz, ten minutes each
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => suite::run(&options),
         Chore::Lint => lint::run(),
         Chore::Conformance(options) => conformance::run(&options),
+        Chore::Mesh(options) => mesh::run(&options),
         Chore::H2spec(options) => h2spec::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::process::{cargo, execute};
 use crate::report::Report;
 use crate::tools::{OPENSSL, PYTHON, build_proxy, ensure};
-use crate::{conformance, h2spec};
+use crate::{conformance, h2spec, mesh};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -26,6 +26,7 @@ pub fn run(options: &Options) -> Result<()> {
     match build_proxy("ci") {
         Ok(proxy) => {
             report.part("conformance", || conformance::check_promised(&proxy, options.runs));
+            report.part("mesh", || mesh::check_promised(&proxy, options.runs));
             report.part("h2spec", || h2spec::check(&proxy, &[]));
         }
         Err(error) => report.part("build", || Err(error)),

@@ -27,6 +27,10 @@ pub const H2LOAD: Tool =
     Tool { program: "h2load", package: "nghttp2-client", what_for: "load at a fixed rate, HTTP/2 load" };
 pub const OPENSSL: Tool =
     Tool { program: "openssl", package: "openssl", what_for: "certificates for the tests" };
+pub const IPTABLES: Tool =
+    Tool { program: "iptables", package: "iptables", what_for: "redirecting connections as in a pod" };
+pub const IPROUTE: Tool =
+    Tool { program: "ip", package: "iproute2", what_for: "the loopback of a network namespace" };
 pub const VALGRIND: Tool =
     Tool { program: "valgrind", package: "valgrind", what_for: "counting instructions" };
 pub const BUILDAH: Tool = Tool { program: "buildah", package: "buildah", what_for: "building images" };

@@ -92,7 +92,7 @@ impl Server {
         // Set once, here.
         let _ = shared.peers.set(peers);
         let (control, queue) = mpsc::channel(QUEUE);
-        let thread = ControlThread::new(Manager::new(shared.clone()), model.clone());
+        let thread = ControlThread::new(Manager::new(shared.clone()), model.clone(), lifecycle.clone());
         let back = control.downgrade();
         threads.push(spawn("control", move || thread.run(queue, back))?);
         Ok(Server(Arc::new(Inner { shared, model, lifecycle, control, threads: Mutex::new(threads) })))

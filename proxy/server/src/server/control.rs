@@ -2,6 +2,7 @@
 
 use super::warming::{Cold, Helpers, Warm, Warming};
 use super::{DrainRequest, QUEUE, SWEEP};
+use crate::admin::{Lifecycle, State};
 use crate::dns::Discoverer;
 use crate::drain::DrainStrategy;
 use crate::health::HealthChecker;
@@ -59,6 +60,7 @@ impl Held {
 pub(super) struct ControlThread {
     manager: Manager,
     model: Arc<Model>,
+    lifecycle: Lifecycle,
     warming: Warming,
     checker: HealthChecker,
     held: Option<Held>,
@@ -68,12 +70,12 @@ pub(super) struct ControlThread {
 }
 
 impl ControlThread {
-    pub(super) fn new(manager: Manager, model: Arc<Model>) -> ControlThread {
+    pub(super) fn new(manager: Manager, model: Arc<Model>, lifecycle: Lifecycle) -> ControlThread {
         let shared = manager.shared();
         let warming = Warming::new(&shared.metrics);
         let checker = HealthChecker::new(shared.callout.clone(), shared.metrics.clone());
         let (held, behind, until_warm) = (None, VecDeque::new(), Vec::new());
-        ControlThread { manager, model, warming, checker, held, behind, until_warm }
+        ControlThread { manager, model, lifecycle, warming, checker, held, behind, until_warm }
     }
 
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
@@ -170,7 +172,8 @@ impl ControlThread {
     async fn finish(&mut self, mut change: Change) {
         // Also of those that are to wait: who has sent them is told now or never.
         let mut errors = Model::prepare(&mut change.diff, &mut self.manager);
-        self.warming.hold_back_listeners(&mut change.diff);
+        let starting = self.lifecycle.get() == State::Initializing;
+        self.warming.hold_back_listeners(&mut change.diff, starting);
         self.manager.count_warming(self.warming.listeners());
         errors.extend(self.put_in_force(*change.diff).await);
         // Who asked may have gone.

@@ -262,6 +262,35 @@ async fn a_listener_waits_for_its_routes_and_the_one_before_it_serves() {
     server.shutdown(Duration::ZERO).await;
 }
 
+/// A sidecar took traffic of its application before it could serve what came for it.
+#[tokio::test]
+async fn listeners_of_a_start_open_together() {
+    let fixture = Fixture::start();
+    let server = &fixture.server;
+    let routes = server.model().route_tables().cell(&TableKey::named("t"));
+    let hcm = crate::http::edge::tests::hcm(Default::default(), Default::default());
+    let filter = NetworkFilter::Http(Arc::new(HttpConnectionManager { routes, first_table: None, ..hcm }));
+    let chain = FilterChain { filter, fingerprint: 2, ..direct() };
+    let waits = Arc::new(Listener { chains: vec![Arc::new(chain)], ..fixture.listener("waits") });
+    let ready = |name: &str| (name.into(), Some(Arc::new(fixture.listener(name))));
+    let names = || server.model().listeners().iter().map(|l| l.name.to_string()).collect::<Vec<_>>();
+    let listeners = |list: Vec<_>| Diff { listeners: list, ..Diff::default() };
+    server.lifecycle().set(State::Initializing);
+    server.apply(listeners(vec![ready("a"), ("waits".into(), Some(waits.clone()))])).await.unwrap();
+    assert_eq!((names(), waiting(&fixture)), (vec![], 2));
+    server.apply(Diff { route_tables: vec![table()], ..Diff::default() }).await.unwrap();
+    until_warm(server).await;
+    assert_eq!((names(), waiting(&fixture)), (vec!["a".to_owned(), "waits".to_owned()], 0));
+    // Later each goes its own way.
+    server.lifecycle().set(State::Live);
+    let (key, _) = table();
+    server.apply(Diff { route_tables: vec![(key, None)], ..Diff::default() }).await.unwrap();
+    server.apply(listeners(vec![("waits".into(), None)])).await.unwrap();
+    server.apply(listeners(vec![ready("b"), ("waits".into(), Some(waits))])).await.unwrap();
+    assert_eq!((names(), waiting(&fixture)), (vec!["a".to_owned(), "b".to_owned()], 1));
+    server.shutdown(Duration::ZERO).await;
+}
+
 async fn until_warm(server: &Server) {
     let (done, answer) = oneshot::channel();
     server.ask(Control::Warm(done)).await;

@@ -11,7 +11,7 @@ use sixfold_core::cluster::{Assignment, Cluster, Discovery};
 use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
 use sixfold_core::router::RouteTableCell;
-use sixfold_core::tls::Awaited;
+use sixfold_core::tls::{Awaited, ServerTls};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -110,21 +110,20 @@ impl Warming {
     }
 
     /// Takes the listeners out of `diff` that must wait for secrets, or for route tables which neither are there nor
-    /// come with it. It is to be applied next.
-    pub(super) fn hold_back_listeners(&mut self, diff: &mut Diff) {
-        for (name, listener) in std::mem::take(&mut diff.listeners) {
+    /// come with it. It is to be applied next. While the process is `starting` they wait together: who finds one of them open
+    /// may take it that all are, as with Envoy, whose workers start when everything has come.
+    pub(super) fn hold_back_listeners(&mut self, diff: &mut Diff, starting: bool) {
+        let changed = std::mem::take(&mut diff.listeners);
+        let of = |listener: Option<&Listener>| listener.map_or_else(Waits::default, |l| Waits::of(l, diff));
+        let mut waits: Vec<Waits> = changed.iter().map(|(_, listener)| of(listener.as_deref())).collect();
+        if starting {
+            let all = waits.iter().fold(Waits::default(), |all, one| all.and(one));
+            waits.fill(all);
+        }
+        for ((name, listener), waits) in changed.into_iter().zip(waits) {
             self.listeners.take(&name);
-            let missing = listener.as_deref().map(|l| missing_tables(l, diff)).unwrap_or_default();
-            let secrets: Vec<_> =
-                listener.iter().flat_map(|l| l.tls()).filter(|tls| awaits(tls.awaited())).collect();
             match &listener {
-                Some(waits) if !missing.is_empty() || !secrets.is_empty() => {
-                    let secrets: Vec<_> = secrets.into_iter().cloned().collect();
-                    self.listeners.hold(name, waits.clone(), async move {
-                        let of = secrets.iter().filter_map(|tls| tls.awaited());
-                        tokio::join!(first_tables(missing), first_secrets(of));
-                    });
-                }
+                Some(held) if !waits.is_empty() => self.listeners.hold(name, held.clone(), waits.end()),
                 _ => diff.listeners.push((name, listener)),
             }
         }
@@ -215,6 +214,35 @@ fn awaits(secrets: Option<&Awaited>) -> bool {
 /// Whether no endpoint would get traffic only since none was checked yet.
 fn must_be_checked(cluster: &Cluster, checks: &Watched) -> bool {
     !checks.is_all_checked() && cluster.hosts.load().healthy() == 0
+}
+
+/// What a listener waits for.
+#[derive(Clone, Default)]
+struct Waits {
+    tables: Vec<Missing>,
+    secrets: Vec<Arc<ServerTls>>,
+}
+
+impl Waits {
+    fn of(listener: &Listener, diff: &Diff) -> Waits {
+        let secrets = listener.tls().filter(|tls| awaits(tls.awaited())).cloned().collect();
+        Waits { tables: missing_tables(listener, diff), secrets }
+    }
+
+    fn and(mut self, other: &Waits) -> Waits {
+        self.tables.extend(other.tables.iter().cloned());
+        self.secrets.extend(other.secrets.iter().cloned());
+        self
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.secrets.is_empty()
+    }
+
+    async fn end(self) {
+        let of = self.secrets.iter().filter_map(|tls| tls.awaited());
+        tokio::join!(first_tables(self.tables), first_secrets(of));
+    }
 }
 
 /// A place for a table, and how long it is waited for.
