@@ -42,16 +42,22 @@ pub(super) type System = (hickory_resolver::config::ResolverConfig, ResolverOpts
 
 /// Asks one set of servers. It keeps no answers.
 pub(super) struct Resolver {
-    inner: TokioResolver,
-    proven: Semaphore,
-    unproven: Semaphore,
-    on_demand: Semaphore,
+    proven: Lane,
+    unproven: Lane,
+    on_demand: Lane,
     /// Questions whose turn is over and that have no answer yet, for names of configurations and of requests.
     late: Semaphore,
     late_on_demand: Semaphore,
     /// See [`ResolverConfig::turn`].
     turn: Duration,
     bounds: Bounds,
+}
+
+/// Names of one standing. They have connections of their own: hickory asks by whichever it has, though another name has
+/// opened it, and a server may answer over UDP and hang over TCP, which an answer that was cut off leads to.
+struct Lane {
+    inner: TokioResolver,
+    turns: Semaphore,
 }
 
 /// How long answers are good for.
@@ -101,12 +107,16 @@ impl Resolver {
         }
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
-        let builder = TokioResolver::builder_with_config(asked, TokioRuntimeProvider::default());
+        let lane = |turns| {
+            let provider = TokioRuntimeProvider::default();
+            let builder = TokioResolver::builder_with_config(asked.clone(), provider);
+            let inner = builder.with_options(options.clone()).build()?;
+            Ok::<_, NetError>(Lane { inner, turns: Semaphore::new(turns) })
+        };
         Ok(Resolver {
-            inner: builder.with_options(options).build()?,
-            proven: Semaphore::new(CONFIGURED),
-            unproven: Semaphore::new(CONFIGURED),
-            on_demand: Semaphore::new(ON_DEMAND),
+            proven: lane(CONFIGURED)?,
+            unproven: lane(CONFIGURED)?,
+            on_demand: lane(ON_DEMAND)?,
             late: Semaphore::new(CONFIGURED),
             late_on_demand: Semaphore::new(ON_DEMAND),
             turn: config.turn,
@@ -135,7 +145,13 @@ impl Resolver {
         }
         let failed = |reason: String| DnsError::Failed { name: name.clone(), reason };
         let asked = encode(name).map_err(|error| failed(error.to_string()))?;
-        self.in_turn(standing, self.ask_for(&asked, *family)).await.map_err(failed)
+        let (lane, late) = match standing {
+            Standing::Proven => (&self.proven, &self.late),
+            Standing::Unproven => (&self.unproven, &self.late),
+            Standing::OnDemand => (&self.on_demand, &self.late_on_demand),
+        };
+        let asking = self.ask_for(&lane.inner, &asked, *family);
+        self.in_turn(&lane.turns, late, asking).await.map_err(failed)
     }
 
     /// Asks when it is the question's turn. Whoever has had it without an answer gives it to another, and goes on aside
@@ -143,14 +159,10 @@ impl Resolver {
     /// holds up the next one for a turn and not for [`LONGEST`].
     async fn in_turn(
         &self,
-        standing: Standing,
+        turns: &Semaphore,
+        late: &Semaphore,
         asking: impl Future<Output = Result<Said, NetError>>,
     ) -> Result<Said, String> {
-        let (turns, late) = match standing {
-            Standing::Proven => (&self.proven, &self.late),
-            Standing::Unproven => (&self.unproven, &self.late),
-            Standing::OnDemand => (&self.on_demand, &self.late_on_demand),
-        };
         // They are never closed.
         let turn = turns.acquire().await;
         let mut asking = pin!(asking);
@@ -167,9 +179,9 @@ impl Resolver {
         }
     }
 
-    async fn ask_for(&self, name: &Name, family: DnsFamily) -> Result<Said, NetError> {
-        let v4 = || self.ask(name, RecordType::A);
-        let v6 = || self.ask(name, RecordType::AAAA);
+    async fn ask_for(&self, inner: &TokioResolver, name: &Name, family: DnsFamily) -> Result<Said, NetError> {
+        let v4 = || self.ask(inner, name, RecordType::A);
+        let v6 = || self.ask(inner, name, RecordType::AAAA);
         match family {
             DnsFamily::V4Only => v4().await,
             DnsFamily::V6Only => v6().await,
@@ -182,8 +194,8 @@ impl Resolver {
         }
     }
 
-    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Said, NetError> {
-        match self.inner.lookup(name.clone(), kind).await {
+    async fn ask(&self, inner: &TokioResolver, name: &Name, kind: RecordType) -> Result<Said, NetError> {
+        match inner.lookup(name.clone(), kind).await {
             Ok(lookup) => {
                 let records = lookup.answers().iter().filter_map(|record| match &record.data {
                     RData::A(a) => Some((IpAddr::V4(a.0), record.ttl)),

@@ -95,7 +95,9 @@ fn answer(question: &[u8], kind: u16, say: &Say) -> Option<Vec<u8>> {
         Say::Addresses(addresses, ttl) => (0, addresses.clone(), *ttl),
     };
     let mut out = question.to_vec();
-    out[2..12].copy_from_slice(&[0x81, 0x80 | code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
+    // `cut` is too long for UDP.
+    let cut = if question[12..].starts_with(b"\x03cut") { 0x83 } else { 0x81 };
+    out[2..12].copy_from_slice(&[cut, 0x80 | code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
     for address in addresses {
         let data = match address.parse::<IpAddr>().unwrap() {
             IpAddr::V4(ip) => ip.octets().to_vec(),
