@@ -46,7 +46,6 @@ pub(super) fn takes_length(name: &str) -> bool {
 const ABSENT: &[&str] = &[
     "ROUNDTRIP_DURATION",
     "DOWNSTREAM_HANDSHAKE_DURATION",
-    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_CONNECTION_ID",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
     "UPSTREAM_LOCAL_CLOSE_REASON",
@@ -56,12 +55,7 @@ const ABSENT: &[&str] = &[
     "DOWNSTREAM_TLS_SESSION_ID",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
-    "CUSTOM_FLAGS",
-    "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID",
-    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID",
     "DOWNSTREAM_CX_RTT",
-    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
-    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
     "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
     "DOWNSTREAM_PEER_OTHERNAME_SAN",
     "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
@@ -72,8 +66,6 @@ const ABSENT: &[&str] = &[
     "ROUTE_RESOLUTION_COUNT",
     "ROUTE_RESOLUTION_TIME_US",
     "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
-    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
-    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
     "UPSTREAM_LOCAL_DNS_SAN",
     "UPSTREAM_LOCAL_IP_SAN",
     "UPSTREAM_LOCAL_URI_SAN",
@@ -85,7 +77,6 @@ const ABSENT: &[&str] = &[
     "UPSTREAM_PEER_ISSUER",
     "UPSTREAM_PEER_SUBJECT",
     "UPSTREAM_PEER_URI_SAN",
-    "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
     "UPSTREAM_SERVER_NAME",
     "UPSTREAM_TLS_CIPHER",
     "UPSTREAM_TLS_GROUP",
@@ -182,6 +173,13 @@ const OPERATORS: &[(&str, Read)] = &[
     ("SPAN_ID", Read::Text(|s| s.var("span_id"))),
     ("ACCESS_LOG_TYPE", Read::Text(|s| Some(log_type(s).as_bytes()))),
     ("LOCAL_REPLY_BODY", Read::Text(|s| Some(&s.local_body))),
+    // No filter here sets a flag of its own, and no address is one of a listener inside Envoy.
+    ("CUSTOM_FLAGS", Read::Text(|_| Some(b""))),
+    ("DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", Read::Text(|_| Some(b""))),
+    ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID", Read::Text(|_| Some(b""))),
+    ("UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID", Read::Text(|s| upstream_remote(s).map(|_| &b""[..]))),
+    ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Read::Number(pool_ready)),
+    ("LISTENER_NAME", Read::Text(|s| some(s.connection.listener.as_bytes()))),
     ("FILTER_CHAIN_NAME", Read::Text(|s| some(s.connection.filter_chain.as_bytes()))),
 ];
 
@@ -264,6 +262,13 @@ pub(super) fn upstream_remote(stream: &Stream) -> Option<SocketAddr> {
         crate::cluster::Address::Ip(address) => Some(*address),
         _ => None,
     }
+}
+
+/// Milliseconds that the last attempt waited for its connection.
+fn pool_ready(stream: &Stream) -> Option<u64> {
+    let tried = stream.upstream.tried.last()?;
+    let ready = stream.timing.upstream_tx_begin.map(|ready| ready.saturating_duration_since(tried.began));
+    ready.map(|waited| waited.as_millis() as u64).or_else(|| tried.response_ms.map(Into::into))
 }
 
 fn host_name(stream: &Stream) -> Option<&[u8]> {

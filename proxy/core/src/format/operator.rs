@@ -117,6 +117,7 @@ pub(super) struct Duration {
 /// A moment of a request (`COMMON_DURATION`): downstream and upstream, receiving and sending.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Point {
+    DownstreamConnected,
     DownstreamRxBegin,
     DownstreamRxEnd,
     UpstreamTxBegin,
@@ -133,6 +134,7 @@ impl Point {
     /// A name that is none of these is a moment that some filter of Envoy's may set, and nobody sets here.
     pub(super) fn parse(name: &str) -> Point {
         match name {
+            "DS_CX_BEG" => Point::DownstreamConnected,
             "DS_RX_BEG" => Point::DownstreamRxBegin,
             "DS_RX_END" => Point::DownstreamRxEnd,
             "US_TX_BEG" => Point::UpstreamTxBegin,
@@ -148,6 +150,7 @@ impl Point {
     fn of(self, stream: &Stream) -> Option<Instant> {
         let timing = &stream.timing;
         match self {
+            Point::DownstreamConnected => Some(stream.connection.start),
             Point::DownstreamRxBegin => Some(timing.start),
             Point::DownstreamRxEnd => timing.request_complete,
             Point::UpstreamTxBegin => timing.upstream_tx_begin,
