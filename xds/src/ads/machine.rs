@@ -243,6 +243,12 @@ impl<C: Compile> Machine<C> {
             let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));
             absent.collect::<Vec<_>>().into_iter().for_each(|name| self.remove(kind, &name, now));
         }
+        if kind == Kind::Secret {
+            // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps no
+            // listener with others shut until its time is over.
+            let absent = self.session.absent(kind, |name| items.contains_key(name));
+            absent.iter().for_each(|name| self.world.missing(kind, name));
+        }
         let faults = self.late.remove(&kind).unwrap_or_default();
         let mut pending = Pending { kind, responses, faults, accepted: BTreeMap::new() };
         for (name, item) in items {

@@ -125,6 +125,17 @@ impl Session {
         kind.is_wildcard() || self.topics.get(&kind).is_some_and(|topic| topic.wanted.contains(name))
     }
 
+    /// Names of a type that were asked for on this stream and never accepted, though the state of the world has come, but
+    /// for those that are `there`. The incremental protocol says by itself what there is not.
+    pub(super) fn absent(&self, kind: Kind, there: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+        let topic = self.topics.get(&kind).filter(|_| self.flavor == Flavor::State);
+        let Some((topic, asked)) = topic.and_then(|topic| Some((topic, topic.asked.as_ref()?))) else {
+            return Vec::new();
+        };
+        let absent = asked.names.iter().filter(|name| !topic.known.contains_key(*name) && !there(name));
+        absent.cloned().collect()
+    }
+
     /// Remembers the version of a resource that was accepted, or that it is gone.
     pub(super) fn know(&mut self, kind: Kind, name: &Arc<str>, version: Option<String>) {
         let Some(topic) = self.topics.get_mut(&kind) else { return };

@@ -291,13 +291,18 @@ impl<C: Compile> World<C> {
         }
     }
 
+    /// The control plane has no such resource now; the last that was good stays.
+    pub(super) fn missing(&mut self, kind: Kind, name: &Arc<str>) {
+        self.compiler.missing(kind, name);
+    }
+
     /// The control plane says that a resource is gone. Only what is asked for as a whole can go so: routes and
     /// endpoints go with what names them, and whatever is said of them, the last that was good stays.
     pub(super) fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
         let key = (kind, name.clone());
         self.deny(&key);
         if !kind.is_wildcard() {
-            self.compiler.missing(kind, name);
+            self.missing(kind, name);
         }
         if !kind.is_wildcard() || self.statics.contains(&key) || self.lingers(kind, name) {
             return;

@@ -212,3 +212,18 @@ fn an_answer_that_was_overtaken_while_it_waited_for_the_stream_does_not_go_out()
     session.answer(answer(Kind::Cluster, "2", ""));
     assert_eq!(all(&mut session).len(), 2);
 }
+
+#[test]
+fn what_the_state_of_the_world_lacks_of_what_was_asked_for_is_absent() {
+    for (flavor, expected) in [(Flavor::State, &["b"][..]), (Flavor::Delta, &[])] {
+        let mut session = session(flavor);
+        ["a", "b", "c"].iter().for_each(|name| session.want(Kind::Secret, &(*name).into(), true));
+        session.connected();
+        all(&mut session);
+        session.know(Kind::Secret, &"c".into(), Some("1".to_owned()));
+        // Asked for later than the response was made.
+        session.want(Kind::Secret, &"late".into(), true);
+        let absent = session.absent(Kind::Secret, |name| name == "a");
+        assert_eq!(absent.iter().map(|name| &**name).collect::<Vec<_>>(), expected);
+    }
+}
