@@ -71,7 +71,8 @@ pub fn check_promised(binary: &Path, runs: u32) -> Result<()> {
     check(binary, &options)
 }
 
-fn can_redirect() -> bool {
+/// Whether connections can be redirected in a network namespace here.
+pub fn can_redirect() -> bool {
     let tools = ensure(&[IPROUTE, IPTABLES]);
     let mut probe = Command::new("unshare");
     probe.args(["-n", "iptables", "-w", "-t", "nat", "-L"]);

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::process::{cargo, execute};
 use crate::report::Report;
 use crate::tools::{OPENSSL, PYTHON, build_proxy, ensure};
-use crate::{conformance, h2spec, mesh};
+use crate::{conformance, h2spec, image, mesh};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -27,6 +27,7 @@ pub fn run(options: &Options) -> Result<()> {
         Ok(proxy) => {
             report.part("conformance", || conformance::check_promised(&proxy, options.runs));
             report.part("mesh", || mesh::check_promised(&proxy, options.runs));
+            report.part("image", || image::check_where_possible(&proxy));
             report.part("h2spec", || h2spec::check(&proxy, &[]));
         }
         Err(error) => report.part("build", || Err(error)),

@@ -42,17 +42,17 @@ def expect(what, good, seen):
         sys.exit("%s: %s" % (what, seen))
 
 
-def place(root, path):
-    full = os.path.join(root, path)
-    os.makedirs(os.path.dirname(full), exist_ok=True)
-    return full
+def place(path):
+    """A path under ROOT, which is the working directory: the whole one is too long for a socket."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    return path
 
 
-def serve(root, scenario, name):
+def serve(scenario, name):
     """The sockets that the agent opens, and its own port for readiness."""
     proxies = replay.load(scenario)
     server = replay.Server(proxies, replay.Edits(None, False), verbose=True)
-    control, secrets = place(root, "etc/istio/proxy/XDS"), place(root, "var/run/secrets/workload-spiffe-uds/socket")
+    control, secrets = place("etc/istio/proxy/XDS"), place("var/run/secrets/workload-spiffe-uds/socket")
     server.start("unix:" + control)
     replay.Secrets().start(secrets)
     for socket in (control, secrets):
@@ -72,25 +72,25 @@ def serve(root, scenario, name):
     return server, next(p for p in proxies if p.name == name)
 
 
-def devices(root):
+def devices():
     """What a container runtime puts into /dev, as far as it is used."""
     for name, minor in (("null", 3), ("zero", 5), ("random", 8), ("urandom", 9)):
-        path = place(root, "dev/" + name)
+        path = place("dev/" + name)
         if not os.path.exists(path):
             os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
             os.chmod(path, 0o666)
 
 
-def start(root, proxy):
+def start(proxy):
     with open(os.path.join(AGENT, "bootstrap.json")) as f:
         bootstrap = json.load(f)
     bootstrap["node"] = {k: v for k, v in xds.to_dict(proxy.node).items() if k in ("id", "cluster", "metadata", "locality")}
     with open(os.path.join(AGENT, "argv.json")) as f:
         command = json.load(f)
-    with open(place(root, command[command.index("-c") + 1]), "w") as f:
+    with open(place(command[command.index("-c") + 1]), "w") as f:
         json.dump(bootstrap, f)
-    log = open(place(root, "proxy.log"), "w+")
-    chroot = ["chroot", "--userspec=%d:%d" % (USER, USER), root]
+    log = open(place("proxy.log"), "w+")
+    chroot = ["chroot", "--userspec=%d:%d" % (USER, USER), "."]
     return subprocess.Popen(chroot + command, stdout=log, stderr=subprocess.STDOUT), log
 
 
@@ -110,9 +110,11 @@ def ready(process):
 
 
 def check(root, scenario, name):
-    devices(root)
-    server, proxy = serve(root, scenario, name)
-    process, log = start(root, proxy)
+    scenario = os.path.abspath(scenario)
+    os.chdir(root)
+    devices()
+    server, proxy = serve(scenario, name)
+    process, log = start(proxy)
     try:
         expect("ready in %.1f s" % ready(process), True, None)
         expect("nothing is refused", not server.nacks, server.nacks)
