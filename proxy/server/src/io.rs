@@ -12,6 +12,9 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+/// Bytes that a socket with room for any of them nearly always takes as a whole.
+const SHORT: usize = 16 * 1024;
+
 /// A connection, downstream or upstream. It may hold bytes that a listener filter has read already; reads
 /// see them first. Who reads or writes it does so under a deadline: see [`Transport`].
 pub struct Io {
@@ -217,8 +220,11 @@ impl Transport for Io {
 
     #[inline]
     fn poll_write(&mut self, cx: &mut Timed<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        // Nearly always it goes at once, and nobody has to be told when it does.
-        if let Kind::Plain(Socket { stream: Stream::Tcp(tcp), .. }) = &self.kind {
+        // Nearly always it goes at once, and nobody has to be told when it does. Of what is long a part may go, which
+        // the runtime takes for the end of the room there is.
+        if let Kind::Plain(Socket { stream: Stream::Tcp(tcp), .. }) = &self.kind
+            && buf.len() <= SHORT
+        {
             match tcp.try_write(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 written => return self.count(Poll::Ready(written)),
