@@ -1,9 +1,14 @@
-//! Memory goes back to the system after a burst.
+//! Memory goes back to the system after the start and after a burst.
+//!
+//! What reads a configuration is most of the program, and its code stays resident though nothing runs it again. So the
+//! process lets go of its code when the start is over; what it needs comes back page by page, from the system's cache
+//! of files.
 //!
 //! glibc keeps what was freed in the arena of each thread, below whatever still lives at its top: a process that once
 //! buffered for some hundred slow clients would keep that memory for its life. The control thread looks now and
 //! then, and gives back what has lain free for two looks.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// Time between two looks; memory is back after three of them at the latest.
@@ -38,12 +43,52 @@ impl Trimmer {
             return false;
         }
         release();
+        forget_code();
         let after = self::resident().unwrap_or(resident);
         tracing::debug!(before = resident, after, "gave memory back");
         *self = Trimmer { resident: after, overhead: after.saturating_sub(allocated()), due: false };
         true
     }
 }
+
+/// Lets go of the program's code, which the system maps again as far as it is run.
+pub(crate) fn forget_code() {
+    // Without procfs it stays resident, as it was.
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let own = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    code(&maps, &own.to_string_lossy()).for_each(forget);
+}
+
+/// Where the code of the program in the file `own` lies, by `/proc/self/smaps`. A debugger's marks are changes, with
+/// which it is left alone.
+fn code<'m>(maps: &'m str, own: &'m str) -> impl Iterator<Item = Range<usize>> {
+    let mut place = None;
+    maps.lines().filter_map(move |line| {
+        let mut words = line.split_ascii_whitespace();
+        match (words.next()?, words.next()?) {
+            (range, "r-xp") if line.ends_with(own) => {
+                let (start, end) = range.split_once('-')?;
+                let address = |text| usize::from_str_radix(text, 16).ok();
+                place = Some(address(start)?..address(end)?);
+            }
+            ("Anonymous:", changed) => return place.take().filter(|_| changed == "0"),
+            (range, _) if range.contains('-') => place = None,
+            _ => {}
+        }
+        None
+    })
+}
+
+/// Unmaps the pages of a part of the program's file.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn forget(pages: Range<usize>) {
+    // SAFETY: the pages are those of a file, and none was changed: the next look at one finds what is there now.
+    unsafe { libc::madvise(pages.start as *mut libc::c_void, pages.len(), libc::MADV_DONTNEED) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget(_: Range<usize>) {}
 
 /// Resident bytes of the process.
 fn resident() -> Option<u64> {
@@ -84,6 +129,50 @@ mod tests {
     use std::sync::mpsc::channel;
 
     const BURST: usize = 128 << 20;
+
+    const MAPS: &str = "\
+555555954000-55555619b000 r--p 00000000 fd:00 1234 /usr/bin/sixfold
+Anonymous:             0 kB
+555556000000-555556c00000 r-xp 00846000 fd:00 1234 /usr/bin/sixfold
+Size:              12288 kB
+Anonymous:             0 kB
+AnonHugePages:         0 kB
+555556c00000-555556c50000 r--p 01446000 fd:00 1234 /usr/bin/sixfold
+Anonymous:           400 kB
+7ffff7c00000-7ffff7d00000 r-xp 00026000 fd:00 5678 /usr/lib/libc.so.6
+Anonymous:             0 kB
+";
+
+    #[test]
+    fn only_code_that_is_as_in_its_file_is_let_go_of() {
+        let of = |maps: &str| -> Vec<(usize, usize)> {
+            code(maps, "/usr/bin/sixfold").map(|pages| (pages.start, pages.end)).collect()
+        };
+        assert_eq!(of(MAPS), [(0x5555_5600_0000, 0x5555_56c0_0000)]);
+        assert_eq!(of(&MAPS.replace("Anonymous:             0", "Anonymous:             4")), []);
+        assert_eq!(of("Anonymous: 0 kB\nnonsense\nx r-xp /usr/bin/sixfold\n"), []);
+    }
+
+    /// The code of the start stayed resident.
+    #[test]
+    fn code_that_was_let_go_of_is_mapped_again_as_it_is_run() {
+        use std::os::unix::fs::FileExt;
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let own = std::fs::read_link("/proc/self/exe").unwrap();
+        let code = code(&maps, &own.to_string_lossy()).next().unwrap();
+        // Bit 63 of each page's entry says that it is mapped.
+        let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
+        let mapped = || {
+            let mut entries = vec![0; code.len() / PAGE as usize * 8];
+            pagemap.read_exact_at(&mut entries, (code.start as u64 / PAGE) * 8).unwrap();
+            entries.as_chunks::<8>().0.iter().map(|entry| entry[7] & 0x80 != 0).collect::<Vec<_>>()
+        };
+        let before = mapped();
+        forget_code();
+        let after = mapped();
+        let gone = before.iter().zip(&after).filter(|(before, after)| **before && !**after).count();
+        assert!(gone > 0 && after.contains(&true), "{gone} of {} pages", before.len());
+    }
 
     /// After a burst a thread's memory stayed resident for ever.
     #[test]

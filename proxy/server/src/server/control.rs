@@ -81,7 +81,7 @@ impl ControlThread {
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
         let mut sweep = tokio::time::interval(SWEEP);
         let mut look = tokio::time::interval(memory::LOOK);
-        let mut trimmer = memory::Trimmer::default();
+        let (mut trimmer, mut starting) = (memory::Trimmer::default(), true);
         loop {
             let until = self.held.as_ref().map(Held::until);
             tokio::select! {
@@ -111,6 +111,11 @@ impl ControlThread {
                 }
             }
             if self.held.is_none() && self.warming.listeners() == 0 {
+                if starting && !self.until_warm.is_empty() {
+                    // What is left of the start is not worth keeping the code of all of it.
+                    memory::forget_code();
+                    starting = false;
+                }
                 // Who asked may have gone.
                 for done in self.until_warm.drain(..) {
                     let _ = done.send(());
