@@ -36,7 +36,7 @@ async fn nobody() -> SocketAddr {
 #[tokio::test]
 async fn a_client_that_left_is_a_499() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (mut setup, lines) = setup("$status $upstream_status");
+    let (mut setup, lines) = setup("$status $upstream_status [$request_completion]");
     setup.cluster("a", &[silent.local_addr().unwrap()], |_| {});
     setup.route("/", "a", |_| {});
     let proxy = setup.serve().await.0;
@@ -45,7 +45,7 @@ async fn a_client_that_left_is_a_499() {
     let (mut asked, _) = silent.accept().await.unwrap();
     read_message(&mut asked).await.unwrap();
     drop(client);
-    assert_eq!(first_line(&lines).await, "499 -");
+    assert_eq!(first_line(&lines).await, "499 - []");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use super::read::{Read, ip, join, number, socket};
 use super::time::TimeFormat;
 use super::variable::some;
 use crate::cluster::{Address, TriedHost, UpstreamProtocol};
+use crate::flags::Flag;
 use crate::headers::Known;
 use crate::message::{Scheme, Version};
 use crate::stream::Stream;
@@ -57,7 +58,10 @@ const VARIABLES: &[(&str, Read)] = &[
     ),
     (
         "request_completion",
-        Read::Text(|s| Some(if s.timing.downstream_tx_end.is_some() { b"OK" } else { b"" })),
+        Read::Text(|s| {
+            let complete = s.timing.downstream_tx_end.is_some() && !s.flags.contains(Flag::DC);
+            Some(if complete { b"OK" } else { b"" })
+        }),
     ),
     ("request_body", Read::Text(|s| s.request_body.as_deref())),
     ("proxy_add_x_forwarded_for", Read::Make(forwarded_for)),
