@@ -89,7 +89,7 @@ impl ForwardAuth {
     fn build(config: Config, context: &BuildContext) -> Built {
         let scheme = config.uri.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
         if !matches!(scheme.as_deref(), Some("http" | "https")) && !config.uri.starts_with('$') {
-            return Err(ConfigError::new(format!("uri '{}' is neither http nor https", config.uri)));
+            return Err(ConfigError::field("uri", format!("uri '{}' is neither http nor https", config.uri)));
         }
         let upstream_headers = header_names::to_copy(&config.upstream_headers, "upstream_headers")?;
         let upstream_headers =
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn bad_configurations_are_refused() {
         let error = |config| build("forward-auth", &config, &context()).err().unwrap();
-        assert!(error(json!({"uri": "ftp://a"})).contains("neither http nor https"));
+        assert_eq!(error(json!({"uri": "ftp://a"})), "uri: uri 'ftp://a' is neither http nor https");
         assert!(error(json!({"uri": "http://a", "client_headers": ["a b"]})).contains("a b"));
     }
 }

@@ -9,7 +9,7 @@ use crate::shared::counters::{Counters, Key as CounterKey};
 use counter::{Taken, Window};
 use serde::Deserialize;
 use serde_json::Value;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::format::{Format, Variable};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Plugin, Slot, Step};
@@ -124,7 +124,8 @@ impl LimitCount {
             .in_key("policy"));
         }
         if config.sync_interval != -1.0 {
-            return Err(ConfigError::new("sync_interval is not supported: counters are local"));
+            let reason = "sync_interval is not supported: counters are local";
+            return Err(ConfigError::field("sync_interval", reason));
         }
         let several = config.rules.is_some();
         let text = config.told_apart_by();
@@ -273,32 +274,35 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
         };
         let headers = Some(Names::new("")?);
         return Ok(vec![Rule {
-            count: Number::new(count)?,
-            time_window: Number::new(time_window)?,
+            count: Number::new(count).in_key("count")?,
+            time_window: Number::new(time_window).in_key("time_window")?,
             key,
             headers,
         }]);
     };
     if config.count.is_some() || config.time_window.is_some() {
-        return Err(ConfigError::new("count/time_window and rules cannot be specified at the same time"));
+        let reason = "count/time_window and rules cannot be specified at the same time";
+        return Err(ConfigError::field("rules", reason));
     }
     if config.group.is_some() {
-        return Err(ConfigError::new("group and rules cannot be specified at the same time"));
+        return Err(ConfigError::field("group", "group and rules cannot be specified at the same time"));
     }
-    let mut made = Vec::with_capacity(rules.len());
-    for (index, rule) in rules.iter().enumerate() {
-        if rules.iter().take(index).any(|earlier| earlier.key == rule.key) {
-            return Err(ConfigError::new(format!("duplicate key '{}' in rules", rule.key)));
-        }
-        let prefix = rule.header_prefix.clone().unwrap_or_else(|| (index + 1).to_string());
-        made.push(Rule {
-            count: Number::new(&rule.count)?,
-            time_window: Number::new(&rule.time_window)?,
-            key: Key::Combination(apisix::template(&rule.key)?),
-            headers: Some(Names::new(&format!("{prefix}-"))?),
-        });
-    }
-    Ok(made)
+    let made = rules.iter().enumerate().map(|(index, rule)| {
+        let rule = || {
+            if rules.iter().take(index).any(|earlier| earlier.key == rule.key) {
+                return Err(ConfigError::field("key", format!("duplicate key '{}' in rules", rule.key)));
+            }
+            let prefix = rule.header_prefix.clone().unwrap_or_else(|| (index + 1).to_string());
+            Ok(Rule {
+                count: Number::new(&rule.count).in_key("count")?,
+                time_window: Number::new(&rule.time_window).in_key("time_window")?,
+                key: Key::Combination(apisix::template(&rule.key).in_key("key")?),
+                headers: Some(Names::new(&format!("{prefix}-"))?),
+            })
+        };
+        rule().in_index(index).in_key("rules")
+    });
+    collect(made)
 }
 
 impl Names {

@@ -53,7 +53,7 @@ impl Mocking {
         let kind = config.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let is_xml = matches!(kind.as_str(), "application/xml" | "text/xml");
         if !is_xml && !matches!(kind.as_str(), "application/json" | "text/plain" | "text/html") {
-            return Err(ConfigError::new("unsupported content type!"));
+            return Err(ConfigError::field("content_type", "unsupported content type!"));
         }
         let body = match (&config.response_example, &config.response_schema) {
             (Some(example), _) => Body::Example(apisix::template(example).in_key("response_example")?),
@@ -173,7 +173,7 @@ mod tests {
     fn bad_configurations_are_refused() {
         let error = |config| build("mocking", &config, &context()).err().unwrap();
         let bad = json!({"response_example": "x", "content_type": "image/png"});
-        assert_eq!(error(bad), "unsupported content type!");
+        assert_eq!(error(bad), "content_type: unsupported content type!");
         assert!(error(json!({})).contains("is required"));
         assert!(error(json!({"response_schema": {"type": "blob"}})).contains("blob"));
     }

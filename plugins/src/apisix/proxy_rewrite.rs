@@ -5,7 +5,7 @@ use crate::shared::header_changes::{HeaderChanges, Side};
 use crate::shared::pattern::{Groups, Pattern, Replacement};
 use serde::Deserialize;
 use serde_json::Value;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::format::Format;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
@@ -53,13 +53,13 @@ impl ProxyRewrite {
             (None, Some(pairs)) => Uri::Regex(regex_pairs(&pairs)?),
             (None, None) => Uri::Keep,
         };
-        let invalid = |method: &str| ConfigError::new(format!("invalid method '{method}'"));
+        let invalid = |method: &str| ConfigError::field("method", format!("invalid method '{method}'"));
         let method = config.method.map(|method| method.parse().map_err(|_| invalid(&method)));
         let rewrite = ProxyRewrite {
             uri,
             host: config.host.map(String::into_bytes),
             method: method.transpose()?,
-            headers: HeaderChanges::new(&config.headers)?,
+            headers: HeaderChanges::new(&config.headers).in_key("headers")?,
             raw: config.use_real_request_uri_unsafe,
         };
         Ok(Plugin::of(rewrite).rewrite(ProxyRewrite::rewrite).build())
@@ -182,17 +182,19 @@ fn split_template(text: &str) -> (&str, Option<&str>) {
 }
 
 fn regex_pairs(pairs: &[String]) -> Result<Vec<(Pattern, Replacement)>, ConfigError> {
-    let odd = || ConfigError::new("The length of regex_uri should be an even number");
+    let odd = || ConfigError::field("regex_uri", "The length of regex_uri should be an even number");
     if !pairs.len().is_multiple_of(2) {
         return Err(odd());
     }
-    let pair = |pair: &[String]| match pair {
-        [pattern, with] => Pattern::new(pattern, "jo")
-            .map(|p| (p, Replacement::new(with)))
-            .map_err(|e| ConfigError::new(format!("invalid regex_uri({pattern}, {with}): {e}"))),
+    let pair = |(index, pair): (usize, &[String])| match pair {
+        [pattern, with] => {
+            let invalid = |e| ConfigError::new(format!("invalid regex_uri({pattern}, {with}): {e}"));
+            let pattern = Pattern::new(pattern, "jo").map(|pattern| (pattern, Replacement::new(with)));
+            pattern.map_err(invalid).in_index(2 * index).in_key("regex_uri")
+        }
         _ => Err(odd()),
     };
-    pairs.chunks(2).map(pair).collect()
+    collect(pairs.chunks(2).enumerate().map(pair))
 }
 
 /// nginx's `NGX_ESCAPE_URI`.
@@ -311,10 +313,23 @@ mod tests {
     #[test]
     fn bad_configurations_are_refused() {
         let error = |config| build("proxy-rewrite", &config, &context()).err().unwrap();
-        assert_eq!(error(json!({"regex_uri": ["a"]})), "The length of regex_uri should be an even number");
-        assert!(error(json!({"regex_uri": ["(", "a"]})).starts_with("invalid regex_uri((, a): "));
-        assert_eq!(error(json!({"headers": {"a b": "1"}})), "invalid field character in header 'a b'");
-        assert_eq!(error(json!({"headers": {"a": "1\r\n2"}})), "invalid value character in header");
-        assert_eq!(error(json!({"headers": {"": "1"}})), "invalid field length in header");
+        assert_eq!(
+            error(json!({"regex_uri": ["a"]})),
+            "regex_uri: The length of regex_uri should be an even number"
+        );
+        // No fault of the values named their field.
+        let second = error(json!({"regex_uri": ["a", "b", "(", "a"]}));
+        assert!(second.starts_with("regex_uri[2]: invalid regex_uri((, a): "), "{second}");
+        assert_eq!(
+            error(json!({"headers": {"a b": "1"}})),
+            "headers.a b: invalid field character in header 'a b'"
+        );
+        let set = error(json!({"headers": {"set": {"ok": "1", "a": "1\n"}}}));
+        assert_eq!(set, "headers.set.a: invalid value character in header");
+        assert_eq!(
+            error(json!({"headers": {"a": "1\r\n2"}})),
+            "headers.a: invalid value character in header"
+        );
+        assert_eq!(error(json!({"headers": {"": "1"}})), "headers.: invalid field length in header");
     }
 }

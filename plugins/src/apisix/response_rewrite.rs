@@ -8,7 +8,7 @@ use base64::Engine;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::expr::Expr;
 use sixfold_core::headers::Known;
 use sixfold_core::plugin::{
@@ -81,24 +81,31 @@ struct Changes {
 
 impl ResponseRewrite {
     fn build(config: Config, _: &BuildContext) -> Built {
-        let base64 = || ConfigError::new("invalid base64 content");
+        let base64 = || ConfigError::field("body", "invalid base64 content");
         let body = match (config.body, config.filters) {
-            (Some(_), Some(_)) => return Err(ConfigError::new("body and filters can't be used together")),
+            (Some(_), Some(_)) => {
+                return Err(ConfigError::field("filters", "body and filters can't be used together"));
+            }
             (Some(text), None) if config.body_base64 => {
                 let decoded = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
                 Body::Replace(decoded.map_err(|_| base64())?.into())
             }
             (None, _) if config.body_base64 => return Err(base64()),
             (Some(text), None) => Body::Replace(text.into()),
-            (None, Some(filters)) => Body::Filter(filters.iter().map(Filter::new).collect::<Result<_, _>>()?),
+            (None, Some(filters)) => {
+                let filters =
+                    filters.iter().enumerate().map(|(index, filter)| Filter::new(filter).in_index(index));
+                Body::Filter(collect(filters).in_key("filters")?.into())
+            }
             (None, None) => Body::Keep,
         };
         let when = config.vars.as_ref().map(Expr::new).transpose();
-        let when =
-            when.map_err(|e| ConfigError::new(format!("failed to validate the 'vars' expression: {e}")))?;
+        let when = when.map_err(|e| {
+            ConfigError::field("vars", format!("failed to validate the 'vars' expression: {e}"))
+        })?;
         let rewrite = ResponseRewrite {
             status: config.status_code,
-            headers: HeaderChanges::new(&config.headers)?,
+            headers: HeaderChanges::new(&config.headers).in_key("headers")?,
             when,
             body,
             max_body: config.max_resp_body_size,
@@ -126,8 +133,9 @@ impl ResponseRewrite {
 
 impl Filter {
     fn new(config: &FilterConfig) -> Result<Filter, ConfigError> {
-        let pattern = Pattern::new(&config.regex, &config.options)
-            .map_err(|e| ConfigError::new(format!("regex \"{}\" validation failed: {e}", config.regex)))?;
+        let pattern = Pattern::new(&config.regex, &config.options).map_err(|e| {
+            ConfigError::field("regex", format!("regex \"{}\" validation failed: {e}", config.regex))
+        })?;
         Ok(Filter { pattern, with: Replacement::new(&config.replace), all: config.scope == Scope::Global })
     }
 }
@@ -387,9 +395,11 @@ mod tests {
     #[test]
     fn bad_configurations_are_refused() {
         let error = |config| build("response-rewrite", &config, &context()).err().unwrap();
-        assert_eq!(error(json!({"body": "=", "body_base64": true})), "invalid base64 content");
+        assert_eq!(error(json!({"body": "=", "body_base64": true})), "body: invalid base64 content");
+        let regex = error(json!({"filters": [{"regex": "a", "replace": ""}, {"regex": "(", "replace": ""}]}));
+        assert!(regex.starts_with("filters[1].regex: regex \"(\" validation failed"), "{regex}");
         let bad = json!({"filters": [{"regex": "(", "replace": "x"}]});
-        assert!(error(bad).starts_with("regex \"(\" validation failed: "));
+        assert!(error(bad).starts_with("filters[0].regex: regex \"(\" validation failed: "));
         assert!(error(json!({"vars": [["status", "<>", 1]]})).contains("'vars' expression"));
         assert!(error(json!({"headers": {"add": ["novalue"]}})).contains("invalid header line"));
     }

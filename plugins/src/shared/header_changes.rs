@@ -2,7 +2,7 @@
 
 use crate::apisix::template;
 use serde_json::Value;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers};
 use sixfold_core::stream::Stream;
@@ -44,8 +44,9 @@ impl HeaderChanges {
             return Ok(HeaderChanges { set: pairs(config)?, ..HeaderChanges::default() });
         }
         let remove = map.get("remove").and_then(Value::as_array).into_iter().flatten();
-        let remove = remove.filter_map(Value::as_str).map(name).collect::<Result<_, _>>()?;
-        let of = |key: &str| map.get(key).map_or(Ok(Vec::new()), pairs);
+        let remove = remove.filter_map(Value::as_str).map(name).enumerate();
+        let remove = collect(remove.map(|(index, name)| name.in_index(index))).in_key("remove")?;
+        let of = |key: &str| map.get(key).map_or(Ok(Vec::new()), pairs).in_key(key);
         Ok(HeaderChanges { add: of("add")?, set: of("set")?, remove })
     }
 
@@ -99,17 +100,18 @@ fn resolve(values: &[Format], stream: &Stream, groups: Groups<'_>) -> Vec<Vec<u8
 /// `{Name: value}`, where a value is a text, a number or a list of them; or `["Name: value"]`.
 fn pairs(config: &Value) -> Result<Vec<(HeaderName, Vec<Format>)>, ConfigError> {
     match config {
-        Value::Object(map) => map.iter().map(|(key, value)| Ok((name(key)?, values(value)?))).collect(),
-        Value::Array(lines) => lines
-            .iter()
-            .map(|line| {
-                let line = line.as_str().unwrap_or_default();
-                let (key, text) = line
-                    .split_once(':')
-                    .ok_or_else(|| ConfigError::new(format!("invalid header line '{line}'")))?;
-                Ok((name(key.trim())?, values(&Value::from(text.trim()))?))
-            })
-            .collect(),
+        Value::Object(map) => collect(
+            map.iter().map(|(key, value)| name(key).and_then(|name| Ok((name, values(value)?))).in_key(key)),
+        ),
+        Value::Array(lines) => collect(lines.iter().enumerate().map(|(index, line)| {
+            let line = line.as_str().unwrap_or_default();
+            let (key, text) = line.split_once(':').unwrap_or((line, ""));
+            match line.contains(':') {
+                true => name(key.trim()).and_then(|name| Ok((name, values(&Value::from(text.trim()))?))),
+                false => Err(ConfigError::new(format!("invalid header line '{line}'"))),
+            }
+            .in_index(index)
+        })),
         _ => Ok(Vec::new()),
     }
 }

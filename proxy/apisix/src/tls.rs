@@ -73,7 +73,7 @@ impl ServerCertificate {
         }
         let context = match before {
             Some(before) => before.context.clone(),
-            None => ServerContext::new(settings(ssl, config))?,
+            None => ServerContext::new(settings(ssl, config)).map_err(|error| error.renamed(as_written))?,
         };
         Ok(Arc::new(ServerCertificate { names, verified: ssl.client.is_some(), print, context }))
     }
@@ -92,7 +92,8 @@ impl ClientCertificate {
             return Ok(before.clone());
         }
         let identity = Some(identity(&ssl.cert, &ssl.key));
-        ClientContext::new(ClientSettings { identity, ..ClientSettings::default() })?;
+        let made = ClientContext::new(ClientSettings { identity, ..ClientSettings::default() });
+        made.map_err(|error| error.renamed(as_written))?;
         Ok(Arc::new(ClientCertificate { cert: ssl.cert.as_str().into(), key: ssl.key.as_str().into() }))
     }
 }
@@ -142,6 +143,20 @@ fn covers(name: &str, host: &str) -> bool {
         Some(rest) => host.split_once('.').is_some_and(|(_, parent)| parent == rest),
         None => name == host,
     }
+}
+
+/// Where an `ssl` has what compiled settings call `field`: its first pair stands in `cert` and `key`, the others in lists.
+fn as_written(field: &str) -> String {
+    let pair = field.strip_prefix("tls_certificates[").and_then(|rest| rest.split_once(']'));
+    let index = pair.and_then(|(index, _)| index.parse::<usize>().ok()).unwrap_or(0);
+    let name = match field.rsplit('.').next().unwrap_or(field) {
+        "certificate_chain" => "cert",
+        "private_key" => "key",
+        "trusted_ca" => return "client.ca".to_owned(),
+        "tls_minimum_protocol_version" => return "ssl_protocols".to_owned(),
+        other => return other.to_owned(),
+    };
+    index.checked_sub(1).map_or_else(|| name.to_owned(), |index| format!("{name}s[{index}]"))
 }
 
 /// Refuses what would weaken or widen the check of clients in silence.

@@ -170,6 +170,12 @@ impl ConfigError {
         all
     }
 
+    /// Renames fields: who compiles a part for several users has names of its own, and each user writes others.
+    #[must_use]
+    pub fn renamed(self, rename: impl Fn(&str) -> String) -> Self {
+        self.each(|fault| fault.field = fault.field.take().map(|field| cut(rename(&field))))
+    }
+
     fn each(mut self, change: impl Fn(&mut ConfigError)) -> Self {
         let mut next = Some(&mut self);
         while let Some(fault) = next {

@@ -22,7 +22,8 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
 };
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, DownstreamTlsContext, Secret, TlsCertificate, UpstreamTlsContext, secret,
+    CommonTlsContext, DownstreamTlsContext, Secret, TlsCertificate, UpstreamTlsContext, common_tls_context,
+    secret,
 };
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, required};
@@ -71,7 +72,8 @@ pub(crate) fn server_context(
     value: &DownstreamTlsContext,
 ) -> Result<Option<Arc<ServerContext>>> {
     let Some(settings) = server_settings(lookup, value)? else { return Ok(None) };
-    ServerContext::new(settings).map(Some).in_key("common_tls_context")
+    let made = ServerContext::new(settings).map(Some);
+    made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)))
 }
 
 /// The settings of a cluster, compiled; `None` when a secret of them has not come.
@@ -81,7 +83,62 @@ pub(crate) fn client_context(
     names: AutomaticNames,
 ) -> Result<Option<Arc<ClientContext>>> {
     let Some(settings) = client_settings(lookup, value, names)? else { return Ok(None) };
-    ClientContext::new(settings).map(Some).in_key("common_tls_context")
+    let made = ClientContext::new(settings).map(Some);
+    made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)))
+}
+
+/// Where the user has written what the compiled settings call `field`.
+fn as_written(field: &str, common: &Option<CommonTlsContext>) -> String {
+    use common_tls_context::ValidationContextType;
+    const COMMON: &str = "common_tls_context";
+    let none = CommonTlsContext::default();
+    let common = common.as_ref().unwrap_or(&none);
+    let head = field.split(['.', '[']).next().unwrap_or_default();
+    match head {
+        "sni" => field.to_owned(),
+        "cipher_suites" | "ecdh_curves" | "tls_minimum_protocol_version" => {
+            format!("{COMMON}.tls_params.{field}")
+        }
+        // A client has one certificate.
+        "certificate_chain" | "private_key" if common.tls_certificates.is_empty() => {
+            format!("{COMMON}.tls_certificate_sds_secret_configs[0]")
+        }
+        "certificate_chain" | "private_key" => format!("{COMMON}.tls_certificates[0].{field}"),
+        // Those of secrets come behind the others.
+        "tls_certificates" => {
+            let index =
+                field.strip_prefix("tls_certificates[").and_then(|rest| rest.split(']').next()?.parse().ok());
+            match index.and_then(|index: usize| index.checked_sub(common.tls_certificates.len())) {
+                Some(secret) => format!("{COMMON}.tls_certificate_sds_secret_configs[{secret}]"),
+                None => format!("{COMMON}.{field}"),
+            }
+        }
+        _ => match &common.validation_context_type {
+            Some(ValidationContextType::ValidationContext(_)) => {
+                format!("{COMMON}.validation_context.{field}")
+            }
+            Some(ValidationContextType::ValidationContextSdsSecretConfig(_)) => {
+                format!("{COMMON}.validation_context_sds_secret_config")
+            }
+            Some(ValidationContextType::CombinedValidationContext(combined)) => {
+                let default = combined.default_validation_context.as_ref();
+                let own = match head {
+                    "trusted_ca" => default.is_some_and(|of| of.trusted_ca.is_some()),
+                    "crl" => default.is_some_and(|of| of.crl.is_some()),
+                    _ => true,
+                };
+                match own {
+                    true => {
+                        format!("{COMMON}.combined_validation_context.default_validation_context.{field}")
+                    }
+                    false => {
+                        format!("{COMMON}.combined_validation_context.validation_context_sds_secret_config")
+                    }
+                }
+            }
+            _ => format!("{COMMON}.{field}"),
+        },
+    }
 }
 
 /// Whether a secret is fit for use, whoever uses it.

@@ -57,3 +57,28 @@ fn suites_that_are_not_spoken_here_are_left_out_beside_others() {
     let none = params::protocols(Some(&read("cipher_suites: [AES128-SHA]"))).unwrap_err().to_string();
     assert!(none.starts_with("cipher_suites: cipher suite \"AES128-SHA\" is not supported"), "{none}");
 }
+
+/// Some were named without the message that they stand in.
+#[test]
+fn faults_of_compiled_settings_are_named_as_they_are_written() {
+    let pair = "tls_certificates: [{certificate_chain: {inline_string: x}, private_key: {inline_string: x}}]";
+    let of = |common: &str| {
+        let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster = read(&format!(
+            "name: c\ntransport_socket: {{name: tls, typed_config: {{{UPSTREAM}, common_tls_context: {{{common}}}}}}}\n"
+        ));
+        let error = client(&context(), &cluster.transport_socket, &Protocol::default(), "").unwrap_err();
+        error.field.unwrap().strip_prefix("typed_config.common_tls_context.").unwrap().to_owned()
+    };
+    let file = "{filename: /does/not/exist.pem}";
+    assert_eq!(of(pair), "tls_certificates[0].certificate_chain");
+    assert_eq!(of(&format!("validation_context: {{trusted_ca: {file}}}")), "validation_context.trusted_ca");
+    assert_eq!(
+        of("validation_context: {verify_certificate_hash: [zz]}"),
+        "validation_context.verify_certificate_hash"
+    );
+    assert_eq!(
+        of("tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_2}"),
+        "tls_params.tls_minimum_protocol_version"
+    );
+    assert_eq!(of("tls_params: {ecdh_curves: [x]}"), "tls_params.ecdh_curves");
+}

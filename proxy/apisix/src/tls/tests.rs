@@ -89,7 +89,13 @@ fn what_is_no_certificate_is_refused_by_name() {
     let mut mismatched = ssl("b", &["b.com"]);
     mismatched["key"] = ssl("c", &["c.com"])["key"].clone();
     let errors = update(&mut source, &json!({ "ssls": [mismatched] })).unwrap_err();
-    assert!(errors[0].contains("ssl \"b\""), "{errors:?}");
+    // The fields were named as TLS settings have them, not as the `ssl` has.
+    assert!(errors[0].contains("ssl \"b\": key: "), "{errors:?}");
+    let mut second = ssl("b2", &["b.com"]);
+    second["certs"] = json!([second["key"].as_str().unwrap().repeat(2)]);
+    second["keys"] = json!([second["key"]]);
+    let errors = update(&mut source, &json!({ "ssls": [second] })).unwrap_err();
+    assert!(errors[0].contains("ssl \"b2\": certs[0]: "), "{errors:?}");
     let mut uneven = ssl("d", &["d.com"]);
     uneven["certs"] = json!([uneven["cert"]]);
     let errors = update(&mut source, &json!({ "ssls": [uneven] })).unwrap_err();

@@ -55,7 +55,8 @@ impl Protocols {
     pub(super) fn versions(&self) -> Result<Vec<&'static SupportedProtocolVersion>, ConfigError> {
         let (min, max) = (self.min.unwrap_or(TlsVersion::V12), self.max.unwrap_or(TlsVersion::V13));
         if min > max {
-            return Err(ConfigError::new("the lowest TLS version is above the highest"));
+            let reason = "the lowest TLS version is above the highest";
+            return Err(ConfigError::field("tls_minimum_protocol_version", reason));
         }
         let all = [(TlsVersion::V13, &version::TLS13), (TlsVersion::V12, &version::TLS12)];
         Ok(all.into_iter().filter(|(v, _)| (min..=max).contains(v)).map(|(_, v)| v).collect())
