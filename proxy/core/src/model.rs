@@ -200,10 +200,11 @@ impl Model {
         }
     }
 
-    /// Addresses of listeners that go may be taken by those that come.
+    /// Addresses of listeners that go may be taken by those that come. Those without a socket come first: others hand
+    /// connections over to them.
     async fn change_listeners(
         &self,
-        changed: Vec<(Arc<str>, Option<Arc<Listener>>)>,
+        mut changed: Vec<(Arc<str>, Option<Arc<Listener>>)>,
         listeners: &mut impl Listeners,
         errors: &mut Vec<ApplyError>,
     ) {
@@ -216,6 +217,7 @@ impl Model {
                 state.retire(old);
             }
         }
+        changed.sort_by_key(|(_, listener)| listener.as_ref().is_some_and(|listener| listener.bind));
         for (name, listener) in changed {
             let Some(listener) = listener else { continue };
             match listeners.upsert(listener.clone()).await {
@@ -330,6 +332,20 @@ mod tests {
         assert_eq!(apply(&model, Diff { listeners, ..Diff::default() }, &mut nowhere), []);
         assert_eq!(nowhere.0, ["+a", "-a", "+b"]);
         assert_eq!(model.sweep(), 0);
+    }
+
+    /// Connections were taken for moments that the listeners they were meant for could not be handed.
+    #[test]
+    fn listeners_without_a_socket_come_before_those_that_hand_over() {
+        let model = Model::default();
+        let bound = Listener { bind: true, ..crate::listener::fixture("bound") };
+        let listeners = vec![
+            ("bound".into(), Some(Arc::new(bound))),
+            ("meant".into(), Some(Arc::new(crate::listener::fixture("meant")))),
+        ];
+        let mut nowhere = Nowhere(Vec::new());
+        assert_eq!(apply(&model, Diff { listeners, ..Diff::default() }, &mut nowhere), []);
+        assert_eq!(nowhere.0, ["+meant", "+bound"]);
     }
 
     /// Clusters, tables and other listeners of a refused bootstrap were in force, and its removals were done.

@@ -10,6 +10,7 @@ use crate::listener::manager::Manager;
 use crate::memory;
 use crate::worker::Command;
 use sixfold_core::cluster::Cluster;
+use sixfold_core::listener::Listener;
 use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::tls::ContextChange;
 use std::collections::VecDeque;
@@ -62,6 +63,8 @@ pub(super) struct ControlThread {
     model: Arc<Model>,
     lifecycle: Lifecycle,
     warming: Warming,
+    /// Listeners of a start that need not wait any longer, and open with the last of them.
+    opening: Vec<(Arc<str>, Option<Arc<Listener>>)>,
     checker: HealthChecker,
     held: Option<Held>,
     behind: VecDeque<Change>,
@@ -75,7 +78,12 @@ impl ControlThread {
         let warming = Warming::new(&shared.metrics);
         let checker = HealthChecker::new(shared.callout.clone(), shared.metrics.clone());
         let (held, behind, until_warm) = (None, VecDeque::new(), Vec::new());
-        ControlThread { manager, model, lifecycle, warming, checker, held, behind, until_warm }
+        let opening = Vec::new();
+        ControlThread { manager, model, lifecycle, warming, opening, checker, held, behind, until_warm }
+    }
+
+    fn is_starting(&self) -> bool {
+        self.lifecycle.get() == State::Initializing
     }
 
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Control>, back: mpsc::WeakSender<Control>) {
@@ -177,8 +185,14 @@ impl ControlThread {
     async fn finish(&mut self, mut change: Change) {
         // Also of those that are to wait: who has sent them is told now or never.
         let mut errors = Model::prepare(&mut change.diff, &mut self.manager);
-        let starting = self.lifecycle.get() == State::Initializing;
+        let coming = &change.diff.listeners;
+        self.opening.retain(|(name, _)| !coming.iter().any(|(other, _)| other == name));
+        let starting = self.is_starting();
         self.warming.hold_back_listeners(&mut change.diff, starting);
+        if self.warming.listeners() == 0 {
+            // Those that they waited for have been taken back.
+            change.diff.listeners.append(&mut self.opening);
+        }
         self.manager.count_warming(self.warming.listeners());
         errors.extend(self.put_in_force(*change.diff).await);
         // Who asked may have gone.
@@ -200,7 +214,13 @@ impl ControlThread {
             Warm::Cluster(name, cluster) => self.warmed_cluster(name, cluster).await,
             Warm::Listener(name, listener) => {
                 self.manager.count_warming(self.warming.listeners());
-                let diff = Diff { listeners: vec![(name, Some(listener))], ..Diff::default() };
+                self.opening.push((name, Some(listener)));
+                if self.is_starting() && self.warming.listeners() > 0 {
+                    // The others follow at once, and nobody shall find some without them.
+                    return;
+                }
+                let listeners = std::mem::take(&mut self.opening);
+                let diff = Diff { listeners, ..Diff::default() };
                 for error in self.put_in_force(diff).await {
                     tracing::error!("{error}");
                 }
