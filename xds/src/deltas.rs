@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sixfold_core::cluster::{Choice, Member};
+use sixfold_core::cluster::{Choice, Criteria, Member};
 use sixfold_core::connection::Connection;
 use sixfold_core::error::ConfigError;
 use sixfold_core::listener::NetworkFilter;
@@ -160,7 +160,6 @@ fn shown_cluster(cluster: &sixfold_core::cluster::Cluster) -> String {
 
 /// Which endpoints a few requests get. Every balancer here chooses by the hash.
 fn chosen(cluster: &sixfold_core::cluster::Cluster) -> Vec<String> {
-    let none = BTreeMap::new();
     let choose = |n: u64| {
         let hash = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let choice = Choice {
@@ -172,7 +171,7 @@ fn chosen(cluster: &sixfold_core::cluster::Cluster) -> Vec<String> {
             predicates: &[],
             host_attempts: 1,
             previous_priorities: None,
-            subset: &none,
+            subset: Criteria::NONE,
             destination: None,
         };
         cluster.balancer.choose(&choice).map_or_else(|| "none".to_owned(), |m| m.host.label.to_string())

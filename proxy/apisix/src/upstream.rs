@@ -193,7 +193,7 @@ pub(crate) fn compile(
         tls,
         socket_matches: Default::default(),
         metadata: Metadata::default(),
-        drop_overload: 0,
+        maintenance: 0,
         policy: policy?,
     };
     Ok((config, hosts))
@@ -237,6 +237,7 @@ impl Terms {
             idle_timeout: Some(self.idle_timeout),
             max_connection_duration: None,
             max_stream_duration: None,
+            max_host_connections: u32::MAX,
             max_requests_per_connection: Some(self.max_requests),
             max_idle: self.max_idle,
             breaker: BreakerLimits::UNLIMITED,

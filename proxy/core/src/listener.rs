@@ -11,7 +11,7 @@ pub use ports::PortSet;
 pub use rbac::ConnectionRbac;
 
 use crate::access_log::AccessLog;
-use crate::cluster::TcpKeepalive;
+use crate::cluster::{Criteria, TcpKeepalive};
 use crate::connection::Connection;
 use crate::hcm::HttpConnectionManager;
 use crate::route::{ClusterChoice, HashPolicy};
@@ -19,7 +19,6 @@ use crate::tls::ServerTls;
 use bytes::Bytes;
 use ipnet::IpNet;
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -254,7 +253,7 @@ pub struct TcpProxy {
     /// What is hashed.
     pub hash: Vec<HashPolicy>,
     /// Subset of the cluster.
-    pub metadata_match: BTreeMap<String, serde_json::Value>,
+    pub metadata_match: Criteria,
     /// Access logs.
     pub access_logs: Vec<AccessLog>,
 }

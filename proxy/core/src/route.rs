@@ -1,6 +1,6 @@
 //! Compiled routes and what they do with a request.
 
-use crate::cluster::ClusterCell;
+use crate::cluster::{ClusterCell, Criteria};
 use crate::format::Format;
 use crate::header_ops::HeaderOps;
 use crate::matcher::{HeaderMatcher, HeaderTarget};
@@ -11,7 +11,6 @@ use crate::plugin::Chain;
 use crate::regex::{Regex, Rewrite};
 use crate::runtime::Fraction;
 use bytes::Bytes;
-use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -199,9 +198,11 @@ pub struct ForwardOptions {
     /// What is hashed for consistent-hash balancers and weighted clusters.
     pub hash: Box<[HashPolicy]>,
     /// Metadata that chooses a subset of the cluster: `envoy.lb` keys and values.
-    pub metadata_match: BTreeMap<String, serde_json::Value>,
+    pub metadata_match: Criteria,
     /// Upgrades allowed or forbidden by this route: type in lower case, and whether it is enabled.
     pub upgrades: Box<[(Box<str>, bool)]>,
+    /// CONNECT ends here, and its bytes go to the endpoint as they are (`connect_config`).
+    pub connect_tcp: bool,
     /// Circuit breaker class: HIGH if set.
     pub high_priority: bool,
     /// Shadow requests.
@@ -224,8 +225,9 @@ impl Default for ForwardOptions {
             timeouts: Timeouts::default(),
             retry: None,
             hash: Box::default(),
-            metadata_match: BTreeMap::new(),
+            metadata_match: Criteria::default(),
             upgrades: Box::default(),
+            connect_tcp: false,
             high_priority: false,
             mirrors: Box::default(),
             internal_redirect: None,
@@ -284,8 +286,8 @@ pub struct WeightedCluster {
     pub response_headers: HeaderOps,
     /// Beats the route's host rewrite.
     pub host_rewrite: Option<Box<str>>,
-    /// Adds to the route's `metadata_match`.
-    pub metadata_match: BTreeMap<String, serde_json::Value>,
+    /// The route's `metadata_match` with the member's over it.
+    pub metadata_match: Criteria,
     /// The chain with the member's per-filter settings; `None` takes the route's.
     pub chain: Option<Arc<Chain>>,
 }

@@ -14,14 +14,13 @@ use crate::dns::DnsCache;
 use crate::upstream::{Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::Services;
-use sixfold_core::cluster::{Choice, Cluster, TriedHost};
+use sixfold_core::cluster::{Choice, Cluster, Criteria, TriedHost};
 use sixfold_core::headers::Known;
 use sixfold_core::message::{RequestHead, Scheme};
 use sixfold_core::plugin::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream, CalloutStreamFuture,
 };
 use sixfold_core::retry::is_idempotent;
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -93,9 +92,8 @@ impl Callouts {
 
 /// An attempt at an endpoint that was not tried; `None` when there is none.
 fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<TriedHost>, deadline: Deadline) -> Option<Outbound> {
-    let subset = BTreeMap::new();
     let (pools, worker) = Pools::of_thread();
-    let mut flight = cluster.choose(&Choice::avoiding(tried, worker, None, &subset))?;
+    let mut flight = cluster.choose(&Choice::avoiding(tried, worker, None, Criteria::NONE))?;
     let now = std::time::Instant::now();
     flight.begin(now);
     tried.push(TriedHost::new(flight.member().clone(), now));

@@ -15,14 +15,13 @@ use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destinati
 use crate::worker::Worker;
 use meter::Meter;
 use pump::{End, Pump, Side, Watch};
-use sixfold_core::cluster::{Choice, Cluster, InFlight, OutcomeKind, Resource, TriedHost};
+use sixfold_core::cluster::{Choice, Cluster, Criteria, InFlight, OutcomeKind, Resource, TriedHost};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
 use sixfold_core::listener::TcpProxy;
 use sixfold_core::stream::{ByteCounts, Stream};
 use sixfold_core::traffic::Traffic;
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -140,22 +139,26 @@ impl Session {
             self.stream.random = fastrand::u64(..);
             let (cluster, member) = choose_cluster(&proxy.cluster, &self.stream);
             let cluster = cluster.ok_or(Refusal::NoCluster)?;
-            let subset = member.map(|m| &m.metadata_match).filter(|m| !m.is_empty());
+            let subset = member.map_or(&proxy.metadata_match, |m| &m.metadata_match);
             self.stream.upstream.cluster = Some(cluster.clone());
-            let Some(permit) = cluster.breaker.acquire(Resource::Connections) else {
+            let breaker = &cluster.breaker;
+            if breaker.count(Resource::Connections) >= breaker.limit(Resource::Connections) {
                 cluster.stats.upstream_cx_overflow().inc();
                 return Err(Refusal::Overflow);
-            };
+            }
             if self.stream.upstream.attempts >= proxy.max_connect_attempts.max(1) {
                 return Err(Refusal::ConnectFailed);
             }
-            let subset = subset.unwrap_or(&proxy.metadata_match);
             let Some(mut flight) = self.choose_host(&cluster, subset, worker.index) else {
                 cluster.stats.upstream_cx_none_healthy().inc();
                 return Err(Refusal::NoHealthyUpstream);
             };
-            self.begin_attempt(&mut flight);
             let host = flight.host().clone();
+            let Some(permit) = cluster.connection(&host, false) else {
+                cluster.stats.upstream_cx_overflow().inc();
+                return Err(Refusal::Overflow);
+            };
+            self.begin_attempt(&mut flight);
             let mut active = ActiveConnection::new(host.clone(), cluster.stats.clone(), Some(permit));
             let timeout = cluster.config.connect_timeout;
             let handshake = Handshake { tls: cluster.tls_of(flight.member()), ..Handshake::default() };
@@ -176,12 +179,7 @@ impl Session {
         }
     }
 
-    fn choose_host(
-        &self,
-        cluster: &Arc<Cluster>,
-        subset: &BTreeMap<String, serde_json::Value>,
-        worker: usize,
-    ) -> Option<InFlight> {
+    fn choose_host(&self, cluster: &Arc<Cluster>, subset: &Criteria, worker: usize) -> Option<InFlight> {
         let choice = Choice::avoiding(&self.stream.upstream.tried, worker, self.stream.hash, subset);
         cluster.choose(&Choice { destination: destination(cluster, &self.stream), ..choice })
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::any::struct_to_json;
+use sixfold_core::cluster::Criteria;
 use sixfold_core::metadata::Metadata;
 
 use crate::pb::envoy::config::core::v3::Metadata as ProtoMetadata;
@@ -19,6 +20,11 @@ pub fn namespaces(value: &Option<ProtoMetadata>) -> Metadata {
     names.sort_by_key(|(name, _)| *name);
     let named = |(name, value): (&String, &_)| (name.clone(), struct_to_json(Clone::clone(value)));
     names.into_iter().map(named).collect::<serde_json::Map<_, _>>().into()
+}
+
+/// What chooses a subset of a cluster's endpoints.
+pub fn criteria(value: &Option<ProtoMetadata>) -> Criteria {
+    Criteria::new(&load_balancing(value))
 }
 
 /// What load balancers match: the keys of `envoy.lb`.

@@ -92,8 +92,8 @@ fn errors_have_file_place_resource_field_and_reason() {
         ),
         (
             "    connect_timeout: 1s",
-            "    lb_subset_config: {}",
-            "envoy.yaml:35:5: cluster \"up\": lb_subset_config: is not supported",
+            "    track_cluster_stats: {}",
+            "envoy.yaml:35:5: cluster \"up\": track_cluster_stats: is not supported",
         ),
         ("node:", "flags_path: /x\nnode:", "envoy.yaml:2:1: flags_path: is not supported"),
         (
@@ -206,7 +206,7 @@ fn all_faults_of_one_part_are_listed() {
         .replacen("domains: [\"*\"]", "domains: [\"*\"]\n              hedge_policy: {}\n              rate_limits: [{actions: [{remote_address: {}}]}]", 1)
         .replacen("http_filters:", "forward_proto_config: {}\n          codec_type: HTTP3\n          upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]\n          http_filters:", 1)
         .replacen("filter_chains:", "transparent: true\n    enable_mptcp: true\n    filter_chains:", 1)
-        .replacen("connect_timeout: 1s", "connect_timeout: 1s\n    lb_subset_config: {fallback_policy: ANY_ENDPOINT}\n    track_timeout_budgets: true\n    http_protocol_options: {send_fully_qualified_url: true}", 1);
+        .replacen("connect_timeout: 1s", "connect_timeout: 1s\n    lb_subset_config: {subset_selectors: [{}]}\n    track_timeout_budgets: true\n    http_protocol_options: {send_fully_qualified_url: true}", 1);
     let errors = load(&text, "envoy.yaml", &process()).err().unwrap();
     let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
     for words in [
@@ -222,7 +222,7 @@ fn all_faults_of_one_part_are_listed() {
         "request_headers_to_add[0].header.key: \":a\"",
         "request_headers_to_add[1].header.value: operator NOPE: is not known",
         "routes[0].per_request_buffer_limit_bytes: must not be given together",
-        "cluster \"up\": lb_subset_config: is not supported",
+        "cluster \"up\": lb_subset_config.subset_selectors[0].keys: must not be empty",
         "cluster \"up\": track_timeout_budgets: is not supported",
         "cluster \"up\": http_protocol_options.send_fully_qualified_url: is not supported",
     ] {

@@ -1,5 +1,6 @@
 //! How endpoints are chosen: `lb_policy` with its configuration, or `load_balancing_policy`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::cluster::{BalanceConfig, Policy};
@@ -25,12 +26,13 @@ use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::random::v3:
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash;
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::ring_hash::HashFunction as NewFunction;
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::subset::v3::Subset;
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
 use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
 use sixfold_xds_api::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value, UInt64Value};
 use sixfold_xds_api::{any, refuse};
 
-use super::original_dst;
+use super::{original_dst, subset};
 use crate::context::Context;
 use sixfold_xds_api::values::{
     Result, bool_or, enum_value, optional_duration, required, runtime_double, u32_in, u64_or,
@@ -52,6 +54,10 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
         return Ok(config);
     }
     match (&value.load_balancing_policy, policy) {
+        (Some(_), _) if value.lb_subset_config.is_some() => {
+            let reason = "must not be given together with load_balancing_policy";
+            return Err(ConfigError::field("lb_subset_config", reason));
+        }
         (Some(list), _) => from_list(context, list, &mut config).in_key("load_balancing_policy")?,
         (None, LbPolicy::LoadBalancingPolicyConfig) => {
             return Err(ConfigError::field("load_balancing_policy", "is missing"));
@@ -60,6 +66,9 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
             config.policy =
                 older(context, policy, value.lb_config.as_ref(), use_hostname, &mut config.slow_start)?
         }
+    }
+    if let Some(subsets) = &value.lb_subset_config {
+        config.subsets = subset::older(subsets).in_key("lb_subset_config")?.map(Arc::new);
     }
     Ok(config)
 }
@@ -207,6 +216,11 @@ fn one_of_list(
                 Ok(())
             })
         }
+        "subset.v3.Subset" if config.subsets.is_none() => any::unpack(any).and_then(|value: Subset| {
+            config.subsets = subset::newer(&value)?.map(Arc::new);
+            from_list(context, required(&value.subset_lb_policy, "subset_lb_policy")?, config)
+                .in_key("subset_lb_policy")
+        }),
         _ => return Ok(Some(refuse::extension("load balancing policy", name, &kind))),
     };
     compiled.in_key("typed_config")?;

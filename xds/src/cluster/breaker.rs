@@ -2,6 +2,7 @@
 
 use sixfold_core::cluster::{BreakerLimits, RetryBudget};
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::CircuitBreakers;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::circuit_breakers::{
     Thresholds, thresholds::RetryBudget as ProtoBudget,
@@ -11,12 +12,20 @@ use sixfold_xds_api::pb::envoy::config::core::v3::RoutingPriority;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, enum_value, u32_or};
 
-/// Limits of ordinary requests and of those with priority HIGH.
-pub(super) fn limits(value: Option<&CircuitBreakers>) -> Result<(BreakerLimits, BreakerLimits)> {
-    let Some(CircuitBreakers { thresholds, per_host_thresholds }) = value else {
-        return Ok(Default::default());
-    };
-    refuse!(per_host_thresholds);
+/// Limits of a cluster.
+pub(super) struct Limits {
+    /// Of ordinary requests.
+    pub(super) default: BreakerLimits,
+    /// Of those with priority HIGH.
+    pub(super) high: BreakerLimits,
+    /// Connections to each endpoint.
+    pub(super) host_connections: u32,
+}
+
+/// Limits as configured, or as the runtime has them.
+pub(super) fn limits(runtime: &Runtime, cluster: &str, value: Option<&CircuitBreakers>) -> Result<Limits> {
+    let none = CircuitBreakers::default();
+    let CircuitBreakers { thresholds, per_host_thresholds } = value.unwrap_or(&none);
     let mut limits = (None, None);
     for (index, value) in thresholds.iter().enumerate() {
         let (priority, compiled) = threshold(value).in_index(index).in_key("thresholds")?;
@@ -27,7 +36,71 @@ pub(super) fn limits(value: Option<&CircuitBreakers>) -> Result<(BreakerLimits, 
         // As in Envoy, the first of a priority counts.
         place.get_or_insert(compiled);
     }
-    Ok((limits.0.unwrap_or_default(), limits.1.unwrap_or_default()))
+    let keyed = |priority, limits: Option<BreakerLimits>| {
+        with_runtime(runtime, &format!("circuit_breakers.{cluster}.{priority}"), limits.unwrap_or_default())
+    };
+    Ok(Limits {
+        default: keyed("default", limits.0),
+        high: keyed("high", limits.1),
+        host_connections: host_connections(per_host_thresholds).in_key("per_host_thresholds")?,
+    })
+}
+
+/// Runtime keys take the place of numbers (source/common/upstream/resource_manager_impl.h).
+fn with_runtime(runtime: &Runtime, prefix: &str, limits: BreakerLimits) -> BreakerLimits {
+    let number = |key: &str| runtime.get(&format!("{prefix}.{key}"));
+    let whole = |key: &str, default: u32| {
+        let value = number(key).and_then(serde_json::Value::as_u64);
+        value.map_or(default, |value| u32::try_from(value).unwrap_or(u32::MAX))
+    };
+    BreakerLimits {
+        max_connections: whole("max_connections", limits.max_connections),
+        max_pending: whole("max_pending_requests", limits.max_pending),
+        max_requests: whole("max_requests", limits.max_requests),
+        max_retries: whole("max_retries", limits.max_retries),
+        retry_budget: limits.retry_budget.map(|budget| {
+            let percent = number("retry_budget.budget_percent").and_then(serde_json::Value::as_f64);
+            RetryBudget {
+                percent: percent.unwrap_or(budget.percent).clamp(0.0, 100.0),
+                min_concurrency: whole("retry_budget.min_retry_concurrency", budget.min_concurrency),
+            }
+        }),
+    }
+}
+
+/// Only the number of connections can be limited, and only for the default priority (the last one given counts
+/// nothing: source/common/upstream/upstream_impl.cc takes the first of each priority).
+fn host_connections(values: &[Thresholds]) -> Result<u32> {
+    let mut limit = None;
+    for (index, value) in values.iter().enumerate() {
+        let Thresholds {
+            priority,
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+            track_remaining,
+            max_connection_pools,
+        } = value;
+        let refused = || {
+            refuse!(
+                max_pending_requests,
+                max_requests,
+                max_retries,
+                retry_budget,
+                track_remaining,
+                max_connection_pools
+            );
+            Ok(())
+        };
+        refused().in_index(index)?;
+        let priority: RoutingPriority = enum_value(*priority, "priority").in_index(index)?;
+        if priority == RoutingPriority::Default {
+            limit.get_or_insert(u32_or(max_connections, u32::MAX));
+        }
+    }
+    Ok(limit.unwrap_or(u32::MAX))
 }
 
 fn threshold(value: &Thresholds) -> Result<(RoutingPriority, BreakerLimits)> {

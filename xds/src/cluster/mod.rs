@@ -9,6 +9,7 @@ mod health;
 mod original_dst;
 mod outlier;
 mod protocol;
+mod subset;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use sixfold_core::cluster::{
 };
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::message::Scheme;
+use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::{
     Cluster as ProtoCluster, Filter, UpstreamConnectionOptions,
@@ -87,8 +89,8 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     let socket_matches =
         faults.take(matches.transpose().in_key("transport_socket_matches")).unwrap_or_default();
     let balance = faults.keep(balance::compile(context, value));
-    let limits = breaker::limits(value.circuit_breakers.as_ref()).in_key("circuit_breakers");
-    let limits = faults.keep(limits);
+    let limits = breaker::limits(&context.runtime, &value.name, value.circuit_breakers.as_ref());
+    let limits = faults.keep(limits.in_key("circuit_breakers"));
     let connect_timeout =
         positive_duration(&value.connect_timeout, Duration::from_secs(5), "connect_timeout");
     let connect_timeout = faults.take(connect_timeout);
@@ -100,7 +102,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     let source_address = faults.take(source.in_key("upstream_bind_config")).flatten();
     let keepalive = faults.take(keepalive(&value.upstream_connection_options));
     let (discovery, load, protocol) = (faults.kept(discovery)?, faults.kept(load)?, faults.kept(protocol)?);
-    let (mut balance, (breaker, high_breaker)) = (faults.kept(balance)?, faults.kept(limits)?);
+    let (mut balance, limits) = (faults.kept(balance)?, faults.kept(limits)?);
     faults.end(())?;
     balance.overprovisioning = load.overprovisioning;
     balance.drop_overload = load.drop_overload;
@@ -125,8 +127,9 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         max_requests_per_connection: protocol.max_requests_per_connection,
         // Envoy keeps every connection until its idle timeout.
         max_idle: usize::MAX,
-        breaker,
-        high_breaker,
+        max_host_connections: limits.host_connections,
+        breaker: limits.default,
+        high_breaker: limits.high,
         retry: protocol.retry,
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
         health_check,
@@ -142,10 +145,19 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         tls,
         socket_matches,
         metadata: metadata::namespaces(&value.metadata),
+        maintenance: maintenance(&context.runtime, name),
         policy: policy.into(),
         ..ClusterConfig::named(name)
     };
     Ok((config, load.hosts))
+}
+
+/// Percent of requests that the runtime has a cluster turn away (source/common/upstream/upstream_impl.cc,
+/// `maintenanceMode`).
+fn maintenance(runtime: &Runtime, name: &str) -> u8 {
+    let percent =
+        runtime.get(&format!("upstream.maintenance_mode.{name}")).and_then(serde_json::Value::as_u64);
+    percent.map_or(0, |percent| percent.min(100) as u8)
 }
 
 /// Counts the fields: what is not read by any part of this module is refused here.
@@ -184,7 +196,7 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         outlier_detection: _,
         cleanup_interval: _,
         upstream_bind_config: _,
-        lb_subset_config,
+        lb_subset_config: _,
         common_lb_config: _,
         transport_socket: _,
         metadata: _,
@@ -209,7 +221,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         transport_socket_matcher,
         stats_matcher,
         per_connection_buffer_high_watermark_timeout,
-        lb_subset_config,
         close_connections_on_host_health_failure,
         ignore_health_on_host_removal,
         lrs_server,

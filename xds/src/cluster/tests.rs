@@ -1,8 +1,8 @@
 #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sixfold_core::cluster::{
-    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, Intervals, OriginalDestination,
-    Policy, Probe, RetryBudget, UpstreamProtocol,
+    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, HostConfig, Intervals,
+    OriginalDestination, Policy, Probe, RetryBudget, SubsetFallback, UpstreamProtocol,
 };
 use sixfold_core::matcher::HeaderTarget;
 
@@ -27,7 +27,11 @@ fn defaults_are_envoys() {
     assert_eq!((config.breaker.max_retries, config.breaker.max_connections), (3, 1024));
     assert_eq!((config.idle_timeout, config.buffer_limit), (Some(Duration::from_secs(3600)), 1 << 20));
     assert_eq!((&config.discovery, hosts.len()), (&Discovery::Static, 0));
-    assert_eq!((config.balance.panic_threshold, config.balance.overprovisioning), (50.0, 140));
+    assert_eq!(
+        (config.balance.panic_threshold, config.max_host_connections, config.maintenance),
+        (50.0, u32::MAX, 0)
+    );
+    assert_eq!(config.balance.overprovisioning, 140);
 }
 
 #[test]
@@ -380,5 +384,81 @@ fn health_checks_have_envoys_defaults() {
     ] {
         let refused = refused(&format!("health_checks: [{{{base}, {fields}}}]"));
         assert_eq!(refused, format!("health_checks[0].{reason}").replace("].one", "]: one"));
+    }
+}
+
+fn with_runtime(values: &str, fields: &str) -> (ClusterConfig, Vec<HostConfig>) {
+    let mut context = context();
+    context.runtime = Arc::new(Runtime::new(serde_json::from_str(values).unwrap()));
+    parts(&context, &read(&format!("name: c\n{fields}\n"))).unwrap()
+}
+
+#[test]
+fn the_runtime_has_a_say_in_limits_and_maintenance() {
+    let values = r#"{"upstream.maintenance_mode.c": 30, "circuit_breakers.c.default.max_connections": 7,
+        "circuit_breakers.c.high.max_retries": 9, "circuit_breakers.other.default.max_requests": 1,
+        "circuit_breakers.c.default.retry_budget.budget_percent": 12.5}"#;
+    let fields =
+        "circuit_breakers: {thresholds: [{max_connections: 2, retry_budget: {min_retry_concurrency: 4}}]}";
+    let (config, _) = with_runtime(values, fields);
+    assert_eq!(
+        (config.maintenance, config.breaker.max_connections, config.high_breaker.max_retries),
+        (30, 7, 9)
+    );
+    assert_eq!(config.breaker.max_requests, 1024);
+    assert_eq!(config.breaker.retry_budget, Some(RetryBudget { percent: 12.5, min_concurrency: 4 }));
+    assert_eq!(with_runtime(r#"{"upstream.maintenance_mode.c": 1000}"#, "").0.maintenance, 100);
+}
+
+#[test]
+fn endpoints_may_have_a_limit_of_connections_and_no_other() {
+    let limit = |given: &str| {
+        config(&format!("circuit_breakers: {{per_host_thresholds: [{given}]}}"))
+            .map(|(c, _)| c.max_host_connections)
+    };
+    assert_eq!(limit("{max_connections: 3}").unwrap(), 3);
+    assert_eq!(limit("{max_connections: 3}, {max_connections: 4}").unwrap(), 3);
+    assert_eq!(limit("{priority: HIGH, max_connections: 3}").unwrap(), u32::MAX);
+    let error = limit("{}, {max_requests: 3}").unwrap_err().to_string();
+    assert_eq!(error, "circuit_breakers.per_host_thresholds[1].max_requests: is not supported");
+}
+
+#[test]
+fn subsets_are_sorted_and_checked() {
+    let fields = "fallback_policy: DEFAULT_SUBSET, default_subset: {stage: prod}, list_as_any: true, \
+                  subset_selectors: [{keys: [b, a, b], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [b]}, {keys: [c], single_host_per_subset: true}]";
+    let (config, _) = config(&format!("lb_subset_config: {{{fields}}}")).unwrap();
+    let old = config.balance.subsets.clone().unwrap();
+    assert_eq!(*old.selectors[0].keys, ["a".into(), "b".into()]);
+    assert_eq!(old.selectors[0].fallback, Some(SubsetFallback::Keys(["b".into()].into())));
+    assert!(old.selectors[1].single_host && old.selectors[1].fallback.is_none() && old.list_as_any);
+    let policy = "type.googleapis.com/envoy.extensions.load_balancing_policies";
+    let inner = format!(
+        "{{policies: [{{typed_extension_config: {{name: i, typed_config: {{'@type': {policy}.random.v3.Random}}}}}}]}}"
+    );
+    let new = format!(
+        "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: s, typed_config: {{'@type': {policy}.subset.v3.Subset, {fields}, subset_lb_policy: {inner}}}}}}}]}}"
+    );
+    let (config, _) = self::config(&new).unwrap();
+    assert_eq!((config.balance.subsets.clone().unwrap(), &config.balance.policy), (old, &Policy::Random));
+    assert!(
+        self::config("lb_subset_config: {fallback_policy: ANY_ENDPOINT}")
+            .unwrap()
+            .0
+            .balance
+            .subsets
+            .is_none()
+    );
+    let selector = |fields: &str| refused(&format!("lb_subset_config: {{subset_selectors: [{{{fields}}}]}}"));
+    let at = "lb_subset_config.subset_selectors[0]";
+    assert_eq!(
+        selector("keys: [a, b], single_host_per_subset: true"),
+        format!("{at}.single_host_per_subset: is for one key, not 2")
+    );
+    for keys in ["[]", "[a]", "[b]"] {
+        assert_eq!(
+            selector(&format!("keys: [a], fallback_policy: KEYS_SUBSET, fallback_keys_subset: {keys}")),
+            format!("{at}.fallback_keys_subset: must be some of the selector's keys, and not all of them")
+        );
     }
 }

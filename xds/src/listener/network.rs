@@ -10,6 +10,7 @@ use sixfold_core::listener::{
 };
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::core::v3::Metadata;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{Filter, filter::ConfigType};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoLimit;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
@@ -192,9 +193,9 @@ fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
         stats: Arc::new(TcpStats::new(context.compile.metrics(), &format!("tcp.{prefix}."))),
         cluster: match one_of::<ProtoTcp, _>(cluster_specifier, "cluster_specifier")? {
             ClusterSpecifier::Cluster(name) => named(context, name).in_key("cluster")?,
-            ClusterSpecifier::WeightedClusters(value) => {
-                ClusterChoice::Weighted(Box::new(weighted(context, value).in_key("weighted_clusters")?))
-            }
+            ClusterSpecifier::WeightedClusters(value) => ClusterChoice::Weighted(Box::new(
+                weighted(context, value, metadata_match).in_key("weighted_clusters")?,
+            )),
         },
         idle_timeout: timeout_or(idle_timeout, Some(Duration::from_secs(3600)), "idle_timeout")?,
         max_duration: timeout_or(
@@ -204,7 +205,7 @@ fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
         )?,
         max_connect_attempts: u32_in(max_connect_attempts, 1, 1..=u32::MAX, "max_connect_attempts")?,
         hash: hash.collect::<Result<_>>()?,
-        metadata_match: metadata::load_balancing(metadata_match),
+        metadata_match: metadata::criteria(metadata_match),
         access_logs: access_log::logs(context, access_log, "access_log")?,
     })
 }
@@ -217,7 +218,12 @@ fn named(context: &Context, name: &str) -> Result<ClusterChoice> {
     Ok(ClusterChoice::Named(route::cluster_cell(context, None, name)?))
 }
 
-fn weighted(context: &Context, value: &ProtoWeighted) -> Result<WeightedClusters> {
+fn weighted(
+    context: &Context,
+    value: &ProtoWeighted,
+    of_proxy: &Option<Metadata>,
+) -> Result<WeightedClusters> {
+    let of_proxy = metadata::criteria(of_proxy);
     let members = value.clusters.iter().enumerate().map(|(index, value)| {
         let ClusterWeight { name, weight, metadata_match } = value;
         let compiled = || {
@@ -230,7 +236,7 @@ fn weighted(context: &Context, value: &ProtoWeighted) -> Result<WeightedClusters
                 request_headers: HeaderOps::default(),
                 response_headers: HeaderOps::default(),
                 host_rewrite: None,
-                metadata_match: metadata::load_balancing(metadata_match),
+                metadata_match: of_proxy.merged(metadata::criteria(metadata_match).iter()),
                 chain: None,
             })
         };

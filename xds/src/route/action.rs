@@ -10,6 +10,7 @@ use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
     ClusterNotFoundResponseCode, HostRewriteSpecifier, MaxStreamDuration, UpgradeConfig,
+    upgrade_config::ConnectConfig,
 };
 use sixfold_xds_api::pb::envoy::config::route::v3::{RouteAction, RouteMatch, route_match::PathSpecifier};
 use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
@@ -77,7 +78,7 @@ pub(super) fn forward(
         max_internal_redirects,
         hedge_policy
     ));
-    let cluster = faults.keep(cluster::choice(scope, cluster_specifier, levels));
+    let cluster = faults.keep(cluster::choice(scope, cluster_specifier, metadata_match, levels));
     let host_rewrite = host_rewrite_specifier.as_ref().map(host_rewrite).transpose();
     let retry = retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
     let options = ForwardOptions {
@@ -94,8 +95,9 @@ pub(super) fn forward(
         timeouts: faults.take(timeouts(value)),
         retry: faults.take(retry).map(Arc::new),
         hash: faults.take(hash::policies(hash_policy, "hash_policy")),
-        metadata_match: metadata::load_balancing(metadata_match),
+        metadata_match: metadata::criteria(metadata_match),
         upgrades: faults.take(upgrades(upgrade_configs)),
+        connect_tcp: faults.take(connect_tcp(upgrade_configs)),
         high_priority: faults.take(enum_value::<RoutingPriority>(*priority, "priority"))
             == RoutingPriority::High,
         ..ForwardOptions::default()
@@ -192,6 +194,23 @@ fn host_rewrite(value: &HostRewriteSpecifier) -> Result<Option<HostRewrite>> {
     }))
 }
 
+/// Whether CONNECT ends at this proxy.
+fn connect_tcp(values: &[UpgradeConfig]) -> Result<bool> {
+    let mut ends = false;
+    for (index, value) in values.iter().enumerate() {
+        let Some(ConnectConfig { proxy_protocol_config, allow_post }) = &value.connect_config else {
+            continue;
+        };
+        let refused = || {
+            refuse!(proxy_protocol_config, allow_post);
+            Ok(())
+        };
+        refused().in_key("connect_config").in_index(index).in_key("upgrade_configs")?;
+        ends = true;
+    }
+    Ok(ends)
+}
+
 fn upgrades(values: &[UpgradeConfig]) -> Result<crate::Upgrades> {
     let mut upgrades: Vec<(Box<str>, bool)> = Vec::with_capacity(values.len());
     for (index, value) in values.iter().enumerate() {
@@ -207,7 +226,6 @@ fn upgrades(values: &[UpgradeConfig]) -> Result<crate::Upgrades> {
         if let Some((field, reason)) = reason {
             return Err(ConfigError::field(field, reason).in_index(index).in_key("upgrade_configs"));
         }
-        refuse::unset(connect_config, "connect_config").in_index(index).in_key("upgrade_configs")?;
         upgrades.push((upgrade.into(), bool_or(enabled, true)));
     }
     Ok(upgrades.into())

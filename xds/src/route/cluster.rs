@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sixfold_core::cluster::ClusterCell;
+use sixfold_core::cluster::{ClusterCell, Criteria};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{ClusterChoice, WeightedCluster, WeightedClusters};
+use sixfold_xds_api::pb::envoy::config::core::v3::Metadata;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use sixfold_xds_api::pb::envoy::config::route::v3::weighted_cluster::{
     ClusterWeight, RandomValueSpecifier, cluster_weight,
@@ -35,18 +36,19 @@ pub(crate) fn cell(
     }
 }
 
-/// `cluster_specifier` of a route.
+/// `cluster_specifier` of a route, whose `metadata_match` members of weighted clusters add to.
 pub(super) fn choice(
     scope: &Scope<'_>,
     value: &Option<ClusterSpecifier>,
+    metadata_match: &Option<Metadata>,
     levels: &[Level<'_>],
 ) -> Result<ClusterChoice> {
     Ok(match one_of::<RouteAction, _>(value, "cluster_specifier")? {
         ClusterSpecifier::Cluster(name) => name_or_header(scope, name, "", "cluster")?,
         ClusterSpecifier::ClusterHeader(header) => name_or_header(scope, "", header, "cluster_header")?,
-        ClusterSpecifier::WeightedClusters(value) => {
-            ClusterChoice::Weighted(Box::new(weighted(scope, value, levels).in_key("weighted_clusters")?))
-        }
+        ClusterSpecifier::WeightedClusters(value) => ClusterChoice::Weighted(Box::new(
+            weighted(scope, value, metadata_match, levels).in_key("weighted_clusters")?,
+        )),
         ClusterSpecifier::ClusterSpecifierPlugin(_) => {
             return Err(ConfigError::field("cluster_specifier_plugin", "is not supported"));
         }
@@ -76,14 +78,20 @@ pub(super) fn name_or_header(
     }
 }
 
-fn weighted(scope: &Scope<'_>, value: &ProtoWeighted, levels: &[Level<'_>]) -> Result<WeightedClusters> {
+fn weighted(
+    scope: &Scope<'_>,
+    value: &ProtoWeighted,
+    metadata_match: &Option<Metadata>,
+    levels: &[Level<'_>],
+) -> Result<WeightedClusters> {
+    let of_route = metadata::criteria(metadata_match);
     // `total_weight` is ignored by Envoy too; the sum of the weights counts.
     let ProtoWeighted { clusters, total_weight: _, runtime_key_prefix, random_value_specifier } = value;
     if clusters.is_empty() {
         return Err(ConfigError::field("clusters", "must not be empty"));
     }
     let members = clusters.iter().enumerate().map(|(index, value)| {
-        member(scope, value, runtime_key_prefix, levels).in_index(index).in_key("clusters")
+        member(scope, value, runtime_key_prefix, &of_route, levels).in_index(index).in_key("clusters")
     });
     let clusters: Box<[WeightedCluster]> = members.collect::<Result<_>>()?;
     let total = clusters.iter().map(|member| member.weight).sum();
@@ -105,6 +113,7 @@ fn member(
     scope: &Scope<'_>,
     value: &ClusterWeight,
     runtime_prefix: &str,
+    of_route: &Criteria,
     levels: &[Level<'_>],
 ) -> Result<WeightedCluster> {
     let ClusterWeight {
@@ -144,7 +153,7 @@ fn member(
         host_rewrite: host_rewrite_specifier
             .as_ref()
             .map(|cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| host.as_str().into()),
-        metadata_match: metadata::load_balancing(metadata_match),
+        metadata_match: of_route.merged(metadata::criteria(metadata_match).iter()),
         chain,
     })
 }

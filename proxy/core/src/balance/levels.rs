@@ -62,6 +62,8 @@ struct State<G> {
 }
 
 struct Level<G> {
+    /// As the level has it.
+    whole: Option<Arc<BTreeMap<Locality, usize>>>,
     /// All, by which localities are scaled.
     members: Members,
     overprovisioning: Option<u32>,
@@ -132,6 +134,7 @@ impl<A: Algorithm> Leveled<A> {
         let scaled_alike = before.is_some_and(|b| {
             !self.config.locality_weighted
                 || b.overprovisioning == level.overprovisioning
+                    && b.whole == level.whole
                     && same_members(b.members.iter(), &level.members)
         });
         let source = |of: Part<A::Group>, members: &Members, classed: bool| {
@@ -148,6 +151,7 @@ impl<A: Algorithm> Leveled<A> {
             all: source(|l| &l.all, &all, false),
             members: level.members.clone(),
             overprovisioning: level.overprovisioning,
+            whole: level.whole.clone(),
         }
     }
 
@@ -259,7 +263,16 @@ impl<'l> Localities<'l> {
             entry.1 += 1;
         }
         let weighted = level.members.iter().any(|m| m.locality_weight().is_some());
-        if weighted { Localities(all) } else { Localities::default() }
+        if !weighted {
+            return Localities::default();
+        }
+        if let Some(whole) = &level.whole {
+            for (locality, (weight, members)) in &mut all {
+                let whole = whole.get(*locality).copied().unwrap_or(*members).max(1);
+                *weight = (f64::from(*weight) * *members as f64 / whole as f64).round() as u32;
+            }
+        }
+        Localities(all)
     }
 
     /// The shares of `usable` hosts: their locality's weight, less when too few of its hosts are among them.

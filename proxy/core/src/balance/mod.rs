@@ -15,6 +15,7 @@ mod random;
 mod ring_hash;
 mod round_robin;
 mod slow_start;
+mod subset;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -60,6 +61,9 @@ fn build_for(
     stats: &Arc<ClusterStats>,
     workers: usize,
 ) -> Result<Arc<dyn Balancer>, String> {
+    if let Some(subsets) = &config.subsets {
+        return Ok(Arc::new(subset::Subsets::new(subsets, config, hosts, workers, stats)?));
+    }
     let slow_start = config.slow_start.map(SlowStart::new);
     let frame = Frame { config, hosts, stats, workers };
     Ok(match config.policy {

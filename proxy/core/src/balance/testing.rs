@@ -4,11 +4,10 @@
 use super::build_for;
 use super::{BalanceConfig, Balancer, Policy};
 use crate::cluster::{
-    Address, Choice, ClusterStats, EdsHealth, Host, HostConfig, HostSet, Member, Outcome, OutcomeKind,
-    TriedHost,
+    Address, Choice, ClusterStats, Criteria, EdsHealth, Host, HostConfig, HostSet, Member, Outcome,
+    OutcomeKind, TriedHost,
 };
 use crate::metrics::Registry;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,7 +65,6 @@ pub(super) fn configured(config: &BalanceConfig, hosts: &HostSet) -> Arc<dyn Bal
 
 /// A request without a hash.
 pub(super) fn request() -> Choice<'static> {
-    static NONE: BTreeMap<String, serde_json::Value> = BTreeMap::new();
     Choice {
         worker: 0,
         hash: None,
@@ -76,7 +74,7 @@ pub(super) fn request() -> Choice<'static> {
         predicates: &[],
         host_attempts: 1,
         previous_priorities: None,
-        subset: &NONE,
+        subset: Criteria::NONE,
         destination: None,
     }
 }

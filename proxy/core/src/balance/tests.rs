@@ -3,6 +3,7 @@
 
 mod apisix;
 mod envoy;
+mod subset;
 
 use super::testing::*;
 use crate::cluster::{

@@ -1,8 +1,7 @@
 //! What a cluster wants of its load balancer; [`crate::balance`] has them.
 
-use super::{ClusterStats, Host, HostSet, Member, Outcome, TriedHost};
+use super::{ClusterStats, Criteria, Host, HostSet, Member, Outcome, SubsetConfig, TriedHost};
 use crate::retry::HostPredicate;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +25,7 @@ pub struct Choice<'a> {
     /// `previous_priorities` update frequency, from the second attempt on.
     pub previous_priorities: Option<u32>,
     /// Metadata that chooses a subset.
-    pub subset: &'a BTreeMap<String, serde_json::Value>,
+    pub subset: &'a Criteria,
     /// Where an ORIGINAL_DST cluster is to connect to; others do not look at it.
     pub destination: Option<SocketAddr>,
 }
@@ -40,7 +39,7 @@ impl<'a> Choice<'a> {
         tried: &'a [TriedHost],
         worker: usize,
         hash: Option<u64>,
-        subset: &'a BTreeMap<String, serde_json::Value>,
+        subset: &'a Criteria,
     ) -> Choice<'a> {
         Choice {
             worker,
@@ -75,6 +74,11 @@ pub trait Balancer: Send + Sync {
     fn found(&self, _shown: &HostSet, _now: Instant) -> Option<Vec<Arc<Member>>> {
         None
     }
+
+    /// Number of subsets, if there are any.
+    fn subsets(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Makes the balancer of a configuration; the error is a message.
@@ -98,6 +102,8 @@ pub struct BalanceConfig {
     pub locality_weighted: bool,
     /// Slow start window and aggression, minimum weight percent.
     pub slow_start: Option<(Duration, f64, f64)>,
+    /// Subsets of the endpoints, each with the algorithm for itself.
+    pub subsets: Option<Arc<SubsetConfig>>,
 }
 
 impl Default for BalanceConfig {
@@ -110,6 +116,7 @@ impl Default for BalanceConfig {
             drop_overload: 0,
             locality_weighted: false,
             slow_start: None,
+            subsets: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Circuit breakers: limits of a cluster that all workers share.
 
+use super::{Cluster, Host};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -138,9 +139,69 @@ impl Drop for Permit {
     }
 }
 
+/// Leave to have one connection: the cluster's limit holds it, and the endpoint's where it has one.
+#[derive(Debug)]
+pub struct ConnectionPermit {
+    _cluster: Permit,
+    host: Option<Arc<Host>>,
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        if let Some(host) = &self.host {
+            host.reserved_connections.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Cluster {
+    /// The breaker of one of the two priorities.
+    pub fn breaker(&self, high: bool) -> &Breaker {
+        if high { &self.high_breaker } else { &self.breaker }
+    }
+
+    /// Leave to open a connection to an endpoint, if the cluster's limit and the endpoint's allow one more.
+    pub fn connection(&self, host: &Arc<Host>, high: bool) -> Option<ConnectionPermit> {
+        let limit = self.config.max_host_connections;
+        let mut taken = None;
+        if limit != u32::MAX {
+            let before = host.reserved_connections.fetch_add(1, Relaxed);
+            taken = Some(host.clone());
+            if before >= limit {
+                host.reserved_connections.fetch_sub(1, Relaxed);
+                return None;
+            }
+        }
+        match self.breaker(high).acquire(Resource::Connections) {
+            Some(permit) => Some(ConnectionPermit { _cluster: permit, host: taken }),
+            None => {
+                if let Some(host) = taken {
+                    host.reserved_connections.fetch_sub(1, Relaxed);
+                }
+                None
+            }
+        }
+    }
+
+    /// The same whatever the limits say.
+    pub fn force_connection(&self, host: &Arc<Host>, high: bool) -> ConnectionPermit {
+        let limited = self.config.max_host_connections != u32::MAX;
+        if limited {
+            host.reserved_connections.fetch_add(1, Relaxed);
+        }
+        ConnectionPermit {
+            _cluster: self.breaker(high).force(Resource::Connections),
+            host: limited.then(|| host.clone()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::{Address, ClusterConfig, HostConfig};
     use super::*;
+    use crate::metrics::Registry;
 
     #[test]
     fn permits_stop_at_the_limit_and_come_back() {
@@ -150,6 +211,30 @@ mod tests {
         assert!(first.is_some() && second.is_some() && breaker.acquire(Resource::Retries).is_none());
         drop(first);
         assert!(breaker.acquire(Resource::Retries).is_some());
+    }
+
+    /// Only the cluster's connections had a limit.
+    #[test]
+    fn an_endpoint_has_a_limit_of_its_own() {
+        let mut config = ClusterConfig::named("c");
+        config.max_host_connections = 1;
+        config.breaker.max_connections = 3;
+        let hosts: Vec<_> =
+            [1, 2, 3].map(|n| HostConfig::new(Address::Ip(([10, 0, 0, n], 80).into()))).into();
+        let cluster = Cluster::new(config, hosts, None, &Registry::new()).unwrap();
+        let hosts: Vec<_> = cluster.hosts.load().iter().map(|m| m.host.clone()).collect();
+        let first = cluster.connection(&hosts[0], false);
+        assert!(first.is_some() && cluster.connection(&hosts[0], false).is_none());
+        let forced = cluster.force_connection(&hosts[0], false);
+        let second = cluster.connection(&hosts[1], false).unwrap();
+        assert!(cluster.connection(&hosts[2], false).is_none(), "the cluster's limit");
+        assert!(cluster.connection(&hosts[2], true).is_some(), "another priority's limit");
+        drop((first, forced));
+        let again = cluster.connection(&hosts[0], false);
+        assert!(again.is_some(), "the endpoint's place came back, and the refused attempts took none");
+        drop((second, again));
+        assert_eq!(hosts.iter().map(|h| h.reserved_connections.load(Relaxed)).sum::<u32>(), 0);
+        assert_eq!(cluster.breaker.count(Resource::Connections), 0);
     }
 
     #[test]

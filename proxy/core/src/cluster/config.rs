@@ -26,8 +26,8 @@ pub struct ClusterConfig {
     pub socket_matches: Arc<[SocketMatch]>,
     /// Metadata by namespace (`%CLUSTER_METADATA%`).
     pub metadata: Metadata,
-    /// Share of requests that are dropped, EDS `drop_overloads`: of 1,000,000.
-    pub drop_overload: u32,
+    /// Percent of requests that are turned away (the runtime key `upstream.maintenance_mode.NAME`), 0 by default.
+    pub maintenance: u8,
     /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
     pub policy: Arc<ClusterPolicy>,
 }
@@ -60,6 +60,8 @@ pub struct ClusterPolicy {
     pub max_requests_per_connection: Option<u32>,
     /// Idle connections kept for each endpoint by each worker (APISIX's `keepalive_pool.size`).
     pub max_idle: usize,
+    /// Connections to each endpoint, over all workers (`per_host_thresholds`); `u32::MAX` is no limit, the default.
+    pub max_host_connections: u32,
     /// Limits of ordinary requests.
     pub breaker: BreakerLimits,
     /// Limits of requests with priority HIGH.
@@ -94,7 +96,7 @@ impl ClusterConfig {
             tls: None,
             socket_matches: Arc::default(),
             metadata: Metadata::default(),
-            drop_overload: 0,
+            maintenance: 0,
             policy: Arc::default(),
         }
     }
@@ -139,6 +141,7 @@ impl Default for ClusterPolicy {
             max_stream_duration: None,
             max_requests_per_connection: None,
             max_idle: usize::MAX,
+            max_host_connections: u32::MAX,
             breaker: BreakerLimits::default(),
             high_breaker: BreakerLimits::default(),
             retry: None,

@@ -4,7 +4,7 @@ use super::Address;
 use bitflags::bitflags;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// How an endpoint counts for the balancers.
@@ -71,12 +71,12 @@ pub struct Host {
     pub hostname: Arc<str>,
     /// `ip:port` or the path, ready for logs and hash keys.
     pub label: Arc<str>,
-    /// What health checkers and outlier detection have against it.
+    /// What health checkers and outlier detection have against it, and [`REMOVED`].
     reasons: AtomicU32,
-    /// Whether it has left its cluster.
-    removed: AtomicBool,
     /// Requests under way, over all workers.
     pub active_requests: AtomicU32,
+    /// Connections open or being opened, over all workers, where the cluster limits those of each endpoint.
+    pub(super) reserved_connections: AtomicU32,
     /// Connections open, over all workers.
     pub active_connections: AtomicU32,
     /// Requests ever sent.
@@ -93,6 +93,9 @@ pub struct Host {
     pub joined: Instant,
 }
 
+/// It has left its cluster; beside the bits of [`Reasons`], since there are many hosts.
+const REMOVED: u32 = 1 << 31;
+
 static NEXT_HOST: AtomicU64 = AtomicU64::new(1);
 
 impl Host {
@@ -104,8 +107,8 @@ impl Host {
             address,
             hostname,
             reasons: AtomicU32::new(0),
-            removed: AtomicBool::new(false),
             active_requests: AtomicU32::new(0),
+            reserved_connections: AtomicU32::new(0),
             active_connections: AtomicU32::new(0),
             total_requests: AtomicU64::new(0),
             failed_requests: AtomicU64::new(0),
@@ -137,12 +140,15 @@ impl Host {
     /// when they are idle. An endpoint that comes back before the last of them has ended is itself again.
     #[inline]
     pub fn is_removed(&self) -> bool {
-        self.removed.load(Relaxed)
+        self.reasons.load(Relaxed) & REMOVED != 0
     }
 
     /// Notes whether the cluster in force has it.
     pub(crate) fn set_removed(&self, removed: bool) {
-        self.removed.store(removed, Relaxed);
+        match removed {
+            true => self.reasons.fetch_or(REMOVED, Relaxed),
+            false => self.reasons.fetch_and(!REMOVED, Relaxed),
+        };
     }
 }
 

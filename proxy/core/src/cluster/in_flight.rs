@@ -211,10 +211,9 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::{Address, ClusterConfig, HostConfig, Policy};
+    use super::super::{Address, ClusterConfig, Criteria, HostConfig, Policy};
     use super::*;
     use crate::metrics::Registry;
-    use std::collections::BTreeMap;
 
     fn cluster() -> Arc<Cluster> {
         let mut config = ClusterConfig::named("c");
@@ -224,7 +223,6 @@ mod tests {
     }
 
     fn choose(cluster: &Arc<Cluster>) -> InFlight {
-        let subset = BTreeMap::new();
         let choice = Choice {
             worker: 0,
             hash: None,
@@ -234,7 +232,7 @@ mod tests {
             predicates: &[],
             host_attempts: 1,
             previous_priorities: None,
-            subset: &subset,
+            subset: Criteria::NONE,
             destination: None,
         };
         cluster.choose(&choice).unwrap()

@@ -6,7 +6,7 @@ use super::{
 use crate::fast_hash::FastSet;
 use crate::metadata::Metadata;
 use crate::tls::ClientTls;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -166,6 +166,8 @@ pub struct PriorityLevel {
     pub excluded: usize,
     /// Overprovisioning factor in place of the cluster's own, percent.
     pub overprovisioning: Option<u32>,
+    /// Of a part of a level: the members that each locality has in the whole, where its weight is shared out by them.
+    pub whole: Option<Arc<BTreeMap<Locality, usize>>>,
 }
 
 impl PriorityLevel {
@@ -181,6 +183,7 @@ impl PriorityLevel {
             degraded: those(Health::Degraded),
             excluded: of(Health::Excluded).count(),
             overprovisioning: None,
+            whole: None,
             members,
         }
     }
@@ -234,7 +237,8 @@ impl HostSet {
         HostSet::sorted_out(levels, None, before.map_or(1, |s| s.version + 1))
     }
 
-    fn sorted_out(
+    /// A set of these levels.
+    pub(crate) fn sorted_out(
         levels: impl Iterator<Item = Members>,
         policy: Option<LoadPolicy>,
         version: u64,

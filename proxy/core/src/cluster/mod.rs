@@ -19,13 +19,14 @@ mod outlier;
 mod protocol;
 mod socket;
 mod stats;
+mod subset;
 #[cfg(test)]
 mod tests;
 mod tried;
 
 pub(crate) use balancer::BuildBalancer;
 pub use balancer::{BalanceConfig, Balancer, Choice, Policy};
-pub use breaker::{Breaker, BreakerLimits, Permit, Resource, RetryBudget};
+pub use breaker::{Breaker, BreakerLimits, ConnectionPermit, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
 pub use config::{ClusterConfig, ClusterPolicy};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
@@ -40,6 +41,8 @@ pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierSta
 pub use protocol::{HeaderCase, Http1Options, Http2Options, TcpKeepalive, UpstreamProtocol};
 pub use socket::SocketMatch;
 pub use stats::{ClusterStats, ResponseKind};
+pub(crate) use subset::{Asked, hash_of_key, hash_of_pairs};
+pub use subset::{Criteria, Criterion, SubsetConfig, SubsetFallback, SubsetSelector};
 pub use tried::TriedHost;
 
 use arc_swap::ArcSwap;
@@ -301,6 +304,9 @@ impl Cluster {
         self.stats.membership_healthy().set(set.healthy() as u64);
         self.stats.membership_degraded().set(set.degraded() as u64);
         self.stats.membership_excluded().set(set.excluded() as u64);
+        if let Some(subsets) = self.balancer.subsets() {
+            self.stats.lb_subsets_active().set(subsets as u64);
+        }
     }
 }
 

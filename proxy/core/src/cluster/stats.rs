@@ -25,13 +25,13 @@ crate::stat_block! {
             upstream_rq_retry, upstream_rq_retry_success, upstream_rq_retry_overflow,
             upstream_rq_retry_limit_exceeded, upstream_rq_retry_backoff_exponential,
             upstream_rq_retry_backoff_ratelimited,
-            lb_healthy_panic, lb_recalculate_zone_structures, membership_change, update_attempt, update_success,
+            lb_healthy_panic, lb_subsets_selected, lb_subsets_fallback, lb_subsets_fallback_panic, lb_recalculate_zone_structures, membership_change, update_attempt, update_success,
             update_failure, update_empty, bind_errors, retry_or_shadow_abandoned, ssl_handshake,
             ssl_fail_verify_error, ssl_connection_error, original_dst_host_invalid,
         ],
         gauges: [
             upstream_cx_active, upstream_rq_active, upstream_rq_pending_active, membership_total,
-            membership_healthy, membership_degraded, membership_excluded,
+            membership_healthy, membership_degraded, membership_excluded, lb_subsets_active,
         ],
         histograms: [upstream_cx_connect_ms],
     }

@@ -32,7 +32,6 @@ fn what_there_is_many_of_is_small() {
 
 /// Ports of 40 requests, each under way until the last has been chosen.
 fn traffic(cluster: &Arc<Cluster>) -> BTreeMap<String, usize> {
-    let none = BTreeMap::new();
     let choice = |random| Choice {
         worker: 0,
         hash: None,
@@ -42,7 +41,7 @@ fn traffic(cluster: &Arc<Cluster>) -> BTreeMap<String, usize> {
         predicates: &[],
         host_attempts: 1,
         previous_priorities: None,
-        subset: &none,
+        subset: Criteria::NONE,
         destination: None,
     };
     let flights: Vec<_> = (0..40).filter_map(|n| cluster.choose(&choice(n))).collect();

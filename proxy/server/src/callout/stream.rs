@@ -78,6 +78,7 @@ impl Outbound {
             downstream_http2: false,
             timeout: cluster.config.connect_timeout,
             high: false,
+            raw: false,
             profile: Profile::Apisix,
             now: Instant::now(),
         };

@@ -6,8 +6,8 @@ use crate::callout::{CalloutConfig, Callouts};
 use crate::dns::{DnsCache, ResolverConfig};
 use bytes::{BufMut, Bytes, BytesMut};
 use sixfold_core::cluster::{
-    Address, Choice, ClusterConfig, EndpointCheck, GrpcProbe, Health, HealthCheck, HostConfig, HttpProbe,
-    InFlight, Intervals, Probe, TcpProbe,
+    Address, Choice, ClusterConfig, Criteria, EndpointCheck, GrpcProbe, Health, HealthCheck, HostConfig,
+    HttpProbe, InFlight, Intervals, Probe, TcpProbe,
 };
 use sixfold_core::headers::Headers;
 use std::net::SocketAddr;
@@ -533,7 +533,7 @@ fn choose(cluster: &Arc<Cluster>) -> Option<InFlight> {
         predicates: &[],
         host_attempts: 1,
         previous_priorities: None,
-        subset: &std::collections::BTreeMap::new(),
+        subset: Criteria::NONE,
         destination: None,
     })
 }

@@ -55,6 +55,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 downstream_http2: self.down.is_http2(),
                 timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
                 high: plan.forward.high_priority,
+                raw: plan.forward.connect_tcp && self.down.upgrade() == Some("connect"),
                 profile: self.env.hcm.profile,
                 now: self.clock.now(),
             };

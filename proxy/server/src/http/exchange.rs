@@ -107,11 +107,10 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
     clock.set_idle(hcm.timeouts.stream_idle);
     clock.set_max_stream(stream.timing.start.into(), hcm.timeouts.max_stream);
     clock.set_client(hcm.timeouts.body, hcm.timeouts.send);
-    if down.upgrade().is_some() {
-        // An upgrade goes on in both directions: it is never complete.
-    } else if down.request_ended() {
+    if down.request_ended() {
         stream.timing.request_complete = Some(stream.timing.start);
-    } else {
+    } else if down.upgrade().is_none() {
+        // An upgrade goes on in both directions: it is never complete.
         clock.set_request(hcm.timeouts.request);
     }
     let chain = hcm.chain.clone();

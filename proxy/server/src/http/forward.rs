@@ -9,6 +9,7 @@ use super::filtered::FilteredBody;
 use super::local_reply;
 use super::outgoing::Replay;
 use super::retry::RetryState;
+use super::shed;
 use super::timeouts::RequestTimeouts;
 use crate::upstream::{choose_cluster, destination};
 use crate::wire::body::{BodyEvent, Piece};
@@ -103,6 +104,10 @@ impl<D: Downstream> Exchange<'_, D> {
         };
         self.stream.upstream.cluster = Some(cluster.clone());
         charge::enter(self.stream);
+        if let Some(reply) = shed::refusal(&cluster, hcm) {
+            charge::response(self.stream, reply.status);
+            return Err(Box::new(reply));
+        }
         if let Some(reply) = self.drops_overload(&cluster) {
             return Err(Box::new(reply));
         }
@@ -241,6 +246,11 @@ impl<D: Downstream> Exchange<'_, D> {
     fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
         let retry = plan.retry.as_ref().map(RetryState::policy);
         let again = self.stream.upstream.attempts > 0;
+        let configured = plan.member.map_or(&plan.forward.metadata_match, |m| &m.metadata_match);
+        // What filters have found out about the request is over what is configured.
+        let found = self.stream.metadata.iter().filter(|(namespace, ..)| **namespace == *"envoy.lb");
+        let mut found = found.map(|(_, key, value)| (&**key, value)).peekable();
+        let merged = found.peek().is_some().then(|| configured.merged(found));
         let choice = Choice {
             worker: self.env.worker.index,
             hash: self.stream.hash,
@@ -250,9 +260,7 @@ impl<D: Downstream> Exchange<'_, D> {
             predicates: retry.filter(|_| again).map_or(&[][..], |r| &r.host_predicates),
             host_attempts: retry.map_or(1, |r| r.host_attempts),
             previous_priorities: retry.filter(|_| again).and_then(|r| r.previous_priorities),
-            subset: plan.member.map_or(&plan.forward.metadata_match, |m| {
-                if m.metadata_match.is_empty() { &plan.forward.metadata_match } else { &m.metadata_match }
-            }),
+            subset: merged.as_ref().unwrap_or(configured),
             destination: destination(&plan.cluster, self.stream),
         };
         plan.cluster.choose(&choice)
@@ -295,7 +303,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if tunnel {
             self.clock.set_route(None);
             body.become_tunnel();
-        } else if self.down.upgrade().is_some() {
+        } else if self.down.upgrade().is_some() && !self.down.is_http2() {
             self.without_upgrade();
         }
         body.end_without_upgrade();

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// What a client has opened.
@@ -30,10 +31,21 @@ enum Stage {
     Closing,
 }
 
+/// Why a connection leaves at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    /// Its listener drains.
+    Drain,
+    /// The answer to one of its streams is the last.
+    Stream,
+}
+
+type Drain = Pin<Box<dyn Future<Output = Call> + Send>>;
+
 /// A connection and its end.
 pub(super) struct Life<T> {
     server: Connection<T, Bytes>,
-    drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+    drain: Drain,
     timeouts: ConnectionTimeouts,
     max_requests: Option<u32>,
     stats: Arc<HttpStats>,
@@ -49,16 +61,21 @@ pub(super) struct Life<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
     /// Begins when the handshake is over.
-    pub(super) fn new(server: Connection<T, Bytes>, env: &Env) -> Life<T> {
+    pub(super) fn new(server: Connection<T, Bytes>, env: &Env, leave: Arc<Notify>) -> Life<T> {
         let drain = env.drain.clone();
-        let drain = Box::pin(async move { drain.started().await });
+        let drain = Box::pin(async move {
+            tokio::select! {
+                () = drain.started() => Call::Drain,
+                () = leave.notified() => Call::Stream,
+            }
+        });
         let hcm = &env.hcm;
         Life::with(server, drain, hcm.timeouts.clone(), hcm.max_requests_per_connection, hcm.stats.clone())
     }
 
     fn with(
         server: Connection<T, Bytes>,
-        drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+        drain: Drain,
         timeouts: ConnectionTimeouts,
         max_requests: Option<u32>,
         stats: Arc<HttpStats>,
@@ -95,8 +112,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
         limit: &mut Deadline,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Request, h2::Error>>> {
-        if self.stage == Stage::Open && self.drain.as_mut().poll(cx).is_ready() {
-            self.stats.downstream_cx_drain_close().inc();
+        if self.stage == Stage::Open
+            && let Poll::Ready(call) = self.drain.as_mut().poll(cx)
+        {
+            if call == Call::Drain {
+                self.stats.downstream_cx_drain_close().inc();
+            }
             self.leave();
         }
         let accepted = self.server.poll_accept(cx);
@@ -199,6 +220,7 @@ mod tests {
                 if drained.await.is_err() {
                     std::future::pending::<()>().await;
                 }
+                Call::Drain
             });
             let mut life = Life::with(server, drained, timeouts, max_requests, counted);
             while let Some(Ok((_, mut respond))) = life.next().await {

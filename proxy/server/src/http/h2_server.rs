@@ -19,8 +19,8 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use sixfold_core::connection::Connection;
-use sixfold_core::headers::{HeaderRules, Headers};
-use sixfold_core::message::{ResponseHead, Scheme};
+use sixfold_core::headers::{HeaderRules, Headers, Known};
+use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
 use sixfold_core::stream::Stream;
 use sixfold_core::traffic::Traffic;
 use std::io::ErrorKind;
@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
+use tokio::sync::Notify;
 
 /// How long the preface may take when the connection manager has no idle timeout.
 const PREFACE_TIME: Duration = Duration::from_secs(60);
@@ -98,10 +99,12 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>)
     let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
     let Ok(server) = handshake else { return Ok(()) };
-    let mut life = Life::new(server?, env);
+    let leave = Arc::new(Notify::new());
+    let mut life = Life::new(server?, env, leave.clone());
     while let Some(opened) = life.next().await {
         let (request, respond) = opened?;
-        h2_streams::serve(Opened { request, respond, connection: connection.clone(), env: env.clone() });
+        let (connection, env, leave) = (connection.clone(), env.clone(), leave.clone());
+        h2_streams::serve(Opened { request, respond, connection, env, leave });
     }
     Ok(())
 }
@@ -127,14 +130,14 @@ fn builder(env: &Env) -> h2::server::Builder {
 
 /// Serves one stream, in a context and with a clock that earlier ones may have used.
 pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mut Clock) {
-    let Opened { request, respond, connection, env } = opened;
+    let Opened { request, respond, connection, env, leave } = opened;
     env.hcm.stats.downstream_rq_http2_total().inc();
     let secure = connection.tls.is_some();
     stream.connection = connection;
     let now = clock.restart();
     stream.reset(now.into_std());
     stream.start_time = SystemTime::now();
-    let (mut client, read) = H2Client::new(request, respond, stream, &env);
+    let (mut client, read) = H2Client::new(request, respond, leave, stream, &env);
     stream.request.scheme = if secure { Scheme::Https } else { Scheme::Http };
     match read {
         Ok(()) => exchange::serve(&mut client, stream, clock, &env).await,
@@ -162,6 +165,8 @@ struct H2Client {
     upgrade: Option<Box<str>>,
     /// What was counted of it, the body that was sent aside.
     traffic: Traffic,
+    /// Ends the connection, with this stream and those before it.
+    leave: Arc<Notify>,
 }
 
 impl H2Client {
@@ -169,6 +174,7 @@ impl H2Client {
     fn new(
         request: http::Request<RecvStream>,
         respond: SendResponse<Bytes>,
+        leave: Arc<Notify>,
         stream: &mut Stream,
         env: &Env,
     ) -> (H2Client, Result<(), Refused>) {
@@ -176,10 +182,12 @@ impl H2Client {
         let rules = env.hcm.header_rules;
         let read = h2_headers::read_request(&parts, &rules, env.hcm.profile, &mut stream.request);
         let head = h2_headers::request_len(&stream.request);
-        let upgrade = (parts.method == http::Method::CONNECT).then(|| {
-            let protocol = parts.extensions.get::<h2::ext::Protocol>();
-            protocol.map_or("connect", h2::ext::Protocol::as_str).to_ascii_lowercase().into()
-        });
+        let protocol = parts.extensions.get::<h2::ext::Protocol>();
+        if let (Some(protocol), Ok(())) = (protocol, &read) {
+            as_upgrade(&mut stream.request, protocol.as_str());
+        }
+        let upgrade = (parts.method == http::Method::CONNECT)
+            .then(|| protocol.map_or("connect", h2::ext::Protocol::as_str).to_ascii_lowercase().into());
         let client = H2Client {
             ended: recv.is_end_stream(),
             recv,
@@ -192,9 +200,18 @@ impl H2Client {
             head_alone: parts.method == http::Method::HEAD,
             upgrade,
             traffic: Traffic { received: head + FRAME_HEAD, head_received: head, ..Traffic::default() },
+            leave,
         };
         (client, read)
     }
+}
+
+/// Extended CONNECT (RFC 8441 section 5) asks for what an upgrade asks for over HTTP/1, and everybody sees it as that
+/// (Envoy's `Utility::transformUpgradeRequestFromH2toH1`).
+fn as_upgrade(head: &mut RequestHead, protocol: &str) {
+    head.method = Method::GET;
+    head.headers.set(Known::UPGRADE, protocol.as_bytes());
+    head.headers.set(Known::CONNECTION, b"upgrade");
 }
 
 impl Downstream for H2Client {
@@ -237,8 +254,16 @@ impl Downstream for H2Client {
         let _ = self.respond.send_informational(interim);
     }
 
-    fn write_head(&mut self, head: &ResponseHead, end: bool, _close: bool) -> Result<(), DownstreamError> {
-        let response = h2_headers::write_response(head).map_err(|_| DownstreamError::Malformed)?;
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError> {
+        if close && self.upgrade.is_some() {
+            // As Envoy does with an upgrade that is refused: its GOAWAY goes before the answer.
+            self.leave.notify_one();
+        }
+        let mut response = h2_headers::write_response(head).map_err(|_| DownstreamError::Malformed)?;
+        if head.status == 101 {
+            // There is no 101 here (RFC 8441 section 5).
+            *response.status_mut() = http::StatusCode::OK;
+        }
         let send = self.respond.send_response(response, end).map_err(|_| DownstreamError::Closed)?;
         self.traffic.head_sent = head.headers.wire_len() as u64;
         self.traffic.sent = self.traffic.head_sent + FRAME_HEAD;

@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use tokio::sync::Notify;
 
 /// Tasks that a thread keeps waiting; beyond, a task ends with its stream.
 const KEPT: usize = 128;
@@ -30,6 +31,8 @@ pub(super) struct Opened {
     pub(super) respond: SendResponse<Bytes>,
     pub(super) connection: Arc<Connection>,
     pub(super) env: Arc<Env>,
+    /// Tells the connection to end.
+    pub(super) leave: Arc<Notify>,
 }
 
 /// Where a task waits for its next job.

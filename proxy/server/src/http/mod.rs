@@ -21,6 +21,7 @@ mod outgoing;
 mod pump;
 mod respond;
 mod retry;
+mod shed;
 mod stall;
 mod timeouts;
 

@@ -3,7 +3,7 @@
 use super::UpstreamError;
 use super::queue::Place;
 use crate::connect::{ConnectError, Connected, Handshake, connect};
-use sixfold_core::cluster::{Cluster, ClusterStats, Host, Permit};
+use sixfold_core::cluster::{Cluster, ClusterStats, ConnectionPermit, Host};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub(crate) struct ActiveConnection {
     pub(crate) host: Arc<Host>,
     pub(crate) stats: Arc<ClusterStats>,
     // In this order: whoever gets the place finds the circuit breaker's count gone down already.
-    _permit: Option<Permit>,
+    _permit: Option<ConnectionPermit>,
     place: Option<Place>,
     /// The endpoint ends it.
     remotely: bool,
@@ -22,7 +22,11 @@ pub(crate) struct ActiveConnection {
 }
 
 impl ActiveConnection {
-    pub(crate) fn new(host: Arc<Host>, stats: Arc<ClusterStats>, permit: Option<Permit>) -> ActiveConnection {
+    pub(crate) fn new(
+        host: Arc<Host>,
+        stats: Arc<ClusterStats>,
+        permit: Option<ConnectionPermit>,
+    ) -> ActiveConnection {
         stats.upstream_cx_total().inc();
         stats.upstream_cx_active().inc();
         host.total_connections.fetch_add(1, Relaxed);

@@ -28,6 +28,8 @@ pub(crate) struct H1Upstream {
     encoder: BodyEncoder,
     kind: RequestKind,
     watermark: usize,
+    /// The connection's bytes go as they are: an upstream behind a CONNECT that ends here (Envoy's `TcpUpstream`).
+    raw: bool,
     /// The upstream lets the connection go on after this response.
     keep_alive: bool,
     request_sent: bool,
@@ -54,7 +56,11 @@ impl H1Upstream {
         opts: Arc<H1Options>,
         watermark: usize,
         active: ActiveConnection,
+        raw: bool,
     ) -> H1Upstream {
+        if !raw {
+            active.stats.upstream_cx_http1_total().inc();
+        }
         H1Upstream {
             local: io.local_addr(),
             io,
@@ -66,6 +72,7 @@ impl H1Upstream {
             encoder: BodyEncoder::Discard,
             kind: RequestKind::Plain,
             watermark,
+            raw,
             keep_alive: true,
             request_sent: true,
             head_seen: true,
@@ -134,6 +141,12 @@ impl H1Upstream {
 
     pub(super) fn write_head(&mut self, head: &RequestHead, end: bool) -> Result<(), UpstreamError> {
         self.requests += 1;
+        if self.raw {
+            self.encoder = BodyEncoder::Raw;
+            self.body = BodyReader::new(BodyLength::UntilClose);
+            (self.keep_alive, self.head_seen, self.request_sent) = (false, false, false);
+            return Ok(());
+        }
         self.kind = RequestKind::from(&head.method);
         self.before = (self.read.consumed(), self.out.given());
         let encoded = encode_request(self.out.tail(), head, end, false, &self.opts)
@@ -213,6 +226,12 @@ impl H1Upstream {
         cx: &mut Timed<'_>,
         head: &mut ResponseHead,
     ) -> Poll<Result<HeadEvent, UpstreamError>> {
+        if self.raw {
+            head.clear();
+            head.status = 200;
+            self.head_seen = true;
+            return Poll::Ready(Ok(HeadEvent::Final { end: false, tunnel: true }));
+        }
         loop {
             if !self.read.is_empty() {
                 let parsed = self

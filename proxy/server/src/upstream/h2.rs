@@ -12,8 +12,8 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use sixfold_core::cluster::{ClusterConfig, Permit};
-use sixfold_core::headers::{HeaderRules, Headers};
-use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
+use sixfold_core::headers::{HeaderRules, Headers, Known};
+use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
 use sixfold_core::traffic::Traffic;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -135,6 +135,7 @@ impl H2Connection {
             send: None,
             recv: None,
             end: false,
+            asks: Asks::Response,
             done: false,
             broken: false,
             traffic: Traffic::default(),
@@ -147,6 +148,44 @@ impl H2Connection {
 /// length for each: 256 Ki frames of one byte. A response whose reader is slow is read on into [`H2Recv`], where a
 /// byte is a byte, so that only what comes between two looks at a stream waits there.
 const FRAME_BUDGET: usize = 64 << 20;
+
+/// What a request asks its upstream for.
+enum Asks {
+    /// A response.
+    Response,
+    /// A tunnel (CONNECT).
+    Tunnel,
+    /// Another protocol, by extended CONNECT (RFC 8441); over HTTP/1 an upgrade.
+    Upgrade(Box<[u8]>),
+}
+
+impl Asks {
+    fn of(head: &RequestHead) -> Asks {
+        match head.headers.get(Known::UPGRADE) {
+            Some(protocol) => Asks::Upgrade(protocol.into()),
+            None if head.method == Method::CONNECT => Asks::Tunnel,
+            None => Asks::Response,
+        }
+    }
+
+    /// Whether the response opens the tunnel. That of an upgrade becomes what HTTP/1 has in its place (Envoy's
+    /// `Utility::transformUpgradeResponseFromH2toH1`).
+    fn granted(&self, head: &mut ResponseHead) -> bool {
+        match self {
+            Asks::Response => false,
+            Asks::Tunnel => (200..300).contains(&head.status),
+            Asks::Upgrade(protocol) => {
+                let granted = head.status == 200;
+                if granted {
+                    head.status = 101;
+                    head.headers.set(Known::UPGRADE, protocol);
+                    head.headers.set(Known::CONNECTION, b"upgrade");
+                }
+                granted
+            }
+        }
+    }
+}
 
 /// One request.
 pub(crate) struct H2Upstream {
@@ -162,6 +201,8 @@ pub(crate) struct H2Upstream {
     recv: Option<H2Recv>,
     /// The request ends with its head.
     end: bool,
+    /// What it asks for: a tunnel, or an upgrade to this protocol.
+    asks: Asks,
     done: bool,
     /// Writing failed; the response may still be there to read.
     broken: bool,
@@ -181,8 +222,14 @@ impl H2Upstream {
             HeadError::TooMany => UpstreamError::TooManyHeaders,
             HeadError::Target | HeadError::Status => UpstreamError::Local,
         })?;
+        self.asks = Asks::of(head);
+        // An upstream that has not said so knows no such CONNECT (RFC 8441 section 3).
+        if matches!(self.asks, Asks::Upgrade(_)) && !self.connection.is_extended_connect_protocol_enabled() {
+            return Err(UpstreamError::Local);
+        }
         self.head = Some(request);
-        self.end = end;
+        // The bytes of a tunnel follow.
+        self.end = end && matches!(self.asks, Asks::Response);
         self.traffic = Traffic::default();
         self.traffic.head_sent = h2_headers::request_len(head);
         self.traffic.sent = self.traffic.head_sent + FRAME_HEAD;
@@ -272,10 +319,11 @@ impl H2Upstream {
         h2_headers::read_response(&parts, &self.rules, head).map_err(|_| UpstreamError::Protocol)?;
         self.traffic.head_received = head.headers.wire_len() as u64;
         self.traffic.received = self.traffic.head_received + FRAME_HEAD;
-        let end = recv.is_end_stream();
+        let tunnel = self.asks.granted(head);
+        let end = recv.is_end_stream() && !tunnel;
         self.done = end;
         self.recv = Some(H2Recv::new(recv));
-        Poll::Ready(Ok(HeadEvent::Final { end, tunnel: false }))
+        Poll::Ready(Ok(HeadEvent::Final { end, tunnel }))
     }
 
     pub(super) fn poll_body(

@@ -9,7 +9,7 @@ use crate::connect::{Alpn, Handshake};
 use crate::deadline::after;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use crate::io::Meter;
-use sixfold_core::cluster::{Cluster, Host, Permit};
+use sixfold_core::cluster::{Cluster, ConnectionPermit, Host};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -53,7 +53,7 @@ impl Order {
     /// and over HTTP/2 the upstream's preface.
     pub(super) async fn open(
         &self,
-        permit: Permit,
+        permit: ConnectionPermit,
         place: Place,
         room: Arc<Notify>,
     ) -> Result<(Opened, u32), UpstreamError> {
@@ -91,7 +91,8 @@ impl Order {
         }
         if http1 {
             let opts = Arc::new(self.h1_options());
-            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, active);
+            let raw = self.alpn == Alpn::None;
+            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, active, raw);
             return Ok((Opened::Whole(Box::new(connection)), connect_ms));
         }
         let open = H2Connection::open(connected.io, config, active, room);

@@ -10,7 +10,7 @@ use super::{UpstreamError, UpstreamStream};
 use crate::connect::Alpn;
 use crate::h1::Profile;
 use parking_lot::Mutex;
-use sixfold_core::cluster::{Breaker, Cluster, Host, Permit, Resource, UpstreamProtocol};
+use sixfold_core::cluster::{Breaker, Cluster, ConnectionPermit, Host, Permit, Resource, UpstreamProtocol};
 use sixfold_core::fast_hash::FastMap;
 use sixfold_core::tls::ClientTls;
 use std::cell::RefCell;
@@ -53,6 +53,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) timeout: Duration,
     /// Counts against the HIGH limits.
     pub(crate) high: bool,
+    /// Wants the connection's bytes, without HTTP (the end of a CONNECT).
+    pub(crate) raw: bool,
     /// Whose manners HTTP/1 shows.
     pub(crate) profile: Profile,
     /// The moment of the request.
@@ -75,18 +77,19 @@ enum Next {
     /// Waits for room on the connections that there are.
     Room(Arc<Notify>),
     /// Opens one of its own: there is nothing to share.
-    Alone(Permit, Place),
+    Alone(ConnectionPermit, Place),
     /// Waits for one of its own.
     Queue(Arc<Queue>),
 }
 
 impl Wanted<'_> {
     pub(super) fn breaker(&self) -> &Breaker {
-        if self.high { &self.cluster.high_breaker } else { &self.cluster.breaker }
+        self.cluster.breaker(self.high)
     }
 
     pub(super) fn alpn(&self) -> Alpn {
         match self.cluster.config.protocol {
+            _ if self.raw => Alpn::None,
             UpstreamProtocol::Http1 => Alpn::Http1,
             UpstreamProtocol::Http2 => Alpn::Http2,
             UpstreamProtocol::Auto => Alpn::Auto,
@@ -184,7 +187,7 @@ impl Pools {
     async fn open(
         &self,
         wanted: &Wanted<'_>,
-        permit: Permit,
+        permit: ConnectionPermit,
         place: Place,
     ) -> Result<Checkout, UpstreamError> {
         let room = self.with_pool(wanted, |pool| pool.kind(wanted).room.clone());
@@ -238,10 +241,10 @@ impl Pools {
                 Err(_) => return Err(UpstreamError::Closed),
             };
             let Some(place) = place else { continue };
-            let breaker = wanted.breaker();
-            let last = || (queue.open() <= 1).then(|| breaker.force(Resource::Connections));
+            let (cluster, host) = (wanted.cluster, wanted.host);
+            let last = || (queue.open() <= 1).then(|| cluster.force_connection(host, wanted.high));
             // Another worker may have been faster.
-            match breaker.acquire(Resource::Connections).or_else(last) {
+            match cluster.connection(host, wanted.high).or_else(last) {
                 Some(permit) => {
                     drop(pending);
                     return self.open(wanted, permit, place).await;
@@ -378,16 +381,16 @@ impl State {
 
 /// Leave to open a connection. A worker that has none to the endpoint always gets one; idle ones that can't serve the
 /// request are closed to make room.
-fn connection_permit(pool: &mut HostPool, wanted: &Wanted<'_>) -> Option<Permit> {
-    let breaker = wanted.breaker();
-    if let Some(permit) = breaker.acquire(Resource::Connections) {
+fn connection_permit(pool: &mut HostPool, wanted: &Wanted<'_>) -> Option<ConnectionPermit> {
+    let Wanted { cluster, host, high, .. } = *wanted;
+    if let Some(permit) = cluster.connection(host, high) {
         return Some(permit);
     }
     if pool.drop_idle()
-        && let Some(permit) = breaker.acquire(Resource::Connections)
+        && let Some(permit) = cluster.connection(host, high)
     {
         return Some(permit);
     }
-    wanted.cluster.stats.upstream_cx_overflow().inc();
-    (pool.queue.open() == 0).then(|| breaker.force(Resource::Connections))
+    cluster.stats.upstream_cx_overflow().inc();
+    (pool.queue.open() == 0).then(|| cluster.force_connection(host, high))
 }

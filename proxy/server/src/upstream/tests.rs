@@ -74,6 +74,7 @@ async fn take(pools: &Pools, cluster: &Arc<Cluster>, at: usize) -> Result<Checko
         downstream_http2: false,
         timeout: Duration::from_secs(2),
         high: false,
+        raw: false,
         profile: Profile::Envoy,
         now: Instant::now(),
     };

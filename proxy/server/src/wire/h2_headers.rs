@@ -156,7 +156,7 @@ pub(crate) fn read_request(
     }
 }
 
-/// An HTTP/2 request of our head.
+/// An HTTP/2 request of our head. An upgrade becomes extended CONNECT (RFC 8441 section 5).
 pub(crate) fn write_request(head: &RequestHead, scheme: Scheme) -> Result<Request<()>, HeadError> {
     let connect = head.method == http::Method::CONNECT && head.target.is_empty();
     let mut uri = Uri::builder().authority(&head.authority[..]);
@@ -168,6 +168,10 @@ pub(crate) fn write_request(head: &RequestHead, scheme: Scheme) -> Result<Reques
     *request.uri_mut() = uri.build().map_err(|_| HeadError::Target)?;
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = to_map(&head.headers)?;
+    if let Some(protocol) = head.headers.get_str(Known::UPGRADE) {
+        *request.method_mut() = http::Method::CONNECT;
+        request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+    }
     Ok(request)
 }
 

@@ -23,7 +23,6 @@ use sixfold_core::metrics::Registry;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::route::ClusterChoice;
 use sixfold_core::stream::Stream;
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -101,7 +100,7 @@ impl Fixture {
             max_duration: None,
             max_connect_attempts: 1,
             hash: Vec::new(),
-            metadata_match: BTreeMap::new(),
+            metadata_match: Default::default(),
             access_logs: logs,
         }
     }

@@ -92,7 +92,7 @@ async fn weights_spread_connections_over_clusters() {
         request_headers: HeaderOps::default(),
         response_headers: HeaderOps::default(),
         host_rewrite: None,
-        metadata_match: BTreeMap::new(),
+        metadata_match: Default::default(),
         chain: None,
     };
     let clusters = WeightedClusters {

@@ -1,0 +1,206 @@
+//! Tunnels over either version of HTTP on either side: upgrades, extended CONNECT (RFC 8441), CONNECT that is passed on
+//! and CONNECT that ends here.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use bytes::Bytes;
+use common::*;
+use h2::ext::Protocol;
+use sixfold_core::cluster::UpstreamProtocol;
+use sixfold_core::route::{Action, ClusterChoice, Forward, ForwardOptions, PathMatch, Route};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Sends back what comes, after `greeting` and whatever `head` ends.
+async fn echo(head: bool, greeting: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while head && !seen.ends_with(b"\r\n\r\n") {
+                    seen.push(socket.read_u8().await.unwrap());
+                }
+                let line = String::from_utf8_lossy(&seen).lines().next().unwrap_or_default().to_owned();
+                socket.write_all(greeting.replace("LINE", &line).as_bytes()).await.unwrap();
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+/// An HTTP/2 server that takes every CONNECT, says what it was asked for, and sends back what comes.
+async fn echo_http2(extended: bool) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let mut builder = h2::server::Builder::new();
+            if extended {
+                builder.enable_connect_protocol();
+            }
+            tokio::spawn(async move {
+                let mut server = builder.handshake::<_, Bytes>(socket).await.unwrap();
+                while let Some(Ok((request, mut respond))) = server.accept().await {
+                    tokio::spawn(async move {
+                        let protocol = request.extensions().get::<Protocol>().map(Protocol::as_str);
+                        let asked = format!(
+                            "{} {} {}",
+                            request.method(),
+                            protocol.unwrap_or("-"),
+                            request.headers().contains_key("upgrade")
+                        );
+                        let response = http::Response::builder().header("x-asked", asked).body(()).unwrap();
+                        let mut send = respond.send_response(response, false).unwrap();
+                        let mut body = request.into_body();
+                        while let Some(Ok(data)) = body.data().await {
+                            let _ = body.flow_control().release_capacity(data.len());
+                            send.send_data(data, false).unwrap();
+                        }
+                        let _ = send.send_data(Bytes::new(), true);
+                    });
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A proxy with one cluster, which CONNECT and everything else goes to.
+async fn proxy(upstream: SocketAddr, http2: bool, ends: bool) -> SocketAddr {
+    let mut setup = Setup::new();
+    setup.upgrades = Box::new([("websocket".into(), true), ("connect".into(), true)]);
+    setup.http2.allow_connect = true;
+    setup.cluster("a", &[upstream], |config| {
+        if http2 {
+            config.protocol = UpstreamProtocol::Http2;
+        }
+    });
+    let to = ClusterChoice::Named(setup.clusters.cell("a"));
+    let options = ForwardOptions { connect_tcp: ends, ..ForwardOptions::default() };
+    let forward = Forward { options: options.into(), ..Forward::to(to) };
+    let connect = Route { path: PathMatch::Connect, ..route("/", Action::Forward(forward)) };
+    setup.routes.push(Arc::new(connect));
+    setup.route("/", "a", |_| {});
+    setup.serve().await.0
+}
+
+/// Sends the head and, once that is answered, some bytes; answers the head and the bytes that come back.
+async fn over_http1(proxy: SocketAddr, head: &str) -> (String, String) {
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(socket.read_u8().await.unwrap());
+    }
+    socket.write_all(b"ping").await.unwrap();
+    let mut bytes = [0; 4];
+    socket.read_exact(&mut bytes).await.unwrap();
+    (String::from_utf8(answer).unwrap(), String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The same over HTTP/2.
+async fn over_http2(proxy: SocketAddr, request: http::Request<()>) -> (http::response::Parts, String) {
+    let socket = TcpStream::connect(proxy).await.unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    // The server's settings say whether it knows extended CONNECT.
+    while request.extensions().get::<Protocol>().is_some() && !client.is_extended_connect_protocol_enabled() {
+        tokio::task::yield_now().await;
+    }
+    let (response, mut send) = client.send_request(request, false).unwrap();
+    let (parts, mut body) = response.await.unwrap().into_parts();
+    send.send_data(Bytes::from_static(b"ping"), true).unwrap();
+    let mut bytes = Vec::new();
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        bytes.extend_from_slice(&data);
+        if bytes.ends_with(b"ping") {
+            break;
+        }
+    }
+    (parts, String::from_utf8_lossy(&bytes).into_owned())
+}
+
+const WEBSOCKET: &str = "GET /chat HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+const CONNECT: &str = "CONNECT h.test:443 HTTP/1.1\r\nHost: h.test:443\r\n\r\n";
+const SWITCHED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nX-Line: LINE\r\n\r\n";
+
+fn extended() -> http::Request<()> {
+    let request = http::Request::builder().method("CONNECT").uri("http://t/chat");
+    request.extension(Protocol::from_static("websocket")).body(()).unwrap()
+}
+
+fn connect() -> http::Request<()> {
+    http::Request::builder().method("CONNECT").uri("h.test:443").body(()).unwrap()
+}
+
+/// The request went on as CONNECT with the authority for a path.
+#[tokio::test]
+async fn extended_connect_is_an_upgrade_over_http1() {
+    let proxy = proxy(echo(true, SWITCHED).await, false, false).await;
+    let (head, bytes) = over_http2(proxy, extended()).await;
+    assert_eq!((head.status.as_u16(), &*bytes), (200, "ping"));
+    assert_eq!(head.headers["x-line"], "GET /chat HTTP/1.1");
+    assert!(!head.headers.contains_key("upgrade") && !head.headers.contains_key("connection"));
+}
+
+/// An upgrade was an ordinary request over HTTP/2, and its bytes went nowhere.
+#[tokio::test]
+async fn an_upgrade_is_extended_connect_over_http2() {
+    let proxy = proxy(echo_http2(true).await, true, false).await;
+    let (head, bytes) = over_http1(proxy, WEBSOCKET).await;
+    assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
+    assert!(head.contains("upgrade: websocket\r\n") && head.contains("connection: upgrade\r\n"), "{head}");
+    assert!(head.contains("x-asked: CONNECT websocket false\r\n"), "{head}");
+    assert_eq!(bytes, "ping");
+    let (head, bytes) = over_http2(proxy, extended()).await;
+    assert_eq!((head.status.as_u16(), &*bytes), (200, "ping"));
+    assert_eq!(head.headers["x-asked"], "CONNECT websocket false");
+}
+
+#[tokio::test]
+async fn an_upstream_without_extended_connect_gets_no_upgrade() {
+    let proxy = proxy(echo_http2(false).await, true, false).await;
+    let answer = ask(proxy, WEBSOCKET).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("local reset"), "{answer}");
+}
+
+#[tokio::test]
+async fn connect_is_passed_on_over_both_versions() {
+    let http1 = proxy(echo(true, "HTTP/1.1 200 OK\r\nX-Line: LINE\r\n\r\n").await, false, false).await;
+    let http2 = proxy(echo_http2(false).await, true, false).await;
+    let (head, bytes) = over_http1(http1, CONNECT).await;
+    assert!(head.contains("x-line: CONNECT h.test:443 HTTP/1.1\r\n") && bytes == "ping", "{head}");
+    let (head, bytes) = over_http2(http1, connect()).await;
+    assert_eq!((head.headers["x-line"].as_bytes(), &*bytes), (&b"CONNECT h.test:443 HTTP/1.1"[..], "ping"));
+    let (head, bytes) = over_http1(http2, CONNECT).await;
+    assert!(
+        head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("x-asked: CONNECT - false\r\n"),
+        "{head}"
+    );
+    assert_eq!(bytes, "ping");
+    let (head, bytes) = over_http2(http2, connect()).await;
+    assert_eq!((head.headers["x-asked"].as_bytes(), &*bytes), (&b"CONNECT - false"[..], "ping"));
+}
+
+/// `connect_config` was refused.
+#[tokio::test]
+async fn connect_ends_here_where_the_route_says_so() {
+    let proxy = proxy(echo(false, "").await, false, true).await;
+    let (head, bytes) = over_http1(proxy, CONNECT).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && !head.contains("content-length"), "{head}");
+    assert_eq!(bytes, "ping");
+    let (head, bytes) = over_http2(proxy, connect()).await;
+    assert_eq!((head.status.as_u16(), &*bytes), (200, "ping"));
+}
