@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use sixfold_bench::fixtures::hosts;
 use sixfold_core::balance::build;
-use sixfold_core::cluster::{BalanceConfig, Choice, ClusterStats, Policy};
+use sixfold_core::cluster::{BalanceConfig, Choice, ClusterStats, Criteria, Policy};
 use sixfold_core::metrics::Registry;
 
 fn main() {
@@ -50,7 +49,7 @@ fn choose(bencher: Bencher<'_, '_>, count: u16, policy: Policy) {
     let hosts = hosts(count);
     let stats = Arc::new(ClusterStats::named(&Registry::default(), "bench"));
     let balancer = build(&BalanceConfig { policy, ..BalanceConfig::default() }, &hosts, &stats).unwrap();
-    let (subset, mut random) = (BTreeMap::new(), 1_u64);
+    let mut random = 1_u64;
     bencher.bench_local(|| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let choice = Choice {
@@ -62,7 +61,7 @@ fn choose(bencher: Bencher<'_, '_>, count: u16, policy: Policy) {
             predicates: &[],
             host_attempts: 1,
             previous_priorities: None,
-            subset: &subset,
+            subset: Criteria::NONE,
             destination: None,
         };
         black_box(balancer.choose(black_box(&choice)))

@@ -5,6 +5,7 @@ mod cors;
 mod fault;
 mod grpc_stats;
 mod rbac;
+mod set_filter_state;
 
 use prost::{Message, Name};
 use sixfold_core::error::ConfigError;
@@ -13,8 +14,8 @@ use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 4] {
-    [cors::factory(), fault::factory(), grpc_stats::factory(), rbac::factory()]
+pub(crate) fn factories() -> [FilterFactory; 5] {
+    [cors::factory(), fault::factory(), grpc_stats::factory(), rbac::factory(), set_filter_state::factory()]
 }
 
 /// The factory of a filter that `build` makes of its configuration and the overrides for a route, the least

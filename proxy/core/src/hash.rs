@@ -44,6 +44,10 @@ fn input_hash(input: &HashInput, stream: &Stream, made: &mut Option<Vec<u8>>) ->
             parameter(stream.request.target.query()?, name.as_bytes()).map(|v| xxh64(v, 0))
         }
         HashInput::SourceIp => Some(xxh64(stream.remote_ip().to_string().as_bytes(), 0)),
+        HashInput::FilterState(key) => {
+            let object = stream.filter_state().iter().find(|object| *object.key == **key);
+            object.filter(|object| object.hashable).map(|object| xxh64(&object.value, 0))
+        }
         HashInput::Key(format) => {
             let mut key = Vec::new();
             format.write_value(stream, &mut key);

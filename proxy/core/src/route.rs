@@ -389,6 +389,8 @@ pub enum HashInput {
     Query(Box<str>),
     /// The trusted client address.
     SourceIp,
+    /// An object of the filter state, if it is hashable.
+    FilterState(Box<str>),
     /// APISIX's key: a variable or a template of variables, hashed by CRC-32; the client address when empty.
     Key(Format),
 }

@@ -72,6 +72,8 @@ pub struct Stream {
     pub operation_told: bool,
     /// Dynamic metadata of Envoy: namespace, key, value.
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
+    /// Filter state of Envoy, if a filter has left any.
+    filter_state: Option<Box<FilterState>>,
     /// Variables set by plugins and by the core: APISIX's `ctx.var` assignments.
     pub vars: Vars,
     /// Whom the request is from, once a plugin has found out.
@@ -79,6 +81,23 @@ pub struct Stream {
     /// State that plugins keep between phases.
     pub plugins: PluginStates,
 }
+
+/// An object of Envoy's filter state: what a filter leaves for what comes after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterObject {
+    /// Its name.
+    pub key: Arc<str>,
+    /// Its value as text.
+    pub value: Box<[u8]>,
+    /// Whether hash policies may hash it (`envoy.hashable_string`).
+    pub hashable: bool,
+    /// Whether it stays as it is.
+    pub read_only: bool,
+}
+
+/// Objects of one request, each key once. Most requests have none.
+#[derive(Clone, Debug, Default)]
+struct FilterState(Vec<FilterObject>);
 
 /// Moments of a request; `None` until they have come.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +228,7 @@ impl Stream {
             hash: None,
             operation_told: false,
             metadata: Vec::new(),
+            filter_state: None,
             vars: Vars::default(),
             consumer: None,
             plugins: PluginStates::default(),
@@ -245,6 +265,7 @@ impl Stream {
             hash,
             operation_told,
             metadata,
+            filter_state,
             vars,
             consumer,
             plugins,
@@ -273,6 +294,7 @@ impl Stream {
         *hash = None;
         *operation_told = false;
         metadata.clear();
+        *filter_state = None;
         vars.clear();
         *consumer = None;
         plugins.clear();
@@ -306,6 +328,21 @@ impl Stream {
     /// Keeps state of the plugin in `slot` until the stream ends.
     pub fn set_state<T: Any + Send>(&mut self, slot: Slot, state: T) {
         self.plugins.set(slot, state);
+    }
+
+    /// Puts an object into the filter state; one that is to stay as it is stays.
+    pub fn set_filter_state(&mut self, object: FilterObject) {
+        let objects = &mut self.filter_state.get_or_insert_default().0;
+        match objects.iter_mut().find(|known| known.key == object.key) {
+            Some(known) if known.read_only => {}
+            Some(known) => *known = object,
+            None => objects.push(object),
+        }
+    }
+
+    /// The objects of the filter state.
+    pub fn filter_state(&self) -> &[FilterObject] {
+        self.filter_state.as_ref().map_or(&[], |state| &state.0)
     }
 
     /// Takes the state of the plugin in `slot` out.
@@ -386,6 +423,7 @@ mod tests {
             hash,
             operation_told,
             metadata,
+            filter_state,
             vars,
             consumer,
             plugins,
@@ -399,7 +437,7 @@ mod tests {
                 "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -446,6 +484,8 @@ mod tests {
         used.hash = Some(1);
         used.operation_told = true;
         used.metadata.push(("n".into(), "k".into(), serde_json::Value::Null));
+        let (key, value) = ("k".into(), [1].into());
+        used.set_filter_state(FilterObject { key, value, hashable: true, read_only: false });
         used.set_var("v", "1");
         used.set_state(Slot::new(3, crate::plugin::Scope::Route), 1u8);
         used.plugins.decide(Slot::new(4, crate::plugin::Scope::Route), true);

@@ -119,7 +119,7 @@ async fn over_http2(proxy: SocketAddr, request: http::Request<()>) -> (http::res
     }
     let (response, mut send) = client.send_request(request, false).unwrap();
     let (parts, mut body) = response.await.unwrap().into_parts();
-    send.send_data(Bytes::from_static(b"ping"), true).unwrap();
+    send.send_data(Bytes::from_static(b"ping"), false).unwrap();
     let mut bytes = Vec::new();
     while let Some(Ok(data)) = body.data().await {
         let _ = body.flow_control().release_capacity(data.len());

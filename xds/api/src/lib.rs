@@ -6,6 +6,7 @@
 pub mod any;
 mod bootstrap;
 pub mod constraints;
+pub mod definition;
 pub mod format;
 pub mod header_ops;
 pub mod json;

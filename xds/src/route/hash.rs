@@ -1,6 +1,6 @@
 //! What is hashed for consistent-hash balancers.
 
-use sixfold_core::error::{ConfigContext, ConfigError, collect};
+use sixfold_core::error::{ConfigContext, collect};
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{HashInput, HashPolicy};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::HashPolicy as ProtoPolicy;
@@ -30,8 +30,8 @@ fn policy(value: &ProtoPolicy) -> Result<Option<HashPolicy>> {
         PolicySpecifier::QueryParameter(parameter) => {
             HashInput::Query(not_empty(&parameter.name, "query_parameter.name")?.into())
         }
-        PolicySpecifier::FilterState(_) => {
-            return Err(ConfigError::field("filter_state", "is not supported"));
+        PolicySpecifier::FilterState(object) => {
+            HashInput::FilterState(not_empty(&object.key, "filter_state.key")?.into())
         }
     };
     Ok(Some(HashPolicy { input, terminal: *terminal }))
