@@ -117,7 +117,10 @@ fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConf
         cluster: context.compile.clusters.cell(name),
         authority: if authority.is_empty() { name.to_owned() } else { authority.clone() },
         timeout: Duration::MAX,
-        max_message: max_receive_message_length.map_or(MAX_MESSAGE, |length| length.value as usize),
+        // 0 stands for no limit of the user's.
+        max_message: max_receive_message_length
+            .filter(|length| length.value > 0)
+            .map_or(MAX_MESSAGE, |length| length.value as usize),
     };
     Ok((Target { grpc, metadata, service: Service::Aggregated }, backoff))
 }

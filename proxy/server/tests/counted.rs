@@ -171,6 +171,8 @@ async fn statistics_of_clusters_move_as_in_envoy() {
             ("upstream_cx_destroy_local_with_active_rq", 1),
         ],
     );
+    let connections = counted(&registry, "cluster.a.");
+    assert_eq!(connections["upstream_cx_http1_total"], connections["upstream_cx_total"]);
     has(
         "cluster.dead.",
         &[

@@ -247,7 +247,7 @@ impl Session {
             Flavor::State => {
                 let topic = self.topics.get_mut(&kind)?;
                 let (wanted, asked) = (&topic.wanted, topic.asked.get_or_insert_default());
-                asked.told(wanted);
+                asked.told(wanted, self.flavor);
                 asked.open &= asked.nonce != nonce;
                 Request::State(DiscoveryRequest {
                     type_url,
@@ -279,7 +279,7 @@ impl Session {
             }
             Some(asked) if !asked.must_tell(&topic.wanted) => return None,
             Some(asked) => {
-                let before = asked.told(&topic.wanted);
+                let before = asked.told(&topic.wanted, self.flavor);
                 request.resource_names_subscribe = texts(asked.names.difference(&before));
                 request.resource_names_unsubscribe = texts(before.difference(&asked.names));
             }
@@ -298,7 +298,7 @@ impl Session {
             // The answer will carry the names; before it the control plane would ignore them.
             Some(asked) if asked.open || !asked.must_tell(&topic.wanted) => return None,
             Some(asked) => {
-                asked.told(&topic.wanted);
+                asked.told(&topic.wanted, self.flavor);
                 asked.nonce.clone()
             }
         };
@@ -331,10 +331,12 @@ impl Asked {
 
     /// Takes for asked what is wanted, but for what was dropped meanwhile, which is left to the next request.
     /// Answers what was asked before.
-    fn told(&mut self, wanted: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
+    fn told(&mut self, wanted: &BTreeSet<Arc<str>>, flavor: Flavor) -> BTreeSet<Arc<str>> {
         let dropped = std::mem::take(&mut self.dropped);
         let names = wanted.difference(&dropped).cloned().collect();
-        self.unsure.extend(dropped);
+        if flavor == Flavor::State {
+            self.unsure.extend(dropped);
+        }
         std::mem::replace(&mut self.names, names)
     }
 }

@@ -52,7 +52,10 @@ impl OriginalDst {
     fn find(&self, destination: SocketAddr) -> Option<Arc<Member>> {
         let part = self.part(destination).read();
         let known = part.get(&destination)?;
-        known.used.store(true, Relaxed);
+        // Most find it set, and a worker that writes takes the line away from the others.
+        if !known.used.load(Relaxed) {
+            known.used.store(true, Relaxed);
+        }
         Some(known.member.clone())
     }
 

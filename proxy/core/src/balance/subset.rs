@@ -172,8 +172,8 @@ impl Subsets {
                 pairs.push(Criterion::new(key, value.clone()));
                 pairs
             };
-            all = all.iter().flat_map(|pairs| values.iter().map(move |v| with(pairs, v))).collect();
-            all.truncate(MAX_COMBINATIONS);
+            let combined = all.iter().flat_map(|pairs| values.iter().map(move |v| with(pairs, v)));
+            all = combined.take(MAX_COMBINATIONS).collect();
         }
         all
     }

@@ -44,8 +44,11 @@ impl Codes {
         Codes((0..shards()).map(|_| OnceLock::new()).collect())
     }
 
-    /// Counts one more of a status.
+    /// Counts one more of a status. What is none has no statistic of its own.
     pub(super) fn inc(&self, status: u16) {
+        if def(status).is_none() {
+            return;
+        }
         let own = shard();
         let Some(cells) = self.0.get(own).or_else(|| self.0.first()) else { return };
         let cells = cells.get_or_init(|| Box::new([const { AtomicU64::new(0) }; KEPT]));

@@ -58,9 +58,6 @@ impl H1Upstream {
         active: ActiveConnection,
         raw: bool,
     ) -> H1Upstream {
-        if !raw {
-            active.stats.upstream_cx_http1_total().inc();
-        }
         H1Upstream {
             local: io.local_addr(),
             io,

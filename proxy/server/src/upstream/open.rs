@@ -64,7 +64,8 @@ impl Order {
         let stats = &self.cluster.stats;
         match self.alpn {
             Alpn::Http2 => stats.upstream_cx_http2_total().inc(),
-            Alpn::Auto => {}
+            // What is spoken is not known yet, or is no HTTP.
+            Alpn::Auto | Alpn::None => {}
             _ => stats.upstream_cx_http1_total().inc(),
         }
         let mut connected = match dial(&self.cluster, &self.host, self.handshake(), self.timeout).await {
