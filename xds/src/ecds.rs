@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::flags::Flag;
 use sixfold_core::plugin::{FilterFactory, LocalReply, Plugin, Slot, Step};
@@ -40,6 +41,19 @@ impl Extensions {
 
     pub(crate) fn forget(&self, name: &str) {
         self.known.lock().remove(name);
+    }
+
+    /// How much has been asked for, for [`Extensions::brought_since`].
+    pub(crate) fn mark(&self) -> usize {
+        self.asked.lock().len()
+    }
+
+    /// What has come of that which was asked for after a mark: it is part of who asks.
+    pub(crate) fn brought_since(&self, mark: usize) -> Vec<u8> {
+        let known = self.known.lock();
+        let asked = self.asked.lock();
+        let brought = asked.iter().skip(mark).filter_map(|asked| known.get(&*asked.name));
+        brought.flat_map(Message::encode_to_vec).collect()
     }
 
     /// What was asked for since the last call.

@@ -46,7 +46,10 @@ pub(super) fn compile(
     // Maps have no fixed order on the wire. There are none but in metadata: settings of filters are bytes here.
     let encoded = ProtoChain { metadata: None, ..value.clone() }.encode_to_vec();
     let place = ChainPlace { chain: fingerprint(&[listener.as_bytes(), b"\0", &encoded].concat()), ..place };
+    let mark = context.extensions.mark();
     let filter = faults.keep(network::filter(context, filters, place).in_key("filters"));
+    // Open connections keep the filters they began with: a chain whose filters have changed is another one, and drains.
+    let whole = [encoded, context.extensions.brought_since(mark)].concat();
     let filter = faults.kept(filter)?;
     faults.end(FilterChain {
         name: name.as_str().into(),
@@ -54,7 +57,7 @@ pub(super) fn compile(
         tls,
         handshake_timeout: handshake_timeout.unwrap_or_else(|| default_handshake_timeout(&filter)),
         filter,
-        fingerprint: fingerprint(&encoded),
+        fingerprint: fingerprint(&whole),
     })
 }
 

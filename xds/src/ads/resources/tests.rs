@@ -338,7 +338,9 @@ fn a_filter_gets_its_configuration_by_itself() {
     assert_eq!(proxy.chain(), ["web [Access]"], "it answers by itself");
     let missing = proxy.model.listeners()[0].clone();
     assert_eq!(proxy.bring::<TypedExtensionConfig>(&[("web", &extension("web", WEB, ""))], &[]), ["ok"]);
-    assert!(!Arc::ptr_eq(&missing, &proxy.model.listeners()[0]), "it came into force with its listener");
+    let listener = proxy.model.listeners()[0].clone();
+    assert!(!Arc::ptr_eq(&missing, &listener), "it came into force with its listener");
+    assert_ne!(missing.chains[0].fingerprint, listener.chains[0].fingerprint, "whose connections drain");
     assert_eq!(proxy.leads_to("r").as_deref(), Some("a"), "with the routes there are");
     // The same again is no change, and another name is not what was asked for.
     let before = proxy.model.listeners()[0].clone();
