@@ -171,7 +171,7 @@ impl<C: Compile> Machine<C> {
 
     /// Whether responses may come; otherwise the stream is not read, and holds the control plane back.
     pub fn has_room(&self) -> bool {
-        self.inbox.has_room()
+        self.inbox.has_room() && self.session.has_room()
     }
 
     /// Whether the first resources are in force, or were waited for long enough: what a start waits for.

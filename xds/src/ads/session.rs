@@ -14,6 +14,8 @@ use super::kind::Kind;
 
 /// Longest error that a control plane is told, in bytes.
 const MAX_ERROR: usize = 8 << 10;
+/// Answers that wait for the stream to take them.
+const MAX_ANSWERS: usize = 256;
 /// `google.rpc.Code.INTERNAL`, what Envoy refuses with.
 const INTERNAL: i32 = 13;
 
@@ -188,8 +190,13 @@ impl Session {
             topic.version.clone_from(&answer.version);
         }
         if topic.asked.is_some() {
-            self.answers.push_back(answer);
+            self.answers.push_back(Answer { error: answer.error.map(cut), ..answer });
         }
+    }
+
+    /// Whether more responses may be answered. A control plane that sends and does not read is not read either.
+    pub(super) fn has_room(&self) -> bool {
+        self.answers.len() < MAX_ANSWERS
     }
 
     /// Nonce of the last response of a type on this stream.
@@ -203,7 +210,7 @@ impl Session {
         let Some(asked) = topic.and_then(|topic| topic.asked.as_ref()) else { return };
         let (nonce, version) = (asked.nonce.clone(), String::new());
         if !nonce.is_empty() {
-            self.answers.push_back(Answer { kind, nonce, version, error: Some(error) });
+            self.answers.push_back(Answer { kind, nonce, version, error: Some(cut(error)) });
         }
     }
 
@@ -234,8 +241,7 @@ impl Session {
                 break answer;
             }
         };
-        let error_detail =
-            error.map(|message| Status { code: INTERNAL, message: cut(message), ..Status::default() });
+        let error_detail = error.map(|message| Status { code: INTERNAL, message, ..Status::default() });
         let type_url = kind.type_url().to_owned();
         Some(match self.flavor {
             Flavor::Delta => Request::Delta(DeltaDiscoveryRequest {

@@ -188,6 +188,22 @@ fn long_errors_are_cut_and_the_node_may_go_with_every_message() {
     assert_eq!(request.node.unwrap().id, "n");
 }
 
+/// Each response of a control plane that did not read added one, for as long as it sent.
+#[test]
+fn answers_that_nobody_takes_hold_the_control_plane_back() {
+    let mut session = session(Flavor::Delta);
+    session.want_all(Kind::Cluster);
+    session.connected();
+    all(&mut session);
+    for n in 0..MAX_ANSWERS {
+        assert!(session.has_room(), "{n}");
+        session.received(Kind::Cluster, &n.to_string(), [].iter());
+        session.answer(answer(Kind::Cluster, &n.to_string(), ""));
+    }
+    assert!(!session.has_room());
+    assert!(session.next_request().is_some() && session.has_room());
+}
+
 /// It went out with a nonce that was the last no longer, and was ignored with the names in it.
 #[test]
 fn an_answer_that_was_overtaken_while_it_waited_for_the_stream_does_not_go_out() {
