@@ -45,9 +45,6 @@ pub(super) struct Resolver {
     proven: Lane,
     unproven: Lane,
     on_demand: Lane,
-    /// Questions whose turn is over and that have no answer yet, for names of configurations and of requests.
-    late: Semaphore,
-    late_on_demand: Semaphore,
     /// See [`ResolverConfig::turn`].
     turn: Duration,
     bounds: Bounds,
@@ -58,6 +55,8 @@ pub(super) struct Resolver {
 struct Lane {
     inner: TokioResolver,
     turns: Semaphore,
+    /// Of questions whose turn is over and that have no answer yet: a crowd of dead names takes none of the others'.
+    late: Semaphore,
 }
 
 /// How long answers are good for.
@@ -111,14 +110,12 @@ impl Resolver {
             let provider = TokioRuntimeProvider::default();
             let builder = TokioResolver::builder_with_config(asked.clone(), provider);
             let inner = builder.with_options(options.clone()).build()?;
-            Ok::<_, NetError>(Lane { inner, turns: Semaphore::new(turns) })
+            Ok::<_, NetError>(Lane { inner, turns: Semaphore::new(turns), late: Semaphore::new(turns) })
         };
         Ok(Resolver {
             proven: lane(CONFIGURED)?,
             unproven: lane(CONFIGURED)?,
             on_demand: lane(ON_DEMAND)?,
-            late: Semaphore::new(CONFIGURED),
-            late_on_demand: Semaphore::new(ON_DEMAND),
             turn: config.turn,
             bounds: Bounds {
                 min_ttl: config.min_ttl,
@@ -145,13 +142,13 @@ impl Resolver {
         }
         let failed = |reason: String| DnsError::Failed { name: name.clone(), reason };
         let asked = encode(name).map_err(|error| failed(error.to_string()))?;
-        let (lane, late) = match standing {
-            Standing::Proven => (&self.proven, &self.late),
-            Standing::Unproven => (&self.unproven, &self.late),
-            Standing::OnDemand => (&self.on_demand, &self.late_on_demand),
+        let lane = match standing {
+            Standing::Proven => &self.proven,
+            Standing::Unproven => &self.unproven,
+            Standing::OnDemand => &self.on_demand,
         };
         let asking = self.ask_for(&lane.inner, &asked, *family);
-        self.in_turn(&lane.turns, late, asking).await.map_err(failed)
+        self.in_turn(lane, asking).await.map_err(failed)
     }
 
     /// Asks when it is the question's turn. Whoever has had it without an answer gives it to another, and goes on aside
@@ -159,17 +156,16 @@ impl Resolver {
     /// holds up the next one for a turn and not for [`LONGEST`].
     async fn in_turn(
         &self,
-        turns: &Semaphore,
-        late: &Semaphore,
+        lane: &Lane,
         asking: impl Future<Output = Result<Said, NetError>>,
     ) -> Result<Said, String> {
         // They are never closed.
-        let turn = turns.acquire().await;
+        let turn = lane.turns.acquire().await;
         let mut asking = pin!(asking);
         if let Ok(said) = timeout(self.turn, &mut asking).await {
             return said.map_err(|error| error.to_string());
         }
-        let _aside = late.try_acquire().map_err(|_| {
+        let _aside = lane.late.try_acquire().map_err(|_| {
             format!("no answer in {} ms, and as many as may be waited for longer are", self.turn.as_millis())
         })?;
         drop(turn);
