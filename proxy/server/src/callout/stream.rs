@@ -87,6 +87,7 @@ impl Outbound {
             Some(checkout) => checkout,
             None => Box::pin(self.pools.take_new(&wanted)).await?,
         };
+        flight.attached();
         self.pooled = checkout.connect_ms.is_none();
         let end = !open && request.body.is_empty();
         checkout.stream.write_head(head, head.scheme, end)?;

@@ -331,7 +331,8 @@ async fn grpc_calls_are_unary_or_streams_and_end_with_their_status() {
     assert_eq!(call.receive().await, Ok(None));
     drop(call);
     let cluster = cell.load().unwrap();
-    assert_eq!(cluster.stats.upstream_rq_active().get(), 0);
+    let stats = &cluster.stats;
+    assert_eq!((stats.upstream_rq_total().get(), stats.upstream_rq_active().get()), (5, 0));
 
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let nowhere = self::cluster(vec![Address::Ip(dead)], |config| config.protocol = UpstreamProtocol::Http2);
