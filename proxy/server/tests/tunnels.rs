@@ -14,7 +14,10 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Sends back what comes, after `greeting` and whatever `head` ends.
+/// What an upstream still says when the client has ended its side.
+const LEAVE: &[u8] = b"bye";
+
+/// Sends back what comes, after `greeting` and whatever `head` ends; takes leave once the other side has ended.
 async fn echo(head: bool, greeting: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -30,13 +33,15 @@ async fn echo(head: bool, greeting: &'static str) -> SocketAddr {
                 socket.write_all(greeting.replace("LINE", &line).as_bytes()).await.unwrap();
                 let (mut read, mut write) = socket.split();
                 let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.write_all(LEAVE).await;
             });
         }
     });
     address
 }
 
-/// An HTTP/2 server that takes every CONNECT, says what it was asked for, and sends back what comes.
+/// An HTTP/2 server that takes every CONNECT, says what it was asked for, and sends back what comes, with a leave like the
+/// other's.
 async fn echo_http2(extended: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -65,7 +70,7 @@ async fn echo_http2(extended: bool) -> SocketAddr {
                             let _ = body.flow_control().release_capacity(data.len());
                             send.send_data(data, false).unwrap();
                         }
-                        let _ = send.send_data(Bytes::new(), true);
+                        let _ = send.send_data(Bytes::from_static(LEAVE), true);
                     });
                 }
             });
@@ -107,16 +112,22 @@ async fn over_http1(proxy: SocketAddr, head: &str) -> (String, String) {
     (String::from_utf8(answer).unwrap(), String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The same over HTTP/2.
-async fn over_http2(proxy: SocketAddr, request: http::Request<()>) -> (http::response::Parts, String) {
+/// A client that the server's settings have reached, as far as `request` needs them: they say whether it knows extended
+/// CONNECT.
+async fn http2_client(proxy: SocketAddr, request: &http::Request<()>) -> h2::client::SendRequest<Bytes> {
     let socket = TcpStream::connect(proxy).await.unwrap();
     let (client, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(connection);
-    let mut client = client.ready().await.unwrap();
-    // The server's settings say whether it knows extended CONNECT.
+    let client = client.ready().await.unwrap();
     while request.extensions().get::<Protocol>().is_some() && !client.is_extended_connect_protocol_enabled() {
         tokio::task::yield_now().await;
     }
+    client
+}
+
+/// The same over HTTP/2.
+async fn over_http2(proxy: SocketAddr, request: http::Request<()>) -> (http::response::Parts, String) {
+    let mut client = http2_client(proxy, &request).await;
     let (response, mut send) = client.send_request(request, false).unwrap();
     let (parts, mut body) = response.await.unwrap().into_parts();
     send.send_data(Bytes::from_static(b"ping"), false).unwrap();
@@ -129,6 +140,24 @@ async fn over_http2(proxy: SocketAddr, request: http::Request<()>) -> (http::res
         }
     }
     (parts, String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Over HTTP/2, sends some bytes and ends its side with them, or with the head where there are none; answers all that
+/// comes back until the other side ends too.
+async fn half_closed_over_http2(proxy: SocketAddr, request: http::Request<()>, bytes: Bytes) -> Vec<u8> {
+    let mut client = http2_client(proxy, &request).await;
+    let (response, mut send) = client.send_request(request, bytes.is_empty()).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    if !bytes.is_empty() {
+        send.send_data(bytes, true).unwrap();
+    }
+    let mut answer = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data.expect("the tunnel goes on until both sides have ended");
+        let _ = body.flow_control().release_capacity(data.len());
+        answer.extend_from_slice(&data);
+    }
+    answer
 }
 
 const WEBSOCKET: &str = "GET /chat HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
@@ -203,4 +232,44 @@ async fn connect_ends_here_where_the_route_says_so() {
     assert_eq!(bytes, "ping");
     let (head, bytes) = over_http2(proxy, connect()).await;
     assert_eq!((head.status.as_u16(), &*bytes), (200, "ping"));
+}
+
+/// The end of the client's side destroyed the tunnel, and what the upstream had still to say was lost.
+#[tokio::test]
+async fn a_client_of_http2_ends_its_side_alone() {
+    let connected = "HTTP/1.1 200 OK\r\n\r\n";
+    let http2 = proxy(echo_http2(true).await, true, false).await;
+    let tunnels = [
+        ("CONNECT that ends here", proxy(echo(false, "").await, false, true).await, connect()),
+        ("CONNECT over HTTP/1", proxy(echo(true, connected).await, false, false).await, connect()),
+        ("CONNECT over HTTP/2", http2, connect()),
+        ("an upgrade over HTTP/1", proxy(echo(true, SWITCHED).await, false, false).await, extended()),
+        ("an upgrade over HTTP/2", http2, extended()),
+    ];
+    // The last is more than buffers hold: it goes to the upstream whole before the end does.
+    for len in [0, 4, 4 << 20] {
+        let bytes = Bytes::from(vec![b'x'; len]);
+        for (name, proxy, request) in &tunnels {
+            let answer = half_closed_over_http2(*proxy, request.clone(), bytes.clone()).await;
+            assert_eq!(answer.len(), len + LEAVE.len(), "{name}, {len} bytes");
+            assert!(answer.starts_with(&bytes) && answer.ends_with(LEAVE), "{name}, {len} bytes");
+        }
+    }
+}
+
+/// Over HTTP/1 the end of the connection is all that tells of a client that has gone.
+#[tokio::test]
+async fn a_client_of_http1_ends_both_sides() {
+    let proxy = proxy(echo(false, "").await, false, true).await;
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    socket.write_all(CONNECT.as_bytes()).await.unwrap();
+    socket.write_all(b"ping").await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\nping") {
+        seen.push(socket.read_u8().await.unwrap());
+    }
+    socket.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    socket.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty(), "{rest:?}");
 }

@@ -141,6 +141,9 @@ impl Outgoing {
             up.write_data(cx, Piece::Borrowed(piece)).map_err(SendError::Upstream)?;
             return Poll::Ready(Ok(false));
         }
+        // Over HTTP/1 the end of the connection is how a client leaves; over HTTP/2 it ends its side alone, and leaves by
+        // a reset.
+        let leaves = self.phase == Upgrading::Done && !down.is_http2();
         let next = poll_filtered_request(filtered, down, stream, self.max, cx);
         self.starved = next.is_pending() && !filtered.is_waiting();
         match ready!(next).map_err(SendError::Downstream)? {
@@ -151,7 +154,7 @@ impl Outgoing {
                 up.write_data(cx, piece).map_err(SendError::Upstream)?;
                 Poll::Ready(Ok(false))
             }
-            BodyEvent::End if self.phase == Upgrading::Done => {
+            BodyEvent::End if leaves => {
                 Poll::Ready(Err(SendError::Downstream(DownstreamError::Closed.into())))
             }
             BodyEvent::End => self.finish(up, stream),

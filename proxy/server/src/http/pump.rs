@@ -33,7 +33,7 @@ struct Pump<'p, D> {
 
 impl<D: Downstream> Exchange<'_, D> {
     /// Writes the head, then both bodies. `end`: no response body follows; `body`: what is left of the request;
-    /// `tunnel`: both directions are bytes until one side closes.
+    /// `tunnel`: both directions are bytes until the upstream ends, or the client leaves.
     pub(super) async fn pump(
         &mut self,
         up: &mut UpstreamStream,

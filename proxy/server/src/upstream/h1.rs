@@ -5,7 +5,7 @@ use super::{ActiveConnection, HeadEvent, UpstreamError};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::deadline::Timed;
 use crate::h1::{BodyEncoder, BodyLength, H1Error, H1Options, HeadParser, RequestKind, encode_request};
-use crate::io::{IdleState, Io};
+use crate::io::{IdleState, Io, Transport};
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h1_body::{BodyError, BodyReader, Next};
 use sixfold_core::cluster::Permit;
@@ -33,6 +33,8 @@ pub(crate) struct H1Upstream {
     /// The upstream lets the connection go on after this response.
     keep_alive: bool,
     request_sent: bool,
+    /// The client has ended its side of a tunnel: so does this side, behind the last byte.
+    half_closes: bool,
     head_seen: bool,
     /// What had been read and written when the request began.
     before: (u64, u64),
@@ -72,6 +74,7 @@ impl H1Upstream {
             raw,
             keep_alive: true,
             request_sent: true,
+            half_closes: false,
             head_seen: true,
             before: (0, 0),
             fields: (0, 0),
@@ -179,7 +182,7 @@ impl H1Upstream {
         self.request_sent = true;
         let trailers = (!trailers.is_empty()).then_some(trailers);
         if self.encoder.closes() {
-            self.keep_alive = false;
+            (self.keep_alive, self.half_closes) = (false, true);
         }
         self.encoder.finish(self.out.tail(), trailers, &self.opts).map_err(|_| UpstreamError::Local)
     }
@@ -210,6 +213,11 @@ impl H1Upstream {
         if self.broken.is_none() {
             let result = ready!(self.out.poll_flush(&mut self.io, cx));
             self.note(result.is_err());
+        }
+        if self.half_closes && self.broken.is_none() {
+            // An upstream that is gone by now is found by reading.
+            let _ = ready!(self.io.poll_shutdown(cx));
+            self.half_closes = false;
         }
         Poll::Ready(Ok(()))
     }
