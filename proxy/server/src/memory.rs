@@ -21,9 +21,9 @@ const PAGE: u64 = 4096;
 /// Remembers what giving back came to.
 #[derive(Default)]
 pub(crate) struct Trimmer {
-    /// Resident bytes after the last time.
-    resident: u64,
-    /// Of these, bytes that the allocator had not given out: code, stacks, fragments.
+    /// Anonymous bytes after the last time. Code is none of them: what comes back of it is nothing to give back.
+    anonymous: u64,
+    /// Of these, bytes that the allocator had not given out: stacks, fragments.
     overhead: u64,
     /// There was something to give back at the last look.
     due: bool,
@@ -32,9 +32,10 @@ pub(crate) struct Trimmer {
 impl Trimmer {
     /// Gives back what lay free at the last look already; tells whether it did.
     pub(crate) fn look(&mut self) -> bool {
-        let Some(resident) = resident() else { return false };
+        let Some(anonymous) = anonymous() else { return false };
         // The cheap question first: most looks end here.
-        if resident <= self.resident + KEPT || resident.saturating_sub(allocated()) <= self.overhead + KEPT {
+        if anonymous <= self.anonymous + KEPT || anonymous.saturating_sub(allocated()) <= self.overhead + KEPT
+        {
             self.due = false;
             return false;
         }
@@ -43,15 +44,15 @@ impl Trimmer {
             return false;
         }
         release();
-        forget_code();
-        let after = self::resident().unwrap_or(resident);
-        tracing::debug!(before = resident, after, "gave memory back");
-        *self = Trimmer { resident: after, overhead: after.saturating_sub(allocated()), due: false };
+        let after = self::anonymous().unwrap_or(anonymous);
+        tracing::debug!(before = anonymous, after, "gave memory back");
+        *self = Trimmer { anonymous: after, overhead: after.saturating_sub(allocated()), due: false };
         true
     }
 }
 
-/// Lets go of the program's code, which the system maps again as far as it is run.
+/// Lets go of the program's code, which the system maps again as far as it is run. For the end of the start alone: under
+/// load all that runs would have to be mapped again.
 pub(crate) fn forget_code() {
     // Without procfs it stays resident, as it was.
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
@@ -90,10 +91,12 @@ fn forget(pages: Range<usize>) {
 #[cfg(not(target_os = "linux"))]
 fn forget(_: Range<usize>) {}
 
-/// Resident bytes of the process.
-fn resident() -> Option<u64> {
+/// Resident bytes of the process that are of no file: heap and stacks.
+fn anonymous() -> Option<u64> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-    pages.split(' ').nth(1)?.parse::<u64>().ok()?.checked_mul(PAGE)
+    let mut counts = pages.split(' ').skip(1).map_while(|count| count.parse::<u64>().ok());
+    let (resident, of_files) = (counts.next()?, counts.next()?);
+    resident.saturating_sub(of_files).checked_mul(PAGE)
 }
 
 /// Bytes that the allocator has given out.
@@ -126,9 +129,14 @@ fn release() {}
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use parking_lot::Mutex;
+    use std::os::unix::fs::FileExt;
     use std::sync::mpsc::channel;
 
     const BURST: usize = 128 << 20;
+
+    /// Held while a test looks at which code is mapped.
+    static CODE: Mutex<()> = Mutex::new(());
 
     const MAPS: &str = "\
 555555954000-55555619b000 r--p 00000000 fd:00 1234 /usr/bin/sixfold
@@ -153,13 +161,26 @@ Anonymous:             0 kB
         assert_eq!(of("Anonymous: 0 kB\nnonsense\nx r-xp /usr/bin/sixfold\n"), []);
     }
 
+    fn own_code() -> Range<usize> {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let own = std::fs::read_link("/proc/self/exe").unwrap();
+        code(&maps, &own.to_string_lossy()).next().unwrap()
+    }
+
+    /// Maps all code, as if it ran; answers how many bytes it is.
+    fn run_all() -> usize {
+        let (code, memory) = (own_code(), std::fs::File::open("/proc/self/mem").unwrap());
+        for page in code.clone().step_by(PAGE as usize) {
+            memory.read_exact_at(&mut [0], page as u64).unwrap();
+        }
+        code.len()
+    }
+
     /// The code of the start stayed resident.
     #[test]
     fn code_that_was_let_go_of_is_mapped_again_as_it_is_run() {
-        use std::os::unix::fs::FileExt;
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let own = std::fs::read_link("/proc/self/exe").unwrap();
-        let code = code(&maps, &own.to_string_lossy()).next().unwrap();
+        let _held = CODE.lock();
+        let code = own_code();
         // Bit 63 of each page's entry says that it is mapped.
         let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
         let mapped = || {
@@ -188,14 +209,19 @@ Anonymous:             0 kB
             let _ = ending.recv();
             drop(pin);
         });
+        let _held = CODE.lock();
         let mut trimmer = Trimmer::default();
         burst.recv().unwrap();
-        let before = resident().unwrap();
+        let before = anonymous().unwrap();
         assert!(!trimmer.look(), "at the first look it may be needed again at once");
         assert!(trimmer.look());
-        let after = resident().unwrap();
+        let after = anonymous().unwrap();
         assert!(before - after > (BURST as u64) * 3 / 4, "{before} {after}");
         assert!(!trimmer.look() && !trimmer.look(), "nothing is left to give");
+        // Code that came back was taken for freed memory, and let go of again while it ran.
+        let code = run_all();
+        assert!(code as u64 > KEPT, "{code}: too little to be noticed");
+        assert!(!trimmer.look() && !trimmer.look(), "code is nothing to give");
         drop(end);
         thread.join().unwrap();
     }
