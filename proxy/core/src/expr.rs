@@ -9,6 +9,7 @@ mod pattern;
 mod tests;
 
 use crate::format::Variable;
+use crate::regex::Late;
 use crate::stream::Stream;
 use ipnet::IpNet;
 use pattern::Pattern;
@@ -70,7 +71,22 @@ enum Literal {
     Other,
 }
 
+impl Node {
+    fn patterns(&self, take: &mut dyn FnMut(&dyn Late)) {
+        match self {
+            Node::Logic { operands, .. } => operands.iter().for_each(|operand| operand.patterns(take)),
+            Node::Condition { test: Test::Matches(pattern), .. } => take(pattern.late()),
+            Node::Condition { .. } => {}
+        }
+    }
+}
+
 impl Expr {
+    /// Hands out every pattern that it may have to compile.
+    pub(crate) fn patterns(&self, take: &mut dyn FnMut(&dyn Late)) {
+        self.root.patterns(take);
+    }
+
     /// Compiles the JSON form of an expression. The empty array always holds.
     ///
     /// # Errors

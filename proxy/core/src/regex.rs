@@ -39,6 +39,28 @@ pub struct InvalidRegex {
     pub reason: String,
 }
 
+/// What is compiled when it is first needed.
+pub(crate) trait Late {
+    /// What the request that needs it first would be charged for compiling it, in bytes that it may scan.
+    fn cost(&self) -> usize;
+
+    /// Compiles it now instead.
+    fn prepare(&self);
+}
+
+impl Late for Regex {
+    fn cost(&self) -> usize {
+        let is_ready = self.shape.steps.is_some() || self.compiled.get().is_some();
+        if is_ready { 0 } else { work::cost_of_compiling(self.states.into()) }
+    }
+
+    fn prepare(&self) {
+        if self.shape.steps.is_none() {
+            self.compiled();
+        }
+    }
+}
+
 impl Regex {
     /// An expression that must match the whole text (Envoy's `safe_regex`).
     ///
@@ -155,16 +177,6 @@ impl Regex {
     /// The expression as configured.
     pub fn source(&self) -> &str {
         &self.source
-    }
-
-    /// Whether texts that hold what it can't do without are left to an automaton.
-    pub(crate) fn needs_automaton(&self) -> bool {
-        self.shape.steps.is_none()
-    }
-
-    /// Compiles it now instead of when it is first needed.
-    pub(crate) fn prepare(&self) {
-        self.compiled();
     }
 
     /// Whether its automaton is there.

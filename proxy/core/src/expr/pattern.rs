@@ -1,7 +1,7 @@
 //! Patterns of `~~` and `~*`: linear-time where they can be, backtracking with a bound where PCRE needs it.
 
 use super::EvalError;
-use crate::regex::{Backtracking, Regex};
+use crate::regex::{Backtracking, Late, Regex};
 
 /// A search pattern in PCRE's syntax.
 #[derive(Debug)]
@@ -20,6 +20,13 @@ impl Pattern {
             Err(linear) => Backtracking::new(&source)
                 .map(|pattern| Pattern::Backtracking(Box::new(pattern)))
                 .map_err(|_| linear.to_string()),
+        }
+    }
+
+    pub(super) fn late(&self) -> &dyn Late {
+        match self {
+            Pattern::Linear(regex) => regex,
+            Pattern::Backtracking(pattern) => &**pattern,
         }
     }
 

@@ -29,6 +29,11 @@ impl StringMatcher {
         StringMatcher::Contains(needle.into_bytes().into(), ignore_case)
     }
 
+    /// The expression, where it is one.
+    pub(crate) fn expression(&self) -> Option<&Regex> {
+        if let StringMatcher::Regex(regex) = self { Some(regex) } else { None }
+    }
+
     /// Whether the text passes.
     pub fn matches(&self, text: &[u8]) -> bool {
         fn equal(a: &[u8], b: &[u8], ignore_case: bool) -> bool {

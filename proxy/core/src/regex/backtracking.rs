@@ -3,7 +3,7 @@
 //! A step back may run a linear part of the pattern over the whole rest of the text, so what bounds the time is steps
 //! times length. A pattern is compiled once for each class of length with the steps that it may take there.
 
-use super::work;
+use super::{Late, work};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -109,14 +109,22 @@ impl Backtracking {
     ) -> Result<T, Exceeded> {
         work::charge_backtracking(text.as_bytes());
         let classes = match time {
-            MatchTime::Worker if self.at_start => &AT_THE_START[..],
-            MatchTime::Worker => &ANYWHERE[..],
+            MatchTime::Worker => self.on_workers(),
             MatchTime::Offloaded => &PATIENT[..],
         };
         let steps = classes.iter().find(|(length, _)| text.len() <= *length).ok_or(Exceeded::Length)?.1;
         let form = self.form(steps).ok_or(Exceeded::Steps)?;
         let input = fancy_regex::RegexInput::new(text).from_pos(from).anchored(self.at_start);
         search(form, input).map_err(|_| Exceeded::Steps)
+    }
+
+    /// The classes of length on a worker.
+    fn on_workers(&self) -> &'static [(usize, usize)] {
+        if self.at_start { &AT_THE_START } else { &ANYWHERE }
+    }
+
+    fn has(&self, steps: usize) -> bool {
+        STEPS.iter().zip(&self.forms).any(|(of, form)| *of == steps && form.get().is_some())
     }
 
     fn form(&self, steps: usize) -> Option<&fancy_regex::Regex> {
@@ -126,6 +134,20 @@ impl Backtracking {
             compile(&self.source, steps).ok().map(Box::new)
         };
         form.get_or_init(build).as_deref()
+    }
+}
+
+/// A text needs one form, that of its length.
+impl Late for Backtracking {
+    fn cost(&self) -> usize {
+        let is_ready = self.on_workers().iter().all(|(_, steps)| self.has(*steps));
+        if is_ready { 0 } else { work::COMPILING_BACKTRACKING }
+    }
+
+    fn prepare(&self) {
+        for (_, steps) in self.on_workers() {
+            self.form(*steps);
+        }
     }
 }
 

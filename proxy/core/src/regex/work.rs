@@ -23,7 +23,7 @@ const COMPILING: usize = 5 << 10;
 const COMPILING_STATE: usize = 256;
 
 /// What one more form of a backtracking pattern costs: some 200 us.
-const COMPILING_BACKTRACKING: usize = 80 << 10;
+pub(super) const COMPILING_BACKTRACKING: usize = 80 << 10;
 
 /// Lets the thread's expressions scan this many bytes from now on.
 pub(crate) fn grant(bytes: usize) {
@@ -53,7 +53,11 @@ pub(super) fn charge_literal(text: &[u8]) {
 
 #[cold]
 pub(super) fn charge_compiling(states: usize) {
-    charge(COMPILING.saturating_add(states.saturating_mul(COMPILING_STATE)));
+    charge(cost_of_compiling(states));
+}
+
+pub(super) fn cost_of_compiling(states: usize) -> usize {
+    COMPILING.saturating_add(states.saturating_mul(COMPILING_STATE))
 }
 
 #[cold]

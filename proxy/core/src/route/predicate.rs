@@ -1,7 +1,8 @@
 //! Conditions of a route, prepared when configuration arrives.
 
 use crate::expr::Expr;
-use crate::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher};
+use crate::matcher::{CookieMatcher, HeaderMatch, HeaderMatcher, QueryMatcher, StringMatcher};
+use crate::regex::Late;
 use crate::runtime::Fraction;
 use crate::stream::Stream;
 use http::Method;
@@ -94,6 +95,20 @@ impl Predicate {
             }
             Predicate::Hosts(list) => list.iter().any(|h| h.matches(&stream.request.authority)),
             Predicate::Vars(expr) => expr.eval(stream).unwrap_or(false),
+        }
+    }
+
+    /// Hands out every expression that it may have to compile.
+    pub(crate) fn expressions(&self, take: &mut dyn FnMut(&dyn Late)) {
+        let test = match self {
+            Predicate::Header(HeaderMatcher { test: HeaderMatch::String(test), .. }) => Some(test),
+            Predicate::Query(matcher) => matcher.test.as_ref(),
+            Predicate::Cookie(matcher) => Some(&matcher.test),
+            Predicate::Vars(expr) => return expr.patterns(take),
+            _ => None,
+        };
+        if let Some(regex) = test.and_then(StringMatcher::expression) {
+            take(regex);
         }
     }
 }

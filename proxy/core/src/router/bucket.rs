@@ -4,11 +4,11 @@
 //! asks for, or by a literal that its regex can't do without. They are grouped by that, and a lookup takes the
 //! groups the request can mean. The others it leaves out could not have matched.
 
-use super::PathMatch;
 use super::index::Test;
+use super::{MAX_SCANNED, PathMatch};
 use crate::fast_hash::{FastMap, FastSet};
 use crate::matcher::HeaderTarget;
-use crate::regex::Regex;
+use crate::regex::{Late, Regex};
 use crate::route::{HostPattern, Predicate, Route};
 use crate::stream::Stream;
 use smallvec::SmallVec;
@@ -18,9 +18,11 @@ use std::sync::Arc;
 /// Fewer candidates than this are not worth groups. Tests group whatever they can.
 const GROUP_AT_LEAST: usize = if cfg!(test) { 2 } else { 12 };
 
-/// Expressions of one list that the requests which need them first compile. Where there are more, they are compiled with
-/// the table: one request may have to try them all, and would have no route before it is done.
-const COMPILED_LATER: usize = 64;
+/// What is left to the first request that needs it to compile, in what it may scan: some 50 expressions on the way to one
+/// path. What is more is compiled with the table, or requests would have no route until it is done. It is a small part,
+/// because a request may go through several trees (hosts, their wildcards, those without regard to case), meet several
+/// groups by what it repeats, and has texts to scan.
+const COMPILED_LATER: usize = MAX_SCANNED / 8;
 
 /// The candidates of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,12 +81,24 @@ struct Choice<'a> {
 }
 
 impl Pool {
-    /// Takes in the candidates of one node, ascending; answers their number.
-    pub(super) fn add(&mut self, ranks: &[u32], routes: &[Arc<Route>], tests: &[Test]) -> u32 {
-        let bucket =
-            if ranks.len() < GROUP_AT_LEAST { self.list(ranks) } else { self.group(ranks, routes, tests) };
+    /// Takes in the candidates of one node, ascending; answers their number. `behind` is what a request may have to
+    /// compile at the nodes that lead here; answers the same with this one.
+    pub(super) fn add(
+        &mut self,
+        ranks: &[u32],
+        behind: usize,
+        routes: &[Arc<Route>],
+        tests: &[Test],
+    ) -> (u32, usize) {
+        let mut cold = Cold { routes, tests, left: COMPILED_LATER.saturating_sub(behind) };
+        let bucket = if ranks.len() < GROUP_AT_LEAST {
+            cold.one_of([ranks]);
+            self.list(ranks)
+        } else {
+            self.group(ranks, routes, tests, &mut cold)
+        };
         self.buckets.push(bucket);
-        self.buckets.len() as u32 - 1
+        (self.buckets.len() as u32 - 1, COMPILED_LATER - cold.left)
     }
 
     pub(super) fn shrink(&mut self) {
@@ -161,7 +175,7 @@ impl Pool {
         Bucket::List { at, end: self.ranks.len() as u32 }
     }
 
-    fn group(&mut self, ranks: &[u32], routes: &[Arc<Route>], tests: &[Test]) -> Bucket {
+    fn group(&mut self, ranks: &[u32], routes: &[Arc<Route>], tests: &[Test], cold: &mut Cold<'_>) -> Bucket {
         let of = |rank: u32| Some((&**routes.get(rank as usize)?, tests.get(rank as usize)?));
         let variety = Variety::of(ranks.iter().filter_map(|rank| of(*rank)));
         let mut rest = Vec::new();
@@ -186,10 +200,7 @@ impl Pool {
                 rest.push(rank);
             }
         }
-        let lists = by.iter().flat_map(|(_, lists)| lists.values()).chain(grams.values());
-        for list in lists.map(|list| &list[..]).chain([&rest[..]]) {
-            prepare(list.iter().filter_map(|rank| of(*rank)));
-        }
+        cold.groups(&rest, &by, &grams);
         if by.is_empty() && grams.is_empty() {
             return self.list(ranks);
         }
@@ -297,12 +308,56 @@ fn by_host(hosts: &[HostPattern]) -> Option<Choice<'_>> {
     (!values.is_empty()).then_some(Choice { by: Trait::Host, values })
 }
 
-/// Compiles the expressions of a list if there are many.
-fn prepare<'a>(list: impl Iterator<Item = (&'a Route, &'a Test)>) {
-    let expressions = list.filter_map(|(route, test)| expression(route, test));
-    let slow: Vec<&Regex> = expressions.filter(|regex| regex.needs_automaton()).collect();
-    if slow.len() > COMPILED_LATER {
-        slow.into_iter().for_each(Regex::prepare);
+/// What is not compiled yet of the candidates of a node.
+struct Cold<'r> {
+    routes: &'r [Arc<Route>],
+    tests: &'r [Test],
+    /// What the requests that come here may still be left to compile.
+    left: usize,
+}
+
+impl Cold<'_> {
+    /// Of the lists of each kind a request has one.
+    fn groups(&mut self, rest: &[u32], by: &[(Trait, Ranks<'_>)], grams: &FastMap<u32, SmallVec<[u32; 2]>>) {
+        self.one_of([rest]);
+        for (by, lists) in by {
+            if !matches!(by, Trait::Beginning(_)) {
+                self.one_of(lists.values().map(|list| &list[..]));
+                continue;
+            }
+            // A value has a beginning of each length.
+            for length in lengths(lists.keys()) {
+                let of_length = lists.iter().filter(|(text, _)| text.len() == length);
+                self.one_of(of_length.map(|(_, list)| &list[..]));
+            }
+        }
+        self.one_of(grams.values().map(|list| &list[..]));
+    }
+
+    /// A request has to try one of these lists: compiles those that would be too much for it.
+    fn one_of<'l>(&mut self, lists: impl IntoIterator<Item = &'l [u32]>) {
+        let mut most = 0;
+        for list in lists {
+            let mut cost = 0usize;
+            self.each(list, &mut |late| cost = cost.saturating_add(late.cost()));
+            if cost > self.left {
+                self.each(list, &mut |late| late.prepare());
+            } else {
+                most = most.max(cost);
+            }
+        }
+        self.left -= most;
+    }
+
+    /// Every expression that a list's candidates may need.
+    fn each(&self, list: &[u32], take: &mut dyn FnMut(&dyn Late)) {
+        for rank in list {
+            let rank = *rank as usize;
+            let (Some(route), Some(test)) = (self.routes.get(rank), self.tests.get(rank)) else { continue };
+            let of_uri = if let Test::Apisix(parameters) = test { parameters.expression() } else { None };
+            expression(route, test).into_iter().chain(of_uri).for_each(|regex| take(regex));
+            route.predicates.iter().for_each(|predicate| predicate.expressions(take));
+        }
     }
 }
 

@@ -84,8 +84,8 @@ impl Index {
             if ignore_case { &mut folded } else { &mut plain }.push((key, rank as u32));
         }
         let mut pool = Pool::default();
-        let tree = Tree::new(plain, false, |ranks| pool.add(ranks, &routes, &tests));
-        let folded = Tree::new(folded, true, |ranks| pool.add(ranks, &routes, &tests));
+        let tree = Tree::new(plain, false, |ranks, behind| pool.add(ranks, behind, &routes, &tests));
+        let folded = Tree::new(folded, true, |ranks, behind| pool.add(ranks, behind, &routes, &tests));
         pool.shrink();
         Index { tree, folded, pool, routes, tests }
     }

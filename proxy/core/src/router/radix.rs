@@ -39,15 +39,18 @@ struct Pending {
     node: usize,
     entries: Range<usize>,
     depth: usize,
+    /// What the caller said of the nodes that lead here.
+    behind: usize,
 }
 
 impl Tree {
     /// Builds the tree. `bucket` is given the ranks of the entries that end at one node, ascending, and
-    /// answers the number that [`Tree::walk`] will call them by.
+    /// answers the number that [`Tree::walk`] will call them by; with it goes what it is to be told for the nodes below,
+    /// 0 at the top.
     pub(super) fn new(
         mut entries: Vec<Entry<'_>>,
         folded: bool,
-        mut bucket: impl FnMut(&[u32]) -> u32,
+        mut bucket: impl FnMut(&[u32], usize) -> (u32, usize),
     ) -> Tree {
         let mut tree = Tree { folded, ..Tree::default() };
         if entries.is_empty() {
@@ -57,15 +60,17 @@ impl Tree {
         tree.nodes.push(Node::default());
         tree.firsts.push(0);
         let mut ranks = Vec::new();
-        let mut pending = vec![Pending { node: 0, entries: 0..entries.len(), depth: 0 }];
-        while let Some(Pending { node, entries: range, depth }) = pending.pop() {
+        let mut pending = vec![Pending { node: 0, entries: 0..entries.len(), depth: 0, behind: 0 }];
+        while let Some(Pending { node, entries: range, depth, mut behind }) = pending.pop() {
             let below = entries.get(range.clone()).unwrap_or_default();
             // Shorter keys sort first: those that end here lead.
             let here = below.iter().take_while(|(key, _)| key.len() == depth).count();
             if here > 0 {
                 ranks.clear();
                 ranks.extend(below.iter().take(here).map(|(_, rank)| *rank));
-                tree.nodes[node].bucket = bucket(&ranks) + 1;
+                let (number, until_here) = bucket(&ranks, behind);
+                tree.nodes[node].bucket = number + 1;
+                behind = until_here;
             }
             tree.nodes[node].child = tree.nodes.len() as u32;
             let mut at = here;
@@ -76,7 +81,8 @@ impl Tree {
                 let last = rest.get(len - 1).map_or(&[][..], |(key, _)| key);
                 let common = first.iter().zip(last).take_while(|(a, b)| a == b).count();
                 let start = range.start + at;
-                pending.push(Pending { node: tree.nodes.len(), entries: start..start + len, depth: common });
+                let entries = start..start + len;
+                pending.push(Pending { node: tree.nodes.len(), entries, depth: common, behind });
                 tree.push_node(first.get(depth..common).unwrap_or_default());
                 tree.nodes[node].children += 1;
                 at += len;
@@ -141,9 +147,9 @@ mod tests {
             let entries =
                 keys.iter().enumerate().map(|(i, k)| (Cow::Borrowed(k.as_bytes()), i as u32)).collect();
             let mut buckets = Vec::new();
-            let tree = Tree::new(entries, folded, |ranks| {
+            let tree = Tree::new(entries, folded, |ranks, _| {
                 buckets.push(ranks.to_vec());
-                buckets.len() as u32 - 1
+                (buckets.len() as u32 - 1, 0)
             });
             for path in ["/abc/d/e", "/abd", "/A", "", "x", "/b", "/abc"] {
                 let path = if folded { path.to_owned() } else { path.to_ascii_lowercase() };

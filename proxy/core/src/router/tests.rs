@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget, StringMatcher};
+use crate::expr::Expr;
+use crate::matcher::{CookieMatcher, HeaderMatch, HeaderMatcher, HeaderTarget, QueryMatcher, StringMatcher};
 use crate::route::{Predicate, fixture};
 use crate::stream::fixture::stream;
 use std::cell::Cell;
@@ -462,10 +463,62 @@ fn what_one_request_compiles_is_bounded() {
 #[test]
 fn what_every_request_may_have_to_try_is_compiled_with_the_table() {
     let alike = |n: usize| table_of((0..n).map(|i| format!("/(?:a|b{{1,2}}c)*(?:s{i}|t{i})")));
-    assert_eq!(compiled(&alike(60)), 0);
+    assert_eq!(compiled(&alike(30)), 0);
     let table = alike(1_000);
     assert_eq!(compiled(&table), 1_000);
     let found = table.find(&mut stream("/ab", &[])).unwrap();
     assert_eq!(found.route.unwrap().name.as_ref(), "rest");
     assert_eq!(compiled(&table_of((0..1_000).map(|i| format!("/{i}/.*")))), 0, "what needs no automaton");
+}
+
+/// As many routes for one path, each with what it asks for beside that, of the two first requests for the last of them.
+fn first_route_found(
+    predicate: impl Fn(usize) -> Predicate,
+    headers: &[(&str, &str)],
+) -> [Option<String>; 2] {
+    let last = 599;
+    let any = || PathMatch::Prefix(b"/"[..].into(), false);
+    let routes = (0..=last).map(|i| named(&i.to_string(), any(), vec![predicate(i)])).collect();
+    let host = HostRoutes::new("v", VirtualHostOptions::default(), routes);
+    let table = RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], host)]).unwrap();
+    [(); 2].map(|()| {
+        let found = table.find(&mut stream("/?q=t-a599", headers)).unwrap();
+        found.route.map(|route| route.name.to_string())
+    })
+}
+
+/// The first requests after each update had no route, where something else than paths told many routes apart.
+#[test]
+fn no_request_lacks_a_route_because_its_table_is_new() {
+    let test = |i: usize| StringMatcher::Regex(Regex::full(&format!("t-(?:a|b)+{i}")).unwrap());
+    let of_header = |i| {
+        let test = HeaderMatch::String(test(i));
+        let target = HeaderTarget::of_request("x-tenant");
+        Predicate::Header(HeaderMatcher { target, test, invert: false, missing_is_empty: false })
+    };
+    let of_query =
+        |i| Predicate::Query(QueryMatcher { name: "q".into(), test: Some(test(i)), present: true });
+    let of_cookie = |i| Predicate::Cookie(CookieMatcher { name: "c".into(), test: test(i), invert: false });
+    let vars = |pattern: String| {
+        Predicate::Vars(Expr::new(&serde_json::json!([["http_x_tenant", "~~", pattern]])).unwrap())
+    };
+    let headers = [("x-tenant", "t-a599"), ("cookie", "c=t-a599")];
+    let wanted = [Some("599".to_owned()), Some("599".to_owned())];
+    assert_eq!(first_route_found(of_header, &headers), wanted);
+    assert_eq!(first_route_found(of_query, &headers), wanted);
+    assert_eq!(first_route_found(of_cookie, &headers), wanted);
+    assert_eq!(first_route_found(|i| vars(format!("^t-(?:a|b)+{i}$")), &headers), wanted);
+    // Patterns that backtrack are compiled for short texts when they are loaded, for longer ones later.
+    let long = format!("{}t-a599", "x".repeat(100));
+    assert_eq!(first_route_found(|i| vars(format!("(?<=x)t-a{i}$")), &[("x-tenant", &long)]), wanted);
+}
+
+/// Each of the lists that a request goes through on its way down a tree may leave a little to it, and all of them too much.
+#[test]
+fn what_the_nodes_of_one_way_leave_to_compile_is_bounded_together() {
+    let of = |depth: usize, i: usize| format!("{}(?:a|b)*{i}x", "/d".repeat(depth));
+    let table = table_of((0..20).flat_map(|depth| (0..30).map(move |i| of(depth + 1, i))));
+    assert!((400..600).contains(&compiled(&table)), "{}", compiled(&table));
+    let aside = table_of((0..20).flat_map(|way| (0..30).map(move |i| format!("/{way:02}/(?:a|b)*{i}x"))));
+    assert_eq!(compiled(&aside), 0, "no request meets two of these");
 }

@@ -149,6 +149,11 @@ impl Parameters {
         &self.hosts
     }
 
+    /// The expression that paths must match, if there is one.
+    pub(in crate::router) fn expression(&self) -> Option<&Regex> {
+        self.pattern.as_ref().map(|pattern| &pattern.regex)
+    }
+
     /// Keeps the values of the parameters.
     pub(in crate::router) fn capture(&self, path: &[u8], captures: &mut Captures) {
         let Some(Pattern { regex, names }) = self.pattern.as_deref() else { return };
