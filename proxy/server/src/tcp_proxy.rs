@@ -83,7 +83,8 @@ pub(crate) async fn deny(
         }
         () = drain.expired() => {}
     }
-    upstream.flight.cluster().stats.upstream_cx_destroy_local().inc();
+    // Before the log, which the session writes when it goes.
+    drop(upstream);
 }
 
 /// Why a client is closed before an endpoint was reached. Numbers are Envoy's (`UpstreamFailureReason`).

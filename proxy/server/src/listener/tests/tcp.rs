@@ -121,7 +121,7 @@ async fn weights_spread_connections_over_clusters() {
 async fn who_may_not_connect_is_closed_with_the_first_byte_and_the_log_says_why() {
     let fixture = Fixture::start();
     let lines = Lines::default();
-    fixture.cluster("echo", &[echo().await]).await;
+    let cluster = fixture.cluster("echo", &[echo().await]).await;
     let log = lines.log(|s| {
         let host = s.upstream.member.is_some();
         format!(
@@ -138,5 +138,8 @@ async fn who_may_not_connect_is_closed_with_the_first_byte_and_the_log_says_why(
     assert_eq!(exchange(address, b"hello").await, "");
     assert_eq!(lines.wait(1).await, ["true rbac_access_denied_matched_policy[nobody]"]);
     assert_eq!(["allowed", "denied"].map(|name| fixture.registry.sum("tcp.rbac.", name)), [0, 1]);
+    // Its end was counted twice.
+    let ends = [cluster.stats.upstream_cx_destroy(), cluster.stats.upstream_cx_destroy_local()];
+    assert_eq!(ends.map(|ends| ends.get()), [1, 1]);
     fixture.end().await;
 }
