@@ -1,6 +1,6 @@
 //! `docs/reference/envoy-support.md` says of every field of Envoy's messages what becomes of it. The page is made from
 //! the code: messages are taken apart by patterns in which the compiler counts the fields, and what such a pattern
-//! binds, leaves out or hands to `refuse!` is what the page says. So it can't say anything else than the code does.
+//! binds, leaves out or hands to `refuse!` or `refused!` is what the page says. So it can't say anything else than the code does.
 //!
 //! `cargo test --profile ci -p sixfold-xds --test support -- --ignored` writes the page anew.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -67,7 +67,8 @@ struct Reader<'r> {
     readers: &'r BTreeMap<String, BTreeSet<String>>,
     /// Names that the function refuses.
     refused: BTreeSet<String>,
-    arm_refuses: bool,
+    /// Names that the arm of the match refuses.
+    arm: BTreeSet<String>,
 }
 
 fn normal(path: &str) -> String {
@@ -128,7 +129,7 @@ impl<'a> Visit<'a> for Names {
     }
 
     fn visit_macro(&mut self, given: &'a Macro) {
-        if given.path.segments.last().is_some_and(|s| s.ident == "refuse")
+        if given.path.segments.last().is_some_and(|s| s.ident == "refuse" || s.ident == "refused")
             && let Ok(names) = given.parse_body_with(Punctuated::<Ident, Token![,]>::parse_terminated)
         {
             self.refused.extend(names.iter().map(|name| normal(&name.to_string())));
@@ -239,15 +240,17 @@ impl<'a> Visit<'a> for Reader<'_> {
     fn visit_arm(&mut self, arm: &'a Arm) {
         let mut names = Names::default();
         names.visit_expr(&arm.body);
-        let outer = std::mem::replace(&mut self.arm_refuses, !names.refused.is_empty());
+        let outer = std::mem::replace(&mut self.arm, names.refused);
         self.visit_pat(&arm.pat);
-        self.arm_refuses = outer;
+        self.arm = outer;
         self.visit_expr(&arm.body);
     }
 
     fn visit_pat_tuple_struct(&mut self, pattern: &'a PatTupleStruct) {
         if let Some(member) = self.resolved(&pattern.path) {
-            let state = if self.arm_refuses { State::Refused } else { State::Supported };
+            // An arm may also refuse something within what it takes.
+            let itself = member.rsplit('.').next().unwrap_or_default();
+            let state = if self.arm.contains(itself) { State::Refused } else { State::Supported };
             let known = self.record.members.entry(member).or_insert(state);
             *known = (*known).min(state);
         }
@@ -296,7 +299,7 @@ fn imported(file: &syn::File) -> Vec<String> {
         read: &nothing,
         readers: &readers,
         refused,
-        arm_refuses: false,
+        arm: BTreeSet::new(),
     };
     reader.visit_file(file);
     reader.imports.values().filter_map(|path| Some(normal(path.split_once("pb.")?.1))).collect()
@@ -322,7 +325,7 @@ fn record() -> Record {
             let (read, readers) = (&read[path.parent().unwrap()], &readers);
             let (imports, refused) = Default::default();
             let record = &mut record;
-            Reader { record, imports, read, readers, refused, arm_refuses: false }.visit_file(file);
+            Reader { record, imports, read, readers, refused, arm: BTreeSet::new() }.visit_file(file);
         }
     }
     for (message, file) in READ {
@@ -421,6 +424,11 @@ fn every_root_is_taken_apart() {
     assert_eq!(of(assignment, "cluster_name"), State::Supported, "by another module");
     assert_eq!(of(cluster, "wait_for_warm_on_init"), State::Ignored);
     assert_eq!(of(cluster, "preconnect_policy"), State::Refused);
+    let listener = "envoy.config.listener.v3.Listener";
+    assert_eq!(of(listener, "freebind"), State::Refused, "one of several told together");
+    let source = "envoy.config.core.v3.ConfigSource";
+    assert_eq!(of(source, "path_config_source"), State::Supported, "a member that some matches refuse");
+    assert_eq!(of(source, "api_config_source"), State::Supported);
     let action = "envoy.config.route.v3.RouteAction";
     assert_eq!(of(action, "cluster_header"), State::Supported, "a member of a oneof");
     assert_eq!(of(action, "cluster_specifier_plugin"), State::Refused, "another");
