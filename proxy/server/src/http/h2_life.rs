@@ -3,8 +3,10 @@
 use super::Env;
 use crate::deadline::{Deadline, TimedOut, after, within};
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, SendStream};
+use parking_lot::Mutex;
 use sixfold_core::hcm::{ConnectionTimeouts, HttpStats};
 use std::future::Future;
 use std::pin::Pin;
@@ -40,12 +42,42 @@ enum Call {
     Stream,
 }
 
+/// What the streams of a connection ask of it.
+#[derive(Default)]
+pub(super) struct Wishes {
+    leave: Notify,
+    resets: Mutex<Vec<(SendStream<Bytes>, Reason)>>,
+    connection: AtomicWaker,
+}
+
+impl Wishes {
+    /// Ends the connection, with the stream that asks and those before it.
+    pub(super) fn leave(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Resets a stream behind the frames that were given to the library for it: a reset throws away those that the
+    /// connection has not taken, and a response that is cut off would not be seen at all.
+    pub(super) fn reset(&self, stream: SendStream<Bytes>, reason: Reason) {
+        self.resets.lock().push((stream, reason));
+        self.connection.wake();
+    }
+
+    /// For the connection when it has taken what it could: whether it has something to send now.
+    fn reset_streams(&self, cx: &Context<'_>) -> bool {
+        self.connection.register(cx.waker());
+        let resets = std::mem::take(&mut *self.resets.lock());
+        resets.into_iter().map(|(mut stream, reason)| stream.send_reset(reason)).count() > 0
+    }
+}
+
 type Drain = Pin<Box<dyn Future<Output = Call> + Send>>;
 
 /// A connection and its end.
 pub(super) struct Life<T> {
     server: Connection<T, Bytes>,
     drain: Drain,
+    wishes: Arc<Wishes>,
     timeouts: ConnectionTimeouts,
     max_requests: Option<u32>,
     stats: Arc<HttpStats>,
@@ -61,28 +93,48 @@ pub(super) struct Life<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
     /// Begins when the handshake is over.
-    pub(super) fn new(server: Connection<T, Bytes>, env: &Env, leave: Arc<Notify>) -> Life<T> {
-        let drain = env.drain.clone();
+    pub(super) fn new(server: Connection<T, Bytes>, env: &Env, wishes: Arc<Wishes>) -> Life<T> {
+        let (drain, asked) = (env.drain.clone(), wishes.clone());
         let drain = Box::pin(async move {
             tokio::select! {
                 () = drain.started() => Call::Drain,
-                () = leave.notified() => Call::Stream,
+                () = asked.leave.notified() => Call::Stream,
             }
         });
         let hcm = &env.hcm;
-        Life::with(server, drain, hcm.timeouts.clone(), hcm.max_requests_per_connection, hcm.stats.clone())
+        Life::with(
+            server,
+            drain,
+            wishes,
+            hcm.timeouts.clone(),
+            hcm.max_requests_per_connection,
+            hcm.stats.clone(),
+        )
     }
 
     fn with(
         server: Connection<T, Bytes>,
         drain: Drain,
+        wishes: Arc<Wishes>,
         timeouts: ConnectionTimeouts,
         max_requests: Option<u32>,
         stats: Arc<HttpStats>,
     ) -> Life<T> {
         let end = timeouts.max_connection.map(|limit| after(Instant::now(), limit));
         let (stage, until, idle_since) = (Stage::Open, None, None);
-        Life { server, drain, timeouts, max_requests, stats, stage, until, end, idle_since, requests: 0 }
+        Life {
+            server,
+            drain,
+            wishes,
+            timeouts,
+            max_requests,
+            stats,
+            stage,
+            until,
+            end,
+            idle_since,
+            requests: 0,
+        }
     }
 
     /// The next stream; `None` is the end of the connection.
@@ -120,9 +172,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             }
             self.leave();
         }
-        let accepted = self.server.poll_accept(cx);
-        if accepted.is_ready() {
-            return accepted;
+        loop {
+            let accepted = self.server.poll_accept(cx);
+            if accepted.is_ready() {
+                return accepted;
+            }
+            if !self.wishes.reset_streams(cx) {
+                break;
+            }
         }
         if self.stage == Stage::Finishing && !self.server.has_streams() {
             self.enter(Stage::Closing, Some(after(Instant::now(), self.timeouts.delayed_close)));
@@ -222,7 +279,7 @@ mod tests {
                 }
                 Call::Drain
             });
-            let mut life = Life::with(server, drained, timeouts, max_requests, counted);
+            let mut life = Life::with(server, drained, Arc::default(), timeouts, max_requests, counted);
             while let Some(Ok((_, mut respond))) = life.next().await {
                 tokio::spawn(async move {
                     tokio::time::sleep(work).await;

@@ -2,7 +2,7 @@
 
 use super::clock::Clock;
 use super::downstream::{Downstream, DownstreamError};
-use super::h2_life::Life;
+use super::h2_life::{Life, Wishes};
 use super::h2_streams::{self, Opened};
 use super::respond::{self, Refusal};
 use super::{Env, exchange};
@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
-use tokio::sync::Notify;
 
 /// How long the preface may take when the connection manager has no idle timeout.
 const PREFACE_TIME: Duration = Duration::from_secs(60);
@@ -99,12 +98,12 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>)
     let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
     let Ok(server) = handshake else { return Ok(()) };
-    let leave = Arc::new(Notify::new());
-    let mut life = Life::new(server?, env, leave.clone());
+    let wishes = Arc::<Wishes>::default();
+    let mut life = Life::new(server?, env, wishes.clone());
     while let Some(opened) = life.next().await {
         let (request, respond) = opened?;
-        let (connection, env, leave) = (connection.clone(), env.clone(), leave.clone());
-        h2_streams::serve(Opened { request, respond, connection, env, leave });
+        let (connection, env, wishes) = (connection.clone(), env.clone(), wishes.clone());
+        h2_streams::serve(Opened { request, respond, connection, env, wishes });
     }
     Ok(())
 }
@@ -130,14 +129,14 @@ fn builder(env: &Env) -> h2::server::Builder {
 
 /// Serves one stream, in a context and with a clock that earlier ones may have used.
 pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mut Clock) {
-    let Opened { request, respond, connection, env, leave } = opened;
+    let Opened { request, respond, connection, env, wishes } = opened;
     env.hcm.stats.downstream_rq_http2_total().inc();
     let secure = connection.tls.is_some();
     stream.connection = connection;
     let now = clock.restart();
     stream.reset(now.into_std());
     stream.start_time = SystemTime::now();
-    let (mut client, read) = H2Client::new(request, respond, leave, stream, &env);
+    let (mut client, read) = H2Client::new(request, respond, wishes, stream, &env);
     stream.request.scheme = if secure { Scheme::Https } else { Scheme::Http };
     match read {
         Ok(()) => exchange::serve(&mut client, stream, clock, &env).await,
@@ -165,8 +164,7 @@ struct H2Client {
     upgrade: Option<Box<str>>,
     /// What was counted of it, the body that was sent aside.
     traffic: Traffic,
-    /// Ends the connection, with this stream and those before it.
-    leave: Arc<Notify>,
+    wishes: Arc<Wishes>,
 }
 
 impl H2Client {
@@ -174,7 +172,7 @@ impl H2Client {
     fn new(
         request: http::Request<RecvStream>,
         respond: SendResponse<Bytes>,
-        leave: Arc<Notify>,
+        wishes: Arc<Wishes>,
         stream: &mut Stream,
         env: &Env,
     ) -> (H2Client, Result<(), Refused>) {
@@ -200,7 +198,7 @@ impl H2Client {
             head_alone: parts.method == http::Method::HEAD,
             upgrade,
             traffic: Traffic { received: head + FRAME_HEAD, head_received: head, ..Traffic::default() },
-            leave,
+            wishes,
         };
         (client, read)
     }
@@ -257,7 +255,7 @@ impl Downstream for H2Client {
     fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError> {
         if close && self.upgrade.is_some() {
             // As Envoy does with an upgrade that is refused: its GOAWAY goes before the answer.
-            self.leave.notify_one();
+            self.wishes.leave();
         }
         let mut response = h2_headers::write_response(head).map_err(|_| DownstreamError::Malformed)?;
         if head.status == 101 {
@@ -316,8 +314,12 @@ impl Downstream for H2Client {
     }
 
     fn reset(&mut self) {
-        match &mut self.send {
-            Some(send) => send.reset(Reason::INTERNAL_ERROR),
+        match self.send.take() {
+            Some(mut send) => {
+                send.give_granted();
+                self.traffic.sent += send.wire_len();
+                self.wishes.reset(send.into_stream(), Reason::INTERNAL_ERROR);
+            }
             None => self.respond.send_reset(Reason::INTERNAL_ERROR),
         }
     }

@@ -5,6 +5,7 @@
 //! for the next one of its thread instead.
 
 use super::clock::Clock;
+use super::h2_life::Wishes;
 use super::{Env, h2_server};
 use bytes::Bytes;
 use h2::RecvStream;
@@ -16,7 +17,6 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use tokio::sync::Notify;
 
 /// Tasks that a thread keeps waiting; beyond, a task ends with its stream.
 const KEPT: usize = 128;
@@ -31,8 +31,7 @@ pub(super) struct Opened {
     pub(super) respond: SendResponse<Bytes>,
     pub(super) connection: Arc<Connection>,
     pub(super) env: Arc<Env>,
-    /// Tells the connection to end.
-    pub(super) leave: Arc<Notify>,
+    pub(super) wishes: Arc<Wishes>,
 }
 
 /// Where a task waits for its next job.

@@ -81,7 +81,7 @@ impl H2Send {
 
     /// Sends as much as the windows allow. Ready when nothing waits any more.
     pub(crate) fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), h2::Error>> {
-        while let Some(first) = self.waiting.front_mut() {
+        while !self.waiting.is_empty() {
             let mut room = self.stream.capacity();
             if room == 0 {
                 match self.stream.poll_capacity(cx) {
@@ -90,18 +90,7 @@ impl H2Send {
                     Poll::Ready(Some(granted)) => room = granted?,
                 }
             }
-            let piece = first.split_to(room.min(first.len()));
-            if first.is_empty() {
-                self.waiting.pop_front();
-            }
-            self.bytes -= piece.len();
-            self.sent += piece.len() as u64;
-            self.frames += (piece.len() as u64).div_ceil(FRAME);
-            let last = self.waiting.is_empty() && matches!(self.end, End::Wanted(None));
-            if last {
-                self.end = End::Sent;
-            }
-            self.stream.send_data(piece, last)?;
+            self.send_piece(room)?;
         }
         if let End::Wanted(trailers) = &mut self.end {
             let trailers = trailers.take();
@@ -112,6 +101,39 @@ impl H2Send {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The next piece that waits, up to `room` bytes of it.
+    fn send_piece(&mut self, room: usize) -> Result<(), h2::Error> {
+        let Some(first) = self.waiting.front_mut() else { return Ok(()) };
+        let piece = first.split_to(room.min(first.len()));
+        if first.is_empty() {
+            self.waiting.pop_front();
+        }
+        self.bytes -= piece.len();
+        self.sent += piece.len() as u64;
+        self.frames += (piece.len() as u64).div_ceil(FRAME);
+        let last = self.waiting.is_empty() && matches!(self.end, End::Wanted(None));
+        if last {
+            self.end = End::Sent;
+        }
+        self.stream.send_data(piece, last)
+    }
+
+    /// Sends what the windows allow at once, and forgets the rest: the stream is to be reset behind it.
+    pub(crate) fn give_granted(&mut self) {
+        self.end = End::Open;
+        while !self.waiting.is_empty() && self.stream.capacity() > 0 {
+            if self.send_piece(self.stream.capacity()).is_err() {
+                break;
+            }
+        }
+        self.waiting.clear();
+        self.bytes = 0;
+    }
+
+    pub(crate) fn into_stream(self) -> SendStream<Bytes> {
+        self.stream
     }
 
     /// Resets the stream.
