@@ -6,11 +6,14 @@ mod common;
 use common::*;
 use parking_lot::Mutex;
 use sixfold_core::access_log::AccessLog;
+use sixfold_core::cluster::Policy;
 use sixfold_core::format::Format;
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::matcher::HeaderTarget;
-use sixfold_core::route::{Action, ClusterChoice, DirectResponse, Forward, Route, Timeouts};
+use sixfold_core::route::{
+    Action, ClusterChoice, DirectResponse, Forward, HashInput, HashPolicy, Route, Timeouts,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -473,5 +476,27 @@ async fn a_response_that_breaks_off_breaks_the_protocol() {
         eventually(|| !lines.0.lock().is_empty()).await;
         let line = lines.0.lock()[0].trim().to_owned();
         assert!(line.starts_with(want), "{said:?} {reset}: {line}");
+    }
+}
+
+/// Every cluster sent the cookie, as if it would bring the client back to its endpoint.
+#[tokio::test]
+async fn a_cookie_is_made_for_a_balancer_that_hashes() {
+    let up = upstream(|_, _| ok("")).await;
+    let mut setup = Setup::new();
+    let maglev = Policy::Maglev { table_size: 11, use_hostname: false };
+    setup.cluster("plain", &[up.address], |_| {});
+    setup.cluster("hashed", &[up.address], |config| config.balance.policy = maglev);
+    for cluster in ["plain", "hashed"] {
+        let ttl = Some(Duration::from_secs(10));
+        let input = HashInput::Cookie { name: "c".into(), ttl, path: "".into(), attributes: Box::default() };
+        setup.route(&format!("/{cluster}"), cluster, |forward| {
+            forward.hash = [HashPolicy { input, terminal: false }].into();
+        });
+    }
+    let (proxy, _) = setup.serve().await;
+    for (cluster, made) in [("plain", false), ("hashed", true)] {
+        let response = ask(proxy, &get(&format!("/{cluster}"))).await;
+        assert_eq!(response.contains("set-cookie: c="), made, "{response}");
     }
 }

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use common::*;
 use h2::ext::Protocol;
 use sixfold_core::cluster::UpstreamProtocol;
+use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::{Action, ClusterChoice, Forward, ForwardOptions, PathMatch, Route};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -272,4 +274,49 @@ async fn a_client_of_http1_ends_both_sides() {
     let mut rest = Vec::new();
     socket.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty(), "{rest:?}");
+}
+
+/// Nothing bounded the wait for a 101: the request of a WebSocket has no end, from which its timeouts would run.
+#[tokio::test]
+async fn a_silent_upstream_of_a_websocket_meets_the_timeouts_of_its_route() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new();
+    setup.upgrades = Box::new([("websocket".into(), true)]);
+    setup.cluster("a", &[silent.local_addr().unwrap()], |_| {});
+    let short = Some(Duration::from_millis(200));
+    setup.route("/once", "a", |forward| forward.timeouts.request = short);
+    setup.route("/twice", "a", |forward| {
+        forward.timeouts.request = Some(Duration::from_secs(20));
+        let policy = Arc::into_inner(retry("5xx", 1).unwrap()).unwrap();
+        forward.retry = Some(Arc::new(RetryPolicy { per_try_timeout: short, ..policy }));
+    });
+    let proxy = setup.serve().await.0;
+    for (path, attempts) in [("/once", 1), ("/twice", 2)] {
+        let answer = whole(proxy, &WEBSOCKET.replace("/chat", path)).await;
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{path}: {answer}");
+        for _ in 0..attempts {
+            silent.accept().await.unwrap();
+        }
+    }
+}
+
+/// Once the upstream has agreed the tunnel lives on.
+#[tokio::test]
+async fn an_open_websocket_outlives_the_timeout_of_its_route() {
+    let mut setup = Setup::new();
+    setup.upgrades = Box::new([("websocket".into(), true)]);
+    setup.cluster("a", &[echo(true, SWITCHED).await], |_| {});
+    setup.route("/", "a", |forward| forward.timeouts.request = Some(Duration::from_millis(200)));
+    let proxy = setup.serve().await.0;
+    let mut socket = TcpStream::connect(proxy).await.unwrap();
+    socket.write_all(WEBSOCKET.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    socket.write_all(b"ping").await.unwrap();
+    let mut bytes = [0; 4];
+    socket.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"ping");
 }

@@ -147,7 +147,7 @@ fn workers_agree_on_hashes_and_survive_changes() {
     for policy in policies() {
         let hosts = weighted(&[1, 2, 3, 4]);
         let balancer = balancer(policy.clone(), &hosts);
-        let hashed = matches!(policy, Policy::RingHash { .. } | Policy::Maglev { .. } | Policy::ApisixChash);
+        let hashed = policy.takes_hash();
         let chosen = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..WORKERS)
                 .map(|worker| {

@@ -169,3 +169,10 @@ pub enum Policy {
     /// APISIX's ewma: two choices by decayed response time, shared by all workers.
     ApisixEwma,
 }
+
+impl Policy {
+    /// Whether a request's hash chooses.
+    pub fn takes_hash(&self) -> bool {
+        matches!(self, Policy::RingHash { .. } | Policy::Maglev { .. } | Policy::ApisixChash)
+    }
+}

@@ -130,7 +130,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Err(error) = checkout.stream.write_head(&self.stream.request, scheme, end) {
             return Ok(Attempt::Failed(error, false));
         }
-        if self.down.request_ended() && !upgrade {
+        if (self.down.request_ended() && !upgrade) || self.asks_for_websocket() {
             self.clock.set_per_try(plan.timeouts.per_try);
         }
         self.exchange_heads(plan, checkout, end, upgrade).await

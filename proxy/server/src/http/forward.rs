@@ -55,7 +55,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(reply) => return self.respond(*reply).await,
         };
         self.filter_request().await?;
-        if self.down.request_ended() {
+        if self.down.request_ended() || self.asks_for_websocket() {
             self.clock.set_route(plan.timeouts.global);
         }
         loop {
@@ -102,6 +102,8 @@ impl<D: Downstream> Exchange<'_, D> {
             reply.flag = Some(Flag::NC);
             return Err(Box::new(reply));
         };
+        // Envoy makes the cookie when a balancer asks for the hash.
+        let set_cookie = set_cookie.filter(|_| cluster.config.balance.policy.takes_hash());
         self.stream.upstream.cluster = Some(cluster.clone());
         charge::enter(self.stream);
         if let Some(reply) = shed::refusal(&cluster, hcm) {
@@ -324,11 +326,17 @@ impl<D: Downstream> Exchange<'_, D> {
         result
     }
 
+    /// The request of a WebSocket has no end; Envoy's timeouts of the route and of its attempts begin with its head
+    /// (source/common/router/router.cc), and end when the upstream has agreed.
+    pub(super) fn asks_for_websocket(&self) -> bool {
+        self.down.upgrade() == Some("websocket")
+    }
+
     /// Whether the upstream turns a WebSocket down by a response that is no error. As in Envoy
     /// (common/router/upstream_codec_filter.cc) its head alone goes on.
     fn refuses_websocket(&mut self, tunnel: bool) -> bool {
         let asked = !tunnel && self.env.hcm.profile == Profile::Envoy && self.stream.response.status < 400;
-        if !asked || self.down.upgrade() != Some("websocket") {
+        if !asked || !self.asks_for_websocket() {
             return false;
         }
         self.stream.details = "websocket_handshake_unsuccessful".into();
