@@ -3,10 +3,21 @@
 //! Whoever may write such a path must neither hold up a thread (a FIFO is opened for as long as nobody writes into
 //! it) nor fill the memory.
 
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+/// How long a disk has to answer [`promptly`].
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same while another answer is owed, which has been waited for already.
+const NEXT_PATIENCE: Duration = Duration::from_millis(200);
+/// Answers that disks may owe; each is a thread.
+const MOST_OWED: usize = 256;
 
 /// A regular file that is open.
 #[derive(Debug)]
@@ -59,6 +70,67 @@ pub fn read(path: &Path, limit: usize) -> Result<Vec<u8>> {
     open(path)?.read(limit)
 }
 
+/// Asks something of a file on a thread of its own. Whoever compiles what came by an API has others to attend to, whom a mount
+/// that hangs must not hold up: it is waited for two seconds, a fifth of one while another is waited for in vain, and
+/// not at all as long as the same path was asked for and has not answered.
+///
+/// # Errors
+/// Those of `ask`, and a disk that does not answer in time.
+pub fn promptly<T: Send + 'static>(
+    path: &Path,
+    ask: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    static DISKS: Disks = Disks { owed: Mutex::new(BTreeSet::new()) };
+    DISKS.ask(path, ask)
+}
+
+/// [`promptly`] of [`read`].
+///
+/// # Errors
+/// Those of both.
+pub fn read_promptly(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    promptly(path, move |path| read(path, limit))
+}
+
+/// The disks of this machine.
+struct Disks {
+    /// Paths whose disks owe an answer that nobody waits for any more.
+    owed: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Disks {
+    fn ask<T: Send + 'static>(
+        &'static self,
+        path: &Path,
+        ask: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let silent = || Error::new(ErrorKind::TimedOut, "its disk does not answer");
+        let patience = {
+            let owed = self.owed.lock();
+            if owed.contains(path) || owed.len() >= MOST_OWED {
+                return Err(silent());
+            }
+            if owed.is_empty() { PATIENCE } else { NEXT_PATIENCE }
+        };
+        let (answer, answered) = sync_channel(1);
+        let of = path.to_owned();
+        std::thread::Builder::new().name("file".to_owned()).spawn(move || {
+            // Nobody listens any more after that time.
+            let _ = answer.send(ask(&of));
+            self.owed.lock().remove(&of);
+        })?;
+        if let Ok(answer) = answered.recv_timeout(patience) {
+            return answer;
+        }
+        let mut owed = self.owed.lock();
+        // It may have come this moment.
+        answered.try_recv().unwrap_or_else(|_| {
+            owed.insert(path.to_owned());
+            Err(silent())
+        })
+    }
+}
+
 /// [`read`] of text.
 ///
 /// # Errors
@@ -71,6 +143,34 @@ pub fn read_text(path: &Path, limit: usize) -> Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// Certificates were read by the thread that follows the control plane: a mount that hung kept it from hearing anything.
+    #[test]
+    fn a_disk_that_hangs_is_waited_for_once() {
+        use std::sync::mpsc::channel;
+        let disks: &'static Disks = Box::leak(Box::new(Disks { owed: Mutex::default() }));
+        let (path, other) = (Path::new("/hangs/a"), Path::new("/hangs/b"));
+        let (go_on, hung) = channel::<()>();
+        let start = std::time::Instant::now();
+        let error = disks.ask(path, move |_| hung.recv().map_err(Error::other)).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (ErrorKind::TimedOut, "its disk does not answer")
+        );
+        assert!(start.elapsed() >= PATIENCE);
+        let start = std::time::Instant::now();
+        (0..100).for_each(|_| assert!(disks.ask(path, |_| Ok(())).is_err()));
+        assert!(disks.ask(other, |_| Ok(())).is_ok(), "others still are");
+        let (second, hangs) = channel::<()>();
+        assert!(disks.ask(other, move |_| hangs.recv().map_err(Error::other)).is_err());
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        drop((go_on, second));
+        // As soon as the disk has answered it is asked again.
+        while !disks.owed.lock().is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(disks.ask(path, |_| Ok(())).is_ok());
+    }
 
     /// A FIFO held up its reader until somebody wrote, and a device or a file with a hole filled the memory.
     #[test]

@@ -293,7 +293,7 @@ pub fn data_source(source: &DataSource) -> Result<Vec<u8>> {
         Some(data_source::Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
         Some(data_source::Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
         Some(data_source::Specifier::Filename(path)) => {
-            sixfold_core::files::read(path.as_ref(), MAX_SOURCE_BYTES)
+            sixfold_core::files::read_promptly(path.as_ref(), MAX_SOURCE_BYTES)
                 .map_err(|error| ConfigError::field("filename", format!("{path}: {error}")))
         }
         Some(data_source::Specifier::EnvironmentVariable(name)) => std::env::var(name)

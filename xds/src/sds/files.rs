@@ -46,7 +46,7 @@ pub(super) fn stamp(path: &Path) -> io::Result<Stamp> {
 
 /// A file that secrets are in.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    files::read(path, MAX_DOCUMENT_BYTES)
+    files::read_promptly(path, MAX_DOCUMENT_BYTES)
 }
 
 /// The secret of a name in a DiscoveryResponse.
@@ -83,11 +83,11 @@ impl Stamps {
         let Some(DataSource { specifier: Some(specifier), .. }) = source else { return Ok(()) };
         let Specifier::Filename(path) = specifier else { return Ok(()) };
         let path = PathBuf::from(&*path);
-        let read = || {
-            let file = files::open(&path)?;
+        let read = files::promptly(&path, |path| {
+            let file = files::open(path)?;
             Ok((stamp_of(&file)?, file.read(MAX_CONTENT)?))
-        };
-        let (stamp, content) = read().map_err(|error: io::Error| {
+        });
+        let (stamp, content) = read.map_err(|error: io::Error| {
             ConfigError::field("filename", format!("can't read {}: {error}", path.display()))
         })?;
         *specifier = Specifier::InlineBytes(content);

@@ -288,7 +288,8 @@ fn server_name(arguments: &str) -> Result<Operator, String> {
 
 fn file_content(arguments: &str) -> Result<Operator, String> {
     let (path, _) = arguments.split_once(':').unwrap_or((arguments, ""));
-    let content = files::read(path.as_ref(), MAX_CONTENT_BYTES).map_err(|e| format!("{path}: {e}"))?;
+    let content =
+        files::read_promptly(path.as_ref(), MAX_CONTENT_BYTES).map_err(|e| format!("{path}: {e}"))?;
     Ok(Operator::Constant(content.into()))
 }
 

@@ -55,7 +55,7 @@ impl Pem {
         match self {
             Pem::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
             Pem::File(path) => {
-                let read = files::read(path, MAX_PEM_BYTES).map(Cow::Owned);
+                let read = files::read_promptly(path, MAX_PEM_BYTES).map(Cow::Owned);
                 read.map_err(|e| format!("can't read {}: {e}", path.display()))
             }
         }
