@@ -145,10 +145,29 @@ impl Server {
     /// # Errors
     /// As [`Server::apply`].
     pub fn apply_within(&self, diff: Diff, patience: Duration) -> Result<(), Vec<ApplyError>> {
+        self.apply_queued(diff, patience, || {})
+    }
+
+    /// [`Server::apply_blocking`] of what others may bring more for: `queued` is called as soon as no later change can
+    /// come before this one.
+    ///
+    /// # Errors
+    /// As [`Server::apply`].
+    pub fn apply_before(&self, diff: Diff, queued: impl FnOnce()) -> Result<(), Vec<ApplyError>> {
+        self.apply_queued(diff, PATIENCE, queued)
+    }
+
+    fn apply_queued(
+        &self,
+        diff: Diff,
+        patience: Duration,
+        queued: impl FnOnce(),
+    ) -> Result<(), Vec<ApplyError>> {
         let (change, answer) = change(diff, patience);
         if self.0.control.blocking_send(Control::Apply(change)).is_err() {
             return Ok(());
         }
+        queued();
         outcome(answer.blocking_recv())
     }
 

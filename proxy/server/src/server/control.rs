@@ -137,15 +137,55 @@ impl ControlThread {
         // Of secrets that are waited for, what is held is the first to know; nobody is served by others.
         let contexts = &mut change.diff.contexts;
         contexts.extract_if(.., |context| context.is_first()).for_each(ContextChange::put_in_force);
-        if self.held.is_some() && change.diff.is_contexts_alone() {
-            // They need no turn: nothing that waits says anything of them.
-            return self.finish(change).await;
+        self.bring_endpoints(&mut change.diff).await;
+        if self.held.is_some() && self.needs_no_turn(&change.diff) {
+            // It waits for nothing, having neither routes nor listeners.
+            return self.begin(change).await;
         }
         self.behind.push_back(change);
         if self.behind.len() > BEHIND {
             self.release().await;
         }
         self.work_off().await;
+    }
+
+    /// Gives endpoints to clusters that a held change waits for: who sends them may wait for that change. The others are left
+    /// to their turn, and so are those of clusters that a change of before says more of.
+    async fn bring_endpoints(&mut self, diff: &mut Diff) {
+        let Some(held) = &self.held else { return };
+        let endpoints = std::mem::take(&mut diff.endpoints);
+        let is_awaited = |name: &str| {
+            held.cold.iter().any(|cold| *cold.name == *name)
+                && !names_clusters(diff, name)
+                && !self.behind.iter().any(|change| names_any(&change.diff, name))
+        };
+        let (awaited, others) = endpoints.into_iter().partition(|(name, _)| is_awaited(name));
+        diff.endpoints = others;
+        let mut awaited = Diff { endpoints: awaited, ..Diff::default() };
+        if awaited.endpoints.is_empty() {
+            return;
+        }
+        self.hold_back(&mut awaited);
+        diff.endpoints.append(&mut awaited.endpoints);
+        for (name, cluster) in awaited.clusters {
+            if let Some(cluster) = cluster {
+                self.warmed_cluster(name, cluster).await;
+            }
+        }
+    }
+
+    /// Whether nothing that waits says anything of what a change brings: certificates, and clusters that are others.
+    fn needs_no_turn(&self, diff: &Diff) -> bool {
+        let Some(held) = &self.held else { return false };
+        let is_said = |name: &str| {
+            held.cold.iter().any(|cold| *cold.name == *name)
+                || names_any(&held.change.diff, name)
+                || self.behind.iter().any(|change| names_any(&change.diff, name))
+        };
+        // What leads to a cluster that goes may be among what waits.
+        let comes = diff.clusters.iter().all(|(name, cluster)| cluster.is_some() && !is_said(name));
+        let of_others = diff.endpoints.iter().all(|(name, _)| !is_said(name));
+        comes && of_others && diff.route_tables.is_empty() && diff.listeners.is_empty()
     }
 
     async fn work_off(&mut self) {
@@ -167,10 +207,7 @@ impl ControlThread {
                 return;
             }
         }
-        let dns = self.manager.shared().dns.get();
-        let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
-        let helpers = Helpers { discoverer: discoverer.as_ref(), checker: &self.checker };
-        let cold = self.warming.hold_back(&mut change.diff, &helpers);
+        let cold = self.hold_back(&mut change.diff);
         let uses = !change.diff.route_tables.is_empty() || !change.diff.listeners.is_empty();
         if cold.is_empty() || !uses {
             return self.finish(change).await;
@@ -180,6 +217,14 @@ impl ControlThread {
         // Clusters alone can't fail.
         let _ = self.put_in_force(Diff { clusters: come, ..Diff::default() }).await;
         self.held = Some(Held { change, cold, since: Instant::now() });
+    }
+
+    /// [`Warming::hold_back`] with the helpers of this process.
+    fn hold_back(&mut self, diff: &mut Diff) -> Vec<Cold> {
+        let dns = self.manager.shared().dns.get();
+        let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
+        let helpers = Helpers { discoverer: discoverer.as_ref(), checker: &self.checker };
+        self.warming.hold_back(diff, &helpers)
     }
 
     async fn finish(&mut self, mut change: Change) {
@@ -277,6 +322,15 @@ impl ControlThread {
             let _ = peer.commands.send(Command::Stop).await;
         }
     }
+}
+
+fn names_clusters(diff: &Diff, name: &str) -> bool {
+    diff.clusters.iter().any(|(other, _)| **other == *name)
+}
+
+/// Whether a change says anything of a cluster or of its endpoints.
+fn names_any(diff: &Diff, name: &str) -> bool {
+    names_clusters(diff, name) || diff.endpoints.iter().any(|(other, _)| **other == *name)
 }
 
 /// Ends at that time, or never.

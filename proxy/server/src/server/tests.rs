@@ -165,6 +165,37 @@ async fn a_change_that_waits_is_not_overtaken() {
     server.shutdown(Duration::ZERO).await;
 }
 
+/// What a start waits for came by a change that waited behind it.
+#[tokio::test]
+async fn endpoints_that_a_change_waits_for_come_before_their_turn() {
+    let fixture = Fixture::start();
+    let server = &fixture.server;
+    let mut config = ClusterConfig::named("eds");
+    config.discovery = Discovery::Eds(Duration::from_secs(60));
+    let eds = Cluster::new(config, Vec::new(), None, &fixture.registry).unwrap();
+    let first = Diff { route_tables: vec![table()], ..clusters(vec![eds]) };
+    let (change, waits) = change(first, Duration::from_secs(60));
+    server.ask(Control::Apply(change)).await;
+    // Clusters that it says nothing of do not wait for it, one that goes does.
+    server.apply(clusters(vec![fixture.cluster("c", known(1), 1)])).await.unwrap();
+    assert!(fixture.clusters.find("c").is_some() && fixture.clusters.find("eds").is_none());
+    let goes = Diff { clusters: vec![("c".into(), None)], ..Diff::default() };
+    let (change, gone) = self::change(goes, Duration::ZERO);
+    server.ask(Control::Apply(change)).await;
+    let endpoints = vec![("eds".into(), vec![HostConfig::new(known(2))].into())];
+    let listeners = vec![("l".into(), Some(Arc::new(fixture.listener("l"))))];
+    assert!(fixture.clusters.find("c").is_some());
+    server.apply(Diff { endpoints, listeners, ..Diff::default() }).await.unwrap();
+    assert_eq!(waits.await.unwrap(), []);
+    assert_eq!(gone.await.unwrap(), []);
+    let total = fixture.clusters.find("eds").map(|cluster| cluster.hosts.load().total());
+    assert_eq!(
+        (total, fixture.clusters.find("c").is_none(), server.model().listeners().len()),
+        (Some(1), true, 1)
+    );
+    server.shutdown(Duration::ZERO).await;
+}
+
 /// A log that holds its worker up until the test lets go.
 struct Holds {
     held: mpsc::Sender<()>,
