@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 use support::traffic::{Traffic, upstream};
-use support::{Directory, LIMIT, Process, free_port, get, sixfold};
+use support::{Directory, LIMIT, Process, free_port, get, sixfold, xds};
 
 const TYPES: &str = "type.googleapis.com/envoy";
 
@@ -71,31 +71,6 @@ impl Plane {
     }
 }
 
-fn bootstrap(admin: u16, socket: &str, api_type: &str) -> String {
-    format!(
-        r#"
-node: {{id: sidecar~127.0.0.1~a.b~b.svc.cluster.local, cluster: a.b}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
-dynamic_resources:
-  lds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}
-  cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}
-  ads_config:
-    api_type: {api_type}
-    transport_api_version: V3
-    set_node_on_first_message_only: true
-    grpc_services: [{{envoy_grpc: {{cluster_name: xds-grpc}}}}]
-static_resources:
-  clusters:
-  - name: xds-grpc
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": {TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment: {{cluster_name: xds-grpc, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {socket}}}}}}}}}]}}]}}
-"#
-    )
-}
-
 /// All there is: each world has a cluster of its own, which goes with the next.
 fn world(number: usize, port: u16, upstream: u16, timeout: &str) -> String {
     let extensions = format!("{TYPES}.extensions.filters");
@@ -154,7 +129,7 @@ impl Scene {
     }
 
     fn proxy(&self, api_type: &str) -> Process {
-        let text = bootstrap(self.admin, &self.directory.path("XDS"), api_type);
+        let text = xds::bootstrap(self.admin, &self.directory.path("XDS"), api_type, "", "");
         let file = self.directory.write("envoy.yaml", &text);
         let mut proxy = Process::start(&["-c", &file, "--concurrency", "2", "--log-level", "off"]);
         proxy.until("readiness", || get(self.admin, "/ready").filter(|answer| answer.status == 200));

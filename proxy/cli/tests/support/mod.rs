@@ -3,6 +3,7 @@
 
 pub mod envoy;
 pub mod traffic;
+pub mod xds;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
