@@ -82,6 +82,11 @@ struct Asked {
     /// What of that was told since the last response. A response that comes now may have crossed it, and then it
     /// was ignored (state of the world).
     unsure: BTreeSet<Arc<str>>,
+    /// What the request named that the next response answers (state of the world). A later one may cross it, and is ignored
+    /// then: it is certain that the other side knew what was asked before it was last heard.
+    named: BTreeSet<Arc<str>>,
+    /// The same of the last response.
+    answered: BTreeSet<Arc<str>>,
     /// Of the last response.
     nonce: String,
     /// Whether that is not answered yet.
@@ -127,14 +132,15 @@ impl Session {
         kind.is_wildcard() || self.topics.get(&kind).is_some_and(|topic| topic.wanted.contains(name))
     }
 
-    /// Names of a type that were asked for on this stream and never accepted, though the state of the world has come, but
-    /// for those that are `there`. The incremental protocol says by itself what there is not.
+    /// Names of a type that the last response has nothing of, though the request named them that it answers, but for those
+    /// that are `there` or were accepted before. The incremental protocol says by itself what there is not.
     pub(super) fn absent(&self, kind: Kind, there: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
         let topic = self.topics.get(&kind).filter(|_| self.flavor == Flavor::State);
         let Some((topic, asked)) = topic.and_then(|topic| Some((topic, topic.asked.as_ref()?))) else {
             return Vec::new();
         };
-        let absent = asked.names.iter().filter(|name| !topic.known.contains_key(*name) && !there(name));
+        let named = asked.names.intersection(&asked.answered);
+        let absent = named.filter(|name| !topic.known.contains_key(*name) && !there(name));
         absent.cloned().collect()
     }
 
@@ -175,6 +181,7 @@ impl Session {
         asked.open = true;
         if self.flavor == Flavor::State {
             asked.dropped.append(&mut asked.unsure);
+            asked.answered = std::mem::replace(&mut asked.named, asked.names.clone());
         }
         if !asked.dropped.is_empty() {
             for name in names.filter(|name| topic.wanted.contains(*name)) {
@@ -298,7 +305,8 @@ impl Session {
         let nonce = match &mut topic.asked {
             None if topic.wanted.is_empty() && !kind.is_wildcard() => return None,
             None => {
-                topic.asked = Some(Asked { names: topic.wanted.clone(), ..Asked::default() });
+                let (names, named) = (topic.wanted.clone(), topic.wanted.clone());
+                topic.asked = Some(Asked { names, named, ..Asked::default() });
                 String::new()
             }
             // The answer will carry the names; before it the control plane would ignore them.
@@ -341,6 +349,7 @@ impl Asked {
         let dropped = std::mem::take(&mut self.dropped);
         let names = wanted.difference(&dropped).cloned().collect();
         if flavor == Flavor::State {
+            self.named.retain(|name| !dropped.contains(name));
             self.unsure.extend(dropped);
         }
         std::mem::replace(&mut self.names, names)

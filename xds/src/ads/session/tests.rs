@@ -237,9 +237,39 @@ fn what_the_state_of_the_world_lacks_of_what_was_asked_for_is_absent() {
         session.connected();
         all(&mut session);
         session.know(Kind::Secret, &"c".into(), Some("1".to_owned()));
+        session.received(Kind::Secret, "1", [].iter());
         // Asked for later than the response was made.
         session.want(Kind::Secret, &"late".into(), true);
         let absent = session.absent(Kind::Secret, |name| name == "a");
         assert_eq!(absent.iter().map(|name| &**name).collect::<Vec<_>>(), expected);
     }
+}
+
+/// A response that was on its way when a name was asked for counted it absent, and who needed it went on without.
+#[test]
+fn what_was_asked_for_after_the_request_that_a_response_answers_is_not_absent() {
+    let mut session = session(Flavor::State);
+    let names = ["a", "b", "c"].map(Arc::<str>::from);
+    session.want(Kind::Secret, &names[0], true);
+    session.connected();
+    all(&mut session);
+    session.want(Kind::Secret, &names[1], true);
+    assert_eq!(all(&mut session), ["secret a b"]);
+    let absent = |session: &Session| session.absent(Kind::Secret, |name| name == "a").len();
+    // It answers the first request.
+    session.received(Kind::Secret, "1", names[..1].iter());
+    assert_eq!(absent(&session), 0);
+    session.answer(answer(Kind::Secret, "1", "v1"));
+    session.want(Kind::Secret, &names[2], true);
+    assert_eq!(all(&mut session), ["secret a b c version=v1 @1"]);
+    // That one may have crossed the last.
+    session.received(Kind::Secret, "2", names[..1].iter());
+    assert_eq!(session.absent(Kind::Secret, |name| name == "a"), [names[1].clone()]);
+    session.answer(answer(Kind::Secret, "2", "v2"));
+    // Nobody knows whether what is dropped and asked for again is meant by the next.
+    session.want(Kind::Secret, &names[1], false);
+    session.want(Kind::Secret, &names[1], true);
+    assert_eq!(all(&mut session), ["secret a c version=v2 @2", "secret a b c version=v2 @2"]);
+    session.received(Kind::Secret, "3", names[..1].iter());
+    assert_eq!(session.absent(Kind::Secret, |name| name == "a"), [names[2].clone()]);
 }
