@@ -27,7 +27,7 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::{any, constraints, load_bootstrap};
 
 pub use self::ads::Ads;
-use crate::ads::{Asks, Kind};
+use crate::ads::{Asks, Kind, Statics};
 use crate::context::{Context, Node};
 use crate::rds::FilterLists;
 use crate::sds::Secrets;
@@ -75,6 +75,14 @@ pub struct Followed {
     pub ads: Option<Ads>,
     /// Who asks it, and those that secrets come from.
     pub node: ProtoNode,
+}
+
+impl Followed {
+    /// What the bootstrap says itself.
+    pub fn statics(&self) -> Statics {
+        let resources = self.ads.as_ref().map(|ads| ads.config.statics.clone());
+        Statics { context: self.context.clone(), resources: resources.unwrap_or_default() }
+    }
 }
 
 /// The administration listener.

@@ -16,12 +16,15 @@ use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::values::{Result, required};
 
 use crate::context::Context;
+use crate::filters;
 use crate::rds::{self, Source};
 
 /// What a control plane has sent, and what listeners ask for while they are compiled.
 #[derive(Default)]
 pub struct Extensions {
     known: Mutex<BTreeMap<String, Any>>,
+    /// The one that is tried on those that name it, and what it was before.
+    tried: Mutex<Option<(String, Option<Any>)>>,
     asked: Mutex<Vec<Asked>>,
 }
 
@@ -34,9 +37,24 @@ pub(crate) struct Asked {
 }
 
 impl Extensions {
-    /// Listeners that are compiled from now on have it.
-    pub(crate) fn put(&self, name: &str, config: Any) {
-        self.known.lock().insert(name.to_owned(), config);
+    /// Listeners that are compiled from now on have it, and are refused if it is none for them. [`Extensions::decide`]
+    /// ends that.
+    pub(crate) fn try_out(&self, name: &str, config: Any) {
+        let before = self.known.lock().insert(name.to_owned(), config);
+        *self.tried.lock() = Some((name.to_owned(), before));
+    }
+
+    /// Keeps the one that was tried, or takes it back.
+    pub(crate) fn decide(&self, fits: bool) {
+        let Some((name, before)) = self.tried.lock().take().filter(|_| !fits) else { return };
+        match before {
+            Some(before) => drop(self.known.lock().insert(name, before)),
+            None => self.forget(&name),
+        }
+    }
+
+    fn is_tried(&self, name: &str) -> bool {
+        self.tried.lock().as_ref().is_some_and(|(tried, _)| tried == name)
     }
 
     pub(crate) fn forget(&self, name: &str) {
@@ -62,7 +80,8 @@ impl Extensions {
     }
 }
 
-/// The configuration that a filter of this name has now: the one that has come, else the default; `None` is neither.
+/// The configuration that a filter of this name has now: the one that has come, else the default; `None` is neither. One
+/// that came for others and is none for this filter does not count, as in Envoy (`applyLastOrDefaultConfig`).
 pub(crate) fn find(context: &Context, name: &str, value: &ExtensionConfigSource) -> Result<Option<Any>> {
     let ExtensionConfigSource {
         config_source,
@@ -84,14 +103,33 @@ pub(crate) fn find(context: &Context, name: &str, value: &ExtensionConfigSource)
     }
     let within = if *at_once { Some(Duration::ZERO) } else { within };
     context.extensions.asked.lock().push(Asked { name: name.into(), within });
-    let known = context.extensions.known.lock().get(name).cloned();
-    let Some(config) = known.or_else(|| default_config.clone()) else { return Ok(None) };
-    let found = any::type_name(&config)?;
-    if !type_urls.iter().any(|url| any::name_of_url(url) == found) {
-        let reason = format!("is of type {found}, which is none of type_urls");
-        return Err(ConfigError::new(format!("the configuration \"{name}\" {reason}")));
+    if let Some(config) = default_config {
+        of_types(name, config, type_urls).in_key("default_config")?;
     }
-    Ok(Some(config))
+    let known = context.extensions.known.lock().get(name).cloned();
+    let Some(config) = known else { return Ok(default_config.clone()) };
+    match of_types(name, &config, type_urls) {
+        Ok(()) => {
+            if let Some(config) = default_config {
+                filters::check(context, name, config).in_key("default_config")?;
+            }
+            Ok(Some(config))
+        }
+        Err(error) if context.extensions.is_tried(name) => Err(error),
+        Err(error) => {
+            tracing::warn!("a filter goes on as if nothing had come: {error}");
+            Ok(default_config.clone())
+        }
+    }
+}
+
+fn of_types(name: &str, config: &Any, type_urls: &[String]) -> Result<()> {
+    let found = any::type_name(config)?;
+    if type_urls.iter().any(|url| any::name_of_url(url) == found) {
+        return Ok(());
+    }
+    let reason = format!("is of type {found}, which is none of type_urls");
+    Err(ConfigError::new(format!("the configuration \"{name}\" {reason}")))
 }
 
 /// A filter without a configuration answers every request with 500 (Envoy's MissingConfigFilter).

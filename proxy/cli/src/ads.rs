@@ -5,11 +5,11 @@ use crate::process::runtime;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{ApplyError, Diff};
 use sixfold_server::server::Server;
-use sixfold_xds::ads::{Apply, Resources, follow};
-use sixfold_xds::bootstrap::Followed;
+use sixfold_xds::ads::{Apply, Resources, Statics, follow};
+use sixfold_xds::bootstrap::{Ads, Followed};
 use sixfold_xds::sds;
 use std::sync::mpsc::{Receiver, channel};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 /// Puts changes in force on the server.
@@ -24,45 +24,69 @@ impl Apply for OnServer {
 
 /// The thread `xds` at work.
 pub(crate) struct Following {
-    begin: oneshot::Sender<()>,
-    initialized: Receiver<()>,
+    statics: watch::Sender<Statics>,
+    ads: Option<Ads>,
 }
 
 impl Following {
-    /// Has the control plane followed from now on; waits until its first resources are in force, or have not come in
-    /// time.
-    pub(crate) fn begin(self) {
-        // It has gone when the process is about to end.
-        let _ = self.begin.send(());
-        let _ = self.initialized.recv();
+    /// Has what a bootstrap names followed that is about to come into force, for it may wait for that. Answers what was
+    /// followed before, in case it is refused.
+    pub(crate) fn follow(&self, statics: Statics) -> Statics {
+        self.statics.send_replace(statics)
+    }
+
+    /// Warns of what a bootstrap that is read again can't change.
+    pub(crate) fn compare(&self, ads: Option<&Ads>) {
+        let same = match (&self.ads, ads) {
+            (Some(before), Some(now)) => before.is_as(now),
+            (before, now) => before.is_none() && now.is_none(),
+        };
+        if !same {
+            tracing::warn!("node and dynamic_resources count as they were when the process started");
+        }
     }
 }
 
-/// Starts the thread `xds`, which compiles what sources of secrets and the control plane send. It follows the former at
-/// once, since the first configuration may wait for them.
-pub(crate) fn start(followed: Followed, server: Server, registry: Registry) -> Result<Following, Failure> {
-    let (begin, begins) = oneshot::channel();
+/// Tells when the first resources of the control plane are in force.
+pub(crate) struct Initialized(Receiver<()>);
+
+impl Initialized {
+    /// Waits until they are, or have not come in time.
+    pub(crate) fn wait(self) {
+        // The thread has gone when the process is about to end.
+        let _ = self.0.recv();
+    }
+}
+
+/// Starts the thread `xds`, which compiles what sources of secrets and the control plane send. It asks them as soon as
+/// their clusters are in force, since the first configuration may wait for what they have.
+pub(crate) fn start(
+    followed: Followed,
+    server: Server,
+    registry: Registry,
+) -> Result<(Following, Initialized), Failure> {
     let (initialized, receiver) = channel();
     let runtime = runtime()?;
+    let (sender, statics) = watch::channel(followed.statics());
+    let Followed { ads, context, node } = followed;
+    let following = Following { statics: sender, ads: ads.clone() };
     std::thread::Builder::new().name("xds".to_owned()).spawn(move || {
-        let Followed { ads, context, node } = followed;
         let initialized = move || {
             // Nobody listens any more when the process is about to end.
             let _ = initialized.send(());
         };
         let tasks = LocalSet::new();
-        tasks.spawn_local(sds::follow(context.clone(), node, OnServer(server.clone())));
+        tasks.spawn_local(sds::follow(statics.clone(), node, OnServer(server.clone())));
         let following = async move {
-            // Nobody is left to say so when the process is about to end.
-            let _ = begins.await;
             let Some(ads) = ads else {
                 initialized();
                 return std::future::pending().await;
             };
             let resources = Resources::new(context);
-            follow(ads.config, resources, ads.target, &registry, OnServer(server), initialized).await;
+            let (statics, apply) = (Some(statics), OnServer(server));
+            follow(ads.config, resources, ads.target, statics, &registry, apply, initialized).await;
         };
         runtime.block_on(tasks.run_until(following));
     })?;
-    Ok(Following { begin, initialized: receiver })
+    Ok((following, Initialized(receiver)))
 }

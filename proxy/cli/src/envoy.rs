@@ -69,13 +69,14 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         Some(admin) => Some(administration(&options, &process, admin, tags, node, control)?),
         None => None,
     };
-    let following = crate::ads::start(followed, process.server.clone(), process.metrics.clone())?;
-    let follow = move || -> Result<(), Failure> {
+    let (following, initialized) =
+        crate::ads::start(followed, process.server.clone(), process.metrics.clone())?;
+    let rest = move || -> Result<(), Failure> {
         // The static listeners are open meanwhile: some of them are what a control plane's agent is asked by.
-        following.begin();
+        initialized.wait();
         Ok(())
     };
-    let live = process.go_live(diff, ENVOY_PATIENCE, follow, (&events, &sender))?;
+    let live = process.go_live(diff, ENVOY_PATIENCE, rest, (&events, &sender))?;
     if !live || options.mode == Mode::InitOnly {
         return Ok(());
     }
@@ -89,7 +90,14 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
             RouteFiles::ahead(&files, |next| next.set_context(followed.context.clone()));
         add_routes(&mut next_files, contents, &mut diff)?;
         let next_names = names.replaced(&mut diff);
-        server.apply_blocking(diff)?;
+        // What it waits for is asked for meanwhile, and must not come before it.
+        let mut before = None;
+        let applied = server.apply_before(diff, || before = Some(following.follow(followed.statics())));
+        if let (Err(_), Some(before)) = (&applied, before) {
+            following.follow(before);
+        }
+        applied?;
+        following.compare(followed.ads.as_ref());
         (*files, names) = (next_files, next_names);
         *shown.lock() = text;
         Ok(())

@@ -3,15 +3,14 @@
 
 mod support;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response};
-use sixfold_core::document::{Node, Options};
-use sixfold_xds_api::json::encode_node;
 use sixfold_xds_api::wire;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 use support::traffic::upstream;
-use support::{Directory, LIMIT, Process, free_port, get};
+use support::{Directory, LIMIT, Process, free_port, get, xds};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
@@ -63,13 +62,8 @@ impl Plane {
         let response = format!(
             "{{type_url: {TYPES}.{kind}, nonce: '{nonce}', resources: [{{name: '{name}', resource: {{\"@type\": {TYPES}.{kind}, {text}}}}}]}}"
         );
-        let node = Node::parse(&response, &Options::default()).unwrap();
-        let message = encode_node("envoy.service.discovery.v3.DeltaDiscoveryResponse", &node).unwrap();
-        let mut framed = BytesMut::new();
-        framed.put_u8(0);
-        framed.put_u32(message.len() as u32);
-        framed.put_slice(&message);
-        self.orders.blocking_send(Order::Send(framed.freeze())).unwrap();
+        let framed = xds::framed("DeltaDiscoveryResponse", &response);
+        self.orders.blocking_send(Order::Send(framed)).unwrap();
     }
 
     /// Sends a resource and waits until it is acknowledged.
@@ -103,7 +97,7 @@ async fn serve(
                 let Some(Ok(data)) = data else { return };
                 let _ = body.flow_control().release_capacity(data.len());
                 received.extend_from_slice(&data);
-                while let Some(message) = message(&mut received) {
+                while let Some(message) = xds::message(&mut received) {
                     let text = |field| wire::text(&message, field).unwrap_or_default().to_owned();
                     let kind = text(2).trim_start_matches(TYPES).trim_start_matches('.').to_owned();
                     let _ = heard.send((kind, text(6), text(3)));
@@ -125,42 +119,14 @@ async fn serve(
     }
 }
 
-fn message(received: &mut BytesMut) -> Option<BytesMut> {
-    let length = u32::from_be_bytes(received.get(1..5)?.try_into().ok()?) as usize;
-    (received.len() >= 5 + length).then(|| received.split_to(5 + length).split_off(5))
-}
-
-fn bootstrap(admin: u16, socket: &str) -> String {
-    format!(
-        r#"
-node: {{id: sidecar~127.0.0.1~a.b~b.svc.cluster.local, cluster: a.b}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
-dynamic_resources:
-  lds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}
-  cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}
-  ads_config:
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    set_node_on_first_message_only: true
-    grpc_services: [{{envoy_grpc: {{cluster_name: xds-grpc}}}}]
-static_resources:
-  clusters:
-  - name: xds-grpc
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment: {{cluster_name: xds-grpc, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: {socket}}}}}}}}}]}}]}}
-"#
-    )
-}
+const RDS: &str = "rds: {route_config_name: r, config_source: {ads: {}, initial_fetch_timeout: 0s}}";
 
 fn listener(port: u16) -> String {
     let extensions = "type.googleapis.com/envoy.extensions.filters";
     format!(
         "name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{{name: hcm, \
          typed_config: {{\"@type\": {extensions}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: l, \
-         rds: {{route_config_name: r, config_source: {{ads: {{}}, initial_fetch_timeout: 0s}}}}, http_filters: \
+         {RDS}, http_filters: \
          [{{name: router, typed_config: {{\"@type\": {extensions}.http.router.v3.Router}}}}]}}}}]}}]"
     )
 }
@@ -171,28 +137,43 @@ fn routes(action: &str) -> String {
     )
 }
 
+fn bootstrap(admin: u16, directory: &Directory, clusters: &str, listeners: &str) -> String {
+    xds::bootstrap(admin, &directory.path("XDS"), "DELTA_GRPC", clusters, listeners)
+}
+
+/// Where endpoints of these tests are.
+fn endpoints(cluster: &str, port: u16) -> String {
+    let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
+    format!("cluster_name: {cluster}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]")
+}
+
+const EDS: &str = "type: EDS, eds_cluster_config: {eds_config: {ads: {}, initial_fetch_timeout: 0s}}";
+
+/// A static cluster whose endpoints come by the stream, and a static listener that leads there.
+fn statics(cluster: &str, port: u16) -> (String, String) {
+    let routes = format!("route_config: {{{}}}", routes(&format!("route: {{cluster: {cluster}}}")));
+    let listener = listener(port).replace(RDS, &routes).replace("name: l,", &format!("name: {cluster},"));
+    (format!("  - {{name: {cluster}, {EDS}}}\n"), format!("  - {{{listener}}}\n"))
+}
+
 #[test]
 fn a_world_comes_by_a_unix_socket_and_outlives_its_stream() {
     let directory = Directory::new();
     let plane = Plane::start(directory.0.join("XDS"));
     let (admin, port) = (free_port(), free_port());
-    let file = directory.write("envoy.yaml", &bootstrap(admin, &directory.path("XDS")));
+    let file = directory.write("envoy.yaml", &bootstrap(admin, &directory, "", ""));
     let mut process = Process::start(&["-c", &file, "--concurrency", "2"]);
     assert_eq!(plane.request(CLUSTER).0, "");
     assert_eq!(plane.request(LISTENER).0, "");
     assert_eq!(get(admin, "/ready").unwrap().status, 503, "nothing has come");
 
-    let eds = "type: EDS, eds_cluster_config: {eds_config: {ads: {}, initial_fetch_timeout: 0s}}";
-    plane.send(CLUSTER, "1", "c", &format!("name: c, {eds}"));
+    plane.send(CLUSTER, "1", "c", &format!("name: c, {EDS}"));
     assert_eq!(plane.request(ENDPOINTS), (String::new(), "c".to_owned()));
     plane.send(LISTENER, "2", "l", &listener(port));
     assert_eq!(plane.request(ROUTES), (String::new(), "r".to_owned()));
     plane.bring(ROUTES, "3", "r", &routes("route: {cluster: c}"));
     assert!(get(port, "/").is_none(), "its cluster has no endpoints yet");
-    let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {}}}}}", upstream());
-    let endpoints =
-        format!("cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]");
-    plane.bring(ENDPOINTS, "4", "c", &endpoints);
+    plane.bring(ENDPOINTS, "4", "c", &endpoints("c", upstream()));
     assert_eq!(get(port, "/").unwrap().body, "ok");
     process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
     let stats = get(admin, "/stats?usedonly&filter=update_success$").unwrap().body;
@@ -209,6 +190,40 @@ fn a_world_comes_by_a_unix_socket_and_outlives_its_stream() {
     assert_eq!((plane.request(ROUTES).0.as_str(), get(port, "/").unwrap().body.as_str()), ("1", "ok"));
     plane.bring(ROUTES, "2", "r", &routes("direct_response: {status: 200, body: {inline_string: new}}"));
     assert_eq!(get(port, "/").unwrap().body, "new");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
+/// A start waited for five seconds: the stream began only then by which alone the endpoints could come. Those of a bootstrap
+/// that was read again were never asked for.
+#[test]
+fn static_clusters_get_their_endpoints_by_the_stream_at_the_start_and_after_a_reload() {
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, first, second) = (free_port(), free_port(), free_port());
+    let (clusters, listeners) = statics("first", first);
+    let file = directory.write("envoy.yaml", &bootstrap(admin, &directory, &clusters, &listeners));
+    let start = Instant::now();
+    let mut process = Process::start(&["-c", &file, "--concurrency", "2"]);
+    assert_eq!(plane.request(ENDPOINTS), (String::new(), "first".to_owned()));
+    // What else there is comes before.
+    plane.bring(CLUSTER, "1", "c", "name: c");
+    plane.send(LISTENER, "2", "l", &listener(free_port()));
+    plane.send(ENDPOINTS, "3", "first", &endpoints("first", upstream()));
+    process.until("an answer", || get(first, "/").filter(|answer| answer.body == "ok"));
+    assert_eq!(plane.request(ROUTES), (String::new(), "r".to_owned()));
+    plane.bring(ROUTES, "4", "r", &routes("direct_response: {status: 200}"));
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+
+    let (more_clusters, more_listeners) = statics("second", second);
+    let text = bootstrap(admin, &directory, &(clusters + &more_clusters), &(listeners + &more_listeners));
+    directory.write("envoy.yaml", &text);
+    process.signal("HUP");
+    while plane.request(ENDPOINTS).1 != "second" {}
+    plane.send(ENDPOINTS, "5", "second", &endpoints("second", upstream()));
+    process.until("an answer of the second", || get(second, "/").filter(|answer| answer.body == "ok"));
+    assert_eq!(get(first, "/").unwrap().body, "ok");
     process.signal("TERM");
     assert_eq!(process.wait(), 0);
 }

@@ -4,11 +4,9 @@
 
 mod support;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
-use sixfold_core::document::{Node, Options};
-use sixfold_xds_api::json::encode_node;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use sixfold_xds_api::wire;
 use std::collections::BTreeMap;
@@ -16,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use support::traffic::{Traffic, upstream};
-use support::{Directory, LIMIT, Process, free_port, get};
+use support::{Directory, LIMIT, Process, free_port, get, xds};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
@@ -129,7 +127,7 @@ async fn stream_of_one(
                 let Some(Ok(data)) = data else { return };
                 let _ = body.flow_control().release_capacity(data.len());
                 received.extend_from_slice(&data);
-                while let Some(message) = message(&mut received) {
+                while let Some(message) = xds::message(&mut received) {
                     let request: DiscoveryRequest = wire::decode(&message).unwrap();
                     name = request.resource_names.join(" ");
                     if !request.response_nonce.is_empty() {
@@ -147,18 +145,7 @@ fn response(name: &str, text: &str, nonce: usize) -> Bytes {
     let text = format!(
         "{{type_url: {SECRET}, nonce: '{nonce}', version_info: v, resources: [{{\"@type\": {SECRET}, name: '{name}', {text}}}]}}"
     );
-    let node = Node::parse(&text, &Options::default()).unwrap();
-    let message = encode_node("envoy.service.discovery.v3.DiscoveryResponse", &node).unwrap();
-    let mut framed = BytesMut::new();
-    framed.put_u8(0);
-    framed.put_u32(message.len() as u32);
-    framed.put_slice(&message);
-    framed.freeze()
-}
-
-fn message(received: &mut BytesMut) -> Option<BytesMut> {
-    let length = u32::from_be_bytes(received.get(1..5)?.try_into().ok()?) as usize;
-    (received.len() >= 5 + length).then(|| received.split_to(5 + length).split_off(5))
+    xds::framed("DiscoveryResponse", &text)
 }
 
 fn sds(name: &str) -> String {
@@ -201,7 +188,6 @@ fn bootstrap(admin: u16, ports: [u16; 2], upstream: u16, socket: &str) -> String
         "transport_socket: {}, ",
         tls("DownstreamTlsContext", "require_client_certificate: true", "spiffe://cluster.local/")
     );
-    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     format!(
         "node: {{id: sidecar~127.0.0.1~a.b~b.svc, cluster: a.b}}\nadmin: {{address: {}}}\nstatic_resources:\n  listeners:\n{}{}  clusters:\n\
          \x20 - {{name: mesh, connect_timeout: 5s, max_requests_per_connection: 3, transport_socket_matches: [\
@@ -209,8 +195,7 @@ fn bootstrap(admin: u16, ports: [u16; 2], upstream: u16, socket: &str) -> String
          {{name: tlsMode-disabled, match: {{}}, transport_socket: {{name: raw, typed_config: {{\"@type\": \
          type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}}}}}], {}}}\n\
          \x20 - {{name: app, {}}}\n\
-         \x20 - {{name: sds-grpc, typed_extension_protocol_options: {{{options}: {{\"@type\": type.googleapis.com/{options}, \
-         explicit_http_config: {{http2_protocol_options: {{}}}}}}}}, {}}}\n",
+         \x20 - {}\n",
         address(admin),
         listener("out", ports[0], "mesh", ""),
         listener("in", ports[1], "app", &server),
@@ -221,7 +206,7 @@ fn bootstrap(admin: u16, ports: [u16; 2], upstream: u16, socket: &str) -> String
             "metadata: {filter_metadata: {envoy.transport_socket_match: {tlsMode: istio}}}, "
         ),
         load("app", &address(upstream), ""),
-        load("sds-grpc", &format!("{{pipe: {{path: {socket}}}}}"), ""),
+        xds::service("sds-grpc", socket),
     )
 }
 
@@ -290,6 +275,29 @@ fn secrets_are_waited_for_rotated_under_load_and_kept_when_others_are_no_good() 
     process.until("an answer again", || get(out, "/").filter(|answer| answer.status == 200));
     agent.set("ROOTCA", &Authority::new().trusted());
     process.until("refusal of another authority", || get(out, "/").filter(|answer| answer.status == 503));
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
+/// The cluster was not known to who asks for secrets, and they were never asked for.
+#[test]
+fn secrets_are_asked_of_a_cluster_that_comes_when_the_bootstrap_is_read_again() {
+    let directory = Directory::new();
+    let agent = Agent::start(directory.0.join("sds"));
+    let authority = Authority::new();
+    agent.set("default", &authority.identity(IDENTITY));
+    agent.set("ROOTCA", &authority.trusted());
+    let (admin, out, inward) = (free_port(), free_port(), free_port());
+    let text = bootstrap(admin, [out, inward], upstream(), &directory.path("sds"));
+    let (without, _) = text.split_once("static_resources:").unwrap();
+    let file = directory.write("envoy.yaml", without);
+    let mut process = Process::start(&["-c", &file, "--concurrency", "2"]);
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
+    directory.write("envoy.yaml", &text);
+    let start = Instant::now();
+    process.signal("HUP");
+    process.until("an answer", || get(out, "/").filter(|answer| answer.body == "ok"));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     process.signal("TERM");
     assert_eq!(process.wait(), 0);
 }

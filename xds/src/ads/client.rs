@@ -1,7 +1,9 @@
 //! The client at work: the machine, a stream of gRPC to the cluster of the control plane, and the model.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -10,18 +12,34 @@ use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{ApplyError, Diff};
 use sixfold_core::plugin::grpc::{Call, Client as Grpc, Status};
+use tokio::sync::watch;
 
+use super::kind::Kind;
 use super::machine::{AdsConfig, Machine, Step};
 use super::resources::failures;
 use super::session::{Flavor, Request};
 use super::update::Response;
-use super::world::{Change, Compile};
+use super::world::{Asks, Change, Compile};
+use crate::context::Context as CompileContext;
 
 /// How long a stream may take to be opened: its connection has a time of its own, but a control plane that takes
 /// connections and nothing more is one to be left.
 const OPENING: Duration = Duration::from_secs(30);
 
+/// How often it is looked whether the cluster is there that a stream goes to.
+const COMES: Duration = Duration::from_millis(10);
+
+/// What a bootstrap says itself of what comes later. Another one of the same process may take its place.
+#[derive(Clone)]
+pub struct Statics {
+    /// What resources are compiled with.
+    pub context: CompileContext,
+    /// Its clusters and listeners, and what they ask the control plane for.
+    pub resources: BTreeMap<(Kind, Arc<str>), Asks>,
+}
+
 /// Where a stream goes.
+#[derive(Clone)]
 pub struct Target {
     /// The cluster and the way there.
     pub grpc: Grpc,
@@ -62,7 +80,10 @@ impl Service {
 /// Compiles resources, and makes changes of the model of those that go into force together.
 pub trait Batches: Compile {
     /// What a batch changes in the model.
-    fn diff(&self, batch: Vec<Change<Self::Part>>) -> Diff;
+    fn diff(&mut self, batch: Vec<Change<Self::Part>>) -> Diff;
+
+    /// What comes from now on is compiled with another bootstrap of the same process.
+    fn set_context(&mut self, _: CompileContext) {}
 
     /// A stream has ended, or could not be opened.
     fn disconnected(&self) {}
@@ -74,12 +95,13 @@ pub trait Apply {
     fn apply(&mut self, diff: Diff) -> impl Future<Output = Vec<ApplyError>>;
 }
 
-/// Follows the control plane until the process ends. `initialized` is called once the first resources are in force,
-/// or have not come in time.
+/// Follows the control plane until the process ends; each bootstrap of it that comes by `statics` counts from then on.
+/// `initialized` is called once the first resources are in force, or have not come in time.
 pub async fn follow<R: Batches>(
     config: AdsConfig,
     resources: R,
     target: Target,
+    mut statics: Option<watch::Receiver<Statics>>,
     registry: &Registry,
     mut apply: impl Apply,
     initialized: impl FnOnce(),
@@ -109,7 +131,16 @@ pub async fn follow<R: Batches>(
                 {
                     initialized();
                 }
-                client.attend(at(until)).await;
+                let end = async {
+                    tokio::select! {
+                        () = at(until) => None,
+                        other = another(&mut statics) => Some(other),
+                    }
+                };
+                if let Some(Some(Statics { context, resources })) = client.attend(end).await {
+                    client.machine.compiler().set_context(context);
+                    client.machine.set_statics(resources, now());
+                }
             }
         }
     }
@@ -170,11 +201,27 @@ impl<R: Batches> Client<R> {
     }
 }
 
+/// Opens a stream, once its cluster is there: the bootstrap that names it may be about to come into force.
 async fn open(grpc: Grpc, metadata: Headers, path: &'static str, flavor: Flavor) -> Result<Stream, Status> {
-    let opening = grpc.call(path, metadata);
+    let opening = async {
+        while grpc.cluster.load().is_none() {
+            tokio::time::sleep(COMES).await;
+        }
+        grpc.call(path, metadata).await
+    };
     let call = tokio::time::timeout(OPENING, opening).await;
     let call = call.map_err(|_| Status { code: 4, message: "no stream within 30 s".to_owned() })??;
     Ok(Stream { call, flavor, outgoing: None })
+}
+
+/// Ends with the next bootstrap, if there is ever one. It may be dropped at any time.
+async fn another(statics: &mut Option<watch::Receiver<Statics>>) -> Statics {
+    if let Some(statics) = statics
+        && statics.changed().await.is_ok()
+    {
+        return statics.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 /// Ends at that time, or never.

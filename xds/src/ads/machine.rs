@@ -160,8 +160,16 @@ impl<C: Compile> Machine<C> {
     }
 
     /// What compiles resources.
-    pub fn compiler(&self) -> &C {
+    pub fn compiler(&mut self) -> &mut C {
         self.world.compiler()
+    }
+
+    /// Clusters and listeners of another bootstrap are in force, or about to be, in place of those of the last.
+    pub fn set_statics(&mut self, statics: BTreeMap<(Kind, Arc<str>), Asks>, now: Instant) {
+        for (kind, name) in self.world.set_statics(statics, now) {
+            // What was acknowledged of that name was passed over.
+            self.session.know(kind, &name, None);
+        }
     }
 
     /// The next message for the control plane, when the stream has room for one.
@@ -244,10 +252,10 @@ impl<C: Compile> Machine<C> {
             absent.collect::<Vec<_>>().into_iter().for_each(|name| self.remove(kind, &name, now));
         }
         if kind == Kind::Secret {
-            // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps no
-            // listener with others shut until its time is over.
+            // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps
+            // nobody waiting until its time is over.
             let absent = self.session.absent(kind, |name| items.contains_key(name));
-            absent.iter().for_each(|name| self.world.missing(kind, name));
+            absent.into_iter().for_each(|name| self.world.missing(&(kind, name)));
         }
         let faults = self.late.remove(&kind).unwrap_or_default();
         let mut pending = Pending { kind, responses, faults, accepted: BTreeMap::new() };

@@ -18,7 +18,7 @@ mod users;
 mod world;
 
 pub use backoff::BackoffConfig;
-pub use client::{Apply, Batches, Service, Target, follow};
+pub use client::{Apply, Batches, Service, Statics, Target, follow};
 pub use kind::Kind;
 pub use machine::{AdsConfig, Failure, Machine, Step};
 pub use resources::{Part, Resources};

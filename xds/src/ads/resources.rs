@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sixfold_core::cluster::{Assignment, Cluster};
 use sixfold_core::error::ConfigError;
@@ -55,7 +54,7 @@ pub struct Resources {
 impl Resources {
     /// For the bootstrap of this context.
     pub fn new(context: Context) -> Resources {
-        let context = Context { static_clusters: None, ads: true, ..context };
+        let context = of_stream(context);
         Resources { routes: RouteConfigs::new(context.clone()), context }
     }
 
@@ -80,6 +79,7 @@ impl Resources {
         same_name(wire::text(value, 1).unwrap_or_default(), name)?;
         let mut diff = Diff::default();
         self.routes.update(&Source::Ads, value, &mut diff)?;
+        self.routes.hold(&Source::Ads, name);
         let mut clusters = BTreeSet::new();
         if diff.route_tables.is_empty() {
             // It is what it was, and so are its tables.
@@ -92,13 +92,13 @@ impl Resources {
         Ok(Compiled { part: Part::Routes(diff.route_tables), asks })
     }
 
-    /// Listeners have it as they are compiled.
+    /// Listeners have it as they are compiled. It is tried on those that name it next.
     fn extension(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
         let value: TypedExtensionConfig = constraints::decode(value)?;
         same_name(&value.name, name)?;
         let config = required(&value.typed_config, "typed_config")?;
         filters::check(&self.context, name, config)?;
-        self.context.extensions.put(name, config.clone());
+        self.context.extensions.try_out(name, config.clone());
         Ok(Compiled { part: Part::Extension, asks: Asks::default() })
     }
 
@@ -119,9 +119,12 @@ impl Resources {
 }
 
 impl Batches for Resources {
-    fn diff(&self, batch: Vec<Change<Part>>) -> Diff {
+    fn diff(&mut self, batch: Vec<Change<Part>>) -> Diff {
         let mut diff = Diff::default();
         for Change { kind, name, part } in batch {
+            if kind == Kind::Routes {
+                self.routes.release(&Source::Ads, &name);
+            }
             match part {
                 Some(Part::Cluster(cluster)) => diff.clusters.push((name, Some(cluster))),
                 Some(Part::Endpoints(hosts)) => diff.endpoints.push((name, hosts)),
@@ -144,6 +147,13 @@ impl Batches for Resources {
         }
         no_second_wait(&diff);
         diff
+    }
+
+    fn set_context(&mut self, context: Context) {
+        // What has come of extensions is what this stream has brought, whichever bootstrap names it.
+        let extensions = self.context.extensions.clone();
+        self.context = Context { extensions, ..of_stream(context) };
+        self.routes.set_context(self.context.clone());
     }
 }
 
@@ -168,6 +178,12 @@ impl Compile for Resources {
     fn missing(&mut self, kind: Kind, name: &Arc<str>) {
         if kind == Kind::Secret {
             self.context.sds.give_up(&SecretKey { source: Source::Ads, name: name.clone() });
+        }
+    }
+
+    fn decide(&mut self, kind: Kind, _: &Arc<str>, fits: bool) {
+        if kind == Kind::Extension {
+            self.context.extensions.decide(fits);
         }
     }
 
@@ -204,16 +220,20 @@ impl Asks {
         asks
     }
 
-    /// Secrets that come by the stream. They are waited for where clusters and listeners warm up, with those that come
-    /// by others.
+    /// Secrets that come by the stream. Those that come by others are waited for where clusters and listeners warm up.
     pub(crate) fn add_secrets<'a>(&mut self, awaited: impl Iterator<Item = &'a Awaited>) {
-        for name in awaited.filter_map(|awaited| awaited.owner::<User>()).flat_map(User::over_ads) {
-            let need = Need { kind: Kind::Secret, name: name.clone(), within: Some(Duration::ZERO) };
+        for (name, within) in awaited.filter_map(|awaited| awaited.owner::<User>()).flat_map(User::over_ads) {
+            let need = Need { kind: Kind::Secret, name: name.clone(), within };
             if !self.needs.contains(&need) {
                 self.needs.push(need);
             }
         }
     }
+}
+
+/// What comes by a stream is compiled with this.
+fn of_stream(context: Context) -> Context {
+    Context { static_clusters: None, ads: true, ..context }
 }
 
 /// What of a change was not put in force.

@@ -14,6 +14,8 @@ use sixfold_core::error::ConfigError;
 use super::kind::Kind;
 use super::users::Users;
 
+mod extensions;
+mod statics;
 mod waits;
 
 /// How long routes and listeners wait for clusters that warm up. Envoy does not wait at all and answers 503 meanwhile;
@@ -48,8 +50,12 @@ pub trait Compile {
         value: &[u8],
     ) -> Result<Compiled<Self::Part>, ConfigError>;
 
-    /// The control plane says that there is no such resource, of a kind whose last good one stays.
+    /// There is no such resource, of a kind whose last good one stays: the control plane says so, or has not said
+    /// anything for as long as it may be waited for. Nobody need wait for it.
     fn missing(&mut self, _kind: Kind, _name: &Arc<str>) {}
+
+    /// Whether an extension that was compiled last fits all that name it. One that does not is what it was before.
+    fn decide(&mut self, _kind: Kind, _name: &Arc<str>, _fits: bool) {}
 
     /// A resource is gone.
     fn forget(&mut self, kind: Kind, name: &Arc<str>);
@@ -109,7 +115,7 @@ pub(super) struct World<C: Compile> {
     lingering: BTreeMap<Arc<str>, Instant>,
     /// Needs that nothing good has come for, and need not be waited for: the control plane has answered.
     denied: BTreeSet<Key>,
-    /// Extensions that do not fit those that name them.
+    /// Extensions that have gone, and what could not be made without them.
     faults: Vec<(Key, ConfigError)>,
     /// Put in force by the last batch, while that is being applied.
     applying: Vec<Key>,
@@ -161,7 +167,7 @@ impl<C: Compile> World<C> {
     pub(super) fn new(compiler: C, statics: BTreeMap<Key, Asks>, now: Instant) -> World<C> {
         let mut world = World {
             compiler,
-            statics: statics.keys().cloned().collect(),
+            statics: BTreeSet::new(),
             resources: BTreeMap::new(),
             users: Users::default(),
             waiting: BTreeSet::new(),
@@ -174,17 +180,12 @@ impl<C: Compile> World<C> {
             expiries: BTreeSet::new(),
             heard: None,
         };
-        for (key, asks) in statics {
-            world.users.add(&key, &asks);
-            let live =
-                Version { value: Arc::default(), version: String::new(), part: None, asks, since: now };
-            world.resources.insert(key, Resource { live: Some(live), ..Resource::new() });
-        }
+        world.set_statics(statics, now);
         world
     }
 
-    pub(super) fn compiler(&self) -> &C {
-        &self.compiler
+    pub(super) fn compiler(&mut self) -> &mut C {
+        &mut self.compiler
     }
 
     /// The control plane has said something.
@@ -231,12 +232,14 @@ impl<C: Compile> World<C> {
             return Ok(());
         }
         let Compiled { part, asks } = self.compiler.compile(kind, name, &value)?;
+        let users = if kind == Kind::Extension { self.fit(&key, now)? } else { Vec::new() };
         self.denied.remove(&key);
         if lingers {
             self.lingering.remove(name);
         }
         let version = version.to_owned();
         self.wait(&key, Version { value: value.into(), version, part: Some(part), asks, since: now });
+        users.into_iter().for_each(|(key, version)| self.wait(&key, version));
         Ok(())
     }
 
@@ -251,23 +254,7 @@ impl<C: Compile> World<C> {
         self.drop_asks(key, previous.map(|previous| previous.asks));
     }
 
-    /// Compiles again what has this extension compiled into it, for it is another.
-    fn renew_users(&mut self, extension: &Key, now: Instant) {
-        let users: Vec<Key> = self.users.of(extension).cloned().collect();
-        for key in users {
-            let Some(Resource { next, live, .. }) = self.resources.get(&key) else { continue };
-            let Some(Version { value, version, .. }) = next.as_ref().or(live.as_ref()) else { continue };
-            let (value, version) = (value.clone(), version.clone());
-            match self.compiler.compile(key.0, &key.1, &value) {
-                Ok(Compiled { part, asks }) => {
-                    self.wait(&key, Version { value, version, part: Some(part), asks, since: now });
-                }
-                Err(error) => self.faults.push((extension.clone(), error)),
-            }
-        }
-    }
-
-    /// What of the last batch could not be made for some of those that name it, which stay what they are.
+    /// Extensions that have gone and without which something could not be made, which stays what it is.
     pub(super) fn take_faults(&mut self) -> Vec<(Key, ConfigError)> {
         std::mem::take(&mut self.faults)
     }
@@ -291,18 +278,22 @@ impl<C: Compile> World<C> {
         }
     }
 
-    /// The control plane has no such resource now; the last that was good stays.
-    pub(super) fn missing(&mut self, kind: Kind, name: &Arc<str>) {
-        self.compiler.missing(kind, name);
+    /// The control plane has no such resource now, or nothing has come of it in time; the last that was good stays.
+    pub(super) fn missing(&mut self, key: &Key) {
+        self.deny(key);
+        self.compiler.missing(key.0, &key.1);
     }
 
-    /// The control plane says that a resource is gone. Only what is asked for as a whole can go so: routes and
-    /// endpoints go with what names them, and whatever is said of them, the last that was good stays.
+    /// The control plane says that a resource is gone. Only what is asked for as a whole can go so, and configurations of
+    /// filters: routes, endpoints and secrets go with what names them, and whatever is said of them, the last that was
+    /// good stays.
     pub(super) fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
         let key = (kind, name.clone());
-        self.deny(&key);
         if !kind.is_wildcard() {
-            self.missing(kind, name);
+            self.missing(&key);
+        }
+        if kind == Kind::Extension {
+            return self.remove_extension(&key, now);
         }
         if !kind.is_wildcard() || self.statics.contains(&key) || self.lingers(kind, name) {
             return;
@@ -407,9 +398,6 @@ impl<C: Compile> World<C> {
             for key in ready {
                 if self.is_ready(&key, now) {
                     self.put_in_force(&key, &mut batch);
-                    if kind == Kind::Extension {
-                        self.renew_users(&key, now);
-                    }
                 }
             }
             if kind == Kind::Cluster {
@@ -439,6 +427,7 @@ impl<C: Compile> World<C> {
     }
 
     fn put_in_force(&mut self, key: &Key, batch: &mut Vec<Change<C::Part>>) {
+        self.give_up_secrets(key);
         let Some(resource) = self.resources.get_mut(key) else { return };
         let Some(mut next) = resource.next.take() else { return };
         self.waiting.remove(key);

@@ -16,11 +16,24 @@ use crate::context::Context;
 use crate::rds::{self, Source};
 
 /// A control plane to follow.
+#[derive(Clone)]
 pub struct Ads {
     /// What is asked.
     pub config: AdsConfig,
     /// Where.
     pub target: Target,
+}
+
+impl Ads {
+    /// Whether another bootstrap asks the same control plane for the same, by the same name.
+    pub fn is_as(&self, other: &Ads) -> bool {
+        let of = |ads: &Ads| {
+            let Ads { config, target } = ads;
+            let AdsConfig { flavor, node, node_always, wildcards, backoff: _, statics: _ } = config.clone();
+            (flavor, node, node_always, wildcards, target.grpc.cluster.name.clone())
+        };
+        of(self) == of(other)
+    }
 }
 
 /// Reads `dynamic_resources`; `statics` are the static resources.

@@ -30,6 +30,8 @@ pub struct RouteConfigs {
     known: BTreeMap<Key, Arc<[u8]>>,
     /// Those of them whose tables were compiled by an earlier bootstrap.
     outdated: BTreeSet<Key>,
+    /// Those of them that are not to be in force yet.
+    held: BTreeSet<Key>,
     /// Tells tables of this bootstrap from those of earlier ones.
     generation: Arc<()>,
 }
@@ -45,8 +47,8 @@ struct Origin {
 impl RouteConfigs {
     /// None is known yet.
     pub fn new(context: Context) -> RouteConfigs {
-        let (known, outdated) = (BTreeMap::new(), BTreeSet::new());
-        RouteConfigs { context: of_api(context), known, outdated, generation: Arc::default() }
+        let (known, outdated, held) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        RouteConfigs { context: of_api(context), known, outdated, held, generation: Arc::default() }
     }
 
     /// Has what comes from now on compiled by another bootstrap of the same process; [`RouteConfigs::renew`] does so
@@ -139,6 +141,16 @@ impl RouteConfigs {
         refused
     }
 
+    /// Keeps what was last brought of a name from [`RouteConfigs::complete`], until it is [`RouteConfigs::release`]d.
+    pub fn hold(&mut self, source: &Source, name: &str) {
+        self.held.insert((source.clone(), name.into()));
+    }
+
+    /// What was last brought of a name goes into force.
+    pub fn release(&mut self, source: &Source, name: &str) {
+        self.held.remove(&(source.clone(), Arc::from(name)));
+    }
+
     /// Adds tables of what is known for connection managers that have none yet: `diff` may bring some of them.
     /// Answers what is known and can't be compiled for them.
     pub fn complete(&self, diff: &mut Diff) -> Vec<ConfigError> {
@@ -148,6 +160,7 @@ impl RouteConfigs {
         let empty: Vec<_> = held.filter(|cell| cell.load().is_none() && !comes(cell)).collect();
         for cell in empty {
             let key = filters_of(&cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
+            let key = key.filter(|key| !self.held.contains(key));
             let Some(known) = key.and_then(|key| self.known.get(&key)) else { continue };
             let compiled = Message::read(known).and_then(|message| self.compile(known, &message, &[cell]));
             match compiled {
@@ -162,6 +175,7 @@ impl RouteConfigs {
     pub fn forget_unwanted(&mut self) {
         let wanted: BTreeSet<_> = self.wanted().collect();
         self.known.retain(|key, _| wanted.contains(key));
+        self.held.retain(|key| wanted.contains(key));
     }
 
     /// Compiles a table for each cell. What the table there has of it already is taken over.

@@ -10,22 +10,19 @@ use sixfold_core::tls::ContextChange;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use sixfold_xds_api::values::Result;
 use tokio::sync::mpsc::channel;
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::key::SecretKey;
-use super::store::{Checked, Secrets};
+use super::store::{Again, Checked, Secrets};
 use crate::ads::{
-    AdsConfig, Apply, Asks, Batches, Change, Compile, Compiled, Kind, Need, Service, Target,
+    AdsConfig, Apply, Asks, Batches, Change, Compile, Compiled, Kind, Need, Service, Statics, Target,
     follow as follow_stream,
 };
-use crate::context::Context;
 use crate::rds::Source;
 
 /// How often files are looked at, and whether somebody still names what is followed.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How often it is looked whether the cluster is there that a secret comes by.
-const COMES: Duration = Duration::from_millis(10);
 
 /// One secret of a stream of its own.
 struct OneSecret {
@@ -48,7 +45,7 @@ impl Compile for OneSecret {
 }
 
 impl Batches for OneSecret {
-    fn diff(&self, batch: Vec<Change<Checked>>) -> Diff {
+    fn diff(&mut self, batch: Vec<Change<Checked>>) -> Diff {
         let checked = batch.into_iter().filter_map(|change| change.part);
         Diff { contexts: checked.flat_map(|checked| self.secrets.put(checked)).collect(), ..Diff::default() }
     }
@@ -58,21 +55,30 @@ impl Batches for OneSecret {
     }
 }
 
-/// Follows every secret that is named and does not come by the stream of all resources, until the process ends. Must run
-/// within a `LocalSet`.
-pub async fn follow<A: Apply + Clone + 'static>(context: Context, node: Node, apply: A) {
-    let (secrets, mut seen) = (context.sds.clone(), BTreeMap::new());
+/// Follows every secret that is named and does not come by the stream of all resources, until the process ends, from the
+/// clusters of the last bootstrap. Must run within a `LocalSet`.
+pub async fn follow<A: Apply + Clone + 'static>(statics: watch::Receiver<Statics>, node: Node, apply: A) {
+    let (secrets, mut seen) = (statics.borrow().context.sds.clone(), BTreeMap::new());
+    let put = {
+        let secrets = secrets.clone();
+        move |again| secrets.put_again(again)
+    };
     let look = move || secrets.look_at_files(&mut seen);
-    tokio::join!(follow_streams(context, node, apply.clone()), follow_files(look, apply));
+    tokio::join!(follow_streams(statics, node, apply.clone()), follow_files(look, put, apply));
 }
 
-/// Looks at files again and again, on a thread that nobody waits for but this: a disk may hang.
-async fn follow_files(mut look: impl FnMut() -> Vec<ContextChange> + Send + 'static, mut apply: impl Apply) {
+/// Looks at files again and again, on a thread that nobody waits for but this: a disk may hang. What is found is `put` here,
+/// where secrets of streams are.
+async fn follow_files(
+    mut look: impl FnMut() -> Vec<Again> + Send + 'static,
+    put: impl Fn(Again) -> Vec<ContextChange>,
+    mut apply: impl Apply,
+) {
     let (found, mut changes) = channel(1);
     let look = move || {
         while !found.is_closed() {
-            let contexts = look();
-            if !contexts.is_empty() && found.blocking_send(contexts).is_err() {
+            let read = look();
+            if !read.is_empty() && found.blocking_send(read).is_err() {
                 return;
             }
             std::thread::sleep(LOOK);
@@ -81,14 +87,18 @@ async fn follow_files(mut look: impl FnMut() -> Vec<ContextChange> + Send + 'sta
     if let Err(error) = std::thread::Builder::new().name("secret-files".to_owned()).spawn(look) {
         return tracing::error!("files of secrets are not looked at again: {error}");
     }
-    while let Some(contexts) = changes.recv().await {
+    while let Some(read) = changes.recv().await {
+        let contexts: Vec<_> = read.into_iter().flat_map(&put).collect();
+        if contexts.is_empty() {
+            continue;
+        }
         let errors = apply.apply(Diff { contexts, ..Diff::default() }).await;
         errors.iter().for_each(|error| tracing::error!("{error}"));
     }
 }
 
-async fn follow_streams(context: Context, node: Node, apply: impl Apply + Clone + 'static) {
-    let secrets = context.sds.clone();
+async fn follow_streams(statics: watch::Receiver<Statics>, node: Node, apply: impl Apply + Clone + 'static) {
+    let secrets = statics.borrow().context.sds.clone();
     let mut streams: BTreeMap<SecretKey, AbortHandle> = BTreeMap::new();
     let mut ends = JoinSet::new();
     loop {
@@ -102,7 +112,7 @@ async fn follow_streams(context: Context, node: Node, apply: impl Apply + Clone 
         });
         for key in wanted {
             streams.entry(key).or_insert_with_key(|key| {
-                ends.spawn_local(one(context.clone(), node.clone(), key.clone(), apply.clone()))
+                ends.spawn_local(one(statics.clone(), node.clone(), key.clone(), apply.clone()))
             });
         }
         while ends.try_join_next().is_some() {}
@@ -114,17 +124,19 @@ async fn follow_streams(context: Context, node: Node, apply: impl Apply + Clone 
 }
 
 /// Follows one secret.
-async fn one(context: Context, node: Node, key: SecretKey, apply: impl Apply) {
+async fn one(mut statics: watch::Receiver<Statics>, node: Node, key: SecretKey, apply: impl Apply) {
     let Source::Api(source) = &key.source else { return };
-    let api = match source.compile(&context) {
-        Ok(api) => api,
-        // It was good when it was named.
-        Err(error) => return tracing::error!("secret \"{}\" can't be asked for: {error}", key.name),
+    let (api, secrets) = loop {
+        let context = statics.borrow_and_update().context.clone();
+        match source.compile(&context) {
+            Ok(api) => break (api, context.sds),
+            // It was good when it was named, by a bootstrap that is to come or has gone.
+            Err(error) => tracing::debug!("secret \"{}\" can't be asked for: {error}", key.name),
+        }
+        if statics.changed().await.is_err() {
+            return;
+        }
     };
-    // The bootstrap that names it is about to come into force.
-    while api.target.grpc.cluster.load().is_none() {
-        tokio::time::sleep(COMES).await;
-    }
     let need = Need { kind: Kind::Secret, name: key.name.clone(), within: None };
     let asks = Asks { needs: vec![need], ..Asks::default() };
     let config = AdsConfig {
@@ -136,9 +148,9 @@ async fn one(context: Context, node: Node, key: SecretKey, apply: impl Apply) {
         statics: [((Kind::Listener, "".into()), asks)].into(),
     };
     let target = Target { service: Service::Secrets, ..api.target };
-    let secret = OneSecret { secrets: context.sds.clone(), key: key.clone() };
+    let secret = OneSecret { secrets, key: key.clone() };
     // What is counted of a stream of all resources is not counted of this one.
-    follow_stream(config, secret, target, &Registry::new(), apply, || {}).await;
+    follow_stream(config, secret, target, None, &Registry::new(), apply, || {}).await;
 }
 
 #[cfg(test)]
@@ -175,7 +187,7 @@ mod tests {
             drop(go_on);
         };
         tokio::select! {
-            () = follow_files(look, Nothing) => panic!("never ends"),
+            () = follow_files(look, |_| Vec::new(), Nothing) => panic!("never ends"),
             () = others => {}
         }
     }

@@ -61,6 +61,13 @@ pub struct Checked {
     version: u64,
 }
 
+/// A secret that was read again since its files have changed.
+pub(super) struct Again {
+    checked: Checked,
+    /// What it was read for, as that was sent.
+    for_sent: Option<Arc<Secret>>,
+}
+
 impl std::fmt::Debug for Checked {
     /// Leaves the content out: it is a private key, or as good as one.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,7 +107,7 @@ impl Secrets {
         let (made, user) = make(&|key| state.value(key))?;
         let Some(user) = user else { return Ok(made) };
         let mut is_new = false;
-        for key in &user.keys {
+        for key in user.keys() {
             let new = || {
                 is_new = true;
                 Entry::new(&self.registry, key)
@@ -181,10 +188,36 @@ impl Secrets {
 
     /// Takes a secret for the one that there is, and answers what changes by it.
     pub fn put(&self, checked: Checked) -> Vec<ContextChange> {
-        let Checked { key, value, sent, compiled, version } = checked;
+        self.put_if(checked, |_, _| true)
+    }
+
+    /// The same with a secret that was read again. It takes only the place of what it was read for: a newer one may have
+    /// come meanwhile.
+    pub(super) fn put_again(&self, again: Again) -> Vec<ContextChange> {
+        let Again { checked, for_sent } = again;
+        self.put_if(checked, |entry, checked| {
+            if !entry.is_as_sent(for_sent.as_ref()) {
+                return false;
+            }
+            let changes = entry.value.as_ref() != Some(&checked.value);
+            if changes {
+                tracing::info!("secret \"{}\" has changed", checked.key.name);
+            } else {
+                // Other files of the same contents.
+                entry.sent = Some(checked.sent.clone());
+            }
+            changes
+        })
+    }
+
+    fn put_if(&self, checked: Checked, may: impl FnOnce(&mut Entry, &Checked) -> bool) -> Vec<ContextChange> {
         let mut state = self.state.lock();
-        let users = state.users(&key);
-        let Some(entry) = state.entries.get_mut(&key) else { return Vec::new() };
+        let users = state.users(&checked.key);
+        let Some(entry) = state.entries.get_mut(&checked.key) else { return Vec::new() };
+        if !may(entry, &checked) {
+            return Vec::new();
+        }
+        let Checked { key, value, sent, compiled, version } = checked;
         entry.stats.update_success().inc();
         (entry.value, entry.sent) = (Some(value), Some(sent));
         // What was compiled beside other secrets than those that there are now does not count.
@@ -227,7 +260,7 @@ impl Secrets {
     /// Ends the wait of settings of whose secrets none is waited for.
     fn release(&self, user: &User) {
         let state = self.state.lock();
-        let mut entries = user.keys.iter().map(|key| state.entries.get(key));
+        let mut entries = user.keys().map(|key| state.entries.get(key));
         let over = |entry: Option<&Entry>| entry.is_none_or(|entry| entry.value.is_some() || entry.given_up);
         let over = entries.all(over);
         drop(state);
@@ -248,10 +281,10 @@ impl Secrets {
         self.named.notified().await;
     }
 
-    /// Reads files again that have changed, those that secrets are in and those that secrets name; answers what
-    /// changes by it.
-    pub(super) fn look_at_files(&self, seen: &mut BTreeMap<SecretKey, files::Stamp>) -> Vec<ContextChange> {
-        let mut changes = Vec::new();
+    /// Reads files again that have changed, those that secrets are in and those that secrets name. What comes of it is
+    /// to be [`Secrets::put_again`] by who puts the others, so that they come into force in one order.
+    pub(super) fn look_at_files(&self, seen: &mut BTreeMap<SecretKey, files::Stamp>) -> Vec<Again> {
+        let mut read = Vec::new();
         for key in self.wanted(|source| matches!(source, Source::Path(_))) {
             let Source::Path(path) = &key.source else { continue };
             // One that is gone for a moment is being replaced.
@@ -259,6 +292,7 @@ impl Secrets {
             if seen.insert(key.clone(), stamp) == Some(stamp) {
                 continue;
             }
+            let for_sent = self.sent(&key).map(|sent| sent.message);
             let text = match files::read(path) {
                 Ok(text) => text,
                 Err(error) => {
@@ -267,39 +301,40 @@ impl Secrets {
                 }
             };
             let message = files::secret(&text, path, &key.name);
-            changes.extend(self.take_again(&key, message));
+            read.extend(self.check_again(&key, for_sent, message));
         }
         seen.retain(|key, _| self.state.lock().entries.contains_key(key));
         for key in self.wanted(|_| true) {
-            let sent = self.state.lock().entries.get(&key).and_then(|entry| entry.sent.clone());
-            let Some(sent) = sent.filter(|sent| sent.stamps.have_changed()) else { continue };
-            changes.extend(self.take_again(&key, Ok((*sent.message).clone())));
+            if read.iter().any(|again| again.checked.key == key) {
+                continue;
+            }
+            let Some(sent) = self.sent(&key).filter(|sent| sent.stamps.have_changed()) else { continue };
+            let message = (*sent.message).clone();
+            read.extend(self.check_again(&key, Some(sent.message), Ok(message)));
         }
-        changes
+        read
     }
 
-    /// What changes by a secret that was read again, unless it is what it was.
-    fn take_again(&self, key: &SecretKey, message: Result<Secret>) -> Vec<ContextChange> {
-        let checked = match message.and_then(|message| self.check_message(key, message)) {
-            Ok(checked) => checked,
+    fn sent(&self, key: &SecretKey) -> Option<Sent> {
+        self.state.lock().entries.get(key)?.sent.clone()
+    }
+
+    /// [`Secrets::check_message`] of what was read again; what is refused is told.
+    fn check_again(
+        &self,
+        key: &SecretKey,
+        for_sent: Option<Arc<Secret>>,
+        message: Result<Secret>,
+    ) -> Option<Again> {
+        match message.and_then(|message| self.check_message(key, message)) {
+            Ok(checked) => Some(Again { checked, for_sent }),
             Err(error) => {
                 self.count(key, |stats| stats.key_rotation_failed().inc());
                 tracing::error!("secret \"{}\" refused, the one before stays: {error}", key.name);
                 self.give_up(key);
-                return Vec::new();
+                None
             }
-        };
-        let same = self.state.lock().value(key).is_some_and(|value| *value == *checked.value);
-        if same {
-            // Other files of the same contents.
-            let mut state = self.state.lock();
-            if let Some(entry) = state.entries.get_mut(key) {
-                entry.sent = Some(checked.sent);
-            }
-            return Vec::new();
         }
-        tracing::info!("secret \"{}\" has changed", key.name);
-        self.put(checked)
     }
 
     fn count(&self, key: &SecretKey, count: impl FnOnce(&SecretStats)) {
@@ -318,6 +353,14 @@ impl Entry {
     fn new(registry: &Registry, key: &SecretKey) -> Entry {
         let stats = SecretStats::new(registry, &format!("sds.{}.", sanitized(&key.name)));
         Entry { value: None, users: Vec::new(), given_up: false, sent: None, stats }
+    }
+
+    /// Whether nothing was sent since that was.
+    fn is_as_sent(&self, message: Option<&Arc<Secret>>) -> bool {
+        match (&self.sent, message) {
+            (Some(sent), Some(message)) => Arc::ptr_eq(&sent.message, message),
+            (sent, message) => sent.is_none() && message.is_none(),
+        }
     }
 }
 

@@ -265,7 +265,8 @@ fn secrets_in_files_are_there_at_once_and_follow_their_files() {
     let first = tls(&cluster).context().unwrap();
     let mut seen: BTreeMap<SecretKey, Stamp> = BTreeMap::new();
     let mut look = || {
-        let changes = context.sds.look_at_files(&mut seen);
+        let read = context.sds.look_at_files(&mut seen).into_iter();
+        let changes: Vec<_> = read.flat_map(|again| context.sds.put_again(again)).collect();
         let count = changes.len();
         changes.into_iter().for_each(ContextChange::put_in_force);
         count
@@ -311,4 +312,41 @@ fn nobody_waits_for_a_secret_that_is_said_not_to_be() {
     bring(&other, &root, &pki.trusted("ROOTCA"));
     assert!(other.sds.check(&default, &secret("default", "")).is_err());
     assert!(!is_awaited(&cluster) && tls(&cluster).context().is_none());
+}
+
+/// What a rotated file made of an older secret took the place of a newer one that had come while it was read.
+#[test]
+fn what_is_read_again_takes_only_the_place_of_what_it_was_read_for() {
+    let directory = std::env::temp_dir().join(format!("sixfold-sds-again-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let (chain, key_file) = (directory.join("chain.pem"), directory.join("key.pem"));
+    let (context, pki) = (context(), Pki::new());
+    let write_leaf = || {
+        let (certificate, key) = pki.leaf();
+        std::fs::write(&chain, certificate).unwrap();
+        std::fs::write(&key_file, key).unwrap();
+    };
+    let in_files = secret(
+        "default",
+        &format!(
+            "tls_certificate: {{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}",
+            chain.display(),
+            key_file.display()
+        ),
+    );
+    let cluster = mesh(&context, API, SANS);
+    let source = source_of(&context);
+    let default = key(&source, "default");
+    bring(&context, &key(&source, "ROOTCA"), &pki.trusted("ROOTCA"));
+    write_leaf();
+    bring(&context, &default, &in_files);
+    write_leaf();
+    let mut read = context.sds.look_at_files(&mut BTreeMap::new());
+    assert_eq!(read.len(), 1);
+    assert_eq!(bring(&context, &default, &pki.certificate("default")), 1);
+    let newest = tls(&cluster).context().unwrap();
+    assert!(context.sds.put_again(read.remove(0)).is_empty());
+    assert!(Arc::ptr_eq(&newest, &tls(&cluster).context().unwrap()));
+    assert!(context.sds.look_at_files(&mut BTreeMap::new()).is_empty(), "those files are nobody's now");
+    std::fs::remove_dir_all(&directory).unwrap();
 }

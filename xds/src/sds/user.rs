@@ -21,7 +21,7 @@ use crate::tls::{self, AutomaticNames};
 /// Settings of one filter chain or one transport of a cluster, as they were sent.
 pub(crate) struct User {
     /// The secrets that they name and that come by themselves.
-    pub(super) keys: Vec<SecretKey>,
+    named: Vec<Reference>,
     statics: Arc<BTreeMap<String, Arc<Secret>>>,
     settings: Settings,
     stats: SocketStats,
@@ -90,13 +90,19 @@ fn longest(named: &[Reference]) -> Option<Duration> {
 
 impl User {
     fn new(context: &Context, named: &[Reference], settings: Settings, stats: SocketStats) -> User {
-        let keys = named.iter().map(|reference| reference.key.clone()).collect();
-        User { keys, statics: context.secrets.clone(), settings, stats }
+        User { named: named.to_vec(), statics: context.secrets.clone(), settings, stats }
     }
 
-    /// Names of the secrets that come by the stream of all resources.
-    pub(crate) fn over_ads(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.keys.iter().filter(|key| key.source == Source::Ads).map(|key| &key.name)
+    /// The secrets that they name and that come by themselves.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &SecretKey> {
+        self.named.iter().map(|reference| &reference.key)
+    }
+
+    /// Names of the secrets that come by the stream of all resources, and how long each is waited for; `None` is for
+    /// ever.
+    pub(crate) fn over_ads(&self) -> impl Iterator<Item = (&Arc<str>, Option<Duration>)> {
+        let over_ads = self.named.iter().filter(|reference| reference.key.source == Source::Ads);
+        over_ads.map(|reference| (&reference.key.name, reference.within))
     }
 
     /// The settings with the secrets that have come, to be shown; `None` when some have not, or nobody has the settings

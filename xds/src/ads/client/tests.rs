@@ -58,7 +58,8 @@ async fn a_start_waits_no_longer_for_a_control_plane_that_takes_connections_and_
     let (registry, start) = (Registry::new(), Instant::now());
     let (done, initialized) = oneshot::channel();
     let resources = Resources::new(context());
-    let following = follow(config, resources, target, &registry, Nothing, move || done.send(()).unwrap());
+    let following =
+        follow(config, resources, target, None, &registry, Nothing, move || done.send(()).unwrap());
     let mut following = std::pin::pin!(following);
     tokio::select! {
         () = &mut following => panic!("it follows for ever"),

@@ -1,119 +1,23 @@
 //! The machine against a model of a control plane, over random changes, faults and delays, all from a seed.
 //!
 //! After every single step of every change that is applied a listener names only routes that are there, and routes
-//! only clusters that are there, for as long as the control plane itself keeps that order. Whatever happens, what
-//! is in force in the end is what was sent last and was good, for every name.
+//! only clusters that are there, and both only secrets that are there, for as long as the control plane itself keeps that
+//! order. Whatever happens, what is in force in the end is what was sent last and was good, for every name, and was
+//! compiled with the extensions that were.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod checker;
+mod force;
 mod plane;
 
+use self::checker::Checker;
+use self::force::Force;
 use self::plane::{Manners, Plane, Toy};
 use super::*;
 use crate::ads::update::Update;
-use crate::ads::world::{Asks, Compiled, HOLD, Key, LINGER_MAX, Need};
+use crate::ads::world::{HOLD, Key, LINGER_MAX};
 use prost::Message;
 use std::collections::BTreeSet;
-
-/// Refuses what says that it is bad.
-struct Checker;
-
-impl Compile for Checker {
-    type Part = Toy;
-
-    fn compile(&mut self, kind: Kind, name: &Arc<str>, value: &[u8]) -> Result<Compiled<Toy>, ConfigError> {
-        let toy = Toy::decode(value).map_err(|error| ConfigError::new(error.to_string()))?;
-        assert_eq!(*toy.name, **name);
-        if toy.bad {
-            return Err(ConfigError::field("bad", "is true"));
-        }
-        let need = |kind: Kind, name: &String| Need { kind, name: name.as_str().into(), within: None };
-        let needs = toy.endpoints.iter().map(|name| need(Kind::Endpoints, name));
-        let needs = needs.chain(toy.routes.iter().map(|name| need(Kind::Routes, name))).collect();
-        let clusters = toy.clusters.iter().map(|name| name.as_str().into()).collect();
-        assert!(kind != Kind::Endpoints || toy.endpoints.is_none());
-        Ok(Compiled { part: toy, asks: Asks { needs, clusters, ..Asks::default() } })
-    }
-
-    fn forget(&mut self, _: Kind, _: &Arc<str>) {}
-}
-
-/// What requests see.
-#[derive(Default)]
-struct Force {
-    resources: BTreeMap<Key, Toy>,
-    /// Whether every step must be whole.
-    strict: bool,
-    /// Routes of which something bad was sent: listeners open without them.
-    excused: BTreeSet<String>,
-    steps: usize,
-}
-
-impl Force {
-    /// Applies a change in the order in which the model does, and looks at the world after every step. Listeners that
-    /// are `unfit` stay what they are.
-    fn apply(&mut self, batch: Vec<Change<Toy>>, unfit: &[Failure]) {
-        let order = |change: &Change<Toy>| match (change.kind, change.part.is_some()) {
-            (Kind::Cluster, true) => 0,
-            (Kind::Endpoints, _) => 1,
-            (Kind::Routes, true) => 2,
-            (Kind::Listener, false) => 3,
-            (Kind::Listener, true) => 4,
-            (Kind::Cluster, false) => 5,
-            _ => 6,
-        };
-        let mut batch = batch;
-        batch.retain(|change| {
-            !unfit.iter().any(|unfit| (unfit.kind, &unfit.name) == (change.kind, &change.name))
-        });
-        batch.sort_by_key(order);
-        for Change { kind, name, part } in batch {
-            // A cluster that is new shows itself with its endpoints.
-            let new = kind == Kind::Cluster && !self.resources.contains_key(&(kind, name.clone()));
-            match part {
-                Some(part) => drop(self.resources.insert((kind, name), part)),
-                None => {
-                    assert!(kind != Kind::Routes || !self.is_named(&name), "routes {name} go, and are named");
-                    self.resources.remove(&(kind, name));
-                }
-            }
-            if !new {
-                self.check();
-            }
-            self.steps += 1;
-        }
-    }
-
-    fn check(&self) {
-        for ((kind, name), toy) in &self.resources {
-            for route in &toy.routes {
-                let fit = self.has(Kind::Routes, route) || self.excused.contains(route);
-                assert!(fit, "{} {name} names routes {route}", kind.noun());
-            }
-            // Routes that no listener has any more lead nobody anywhere.
-            if !self.strict || *kind == Kind::Routes && !self.is_named(name) {
-                continue;
-            }
-            for cluster in &toy.clusters {
-                let Some(found) = self.resources.get(&(Kind::Cluster, cluster.as_str().into())) else {
-                    panic!("routes {name} name cluster {cluster}")
-                };
-                // By the cluster's own name.
-                assert!(
-                    found.endpoints.is_none() || self.has(Kind::Endpoints, cluster),
-                    "{cluster} has no endpoints"
-                );
-            }
-        }
-    }
-
-    fn has(&self, kind: Kind, name: &str) -> bool {
-        self.resources.contains_key(&(kind, name.into()))
-    }
-
-    fn is_named(&self, routes: &str) -> bool {
-        self.resources.values().any(|toy| toy.routes.iter().any(|name| name == routes))
-    }
-}
 
 struct Simulation {
     plane: Plane,
@@ -139,6 +43,8 @@ struct Simulation {
 const CLUSTERS: usize = 6;
 const TABLES: usize = 3;
 const LISTENERS: usize = 4;
+const SECRETS: usize = 3;
+const EXTENSIONS: usize = 2;
 
 impl Simulation {
     fn new(manners: Manners, seed: u64) -> Simulation {
@@ -154,7 +60,7 @@ impl Simulation {
             statics: BTreeMap::new(),
         };
         let random = fastrand::Rng::with_seed(seed);
-        let machine = Machine::new(config, Checker, &registry, random, now);
+        let machine = Machine::new(config, Checker::default(), &registry, random, now);
         let plane = Plane::new(manners, seed);
         let force = Force { strict: good, ..Force::default() };
         Simulation {
@@ -181,7 +87,10 @@ impl Simulation {
         };
         let bad = !good && plane.rng.u8(..5) == 0;
         let toy = |name: String| Toy { name, bad, ..Toy::default() };
-        match plane.rng.u8(..10) {
+        let secret = plane.rng.usize(..SECRETS * 3);
+        let secrets: Vec<String> =
+            Some(format!("s{secret}")).filter(|_| secret < SECRETS).into_iter().collect();
+        match plane.rng.u8(..13) {
             0..3 => {
                 let n = plane.rng.usize(..CLUSTERS);
                 let name = format!("c{n}");
@@ -189,7 +98,8 @@ impl Simulation {
                 if let Some(endpoints) = &endpoints {
                     plane.put(Kind::Endpoints, Toy { name: endpoints.clone(), ..Toy::default() });
                 }
-                plane.put(Kind::Cluster, Toy { endpoints, ..toy(name) });
+                plane.have(Kind::Secret, &secrets);
+                plane.put(Kind::Cluster, Toy { endpoints, secrets, ..toy(name) });
             }
             3 => {
                 let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Endpoints)) else { return };
@@ -228,11 +138,30 @@ impl Simulation {
                 plane.rng.shuffle(&mut routes);
                 routes.truncate(2);
                 let name = format!("l{}", plane.rng.usize(..LISTENERS));
-                plane.put(Kind::Listener, Toy { routes, ..toy(name) });
+                let extension = plane.rng.usize(..EXTENSIONS * 2);
+                let extension = Some(format!("x{extension}")).filter(|_| extension < EXTENSIONS);
+                plane.have(Kind::Secret, &secrets);
+                plane.have(Kind::Extension, extension.as_slice());
+                plane.put(Kind::Listener, Toy { routes, secrets, extension, ..toy(name) });
             }
-            _ => {
+            9 => {
                 let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Listener)) else { return };
                 plane.truth.remove(&(Kind::Listener, name.as_str().into()));
+            }
+            10 => {
+                let name = format!("s{}", plane.rng.usize(..SECRETS));
+                plane.put(Kind::Secret, toy(name));
+            }
+            11 => {
+                let misfit = !good && plane.rng.u8(..3) == 0;
+                let name = format!("x{}", plane.rng.usize(..EXTENSIONS));
+                plane.put(Kind::Extension, Toy { misfit, ..toy(name) });
+            }
+            _ if good => {}
+            _ => {
+                let kind = *plane.rng.choice(&[Kind::Secret, Kind::Extension]).unwrap();
+                let Some(name) = plane.rng.choice(of(&plane.truth, kind)) else { return };
+                plane.truth.remove(&(kind, name.as_str().into()));
             }
         }
     }
@@ -339,7 +268,11 @@ impl Simulation {
 
     /// Some listeners of a batch: their addresses are in use.
     fn unfit(&mut self, batch: &[Change<Toy>]) -> Vec<Failure> {
-        let comes = |change: &&Change<Toy>| change.kind == Kind::Listener && change.part.is_some();
+        // One with an extension changes with that as well, and the same that was sent is not tried again.
+        let comes = |change: &&Change<Toy>| {
+            let part = change.part.as_ref();
+            change.kind == Kind::Listener && part.is_some_and(|toy| toy.extension.is_none())
+        };
         let listeners = batch.iter().filter(comes).filter(|_| self.unfit && self.plane.rng.u8(..4) == 0);
         let failure = |change: &Change<Toy>| Failure {
             kind: Kind::Listener,
@@ -350,10 +283,10 @@ impl Simulation {
         for change in batch {
             let key = (change.kind, change.name.clone());
             if unfit.iter().any(|unfit| (unfit.kind, &unfit.name) == (key.0, &key.1))
-                && self.good.get(&key) == change.part.as_ref()
+                && self.good.get(&key) == change.part.as_ref().map(Toy::sent).as_ref()
             {
                 self.good.remove(&key);
-                self.good.extend(self.force.resources.get(&key).cloned().map(|toy| (key, toy)));
+                self.good.extend(self.force.resources.get(&key).map(|toy| (key, toy.sent())));
             }
         }
         unfit
@@ -425,6 +358,18 @@ impl Simulation {
         self.advance(Duration::from_secs(60) + HOLD + LINGER_MAX);
     }
 
+    /// A listener has the extension that the control plane has now, if that is good, and none if there is none.
+    fn check_extension(&self, listener: &Toy) {
+        let Some(extension) = &listener.extension else { return };
+        match self.plane.truth.get(&(Kind::Extension, extension.as_str().into())) {
+            Some(toy) if toy.bad || toy.misfit => {}
+            Some(toy) => assert_eq!(listener.with, toy.version, "{} has another {extension}", listener.name),
+            // It is never said in the state of the world.
+            None if self.plane.manners.flavor == Flavor::State => {}
+            None => assert_eq!(listener.with, 0, "{} has an {extension} that has gone", listener.name),
+        }
+    }
+
     fn check_end(&self) {
         let force = |kind: Kind, name: &str| self.force.resources.get(&(kind, name.into()));
         // What the control plane has now of it is good. What is bad now may never have been good for a client that
@@ -436,7 +381,7 @@ impl Simulation {
                 && toy.endpoints.iter().all(|endpoints| is_good(Kind::Endpoints, endpoints));
             if fit && (self.apart || is_good(*kind, name)) {
                 assert_eq!(
-                    force(*kind, name),
+                    force(*kind, name).map(Toy::sent).as_ref(),
                     Some(toy),
                     "{} {name} is not the last that was good",
                     kind.noun()
@@ -456,6 +401,11 @@ impl Simulation {
                 let key = (Kind::Endpoints, Arc::from(endpoints.as_str()));
                 assert_eq!(force(Kind::Endpoints, name), self.plane.truth.get(&key), "endpoints of {name}");
             }
+            for secret in toy.secrets.iter().filter(|secret| is_good(Kind::Secret, secret)) {
+                let key = (Kind::Secret, Arc::from(secret.as_str()));
+                assert_eq!(force(Kind::Secret, secret), self.plane.truth.get(&key), "a secret of {name}");
+            }
+            self.check_extension(toy);
         }
         for (key, toy) in self.plane.truth.iter().filter(|(key, toy)| key.0.is_wildcard() && !toy.bad) {
             assert_eq!(self.good.get(key), Some(toy), "the simulation has lost something");

@@ -381,3 +381,45 @@ fn endpoints_of_which_nothing_is_heard_go_when_they_were_said_to() {
     assert_eq!(client.changes(), ["-a"]);
     assert_eq!(client.bring(Kind::Endpoints, "6", "a", "stale"), ["a"]);
 }
+
+/// What a bootstrap that was read again asks for was never asked for, and what only the last one had named still was.
+#[test]
+fn another_bootstrap_takes_the_place_of_the_last() {
+    let mut client = Client::new(None);
+    let statics = |list: &[(&str, &str)]| {
+        let of = |(name, endpoints): &(&str, &str)| {
+            let need = Need { kind: Kind::Endpoints, name: (*endpoints).into(), within: None };
+            ((Kind::Cluster, Arc::from(*name)), Asks { needs: vec![need], ..Asks::default() })
+        };
+        list.iter().map(of).collect::<BTreeMap<_, _>>()
+    };
+    let asked = |client: &mut Client| {
+        let names = |request| match request {
+            Request::Delta(request) if request.response_nonce.is_empty() => {
+                let more = request.resource_names_subscribe.into_iter().map(|name| format!("+{name}"));
+                let less = request.resource_names_unsubscribe.into_iter().map(|name| format!("-{name}"));
+                more.chain(less).collect::<Vec<_>>()
+            }
+            _ => Vec::new(),
+        };
+        client.requests().into_iter().flat_map(names).collect::<Vec<_>>()
+    };
+    client.machine.set_statics(statics(&[("s", "e")]), client.now);
+    assert_eq!((client.changes(), asked(&mut client)), (vec![], vec!["+e".to_owned()]));
+    assert_eq!(client.bring(Kind::Endpoints, "1", "e", "x"), ["s"]);
+    // What is there is given to those that come, and not asked for again.
+    client.machine.set_statics(statics(&[("s", "e"), ("t", "e"), ("u", "f")]), client.now);
+    assert_eq!(
+        (client.changes(), asked(&mut client)),
+        (vec!["s".to_owned(), "t".to_owned()], vec!["+f".to_owned()])
+    );
+    // One of the control plane becomes the bootstrap's, and the other way round.
+    assert_eq!(client.bring(Kind::Cluster, "2", "a", "eds"), [""; 0]);
+    assert_eq!(client.bring(Kind::Endpoints, "3", "a", "x"), ["a", "a"]);
+    asked(&mut client);
+    client.machine.set_statics(statics(&[("a", "f")]), client.now);
+    assert_eq!((client.changes(), asked(&mut client)), (vec![], vec!["-a".to_owned(), "-e".to_owned()]));
+    client.receive_both(Kind::Cluster, "4", vec![resource(Kind::Cluster, "s", "x", None)], &["a"]);
+    assert_eq!(client.changes(), ["s"]);
+    assert_eq!(client.bring(Kind::Endpoints, "5", "f", "x"), ["a"]);
+}

@@ -1,6 +1,9 @@
 //! The machine with real resources and a real model.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod extensions;
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,9 @@ use crate::ads::{AdsConfig, BackoffConfig, Flavor, HOLD, LINGER, Machine, Reques
 use crate::testing::{context, read};
 
 const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+
+/// A filter that does nothing.
+const IDLE: &str = "{name: web, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
 
 struct Proxy {
     machine: Machine<Resources>,
@@ -58,16 +64,16 @@ impl Proxy {
         resources: &[(&str, &str)],
         removed: &[&str],
     ) -> Vec<String> {
+        let resources = resources.iter().map(|(name, text)| resource::<M>(name, text));
+        self.bring_all::<M>(resources.collect(), removed)
+    }
+
+    fn bring_all<M: Name>(&mut self, resources: Vec<Resource>, removed: &[&str]) -> Vec<String> {
         self.nonce += 1;
-        let resource = |(name, text): &(&str, &str)| Resource {
-            name: (*name).to_owned(),
-            resource: Some(any::pack(&read::<M>(text))),
-            ..Resource::default()
-        };
         let response = DeltaDiscoveryResponse {
             type_url: M::type_url(),
             nonce: self.nonce.to_string(),
-            resources: resources.iter().map(resource).collect(),
+            resources,
             removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
             ..DeltaDiscoveryResponse::default()
         };
@@ -120,6 +126,11 @@ impl Proxy {
         named_by(&table, &mut clusters);
         Some(clusters.into_iter().collect::<Vec<_>>().join("+"))
     }
+}
+
+fn resource<M: Message + Name + Default>(name: &str, text: &str) -> Resource {
+    let resource = Some(any::pack(&read::<M>(text)));
+    Resource { name: name.to_owned(), resource, ..Resource::default() }
 }
 
 fn eds(name: &str) -> String {
@@ -194,6 +205,27 @@ fn routes_wait_for_clusters_that_warm_up_but_not_for_ever() {
     assert_eq!(proxy.leads_to("r").as_deref(), Some("unknown"));
 }
 
+/// They were in force with whatever came next.
+#[test]
+fn first_routes_wait_for_their_clusters_whatever_else_comes() {
+    let mut proxy = Proxy::new();
+    let waits = listener("l", "r").replace("initial_fetch_timeout: 0s", "initial_fetch_timeout: 3s");
+    proxy.bring::<ProtoListener>(&[("l", &waits)], &[]);
+    proxy.pass(Duration::from_secs(3));
+    assert_eq!((proxy.listeners().len(), proxy.leads_to("r")), (1, None));
+    proxy.bring::<ProtoCluster>(&[("b", &eds("b"))], &[]);
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "b"))], &[]);
+    proxy.bring::<ProtoCluster>(&[("a", "{name: a}")], &[]);
+    assert_eq!((proxy.hosts("a"), proxy.leads_to("r")), (Some(0), None));
+    proxy.bring::<ClusterLoadAssignment>(&[("b", &endpoints("b", &[1]))], &[]);
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("b"));
+    // Who comes later to what is in force has it at once.
+    let second = listener("m", "r").replace("http_filters: [", &format!("http_filters: [{IDLE}, "));
+    proxy.bring::<ProtoListener>(&[("m", &second)], &[]);
+    let cells = proxy.context.compile.route_tables.of_name("r");
+    assert_eq!((cells.len(), cells.iter().all(|cell| cell.load().is_some())), (2, true));
+}
+
 /// Control planes remove a cluster before they send the routes that no longer lead there: requests got 503 between.
 #[test]
 fn a_removed_cluster_stays_until_its_routes_have_gone() {
@@ -247,128 +279,4 @@ fn a_listener_waits_once_for_routes_that_do_not_come() {
     assert!(proxy.listeners().len() == 1 && !cell.is_awaited());
     proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
     assert_eq!(proxy.leads_to("r").as_deref(), Some("a"));
-}
-
-/// A gateway's certificate comes by the stream: it is asked for with its listener, kept when it is taken away, and not
-/// waited for where there is none.
-#[test]
-fn secrets_come_by_the_stream_and_stay_when_they_are_taken_away() {
-    use sixfold_core::tls::Awaited;
-    use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
-    use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
-    let secret =
-        |name: &str| format!("{{name: {name}, sds_config: {{ads: {{}}, resource_api_version: V3}}}}");
-    let chain = |name: &str| {
-        format!(
-            "{{filter_chain_match: {{server_names: [{name}.test]}}, transport_socket: {{name: t, typed_config: {{\
-             '@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{\
-             tls_certificate_sds_secret_configs: [{}]}}}}}}, filters: [{{name: d, typed_config: {{\
-             '@type': type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config}}}}]}}",
-            secret(name)
-        )
-    };
-    let listener = format!(
-        "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 80}}}}, filter_chains: [{}, {}]}}",
-        chain("a"),
-        chain("b")
-    );
-    let mut proxy = Proxy::new();
-    assert_eq!(proxy.bring::<ProtoListener>(&[("l", &listener)], &[]), ["+a+b", "ok"]);
-    let tls = |proxy: &Proxy| -> Vec<(bool, bool)> {
-        let listener = proxy.model.listeners().remove(0);
-        let shown = listener
-            .tls()
-            .map(|tls| (tls.awaited().is_some_and(Awaited::is_awaited), tls.context(None).is_some()));
-        shown.collect()
-    };
-    assert_eq!(tls(&proxy), [(true, false), (true, false)]);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
-    let certificate = certificate.self_signed(&key).unwrap().pem();
-    let a = format!(
-        "{{name: a, tls_certificate: {{certificate_chain: {{inline_string: {certificate:?}}}, private_key: {{inline_string: {:?}}}}}}}",
-        key.serialize_pem()
-    );
-    assert_eq!(proxy.bring::<Secret>(&[("a", &a)], &["b"]), ["ok"]);
-    assert_eq!(tls(&proxy), [(false, true), (false, false)]);
-    assert_eq!(proxy.bring::<Secret>(&[], &["a"]), ["ok"]);
-    let bad = "{name: a, tls_certificate: {certificate_chain: {inline_string: x}, private_key: {inline_string: x}}}";
-    let answer = proxy.bring::<Secret>(&[("a", bad)], &[]);
-    assert!(answer[0].starts_with("secret \"a\": tls_certificate.certificate_chain: "), "{answer:?}");
-    assert_eq!(tls(&proxy), [(false, true), (false, false)]);
-    assert_eq!(proxy.bring::<ProtoListener>(&[], &["l"]), ["+-a-b", "ok"]);
-}
-
-/// An HTTP filter whose configuration comes by itself.
-fn discovered(name: &str, rest: &str) -> String {
-    let web = "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
-    let source = "config_source: {ads: {}, initial_fetch_timeout: 3s}";
-    let filter = format!("{{name: {name}, config_discovery: {{{source}, type_urls: [{web}]{rest}}}}}");
-    listener("l", "r").replace(ROUTER, &format!("{filter}, {ROUTER}"))
-}
-
-fn extension(name: &str, kind: &str, rest: &str) -> String {
-    let types = "type.googleapis.com/envoy.extensions.filters.http";
-    format!("{{name: {name}, typed_config: {{\"@type\": {types}.{kind}{rest}}}}}")
-}
-
-const WEB: &str = "grpc_web.v3.GrpcWeb";
-
-impl Proxy {
-    /// The filters that requests to the listener go through.
-    fn chain(&self) -> Vec<String> {
-        let listeners = self.model.listeners();
-        let filter = listeners.first().map(|listener| listener.chains[0].filter.last());
-        let Some(NetworkFilter::Http(manager)) = filter else { return Vec::new() };
-        crate::testing::shown(&manager.chain)
-    }
-}
-
-#[test]
-fn a_filter_gets_its_configuration_by_itself() {
-    let mut proxy = Proxy::new();
-    let asked = proxy.bring::<ProtoListener>(&[("l", &discovered("web", ""))], &[]);
-    assert_eq!(asked, ["+web", "+r", "ok"]);
-    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
-    assert_eq!(proxy.listeners(), [""; 0], "it waits for its filter");
-    // One that can't be made, or is of another type, is refused, which ends the wait: it has none.
-    let unknown = "extension \"web\": typed_config: HTTP filter";
-    let answer = proxy.bring::<TypedExtensionConfig>(&[("web", &extension("web", "cors.v3.Cors", ""))], &[]);
-    assert!(answer[0].starts_with(unknown) || answer[0].contains("Cors"), "{answer:?}");
-    assert_eq!(proxy.chain(), ["web [Access]"], "it answers by itself");
-    let missing = proxy.model.listeners()[0].clone();
-    assert_eq!(proxy.bring::<TypedExtensionConfig>(&[("web", &extension("web", WEB, ""))], &[]), ["ok"]);
-    let listener = proxy.model.listeners()[0].clone();
-    assert!(!Arc::ptr_eq(&missing, &listener), "it came into force with its listener");
-    assert_ne!(missing.chains[0].fingerprint, listener.chains[0].fingerprint, "whose connections drain");
-    assert_eq!(proxy.leads_to("r").as_deref(), Some("a"), "with the routes there are");
-    // The same again is no change, and another name is not what was asked for.
-    let before = proxy.model.listeners()[0].clone();
-    proxy.bring::<TypedExtensionConfig>(&[("web", &extension("web", WEB, ""))], &[]);
-    assert!(Arc::ptr_eq(&before, &proxy.model.listeners()[0]));
-    // It goes with its listener.
-    assert_eq!(proxy.bring::<ProtoListener>(&[], &["l"]), ["+-web", "+-r", "ok"]);
-}
-
-#[test]
-fn a_filter_waits_for_its_configuration_as_long_as_it_is_told_to() {
-    let default =
-        format!(", default_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.{WEB}}}");
-    for (rest, waits) in [
-        (String::new(), true),
-        (default.clone(), true),
-        (format!("{default}, apply_default_config_without_warming: true"), false),
-    ] {
-        let mut proxy = Proxy::new();
-        proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
-        proxy.bring::<ProtoListener>(&[("l", &discovered("web", &rest))], &[]);
-        proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
-        assert_eq!(proxy.listeners().is_empty(), waits, "{rest}");
-        proxy.pass(Duration::from_secs(3));
-        assert_eq!(proxy.chain().len(), 1, "{rest}");
-    }
-    let mut proxy = Proxy::new();
-    let at_once = discovered("web", ", apply_default_config_without_warming: true");
-    let answer = proxy.bring::<ProtoListener>(&[("l", &at_once)], &[]);
-    assert!(answer[0].ends_with("apply_default_config_without_warming: needs default_config"), "{answer:?}");
 }

@@ -41,6 +41,17 @@ impl<C: Compile> World<C> {
         }
     }
 
+    /// A candidate that goes on without secrets need not wait for them elsewhere either.
+    pub(super) fn give_up_secrets(&mut self, candidate: &Key) {
+        let next = self.resources.get(candidate).and_then(|resource| resource.next.as_ref());
+        let needs = next.into_iter().flat_map(|next| &next.asks.needs);
+        let secrets =
+            needs.filter(|need| need.kind == Kind::Secret).map(|need| (need.kind, need.name.clone()));
+        let is_there = |key: &Key| self.resources.get(key).is_some_and(|secret| secret.live.is_some());
+        let missing: Vec<Key> = secrets.filter(|key| !is_there(key)).collect();
+        missing.iter().for_each(|key| self.missing(key));
+    }
+
     /// A cluster that comes, and has not yet.
     fn is_warming(&self, name: &Arc<str>) -> bool {
         let resource = self.resources.get(&(Kind::Cluster, name.clone()));

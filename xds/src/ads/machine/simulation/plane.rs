@@ -31,6 +31,23 @@ pub(super) struct Toy {
     pub(super) routes: Vec<String>,
     #[prost(string, repeated, tag = "6")]
     pub(super) clusters: Vec<String>,
+    #[prost(string, repeated, tag = "7")]
+    pub(super) secrets: Vec<String>,
+    #[prost(string, optional, tag = "8")]
+    pub(super) extension: Option<String>,
+    /// Whether it fits none of those that name it.
+    #[prost(bool, tag = "9")]
+    pub(super) misfit: bool,
+    /// Version of the extension that it was compiled with, 0 for none: the client's to say.
+    #[prost(uint64, tag = "10")]
+    pub(super) with: u64,
+}
+
+impl Toy {
+    /// As the control plane has sent it.
+    pub(super) fn sent(&self) -> Toy {
+        Toy { with: 0, ..self.clone() }
+    }
 }
 
 /// What a control plane is made to do.
@@ -76,6 +93,15 @@ impl Plane {
         self.truth.insert((kind, toy.name.as_str().into()), toy);
     }
 
+    /// Has something of each name.
+    pub(super) fn have(&mut self, kind: Kind, names: &[String]) {
+        for name in names {
+            if !self.truth.contains_key(&(kind, name.as_str().into())) {
+                self.put(kind, Toy { name: name.clone(), ..Toy::default() });
+            }
+        }
+    }
+
     pub(super) fn connect(&mut self) {
         self.stream = Some(Stream::default());
     }
@@ -86,7 +112,7 @@ impl Plane {
 
     /// Sends what has changed of every type that is subscribed to.
     pub(super) fn push(&mut self, now: Instant) {
-        let mut kinds = vec![Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::Routes];
+        let mut kinds = Kind::ALL.to_vec();
         if !self.manners.good {
             self.rng.shuffle(&mut kinds);
         }
@@ -192,7 +218,9 @@ impl Plane {
         let mut new: BTreeMap<String, Vec<u8>> =
             have.iter().filter(changed).map(|(name, value)| (name.clone(), value.clone())).collect();
         let gone: Vec<String> = topic.sent.keys().filter(|name| !have.contains_key(*name)).cloned().collect();
-        if new.is_empty() && gone.is_empty() {
+        // In the state of the world a secret that there is not is one that a response lacks.
+        let lacks = self.manners.flavor == Flavor::State && kind == Kind::Secret && !fresh.is_empty();
+        if new.is_empty() && gone.is_empty() && !lacks {
             return;
         }
         if self.manners.flavor == Flavor::State && kind.is_wildcard() {
