@@ -22,7 +22,7 @@ pub use field::Line;
 pub use known::{Known, KnownSet};
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
 pub use rules::{HeaderFault, HeaderRules, Underscores};
-pub use scan::{NameEnd, control, has_blank, is_clean, lower_to_colon};
+pub use scan::{NameEnd, control, find, find_either, has_blank, has_control, is_clean, lower_to_colon};
 
 use bytes::Bytes;
 use field::{AROUND, COLON, END, Field, SOUND, UPPER, flags};
@@ -45,7 +45,7 @@ pub struct Headers {
     dead: u32,
     /// One well-known name may be there twice.
     repeated: bool,
-    /// A bit for each well-known name that is there or was, some share one: most names that are asked for never were.
+    /// A bit for each well-known name that is there or was, a few share one: most names that are asked for never were.
     seen: u64,
     /// Names go out as they are spelled, whatever the side is configured to that they go out of.
     spelled: bool,
@@ -382,6 +382,16 @@ impl Headers {
         let Headers { buf, fields, dead, .. } = self;
         fields.retain(|f| {
             let keep = keep(f.known(), f.name(buf), f.value(buf));
+            *dead += if keep { 0 } else { f.len() as u32 };
+            keep
+        });
+    }
+
+    /// Removes the fields that have a well-known name for which `drop` holds.
+    pub fn remove_known(&mut self, drop: impl Fn(Known) -> bool) {
+        let Headers { fields, dead, .. } = self;
+        fields.retain(|f| {
+            let keep = !f.known().is_some_and(&drop);
             *dead += if keep { 0 } else { f.len() as u32 };
             keep
         });

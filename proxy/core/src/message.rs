@@ -1,6 +1,6 @@
 //! Heads of requests and responses as both codecs produce and consume them.
 
-use crate::headers::{Headers, Known};
+use crate::headers::{Headers, Known, find};
 
 pub use http::Method;
 
@@ -103,13 +103,13 @@ impl Target {
     pub fn set(&mut self, raw: &[u8]) {
         self.raw.clear();
         self.raw.extend_from_slice(raw);
-        self.path_len = memchr::memchr(b'?', raw).unwrap_or(raw.len());
+        self.path_len = find(b'?', raw).unwrap_or(raw.len());
     }
 
     /// Replaces the path and keeps the query. `path` may itself hold a `?`; the query then starts there.
     pub fn set_path(&mut self, path: &[u8]) {
         self.raw.splice(..self.path_len, path.iter().copied());
-        self.path_len = memchr::memchr(b'?', &self.raw).unwrap_or(self.raw.len());
+        self.path_len = find(b'?', &self.raw).unwrap_or(self.raw.len());
     }
 
     /// Empties it and keeps the memory, up to [`KEPT_BYTES`].

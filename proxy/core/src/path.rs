@@ -10,6 +10,7 @@ mod nginx;
 mod tests;
 
 use crate::hcm::{EscapedSlashes, PathOptions};
+use crate::headers::find;
 use crate::message::Method;
 use crate::stream::Stream;
 use std::borrow::Cow;
@@ -54,7 +55,7 @@ fn prepare_path(options: &PathOptions, stream: &mut Stream) -> Prepared {
         Some(_) if stream.request.method == Method::CONNECT => return Prepared::Ready,
         Some(_) => return Prepared::Reject(404, "absolute_path_rejected"),
     }
-    if memchr::memchr(b'#', target.full()).is_some() {
+    if find(b'#', target.full()).is_some() {
         return FAILED;
     }
     let mut prepared = Prepared::Ready;

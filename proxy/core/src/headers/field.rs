@@ -72,7 +72,11 @@ impl Field {
     pub(super) fn is(&self, key: impl Key, buf: &[u8]) -> bool {
         match key.known() {
             Some(known) => self.known == known.0,
-            None => self.known == 0 && self.name(buf).eq_ignore_ascii_case(key.name()),
+            None => {
+                // Most often both are in lower case.
+                let (own, name) = (self.name(buf), key.name());
+                self.known == 0 && own.len() == name.len() && (own == name || own.eq_ignore_ascii_case(name))
+            }
         }
     }
     /// Bytes of the arena that are its own.

@@ -110,23 +110,92 @@ known_names! {
     X_REQUEST_ID = "x-request-id",
 }
 
+/// Names that come together or hardly ever, and share a bit of [`Known::folded`]: there are more names than bits, and two
+/// that many messages have should not be taken for one that is there twice.
+const TOGETHER: &[&[Known]] = &[
+    &[
+        Known::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+        Known::ACCESS_CONTROL_ALLOW_HEADERS,
+        Known::ACCESS_CONTROL_ALLOW_METHODS,
+        Known::ACCESS_CONTROL_EXPOSE_HEADERS,
+        Known::ACCESS_CONTROL_MAX_AGE,
+    ],
+    &[Known::ACCESS_CONTROL_REQUEST_HEADERS, Known::ACCESS_CONTROL_REQUEST_METHOD],
+    &[Known::PROXY_AUTHENTICATE, Known::PROXY_AUTHORIZATION, Known::PROXY_CONNECTION, Known::PROXY_STATUS],
+    &[Known::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE],
+    &[
+        Known::X_ENVOY_ORIGINAL_DST_HOST,
+        Known::X_ENVOY_ORIGINAL_HOST,
+        Known::X_ENVOY_ORIGINAL_METHOD,
+        Known::X_ENVOY_ORIGINAL_PATH,
+        Known::X_ENVOY_ORIGINAL_URL,
+    ],
+    &[
+        Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+        Known::X_ENVOY_MAX_RETRIES,
+        Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
+        Known::X_ENVOY_RETRIABLE_STATUS_CODES,
+        Known::X_ENVOY_RETRY_GRPC_ON,
+        Known::X_ENVOY_RETRY_ON,
+    ],
+    &[
+        Known::X_ENVOY_UPSTREAM_ALT_STAT_NAME,
+        Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+        Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
+        Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
+        Known::X_ENVOY_UPSTREAM_STREAM_DURATION_MS,
+    ],
+];
+
+/// The bit of each name.
+const BITS: [u64; NAMES.len()] = bits();
+
+const fn bits() -> [u64; NAMES.len()] {
+    let mut bits = [0; NAMES.len()];
+    let mut next = 0;
+    let mut group = 0;
+    while group < TOGETHER.len() {
+        let mut i = 0;
+        while i < TOGETHER[group].len() {
+            bits[TOGETHER[group][i].0 as usize] = 1 << next;
+            i += 1;
+        }
+        next += 1;
+        group += 1;
+    }
+    let mut id = 1;
+    while id < NAMES.len() {
+        if bits[id] == 0 {
+            // One too many does not compile.
+            bits[id] = 1 << next;
+            next += 1;
+        }
+        id += 1;
+    }
+    bits
+}
+
 /// A set of well-known names.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct KnownSet([u64; WORDS]);
+pub struct KnownSet {
+    names: [u64; WORDS],
+    folded: u64,
+}
 
 /// Words of a set: a bit for each name, and for those that are not well known.
 const WORDS: usize = NAMES.len().div_ceil(64);
 
 impl KnownSet {
     /// No name.
-    pub(super) const EMPTY: KnownSet = KnownSet([0; WORDS]);
+    pub(super) const EMPTY: KnownSet = KnownSet { names: [0; WORDS], folded: 0 };
 
     /// A set that is known at compile time.
     pub const fn of(names: &[Known]) -> KnownSet {
         let mut set = KnownSet::EMPTY;
         let mut i = 0;
         while i < names.len() {
-            set.0[(names[i].0 / 64) as usize] |= 1 << (names[i].0 % 64);
+            set.names[(names[i].0 / 64) as usize] |= 1 << (names[i].0 % 64);
+            set.folded |= names[i].folded();
             i += 1;
         }
         set
@@ -136,9 +205,10 @@ impl KnownSet {
     pub const fn and(mut self, other: &KnownSet) -> KnownSet {
         let mut i = 0;
         while i < WORDS {
-            self.0[i] |= other.0[i];
+            self.names[i] |= other.names[i];
             i += 1;
         }
+        self.folded |= other.folded;
         self
     }
 
@@ -152,24 +222,25 @@ impl KnownSet {
     #[inline]
     pub(super) fn add(&mut self, known: u8) -> bool {
         let (word, bit) = (usize::from(known / 64), 1u64 << (known % 64));
-        let new = self.0[word] & bit == 0;
-        self.0[word] |= bit;
+        let new = self.names[word] & bit == 0;
+        self.names[word] |= bit;
+        self.folded |= BITS[usize::from(known)];
         new
     }
 
     #[inline]
     pub(super) fn has(&self, known: u8) -> bool {
-        self.0[usize::from(known / 64)] & 1u64 << (known % 64) != 0
+        self.names[usize::from(known / 64)] & 1u64 << (known % 64) != 0
     }
 
-    /// In one word, in which some names share a bit.
+    /// In one word, in which a few names share a bit.
     #[inline]
     pub(super) fn folded(&self) -> u64 {
-        self.0.iter().fold(0, |all, word| all | word)
+        self.folded
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0 == [0; WORDS]
+        self.names == [0; WORDS]
     }
 }
 
@@ -233,8 +304,8 @@ impl Known {
 
     /// Its bit in [`KnownSet::folded`].
     #[inline]
-    pub(super) fn folded(self) -> u64 {
-        1 << (self.0 % 64)
+    pub(super) const fn folded(self) -> u64 {
+        BITS[self.0 as usize]
     }
 
     /// Every well-known name, each at the place that [`Known::index`] says.
@@ -294,5 +365,16 @@ mod tests {
         assert_eq!(Known::find(b"x-other"), None);
         assert_eq!(Known::find(b""), None);
         assert!(Known::all().enumerate().all(|(place, known)| known.index() == place));
+    }
+
+    /// `connection` and `x-envoy-upstream-service-time` shared a bit: in nearly every response something was taken for
+    /// repeated, and was looked for.
+    #[test]
+    fn names_that_many_messages_have_share_no_bit() {
+        let alone = |known: Known| Known::all().filter(|other| other.folded() == known.folded()).count() == 1;
+        let rare = |known: Known| TOGETHER.iter().any(|group| group.contains(&known));
+        assert!(Known::all().all(|known| alone(known) != rare(known)));
+        let some = KnownSet::of(&[Known::CONNECTION, Known::X_ENVOY_RETRY_ON]);
+        assert_eq!(some.folded(), Known::CONNECTION.folded() | Known::X_ENVOY_RETRY_ON.folded());
     }
 }

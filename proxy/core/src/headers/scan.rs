@@ -1,5 +1,11 @@
 //! Looking through header values eight bytes at a time: they are short, and a call of a vector search costs more.
 
+/// Bytes that are looked at side by side.
+const LANES: usize = 32;
+
+/// Bytes from which on a call of a vector search costs less.
+const LONG: usize = 64;
+
 const ONES: u64 = u64::MAX / 255;
 const HIGHS: u64 = ONES << 7;
 
@@ -66,29 +72,72 @@ const fn is_control(b: u8) -> bool {
     b < b' ' || b == 0x7f
 }
 
-/// Where the first control stands: a byte below the blank (the tab too), or DEL.
+/// Where the first byte stands that is told by `in_word`, which marks the first of them in a word, or by `is`, which says
+/// the same of one byte. The last word overlaps the one before, in which nothing was found.
 #[inline]
-pub fn control(bytes: &[u8]) -> Option<usize> {
+fn first(bytes: &[u8], in_word: impl Fn(u64) -> u64, is: impl Fn(u8) -> bool) -> Option<usize> {
     let (words, rest) = bytes.as_chunks::<8>();
     for (i, word) in words.iter().enumerate() {
-        let found = controls(u64::from_le_bytes(*word));
+        let found = in_word(u64::from_le_bytes(*word));
         if found != 0 {
             return Some(i * 8 + found.trailing_zeros() as usize / 8);
         }
     }
-    let at = words.len() * 8;
-    rest.iter().position(|b| is_control(*b)).map(|i| at + i)
+    if rest.is_empty() {
+        return None;
+    }
+    let Some(word) = bytes.last_chunk::<8>() else { return rest.iter().position(|b| is(*b)) };
+    let found = in_word(u64::from_le_bytes(*word));
+    (found != 0).then(|| bytes.len() - 8 + found.trailing_zeros() as usize / 8)
+}
+
+/// Where the first control stands: a byte below the blank (the tab too), or DEL.
+#[inline]
+pub fn control(bytes: &[u8]) -> Option<usize> {
+    first(bytes, controls, is_control)
+}
+
+/// Whether there is a control, of texts longer than a header: compilers make vectors of the lanes.
+#[inline]
+pub fn has_control(bytes: &[u8]) -> bool {
+    let (blocks, rest) = bytes.as_chunks::<LANES>();
+    let mut lanes = [0u8; LANES];
+    let mut look = |block: &[u8; LANES]| {
+        lanes.iter_mut().zip(block).for_each(|(lane, b)| *lane |= u8::from(is_control(*b)));
+    };
+    blocks.iter().for_each(&mut look);
+    match bytes.last_chunk::<LANES>() {
+        // It overlaps the block before.
+        Some(last) if !rest.is_empty() => look(last),
+        Some(_) => {}
+        None => return control(rest).is_some(),
+    }
+    lanes != [0; LANES]
+}
+
+/// Where the first `byte` stands.
+#[inline]
+pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
+    if bytes.len() > LONG {
+        return memchr::memchr(byte, bytes);
+    }
+    first(bytes, |word| equal(word, byte), |b| b == byte)
+}
+
+/// Where the first of two bytes stands.
+#[inline]
+pub fn find_either(one: u8, other: u8, bytes: &[u8]) -> Option<usize> {
+    if bytes.len() > LONG {
+        return memchr::memchr2(one, other, bytes);
+    }
+    first(bytes, |word| equal(word, one) | equal(word, other), |b| b == one || b == other)
 }
 
 /// Whether there is a blank or a control.
 #[inline]
 pub fn has_blank(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let in_word = |word: &[u8; 8]| {
-        let word = u64::from_le_bytes(*word);
-        below(word, b' ' + 1) | equal(word, 0x7f) != 0
-    };
-    words.iter().any(in_word) || rest.iter().any(|b| *b == b' ' || is_control(*b))
+    let blanks = |word| below(word, b' ' + 1) | equal(word, 0x7f);
+    first(bytes, blanks, |b| b == b' ' || is_control(b)).is_some()
 }
 
 /// Whether there is an upper case letter.
@@ -123,6 +172,12 @@ mod tests {
                             "{bytes:?}"
                         );
                         assert_eq!(is_clean(&bytes), !matches!(b, b'\r' | b'\n' | 0), "{bytes:?}");
+                        assert_eq!(has_control(&bytes), is_control(b), "{bytes:?}");
+                        let long = [&[b'x'; 25], &bytes[..], &[around; 25], &bytes[..]].concat();
+                        assert_eq!(has_control(&long), is_control(b), "{long:?}");
+                        let place = |of: &[u8]| bytes.iter().position(|b| of.contains(b));
+                        assert_eq!(find(b, &bytes), place(&[b]), "{bytes:?}");
+                        assert_eq!(find_either(b, b'?', &bytes), place(&[b, b'?']), "{bytes:?}");
                     }
                 }
             }
@@ -135,6 +190,14 @@ mod tests {
         assert_eq!(control(b"abcde\x7f\x01\x7f"), Some(5));
         assert_eq!(control(b"abcdefgh\tbc\x01"), Some(8));
         assert_eq!(control(b""), None);
+        for len in [7, 8, 9, 15, 63, 64, 65, 200] {
+            let mut bytes = vec![b'a'; len];
+            assert_eq!((find(b'#', &bytes), find_either(b'#', b'?', &bytes)), (None, None));
+            for at in (0..len).rev() {
+                bytes[at] = b'#';
+                assert_eq!((find(b'#', &bytes), find_either(b'?', b'#', &bytes)), (Some(at), Some(at)));
+            }
+        }
     }
 
     #[test]

@@ -450,9 +450,24 @@ fn write_own(out: &mut Vec<u8>, name: Known, value: &[u8], headers: &Headers, op
 }
 
 fn write_status_line(out: &mut Vec<u8>, status: u16, http10: bool, phrase: &[u8]) {
-    out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
-    out.push(b' ');
+    let digit = |place: u16| b'0' + (status / place % 10) as u8;
+    let minor = if http10 { b'0' } else { b'1' };
+    // One array is written by one store: so are the parts of all that is known beforehand.
+    out.extend_from_slice(&[
+        b'H',
+        b'T',
+        b'T',
+        b'P',
+        b'/',
+        b'1',
+        b'.',
+        minor,
+        b' ',
+        digit(100),
+        digit(10),
+        digit(1),
+        b' ',
+    ]);
     out.extend_from_slice(phrase);
     out.extend_from_slice(b"\r\n");
 }

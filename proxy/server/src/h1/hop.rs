@@ -83,12 +83,12 @@ pub fn strip_request(headers: &mut Headers, keep_upgrade: bool, profile: Profile
     if !headers.may_have(&HOP_BY_HOP) {
         return;
     }
-    headers.retain(|known, _, _| match known {
-        Some(Known::CONNECTION | Known::UPGRADE) => keep_upgrade,
-        Some(Known::KEEP_ALIVE | Known::TRANSFER_ENCODING) => false,
-        Some(Known::PROXY_CONNECTION) => profile == Profile::Apisix,
-        Some(Known::TE | Known::EXPECT) => profile == Profile::Envoy,
-        _ => true,
+    headers.remove_known(|known| match known {
+        Known::CONNECTION | Known::UPGRADE => !keep_upgrade,
+        Known::KEEP_ALIVE | Known::TRANSFER_ENCODING => true,
+        Known::PROXY_CONNECTION => profile != Profile::Apisix,
+        Known::TE | Known::EXPECT => profile != Profile::Envoy,
+        _ => false,
     });
 }
 
@@ -97,12 +97,12 @@ pub fn strip_response(headers: &mut Headers, keep_upgrade: bool, profile: Profil
     if !headers.may_have(&HOP_BY_HOP) {
         return;
     }
-    headers.retain(|known, _, _| match known {
-        Some(Known::CONNECTION) => keep_upgrade,
-        Some(Known::UPGRADE) => keep_upgrade || profile == Profile::Apisix,
-        Some(Known::KEEP_ALIVE | Known::TRANSFER_ENCODING) => false,
-        Some(Known::PROXY_CONNECTION) => profile == Profile::Apisix,
-        _ => true,
+    headers.remove_known(|known| match known {
+        Known::CONNECTION => !keep_upgrade,
+        Known::UPGRADE => !keep_upgrade && profile != Profile::Apisix,
+        Known::KEEP_ALIVE | Known::TRANSFER_ENCODING => true,
+        Known::PROXY_CONNECTION => profile != Profile::Apisix,
+        _ => false,
     });
 }
 

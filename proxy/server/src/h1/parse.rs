@@ -15,7 +15,7 @@ use super::options::{H1Options, Profile};
 use super::target::{self, check_authority};
 use super::upgrade;
 
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, find_either};
 
 /// Methods that Envoy's parser knows beside those that [`Method`] has constants for.
 const MORE_METHODS: &[&[u8]] = &[
@@ -284,9 +284,9 @@ impl HeadParser {
 /// Splits at blanks as the profile does: Envoy takes any run of SP and HTAB, nginx runs of SP; strictly it is
 /// one SP.
 fn next_word<'a>(line: &'a [u8], opts: &H1Options) -> (&'a [u8], &'a [u8]) {
-    let tab = opts.profile == Profile::Envoy && !opts.strict;
-    let blank = |b: &u8| *b == b' ' || (tab && *b == b'\t');
-    let end = line.iter().position(blank).unwrap_or(line.len());
+    let tab = if opts.profile == Profile::Envoy && !opts.strict { b'\t' } else { b' ' };
+    let blank = |b: &u8| *b == b' ' || *b == tab;
+    let end = find_either(b' ', tab, line).unwrap_or(line.len());
     let (word, rest) = line.split_at_checked(end).unwrap_or((line, &[]));
     let skip = match rest.iter().position(|b| !blank(b)) {
         _ if opts.strict => usize::from(!rest.is_empty()),

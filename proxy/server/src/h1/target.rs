@@ -2,6 +2,7 @@
 
 use std::net::Ipv6Addr;
 
+use sixfold_core::headers::find;
 use sixfold_core::message::{Method, RequestHead, Scheme};
 
 use super::chars;
@@ -150,7 +151,7 @@ pub(crate) fn check_authority(authority: &[u8], profile: Profile) -> Result<(), 
             has_labels(authority) && !authority.iter().any(|b| chars::blank_or_control(*b) || *b == b'/')
         }
     };
-    if ok && memchr::memchr(b'@', authority).is_none() { Ok(()) } else { Err(H1Error::InvalidAuthority) }
+    if ok && find(b'@', authority).is_none() { Ok(()) } else { Err(H1Error::InvalidAuthority) }
 }
 
 /// Whether no label of the host is empty.

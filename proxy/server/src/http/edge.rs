@@ -108,11 +108,10 @@ const CLEANED: KnownSet = KnownSet::of(&[Known::X_ENVOY_INTERNAL]).and(&STEERING
 /// Takes off what clients outside may not send.
 fn clean(table: Option<&TableOptions>, trust: trust::Trust, headers: &mut Headers) {
     if headers.may_have(&CLEANED) {
-        headers.retain(|known, _, _| match known {
-            Some(Known::X_ENVOY_INTERNAL) => false,
-            Some(known) if STEERING.contains(known) => trust.internal,
-            Some(known) if TELLING.contains(known) => !trust.edge,
-            _ => true,
+        headers.remove_known(|known| match known {
+            Known::X_ENVOY_INTERNAL => true,
+            known if STEERING.contains(known) => !trust.internal,
+            known => TELLING.contains(known) && trust.edge,
         });
     }
     if !trust.internal {

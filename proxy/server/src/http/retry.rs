@@ -4,7 +4,7 @@
 use crate::deadline::after;
 use crate::upstream::UpstreamError;
 use sixfold_core::cluster::{Cluster, Permit, Resource};
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget};
 use sixfold_core::message::ResponseHead;
 use sixfold_core::retry::{RetryOn, RetryPolicy, is_idempotent};
@@ -249,6 +249,16 @@ impl RetryState {
     }
 }
 
+/// The headers by which a request steers its retries.
+const STEERING: KnownSet = KnownSet::of(&[
+    Known::X_ENVOY_RETRY_ON,
+    Known::X_ENVOY_RETRY_GRPC_ON,
+    Known::X_ENVOY_MAX_RETRIES,
+    Known::X_ENVOY_RETRIABLE_STATUS_CODES,
+    Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
+    Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+]);
+
 /// What a request's own headers ask of retries (`x-envoy-retry-on` and its kin).
 #[derive(Default)]
 struct RetryHeaders {
@@ -261,6 +271,10 @@ struct RetryHeaders {
 impl RetryHeaders {
     /// Reads the headers and takes them off.
     fn take(headers: &mut Headers) -> RetryHeaders {
+        // Few requests have any.
+        if !headers.may_have(&STEERING) {
+            return RetryHeaders::default();
+        }
         let mut on = RetryOn::empty();
         for name in [Known::X_ENVOY_RETRY_ON, Known::X_ENVOY_RETRY_GRPC_ON] {
             on |= headers.get_str(name).map_or(RetryOn::empty(), |list| RetryOn::parse(list).0);
@@ -280,16 +294,7 @@ impl RetryHeaders {
             status_codes: list(headers, Known::X_ENVOY_RETRIABLE_STATUS_CODES, |t| t.parse().ok()),
             response_headers: list(headers, Known::X_ENVOY_RETRIABLE_HEADER_NAMES, present),
         };
-        for name in [
-            Known::X_ENVOY_RETRY_ON,
-            Known::X_ENVOY_RETRY_GRPC_ON,
-            Known::X_ENVOY_MAX_RETRIES,
-            Known::X_ENVOY_RETRIABLE_STATUS_CODES,
-            Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
-            Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
-        ] {
-            headers.remove(name);
-        }
+        headers.remove_known(|known| STEERING.contains(known));
         asked
     }
 }

@@ -2,13 +2,19 @@
 //! (source/common/router/router.cc `FilterUtility::finalTimeout`).
 
 use sixfold_core::hcm::RouterOptions;
-use sixfold_core::headers::{Headers, Known};
+use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::message::RequestHead;
 use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::Timeouts;
 use sixfold_core::stream::Stream;
 use std::time::Duration;
 
+/// The headers by which a request steers its timeouts.
+const STEERING: KnownSet = KnownSet::of(&[
+    Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS,
+    Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
+    Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+]);
 /// A bound that has passed when it is set.
 const AT_ONCE: Duration = Duration::from_nanos(1);
 /// The largest number of a grpc-timeout header, eight digits.
@@ -78,6 +84,10 @@ impl RequestTimeouts {
     }
 
     fn steer(&mut self, respect_expected: bool, headers: &mut Headers) {
+        // Few requests have any.
+        if !headers.may_have(&STEERING) {
+            return;
+        }
         let expected = milliseconds(headers, Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS);
         if let Some(expected) = expected.filter(|_| respect_expected) {
             self.global = Some(expected).filter(|d| !d.is_zero());
@@ -99,7 +109,8 @@ impl RequestTimeouts {
         };
         headers.remove(Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS);
         let Some(expected) = expected else { return };
-        let millis = expected.as_millis().max(1);
+        // A shorter number is printed faster.
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut digits = itoa::Buffer::new();
         let digits = digits.format(millis);
         if !suppress {
