@@ -112,23 +112,37 @@ impl Block {
 
     #[inline]
     pub(super) fn add(&self, slot: usize, n: u64) {
+        self.add_all([(slot, n)]);
+    }
+
+    /// Adds to several slots, of which the shard is looked for once.
+    #[inline]
+    pub(super) fn add_all<const N: usize>(&self, slots: [(usize, u64); N]) {
         let own = shard();
-        match self.shards.get(own) {
-            Some(shard) if own != 0 => {
-                // This thread alone writes here.
-                let Some(cell) = self.cells(shard).get(slot) else { return };
-                cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
-            }
-            _ => {
-                let Some(shared) = self.shards.first() else { return };
-                if let Some(cell) = self.cells(shared).get(slot) {
-                    cell.fetch_add(n, Relaxed);
+        match self.shards.get(own).and_then(OnceLock::get) {
+            Some(cells) if own != 0 => {
+                for (slot, n) in slots {
+                    // This thread alone writes here.
+                    let Some(cell) = cells.get(slot) else { return };
+                    cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
                 }
+            }
+            _ => self.add_first(own, &slots),
+        }
+    }
+
+    /// What is added to the shard that several threads share, or first to one.
+    #[cold]
+    fn add_first(&self, own: usize, slots: &[(usize, u64)]) {
+        let Some(shard) = self.shards.get(own).or_else(|| self.shards.first()) else { return };
+        let cells = self.cells(shard);
+        for (slot, n) in slots {
+            if let Some(cell) = cells.get(*slot) {
+                cell.fetch_add(*n, Relaxed);
             }
         }
     }
 
-    #[inline]
     fn cells<'a>(&self, shard: &'a OnceLock<Box<[AtomicU64]>>) -> &'a [AtomicU64] {
         shard.get_or_init(|| (0..self.slots()).map(|_| AtomicU64::new(0)).collect())
     }

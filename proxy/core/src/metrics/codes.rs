@@ -14,19 +14,22 @@ const COUNT: u64 = (1 << STATUS) - 1;
 
 /// A definition for each status from 100 on.
 static DEFS: LazyLock<Vec<StatDef>> = LazyLock::new(|| {
-    (100..600)
+    STATUSES
         .map(|status| StatDef {
             name: Box::leak(format!("upstream_rq_{status}").into_boxed_str()),
             kind: Kind::Counter,
-            slot: BASE + status,
+            slot: BASE + usize::from(status),
         })
         .collect()
 });
 
 /// The definition of a status.
 pub(super) fn def(status: u16) -> Option<&'static StatDef> {
-    DEFS.get(usize::from(status).checked_sub(100)?)
+    DEFS.get(usize::from(status.checked_sub(STATUSES.start)?))
 }
+
+/// The statuses that have a definition.
+const STATUSES: std::ops::Range<u16> = 100..600;
 
 /// The status of a definition made by [`def`].
 pub(super) fn status(slot: usize) -> Option<u16> {
@@ -39,6 +42,25 @@ type Cells = [AtomicU64; KEPT];
 /// Counts by status, one shard for each worker behind one for all other threads.
 pub(super) struct Codes(Box<[OnceLock<Box<Cells>>]>);
 
+/// A cell with one more of its status.
+#[inline]
+fn counted(seen: u64, status: u16) -> u64 {
+    u64::from(status) << STATUS | ((seen & COUNT) + 1)
+}
+
+/// Counts in a shard of several threads, of which another may take the free cell first.
+fn inc_shared(cells: &Cells, status: u16) {
+    for cell in cells {
+        let mut seen = cell.load(Relaxed);
+        while seen == 0 || seen >> STATUS == u64::from(status) {
+            match cell.compare_exchange_weak(seen, counted(seen, status), Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(other) => seen = other,
+            }
+        }
+    }
+}
+
 impl Codes {
     pub(super) fn new() -> Codes {
         Codes((0..shards()).map(|_| OnceLock::new()).collect())
@@ -46,22 +68,24 @@ impl Codes {
 
     /// Counts one more of a status. What is none has no statistic of its own.
     pub(super) fn inc(&self, status: u16) {
-        if def(status).is_none() {
+        if !STATUSES.contains(&status) {
             return;
         }
         let own = shard();
-        let Some(cells) = self.0.get(own).or_else(|| self.0.first()) else { return };
+        let (Some(cells), alone) =
+            (self.0.get(own).or_else(|| self.0.first()), own != 0 && own < self.0.len())
+        else {
+            return;
+        };
         let cells = cells.get_or_init(|| Box::new([const { AtomicU64::new(0) }; KEPT]));
-        let first = u64::from(status) << STATUS;
+        if !alone {
+            return inc_shared(cells, status);
+        }
         for cell in cells.iter() {
-            let mut seen = cell.load(Relaxed);
-            // A worker alone writes to its shard; of shard 0 another thread may take the free cell first.
-            while seen == 0 || seen >> STATUS == u64::from(status) {
-                let next = first | ((seen & COUNT) + 1);
-                match cell.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
-                    Ok(_) => return,
-                    Err(other) => seen = other,
-                }
+            // This thread alone writes here.
+            let seen = cell.load(Relaxed);
+            if seen == 0 || seen >> STATUS == u64::from(status) {
+                return cell.store(counted(seen, status), Relaxed);
             }
         }
     }

@@ -192,6 +192,17 @@ pub const BUCKETS: [f64; 19] = [
     300000.0, 600000.0, 1800000.0, 3600000.0,
 ];
 
+/// The largest whole number in each bucket.
+const BOUNDS: [u64; BUCKETS.len()] = {
+    let mut bounds = [0; BUCKETS.len()];
+    let mut i = 0;
+    while i < BUCKETS.len() {
+        bounds[i] = BUCKETS[i] as u64;
+        i += 1;
+    }
+    bounds
+};
+
 /// Slots a histogram takes: a bucket each, one for what is larger, and the sum.
 pub(crate) const HISTOGRAM_SLOTS: usize = BUCKETS.len() + 2;
 
@@ -212,9 +223,8 @@ impl<'a> Histogram<'a> {
     #[inline]
     pub fn record(self, value: u64) {
         let Some(block) = self.block else { return };
-        let bucket = BUCKETS.iter().position(|b| value as f64 <= *b).unwrap_or(BUCKETS.len());
-        block.add(self.slot + bucket, 1);
-        block.add(self.slot + BUCKETS.len() + 1, value);
+        let bucket = BOUNDS.iter().position(|bound| value <= *bound).unwrap_or(BUCKETS.len());
+        block.add_all([(self.slot + bucket, 1), (self.slot + BUCKETS.len() + 1, value)]);
     }
     /// What was observed over all threads.
     pub fn get(self) -> Distribution {
