@@ -56,6 +56,20 @@ impl HeaderTarget {
         pseudo.into_iter().chain(name.into_iter().flat_map(|n| head.headers.get_all(n)))
     }
 
+    /// Hands out every value in a request, in order.
+    #[inline]
+    pub(crate) fn each<'a>(&'a self, head: &'a RequestHead, mut take: impl FnMut(&'a [u8])) {
+        match self {
+            HeaderTarget::Header(name) => head.headers.get_all(name).for_each(take),
+            HeaderTarget::Method => take(head.method.as_str().as_bytes()),
+            HeaderTarget::Path if head.target.is_empty() => {}
+            HeaderTarget::Path => take(head.target.full()),
+            HeaderTarget::Authority => take(&head.authority),
+            HeaderTarget::Scheme => take(head.scheme.as_str().as_bytes()),
+            HeaderTarget::Status | HeaderTarget::Impossible => {}
+        }
+    }
+
     /// Every value in a response, in order, of a target that [`HeaderTarget::of_response`] made; `digits` keeps the
     /// status.
     pub fn values_of_response<'a>(

@@ -39,6 +39,9 @@ pub(super) struct Pool {
     ranks: Vec<u32>,
     buckets: Vec<Bucket>,
     groups: Vec<Groups>,
+    /// By rank, which of a route's conditions holds for every request that its group is taken for, counted from 1; 0
+    /// for none. Empty where there are no groups.
+    told: Vec<u8>,
 }
 
 /// Ranks by the value that their routes ask for, while groups are made.
@@ -78,6 +81,8 @@ enum Trait {
 struct Choice<'a> {
     by: Trait,
     values: SmallVec<[Cow<'a, [u8]>; 1]>,
+    /// Which condition says no more than this, counted from 1; 0 for none.
+    told: u8,
 }
 
 impl Pool {
@@ -105,6 +110,12 @@ impl Pool {
         self.ranks.shrink_to_fit();
         self.buckets.shrink_to_fit();
         self.groups.shrink_to_fit();
+    }
+
+    /// The condition of a route that need not be asked about any more once it is a candidate.
+    #[inline]
+    pub(super) fn told(&self, rank: usize) -> Option<usize> {
+        self.told.get(rank).and_then(|told| usize::from(*told).checked_sub(1))
     }
 
     #[inline]
@@ -137,14 +148,12 @@ impl Pool {
         for ByValue { by, lengths, lists: map } in &groups.by {
             match by {
                 Trait::Header(target) => {
-                    found.extend(target.values(&stream.request).filter_map(|value| map.get(value).copied()));
+                    target.each(&stream.request, |value| found.extend(map.get(value).copied()));
                 }
-                Trait::Beginning(target) => {
-                    let beginnings = target
-                        .values(&stream.request)
-                        .flat_map(|value| lengths.iter().map_while(|len| value.get(..*len)));
+                Trait::Beginning(target) => target.each(&stream.request, |value| {
+                    let beginnings = lengths.iter().map_while(|len| value.get(..*len));
                     found.extend(beginnings.filter_map(|text| map.get(text).copied()));
-                }
+                }),
                 Trait::Host => {
                     let host: SmallVec<[u8; 64]> =
                         stream.request.server_name().iter().map(u8::to_ascii_lowercase).collect();
@@ -188,6 +197,10 @@ impl Pool {
                     by.push((choice.by, FastMap::default()));
                     by.len() - 1
                 });
+                if choice.told > 0 {
+                    self.told.resize(routes.len(), 0);
+                    self.told[rank as usize] = choice.told;
+                }
                 for value in choice.values {
                     let list = by[at].1.entry(value).or_default();
                     if list.last() != Some(&rank) {
@@ -266,26 +279,38 @@ impl<'a> Variety<'a> {
 
 /// Every way to tell a route from others.
 fn choices<'a>(route: &'a Route, test: &'a Test) -> impl Iterator<Item = Choice<'a>> {
-    let of_predicates = route.predicates.iter().filter_map(|predicate| match predicate {
-        Predicate::Header(matcher) => {
-            let exact = matcher.exact().map(|(target, value)| (Trait::Header(target.clone()), value));
-            let told = exact.or_else(|| {
-                matcher.beginning().map(|(target, text)| (Trait::Beginning(target.clone()), text))
-            });
-            told.map(|(by, value)| Choice { by, values: [Cow::Borrowed(value)].into_iter().collect() })
+    let of_predicates = route.predicates.iter().enumerate().filter_map(|(at, predicate)| {
+        // One beyond the number is asked about again.
+        let told = u8::try_from(at + 1).unwrap_or_default();
+        match predicate {
+            Predicate::Header(matcher) => match (matcher.exact(), matcher.beginning()) {
+                (Some((target, value)), _) => {
+                    Some(Choice { told, ..Choice::of(Trait::Header(target.clone()), value) })
+                }
+                (None, Some((target, text))) => Some(Choice::of(Trait::Beginning(target.clone()), text)),
+                (None, None) => None,
+            },
+            Predicate::Methods(list) => Some(Choice {
+                by: Trait::Header(HeaderTarget::Method),
+                values: list.iter().map(|m| Cow::Borrowed(m.as_str().as_bytes())).collect(),
+                told,
+            }),
+            Predicate::Hosts(list) => by_host(list),
+            _ => None,
         }
-        Predicate::Methods(list) => Some(Choice {
-            by: Trait::Header(HeaderTarget::Method),
-            values: list.iter().map(|m| Cow::Borrowed(m.as_str().as_bytes())).collect(),
-        }),
-        Predicate::Hosts(list) => by_host(list),
-        _ => None,
     });
     let of_test = match test {
         Test::Apisix(parameters) => by_host(parameters.hosts()),
         _ => None,
     };
     of_predicates.chain(of_test)
+}
+
+impl<'a> Choice<'a> {
+    /// By one value, of which the condition may ask more.
+    fn of(by: Trait, value: &'a [u8]) -> Choice<'a> {
+        Choice { by, values: [Cow::Borrowed(value)].into_iter().collect(), told: 0 }
+    }
 }
 
 /// The different lengths of texts, ascending.
@@ -305,7 +330,7 @@ fn by_host(hosts: &[HostPattern]) -> Option<Choice<'_>> {
             _ => return None,
         }
     }
-    (!values.is_empty()).then_some(Choice { by: Trait::Host, values })
+    (!values.is_empty()).then_some(Choice { by: Trait::Host, values, told: 0 })
 }
 
 /// What is not compiled yet of the candidates of a node.

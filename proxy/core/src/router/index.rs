@@ -156,7 +156,14 @@ impl Index {
         };
         // Without a path only CONNECT routes are met, and APISIX's.
         fits && (!path.is_empty() || matches!(test, Test::Connect | Test::Apisix(_)))
-            && route.predicates.iter().all(|p| p.matches(stream))
+            && self.conditions_hold(rank, route, stream)
+    }
+
+    /// Whether all holds that a route asks for beside its path and what has made it a candidate.
+    #[inline]
+    fn conditions_hold(&self, rank: usize, route: &Route, stream: &Stream) -> bool {
+        let told = self.pool.told(rank);
+        route.predicates.iter().enumerate().all(|(at, p)| told == Some(at) || p.matches(stream))
     }
 
     fn capture(&self, rank: usize, path: &[u8], captures: &mut Captures) {

@@ -72,6 +72,16 @@ pub struct TableOptions {
     pub chain: Option<Arc<Chain>>,
 }
 
+impl TableOptions {
+    /// Whether there is anything that is done to a request or its response once the route is known.
+    fn change_requests(&self) -> bool {
+        let changes = [&self.request_headers, &self.response_headers];
+        changes.iter().any(|ops| !ops.is_empty())
+            || !self.internal_only_headers.is_empty()
+            || self.most_specific_wins
+    }
+}
+
 /// Settings of a virtual host beside its routes.
 #[derive(Debug, Default)]
 pub struct VirtualHostOptions {
@@ -121,8 +131,10 @@ pub struct HostRoutes {
 pub struct RouteTable {
     /// Name of the route configuration.
     pub name: Arc<str>,
-    /// Everything but virtual hosts, for requests to keep.
+    /// Everything but virtual hosts.
     pub options: Arc<TableOptions>,
+    /// Whether the options change anything of a request or its response.
+    counts: bool,
     hosts: Hosts,
     origin: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -177,15 +189,25 @@ impl RouteTable {
         options: TableOptions,
         hosts: Vec<(Vec<String>, Arc<HostRoutes>)>,
     ) -> Result<RouteTable, ConfigError> {
-        let hosts = Hosts::Domains(Domains::new(hosts)?);
-        Ok(RouteTable { name: name.into(), options: Arc::new(options), hosts, origin: None })
+        Ok(RouteTable::of(name, options, Hosts::Domains(Domains::new(hosts)?)))
     }
 
     /// APISIX's table of these routes, which it shares with the tables before and after it.
     pub fn apisix(name: &str, options: TableOptions, routes: ApisixRoutes) -> RouteTable {
         let shell = VirtualHostOptions { chain: options.chain.clone(), ..VirtualHostOptions::default() };
-        let hosts = Hosts::Apisix(Box::new(ApisixHosts::new(name, shell, routes)));
-        RouteTable { name: name.into(), options: Arc::new(options), hosts, origin: None }
+        RouteTable::of(name, options, Hosts::Apisix(Box::new(ApisixHosts::new(name, shell, routes))))
+    }
+
+    fn of(name: &str, options: TableOptions, hosts: Hosts) -> RouteTable {
+        let counts = options.change_requests();
+        RouteTable { name: name.into(), options: Arc::new(options), counts, hosts, origin: None }
+    }
+
+    /// The options, for a request to keep: most tables have none that mean anything to it, and a count that all workers
+    /// share is not for nothing.
+    #[inline]
+    pub fn options_of_requests(&self) -> Option<Arc<TableOptions>> {
+        self.counts.then(|| self.options.clone())
     }
 
     /// Remembers what the table was compiled from, for whoever compiles its next version.

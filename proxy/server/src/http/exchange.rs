@@ -81,7 +81,7 @@ pub(super) struct Exchange<'a, D: Downstream> {
     pub(super) stream: &'a mut Stream,
     pub(super) clock: &'a mut Clock,
     pub(super) env: &'a Env,
-    /// Of the table that the route is from. Beside the stream's route and virtual host it is all that a request
+    /// Of the table that the route is from, if there are any that mean something to requests. Beside the stream's route and virtual host it is all that a request
     /// keeps of it: an update affects later requests only, and frees the old table though streams run.
     pub(super) table_options: Option<Arc<TableOptions>>,
     pub(super) chain: Arc<Chain>,
@@ -220,7 +220,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Admits the request and chooses its route by one and the same table.
     fn enter(&mut self, table: Option<&RouteTable>) -> Option<LocalReply> {
-        self.table_options = table.map(|table| table.options.clone());
+        self.table_options = table.and_then(RouteTable::options_of_requests);
         let reply = self.admit();
         if reply.is_none() {
             self.find_route(table);
@@ -280,7 +280,11 @@ impl<D: Downstream> Exchange<'_, D> {
             Some(route) => route.chain.as_ref(),
             None => found.virtual_host.options.chain.as_ref(),
         };
-        self.chain = chain.unwrap_or(&self.env.hcm.chain).clone();
+        let chain = chain.unwrap_or(&self.env.hcm.chain);
+        // Most often it is the one that it has: that counts nothing.
+        if !Arc::ptr_eq(chain, &self.chain) {
+            self.chain = chain.clone();
+        }
         self.stream.virtual_host = Some(found.virtual_host);
         self.stream.route = found.route;
         if let Some(route) = &self.stream.route
