@@ -28,8 +28,11 @@ impl ByteBudget {
     }
 
     /// Gives back what was taken.
+    #[inline]
     pub fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Relaxed);
+        if bytes > 0 {
+            self.used.fetch_sub(bytes, Relaxed);
+        }
     }
 }
 

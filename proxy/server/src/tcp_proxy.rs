@@ -203,7 +203,7 @@ impl Session {
         }
     }
 
-    fn failed(&mut self, error: &UpstreamError, flight: InFlight) {
+    fn failed(&mut self, error: &UpstreamError, mut flight: InFlight) {
         let kind = error.outcome();
         flight.end(kind, kind.status(), std::time::Instant::now());
         self.stream.flags.insert(Flag::UF);

@@ -88,12 +88,24 @@ pub struct InFlight {
     status: u16,
     /// What the response's gRPC status amounts to, where outliers are looked for.
     grpc: Option<u16>,
+    /// Everybody has heard of its end.
+    reported: bool,
 }
 
 impl InFlight {
     pub(super) fn new(cluster: Arc<Cluster>, member: Arc<Member>, worker: usize) -> InFlight {
         let kind = OutcomeKind::Cancelled;
-        InFlight { cluster, member, worker, began: None, ended: None, kind, status: 0, grpc: None }
+        InFlight {
+            cluster,
+            member,
+            worker,
+            began: None,
+            ended: None,
+            kind,
+            status: 0,
+            grpc: None,
+            reported: false,
+        }
     }
 
     /// The endpoint that was chosen.
@@ -146,10 +158,27 @@ impl InFlight {
         }
     }
 
-    /// Ends it.
-    pub fn end(mut self, kind: OutcomeKind, status: u16, now: Instant) {
+    /// Ends it: what it counted is given back and its outcome reported now. A second end is none.
+    pub fn end(&mut self, kind: OutcomeKind, status: u16, now: Instant) {
         self.settle(kind, status);
         self.ended = Some(now);
+        self.report();
+    }
+
+    fn report(&mut self) {
+        if std::mem::replace(&mut self.reported, true) {
+            return;
+        }
+        let mut elapsed = Duration::ZERO;
+        if let Some(began) = self.began {
+            self.cluster.stats.upstream_rq_active().dec();
+            self.member.host.active_requests.fetch_sub(1, Relaxed);
+            elapsed = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(began);
+        }
+        let grpc = self.grpc.filter(|_| self.kind == OutcomeKind::Response);
+        let status = grpc.unwrap_or(self.status);
+        let outcome = Outcome { worker: self.worker, kind: self.kind, status, elapsed };
+        self.cluster.report(&self.member.host, &outcome);
     }
 }
 
@@ -176,16 +205,7 @@ fn http_status(code: Option<u32>) -> u16 {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let mut elapsed = Duration::ZERO;
-        if let Some(began) = self.began {
-            self.cluster.stats.upstream_rq_active().dec();
-            self.member.host.active_requests.fetch_sub(1, Relaxed);
-            elapsed = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(began);
-        }
-        let grpc = self.grpc.filter(|_| self.kind == OutcomeKind::Response);
-        let status = grpc.unwrap_or(self.status);
-        let outcome = Outcome { worker: self.worker, kind: self.kind, status, elapsed };
-        self.cluster.report(&self.member.host, &outcome);
+        self.report();
     }
 }
 
@@ -261,6 +281,20 @@ mod tests {
         let fourth = choose(&cluster);
         assert_ne!(fourth.host().id, host.id);
         assert_eq!(fourth.host().total_requests.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn an_attempt_is_over_when_it_is_ended_and_not_again_when_it_is_dropped() {
+        let cluster = cluster();
+        let mut attempt = choose(&cluster);
+        let host = attempt.host().clone();
+        attempt.begin(Instant::now());
+        attempt.end(OutcomeKind::Timeout, 504, Instant::now());
+        let seen = || (host.active_requests.load(Relaxed), host.failed_requests.load(Relaxed));
+        assert_eq!((seen(), cluster.stats.upstream_rq_active().get()), ((0, 1), 0));
+        attempt.end(OutcomeKind::Timeout, 504, Instant::now());
+        drop(attempt);
+        assert_eq!((seen(), cluster.stats.upstream_rq_active().get()), ((0, 1), 0));
     }
 
     #[test]

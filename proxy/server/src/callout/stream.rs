@@ -106,7 +106,7 @@ impl Outbound {
     /// Reports that there is no response.
     pub(super) fn fail(&mut self, error: &UpstreamError) {
         self.checkout = None;
-        if let Some(flight) = self.flight.take() {
+        if let Some(mut flight) = self.flight.take() {
             let kind = error.outcome();
             flight.end(kind, kind.status(), std::time::Instant::now());
         }
@@ -140,7 +140,7 @@ impl Outbound {
         if let Some(checkout) = self.checkout.take() {
             self.pools.give_back(checkout, Instant::now());
         }
-        if let Some(flight) = self.flight.take() {
+        if let Some(mut flight) = self.flight.take() {
             flight.end(OutcomeKind::Response, self.response.status, std::time::Instant::now());
         }
     }

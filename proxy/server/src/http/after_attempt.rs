@@ -7,7 +7,6 @@ use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt};
 use super::forward::Plan;
 use super::local_reply;
-use super::outgoing::Outgoing;
 use super::retry::{Decision, Ending};
 use crate::upstream::{Checkout, UpstreamError};
 use sixfold_core::cluster::{ClusterStats, InFlight, OutcomeKind};
@@ -20,8 +19,8 @@ use std::time::Duration;
 
 /// What follows an attempt.
 pub(super) enum AfterAttempt {
-    /// Another one.
-    Retry,
+    /// Another one, after this time.
+    Retry(Duration),
     /// An answer of our own.
     Reply(Box<LocalReply>),
     /// The response.
@@ -30,14 +29,11 @@ pub(super) enum AfterAttempt {
 
 /// A response whose head is in the stream's context.
 pub(super) struct Response {
-    pub(super) flight: InFlight,
     pub(super) checkout: Checkout,
     /// No body follows.
     pub(super) end: bool,
     /// Both directions are bytes from here on.
     pub(super) tunnel: bool,
-    /// What is left of the request.
-    pub(super) body: Outgoing,
 }
 
 /// Why an attempt has no response.
@@ -82,61 +78,55 @@ impl Failure {
 }
 
 impl<D: Downstream> Exchange<'_, D> {
-    /// Decides what follows an attempt.
-    pub(super) async fn after_attempt(
+    /// Decides what follows an attempt. What the others of its request need is left in its plan: it is larger than to be
+    /// handed around.
+    pub(super) fn after_attempt(
         &mut self,
         plan: &mut Plan<'_>,
-        flight: InFlight,
+        flight: &mut InFlight,
         attempt: Attempt,
-    ) -> Result<AfterAttempt, Interrupt> {
+    ) -> AfterAttempt {
         match attempt {
-            Attempt::Head { checkout, end, tunnel, body } => {
-                let response = Response { flight, checkout, end, tunnel, body };
-                self.after_response(plan, response).await
-            }
-            Attempt::Failed(error, sent) => {
-                self.after_failure(plan, flight, Failure::Upstream(error, sent)).await
-            }
-            Attempt::TimedOut(which) => self.after_failure(plan, flight, Failure::TimedOut(which)).await,
+            Attempt::Head(response) => self.after_response(plan, flight, response),
+            Attempt::Failed(error, sent) => self.after_failure(plan, flight, Failure::Upstream(error, sent)),
+            Attempt::TimedOut(which) => self.after_failure(plan, flight, Failure::TimedOut(which)),
         }
     }
 
-    async fn after_response(
+    fn after_response(
         &mut self,
         plan: &mut Plan<'_>,
-        mut response: Response,
-    ) -> Result<AfterAttempt, Interrupt> {
-        self.head_arrived(&mut response.flight);
+        flight: &mut InFlight,
+        response: Response,
+    ) -> AfterAttempt {
+        self.head_arrived(flight);
         let ending = Ending::Response(&self.stream.response);
         let routes = charge::routes(self.stream);
         let decision = if response.tunnel { Decision::Done } else { decide(plan, &ending, true, routes) };
         if let Decision::Retry(wait) = decision {
             let status = self.stream.response.status;
             charge::retried(self.stream, status);
-            self.end_attempt(response.flight, OutcomeKind::Response, status);
-            drop(response.checkout);
-            self.back_off(wait).await?;
-            return Ok(AfterAttempt::Retry);
+            self.end_attempt(flight, OutcomeKind::Response, status);
+            return AfterAttempt::Retry(wait);
         }
         self.raise(&decision);
-        plan.replay.release(&response.body);
-        Ok(AfterAttempt::Forward(response))
+        plan.replay.release(&plan.body);
+        AfterAttempt::Forward(response)
     }
 
-    async fn after_failure(
+    fn after_failure(
         &mut self,
         plan: &mut Plan<'_>,
-        flight: InFlight,
+        flight: &mut InFlight,
         failure: Failure,
-    ) -> Result<AfterAttempt, Interrupt> {
+    ) -> AfterAttempt {
         let kind = failure.outcome();
         self.clock.touch();
         self.end_attempt(flight, kind, kind.status());
         failure.count(&plan.cluster.stats);
         let decision = decide(plan, &failure.ending(), failure.sent(), charge::routes(self.stream));
         if let Decision::Retry(wait) = decision {
-            self.back_off(wait).await?;
-            return Ok(AfterAttempt::Retry);
+            return AfterAttempt::Retry(wait);
         }
         self.raise(&decision);
         self.stream.source = ResponseSource::Proxy;
@@ -155,7 +145,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
         };
         charge::response(self.stream, reply.status);
-        Ok(AfterAttempt::Reply(Box::new(reply)))
+        AfterAttempt::Reply(Box::new(reply))
     }
 
     /// The flag of a retry that was wanted and not made.
@@ -167,7 +157,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    async fn back_off(&mut self, wait: Duration) -> Result<(), Interrupt> {
+    pub(super) async fn back_off(&mut self, wait: Duration) -> Result<(), Interrupt> {
         self.clock.end_attempt();
         self.clock.touch();
         if wait.is_zero() {

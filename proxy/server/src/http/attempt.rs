@@ -1,5 +1,6 @@
 //! One attempt at one endpoint, from choosing its connection to the head of its response.
 
+use super::after_attempt::Response;
 use super::charge;
 use super::clock::Expired;
 use super::downstream::{Downstream, DownstreamError};
@@ -22,7 +23,7 @@ use std::time::Duration;
 /// How an attempt ended.
 pub(super) enum Attempt {
     /// A final response head is in the stream's context.
-    Head { checkout: Checkout, end: bool, tunnel: bool, body: Outgoing },
+    Head(Response),
     /// There is none.
     Failed(UpstreamError, bool),
     /// Not in the time of one attempt.
@@ -244,20 +245,21 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<Attempt, Interrupt> {
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
         let (up, filtered) = (&mut checkout.stream, &mut self.request_body);
-        let mut body = Outgoing::new(stream.request_body.clone(), self.env.hcm.max_body, end, upgrade);
+        let Plan { body, replay, timeouts, .. } = plan;
+        *body = Outgoing::new(stream.request_body.clone(), self.env.hcm.max_body, end, upgrade);
         let proxy_continue = self.env.hcm.http1.proxy_100_continue;
         let result = within(clock, |clock, cx| {
             loop {
-                match body.poll_send(down, up, stream, &mut plan.replay, filtered, cx) {
+                match body.poll_send(down, up, stream, replay, filtered, cx) {
                     Poll::Ready(Ok(ended)) => {
                         clock.touch();
                         if ended {
                             clock.set_request(None);
                             if stream.timing.request_complete.is_none() {
                                 stream.timing.request_complete = Some(clock.touch().into_std());
-                                clock.set_route(plan.timeouts.global);
+                                clock.set_route(timeouts.global);
                             }
-                            clock.set_per_try(plan.timeouts.per_try);
+                            clock.set_per_try(timeouts.per_try);
                         }
                         continue;
                     }
@@ -301,7 +303,7 @@ impl<D: Downstream> Exchange<'_, D> {
         .unwrap_or_else(|which| Err(Interrupt::Expired(which)));
         note_traffic(stream, up);
         match result {
-            Ok(Ok((end, tunnel))) => Ok(Attempt::Head { checkout, end, tunnel, body }),
+            Ok(Ok((end, tunnel))) => Ok(Attempt::Head(Response { checkout, end, tunnel })),
             Ok(Err(error)) => Ok(Attempt::Failed(error, true)),
             Err(Interrupt::Expired(which)) if which.is_of_attempt() => Ok(Attempt::TimedOut(which)),
             Err(other) => Err(other),
@@ -321,7 +323,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Ends an attempt: its deadlines, its times in the log, its counts and its outcome.
-    pub(super) fn end_attempt(&mut self, flight: InFlight, kind: OutcomeKind, status: u16) {
+    pub(super) fn end_attempt(&mut self, flight: &mut InFlight, kind: OutcomeKind, status: u16) {
         self.clock.end_attempt();
         let now = self.clock.now().into_std();
         // nginx writes 502 for what is not a timeout; what the balancers are told is Envoy's.

@@ -7,7 +7,7 @@ use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
 use super::local_reply;
-use super::outgoing::Replay;
+use super::outgoing::{Outgoing, Replay};
 use super::retry::RetryState;
 use super::shed;
 use super::timeouts::RequestTimeouts;
@@ -40,6 +40,8 @@ pub(super) struct Plan<'r> {
     pub(super) retry: Option<RetryState>,
     /// What was sent of the body, while a retry may need it again.
     pub(super) replay: Replay,
+    /// What is left of the body for the attempt under way.
+    pub(super) body: Outgoing,
     /// A cookie that the hash policy made, for the response.
     set_cookie: Option<Vec<u8>>,
     pub(super) suppress: bool,
@@ -70,14 +72,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 Ok(attempt) => attempt,
                 Err(interrupt) => {
                     let kind = interrupt.outcome();
-                    self.end_attempt(flight, kind, kind.status());
+                    self.end_attempt(&mut flight, kind, kind.status());
                     return Err(interrupt);
                 }
             };
-            match self.after_attempt(&mut plan, flight, attempt).await? {
-                AfterAttempt::Retry => {}
+            match self.after_attempt(&mut plan, &mut flight, attempt) {
+                AfterAttempt::Retry(wait) => self.back_off(wait).await?,
                 AfterAttempt::Reply(reply) => return self.respond(*reply).await,
-                AfterAttempt::Forward(response) => return self.pass(&mut plan, response).await,
+                AfterAttempt::Forward(response) => return self.pass(&mut plan, &mut flight, response).await,
             }
         }
     }
@@ -153,7 +155,8 @@ impl<D: Downstream> Exchange<'_, D> {
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
         let limit = limit.map_or(hcm.buffer_limit, |l| usize::try_from(l).unwrap_or(usize::MAX));
         let replay = Replay::new(&self.env.worker.shared.bodies, limit, retry.is_some());
-        Ok(Plan { forward, member, cluster, timeouts, retry, replay, set_cookie, suppress })
+        let body = Outgoing::none();
+        Ok(Plan { forward, member, cluster, timeouts, retry, replay, body, set_cookie, suppress })
     }
 
     /// The answer to requests of which a cluster is to get less, or none (`drop_overloads`; router.cc `checkDropOverload`).
@@ -282,8 +285,13 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Passes a response on: head, body, trailers, in both directions.
-    async fn pass(&mut self, plan: &mut Plan<'_>, response: Response) -> Result<(), Interrupt> {
-        let Response { flight, mut checkout, mut end, tunnel, mut body } = response;
+    async fn pass(
+        &mut self,
+        plan: &mut Plan<'_>,
+        flight: &mut InFlight,
+        response: Response,
+    ) -> Result<(), Interrupt> {
+        let Response { mut checkout, mut end, tunnel } = response;
         let status = self.stream.response.status;
         self.stream.source = ResponseSource::Upstream;
         self.stream.details = "via_upstream".into();
@@ -304,12 +312,12 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         if tunnel {
             self.clock.set_route(None);
-            body.become_tunnel();
+            plan.body.become_tunnel();
         } else if self.down.upgrade().is_some() && !self.down.is_http2() {
             self.without_upgrade();
         }
-        body.end_without_upgrade();
-        let result = self.pump(&mut checkout.stream, end, tunnel, &mut body, &mut plan.replay).await;
+        plan.body.end_without_upgrade();
+        let result = self.pump(&mut checkout.stream, end, tunnel, &mut plan.body, &mut plan.replay).await;
         note_traffic(self.stream, &checkout.stream);
         let kind = match &result {
             Err(Interrupt::Upstream(error)) => error.outcome(),
@@ -363,7 +371,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let stream = &mut *self.stream;
         if let (false, Some(from)) = (plan.suppress, stream.timing.request_complete) {
             let now = stream.timing.upstream_rx_begin.unwrap_or(from);
-            let millis = now.saturating_duration_since(from).as_millis();
+            let millis = now.saturating_duration_since(from).as_millis() as u64;
             let mut digits = itoa::Buffer::new();
             stream
                 .response

@@ -19,7 +19,8 @@ const STRIDE: usize = 64 << 10;
 
 /// The start of the request body, kept for another attempt.
 pub(super) struct Replay {
-    kept: Buffered,
+    /// `None` where nothing is kept, which is of most requests.
+    kept: Option<Buffered>,
     limit: usize,
     /// More came than the limit or the process allows: no retry any more.
     overflowed: bool,
@@ -83,6 +84,11 @@ impl Outgoing {
     pub(super) fn new(buffered: Option<Bytes>, max: Option<u64>, done: bool, upgrade: bool) -> Outgoing {
         let phase = if upgrade { Upgrading::Asked } else { Upgrading::No };
         Outgoing { replayed: 0, buffered, max, done: done && !upgrade, starved: false, phase }
+    }
+
+    /// Of an attempt that has not begun.
+    pub(super) fn none() -> Outgoing {
+        Outgoing::new(None, None, true, false)
     }
 
     /// The upstream has agreed to the upgrade. What goes through a tunnel is no body: it has no limit.
@@ -181,7 +187,7 @@ impl Outgoing {
 impl Replay {
     /// Keeps up to `limit` bytes, if they are `wanted`.
     pub(super) fn new(budget: &Arc<ByteBudget>, limit: usize, wanted: bool) -> Replay {
-        Replay { kept: Buffered::new(budget), limit, overflowed: false, wanted }
+        Replay { kept: wanted.then(|| Buffered::new(budget)), limit, overflowed: false, wanted }
     }
 
     /// Whether all that was read of the body is still there to be sent again.
@@ -197,35 +203,40 @@ impl Replay {
 
     /// Whether nothing has to be sent again.
     pub(super) fn is_empty(&self) -> bool {
-        self.kept.as_slice().is_empty()
+        self.as_slice().is_empty()
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        self.kept.as_ref().map_or(&[], Buffered::as_slice)
     }
 
     /// The response has begun: nothing more is kept, and what was sent already is freed.
     pub(super) fn release(&mut self, sent: &Outgoing) {
         self.wanted = false;
-        if sent.replayed >= self.kept.as_slice().len() {
-            self.kept.clear();
+        if sent.replayed >= self.as_slice().len() {
+            self.kept = None;
         }
     }
 
     fn next(&self, sent: usize) -> Option<&[u8]> {
-        let rest = self.kept.as_slice().get(sent..)?;
+        let rest = self.as_slice().get(sent..)?;
         let piece = &rest[..rest.len().min(STRIDE)];
         (!piece.is_empty()).then_some(piece)
     }
 
     /// Keeps a piece that goes out now; answers how much is kept.
     fn keep(&mut self, bytes: &[u8]) -> usize {
-        if self.wanted && !self.overflowed {
-            let fits = self.kept.as_slice().len() + bytes.len() <= self.limit;
-            if !fits || !self.kept.push(bytes) {
-                self.overflowed = true;
-                self.kept.clear();
+        match &mut self.kept {
+            Some(kept) if self.wanted => {
+                let fits = kept.as_slice().len() + bytes.len() <= self.limit;
+                if !fits || !kept.push(bytes) {
+                    self.overflowed = true;
+                    self.kept = None;
+                }
             }
-        } else if !self.wanted && !self.is_empty() {
             // What the response found unsent has gone out before this piece.
-            self.kept.clear();
+            _ => self.kept = None,
         }
-        self.kept.as_slice().len()
+        self.as_slice().len()
     }
 }
