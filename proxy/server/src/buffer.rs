@@ -50,6 +50,8 @@ pub(crate) struct ReadBuffer {
     end: usize,
     /// Bytes that were consumed in all.
     consumed: u64,
+    /// Nothing could be read the last time: whoever asks again has most likely been woken by what has come.
+    waited: bool,
 }
 
 impl ReadBuffer {
@@ -88,7 +90,8 @@ impl ReadBuffer {
         io: &mut T,
         cx: &mut Timed<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.is_empty() && io.poll_readable(cx).is_pending() {
+        if !std::mem::take(&mut self.waited) && self.is_empty() && io.poll_readable(cx).is_pending() {
+            self.waited = true;
             self.release();
             return Poll::Pending;
         }
@@ -96,6 +99,7 @@ impl ReadBuffer {
         let mut room = ReadBuf::new(&mut self.data[self.end..]);
         match io.poll_read(cx, &mut room) {
             Poll::Pending => {
+                self.waited = true;
                 self.release();
                 Poll::Pending
             }

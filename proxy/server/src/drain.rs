@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -233,6 +233,33 @@ impl std::fmt::Debug for Drain {
     }
 }
 
+/// The beginning of a drain, for a task that waits for it again and again beside other things.
+pub(crate) struct Beginning<'d, F> {
+    drain: &'d Drain,
+    started: Pin<&'d mut F>,
+    /// Whom `started` wakes: it need not be told again.
+    told: Option<Waker>,
+}
+
+impl<'d, F: Future<Output = ()>> Beginning<'d, F> {
+    /// `started` is [`Drain::started`] of that drain.
+    pub(crate) fn new(drain: &'d Drain, started: Pin<&'d mut F>) -> Beginning<'d, F> {
+        Beginning { drain, started, told: None }
+    }
+
+    /// Whether it has come; if not, whoever asks is woken when it does.
+    pub(crate) fn has_come(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.drain.is_draining() {
+            return true;
+        }
+        if self.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
+            return false;
+        }
+        self.told = Some(cx.waker().clone());
+        self.started.as_mut().poll(cx).is_ready()
+    }
+}
+
 /// A connection that counts in a [`Drain`].
 #[derive(Debug)]
 pub struct ConnectionGuard {
@@ -286,6 +313,30 @@ impl Drop for ConnectionGuard {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+
+    #[tokio::test]
+    async fn who_has_asked_once_hears_of_the_beginning() {
+        let drain = Drain::new();
+        let waiter = tokio::spawn({
+            let drain = drain.clone();
+            async move {
+                let started = pin!(drain.started());
+                let mut beginning = Beginning::new(&drain, started);
+                let mut asked = 0;
+                poll_fn(|cx| {
+                    asked += 1;
+                    // Asked again by the same task, it still knows whom to wake.
+                    let come = beginning.has_come(cx) || beginning.has_come(cx);
+                    if come { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                asked
+            }
+        });
+        tokio::task::yield_now().await;
+        drain.start(DrainStrategy::Immediate, None);
+        assert_eq!(tokio::time::timeout(Duration::from_secs(10), waiter).await.unwrap().unwrap(), 2);
+    }
 
     #[tokio::test]
     async fn a_start_reaches_every_node_below_and_nothing_beside() {

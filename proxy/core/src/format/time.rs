@@ -88,14 +88,16 @@ impl TimeFormat {
     fn write_parts(&self, second: i64, nanos: u32, out: &mut Vec<u8>) {
         CACHE.with_borrow_mut(|cache| {
             let place = &mut cache[self.id as usize % KEPT];
-            let current = place.take().filter(|r| r.id == self.id && r.second == second);
-            let Some(rendered) = current.or_else(|| self.render(second).ok()) else { return };
+            let kept = place.as_ref().is_some_and(|r| r.id == self.id && r.second == second);
+            if !kept {
+                *place = self.render(second).ok();
+            }
+            let Some(rendered) = place else { return };
             let start = out.len();
             out.extend_from_slice(&rendered.text);
             for (at, digits) in &rendered.fractions {
                 patch(&mut out[start + at..start + at + digits], nanos);
             }
-            *place = Some(rendered);
         });
     }
 

@@ -7,9 +7,10 @@
 
 use super::stall::{Stalls, Waits};
 use crate::deadline::{Limit, YEAR, after, poll_timer};
+use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, Sleep};
 
 /// Which deadline has passed.
@@ -249,6 +250,27 @@ impl Clock {
     }
 }
 
+/// For how long the time of day is told by the clock that only runs forward. A step of the other is noticed after that.
+const TOLD: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// A moment on both clocks.
+    static DAY: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
+}
+
+/// The time of day at `now`, a moment that has just been asked for: the operating system is asked once a second.
+pub(super) fn time_of_day(now: Instant) -> SystemTime {
+    let told = DAY.get().and_then(|(at, time)| {
+        let since = now.checked_duration_since(at).filter(|since| *since < TOLD)?;
+        time.checked_add(since)
+    });
+    told.unwrap_or_else(|| {
+        let time = SystemTime::now();
+        DAY.set(Some((now, time)));
+        time
+    })
+}
+
 impl Limit for Clock {
     type Expired = Expired;
 
@@ -376,6 +398,21 @@ mod tests {
         assert_eq!((clock.touch_if_waited(), clock.now()), (after, after));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(clock.restart_at_last(), after);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_day_is_asked_for_once_a_second() {
+        let (start, day) = (Instant::now(), SystemTime::now());
+        let first = time_of_day(start);
+        assert!(first >= day && first <= SystemTime::now());
+        let millis = Duration::from_millis;
+        assert_eq!(time_of_day(start + millis(999)), first + millis(999));
+        // The clock that is paused has gone on by a second, the other has not.
+        let asked = time_of_day(start + millis(1000));
+        assert!(asked < first + millis(1000) && asked >= first);
+        assert_eq!(time_of_day(start + millis(1400)), asked + millis(400));
+        // A moment from before is not counted back from it.
+        assert!(time_of_day(start) <= SystemTime::now());
     }
 
     /// The timer is set by what is set, and moved on by what it finds when it fires.

@@ -1,12 +1,13 @@
 //! A client's HTTP/1 connection: one request after another, each driven inline.
 
-use super::clock::{Clock, Expired};
+use super::clock::{Clock, Expired, time_of_day};
 use super::downstream::{Downstream, DownstreamError};
 use super::respond::{self, Refusal};
 use super::{Env, exchange, h2_server};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Timed, after, within};
+use crate::drain::Beginning;
 use crate::h1::{
     BodyEncoder, BodyLength, H1Error, HeadParser, Parsed, RequestKind, ResponseContext, encode_response,
 };
@@ -20,11 +21,11 @@ use sixfold_core::message::{Method, ResponseHead, Scheme, Version};
 use sixfold_core::stream::Stream;
 use sixfold_core::traffic::Traffic;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Bytes of later requests that are read ahead while one is being served.
@@ -91,9 +92,10 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
     let mut stream = Box::new(Stream::new(connection.clone()));
     let mut clock = Clock::new();
     let drain = env.drain.clone();
-    let mut draining = pin!(drain.started());
+    let started = pin!(drain.started());
+    let mut draining = Beginning::new(&drain, started);
     loop {
-        let arrival = client.arrival(&env, &mut stream, &mut clock, lifetime, draining.as_mut()).await;
+        let arrival = client.arrival(&env, &mut stream, &mut clock, lifetime, &mut draining).await;
         if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late | Arrival::Left) {
             stats.downstream_rq_http1_total().inc();
             active.get_or_insert_with(|| {
@@ -190,7 +192,7 @@ impl H1Client {
         stream: &mut Stream,
         clock: &mut Clock,
         lifetime: Option<Instant>,
-        mut draining: Pin<&mut impl Future<Output = ()>>,
+        draining: &mut Beginning<'_, impl Future<Output = ()>>,
     ) -> Arrival {
         stream.reset(clock.restart_at_last().into_std());
         self.before = (self.read.consumed(), self.out.given());
@@ -208,7 +210,7 @@ impl H1Client {
                         begun = true;
                         let now = clock.restart();
                         stream.timing.start = now.into_std();
-                        stream.start_time = SystemTime::now();
+                        stream.start_time = time_of_day(now);
                         clock.set_request(env.hcm.timeouts.request_headers);
                         clock.set_idle(env.hcm.timeouts.idle);
                     }
@@ -229,7 +231,7 @@ impl H1Client {
                 if !begun {
                     self.out.release();
                 }
-                if !begun && !ending && draining.as_mut().poll(cx).is_ready() {
+                if !begun && !ending && draining.has_come(cx) {
                     ending = true;
                     clock.touch();
                     clock.set_idle(Some(last));

@@ -1,6 +1,6 @@
 //! A client's HTTP/2 connection: each stream is a task, and the same request path.
 
-use super::clock::Clock;
+use super::clock::{Clock, time_of_day};
 use super::downstream::{Downstream, DownstreamError};
 use super::h2_life::{Life, Wishes};
 use super::h2_streams::{self, Opened};
@@ -27,7 +27,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// How long the preface may take when the connection manager has no idle timeout.
 const PREFACE_TIME: Duration = Duration::from_secs(60);
@@ -135,7 +135,7 @@ pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mu
     stream.connection = connection;
     let now = clock.restart();
     stream.reset(now.into_std());
-    stream.start_time = SystemTime::now();
+    stream.start_time = time_of_day(now);
     let (mut client, read) = H2Client::new(request, respond, wishes, stream, &env);
     stream.request.scheme = if secure { Scheme::Https } else { Scheme::Http };
     match read {

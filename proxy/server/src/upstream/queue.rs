@@ -5,7 +5,7 @@ use super::kind::Kind;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use tokio::sync::oneshot;
 
 /// The connections of one worker to one endpoint, counted, and the requests that wait for one to come back or
@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 pub(super) struct Queue {
     open: AtomicUsize,
     waiting: Mutex<VecDeque<Waiting>>,
+    /// Whether somebody may wait: nearly always nobody does, and the lock is left alone.
+    crowded: AtomicBool,
 }
 
 struct Waiting {
@@ -44,16 +46,22 @@ impl Queue {
             waiting.retain(|w| !w.sender.is_closed());
         }
         waiting.push_back(Waiting { kind, sender });
+        self.crowded.store(true, Relaxed);
         receiver
     }
 
     /// Gives a connection to the first request that it serves, else back. It is closed when all that wait need
     /// another kind: its place is worth more to them than it is.
     pub(super) fn offer(&self, mut connection: Box<H1Upstream>, kind: &Kind) -> Option<Box<H1Upstream>> {
+        // One worker alone gives back here and joins here.
+        if !self.crowded.load(Relaxed) {
+            return Some(connection);
+        }
         loop {
             let mut waiting = self.waiting.lock();
             waiting.retain(|w| !w.sender.is_closed());
             if waiting.is_empty() {
+                self.crowded.store(false, Relaxed);
                 return Some(connection);
             }
             let at = waiting.iter().position(|w| w.kind.is_same(kind))?;
