@@ -96,12 +96,6 @@ impl Buffered {
         &self.bytes
     }
 
-    /// Gives the memory back.
-    pub(crate) fn clear(&mut self) {
-        self.bytes = Vec::new();
-        let _ = self.held.resize(0);
-    }
-
     /// The whole body, and its place in the budget: keep that for as long as the body.
     pub(crate) fn finish(self) -> (Bytes, Reservation) {
         (self.bytes.into(), self.held)
@@ -128,9 +122,6 @@ mod tests {
         assert_eq!((body.len(), body[29_999]), (30_000, 9));
         drop(held);
         assert!(two.push(&[7; 20_000]));
-        two.clear();
-        assert_eq!((budget.used(), two.as_slice().len()), (0, 0));
-        assert!(two.push(b"again"));
         drop(two);
         assert_eq!(budget.used(), 0);
     }
