@@ -22,7 +22,7 @@ pub use field::Line;
 pub use known::{Known, KnownSet};
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
 pub use rules::{HeaderFault, HeaderRules, Underscores};
-pub use scan::{NameEnd, control, find, find_either, has_blank, has_control, is_clean, lower_to_colon};
+pub use scan::{NameEnd, control, find, find_either, has_blank, is_clean, lower_to_colon};
 
 use bytes::Bytes;
 use field::{AROUND, COLON, END, Field, SOUND, UPPER, flags};

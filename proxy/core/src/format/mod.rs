@@ -30,7 +30,7 @@ pub use time::TimeFormat;
 pub(crate) use variable::JOINED;
 pub use variable::Variable;
 
-use crate::headers::has_control;
+use crate::headers::control;
 use crate::stream::Stream;
 use json::Node;
 use operator::Operator;
@@ -152,7 +152,7 @@ impl Format {
 
     fn of(parts: Vec<Part>) -> Format {
         let parts = joined(parts);
-        let text = |part: &Part| part.text_before().is_some_and(has_control);
+        let text = |part: &Part| part.text_before().is_some_and(|text| control(text).is_some());
         let (tail, before) = match parts.split_last() {
             Some((Part::Text(last), before)) => (last.bytes().len(), before),
             _ => (0, &parts[..]),
@@ -252,7 +252,7 @@ impl Format {
         let start = out.len();
         let found = each(out, Style { escape: Escape::None, ..style });
         let end = out.len() - self.tail;
-        if style.escape == Escape::None || !has_control(&out[start..end]) {
+        if style.escape == Escape::None || control(&out[start..end]).is_none() {
             return found;
         }
         out.truncate(start);

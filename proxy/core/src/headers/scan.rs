@@ -1,8 +1,5 @@
 //! Looking through header values eight bytes at a time: they are short, and a call of a vector search costs more.
 
-/// Bytes that are looked at side by side.
-const LANES: usize = 32;
-
 /// Bytes from which on a call of a vector search costs less.
 const LONG: usize = 64;
 
@@ -97,24 +94,6 @@ pub fn control(bytes: &[u8]) -> Option<usize> {
     first(bytes, controls, is_control)
 }
 
-/// Whether there is a control, of texts longer than a header: compilers make vectors of the lanes.
-#[inline]
-pub fn has_control(bytes: &[u8]) -> bool {
-    let (blocks, rest) = bytes.as_chunks::<LANES>();
-    let mut lanes = [0u8; LANES];
-    let mut look = |block: &[u8; LANES]| {
-        lanes.iter_mut().zip(block).for_each(|(lane, b)| *lane |= u8::from(is_control(*b)));
-    };
-    blocks.iter().for_each(&mut look);
-    match bytes.last_chunk::<LANES>() {
-        // It overlaps the block before.
-        Some(last) if !rest.is_empty() => look(last),
-        Some(_) => {}
-        None => return control(rest).is_some(),
-    }
-    lanes != [0; LANES]
-}
-
 /// Where the first `byte` stands.
 #[inline]
 pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
@@ -172,9 +151,6 @@ mod tests {
                             "{bytes:?}"
                         );
                         assert_eq!(is_clean(&bytes), !matches!(b, b'\r' | b'\n' | 0), "{bytes:?}");
-                        assert_eq!(has_control(&bytes), is_control(b), "{bytes:?}");
-                        let long = [&[b'x'; 25], &bytes[..], &[around; 25], &bytes[..]].concat();
-                        assert_eq!(has_control(&long), is_control(b), "{long:?}");
                         let place = |of: &[u8]| bytes.iter().position(|b| of.contains(b));
                         assert_eq!(find(b, &bytes), place(&[b]), "{bytes:?}");
                         assert_eq!(find_either(b, b'?', &bytes), place(&[b, b'?']), "{bytes:?}");
