@@ -117,16 +117,7 @@ crate::stat_block! {
 impl HttpStats {
     /// Counts a response by the class of its status.
     pub fn count_class(&self, status: u16) {
-        crate::metrics::count_class(
-            status,
-            [
-                self.downstream_rq_1xx(),
-                self.downstream_rq_2xx(),
-                self.downstream_rq_3xx(),
-                self.downstream_rq_4xx(),
-                self.downstream_rq_5xx(),
-            ],
-        );
+        crate::metrics::count_class(status, self.downstream_rq_1xx());
     }
 }
 

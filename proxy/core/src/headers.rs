@@ -172,10 +172,9 @@ impl Headers {
 
     /// Every field in order as a line of HTTP/1; [`Headers::wire`] has the bytes. Lines that lie side by side can
     /// be copied together.
-    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+    pub fn lines(&self) -> impl Iterator<Item = Line> {
         self.fields.iter().map(|f| Line {
             known: f.known(),
-            value: f.value(&self.buf),
             name_len: f.name_len as usize,
             at: f.place(),
             upper: f.flags & UPPER != 0,

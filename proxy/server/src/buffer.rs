@@ -71,6 +71,11 @@ impl ReadBuffer {
         self.consumed
     }
 
+    /// A wait begins that nothing has been heard of yet.
+    pub(crate) fn begin_wait(&mut self) {
+        self.waited = false;
+    }
+
     /// Forgets the first `n` filled bytes.
     #[inline]
     pub(crate) fn consume(&mut self, n: usize) {

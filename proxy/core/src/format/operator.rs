@@ -173,20 +173,27 @@ impl Duration {
 }
 
 impl Operator {
-    /// Appends the value.
+    /// Appends the value. What the default log line has is written in place, see [`super::Part`].
+    #[inline(always)]
     pub(super) fn write(&self, stream: &Stream, out: &mut Vec<u8>) -> Written {
         match self {
             Operator::Read(read @ Read::Number(_)) => json_if(read.write(stream, out)),
             Operator::Read(read) => text_if(read.write(stream, out)),
-            Operator::Missing => Written::Missing,
-            Operator::Constant(text) => put(out, Some(text)),
             Operator::Header { side, first, second } => {
-                match first.write(stream, *side, out) {
-                    Written::Missing => {}
-                    written => return written,
+                let written = first.write(stream, *side, out);
+                match second {
+                    Some(second) if written == Written::Missing => second.write_instead(stream, *side, out),
+                    _ => written,
                 }
-                second.as_ref().map_or(Written::Missing, |h| h.write(stream, *side, out))
             }
+            other => other.write_other(stream, out),
+        }
+    }
+
+    fn write_other(&self, stream: &Stream, out: &mut Vec<u8>) -> Written {
+        match self {
+            Operator::Read(_) | Operator::Header { .. } | Operator::Missing => Written::Missing,
+            Operator::Constant(text) => put(out, Some(text)),
             Operator::WithoutQuery(header) => {
                 let start = out.len();
                 let written = header.write(stream, out);
@@ -242,6 +249,11 @@ fn coalesce(operators: &[(Operator, Option<usize>)], stream: &Stream, out: &mut 
 }
 
 impl Header {
+    fn write_instead(&self, stream: &Stream, side: Side, out: &mut Vec<u8>) -> Written {
+        self.write(stream, side, out)
+    }
+
+    #[inline(always)]
     fn write(&self, stream: &Stream, side: Side, out: &mut Vec<u8>) -> Written {
         let request = &stream.request;
         let text = match self {

@@ -34,11 +34,9 @@ pub(super) fn flags(sound: bool, upper: bool) -> u8 {
 
 /// A field as a line of HTTP/1.
 #[derive(Clone, Debug)]
-pub struct Line<'a> {
+pub struct Line {
     /// The id of a well-known name.
     pub known: Option<Known>,
-    /// The value.
-    pub value: &'a [u8],
     /// Bytes of the name, which begins the line.
     pub name_len: usize,
     /// Where it lies among [`Headers::wire`], from its name to its line end.
@@ -47,6 +45,14 @@ pub struct Line<'a> {
     pub upper: bool,
     /// Whether the name is a token and the value has no CR, LF or NUL: another line must not be written.
     pub sound: bool,
+}
+
+impl Line {
+    /// The value, out of [`super::Headers::wire`].
+    pub fn value<'a>(&self, wire: &'a [u8]) -> &'a [u8] {
+        let (from, to) = (self.at.start + self.name_len + COLON.len(), self.at.end - END.len());
+        wire.get(from..to).unwrap_or_default()
+    }
 }
 
 impl Field {

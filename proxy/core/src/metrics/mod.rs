@@ -113,13 +113,19 @@ impl<'a> Counter<'a> {
     }
 }
 
-/// Counts a response by the class of its status: `classes` are the counters of 1xx to 5xx.
+/// Counts a response by the class of its status: `first` is the counter of 1xx, and those of 2xx to 5xx are declared right
+/// behind it.
 #[inline]
-pub fn count_class(status: u16, classes: [Counter<'_>; 5]) {
-    let class = usize::from(status / 100).wrapping_sub(1);
-    if let Some(counter) = classes.get(class) {
-        counter.inc();
+pub fn count_class(status: u16, first: Counter<'_>) {
+    if let Some(class) = class(status) {
+        Counter { slot: first.slot + class, ..first }.inc();
     }
+}
+
+/// The class of a status, 0 for 1xx to 4 for 5xx.
+#[inline]
+fn class(status: u16) -> Option<usize> {
+    (100..600).contains(&status).then(|| usize::from(status / 100) - 1)
 }
 
 /// A number that goes up and down.

@@ -1,7 +1,7 @@
 //! Statistics of the responses to some requests, as Envoy charges them (source/common/http/codes.cc
 //! `CodeStatsImpl::chargeResponseStat`).
 
-use super::{Registry, count_class};
+use super::{Registry, class};
 
 crate::stat_block! {
     /// Responses by class; their statuses are counted beside.
@@ -36,17 +36,13 @@ impl Responses {
     /// Counts a response of a status.
     pub fn count(&self, status: u16) {
         let Some(block) = self.0.block() else { return };
-        self.0.upstream_rq_completed().inc();
-        count_class(
-            status,
-            [
-                self.0.upstream_rq_1xx(),
-                self.0.upstream_rq_2xx(),
-                self.0.upstream_rq_3xx(),
-                self.0.upstream_rq_4xx(),
-                self.0.upstream_rq_5xx(),
-            ],
-        );
+        let completed = self.0.upstream_rq_completed();
+        match class(status) {
+            Some(class) => {
+                block.add_all([(completed.slot, 1), (self.0.upstream_rq_1xx().slot + class, 1)]);
+            }
+            None => completed.inc(),
+        }
         block.count_code(status);
     }
 
@@ -108,6 +104,20 @@ mod tests {
             ]
         );
         assert_eq!(shown().len(), expected.len());
+    }
+
+    #[test]
+    fn each_class_has_its_counter() {
+        let registry = Registry::new();
+        let responses = Responses::new(&registry, "a.");
+        for (at, status) in [100, 204, 302, 404, 503].into_iter().enumerate() {
+            (0..=at).for_each(|_| responses.count(status));
+        }
+        responses.count(99);
+        responses.count(600);
+        let of = |class: usize| registry.sum("a.", &format!("upstream_rq_{class}xx"));
+        assert_eq!([1, 2, 3, 4, 5].map(of), [1, 2, 3, 4, 5]);
+        assert_eq!(registry.sum("a.", "upstream_rq_completed"), 17);
     }
 
     /// What is beyond the bound is in its class, and what is no status has no statistic of its own.

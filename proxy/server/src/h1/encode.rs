@@ -4,11 +4,11 @@
 //! whose value holds CR, LF or NUL (from a plugin, or from HTTP/2), is dropped; a request whose method, target
 //! or authority holds a blank or a control is refused.
 
-use sixfold_core::headers::{Headers, Known, Line, has_blank};
+use sixfold_core::headers::{Headers, Known, KnownSet, Line, has_blank};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Version};
 
 use super::error::EncodeError;
-use super::framing::{ContentLength, FramingFields, RequestKind};
+use super::framing::{ContentLength, FRAMING, FramingFields, RequestKind};
 use super::options::{H1Options, HeaderCase, Profile};
 use super::reason::reason_phrase;
 
@@ -316,7 +316,7 @@ pub fn chunk_header(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// What [`write_fields`] does with a well-known field.
+/// What [`write_fields`] does with a field of [`TOLD_OF`].
 enum Keep {
     /// Writes it and takes note.
     Yes,
@@ -325,6 +325,9 @@ enum Keep {
     /// Neither.
     No,
 }
+
+/// Fields that say something of framing, or that are not always written. All others are.
+const TOLD_OF: KnownSet = FRAMING.and(&KnownSet::of(&[Known::HOST]));
 
 /// Appends all fields that may go out, and gathers what they say about framing. Lines that lie side by side and go out
 /// as they are are copied together.
@@ -339,14 +342,14 @@ fn write_fields(
     let wire = headers.wire();
     let mut run = 0..0;
     for line in headers.lines() {
-        if let Some(known) = line.known {
+        if let Some(known) = line.known.filter(|known| TOLD_OF.contains(*known)) {
             match keep(known) {
                 Keep::No => continue,
                 Keep::Noted => {
-                    fields.note(known, line.value);
+                    fields.note(known, line.value(wire));
                     continue;
                 }
-                Keep::Yes => fields.note(known, line.value),
+                Keep::Yes => fields.note(known, line.value(wire)),
             }
         }
         if !line.sound {
@@ -402,7 +405,7 @@ fn spelling_of(headers: &Headers, opts: &H1Options) -> HeaderCase {
 
 /// Whether a field's name is written as it is stored.
 #[inline]
-fn is_spelled(line: &Line<'_>, case: HeaderCase, profile: Profile) -> bool {
+fn is_spelled(line: &Line, case: HeaderCase, profile: Profile) -> bool {
     match case {
         HeaderCase::Preserve => profile == Profile::Envoy || line.known.and_then(nginx_spelling).is_none(),
         HeaderCase::Lower => !line.upper,

@@ -120,6 +120,21 @@ impl LineReader {
         Some(text)
     }
 
+    /// Steps over the empty line that ends a head, if that lies ahead: within the limits of [`LineReader::logical`].
+    #[inline]
+    pub(super) fn take_end(&mut self, ahead: &[u8], opts: &H1Options) -> bool {
+        const END: &[u8] = b"\r\n";
+        let fits = || {
+            self.pos + END.len() <= opts.max_head_bytes
+                && opts.max_line_bytes.is_none_or(|max| END.len() <= max)
+        };
+        let ends = ahead.starts_with(END) && fits();
+        if ends {
+            self.step(END.len());
+        }
+        ends
+    }
+
     /// Steps over a line that was found ahead.
     #[inline]
     pub(super) fn step(&mut self, len: usize) {

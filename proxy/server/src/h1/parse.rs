@@ -214,6 +214,10 @@ impl HeadParser {
     ) -> Result<bool, H1Error> {
         loop {
             let ahead = self.lines.ahead(buf, opts);
+            if self.lines.take_end(ahead, opts) {
+                opts.rules.apply(headers)?;
+                return Ok(true);
+            }
             if let Some(len) = self.sink.take_plain(ahead, headers, authority.as_deref_mut(), opts)? {
                 self.lines.step(len);
                 continue;

@@ -195,6 +195,7 @@ impl H1Client {
         draining: &mut Beginning<'_, impl Future<Output = ()>>,
     ) -> Arrival {
         stream.reset(clock.restart_at_last().into_std());
+        self.read.begin_wait();
         self.before = (self.read.consumed(), self.out.given());
         self.fields = (0, 0);
         let last =
