@@ -295,7 +295,8 @@ impl Drop for WriteBuffer {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::deadline::{Deadline, within};
+    use crate::deadline::{Deadline, poll_within, within};
+    use std::task::{Context, Waker};
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -317,6 +318,68 @@ mod tests {
         assert!(buffer.is_empty());
         drop(far);
         assert_eq!(soon(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap(), 0);
+    }
+
+    /// Counts how often it is asked whether there is anything, and how often it is read.
+    #[derive(Default)]
+    struct Counted {
+        bytes: &'static [u8],
+        asked: usize,
+        read: usize,
+    }
+
+    impl Transport for Counted {
+        fn poll_readable(&mut self, _: &mut Timed<'_>) -> Poll<()> {
+            self.asked += 1;
+            if self.bytes.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        }
+
+        fn poll_read(&mut self, _: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            self.read += 1;
+            if self.bytes.is_empty() {
+                return Poll::Pending;
+            }
+            buf.put_slice(std::mem::take(&mut self.bytes));
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_write_vectored(
+            &mut self,
+            _: &mut Timed<'_>,
+            _: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(&mut self, _: &mut Timed<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(&mut self, _: &mut Timed<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// The runtime was asked twice for each piece that came: whether there is one, and again by the read.
+    #[tokio::test]
+    async fn who_has_waited_reads_at_once_and_a_fresh_wait_asks_first() {
+        let (mut io, mut buffer) = (Counted::default(), ReadBuffer::default());
+        let poll = |buffer: &mut ReadBuffer, io: &mut Counted| {
+            let cx = &mut Context::from_waker(Waker::noop());
+            let filled = poll_within(&mut Deadline::unset(), cx, |_, cx| buffer.poll_fill(io, cx));
+            filled.map(|filled| filled.unwrap().unwrap())
+        };
+        assert!(poll(&mut buffer, &mut io).is_pending());
+        assert_eq!((io.asked, io.read, buffer.data.len()), (1, 0, 0), "it takes no memory to ask");
+        io.bytes = b"abc";
+        assert_eq!(poll(&mut buffer, &mut io), Poll::Ready(3));
+        assert_eq!((io.asked, io.read), (1, 1));
+        buffer.consume(3);
+        assert!(poll(&mut buffer, &mut io).is_pending() && poll(&mut buffer, &mut io).is_pending());
+        assert_eq!((io.asked, io.read, buffer.data.len()), (2, 2, 0), "woken by something else");
+        buffer.begin_wait();
+        assert!(poll(&mut buffer, &mut io).is_pending());
+        assert_eq!((io.asked, io.read), (3, 2));
     }
 
     #[tokio::test]
