@@ -5,6 +5,7 @@ mod overload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use prost::{Message, Name};
 use sixfold_core::access_log::AccessLog;
@@ -24,14 +25,17 @@ use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::{Node as ProtoNode, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::{any, constraints, load_bootstrap};
 
 pub use self::ads::Ads;
 use crate::ads::{Asks, Kind, Statics};
 use crate::context::{Context, Node};
+use crate::dump::Shown;
 use crate::rds::FilterLists;
 use crate::sds::Secrets;
 use crate::skipped::{self, is_skipped};
+use crate::tracker::Tracker;
 use crate::{access_log, cluster, listener, stats};
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{destructure, refuse};
@@ -45,13 +49,15 @@ pub struct ProcessContext {
     pub filter_lists: Arc<FilterLists>,
     /// Secrets that come by themselves, over all bootstraps of the process.
     pub secrets: Arc<Secrets>,
+    /// What came by itself, to be shown.
+    pub tracker: Arc<Tracker>,
 }
 
 impl ProcessContext {
     /// For the first bootstrap of a process.
     pub fn new(compile: CompileContext) -> ProcessContext {
         let secrets = Arc::new(Secrets::new(compile.metrics().clone()));
-        ProcessContext { compile, filter_lists: Arc::default(), secrets }
+        ProcessContext { compile, filter_lists: Arc::default(), secrets, tracker: Arc::default() }
     }
 }
 
@@ -65,6 +71,8 @@ pub struct Compiled {
     pub tags: metrics::TagRules,
     /// What comes later.
     pub followed: Followed,
+    /// Itself, to be shown.
+    pub shown: Shown,
 }
 
 /// Where resources come from after the bootstrap.
@@ -104,14 +112,19 @@ pub fn load(
     file: &str,
     process: &ProcessContext,
 ) -> std::result::Result<Compiled, Vec<ConfigError>> {
-    let bootstrap = load_bootstrap(text, file).map_err(ConfigError::into_all)?;
+    let mut bootstrap = load_bootstrap(text, file).map_err(ConfigError::into_all)?;
+    bootstrap.node = Some(node(&bootstrap));
+    let encoded = bootstrap.encode_to_vec();
     let mut faults = Faults(Vec::new());
     let compiled = compile(&bootstrap, process, &mut faults);
-    for fault in constraints::faults(&Bootstrap::full_name(), &bootstrap.encode_to_vec()) {
+    for fault in constraints::faults(&Bootstrap::full_name(), &encoded) {
         faults.broken_rule(&bootstrap, fault);
     }
     match compiled {
-        Some(compiled) if faults.0.is_empty() => Ok(compiled),
+        Some((diff, admin, tags, followed)) if faults.0.is_empty() => {
+            let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };
+            Ok(Compiled { diff, admin, tags, followed, shown })
+        }
         _ => Err(faults.placed(text, file)),
     }
 }
@@ -192,8 +205,11 @@ fn in_resource(bootstrap: &Bootstrap, mut fault: ConfigError) -> ConfigError {
     fault
 }
 
+/// What of a [`Compiled`] is compiled.
+type Parts = (Diff, Option<Admin>, metrics::TagRules, Followed);
+
 /// Compiles what can be; without faults it is whole.
-fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> Option<Compiled> {
+fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> Option<Parts> {
     faults.take(refuse_unsupported(value));
     let default = StaticResources::default();
     let StaticResources { listeners, clusters, secrets } =
@@ -247,7 +263,7 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         .map(|dynamic| ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources"));
     let ads = faults.take(ads.transpose());
     let followed = Followed { context, ads: ads?.flatten(), node: node(value) };
-    Some(Compiled { diff, admin: admin?.flatten(), tags: tags?, followed })
+    Some((diff, admin?.flatten(), tags?, followed))
 }
 
 /// Who asks, in the words of the bootstrap.
@@ -267,7 +283,7 @@ fn context(
     faults: &mut Faults,
 ) -> Context {
     let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
-    let ProcessContext { compile, filter_lists, secrets: sds } = process.clone();
+    let ProcessContext { compile, filter_lists, secrets: sds, tracker } = process.clone();
     let (static_clusters, of_bootstrap) =
         (Arc::new(static_clusters), |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone())));
     let runtime = faults.take(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime"));
@@ -282,6 +298,7 @@ fn context(
         runtime: Arc::new(runtime.unwrap_or_default()),
         secrets: Arc::new(secrets.iter().map(of_bootstrap).collect()),
         sds,
+        tracker,
         extensions: Arc::default(),
         node: Node { id, cluster },
         dns_servers: servers.flatten(),
@@ -331,6 +348,14 @@ fn runtime(value: Option<&LayeredRuntime>) -> Result<Runtime> {
         }
     }
     Ok(Runtime::new(values))
+}
+
+/// The values of a layer as text.
+pub(crate) fn runtime_values(layer: &Struct) -> BTreeMap<String, String> {
+    let mut values = BTreeMap::new();
+    flatten("", &struct_to_json(layer.clone()), &mut values);
+    let text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    values.into_iter().map(|(key, value)| (key, text(value))).collect()
 }
 
 fn flatten(prefix: &str, value: &serde_json::Value, values: &mut BTreeMap<String, serde_json::Value>) {

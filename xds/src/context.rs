@@ -11,6 +11,7 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use crate::ecds::Extensions;
 use crate::rds::FilterLists;
 use crate::sds::Secrets;
+use crate::tracker::Tracker;
 
 /// What every resource of one bootstrap is compiled with. It is made once for a bootstrap.
 #[derive(Clone)]
@@ -25,6 +26,8 @@ pub struct Context {
     pub secrets: Arc<BTreeMap<String, Arc<Secret>>>,
     /// Secrets that come by themselves.
     pub sds: Arc<Secrets>,
+    /// What came by itself, to be shown, over all bootstraps of the process.
+    pub tracker: Arc<Tracker>,
     /// Configurations of filters that come by themselves.
     pub extensions: Arc<Extensions>,
     /// `node.id` and `node.cluster`: proxy-status, `add_user_agent`.

@@ -14,6 +14,7 @@ pub mod cluster;
 mod context;
 #[cfg(test)]
 mod deltas;
+pub mod dump;
 mod ecds;
 mod filters;
 pub mod fuzz;
@@ -29,6 +30,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 mod tls;
+pub mod tracker;
 
 pub use context::{Context, Node};
 

@@ -55,13 +55,14 @@ pub(crate) fn process() -> ProcessContext {
 
 /// The context of a resource that came by an API.
 pub(crate) fn context() -> Context {
-    let ProcessContext { compile, filter_lists, secrets: sds } = process();
+    let ProcessContext { compile, filter_lists, secrets: sds, tracker } = process();
     Context {
         compile,
         filter_lists,
         runtime: Arc::default(),
         secrets: Arc::default(),
         sds,
+        tracker,
         extensions: Arc::default(),
         bootstrap_clusters: Arc::new(["sds".to_owned()].into()),
         node: Node { id: "node".into(), cluster: "local".into() },

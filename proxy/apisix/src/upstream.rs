@@ -190,6 +190,7 @@ pub(crate) fn compile(
     let config = ClusterConfig {
         name: name.clone(),
         observability_name: name.clone(),
+        eds_service_name: None,
         tls,
         socket_matches: Default::default(),
         metadata: Metadata::default(),

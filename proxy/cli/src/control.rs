@@ -1,18 +1,23 @@
 //! Administration commands, wired to the server.
 
-use crate::envoy::Text;
 use crate::logging::{self, Levels};
 use crate::process::{Process, runtime};
+use crate::route_files::RouteFiles;
 use crate::signals::Event;
+use http::StatusCode;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
 use sixfold_core::cluster::Clusters;
 use sixfold_core::connection::Certificate;
-use sixfold_core::listener::{BindAddress, Listener, NetworkFilter};
-use sixfold_server::admin::{CertificateStatus, Control, ListenerStatus};
+use sixfold_core::listener::BindAddress;
+use sixfold_server::admin::{CertificateStatus, Control, DumpRequest, ListenerStatus};
 use sixfold_server::log_file::LogFiles;
-use sixfold_server::server::{DrainRequest, Server};
-use std::collections::BTreeSet;
+use sixfold_server::server::{DrainRequest, Server, WarmingNames};
+use sixfold_server::surface::WriteBody;
+use sixfold_xds::ads::Kind;
+use sixfold_xds::dump::{self, Dump, Refused, Shown, Transient};
+use sixfold_xds::sds::Secrets;
+use sixfold_xds::tracker::Tracker;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -23,8 +28,19 @@ pub(crate) struct Administration {
     logs: LogFiles,
     levels: Levels,
     events: SyncSender<Event>,
-    /// The bootstrap in force as it was read: parsed again when it is asked for, which takes a tenth of the memory.
-    bootstrap: Arc<Mutex<Text>>,
+    configuration: Configuration,
+}
+
+/// What is shown of the configuration.
+pub(crate) struct Configuration {
+    /// The bootstrap in force.
+    pub(crate) bootstrap: Arc<Mutex<Shown>>,
+    /// What came by itself.
+    pub(crate) tracker: Arc<Tracker>,
+    /// Secrets that come by themselves.
+    pub(crate) secrets: Arc<Secrets>,
+    /// Route configurations of files.
+    pub(crate) routes: Arc<Mutex<RouteFiles>>,
 }
 
 impl Administration {
@@ -32,7 +48,7 @@ impl Administration {
         process: &Process,
         levels: Levels,
         events: SyncSender<Event>,
-        bootstrap: Arc<Mutex<Text>>,
+        configuration: Configuration,
     ) -> Administration {
         Administration {
             server: process.server.clone(),
@@ -40,7 +56,7 @@ impl Administration {
             logs: process.logs.clone(),
             levels,
             events,
-            bootstrap,
+            configuration,
         }
     }
 }
@@ -75,54 +91,57 @@ impl Control for Administration {
         self.server.certificates().into_iter().map(status).collect()
     }
 
-    /// The bootstrap as it was read, and the names of what is in force.
-    fn config_dump(&self) -> Vec<Value> {
-        let listeners = self.server.model().listeners();
-        let tables: BTreeSet<Arc<str>> = listeners.iter().flat_map(|listener| tables(listener)).collect();
-        let clusters = self.clusters.all();
-        let (added, fixed): (Vec<_>, Vec<_>) = clusters.iter().partition(|c| c.config.added_via_api);
-        let cluster = |c: &&Arc<sixfold_core::cluster::Cluster>| json!({"cluster": {"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": c.config.name}});
-        let listener = |l: &Arc<Listener>| json!({"listener": {"@type": "type.googleapis.com/envoy.config.listener.v3.Listener", "name": l.name}});
-        let table = |name: &Arc<str>| {
-            let kind = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
-            json!({"route_config": {"@type": kind, "name": name}})
+    fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {
+        let DumpRequest { resource, mask, name_regex, include_eds } = request;
+        let warming = self.server.warming();
+        let dump = Dump {
+            bootstrap: self.configuration.bootstrap.lock().clone(),
+            tracker: self.configuration.tracker.clone(),
+            secrets: self.configuration.secrets.clone(),
+            routes: self.configuration.routes.lock().shown(),
+            clusters: self.clusters.clone(),
+            transient: Transient { warming_clusters: warming.clusters, warming_listeners: warming.listeners },
         };
-        vec![
-            json!({
-                "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
-                "bootstrap": self.bootstrap.lock().document().unwrap_or_default(),
-            }),
-            json!({
-                "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump",
-                "static_clusters": fixed.iter().map(cluster).collect::<Vec<_>>(),
-                "dynamic_active_clusters": added.iter().map(cluster).collect::<Vec<_>>(),
-            }),
-            json!({
-                "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump",
-                "static_listeners": listeners.iter().map(listener).collect::<Vec<_>>(),
-            }),
-            json!({
-                "@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump",
-                "static_route_configs": tables.iter().map(table).collect::<Vec<_>>(),
-            }),
-        ]
+        let wanted = |name: &str| name_regex.as_ref().is_none_or(|regex| regex.is_match(name));
+        let request = dump::Request { resource, mask, names: Some(&wanted), include_eds };
+        dump.find(request).map_err(|refused| match refused {
+            Refused::Wrong(reason) => (StatusCode::BAD_REQUEST, reason),
+            Refused::NotFound(reason) => (StatusCode::NOT_FOUND, reason),
+        })
     }
 
     fn fail_health_checks(&self, fail: bool) {
         self.server.fail_health_checks(fail);
     }
 
-    fn drain_listeners(&self, graceful: bool, inbound_only: bool) {
+    fn drain_listeners(&self, keep_open: bool, keep_for_good: bool, inbound_only: bool) {
         let options = &self.server.shared().options;
         let request = DrainRequest {
             inbound_only,
-            close_now: !graceful,
+            close_now: !keep_open,
+            keep_open: keep_for_good,
             strategy: options.drain_strategy,
             time: Some(options.drain_time),
         };
         if let Ok(runtime) = runtime() {
             runtime.block_on(self.server.drain(request));
         }
+    }
+
+    fn waiting(&self) -> WarmingNames {
+        let mut waiting = self.server.warming();
+        // Those that their source holds back until what they name has come.
+        let held = |kind| {
+            let all = self.configuration.tracker.of(kind).into_iter();
+            all.filter(|(_, tracked)| tracked.waiting.is_some()).map(|(key, _)| key.name)
+        };
+        waiting.clusters.extend(held(Kind::Cluster));
+        waiting.listeners.extend(held(Kind::Listener));
+        waiting
+    }
+
+    fn runtime(&self) -> Vec<(String, BTreeMap<String, String>)> {
+        self.configuration.bootstrap.lock().clone().runtime()
     }
 
     fn quit(&self) {
@@ -138,14 +157,4 @@ impl Control for Administration {
     fn set_log_levels(&self, levels: &[(Option<String>, String)]) -> Result<Vec<(String, String)>, String> {
         self.levels.set(levels)
     }
-}
-
-/// Names of the route tables that a listener's connection managers use.
-fn tables(listener: &Listener) -> Vec<Arc<str>> {
-    let chains = listener.chains.iter().chain(&listener.default_chain);
-    let table = |filter: &NetworkFilter| match filter.last() {
-        NetworkFilter::Http(manager) => Some(manager.routes.key.name.clone()),
-        _ => None,
-    };
-    chains.filter_map(|chain| table(&chain.filter)).collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
-use crate::control::Administration;
+use crate::control::{Administration, Configuration};
 use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, tell};
 use crate::route_files::{Contents, RouteFiles};
 use crate::{logging, signals};
@@ -57,14 +57,20 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let node = text.node()?;
-    let Compiled { mut diff, admin, tags, followed } = text.load(&process_context)?;
+    let Compiled { mut diff, admin, tags, followed, shown } = text.load(&process_context)?;
     let mut names = Names::of(&diff);
     let mut files = RouteFiles::new(followed.context.clone());
     let contents = files.contents();
     add_routes(&mut files, contents, &mut diff)?;
     let files = Arc::new(Mutex::new(files));
-    let shown = Arc::new(Mutex::new(text));
-    let control = Administration::new(&process, log.levels, sender.clone(), shown.clone());
+    let shown = Arc::new(Mutex::new(shown));
+    let configuration = Configuration {
+        bootstrap: shown.clone(),
+        tracker: process_context.tracker.clone(),
+        secrets: process_context.secrets.clone(),
+        routes: files.clone(),
+    };
+    let control = Administration::new(&process, log.levels, sender.clone(), configuration);
     let _admin = match admin {
         Some(admin) => Some(administration(&options, &process, admin, tags, node, control)?),
         None => None,
@@ -85,7 +91,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     // What is known of a bootstrap is known once it is in force: one that is refused leaves nothing behind.
     let mut reload = move || -> Result<(), Failure> {
         let text = Text::of(&options)?;
-        let Compiled { mut diff, followed, .. } = text.load(&process_context)?;
+        let Compiled { mut diff, followed, shown: next_shown, .. } = text.load(&process_context)?;
         let (mut files, mut next_files, contents) =
             RouteFiles::ahead(&files, |next| next.set_context(followed.context.clone()));
         add_routes(&mut next_files, contents, &mut diff)?;
@@ -99,7 +105,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         applied?;
         following.compare(followed.ads.as_ref());
         (*files, names) = (next_files, next_names);
-        *shown.lock() = text;
+        *shown.lock() = next_shown;
         Ok(())
     };
     let reloads = Reloads::start(move || tell(reload()))?;
@@ -255,13 +261,6 @@ impl Text {
         bootstrap::load(&self.text, &self.name, context).map_err(Failure::from)
     }
 
-    /// As a document to be shown: secrets in it are hidden.
-    pub(crate) fn document(&self) -> Result<Value, Failure> {
-        let mut document = self.tree()?.to_json();
-        sixfold_xds_api::redact("envoy.config.bootstrap.v3.Bootstrap", &mut document);
-        Ok(document)
-    }
-
     /// Its `node`, as `/server_info` shows it.
     fn node(&self) -> Result<Value, Failure> {
         Ok(self.tree()?.get("node").map_or_else(|| json!({}), Node::to_json))
@@ -330,6 +329,7 @@ impl Names {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::process::plugins;
 
     #[test]
     fn documents_merge_as_messages_do() {
@@ -351,7 +351,9 @@ mod tests {
     fn a_key_that_is_given_twice_is_shown_as_it_counts() {
         let text = Text { text: "node: {id: a}\nnode: {id: b}\n".to_owned(), name: "e.yaml".to_owned() };
         assert_eq!(text.node().unwrap()["id"], "b");
-        assert_eq!(text.document().unwrap()["node"]["id"], "b");
+        let compiled = text.load(&ProcessContext::new(CompileContext::detached(plugins()))).unwrap();
+        let node = sixfold_xds_api::wire::messages(&compiled.shown.encoded, &[1]).remove(0);
+        assert_eq!(sixfold_xds_api::wire::text(&compiled.shown.encoded[node], 1), Some("b"));
     }
 
     #[test]

@@ -48,16 +48,75 @@ const COMPONENTS: &[(&str, &str)] = &[
     ("ext_authz", "sixfold_plugins"),
     ("filter", "sixfold_plugins"),
     ("hc", "sixfold_server::health"),
+    ("health_checker", "sixfold_server::health"),
     ("http", "sixfold_server::http"),
     ("http2", "sixfold_server::h2"),
     ("jwt", "sixfold_plugins"),
     ("main", "sixfold"),
     ("pool", "sixfold_server::upstream"),
     ("rbac", "sixfold_plugins"),
+    ("rds", "sixfold_xds::rds"),
     ("router", "sixfold_server::http"),
     ("runtime", "sixfold_core::runtime"),
-    ("secret", "sixfold_xds"),
+    ("secret", "sixfold_xds::sds"),
     ("upstream", "sixfold_server::upstream"),
+];
+
+/// Envoy's other components: tools set their levels, too, and they have nothing to say at any.
+const SILENT: &[&str] = &[
+    "a2a",
+    "ai_protocol_manager",
+    "alternate_protocols_cache",
+    "assert",
+    "aws",
+    "backtrace",
+    "basic_auth",
+    "cache_filter",
+    "client",
+    "compression",
+    "credential_injector",
+    "decompression",
+    "dubbo",
+    "dynamic_modules",
+    "envoy_bug",
+    "ext_proc",
+    "file",
+    "forward_proxy",
+    "geolocation",
+    "golang",
+    "grpc",
+    "happy_eyeballs",
+    "hystrix",
+    "init",
+    "io",
+    "ip_tagging",
+    "json_rpc",
+    "kafka",
+    "key_value_store",
+    "local_rate_limit",
+    "lua",
+    "matcher",
+    "mcp",
+    "misc",
+    "mongo",
+    "multi_connection",
+    "notification",
+    "oauth2",
+    "quic",
+    "quic_stream",
+    "rate_limit_quota",
+    "redis",
+    "rocketmq",
+    "sse",
+    "stats",
+    "stats_sinks",
+    "tap",
+    "testing",
+    "thrift",
+    "tracing",
+    "udp",
+    "wasm",
+    "websocket",
 ];
 
 /// How the log is started.
@@ -136,6 +195,16 @@ fn log_panics() {
     }));
 }
 
+/// Whether Envoy has a component of this name.
+fn is_component(name: &str) -> bool {
+    COMPONENTS.iter().any(|(known, _)| *known == name) || SILENT.contains(&name)
+}
+
+/// A level in Envoy's words.
+fn shown(level: &str) -> &str {
+    if level == "warn" { "warning" } else { level }
+}
+
 /// Envoy's name of a level in tracing's words.
 fn level(name: &str) -> String {
     match name {
@@ -183,26 +252,29 @@ impl Levels {
         for (component, name) in levels {
             let name = level(name);
             if !["trace", "debug", "info", "warn", "error", "off"].contains(&name.as_str()) {
-                return Err(format!("unknown logger level: {name}"));
+                return Err("unknown logger level".to_owned());
             }
             match component {
                 None => {
                     next.all = name;
                     next.components.clear();
                 }
-                Some(component) if COMPONENTS.iter().any(|(known, _)| known == component) => {
+                Some(component) if is_component(component) => {
                     next.components.insert(component.clone(), name);
                 }
-                Some(component) => return Err(format!("unknown logger name: {component}")),
+                Some(_) => return Err("unknown logger name".to_owned()),
             }
         }
         self.handle.reload(next.filter()?).map_err(|e| e.to_string())?;
         *current = next;
-        let of = |(name, _): &(&str, &str)| {
-            let level = current.components.get(*name).unwrap_or(&current.all);
-            ((*name).to_owned(), level.clone())
+        let of = |name: &str| {
+            let level = current.components.get(name).unwrap_or(&current.all);
+            (name.to_owned(), shown(level).to_owned())
         };
-        Ok(COMPONENTS.iter().map(of).collect())
+        let mut all: Vec<_> =
+            COMPONENTS.iter().map(|(name, _)| *name).chain(SILENT.iter().copied()).collect();
+        all.sort_unstable();
+        Ok(all.into_iter().map(of).collect())
     }
 }
 

@@ -7,6 +7,7 @@ use sixfold_core::files;
 use sixfold_core::model::Diff;
 use sixfold_server::server::Server;
 use sixfold_xds::Context;
+use sixfold_xds::dump::FileRoutes;
 use sixfold_xds::rds::RouteConfigs;
 use std::collections::BTreeMap;
 use std::io;
@@ -68,6 +69,16 @@ impl RouteFiles {
     pub(crate) fn set_context(&mut self, context: Context) {
         self.configs.set_context(context);
         self.version += 1;
+    }
+
+    /// What of them is in force, to be shown.
+    pub(crate) fn shown(&self) -> Vec<FileRoutes> {
+        let routes = |(path, name, value): (&Path, &Arc<str>, &Arc<[u8]>)| {
+            let (path, name) = (path.to_owned(), name.clone());
+            let Stamp(at, ..) = *self.read.get(&(path.clone(), name.clone()))?;
+            Some(FileRoutes { path, name, value: value.clone(), at })
+        };
+        self.configs.of_files().filter_map(routes).collect()
     }
 
     /// Reads the files that are asked for and have changed. A disk may take its time, or hang: nobody else shall wait

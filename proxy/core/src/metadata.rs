@@ -14,6 +14,11 @@ impl Metadata {
         self.0.as_ref()?.get(namespace)
     }
 
+    /// All of them, by namespace.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().flat_map(|map| map.iter()).map(|(name, value)| (name.as_str(), value))
+    }
+
     /// Sets the value of a namespace.
     pub fn insert(&mut self, namespace: &str, value: Value) {
         self.0.get_or_insert_default().insert(namespace.to_owned(), value);

@@ -4,6 +4,9 @@
 
 mod clusters;
 mod commands;
+mod dump;
+mod home;
+mod logging;
 mod process;
 mod statistics;
 #[cfg(test)]
@@ -11,16 +14,19 @@ mod tests;
 
 pub use statistics::Statistics;
 
-use crate::surface::{Answer, Answered, Query, Reply, Surface};
+use crate::server::WarmingNames;
+use crate::surface::{Answer, Answered, Query, Reply, Surface, WriteBody};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, header};
 use parking_lot::Mutex;
+use regex::Regex;
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::connection::Connection;
 use sixfold_core::message::Version;
 use sixfold_core::metrics::{Registry, TagRules};
 use sixfold_core::stream::Stream;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -105,18 +111,39 @@ pub struct CertificateStatus {
     pub not_after: i64,
 }
 
+/// What of the configuration is asked for.
+#[derive(Debug, Default)]
+pub struct DumpRequest {
+    /// The elements of one list alone.
+    pub resource: Option<String>,
+    /// The fields of a mask alone.
+    pub mask: Option<String>,
+    /// Resources alone whose names match; anchored, so that it is the whole names that do.
+    pub name_regex: Option<Regex>,
+    /// Endpoints, too.
+    pub include_eds: bool,
+}
+
 /// What the commands do to the process; the command line wires it to the server.
 pub trait Control: Send + Sync + 'static {
     /// Listeners now.
     fn listeners(&self) -> Vec<ListenerStatus>;
     /// Certificates in use.
     fn certificates(&self) -> Vec<CertificateStatus>;
-    /// The `configs` of `/config_dump`.
-    fn config_dump(&self) -> Vec<serde_json::Value>;
+    /// Finds out what of the configuration is asked for; what it answers writes that as JSON.
+    ///
+    /// # Errors
+    /// The request is wrong, or asks for what there is not: a status and Envoy's words for it.
+    fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)>;
     /// Fails health checks from now on, or not any more.
     fn fail_health_checks(&self, fail: bool);
-    /// Drains listeners.
-    fn drain_listeners(&self, graceful: bool, inbound_only: bool);
+    /// Drains listeners. Sockets that are to `keep_open` are closed after the drain time, unless they are to
+    /// `keep_for_good`; the others at once.
+    fn drain_listeners(&self, keep_open: bool, keep_for_good: bool, inbound_only: bool);
+    /// Clusters and listeners that wait to be put in force.
+    fn waiting(&self) -> WarmingNames;
+    /// Layers of the runtime by name, each with its values in the words of the bootstrap.
+    fn runtime(&self) -> Vec<(String, BTreeMap<String, String>)>;
     /// Ends the process.
     fn quit(&self);
     /// Opens access logs anew.
@@ -124,7 +151,7 @@ pub trait Control: Send + Sync + 'static {
     /// Levels of the process's own log by target; `None` as target means all. Answers what holds now.
     ///
     /// # Errors
-    /// When the level is not one.
+    /// When a level or a name is not one, in Envoy's words.
     fn set_log_levels(&self, levels: &[(Option<String>, String)]) -> Result<Vec<(String, String)>, String>;
 }
 

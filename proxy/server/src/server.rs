@@ -18,6 +18,7 @@ use sixfold_core::connection::Certificate;
 use sixfold_core::metrics::{self, Registry};
 use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::plugin::Callout;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -46,10 +47,21 @@ pub struct DrainRequest {
     pub inbound_only: bool,
     /// Closes listening sockets at once; else after `time` (`graceful`).
     pub close_now: bool,
+    /// Sockets that are not closed at once are not closed at all (`skip_exit`).
+    pub keep_open: bool,
     /// How clients are told.
     pub strategy: DrainStrategy,
     /// After so long what is left is closed by force; `None` never does that.
     pub time: Option<Duration>,
+}
+
+/// Names of what waits to be put in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WarmingNames {
+    /// Clusters that lack endpoints, checks or secrets.
+    pub clusters: BTreeSet<Arc<str>>,
+    /// Listeners that lack routes or secrets.
+    pub listeners: BTreeSet<Arc<str>>,
 }
 
 /// A running server. Cloning shares it.
@@ -179,6 +191,14 @@ impl Server {
             // Without an answer the server has ended.
             let _ = answer.blocking_recv();
         }
+    }
+
+    /// What waits to be put in force. Waits for the control thread; not for a thread of a runtime.
+    pub fn warming(&self) -> WarmingNames {
+        let (done, answer) = oneshot::channel();
+        let asked = self.0.control.blocking_send(Control::Warming(done));
+        // Nothing waits on a server that has ended.
+        asked.ok().and_then(|()| answer.blocking_recv().ok()).unwrap_or_default()
     }
 
     /// Listeners with the addresses they are bound to, port 0 resolved.

@@ -13,7 +13,6 @@ pub mod json;
 pub mod matcher;
 pub mod metadata;
 pub mod rbac;
-mod redact;
 pub mod refuse;
 mod schema;
 #[cfg(test)]
@@ -25,4 +24,3 @@ pub use bootstrap::{load_bootstrap, parse_bootstrap};
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.
 pub use envoy_types::pb;
 pub use json::message_from_node;
-pub use redact::redact;

@@ -2,6 +2,8 @@
 //!
 //! Decoded, a route is some kilobytes; a table of thousands is decoded one route at a time.
 
+use std::ops::Range;
+
 use prost::{Message, Name};
 use sixfold_core::error::ConfigError;
 
@@ -73,6 +75,30 @@ pub fn text(message: &[u8], number: u32) -> Option<&str> {
     match value {
         Value::Bytes(text) => std::str::from_utf8(text).ok(),
         _ => None,
+    }
+}
+
+/// Where the messages at `path` are in an encoded one, field numbers from the outermost message to theirs: `[2, 3]` is
+/// `virtual_hosts.routes` of a RouteConfiguration. What can't be read ends the search.
+pub fn messages(message: &[u8], path: &[u32]) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    collect_messages(message, 0, path, &mut found);
+    found
+}
+
+fn collect_messages(message: &[u8], start: usize, path: &[u32], found: &mut Vec<Range<usize>>) {
+    let Some((wanted, deeper)) = path.split_first() else {
+        found.push(start..start + message.len());
+        return;
+    };
+    let mut rest = message;
+    while let Some((key, after)) = varint(rest) {
+        let Some((value, after)) = Value::read(key & 7, after) else { return };
+        if let (true, Value::Bytes(inner)) = (key >> 3 == u64::from(*wanted), value) {
+            let offset = message.len() - after.len() - inner.len();
+            collect_messages(inner, start + offset, deeper, found);
+        }
+        rest = after;
     }
 }
 
@@ -253,6 +279,21 @@ mod tests {
             host.routes = routes.iter().map(|route| Route::decode(*route).unwrap()).collect();
         }
         assert_eq!(decoded, whole);
+    }
+
+    #[test]
+    fn parts_are_found_where_they_are() {
+        let bytes = table().encode_to_vec();
+        let named = |range: &Range<usize>| Route::decode(&bytes[range.clone()]).unwrap().name;
+        let found = messages(&bytes, &[2, 3]);
+        assert_eq!(
+            found.iter().map(named).collect::<Vec<_>>(),
+            ["1".to_owned(), "x".repeat(300), "3".to_owned()]
+        );
+        assert_eq!(messages(&bytes, &[]), [0..bytes.len()]);
+        let mut broken = bytes[..found[0].end].to_vec();
+        broken.push(0xff);
+        assert!(messages(&broken, &[7]).is_empty());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::session::{Answer, Flavor, Request, Session};
 use super::stats::Stats;
 use super::update::{Content, Resource, Response, UnknownType};
 use super::world::{Asks, Change, Compile, World};
+use crate::tracker::Event;
 
 /// How a control plane is asked, and for what.
 #[derive(Debug, Clone)]
@@ -233,6 +234,7 @@ impl<C: Compile> Machine<C> {
         }
         for Failure { kind, name, reason } in failures {
             let fault = format!("{} \"{name}\": {reason}", kind.noun());
+            self.world.compiler().note(kind, &name, Event::Failed(&reason));
             match pending.iter_mut().find(|pending| pending.kind == kind) {
                 Some(pending) => pending.faults.push(fault),
                 // What has waited for others was acknowledged when it came.
@@ -319,6 +321,9 @@ impl<C: Compile> Machine<C> {
         }
         self.stats.answered(kind, error.is_some());
         let last = responses.pop();
+        if let Some((_, version)) = &last {
+            self.world.compiler().note_version(kind, version);
+        }
         let earlier = responses.into_iter().map(|response| (response, None));
         for ((nonce, version), error) in earlier.chain(last.map(|response| (response, error))) {
             self.session.answer(Answer { kind, nonce, version, error });

@@ -26,6 +26,7 @@ use crate::context::Context;
 use crate::ecds::Asked;
 use crate::rds::{self, RouteConfigs, Source};
 use crate::sds::{Checked, SecretKey, User};
+use crate::tracker::Event;
 use crate::{cluster, filters, listener};
 
 /// A compiled resource.
@@ -187,7 +188,16 @@ impl Compile for Resources {
         }
     }
 
+    fn note(&self, kind: Kind, name: &Arc<str>, event: Event<'_>) {
+        self.context.tracker.note(kind, &Source::Ads, name, event);
+    }
+
+    fn note_version(&self, kind: Kind, version: &str) {
+        self.context.tracker.note_version(kind, version);
+    }
+
     fn forget(&mut self, kind: Kind, name: &Arc<str>) {
+        self.note(kind, name, Event::Gone);
         if kind == Kind::Extension {
             self.context.extensions.forget(name);
         }

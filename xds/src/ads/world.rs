@@ -13,6 +13,7 @@ use sixfold_core::error::ConfigError;
 
 use super::kind::Kind;
 use super::users::Users;
+use crate::tracker::Event;
 
 mod extensions;
 mod statics;
@@ -56,6 +57,12 @@ pub trait Compile {
 
     /// Whether an extension that was compiled last fits all that name it. One that does not is what it was before.
     fn decide(&mut self, _kind: Kind, _name: &Arc<str>, _fits: bool) {}
+
+    /// What becomes of a resource, for who shows it.
+    fn note(&self, _kind: Kind, _name: &Arc<str>, _event: Event<'_>) {}
+
+    /// What the control plane calls all of a type together.
+    fn note_version(&self, _kind: Kind, _version: &str) {}
 
     /// A resource is gone.
     fn forget(&mut self, kind: Kind, name: &Arc<str>);
@@ -151,6 +158,9 @@ struct Version<P> {
     since: Instant,
 }
 
+/// A compiled resource, and what those become that have it compiled into them.
+type Tried<P> = (Compiled<P>, Vec<(Key, Version<P>)>);
+
 impl<P> Resource<P> {
     fn new() -> Resource<P> {
         Resource { next: None, live: None, before: None, expires: None }
@@ -229,10 +239,14 @@ impl<C: Compile> World<C> {
         let last = self.resources.get_mut(&key).and_then(Resource::last_mut);
         if let Some(same) = last.filter(|last| *last.value == *value && !lingers) {
             version.clone_into(&mut same.version);
+            self.compiler.note(kind, name, Event::Renamed(version));
             return Ok(());
         }
-        let Compiled { part, asks } = self.compiler.compile(kind, name, &value)?;
-        let users = if kind == Kind::Extension { self.fit(&key, now)? } else { Vec::new() };
+        let tried = self.try_on(&key, &value, now);
+        let (Compiled { part, asks }, users) = tried.inspect_err(|error| {
+            let reason = error.to_string();
+            self.compiler.note(kind, name, Event::Refused { value: &value, version, reason: &reason });
+        })?;
         self.denied.remove(&key);
         if lingers {
             self.lingering.remove(name);
@@ -243,12 +257,21 @@ impl<C: Compile> World<C> {
         Ok(())
     }
 
+    /// Compiles a resource, and what has it compiled into it.
+    fn try_on(&mut self, key: &Key, value: &[u8], now: Instant) -> Result<Tried<C::Part>, ConfigError> {
+        let compiled = self.compiler.compile(key.0, &key.1, value)?;
+        let users = if key.0 == Kind::Extension { self.fit(key, now)? } else { Vec::new() };
+        Ok((compiled, users))
+    }
+
     /// Lets a version wait until it is ready, in place of the one that does.
     fn wait(&mut self, key: &Key, mut version: Version<C::Part>) {
         self.users.add(key, &version.asks);
         let resource = self.resources.entry(key.clone()).or_insert_with(Resource::new);
         let previous = resource.next.take();
         version.since = previous.as_ref().map_or(version.since, |previous| previous.since);
+        let accepted = Event::Accepted { value: &version.value, version: &version.version };
+        self.compiler.note(key.0, &key.1, accepted);
         resource.next = Some(version);
         self.waiting.insert(key.clone());
         self.drop_asks(key, previous.map(|previous| previous.asks));
@@ -299,8 +322,11 @@ impl<C: Compile> World<C> {
             return;
         }
         self.end_ttl(&key);
-        let Some(resource) = self.resources.get_mut(&key) else { return };
+        let Some(resource) = self.resources.get_mut(&key) else {
+            return self.compiler.note(kind, name, Event::Gone);
+        };
         self.waiting.remove(&key);
+        self.compiler.note(kind, name, Event::Withdrawn);
         let next = resource.next.take().map(|next| next.asks);
         let live = resource.live.as_mut().map(|live| std::mem::take(&mut live.asks));
         match (kind, live) {
@@ -340,6 +366,8 @@ impl<C: Compile> World<C> {
             let mut out = resource.before.take();
             if failed.contains(&key) {
                 std::mem::swap(&mut resource.live, &mut out);
+                let before = resource.live.as_ref().map(|live| (&live.value, &*live.version));
+                self.compiler.note(key.0, &key.1, Event::Reverted(before));
                 if resource.live.is_none() {
                     self.end_ttl(&key);
                     self.resources.remove(&key);
@@ -431,6 +459,7 @@ impl<C: Compile> World<C> {
         let Some(resource) = self.resources.get_mut(key) else { return };
         let Some(mut next) = resource.next.take() else { return };
         self.waiting.remove(key);
+        self.compiler.note(key.0, &key.1, Event::InForce);
         if key.0 == Kind::Endpoints {
             self.due.extend(self.users.of(key).map(|(_, name)| name.clone()));
         } else {

@@ -142,6 +142,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     };
     let config = ClusterConfig {
         observability_name: observability_name.into(),
+        eds_service_name: service_name(value),
         tls,
         socket_matches,
         metadata: metadata::namespaces(&value.metadata),
@@ -150,6 +151,12 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         ..ClusterConfig::named(name)
     };
     Ok((config, load.hosts))
+}
+
+/// The name that endpoints come by, if the cluster gives them one.
+fn service_name(value: &ProtoCluster) -> Option<Arc<str>> {
+    let name = value.eds_cluster_config.as_ref().map(|eds| eds.service_name.as_str());
+    name.filter(|name| !name.is_empty()).map(Arc::from)
 }
 
 /// Percent of requests that the runtime has a cluster turn away (source/common/upstream/upstream_impl.cc,

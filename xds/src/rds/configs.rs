@@ -73,6 +73,14 @@ impl RouteConfigs {
         self.wanted().filter_map(of_file).collect()
     }
 
+    /// Those of files, as they are in force.
+    pub fn of_files(&self) -> impl Iterator<Item = (&Path, &Arc<str>, &Arc<[u8]>)> {
+        self.known.iter().filter_map(|((source, name), encoded)| match source {
+            Source::Path(path) => Some((path.as_path(), name, encoded)),
+            Source::Ads | Source::Api(_) => None,
+        })
+    }
+
     fn wanted(&self) -> impl Iterator<Item = (Source, Arc<str>)> {
         let held = self.context.compile.route_tables.held().into_iter();
         held.filter_map(|cell| Some((filters_of(&cell)?.source.clone(), cell.key.name.clone())))

@@ -20,6 +20,7 @@ use crate::ads::{
     follow as follow_stream,
 };
 use crate::rds::Source;
+use crate::tracker::{Event, Tracker};
 
 /// How often files are looked at, and whether somebody still names what is followed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -27,6 +28,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// One secret of a stream of its own.
 struct OneSecret {
     secrets: Arc<Secrets>,
+    tracker: Arc<Tracker>,
     key: SecretKey,
 }
 
@@ -41,7 +43,13 @@ impl Compile for OneSecret {
         self.secrets.give_up(&self.key);
     }
 
-    fn forget(&mut self, _: Kind, _: &Arc<str>) {}
+    fn note(&self, kind: Kind, name: &Arc<str>, event: Event<'_>) {
+        self.tracker.note(kind, &self.key.source, name, event);
+    }
+
+    fn forget(&mut self, kind: Kind, name: &Arc<str>) {
+        self.note(kind, name, Event::Gone);
+    }
 }
 
 impl Batches for OneSecret {
@@ -126,10 +134,10 @@ async fn follow_streams(statics: watch::Receiver<Statics>, node: Node, apply: im
 /// Follows one secret.
 async fn one(mut statics: watch::Receiver<Statics>, node: Node, key: SecretKey, apply: impl Apply) {
     let Source::Api(source) = &key.source else { return };
-    let (api, secrets) = loop {
+    let (api, secrets, tracker) = loop {
         let context = statics.borrow_and_update().context.clone();
         match source.compile(&context) {
-            Ok(api) => break (api, context.sds),
+            Ok(api) => break (api, context.sds, context.tracker),
             // It was good when it was named, by a bootstrap that is to come or has gone.
             Err(error) => tracing::debug!("secret \"{}\" can't be asked for: {error}", key.name),
         }
@@ -148,7 +156,7 @@ async fn one(mut statics: watch::Receiver<Statics>, node: Node, key: SecretKey, 
         statics: [((Kind::Listener, "".into()), asks)].into(),
     };
     let target = Target { service: Service::Secrets, ..api.target };
-    let secret = OneSecret { secrets, key: key.clone() };
+    let secret = OneSecret { secrets, tracker, key: key.clone() };
     // What is counted of a stream of all resources is not counted of this one.
     follow_stream(config, secret, target, None, &Registry::new(), apply, || {}).await;
 }

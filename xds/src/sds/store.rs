@@ -245,6 +245,12 @@ impl Secrets {
         changes
     }
 
+    /// All that are named, each as it was sent last, if it has come.
+    pub fn shown(&self) -> Vec<(SecretKey, Option<Arc<Secret>>)> {
+        let message = |entry: &Entry| entry.sent.as_ref().map(|sent| sent.message.clone());
+        self.state.lock().entries.iter().map(|(key, entry)| (key.clone(), message(entry))).collect()
+    }
+
     /// Says that there is none, or none that can be used: who waits for the first goes on without.
     pub fn give_up(&self, key: &SecretKey) {
         let users = {

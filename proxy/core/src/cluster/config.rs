@@ -20,6 +20,8 @@ pub struct ClusterConfig {
     pub name: Arc<str>,
     /// Name in statistics: `alt_stat_name`, else the name (`%UPSTREAM_CLUSTER%`).
     pub observability_name: Arc<str>,
+    /// The name that its endpoints come by, where that is another (`eds_cluster_config.service_name`).
+    pub eds_service_name: Option<Arc<str>>,
     /// TLS towards endpoints that nothing of `socket_matches` is for; `None` is plain text.
     pub tls: Option<Arc<ClientTls>>,
     /// Transports of endpoints by their metadata; the first that matches counts.
@@ -93,6 +95,7 @@ impl ClusterConfig {
         ClusterConfig {
             observability_name: name.clone(),
             name,
+            eds_service_name: None,
             tls: None,
             socket_matches: Arc::default(),
             metadata: Metadata::default(),

@@ -11,8 +11,40 @@ use std::io::{self, Write};
 pub struct Selection {
     /// `filter`: found anywhere in the name.
     pub filter: Option<regex::Regex>,
+    /// `invert_filter`: takes what the filter does not find.
+    pub invert: bool,
     /// `usedonly`: leaves out what never was anything but zero.
     pub used_only: bool,
+    /// `type`: of this kind alone.
+    pub kind: Option<Kind>,
+    /// `histogram_buckets`: how histograms are shown, unless as the form has them.
+    pub histograms: Option<Histograms>,
+}
+
+/// A kind of statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// What only grows.
+    Counters,
+    /// What grows and shrinks.
+    Gauges,
+    /// Distributions of values.
+    Histograms,
+    /// Texts, of which there are none.
+    TextReadouts,
+}
+
+/// How histograms are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Histograms {
+    /// Quantiles: the way of text and JSON.
+    Summary,
+    /// How many values are up to the bound of each bucket: the way of Prometheus.
+    Cumulative,
+    /// How many values are in each bucket.
+    Disjoint,
+    /// How many values are in each bucket that has any, and quantiles.
+    Detailed,
 }
 
 /// Gauges of the process itself.
@@ -27,8 +59,14 @@ impl Selection {
             Value::Gauge(n) => *n != 0 || SET_AT_START.iter().any(|prefix| name.starts_with(prefix)),
             Value::Histogram(seen) => seen.count != 0,
         };
-        (used || !self.used_only && !appears_when_used(name))
-            && self.filter.as_ref().is_none_or(|filter| filter.is_match(name))
+        let kind = match value {
+            Value::Counter(_) => Kind::Counters,
+            Value::Gauge(_) => Kind::Gauges,
+            Value::Histogram(_) => Kind::Histograms,
+        };
+        self.kind.is_none_or(|wanted| wanted == kind)
+            && (used || !self.used_only && !appears_when_used(name))
+            && self.filter.as_ref().is_none_or(|filter| filter.is_match(name) != self.invert)
             && rules.filter.keeps(name)
     }
 }
@@ -89,13 +127,22 @@ impl Page<'_> {
         })?;
         self.each(|name, value| match value {
             Value::Histogram(Distribution { count: 0, .. }) => writeln!(out, "{name}: No recorded values"),
-            Value::Histogram(seen) => {
-                write!(out, "{name}:")?;
-                for q in QUANTILES {
-                    write!(out, " P{q}(nan,{})", short(quantile(seen, q)))?;
+            Value::Histogram(seen) => match self.selection.histograms {
+                None | Some(Histograms::Summary) => writeln!(out, "{name}:{}", quantiles(seen)),
+                Some(Histograms::Cumulative) => writeln!(out, "{name}:{}", buckets(seen.below)),
+                Some(Histograms::Disjoint) => writeln!(out, "{name}:{}", buckets(disjoint(seen))),
+                Some(Histograms::Detailed) => {
+                    let totals: Vec<String> = filled(seen)
+                        .map(|(lower, upper, count)| format!("{lower},{}:{count}", upper - lower))
+                        .collect();
+                    let (totals, summary) = (totals.join(" "), quantiles(seen));
+                    writeln!(
+                        out,
+                        "{name}:\n  totals={totals}\n  intervals=\n  summary={}",
+                        summary.trim_start()
+                    )
                 }
-                writeln!(out)
-            }
+            },
             _ => Ok(()),
         })
     }
@@ -110,26 +157,28 @@ impl Page<'_> {
             }
             Value::Histogram(_) => Ok(()),
         })?;
+        let way = self.selection.histograms.unwrap_or(Histograms::Summary);
+        let supported = serde_json::json!(QUANTILES);
+        let (open, close) = match way {
+            Histograms::Summary => {
+                (format!("{{\"supported_quantiles\":{supported},\"computed_quantiles\":["), "]}}]}")
+            }
+            Histograms::Cumulative | Histograms::Disjoint => ("[".to_owned(), "]}]}"),
+            Histograms::Detailed => {
+                (format!("{{\"supported_percentiles\":{supported},\"details\":["), "]}}]}")
+            }
+        };
         let mut histograms = 0;
         self.each(|name, value| {
             let Value::Histogram(seen) = value else { return Ok(()) };
-            if histograms == 0 {
-                let quantiles = serde_json::json!(QUANTILES);
-                write!(
-                    out,
-                    "{comma}{{\"histograms\":{{\"supported_quantiles\":{quantiles},\"computed_quantiles\":["
-                )?;
-            } else {
-                write!(out, ",")?;
+            match histograms {
+                0 => write!(out, "{comma}{{\"histograms\":{open}")?,
+                _ => write!(out, ",")?,
             }
             histograms += 1;
-            let values = QUANTILES.map(|q| {
-                let value = (seen.count > 0).then(|| quantile(seen, q));
-                serde_json::json!({"interval": null, "cumulative": value})
-            });
-            write!(out, "{}", serde_json::json!({"name": name, "values": values}))
+            write!(out, "{}", distribution(name, seen, way))
         })?;
-        write!(out, "{}", if histograms > 0 { "]}}]}" } else { "]}" })
+        write!(out, "{}", if histograms > 0 { close } else { "]}" })
     }
 
     fn prometheus(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -143,6 +192,7 @@ impl Page<'_> {
                 families.entry(family).or_default().push(at as u32);
             }
         }
+        let summary = self.selection.histograms == Some(Histograms::Summary);
         for (family, members) in &families {
             for (nth, at) in members.iter().enumerate() {
                 let Some(value) = self.statistics.read(*at as usize, &mut name) else { continue };
@@ -150,6 +200,7 @@ impl Page<'_> {
                 let kind = match &value {
                     Value::Counter(_) => "counter",
                     Value::Gauge(_) => "gauge",
+                    Value::Histogram(_) if summary => "summary",
                     Value::Histogram(_) => "histogram",
                 };
                 if nth == 0 {
@@ -157,6 +208,7 @@ impl Page<'_> {
                 }
                 match &value {
                     Value::Counter(n) | Value::Gauge(n) => writeln!(out, "envoy_{family}{{{labels}}} {n}")?,
+                    Value::Histogram(seen) if summary => summary_of(out, family, &labels, seen)?,
                     Value::Histogram(seen) => histogram(out, family, &labels, seen)?,
                 }
             }
@@ -173,6 +225,68 @@ fn histogram(out: &mut dyn Write, family: &str, labels: &str, seen: &Distributio
     writeln!(out, "envoy_{family}_bucket{{{labels}{comma}le=\"+Inf\"}} {}", seen.count)?;
     writeln!(out, "envoy_{family}_sum{{{labels}}} {}", seen.sum)?;
     writeln!(out, "envoy_{family}_count{{{labels}}} {}", seen.count)
+}
+
+fn summary_of(out: &mut dyn Write, family: &str, labels: &str, seen: &Distribution) -> io::Result<()> {
+    let comma = if labels.is_empty() { "" } else { "," };
+    for q in QUANTILES {
+        let value = if seen.count > 0 { quantile(seen, q) } else { f64::NAN };
+        writeln!(out, "envoy_{family}{{{labels}{comma}quantile=\"{}\"}} {}", q / 100.0, short(value))?;
+    }
+    writeln!(out, "envoy_{family}_sum{{{labels}}} {}", seen.sum)?;
+    writeln!(out, "envoy_{family}_count{{{labels}}} {}", seen.count)
+}
+
+/// Quantiles as in a line of text.
+fn quantiles(seen: &Distribution) -> String {
+    QUANTILES.iter().map(|q| format!(" P{q}(nan,{})", short(quantile(seen, *q)))).collect()
+}
+
+/// Counts by bucket as in a line of text: none of the last interval, which is not kept.
+fn buckets(counts: [u64; BUCKETS.len()]) -> String {
+    BUCKETS.iter().zip(counts).map(|(bound, count)| format!(" B{}(0,{count})", general(*bound))).collect()
+}
+
+/// As `%g` of C writes a bound.
+fn general(bound: f64) -> String {
+    if bound < 1e6 { bound.to_string() } else { format!("{}e+06", bound / 1e6) }
+}
+
+/// How many values are in each bucket.
+fn disjoint(seen: &Distribution) -> [u64; BUCKETS.len()] {
+    let mut below = 0;
+    seen.below.map(|cumulative| cumulative.saturating_sub(std::mem::replace(&mut below, cumulative)))
+}
+
+/// Bounds and counts of the buckets that have values.
+fn filled(seen: &Distribution) -> impl Iterator<Item = (f64, f64, u64)> {
+    let lower = std::iter::once(0.0).chain(BUCKETS);
+    let all = lower.zip(BUCKETS).zip(disjoint(seen)).map(|((lower, upper), count)| (lower, upper, count));
+    all.filter(|(_, _, count)| *count > 0)
+}
+
+/// A histogram in JSON.
+fn distribution(name: &str, seen: &Distribution, way: Histograms) -> serde_json::Value {
+    let values = QUANTILES.map(|q| {
+        let value = (seen.count > 0).then(|| quantile(seen, q));
+        serde_json::json!({"interval": null, "cumulative": value})
+    });
+    let bucket = |(bound, count): (&f64, u64)| serde_json::json!({"upper_bound": bound, "interval": 0, "cumulative": count});
+    let buckets =
+        |counts: [u64; BUCKETS.len()]| -> Vec<_> { BUCKETS.iter().zip(counts).map(bucket).collect() };
+    match way {
+        Histograms::Summary => serde_json::json!({"name": name, "values": values}),
+        Histograms::Cumulative => serde_json::json!({"name": name, "buckets": buckets(seen.below)}),
+        Histograms::Disjoint => serde_json::json!({"name": name, "buckets": buckets(disjoint(seen))}),
+        Histograms::Detailed => {
+            let totals: Vec<_> = filled(seen)
+                .map(|(lower, upper, count)| {
+                    serde_json::json!({"lower_bound": lower, "width": upper - lower, "count": count})
+                })
+                .collect();
+            serde_json::json!({"name": name, "totals": totals, "intervals": [], "percentiles": values})
+        }
+    }
 }
 
 /// A name that Prometheus takes: letters, digits, `_`.
@@ -242,9 +356,48 @@ mod tests {
         assert!(all.starts_with("cluster.a.upstream_cx_active: 2\ncluster.a.upstream_rq_200: 4\ncluster.b\"x.upstream_cx_active: 0\n"), "{all}");
         assert!(all.contains("cluster.a.upstream_rq_time: P0(nan,6.25) P25(nan,6.25) P50(nan,7.5)"), "{all}");
         assert!(all.ends_with("cluster.b\"x.upstream_rq_time: No recorded values\n"));
-        let used =
-            Selection { used_only: true, filter: Some(regex::Regex::new("^cluster.*active").unwrap()) };
+        let used = Selection {
+            used_only: true,
+            filter: Some(regex::Regex::new("^cluster.*active").unwrap()),
+            ..Selection::default()
+        };
         assert_eq!(written(Form::Text, &used), "cluster.a.upstream_cx_active: 2\n");
+        let others = Selection { invert: true, kind: Some(Kind::Counters), ..used };
+        assert_eq!(written(Form::Text, &others), "cluster.a.upstream_rq_200: 4\n");
+        let texts = Selection { kind: Some(Kind::TextReadouts), ..Selection::default() };
+        assert_eq!(written(Form::Text, &texts), "");
+    }
+
+    #[test]
+    fn histograms_are_shown_in_four_ways() {
+        let way = |form, histograms| {
+            let filter = Some(regex::Regex::new("^cluster.a.*time").unwrap());
+            written(form, &Selection { filter, histograms: Some(histograms), ..Selection::default() })
+        };
+        let name = "cluster.a.upstream_rq_time";
+        let cumulative = way(Form::Text, Histograms::Cumulative);
+        assert!(
+            cumulative.starts_with(&format!("{name}: B0.5(0,0) B1(0,0) B5(0,0) B10(0,4) B25(0,4) ")),
+            "{cumulative}"
+        );
+        assert!(cumulative.ends_with(" B600000(0,4) B1.8e+06(0,4) B3.6e+06(0,4)\n"), "{cumulative}");
+        let disjoint = way(Form::Text, Histograms::Disjoint);
+        assert!(disjoint.contains(" B5(0,0) B10(0,4) B25(0,0) "), "{disjoint}");
+        let detailed = way(Form::Text, Histograms::Detailed);
+        assert!(
+            detailed.starts_with(&format!("{name}:\n  totals=5,5:4\n  intervals=\n  summary=P0(nan,6.25) ")),
+            "{detailed}"
+        );
+        let json =
+            |histograms| -> serde_json::Value { serde_json::from_str(&way(Form::Json, histograms)).unwrap() };
+        let buckets = &json(Histograms::Cumulative)["stats"][0]["histograms"][0];
+        assert_eq!((&buckets["name"], &buckets["buckets"][4]["cumulative"]), (&name.into(), &4.into()));
+        assert_eq!(json(Histograms::Disjoint)["stats"][0]["histograms"][0]["buckets"][4]["cumulative"], 0);
+        let details = &json(Histograms::Detailed)["stats"][0]["histograms"]["details"][0];
+        assert_eq!(details["totals"], serde_json::json!([{"lower_bound": 5.0, "width": 5.0, "count": 4}]));
+        let summary = way(Form::Prometheus, Histograms::Summary);
+        assert!(summary.contains("# TYPE envoy_cluster_upstream_rq_time summary\n"), "{summary}");
+        assert!(summary.contains("{envoy_cluster_name=\"a\",quantile=\"0.5\"} 7.5\n"), "{summary}");
     }
 
     #[test]
@@ -256,7 +409,7 @@ mod tests {
         assert_eq!(histograms[0]["values"][2]["cumulative"], 7.5);
         assert_eq!(histograms[1]["values"][2]["cumulative"], serde_json::Value::Null);
         for filter in ["^nothing$", "active", "time"] {
-            let some = Selection { used_only: false, filter: Some(regex::Regex::new(filter).unwrap()) };
+            let some = Selection { filter: Some(regex::Regex::new(filter).unwrap()), ..Selection::default() };
             let json: serde_json::Value = serde_json::from_str(&written(Form::Json, &some)).unwrap();
             assert_eq!(json["stats"].as_array().unwrap().is_empty(), filter == "^nothing$");
         }

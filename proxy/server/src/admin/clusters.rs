@@ -1,15 +1,21 @@
 //! `/clusters`: every cluster's limits and endpoints (server/admin/clusters_handler.cc).
 
 use super::Admin;
-use super::commands::json;
+use super::commands::{bad, json};
 use crate::surface::{Query, Reply};
+use regex::Regex;
 use serde_json::{Value, json as object};
-use sixfold_core::cluster::{Address, BreakerLimits, Cluster, EdsHealth, Member, Reasons};
+use sixfold_core::cluster::{Address, BreakerLimits, Cluster, EdsHealth, Locality, Member, Reasons};
 use std::io::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
 
 pub(super) fn clusters(admin: &Admin, query: &Query) -> Reply {
-    let clusters = admin.clusters.all();
+    let filter = match query.get("filter").map(Regex::new).transpose() {
+        Ok(filter) => filter,
+        Err(_) => return bad("Invalid re2 regex".to_owned()),
+    };
+    let mut clusters = admin.clusters.all();
+    clusters.retain(|cluster| filter.as_ref().is_none_or(|filter| filter.is_match(&cluster.config.name)));
     if query.get("format") == Some("json") {
         let statuses: Vec<Value> = clusters.iter().map(|cluster| status(cluster)).collect();
         return json(&object!({ "cluster_statuses": statuses }));
@@ -27,6 +33,9 @@ fn lines(out: &mut dyn Write, cluster: &Cluster) -> io::Result<()> {
         }
     }
     writeln!(out, "{name}::added_via_api::{}", config.added_via_api)?;
+    if let Some(service) = &config.eds_service_name {
+        writeln!(out, "{name}::eds_service_name::{service}")?;
+    }
     for member in cluster.hosts.load().iter() {
         for (key, value) in host_values(cluster, member) {
             writeln!(out, "{name}::{}::{key}::{value}", member.host.label)?;
@@ -102,7 +111,9 @@ fn status(cluster: &Cluster) -> Value {
     let config = &cluster.config;
     let breakers =
         [("DEFAULT", &config.breaker), ("HIGH", &config.high_breaker)].map(|(priority, limits)| {
-            let mut breaker = object!({ "priority": priority });
+            // Here and below: as in the JSON form of protobuf, what is a default is left out.
+            let mut breaker =
+                if priority == "DEFAULT" { object!({}) } else { object!({ "priority": priority }) };
             for (key, value) in thresholds(limits) {
                 breaker[key] = value.into();
             }
@@ -111,13 +122,17 @@ fn status(cluster: &Cluster) -> Value {
     let hosts: Vec<Value> = cluster.hosts.load().iter().map(|member| host_status(cluster, member)).collect();
     let mut status = object!({
         "name": config.name,
-        "host_statuses": hosts,
         "circuit_breakers": {"thresholds": breakers},
         "observability_name": config.observability_name,
     });
-    // As in the JSON form of protobuf, what is false is left out.
+    if !hosts.is_empty() {
+        status["host_statuses"] = hosts.into();
+    }
     if config.added_via_api {
         status["added_via_api"] = true.into();
+    }
+    if let Some(service) = &config.eds_service_name {
+        status["eds_service_name"] = service.as_ref().into();
     }
     status
 }
@@ -138,8 +153,14 @@ fn host_status(cluster: &Cluster, member: &Member) -> Value {
         .into_iter()
         .filter(|(key, _)| key.starts_with("cx_") || key.starts_with("rq_"))
         .map(|(key, value)| {
-            let gauge = key.ends_with("active");
-            object!({"name": key, "value": value, "type": if gauge { "GAUGE" } else { "COUNTER" }})
+            let mut number = object!({ "name": key });
+            if key.ends_with("active") {
+                number["type"] = "GAUGE".into();
+            }
+            if value != "0" {
+                number["value"] = value.into();
+            }
+            number
         })
         .collect();
     let discovered = match member.discovery {
@@ -160,13 +181,22 @@ fn host_status(cluster: &Cluster, member: &Member) -> Value {
         "address": address,
         "stats": numbers,
         "health_status": health,
-        "weight": member.weight,
-        "hostname": host.hostname,
-        "priority": member.priority,
-        "locality": {
-            "region": member.locality().region, "zone": member.locality().zone, "sub_zone": member.locality().sub_zone,
-        },
+        "locality": {},
     });
+    let Locality { region, zone, sub_zone } = member.locality();
+    for (key, text) in [("region", region), ("zone", zone), ("sub_zone", sub_zone)] {
+        if !text.is_empty() {
+            status["locality"][key] = text.as_ref().into();
+        }
+    }
+    if !host.hostname.is_empty() {
+        status["hostname"] = host.hostname.as_ref().into();
+    }
+    for (key, number) in [("weight", member.weight), ("priority", member.priority)] {
+        if number != 0 {
+            status[key] = number.into();
+        }
+    }
     for (key, rate) in
         ["success_rate", "local_origin_success_rate"].into_iter().zip(success_rates(cluster, member))
     {

@@ -1,17 +1,18 @@
 //! The commands: path, whether they change anything, what they do.
 
-use super::{Admin, State, clusters, process, statistics};
+use super::{Admin, State, clusters, dump, home, logging, process, statistics};
 use crate::surface::{Query, Reply};
 use http::StatusCode;
 use matchit::Router;
-use regex::Regex;
 use std::fmt::Write;
 use std::sync::LazyLock;
 
 /// One command.
 pub(super) struct Command {
-    path: &'static str,
-    help: &'static str,
+    pub(super) path: &'static str,
+    pub(super) help: &'static str,
+    /// Names of parameters, and what they do.
+    parameters: &'static [(&'static str, &'static str)],
     /// Needs POST.
     pub(super) changes: bool,
     /// May be asked for by any name: monitors find a proxy by names that it does not know.
@@ -19,52 +20,107 @@ pub(super) struct Command {
     pub(super) run: fn(&Admin, &Query) -> Reply,
 }
 
-const fn shows(path: &'static str, help: &'static str, run: fn(&Admin, &Query) -> Reply) -> Command {
-    Command { path, help, changes: false, any_host: false, run }
+type Run = fn(&Admin, &Query) -> Reply;
+
+const fn shows(path: &'static str, help: &'static str, run: Run) -> Command {
+    Command { path, help, parameters: &[], changes: false, any_host: false, run }
 }
 
-const fn monitors(path: &'static str, help: &'static str, run: fn(&Admin, &Query) -> Reply) -> Command {
+const fn monitors(path: &'static str, help: &'static str, run: Run) -> Command {
     Command { any_host: true, ..shows(path, help, run) }
 }
 
-const fn changes(path: &'static str, help: &'static str, run: fn(&Admin, &Query) -> Reply) -> Command {
+const fn changes(path: &'static str, help: &'static str, run: Run) -> Command {
     Command { changes: true, ..shows(path, help, run) }
 }
 
-const COMMANDS: &[Command] = &[
-    shows("/", "Admin home page", |_, _| ok(help())),
-    shows("/certs", "print certs on machine", process::certificates),
-    shows("/clusters", "upstream cluster status (format=json)", clusters::clusters),
-    shows("/config_dump", "dump current configuration (resource=, name_regex=)", config_dump),
-    changes("/drain_listeners", "drain listeners (graceful, inboundonly)", drain_listeners),
-    changes("/healthcheck/fail", "cause the server to fail health checks", |admin, _| health(admin, true)),
-    changes("/healthcheck/ok", "cause the server to pass health checks", |admin, _| health(admin, false)),
-    shows("/help", "print out list of admin commands", |_, _| ok(help())),
-    shows("/hot_restart_version", "print the hot restart compatibility version", |_, _| ok("disabled")),
-    shows("/listeners", "print listener info (format=json)", listeners),
-    changes("/logging", "query/change logging levels (level=, paths=, NAME=)", logging),
-    shows("/memory", "print current allocation/heap usage", process::memory),
-    changes("/quitquitquit", "exit the server", |admin, _| done(|| admin.control.quit())),
-    monitors("/ready", "print server state, return 200 if LIVE, otherwise return 503", ready),
-    changes("/reopen_logs", "reopen access logs", |admin, _| done(|| admin.control.reopen_logs())),
-    changes("/reset_counters", "reset all counters to zero", |admin, _| {
-        done(|| admin.metrics.reset_counters())
+impl Command {
+    const fn with(self, parameters: &'static [(&'static str, &'static str)]) -> Command {
+        Command { parameters, ..self }
+    }
+}
+
+const USED_ONLY: (&str, &str) = ("usedonly", "only what was counted or set since the start");
+const FILTER: (&str, &str) = ("filter", "regular expression that is found in the names");
+const INVERT: (&str, &str) = ("invert_filter", "what the filter does not find instead");
+
+/// Every command, sorted by its path.
+pub(super) const COMMANDS: &[Command] = &[
+    shows("/", "home page", home::page),
+    shows("/certs", "certificates in use", process::certificates),
+    shows("/clusters", "clusters with their endpoints", clusters::clusters).with(&[
+        ("format", "text or json"),
+        ("filter", "regular expression that is found in the names of clusters"),
+    ]),
+    shows("/config_dump", "configuration in force, and what is about to be", dump::config_dump).with(&[
+        ("resource", "the elements of this list alone"),
+        ("mask", "these fields alone, of each element where a resource is given"),
+        ("name_regex", "resources alone whose names match it"),
+        ("include_eds", "endpoints, too"),
+    ]),
+    shows("/contention", "contention of locks, which is not measured", |_, _| {
+        ok("Mutex contention tracing is not enabled.")
     }),
-    shows("/runtime", "print runtime values", |_, _| {
-        Reply::json(StatusCode::OK, "{\n \"layers\": [],\n \"entries\": {}\n}\n")
+    changes("/drain_listeners", "drain listeners", drain_listeners).with(&[
+        ("graceful", "sockets stay open for the drain time"),
+        ("skip_exit", "connections are drained, but sockets stay open"),
+        ("inboundonly", "listeners of inbound traffic alone"),
+    ]),
+    changes("/healthcheck/fail", "fail health checks", |admin, _| health(admin, true)),
+    changes("/healthcheck/ok", "pass health checks again", |admin, _| health(admin, false)),
+    shows("/help", "this list", |_, _| ok(help())),
+    shows("/hot_restart_version", "there is no hot restart", |_, _| ok("disabled")),
+    shows("/init_dump", "what has not come yet", dump::init_dump)
+        .with(&[("mask", "listener: listeners alone")]),
+    shows("/listeners", "addresses of listeners", listeners).with(&[("format", "text or json")]),
+    changes("/logging", "levels of the log", logging::logging).with(&[
+        ("paths", "several of them, as name:level,name:level"),
+        ("level", "level of everything: trace, debug, info, warning, error, critical or off"),
+    ]),
+    shows("/memory", "memory that the process holds", process::memory),
+    changes("/quitquitquit", "end the process", |admin, _| done(|| admin.control.quit())),
+    monitors("/ready", "state; 200 if it is LIVE, else 503", ready),
+    changes("/reopen_logs", "open log files anew", |admin, _| done(|| admin.control.reopen_logs())),
+    changes("/reset_counters", "set counters to zero", |admin, _| done(|| admin.metrics.reset_counters())),
+    shows("/runtime", "values of the runtime", process::runtime),
+    changes(
+        "/runtime_modify",
+        "change values of the runtime, which is not possible",
+        process::runtime_modify,
+    ),
+    shows("/server_info", "version, state, options and node", process::server_info),
+    monitors("/stats", "statistics", statistics::stats).with(&[
+        USED_ONLY,
+        FILTER,
+        INVERT,
+        ("format", "text, json or prometheus"),
+        ("type", "All, Counters, Gauges, Histograms or TextReadouts"),
+        ("histogram_buckets", "summary, cumulative, disjoint or detailed"),
+    ]),
+    monitors("/stats/prometheus", "statistics in the Prometheus format", statistics::prometheus).with(&[
+        USED_ONLY,
+        FILTER,
+        INVERT,
+        ("histogram_buckets", "cumulative or summary"),
+    ]),
+    shows("/stats/recentlookups", "look-ups of statistics by name, of which there are none", |_, _| {
+        ok("Lookup tracking is not enabled. Use /stats/recentlookups/enable to enable.\n\ntotal: 0\n")
     }),
-    shows("/server_info", "print server version/status information", process::server_info),
-    monitors("/stats", "print server stats (filter=, usedonly, format=json|prometheus)", statistics::stats),
-    monitors("/stats/prometheus", "print server stats in prometheus format", statistics::prometheus),
+    changes("/stats/recentlookups/clear", "forget look-ups", |_, _| ok("OK\n")),
+    changes("/stats/recentlookups/disable", "do not record look-ups", |_, _| ok("OK\n")),
+    changes("/stats/recentlookups/enable", "record look-ups", |_, _| ok("OK\n")),
 ];
 
-/// The list of commands, a line each.
+/// The list of commands, a line each, and one for each of their parameters.
 pub(super) fn help() -> String {
     let mut text = "admin commands are:\n".to_owned();
     for command in COMMANDS {
         let post = if command.changes { " (POST)" } else { "" };
         // Writing to a string never fails.
         let _ = writeln!(text, "  {}{post}: {}", command.path, command.help);
+        for (name, help) in command.parameters {
+            let _ = writeln!(text, "      {name}: {help}");
+        }
     }
     text
 }
@@ -80,7 +136,7 @@ pub(super) fn find(path: &str) -> Option<&'static Command> {
     PATHS.at(path).ok().map(|found| *found.value)
 }
 
-fn ok(body: impl Into<String>) -> Reply {
+pub(super) fn ok(body: impl Into<String>) -> Reply {
     Reply::text(StatusCode::OK, body.into())
 }
 
@@ -118,7 +174,9 @@ fn health(admin: &Admin, fail: bool) -> Reply {
 }
 
 fn drain_listeners(admin: &Admin, query: &Query) -> Reply {
-    admin.control.drain_listeners(query.has("graceful"), query.has("inboundonly"));
+    let (graceful, skip_exit) = (query.has("graceful"), query.has("skip_exit"));
+    // What stays open goes on being listened to, at first or for good.
+    admin.control.drain_listeners(graceful || skip_exit, skip_exit, query.has("inboundonly"));
     ok("OK\n")
 }
 
@@ -156,62 +214,4 @@ pub(super) fn json(value: &serde_json::Value) -> Reply {
     let _ = serde::Serialize::serialize(value, &mut serializer);
     out.push(b'\n');
     Reply::json(StatusCode::OK, out)
-}
-
-fn config_dump(admin: &Admin, query: &Query) -> Reply {
-    let pattern = match query.get("name_regex").map(Regex::new).transpose() {
-        Ok(pattern) => pattern,
-        Err(error) => {
-            return bad(format!("Error while parsing name_regex from config_dump query: {error}\n"));
-        }
-    };
-    let mut configs = admin.control.config_dump();
-    if let Some(pattern) = pattern {
-        configs.iter_mut().for_each(|config| keep_names(config, &pattern));
-    }
-    if let Some(resource) = query.get("resource") {
-        let found: Vec<_> =
-            configs.iter().filter_map(|config| config.get(resource)?.as_array()).flatten().collect();
-        if found.is_empty() && !configs.iter().any(|config| config.get(resource).is_some()) {
-            return Reply::text(StatusCode::NOT_FOUND, format!("{resource} not found in config dump\n"));
-        }
-        return json(&serde_json::json!({ "configs": found }));
-    }
-    json(&serde_json::json!({ "configs": configs }))
-}
-
-/// Leaves in the lists of a dump what has a name that matches.
-fn keep_names(config: &mut serde_json::Value, pattern: &Regex) {
-    let lists = config.as_object_mut().into_iter().flat_map(|map| map.values_mut());
-    for list in lists.filter_map(serde_json::Value::as_array_mut) {
-        list.retain(|item| named(item).is_none_or(|name| pattern.is_match(name)));
-    }
-}
-
-/// The name of a resource of a dump: its own, or that of the message in it.
-fn named(item: &serde_json::Value) -> Option<&str> {
-    item.get("name")
-        .or_else(|| item.as_object()?.values().find_map(|inner| inner.get("name")))
-        .and_then(serde_json::Value::as_str)
-}
-
-fn logging(admin: &Admin, query: &Query) -> Reply {
-    let levels: Vec<(Option<String>, String)> = match (query.get("level"), query.get("paths")) {
-        (Some(level), _) => vec![(None, level.to_owned())],
-        (None, Some(paths)) => paths
-            .split(',')
-            .filter_map(|pair| pair.split_once(':'))
-            .map(|(name, level)| (Some(name.to_owned()), level.to_owned()))
-            .collect(),
-        (None, None) => {
-            query.parameters.iter().map(|(name, level)| (Some(name.clone()), level.clone())).collect()
-        }
-    };
-    match admin.control.set_log_levels(&levels) {
-        Ok(active) => {
-            let lines = active.iter().map(|(name, level)| format!("  {name}: {level}\n"));
-            ok(format!("active loggers:\n{}\n", lines.collect::<String>()))
-        }
-        Err(reason) => bad(format!("error: {reason}\n")),
-    }
 }

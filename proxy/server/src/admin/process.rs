@@ -1,10 +1,12 @@
 //! What the process says of itself.
 
 use super::Admin;
-use super::commands::json;
+use super::commands::{bad, json};
 use crate::surface::{Query, Reply};
+use http::StatusCode;
 use serde_json::json as object;
 use sixfold_core::format::TimeFormat;
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes of memory that the process holds; 0 where the system does not say.
@@ -26,6 +28,33 @@ pub(super) fn memory(_: &Admin, _: &Query) -> Reply {
         "total_thread_cache": "0",
         "total_physical_bytes": bytes,
     }))
+}
+
+/// `/runtime` (server/admin/runtime_handler.cc): each value with what every layer says of it, of which the last counts.
+pub(super) fn runtime(admin: &Admin, _: &Query) -> Reply {
+    let layers = admin.control.runtime();
+    let keys: BTreeSet<&String> = layers.iter().flat_map(|(_, values)| values.keys()).collect();
+    let entry = |key: &String| {
+        let values: Vec<&str> =
+            layers.iter().map(|(_, values)| values.get(key).map_or("", String::as_str)).collect();
+        let last = values.iter().rev().find(|value| !value.is_empty()).copied().unwrap_or_default();
+        (key.clone(), object!({"layer_values": values, "final_value": last}))
+    };
+    let entries: serde_json::Map<String, serde_json::Value> = keys.into_iter().map(entry).collect();
+    let names: Vec<&String> = layers.iter().map(|(name, _)| name).collect();
+    json(&object!({"layers": names, "entries": entries}))
+}
+
+/// `/runtime_modify`: configuration is compiled with the values of the bootstrap, and no layer is one to be changed.
+pub(super) fn runtime_modify(_: &Admin, query: &Query) -> Reply {
+    if query.parameters.is_empty() {
+        let usage = "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       or send the parameters as form \
+                     values\nuse an empty value to remove a previously added override\n";
+        return bad(usage.to_owned());
+    }
+    let reason =
+        "runtime values can't be modified: change layered_runtime of the bootstrap and send SIGHUP\n";
+    Reply::text(StatusCode::SERVICE_UNAVAILABLE, reason)
 }
 
 pub(super) fn server_info(admin: &Admin, _: &Query) -> Reply {

@@ -6,7 +6,7 @@ use crate::surface::{Query, Reply};
 use parking_lot::Mutex;
 use regex::Regex;
 use sixfold_core::metrics::Registry;
-use sixfold_core::metrics::render::{Form, Page, Selection};
+use sixfold_core::metrics::render::{Form, Histograms, Kind, Page, Selection};
 
 sixfold_core::stat_block! {
     /// Under `server.`, as Envoy names them.
@@ -70,14 +70,33 @@ pub(super) fn prometheus(admin: &Admin, query: &Query) -> Reply {
 fn page(admin: &Admin, query: &Query, format: &str) -> Reply {
     let filter = match query.get("filter").map(Regex::new).transpose() {
         Ok(filter) => filter,
-        Err(error) => return bad(format!("Invalid re2 regex: {error}\n")),
+        Err(error) => return bad(format!("Invalid re2 regex: {error}")),
     };
-    let selection = Selection { filter, used_only: query.has("usedonly") };
+    let kind = match query.get("type").map(str::to_ascii_lowercase).as_deref() {
+        None | Some("" | "all") => None,
+        Some("counters") => Some(Kind::Counters),
+        Some("gauges") => Some(Kind::Gauges),
+        Some("histograms") => Some(Kind::Histograms),
+        Some("textreadouts") => Some(Kind::TextReadouts),
+        Some(_) => return bad("invalid &type= param".to_owned()),
+    };
+    let histograms = match query.get("histogram_buckets") {
+        None | Some("") => None,
+        Some("cumulative") => Some(Histograms::Cumulative),
+        Some("disjoint") => Some(Histograms::Disjoint),
+        Some("detailed") => Some(Histograms::Detailed),
+        Some("summary") => Some(Histograms::Summary),
+        Some(_) => {
+            return bad("usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary)\n".to_owned());
+        }
+    };
+    let (invert, used_only) = (query.has("invert_filter"), query.has("usedonly"));
+    let selection = Selection { filter, invert, used_only, kind, histograms };
     let form = match format {
         "json" => Form::Json,
         "prometheus" => Form::Prometheus,
         "text" => Form::Text,
-        _ => return bad("usage: /stats?format=(json|prometheus|text)\n".to_owned()),
+        _ => return bad("usage: /stats?format=(json|prometheus|text)\n\n".to_owned()),
     };
     admin.statistics.refresh(admin);
     let (statistics, tags) = (admin.metrics.snapshot(), admin.tags.clone());

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 struct Calls {
     failed: AtomicUsize,
     quits: AtomicUsize,
-    drains: Mutex<Vec<(bool, bool)>>,
+    drains: Mutex<Vec<(bool, bool, bool)>>,
 }
 
 impl Control for Calls {
@@ -26,14 +26,27 @@ impl Control for Calls {
             not_after: 1_700_000_000,
         }]
     }
-    fn config_dump(&self) -> Vec<serde_json::Value> {
-        vec![serde_json::json!({"static_clusters": [{"cluster": {"name": "a"}}, {"cluster": {"name": "b"}}]})]
+    fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {
+        let DumpRequest { resource, mask, name_regex, include_eds } = request;
+        if resource.as_deref() == Some("nope") {
+            return Err((StatusCode::NOT_FOUND, "nope not found in config dump".to_owned()));
+        }
+        Ok(Box::new(move |out| write!(out, "{resource:?} {mask:?} {name_regex:?} {include_eds}")))
     }
     fn fail_health_checks(&self, fail: bool) {
         self.failed.store(fail.into(), SeqCst);
     }
-    fn drain_listeners(&self, graceful: bool, inbound_only: bool) {
-        self.drains.lock().push((graceful, inbound_only));
+    fn drain_listeners(&self, keep_open: bool, keep_for_good: bool, inbound_only: bool) {
+        self.drains.lock().push((keep_open, keep_for_good, inbound_only));
+    }
+    fn waiting(&self) -> WarmingNames {
+        WarmingNames { clusters: ["c".into()].into(), listeners: ["l".into()].into() }
+    }
+    fn runtime(&self) -> Vec<(String, BTreeMap<String, String>)> {
+        let layer = |values: &[(&str, &str)]| {
+            values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        vec![("s".to_owned(), layer(&[("a", "1"), ("b", "true")])), ("t".to_owned(), layer(&[("a", "2")]))]
     }
     fn quit(&self) {
         self.quits.fetch_add(1, SeqCst);
@@ -41,7 +54,7 @@ impl Control for Calls {
     fn reopen_logs(&self) {}
     fn set_log_levels(&self, levels: &[(Option<String>, String)]) -> Result<Vec<(String, String)>, String> {
         match levels {
-            [(_, level)] if level == "loud" => Err("unknown logger level".into()),
+            [(Some(name), _), ..] if name == "nope" => Err("unknown logger name".into()),
             levels => {
                 Ok(levels.iter().map(|(n, l)| (n.clone().unwrap_or("all".into()), l.clone())).collect())
             }
@@ -138,7 +151,12 @@ fn wrong_paths_methods_and_origins() {
     assert_eq!(server.calls.quits.load(SeqCst), 0);
     assert_eq!(server.ask("POST /quitquitquit\nOrigin: http://localhost\n").0, 200);
     assert_eq!(server.calls.quits.load(SeqCst), 1);
-    assert_eq!((server.ask("GET /").0, server.ask("GET /").2), (200, server.ask("GET /help").2));
+    let (status, head, page) = server.ask("GET /");
+    assert!(status == 200 && head.contains("content-type: text/html"), "{head}");
+    assert!(page.contains("<a href=\"stats/prometheus\">/stats/prometheus</a>"), "{page}");
+    assert!(page.contains("<form action=\"quitquitquit\" method=\"post\">"), "{page}");
+    let help = server.ask("GET /help").2;
+    assert!(help.contains("\n  /quitquitquit (POST): ") && help.contains("\n      include_eds: "), "{help}");
 }
 
 /// A page whose name points to 127.0.0.1 has the same Host and Origin, and could read and command everything.
@@ -182,7 +200,10 @@ fn health_checks_fail_and_recover() {
     assert_eq!(server.ask("POST /healthcheck/ok").2, "OK\n");
     assert_eq!(server.ask("GET /ready").0, 200);
     server.ask("POST /drain_listeners?graceful&inboundonly");
-    assert_eq!(*server.calls.drains.lock(), [(true, true)]);
+    server.ask("POST /drain_listeners?skip_exit");
+    server.ask("POST /drain_listeners");
+    let drains = [(true, false, true), (true, true, false), (false, false, false)];
+    assert_eq!(*server.calls.drains.lock(), drains);
 }
 
 #[test]
@@ -199,7 +220,15 @@ fn clusters_listeners_and_certificates() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
     }
+    assert_eq!(server.ask("GET /clusters?filter=two").2, "");
+    let (status, _, body) = server.ask("GET /clusters?filter=(");
+    assert_eq!((status, body.as_str()), (400, "Invalid re2 regex"));
     let json: serde_json::Value = serde_json::from_str(&server.ask("GET /clusters?format=json").2).unwrap();
+    assert_eq!(
+        json["cluster_statuses"][0]["host_statuses"][0]["stats"][0],
+        serde_json::json!({"name": "cx_active", "type": "GAUGE"})
+    );
+    assert_eq!(json["cluster_statuses"][0]["circuit_breakers"]["thresholds"][0].get("priority"), None);
     assert_eq!(json["cluster_statuses"][0]["host_statuses"][0]["address"]["socket_address"]["port_value"], 9);
     assert_eq!(server.ask("GET /listeners").2, "in::127.0.0.1:80\n");
     let json: serde_json::Value = serde_json::from_str(&server.ask("GET /listeners?format=json").2).unwrap();
@@ -223,7 +252,21 @@ fn statistics_in_every_form() {
         )
     );
     assert!(prometheus.contains("envoy_server_live{} 0\n"), "{prometheus}");
-    assert_eq!(server.ask("GET /stats?filter=(").0, 400);
+    for (query, reason) in [
+        ("filter=(", "Invalid re2 regex: "),
+        ("type=bogus", "invalid &type= param"),
+        ("format=bogus", "usage: /stats?format=(json|prometheus|text)\n\n"),
+        (
+            "histogram_buckets=bogus",
+            "usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary)\n",
+        ),
+    ] {
+        let (status, _, body) = server.ask(&format!("GET /stats?{query}"));
+        assert!(status == 400 && body.starts_with(reason), "{body}");
+    }
+    let gauges = server.ask("GET /stats?filter=^server&type=gauges").2;
+    assert!(gauges.contains("server.live: 0\n"), "{gauges}");
+    assert_eq!(server.ask("GET /stats?filter=^server&type=Counters").2, "");
     assert_eq!(server.ask("POST /reset_counters").2, "OK\n");
     assert_eq!(server.ask("GET /stats?usedonly&filter=rq_200").2, "");
 }
@@ -235,18 +278,55 @@ fn server_info_logging_and_dump() {
     assert_eq!((&info["version"], &info["state"]), (&"v".into(), &"PRE_INITIALIZING".into()));
     assert_eq!(server.ask("POST /logging?level=debug").2, "active loggers:\n  all: debug\n\n");
     assert_eq!(
-        server.ask("POST /logging?paths=http:info,tls:warn").2,
-        "active loggers:\n  http: info\n  tls: warn\n\n"
+        server.ask("POST /logging?paths=http:info,tls:warning").2,
+        "active loggers:\n  http: info\n  tls: warning\n\n"
     );
-    assert_eq!(server.ask("POST /logging?level=loud").0, 400);
-    let dump: serde_json::Value =
-        serde_json::from_str(&server.ask("GET /config_dump?name_regex=^b$").2).unwrap();
-    assert_eq!(dump["configs"][0]["static_clusters"], serde_json::json!([{"cluster": {"name": "b"}}]));
-    let dump: serde_json::Value =
-        serde_json::from_str(&server.ask("GET /config_dump?resource=static_clusters").2).unwrap();
-    assert_eq!(dump["configs"].as_array().unwrap().len(), 2);
-    assert_eq!(server.ask("GET /config_dump?resource=nope").0, 404);
-    for path in ["memory", "runtime", "hot_restart_version"] {
+    assert_eq!(server.ask("POST /logging").2, "active loggers:\n\n");
+    for (query, reason) in [
+        ("level=loud", "unknown logger level"),
+        ("paths=http:loud", "unknown logger level"),
+        ("paths=http", "empty logger name or empty logger level"),
+        ("nope=debug", "unknown logger name"),
+        ("http=debug&tls=info", "invalid number of parameters"),
+    ] {
+        let (status, _, body) = server.ask(&format!("POST /logging?{query}"));
+        assert_eq!(status, 400, "{query}");
+        assert!(body.starts_with(&format!("error: {reason}\n\nusage: /logging?<name>=<level> ")), "{body}");
+        assert!(
+            body.contains("\nlevels: trace debug info warning error critical off \nactive loggers:\n"),
+            "{body}"
+        );
+    }
+    let (status, head, body) = server.ask("GET /config_dump?resource=r&mask=a,b&name_regex=^b$&include_eds");
+    assert_eq!((status, body.as_str()), (200, "Some(\"r\") Some(\"a,b\") Some(Regex(\"^(?:^b$)$\")) true"));
+    assert!(head.contains("content-type: application/json"), "{head}");
+    assert_eq!(server.ask("GET /config_dump?resource=&mask=").2, "None None None false");
+    let (status, _, body) = server.ask("GET /config_dump?name_regex=(");
+    assert_eq!(status, 400);
+    assert!(body.starts_with("INVALID_ARGUMENT: Error while parsing name_regex from (: "), "{body}");
+    let (status, head, body) = server.ask("GET /config_dump?resource=nope");
+    assert_eq!((status, body.as_str()), (404, "nope not found in config dump"));
+    assert!(head.contains("content-type: text/plain\r"), "{head}");
+    for path in ["memory", "contention", "hot_restart_version", "stats/recentlookups"] {
         assert_eq!(server.ask(&format!("GET /{path}")).0, 200);
     }
+}
+
+#[test]
+fn runtime_and_what_is_waited_for() {
+    let server = server();
+    let json = |path: &str| -> serde_json::Value { serde_json::from_str(&server.ask(path).2).unwrap() };
+    let entries = serde_json::json!({
+        "a": {"layer_values": ["1", "2"], "final_value": "2"},
+        "b": {"layer_values": ["true", ""], "final_value": "true"},
+    });
+    assert_eq!(json("GET /runtime"), serde_json::json!({"layers": ["s", "t"], "entries": entries}));
+    assert_eq!(server.ask("GET /runtime_modify?a=1").0, 405);
+    assert!(server.ask("POST /runtime_modify").2.starts_with("usage: /runtime_modify?key1=value1"));
+    assert_eq!(server.ask("POST /runtime_modify?a=1").0, 503, "nothing is changed, and it is said");
+    let dumps = |name: &str, targets: &[&str]| serde_json::json!({"unready_targets_dumps": [{"name": name, "target_names": targets}]});
+    let all = ["target Cluster-init-target c", "target Listener-init-target l"];
+    assert_eq!(json("GET /init_dump"), dumps("init manager Server", &all));
+    assert_eq!(json("GET /init_dump?mask=listener"), dumps("init manager Listener", &all[1..]));
+    assert_eq!(json("GET /init_dump?mask=x"), serde_json::json!({}));
 }

@@ -1,7 +1,7 @@
 //! The control thread: it applies changes, one after the other, and never waits for the network.
 
 use super::warming::{Cold, Helpers, Warm, Warming};
-use super::{DrainRequest, QUEUE, SWEEP};
+use super::{DrainRequest, QUEUE, SWEEP, WarmingNames};
 use crate::admin::{Lifecycle, State};
 use crate::dns::Discoverer;
 use crate::drain::DrainStrategy;
@@ -30,6 +30,8 @@ pub(super) enum Control {
     Apply(Change),
     Drain(DrainRequest, oneshot::Sender<()>),
     CloseDraining,
+    /// Answers what waits.
+    Warming(oneshot::Sender<WarmingNames>),
     /// Answers once no listener waits.
     Warm(oneshot::Sender<()>),
     Shutdown(Duration, oneshot::Sender<()>),
@@ -100,6 +102,8 @@ impl ControlThread {
                         let _ = done.send(());
                     }
                     Some(Control::CloseDraining) => self.manager.close_draining().await,
+                    // Who asked may have gone.
+                    Some(Control::Warming(answer)) => drop(answer.send(self.warming.names())),
                     Some(Control::Warm(done)) => self.until_warm.push(done),
                     Some(Control::Shutdown(deadline, done)) => {
                         self.shutdown(deadline).await;
@@ -295,12 +299,12 @@ impl ControlThread {
     }
 
     async fn drain(&mut self, request: DrainRequest, back: &mpsc::WeakSender<Control>) {
-        let DrainRequest { inbound_only, close_now, strategy, time } = request;
+        let DrainRequest { inbound_only, close_now, keep_open, strategy, time } = request;
         if !inbound_only {
             self.manager.shared().drain.start(strategy, time);
         }
         self.manager.drain(inbound_only, close_now, strategy, time).await;
-        if let (false, Some(time), back) = (close_now, time, back.clone()) {
+        if let (false, Some(time), back) = (close_now || keep_open, time, back.clone()) {
             tokio::spawn(async move {
                 tokio::time::sleep(time).await;
                 if let Some(control) = back.upgrade() {

@@ -1,6 +1,6 @@
 //! Parts that wait for something before they take their places.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -26,6 +26,10 @@ impl<T> Waiting<T> {
 
     pub(super) fn len(&self) -> usize {
         self.candidates.len()
+    }
+
+    pub(super) fn names(&self) -> BTreeSet<Arc<str>> {
+        self.candidates.keys().cloned().collect()
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&T> {

@@ -4,6 +4,7 @@
 //! listener whose routes have not come 404, one without its secrets nothing at all. So they wait here for their first news, or until they have waited long enough; the
 //! control thread goes on meanwhile.
 
+use super::WarmingNames;
 use super::waiting::Waiting;
 use crate::dns::Discoverer;
 use crate::health::{HealthChecker, Watched};
@@ -127,6 +128,11 @@ impl Warming {
                 _ => diff.listeners.push((name, listener)),
             }
         }
+    }
+
+    /// Names of clusters and of listeners that wait.
+    pub(super) fn names(&self) -> WarmingNames {
+        WarmingNames { clusters: self.clusters.names(), listeners: self.listeners.names() }
     }
 
     /// Listeners that wait.

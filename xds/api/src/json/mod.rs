@@ -5,6 +5,7 @@
 //! and the cost is that of one pass.
 
 mod encode;
+pub mod print;
 mod scalar;
 mod well_known;
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use sixfold_core::error::ConfigError;
 
 use super::{Compile, Compiled, Key, Resource, Version, World};
+use crate::tracker::Event;
 
 /// What was compiled again of those that name an extension; `None` is one that another waits to take the place of.
 type Renewed<P> = Vec<(Key, Result<Option<Version<P>>, ConfigError>)>;
@@ -31,7 +32,7 @@ impl<C: Compile> World<C> {
     pub(super) fn remove_extension(&mut self, extension: &Key, now: Instant) {
         self.end_ttl(extension);
         if self.resources.remove(extension).is_none() {
-            return;
+            return self.compiler.note(extension.0, &extension.1, Event::Gone);
         }
         self.waiting.remove(extension);
         self.compiler.forget(extension.0, &extension.1);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{Asks, Compile, Key, Resource, Version, World};
 use crate::ads::kind::Kind;
+use crate::tracker::Event;
 
 impl<C: Compile> World<C> {
     /// Takes those of another bootstrap of the process, which puts them in force itself, also in the place of what the
@@ -43,6 +44,7 @@ impl<C: Compile> World<C> {
             self.lingering.remove(&key.1);
         }
         let Some(Resource { next, live, before, .. }) = self.resources.remove(key) else { return };
+        self.compiler.note(key.0, &key.1, Event::Gone);
         for version in [next, live, before].into_iter().flatten() {
             self.drop_asks(key, Some(version.asks));
         }

@@ -132,6 +132,7 @@ async fn draining_can_leave_outbound_listeners_alone() {
     let request = DrainRequest {
         inbound_only: true,
         close_now: true,
+        keep_open: false,
         strategy: DrainStrategy::Immediate,
         time: Some(Duration::from_secs(5)),
     };

@@ -1,0 +1,156 @@
+//! Envoy's health_check filter (source/extensions/filters/http/health_check/health_check.cc): answers those who ask
+//! whether this proxy is well, or lets them ask what is behind it.
+
+#[cfg(test)]
+mod tests;
+
+use crate::envoy;
+use sixfold_core::cluster::ClusterCell;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::flags::Flag;
+use sixfold_core::matcher::HeaderMatcher;
+use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::matcher;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::health_check::v3::HealthCheck as Config;
+use sixfold_xds_api::values::positive_duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+const HEALTHCHECKED_CLUSTER: &str = "x-envoy-upstream-healthchecked-cluster";
+const DEGRADED: &str = "x-envoy-degraded";
+
+pub(crate) fn factory() -> FilterFactory {
+    envoy::filter(build)
+}
+
+fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
+    let Config { pass_through_mode, cache_time, cluster_min_healthy_percentages, headers } = config;
+    let Some(pass_through) = pass_through_mode else {
+        return Err(ConfigError::field("pass_through_mode", "is missing"));
+    };
+    let cache = cache_time.is_some().then(|| positive_duration(&cache_time, Duration::ZERO, "cache_time"));
+    let cache = cache.transpose()?.map(|time| Cache { time, since: Instant::now(), last: AtomicU64::new(0) });
+    if cache.is_some() && !pass_through.value {
+        return Err(ConfigError::field("cache_time", "is for pass_through_mode"));
+    }
+    let share = |(name, share): (&String, &_)| (context.clusters.cell(name), percent(share));
+    let filter = HealthCheck {
+        headers: matcher::headers(&headers, "headers")?.into(),
+        pass_through: pass_through.value,
+        cache,
+        clusters: cluster_min_healthy_percentages.iter().map(share).collect(),
+        failing: context.failing_checks.clone(),
+        cluster: context.local_cluster.clone(),
+    };
+    Ok(Plugin::of(filter).access(HealthCheck::access).header_filter(HealthCheck::header_filter).build())
+}
+
+/// A share of endpoints; decimals do not count, as in Envoy.
+fn percent(share: &sixfold_xds_api::pb::envoy::r#type::v3::Percent) -> u64 {
+    share.value.clamp(0.0, 100.0) as u64
+}
+
+struct HealthCheck {
+    headers: Box<[HeaderMatcher]>,
+    /// Checks go on to the upstream, as long as this proxy itself is well.
+    pass_through: bool,
+    cache: Option<Cache>,
+    /// Clusters, and the percentage of their endpoints that must be well.
+    clusters: Box<[(Arc<ClusterCell>, u64)]>,
+    /// Whether somebody has told this proxy to fail.
+    failing: Arc<AtomicBool>,
+    /// What this proxy is one of.
+    cluster: Arc<str>,
+}
+
+/// The upstream's last answer to a check.
+struct Cache {
+    /// How long it is good.
+    time: Duration,
+    since: Instant,
+    /// Milliseconds since then when it came, and what it was, in one number that workers share; 0 is none.
+    last: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+struct Health {
+    status: u16,
+    degraded: bool,
+}
+
+/// The request is a check.
+struct Check;
+
+impl Cache {
+    /// The answer, as long as it is good.
+    fn get(&self) -> Option<Health> {
+        let last = self.last.load(Relaxed);
+        let came = Duration::from_millis(last >> 17);
+        let is_good = last != 0 && self.since.elapsed() < came + self.time;
+        is_good.then_some(Health { status: last as u16, degraded: last & (1 << 16) != 0 })
+    }
+
+    /// Keeps an answer, unless there is one that is good: what is answered from it does not make it so for longer.
+    fn put(&self, health: Health) {
+        if self.get().is_none() {
+            let came = (self.since.elapsed().as_millis() as u64) << 17;
+            self.last.store(came | u64::from(health.degraded) << 16 | u64::from(health.status), Relaxed);
+        }
+    }
+}
+
+impl HealthCheck {
+    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        if !self.headers.iter().all(|header| header.matches(&stream.request)) {
+            return Step::Continue;
+        }
+        stream.set_state(slot, Check);
+        let cached = self.cache.as_ref().and_then(Cache::get);
+        let failing = self.failing.load(Relaxed);
+        if self.pass_through && !failing && cached.is_none() {
+            return Step::Continue;
+        }
+        let (health, details) = match cached {
+            _ if failing => (Health { status: 503, degraded: false }, "health_check_failed"),
+            Some(health) => (health, "health_check_cached"),
+            None => match self.clusters.iter().find_map(|(cluster, share)| lacking(cluster, *share)) {
+                Some(details) => (Health { status: 503, degraded: false }, details),
+                None => (Health { status: 200, degraded: false }, "health_check_ok"),
+            },
+        };
+        let mut reply = LocalReply::new(health.status, "", details);
+        if !(200..300).contains(&health.status) {
+            reply.flag = Some(Flag::LH);
+        }
+        if health.degraded {
+            reply.headers.set(DEGRADED, b"");
+        }
+        Step::Respond(reply)
+    }
+
+    fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        if stream.take_state::<Check>(slot).is_none() {
+            return Step::Continue;
+        }
+        let response = &mut stream.response;
+        if let Some(cache) = self.cache.as_ref().filter(|_| self.pass_through && !self.failing.load(Relaxed)) {
+            let degraded = response.headers.get(DEGRADED).is_some();
+            cache.put(Health { status: response.status, degraded });
+        }
+        response.headers.set(HEALTHCHECKED_CLUSTER, self.cluster.as_bytes());
+        Step::Continue
+    }
+}
+
+/// Why a cluster has too few endpoints that are well, if it has.
+fn lacking(cell: &ClusterCell, share: u64) -> Option<&'static str> {
+    let Some(cluster) = cell.load() else { return Some("health_check_failed_cluster_not_found") };
+    let hosts = cluster.hosts.load();
+    let (total, well) = (hosts.total() as u64, (hosts.healthy() + hosts.degraded()) as u64);
+    match total {
+        0 => (share > 0).then_some("health_check_failed_cluster_empty"),
+        total => (100 * well < total * share).then_some("health_check_failed_cluster_unhealthy"),
+    }
+}

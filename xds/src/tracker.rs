@@ -1,0 +1,282 @@
+//! What came by itself, to be shown: as it was sent, what the control plane calls it, and since when it is so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+
+use crate::ads::Kind;
+use crate::rds::Source;
+
+/// Bytes of refused resources that are kept, over all of them: of what goes beyond, only the reason is.
+const MAX_REFUSED_BYTES: usize = 4 << 20;
+/// Refused resources of which no good one has ever come that are kept.
+const MAX_REFUSED: usize = 1024;
+
+/// A resource by where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TrackedKey {
+    /// Its type.
+    pub kind: Kind,
+    /// Where it comes from.
+    pub source: Source,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// What becomes of a resource.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A version was accepted and waits to go into force.
+    Accepted {
+        /// As it was sent.
+        value: &'a Arc<[u8]>,
+        /// What the control plane calls it.
+        version: &'a str,
+    },
+    /// The last that was accepted has come again under another name.
+    Renamed(&'a str),
+    /// What was accepted is in force.
+    InForce,
+    /// What was accepted does not go into force any more.
+    Withdrawn,
+    /// It could not be put in force: what was before is again, if there was anything.
+    Reverted(Option<(&'a Arc<[u8]>, &'a str)>),
+    /// Why it could not be.
+    Failed(&'a str),
+    /// A version was refused.
+    Refused {
+        /// As it was sent.
+        value: &'a [u8],
+        /// What the control plane calls it.
+        version: &'a str,
+        /// Why.
+        reason: &'a str,
+    },
+    /// There is no such resource any more.
+    Gone,
+}
+
+/// A version of a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// As it was sent.
+    pub value: Arc<[u8]>,
+    /// What the control plane calls it.
+    pub version: Arc<str>,
+    /// When it was accepted.
+    pub at: SystemTime,
+}
+
+/// A version that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// As it was sent, unless that is too much to keep.
+    pub value: Option<Arc<[u8]>>,
+    /// What the control plane calls it.
+    pub version: Arc<str>,
+    /// When it was refused.
+    pub at: SystemTime,
+    /// Why.
+    pub reason: String,
+}
+
+/// What there is of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tracked {
+    /// What is in force.
+    pub active: Option<Sent>,
+    /// What was accepted and waits.
+    pub waiting: Option<Sent>,
+    /// What came last, if that was refused.
+    pub refused: Option<Refusal>,
+}
+
+/// All resources that came by themselves. Who shows them takes what there is at one moment; nothing is copied but
+/// references.
+#[derive(Debug, Default)]
+pub struct Tracker(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    entries: BTreeMap<TrackedKey, Tracked>,
+    /// What the control plane calls all of a type together.
+    versions: BTreeMap<Kind, String>,
+    refused_bytes: usize,
+    /// Entries of which nothing good has come.
+    refused_alone: usize,
+}
+
+impl Tracker {
+    /// Notes what becomes of a resource.
+    pub fn note(&self, kind: Kind, source: &Source, name: &Arc<str>, event: Event<'_>) {
+        // Endpoints are shown as they are in their clusters.
+        if kind != Kind::Endpoints {
+            let key = TrackedKey { kind, source: source.clone(), name: name.clone() };
+            self.0.lock().note(key, event);
+        }
+    }
+
+    /// Notes what the control plane calls all of a type together.
+    pub fn note_version(&self, kind: Kind, version: &str) {
+        version.clone_into(self.0.lock().versions.entry(kind).or_default());
+    }
+
+    /// What the control plane calls all of a type together; empty where it has no name for that.
+    pub fn version(&self, kind: Kind) -> String {
+        self.0.lock().versions.get(&kind).cloned().unwrap_or_default()
+    }
+
+    /// Everything there is of a type.
+    pub fn of(&self, kind: Kind) -> Vec<(TrackedKey, Tracked)> {
+        let state = self.0.lock();
+        let of_kind = state.entries.iter().filter(|(key, _)| key.kind == kind);
+        of_kind.map(|(key, tracked)| (key.clone(), tracked.clone())).collect()
+    }
+}
+
+impl Tracked {
+    fn is_empty(&self) -> bool {
+        self.active.is_none() && self.waiting.is_none() && self.refused.is_none()
+    }
+
+    fn is_refused_alone(&self) -> bool {
+        self.active.is_none() && self.waiting.is_none() && self.refused.is_some()
+    }
+
+    fn refused_bytes(&self) -> usize {
+        self.refused.as_ref().and_then(|refused| refused.value.as_ref()).map_or(0, |value| value.len())
+    }
+}
+
+impl State {
+    fn note(&mut self, key: TrackedKey, event: Event<'_>) {
+        let mut tracked = self.entries.remove(&key).unwrap_or_default();
+        self.refused_bytes -= tracked.refused_bytes();
+        self.refused_alone -= usize::from(tracked.is_refused_alone());
+        self.change(&mut tracked, event);
+        let alone = tracked.is_refused_alone();
+        if tracked.is_empty() || alone && self.refused_alone >= MAX_REFUSED {
+            return;
+        }
+        self.refused_bytes += tracked.refused_bytes();
+        self.refused_alone += usize::from(alone);
+        self.entries.insert(key, tracked);
+    }
+
+    fn change(&self, tracked: &mut Tracked, event: Event<'_>) {
+        let at = SystemTime::now();
+        let room = |value: &[u8]| self.refused_bytes + value.len() <= MAX_REFUSED_BYTES;
+        match event {
+            Event::Accepted { value, version } => {
+                tracked.waiting = Some(Sent { value: value.clone(), version: version.into(), at });
+                tracked.refused = None;
+            }
+            Event::Renamed(version) => {
+                if let Some(last) = tracked.waiting.as_mut().or(tracked.active.as_mut()) {
+                    last.version = version.into();
+                }
+                tracked.refused = None;
+            }
+            Event::InForce => tracked.active = tracked.waiting.take().or(tracked.active.take()),
+            Event::Withdrawn => tracked.waiting = None,
+            Event::Reverted(before) => {
+                let failed = tracked.active.take();
+                tracked.active = before.map(|(value, version)| {
+                    // When it came is not known any more, but that it is in force now is.
+                    Sent { value: value.clone(), version: version.into(), at }
+                });
+                tracked.refused = failed.map(|Sent { value, version, .. }| {
+                    let value = Some(value).filter(|value| room(value));
+                    Refusal { value, version, at, reason: String::new() }
+                });
+            }
+            Event::Failed(reason) => {
+                if let Some(refused) = &mut tracked.refused {
+                    reason.clone_into(&mut refused.reason);
+                }
+            }
+            Event::Refused { value, version, reason } => {
+                let value = room(value).then(|| value.into());
+                tracked.refused = Some(Refusal { value, version: version.into(), at, reason: reason.into() });
+            }
+            Event::Gone => *tracked = Tracked::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn note(tracker: &Tracker, name: &str, event: Event<'_>) {
+        tracker.note(Kind::Cluster, &Source::Ads, &name.into(), event);
+    }
+
+    fn tracked(tracker: &Tracker, name: &str) -> Option<Tracked> {
+        tracker.of(Kind::Cluster).into_iter().find(|(key, _)| *key.name == *name).map(|(_, tracked)| tracked)
+    }
+
+    fn versions(tracker: &Tracker, name: &str) -> [Option<String>; 3] {
+        let Tracked { active, waiting, refused } = tracked(tracker, name).unwrap_or_default();
+        let sent = |sent: Option<Sent>| sent.map(|sent| sent.version.to_string());
+        [sent(active), sent(waiting), refused.map(|refused| refused.version.to_string())]
+    }
+
+    fn some(versions: [&str; 3]) -> [Option<String>; 3] {
+        versions.map(|version| (!version.is_empty()).then(|| version.to_owned()))
+    }
+
+    #[test]
+    fn a_resource_is_followed_from_its_coming_to_its_end() {
+        let (tracker, one, two) =
+            (Tracker::default(), Arc::<[u8]>::from(*b"one"), Arc::<[u8]>::from(*b"two"));
+        note(&tracker, "a", Event::Accepted { value: &one, version: "1" });
+        assert_eq!(versions(&tracker, "a"), some(["", "1", ""]));
+        note(&tracker, "a", Event::InForce);
+        note(&tracker, "a", Event::Accepted { value: &two, version: "2" });
+        assert_eq!(versions(&tracker, "a"), some(["1", "2", ""]));
+        note(&tracker, "a", Event::InForce);
+        note(&tracker, "a", Event::Reverted(Some((&one, "1"))));
+        note(&tracker, "a", Event::Failed("no address"));
+        assert_eq!(versions(&tracker, "a"), some(["1", "", "2"]));
+        let shown = tracked(&tracker, "a").unwrap();
+        assert!(Arc::ptr_eq(&shown.active.unwrap().value, &one), "the bytes are there once");
+        assert_eq!(shown.refused.unwrap().reason, "no address");
+        note(&tracker, "a", Event::Refused { value: b"x", version: "3", reason: "bad" });
+        assert_eq!(versions(&tracker, "a"), some(["1", "", "3"]));
+        note(&tracker, "a", Event::Renamed("4"));
+        assert_eq!(versions(&tracker, "a"), some(["4", "", ""]), "what is sent again is good again");
+        note(&tracker, "a", Event::Accepted { value: &two, version: "5" });
+        note(&tracker, "a", Event::Withdrawn);
+        assert_eq!(versions(&tracker, "a"), some(["4", "", ""]));
+        note(&tracker, "a", Event::Gone);
+        assert_eq!(tracked(&tracker, "a"), None);
+        tracker.note_version(Kind::Listener, "7");
+        assert_eq!(
+            (tracker.version(Kind::Listener).as_str(), tracker.version(Kind::Cluster).as_str()),
+            ("7", "")
+        );
+    }
+
+    /// A control plane that is wrong for long, under ever new names.
+    #[test]
+    fn what_is_kept_of_refused_resources_has_a_bound() {
+        let (tracker, big) = (Tracker::default(), vec![0; 1 << 20]);
+        for index in 0..MAX_REFUSED + 100 {
+            let refused = Event::Refused { value: &big, version: "", reason: "bad" };
+            note(&tracker, &format!("c{index}"), refused);
+            note(&tracker, "again", refused);
+        }
+        let all = tracker.of(Kind::Cluster);
+        let kept = all.iter().filter(|(_, tracked)| tracked.refused_bytes() > 0).count();
+        assert_eq!((all.len(), kept), (MAX_REFUSED, 4));
+        for (key, _) in &all {
+            note(&tracker, &key.name, Event::Gone);
+        }
+        let state = tracker.0.lock();
+        assert_eq!((state.entries.len(), state.refused_bytes, state.refused_alone), (0, 0, 0));
+    }
+}
