@@ -4,6 +4,7 @@
 mod cors;
 mod fault;
 mod grpc_stats;
+mod health_check;
 mod rbac;
 mod set_filter_state;
 
@@ -14,8 +15,15 @@ use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 5] {
-    [cors::factory(), fault::factory(), grpc_stats::factory(), rbac::factory(), set_filter_state::factory()]
+pub(crate) fn factories() -> [FilterFactory; 6] {
+    [
+        cors::factory(),
+        fault::factory(),
+        grpc_stats::factory(),
+        health_check::factory(),
+        rbac::factory(),
+        set_filter_state::factory(),
+    ]
 }
 
 /// The factory of a filter that `build` makes of its configuration and the overrides for a route, the least

@@ -54,12 +54,10 @@ impl Callout for Service {
 pub(crate) fn context_with(answer: Option<CalloutResponse>) -> (BuildContext, Arc<Service>) {
     let service = Arc::new(Service { answer: Mutex::new(answer), asked: Mutex::new(Vec::new()) });
     let context = BuildContext {
-        callout: service.clone(),
-        metrics: metrics::Registry::new(),
         shared: Arc::new(SharedState::default()),
         resource: "/apisix/routes/1".into(),
-        scope: "".into(),
         attributes: Arc::new(Value::Null),
+        ..BuildContext::new(service.clone(), metrics::Registry::new())
     };
     (context, service)
 }

@@ -283,7 +283,8 @@ fn context(
     faults: &mut Faults,
 ) -> Context {
     let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
-    let ProcessContext { compile, filter_lists, secrets: sds, tracker } = process.clone();
+    let ProcessContext { mut compile, filter_lists, secrets: sds, tracker } = process.clone();
+    compile.build.local_cluster = cluster.as_str().into();
     let (static_clusters, of_bootstrap) =
         (Arc::new(static_clusters), |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone())));
     let runtime = faults.take(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime"));

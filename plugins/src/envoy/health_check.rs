@@ -6,7 +6,7 @@ mod tests;
 
 use crate::envoy;
 use sixfold_core::cluster::ClusterCell;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::ConfigError;
 use sixfold_core::flags::Flag;
 use sixfold_core::matcher::HeaderMatcher;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
@@ -135,7 +135,8 @@ impl HealthCheck {
             return Step::Continue;
         }
         let response = &mut stream.response;
-        if let Some(cache) = self.cache.as_ref().filter(|_| self.pass_through && !self.failing.load(Relaxed)) {
+        if let Some(cache) = self.cache.as_ref().filter(|_| self.pass_through && !self.failing.load(Relaxed))
+        {
             let degraded = response.headers.get(DEGRADED).is_some();
             cache.put(Health { status: response.status, degraded });
         }

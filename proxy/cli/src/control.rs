@@ -80,10 +80,11 @@ impl Control for Administration {
         let status = |certificate: Arc<Certificate>| {
             let dns = certificate.dns_sans.iter().map(|name| ("dns", name.clone()));
             let uris = certificate.uri_sans.iter().map(|uri| ("uri", uri.clone()));
+            let addresses = certificate.ip_sans.iter().map(|ip| ("ip_address", ip.clone()));
             CertificateStatus {
                 path: certificate.subject.clone(),
                 serial: certificate.serial.clone(),
-                names: dns.chain(uris).collect(),
+                names: dns.chain(uris).chain(addresses).collect(),
                 not_before: certificate.not_before,
                 not_after: certificate.not_after,
             }

@@ -24,6 +24,7 @@ use sixfold_server::worker::Options;
 use sixfold_xds::bootstrap::{self, Compiled, ProcessContext};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,6 +151,45 @@ fn local_address() -> Option<IpAddr> {
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
+/// The command line as `/server_info` shows it, with what Envoy has of options that there are not here.
+fn shown_options(options: &EnvoyOptions, concurrency: usize) -> Value {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let path =
+        |value: &Option<PathBuf>| value.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    json!({
+        "base_id": "0",
+        "concurrency": concurrency,
+        "config_path": path(&options.config_path),
+        "config_yaml": text(&options.config_yaml),
+        "admin_address_path": path(&options.admin_address_path),
+        "local_address_ip_version": "v4",
+        "log_level": options.log_level,
+        "component_log_level": options.component_log_level,
+        "log_format": text(&options.log_format),
+        "log_path": path(&options.log_path),
+        "service_cluster": text(&options.service_cluster),
+        "service_node": text(&options.service_node),
+        "service_zone": text(&options.service_zone),
+        "file_flush_interval": seconds(options.file_flush_interval_msec),
+        "drain_time": format!("{}s", options.drain_time_s),
+        "drain_strategy": match options.drain_strategy {
+            Strategy::Gradual => "Gradual",
+            Strategy::Immediate => "Immediate",
+        },
+        "mode": "Serve",
+        "disable_hot_restart": true,
+        "restart_epoch": 0,
+    })
+}
+
+/// Milliseconds as protobuf writes a duration.
+fn seconds(millis: u64) -> String {
+    match (millis / 1000, millis % 1000) {
+        (seconds, 0) => format!("{seconds}s"),
+        (seconds, rest) => format!("{seconds}.{rest:03}s"),
+    }
+}
+
 fn administration(
     options: &EnvoyOptions,
     process: &Process,
@@ -174,16 +214,7 @@ fn administration(
         started: process.started,
         info: ServerInfo {
             version: format!("sixfold/{}", env!("CARGO_PKG_VERSION")),
-            options: json!({
-                "concurrency": process.server.shared().options.concurrency,
-                "config_path": options.config_path,
-                "mode": "Serve",
-                "drain_time": format!("{}s", options.drain_time_s),
-                "drain_strategy": match options.drain_strategy {
-                    Strategy::Gradual => "Gradual",
-                    Strategy::Immediate => "Immediate",
-                },
-            }),
+            options: shown_options(options, process.server.shared().options.concurrency),
             node,
         },
         concurrency: process.server.shared().options.concurrency,

@@ -70,6 +70,7 @@ impl Process {
         let lifecycle = Lifecycle::default();
         let server = Server::start(options, metrics.clone(), model.clone(), callout, lifecycle.clone())?;
         server.set_dns(dns);
+        let build = BuildContext { failing_checks: server.shared().health_failed.clone(), ..build };
         let logs = LogFiles::new(flush_interval, &metrics);
         let compile = CompileContext::new(&model, plugins(), build, Arc::new(logs.clone()));
         Ok(Process { server, logs, lifecycle, metrics, compile, started, drain_limit })

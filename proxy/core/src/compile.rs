@@ -35,6 +35,7 @@ impl CompileContext {
         log_sinks: Arc<dyn MakeSink>,
     ) -> CompileContext {
         let (clusters, route_tables) = (model.clusters().clone(), model.route_tables().clone());
+        let build = BuildContext { clusters: clusters.clone(), ..build };
         CompileContext { clusters, route_tables, plugins, build, log_sinks, local_address: None }
     }
 

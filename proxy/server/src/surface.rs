@@ -227,9 +227,12 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
                 let (answer, busy) = (answer.clone(), busy.clone());
                 async move {
-                    let serving = Serving::new(busy);
+                    let serving = Serving::new(busy.clone());
                     let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
                     let response = respond(answer, &request).await;
+                    if request.method() == Method::HEAD && response.body().is_chunked() {
+                        busy.say_chunked();
+                    }
                     let status = response.status();
                     let follow = follow.map(|follow| follow.with_status(status));
                     Ok::<_, Infallible>(response.map(|payload| Served { payload, follow, _serving: serving }))
@@ -264,6 +267,13 @@ async fn respond(answer: Arc<dyn Answer>, request: &Request<Incoming>) -> Respon
 enum Payload {
     Whole { data: Option<Bytes>, chunked: bool },
     Pieces(mpsc::Receiver<Piece>),
+}
+
+impl Payload {
+    /// Whether it goes out without its length.
+    fn is_chunked(&self) -> bool {
+        !matches!(self, Payload::Whole { chunked: false, .. })
+    }
 }
 
 /// A payload on its way: its connection is busy until it has been handed over.

@@ -50,7 +50,7 @@ pub struct Shared {
     pub bodies: Arc<ByteBudget>,
     /// `POST /healthcheck/fail`: responses carry `connection: close` and
     /// `x-envoy-immediate-health-check-fail`.
-    pub health_failed: AtomicBool,
+    pub health_failed: Arc<AtomicBool>,
     connection_ids: AtomicU64,
     /// Listeners by address, for connections that are handed over (`use_original_dst`).
     pub(crate) listeners: ArcSwap<ListenerTable>,
@@ -120,7 +120,7 @@ impl Shared {
             callout,
             bodies: Arc::new(ByteBudget::new(options.body_budget)),
             options,
-            health_failed: AtomicBool::new(false),
+            health_failed: Arc::default(),
             connection_ids: AtomicU64::new(1),
             listeners: ArcSwap::default(),
             addresses: ArcSwap::default(),

@@ -13,7 +13,8 @@ use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
 use sixfold_xds_api::pb::google::protobuf::{BoolValue, Duration as ProtoDuration};
 
 fn config(pass_through: bool) -> Config {
-    let exact = StringMatcher { match_pattern: Some(MatchPattern::Exact("/healthz".into())), ..Default::default() };
+    let exact =
+        StringMatcher { match_pattern: Some(MatchPattern::Exact("/healthz".into())), ..Default::default() };
     Config {
         pass_through_mode: Some(BoolValue { value: pass_through }),
         headers: vec![ProtoHeader {
@@ -55,9 +56,11 @@ fn who_asks_is_answered_and_the_others_go_on() {
     let mut check = stream("/healthz", &[]);
     let reply = now(filter.access(&mut check)).unwrap();
     assert_eq!(reply.flag, Some(Flag::LH));
-    let header = |mut stream: Stream| response_header(&filter, &mut stream, HEALTHCHECKED_CLUSTER);
-    assert_eq!(header(check), Some("own".to_owned()));
-    assert_eq!(header(stream("/other", &[])), None);
+    let mut other = stream("/other", &[]);
+    for (stream, wanted) in [(&mut check, Some("own")), (&mut other, None)] {
+        assert!(now(filter.header_filter(stream)).is_none());
+        assert_eq!(response_header(stream, HEALTHCHECKED_CLUSTER), wanted);
+    }
 }
 
 #[test]
@@ -68,7 +71,7 @@ fn checks_pass_through_while_the_proxy_is_well_and_their_answer_is_kept() {
     let mut check = stream("/healthz", &[]);
     assert!(now(filter.access(&mut check)).is_none());
     check.response.status = 418;
-    response_header(&filter, &mut check, HEALTHCHECKED_CLUSTER);
+    assert!(now(filter.header_filter(&mut check)).is_none());
     assert_eq!(asked(&filter, "/healthz"), answer(418, "health_check_cached"));
     context.failing_checks.store(true, Relaxed);
     assert_eq!(asked(&filter, "/healthz"), answer(503, "health_check_failed"));

@@ -1,12 +1,14 @@
 //! The plugins this binary has.
 
 use super::{ApisixFactory, Callout, FilterFactory};
+use crate::cluster::Clusters;
 use crate::metrics;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What a plugin may use when it is built.
 #[derive(Clone)]
@@ -24,6 +26,12 @@ pub struct BuildContext {
     pub scope: Arc<str>,
     /// Attributes of `plugin_attr.<name>`.
     pub attributes: Arc<Value>,
+    /// The clusters in force.
+    pub clusters: Arc<Clusters>,
+    /// What this proxy is one of (`node.cluster` of an Envoy bootstrap).
+    pub local_cluster: Arc<str>,
+    /// Whether this proxy is to fail checks of its health (`POST /healthcheck/fail`).
+    pub failing_checks: Arc<AtomicBool>,
 }
 
 impl BuildContext {
@@ -36,6 +44,9 @@ impl BuildContext {
             resource: "".into(),
             scope: "".into(),
             attributes: Arc::default(),
+            clusters: Arc::default(),
+            local_cluster: "".into(),
+            failing_checks: Arc::default(),
         }
     }
 }

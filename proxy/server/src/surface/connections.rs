@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -24,9 +24,16 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Activity {
     serving: AtomicBool,
     writing: AtomicBool,
+    /// The next head is that of an answer to HEAD whose body would go out in chunks.
+    chunked: AtomicBool,
 }
 
 impl Activity {
+    /// Has the next head say `transfer-encoding: chunked`, which hyper leaves out of answers to HEAD.
+    pub(super) fn say_chunked(&self) {
+        self.chunked.store(true, Relaxed);
+    }
+
     fn is_idle(&self) -> bool {
         !self.serving.load(Relaxed) && !self.writing.load(Relaxed)
     }
@@ -76,16 +83,38 @@ impl Places {
     }
 }
 
+/// A head without a body behind it, with a line more.
+fn with_chunked(head: &[u8]) -> Vec<u8> {
+    match head.strip_suffix(b"\r\n\r\n") {
+        Some(lines) => [lines, b"\r\ntransfer-encoding: chunked\r\n\r\n"].concat(),
+        None => Vec::new(),
+    }
+}
+
 /// A socket whose client must take what is written.
 pub(super) struct Watched {
     stream: TcpStream,
     activity: Arc<Activity>,
     write: Deadline,
+    /// A head with a line more than hyper has given it, as far as it has not been written.
+    longer: Vec<u8>,
 }
 
 impl Watched {
     pub(super) fn new(stream: TcpStream, activity: Arc<Activity>) -> Watched {
-        Watched { stream, activity, write: Deadline::unset() }
+        Watched { stream, activity, write: Deadline::unset(), longer: Vec::new() }
+    }
+
+    /// Writes what is longer than hyper knows, to its end.
+    fn poll_longer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.longer.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.longer))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.longer.drain(..written);
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// The client's time runs while it takes nothing.
@@ -114,8 +143,15 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, data);
-        self.watch(cx, polled)
+        if self.activity.chunked.swap(false, Relaxed) {
+            self.longer = with_chunked(data);
+        }
+        if self.longer.is_empty() {
+            let polled = Pin::new(&mut self.stream).poll_write(cx, data);
+            return self.watch(cx, polled);
+        }
+        let polled = self.poll_longer(cx);
+        self.watch(cx, polled).map_ok(|()| data.len())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
