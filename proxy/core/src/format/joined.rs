@@ -1,13 +1,25 @@
 //! Lines of a repeated header as one value, joined once for all who ask while a route is looked for.
 
 use crate::headers::HeaderName;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 type Known = Vec<(HeaderName, Vec<u8>)>;
 
+/// Whether what is joined is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Outside of a look-up, when nobody asks often.
+    Off,
+    /// A look-up has begun.
+    On,
+    /// It has joined something.
+    Used,
+}
+
 thread_local! {
-    /// What was joined; `None` outside of a look-up, when nobody asks often.
-    static KNOWN: RefCell<Option<Known>> = const { RefCell::new(None) };
+    static STATE: Cell<State> = const { Cell::new(State::Off) };
+    /// What was joined.
+    static KNOWN: RefCell<Known> = const { RefCell::new(Vec::new()) };
 }
 
 /// A time in which a thread looks at one request whose headers do not change.
@@ -16,21 +28,26 @@ pub(crate) struct Scope(());
 impl Scope {
     /// Begins it. It ends when it is dropped.
     pub(crate) fn begin() -> Scope {
-        KNOWN.set(Some(Vec::new()));
+        STATE.set(State::On);
         Scope(())
     }
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        KNOWN.set(None);
+        if STATE.replace(State::Off) == State::Used {
+            KNOWN.take();
+        }
     }
 }
 
 /// Has `look` look at the joined lines of a name.
 pub(super) fn with<T>(name: &HeaderName, join: impl FnOnce() -> Vec<u8>, look: impl FnOnce(&[u8]) -> T) -> T {
-    // Taken out: `look` is free to ask for another value.
-    let Some(mut known) = KNOWN.take() else { return look(&join()) };
+    // Off while it looks: `look` is free to ask for another value.
+    if STATE.replace(State::Off) == State::Off {
+        return look(&join());
+    }
+    let mut known = KNOWN.take();
     let at = known.iter().position(|(of, _)| of == name).unwrap_or_else(|| {
         known.push((name.clone(), join()));
         known.len() - 1
@@ -39,6 +56,7 @@ pub(super) fn with<T>(name: &HeaderName, join: impl FnOnce() -> Vec<u8>, look: i
         Some((_, value)) => look(value),
         None => look(b""),
     };
-    KNOWN.set(Some(known));
+    KNOWN.set(known);
+    STATE.set(State::Used);
     found
 }
