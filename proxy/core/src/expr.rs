@@ -108,6 +108,7 @@ impl Expr {
     /// # Errors
     /// [`EvalError`] when a part can't be evaluated; routes take that for no match, `_meta.filter` for a match.
     pub fn eval(&self, stream: &Stream) -> Result<bool, EvalError> {
+        let _once = crate::matcher::Scope::begin();
         self.root.eval(stream)
     }
 }

@@ -1,7 +1,7 @@
 //! Fields of request bodies: `post_arg_x` and `post_arg.x`.
 
-use super::variable::decode;
 use crate::headers::Known;
+use crate::matcher::decode;
 use crate::stream::Stream;
 use serde_json::{Map, Value};
 use std::borrow::Cow;

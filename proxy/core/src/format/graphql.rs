@@ -1,13 +1,12 @@
 //! `graphql_operation`, `graphql_name`, `graphql_root_fields`: as much of GraphQL as they need.
 
-use super::variable::decode;
 use crate::headers::Known;
-use crate::matcher::parameter;
+use crate::matcher::{decode, parameter};
 use crate::stream::Stream;
 use http::Method;
 
 /// What of a query is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// `query`, `mutation` or `subscription`.
     Operation,

@@ -1,24 +1,34 @@
-//! Lines of a repeated header as one value, joined once for all who ask while a route is looked for.
+//! Values that are costly to make, made once for all who ask while a route is looked for.
 
+use super::graphql::Part;
 use crate::headers::HeaderName;
 use std::cell::{Cell, RefCell};
 
-type Known = Vec<(HeaderName, Vec<u8>)>;
+/// What is made.
+#[derive(PartialEq, Eq)]
+pub(super) enum Key {
+    /// Lines of a repeated header as one value.
+    Header(HeaderName),
+    /// What of a GraphQL query.
+    Graphql(Part),
+}
 
-/// Whether what is joined is kept.
+type Known = Vec<(Key, Option<Vec<u8>>)>;
+
+/// Whether what is made is kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Outside of a look-up, when nobody asks often.
     Off,
     /// A look-up has begun.
     On,
-    /// It has joined something.
+    /// Something was made in it.
     Used,
 }
 
 thread_local! {
     static STATE: Cell<State> = const { Cell::new(State::Off) };
-    /// What was joined.
+    /// What was made.
     static KNOWN: RefCell<Known> = const { RefCell::new(Vec::new()) };
 }
 
@@ -41,21 +51,22 @@ impl Drop for Scope {
     }
 }
 
-/// Has `look` look at the joined lines of a name.
-pub(super) fn with<T>(name: &HeaderName, join: impl FnOnce() -> Vec<u8>, look: impl FnOnce(&[u8]) -> T) -> T {
+/// Has `look` look at the value of a key.
+pub(super) fn with<T>(
+    key: Key,
+    make: impl FnOnce() -> Option<Vec<u8>>,
+    look: impl FnOnce(Option<&[u8]>) -> T,
+) -> T {
     // Off while it looks: `look` is free to ask for another value.
     if STATE.replace(State::Off) == State::Off {
-        return look(&join());
+        return look(make().as_deref());
     }
     let mut known = KNOWN.take();
-    let at = known.iter().position(|(of, _)| of == name).unwrap_or_else(|| {
-        known.push((name.clone(), join()));
+    let at = known.iter().position(|(of, _)| *of == key).unwrap_or_else(|| {
+        known.push((key, make()));
         known.len() - 1
     });
-    let found = match known.get(at) {
-        Some((_, value)) => look(value),
-        None => look(b""),
-    };
+    let found = look(known.get(at).and_then(|(_, value)| value.as_deref()));
     KNOWN.set(known);
     STATE.set(State::Used);
     found

@@ -6,9 +6,8 @@ use super::joined;
 use super::nginx;
 use super::read::{Read, ip, join};
 use crate::headers::{HeaderName, Headers, Known};
-use crate::matcher::parameter;
+use crate::matcher;
 use crate::stream::{ResponseSource, Stream};
-use percent_encoding::percent_decode;
 use std::borrow::Cow;
 
 /// A prepared variable.
@@ -148,9 +147,9 @@ impl Variable {
         match &self.kind {
             Kind::Read(read) => read.get(stream),
             Kind::Cookie(name) => {
-                crate::matcher::raw_cookie(&stream.request.headers, name.as_bytes()).map(Cow::Borrowed)
+                matcher::cookie_value(&stream.request.headers, name.as_bytes()).map(Cow::Borrowed)
             }
-            Kind::Argument(name) => argument(stream, name),
+            Kind::Argument(name) => matcher::argument(stream.request.target.query()?, name.as_bytes()),
             Kind::FormField(name) => body::form_field(stream, name),
             Kind::BodyField(path) => path.get(stream).map(Cow::Owned),
             Kind::PathParameter(name) => stream
@@ -177,14 +176,28 @@ impl Variable {
     /// Has `look` look at the value. Many routes may ask for the same: what would be made anew for each of them is made
     /// once while a route is looked for.
     pub(crate) fn look<T>(&self, stream: &Stream, look: impl FnOnce(Option<&[u8]>) -> T) -> T {
-        let headers = &stream.request.headers;
-        if let Kind::RequestHeader(field) = &self.kind
-            && self.assigned(stream).is_none()
-            && let Some(name) = field.repeated(headers)
-        {
-            return joined::with(name, || joined_lines(name, headers), |value| look(Some(value)));
+        if let Some(assigned) = self.assigned(stream) {
+            return look(Some(assigned));
         }
-        look(self.get(stream).as_deref())
+        let request = &stream.request;
+        match &self.kind {
+            Kind::RequestHeader(field) => match field.repeated(&request.headers) {
+                Some(name) => joined::with(
+                    joined::Key::Header(name.clone()),
+                    || Some(joined_lines(name, &request.headers)),
+                    look,
+                ),
+                None => look(self.get(stream).as_deref()),
+            },
+            Kind::Argument(name) => match request.target.query() {
+                Some(query) => matcher::with_argument(query, name.as_bytes(), look),
+                None => look(None),
+            },
+            Kind::Graphql(part) => {
+                joined::with(joined::Key::Graphql(*part), || graphql::get(stream, *part), look)
+            }
+            _ => look(self.get(stream).as_deref()),
+        }
     }
 
     /// Appends the value; tells whether there is one.
@@ -248,31 +261,4 @@ fn client_forwarded_for(stream: &Stream) -> Option<Cow<'_, [u8]>> {
     ip(&mut own, stream.remote_ip());
     let Some(sent) = first.strip_suffix(own.as_slice()) else { return Some(Cow::Borrowed(first)) };
     sent.strip_suffix(b", ").map(Cow::Borrowed)
-}
-
-/// The first query argument of a name, decoded. One without `=` is `true`, as in APISIX.
-fn argument<'a>(stream: &'a Stream, name: &str) -> Option<Cow<'a, [u8]>> {
-    let query = stream.request.target.query()?;
-    match parameter(query, name.as_bytes()) {
-        // No `=`: the bare name is among the arguments.
-        Some(b"") if query.split(|b| *b == b'&').any(|pair| pair == name.as_bytes()) => {
-            Some(Cow::Borrowed(b"true"))
-        }
-        Some(value) => Some(decode(value)),
-        None => query.split(|b| *b == b'&').find_map(|pair| {
-            let mut halves = pair.splitn(2, |b| *b == b'=');
-            let key = halves.next().filter(|key| key.contains(&b'%') || key.contains(&b'+'))?;
-            let value = halves.next();
-            (*decode(key) == *name.as_bytes()).then(|| value.map_or(Cow::Borrowed(&b"true"[..]), decode))
-        }),
-    }
-}
-
-/// Decodes `%XX` and `+` of forms and queries.
-pub(super) fn decode(text: &[u8]) -> Cow<'_, [u8]> {
-    if !text.iter().any(|b| matches!(b, b'%' | b'+')) {
-        return Cow::Borrowed(text);
-    }
-    let spaced: Vec<u8> = text.iter().map(|b| if *b == b'+' { b' ' } else { *b }).collect();
-    Cow::Owned(percent_decode(&spaced).collect())
 }

@@ -19,6 +19,7 @@ use crate::error::ConfigError;
 use crate::format::joined;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
+use crate::matcher;
 use crate::metadata::Metadata;
 use crate::plugin::Chain;
 use crate::regex::{Regex, work};
@@ -239,7 +240,7 @@ impl RouteTable {
         let mut captures = std::mem::take(&mut stream.captures);
         let path = self.path(stream);
         work::grant(MAX_SCANNED);
-        let joined = joined::Scope::begin();
+        let once = (joined::Scope::begin(), matcher::Scope::begin());
         let mut found = match &self.hosts {
             Hosts::Domains(domains) => {
                 domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {
@@ -258,7 +259,7 @@ impl RouteTable {
             found.cut_short = found.route.is_none() && work::is_spent();
         }
         work::grant(usize::MAX);
-        drop(joined);
+        drop(once);
         drop(path);
         stream.captures = captures;
         found
