@@ -45,6 +45,8 @@ pub struct Change {
     pub order: u64,
     /// The value; `None` removes the resource.
     pub value: Option<Document>,
+    /// What the key stood for before is another resource, and no last good value of this one.
+    pub takes_place: bool,
 }
 
 /// A value as its store has it.

@@ -1,7 +1,8 @@
 //! Changes on their way to be taken: read one by one, then held against everything else.
 //!
 //! What is wrong is taken out, and with it what can't be without it, until the rest fits together. So a wrong
-//! resource keeps its last good value, and the others change.
+//! resource keeps its last good value, and the others change. An item without an id has one only as long as it is the
+//! same one at its position: what was deleted before it must not stay in its name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(super) struct Batch<'a> {
     /// Of these keys what was refused before no longer counts.
     pub(super) answered: BTreeSet<Key>,
     pub(super) refused: BTreeMap<Key, Refused>,
+    /// Keys under which another resource than the one that comes is in force.
+    taken: BTreeSet<Key>,
 }
 
 /// What is to become of a resource.
@@ -54,6 +57,7 @@ impl<'a> Batch<'a> {
             pending: BTreeMap::new(),
             answered: BTreeSet::new(),
             refused: BTreeMap::new(),
+            taken: BTreeSet::new(),
         }
     }
 
@@ -112,6 +116,16 @@ impl<'a> Batch<'a> {
         all.waiting = waiting.or(all.waiting.take());
     }
 
+    /// Takes a change out. What it would have replaced stays, if that is an earlier value of the same resource.
+    pub(super) fn take_out(&mut self, key: &Key) -> Option<Pending> {
+        let out = self.pending.remove(key);
+        let was_deletion = matches!(out, Some(Pending::Delete));
+        if !was_deletion && self.taken.contains(key) && self.state.resources.get(key).is_some() {
+            self.pending.insert(key.clone(), Pending::Delete);
+        }
+        out
+    }
+
     /// Takes out what does not fit together with the rest.
     pub(super) fn settle(&mut self) {
         loop {
@@ -123,7 +137,7 @@ impl<'a> Batch<'a> {
                 return;
             }
             for (key, fault) in wrong {
-                let waiting = self.pending.remove(&key);
+                let waiting = self.take_out(&key);
                 self.refuse(key, vec![fault], waiting);
             }
         }
@@ -199,9 +213,13 @@ impl Sink for Batch<'_> {
     }
 
     fn change(&mut self, change: Change) {
-        let Change { key, revision, order, value } = change;
+        let Change { key, revision, order, value, takes_place } = change;
         self.answered.insert(key.clone());
         self.refused.remove(&key);
+        match takes_place {
+            true => self.taken.insert(key.clone()),
+            false => self.taken.remove(&key),
+        };
         let before: Option<&Held> = self.state.resources.get(&key);
         let same_catalog = self.state.catalog.as_ref().is_some_and(|c| Arc::ptr_eq(c, &self.catalog));
         let Some(document) = value else {
@@ -228,7 +246,7 @@ impl Sink for Batch<'_> {
                 self.pending.insert(key, Pending::Put(order, fresh));
             }
             Err(errors) => {
-                self.pending.remove(&key);
+                self.take_out(&key);
                 let faults = errors.into_iter().map(|error| Fault { about: key.clone(), error }).collect();
                 self.refuse(key, faults, None);
             }
@@ -239,5 +257,6 @@ impl Sink for Batch<'_> {
         self.pending.clear();
         self.refused.clear();
         self.answered.clear();
+        self.taken.clear();
     }
 }

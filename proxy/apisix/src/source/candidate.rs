@@ -142,7 +142,7 @@ fn certify(batch: &mut Batch<'_>) -> bool {
                 batch.pending.insert(key, Pending::Put(order, Fresh { record, template }));
             }
             Err(error) => {
-                let waiting = batch.pending.remove(&cause);
+                let waiting = batch.take_out(&cause);
                 batch.refuse(cause, vec![Fault { about: key, error }], waiting);
                 refused = true;
             }

@@ -140,8 +140,8 @@ impl Update {
             tracing::warn!("{warning}");
         }
         for error in self.refused.iter().take(MOST_LINES) {
-            // A new resource has no last good value, and those that hang on one may be told with it.
-            tracing::error!("refused, what was in force before stays: {error}");
+            // Not every one has had a good value, and those that hang on one may be told with it.
+            tracing::error!("refused, a last good value stays where there is one: {error}");
         }
         let more =
             self.warnings.len().saturating_sub(MOST_LINES) + self.refused.len().saturating_sub(MOST_LINES);

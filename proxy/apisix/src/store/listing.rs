@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sixfold_core::document::{self, Format, Node};
 use sixfold_core::error::{ConfigError, Place};
 use sixfold_core::fast_hash::FastMap;
+use xxhash_rust::xxh64::xxh64;
 
 use super::{Change, Document, Key, Sink};
 use crate::config::EnvVars;
@@ -30,8 +31,8 @@ pub struct Resources<'a> {
 #[derive(Debug, Default)]
 pub struct Listing {
     entries: FastMap<Key, Entry>,
-    /// The ids that were written in texts; `None` for a text without one, which its position stands in for.
-    ids: FastMap<(Section, Fingerprint), Option<Id>>,
+    /// What was written in texts about who they are.
+    identities: FastMap<(Section, Fingerprint), Identity>,
     plugins: Option<BTreeSet<String>>,
     read: bool,
 }
@@ -39,8 +40,49 @@ pub struct Listing {
 #[derive(Debug)]
 struct Entry {
     fingerprint: Fingerprint,
+    /// What the item is called, if it has no id.
+    title: Option<u64>,
     order: u64,
     line: u32,
+}
+
+/// Who an item is.
+#[derive(Debug, Clone)]
+enum Identity {
+    /// The id that was written.
+    Id(Id),
+    /// Its position stands in for the id. The fingerprint of what people know it by tells whether it is the same one
+    /// as before at that position; `None` if there is no such thing.
+    Untold(Option<u64>),
+}
+
+impl Identity {
+    fn of(kind: Kind, node: &Node) -> Identity {
+        id_of(kind, node).map_or_else(|| Identity::Untold(title_of(kind, node)), Identity::Id)
+    }
+
+    fn key(&self, kind: Kind, index: usize) -> Key {
+        let id = match self {
+            Identity::Id(id) => id.clone(),
+            Identity::Untold(_) => positional_id(index),
+        };
+        Key { kind, id }
+    }
+
+    /// Whether it is another resource than the one that had its key.
+    fn takes_place_of(&self, before: &Entry) -> bool {
+        match self {
+            Identity::Id(_) => false,
+            Identity::Untold(title) => title.is_none() || *title != before.title,
+        }
+    }
+
+    fn title(&self) -> Option<u64> {
+        match self {
+            Identity::Id(_) => None,
+            Identity::Untold(title) => *title,
+        }
+    }
 }
 
 /// Why the changes could not be told by the items as they were found.
@@ -116,7 +158,7 @@ impl Listing {
         };
         let mut next = next.inspect_err(|_| sink.start_over())?;
         for key in self.entries.keys().filter(|key| !next.entries.contains_key(key)) {
-            sink.change(Change { key: key.clone(), revision: 0, order: 0, value: None });
+            sink.change(Change { key: key.clone(), revision: 0, order: 0, value: None, takes_place: false });
         }
         (next.plugins, next.read) = (plugins, true);
         *self = next;
@@ -140,8 +182,8 @@ impl Listing {
             let Section::Resources(kind) = item.section else { continue };
             let fingerprint = item.fingerprint;
             let mut node = None;
-            let id = match known.get(at).and_then(Option::as_ref) {
-                Some(known) => known.id.clone(),
+            let identity = match known.get(at).and_then(Option::as_ref) {
+                Some(known) => known.identity.clone(),
                 None => {
                     let mut read = item.parse().ok_or(Fault::NotAnItem)?;
                     if read.is_null() {
@@ -152,19 +194,19 @@ impl Listing {
                         continue;
                     }
                     empty_tables(&mut read);
-                    let id = id_of(kind, &read);
+                    let identity = Identity::of(kind, &read);
                     node = Some(read);
-                    id
+                    identity
                 }
             };
-            next.ids.insert((item.section, fingerprint), id.clone());
-            let key = Key { kind, id: id.unwrap_or_else(|| positional_id(item.index)) };
+            let (key, title) = (identity.key(kind, item.index), identity.title());
             let before = self.entries.get(&key);
             let order = orders.of(kind, at, before.map(|entry| entry.order)).ok_or(Fault::Order)?;
             let same = before.is_some_and(|entry| entry.fingerprint == fingerprint && entry.order == order);
-            if let Some(first) =
-                next.entries.insert(key.clone(), Entry { fingerprint, order, line: item.line })
-            {
+            let takes_place = before.is_some_and(|before| identity.takes_place_of(before));
+            next.identities.insert((item.section, fingerprint), identity);
+            let entry = Entry { fingerprint, title, order, line: item.line };
+            if let Some(first) = next.entries.insert(key.clone(), entry) {
                 let reason = format!(
                     "found duplicate id {} in {}, first given at line {}: this one counts",
                     key.id,
@@ -185,7 +227,7 @@ impl Listing {
                 }
             };
             let value = Some(Document::node(node));
-            sink.change(Change { key, revision: fingerprint.revision(), order, value });
+            sink.change(Change { key, revision: fingerprint.revision(), order, value, takes_place });
         }
         Ok(next)
     }
@@ -194,10 +236,10 @@ impl Listing {
     fn known(&self, items: &[Item<'_>]) -> Vec<Option<Known>> {
         let known = |item: &Item<'_>| {
             let Section::Resources(kind) = item.section else { return None };
-            let id = self.ids.get(&(item.section, item.fingerprint))?.clone();
-            let key = Key { kind, id: id.clone().unwrap_or_else(|| positional_id(item.index)) };
+            let identity = self.identities.get(&(item.section, item.fingerprint))?.clone();
+            let key = identity.key(kind, item.index);
             let entry = self.entries.get(&key).filter(|entry| entry.fingerprint == item.fingerprint);
-            Some(Known { kind, id, order: entry.map(|entry| entry.order) })
+            Some(Known { kind, identity, order: entry.map(|entry| entry.order) })
         };
         items.iter().map(known).collect()
     }
@@ -211,7 +253,7 @@ impl Listing {
 /// What is known of an item that was there before.
 struct Known {
     kind: Kind,
-    id: Option<Id>,
+    identity: Identity,
     /// Unless it is the same text with another id, by its position.
     order: Option<u64>,
 }
@@ -288,6 +330,27 @@ fn id_of(kind: Kind, node: &Node) -> Option<Id> {
         Some(document::Value::Number(number)) => Some(Id::from(number.to_string().as_str())),
         _ => None,
     }
+}
+
+/// The fingerprint of what people know an item without an id by: the names that certificates are for, what requests a
+/// route is for, the name of anything else.
+fn title_of(kind: Kind, node: &Node) -> Option<u64> {
+    let fields: &[&str] = match kind {
+        Kind::Route => &["name", "uri", "uris", "host", "hosts", "methods"],
+        Kind::Ssl => &["sni", "snis"],
+        _ => &["name"],
+    };
+    let mut title = Vec::new();
+    for field in fields {
+        if let Some(value) = node.get(field) {
+            // Each followed by what no JSON holds as it is, so that no two lists read alike.
+            title.extend_from_slice(field.as_bytes());
+            title.push(0);
+            title.extend_from_slice(value.to_json().to_string().as_bytes());
+            title.push(0);
+        }
+    }
+    (!title.is_empty()).then(|| xxh64(&title, 0))
 }
 
 /// The plugins that the file lists; `None` if it has no such list.

@@ -46,6 +46,7 @@ impl Store for MemoryStore {
                 order: held.map_or(0, |held| held.created),
                 value: held.map(|held| Document::json(held.value.clone())),
                 key,
+                takes_place: false,
             });
         }
         Ok(Vec::new())

@@ -148,3 +148,39 @@ fn an_unknown_variable_of_the_access_log_is_an_error_of_its_key() {
         "config.yaml:4:5: nginx_config.http.access_log_format: unknown variable \"$foo\""
     );
 }
+
+/// By its position an item without an id was taken for another one: what had been deleted stayed, and what was right
+/// went, when the same edit made a mistake.
+#[test]
+fn a_wrong_item_without_an_id_does_not_keep_what_stood_in_its_place() {
+    let item = |uri: &str, rest: &str| {
+        format!("  - {{uri: {uri}, upstream: {{nodes: {{'127.0.0.1:80': 1}}}}{rest}}}\n")
+    };
+    let list = |items: &[String]| format!("routes:\n{}#END\n", items.concat());
+    let uris = |source: &TextSource| {
+        let uri = |n| source.route(&format!("arr_{n}")).map(|route| route.ids.uris[0].to_string());
+        (1..4).filter_map(uri).collect::<Vec<_>>()
+    };
+    let (secret, a, b) = (item("/secret", ""), item("/a", ""), item("/b", ""));
+    let bad = |uri: &str| item(uri, ", nonsense: 1");
+    let mut source = testing::source("");
+    update(&mut source, &list(&[secret.clone(), a.clone(), b.clone()]));
+    // At its own position it keeps its last good value.
+    let taken = source.update(resources(&list(&[secret.clone(), a.clone(), bad("/b")]))).unwrap();
+    assert_eq!((taken.refused.len(), uris(&source)), (1, vec!["/secret".into(), "/a".into(), "/b".into()]));
+    // Elsewhere it has none, and the others are what the file says.
+    let taken = source.update(resources(&list(&[a.clone(), bad("/b")]))).unwrap();
+    assert_eq!((taken.refused.len(), uris(&source)), (1, vec!["/a".into()]));
+    assert!(touched(&taken.diff).contains(&"-routes/arr_3".to_owned()), "{:?}", touched(&taken.diff));
+    update(&mut source, &list(&[secret.clone(), b.clone()]));
+    source.update(resources(&list(&[bad("/b")]))).unwrap();
+    assert!(uris(&source).is_empty(), "{:?}", uris(&source));
+    // What only does not fit together with the others is no better.
+    update(&mut source, &list(&[secret, b]));
+    let lost = item("/b", ", service_id: nowhere");
+    source.update(resources(&list(std::slice::from_ref(&lost)))).unwrap();
+    assert!(uris(&source).is_empty(), "{:?}", uris(&source));
+    let service = format!("services:\n  - {{id: nowhere}}\n{}", list(&[lost]));
+    update(&mut source, &service);
+    assert_eq!(uris(&source), ["/b"]);
+}
