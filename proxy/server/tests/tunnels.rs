@@ -8,6 +8,8 @@ use bytes::Bytes;
 use common::*;
 use h2::ext::Protocol;
 use sixfold_core::cluster::UpstreamProtocol;
+use sixfold_core::hcm::Profile;
+use sixfold_core::headers::HeaderRules;
 use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::{Action, ClusterChoice, Forward, ForwardOptions, PathMatch, Route};
 use std::net::SocketAddr;
@@ -319,4 +321,106 @@ async fn an_open_websocket_outlives_the_timeout_of_its_route() {
     let mut bytes = [0; 4];
     socket.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"ping");
+}
+
+/// A proxy that lets WebSockets through to an upstream.
+async fn websockets(profile: Profile, up: &Upstream) -> SocketAddr {
+    let mut setup = Setup::new();
+    setup.profile = profile;
+    if profile == Profile::Apisix {
+        setup.header_rules = HeaderRules::APISIX;
+    }
+    setup.upgrades = Box::new([("websocket".into(), true)]);
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    setup.serve().await.0
+}
+
+const WITH_LENGTH: &str =
+    "POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n\r\nabc";
+const IN_CHUNKS: &str = "POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+
+/// The body of a request for a WebSocket was thrown away; nginx passes it on before it looks for the 101.
+#[tokio::test]
+async fn apisix_passes_the_body_of_an_upgrade_on() {
+    let up = upstream(|_, request| match request.contains("/declines") {
+        true => ok(request),
+        false => [b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", request.as_bytes()]
+            .concat(),
+    })
+    .await;
+    let proxy = websockets(Profile::Apisix, &up).await;
+    for (request, end) in [(WITH_LENGTH, "\r\n\r\nabc"), (IN_CHUNKS, "\r\n\r\n3\r\nabc\r\n0\r\n\r\n")] {
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        // Bytes of the tunnel may come with the request.
+        client.write_all(format!("{request}GET /tunnel HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        // The upstream's first message is the request; what follows it is of the tunnel.
+        while !answer.contains(end) {
+            let mut piece = [0; 4096];
+            let read = client.read(&mut piece);
+            let got = tokio::time::timeout(Duration::from_secs(10), read).await.expect(&answer).unwrap();
+            assert_ne!(got, 0, "{answer}");
+            answer.push_str(std::str::from_utf8(&piece[..got]).unwrap());
+        }
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        assert!(!answer.contains("Content-Length: 0"), "{answer}");
+    }
+    // Turned down, it is a request like any other, and the connection has the next.
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    for request in [WITH_LENGTH, IN_CHUNKS, WITH_LENGTH] {
+        let request = request.replace("POST /", "POST /declines");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_message(&mut client).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("abc"), "{answer}");
+    }
+    assert!(up.connections.load(std::sync::atomic::Ordering::SeqCst) <= 3, "connections go on");
+}
+
+/// Envoy leaves the length of an upgrade as it is; all that follows waits for the answer.
+#[tokio::test]
+async fn envoy_passes_the_length_of_an_upgrade_on() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let up = Upstream { address, connections: Arc::default(), requests: Arc::default() };
+    let proxy = websockets(Profile::Envoy, &up).await;
+    let head_of = async |socket: &mut TcpStream| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(socket.read_u8().await.unwrap());
+        }
+        String::from_utf8(head).unwrap()
+    };
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(WITH_LENGTH.as_bytes()).await.unwrap();
+    let mut upstream = listener.accept().await.unwrap().0;
+    let head = head_of(&mut upstream).await;
+    assert!(head.contains("content-length: 3\r\n"), "{head}");
+    upstream.write_all(b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n").await.unwrap();
+    let mut body = [0; 3];
+    upstream.read_exact(&mut body).await.unwrap();
+    assert_eq!(&body, b"abc");
+    // An upstream that declines waits for three bytes: they must not be those of another request.
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(WITH_LENGTH.as_bytes()).await.unwrap();
+    let mut upstream = listener.accept().await.unwrap().0;
+    head_of(&mut upstream).await;
+    upstream.write_all(&status(403)).await.unwrap();
+    assert!(read_message(&mut client).await.unwrap().starts_with("HTTP/1.1 403 "));
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(10), upstream.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert!(rest.is_empty(), "{rest:?}");
+}
+
+/// Without an Upgrade field a 101 opened a tunnel; Envoy takes it for a response without a body.
+#[tokio::test]
+async fn a_switch_to_no_protocol_is_no_tunnel_of_envoys() {
+    let up = upstream(|_, _| b"HTTP/1.1 101 S\r\n\r\nabc".to_vec()).await;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let answer = whole(websockets(Profile::Envoy, &up).await, request).await;
+    assert!(answer.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answer}");
+    assert!(answer.contains("connection: close\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+    let half = upstream(|_, _| b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\nabc".to_vec()).await;
+    let answer = whole(websockets(Profile::Envoy, &half).await, request).await;
+    assert!(answer.contains("connection: close\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
 }

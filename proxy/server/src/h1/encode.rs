@@ -55,6 +55,8 @@ pub struct EncodedResponse {
 pub struct EncodedRequest {
     /// How the body goes.
     pub body: BodyEncoder,
+    /// The head announces bytes that come only behind an upgrade: an upstream that does not upgrade still waits for them.
+    pub owes: bool,
     /// Bytes of the field lines.
     pub field_bytes: u64,
 }
@@ -66,7 +68,8 @@ pub struct EncodedRequest {
 ///
 /// What flows after an upgrade or through a tunnel is no body: an upgrade without one is encoded with
 /// `end_stream`, and the raw bytes may follow only when the upstream has answered 101 (or 2xx to CONNECT).
-/// Earlier they would be the next request to an upstream that does not upgrade.
+/// Earlier they would be the next request to an upstream that does not upgrade. In Envoy's profile all that follows an
+/// upgrade is such bytes, whatever Content-Length says of it: it goes on as it came.
 ///
 /// # Errors
 /// [`EncodeError`]; nothing has then been appended.
@@ -112,8 +115,14 @@ pub fn encode_request(
         ContentLength::Absent => None,
     };
     let own = |out: &mut Vec<u8>, name, value: &[u8]| write_own(out, name, value, &head.headers, opts);
+    let mut owes = false;
     let body = match length {
         _ if connect => BodyEncoder::Raw,
+        Some(n) if end_stream && opts.profile == Profile::Envoy && fields.is_upgrade() => {
+            own(out, Known::CONTENT_LENGTH, itoa::Buffer::new().format(n).as_bytes());
+            owes = n > 0;
+            BodyEncoder::Raw
+        }
         Some(_) if end_stream => {
             own(out, Known::CONTENT_LENGTH, b"0");
             BodyEncoder::Discard
@@ -136,7 +145,7 @@ pub fn encode_request(
     }
     let field_bytes = (out.len() - first) as u64;
     out.extend_from_slice(b"\r\n");
-    Ok(EncodedRequest { body, field_bytes })
+    Ok(EncodedRequest { body, owes, field_bytes })
 }
 
 /// Appends a response's head: status line with the reason phrase that came with the status, else the profile's, the fields, the framing field and
@@ -207,6 +216,9 @@ pub fn encode_response(
         }
     };
     let keep_alive = context.keep_alive && body != BodyEncoder::Raw;
+    if status == 101 && opts.profile == Profile::Envoy && !fields.is_upgrade() {
+        own(out, Known::CONNECTION, b"close");
+    }
     if !tunnel && status >= 200 {
         match (keep_alive, opts.profile) {
             (false, _) => own(out, Known::CONNECTION, b"close"),

@@ -26,6 +26,7 @@ pub use framing::{BodyLength, RequestKind};
 pub use options::{H1Options, HeaderCase, Profile};
 pub use parse::{HeadParser, Parsed, ParsedResponse};
 pub(crate) use target::check_authority;
+pub(crate) use upgrade::is_upgrade;
 
 #[cfg(test)]
 mod tests;

@@ -185,13 +185,15 @@ impl HeadParser {
         }
         let (consumed, field_bytes) = (self.lines.pos(), self.sink.bytes());
         *self = HeadParser::new();
+        // Envoy's `Utility::isUpgrade`; nginx goes by the status.
+        let switches = opts.profile == Profile::Apisix || fields.is_upgrade();
         let connected = request == RequestKind::Connect && (200..300).contains(&head.status);
         Ok(Some(ParsedResponse {
             consumed,
             body: framing.body,
             keep_alive: framing.keep_alive,
             interim: head.status < 200 && head.status != 101,
-            tunnel: head.status == 101 || connected,
+            tunnel: (head.status == 101 && switches) || connected,
             field_bytes,
         }))
     }

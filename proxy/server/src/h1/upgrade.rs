@@ -25,6 +25,12 @@ pub(super) fn agree(headers: &mut Headers, fields: &FramingFields, profile: Prof
     true
 }
 
+/// Envoy's `Utility::isUpgrade`: both `Connection: upgrade` and an Upgrade field.
+pub(crate) fn is_upgrade(headers: &Headers) -> bool {
+    let mut options = headers.get_all(Known::CONNECTION).flat_map(tokens);
+    headers.contains(Known::UPGRADE) && options.any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
 fn wanted(headers: &Headers, profile: Profile) -> Option<Vec<u8>> {
     let list = || headers.get_all(Known::UPGRADE).flat_map(tokens);
     let first = match profile {

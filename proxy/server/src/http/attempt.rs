@@ -119,14 +119,12 @@ impl<D: Downstream> Exchange<'_, D> {
     async fn send(&mut self, plan: &mut Plan<'_>, mut checkout: Checkout) -> Result<Attempt, Interrupt> {
         self.connected(&checkout);
         let upgrade = self.down.upgrade().is_some();
-        // An upgrade has no body of its own; its bytes follow once the upstream has agreed.
-        let end = upgrade
-            || match &self.stream.request_body {
-                Some(body) => body.is_empty() && self.stream.request_trailers.is_empty(),
-                None => {
-                    self.down.request_ended() && plan.replay.is_empty() && !self.request_body.is_under_way()
-                }
-            };
+        let end = match &self.stream.request_body {
+            // The bytes of an upgrade follow once the upstream has agreed, behind the body if it has one of its own.
+            _ if upgrade && !self.upgrade_has_body(plan) => true,
+            Some(body) => body.is_empty() && self.stream.request_trailers.is_empty(),
+            None => self.down.request_ended() && plan.replay.is_empty() && !self.request_body.is_under_way(),
+        };
         let scheme = self.upstream_scheme(plan);
         if let Err(error) = checkout.stream.write_head(&self.stream.request, scheme, end) {
             return Ok(Attempt::Failed(error, false));
@@ -135,6 +133,14 @@ impl<D: Downstream> Exchange<'_, D> {
             self.clock.set_per_try(plan.timeouts.per_try);
         }
         self.exchange_heads(plan, checkout, end, upgrade).await
+    }
+
+    /// Whether there is a body to be sent before the bytes of an upgrade.
+    fn upgrade_has_body(&self, plan: &Plan<'_>) -> bool {
+        match &self.stream.request_body {
+            Some(body) => !body.is_empty(),
+            None => self.down.has_body_before_tunnel() || !plan.replay.is_empty(),
+        }
     }
 
     /// Notes that a pooled connection was dead, as nginx does: it counts among the upstreams, not among the retries.
@@ -281,6 +287,10 @@ impl<D: Downstream> Exchange<'_, D> {
                     }
                     // Switching to a protocol that nobody asked for would hand the client bytes of anything.
                     Poll::Ready(Ok(HeadEvent::Final { .. })) if stream.response.status == 101 && !upgrade => {
+                        return Poll::Ready(Ok(Err(UpstreamError::Protocol)));
+                    }
+                    // The rest of the body would be taken for bytes of the tunnel.
+                    Poll::Ready(Ok(HeadEvent::Final { tunnel: true, .. })) if body.comes_first() => {
                         return Poll::Ready(Ok(Err(UpstreamError::Protocol)));
                     }
                     Poll::Ready(Ok(HeadEvent::Final { end, tunnel })) => {

@@ -61,6 +61,10 @@ pub(crate) trait Downstream: Send {
     /// The type of the upgrade that the client asks for, in lower case: `websocket`, `connect`.
     fn upgrade(&self) -> Option<&str>;
 
+    /// Whether the request of an upgrade has a body that has not been read to its end. nginx passes it on before it tunnels;
+    /// in Envoy's profile all that follows the head is the tunnel's.
+    fn has_body_before_tunnel(&self) -> bool;
+
     /// The request is served as an ordinary one.
     fn decline_upgrade(&mut self);
 

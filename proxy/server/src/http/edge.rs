@@ -12,7 +12,7 @@ pub(crate) mod tests;
 mod trust;
 mod xfcc;
 
-use crate::h1::hop;
+use crate::h1::{hop, is_upgrade};
 use sixfold_core::hcm::{HttpConnectionManager, Profile, ServerHeader};
 use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::message::Scheme;
@@ -166,7 +166,7 @@ pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut S
         apisix::response(hcm, stream);
         return;
     }
-    let upgraded = stream.response.status == 101;
+    let upgraded = stream.response.status == 101 && is_upgrade(&stream.response.headers);
     hop::strip_response(&mut stream.response.headers, upgraded, Profile::Envoy);
     stream.response.headers.join_repeated(Known::is_inline);
     let request = &stream.request.headers;

@@ -219,7 +219,8 @@ impl<D: Downstream> Exchange<'_, D> {
         let request = &mut self.stream.request;
         let expects =
             request.headers.get(Known::EXPECT).is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
-        if !expects || (nginx && (self.down.is_http2() || self.down.upgrade().is_some())) {
+        let tunnels = self.down.upgrade().is_some() && !self.down.has_body_before_tunnel();
+        if !expects || (nginx && (self.down.is_http2() || tunnels)) {
             return;
         }
         if self.env.hcm.http1.proxy_100_continue {

@@ -452,11 +452,19 @@ impl Downstream for H1Client {
     fn become_tunnel(&mut self) {
         self.tunnel = true;
         self.encoder = BodyEncoder::Raw;
+        self.body.settle(&mut self.read);
         self.body = BodyReader::new(BodyLength::UntilClose);
     }
 
     fn upgrade(&self) -> Option<&str> {
         self.upgrade.as_deref()
+    }
+
+    fn has_body_before_tunnel(&self) -> bool {
+        self.env.hcm.profile == Profile::Apisix
+            && self.upgrade.is_some()
+            && !self.tunnel
+            && !self.body.is_ended()
     }
 
     fn decline_upgrade(&mut self) {

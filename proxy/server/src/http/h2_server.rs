@@ -330,6 +330,10 @@ impl Downstream for H2Client {
         self.upgrade.as_deref()
     }
 
+    fn has_body_before_tunnel(&self) -> bool {
+        false
+    }
+
     fn decline_upgrade(&mut self) {
         self.upgrade = None;
     }

@@ -73,6 +73,8 @@ pub(super) struct Outgoing {
 enum Upgrading {
     /// There is none: bytes are a body.
     No,
+    /// The request has a body of its own, and its bytes come first.
+    Body,
     /// Nothing is sent before the upstream agrees.
     Asked,
     /// Bytes are those of a tunnel.
@@ -82,7 +84,11 @@ enum Upgrading {
 impl Outgoing {
     /// The body of an attempt; `done` when the head is all.
     pub(super) fn new(buffered: Option<Bytes>, max: Option<u64>, done: bool, upgrade: bool) -> Outgoing {
-        let phase = if upgrade { Upgrading::Asked } else { Upgrading::No };
+        let phase = match upgrade {
+            true if done => Upgrading::Asked,
+            true => Upgrading::Body,
+            false => Upgrading::No,
+        };
         Outgoing { replayed: 0, buffered, max, done: done && !upgrade, starved: false, phase }
     }
 
@@ -97,9 +103,17 @@ impl Outgoing {
         self.max = None;
     }
 
-    /// The upstream has answered an upgrade by a response: there is no body.
+    /// The upstream has answered an upgrade by a response: there is no body but the request's own.
     pub(super) fn end_without_upgrade(&mut self) {
         self.done |= self.phase == Upgrading::Asked;
+        if self.phase == Upgrading::Body {
+            self.phase = Upgrading::No;
+        }
+    }
+
+    /// Whether the body of the request of an upgrade has not been sent whole.
+    pub(super) fn comes_first(&self) -> bool {
+        self.phase == Upgrading::Body
     }
 
     /// Whether bytes are those of a tunnel.
@@ -179,7 +193,10 @@ impl Outgoing {
     }
 
     fn finish(&mut self, up: &mut UpstreamStream, stream: &Stream) -> Poll<Result<bool, SendError>> {
-        self.done = true;
+        match self.phase {
+            Upgrading::Body => (self.phase, self.buffered) = (Upgrading::Asked, None),
+            _ => self.done = true,
+        }
         Poll::Ready(up.finish(&stream.request_trailers).map(|()| true).map_err(SendError::Upstream))
     }
 }

@@ -155,7 +155,7 @@ impl H1Upstream {
         self.fields = (0, encoded.field_bytes);
         self.keep_alive = true;
         self.head_seen = false;
-        self.request_sent = end;
+        self.request_sent = end && !encoded.owes;
         self.body = BodyReader::new(BodyLength::None);
         Ok(())
     }

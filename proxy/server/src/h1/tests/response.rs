@@ -114,14 +114,21 @@ fn where_a_response_ends() {
 
 #[test]
 fn interim_responses_and_tunnels_are_told_apart() {
-    let kinds = |kind, line: &str| {
+    let read = |options: &H1Options, kind, line: &str| {
         let bytes = format!("HTTP/1.1 {line}\r\n\r\n");
-        let (parsed, _) = response_with(&upstream(), kind, bytes.as_bytes()).unwrap();
+        let (parsed, _) = response_with(options, kind, bytes.as_bytes()).unwrap();
         (parsed.interim, parsed.tunnel)
     };
+    let kinds = |kind, line: &str| read(&upstream(), kind, line);
     assert_eq!(kinds(RequestKind::Plain, "100 Continue"), (true, false));
     assert_eq!(kinds(RequestKind::Plain, "102 x"), (true, false));
-    assert_eq!(kinds(RequestKind::Plain, "101 x"), (false, true));
+    // Envoy goes by the fields, nginx by the status.
+    let fields = "\r\nConnection: Upgrade\r\nUpgrade: x";
+    assert_eq!(kinds(RequestKind::Plain, &format!("101 x{fields}")), (false, true));
+    assert_eq!(kinds(RequestKind::Plain, "101 x"), (false, false));
+    assert_eq!(kinds(RequestKind::Plain, "101 x\r\nUpgrade: x"), (false, false));
+    let apisix = H1Options::upstream(Profile::Apisix);
+    assert_eq!(read(&apisix, RequestKind::Plain, "101 x"), (false, true));
     assert_eq!(kinds(RequestKind::Plain, "200 x"), (false, false));
     assert_eq!(kinds(RequestKind::Connect, "200 x"), (false, true));
     assert_eq!(kinds(RequestKind::Connect, "404 x"), (false, false));
