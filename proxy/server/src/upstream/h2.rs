@@ -386,9 +386,9 @@ impl Drop for H2Upstream {
 fn reason(error: &h2::Error) -> UpstreamError {
     match error.reason() {
         Some(Reason::REFUSED_STREAM) => UpstreamError::Refused,
-        // The library ends so the streams above the last one that the upstream has taken, and no others
-        // (RFC 9113 section 6.8).
-        Some(_) if error.is_go_away() && error.is_remote() => UpstreamError::Unsent,
+        // The library ends so the streams above the last one that the upstream has taken, and no others (RFC 9113
+        // section 6.8). For Envoy they are refused: the retry policy says whether they go out again.
+        Some(_) if error.is_go_away() && error.is_remote() => UpstreamError::Refused,
         Some(_) if error.is_remote() && error.is_reset() => UpstreamError::Reset,
         Some(_) if error.is_library() => UpstreamError::Protocol,
         _ => UpstreamError::Closed,

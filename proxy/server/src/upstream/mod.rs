@@ -45,10 +45,10 @@ pub(crate) enum UpstreamError {
     Closed,
     /// The upstream reset the stream.
     Reset,
-    /// The upstream refused the stream without processing it.
+    /// The upstream refused the stream without processing it, by a reset or by an end of its connection that leaves it out
+    /// (GOAWAY).
     Refused,
-    /// The connection takes no more requests, and has not processed this one: it announced its end (GOAWAY) or had
-    /// ended. Another connection may take the request.
+    /// The connection took no more requests, and this one was not written to it. Another connection may take it.
     Unsent,
     /// The response is not HTTP as it should be.
     Protocol,

@@ -22,7 +22,7 @@ impl Resend {
     /// pool, and is one that nginx sends again then.
     pub(crate) fn wanted(&mut self, error: &UpstreamError, replaces_pooled: impl FnOnce() -> bool) -> bool {
         match error {
-            // RFC 9113 section 8.7: whatever the request is, the upstream has not seen it.
+            // Whatever the request is, nothing of it was written. What was written and refused is the retry policy's.
             UpstreamError::Unsent => {
                 self.unsent += 1;
                 self.unsent <= MAX_UNSENT
