@@ -1,9 +1,11 @@
 //! Small HTTP servers for administration, status and metrics, on a thread of their own.
 //!
 //! An answer that is quick is given on that thread; one that has much to put together (statistics of
-//! thousands of clusters) is made on another, so that a readiness probe never waits for it.
+//! thousands of clusters) is made on another, so that a readiness probe never waits for it. What is written while it
+//! is sent has a thread to itself (`pages`).
 
 mod connections;
+mod pages;
 
 use bytes::Bytes;
 use connections::{Activity, Place, Places, Serving, Watched};
@@ -11,6 +13,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+pub use pages::WriteBody;
+use pages::{Pages, Piece};
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -19,21 +23,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
-
-/// Bytes of a body that is written while it is sent, in one piece.
-const PIECE: usize = 32 << 10;
-
-/// Pieces that wait for the client.
-const PIECES: usize = 2;
-
-/// How long a client may take for one piece before the rest is not written.
-const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a client may take for all pieces: what is shown is held until then.
-const PIECES_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,9 +70,6 @@ impl Query {
     }
 }
 
-/// Writes a body; an error ends it, and comes when nobody reads any more.
-pub type WriteBody = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
-
 /// A body.
 pub enum Content {
     /// In one piece.
@@ -125,17 +112,29 @@ impl Reply {
         Reply { content_type: "application/json", ..Reply::text(status, body) }
     }
 
-    fn into_response(self) -> Response<Payload> {
-        let mut response = Response::new(match self.body {
+    async fn into_response(self, pages: &Pages) -> Response<Payload> {
+        let payload = match self.body {
             Content::Whole(data) => Payload::Whole { data: Some(data), chunked: self.chunked },
-            Content::Written(write) => Payload::Pieces(write_pieces(write)),
-        });
+            Content::Written(write) => match pages.write(write).await {
+                Ok(pieces) => Payload::Pieces(pieces),
+                Err(error) => return busy(&error),
+            },
+        };
+        let mut response = Response::new(payload);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         headers.extend(self.headers);
         response
     }
+}
+
+/// The answer when there is no room to write another.
+fn busy(error: &io::Error) -> Response<Payload> {
+    let text = format!("too many pages are being read: {error}\n");
+    let mut response = Response::new(Payload::Whole { data: Some(text.into()), chunked: false });
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
 }
 
 /// A request whose answer has been sent, or given up.
@@ -209,7 +208,7 @@ impl Surface {
 }
 
 async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
-    let mut places = Places::default();
+    let (mut places, pages) = (Places::default(), Pages::default());
     loop {
         let Ok((stream, remote)) = listener.accept().await else {
             // Out of file descriptors, say: goes on when some are free again.
@@ -222,14 +221,14 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
         }
         let activity = Arc::new(Activity::default());
         let addresses = (remote, stream.local_addr().unwrap_or(remote));
-        let (answer, busy) = (answer.clone(), activity.clone());
+        let (answer, busy, pages) = (answer.clone(), activity.clone(), pages.clone());
         let task = tokio::spawn(async move {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let (answer, busy) = (answer.clone(), busy.clone());
+                let (answer, busy, pages) = (answer.clone(), busy.clone(), pages.clone());
                 async move {
                     let serving = Serving::new(busy.clone());
                     let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
-                    let response = respond(answer, &request).await;
+                    let response = respond(answer, &request, &pages).await;
                     if request.method() == Method::HEAD && response.body().is_chunked() {
                         busy.say_chunked();
                     }
@@ -250,7 +249,7 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
     }
 }
 
-async fn respond(answer: Arc<dyn Answer>, request: &Request<Incoming>) -> Response<Payload> {
+async fn respond(answer: Arc<dyn Answer>, request: &Request<Incoming>, pages: &Pages) -> Response<Payload> {
     let query = Query::new(request);
     // What takes long runs beside this thread, which must go on answering `/ready`.
     #[allow(clippy::disallowed_methods)]
@@ -260,7 +259,7 @@ async fn respond(answer: Arc<dyn Answer>, request: &Request<Incoming>) -> Respon
             .await
             .unwrap_or_else(|_| Reply::text(StatusCode::INTERNAL_SERVER_ERROR, "the command failed\n")),
     };
-    reply.into_response()
+    reply.into_response(pages).await
 }
 
 /// What is sent: in one piece, with or without its length, or piece by piece.
@@ -340,13 +339,6 @@ impl Body for Served {
     }
 }
 
-/// A part of a body that is written while it is sent.
-enum Piece {
-    Data(Bytes),
-    /// Without it the body was cut off.
-    End,
-}
-
 impl Body for Payload {
     type Data = Bytes;
     type Error = io::Error;
@@ -382,58 +374,6 @@ impl Body for Payload {
     }
 }
 
-/// Runs `write` beside the server's thread; it waits while the client is behind.
-#[allow(clippy::disallowed_methods)]
-fn write_pieces(write: WriteBody) -> mpsc::Receiver<Piece> {
-    let (sender, pieces) = mpsc::channel(PIECES);
-    let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let deadline = Instant::now() + PIECES_TIMEOUT;
-        let mut out = PieceWriter { sender, runtime, deadline, buffer: Vec::with_capacity(PIECE) };
-        // A client that is gone, or that takes nothing for too long, gets no end.
-        let _ = write(&mut out).and_then(|()| out.flush()).and_then(|()| out.send(Piece::End));
-    });
-    pieces
-}
-
-/// Gathers what is written into pieces.
-struct PieceWriter {
-    sender: mpsc::Sender<Piece>,
-    runtime: Handle,
-    deadline: Instant,
-    buffer: Vec<u8>,
-}
-
-impl PieceWriter {
-    fn send(&self, piece: Piece) -> io::Result<()> {
-        let until = self.deadline.min(Instant::now() + PIECE_TIMEOUT);
-        let sent = self.runtime.block_on(tokio::time::timeout_at(until, self.sender.send(piece)));
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
-    }
-}
-
-impl Write for PieceWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= PIECE {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        self.send(Piece::Data(piece.into()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -451,6 +391,9 @@ mod tests {
         }
 
         fn answer(&self, query: &Query) -> Reply {
+            if query.path == "/command" {
+                return Reply::text(StatusCode::OK, "done");
+            }
             let (written, fails) = (self.0.clone(), query.has("fails"));
             Reply::written(move |out| {
                 for _ in 0..if fails { 3 } else { 1 << 20 } {
@@ -490,5 +433,37 @@ mod tests {
         let mut text = Vec::new();
         let _ = ask(&surface, "/?fails").read_to_end(&mut text);
         assert!(!text.ends_with(b"0\r\n\r\n"));
+    }
+
+    /// Four clients that read slowly held all threads: no command was answered for ten seconds, and again.
+    #[test]
+    fn slow_readers_hold_up_no_command() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let surface = Surface::start("slow", any, Arc::new(Endless(Arc::default()))).unwrap();
+        let mut first = [0];
+        let readers: Vec<TcpStream> = (0..6)
+            .map(|_| {
+                let mut reader = ask(&surface, "/");
+                reader.read_exact(&mut first).unwrap();
+                reader
+            })
+            .collect();
+        let answer = |path: &str| {
+            let mut client = ask(&surface, path);
+            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut text = String::new();
+            client.read_to_string(&mut text).unwrap();
+            text
+        };
+        assert!(answer("/command").ends_with("done"));
+        // Another page finds room; beyond the bound one is told so.
+        assert!(answer("/?fails").starts_with("HTTP/1.1 200 "));
+        let more: Vec<TcpStream> = (0..2).map(|_| ask(&surface, "/")).collect();
+        for mut reader in &more {
+            reader.read_exact(&mut first).unwrap();
+        }
+        assert!(answer("/").starts_with("HTTP/1.1 503 "));
+        assert!(answer("/command").ends_with("done"));
+        drop((readers, more));
     }
 }
