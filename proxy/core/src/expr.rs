@@ -4,6 +4,7 @@
 //! depth. A condition is `[variable, operator, value]`, `[variable, "!", operator, value]` to turn it round,
 //! or `[variable, value]` for equality.
 
+mod list;
 mod pattern;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use crate::format::Variable;
 use crate::regex::Late;
 use crate::stream::Stream;
 use ipnet::IpNet;
+pub(crate) use list::Scope as Lists;
 use pattern::Pattern;
 use serde_json::Value;
 use std::net::IpAddr;
@@ -265,11 +267,7 @@ impl Literal {
 
 /// Whether a value that is a JSON array has the element.
 fn has(value: &[u8], want: &Literal) -> bool {
-    if value.first() != Some(&b'[') {
-        return false;
-    }
-    let Ok(items) = serde_json::from_slice::<Vec<Value>>(value) else { return false };
-    items.iter().any(|item| match (item, want) {
+    list::any(value, |item| match (item, want) {
         (Value::String(s), Literal::Text(text)) => s.as_str() == &**text,
         (Value::Number(n), Literal::Number(want)) => n.as_f64() == Some(*want),
         _ => false,

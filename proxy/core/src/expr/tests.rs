@@ -134,3 +134,16 @@ fn refusals_are_worded_as_the_library_words_them() {
     assert!(Expr::new(&json!([["arg_a", "~~", "("]])).is_err());
     assert!(Expr::new(&json!({})).is_err());
 }
+
+/// Each condition read the list anew.
+#[test]
+fn a_list_is_read_once_while_a_route_is_looked_for() {
+    let before = list::READ.get();
+    let _scope = Lists::begin();
+    let has = |item: &str| Expr::new(&json!([["arg_a", "has", item]])).unwrap();
+    let request = stream("/?a=[\"x\",\"y\"]", &[]);
+    let found = ["x", "z", "y", "w"].map(|item| has(item).eval(&request).unwrap());
+    assert_eq!((found, list::READ.get() - before), ([true, false, true, false], 1));
+    let other = stream("/?a=[\"z\"]", &[]);
+    assert_eq!((has("z").eval(&other), has("x").eval(&other)), (Ok(true), Ok(false)));
+}
