@@ -173,9 +173,19 @@ pub(crate) fn plugin(name: &str, config: &Value) -> Alone {
 
 /// A filter of Envoy from encoded messages.
 pub(crate) fn filter(factory: &FilterFactory, config: &[u8], overrides: &[Vec<u8>]) -> Result<Alone, String> {
+    filter_in(factory, config, overrides, &context())
+}
+
+/// The same in a context, whose statistics can be looked at.
+pub(crate) fn filter_in(
+    factory: &FilterFactory,
+    config: &[u8],
+    overrides: &[Vec<u8>],
+    context: &BuildContext,
+) -> Result<Alone, String> {
     let overrides: Vec<&[u8]> = overrides.iter().map(Vec::as_slice).collect();
     let given = FilterConfig { config, overrides: &overrides };
-    factory.build(&given, &context()).map(Alone::new).map_err(|error| error.to_string())
+    factory.build(&given, context).map(Alone::new).map_err(|error| error.to_string())
 }
 
 /// Runs a phase to its end; an answer if it gives one.

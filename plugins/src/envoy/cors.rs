@@ -13,15 +13,21 @@ use sixfold_core::stream::Stream;
 use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::{Cors as ProtoCors, CorsPolicy};
 
+sixfold_core::stat_block! {
+    /// Statistics under `http.PREFIX.cors.`, of all policies together.
+    pub struct CorsStats { counters: [origin_valid, origin_invalid], gauges: [], histograms: [] }
+}
+
 pub(crate) fn factory() -> FilterFactory {
     envoy::filter(build).stateless()
 }
 
 /// A field that a level leaves out is that of the next wider level.
-fn build(_: ProtoCors, levels: Vec<CorsPolicy>, _: &BuildContext) -> Built {
+fn build(_: ProtoCors, levels: Vec<CorsPolicy>, context: &BuildContext) -> Built {
     // Without a policy there is nothing to do.
     let Some(policy) = levels.into_iter().reduce(merge) else { return Ok(Plugin::default()) };
-    let policy = Policy::new(policy)?;
+    let stats = CorsStats::new(&context.metrics, &format!("{}cors.", context.scope));
+    let policy = Policy::new(policy, stats)?;
     Ok(Plugin::of(policy).access(Policy::access).header_filter(Policy::header_filter).build())
 }
 
@@ -58,13 +64,14 @@ struct Policy {
     enabled: Option<Fraction>,
     private_network: bool,
     forward_not_matching: bool,
+    stats: CorsStats,
 }
 
 /// The origin that the response is for.
 struct Origin(Vec<u8>);
 
 impl Policy {
-    fn new(policy: CorsPolicy) -> Result<Policy, ConfigError> {
+    fn new(policy: CorsPolicy, stats: CorsStats) -> Result<Policy, ConfigError> {
         if policy.shadow_enabled.is_some() {
             return Err(ConfigError::field("shadow_enabled", "is not supported"));
         }
@@ -88,6 +95,7 @@ impl Policy {
             enabled,
             private_network: policy.allow_private_network_access.is_some_and(|b| b.value),
             forward_not_matching: policy.forward_not_matching_preflights.is_none_or(|b| b.value),
+            stats,
         })
     }
 
@@ -142,6 +150,11 @@ impl Policy {
         };
         let origin = origin.to_vec();
         let allowed = self.allows(&origin);
+        if allowed {
+            self.stats.origin_valid().inc();
+        } else {
+            self.stats.origin_invalid().inc();
+        }
         let asked = stream.request.headers.get("access-control-request-method");
         let preflight =
             stream.request.method == http::Method::OPTIONS && asked.is_some_and(|m| !m.is_empty());

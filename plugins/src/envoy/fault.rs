@@ -25,13 +25,23 @@ use std::time::Duration;
 /// Whose dynamic metadata it is.
 const NAME: &str = "envoy.filters.http.fault";
 
+sixfold_core::stat_block! {
+    /// Statistics under `http.PREFIX.fault.`, of all configurations of the filter together.
+    pub struct FaultStats {
+        counters: [delays_injected, aborts_injected, response_rl_injected, faults_overflow],
+        gauges: [active_faults],
+        histograms: [],
+    }
+}
+
 pub(crate) fn factory() -> FilterFactory {
     envoy::filter(build)
 }
 
 /// The most specific configuration holds whole.
-fn build(config: HttpFault, mut overrides: Vec<HttpFault>, _: &BuildContext) -> Built {
-    let fault = Fault::new(overrides.pop().unwrap_or(config))?;
+fn build(config: HttpFault, mut overrides: Vec<HttpFault>, context: &BuildContext) -> Built {
+    let stats = FaultStats::new(&context.metrics, &format!("{}fault.", context.scope));
+    let fault = Fault::new(overrides.pop().unwrap_or(config), stats)?;
     Ok(Plugin::of(fault).access(Fault::access).build())
 }
 
@@ -44,6 +54,7 @@ struct Fault {
     max_active: Option<u32>,
     active: Arc<AtomicU32>,
     metadata: Vec<(Arc<str>, Value)>,
+    stats: FaultStats,
 }
 
 enum Delay {
@@ -58,11 +69,12 @@ enum Abort {
 }
 
 /// A fault under way; it counts until the stream ends.
-struct Active(Arc<AtomicU32>);
+struct Active(Arc<AtomicU32>, FaultStats);
 
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+        self.1.active_faults().dec();
     }
 }
 
@@ -87,7 +99,7 @@ static HEADERS: LazyLock<Option<FaultHeaders>> = LazyLock::new(|| {
 });
 
 impl Fault {
-    fn new(config: HttpFault) -> Result<Fault, ConfigError> {
+    fn new(config: HttpFault, stats: FaultStats) -> Result<Fault, ConfigError> {
         if config.response_rate_limit.is_some() {
             return Err(ConfigError::field("response_rate_limit", "is not supported"));
         }
@@ -135,6 +147,7 @@ impl Fault {
                 Some(Value::Object(map)) => map.into_iter().map(|(k, v)| (k.into(), v)).collect(),
                 _ => Vec::new(),
             },
+            stats,
         })
     }
 
@@ -142,9 +155,7 @@ impl Fault {
     fn is_meant(&self, stream: &Stream) -> bool {
         let node = || stream.request.headers.get(Known::X_ENVOY_DOWNSTREAM_SERVICE_NODE);
         let node_is = |wanted: &String| node().is_some_and(|n| n == wanted.as_bytes());
-        let full = self.max_active.is_some_and(|max| self.active.load(Relaxed) >= max);
-        !full
-            && (self.upstream_cluster.is_empty() || goes_to(stream, &self.upstream_cluster))
+        (self.upstream_cluster.is_empty() || goes_to(stream, &self.upstream_cluster))
             && (self.downstream_nodes.is_empty() || self.downstream_nodes.iter().any(node_is))
             && self.headers.iter().all(|h| h.matches(&stream.request))
     }
@@ -186,23 +197,30 @@ impl Fault {
         Some(reply)
     }
 
-    /// Counts the fault and says so in the metadata.
-    fn begin(&self, stream: &mut Stream, slot: Slot) {
-        if stream.state::<Active>(slot).is_none() {
-            self.active.fetch_add(1, Relaxed);
-            stream.set_state(slot, Active(self.active.clone()));
-            let entries = self.metadata.iter().map(|(key, value)| (NAME.into(), key.clone(), value.clone()));
-            stream.metadata.extend(entries);
+    /// Counts the fault and says so in the metadata; `false` when there are too many (`tryIncActiveFaults`).
+    fn begin(&self, stream: &mut Stream, slot: Slot) -> bool {
+        if stream.state::<Active>(slot).is_some() {
+            return true;
         }
+        if self.max_active.is_some_and(|max| self.active.load(Relaxed) >= max) {
+            self.stats.faults_overflow().inc();
+            return false;
+        }
+        self.active.fetch_add(1, Relaxed);
+        self.stats.active_faults().inc();
+        stream.set_state(slot, Active(self.active.clone(), self.stats.clone()));
+        let entries = self.metadata.iter().map(|(key, value)| (NAME.into(), key.clone(), value.clone()));
+        stream.metadata.extend(entries);
+        true
     }
 
     fn abort_step<'a>(&self, stream: &mut Stream, slot: Slot) -> Step<'a> {
         match self.abort(stream) {
-            Some(reply) => {
-                self.begin(stream, slot);
+            Some(reply) if self.begin(stream, slot) => {
+                self.stats.aborts_injected().inc();
                 Step::Respond(reply)
             }
-            None => Step::Continue,
+            _ => Step::Continue,
         }
     }
 
@@ -210,8 +228,10 @@ impl Fault {
         if !self.is_meant(stream) {
             return Step::Continue;
         }
-        let Some(delay) = self.delay(stream) else { return self.abort_step(stream, slot) };
-        self.begin(stream, slot);
+        let Some(delay) = self.delay(stream).filter(|_| self.begin(stream, slot)) else {
+            return self.abort_step(stream, slot);
+        };
+        self.stats.delays_injected().inc();
         stream.flags.insert(Flag::DI);
         Step::Wait(Box::pin(async move {
             tokio::time::sleep(delay).await;

@@ -6,6 +6,7 @@ mod tests;
 use crate::envoy;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::metrics;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
 use sixfold_core::rbac::{Action, Rules, Subject};
 use sixfold_core::stream::Stream;
@@ -74,7 +75,7 @@ impl Rbac {
         refuse!(matcher, shadow_matcher, track_per_rule_stats);
         let compiled =
             |value: &Option<ProtoRules>, field| value.as_ref().map(rbac::rules).transpose().in_key(field);
-        let scope = |prefix: &str| format!("{}rbac.{prefix}", context.scope);
+        let scope = |prefix: &str| metrics::scope(&[&context.scope, "rbac", prefix]);
         let rules = compiled(rules, "rules")?
             .map(|rules| (rules, RuleStats::new(&context.metrics, &scope(rules_stat_prefix))));
         let shadow = compiled(shadow_rules, "shadow_rules")?.map(|rules| Shadow {

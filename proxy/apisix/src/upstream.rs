@@ -243,6 +243,7 @@ impl Terms {
             max_idle: self.max_idle,
             breaker: BreakerLimits::UNLIMITED,
             high_breaker: BreakerLimits::UNLIMITED,
+            tracks_remaining: [false; 2],
             retry: Some(Arc::new(self.retry_policy())),
             buffer_limit: 1 << 20,
             health_check: None,

@@ -254,9 +254,9 @@ fn secrets_are_waited_for_rotated_under_load_and_kept_when_others_are_no_good() 
     agent.set("default", &certificate("nothing", "nothing"));
     let refused = agent.answer("default");
     assert!(refused.contains("secret \"default\"") && refused.contains("certificate_chain"), "{refused}");
-    let handshakes = statistic(admin, "cluster.mesh.ssl_handshake");
+    let handshakes = statistic(admin, "cluster.mesh.ssl.handshake");
     process.until("more handshakes", || {
-        (statistic(admin, "cluster.mesh.ssl_handshake") > handshakes + 5).then_some(())
+        (statistic(admin, "cluster.mesh.ssl.handshake") > handshakes + 5).then_some(())
     });
     let tally = traffic.stop();
     assert_eq!(tally.failed, Vec::<String>::new(), "of {} requests", tally.done);

@@ -114,6 +114,18 @@ crate::stat_block! {
     }
 }
 
+crate::stat_block! {
+    /// What of them is shown under `listener.ADDRESS.http.PREFIX.` too.
+    pub struct ListenerHttpStats {
+        counters: [
+            downstream_rq_completed, downstream_rq_1xx, downstream_rq_2xx, downstream_rq_3xx, downstream_rq_4xx,
+            downstream_rq_5xx,
+        ],
+        gauges: [],
+        histograms: [],
+    }
+}
+
 impl HttpStats {
     /// Counts a response by the class of its status.
     pub fn count_class(&self, status: u16) {

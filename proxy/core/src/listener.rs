@@ -67,8 +67,10 @@ crate::stat_block! {
     pub struct ListenerStats {
         counters: [
             downstream_cx_total, downstream_cx_destroy, downstream_cx_overflow, downstream_pre_cx_timeout,
-            downstream_listener_filter_error, no_filter_chain_match, ssl_handshake, ssl_connection_error,
-            ssl_fail_verify_error, ssl_fail_verify_no_cert, ssl_session_reused,
+            downstream_listener_filter_error, no_filter_chain_match,
+            ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
+            ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_no_cert = "ssl.fail_verify_no_cert",
+            ssl_session_reused = "ssl.session_reused", ssl_no_certificate = "ssl.no_certificate",
         ],
         gauges: [downstream_cx_active, downstream_pre_cx_active],
         histograms: [downstream_cx_length_ms],

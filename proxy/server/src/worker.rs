@@ -3,6 +3,7 @@
 use crate::budget::default_budget;
 use crate::dns::DnsCache;
 use crate::drain::{Drain, DrainStrategy};
+use crate::listener::filters::FilterStats;
 use crate::listener::{Adopted, BoundAddresses, ListenerTable, Slot};
 use crate::sockets::ListenSocket;
 use crate::upstream::Pools;
@@ -52,6 +53,8 @@ pub struct Shared {
     /// `x-envoy-immediate-health-check-fail`.
     pub health_failed: Arc<AtomicBool>,
     connection_ids: AtomicU64,
+    /// What listener filters have found.
+    pub(crate) filter_stats: FilterStats,
     /// Listeners by address, for connections that are handed over (`use_original_dst`).
     pub(crate) listeners: ArcSwap<ListenerTable>,
     /// What listeners are bound to.
@@ -122,6 +125,7 @@ impl Shared {
             options,
             health_failed: Arc::default(),
             connection_ids: AtomicU64::new(1),
+            filter_stats: FilterStats::default(),
             listeners: ArcSwap::default(),
             addresses: ArcSwap::default(),
             peers: OnceLock::new(),

@@ -18,6 +18,8 @@ pub(super) struct Limits {
     pub(super) default: BreakerLimits,
     /// Of those with priority HIGH.
     pub(super) high: BreakerLimits,
+    /// Whether statistics say what each of the two still allows.
+    pub(super) tracks_remaining: [bool; 2],
     /// Connections to each endpoint.
     pub(super) host_connections: u32,
 }
@@ -26,15 +28,18 @@ pub(super) struct Limits {
 pub(super) fn limits(runtime: &Runtime, cluster: &str, value: Option<&CircuitBreakers>) -> Result<Limits> {
     let none = CircuitBreakers::default();
     let CircuitBreakers { thresholds, per_host_thresholds } = value.unwrap_or(&none);
-    let mut limits = (None, None);
+    let (mut limits, mut tracks_remaining) = ((None, None), [false; 2]);
     for (index, value) in thresholds.iter().enumerate() {
         let (priority, compiled) = threshold(value).in_index(index).in_key("thresholds")?;
-        let place = match priority {
-            RoutingPriority::Default => &mut limits.0,
-            RoutingPriority::High => &mut limits.1,
+        let [default, high] = &mut tracks_remaining;
+        let (place, tracks) = match priority {
+            RoutingPriority::Default => (&mut limits.0, default),
+            RoutingPriority::High => (&mut limits.1, high),
         };
         // As in Envoy, the first of a priority counts.
-        place.get_or_insert(compiled);
+        if place.is_none() {
+            (*place, *tracks) = (Some(compiled), value.track_remaining);
+        }
     }
     let keyed = |priority, limits: Option<BreakerLimits>| {
         with_runtime(runtime, &format!("circuit_breakers.{cluster}.{priority}"), limits.unwrap_or_default())
@@ -42,6 +47,7 @@ pub(super) fn limits(runtime: &Runtime, cluster: &str, value: Option<&CircuitBre
     Ok(Limits {
         default: keyed("default", limits.0),
         high: keyed("high", limits.1),
+        tracks_remaining,
         host_connections: host_connections(per_host_thresholds).in_key("per_host_thresholds")?,
     })
 }
@@ -111,7 +117,7 @@ fn threshold(value: &Thresholds) -> Result<(RoutingPriority, BreakerLimits)> {
         max_requests,
         max_retries,
         retry_budget,
-        // Gauges of what is left; the counts and limits they come from are there anyway.
+        // Kept beside the limits.
         track_remaining: _,
         max_connection_pools,
     } = value;

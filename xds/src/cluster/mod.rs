@@ -130,6 +130,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         max_host_connections: limits.host_connections,
         breaker: limits.default,
         high_breaker: limits.high,
+        tracks_remaining: limits.tracks_remaining,
         retry: protocol.retry,
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
         health_check,

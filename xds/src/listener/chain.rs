@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
+use sixfold_core::hcm::ListenerHttpStats;
 use sixfold_core::listener::{FilterChain, FilterChainMatch, NetworkFilter, SourceType};
 use sixfold_xds_api::pb::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{
@@ -51,6 +52,7 @@ pub(super) fn compile(
     // Open connections keep the filters they began with: a chain whose filters have changed is another one, and drains.
     let whole = [encoded, context.extensions.brought_since(mark)].concat();
     let filter = faults.kept(filter)?;
+    show_by_listener(context, scope, &filter);
     faults.end(FilterChain {
         name: name.as_str().into(),
         matches,
@@ -59,6 +61,21 @@ pub(super) fn compile(
         filter,
         fingerprint: fingerprint(&whole),
     })
+}
+
+/// Shows the responses of a connection manager under the listener's name too.
+fn show_by_listener(context: &Context, scope: &str, filter: &NetworkFilter) {
+    match filter {
+        NetworkFilter::Guarded(_, filter) => show_by_listener(context, scope, filter),
+        NetworkFilter::Http(manager) => {
+            let prefix = format!("{scope}http.{}.", manager.stat_prefix);
+            if let Some(block) = manager.stats.shared() {
+                let shown = move || ListenerHttpStats::apart(&prefix).shared().cloned();
+                context.compile.metrics().mirror(block, shown);
+            }
+        }
+        NetworkFilter::Tcp(_) | NetworkFilter::Direct(_) => {}
+    }
 }
 
 /// Without a timeout of its own a handshake ends with the idle timeout of the connection manager, as in Envoy, and

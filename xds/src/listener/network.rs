@@ -108,8 +108,7 @@ fn connection_rbac(context: &Context, value: &ProtoRbac) -> Result<ConnectionRba
         matcher,
         shadow_rules,
         shadow_matcher,
-        // Only names dynamic metadata, which nothing reads of a connection.
-        shadow_rules_stat_prefix: _,
+        shadow_rules_stat_prefix: shadow_prefix,
         stat_prefix,
         enforcement_type,
         delay_deny,
@@ -119,7 +118,7 @@ fn connection_rbac(context: &Context, value: &ProtoRbac) -> Result<ConnectionRba
     let prefix = not_empty(stat_prefix, "stat_prefix")?;
     let rules = rules.as_ref().map(rbac::rules).transpose().in_key("rules")?;
     let shadow = shadow_rules.as_ref().map(rbac::rules).transpose().in_key("shadow_rules")?;
-    Ok(ConnectionRbac::new(context.compile.metrics(), prefix, rules, shadow))
+    Ok(ConnectionRbac::new(context.compile.metrics(), prefix, rules, shadow, shadow_prefix))
 }
 
 /// Without delays and logs all that it does is counting commands, which is not done here.

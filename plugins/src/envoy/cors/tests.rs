@@ -145,3 +145,17 @@ fn bad_configurations_are_refused() {
     assert_eq!(error, "shadow_enabled: is not supported");
     assert!(testing::filter(&factory(), &[], &[vec![0xFF]]).is_err());
 }
+
+/// The filter had no statistics.
+#[test]
+fn origins_are_counted() {
+    let context = sixfold_core::plugin::BuildContext { scope: "http.in.".into(), ..testing::context() };
+    let levels = [policy(&["https://ok.test"]).encode_to_vec()];
+    let filter = testing::filter_in(&factory(), &[], &levels, &context).unwrap();
+    for origin in ["https://ok.test", "https://other.test", "https://ok.test"] {
+        assert!(now(filter.access(&mut request("GET", &[("origin", origin)]))).is_none());
+    }
+    assert!(now(filter.access(&mut request("GET", &[]))).is_none());
+    let counted = |name: &str| context.metrics.sum("http.in.cors.", name);
+    assert_eq!((counted("origin_valid"), counted("origin_invalid")), (2, 1));
+}

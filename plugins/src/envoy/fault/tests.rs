@@ -150,3 +150,22 @@ fn bad_configurations_are_refused() {
     assert_eq!(error(&percent), "response_rate_limit_percent_runtime: is not supported");
     assert!(testing::filter(&factory(), &[0xFF], &[]).is_err());
 }
+
+/// The filter had no statistics.
+#[tokio::test(start_paused = true)]
+async fn faults_are_counted() {
+    let context = sixfold_core::plugin::BuildContext { scope: "http.in.".into(), ..testing::context() };
+    let mut config = aborts(ErrorType::HttpStatus(418), 100);
+    config.delay = delays(FaultDelaySecifier::HeaderDelay(HeaderDelay {}));
+    config.max_active_faults = Some(UInt32Value { value: 1 });
+    let filter = testing::filter_in(&factory(), &config.encode_to_vec(), &[], &context).unwrap();
+    let shown = |name: &str| context.metrics.sum("http.in.fault.", name);
+    let mut first = stream("/", &[("x-envoy-fault-delay-request", "5")]);
+    assert!(finish(filter.access(&mut first)).await.is_some());
+    assert_eq!((shown("delays_injected"), shown("aborts_injected"), shown("active_faults")), (1, 1, 1));
+    // As long as the first is there another one is too much.
+    assert!(finish(filter.access(&mut stream("/", &[]))).await.is_none());
+    assert_eq!((shown("aborts_injected"), shown("faults_overflow")), (1, 1));
+    drop(first);
+    assert_eq!((shown("active_faults"), shown("response_rl_injected")), (0, 0));
+}

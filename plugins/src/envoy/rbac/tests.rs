@@ -72,7 +72,7 @@ fn shadow_rules_only_say_what_they_would_do() {
     assert_eq!(answer(&shadow, "/a"), (None, expected));
     assert_eq!(answer(&shadow, "/b").1, [told("engine_result \"allowed\"")]);
     let counted =
-        ["shadow_allowed", "shadow_denied"].map(|name| context.metrics.sum("http.h.rbac.dry_", name));
+        ["shadow_allowed", "shadow_denied"].map(|name| context.metrics.sum("http.h.rbac.dry_.", name));
     assert_eq!(counted, [1, 1]);
 }
 

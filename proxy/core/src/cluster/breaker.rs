@@ -1,6 +1,7 @@
 //! Circuit breakers: limits of a cluster that all workers share.
 
 use super::{Cluster, Host};
+use crate::metrics::{Block, Computed};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -150,6 +151,65 @@ impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         if let Some(host) = &self.host {
             host.reserved_connections.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+crate::stat_block! {
+    /// Under `cluster.NAME.circuit_breakers.PRIORITY.`: 1 where nothing more is allowed.
+    pub struct OpenStats {
+        counters: [],
+        gauges: [cx_open, cx_pool_open, rq_open, rq_pending_open, rq_retry_open],
+        histograms: [],
+    }
+}
+
+crate::stat_block! {
+    /// Beside them, with `track_remaining`: how many more are allowed.
+    pub struct RemainingStats {
+        counters: [],
+        gauges: [remaining_cx, remaining_cx_pools, remaining_pending, remaining_retries, remaining_rq],
+        histograms: [],
+    }
+}
+
+impl Breaker {
+    /// Its statistics as they are now. Nothing limits pools of connections.
+    fn show(&self, scope: &str, tracks_remaining: bool, show: &mut dyn FnMut(&Arc<Block>)) {
+        let is_open = |resource| {
+            let count = self.count(resource);
+            u64::from(count > 0 && count >= self.limit(resource))
+        };
+        let open = OpenStats::apart(scope);
+        open.cx_open().set(is_open(Resource::Connections));
+        open.rq_open().set(is_open(Resource::Requests));
+        open.rq_pending_open().set(is_open(Resource::Pending));
+        open.rq_retry_open().set(is_open(Resource::Retries));
+        open.shared().into_iter().for_each(&mut *show);
+        if !tracks_remaining {
+            return;
+        }
+        let left = |resource| u64::from(self.limit(resource).saturating_sub(self.count(resource)));
+        let remaining = RemainingStats::apart(scope);
+        remaining.remaining_cx().set(left(Resource::Connections));
+        remaining.remaining_cx_pools().set(i64::MAX as u64);
+        remaining.remaining_pending().set(left(Resource::Pending));
+        remaining.remaining_retries().set(left(Resource::Retries));
+        remaining.remaining_rq().set(left(Resource::Requests));
+        remaining.shared().into_iter().for_each(show);
+    }
+}
+
+/// Envoy's gauges of circuit breakers, from the counts that there are anyway.
+impl Computed for Cluster {
+    fn compute(&self, show: &mut dyn FnMut(&Arc<Block>)) {
+        if !self.is_in_force() {
+            return;
+        }
+        let breakers = [("default", &self.breaker), ("high", &self.high_breaker)];
+        for ((priority, breaker), tracks) in breakers.into_iter().zip(self.config.tracks_remaining) {
+            let scope = format!("cluster.{}.circuit_breakers.{priority}.", self.config.observability_name);
+            breaker.show(&scope, tracks, show);
         }
     }
 }

@@ -68,6 +68,8 @@ pub struct ClusterPolicy {
     pub breaker: BreakerLimits,
     /// Limits of requests with priority HIGH.
     pub high_breaker: BreakerLimits,
+    /// Whether statistics say what each of the two still allows (`track_remaining`).
+    pub tracks_remaining: [bool; 2],
     /// Retry policy that replaces those of route and virtual host.
     pub retry: Option<Arc<RetryPolicy>>,
     /// Bytes buffered for an upstream connection, 1 MiB by default.
@@ -147,6 +149,7 @@ impl Default for ClusterPolicy {
             max_host_connections: u32::MAX,
             breaker: BreakerLimits::default(),
             high_breaker: BreakerLimits::default(),
+            tracks_remaining: [false; 2],
             retry: None,
             buffer_limit: 1 << 20,
             health_check: None,

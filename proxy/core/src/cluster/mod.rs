@@ -159,7 +159,7 @@ impl Cluster {
             .as_ref()
             .map(|detection| Outliers::new(detection, known, registry, &config.observability_name, goes_on));
         let resolves = matches!(config.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
-        Ok(Arc::new(Cluster {
+        let cluster = Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),
             high_breaker: Breaker::new(config.high_breaker),
             drop_overload: AtomicU32::new(dropped(&config, &set)),
@@ -171,7 +171,17 @@ impl Cluster {
             balancer,
             stats,
             config,
-        }))
+        });
+        if cluster.stats.are_shown() {
+            let shown: std::sync::Weak<Cluster> = Arc::downgrade(&cluster);
+            registry.register_computed(shown);
+        }
+        Ok(cluster)
+    }
+
+    /// Whether its name stands for it.
+    pub(super) fn is_in_force(&self) -> bool {
+        *self.visibility.lock() == Visibility::InForce
     }
 
     /// Keeps what works for this cluster for as long as it lives: the subscriptions of its discovery. It must not

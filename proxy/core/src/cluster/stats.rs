@@ -26,8 +26,9 @@ crate::stat_block! {
             upstream_rq_retry_limit_exceeded, upstream_rq_retry_backoff_exponential,
             upstream_rq_retry_backoff_ratelimited,
             lb_healthy_panic, lb_subsets_selected, lb_subsets_fallback, lb_subsets_fallback_panic, lb_recalculate_zone_structures, membership_change, update_attempt, update_success,
-            update_failure, update_empty, bind_errors, retry_or_shadow_abandoned, ssl_handshake,
-            ssl_fail_verify_error, ssl_connection_error, original_dst_host_invalid,
+            update_failure, update_empty, bind_errors, retry_or_shadow_abandoned,
+            ssl_handshake = "ssl.handshake", ssl_fail_verify_error = "ssl.fail_verify_error",
+            ssl_connection_error = "ssl.connection_error", original_dst_host_invalid,
         ],
         gauges: [
             upstream_cx_active, upstream_rq_active, upstream_rq_pending_active, membership_total,
@@ -91,6 +92,11 @@ impl ClusterStats {
             grpc: OnceLock::new(),
             registry: None,
         }
+    }
+
+    /// Whether somebody shows them.
+    pub fn are_shown(&self) -> bool {
+        self.registry.is_some()
     }
 
     /// Counts a gRPC call by its status, under `grpc.`; the first call of a cluster makes the place.

@@ -215,3 +215,30 @@ fn ejections_end_with_their_detection_and_go_on_without_it_changing() {
     let third = put(None);
     assert_eq!((third.hosts.load().healthy(), third.stats.membership_healthy().get()), (2, 2));
 }
+
+/// Envoy's gauges of circuit breakers were missing.
+#[test]
+fn breakers_show_what_they_allow_once_their_cluster_is_in_force() {
+    let registry = Registry::new();
+    let shown = |name: &str| {
+        let name = format!("cluster.c.circuit_breakers.{name}");
+        registry.samples().into_iter().find(|sample| sample.name == name).map(|sample| sample.value)
+    };
+    let gauge = |n| Some(crate::metrics::Value::Gauge(n));
+    let mut config = ClusterConfig::named("c");
+    config.breaker = BreakerLimits { max_connections: 2, max_retries: 0, ..BreakerLimits::default() };
+    config.tracks_remaining = [true, false];
+    let cluster = Cluster::new(config, vec![endpoint(1, 1)], None, &registry).unwrap();
+    assert_eq!(shown("default.cx_open"), None);
+    let cell = Clusters::default().cell("c");
+    cell.swap(Some(cluster.clone()));
+    assert_eq!((shown("default.cx_open"), shown("default.rq_retry_open")), (gauge(0), gauge(0)));
+    assert_eq!((shown("default.remaining_cx"), shown("high.remaining_cx")), (gauge(2), None));
+    let permits = [(); 2].map(|()| cluster.breaker.acquire(Resource::Connections).unwrap());
+    assert_eq!((shown("default.cx_open"), shown("default.remaining_cx")), (gauge(1), gauge(0)));
+    assert_eq!((shown("high.cx_open"), shown("default.rq_open")), (gauge(0), gauge(0)));
+    drop(permits);
+    assert_eq!(shown("default.cx_open"), gauge(0));
+    cell.swap(None);
+    assert_eq!(shown("default.cx_open"), None);
+}

@@ -2,14 +2,17 @@
 
 use super::{Admission, ConnectionGuard};
 use crate::connection::Connection;
-use crate::metrics::Registry;
+use crate::metrics::{Registry, scope};
 use crate::rbac::{Rules, Subject};
 
 crate::stat_block! {
-    /// Statistics under `PREFIXrbac.`.
-    pub struct RbacStats {
-        counters: [allowed, denied, shadow_allowed, shadow_denied], gauges: [], histograms: [],
-    }
+    /// Statistics under `PREFIX.rbac.`.
+    pub struct RbacStats { counters: [allowed, denied], gauges: [], histograms: [] }
+}
+
+crate::stat_block! {
+    /// Statistics under `PREFIX.rbac.` and the prefix of the shadow rules.
+    pub struct ShadowRbacStats { counters: [shadow_allowed, shadow_denied], gauges: [], histograms: [] }
 }
 
 /// Rules, and rules that only count what they would do.
@@ -17,18 +20,21 @@ pub struct ConnectionRbac {
     rules: Option<Rules>,
     shadow: Option<Rules>,
     stats: RbacStats,
+    shadow_stats: ShadowRbacStats,
 }
 
 impl ConnectionRbac {
-    /// Statistics stand under `stat_prefix`, which Envoy puts no dot behind.
+    /// Statistics stand under `stat_prefix`, those of the shadow rules under `shadow_prefix` behind it.
     pub fn new(
         registry: &Registry,
         stat_prefix: &str,
         rules: Option<Rules>,
         shadow: Option<Rules>,
+        shadow_prefix: &str,
     ) -> ConnectionRbac {
-        let stats = RbacStats::new(registry, &format!("{stat_prefix}rbac."));
-        ConnectionRbac { rules, shadow, stats }
+        let stats = RbacStats::new(registry, &scope(&[stat_prefix, "rbac"]));
+        let shadow_stats = ShadowRbacStats::new(registry, &scope(&[stat_prefix, "rbac", shadow_prefix]));
+        ConnectionRbac { rules, shadow, stats, shadow_stats }
     }
 }
 
@@ -37,8 +43,8 @@ impl ConnectionGuard for ConnectionRbac {
         let subject = Subject::of_connection(connection);
         if let Some(shadow) = &self.shadow {
             match shadow.judge(&subject).allowed {
-                true => self.stats.shadow_allowed().inc(),
-                false => self.stats.shadow_denied().inc(),
+                true => self.shadow_stats.shadow_allowed().inc(),
+                false => self.shadow_stats.shadow_denied().inc(),
             }
         }
         let Some(rules) = &self.rules else { return Admission::Allowed(None) };

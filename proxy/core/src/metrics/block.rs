@@ -67,6 +67,16 @@ impl Block {
         Block { prefix: prefix.into(), defs, shards, codes, sparse, reset: Mutex::new(None) }
     }
 
+    /// The statistics of another block that `self` has too, by name. For a block that nobody else has.
+    pub(super) fn copy(&self, other: &Block) {
+        for def in self.defs {
+            let same = other.defs.iter().find(|known| known.name == def.name && known.kind == def.kind);
+            if let Some(Value::Counter(n) | Value::Gauge(n)) = same.map(|known| other.value(known)) {
+                self.add(def.slot, n);
+            }
+        }
+    }
+
     /// With its final dot, such as `cluster.a.`.
     pub fn prefix(&self) -> &str {
         &self.prefix
@@ -203,10 +213,12 @@ const _: () = assert!(HISTOGRAM_SLOTS == BUCKETS.len() + 2);
 /// Declares a struct of statistics with `new(&Registry, prefix)` and a method for each statistic:
 /// `stat_block! { /// docs  pub struct ClusterStats { counters: [a, b], gauges: [c], histograms: [d] } }`
 /// has `stats.a().inc()`. The struct is one pointer; which slot a statistic has is known when it is compiled.
+/// `ssl_handshake = "ssl.handshake"` is shown under that name.
 #[macro_export]
 macro_rules! stat_block {
     ($(#[$meta:meta])* pub struct $name:ident {
-        counters: [$($c:ident),* $(,)?], gauges: [$($g:ident),* $(,)?], histograms: [$($h:ident),* $(,)?] $(,)?
+        counters: [$($c:ident $(= $shown:literal)?),* $(,)?], gauges: [$($g:ident),* $(,)?],
+        histograms: [$($h:ident),* $(,)?] $(,)?
     }) => {
         $(#[$meta])*
         #[derive(Clone)]
@@ -223,7 +235,7 @@ macro_rules! stat_block {
             const SINGLES: usize = <[&str]>::len(&[$(stringify!($c),)* $(stringify!($g),)*]);
 
             const DEFS: &[StatDef] = &[
-                $(StatDef { name: stringify!($c), kind: Kind::Counter, slot: block_slot(Stat::$c as usize, SINGLES) },)*
+                $(StatDef { name: [$($shown,)? stringify!($c)][0], kind: Kind::Counter, slot: block_slot(Stat::$c as usize, SINGLES) },)*
                 $(StatDef { name: stringify!($g), kind: Kind::Gauge, slot: block_slot(Stat::$g as usize, SINGLES) },)*
                 $(StatDef { name: stringify!($h), kind: Kind::Histogram, slot: block_slot(Stat::$h as usize, SINGLES) },)*
             ];
@@ -238,6 +250,16 @@ macro_rules! stat_block {
                 /// Zeros in a block of responses, visible in `registry` for as long as this lives.
                 pub fn of_responses(registry: &Registry, prefix: &str, sparse: bool) -> Self {
                     $name(Some(registry.register(Block::of_responses(prefix, DEFS, sparse))))
+                }
+
+                /// Zeros that no registry shows by itself: for statistics that are computed.
+                pub fn apart(prefix: &str) -> Self {
+                    $name(Some(Block::new(prefix, DEFS)))
+                }
+
+                /// Where the values are, to be shared.
+                pub fn shared(&self) -> Option<&std::sync::Arc<Block>> {
+                    self.0.as_ref()
                 }
 
                 /// Where the values are.

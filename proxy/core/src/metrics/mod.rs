@@ -19,7 +19,7 @@ mod tags;
 #[doc(hidden)]
 pub use block::slot as block_slot;
 pub use block::{Block, Kind, StatDef};
-pub use registry::Registry;
+pub use registry::{Computed, Registry};
 pub use snapshot::{Sample, Snapshot};
 pub use tags::{StatsFilter, TagPattern, TagRules, Tagged};
 
@@ -58,6 +58,16 @@ pub fn enter_worker(worker: usize) {
 #[inline]
 pub fn shard() -> usize {
     SHARD.with(Cell::get)
+}
+
+/// A prefix of statistics from its parts: one dot behind each that is not empty, as Envoy's scopes have it.
+pub fn scope(parts: &[&str]) -> String {
+    let mut scope = String::new();
+    for part in parts.iter().map(|part| part.trim_end_matches('.')).filter(|part| !part.is_empty()) {
+        scope.push_str(part);
+        scope.push('.');
+    }
+    scope
 }
 
 /// A statistic's value at one moment.

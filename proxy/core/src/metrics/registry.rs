@@ -6,8 +6,40 @@ use std::sync::{Arc, Weak};
 
 /// Every live block. Cloning shares it.
 #[derive(Clone, Default)]
-pub struct Registry {
-    blocks: Arc<Mutex<Vec<Weak<Block>>>>,
+pub struct Registry(Arc<Known>);
+
+#[derive(Default)]
+struct Known {
+    blocks: Mutex<Vec<Weak<Block>>>,
+    views: Mutex<Vec<View>>,
+}
+
+/// Statistics that are put together when they are asked for: they cost nothing else.
+pub trait Computed: Send + Sync {
+    /// Hands out blocks with the values of this moment, such as those of a `stat_block!`'s `apart`.
+    fn compute(&self, show: &mut dyn FnMut(&Arc<Block>));
+}
+
+#[derive(Clone)]
+enum View {
+    Computed(Weak<dyn Computed>),
+    /// Statistics of a block under another prefix too.
+    Mirror(Arc<Mirror>),
+}
+
+struct Mirror {
+    of: Weak<Block>,
+    /// Makes the block that is shown.
+    make: Box<dyn Fn() -> Option<Arc<Block>> + Send + Sync>,
+}
+
+impl View {
+    fn is_live(&self) -> bool {
+        match self {
+            View::Computed(view) => view.strong_count() > 0,
+            View::Mirror(mirror) => mirror.of.strong_count() > 0,
+        }
+    }
 }
 
 impl Registry {
@@ -18,7 +50,7 @@ impl Registry {
 
     /// Makes a block visible for as long as somebody else holds it.
     pub fn register(&self, block: Arc<Block>) -> Arc<Block> {
-        let mut blocks = self.blocks.lock();
+        let mut blocks = self.0.blocks.lock();
         // Dead blocks are swept now and then, so that churn of resources does not grow the list.
         if blocks.len().is_power_of_two() {
             blocks.retain(|b| b.strong_count() > 0);
@@ -27,8 +59,48 @@ impl Registry {
         block
     }
 
+    /// Makes what `view` computes visible for as long as it lives.
+    pub fn register_computed(&self, view: Weak<dyn Computed>) {
+        self.add_view(View::Computed(view));
+    }
+
+    /// Shows the statistics of `of` that `make`'s block has too there as well, for as long as `of` lives.
+    pub fn mirror(&self, of: &Arc<Block>, make: impl Fn() -> Option<Arc<Block>> + Send + Sync + 'static) {
+        self.add_view(View::Mirror(Arc::new(Mirror { of: Arc::downgrade(of), make: Box::new(make) })));
+    }
+
+    fn add_view(&self, view: View) {
+        let mut views = self.0.views.lock();
+        if views.len().is_power_of_two() {
+            views.retain(View::is_live);
+        }
+        views.push(view);
+    }
+
+    fn computed(&self) -> Vec<Arc<Block>> {
+        // What is computed takes locks of its own, and may be the last to hold its source.
+        let views: Vec<View> = self.0.views.lock().clone();
+        let mut blocks = Vec::new();
+        for view in views {
+            match view {
+                View::Computed(view) => {
+                    if let Some(view) = view.upgrade() {
+                        view.compute(&mut |block| blocks.push(block.clone()));
+                    }
+                }
+                View::Mirror(mirror) => {
+                    if let Some((of, shown)) = mirror.of.upgrade().zip((mirror.make)()) {
+                        shown.copy(&of);
+                        blocks.push(shown);
+                    }
+                }
+            }
+        }
+        blocks
+    }
+
     fn live(&self) -> Vec<Arc<Block>> {
-        self.blocks.lock().iter().filter_map(Weak::upgrade).collect()
+        self.0.blocks.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Makes every counter begin at zero again (`POST /reset_counters`).
@@ -38,7 +110,9 @@ impl Registry {
 
     /// Every statistic, in the order of the names.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::new(self.live())
+        let mut blocks = self.live();
+        blocks.extend(self.computed());
+        Snapshot::new(blocks)
     }
 
     /// Every statistic with a string for its name, which is for few of them or for tests.
@@ -60,7 +134,7 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::panic)]
+    #![allow(clippy::panic, clippy::unwrap_used)]
     use super::super::{Value, enter_worker, set_workers};
     use super::*;
 
@@ -121,5 +195,40 @@ mod tests {
         none.time().record(1);
         assert_eq!((none.hits().get(), none.open().get(), none.time().get().count), (0, 0, 0));
         assert_eq!(registry.sum("t.", "hits"), 1);
+    }
+
+    crate::stat_block! {
+        /// For the test.
+        pub struct Shown { counters: [hits, other = "more.other"], gauges: [open], histograms: [] }
+    }
+
+    struct Gate;
+
+    impl Computed for Gate {
+        fn compute(&self, show: &mut dyn FnMut(&Arc<Block>)) {
+            let shown = Shown::apart("t.gate.");
+            shown.open().set(4);
+            shown.shared().into_iter().for_each(show);
+        }
+    }
+
+    #[test]
+    fn what_is_computed_is_there_while_its_source_lives() {
+        let registry = Registry::new();
+        let (stats, gate) = (TestStats::new(&registry, "t.c."), Arc::new(Gate));
+        registry.mirror(stats.shared().unwrap(), || Shown::apart("t.mirror.").shared().cloned());
+        let weak: Weak<Gate> = Arc::downgrade(&gate);
+        registry.register_computed(weak);
+        stats.hits().add(2);
+        stats.open().inc();
+        let value = |name: &str| registry.samples().into_iter().find(|s| s.name == name).map(|s| s.value);
+        assert_eq!(value("t.gate.open"), Some(Value::Gauge(4)));
+        assert_eq!(value("t.gate.more.other"), Some(Value::Counter(0)));
+        assert_eq!(value("t.mirror.hits"), Some(Value::Counter(2)));
+        assert_eq!(value("t.mirror.open"), Some(Value::Gauge(1)));
+        registry.reset_counters();
+        assert_eq!(value("t.mirror.hits"), Some(Value::Counter(0)));
+        drop((stats, gate));
+        assert!(registry.samples().is_empty());
     }
 }

@@ -197,8 +197,12 @@ fn response_code(tagged: &mut Tagged) {
     tagged.name = name;
 }
 
-/// Whether a counter is one that Envoy makes with its first response: of a code, or a cluster's of a class.
+/// Whether a counter is one that Envoy makes with its first response: of a code, or a cluster's of a class. Those of TLS
+/// it makes where there is TLS.
 pub(super) fn appears_when_used(name: &str) -> bool {
+    if name.rsplit_once('.').is_some_and(|(scope, _)| scope.ends_with(".ssl")) {
+        return true;
+    }
     let Some((_, code)) = name.rsplit_once("_rq_") else { return false };
     match code.as_bytes() {
         [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9'] => true,

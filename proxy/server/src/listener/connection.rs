@@ -9,7 +9,7 @@ use crate::connect::set_options;
 use crate::deadline::Deadline;
 use crate::io::{Io, Socket};
 use crate::tls::{self, HandshakeError};
-use crate::worker::Worker;
+use crate::worker::{Shared, Worker};
 use crate::{http, tcp_proxy};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
@@ -44,14 +44,14 @@ pub(super) async fn run(
     let peer = socket.peer_addr();
     let local = socket.local_addr();
     let mut found = Findings::of(peer, local);
-    if !inspect(&listener, &mut socket, &mut found).await {
+    if !inspect(&listener, &mut socket, &mut found, &worker.shared).await {
         return socket.refuse();
     }
     let listener = match hand_over(&listener, &found, local, &worker) {
         None => listener,
         Some(meant) => {
             // Its own filters look at the connection too; it does not hand over again.
-            if !inspect(&meant, &mut socket, &mut found).await {
+            if !inspect(&meant, &mut socket, &mut found, &worker.shared).await {
                 return socket.refuse();
             }
             meant
@@ -89,7 +89,12 @@ pub(super) async fn run(
 }
 
 /// Runs the listener filters; tells whether the connection goes on.
-async fn inspect(listener: &ActiveListener, socket: &mut Socket, found: &mut Findings) -> bool {
+async fn inspect(
+    listener: &ActiveListener,
+    socket: &mut Socket,
+    found: &mut Findings,
+    shared: &Shared,
+) -> bool {
     let config = &listener.config;
     if config.listener_filters.is_empty() {
         return true;
@@ -97,7 +102,8 @@ async fn inspect(listener: &ActiveListener, socket: &mut Socket, found: &mut Fin
     let inspecting = config.stats.downstream_pre_cx_active().raise();
     let mut seen = Vec::new();
     let mut deadline = Deadline::configured(config.filters_timeout);
-    let outcome = filters::run(&config.listener_filters, socket, &mut seen, found, &mut deadline).await;
+    let outcome =
+        filters::run(&config.listener_filters, socket, &mut seen, found, shared, &mut deadline).await;
     drop(inspecting);
     socket.unread(seen);
     match outcome {
@@ -234,6 +240,9 @@ fn count_handshake(
     match outcome {
         Some(Ok(accepted)) => {
             stats.ssl_handshake().inc();
+            if accepted.info.peer.is_none() {
+                stats.ssl_no_certificate().inc();
+            }
             if accepted.info.resumed {
                 stats.ssl_session_reused().inc();
             }

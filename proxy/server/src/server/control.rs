@@ -211,6 +211,7 @@ impl ControlThread {
                 return;
             }
         }
+        self.warming.count_changes(&change.diff, &self.manager.shared().clusters);
         let cold = self.hold_back(&mut change.diff);
         let uses = !change.diff.route_tables.is_empty() || !change.diff.listeners.is_empty();
         if cold.is_empty() || !uses {

@@ -140,6 +140,8 @@ async fn a_name_that_was_answered_before_needs_no_answer() {
     fixture.clusters.cell("c").swap(Some(before));
     let after = fixture.cluster("c", silent(), 7);
     server.apply(Diff { route_tables: vec![table()], ..clusters(vec![after]) }).await.unwrap();
+    let counted = ["cluster_added", "cluster_modified"].map(|n| fixture.registry.sum("cluster_manager.", n));
+    assert_eq!(counted, [0, 1]);
     let member = fixture.clusters.find("c").unwrap().hosts.load().iter().next().unwrap().clone();
     assert_eq!((&*member.host.label, member.weight), ("127.0.0.1:80", 7));
     server.shutdown(Duration::ZERO).await;

@@ -8,7 +8,7 @@ use super::WarmingNames;
 use super::waiting::Waiting;
 use crate::dns::Discoverer;
 use crate::health::{HealthChecker, Watched};
-use sixfold_core::cluster::{Assignment, Cluster, Discovery};
+use sixfold_core::cluster::{Assignment, Cluster, Clusters, Discovery};
 use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
 use sixfold_core::router::RouteTableCell;
@@ -25,7 +25,9 @@ const FIRST_CHECK: Duration = Duration::from_secs(15);
 
 sixfold_core::stat_block! {
     /// Statistics under `cluster_manager.`.
-    pub struct WarmingStats { counters: [], gauges: [warming_clusters], histograms: [] }
+    pub struct WarmingStats {
+        counters: [cluster_added, cluster_modified, cluster_removed], gauges: [warming_clusters], histograms: [],
+    }
 }
 
 /// The candidates.
@@ -72,6 +74,18 @@ impl Warming {
     pub(super) fn new(registry: &sixfold_core::metrics::Registry) -> Warming {
         let stats = WarmingStats::new(registry, "cluster_manager.");
         Warming { clusters: Waiting::new(), listeners: Waiting::new(), stats }
+    }
+
+    /// Counts the clusters that come, change and go.
+    pub(super) fn count_changes(&self, diff: &Diff, known: &Clusters) {
+        for (name, cluster) in &diff.clusters {
+            match (cluster.is_some(), known.find(name).is_some()) {
+                (true, false) => self.stats.cluster_added().inc(),
+                (true, true) => self.stats.cluster_modified().inc(),
+                (false, true) => self.stats.cluster_removed().inc(),
+                (false, false) => {}
+            }
+        }
     }
 
     /// Takes the clusters out of `diff` that must wait, and puts those in that wait no longer; answers the names

@@ -4,15 +4,19 @@
 
 pub mod http_inspector;
 pub mod proxy_protocol;
+mod stats;
 pub mod tls_inspector;
 
 use crate::deadline::Deadline;
 use crate::io::Socket;
 use crate::sockets;
+use crate::worker::Shared;
 use sixfold_core::listener::ListenerFilter;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+pub(crate) use stats::FilterStats;
 
 /// What listener filters have found out.
 #[derive(Debug, Clone)]
@@ -58,6 +62,7 @@ pub(crate) async fn run(
     socket: &mut Socket,
     seen: &mut Vec<u8>,
     found: &mut Findings,
+    shared: &Shared,
     deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     for filter in filters {
@@ -71,11 +76,11 @@ pub(crate) async fn run(
                 }
             }
             ListenerFilter::ProxyProtocol { .. } => {
-                proxy_protocol(socket, seen, found, filter, deadline).await?;
+                proxy_protocol(socket, seen, found, filter, shared, deadline).await?;
             }
-            ListenerFilter::TlsInspector => tls_inspector(socket, seen, found, deadline).await?,
+            ListenerFilter::TlsInspector => tls_inspector(socket, seen, found, shared, deadline).await?,
             ListenerFilter::HttpInspector if found.tls => {}
-            ListenerFilter::HttpInspector => http_inspector(socket, seen, found, deadline).await?,
+            ListenerFilter::HttpInspector => http_inspector(socket, seen, found, shared, deadline).await?,
             // What is asked for a destination is none of these.
             ListenerFilter::Except(..) => {}
         }
@@ -87,10 +92,13 @@ async fn tls_inspector(
     socket: &mut Socket,
     seen: &mut Vec<u8>,
     found: &mut Findings,
+    shared: &Shared,
     deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     loop {
-        match tls_inspector::inspect(seen) {
+        let outcome = tls_inspector::inspect(seen);
+        shared.filter_stats.tls(&shared.metrics, seen.len(), &outcome);
+        match outcome {
             tls_inspector::Outcome::NeedsMore => read_more(socket, seen, deadline).await?,
             tls_inspector::Outcome::NotTls => return Ok(()),
             tls_inspector::Outcome::TooLarge => return Err(FilterError::ClientHello),
@@ -108,11 +116,16 @@ async fn http_inspector(
     socket: &mut Socket,
     seen: &mut Vec<u8>,
     found: &mut Findings,
+    shared: &Shared,
     deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     loop {
-        match http_inspector::inspect(seen) {
-            http_inspector::Outcome::NeedsMore => read_more(socket, seen, deadline).await?,
+        let outcome = http_inspector::inspect(seen);
+        shared.filter_stats.http(&shared.metrics, &outcome);
+        match outcome {
+            http_inspector::Outcome::NeedsMore => read_more(socket, seen, deadline)
+                .await
+                .inspect_err(|_| shared.filter_stats.http_unread(&shared.metrics))?,
             http_inspector::Outcome::NotHttp => return Ok(()),
             http_inspector::Outcome::Http(protocol) => {
                 found.protocols = vec![protocol.as_bytes().into()];
@@ -127,19 +140,26 @@ async fn proxy_protocol(
     seen: &mut Vec<u8>,
     found: &mut Findings,
     filter: &ListenerFilter,
+    shared: &Shared,
     deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
     let ListenerFilter::ProxyProtocol { optional, versions: (v1, v2), unspecified } = *filter else {
         return Ok(());
     };
     use proxy_protocol::{Outcome, Version};
+    let (stats, registry) = (&shared.filter_stats, &shared.metrics);
     loop {
-        match proxy_protocol::parse(seen) {
+        let outcome = proxy_protocol::parse(seen);
+        if matches!(outcome, Outcome::Absent | Outcome::Malformed) {
+            stats.no_header(registry, seen, &outcome, optional);
+        }
+        match outcome {
             Outcome::NeedsMore => read_more(socket, seen, deadline).await?,
             Outcome::Absent if optional => return Ok(()),
             Outcome::Absent | Outcome::Malformed => return Err(FilterError::ProxyProtocol),
             Outcome::Header(header) => {
                 let allowed = if header.version == Version::V1 { v1 } else { v2 };
+                stats.header(registry, header.version, allowed);
                 if !allowed || (header.unspecified && !unspecified) {
                     return Err(FilterError::ProxyProtocol);
                 }

@@ -107,6 +107,10 @@ async fn the_proxy_protocol_gives_the_client_address_and_others_are_refused() {
         Listener { listener_filters: proxy_protocol(true), shape: 2, ..fixture.listener("a", says("any")) };
     fixture.apply(optional).await;
     assert_eq!(exchange(address, b"GET / HTTP/1.1\r\n\r\n").await, "any");
+    // None of that was counted.
+    let counted = |name: &str| fixture.registry.sum("proxy_proto.", name);
+    assert_eq!((counted("versions.v1.found"), counted("versions.v1.error")), (1, 1));
+    assert_eq!((counted("not_found_disallowed"), counted("not_found_allowed")), (1, 1));
     fixture.end().await;
 }
 

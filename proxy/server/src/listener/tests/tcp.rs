@@ -131,7 +131,7 @@ async fn who_may_not_connect_is_closed_with_the_first_byte_and_the_log_says_why(
     });
     let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
     let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
-    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp.", Some(rules), None));
+    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp", Some(rules), None, ""));
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", vec![log])));
     let filter = NetworkFilter::Guarded(Box::new([guard]), Box::new(proxy));
     let address = fixture.apply(fixture.listener("a", filter)).await;
