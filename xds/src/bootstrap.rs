@@ -285,8 +285,7 @@ fn context(
     let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
     let ProcessContext { mut compile, filter_lists, secrets: sds, tracker } = process.clone();
     compile.build.local_cluster = cluster.as_str().into();
-    let (static_clusters, of_bootstrap) =
-        (Arc::new(static_clusters), |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone())));
+    let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
     let runtime = faults.take(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime"));
     let servers = faults.take(cluster::dns::servers(
         &value.typed_dns_resolver_config,
@@ -303,18 +302,17 @@ fn context(
         extensions: Arc::default(),
         node: Node { id, cluster },
         dns_servers: servers.flatten(),
-        bootstrap_clusters: static_clusters.clone(),
-        static_clusters: Some(static_clusters),
+        bootstrap_clusters: Arc::new(static_clusters),
+        sent_clusters: Arc::default(),
+        validate_clusters: true,
+        of_stream: false,
         ads: value.dynamic_resources.as_ref().is_some_and(|dynamic| dynamic.ads_config.is_some()),
     }
 }
 
 /// Two listeners can't have one address, unless its port is any that is free.
 fn own_address(listener: &Listener, taken: &mut BTreeMap<String, Arc<str>>) -> Result<()> {
-    let fixed = listener.addresses.iter().filter(|address| match address {
-        BindAddress::Ip(address) => address.port() != 0,
-        BindAddress::Unix(_) => true,
-    });
+    let fixed = listener.addresses.iter().filter(|address| address.ip().is_none_or(|ip| ip.port() != 0));
     for address in fixed.filter(|_| listener.bind) {
         if let Some(other) = taken.insert(format!("{address:?}"), listener.name.clone()) {
             let reason = format!("is that of listener \"{other}\" too");

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sixfold_core::cluster::DnsServers;
 use sixfold_core::compile::CompileContext;
+use sixfold_core::error::{ConfigError, nearest};
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use sixfold_xds_api::values::Result;
 
 use crate::ecds::Extensions;
 use crate::rds::FilterLists;
@@ -34,13 +37,47 @@ pub struct Context {
     pub node: Node,
     /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.
     pub dns_servers: Option<Arc<DnsServers>>,
-    /// Names of the static clusters: what `validate_clusters` checks static route tables against. `None` for
-    /// resources of an API, which are not checked unless they ask for it.
-    pub static_clusters: Option<Arc<BTreeSet<String>>>,
     /// Names of the clusters of the bootstrap, by which services are reached that resources come from.
     pub bootstrap_clusters: Arc<BTreeSet<String>>,
+    /// Names of the clusters that a control plane has sent.
+    pub sent_clusters: Arc<SentClusters>,
+    /// Whether the clusters of a route table must be known where it does not say so (`validate_clusters`): true of
+    /// those within listeners, false of those that come by themselves.
+    pub validate_clusters: bool,
+    /// Whether the resource comes by the stream of a control plane.
+    pub of_stream: bool,
     /// Whether there is an ADS stream for resources to come by.
     pub ads: bool,
+}
+
+impl Context {
+    /// Whether there is a cluster of this name, be it that it still warms up.
+    ///
+    /// # Errors
+    /// There is none, with the name that was meant.
+    pub(crate) fn has_cluster(&self, name: &str) -> Result<()> {
+        let sent = self.sent_clusters.0.lock();
+        if self.bootstrap_clusters.contains(name) || sent.contains(name) {
+            return Ok(());
+        }
+        let known = self.bootstrap_clusters.iter().map(String::as_str).chain(sent.iter().map(|name| &**name));
+        let hint = nearest(name, known).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
+        Err(ConfigError::new(format!("unknown cluster \"{name}\"{hint}")))
+    }
+}
+
+/// Names of the clusters that a control plane has sent, in force or on their way there.
+#[derive(Default)]
+pub struct SentClusters(Mutex<BTreeSet<Arc<str>>>);
+
+impl SentClusters {
+    pub(crate) fn add(&self, name: &Arc<str>) {
+        self.0.lock().insert(name.clone());
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        self.0.lock().remove(name);
+    }
 }
 
 /// Who this proxy is for its control plane.

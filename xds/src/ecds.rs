@@ -89,7 +89,7 @@ pub(crate) fn find(context: &Context, name: &str, value: &ExtensionConfigSource)
         apply_default_config_without_warming: at_once,
         type_urls,
     } = value;
-    if context.static_clusters.is_some() {
+    if !context.of_stream {
         return Err(ConfigError::new("is for listeners of a control plane"));
     }
     let source = rds::source(context, required(config_source, "config_source")?);

@@ -26,6 +26,7 @@ mod retry;
 mod route;
 pub mod sds;
 mod skipped;
+pub use skipped::left_out;
 mod stats;
 #[cfg(test)]
 mod testing;

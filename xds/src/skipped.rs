@@ -1,7 +1,7 @@
 //! Extensions that control planes send everywhere and this proxy goes on without: none of them decides about a request
 //! or a connection. Every other one that is not known is refused by name.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::OnceLock;
 
 /// Where an extension stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,12 +34,13 @@ struct Skipped {
     config: &'static str,
     /// What is missing without it.
     loss: &'static str,
-    told: AtomicBool,
+    /// What the log was told.
+    told: OnceLock<String>,
 }
 
 impl Skipped {
     const fn new(place: Place, config: &'static str, loss: &'static str) -> Skipped {
-        Skipped { place, config, loss, told: AtomicBool::new(false) }
+        Skipped { place, config, loss, told: OnceLock::new() }
     }
 }
 
@@ -74,8 +75,15 @@ pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
     let Some(skipped) = SKIPPED.iter().find(|known| known.place == place && known.config == config) else {
         return false;
     };
-    if !skipped.told.swap(true, Relaxed) {
-        tracing::warn!("{} \"{name}\" of type {config} is left out: {}", place.shown(), skipped.loss);
-    }
+    skipped.told.get_or_init(|| {
+        let notice = format!("{} \"{name}\" of type {config} is left out: {}", place.shown(), skipped.loss);
+        tracing::warn!("{notice}");
+        notice
+    });
     true
+}
+
+/// What was left out of all that this process has compiled, a sentence for each kind.
+pub fn left_out() -> Vec<String> {
+    SKIPPED.iter().filter_map(|skipped| skipped.told.get().cloned()).collect()
 }

@@ -284,8 +284,10 @@ pub(crate) fn print_version() -> Result<(), Failure> {
 
 /// `sixfold completions`
 pub(crate) fn print_completions(shell: Shell) -> Result<(), Failure> {
-    clap_complete::generate(shell, &mut Cli::command(), "sixfold", &mut std::io::stdout());
-    Ok(())
+    // The library ends the process where it can't write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sixfold", &mut script);
+    Ok(std::io::stdout().write_all(&script)?)
 }
 
 #[cfg(test)]

@@ -65,13 +65,7 @@ impl Control for Administration {
     fn listeners(&self) -> Vec<ListenerStatus> {
         let status = |(name, addresses): &(Arc<str>, Vec<BindAddress>)| ListenerStatus {
             name: name.to_string(),
-            addresses: addresses
-                .iter()
-                .filter_map(|address| match address {
-                    BindAddress::Ip(address) => Some(*address),
-                    BindAddress::Unix(_) => None,
-                })
-                .collect(),
+            addresses: addresses.iter().filter_map(BindAddress::ip).collect(),
         };
         self.server.addresses().iter().map(status).collect()
     }

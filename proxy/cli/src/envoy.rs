@@ -12,7 +12,6 @@ use sixfold_core::compile::CompileContext;
 use sixfold_core::document::{MAX_DOCUMENT_BYTES, Node, Options as DocumentOptions};
 use sixfold_core::error::ConfigError;
 use sixfold_core::files;
-use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
 use sixfold_server::admin::{Admin, ServerInfo, Statistics};
@@ -23,6 +22,7 @@ use sixfold_server::surface::Surface;
 use sixfold_server::worker::Options;
 use sixfold_xds::bootstrap::{self, Compiled, ProcessContext};
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     }
     if options.mode == Mode::Validate {
         crate::validate::envoy(&Text::of(&options)?)?;
-        println!("configuration '{}' OK", name_of(&options));
+        writeln!(std::io::stdout(), "configuration '{}' OK", name_of(&options))?;
         return Ok(());
     }
     let (sender, events) = signals::listen()?;
@@ -199,7 +199,7 @@ fn administration(
     control: Administration,
 ) -> Result<Surface, Failure> {
     let bootstrap::Admin { address, access_logs } = admin;
-    let BindAddress::Ip(address) = address else {
+    let Some(address) = address.ip() else {
         return Err(Failure::new("admin: address: only IP addresses are supported"));
     };
     let opened = access_logs.iter().try_for_each(|log| log.sink.open());
@@ -236,6 +236,8 @@ fn administration(
 pub(crate) struct Text {
     pub(crate) text: String,
     pub(crate) name: String,
+    /// What the options have changed.
+    pub(crate) merged_over: Option<Box<Text>>,
 }
 
 fn name_of(options: &EnvoyOptions) -> String {
@@ -246,14 +248,18 @@ impl Text {
     /// What the options name: a file, a text, or a text merged over a file.
     fn of(options: &EnvoyOptions) -> Result<Text, Failure> {
         let file = options.config_path.as_deref().map(Text::read).transpose()?;
-        let inline = options.config_yaml.clone().map(|text| Text { text, name: "--config-yaml".to_owned() });
+        let inline = options.config_yaml.clone().map(|text| Text {
+            text,
+            name: "--config-yaml".to_owned(),
+            merged_over: None,
+        });
         let mut text = match (file, inline) {
             (Some(file), None) => file,
             (None, Some(inline)) => inline,
             (Some(file), Some(inline)) => {
                 let mut document = file.mergeable()?;
                 merge(&mut document, inline.mergeable()?);
-                Text { text: document.to_string(), name: "merged.json".to_owned() }
+                file.merged(document, "--config-yaml")
             }
             (None, None) => return Err(Failure::new("one of --config-path and --config-yaml is needed")),
         };
@@ -272,7 +278,7 @@ impl Text {
             }
             // Places are kept as long as nothing had to be changed.
             if document != text.mergeable()? {
-                text = Text { text: document.to_string(), name: "merged.json".to_owned() };
+                text = text.merged(document, "the node of the command line");
             }
         }
         Ok(text)
@@ -284,12 +290,23 @@ impl Text {
         let bytes =
             files::read(path, MAX_DOCUMENT_BYTES).map_err(|e| Failure::new(format!("{name}: {e}")))?;
         let text = ConfigError::utf8(bytes).map_err(|error| error.in_file(&name))?;
-        Ok(Text { text, name })
+        Ok(Text { text, name, merged_over: None })
     }
 
     /// Compiles it.
     pub(crate) fn load(&self, context: &ProcessContext) -> Result<Compiled, Failure> {
-        bootstrap::load(&self.text, &self.name, context).map_err(Failure::from)
+        let loaded = bootstrap::load(&self.text, &self.name, context);
+        if let (Err(_), Some(file)) = (&loaded, &self.merged_over) {
+            // What is wrong in the file has its place there.
+            file.load(context)?;
+        }
+        loaded.map_err(Failure::from)
+    }
+
+    /// Itself with something else in it.
+    fn merged(self, document: Value, with: &str) -> Text {
+        let name = format!("{} with {with}", self.name);
+        Text { text: document.to_string(), name, merged_over: Some(Box::new(self)) }
     }
 
     /// Its `node`, as `/server_info` shows it.
@@ -305,7 +322,11 @@ impl Text {
 
     /// As a document that may be written as JSON and read as a bootstrap again.
     fn mergeable(&self) -> Result<Value, Failure> {
-        Ok(sixfold_xds_api::parse_bootstrap(&self.text, &self.name)?.to_json())
+        let document = sixfold_xds_api::parse_bootstrap(&self.text, &self.name)?.to_json();
+        if !document.is_object() {
+            return Err(ConfigError::new("must be an object").in_file(&self.name).into());
+        }
+        Ok(document)
     }
 }
 
@@ -373,14 +394,19 @@ mod tests {
     // A number where text is wanted (a version as a name) was refused as soon as the command line added to the file.
     #[test]
     fn merging_keeps_text_that_looks_like_a_number() {
-        let text = Text { text: "node: {id: 1.5}\n".to_owned(), name: "envoy.yaml".to_owned() };
+        let text =
+            Text { text: "node: {id: 1.5}\n".to_owned(), name: "envoy.yaml".to_owned(), merged_over: None };
         assert_eq!(text.mergeable().unwrap(), json!({"node": {"id": "1.5"}}));
     }
 
     /// What compiles is also shown: both are read alike.
     #[test]
     fn a_key_that_is_given_twice_is_shown_as_it_counts() {
-        let text = Text { text: "node: {id: a}\nnode: {id: b}\n".to_owned(), name: "e.yaml".to_owned() };
+        let text = Text {
+            text: "node: {id: a}\nnode: {id: b}\n".to_owned(),
+            name: "e.yaml".to_owned(),
+            merged_over: None,
+        };
         assert_eq!(text.node().unwrap()["id"], "b");
         let compiled = text.load(&ProcessContext::new(CompileContext::detached(plugins()))).unwrap();
         let node = sixfold_xds_api::wire::messages(&compiled.shown.encoded, &[1]).remove(0);

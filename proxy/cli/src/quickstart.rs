@@ -6,9 +6,10 @@ use crate::{gateway, logging};
 use http::StatusCode;
 use sixfold_core::plugin::Registry;
 use sixfold_server::surface::{Answer, Query, Reply, Surface};
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Port of the gateway if it is free.
@@ -106,7 +107,10 @@ pub(crate) fn run(options: &QuickstartOptions) -> Result<(), Failure> {
     };
     write_configuration(&directory, gateway, &examples, &nodes.each_ref().map(|node| node.address))?;
     let invitation = invitation(gateway, &directory, &examples);
-    let served = gateway::serve(&directory.join("config.yaml"), log, move |_| print!("{invitation}"));
+    let served = gateway::serve(&directory.join("config.yaml"), log, move |_| {
+        // Who started it can do without.
+        let _ = write!(std::io::stdout(), "{invitation}");
+    });
     if options.directory.is_none() {
         // What was only for this process; nobody needs to know if it is gone already.
         let _ = std::fs::remove_dir_all(&directory);
@@ -134,6 +138,15 @@ fn write_configuration(
     nodes: &[SocketAddr],
 ) -> Result<(), Failure> {
     let failed = |path: &Path, e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
+    let files = ["config.yaml", "apisix.yaml"].map(|name| directory.join(name));
+    if let Some(there) = files.iter().find(|file| file.exists()) {
+        let file = there.display();
+        return Err(Failure::new(format!(
+            "--directory: {file} is there already and is not written over: choose another folder, or serve this one by \
+             `sixfold run -c {}`",
+            files[0].display()
+        )));
+    }
     std::fs::create_dir_all(directory).map_err(|e| failed(directory, e))?;
     let config = format!(
         "deployment:\n  role: data_plane\n  role_data_plane:\n    config_provider: yaml\napisix:\n  node_listen:\n    \
@@ -148,9 +161,8 @@ fn write_configuration(
         "# Edit this file while the gateway runs: a change applies at once, one with a fault not at all.\n\
          routes:\n{routes}upstreams:\n  - id: demo\n    type: roundrobin\n    nodes: {nodes}\n#END\n"
     );
-    for (name, text) in [("config.yaml", config), ("apisix.yaml", resources)] {
-        let path: PathBuf = directory.join(name);
-        std::fs::write(&path, text).map_err(|e| failed(&path, e))?;
+    for (path, text) in files.iter().zip([config, resources]) {
+        std::fs::write(path, text).map_err(|e| failed(path, e))?;
     }
     Ok(())
 }

@@ -230,7 +230,7 @@ static_resources:
     /// The files were locked while they were read: a disk that hung kept every bootstrap from being read again.
     #[test]
     fn nobody_waits_for_a_file_that_is_being_read() {
-        let text = Text { text: BOOTSTRAP.to_owned(), name: "envoy.yaml".to_owned() };
+        let text = Text { text: BOOTSTRAP.to_owned(), name: "envoy.yaml".to_owned(), merged_over: None };
         let compiled = text.load(&ProcessContext::new(CompileContext::detached(plugins()))).unwrap();
         let files = Mutex::new(RouteFiles::new(compiled.followed.context.clone()));
         let reads = Cell::new(0);

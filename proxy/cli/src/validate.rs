@@ -10,12 +10,13 @@ use sixfold_apisix::config::EnvVars;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{self, Node, Options};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, nearest};
 use sixfold_xds::bootstrap::ProcessContext;
+use std::io::Write;
 use std::sync::Arc;
 
 /// What a file holds.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// An Envoy bootstrap.
     Bootstrap,
@@ -31,9 +32,15 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     let kind = kind(&text)?;
     match kind {
         Kind::Bootstrap => {
-            let warnings = second_document(&text).into_iter().collect();
-            tell(options, Findings { errors: Vec::new(), warnings })?;
-            envoy(&text)?;
+            let mut warnings: Vec<ConfigError> = second_document(&text).into_iter().collect();
+            let compiled = envoy(&text);
+            warnings.extend(
+                sixfold_xds::left_out()
+                    .into_iter()
+                    .map(|notice| ConfigError::new(notice).in_file(&text.name)),
+            );
+            let strict = tell(options, Findings { errors: Vec::new(), warnings });
+            compiled.and(strict)?;
         }
         Kind::Configuration => {
             tell(options, sixfold_apisix::validate(&options.config, plugins(), EnvVars::Process))?;
@@ -47,7 +54,7 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
         Kind::Configuration => "APISIX configuration and resources",
         Kind::Resources => "APISIX resources",
     };
-    println!("{}: {what}: OK", text.name);
+    writeln!(std::io::stdout(), "{}: {what}: OK", text.name)?;
     Ok(())
 }
 
@@ -64,34 +71,52 @@ fn tell(options: &ValidateOptions, findings: Findings) -> Result<(), Failure> {
     if errors.is_empty() { Ok(()) } else { Err(Failure::from(errors)) }
 }
 
+/// Top keys that tell what a document is, the surest first: apisix.yaml may have any others, and config.yaml has some that
+/// are names of Envoy's too.
+const KEYS: [(Kind, &[&str]); 5] = [
+    (Kind::Bootstrap, &["static_resources", "dynamic_resources", "staticResources", "dynamicResources"]),
+    (
+        Kind::Resources,
+        &[
+            "routes",
+            "upstreams",
+            "services",
+            "consumers",
+            "global_rules",
+            "ssls",
+            "plugin_configs",
+            "plugin_metadata",
+            "consumer_groups",
+            "protos",
+            "stream_routes",
+        ],
+    ),
+    (Kind::Configuration, &["deployment", "apisix", "nginx_config", "plugin_attr"]),
+    (Kind::Bootstrap, &["admin", "node", "layered_runtime", "layeredRuntime"]),
+    (Kind::Configuration, &["plugins", "stream_plugins", "discovery", "etcd", "ext-plugin", "wasm"]),
+];
+
 /// Tells by its keys what a document is.
 fn kind(text: &Text) -> Result<Kind, Failure> {
     // Whether a key may be given twice is for the reader of that kind to say.
     let options = Options { allow_empty: true, ..Options::envoy(&text.name) };
     let node = Node::parse(&text.text, &options).map_err(|error| error.in_file(&text.name))?;
-    let has = |keys: &[&str]| keys.iter().any(|key| node.get(key).is_some());
-    if has(&["static_resources", "dynamic_resources", "staticResources", "dynamicResources", "admin", "node"])
-    {
-        return Ok(Kind::Bootstrap);
-    }
-    if has(&["deployment", "apisix", "nginx_config", "plugin_attr"]) {
-        return Ok(Kind::Configuration);
-    }
-    let resources = [
-        "routes",
-        "upstreams",
-        "services",
-        "consumers",
-        "global_rules",
-        "ssls",
-        "plugin_configs",
-        "stream_routes",
-    ];
-    if has(&resources) || text.text.trim_end().ends_with("#END") {
+    if text.text.trim_end().ends_with("#END") {
         return Ok(Kind::Resources);
     }
+    let of_keys = KEYS.iter().find(|(_, keys)| keys.iter().any(|key| node.get(key).is_some()));
+    if let Some((kind, _)) = of_keys {
+        return Ok(*kind);
+    }
+    let known = || KEYS.iter().flat_map(|(_, keys)| keys.iter().copied());
+    let given = node.to_json();
+    let meant = given.as_object().and_then(|keys| {
+        keys.keys()
+            .find_map(|key| Some(format!("; did you mean \"{}\" by \"{key}\"?", nearest(key, known())?)))
+    });
     let reason = "is neither an Envoy bootstrap (static_resources), nor APISIX's config.yaml (deployment, apisix), \
                   nor APISIX's resources (routes, upstreams, #END)";
+    let reason = format!("{reason}{}", meant.unwrap_or_default());
     Err(Failure::from(ConfigError::new(reason).in_file(&text.name)))
 }
 
@@ -123,12 +148,19 @@ mod tests {
 
     #[test]
     fn files_are_told_by_their_keys() {
-        let of = |text: &str| kind(&Text { text: text.to_owned(), name: "f.yaml".to_owned() });
+        let of =
+            |text: &str| kind(&Text { text: text.to_owned(), name: "f.yaml".to_owned(), merged_over: None });
         assert_eq!(of("static_resources: {}\n").unwrap(), Kind::Bootstrap);
         assert_eq!(of("deployment: {}\n").unwrap(), Kind::Configuration);
         assert_eq!(of("routes: []\n#END\n").unwrap(), Kind::Resources);
         // A file without resources was refused as an empty document.
         assert_eq!(of("#END\n").unwrap(), Kind::Resources);
+        // A stray key of config.yaml made all of it a config.yaml.
+        assert_eq!(of("apisix: {}\nroutes: []\n").unwrap(), Kind::Resources);
+        assert_eq!(of("deployment: {}\n#END\n").unwrap(), Kind::Resources);
+        assert_eq!(of("admin: {}\n").unwrap(), Kind::Bootstrap);
+        assert_eq!(of("plugins: []\n").unwrap(), Kind::Configuration);
+        assert!(of("static_resource: {}\n").unwrap_err().to_string().contains("\"static_resources\" by"));
         assert!(of("").unwrap_err().to_string().starts_with("f.yaml: is neither"));
         assert!(of("other: 1\n").unwrap_err().to_string().starts_with("f.yaml: is neither"));
         assert!(of("a: [\n").unwrap_err().to_string().starts_with("f.yaml:"));

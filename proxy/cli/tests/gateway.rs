@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use support::{Directory, Process, Response, free_port, get, request};
+use support::{Directory, Process, Response, free_port, get, output, request};
 
 /// A curl line of the invitation: the words that the shell would make of it.
 fn words(line: &str) -> Vec<String> {
@@ -58,6 +58,10 @@ fn the_quickstarts_curl_lines_work() {
     let nodes: std::collections::BTreeSet<String> =
         (0..4).map(|_| answer(&run_curl(curls[0], port))["node"].to_string()).collect();
     assert_eq!(nodes.len(), 2, "both nodes are asked in turn");
+    // What is there is the user's, and was written over.
+    let again = output(&arguments);
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("is not written over"), "{again:?}");
     assert_eq!(answer(&run_curl(curls[1], port))["headers"]["host"], "internal.example");
     assert_eq!(get(port, "/version?version=1").unwrap().status, 404);
     // Editing the file changes the routes.

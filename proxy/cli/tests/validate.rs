@@ -4,7 +4,7 @@
 mod support;
 
 use std::process::Output;
-use support::{Directory, bootstrap, output};
+use support::{Directory, bootstrap, output, sixfold};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -133,4 +133,88 @@ fn a_file_without_resources_is_right() {
     let file = directory.write("apisix.yaml", "#END\n");
     let output = output(&["validate", "-c", &file]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+const COMPRESSED: &str = "static_resources:
+  listeners:
+    - name: l
+      address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+      filter_chains:
+        - filters:
+            - name: hcm
+              typed_config:
+                '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: s
+                route_config: {virtual_hosts: []}
+                http_filters:
+                  - name: gzip
+                    typed_config:
+                      '@type': type.googleapis.com/envoy.extensions.filters.http.compressor.v3.Compressor
+                      compressor_library: {name: g, typed_config: {'@type': type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip}}
+                  - name: router
+                    typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+";
+
+/// The log alone told of it, which is no place to look for one who validates a file.
+#[test]
+fn what_is_left_out_of_a_bootstrap_is_a_warning() {
+    let directory = Directory::new();
+    let file = directory.write("b.yaml", COMPRESSED);
+    let told = output(&["validate", "-c", &file]);
+    assert_eq!(told.status.code(), Some(0), "{told:?}");
+    let warning = text(&told.stderr);
+    assert!(
+        warning.starts_with(&format!("warning: {file}: HTTP filter \"gzip\""))
+            && warning.contains("left out"),
+        "{warning}"
+    );
+    assert!(
+        refused(&output(&["validate", "--strict", "-c", &file])).contains("responses are not compressed")
+    );
+}
+
+/// Faults had the place in a text that nobody has written.
+#[test]
+fn faults_of_a_file_have_their_places_whatever_the_options_add() {
+    let directory = Directory::new();
+    let file = directory.write("b.yaml", "static_resources:\n  clusters:\n    - {name: a, type: NONE}\n");
+    for options in [&["--service-node", "n"][..], &["--config-yaml", "admin: {}"]] {
+        let arguments = [&["envoy", "--mode", "validate", "-c", &file][..], options].concat();
+        let message = refused(&output(&arguments));
+        assert!(message.starts_with(&format!("{file}:3:")), "{message}");
+    }
+    let message =
+        refused(&output(&["envoy", "--mode", "validate", "-c", &file, "--config-yaml", "admin:{}"]));
+    assert!(message.starts_with("--config-yaml: must be an object"), "{message}");
+}
+
+/// They became the name of a file.
+#[test]
+fn what_nginx_takes_for_an_access_log_and_is_no_path_is_refused() {
+    let directory = Directory::new();
+    directory.write("apisix.yaml", "#END\n");
+    let role = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
+    for value in ["syslog:server=127.0.0.1:514", "logs/access.log combined", "logs/$host.log", "''"] {
+        let file = format!("{role}nginx_config:\n  http:\n    access_log: {value}\n");
+        let config = directory.write("config.yaml", &file);
+        let message = refused(&output(&["validate", "-c", &config]));
+        let place = format!("{config}:4:");
+        assert!(
+            message.starts_with(&place) && message.contains("nginx_config.http.access_log: "),
+            "{message}"
+        );
+    }
+}
+
+/// A closed standard output was a panic.
+#[test]
+fn a_standard_output_that_is_full_is_an_error() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let directory = Directory::new();
+    let file = directory.write("apisix.yaml", "#END\n");
+    for arguments in [&["validate", "-c", &file][..], &["completions", "bash"], &["version"]] {
+        let ended = sixfold().args(arguments).stdout(full()).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {ended:?}");
+        assert!(text(&ended.stderr).contains("No space left"), "{ended:?}");
+    }
 }

@@ -86,10 +86,31 @@ impl std::fmt::Debug for ListenerStats {
 /// Where a listener listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BindAddress {
-    /// IP and port; port 0 is any free one.
+    /// IP and port; port 0 is any free one. One of IPv6 is for IPv6 alone.
     Ip(SocketAddr),
+    /// An IPv6 address that clients of IPv4 reach too, by addresses mapped to IPv6 (Envoy's `ipv4_compat`).
+    DualStack(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
+}
+
+impl BindAddress {
+    /// The IP address and port; `None` for a unix socket.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            BindAddress::Ip(address) | BindAddress::DualStack(address) => Some(*address),
+            BindAddress::Unix(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for BindAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BindAddress::Ip(address) | BindAddress::DualStack(address) => address.fmt(f),
+            BindAddress::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// A filter that looks at the first bytes of a connection.

@@ -350,12 +350,12 @@ impl Socket {
 
     /// Our address; `None` for a unix socket.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.as_tcp()?.local_addr().ok()
+        self.as_tcp()?.local_addr().ok().map(unmapped)
     }
 
     /// The peer's address; `None` for a unix socket.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.as_tcp()?.peer_addr().ok()
+        self.as_tcp()?.peer_addr().ok().map(unmapped)
     }
 
     /// The TCP stream out of the runtime, with the bytes that were read ahead; `None` for a unix socket.
@@ -454,6 +454,11 @@ pub(crate) async fn text(io: &mut Io) -> String {
     let mut deadline = Deadline::after(std::time::Duration::from_secs(60));
     while let Ok(Ok(1..)) = crate::deadline::within(&mut deadline, |_, cx| read.poll_fill(io, cx)).await {}
     String::from_utf8_lossy(read.filled()).into_owned()
+}
+
+/// A client of IPv4 that a socket of both families has accepted has an address of IPv4.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]

@@ -55,18 +55,26 @@ pub fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<B
 /// The operating system's, such as an address that is in use.
 pub fn reserve(address: &BindAddress, workers: usize, taken_over: bool) -> io::Result<Reserved> {
     match address {
-        BindAddress::Ip(address) => reserve_tcp(*address, workers, taken_over),
+        BindAddress::Ip(ip) => reserve_tcp(address, *ip, workers, taken_over),
+        BindAddress::DualStack(ip) => reserve_tcp(address, *ip, workers, taken_over),
         BindAddress::Unix(path) => reserve_unix(path, workers),
     }
 }
 
-fn reserve_tcp(address: SocketAddr, workers: usize, taken_over: bool) -> io::Result<Reserved> {
-    let first = tcp_socket(address)?;
+fn reserve_tcp(
+    wanted: &BindAddress,
+    ip: SocketAddr,
+    workers: usize,
+    taken_over: bool,
+) -> io::Result<Reserved> {
+    let dual = matches!(wanted, BindAddress::DualStack(_));
+    let first = tcp_socket(ip, dual)?;
     first.set_reuse_port(taken_over)?;
-    first.bind(&address.into())?;
-    let address = first.local_addr()?.as_socket().unwrap_or(address);
-    let others = (1..workers).map(|_| tcp_socket(address)).collect::<io::Result<_>>()?;
-    Ok(Reserved { address: BindAddress::Ip(address), first: Some(first), others })
+    first.bind(&ip.into())?;
+    let ip = first.local_addr()?.as_socket().unwrap_or(ip);
+    let others = (1..workers).map(|_| tcp_socket(ip, dual)).collect::<io::Result<_>>()?;
+    let address = if dual { BindAddress::DualStack(ip) } else { BindAddress::Ip(ip) };
+    Ok(Reserved { address, first: Some(first), others })
 }
 
 impl Reserved {
@@ -82,7 +90,7 @@ impl Reserved {
         first.listen(backlog)?;
         let mut sockets = Vec::with_capacity(others.len() + 1);
         match &address {
-            BindAddress::Ip(ip) => {
+            BindAddress::Ip(ip) | BindAddress::DualStack(ip) => {
                 first.set_reuse_port(true)?;
                 for socket in others {
                     socket.set_reuse_port(true)?;
@@ -96,7 +104,7 @@ impl Reserved {
             }
         }
         sockets.extend(self.first.take().map(|first| match address {
-            BindAddress::Ip(_) => ListenSocket::Tcp(first.into()),
+            BindAddress::Ip(_) | BindAddress::DualStack(_) => ListenSocket::Tcp(first.into()),
             BindAddress::Unix(_) => ListenSocket::Unix(first.into()),
         }));
         Ok(Bound { sockets, address })
@@ -111,11 +119,11 @@ impl Drop for Reserved {
     }
 }
 
-fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
+fn tcp_socket(address: SocketAddr, dual: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        // Both families on one port are two listeners' business.
-        socket.set_only_v6(true)?;
+        // Both families on one port are two listeners' business, unless one asks for both.
+        socket.set_only_v6(!dual)?;
     }
     // Connections in TIME_WAIT must not keep a restarted proxy from its port.
     socket.set_reuse_address(true)?;
@@ -219,6 +227,20 @@ mod tests {
         assert!(bound.sockets.iter().all(used));
         drop((clients, bound));
         assert!(bind(&BindAddress::Ip(address), 2, 128).is_ok(), "the port is free again");
+    }
+
+    /// Clients of IPv4 were refused whatever the configuration said.
+    #[test]
+    fn an_address_of_both_families_takes_clients_of_ipv4() {
+        for (both, taken) in [(true, 2), (false, 1)] {
+            let any = SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), 0);
+            let address = if both { BindAddress::DualStack(any) } else { BindAddress::Ip(any) };
+            let Ok(bound) = bind(&address, 2, 128) else { return eprintln!("no IPv6 here") };
+            let port = bound.address.ip().unwrap().port();
+            let clients = [TcpStream::connect(("::1", port)), TcpStream::connect(("127.0.0.1", port))];
+            assert_eq!(clients.iter().filter(|client| client.is_ok()).count(), taken);
+            assert_eq!(accepted(&bound), taken);
+        }
     }
 
     #[test]

@@ -258,6 +258,7 @@ fn socket_address(value: &SocketAddress) -> Result<Endpoint> {
         protocol,
         address,
         resolver_name,
+        // Listeners ask for it.
         ipv4_compat: _,
         network_namespace_filepath,
         port_specifier,

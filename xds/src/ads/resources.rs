@@ -151,9 +151,10 @@ impl Batches for Resources {
     }
 
     fn set_context(&mut self, context: Context) {
-        // What has come of extensions is what this stream has brought, whichever bootstrap names it.
-        let extensions = self.context.extensions.clone();
-        self.context = Context { extensions, ..of_stream(context) };
+        // What has come of extensions and clusters is what this stream has brought, whichever bootstrap names it.
+        let (extensions, sent_clusters) =
+            (self.context.extensions.clone(), self.context.sent_clusters.clone());
+        self.context = Context { extensions, sent_clusters, ..of_stream(context) };
         self.routes.set_context(self.context.clone());
     }
 }
@@ -163,7 +164,11 @@ impl Compile for Resources {
 
     fn compile(&mut self, kind: Kind, name: &Arc<str>, value: &[u8]) -> Result<Compiled<Part>> {
         match kind {
-            Kind::Cluster => self.cluster(name, value),
+            Kind::Cluster => {
+                let compiled = self.cluster(name, value)?;
+                self.context.sent_clusters.add(name);
+                Ok(compiled)
+            }
             Kind::Endpoints => Resources::endpoints(name, value),
             Kind::Routes => self.routes(name, value),
             Kind::Listener => self.listener(name, value),
@@ -200,6 +205,9 @@ impl Compile for Resources {
         self.note(kind, name, Event::Gone);
         if kind == Kind::Extension {
             self.context.extensions.forget(name);
+        }
+        if kind == Kind::Cluster {
+            self.context.sent_clusters.remove(name);
         }
         if kind == Kind::Routes {
             self.routes.forget_unwanted();
@@ -243,7 +251,7 @@ impl Asks {
 
 /// What comes by a stream is compiled with this.
 fn of_stream(context: Context) -> Context {
-    Context { static_clusters: None, ads: true, ..context }
+    Context { of_stream: true, validate_clusters: true, ads: true, ..context }
 }
 
 /// What of a change was not put in force.

@@ -16,7 +16,7 @@ use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::listener::{BindAddress, Listener, ListenerStats, check_chains};
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
-use sixfold_xds_api::pb::envoy::config::core::v3::{Address, TrafficDirection};
+use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress, TrafficDirection};
 use sixfold_xds_api::pb::envoy::config::listener::v3::listener::connection_balance_config::BalanceType;
 use sixfold_xds_api::pb::envoy::config::listener::v3::listener::{ConnectionBalanceConfig, DeprecatedV1};
 use sixfold_xds_api::pb::envoy::config::listener::v3::{AdditionalAddress, Listener as ProtoListener};
@@ -187,6 +187,9 @@ pub(crate) fn bind_address(value: &Option<Address>, field: &str) -> Result<BindA
     match address(value, field)? {
         Endpoint::Pipe(path) => Ok(BindAddress::Unix(path.into())),
         Endpoint::Socket(host, port) => match host.parse::<IpAddr>() {
+            Ok(ip) if ip.is_ipv6() && has_ipv4_compat(value) => {
+                Ok(BindAddress::DualStack(SocketAddr::new(ip, port)))
+            }
             Ok(ip) => Ok(BindAddress::Ip(SocketAddr::new(ip, port))),
             Err(_) => {
                 let reason = format!("\"{host}\" is no IP address");
@@ -194,6 +197,12 @@ pub(crate) fn bind_address(value: &Option<Address>, field: &str) -> Result<BindA
             }
         },
     }
+}
+
+/// Of an address of IPv6 whether clients of IPv4 are to reach it.
+fn has_ipv4_compat(value: &Option<Address>) -> bool {
+    let address = value.as_ref().and_then(|address| address.address.as_ref());
+    matches!(address, Some(ProtoAddress::SocketAddress(SocketAddress { ipv4_compat: true, .. })))
 }
 
 fn exact_balance(value: &Option<ConnectionBalanceConfig>) -> Result<bool> {
@@ -223,8 +232,7 @@ fn shown_name(value: &ProtoListener) -> String {
 
 fn display_name(name: &str, addresses: &[BindAddress]) -> String {
     match (name, addresses.first()) {
-        ("", Some(BindAddress::Ip(address))) => address.to_string(),
-        ("", Some(BindAddress::Unix(path))) => path.display().to_string(),
+        ("", Some(address)) => address.to_string(),
         (name, _) => name.to_owned(),
     }
 }
@@ -232,8 +240,7 @@ fn display_name(name: &str, addresses: &[BindAddress]) -> String {
 /// `127.0.0.1_8080`, `[__1]_8080`, or the prefix that is given.
 fn stats_name(prefix: &str, addresses: &[BindAddress]) -> String {
     match (prefix, addresses.first()) {
-        ("", Some(BindAddress::Ip(address))) => address.to_string().replace(':', "_"),
-        ("", Some(BindAddress::Unix(path))) => path.display().to_string().replace(':', "_"),
+        ("", Some(address)) => address.to_string().replace(':', "_"),
         (prefix, _) => prefix.to_owned(),
     }
 }

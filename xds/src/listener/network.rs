@@ -214,7 +214,7 @@ fn named(context: &Context, name: &str) -> Result<ClusterChoice> {
     if name.is_empty() {
         return Err(ConfigError::new("must not be empty"));
     }
-    Ok(ClusterChoice::Named(route::cluster_cell(context, None, name)?))
+    Ok(ClusterChoice::Named(route::cluster_cell(context, false, name)?))
 }
 
 fn weighted(

@@ -249,7 +249,7 @@ impl Message<'_> {
 
 /// Routes that come by themselves may be there before their clusters are.
 fn of_api(context: Context) -> Context {
-    Context { static_clusters: None, ..context }
+    Context { validate_clusters: false, ..context }
 }
 
 fn filters_of(cell: &RouteTableCell) -> Option<&RdsFilters> {

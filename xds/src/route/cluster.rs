@@ -1,6 +1,5 @@
 //! Which cluster a route sends to.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sixfold_core::cluster::{ClusterCell, Criteria};
@@ -21,19 +20,11 @@ use sixfold_xds_api::values::{Result, one_of, required};
 use sixfold_xds_api::{header_ops, metadata};
 
 /// The cell of a cluster's name. `known` are the names that there must be, if that is checked.
-pub(crate) fn cell(
-    context: &Context,
-    known: Option<&BTreeSet<String>>,
-    name: &str,
-) -> Result<Arc<ClusterCell>> {
-    match known {
-        Some(known) if !known.contains(name) => {
-            let near = sixfold_core::error::nearest(name, known.iter().map(String::as_str));
-            let hint = near.map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
-            Err(ConfigError::new(format!("unknown cluster \"{name}\"{hint}")))
-        }
-        _ => Ok(context.compile.clusters.cell(name)),
+pub(crate) fn cell(context: &Context, validate: bool, name: &str) -> Result<Arc<ClusterCell>> {
+    if validate {
+        context.has_cluster(name)?;
     }
+    Ok(context.compile.clusters.cell(name))
 }
 
 /// `cluster_specifier` of a route, whose `metadata_match` members of weighted clusters add to.
@@ -68,7 +59,7 @@ pub(super) fn name_or_header(
     match (name, header) {
         ("", "") => Err(ConfigError::field(field, "must not be empty")),
         (name, "") => {
-            Ok(ClusterChoice::Named(cell(scope.context, scope.known_clusters, name).in_key(field)?))
+            Ok(ClusterChoice::Named(cell(scope.context, scope.validate_clusters, name).in_key(field)?))
         }
         ("", header) => {
             let header = HeaderTarget::of_request(header);

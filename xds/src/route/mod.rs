@@ -13,7 +13,6 @@ mod tests;
 pub(crate) use cluster::cell as cluster_cell;
 pub(crate) use earlier::Earlier;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
@@ -41,8 +40,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) context: &'a Context,
     pub(crate) filters: &'a HttpFilters,
     pub(crate) max_direct_body: usize,
-    /// Clusters that must exist, if that is checked.
-    pub(crate) known_clusters: Option<&'a BTreeSet<String>>,
+    /// Whether clusters must exist.
+    pub(crate) validate_clusters: bool,
     pub(crate) table_overrides: &'a Overrides,
     pub(crate) host: Option<&'a ProtoHost>,
 }
@@ -103,7 +102,7 @@ pub(crate) fn table(
         context,
         filters,
         max_direct_body: u32_or(max_direct_response_body_size_bytes, MAX_DIRECT_BODY) as usize,
-        known_clusters: context.static_clusters.as_deref().filter(|_| bool_or(validate_clusters, true)),
+        validate_clusters: bool_or(validate_clusters, context.validate_clusters),
         table_overrides: typed_per_filter_config,
         host: None,
     };

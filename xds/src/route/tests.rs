@@ -357,20 +357,30 @@ fn tables_are_refused_as_a_whole() {
 #[test]
 fn clusters_are_validated_when_asked() {
     let mut context = context();
-    context.static_clusters = Some(Arc::new(["known".to_owned()].into()));
     let table = |cluster: &str, validate: &str| {
         format!(
             "{validate}\nvirtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]"
         )
     };
+    let unknown = |name: &str| {
+        format!(
+            "virtual_hosts[0].routes[0].route.cluster: unknown cluster \"{name}\"; did you mean \"known\"?"
+        )
+    };
+    context.sent_clusters.add(&"known".into());
+    // What comes by itself asks for it, and was not heard.
+    assert!(compile_in(&context, &table("knwon", "")).is_ok());
+    let asked = compile_in(&context, &table("knwon", "validate_clusters: true"));
+    assert_eq!(asked.unwrap_err().to_string(), unknown("knwon"));
+    // A table within a listener of a control plane was not checked either.
+    context.validate_clusters = true;
     assert!(compile_in(&context, &table("known", "")).is_ok());
-    assert_eq!(
-        compile_in(&context, &table("knwon", "")).unwrap_err().to_string(),
-        "virtual_hosts[0].routes[0].route.cluster: unknown cluster \"knwon\"; did you mean \"known\"?"
-    );
+    assert_eq!(compile_in(&context, &table("knwon", "")).unwrap_err().to_string(), unknown("knwon"));
     assert!(compile_in(&context, &table("other", "validate_clusters: false")).is_ok());
-    context.static_clusters = None;
-    assert!(compile_in(&context, &table("other", "")).is_ok(), "not checked for resources of an API");
+    context.bootstrap_clusters = Arc::new(["other".to_owned()].into());
+    assert!(compile_in(&context, &table("other", "")).is_ok());
+    context.sent_clusters.remove("known");
+    assert!(compile_in(&context, &table("known", "")).is_err());
 }
 
 const GRPC_WEB: &str = "'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";

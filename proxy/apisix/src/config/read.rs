@@ -363,7 +363,12 @@ impl Reader {
 
     fn access_log(&mut self, http: &Field<'_>) -> Option<AccessLog> {
         let enabled = self.flag(&http.key("enable_access_log"));
-        let path = self.text(&http.key("access_log")).unwrap_or_default();
+        let wanted =
+            "the path of a file, without blanks and variables; syslog and formats by name are not supported";
+        let path = self.required(&http.key("access_log"), wanted, String::new(), |value| match value {
+            Value::String(text) if is_path(text) || !enabled => Some(text.clone()),
+            _ => None,
+        });
         let format = self.text(&http.key("access_log_format")).unwrap_or_default();
         let escape_field = http.key("access_log_format_escape");
         let escape =
@@ -380,4 +385,11 @@ impl Reader {
             });
         (enabled && path != "off").then(|| AccessLog { path: PathBuf::from(path), format, escape })
     }
+}
+
+/// Whether a parameter of nginx's `access_log` is the path of one file.
+fn is_path(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with("syslog:")
+        && !text.contains(|c: char| c == '$' || c.is_whitespace())
 }

@@ -134,7 +134,7 @@ impl Manager {
             if own.is_some_and(|own| own.sockets.contains_key(address)) {
                 continue;
             }
-            let failed = |error: std::io::Error| format!("{}: {error}", shown(address));
+            let failed = |error: std::io::Error| format!("{}: {error}", address);
             let mut reserved = self.prepared.values().flat_map(|other| other.addresses.values());
             if reserved.any(|other| other.address == *address) {
                 return Err(failed(std::io::ErrorKind::AddrInUse.into()));
@@ -178,7 +178,7 @@ impl Manager {
                 }
                 Err(error) => {
                     self.close(opened.into_values()).await;
-                    return Err(format!("{}: {error}", shown(address)));
+                    return Err(format!("{}: {error}", address));
                 }
             }
         }
@@ -332,11 +332,4 @@ impl Listeners for Manager {
 /// The addresses a listener opens.
 fn wanted(listener: &Listener) -> impl Iterator<Item = &BindAddress> {
     listener.addresses.iter().filter(|_| listener.bind)
-}
-
-fn shown(address: &BindAddress) -> String {
-    match address {
-        BindAddress::Ip(address) => SocketAddr::to_string(address),
-        BindAddress::Unix(path) => path.display().to_string(),
-    }
 }

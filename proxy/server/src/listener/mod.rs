@@ -114,8 +114,16 @@ impl ListenerTable {
         let mut table = HashMap::new();
         for listener in listeners {
             for address in &listener.config.addresses {
-                if let BindAddress::Ip(address) = address {
-                    table.insert(*address, listener.clone());
+                if let Some(ip) = address.ip() {
+                    table.insert(ip, listener.clone());
+                }
+                // Clients of IPv4 have addresses of IPv4, also where a socket of IPv6 has accepted them.
+                if let BindAddress::DualStack(ip) = address
+                    && ip.ip().is_unspecified()
+                {
+                    table
+                        .entry((Ipv4Addr::UNSPECIFIED, ip.port()).into())
+                        .or_insert_with(|| listener.clone());
                 }
             }
         }

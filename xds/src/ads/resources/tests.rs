@@ -188,6 +188,22 @@ fn a_world_comes_into_force_from_its_clusters_to_its_listeners() {
     assert!(!Arc::ptr_eq(&before, &proxy.context.compile.clusters.find("c").unwrap()));
 }
 
+/// They were taken, and every request was answered with 503.
+#[test]
+fn a_listener_with_routes_of_its_own_must_know_their_clusters() {
+    let mut proxy = Proxy::new();
+    let own = |cluster: &str| {
+        let rds = "rds: {route_config_name: r, config_source: {ads: {}, initial_fetch_timeout: 0s}}";
+        listener("l", "r").replace(rds, &format!("route_config: {}", routes("r", cluster)))
+    };
+    proxy.bring::<ProtoCluster>(&[("known", "{name: known}")], &[]);
+    assert_eq!(proxy.bring::<ProtoListener>(&[("l", &own("known"))], &[]), ["ok"]);
+    let said = proxy.bring::<ProtoListener>(&[("l", &own("knwon"))], &[]).concat();
+    assert!(said.contains("unknown cluster \"knwon\"; did you mean \"known\"?"), "{said}");
+    // One of the bootstrap is as good.
+    assert_eq!(proxy.bring::<ProtoListener>(&[("l", &own("sds"))], &[]), ["ok"]);
+}
+
 #[test]
 fn routes_wait_for_clusters_that_warm_up_but_not_for_ever() {
     let mut proxy = Proxy::new();
