@@ -324,8 +324,7 @@ fn own_address(listener: &Listener, taken: &mut BTreeMap<String, Arc<str>>) -> R
 
 /// The merged layers: later ones win. Nested objects are keys with dots.
 fn runtime(value: Option<&LayeredRuntime>) -> Result<Runtime> {
-    let mut values = BTreeMap::new();
-    let mut names = BTreeSet::new();
+    let (mut values, mut names) = (BTreeMap::new(), BTreeSet::new());
     for (index, RuntimeLayer { name, layer_specifier }) in
         value.iter().flat_map(|value| value.layers.iter().enumerate())
     {
@@ -337,7 +336,13 @@ fn runtime(value: Option<&LayeredRuntime>) -> Result<Runtime> {
             |field: &str| Err(ConfigError::field(field, "is not supported").in_index(index).in_key("layers"));
         match layer_specifier {
             Some(LayerSpecifier::StaticLayer(layer)) => {
-                flatten("", &struct_to_json(layer.clone()), &mut values);
+                let mut given = BTreeMap::new();
+                flatten("", &struct_to_json(layer.clone()), &mut given);
+                if let Some((key, _)) = given.iter().find(|(key, value)| acts_in_envoy(key, value)) {
+                    let error = ConfigError::field("static_layer", format!("key \"{key}\" is not supported"));
+                    return Err(error.in_index(index).in_key("layers"));
+                }
+                values.extend(given);
             }
             // Empty until somebody changes it over the administration interface.
             Some(LayerSpecifier::AdminLayer(_)) => {}
@@ -347,6 +352,15 @@ fn runtime(value: Option<&LayeredRuntime>) -> Result<Runtime> {
         }
     }
     Ok(Runtime::new(values))
+}
+
+/// Whether a key limits or injects something by itself in Envoy, which fields without a key of their own have here.
+fn acts_in_envoy(key: &str, value: &serde_json::Value) -> bool {
+    let limits = key == "overload.global_downstream_max_connections"
+        || key.starts_with("envoy.resource_limits.listener.");
+    // What control planes write for no limit.
+    let unlimited = value.as_f64().is_some_and(|limit| limit >= f64::from(i32::MAX));
+    limits && !unlimited || key.starts_with("fault.http.") || key.starts_with("fault.tcp.")
 }
 
 /// The values of a layer as text.

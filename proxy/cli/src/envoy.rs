@@ -28,6 +28,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Parts of a bootstrap that are for the life of the process.
+const FIXED: [&str; 4] = ["admin", "node", "stats_config", "overload_manager"];
+
 /// Serves until it is told to end.
 pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     if options.hot_restart_version {
@@ -89,6 +92,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     }
     RouteFiles::follow(&files, process.server.clone())?;
     let server = process.server.clone();
+    let at_start = text.fixed();
     // What is known of a bootstrap is known once it is in force: one that is refused leaves nothing behind.
     let mut reload = move || -> Result<(), Failure> {
         let text = Text::of(&options)?;
@@ -105,6 +109,11 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         }
         applied?;
         following.compare(followed.ads.as_ref());
+        for ((key, was), is) in FIXED.iter().zip(&at_start).zip(text.fixed()) {
+            if *was != is {
+                tracing::warn!("{}: {key} has changed, which a new start alone takes", text.name);
+            }
+        }
         (*files, names) = (next_files, next_names);
         *shown.lock() = next_shown;
         Ok(())
@@ -312,6 +321,12 @@ impl Text {
     /// Its `node`, as `/server_info` shows it.
     fn node(&self) -> Result<Value, Failure> {
         Ok(self.tree()?.get("node").map_or_else(|| json!({}), Node::to_json))
+    }
+
+    /// What it says of [`FIXED`].
+    fn fixed(&self) -> [Option<Value>; FIXED.len()] {
+        let tree = self.tree().ok();
+        FIXED.map(|key| tree.as_ref().and_then(|tree| tree.get(key)).map(Node::to_json))
     }
 
     /// As it is shown. Of a key that is given twice the last one counts, as when it is compiled.

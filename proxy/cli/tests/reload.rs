@@ -190,3 +190,16 @@ fn a_file_that_cannot_be_read_is_told_of_once_and_holds_nothing_up() {
     running.process.signal("TERM");
     assert_eq!(running.process.wait(), 0);
 }
+
+/// The log said that all of it was applied, and the administration listened where it had.
+#[test]
+fn what_a_new_start_alone_takes_is_warned_of() {
+    let (admin, port, other) = (free_port(), free_port(), free_port());
+    let resources = |body: &str| [says("l", port, body), cluster("up", port)];
+    let mut running = Running::start(admin, Directory::new(), &bootstrap_of(admin, &resources("first")));
+    running.directory.write("envoy.yaml", &bootstrap_of(other, &resources("second")));
+    running.process.signal("HUP");
+    running.until_body(port, "second");
+    running.until_told("admin has changed, which a new start alone takes", 1);
+    assert_eq!(running.told("node has changed"), 0);
+}

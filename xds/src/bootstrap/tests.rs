@@ -102,6 +102,16 @@ fn errors_have_file_place_resource_field_and_reason() {
             "envoy.yaml:8:19: layered_runtime.layers[1].disk_layer: is not supported",
         ),
         (
+            "d: 1.5}",
+            "overload.global_downstream_max_connections: 1}",
+            "envoy.yaml:7:19: layered_runtime.layers[0].static_layer: key \"overload.global_downstream_max_connections\" is not supported",
+        ),
+        (
+            "a: {b: 5}",
+            "fault: {http: {abort: {abort_percent: 100}}}",
+            "envoy.yaml:7:19: layered_runtime.layers[0].static_layer: key \"fault.http.abort.abort_percent\" is not supported",
+        ),
+        (
             "address: 127.0.0.1, port_value: 9901",
             "address: localhost, port_value: 9901",
             "envoy.yaml:3:36: admin.address.socket_address.address: \"localhost\" is no IP address",

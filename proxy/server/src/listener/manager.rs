@@ -8,7 +8,6 @@ use arc_swap::ArcSwap;
 use sixfold_core::listener::{BindAddress, ChainMatcher, Listener};
 use sixfold_core::model::Listeners;
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
