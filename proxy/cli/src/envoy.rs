@@ -268,7 +268,7 @@ impl Text {
             (Some(file), Some(inline)) => {
                 let mut document = file.mergeable()?;
                 merge(&mut document, inline.mergeable()?);
-                file.merged(document, "--config-yaml")
+                file.merged(&document, "--config-yaml")
             }
             (None, None) => return Err(Failure::new("one of --config-path and --config-yaml is needed")),
         };
@@ -287,7 +287,7 @@ impl Text {
             }
             // Places are kept as long as nothing had to be changed.
             if document != text.mergeable()? {
-                text = text.merged(document, "the node of the command line");
+                text = text.merged(&document, "the node of the command line");
             }
         }
         Ok(text)
@@ -313,7 +313,7 @@ impl Text {
     }
 
     /// Itself with something else in it.
-    fn merged(self, document: Value, with: &str) -> Text {
+    fn merged(self, document: &Value, with: &str) -> Text {
         let name = format!("{} with {with}", self.name);
         Text { text: document.to_string(), name, merged_over: Some(Box::new(self)) }
     }

@@ -127,7 +127,6 @@ fn endpoint(member: &Member) -> LbEndpoint {
         health_status: health(member) as i32,
         metadata: metadata(&member.metadata),
         load_balancing_weight: Some(UInt32Value { value: member.weight }),
-        ..LbEndpoint::default()
     }
 }
 

@@ -80,8 +80,8 @@ fn checks_pass_through_while_the_proxy_is_well_and_their_answer_is_kept() {
 #[test]
 fn clusters_must_have_enough_endpoints_that_are_well() {
     let context = context();
-    let hosts = [(9, EdsHealth::Healthy), (10, EdsHealth::Unhealthy)].map(|(port, discovery)| HostConfig {
-        discovery,
+    let hosts = [(9, EdsHealth::Healthy), (10, EdsHealth::Unhealthy)].map(|(port, health)| HostConfig {
+        health,
         ..HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into()))
     });
     let cluster = Cluster::new(ClusterConfig::named("c"), hosts.into(), None, &context.metrics).unwrap();

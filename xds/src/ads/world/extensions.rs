@@ -12,16 +12,15 @@ use crate::tracker::Event;
 /// What was compiled again of those that name an extension; `None` is one that another waits to take the place of.
 type Renewed<P> = Vec<(Key, Result<Option<Version<P>>, ConfigError>)>;
 
+/// Resources, and what each becomes.
+type Versions<P> = Vec<(Key, Version<P>)>;
+
 impl<C: Compile> World<C> {
     /// Tries the extension that was compiled last on all that name it. Answers what they become with it.
     ///
     /// # Errors
     /// The first that it does not fit. It is what it was before then, and so are they.
-    pub(super) fn fit(
-        &mut self,
-        extension: &Key,
-        now: Instant,
-    ) -> Result<Vec<(Key, Version<C::Part>)>, ConfigError> {
+    pub(super) fn fit(&mut self, extension: &Key, now: Instant) -> Result<Versions<C::Part>, ConfigError> {
         let renewed = self.renewed(extension, now).into_iter();
         let fitting: Result<Vec<_>, _> = renewed.map(|(key, version)| Ok((key, version?))).collect();
         self.compiler.decide(extension.0, &extension.1, fitting.is_ok());
