@@ -169,7 +169,7 @@ fn a_wrong_item_without_an_id_does_not_keep_what_stood_in_its_place() {
     let taken = source.update(resources(&list(&[secret.clone(), a.clone(), bad("/b")]))).unwrap();
     assert_eq!((taken.refused.len(), uris(&source)), (1, vec!["/secret".into(), "/a".into(), "/b".into()]));
     // Elsewhere it has none, and the others are what the file says.
-    let taken = source.update(resources(&list(&[a.clone(), bad("/b")]))).unwrap();
+    let taken = source.update(resources(&list(&[a, bad("/b")]))).unwrap();
     assert_eq!((taken.refused.len(), uris(&source)), (1, vec!["/a".into()]));
     assert!(touched(&taken.diff).contains(&"-routes/arr_3".to_owned()), "{:?}", touched(&taken.diff));
     update(&mut source, &list(&[secret.clone(), b.clone()]));
