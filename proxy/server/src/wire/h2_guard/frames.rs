@@ -2,8 +2,10 @@
 
 /// Length of a frame header (RFC 9113 section 4.1).
 const HEADER: usize = 9;
-/// Length of what a RST_STREAM frame carries: its error code.
-const CODE: usize = 4;
+/// Length of the number that is read of a frame's payload.
+const NUMBER: usize = 4;
+/// What a GOAWAY frame carries at least: the last stream and an error code (section 6.8).
+const GOAWAY: usize = 8;
 
 /// What a frame's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,14 +14,15 @@ pub(super) struct Frame {
     pub(super) flags: u8,
     pub(super) length: usize,
     pub(super) stream: u32,
-    /// The error code of a RST_STREAM, else 0.
-    pub(super) code: u32,
+    /// The error code of a RST_STREAM, the last stream of a GOAWAY, else 0.
+    pub(super) number: u32,
 }
 
 impl Frame {
     pub(super) const DATA: u8 = 0x0;
     pub(super) const HEADERS: u8 = 0x1;
     pub(super) const RST_STREAM: u8 = 0x3;
+    pub(super) const GOAWAY: u8 = 0x7;
     pub(super) const WINDOW_UPDATE: u8 = 0x8;
     pub(super) const CONTINUATION: u8 = 0x9;
 
@@ -45,8 +48,8 @@ enum Block {
 
 /// Finds frames however the bytes are cut.
 pub(super) struct Frames {
-    /// The header, and the error code behind that of a RST_STREAM.
-    head: [u8; HEADER + CODE],
+    /// The header, and the number behind that of a RST_STREAM or GOAWAY.
+    head: [u8; HEADER + NUMBER],
     have: usize,
     /// Bytes left of the current frame, or of the preface.
     skip: usize,
@@ -56,7 +59,7 @@ pub(super) struct Frames {
 impl Frames {
     /// After a preface of so many bytes.
     pub(super) fn new(preface: usize) -> Frames {
-        Frames { head: [0; HEADER + CODE], have: 0, skip: preface, block: Block::None }
+        Frames { head: [0; HEADER + NUMBER], have: 0, skip: preface, block: Block::None }
     }
 
     /// Whether a header block has begun and not ended.
@@ -99,11 +102,13 @@ impl Frames {
 
     /// Bytes to collect before the frame is told.
     fn wanted(&self) -> usize {
-        let whole = self.have >= HEADER;
-        if whole && self.head[3] == Frame::RST_STREAM && self.length() == CODE {
-            HEADER + CODE
-        } else {
-            HEADER
+        if self.have < HEADER {
+            return HEADER;
+        }
+        match self.head[3] {
+            Frame::RST_STREAM if self.length() == NUMBER => HEADER + NUMBER,
+            Frame::GOAWAY if self.length() >= GOAWAY => HEADER + NUMBER,
+            _ => HEADER,
         }
     }
 
@@ -112,14 +117,14 @@ impl Frames {
     }
 
     fn frame(&self) -> Frame {
-        let [_, _, _, kind, flags, a, b, c, d, code @ ..] = self.head;
+        let [_, _, _, kind, flags, a, b, c, d, number @ ..] = self.head;
         Frame {
             kind,
             flags,
             length: self.length(),
             // The first bit is reserved.
             stream: u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff,
-            code: if self.have > HEADER { u32::from_be_bytes(code) } else { 0 },
+            number: if self.have > HEADER { u32::from_be_bytes(number) } else { 0 },
         }
     }
 }
@@ -136,14 +141,23 @@ mod tests {
         bytes.extend(frame(Frame::RST_STREAM, 0, 1, &[0, 0, 0, 8]));
         bytes.extend(frame(0x6, 1, 0, &[0; 8]));
         bytes.extend(frame(Frame::RST_STREAM, 0, 3, b"bad"));
+        bytes.extend(frame(Frame::GOAWAY, 0, 0, &[0, 0, 0, 9, 0, 0, 0, 2, b'w', b'h', b'y']));
+        bytes.extend(frame(Frame::GOAWAY, 0, 0, b"short"));
         bytes.extend(frame(Frame::DATA, 1, 5, b""));
         for step in 1..bytes.len() {
             let (mut frames, mut found) = (Frames::new(24), Vec::new());
             bytes.chunks(step).for_each(|c| {
-                frames.scan(c, |f| found.push((f.kind, f.flags, f.length, f.stream, f.code)));
+                frames.scan(c, |f| found.push((f.kind, f.flags, f.length, f.stream, f.number)));
             });
-            let wanted =
-                [(1, 4, 3, 1, 0), (3, 0, 4, 1, 8), (6, 1, 8, 0, 0), (3, 0, 3, 3, 0), (0, 1, 0, 5, 0)];
+            let wanted = [
+                (1, 4, 3, 1, 0),
+                (3, 0, 4, 1, 8),
+                (6, 1, 8, 0, 0),
+                (3, 0, 3, 3, 0),
+                (7, 0, 11, 0, 9),
+                (7, 0, 5, 0, 0),
+                (0, 1, 0, 5, 0),
+            ];
             assert_eq!(found, wanted, "in pieces of {step}");
         }
     }

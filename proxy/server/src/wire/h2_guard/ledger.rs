@@ -39,7 +39,11 @@ pub(super) struct Ledger {
     server: bool,
     /// Streams without a response so far, by number, and when they were opened.
     unanswered: Vec<(u32, Instant)>,
+    /// How many of them there may be: those that are served at once, and as many that wait to be refused.
+    max_unanswered: usize,
     last_stream: u32,
+    /// The last stream that is answered, by our GOAWAY: the library ignores what is behind it (RFC 9113 section 6.8).
+    last_taken: u32,
     life: Tally,
     recent: Tally,
     recent_since: Instant,
@@ -65,7 +69,9 @@ impl Ledger {
             max_control: u64::from(options.max_control_frames),
             server,
             unanswered: Vec::new(),
+            max_unanswered: options.max_concurrent_streams.saturating_mul(2) as usize,
             last_stream: 0,
+            last_taken: u32::MAX,
             life: Tally::default(),
             recent: Tally::default(),
             recent_since: now,
@@ -105,17 +111,27 @@ impl Ledger {
             Frame::HEADERS if !self.server => self.pay(UPDATES_PER_STREAM),
             Frame::RST_STREAM => {
                 self.settle(frame.stream);
-                if self.server && is_provoked(frame.code) {
+                if self.server && is_provoked(frame.number) {
                     self.give_up();
                 }
+            }
+            Frame::GOAWAY => {
+                let last = frame.number;
+                self.last_taken = self.last_taken.min(last);
+                self.unanswered.retain(|(stream, _)| *stream <= last);
             }
             _ => {}
         }
     }
 
     fn opened(&mut self, stream: u32) {
-        let now = Instant::now();
         self.last_stream = stream;
+        // One that nobody will answer costs the peer nothing, and must not be kept.
+        if stream > self.last_taken || self.unanswered.len() >= self.max_unanswered {
+            self.control += 1;
+            return;
+        }
+        let now = Instant::now();
         self.unanswered.push((stream, now));
         if now.duration_since(self.recent_since) >= STREAM_WINDOW {
             self.recent_since = now;
@@ -162,4 +178,12 @@ impl Ledger {
 /// STREAM_CLOSED, FRAME_SIZE_ERROR, COMPRESSION_ERROR. A refused stream and one that we had to cut are none.
 fn is_provoked(code: u32) -> bool {
     matches!(code, 1 | 3 | 5 | 6 | 9)
+}
+
+#[cfg(test)]
+impl Ledger {
+    /// Streams that are kept.
+    pub(super) fn unanswered(&self) -> usize {
+        self.unanswered.len()
+    }
 }

@@ -148,6 +148,26 @@ async fn windows_may_be_opened_for_data_that_was_sent() {
     assert_eq!(saved, 200, "what is saved up is bounded");
 }
 
+/// The library ignores streams behind the last one of a GOAWAY: none was ever answered or counted, and each was kept.
+#[tokio::test(start_paused = true)]
+async fn streams_behind_the_last_one_are_counted_and_not_kept() {
+    let mut guarded = server();
+    assert!(guarded.takes(&[head(1), head(3)].concat()));
+    guarded.answers(&frame(Frame::GOAWAY, 0, 0, &[&[0x7f, 0xff, 0xff, 0xff][..], &[0; 4]].concat()));
+    assert!(guarded.takes(&head(5)));
+    assert_eq!(guarded.ledger.unanswered(), 3, "the first GOAWAY ends nothing");
+    guarded.answers(&frame(Frame::GOAWAY, 0, 0, &[0, 0, 0, 3, 0, 0, 0, 0]));
+    assert_eq!(guarded.ledger.unanswered(), 2);
+    let ignored = (3..10_000).take_while(|n| guarded.takes(&head(2 * n + 1))).count();
+    assert_eq!((ignored, guarded.ledger.unanswered()), (100, 2));
+    // A GOAWAY that is not written yet ends the streams all the same.
+    let few = Http2Options { max_concurrent_streams: 10, ..options() };
+    let mut guarded = Guarded::server((), Vec::new(), &few, PeerTimeouts::default());
+    guarded.received(PREFACE).unwrap();
+    let taken = (0..10_000).take_while(|n| guarded.takes(&head(2 * n + 1))).count();
+    assert_eq!((taken, guarded.ledger.unanswered()), (120, 20));
+}
+
 #[tokio::test(start_paused = true)]
 async fn half_a_header_block_and_a_peer_that_takes_nothing_end_the_connection() {
     let timeouts = PeerTimeouts { head: Some(Duration::from_secs(10)), write: Some(Duration::from_secs(20)) };
