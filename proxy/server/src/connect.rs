@@ -54,9 +54,9 @@ pub enum ConnectError {
 pub struct Handshake<'a> {
     /// TLS towards it; `None` is plain text.
     pub tls: Option<&'a Arc<ClientTls>>,
-    /// The request's Host without what clients may not choose: it is taken for SNI and SAN checks where the cluster
-    /// says so (`auto_sni`, `auto_san_validation`).
-    pub authority: Option<&'a str>,
+    /// The server name that the request brings along: it is taken for SNI and SAN checks where the cluster says so
+    /// (`auto_sni`, `auto_san_validation`).
+    pub server_name: Option<&'a str>,
     /// What is offered unless the settings say otherwise.
     pub alpn: Alpn,
 }
@@ -81,7 +81,7 @@ pub async fn connect(
 async fn attempt(
     cluster: &Cluster,
     host: &Host,
-    Handshake { tls, authority, alpn }: Handshake<'_>,
+    Handshake { tls, server_name, alpn }: Handshake<'_>,
 ) -> Result<Connected, ConnectError> {
     let socket = open(cluster, host).await?;
     let local = socket.local_addr();
@@ -91,12 +91,12 @@ async fn attempt(
         tls.awaited().iter().for_each(|awaited| awaited.count_not_ready());
         return Err(ConnectError::NoSecret);
     };
-    let name = context.server_name(authority, &host.hostname);
+    let name = context.server_name(server_name, &host.hostname);
     let address = match &host.address {
         Address::Ip(address) => address.ip(),
         _ => Ipv4Addr::UNSPECIFIED.into(),
     };
-    match tls::connect(socket, &context, name.as_deref(), address, alpn).await {
+    match tls::connect(socket, &context, name, address, alpn).await {
         Ok((io, info)) => {
             cluster.stats.ssl_handshake().inc();
             Ok(Connected { io, local, alpn: info.alpn.clone(), connect_ms: 0, tls: Some(info) })

@@ -126,6 +126,33 @@ async fn a_connection_that_announced_its_end_takes_no_request_and_ends_what_it_h
     assert!(read_message(&mut long).await.unwrap().ends_with("/long on 0"));
 }
 
+// It was refused (503 UO): there was no connection to wait for, since the one that ended had gone from the pool.
+#[tokio::test]
+async fn a_request_waits_for_the_place_of_a_connection_that_announced_its_end() {
+    let finish = Arc::new(Notify::new());
+    let finished = finish.clone();
+    let server = server(100, Some(1), move |connection, path, respond| {
+        let finished = finished.clone();
+        async move {
+            if path == "/long" {
+                finished.notified().await;
+            }
+            answer(respond, format!("{path} on {connection}")).await;
+        }
+    })
+    .await;
+    let proxy = proxy(server.address, |config| config.breaker.max_connections = 1).await;
+    let mut long = begin(proxy, "/long").await;
+    eventually(|| server.connections.load(SeqCst) == 1).await;
+    let new = tokio::spawn(async move { ask(proxy, &get("/new")).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!new.is_finished());
+    finish.notify_one();
+    assert!(read_message(&mut long).await.unwrap().ends_with("/long on 0"));
+    let response = new.await.unwrap();
+    assert!(response.ends_with("/new on 1"), "{response}");
+}
+
 // A third request waited for the end of one of the two until its time was over.
 #[tokio::test]
 async fn more_connections_are_opened_when_the_upstream_allows_few_streams() {

@@ -9,8 +9,10 @@ use arc_swap::ArcSwapOption;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, SignatureScheme};
-use std::borrow::Cow;
 use std::sync::{Arc, Weak};
+
+/// Longest server name, bytes (RFC 1035 section 2.3.4, and more than any that a handshake takes).
+const MAX_NAME: usize = 255;
 
 /// Settings (Envoy's UpstreamTlsContext; APISIX's `upstream.tls`).
 #[derive(Debug)]
@@ -118,6 +120,11 @@ impl ClientTls {
         ContextChange::client(self.clone(), context)
     }
 
+    /// Whether it is this context that it holds now.
+    pub fn holds(&self, context: &Arc<ClientContext>) -> bool {
+        self.context.load().as_ref().is_some_and(|held| Arc::ptr_eq(held, context))
+    }
+
     /// The context now.
     pub fn context(&self) -> Option<Arc<ClientContext>> {
         self.context.load_full()
@@ -136,7 +143,7 @@ impl ClientContext {
     /// # Errors
     /// Names the field, the file and the reason.
     pub fn new(settings: ClientSettings) -> Result<Arc<ClientContext>, ConfigError> {
-        if settings.sni.as_ref().is_some_and(|sni| sni.len() > 255 || sni.contains('\0')) {
+        if settings.sni.as_ref().is_some_and(|sni| sni.len() > MAX_NAME || sni.contains('\0')) {
             return Err(ConfigError::field("sni", "not a server name"));
         }
         let provider = settings.protocols.provider()?;
@@ -195,22 +202,29 @@ impl ClientContext {
         .clone()
     }
 
-    /// Whether the server name depends on the request, so that connections with different names are not to
-    /// be shared.
-    pub fn depends_on_authority(&self) -> bool {
-        self.auto_sni
+    /// The server name that a request to `authority` brings along (`auto_sni`): its host without the port, in lower
+    /// case. `None` where the name does not depend on the request, or there is no host. Connections with different
+    /// names are not to be shared, and those with the same one are, however it was spelled.
+    pub fn name_of_request(&self, authority: &[u8]) -> Option<Box<str>> {
+        if !self.auto_sni {
+            return None;
+        }
+        let text = String::from_utf8_lossy(authority);
+        let host = without_port(&text);
+        // What is cut is no server name in any case: nobody is to hold a client's kilobytes for it.
+        let host = host.chars().take(MAX_NAME + 1).map(|c| c.to_ascii_lowercase()).collect::<String>();
+        (!host.is_empty()).then(|| host.into())
     }
 
-    /// The server name for a request to `authority` at the endpoint called `hostname`.
-    pub fn server_name<'a>(&'a self, authority: Option<&'a str>, hostname: &'a str) -> Option<Cow<'a, str>> {
+    /// The server name at the endpoint called `hostname`; `of_request` is [`ClientContext::name_of_request`].
+    pub fn server_name<'a>(&'a self, of_request: Option<&'a str>, hostname: &'a str) -> Option<&'a str> {
         if self.auto_sni {
-            let host = authority.map(without_port).filter(|h| !h.is_empty());
-            return host.map(|h| h.to_ascii_lowercase().into());
+            return of_request;
         }
         if self.auto_host_sni && !hostname.is_empty() {
-            return Some(hostname.into());
+            return Some(hostname);
         }
-        self.sni.as_deref().filter(|s| !s.is_empty()).map(Cow::Borrowed)
+        self.sni.as_deref().filter(|s| !s.is_empty())
     }
 
     /// What is known of a connection after its handshake.

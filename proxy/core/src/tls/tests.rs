@@ -367,13 +367,21 @@ fn a_client_whose_protocols_are_all_foreign_gets_none() {
 fn server_names_follow_the_settings() {
     let auto =
         client(ClientSettings { auto_sni: true, sni: Some("fixed".into()), ..ClientSettings::default() });
-    let name = |authority| auto.server_name(authority, "host").map(|n| n.into_owned());
-    assert_eq!(name(Some("X.server.test:8443")).as_deref(), Some("x.server.test"));
-    assert_eq!(name(Some("[::1]:80")).as_deref(), Some("::1"));
-    assert_eq!(name(None), None);
+    let name = |authority: &str| {
+        let of_request = auto.name_of_request(authority.as_bytes());
+        auto.server_name(of_request.as_deref(), "host").map(str::to_owned)
+    };
+    // Each of them once had connections of its own.
+    for spelled in ["X.server.test:8443", "x.server.test:1", "x.SERVER.test"] {
+        assert_eq!(name(spelled).as_deref(), Some("x.server.test"));
+    }
+    assert_eq!(name("[::1]:80").as_deref(), Some("::1"));
+    assert_eq!((name(""), name(":80")), (None, None));
+    assert!(auto.name_of_request(&[b'a'; 60_000]).is_some_and(|name| name.len() == 256));
     let host = client(ClientSettings { auto_host_sni: true, ..ClientSettings::default() });
-    assert_eq!(host.server_name(Some("a"), "host").as_deref(), Some("host"));
-    assert_eq!(host.server_name(Some("a"), ""), None);
+    assert_eq!(host.name_of_request(b"a"), None);
+    assert_eq!(host.server_name(None, "host"), Some("host"));
+    assert_eq!(host.server_name(None, ""), None);
 }
 
 /// rustls refuses such certificates from others, but old ones are still served (`openssl req -x509` without extensions

@@ -67,14 +67,14 @@ impl Outbound {
     ) -> Result<(), UpstreamError> {
         self.checkout = None;
         let Some(flight) = &self.flight else { return Err(UpstreamError::Local) };
-        let authority = String::from_utf8_lossy(&head.authority);
         let socket = cluster.tls_of(flight.member());
-        let tls = socket.and_then(|tls| tls.context());
+        let context = socket.and_then(|tls| tls.context());
+        let server_name = context.and_then(|context| context.name_of_request(&head.authority));
         let wanted = Wanted {
             cluster,
             host: flight.host(),
             tls: socket,
-            authority: tls.filter(|tls| tls.depends_on_authority()).map(|_| &*authority),
+            server_name: server_name.as_deref(),
             downstream_http2: false,
             timeout: cluster.config.connect_timeout,
             high: false,

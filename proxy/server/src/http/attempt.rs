@@ -43,16 +43,14 @@ impl<D: Downstream> Exchange<'_, D> {
         // shared. It must outlive changes to the request.
         let flight = &*flight;
         let tls = plan.cluster.tls_of(flight.member()).and_then(|tls| tls.context());
-        let authority = tls
-            .filter(|tls| tls.depends_on_authority())
-            .map(|_| String::from_utf8_lossy(&self.stream.request.authority).into_owned());
+        let server_name = tls.and_then(|tls| tls.name_of_request(&self.stream.request.authority));
         let mut resend = Resend::default();
         loop {
             let wanted = Wanted {
                 cluster: &plan.cluster,
                 host: flight.host(),
                 tls: plan.cluster.tls_of(flight.member()),
-                authority: authority.as_deref(),
+                server_name: server_name.as_deref(),
                 downstream_http2: self.down.is_http2(),
                 timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
                 high: plan.forward.high_priority,

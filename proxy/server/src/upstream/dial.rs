@@ -12,13 +12,19 @@ use std::time::Duration;
 pub(crate) struct ActiveConnection {
     pub(crate) host: Arc<Host>,
     pub(crate) stats: Arc<ClusterStats>,
-    // In this order: whoever gets the place finds the circuit breaker's count gone down already.
-    _permit: Option<ConnectionPermit>,
-    place: Option<Place>,
+    seat: Seat,
     /// The endpoint ends it.
     remotely: bool,
     /// It ends with a request under way.
     busy: bool,
+}
+
+/// What a connection takes that others could have: leave by the limits, and a place among those of its worker.
+#[derive(Default)]
+pub(super) struct Seat {
+    // In this order: whoever gets the place finds the circuit breaker's count gone down already.
+    _permit: Option<ConnectionPermit>,
+    place: Option<Place>,
 }
 
 impl ActiveConnection {
@@ -31,18 +37,24 @@ impl ActiveConnection {
         stats.upstream_cx_active().inc();
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
-        ActiveConnection { host, stats, _permit: permit, place: None, remotely: false, busy: false }
+        let seat = Seat { _permit: permit, place: None };
+        ActiveConnection { host, stats, seat, remotely: false, busy: false }
     }
 
     /// The same at a place among its worker's connections to the endpoint.
     pub(super) fn at(mut self, place: Place) -> ActiveConnection {
-        self.place = Some(place);
+        self.seat.place = Some(place);
         self
     }
 
     /// The place, for whoever opens a connection in this one's stead.
     pub(super) fn leave_place(&mut self) -> Option<Place> {
-        self.place.take()
+        self.seat.place.take()
+    }
+
+    /// What it takes, for whoever may give that to another before this one has ended.
+    pub(super) fn leave_seat(&mut self) -> Seat {
+        std::mem::take(&mut self.seat)
     }
 
     /// Notes that the endpoint ends it.

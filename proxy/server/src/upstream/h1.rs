@@ -45,8 +45,10 @@ pub(crate) struct H1Upstream {
     local: Option<SocketAddr>,
     pub(super) opened: Instant,
     pub(super) requests: u32,
-    /// What it goes back to its pool by, while it has a request.
-    pub(super) home: Option<(Kind, Limits)>,
+    /// Which requests it serves.
+    pub(super) pool_kind: Arc<Kind>,
+    /// How long it lives, while it has a request after which it may go back to its pool.
+    pub(super) home: Option<Limits>,
     /// The place of its request among those under way.
     pub(super) request: Option<Permit>,
     pub(super) active: ActiveConnection,
@@ -58,6 +60,7 @@ impl H1Upstream {
         opts: Arc<H1Options>,
         watermark: usize,
         active: ActiveConnection,
+        pool_kind: Arc<Kind>,
         raw: bool,
     ) -> H1Upstream {
         H1Upstream {
@@ -81,6 +84,7 @@ impl H1Upstream {
             broken: None,
             opened: Instant::now(),
             requests: 0,
+            pool_kind,
             home: None,
             request: None,
             active,

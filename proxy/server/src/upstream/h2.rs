@@ -1,5 +1,6 @@
 //! Requests on a shared HTTP/2 upstream connection.
 
+use super::dial::Seat;
 use super::{ActiveConnection, HeadEvent, UpstreamError};
 use crate::deadline::Timed;
 use crate::io::Io;
@@ -11,7 +12,8 @@ use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
-use sixfold_core::cluster::{ClusterConfig, Permit};
+use parking_lot::Mutex;
+use sixfold_core::cluster::{ClusterConfig, ClusterStats, Permit};
 use sixfold_core::headers::{HeaderRules, Headers, Known};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
 use sixfold_core::traffic::Traffic;
@@ -19,15 +21,21 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
+
+/// How long a connection that made room for another one may take to say so.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// A connection that many requests share. A task of its own reads and writes it until the last is done.
 pub(super) struct H2Connection {
     send: SendRequest<Bytes>,
     state: Arc<H2State>,
+    task: AbortHandle,
     local: Option<SocketAddr>,
     watermark: usize,
     rules: HeaderRules,
@@ -39,6 +47,10 @@ pub(super) struct H2State {
     streams: AtomicU32,
     pub(super) opened: Instant,
     pub(super) requests: AtomicU32,
+    pub(super) stats: Arc<ClusterStats>,
+    /// When the last stream ended, in microseconds since it was opened.
+    idle_since: AtomicU64,
+    seat: Mutex<Seat>,
     /// Told when a stream or the connection ends: somebody may wait for its room.
     room: Arc<Notify>,
 }
@@ -69,6 +81,9 @@ impl H2Connection {
             streams: AtomicU32::new(0),
             opened: Instant::now(),
             requests: AtomicU32::new(0),
+            stats: active.stats.clone(),
+            idle_since: AtomicU64::new(0),
+            seat: Mutex::new(active.leave_seat()),
             room,
         });
         let mut connection = Box::pin(connection);
@@ -79,7 +94,7 @@ impl H2Connection {
         })
         .await?;
         let shared = state.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, upstream = %active.host.label, "HTTP/2 connection ended");
             }
@@ -93,10 +108,12 @@ impl H2Connection {
             shared.closed.store(true, Relaxed);
             // Whoever waits for room finds the circuit breaker's count gone down already.
             drop(active);
+            shared.leave();
             shared.room.notify_waiters();
         });
+        let task = task.abort_handle();
         let (watermark, rules) = (config.buffer_limit, config.header_rules);
-        Ok(H2Connection { send, state, local, watermark, rules })
+        Ok(H2Connection { send, state, task, local, watermark, rules })
     }
 
     /// Whether the connection takes no more requests: it has ended, its end was announced (GOAWAY), or its stream
@@ -114,6 +131,24 @@ impl H2Connection {
     /// Streams under way.
     pub(super) fn streams(&self) -> u32 {
         self.state.streams.load(Relaxed)
+    }
+
+    /// Since when there has been none; `None` while there is one.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let since = Duration::from_micros(self.state.idle_since.load(Relaxed));
+        (self.streams() == 0).then(|| self.state.opened + since)
+    }
+
+    /// Closes a connection without streams. What it took is free at once, its end comes soon.
+    pub(super) fn close(self) {
+        self.state.leave();
+        let task = self.task.clone();
+        drop(self);
+        // An upstream that takes nothing must not keep it.
+        tokio::spawn(async move {
+            tokio::time::sleep(CLOSE_TIME).await;
+            task.abort();
+        });
     }
 
     pub(super) fn state(&self) -> &H2State {
@@ -141,6 +176,25 @@ impl H2Connection {
             traffic: Traffic::default(),
             _request: request,
         }
+    }
+}
+
+impl H2State {
+    /// Gives up its place among the connections.
+    fn leave(&self) {
+        let seat = std::mem::take(&mut *self.seat.lock());
+        drop(seat);
+    }
+
+    /// A stream has ended.
+    fn ended(&self) {
+        // Written first: who sees no stream sees since when.
+        if self.streams.load(Relaxed) == 1 {
+            let since = u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.idle_since.store(since, Relaxed);
+        }
+        self.streams.fetch_sub(1, Relaxed);
+        self.room.notify_one();
     }
 }
 
@@ -372,8 +426,7 @@ impl H2Upstream {
 
 impl Drop for H2Upstream {
     fn drop(&mut self) {
-        self.state.streams.fetch_sub(1, Relaxed);
-        self.state.room.notify_one();
+        self.state.ended();
         if let Some(send) = &mut self.send
             && (!self.done || !send.is_ended())
         {

@@ -2,49 +2,74 @@
 
 use super::Wanted;
 use crate::connect::Alpn;
-use sixfold_core::cluster::ClusterConfig;
+use sixfold_core::cluster::{ClusterConfig, ClusterStats};
 use sixfold_core::tls::ClientTls;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Which requests may share a connection: the same version, equal TLS settings and server name.
-#[derive(Clone, Default)]
+/// Which requests may share a connection: the same version, TLS settings and server name. Its connections, and the
+/// requests that wait for one, hold the same object.
+#[derive(Default)]
 pub(super) struct Kind {
     alpn: Alpn,
-    tls: Option<Arc<ClientTls>>,
-    authority: Option<Box<str>>,
+    /// The cluster holds the settings: when it has been replaced, and nobody has them, no request comes any more.
+    tls: Option<Weak<ClientTls>>,
+    server_name: Option<Box<str>>,
+    /// Connections that are open or being opened.
+    open: AtomicUsize,
 }
 
 impl Kind {
     /// What a request needs.
     pub(super) fn of(wanted: &Wanted<'_>) -> Kind {
-        let authority = wanted.authority.filter(|_| wanted.tls.is_some()).map(Into::into);
-        Kind { alpn: wanted.alpn(), authority, tls: wanted.tls.cloned() }
+        let tls = wanted.tls.map(Arc::downgrade);
+        let server_name = Kind::name_of(wanted).map(Into::into);
+        Kind { alpn: wanted.alpn(), tls, server_name, open: AtomicUsize::new(0) }
     }
 
-    /// TLS of its connections.
-    pub(super) fn tls(&self) -> Option<&Arc<ClientTls>> {
-        self.tls.as_ref()
+    /// The server name that a request brings along.
+    pub(super) fn name_of<'a>(wanted: &Wanted<'a>) -> Option<&'a str> {
+        wanted.server_name.filter(|_| wanted.tls.is_some())
+    }
+
+    /// The server name that its requests brought along.
+    pub(super) fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
     }
 
     /// Whether a request may take such a connection.
     pub(super) fn serves(&self, wanted: &Wanted<'_>) -> bool {
-        self.is(wanted.alpn(), wanted.tls, wanted.authority)
-    }
-
-    /// Whether connections of both serve the same requests.
-    pub(super) fn is_same(&self, other: &Kind) -> bool {
-        self.is(other.alpn, other.tls.as_ref(), other.authority.as_deref())
-    }
-
-    fn is(&self, alpn: Alpn, tls: Option<&Arc<ClientTls>>, authority: Option<&str>) -> bool {
-        self.alpn == alpn
-            && match (&self.tls, tls) {
+        self.alpn == wanted.alpn()
+            && match (&self.tls, wanted.tls) {
                 (None, None) => true,
-                (Some(a), Some(b)) => Arc::ptr_eq(a, b) && self.authority.as_deref() == authority,
+                (Some(a), Some(b)) => {
+                    std::ptr::eq(a.as_ptr(), Arc::as_ptr(b))
+                        && self.server_name.as_deref() == wanted.server_name
+                }
                 _ => false,
             }
+    }
+
+    /// Whether no request can want it any more.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.strong_count() == 0)
+    }
+
+    /// Connections that are open or being opened, but for those that have left their place to others.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Counts one more connection.
+    pub(super) fn enter(&self) {
+        self.open.fetch_add(1, Relaxed);
+    }
+
+    /// Counts one connection less.
+    pub(super) fn leave(&self) {
+        self.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -58,6 +83,17 @@ pub(super) struct Limits {
     pub(super) streams: u32,
 }
 
+/// Why a connection takes no more requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It had none for too long.
+    Idle,
+    /// It is too old.
+    Age,
+    /// It has had enough of them.
+    Requests,
+}
+
 impl Limits {
     pub(super) fn of(config: &ClusterConfig) -> Limits {
         Limits {
@@ -69,13 +105,35 @@ impl Limits {
         }
     }
 
-    /// Whether a connection without a request has had its time.
-    pub(super) fn expired(&self, opened: Instant, used: Instant, now: Instant) -> bool {
-        self.idle.is_some_and(|t| now.duration_since(used) >= t) || self.too_old(opened, now)
+    /// Whether and why a connection takes no more requests, which was opened then, has had so many of them, and none
+    /// since `idle`.
+    pub(super) fn end(
+        &self,
+        opened: Instant,
+        requests: u32,
+        idle: Option<Instant>,
+        now: Instant,
+    ) -> Option<End> {
+        let over = |limit: Option<Duration>, since| limit.is_some_and(|t| now.duration_since(since) >= t);
+        if over(self.duration, opened) {
+            Some(End::Age)
+        } else if requests >= self.requests {
+            Some(End::Requests)
+        } else if idle.is_some_and(|since| over(self.idle, since)) {
+            Some(End::Idle)
+        } else {
+            None
+        }
     }
+}
 
-    /// Whether a connection takes no more requests because of its age.
-    pub(super) fn too_old(&self, opened: Instant, now: Instant) -> bool {
-        self.duration.is_some_and(|t| now.duration_since(opened) >= t)
+impl End {
+    /// Counts it.
+    pub(super) fn count(self, stats: &ClusterStats) {
+        match self {
+            End::Idle => stats.upstream_cx_idle_timeout().inc(),
+            End::Age => stats.upstream_cx_max_duration_reached().inc(),
+            End::Requests => stats.upstream_cx_max_requests().inc(),
+        }
     }
 }

@@ -7,6 +7,7 @@ mod h1;
 mod h2;
 mod host_pool;
 mod kind;
+mod kind_pool;
 mod open;
 mod pool;
 mod queue;

@@ -10,6 +10,7 @@ use crate::deadline::after;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use crate::io::Meter;
 use sixfold_core::cluster::{Cluster, ConnectionPermit, Host};
+use sixfold_core::tls::ClientTls;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -20,8 +21,8 @@ use tokio::time::Instant;
 pub(super) struct Order {
     pub(super) cluster: Arc<Cluster>,
     pub(super) host: Arc<Host>,
-    pub(super) kind: Kind,
-    authority: Option<Box<str>>,
+    pub(super) kind: Arc<Kind>,
+    tls: Option<Arc<ClientTls>>,
     alpn: Alpn,
     timeout: Duration,
     profile: Profile,
@@ -36,13 +37,13 @@ pub(super) enum Opened {
 }
 
 impl Order {
-    /// What a request wants.
-    pub(super) fn of(wanted: &Wanted<'_>) -> Order {
+    /// What a request wants, of its kind.
+    pub(super) fn of(wanted: &Wanted<'_>, kind: Arc<Kind>) -> Order {
         Order {
             cluster: wanted.cluster.clone(),
             host: wanted.host.clone(),
-            kind: Kind::of(wanted),
-            authority: wanted.authority.map(Into::into),
+            kind,
+            tls: wanted.tls.cloned(),
             alpn: wanted.alpn(),
             timeout: wanted.timeout,
             profile: wanted.profile,
@@ -93,7 +94,8 @@ impl Order {
         if http1 {
             let opts = Arc::new(self.h1_options());
             let raw = self.alpn == Alpn::None;
-            let connection = H1Upstream::new(connected.io, opts, config.buffer_limit, active, raw);
+            let connection =
+                H1Upstream::new(connected.io, opts, config.buffer_limit, active, self.kind.clone(), raw);
             return Ok((Opened::Whole(Box::new(connection)), connect_ms));
         }
         let open = H2Connection::open(connected.io, config, active, room);
@@ -105,7 +107,7 @@ impl Order {
     }
 
     fn handshake(&self) -> Handshake<'_> {
-        Handshake { tls: self.kind.tls(), authority: self.authority.as_deref(), alpn: self.alpn }
+        Handshake { tls: self.tls.as_ref(), server_name: self.kind.server_name(), alpn: self.alpn }
     }
 
     fn failed(&self, error: UpstreamError) -> UpstreamError {

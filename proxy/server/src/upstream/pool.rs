@@ -2,8 +2,9 @@
 
 use super::dials::Waiting;
 use super::h1::H1Upstream;
-use super::host_pool::{HostPool, Idle, Ready, Shared};
+use super::host_pool::HostPool;
 use super::kind::{Kind, Limits};
+use super::kind_pool::{Idle, Ready, Shared};
 use super::open::{Opened, Order};
 use super::queue::{Grant, Place, Queue};
 use super::{UpstreamError, UpstreamStream};
@@ -19,11 +20,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Connections without a request that a worker keeps, over all endpoints. Beyond it those that were used last longest
-/// ago are closed.
+/// Connections without a request that a worker keeps, over all endpoints and both versions of HTTP. Beyond it those
+/// that were used last longest ago are closed.
 const MAX_IDLE: usize = 4096;
-/// How long a request waits for room on shared connections before it looks again: an upstream that allows more
-/// streams, or another worker that closes a connection, tells nobody.
+/// How long a request waits for a connection or for room on one before it looks again: an upstream that allows more
+/// streams, a connection of another kind that is idle now, or another worker that closes one, tells nobody.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The upstream connections of one worker; a clone is the same.
@@ -33,7 +34,7 @@ pub struct Pools(Arc<Mutex<State>>);
 struct State {
     hosts: FastMap<u64, HostPool>,
     max_idle: usize,
-    /// Connections without a request, or a few fewer.
+    /// Connections without a request, or a few more or fewer: streams end without telling.
     idle: usize,
 }
 
@@ -45,8 +46,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) host: &'a Arc<Host>,
     /// TLS towards it.
     pub(crate) tls: Option<&'a Arc<ClientTls>>,
-    /// Server name for TLS, where the cluster takes it from the request.
-    pub(crate) authority: Option<&'a str>,
+    /// Server name for TLS, where the cluster takes it from the request, as it is sent.
+    pub(crate) server_name: Option<&'a str>,
     /// Whether the client speaks HTTP/2.
     pub(crate) downstream_http2: bool,
     /// Bounds connecting.
@@ -77,9 +78,17 @@ enum Next {
     /// Waits for room on the connections that there are.
     Room(Arc<Notify>),
     /// Opens one of its own: there is nothing to share.
-    Alone(ConnectionPermit, Place),
+    Alone(Arc<Kind>, ConnectionPermit, Place),
     /// Waits for one of its own.
-    Queue(Arc<Queue>),
+    Queue(Arc<Queue>, Arc<Kind>),
+}
+
+/// What comes of waiting for a connection.
+enum Granted {
+    /// A connection, or the place of one, that another request has left.
+    Freed(Grant),
+    /// Leave to open one.
+    Leave(ConnectionPermit, Place),
 }
 
 impl Wanted<'_> {
@@ -109,7 +118,7 @@ impl Wanted<'_> {
     fn checkout(&self, ready: Ready) -> Checkout {
         let (stream, connect_ms) = match ready {
             Ready::Whole(mut idle) => {
-                idle.connection.home = Some((Kind::of(self), idle.limits));
+                idle.connection.home = Some(idle.limits);
                 (UpstreamStream::Http1(idle.connection), idle.connect_ms)
             }
             Ready::Stream(stream, connect_ms) => (UpstreamStream::Http2(stream), connect_ms),
@@ -167,13 +176,18 @@ impl Pools {
             stats.upstream_rq_pending_overflow().inc();
             return Err(UpstreamError::Overflow);
         };
+        let _waiting = stats.upstream_rq_pending_active().raise();
         if matches!(wanted.alpn(), Alpn::Http2 | Alpn::Auto) {
             return self.take_shared(wanted).await;
         }
-        let queue = self.with_pool(wanted, |pool| pool.queue.clone());
-        match self.with_pool(wanted, |pool| connection_permit(pool, wanted)) {
-            Some(permit) => self.open(wanted, permit, Place::new(&queue)).await,
-            None => self.wait(wanted, &queue).await,
+        let (queue, kind, leave) = self.with_pool(wanted, |pool| {
+            let kind = pool.kind(wanted).kind.clone();
+            let leave = leave_to_open(pool, wanted, &kind);
+            (pool.queue.clone(), kind, leave)
+        });
+        match leave {
+            Some((permit, place)) => self.open(wanted, &kind, permit, place).await,
+            None => self.wait(wanted, &queue, &kind).await,
         }
     }
 
@@ -187,18 +201,18 @@ impl Pools {
     async fn open(
         &self,
         wanted: &Wanted<'_>,
+        kind: &Arc<Kind>,
         permit: ConnectionPermit,
         place: Place,
     ) -> Result<Checkout, UpstreamError> {
-        let room = self.with_pool(wanted, |pool| pool.kind(wanted).room.clone());
-        let (opened, connect_ms) = Order::of(wanted).open(permit, place, room).await?;
+        let room = self.with_pool(wanted, |pool| pool.of_kind(kind).map(|pool| pool.room.clone()));
+        let order = Order::of(wanted, kind.clone());
+        let (opened, connect_ms) = order.open(permit, place, room.unwrap_or_default()).await?;
         match opened {
             Opened::Whole(connection) => self.begin(wanted, connection, Some(connect_ms)),
             // ALPN agreed on what can be shared after all.
-            Opened::Shared(connection) => {
-                let limits = Limits::of(&wanted.cluster.config);
-                let shared = Shared { connection, used: wanted.now, limits, connect_ms: Some(connect_ms) };
-                self.with_pool(wanted, |pool| pool.kind(wanted).share(shared));
+            shared => {
+                self.add(&order, shared, connect_ms);
                 self.take_ready(wanted)?.ok_or(UpstreamError::Overflow)
             }
         }
@@ -226,38 +240,59 @@ impl Pools {
 
     /// Waits for a connection that another request gives back, or for one to end. As in Envoy it is the
     /// request's own deadlines that bound the wait.
-    async fn wait(&self, wanted: &Wanted<'_>, queue: &Arc<Queue>) -> Result<Checkout, UpstreamError> {
-        let pending = wanted.cluster.stats.upstream_rq_pending_active().raise();
+    async fn wait(
+        &self,
+        wanted: &Wanted<'_>,
+        queue: &Arc<Queue>,
+        kind: &Arc<Kind>,
+    ) -> Result<Checkout, UpstreamError> {
+        let (cluster, host) = (wanted.cluster, wanted.host);
         loop {
-            let place = match queue.join(Kind::of(wanted)).await {
-                Ok(Grant::Connection(mut connection)) => {
+            let place = match self.granted(wanted, queue, kind).await? {
+                Granted::Leave(permit, place) => return self.open(wanted, kind, permit, place).await,
+                Granted::Freed(Grant::Connection(mut connection)) => {
                     if connection.is_usable() {
                         return self.begin(wanted, connection, None);
                     }
                     // It ended, or said something unasked, since it was given back: its place is this request's.
                     connection.active.leave_place()
                 }
-                Ok(Grant::Place(place)) => Some(place),
-                Err(_) => return Err(UpstreamError::Closed),
+                Granted::Freed(Grant::Place(place)) => Some(place),
             };
             let Some(place) = place else { continue };
-            let (cluster, host) = (wanted.cluster, wanted.host);
-            let last = || (queue.open() <= 1).then(|| cluster.force_connection(host, wanted.high));
+            let last = || (kind.open() <= 1).then(|| cluster.force_connection(host, wanted.high));
             // Another worker may have been faster.
             match cluster.connection(host, wanted.high).or_else(last) {
-                Some(permit) => {
-                    drop(pending);
-                    return self.open(wanted, permit, place).await;
-                }
+                Some(permit) => return self.open(wanted, kind, permit, place).await,
                 None => place.forfeit(),
             }
+        }
+    }
+
+    /// Waits for its turn, or for room that nobody tells of.
+    async fn granted(
+        &self,
+        wanted: &Wanted<'_>,
+        queue: &Arc<Queue>,
+        kind: &Arc<Kind>,
+    ) -> Result<Granted, UpstreamError> {
+        let mut turn = queue.join(kind.clone());
+        loop {
+            if let Ok(grant) = tokio::time::timeout(LOOK_AGAIN, &mut turn).await {
+                return grant.map(Granted::Freed).map_err(|_| UpstreamError::Closed);
+            }
+            let Some(permit) = self.with_pool(wanted, |pool| permit(pool, wanted)) else { continue };
+            turn.close();
+            return Ok(match turn.try_recv() {
+                Ok(grant) => Granted::Freed(grant),
+                Err(_) => Granted::Leave(permit, Place::new(queue, kind)),
+            });
         }
     }
 
     /// A stream of a connection that requests share, opened when those there are have no room; or, by ALPN, a
     /// connection of HTTP/1.
     async fn take_shared(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
-        let _pending = wanted.cluster.stats.upstream_rq_pending_active().raise();
         loop {
             match self.next(wanted)? {
                 Next::Ready(ready) => return Ok(wanted.checkout(ready)),
@@ -265,40 +300,35 @@ impl Pools {
                 Next::Room(room) => {
                     let _ = tokio::time::timeout(LOOK_AGAIN, room.notified()).await;
                 }
-                Next::Alone(permit, place) => return self.open(wanted, permit, place).await,
-                Next::Queue(queue) => return self.wait(wanted, &queue).await,
+                Next::Alone(kind, permit, place) => return self.open(wanted, &kind, permit, place).await,
+                Next::Queue(queue, kind) => return self.wait(wanted, &queue, &kind).await,
             }
         }
     }
 
     fn next(&self, wanted: &Wanted<'_>) -> Result<Next, UpstreamError> {
         self.with_pool(wanted, |pool| {
-            let kind = pool.kind(wanted);
-            if let Some(ready) = kind.take(wanted)? {
+            let own = pool.kind(wanted);
+            if let Some(ready) = own.take(wanted)? {
                 return Ok(Next::Ready(ready));
             }
-            let each = wanted.cluster.config.http2.max_concurrent_streams.min(kind.allowed);
-            if let Some(waiting) = kind.dials.join(each) {
+            let each = wanted.cluster.config.http2.max_concurrent_streams.min(own.allowed);
+            if let Some(waiting) = own.dials.join(each) {
                 return Ok(Next::Dial(waiting));
             }
-            let Some(permit) = connection_permit(pool, wanted) else {
-                let kind = pool.kind(wanted);
-                if kind.is_shared() {
-                    return Ok(Next::Room(kind.room.clone()));
-                }
-                if kind.unshared {
-                    return Ok(Next::Queue(pool.queue.clone()));
-                }
-                wanted.cluster.stats.upstream_rq_pending_overflow().inc();
-                return Err(UpstreamError::Overflow);
+            let kind = own.kind.clone();
+            let leave = leave_to_open(pool, wanted, &kind);
+            let queue = pool.queue.clone();
+            let own = pool.kind(wanted);
+            let Some((permit, place)) = leave else {
+                let whole = own.unshared && !own.is_shared();
+                return Ok(if whole { Next::Queue(queue, kind) } else { Next::Room(own.room.clone()) });
             };
-            let place = Place::new(&pool.queue);
-            let kind = pool.kind(wanted);
-            if kind.unshared {
-                return Ok(Next::Alone(permit, place));
+            if own.unshared {
+                return Ok(Next::Alone(kind, permit, place));
             }
-            let (dialing, waiting) = kind.dials.begin();
-            let (order, room, pools) = (Order::of(wanted), kind.room.clone(), self.clone());
+            let (dialing, waiting) = own.dials.begin();
+            let (order, room, pools) = (Order::of(wanted, kind), own.room.clone(), self.clone());
             // A task of its own: it goes on when the request that asked first has gone.
             tokio::spawn(async move {
                 let opened = order.open(permit, place, room).await;
@@ -311,24 +341,25 @@ impl Pools {
     /// Adds a connection that was opened for whoever waits.
     fn add(&self, order: &Order, opened: Opened, connect_ms: u32) {
         let limits = Limits::of(&order.cluster.config);
-        let (now, connect_ms) = (Instant::now(), Some(connect_ms));
+        let connect_ms = Some(connect_ms);
         let mut state = self.0.lock();
-        let pool = state.hosts.entry(order.host.id).or_insert_with(|| HostPool::new(order.host.clone()));
-        let kind = pool.of_kind(&order.kind);
+        let pool = state.hosts.get_mut(&order.host.id).and_then(|pool| pool.of_kind(&order.kind));
+        // Whoever opened it holds its kind, so the pool keeps that.
+        let Some(pool) = pool else { return };
         match opened {
-            Opened::Shared(connection) => kind.share(Shared { connection, used: now, limits, connect_ms }),
+            Opened::Shared(connection) => pool.share(Shared { connection, limits, connect_ms }),
             Opened::Whole(connection) => {
-                kind.unshared = true;
-                kind.keep(Idle { connection, since: now, limits, connect_ms });
-                state.kept();
+                pool.unshared = true;
+                pool.keep(Idle { connection, since: Instant::now(), limits, connect_ms });
             }
         }
+        state.kept();
     }
 
     /// Takes a connection back after its request. One that can't be used again is closed.
     pub(crate) fn give_back(&self, checkout: Checkout, now: Instant) {
         let UpstreamStream::Http1(mut connection) = checkout.stream else { return };
-        let Some((kind, limits)) = connection.home.take() else { return };
+        let Some(limits) = connection.home.take() else { return };
         if !connection.is_reusable() || connection.active.host.is_removed() {
             return;
         }
@@ -341,11 +372,12 @@ impl Pools {
         if !connection.is_usable() {
             return;
         }
-        let mut state = self.0.lock();
-        let host = &connection.active.host;
-        let pool = state.hosts.entry(host.id).or_insert_with(|| HostPool::new(host.clone()));
-        let Some(connection) = pool.queue.offer(connection, &kind) else { return };
-        pool.of_kind(&kind).keep(Idle { connection, since: now, limits, connect_ms: None });
+        let (mut state, kind) = (self.0.lock(), connection.pool_kind.clone());
+        let Some(pool) = state.hosts.get_mut(&connection.active.host.id) else { return };
+        let Some(connection) = pool.queue.offer(connection) else { return };
+        // It is there, since the connection is of it.
+        let Some(pool) = pool.of_kind(&kind) else { return };
+        pool.keep(Idle { connection, since: now, limits, connect_ms: None });
         state.kept();
     }
 
@@ -355,7 +387,8 @@ impl Pools {
         let now = Instant::now();
         let mut state = self.0.lock();
         state.hosts.retain(|_, pool| pool.sweep(now));
-        state.idle = state.hosts.values().map(HostPool::idle).sum();
+        state.count();
+        state.trim();
     }
 }
 
@@ -363,6 +396,15 @@ impl State {
     /// Counts one more that is kept, and closes the oldest when there are too many.
     fn kept(&mut self) {
         self.idle += 1;
+        self.trim();
+    }
+
+    fn count(&mut self) {
+        self.idle = self.hosts.values().map(HostPool::idle).sum();
+    }
+
+    /// Closes the oldest when there are too many.
+    fn trim(&mut self) {
         if self.idle <= self.max_idle {
             return;
         }
@@ -370,27 +412,34 @@ impl State {
         let left = self.max_idle - self.max_idle / 8;
         let mut ages: Vec<Instant> = self.hosts.values().flat_map(HostPool::ages).collect();
         self.idle = ages.len();
-        if let Some(over) = ages.len().checked_sub(left).filter(|over| *over > 0) {
-            let (_, moment, _) = ages.select_nth_unstable(over - 1);
-            let moment = *moment;
-            self.hosts.values_mut().for_each(|pool| pool.forget(moment));
-            self.idle = self.hosts.values().map(HostPool::idle).sum();
+        if self.idle <= self.max_idle {
+            return;
         }
+        let (_, moment, _) = ages.select_nth_unstable(self.idle - left - 1);
+        let moment = *moment;
+        self.hosts.values_mut().for_each(|pool| pool.forget(moment));
+        self.count();
     }
 }
 
-/// Leave to open a connection. A worker that has none to the endpoint always gets one; idle ones that can't serve the
-/// request are closed to make room.
-fn connection_permit(pool: &mut HostPool, wanted: &Wanted<'_>) -> Option<ConnectionPermit> {
+/// Leave to open a connection. A request whose kind has none always gets it, as in Envoy, whatever the limits say
+/// (common/conn_pool/conn_pool_base.cc `tryCreateNewConnection`): nothing would end its wait.
+fn leave_to_open(
+    pool: &mut HostPool,
+    wanted: &Wanted<'_>,
+    kind: &Arc<Kind>,
+) -> Option<(ConnectionPermit, Place)> {
     let Wanted { cluster, host, high, .. } = *wanted;
-    if let Some(permit) = cluster.connection(host, high) {
-        return Some(permit);
-    }
-    if pool.drop_idle()
-        && let Some(permit) = cluster.connection(host, high)
-    {
-        return Some(permit);
-    }
-    cluster.stats.upstream_cx_overflow().inc();
-    (pool.queue.open() == 0).then(|| cluster.force_connection(host, high))
+    let permit = permit(pool, wanted).or_else(|| {
+        cluster.stats.upstream_cx_overflow().inc();
+        (kind.open() == 0).then(|| cluster.force_connection(host, high))
+    })?;
+    Some((permit, Place::new(&pool.queue, kind)))
+}
+
+/// Leave by the limits. A connection that is idle and can't serve the request is closed to make room.
+fn permit(pool: &mut HostPool, wanted: &Wanted<'_>) -> Option<ConnectionPermit> {
+    let Wanted { cluster, host, high, .. } = *wanted;
+    let permit = cluster.connection(host, high);
+    if permit.is_none() && pool.close_oldest() { cluster.connection(host, high) } else { permit }
 }

@@ -1,14 +1,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
+use crate::deadline::Deadline;
 use crate::h1::Profile;
+use crate::io::Socket;
+use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use sixfold_core::cluster::{
-    Address, BreakerLimits, Cluster, ClusterConfig, Clusters, HostConfig, Resource, UpstreamProtocol,
+    Address, BreakerLimits, Cluster, ClusterConfig, Clusters, HostConfig, Http2Options, Resource,
+    UpstreamProtocol,
 };
 use sixfold_core::metrics::Registry;
+use sixfold_core::tls::{
+    ClientContext, ClientSettings, ClientTls, Identity, Pem, ServerContext, ServerSettings, ServerTls,
+};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
@@ -20,7 +28,51 @@ struct Endpoint {
 }
 
 impl Endpoint {
+    /// Says nothing.
     async fn start() -> Endpoint {
+        Endpoint::serving(hold).await
+    }
+
+    /// Speaks HTTP/2 with whoever begins with it.
+    async fn http2() -> Endpoint {
+        Endpoint::serving(|socket| async move {
+            if socket.peek(&mut [0]).await.is_ok_and(|n| n > 0) {
+                speak_http2(socket).await;
+            }
+        })
+        .await
+    }
+
+    /// Speaks HTTP/2 over TLS where that is agreed on, and else says nothing.
+    async fn tls() -> Endpoint {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let identity = Identity { chain: Pem::Inline(chain.into()), key: Pem::Inline(key.into()) };
+        let settings = ServerSettings {
+            identities: vec![identity],
+            alpn: vec!["h2".into(), "http/1.1".into()],
+            ..ServerSettings::default()
+        };
+        let tls = ServerTls::single(ServerContext::new(settings).unwrap());
+        Endpoint::serving(move |socket| {
+            let tls = tls.clone();
+            async move {
+                let mut limit = Deadline::after(Duration::from_secs(5));
+                let accepted = crate::tls::accept(Socket::tcp(socket), &tls, &mut limit).await.unwrap();
+                let (options, timeouts) = (Http2Options::default(), PeerTimeouts::default());
+                let io = Guarded::server(accepted.io, Vec::new(), &options, timeouts);
+                match accepted.info.alpn.as_deref() {
+                    Some(b"h2") => speak_http2(io).await,
+                    _ => hold(io).await,
+                }
+            }
+        })
+        .await
+    }
+
+    async fn serving<F: Future<Output = ()> + Send + 'static>(
+        serve: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> Endpoint {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (open, ever) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -29,7 +81,11 @@ impl Endpoint {
             while let Ok((socket, _)) = listener.accept().await {
                 counts.0.fetch_add(1, SeqCst);
                 counts.1.fetch_add(1, SeqCst);
-                tokio::spawn(hold(socket, counts.0.clone()));
+                let (served, open) = (serve(socket), counts.0.clone());
+                tokio::spawn(async move {
+                    served.await;
+                    open.fetch_sub(1, SeqCst);
+                });
             }
         });
         Endpoint { address, open, ever }
@@ -46,11 +102,17 @@ impl Endpoint {
     }
 }
 
-async fn hold(mut socket: TcpStream, open: Arc<AtomicUsize>) {
+async fn hold(mut socket: impl AsyncRead + Unpin) {
     use tokio::io::AsyncReadExt;
     let mut sink = [0; 1024];
     while socket.read(&mut sink).await.is_ok_and(|n| n > 0) {}
-    open.fetch_sub(1, SeqCst);
+}
+
+async fn speak_http2(socket: impl AsyncRead + AsyncWrite + Unpin) {
+    let Ok(mut server) = ::h2::server::handshake(socket).await else { return };
+    while let Some(Ok((_, mut respond))) = server.accept().await {
+        let _ = respond.send_response(http::Response::new(()), true);
+    }
 }
 
 fn cluster(endpoints: &[SocketAddr], change: impl FnOnce(&mut ClusterConfig)) -> Arc<Cluster> {
@@ -64,13 +126,23 @@ fn cluster(endpoints: &[SocketAddr], change: impl FnOnce(&mut ClusterConfig)) ->
 }
 
 async fn take(pools: &Pools, cluster: &Arc<Cluster>, at: usize) -> Result<Checkout, UpstreamError> {
+    take_as(pools, cluster, at, |_| ()).await
+}
+
+/// A connection for a request that differs from others.
+async fn take_as(
+    pools: &Pools,
+    cluster: &Arc<Cluster>,
+    at: usize,
+    change: impl FnOnce(&mut Wanted<'_>),
+) -> Result<Checkout, UpstreamError> {
     let set = cluster.hosts.load_full();
     let host = set.iter().nth(at).unwrap().host.clone();
-    let wanted = Wanted {
+    let mut wanted = Wanted {
         cluster,
         host: &host,
-        tls: None,
-        authority: None,
+        tls: cluster.config.tls.as_ref(),
+        server_name: None,
         downstream_http2: false,
         timeout: Duration::from_secs(2),
         high: false,
@@ -78,6 +150,7 @@ async fn take(pools: &Pools, cluster: &Arc<Cluster>, at: usize) -> Result<Checko
         profile: Profile::Envoy,
         now: Instant::now(),
     };
+    change(&mut wanted);
     match pools.take_ready(&wanted)? {
         Some(found) => Ok(found),
         None => pools.take_new(&wanted).await,
@@ -176,4 +249,158 @@ async fn requests_under_way_are_bounded_and_one_that_is_refused_costs_no_connect
     drop(next);
     assert_eq!(cluster.breaker.count(Resource::Requests), 0);
     assert_eq!(endpoint.ever.load(SeqCst), 2);
+}
+
+/// Requests of one version, or of none, that come one after the other.
+const KINDS: [(bool, bool); 6] =
+    [(true, false), (false, false), (true, false), (false, true), (true, false), (false, false)];
+
+/// An HTTP/2 connection without a stream kept its place: over HTTP/1 requests waited until their time was over, over
+/// HTTP/2 with another server name they were refused.
+#[tokio::test]
+async fn an_idle_connection_of_any_kind_makes_room() {
+    for of_host in [false, true] {
+        let endpoint = Endpoint::http2().await;
+        let cluster = cluster(&[endpoint.address], |config| {
+            config.protocol = UpstreamProtocol::Downstream;
+            match of_host {
+                true => config.max_host_connections = 1,
+                false => config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() },
+            }
+        });
+        let pools = Pools::default();
+        for (http2, raw) in KINDS {
+            let taken = take_as(&pools, &cluster, 0, |w| (w.downstream_http2, w.raw) = (http2, raw));
+            let taken = tokio::time::timeout(Duration::from_secs(5), taken).await.expect("it waits").unwrap();
+            assert_eq!(taken.stream.is_http2(), http2);
+            assert_eq!(cluster.breaker.count(Resource::Connections), 1);
+            pools.give_back(taken, Instant::now());
+        }
+        // The last one may not have been accepted yet.
+        while endpoint.ever.load(SeqCst) < KINDS.len() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        endpoint.open(1).await;
+    }
+}
+
+/// As in Envoy, whose pools are one for each kind.
+#[tokio::test]
+async fn a_kind_without_a_connection_gets_one_whatever_others_have() {
+    let endpoint = Endpoint::http2().await;
+    let cluster = cluster(&[endpoint.address], |config| {
+        config.protocol = UpstreamProtocol::Downstream;
+        config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() };
+    });
+    let pools = Pools::default();
+    let mut taken = Vec::new();
+    for (http2, raw) in &KINDS[1..4] {
+        let next = take_as(&pools, &cluster, 0, |w| (w.downstream_http2, w.raw) = (*http2, *raw));
+        taken.push(tokio::time::timeout(Duration::from_secs(5), next).await.expect("it waits").unwrap());
+    }
+    assert_eq!(cluster.breaker.count(Resource::Connections), 3);
+    // A second one waits for the first of its kind, or for any that is idle.
+    let (pools, cluster) = (&pools, &cluster);
+    let second = take(pools, cluster, 0);
+    tokio::pin!(second);
+    assert!(tokio::time::timeout(Duration::from_millis(1500), &mut second).await.is_err());
+    pools.give_back(taken.remove(0), Instant::now());
+    assert_eq!(second.await.unwrap().connect_ms, None);
+}
+
+/// The time ran from the beginning of the last stream, and nobody counted its end.
+#[tokio::test]
+async fn a_shared_connection_is_idle_from_the_end_of_its_last_stream() {
+    let endpoint = Endpoint::http2().await;
+    let cluster = cluster(&[endpoint.address], |config| {
+        config.protocol = UpstreamProtocol::Http2;
+        config.idle_timeout = Some(Duration::from_millis(600));
+    });
+    let pools = Pools::default();
+    let first = take(&pools, &cluster, 0).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    drop(first);
+    pools.sweep();
+    assert_eq!(take(&pools, &cluster, 0).await.unwrap().connect_ms, None);
+    assert_eq!(cluster.stats.upstream_cx_idle_timeout().get(), 0);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    pools.sweep();
+    endpoint.open(0).await;
+    assert_eq!(cluster.stats.upstream_cx_idle_timeout().get(), 1);
+    assert_eq!(endpoint.ever.load(SeqCst), 1);
+}
+
+/// Only those of HTTP/1 counted.
+#[tokio::test]
+async fn shared_connections_without_streams_count_among_the_idle_ones() {
+    let mut endpoints = Vec::new();
+    for _ in 0..10 {
+        endpoints.push(Endpoint::http2().await);
+    }
+    let addresses: Vec<_> = endpoints.iter().map(|e| e.address).collect();
+    let cluster = cluster(&addresses, |config| config.protocol = UpstreamProtocol::Http2);
+    let pools = Pools::with_max_idle(8);
+    let busy = take(&pools, &cluster, 0).await.unwrap();
+    for at in 1..10 {
+        drop(take(&pools, &cluster, at).await.unwrap());
+    }
+    pools.sweep();
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        endpoint.open(usize::from(!(1..3).contains(&at))).await;
+    }
+    drop(busy);
+}
+
+/// It counted twice over `auto_config`.
+#[tokio::test]
+async fn a_request_that_waits_counts_once() {
+    let endpoint = Endpoint::start().await;
+    for protocol in [UpstreamProtocol::Auto, UpstreamProtocol::Http1] {
+        let cluster = cluster(&[endpoint.address], |config| {
+            config.protocol = protocol;
+            config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() };
+        });
+        let (pools, pending) = (Pools::default(), cluster.stats.upstream_rq_pending_active());
+        let first = take(&pools, &cluster, 0).await.unwrap();
+        assert_eq!(pending.get(), 0);
+        let second = take(&pools, &cluster, 0);
+        tokio::pin!(second);
+        assert!(tokio::time::timeout(Duration::from_millis(100), &mut second).await.is_err());
+        assert_eq!(pending.get(), 1);
+        drop(first);
+        second.await.unwrap();
+        assert_eq!(pending.get(), 0);
+    }
+}
+
+/// Each change of a cluster left the idle connections of the TLS before open beside those of the new one.
+#[tokio::test]
+async fn connections_of_tls_that_was_replaced_are_closed_when_idle() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let endpoint = Endpoint::tls().await;
+        let make = |previous: Option<&Cluster>, tls: &Arc<ClientTls>| {
+            let mut config = ClusterConfig { tls: Some(tls.clone()), ..ClusterConfig::named("a") };
+            config.protocol = protocol;
+            let hosts = vec![HostConfig::new(Address::Ip(endpoint.address))];
+            Cluster::new(config, hosts, previous, &Registry::new()).unwrap()
+        };
+        let tls = || ClientTls::new(Some(ClientContext::new(ClientSettings::default()).unwrap()));
+        let (cell, pools) = (Clusters::default().cell("a"), Pools::default());
+        let (first, same, other) = (tls(), tls(), tls());
+        let mut now = make(None, &first);
+        drop(first);
+        for (tls, opened) in [(same.clone(), 2), (same, 2), (other, 3)] {
+            cell.swap(Some(now.clone()));
+            let taken = take(&pools, &now, 0).await.unwrap();
+            pools.give_back(taken, Instant::now());
+            now = make(Some(&now), &tls);
+            cell.swap(Some(now.clone()));
+            pools.sweep();
+            let taken = take(&pools, &now, 0).await.unwrap();
+            assert_eq!(endpoint.ever.load(SeqCst), opened, "{protocol:?}");
+            pools.give_back(taken, Instant::now());
+            pools.sweep();
+            endpoint.open(1).await;
+        }
+    }
 }

@@ -193,13 +193,13 @@ async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
     let ca = authority();
     let tls = ServerTls::single(ca.context("server.test"));
     let address = fixture.apply(with_tls(fixture.listener("a", says("")), &tls)).await;
-    let open = async |settings: ClientSettings, authority: Option<&str>| {
+    let open = async |settings: ClientSettings, server_name: Option<&str>| {
         let tls = Some(ClientTls::new(Some(ClientContext::new(settings).unwrap())));
         let config = ClusterConfig { tls, ..cluster_config("tls") };
         let hosts = vec![HostConfig::new(Address::Ip(address))];
         let cluster = Cluster::new(config, hosts, None, &fixture.registry).unwrap();
         let host = cluster.hosts.load().iter().next().unwrap().host.clone();
-        let handshake = Handshake { tls: cluster.config.tls.as_ref(), authority, alpn: Alpn::Http1 };
+        let handshake = Handshake { tls: cluster.config.tls.as_ref(), server_name, alpn: Alpn::Http1 };
         let mut connected = connect(&cluster, &host, handshake, Duration::from_secs(5)).await?;
         let text = crate::io::text(&mut connected.io).await;
         Ok::<_, ConnectError>((text, connected.tls.unwrap().version))
@@ -210,7 +210,7 @@ async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
         validation: ca.validation(),
         ..ClientSettings::default()
     };
-    assert_eq!(open(auto(), Some("server.test:443")).await, Ok(("secret".into(), "TLSv1.3")));
+    assert_eq!(open(auto(), Some("server.test")).await, Ok(("secret".into(), "TLSv1.3")));
     let error = open(auto(), Some("evil.test")).await.unwrap_err().to_string();
     assert!(error.starts_with("TLS_error:|") && error.ends_with(":TLS_error_end"), "{error}");
     let sans = vec![SanMatcher { kind: SanKind::Dns, matcher: StringMatcher::exact("other.test") }];
