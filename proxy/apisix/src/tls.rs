@@ -199,11 +199,12 @@ fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
     }
 }
 
-/// TLS of an upstream's cluster; its server is not verified, as in APISIX, and is sent the request's host.
+/// TLS of an upstream's cluster, which is called `cluster`; its server is not verified, as in APISIX, and is sent the request's host.
 ///
 /// # Errors
 /// A certificate that can't be used.
 pub(crate) fn towards_upstream(
+    cluster: &str,
     upstream: &Upstream,
     certificate: Option<&ClientCertificate>,
     context: &SourceContext,
@@ -224,8 +225,9 @@ pub(crate) fn towards_upstream(
         _ => None,
     };
     let settings = ClientSettings { identity, auto_sni: true, ..ClientSettings::default() };
-    let context = ClientContext::new(settings).map_err(|e| e.to_string())?;
-    Ok(Some(ClientTls::new(Some(context))))
+    let cache = &context.compile.tls_clients;
+    let compiled = cache.context(settings).map_err(|e| e.to_string())?;
+    Ok(Some(cache.place(cluster, compiled)))
 }
 
 fn identity(cert: &str, key: &str) -> Identity {

@@ -6,6 +6,7 @@ use crate::metrics;
 use crate::model::Model;
 use crate::plugin::{BuildContext, Registry};
 use crate::router::RouteTables;
+use crate::tls::ClientCache;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,6 +23,8 @@ pub struct CompileContext {
     pub build: BuildContext,
     /// Opens access logs.
     pub log_sinks: Arc<dyn MakeSink>,
+    /// TLS towards endpoints that is in use: what says the same is compiled once.
+    pub tls_clients: Arc<ClientCache>,
     /// The host's own address that is not loopback, for X-Forwarded-For.
     pub local_address: Option<IpAddr>,
 }
@@ -36,7 +39,8 @@ impl CompileContext {
     ) -> CompileContext {
         let (clusters, route_tables) = (model.clusters().clone(), model.route_tables().clone());
         let build = BuildContext { clusters: clusters.clone(), ..build };
-        CompileContext { clusters, route_tables, plugins, build, log_sinks, local_address: None }
+        let tls_clients = Arc::default();
+        CompileContext { clusters, route_tables, plugins, build, log_sinks, tls_clients, local_address: None }
     }
 
     /// Where everything that is compiled registers its statistics: the same place as for plugins.

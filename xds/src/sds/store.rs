@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use sixfold_core::error::ConfigError;
 use sixfold_core::metrics::Registry;
-use sixfold_core::tls::ContextChange;
+use sixfold_core::tls::{ClientTls, ContextChange};
 use sixfold_xds_api::constraints;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::values::Result;
@@ -122,6 +122,13 @@ impl Secrets {
             self.named.notify_one();
         }
         Ok(made)
+    }
+
+    /// Places of clusters whose settings name these secrets and are as `wanted` says.
+    pub(super) fn clients(&self, named: &[Reference], wanted: impl Fn(&User) -> bool) -> Vec<Arc<ClientTls>> {
+        // Who names all of them names the first.
+        let users = named.first().map(|first| self.state.lock().users(&first.key)).unwrap_or_default();
+        users.iter().filter(|user| wanted(user)).filter_map(|user| user.client_place()).collect()
     }
 
     /// A file that a secret is to be found in must be there, as in Envoy; what is wrong in it keeps nobody from serving.

@@ -116,8 +116,11 @@ fn settings_are_ready_when_the_last_of_their_secrets_has_come() {
     let before = tls(&first).context().unwrap();
     assert!(!is_awaited(&first));
     // Who comes later finds them; both hear of the next.
-    let second = mesh(&context, API, SANS);
+    let second = mesh(&context, API, "match_subject_alt_names: [{exact: b.test}]");
     assert!(!is_awaited(&second) && tls(&second).context().is_some());
+    // What is compiled again is the same as before: so its connections serve on.
+    let again = mesh(&context, API, SANS);
+    assert!(Arc::ptr_eq(tls(&first), tls(&again)) && !Arc::ptr_eq(tls(&first), tls(&second)));
     assert_eq!(bring(&context, &key(&source, "default"), &pki.certificate("default")), 2);
     assert!(!Arc::ptr_eq(&before, &tls(&first).context().unwrap()));
     assert_eq!(
@@ -125,7 +128,7 @@ fn settings_are_ready_when_the_last_of_their_secrets_has_come() {
         3
     );
     // What nobody names is not asked for.
-    drop((first, second));
+    drop((first, second, again));
     assert_eq!(context.sds.wanted(|_| true), []);
     assert_eq!(bring(&context, &key(&source, "default"), &pki.certificate("default")), 0);
 }

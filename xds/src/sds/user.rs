@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::tls::{Awaited, ClientTls, ContextChange, ServerTls};
+use sixfold_core::tls::{Awaited, ClientCache, ClientTls, ContextChange, ServerTls};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
     DownstreamTlsContext, Secret, UpstreamTlsContext,
 };
@@ -23,6 +23,9 @@ pub(crate) struct User {
     /// The secrets that they name and that come by themselves.
     named: Vec<Reference>,
     statics: Arc<BTreeMap<String, Arc<Secret>>>,
+    cache: Arc<ClientCache>,
+    /// What their statistics begin with.
+    scope: Box<str>,
     settings: Settings,
     stats: SocketStats,
 }
@@ -48,7 +51,7 @@ pub(crate) fn server(context: &Context, value: &DownstreamTlsContext, scope: &st
         let mut user = None;
         let place = ServerTls::awaiting(compiled, |place| {
             let settings = Settings::Server { encoded, place: place.clone() };
-            let made = Arc::new(User::new(context, &named, settings, stats.clone()));
+            let made = Arc::new(User::new(context, &named, scope, settings, stats.clone()));
             user = Some(made.clone());
             Awaited::new(made, longest(&named), move || stats.downstream_context_secrets_not_ready().inc())
         });
@@ -64,18 +67,30 @@ pub(crate) fn client(
     scope: &str,
 ) -> Result<Arc<ClientTls>> {
     let named = references(context, value.common_tls_context.as_ref())?;
+    let cache = &context.compile.tls_clients;
     if named.is_empty() {
         let lookup = Lookup { statics: &context.secrets, come: &|_| None };
-        return tls::client_context(&lookup, value, names).map(ClientTls::new);
+        // Those of the bootstrap are there.
+        let missing = || ConfigError::field("common_tls_context", "lacks a secret");
+        let compiled = tls::client_context(cache, &lookup, value, names)?.ok_or_else(missing)?;
+        return Ok(cache.place(scope, compiled));
     }
     let stats = SocketStats::new(context.compile.metrics(), &format!("{scope}client_ssl_socket_factory."));
+    let encoded: Box<[u8]> = value.encode_to_vec().into();
+    let earlier = context.sds.clients(&named, |user| user.is_client(context, scope, &encoded, names));
     context.sds.enter(&named, |come| {
-        let compiled = tls::client_context(&Lookup { statics: &context.secrets, come }, value, names)?;
-        let encoded = value.encode_to_vec().into();
+        let lookup = Lookup { statics: &context.secrets, come };
+        let compiled = tls::client_context(cache, &lookup, value, names)?;
+        // Compiled again with the same outcome: the connections go on.
+        if let Some(compiled) = &compiled
+            && let Some(place) = earlier.iter().find(|place| place.holds(compiled))
+        {
+            return Ok((place.clone(), None));
+        }
         let mut user = None;
         let place = ClientTls::awaiting(compiled, |place| {
             let settings = Settings::Client { encoded, names, place: place.clone() };
-            let made = Arc::new(User::new(context, &named, settings, stats.clone()));
+            let made = Arc::new(User::new(context, &named, scope, settings, stats.clone()));
             user = Some(made.clone());
             Awaited::new(made, longest(&named), move || stats.upstream_context_secrets_not_ready().inc())
         });
@@ -89,8 +104,32 @@ fn longest(named: &[Reference]) -> Option<Duration> {
 }
 
 impl User {
-    fn new(context: &Context, named: &[Reference], settings: Settings, stats: SocketStats) -> User {
-        User { named: named.to_vec(), statics: context.secrets.clone(), settings, stats }
+    fn new(
+        context: &Context,
+        named: &[Reference],
+        scope: &str,
+        settings: Settings,
+        stats: SocketStats,
+    ) -> User {
+        let (statics, cache) = (context.secrets.clone(), context.compile.tls_clients.clone());
+        User { named: named.to_vec(), statics, cache, scope: scope.into(), settings, stats }
+    }
+
+    /// Whether a cluster has sent the same before.
+    fn is_client(&self, context: &Context, scope: &str, sent: &[u8], said: AutomaticNames) -> bool {
+        let same = match &self.settings {
+            Settings::Client { encoded, names, .. } => **encoded == *sent && *names == said,
+            Settings::Server { .. } => false,
+        };
+        same && *self.scope == *scope && self.statics == context.secrets
+    }
+
+    /// The place of a cluster, while it has it.
+    pub(super) fn client_place(&self) -> Option<Arc<ClientTls>> {
+        match &self.settings {
+            Settings::Client { place, .. } => place.upgrade(),
+            Settings::Server { .. } => None,
+        }
     }
 
     /// The secrets that they name and that come by themselves.
@@ -123,7 +162,8 @@ impl User {
             Settings::Client { encoded, names, place } => {
                 let Some(place) = place.upgrade() else { return Ok(None) };
                 let value = UpstreamTlsContext::decode(&**encoded).map_err(again)?;
-                let compiled = tls::client_context(&lookup, &value, *names).in_key("UpstreamTlsContext")?;
+                let compiled = tls::client_context(&self.cache, &lookup, &value, *names);
+                let compiled = compiled.in_key("UpstreamTlsContext")?;
                 Ok(compiled.map(|compiled| place.change(compiled)))
             }
         }

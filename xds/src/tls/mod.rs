@@ -12,8 +12,8 @@ use prost::{Message, Name};
 use sixfold_core::cluster::SocketMatch;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::tls::{
-    ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, ServerContext, ServerSettings,
-    ServerTls, TlsVersion, Validation,
+    ClientCache, ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, ServerContext,
+    ServerSettings, ServerTls, TlsVersion, Validation,
 };
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
@@ -58,7 +58,7 @@ pub(crate) fn client(
 }
 
 /// What a cluster says of the names of its endpoints, beside their TLS.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AutomaticNames {
     /// `auto_sni`
     pub(crate) sni: bool,
@@ -78,12 +78,13 @@ pub(crate) fn server_context(
 
 /// The settings of a cluster, compiled; `None` when a secret of them has not come.
 pub(crate) fn client_context(
+    cache: &ClientCache,
     lookup: &Lookup<'_>,
     value: &UpstreamTlsContext,
     names: AutomaticNames,
 ) -> Result<Option<Arc<ClientContext>>> {
     let Some(settings) = client_settings(lookup, value, names)? else { return Ok(None) };
-    let made = ClientContext::new(settings).map(Some);
+    let made = cache.context(settings).map(Some);
     made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)))
 }
 

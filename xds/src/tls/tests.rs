@@ -82,3 +82,20 @@ fn faults_of_compiled_settings_are_named_as_they_are_written() {
     );
     assert_eq!(of("tls_params: {ecdh_curves: [x]}"), "tls_params.ecdh_curves");
 }
+
+/// Every compile made another place, and the connections of the one before stayed open beside it.
+#[test]
+fn a_cluster_that_is_compiled_again_keeps_its_tls() {
+    let context = context();
+    let of = |sni: &str, scope: &str| {
+        let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster = read(&format!(
+            "name: c\ntransport_socket: {{name: tls, typed_config: {{{UPSTREAM}, sni: {sni}}}}}\n"
+        ));
+        client(&context, &cluster.transport_socket, &Protocol::default(), scope).unwrap().unwrap()
+    };
+    let first = of("a.test", "cluster.c.");
+    assert!(Arc::ptr_eq(&first, &of("a.test", "cluster.c.")));
+    assert!(!Arc::ptr_eq(&first, &of("b.test", "cluster.c.")));
+    let other = of("a.test", "cluster.d.");
+    assert!(!Arc::ptr_eq(&first, &other) && first.holds(&other.context().unwrap()));
+}

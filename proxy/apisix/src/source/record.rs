@@ -214,7 +214,7 @@ impl Builder<'_> {
             return Ok(built.clone());
         }
         let name = before.map_or_else(|| cluster_name(key), |built| built.name.clone());
-        let tls = crate::tls::towards_upstream(upstream, certificate.map(|c| &**c), self.context)?;
+        let tls = crate::tls::towards_upstream(&name, upstream, certificate.map(|c| &**c), self.context)?;
         let (config, hosts) = upstream::compile(
             &name,
             upstream,

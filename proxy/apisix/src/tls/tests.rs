@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::sync::Arc;
+
 use serde_json::json;
 use sixfold_core::connection::TlsInfo;
 use sixfold_core::document::Format;
@@ -7,6 +9,7 @@ use sixfold_core::plugin::{Chain, HeadPhase, Outcome};
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::ContextChange;
 
+use super::towards_upstream;
 use crate::store::Resources;
 use crate::testing::{self, TextSource};
 
@@ -108,6 +111,23 @@ fn what_is_no_certificate_is_refused_by_name() {
     skipping["client"] = json!({"ca": skipping["cert"], "skip_mtls_uri_regex": ["/open.*"]});
     let errors = update(&mut source, &json!({ "ssls": [skipping] })).unwrap_err();
     assert!(errors[0].contains("ssl \"f\": client.skip_mtls_uri_regex: is not supported"), "{errors:?}");
+}
+
+/// Every change of an upstream made another place, and its connections stayed open beside the new ones.
+#[test]
+fn an_upstream_that_is_compiled_again_keeps_its_tls() {
+    let context = testing::context();
+    let of = |name: &str, retries: u32| {
+        let upstream = json!({
+            "scheme": "https", "type": "roundrobin", "hash_on": "vars", "pass_host": "pass", "retries": retries
+        });
+        let upstream = serde_json::from_value(upstream).unwrap();
+        towards_upstream(name, &upstream, None, &context).unwrap().unwrap()
+    };
+    let first = of("a", 1);
+    assert!(Arc::ptr_eq(&first, &of("a", 2)));
+    let other = of("b", 1);
+    assert!(!Arc::ptr_eq(&first, &other) && first.holds(&other.context().unwrap()));
 }
 
 #[test]

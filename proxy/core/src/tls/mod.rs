@@ -11,6 +11,7 @@ mod client;
 mod names;
 mod options;
 mod pem;
+mod reuse;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -23,5 +24,6 @@ pub use client::{AlpnOffer, ClientContext, ClientSettings, ClientTls};
 pub use names::NameTable;
 pub use options::{Protocols, TlsVersion, cipher_name};
 pub use pem::{Identity, Pem};
+pub use reuse::ClientCache;
 pub use server::{NamedContexts, ServerContext, ServerSettings, ServerTls};
 pub use verify::{SanKind, SanMatcher, Validation};

@@ -51,7 +51,7 @@ impl Identity {
 }
 
 impl Pem {
-    fn read(&self) -> Result<Cow<'_, [u8]>, String> {
+    pub(super) fn read(&self) -> Result<Cow<'_, [u8]>, String> {
         match self {
             Pem::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
             Pem::File(path) => {

@@ -1,0 +1,186 @@
+//! TLS towards endpoints that is in use, by what it is made of.
+
+use super::certificate::sha256;
+use super::{ClientContext, ClientSettings, ClientTls, Pem};
+use crate::error::ConfigError;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Weak};
+
+/// Contexts and places that somebody holds. Settings that say the same compile to the same object, files that they
+/// name by content: a thousand clusters with one secret hold it once, and a cluster that is compiled again keeps its
+/// place where its TLS has not changed, so that its connections serve on.
+#[derive(Default)]
+pub struct ClientCache {
+    contexts: Mutex<Held<[u8; 32], ClientContext>>,
+    places: Mutex<Held<(Box<str>, usize), ClientTls>>,
+}
+
+/// Values for as long as somebody else holds them.
+struct Held<K, V> {
+    known: HashMap<K, Weak<V>>,
+    /// Values that were left when those that nobody holds were forgotten last.
+    kept: usize,
+}
+
+impl<K, V> Default for Held<K, V> {
+    fn default() -> Held<K, V> {
+        Held { known: HashMap::new(), kept: 0 }
+    }
+}
+
+impl<K: Hash + Eq, V> Held<K, V> {
+    fn get(&self, key: &K) -> Option<Arc<V>> {
+        self.known.get(key)?.upgrade()
+    }
+
+    fn insert(&mut self, key: K, value: &Arc<V>) {
+        // Once those that nobody holds may be as many as the others.
+        if self.known.len() > 2 * self.kept + 16 {
+            self.known.retain(|_, value| value.strong_count() > 0);
+            self.kept = self.known.len();
+        }
+        self.known.insert(key, Arc::downgrade(value));
+    }
+}
+
+impl ClientCache {
+    /// The settings, compiled.
+    ///
+    /// # Errors
+    /// Those of [`ClientContext::new`].
+    pub fn context(&self, settings: ClientSettings) -> Result<Arc<ClientContext>, ConfigError> {
+        let files = Files::of(&settings);
+        let print = files.print(&settings);
+        if let Some(print) = &print
+            && let Some(context) = self.contexts.lock().get(print)
+        {
+            return Ok(context);
+        }
+        let described = format!("{settings:?}");
+        let context = ClientContext::new(settings)?;
+        // Of a file that has changed in between nobody knows which content was compiled.
+        if let Some(print) = print.filter(|print| files.print_of(&described) == Some(*print)) {
+            self.contexts.lock().insert(print, &context);
+        }
+        Ok(context)
+    }
+
+    /// The place of `owner` that holds the context: the one it has already, if that is so.
+    pub fn place(&self, owner: &str, context: Arc<ClientContext>) -> Arc<ClientTls> {
+        let key = (owner.into(), Arc::as_ptr(&context) as usize);
+        let mut places = self.places.lock();
+        let known = places.get(&key);
+        if let Some(place) = known.filter(|place| place.holds(&context)) {
+            return place;
+        }
+        let place = ClientTls::new(Some(context));
+        places.insert(key, &place);
+        place
+    }
+}
+
+impl std::fmt::Debug for ClientCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientCache")
+    }
+}
+
+/// The PEM that settings are made of.
+struct Files(Vec<Pem>);
+
+impl Files {
+    fn of(settings: &ClientSettings) -> Files {
+        let identity = settings.identity.iter().flat_map(|identity| [&identity.chain, &identity.key]);
+        let validation = settings.validation.iter().flat_map(|v| v.trusted_ca.iter().chain(&v.crl));
+        Files(identity.chain(validation).cloned().collect())
+    }
+
+    /// Digest of the settings and all that they name; `None` when that can't be read.
+    fn print(&self, settings: &ClientSettings) -> Option<[u8; 32]> {
+        self.print_of(&format!("{settings:?}"))
+    }
+
+    /// The same of settings by their description, which leaves contents out.
+    fn print_of(&self, described: &str) -> Option<[u8; 32]> {
+        let mut all = described.as_bytes().to_vec();
+        for pem in &self.0 {
+            all.extend(sha256(&pem.read().ok()?));
+        }
+        Some(sha256(&all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::tls::{Identity, Validation};
+
+    fn certificate() -> (Vec<u8>, Vec<u8>) {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes())
+    }
+
+    fn settings(chain: &Pem, key: &[u8]) -> ClientSettings {
+        let identity = Identity { chain: chain.clone(), key: Pem::Inline(key.to_vec()) };
+        ClientSettings { identity: Some(identity), ..ClientSettings::default() }
+    }
+
+    /// Every compile made new ones, and the connections of those before stayed open beside them.
+    #[test]
+    fn what_says_the_same_is_the_same() {
+        let cache = ClientCache::default();
+        let ((chain, key), (other, other_key)) = (certificate(), certificate());
+        let chain = Pem::Inline(chain);
+        let context = cache.context(settings(&chain, &key)).unwrap();
+        assert!(Arc::ptr_eq(&context, &cache.context(settings(&chain, &key)).unwrap()));
+        let place = cache.place("cluster.a.", context.clone());
+        assert!(Arc::ptr_eq(&place, &cache.place("cluster.a.", context.clone())));
+        assert!(!Arc::ptr_eq(&place, &cache.place("cluster.b.", context.clone())), "it may change by itself");
+        let different = [
+            settings(&Pem::Inline(other.clone()), &other_key),
+            ClientSettings { auto_sni: true, ..settings(&chain, &key) },
+            ClientSettings { sni: Some("a".into()), ..settings(&chain, &key) },
+            ClientSettings { validation: Some(Validation::default()), ..settings(&chain, &key) },
+        ];
+        for settings in different {
+            assert!(!Arc::ptr_eq(&context, &cache.context(settings).unwrap()));
+        }
+        // Contents of the same length are not described.
+        let (short, long) = (Pem::Inline(b"a".into()), Pem::Inline(b"b".into()));
+        let print = |pem: &Pem| Files(vec![pem.clone()]).print(&settings(pem, b"k"));
+        assert_ne!(print(&short), print(&long));
+        // What was replaced by hand is another one's.
+        place.replace(None);
+        assert!(!Arc::ptr_eq(&place, &cache.place("cluster.a.", context)));
+    }
+
+    #[test]
+    fn files_count_by_their_content() {
+        let cache = ClientCache::default();
+        let path = std::env::temp_dir().join(format!("sixfold-chain-{}.pem", std::process::id()));
+        let ((chain, key), (other, other_key)) = (certificate(), certificate());
+        let file = Pem::File(path.clone());
+        assert!(cache.context(settings(&file, &key)).is_err(), "it is not there");
+        std::fs::write(&path, &chain).unwrap();
+        let first = cache.context(settings(&file, &key)).unwrap();
+        assert!(Arc::ptr_eq(&first, &cache.context(settings(&file, &key)).unwrap()));
+        std::fs::write(&path, &other).unwrap();
+        let second = cache.context(settings(&file, &other_key)).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_kept_that_nobody_holds() {
+        let cache = ClientCache::default();
+        for n in 0..1000 {
+            let sni = Some(format!("{n}.test"));
+            let context = cache.context(ClientSettings { sni, ..ClientSettings::default() }).unwrap();
+            drop(cache.place(&n.to_string(), context));
+        }
+        assert!(cache.contexts.lock().known.len() <= 20 && cache.places.lock().known.len() <= 20);
+    }
+}
