@@ -1,19 +1,26 @@
 //! Statistics whose labels are known only when there is something to count: series by label values.
 //!
-//! Each worker has a map of its own, so that a request waits for nobody but, for a moment, a reader. What
+//! Each worker has maps of its own, so that a request waits for nobody but, for a moment, a reader. What
 //! clients choose may become a label, so all maps together have a bound in bytes: when it is reached, series
-//! that have expired give their room, and what finds none is counted in one series for the rest.
+//! that have expired give their room, and what finds none is counted in one series for the rest. A worker's series
+//! are in many parts, and nobody holds more than one at a time or looks at all of them for one request.
 
 use super::{shard, shards};
 use crate::budget::ByteBudget;
+use crate::fast_hash::FastMap;
 use parking_lot::Mutex;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Between label values; no UTF-8 text holds it.
 pub const SEPARATOR: u8 = 0xFF;
+
+/// Parts of one thread's series.
+const PARTS: usize = 128;
+/// Series that a request looks at which finds no room, or those of one part if they are more.
+const SWEEP: usize = 512;
 
 /// What a map and a reference-counted key take for a series, roughly, beside key and value.
 const OVERHEAD: usize = 64;
@@ -44,7 +51,9 @@ impl SeriesBudget {
 /// Values of one metric by label values.
 pub struct Series<T> {
     /// One for each worker behind one for all other threads.
-    shards: Box<[Mutex<Shard<T>>]>,
+    shards: Box<[Shard<T>]>,
+    /// Of label values, which clients may choose.
+    hasher: RandomState,
     budget: Arc<SeriesBudget>,
     /// Bytes that a value takes outside of itself.
     heap: usize,
@@ -53,16 +62,31 @@ pub struct Series<T> {
     start: Instant,
 }
 
-/// One thread's series.
+/// One thread's series, once it has any.
 struct Shard<T> {
-    series: HashMap<Arc<[u8]>, Entry<T>>,
+    parts: OnceLock<Box<[Mutex<Part<T>>]>>,
+    round: Mutex<Round>,
+}
+
+/// Those whose labels' hash says so.
+struct Part<T> {
+    series: FastMap<u64, Entry<T>>,
     /// Of everything that found no room.
     rest: Option<T>,
-    /// When expired series were last looked for, in seconds since the start.
-    swept: u32,
+}
+
+/// How far a thread has looked for expired series.
+#[derive(Default)]
+struct Round {
+    /// The next part to look at.
+    at: usize,
+    /// The second of the last look, since the start, and the parts that were looked at in it.
+    second: u32,
+    looked: usize,
 }
 
 struct Entry<T> {
+    key: Arc<[u8]>,
     value: T,
     /// Seconds since the start.
     touched: u32,
@@ -80,13 +104,9 @@ pub enum Labels {
 impl<T: Default> Series<T> {
     /// No series yet. `heap` is how many bytes a value takes outside of itself.
     pub fn new(budget: Arc<SeriesBudget>, heap: usize, expire: Option<Duration>) -> Series<T> {
-        let shard = || Mutex::new(Shard { series: HashMap::new(), rest: None, swept: 0 });
+        let shard = || Shard { parts: OnceLock::new(), round: Mutex::default() };
         let shards = (0..shards()).map(|_| shard()).collect();
-        Series { shards, budget, heap, expire, start: Instant::now() }
-    }
-
-    fn cost(&self, key: &[u8]) -> usize {
-        key.len() + size_of::<Entry<T>>() + self.heap + OVERHEAD
+        Series { shards, hasher: RandomState::new(), budget, heap, expire, start: Instant::now() }
     }
 
     fn seconds(&self, now: Instant) -> u32 {
@@ -97,72 +117,96 @@ impl<T: Default> Series<T> {
     pub fn touch(&self, key: &[u8], now: Instant, change: impl FnOnce(&mut T)) {
         let Some(own) = self.shards.get(shard()).or_else(|| self.shards.first()) else { return };
         let now = self.seconds(now);
-        let mut shard = own.lock();
-        if let Some(entry) = shard.series.get_mut(key) {
+        let hash = self.hasher.hash_one(key);
+        let Some(place) = own.parts().get(part_of(hash)) else { return };
+        if let Some(entry) = place.lock().series.get_mut(&hash)
+            && *entry.key == *key
+        {
             entry.touched = now;
             return change(&mut entry.value);
         }
-        if !self.budget.bytes.take(self.cost(key)) {
-            // At most once a second, since it looks at every series.
-            let sweep = self.expire.is_some() && shard.swept != now;
-            if sweep {
-                self.sweep(&mut shard, now);
+        let cost = self.cost(key);
+        let room =
+            self.budget.bytes.take(cost) || (self.sweep_some(own, now) && self.budget.bytes.take(cost));
+        let mut part = place.lock();
+        if part.series.contains_key(&hash) || !room {
+            // Another thread was here meanwhile, or labels have the same hash, which nobody can bring about.
+            if room {
+                self.budget.bytes.give_back(cost);
             }
-            if !sweep || !self.budget.bytes.take(self.cost(key)) {
-                self.budget.refused.fetch_add(1, Relaxed);
-                return change(shard.rest.get_or_insert_default());
-            }
+            self.budget.refused.fetch_add(1, Relaxed);
+            return change(part.rest.get_or_insert_default());
         }
         let mut value = T::default();
         change(&mut value);
-        shard.series.insert(key.into(), Entry { value, touched: now });
+        part.series.insert(hash, Entry { key: key.into(), value, touched: now });
+    }
+
+    /// Looks for expired series in the next parts of a thread, in each once a second; tells whether it looked at any.
+    fn sweep_some(&self, shard: &Shard<T>, now: u32) -> bool {
+        if self.expire.is_none() {
+            return false;
+        }
+        let mut round = shard.round.lock();
+        if round.second != now {
+            (round.second, round.looked) = (now, 0);
+        }
+        let (before, mut seen) = (round.looked, 0);
+        while round.looked < PARTS && seen < SWEEP {
+            if let Some(part) = shard.parts().get(round.at) {
+                let mut part = part.lock();
+                seen += part.series.len();
+                self.sweep(&mut part, now);
+            }
+            round.at = (round.at + 1) % PARTS;
+            round.looked += 1;
+        }
+        round.looked > before
     }
 
     /// Drops what has expired.
-    fn sweep(&self, shard: &mut Shard<T>, now: u32) {
+    fn sweep(&self, part: &mut Part<T>, now: u32) {
         let Some(expire) = self.expire else { return };
-        shard.swept = now;
         let expire = expire.as_secs();
-        shard.series.retain(|key, entry| {
+        part.series.retain(|_, entry| {
             let keep = u64::from(now.saturating_sub(entry.touched)) < expire;
             if !keep {
-                self.budget.bytes.give_back(self.cost(key));
+                self.budget.bytes.give_back(self.cost(&entry.key));
             }
             keep
         });
         // A burst of labels does not keep its tables.
-        if shard.series.capacity() > 4 * shard.series.len().max(16) {
-            shard.series.shrink_to_fit();
+        if part.series.capacity() > 4 * part.series.len().max(16) {
+            part.series.shrink_to_fit();
         }
     }
 
     /// Visits every series that has not expired in the order of its labels, with the sum over all threads;
-    /// what found no room comes last. A worker that counts waits for one look-up at most, or while its series
-    /// are listed.
+    /// what found no room comes last. A worker that counts waits while one part of its series is listed at most.
     pub fn each(&self, now: Instant, add: impl Fn(&mut T, &T), mut visit: impl FnMut(&Labels, &T)) {
         let now = self.seconds(now);
-        let mut keys: Vec<Arc<[u8]>> = Vec::new();
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            self.sweep(&mut shard, now);
-            keys.extend(shard.series.keys().cloned());
+        let mut keys: Vec<(Arc<[u8]>, u64)> = Vec::new();
+        let mut rest = None;
+        for part in self.shards.iter().flat_map(Shard::present) {
+            let mut part = part.lock();
+            self.sweep(&mut part, now);
+            keys.extend(part.series.iter().map(|(hash, entry)| (entry.key.clone(), *hash)));
+            if let Some(value) = &part.rest {
+                add(rest.get_or_insert_default(), value);
+            }
         }
         keys.sort_unstable();
         keys.dedup();
-        for key in keys {
+        for (key, hash) in keys {
             let mut sum = T::default();
-            for shard in &self.shards {
-                if let Some(entry) = shard.lock().series.get(&key) {
+            for part in self.shards.iter().filter_map(|shard| shard.present().get(part_of(hash))) {
+                if let Some(entry) = part.lock().series.get(&hash)
+                    && entry.key == key
+                {
                     add(&mut sum, &entry.value);
                 }
             }
             visit(&Labels::Values(key), &sum);
-        }
-        let mut rest = None;
-        for shard in &self.shards {
-            if let Some(value) = &shard.lock().rest {
-                add(rest.get_or_insert_default(), value);
-            }
         }
         if let Some(rest) = rest {
             visit(&Labels::Rest, &rest);
@@ -170,12 +214,34 @@ impl<T: Default> Series<T> {
     }
 }
 
+impl<T> Series<T> {
+    fn cost(&self, key: &[u8]) -> usize {
+        key.len() + size_of::<Entry<T>>() + self.heap + OVERHEAD
+    }
+}
+
+impl<T> Shard<T> {
+    /// The parts, made for the first series.
+    fn parts(&self) -> &[Mutex<Part<T>>] {
+        let part = || Mutex::new(Part { series: FastMap::default(), rest: None });
+        self.parts.get_or_init(|| (0..PARTS).map(|_| part()).collect())
+    }
+
+    /// The parts, none before the first series.
+    fn present(&self) -> &[Mutex<Part<T>>] {
+        self.parts.get().map_or(&[], |parts| parts)
+    }
+}
+
+fn part_of(hash: u64) -> usize {
+    hash as usize % PARTS
+}
+
 impl<T> Drop for Series<T> {
     fn drop(&mut self) {
-        for shard in &mut self.shards {
-            let series = &shard.get_mut().series;
-            let bytes = |key: &Arc<[u8]>| key.len() + size_of::<Entry<T>>() + self.heap + OVERHEAD;
-            self.budget.bytes.give_back(series.keys().map(bytes).sum());
+        for part in self.shards.iter().flat_map(Shard::present) {
+            let bytes = part.lock().series.values().map(|entry| self.cost(&entry.key)).sum();
+            self.budget.bytes.give_back(bytes);
         }
     }
 }
@@ -251,5 +317,28 @@ mod tests {
         assert_eq!(kept.len(), 3, "and the rest");
         assert_eq!(all(&series, at(200)).len(), 1);
         assert_eq!(budget.used(), 0);
+    }
+
+    /// One request looked at every series of its worker, and one reader held them all.
+    #[test]
+    fn one_call_looks_at_a_few_of_many_series() {
+        let (budget, start) = (SeriesBudget::new(50_000 * 120), Instant::now());
+        let series = Series::<u64>::new(budget.clone(), 0, Some(Duration::from_secs(60)));
+        let late = start + Duration::from_secs(100);
+        for n in 0..100_000u32 {
+            series.touch(&n.to_be_bytes(), start, |sum| *sum += 1);
+        }
+        let full = budget.used();
+        assert!(budget.refused() > 10_000 && full > 5_000_000);
+        series.touch(b"late", late, |sum| *sum += 1);
+        let freed = full - budget.used();
+        assert!(freed > 0 && freed < full / 20, "{freed} of {full}");
+        for n in 0..100_000u32 {
+            series.touch(&(1_000_000 + n).to_be_bytes(), late, |sum| *sum += 1);
+        }
+        let all = all(&series, late);
+        assert!(all.len() > 40_000 && all.iter().all(|(_, sum)| *sum == 1 || *sum > 100));
+        let parts = series.shards.iter().flat_map(Shard::present);
+        assert!(parts.map(|part| part.lock().series.len()).max() < Some(all.len() / 64));
     }
 }
