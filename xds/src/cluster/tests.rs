@@ -38,12 +38,13 @@ fn defaults_are_envoys() {
 fn endpoints_of_eds_have_a_name_and_a_time_to_come_in() {
     let of = |fields: &str| {
         let value = read(&format!("name: c\ntype: EDS\neds_cluster_config: {{{fields}}}\n"));
-        (eds(&context(), &value).unwrap().unwrap(), parts(&context(), &value).unwrap().0.discovery.clone())
+        let config = parts(&context(), &value).unwrap().0;
+        (eds(&context(), &value).unwrap().unwrap(), config.discovery.clone(), config.eds_service_name)
     };
     let fifteen = Duration::from_secs(15);
-    assert_eq!(of("eds_config: {ads: {}}"), (("c".into(), Some(fifteen)), Discovery::Eds(fifteen)));
+    assert_eq!(of("eds_config: {ads: {}}"), (("c".into(), Some(fifteen)), Discovery::Eds(fifteen), None));
     let named = "service_name: s, eds_config: {ads: {}, initial_fetch_timeout: 0s}";
-    assert_eq!(of(named), (("s".into(), None), Discovery::Eds(Duration::MAX)));
+    assert_eq!(of(named), (("s".into(), None), Discovery::Eds(Duration::MAX), Some("s".into())));
     let name = "endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.test, port_value: 1}}}}]}]";
     let error = assigned(&read(&format!("cluster_name: c\n{name}\n"))).unwrap_err().to_string();
     assert!(error.starts_with("endpoints: \"a.test:1\" is no IP address"), "{error}");

@@ -1,7 +1,7 @@
 //! Settings of TLS that are compiled and not shown yet: what a change of the model carries.
 
 use super::server::State;
-use super::{Awaited, ClientContext, ClientTls, ServerTls};
+use super::{ClientContext, ClientTls, ServerTls};
 use std::sync::Arc;
 
 /// Other settings for one place. Connections that live are not touched.
@@ -27,15 +27,6 @@ impl ContextChange {
             Change::Server { tls, state } => tls.show(state),
             Change::Client { tls, context } => tls.replace(Some(context)),
         }
-    }
-
-    /// Whether they are the first of a place that waits for its secrets, so that nobody is served by others.
-    pub fn is_first(&self) -> bool {
-        let awaited = match &self.0 {
-            Change::Server { tls, .. } => tls.awaited(),
-            Change::Client { tls, .. } => tls.awaited(),
-        };
-        awaited.is_some_and(Awaited::is_awaited)
     }
 }
 

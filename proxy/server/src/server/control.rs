@@ -49,6 +49,8 @@ pub(super) struct Change {
 struct Held {
     change: Change,
     cold: Vec<Cold>,
+    /// What of it could not be used.
+    errors: Vec<ApplyError>,
     since: Instant,
 }
 
@@ -138,10 +140,10 @@ impl ControlThread {
 
     /// Applies a change in its turn.
     async fn take(&mut self, mut change: Change) {
-        // Of secrets that are waited for, what is held is the first to know; nobody is served by others.
-        let contexts = &mut change.diff.contexts;
-        contexts.extract_if(.., |context| context.is_first()).for_each(ContextChange::put_in_force);
-        self.bring_endpoints(&mut change.diff).await;
+        if self.held.is_some() {
+            show_contexts(&mut change.diff);
+            self.bring_endpoints(&mut change.diff).await;
+        }
         if self.held.is_some() && self.needs_no_turn(&change.diff) {
             // It waits for nothing, having neither routes nor listeners.
             return self.begin(change).await;
@@ -170,7 +172,12 @@ impl ControlThread {
             return;
         }
         self.hold_back(&mut awaited);
-        diff.endpoints.append(&mut awaited.endpoints);
+        // What serves until then is to have them too.
+        let serves = |(name, _): &(Arc<str>, _)| self.model.clusters().find(name).is_some();
+        let (endpoints, others): (Vec<_>, Vec<_>) = awaited.endpoints.into_iter().partition(serves);
+        diff.endpoints.extend(others);
+        // Those of clusters that are there can't fail.
+        let _ = self.put_in_force(Diff { endpoints, ..Diff::default() }).await;
         for (name, cluster) in awaited.clusters {
             if let Some(cluster) = cluster {
                 self.warmed_cluster(name, cluster).await;
@@ -215,26 +222,29 @@ impl ControlThread {
         let cold = self.hold_back(&mut change.diff);
         let uses = !change.diff.route_tables.is_empty() || !change.diff.listeners.is_empty();
         if cold.is_empty() || !uses {
-            return self.finish(change).await;
+            return self.finish(change, Vec::new()).await;
         }
+        show_contexts(&mut change.diff);
         // The cold ones may wait for what comes by these: secrets have a cluster of their own.
-        let come = change.diff.clusters.extract_if(.., |(_, cluster)| cluster.is_some()).collect();
-        // Clusters alone can't fail.
-        let _ = self.put_in_force(Diff { clusters: come, ..Diff::default() }).await;
-        self.held = Some(Held { change, cold, since: Instant::now() });
+        let clusters = change.diff.clusters.extract_if(.., |(_, cluster)| cluster.is_some()).collect();
+        let endpoints = std::mem::take(&mut change.diff.endpoints);
+        let errors = self.put_in_force(Diff { clusters, endpoints, ..Diff::default() }).await;
+        self.held = Some(Held { change, cold, errors, since: Instant::now() });
     }
 
     /// [`Warming::hold_back`] with the helpers of this process.
     fn hold_back(&mut self, diff: &mut Diff) -> Vec<Cold> {
         let dns = self.manager.shared().dns.get();
         let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
-        let helpers = Helpers { discoverer: discoverer.as_ref(), checker: &self.checker };
+        let clusters = self.model.clusters();
+        let helpers = Helpers { clusters, discoverer: discoverer.as_ref(), checker: &self.checker };
         self.warming.hold_back(diff, &helpers)
     }
 
-    async fn finish(&mut self, mut change: Change) {
+    /// Applies what is left of a change; `errors` are those of what was applied before.
+    async fn finish(&mut self, mut change: Change, mut errors: Vec<ApplyError>) {
         // Also of those that are to wait: who has sent them is told now or never.
-        let mut errors = Model::prepare(&mut change.diff, &mut self.manager);
+        errors.extend(Model::prepare(&mut change.diff, &mut self.manager));
         let coming = &change.diff.listeners;
         self.opening.retain(|(name, _)| !coming.iter().any(|(other, _)| other == name));
         let starting = self.is_starting();
@@ -280,13 +290,12 @@ impl ControlThread {
 
     /// Puts a cluster in force that has waited; the held change may go on with its last.
     async fn warmed_cluster(&mut self, name: Arc<str>, cluster: Arc<Cluster>) {
-        if let Some(held) = &mut self.held {
-            held.cold.retain(|cold| cold.name != name);
-        }
-        let diff = Diff { clusters: vec![(name, Some(cluster))], ..Diff::default() };
+        let diff = Diff { clusters: vec![(name.clone(), Some(cluster))], ..Diff::default() };
         // Clusters alone can't fail.
         let _ = self.put_in_force(diff).await;
-        if self.held.as_ref().is_some_and(|held| held.cold.is_empty()) {
+        let Some(held) = &mut self.held else { return };
+        held.cold.retain(|cold| cold.name != name);
+        if held.cold.is_empty() {
             self.release().await;
         }
     }
@@ -294,7 +303,7 @@ impl ControlThread {
     /// Applies the held change, and what waits behind it.
     async fn release(&mut self) {
         if let Some(held) = self.held.take() {
-            self.finish(held.change).await;
+            self.finish(held.change, held.errors).await;
         }
         self.work_off().await;
     }
@@ -326,6 +335,14 @@ impl ControlThread {
         for peer in shared.peers.get().into_iter().flatten() {
             let _ = peer.commands.send(Command::Stop).await;
         }
+    }
+}
+
+/// Shows the secrets of a change that waits at once. Handshakes are to have the newest, and in its turn the change would
+/// put its own in the place of those that have come since; of what waits for secrets some may be held with it.
+fn show_contexts(diff: &mut Diff) {
+    if !diff.whole {
+        std::mem::take(&mut diff.contexts).into_iter().for_each(ContextChange::put_in_force);
     }
 }
 

@@ -12,6 +12,7 @@ use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter};
 use sixfold_core::router::{RouteTable, TableKey, TableOptions};
 use sixfold_core::stream::Stream;
+use sixfold_core::tls::{ClientContext, ClientSettings, ClientTls};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc as std_mpsc;
 use std::time::Instant;
@@ -195,6 +196,76 @@ async fn endpoints_that_a_change_waits_for_come_before_their_turn() {
         (total, fixture.clusters.find("c").is_none(), server.model().listeners().len()),
         (Some(1), true, 1)
     );
+    server.shutdown(Duration::ZERO).await;
+}
+
+fn endpoints(cluster: &str, port: u16) -> Diff {
+    Diff { endpoints: vec![(cluster.into(), vec![HostConfig::new(known(port))].into())], ..Diff::default() }
+}
+
+/// A change that waited put its secrets over those that had come in the meantime.
+#[tokio::test]
+async fn secrets_do_not_wait_and_the_last_of_them_stays() {
+    let fixture = Fixture::start();
+    let server = &fixture.server;
+    let tls = ClientTls::new(None);
+    let context = || ClientContext::new(ClientSettings::default()).unwrap();
+    let contexts = |of: &Arc<ClientContext>| vec![tls.change(of.clone())];
+    let shown = || tls.context().unwrap();
+    let (first, second, third) = (context(), context(), context());
+    let cell = server.model().route_tables().cell(&TableKey::named("t"));
+    let waits = Diff {
+        route_tables: vec![table()],
+        contexts: contexts(&first),
+        ..clusters(vec![fixture.cluster("silent", silent(), 1)])
+    };
+    let behind = Diff { contexts: contexts(&second), ..clusters(vec![fixture.cluster("c", known(2), 1)]) };
+    let last = async {
+        server.apply(Diff { contexts: contexts(&third), ..Diff::default() }).await.unwrap();
+        assert!(Arc::ptr_eq(&shown(), &third) && cell.load().is_none(), "secrets wait");
+    };
+    let (one, two, ()) = tokio::join!(biased; server.apply(waits), server.apply(behind), last);
+    assert!(one.is_ok() && two.is_ok() && cell.load().is_some());
+    assert!(Arc::ptr_eq(&shown(), &third));
+    server.shutdown(Duration::ZERO).await;
+}
+
+/// Endpoints that came while a change was held waited behind it, and it for them.
+#[tokio::test]
+async fn endpoints_do_not_wait_for_a_change_that_is_held() {
+    let fixture = Fixture::start();
+    let server = &fixture.server;
+    let eds = |name: &str| {
+        let mut config = ClusterConfig::named(name);
+        config.discovery = Discovery::Eds(Duration::MAX);
+        Cluster::new(config, Vec::new(), None, &fixture.registry).unwrap()
+    };
+    let label = |name: &str| {
+        let cluster = fixture.clusters.find(name)?;
+        let hosts = cluster.hosts.load();
+        hosts.iter().next().map(|member| member.host.label.to_string())
+    };
+    let serves = eds("serves");
+    server
+        .apply(Diff { endpoints: endpoints("serves", 1).endpoints, ..clusters(vec![serves]) })
+        .await
+        .unwrap();
+    let cell = server.model().route_tables().cell(&TableKey::named("t"));
+    let waits = vec![fixture.cluster("silent", silent(), 1), eds("new")];
+    let missing = endpoints("missing", 1).endpoints;
+    let waits = Diff { route_tables: vec![table()], endpoints: missing, ..clusters(waits) };
+    let come = async {
+        server.apply(endpoints("serves", 2)).await.unwrap();
+        server.apply(endpoints("new", 3)).await.unwrap();
+        assert!(cell.load().is_none());
+        assert_eq!(
+            (label("serves").unwrap(), label("new").unwrap()),
+            ("127.0.0.1:2".into(), "127.0.0.1:3".into())
+        );
+    };
+    let (held, ()) = tokio::join!(biased; server.apply(waits), come);
+    assert_eq!(held.unwrap_err()[0].to_string(), "endpoints \"missing\": there is no cluster of this name");
+    assert!(cell.load().is_some());
     server.shutdown(Duration::ZERO).await;
 }
 

@@ -32,8 +32,8 @@ impl<T> Waiting<T> {
         self.candidates.keys().cloned().collect()
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&T> {
-        self.candidates.get(name).map(|candidate| &candidate.part)
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut T> {
+        self.candidates.get_mut(name).map(|candidate| &mut candidate.part)
     }
 
     /// Keeps `part` until `end`.

@@ -44,8 +44,26 @@ pub(super) struct Cold {
     pub(super) lacks_secret: bool,
 }
 
-/// A cluster, and the checks of its endpoints.
-type Candidate = (Arc<Cluster>, Option<Arc<Watched>>);
+/// A cluster that waits.
+struct Candidate {
+    cluster: Arc<Cluster>,
+    /// The checks of its endpoints.
+    checks: Option<Arc<Watched>>,
+    /// Since when endpoints of its name are waited for.
+    since: Instant,
+    /// Dropped when its endpoints come, which ends the wait for them and no other.
+    until_endpoints: Option<oneshot::Sender<()>>,
+}
+
+/// What becomes of a candidate that is given endpoints.
+enum Given {
+    /// It waits for nothing else.
+    Warm(Arc<Cluster>),
+    /// It waits on, and the cluster in force is to have them too.
+    Both,
+    /// It waits on, and the cluster in force finds its endpoints otherwise.
+    Alone,
+}
 
 /// A candidate that need not wait any longer.
 pub(super) enum Warm {
@@ -57,7 +75,7 @@ pub(super) enum Warm {
 enum Wait {
     /// Every name has been looked up once, well or badly.
     Answers(oneshot::Receiver<()>),
-    /// Endpoints have come by a change of their own.
+    /// Endpoints have come by a change of their own, or this much has passed since they were first waited for.
     Endpoints(Duration),
     /// Nothing but secrets and the first checks, where there are such.
     Rest,
@@ -65,6 +83,8 @@ enum Wait {
 
 /// Who finds the endpoints of clusters, and who checks them.
 pub(super) struct Helpers<'a> {
+    /// Those in force: endpoints that come for a candidate are theirs too.
+    pub(super) clusters: &'a Clusters,
     /// Without it names get no endpoints, and nothing waits for them.
     pub(super) discoverer: Option<&'a Discoverer>,
     pub(super) checker: &'a HealthChecker,
@@ -93,7 +113,7 @@ impl Warming {
     pub(super) fn hold_back(&mut self, diff: &mut Diff, helpers: &Helpers<'_>) -> Vec<Cold> {
         let mut held: Vec<Cold> = Vec::new();
         for (name, cluster) in std::mem::take(&mut diff.clusters) {
-            self.clusters.take(&name);
+            let earlier = self.clusters.take(&name);
             let Some(cluster) = cluster else {
                 helpers.checker.give_up(&name);
                 diff.clusters.push((name, None));
@@ -103,21 +123,21 @@ impl Warming {
             match wait_of(&cluster, checks.as_deref(), helpers.discoverer) {
                 Some(wait) => {
                     held.push(Cold { name: name.clone(), lacks_secret: lacks_secret(&cluster) });
-                    self.hold(name, (cluster, checks), wait);
+                    let earlier = earlier.filter(|earlier| finds_alike(&earlier.cluster, &cluster));
+                    let since = earlier.map_or_else(Instant::now, |earlier| earlier.since);
+                    self.hold(name, cluster, checks, wait, since);
                 }
                 None => diff.clusters.push((name, Some(cluster))),
             }
         }
         for (name, hosts) in std::mem::take(&mut diff.endpoints) {
-            match self.endpoints(&name, hosts) {
-                Ok((cluster, checks)) if waits_further(&cluster, checks.as_deref()) => {
-                    self.hold(name, (cluster, checks), Wait::Rest);
-                }
-                Ok((cluster, _)) => {
+            match self.give(&name, &hosts, helpers.clusters) {
+                Some(Given::Warm(cluster)) => {
                     held.retain(|held| held.name != name);
                     diff.clusters.push((name, Some(cluster)));
                 }
-                Err(hosts) => diff.endpoints.push((name, hosts)),
+                Some(Given::Alone) => {}
+                Some(Given::Both) | None => diff.endpoints.push((name, hosts)),
             }
         }
         self.count();
@@ -157,25 +177,31 @@ impl Warming {
     /// The next candidate that need not wait any longer. Never ends while nothing waits; may be dropped.
     pub(super) async fn warm(&mut self) -> Warm {
         tokio::select! {
-            (name, (cluster, _)) = self.clusters.next() => {
+            (name, candidate) = self.clusters.next() => {
                 self.count();
-                Warm::Cluster(name, cluster)
+                Warm::Cluster(name, candidate.cluster)
             }
             (name, listener) = self.listeners.next() => Warm::Listener(name, listener),
         }
     }
 
-    fn hold(&mut self, name: Arc<str>, (cluster, checks): Candidate, wait: Wait) {
-        let time = cluster.config.health_check.as_ref().map_or(Duration::ZERO, |check| check.timeout);
-        self.clusters.hold(name, (cluster.clone(), checks.clone()), async move {
-            first_secrets(cluster.config.all_tls().filter_map(|tls| tls.awaited())).await;
-            match wait {
-                Wait::Rest => {}
-                // Too late is as good as badly answered.
-                Wait::Answers(first) => drop(tokio::time::timeout(FIRST_ANSWER, first).await),
-                Wait::Endpoints(limit) => tokio::time::sleep(limit).await,
-            }
+    fn hold(
+        &mut self,
+        name: Arc<str>,
+        cluster: Arc<Cluster>,
+        checks: Option<Arc<Watched>>,
+        wait: Wait,
+        since: Instant,
+    ) {
+        let (until_endpoints, come) = oneshot::channel();
+        let until_endpoints = Some(until_endpoints);
+        let candidate =
+            Candidate { cluster: cluster.clone(), checks: checks.clone(), since, until_endpoints };
+        self.clusters.hold(name, candidate, async move {
+            let secrets = first_secrets(cluster.config.all_tls().filter_map(|tls| tls.awaited()));
+            tokio::join!(secrets, endpoints(wait, since, come));
             if let Some(checks) = checks {
+                let time = cluster.config.health_check.as_ref().map_or(Duration::ZERO, |check| check.timeout);
                 // An endpoint that is silent has failed by then.
                 let limit = time.saturating_add(FIRST_CHECK);
                 let _ = tokio::time::timeout(limit, checks.all_checked()).await;
@@ -183,23 +209,50 @@ impl Warming {
         });
     }
 
-    /// Gives endpoints to the candidate that waits for them; gives them back when none does.
-    fn endpoints(&mut self, name: &str, hosts: Assignment) -> Result<Candidate, Assignment> {
-        let waits = |(cluster, _): &Candidate| matches!(cluster.config.discovery, Discovery::Eds(_));
-        if !self.clusters.get(name).is_some_and(waits) {
-            return Err(hosts);
+    /// Gives endpoints to the candidate that finds its own so; `None` when there is none. What it waits for beside them
+    /// goes on as it began: who sends endpoints again and again must not keep it waiting.
+    fn give(&mut self, name: &str, hosts: &Assignment, in_force: &Clusters) -> Option<Given> {
+        let candidate = self.clusters.get_mut(name)?;
+        if !is_eds(&candidate.cluster) {
+            return None;
         }
-        match self.clusters.take(name) {
-            Some((cluster, checks)) => {
-                cluster.assign(hosts);
-                Ok((cluster, checks))
-            }
-            None => Err(hosts),
+        candidate.cluster.assign(hosts.clone());
+        candidate.until_endpoints = None;
+        if !waits_further(&candidate.cluster, candidate.checks.as_deref()) {
+            return self.clusters.take(name).map(|candidate| Given::Warm(candidate.cluster));
         }
+        let shared = in_force.find(name).is_some_and(|in_force| finds_alike(&in_force, &candidate.cluster));
+        Some(if shared { Given::Both } else { Given::Alone })
     }
 
     fn count(&self) {
         self.stats.warming_clusters().set(self.clusters.len() as u64);
+    }
+}
+
+fn is_eds(cluster: &Cluster) -> bool {
+    matches!(cluster.config.discovery, Discovery::Eds(_))
+}
+
+/// Whether the endpoints of both come by the same assignments.
+fn finds_alike(one: &Cluster, other: &Cluster) -> bool {
+    let service = |cluster: &'_ Cluster| match &cluster.config.eds_service_name {
+        Some(name) => name.clone(),
+        None => cluster.config.name.clone(),
+    };
+    is_eds(one) && is_eds(other) && service(one) == service(other)
+}
+
+/// Ends when a cluster has its endpoints, or has waited for them for long enough. `come` ends when some are assigned.
+async fn endpoints(wait: Wait, since: Instant, come: oneshot::Receiver<()>) {
+    match wait {
+        Wait::Rest => {}
+        // Too late is as good as badly answered.
+        Wait::Answers(first) => drop(tokio::time::timeout(FIRST_ANSWER, first).await),
+        Wait::Endpoints(limit) => match since.checked_add(limit) {
+            Some(until) => drop(tokio::time::timeout_at(until, come).await),
+            None => drop(come.await),
+        },
     }
 }
 
@@ -311,12 +364,16 @@ mod tests {
     use sixfold_core::cluster::{Address, ClusterConfig, HostConfig};
     use sixfold_core::detached::Nowhere;
     use sixfold_core::metrics::Registry;
+    use sixfold_core::tls::ClientTls;
     use std::io::Write;
 
     const LIMIT: Duration = Duration::from_secs(3);
 
     fn eds(previous: Option<&Cluster>) -> Arc<Cluster> {
-        let mut config = ClusterConfig::named("c");
+        eds_with(ClusterConfig::named("c"), previous)
+    }
+
+    fn eds_with(mut config: ClusterConfig, previous: Option<&Cluster>) -> Arc<Cluster> {
         config.discovery = Discovery::Eds(LIMIT);
         Cluster::new(config, Vec::new(), previous, &Registry::new()).unwrap()
     }
@@ -337,9 +394,14 @@ mod tests {
     }
 
     /// Names in the diff after what must wait was taken out, and how many wait.
-    fn hold(warming: &mut Warming, mut diff: Diff) -> (Diff, usize) {
+    fn hold(warming: &mut Warming, diff: Diff) -> (Diff, usize) {
+        hold_beside(warming, diff, &Clusters::default())
+    }
+
+    /// The same beside what is in force.
+    fn hold_beside(warming: &mut Warming, mut diff: Diff, clusters: &Clusters) -> (Diff, usize) {
         let checker = HealthChecker::new(Arc::new(Nowhere), Registry::new());
-        warming.hold_back(&mut diff, &Helpers { discoverer: None, checker: &checker });
+        warming.hold_back(&mut diff, &Helpers { clusters, discoverer: None, checker: &checker });
         (diff, warming.stats.warming_clusters().get() as usize)
     }
 
@@ -376,17 +438,60 @@ mod tests {
         let mut warming = Warming::new(&Registry::new());
         let (first, second) = (eds(None), eds(None));
         hold(&mut warming, change(&first));
-        tokio::time::sleep(LIMIT / 2).await;
         let start = tokio::time::Instant::now();
+        tokio::time::sleep(LIMIT / 2).await;
         assert_eq!(hold(&mut warming, change(&second)).1, 1);
         let (_, warm) = warm_cluster(&mut warming).await;
         assert!(Arc::ptr_eq(&warm, &second));
-        assert_eq!(start.elapsed(), LIMIT, "the wait begins anew");
+        assert_eq!(start.elapsed(), LIMIT, "the same endpoints are waited for");
         // A removal ends the wait as well.
         hold(&mut warming, change(&first));
         let gone = Diff { clusters: vec![("c".into(), None)], ..Diff::default() };
         let (diff, waiting) = hold(&mut warming, gone);
         assert_eq!((diff.clusters.len(), waiting), (1, 0));
+    }
+
+    /// A cluster that waits for its secrets for so long.
+    fn lacking(limit: Duration, service: Option<&str>, previous: Option<&Cluster>) -> Arc<Cluster> {
+        let tls = ClientTls::awaiting(None, |_| Awaited::new(Arc::new(()), Some(limit), || {}));
+        let eds_service_name = service.map(Into::into);
+        eds_with(ClusterConfig { tls: Some(tls), eds_service_name, ..ClusterConfig::named("c") }, previous)
+    }
+
+    /// What serves had only the endpoints of the moment at which its candidate began to wait.
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_are_for_the_cluster_in_force_too() {
+        let (mut warming, clusters) = (Warming::new(&Registry::new()), Clusters::default());
+        let before = eds(None);
+        before.assign(endpoints(1).remove(0).1);
+        clusters.cell("c").swap(Some(before.clone()));
+        let ports = |cluster: &Cluster| {
+            let hosts = cluster.hosts.load();
+            hosts.iter().map(|member| member.host.label.to_string()).collect::<Vec<_>>()
+        };
+        for (service, for_both) in [(None, true), (Some("other"), false)] {
+            let next = lacking(LIMIT, service, Some(&before));
+            assert_eq!(hold_beside(&mut warming, change(&next), &clusters).1, 1);
+            let diff = Diff { endpoints: endpoints(2), ..Diff::default() };
+            let (diff, waiting) = hold_beside(&mut warming, diff, &clusters);
+            assert_eq!((diff.endpoints.len(), waiting), (usize::from(for_both), 1), "{service:?}");
+            assert_eq!(ports(&next), ["127.0.0.1:2"]);
+        }
+    }
+
+    /// Each assignment began all waits anew: a cluster whose endpoints changed often never came into force.
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_do_not_lengthen_other_waits() {
+        let mut warming = Warming::new(&Registry::new());
+        let (start, next) = (Instant::now(), lacking(LIMIT * 2, None, None));
+        hold(&mut warming, change(&next));
+        for port in 1..6 {
+            tokio::time::sleep(LIMIT / 3).await;
+            let (_, waiting) = hold(&mut warming, Diff { endpoints: endpoints(port), ..Diff::default() });
+            assert_eq!(waiting, 1);
+        }
+        let (_, warm) = warm_cluster(&mut warming).await;
+        assert!(Arc::ptr_eq(&warm, &next) && start.elapsed() == LIMIT * 2, "{:?}", start.elapsed());
     }
 
     #[tokio::test]
@@ -453,7 +558,8 @@ mod tests {
         };
         let mut warming = Warming::new(&Registry::new());
         let checker = HealthChecker::new(Arc::new(Nowhere), Registry::new());
-        let helpers = Helpers { discoverer: None, checker: &checker };
+        let clusters = Clusters::default();
+        let helpers = Helpers { clusters: &clusters, discoverer: None, checker: &checker };
         let first = make(Discovery::Static, None);
         let mut diff = change(&first);
         assert_eq!(warming.hold_back(&mut diff, &helpers).len(), 1);
