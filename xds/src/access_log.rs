@@ -1,9 +1,11 @@
 //! Access logs and their filters.
 
-use sixfold_xds_api::refuse;
+use prost::Message;
+use sixfold_xds_api::{refuse, wire};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sixfold_core::access_log::{AccessLog, Comparison, LineFormat, LogFilter, LogTarget};
+use sixfold_core::access_log::{AccessLog, Comparison, LineFormat, LogFilter, LogTarget, MakeSink};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::flags::Flag;
 use sixfold_core::format::{ENVOY_DEFAULT, Format};
@@ -32,6 +34,17 @@ const STDERR: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog"
 /// The access logs of a field.
 pub(crate) fn logs(context: &Context, values: &[ProtoLog], field: &str) -> Result<Vec<AccessLog>> {
     collect(values.iter().enumerate().map(|(index, value)| log(context, value).in_index(index))).in_key(field)
+}
+
+/// Has the disks of all log files in these messages asked together, before the first of them is waited for.
+pub(crate) fn expect<'a>(sinks: &dyn MakeSink, messages: impl Iterator<Item = &'a [u8]>) {
+    let logs = messages.flat_map(|message| wire::packed(message, FILE));
+    let paths = logs.filter_map(|log| FileAccessLog::decode(log).ok()).map(|log| log.path);
+    let targets: Vec<LogTarget> =
+        paths.filter(|path| !path.is_empty()).collect::<BTreeSet<_>>().iter().map(|p| target(p)).collect();
+    if !targets.is_empty() {
+        sinks.expect(&targets);
+    }
 }
 
 fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
@@ -80,12 +93,15 @@ fn file(value: &FileAccessLog) -> Result<(LogTarget, Format)> {
             sixfold_xds_api::format::substitution(format).in_key("log_format")?
         }
     };
-    let target = match not_empty(path, "path")? {
+    Ok((target(not_empty(path, "path")?), format))
+}
+
+fn target(path: &str) -> LogTarget {
+    match path {
         "/dev/stdout" => LogTarget::Stdout,
         "/dev/stderr" => LogTarget::Stderr,
         path => LogTarget::File(path.into()),
-    };
-    Ok((target, format))
+    }
 }
 
 fn stdout(value: &StdoutAccessLog) -> Result<(LogTarget, Format)> {
@@ -194,4 +210,42 @@ fn flags(names: &[String]) -> Result<Vec<Flag>> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parking_lot::Mutex;
+    use sixfold_core::access_log::LogSink;
+
+    /// Notes what is expected.
+    #[derive(Default)]
+    struct Expects(Mutex<Vec<LogTarget>>);
+
+    impl MakeSink for Expects {
+        fn expect(&self, targets: &[LogTarget]) {
+            self.0.lock().extend_from_slice(targets);
+        }
+
+        fn sink(&self, target: &LogTarget) -> std::result::Result<Arc<dyn LogSink>, String> {
+            Err(format!("nobody opens {target}"))
+        }
+    }
+
+    fn log(path: &str) -> ProtoLog {
+        let file = FileAccessLog { path: path.to_owned(), access_log_format: None };
+        ProtoLog { config_type: Some(ConfigType::TypedConfig(any::pack(&file))), ..ProtoLog::default() }
+    }
+
+    #[test]
+    fn all_log_files_of_messages_are_expected_at_once() {
+        let bytes = [log("/a"), log("/b"), log("/a"), log("")].map(|log| log.encode_to_vec());
+        // Wherever they stand, and beside what is none.
+        let one = [b"before".as_slice(), &bytes[0], FILE.as_bytes(), &bytes[1], FILE.as_bytes()].concat();
+        let messages = [&*one, &bytes[2], &bytes[3], b"", FILE.as_bytes()];
+        let sinks = Expects::default();
+        expect(&sinks, messages.into_iter());
+        let target = |path: &str| LogTarget::File(path.into());
+        assert_eq!(*sinks.0.lock(), [target("/a"), target("/b")]);
+    }
 }

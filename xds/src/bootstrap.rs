@@ -116,6 +116,8 @@ pub fn load(
     bootstrap.node = Some(node(&bootstrap));
     let encoded = bootstrap.encode_to_vec();
     let mut faults = Faults(Vec::new());
+    let encoded = bootstrap.encode_to_vec();
+    access_log::expect(&*process.compile.log_sinks, std::iter::once(&*encoded));
     let compiled = compile(&bootstrap, process, &mut faults);
     for fault in constraints::faults(&Bootstrap::full_name(), &encoded) {
         faults.broken_rule(&bootstrap, fault);

@@ -78,6 +78,10 @@ impl fmt::Display for LogTarget {
 
 /// Makes sinks for sources that compile configuration; equal targets share one.
 pub trait MakeSink: Send + Sync {
+    /// Begins to ask whether these could be opened, and does not wait: of the logs of one change none shall wait for
+    /// another's disk. Nothing is lost by leaving some out.
+    fn expect(&self, _targets: &[LogTarget]) {}
+
     /// The sink of a target, which is opened once it goes into force ([`LogSink::open`]).
     ///
     /// # Errors

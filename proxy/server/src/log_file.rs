@@ -11,12 +11,12 @@ mod tests;
 
 pub use output::{Chore, FileStats, Flush, Output};
 
-use disk::{Asked, Disk, Mounted, PATIENCE};
+use disk::{Asked, Disk, MOST_EXPECTED, Mounted, PATIENCE};
 use parking_lot::Mutex;
 use sixfold_core::access_log::{LogSink, LogTarget, MakeSink};
 use sixfold_core::metrics::Registry;
 use std::collections::HashMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,15 @@ impl LogFiles {
 }
 
 impl MakeSink for LogFiles {
+    fn expect(&self, targets: &[LogTarget]) {
+        for file in targets.iter().map(|target| self.file(target)) {
+            if file.output.get().is_none() && self.0.owed.load(Relaxed) < MOST_EXPECTED {
+                // Who waits for it is told what is wrong.
+                let _ = file.ask(&file.checking, LogFile::check);
+            }
+        }
+    }
+
     fn sink(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
         let file = self.file(target);
         if file.output.get().is_none() {

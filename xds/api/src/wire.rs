@@ -212,6 +212,18 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// What follows a field's value.
+/// What is packed into every `Any` of a type in an encoded message, however deep. It is found without decoding the
+/// message, by the bytes of the name: what merely looks like one comes too, and one whose value is written before its
+/// type does not.
+pub fn packed<'a>(message: &'a [u8], type_name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    memchr::memmem::find_iter(message, type_name).filter_map(move |at| {
+        let (key, after_key) = varint(message.get(at + type_name.len()..)?)?;
+        // Any.value
+        let (value, _) = (key == (2 << 3 | 2)).then(|| delimited(after_key))??;
+        Some(value)
+    })
+}
+
 fn skip(wire_type: u64, value: &[u8]) -> Option<&[u8]> {
     // No groups, which no message of Envoy has.
     Value::read(wire_type, value).map(|(_, after)| after)

@@ -39,6 +39,16 @@ pub(super) enum Item {
     Gone,
 }
 
+impl Item {
+    /// The value, where there is one.
+    pub(super) fn value(&self) -> Option<&[u8]> {
+        match self {
+            Item::Is(Resource { content: Content::Value(value), .. }) => Some(value),
+            _ => None,
+        }
+    }
+}
+
 impl Inbox {
     /// Whether another response may come.
     pub(super) fn has_room(&self) -> bool {

@@ -261,6 +261,7 @@ impl<C: Compile> Machine<C> {
         }
         let faults = self.late.remove(&kind).unwrap_or_default();
         let mut pending = Pending { kind, responses, faults, accepted: BTreeMap::new() };
+        self.world.expect(kind, items.values().filter_map(Item::value));
         for (name, item) in items {
             match item {
                 Item::Gone => self.remove(kind, &name, now),

@@ -27,7 +27,7 @@ use crate::ecds::Asked;
 use crate::rds::{self, RouteConfigs, Source};
 use crate::sds::{Checked, SecretKey, User};
 use crate::tracker::Event;
-use crate::{cluster, filters, listener};
+use crate::{access_log, cluster, filters, listener};
 
 /// A compiled resource.
 #[derive(Debug)]
@@ -178,6 +178,12 @@ impl Compile for Resources {
                 Ok(Compiled { part, asks: Asks::default() })
             }
             Kind::Extension => self.extension(name, value),
+        }
+    }
+
+    fn expect<'a>(&mut self, kind: Kind, values: impl Iterator<Item = &'a [u8]>) {
+        if kind == Kind::Listener {
+            access_log::expect(&*self.context.compile.log_sinks, values);
         }
     }
 

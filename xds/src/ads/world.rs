@@ -51,6 +51,10 @@ pub trait Compile {
         value: &[u8],
     ) -> Result<Compiled<Self::Part>, ConfigError>;
 
+    /// These values of a kind are to be compiled next, unless they are known: what of it takes time may begin for all of
+    /// them.
+    fn expect<'a>(&mut self, _kind: Kind, _values: impl Iterator<Item = &'a [u8]>) {}
+
     /// There is no such resource, of a kind whose last good one stays: the control plane says so, or has not said
     /// anything for as long as it may be waited for. Nobody need wait for it.
     fn missing(&mut self, _kind: Kind, _name: &Arc<str>) {}
@@ -220,6 +224,11 @@ impl<C: Compile> World<C> {
     /// Whether everything that was accepted is in force.
     pub(super) fn is_settled(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// These values of a kind are to be accepted next.
+    pub(super) fn expect<'a>(&mut self, kind: Kind, values: impl Iterator<Item = &'a [u8]>) {
+        self.compiler.expect(kind, values);
     }
 
     /// Takes a resource as it was sent. The bytes that it has already are no change.

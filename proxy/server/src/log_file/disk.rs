@@ -17,6 +17,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// a mount hangs.
 pub(super) const MOST_OWED: usize = 256;
 
+/// Those of them that are asked ahead of whoever waits for the answer: there is room for the others.
+pub(super) const MOST_EXPECTED: usize = MOST_OWED / 2;
+
 /// Where logs are.
 pub(super) trait Disk: Send + Sync {
     /// [`LogTarget::check`].

@@ -284,3 +284,24 @@ fn a_disk_that_hangs_is_an_error_and_is_asked_once() {
     drop((late, logs, other));
     wait_until("all closed", || files.all().is_empty());
 }
+
+/// Each log of a change was waited for by itself, 2 s where its mount hangs.
+#[test]
+fn disks_are_asked_for_all_logs_of_a_change_at_once() {
+    let disk = Arc::new(Hanging::default());
+    let files = LogFiles::on(disk.clone(), Duration::from_millis(1), &Registry::new());
+    let stalls = disk.hung.lock();
+    let begin = Instant::now();
+    let names: Vec<_> = (0..4).map(|nth| hung(&format!("{nth}"))).collect();
+    files.expect(&names);
+    assert!(begin.elapsed() < PATIENCE, "it waits");
+    assert!(names.iter().all(|name| files.sink(name).is_err()));
+    assert!(begin.elapsed() < PATIENCE * 2, "{:?}", begin.elapsed());
+    assert_eq!(disk.asked.load(Relaxed), names.len());
+    // Whoever waits for one finds room when many are expected.
+    let many: Vec<_> = (0..MOST_OWED).map(|nth| hung(&format!("late-{nth}"))).collect();
+    files.expect(&many);
+    assert_eq!(files.0.owed.load(Relaxed), MOST_EXPECTED);
+    drop(stalls);
+    wait_until("nothing owed", || files.0.owed.load(Relaxed) == 0);
+}
