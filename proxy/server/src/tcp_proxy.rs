@@ -6,9 +6,7 @@
 mod meter;
 mod pump;
 
-use crate::buffer::ReadBuffer;
 use crate::connect::{Connected, Handshake};
-use crate::deadline::{Deadline, TimedOut, bounded, within};
 use crate::drain::Drain;
 use crate::io::Io;
 use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destination, dial};
@@ -27,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 
-/// How long a denied client may be silent where the proxy has no idle timeout.
+/// How long nobody may say anything to a denied client, nor it, where the proxy has no idle timeout.
 const DENIED_TIME: Duration = Duration::from_secs(3600);
 
 /// Serves a connection until both sides have said all, one of them fails, or a limit ends it.
@@ -38,24 +36,15 @@ pub async fn serve(
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    proxy.stats.downstream_cx_total().inc();
-    let start = Instant::from_std(connection.start);
-    let deadline = proxy.max_duration.and_then(|limit| start.checked_add(limit));
     let mut session = Session::new(connection, proxy);
-    let establishing = session.establish(&worker);
-    let established = match deadline {
-        Some(at) => timeout_at(at, establishing).await,
-        None => Ok(establishing.await),
-    };
-    match established {
-        Ok(Ok(upstream)) => session.pass(io, upstream, deadline, &drain).await,
-        Ok(Err(refusal)) => session.refuse(refusal),
-        Err(_) => session.overdue(),
+    if let Some((upstream, deadline)) = session.begin(&worker).await {
+        session.pass(io, upstream, deadline, &drain, None).await;
     }
 }
 
-/// Serves a connection that a filter denies, for a reason told in the log: it gets as far as an endpoint, and is closed
-/// with the first byte that the client sends. So Envoy does it, which judges connections by their first byte.
+/// Serves a connection that a filter denies, for a reason told in the log: it gets as far as an endpoint, whose bytes it
+/// is given, and is closed with the first byte that the client sends, or with the end of what it sends. So Envoy does it,
+/// which judges connections by what they say first.
 pub(crate) async fn deny(
     io: Io,
     connection: Arc<Connection>,
@@ -64,27 +53,10 @@ pub(crate) async fn deny(
     drain: Drain,
     reason: String,
 ) {
-    proxy.stats.downstream_cx_total().inc();
-    let mut deadline = Deadline::configured(proxy.idle_timeout.or(Some(DENIED_TIME)));
     let mut session = Session::new(connection, proxy);
-    let establishing = bounded(&mut deadline, session.establish(&worker)).await;
-    let upstream = match establishing {
-        Ok(Ok(upstream)) => upstream,
-        Ok(Err(refusal)) => return session.refuse(refusal),
-        Err(TimedOut) => return,
-    };
-    let (mut io, mut first) = (io, ReadBuffer::default());
-    let speaks = within(&mut deadline, |_, cx| first.poll_fill(&mut io, cx));
-    tokio::select! {
-        spoken = speaks => {
-            if let Ok(Ok(1..)) = spoken {
-                session.stream.set_var("connection_termination_details", reason);
-            }
-        }
-        () = drain.expired() => {}
+    if let Some((upstream, deadline)) = session.begin(&worker).await {
+        session.pass(io, upstream, deadline, &drain, Some(&reason)).await;
     }
-    // Before the log, which the session writes when it goes.
-    drop(upstream);
 }
 
 /// Why a client is closed before an endpoint was reached. Numbers are Envoy's (`UpstreamFailureReason`).
@@ -132,6 +104,25 @@ impl Session {
         Session { stream, proxy }
     }
 
+    /// Connects to an endpoint; with the connection comes the time at which this one has to end. `None` when there is
+    /// none, which is noted.
+    async fn begin(&mut self, worker: &Worker) -> Option<(Upstream, Option<Instant>)> {
+        self.proxy.stats.downstream_cx_total().inc();
+        let start = Instant::from_std(self.stream.connection.start);
+        let deadline = self.proxy.max_duration.and_then(|limit| start.checked_add(limit));
+        let establishing = self.establish(worker);
+        let established = match deadline {
+            Some(at) => timeout_at(at, establishing).await,
+            None => Ok(establishing.await),
+        };
+        match established {
+            Ok(Ok(upstream)) => return Some((upstream, deadline)),
+            Ok(Err(refusal)) => self.refuse(refusal),
+            Err(_) => self.overdue(),
+        }
+        None
+    }
+
     /// Connects to an endpoint, with as many attempts as allowed. As in Envoy each attempt chooses the cluster
     /// anew, and an open circuit breaker is told before attempts are counted.
     async fn establish(&mut self, worker: &Worker) -> Result<Upstream, Refusal> {
@@ -167,6 +158,8 @@ impl Session {
                 Ok(connected) => {
                     flight.settle(OutcomeKind::Response, 200);
                     flight.attached();
+                    // However it ends, its one request is under way.
+                    active.ends_busy();
                     self.connected(&connected);
                     return Ok(Upstream { connected, flight, active });
                 }
@@ -232,16 +225,27 @@ impl Session {
         self.stream.set_var("downstream_local_close_reason", reason);
     }
 
-    /// Passes bytes until the end.
-    async fn pass(&mut self, client: Io, upstream: Upstream, deadline: Option<Instant>, drain: &Drain) {
+    /// Passes bytes until the end; one that is `denied` for a reason gets those of the endpoint alone.
+    async fn pass(
+        &mut self,
+        client: Io,
+        upstream: Upstream,
+        deadline: Option<Instant>,
+        drain: &Drain,
+        denied: Option<&str>,
+    ) {
         let Upstream { connected, flight, mut active } = upstream;
         let proxy = self.proxy.clone();
         let stats = &flight.cluster().stats;
         let mut forced = pin!(drain.expired());
-        let mut watch = Watch::new(proxy.idle_timeout, deadline, drain, forced.as_mut());
+        let idle = proxy.idle_timeout.or(denied.map(|_| DENIED_TIME));
+        let mut watch = Watch::new(idle, deadline, drain, forced.as_mut());
         let mut pump = Pump::new(client, connected.io);
         let mut meter = Meter::new(&proxy.stats, stats, &mut self.stream.bytes);
-        let mut end = pump.run(&mut watch, &mut meter).await;
+        let mut end = match denied {
+            None => pump.run(&mut watch, &mut meter).await,
+            Some(_) => pump.run_until_spoken(&mut watch, &mut meter).await,
+        };
         let remote = matches!(end, End::Closed(Side::Upstream) | End::Failed(Side::Upstream));
         if let End::Failed(side) = end
             && pump.holds_bytes_of(side)
@@ -264,6 +268,11 @@ impl Session {
             }
             End::Deadline => self.overdue(),
             End::Drained => self.closed("deferred_close_on_drained_connection"),
+            End::Spoken(bytes) => {
+                self.stream.bytes.request_body = bytes;
+                self.stream.set_var("connection_termination_details", denied.unwrap_or_default());
+                self.closed("rbac_deny_close");
+            }
             End::Closed(_) | End::Failed(_) => {}
         }
     }

@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::*;
 use h2::ext::Protocol;
-use sixfold_core::cluster::UpstreamProtocol;
+use sixfold_core::cluster::{ClusterCell, UpstreamProtocol};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::HeaderRules;
 use sixfold_core::retry::RetryPolicy;
@@ -85,6 +85,11 @@ async fn echo_http2(extended: bool) -> SocketAddr {
 
 /// A proxy with one cluster, which CONNECT and everything else goes to.
 async fn proxy(upstream: SocketAddr, http2: bool, ends: bool) -> SocketAddr {
+    counted_proxy(upstream, http2, ends).await.0
+}
+
+/// The same with the cluster.
+async fn counted_proxy(upstream: SocketAddr, http2: bool, ends: bool) -> (SocketAddr, Arc<ClusterCell>) {
     let mut setup = Setup::new();
     setup.upgrades = Box::new([("websocket".into(), true), ("connect".into(), true)]);
     setup.http2.allow_connect = true;
@@ -99,7 +104,8 @@ async fn proxy(upstream: SocketAddr, http2: bool, ends: bool) -> SocketAddr {
     let connect = Route { path: PathMatch::Connect, ..route("/", Action::Forward(forward)) };
     setup.routes.push(Arc::new(connect));
     setup.route("/", "a", |_| {});
-    setup.serve().await.0
+    let cell = setup.clusters.cell("a");
+    (setup.serve().await.0, cell)
 }
 
 /// Sends the head and, once that is answered, some bytes; answers the head and the bytes that come back.
@@ -423,4 +429,51 @@ async fn a_switch_to_no_protocol_is_no_tunnel_of_envoys() {
     let half = upstream(|_, _| b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\nabc".to_vec()).await;
     let answer = whole(websockets(Profile::Envoy, &half).await, request).await;
     assert!(answer.contains("connection: close\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+/// The end of an upstream's bytes, which ends the tunnel, was called the upstream's own, of nothing under way. Recorded from
+/// Envoy.
+#[tokio::test]
+async fn the_end_of_connect_is_counted_by_who_ends_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (proxy, cell) = counted_proxy(listener.local_addr().unwrap(), false, true).await;
+    let counted = async |ends: [u64; 4]| {
+        eventually(|| {
+            let cluster = cell.load().unwrap();
+            let stats = &cluster.stats;
+            let now = [
+                stats.upstream_cx_destroy_local(),
+                stats.upstream_cx_destroy_local_with_active_rq(),
+                stats.upstream_cx_destroy_remote(),
+                stats.upstream_cx_destroy_remote_with_active_rq(),
+            ];
+            now.map(|counter| counter.get()) == ends
+        })
+        .await;
+    };
+    let open = async || {
+        let mut client = http2_client(proxy, &connect()).await;
+        let (response, send) = client.send_request(connect(), false).unwrap();
+        let body = response.await.unwrap().into_body();
+        (client, send, body, listener.accept().await.unwrap().0)
+    };
+    let (_client, mut send, mut body, mut upstream) = open().await;
+    send.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+    drop(upstream);
+    while body.data().await.is_some_and(|data| data.is_ok()) {}
+    counted([0, 0, 1, 0]).await;
+    let (_client, mut send, mut body, upstream) = open().await;
+    drop(upstream);
+    while body.data().await.is_some_and(|data| data.is_ok()) {}
+    // The tunnel may be gone.
+    let _ = send.send_data(Bytes::new(), true);
+    counted([1, 1, 1, 0]).await;
+    let (_client, mut send, _body, _upstream) = open().await;
+    send.send_reset(h2::Reason::CANCEL);
+    counted([2, 2, 1, 0]).await;
+    let (_client, _send, _body, upstream) = open().await;
+    upstream.set_zero_linger().unwrap();
+    drop(upstream);
+    counted([2, 2, 2, 1]).await;
 }

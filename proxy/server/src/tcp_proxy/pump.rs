@@ -31,6 +31,8 @@ pub(super) enum End {
     Deadline,
     /// The listener has gone and its connections with it.
     Drained,
+    /// A client that may say nothing has said so many bytes, or that it has none.
+    Spoken(u64),
 }
 
 /// Totals of one direction.
@@ -85,6 +87,36 @@ impl Pump {
             state
         });
         ended.await.unwrap_or_else(|end| end)
+    }
+
+    /// Passes the upstream's bytes, and its end, until the client says anything.
+    pub(super) async fn run_until_spoken<F: Future<Output = ()>>(
+        &mut self,
+        watch: &mut Watch<'_, F>,
+        meter: &mut Meter<'_>,
+    ) -> End {
+        let ended = within(watch, |watch, cx| {
+            let state = self.poll_down(cx);
+            if meter.update(self.up.moved, self.down.moved) {
+                watch.touch();
+            }
+            state
+        });
+        ended.await.unwrap_or_else(|end| end)
+    }
+
+    fn poll_down(&mut self, cx: &mut Timed<'_>) -> Poll<End> {
+        match self.up.buffer.poll_fill(&mut self.client, cx) {
+            Poll::Ready(Ok(bytes)) => return Poll::Ready(End::Spoken(bytes as u64)),
+            Poll::Ready(Err(_)) => return Poll::Ready(End::Failed(Side::Client)),
+            Poll::Pending => {}
+        }
+        match self.down.poll(cx, &mut self.upstream, &mut self.client) {
+            Poll::Ready(Err(Failure::Reader)) => Poll::Ready(End::Failed(Side::Upstream)),
+            Poll::Ready(Err(Failure::Writer)) => Poll::Ready(End::Failed(Side::Client)),
+            // The client may still be about to speak.
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
     }
 
     fn poll_both(&mut self, cx: &mut Timed<'_>) -> Poll<End> {

@@ -63,7 +63,7 @@ impl ActiveConnection {
     }
 
     /// Notes that it ends with a request under way.
-    pub(super) fn ends_busy(&mut self) {
+    pub(crate) fn ends_busy(&mut self) {
         self.busy = true;
     }
 }

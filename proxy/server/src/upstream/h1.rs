@@ -286,7 +286,10 @@ impl H1Upstream {
         let until_close = self.body.is_until_close();
         let next = ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, &self.opts));
         let ended = matches!(next, Ok(Next::End)) && until_close;
-        if ended || matches!(next, Err(BodyError::Io | BodyError::Codec(H1Error::Truncated))) {
+        if ended && self.raw && !self.request_sent {
+            // As Envoy counts it, we end the tunnel then, with the client's side under way.
+            self.active.ends_busy();
+        } else if ended || matches!(next, Err(BodyError::Io | BodyError::Codec(H1Error::Truncated))) {
             self.active.ends_remotely();
         }
         Poll::Ready(match next {

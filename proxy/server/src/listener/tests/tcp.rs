@@ -36,6 +36,8 @@ async fn bytes_pass_both_ways_and_are_counted() {
     assert_eq!(lines.wait(1).await, [format!(" echo {0} {0}", 3 << 20)]);
     assert_eq!(cluster.stats.upstream_cx_total().get(), 1);
     eventually(|| cluster.stats.upstream_cx_active().get() == 0).await;
+    // Its one request is under way until then.
+    assert_eq!(ends(&cluster), [1, 0, 1, 1]);
     fixture.end().await;
 }
 
@@ -139,7 +141,62 @@ async fn who_may_not_connect_is_closed_with_the_first_byte_and_the_log_says_why(
     assert_eq!(lines.wait(1).await, ["true rbac_access_denied_matched_policy[nobody]"]);
     assert_eq!(["allowed", "denied"].map(|name| fixture.registry.sum("tcp.rbac.", name)), [0, 1]);
     // Its end was counted twice.
-    let ends = [cluster.stats.upstream_cx_destroy(), cluster.stats.upstream_cx_destroy_local()];
-    assert_eq!(ends.map(|ends| ends.get()), [1, 1]);
+    assert_eq!(ends(&cluster), [1, 1, 0, 1]);
+    fixture.end().await;
+}
+
+/// Ends of connections to endpoints: all, ours, theirs, and those with a request under way.
+fn ends(cluster: &Cluster) -> [u64; 4] {
+    let stats = &cluster.stats;
+    [
+        stats.upstream_cx_destroy(),
+        stats.upstream_cx_destroy_local(),
+        stats.upstream_cx_destroy_remote(),
+        stats.upstream_cx_destroy_with_active_rq(),
+    ]
+    .map(|ends| ends.get())
+}
+
+/// A denied client that said nothing heard neither the endpoint nor its end: it was kept for an hour.
+#[tokio::test]
+async fn who_may_not_connect_hears_the_endpoint_and_that_it_has_left() {
+    let fixture = Fixture::start();
+    let lines = Lines::default();
+    let greets = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let cluster = fixture.cluster("greets", &[greets.local_addr().unwrap()]).await;
+    let log = lines.log(|s| {
+        let details = s.var("connection_termination_details").unwrap_or(b"-");
+        format!("{} {} {}", String::from_utf8_lossy(details), s.bytes.request_body, s.bytes.response_body)
+    });
+    let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
+    let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
+    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp.", Some(rules), None));
+    let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("greets", vec![log])));
+    let filter = NetworkFilter::Guarded(Box::new([guard]), Box::new(proxy));
+    let address = fixture.apply(fixture.listener("a", filter)).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let (mut endpoint, _) = greets.accept().await.unwrap();
+    endpoint.write_all(b"hello").await.unwrap();
+    drop(endpoint);
+    let mut heard = String::new();
+    client.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "hello");
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(lines.wait(1).await, ["rbac_access_denied_matched_policy[nobody] 1 5"]);
+    assert_eq!(ends(&cluster), [1, 1, 0, 1]);
+    // The end of what it sends is the first that it says.
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.shutdown().await.unwrap();
+    let (endpoint, _) = greets.accept().await.unwrap();
+    assert_eq!(lines.wait(2).await[1], "rbac_access_denied_matched_policy[nobody] 0 0");
+    // One that fails takes the client with it.
+    drop(endpoint);
+    let _client = TcpStream::connect(address).await.unwrap();
+    let (endpoint, _) = greets.accept().await.unwrap();
+    eventually(|| cluster.stats.upstream_rq_total().get() == 3).await;
+    endpoint.set_zero_linger().unwrap();
+    drop(endpoint);
+    assert_eq!(lines.wait(3).await[2], "- 0 0");
+    assert_eq!(ends(&cluster), [3, 2, 1, 3]);
     fixture.end().await;
 }
