@@ -71,7 +71,7 @@ pub struct Host {
     pub hostname: Arc<str>,
     /// `ip:port` or the path, ready for logs and hash keys.
     pub label: Arc<str>,
-    /// What health checkers and outlier detection have against it, and [`REMOVED`].
+    /// What health checkers and outlier detection have against it, [`REMOVED`] and [`DEPARTING`].
     reasons: AtomicU32,
     /// Requests under way, over all workers.
     pub active_requests: AtomicU32,
@@ -95,6 +95,8 @@ pub struct Host {
 
 /// It has left its cluster; beside the bits of [`Reasons`], since there are many hosts.
 const REMOVED: u32 = 1 << 31;
+/// It has asked to be left alone, and whoever checks it has not seen that yet.
+const DEPARTING: u32 = 1 << 30;
 
 static NEXT_HOST: AtomicU64 = AtomicU64::new(1);
 
@@ -141,6 +143,21 @@ impl Host {
     #[inline]
     pub fn is_removed(&self) -> bool {
         self.reasons.load(Relaxed) & REMOVED != 0
+    }
+
+    /// Notes that it has asked to be left alone; tells whether that is news to whoever checks it.
+    pub(super) fn depart(&self) -> bool {
+        let left = (Reasons::ACTIVE_CHECK | Reasons::EXCLUDED_CHECK).bits();
+        let now = self.reasons.load(Relaxed);
+        // Every answer of an endpoint that leaves says so.
+        let known = now & DEPARTING != 0 || now & left == left;
+        !known && self.reasons.fetch_or(DEPARTING, Relaxed) & DEPARTING == 0
+    }
+
+    /// Whether it has asked to be left alone since the last call.
+    pub fn take_departure(&self) -> bool {
+        self.reasons.load(Relaxed) & DEPARTING != 0
+            && self.reasons.fetch_and(!DEPARTING, Relaxed) & DEPARTING != 0
     }
 
     /// Notes whether the cluster in force has it.

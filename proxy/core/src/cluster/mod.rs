@@ -51,6 +51,7 @@ use std::any::Any;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
+use tokio::sync::Notify;
 
 /// A cluster in use: configuration, endpoints, balancer, and what all workers share of its state.
 pub struct Cluster {
@@ -75,6 +76,9 @@ pub struct Cluster {
     visibility: Mutex<Visibility>,
     /// What is counted of its endpoints to find outliers.
     pub outliers: Option<Arc<Outliers>>,
+    /// Woken when an endpoint asks to be left alone, where endpoints are checked. It goes on with the next cluster of the
+    /// name: answers to requests of this one may still be coming.
+    departures: Option<Arc<Notify>>,
     /// Who works for it; most clusters have nobody.
     helpers: Mutex<Option<Box<Helpers>>>,
 }
@@ -99,9 +103,6 @@ pub trait HostObserver: Send + Sync {
     /// The endpoints are other ones, or of other health. Called while they are being replaced: it must not replace
     /// them itself.
     fn hosts_changed(&self, cluster: &Cluster);
-
-    /// An endpoint has asked, in an answer to a request, to get no others. Called by workers.
-    fn told_to_leave(&self, _host: &Host) {}
 }
 
 /// What a cluster's changes are allowed to show of themselves.
@@ -158,6 +159,10 @@ impl Cluster {
             .outlier_detection
             .as_ref()
             .map(|detection| Outliers::new(detection, known, registry, &config.observability_name, goes_on));
+        let departures = config.health_check.is_some().then(|| {
+            let known = previous.and_then(|old| old.departures.clone());
+            known.unwrap_or_default()
+        });
         let resolves = matches!(config.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         let cluster = Arc::new(Cluster {
             breaker: Breaker::new(config.breaker),
@@ -166,6 +171,7 @@ impl Cluster {
             hosts: ArcSwap::from_pointee(set),
             visibility: Mutex::new(Visibility::Hidden),
             helpers: Mutex::default(),
+            departures,
             outliers,
             endpoints: if resolves { endpoints.into() } else { Box::default() },
             balancer,
@@ -195,11 +201,18 @@ impl Cluster {
         self.helpers.lock().get_or_insert_default().observers.push(observer);
     }
 
-    /// An endpoint has asked to be left alone: whoever checks it is told.
+    /// An endpoint has asked, in an answer to a request, to get no others: whoever checks it is told. For workers, which
+    /// wait for no checker.
     pub(super) fn told_to_leave(&self, host: &Host) {
-        for observer in self.observers() {
-            observer.told_to_leave(host);
+        if let Some(departures) = self.departures.as_ref().filter(|_| host.depart()) {
+            departures.notify_one();
         }
+    }
+
+    /// What wakes the one who checks the endpoints, when some have asked to be left alone ([`Host::take_departure`]).
+    /// `None` where they are not checked.
+    pub fn departures(&self) -> Option<&Arc<Notify>> {
+        self.departures.as_ref()
     }
 
     fn observers(&self) -> Vec<Arc<dyn HostObserver>> {

@@ -549,10 +549,19 @@ async fn an_endpoint_may_ask_to_be_left_alone() {
     watched.all_checked().await;
     let mut leave = Headers::new();
     leave.set("x-envoy-immediate-health-check-fail", b"true");
-    for headers in [&leave, &leave, &Headers::new()] {
-        let Some(mut attempt) = choose(&cluster) else { continue };
-        attempt.answered(200, headers);
-    }
+    // The worker that heard it waited for whoever held this.
+    let sessions = watched.sessions.lock();
+    let mut attempts: Vec<_> = (0..3).map(|_| choose(&cluster).unwrap()).collect();
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for (attempt, headers) in attempts.iter_mut().zip([&leave, &leave, &Headers::new()]) {
+            attempt.answered(200, headers);
+        }
+        let _ = done.send(());
+    });
+    let waited = is_done.recv_timeout(Duration::from_secs(5)).is_err();
+    drop(sessions);
+    assert!(!waited, "a worker waits for the checker");
     until("left alone", || healthy(&cluster) == 0).await;
     let hosts = cluster.hosts.load();
     let reasons = hosts.iter().next().unwrap().host.reasons();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -42,6 +42,8 @@ pub(crate) struct Watched {
     /// Endpoints whose first check has not come to an end. Set while `sessions` is locked.
     unchecked: watch::Sender<usize>,
     scheduled: AtomicBool,
+    /// Hears of endpoints that want to be left alone, once the cluster is in force.
+    hearing: Mutex<Option<AbortHandle>>,
 }
 
 /// The checks of one endpoint; they end when this is dropped.
@@ -99,6 +101,7 @@ impl Watched {
             sessions: Mutex::default(),
             unchecked: watch::Sender::new(0),
             scheduled: AtomicBool::new(false),
+            hearing: Mutex::default(),
         });
         if let Some(before) = before {
             *before.after.lock() = next.this.clone();
@@ -135,8 +138,12 @@ impl Watched {
             *self.known.lock() = before.known();
         }
         self.in_force.store(true, Relaxed);
-        before.iter().for_each(|before| before.in_force.store(false, Relaxed));
+        if let Some(before) = &before {
+            before.in_force.store(false, Relaxed);
+            before.hear_no_more();
+        }
         let cluster = self.cluster.upgrade();
+        self.hear(cluster.as_ref().and_then(|cluster| cluster.departures()));
         {
             let mut sessions = self.sessions.lock();
             for session in sessions.values_mut() {
@@ -148,6 +155,42 @@ impl Watched {
             self.count(&sessions);
         }
         cluster.iter().for_each(|cluster| cluster.refresh());
+    }
+
+    /// Takes what workers hear of endpoints that want to be left alone.
+    fn hear(&self, departures: Option<&Arc<Notify>>) {
+        let Some(departures) = departures.cloned() else { return };
+        let this = self.this.clone();
+        let hearing = self.runtime.spawn(async move {
+            while let Some(watched) = this.upgrade() {
+                watched.take_departures();
+                drop(watched);
+                departures.notified().await;
+            }
+        });
+        *self.hearing.lock() = Some(hearing.abort_handle());
+    }
+
+    fn hear_no_more(&self) {
+        self.hearing.lock().take().iter().for_each(AbortHandle::abort);
+    }
+
+    /// Each counts as a check that failed, as in Envoy (`HealthCheckHostMonitor::setUnhealthy`).
+    fn take_departures(&self) {
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        for member in cluster.hosts.load().iter().filter(|member| member.host.take_departure()) {
+            let host = &member.host;
+            let session = self.sessions.lock().get(&host.id).map(|session| session.known.state.clone());
+            let left = host.reasons().contains(Reasons::ACTIVE_CHECK | Reasons::EXCLUDED_CHECK);
+            let Some(state) = session.filter(|_| !left) else { continue };
+            self.stats.failure().inc();
+            self.stats.passive_failure().inc();
+            let (_, changed) = state.lock().take(&self.check, host, &Verdict::leave(), true);
+            if changed {
+                tracing::info!(endpoint = %host.label, "an endpoint has asked to be left alone");
+                self.schedule();
+            }
+        }
     }
 
     /// Whether it checks endpoints in the same way.
@@ -268,6 +311,12 @@ impl Watched {
     }
 }
 
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.hear_no_more();
+    }
+}
+
 impl HostObserver for Watched {
     /// Checks endpoints that have come, and no longer those that have gone.
     fn hosts_changed(&self, cluster: &Cluster) {
@@ -306,23 +355,6 @@ impl HostObserver for Watched {
             after.and_then(|after| Some((after.clone(), after.cluster.upgrade()?)))
         {
             after.hosts_changed(&cluster);
-        }
-    }
-
-    /// Counts as a check that failed, as in Envoy (`HealthCheckHostMonitor::setUnhealthy`).
-    fn told_to_leave(&self, host: &Host) {
-        let left = Reasons::ACTIVE_CHECK | Reasons::EXCLUDED_CHECK;
-        if !self.in_force.load(Relaxed) || host.reasons().contains(left) {
-            return;
-        }
-        let session = self.sessions.lock().get(&host.id).map(|session| session.known.state.clone());
-        let Some(state) = session else { return };
-        self.stats.failure().inc();
-        self.stats.passive_failure().inc();
-        let (_, changed) = state.lock().take(&self.check, host, &Verdict::leave(), true);
-        if changed {
-            tracing::info!(endpoint = %host.label, "an endpoint has asked to be left alone");
-            self.schedule();
         }
     }
 }
