@@ -1,13 +1,17 @@
-//! One choice of an endpoint among 3 and among 1,000.
+//! One choice of an endpoint among 3 and among 1,000, and one change of health.
 
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 
 use divan::{Bencher, black_box};
+use serde_json::json;
 use sixfold_bench::fixtures::hosts;
 use sixfold_core::balance::build;
-use sixfold_core::cluster::{BalanceConfig, Choice, ClusterStats, Criteria, Policy};
+use sixfold_core::cluster::{
+    Address, BalanceConfig, Choice, ClusterStats, Criteria, HostConfig, HostSet, Policy, Reasons,
+    SubsetConfig, SubsetFallback, SubsetSelector,
+};
 use sixfold_core::metrics::Registry;
 
 fn main() {
@@ -43,6 +47,46 @@ fn apisix_chash(bencher: Bencher<'_, '_>, count: u16) {
 #[divan::bench(args = [3, 1_000])]
 fn apisix_ewma(bencher: Bencher<'_, '_>, count: u16) {
     choose(bencher, count, Policy::ApisixEwma);
+}
+
+/// What a change of one endpoint's health costs where subsets are one for each zone, version and endpoint.
+#[divan::bench(args = [1_000])]
+fn health_in_subsets(bencher: Bencher<'_, '_>, count: u16) {
+    let endpoint = |nth: u16, mut config: HostConfig| {
+        let labels =
+            json!({"zone": nth % 3, "version": format!("v{}", nth % 10), "pod": format!("pod-{nth}")});
+        config.metadata = json!({"envoy.lb": labels}).as_object().cloned().unwrap().into();
+        config
+    };
+    let address = |nth: u16| Address::Ip(([10, 0, (nth >> 8) as u8, nth as u8], 80).into());
+    let endpoints = (0..count).map(|nth| endpoint(nth, HostConfig::new(address(nth)))).collect();
+    let selector = |keys: &[&str]| SubsetSelector {
+        keys: keys.iter().map(|key| (*key).into()).collect(),
+        single_host: false,
+        fallback: None,
+    };
+    let subsets = SubsetConfig {
+        fallback: SubsetFallback::Any,
+        default_subset: Vec::new(),
+        selectors: [selector(&["zone"]), selector(&["version", "zone"]), selector(&["pod"])].into(),
+        locality_weights: false,
+        scale_locality_weights: false,
+        panic_mode_any: false,
+        list_as_any: false,
+        allow_redundant_keys: false,
+        fallback_list: false,
+    };
+    let mut hosts = HostSet::new(endpoints, None);
+    let stats = Arc::new(ClusterStats::named(&Registry::default(), "bench"));
+    let config = BalanceConfig { subsets: Some(Arc::new(subsets)), ..BalanceConfig::default() };
+    let balancer = build(&config, &hosts, &stats).unwrap();
+    let mut ejected = false;
+    bencher.bench_local(|| {
+        ejected = !ejected;
+        hosts.iter().next().unwrap().host.set_reason(Reasons::EJECTED, ejected);
+        hosts = hosts.refreshed();
+        balancer.update(black_box(&hosts));
+    });
 }
 
 fn choose(bencher: Bencher<'_, '_>, count: u16, policy: Policy) {

@@ -3,11 +3,12 @@
 
 use super::build_for;
 use crate::cluster::{
-    Asked, BalanceConfig, Balancer, Choice, ClusterStats, Criterion, HostSet, Member, PriorityLevel,
-    SubsetConfig, SubsetFallback, SubsetSelector, hash_of_key, hash_of_pairs,
+    Asked, BalanceConfig, Balancer, Choice, ClusterStats, Criterion, HostSet, LoadPolicy, Locality, Member,
+    Members, PriorityLevel, SubsetConfig, SubsetFallback, SubsetSelector, hash_of_key, hash_of_pairs,
 };
 use crate::fast_hash::FastMap;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +26,24 @@ pub(super) struct Subsets {
     /// Selectors by the hash of their keys.
     selectors: FastMap<u64, Vec<usize>>,
     state: ArcSwap<State>,
+    /// What a change of health is taken over from; locked while endpoints change.
+    division: Mutex<Division>,
+}
+
+/// How the endpoints are divided: what depends on which they are, and not on their health.
+#[derive(Default)]
+struct Division {
+    /// The levels that were divided.
+    levels: Vec<Members>,
+    policy: Option<LoadPolicy>,
+    groups: Vec<Group>,
+}
+
+/// Some of the endpoints, and who chooses among them.
+struct Group {
+    /// As the balancer was told last.
+    hosts: HostSet,
+    balancer: Arc<dyn Balancer>,
 }
 
 #[derive(Default)]
@@ -77,8 +96,9 @@ impl Subsets {
             let hash = selector.keys.iter().fold(0u64, |sum, key| sum.wrapping_add(hash_of_key(key)));
             selectors.entry(hash).or_default().push(index);
         }
-        let (config, stats, state) = (config.clone(), stats.clone(), ArcSwap::default());
-        let subsets = Subsets { config, inner, workers, stats, selectors, state };
+        let (config, stats, state, division) =
+            (config.clone(), stats.clone(), ArcSwap::default(), Mutex::default());
+        let subsets = Subsets { config, inner, workers, stats, selectors, state, division };
         subsets.update(hosts);
         Ok(subsets)
     }
@@ -191,18 +211,33 @@ impl Subsets {
         })
     }
 
-    /// The balancer before, brought to these endpoints, or a new one.
-    fn balancer(&self, before: Option<&Arc<dyn Balancer>>, set: &HostSet) -> Option<Arc<dyn Balancer>> {
-        match before {
+    /// Some of the endpoints with the balancer before, brought to them, or a new one.
+    fn group(
+        &self,
+        before: Option<&Arc<dyn Balancer>>,
+        hosts: &HostSet,
+        whole: &Wholes,
+        levels: Vec<Members>,
+    ) -> Option<Group> {
+        let hosts = part_of(hosts, levels, whole);
+        let balancer = match before {
             Some(balancer) => {
-                balancer.update(set);
-                Some(balancer.clone())
+                balancer.update(&hosts);
+                balancer.clone()
             }
-            None => build_for(&self.inner, set, &self.stats, self.workers).ok(),
-        }
+            None => build_for(&self.inner, &hosts, &self.stats, self.workers).ok()?,
+        };
+        Some(Group { hosts, balancer })
     }
 
-    fn subset(&self, before: &State, hosts: &HostSet, part: Part) -> Option<Subset> {
+    fn subset(
+        &self,
+        before: &State,
+        hosts: &HostSet,
+        whole: &Wholes,
+        part: Part,
+        groups: &mut Vec<Group>,
+    ) -> Option<Subset> {
         let hash = hash_of_pairs(part.pairs.iter());
         let known = before.subsets.get(&hash).and_then(|s| s.iter().find(|s| *s.pairs == *part.pairs));
         let chosen = if part.single {
@@ -212,27 +247,52 @@ impl Subsets {
                 Chosen::By(balancer) => Some(balancer),
                 Chosen::Single(_) => None,
             });
-            Chosen::By(self.balancer(known, &self.part_of(hosts, part.levels))?)
+            let levels = part.levels.into_iter().map(Members::from).collect();
+            let group = self.group(known, hosts, whole, levels)?;
+            let balancer = group.balancer.clone();
+            groups.push(group);
+            Chosen::By(balancer)
         };
         let pairs = known.map_or_else(|| part.pairs.into(), |known| known.pairs.clone());
         Some(Subset { pairs, chosen })
     }
 
-    /// Some of the endpoints as a set.
-    fn part_of(&self, hosts: &HostSet, members: Vec<Vec<Arc<Member>>>) -> HostSet {
-        let mut set = HostSet::sorted_out(members.into_iter().map(Into::into), hosts.policy, hosts.version);
-        if self.config.scale_locality_weights && self.inner.locality_weighted {
-            for (level, whole) in set.levels.iter_mut().zip(&hosts.levels) {
-                level.whole = Some(Arc::new(counts(whole)));
-            }
-        }
-        set
+    /// What localities have in the whole, where the weights of parts are shared out by that.
+    fn wholes(&self, hosts: &HostSet) -> Wholes {
+        let scales = self.config.scale_locality_weights && self.inner.locality_weighted;
+        let of = |level: &PriorityLevel| scales.then(|| Arc::new(counts(level)));
+        hosts.levels.iter().map(of).collect()
     }
 
-    fn default_set(&self, hosts: &HostSet) -> HostSet {
+    fn defaults(&self, hosts: &HostSet) -> Vec<Members> {
         let of =
             |level: &PriorityLevel| level.members.iter().filter(|m| self.is_default(m)).cloned().collect();
-        self.part_of(hosts, hosts.levels.iter().map(of).collect())
+        hosts.levels.iter().map(of).collect()
+    }
+
+    /// Divides the endpoints anew. Balancers of parts that stay go on.
+    fn divide_anew(&self, hosts: &HostSet) -> Division {
+        let (before, whole) = (self.state.load(), self.wholes(hosts));
+        let mut groups = Vec::new();
+        let mut subsets: FastMap<u64, Vec<Subset>> = FastMap::default();
+        for (hash, parts) in self.divide(hosts) {
+            let make = |part| self.subset(&before, hosts, &whole, part, &mut groups);
+            subsets.insert(hash, parts.into_iter().filter_map(make).collect());
+        }
+        let mut falling_back = |known: Option<&Arc<dyn Balancer>>, whole: &Wholes, levels: Vec<Members>| {
+            let group = self.group(known, hosts, whole, levels)?;
+            let balancer = group.balancer.clone();
+            groups.push(group);
+            Some(balancer)
+        };
+        let any = self.config.panic_mode_any || self.falls_back(&SubsetFallback::Any);
+        let all = || hosts.levels.iter().map(|level| level.members.clone()).collect();
+        let any = any.then(|| falling_back(before.any.as_ref(), &Wholes::new(), all())).flatten();
+        let default = self.falls_back(&SubsetFallback::Default);
+        let default =
+            default.then(|| falling_back(before.default.as_ref(), &whole, self.defaults(hosts))).flatten();
+        self.state.store(Arc::new(State { subsets, any, default }));
+        Division { levels: all(), policy: hosts.policy, groups }
     }
 
     /// Whether anything falls back so.
@@ -242,8 +302,29 @@ impl Subsets {
     }
 }
 
+/// Members by locality, of each level; `None` where that is of no matter.
+type Wholes = Vec<Option<Arc<BTreeMap<Locality, usize>>>>;
+
+/// Some of the endpoints as a set.
+fn part_of(hosts: &HostSet, levels: Vec<Members>, whole: &Wholes) -> HostSet {
+    let mut set = HostSet::sorted_out(levels.into_iter(), hosts.policy, hosts.version);
+    for (level, whole) in set.levels.iter_mut().zip(whole) {
+        level.whole.clone_from(whole);
+    }
+    set
+}
+
+impl Division {
+    /// Whether these are the endpoints that were divided, whatever their health is.
+    fn is_of(&self, hosts: &HostSet) -> bool {
+        self.policy == hosts.policy
+            && self.levels.len() == hosts.levels.len()
+            && self.levels.iter().zip(&hosts.levels).all(|(had, level)| Arc::ptr_eq(had, &level.members))
+    }
+}
+
 /// Members by locality.
-fn counts(level: &PriorityLevel) -> BTreeMap<crate::cluster::Locality, usize> {
+fn counts(level: &PriorityLevel) -> BTreeMap<Locality, usize> {
     let mut counts = BTreeMap::new();
     level.members.iter().for_each(|m| *counts.entry(m.locality().clone()).or_default() += 1);
     counts
@@ -280,18 +361,16 @@ impl Balancer for Subsets {
     }
 
     fn update(&self, hosts: &HostSet) {
-        let before = self.state.load();
-        let mut subsets: FastMap<u64, Vec<Subset>> = FastMap::default();
-        for (hash, parts) in self.divide(hosts) {
-            let made = parts.into_iter().filter_map(|part| self.subset(&before, hosts, part)).collect();
-            subsets.insert(hash, made);
+        let mut division = self.division.lock();
+        if !division.is_of(hosts) {
+            *division = self.divide_anew(hosts);
+            return;
         }
-        let any = self.config.panic_mode_any || self.falls_back(&SubsetFallback::Any);
-        let any = any.then(|| self.balancer(before.any.as_ref(), hosts)).flatten();
-        let default = self.falls_back(&SubsetFallback::Default);
-        let default =
-            default.then(|| self.balancer(before.default.as_ref(), &self.default_set(hosts))).flatten();
-        self.state.store(Arc::new(State { subsets, any, default }));
+        // Only health has changed, of few: the others' balancers have nothing to hear.
+        for group in division.groups.iter_mut().filter(|group| !group.hosts.is_sorted_out()) {
+            group.hosts = group.hosts.refreshed();
+            group.balancer.update(&group.hosts);
+        }
     }
 
     fn subsets(&self) -> Option<usize> {

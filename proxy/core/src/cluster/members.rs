@@ -187,6 +187,24 @@ impl PriorityLevel {
             members,
         }
     }
+
+    /// Whether the lists are those that sorting out would make now.
+    fn is_sorted_out(&self) -> bool {
+        let (mut healthy, mut degraded, mut excluded) = (self.healthy.iter(), self.degraded.iter(), 0);
+        let alike = self.members.iter().all(|member| {
+            let listed = match member.health() {
+                Health::Healthy => healthy.next(),
+                Health::Degraded => degraded.next(),
+                Health::Unhealthy => return true,
+                Health::Excluded => {
+                    excluded += 1;
+                    return true;
+                }
+            };
+            listed.is_some_and(|listed| Arc::ptr_eq(listed, member))
+        });
+        alike && healthy.next().is_none() && degraded.next().is_none() && excluded == self.excluded
+    }
 }
 
 impl HostSet {
@@ -264,7 +282,16 @@ impl HostSet {
     /// The same endpoints sorted out anew.
     pub fn refreshed(&self) -> HostSet {
         let levels = self.levels.iter().map(|level| level.members.clone());
-        HostSet::sorted_out(levels, self.policy, self.version + 1)
+        let mut set = HostSet::sorted_out(levels, self.policy, self.version + 1);
+        for (level, before) in set.levels.iter_mut().zip(&self.levels) {
+            level.whole.clone_from(&before.whole);
+        }
+        set
+    }
+
+    /// Whether no endpoint counts otherwise than when they were sorted out.
+    pub(crate) fn is_sorted_out(&self) -> bool {
+        self.levels.iter().all(PriorityLevel::is_sorted_out)
     }
 
     /// The same endpoints as members of another cluster.

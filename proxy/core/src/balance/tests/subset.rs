@@ -4,8 +4,8 @@ use super::super::testing::*;
 use super::port;
 use crate::cluster::EdsHealth::{self, Healthy, Unhealthy};
 use crate::cluster::{
-    BalanceConfig, Balancer, Choice, Criteria, Criterion, HostConfig, HostSet, Locality, SubsetConfig,
-    SubsetFallback, SubsetSelector,
+    BalanceConfig, Balancer, Choice, Criteria, Criterion, HostConfig, HostSet, Locality, Reasons,
+    SubsetConfig, SubsetFallback, SubsetSelector,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -229,4 +229,34 @@ fn subsets_that_are_kept_are_those_that_a_search_finds() {
         assert_eq!(ports(&*balancer, json!(asked)), expected, "round {round}: {asked:?}");
     }
     assert!(found > 100, "hardly anything is found: {found}");
+}
+
+/// Every change of health had the metadata of all endpoints read and hashed again, and all balancers made anew.
+#[test]
+fn health_is_heard_of_by_those_alone_who_have_the_endpoint() {
+    let hosts = HostSet::new(three(), None);
+    let config = SubsetConfig { fallback: SubsetFallback::Any, ..config(vec![selector(&["version"])]) };
+    let config =
+        BalanceConfig { subsets: Some(Arc::new(config)), panic_threshold: 0.0, ..BalanceConfig::default() };
+    let balancer = configured(&config, &hosts);
+    let all = || {
+        let of = |asked: Value| ports(&*balancer, asked).into_iter().collect::<Vec<_>>();
+        [of(json!({"version": "v1"})), of(json!({"version": "v2"})), of(json!({"version": "v3"}))]
+    };
+    let second = hosts.iter().find(|member| port(member) == 2).unwrap().host.clone();
+    let mut now = hosts.refreshed();
+    assert_eq!(all(), [vec![1], vec![2, 3], vec![1, 2, 3]]);
+    second.set_reason(Reasons::EJECTED, true);
+    // One that has come back before anybody looked, and one that nobody was told of yet.
+    for (ejected, expected) in
+        [(true, [vec![1], vec![3], vec![1, 3]]), (false, [vec![1], vec![2, 3], vec![1, 2, 3]])]
+    {
+        second.set_reason(Reasons::EJECTED, ejected);
+        now = now.refreshed();
+        balancer.update(&now);
+        assert_eq!(all(), expected);
+    }
+    // Others than before are divided anew.
+    balancer.update(&HostSet::new(three()[1..].to_vec(), Some(&now)));
+    assert_eq!((all(), balancer.subsets()), ([vec![2, 3], vec![2, 3], vec![2, 3]], Some(1)));
 }
