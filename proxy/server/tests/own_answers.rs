@@ -10,6 +10,9 @@ use sixfold_core::hcm::{ClientAddress, Profile};
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::plugin::{Chain, ChainBuilder, LocalReply, Plugin, Slot, Step};
+use sixfold_core::regex::Regex;
+use sixfold_core::route::{Action, Route};
+use sixfold_core::router::PathMatch;
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -249,5 +252,31 @@ async fn every_fault_that_the_proxy_finds_has_the_page_of_nginx() {
         assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request}{response}");
         let is_page = response.contains("text/html") && response.contains("<center>openresty</center>");
         assert!(is_page, "{request}{response}");
+    }
+}
+
+/// A path that many cold expressions had to be tried for was answered with 404, as if there were no route.
+#[tokio::test]
+async fn routes_that_were_not_looked_through_are_none_that_do_not_exist() {
+    for profile in [Profile::Envoy, Profile::Apisix] {
+        let up = upstream(|_, _| ok("")).await;
+        let (mut setup, lines) = setup();
+        setup.profile = profile;
+        setup.cluster("a", &[up.address], |_| {});
+        for i in 0..600 {
+            let path = PathMatch::Regex(Regex::full(&format!("/.*{i:04x}(?:y|z)*[0-9]")).unwrap().into());
+            setup.routes.push(Arc::new(Route { path, ..route("/", Action::NonForwarding) }));
+        }
+        setup.route("/", "a", |_| {});
+        let (proxy, _) = setup.serve().await;
+        let path: String = (0..600).map(|i| format!("{i:04x}")).collect();
+        let request = format!("GET /{path}x HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            ask(proxy, &request).await;
+            answers.push(only_line(&lines).await);
+        }
+        assert_eq!(answers[0], "503 - route_search_cut_short 0");
+        assert_eq!(answers[2], "200 - via_upstream 0", "what is compiled stays so");
     }
 }

@@ -157,7 +157,8 @@ pub struct Found {
     pub virtual_host: Arc<VirtualHost>,
     /// Its first matching route, if there is one.
     pub route: Option<Arc<Route>>,
-    /// That there is no route because trying all candidates would have taken too long.
+    /// That there is no route because trying all candidates would have taken too long: which one the request is for is not
+    /// known.
     pub cut_short: bool,
 }
 

@@ -95,6 +95,8 @@ pub(super) struct Exchange<'a, D: Downstream> {
     pub(super) waited: bool,
     /// Nothing is left to be done.
     pub(super) complete: bool,
+    /// Routes were not looked through to the end, so that nobody knows which one the request is for.
+    unsearched: bool,
     /// The place of the request's body among those that the process holds.
     held: Option<Reservation>,
     _active: GaugeGuard<'a>,
@@ -142,6 +144,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             close: false,
             waited: false,
             complete: false,
+            unsearched: false,
             held: None,
             _active: stats.downstream_rq_active().raise(),
         }
@@ -269,6 +272,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.stream.route = None;
         let found = table.and_then(|table| table.find(self.stream));
         let Some(found) = found else { return };
+        self.unsearched = found.cut_short;
         if found.cut_short {
             let length = self.stream.request.target.path().len();
             tracing::warn!(
@@ -455,6 +459,10 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     async fn no_route(&mut self) -> Result<(), Interrupt> {
+        if self.unsearched {
+            // There may be one, and that there is none would be believed: caches keep a 404.
+            return self.respond(LocalReply::new(503, "", "route_search_cut_short")).await;
+        }
         self.env.hcm.stats.no_route().inc();
         let mut reply = LocalReply::new(404, "", "route_not_found");
         reply.flag = Some(Flag::NR);
