@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -266,15 +266,22 @@ fn big_bootstrap(routes: usize) -> String {
     format!("{head}{routes}              - match: {{prefix: /}}\n{tail}")
 }
 
-/// Generous bounds for unoptimised builds on a busy machine; it is about a tenth of that in release.
+/// The time for which this thread has had a processor: what others do on the machine does not count.
+fn processor_time() -> Duration {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// A generous bound for unoptimised builds; it is about a tenth of that in release. It was one of the time on the wall,
+/// which a busy machine took longer for.
 #[test]
 fn five_thousand_routes_are_read_quickly() {
     let text = big_bootstrap(5000);
-    let start = Instant::now();
+    let start = processor_time();
     let bootstrap: Bootstrap = load_bootstrap(&text, "envoy.yaml").unwrap();
-    let elapsed = start.elapsed();
-    println!("{} bytes of YAML in {elapsed:?}, {} bytes encoded", text.len(), bootstrap.encoded_len());
-    assert!(elapsed < Duration::from_secs(5));
+    let taken = processor_time() - start;
+    println!("{} bytes of YAML in {taken:?}, {} bytes encoded", text.len(), bootstrap.encoded_len());
+    assert!(!taken.is_zero() && taken < Duration::from_secs(5), "{taken:?}");
 }
 
 /// They were refused, and Envoy takes them.
