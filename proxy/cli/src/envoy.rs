@@ -228,7 +228,6 @@ fn administration(
         },
         concurrency: process.server.shared().options.concurrency,
         control: Arc::new(control),
-        failed_from: Mutex::default(),
         access_logs,
     };
     let surface =

@@ -18,7 +18,6 @@ use crate::server::WarmingNames;
 use crate::surface::{Answer, Answered, Query, Reply, Surface, WriteBody};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, header};
-use parking_lot::Mutex;
 use regex::Regex;
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::Clusters;
@@ -63,6 +62,9 @@ impl State {
 #[derive(Debug, Clone)]
 pub struct Lifecycle(Arc<AtomicU8>);
 
+/// Beside a state: checks of its health are to fail, so that one that is live says that it drains.
+const FAILING: u8 = 0x80;
+
 impl Default for Lifecycle {
     /// Not ready.
     fn default() -> Lifecycle {
@@ -73,12 +75,23 @@ impl Default for Lifecycle {
 impl Lifecycle {
     /// Says what state it is in from now on.
     pub fn set(&self, state: State) {
-        self.0.store(state as u8, Relaxed);
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |now| Some(state as u8 | now & FAILING));
+    }
+
+    /// Fails checks of its health from now on, or not any more.
+    pub fn fail_checks(&self, fail: bool) {
+        if fail {
+            self.0.fetch_or(FAILING, Relaxed);
+        } else {
+            self.0.fetch_and(!FAILING, Relaxed);
+        }
     }
 
     /// What state it is in.
     pub fn get(&self) -> State {
-        match self.0.load(Relaxed) {
+        let now = self.0.load(Relaxed);
+        match now & !FAILING {
+            0 if now & FAILING != 0 => State::Draining,
             0 => State::Live,
             1 => State::Draining,
             3 => State::Initializing,
@@ -177,8 +190,6 @@ pub struct Admin {
     pub concurrency: usize,
     /// What the commands do.
     pub control: Arc<dyn Control>,
-    /// State before `/healthcheck/fail`.
-    pub failed_from: Mutex<Option<State>>,
     /// Logs of its own requests, which must be open.
     pub access_logs: Vec<AccessLog>,
 }

@@ -157,19 +157,8 @@ pub(super) fn ready(admin: &Admin, _: &Query) -> Reply {
 }
 
 fn health(admin: &Admin, fail: bool) -> Reply {
-    let mut failed_from = admin.failed_from.lock();
     admin.control.fail_health_checks(fail);
-    match (fail, *failed_from) {
-        (true, None) => {
-            *failed_from = Some(admin.lifecycle.get());
-            admin.lifecycle.set(State::Draining);
-        }
-        (false, Some(before)) => {
-            *failed_from = None;
-            admin.lifecycle.set(before);
-        }
-        _ => {}
-    }
+    admin.lifecycle.fail_checks(fail);
     ok("OK\n")
 }
 

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use parking_lot::Mutex;
 use sixfold_core::cluster::{Address, HostConfig};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -90,7 +91,6 @@ fn server() -> Server {
         info: ServerInfo { version: "v".into(), ..ServerInfo::default() },
         concurrency: 2,
         control: calls.clone(),
-        failed_from: Mutex::default(),
         access_logs: Vec::new(),
     };
     let surface = admin.start("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -200,8 +200,11 @@ fn only_names_of_the_operator_are_hosts() {
 #[test]
 fn health_checks_fail_and_recover() {
     let server = server();
-    server.lifecycle.set(State::Live);
+    // A start that ended after it made the process live, whatever had been said.
+    server.lifecycle.set(State::Initializing);
     assert_eq!(server.ask("POST /healthcheck/fail").2, "OK\n");
+    assert_eq!(server.ask("GET /ready").2, "INITIALIZING\n");
+    server.lifecycle.set(State::Live);
     assert_eq!((server.ask("GET /ready").0, server.ask("GET /ready").2), (503, "DRAINING\n".into()));
     assert_eq!(server.calls.failed.load(SeqCst), 1);
     assert_eq!(server.ask("POST /healthcheck/ok").2, "OK\n");
