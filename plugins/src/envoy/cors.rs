@@ -103,11 +103,14 @@ impl Policy {
         self.origins.iter().any(|m| m.matches(b"*") || m.matches(origin))
     }
 
-    fn preflight(&self, origin: &[u8], stream: &Stream) -> LocalReply {
+    /// The answer to a preflight of `origin`, if that is allowed: to another one it lacks the origin alone.
+    fn preflight(&self, origin: Option<&[u8]>, stream: &Stream) -> LocalReply {
         let request = &stream.request.headers;
         let mut reply = LocalReply::new(200, "", "cors_response");
         let headers = &mut reply.headers;
-        headers.set(Known::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if let Some(origin) = origin {
+            headers.set(Known::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        }
         if self.credentials {
             headers.set(Known::ACCESS_CONTROL_ALLOW_CREDENTIALS, b"true");
         }
@@ -159,10 +162,8 @@ impl Policy {
         let preflight =
             stream.request.method == http::Method::OPTIONS && asked.is_some_and(|m| !m.is_empty());
         let step = match (preflight, allowed) {
-            (true, true) => Step::Respond(self.preflight(&origin, stream)),
-            (true, false) if !self.forward_not_matching => {
-                Step::Respond(LocalReply::new(200, "", "cors_response"))
-            }
+            (true, true) => Step::Respond(self.preflight(Some(&origin), stream)),
+            (true, false) if !self.forward_not_matching => Step::Respond(self.preflight(None, stream)),
             _ => Step::Continue,
         };
         if allowed {

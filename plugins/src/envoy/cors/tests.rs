@@ -84,12 +84,22 @@ fn preflights_are_answered() {
 }
 
 #[test]
-fn preflights_of_others_go_on_or_get_a_bare_answer() {
+fn preflights_of_others_go_on_or_get_an_answer_without_origin() {
     let others = policy(&["https://other.test"]);
     assert!(now(filter(std::slice::from_ref(&others)).access(&mut request("OPTIONS", &PREFLIGHT))).is_none());
     let keeps = CorsPolicy { forward_not_matching_preflights: Some(BoolValue { value: false }), ..others };
-    let reply = now(filter(&[keeps]).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
+    let reply =
+        now(filter(std::slice::from_ref(&keeps)).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
     assert_eq!((reply.status, reply.headers.len()), (200, 0));
+    // What else the policy says was left out.
+    let says = CorsPolicy { allow_methods: "GET".into(), max_age: "60".into(), ..keeps };
+    let reply = now(filter(&[says]).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
+    let headers = |name: &str| reply.headers.get_str(name).map(str::to_owned);
+    assert_eq!(headers("access-control-allow-methods").as_deref(), Some("GET"));
+    assert_eq!(
+        (headers("access-control-max-age").as_deref(), headers("access-control-allow-origin")),
+        (Some("60"), None)
+    );
 }
 
 #[test]
