@@ -34,6 +34,10 @@ pub fn location(redirect: &Redirect, route: &Route, stream: &Stream) -> Vec<u8> 
         out.push(b':');
         out.extend_from_slice(itoa::Buffer::new().format(port).as_bytes());
     }
+    // What takes the place of a path may lack its beginning.
+    if !path.starts_with(b"/") && !matches!(redirect.path, RedirectPath::Keep) {
+        out.push(b'/');
+    }
     out.extend_from_slice(path);
     out
 }
@@ -134,6 +138,10 @@ mod tests {
         check(&http, any(), "h:443", "/s", "http://h:443/s");
         let path = Redirect { path: RedirectPath::Replace(b"/p"[..].into()), ..UNCHANGED };
         check(&path, any(), "h:80", "/s", "http://h:80/p");
+        let path = Redirect { path: RedirectPath::Replace(b"p"[..].into()), ..UNCHANGED };
+        check(&path, any(), "h", "/s?q", "http://h/p?q");
+        let query = Redirect { path: RedirectPath::Replace(b"?p"[..].into()), ..UNCHANGED };
+        check(&query, any(), "h", "/s?q", "http://h/?p");
         let port = Redirect { port: Some(443), ..https() };
         check(&port, any(), "h:80", "/p443", "https://h:443/p443");
         let host = Redirect { host: Some("h".into()), ..UNCHANGED };

@@ -46,6 +46,7 @@ pub(super) fn redirect(value: &RedirectAction) -> Result<Redirect> {
         path: match path_rewrite_specifier {
             None => RedirectPath::Keep,
             Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
+            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) if prefix.is_empty() => RedirectPath::Keep,
             Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Replace(path.as_bytes().into()),
             Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
                 RedirectPath::Prefix(prefix.as_bytes().into())
