@@ -23,7 +23,7 @@ use sixfold_server::worker::Options;
 use sixfold_xds::bootstrap::{self, Compiled, ProcessContext};
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     }
     let (sender, events) = signals::listen()?;
     let process = Process::start(process_options(&options, log.metrics))?;
-    let compile = CompileContext { local_address: local_address(), ..process.compile.clone() };
+    let compile = CompileContext { local_address: Some(local_address()), ..process.compile.clone() };
     let process_context = ProcessContext::new(compile);
     let text = Text::of(&options)?;
     if let Some(warning) = crate::validate::second_document(&text) {
@@ -151,13 +151,17 @@ fn process_options(options: &EnvoyOptions, metrics: metrics::Registry) -> Proces
     }
 }
 
-/// The address that packets to other machines leave from. Nothing is sent to find it out.
-fn local_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    // An address for documentation (RFC 5737): it is routed as any other.
-    socket.connect("192.0.2.1:9").ok()?;
-    let address = socket.local_addr().ok()?.ip();
-    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+/// The address that packets to other machines leave from, or as in Envoy that of the loopback interface where there are
+/// none. Nothing is sent to find it out.
+fn local_address() -> IpAddr {
+    let outgoing = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        // An address for documentation (RFC 5737): it is routed as any other.
+        socket.connect("192.0.2.1:9").ok()?;
+        let address = socket.local_addr().ok()?.ip();
+        (!address.is_unspecified()).then_some(address)
+    };
+    outgoing().unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
 /// The command line as `/server_info` shows it, with what Envoy has of options that there are not here.

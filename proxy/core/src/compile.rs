@@ -25,7 +25,7 @@ pub struct CompileContext {
     pub log_sinks: Arc<dyn MakeSink>,
     /// TLS towards endpoints that is in use: what says the same is compiled once.
     pub tls_clients: Arc<ClientCache>,
-    /// The host's own address that is not loopback, for X-Forwarded-For.
+    /// The host's own address, for X-Forwarded-For: not a loopback one if it has another.
     pub local_address: Option<IpAddr>,
 }
 

@@ -106,6 +106,19 @@ fn an_edge_appends_the_peer_and_trusts_nothing() {
     check(&edge(), &sent, "127.0.0.1", &want);
 }
 
+/// Any peer of the loopback network was named by the host's own address.
+#[test]
+fn only_a_peer_at_the_loopback_address_has_the_hosts_own() {
+    let hcm = hcm(edge(), own_headers());
+    for (peer, told) in [("127.0.0.1", "192.0.2.1"), ("[::1]", "192.0.2.1"), ("127.0.0.200", "127.0.0.200")] {
+        let peer = format!("{peer}:4000").parse().unwrap();
+        let mut stream = Stream::new(Arc::new(Connection::plain(peer, "127.0.0.1:9080".parse().unwrap())));
+        stream.request.target.set(b"/");
+        let (lines, _) = run(&hcm, &mut stream);
+        assert!(lines.contains(&format!("x-forwarded-for: {told}")), "{lines:?}");
+    }
+}
+
 #[test]
 fn trusted_hops_are_counted_from_the_right() {
     let hops = |n, use_remote_address| ClientAddress {

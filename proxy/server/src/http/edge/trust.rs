@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use sixfold_core::hcm::{ClientAddress, Detection, EdgeHeaders};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::stream::Stream;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What was found out about the client.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +57,10 @@ pub(super) fn decide(options: &ClientAddress, edge: &EdgeHeaders, stream: &mut S
     Ok(Trust { remote, internal, edge: options.use_remote_address && !internal })
 }
 
-/// Envoy names a loopback peer by the host's own address.
+/// Envoy names a peer at the loopback address, 127.0.0.1 and no other of its network, by the host's own.
 fn append_peer(peer: IpAddr, own: Option<IpAddr>, headers: &mut Headers) {
-    let address = own.filter(|_| peer.is_loopback()).unwrap_or(peer);
+    let is_loopback = peer == Ipv4Addr::LOCALHOST || peer == Ipv6Addr::LOCALHOST;
+    let address = own.filter(|_| is_loopback).unwrap_or(peer);
     headers.join(Known::X_FORWARDED_FOR, b",", address.to_string().as_bytes());
 }
 
