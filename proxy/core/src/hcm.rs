@@ -105,6 +105,9 @@ crate::stat_block! {
             downstream_rq_failed_path_normalization,
             no_route, no_cluster, rq_direct_response, rq_redirect, rq_total, rq_retry_skipped_request_not_complete,
             rq_reset_after_downstream_response_started,
+            passthrough_internal_redirect_bad_location, passthrough_internal_redirect_no_route,
+            passthrough_internal_redirect_predicate, passthrough_internal_redirect_too_many_redirects,
+            passthrough_internal_redirect_unsafe_scheme,
         ],
         gauges: [
             downstream_cx_active, downstream_cx_http1_active, downstream_cx_http2_active, downstream_cx_ssl_active,

@@ -9,7 +9,6 @@ use crate::metrics::Registry;
 use crate::metrics::responses::Responses;
 use crate::plugin::Chain;
 use crate::regex::{Regex, Rewrite};
-use crate::runtime::Fraction;
 use bytes::Bytes;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -20,6 +19,8 @@ mod predicate;
 
 pub use self::ids::Ids;
 pub use self::predicate::{HostPattern, Predicate};
+pub use crate::internal_redirect::InternalRedirect;
+pub use crate::mirror::{MirrorHost, MirrorPolicy};
 pub use crate::retry::RetryPolicy;
 pub use crate::router::{PathMatch, RouteTable, VirtualHost};
 
@@ -205,10 +206,10 @@ pub struct ForwardOptions {
     pub connect_tcp: bool,
     /// Circuit breaker class: HIGH if set.
     pub high_priority: bool,
-    /// Shadow requests.
-    pub mirrors: Box<[MirrorPolicy]>,
+    /// Who gets a copy of requests: the route's policies, or the virtual host's, or the table's; `None` is nobody.
+    pub mirrors: Option<Arc<[MirrorPolicy]>>,
     /// Internal redirects; `None` passes redirects on to the client.
-    pub internal_redirect: Option<Arc<InternalRedirect>>,
+    pub internal_redirect: Option<Box<InternalRedirect>>,
     /// Slow attempts are joined by another instead of being reset (`hedge_on_per_try_timeout`).
     pub hedge_on_per_try_timeout: bool,
     /// How the upstream's Host is made when nothing above rewrites it.
@@ -229,7 +230,7 @@ impl Default for ForwardOptions {
             upgrades: Box::default(),
             connect_tcp: false,
             high_priority: false,
-            mirrors: Box::default(),
+            mirrors: None,
             internal_redirect: None,
             hedge_on_per_try_timeout: false,
             pass_host: PassHost::Pass,
@@ -393,26 +394,6 @@ pub enum HashInput {
     FilterState(Box<str>),
     /// APISIX's key: a variable or a template of variables, hashed by CRC-32; the client address when empty.
     Key(Format),
-}
-
-/// Envoy's RequestMirrorPolicy: carried by the model, the place for it is in the request path.
-#[derive(Debug)]
-pub struct MirrorPolicy {
-    /// Where to.
-    pub cluster: ClusterChoice,
-    /// Share of requests.
-    pub fraction: Option<Fraction>,
-}
-
-/// Envoy's InternalRedirectPolicy.
-#[derive(Debug, Clone)]
-pub struct InternalRedirect {
-    /// Redirects followed for one request, 1 by default.
-    pub max: u32,
-    /// Codes that are followed, 302 alone by default.
-    pub codes: Vec<u16>,
-    /// Whether https may become http and the reverse.
-    pub allow_cross_scheme: bool,
 }
 
 /// Envoy's RedirectAction.

@@ -300,6 +300,18 @@ impl Stream {
         plugins.clear();
     }
 
+    /// Makes the context that of another request in the place of this one, of the same client: with the head and the
+    /// trailers that are there, and with what is known of the client.
+    pub fn follow(&mut self, now: Instant) {
+        let request = std::mem::take(&mut self.request);
+        let trailers = std::mem::take(&mut self.request_trailers);
+        let (remote, internal, told) = (self.remote, self.internal, self.operation_told);
+        self.reset(now);
+        (self.request, self.request_trailers) = (request, trailers);
+        (self.remote, self.internal, self.operation_told) = (remote, internal, told);
+        self.start_time = SystemTime::now();
+    }
+
     /// The trusted client address.
     pub fn remote_ip(&self) -> IpAddr {
         self.remote.ip()

@@ -11,7 +11,8 @@ mod trust;
 
 use crate::deadline::{Deadline, after};
 use crate::dns::DnsCache;
-use crate::upstream::{Pools, UpstreamError};
+use crate::h1::Profile;
+use crate::upstream::{Outbound, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::Services;
 use sixfold_core::cluster::{Choice, Cluster, Criteria, TriedHost};
@@ -24,7 +25,6 @@ use sixfold_core::retry::is_idempotent;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::Arc;
-use stream::Outbound;
 use tokio::time::Instant;
 
 /// How callouts are sent.
@@ -63,11 +63,11 @@ impl Callouts {
             let Some(mut out) = attempt(&cluster, &mut tried, deadline) else {
                 return Err(failed("no healthy upstream"));
             };
-            match send(&mut out, &cluster, request, &head, open).await {
+            match send(&mut out, request, &head, open).await {
                 Ok(()) => return Ok(out),
                 Err(None) => return Err(CalloutError::Timeout),
                 Err(Some(error)) => {
-                    out.fail(&error);
+                    out.give_up(error.outcome());
                     if tried.len() > request.retries as usize {
                         return Err(stream::said(Some(error)));
                     }
@@ -79,7 +79,7 @@ impl Callouts {
     async fn answer(&self, request: &CalloutRequest) -> Result<CalloutResponse, CalloutError> {
         let mut out = self.exchange(request, false).await?;
         let mut body = BytesMut::new();
-        while let Some(piece) = poll_fn(|cx| out.poll_data(cx)).await? {
+        while let Some(piece) = poll_fn(|cx| out.poll_piece(cx)).await.map_err(stream::said)? {
             if body.len() + piece.len() > request.max_body {
                 return Err(failed(format_args!("the answer is longer than {} bytes", request.max_body)));
             }
@@ -97,20 +97,19 @@ fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<TriedHost>, deadline: Deadlin
     let now = std::time::Instant::now();
     flight.begin(now);
     tried.push(TriedHost::new(flight.member().clone(), now));
-    Some(Outbound::new(flight, pools, deadline))
+    Some(Outbound::new(flight, pools, deadline, Profile::Apisix))
 }
 
 /// Sends the request, again where it was the connection that failed it; `Err(None)` is the deadline.
 async fn send(
     out: &mut Outbound,
-    cluster: &Arc<Cluster>,
     request: &CalloutRequest,
     head: &RequestHead,
     open: bool,
 ) -> Result<(), Option<UpstreamError>> {
     let idempotent = is_idempotent(&head.method);
     loop {
-        let begun = match out.begin(cluster, request, head, open).await {
+        let begun = match out.begin(head, &request.body, open).await {
             Ok(()) if open => return Ok(()),
             Ok(()) => poll_fn(|cx| out.poll_begun(cx)).await,
             Err(error) => Err(Some(error)),

@@ -12,7 +12,8 @@ use sixfold_core::hcm::CodecType;
 use sixfold_core::listener::{TcpProxy, TcpStats};
 use sixfold_core::metrics::{Registry, Value};
 use sixfold_core::plugin::{ChainBuilder, Plugin, Slot, Step};
-use sixfold_core::route::ClusterChoice;
+use sixfold_core::retry::{RetryOn, RetryPolicy};
+use sixfold_core::route::{ClusterChoice, MirrorPolicy};
 use sixfold_core::stream::Stream;
 use sixfold_server::drain::Drain;
 use sixfold_server::http::{self, Manager};
@@ -29,6 +30,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// How the log tells of a redirect that the client sees nothing of.
+const FOLLOWED: &str = "302 - internal_redirect";
 const FORMAT: &str = "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n";
 
 /// A future that is dropped after so many polls.
@@ -140,7 +143,8 @@ impl Run {
         let lines = std::mem::take(&mut *lines.0.lock());
         assert_eq!(lines.len(), requests, "one line a request: {lines:?}");
         // As in Envoy those that a response began for.
-        let answered = lines.iter().filter(|line| !line.starts_with("0 ")).count();
+        let answered =
+            lines.iter().filter(|line| !line.starts_with("0 ") && !line.starts_with(FOLLOWED)).count();
         assert_eq!(hcm.stats.downstream_rq_completed().get() as usize, answered, "{lines:?}");
         if plugged {
             assert_eq!(logged.load(Relaxed), requests, "the plugin's log runs once");
@@ -148,7 +152,12 @@ impl Run {
         let ended = ended.unwrap_or(false);
         for line in lines.iter().filter(|_| !ended) {
             // Of two endpoints the one that refuses may be drawn for all three attempts.
-            let whole = ["200 - via_upstream", "404 NR route_not_found", "503 URX,UF upstream_reset_before_"];
+            let whole = [
+                FOLLOWED,
+                "200 - via_upstream",
+                "404 NR route_not_found",
+                "503 URX,UF upstream_reset_before_",
+            ];
             let lost = ["DC downstream_local_disconnect", "DC downstream_remote_"];
             assert!(whole.iter().chain(&lost).any(|end| line.contains(end)), "{line}");
         }
@@ -290,6 +299,61 @@ async fn a_request_that_is_tried_again() {
         Run::new(&[up], None).http(talk(client, POST, "0\r\n\r\n"), server, polls).await
     });
     assert!(polls.await >= 10);
+}
+
+#[tokio::test]
+async fn a_request_whose_slow_attempt_goes_on_beside_the_next() {
+    const LATE: &[&str] =
+        &["", "", "", "", "", "", "", "", "HTTP/1.1 200 OK\r\n", "Content-Length: 0\r\n\r\n"];
+    let polls = at_every_point(|polls| async move {
+        let up = slow_upstream(|n| if n == 0 { LATE } else { OK }).await;
+        let (client, server) = pair().await;
+        let mut run = Run::new(&[up], None);
+        run.setup.routes.clear();
+        run.setup.route("/", "a", |f| {
+            f.retry = Some(Arc::new(RetryPolicy {
+                on: RetryOn::SERVER_ERROR,
+                num_retries: 20,
+                per_try_timeout: Some(Duration::from_millis(3)),
+                base_interval: Duration::from_millis(1),
+                max_interval: Duration::from_millis(2),
+                ..RetryPolicy::default()
+            }));
+            f.hedge_on_per_try_timeout = true;
+        });
+        run.http(talk(client, POST, "\r\n\r\n"), server, polls).await
+    });
+    assert!(polls.await >= 5);
+}
+
+#[tokio::test]
+async fn a_request_that_is_mirrored() {
+    let polls = at_every_point(|polls| async move {
+        let (up, mirror) = (slow_upstream(|_| OK).await, slow_upstream(|_| OK).await);
+        let (client, server) = pair().await;
+        let mut run = Run::new(&[up], None);
+        // The pools that copies use are those of the thread, and none goes with a worker here.
+        run.setup.cluster("m", &[mirror], |c| c.max_requests_per_connection = Some(1));
+        run.setup.routes.clear();
+        let to = ClusterChoice::Named(run.setup.clusters.cell("m"));
+        run.setup.route("/", "a", |f| f.mirrors = Some(Arc::new([MirrorPolicy::to(to)])));
+        run.http(talk(client, POST, "0\r\n\r\n"), server, polls).await
+    });
+    assert!(polls.await >= 5);
+}
+
+#[tokio::test]
+async fn a_redirect_that_is_followed() {
+    const MOVED: &[&str] = &["HTTP/1.1 302 Found\r\nLocation: http://a/b\r\n", "Content-Length: 0\r\n\r\n"];
+    let polls = at_every_point(|polls| async move {
+        let up = slow_upstream(|n| if n == 0 { MOVED } else { OK }).await;
+        let (client, server) = pair().await;
+        let mut run = Run::new(&[up], None);
+        run.setup.routes.clear();
+        run.setup.route("/", "a", |f| f.internal_redirect = Some(Box::default()));
+        run.http(talk(client, POST, "0\r\n\r\n"), server, polls).await
+    });
+    assert!(polls.await >= 8);
 }
 
 #[tokio::test]

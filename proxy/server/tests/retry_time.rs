@@ -6,6 +6,7 @@ mod common;
 use common::{Setup, get, ok, read_message, status};
 use parking_lot::Mutex;
 use sixfold_core::matcher::HeaderTarget;
+use sixfold_core::metrics::Registry;
 use sixfold_core::retry::{RateLimitedBackOff, RetryOn, RetryPolicy};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -65,6 +66,8 @@ enum Reply {
     /// The head of a response at once, its body of one byte a second later.
     SlowBody,
     Silence,
+    /// The same so many milliseconds later, if the connection is still there.
+    Late(u64, Vec<u8>),
 }
 
 /// What the upstream sees, in milliseconds after the start.
@@ -108,6 +111,14 @@ async fn play(
                 tokio::time::sleep(ms(1000)).await;
                 let _ = socket.write_all(b"x").await;
             }
+            Reply::Late(wait, bytes) => {
+                let left = tokio::time::timeout(ms(wait), socket.read(&mut [0; 1])).await;
+                if left.is_ok() {
+                    let _ = seen.try_send(Seen::Closed(now()));
+                    return;
+                }
+                socket.write_all(&bytes).await.unwrap();
+            }
             Reply::Silence => {
                 let _ = socket.read(&mut [0; 1]).await;
                 let _ = seen.try_send(Seen::Closed(now()));
@@ -130,13 +141,18 @@ fn policy(retries: u32) -> RetryPolicy {
 
 /// A proxy with this policy and timeout in front of the upstream.
 async fn proxy(upstream: SocketAddr, policy: RetryPolicy, timeout: Option<Duration>) -> SocketAddr {
+    setup(upstream, policy, timeout, false).serve().await.0
+}
+
+fn setup(upstream: SocketAddr, policy: RetryPolicy, timeout: Option<Duration>, hedge: bool) -> Setup {
     let mut setup = Setup::new();
     setup.cluster("a", &[upstream], |_| {});
     setup.route("/", "a", |forward| {
         forward.retry = Some(Arc::new(policy));
         forward.timeouts.request = timeout;
+        forward.hedge_on_per_try_timeout = hedge;
     });
-    setup.serve().await.0
+    setup
 }
 
 /// Sends a request; its response comes through the channel with the millisecond it arrived in.
@@ -325,4 +341,102 @@ async fn a_body_may_take_longer_than_an_attempt_has_for_its_head() {
     let (at, response) = answers.try_recv().unwrap();
     assert!(response.ends_with('x') && (1000..1005).contains(&at), "{response} at {at}");
     assert_seen(&all(&mut seen), &[Seen::Attempt(0)]);
+}
+
+/// A hedged request: 300 ms an attempt, so many retries, 15 s for all. Answers what the upstream sees, what the client
+/// gets, and the statistics.
+async fn hedged(
+    clock: &StoppedClock,
+    replies: Vec<Reply>,
+    retries: u32,
+) -> (Receiver<Seen>, Receiver<(u64, String)>, Registry) {
+    let (address, seen) = upstream(clock, replies).await;
+    let policy = RetryPolicy { per_try_timeout: Some(ms(300)), ..policy(retries) };
+    let setup = setup(address, policy, Some(ms(15_000)), true);
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    (seen, ask(clock, proxy).await, registry)
+}
+
+#[tokio::test]
+async fn a_slow_attempt_goes_on_beside_the_next_and_its_answer_counts() {
+    let clock = StoppedClock::new();
+    let replies = vec![Reply::Late(500, ok("first")), Reply::Late(900, ok("second"))];
+    let (mut seen, mut answers, registry) = hedged(&clock, replies, 1).await;
+    clock.to(ms(490)).await;
+    use Seen::{Attempt, Closed};
+    assert_seen(&all(&mut seen), &[Attempt(0), Attempt(300)]);
+    assert_eq!(registry.sum("cluster.a.", "upstream_rq_active"), 2);
+    clock.to(ms(520)).await;
+    let (at, response) = answers.try_recv().unwrap();
+    assert!(response.ends_with("first") && (500..510).contains(&at), "{response} at {at}");
+    // The other one is given up.
+    assert_seen(&all(&mut seen), &[Closed(500)]);
+    assert_eq!(registry.sum("cluster.a.", "upstream_rq_active"), 0);
+    assert_eq!(registry.sum("cluster.a.", "upstream_rq_per_try_timeout"), 0);
+}
+
+#[tokio::test]
+async fn the_next_attempt_may_answer_first_and_the_slow_one_is_given_up() {
+    let clock = StoppedClock::new();
+    let (mut seen, mut answers, registry) =
+        hedged(&clock, vec![Reply::Silence, Reply::Answer(ok("second"))], 1).await;
+    clock.to(ms(320)).await;
+    let (at, response) = answers.try_recv().unwrap();
+    assert!(response.ends_with("second") && (300..315).contains(&at), "{response} at {at}");
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0), Seen::Attempt(300), Seen::Closed(300)]);
+    assert_eq!(registry.sum("cluster.a.", "upstream_rq_active"), 0);
+}
+
+/// A bad response waits for the attempts beside it; the last one is passed on whatever it is.
+#[tokio::test]
+async fn bad_responses_wait_for_good_ones() {
+    let clock = StoppedClock::new();
+    let bad_then_good = vec![Reply::Late(700, ok("good")), Reply::Answer(status(503))];
+    let (_seen, mut answers, _) = hedged(&clock, bad_then_good, 1).await;
+    clock.to(ms(690)).await;
+    assert!(answers.try_recv().is_err(), "the first attempt may do better");
+    clock.to(ms(720)).await;
+    assert!(answers.try_recv().unwrap().1.ends_with("good"));
+}
+
+#[tokio::test]
+async fn the_last_of_bad_responses_is_passed_on() {
+    let clock = StoppedClock::new();
+    let all_bad = vec![Reply::Late(500, status(503)), Reply::Late(600, status(502))];
+    let (_seen, mut answers, registry) = hedged(&clock, all_bad, 1).await;
+    clock.to(ms(880)).await;
+    assert!(answers.try_recv().is_err());
+    clock.to(ms(930)).await;
+    assert!(answers.try_recv().unwrap().1.starts_with("HTTP/1.1 502 "));
+    assert_eq!(registry.sum("cluster.a.", "upstream_rq_active"), 0);
+}
+
+#[tokio::test]
+async fn without_another_retry_a_slow_attempt_has_all_the_time_there_is() {
+    let clock = StoppedClock::new();
+    let (mut seen, mut answers, _) = hedged(&clock, vec![Reply::Late(1200, ok("late"))], 0).await;
+    clock.to(ms(1190)).await;
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0)]);
+    assert!(answers.try_recv().is_err());
+    clock.to(ms(1220)).await;
+    assert!(answers.try_recv().unwrap().1.ends_with("late"));
+}
+
+#[tokio::test]
+async fn the_whole_timeout_ends_all_attempts_of_a_hedged_request() {
+    let clock = StoppedClock::new();
+    let (address, mut seen) = upstream(&clock, Vec::new()).await;
+    let policy = RetryPolicy { per_try_timeout: Some(ms(300)), ..policy(2) };
+    let setup = setup(address, policy, Some(ms(1000)), true);
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(990)).await;
+    assert_seen(&all(&mut seen), &[Seen::Attempt(0), Seen::Attempt(300), Seen::Attempt(600)]);
+    clock.to(ms(1010)).await;
+    assert_eq!(answered(&mut answers).1, 504);
+    assert_seen(&all(&mut seen), &[Seen::Closed(1000), Seen::Closed(1000), Seen::Closed(1000)]);
+    assert_eq!(registry.sum("cluster.a.", "upstream_rq_timeout"), 3);
+    assert_eq!(registry.sum("cluster.a.", "upstream_rq_active"), 0);
 }

@@ -32,6 +32,22 @@ pub fn both(
     faults.end((request, response))
 }
 
+/// One addition alone.
+///
+/// # Errors
+/// A name that may not be changed, a value that is no format, actions that exclude each other.
+pub fn one(add: &HeaderValueOption) -> Result<HeaderOps> {
+    Ok(HeaderOps { add: Box::new([addition(add)?]), ..HeaderOps::default() })
+}
+
+/// The removal of one header alone; `field` holds its name.
+///
+/// # Errors
+/// A name that may not be changed.
+pub fn without(name: &str, field: &str) -> Result<HeaderOps> {
+    Ok(HeaderOps { remove: Box::new([changeable(name, field)?]), ..HeaderOps::default() })
+}
+
 /// The additions of a field.
 pub fn additions(add: &[HeaderValueOption], field: &str) -> Result<Box<[HeaderAddition]>> {
     let add = add.iter().enumerate().map(|(index, value)| addition(value).in_index(index));

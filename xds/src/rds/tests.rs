@@ -279,13 +279,16 @@ fn what_has_not_changed_is_taken_over() {
     assert_eq!(kept(&third[1], &fourth[1]), [(0, 4, false), (0, 1, false)]);
     let chains = |table: &RouteTable| table.routes().filter(|route| route.chain.is_some()).count();
     assert_eq!((chains(&third[1]), chains(&fourth[1])), (0, 5));
+    let mirrored = format!("request_mirror_policies: [{{cluster: m}}], {settings}");
+    let mirrors = bring(&hosts(&["z", "new", "y", "x2"], &["u"], "c.test", &mirrored));
+    assert_eq!(kept(&fourth[1], &mirrors[1]), [(0, 4, false), (0, 1, false)]);
     // And so is what another bootstrap compiles by.
     proxy.configs.set_context(proxy.context.clone());
     let mut diff = Diff::default();
     proxy.configs.update(&Source::Ads, &hosts(&["z"], &["u"], "c.test", &settings), &mut diff).unwrap();
     assert_eq!(proxy.model.apply_detached(diff), []);
     let fifth = proxy.managers("l")[1].routes.load().unwrap();
-    assert_eq!(kept(&fourth[1], &fifth), [(0, 1, false), (0, 1, false)]);
+    assert_eq!(kept(&mirrors[1], &fifth), [(0, 1, false), (0, 1, false)]);
 }
 
 /// What an update does not bring anew is not looked at again; what it brings is, and the error names its place.

@@ -5,21 +5,23 @@ use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::matcher::HeaderTarget;
-use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, PathRewrite, Timeouts};
+use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, InternalRedirect, PathRewrite, Timeouts};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
-    ClusterNotFoundResponseCode, HostRewriteSpecifier, MaxStreamDuration, UpgradeConfig,
-    upgrade_config::ConnectConfig,
+    ClusterNotFoundResponseCode, HostRewriteSpecifier, InternalRedirectAction, MaxStreamDuration,
+    UpgradeConfig, upgrade_config::ConnectConfig,
 };
-use sixfold_xds_api::pb::envoy::config::route::v3::{RouteAction, RouteMatch, route_match::PathSpecifier};
+use sixfold_xds_api::pb::envoy::config::route::v3::{
+    HedgePolicy, RouteAction, RouteMatch, route_match::PathSpecifier,
+};
 use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 
-use super::{Scope, cluster, hash, template};
+use super::{Scope, cluster, hash, internal, mirror, template};
 use crate::filters::Level;
 use crate::retry;
 use sixfold_xds_api::values::{
-    Result, bool_or, enum_value, optional_duration, regex_rewrite, required, timeout_or,
+    Result, bool_or, enum_value, optional_duration, regex_rewrite, required, timeout_or, u32_or,
 };
 use sixfold_xds_api::{format, metadata};
 use sixfold_xds_api::{refuse, refused};
@@ -58,30 +60,23 @@ pub(super) fn forward(
         max_grpc_timeout: _,
         grpc_timeout_offset: _,
         upgrade_configs,
-        internal_redirect_policy,
-        internal_redirect_action,
-        max_internal_redirects,
+        internal_redirect_policy: _,
+        internal_redirect_action: _,
+        max_internal_redirects: _,
         hedge_policy,
         max_stream_duration: _,
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
     let mut faults = Faults::default();
-    faults.take(refused!(
-        early_data_policy,
-        retry_policy_typed_config,
-        request_mirror_policies,
-        rate_limits,
-        include_vh_rate_limits,
-        internal_redirect_policy,
-        internal_redirect_action,
-        max_internal_redirects,
-        hedge_policy
-    ));
+    faults.take(refused!(early_data_policy, retry_policy_typed_config, rate_limits, include_vh_rate_limits));
     let cluster = faults.keep(cluster::choice(scope, cluster_specifier, metadata_match, levels));
     let host_rewrite = host_rewrite_specifier.as_ref().map(host_rewrite).transpose();
     let retry = retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
+    let of_host = scope.host.and_then(|host| host.hedge_policy.as_ref());
+    let mirrors = faults.take(mirror::policies(scope, request_mirror_policies));
     let options = ForwardOptions {
+        mirrors: mirrors.or_else(|| scope.mirrors.cloned()),
         cluster_not_found: match faults
             .take(enum_value(*cluster_not_found_response_code, "cluster_not_found_response_code"))
         {
@@ -100,10 +95,30 @@ pub(super) fn forward(
         connect_tcp: faults.take(connect_tcp(upgrade_configs)),
         high_priority: faults.take(enum_value::<RoutingPriority>(*priority, "priority"))
             == RoutingPriority::High,
+        hedge_on_per_try_timeout: hedge(hedge_policy.as_ref().or(of_host)),
+        internal_redirect: faults.take(followed(value)).map(Box::new),
         ..ForwardOptions::default()
     };
     let cluster = faults.kept(cluster)?;
     faults.end(Forward { cluster, options: options.into() })
+}
+
+/// Whether slow attempts are hedged. The rest of the policy does nothing in Envoy.
+fn hedge(value: Option<&HedgePolicy>) -> bool {
+    let Some(value) = value else { return false };
+    let HedgePolicy { initial_requests: _, additional_request_chance: _, hedge_on_per_try_timeout } = value;
+    *hedge_on_per_try_timeout
+}
+
+/// The redirects that are followed here: the policy, or its older form.
+fn followed(value: &RouteAction) -> Result<Option<InternalRedirect>> {
+    if let Some(policy) = &value.internal_redirect_policy {
+        return internal::policy(policy).map(Some).in_key("internal_redirect_policy");
+    }
+    let (action, max) = (value.internal_redirect_action, &value.max_internal_redirects);
+    let action = enum_value::<InternalRedirectAction>(action, "internal_redirect_action")?;
+    let follows = action == InternalRedirectAction::HandleInternalRedirect;
+    Ok(follows.then(|| InternalRedirect { max: u32_or(max, 1), ..InternalRedirect::default() }))
 }
 
 fn timeouts(value: &RouteAction) -> Result<Timeouts> {

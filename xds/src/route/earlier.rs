@@ -47,11 +47,15 @@ impl EarlierHost<'_> {
 
     /// Its routes by their encoded form; none if those of `next` inherit something else.
     pub(super) fn routes(&self, next: &VirtualHost) -> FastMap<&[u8], &Arc<Route>> {
-        let VirtualHost { name, typed_per_filter_config, cors, .. } = self.value;
+        let VirtualHost {
+            name, typed_per_filter_config, cors, request_mirror_policies, hedge_policy, ..
+        } = self.value;
         // What `Scope` hands on of a virtual host.
         let same = *name == next.name
             && *typed_per_filter_config == next.typed_per_filter_config
-            && *cors == next.cors;
+            && *cors == next.cors
+            && *request_mirror_policies == next.request_mirror_policies
+            && *hedge_policy == next.hedge_policy;
         if !same {
             return FastMap::default();
         }
@@ -64,4 +68,5 @@ fn inherit_the_same(one: &RouteConfiguration, other: &RouteConfiguration) -> boo
     one.typed_per_filter_config == other.typed_per_filter_config
         && one.max_direct_response_body_size_bytes == other.max_direct_response_body_size_bytes
         && one.validate_clusters == other.validate_clusters
+        && one.request_mirror_policies == other.request_mirror_policies
 }

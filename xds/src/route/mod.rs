@@ -6,6 +6,8 @@ mod cluster;
 mod earlier;
 mod entry;
 mod hash;
+mod internal;
+mod mirror;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -16,7 +18,7 @@ pub(crate) use earlier::Earlier;
 use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
-use sixfold_core::route::{RequireTls, RouteStats, VirtualCluster};
+use sixfold_core::route::{MirrorPolicy, RequireTls, RouteStats, VirtualCluster};
 use sixfold_core::router::{HostRoutes, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use sixfold_xds_api::pb::envoy::config::route::v3::{
@@ -44,6 +46,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) validate_clusters: bool,
     pub(crate) table_overrides: &'a Overrides,
     pub(crate) host: Option<&'a ProtoHost>,
+    /// Mirrors of routes that name none.
+    mirrors: Option<&'a Arc<[MirrorPolicy]>>,
 }
 
 impl Scope<'_> {
@@ -91,13 +95,7 @@ pub(crate) fn table(
         route_specifiers,
     } = value;
     let mut faults = Faults::default();
-    faults.take(refused!(
-        vhds,
-        cluster_specifier_plugins,
-        request_mirror_policies,
-        vhost_header,
-        route_specifiers
-    ));
+    faults.take(refused!(vhds, cluster_specifier_plugins, vhost_header, route_specifiers));
     let scope = Scope {
         context,
         filters,
@@ -105,7 +103,10 @@ pub(crate) fn table(
         validate_clusters: bool_or(validate_clusters, context.validate_clusters),
         table_overrides: typed_per_filter_config,
         host: None,
+        mirrors: None,
     };
+    let mirrors = faults.take(mirror::policies(&scope, request_mirror_policies));
+    let scope = Scope { mirrors: mirrors.as_ref(), ..scope };
     // Says what is wrong with settings of filters even if there is no route to use them.
     faults.take(filters.chain(&[Level::new(typed_per_filter_config)], name));
     let (request_headers, response_headers) = faults.take(header_ops::both(
@@ -163,7 +164,8 @@ fn virtual_host(
         include_attempt_count_in_response,
         retry_policy,
         retry_policy_typed_config,
-        hedge_policy,
+        // Of its routes.
+        hedge_policy: _,
         include_is_timeout_retry_header,
         per_request_buffer_limit_bytes,
         request_body_buffer_limit,
@@ -177,15 +179,10 @@ fn virtual_host(
     let mut faults = Faults::default();
     {
         let matcher = host_matcher;
-        faults.take(refused!(
-            matcher,
-            rate_limits,
-            retry_policy_typed_config,
-            hedge_policy,
-            request_mirror_policies,
-            route_specifiers
-        ));
+        faults.take(refused!(matcher, rate_limits, retry_policy_typed_config, route_specifiers));
     }
+    let mirrors = faults.take(mirror::policies(scope, request_mirror_policies));
+    let scope = &Scope { mirrors: mirrors.as_ref().or(scope.mirrors), ..*scope };
     faults.take(not_empty(name, "name"));
     if domains.is_empty() {
         faults.take::<()>(Err(ConfigError::field("domains", "must not be empty")));

@@ -27,6 +27,7 @@ crate::stat_block! {
             upstream_rq_retry_backoff_ratelimited,
             lb_healthy_panic, lb_subsets_selected, lb_subsets_fallback, lb_subsets_fallback_panic, lb_recalculate_zone_structures, membership_change, update_attempt, update_success,
             update_failure, update_empty, bind_errors, retry_or_shadow_abandoned,
+            upstream_internal_redirect_succeeded_total, upstream_internal_redirect_failed_total,
             ssl_handshake = "ssl.handshake", ssl_fail_verify_error = "ssl.fail_verify_error",
             ssl_connection_error = "ssl.connection_error", original_dst_host_invalid,
         ],

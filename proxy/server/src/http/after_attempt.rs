@@ -5,6 +5,7 @@ use super::charge;
 use super::clock::Expired;
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt};
+use super::follow::Next;
 use super::forward::Plan;
 use super::local_reply;
 use super::retry::{Decision, Ending};
@@ -21,6 +22,10 @@ use std::time::Duration;
 pub(super) enum AfterAttempt {
     /// Another one, after this time.
     Retry(Duration),
+    /// The end of one that goes on beside it.
+    Await,
+    /// The request that follows a redirect.
+    Redirected(Box<Next>),
     /// An answer of our own.
     Reply(Box<LocalReply>),
     /// The response.
@@ -78,19 +83,22 @@ impl Failure {
 }
 
 impl<D: Downstream> Exchange<'_, D> {
-    /// Decides what follows an attempt. What the others of its request need is left in its plan: it is larger than to be
-    /// handed around.
+    /// Decides what follows an attempt; `others` says that there are some beside it. What the others of its request need
+    /// is left in its plan: it is larger than to be handed around.
     pub(super) fn after_attempt(
         &mut self,
         plan: &mut Plan<'_>,
         flight: &mut InFlight,
         attempt: Attempt,
+        others: bool,
     ) -> AfterAttempt {
-        match attempt {
-            Attempt::Head(response) => self.after_response(plan, flight, response),
-            Attempt::Failed(error, sent) => self.after_failure(plan, flight, Failure::Upstream(error, sent)),
-            Attempt::TimedOut(which) => self.after_failure(plan, flight, Failure::TimedOut(which)),
-        }
+        let failure = match attempt {
+            Attempt::Head(response) => return self.after_response(plan, flight, response, others),
+            Attempt::Failed(error, sent) => Failure::Upstream(error, sent),
+            Attempt::TimedOut(which) => Failure::TimedOut(which),
+            Attempt::Slow(_) => Failure::TimedOut(Expired::PerTry),
+        };
+        self.after_failure(plan, flight, failure, others)
     }
 
     fn after_response(
@@ -98,6 +106,7 @@ impl<D: Downstream> Exchange<'_, D> {
         plan: &mut Plan<'_>,
         flight: &mut InFlight,
         response: Response,
+        others: bool,
     ) -> AfterAttempt {
         self.head_arrived(flight);
         let ending = Ending::Response(&self.stream.response);
@@ -110,6 +119,41 @@ impl<D: Downstream> Exchange<'_, D> {
             return AfterAttempt::Retry(wait);
         }
         self.raise(&decision);
+        if others && decision != Decision::Done {
+            // It is a bad response, and those beside it may have a good one.
+            let status = self.stream.response.status;
+            self.end_attempt(flight, OutcomeKind::Response, status);
+            return AfterAttempt::Await;
+        }
+        self.pass_response(plan, flight, response)
+    }
+
+    /// The same for the response of an attempt that another one has joined: no third one does.
+    pub(super) fn after_slow(
+        &mut self,
+        plan: &mut Plan<'_>,
+        flight: &mut InFlight,
+        response: Response,
+    ) -> AfterAttempt {
+        self.head_arrived(flight);
+        self.pass_response(plan, flight, response)
+    }
+
+    /// The response is the client's, unless it is a redirect that is followed here.
+    fn pass_response(
+        &mut self,
+        plan: &mut Plan<'_>,
+        flight: &mut InFlight,
+        response: Response,
+    ) -> AfterAttempt {
+        let status = self.stream.response.status;
+        if let Some(policy) =
+            plan.forward.internal_redirect.as_deref().filter(|policy| policy.follows(status))
+            && let Some(next) = self.follow(plan, policy)
+        {
+            self.end_attempt(flight, OutcomeKind::Response, status);
+            return AfterAttempt::Redirected(next);
+        }
         plan.replay.release(&plan.body);
         AfterAttempt::Forward(response)
     }
@@ -119,6 +163,7 @@ impl<D: Downstream> Exchange<'_, D> {
         plan: &mut Plan<'_>,
         flight: &mut InFlight,
         failure: Failure,
+        others: bool,
     ) -> AfterAttempt {
         let kind = failure.outcome();
         self.clock.touch();
@@ -129,6 +174,10 @@ impl<D: Downstream> Exchange<'_, D> {
             return AfterAttempt::Retry(wait);
         }
         self.raise(&decision);
+        if others {
+            charge::response(self.stream, kind.status());
+            return AfterAttempt::Await;
+        }
         self.stream.source = ResponseSource::Proxy;
         let reply = match failure {
             Failure::Upstream(error, _) => {
@@ -149,7 +198,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// The flag of a retry that was wanted and not made.
-    fn raise(&mut self, decision: &Decision) {
+    pub(super) fn raise(&mut self, decision: &Decision) {
         match decision {
             Decision::Exhausted => self.stream.flags.insert(Flag::URX),
             Decision::Overflow => self.stream.flags.insert(Flag::UO),
@@ -157,6 +206,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
+    /// Waits before another attempt.
     pub(super) async fn back_off(&mut self, wait: Duration) -> Result<(), Interrupt> {
         self.clock.end_attempt();
         self.clock.touch();
@@ -170,7 +220,7 @@ impl<D: Downstream> Exchange<'_, D> {
 }
 
 /// Whether another attempt follows; none can once the start of the body is gone.
-fn decide(
+pub(super) fn decide(
     plan: &mut Plan<'_>,
     ending: &Ending<'_>,
     sent: bool,

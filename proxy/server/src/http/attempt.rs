@@ -28,6 +28,8 @@ pub(super) enum Attempt {
     Failed(UpstreamError, bool),
     /// Not in the time of one attempt.
     TimedOut(Expired),
+    /// Nor here, but it goes on: the request is hedged.
+    Slow(Checkout),
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -214,7 +216,8 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    fn connected(&mut self, checkout: &Checkout) {
+    /// Notes which connection the request is on.
+    pub(super) fn connected(&mut self, checkout: &Checkout) {
         let now = if checkout.connect_ms.is_some() { self.clock.touch() } else { self.clock.now() };
         let upstream = &mut self.stream.upstream;
         upstream.local = checkout.stream.local();
@@ -313,9 +316,17 @@ impl<D: Downstream> Exchange<'_, D> {
         match result {
             Ok(Ok((end, tunnel))) => Ok(Attempt::Head(Response { checkout, end, tunnel })),
             Ok(Err(error)) => Ok(Attempt::Failed(error, true)),
+            Err(Interrupt::Expired(which)) if plan.timeouts.hedges(which) && self.is_request_whole() => {
+                Ok(Attempt::Slow(checkout))
+            }
             Err(Interrupt::Expired(which)) if which.is_of_attempt() => Ok(Attempt::TimedOut(which)),
             Err(other) => Err(other),
         }
+    }
+
+    /// Whether nothing of the request is still to come.
+    pub(super) fn is_request_whole(&self) -> bool {
+        self.down.request_ended() && !self.request_body.is_under_way() && self.down.upgrade().is_none()
     }
 
     /// Notes when and with what status the head of the response came.

@@ -1,7 +1,7 @@
 //! What Envoy's router counts of the requests of a cluster, a route and a virtual cluster (source/common/router/router.cc
 //! `chargeUpstreamCode`, source/common/http/codes.cc).
 
-use sixfold_core::cluster::ResponseKind;
+use sixfold_core::cluster::{Cluster, ResponseKind};
 use sixfold_core::route::RouteStats;
 use sixfold_core::stream::Stream;
 
@@ -47,6 +47,22 @@ pub(super) fn time(stream: &Stream, millis: u64) {
         responses.record(millis);
     }
     routes(stream).into_iter().flatten().for_each(|stats| stats.responses.record(millis));
+}
+
+/// Counts a response to a request of our own: to Envoy it is an internal one.
+pub(super) fn response_to_own(cluster: &Cluster, status: u16) {
+    cluster.stats.responses().count(status);
+    if let Some(responses) = cluster.stats.responses_of(ResponseKind::Internal) {
+        responses.count(status);
+    }
+}
+
+/// Counts the milliseconds that such a response took.
+pub(super) fn time_of_own(cluster: &Cluster, millis: u64) {
+    cluster.stats.responses().record(millis);
+    if let Some(responses) = cluster.stats.responses_of(ResponseKind::Internal) {
+        responses.record(millis);
+    }
 }
 
 fn origin(stream: &Stream) -> ResponseKind {

@@ -4,6 +4,7 @@ use super::charge;
 use super::clock::Expired;
 use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
+use super::follow::Next;
 use super::local_reply;
 use crate::upstream::UpstreamError;
 use sixfold_core::flags::Flag;
@@ -12,8 +13,13 @@ use sixfold_core::plugin::LocalReply;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 impl<D: Downstream> Exchange<'_, D> {
-    /// Does what is left to be done after the response, or in the place of it.
-    pub(super) async fn conclude(&mut self, result: Result<(), Interrupt>) {
+    /// Does what is left to be done after the response, or in the place of it. Answers what follows a redirect, which is
+    /// no response to the client.
+    pub(super) async fn conclude(&mut self, result: Result<(), Interrupt>) -> Option<Box<Next>> {
+        if let Err(Interrupt::Redirected(next)) = result {
+            self.complete = true;
+            return Some(next);
+        }
         if let Err(interrupt) = result {
             self.interrupted(interrupt).await;
         } else if self.head_sent && !self.down.request_ended() {
@@ -21,6 +27,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.env.hcm.stats.downstream_rq_rx_reset().inc();
         }
         self.complete = true;
+        None
     }
 
     async fn interrupted(&mut self, interrupt: Interrupt) {
@@ -77,6 +84,8 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
             }
             Interrupt::Refused(reply) => self.cut(*reply),
+            // It was taken out before.
+            Interrupt::Redirected(_) => {}
             Interrupt::Upstream(error) => {
                 self.stream.flags.insert(error.flag());
                 self.stream.details =

@@ -9,6 +9,7 @@ use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, DownstreamError};
 use super::edge;
 use super::filtered::FilteredBody;
+use super::follow::Next;
 use super::local_reply;
 use super::outgoing::poll_request_body;
 use super::stall::Waits;
@@ -20,8 +21,9 @@ use crate::wire::body::BodyEvent;
 use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
-use sixfold_core::hcm::Profile;
+use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::headers::Known;
+use sixfold_core::internal_redirect::Followed;
 use sixfold_core::metrics::GaugeGuard;
 use sixfold_core::path::{self, Prepared};
 use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
@@ -49,6 +51,8 @@ pub(crate) enum Interrupt {
     OverBudget,
     /// A plugin that looks at a body answers.
     Refused(Box<LocalReply>),
+    /// The response was a redirect that is followed here.
+    Redirected(Box<Next>),
 }
 
 impl Interrupt {
@@ -97,14 +101,35 @@ pub(super) struct Exchange<'a, D: Downstream> {
     pub(super) complete: bool,
     /// Routes were not looked through to the end, so that nobody knows which one the request is for.
     unsearched: bool,
+    /// The redirects that were followed up to this request: what follows one does not come from the client.
+    pub(super) followed: Option<Box<Followed>>,
     /// The place of the request's body among those that the process holds.
-    held: Option<Reservation>,
+    pub(super) held: Option<Reservation>,
     _active: GaugeGuard<'a>,
 }
 
-/// Serves the request whose head is in `stream`.
+/// Serves the request whose head is in `stream`, and those that follow its redirects.
 pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
-    let hcm = &env.hcm;
+    let mut redirected: Option<Box<Next>> = None;
+    loop {
+        begin(down, stream, clock, &env.hcm);
+        let chain = env.hcm.chain.clone();
+        let mut exchange = Exchange::new(down, stream, clock, env, chain);
+        if let Some(next) = redirected.take() {
+            exchange.resume(*next);
+        }
+        let result = exchange.proxy().await;
+        redirected = exchange.conclude(result).await;
+        drop(exchange);
+        if redirected.is_none() {
+            return;
+        }
+        stream.follow(clock.restart().into_std());
+    }
+}
+
+/// Sets the deadlines of a request that begins.
+fn begin<D: Downstream>(down: &D, stream: &mut Stream, clock: &mut Clock, hcm: &HttpConnectionManager) {
     stream.random = fastrand::u64(..);
     clock.set_idle(hcm.timeouts.stream_idle);
     clock.set_max_stream(stream.timing.start.into(), hcm.timeouts.max_stream);
@@ -115,10 +140,6 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
         // An upgrade goes on in both directions: it is never complete.
         clock.set_request(hcm.timeouts.request);
     }
-    let chain = hcm.chain.clone();
-    let mut exchange = Exchange::new(down, stream, clock, env, chain);
-    let result = exchange.proxy().await;
-    exchange.conclude(result).await;
 }
 
 impl<'a, D: Downstream> Exchange<'a, D> {
@@ -145,6 +166,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             waited: false,
             complete: false,
             unsearched: false,
+            followed: None,
             held: None,
             _active: stats.downstream_rq_active().raise(),
         }
@@ -255,7 +277,8 @@ impl<D: Downstream> Exchange<'_, D> {
                 return Some(reply);
             }
         }
-        if let Some(reply) = edge::request(hcm, self.table_options.as_deref(), stream) {
+        let from_client = self.followed.is_none();
+        if from_client && let Some(reply) = edge::request(hcm, self.table_options.as_deref(), stream) {
             return Some(reply);
         }
         if hcm.max_body.is_some_and(|max| self.announced_length().is_some_and(|length| length > max)) {

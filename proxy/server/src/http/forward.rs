@@ -8,6 +8,7 @@ use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
 use super::local_reply;
 use super::outgoing::{Outgoing, Replay};
+use super::respond::tell_attempts;
 use super::retry::RetryState;
 use super::shed;
 use super::timeouts::RequestTimeouts;
@@ -60,6 +61,10 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.down.request_ended() || self.asks_for_websocket() {
             self.clock.set_route(plan.timeouts.global);
         }
+        if plan.timeouts.hedge {
+            // Boxed: few requests are hedged.
+            return Box::pin(self.forward_hedged(plan)).await;
+        }
         loop {
             let Some(mut flight) = self.choose_host(&plan) else {
                 let reply = self.no_host(&plan);
@@ -68,6 +73,7 @@ impl<D: Downstream> Exchange<'_, D> {
             if let Some(reply) = self.before_proxy(&flight).await? {
                 return self.respond(reply).await;
             }
+            self.mirror(&mut plan);
             let attempt = match self.attempt(&mut plan, &mut flight).await {
                 Ok(attempt) => attempt,
                 Err(interrupt) => {
@@ -76,8 +82,11 @@ impl<D: Downstream> Exchange<'_, D> {
                     return Err(interrupt);
                 }
             };
-            match self.after_attempt(&mut plan, &mut flight, attempt) {
+            match self.after_attempt(&mut plan, &mut flight, attempt, false) {
                 AfterAttempt::Retry(wait) => self.back_off(wait).await?,
+                // There is none beside it.
+                AfterAttempt::Await => {}
+                AfterAttempt::Redirected(next) => return Err(Interrupt::Redirected(next)),
                 AfterAttempt::Reply(reply) => return self.respond(*reply).await,
                 AfterAttempt::Forward(response) => return self.pass(&mut plan, &mut flight, response).await,
             }
@@ -131,6 +140,7 @@ impl<D: Downstream> Exchange<'_, D> {
             &forward.timeouts,
             policy.map(|p| &**p),
             &hcm.router,
+            forward.hedge_on_per_try_timeout,
             steered,
             self.stream,
         );
@@ -154,7 +164,8 @@ impl<D: Downstream> Exchange<'_, D> {
             .body_buffer_limit()
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
         let limit = limit.map_or(hcm.buffer_limit, |l| usize::try_from(l).unwrap_or(usize::MAX));
-        let replay = Replay::new(&self.env.worker.shared.bodies, limit, retry.is_some());
+        let again = retry.is_some() || forward.internal_redirect.is_some();
+        let replay = Replay::new(&self.env.worker.shared.bodies, limit, again);
         let body = Outgoing::none();
         Ok(Plan { forward, member, cluster, timeouts, retry, replay, body, set_cookie, suppress })
     }
@@ -234,7 +245,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Runs `before_proxy`, which sees the endpoint that was chosen.
-    async fn before_proxy(&mut self, flight: &InFlight) -> Result<Option<LocalReply>, Interrupt> {
+    pub(super) async fn before_proxy(&mut self, flight: &InFlight) -> Result<Option<LocalReply>, Interrupt> {
         if !self.chain.has(HeadPhase::BeforeProxy) {
             return Ok(None);
         }
@@ -249,7 +260,8 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
+    /// An endpoint for an attempt.
+    pub(super) fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
         let retry = plan.retry.as_ref().map(RetryState::policy);
         let again = self.stream.upstream.attempts > 0;
         let configured = plan.member.map_or(&plan.forward.metadata_match, |m| &m.metadata_match);
@@ -272,7 +284,8 @@ impl<D: Downstream> Exchange<'_, D> {
         plan.cluster.choose(&choice)
     }
 
-    fn no_host(&mut self, plan: &Plan<'_>) -> LocalReply {
+    /// The answer when there is none.
+    pub(super) fn no_host(&mut self, plan: &Plan<'_>) -> LocalReply {
         plan.cluster.stats.upstream_cx_none_healthy().inc();
         charge::response(self.stream, 503);
         let apisix = self.env.hcm.profile == Profile::Apisix;
@@ -286,7 +299,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Passes a response on: head, body, trailers, in both directions.
-    async fn pass(
+    pub(super) async fn pass(
         &mut self,
         plan: &mut Plan<'_>,
         flight: &mut InFlight,
@@ -379,12 +392,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 .headers
                 .set(Known::X_ENVOY_UPSTREAM_SERVICE_TIME, digits.format(millis).as_bytes());
         }
-        let in_response = stream.virtual_host.as_ref().is_some_and(|v| v.options.attempt_count_in_response);
-        if in_response {
-            let mut digits = itoa::Buffer::new();
-            let digits = digits.format(stream.upstream.attempts);
-            stream.response.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.as_bytes());
-        }
+        tell_attempts(stream);
         if let Some(cookie) = &plan.set_cookie {
             stream.response.headers.append(Known::SET_COOKIE, cookie);
         }

@@ -3,13 +3,15 @@
 use super::downstream::{Downstream, DownstreamError};
 use super::exchange::Interrupt;
 use super::filtered::{FilteredBody, poll_filtered_request};
+use super::mirror::Mirrors;
 use super::stall::Waits;
-use crate::budget::Buffered;
+use crate::budget::{Buffered, Reservation};
 use crate::deadline::Timed;
 use crate::upstream::{UpstreamError, UpstreamStream};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::budget::ByteBudget;
+use sixfold_core::headers::Headers;
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -17,7 +19,7 @@ use std::task::{Poll, ready};
 /// Bytes of a body in memory that are written at once: the rest waits for the upstream's watermark.
 const STRIDE: usize = 64 << 10;
 
-/// The start of the request body, kept for another attempt.
+/// What is made of the request body beside sending it: its start is kept for another attempt, and mirrors get it too.
 pub(super) struct Replay {
     /// `None` where nothing is kept, which is of most requests.
     kept: Option<Buffered>,
@@ -25,6 +27,7 @@ pub(super) struct Replay {
     /// More came than the limit or the process allows: no retry any more.
     overflowed: bool,
     wanted: bool,
+    mirrors: Option<Box<Mirrors>>,
 }
 
 /// Why sending the body stopped.
@@ -147,13 +150,11 @@ impl Outgoing {
         }
         ready!(up.poll_writable(cx)).map_err(SendError::Upstream)?;
         if let Some(body) = &mut self.buffered {
-            let piece = body.split_to(body.len().min(STRIDE));
-            let last = body.is_empty();
-            stream.bytes.upstream_sent += piece.len() as u64;
-            if !piece.is_empty() {
-                up.write_data(cx, Piece::Shared(piece)).map_err(SendError::Upstream)?;
-            }
-            return if last { self.finish(up, stream) } else { Poll::Ready(Ok(false)) };
+            let before = body.len();
+            let sent = self.send_stored(up, &stream.request_trailers, cx).map_err(SendError::Upstream)?;
+            let left = self.buffered.as_ref().map_or(0, Bytes::len);
+            stream.bytes.upstream_sent += (before - left) as u64;
+            return Poll::Ready(Ok(sent));
         }
         if let Some(piece) = replay.next(self.replayed) {
             self.replayed += piece.len();
@@ -170,15 +171,69 @@ impl Outgoing {
             BodyEvent::Data(piece) => {
                 let bytes = piece.as_slice();
                 stream.bytes.upstream_sent += bytes.len() as u64;
+                let had_room = !replay.overflowed;
                 self.replayed = replay.keep(bytes);
+                if let (true, true, Some(cluster)) = (had_room, replay.overflowed, &stream.upstream.cluster) {
+                    cluster.stats.retry_or_shadow_abandoned().inc();
+                }
+                if let Some(mirrors) = &mut replay.mirrors {
+                    mirrors.push(&piece);
+                }
                 up.write_data(cx, piece).map_err(SendError::Upstream)?;
                 Poll::Ready(Ok(false))
             }
             BodyEvent::End if leaves => {
                 Poll::Ready(Err(SendError::Downstream(DownstreamError::Closed.into())))
             }
-            BodyEvent::End => self.finish(up, stream),
+            BodyEvent::End => {
+                if let Some(mut mirrors) = replay.mirrors.take() {
+                    mirrors.end(&stream.request_trailers);
+                }
+                self.finish(up, stream)
+            }
         }
+    }
+
+    /// Sends the next piece of a body in memory; `true` when that was the end.
+    fn send_stored(
+        &mut self,
+        up: &mut UpstreamStream,
+        trailers: &Headers,
+        cx: &mut Timed<'_>,
+    ) -> Result<bool, UpstreamError> {
+        let body = self.buffered.get_or_insert_default();
+        let piece = body.split_to(body.len().min(STRIDE));
+        let last = body.is_empty();
+        if !piece.is_empty() {
+            up.write_data(cx, Piece::Shared(piece))?;
+        }
+        if last {
+            self.done = true;
+            up.finish(trailers)?;
+        }
+        Ok(last)
+    }
+
+    /// Takes what is left of a body that was read to its end, so that the attempt can go on by itself.
+    pub(super) fn detach(&mut self, replay: &Replay) {
+        if !self.done && self.buffered.is_none() {
+            let rest = replay.as_slice().get(self.replayed..).unwrap_or_default();
+            self.buffered = Some(Bytes::copy_from_slice(rest));
+        }
+    }
+
+    /// Sends the next piece of what is left then; `true` when that was the end.
+    pub(super) fn poll_rest(
+        &mut self,
+        up: &mut UpstreamStream,
+        trailers: &Headers,
+        cx: &mut Timed<'_>,
+    ) -> Poll<Result<bool, UpstreamError>> {
+        if self.done {
+            return Poll::Pending;
+        }
+        ready!(up.poll_writable(cx))?;
+        Poll::Ready(self.send_stored(up, trailers, cx))
     }
 
     /// Whom the exchange of heads waits for. Before it has the whole request an upstream owes nothing.
@@ -204,7 +259,28 @@ impl Outgoing {
 impl Replay {
     /// Keeps up to `limit` bytes, if they are `wanted`.
     pub(super) fn new(budget: &Arc<ByteBudget>, limit: usize, wanted: bool) -> Replay {
-        Replay { kept: wanted.then(|| Buffered::new(budget)), limit, overflowed: false, wanted }
+        Replay {
+            kept: wanted.then(|| Buffered::new(budget)),
+            limit,
+            overflowed: false,
+            wanted,
+            mirrors: None,
+        }
+    }
+
+    /// Has mirrors get what comes of the body from here on.
+    pub(super) fn mirror_to(&mut self, mirrors: Mirrors) {
+        self.mirrors = Some(Box::new(mirrors));
+    }
+
+    /// Bytes that are kept at most.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// What was kept, and its place among the bodies that the process holds.
+    pub(super) fn take(&mut self) -> Option<(Bytes, Reservation)> {
+        self.kept.take().map(Buffered::finish)
     }
 
     /// Whether all that was read of the body is still there to be sent again.

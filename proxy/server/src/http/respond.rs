@@ -104,6 +104,15 @@ async fn answer_only<D: Downstream>(
     exchange.conclude(Ok(())).await;
 }
 
+/// Tells the client how many attempts were made, where its virtual host says so.
+pub(super) fn tell_attempts(stream: &mut Stream) {
+    if stream.virtual_host.as_ref().is_some_and(|host| host.options.attempt_count_in_response) {
+        let mut digits = itoa::Buffer::new();
+        let digits = digits.format(stream.upstream.attempts);
+        stream.response.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.as_bytes());
+    }
+}
+
 impl<D: Downstream> Exchange<'_, D> {
     /// Answers by the proxy itself: the one door for such answers. Whoever makes one, the route that was chosen
     /// has its header changes made (Envoy's `DownstreamFilterManager::sendLocalReply`).
@@ -139,6 +148,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 let status = std::mem::take(&mut stream.response.status);
                 rewrite::finalize_response(table, stream);
                 stream.response.status = status;
+                if !stream.upstream.tried.is_empty() {
+                    tell_attempts(stream);
+                }
             }
         })
     }

@@ -25,6 +25,8 @@ pub(crate) enum Ending<'a> {
     Failed(&'a UpstreamError),
     /// None came in the time of one attempt.
     PerTryTimeout,
+    /// Nor here, but the attempt goes on, and what is asked is whether another one joins it.
+    Slow,
 }
 
 /// What to do then.
@@ -40,12 +42,19 @@ pub(crate) enum Decision {
     Overflow,
 }
 
-/// The retries of one request.
-pub(crate) struct RetryState {
+/// Which responses another attempt is made for.
+#[derive(Clone)]
+pub(crate) struct Conditions {
     on: RetryOn,
     policy: Arc<RetryPolicy>,
+    /// What the request itself asks for.
     status_codes: Vec<u16>,
-    response_headers: Vec<HeaderMatcher>,
+    response_headers: Option<Arc<[HeaderMatcher]>>,
+}
+
+/// The retries of one request.
+pub(crate) struct RetryState {
+    conditions: Conditions,
     left: u32,
     retries: u32,
     /// Attempts may not begin later (APISIX's `retry_timeout`).
@@ -73,28 +82,35 @@ impl RetryState {
         let allowed = policy.request_headers.is_empty()
             || policy.request_headers.iter().any(|m| m.matches(&stream.request));
         allowed.then(|| RetryState {
-            on,
             left: asked.max.unwrap_or(policy.num_retries),
-            status_codes: asked.status_codes,
-            response_headers: asked.response_headers,
             retries: 0,
             until: policy.deadline.map(|d| after(Instant::now(), d)),
             idempotent: is_idempotent(&stream.request.method),
             permit: None,
             after_timeout: false,
-            policy,
+            conditions: Conditions {
+                on,
+                policy,
+                status_codes: asked.status_codes,
+                response_headers: Some(asked.response_headers).filter(|m| !m.is_empty()).map(Into::into),
+            },
         })
     }
 
     /// The policy in force.
     pub(crate) fn policy(&self) -> &RetryPolicy {
-        &self.policy
+        &self.conditions.policy
+    }
+
+    /// Which responses another attempt is made for.
+    pub(crate) fn conditions(&self) -> &Conditions {
+        &self.conditions
     }
 
     /// Whether a pooled connection that has died without a word is replaced, as nginx does: for the methods that it
     /// sends to the next upstream, within the time for retries, and without counting one.
     pub(crate) fn replaces_pooled(&self) -> bool {
-        self.on.contains(RetryOn::NGINX_ERROR_TIMEOUT)
+        self.conditions.on.contains(RetryOn::NGINX_ERROR_TIMEOUT)
             && self.idempotent
             && self.until.is_none_or(|until| Instant::now() < until)
     }
@@ -111,7 +127,7 @@ impl RetryState {
     ) -> Decision {
         let stats = &cluster.stats;
         let routes = || routes.into_iter().flatten();
-        self.after_timeout = matches!(ending, Ending::PerTryTimeout);
+        self.after_timeout = matches!(ending, Ending::PerTryTimeout | Ending::Slow);
         if !self.wanted(ending, sent) {
             if self.permit.take().is_some() {
                 stats.upstream_rq_retry_success().inc();
@@ -151,17 +167,20 @@ impl RetryState {
 
     fn wanted(&self, ending: &Ending<'_>, sent: bool) -> bool {
         match ending {
-            Ending::Response(head) => self.response_wanted(head),
+            Ending::Response(head) => self.conditions.want(head),
             Ending::PerTryTimeout => {
-                self.on.intersects(
+                let on = self.conditions.on;
+                on.intersects(
                     RetryOn::SERVER_ERROR
                         | RetryOn::GATEWAY_ERROR
                         | RetryOn::RESET
                         | RetryOn::RETRIABLE_STATUS_CODES,
-                ) && (!self.on.contains(RetryOn::RETRIABLE_STATUS_CODES)
-                    || self.on.intersects(RetryOn::SERVER_ERROR | RetryOn::GATEWAY_ERROR | RetryOn::RESET)
-                    || self.has_code(504))
+                ) && (!on.contains(RetryOn::RETRIABLE_STATUS_CODES)
+                    || on.intersects(RetryOn::SERVER_ERROR | RetryOn::GATEWAY_ERROR | RetryOn::RESET)
+                    || self.conditions.has_code(504))
             }
+            // Whatever the conditions are (`shouldHedgeRetryPerTryTimeout`).
+            Ending::Slow => true,
             Ending::Failed(error) => self.failure_wanted(error, sent),
         }
     }
@@ -170,68 +189,31 @@ impl RetryState {
         if *error == UpstreamError::Overflow {
             return false;
         }
-        if self.on.contains(RetryOn::NGINX_ERROR_TIMEOUT) {
+        let on = self.conditions.on;
+        if on.contains(RetryOn::NGINX_ERROR_TIMEOUT) {
             return !sent || self.idempotent;
         }
         let failed_to_connect = matches!(error, UpstreamError::Connect(_) | UpstreamError::ConnectTimeout);
-        self.on.intersects(RetryOn::SERVER_ERROR | RetryOn::GATEWAY_ERROR | RetryOn::RESET)
-            || (self.on.contains(RetryOn::CONNECT_FAILURE) && failed_to_connect)
-            || (self.on.contains(RetryOn::REFUSED_STREAM) && *error == UpstreamError::Refused)
-            || (self.on.contains(RetryOn::RESET_BEFORE_REQUEST) && (!sent || error.before_request()))
-    }
-
-    fn response_wanted(&self, head: &ResponseHead) -> bool {
-        let on = self.on;
-        let status = head.status;
-        if head.headers.contains(Known::X_ENVOY_RATELIMITED) {
-            return on.contains(RetryOn::ENVOY_RATELIMITED);
-        }
-        if (on.contains(RetryOn::SERVER_ERROR) && (500..600).contains(&status))
-            || (on.contains(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status))
-            || (on.contains(RetryOn::RETRIABLE_4XX) && status == 409)
-            || (on.contains(RetryOn::RETRIABLE_STATUS_CODES) && self.has_code(status))
-        {
-            return true;
-        }
-        if on.contains(RetryOn::RETRIABLE_HEADERS)
-            && self
-                .policy
-                .response_headers
-                .iter()
-                .chain(&self.response_headers)
-                .any(|m| m.matches_response(head))
-        {
-            return true;
-        }
-        let Some(grpc) = head.headers.get_str(Known::GRPC_STATUS) else { return false };
-        match grpc {
-            "1" => on.contains(RetryOn::GRPC_CANCELLED),
-            "4" => on.contains(RetryOn::GRPC_DEADLINE_EXCEEDED),
-            "8" => on.contains(RetryOn::GRPC_RESOURCE_EXHAUSTED),
-            "13" => on.contains(RetryOn::GRPC_INTERNAL),
-            "14" => on.contains(RetryOn::GRPC_UNAVAILABLE),
-            _ => false,
-        }
-    }
-
-    fn has_code(&self, status: u16) -> bool {
-        self.policy.status_codes.contains(&status) || self.status_codes.contains(&status)
+        on.intersects(RetryOn::SERVER_ERROR | RetryOn::GATEWAY_ERROR | RetryOn::RESET)
+            || (on.contains(RetryOn::CONNECT_FAILURE) && failed_to_connect)
+            || (on.contains(RetryOn::REFUSED_STREAM) && *error == UpstreamError::Refused)
+            || (on.contains(RetryOn::RESET_BEFORE_REQUEST) && (!sent || error.before_request()))
     }
 
     /// Uniform in `[0, min(base * 2^(n-1), max))`.
     fn back_off(&self) -> Duration {
-        if self.on.contains(RetryOn::NGINX_ERROR_TIMEOUT) {
+        if self.conditions.on.contains(RetryOn::NGINX_ERROR_TIMEOUT) {
             return Duration::ZERO;
         }
         let factor = 1u32 << (self.retries.clamp(1, 20) - 1);
-        let ceiling = self.policy.base_interval.saturating_mul(factor).min(self.policy.max_interval);
+        let ceiling = self.policy().base_interval.saturating_mul(factor).min(self.policy().max_interval);
         Duration::from_micros(fastrand::u64(..ceiling.as_micros().max(1) as u64))
     }
 
     /// What the first readable header of `rate_limited_retry_back_off` says, spread over half as much again. A wait
     /// of nothing is none: it would switch the back-off off.
     fn asked_to_wait(&self, head: &ResponseHead) -> Option<Duration> {
-        let limited = self.policy.rate_limited.as_ref()?;
+        let limited = self.policy().rate_limited.as_ref()?;
         let wait = limited.headers.iter().find_map(|(target, unix_time)| {
             let mut digits = itoa::Buffer::new();
             let first = target.values_of_response(head, &mut digits).next()?;
@@ -249,6 +231,45 @@ impl RetryState {
     }
 }
 
+impl Conditions {
+    /// Whether a response is one of them.
+    pub(crate) fn want(&self, head: &ResponseHead) -> bool {
+        let on = self.on;
+        let status = head.status;
+        if head.headers.contains(Known::X_ENVOY_RATELIMITED) {
+            return on.contains(RetryOn::ENVOY_RATELIMITED);
+        }
+        if (on.contains(RetryOn::SERVER_ERROR) && (500..600).contains(&status))
+            || (on.contains(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status))
+            || (on.contains(RetryOn::RETRIABLE_4XX) && status == 409)
+            || (on.contains(RetryOn::RETRIABLE_STATUS_CODES) && self.has_code(status))
+        {
+            return true;
+        }
+        if on.contains(RetryOn::RETRIABLE_HEADERS) && self.names_header_of(head) {
+            return true;
+        }
+        let Some(grpc) = head.headers.get_str(Known::GRPC_STATUS) else { return false };
+        match grpc {
+            "1" => on.contains(RetryOn::GRPC_CANCELLED),
+            "4" => on.contains(RetryOn::GRPC_DEADLINE_EXCEEDED),
+            "8" => on.contains(RetryOn::GRPC_RESOURCE_EXHAUSTED),
+            "13" => on.contains(RetryOn::GRPC_INTERNAL),
+            "14" => on.contains(RetryOn::GRPC_UNAVAILABLE),
+            _ => false,
+        }
+    }
+
+    fn has_code(&self, status: u16) -> bool {
+        self.policy.status_codes.contains(&status) || self.status_codes.contains(&status)
+    }
+
+    fn names_header_of(&self, head: &ResponseHead) -> bool {
+        let asked = self.response_headers.iter().flat_map(|asked| asked.iter());
+        self.policy.response_headers.iter().chain(asked).any(|matcher| matcher.matches_response(head))
+    }
+}
+
 /// The headers by which a request steers its retries.
 const STEERING: KnownSet = KnownSet::of(&[
     Known::X_ENVOY_RETRY_ON,
@@ -256,7 +277,6 @@ const STEERING: KnownSet = KnownSet::of(&[
     Known::X_ENVOY_MAX_RETRIES,
     Known::X_ENVOY_RETRIABLE_STATUS_CODES,
     Known::X_ENVOY_RETRIABLE_HEADER_NAMES,
-    Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
 ]);
 
 /// What a request's own headers ask of retries (`x-envoy-retry-on` and its kin).
@@ -314,11 +334,9 @@ mod tests {
             max_interval: Duration::from_secs(1),
             ..RetryPolicy::default()
         };
+        let (status_codes, response_headers) = (Vec::new(), None);
         RetryState {
-            on,
-            policy: Arc::new(policy),
-            status_codes: Vec::new(),
-            response_headers: Vec::new(),
+            conditions: Conditions { on, policy: Arc::new(policy), status_codes, response_headers },
             left: 1,
             retries,
             until: None,
@@ -350,7 +368,7 @@ mod tests {
             let mut limited = state(RetryOn::SERVER_ERROR, 1);
             let headers = vec![(HeaderTarget::of_response("retry-after"), unix_time)];
             let rate_limited = RateLimitedBackOff { headers, max_interval: Duration::from_secs(60) };
-            limited.policy =
+            limited.conditions.policy =
                 Arc::new(RetryPolicy { rate_limited: Some(rate_limited), ..RetryPolicy::default() });
             let mut head = ResponseHead::default();
             head.headers.append(Known::RETRY_AFTER, value.as_bytes());

@@ -1,6 +1,7 @@
 //! Which timeouts a request gets, and what it tells the upstream of them
 //! (source/common/router/router.cc `FilterUtility::finalTimeout`).
 
+use super::clock::Expired;
 use sixfold_core::hcm::RouterOptions;
 use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::message::RequestHead;
@@ -14,6 +15,7 @@ const STEERING: KnownSet = KnownSet::of(&[
     Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS,
     Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
     Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+    Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
 ]);
 /// A bound that has passed when it is set.
 const AT_ONCE: Duration = Duration::from_nanos(1);
@@ -49,6 +51,8 @@ pub(crate) struct RequestTimeouts {
     pub(crate) global: Option<Duration>,
     /// Each attempt; `None` is off.
     pub(crate) per_try: Option<Duration>,
+    /// An attempt that is slow goes on beside another one.
+    pub(crate) hedge: bool,
     /// The upstream gets a grpc-timeout header of what is left.
     grpc: bool,
 }
@@ -59,12 +63,14 @@ impl RequestTimeouts {
         route: &Timeouts,
         retry: Option<&RetryPolicy>,
         router: &RouterOptions,
+        hedge: bool,
         steered: bool,
         stream: &mut Stream,
     ) -> RequestTimeouts {
         let mut out = RequestTimeouts {
             global: route.request,
             per_try: retry.and_then(|r| r.per_try_timeout).filter(|d| !d.is_zero()),
+            hedge,
             grpc: false,
         };
         if let (false, Some(max)) = (route.by_stream, route.max_grpc)
@@ -97,13 +103,30 @@ impl RequestTimeouts {
         if let Some(asked) = milliseconds(headers, Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
             self.per_try = Some(asked).filter(|d| !d.is_zero());
         }
+        match headers.get(Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
+            Some(b"true") => self.hedge = true,
+            Some(b"false") => self.hedge = false,
+            _ => {}
+        }
+        headers.remove(Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT);
         headers.remove(Known::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS);
         headers.remove(Known::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS);
     }
 
+    /// Whether an attempt goes on when this deadline has passed.
+    pub(crate) fn hedges(&self, which: Expired) -> bool {
+        self.hedge && matches!(which, Expired::PerTry | Expired::PerTryIdle)
+    }
+
+    /// Tells a mirror how long it has: it gets no other attempt.
+    pub(super) fn announce_to_mirror(&self, suppress: bool, headers: &mut Headers) {
+        RequestTimeouts { per_try: None, grpc: false, ..*self }.announce(self.global, suppress, headers);
+    }
+
     /// Tells the upstream how long it has: `left` is what remains of the global timeout.
     pub(crate) fn announce(&self, left: Option<Duration>, suppress: bool, headers: &mut Headers) {
-        let expected = match (left, self.per_try) {
+        // An attempt that is hedged may take all the time there is.
+        let expected = match (left, self.per_try.filter(|_| !self.hedge)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };

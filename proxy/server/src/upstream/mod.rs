@@ -9,6 +9,7 @@ mod host_pool;
 mod kind;
 mod kind_pool;
 mod open;
+mod outbound;
 mod pool;
 mod queue;
 mod resend;
@@ -17,6 +18,7 @@ mod tests;
 
 pub(crate) use choose::{choose_cluster, destination};
 pub(crate) use dial::{ActiveConnection, dial};
+pub(crate) use outbound::Outbound;
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
 pub(crate) use resend::Resend;

@@ -1,0 +1,107 @@
+//! Redirects that are followed here: the response of an attempt becomes another request, with a route, a chain and a
+//! log line of its own (Envoy's `recreateStream`).
+
+use super::downstream::Downstream;
+use super::exchange::Exchange;
+use super::forward::Plan;
+use crate::budget::Reservation;
+use bytes::Bytes;
+use sixfold_core::internal_redirect::{Followed, InternalRedirect, PassedOn};
+use sixfold_core::message::Scheme;
+
+/// A request that follows a redirect; its head is in the stream's context.
+#[derive(Debug)]
+pub(crate) struct Next {
+    /// The redirects up to it.
+    pub(super) followed: Followed,
+    /// Its body.
+    pub(super) body: Option<Bytes>,
+    /// The place of the body among those that the process holds.
+    pub(super) held: Option<Reservation>,
+}
+
+impl<D: Downstream> Exchange<'_, D> {
+    /// Goes on with the body of the request that was redirected.
+    pub(super) fn resume(&mut self, next: Next) {
+        let Next { followed, body, held } = next;
+        self.stream.bytes.request_body = body.as_ref().map_or(0, |body| body.len() as u64);
+        (self.stream.request_body, self.held) = (body, held);
+        self.followed = Some(Box::new(followed));
+    }
+
+    /// Makes the request that follows the response in the stream's context; `None` if that is passed on.
+    pub(super) fn follow(&mut self, plan: &mut Plan<'_>, policy: &InternalRedirect) -> Option<Box<Next>> {
+        // What is not read to its end can't be sent again.
+        let is_whole = self.is_request_whole() && plan.replay.is_whole(self.stream);
+        let next = if is_whole { self.redirect(policy) } else { None };
+        let stats = &plan.cluster.stats;
+        let Some((followed, with_body)) = next else {
+            stats.upstream_internal_redirect_failed_total().inc();
+            return None;
+        };
+        stats.upstream_internal_redirect_succeeded_total().inc();
+        self.stream.details = "internal_redirect".into();
+        let mut next = Next { followed, body: self.stream.request_body.take(), held: self.held.take() };
+        if next.body.is_none() {
+            let (body, held) = plan.replay.take().unzip();
+            let is_empty =
+                body.as_ref().is_none_or(Bytes::is_empty) && self.stream.request_trailers.is_empty();
+            next.body = (!is_empty).then(|| body.unwrap_or_default());
+            next.held = held;
+        }
+        if !with_body {
+            (next.body, next.held) = (None, None);
+            self.stream.request_trailers.clear();
+        }
+        Some(Box::new(next))
+    }
+
+    /// Puts the head of the request that follows in the place of the one that was redirected, with its route.
+    fn redirect(&mut self, policy: &InternalRedirect) -> Option<(Followed, bool)> {
+        let mut followed = self.followed.as_deref().cloned().unwrap_or_default();
+        // A client's word that it came by TLS, where it did not, is none.
+        let secure = self.stream.connection.tls.is_some();
+        let before = if secure { self.stream.request.scheme } else { Scheme::Http };
+        let location = policy.location(before, &self.stream.response.headers, &followed);
+        let location = location.map_err(|why| self.pass_on(why)).ok()?;
+        let head = self.stream.request.clone();
+        let (captures, status) = (std::mem::take(&mut self.stream.captures), self.stream.response.status);
+        let stream = &mut *self.stream;
+        let with_body =
+            policy.rewrite(&mut stream.request, before, (status, &stream.response.headers), &location);
+        let table = self.env.hcm.routes.peek();
+        let found = table.as_deref().and_then(|table| table.find(self.stream));
+        let (virtual_host, route) =
+            found.map_or((None, None), |found| (Some(found.virtual_host), found.route));
+        let verdict = match (&self.stream.route, &route) {
+            (Some(from), Some(to)) => {
+                let agrees = policy.agrees(&mut followed, (&from.name, before), (&to.name, location.scheme));
+                if agrees { Ok(()) } else { Err(PassedOn::Predicate) }
+            }
+            _ => Err(PassedOn::NoRoute),
+        };
+        if let Err(why) = verdict {
+            (self.stream.request, self.stream.captures) = (head, captures);
+            self.pass_on(why);
+            return None;
+        }
+        // The log line of the redirect tells where it leads.
+        (self.stream.virtual_host, self.stream.route) = (virtual_host, route);
+        self.stream.upstream.cluster = None;
+        self.name_cluster();
+        followed.count += 1;
+        Some((followed, with_body))
+    }
+
+    fn pass_on(&self, why: PassedOn) {
+        let stats = &self.env.hcm.stats;
+        match why {
+            PassedOn::NoLocation => {}
+            PassedOn::BadLocation => stats.passthrough_internal_redirect_bad_location().inc(),
+            PassedOn::UnsafeScheme => stats.passthrough_internal_redirect_unsafe_scheme().inc(),
+            PassedOn::TooMany => stats.passthrough_internal_redirect_too_many_redirects().inc(),
+            PassedOn::NoRoute => stats.passthrough_internal_redirect_no_route().inc(),
+            PassedOn::Predicate => stats.passthrough_internal_redirect_predicate().inc(),
+        }
+    }
+}
