@@ -170,7 +170,7 @@ async fn who_may_not_connect_hears_the_endpoint_and_that_it_has_left() {
     });
     let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
     let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
-    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp.", Some(rules), None));
+    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp.", Some(rules), None, ""));
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("greets", vec![log])));
     let filter = NetworkFilter::Guarded(Box::new([guard]), Box::new(proxy));
     let address = fixture.apply(fixture.listener("a", filter)).await;
