@@ -14,11 +14,12 @@ use support::{Directory, LIMIT, Process, free_port, get, xds};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-const TYPES: &str = "type.googleapis.com/envoy.config";
-const CLUSTER: &str = "cluster.v3.Cluster";
-const ENDPOINTS: &str = "endpoint.v3.ClusterLoadAssignment";
-const LISTENER: &str = "listener.v3.Listener";
-const ROUTES: &str = "route.v3.RouteConfiguration";
+const TYPES: &str = "type.googleapis.com/envoy";
+const CLUSTER: &str = "config.cluster.v3.Cluster";
+const ENDPOINTS: &str = "config.endpoint.v3.ClusterLoadAssignment";
+const LISTENER: &str = "config.listener.v3.Listener";
+const ROUTES: &str = "config.route.v3.RouteConfiguration";
+const SECRET: &str = "extensions.transport_sockets.tls.v3.Secret";
 
 /// A control plane that says what the test tells it to.
 struct Plane {
@@ -224,6 +225,39 @@ fn static_clusters_get_their_endpoints_by_the_stream_at_the_start_and_after_a_re
     plane.send(ENDPOINTS, "5", "second", &endpoints("second", upstream()));
     process.until("an answer of the second", || get(second, "/").filter(|answer| answer.body == "ok"));
     assert_eq!(get(first, "/").unwrap().body, "ok");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
+/// The same of a secret.
+#[test]
+fn a_start_is_given_the_secrets_that_it_waits_for() {
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, port) = (free_port(), free_port());
+    let (_, listeners) = statics("mutual", port);
+    let clusters = format!(
+        "  - {{name: mutual, load_assignment: {{{}}}, transport_socket: {{name: t, typed_config: {{\"@type\": \
+         {TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{tls_certificate_sds_secret_configs: \
+         [{{name: s, sds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}}}]}}}}}}}}\n",
+        endpoints("mutual", free_port())
+    );
+    let file = directory.write("envoy.yaml", &bootstrap(admin, &directory, &clusters, &listeners));
+    let start = Instant::now();
+    let mut process = Process::start(&["-c", &file, "--concurrency", "2"]);
+    assert_eq!(plane.request(SECRET), (String::new(), "s".to_owned()));
+    plane.bring(CLUSTER, "1", "c", "name: c");
+    assert_eq!(get(port, "/"), None, "its cluster lacks its certificate");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let chain = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap().self_signed(&key).unwrap().pem();
+    let key = key.serialize_pem();
+    let certificate = format!(
+        "tls_certificate: {{certificate_chain: {{inline_string: {chain:?}}}, private_key: {{inline_string: {key:?}}}}}"
+    );
+    plane.bring(SECRET, "2", "s", &format!("name: s, {certificate}"));
+    // Nobody listens there.
+    process.until("an answer", || get(port, "/").filter(|answer| answer.status == 503));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     process.signal("TERM");
     assert_eq!(process.wait(), 0);
 }

@@ -13,7 +13,7 @@ use sixfold_core::cluster::Cluster;
 use sixfold_core::listener::Listener;
 use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::tls::ContextChange;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -160,12 +160,10 @@ impl ControlThread {
     async fn bring_endpoints(&mut self, diff: &mut Diff) {
         let Some(held) = &self.held else { return };
         let endpoints = std::mem::take(&mut diff.endpoints);
-        let is_awaited = |name: &str| {
-            held.cold.iter().any(|cold| *cold.name == *name)
-                && !names_clusters(diff, name)
-                && !self.behind.iter().any(|change| names_any(&change.diff, name))
-        };
-        let (awaited, others) = endpoints.into_iter().partition(|(name, _)| is_awaited(name));
+        let mut awaited: BTreeSet<&str> = held.cold.iter().map(|cold| &*cold.name).collect();
+        let said = self.behind.iter().flat_map(|change| clusters_of(&change.diff)).chain(clusters_of(diff));
+        said.for_each(|name| drop(awaited.remove(name)));
+        let (awaited, others) = endpoints.into_iter().partition(|(name, _)| awaited.contains(&**name));
         diff.endpoints = others;
         let mut awaited = Diff { endpoints: awaited, ..Diff::default() };
         if awaited.endpoints.is_empty() {
@@ -188,15 +186,14 @@ impl ControlThread {
     /// Whether nothing that waits says anything of what a change brings: certificates, and clusters that are others.
     fn needs_no_turn(&self, diff: &Diff) -> bool {
         let Some(held) = &self.held else { return false };
-        let is_said = |name: &str| {
-            held.cold.iter().any(|cold| *cold.name == *name)
-                || names_any(&held.change.diff, name)
-                || self.behind.iter().any(|change| names_any(&change.diff, name))
-        };
         // What leads to a cluster that goes may be among what waits.
-        let comes = diff.clusters.iter().all(|(name, cluster)| cluster.is_some() && !is_said(name));
-        let of_others = diff.endpoints.iter().all(|(name, _)| !is_said(name));
-        comes && of_others && diff.route_tables.is_empty() && diff.listeners.is_empty()
+        let comes = diff.clusters.iter().all(|(_, cluster)| cluster.is_some());
+        if !comes || !diff.route_tables.is_empty() || !diff.listeners.is_empty() {
+            return false;
+        }
+        let waits = self.behind.iter().chain([&held.change]).flat_map(|change| clusters_of(&change.diff));
+        let said: BTreeSet<&str> = waits.chain(held.cold.iter().map(|cold| &*cold.name)).collect();
+        clusters_of(diff).all(|name| !said.contains(name))
     }
 
     async fn work_off(&mut self) {
@@ -346,13 +343,10 @@ fn show_contexts(diff: &mut Diff) {
     }
 }
 
-fn names_clusters(diff: &Diff, name: &str) -> bool {
-    diff.clusters.iter().any(|(other, _)| **other == *name)
-}
-
-/// Whether a change says anything of a cluster or of its endpoints.
-fn names_any(diff: &Diff, name: &str) -> bool {
-    names_clusters(diff, name) || diff.endpoints.iter().any(|(other, _)| **other == *name)
+/// Clusters that a change says anything of, be it of their endpoints.
+fn clusters_of(diff: &Diff) -> impl Iterator<Item = &str> {
+    let clusters = diff.clusters.iter().map(|(name, _)| &**name);
+    clusters.chain(diff.endpoints.iter().map(|(name, _)| &**name))
 }
 
 /// Ends at that time, or never.
