@@ -114,7 +114,6 @@ pub fn load(
 ) -> std::result::Result<Compiled, Vec<ConfigError>> {
     let mut bootstrap = load_bootstrap(text, file).map_err(ConfigError::into_all)?;
     bootstrap.node = Some(node(&bootstrap));
-    let encoded = bootstrap.encode_to_vec();
     let mut faults = Faults(Vec::new());
     let encoded = bootstrap.encode_to_vec();
     access_log::expect(&*process.compile.log_sinks, std::iter::once(&*encoded));

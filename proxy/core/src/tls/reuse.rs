@@ -140,7 +140,7 @@ mod tests {
         assert!(Arc::ptr_eq(&place, &cache.place("cluster.a.", context.clone())));
         assert!(!Arc::ptr_eq(&place, &cache.place("cluster.b.", context.clone())), "it may change by itself");
         let different = [
-            settings(&Pem::Inline(other.clone()), &other_key),
+            settings(&Pem::Inline(other), &other_key),
             ClientSettings { auto_sni: true, ..settings(&chain, &key) },
             ClientSettings { sni: Some("a".into()), ..settings(&chain, &key) },
             ClientSettings { validation: Some(Validation::default()), ..settings(&chain, &key) },
