@@ -50,12 +50,10 @@ impl Snapshot {
         if one.prefix() == other.prefix() {
             return first.name.cmp(second.name);
         }
-        let whole = |block: &'_ Block, def: &StatDef| {
-            let prefix = block.prefix().to_owned();
-            prefix + def.name
-        };
         if one.prefix().starts_with(other.prefix()) || other.prefix().starts_with(one.prefix()) {
-            return whole(one, first).cmp(&whole(other, second));
+            // Put together only in thought: a cluster's breakers have prefixes inside its own.
+            let whole = one.prefix().bytes().chain(first.name.bytes());
+            return whole.cmp(other.prefix().bytes().chain(second.name.bytes()));
         }
         one.prefix().cmp(other.prefix())
     }
