@@ -162,7 +162,9 @@ impl ControlThread {
         let endpoints = std::mem::take(&mut diff.endpoints);
         let mut awaited: BTreeSet<&str> = held.cold.iter().map(|cold| &*cold.name).collect();
         let said = self.behind.iter().flat_map(|change| clusters_of(&change.diff)).chain(clusters_of(diff));
-        said.for_each(|name| drop(awaited.remove(name)));
+        said.for_each(|name| {
+            awaited.remove(name);
+        });
         let (awaited, others) = endpoints.into_iter().partition(|(name, _)| awaited.contains(&**name));
         diff.endpoints = others;
         let mut awaited = Diff { endpoints: awaited, ..Diff::default() };
