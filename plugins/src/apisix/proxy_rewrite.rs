@@ -8,7 +8,7 @@ use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::format::Format;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
-use sixfold_core::stream::Stream;
+use sixfold_core::stream::{SENT_ARGS, Stream};
 
 pub(crate) fn factory() -> ApisixFactory {
     let schema = include_str!("../../schemas/proxy-rewrite.json");
@@ -140,7 +140,8 @@ impl ProxyRewrite {
         }
         self.headers.apply(stream, Side::Request, &groups);
         if let Some(method) = &self.method {
-            stream.request.method = method.clone();
+            let sent = std::mem::replace(&mut stream.request.method, method.clone());
+            stream.request.sent_method.get_or_insert(sent);
         }
     }
 }
@@ -151,14 +152,9 @@ fn keep_variables(stream: &mut Stream) {
     let sent = if stream.original_target.is_empty() { &target } else { &stream.original_target }.clone();
     let path = stream.request.target.path().to_vec();
     let args = stream.request.target.query().unwrap_or_default().to_vec();
-    for (name, value) in [
-        ("uri", path.clone()),
-        ("document_uri", path),
-        ("request_uri", sent.clone()),
-        ("real_request_uri", sent),
-        ("args", args.clone()),
-        ("query_string", args),
-    ] {
+    for (name, value) in
+        [("uri", path), ("request_uri", sent.clone()), ("real_request_uri", sent), (SENT_ARGS, args)]
+    {
         if stream.var(name).is_none() {
             stream.set_var(name, value);
         }
@@ -283,7 +279,17 @@ mod tests {
         now(plugin("proxy-rewrite", &json!({"uri": "/new"})).rewrite(&mut s));
         let get =
             |text: &str| String::from_utf8(apisix::value(&apisix::template(text).unwrap(), &s)).unwrap();
-        assert_eq!(get("$uri $request_uri $args $upstream_uri"), "/old /old?a=1 a=1 /new?a=1");
+        assert_eq!(
+            get("$uri $document_uri $request_uri $args $upstream_uri"),
+            "/old /old /old?a=1 a=1 /new?a=1"
+        );
+        // The arguments were those of the new target.
+        let mut s = stream("/old", &[]);
+        let config = json!({"uri": "/new?k=1", "method": "PUT"});
+        now(plugin("proxy-rewrite", &config).rewrite(&mut s));
+        let get =
+            |text: &str| String::from_utf8(apisix::value(&apisix::template(text).unwrap(), &s)).unwrap();
+        assert_eq!(get("[$args$is_args$arg_k] $request $request_method"), "[] GET /old HTTP/1.1 PUT");
     }
 
     #[test]

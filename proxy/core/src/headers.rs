@@ -21,7 +21,7 @@ mod tests;
 pub use field::Line;
 pub use known::{Known, KnownSet};
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
-pub use rules::{HeaderFault, HeaderRules, Underscores};
+pub use rules::{HeaderFault, HeaderRules, Underscores, check_unique};
 pub use scan::{NameEnd, control, find, find_either, has_blank, is_clean, lower_to_colon};
 
 use bytes::Bytes;

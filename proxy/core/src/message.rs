@@ -164,6 +164,14 @@ pub struct RequestHead {
     pub target: Target,
     /// All fields but Host.
     pub headers: Headers,
+    /// The target of the request line, where it was an absolute one or an authority: nginx's `$request` shows it.
+    pub sent_target: Vec<u8>,
+    /// The method of the request line, where a plugin has put another in its place.
+    pub sent_method: Option<Method>,
+    /// Fields that came and go no further, of those that nginx's variables go on to show (`$http_upgrade`).
+    pub withheld: Headers,
+    /// Number of the request on its connection, from 1; 0 while it is not known.
+    pub ordinal: u32,
 }
 
 impl RequestHead {
@@ -175,6 +183,19 @@ impl RequestHead {
         clear_text(&mut self.authority);
         self.target.clear();
         self.headers.clear();
+        clear_text(&mut self.sent_target);
+        self.sent_method = None;
+        self.withheld.clear();
+        self.ordinal = 0;
+    }
+
+    /// Keeps the lines of `name` for nginx's variables; what was kept of it before stays.
+    pub fn withhold(&mut self, name: Known) {
+        if !self.withheld.contains(name) {
+            for value in self.headers.get_all(name) {
+                self.withheld.append(name, value);
+            }
+        }
     }
 
     /// Whether Envoy takes the request for gRPC: content-type exactly `application/grpc` or starting with
@@ -225,6 +246,8 @@ pub struct ResponseHead {
     pub reason: Reason,
     /// All fields.
     pub headers: Headers,
+    /// Whether its body goes to the client in chunks: nginx's `$sent_http_transfer_encoding`.
+    pub chunked: bool,
 }
 
 /// The reason phrase of a status line. It belongs to the status that it came with: whoever puts another status in
@@ -267,6 +290,7 @@ impl ResponseHead {
         self.version = Version::Http11;
         self.reason.clear();
         self.headers.clear();
+        self.chunked = false;
     }
 }
 

@@ -266,6 +266,13 @@ fn node_host(host: &Host, scheme: Scheme) -> Vec<u8> {
 fn apisix_headers(upgrading: bool, stream: &mut Stream) {
     crate::path::restore_target(stream);
     let ip = stream.remote_ip().to_string();
+    for name in [Known::KEEP_ALIVE, Known::TRANSFER_ENCODING, Known::TE, Known::EXPECT] {
+        stream.request.withhold(name);
+    }
+    if !upgrading {
+        stream.request.withhold(Known::CONNECTION);
+        stream.request.withhold(Known::UPGRADE);
+    }
     let headers = &mut stream.request.headers;
     headers.retain(|known, _, _| match known {
         Some(Known::CONNECTION | Known::UPGRADE) => upgrading,

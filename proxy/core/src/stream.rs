@@ -153,6 +153,8 @@ pub struct Upstream {
     pub failure: Option<Cow<'static, str>>,
     /// Version spoken with the upstream.
     pub version: Option<crate::message::Version>,
+    /// Server of the upstream's response, in whose place ours goes to the client (`$upstream_http_server`).
+    pub server: Vec<u8>,
 }
 
 impl Upstream {
@@ -165,9 +167,10 @@ impl Upstream {
     }
 
     fn clear(&mut self) {
-        let mut tried = std::mem::take(&mut self.tried);
+        let (mut tried, mut server) = (std::mem::take(&mut self.tried), std::mem::take(&mut self.server));
         tried.clear();
-        *self = Upstream { tried, ..Upstream::default() };
+        crate::message::clear_text(&mut server);
+        *self = Upstream { tried, server, ..Upstream::default() };
     }
 }
 
@@ -185,6 +188,9 @@ pub enum ResponseSource {
     Proxy,
 }
 
+/// The variable with the query that the client sent, once a plugin has put another target in its place.
+pub const SENT_ARGS: &str = "sent_args";
+
 /// Bytes seen. Bodies are counted without their framing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByteCounts {
@@ -192,6 +198,8 @@ pub struct ByteCounts {
     pub request_body: u64,
     /// Response body to the client.
     pub response_body: u64,
+    /// Bytes on the wire to the client up to the end of the response's head; 0 while there is none.
+    pub head_end: u64,
     /// The client's connection: brought up to date with the head of the response and at the request's end.
     pub traffic: Traffic,
     /// Request body to the upstream, last attempt.
@@ -440,7 +448,7 @@ mod tests {
             consumer,
             plugins,
         } = stream;
-        let Upstream { cluster, member, local, attempts, tried, failure, version } = upstream;
+        let Upstream { cluster, member, local, attempts, tried, failure, version, server } = upstream;
         let held = (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some());
         let counts = (tried.len(), flags.is_empty());
         [
@@ -448,7 +456,7 @@ mod tests {
             format!(
                 "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
-            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?}"),
+            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?} {server:?}"),
             format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
@@ -487,6 +495,7 @@ mod tests {
             tried: vec![TriedHost::new(member, now)],
             failure: Some("refused".into()),
             version: Some(crate::message::Version::Http2),
+            server: b"s".to_vec(),
         };
         used.flags.insert(Flag::UF);
         used.details = "via_upstream".into();

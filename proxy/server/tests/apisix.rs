@@ -191,6 +191,42 @@ async fn the_access_log_has_the_request_as_the_client_sent_it() {
     }
 }
 
+/// Counted without the framing of chunks, which nginx counts; what a hop takes off was gone from the log, and so was
+/// the upstream's own Server.
+#[tokio::test]
+async fn the_access_log_counts_framing_and_shows_what_a_hop_takes_off() {
+    let (mut setup, lines) = setup("");
+    let format = "$body_bytes_sent $sent_http_transfer_encoding $upstream_response_length $upstream_http_server \
+                  $http_upgrade $http_te $connection_requests|$proxy_add_x_forwarded_for|$request";
+    setup.access_logs[0].format = Arc::new(Format::nginx_log(format).unwrap());
+    let up = upstream(|_, request| match request.contains("/chunked") {
+        true => b"HTTP/1.1 200 OK\r\nServer: up\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+            .to_vec(),
+        false => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec(),
+    })
+    .await;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let proxy = setup.serve().await.0;
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    for (request, line) in [
+        (
+            "GET /chunked HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nTE: trailers\r\n\r\n",
+            "12 chunked 12 up h2c trailers 1|127.0.0.1|GET /chunked HTTP/1.1",
+        ),
+        (
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\n\r\n",
+            "2 - 2 - - - 2|1.1.1.1, 127.0.0.1|GET http://b/ HTTP/1.1",
+        ),
+    ] {
+        let before = lines.0.lock().len();
+        client.write_all(request.as_bytes()).await.unwrap();
+        read_message(&mut client).await.unwrap();
+        eventually(|| lines.0.lock().len() > before).await;
+        assert_eq!(lines.0.lock()[before].trim(), line, "{request:?}");
+    }
+}
+
 /// It ended the connection, which nginx keeps.
 #[tokio::test]
 async fn a_websocket_that_the_upstream_turns_down_leaves_the_connection_to_the_next_request() {

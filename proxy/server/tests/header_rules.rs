@@ -216,3 +216,29 @@ async fn more_fields_than_http2_can_carry_are_answered() {
     let answer = ask(proxy, &ask_http1(&many)).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
 }
+
+/// Two lines of credentials reached the upstream, which might believe another one than a plugin had looked at.
+#[tokio::test]
+async fn nginx_takes_one_line_of_what_it_keeps_one_of() {
+    let field = |name: &str| vec![(name.to_owned(), "a".to_owned()), (name.to_owned(), "b".to_owned())];
+    let (nginx, up) = echo(Profile::Apisix, HeaderRules::APISIX).await;
+    for name in [
+        "authorization",
+        "if-match",
+        "if-none-match",
+        "if-modified-since",
+        "if-range",
+        "content-range",
+        "expect",
+    ] {
+        let answer = ask(nginx, &ask_http1(&field(name))).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{name}: {answer}");
+        assert_eq!(ask_http2(nginx, &field(name)).await.unwrap().0, 400, "{name}");
+    }
+    assert_eq!(up.requests.load(SeqCst), 0);
+    for name in ["content-type", "range", "referer", "x-any"] {
+        assert!(ask(nginx, &ask_http1(&field(name))).await.starts_with("HTTP/1.1 200 "), "{name}");
+    }
+    let (envoy, _) = echo(Profile::Envoy, HeaderRules::ENVOY).await;
+    assert!(ask(envoy, &ask_http1(&field("authorization"))).await.starts_with("HTTP/1.1 200 "));
+}

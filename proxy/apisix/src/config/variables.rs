@@ -3,7 +3,6 @@
 /// By name: those of nginx's modules, and those that APISIX declares for its plugins.
 const NAMES: &[&str] = &[
     "apisix_upstream_response_time",
-    "connection_requests",
     "connection_time",
     "document_root",
     "gzip_ratio",
@@ -22,7 +21,6 @@ const NAMES: &[&str] = &[
     "proxy_protocol_server_port",
     "rate_limiting_info",
     "realpath_root",
-    "remote_user",
     "request_body_file",
     "request_filename",
     "request_line",

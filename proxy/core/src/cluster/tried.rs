@@ -25,6 +25,15 @@ pub struct TriedHost {
     pub traffic: Traffic,
     /// Bytes of the response's body.
     pub received: u64,
+    /// Bytes on the wire up to the end of the response's head; 0 while there is none.
+    pub head_end: u64,
+}
+
+impl TriedHost {
+    /// Bytes of the response behind its head, with their framing (nginx's `$upstream_response_length`).
+    pub fn response_length(&self) -> u64 {
+        if self.head_end == 0 { self.received } else { self.traffic.received.saturating_sub(self.head_end) }
+    }
 }
 
 impl TriedHost {
@@ -39,6 +48,7 @@ impl TriedHost {
             response_ms: None,
             traffic: Traffic::default(),
             received: 0,
+            head_end: 0,
         }
     }
 

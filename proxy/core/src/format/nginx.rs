@@ -6,12 +6,15 @@ use super::fixed::{hex, millis_so_far, random_bits, seconds, upstream_remote};
 use super::operator::has_request;
 use super::read::{Read, ip, join, number, socket};
 use super::time::TimeFormat;
-use super::variable::some;
+use super::variable::{client_forwarded_for, some};
 use crate::cluster::{Address, TriedHost, UpstreamProtocol};
 use crate::flags::Flag;
 use crate::headers::Known;
 use crate::message::{Scheme, Version};
-use crate::stream::Stream;
+use crate::stream::{SENT_ARGS, Stream};
+use base64::Engine as _;
+use base64::engine::general_purpose::GeneralPurpose;
+use base64::engine::{DecodePaddingMode, GeneralPurposeConfig};
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +22,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(super) fn find(name: &str) -> Option<Read> {
     VARIABLES.iter().find(|(n, _)| *n == name).map(|(_, read)| *read)
 }
+
+/// As nginx decodes it, with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 static HOST_NAME: LazyLock<String> = LazyLock::new(host_name);
 static TIME_LOCAL: LazyLock<Option<TimeFormat>> =
@@ -31,12 +40,12 @@ const VARIABLES: &[(&str, Read)] = &[
     ("request_method", Read::Text(method)),
     ("method", Read::Text(method)),
     ("uri", Read::Text(|s| some(s.request.target.path()))),
-    ("document_uri", Read::Text(|s| some(s.request.target.path()))),
     ("request_uri", Read::Text(|s| some(request_uri(s)))),
     ("request", Read::Make(request_line)),
-    ("args", Read::Text(|s| s.request.target.query())),
-    ("query_string", Read::Text(|s| s.request.target.query())),
-    ("is_args", Read::Text(|s| Some(if s.request.target.query().is_some() { b"?" } else { b"" }))),
+    ("args", Read::Text(sent_query)),
+    ("query_string", Read::Text(sent_query)),
+    ("is_args", Read::Text(|s| Some(if sent_query(s).is_some() { b"?" } else { b"" }))),
+    ("remote_user", Read::Make(remote_user)),
     ("scheme", Read::Text(|s| Some(s.request.scheme.as_str().as_bytes()))),
     ("https", Read::Text(|s| Some(if s.request.scheme == Scheme::Https { b"on" } else { b"" }))),
     ("host", Read::Make(host)),
@@ -109,6 +118,7 @@ const VARIABLES: &[(&str, Read)] = &[
     ("server_port", Read::Number(|s| Some(s.connection.local.port().into()))),
     ("server_name", Read::Text(|_| Some(b"_"))),
     ("connection", Read::Number(|s| Some(s.connection.id))),
+    ("connection_requests", Read::Number(|s| Some(s.request.ordinal.into()))),
     // The response.
     (
         "status",
@@ -118,7 +128,8 @@ const VARIABLES: &[(&str, Read)] = &[
         }),
     ),
     ("bytes_sent", Read::Number(|s| Some(s.bytes.traffic.sent))),
-    ("body_bytes_sent", Read::Number(|s| Some(s.bytes.response_body))),
+    ("body_bytes_sent", Read::Number(|s| Some(body_bytes_sent(s)))),
+    ("sent_http_transfer_encoding", Read::Text(|s| s.response.chunked.then_some(&b"chunked"[..]))),
     // The upstream.
     ("upstream_addr", Read::Make(upstream_addresses)),
     (
@@ -137,7 +148,11 @@ const VARIABLES: &[(&str, Read)] = &[
         Read::Make(|s, out| attempts(s, out, |t, out| time(out, Some(t.connect_ms.unwrap_or(0))))),
     ),
     ("upstream_header_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.header_ms)))),
-    ("upstream_response_length", Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.received)))),
+    (
+        "upstream_response_length",
+        Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.response_length()))),
+    ),
+    ("upstream_http_server", Read::Text(|s| some(&s.upstream.server))),
     (
         "upstream_bytes_received",
         Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.traffic.received))),
@@ -210,7 +225,10 @@ fn version(version: Version) -> &'static [u8] {
 
 fn request_line(stream: &Stream, out: &mut Vec<u8>) -> bool {
     let request = &stream.request;
-    let parts = [request.method.as_str().as_bytes(), request_uri(stream), version(request.version)];
+    let method = request.sent_method.as_ref().unwrap_or(&request.method);
+    let sent = some(&request.sent_target).or_else(|| stream.var("real_request_uri"));
+    let target = sent.unwrap_or_else(|| request_uri(stream));
+    let parts = [method.as_str().as_bytes(), target, version(request.version)];
     join(out, b" ", parts.into_iter())
 }
 
@@ -225,6 +243,30 @@ fn host(stream: &Stream, out: &mut Vec<u8>) -> bool {
     true
 }
 
+/// The query that the client sent, unless it is empty: what a plugin makes of it is the upstream's to see.
+pub(super) fn sent_query(stream: &Stream) -> Option<&[u8]> {
+    stream.var(SENT_ARGS).or_else(|| stream.request.target.query()).and_then(some)
+}
+
+/// The user of Basic credentials (`ngx_http_auth_basic_user`).
+fn remote_user(stream: &Stream, out: &mut Vec<u8>) -> bool {
+    let Some(value) = stream.request.headers.get(Known::AUTHORIZATION) else { return false };
+    let Some((scheme, credentials)) = value.split_at_checked(6) else { return false };
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return false;
+    }
+    let decoded = BASE64.decode(credentials.trim_ascii_start()).unwrap_or_default();
+    let Some(colon) = memchr::memchr(b':', &decoded) else { return false };
+    out.extend_from_slice(&decoded[..colon]);
+    true
+}
+
+/// What went to the client behind the head, with its framing (`ngx_http_log_body_bytes_sent`).
+fn body_bytes_sent(stream: &Stream) -> u64 {
+    let bytes = &stream.bytes;
+    if bytes.head_end == 0 { bytes.response_body } else { bytes.traffic.sent.saturating_sub(bytes.head_end) }
+}
+
 /// 32 hexadecimal digits that belong to the request.
 fn request_id(stream: &Stream, out: &mut Vec<u8>) -> bool {
     let (high, low) = random_bits(stream);
@@ -234,7 +276,8 @@ fn request_id(stream: &Stream, out: &mut Vec<u8>) -> bool {
 }
 
 fn forwarded_for(stream: &Stream, out: &mut Vec<u8>) -> bool {
-    if join(out, b", ", stream.request.headers.get_all(Known::X_FORWARDED_FOR)) {
+    if let Some(sent) = client_forwarded_for(stream) {
+        out.extend_from_slice(&sent);
         out.extend_from_slice(b", ");
     }
     ip(out, stream.remote.ip());

@@ -5,6 +5,7 @@ use super::*;
 use crate::cluster::{Address, Cluster, ClusterConfig, HostConfig, HostSet, TriedHost, UpstreamProtocol};
 use crate::connection::{Certificate, Connection, TlsInfo};
 use crate::flags::Flag;
+use crate::headers::Known;
 use crate::message::{Scheme, Target, Version};
 use bytes::Bytes;
 use serde_json::json;
@@ -318,7 +319,7 @@ fn apisix_variables() {
     s.captures.push(("name".into(), b"jack".to_vec()));
     for (template, text) in [
         ("$host-$http_host-${request_method}", "oracle.test-Oracle.test:81-GET"),
-        ("$uri|$request_uri|$args|$is_args", "/p/q|/p/q?q=1&r=a%20b&flag|q=1&r=a%20b&flag|?"),
+        ("$document_uri|$request_uri|$args|$is_args", "/p/q|/p/q?q=1&r=a%20b&flag|q=1&r=a%20b&flag|?"),
         ("$arg_q $arg_r $arg_flag [$arg_none]", "1 a b true []"),
         ("$cookie_sid $cookie_theme [$cookie_none]", "42 \"dark\" []"),
         ("$http_x_a $sent_http_x_r $uri_param_name", "abc r jack"),
@@ -360,6 +361,49 @@ fn apisix_variables() {
     let captures = Format::apisix("/$1/${2}/$3").unwrap();
     assert_eq!(captures.resolve_captures(&s, &[None, Some(b"a"), Some(b"b")], &mut out), 2);
     assert_eq!(out, b"/a/b/");
+}
+
+/// What nginx's logs show of the request as it came, and that was gone or another's: decoded arguments, cookies of one
+/// spelling, no user, no number, the line as plugins had left it.
+#[test]
+fn nginx_logs_show_the_request_as_it_came() {
+    let mut s = stream();
+    s.request.headers.push(b"Authorization", b"bAsIc  dXNlcjpwYXNz");
+    s.request.headers.push(b"Cookie", b"K=1; a=1, k=5 x;p =  q");
+    s.request.target = Target::new(b"/p?xa=0&A=1%202&a=3&b");
+    (s.request.ordinal, s.request.sent_method) = (7, Some(http::Method::PUT));
+    s.request.withheld.push(b"Upgrade", b"h2c");
+    s.response.chunked = true;
+    (s.bytes.head_end, s.bytes.traffic.sent) = (100, 112);
+    s.upstream.server = b"up/1".to_vec();
+    let log = |format: &str, s: &Stream| {
+        let mut out = Vec::new();
+        Format::nginx_log(format).unwrap().write_log(s, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    for (format, text) in [
+        ("$request", "PUT /p?xa=0&A=1%202&a=3&b HTTP/1.1"),
+        ("$arg_a $arg_xa $arg_b $arg_none", "1%202 0 - -"),
+        ("$cookie_k $cookie_sid $cookie_p $cookie_none", "1 42 q -"),
+        ("$remote_user $connection_requests $http_upgrade", "user 7 h2c"),
+        ("$body_bytes_sent $sent_http_transfer_encoding $upstream_http_server", "12 chunked up/1"),
+    ] {
+        assert_eq!(log(format, &s), text, "{format}");
+    }
+    s.request.headers.remove(Known::COOKIE);
+    s.request.headers.push(b"Cookie", b"a=1, k=5;z");
+    assert_eq!(log("$cookie_k", &s), "5");
+    s.request.target = Target::new(b"/a?");
+    s.request.sent_target = b"http://h/a?".to_vec();
+    assert_eq!(log("[$is_args] $args $request", &s), "[] - PUT http://h/a? HTTP/1.1");
+    s.request.target = Target::new(b"/new?k=1");
+    s.set_var(crate::stream::SENT_ARGS, "");
+    assert_eq!(log("[$is_args] $args $arg_k", &s), "[] - -");
+    s.set_var("uri", "/decoded path");
+    assert_eq!(log("$document_uri", &s), "/decoded path");
+    s.request.headers.set(Known::X_FORWARDED_FOR, b"9.9.9.9, 1.2.3.4");
+    s.upstream.cluster = Some(cluster(ClusterConfig::named("c")));
+    assert_eq!(log("$proxy_add_x_forwarded_for", &s), "9.9.9.9, 1.2.3.4");
 }
 
 #[test]

@@ -24,8 +24,12 @@ enum Kind {
     Read(Read),
     /// `cookie_x`
     Cookie(Box<str>),
+    /// `cookie_x` of nginx's logs.
+    SentCookie(Box<str>),
     /// `arg_x`
     Argument(Box<str>),
+    /// `arg_x` of nginx's logs.
+    SentArgument(Box<str>),
     /// `post_arg_x`
     FormField(Box<str>),
     /// `post_arg.x`
@@ -113,6 +117,7 @@ impl Variable {
     /// Prepares the variable of a name, without its `$`. A name that is not known is one that a plugin may
     /// set.
     pub fn parse(name: &str) -> Variable {
+        let name = if name == "document_uri" { "uri" } else { name };
         Variable { name: name.into(), kind: Kind::parse(name) }
     }
 
@@ -122,7 +127,13 @@ impl Variable {
         match name {
             "request_uri" => Variable { name: "real_request_uri".into(), kind: Kind::parse(name) },
             "http_x_forwarded_for" => Variable { name: name.into(), kind: Kind::ForwardedFor },
-            _ => Variable::parse(name),
+            _ => match (name.strip_prefix("arg_"), name.strip_prefix("cookie_")) {
+                (Some(argument), _) => {
+                    Variable { name: name.into(), kind: Kind::SentArgument(argument.into()) }
+                }
+                (_, Some(cookie)) => Variable { name: name.into(), kind: Kind::SentCookie(cookie.into()) },
+                _ => Variable::parse(name),
+            },
         }
     }
 
@@ -149,7 +160,11 @@ impl Variable {
             Kind::Cookie(name) => {
                 matcher::cookie_value(&stream.request.headers, name.as_bytes()).map(Cow::Borrowed)
             }
-            Kind::Argument(name) => matcher::argument(stream.request.target.query()?, name.as_bytes()),
+            Kind::SentCookie(name) => {
+                sent_cookie(&stream.request.headers, name.as_bytes()).map(Cow::Borrowed)
+            }
+            Kind::Argument(name) => matcher::argument(nginx::sent_query(stream)?, name.as_bytes()),
+            Kind::SentArgument(name) => sent_argument(stream, name.as_bytes()).map(Cow::Borrowed),
             Kind::FormField(name) => body::form_field(stream, name),
             Kind::BodyField(path) => path.get(stream).map(Cow::Owned),
             Kind::PathParameter(name) => stream
@@ -159,7 +174,10 @@ impl Variable {
                 .map(|(_, value)| Cow::Borrowed(value.as_slice())),
             Kind::RequestHeader(field) => match &*field.spelled {
                 "host" => some(&stream.request.authority).map(Cow::Borrowed),
-                _ => field.get(&stream.request.headers),
+                _ => {
+                    let withheld = field.get(&stream.request.withheld);
+                    withheld.or_else(|| field.get(&stream.request.headers))
+                }
             },
             Kind::ResponseHeader(field) => field.get(&stream.response.headers),
             Kind::UpstreamHeader(field) => {
@@ -246,7 +264,7 @@ pub(super) fn some(text: &[u8]) -> Option<&[u8]> {
 }
 
 /// X-Forwarded-For without the address that went on to the upstream.
-fn client_forwarded_for(stream: &Stream) -> Option<Cow<'_, [u8]>> {
+pub(super) fn client_forwarded_for(stream: &Stream) -> Option<Cow<'_, [u8]>> {
     let mut lines = stream.request.headers.get_all(Known::X_FORWARDED_FOR);
     let first = lines.next()?;
     if lines.next().is_some() {
@@ -261,4 +279,34 @@ fn client_forwarded_for(stream: &Stream) -> Option<Cow<'_, [u8]>> {
     ip(&mut own, stream.remote_ip());
     let Some(sent) = first.strip_suffix(own.as_slice()) else { return Some(Cow::Borrowed(first)) };
     sent.strip_suffix(b", ").map(Cow::Borrowed)
+}
+
+/// The first query argument of a name in any case, as it was sent; one without `=` is none (`ngx_http_arg`).
+fn sent_argument<'a>(stream: &'a Stream, name: &[u8]) -> Option<&'a [u8]> {
+    nginx::sent_query(stream)?.split(|b| *b == b'&').find_map(|pair| {
+        let (key, value) = pair.split_at_checked(name.len())?;
+        value.strip_prefix(b"=").filter(|_| key.eq_ignore_ascii_case(name))
+    })
+}
+
+/// The first cookie of a name in any case: up to the next `;`, behind one or a `,`
+/// (`ngx_http_parse_multi_header_lines`).
+fn sent_cookie<'a>(headers: &'a Headers, name: &[u8]) -> Option<&'a [u8]> {
+    headers.get_all(Known::COOKIE).find_map(|line| {
+        let mut rest = line;
+        loop {
+            if let Some((key, value)) = rest.split_at_checked(name.len())
+                && key.eq_ignore_ascii_case(name)
+                && let Some(value) = blanks_off(value).strip_prefix(b"=")
+            {
+                return blanks_off(value).split(|b| *b == b';').next();
+            }
+            let next = memchr::memchr2(b';', b',', rest)?;
+            rest = blanks_off(rest.get(next + 1..)?);
+        }
+    })
+}
+
+fn blanks_off(text: &[u8]) -> &[u8] {
+    text.get(text.iter().take_while(|b| **b == b' ').count()..).unwrap_or_default()
 }

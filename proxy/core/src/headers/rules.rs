@@ -39,6 +39,9 @@ pub enum HeaderFault {
     /// A name with `_`, where that is refused.
     #[error("header name with an underscore")]
     Underscore,
+    /// Several lines of a name that there may be one of.
+    #[error("repeated header field")]
+    Repeated,
     /// A name that is no token (RFC 9110 section 5.1).
     #[error("bad header name")]
     Name,
@@ -89,6 +92,41 @@ impl HeaderRules {
         trailers.retain(|known, _, _| known.is_none_or(may_trail));
         self.apply(trailers)
     }
+}
+
+/// Refuses requests with several lines of what nginx takes once (`ngx_http_process_unique_header_line`): a second
+/// `Authorization` would be another one's credentials to whoever looks at the last line.
+///
+/// # Errors
+/// [`HeaderFault::Repeated`].
+pub fn check_unique(headers: &Headers) -> Result<(), HeaderFault> {
+    const UNKNOWN: [&[u8]; 6] = [
+        b"if-modified-since",
+        b"if-unmodified-since",
+        b"if-match",
+        b"if-none-match",
+        b"if-range",
+        b"content-range",
+    ];
+    let mut seen = 0u8;
+    for (known, name, _) in headers.iter_known() {
+        let at = match known {
+            Some(Known::AUTHORIZATION) => 6,
+            Some(Known::EXPECT) => 7,
+            Some(_) => continue,
+            None if !matches!(name.first(), Some(b'i' | b'I' | b'c' | b'C')) => continue,
+            None => match UNKNOWN.iter().position(|unique| name.eq_ignore_ascii_case(unique)) {
+                Some(at) => at,
+                None => continue,
+            },
+        };
+        let bit = 1 << at;
+        if seen & bit != 0 {
+            return Err(HeaderFault::Repeated);
+        }
+        seen |= bit;
+    }
+    Ok(())
 }
 
 fn may_trail(known: Known) -> bool {

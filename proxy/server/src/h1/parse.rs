@@ -15,7 +15,7 @@ use super::options::{H1Options, Profile};
 use super::target::{self, check_authority};
 use super::upgrade;
 
-use sixfold_core::headers::{Headers, Known, find_either};
+use sixfold_core::headers::{Headers, Known, check_unique, find_either};
 
 /// Methods that Envoy's parser knows beside those that [`Method`] has constants for.
 const MORE_METHODS: &[&[u8]] = &[
@@ -249,10 +249,13 @@ impl HeadParser {
     ) -> Result<Parsed, H1Error> {
         let fields: &mut FramingFields = &mut self.sink.framing;
         let envoy = opts.profile == Profile::Envoy;
-        let upgrade = fields.upgrade && upgrade::agree(&mut head.headers, fields, opts.profile);
+        let upgrade = fields.upgrade && upgrade::agree(head, fields, opts.profile);
         let framing = request_framing(&head.method, head.version, fields, opts)?;
         if framing.drop_content_length {
             head.headers.remove(Known::CONTENT_LENGTH);
+        }
+        if !envoy {
+            check_unique(&head.headers)?;
         }
         if envoy && (fields.nominates || fields.options >= hop::MAX_OPTIONS) {
             hop::sanitize_connection(&mut head.headers)?;

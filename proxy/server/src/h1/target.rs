@@ -28,6 +28,7 @@ pub(super) fn resolve(
         head.authority.clear();
         head.authority.extend_from_slice(&raw);
         head.target.clear();
+        keep_sent(head, &raw, opts);
         return Ok(None);
     }
     match (raw, opts.profile) {
@@ -56,7 +57,15 @@ pub(super) fn resolve(
     if let Some(scheme) = scheme {
         head.scheme = scheme;
     }
+    keep_sent(head, &raw, opts);
     Ok(scheme.filter(|_| opts.profile == Profile::Envoy))
+}
+
+/// Keeps the target of the request line for nginx's log, which Envoy's has no operator for.
+fn keep_sent(head: &mut RequestHead, raw: &[u8], opts: &H1Options) {
+    if opts.profile == Profile::Apisix {
+        head.sent_target.extend_from_slice(raw);
+    }
 }
 
 /// Whether the bytes of a target can be one at all, told before the header fields are read. This is Envoy's

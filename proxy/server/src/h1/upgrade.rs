@@ -1,6 +1,7 @@
 //! The one place that decides whether a request asks for another protocol, and for which.
 
 use sixfold_core::headers::{Headers, Known};
+use sixfold_core::message::RequestHead;
 
 use super::framing::{FramingFields, tokens};
 use super::options::Profile;
@@ -11,7 +12,12 @@ use super::options::Profile;
 /// Envoy takes the whole value for one type (`Utility::isUpgrade`), and `h2c` for none. nginx passes on whatever
 /// came; for APISIX, which only knows WebSocket, that one token is picked out of the list, else the first, and
 /// Connection names nothing else.
-pub(super) fn agree(headers: &mut Headers, fields: &FramingFields, profile: Profile) -> bool {
+pub(super) fn agree(head: &mut RequestHead, fields: &FramingFields, profile: Profile) -> bool {
+    if profile == Profile::Apisix {
+        head.withhold(Known::UPGRADE);
+        head.withhold(Known::CONNECTION);
+    }
+    let headers = &mut head.headers;
     let agreed = fields.connection_upgrade.then(|| wanted(headers, profile)).flatten();
     let Some(protocol) = agreed else {
         decline(headers);

@@ -313,6 +313,9 @@ impl<D: Downstream> Exchange<'_, D> {
         .await
         .unwrap_or_else(|which| Err(Interrupt::Expired(which)));
         note_traffic(stream, up);
+        if let (Ok(Ok(_)), Some(tried)) = (&result, stream.upstream.tried.last_mut()) {
+            tried.head_end = up.head_end();
+        }
         match result {
             Ok(Ok((end, tunnel))) => Ok(Attempt::Head(Response { checkout, end, tunnel })),
             Ok(Err(error)) => Ok(Attempt::Failed(error, true)),

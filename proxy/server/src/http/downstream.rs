@@ -34,6 +34,9 @@ pub(crate) trait Downstream: Send {
     /// Takes the head of the response; `end` if no body follows. `close` asks that the connection end with it.
     fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError>;
 
+    /// Whether the body of the response goes in chunks, once its head has been taken.
+    fn is_chunked(&self) -> bool;
+
     /// Takes a piece of the response body.
     fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), DownstreamError>;
 

@@ -286,6 +286,7 @@ impl H1Client {
             stream.request.clear();
         }
         if nginx {
+            stream.request.ordinal = self.requests + 1;
             let line = self.read.filled().trim_ascii_start();
             let end = line.iter().position(|b| matches!(b, b'\r' | b'\n')).unwrap_or(line.len());
             stream.set_var("request", line.get(..end.min(MAX_LINE)).unwrap_or_default());
@@ -296,6 +297,7 @@ impl H1Client {
     fn begin(&mut self, stream: &mut Stream, parsed: Parsed) {
         self.read.consume(parsed.consumed);
         self.requests += 1;
+        stream.request.ordinal = self.requests;
         self.body = BodyReader::new(parsed.body);
         self.kind = RequestKind::from(&stream.request.method);
         self.version = stream.request.version;
@@ -386,6 +388,10 @@ impl Downstream for H1Client {
         self.fields.1 += encoded.field_bytes;
         self.keep_alive = encoded.keep_alive;
         Ok(())
+    }
+
+    fn is_chunked(&self) -> bool {
+        self.encoder == BodyEncoder::Chunked
     }
 
     fn write_data(&mut self, cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), DownstreamError> {

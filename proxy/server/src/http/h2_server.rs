@@ -179,6 +179,8 @@ impl H2Client {
         let (parts, recv) = request.into_parts();
         let rules = env.hcm.header_rules;
         let read = h2_headers::read_request(&parts, &rules, env.hcm.profile, &mut stream.request);
+        // Clients number their streams 1, 3, 5.
+        stream.request.ordinal = (u32::from(respond.stream_id()) + 1) / 2;
         let head = h2_headers::request_len(&stream.request);
         let protocol = parts.extensions.get::<h2::ext::Protocol>();
         if let (Some(protocol), Ok(())) = (protocol, &read) {
@@ -267,6 +269,10 @@ impl Downstream for H2Client {
         self.traffic.sent = self.traffic.head_sent + FRAME_HEAD;
         self.send = Some(H2Send::new(send, end));
         Ok(())
+    }
+
+    fn is_chunked(&self) -> bool {
+        false
     }
 
     fn write_data(&mut self, _cx: &mut Timed<'_>, piece: Piece<'_>) -> Result<(), DownstreamError> {

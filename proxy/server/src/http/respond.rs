@@ -46,6 +46,8 @@ impl Refusal {
         let details = match refused {
             Refused::Fields(HeaderFault::TooMany) => "http2.too_many_headers",
             Refused::Fields(HeaderFault::Underscore) => "http2.unexpected_underscore",
+            // nginx alone refuses them, and its log knows no details.
+            Refused::Fields(HeaderFault::Repeated) => "",
             Refused::Fields(HeaderFault::Name) => "http2.invalid.header.field",
             Refused::Authority => "http.invalid_authority",
         };
@@ -250,6 +252,8 @@ impl<D: Downstream> Exchange<'_, D> {
             self.stream.response.headers.set(Known::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, b"true");
         }
         self.down.write_head(&self.stream.response, end, self.close)?;
+        self.stream.response.chunked = self.down.is_chunked();
+        self.stream.bytes.head_end = self.down.traffic().sent;
         let stats = &self.env.hcm.stats;
         stats.downstream_rq_completed().inc();
         stats.count_class(self.stream.response.status);

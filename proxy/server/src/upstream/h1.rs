@@ -122,6 +122,11 @@ impl H1Upstream {
         }
     }
 
+    /// Bytes on the wire up to the end of the response's head, once it has come.
+    pub(super) fn head_end(&self) -> u64 {
+        self.read.consumed() - self.before.0
+    }
+
     /// Whether the connection can take another request after this one.
     pub(super) fn is_reusable(&mut self) -> bool {
         self.keep_alive

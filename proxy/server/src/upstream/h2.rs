@@ -417,6 +417,11 @@ impl H2Upstream {
         self.local
     }
 
+    /// Bytes on the wire up to the end of the response's head, once it has come.
+    pub(super) fn head_end(&self) -> u64 {
+        self.traffic.head_received + FRAME_HEAD
+    }
+
     /// Bytes on the wire so far, of the request and its response.
     pub(super) fn traffic(&self) -> Traffic {
         let body = self.send.as_ref().map_or(0, H2Send::wire_len);

@@ -245,6 +245,11 @@ impl UpstreamStream {
         either!(self, s => s.traffic())
     }
 
+    /// Of those received, the bytes up to the end of the response's head, once it has come.
+    pub(crate) fn head_end(&self) -> u64 {
+        either!(self, s => s.head_end())
+    }
+
     /// Local address of the connection.
     pub(crate) fn local(&self) -> Option<SocketAddr> {
         either!(self, s => s.local())

@@ -3,7 +3,7 @@
 use crate::h1::{Profile, check_authority};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
-use sixfold_core::headers::{HeaderFault, HeaderRules, Headers, Known};
+use sixfold_core::headers::{HeaderFault, HeaderRules, Headers, Known, check_unique};
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme, Version};
 use std::sync::LazyLock;
 
@@ -145,6 +145,9 @@ pub(crate) fn read_request(
     };
     head.headers.remove(Known::HOST);
     rules.apply(&mut head.headers)?;
+    if profile == Profile::Apisix {
+        check_unique(&head.headers)?;
+    }
     match told {
         Some(told) => {
             head.authority.extend_from_slice(told);

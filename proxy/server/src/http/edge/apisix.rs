@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use sixfold_core::hcm::{ClientAddress, HttpConnectionManager, Profile};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{Scheme, strip_port};
-use sixfold_core::stream::Stream;
+use sixfold_core::stream::{ResponseSource, Stream};
 use std::net::{IpAddr, SocketAddr};
 
 /// Finds the client's address and sets the X-Forwarded-* headers that plugins may still change.
@@ -103,6 +103,12 @@ fn forwarded(trusted: bool, stream: &mut Stream) {
 pub(super) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
     let upgraded = stream.response.status == 101;
     hop::strip_response(&mut stream.response.headers, upgraded, Profile::Apisix);
+    if let Some(server) = stream.response.headers.get(Known::SERVER)
+        && stream.source == ResponseSource::Upstream
+    {
+        stream.upstream.server.clear();
+        stream.upstream.server.extend_from_slice(server);
+    }
     stream.response.headers.set(Known::SERVER, hcm.headers.server_name.as_bytes());
     upstream_status(hcm.show_upstream_status, stream);
     charset(&mut stream.response.headers);
