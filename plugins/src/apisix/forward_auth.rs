@@ -124,13 +124,13 @@ impl ForwardAuth {
         let head = &stream.request;
         let mut headers = Headers::new();
         headers.set("x-forwarded-proto", head.scheme.as_str().as_bytes());
-        headers.set("x-forwarded-method", head.method.as_str().as_bytes());
+        headers.set("X-Forwarded-Method", head.method.as_str().as_bytes());
         headers.set("x-forwarded-host", head.host());
         let sent = match stream.original_target.as_slice() {
             [] => head.target.full(),
             original => original,
         };
-        headers.set("x-forwarded-uri", stream.var("request_uri").unwrap_or(sent));
+        headers.set("X-Forwarded-Uri", stream.var("request_uri").unwrap_or(sent));
         headers.set("x-forwarded-for", stream.remote_ip().to_string().as_bytes());
         let mut body = Bytes::new();
         if self.post {
@@ -262,9 +262,9 @@ mod tests {
             headers,
             [
                 "x-forwarded-proto: http",
-                "x-forwarded-method: GET",
+                "X-Forwarded-Method: GET",
                 "x-forwarded-host: example.com",
-                "x-forwarded-uri: /p?a=1",
+                "X-Forwarded-Uri: /p?a=1",
                 "x-forwarded-for: 10.1.2.3",
                 "x-extra: 1",
                 "authorization: t"

@@ -130,6 +130,12 @@ crate::stat_block! {
 }
 
 impl HttpStats {
+    /// Counts a 100, which Envoy takes for a response that is complete.
+    pub fn count_interim(&self) {
+        self.downstream_rq_completed().inc();
+        self.count_class(100);
+    }
+
     /// Counts a response by the class of its status.
     pub fn count_class(&self, status: u16) {
         crate::metrics::count_class(status, self.downstream_rq_1xx());

@@ -9,7 +9,7 @@ use crate::cluster::{Address, Host};
 use crate::flags::Flag;
 use crate::hcm::{HttpConnectionManager, Profile, RouterOptions};
 use crate::header_ops::{HeaderOps, Side};
-use crate::headers::Known;
+use crate::headers::{Known, KnownSet};
 use crate::message::Scheme;
 use crate::plugin::LocalReply;
 use crate::regex::{Regex, Rewrite};
@@ -262,16 +262,27 @@ fn node_host(host: &Host, scheme: Scheme) -> Vec<u8> {
     out
 }
 
+/// What nginx keeps from upstreams, Connection and Upgrade of a request that asks for no WebSocket among it.
+const HOP_BY_HOP: KnownSet = KnownSet::of(&[
+    Known::CONNECTION,
+    Known::UPGRADE,
+    Known::KEEP_ALIVE,
+    Known::TRANSFER_ENCODING,
+    Known::TE,
+    Known::EXPECT,
+]);
+
 /// The headers that APISIX's nginx configuration sets towards every upstream.
 fn apisix_headers(upgrading: bool, stream: &mut Stream) {
     crate::path::restore_target(stream);
     let ip = stream.remote_ip().to_string();
-    for name in [Known::KEEP_ALIVE, Known::TRANSFER_ENCODING, Known::TE, Known::EXPECT] {
-        stream.request.withhold(name);
-    }
-    if !upgrading {
-        stream.request.withhold(Known::CONNECTION);
-        stream.request.withhold(Known::UPGRADE);
+    let (own, of_upgrades) = (
+        [Known::KEEP_ALIVE, Known::TRANSFER_ENCODING, Known::TE, Known::EXPECT],
+        [Known::CONNECTION, Known::UPGRADE],
+    );
+    if stream.request.headers.may_have(&HOP_BY_HOP) {
+        own.into_iter().for_each(|name| stream.request.withhold(name));
+        of_upgrades.into_iter().filter(|_| !upgrading).for_each(|name| stream.request.withhold(name));
     }
     let headers = &mut stream.request.headers;
     headers.retain(|known, _, _| match known {

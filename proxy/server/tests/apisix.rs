@@ -11,7 +11,7 @@ use sixfold_core::hcm::{ApisixPath, PathOptions, Profile};
 use sixfold_core::headers::HeaderRules;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// APISIX's side of the request path, with a log of this format.
@@ -95,6 +95,37 @@ async fn an_upstream_of_grpc_is_told_that_trailers_are_understood() {
         let told: Vec<&str> = response.lines().filter(|line| line.starts_with("x-told:")).collect();
         assert_eq!(told, ["x-told: trailers"], "{said}");
     }
+}
+
+/// A client over HTTP/1 never heard how its call had ended, and the service saw what type the client had said.
+#[tokio::test]
+async fn a_client_of_http1_gets_the_status_of_its_grpc_call() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let types: Vec<_> = request.headers().get_all("content-type").iter().collect();
+            assert_eq!(types, ["application/grpc"]);
+            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+            send.send_data(bytes::Bytes::from_static(b"hello"), false).unwrap();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            send.send_trailers(trailers).unwrap();
+        }
+    });
+    let (mut setup, lines) = setup("$content_type $http_content_type");
+    setup.cluster("a", &[address], |config| config.protocol = UpstreamProtocol::Http2);
+    setup.route("/", "a", |_| {});
+    let proxy = setup.serve().await.0;
+    let ask_it = "POST / HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\n";
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client.write_all(ask_it.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("\r\n5\r\nhello\r\n0\r\ngrpc-status: 0\r\n\r\n"), "{answer}");
+    assert_eq!(first_line(&lines).await, "text/plain text/plain");
 }
 
 /// A refused request was logged as `GET  HTTP/1.1`, one whose client left in mid-head not at all.
@@ -225,6 +256,24 @@ async fn the_access_log_counts_framing_and_shows_what_a_hop_takes_off() {
         eventually(|| lines.0.lock().len() > before).await;
         assert_eq!(lines.0.lock()[before].trim(), line, "{request:?}");
     }
+}
+
+/// What an upstream tells nginx alone went on to the client, and a request without Host got an empty one.
+#[tokio::test]
+async fn what_is_meant_for_nginx_and_what_is_empty_goes_no_further() {
+    let (mut setup, _) = setup("$status");
+    let up = upstream(|_, request| {
+        let has_host = request.to_ascii_lowercase().contains("host:");
+        let told = "X-Accel-Redirect: /y\r\nx-accel-buffering: no\r\nX-Pad: 1\r\nX-Accel-Other: 1";
+        format!("HTTP/1.1 200 OK\r\n{told}\r\nX-Host: {has_host}\r\nContent-Length: 0\r\n\r\n").into_bytes()
+    })
+    .await;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let proxy = setup.serve().await.0;
+    let answer = ask(proxy, "GET / HTTP/1.0\r\n\r\n").await;
+    let told: Vec<&str> = answer.lines().filter(|line| line.to_ascii_lowercase().starts_with("x-")).collect();
+    assert_eq!(told, ["X-Accel-Other: 1", "X-Host: false"]);
 }
 
 /// It ended the connection, which nginx keeps.

@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use sixfold_core::access_log::AccessLog;
+use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::format::Format;
 use sixfold_core::metrics::{Registry, Value};
 use std::collections::BTreeMap;
@@ -228,4 +229,55 @@ async fn a_client_that_leaves_in_mid_head_is_logged_and_counted() {
     ] {
         assert_eq!(all.get(name), Some(&n), "{name}: {all:?}");
     }
+}
+
+/// Neither a 100 of ours nor a stream of an upstream that was given up was counted, nor a body that was too long to be
+/// kept for a retry; a stream that the upstream refused was one that it had reset.
+#[tokio::test]
+async fn streams_and_bodies_that_are_given_up_are_counted() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        let mut kept = Vec::new();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            match request.uri().path() {
+                "/refused" => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                "/reset" => respond.send_reset(h2::Reason::CANCEL),
+                _ => {
+                    let mut body = request.into_body();
+                    tokio::spawn(async move {
+                        while let Some(Ok(data)) = body.data().await {
+                            body.flow_control().release_capacity(data.len()).unwrap();
+                        }
+                    });
+                    kept.push(respond);
+                }
+            }
+        }
+    });
+    let (mut setup, lines) = setup("%RESPONSE_CODE%");
+    setup.cluster("h", &[address], |config| config.protocol = UpstreamProtocol::Http2);
+    setup.route("/", "h", |forward| {
+        forward.timeouts.request = Some(Duration::from_millis(50));
+        forward.retry = retry("5xx", 1);
+    });
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    let count = |name: &str| counted(&registry, "cluster.h.").get(name).copied().unwrap_or_default();
+    ask(proxy, &get("/silent")).await;
+    assert_eq!(count("upstream_rq_tx_reset"), 1);
+    ask(proxy, &get("/refused")).await;
+    assert_eq!((count("upstream_rq_tx_reset"), count("upstream_rq_rx_reset")), (1, 0));
+    ask(proxy, &get("/reset")).await;
+    assert!(count("upstream_rq_rx_reset") > 0);
+    let body = "x".repeat(2 << 20);
+    let head = "POST /silent HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 2097152\r\n\r\n";
+    whole(proxy, &format!("{head}{body}")).await;
+    eventually(|| lines.0.lock().len() == 4).await;
+    assert_eq!(count("retry_or_shadow_abandoned"), 1);
+    let http = counted(&registry, "http.t.");
+    assert_eq!(http.get("downstream_rq_1xx"), Some(&1), "{http:?}");
+    assert_eq!(http.get("downstream_rq_completed"), Some(&5), "{http:?}");
 }

@@ -7,11 +7,15 @@ use bytes::Bytes;
 use common::*;
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::UpstreamProtocol;
+use sixfold_core::format::Format;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{HeaderRules, Underscores};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
 /// A proxy in front of an upstream that answers with the head it got.
@@ -241,4 +245,38 @@ async fn nginx_takes_one_line_of_what_it_keeps_one_of() {
     }
     let (envoy, _) = echo(Profile::Envoy, HeaderRules::ENVOY).await;
     assert!(ask(envoy, &ask_http1(&field("authorization"))).await.starts_with("HTTP/1.1 200 "));
+}
+
+/// All three were a client that had gone away (DC). What its connection did is one thing, a stream that it resets another,
+/// and a third a body that is not as long as its head had announced.
+#[tokio::test]
+async fn who_ended_a_stream_is_told_by_its_flag() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let lines = Arc::<Lines>::default();
+    let mut setup = Setup::new();
+    let format = Arc::new(Format::envoy("%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n").unwrap());
+    setup.access_logs = vec![AccessLog { filter: None, format, sink: lines.clone() }];
+    setup.cluster("a", &[silent.local_addr().unwrap()], |_| {});
+    setup.route("/", "a", |_| {});
+    let proxy = setup.serve().await.0;
+    let logged = async |count: usize| {
+        eventually(|| lines.0.lock().len() >= count).await;
+        lines.0.lock()[count - 1].trim().to_owned()
+    };
+    let mut client = http2(proxy).await;
+    let (_response, mut body) = client.send_request(get_with(&[]), false).unwrap();
+    let (_reached, _) = silent.accept().await.unwrap();
+    body.send_reset(h2::Reason::CANCEL);
+    assert_eq!(logged(1).await, "DR http2.remote_reset");
+
+    let announced = [("content-length".to_owned(), "5".to_owned())];
+    let (_response, mut body) = client.send_request(get_with(&announced), false).unwrap();
+    body.send_data(Bytes::from_static(b"abcdefghij"), true).unwrap();
+    assert_eq!(logged(2).await, "DPE http2.remote_reset");
+
+    let mut plain = TcpStream::connect(proxy).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (_reached, _) = silent.accept().await.unwrap();
+    drop(plain);
+    assert_eq!(logged(3).await, "DC downstream_remote_disconnect");
 }

@@ -138,7 +138,11 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
         "TRAILER" | "RESPONSE_TRAILER" => headers(Side::Trailers, needed()?)?,
         "PATH" => path(given)?,
         "QUERY_PARAM" => Operator::QueryParameter(needed()?.into()),
-        "QUERY_PARAMS" => Operator::Query,
+        "QUERY_PARAMS" => Operator::Query(match given {
+            "" | "ORIG" => false,
+            "DECODED" => true,
+            _ => return Err("takes ORIG or DECODED".into()),
+        }),
         "START_TIME" => Operator::Start(TimeFormat::utc(or(given, TimeFormat::ENVOY))?),
         "START_TIME_LOCAL" => Operator::Start(TimeFormat::local(or(given, TimeFormat::ENVOY))?),
         "EMIT_TIME" => Operator::Emit(TimeFormat::utc(or(given, TimeFormat::ENVOY))?),

@@ -84,9 +84,24 @@ fn hex(out: &mut Vec<u8>, value: &[u8], escapes: fn(u8) -> bool) {
     }
 }
 
-/// Appends the inside of a JSON string; bytes that are no UTF-8 become U+FFFD.
+/// Appends the inside of a JSON string. In what is no UTF-8 every byte that is no ASCII is taken for the character of its
+/// number, as Envoy does.
 pub(super) fn json(out: &mut Vec<u8>, value: &[u8]) {
-    for c in String::from_utf8_lossy(value).chars() {
+    match std::str::from_utf8(value) {
+        Ok(text) => json_chars(out, text.chars()),
+        Err(_) => {
+            for b in value {
+                match b {
+                    0x80.. => out.extend_from_slice(format!("\\u{:04x}", *b).as_bytes()),
+                    _ => json_chars(out, std::iter::once(char::from(*b))),
+                }
+            }
+        }
+    }
+}
+
+fn json_chars(out: &mut Vec<u8>, text: impl Iterator<Item = char>) {
+    for c in text {
         match c {
             '"' => out.extend_from_slice(b"\\\""),
             '\\' => out.extend_from_slice(b"\\\\"),

@@ -3,9 +3,11 @@
 use super::certificate;
 use super::operator::{Duration, Point, has_request};
 use super::read::{Read, ip, join, number, socket, underscored};
+use crate::cluster::TriedHost;
 use crate::headers::Headers;
 use crate::stream::Stream;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The function of an operator: `None` when the name is not known, `Some(None)` when it is and there is never a
@@ -277,7 +279,12 @@ fn host_name(stream: &Stream) -> Option<&[u8]> {
 }
 
 fn attempted(stream: &Stream, out: &mut Vec<u8>, names: bool, without_port: bool) -> bool {
-    let hosts = stream.upstream.tried.iter().map(|tried| {
+    let tried = &stream.upstream.tried;
+    // One that was tried again is named once.
+    let first = |(at, host): &(usize, &TriedHost)| {
+        !tried.iter().take(*at).any(|earlier| Arc::ptr_eq(&earlier.member.host, &host.member.host))
+    };
+    let hosts = tried.iter().enumerate().filter(first).map(|(_, tried)| {
         let host = &tried.member.host;
         let text = if names && !host.hostname.is_empty() { &host.hostname } else { &host.label };
         if without_port { crate::message::strip_port(text.as_bytes()) } else { text.as_bytes() }

@@ -54,7 +54,13 @@ const VARIABLES: &[(&str, Read)] = &[
     ("http_referer", Read::Text(|s| s.request.headers.get(Known::REFERER))),
     ("server_protocol", Read::Text(|s| Some(if has_request(s) { version(s.request.version) } else { b"" }))),
     ("content_length", Read::Text(|s| s.request.headers.get(Known::CONTENT_LENGTH))),
-    ("content_type", Read::Text(|s| s.request.headers.get(Known::CONTENT_TYPE))),
+    (
+        "content_type",
+        Read::Text(|s| {
+            let sent = s.request.withheld.get(Known::CONTENT_TYPE);
+            sent.or_else(|| s.request.headers.get(Known::CONTENT_TYPE))
+        }),
+    ),
     ("request_id", Read::Make(request_id)),
     ("apisix_request_id", Read::Make(request_id)),
     ("request_length", Read::Number(|s| Some(s.bytes.traffic.received))),

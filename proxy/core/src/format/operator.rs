@@ -5,9 +5,10 @@ use super::certificate::Validity;
 use super::read::{Read, number};
 use super::time::TimeFormat;
 use crate::headers::{HeaderName, Headers, Known};
-use crate::matcher::parameter;
 use crate::stream::Stream;
+use percent_encoding::percent_decode;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::time::{Instant, SystemTime};
 
 /// A prepared operator.
@@ -31,7 +32,8 @@ pub(super) enum Operator {
         of: UrlPart,
     },
     QueryParameter(Box<str>),
-    Query,
+    /// Decoded or as it was sent.
+    Query(bool),
     Start(TimeFormat),
     Emit(TimeFormat),
     Duration(Duration),
@@ -203,10 +205,12 @@ impl Operator {
                 written
             }
             Operator::Path { query, of } => put(out, path(stream, *query, *of)),
-            Operator::QueryParameter(name) => {
-                put(out, stream.request.target.query().and_then(|q| parameter(q, name.as_bytes())))
-            }
-            Operator::Query => put(out, stream.request.target.query()),
+            Operator::QueryParameter(name) => put(
+                out,
+                stream.request.target.query().and_then(|q| query_parameter(q, name.as_bytes())).as_deref(),
+            ),
+            Operator::Query(false) => put(out, stream.request.target.query()),
+            Operator::Query(true) => put(out, stream.request.target.query().map(decoded).as_deref()),
             Operator::Start(format) => time(out, format, stream.start_time),
             Operator::Emit(format) => time(out, format, SystemTime::now()),
             Operator::Duration(duration) => json_if(duration.of(stream).map(|n| number(out, n)).is_some()),
@@ -449,4 +453,20 @@ fn sorted_json(value: &Value, out: &mut Vec<u8>) {
         },
         other => out.extend_from_slice(other.to_string().as_bytes()),
     }
+}
+
+/// The first value of a query parameter; names and values are decoded
+/// (`Http::Utility::QueryParamsMulti::parseAndDecodeQueryString`).
+fn query_parameter<'q>(query: &'q [u8], name: &[u8]) -> Option<Cow<'q, [u8]>> {
+    query.split(|b| *b == b'&').find_map(|pair| {
+        let (key, value) = match memchr::memchr(b'=', pair) {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => (pair, &b""[..]),
+        };
+        (*decoded(key) == *name).then(|| decoded(value))
+    })
+}
+
+fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
+    percent_decode(text).into()
 }

@@ -100,6 +100,11 @@ fn envoy_operators() {
             "/p/q?q=1&r=a%20b&flag /p/q - /p/q?q=1&r=a%20b&flag",
         ),
         ("%QUERY_PARAM(q)% %QUERY_PARAM(none)% %QUERY_PARAMS%", "1 - q=1&r=a%20b&flag"),
+        // Neither names nor values were decoded.
+        (
+            "%QUERY_PARAM(r)% %QUERY_PARAMS(ORIG)% %QUERY_PARAMS(DECODED)%",
+            "a b q=1&r=a%20b&flag q=1&r=a b&flag",
+        ),
         ("%START_TIME%", "2023-11-14T22:13:20.045Z"),
         ("%START_TIME(%Y/%m/%d %s.%3f)%", "2023/11/14 1700000000.045"),
         (
@@ -124,8 +129,8 @@ fn envoy_operators() {
             "%UPSTREAM_HOST% %UPSTREAM_REMOTE_PORT% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_CLUSTER%",
             "127.0.0.1:9000 9000 - -",
         ),
-        ("%UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_HOSTS_ATTEMPTED%", "2 127.0.0.1:9000,127.0.0.1:9000"),
-        ("%UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT%", "127.0.0.1,127.0.0.1"),
+        ("%UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_HOSTS_ATTEMPTED%", "2 127.0.0.1:9000"),
+        ("%UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT%", "127.0.0.1"),
         ("%ROUTE_NAME% %VIRTUAL_CLUSTER_NAME% %REQUESTED_SERVER_NAME%", "- - -"),
         ("%REQUESTED_SERVER_NAME(SNI_FIRST)%", "Oracle.test"),
         (
@@ -361,6 +366,20 @@ fn apisix_variables() {
     let captures = Format::apisix("/$1/${2}/$3").unwrap();
     assert_eq!(captures.resolve_captures(&s, &[None, Some(b"a"), Some(b"b")], &mut out), 2);
     assert_eq!(out, b"/a/b/");
+}
+
+/// They became U+FFFD, so that two values could not be told apart.
+#[test]
+fn bytes_that_are_no_utf8_keep_their_number_in_json() {
+    let mut s = stream();
+    let value = json!({"a": "%REQ(b)%"});
+    let format = Format::json(&value, JsonOptions::default()).unwrap();
+    for (sent, shown) in [(&b"\xff\xc3\xa9a\""[..], "\\u00ff\\u00c3\\u00a9a\\\""), (&b"\xc3\xa9"[..], "é")] {
+        s.request.headers.set("b", sent);
+        let mut out = Vec::new();
+        format.write_log(&s, &mut out);
+        assert_eq!(String::from_utf8(out).unwrap().trim(), format!("{{\"a\":\"{shown}\"}}"));
+    }
 }
 
 /// What nginx's logs show of the request as it came, and that was gone or another's: decoded arguments, cookies of one

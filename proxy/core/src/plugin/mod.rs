@@ -111,6 +111,9 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// Resets the stream or closes the connection in place of an answer.
     pub reset: bool,
+    /// The plugin encodes the answer by itself, so that the configuration changes no headers of it: CORS preflights
+    /// in Envoy.
+    pub as_it_is: bool,
 }
 
 impl LocalReply {

@@ -94,7 +94,10 @@ pub fn encode_request(
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let first = out.len();
-    write_own(out, Known::HOST, &head.authority, &head.headers, opts);
+    // nginx sends no field that its configuration makes empty.
+    if !head.authority.is_empty() || opts.profile == Profile::Envoy {
+        write_own(out, Known::HOST, &head.authority, &head.headers, opts);
+    }
 
     let fields = write_fields(
         out,
@@ -281,11 +284,24 @@ impl BodyEncoder {
         trailers: Option<&Headers>,
         opts: &H1Options,
     ) -> Result<(), EncodeError> {
+        self.finish_with(out, trailers.filter(|_| opts.enable_trailers), opts)
+    }
+
+    /// Appends what ends the body, with trailers after chunks whatever `enable_trailers` says.
+    ///
+    /// # Errors
+    /// As for [`BodyEncoder::finish`].
+    pub fn finish_with(
+        self,
+        out: &mut Vec<u8>,
+        trailers: Option<&Headers>,
+        opts: &H1Options,
+    ) -> Result<(), EncodeError> {
         match self {
             BodyEncoder::Sized(1..) => return Err(EncodeError::BodyTooShort),
             BodyEncoder::Chunked => {
                 out.extend_from_slice(b"0\r\n");
-                if let Some(trailers) = trailers.filter(|_| opts.enable_trailers) {
+                if let Some(trailers) = trailers {
                     write_fields(
                         out,
                         trailers,

@@ -73,6 +73,7 @@ impl From<HeaderFault> for H1Error {
         match fault {
             HeaderFault::TooMany => H1Error::TooManyHeaders,
             HeaderFault::Underscore => H1Error::Underscore,
+            HeaderFault::Repeated => H1Error::Malformed("repeated header field"),
             HeaderFault::Name => H1Error::Malformed("bad header name"),
         }
     }

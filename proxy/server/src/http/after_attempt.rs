@@ -72,7 +72,7 @@ impl Failure {
 
     fn count(&self, stats: &ClusterStats) {
         match self {
-            Failure::Upstream(error, _) if error.is_reset() => stats.upstream_rq_rx_reset().inc(),
+            Failure::Upstream(UpstreamError::Reset, _) => stats.upstream_rq_rx_reset().inc(),
             Failure::Upstream(UpstreamError::Protocol, _) => stats.upstream_cx_protocol_error().inc(),
             Failure::Upstream(..) => {}
             Failure::TimedOut(Expired::PerTryIdle) => stats.upstream_rq_per_try_idle_timeout().inc(),
@@ -111,7 +111,14 @@ impl<D: Downstream> Exchange<'_, D> {
         self.head_arrived(flight);
         let ending = Ending::Response(&self.stream.response);
         let routes = charge::routes(self.stream);
-        let decision = if response.tunnel { Decision::Done } else { decide(plan, &ending, true, routes) };
+        let decision = match response.tunnel {
+            true => {
+                let stats = &plan.cluster.stats;
+                plan.retry.iter_mut().for_each(|retry| retry.note_success(stats, routes));
+                Decision::Done
+            }
+            false => decide(plan, &ending, true, routes),
+        };
         if let Decision::Retry(wait) = decision {
             let status = self.stream.response.status;
             charge::retried(self.stream, status);

@@ -3,7 +3,7 @@
 use super::after_attempt::Response;
 use super::charge;
 use super::clock::Expired;
-use super::downstream::{Downstream, DownstreamError};
+use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt};
 use super::forward::Plan;
 use super::outgoing::{Outgoing, SendError};
@@ -174,8 +174,10 @@ impl<D: Downstream> Exchange<'_, D> {
             timeouts.read,
         );
         if self.env.hcm.profile == Profile::Apisix {
-            // What speaks HTTP/2 there is gRPC, and its servers reset calls without it.
+            // What speaks HTTP/2 there is gRPC, whatever the client says, and its servers reset calls without `te`.
             if config.protocol == UpstreamProtocol::Http2 {
+                stream.request.withhold(Known::CONTENT_TYPE);
+                stream.request.headers.set(Known::CONTENT_TYPE, b"application/grpc");
                 stream.request.headers.set(Known::TE, b"trailers");
             }
             rewrite::apisix_host(plan.forward, host, config.scheme, stream);
@@ -254,6 +256,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let (up, filtered) = (&mut checkout.stream, &mut self.request_body);
         let Plan { body, replay, timeouts, .. } = plan;
         *body = Outgoing::new(stream.request_body.clone(), self.env.hcm.max_body, end, upgrade);
+        let stats = &self.env.hcm.stats;
         let proxy_continue = self.env.hcm.http1.proxy_100_continue;
         let result = within(clock, |clock, cx| {
             loop {
@@ -282,6 +285,7 @@ impl<D: Downstream> Exchange<'_, D> {
                         charge::response(stream, status);
                         if status == 100 && proxy_continue {
                             down.write_continue();
+                            stats.count_interim();
                         }
                         clock.touch();
                         continue;
@@ -303,8 +307,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
                     return Poll::Ready(Err(gone.into()));
                 }
-                if body.rests() && down.poll_closed(cx).is_ready() {
-                    return Poll::Ready(Err(DownstreamError::Closed.into()));
+                if body.rests()
+                    && let Poll::Ready(gone) = down.poll_closed(cx)
+                {
+                    return Poll::Ready(Err(gone.into()));
                 }
                 clock.watch(body.waits(down, up, stream));
                 return Poll::Pending;
@@ -322,8 +328,16 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(Interrupt::Expired(which)) if plan.timeouts.hedges(which) && self.is_request_whole() => {
                 Ok(Attempt::Slow(checkout))
             }
-            Err(Interrupt::Expired(which)) if which.is_of_attempt() => Ok(Attempt::TimedOut(which)),
-            Err(other) => Err(other),
+            Err(interrupt) => {
+                // The attempt is given up, and its stream is reset.
+                if checkout.stream.is_http2() {
+                    plan.cluster.stats.upstream_rq_tx_reset().inc();
+                }
+                match interrupt {
+                    Interrupt::Expired(which) if which.is_of_attempt() => Ok(Attempt::TimedOut(which)),
+                    other => Err(other),
+                }
+            }
         }
     }
 

@@ -10,8 +10,12 @@ use std::task::Poll;
 /// The client is gone, or what it sends is no HTTP any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DownstreamError {
-    /// It closed the connection or reset the stream.
+    /// It closed the connection.
     Closed,
+    /// It reset its stream.
+    Reset,
+    /// Its stream was reset for what it sent: a body of another length than it had announced.
+    Protocol,
     /// Its body is malformed.
     Malformed,
 }
@@ -53,7 +57,7 @@ pub(crate) trait Downstream: Send {
     fn backlog(&self) -> Option<u64>;
 
     /// Ready when the client has gone away. Asked while nothing else is read from it.
-    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<()>;
+    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<DownstreamError>;
 
     /// Cuts a response that can't be completed: the client must not take it for whole.
     fn reset(&mut self);

@@ -21,6 +21,7 @@ use sixfold_core::router::TableOptions;
 use sixfold_core::stream::Stream;
 use tokio::time::Instant;
 
+pub(crate) use apisix::hide_upstream_headers;
 pub(crate) use operation::request as name_operation;
 
 /// Prepares the headers of a request and finds out the client's address. Runs before the route is chosen.

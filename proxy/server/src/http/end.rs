@@ -54,11 +54,18 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.stream.details = local_reply::details(which).into();
                 self.reset();
             }
-            Interrupt::Downstream(DownstreamError::Closed) => {
+            Interrupt::Downstream(
+                gone @ (DownstreamError::Closed | DownstreamError::Reset | DownstreamError::Protocol),
+            ) => {
                 self.env.hcm.stats.downstream_rq_rx_reset().inc();
                 // nginx's status for a client that left.
                 let status = if self.env.hcm.profile == Profile::Apisix { 499 } else { 0 };
-                self.client_lost("downstream_remote_disconnect", status);
+                // Envoy's codec has one word for both ways in which a stream is reset.
+                match gone {
+                    DownstreamError::Reset => self.client_lost(Flag::DR, "http2.remote_reset", status),
+                    DownstreamError::Protocol => self.client_lost(Flag::DPE, "http2.remote_reset", status),
+                    _ => self.client_lost(Flag::DC, "downstream_remote_disconnect", status),
+                }
                 self.down.reset();
             }
             Interrupt::Downstream(DownstreamError::Malformed) => {
@@ -97,7 +104,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 if let Some(cluster) = &self.stream.upstream.cluster {
                     match error {
                         UpstreamError::Protocol => cluster.stats.upstream_cx_protocol_error().inc(),
-                        _ if error.is_reset() => cluster.stats.upstream_rq_rx_reset().inc(),
+                        UpstreamError::Reset => cluster.stats.upstream_rq_rx_reset().inc(),
                         _ => {}
                     }
                 }
@@ -166,8 +173,8 @@ impl<D: Downstream> Exchange<'_, D> {
 
 impl<D: Downstream> Exchange<'_, D> {
     /// Nobody is left to answer. What an earlier attempt answered was no response to the client.
-    pub(super) fn client_lost(&mut self, details: &'static str, status: u16) {
-        self.stream.flags.insert(Flag::DC);
+    pub(super) fn client_lost(&mut self, flag: Flag, details: &'static str, status: u16) {
+        self.stream.flags.insert(flag);
         self.stream.details = details.into();
         if !self.head_sent {
             self.stream.response.status = status;
@@ -199,7 +206,7 @@ impl<D: Downstream> Drop for Exchange<'_, D> {
             return self.log();
         }
         self.clock.touch();
-        self.client_lost("downstream_local_disconnect", 0);
+        self.client_lost(Flag::DC, "downstream_local_disconnect", 0);
         // It may be a panic that drops it: a second one, in a plugin's log, would end the process.
         let _ = catch_unwind(AssertUnwindSafe(|| self.log()));
     }

@@ -4,6 +4,7 @@ use super::after_attempt::{AfterAttempt, Response};
 use super::attempt::note_traffic;
 use super::charge;
 use super::downstream::Downstream;
+use super::edge;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::filtered::FilteredBody;
 use super::local_reply;
@@ -237,10 +238,12 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.env.hcm.http1.proxy_100_continue {
             return;
         }
+        request.withhold(Known::EXPECT);
         request.headers.remove(Known::EXPECT);
         let wanted = !nginx || !self.down.request_ended();
         if wanted && request.version != Version::Http10 {
             self.down.write_continue();
+            self.env.hcm.stats.count_interim();
         }
     }
 
@@ -314,6 +317,9 @@ impl<D: Downstream> Exchange<'_, D> {
         } else {
             charge::response(self.stream, status);
         }
+        if self.env.hcm.profile == Profile::Apisix {
+            edge::hide_upstream_headers(&mut self.stream.response.headers);
+        }
         self.response_headers(plan);
         self.clock.set_per_try(None);
         if self.chain.has(HeadPhase::HeaderFilter) {
@@ -333,6 +339,10 @@ impl<D: Downstream> Exchange<'_, D> {
         plan.body.end_without_upgrade();
         let result = self.pump(&mut checkout.stream, end, tunnel, &mut plan.body, &mut plan.replay).await;
         note_traffic(self.stream, &checkout.stream);
+        let given_up = result.as_ref().is_err_and(|i| !matches!(i, Interrupt::Upstream(_)));
+        if given_up && checkout.stream.is_http2() {
+            plan.cluster.stats.upstream_rq_tx_reset().inc();
+        }
         let kind = match &result {
             Err(Interrupt::Upstream(error)) => error.outcome(),
             _ => OutcomeKind::Response,

@@ -412,7 +412,12 @@ impl Downstream for H1Client {
 
     fn finish(&mut self, trailers: &Headers) -> Result<(), DownstreamError> {
         let trailers = (!trailers.is_empty()).then_some(trailers);
-        if self.encoder.finish(self.out.tail(), trailers, &self.env.h1).is_err() {
+        // nginx passes on those of gRPC, and others never come to be trailers there.
+        let ended = match self.env.hcm.profile {
+            Profile::Apisix => self.encoder.finish_with(self.out.tail(), trailers, &self.env.h1),
+            Profile::Envoy => self.encoder.finish(self.out.tail(), trailers, &self.env.h1),
+        };
+        if ended.is_err() {
             self.cut = true;
         }
         Ok(())
@@ -436,14 +441,14 @@ impl Downstream for H1Client {
         self.out.backlog()
     }
 
-    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
+    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<DownstreamError> {
         // The piece given last must stay where it is; nothing is read ahead behind it.
         while self.read.filled().len() < READ_AHEAD {
             match ready!(self.read.poll_fill(&mut self.io, cx)) {
                 Ok(1..) => {}
                 _ => {
                     self.env.ending.left();
-                    return Poll::Ready(());
+                    return Poll::Ready(DownstreamError::Closed);
                 }
             }
         }

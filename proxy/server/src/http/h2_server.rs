@@ -180,7 +180,7 @@ impl H2Client {
         let rules = env.hcm.header_rules;
         let read = h2_headers::read_request(&parts, &rules, env.hcm.profile, &mut stream.request);
         // Clients number their streams 1, 3, 5.
-        stream.request.ordinal = (u32::from(respond.stream_id()) + 1) / 2;
+        stream.request.ordinal = respond.stream_id().as_u32().div_ceil(2);
         let head = h2_headers::request_len(&stream.request);
         let protocol = parts.extensions.get::<h2::ext::Protocol>();
         if let (Some(protocol), Ok(())) = (protocol, &read) {
@@ -203,6 +203,15 @@ impl H2Client {
             wishes,
         };
         (client, read)
+    }
+}
+
+/// Who ended the stream.
+fn gone(error: &h2::Error) -> DownstreamError {
+    match (error.is_reset(), error.is_remote()) {
+        (true, true) => DownstreamError::Reset,
+        (true, false) => DownstreamError::Protocol,
+        (false, _) => DownstreamError::Closed,
     }
 }
 
@@ -232,9 +241,9 @@ impl Downstream for H2Client {
                 self.traffic.received += data.len() as u64 + FRAME_HEAD;
                 Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data))))
             }
-            Some(Err(_)) => Poll::Ready(Err(DownstreamError::Closed)),
+            Some(Err(error)) => Poll::Ready(Err(gone(&error))),
             None => {
-                if let Some(map) = ready!(self.recv.poll_trailers(cx)).map_err(|_| DownstreamError::Closed)? {
+                if let Some(map) = ready!(self.recv.poll_trailers(cx)).map_err(|error| gone(&error))? {
                     h2_headers::read_trailers(&map, &self.rules, trailers)
                         .map_err(|_| DownstreamError::Malformed)?;
                 }
@@ -312,11 +321,17 @@ impl Downstream for H2Client {
         self.send.as_ref()?.backlog()
     }
 
-    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
+    fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<DownstreamError> {
         match &mut self.send {
-            Some(send) => send.poll_reset(cx).map(|_| ()),
-            None => self.respond.poll_reset(cx).map(|_| ()),
+            Some(send) => send.poll_reset(cx),
+            None => self.respond.poll_reset(cx),
         }
+        // It does not say whose reset it is; that of a broken message is nearly always ours.
+        .map(|reset| match reset {
+            Ok(Reason::PROTOCOL_ERROR) => DownstreamError::Protocol,
+            Ok(_) => DownstreamError::Reset,
+            Err(error) => gone(&error),
+        })
     }
 
     fn reset(&mut self) {

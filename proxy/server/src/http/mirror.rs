@@ -318,7 +318,7 @@ impl Shadow {
                 502
             }
             Failure::Upstream(error) => {
-                if error.is_reset() {
+                if matches!(error, UpstreamError::Reset) {
                     stats.upstream_rq_rx_reset().inc();
                 }
                 503

@@ -111,8 +111,10 @@ impl<D: Downstream> Pump<'_, D> {
             if let Poll::Ready(Err(gone)) = self.down.poll_flush(cx) {
                 return Poll::Ready(Err(gone.into()));
             }
-            if self.body.rests() && self.down.poll_closed(cx).is_ready() {
-                return Poll::Ready(Err(DownstreamError::Closed.into()));
+            if self.body.rests()
+                && let Poll::Ready(gone) = self.down.poll_closed(cx)
+            {
+                return Poll::Ready(Err(gone.into()));
             }
             clock.watch(self.waits());
             return Poll::Pending;

@@ -86,7 +86,7 @@ pub(super) async fn left<D: Downstream>(down: &mut D, stream: &mut Stream, clock
     env.hcm.stats.downstream_rq_rx_reset().inc();
     let mut exchange = Exchange::new(down, stream, clock, env, Chain::empty());
     let status = if env.hcm.profile == Profile::Apisix { 400 } else { 0 };
-    exchange.client_lost("downstream_remote_disconnect", status);
+    exchange.client_lost(Flag::DC, "downstream_remote_disconnect", status);
     exchange.conclude(Ok(())).await;
 }
 
@@ -144,8 +144,9 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Puts a reply in the place of the response; answers its body.
     fn put_reply(&mut self, reply: LocalReply) -> Bytes {
         let table = self.table_options.as_deref();
+        let as_it_is = reply.as_it_is;
         local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
-            if stream.route.is_some() {
+            if stream.route.is_some() && !as_it_is {
                 // Envoy's formatters do not see the status yet.
                 let status = std::mem::take(&mut stream.response.status);
                 rewrite::finalize_response(table, stream);

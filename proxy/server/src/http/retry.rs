@@ -3,7 +3,7 @@
 
 use crate::deadline::after;
 use crate::upstream::UpstreamError;
-use sixfold_core::cluster::{Cluster, Permit, Resource};
+use sixfold_core::cluster::{Cluster, ClusterStats, Permit, Resource};
 use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::matcher::{HeaderMatch, HeaderMatcher, HeaderTarget};
 use sixfold_core::message::ResponseHead;
@@ -115,6 +115,14 @@ impl RetryState {
             && self.until.is_none_or(|until| Instant::now() < until)
     }
 
+    /// Counts a retry that has led to a response.
+    pub(crate) fn note_success(&mut self, stats: &ClusterStats, routes: [Option<&RouteStats>; 2]) {
+        if self.permit.take().is_some() {
+            stats.upstream_rq_retry_success().inc();
+            routes.into_iter().flatten().for_each(|stats| stats.upstream_rq_retry_success().inc());
+        }
+    }
+
     /// Decides what follows an attempt. `sent` says that some of the request has gone out, `routes` who counts it
     /// beside the cluster.
     pub(crate) fn decide(
@@ -126,15 +134,12 @@ impl RetryState {
         routes: [Option<&RouteStats>; 2],
     ) -> Decision {
         let stats = &cluster.stats;
-        let routes = || routes.into_iter().flatten();
         self.after_timeout = matches!(ending, Ending::PerTryTimeout | Ending::Slow);
         if !self.wanted(ending, sent) {
-            if self.permit.take().is_some() {
-                stats.upstream_rq_retry_success().inc();
-                routes().for_each(|stats| stats.upstream_rq_retry_success().inc());
-            }
+            self.note_success(stats, routes);
             return Decision::Done;
         }
+        let routes = || routes.into_iter().flatten();
         self.permit = None;
         if self.left == 0 {
             stats.upstream_rq_retry_limit_exceeded().inc();

@@ -120,11 +120,6 @@ impl UpstreamError {
         }
     }
 
-    /// Whether the upstream reset the one stream, and not its connection.
-    pub(crate) fn is_reset(&self) -> bool {
-        matches!(self, UpstreamError::Reset | UpstreamError::Refused | UpstreamError::Unsent)
-    }
-
     /// Whether no byte of the request can have been processed.
     pub(crate) fn before_request(&self) -> bool {
         matches!(

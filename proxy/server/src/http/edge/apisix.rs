@@ -88,7 +88,10 @@ fn forwarded(trusted: bool, stream: &mut Stream) {
         }
     };
     put(Known::X_FORWARDED_PROTO, head.scheme.as_str().as_bytes());
-    put(Known::X_FORWARDED_HOST, &head.authority);
+    // What is empty is not sent, as in nginx.
+    if !head.authority.is_empty() {
+        put(Known::X_FORWARDED_HOST, &head.authority);
+    }
     let port = head.authority.get(strip_port(&head.authority).len() + 1..);
     match port.filter(|p| !p.is_empty() && p.iter().all(u8::is_ascii_digit)) {
         Some(port) => put(Known::X_FORWARDED_PORT, port),
@@ -96,6 +99,25 @@ fn forwarded(trusted: bool, stream: &mut Stream) {
     }
     if !trusted {
         head.headers.remove(Known::FORWARDED);
+    }
+}
+
+/// What nginx does not pass on of an upstream's response unless it is told to (`ngx_http_proxy_hide_headers`): what
+/// was meant for nginx itself.
+pub(crate) fn hide_upstream_headers(headers: &mut Headers) {
+    const HIDDEN: [&[u8]; 6] = [
+        b"x-accel-redirect",
+        b"x-accel-expires",
+        b"x-accel-limit-rate",
+        b"x-accel-buffering",
+        b"x-accel-charset",
+        b"x-pad",
+    ];
+    let hidden = |name: &[u8]| {
+        matches!(name, [b'x' | b'X', ..]) && HIDDEN.iter().any(|hidden| name.eq_ignore_ascii_case(hidden))
+    };
+    if headers.iter().any(|(name, _)| hidden(name)) {
+        headers.retain(|_, name, _| !hidden(name));
     }
 }
 
