@@ -31,10 +31,20 @@ impl Snapshot {
         snapshot
     }
 
-    /// Blocks are in order already, but one may have its prefix inside another's (`http.a.` and `http.a.b.`).
+    /// Blocks are in order already, but one may have its prefix inside another's (`http.a.` and `http.a.b.`): those stand
+    /// side by side, and their names are mixed among themselves alone.
     fn sort(&mut self) {
         let mut order = std::mem::take(&mut self.order);
-        order.sort_by(|a, b| self.compare(*a, *b));
+        let prefix =
+            |(block, _): &(u32, u32)| self.blocks.get(*block as usize).map_or("", |block| block.prefix());
+        let mut rest = &mut order[..];
+        while let Some(first) = rest.first() {
+            let outer = prefix(first);
+            let inside = rest.partition_point(|at| prefix(at).starts_with(outer));
+            let (group, others) = rest.split_at_mut(inside);
+            group.sort_by(|a, b| self.compare(*a, *b));
+            rest = others;
+        }
         self.order = order;
     }
 
