@@ -103,7 +103,7 @@ impl Policy {
         self.origins.iter().any(|m| m.matches(b"*") || m.matches(origin))
     }
 
-    /// The answer to a preflight of `origin`, if that is allowed: to another one it lacks the origin alone.
+    /// The answer to a preflight of `origin`, if that is allowed: to another one it lacks the origin and what is exposed.
     fn preflight(&self, origin: Option<&[u8]>, stream: &Stream) -> LocalReply {
         let request = &stream.request.headers;
         let mut reply = empty();
@@ -129,12 +129,12 @@ impl Policy {
                 list => headers.set(name, list.as_bytes()),
             }
         }
-        for (name, value) in
-            [("access-control-expose-headers", &self.expose), ("access-control-max-age", &self.max_age)]
-        {
-            if !value.is_empty() {
-                headers.set(name, value.as_bytes());
-            }
+        // What is exposed is said to those alone who may see it.
+        if origin.is_some() && !self.expose.is_empty() {
+            headers.set("access-control-expose-headers", self.expose.as_bytes());
+        }
+        if !self.max_age.is_empty() {
+            headers.set("access-control-max-age", self.max_age.as_bytes());
         }
         let asked = request.get("access-control-request-private-network");
         if self.private_network && asked == Some(b"true") {

@@ -92,8 +92,14 @@ fn preflights_of_others_go_on_or_get_an_answer_without_origin() {
         now(filter(std::slice::from_ref(&keeps)).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
     assert_eq!((reply.status, reply.headers.len()), (200, 0));
     // What else the policy says was left out.
-    let says = CorsPolicy { allow_methods: "GET".into(), max_age: "60".into(), ..keeps };
+    let says = CorsPolicy {
+        allow_methods: "GET".into(),
+        max_age: "60".into(),
+        expose_headers: "x-e".into(),
+        ..keeps
+    };
     let reply = now(filter(&[says]).access(&mut request("OPTIONS", &PREFLIGHT))).unwrap();
+    assert!(!reply.headers.contains("access-control-expose-headers"));
     let headers = |name: &str| reply.headers.get_str(name).map(str::to_owned);
     assert_eq!(headers("access-control-allow-methods").as_deref(), Some("GET"));
     assert_eq!(
