@@ -41,7 +41,8 @@ fn serves_a_bootstrap_without_a_command() {
     let listeners = get(running.admin, "/listeners").unwrap().body;
     assert_eq!(listeners, format!("in::127.0.0.1:{}\n", running.port));
     let stats = get(running.admin, "/stats?filter=http.in.downstream_rq_2xx").unwrap().body;
-    assert_eq!(stats, "http.in.downstream_rq_2xx: 1\n");
+    let of_listener = format!("listener.127.0.0.1_{}.http.in.downstream_rq_2xx: 1\n", running.port);
+    assert_eq!(stats, format!("http.in.downstream_rq_2xx: 1\n{of_listener}"));
     let dump: serde_json::Value =
         serde_json::from_str(&get(running.admin, "/config_dump").unwrap().body).unwrap();
     assert_eq!(dump["configs"][3]["static_route_configs"][0]["route_config"]["name"], "r");
