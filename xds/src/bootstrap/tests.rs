@@ -104,12 +104,12 @@ fn errors_have_file_place_resource_field_and_reason() {
         (
             "d: 1.5}",
             "overload.global_downstream_max_connections: 1}",
-            "envoy.yaml:7:19: layered_runtime.layers[0].static_layer: key \"overload.global_downstream_max_connections\" is not supported",
+            "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"overload.global_downstream_max_connections\" is not supported",
         ),
         (
             "a: {b: 5}",
             "fault: {http: {abort: {abort_percent: 100}}}",
-            "envoy.yaml:7:19: layered_runtime.layers[0].static_layer: key \"fault.http.abort.abort_percent\" is not supported",
+            "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"fault.http.abort.abort_percent\" is not supported",
         ),
         (
             "address: 127.0.0.1, port_value: 9901",
