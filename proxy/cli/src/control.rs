@@ -2,7 +2,6 @@
 
 use crate::logging::{self, Levels};
 use crate::process::{Process, runtime};
-use crate::route_files::RouteFiles;
 use crate::signals::Event;
 use http::StatusCode;
 use parking_lot::Mutex;
@@ -14,7 +13,7 @@ use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::{DrainRequest, Server, WarmingNames};
 use sixfold_server::surface::WriteBody;
 use sixfold_xds::ads::Kind;
-use sixfold_xds::dump::{self, Dump, Refused, Shown, Transient};
+use sixfold_xds::dump::{self, Dump, FileRoutes, Refused, Shown, Transient};
 use sixfold_xds::sds::Secrets;
 use sixfold_xds::tracker::Tracker;
 use std::collections::BTreeMap;
@@ -40,7 +39,7 @@ pub(crate) struct Configuration {
     /// Secrets that come by themselves.
     pub(crate) secrets: Arc<Secrets>,
     /// Route configurations of files.
-    pub(crate) routes: Arc<Mutex<RouteFiles>>,
+    pub(crate) routes: Arc<Mutex<Vec<FileRoutes>>>,
 }
 
 impl Administration {
@@ -89,11 +88,14 @@ impl Control for Administration {
     fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {
         let DumpRequest { resource, mask, name_regex, include_eds } = request;
         let warming = self.server.warming();
+        // One lock at a time: whoever puts a bootstrap in force takes them too.
+        let bootstrap = self.configuration.bootstrap.lock().clone();
+        let routes = self.configuration.routes.lock().clone();
         let dump = Dump {
-            bootstrap: self.configuration.bootstrap.lock().clone(),
+            bootstrap,
             tracker: self.configuration.tracker.clone(),
             secrets: self.configuration.secrets.clone(),
-            routes: self.configuration.routes.lock().shown(),
+            routes,
             clusters: self.clusters.clone(),
             transient: Transient { warming_clusters: warming.clusters, warming_listeners: warming.listeners },
         };

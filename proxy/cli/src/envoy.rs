@@ -66,13 +66,15 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let mut files = RouteFiles::new(followed.context.clone());
     let contents = files.contents();
     add_routes(&mut files, contents, &mut diff)?;
+    files.publish();
+    let published = files.published();
     let files = Arc::new(Mutex::new(files));
     let shown = Arc::new(Mutex::new(shown));
     let configuration = Configuration {
         bootstrap: shown.clone(),
         tracker: process_context.tracker.clone(),
         secrets: process_context.secrets.clone(),
-        routes: files.clone(),
+        routes: published,
     };
     let control = Administration::new(&process, log.levels, sender.clone(), configuration);
     let _admin = match admin {
@@ -115,6 +117,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
             }
         }
         (*files, names) = (next_files, next_names);
+        files.publish();
         *shown.lock() = next_shown;
         Ok(())
     };

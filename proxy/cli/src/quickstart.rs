@@ -139,7 +139,7 @@ fn write_configuration(
 ) -> Result<(), Failure> {
     let failed = |path: &Path, e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
     let files = ["config.yaml", "apisix.yaml"].map(|name| directory.join(name));
-    if let Some(there) = files.iter().find(|file| file.exists()) {
+    if let Some(there) = files.iter().find(|file| file.symlink_metadata().is_ok()) {
         let file = there.display();
         return Err(Failure::new(format!(
             "--directory: {file} is there already and is not written over: choose another folder, or serve this one by \

@@ -30,6 +30,8 @@ pub(crate) struct RouteFiles {
     unreadable: BTreeMap<Key, String>,
     /// Another one whenever another file or bootstrap is known.
     version: u64,
+    /// What of them is in force, for those who show it: they can't wait for a change that is being put in force.
+    published: Arc<Mutex<Vec<FileRoutes>>>,
 }
 
 /// A file, and the name of its route configuration.
@@ -62,6 +64,7 @@ impl RouteFiles {
             read: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             version: 0,
+            published: Arc::default(),
         }
     }
 
@@ -71,8 +74,17 @@ impl RouteFiles {
         self.version += 1;
     }
 
-    /// What of them is in force, to be shown.
-    pub(crate) fn shown(&self) -> Vec<FileRoutes> {
+    /// Where that which is in force is shown.
+    pub(crate) fn published(&self) -> Arc<Mutex<Vec<FileRoutes>>> {
+        self.published.clone()
+    }
+
+    /// They are in force now.
+    pub(crate) fn publish(&self) {
+        *self.published.lock() = self.in_force();
+    }
+
+    fn in_force(&self) -> Vec<FileRoutes> {
         let routes = |(path, name, value): (&Path, &Arc<str>, &Arc<[u8]>)| {
             let (path, name) = (path.to_owned(), name.clone());
             let Stamp(at, ..) = *self.read.get(&(path.clone(), name.clone()))?;
@@ -169,6 +181,7 @@ impl RouteFiles {
                 let mut diff = Diff::default();
                 next.look(contents, &mut diff).tell();
                 *now = next;
+                now.publish();
                 if !diff.is_empty() {
                     match server.apply_blocking(diff) {
                         Ok(()) => tracing::info!("routes read again and applied"),

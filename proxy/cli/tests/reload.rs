@@ -203,3 +203,23 @@ fn what_a_new_start_alone_takes_is_warned_of() {
     running.until_told("admin has changed, which a new start alone takes", 1);
     assert_eq!(running.told("node has changed"), 0);
 }
+
+/// The two waited for one another for ever.
+#[test]
+fn the_configuration_is_shown_while_another_is_put_in_force() {
+    let (admin, port) = (free_port(), free_port());
+    let resources = |body: &str| [says("l", port, body), cluster("up", port)];
+    let mut running = Running::start(admin, Directory::new(), &bootstrap_of(admin, &resources("first")));
+    for round in 1..=20 {
+        let body = format!("round{round}x");
+        running.directory.write("envoy.yaml", &bootstrap_of(admin, &resources(&body)));
+        running.process.signal("HUP");
+        let dumps: Vec<_> = (0..3)
+            .map(|_| std::thread::spawn(move || get(admin, "/config_dump").map(|response| response.status)))
+            .collect();
+        for dump in dumps {
+            assert_eq!(dump.join().unwrap(), Some(200), "round {round}");
+        }
+        running.until_body(port, &body);
+    }
+}

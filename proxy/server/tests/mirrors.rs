@@ -162,6 +162,33 @@ async fn a_mirror_that_is_slow_is_given_up_and_holds_up_nobody() {
     assert_eq!(counted(&registry, "m0", "upstream_cx_active"), 0, "half a request is no request");
 }
 
+/// Its time began when it had taken the end of the body, which it never did: the copy and what it held stayed for ever.
+#[tokio::test]
+async fn a_mirror_that_stops_in_the_middle_of_a_body_is_given_up_in_time() {
+    let (a, _) = recording(|_| ok("done")).await;
+    let limit = Some(Duration::from_millis(300));
+    // Its window is small, so that little is on the way.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let stopped = socket.listen(8).unwrap();
+    let (proxy, registry) = Mirrored::new(a.address, &[stopped.local_addr().unwrap()])
+        .route(&["m0"], |f| f.timeouts.request = limit)
+        .serve()
+        .await;
+    // More than sockets and the connection's own buffer take, and less than may wait for a mirror besides.
+    let body = "z".repeat(4_400_000);
+    let request = format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    for _ in 0..3 {
+        let response = ask(proxy, &request).await;
+        assert!(response.ends_with("done"), "{response}");
+    }
+    eventually(|| counted(&registry, "m0", "upstream_rq_active") == 0).await;
+    let given_up = counted(&registry, "a", "retry_or_shadow_abandoned");
+    assert_eq!(given_up + counted(&registry, "m0", "upstream_rq_timeout"), 3);
+    assert_eq!(counted(&registry, "m0", "upstream_cx_active"), 0);
+}
+
 #[tokio::test]
 async fn mirrors_that_fail_hang_or_are_not_there_change_nothing() {
     let (a, _) = recording(|_| ok("answer")).await;

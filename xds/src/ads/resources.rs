@@ -313,6 +313,11 @@ fn named_by(table: &RouteTable, clusters: &mut BTreeSet<Arc<str>>) {
     for route in table.routes() {
         if let Action::Forward(forward) = &route.action {
             choices(&forward.cluster, clusters);
+            forward
+                .mirrors
+                .iter()
+                .flat_map(|mirrors| mirrors.iter())
+                .for_each(|m| choices(&m.cluster, clusters));
         }
     }
 }

@@ -18,6 +18,7 @@ use sixfold_xds_api::pb::envoy::admin::v3::listeners_config_dump::{
 use sixfold_xds_api::pb::envoy::admin::v3::routes_config_dump::{DynamicRouteConfig, StaticRouteConfig};
 use sixfold_xds_api::pb::envoy::admin::v3::secrets_config_dump::{DynamicSecret, StaticSecret};
 use sixfold_xds_api::pb::envoy::admin::v3::{BootstrapConfigDump, UpdateFailureState};
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::pb::google::protobuf::{Any, Timestamp};
 
 use super::bootstrap::Part;
@@ -285,7 +286,7 @@ impl Dump {
                 tracked.iter().find(of_key).map(|(_, tracked)| tracked.clone()).unwrap_or_default();
             let is_there = come.is_some();
             let secret = item(move || {
-                let empty = || [&[0x0a][..], &[key.name.len() as u8], key.name.as_bytes()].concat();
+                let empty = || Secret { name: key.name.to_string(), ..Secret::default() }.encode_to_vec();
                 let value = match (&sent, &come) {
                     (Some(sent), _) => sent.value.to_vec(),
                     (None, Some(come)) => come.encode_to_vec(),

@@ -336,7 +336,18 @@ fn id_of(kind: Kind, node: &Node) -> Option<Id> {
 /// route is for, the name of anything else.
 fn title_of(kind: Kind, node: &Node) -> Option<u64> {
     let fields: &[&str] = match kind {
-        Kind::Route => &["name", "uri", "uris", "host", "hosts", "methods"],
+        Kind::Route => &[
+            "name",
+            "uri",
+            "uris",
+            "host",
+            "hosts",
+            "methods",
+            "vars",
+            "remote_addr",
+            "remote_addrs",
+            "priority",
+        ],
         Kind::Ssl => &["sni", "snis"],
         _ => &["name"],
     };

@@ -207,7 +207,7 @@ impl Variable {
                 ),
                 None => look(self.get(stream).as_deref()),
             },
-            Kind::Argument(name) => match request.target.query() {
+            Kind::Argument(name) => match nginx::sent_query(stream) {
                 Some(query) => matcher::with_argument(query, name.as_bytes(), look),
                 None => look(None),
             },

@@ -186,6 +186,18 @@ struct Shadow {
     idle: Option<Duration>,
 }
 
+/// How far the body of a copy is.
+enum Body {
+    /// More may come.
+    Open,
+    /// The mirror takes no more for now.
+    Full,
+    /// This was its end.
+    Ended,
+    /// It has ended before, or there is none.
+    Gone,
+}
+
 /// Why a copy ends without an answer.
 enum Failure {
     /// The mirror's cluster has no endpoint for it.
@@ -243,7 +255,7 @@ impl Shadow {
         connecting.set(self.until(start));
         let begun = bounded(&mut connecting, out.begin(&self.head, &Bytes::new(), open)).await?;
         begun.map_err(Failure::Upstream)?;
-        let mut progress = Progress { complete: start, counted: false };
+        let mut progress = Progress { complete: start, counted: false, stalled: false };
         if !open {
             out.limit(self.until(start));
         }
@@ -259,9 +271,21 @@ impl Shadow {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Failure>> {
         loop {
-            if self.poll_body(out, cx)? {
-                progress.complete = Instant::now();
-                out.limit(self.until(progress.complete));
+            match self.poll_body(out, cx)? {
+                Body::Ended => {
+                    progress.complete = Instant::now();
+                    out.limit(self.until(progress.complete));
+                }
+                // The client may be done meanwhile, and nobody else watches a mirror that takes no more.
+                Body::Full if !progress.stalled => {
+                    progress.stalled = true;
+                    out.limit(self.until(Instant::now()));
+                }
+                Body::Open if progress.stalled => {
+                    progress.stalled = false;
+                    out.limit(None);
+                }
+                Body::Full | Body::Open | Body::Gone => {}
             }
             let piece = out.poll_piece(cx);
             if let (false, Some(status)) = (progress.counted, out.answered()) {
@@ -277,23 +301,23 @@ impl Shadow {
         }
     }
 
-    /// Passes on what has come of the body; tells whether that was its end.
-    fn poll_body(&mut self, out: &mut Outbound, cx: &mut Context<'_>) -> Result<bool, Failure> {
-        let Some(parts) = &mut self.parts else { return Ok(false) };
+    /// Passes on what has come of the body.
+    fn poll_body(&mut self, out: &mut Outbound, cx: &mut Context<'_>) -> Result<Body, Failure> {
+        let Some(parts) = &mut self.parts else { return Ok(Body::Gone) };
         while let Poll::Ready(room) = out.poll_room(cx) {
             room?;
             match parts.poll_recv(cx) {
                 // Without an end the copy is given up, from outside.
-                Poll::Pending | Poll::Ready(None) => break,
+                Poll::Pending | Poll::Ready(None) => return Ok(Body::Open),
                 Poll::Ready(Some(Part::Data(bytes, _))) => out.push(bytes),
                 Poll::Ready(Some(Part::End(trailers))) => {
                     out.end(trailers);
                     self.parts = None;
-                    return Ok(true);
+                    return Ok(Body::Ended);
                 }
             }
         }
-        Ok(false)
+        Ok(Body::Full)
     }
 
     /// When an exchange ends that is left to itself since then.
@@ -336,4 +360,6 @@ struct Progress {
     complete: Instant,
     /// The head of the answer has been counted.
     counted: bool,
+    /// The mirror takes no more of the body, within the time that it has for that.
+    stalled: bool,
 }

@@ -430,7 +430,12 @@ fn leave_to_open(
     kind: &Arc<Kind>,
 ) -> Option<(ConnectionPermit, Place)> {
     let Wanted { cluster, host, high, .. } = *wanted;
-    let permit = permit(pool, wanted).or_else(|| {
+    // The first of its kind closes no other's: two kinds that take turns would open a connection for each request.
+    let permit = match kind.open() {
+        0 => cluster.connection(host, high),
+        _ => permit(pool, wanted),
+    };
+    let permit = permit.or_else(|| {
         cluster.stats.upstream_cx_overflow().inc();
         (kind.open() == 0).then(|| cluster.force_connection(host, high))
     })?;
