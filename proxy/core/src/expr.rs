@@ -10,10 +10,10 @@ mod pattern;
 mod tests;
 
 use crate::format::Variable;
+use crate::lookup::Lookup;
 use crate::regex::Late;
 use crate::stream::Stream;
 use ipnet::IpNet;
-pub(crate) use list::Scope as Lists;
 use pattern::Pattern;
 use serde_json::Value;
 use std::net::IpAddr;
@@ -110,7 +110,7 @@ impl Expr {
     /// # Errors
     /// [`EvalError`] when a part can't be evaluated; routes take that for no match, `_meta.filter` for a match.
     pub fn eval(&self, stream: &Stream) -> Result<bool, EvalError> {
-        let _once = crate::matcher::Scope::begin();
+        let _once = Lookup::begin();
         self.root.eval(stream)
     }
 }

@@ -97,9 +97,8 @@ async fn eventually(mut probe: impl FnMut() -> bool) {
     panic!("not within 10 s");
 }
 
-// All requests failed from the announcement on until the last stream of the connection had ended.
-#[tokio::test]
-async fn a_connection_that_announced_its_end_takes_no_request_and_ends_what_it_has() {
+/// One whose connections announce their end with their first request; `/long` is answered when it is told to.
+async fn server_that_leaves() -> (Server, Arc<Notify>) {
     let finish = Arc::new(Notify::new());
     let finished = finish.clone();
     let server = server(100, Some(1), move |connection, path, respond| {
@@ -110,8 +109,14 @@ async fn a_connection_that_announced_its_end_takes_no_request_and_ends_what_it_h
             }
             answer(respond, format!("{path} on {connection}")).await;
         }
-    })
-    .await;
+    });
+    (server.await, finish)
+}
+
+// All requests failed from the announcement on until the last stream of the connection had ended.
+#[tokio::test]
+async fn a_connection_that_announced_its_end_takes_no_request_and_ends_what_it_has() {
+    let (server, finish) = server_that_leaves().await;
     let proxy = proxy(server.address, |_| {}).await;
     let mut long = begin(proxy, "/long").await;
     eventually(|| server.connections.load(SeqCst) == 1).await;
@@ -129,18 +134,7 @@ async fn a_connection_that_announced_its_end_takes_no_request_and_ends_what_it_h
 // It was refused (503 UO): there was no connection to wait for, since the one that ended had gone from the pool.
 #[tokio::test]
 async fn a_request_waits_for_the_place_of_a_connection_that_announced_its_end() {
-    let finish = Arc::new(Notify::new());
-    let finished = finish.clone();
-    let server = server(100, Some(1), move |connection, path, respond| {
-        let finished = finished.clone();
-        async move {
-            if path == "/long" {
-                finished.notified().await;
-            }
-            answer(respond, format!("{path} on {connection}")).await;
-        }
-    })
-    .await;
+    let (server, finish) = server_that_leaves().await;
     let proxy = proxy(server.address, |config| config.breaker.max_connections = 1).await;
     let mut long = begin(proxy, "/long").await;
     eventually(|| server.connections.load(SeqCst) == 1).await;

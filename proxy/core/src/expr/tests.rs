@@ -139,7 +139,7 @@ fn refusals_are_worded_as_the_library_words_them() {
 #[test]
 fn a_list_is_read_once_while_a_route_is_looked_for() {
     let before = list::READ.get();
-    let _scope = Lists::begin();
+    let _scope = Lookup::begin();
     let has = |item: &str| Expr::new(&json!([["arg_a", "has", item]])).unwrap();
     let request = stream("/?a=[\"x\",\"y\"]", &[]);
     let found = ["x", "z", "y", "w"].map(|item| has(item).eval(&request).unwrap());

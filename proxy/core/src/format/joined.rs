@@ -2,7 +2,8 @@
 
 use super::graphql::Part;
 use crate::headers::HeaderName;
-use std::cell::{Cell, RefCell};
+use crate::lookup;
+use std::cell::RefCell;
 
 /// What is made.
 #[derive(PartialEq, Eq)]
@@ -15,40 +16,9 @@ pub(super) enum Key {
 
 type Known = Vec<(Key, Option<Vec<u8>>)>;
 
-/// Whether what is made is kept.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Outside of a look-up, when nobody asks often.
-    Off,
-    /// A look-up has begun.
-    On,
-    /// Something was made in it.
-    Used,
-}
-
 thread_local! {
-    static STATE: Cell<State> = const { Cell::new(State::Off) };
     /// What was made.
     static KNOWN: RefCell<Known> = const { RefCell::new(Vec::new()) };
-}
-
-/// A time in which a thread looks at one request whose headers do not change.
-pub(crate) struct Scope(());
-
-impl Scope {
-    /// Begins it. It ends when it is dropped.
-    pub(crate) fn begin() -> Scope {
-        STATE.set(State::On);
-        Scope(())
-    }
-}
-
-impl Drop for Scope {
-    fn drop(&mut self) {
-        if STATE.replace(State::Off) == State::Used {
-            KNOWN.take();
-        }
-    }
 }
 
 /// Has `look` look at the value of a key.
@@ -57,17 +27,19 @@ pub(super) fn with<T>(
     make: impl FnOnce() -> Option<Vec<u8>>,
     look: impl FnOnce(Option<&[u8]>) -> T,
 ) -> T {
-    // Off while it looks: `look` is free to ask for another value.
-    if STATE.replace(State::Off) == State::Off {
+    if !lookup::is_open() {
         return look(make().as_deref());
     }
+    // Taken while it looks: `look` is free to ask for another value.
     let mut known = KNOWN.take();
+    if known.is_empty() {
+        lookup::forget_at_end(|| drop(KNOWN.take()));
+    }
     let at = known.iter().position(|(of, _)| *of == key).unwrap_or_else(|| {
         known.push((key, make()));
         known.len() - 1
     });
     let found = look(known.get(at).and_then(|(_, value)| value.as_deref()));
     KNOWN.set(known);
-    STATE.set(State::Used);
     found
 }

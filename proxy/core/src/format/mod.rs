@@ -10,7 +10,7 @@ mod envoy;
 mod escape;
 mod fixed;
 mod graphql;
-pub(crate) mod joined;
+mod joined;
 mod json;
 mod nginx;
 mod operator;

@@ -10,6 +10,6 @@ pub(crate) use header::TESTED;
 pub use header::{HeaderMatch, HeaderMatcher, HeaderTarget};
 #[cfg(test)]
 pub(crate) use pairs::STEPS;
-pub(crate) use pairs::{Scope, argument, cookie_value, decode, with_argument};
+pub(crate) use pairs::{argument, cookie_value, decode, with_argument};
 pub use query::{CookieMatcher, QueryMatcher, cookie, parameter, raw_cookie};
 pub use string::StringMatcher;

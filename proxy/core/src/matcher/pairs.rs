@@ -10,10 +10,13 @@
 mod tests;
 
 use super::query::{parameter, raw_cookie};
-use crate::headers::{Headers, Known};
+use crate::headers::{self, Headers};
+use crate::lookup;
 use percent_encoding::percent_decode;
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+#[cfg(test)]
+use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Texts of up to so many bytes are read from their start however many ask.
@@ -24,23 +27,11 @@ const SCANS: u32 = 4;
 const KEPT: usize = 256;
 
 thread_local! {
-    static STATE: Cell<State> = const { Cell::new(State::Closed) };
-    static LOOKUP: RefCell<Lookup> = const { RefCell::new(Lookup { query: Sorted::NEW, cookies: Sorted::NEW }) };
-}
-
-/// What a thread does at present.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Requests may change between any two look-ups.
-    Closed,
-    /// It looks at one request.
-    Open,
-    /// The same, and something is known of it.
-    Used,
+    static KNOWN: RefCell<Known> = const { RefCell::new(Known { query: Sorted::NEW, cookies: Sorted::NEW }) };
 }
 
 /// What is known of one request.
-struct Lookup {
+struct Known {
     query: Sorted,
     cookies: Sorted,
 }
@@ -75,68 +66,35 @@ struct Pair {
     any_bare: bool,
 }
 
-/// A time in which a thread looks at one request whose target and headers do not change.
-pub(crate) struct Scope(State);
-
-impl Scope {
-    /// Begins it. It ends when it is dropped; one within another changes nothing.
-    #[inline]
-    pub(crate) fn begin() -> Scope {
-        let before = STATE.get();
-        if before == State::Closed {
-            STATE.set(State::Open);
-        }
-        Scope(before)
-    }
-}
-
-impl Drop for Scope {
-    #[inline]
-    fn drop(&mut self) {
-        if self.0 != State::Closed {
-            return;
-        }
-        if STATE.replace(State::Closed) == State::Used {
-            LOOKUP.with(|lookup| {
-                // Nobody holds it here: it is borrowed within one look-up only.
-                if let Ok(mut lookup) = lookup.try_borrow_mut() {
-                    lookup.query.clear();
-                    lookup.cookies.clear();
-                }
-            });
-        }
-    }
-}
-
 /// The first value of a query's parameter, as [`parameter`] finds it.
 pub(super) fn query_value<'a>(query: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    if !is_sorted(|lookup| &mut lookup.query, query, |take| split_query(query, take)) {
+    if !is_sorted(|known| &mut known.query, query, |take| split_query(query, take)) {
         return parameter(query, name);
     }
-    let found = LOOKUP.with_borrow(|lookup| lookup.query.find(query, name));
+    let found = KNOWN.with_borrow(|known| known.query.find(query, name));
     query.get(found?.value())
 }
 
 /// The first value of a cookie, as [`raw_cookie`] finds it.
 pub(crate) fn cookie_value<'a>(headers: &'a Headers, name: &[u8]) -> Option<&'a [u8]> {
-    if !headers.contains(Known::COOKIE) {
+    if !headers.contains(headers::Known::COOKIE) {
         return None;
     }
     let wire = headers.wire();
-    if !is_sorted(|lookup| &mut lookup.cookies, wire, |take| split_cookies(headers, take)) {
+    if !is_sorted(|known| &mut known.cookies, wire, |take| split_cookies(headers, take)) {
         return raw_cookie(headers, name);
     }
-    let found = LOOKUP.with_borrow(|lookup| lookup.cookies.find(wire, name));
+    let found = KNOWN.with_borrow(|known| known.cookies.find(wire, name));
     wire.get(found?.value())
 }
 
 /// Has `look` look at the first value of a query's argument, as [`argument`] finds it.
 pub(crate) fn with_argument<T>(query: &[u8], name: &[u8], look: impl FnOnce(Option<&[u8]>) -> T) -> T {
-    if !is_sorted(|lookup| &mut lookup.query, query, |take| split_query(query, take)) {
+    if !is_sorted(|known| &mut known.query, query, |take| split_query(query, take)) {
         return look(argument(query, name).as_deref());
     }
-    LOOKUP.with_borrow_mut(|lookup| {
-        let sorted = &mut lookup.query;
+    KNOWN.with_borrow_mut(|known| {
+        let sorted = &mut known.query;
         let (pair, is_true) = match sorted.find(query, name) {
             Some(pair) => (pair, pair.any_bare && pair.value_len == 0),
             None => match sorted.find_decoded(query, name) {
@@ -189,18 +147,20 @@ type Take<'t> = dyn FnMut(usize, &[u8]) + 't;
 
 /// Whether the pairs of `text` are sorted, or have just been; else it is to be read from its start.
 fn is_sorted(
-    of: impl FnOnce(&mut Lookup) -> &mut Sorted,
+    of: impl FnOnce(&mut Known) -> &mut Sorted,
     text: &[u8],
     split: impl FnOnce(&mut Take<'_>),
 ) -> bool {
-    if STATE.get() == State::Closed || text.len() <= SHORT || u32::try_from(text.len()).is_err() {
+    if !lookup::is_open() || text.len() <= SHORT || u32::try_from(text.len()).is_err() {
         return false;
     }
-    LOOKUP.with(|lookup| {
-        // Borrowed already: a look-up within another one.
-        let Ok(mut lookup) = lookup.try_borrow_mut() else { return false };
-        STATE.set(State::Used);
-        let sorted = of(&mut lookup);
+    KNOWN.with(|known| {
+        // Borrowed already: one who looks asks for another.
+        let Ok(mut known) = known.try_borrow_mut() else { return false };
+        let sorted = of(&mut known);
+        if sorted.of.is_none() {
+            lookup::forget_at_end(forget);
+        }
         let place = (text.as_ptr().addr(), text.len());
         if sorted.of != Some(place) {
             sorted.clear();
@@ -216,6 +176,14 @@ fn is_sorted(
         }
         true
     })
+}
+
+/// Nobody holds what is known here: it is borrowed while one looks.
+fn forget() {
+    KNOWN.with_borrow_mut(|known| {
+        known.query.clear();
+        known.cookies.clear();
+    });
 }
 
 /// Hands out each part of a text between separators, and where it lies.
@@ -234,7 +202,7 @@ fn split_query(query: &[u8], take: &mut Take<'_>) {
 /// Places are those in [`Headers::wire`]. A part without `=` is no cookie.
 fn split_cookies(headers: &Headers, take: &mut Take<'_>) {
     let wire = headers.wire().as_ptr().addr();
-    for line in headers.get_all(Known::COOKIE) {
+    for line in headers.get_all(headers::Known::COOKIE) {
         let line_at = line.as_ptr().addr().wrapping_sub(wire);
         each(line, b';', |at, part| {
             let cookie = part.trim_ascii_start();

@@ -16,11 +16,9 @@ pub use tables::{FiltersId, RouteTableCell, RouteTables, TableKey};
 pub use template::{Template, parse_rewrite};
 
 use crate::error::ConfigError;
-use crate::expr;
-use crate::format::joined;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
-use crate::matcher;
+use crate::lookup::Lookup;
 use crate::metadata::Metadata;
 use crate::plugin::Chain;
 use crate::regex::{Regex, work};
@@ -242,7 +240,7 @@ impl RouteTable {
         let mut captures = std::mem::take(&mut stream.captures);
         let path = self.path(stream);
         work::grant(MAX_SCANNED);
-        let once = (joined::Scope::begin(), matcher::Scope::begin(), expr::Lists::begin());
+        let once = Lookup::begin();
         let mut found = match &self.hosts {
             Hosts::Domains(domains) => {
                 domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::lookup::Lookup;
 use proptest::prelude::*;
 
 /// What `look` costs.
@@ -24,7 +25,7 @@ proptest! {
     #[test]
     fn queries_answer_as_a_scan_does(parts in proptest::collection::vec(part(), 0..80), names in proptest::collection::vec(name(), 0..40)) {
         let query = parts.join("&").into_bytes();
-        let _scope = Scope::begin();
+        let _scope = Lookup::begin();
         for name in &names {
             let name = name.as_bytes();
             prop_assert_eq!(query_value(&query, name), parameter(&query, name));
@@ -41,7 +42,7 @@ proptest! {
             headers.push(b"x-other", b"a=no");
             headers.push(b"Cookie", line.join("; ").as_bytes());
         }
-        let _scope = Scope::begin();
+        let _scope = Lookup::begin();
         for name in &names {
             let name = name.as_bytes();
             prop_assert_eq!(cookie_value(&headers, name), raw_cookie(&headers, name));
@@ -62,7 +63,7 @@ proptest! {
         headers.push(b"cookie", text.join(";").as_bytes());
         let names: Vec<String> = (0..conditions).map(|i| format!("q{i}")).collect();
         let bound = SCANS as usize * 2 * parts + 2 * (conditions + 2 * parts) * (parts.ilog2() as usize + 3) + 2 * (SHORT + 1) * conditions;
-        let _scope = Scope::begin();
+        let _scope = Lookup::begin();
         let (cost, _) = steps(|| for n in &names { query_value(&query, n.as_bytes()); });
         prop_assert!(cost <= bound, "query: {cost} of {bound}");
         let (cost, _) = steps(|| for n in &names { with_argument(&query, n.as_bytes(), |_| ()); });
@@ -76,7 +77,7 @@ proptest! {
 #[test]
 fn a_value_is_decoded_once() {
     let query = format!("q={}", "%41".repeat(200));
-    let _scope = Scope::begin();
+    let _scope = Lookup::begin();
     let place = || with_argument(query.as_bytes(), b"q", |value| value.unwrap().as_ptr().addr());
     (0..SCANS).for_each(|_| assert_ne!(place(), 0));
     assert_eq!(place(), place());
@@ -88,13 +89,13 @@ fn nothing_is_known_of_the_next_request() {
     let mut query = vec![b'&'; 300];
     let find = |query: &[u8]| (0..10).filter_map(|_| query_value(query, b"a")).count();
     {
-        let _scope = Scope::begin();
+        let _scope = Lookup::begin();
         assert_eq!(find(&query), 0);
-        let _inner = Scope::begin();
+        let _inner = Lookup::begin();
     }
     query[10] = b'a';
     assert_eq!(find(&query), 10);
-    let _scope = Scope::begin();
+    let _scope = Lookup::begin();
     assert_eq!(find(&query), 10);
 }
 
@@ -103,11 +104,11 @@ fn nothing_is_known_of_the_next_request() {
 fn room_is_kept_for_ordinary_requests_only() {
     let query: Vec<u8> = (0..20_000).flat_map(|i| format!("{i}&").into_bytes()).collect();
     {
-        let _scope = Scope::begin();
+        let _scope = Lookup::begin();
         (0..10).for_each(|_| assert_eq!(query_value(&query, b"a"), None));
-        LOOKUP.with_borrow(|lookup| assert!(lookup.query.pairs.len() > 10_000));
+        KNOWN.with_borrow(|known| assert!(known.query.pairs.len() > 10_000));
     }
-    LOOKUP.with_borrow(|lookup| {
-        assert!(lookup.query.pairs.capacity() <= KEPT && lookup.query.values.capacity() <= KEPT);
+    KNOWN.with_borrow(|known| {
+        assert!(known.query.pairs.capacity() <= KEPT && known.query.values.capacity() <= KEPT);
     });
 }
