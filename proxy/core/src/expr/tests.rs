@@ -147,3 +147,12 @@ fn a_list_is_read_once_while_a_route_is_looked_for() {
     let other = stream("/?a=[\"z\"]", &[]);
     assert_eq!((has("z").eval(&other), has("x").eval(&other)), (Ok(true), Ok(false)));
 }
+
+/// After proxy-rewrite they looked at the query that goes to the upstream.
+#[test]
+fn arguments_are_those_of_the_query_that_came() {
+    let mut request = stream("/new?k=1", &[]);
+    request.set_var(crate::stream::SENT_ARGS, "k=2");
+    let is = |value: &str| Expr::new(&json!([["arg_k", "==", value]])).unwrap().eval(&request);
+    assert_eq!((is("1"), is("2")), (Ok(false), Ok(true)));
+}

@@ -221,6 +221,19 @@ fn routes_wait_for_clusters_that_warm_up_but_not_for_ever() {
     assert_eq!(proxy.leads_to("r").as_deref(), Some("unknown"));
 }
 
+/// Copies went nowhere until it had come.
+#[test]
+fn routes_wait_for_the_clusters_of_their_mirrors() {
+    let mut proxy = Proxy::new();
+    proxy.bring::<ProtoCluster>(&[("a", "{name: a}"), ("b", &eds("b"))], &[]);
+    proxy.bring::<ProtoListener>(&[("l", &listener("l", "r"))], &[]);
+    let mirrored = routes("r", "a, request_mirror_policies: [{cluster: b}]");
+    proxy.bring::<RouteConfiguration>(&[("r", &mirrored)], &[]);
+    assert_eq!(proxy.leads_to("r"), None, "b has no endpoints yet");
+    proxy.bring::<ClusterLoadAssignment>(&[("b", &endpoints("b", &[1]))], &[]);
+    assert_eq!(proxy.leads_to("r").as_deref(), Some("a+b"));
+}
+
 /// They were in force with whatever came next.
 #[test]
 fn first_routes_wait_for_their_clusters_whatever_else_comes() {

@@ -175,6 +175,12 @@ fn a_wrong_item_without_an_id_does_not_keep_what_stood_in_its_place() {
     update(&mut source, &list(&[secret.clone(), b.clone()]));
     source.update(resources(&list(&[bad("/b")]))).unwrap();
     assert!(uris(&source).is_empty(), "{:?}", uris(&source));
+    // Two that are told apart by their conditions alone, as canaries are.
+    let canary =
+        |version: &str, rest: &str| item("/x", &format!(", vars: [[arg_v, '==', '{version}']]{rest}"));
+    update(&mut source, &list(&[canary("one", ""), canary("two", "")]));
+    source.update(resources(&list(&[canary("two", ", nonsense: 1")]))).unwrap();
+    assert!(uris(&source).is_empty(), "{:?}", uris(&source));
     // What only does not fit together with the others is no better.
     update(&mut source, &list(&[secret, b]));
     let lost = item("/b", ", service_id: nowhere");
