@@ -7,6 +7,7 @@ mod commands;
 mod dump;
 mod home;
 mod logging;
+mod origin;
 mod process;
 mod statistics;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use sixfold_core::metrics::{Registry, TagRules};
 use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Instant, SystemTime};
@@ -223,37 +224,7 @@ impl Admin {
             let body = format!("Method {} not allowed, POST required.", query.method);
             return Some(Reply::text(StatusCode::METHOD_NOT_ALLOWED, body));
         }
-        let browser = query.headers.contains_key(header::ORIGIN);
-        if (browser || !command.any_host) && !self.knows_host(query) {
-            return Some(Reply::text(
-                StatusCode::FORBIDDEN,
-                "Host must be an address, localhost or a configured name\n",
-            ));
-        }
-        // A page in a browser can send requests to the machine it runs on, but not without an Origin that is
-        // not ours.
-        let foreign = query.headers.get(header::ORIGIN).is_some_and(|origin| {
-            let host = query.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
-            origin.to_str().ok().and_then(|o| o.split_once("://")).is_none_or(|(_, o)| o != host)
-        });
-        foreign.then(|| Reply::text(StatusCode::FORBIDDEN, "requests from other origins are refused\n"))
-    }
-}
-
-impl Admin {
-    /// Whether a request names this interface as its operator does. A web page whose name was made to point here
-    /// (DNS rebinding) has an Origin and a Host that agree, but the name is its own.
-    fn knows_host(&self, query: &Query) -> bool {
-        let Some(host) = query.headers.get(header::HOST) else { return true };
-        let Ok(host) = host.to_str() else { return false };
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if !port.ends_with(']') => name,
-            _ => host,
-        };
-        let address = name.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(name);
-        address.parse::<IpAddr>().is_ok()
-            || name.eq_ignore_ascii_case("localhost")
-            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
+        self.refuse_page(query, command.any_host)
     }
 }
 

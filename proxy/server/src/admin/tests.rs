@@ -84,7 +84,7 @@ fn server() -> Server {
         statistics: Statistics::new(&metrics),
         metrics,
         tags: Arc::default(),
-        hosts: vec!["admin.test".to_owned()],
+        hosts: vec!["admin.example.com".to_owned()],
         clusters,
         lifecycle: lifecycle.clone(),
         started: Instant::now(),
@@ -176,23 +176,41 @@ fn only_names_of_the_operator_are_hosts() {
         "[::1]",
         "10.0.0.1",
         "LOCALHOST:1",
-        "admin.test",
-        "admin.test:15000",
+        "admin.example.com",
+        "admin.example.com:15000",
+        // Nobody can own these, so no page has them.
+        "gateway:15000",
+        "gateway.mesh.svc.cluster.local",
+        "gateway.mesh.svc",
+        "host.internal.",
+        "oracle.test",
     ] {
         assert_eq!(server.ask(&format!("GET /config_dump\nHost: {host}\n")).0, 200, "{host}");
     }
-    for host in
-        ["evil.test", "evil.test:15000", "localhost.evil.test", "127.0.0.1.evil.test", "", "[evil]", "a:b"]
-    {
+    for host in [
+        "evil.example.com",
+        "evil.example.com:15000",
+        "localhost.evil.com",
+        "127.0.0.1.evil.com",
+        "test.evil.com",
+        "evil..test",
+        "",
+        ".",
+        "[evil]",
+        "a:b",
+    ] {
         assert_eq!(server.ask(&format!("GET /config_dump\nHost: {host}\n")).0, 403, "{host}");
     }
     let evil = "Host: evil.test\nOrigin: http://evil.test\n";
     assert_eq!(server.ask(&format!("GET /config_dump\n{evil}")).0, 403);
     assert_eq!(server.ask(&format!("POST /quitquitquit\n{evil}")).0, 403);
     assert_eq!(server.calls.quits.load(SeqCst), 0);
+    for of_a_page in ["Referer: http://evil.test/", "Sec-Fetch-Site: same-origin"] {
+        assert_eq!(server.ask(&format!("GET /config_dump\nHost: evil.test\n{of_a_page}\n")).0, 403);
+    }
     // A monitor finds the proxy by a name of its own, and has no Origin.
     for path in ["/ready", "/stats", "/stats/prometheus"] {
-        assert_ne!(server.ask(&format!("GET {path}\nHost: pod.svc.test\n")).0, 403, "{path}");
+        assert_ne!(server.ask(&format!("GET {path}\nHost: pod.example.com\n")).0, 403, "{path}");
         assert_eq!(server.ask(&format!("GET {path}\n{evil}")).0, 403, "{path}");
     }
 }
