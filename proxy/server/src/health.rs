@@ -1,5 +1,5 @@
-//! Whether endpoints are well: active health checks, and what becomes of outliers, on a thread of its own for the whole
-//! process.
+//! Whether endpoints are well: active health checks, what becomes of outliers, and the weights that endpoints report, on a
+//! thread of its own for the whole process.
 //!
 //! What is known of an endpoint belongs to its name and address in its cluster: it goes on when the cluster is replaced,
 //! as long as it is checked in the same way. A cluster in force is checked until another takes its place; what the
@@ -11,6 +11,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod watched;
+mod weights;
 
 pub(crate) use watched::Watched;
 
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use weights::Weighers;
 
 /// How often idle connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -40,6 +42,7 @@ pub(crate) struct HealthChecker {
     thread: OnceLock<Option<Handle>>,
     checks: Mutex<HashMap<Arc<str>, Checks>>,
     judges: Judges,
+    weighers: Weighers,
 }
 
 /// The checks of a name.
@@ -60,6 +63,7 @@ impl HealthChecker {
             thread: OnceLock::new(),
             checks: Mutex::default(),
             judges: Judges::default(),
+            weighers: Weighers::default(),
         }
     }
 
@@ -94,9 +98,10 @@ impl HealthChecker {
     }
 
     /// The cluster takes its place now: call it just before. Its checks take the place of those of the one before it, and
-    /// its outliers are looked after.
+    /// its outliers and reported weights are looked after.
     pub(crate) fn take_over(&self, cluster: &Arc<Cluster>) {
         self.judges.watch(cluster, || self.thread.get_or_init(thread).clone());
+        self.weighers.watch(cluster, || self.thread.get_or_init(thread).clone());
         let name = &cluster.config.name;
         let before = self.checks.lock().remove(name).unwrap_or_default();
         let next = before.next.filter(|next| next.is_of(cluster)).or_else(|| self.watch(cluster));
@@ -118,6 +123,7 @@ impl HealthChecker {
     /// Checks the endpoints of a name no longer.
     pub(crate) fn forget(&self, name: &str) {
         self.judges.forget(name);
+        self.weighers.forget(name);
         self.checks.lock().remove(name);
     }
 }

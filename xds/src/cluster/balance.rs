@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{BalanceConfig, Policy};
+use sixfold_core::cluster::{BalanceConfig, LoadReports, Metric, Policy};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
     ConsistentHashingLbConfig, LocalityConfigSpecifier,
@@ -15,6 +15,7 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
 };
 use sixfold_xds_api::pb::envoy::config::cluster::v3::{Cluster as ProtoCluster, LoadBalancingPolicy};
 use sixfold_xds_api::pb::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
+use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::common::v3::{
     ConsistentHashingLbConfig as NewHashing, LocalityLbConfig, SlowStartConfig,
     locality_lb_config::LocalityConfigSpecifier as NewLocality,
@@ -198,6 +199,9 @@ fn one_of_list(
                 Ok(())
             })
         }
+        "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => {
+            any::unpack(any).and_then(|policy| client_side_weighted(context, &policy, config))
+        }
         "random.v3.Random" => any::unpack(any).and_then(|Random { locality_lb_config }| {
             locality(&locality_lb_config, config)?;
             config.policy = Policy::Random;
@@ -225,6 +229,41 @@ fn one_of_list(
     };
     compiled.in_key("typed_config")?;
     Ok(None)
+}
+
+fn client_side_weighted(
+    context: &Context,
+    value: &ClientSideWeightedRoundRobin,
+    config: &mut BalanceConfig,
+) -> Result<()> {
+    let ClientSideWeightedRoundRobin {
+        enable_oob_load_report,
+        // Of a stream of reports, which there is not.
+        oob_reporting_period: _,
+        blackout_period,
+        weight_expiration_period,
+        weight_update_period,
+        error_utilization_penalty,
+        metric_names_for_computing_utilization,
+        slow_start_config,
+        oob_reporting_config: _,
+    } = value;
+    let enable_oob_load_report = &bool_or(enable_oob_load_report, false);
+    refuse!(enable_oob_load_report);
+    let defaults = LoadReports::default();
+    config.slow_start = new_slow_start(context, slow_start_config)?;
+    let period = |value: &Option<ProtoDuration>, field, default| {
+        optional_duration(value, field).map(|period| period.unwrap_or(default))
+    };
+    config.policy = Policy::ClientSideWeighted(Arc::new(LoadReports {
+        metrics: metric_names_for_computing_utilization.iter().filter_map(|name| Metric::of(name)).collect(),
+        error_penalty: error_utilization_penalty
+            .map_or(defaults.error_penalty, |penalty| penalty.value.into()),
+        blackout: period(blackout_period, "blackout_period", defaults.blackout)?,
+        expiration: period(weight_expiration_period, "weight_expiration_period", defaults.expiration)?,
+        update: period(weight_update_period, "weight_update_period", defaults.update)?,
+    }));
+    Ok(())
 }
 
 fn new_least_request(context: &Context, value: &LeastRequest, config: &mut BalanceConfig) -> Result<()> {

@@ -1,8 +1,8 @@
 #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sixfold_core::cluster::{
-    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, HostConfig, Intervals,
-    OriginalDestination, Policy, Probe, RetryBudget, SubsetFallback, UpstreamProtocol,
+    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, HostConfig, Intervals, LoadReports,
+    Metric, OriginalDestination, Policy, Probe, RetryBudget, SubsetFallback, UpstreamProtocol,
 };
 use sixfold_core::matcher::HeaderTarget;
 
@@ -457,4 +457,26 @@ fn subsets_are_sorted_and_checked() {
             format!("{at}.fallback_keys_subset: must be some of the selector's keys, and not all of them")
         );
     }
+}
+
+#[test]
+fn weights_that_endpoints_report_are_envoys_by_default() {
+    let of = |fields: &str| {
+        config(&format!(
+            "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: x, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin, {fields}}}}}}}]}}"
+        ))
+    };
+    let reports = |fields: &str| of(fields).unwrap().0.balance.policy.load_reports().unwrap().clone();
+    assert_eq!(reports(""), LoadReports::default());
+    let given = reports(
+        "blackout_period: 1s, weight_expiration_period: 2s, weight_update_period: 3s, error_utilization_penalty: 0.5, metric_names_for_computing_utilization: [named_metrics.a, nothing]",
+    );
+    assert_eq!(given.metrics[..], [Metric::of("named_metrics.a").unwrap()]);
+    let seconds = |seconds| Duration::from_secs(seconds);
+    assert_eq!((given.blackout, given.expiration, given.update), (seconds(1), seconds(2), seconds(3)));
+    assert_eq!(given.error_penalty, 0.5);
+    let slow = of("slow_start_config: {slow_start_window: 5s}").unwrap().0.balance.slow_start;
+    assert_eq!(slow, Some((seconds(5), 1.0, 10.0)));
+    let error = of("enable_oob_load_report: true").unwrap_err().to_string();
+    assert!(error.contains("enable_oob_load_report: is not supported"), "{error}");
 }

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// One way to choose among equals: what is prepared for a group of hosts, and how one of them is picked.
 pub(super) trait Algorithm: Send + Sync + 'static {
@@ -19,6 +20,16 @@ pub(super) trait Algorithm: Send + Sync + 'static {
 
     /// Whether the request's hash chooses, for the level too. Localities then only scale the weights.
     const HASHED: bool;
+
+    /// The weight of an endpoint.
+    fn weight(&self, member: &Member) -> f64 {
+        f64::from(member.weight)
+    }
+
+    /// Brings the weights of the endpoints up to date, where they change by themselves; tells whether any has changed.
+    fn reweigh(&self, _hosts: &HostSet, _now: Instant) -> bool {
+        false
+    }
 
     /// Prepares a group; weights are those of the hosts, scaled by their localities for hashed algorithms.
     fn prepare(&self, hosts: Vec<Weighted>, workers: usize) -> Self::Group;
@@ -155,11 +166,21 @@ impl<A: Algorithm> Leveled<A> {
         }
     }
 
+    /// Prepares all levels; what is there for the same members is taken over if it `goes_on`.
+    fn rebuild(&self, hosts: &HostSet, goes_on: bool) {
+        let before = self.state.load();
+        let loads = Loads::new(hosts, &self.config);
+        let known = |i: usize| before.levels.get(i).filter(|_| goes_on);
+        let level = |(i, l)| self.level(l, loads.panics(i), known(i));
+        let levels = hosts.levels.iter().enumerate().map(level).collect();
+        self.state.store(Arc::new(State { loads, levels }));
+    }
+
     fn source(&self, level: &PriorityLevel, members: &Members, classed: bool) -> Source<A::Group> {
         if members.is_empty() {
             return Source::empty();
         }
-        let weighted = |m: &Arc<Member>| Weighted { member: m.clone(), weight: f64::from(m.weight) };
+        let weighted = |m: &Arc<Member>| Weighted { member: m.clone(), weight: self.algorithm.weight(m) };
         let localities = match classed && self.config.locality_weighted {
             true => Localities::of(level),
             false => Localities::default(),
@@ -241,11 +262,14 @@ impl<A: Algorithm> Balancer for Leveled<A> {
     }
 
     fn update(&self, hosts: &HostSet) {
-        let before = self.state.load();
-        let loads = Loads::new(hosts, &self.config);
-        let level = |(i, l)| self.level(l, loads.panics(i), before.levels.get(i));
-        let levels = hosts.levels.iter().enumerate().map(level).collect();
-        self.state.store(Arc::new(State { loads, levels }));
+        let changed = self.algorithm.reweigh(hosts, Instant::now());
+        self.rebuild(hosts, !changed);
+    }
+
+    fn reweigh(&self, hosts: &HostSet, now: Instant) {
+        if self.algorithm.reweigh(hosts, now) {
+            self.rebuild(hosts, false);
+        }
     }
 }
 

@@ -67,7 +67,10 @@ fn build_for(
     let slow_start = config.slow_start.map(SlowStart::new);
     let frame = Frame { config, hosts, stats, workers };
     Ok(match config.policy {
-        Policy::RoundRobin => frame.leveled(round_robin::RoundRobin { slow_start }),
+        Policy::RoundRobin => frame.leveled(round_robin::RoundRobin { slow_start, reports: None }),
+        Policy::ClientSideWeighted(ref reports) => {
+            frame.leveled(round_robin::RoundRobin { slow_start, reports: Some(reports.clone()) })
+        }
         Policy::LeastRequest { choices, full_scan, bias } => {
             if choices < 2 {
                 return Err(format!("least request: choice_count must be at least 2, not {choices}"));

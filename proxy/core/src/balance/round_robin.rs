@@ -4,14 +4,17 @@ use super::edf::Edf;
 use super::levels::{Algorithm, LbContext, Weighted};
 use super::slow_start::{SlowStart, factor};
 use super::worker::PerWorker;
-use crate::cluster::Member;
+use crate::cluster::{HostSet, LoadReports, Member};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
 
 /// Turns, kept by each worker.
 pub(super) struct RoundRobin {
     pub(super) slow_start: Option<SlowStart>,
+    /// Weights are those that endpoints report.
+    pub(super) reports: Option<Arc<LoadReports>>,
 }
 
 pub(super) enum Group {
@@ -24,6 +27,16 @@ pub(super) enum Group {
 impl Algorithm for RoundRobin {
     type Group = Group;
     const HASHED: bool = false;
+
+    fn weight(&self, member: &Member) -> f64 {
+        let reported = self.reports.as_ref().and_then(|_| member.host.reported());
+        f64::from(reported.map_or(member.weight, |reported| reported.weight()))
+    }
+
+    fn reweigh(&self, hosts: &HostSet, now: Instant) -> bool {
+        let Some(reports) = &self.reports else { return false };
+        hosts.levels.iter().fold(false, |changed, level| reports.weigh(&level.members, now) || changed)
+    }
 
     fn prepare(&self, hosts: Vec<Weighted>, workers: usize) -> Group {
         if self.slow_start.is_none() && equal(&hosts) {

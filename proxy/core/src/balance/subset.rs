@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Values of one endpoint's lists that count each by itself, over all keys of a selector: beyond it the rest is left out.
 const MAX_COMBINATIONS: usize = 4096;
@@ -371,6 +372,10 @@ impl Balancer for Subsets {
             group.hosts = group.hosts.refreshed();
             group.balancer.update(&group.hosts);
         }
+    }
+
+    fn reweigh(&self, _hosts: &HostSet, now: Instant) {
+        self.division.lock().groups.iter().for_each(|group| group.balancer.reweigh(&group.hosts, now));
     }
 
     fn subsets(&self) -> Option<usize> {

@@ -86,6 +86,7 @@ pub(super) fn policies() -> Vec<Policy> {
         Policy::LeastRequest { choices: 2, full_scan: false, bias: 1.0 },
         Policy::LeastRequest { choices: 2, full_scan: true, bias: 1.0 },
         Policy::Random,
+        Policy::ClientSideWeighted(Arc::default()),
         ring(1024, 8 << 20, false, false),
         Policy::Maglev { table_size: 65537, use_hostname: false },
         Policy::ApisixRoundRobin,

@@ -1,6 +1,6 @@
 //! What a cluster wants of its load balancer; [`crate::balance`] has them.
 
-use super::{ClusterStats, Criteria, Host, HostSet, Member, Outcome, SubsetConfig, TriedHost};
+use super::{ClusterStats, Criteria, Host, HostSet, LoadReports, Member, Outcome, SubsetConfig, TriedHost};
 use crate::retry::HostPredicate;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,6 +69,9 @@ pub trait Balancer: Send + Sync {
     /// endpoints that differ from before.
     fn update(&self, _hosts: &HostSet) {}
 
+    /// Makes weights of what endpoints have reported, where they do; runs on the control side.
+    fn reweigh(&self, _hosts: &HostSet, _now: Instant) {}
+
     /// The endpoints there are now, if they are others than those `shown`: of a balancer that finds them by itself,
     /// and forgets those that are not needed. Asked about once a second on the control side.
     fn found(&self, _shown: &HostSet, _now: Instant) -> Option<Vec<Arc<Member>>> {
@@ -126,6 +129,8 @@ impl Default for BalanceConfig {
 pub enum Policy {
     /// Envoy's ROUND_ROBIN: EDF when weights differ.
     RoundRobin,
+    /// Turns by weights that endpoints report themselves (Envoy's client_side_weighted_round_robin).
+    ClientSideWeighted(Arc<LoadReports>),
     /// Envoy's LEAST_REQUEST.
     LeastRequest {
         /// Random picks compared, 2 by default.
@@ -171,6 +176,15 @@ pub enum Policy {
 }
 
 impl Policy {
+    /// How endpoints report their load, where that is of any matter.
+    #[inline]
+    pub fn load_reports(&self) -> Option<&LoadReports> {
+        match self {
+            Policy::ClientSideWeighted(reports) => Some(reports),
+            _ => None,
+        }
+    }
+
     /// Whether a request's hash chooses.
     pub fn takes_hash(&self) -> bool {
         matches!(self, Policy::RingHash { .. } | Policy::Maglev { .. } | Policy::ApisixChash)

@@ -1,10 +1,10 @@
 //! What is known of an endpoint while it runs. What is configured of it belongs to [`super::Member`].
 
-use super::Address;
+use super::{Address, Reported};
 use bitflags::bitflags;
 use parking_lot::Mutex;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// How an endpoint counts for the balancers.
@@ -87,11 +87,16 @@ pub struct Host {
     pub total_connections: AtomicU64,
     /// Connections that failed.
     pub failed_connections: AtomicU64,
-    /// APISIX's ewma: score in milliseconds and the moment of its last update.
-    pub ewma: Mutex<(f64, Option<Instant>)>,
+    /// See [`Host::ewma`]; most hosts have none.
+    ewma: OnceLock<Box<Mutex<Score>>>,
     /// When it joined, for slow start.
     pub joined: Instant,
+    /// What it has reported, where anybody wants to know.
+    reported: OnceLock<Box<Reported>>,
 }
+
+/// A score and the moment of its last update.
+pub type Score = (f64, Option<Instant>);
 
 /// It has left its cluster; beside the bits of [`Reasons`], since there are many hosts.
 const REMOVED: u32 = 1 << 31;
@@ -116,9 +121,25 @@ impl Host {
             failed_requests: AtomicU64::new(0),
             total_connections: AtomicU64::new(0),
             failed_connections: AtomicU64::new(0),
-            ewma: Mutex::new((0.0, None)),
+            ewma: OnceLock::new(),
             joined: Instant::now(),
+            reported: OnceLock::new(),
         }
+    }
+
+    /// APISIX's ewma: score in milliseconds and the moment of its last update.
+    pub fn ewma(&self) -> &Mutex<Score> {
+        self.ewma.get_or_init(Box::default)
+    }
+
+    /// What it has reported of its load; `None` where that was never of any matter.
+    pub fn reported(&self) -> Option<&Reported> {
+        self.reported.get().map(|reported| &**reported)
+    }
+
+    /// The same, from now on of matter.
+    pub(super) fn reporting(&self) -> &Reported {
+        self.reported.get_or_init(Box::default)
     }
 
     /// What checkers have against it now.

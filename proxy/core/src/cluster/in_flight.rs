@@ -88,6 +88,8 @@ pub struct InFlight {
     status: u16,
     /// What the response's gRPC status amounts to, where outliers are looked for.
     grpc: Option<u16>,
+    /// Its head brought a load report: none is looked for in its trailers.
+    load_known: bool,
     /// Everybody has heard of its end.
     reported: bool,
 }
@@ -104,6 +106,7 @@ impl InFlight {
             kind,
             status: 0,
             grpc: None,
+            load_known: false,
             reported: false,
         }
     }
@@ -153,8 +156,21 @@ impl InFlight {
             let grpc = headers.get(Known::GRPC_STATUS).map(std::str::from_utf8);
             self.grpc = grpc.map(|code| http_status(code.ok().and_then(|code| code.parse().ok())));
         }
+        if let Some(reports) = self.cluster.config.balance.policy.load_reports() {
+            self.load_known = reports.take(headers, &self.member.host, Instant::now());
+        }
         if self.cluster.config.health_check.is_some() && headers.contains(LEAVE_ME) {
             self.cluster.told_to_leave(&self.member.host);
+        }
+    }
+
+    /// Notes the trailers of the endpoint's response, which may bring the load report that its head had not.
+    pub fn trailed(&mut self, trailers: &Headers) {
+        if self.load_known || trailers.is_empty() {
+            return;
+        }
+        if let Some(reports) = self.cluster.config.balance.policy.load_reports() {
+            self.load_known = reports.take(trailers, &self.member.host, Instant::now());
         }
     }
 

@@ -14,6 +14,7 @@ mod grpc_stats;
 mod health_check;
 mod host;
 mod in_flight;
+mod load_report;
 mod members;
 mod outlier;
 mod protocol;
@@ -36,6 +37,7 @@ pub use health_check::{
 };
 pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
+pub use load_report::{LoadReports, Map as MetricMap, Metric, Reported};
 pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierStats, Outliers, SuccessRate};
 pub use protocol::{HeaderCase, Http1Options, Http2Options, TcpKeepalive, UpstreamProtocol};
@@ -259,6 +261,12 @@ impl Cluster {
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
         self.publish(before.refreshed(), Some(&before), *visibility);
+    }
+
+    /// Has the balancer make weights of what endpoints have reported ([`LoadReports::update`]).
+    pub fn reweigh(&self, now: Instant) {
+        let _visibility = self.visibility.lock();
+        self.balancer.reweigh(&self.hosts.load(), now);
     }
 
     /// Shows the endpoints that the balancer has found by itself, and has it forget what nobody needs.

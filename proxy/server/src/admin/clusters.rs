@@ -73,7 +73,7 @@ fn host_values(cluster: &Cluster, member: &Member) -> Vec<(&'static str, String)
         ("rq_total", total.to_string()),
         ("hostname", host.hostname.to_string()),
         ("health_flags", health_flags(member.reasons())),
-        ("weight", member.weight.to_string()),
+        ("weight", member.weight_in_use().to_string()),
         ("region", member.locality().region.to_string()),
         ("zone", member.locality().zone.to_string()),
         ("sub_zone", member.locality().sub_zone.to_string()),
@@ -192,7 +192,7 @@ fn host_status(cluster: &Cluster, member: &Member) -> Value {
     if !host.hostname.is_empty() {
         status["hostname"] = host.hostname.as_ref().into();
     }
-    for (key, number) in [("weight", member.weight), ("priority", member.priority)] {
+    for (key, number) in [("weight", member.weight_in_use()), ("priority", member.priority)] {
         if number != 0 {
             status[key] = number.into();
         }

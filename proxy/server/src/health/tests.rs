@@ -620,3 +620,35 @@ async fn outliers_leave_and_come_back() {
     until("ejected", || healthy(&cluster) == 0).await;
     until("back", || healthy(&cluster) == 1).await;
 }
+
+/// Workers note what endpoints report, with heads and with trailers, and the balancer hears of it here.
+#[tokio::test]
+async fn reported_weights_are_made_of_reports() {
+    use sixfold_core::cluster::{LoadReports, Policy};
+    let mut config = ClusterConfig::named("c");
+    let update = Duration::from_millis(1);
+    let reports = LoadReports { blackout: Duration::ZERO, update, ..LoadReports::default() };
+    config.balance.policy = Policy::ClientSideWeighted(reports.into());
+    let hosts = [1, 2, 3].map(|port| HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into())));
+    let cluster = Cluster::new(config, hosts.into(), None, &Registry::new()).unwrap();
+    let cell = sixfold_core::cluster::Clusters::default().cell("c");
+    cell.swap(Some(cluster.clone()));
+    let checker = checker();
+    checker.take_over(&cluster);
+    let report = |cpu: &str| {
+        let mut headers = Headers::new();
+        let text = format!("TEXT cpu_utilization:{cpu},rps_fractional:100");
+        headers.set("endpoint-load-metrics", text.as_bytes());
+        headers
+    };
+    let mut weights = Vec::new();
+    for (head, trailers) in [("0.1", "0.9"), ("", "0.2"), ("", "")] {
+        let fields = |cpu: &str| if cpu.is_empty() { Headers::new() } else { report(cpu) };
+        let mut attempt = choose(&cluster).unwrap();
+        attempt.answered(200, &fields(head));
+        attempt.trailed(&fields(trailers));
+        weights.push(attempt.member().clone());
+    }
+    until("weighed", || weights.iter().map(|m| m.weight_in_use()).eq([1000, 500, 750])).await;
+    assert_eq!(weights[0].weight, 1, "what is configured stays");
+}

@@ -74,12 +74,12 @@ fn decayed((score, touched): (f64, Option<Instant>), now: Instant) -> (f64, f64)
 
 /// The score now, in milliseconds.
 fn score(host: &Host, now: Instant) -> f64 {
-    decayed(*host.ewma.lock(), now).0
+    decayed(*host.ewma().lock(), now).0
 }
 
 /// Takes a response time into the score.
 fn touch(host: &Host, elapsed: Duration, now: Instant) {
-    let mut entry = host.ewma.lock();
+    let mut entry = host.ewma().lock();
     let (kept, weight) = decayed(*entry, now);
     *entry = (kept + elapsed.as_secs_f64() * 1000.0 * (1.0 - weight), Some(now));
 }

@@ -262,3 +262,37 @@ fn slow_start_holds_new_hosts_back() {
     let even = counts(&*configured(&window, &hosts), 100);
     assert!(even[&1].abs_diff(50) <= 2, "{even:?}");
 }
+
+/// Weights that endpoints report change the turns of all workers; endpoints that come later have the median.
+#[test]
+fn reported_weights_make_the_turns() {
+    let reports = crate::cluster::LoadReports { blackout: Duration::ZERO, ..Default::default() };
+    let policy = Policy::ClientSideWeighted(reports.clone().into());
+    let hosts = weighted(&[7, 1, 1]);
+    let balancer = balancer(policy, &hosts);
+    let shares = |worker| {
+        let mut counts = BTreeMap::new();
+        for _ in 0..300 {
+            let chosen = balancer.choose(&Choice { worker, ..request() }).unwrap();
+            *counts.entry(port(&chosen)).or_insert(0) += 1;
+        }
+        counts.into_values().collect::<Vec<u32>>()
+    };
+    assert_eq!(shares(0), [100, 100, 100], "what is configured does not count");
+    let now = std::time::Instant::now();
+    for (member, cpu) in hosts.iter().zip(["0.1", "0.2"]) {
+        let mut fields = crate::headers::Headers::new();
+        let name = crate::headers::HeaderName::new("endpoint-load-metrics").unwrap();
+        fields.append(&name, format!("TEXT cpu_utilization:{cpu},rps_fractional:100").as_bytes());
+        assert!(reports.take(&fields, &member.host, now));
+    }
+    balancer.reweigh(&hosts, now + Duration::from_millis(5));
+    for worker in 0..WORKERS {
+        for (share, expected) in shares(worker).into_iter().zip([133, 67, 100]) {
+            assert!(share.abs_diff(expected) <= 2, "{share} of {expected}");
+        }
+    }
+    let more = HostSet::new((1..=4).map(|p| host(p, 1)).collect(), Some(&hosts));
+    balancer.update(&more);
+    assert!(shares(0)[3].abs_diff(75) <= 2, "it has the median");
+}
