@@ -96,7 +96,7 @@ pub struct Host {
 }
 
 /// A score and the moment of its last update.
-pub type Score = (f64, Option<Instant>);
+pub(crate) type Score = (f64, Option<Instant>);
 
 /// It has left its cluster; beside the bits of [`Reasons`], since there are many hosts.
 const REMOVED: u32 = 1 << 31;
