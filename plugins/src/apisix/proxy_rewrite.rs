@@ -141,7 +141,7 @@ impl ProxyRewrite {
         self.headers.apply(stream, Side::Request, &groups);
         if let Some(method) = &self.method {
             let sent = std::mem::replace(&mut stream.request.method, method.clone());
-            stream.request.sent_method.get_or_insert(sent);
+            stream.request.sent.get_or_insert_default().method.get_or_insert(sent);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Heads of requests and responses as both codecs produce and consume them.
 
-use crate::headers::{Headers, Known, find};
+use crate::headers::{Headers, Key, Known, find};
 
 pub use http::Method;
 
@@ -164,14 +164,29 @@ pub struct RequestHead {
     pub target: Target,
     /// All fields but Host.
     pub headers: Headers,
-    /// The target of the request line, where it was an absolute one or an authority: nginx's `$request` shows it.
-    pub sent_target: Vec<u8>,
-    /// The method of the request line, where a plugin has put another in its place.
-    pub sent_method: Option<Method>,
-    /// Fields that came and go no further, of those that nginx's variables go on to show (`$http_upgrade`).
-    pub withheld: Headers,
+    /// What nginx's variables go on to show of what came and is not there any more: of few requests anything.
+    pub sent: Option<Box<Sent>>,
     /// Number of the request on its connection, from 1; 0 while it is not known.
     pub ordinal: u32,
+}
+
+/// What came of a request and has had something else, or nothing, put in its place.
+#[derive(Clone, Debug, Default)]
+pub struct Sent {
+    /// The target of the request line, where it was an absolute one or an authority: nginx's `$request` shows it.
+    pub target: Vec<u8>,
+    /// The method of the request line, where a plugin has put another in its place.
+    pub method: Option<Method>,
+    /// Fields that go no further, of those that nginx's variables go on to show (`$http_upgrade`).
+    pub withheld: Headers,
+}
+
+impl Sent {
+    fn clear(&mut self) {
+        clear_text(&mut self.target);
+        self.method = None;
+        self.withheld.clear();
+    }
 }
 
 impl RequestHead {
@@ -183,19 +198,28 @@ impl RequestHead {
         clear_text(&mut self.authority);
         self.target.clear();
         self.headers.clear();
-        clear_text(&mut self.sent_target);
-        self.sent_method = None;
-        self.withheld.clear();
+        if let Some(sent) = &mut self.sent {
+            sent.clear();
+        }
         self.ordinal = 0;
     }
 
     /// Keeps the lines of `name` for nginx's variables; what was kept of it before stays.
     pub fn withhold(&mut self, name: Known) {
-        if !self.withheld.contains(name) {
+        if !self.headers.contains(name) {
+            return;
+        }
+        let withheld = &mut self.sent.get_or_insert_default().withheld;
+        if !withheld.contains(name) {
             for value in self.headers.get_all(name) {
-                self.withheld.append(name, value);
+                withheld.append(name, value);
             }
         }
+    }
+
+    /// The lines that [`RequestHead::withhold`] has kept.
+    pub fn withheld(&self, key: impl Key) -> Option<&[u8]> {
+        self.sent.as_ref()?.withheld.get(key)
     }
 
     /// Whether Envoy takes the request for gRPC: content-type exactly `application/grpc` or starting with

@@ -57,7 +57,7 @@ const VARIABLES: &[(&str, Read)] = &[
     (
         "content_type",
         Read::Text(|s| {
-            let sent = s.request.withheld.get(Known::CONTENT_TYPE);
+            let sent = s.request.withheld(Known::CONTENT_TYPE);
             sent.or_else(|| s.request.headers.get(Known::CONTENT_TYPE))
         }),
     ),
@@ -231,8 +231,9 @@ fn version(version: Version) -> &'static [u8] {
 
 fn request_line(stream: &Stream, out: &mut Vec<u8>) -> bool {
     let request = &stream.request;
-    let method = request.sent_method.as_ref().unwrap_or(&request.method);
-    let sent = some(&request.sent_target).or_else(|| stream.var("real_request_uri"));
+    let sent = request.sent.as_deref();
+    let method = sent.and_then(|sent| sent.method.as_ref()).unwrap_or(&request.method);
+    let sent = sent.and_then(|sent| some(&sent.target)).or_else(|| stream.var("real_request_uri"));
     let target = sent.unwrap_or_else(|| request_uri(stream));
     let parts = [method.as_str().as_bytes(), target, version(request.version)];
     join(out, b" ", parts.into_iter())

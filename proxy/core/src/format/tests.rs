@@ -390,8 +390,10 @@ fn nginx_logs_show_the_request_as_it_came() {
     s.request.headers.push(b"Authorization", b"bAsIc  dXNlcjpwYXNz");
     s.request.headers.push(b"Cookie", b"K=1; a=1, k=5 x;p =  q");
     s.request.target = Target::new(b"/p?xa=0&A=1%202&a=3&b");
-    (s.request.ordinal, s.request.sent_method) = (7, Some(http::Method::PUT));
-    s.request.withheld.push(b"Upgrade", b"h2c");
+    s.request.ordinal = 7;
+    let sent = s.request.sent.get_or_insert_default();
+    sent.method = Some(http::Method::PUT);
+    sent.withheld.push(b"Upgrade", b"h2c");
     s.response.chunked = true;
     (s.bytes.head_end, s.bytes.traffic.sent) = (100, 112);
     s.upstream.server = b"up/1".to_vec();
@@ -413,7 +415,7 @@ fn nginx_logs_show_the_request_as_it_came() {
     s.request.headers.push(b"Cookie", b"a=1, k=5;z");
     assert_eq!(log("$cookie_k", &s), "5");
     s.request.target = Target::new(b"/a?");
-    s.request.sent_target = b"http://h/a?".to_vec();
+    s.request.sent.get_or_insert_default().target = b"http://h/a?".to_vec();
     assert_eq!(log("[$is_args] $args $request", &s), "[] - PUT http://h/a? HTTP/1.1");
     s.request.target = Target::new(b"/new?k=1");
     s.set_var(crate::stream::SENT_ARGS, "");

@@ -175,7 +175,7 @@ impl Variable {
             Kind::RequestHeader(field) => match &*field.spelled {
                 "host" => some(&stream.request.authority).map(Cow::Borrowed),
                 _ => {
-                    let withheld = field.get(&stream.request.withheld);
+                    let withheld = stream.request.sent.as_ref().and_then(|sent| field.get(&sent.withheld));
                     withheld.or_else(|| field.get(&stream.request.headers))
                 }
             },

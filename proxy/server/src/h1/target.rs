@@ -64,7 +64,7 @@ pub(super) fn resolve(
 /// Keeps the target of the request line for nginx's log, which Envoy's has no operator for.
 fn keep_sent(head: &mut RequestHead, raw: &[u8], opts: &H1Options) {
     if opts.profile == Profile::Apisix {
-        head.sent_target.extend_from_slice(raw);
+        head.sent.get_or_insert_default().target.extend_from_slice(raw);
     }
 }
 
