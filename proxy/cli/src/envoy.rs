@@ -60,8 +60,10 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     if let Some(warning) = crate::validate::second_document(&text) {
         tracing::warn!("{warning}");
     }
-    let node = text.node()?;
+    let (node, at_start) = text.node_and_fixed()?;
     let Compiled { mut diff, admin, tags, followed, shown } = text.load(&process_context)?;
+    // It is as long as there are routes, and nobody reads it again.
+    drop(text);
     let mut names = Names::of(&diff);
     let mut files = RouteFiles::new(followed.context.clone());
     let contents = files.contents();
@@ -94,7 +96,6 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     }
     RouteFiles::follow(&files, process.server.clone())?;
     let server = process.server.clone();
-    let at_start = text.fixed();
     // What is known of a bootstrap is known once it is in force: one that is refused leaves nothing behind.
     let mut reload = move || -> Result<(), Failure> {
         let text = Text::of(&options)?;
@@ -259,6 +260,13 @@ fn name_of(options: &EnvoyOptions) -> String {
     options.config_path.as_ref().map_or_else(|| "--config-yaml".to_owned(), |path| path.display().to_string())
 }
 
+/// What a bootstrap says of each of [`FIXED`].
+type Fixed = [Option<Value>; FIXED.len()];
+
+fn fixed(tree: &Node) -> Fixed {
+    FIXED.map(|key| tree.get(key).map(Node::to_json))
+}
+
 impl Text {
     /// What the options name: a file, a text, or a text merged over a file.
     fn of(options: &EnvoyOptions) -> Result<Text, Failure> {
@@ -324,15 +332,15 @@ impl Text {
         Text { text: document.to_string(), name, merged_over: Some(Box::new(self)) }
     }
 
-    /// Its `node`, as `/server_info` shows it.
-    fn node(&self) -> Result<Value, Failure> {
-        Ok(self.tree()?.get("node").map_or_else(|| json!({}), Node::to_json))
+    /// Its `node`, as `/server_info` shows it, and what it says of [`FIXED`].
+    fn node_and_fixed(&self) -> Result<(Value, Fixed), Failure> {
+        let tree = self.tree()?;
+        Ok((tree.get("node").map_or_else(|| json!({}), Node::to_json), fixed(&tree)))
     }
 
     /// What it says of [`FIXED`].
-    fn fixed(&self) -> [Option<Value>; FIXED.len()] {
-        let tree = self.tree().ok();
-        FIXED.map(|key| tree.as_ref().and_then(|tree| tree.get(key)).map(Node::to_json))
+    fn fixed(&self) -> Fixed {
+        self.tree().map_or([const { None }; FIXED.len()], |tree| fixed(&tree))
     }
 
     /// As it is shown. Of a key that is given twice the last one counts, as when it is compiled.

@@ -2,7 +2,7 @@
 //!
 //! What reads a configuration is most of the program, and its code stays resident though nothing runs it again. So the
 //! process lets go of its code when the start is over; what it needs comes back page by page, from the system's cache
-//! of files.
+//! of files. With it goes the memory that the configuration was read in, which is most of what is allocated then.
 //!
 //! glibc keeps what was freed in the arena of each thread, below whatever still lives at its top: a process that once
 //! buffered for some hundred slow clients would keep that memory for its life. The control thread looks now and
@@ -51,9 +51,15 @@ impl Trimmer {
     }
 }
 
-/// Lets go of the program's code, which the system maps again as far as it is run. For the end of the start alone: under
-/// load all that runs would have to be mapped again.
-pub(crate) fn forget_code() {
+/// Gives back what the start has left: the program's code, and the memory in which the configuration was read. For its
+/// end alone: under load all that runs would have to be mapped again.
+pub(crate) fn end_start() {
+    forget_code();
+    release();
+}
+
+/// Lets go of the program's code, which the system maps again as far as it is run.
+fn forget_code() {
     // Without procfs it stays resident, as it was.
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     let own = std::fs::read_link("/proc/self/exe").unwrap_or_default();
@@ -193,6 +199,20 @@ Anonymous:             0 kB
         let after = mapped();
         let gone = before.iter().zip(&after).filter(|(before, after)| **before && !**after).count();
         assert!(gone > 0 && after.contains(&true), "{gone} of {} pages", before.len());
+    }
+
+    /// What a configuration was read in stayed resident for ever where it was less than what may stay.
+    #[test]
+    fn what_the_start_has_left_goes_back_at_its_end() {
+        let _held = CODE.lock();
+        let pieces: Vec<Vec<u8>> = (0..BURST >> 14).map(|_| vec![1; 1 << 14]).collect();
+        let pin = vec![1u8; 1 << 14];
+        drop(pieces);
+        let before = anonymous().unwrap();
+        end_start();
+        let after = anonymous().unwrap();
+        assert!(before - after > (BURST as u64) * 3 / 4, "{before} {after}");
+        drop(pin);
     }
 
     /// After a burst a thread's memory stayed resident for ever.

@@ -126,8 +126,8 @@ impl ControlThread {
             }
             if self.held.is_none() && self.warming.listeners() == 0 {
                 if starting && !self.until_warm.is_empty() {
-                    // What is left of the start is not worth keeping the code of all of it.
-                    memory::forget_code();
+                    // What is left of the start is not worth keeping the code and the memory of all of it.
+                    memory::end_start();
                     starting = false;
                 }
                 // Who asked may have gone.
