@@ -52,6 +52,16 @@ pub(crate) struct ReadBuffer {
     consumed: u64,
     /// Nothing could be read the last time: whoever asks again has most likely been woken by what has come.
     waited: bool,
+    /// Whom the transport wakes when there is something, as long as nothing has been read since it was told.
+    told: Option<Woken>,
+}
+
+/// A waker, as far as one is told from another.
+type Woken = (usize, usize);
+
+fn woken(cx: &Timed<'_>) -> Woken {
+    let waker = cx.waker();
+    (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr())
 }
 
 impl ReadBuffer {
@@ -76,6 +86,11 @@ impl ReadBuffer {
         self.waited = false;
     }
 
+    /// Nobody waits any more, and others may read from the transport.
+    pub(crate) fn stop_waiting(&mut self) {
+        (self.waited, self.told) = (false, None);
+    }
+
     /// Forgets the first `n` filled bytes.
     #[inline]
     pub(crate) fn consume(&mut self, n: usize) {
@@ -95,25 +110,58 @@ impl ReadBuffer {
         io: &mut T,
         cx: &mut Timed<'_>,
     ) -> Poll<io::Result<usize>> {
-        if !std::mem::take(&mut self.waited) && self.is_empty() && io.poll_readable(cx).is_pending() {
+        let waited = std::mem::take(&mut self.waited);
+        if !waited && self.is_empty() && !self.may_read(io, cx) {
             self.waited = true;
             self.release();
             return Poll::Pending;
         }
         self.make_room();
+        if waited && let Some(read) = self.try_fill(io) {
+            return Poll::Ready(read);
+        }
         let mut room = ReadBuf::new(&mut self.data[self.end..]);
         match io.poll_read(cx, &mut room) {
             Poll::Pending => {
                 self.waited = true;
+                self.told = Some(woken(cx));
                 self.release();
                 Poll::Pending
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Ready(Ok(())) => {
                 let n = room.filled().len();
+                self.told = None;
                 self.end += n;
                 Poll::Ready(Ok(n))
             }
+        }
+    }
+
+    /// Whether a read is worth a try; who waits is told of what comes. A transport that knows whom to wake and has seen
+    /// nothing since need not be told again.
+    #[inline]
+    fn may_read<T: Transport>(&mut self, io: &mut T, cx: &mut Timed<'_>) -> bool {
+        let own = Some(woken(cx));
+        if self.told == own && !io.is_readable() {
+            return false;
+        }
+        let ready = io.poll_readable(cx).is_ready();
+        self.told = own.filter(|_| !ready);
+        ready
+    }
+
+    /// Reads at once, as whoever has been woken may; `None` if there is nothing after all.
+    #[inline]
+    fn try_fill<T: Transport>(&mut self, io: &mut T) -> Option<io::Result<usize>> {
+        match io.try_read(&mut self.data[self.end..]) {
+            Ok(n) => {
+                self.told = None;
+                self.end += n;
+                Some(Ok(n))
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+            Err(e) => Some(Err(e)),
         }
     }
 
@@ -334,6 +382,10 @@ mod tests {
             if self.bytes.is_empty() { Poll::Pending } else { Poll::Ready(()) }
         }
 
+        fn is_readable(&self) -> bool {
+            !self.bytes.is_empty()
+        }
+
         fn poll_read(&mut self, _: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             self.read += 1;
             if self.bytes.is_empty() {
@@ -379,7 +431,38 @@ mod tests {
         assert_eq!((io.asked, io.read, buffer.data.len()), (2, 2, 0), "woken by something else");
         buffer.begin_wait();
         assert!(poll(&mut buffer, &mut io).is_pending());
+        assert_eq!((io.asked, io.read), (2, 2), "it knows whom to wake");
+        buffer.stop_waiting();
+        assert!(poll(&mut buffer, &mut io).is_pending());
         assert_eq!((io.asked, io.read), (3, 2));
+        buffer.begin_wait();
+        io.bytes = b"def";
+        assert_eq!(poll(&mut buffer, &mut io), Poll::Ready(3));
+        assert_eq!((io.asked, io.read), (4, 3), "something has come since");
+    }
+
+    /// Another task than the one that was told must be told itself.
+    #[tokio::test]
+    async fn who_was_not_told_is_told() {
+        let (mut io, mut buffer) = (Counted::default(), ReadBuffer::default());
+        let mut poll = |waker: &Waker| {
+            buffer.begin_wait();
+            let cx = &mut Context::from_waker(waker);
+            let filled = poll_within(&mut Deadline::unset(), cx, |_, cx| buffer.poll_fill(&mut io, cx));
+            (filled.is_pending(), io.asked)
+        };
+        let other = Waker::from(std::sync::Arc::new(Other));
+        let noop = Waker::noop();
+        assert_eq!(
+            [noop, noop, &other, &other, noop].map(&mut poll),
+            [1, 1, 2, 2, 3].map(|asked| (true, asked))
+        );
+    }
+
+    struct Other;
+
+    impl std::task::Wake for Other {
+        fn wake(self: std::sync::Arc<Self>) {}
     }
 
     #[tokio::test]

@@ -4,12 +4,12 @@ use crate::deadline::{Deadline, Timed, bounded};
 use sixfold_core::cluster::ClusterStats;
 use sixfold_core::hcm::HttpStats;
 use socket2::SockRef;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Bytes that a socket with room for any of them nearly always takes as a whole.
@@ -55,6 +55,16 @@ pub(crate) trait Transport {
     /// Ready when a read is worth a try; whoever waits is woken then. It asks no operating system.
     fn poll_readable(&mut self, _cx: &mut Timed<'_>) -> Poll<()> {
         Poll::Ready(())
+    }
+
+    /// Whether a read is worth a try, without telling whom to wake. It asks no operating system either.
+    fn is_readable(&self) -> bool {
+        true
+    }
+
+    /// Reads once what there is, if that can be done without telling whom to wake: for those who have just been woken.
+    fn try_read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Reads what there is.
@@ -206,6 +216,38 @@ impl Transport for Io {
             }
             _ => Poll::Ready(()),
         }
+    }
+
+    #[inline]
+    fn is_readable(&self) -> bool {
+        match &self.kind {
+            Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) => {
+                tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
+            }
+            _ => true,
+        }
+    }
+
+    #[inline]
+    fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) = &self.kind else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        let (room, mut read) = (buf.len(), None);
+        let tried = tcp.try_io(Interest::READABLE, || {
+            let n = (&*SockRef::from(tcp)).read(buf)?;
+            if n == 0 || n == room {
+                return Ok(n);
+            }
+            // All that there was: as the runtime's own reads do, this one leaves it to be told of more.
+            read = Some(n);
+            Err(io::ErrorKind::WouldBlock.into())
+        });
+        let n = read.map_or(tried, Ok)?;
+        if let Some(meter) = &self.meter {
+            meter.received(n);
+        }
+        Ok(n)
     }
 
     #[inline]

@@ -144,6 +144,7 @@ impl H1Upstream {
     /// Gives back the buffers and the place among requests: the connection is idle.
     pub(super) fn rest(&mut self) {
         self.request = None;
+        self.read.stop_waiting();
         self.read.release();
         self.out.release();
     }
