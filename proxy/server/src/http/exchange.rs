@@ -32,6 +32,7 @@ use sixfold_core::route::Action;
 use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
 use std::future::{Future, poll_fn};
+use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -88,7 +89,7 @@ pub(super) struct Exchange<'a, D: Downstream> {
     /// Of the table that the route is from, if there are any that mean something to requests. Beside the stream's route and virtual host it is all that a request
     /// keeps of it: an update affects later requests only, and frees the old table though streams run.
     pub(super) table_options: Option<Arc<TableOptions>>,
-    pub(super) chain: Arc<Chain>,
+    pub(super) chain: OwnChain<'a>,
     /// The request body behind the plugins, once it is being forwarded.
     pub(super) request_body: FilteredBody,
     /// The response's head has been handed to the client's connection.
@@ -108,13 +109,38 @@ pub(super) struct Exchange<'a, D: Downstream> {
     _active: GaugeGuard<'a>,
 }
 
+/// The chain of a request. Most often it is the connection manager's: that counts nothing.
+pub(super) struct OwnChain<'a> {
+    shared: &'a Arc<Chain>,
+    own: Option<Arc<Chain>>,
+}
+
+impl OwnChain<'_> {
+    /// Puts another one in its place.
+    pub(super) fn set(&mut self, chain: &Arc<Chain>) {
+        self.own = (!Arc::ptr_eq(chain, self.shared)).then(|| chain.clone());
+    }
+
+    fn to_mut(&mut self) -> &mut Arc<Chain> {
+        self.own.get_or_insert_with(|| self.shared.clone())
+    }
+}
+
+impl Deref for OwnChain<'_> {
+    type Target = Arc<Chain>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<Chain> {
+        self.own.as_ref().unwrap_or(self.shared)
+    }
+}
+
 /// Serves the request whose head is in `stream`, and those that follow its redirects.
 pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     let mut redirected: Option<Box<Next>> = None;
     loop {
         begin(down, stream, clock, &env.hcm);
-        let chain = env.hcm.chain.clone();
-        let mut exchange = Exchange::new(down, stream, clock, env, chain);
+        let mut exchange = Exchange::new(down, stream, clock, env);
         if let Some(next) = redirected.take() {
             exchange.resume(*next);
         }
@@ -149,7 +175,6 @@ impl<'a, D: Downstream> Exchange<'a, D> {
         stream: &'a mut Stream,
         clock: &'a mut Clock,
         env: &'a Env,
-        chain: Arc<Chain>,
     ) -> Exchange<'a, D> {
         let stats = &env.hcm.stats;
         stats.downstream_rq_total().inc();
@@ -159,7 +184,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             clock,
             env,
             table_options: None,
-            chain,
+            chain: OwnChain { shared: &env.hcm.chain, own: None },
             request_body: FilteredBody::unfiltered(Direction::Request),
             head_sent: false,
             close: false,
@@ -308,10 +333,7 @@ impl<D: Downstream> Exchange<'_, D> {
             None => found.virtual_host.options.chain.as_ref(),
         };
         let chain = chain.unwrap_or(&self.env.hcm.chain);
-        // Most often it is the one that it has: that counts nothing.
-        if !Arc::ptr_eq(chain, &self.chain) {
-            self.chain = chain.clone();
-        }
+        self.chain.set(chain);
         self.stream.virtual_host = Some(found.virtual_host);
         self.stream.route = found.route;
         if let Some(route) = &self.stream.route
@@ -405,7 +427,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
             let passed = {
                 let waited = &mut self.waited;
-                let mut running = pin!(phases.run(&mut self.chain, self.stream));
+                let mut running = pin!(phases.run(self.chain.to_mut(), self.stream));
                 let running = pin!(poll_fn(|cx| {
                     let polled = running.as_mut().poll(cx);
                     if polled.is_pending() {

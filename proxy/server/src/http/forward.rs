@@ -126,7 +126,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Err(Box::new(reply));
         }
         if let Some(chain) = member.and_then(|m| m.chain.as_ref()) {
-            self.chain = chain.clone();
+            self.chain.set(chain);
         }
         if let Some(reply) = rewrite::strict_check(&hcm.router, self.stream) {
             return Err(Box::new(reply));

@@ -84,7 +84,8 @@ pub(super) async fn late<D: Downstream>(down: &mut D, stream: &mut Stream, clock
 /// Logs a request whose client left before its head was complete.
 pub(super) async fn left<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     env.hcm.stats.downstream_rq_rx_reset().inc();
-    let mut exchange = Exchange::new(down, stream, clock, env, Chain::empty());
+    let mut exchange = Exchange::new(down, stream, clock, env);
+    exchange.chain.set(&Chain::empty());
     let status = if env.hcm.profile == Profile::Apisix { 400 } else { 0 };
     exchange.client_lost(Flag::DC, "downstream_remote_disconnect", status);
     exchange.conclude(Ok(())).await;
@@ -97,8 +98,8 @@ async fn answer_only<D: Downstream>(
     env: &Env,
     reply: LocalReply,
 ) {
-    let chain = Chain::empty();
-    let mut exchange = Exchange::new(down, stream, clock, env, chain);
+    let mut exchange = Exchange::new(down, stream, clock, env);
+    exchange.chain.set(&Chain::empty());
     exchange.close = true;
     if exchange.respond(reply).await.is_err() {
         exchange.down.reset();

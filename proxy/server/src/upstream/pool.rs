@@ -372,11 +372,11 @@ impl Pools {
         if !connection.is_usable() {
             return;
         }
-        let (mut state, kind) = (self.0.lock(), connection.pool_kind.clone());
+        let mut state = self.0.lock();
         let Some(pool) = state.hosts.get_mut(&connection.active.host.id) else { return };
         let Some(connection) = pool.queue.offer(connection) else { return };
         // It is there, since the connection is of it.
-        let Some(pool) = pool.of_kind(&kind) else { return };
+        let Some(pool) = pool.of_kind(&connection.pool_kind) else { return };
         pool.keep(Idle { connection, since: now, limits, connect_ms: None });
         state.kept();
     }
