@@ -13,6 +13,7 @@ pub mod fuzz;
 mod join;
 mod known;
 mod name;
+mod plain;
 mod rules;
 mod scan;
 #[cfg(test)]
@@ -21,11 +22,14 @@ mod tests;
 pub use field::Line;
 pub use known::{Known, KnownSet};
 pub use name::{HeaderName, InvalidHeaderName, Key, is_token};
+pub use plain::{Lines, PlainLine};
 pub use rules::{HeaderFault, HeaderRules, Underscores, check_unique};
-pub use scan::{NameEnd, control, find, find_either, has_blank, is_clean, lower_to_colon};
+pub use scan::{
+    control, find, find_either, has_blank, is_clean, is_plain_authority, is_plain_name, is_visible,
+};
 
 use bytes::Bytes;
-use field::{AROUND, COLON, END, Field, SOUND, UPPER, flags};
+use field::{COLON, END, Field, SOUND, UPPER, flags};
 use std::fmt;
 
 /// Bytes that a block allocates with its first field.
@@ -212,21 +216,6 @@ impl Headers {
         }
     }
 
-    /// [`Headers::push_checked`] for a whole line `name: value\r\n`, whose name has so many bytes and is kept as spelled;
-    /// `upper` tells whether there is an upper case letter in it. What is no such line is left out.
-    #[inline]
-    pub fn push_line(&mut self, known: Option<Known>, name_len: usize, upper: bool, line: &[u8]) {
-        let Some(value_len) = line.len().checked_sub(name_len + AROUND) else { return };
-        let Ok(name_len) = u16::try_from(name_len) else { return };
-        self.reserve(line.len());
-        let at = self.buf.len();
-        put(&mut self.buf, line);
-        let known = known.map_or(0, |k| k.0);
-        let flags = flags(true, upper);
-        self.note(known);
-        self.fields.push(Field { at: at as u32, value_len: value_len as u32, name_len, known, flags });
-    }
-
     /// Says that names go out as they are spelled: Envoy's `preserve_case`, which belongs to the message that was read
     /// with it and not to the side that writes it (`HeaderMap::setFormatter`).
     pub fn keep_spelling(&mut self) {
@@ -237,18 +226,6 @@ impl Headers {
     #[inline]
     pub fn keeps_spelling(&self) -> bool {
         self.spelled
-    }
-
-    /// [`Headers::push_line`], with the name stored in lower case, which is `lower`; `upper` tells whether the line has
-    /// it otherwise.
-    #[inline]
-    pub fn push_line_lower(&mut self, known: Option<Known>, lower: &[u8], upper: bool, line: &[u8]) {
-        let before = self.fields.len();
-        self.push_line(known, lower.len(), false, line);
-        if upper && let Some(field) = self.fields.get(before) {
-            let at = field.at as usize;
-            self.buf[at..at + lower.len()].copy_from_slice(lower);
-        }
     }
 
     /// Remembers how the peer spelled a name whose field does not stay, the first time.
@@ -266,8 +243,25 @@ impl Headers {
 
     /// Adds a field after those that are there; an equal name stays a line of its own.
     pub fn append(&mut self, key: impl Key, value: &[u8]) {
-        let known = key.known().map_or(0, |k| k.0);
-        self.push_unchecked(known, key.spelled(), key.is_upper(), value);
+        match key.known() {
+            Some(known) if !key.is_upper() => self.append_known(known, value),
+            known => self.push_unchecked(known.map_or(0, |k| k.0), key.spelled(), key.is_upper(), value),
+        }
+    }
+
+    /// The same for a well-known name in lower case, whose line's beginning is there already.
+    #[inline]
+    fn append_known(&mut self, known: Known, value: &[u8]) {
+        let start = known.start();
+        self.reserve(start.len() + value.len() + END.len());
+        let at = self.buf.len() as u32;
+        put(&mut self.buf, start);
+        put(&mut self.buf, value);
+        put(&mut self.buf, END);
+        self.note(known.0);
+        let name_len = (start.len() - COLON.len()) as u16;
+        let flags = flags(is_clean(value), false);
+        self.fields.push(Field { at, value_len: value.len() as u32, name_len, known: known.0, flags });
     }
 
     fn push_unchecked(&mut self, known: u8, name: &[u8], upper: bool, value: &[u8]) {
@@ -408,13 +402,10 @@ impl Headers {
     /// and is at least a quarter of what is copied, so that all copies together cost a constant a byte.
     #[cold]
     fn make_room(&mut self, more: usize) {
-        let wanted = self.live() + more;
-        let capacity = (wanted + wanted / 2).max(FIRST);
         if self.dead as usize <= self.live() / 4 {
-            self.buf.reserve_exact(capacity.saturating_sub(self.live()));
-            return;
+            return grow(&mut self.buf, self.dead, more);
         }
-        let mut fresh = Vec::with_capacity(capacity);
+        let mut fresh = Vec::with_capacity(capacity(self.live() + more));
         for field in &mut self.fields {
             let at = fresh.len();
             put(&mut fresh, &self.buf[field.at as usize..field.value_at()]);
@@ -425,6 +416,18 @@ impl Headers {
         self.buf = fresh;
         self.dead = 0;
     }
+}
+
+/// Room in an arena for so many bytes.
+fn capacity(wanted: usize) -> usize {
+    (wanted + wanted / 2).max(FIRST)
+}
+
+/// Makes room for `more` bytes behind those that are there, of which some are dead.
+#[cold]
+fn grow(buf: &mut Vec<u8>, dead: u32, more: usize) {
+    let live = buf.len() - dead as usize;
+    buf.reserve_exact(capacity(live + more).saturating_sub(live));
 }
 
 /// Appends to an arena. Tests count what is written.

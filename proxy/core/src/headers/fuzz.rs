@@ -1,6 +1,6 @@
 //! The fuzz target of the arena: the same steps on a block and on a plain list of fields.
 
-use super::{Headers, Known};
+use super::{Headers, Known, PlainLine};
 
 /// Names that steps take: well known, joined, of several lines, and unknown ones in two spellings.
 const NAMES: [&str; 8] = ["accept", "cookie", "Via", "host", "x-own", "X-OWN", "x-other", "set-cookie"];
@@ -81,11 +81,17 @@ fn take_step(step: u8, name: &str, value: &[u8], headers: &mut Headers, model: &
             let known = Known::find(name.as_bytes());
             if !super::is_clean(value) {
                 headers.append(key, value);
-            } else if step & 8 == 0 {
-                headers.push_checked_lower(known, name.as_bytes(), value);
-            } else {
-                let line = [name.as_bytes(), b": ", value, b"\r\n"].concat();
-                headers.push_line_lower(known, key.as_bytes(), true, &line);
+                model.push((key.into(), value.into()));
+                return;
+            }
+            let line = [name.as_bytes(), b": ", value, b"\r\n", b"the next one: of no interest"].concat();
+            match PlainLine::find(&line).filter(|_| step & 8 != 0) {
+                None => headers.push_checked_lower(known, name.as_bytes(), value),
+                Some(plain) => {
+                    let mut lines = headers.begin_lines();
+                    lines.add(&plain, 0);
+                    lines.finish(&line[..plain.len()], true);
+                }
             }
             model.push((key.into(), value.into()));
         }

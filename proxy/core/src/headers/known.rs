@@ -1,5 +1,6 @@
 //! The header names that sixfold itself looks at, found by one look into a table.
 
+use super::plain::BEFORE;
 use std::fmt;
 
 /// Declares the well-known names: one constant of [`Known`] each, in the order of the list.
@@ -15,6 +16,8 @@ macro_rules! known_names {
         }
 
         const NAMES: &[&str] = &["", $($name,)*];
+        /// What their lines begin with.
+        const STARTS: &[&str] = &["", $(concat!($name, ": "),)*];
     };
 }
 
@@ -271,7 +274,66 @@ const fn build_table() -> [u8; TABLE_SIZE] {
     table
 }
 
+/// Bytes of the names that are found as one number.
+const SHORT: usize = 16;
+/// Names of up to [`SHORT`] bytes as numbers, filled up with zeros; 0 for the others.
+const NUMBERS: [u128; NAMES.len()] = {
+    let mut numbers = [0; NAMES.len()];
+    let mut id = 1;
+    while id < NAMES.len() {
+        let name = NAMES[id].as_bytes();
+        let mut at = 0;
+        while name.len() <= SHORT && at < name.len() {
+            numbers[id] |= (name[at] as u128) << (8 * at);
+            at += 1;
+        }
+        id += 1;
+    }
+    numbers
+};
+const SHORT_TABLE: [u8; TABLE_SIZE] = {
+    let mut table = [0u8; TABLE_SIZE];
+    let mut id = 1;
+    while id < NAMES.len() {
+        if NUMBERS[id] != 0 {
+            let mut at = short_slot(NUMBERS[id]);
+            while table[at] != 0 {
+                at = (at + 1) % TABLE_SIZE;
+            }
+            table[at] = id as u8;
+        }
+        id += 1;
+    }
+    table
+};
+
+/// Spreads a name over the table by all of its bytes.
+#[inline]
+const fn short_slot(number: u128) -> usize {
+    let both = (number as u64) ^ ((number >> 64) as u64).rotate_left(29);
+    (both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - TABLE_SIZE.trailing_zeros())) as usize
+}
+
 impl Known {
+    /// The id of the name that the first `len` bytes are, which are in lower case.
+    #[inline(always)]
+    pub(super) fn find_short(name: [u8; SHORT], len: usize) -> Option<Known> {
+        let before = u128::from_le_bytes(*BEFORE.get(len)?);
+        let number = u128::from_le_bytes(name) & before;
+        let mut at = short_slot(number);
+        loop {
+            let id = SHORT_TABLE[at];
+            if id == 0 {
+                return None;
+            }
+            // A zero may be a byte of a name that is none.
+            if NUMBERS[id as usize] == number && NAMES[id as usize].len() == len {
+                return Some(Known(id));
+            }
+            at = (at + 1) % TABLE_SIZE;
+        }
+    }
+
     /// The id of `name` in any case, if it is a well-known one.
     #[inline]
     pub fn find(name: &[u8]) -> Option<Known> {
@@ -338,6 +400,12 @@ impl Known {
         )
     }
 
+    /// What a line with it begins with, up to the value.
+    #[inline]
+    pub(super) fn start(self) -> &'static [u8] {
+        STARTS[self.0 as usize].as_bytes()
+    }
+
     /// The name in lower case.
     pub fn as_str(self) -> &'static str {
         NAMES[self.0 as usize]
@@ -361,7 +429,15 @@ mod tests {
             assert_eq!(Known::find(name.to_uppercase().as_bytes()).map(Known::as_str), Some(*name));
             assert_eq!(Known::find_lower(name.as_bytes()).map(Known::as_str), Some(*name));
             assert_eq!(Known::find_lower(name.to_uppercase().as_bytes()), None);
+            let mut block = [b'!'; SHORT];
+            if let Some(place) = block.get_mut(..name.len()) {
+                place.copy_from_slice(name.as_bytes());
+                assert_eq!(Known::find_short(block, name.len()).map(Known::as_str), Some(*name));
+                block[name.len() - 1] = 0;
+                assert_eq!(Known::find_short(block, name.len()), None);
+            }
         }
+        assert_eq!(Known::find_short(*b"host\0\0\0\0\0\0\0\0\0\0\0\0", 5), None);
         assert_eq!(Known::find(b"x-other"), None);
         assert_eq!(Known::find(b""), None);
         assert!(Known::all().enumerate().all(|(place, known)| known.index() == place));

@@ -1,7 +1,38 @@
-//! Looking through header values eight bytes at a time: they are short, and a call of a vector search costs more.
+//! Looking through names and values sixteen bytes at a time, and eight where there are no more: they are short, and a
+//! call of a vector search costs more.
+
+use wide::u8x16;
 
 /// Bytes from which on a call of a vector search costs less.
-const LONG: usize = 64;
+const LONG: usize = 128;
+
+/// Bytes that are looked at together.
+pub(super) const BLOCK: usize = 16;
+
+/// One bit for each byte that is from `from` to `to`.
+#[inline(always)]
+pub(super) fn between(block: u8x16, from: u8, to: u8) -> u8x16 {
+    (block - u8x16::splat(from)).simd_le(u8x16::splat(to - from))
+}
+
+/// The same for bytes that are `b`.
+#[inline(always)]
+pub(super) fn same(block: u8x16, b: u8) -> u8x16 {
+    block.simd_eq(u8x16::splat(b))
+}
+
+/// The same for controls: below the blank, and DEL.
+#[inline(always)]
+pub(super) fn control_bytes(block: u8x16) -> u8x16 {
+    between(block, 0, b' ' - 1) | same(block, 0x7f)
+}
+
+/// The same for what a name has that everybody takes for one: letters, digits, `-` and `_`.
+#[inline(always)]
+pub(super) fn name_bytes(block: u8x16) -> u8x16 {
+    let letters = between(block | u8x16::splat(0x20), b'a', b'z');
+    letters | between(block, b'0', b'9') | same(block, b'-') | same(block, b'_')
+}
 
 const ONES: u64 = u64::MAX / 255;
 const HIGHS: u64 = ONES << 7;
@@ -35,7 +66,7 @@ const fn uppers(word: u64) -> u64 {
 
 /// A name that ends with a colon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NameEnd {
+pub(super) struct NameEnd {
     /// Bytes of the name.
     pub len: usize,
     /// Whether there is an upper case letter in it.
@@ -45,7 +76,10 @@ pub struct NameEnd {
 /// Finds the first colon, and writes what stands before it to `room` in lower case, with some of what follows. `None`
 /// where `room` ends before the colon, or `bytes` do or nearly do.
 #[inline]
-pub fn lower_to_colon<const WORDS: usize>(bytes: &[u8], room: &mut [[u8; 8]; WORDS]) -> Option<NameEnd> {
+pub(super) fn lower_to_colon<const WORDS: usize>(
+    bytes: &[u8],
+    room: &mut [[u8; 8]; WORDS],
+) -> Option<NameEnd> {
     let (mut upper, mut rest) = (0, bytes);
     for (i, to) in room.iter_mut().enumerate() {
         let (word, after) = rest.split_first_chunk::<8>()?;
@@ -69,29 +103,73 @@ const fn is_control(b: u8) -> bool {
     b < b' ' || b == 0x7f
 }
 
-/// Where the first byte stands that is told by `in_word`, which marks the first of them in a word, or by `is`, which says
-/// the same of one byte. The last word overlaps the one before, in which nothing was found.
-#[inline]
-fn first(bytes: &[u8], in_word: impl Fn(u64) -> u64, is: impl Fn(u8) -> bool) -> Option<usize> {
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (i, word) in words.iter().enumerate() {
-        let found = in_word(u64::from_le_bytes(*word));
+/// Where the first byte stands that is told by `in_block`, by `in_word`, which marks the first of them in a word, or by
+/// `is`, which say the same of sixteen bytes, eight and one. The last block or word overlaps the one before, in which
+/// nothing was found.
+#[inline(always)]
+fn first(
+    bytes: &[u8],
+    in_block: impl Fn(u8x16) -> u8x16,
+    in_word: impl Fn(u64) -> u64,
+    is: impl Fn(u8) -> bool,
+) -> Option<usize> {
+    let Some(last) = bytes.last_chunk::<BLOCK>() else { return first_of_few(bytes, in_word, is) };
+    let in_block = |block: &[u8; BLOCK]| in_block(u8x16::new(*block)).to_bitmask();
+    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
+    for (i, block) in blocks.iter().enumerate() {
+        let found = in_block(block);
         if found != 0 {
-            return Some(i * 8 + found.trailing_zeros() as usize / 8);
+            return Some(i * BLOCK + found.trailing_zeros() as usize);
         }
     }
     if rest.is_empty() {
         return None;
     }
-    let Some(word) = bytes.last_chunk::<8>() else { return rest.iter().position(|b| is(*b)) };
-    let found = in_word(u64::from_le_bytes(*word));
-    (found != 0).then(|| bytes.len() - 8 + found.trailing_zeros() as usize / 8)
+    let found = in_block(last);
+    (found != 0).then(|| bytes.len() - BLOCK + found.trailing_zeros() as usize)
+}
+
+/// The same of fewer bytes than a block has.
+#[inline(always)]
+fn first_of_few(bytes: &[u8], in_word: impl Fn(u64) -> u64, is: impl Fn(u8) -> bool) -> Option<usize> {
+    let place = |found: u64| found.trailing_zeros() as usize / 8;
+    let (Some(front), Some(back)) = (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) else {
+        return bytes.iter().position(|b| is(*b));
+    };
+    let found = in_word(u64::from_le_bytes(*front));
+    if found != 0 {
+        return Some(place(found));
+    }
+    let found = in_word(u64::from_le_bytes(*back));
+    (found != 0).then(|| bytes.len() - 8 + place(found))
+}
+
+/// Where the first control stands from `from` on: the same as [`control`] of what is there, of bytes that are looked at
+/// in one piece.
+#[inline(always)]
+pub(super) fn control_from(bytes: &[u8], from: usize) -> Option<usize> {
+    let in_block = |block: &[u8; BLOCK]| control_bytes(u8x16::new(*block)).to_bitmask();
+    let mut at = from;
+    while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        let found = in_block(block);
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize);
+        }
+        at += BLOCK;
+    }
+    let Some(last) = bytes.last_chunk() else {
+        return bytes.get(at..).and_then(control).map(|place| at + place);
+    };
+    // What lies before was looked at already.
+    let seen = (at + BLOCK).checked_sub(bytes.len())?;
+    let found = in_block(last).checked_shr(seen as u32).unwrap_or_default();
+    (found != 0).then(|| at + found.trailing_zeros() as usize)
 }
 
 /// Where the first control stands: a byte below the blank (the tab too), or DEL.
 #[inline]
 pub fn control(bytes: &[u8]) -> Option<usize> {
-    first(bytes, controls, is_control)
+    first(bytes, control_bytes, controls, is_control)
 }
 
 /// Where the first `byte` stands.
@@ -100,7 +178,7 @@ pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
     if bytes.len() > LONG {
         return memchr::memchr(byte, bytes);
     }
-    first(bytes, |word| equal(word, byte), |b| b == byte)
+    first(bytes, |block| same(block, byte), |word| equal(word, byte), |b| b == byte)
 }
 
 /// Where the first of two bytes stands.
@@ -109,14 +187,58 @@ pub fn find_either(one: u8, other: u8, bytes: &[u8]) -> Option<usize> {
     if bytes.len() > LONG {
         return memchr::memchr2(one, other, bytes);
     }
-    first(bytes, |word| equal(word, one) | equal(word, other), |b| b == one || b == other)
+    first(
+        bytes,
+        |block| same(block, one) | same(block, other),
+        |word| equal(word, one) | equal(word, other),
+        |b| b == one || b == other,
+    )
 }
 
 /// Whether there is a blank or a control.
 #[inline]
 pub fn has_blank(bytes: &[u8]) -> bool {
-    let blanks = |word| below(word, b' ' + 1) | equal(word, 0x7f);
-    first(bytes, blanks, |b| b == b' ' || is_control(b)).is_some()
+    let in_block = |block| between(block, 0, b' ') | same(block, 0x7f);
+    let in_word = |word| below(word, b' ' + 1) | equal(word, 0x7f);
+    first(bytes, in_block, in_word, |b| b == b' ' || is_control(b)).is_some()
+}
+
+/// Whether all bytes are visible ones of ASCII: no blank, no control, nothing beyond.
+#[inline]
+pub fn is_visible(bytes: &[u8]) -> bool {
+    let in_block = |block| !between(block, b'!', b'~');
+    let in_word = |word| below(word, b'!') | equal(word, 0x7f) | word & HIGHS;
+    first(bytes, in_block, in_word, |b| !b.is_ascii_graphic()).is_none()
+}
+
+/// Whether `is` holds of all bytes, of which there is one at least. What is shorter than a block is filled up with `filler`.
+#[inline(always)]
+fn all(bytes: &[u8], filler: u8, is: impl Fn(u8x16) -> u8x16) -> bool {
+    let is = |block: &[u8; BLOCK]| is(u8x16::new(*block)).to_bitmask() == 0xffff;
+    match bytes.last_chunk::<BLOCK>() {
+        // Of a longer one every block, the last of which may overlap the one before.
+        Some(last) => bytes.as_chunks().0.iter().all(is) && is(last),
+        None => {
+            let mut block = [filler; BLOCK];
+            block.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            !bytes.is_empty() && is(&block)
+        }
+    }
+}
+
+/// Whether all bytes are as in a name that everybody takes for one: letters, digits, `-` and `_`.
+#[inline]
+pub fn is_plain_name(bytes: &[u8]) -> bool {
+    all(bytes, b'a', name_bytes)
+}
+
+/// Whether there is nothing but letters, digits, `-`, `.` and `:` in it, as in nearly every authority.
+#[inline]
+pub fn is_plain_authority(bytes: &[u8]) -> bool {
+    all(bytes, b'a', |block| {
+        let letters = between(block | u8x16::splat(0x20), b'a', b'z');
+        letters | between(block, b'-', b'.') | between(block, b'0', b':')
+    })
 }
 
 /// Whether there is an upper case letter.
@@ -138,7 +260,7 @@ mod tests {
 
     #[test]
     fn every_byte_at_every_place_is_told_as_one_by_one() {
-        for len in 0..20 {
+        for len in 0..40 {
             for at in 0..len {
                 for b in 0..=255u8 {
                     for around in [b'a', 0x80, 0xff, b' '] {
@@ -151,6 +273,15 @@ mod tests {
                             "{bytes:?}"
                         );
                         assert_eq!(is_clean(&bytes), !matches!(b, b'\r' | b'\n' | 0), "{bytes:?}");
+                        for from in [0, at / 2, at, at + 1] {
+                            let there = control(&bytes[from..]).map(|place| from + place);
+                            assert_eq!(control_from(&bytes, from), there, "{bytes:?} from {from}");
+                        }
+                        let of_name = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+                        assert_eq!(is_plain_name(&bytes), bytes.iter().all(|b| of_name(*b)), "{bytes:?}");
+                        let of_host = |b: &u8| b.is_ascii_alphanumeric() || b"-.:".contains(b);
+                        assert_eq!(is_plain_authority(&bytes), bytes.iter().all(of_host), "{bytes:?}");
+                        assert_eq!(is_visible(&bytes), bytes.iter().all(u8::is_ascii_graphic), "{bytes:?}");
                         let place = |of: &[u8]| bytes.iter().position(|b| of.contains(b));
                         assert_eq!(find(b, &bytes), place(&[b]), "{bytes:?}");
                         assert_eq!(find_either(b, b'?', &bytes), place(&[b, b'?']), "{bytes:?}");

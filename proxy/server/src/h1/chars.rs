@@ -1,6 +1,6 @@
 //! Which bytes may stand where: one table, one bit a question.
 
-use sixfold_core::headers::{control, has_blank, is_token};
+use sixfold_core::headers::{control, has_blank, is_token, is_visible};
 
 const TOKEN: u8 = 1;
 const NGINX_NAME: u8 = 2;
@@ -93,13 +93,6 @@ pub(super) fn lower_token<'r>(bytes: &[u8], room: &'r mut [u8; SHORT]) -> Option
     all.then_some(lowered)
 }
 
-/// A name that everybody takes for one: a `token` of letters, digits, `-` and `_`.
-#[inline]
-pub(super) fn plain_name(bytes: &[u8]) -> bool {
-    const PLAIN: u8 = TOKEN | NGINX_NAME;
-    !bytes.is_empty() && bytes.iter().all(|b| TABLE[*b as usize] & PLAIN == PLAIN)
-}
-
 /// A header name that nginx takes for one (letters, digits, `-`, `_`).
 #[inline]
 pub(super) fn nginx_name(bytes: &[u8]) -> bool {
@@ -115,7 +108,7 @@ pub(super) fn blank_or_control(b: u8) -> bool {
 /// What Envoy lets stand in a path and query.
 #[inline]
 pub(super) fn envoy_target(bytes: &[u8]) -> bool {
-    !has_blank(bytes) && bytes.is_ascii()
+    is_visible(bytes)
 }
 
 /// What nginx lets stand in a request target: all but controls and blanks.

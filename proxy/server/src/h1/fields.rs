@@ -1,6 +1,6 @@
 //! Header field lines: names, values, limits, and what framing needs to know of them.
 
-use sixfold_core::headers::{Headers, Known, KnownSet, NameEnd, control, is_clean, lower_to_colon};
+use sixfold_core::headers::{Headers, Known, KnownSet, Lines, PlainLine, is_clean};
 
 use super::chars;
 use super::error::H1Error;
@@ -61,33 +61,71 @@ impl FieldSink {
         Ok(())
     }
 
-    /// Takes the line at the start of `ahead` if it is whole and as nearly all are ([`PlainLine`]); answers its length.
-    /// `None` is for [`FieldSink::take`], and nothing was taken.
+    /// Takes the lines at the start of `ahead` that are whole and as nearly all are ([`PlainLine`]); answers their length.
+    /// What follows is for [`FieldSink::take`].
     #[inline]
     pub(super) fn take_plain(
         &mut self,
         ahead: &[u8],
         headers: &mut Headers,
-        authority: Option<&mut Vec<u8>>,
+        mut authority: Option<&mut Vec<u8>>,
         opts: &H1Options,
-    ) -> Result<Option<usize>, H1Error> {
-        let mut room = [[0; 8]; chars::SHORT / 8];
-        let Some(plain) = PlainLine::find(ahead, &mut room) else { return Ok(None) };
-        let PlainLine { line, known, name, lower, upper, value } = plain;
-        self.count += 1;
-        opts.rules.check_count(self.count)?;
-        self.len += name.len() + value.len();
-        if self.note(known, name, value, headers, authority, opts)? {
-            match opts.keeps_spelling() {
-                true => headers.push_line(known, name.len(), upper, line),
-                false => headers.push_line_lower(known, lower, upper, line),
+    ) -> Result<usize, H1Error> {
+        let mut run = Run { at: 0, kept: 0, longest: opts.max_line_bytes.unwrap_or(usize::MAX) };
+        loop {
+            let from = run.at;
+            let mut lines = headers.begin_lines();
+            let more = self.take_run(ahead, &mut run, &mut lines, authority.as_deref_mut(), opts);
+            lines.finish(ahead.get(from..run.kept).unwrap_or_default(), !opts.keeps_spelling());
+            match more? {
+                Some((known, name)) => self.remember(known, name, headers, opts),
+                None => return Ok(run.at),
             }
         }
-        Ok(Some(line.len()))
+    }
+
+    /// Takes lines up to one that does not go into the block, or that has its spelling remembered: then it is told.
+    #[inline(always)]
+    fn take_run<'a>(
+        &mut self,
+        ahead: &'a [u8],
+        run: &mut Run,
+        lines: &mut Lines<'_>,
+        mut authority: Option<&mut Vec<u8>>,
+        opts: &H1Options,
+    ) -> Result<Option<(Known, &'a [u8])>, H1Error> {
+        let from = run.at;
+        loop {
+            run.kept = run.at;
+            let rest = ahead.get(run.at..).unwrap_or_default();
+            // What comes behind most lines is another one, and behind the last the end.
+            if rest.first() == Some(&b'\r') {
+                return Ok(None);
+            }
+            let Some(line) = PlainLine::find(rest).filter(|line| line.len() <= run.longest) else {
+                return Ok(None);
+            };
+            self.count += 1;
+            opts.rules.check_count(self.count)?;
+            self.len += line.name_len + line.value_len;
+            run.at += line.len();
+            let noted = line.known.filter(|known| NOTED.contains(*known));
+            if let Some(known) = noted {
+                let kept = self.note_known(known, line.value(rest), authority.as_deref_mut(), opts)?;
+                if kept {
+                    lines.add(&line, run.kept - from);
+                    run.kept = run.at;
+                }
+                if !kept || opts.remembers_spelling() {
+                    return Ok(Some((known, line.name(rest))));
+                }
+            } else {
+                lines.add(&line, run.kept - from);
+            }
+        }
     }
 
     /// Notes what a field that is let pass says of the message; false when it does not go into the block.
-    #[inline]
     fn note(
         &mut self,
         known: Option<Known>,
@@ -99,24 +137,28 @@ impl FieldSink {
     ) -> Result<bool, H1Error> {
         match known {
             Some(known) if NOTED.contains(known) => {
-                self.note_known(known, name, value, headers, authority, opts)
+                self.remember(known, name, headers, opts);
+                self.note_known(known, value, authority, opts)
             }
             _ => Ok(true),
+        }
+    }
+
+    /// Remembers how a name is spelled that the codec writes by itself.
+    #[inline]
+    fn remember(&self, known: Known, name: &[u8], headers: &mut Headers, opts: &H1Options) {
+        if opts.remembers_spelling() && is_remade(known) {
+            headers.remember_spelling(known, name);
         }
     }
 
     fn note_known(
         &mut self,
         known: Known,
-        name: &[u8],
         value: &[u8],
-        headers: &mut Headers,
         authority: Option<&mut Vec<u8>>,
         opts: &H1Options,
     ) -> Result<bool, H1Error> {
-        if opts.remembers_spelling() && is_remade(known) {
-            headers.remember_spelling(known, name);
-        }
         if let (Known::HOST, Some(authority)) = (known, authority) {
             self.take_host(value, authority, opts)?;
             return Ok(false);
@@ -139,41 +181,14 @@ impl FieldSink {
     }
 }
 
-/// A line without anything to think about: a name of letters, digits, `-` and `_`, a colon, one blank, a value without
-/// controls and blanks around it, CRLF, and after it a byte that does not continue it. Both profiles take it as it is.
-struct PlainLine<'a> {
-    /// With its line end.
-    line: &'a [u8],
-    known: Option<Known>,
-    name: &'a [u8],
-    /// The name in lower case.
-    lower: &'a [u8],
-    /// Whether there is an upper case letter in the name.
-    upper: bool,
-    value: &'a [u8],
-}
-
-impl<'a> PlainLine<'a> {
-    /// Looks at the line a word at a time, and at each byte of the name only where it is not well known.
-    #[inline]
-    fn find(ahead: &'a [u8], room: &'a mut [[u8; 8]; chars::SHORT / 8]) -> Option<PlainLine<'a>> {
-        let NameEnd { len, upper } = lower_to_colon(ahead, room)?;
-        let (name, rest) = ahead.split_at_checked(len)?;
-        let lower = room.as_flattened().get(..len)?;
-        let known = Known::find_lower(lower);
-        if known.is_none() && !chars::plain_name(name) {
-            return None;
-        }
-        let rest = rest.strip_prefix(b": ")?;
-        let end = control(rest)?;
-        let (value, rest) = rest.split_at_checked(end)?;
-        let [b'\r', b'\n', next, ..] = rest else { return None };
-        if value.first() == Some(&b' ') || value.last() == Some(&b' ') || matches!(next, b' ' | b'\t') {
-            return None;
-        }
-        let line = ahead.get(..len + end + 4)?;
-        Some(PlainLine { line, known, name, lower, upper, value })
-    }
+/// How far lines have been taken that lie side by side.
+struct Run {
+    /// Where the next one begins.
+    at: usize,
+    /// Where those end that go into the block together.
+    kept: usize,
+    /// Bytes that a line may have.
+    longest: usize,
 }
 
 /// Fields that say something of the message.

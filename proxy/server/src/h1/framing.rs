@@ -148,6 +148,11 @@ impl FramingFields {
                     _ => TransferEncoding::Repeated,
                 }
             }
+            // Nearly always it is this one, as it stands here.
+            Known::CONNECTION if value == b"keep-alive" => {
+                self.options = self.options.saturating_add(1);
+                self.keep_alive = true;
+            }
             Known::CONNECTION => tokens(value).for_each(|t| self.note_option(t)),
             Known::PROXY_CONNECTION => {
                 self.close |= tokens(value).any(|t| t.eq_ignore_ascii_case(b"close"));
@@ -186,6 +191,12 @@ pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// `1*DIGIT`, at most 2^63 - 1.
 pub(super) fn parse_length(value: &[u8]) -> Option<u64> {
+    // So many digits never overflow.
+    if let 1..=18 = value.len() {
+        let digit = |b: u8| b.wrapping_sub(b'0');
+        let valid = value.iter().all(|b| digit(*b) <= 9);
+        return valid.then(|| value.iter().fold(0, |n, b| n * 10 + u64::from(digit(*b))));
+    }
     if value.is_empty() {
         return None;
     }

@@ -97,14 +97,13 @@ impl LineReader {
         }
     }
 
-    /// What lies ahead, as far as one line may go and a byte more; nothing while a line is half read.
+    /// What lies ahead, as far as a head may go and a byte more; nothing while a line is half read.
     #[inline]
     pub(super) fn ahead<'a>(&self, buf: &'a [u8], opts: &H1Options) -> &'a [u8] {
         if self.scanned > self.pos {
             return &[];
         }
-        let room =
-            opts.max_head_bytes.saturating_sub(self.pos).min(opts.max_line_bytes.unwrap_or(usize::MAX));
+        let room = opts.max_head_bytes.saturating_sub(self.pos);
         let ahead = buf.get(self.pos..).unwrap_or_default();
         ahead.get(..room.saturating_add(1)).unwrap_or(ahead)
     }
@@ -116,6 +115,9 @@ impl LineReader {
         let ahead = self.ahead(buf, opts);
         let (text, rest) = ahead.split_at_checked(control(ahead)?)?;
         let [b'\r', b'\n', _, ..] = rest else { return None };
+        if opts.max_line_bytes.is_some_and(|max| text.len() + 2 > max) {
+            return None;
+        }
         self.step(text.len() + 2);
         Some(text)
     }

@@ -216,13 +216,13 @@ impl HeadParser {
     ) -> Result<bool, H1Error> {
         loop {
             let ahead = self.lines.ahead(buf, opts);
-            if self.lines.take_end(ahead, opts) {
+            let plain = self.sink.take_plain(ahead, headers, authority.as_deref_mut(), opts)?;
+            if plain > 0 {
+                self.lines.step(plain);
+            }
+            if self.lines.take_end(ahead.get(plain..).unwrap_or_default(), opts) {
                 opts.rules.apply(headers)?;
                 return Ok(true);
-            }
-            if let Some(len) = self.sink.take_plain(ahead, headers, authority.as_deref_mut(), opts)? {
-                self.lines.step(len);
-                continue;
             }
             match self.lines.logical(buf, opts)? {
                 None => return Ok(false),
@@ -305,8 +305,31 @@ fn next_word<'a>(line: &'a [u8], opts: &H1Options) -> (&'a [u8], &'a [u8]) {
     (word, rest.get(skip..).unwrap_or_default())
 }
 
+/// Method and target of a request line as nearly all are: a common method, one blank, a path, one blank, HTTP/1.1. Without
+/// strictness there is nothing more to be asked of it.
+#[inline]
+fn plain_request_line<'a>(line: &'a [u8], opts: &H1Options) -> Option<(Method, &'a [u8])> {
+    let (method, target) = match line.strip_suffix(b" HTTP/1.1")? {
+        [b'G', b'E', b'T', b' ', target @ ..] => (Method::GET, target),
+        [b'P', b'O', b'S', b'T', b' ', target @ ..] => (Method::POST, target),
+        [b'P', b'U', b'T', b' ', target @ ..] => (Method::PUT, target),
+        [b'H', b'E', b'A', b'D', b' ', target @ ..] => (Method::HEAD, target),
+        [b'D', b'E', b'L', b'E', b'T', b'E', b' ', target @ ..] => (Method::DELETE, target),
+        _ => return None,
+    };
+    (target.first() == Some(&b'/') && target::is_valid(target, opts.profile)).then_some((method, target))
+}
+
 /// The request line. The target is stored as it came; [`target::resolve`] sees to its form later.
 fn parse_request_line(line: &[u8], head: &mut RequestHead, opts: &H1Options) -> Result<Version, H1Error> {
+    if !opts.strict
+        && let Some((method, target)) = plain_request_line(line, opts)
+    {
+        head.method = method;
+        head.target.set(target);
+        head.version = Version::Http11;
+        return Ok(Version::Http11);
+    }
     let (method, rest) = next_word(line, opts);
     head.method = parse_method(method, opts)?;
     let (raw, rest) = next_word(rest, opts);

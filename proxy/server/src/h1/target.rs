@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use sixfold_core::headers::find;
+use sixfold_core::headers::{find, is_plain_authority};
 use sixfold_core::message::{Method, RequestHead, Scheme};
 
 use super::chars;
@@ -72,11 +72,7 @@ fn keep_sent(head: &mut RequestHead, raw: &[u8], opts: &H1Options) {
 /// `isUrlValid` and the states of nginx's request line parser.
 pub(super) fn check_syntax(raw: &[u8], connect: bool, opts: &H1Options) -> Result<(), H1Error> {
     const BAD: H1Error = H1Error::Malformed("bad request target");
-    let valid: fn(&[u8]) -> bool = match opts.profile {
-        Profile::Envoy => chars::envoy_target,
-        Profile::Apisix => chars::nginx_target,
-    };
-    if raw.is_empty() || !valid(raw) {
+    if raw.is_empty() || !is_valid(raw, opts.profile) {
         return Err(BAD);
     }
     if opts.strict && raw.contains(&b'#') {
@@ -90,6 +86,15 @@ pub(super) fn check_syntax(raw: &[u8], connect: bool, opts: &H1Options) -> Resul
             let host = rest.split(|b| matches!(b, b'/' | b'?')).next().unwrap_or_default();
             if chars::authority(host) && !host.windows(2).any(|w| w == b"@@") { Ok(()) } else { Err(BAD) }
         }
+    }
+}
+
+/// Whether the bytes may stand in a target at all.
+#[inline]
+pub(super) fn is_valid(raw: &[u8], profile: Profile) -> bool {
+    match profile {
+        Profile::Envoy => chars::envoy_target(raw),
+        Profile::Apisix => chars::nginx_target(raw),
     }
 }
 
@@ -154,6 +159,9 @@ fn has_port(authority: &[u8]) -> Option<bool> {
 /// # Errors
 /// [`H1Error::InvalidAuthority`].
 pub(crate) fn check_authority(authority: &[u8], profile: Profile) -> Result<(), H1Error> {
+    if profile == Profile::Envoy && is_plain_authority(authority) {
+        return Ok(());
+    }
     let ok = match profile {
         Profile::Envoy => chars::authority(authority),
         Profile::Apisix => {
