@@ -181,13 +181,15 @@ impl RouteFiles {
                 let mut diff = Diff::default();
                 next.look(contents, &mut diff).tell();
                 *now = next;
-                now.publish();
                 if !diff.is_empty() {
-                    match server.apply_blocking(diff) {
-                        Ok(()) => tracing::info!("routes read again and applied"),
-                        Err(errors) => errors.iter().for_each(|error| tracing::error!("{error}")),
+                    if let Err(errors) = server.apply_blocking(diff) {
+                        errors.iter().for_each(|error| tracing::error!("{error}"));
+                        continue;
                     }
+                    tracing::info!("routes read again and applied");
                 }
+                // What is shown is what is in force.
+                now.publish();
             }
         };
         std::thread::Builder::new().name("route-files".to_owned()).spawn(look).map(drop)

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// What an upstream was sent.
 type Seen = Arc<Mutex<Vec<String>>>;
@@ -162,16 +162,58 @@ async fn a_mirror_that_is_slow_is_given_up_and_holds_up_nobody() {
     assert_eq!(counted(&registry, "m0", "upstream_cx_active"), 0, "half a request is no request");
 }
 
+/// Little is on the way to it.
+fn with_a_small_window() -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket.listen(8).unwrap()
+}
+
+/// Its time ran from when it had first been full, though it took pieces all the while.
+#[tokio::test]
+async fn a_mirror_that_is_late_and_goes_on_taking_gets_the_whole_body() {
+    const PIECE: usize = 64 << 10;
+    const AHEAD: usize = 68 * PIECE;
+    const WHOLE: usize = AHEAD + 150 * PIECE;
+    let (a, _) = recording(|_| ok("done")).await;
+    let late = with_a_small_window();
+    let (proxy, registry) = Mirrored::new(a.address, &[late.local_addr().unwrap()])
+        .route(&["m0"], |f| f.timeouts.request = Some(Duration::from_millis(800)))
+        .serve()
+        .await;
+    let (took, mut taken) = tokio::sync::mpsc::channel(1000);
+    let mirror = tokio::spawn(async move {
+        let (mut copy, _) = late.accept().await.unwrap();
+        let mut piece = vec![0; PIECE];
+        while copy.read_exact(&mut piece).await.is_ok() {
+            let _ = took.send(()).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let mut client = TcpStream::connect(proxy).await.unwrap();
+    client
+        .write_all(format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {WHOLE}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    client.write_all(&vec![b'z'; AHEAD]).await.unwrap();
+    // From here on it is behind by as much as sockets can't take.
+    for _ in 0..150 {
+        taken.recv().await.expect("the copy goes on");
+        client.write_all(&[b'z'; PIECE]).await.unwrap();
+    }
+    assert!(read_message(&mut client).await.unwrap().starts_with("HTTP/1.1 200 "));
+    assert_eq!(counted(&registry, "m0", "upstream_rq_timeout"), 0);
+    assert_eq!(counted(&registry, "a", "retry_or_shadow_abandoned"), 0);
+    mirror.abort();
+}
+
 /// Its time began when it had taken the end of the body, which it never did: the copy and what it held stayed for ever.
 #[tokio::test]
 async fn a_mirror_that_stops_in_the_middle_of_a_body_is_given_up_in_time() {
     let (a, _) = recording(|_| ok("done")).await;
     let limit = Some(Duration::from_millis(300));
-    // Its window is small, so that little is on the way.
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let stopped = socket.listen(8).unwrap();
+    let stopped = with_a_small_window();
     let (proxy, registry) = Mirrored::new(a.address, &[stopped.local_addr().unwrap()])
         .route(&["m0"], |f| f.timeouts.request = limit)
         .serve()

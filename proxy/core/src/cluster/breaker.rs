@@ -243,6 +243,13 @@ impl Cluster {
         }
     }
 
+    /// Whether one connection fewer would give leave for another. It would not while forced ones stand above a limit.
+    pub fn wants_one_closed(&self, host: &Host, high: bool) -> bool {
+        let breaker = self.breaker(high);
+        breaker.count(Resource::Connections) <= breaker.limit(Resource::Connections)
+            && host.reserved_connections.load(Relaxed) <= self.config.max_host_connections
+    }
+
     /// The same whatever the limits say.
     pub fn force_connection(&self, host: &Arc<Host>, high: bool) -> ConnectionPermit {
         let limited = self.config.max_host_connections != u32::MAX;
@@ -285,7 +292,10 @@ mod tests {
         let hosts: Vec<_> = cluster.hosts.load().iter().map(|m| m.host.clone()).collect();
         let first = cluster.connection(&hosts[0], false);
         assert!(first.is_some() && cluster.connection(&hosts[0], false).is_none());
+        assert!(cluster.wants_one_closed(&hosts[0], false));
         let forced = cluster.force_connection(&hosts[0], false);
+        assert!(!cluster.wants_one_closed(&hosts[0], false), "one more would have to go");
+        assert!(cluster.wants_one_closed(&hosts[1], false), "the cluster's limit is not passed");
         let second = cluster.connection(&hosts[1], false).unwrap();
         assert!(cluster.connection(&hosts[2], false).is_none(), "the cluster's limit");
         assert!(cluster.connection(&hosts[2], true).is_some(), "another priority's limit");

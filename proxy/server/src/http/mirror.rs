@@ -190,8 +190,8 @@ struct Shadow {
 enum Body {
     /// More may come.
     Open,
-    /// The mirror takes no more for now.
-    Full,
+    /// The mirror takes no more for now, whether or not it `took` some before.
+    Full { took: bool },
     /// This was its end.
     Ended,
     /// It has ended before, or there is none.
@@ -276,8 +276,9 @@ impl Shadow {
                     progress.complete = Instant::now();
                     out.limit(self.until(progress.complete));
                 }
-                // The client may be done meanwhile, and nobody else watches a mirror that takes no more.
-                Body::Full if !progress.stalled => {
+                // The client may be done meanwhile, and nobody else watches a mirror that takes no more. One that is
+                // late and goes on taking has the whole time again.
+                Body::Full { took } if took || !progress.stalled => {
                     progress.stalled = true;
                     out.limit(self.until(Instant::now()));
                 }
@@ -285,7 +286,7 @@ impl Shadow {
                     progress.stalled = false;
                     out.limit(None);
                 }
-                Body::Full | Body::Open | Body::Gone => {}
+                Body::Full { .. } | Body::Open | Body::Gone => {}
             }
             let piece = out.poll_piece(cx);
             if let (false, Some(status)) = (progress.counted, out.answered()) {
@@ -304,12 +305,16 @@ impl Shadow {
     /// Passes on what has come of the body.
     fn poll_body(&mut self, out: &mut Outbound, cx: &mut Context<'_>) -> Result<Body, Failure> {
         let Some(parts) = &mut self.parts else { return Ok(Body::Gone) };
+        let mut took = false;
         while let Poll::Ready(room) = out.poll_room(cx) {
             room?;
             match parts.poll_recv(cx) {
                 // Without an end the copy is given up, from outside.
                 Poll::Pending | Poll::Ready(None) => return Ok(Body::Open),
-                Poll::Ready(Some(Part::Data(bytes, _))) => out.push(bytes),
+                Poll::Ready(Some(Part::Data(bytes, _))) => {
+                    out.push(bytes);
+                    took = true;
+                }
                 Poll::Ready(Some(Part::End(trailers))) => {
                     out.end(trailers);
                     self.parts = None;
@@ -317,7 +322,7 @@ impl Shadow {
                 }
             }
         }
-        Ok(Body::Full)
+        Ok(Body::Full { took })
     }
 
     /// When an exchange ends that is left to itself since then.

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 const MAX_IDLE: usize = 4096;
 /// How long a request waits for a connection or for room on one before it looks again: an upstream that allows more
 /// streams, a connection of another kind that is idle now, or another worker that closes one, tells nobody.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The upstream connections of one worker; a clone is the same.
 #[derive(Clone)]
@@ -442,9 +442,12 @@ fn leave_to_open(
     Some((permit, Place::new(&pool.queue, kind)))
 }
 
-/// Leave by the limits. A connection that is idle and can't serve the request is closed to make room.
+/// Leave by the limits. A connection that is idle and can't serve the request is closed to make room, unless that makes
+/// none: who takes turns with requests that wait would lose its connection to each look of theirs.
 fn permit(pool: &mut HostPool, wanted: &Wanted<'_>) -> Option<ConnectionPermit> {
     let Wanted { cluster, host, high, .. } = *wanted;
-    let permit = cluster.connection(host, high);
-    if permit.is_none() && pool.close_oldest() { cluster.connection(host, high) } else { permit }
+    cluster.connection(host, high).or_else(|| {
+        let made = cluster.wants_one_closed(host, high) && pool.close_oldest();
+        made.then(|| cluster.connection(host, high)).flatten()
+    })
 }

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::pool::LOOK_AGAIN;
 use super::*;
 use crate::deadline::Deadline;
 use crate::h1::Profile;
@@ -302,6 +303,34 @@ async fn a_kind_without_a_connection_gets_one_whatever_others_have() {
     assert!(tokio::time::timeout(Duration::from_millis(1500), &mut second).await.is_err());
     pools.give_back(taken.remove(0), Instant::now());
     assert_eq!(second.await.unwrap().connect_ms, None);
+}
+
+/// Each look of a request that waits closed the idle connection of another kind, though that made no room for it.
+#[tokio::test]
+async fn requests_that_wait_leave_connections_of_other_kinds() {
+    for of_host in [false, true] {
+        let endpoint = Endpoint::http2().await;
+        let cluster = cluster(&[endpoint.address], |config| {
+            config.protocol = UpstreamProtocol::Downstream;
+            match of_host {
+                true => config.max_host_connections = 1,
+                false => config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() },
+            }
+        });
+        let (pools, cluster) = (&Pools::default(), &cluster);
+        let first = take(pools, cluster, 0).await.unwrap();
+        let shared = async || take_as(pools, cluster, 0, |w| w.downstream_http2 = true).await.unwrap();
+        drop(shared().await);
+        let second = take(pools, cluster, 0);
+        tokio::pin!(second);
+        let looks = LOOK_AGAIN * 5 / 2;
+        assert!(tokio::time::timeout(looks, &mut second).await.is_err());
+        assert_eq!(shared().await.connect_ms, None, "the shared connection stayed");
+        drop(first);
+        let second = tokio::time::timeout(LOOK_AGAIN * 2, second).await.expect("it waits").unwrap();
+        endpoint.open(2).await;
+        assert_eq!((second.stream.is_http2(), endpoint.ever.load(SeqCst)), (false, 3));
+    }
 }
 
 /// The time ran from the beginning of the last stream, and nobody counted its end.
