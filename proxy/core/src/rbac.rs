@@ -4,6 +4,7 @@
 use crate::connection::Connection;
 use crate::matcher::{HeaderMatcher, StringMatcher};
 use crate::message::RequestHead;
+use crate::router::Template;
 use crate::stream::Stream;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -54,6 +55,8 @@ pub enum Condition {
     Header(Box<HeaderMatcher>),
     /// The path without its query; there is none on a connection.
     Path(StringMatcher),
+    /// The path without its query, by a template; there is none on a connection.
+    PathTemplate(Box<Template>),
     /// The address that the client meant.
     Destination(IpNet),
     /// Its port.
@@ -150,6 +153,9 @@ impl Condition {
             Condition::Not(condition) => !condition.holds(subject),
             Condition::Header(header) => header.matches(request),
             Condition::Path(path) => !request.target.is_empty() && path.matches(request.target.path()),
+            Condition::PathTemplate(template) => {
+                !request.target.is_empty() && template.matches(request.target.path())
+            }
             Condition::Destination(range) => range.contains(&connection.local.ip()),
             Condition::DestinationPort(ports) => ports.contains(&u32::from(connection.local.port())),
             Condition::ServerName(name) => {
@@ -246,6 +252,9 @@ mod tests {
         };
         assert_eq!(holds(header(false)), [false, false, true]);
         assert_eq!(holds(header(true)), [true, true, false]);
+        let template = |text| Condition::PathTemplate(Template::parse(text).unwrap().into());
+        assert_eq!(holds(template("/{one}")), [false, false, true]);
+        assert_eq!(holds(template("/{one}/**")), [false; 3]);
         let both = Condition::All([Condition::Always, header(false)].into());
         assert_eq!(holds(both), [false, false, true]);
         assert_eq!(

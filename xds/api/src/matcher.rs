@@ -1,8 +1,10 @@
 //! Matchers of strings, headers, query parameters and cookies.
 
+use crate::pb::envoy::config::core::v3::TypedExtensionConfig;
 use crate::pb::envoy::config::route::v3 as proto;
 use crate::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use crate::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+use crate::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use crate::pb::envoy::r#type::matcher::v3::{StringMatcher as ProtoString, string_matcher::MatchPattern};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::matcher::{
@@ -10,6 +12,7 @@ use sixfold_core::matcher::{
 };
 
 use crate::values::{Result, full_regex, not_empty, required};
+use crate::{any, refuse};
 
 /// type/matcher/v3/string.proto StringMatcher.
 pub fn string(value: &ProtoString) -> Result<StringMatcher> {
@@ -87,6 +90,21 @@ fn header_test(value: &Option<HeaderMatchSpecifier>) -> Result<HeaderMatch> {
             StringMatcher::Regex(full_regex(regex).in_key("safe_regex_match")?)
         }
     }))
+}
+
+/// The template of extensions/path/match/uri_template/v3 UriTemplateMatchConfig.
+///
+/// # Errors
+/// It is another extension, or none.
+pub fn path_template(value: &TypedExtensionConfig) -> Result<String> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let config = required(typed_config, "typed_config")?;
+    let kind = any::type_name(config).in_key("typed_config")?;
+    if kind != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
+        return Err(refuse::extension("path match policy", name, &kind));
+    }
+    let UriTemplateMatchConfig { path_template } = any::unpack(config).in_key("typed_config")?;
+    Ok(path_template)
 }
 
 /// config/route/v3 QueryParameterMatcher.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::rbac::{Action, Condition, Policy, Rules};
+use sixfold_core::router::Template;
 
 use crate::matcher;
+use crate::pb::envoy::config::core::v3::TypedExtensionConfig;
 use crate::pb::envoy::config::rbac::v3 as proto;
 use crate::pb::envoy::config::rbac::v3::permission::Rule;
 use crate::pb::envoy::config::rbac::v3::principal::{Authenticated, Identifier};
@@ -79,7 +81,7 @@ fn permission(value: &proto::Permission) -> Result<Condition> {
         Rule::Metadata(_) => return unsupported("metadata"),
         Rule::SourcedMetadata(_) => return unsupported("sourced_metadata"),
         Rule::Matcher(_) => return unsupported("matcher"),
-        Rule::UriTemplate(_) => return unsupported("uri_template"),
+        Rule::UriTemplate(value) => Condition::PathTemplate(template(value).in_key("uri_template")?.into()),
     })
 }
 
@@ -122,6 +124,11 @@ fn path(value: &PathMatcher) -> Result<Condition> {
     Ok(Condition::Path(compiled().in_key("url_path")?))
 }
 
+fn template(value: &TypedExtensionConfig) -> Result<Template> {
+    let text = matcher::path_template(value)?;
+    Template::parse(&text).map_err(|reason| ConfigError::field("typed_config", reason))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -135,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_condition_reaches_the_rules() {
-        let all = "permissions: [{and_rules: {rules: [{any: true}, {header: {name: x, present_match: true}}, {url_path: {path: {prefix: /a}}}, {destination_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {destination_port: 80}, {destination_port_range: {start: 1, end: 9}}, {requested_server_name: {exact: s}}]}}, {or_rules: {rules: [{not_rule: {any: true}}]}}], principals: [{and_ids: {ids: [{any: true}, {authenticated: {principal_name: {exact: n}}}, {authenticated: {}}, {source_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {direct_remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {header: {name: x, present_match: true}}, {url_path: {path: {exact: /b}}}]}}, {or_ids: {ids: [{not_id: {any: true}}]}}]";
+        let all = "permissions: [{and_rules: {rules: [{any: true}, {header: {name: x, present_match: true}}, {url_path: {path: {prefix: /a}}}, {destination_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {destination_port: 80}, {destination_port_range: {start: 1, end: 9}}, {requested_server_name: {exact: s}}, {uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: '/a/{b}/**'}}}]}}, {or_rules: {rules: [{not_rule: {any: true}}]}}], principals: [{and_ids: {ids: [{any: true}, {authenticated: {principal_name: {exact: n}}}, {authenticated: {}}, {source_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {direct_remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {header: {name: x, present_match: true}}, {url_path: {path: {exact: /b}}}]}}, {or_ids: {ids: [{not_id: {any: true}}]}}]";
         let shown = compiled(all).unwrap();
         for part in [
             "Deny",
@@ -146,6 +153,7 @@ mod tests {
             "DestinationPort(80..81)",
             "DestinationPort(1..9)",
             "ServerName(",
+            "PathTemplate(",
             "Not(Always)",
             "Authenticated(Some(",
             "Authenticated(None)",
@@ -173,6 +181,12 @@ mod tests {
             (
                 format!("permissions: [{{destination_port: 65536}}], {any}"),
                 "permissions[0].destination_port: must be at most 65535",
+            ),
+            (
+                format!(
+                    "permissions: [{{uri_template: {{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: 'a'}}}}}}], {any}"
+                ),
+                "permissions[0].uri_template.typed_config: path_template \"a\": must begin with / and hold visible ASCII characters alone",
             ),
             (format!("permissions: [{{any: true}}], {any}, condition: {{}}"), "condition: is not supported"),
         ] {

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::headers::is_clean;
 use sixfold_core::route::{Action, Decorator, Ids, PathMatch, Predicate, RareOptions, Route, RouteStats};
-use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_match::{PathSpecifier, TlsContextMatchOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::{
     Decorator as ProtoDecorator, Route as ProtoRoute, RouteMatch, route,
 };
-use sixfold_xds_api::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
-use sixfold_xds_api::{any, header_ops, matcher, metadata, refuse, refused};
+use sixfold_xds_api::{header_ops, matcher, metadata, refused};
 
 use crate::filters::Level;
 
@@ -162,9 +160,9 @@ fn path(value: &PathSpecifier, ignore_case: bool) -> Result<PathMatch> {
         // Envoy ignores `case_sensitive` here.
         PathSpecifier::SafeRegex(regex) => PathMatch::Regex(full_regex(regex).in_key("safe_regex")?.into()),
         PathSpecifier::ConnectMatcher(_) => PathMatch::Connect,
-        PathSpecifier::PathMatchPolicy(policy) => {
-            PathMatch::Template(template::pattern(&match_policy(policy).in_key("path_match_policy")?)?.into())
-        }
+        PathSpecifier::PathMatchPolicy(policy) => PathMatch::Template(
+            template::pattern(&matcher::path_template(policy).in_key("path_match_policy")?)?.into(),
+        ),
     })
 }
 
@@ -176,15 +174,4 @@ fn separated_prefix(prefix: &str) -> Result<&str> {
         return Err(ConfigError::field("path_separated_prefix", reason));
     }
     Ok(prefix)
-}
-
-pub(super) fn match_policy(value: &TypedExtensionConfig) -> Result<String> {
-    let TypedExtensionConfig { name, typed_config } = value;
-    let config = required(typed_config, "typed_config")?;
-    let kind = any::type_name(config).in_key("typed_config")?;
-    if kind != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
-        return Err(refuse::extension("path match policy", name, &kind));
-    }
-    let UriTemplateMatchConfig { path_template } = any::unpack(config).in_key("typed_config")?;
-    Ok(path_template)
 }

@@ -6,7 +6,7 @@ use sixfold_core::router::{Template, parse_rewrite};
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteMatch;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_match::PathSpecifier;
 
-use super::entry::match_policy;
+use sixfold_xds_api::matcher;
 use sixfold_xds_api::values::Result;
 
 /// A `path_template`.
@@ -19,6 +19,6 @@ pub(super) fn rewrite(text: &str, r#match: &RouteMatch) -> Result<Box<[TemplateP
     let Some(PathSpecifier::PathMatchPolicy(policy)) = &r#match.path_specifier else {
         return Err(ConfigError::new("needs path_match_policy in the match"));
     };
-    let template = pattern(&match_policy(policy)?)?;
+    let template = pattern(&matcher::path_template(policy)?)?;
     parse_rewrite(text, &template).map_err(|reason| ConfigError::field("typed_config", reason))
 }
