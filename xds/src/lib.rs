@@ -26,7 +26,7 @@ mod retry;
 mod route;
 pub mod sds;
 mod skipped;
-pub use skipped::left_out;
+pub use skipped::{REFUSED, left_out, skipped};
 mod stats;
 #[cfg(test)]
 mod testing;

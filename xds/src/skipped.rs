@@ -83,7 +83,35 @@ pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
     true
 }
 
+/// Extensions that Istio's control plane sends when its users ask for them, and that are refused by name: without what they
+/// do, requests would be let through that should not be, or go where they should not.
+pub const REFUSED: [(&str, &str); 15] = [
+    ("HTTP filter", "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"),
+    ("HTTP filter", "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+    ("HTTP filter", "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
+    ("HTTP filter", "envoy.extensions.filters.http.lua.v3.Lua"),
+    ("HTTP filter", "envoy.extensions.filters.http.wasm.v3.Wasm"),
+    ("network filter", "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
+    ("network filter", "envoy.extensions.filters.network.set_filter_state.v3.Config"),
+    ("network filter", "envoy.extensions.filters.network.wasm.v3.Wasm"),
+    ("listener filter", "envoy.extensions.filters.listener.original_src.v3.OriginalSrc"),
+    ("transport socket", "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport"),
+    ("access log", "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig"),
+    ("access log", "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig"),
+    ("access log filter", "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"),
+    ("tracing provider", "envoy.config.trace.v3.OpenTelemetryConfig"),
+    ("tracing provider", "envoy.config.trace.v3.ZipkinConfig"),
+];
+
+/// Those that are left out: where each stands, its configuration, and what is missing without it.
+pub fn skipped() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    SKIPPED.iter().map(|skipped| (skipped.place.shown(), skipped.config, skipped.loss))
+}
+
 /// What was left out of all that this process has compiled, a sentence for each kind.
 pub fn left_out() -> Vec<String> {
     SKIPPED.iter().filter_map(|skipped| skipped.told.get().cloned()).collect()
 }
+
+#[cfg(test)]
+mod tests;

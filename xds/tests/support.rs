@@ -372,6 +372,17 @@ fn page() -> String {
          message in which a *refused* one is set is refused as a whole, with the field's name.\nOf an extension that is not listed the whole is \
          refused by its name. The page is made from the code (`xds/tests/support.rs`), and a test fails when it is out of date.\n",
     );
+    page.push_str("\n## What Istio sends beside\n\n");
+    page.push_str("These are left out of what they stand in, and the log says so once for each:\n\n");
+    for (place, config, loss) in sixfold_xds::skipped() {
+        writeln!(page, "- {place} `{config}`: {loss}").unwrap();
+    }
+    page.push_str(
+        "\nThese come when its users ask for them, and are refused by name, with what they stand in:\n\n",
+    );
+    for (place, config) in sixfold_xds::REFUSED {
+        writeln!(page, "- {place} `{config}`").unwrap();
+    }
     let mut all: Vec<&str> = definition::names().filter(|name| name.starts_with("envoy.")).collect();
     all.sort_by_key(|name| (ROOTS.iter().position(|root| root == name).unwrap_or(ROOTS.len()), *name));
     for message in all {

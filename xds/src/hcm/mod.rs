@@ -187,11 +187,28 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
         add_proxy_protocol_connection_state,
         forward_proto_config,
     ));
-    // Without a provider nothing is traced, whatever else is said about it.
-    if let Some(Tracing { provider: Some(_), .. }) = tracing {
-        faults.take::<()>(Err(ConfigError::field("tracing.provider", "is not supported")));
-    }
+    let traced = tracing.as_ref().map(untraced).transpose();
+    faults.take(traced.in_key("tracing"));
     faults.end(())
+}
+
+/// Without a provider nothing is traced, whatever else is said about it.
+fn untraced(value: &Tracing) -> Result<()> {
+    let Tracing {
+        client_sampling: _,
+        random_sampling: _,
+        overall_sampling: _,
+        verbose: _,
+        max_path_tag_length: _,
+        custom_tags: _,
+        provider,
+        spawn_upstream_span: _,
+        operation: _,
+        upstream_operation: _,
+        no_context_propagation: _,
+    } = value;
+    refuse!(provider);
+    Ok(())
 }
 
 /// What a connection manager has of its routes.

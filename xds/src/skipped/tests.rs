@@ -1,0 +1,103 @@
+//! What becomes of the extensions that Istio's control plane sends.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use sixfold_core::error::ConfigError;
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::google::protobuf::Any;
+
+use super::*;
+use crate::testing::{context, read};
+use crate::{cluster, listener};
+
+const MANAGER: &str =
+    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const ROUTER: &str =
+    "{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+const FILE: &str = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
+
+/// An extension, without settings as far as that is valid.
+fn extension(config: &str) -> String {
+    format!("{{name: x, typed_config: {{'@type': type.googleapis.com/{config}}}}}")
+}
+
+/// The same of a type that nobody has a definition of: TypedStruct says its name.
+fn wrapped(config: &str) -> String {
+    format!(
+        "{{name: x, typed_config: {{'@type': type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/{config}}}}}"
+    )
+}
+
+fn compile_listener(filters: &str, fields: &str) -> Result<(), ConfigError> {
+    let text = format!(
+        "name: l\naddress: {{socket_address: {{address: 127.0.0.1, port_value: 1}}}}\nfilter_chains: [{{filters: [{filters}]}}]\n{fields}"
+    );
+    listener::compile(&context(), &read(&text)).map(drop)
+}
+
+fn compile_manager(filters: &str, fields: &str) -> Result<(), ConfigError> {
+    let manager = format!(
+        "{{name: h, typed_config: {{'@type': {MANAGER}, stat_prefix: s, route_config: {{name: r}}, http_filters: [{filters}{ROUTER}], {fields}}}}}"
+    );
+    compile_listener(&manager, "")
+}
+
+fn compile_cluster(fields: &str) -> Result<(), ConfigError> {
+    cluster::compile(&context(), &read(&format!("name: c\n{fields}")), true).map(drop)
+}
+
+const DIRECT: &str = "{name: d, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config}}";
+
+/// Compiles the extension where it stands.
+fn compile(place: &str, extension: &str) -> Result<(), ConfigError> {
+    match place {
+        "HTTP filter" => compile_manager(&format!("{extension}, "), ""),
+        "network filter" => compile_listener(&format!("{extension}, {DIRECT}"), ""),
+        "listener filter" => compile_listener(DIRECT, &format!("listener_filters: [{extension}]")),
+        "transport socket" => compile_cluster(&format!("transport_socket: {extension}")),
+        "filter of clusters" => compile_cluster(&format!("filters: [{extension}]")),
+        "access log" => compile_manager("", &format!("access_log: [{extension}]")),
+        "access log filter" => compile_manager(
+            "",
+            &format!(
+                "access_log: [{{name: f, filter: {{extension_filter: {extension}}}, typed_config: {{'@type': {FILE}, path: /dev/null}}}}]"
+            ),
+        ),
+        "tracing provider" => compile_manager("", &format!("tracing: {{provider: {extension}}}")),
+        place => panic!("where is a {place}?"),
+    }
+}
+
+/// Whoever relied on the list would be told that all is well while a policy was not held.
+#[test]
+fn what_is_said_to_be_refused_is_refused_by_name() {
+    for (place, config) in REFUSED {
+        let compiled = compile(place, &extension(config));
+        let error = compiled.expect_err(&format!("{place} {config}")).to_string();
+        let by_field = error.ends_with(": is not supported");
+        assert!(error.contains(config) || by_field, "{place} {config}: {error}");
+    }
+}
+
+#[test]
+fn what_is_said_to_be_left_out_is_taken() {
+    for (place, config, loss) in skipped().filter(|(place, ..)| *place != "bootstrap extension") {
+        let taken = compile(place, &wrapped(config));
+        assert!(taken.is_ok(), "{place} {config}: {}", taken.unwrap_err());
+        let told = left_out();
+        assert!(
+            told.iter().any(|line| line.contains(config) && line.ends_with(loss)),
+            "{config} in {told:?}"
+        );
+    }
+    let unknown = compile("HTTP filter", &wrapped("stats.Other")).unwrap_err().to_string();
+    assert!(unknown.ends_with("unknown type \"stats.Other\""), "{unknown}");
+}
+
+#[test]
+fn what_is_left_out_is_told_apart_by_its_place() {
+    let exchange = "envoy.tcp.metadataexchange.config.MetadataExchange";
+    assert!(compile("HTTP filter", &wrapped(exchange)).is_err());
+    let resolved =
+        any::type_name(&Any { type_url: format!("type.googleapis.com/{exchange}"), value: Vec::new() });
+    assert_eq!(resolved.unwrap(), exchange);
+}
