@@ -1,15 +1,16 @@
 //! TLS towards endpoints.
 
-use super::server::{load_identity, version_name};
-use super::verify::{Peer, PeerCheck, ServerVerifier};
+use super::reuse::Parts;
+use super::server::version_name;
+use super::verify::{PeerCheck, ServerVerifier};
 use super::{Awaited, ContextChange, Identity, Protocols, Validation, cipher_name, describe};
 use crate::connection::TlsInfo;
 use crate::error::ConfigError;
 use arc_swap::ArcSwapOption;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, SignatureScheme};
-use std::sync::{Arc, Weak};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, HandshakeKind, SignatureScheme, WantsVerifier};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Longest server name, bytes (RFC 1035 section 2.3.4, and more than any that a handshake takes).
 const MAX_NAME: usize = 255;
@@ -70,11 +71,23 @@ pub enum AlpnOffer {
 /// Compiled settings.
 #[derive(Debug)]
 pub struct ClientContext {
-    /// One for each [`AlpnOffer`]; they share the rest.
-    configs: [Arc<ClientConfig>; 4],
+    base: Base,
+    /// One for each [`AlpnOffer`]; they share the rest. Made for the first connection: most of a thousand clusters never
+    /// have one, and the sessions of each take kilobytes.
+    configs: OnceLock<[Arc<ClientConfig>; 4]>,
     sni: Option<Box<str>>,
     auto_sni: bool,
     auto_host_sni: bool,
+}
+
+/// What connections are configured with. All that can be wrong with it has been looked at.
+#[derive(Debug)]
+struct Base {
+    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
+    verifier: Arc<ServerVerifier>,
+    identity: Option<Arc<CertifiedKey>>,
+    alpn: Vec<String>,
+    resumption: bool,
 }
 
 /// TLS of a cluster: what it holds can be replaced, which touches handshakes to come alone.
@@ -137,23 +150,51 @@ impl std::fmt::Debug for ClientTls {
     }
 }
 
+impl Base {
+    fn configs(&self) -> [Arc<ClientConfig>; 4] {
+        let builder =
+            self.builder.clone().dangerous().with_custom_certificate_verifier(self.verifier.clone());
+        let mut base = match &self.identity {
+            Some(key) => builder.with_client_cert_resolver(Arc::new(Always(key.clone()))),
+            None => builder.with_no_client_auth(),
+        };
+        if !self.resumption {
+            base.resumption = Resumption::disabled();
+        }
+        let offers: [&[&str]; 4] = [&[], &["http/1.1"], &["h2"], &["h2", "http/1.1"]];
+        offers.map(|offer| {
+            let mut config = base.clone();
+            config.alpn_protocols = match self.alpn.is_empty() {
+                true => offer.iter().map(|p| p.as_bytes().to_vec()).collect(),
+                false => self.alpn.iter().map(|p| p.as_bytes().to_vec()).collect(),
+            };
+            Arc::new(config)
+        })
+    }
+}
+
 impl ClientContext {
     /// Compiles settings.
     ///
     /// # Errors
     /// Names the field, the file and the reason.
     pub fn new(settings: ClientSettings) -> Result<Arc<ClientContext>, ConfigError> {
+        ClientContext::with(&Parts::default(), settings)
+    }
+
+    /// The same; what other settings are made of too is shared with them.
+    pub(super) fn with(parts: &Parts, settings: ClientSettings) -> Result<Arc<ClientContext>, ConfigError> {
         if settings.sni.as_ref().is_some_and(|sni| sni.len() > MAX_NAME || sni.contains('\0')) {
             return Err(ConfigError::field("sni", "not a server name"));
         }
-        let provider = settings.protocols.provider()?;
+        let provider = parts.provider(&settings.protocols)?;
         let versions = settings.protocols.versions()?;
         let check = match settings.validation {
-            Some(validation) => Some(PeerCheck::new(validation, Peer::Server, &provider)?),
+            Some(validation) => Some(PeerCheck::new(validation, |of| parts.authorities(of, &provider))?),
             None => None,
         };
         let identity = match &settings.identity {
-            Some(identity) => Some(load_identity(identity, &provider)?),
+            Some(identity) => Some(parts.identity(identity, &provider)?),
             None => None,
         };
         let verifier = ServerVerifier {
@@ -163,27 +204,17 @@ impl ClientContext {
         };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)
-            .map_err(|e| ConfigError::new(e.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
-        let mut base = match identity {
-            Some(key) => builder.with_client_cert_resolver(Arc::new(Always(Arc::new(key)))),
-            None => builder.with_no_client_auth(),
+            .map_err(|e| ConfigError::new(e.to_string()))?;
+        let base = Base {
+            builder,
+            verifier: Arc::new(verifier),
+            identity,
+            alpn: settings.alpn,
+            resumption: settings.resumption,
         };
-        if !settings.resumption {
-            base.resumption = Resumption::disabled();
-        }
-        let offers: [&[&str]; 4] = [&[], &["http/1.1"], &["h2"], &["h2", "http/1.1"]];
-        let configs = offers.map(|offer| {
-            let mut config = base.clone();
-            config.alpn_protocols = match settings.alpn.is_empty() {
-                true => offer.iter().map(|p| p.as_bytes().to_vec()).collect(),
-                false => settings.alpn.iter().map(|p| p.as_bytes().to_vec()).collect(),
-            };
-            Arc::new(config)
-        });
         Ok(Arc::new(ClientContext {
-            configs,
+            base,
+            configs: OnceLock::new(),
             sni: settings.sni.map(Into::into),
             auto_sni: settings.auto_sni,
             auto_host_sni: settings.auto_host_sni,
@@ -192,7 +223,7 @@ impl ClientContext {
 
     /// The configuration with this offer.
     pub fn config(&self, offer: AlpnOffer) -> Arc<ClientConfig> {
-        let [none, http1, http2, auto] = &self.configs;
+        let [none, http1, http2, auto] = self.configs.get_or_init(|| self.base.configs());
         match offer {
             AlpnOffer::None => none,
             AlpnOffer::Http1 => http1,

@@ -1,9 +1,13 @@
 //! TLS towards endpoints that is in use, by what it is made of.
 
 use super::certificate::sha256;
-use super::{ClientContext, ClientSettings, ClientTls, Pem};
+use super::server::load_identity;
+use super::verify::{Authorities, Peer};
+use super::{ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, Validation};
 use crate::error::ConfigError;
 use parking_lot::Mutex;
+use rustls::crypto::CryptoProvider;
+use rustls::sign::CertifiedKey;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Weak};
@@ -15,6 +19,15 @@ use std::sync::{Arc, Weak};
 pub struct ClientCache {
     contexts: Mutex<Held<[u8; 32], ClientContext>>,
     places: Mutex<Held<(Box<str>, usize), ClientTls>>,
+    parts: Parts,
+}
+
+/// What settings that differ otherwise may be made of alike: keys that were loaded, authorities that were read.
+#[derive(Default)]
+pub(super) struct Parts {
+    providers: Mutex<Held<Protocols, CryptoProvider>>,
+    identities: Mutex<Held<[u8; 32], CertifiedKey>>,
+    authorities: Mutex<Held<[u8; 32], Authorities>>,
 }
 
 /// Values for as long as somebody else holds them.
@@ -45,23 +58,100 @@ impl<K: Hash + Eq, V> Held<K, V> {
     }
 }
 
+impl Parts {
+    pub(super) fn provider(&self, protocols: &Protocols) -> Result<Arc<CryptoProvider>, ConfigError> {
+        let known = self.providers.lock().get(protocols);
+        if let Some(provider) = known {
+            return Ok(provider);
+        }
+        let provider = protocols.provider()?;
+        self.providers.lock().insert(protocols.clone(), &provider);
+        Ok(provider)
+    }
+
+    /// Whatever is negotiated, keys are loaded alike.
+    pub(super) fn identity(
+        &self,
+        identity: &Identity,
+        provider: &CryptoProvider,
+    ) -> Result<Arc<CertifiedKey>, ConfigError> {
+        let Identity { chain, key } = identity;
+        let print = print_of_inline("", &[chain, key]);
+        shared(&self.identities, print, || load_identity(identity, provider).map(Arc::new))
+    }
+
+    /// Whatever is negotiated, signatures of authorities are verified alike.
+    pub(super) fn authorities(
+        &self,
+        validation: &Validation,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<Authorities>, ConfigError> {
+        let Validation { trusted_ca, crl, only_leaf_crl, .. } = validation;
+        let pems: Vec<&Pem> = trusted_ca.iter().chain(crl).collect();
+        let kind = format!("{only_leaf_crl} {}", crl.is_some());
+        let print = print_of_inline(&kind, &pems);
+        shared(&self.authorities, print, || Authorities::new(validation, Peer::Server, provider))
+    }
+}
+
+/// What is known by this digest, else what is made now.
+fn shared<T>(
+    known: &Mutex<Held<[u8; 32], T>>,
+    print: Option<[u8; 32]>,
+    make: impl FnOnce() -> Result<Arc<T>, ConfigError>,
+) -> Result<Arc<T>, ConfigError> {
+    let Some(print) = print else { return make() };
+    if let Some(found) = known.lock().get(&print) {
+        return Ok(found);
+    }
+    let made = make()?;
+    known.lock().insert(print, &made);
+    Ok(made)
+}
+
+/// The PEM that settings are made of.
+fn pems_of(settings: &ClientSettings) -> impl Iterator<Item = &Pem> {
+    let identity = settings.identity.iter().flat_map(|identity| [&identity.chain, &identity.key]);
+    let validation = settings.validation.iter().flat_map(|v| v.trusted_ca.iter().chain(&v.crl));
+    identity.chain(validation)
+}
+
+/// Digest of settings by their description, which leaves contents out, and of these contents; `None` when those can't be
+/// read.
+fn print_of<'a>(described: &str, pems: impl Iterator<Item = &'a Pem>) -> Option<[u8; 32]> {
+    let mut all = described.as_bytes().to_vec();
+    for pem in pems {
+        all.extend(sha256(&pem.read().ok()?));
+    }
+    Some(sha256(&all))
+}
+
+/// The same of PEM that stands in the configuration itself; `None` when some is in a file, which may change while it is
+/// read.
+fn print_of_inline(kind: &str, pems: &[&Pem]) -> Option<[u8; 32]> {
+    let is_inline = pems.iter().all(|pem| matches!(pem, Pem::Inline(_)));
+    print_of(kind, pems.iter().copied()).filter(|_| is_inline)
+}
+
 impl ClientCache {
     /// The settings, compiled.
     ///
     /// # Errors
     /// Those of [`ClientContext::new`].
     pub fn context(&self, settings: ClientSettings) -> Result<Arc<ClientContext>, ConfigError> {
-        let files = Files::of(&settings);
-        let print = files.print(&settings);
+        let described = format!("{settings:?}");
+        let files: Vec<Pem> = pems_of(&settings).filter(|pem| matches!(pem, Pem::File(_))).cloned().collect();
+        let of_files = || print_of("", files.iter());
+        let before = of_files();
+        let print = print_of(&described, pems_of(&settings));
         if let Some(print) = &print
             && let Some(context) = self.contexts.lock().get(print)
         {
             return Ok(context);
         }
-        let described = format!("{settings:?}");
-        let context = ClientContext::new(settings)?;
+        let context = ClientContext::with(&self.parts, settings)?;
         // Of a file that has changed in between nobody knows which content was compiled.
-        if let Some(print) = print.filter(|print| files.print_of(&described) == Some(*print)) {
+        if let Some(print) = print.filter(|_| files.is_empty() || of_files() == before) {
             self.contexts.lock().insert(print, &context);
         }
         Ok(context)
@@ -84,31 +174,6 @@ impl ClientCache {
 impl std::fmt::Debug for ClientCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ClientCache")
-    }
-}
-
-/// The PEM that settings are made of.
-struct Files(Vec<Pem>);
-
-impl Files {
-    fn of(settings: &ClientSettings) -> Files {
-        let identity = settings.identity.iter().flat_map(|identity| [&identity.chain, &identity.key]);
-        let validation = settings.validation.iter().flat_map(|v| v.trusted_ca.iter().chain(&v.crl));
-        Files(identity.chain(validation).cloned().collect())
-    }
-
-    /// Digest of the settings and all that they name; `None` when that can't be read.
-    fn print(&self, settings: &ClientSettings) -> Option<[u8; 32]> {
-        self.print_of(&format!("{settings:?}"))
-    }
-
-    /// The same of settings by their description, which leaves contents out.
-    fn print_of(&self, described: &str) -> Option<[u8; 32]> {
-        let mut all = described.as_bytes().to_vec();
-        for pem in &self.0 {
-            all.extend(sha256(&pem.read().ok()?));
-        }
-        Some(sha256(&all))
     }
 }
 
@@ -150,11 +215,39 @@ mod tests {
         }
         // Contents of the same length are not described.
         let (short, long) = (Pem::Inline(b"a".into()), Pem::Inline(b"b".into()));
-        let print = |pem: &Pem| Files(vec![pem.clone()]).print(&settings(pem, b"k"));
+        let print = |pem: &Pem| print_of(&format!("{:?}", settings(pem, b"k")), [pem].into_iter());
         assert_ne!(print(&short), print(&long));
         // What was replaced by hand is another one's.
         place.replace(None);
         assert!(!Arc::ptr_eq(&place, &cache.place("cluster.a.", context)));
+    }
+
+    /// Each cluster parsed the key and the authorities of its mesh anew, and kept them.
+    #[test]
+    fn what_differs_shares_what_it_has_alike() {
+        let cache = ClientCache::default();
+        let (chain, key) = certificate();
+        let validation = Validation { trusted_ca: Some(Pem::Inline(chain.clone())), ..Validation::default() };
+        let of = |sni: &str, key: &[u8], validation: &Validation| {
+            let sni = Some(sni.to_owned());
+            let validation =
+                Validation { trusted_ca: validation.trusted_ca.clone(), ..Validation::default() };
+            let validation = Some(validation);
+            cache.context(ClientSettings { sni, validation, ..settings(&Pem::Inline(chain.clone()), key) })
+        };
+        let held = [of("a", &key, &validation).unwrap(), of("b", &key, &validation).unwrap()];
+        assert!(!Arc::ptr_eq(&held[0], &held[1]));
+        let parts = &cache.parts;
+        let count = || {
+            let (a, b, c) = (parts.providers.lock(), parts.identities.lock(), parts.authorities.lock());
+            [a.known.len(), b.known.len(), c.known.len()]
+        };
+        assert_eq!(count(), [1, 1, 1]);
+        let (other, other_key) = certificate();
+        assert!(of("a", &other_key, &validation).is_err(), "the key of another certificate");
+        let others = Validation { trusted_ca: Some(Pem::Inline(other)), ..Validation::default() };
+        let _third = of("a", &key, &others).unwrap();
+        assert_eq!(count(), [1, 1, 2]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! TLS towards clients.
 
-use super::verify::{ClientVerifier, Peer, PeerCheck};
+use super::verify::{Authorities, ClientVerifier, Peer, PeerCheck};
 use super::{Awaited, ContextChange, Identity, NameTable, Protocols, Validation, cipher_name, describe};
 use crate::connection::{Certificate, TlsInfo};
 use crate::error::ConfigError;
@@ -167,7 +167,10 @@ impl ServerContext {
         let certificates = Arc::new(Certificates::new(&settings.identities, &provider, tls13)?);
         let asks = settings.validation.is_some() || settings.require_client_certificate;
         let check = match settings.validation {
-            Some(validation) => Some(Arc::new(PeerCheck::new(validation, Peer::Client, &provider)?)),
+            Some(validation) => {
+                let authorities = |of: &Validation| Authorities::new(of, Peer::Client, &provider);
+                Some(Arc::new(PeerCheck::new(validation, authorities)?))
+            }
             None => None,
         };
         let verifier = ClientVerifier {

@@ -46,7 +46,8 @@ impl Validation {
     /// # Errors
     /// Names the field and what is wrong with it.
     pub fn check(self) -> Result<(), ConfigError> {
-        PeerCheck::new(self, Peer::Server, &Arc::new(aws_lc_rs::default_provider())).map(drop)
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        PeerCheck::new(self, |of| Authorities::new(of, Peer::Server, &provider)).map(drop)
     }
 }
 
@@ -116,14 +117,20 @@ fn refuse(refusal: Refusal) -> Error {
 /// Compiled verification, of either side.
 #[derive(Debug)]
 pub(super) struct PeerCheck {
-    chain: Option<Chain>,
-    /// Leaves that are authorities themselves: webpki takes no authority for an end entity.
-    roots: Vec<CertificateDer<'static>>,
+    authorities: Option<Arc<Authorities>>,
     hashes: Vec<[u8; 32]>,
     spki: Vec<[u8; 32]>,
     sans: Vec<SanMatcher>,
     max_depth: Option<usize>,
     pub(super) accept_untrusted: bool,
+}
+
+/// Who vouches for certificates, and what was revoked. Thousands of clusters may have them alike.
+#[derive(Debug)]
+pub(super) struct Authorities {
+    chain: Chain,
+    /// Leaves that are authorities themselves: webpki takes no authority for an end entity.
+    roots: Vec<CertificateDer<'static>>,
 }
 
 #[derive(Debug)]
@@ -139,11 +146,30 @@ pub(super) enum Peer {
     Server,
 }
 
-impl PeerCheck {
+impl Authorities {
+    /// # Errors
+    /// `trusted_ca` or `crl` is no good.
     pub(super) fn new(
-        validation: Validation,
+        validation: &Validation,
         peer: Peer,
         provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<Authorities>, ConfigError> {
+        let missing = || ConfigError::field("trusted_ca", "is missing");
+        let ca = validation.trusted_ca.as_ref().ok_or_else(missing)?;
+        let roots = ca.certificates().map_err(|e| ConfigError::field("trusted_ca", e))?;
+        let chain = Chain::new(&roots, validation, peer, provider)?;
+        Ok(Arc::new(Authorities { chain, roots }))
+    }
+}
+
+impl PeerCheck {
+    /// `authorities` makes them where there is a `trusted_ca`.
+    ///
+    /// # Errors
+    /// Names the field and what is wrong with it.
+    pub(super) fn new(
+        validation: Validation,
+        authorities: impl FnOnce(&Validation) -> Result<Arc<Authorities>, ConfigError>,
     ) -> Result<PeerCheck, ConfigError> {
         let hashes = validation
             .hashes
@@ -166,16 +192,12 @@ impl PeerCheck {
                 return Err(ConfigError::field("crl", "revocation lists need a trusted_ca"));
             }
         }
-        let (chain, roots) = match &validation.trusted_ca {
-            None => (None, Vec::new()),
-            Some(ca) => {
-                let roots = ca.certificates().map_err(|e| ConfigError::field("trusted_ca", e))?;
-                (Some(Chain::new(&roots, &validation, peer, provider)?), roots)
-            }
+        let authorities = match &validation.trusted_ca {
+            None => None,
+            Some(_) => Some(authorities(&validation)?),
         };
         Ok(PeerCheck {
-            chain,
-            roots,
+            authorities,
             hashes,
             spki,
             sans: validation.sans,
@@ -192,8 +214,8 @@ impl PeerCheck {
         now: UnixTime,
     ) -> Result<(), Error> {
         let used = self.max_depth.map_or(intermediates.len(), |depth| depth.min(intermediates.len()));
-        if let Some(chain) = &self.chain {
-            match self.roots.iter().any(|root| root == leaf) {
+        if let Some(Authorities { chain, roots }) = self.authorities.as_deref() {
+            match roots.iter().any(|root| root == leaf) {
                 true => check_validity(leaf, now)?,
                 false => chain.check(leaf, intermediates.get(..used).unwrap_or_default(), now)?,
             }
@@ -352,7 +374,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        match self.check.as_ref().and_then(|c| c.chain.as_ref()) {
+        match self.check.as_ref().and_then(|c| c.authorities.as_ref()).map(|of| &of.chain) {
             Some(Chain::Clients(verifier)) => verifier.root_hint_subjects(),
             _ => &[],
         }
