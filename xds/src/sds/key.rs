@@ -7,7 +7,7 @@ use std::time::Duration;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, SdsSecretConfig, Secret,
+    CommonTlsContext, SdsSecretConfig, Secret, secret,
 };
 use sixfold_xds_api::values::{Result, not_empty};
 
@@ -27,6 +27,24 @@ pub(super) struct Reference {
     pub(crate) key: SecretKey,
     /// How long to wait for the first; `None` is for ever.
     pub(crate) within: Option<Duration>,
+    pub(crate) role: Role,
+}
+
+/// What a secret is named for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Certificate,
+    Validation,
+}
+
+impl Role {
+    pub(super) fn fits(self, secret: &Secret) -> bool {
+        match secret.r#type {
+            Some(secret::Type::TlsCertificate(_)) => self == Role::Certificate,
+            Some(secret::Type::ValidationContext(_)) => self == Role::Validation,
+            _ => false,
+        }
+    }
 }
 
 /// Where settings find the secrets that they name.
@@ -52,14 +70,14 @@ impl Lookup<'_> {
 }
 
 /// The secret that is named, if it comes by itself.
-fn reference(context: &Context, value: &SdsSecretConfig) -> Result<Option<Reference>> {
+fn reference(context: &Context, value: &SdsSecretConfig, role: Role) -> Result<Option<Reference>> {
     let SdsSecretConfig { name, sds_config: Some(config) } = value else { return Ok(None) };
     let name = not_empty(name, "name")?.into();
     let (source, within) = rds::source_of_secrets(context, config).in_key("sds_config")?;
     if let Source::Api(api) = &source {
         drop(api.compile(context).in_key("api_config_source").in_key("sds_config")?);
     }
-    Ok(Some(Reference { key: SecretKey { source, name }, within }))
+    Ok(Some(Reference { key: SecretKey { source, name }, within, role }))
 }
 
 /// All that settings name and that come by themselves.
@@ -68,17 +86,19 @@ pub(super) fn references(context: &Context, value: Option<&CommonTlsContext>) ->
     let Some(value) = value else { return Ok(Vec::new()) };
     let mut all = Vec::new();
     for (index, value) in value.tls_certificate_sds_secret_configs.iter().enumerate() {
-        let found = reference(context, value).in_index(index).in_key("tls_certificate_sds_secret_configs");
+        let found = reference(context, value, Role::Certificate);
+        let found = found.in_index(index).in_key("tls_certificate_sds_secret_configs");
         all.extend(found.in_key("common_tls_context")?);
     }
     match &value.validation_context_type {
         Some(ValidationContextType::ValidationContextSdsSecretConfig(value)) => {
-            all.extend(reference(context, value).in_key(VALIDATION).in_key("common_tls_context")?);
+            let found = reference(context, value, Role::Validation).in_key(VALIDATION);
+            all.extend(found.in_key("common_tls_context")?);
         }
         Some(ValidationContextType::CombinedValidationContext(value)) => {
             if let Some(value) = &value.validation_context_sds_secret_config {
-                let found =
-                    reference(context, value).in_key(VALIDATION).in_key("combined_validation_context");
+                let found = reference(context, value, Role::Validation).in_key(VALIDATION);
+                let found = found.in_key("combined_validation_context");
                 all.extend(found.in_key("common_tls_context")?);
             }
         }

@@ -1,6 +1,6 @@
 //! What has come of each secret, and who is made of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -30,6 +30,10 @@ pub struct Secrets {
 #[derive(Default)]
 struct State {
     entries: BTreeMap<SecretKey, Entry>,
+    /// Settings of clusters by [`User::print`].
+    clients: HashMap<u64, Users>,
+    /// Prints that were left when those were forgotten last that nobody has any more.
+    clients_kept: usize,
     /// Grows with every secret that is put in force.
     version: u64,
 }
@@ -37,12 +41,20 @@ struct State {
 struct Entry {
     /// The last good one, with the contents of the files that it names.
     value: Option<Arc<Secret>>,
-    users: Vec<Weak<User>>,
+    users: Users,
     /// Whether it was said that there is none, or one came that is no good: nobody waits for the first.
     given_up: bool,
     /// As it was sent, and what its files were then: what of it is looked at again.
     sent: Option<Sent>,
     stats: SecretStats,
+}
+
+/// Users for as long as somebody else holds them.
+#[derive(Default)]
+struct Users {
+    all: Vec<Weak<User>>,
+    /// Those that were left when others were forgotten last.
+    kept: usize,
 }
 
 #[derive(Clone)]
@@ -81,9 +93,39 @@ impl State {
     }
 
     fn users(&mut self, key: &SecretKey) -> Vec<Arc<User>> {
-        let Some(entry) = self.entries.get_mut(key) else { return Vec::new() };
-        entry.users.retain(|user| user.strong_count() > 0);
-        entry.users.iter().filter_map(Weak::upgrade).collect()
+        self.entries.get_mut(key).map(|entry| entry.users.held()).unwrap_or_default()
+    }
+
+    fn add_client(&mut self, user: &Arc<User>) {
+        // Once those that nobody holds may be as many as the others.
+        if self.clients.len() > 2 * self.clients_kept + 16 {
+            self.clients.retain(|_, users| users.is_held());
+            self.clients_kept = self.clients.len();
+        }
+        self.clients.entry(user.print()).or_default().push(user);
+    }
+}
+
+impl Users {
+    fn push(&mut self, user: &Arc<User>) {
+        if self.all.len() > 2 * self.kept + 16 {
+            self.forget();
+        }
+        self.all.push(Arc::downgrade(user));
+    }
+
+    fn held(&mut self) -> Vec<Arc<User>> {
+        self.forget();
+        self.all.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn is_held(&self) -> bool {
+        self.all.iter().any(|user| user.strong_count() > 0)
+    }
+
+    fn forget(&mut self) {
+        self.all.retain(|user| user.strong_count() > 0);
+        self.kept = self.all.len();
     }
 }
 
@@ -113,8 +155,10 @@ impl Secrets {
                 Entry::new(&self.registry, key)
             };
             let entry = state.entries.entry(key.clone()).or_insert_with(new);
-            entry.users.retain(|user| user.strong_count() > 0);
-            entry.users.push(Arc::downgrade(&user));
+            entry.users.push(&user);
+        }
+        if user.client_place().is_some() {
+            state.add_client(&user);
         }
         drop(state);
         self.release(&user);
@@ -124,10 +168,9 @@ impl Secrets {
         Ok(made)
     }
 
-    /// Places of clusters whose settings name these secrets and are as `wanted` says.
-    pub(super) fn clients(&self, named: &[Reference], wanted: impl Fn(&User) -> bool) -> Vec<Arc<ClientTls>> {
-        // Who names all of them names the first.
-        let users = named.first().map(|first| self.state.lock().users(&first.key)).unwrap_or_default();
+    /// Places of clusters whose settings have this [`User::print`] and are as `wanted` says.
+    pub(super) fn clients(&self, print: u64, wanted: impl Fn(&User) -> bool) -> Vec<Arc<ClientTls>> {
+        let users = self.state.lock().clients.get_mut(&print).map(Users::held).unwrap_or_default();
         users.iter().filter(|user| wanted(user)).filter_map(|user| user.client_place()).collect()
     }
 
@@ -228,13 +271,14 @@ impl Secrets {
         entry.stats.update_success().inc();
         (entry.value, entry.sent) = (Some(value), Some(sent));
         // What was compiled beside other secrets than those that there are now does not count.
-        let mut compiled = if state.version == version { compiled } else { Vec::new() };
+        let compiled = if state.version == version { compiled } else { Vec::new() };
+        let mut compiled: HashMap<*const User, ContextChange> =
+            compiled.into_iter().map(|(user, change)| (Arc::as_ptr(&user), change)).collect();
         state.version += 1;
         let (mut changes, mut left) = (Vec::with_capacity(users.len()), Vec::new());
         for user in users {
-            let ready = compiled.iter().position(|(other, _)| Arc::ptr_eq(other, &user));
-            let change = match ready {
-                Some(at) => Ok(Some(compiled.swap_remove(at).1)),
+            let change = match compiled.remove(&Arc::as_ptr(&user)) {
+                Some(ready) => Ok(Some(ready)),
                 None => user.compile(&|key| state.value(key)),
             };
             match change {
@@ -285,7 +329,7 @@ impl Secrets {
     /// Secrets that are named and come by `is`. Those that nobody names any more are forgotten.
     pub(super) fn wanted(&self, is: impl Fn(&Source) -> bool) -> Vec<SecretKey> {
         let mut state = self.state.lock();
-        state.entries.retain(|_, entry| entry.users.iter().any(|user| user.strong_count() > 0));
+        state.entries.retain(|_, entry| entry.users.is_held());
         state.entries.keys().filter(|key| is(&key.source)).cloned().collect()
     }
 
@@ -365,7 +409,7 @@ impl Secrets {
 impl Entry {
     fn new(registry: &Registry, key: &SecretKey) -> Entry {
         let stats = SecretStats::new(registry, &format!("sds.{}.", sanitized(&key.name)));
-        Entry { value: None, users: Vec::new(), given_up: false, sent: None, stats }
+        Entry { value: None, users: Users::default(), given_up: false, sent: None, stats }
     }
 
     /// Whether nothing was sent since that was.

@@ -1,6 +1,7 @@
 //! Settings of TLS that are made of secrets.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(crate) struct User {
     cache: Arc<ClientCache>,
     /// What their statistics begin with.
     scope: Box<str>,
+    /// Of scope and settings.
+    print: u64,
     settings: Settings,
     stats: SocketStats,
 }
@@ -77,7 +80,8 @@ pub(crate) fn client(
     }
     let stats = SocketStats::new(context.compile.metrics(), &format!("{scope}client_ssl_socket_factory."));
     let encoded: Box<[u8]> = value.encode_to_vec().into();
-    let earlier = context.sds.clients(&named, |user| user.is_client(context, scope, &encoded, names));
+    let earlier =
+        context.sds.clients(print(scope, &encoded), |user| user.is_client(context, scope, &encoded, names));
     context.sds.enter(&named, |come| {
         let lookup = Lookup { statics: &context.secrets, come };
         let compiled = tls::client_context(cache, &lookup, value, names)?;
@@ -98,6 +102,13 @@ pub(crate) fn client(
     })
 }
 
+/// By which settings are found again that were sent before.
+fn print(scope: &str, encoded: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (scope, encoded).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// How long all of them may take together; `None` is for ever.
 fn longest(named: &[Reference]) -> Option<Duration> {
     named.iter().map(|reference| reference.within).collect::<Option<Vec<_>>>()?.into_iter().max()
@@ -112,7 +123,14 @@ impl User {
         stats: SocketStats,
     ) -> User {
         let (statics, cache) = (context.secrets.clone(), context.compile.tls_clients.clone());
-        User { named: named.to_vec(), statics, cache, scope: scope.into(), settings, stats }
+        let (Settings::Server { encoded, .. } | Settings::Client { encoded, .. }) = &settings;
+        let print = print(scope, encoded);
+        User { named: named.to_vec(), statics, cache, scope: scope.into(), print, settings, stats }
+    }
+
+    /// By which it is found again when the same is sent.
+    pub(super) fn print(&self) -> u64 {
+        self.print
     }
 
     /// Whether a cluster has sent the same before.
@@ -150,6 +168,9 @@ impl User {
         &self,
         come: &dyn Fn(&SecretKey) -> Option<Arc<Secret>>,
     ) -> Result<Option<ContextChange>> {
+        if self.lacks_one(come) {
+            return Ok(None);
+        }
         let lookup = Lookup { statics: &self.statics, come };
         let again = |error: prost::DecodeError| ConfigError::new(error.to_string());
         match &self.settings {
@@ -167,6 +188,20 @@ impl User {
                 Ok(compiled.map(|compiled| place.change(compiled)))
             }
         }
+    }
+
+    /// Whether a secret has not come, and those that have are of the kinds that they are named for. What else is wrong with
+    /// settings that lack one was told when they came.
+    fn lacks_one(&self, come: &dyn Fn(&SecretKey) -> Option<Arc<Secret>>) -> bool {
+        let mut lacks = false;
+        for Reference { key, role, .. } in &self.named {
+            match come(key) {
+                None => lacks = true,
+                Some(secret) if !role.fits(&secret) => return false,
+                Some(_) => {}
+            }
+        }
+        lacks
     }
 
     /// Counts a change of them.
