@@ -134,9 +134,12 @@ impl TypeSchema {
         let (mut low, mut high) = (0, type_count());
         while low < high {
             let middle = low + (high - low) / 2;
-            let found = type_at(middle);
-            match found.name.cmp(full_name) {
-                std::cmp::Ordering::Equal => return (found.kind != 2).then_some(found),
+            // Bytes are in the order of the text, and need not be looked at as such to be compared.
+            match bytes_at(HEADER + middle * TYPE_SIZE).cmp(full_name.as_bytes()) {
+                std::cmp::Ordering::Equal => {
+                    let found = type_at(middle);
+                    return (found.kind != 2).then_some(found);
+                }
                 std::cmp::Ordering::Less => low = middle + 1,
                 std::cmp::Ordering::Greater => high = middle,
             }

@@ -6,9 +6,10 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use envoy_types::pb::google::protobuf::{Any, Duration};
+use envoy_types::pb::google::protobuf::Duration;
 use envoy_types::pb::validate::field_rules::Type as Rule;
 use envoy_types::pb::validate::{FieldRules, MapRules, RepeatedRules};
 use prost::{Message, Name};
@@ -20,6 +21,9 @@ use crate::wire::{self, Value};
 
 /// Faults of one message beyond this many are not listed.
 const MAX_FAULTS: usize = 100;
+
+/// Fields of a message that are counted without asking for memory.
+const FEW_FIELDS: usize = 64;
 
 /// How deep messages may be nested; prost decodes no deeper.
 const MAX_DEPTH: usize = 100;
@@ -82,15 +86,27 @@ impl Faults {
 struct TypeRules {
     /// By number.
     fields: Vec<(FieldSchema, Option<FieldRules>)>,
+    /// Places of those that are looked at as a whole.
+    ruled: Vec<usize>,
     /// Names of oneofs of which a member must be given.
     required: Vec<&'static str>,
+    /// Whether it is an `Any`.
+    is_any: bool,
+    /// Whether neither it nor what it is made of has a rule: what is in it is not looked at.
+    is_free: bool,
 }
 
 impl TypeRules {
     fn of(schema: TypeSchema) -> &'static TypeRules {
         static TYPES: OnceLock<Box<[OnceLock<TypeRules>]>> = OnceLock::new();
         let types = TYPES.get_or_init(|| (0..TypeSchema::count()).map(|_| OnceLock::new()).collect());
-        static NONE: TypeRules = TypeRules { fields: Vec::new(), required: Vec::new() };
+        static NONE: TypeRules = TypeRules {
+            fields: Vec::new(),
+            ruled: Vec::new(),
+            required: Vec::new(),
+            is_any: false,
+            is_free: true,
+        };
         types.get(schema.index()).map_or(&NONE, |rules| rules.get_or_init(|| TypeRules::read(schema)))
     }
 
@@ -104,19 +120,51 @@ impl TypeRules {
         let mut required: Vec<_> =
             fields.iter().filter(|(field, _)| field.oneof_required).map(|(field, _)| field.oneof).collect();
         required.dedup();
-        TypeRules { fields, required }
+        let ruled = fields.iter().enumerate().filter(|(_, (_, rules))| rules.is_some());
+        let ruled = ruled.map(|(index, _)| index).collect();
+        let is_free = !has_rules(schema, &mut BTreeSet::new());
+        TypeRules { fields, ruled, required, is_any: is_any(schema), is_free }
     }
+}
+
+fn is_any(schema: TypeSchema) -> bool {
+    schema.name() == "google.protobuf.Any"
+}
+
+/// Whether there is a rule in a type, or in one that it is made of and that is not among those `seen`.
+fn has_rules(schema: TypeSchema, seen: &mut BTreeSet<usize>) -> bool {
+    if !seen.insert(schema.index()) {
+        return false;
+    }
+    is_any(schema)
+        || schema.fields().any(|field| {
+            let of_kind = match field.kind {
+                Kind::Message(inner) => has_rules(inner, seen),
+                _ => false,
+            };
+            !field.rules.is_empty() || field.oneof_required || of_kind
+        })
 }
 
 fn message(schema: TypeSchema, bytes: &[u8], depth: usize, faults: &mut Faults) {
     if depth > MAX_DEPTH {
         return;
     }
-    if schema.name() == "google.protobuf.Any" {
+    let types = TypeRules::of(schema);
+    if types.is_any {
         return any(bytes, depth, faults);
     }
-    let types = TypeRules::of(schema);
-    let mut seen = vec![0usize; types.fields.len()];
+    if types.is_free {
+        return;
+    }
+    let (mut few, mut many) = ([0usize; FEW_FIELDS], Vec::new());
+    let seen = match few.get_mut(..types.fields.len()) {
+        Some(few) => few,
+        None => {
+            many.resize(types.fields.len(), 0);
+            many.as_mut_slice()
+        }
+    };
     for (number, value) in wire::Fields::of(bytes) {
         let Ok(index) = types.fields.binary_search_by_key(&number, |(field, _)| field.number) else {
             continue;
@@ -129,13 +177,15 @@ fn message(schema: TypeSchema, bytes: &[u8], depth: usize, faults: &mut Faults) 
             |faults| *seen += given(field, rules.as_ref(), value, *seen, depth, faults),
         );
     }
-    for ((field, rules), seen) in types.fields.iter().zip(&seen) {
-        let Some(rules) = rules else { continue };
+    for index in &types.ruled {
+        let (Some((field, Some(rules))), Some(seen)) = (types.fields.get(*index), seen.get(*index)) else {
+            continue;
+        };
         faults.within(|fault| fault.in_key(field.name), |faults| whole(field, rules, *seen, faults));
     }
     for oneof in &types.required {
         let is_given = |((field, _), seen): (&(FieldSchema, _), &usize)| field.oneof == *oneof && *seen > 0;
-        if !types.fields.iter().zip(&seen).any(is_given) {
+        if !types.fields.iter().zip(&*seen).any(is_given) {
             faults.put(schema.missing_member(oneof));
         }
     }
@@ -143,9 +193,16 @@ fn message(schema: TypeSchema, bytes: &[u8], depth: usize, faults: &mut Faults) 
 
 /// The message in an `Any`, if its type is known.
 fn any(bytes: &[u8], depth: usize, faults: &mut Faults) {
-    let Ok(any) = Any::decode(bytes) else { return };
-    if let Some(schema) = TypeSchema::message(name_of_url(&any.type_url)) {
-        message(schema, &any.value, depth + 1, faults);
+    let (mut type_url, mut content) = ("", &[][..]);
+    for (number, value) in wire::Fields::of(bytes) {
+        match number {
+            1 => type_url = std::str::from_utf8(value.bytes()).unwrap_or_default(),
+            2 => content = value.bytes(),
+            _ => {}
+        }
+    }
+    if let Some(schema) = TypeSchema::message(name_of_url(type_url)) {
+        message(schema, content, depth + 1, faults);
     }
 }
 
