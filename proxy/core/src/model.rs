@@ -171,6 +171,8 @@ impl Model {
         let Diff { clusters, endpoints, route_tables, contexts, listeners: changed, whole: _, replaced } =
             diff;
         let (gone, come): (Vec<_>, Vec<_>) = clusters.into_iter().partition(|(_, c)| c.is_none());
+        // What leads to names may go, or what they stand for.
+        let may_free_names = !gone.is_empty() || !route_tables.is_empty() || !changed.is_empty();
         self.swap_clusters(come);
         for (name, hosts) in endpoints {
             match self.clusters.find(&name) {
@@ -189,7 +191,12 @@ impl Model {
         self.change_listeners(changed, listeners, &mut errors).await;
         self.swap_clusters(gone);
         drop(replaced);
-        self.sweep();
+        // A thousand clusters that warm up come one by one: each is not worth looking at all names there are.
+        if may_free_names {
+            self.sweep();
+        } else {
+            self.drop_retired();
+        }
         errors
     }
 
@@ -234,6 +241,13 @@ impl Model {
     /// Drops retired parts that nobody else holds, route tables that no connection manager does, and names that
     /// stand for nothing; call it now and then. Tells how many parts are left.
     pub fn sweep(&self) -> usize {
+        let left = self.drop_retired();
+        drop(self.route_tables.sweep());
+        self.clusters.sweep();
+        left
+    }
+
+    fn drop_retired(&self) -> usize {
         let (dropped, left) = {
             let mut state = self.state.lock();
             let dropped: Vec<_> = state.retired.extract_if(.., |p| Arc::strong_count(p) == 1).collect();
@@ -241,8 +255,6 @@ impl Model {
         };
         // Pages that show the model do not wait for this. Listeners let go of their tables, and those of clusters.
         drop(dropped);
-        drop(self.route_tables.sweep());
-        self.clusters.sweep();
         left
     }
 }

@@ -91,6 +91,8 @@ struct Asked {
     nonce: String,
     /// Whether that is not answered yet.
     open: bool,
+    /// Whether what is wanted may differ from `names`: thousands of them are not compared for every message.
+    changed: bool,
 }
 
 impl Session {
@@ -115,15 +117,16 @@ impl Session {
     /// Wants a name more, or no longer. What is wanted no longer is no longer known.
     pub(super) fn want(&mut self, kind: Kind, name: &Arc<str>, wanted: bool) {
         let topic = self.topics.entry(kind).or_default();
-        if wanted {
-            topic.wanted.insert(name.clone());
+        let changed = if wanted {
+            topic.wanted.insert(name.clone())
         } else {
             topic.known.remove(name);
-            if topic.wanted.remove(name)
-                && let Some(asked) = topic.asked.as_mut().filter(|asked| asked.names.contains(name))
-            {
-                asked.dropped.insert(name.clone());
-            }
+            topic.wanted.remove(name)
+        };
+        let Some(asked) = topic.asked.as_mut().filter(|_| changed) else { return };
+        asked.changed = true;
+        if !wanted && asked.names.contains(name) {
+            asked.dropped.insert(name.clone());
         }
     }
 
@@ -290,8 +293,10 @@ impl Session {
                     topic.known.iter().map(|(name, version)| (name.to_string(), version.clone())).collect();
                 topic.asked = Some(Asked { names: topic.wanted.clone(), ..Asked::default() });
             }
-            Some(asked) if !asked.must_tell(&topic.wanted) => return None,
             Some(asked) => {
+                if !asked.must_tell(&topic.wanted) {
+                    return None;
+                }
                 let before = asked.told(&topic.wanted, self.flavor);
                 request.resource_names_subscribe = texts(asked.names.difference(&before));
                 request.resource_names_unsubscribe = texts(before.difference(&asked.names));
@@ -310,8 +315,10 @@ impl Session {
                 String::new()
             }
             // The answer will carry the names; before it the control plane would ignore them.
-            Some(asked) if asked.open || !asked.must_tell(&topic.wanted) => return None,
             Some(asked) => {
+                if asked.open || !asked.must_tell(&topic.wanted) {
+                    return None;
+                }
                 asked.told(&topic.wanted, self.flavor);
                 asked.nonce.clone()
             }
@@ -339,14 +346,17 @@ impl Session {
 }
 
 impl Asked {
-    fn must_tell(&self, wanted: &BTreeSet<Arc<str>>) -> bool {
-        self.names != *wanted || !self.dropped.is_empty()
+    fn must_tell(&mut self, wanted: &BTreeSet<Arc<str>>) -> bool {
+        self.changed = self.changed && self.names != *wanted;
+        self.changed || !self.dropped.is_empty()
     }
 
     /// Takes for asked what is wanted, but for what was dropped meanwhile, which is left to the next request.
     /// Answers what was asked before.
     fn told(&mut self, wanted: &BTreeSet<Arc<str>>, flavor: Flavor) -> BTreeSet<Arc<str>> {
         let dropped = std::mem::take(&mut self.dropped);
+        // What was dropped and is wanted again is left to the next request.
+        self.changed = !dropped.is_empty();
         let names = wanted.difference(&dropped).cloned().collect();
         if flavor == Flavor::State {
             self.named.retain(|name| !dropped.contains(name));

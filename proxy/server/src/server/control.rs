@@ -48,7 +48,7 @@ pub(super) struct Change {
 /// A change whose new clusters are not warm yet.
 struct Held {
     change: Change,
-    cold: Vec<Cold>,
+    cold: Cold,
     /// What of it could not be used.
     errors: Vec<ApplyError>,
     since: Instant,
@@ -57,7 +57,7 @@ struct Held {
 impl Held {
     fn until(&self) -> Instant {
         let patience = self.change.patience;
-        let lacks_secret = self.cold.iter().any(|cold| cold.lacks_secret);
+        let lacks_secret = self.cold.values().any(|lacks_secret| *lacks_secret);
         self.since + if lacks_secret { patience.max(FIRST_SECRETS) } else { patience }
     }
 }
@@ -160,7 +160,7 @@ impl ControlThread {
     async fn bring_endpoints(&mut self, diff: &mut Diff) {
         let Some(held) = &self.held else { return };
         let endpoints = std::mem::take(&mut diff.endpoints);
-        let mut awaited: BTreeSet<&str> = held.cold.iter().map(|cold| &*cold.name).collect();
+        let mut awaited: BTreeSet<&str> = held.cold.keys().map(|name| &**name).collect();
         let said = self.behind.iter().flat_map(|change| clusters_of(&change.diff)).chain(clusters_of(diff));
         said.for_each(|name| {
             awaited.remove(name);
@@ -194,7 +194,7 @@ impl ControlThread {
             return false;
         }
         let waits = self.behind.iter().chain([&held.change]).flat_map(|change| clusters_of(&change.diff));
-        let said: BTreeSet<&str> = waits.chain(held.cold.iter().map(|cold| &*cold.name)).collect();
+        let said: BTreeSet<&str> = waits.chain(held.cold.keys().map(|name| &**name)).collect();
         clusters_of(diff).all(|name| !said.contains(name))
     }
 
@@ -232,7 +232,7 @@ impl ControlThread {
     }
 
     /// [`Warming::hold_back`] with the helpers of this process.
-    fn hold_back(&mut self, diff: &mut Diff) -> Vec<Cold> {
+    fn hold_back(&mut self, diff: &mut Diff) -> Cold {
         let dns = self.manager.shared().dns.get();
         let discoverer = dns.map(|dns| Discoverer::new(dns.clone()));
         let clusters = self.model.clusters();
@@ -293,7 +293,7 @@ impl ControlThread {
         // Clusters alone can't fail.
         let _ = self.put_in_force(diff).await;
         let Some(held) = &mut self.held else { return };
-        held.cold.retain(|cold| cold.name != name);
+        held.cold.remove(&name);
         if held.cold.is_empty() {
             self.release().await;
         }

@@ -13,6 +13,7 @@ use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
 use sixfold_core::router::RouteTableCell;
 use sixfold_core::tls::{Awaited, ServerTls};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -37,12 +38,8 @@ pub(super) struct Warming {
     stats: WarmingStats,
 }
 
-/// A cluster that must wait.
-pub(super) struct Cold {
-    pub(super) name: Arc<str>,
-    /// Whether it waits for secrets, among other things.
-    pub(super) lacks_secret: bool,
-}
+/// Clusters that must wait, and whether each waits for secrets, among other things.
+pub(super) type Cold = HashMap<Arc<str>, bool>;
 
 /// A cluster that waits.
 struct Candidate {
@@ -110,8 +107,8 @@ impl Warming {
 
     /// Takes the clusters out of `diff` that must wait, and puts those in that wait no longer; answers the names
     /// of the former. Discovery and checks begin for every cluster that wants them.
-    pub(super) fn hold_back(&mut self, diff: &mut Diff, helpers: &Helpers<'_>) -> Vec<Cold> {
-        let mut held: Vec<Cold> = Vec::new();
+    pub(super) fn hold_back(&mut self, diff: &mut Diff, helpers: &Helpers<'_>) -> Cold {
+        let mut held = Cold::new();
         for (name, cluster) in std::mem::take(&mut diff.clusters) {
             let earlier = self.clusters.take(&name);
             let Some(cluster) = cluster else {
@@ -122,7 +119,7 @@ impl Warming {
             let checks = helpers.checker.watch(&cluster);
             match wait_of(&cluster, checks.as_deref(), helpers.discoverer) {
                 Some(wait) => {
-                    held.push(Cold { name: name.clone(), lacks_secret: lacks_secret(&cluster) });
+                    held.insert(name.clone(), lacks_secret(&cluster));
                     let earlier = earlier.filter(|earlier| finds_alike(&earlier.cluster, &cluster));
                     let since = earlier.map_or_else(Instant::now, |earlier| earlier.since);
                     self.hold(name, cluster, checks, wait, since);
@@ -133,7 +130,7 @@ impl Warming {
         for (name, hosts) in std::mem::take(&mut diff.endpoints) {
             match self.give(&name, &hosts, helpers.clusters) {
                 Some(Given::Warm(cluster)) => {
-                    held.retain(|held| held.name != name);
+                    held.remove(&name);
                     diff.clusters.push((name, Some(cluster)));
                 }
                 Some(Given::Alone) => {}
