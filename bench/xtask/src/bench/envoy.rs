@@ -9,7 +9,7 @@ use super::cases::{Case, Protocol, Table};
 use super::upstream::Upstream;
 use crate::process::free_port;
 
-const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
+pub(super) const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 
 /// Request ids are off, since nginx and HAProxy make none; the access log is on, as with all peers.
 ///
@@ -38,7 +38,8 @@ pub(super) fn bootstrap(case: &Case, port: u16, upstream: &Upstream, dir: &Path)
             "clusters": [cluster(case.protocol, upstream)]}}))
 }
 
-fn address(port: u16) -> Value {
+/// Of 127.0.0.1.
+pub(super) fn address(port: u16) -> Value {
     json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
 }
 

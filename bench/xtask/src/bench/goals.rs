@@ -6,6 +6,7 @@ use super::change::By;
 use super::memory::Held;
 use super::peers::Peer;
 use super::report::Report;
+use super::scale::Scale;
 
 /// The case, the peer, and the most that our CPU a request may be of the peer's.
 const RATIOS: &[(&str, Peer, f64)] = &[
@@ -46,6 +47,20 @@ const LIVE: &[(By, f64, &str)] =
 /// seconds may take.
 const STORM: (f64, f64) = (2.0, 10.1);
 
+/// The most that a sidecar among 1,000 services may take of what Envoy takes.
+const OF_ENVOY: &[(&str, f64, fn(&Scale) -> f64)] = &[
+    ("ms until a sidecar among 1,000 services is ready", 0.40, |row| row.ready.median),
+    ("CPU until then", 0.40, |row| row.cpu.median),
+    ("resident memory then", 0.40, |row| row.resident.median),
+    ("CPU of one changed endpoint of 5,000", 0.10, |row| row.change.median),
+];
+
+/// The most milliseconds until one changed endpoint of 5,000 is live.
+const ENDPOINT_LIVE: f64 = 5.0;
+
+/// The most that our CPU a request from one sidecar to another may be of Envoy's.
+const SIDECARS: f64 = 0.40;
+
 /// A table of all goals that the run says something about; empty when it says nothing.
 pub(super) fn section(report: &Report) -> String {
     let mut lines = String::new();
@@ -66,11 +81,29 @@ pub(super) fn section(report: &Report) -> String {
             lines += &line(&format!("resident MB after 100,000 requests, `{name}`"), *most, *after, 1);
         }
     }
+    lines += &of_mesh(report);
     lines += &of_gateway(report);
     if lines.is_empty() {
         return lines;
     }
     format!("\n## Goals\n\n| goal | at most | measured | reached |\n| --- | ---: | ---: | --- |\n{lines}")
+}
+
+fn of_mesh(report: &Report) -> String {
+    let mut lines = String::new();
+    let theirs = report.sidecars.iter().find(|row| row.peer == Peer::Envoy);
+    if let Some(theirs) = theirs.filter(|row| !row.ratio.median.is_nan()) {
+        lines += &line("CPU a request, `sidecar`, ours / Envoy", SIDECARS, theirs.ratio.median, 3);
+    }
+    let of = |peer: Peer| report.scale.iter().find(|row| row.peer == peer);
+    let Some(ours) = of(Peer::Sixfold) else { return lines };
+    if let Some(theirs) = of(Peer::Envoy) {
+        for (what, most, figure) in OF_ENVOY {
+            lines += &line(&format!("{what}, ours / Envoy"), *most, figure(ours) / figure(theirs), 3);
+        }
+    }
+    lines += &line("ms until one changed endpoint of 5,000 is live", ENDPOINT_LIVE, ours.live.median, 1);
+    lines
 }
 
 fn of_gateway(report: &Report) -> String {

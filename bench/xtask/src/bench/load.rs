@@ -42,19 +42,26 @@ pub(super) fn saturate(
     seconds: u32,
 ) -> Result<Throughput> {
     let url = proxy.url(case);
-    let mut command = pinned(LOAD_CORE);
     match case.protocol {
-        Protocol::Http1 | Protocol::Tls13 => {
-            command.args(["wrk", "-t1", &format!("-c{CONNECTIONS}"), &format!("-d{seconds}s")]);
-            command.args(["-H", "x-tenant: 3000", &url]);
-            parse_wrk(&output(&mut command)?)
-        }
+        Protocol::Http1 | Protocol::Tls13 => http1(&url, seconds),
         Protocol::H2c | Protocol::Grpc => {
+            let mut command = pinned(LOAD_CORE);
             command.args(["h2load", "-t1", "-c8", "-m32", &format!("-D{seconds}")]);
             grpc_call(&mut command, case, upstream);
             parse_h2load(&output(command.arg(url))?)
         }
     }
+}
+
+/// As fast as it goes over HTTP/1, with or without TLS.
+///
+/// # Errors
+/// The generator fails, or a request does.
+pub(super) fn http1(url: &str, seconds: u32) -> Result<Throughput> {
+    let mut command = pinned(LOAD_CORE);
+    command.args(["wrk", "-t1", &format!("-c{CONNECTIONS}"), &format!("-d{seconds}s")]);
+    command.args(["-H", "x-tenant: 3000", url]);
+    parse_wrk(&output(&mut command)?)
 }
 
 /// Latency at the case's arrival rate, by h2load: the times of all single requests.

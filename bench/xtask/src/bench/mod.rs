@@ -18,6 +18,8 @@ mod peers;
 mod plot;
 mod procfs;
 mod report;
+mod scale;
+mod sidecar;
 mod stats;
 mod upstream;
 
@@ -44,7 +46,8 @@ const K6_RATE: u32 = 2_000;
 pub struct Options {
     #[command(subcommand)]
     other: Option<Other>,
-    /// Only these cases; `memory`, `upstreams`, `keys`, `change`, `storm` and `k6` are cases too
+    /// Only these cases; `memory`, `upstreams`, `keys`, `change`, `storm`, `scale`,
+    /// `sidecar` and `k6` are cases too
     #[arg(long = "case")]
     cases: Vec<String>,
     /// Only these peers
@@ -136,6 +139,14 @@ fn measure_all(bench: &Bench<'_>, options: &Options) -> Result<Report> {
                 report.memory.push((case, peer, idle, after));
             }
         }
+    }
+    if wanted("sidecar") {
+        report.sidecars = sidecar::measure(bench, &peers)?;
+        report.sidecars.iter().for_each(|row| println!("{}", row.one_line()));
+    }
+    if wanted("scale") {
+        report.scale = scale::measure(bench, &peers)?;
+        report.scale.iter().for_each(|row| println!("{}", row.one_line()));
     }
     if peers.contains(&Peer::Sixfold) {
         measure_gateway(bench, &mut report, wanted)?;

@@ -13,7 +13,8 @@ use super::measure::{CaseResult, Effort, Row};
 use super::memory::{self, Resident};
 use super::peers::Peer;
 use super::procfs;
-use super::stats::Estimate;
+use super::scale::{self, Scale};
+use super::sidecar::{self, Sidecars};
 
 #[derive(Debug)]
 pub(super) struct Report {
@@ -24,6 +25,8 @@ pub(super) struct Report {
     pub resident: Vec<Resident>,
     pub changes: Vec<Change>,
     pub storm: Option<Storm>,
+    pub scale: Vec<Scale>,
+    pub sidecars: Vec<Sidecars>,
     effort: Effort,
     versions: Vec<(Peer, String)>,
     machine: String,
@@ -43,6 +46,8 @@ impl Report {
             resident: Vec::new(),
             changes: Vec::new(),
             storm: None,
+            scale: Vec::new(),
+            sidecars: Vec::new(),
             effort,
             versions,
             machine,
@@ -64,6 +69,8 @@ impl Report {
         }
         text += &self.k6_section();
         text += &self.memory_section();
+        text += &sidecar::section(&self.sidecars);
+        text += &scale::section(&self.scale);
         text += &memory::section(&self.resident);
         text.extend(self.changes.iter().map(Change::section));
         text.extend(self.storm.iter().map(Storm::section));
@@ -149,9 +156,9 @@ fn case_section(result: &CaseResult) -> String {
             text,
             "| {} | {} | {} | {} | {:.0} | {:.0} | {:.1}, {:.1} |",
             row.peer.name(),
-            interval(row.cpu, 1),
-            if row.peer == Peer::Sixfold { String::new() } else { interval(row.ratio, 3) },
-            interval(row.rate, 0),
+            row.cpu.shown(1),
+            if row.peer == Peer::Sixfold { String::new() } else { row.ratio.shown(3) },
+            row.rate.shown(0),
             row.latency.p50,
             row.latency.p99,
             row.idle,
@@ -166,21 +173,13 @@ fn case_section(result: &CaseResult) -> String {
     text
 }
 
-fn interval(estimate: Estimate, digits: usize) -> String {
-    if estimate.median.is_nan() {
-        return String::new();
-    }
-    let Estimate { median, low, high } = estimate;
-    format!("{median:.digits$} ({low:.digits$}-{high:.digits$})")
-}
-
 /// A row as it is shown while the run goes on.
 pub(super) fn one_line(row: &Row) -> String {
     format!(
         "{:14} cpu {:18} us, {:>20} requests/s, p50 {:.0} us, p99 {:.0} us, {:.1} -> {:.1} MB",
         row.peer.name(),
-        interval(row.cpu, 1),
-        interval(row.rate, 0),
+        row.cpu.shown(1),
+        row.rate.shown(0),
         row.latency.p50,
         row.latency.p99,
         row.idle,

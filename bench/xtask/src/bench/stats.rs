@@ -18,6 +18,15 @@ impl Estimate {
         let high = sorted.len().checked_sub(cut + 1)?;
         Some(Self { median: median(&sorted)?, low: *sorted.get(cut)?, high: *sorted.get(high)? })
     }
+
+    /// The median and the interval with so many decimals; empty when there is none.
+    pub(super) fn shown(self, digits: usize) -> String {
+        if self.median.is_nan() {
+            return String::new();
+        }
+        let Self { median, low, high } = self;
+        format!("{median:.digits$} ({low:.digits$}-{high:.digits$})")
+    }
 }
 
 /// The probability that the median lies between sample `cut` and sample `n - 1 - cut` of `n` sorted ones.
