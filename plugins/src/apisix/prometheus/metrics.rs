@@ -67,7 +67,7 @@ impl Observation<'_> {
         let service =
             ids.map_or("", |ids| if named(&ids.service_name) { &ids.service_name } else { &ids.service });
         let end = stream.timing.downstream_tx_end.unwrap_or_else(Instant::now);
-        let upstream = stream.upstream.tried.iter().filter_map(|t| t.response_ms).sum::<u32>();
+        let upstream = stream.upstream.tried.iter().filter_map(|t| t.response_ms()).sum::<u32>();
         Observation {
             status: stream.response.status,
             route: route_label,

@@ -49,7 +49,9 @@ pub(super) fn tried(member: &Arc<Member>) -> TriedHost {
 
 /// A response of worker 0 after `elapsed`.
 pub(super) fn answered(elapsed: Duration) -> Outcome {
-    Outcome { worker: 0, kind: OutcomeKind::Response, status: 200, elapsed }
+    let began = std::time::Instant::now();
+    let span = Some((began, began + elapsed));
+    Outcome { worker: 0, kind: OutcomeKind::Response, status: 200, span }
 }
 
 /// A balancer of a policy with defaults.

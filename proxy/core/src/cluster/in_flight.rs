@@ -16,8 +16,15 @@ pub struct Outcome {
     /// Status of the response; for an attempt without one what Envoy's outlier detection takes it for: 504
     /// after a timeout, 503 after another failure, 0 when it was given up.
     pub status: u16,
+    /// Its beginning and its end; `None` for one that never began.
+    pub span: Option<(Instant, Instant)>,
+}
+
+impl Outcome {
     /// From its beginning to its end: waiting for a connection, connecting, the whole exchange.
-    pub elapsed: Duration,
+    pub fn elapsed(&self) -> Duration {
+        self.span.map_or(Duration::ZERO, |(began, ended)| ended.saturating_duration_since(began))
+    }
 }
 
 /// How an attempt ended.
@@ -185,15 +192,14 @@ impl InFlight {
         if std::mem::replace(&mut self.reported, true) {
             return;
         }
-        let mut elapsed = Duration::ZERO;
-        if let Some(began) = self.began {
+        let span = self.began.map(|began| (began, self.ended.unwrap_or_else(Instant::now)));
+        if span.is_some() {
             self.cluster.stats.upstream_rq_active().dec();
             self.member.host.active_requests.fetch_sub(1, Relaxed);
-            elapsed = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(began);
         }
         let grpc = self.grpc.filter(|_| self.kind == OutcomeKind::Response);
         let status = grpc.unwrap_or(self.status);
-        let outcome = Outcome { worker: self.worker, kind: self.kind, status, elapsed };
+        let outcome = Outcome { worker: self.worker, kind: self.kind, status, span };
         self.cluster.report(&self.member.host, &outcome);
     }
 }

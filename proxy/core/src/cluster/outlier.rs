@@ -533,12 +533,11 @@ mod tests {
     }
 
     fn answer(outliers: &Outliers, host: &Host, status: u16) {
-        let elapsed = Duration::ZERO;
-        outliers.report(host, &Outcome { worker: 0, kind: OutcomeKind::Response, status, elapsed });
+        outliers.report(host, &Outcome { worker: 0, kind: OutcomeKind::Response, status, span: None });
     }
 
     fn fail(outliers: &Outliers, host: &Host, kind: OutcomeKind) {
-        outliers.report(host, &Outcome { worker: 0, kind, status: kind.status(), elapsed: Duration::ZERO });
+        outliers.report(host, &Outcome { worker: 0, kind, status: kind.status(), span: None });
     }
 
     fn host(set: &HostSet, at: usize) -> Arc<Host> {

@@ -205,8 +205,7 @@ fn ejections_end_with_their_detection_and_go_on_without_it_changing() {
     let first = put(Some(&detection));
     let outliers = first.outliers.clone().unwrap();
     let host = member(&first, 1).host.clone();
-    let elapsed = Duration::ZERO;
-    outliers.report(&host, &Outcome { worker: 0, kind: OutcomeKind::Response, status: 500, elapsed });
+    outliers.report(&host, &Outcome { worker: 0, kind: OutcomeKind::Response, status: 500, span: None });
     assert!(outliers.eject(Instant::now()));
     first.refresh();
     assert_eq!(first.hosts.load().healthy(), 1);

@@ -3,7 +3,7 @@
 use super::Member;
 use crate::traffic::Traffic;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// One attempt at an upstream host.
 #[derive(Clone)]
@@ -17,10 +17,10 @@ pub struct TriedHost {
     pub status: u16,
     /// Milliseconds to connect; `None` on a connection that was there.
     pub connect_ms: Option<u32>,
-    /// Milliseconds to the response head.
-    pub header_ms: Option<u32>,
-    /// Milliseconds until the attempt ended.
-    pub response_ms: Option<u32>,
+    /// When the response's head was there.
+    pub head_at: Option<Instant>,
+    /// When it ended.
+    pub ended_at: Option<Instant>,
     /// Bytes on the wire between us and it.
     pub traffic: Traffic,
     /// Bytes of the response's body.
@@ -44,8 +44,8 @@ impl TriedHost {
             began,
             status: 0,
             connect_ms: None,
-            header_ms: None,
-            response_ms: None,
+            head_at: None,
+            ended_at: None,
             traffic: Traffic::default(),
             received: 0,
             head_end: 0,
@@ -54,10 +54,10 @@ impl TriedHost {
 
     /// Notes its end, unless that was noted before; `status` stands for a response that did not come.
     pub fn end(&mut self, now: Instant, status: u16) {
-        if self.response_ms.is_some() {
+        if self.ended_at.is_some() {
             return;
         }
-        self.response_ms = Some(millis(now.saturating_duration_since(self.began)));
+        self.ended_at = Some(now);
         if self.status == 0 {
             self.status = status;
         }
@@ -65,11 +65,21 @@ impl TriedHost {
 
     /// Notes the head of its response.
     pub fn head(&mut self, now: Instant, status: u16) {
-        self.header_ms = Some(millis(now.saturating_duration_since(self.began)));
+        self.head_at = Some(now);
         self.status = status;
     }
-}
 
-fn millis(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+    /// Milliseconds to the response's head.
+    pub fn header_ms(&self) -> Option<u32> {
+        self.head_at.map(|at| self.millis_to(at))
+    }
+
+    /// Milliseconds until the attempt ended.
+    pub fn response_ms(&self) -> Option<u32> {
+        self.ended_at.map(|at| self.millis_to(at))
+    }
+
+    fn millis_to(&self, at: Instant) -> u32 {
+        u32::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u32::MAX)
+    }
 }

@@ -270,7 +270,7 @@ pub(super) fn upstream_remote(stream: &Stream) -> Option<SocketAddr> {
 fn pool_ready(stream: &Stream) -> Option<u64> {
     let tried = stream.upstream.tried.last()?;
     let ready = stream.timing.upstream_tx_begin.map(|ready| ready.saturating_duration_since(tried.began));
-    ready.map(|waited| waited.as_millis() as u64).or_else(|| tried.response_ms.map(Into::into))
+    ready.map(|waited| waited.as_millis() as u64).or_else(|| tried.response_ms().map(Into::into))
 }
 
 fn host_name(stream: &Stream) -> Option<&[u8]> {

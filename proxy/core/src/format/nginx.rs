@@ -148,12 +148,12 @@ const VARIABLES: &[(&str, Read)] = &[
             })
         }),
     ),
-    ("upstream_response_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.response_ms)))),
+    ("upstream_response_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.response_ms())))),
     (
         "upstream_connect_time",
         Read::Make(|s, out| attempts(s, out, |t, out| time(out, Some(t.connect_ms.unwrap_or(0))))),
     ),
-    ("upstream_header_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.header_ms)))),
+    ("upstream_header_time", Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.header_ms())))),
     (
         "upstream_response_length",
         Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.response_length()))),

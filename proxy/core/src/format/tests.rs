@@ -51,10 +51,11 @@ pub(crate) fn stream() -> Stream {
     let config = HostConfig::new(Address::Ip("127.0.0.1:9000".parse().unwrap()));
     let member = HostSet::new(vec![config], None).iter().next().unwrap().clone();
     let began = Instant::now();
-    let tried = |status, ms| TriedHost {
+    let after = |ms: u64| began + Duration::from_millis(ms);
+    let tried = |status, ms: Option<u64>| TriedHost {
         status,
-        header_ms: ms,
-        response_ms: ms,
+        head_at: ms.map(after),
+        ended_at: ms.map(after),
         ..TriedHost::new(member.clone(), began)
     };
     s.upstream.tried = vec![tried(502, None), tried(200, Some(6))];

@@ -51,7 +51,7 @@ impl Picker for Ewma {
     fn report(&self, host: &Host, outcome: &Outcome) {
         // An attempt without an answer says nothing of the response time.
         if outcome.status != 0 {
-            touch(host, outcome.elapsed, Instant::now());
+            touch(host, outcome.elapsed(), Instant::now());
         }
     }
 }
