@@ -176,25 +176,32 @@ impl<D: Downstream> Pump<'_, D> {
                 if let Some(piece) = self.response.push(self.stream, piece, false)? {
                     write_piece(self.down, self.stream, cx, piece)?;
                 }
-                Ok(Received::Some)
-            }
-            Poll::Ready(Ok(BodyEvent::End)) => {
-                // Plugins may have taken their time with what came before.
-                let now = if self.response.is_filtered() { clock.touch() } else { clock.touch_if_waited() };
-                self.stream.timing.upstream_rx_end = Some(now.into_std());
-                if let Some(piece) = self.response.push(self.stream, Piece::Borrowed(&[]), true)? {
-                    write_piece(self.down, self.stream, cx, piece)?;
-                }
-                match self.drain(cx)? {
-                    Poll::Ready(received) => Ok(received),
-                    Poll::Pending => Ok(Received::Some),
+                // Most bodies end with their last piece, and filters have their turn before.
+                match self.response.is_filtered() || !self.up.has_all() {
+                    true => Ok(Received::Some),
+                    false => self.end(clock, cx),
                 }
             }
+            Poll::Ready(Ok(BodyEvent::End)) => self.end(clock, cx),
             Poll::Ready(Err(error)) => {
                 // What came before the failure is passed on before the response is cut.
                 let _ = self.down.poll_flush(cx);
                 Err(Interrupt::Upstream(error))
             }
+        }
+    }
+
+    /// Nothing more comes from the upstream.
+    fn end(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<Received, Interrupt> {
+        // Plugins may have taken their time with what came before.
+        let now = if self.response.is_filtered() { clock.touch() } else { clock.touch_if_waited() };
+        self.stream.timing.upstream_rx_end = Some(now.into_std());
+        if let Some(piece) = self.response.push(self.stream, Piece::Borrowed(&[]), true)? {
+            write_piece(self.down, self.stream, cx, piece)?;
+        }
+        match self.drain(cx)? {
+            Poll::Ready(received) => Ok(received),
+            Poll::Pending => Ok(Received::Some),
         }
     }
 

@@ -306,6 +306,11 @@ impl H1Upstream {
         })
     }
 
+    /// Whether the response has been read to its end.
+    pub(super) fn has_all(&self) -> bool {
+        self.body.is_ended()
+    }
+
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.local
     }

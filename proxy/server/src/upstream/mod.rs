@@ -228,6 +228,14 @@ impl UpstreamStream {
         either!(self, s => s.poll_body(cx, trailers))
     }
 
+    /// Whether nothing is to come behind what [`UpstreamStream::poll_body`] gave last, as far as that is known yet.
+    pub(crate) fn has_all(&self) -> bool {
+        match self {
+            UpstreamStream::Http1(s) => s.has_all(),
+            UpstreamStream::Http2(_) => false,
+        }
+    }
+
     /// Takes over what has come of the body while nobody can take more of it. Its bound is flow control's.
     pub(crate) fn poll_ahead(&mut self, cx: &mut Timed<'_>) {
         if let UpstreamStream::Http2(s) = self {
