@@ -76,6 +76,10 @@ impl Headers {
     /// Removes every field and keeps the memory for the next message, up to [`KEPT_BYTES`] and
     /// [`KEPT_FIELDS`].
     pub fn clear(&mut self) {
+        // Nothing was ever put in, or it was cleared already.
+        if self.buf.is_empty() && self.fields.is_empty() && !self.spelled && self.spellings.is_none() {
+            return;
+        }
         self.buf.clear();
         self.fields.clear();
         self.dead = 0;
@@ -382,6 +386,12 @@ impl Headers {
 
     /// Removes the fields that have a well-known name for which `drop` holds.
     pub fn remove_known(&mut self, drop: impl Fn(Known) -> bool) {
+        let dropped = |field: &Field| field.known().is_some_and(&drop);
+        let Some(first) = self.fields.iter().position(dropped) else { return };
+        if !self.fields.get(first + 1..).is_some_and(|rest| rest.iter().any(dropped)) {
+            self.dead += self.fields.remove(first).len() as u32;
+            return;
+        }
         let Headers { fields, dead, .. } = self;
         fields.retain(|f| {
             let keep = !f.known().is_some_and(&drop);

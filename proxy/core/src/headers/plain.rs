@@ -26,7 +26,7 @@ pub struct PlainLine {
 impl PlainLine {
     /// The line at the start of `ahead`, if it is one and the byte behind it is there too. `None` says nothing: the line
     /// may be odd, or the end of `ahead` too near to look at it this way.
-    #[inline]
+    #[inline(always)]
     pub fn find(ahead: &[u8]) -> Option<PlainLine> {
         let start = u8x16::new(*ahead.first_chunk::<BLOCK>()?);
         let colons = same(start, b':').to_bitmask();

@@ -432,7 +432,7 @@ fn spelling_of(headers: &Headers, opts: &H1Options) -> HeaderCase {
 }
 
 /// Whether a field's name is written as it is stored.
-#[inline]
+#[inline(always)]
 fn is_spelled(line: &Line, case: HeaderCase, profile: Profile) -> bool {
     match case {
         HeaderCase::Preserve => profile == Profile::Envoy || line.known.and_then(nginx_spelling).is_none(),

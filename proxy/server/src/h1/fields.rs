@@ -95,20 +95,24 @@ impl FieldSink {
         opts: &H1Options,
     ) -> Result<Option<(Known, &'a [u8])>, H1Error> {
         let from = run.at;
+        let mut ahead = ahead.get(from..).unwrap_or_default();
         loop {
             run.kept = run.at;
-            let rest = ahead.get(run.at..).unwrap_or_default();
+            let rest = ahead;
             // What comes behind most lines is another one, and behind the last the end.
             if rest.first() == Some(&b'\r') {
                 return Ok(None);
             }
-            let Some(line) = PlainLine::find(rest).filter(|line| line.len() <= run.longest) else {
+            let Some(line) = PlainLine::find(rest) else { return Ok(None) };
+            let len = line.len();
+            if len > run.longest {
                 return Ok(None);
-            };
+            }
             self.count += 1;
             opts.rules.check_count(self.count)?;
             self.len += line.name_len + line.value_len;
-            run.at += line.len();
+            run.at += len;
+            ahead = rest.get(len..).unwrap_or_default();
             let noted = line.known.filter(|known| NOTED.contains(*known));
             if let Some(known) = noted {
                 let kept = self.note_known(known, line.value(rest), authority.as_deref_mut(), opts)?;
