@@ -1,6 +1,6 @@
 //! One open connection that asks for one thing after another.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
@@ -47,6 +47,19 @@ impl Client {
             }
         }
     }
+}
+
+/// The status that is answered on a connection of its own, whatever form the body has.
+///
+/// # Errors
+/// Nobody listens, or no status is answered within five seconds.
+pub(super) fn status(port: u16, path: &str) -> Result<u16> {
+    let mut client = Client::connect(port)?;
+    write!(client.stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+    let mut line = String::new();
+    BufReader::new(client.stream).read_line(&mut line)?;
+    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.with_context(|| format!("no status: {line}"))
 }
 
 /// The answer if it is there as a whole.

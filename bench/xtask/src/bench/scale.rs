@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
-use super::client::Client;
+use super::client::{self, Client};
 use super::measure::Bench;
 use super::peers::{LOAD_CORE, PROXY_CORE, Peer, pinned};
 use super::procfs;
@@ -27,6 +27,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 /// What it still does after it is ready is part of the start, and is over by then.
 const REST: Duration = Duration::from_secs(1);
+/// Starts of each proxy, at most: they differ little, and take a quarter of a minute each.
+const STARTS: u32 = 3;
 /// From one change to the next.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,6 +61,8 @@ struct Turn {
 struct Plane {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    /// Changes so far.
+    changes: u32,
     _process: Background,
 }
 
@@ -68,7 +72,7 @@ pub(super) fn measure(bench: &Bench<'_>, peers: &[Peer]) -> Result<Vec<Scale>> {
     let peers: Vec<Peer> =
         [Peer::Sixfold, Peer::Envoy].into_iter().filter(|peer| peers.contains(peer)).collect();
     let mut turns: Vec<Vec<Turn>> = peers.iter().map(|_| Vec::new()).collect();
-    for round in 0..bench.effort.rounds {
+    for round in 0..bench.effort.rounds.min(STARTS) {
         for (peer, turns) in peers.iter().zip(&mut turns) {
             let dir = bench.dir.join(format!("scale-{}-{round}", peer.name()));
             fs::create_dir_all(&dir)?;
@@ -101,14 +105,14 @@ fn turn(bench: &Bench<'_>, peer: Peer, dir: &Path) -> Result<Turn> {
     let cpu = procfs::cpu_micros(process.id())? / 1e3;
     let resident = procfs::resident_megabytes(process.id())?;
     let live = live(&mut plane, probe, bench.effort.changes)?;
-    let change = cpu_of_change(&mut plane, process.id(), bench.effort.changes)?;
+    // Envoy flushes its statistics every five seconds: as long as so many changes take.
+    let change = cpu_of_change(&mut plane, process.id(), 2 * bench.effort.changes)?;
     Ok(Turn { ready, cpu, resident, live, change })
 }
 
 fn wait_until_ready(admin: u16, begun: Instant) -> Result<()> {
     while begun.elapsed() < LIMIT {
-        let answer = Client::connect(admin).and_then(|mut client| client.get("/ready"));
-        if answer.is_ok_and(|answer| answer.status == 200) {
+        if client::status(admin, "/ready").is_ok_and(|status| status == 200) {
             return Ok(());
         }
         sleep(LOOK);
@@ -120,9 +124,10 @@ fn wait_until_ready(admin: u16, begun: Instant) -> Result<()> {
 fn live(plane: &mut Plane, probe: u16, changes: u32) -> Result<Vec<f64>> {
     let mut client = Client::connect(probe)?;
     let mut found = Vec::new();
-    for step in 1..=changes {
+    for _ in 0..changes {
         sleep(PAUSE);
-        let sent = plane.step(step)?;
+        let sent = plane.change()?;
+        let step = plane.changes;
         let begun = Instant::now();
         loop {
             let answer = client.get("/")?;
@@ -147,8 +152,8 @@ fn cpu_of_change(plane: &mut Plane, id: u32, changes: u32) -> Result<f64> {
     let idle = procfs::run_micros(id)?;
     sleep(PAUSE * changes);
     let begun = procfs::run_micros(id)?;
-    for step in 1..=changes {
-        plane.step(changes + step)?;
+    for _ in 0..changes {
+        plane.change()?;
         sleep(PAUSE);
     }
     let used = procfs::run_micros(id)? - begun - (begun - idle);
@@ -170,14 +175,16 @@ impl Plane {
         let mut process = Background::spawn(&mut command)?;
         let input = process.take_stdin().context("no standard input")?;
         let output = BufReader::new(process.take_stdout().context("no standard output")?);
-        let mut plane = Plane { input, output, _process: process };
+        let mut plane = Plane { input, output, changes: 0, _process: process };
         plane.line("serving")?;
         Ok(plane)
     }
 
-    /// Sends one changed endpoint. Answers when, in seconds of the time of day.
-    fn step(&mut self, step: u32) -> Result<f64> {
-        writeln!(self.input, "step {step}")?;
+    /// Has one endpoint be another, which answers what odd changes ask for, or the first again. Answers when, in seconds of
+    /// the time of day.
+    fn change(&mut self) -> Result<f64> {
+        self.changes += 1;
+        writeln!(self.input, "step {}", self.changes)?;
         Ok(self.line("sent")?.trim().parse()?)
     }
 
