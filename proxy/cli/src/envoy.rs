@@ -436,7 +436,7 @@ mod tests {
             name: "e.yaml".to_owned(),
             merged_over: None,
         };
-        assert_eq!(text.node().unwrap()["id"], "b");
+        assert_eq!(text.node_and_fixed().unwrap().0["id"], "b");
         let compiled = text.load(&ProcessContext::new(CompileContext::detached(plugins()))).unwrap();
         let node = sixfold_xds_api::wire::messages(&compiled.shown.encoded, &[1]).remove(0);
         assert_eq!(sixfold_xds_api::wire::text(&compiled.shown.encoded[node], 1), Some("b"));

@@ -47,8 +47,11 @@ const LIVE: &[(By, f64, &str)] =
 /// seconds may take.
 const STORM: (f64, f64) = (2.0, 10.1);
 
-/// The most that a sidecar among 1,000 services may take of what Envoy takes.
-const OF_ENVOY: &[(&str, f64, fn(&Scale) -> f64)] = &[
+/// A figure of a sidecar among 1,000 services.
+type Figure = fn(&Scale) -> f64;
+
+/// The most that such a sidecar may take of what Envoy takes.
+const OF_ENVOY: &[(&str, f64, Figure)] = &[
     ("ms until a sidecar among 1,000 services is ready", 0.40, |row| row.ready.median),
     ("CPU until then", 0.40, |row| row.cpu.median),
     ("resident memory then", 0.40, |row| row.resident.median),

@@ -35,7 +35,11 @@ impl Algorithm for RoundRobin {
 
     fn reweigh(&self, hosts: &HostSet, now: Instant) -> bool {
         let Some(reports) = &self.reports else { return false };
-        hosts.levels.iter().fold(false, |changed, level| reports.weigh(&level.members, now) || changed)
+        let mut changed = false;
+        for level in &hosts.levels {
+            changed |= reports.weigh(&level.members, now);
+        }
+        changed
     }
 
     fn prepare(&self, hosts: Vec<Weighted>, workers: usize) -> Group {
