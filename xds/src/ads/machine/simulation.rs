@@ -82,9 +82,6 @@ impl Simulation {
     fn change(&mut self) {
         let good = self.plane.manners.good;
         let plane = &mut self.plane;
-        let of = |truth: &BTreeMap<Key, Toy>, kind: Kind| -> Vec<String> {
-            truth.keys().filter(|key| key.0 == kind).map(|key| key.1.to_string()).collect()
-        };
         let bad = !good && plane.rng.u8(..5) == 0;
         let toy = |name: String| Toy { name, bad, ..Toy::default() };
         let secret = plane.rng.usize(..SECRETS * 3);
@@ -102,30 +99,14 @@ impl Simulation {
                 plane.put(Kind::Cluster, Toy { endpoints, secrets, ..toy(name) });
             }
             3 => {
-                let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Endpoints)) else { return };
+                let Some(name) = plane.any(Kind::Endpoints) else { return };
                 plane.put(Kind::Endpoints, toy(name));
             }
-            4 => {
-                // A cluster goes, and so do the references to it.
-                let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Cluster)) else { return };
-                plane.truth.remove(&(Kind::Cluster, name.as_str().into()));
-                if good {
-                    let tables: Vec<Toy> = plane
-                        .truth
-                        .iter()
-                        .filter(|(key, _)| key.0 == Kind::Routes)
-                        .map(|(_, toy)| toy.clone())
-                        .collect();
-                    for mut table in tables.into_iter().filter(|table| table.clusters.contains(&name)) {
-                        table.clusters.retain(|cluster| *cluster != name);
-                        plane.put(Kind::Routes, table);
-                    }
-                }
-            }
+            4 => plane.remove_cluster(good),
             5..7 => {
                 let name = format!("r{}", plane.rng.usize(..TABLES));
                 let mut clusters = if good {
-                    of(&plane.truth, Kind::Cluster)
+                    plane.names(Kind::Cluster)
                 } else {
                     (0..CLUSTERS).map(|n| format!("c{n}")).collect()
                 };
@@ -134,7 +115,7 @@ impl Simulation {
                 plane.put(Kind::Routes, Toy { clusters, ..toy(name) });
             }
             7..9 => {
-                let mut routes = of(&plane.truth, Kind::Routes);
+                let mut routes = plane.names(Kind::Routes);
                 plane.rng.shuffle(&mut routes);
                 routes.truncate(2);
                 let name = format!("l{}", plane.rng.usize(..LISTENERS));
@@ -145,7 +126,7 @@ impl Simulation {
                 plane.put(Kind::Listener, Toy { routes, secrets, extension, ..toy(name) });
             }
             9 => {
-                let Some(name) = plane.rng.choice(of(&plane.truth, Kind::Listener)) else { return };
+                let Some(name) = plane.any(Kind::Listener) else { return };
                 plane.truth.remove(&(Kind::Listener, name.as_str().into()));
             }
             10 => {
@@ -160,7 +141,7 @@ impl Simulation {
             _ if good => {}
             _ => {
                 let kind = *plane.rng.choice(&[Kind::Secret, Kind::Extension]).unwrap();
-                let Some(name) = plane.rng.choice(of(&plane.truth, kind)) else { return };
+                let Some(name) = plane.any(kind) else { return };
                 plane.truth.remove(&(kind, name.as_str().into()));
             }
         }

@@ -87,6 +87,32 @@ impl Plane {
         Plane { manners, truth: BTreeMap::new(), stream: None, versions: 0, rng }
     }
 
+    /// The names of a kind that there are.
+    pub(super) fn names(&self, kind: Kind) -> Vec<String> {
+        self.truth.keys().filter(|key| key.0 == kind).map(|key| key.1.to_string()).collect()
+    }
+
+    /// One of them.
+    pub(super) fn any(&mut self, kind: Kind) -> Option<String> {
+        let names = self.names(kind);
+        self.rng.choice(names)
+    }
+
+    /// A cluster goes, and so do the references to it.
+    pub(super) fn remove_cluster(&mut self, good: bool) {
+        let Some(name) = self.any(Kind::Cluster) else { return };
+        self.truth.remove(&(Kind::Cluster, name.as_str().into()));
+        if !good {
+            return;
+        }
+        let tables = self.truth.iter().filter(|(key, _)| key.0 == Kind::Routes);
+        let tables: Vec<Toy> = tables.map(|(_, toy)| toy.clone()).collect();
+        for mut table in tables.into_iter().filter(|table| table.clusters.contains(&name)) {
+            table.clusters.retain(|cluster| *cluster != name);
+            self.put(Kind::Routes, table);
+        }
+    }
+
     pub(super) fn put(&mut self, kind: Kind, toy: Toy) {
         self.versions += 1;
         let toy = Toy { version: self.versions, ..toy };
