@@ -8,6 +8,7 @@
 mod environment;
 mod keys;
 mod merge;
+mod ports;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -30,8 +31,8 @@ use self::written::Written;
 pub(crate) use self::written::walk;
 use crate::file;
 
-pub(crate) use self::environment::substitute_file;
 pub use self::environment::{EnvVars, substitute_text};
+pub(crate) use self::environment::{UNSET, substitute_file};
 
 /// The static configuration of a gateway.
 #[derive(Debug, Clone)]
@@ -241,30 +242,38 @@ impl Config {
     /// Every key that is not supported or of the wrong type, every value that can't be read, and variables that
     /// are not set. An unknown key is reported: APISIX ignores it.
     pub fn parse(text: &str, file: &str, environment: &EnvVars) -> Result<Config, Vec<ConfigError>> {
-        Self::parse_named(text, file, environment)
-            .map_err(|errors| errors.into_iter().map(|error| error.in_file(file)).collect())
+        match Self::examine(text, file, environment) {
+            (Some(config), errors) if errors.is_empty() => Ok(config),
+            (_, errors) => Err(errors),
+        }
     }
 
-    fn parse_named(text: &str, file: &str, environment: &EnvVars) -> Result<Config, Vec<ConfigError>> {
-        let mut reports = Vec::new();
-        let user = file::read_tree(text, Format::Yaml, &mut reports);
-        let user = user.and_then(|node| environment.substitute(node)).map_err(|error| vec![error])?;
+    /// [`Config::parse`] for whoever looks for faults: what can be read of the file, with defaults for what can't, and all
+    /// that is wrong with it. There is nothing of a file that is no YAML.
+    pub fn examine(text: &str, file: &str, environment: &EnvVars) -> (Option<Config>, Vec<ConfigError>) {
+        let (config, errors) = Self::examine_unnamed(text, file, environment);
+        (config, errors.into_iter().map(|error| error.in_file(file)).collect())
+    }
+
+    fn examine_unnamed(text: &str, file: &str, environment: &EnvVars) -> (Option<Config>, Vec<ConfigError>) {
+        let (mut reports, mut errors) = (Vec::new(), Vec::new());
+        let parsed = file::read_tree(text, Format::Yaml, &mut reports);
         let defaults = Node::parse(include_str!("config/defaults.yaml"), &Options::default());
-        let defaults = defaults.map_err(|error| vec![error])?;
-        let (merged, mut errors) = merge::merge(&defaults, &user);
-        keys::check(&user, &defaults, &mut reports, &mut errors);
-        match read::read(&merged, Written { file: file.to_owned(), document: user }, environment) {
-            Ok(mut config) if errors.is_empty() => {
-                config.reports = reports.into_iter().map(|report| report.in_file(file)).collect();
-                Ok(config)
-            }
-            Ok(_) => Err(errors),
-            Err(unread) => {
-                let told: Vec<_> = errors.iter().map(|error| error.field.clone()).collect();
-                errors.extend(unread.into_iter().filter(|error| !told.contains(&error.field)));
-                Err(errors)
-            }
-        }
+        let (user, defaults) = match (parsed, defaults) {
+            (Ok(user), Ok(defaults)) => (environment.substitute(user, &mut errors), defaults),
+            (Err(error), _) | (_, Err(error)) => return (None, vec![error]),
+        };
+        let (merged, of_types) = merge::merge(&defaults, &user);
+        add_untold(&mut errors, of_types);
+        let mut of_keys = Vec::new();
+        keys::check(&user, &defaults, &mut reports, &mut of_keys);
+        add_untold(&mut errors, of_keys);
+        let (mut config, unread) =
+            read::read(&merged, Written { file: file.to_owned(), document: user }, environment);
+        add_untold(&mut errors, unread);
+        ports::check(&mut config, &merged, &mut reports, &mut errors);
+        config.reports = reports.into_iter().map(|report| report.in_file(file)).collect();
+        (Some(config), errors)
     }
 
     /// Whether the user's file itself has a key, such as `apisix.ssl.listen`; what it does not have is a default.
@@ -300,6 +309,12 @@ impl Config {
             None => format!("apisix.{extension}"),
         })
     }
+}
+
+/// Adds the faults of fields that nothing is told of yet: what one look finds, the next does not understand.
+fn add_untold(errors: &mut Vec<ConfigError>, found: Vec<ConfigError>) {
+    let told: Vec<_> = errors.iter().map(|error| error.field.clone()).collect();
+    errors.extend(found.into_iter().filter(|error| error.field.is_none() || !told.contains(&error.field)));
 }
 
 /// The path of config.yaml in `directory`, for the profile of `environment`.

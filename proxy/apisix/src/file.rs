@@ -150,11 +150,8 @@ pub(crate) fn has_content(text: &str) -> bool {
     text.lines().map(str::trim_start).any(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Replaces `${{VAR}}` in the text of a YAML file.
-///
-/// # Errors
-/// A variable that is not set and has no default.
-pub fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
+/// Replaces `${{VAR}}` in the text of a YAML file; the errors are those of variables that are not set and have no default.
+pub fn substitute<'a>(text: &'a str, environment: &EnvVars) -> (Cow<'a, str>, Vec<ConfigError>) {
     substitute_file(text, environment)
 }
 
@@ -163,30 +160,37 @@ pub fn split(text: &str) -> Option<Vec<Item<'_>>> {
     split::split(text)
 }
 
-/// The items of a file by parsing all of it, and what is odd about it.
-///
-/// # Errors
-/// Faults of syntax, and lists that are none.
-pub fn parse(
-    text: &str,
-    format: Format,
-    environment: &EnvVars,
-) -> Result<(Vec<Item<'static>>, Vec<ConfigError>), Vec<ConfigError>> {
-    let mut warnings = Vec::new();
-    let root = read_tree(text, format, &mut warnings).and_then(|root| match format {
+/// What a file holds as a whole.
+#[derive(Debug, Default)]
+pub struct Whole {
+    /// Its items.
+    pub items: Vec<Item<'static>>,
+    /// What is odd about it.
+    pub warnings: Vec<ConfigError>,
+    /// Faults of its syntax, lists that are none, and of a JSON file variables that are not set.
+    pub errors: Vec<ConfigError>,
+}
+
+/// The items of a file by parsing all of it.
+pub fn parse(text: &str, format: Format, environment: &EnvVars) -> Whole {
+    let mut whole = Whole::default();
+    let Whole { items, warnings, errors } = &mut whole;
+    let root = match (read_tree(text, format, warnings), format) {
         // YAML's variables were replaced in the text.
-        Format::Yaml => Ok(root),
-        Format::Json => environment.substitute(root),
-    });
-    let root = root.map_err(|e| vec![e])?;
-    let Some(object) = root.as_object() else {
-        if root.is_null() {
-            return Ok((Vec::new(), warnings));
+        (Ok(root), Format::Yaml) => root,
+        (Ok(root), Format::Json) => environment.substitute(root, errors),
+        (Err(error), _) => {
+            errors.push(error);
+            return whole;
         }
-        let reason = format!("expected lists by name (routes, upstreams, ...), found {}", root.kind());
-        return Err(vec![ConfigError::new(reason).at(root.place)]);
     };
-    let (mut items, mut errors) = (Vec::new(), Vec::new());
+    let Some(object) = root.as_object() else {
+        if !root.is_null() {
+            let reason = format!("expected lists by name (routes, upstreams, ...), found {}", root.kind());
+            errors.push(ConfigError::new(reason).at(root.place));
+        }
+        return whole;
+    };
     for entry in object.entries() {
         let Some(section) = Section::from_key(&entry.key) else {
             warnings.push(unknown_section(&entry.key, entry.key_place));
@@ -208,7 +212,7 @@ pub fn parse(
             }
         }
     }
-    if errors.is_empty() { Ok((items, warnings)) } else { Err(errors) }
+    whole
 }
 
 /// Reads a document. A key that is given twice is odd; the last one counts, as in APISIX.

@@ -48,11 +48,9 @@ fn split_agrees_with_parse(text: &str) {
     let Some(items) = file::split(text) else { return };
     let Some(nodes) = items.iter().map(Item::parse).collect::<Option<Vec<_>>>() else { return };
     let whole = file::parse(text, Format::Yaml, &EnvVars::Fixed(HashMap::new()));
-    let whole = whole.unwrap_or_else(|errors| {
-        assert!(errors.is_empty(), "the split takes what the parser refuses: {errors:?}");
-        Default::default()
-    });
-    let (whole, _) = whole;
+    let errors = whole.errors;
+    assert!(errors.is_empty(), "the split takes what the parser refuses: {errors:?}");
+    let whole = whole.items;
     assert_eq!(items.len(), whole.len(), "another number of items");
     for ((split, node), parsed) in items.iter().zip(nodes).zip(whole) {
         assert_eq!((split.section, split.index), (parsed.section, parsed.index));

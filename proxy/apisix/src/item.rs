@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sixfold_core::document::{self, Node};
@@ -16,7 +17,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config::EnvVars;
 use crate::plugin::{Catalog, PluginConfig};
 use crate::resource::{
-    GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins, Route, Service, Ssl, Upstream,
+    GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Route, Service, Ssl, Upstream,
 };
 use crate::schema::{self, Step, Violation, display_path};
 use crate::store::Key;
@@ -54,10 +55,29 @@ pub(crate) struct Reference {
     pub(crate) place: Place,
 }
 
+/// A resource that is wrong, and what of it can be looked at all the same.
+pub(crate) struct Refusal {
+    /// Everything that is wrong with it by itself, each with its place.
+    pub(crate) errors: Vec<ConfigError>,
+    /// What it refers to.
+    pub(crate) references: Vec<Reference>,
+    /// The plugins whose configurations pass their schemas.
+    pub(crate) plugins: Vec<PluginConfig>,
+}
+
 /// What resources are read with.
 pub(crate) struct Reader<'a> {
     pub(crate) catalog: &'a Catalog,
     pub(crate) environment: &'a EnvVars,
+}
+
+/// What has been read of a resource.
+struct Reading<'a> {
+    reader: &'a Reader<'a>,
+    node: &'a Node,
+    violations: Vec<Violation>,
+    references: Vec<Reference>,
+    plugins: Vec<PluginConfig>,
 }
 
 impl Reader<'_> {
@@ -65,177 +85,197 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// Everything that is wrong with it, each with its place.
-    pub(crate) fn read(&self, kind: Kind, node: &Node) -> Result<Parsed, Vec<ConfigError>> {
-        match self.read_value(kind, node) {
-            Ok((references, plugins, body)) => {
+    pub(crate) fn read(&self, kind: Kind, node: &Node) -> Result<Parsed, Refusal> {
+        let (violations, references, plugins) = Default::default();
+        let mut reading = Reading { reader: self, node, violations, references, plugins };
+        let body = reading.body(kind);
+        let Reading { violations, references, plugins, .. } = reading;
+        match body.filter(|_| violations.is_empty()) {
+            Some(body) => {
                 let (upstream_print, print) = prints(kind, node);
                 Ok(Parsed { references, plugins, upstream_print, print, body })
             }
-            Err(violations) => Err(violations.into_iter().map(|v| error(v, node)).collect()),
-        }
-    }
-
-    fn read_value(
-        &self,
-        kind: Kind,
-        node: &Node,
-    ) -> Result<(Vec<Reference>, Vec<PluginConfig>, Body), Vec<Violation>> {
-        let mut value = node.to_json();
-        if kind == Kind::Route {
-            exclusive(&value, "host", "hosts").map_err(|v| vec![v])?;
-            exclusive(&value, "remote_addr", "remote_addrs").map_err(|v| vec![v])?;
-        }
-        schema::resource(kind).validate(&mut value).map_err(|v| vec![v])?;
-        match kind {
-            Kind::Route => self.route(value, node),
-            Kind::Service => self.service(value, node),
-            Kind::Upstream => {
-                let upstream: Upstream = typed(value)?;
-                let mut violations = upstream::check(&upstream);
-                violations.extend(self.resolvable(&upstream));
-                finish(
-                    violations,
-                    client_certificate(&upstream, node, &[]),
-                    Vec::new(),
-                    Body::Upstream(upstream.into()),
-                )
-            }
-            Kind::Ssl => self.ssl(value),
-            Kind::PluginConfig => {
-                let resource: PluginConfigResource = typed(value)?;
-                self.with_plugins(Some(&resource.plugins), Vec::new(), Vec::new(), Body::PluginConfig)
-            }
-            Kind::GlobalRule => {
-                let resource: GlobalRule = typed(value)?;
-                self.with_plugins(Some(&resource.plugins), Vec::new(), Vec::new(), Body::GlobalRule)
-            }
-            other => Err(vec![violation(&[], format!("{} are not supported", other.section()))]),
-        }
-    }
-
-    fn route(
-        &self,
-        value: Value,
-        node: &Node,
-    ) -> Result<(Vec<Reference>, Vec<PluginConfig>, Body), Vec<Violation>> {
-        let route: Route = typed(value)?;
-        let mut violations = Vec::new();
-        for (field, is_there) in
-            [("filter_func", route.filter_func.is_some()), ("script", route.script.is_some())]
-        {
-            if is_there {
-                violations.push(violation(&[field], "not supported: Lua is not run"));
-            }
-        }
-        let field = if route.remote_addr.is_some() { "remote_addr" } else { "remote_addrs" };
-        for address in route.client_addresses().filter(|address| network(address).is_none()) {
-            violations.push(violation(&[field], format!("invalid ip address: {address}")));
-        }
-        if let Some(vars) = &route.vars
-            && let Err(reason) = Expr::new(&Value::Array(vars.clone()))
-        {
-            violations
-                .push(violation(&["vars"], format!("failed to validate the 'vars' expression: {reason}")));
-        }
-        let mut references = Vec::new();
-        reference(&mut references, Kind::Service, route.service_id.as_ref(), "service_id", node);
-        reference(&mut references, Kind::Upstream, route.upstream_id.as_ref(), "upstream_id", node);
-        reference(
-            &mut references,
-            Kind::PluginConfig,
-            route.plugin_config_id.as_ref(),
-            "plugin_config_id",
-            node,
-        );
-        self.inline_upstream(route.upstream.as_ref(), node, &mut references, &mut violations);
-        let plugins = route.plugins.clone();
-        self.with_plugins(plugins.as_ref(), violations, references, Body::Route(route.into()))
-    }
-
-    fn service(
-        &self,
-        value: Value,
-        node: &Node,
-    ) -> Result<(Vec<Reference>, Vec<PluginConfig>, Body), Vec<Violation>> {
-        let service: Service = typed(value)?;
-        let mut violations = Vec::new();
-        if service.script.is_some() {
-            violations.push(violation(&["script"], "not supported: Lua is not run"));
-        }
-        let mut references = Vec::new();
-        reference(&mut references, Kind::Upstream, service.upstream_id.as_ref(), "upstream_id", node);
-        self.inline_upstream(service.upstream.as_ref(), node, &mut references, &mut violations);
-        let plugins = service.plugins.clone();
-        self.with_plugins(plugins.as_ref(), violations, references, Body::Service(service.into()))
-    }
-
-    fn inline_upstream(
-        &self,
-        upstream: Option<&Upstream>,
-        node: &Node,
-        references: &mut Vec<Reference>,
-        violations: &mut Vec<Violation>,
-    ) {
-        let Some(upstream) = upstream else { return };
-        let found = upstream::check(upstream).into_iter().chain(self.resolvable(upstream));
-        violations.extend(found.map(|violation| below("upstream", violation)));
-        references.extend(client_certificate(upstream, node, &["upstream"]));
-    }
-
-    /// References to secrets in an upstream's certificate.
-    fn resolvable(&self, upstream: &Upstream) -> Option<Violation> {
-        let tls = upstream.tls.as_ref()?;
-        let texts = [("client_cert", &tls.client_cert), ("client_key", &tls.client_key)];
-        texts.into_iter().find_map(|(field, text)| {
-            let mut text = Value::String(text.clone()?);
-            let reason = secret::resolve_all(&mut text, self.environment).err()?;
-            Some(violation(&["tls", field], reason))
-        })
-    }
-
-    fn ssl(&self, mut value: Value) -> Result<(Vec<Reference>, Vec<PluginConfig>, Body), Vec<Violation>> {
-        let resolved = secret::resolve_all(&mut value, self.environment);
-        resolved.map_err(|reason| vec![violation(&[], reason)])?;
-        let ssl: Ssl = typed(value)?;
-        let mut violations = Vec::new();
-        if ssl.certs.len() != ssl.keys.len() {
-            violations.push(violation(&["certs"], "mismatched number of certs and keys"));
-        }
-        if ssl.ssl_protocols.iter().flatten().any(|protocol| protocol == "TLSv1.1") {
-            violations
-                .push(violation(&["ssl_protocols"], "TLSv1.1 is not supported; TLSv1.2 and TLSv1.3 are"));
-        }
-        finish(violations, Vec::new(), Vec::new(), Body::Ssl(ssl.into()))
-    }
-
-    fn with_plugins(
-        &self,
-        plugins: Option<&Plugins>,
-        mut violations: Vec<Violation>,
-        references: Vec<Reference>,
-        body: Body,
-    ) -> Result<(Vec<Reference>, Vec<PluginConfig>, Body), Vec<Violation>> {
-        let checked = match plugins {
-            Some(plugins) => self.catalog.check(plugins, self.environment),
-            None => Ok(Vec::new()),
-        };
-        match checked {
-            Ok(plugins) => finish(violations, references, plugins, body),
-            Err(refused) => {
-                violations.extend(refused.into_iter().map(|violation| below("plugins", violation)));
-                Err(violations)
+            None => {
+                let errors = violations.into_iter().map(|violation| error(violation, node)).collect();
+                Err(Refusal { errors, references, plugins })
             }
         }
     }
 }
 
-fn finish(
-    violations: Vec<Violation>,
-    references: Vec<Reference>,
-    plugins: Vec<PluginConfig>,
-    body: Body,
-) -> Result<(Vec<Reference>, Vec<PluginConfig>, Body), Vec<Violation>> {
-    if violations.is_empty() { Ok((references, plugins, body)) } else { Err(violations) }
+impl Reading<'_> {
+    /// Reads part by part, so that one that is wrong hides none of the others.
+    fn body(&mut self, kind: Kind) -> Option<Body> {
+        let mut value = self.node.to_json();
+        if kind == Kind::Route {
+            self.violations.extend(exclusive(&value, "host", "hosts"));
+            self.violations.extend(exclusive(&value, "remote_addr", "remote_addrs"));
+        }
+        self.violations.extend(schema::resource(kind).validate_all(&mut value).err().into_iter().flatten());
+        let has_plugins = match kind {
+            Kind::Route | Kind::Service | Kind::PluginConfig | Kind::GlobalRule => true,
+            Kind::Upstream => false,
+            Kind::Ssl => {
+                let resolved = secret::resolve_all(&mut value, self.reader.environment);
+                self.violations.extend(resolved.err().into_iter().flatten());
+                false
+            }
+            other => {
+                self.violations.push(violation(&[], format!("{} are not supported", other.section())));
+                return None;
+            }
+        };
+        let mut of_plugins = Vec::new();
+        if let (Some(plugins), true) = (value.get("plugins").and_then(Value::as_object), has_plugins) {
+            (self.plugins, of_plugins) = self.reader.catalog.check(plugins, self.reader.environment);
+        }
+        let passed = self.violations.is_empty();
+        self.fields(kind, &value);
+        let body = match passed {
+            true => self.typed(kind, value),
+            false => self.upstream_of_refused(kind, &value),
+        };
+        self.violations.extend(of_plugins.into_iter().map(|violation| below("plugins", violation)));
+        body
+    }
+
+    /// What is checked of fields beyond the schema, and what they refer to.
+    fn fields(&mut self, kind: Kind, value: &Value) {
+        let (lua, references): (&[&str], &[(Kind, &'static str)]) = match kind {
+            Kind::Route => (
+                &["filter_func", "script"],
+                &[
+                    (Kind::Service, "service_id"),
+                    (Kind::Upstream, "upstream_id"),
+                    (Kind::PluginConfig, "plugin_config_id"),
+                ],
+            ),
+            Kind::Service => (&["script"], &[(Kind::Upstream, "upstream_id")]),
+            _ => return,
+        };
+        for field in lua.iter().filter(|field| value.get(**field).is_some()) {
+            let told = self.violations.iter().any(|violation| violation.path == [key(field)]);
+            self.violations.extend((!told).then(|| violation(&[field], "not supported: Lua is not run")));
+        }
+        for (kind, field) in references {
+            let id = value.get(*field).and_then(|id| Id::deserialize(id).ok());
+            self.references.extend(id.map(|id| Reference {
+                key: Key { kind: *kind, id },
+                field,
+                place: place(self.node, &[key(field)]),
+            }));
+        }
+        if kind == Kind::Route {
+            self.client_addresses(value);
+            self.vars(value);
+        }
+    }
+
+    fn client_addresses(&mut self, value: &Value) {
+        let field = if value.get("remote_addr").is_some() { "remote_addr" } else { "remote_addrs" };
+        let addresses = match value.get(field) {
+            Some(Value::Array(addresses)) => addresses.as_slice(),
+            Some(address) => std::slice::from_ref(address),
+            None => return,
+        };
+        for address in addresses.iter().filter_map(Value::as_str).filter(|text| network(text).is_none()) {
+            self.violations.push(violation(&[field], format!("invalid ip address: {address}")));
+        }
+    }
+
+    fn vars(&mut self, value: &Value) {
+        let Some(vars) = value.get("vars").filter(|vars| vars.is_array()) else { return };
+        if let Err(reason) = Expr::new(vars) {
+            let reason = format!("failed to validate the 'vars' expression: {reason}");
+            self.violations.push(violation(&["vars"], reason));
+        }
+    }
+
+    /// The resource as its type, once it has passed its schema.
+    fn typed(&mut self, kind: Kind, value: Value) -> Option<Body> {
+        Some(match kind {
+            Kind::Route => {
+                let route: Route = self.value(value)?;
+                self.inline_upstream(route.upstream.as_ref());
+                Body::Route(route.into())
+            }
+            Kind::Service => {
+                let service: Service = self.value(value)?;
+                self.inline_upstream(service.upstream.as_ref());
+                Body::Service(service.into())
+            }
+            Kind::Upstream => {
+                let upstream: Upstream = self.value(value)?;
+                self.upstream(&upstream, &[]);
+                Body::Upstream(upstream.into())
+            }
+            Kind::Ssl => {
+                let ssl: Ssl = self.value(value)?;
+                self.ssl(&ssl);
+                Body::Ssl(ssl.into())
+            }
+            Kind::PluginConfig => {
+                self.value::<PluginConfigResource>(value)?;
+                Body::PluginConfig
+            }
+            Kind::GlobalRule => {
+                self.value::<GlobalRule>(value)?;
+                Body::GlobalRule
+            }
+            _ => return None,
+        })
+    }
+
+    /// Checks the upstream that a wrong resource brings, if the schema has nothing against that.
+    fn upstream_of_refused(&mut self, kind: Kind, value: &Value) -> Option<Body> {
+        let of_upstream = |violation: &Violation| violation.path.first() == Some(&key("upstream"));
+        if matches!(kind, Kind::Route | Kind::Service) && !self.violations.iter().any(of_upstream) {
+            let upstream = value.get("upstream").and_then(|value| Upstream::deserialize(value).ok());
+            self.inline_upstream(upstream.as_ref());
+        }
+        None
+    }
+
+    fn value<T: DeserializeOwned>(&mut self, value: Value) -> Option<T> {
+        let read = serde_json::from_value(value);
+        read.map_err(|error| self.violations.push(violation(&[], error.to_string()))).ok()
+    }
+
+    fn inline_upstream(&mut self, upstream: Option<&Upstream>) {
+        if let Some(upstream) = upstream {
+            self.upstream(upstream, &["upstream"]);
+        }
+    }
+
+    fn upstream(&mut self, upstream: &Upstream, prefix: &[&str]) {
+        let found = upstream::check(upstream).into_iter().chain(self.resolvable(upstream));
+        let placed = found
+            .map(|violation| prefix.iter().rev().fold(violation, |violation, name| below(name, violation)));
+        self.violations.extend(placed.collect::<Vec<_>>());
+        self.references.extend(client_certificate(upstream, self.node, prefix));
+    }
+
+    /// References to secrets in an upstream's certificate.
+    fn resolvable(&self, upstream: &Upstream) -> Vec<Violation> {
+        let Some(tls) = &upstream.tls else { return Vec::new() };
+        let texts = [("client_cert", &tls.client_cert), ("client_key", &tls.client_key)];
+        let faults = texts.into_iter().filter_map(|(field, text)| {
+            let mut text = Value::String(text.clone()?);
+            let faults = secret::resolve_all(&mut text, self.reader.environment).err()?;
+            Some(faults.into_iter().map(move |fault| below("tls", below(field, fault))))
+        });
+        faults.flatten().collect()
+    }
+
+    fn ssl(&mut self, ssl: &Ssl) {
+        if ssl.certs.len() != ssl.keys.len() {
+            self.violations.push(violation(&["certs"], "mismatched number of certs and keys"));
+        }
+        if ssl.ssl_protocols.iter().flatten().any(|protocol| protocol == "TLSv1.1") {
+            let reason = "TLSv1.1 is not supported; TLSv1.2 and TLSv1.3 are";
+            self.violations.push(violation(&["ssl_protocols"], reason));
+        }
+    }
 }
 
 /// An address, or a range of them.
@@ -243,18 +283,9 @@ pub(crate) fn network(text: &str) -> Option<IpNet> {
     text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
-fn exclusive(value: &Value, one: &str, other: &str) -> Result<(), Violation> {
-    if value.get(one).is_some() && value.get(other).is_some() {
-        return Err(violation(&[other], format!("only one of {one} or {other} is allowed")));
-    }
-    Ok(())
-}
-
-fn reference(list: &mut Vec<Reference>, kind: Kind, id: Option<&Id>, field: &'static str, node: &Node) {
-    if let Some(id) = id {
-        let target = Key { kind, id: id.clone() };
-        list.push(Reference { key: target, field, place: place(node, &[key(field)]) });
-    }
+fn exclusive(value: &Value, one: &str, other: &str) -> Option<Violation> {
+    let both = value.get(one).is_some() && value.get(other).is_some();
+    both.then(|| violation(&[other], format!("only one of {one} or {other} is allowed")))
 }
 
 fn client_certificate(upstream: &Upstream, node: &Node, prefix: &[&str]) -> Vec<Reference> {
@@ -268,13 +299,9 @@ fn client_certificate(upstream: &Upstream, node: &Node, prefix: &[&str]) -> Vec<
     id.map(reference).into_iter().collect()
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Vec<Violation>> {
-    serde_json::from_value(value).map_err(|error| vec![violation(&[], error.to_string())])
-}
-
 /// A violation at a path of keys.
 pub(crate) fn violation(path: &[&str], message: impl Into<String>) -> Violation {
-    Violation { path: path.iter().map(|name| key(name)).collect(), message: message.into() }
+    Violation::new(path.iter().map(|name| key(name)).collect(), message)
 }
 
 fn key(name: &str) -> Step {
@@ -302,7 +329,11 @@ fn prints(kind: Kind, node: &Node) -> (u64, u64) {
 }
 
 fn error(violation: Violation, node: &Node) -> ConfigError {
-    let error = ConfigError::new(violation.message).at(place(node, &violation.path));
+    let reason = match &violation.hint {
+        Some(hint) => format!("{}; {hint}", violation.message),
+        None => violation.message,
+    };
+    let error = ConfigError::new(reason).at(place(node, &violation.path));
     match display_path(&violation.path) {
         path if path.is_empty() => error,
         path => error.in_key(&path),

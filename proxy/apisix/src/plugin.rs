@@ -96,27 +96,23 @@ impl Catalog {
         Catalog { plugins, disabled }
     }
 
-    /// Checks the plugins of a resource.
-    ///
-    /// # Errors
-    /// Every plugin that is unknown or whose configuration is refused, in APISIX's words.
+    /// Checks the plugins of a resource: those that are right, and every fault of the others, in APISIX's words.
     pub(crate) fn check(
         &self,
         plugins: &Plugins,
         environment: &EnvVars,
-    ) -> Result<Vec<PluginConfig>, Vec<Violation>> {
+    ) -> (Vec<PluginConfig>, Vec<Violation>) {
         let (mut accepted, mut refused) = (Vec::new(), Vec::new());
         for (name, config) in plugins {
             match self.check_one(name, config, environment) {
-                Ok(Some(plugin)) => accepted.push(plugin),
-                Ok(None) => {}
-                Err(mut violation) => {
+                Ok(plugin) => accepted.extend(plugin),
+                Err(violations) => refused.extend(violations.into_iter().map(|mut violation| {
                     violation.path.insert(0, Step::Key(name.clone()));
-                    refused.push(violation);
-                }
+                    violation
+                })),
             }
         }
-        if refused.is_empty() { Ok(accepted) } else { Err(refused) }
+        (accepted, refused)
     }
 
     /// Why there is no plugin of this name, in APISIX's words and what helps beyond them.
@@ -138,10 +134,10 @@ impl Catalog {
         name: &str,
         config: &Value,
         environment: &EnvVars,
-    ) -> Result<Option<PluginConfig>, Violation> {
-        let fault = |message: String| Violation { path: Vec::new(), message };
+    ) -> Result<Option<PluginConfig>, Vec<Violation>> {
+        let fault = |message: String| Violation::new(Vec::new(), message);
         let Some(entry) = self.plugins.get(name) else {
-            return Err(fault(self.unknown(name)));
+            return Err(vec![fault(self.unknown(name))]);
         };
         let refused = |violation: Violation| Violation {
             message: format!("failed to check the configuration of plugin {name} err: {}", violation.message),
@@ -154,38 +150,44 @@ impl Catalog {
             config => config.clone(),
         };
         let (true, meta) = (config.is_object(), take_meta(&mut config)) else {
-            return Err(fault(format!("invalid plugin conf {config} for plugin [{name}]")));
+            return Err(vec![fault(format!("invalid plugin conf {config} for plugin [{name}]"))]);
         };
-        let meta = meta.map_err(refused)?;
-        let checked = entry.schema.validate(&mut config).map_err(refused).and_then(|()| {
-            secret::resolve_all(&mut config, environment).map_err(|message| refused(fault(message)))
-        });
-        match checked {
-            _ if meta.disable => Ok(None),
-            Ok(()) => Ok(Some(PluginConfig {
-                index: entry.index,
-                factory: entry.factory.clone(),
-                config,
-                attributes: entry.attributes.clone(),
-                meta,
-                print,
-            })),
-            Err(violation) => Err(violation),
+        let (meta, mut violations) = match meta {
+            Ok(meta) => (meta, Vec::new()),
+            Err(violations) => (Meta::default(), violations),
+        };
+        let right = entry
+            .schema
+            .validate_all(&mut config)
+            .and_then(|()| secret::resolve_all(&mut config, environment));
+        if !meta.disable {
+            violations.extend(right.err().into_iter().flatten());
         }
+        if !violations.is_empty() {
+            return Err(violations.into_iter().map(refused).collect());
+        }
+        Ok((!meta.disable).then(|| PluginConfig {
+            index: entry.index,
+            factory: entry.factory.clone(),
+            config,
+            attributes: entry.attributes.clone(),
+            meta,
+            print,
+        }))
     }
 }
 
 /// Takes `_meta` out of a configuration and checks it.
-fn take_meta(config: &mut Value) -> Result<Meta, Violation> {
+fn take_meta(config: &mut Value) -> Result<Meta, Vec<Violation>> {
     let Some(mut meta) = config.as_object_mut().and_then(|map| map.shift_remove("_meta")) else {
         return Ok(Meta::default());
     };
-    let below = |violation: Violation| {
-        let mut path = vec![Step::Key("_meta".to_owned())];
-        path.extend(violation.path);
+    let below = |mut violation: Violation| {
+        violation.path.insert(0, Step::Key("_meta".to_owned()));
         let message = format!("property \"_meta\" validation failed: {}", violation.message);
-        Violation { path, message }
+        Violation { message, ..violation }
     };
-    schema::plugin_meta().validate(&mut meta).map_err(below)?;
-    Meta::read(&meta).map_err(|message| below(Violation { path: Vec::new(), message }))
+    let checked = schema::plugin_meta().validate_all(&mut meta);
+    checked.map_err(|violations| violations.into_iter().map(below).collect::<Vec<_>>())?;
+    Meta::read(&meta).map_err(|message| vec![below(Violation::new(Vec::new(), message))])
 }

@@ -16,6 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
+use sixfold_core::error::MAX_FAULTS;
 
 pub use self::resources::{plugin_meta, plugins_list, resource, secret};
 use self::rules::Check;
@@ -44,6 +45,15 @@ pub struct Violation {
     pub path: Vec<Step>,
     /// The reason in APISIX's words, with the properties on the way in front of it.
     pub message: String,
+    /// What would be right, where those words do not say it.
+    pub hint: Option<String>,
+}
+
+impl Violation {
+    /// One of which the message says everything.
+    pub fn new(path: Vec<Step>, message: impl Into<String>) -> Violation {
+        Violation { path, message: message.into(), hint: None }
+    }
 }
 
 /// One step into a document.
@@ -89,13 +99,27 @@ impl Schema {
     /// its value is only known later.
     ///
     /// # Errors
-    /// The first [`Violation`]; the instance may hold some of the defaults then.
+    /// The first [`Violation`], which is what the Admin API answers; the instance may hold some of the defaults then.
     pub fn validate(&self, instance: &mut Value) -> Result<(), Violation> {
-        validate::run(&self.check, instance).map_err(|failure| {
-            let mut path = failure.path;
+        self.up_to(1, instance).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// [`Schema::validate`] with every fault, the first of which is the one that it answers; [`MAX_FAULTS`] at most.
+    ///
+    /// # Errors
+    /// All of them.
+    pub fn validate_all(&self, instance: &mut Value) -> Result<(), Vec<Violation>> {
+        let violations = self.up_to(MAX_FAULTS, instance);
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
+    }
+
+    fn up_to(&self, limit: usize, instance: &mut Value) -> Vec<Violation> {
+        let violation = |failure: validate::Failure| {
+            let validate::Failure { mut path, message, hint } = failure;
             path.reverse();
-            Violation { path, message: failure.message }
-        })
+            Violation { path, message, hint }
+        };
+        validate::faults(&self.check, instance, limit).into_iter().map(violation).collect()
     }
 }
 

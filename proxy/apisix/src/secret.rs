@@ -6,28 +6,45 @@
 use serde_json::Value;
 
 use crate::config::EnvVars;
-use crate::schema::is_secret_reference;
+use crate::schema::{Step, Violation, is_secret_reference};
 
 /// Replaces every reference in `value`.
 ///
 /// # Errors
-/// A variable that is not set, a key that its JSON does not have, and secret managers.
-pub(crate) fn resolve_all(value: &mut Value, environment: &EnvVars) -> Result<(), String> {
+/// Every one that can't be: a variable that is not set, a key that its JSON does not have, and secret managers.
+pub(crate) fn resolve_all(value: &mut Value, environment: &EnvVars) -> Result<(), Vec<Violation>> {
+    let mut violations = Vec::new();
+    resolve_below(value, environment, &mut Vec::new(), &mut violations);
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
+}
+
+fn resolve_below(
+    value: &mut Value,
+    environment: &EnvVars,
+    path: &mut Vec<Step>,
+    violations: &mut Vec<Violation>,
+) {
     match value {
-        Value::String(text) if is_secret_reference(text) => *text = resolve(text, environment)?,
+        Value::String(text) if is_secret_reference(text) => match resolve(text, environment) {
+            Ok(resolved) => *text = resolved,
+            Err(reason) => violations.push(Violation::new(path.clone(), reason)),
+        },
         Value::Array(items) => {
-            for item in items {
-                resolve_all(item, environment)?;
+            for (index, item) in items.iter_mut().enumerate() {
+                path.push(Step::Index(index));
+                resolve_below(item, environment, path, violations);
+                path.pop();
             }
         }
         Value::Object(map) => {
-            for value in map.values_mut() {
-                resolve_all(value, environment)?;
+            for (key, value) in map.iter_mut() {
+                path.push(Step::Key(key.clone()));
+                resolve_below(value, environment, path, violations);
+                path.pop();
             }
         }
         _ => {}
     }
-    Ok(())
 }
 
 fn resolve(reference: &str, environment: &EnvVars) -> Result<String, String> {
@@ -80,8 +97,10 @@ mod tests {
             ("$env://MANY/z", "has no key \"z\""),
             ("$secret://vault/1/a", "secret managers are not supported"),
         ] {
-            let error = resolve_all(&mut json!([reference]), &environment).unwrap_err();
-            assert!(error.contains(message), "{error}");
+            let errors = resolve_all(&mut json!([reference, {"x": reference}]), &environment).unwrap_err();
+            assert!(errors[0].message.contains(message), "{errors:?}");
+            // The second was hidden by the first.
+            assert_eq!(crate::schema::display_path(&errors[1].path), "[1].x");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod batch;
 mod candidate;
+mod check;
 mod feed;
 mod record;
 mod state;
@@ -16,7 +17,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sixfold_core::compile::CompileContext;
-use sixfold_core::detached::LogCheck;
 use sixfold_core::document::Format;
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::Diff;
@@ -24,7 +24,8 @@ use sixfold_core::plugin::Registry;
 use sixfold_core::router::{RouteTableCell, TableKey};
 
 use self::batch::Batch;
-use self::candidate::Candidate;
+use self::candidate::{Candidate, new_faults};
+pub use self::check::{Findings, validate, validate_resources};
 pub use self::feed::Feed;
 use self::record::Builder;
 pub(crate) use self::record::ServiceParts;
@@ -128,58 +129,6 @@ fn format(config: &Config) -> Format {
     }
 }
 
-/// What checking a configuration has found.
-#[derive(Debug, Default)]
-pub struct Findings {
-    /// What is wrong.
-    pub errors: Vec<ConfigError>,
-    /// What is odd and taken all the same.
-    pub warnings: Vec<ConfigError>,
-}
-
-impl Findings {
-    fn add(&mut self, update: Result<Update, Vec<ConfigError>>) {
-        match update {
-            Ok(Update { refused, warnings, .. }) => {
-                self.errors.extend(refused);
-                self.warnings.extend(warnings);
-            }
-            Err(errors) => self.errors.extend(errors),
-        }
-    }
-}
-
-/// Reads the same files as [`load`] and compiles them, for nothing but what that finds.
-pub fn validate(config_path: &Path, registry: Registry, environment: EnvVars) -> Findings {
-    let config = match load_config(config_path, &environment) {
-        Ok(config) => config,
-        Err(errors) => return Findings { errors, warnings: Vec::new() },
-    };
-    let mut findings = Findings { errors: Vec::new(), warnings: config.reports.clone() };
-    let mut context = SourceContext::detached(registry, environment);
-    context.compile.log_sinks = Arc::new(LogCheck { makes_folders: true });
-    let loaded = load(config, config_path, context);
-    findings.add(loaded.map(|loaded| loaded.update));
-    findings
-}
-
-/// Compiles an apisix.yaml or apisix.json by itself, with APISIX's defaults for what its config.yaml would say,
-/// as [`validate`].
-pub fn validate_resources(path: &Path, registry: Registry, environment: EnvVars) -> Findings {
-    let mut findings = Findings::default();
-    match Config::standalone("", &environment) {
-        Ok(config) => {
-            let format = Format::from_file_name(&path.to_string_lossy());
-            let store = FileStore::new(path.to_owned(), format, environment.clone());
-            let mut source =
-                Source::new(config, Arc::new(store), SourceContext::detached(registry, environment));
-            findings.add(source.pull());
-        }
-        Err(errors) => findings.errors = errors,
-    }
-    findings
-}
-
 impl Source {
     /// A source of what `store` has; nothing is read yet.
     pub fn new(config: Config, store: Arc<dyn Store>, context: SourceContext) -> Source {
@@ -203,8 +152,8 @@ impl Source {
     /// Why the store could not tell it. What was read before stays in force.
     pub fn pull(&mut self) -> Result<Update, Vec<ConfigError>> {
         let (candidate, warnings) = self.candidate()?;
-        let mut refused: Vec<ConfigError> =
-            candidate.new_faults(&self.state).into_iter().map(|fault| self.named(fault)).collect();
+        let refused = new_faults(&candidate.refused, &self.state);
+        let mut refused: Vec<ConfigError> = refused.into_iter().map(|fault| self.named(fault)).collect();
         refused.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
         Ok(Update { diff: candidate.accept(&mut self.state), refused, warnings })
     }
@@ -216,7 +165,14 @@ impl Source {
             Builder { config: &self.config, context: &self.context, shared: &self.shared },
         );
         let warnings = self.store.changes(&mut batch)?;
-        Ok((Candidate::new(batch, &mut self.chains).map_err(|error| vec![error])?, warnings))
+        match Candidate::new(&mut batch, &mut self.chains) {
+            Ok(candidate) => Ok((candidate, warnings)),
+            Err(error) => {
+                let resources = new_faults(&batch.refused, &self.state);
+                let resources = resources.into_iter().map(|fault| self.named(fault));
+                Err(error.into_all().into_iter().chain(resources).collect())
+            }
+        }
     }
 
     /// The error with the name of its resource, and its place in the file if there is one.

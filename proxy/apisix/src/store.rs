@@ -57,6 +57,7 @@ pub struct Document(Content);
 enum Content {
     Json(Bytes),
     Node(Node),
+    Unread,
 }
 
 /// Takes in the changes of a store.
@@ -159,6 +160,16 @@ impl Document {
         Document(Content::Node(node))
     }
 
+    /// Of which only is known that it is there: what is wrong with it is told elsewhere.
+    pub fn unread() -> Document {
+        Document(Content::Unread)
+    }
+
+    /// Whether it is [`Document::unread`].
+    pub(crate) fn is_unread(&self) -> bool {
+        matches!(self.0, Content::Unread)
+    }
+
     /// The value with its places.
     ///
     /// # Errors
@@ -166,6 +177,7 @@ impl Document {
     pub fn read(self) -> Result<Node, ConfigError> {
         match self.0 {
             Content::Node(node) => Ok(node),
+            Content::Unread => Err(ConfigError::new("it can't be read")),
             Content::Json(text) => {
                 let text =
                     std::str::from_utf8(&text).map_err(|e| ConfigError::new(format!("not UTF-8: {e}")))?;

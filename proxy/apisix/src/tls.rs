@@ -19,6 +19,9 @@ use crate::resource::{Ssl, Upstream};
 use crate::secret;
 use crate::source::SourceContext;
 
+/// The key of the file that they are in.
+pub(crate) const AUTHORITIES: &str = "apisix.ssl.ssl_trusted_certificate";
+
 /// Reads the file of authorities that servers are verified by, for nothing but whether it can be used: it is read
 /// again as it changes.
 ///
@@ -29,7 +32,7 @@ pub(crate) fn authorities(config: &Config) -> Result<(), ConfigError> {
     let trusted_ca = Some(Pem::File(file.to_owned()));
     let validation = Some(Validation { trusted_ca, ..Validation::default() });
     let context = ClientContext::new(ClientSettings { validation, ..ClientSettings::default() });
-    context.map(drop).map_err(|error| config.fault("apisix.ssl.ssl_trusted_certificate", error.to_string()))
+    context.map(drop).map_err(|error| config.fault(AUTHORITIES, error.to_string()))
 }
 
 /// The compiled certificates that clients may see, in their order.
@@ -214,7 +217,9 @@ pub(crate) fn towards_upstream(
     }
     let resolved = |text: &str| -> Result<String, String> {
         let mut value = Value::String(text.to_owned());
-        secret::resolve_all(&mut value, &context.environment)?;
+        let resolved = secret::resolve_all(&mut value, &context.environment);
+        resolved
+            .map_err(|faults| faults.into_iter().map(|fault| fault.message).collect::<Vec<_>>().join("; "))?;
         Ok(value.as_str().unwrap_or_default().to_owned())
     };
     let tls = upstream.tls.as_ref();

@@ -218,3 +218,47 @@ fn a_standard_output_that_is_full_is_an_error() {
         assert!(text(&ended.stderr).contains("No space left"), "{ended:?}");
     }
 }
+
+/// A fault of config.yaml hid its warnings and the other file, and one of that file as a whole its resources.
+#[test]
+fn faults_of_both_files_are_told_at_once() {
+    let directory = Directory::new();
+    let role = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
+    let config = format!("{role}apisix:\n  node_listne: 1\n  enable_ipv6: 7\n  id: ${{{{SIXFOLD_NONE}}}}\n");
+    let config = directory.write("config.yaml", &config);
+    let resources = directory.write(
+        "apisix.yaml",
+        "routes:
+  - {id: a, uri: /a, upstream_id: none, frob: 1}
+  - {id: b, uri: /b, host: '${{SIXFOLD_NONE}}', upstream_id: '${{SIXFOLD_MORE}}'}
+  - {id: c, uri: /c, upstream_id: u}
+upstreams: [{id: u, nodes: {'${{SIXFOLD_NONE}}:80': 1}}]
+services: 5
+",
+    );
+    let output = output(&["validate", "-c", &config]);
+    let said = refused(&output);
+    let parts = [
+        (&config, ":3:3: apisix.node_listne: unknown field; did you mean"),
+        (
+            &config,
+            ":5:7: apisix.id: failed to handle configuration: can't find environment variable SIXFOLD_NONE",
+        ),
+        (&config, ":4:16: apisix.enable_ipv6: "),
+        (&resources, ": the file does not end with #END"),
+        (&resources, ":2:24: route \"a\": upstream_id: there is no upstream \"none\""),
+        (&resources, ":2:43: route \"a\": frob: additional properties forbidden, found frob"),
+        (&resources, ":3:26: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
+        (&resources, ":3:61: failed to handle configuration: can't find environment variable SIXFOLD_MORE"),
+        (&resources, ":4:23: route \"c\": upstream_id: upstream \"u\" is wrong itself"),
+        (&resources, ":5:29: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
+        (&resources, ":6:11: services: expected a list, found a number"),
+    ];
+    for (file, part) in parts {
+        assert!(said.contains(&format!("{file}{part}")), "{part}: {said}");
+    }
+    assert_eq!(said.lines().count(), parts.len(), "{said}");
+    // What config.yaml says of resources is not known, and those that are not there are no fault of their own.
+    std::fs::remove_file(&resources).unwrap();
+    assert_eq!(refused(&self::output(&["validate", "-c", &config])).lines().count(), 3);
+}

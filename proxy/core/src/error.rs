@@ -176,6 +176,12 @@ impl ConfigError {
         self.each(|fault| fault.field = fault.field.take().map(|field| cut(rename(&field))))
     }
 
+    /// Rewrites the reason of each fault: who speaks for another program has that one's words.
+    #[must_use]
+    pub fn reworded(self, words: impl Fn(&str) -> String) -> Self {
+        self.each(|fault| fault.reason = cut(words(&fault.reason)))
+    }
+
     fn each(mut self, change: impl Fn(&mut ConfigError)) -> Self {
         let mut next = Some(&mut self);
         while let Some(fault) = next {

@@ -25,35 +25,66 @@ impl EnvVars {
     }
 
     /// Replaces variables in every string and key of a document. A string that becomes a number, `true` or
-    /// `false` by it becomes one indeed; keys stay strings.
-    ///
-    /// # Errors
-    /// A variable that is not set and has no default, and keys that become equal.
-    pub fn substitute(&self, node: Node) -> Result<Node, ConfigError> {
+    /// `false` by it becomes one indeed; keys stay strings. `errors` gets every variable that is not set and has no default,
+    /// for which [`UNSET`] stands then, and keys that become equal.
+    pub fn substitute(&self, node: Node, errors: &mut Vec<ConfigError>) -> Node {
+        self.below(node, &mut Vec::new(), errors)
+    }
+
+    fn below(&self, node: Node, path: &mut Vec<String>, errors: &mut Vec<ConfigError>) -> Node {
         let place = node.place;
         let value = match node.value {
-            Value::String(text) => match substitute_text(&text, self).map_err(|e| e.at(place))? {
+            Value::String(text) => match self.text(&text, place, path, errors) {
                 Cow::Borrowed(_) => Value::String(text),
                 Cow::Owned(replaced) => typed(replaced),
             },
             Value::Array(items) => {
-                Value::Array(items.into_iter().map(|item| self.substitute(item)).collect::<Result<_, _>>()?)
+                let items = items.into_iter().enumerate().map(|(index, item)| {
+                    path.push(format!("[{index}]"));
+                    let item = self.below(item, path, errors);
+                    path.pop();
+                    item
+                });
+                Value::Array(items.collect())
             }
-            Value::Object(object) => Value::Object(self.substitute_object(object)?),
+            Value::Object(object) => Value::Object(self.object(object, path, errors)),
             other => other,
         };
-        Ok(Node { place, value })
+        Node { place, value }
     }
 
-    fn substitute_object(&self, object: Object) -> Result<Object, ConfigError> {
+    fn object(&self, object: Object, path: &mut Vec<String>, errors: &mut Vec<ConfigError>) -> Object {
         let entries = object.into_entries().into_iter().map(|entry| {
             let Entry { key, key_place, value } = entry;
-            let key = substitute_text(&key, self).map_err(|e| e.at(key_place))?.into_owned();
-            let value = self.substitute(value).map_err(|e| e.in_key(&key))?;
-            Ok(Entry { key, key_place, value })
+            let key = self.text(&key, key_place, path, errors).into_owned();
+            path.push(key.clone());
+            let value = self.below(value, path, errors);
+            path.pop();
+            Entry { key, key_place, value }
         });
-        Object::new(entries.collect::<Result<_, ConfigError>>()?)
+        let entries: Vec<Entry> = entries.collect();
+        Object::new(entries).unwrap_or_else(|error| {
+            errors.push(placed(error, path));
+            Object::default()
+        })
     }
+
+    fn text<'a>(
+        &self,
+        text: &'a str,
+        place: Place,
+        path: &[String],
+        errors: &mut Vec<ConfigError>,
+    ) -> Cow<'a, str> {
+        let (replaced, unset) = substitute(text, self);
+        errors.extend(unset.iter().map(|unset| placed(unset.error().at(place), path)));
+        replaced
+    }
+}
+
+/// An error below these keys.
+fn placed(error: ConfigError, path: &[String]) -> ConfigError {
+    path.iter().rev().fold(error, |error, key| error.in_key(key))
 }
 
 /// Replaces variables in `text`. Line breaks stay where they are, unless a value brings some.
@@ -61,17 +92,19 @@ impl EnvVars {
 /// # Errors
 /// A variable that is not set and has no default.
 pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
-    substitute(text, environment).map_err(|unset| unset.error())
+    let (replaced, unset) = substitute(text, environment);
+    unset.first().map_or(Ok(replaced), |unset| Err(unset.error()))
 }
 
-/// [`substitute_text`] of a whole file: the error has its place.
-///
-/// # Errors
-/// A variable that is not set and has no default.
-pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, ConfigError> {
+/// [`substitute_text`] of a whole file: every variable that is not set is an error with its place, and [`UNSET`] stands for it.
+pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> (Cow<'a, str>, Vec<ConfigError>) {
     let behind = |at| Place::behind(text.get(..at).unwrap_or_default());
-    substitute(text, environment).map_err(|unset| unset.error().at(behind(unset.at)))
+    let (replaced, unset) = substitute(text, environment);
+    (replaced, unset.iter().map(|unset| unset.error().at(behind(unset.at))).collect())
 }
+
+/// What stands for a variable that is not set, where a file is looked through all the same. YAML takes it for a word.
+pub(crate) const UNSET: &str = "sixfold-variable-that-is-not-set";
 
 /// A variable that is not set and has no default, and how far into the text it is.
 struct Unset<'a> {
@@ -86,8 +119,8 @@ impl Unset<'_> {
     }
 }
 
-fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, Unset<'a>> {
-    let mut result = String::new();
+fn substitute<'a>(text: &'a str, environment: &EnvVars) -> (Cow<'a, str>, Vec<Unset<'a>>) {
+    let (mut result, mut missing) = (String::new(), Vec::new());
     let mut rest = text;
     while let Some(start) = rest.find("${{") {
         let (before, from) = rest.split_at(start);
@@ -102,16 +135,17 @@ fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'a, str>, 
         match environment.get(reference.name).or_else(|| reference.default.map(str::to_owned)) {
             Some(value) => result.push_str(&value),
             None => {
-                return Err(Unset { name: reference.name, at: text.len() - from.len() });
+                result.push_str(UNSET);
+                missing.push(Unset { name: reference.name, at: text.len() - from.len() });
             }
         }
         rest = from.get(length..).unwrap_or_default();
     }
     if result.is_empty() && rest.len() == text.len() {
-        return Ok(Cow::Borrowed(text));
+        return (Cow::Borrowed(text), missing);
     }
     result.push_str(rest);
-    Ok(Cow::Owned(result))
+    (Cow::Owned(result), missing)
 }
 
 struct Reference<'a> {

@@ -211,8 +211,6 @@ impl Walk<'_> {
             Value::Object(below) => self.object(below, default, path),
             Value::Null => {}
             Value::Array(items) if items.is_empty() => {}
-            // The merge may have told it already.
-            _ if self.errors.iter().any(|error| error.field.as_deref() == Some(path)) => {}
             _ => {
                 let reason = format!("expected keys, found {}", value.kind());
                 self.errors.push(ConfigError::field(path, reason).at(value.place));

@@ -18,26 +18,17 @@ use super::{
     SslConfig, UpstreamKeepalive, Written,
 };
 
-/// Reads every key that has a meaning.
-///
-/// # Errors
-/// Every value that can't be read.
-pub(super) fn read(
-    document: &Node,
-    written: Written,
-    environment: &EnvVars,
-) -> Result<Config, Vec<ConfigError>> {
+/// Reads every key that has a meaning, and tells every value that can't be read: a default stands for it.
+pub(super) fn read(document: &Node, written: Written, environment: &EnvVars) -> (Config, Vec<ConfigError>) {
     let mut reader = Reader { errors: Vec::new() };
     let config = reader.config(document, written, environment);
-    if reader.errors.is_empty() {
-        return Ok(config);
-    }
     // A default has no place of its own: that of the nearest key above it which is written.
     let place = |error: ConfigError| match (error.place, &error.field) {
         (None, Some(field)) => config.written.fault(field, error.reason.clone()),
         _ => error,
     };
-    Err(reader.errors.into_iter().map(place).collect())
+    let errors = reader.errors.into_iter().map(place).collect();
+    (config, errors)
 }
 
 /// Reads field by field and collects what is wrong, so that one run shows every fault.
@@ -183,7 +174,11 @@ impl Reader {
         let (http_listeners, https_listeners) = self.listeners(&apisix);
         Config {
             deployment,
-            instance_id: self.text(&apisix.key("id")),
+            instance_id: self.optional(&apisix.key("id"), "a string", |value| match value {
+                Value::String(text) => Some(text.clone()),
+                Value::Number(number) => Some(number.to_string()),
+                _ => None,
+            }),
             http_listeners,
             https_listeners,
             enable_http2: self.flag(&apisix.key("enable_http2")),

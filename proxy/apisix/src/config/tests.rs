@@ -286,3 +286,106 @@ fn attributes_of_plugins_are_held_to_their_types_and_names() {
     }
     assert_eq!(parse("plugin_attr: {prometheus: {enable_export_server: false}}").metrics, None);
 }
+
+/// The system said that an address is in use, and neither whose it is nor where that stands.
+#[test]
+fn ports_that_are_given_twice_name_both_keys() {
+    for (text, said) in [
+        (
+            "apisix:\n  node_listen: [9080]\n  status: {ip: 127.0.0.1, port: 9080}\n",
+            "config.yaml:4:27: apisix.status.port: can't listen on 127.0.0.1:9080: apisix.node_listen[0] (line 3) listens \
+             on 0.0.0.0:9080",
+        ),
+        (
+            "apisix:\n  node_listen:\n    - 9080\n    - 9091\n",
+            "config.yaml:5:7: apisix.node_listen[1]: can't listen on 0.0.0.0:9091: plugin_attr.prometheus.export_addr (by \
+             default) listens on 127.0.0.1:9091",
+        ),
+        (
+            "apisix:\n  node_listen: 8000\n  enable_ipv6: false\n  ssl: {listen: [{port: 8000}]}\n",
+            "config.yaml:5:18: apisix.ssl.listen[0]: can't listen on 0.0.0.0:8000: apisix.node_listen[0] (line 3) listens \
+             on 0.0.0.0:8000",
+        ),
+        (
+            "apisix:\n  status: {port: 7}\nplugin_attr: {prometheus: {export_addr: {port: 7}}}\n",
+            "config.yaml:3:12: apisix.status.port: can't listen on 127.0.0.1:7: plugin_attr.prometheus.export_addr.port \
+             (line 4) listens on 127.0.0.1:7",
+        ),
+        (
+            "apisix:\n  node_listen: 80\n  enable_ipv6: false\n  proxy_protocol: {listen_http_port: 80}\n",
+            "config.yaml:5:20: apisix.proxy_protocol.listen_http_port: can't listen on 0.0.0.0:80: apisix.node_listen[0] \
+             (line 3) listens on 0.0.0.0:80; one of them takes the PROXY protocol",
+        ),
+        (
+            "apisix:\n  node_listen: 80\n  control: {port: 80}\n",
+            "config.yaml:4:13: apisix.control.port: can't listen on 127.0.0.1:80: apisix.node_listen[0] (line 3) listens \
+             on 0.0.0.0:80",
+        ),
+    ] {
+        // A list's key is that of its entries, with the list's place.
+        assert_eq!(
+            only_error(text).replace("proxy_protocol.listen_http_port[0]", "proxy_protocol.listen_http_port"),
+            said
+        );
+    }
+    // Other addresses, and ports that the system chooses.
+    parse("apisix: {node_listen: [{ip: 127.0.0.2, port: 9091}, {ip: '::1', port: 9091}, 0, 0]}");
+    // The Admin API is APISIX's as `traditional` alone.
+    assert!(parse("apisix: {node_listen: 9180}").reports.is_empty());
+}
+
+#[test]
+fn ports_that_apisix_listens_on_once_are_reported() {
+    let told = |text: &str, listening: (&[&str], &[&str])| {
+        let config = parse(text);
+        assert_eq!(addresses(&config.http_listeners), listening.0, "{text}");
+        assert_eq!(addresses(&config.https_listeners), listening.1, "{text}");
+        let reports: Vec<_> = config.reports.iter().map(ToString::to_string).collect();
+        assert_eq!(reports.len(), 1, "{reports:?}");
+        reports[0].clone()
+    };
+    let v4 = "enable_ipv6: false, ssl: {enable: false}";
+    assert_eq!(
+        told(&format!("apisix: {{node_listen: [80, 80], {v4}}}"), (&["0.0.0.0:80"], &[])),
+        "config.yaml:2:28: apisix.node_listen[1]: 0.0.0.0:80 is listened on already, by apisix.node_listen[0] (line 2)"
+    );
+    let specific = format!("apisix: {{node_listen: [{{ip: 127.0.0.1, port: 80}}, 80], {v4}}}");
+    told(&specific, (&["0.0.0.0:80"], &[]));
+    // APISIX has no TLS then.
+    let report = told("apisix: {node_listen: 9443, enable_ipv6: false}", (&["0.0.0.0:9443"], &[]));
+    assert!(
+        report.ends_with(
+            "apisix.ssl.listen[0] (by default) listens on 0.0.0.0:9443; the port is not TLS's then"
+        )
+    );
+    let report = told(&format!("apisix: {{node_listen: 9090, {v4}}}"), (&["0.0.0.0:9090"], &[]));
+    assert!(
+        report.contains("apisix.control (by default)") && report.ends_with("would refuse to start"),
+        "{report}"
+    );
+    let config = parse(&format!("apisix: {{node_listen: 7085, {v4}}}"));
+    assert_eq!((config.status, config.reports.len()), (None, 1));
+}
+
+/// The first one was told, and of the rest of the file nothing.
+#[test]
+fn variables_that_are_not_set_hide_nothing() {
+    let text = "apisix:\n  id: '${{A}}'\n  node_listen: ['${{B}}', 80]\n  enable_ipv6: '${{C}}'\n  status: {port: -1}\n";
+    let errors = parse_with(text, &[]).unwrap_err();
+    let unset = |at: &str, name: &str| {
+        format!("config.yaml:{at}: failed to handle configuration: can't find environment variable {name}")
+    };
+    assert_eq!(
+        errors,
+        [
+            unset("3:7: apisix.id", "A"),
+            unset("4:17: apisix.node_listen[0]", "B"),
+            unset("5:16: apisix.enable_ipv6", "C"),
+            "config.yaml:6:18: apisix.status.port: expected a port, found -1".to_owned(),
+        ]
+    );
+    assert_eq!(
+        parse_with("apisix: {id: '${{A}}'}", &[("A", "5")]).unwrap().instance_id.as_deref(),
+        Some("5")
+    );
+}

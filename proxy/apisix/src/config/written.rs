@@ -18,10 +18,15 @@ impl Written {
         rest.is_empty() && !node.is_null()
     }
 
+    /// Where a key stands, or the nearest above it that the user has written.
+    pub(super) fn place(&self, path: &str) -> Option<Place> {
+        walk(&self.document, path).2
+    }
+
     /// The error of a key, with the place of the nearest one above it that the user has written.
     pub(super) fn fault(&self, path: &str, reason: String) -> ConfigError {
         let error = ConfigError::field(path, reason).in_file(&self.file);
-        match walk(&self.document, path).2 {
+        match self.place(path) {
             Some(place) => error.at(place),
             None => error,
         }

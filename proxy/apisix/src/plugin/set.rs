@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, collect};
 use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, Member as ChainMember, Plugin, Position, RunPolicy, Scope,
 };
@@ -41,7 +41,7 @@ impl PluginSet {
     /// `before`.
     ///
     /// # Errors
-    /// What is wrong with a plugin, in APISIX's words; the field is its name and the path in its configuration.
+    /// What is wrong with each plugin, in APISIX's words; the field is its name and the path in its configuration.
     pub(crate) fn build(
         plugins: &[PluginConfig],
         resource: &str,
@@ -74,7 +74,7 @@ impl PluginSet {
                 print: plugin.print,
             })
         });
-        let members = members.collect::<Result<_, _>>()?;
+        let members = collect(members)?;
         match before {
             Some(before) if same => Ok(before.clone()),
             _ => Ok(PluginSet::of(members)),
@@ -111,8 +111,8 @@ impl PluginSet {
 }
 
 fn refused(plugin: &str, error: ConfigError) -> ConfigError {
-    let reason = format!("failed to check the configuration of plugin {plugin} err: {}", error.reason);
-    ConfigError { reason, ..error }.in_key(plugin)
+    let words = |reason: &str| format!("failed to check the configuration of plugin {plugin} err: {reason}");
+    error.reworded(words).in_key(plugin)
 }
 
 /// The plugins of a route: its own, then those of the plugin config that it lacks, then those of the service.

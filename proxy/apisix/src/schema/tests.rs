@@ -281,3 +281,53 @@ fn resources_answer_as_apisix() {
         assert_ne!(remote(bad), "ok", "{bad}");
     }
 }
+
+/// Every fault was hidden by the one before it.
+#[test]
+fn all_faults_are_told_and_the_first_is_the_engines() {
+    let schema = json!({
+        "properties": {
+            "policy": {"enum": ["local", "redis"]},
+            "count": {"type": "integer", "minimum": 1},
+            "list": {"items": {"type": "string"}},
+            "window": {"type": "integer"},
+        },
+        "required": ["window"],
+        "additionalProperties": false,
+        "if": {"properties": {"policy": {"enum": ["redis"]}}},
+        "then": {"required": ["redis_host"], "properties": {"count": {"minimum": 5}}},
+        "oneOf": [{"required": ["a"]}, {"required": ["b"]}],
+    });
+    let instance = json!({"policy": "redis", "count": 0, "list": ["x", 1, true], "cuont": 1});
+    let told = |instance: &Value| {
+        let schema = Schema::compile(schema.clone()).unwrap();
+        let all = schema.validate_all(&mut instance.clone()).unwrap_err();
+        assert_eq!(schema.validate(&mut instance.clone()).unwrap_err(), all[0]);
+        all.into_iter()
+            .map(|violation| {
+                let hint = violation.hint.map(|hint| format!(" <{hint}>")).unwrap_or_default();
+                format!("{}: {}{hint}", display_path(&violation.path), violation.message)
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        told(&instance),
+        [
+            "count: property \"count\" validation failed: expected 0 to be at least 1",
+            "list[1]: property \"list\" validation failed: failed to validate item 2: wrong type: expected string, got number",
+            "list[2]: property \"list\" validation failed: failed to validate item 3: wrong type: expected string, got boolean",
+            ": property \"window\" is required",
+            "cuont: additional properties forbidden, found cuont <did you mean \"count\"?>",
+            ": value should match only one schema, but matches none <property \"a\" is required; or property \"b\" is required>",
+            // Not that of the count once more.
+            ": then clause did not match <property \"redis_host\" is required>",
+        ]
+    );
+    let both = json!({"policy": "lcoal", "window": 1, "a": 1, "b": 1});
+    assert_eq!(
+        told(&both)[..1],
+        [
+            "policy: property \"policy\" validation failed: matches none of the enum values <did you mean \"local\"?>"
+        ]
+    );
+}

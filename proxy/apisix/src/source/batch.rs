@@ -13,7 +13,7 @@ use sixfold_core::error::ConfigError;
 use super::record::{Builder, Fresh, Record};
 use super::state::{Fault, Held, Refused, State};
 use crate::config::walk;
-use crate::item::Reader;
+use crate::item::{Reader, Reference, Refusal};
 use crate::plugin::Catalog;
 use crate::resource::Kind;
 use crate::store::{Change, Key, Sink};
@@ -29,6 +29,8 @@ pub(super) struct Batch<'a> {
     pub(super) refused: BTreeMap<Key, Refused>,
     /// Keys under which another resource than the one that comes is in force.
     taken: BTreeSet<Key>,
+    /// What resources refer to that are wrong by themselves.
+    unread: BTreeMap<Key, Vec<Reference>>,
 }
 
 /// What is to become of a resource.
@@ -58,6 +60,7 @@ impl<'a> Batch<'a> {
             answered: BTreeSet::new(),
             refused: BTreeMap::new(),
             taken: BTreeSet::new(),
+            unread: BTreeMap::new(),
         }
     }
 
@@ -88,16 +91,33 @@ impl<'a> Batch<'a> {
         self.state.resources.dependents(key).filter(|dependent| !self.pending.contains_key(*dependent))
     }
 
-    fn read(&self, key: &Key, revision: u64, node: &Node) -> Result<Fresh, Vec<ConfigError>> {
+    /// Reads and compiles a resource.
+    ///
+    /// # Errors
+    /// All that is wrong with it, and what it refers to.
+    fn read(
+        &self,
+        key: &Key,
+        revision: u64,
+        node: &Node,
+    ) -> Result<Fresh, (Vec<ConfigError>, Vec<Reference>)> {
         let reader = Reader { catalog: &self.catalog, environment: &self.builder.context.environment };
-        let parsed = reader.read(key.kind, node)?;
-        let before = self.state.resources.get(key).map(|held| &*held.record);
         let placed = |error: ConfigError| {
             let place = error.field.as_deref().and_then(|field| walk(node, field).2);
             error.at(place.unwrap_or(node.place))
         };
-        let built = self.builder.build(key, revision, parsed, before);
-        built.map_err(|error| error.into_all().into_iter().map(placed).collect())
+        let all = |error: ConfigError| error.into_all().into_iter().map(placed);
+        let before = self.state.resources.get(key).map(|held| &*held.record);
+        match reader.read(key.kind, node) {
+            Ok(parsed) => {
+                let built = self.builder.build(key, revision, parsed, before);
+                built.map_err(|error| (all(error).collect(), Vec::new()))
+            }
+            Err(Refusal { mut errors, references, plugins }) => {
+                errors.extend(self.builder.plugins(key, &plugins, None).err().into_iter().flat_map(all));
+                Err((errors, references))
+            }
+        }
     }
 
     /// Takes up again what waits for others to change.
@@ -169,10 +189,30 @@ impl<'a> Batch<'a> {
         wrong
     }
 
-    fn refusal(&self, reference: &crate::item::Reference) -> Option<String> {
-        match self.get(&reference.key) {
+    fn refusal(&self, reference: &Reference) -> Option<String> {
+        let key = &reference.key;
+        let is_refused = || {
+            let before = self.state.refused.contains_key(key) && !self.answered.contains(key);
+            before || self.refused.contains_key(key)
+        };
+        match self.get(key) {
             Some(target) => target.refuses(reference),
-            None => Some(format!("there is no {}", reference.key)),
+            None if is_refused() => Some(format!("{key} is wrong itself")),
+            None => Some(format!("there is no {key}")),
+        }
+    }
+
+    /// Tells of resources that are wrong by themselves what is wrong with their references, too.
+    pub(super) fn look_at_unread(&mut self) {
+        for (key, references) in std::mem::take(&mut self.unread) {
+            let wrong = references.iter().filter_map(|reference| {
+                let reason = self.refusal(reference)?;
+                Some(fault(&key, reference.field, reason, reference.place))
+            });
+            let wrong: Vec<Fault> = wrong.collect();
+            if self.refused.contains_key(&key) && !wrong.is_empty() {
+                self.refuse(key, wrong, None);
+            }
         }
     }
 
@@ -216,6 +256,7 @@ impl Sink for Batch<'_> {
         let Change { key, revision, order, value, takes_place } = change;
         self.answered.insert(key.clone());
         self.refused.remove(&key);
+        self.unread.remove(&key);
         match takes_place {
             true => self.taken.insert(key.clone()),
             false => self.taken.remove(&key),
@@ -239,14 +280,18 @@ impl Sink for Batch<'_> {
             };
             return;
         }
-        let read =
-            document.read().map_err(|error| vec![error]).and_then(|node| self.read(&key, revision, &node));
-        match read {
+        if document.is_unread() {
+            self.refuse(key, Vec::new(), None);
+            return;
+        }
+        let read = document.read().map_err(|error| (vec![error], Vec::new()));
+        match read.and_then(|node| self.read(&key, revision, &node)) {
             Ok(fresh) => {
                 self.pending.insert(key, Pending::Put(order, fresh));
             }
-            Err(errors) => {
+            Err((errors, references)) => {
                 self.take_out(&key);
+                self.unread.insert(key.clone(), references);
                 let faults = errors.into_iter().map(|error| Fault { about: key.clone(), error }).collect();
                 self.refuse(key, faults, None);
             }
@@ -258,5 +303,6 @@ impl Sink for Batch<'_> {
         self.refused.clear();
         self.answered.clear();
         self.taken.clear();
+        self.unread.clear();
     }
 }

@@ -26,7 +26,7 @@ use crate::upstream::Forwarding;
 pub(super) struct Candidate {
     pub(super) pending: BTreeMap<Key, Pending>,
     answered: BTreeSet<Key>,
-    refused: BTreeMap<Key, Refused>,
+    pub(super) refused: BTreeMap<Key, Refused>,
     catalog: Arc<Catalog>,
     routes: Routes,
     table: Option<ApisixRoutes>,
@@ -52,28 +52,28 @@ impl Candidate {
     ///
     /// # Errors
     /// What is wrong with listeners, which come of config.yaml.
-    pub(super) fn new(mut batch: Batch<'_>, chains: &mut ChainCache) -> Result<Candidate, ConfigError> {
+    pub(super) fn new(batch: &mut Batch<'_>, chains: &mut ChainCache) -> Result<Candidate, ConfigError> {
         batch.take_up();
         loop {
             batch.settle();
-            if !certify(&mut batch) {
+            if !certify(batch) {
                 break;
             }
         }
+        batch.look_at_unread();
         let state = batch.state;
-        let mut linker = Linker { batch: &batch, chains, global: None, diff: Diff::default() };
+        let mut linker = Linker { batch, chains, global: None, diff: Diff::default() };
         let certificates = linker.certificates();
         linker.global(certificates.as_ref().unwrap_or(&state.certificates));
         linker.clusters();
         let (routes, table) = linker.routes();
         let listening = linker.listeners(certificates.as_ref())?;
         let Linker { global, diff, .. } = linker;
-        let Batch { catalog, pending, answered, refused, .. } = batch;
         Ok(Candidate {
-            pending,
-            answered,
-            refused,
-            catalog,
+            pending: std::mem::take(&mut batch.pending),
+            answered: std::mem::take(&mut batch.answered),
+            refused: std::mem::take(&mut batch.refused),
+            catalog: batch.catalog.clone(),
             routes,
             table,
             global,
@@ -81,15 +81,6 @@ impl Candidate {
             listening,
             diff,
         })
-    }
-
-    /// Faults that are not those which were found before.
-    pub(super) fn new_faults(&self, state: &State) -> Vec<Fault> {
-        let known = |key: &Key| state.refused.get(key).map(|refused| &refused.faults);
-        let fresh = self.refused.iter().filter(|(key, refused)| known(key) != Some(&refused.faults));
-        let mut faults: Vec<Fault> = fresh.flat_map(|(_, refused)| refused.faults.iter().cloned()).collect();
-        faults.dedup();
-        faults
     }
 
     /// Makes this the state; answers how the model changes.
@@ -118,6 +109,15 @@ impl Candidate {
         diff.replaced = Some(Box::new(replaced));
         diff
     }
+}
+
+/// The faults of what is refused that are not those of `state`.
+pub(super) fn new_faults(refused: &BTreeMap<Key, Refused>, state: &State) -> Vec<Fault> {
+    let known = |key: &Key| state.refused.get(key).map(|refused| &refused.faults);
+    let fresh = refused.iter().filter(|(key, refused)| known(key) != Some(&refused.faults));
+    let mut faults: Vec<Fault> = fresh.flat_map(|(_, refused)| refused.faults.iter().cloned()).collect();
+    faults.dedup();
+    faults
 }
 
 /// Builds the clusters of upstreams that show a certificate of another resource; tells whether something had to

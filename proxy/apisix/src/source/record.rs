@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sixfold_core::cluster::Cluster;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 
 use super::SourceContext;
 use crate::config::Config;
 use crate::item::{Body, Parsed, Reference};
-use crate::plugin::{Agreement, Catalog, PluginSet};
+use crate::plugin::{Agreement, Catalog, PluginConfig, PluginSet};
 use crate::resource::{Id, Kind, Service, Ssl, SslType, Upstream};
 use crate::route::{Linkage, Template};
 use crate::shared::SharedParts;
@@ -128,11 +128,10 @@ impl Builder<'_> {
         before: Option<&Record>,
     ) -> Result<Fresh, ConfigError> {
         let Parsed { references, plugins, upstream_print, print, body } = parsed;
+        let mut faults = Faults::default();
         let agreements = plugins.iter().filter_map(|plugin| plugin.agreement()).collect();
-        let resource = format!("/apisix/{}/{}", key.kind.section(), key.id);
         let kept = before.map(|before| &before.plugins);
-        let plugins =
-            PluginSet::build(&plugins, &resource, &self.context.compile.build, kept).in_key("plugins")?;
+        let plugins = faults.take(self.plugins(key, &plugins, kept));
         let mut template = None;
         let (upstream, body) = match body {
             Body::GlobalRule | Body::PluginConfig => (None, Built::Plugins),
@@ -149,33 +148,40 @@ impl Builder<'_> {
                 });
                 if linkage.enabled && !same {
                     let read = Template::of(&route, self.config.router.into());
-                    template =
-                        Some(Box::new(read.map_err(|(field, reason)| ConfigError::field(field, reason))?));
+                    let read = read.map_err(|(field, reason)| ConfigError::field(field, reason));
+                    template = faults.keep(read).map(Box::new);
                 }
                 (route.upstream, Built::Route(Box::new(linkage)))
             }
-            Body::Ssl(ssl) => (None, self.certificate(&ssl, before)?),
+            Body::Ssl(ssl) => (None, faults.keep(self.certificate(&ssl, before)).unwrap_or(Built::Off)),
         };
-        let mut record = Record {
-            revision,
-            references: references.into(),
-            plugins,
-            agreements,
-            cluster: None,
-            certified: None,
-            body,
-        };
+        let (mut cluster, mut certified) = (None, None);
+        let shows_other = references.iter().any(|reference| reference.key.kind == Kind::Ssl);
         match upstream {
-            Some(upstream) if record.refers(Kind::Ssl).is_some() => {
-                record.certified = Some(Arc::new(upstream))
-            }
+            Some(upstream) if shows_other => certified = Some(Arc::new(upstream)),
             Some(upstream) => {
                 let built = self.cluster(key, &upstream, upstream_print, None, before);
-                record.cluster = Some(built.map_err(|reason| upstream_fault(key.kind, reason))?);
+                cluster = faults.keep(built.map_err(|reason| upstream_fault(key.kind, reason)));
             }
             None => {}
         }
-        Ok(Fresh { record: Arc::new(record), template })
+        let references = references.into();
+        let record = Record { revision, references, plugins, agreements, cluster, certified, body };
+        faults.end(Fresh { record: Arc::new(record), template })
+    }
+
+    /// Builds the plugins of a resource; `before` are those it had.
+    ///
+    /// # Errors
+    /// What is wrong with each of them.
+    pub(super) fn plugins(
+        &self,
+        key: &Key,
+        plugins: &[PluginConfig],
+        before: Option<&Arc<PluginSet>>,
+    ) -> Result<Arc<PluginSet>, ConfigError> {
+        let resource = format!("/apisix/{}/{}", key.kind.section(), key.id);
+        PluginSet::build(plugins, &resource, &self.context.compile.build, before).in_key("plugins")
     }
 
     /// The record with the cluster of its upstream, which shows this certificate.

@@ -381,3 +381,36 @@ fn one_changed_route_of_5000_is_cheap() {
     assert!(Arc::ptr_eq(&kept, source.route("r2999").unwrap()));
     assert!(one < all, "{one:?} {all:?}");
 }
+
+/// Of a resource the first fault was told, of its plugins the first each, and nothing of what it refers to.
+#[test]
+fn all_that_is_wrong_with_a_resource_is_told_at_once() {
+    let mut source = testing::source("");
+    let text = "routes:
+  - id: a
+    uri: /a
+    host: a
+    hosts: [b]
+    methods: [GET, GTE]
+    vars: [[a, '~~', '(']]
+    upstream_id: none
+    service_id: s
+    plugins:
+      marker: {text: 1, count: x}
+      other: {}
+      nothing: {}
+    upstream: {nodes: {'h:80': 1}, type: frob}
+  - id: b
+    upstream: {nodes: {'h:80': -1}, type: 5}
+services:
+  - {id: s, upstream_id: none, script: x}
+#END
+";
+    let told = source.update(Resources { text, format: Format::Yaml, name: "apisix.yaml" }).unwrap().refused;
+    let places: Vec<_> = told.iter().map(|error| error.place.unwrap().line).collect();
+    assert_eq!(places, [5, 6, 7, 8, 9, 11, 11, 13, 14, 15, 16, 16, 18, 18], "{told:#?}");
+    let reasons: Vec<_> = told.iter().map(|error| &*error.reason).collect();
+    assert!(reasons[1].ends_with("matches none of the enum values; did you mean \"GET\"?"), "{reasons:#?}");
+    assert_eq!(reasons[3], "there is no upstream \"none\"");
+    assert_eq!(reasons[4], "service \"s\" is wrong itself");
+}

@@ -43,6 +43,28 @@ impl FileStore {
         &self.path
     }
 
+    /// Hands over every resource that can be read, whatever else is wrong: what is odd about the file, and what is wrong
+    /// with it as a whole. For whoever checks a file and does not serve it.
+    pub(crate) fn look_through(&self, sink: &mut dyn Sink) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        let seen = &mut *self.seen.lock();
+        let text = match file::read(&self.path) {
+            Ok(text) => text,
+            Err(error) => return (Vec::new(), vec![error]),
+        };
+        let resources = Resources { text: &text, format: self.format, name: &self.name() };
+        let (warnings, mut errors) = seen.listing.look_through(resources, &self.environment, sink);
+        errors.extend(self.incomplete(&text));
+        (warnings, errors)
+    }
+
+    /// The error of a file that is not written to its end.
+    fn incomplete(&self, text: &str) -> Option<ConfigError> {
+        let reason =
+            "the file does not end with #END: it is not written to its end, or the marker is missing";
+        let complete = self.format != Format::Yaml || file::is_complete(text);
+        (!complete).then(|| ConfigError::new(reason).in_file(self.name()))
+    }
+
     fn name(&self) -> String {
         self.path.display().to_string()
     }
@@ -57,10 +79,8 @@ impl Store for FileStore {
         if seen.hash == Some(hash) {
             return Ok(Vec::new());
         }
-        if self.format == Format::Yaml && !file::is_complete(&text) {
-            let reason =
-                "the file does not end with #END: it is not written to its end, or the marker is missing";
-            return Err(vec![ConfigError::new(reason).in_file(self.name())]);
+        if let Some(error) = self.incomplete(&text) {
+            return Err(vec![error]);
         }
         let resources = Resources { text: &text, format: self.format, name: &self.name() };
         let warnings = seen.listing.changes(resources, &self.environment, sink)?;

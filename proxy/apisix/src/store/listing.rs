@@ -1,5 +1,6 @@
 //! What a file holds, and how it differs from what it held before.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sixfold_core::document::{self, Format, Node};
@@ -8,8 +9,8 @@ use sixfold_core::fast_hash::FastMap;
 use xxhash_rust::xxh64::xxh64;
 
 use super::{Change, Document, Key, Sink};
-use crate::config::EnvVars;
-use crate::file::{self, Fingerprint, Item, Section};
+use crate::config::{EnvVars, UNSET};
+use crate::file::{self, Fingerprint, Item, Section, Whole};
 use crate::resource::{Id, Kind};
 use crate::schema;
 
@@ -35,6 +36,8 @@ pub struct Listing {
     identities: FastMap<(Section, Fingerprint), Identity>,
     plugins: Option<BTreeSet<String>>,
     read: bool,
+    /// Whether the file is looked through for its faults alone.
+    passes_over_unset: bool,
 }
 
 #[derive(Debug)]
@@ -117,24 +120,27 @@ impl Listing {
         environment: &EnvVars,
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-        let text = match resources.format {
-            Format::Yaml => file::substitute(resources.text, environment).map_err(|e| vec![e])?,
-            Format::Json => resources.text.into(),
-        };
+        let (text, unset) = replaced(resources, environment);
+        if !unset.is_empty() {
+            return Err(unset);
+        }
         if let (Format::Yaml, Some(items)) = (resources.format, file::split(&text)) {
             if items.is_empty() && self.read && !file::has_content(&text) {
                 let reason = "the file holds nothing: what was read before stays in force";
                 return Ok(vec![ConfigError::new(reason)]);
             }
-            match self.update(&items, sink) {
+            match self.update_strictly(&items, sink) {
                 Ok(warnings) => return Ok(warnings),
                 Err(Fault::Errors(errors)) => return Err(errors),
                 // The layout only looked usual.
                 Err(Fault::NotAnItem | Fault::Order) => {}
             }
         }
-        let (items, mut warnings) = file::parse(&text, resources.format, environment)?;
-        match self.update(&items, sink) {
+        let Whole { items, mut warnings, errors } = file::parse(&text, resources.format, environment);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        match self.update_strictly(&items, sink) {
             Ok(more) => warnings.extend(more),
             Err(Fault::Errors(errors)) => return Err(errors),
             Err(Fault::NotAnItem | Fault::Order) => {}
@@ -142,8 +148,59 @@ impl Listing {
         Ok(warnings)
     }
 
-    fn update(&mut self, items: &[Item<'_>], sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Fault> {
-        let (plugins, mut warnings) = (listed_plugins(items)?, Vec::new());
+    /// Hands over every resource that can be read, whatever else is wrong with the file: all that is odd about it, and all
+    /// that is wrong with it as a whole. Of a resource with a variable that is not set only its key is told.
+    pub(super) fn look_through(
+        &mut self,
+        resources: Resources<'_>,
+        environment: &EnvVars,
+        sink: &mut dyn Sink,
+    ) -> (Vec<ConfigError>, Vec<ConfigError>) {
+        self.passes_over_unset = true;
+        let (text, mut errors) = replaced(resources, environment);
+        let split = if resources.format == Format::Yaml { file::split(&text) } else { None };
+        let by_split = split.map(|items| {
+            let (plugins, faults) = listed_plugins(&items)?;
+            Ok::<_, Fault>((self.update(&items, plugins, sink)?, faults))
+        });
+        let warnings = match by_split {
+            Some(Ok((warnings, faults))) => {
+                errors.extend(faults);
+                warnings
+            }
+            _ => {
+                let whole = file::parse(&text, resources.format, environment);
+                let (mut warnings, items) = (whole.warnings, whole.items);
+                errors.extend(whole.errors);
+                let (plugins, faults) = listed_plugins(&items).unwrap_or_default();
+                errors.extend(faults);
+                warnings.extend(self.update(&items, plugins, sink).unwrap_or_default());
+                warnings
+            }
+        };
+        let named =
+            |all: Vec<ConfigError>| all.into_iter().map(|error| error.in_file(resources.name)).collect();
+        (named(warnings), named(errors))
+    }
+
+    fn update_strictly(
+        &mut self,
+        items: &[Item<'_>],
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<ConfigError>, Fault> {
+        match listed_plugins(items)? {
+            (plugins, faults) if faults.is_empty() => self.update(items, plugins, sink),
+            (_, faults) => Err(Fault::Errors(faults)),
+        }
+    }
+
+    fn update(
+        &mut self,
+        items: &[Item<'_>],
+        plugins: Option<BTreeSet<String>>,
+        sink: &mut dyn Sink,
+    ) -> Result<Vec<ConfigError>, Fault> {
+        let mut warnings = Vec::new();
         let all_again = !self.read || plugins != self.plugins;
         if plugins != self.plugins {
             sink.plugins(plugins.clone());
@@ -226,7 +283,8 @@ impl Listing {
                     node
                 }
             };
-            let value = Some(Document::node(node));
+            let unread = self.passes_over_unset && holds_unset(&node);
+            let value = Some(if unread { Document::unread() } else { Document::node(node) });
             sink.change(Change { key, revision: fingerprint.revision(), order, value, takes_place });
         }
         Ok(next)
@@ -364,18 +422,44 @@ fn title_of(kind: Kind, node: &Node) -> Option<u64> {
     (!title.is_empty()).then(|| xxh64(&title, 0))
 }
 
-/// The plugins that the file lists; `None` if it has no such list.
-fn listed_plugins(items: &[Item<'_>]) -> Result<Option<BTreeSet<String>>, Fault> {
+/// The plugins of a list, if there is one.
+type Listed = Option<BTreeSet<String>>;
+
+/// The text with its variables replaced, and those that are not set.
+fn replaced<'a>(resources: Resources<'a>, environment: &EnvVars) -> (Cow<'a, str>, Vec<ConfigError>) {
+    match resources.format {
+        Format::Yaml => file::substitute(resources.text, environment),
+        Format::Json => (resources.text.into(), Vec::new()),
+    }
+}
+
+/// Whether a variable that is not set is in it.
+fn holds_unset(node: &Node) -> bool {
+    match &node.value {
+        document::Value::String(text) => text.contains(UNSET),
+        document::Value::Array(items) => items.iter().any(holds_unset),
+        document::Value::Object(object) => {
+            object.entries().iter().any(|entry| entry.key.contains(UNSET) || holds_unset(&entry.value))
+        }
+        _ => false,
+    }
+}
+
+/// The plugins that the file lists, `None` if it has no such list, and which entries of the list are wrong.
+fn listed_plugins(items: &[Item<'_>]) -> Result<(Listed, Vec<ConfigError>), Fault> {
     let mut listed = items.iter().filter(|item| item.section == Section::Plugins).peekable();
     if listed.peek().is_none() {
-        return Ok(None);
+        return Ok((None, Vec::new()));
     }
-    let mut names = BTreeSet::new();
+    let (mut names, mut faults) = (BTreeSet::new(), Vec::new());
     for item in listed {
         let node = item.parse().ok_or(Fault::NotAnItem)?;
-        names.extend(http_plugin(&node, item).map_err(|error| Fault::Errors(vec![error]))?);
+        match http_plugin(&node, item) {
+            Ok(name) => names.extend(name),
+            Err(fault) => faults.push(fault),
+        }
     }
-    Ok(Some(names))
+    Ok((Some(names), faults))
 }
 
 /// The name of an entry of the file's list of plugins, unless it is one for streams.

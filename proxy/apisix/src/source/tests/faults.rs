@@ -33,10 +33,10 @@ fn at_start_a_wrong_item_is_left_out_with_what_needs_it() {
     assert_eq!(
         refused,
         [
-            "apisix.yaml:2:22: route \"a\": uid: additional properties forbidden, found uid",
-            "apisix.yaml:3:24: route \"b\": service_id: there is no service \"s\"",
-            "apisix.yaml:4:22: route \"c\": service_id: there is no service \"s\"",
-            "apisix.yaml:6:13: service \"s\": nam: additional properties forbidden, found nam",
+            "apisix.yaml:2:22: route \"a\": uid: additional properties forbidden, found uid; did you mean \"id\"?",
+            "apisix.yaml:3:24: route \"b\": service_id: service \"s\" is wrong itself",
+            "apisix.yaml:4:22: route \"c\": service_id: service \"s\" is wrong itself",
+            "apisix.yaml:6:13: service \"s\": nam: additional properties forbidden, found nam; did you mean \"name\"?",
         ]
     );
     assert!(source.route("b").is_none() && touched(&update.diff).contains(&"+upstreams/1".to_owned()));
@@ -56,7 +56,9 @@ fn faults_name_file_place_resource_field_and_reason() {
     );
     assert_eq!(
         faults("routes:\n  - uri: /\n    plugins: {}\n    uid: 1\n"),
-        ["apisix.yaml:4:5: route \"arr_1\": uid: additional properties forbidden, found uid"]
+        [
+            "apisix.yaml:4:5: route \"arr_1\": uid: additional properties forbidden, found uid; did you mean \"id\"?"
+        ]
     );
     assert_eq!(
         faults("routes:\n  - uri: /\n    plugins: {}\n    host: a\n    hosts: [a]\n"),

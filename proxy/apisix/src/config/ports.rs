@@ -1,0 +1,190 @@
+//! Addresses that one config.yaml gives to several: nginx or the operating system would say so, and not where.
+
+use std::net::SocketAddr;
+
+use sixfold_core::document::Node;
+use sixfold_core::error::ConfigError;
+
+use super::{Config, ListenAddress};
+
+/// Somebody who listens.
+struct Claim {
+    key: String,
+    address: SocketAddr,
+    /// Whether the user's file says so, and not a default.
+    written: bool,
+    /// Whether connections begin with a PROXY protocol header.
+    proxied: bool,
+}
+
+/// Refuses what can't listen beside each other. An address that a list has twice is listened on once, and defaults that
+/// APISIX gives up are given up: `reports` gets both.
+pub(super) fn check(
+    config: &mut Config,
+    merged: &Node,
+    reports: &mut Vec<ConfigError>,
+    errors: &mut Vec<ConfigError>,
+) {
+    let (http, https) = (config.http_listeners.clone(), config.https_listeners.clone());
+    let http = once(config, http, reports, errors);
+    let mut https = once(config, https, reports, errors);
+    let tls_is_default = !config.is_written("apisix.ssl.listen");
+    let mut claims: Vec<Claim> = http.iter().map(|listen| Claim::listener(config, listen)).collect();
+    https.retain(|listen| {
+        let claim = Claim::listener(config, listen);
+        let rival = claims.iter().find(|rival| rival.overlaps(&claim));
+        if let (Some(rival), true, "apisix.ssl.listen") = (rival, tls_is_default, listen.list) {
+            reports.push(clash(config, rival, &claim, "; the port is not TLS's then"));
+            return false;
+        }
+        errors.extend(rival.map(|rival| clash(config, rival, &claim, "")));
+        true
+    });
+    claims.extend(https.iter().map(|listen| Claim::listener(config, listen)));
+    (config.http_listeners, config.https_listeners) = (http, https);
+    surfaces(config, &mut claims, reports, errors);
+    absent(config, merged, &claims, reports, errors);
+}
+
+/// The list without what is in it already.
+fn once(
+    config: &Config,
+    list: Vec<ListenAddress>,
+    reports: &mut Vec<ConfigError>,
+    errors: &mut Vec<ConfigError>,
+) -> Vec<ListenAddress> {
+    let mut kept: Vec<ListenAddress> = Vec::new();
+    for listen in list {
+        let claim = Claim::listener(config, &listen);
+        let rival = kept.iter().position(|kept| Claim::listener(config, kept).overlaps(&claim));
+        let Some((at, rival)) = rival.and_then(|at| Some((at, kept.get_mut(at)?))) else {
+            kept.push(listen);
+            continue;
+        };
+        let of_rival = Claim::listener(config, rival);
+        if of_rival.proxied != claim.proxied {
+            errors.push(clash(config, &of_rival, &claim, "; one of them takes the PROXY protocol"));
+            continue;
+        }
+        // Both addresses of a port that is given twice are one slip.
+        let twin = reports.iter().any(|report| report.field.as_deref() == Some(&*claim.key));
+        if !twin {
+            let place = place(config, &of_rival);
+            let reason = format!("{} is listened on already, by {} {place}", claim.address, of_rival.key);
+            reports.push(config.fault(&claim.key, reason));
+        }
+        if listen.address.ip().is_unspecified() && !rival.address.ip().is_unspecified() {
+            *rival = listen;
+            // What else it covers.
+            let covers = |other: &ListenAddress| Claim::listener(config, other).overlaps(&claim);
+            let mut index = 0;
+            kept.retain(|other| {
+                index += 1;
+                index - 1 == at || !covers(other)
+            });
+        }
+    }
+    kept
+}
+
+/// The pages beside the gateway.
+fn surfaces(
+    config: &mut Config,
+    claims: &mut Vec<Claim>,
+    reports: &mut Vec<ConfigError>,
+    errors: &mut Vec<ConfigError>,
+) {
+    if let Some(page) = &config.metrics {
+        let claim = Claim::server(config, "plugin_attr.prometheus.export_addr", page.address);
+        let rival = claims.iter().find(|rival| rival.overlaps(&claim));
+        errors.extend(rival.map(|rival| clash(config, rival, &claim, "")));
+        claims.push(claim);
+    }
+    let Some(address) = config.status else { return };
+    let claim = Claim::server(config, "apisix.status", address);
+    match claims.iter().find(|rival| rival.overlaps(&claim)) {
+        // As when another process has the port of a page that nobody has asked for.
+        Some(rival) if !claim.written => {
+            reports.push(clash(config, rival, &claim, "; there is no status page then"));
+            config.status = None;
+        }
+        rival => {
+            errors.extend(rival.map(|rival| clash(config, rival, &claim, "")));
+            claims.push(claim);
+        }
+    }
+}
+
+/// The APIs that are not served here: APISIX does not start with such a port, and what starts there must not differ.
+fn absent(
+    config: &Config,
+    merged: &Node,
+    claims: &[Claim],
+    reports: &mut Vec<ConfigError>,
+    errors: &mut Vec<ConfigError>,
+) {
+    let control = config.control.map(|address| Claim::server(config, "apisix.control", address));
+    let admin = admin(config, merged);
+    for claim in control.iter().chain(&admin) {
+        let Some(rival) = claims.iter().find(|rival| rival.overlaps(claim)) else { continue };
+        match claim.written {
+            true => errors.push(clash(config, rival, claim, "")),
+            false => reports.push(clash(config, rival, claim, ", where APISIX would refuse to start")),
+        }
+    }
+    if let (Some(control), Some(admin)) = (&control, &admin)
+        && control.overlaps(admin)
+    {
+        errors.push(clash(config, control, admin, ""));
+    }
+}
+
+/// Where APISIX's Admin API would listen, which it does as `traditional` alone.
+fn admin(config: &Config, merged: &Node) -> Option<Claim> {
+    let enabled = merged.get("apisix")?.get("enable_admin")?.to_json() == true;
+    let traditional = config.deployment.role == super::Role::Traditional;
+    let listen = merged.get("deployment")?.get("admin")?.get("admin_listen")?;
+    let ip = listen.get("ip").and_then(Node::as_str).unwrap_or("0.0.0.0").parse().ok()?;
+    let port = listen.get("port")?.to_json().as_u64().and_then(|port| u16::try_from(port).ok())?;
+    let claim = Claim::server(config, "deployment.admin.admin_listen", SocketAddr::new(ip, port));
+    (enabled && traditional).then_some(claim)
+}
+
+impl Claim {
+    fn listener(config: &Config, listen: &ListenAddress) -> Claim {
+        let written = config.is_written(listen.list);
+        Claim { key: listen.key(), address: listen.address, written, proxied: listen.proxy_protocol }
+    }
+
+    fn server(config: &Config, key: &str, address: SocketAddr) -> Claim {
+        let port = format!("{key}.port");
+        let key = if config.is_written(&port) { port } else { key.to_owned() };
+        let written = config.is_written(&key);
+        Claim { key, address, written, proxied: false }
+    }
+
+    /// Whether the operating system lets only one of them listen. IPv6 listens for itself alone.
+    fn overlaps(&self, other: &Claim) -> bool {
+        let (a, b) = (self.address, other.address);
+        let hosts = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+        a.port() == b.port() && a.port() != 0 && a.is_ipv4() == b.is_ipv4() && hosts
+    }
+}
+
+/// The error of the claim that was made later, or of the one that is written if one is a default.
+fn clash(config: &Config, first: &Claim, second: &Claim, then: &str) -> ConfigError {
+    let (about, other) = if first.written && !second.written { (first, second) } else { (second, first) };
+    let place = place(config, other);
+    let reason = format!(
+        "can't listen on {}: {} {place} listens on {}{then}",
+        about.address, other.key, other.address
+    );
+    config.fault(&about.key, reason)
+}
+
+fn place(config: &Config, claim: &Claim) -> String {
+    match config.written.place(&claim.key) {
+        Some(place) if claim.written => format!("(line {})", place.line),
+        _ => "(by default)".to_owned(),
+    }
+}

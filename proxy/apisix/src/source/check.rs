@@ -1,0 +1,104 @@
+//! Looks at a configuration for nothing but what is wrong with it.
+//!
+//! Whoever serves needs all of a file or nothing of it; whoever checks one wants to hear everything. So a fault of
+//! config.yaml leaves its defaults in place for a look at the resources, and a fault of their file as a whole leaves
+//! the resources that can be read.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sixfold_core::detached::LogCheck;
+use sixfold_core::document::Format;
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::Registry;
+
+use super::batch::Batch;
+use super::candidate::{Candidate, new_faults};
+use super::record::Builder;
+use super::{Source, SourceContext, format};
+use crate::config::{Config, EnvVars};
+use crate::store::FileStore;
+use crate::{file, tls};
+
+/// What checking a configuration has found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What is wrong.
+    pub errors: Vec<ConfigError>,
+    /// What is odd and taken all the same.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// Reads the same files as [`load`](super::load) and compiles them, for nothing but what that finds: all of both files.
+pub fn validate(config_path: &Path, registry: Registry, environment: EnvVars) -> Findings {
+    let mut findings = Findings::default();
+    let Some(config) = findings.configuration(config_path, &environment) else { return findings };
+    let directory = config_path.parent().unwrap_or(Path::new("."));
+    let resources = config.resources_path(directory, &environment);
+    if !findings.errors.is_empty() && !resources.exists() {
+        // Who knows what config.yaml should have said of them.
+        return findings;
+    }
+    let mut context = SourceContext::detached(registry, environment.clone());
+    context.compile.log_sinks = Arc::new(LogCheck { makes_folders: true });
+    let store = FileStore::new(resources, format(&config), environment);
+    findings.resources(config, store, context);
+    findings
+}
+
+/// Compiles an apisix.yaml or apisix.json by itself, with APISIX's defaults for what its config.yaml would say,
+/// as [`validate`].
+pub fn validate_resources(path: &Path, registry: Registry, environment: EnvVars) -> Findings {
+    let mut findings = Findings::default();
+    match Config::standalone("", &environment) {
+        Ok(config) => {
+            let format = Format::from_file_name(&path.to_string_lossy());
+            let store = FileStore::new(path.to_owned(), format, environment.clone());
+            findings.resources(config, store, SourceContext::detached(registry, environment));
+        }
+        Err(errors) => findings.errors = errors,
+    }
+    findings
+}
+
+impl Findings {
+    /// Reads config.yaml, with defaults for what is wrong in it; all of them for one that is no YAML.
+    fn configuration(&mut self, path: &Path, environment: &EnvVars) -> Option<Config> {
+        let text = file::read(path).map_err(|error| self.errors.push(error)).ok()?;
+        let (config, errors) = Config::examine(&text, &path.display().to_string(), environment);
+        self.errors.extend(errors);
+        let config = match config {
+            Some(config) => config,
+            None => Config::standalone("", environment).ok()?,
+        };
+        self.warnings.extend(config.reports.iter().cloned());
+        if self.errors.iter().all(|error| error.field.as_deref() != Some(tls::AUTHORITIES)) {
+            self.errors.extend(tls::authorities(&config).err());
+        }
+        Some(config)
+    }
+
+    fn resources(&mut self, config: Config, store: FileStore, context: SourceContext) {
+        let store = Arc::new(store);
+        let mut source = Source::new(config, store.clone(), context);
+        let mut batch = Batch::new(
+            &source.state,
+            Builder { config: &source.config, context: &source.context, shared: &source.shared },
+        );
+        let (warnings, errors) = store.look_through(&mut batch);
+        let mut found = errors;
+        let compiled = Candidate::new(&mut batch, &mut source.chains);
+        let refused = match compiled {
+            Ok(candidate) => candidate.refused,
+            Err(error) => {
+                found.extend(error.into_all());
+                std::mem::take(&mut batch.refused)
+            }
+        };
+        let refused = new_faults(&refused, &source.state);
+        found.extend(refused.into_iter().map(|fault| source.named(fault)));
+        found.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
+        self.errors.extend(found);
+        self.warnings.extend(warnings);
+    }
+}
