@@ -26,7 +26,7 @@ use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
 use sixfold_xds_api::pb::envoy::config::core::v3::{Node as ProtoNode, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::pb::google::protobuf::Struct;
-use sixfold_xds_api::{any, constraints, load_bootstrap};
+use sixfold_xds_api::{any, bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;
 use crate::ads::{Asks, Kind, Statics};
@@ -105,22 +105,27 @@ pub struct Admin {
 /// Reads and compiles a bootstrap (YAML, or JSON for a file called `*.json`).
 ///
 /// # Errors
-/// What is wrong, each with file, line, column, resource and field, in the order of the file: all values that don't
-/// fit their types, or else what breaks a rule of its definition and what can't be compiled. Nothing of it is used then.
+/// What is wrong, each with file, line, column, resource and field, in the order of the file: values that don't fit their
+/// types, what breaks a rule of its definition and what can't be compiled. Nothing of it is used then.
 pub fn load(
     text: &str,
     file: &str,
     process: &ProcessContext,
 ) -> std::result::Result<Compiled, Vec<ConfigError>> {
-    let mut bootstrap = load_bootstrap(text, file).map_err(ConfigError::into_all)?;
+    let (mut bootstrap, unread) = bootstrap_with_faults(text, file).map_err(ConfigError::into_all)?;
     bootstrap.node = Some(node(&bootstrap));
     let mut faults = Faults(Vec::new());
     let encoded = bootstrap.encode_to_vec();
-    access_log::expect(&*process.compile.log_sinks, std::iter::once(&*encoded));
-    let compiled = compile(&bootstrap, process, &mut faults);
-    for fault in constraints::faults(&Bootstrap::full_name(), &encoded) {
-        faults.broken_rule(&bootstrap, fault);
+    if unread.is_none() {
+        access_log::expect(&*process.compile.log_sinks, std::iter::once(&*encoded));
     }
+    let compiled = compile(&bootstrap, process, &mut faults);
+    let unread: Vec<ConfigError> = unread.map(ConfigError::into_all).unwrap_or_default();
+    faults.leave_out_consequences(&unread);
+    for fault in constraints::faults(&Bootstrap::full_name(), &encoded) {
+        faults.broken_rule(&bootstrap, fault, &unread);
+    }
+    faults.0.extend(unread.into_iter().map(|fault| (fault.field.clone().unwrap_or_default(), fault)));
     match compiled {
         Some((diff, admin, tags, followed)) if faults.0.is_empty() => {
             let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };
@@ -154,13 +159,28 @@ impl Faults {
         None
     }
 
+    /// Forgets what may be wrong for the want of what could not be read: a part that lacks it, and a cluster, whose parts
+    /// hang together.
+    fn leave_out_consequences(&mut self, unread: &[ConfigError]) {
+        let cluster = |path: &str| path.starts_with("static_resources.clusters[");
+        let resource = |path: &str| path.find(']').and_then(|end| path.get(..=end).map(str::to_owned));
+        self.0.retain(|(path, _)| {
+            !unread.iter().filter_map(|fault| fault.field.as_deref()).any(|missing| {
+                is_within(path, missing)
+                    || is_within(missing, path)
+                    || cluster(missing) && resource(missing) == resource(path)
+            })
+        });
+    }
+
     /// Adds what breaks a rule of its definition, unless that was found already, or what it stands in is refused.
-    fn broken_rule(&mut self, bootstrap: &Bootstrap, fault: ConfigError) {
+    fn broken_rule(&mut self, bootstrap: &Bootstrap, fault: ConfigError, unread: &[ConfigError]) {
         let path = fault.field.clone().unwrap_or_default();
-        let within = |known: &str| {
-            let rest = path.strip_prefix(known).filter(|_| !known.is_empty());
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
+        let missing = |missing: &str| is_within(&path, missing) || is_within(missing, &path);
+        if unread.iter().filter_map(|fault| fault.field.as_deref()).any(missing) {
+            return;
+        }
+        let within = |known: &str| !known.is_empty() && is_within(&path, known);
         // One member of a oneof that is wrong is told once, not also as the oneof that lacks one.
         let lacks = |known: &str| {
             let parent = known.rsplit_once('.').map_or("", |(parent, _)| parent);
@@ -182,6 +202,11 @@ impl Faults {
         faults.sort_by_key(|fault| fault.place);
         faults
     }
+}
+
+/// Whether a path leads to what another one leads to, or into it.
+fn is_within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Names the static resource that a path leads into, as its compiler does.

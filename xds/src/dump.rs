@@ -23,7 +23,7 @@ use self::sections::{Item, Section};
 use crate::sds::Secrets;
 use crate::tracker::Tracker;
 
-pub use self::bootstrap::Shown;
+pub use self::bootstrap::{Shown, ShownLayer};
 
 /// The host of type URLs.
 const URL: &str = "type.googleapis.com/";

@@ -62,6 +62,8 @@ pub(crate) struct HttpFilters {
 }
 
 struct Filter {
+    /// Its place in `http_filters`, where others may have been left out.
+    index: usize,
     name: String,
     config: Vec<u8>,
     disabled: bool,
@@ -86,34 +88,36 @@ struct Settings {
 }
 
 /// Compiles `http_filters`, whose statistics stand under `scope`; the last must be the router, whose configuration is answered too. No filters at all are
-/// taken, as by Envoy, but then nothing forwards.
+/// taken, as by Envoy, but then nothing forwards. Those that are wrong are noted in `faults` and left out of the list, so that
+/// routes can be looked at all the same.
 pub(crate) fn compile(
     context: &Context,
     filters: &[HttpFilter],
     scope: &str,
-) -> Result<(HttpFilters, Option<Router>)> {
+    faults: &mut Faults,
+) -> (HttpFilters, Option<Router>) {
     let mut compiled: Vec<Filter> = Vec::with_capacity(filters.len());
-    let mut router = None;
-    let ones = filters.iter().enumerate().map(|(index, filter)| one(context, filter).in_index(index));
-    for ((index, filter), one) in filters.iter().enumerate().zip(collect(ones).in_key("http_filters")?) {
+    let (mut router, mut last_is_known) = (None, true);
+    for (index, filter) in filters.iter().enumerate() {
+        let mut keep = |result: Result<One>| faults.keep(result.in_index(index).in_key("http_filters"));
+        let one = keep(one(context, filter, index));
+        last_is_known = one.is_some();
         if router.is_some() {
-            let reason = "must come before the router, which is the last filter";
-            return Err(ConfigError::new(reason).in_index(index).in_key("http_filters"));
+            keep(Err(ConfigError::new("must come before the router, which is the last filter")));
         }
         // Envoy takes a name twice: what routes say by it is for all of the name.
-        not_empty(&filter.name, "name").in_index(index).in_key("http_filters")?;
+        keep(not_empty(&filter.name, "name").map(|_| One::Nothing));
         match one {
-            One::Router(config) => router = Some(config),
-            One::Filter(filter) => compiled.push(filter),
-            One::Nothing => {}
+            Some(One::Router(config)) => router = Some(config),
+            Some(One::Filter(filter)) => compiled.push(filter),
+            Some(One::Nothing) | None => {}
         }
     }
-    if router.is_none() && !filters.is_empty() {
-        return Err(ConfigError::field("http_filters", "the last filter must be the router"));
+    if router.is_none() && last_is_known && !filters.is_empty() {
+        faults.take::<()>(Err(ConfigError::field("http_filters", "the last filter must be the router")));
     }
     let build = BuildContext { scope: scope.into(), ..context.compile.build.clone() };
-    let filters = HttpFilters { filters: compiled, build, chains: Mutex::default() };
-    Ok((filters, router))
+    (HttpFilters { filters: compiled, build, chains: Mutex::default() }, router)
 }
 
 enum One {
@@ -123,7 +127,7 @@ enum One {
     Nothing,
 }
 
-fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
+fn one(context: &Context, filter: &HttpFilter, index: usize) -> Result<One> {
     let HttpFilter { name, is_optional, disabled, config_type } = filter;
     let discovered;
     let config = match config_type {
@@ -134,7 +138,14 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
                 None => {
                     let (factory, plugins) = (ecds::missing(), Mutex::default());
                     let (name, config) = (name.clone(), Vec::new());
-                    return Ok(One::Filter(Filter { name, config, disabled: *disabled, factory, plugins }));
+                    return Ok(One::Filter(Filter {
+                        index,
+                        name,
+                        config,
+                        disabled: *disabled,
+                        factory,
+                        plugins,
+                    }));
                 }
             }
             &discovered
@@ -153,7 +164,7 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
         Some(factory) => {
             let (factory, config) = (factory.clone(), config.into_owned());
             let (name, plugins) = (name.clone(), Mutex::default());
-            Ok(One::Filter(Filter { name, config, disabled: *disabled, factory, plugins }))
+            Ok(One::Filter(Filter { index, name, config, disabled: *disabled, factory, plugins }))
         }
         None if *is_optional => Ok(One::Nothing),
         None => Err(refuse::extension("HTTP filter", name, &type_name)),
@@ -164,7 +175,7 @@ fn one(context: &Context, filter: &HttpFilter) -> Result<One> {
 pub(crate) fn check(context: &Context, name: &str, config: &Any) -> Result<()> {
     let config_type = Some(ConfigType::TypedConfig(config.clone()));
     let filter = HttpFilter { name: name.to_owned(), is_optional: false, disabled: false, config_type };
-    if let One::Filter(filter) = one(context, &filter)? {
+    if let One::Filter(filter) = one(context, &filter, 0)? {
         let plugin = filter.plugin(&Settings::default(), &context.compile.build);
         plugin.in_key("typed_config")?;
     }
@@ -203,7 +214,7 @@ impl HttpFilters {
                 let reason = format!("HTTP filter \"{}\": {}", filter.name, error.reason);
                 let error = ConfigError { reason, ..error };
                 if settings.configs.is_empty() {
-                    error.in_key("typed_config").in_index(index).in_key("http_filters")
+                    error.in_key("typed_config").in_index(filter.index).in_key("http_filters")
                 } else {
                     error.in_key(&filter.name).in_key("typed_per_filter_config")
                 }

@@ -20,7 +20,7 @@ mod testing;
 pub mod values;
 pub mod wire;
 
-pub use bootstrap::{load_bootstrap, parse_bootstrap};
+pub use bootstrap::{bootstrap_with_faults, load_bootstrap, parse_bootstrap};
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.
 pub use envoy_types::pb;
 pub use json::message_from_node;

@@ -240,3 +240,50 @@ fn all_faults_of_one_part_are_listed() {
     assert!(errors.iter().all(|error| error.place.is_some()), "{all:#?}");
     assert!(errors.is_sorted_by_key(|error| error.place), "{all:#?}");
 }
+
+/// A filter that is not supported hid what is wrong with routes, and a value of another type what can't be compiled.
+#[test]
+fn faults_of_filters_and_types_hide_none_of_routes() {
+    let text = BOOTSTRAP
+        .replace("route_config:\n", "request_timeout: -5s\n          codec_type: FOO\n          route_config:\n")
+        .replace("retryPolicy: {retryOn: 5xx}", "timeout: -5s\n                  frob: 1")
+        .replace(
+            "              - name: first\n",
+            "              - {match: {safe_regex: {regex: '('}}, redirect: {path_redirect: 5}}\n              \
+             - {match: {prefxi: /a}, route: {cluster: none}}\n              - name: first\n",
+        )
+        .replace(
+            "          http_filters:\n",
+            "          http_filters:\n          - {name: lua, typed_config: {\"@type\": \
+             type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}\n          - {name: none, typed_config: {\"@type\": \
+             type.googleapis.com/none}}\n",
+        )
+        .replace("type.googleapis.com/envoy.extensions.filters.http.router.v3.Router", "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, strict_check_headers: [a]")
+        .replace("connect_timeout: 1s", "connect_timeout: 1s\n    type: NONE");
+    let faults = load(&text, "envoy.yaml", &process()).err().unwrap();
+    let told: Vec<_> = faults
+        .iter()
+        .map(|fault| {
+            let field = fault.field.as_deref().unwrap_or_default();
+            field.rsplit_once("typed_config.").map_or(field, |(_, field)| field).to_owned()
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "request_timeout",
+            "codec_type",
+            "route_config.virtual_hosts[0].routes[0].match.safe_regex.regex",
+            "route_config.virtual_hosts[0].routes[0].redirect.path_redirect",
+            "route_config.virtual_hosts[0].routes[1].match.prefxi",
+            "route_config.virtual_hosts[0].routes[1].route.cluster",
+            "route_config.virtual_hosts[0].routes[2].route.timeout",
+            "route_config.virtual_hosts[0].routes[2].route.frob",
+            "http_filters[0].typed_config",
+            "@type",
+            "strict_check_headers",
+            "static_resources.clusters[0].type",
+        ],
+        "{faults:#?}"
+    );
+}

@@ -34,6 +34,7 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::{
 use sixfold_xds_api::pb::envoy::config::core::v3::{BindConfig, TcpKeepalive};
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
 
+use self::breaker::Limits;
 use crate::context::Context;
 use crate::skipped::{Place, is_skipped};
 use crate::tls;
@@ -114,32 +115,15 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         return Err(ConfigError::field("transport_socket", reason));
     }
     let policy = ClusterPolicy {
-        discovery,
         connect_timeout,
-        protocol: protocol.protocol,
-        http1: protocol.http1,
-        http2: protocol.http2,
-        header_rules: protocol.header_rules,
         scheme: if tls.is_some() { Scheme::Https } else { Scheme::Http },
-        idle_timeout: protocol.idle_timeout,
-        max_connection_duration: protocol.max_connection_duration,
-        max_stream_duration: protocol.max_stream_duration,
-        max_requests_per_connection: protocol.max_requests_per_connection,
-        // Envoy keeps every connection until its idle timeout.
-        max_idle: usize::MAX,
-        max_host_connections: limits.host_connections,
-        breaker: limits.default,
-        high_breaker: limits.high,
-        tracks_remaining: limits.tracks_remaining,
-        retry: protocol.retry,
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
         health_check,
         outlier_detection,
         balance,
         source_address,
         tcp_keepalive: tcp_keepalive(&keepalive),
-        statistics: true,
-        added_via_api: false,
+        ..policy(discovery, protocol, limits)
     };
     let config = ClusterConfig {
         observability_name: observability_name.into(),
@@ -152,6 +136,31 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         ..ClusterConfig::named(name)
     };
     Ok((config, load.hosts))
+}
+
+/// The policy as far as discovery, protocol and limits say it.
+fn policy(discovery: Discovery, protocol: Protocol, limits: Limits) -> ClusterPolicy {
+    ClusterPolicy {
+        discovery,
+        protocol: protocol.protocol,
+        http1: protocol.http1,
+        http2: protocol.http2,
+        header_rules: protocol.header_rules,
+        idle_timeout: protocol.idle_timeout,
+        max_connection_duration: protocol.max_connection_duration,
+        max_stream_duration: protocol.max_stream_duration,
+        max_requests_per_connection: protocol.max_requests_per_connection,
+        // Envoy keeps every connection until its idle timeout.
+        max_idle: usize::MAX,
+        max_host_connections: limits.host_connections,
+        breaker: limits.default,
+        high_breaker: limits.high,
+        tracks_remaining: limits.tracks_remaining,
+        retry: protocol.retry,
+        statistics: true,
+        added_via_api: false,
+        ..ClusterPolicy::default()
+    }
 }
 
 /// The name that endpoints come by, if the cluster gives them one.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::cluster::{CAUSES, Cause, FailurePercentage, OutlierDetection, SuccessRate};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, Faults};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::OutlierDetection as ProtoDetection;
 use sixfold_xds_api::pb::google::protobuf::UInt32Value;
-use sixfold_xds_api::refuse;
+use sixfold_xds_api::refused;
 use sixfold_xds_api::values::{Result, bool_or, duration_or, positive_duration, u32_in, u32_or};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -20,20 +20,20 @@ pub(super) fn compile(value: &ProtoDetection) -> Result<Arc<OutlierDetection>> {
         interval,
         base_ejection_time,
         max_ejection_percent,
-        enforcing_consecutive_5xx,
-        enforcing_success_rate,
+        enforcing_consecutive_5xx: _,
+        enforcing_success_rate: _,
         success_rate_minimum_hosts,
         success_rate_request_volume,
         success_rate_stdev_factor,
         consecutive_gateway_failure,
-        enforcing_consecutive_gateway_failure,
+        enforcing_consecutive_gateway_failure: _,
         split_external_local_origin_errors,
         consecutive_local_origin_failure,
-        enforcing_consecutive_local_origin_failure,
-        enforcing_local_origin_success_rate,
+        enforcing_consecutive_local_origin_failure: _,
+        enforcing_local_origin_success_rate: _,
         failure_percentage_threshold,
-        enforcing_failure_percentage,
-        enforcing_failure_percentage_local_origin,
+        enforcing_failure_percentage: _,
+        enforcing_failure_percentage_local_origin: _,
         failure_percentage_minimum_hosts,
         failure_percentage_request_volume,
         max_ejection_time,
@@ -43,51 +43,23 @@ pub(super) fn compile(value: &ProtoDetection) -> Result<Arc<OutlierDetection>> {
         always_eject_one_host,
         detect_degraded_hosts,
     } = value;
-    refuse!(monitors, detect_degraded_hosts);
-    let percent = |value: &Option<UInt32Value>, default, field| u32_in(value, default, 0..=100, field);
-    let mut enforcing = [0; CAUSES];
-    for (cause, value, default, field) in [
-        (Cause::Consecutive5xx, enforcing_consecutive_5xx, 100, "enforcing_consecutive_5xx"),
-        (
-            Cause::GatewayFailure,
-            enforcing_consecutive_gateway_failure,
-            0,
-            "enforcing_consecutive_gateway_failure",
-        ),
-        (
-            Cause::LocalOrigin,
-            enforcing_consecutive_local_origin_failure,
-            100,
-            "enforcing_consecutive_local_origin_failure",
-        ),
-        (Cause::SuccessRate, enforcing_success_rate, 100, "enforcing_success_rate"),
-        (
-            Cause::LocalSuccessRate,
-            enforcing_local_origin_success_rate,
-            100,
-            "enforcing_local_origin_success_rate",
-        ),
-        (Cause::FailurePercentage, enforcing_failure_percentage, 0, "enforcing_failure_percentage"),
-        (
-            Cause::LocalFailurePercentage,
-            enforcing_failure_percentage_local_origin,
-            0,
-            "enforcing_failure_percentage_local_origin",
-        ),
-    ] {
-        enforcing[cause as usize] = percent(value, default, field)?;
-    }
-    let base_ejection = positive_duration(base_ejection_time, BASE, "base_ejection_time")?;
-    let max_ejection = positive_duration(max_ejection_time, MAX.max(base_ejection), "max_ejection_time")?;
+    let mut faults = Faults::default();
+    faults.take(refused!(monitors, detect_degraded_hosts));
+    let base_ejection = faults.take(positive_duration(base_ejection_time, BASE, "base_ejection_time"));
+    let max_ejection = positive_duration(max_ejection_time, MAX.max(base_ejection), "max_ejection_time");
+    let max_ejection = faults.take(max_ejection);
     if max_ejection < base_ejection {
-        return Err(ConfigError::field("max_ejection_time", "must not be shorter than base_ejection_time"));
+        let reason = "must not be shorter than base_ejection_time";
+        faults.take::<()>(Err(ConfigError::field("max_ejection_time", reason)));
     }
-    Ok(Arc::new(OutlierDetection {
-        interval: positive_duration(interval, INTERVAL, "interval")?,
+    let jitter = duration_or(max_ejection_time_jitter, Duration::ZERO, "max_ejection_time_jitter");
+    let threshold = percent(failure_percentage_threshold, 85, "failure_percentage_threshold");
+    let detection = OutlierDetection {
+        interval: faults.take(positive_duration(interval, INTERVAL, "interval")),
         base_ejection,
         max_ejection,
-        jitter: duration_or(max_ejection_time_jitter, Duration::ZERO, "max_ejection_time_jitter")?,
-        max_ejected_percent: percent(max_ejection_percent, 10, "max_ejection_percent")?,
+        jitter: faults.take(jitter),
+        max_ejected_percent: faults.take(percent(max_ejection_percent, 10, "max_ejection_percent")),
         always_one: bool_or(always_eject_one_host, false),
         back_by_check: bool_or(successful_active_health_check_uneject_host, true),
         split_local: *split_external_local_origin_errors,
@@ -102,8 +74,51 @@ pub(super) fn compile(value: &ProtoDetection) -> Result<Arc<OutlierDetection>> {
         failure_percentage: FailurePercentage {
             hosts: u32_or(failure_percentage_minimum_hosts, 5),
             requests: u32_or(failure_percentage_request_volume, 50),
-            threshold: percent(failure_percentage_threshold, 85, "failure_percentage_threshold")?,
+            threshold: faults.take(threshold),
         },
-        enforcing,
-    }))
+        enforcing: faults.take(enforcing(value)),
+    };
+    faults.end(Arc::new(detection))
+}
+
+/// How likely each cause ejects, in percent.
+fn enforcing(value: &ProtoDetection) -> Result<[u32; CAUSES]> {
+    let mut enforcing = [0; CAUSES];
+    let mut faults = Faults::default();
+    for (cause, value, default, field) in [
+        (Cause::Consecutive5xx, &value.enforcing_consecutive_5xx, 100, "enforcing_consecutive_5xx"),
+        (
+            Cause::GatewayFailure,
+            &value.enforcing_consecutive_gateway_failure,
+            0,
+            "enforcing_consecutive_gateway_failure",
+        ),
+        (
+            Cause::LocalOrigin,
+            &value.enforcing_consecutive_local_origin_failure,
+            100,
+            "enforcing_consecutive_local_origin_failure",
+        ),
+        (Cause::SuccessRate, &value.enforcing_success_rate, 100, "enforcing_success_rate"),
+        (
+            Cause::LocalSuccessRate,
+            &value.enforcing_local_origin_success_rate,
+            100,
+            "enforcing_local_origin_success_rate",
+        ),
+        (Cause::FailurePercentage, &value.enforcing_failure_percentage, 0, "enforcing_failure_percentage"),
+        (
+            Cause::LocalFailurePercentage,
+            &value.enforcing_failure_percentage_local_origin,
+            0,
+            "enforcing_failure_percentage_local_origin",
+        ),
+    ] {
+        enforcing[cause as usize] = faults.take(percent(value, default, field));
+    }
+    faults.end(enforcing)
+}
+
+fn percent(value: &Option<UInt32Value>, default: u32, field: &str) -> Result<u32> {
+    u32_in(value, default, 0..=100, field)
 }

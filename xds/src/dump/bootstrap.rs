@@ -61,20 +61,36 @@ impl Part {
     }
 }
 
+/// A layer of the runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownLayer {
+    /// Its name.
+    pub name: String,
+    /// Its values as text, if it is static.
+    pub values: BTreeMap<String, String>,
+    /// Whether it is an `admin_layer`.
+    pub is_admin: bool,
+}
+
 impl Shown {
     fn parts(&self, path: &[u32]) -> Vec<Part> {
         Part::whole(self.encoded.clone()).messages(path)
     }
 
-    /// The layers of its runtime by name, each with its values as text. One that is not static has none.
-    pub fn runtime(&self) -> Vec<(String, BTreeMap<String, String>)> {
+    /// The layers of its runtime.
+    pub fn runtime(&self) -> Vec<ShownLayer> {
         let layers = self.parts(&LAYERS).into_iter();
         let layers = layers.filter_map(|layer| RuntimeLayer::decode(layer.bytes()).ok());
-        let values = |layer: &RuntimeLayer| match &layer.layer_specifier {
-            Some(LayerSpecifier::StaticLayer(values)) => runtime_values(values),
-            _ => BTreeMap::new(),
-        };
-        layers.map(|layer| (layer.name.clone(), values(&layer))).collect()
+        layers
+            .map(|RuntimeLayer { name, layer_specifier }| ShownLayer {
+                name,
+                is_admin: matches!(layer_specifier, Some(LayerSpecifier::AdminLayer(_))),
+                values: match &layer_specifier {
+                    Some(LayerSpecifier::StaticLayer(values)) => runtime_values(values),
+                    _ => BTreeMap::new(),
+                },
+            })
+            .collect()
     }
 
     pub(super) fn listeners(&self) -> Vec<Part> {

@@ -27,7 +27,7 @@ fn inline(name: &str) -> String {
 fn world() -> Dump {
     let process = testing::process();
     let text = format!(
-        "node: {{id: n}}\nstatic_resources:\n  secrets: [{{name: s, generic_secret: {{secret: {{inline_string: KEY}}}}}}]\n  \
+        "node: {{id: node}}\nstatic_resources:\n  secrets: [{{name: s, generic_secret: {{secret: {{inline_string: KEY}}}}}}]\n  \
          clusters: [{{name: fixed, load_assignment: {{cluster_name: fixed, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
          {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}}}}}]}}]}}}}]\n  listeners: [{}]\n",
         listener("here", &inline("of-here"))
@@ -113,7 +113,7 @@ fn everything_is_shown_where_envoy_shows_it() {
     let wanted =
         ["Bootstrap", "Clusters", "Ecds", "Endpoints", "Listeners", "ScopedRoutes", "Routes", "Secrets"];
     assert_eq!(kinds, wanted.map(|name| format!("{name}ConfigDump")));
-    assert_eq!(all["configs"][0]["bootstrap"]["node"], json!({"id": "n", "user_agent_name": "sixfold"}));
+    assert_eq!(all["configs"][0]["bootstrap"]["node"], json!({"id": "node", "user_agent_name": "sixfold"}));
     assert!(all["configs"][0]["last_updated"].is_string());
     assert_eq!(all["configs"][1]["version_info"], "9");
     assert!(!all.to_string().contains("KEY"), "secrets are hidden");
@@ -198,7 +198,7 @@ fn lists_masks_and_names_choose() {
     assert_eq!(ask(&dump, "static_listeners", "", Some(&bad)), Ok(json!({})));
     let shown = ask(&dump, "", "bootstrap.node.id", None).unwrap();
     let item = "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump";
-    assert_eq!(shown, json!({ "configs": [{"@type": item, "bootstrap": {"node": {"id": "n"}}}] }));
+    assert_eq!(shown, json!({ "configs": [{"@type": item, "bootstrap": {"node": {"id": "node"}}}] }));
     let nobody = |_: &str| false;
     let all = ask(&dump, "", "", Some(&nobody)).unwrap();
     assert_eq!(all["configs"].as_array().unwrap().len(), 8);

@@ -41,8 +41,13 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
     let value = &decode::<ProtoManager>(&rest)?;
     let mut faults = Faults::default();
     faults.take(refuse_unsupported(value));
+    let traced = value.tracing.as_ref().map(untraced).transpose();
+    faults.take(traced.in_key("tracing"));
     let prefix = faults.take(not_empty(&value.stat_prefix, "stat_prefix"));
-    let filters = faults.keep(filters::compile(context, &value.http_filters, &format!("http.{prefix}.")));
+    let mut of_filters = Faults::default();
+    let scope = format!("http.{prefix}.");
+    let (filters, router) = filters::compile(context, &value.http_filters, &scope, &mut of_filters);
+    let filters_are_whole = faults.keep(of_filters.end(())).is_some();
     let common = value.common_http_protocol_options.unwrap_or_default();
     let http = faults.keep(protocol::server(value, &common));
     let codec = faults.keep(codec(value));
@@ -55,14 +60,17 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
     let local_reply =
         value.local_reply_config.as_ref().map(|config| reply::local(context, config)).transpose();
     let local_reply = faults.take(local_reply.in_key("local_reply_config")).unwrap_or_default();
-    let (filters, router) = faults.kept(filters)?;
     let options = filters::router_options(router.as_ref().unwrap_or(&Router::default()));
-    let options = faults.keep(options.in_key("http_filters"));
-    let routes = match &router {
-        Some(_) => routes(context, place, filters, value, &parts),
-        None => no_routes(context, &filters),
+    let last = value.http_filters.len().saturating_sub(1);
+    let options = faults.keep(options.in_key("typed_config").in_index(last).in_key("http_filters"));
+    let routes = match filters_are_whole {
+        true if router.is_some() => faults.keep(routes(context, place, filters, value, &parts)),
+        true => faults.keep(no_routes(context, &filters)),
+        false => {
+            look_at_routes(context, &filters, value, &parts, &mut faults);
+            None
+        }
     };
-    let routes = faults.keep(routes);
     let Routes { cell, first_table, chain } = faults.kept(routes)?;
     let (http, codec, timeouts) = (faults.kept(http)?, faults.kept(codec)?, faults.kept(timeouts)?);
     let (path, client_address) = (faults.kept(path)?, faults.kept(client_address)?);
@@ -114,7 +122,7 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
         stat_prefix: _,
         http_filters: _,
         add_user_agent: _,
-        tracing,
+        tracing: _,
         common_http_protocol_options: _,
         http1_safe_max_connection_duration,
         http_protocol_options: _,
@@ -169,8 +177,7 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
         route_specifier: _,
         strip_port_mode: _,
     } = value;
-    let mut faults = Faults::default();
-    faults.take(refused!(
+    refused!(
         http1_safe_max_connection_duration,
         http3_protocol_options,
         stream_flush_timeout,
@@ -186,10 +193,7 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
         append_local_overload,
         add_proxy_protocol_connection_state,
         forward_proto_config,
-    ));
-    let traced = tracing.as_ref().map(untraced).transpose();
-    faults.take(traced.in_key("tracing"));
-    faults.end(())
+    )
 }
 
 /// Without a provider nothing is traced, whatever else is said about it.
@@ -242,6 +246,27 @@ fn routes(
             Ok(Routes { cell, first_table, chain: filters.list.base_chain()? })
         }
         RouteSpecifier::ScopedRoutes(_) => Err(ConfigError::field("scoped_routes", "is not supported")),
+    }
+}
+
+/// Notes what is wrong with routes whose connection manager is refused for its filters, and with the settings of those
+/// filters that are right.
+fn look_at_routes(
+    context: &Context,
+    filters: &HttpFilters,
+    value: &ProtoManager,
+    routes: &[Vec<&[u8]>],
+    faults: &mut Faults,
+) {
+    faults.keep(filters.base_chain());
+    match &value.route_specifier {
+        Some(RouteSpecifier::RouteConfig(config)) => {
+            faults.keep(route::table(context, filters, config, routes, None).in_key("route_config"));
+        }
+        Some(_) => {}
+        None => {
+            faults.keep(one_of::<ProtoManager, _>(&value.route_specifier, "route_specifier"));
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
-use sixfold_core::listener::{BindAddress, Listener, ListenerStats, check_chains};
+use sixfold_core::listener::{BindAddress, FilterChain, Listener, ListenerStats, check_chains};
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress, TrafficDirection};
@@ -42,53 +42,100 @@ pub fn compile(context: &Context, value: &ProtoListener) -> std::result::Result<
 }
 
 fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
+    let mut faults = Faults::default();
+    faults.take(refuse_unsupported(value));
+    let per_event = &value.max_connections_to_accept_per_socket_event;
+    faults.take(u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event"));
+    let use_original_dst = bool_or(&value.use_original_dst, false);
+    let addresses = faults.take(addresses(&value.address, &value.additional_addresses));
+    let scope = format!("listener.{}.", stats_name(&value.stat_prefix, &addresses));
+    let direction = enum_value::<TrafficDirection>(value.traffic_direction, "traffic_direction");
+    let direction = faults.take(direction);
+    let place = ChainPlace {
+        chain: 0,
+        buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
+        outbound: direction == TrafficDirection::Outbound,
+    };
+    let (chains, default_chain) = chains(context, value, &scope, place, &mut faults);
+    let listener_filters = faults.take(inspect::filters(&value.listener_filters, use_original_dst));
+    let access_logs = faults.take(access_log::logs(context, &value.access_log, "access_log"));
+    let exact_balance = exact_balance(&value.connection_balance_config).in_key("connection_balance_config");
+    let exact_balance = faults.take(exact_balance);
+    let filters_timeout = &value.listener_filters_timeout;
+    let filters_timeout =
+        timeout_or(filters_timeout, Some(Duration::from_secs(15)), "listener_filters_timeout");
+    let filters_timeout = faults.take(filters_timeout);
+    faults.end(())?;
+    let deprecated_bind =
+        value.deprecated_v1.as_ref().and_then(|DeprecatedV1 { bind_to_port }| *bind_to_port);
+    Ok(Listener {
+        name: display_name(&value.name, &addresses).into(),
+        bind: bool_or(&value.bind_to_port.or(deprecated_bind), true),
+        listener_filters,
+        filters_timeout,
+        continue_on_timeout: value.continue_on_listener_filters_timeout,
+        chains,
+        default_chain,
+        use_original_dst,
+        access_logs,
+        exact_balance,
+        backlog: u32_or(&value.tcp_backlog_size, BACKLOG),
+        tcp_keepalive: tcp_keepalive(&value.tcp_keepalive),
+        inbound: direction == TrafficDirection::Inbound,
+        stats: Arc::new(ListenerStats::new(context.compile.metrics(), &scope)),
+        shape: shape(value),
+        addresses,
+    })
+}
+
+/// Counts the fields: what is not read by any part of this module is refused here.
+fn refuse_unsupported(value: &ProtoListener) -> Result<()> {
     let ProtoListener {
-        name,
-        address: first_address,
-        additional_addresses,
-        stat_prefix,
+        name: _,
+        address: _,
+        additional_addresses: _,
+        stat_prefix: _,
         stats_matcher,
-        filter_chains,
+        filter_chains: _,
         fcds_config,
         filter_chain_matcher,
-        use_original_dst,
-        default_filter_chain,
-        per_connection_buffer_limit_bytes,
+        use_original_dst: _,
+        default_filter_chain: _,
+        per_connection_buffer_limit_bytes: _,
         per_connection_buffer_high_watermark_timeout,
         // Nothing reads the metadata of a listener.
         metadata: _,
-        deprecated_v1,
+        deprecated_v1: _,
         drain_type,
-        listener_filters,
-        listener_filters_timeout,
-        continue_on_listener_filters_timeout,
+        listener_filters: _,
+        listener_filters_timeout: _,
+        continue_on_listener_filters_timeout: _,
         transparent,
         freebind,
         socket_options,
         tcp_fast_open_queue_length,
-        traffic_direction,
+        traffic_direction: _,
         udp_listener_config,
         api_listener,
-        connection_balance_config,
+        connection_balance_config: _,
         // Every worker has its own socket. Clients see no difference.
         reuse_port: _,
         enable_reuse_port: _,
-        access_log,
-        tcp_backlog_size,
+        access_log: _,
+        tcp_backlog_size: _,
         // Each connection is served by a task of its own, and its worker takes turns among them as they become ready.
-        max_connections_to_accept_per_socket_event: per_event,
-        bind_to_port,
+        max_connections_to_accept_per_socket_event: _,
+        bind_to_port: _,
         enable_mptcp,
         // There is neither a global limit nor an overload manager to be left out of.
         ignore_global_conn_limit: _,
         bypass_overload_manager: _,
-        tcp_keepalive: keepalive,
+        tcp_keepalive: _,
         listener_specifier,
     } = value;
     let transparent = &bool_or(transparent, false);
     let freebind = &bool_or(freebind, false);
-    let mut faults = Faults::default();
-    faults.take(refused!(
+    refused!(
         stats_matcher,
         fcds_config,
         filter_chain_matcher,
@@ -102,61 +149,32 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         api_listener,
         enable_mptcp,
         listener_specifier
-    ));
-    faults.take(u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event"));
-    let use_original_dst = bool_or(use_original_dst, false);
-    let addresses = faults.take(addresses(first_address, additional_addresses));
-    let scope = format!("listener.{}.", stats_name(stat_prefix, &addresses));
-    let direction = faults.take(enum_value::<TrafficDirection>(*traffic_direction, "traffic_direction"));
-    let place = ChainPlace {
-        chain: 0,
-        buffer_limit: buffer_limit(per_connection_buffer_limit_bytes, BUFFER_LIMIT),
-        outbound: direction == TrafficDirection::Outbound,
-    };
-    let chains = filter_chains.iter().enumerate().map(|(index, value)| {
-        chain::compile(context, name, &scope, value, place)
-            .map(Arc::new)
-            .in_index(index)
-            .in_key("filter_chains")
-    });
+    )
+}
+
+/// The filter chains, and the one for connections that match none.
+fn chains(
+    context: &Context,
+    value: &ProtoListener,
+    scope: &str,
+    place: ChainPlace,
+    faults: &mut Faults,
+) -> (Vec<Arc<FilterChain>>, Option<Arc<FilterChain>>) {
+    let name = &value.name;
+    let compile = |chain| chain::compile(context, name, scope, chain, place).map(Arc::new);
+    let chains = value
+        .filter_chains
+        .iter()
+        .enumerate()
+        .map(|(index, chain)| compile(chain).in_index(index).in_key("filter_chains"));
     let chains = faults.take(collect(chains));
     faults.take(check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason)));
-    let default_chain = default_filter_chain
-        .as_ref()
-        .map(|value| chain::compile(context, name, &scope, value, place).map(Arc::new))
-        .transpose()
-        .in_key("default_filter_chain");
-    let default_chain = faults.take(default_chain);
-    if filter_chains.is_empty() && default_filter_chain.is_none() {
+    let default_chain = value.default_filter_chain.as_ref().map(compile).transpose();
+    let default_chain = faults.take(default_chain.in_key("default_filter_chain"));
+    if value.filter_chains.is_empty() && value.default_filter_chain.is_none() {
         faults.take::<()>(Err(ConfigError::field("filter_chains", "must not be empty")));
     }
-    let listener_filters = faults.take(inspect::filters(listener_filters, use_original_dst));
-    let access_logs = faults.take(access_log::logs(context, access_log, "access_log"));
-    let exact_balance =
-        faults.take(exact_balance(connection_balance_config).in_key("connection_balance_config"));
-    let filters_timeout =
-        timeout_or(listener_filters_timeout, Some(Duration::from_secs(15)), "listener_filters_timeout");
-    let filters_timeout = faults.take(filters_timeout);
-    faults.end(())?;
-    let deprecated_bind = deprecated_v1.as_ref().and_then(|DeprecatedV1 { bind_to_port }| *bind_to_port);
-    Ok(Listener {
-        name: display_name(name, &addresses).into(),
-        bind: bool_or(&bind_to_port.or(deprecated_bind), true),
-        listener_filters,
-        filters_timeout,
-        continue_on_timeout: *continue_on_listener_filters_timeout,
-        chains,
-        default_chain,
-        use_original_dst,
-        access_logs,
-        exact_balance,
-        backlog: u32_or(tcp_backlog_size, BACKLOG),
-        tcp_keepalive: tcp_keepalive(keepalive),
-        inbound: direction == TrafficDirection::Inbound,
-        stats: Arc::new(ListenerStats::new(context.compile.metrics(), &scope)),
-        shape: shape(value),
-        addresses,
-    })
+    (chains, default_chain)
 }
 
 fn addresses(first: &Option<Address>, additional: &[AdditionalAddress]) -> Result<Vec<BindAddress>> {

@@ -144,77 +144,18 @@ fn virtual_host(
     routes: &[&[u8]],
     earlier: Option<&EarlierHost<'_>>,
 ) -> Result<(Vec<String>, Arc<HostRoutes>)> {
-    let ProtoHost {
-        name,
-        domains,
-        // Taken out before.
-        routes: _,
-        matcher: host_matcher,
-        require_tls,
-        virtual_clusters,
-        rate_limits,
-        request_headers_to_add,
-        request_headers_to_remove,
-        response_headers_to_add,
-        response_headers_to_remove,
-        // Settings of filters.
-        cors: _,
-        typed_per_filter_config: _,
-        include_request_attempt_count,
-        include_attempt_count_in_response,
-        retry_policy,
-        retry_policy_typed_config,
-        // Of its routes.
-        hedge_policy: _,
-        include_is_timeout_retry_header,
-        per_request_buffer_limit_bytes,
-        request_body_buffer_limit,
-        request_mirror_policies,
-        metadata: host_metadata,
-        route_specifiers,
-    } = value;
-    if host_matcher.is_some() && !routes.is_empty() {
+    if value.matcher.is_some() && !routes.is_empty() {
         return Err(ConfigError::field("matcher", "must not be given together with routes"));
     }
     let mut faults = Faults::default();
-    {
-        let matcher = host_matcher;
-        faults.take(refused!(matcher, rate_limits, retry_policy_typed_config, route_specifiers));
-    }
-    let mirrors = faults.take(mirror::policies(scope, request_mirror_policies));
+    faults.take(refuse_unsupported(value));
+    let mirrors = faults.take(mirror::policies(scope, &value.request_mirror_policies));
     let scope = &Scope { mirrors: mirrors.as_ref().or(scope.mirrors), ..*scope };
-    faults.take(not_empty(name, "name"));
-    if domains.is_empty() {
+    faults.take(not_empty(&value.name, "name"));
+    if value.domains.is_empty() {
         faults.take::<()>(Err(ConfigError::field("domains", "must not be empty")));
     }
-    let chain = faults.take(scope.filters.chain(&[scope.table_level(), host_level(value)], name));
-    let (request_headers, response_headers) = faults.take(header_ops::both(
-        (request_headers_to_add, request_headers_to_remove),
-        (response_headers_to_add, response_headers_to_remove),
-    ));
-    let retry = retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
-    let virtual_clusters = virtual_clusters
-        .iter()
-        .enumerate()
-        .map(|(index, cluster)| virtual_cluster(scope, cluster).in_index(index).in_key("virtual_clusters"))
-        .chain((!virtual_clusters.is_empty()).then(|| Ok(other_cluster(scope))));
-    let options = VirtualHostOptions {
-        require_tls: match faults.take(enum_value(*require_tls, "require_tls")) {
-            TlsRequirementType::None => RequireTls::None,
-            TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
-            TlsRequirementType::All => RequireTls::All,
-        },
-        request_headers,
-        response_headers,
-        attempt_count: *include_request_attempt_count,
-        attempt_count_in_response: *include_attempt_count_in_response,
-        is_timeout_retry: *include_is_timeout_retry_header,
-        retry: faults.take(retry).map(Arc::new),
-        body_buffer_limit: faults.take(body_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)),
-        virtual_clusters: faults.take(collect(virtual_clusters)),
-        chain,
-        metadata: metadata::namespaces(host_metadata),
-    };
+    let options = host_options(scope, value, &mut faults);
     let earlier = earlier.map(|earlier| earlier.routes(value)).unwrap_or_default();
     let routes = routes.iter().enumerate().map(|(index, route)| {
         if let Some(same) = earlier.get(route) {
@@ -225,7 +166,73 @@ fn virtual_host(
     });
     let routes = faults.take(collect(routes));
     faults.end(())?;
-    Ok((domains.clone(), HostRoutes::new(name, options, routes)))
+    Ok((value.domains.clone(), HostRoutes::new(&value.name, options, routes)))
+}
+
+/// Counts the fields of a virtual host: what is not read by any part of this module is refused here.
+fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
+    let ProtoHost {
+        name: _,
+        domains: _,
+        // Taken out before.
+        routes: _,
+        matcher,
+        require_tls: _,
+        virtual_clusters: _,
+        rate_limits,
+        request_headers_to_add: _,
+        request_headers_to_remove: _,
+        response_headers_to_add: _,
+        response_headers_to_remove: _,
+        // Settings of filters.
+        cors: _,
+        typed_per_filter_config: _,
+        include_request_attempt_count: _,
+        include_attempt_count_in_response: _,
+        retry_policy: _,
+        retry_policy_typed_config,
+        // Of its routes.
+        hedge_policy: _,
+        include_is_timeout_retry_header: _,
+        per_request_buffer_limit_bytes: _,
+        request_body_buffer_limit: _,
+        request_mirror_policies: _,
+        metadata: _,
+        route_specifiers,
+    } = value;
+    refused!(matcher, rate_limits, retry_policy_typed_config, route_specifiers)
+}
+
+fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> VirtualHostOptions {
+    let levels = [scope.table_level(), host_level(value)];
+    let chain = faults.take(scope.filters.chain(&levels, &value.name));
+    let (request_headers, response_headers) = faults.take(header_ops::both(
+        (&value.request_headers_to_add, &value.request_headers_to_remove),
+        (&value.response_headers_to_add, &value.response_headers_to_remove),
+    ));
+    let retry = value.retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
+    let clusters = value.virtual_clusters.iter().enumerate();
+    let virtual_clusters = clusters
+        .map(|(index, cluster)| virtual_cluster(scope, cluster).in_index(index).in_key("virtual_clusters"))
+        .chain((!value.virtual_clusters.is_empty()).then(|| Ok(other_cluster(scope))));
+    let limit = body_limit(&value.per_request_buffer_limit_bytes, &value.request_body_buffer_limit);
+    VirtualHostOptions {
+        require_tls: match faults.take(enum_value(value.require_tls, "require_tls")) {
+            TlsRequirementType::None => RequireTls::None,
+            TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
+            TlsRequirementType::All => RequireTls::All,
+        },
+        request_headers,
+        response_headers,
+        attempt_count: value.include_request_attempt_count,
+        attempt_count_in_response: value.include_attempt_count_in_response,
+        is_timeout_retry: value.include_is_timeout_retry_header,
+        retry: faults.take(retry).map(Arc::new),
+        body_buffer_limit: faults.take(limit),
+        virtual_clusters: faults.take(collect(virtual_clusters)),
+        chain,
+        metadata: metadata::namespaces(&value.metadata),
+    }
 }
 
 /// What a virtual host says about filters.

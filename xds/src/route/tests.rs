@@ -20,7 +20,9 @@ const FILTERS: &str = "http_filters:\n- {name: web, typed_config: {'@type': type
 
 fn compile_in(context: &Context, yaml: &str) -> Result<RouteTable> {
     let manager: HttpConnectionManager = read(FILTERS);
-    let (filters, _) = filters::compile(context, &manager.http_filters, "http.s.")?;
+    let mut faults = Faults::default();
+    let (filters, _) = filters::compile(context, &manager.http_filters, "http.s.", &mut faults);
+    faults.end(())?;
     table(context, &filters, &read(yaml))
 }
 
@@ -550,7 +552,7 @@ fn five_thousand_routes_compile_quickly() {
         read(&format!("virtual_hosts:\n- name: v\n  domains: ['*']\n  routes:\n{routes}"));
     let context = context();
     let manager: HttpConnectionManager = read(FILTERS);
-    let (filters, _) = filters::compile(&context, &manager.http_filters, "http.s.").unwrap();
+    let (filters, _) = filters::compile(&context, &manager.http_filters, "http.s.", &mut Faults::default());
     let start = Instant::now();
     let table = table(&context, &filters, &value).unwrap();
     println!("5,000 routes compiled in {:?}", start.elapsed());

@@ -12,7 +12,7 @@ pub(super) fn mismatch(expected: &str, node: &Node) -> ConfigError {
     ConfigError::new(format!("must be {expected}, not {}", node.kind())).at(node.place)
 }
 
-/// Writes the fields of a message, without its length.
+/// Writes the fields of a message, without its length. What has a fault is left out, and the rest is written.
 pub(super) fn message(schema: TypeSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     if let Some(written) = well_known::message(schema, node, out) {
         return written;
@@ -115,18 +115,18 @@ fn map(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigE
     else {
         return Err(mismatch("a map", node));
     };
-    for entry in object.entries() {
+    let written = object.entries().iter().map(|entry| {
         if entry.value.is_null() && !well_known::accepts_null(value_field) {
             return Err(mismatch("a value", &entry.value).in_key(&entry.key));
         }
         let key = map_key(key_field, entry).in_key(&entry.key)?;
-        delimited(field.number, out, |out| {
+        let written = delimited(field.number, out, |out| {
             single(key_field, &key, out)?;
             single(value_field, &entry.value, out)
-        })
-        .in_key(&entry.key)?;
-    }
-    Ok(())
+        });
+        written.in_key(&entry.key)
+    });
+    collect(written).map(drop)
 }
 
 /// Keys are strings in JSON whatever their type.
@@ -148,7 +148,7 @@ fn single(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), Conf
     }
 }
 
-/// Writes a length-delimited field whose content `write` appends.
+/// Writes a length-delimited field whose content `write` appends: also after a fault of it, with what was right.
 pub(super) fn delimited(
     number: u32,
     out: &mut Vec<u8>,
@@ -158,7 +158,7 @@ pub(super) fn delimited(
     // Nearly all messages are shorter than 128 bytes, so one byte is kept for the length.
     let length_at = out.len();
     out.push(0);
-    write(out)?;
+    let written = write(out);
     let length = out.len() - length_at - 1;
     match (u8::try_from(length), out.get_mut(length_at)) {
         (Ok(short), Some(byte)) if short < 0x80 => *byte = short,
@@ -168,5 +168,5 @@ pub(super) fn delimited(
             out.splice(length_at..=length_at, prefix);
         }
     }
-    Ok(())
+    written
 }

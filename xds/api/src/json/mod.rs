@@ -26,8 +26,21 @@ use crate::schema::TypeSchema;
 /// # Errors
 /// Unknown fields and types, values that don't fit, two members of a oneof; with path and place.
 pub fn message_from_node<M: Message + Default + Name>(node: &Node) -> Result<M, ConfigError> {
-    let bytes = encode_node(&M::full_name(), node)?;
-    M::decode(bytes.as_slice()).map_err(|error| ConfigError::new(error.to_string()).at(node.place))
+    let (message, faults) = message_with_faults(node);
+    faults.map_or(Ok(message), Err)
+}
+
+/// [`message_from_node`] for whoever looks for faults: what is right of the message, and all that is wrong with it.
+pub fn message_with_faults<M: Message + Default + Name>(node: &Node) -> (M, Option<ConfigError>) {
+    let mut bytes = Vec::new();
+    let written = write_node(&M::full_name(), node, &mut bytes);
+    match M::decode(bytes.as_slice()) {
+        Ok(message) => (message, written.err()),
+        Err(error) => {
+            let undecoded = ConfigError::new(error.to_string()).at(node.place);
+            (M::default(), Some(written.err().unwrap_or(undecoded)))
+        }
+    }
 }
 
 /// Writes the wire form of the message `full_name` that a node describes.
@@ -35,11 +48,15 @@ pub fn message_from_node<M: Message + Default + Name>(node: &Node) -> Result<M, 
 /// # Errors
 /// As [`message_from_node`]; also when there is no message of that name.
 pub fn encode_node(full_name: &str, node: &Node) -> Result<Vec<u8>, ConfigError> {
+    let mut bytes = Vec::new();
+    write_node(full_name, node, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn write_node(full_name: &str, node: &Node, bytes: &mut Vec<u8>) -> Result<(), ConfigError> {
     let schema = TypeSchema::message(full_name)
         .ok_or_else(|| ConfigError::new(unknown_type(full_name)).at(node.place))?;
-    let mut bytes = Vec::new();
-    encode::message(schema, node, &mut bytes)?;
-    Ok(bytes)
+    encode::message(schema, node, bytes)
 }
 
 /// What is said of a type that Envoy's API does not have.

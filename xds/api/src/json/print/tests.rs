@@ -109,7 +109,7 @@ fn secrets_are_hidden_wherever_they_are() {
     );
     let socket = |config: &str| format!("{{transport_socket: {{name: t, typed_config: {config}}}}}");
     let yaml = format!(
-        "node: {{id: n}}\nstatic_resources:\n  secrets:\n  - {{name: a, tls_certificate: {{private_key: {{inline_bytes: S0VZ}}}}}}\n  \
+        "node: {{id: node}}\nstatic_resources:\n  secrets:\n  - {{name: a, tls_certificate: {{private_key: {{inline_bytes: S0VZ}}}}}}\n  \
          - {{name: b, session_ticket_keys: {{keys: [{{inline_string: KEY}}]}}}}\n  - {{name: c, generic_secret: {{secret: \
          {{inline_string: KEY}}}}}}\n  listeners: [{{filter_chains: [{}, {}, {}]}}]\n",
         socket(&tls),
