@@ -8,15 +8,14 @@ use parking_lot::Mutex;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::connection::Certificate;
 use sixfold_core::listener::BindAddress;
-use sixfold_server::admin::{CertificateStatus, Control, DumpRequest, ListenerStatus};
+use sixfold_server::admin::{CertificateStatus, Control, DumpRequest, ListenerStatus, RuntimeLayer};
 use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::{DrainRequest, Server, WarmingNames};
 use sixfold_server::surface::WriteBody;
 use sixfold_xds::ads::Kind;
-use sixfold_xds::dump::{self, Dump, FileRoutes, Refused, Shown, Transient};
+use sixfold_xds::dump::{self, Dump, FileRoutes, Refused, Shown, ShownLayer, Transient};
 use sixfold_xds::sds::Secrets;
 use sixfold_xds::tracker::Tracker;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -137,8 +136,10 @@ impl Control for Administration {
         waiting
     }
 
-    fn runtime(&self) -> Vec<(String, BTreeMap<String, String>)> {
-        self.configuration.bootstrap.lock().clone().runtime()
+    fn runtime(&self) -> Vec<RuntimeLayer> {
+        let bootstrap = self.configuration.bootstrap.lock().clone();
+        let layer = |ShownLayer { name, values, is_admin }| RuntimeLayer { name, values, is_admin };
+        bootstrap.runtime().into_iter().map(layer).collect()
     }
 
     fn quit(&self) {

@@ -125,6 +125,17 @@ pub struct CertificateStatus {
     pub not_after: i64,
 }
 
+/// A layer of the runtime as `/runtime` shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeLayer {
+    /// Its name.
+    pub name: String,
+    /// Its values in the words of the bootstrap.
+    pub values: BTreeMap<String, String>,
+    /// Whether it is one that the interface would change (`admin_layer`).
+    pub is_admin: bool,
+}
+
 /// What of the configuration is asked for.
 #[derive(Debug, Default)]
 pub struct DumpRequest {
@@ -156,8 +167,8 @@ pub trait Control: Send + Sync + 'static {
     fn drain_listeners(&self, keep_open: bool, keep_for_good: bool, inbound_only: bool);
     /// Clusters and listeners that wait to be put in force.
     fn waiting(&self) -> WarmingNames;
-    /// Layers of the runtime by name, each with its values in the words of the bootstrap.
-    fn runtime(&self) -> Vec<(String, BTreeMap<String, String>)>;
+    /// Layers of the runtime, in their order.
+    fn runtime(&self) -> Vec<RuntimeLayer>;
     /// Ends the process.
     fn quit(&self);
     /// Opens access logs anew.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use connections::{Activity, Place, Places, Serving, Watched};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 pub use pages::WriteBody;
@@ -25,10 +26,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
-/// How long a client may take for the head of a request.
+/// How long a client may take for the head of a request, and for a form.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A request without its body, which no command has.
+/// The longest form of a request, in bytes. A longer one is as if it were not there.
+const MAX_FORM: usize = 64 << 10;
+
+/// A request without its body: a form has become its parameters, and no command has another.
 #[derive(Debug, Clone)]
 pub struct Query {
     /// Method.
@@ -43,20 +47,18 @@ pub struct Query {
 
 impl Query {
     fn new<B>(request: &Request<B>) -> Query {
-        let decode = |text: &str| {
-            let spaced = text.replace('+', " ");
-            percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
-        };
-        let parameters = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         Query {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
-            parameters: parameters
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .map(|(name, value)| (decode(name), decode(value)))
-                .collect(),
+            parameters: parameters(request.uri().query().unwrap_or_default()),
             headers: request.headers().clone(),
         }
+    }
+
+    /// Whether its parameters are in its body: a form says what the target does not (Envoy's `AdminFilter::queryParams`).
+    fn is_form(&self) -> bool {
+        let kind = self.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        self.parameters.is_empty() && kind == Some(b"application/x-www-form-urlencoded".as_slice())
     }
 
     /// The first value of a parameter; empty for one without `=`.
@@ -68,6 +70,17 @@ impl Query {
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
+}
+
+/// The parameters of a query or a form, decoded.
+fn parameters(text: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| {
+        let spaced = text.replace('+', " ");
+        percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+    };
+    let pairs = text.split('&').filter(|pair| !pair.is_empty());
+    let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.map(|(name, value)| (decode(name), decode(value))).collect()
 }
 
 /// A body.
@@ -228,8 +241,9 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
                 async move {
                     let serving = Serving::new(busy.clone());
                     let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
-                    let response = respond(answer, &request, &pages).await;
-                    if request.method() == Method::HEAD && response.body().is_chunked() {
+                    let is_head = request.method() == Method::HEAD;
+                    let response = respond(answer, request, &pages).await;
+                    if is_head && response.body().is_chunked() {
                         busy.say_chunked();
                     }
                     let status = response.status();
@@ -249,8 +263,14 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
     }
 }
 
-async fn respond(answer: Arc<dyn Answer>, request: &Request<Incoming>, pages: &Pages) -> Response<Payload> {
-    let query = Query::new(request);
+async fn respond(answer: Arc<dyn Answer>, request: Request<Incoming>, pages: &Pages) -> Response<Payload> {
+    let mut query = Query::new(&request);
+    if query.is_form() {
+        let form = Limited::new(request.into_body(), MAX_FORM).collect();
+        if let Ok(Ok(form)) = tokio::time::timeout(HEAD_TIMEOUT, form).await {
+            query.parameters = parameters(&String::from_utf8_lossy(&form.to_bytes()));
+        }
+    }
     // What takes long runs beside this thread, which must go on answering `/ready`.
     #[allow(clippy::disallowed_methods)]
     let reply = match answer.at_once(&query) {

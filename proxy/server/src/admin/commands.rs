@@ -85,7 +85,7 @@ pub(super) const COMMANDS: &[Command] = &[
     shows("/runtime", "values of the runtime", process::runtime),
     changes(
         "/runtime_modify",
-        "change values of the runtime, which is not possible",
+        "change values of the admin layer of the runtime, which is not possible",
         process::runtime_modify,
     ),
     shows("/server_info", "version, state, options and node", process::server_info),

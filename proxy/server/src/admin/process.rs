@@ -33,27 +33,33 @@ pub(super) fn memory(_: &Admin, _: &Query) -> Reply {
 /// `/runtime` (server/admin/runtime_handler.cc): each value with what every layer says of it, of which the last counts.
 pub(super) fn runtime(admin: &Admin, _: &Query) -> Reply {
     let layers = admin.control.runtime();
-    let keys: BTreeSet<&String> = layers.iter().flat_map(|(_, values)| values.keys()).collect();
+    let keys: BTreeSet<&String> = layers.iter().flat_map(|layer| layer.values.keys()).collect();
     let entry = |key: &String| {
         let values: Vec<&str> =
-            layers.iter().map(|(_, values)| values.get(key).map_or("", String::as_str)).collect();
+            layers.iter().map(|layer| layer.values.get(key).map_or("", String::as_str)).collect();
         let last = values.iter().rev().find(|value| !value.is_empty()).copied().unwrap_or_default();
         (key.clone(), object!({"layer_values": values, "final_value": last}))
     };
     let entries: serde_json::Map<String, serde_json::Value> = keys.into_iter().map(entry).collect();
-    let names: Vec<&String> = layers.iter().map(|(name, _)| name).collect();
+    let names: Vec<&String> = layers.iter().map(|layer| &layer.name).collect();
     json(&object!({"layers": names, "entries": entries}))
 }
 
-/// `/runtime_modify`: configuration is compiled with the values of the bootstrap, and no layer is one to be changed.
-pub(super) fn runtime_modify(_: &Admin, query: &Query) -> Reply {
+/// `/runtime_modify`. Without an admin layer it answers as Envoy does; with one that nothing is changed, since
+/// configuration is compiled with the values of the bootstrap.
+pub(super) fn runtime_modify(admin: &Admin, query: &Query) -> Reply {
     if query.parameters.is_empty() {
         let usage = "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       or send the parameters as form \
                      values\nuse an empty value to remove a previously added override\n";
         return bad(usage.to_owned());
     }
-    let reason =
-        "runtime values can't be modified: change layered_runtime of the bootstrap and send SIGHUP\n";
+    let reason = match admin.control.runtime().iter().any(|layer| layer.is_admin) {
+        false => "No admin layer specified",
+        true => {
+            "the admin layer can't be changed while the process runs: configuration is compiled with the values of the \
+             bootstrap; give the value to a static_layer of layered_runtime and send SIGHUP\n"
+        }
+    };
     Reply::text(StatusCode::SERVICE_UNAVAILABLE, reason)
 }
 

@@ -5,12 +5,13 @@ use parking_lot::Mutex;
 use sixfold_core::cluster::{Address, HostConfig};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 #[derive(Default)]
 struct Calls {
     failed: AtomicUsize,
     quits: AtomicUsize,
+    has_admin_layer: AtomicBool,
     drains: Mutex<Vec<(bool, bool, bool)>>,
 }
 
@@ -43,11 +44,15 @@ impl Control for Calls {
     fn waiting(&self) -> WarmingNames {
         WarmingNames { clusters: ["c".into()].into(), listeners: ["l".into()].into() }
     }
-    fn runtime(&self) -> Vec<(String, BTreeMap<String, String>)> {
-        let layer = |values: &[(&str, &str)]| {
-            values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    fn runtime(&self) -> Vec<RuntimeLayer> {
+        let layer = |name: &str, values: &[(&str, &str)]| RuntimeLayer {
+            name: name.to_owned(),
+            values: values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            is_admin: false,
         };
-        vec![("s".to_owned(), layer(&[("a", "1"), ("b", "true")])), ("t".to_owned(), layer(&[("a", "2")]))]
+        let admin = RuntimeLayer { is_admin: true, ..layer("u", &[]) };
+        let layers = [layer("s", &[("a", "1"), ("b", "true")]), layer("t", &[("a", "2")])];
+        layers.into_iter().chain(self.has_admin_layer.load(SeqCst).then_some(admin)).collect()
     }
     fn quit(&self) {
         self.quits.fetch_add(1, SeqCst);
@@ -102,9 +107,11 @@ impl Server {
     fn ask(&self, request: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.surface.address).unwrap();
         let (line, headers) = request.split_once('\n').unwrap_or((request, ""));
-        let headers = headers.replace('\n', "\r\n");
+        let (headers, sent) = headers.split_once("\n\n").unwrap_or((headers, ""));
+        let mut headers = headers.replace('\n', "\r\n");
+        headers.push_str(if sent.is_empty() { "" } else { "\r\n" });
         let host = if headers.contains("Host: ") { "" } else { "Host: localhost\r\n" };
-        write!(stream, "{line} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n").unwrap();
+        write!(stream, "{line} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n{sent}").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, mut rest) = text.split_once("\r\n\r\n").unwrap();
@@ -351,7 +358,17 @@ fn runtime_and_what_is_waited_for() {
     assert_eq!(json("GET /runtime"), serde_json::json!({"layers": ["s", "t"], "entries": entries}));
     assert_eq!(server.ask("GET /runtime_modify?a=1").0, 405);
     assert!(server.ask("POST /runtime_modify").2.starts_with("usage: /runtime_modify?key1=value1"));
-    assert_eq!(server.ask("POST /runtime_modify?a=1").0, 503, "nothing is changed, and it is said");
+    // As Envoy answers without an admin layer, also to what curl sends with `-d`, for which the usage was the answer.
+    let form =
+        "POST /runtime_modify\nContent-Type: application/x-www-form-urlencoded\nContent-Length: 3\n\na=1";
+    for request in ["POST /runtime_modify?a=1", form] {
+        let (status, _, body) = server.ask(request);
+        assert_eq!((status, &*body), (503, "No admin layer specified"), "{request}");
+    }
+    server.calls.has_admin_layer.store(true, SeqCst);
+    let (status, _, body) = server.ask("POST /runtime_modify?a=1");
+    assert!(status == 503 && body.contains("can't be changed while the process runs"), "{body}");
+    server.calls.has_admin_layer.store(false, SeqCst);
     let dumps = |name: &str, targets: &[&str]| serde_json::json!({"unready_targets_dumps": [{"name": name, "target_names": targets}]});
     let all = ["target Cluster-init-target c", "target Listener-init-target l"];
     assert_eq!(json("GET /init_dump"), dumps("init manager Server", &all));
