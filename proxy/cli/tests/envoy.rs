@@ -50,7 +50,7 @@ fn serves_a_bootstrap_without_a_command() {
             && !part["static_route_configs"].is_null()
     });
     assert_eq!(routes.unwrap()["static_route_configs"][0]["route_config"]["name"], "r");
-    assert_eq!(dump["configs"][0]["bootstrap"]["node"]["id"], "n");
+    assert_eq!(dump["configs"][0]["bootstrap"]["node"]["id"], "node");
     // The administration's own log has a line for each of its requests, in Envoy's default format.
     let log = running.directory.path("admin.log");
     running.process.until("the administration's log", || {
@@ -85,7 +85,7 @@ fn names_on_the_command_line_override_the_bootstraps() {
     let node = &info["node"];
     assert_eq!(
         (&node["id"], &node["cluster"], &node["locality"]["zone"]),
-        (&"n".into(), &"other".into(), &"z".into())
+        (&"node".into(), &"other".into(), &"z".into())
     );
 }
 

@@ -160,7 +160,11 @@ fn the_page_of_metrics_tells_of_requests() {
     }
     assert_eq!((get(port, "/gone").unwrap().status, get(port, "/none").unwrap().status), (502, 404));
     assert_eq!(get(metrics, "/").unwrap().status, 404);
-    let response = get(metrics, "/apisix/prometheus/metrics").unwrap();
+    // Requests are counted once their answers have been sent.
+    let response = process.until("counts", || {
+        get(metrics, "/apisix/prometheus/metrics")
+            .filter(|page| ["code=\"404\"", "route=\"gone\""].iter().all(|label| page.body.contains(label)))
+    });
     assert!(response.status == 200 && response.head.contains("content-type: text/plain"), "{response:?}");
     let page = &response.body;
     let of_route = ["route=\"a\"", "service=\"s\"", "node=\"127.0.0.1\"", "consumer=\"\""];

@@ -195,7 +195,7 @@ pub fn bootstrap(admin: u16, port: u16, body: &str, log: &Path) -> String {
     let log = log.display();
     format!(
         r#"
-node: {{id: n, cluster: c}}
+node: {{id: node, cluster: c}}
 admin:
   address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}
   access_log_path: {admin_log}

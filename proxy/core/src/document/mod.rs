@@ -65,6 +65,8 @@ pub struct Options {
     /// reader leaves `1.5` and `5000000000` to protobuf's JSON mapping (source/common/protobuf/yaml_utility.cc).
     /// Default false.
     pub wide_numbers_as_text: bool,
+    /// Whether the plain YAML scalars `y`, `n`, `Y` and `N` are booleans, as for yaml-cpp, Envoy's reader; default false.
+    pub letters_as_booleans: bool,
     /// Whether of a key that is given twice the last one counts, as for APISIX's readers, instead of being an
     /// error; default false.
     pub last_key_counts: bool,
@@ -82,6 +84,7 @@ impl Default for Options {
             max_alias_nodes: MAX_ALIAS_NODES,
             allow_empty: false,
             wide_numbers_as_text: false,
+            letters_as_booleans: false,
             last_key_counts: false,
             lenient: false,
         }
@@ -91,7 +94,7 @@ impl Default for Options {
 impl Options {
     /// What Envoy's readers, yaml-cpp and protobuf's JSON parser, make of a file of this name, but for numbers.
     pub fn envoy(name: &str) -> Self {
-        Options { last_key_counts: true, lenient: true, ..Options::for_file(name) }
+        Options { letters_as_booleans: true, last_key_counts: true, lenient: true, ..Options::for_file(name) }
     }
 
     /// The defaults for the format that the file's name tells.

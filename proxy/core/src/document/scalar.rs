@@ -2,18 +2,21 @@
 
 use serde_json::Number;
 
-use super::Value;
+use super::{Options, Value};
 
-/// Resolves a plain scalar: null, the booleans of YAML 1.1 but `y` and `n`, integers (decimal, `0x`, `0o` and a leading
+/// Resolves a plain scalar: null, the booleans of YAML 1.1 (`y` and `n` if the options say so), integers (decimal, `0x`, `0o` and a leading
 /// zero for octal), floats; everything else is a string. `.inf` and `.nan` stay strings, JSON has no such numbers.
-pub(super) fn resolve(text: &str, wide_numbers_as_text: bool) -> Value {
+pub(super) fn resolve(text: &str, options: &Options) -> Value {
     // Most scalars of a configuration begin with a letter that none of the special words begins with.
     let value = match text.as_bytes().first() {
         None | Some(b'~' | b'n' | b'N') if is_null(text) => Some(Value::Null),
         Some(b't' | b'T' | b'f' | b'F' | b'y' | b'Y' | b'n' | b'N' | b'o' | b'O') => {
-            boolean(text).map(Value::Bool)
+            let letter = || if options.letters_as_booleans { letter(text) } else { None };
+            boolean(text).or_else(letter).map(Value::Bool)
         }
-        Some(b'0'..=b'9' | b'-' | b'+' | b'.') => number(text, wide_numbers_as_text).map(Value::Number),
+        Some(b'0'..=b'9' | b'-' | b'+' | b'.') => {
+            number(text, options.wide_numbers_as_text).map(Value::Number)
+        }
         _ => None,
     };
     value.unwrap_or_else(|| Value::String(text.to_owned()))
@@ -24,7 +27,16 @@ pub(super) fn is_null(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-/// The YAML 1.1 booleans in lower case, upper case or capitalised. Single letters are strings, as Envoy reads them.
+/// The booleans of YAML 1.1 that are a single letter.
+fn letter(text: &str) -> Option<bool> {
+    match text {
+        "y" | "Y" => Some(true),
+        "n" | "N" => Some(false),
+        _ => None,
+    }
+}
+
+/// The YAML 1.1 booleans in lower case, upper case or capitalised, without those of a single letter.
 pub(super) fn boolean(text: &str) -> Option<bool> {
     let rest = text.get(1..)?;
     let upper = text.bytes().all(|b| b.is_ascii_uppercase());

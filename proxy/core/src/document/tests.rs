@@ -350,3 +350,15 @@ fn a_lenient_reader_takes_the_first_document_and_commas_at_the_end() {
     assert!(Node::parse("[,]", &Options::envoy("e.json")).is_err());
     assert!(Node::parse("[1,,]", &Options::envoy("e.json")).is_err());
 }
+
+/// Envoy refuses `name: n`, and `enabled: y` in a Struct is a boolean there; both were strings.
+#[test]
+fn single_letters_are_booleans_for_envoy_alone() {
+    let text = "[y, n, Y, N, 'y', \"n\", ye, yes, nO]";
+    let read = |options: Options| Node::parse(text, &options).unwrap().to_json();
+    assert_eq!(
+        read(Options::envoy("e.yaml")),
+        serde_json::json!([true, false, true, false, "y", "n", "ye", true, "nO"])
+    );
+    assert_eq!(read(Options::default()), serde_json::json!(["y", "n", "Y", "N", "y", "n", "ye", true, "nO"]));
+}

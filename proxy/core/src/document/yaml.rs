@@ -146,7 +146,7 @@ impl<'a> Builder<'a> {
         }
         let value = match tag {
             Some(tag) => tagged(text, &tag, place)?,
-            None if plain => scalar::resolve(text, self.options.wide_numbers_as_text),
+            None if plain => scalar::resolve(text, self.options),
             None => Value::String(text.to_owned()),
         };
         self.add(Node { place, value }, anchor)

@@ -210,7 +210,7 @@ impl Operator {
                 stream.request.target.query().and_then(|q| query_parameter(q, name.as_bytes())).as_deref(),
             ),
             Operator::Query(false) => put(out, stream.request.target.query()),
-            Operator::Query(true) => put(out, stream.request.target.query().map(decoded).as_deref()),
+            Operator::Query(true) => put(out, stream.request.target.query().map(readable).as_deref()),
             Operator::Start(format) => time(out, format, stream.start_time),
             Operator::Emit(format) => time(out, format, SystemTime::now()),
             Operator::Duration(duration) => json_if(duration.of(stream).map(|n| number(out, n)).is_some()),
@@ -465,6 +465,34 @@ fn query_parameter<'q>(query: &'q [u8], name: &[u8]) -> Option<Cow<'q, [u8]>> {
         };
         (*decoded(key) == *name).then(|| decoded(value))
     })
+}
+
+/// A query to be read by people (`Http::Utility::PercentEncoding::urlDecode`): what a URL may hold as it is is decoded, blanks,
+/// quotes, controls and what is not ASCII stay encoded, and a `%` that begins no escape is left out unless the text ends
+/// within two bytes.
+fn readable(text: &[u8]) -> Cow<'_, [u8]> {
+    let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let stays = |byte: u8| !byte.is_ascii_graphic() || b"\"<>\\^{|}".contains(&byte);
+    if !text.contains(&b'%') {
+        return Cow::Borrowed(text);
+    }
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        match (byte, after) {
+            (b'%', [high, low, behind @ ..]) => {
+                if let Some((upper, lower)) = hex(*high).zip(hex(*low)) {
+                    match upper << 4 | lower {
+                        byte if stays(byte) => out.extend_from_slice(&[b'%', *high, *low]),
+                        byte => out.push(byte),
+                    }
+                    rest = behind;
+                }
+            }
+            _ => out.push(*byte),
+        }
+    }
+    Cow::Owned(out)
 }
 
 fn decoded(text: &[u8]) -> Cow<'_, [u8]> {

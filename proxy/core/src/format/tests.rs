@@ -104,7 +104,7 @@ fn envoy_operators() {
         // Neither names nor values were decoded.
         (
             "%QUERY_PARAM(r)% %QUERY_PARAMS(ORIG)% %QUERY_PARAMS(DECODED)%",
-            "a b q=1&r=a%20b&flag q=1&r=a b&flag",
+            "a b q=1&r=a%20b&flag q=1&r=a%20b&flag",
         ),
         ("%START_TIME%", "2023-11-14T22:13:20.045Z"),
         ("%START_TIME(%Y/%m/%d %s.%3f)%", "2023/11/14 1700000000.045"),
@@ -565,5 +565,22 @@ fn fuzz_formats() {
                 String::from_utf8_lossy(&out)
             );
         }
+    }
+}
+
+/// All of it was decoded. As Envoy 1.40 prints them.
+#[test]
+fn decoded_queries_keep_what_is_not_readable() {
+    let mut s = stream();
+    for (query, line) in [
+        ("a=x%41%21%23%25%26%2B%3d%60%7e", "a=xA!#%&+=`~"),
+        ("%00%0a%20%22%3C%3e%5c%5E%7b%7c%7D%7f%c3%A9", "%00%0a%20%22%3C%3e%5c%5E%7b%7c%7D%7f%c3%A9"),
+        ("a=%zz1&%%41&%1gx", "a=zz1&A&1gx"),
+        ("a=%2525&%4", "a=%25&%4"),
+        ("%", "%"),
+        ("a+b", "a+b"),
+    ] {
+        s.request.target.set(format!("/?{query}").as_bytes());
+        assert_eq!(log("%QUERY_PARAMS(DECODED)%", &s), line, "{query}");
     }
 }
