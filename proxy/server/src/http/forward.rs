@@ -225,7 +225,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Answers `Expect: 100-continue`, unless it is forwarded (`proxy_100_continue`). Envoy does so for every request
-    /// with a head, whatever becomes of it; nginx when it begins to read a body that has not come yet.
+    /// with a head, whatever becomes of it; nginx when it begins to read the body, also where there is none or it has come.
     pub(super) fn answer_expect(&mut self) {
         let nginx = self.env.hcm.profile == Profile::Apisix;
         let request = &mut self.stream.request;
@@ -240,8 +240,7 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         request.withhold(Known::EXPECT);
         request.headers.remove(Known::EXPECT);
-        let wanted = !nginx || !self.down.request_ended();
-        if wanted && request.version != Version::Http10 {
+        if request.version != Version::Http10 {
             self.down.write_continue();
             self.env.hcm.stats.count_interim();
         }
