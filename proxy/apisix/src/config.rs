@@ -31,7 +31,7 @@ use self::written::Written;
 pub(crate) use self::written::walk;
 use crate::file;
 
-pub use self::environment::{EnvVars, substitute_text};
+pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
 pub(crate) use self::environment::{UNSET, substitute_file};
 
 /// The static configuration of a gateway.
@@ -268,8 +268,8 @@ impl Config {
         let mut of_keys = Vec::new();
         keys::check(&user, &defaults, &mut reports, &mut of_keys);
         add_untold(&mut errors, of_keys);
-        let (mut config, unread) =
-            read::read(&merged, Written { file: file.to_owned(), document: user }, environment);
+        let written = Written { file: file.to_owned(), document: user };
+        let (mut config, unread) = read::read(&merged, written, environment, &mut reports);
         add_untold(&mut errors, unread);
         ports::check(&mut config, &merged, &mut reports, &mut errors);
         config.reports = reports.into_iter().map(|report| report.in_file(file)).collect();

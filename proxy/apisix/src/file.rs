@@ -10,7 +10,6 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
 
@@ -18,7 +17,7 @@ use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::{EnvVars, substitute_file};
+use crate::config::{EnvVars, Replaced, substitute_file};
 use crate::resource::Kind;
 use crate::store::move_lines;
 use crate::watch::Stamp;
@@ -150,8 +149,8 @@ pub(crate) fn has_content(text: &str) -> bool {
     text.lines().map(str::trim_start).any(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Replaces `${{VAR}}` in the text of a YAML file; the errors are those of variables that are not set and have no default.
-pub fn substitute<'a>(text: &'a str, environment: &EnvVars) -> (Cow<'a, str>, Vec<ConfigError>) {
+/// Replaces `${{VAR}}` in the text of a YAML file.
+pub fn substitute<'a>(text: &'a str, environment: &EnvVars) -> Replaced<'a> {
     substitute_file(text, environment)
 }
 

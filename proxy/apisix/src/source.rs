@@ -181,7 +181,7 @@ impl Source {
         if let Some(origin) = self.store.origin(&about) {
             let mut place = error.place.unwrap_or_else(|| sixfold_core::error::Place::new(1, 1));
             place.line = (place.line + origin.line).saturating_sub(1);
-            error.place = Some(place);
+            error.place = Some(self.store.written(place));
             error = error.in_file(origin.file);
         }
         error.in_resource(about.to_string())

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sixfold_core::document::{Format, Node, Options, Value};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, Place};
 
 pub use self::file::FileStore;
 pub use self::listing::{Listing, Resources};
@@ -127,6 +127,11 @@ pub trait Store: Send + Sync {
     /// Whether changes come one by one, so that it is worth to wait a moment for more of them.
     fn gathers(&self) -> bool {
         true
+    }
+
+    /// Where something was written that stands at a place of what was read last: variables may have been replaced.
+    fn written(&self, place: Place) -> Place {
+        place
     }
 
     /// Where a resource stands, if it has a place that people know.

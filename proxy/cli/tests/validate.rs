@@ -246,12 +246,12 @@ services: 5
         ),
         (&config, ":4:16: apisix.enable_ipv6: "),
         (&resources, ": the file does not end with #END"),
-        (&resources, ":2:24: route \"a\": upstream_id: there is no upstream \"none\""),
-        (&resources, ":2:43: route \"a\": frob: additional properties forbidden, found frob"),
-        (&resources, ":3:26: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
-        (&resources, ":3:61: failed to handle configuration: can't find environment variable SIXFOLD_MORE"),
-        (&resources, ":4:23: route \"c\": upstream_id: upstream \"u\" is wrong itself"),
-        (&resources, ":5:29: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
+        (&resources, ":2:22: route \"a\": upstream_id: there is no upstream \"none\""),
+        (&resources, ":2:41: route \"a\": frob: additional properties forbidden, found frob"),
+        (&resources, ":3:29: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
+        (&resources, ":3:63: failed to handle configuration: can't find environment variable SIXFOLD_MORE"),
+        (&resources, ":4:22: route \"c\": upstream_id: upstream \"u\" is wrong itself"),
+        (&resources, ":5:30: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
         (&resources, ":6:11: services: expected a list, found a number"),
     ];
     for (file, part) in parts {

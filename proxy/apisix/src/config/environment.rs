@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 
 use sixfold_core::document::{Entry, Node, Number, Object, Value};
 use sixfold_core::error::{ConfigError, Place};
@@ -26,7 +27,7 @@ impl EnvVars {
 
     /// Replaces variables in every string and key of a document. A string that becomes a number, `true` or
     /// `false` by it becomes one indeed; keys stay strings. `errors` gets every variable that is not set and has no default,
-    /// for which [`UNSET`] stands then, and keys that become equal.
+    /// for which one word stands then, and keys that become equal.
     pub fn substitute(&self, node: Node, errors: &mut Vec<ConfigError>) -> Node {
         self.below(node, &mut Vec::new(), errors)
     }
@@ -96,11 +97,90 @@ pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'
     unset.first().map_or(Ok(replaced), |unset| Err(unset.error()))
 }
 
-/// [`substitute_text`] of a whole file: every variable that is not set is an error with its place, and [`UNSET`] stands for it.
-pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> (Cow<'a, str>, Vec<ConfigError>) {
+/// A text with its variables replaced.
+#[derive(Debug, Default)]
+pub struct Replaced<'a> {
+    /// The text; one word stands for all variables that are not set and have no default.
+    pub text: Cow<'a, str>,
+    /// An error for each of those, with its place.
+    pub unset: Vec<ConfigError>,
+    /// Where what stands in it was written.
+    pub places: Places,
+}
+
+/// Where the parts of a text with its variables replaced stand in the text as somebody wrote it.
+#[derive(Debug, Default)]
+pub struct Places(Vec<Moved>);
+
+/// A variable: where its value begins and ends, and where it was written itself.
+#[derive(Debug)]
+struct Moved {
+    value: (Place, Place),
+    written: (Place, Place),
+}
+
+impl Places {
+    fn of(written: &str, replaced: &str, edits: Vec<Edit>) -> Places {
+        let (mut here, mut there) = (Cursor::new(written), Cursor::new(replaced));
+        let moved = edits.into_iter().map(|Edit { written, value }| Moved {
+            written: (here.at(written.start), here.at(written.end)),
+            value: (there.at(value.start), there.at(value.end)),
+        });
+        Places(moved.collect())
+    }
+
+    /// Where something was written that stands at `place` now; what is in a value, where its variable was.
+    pub fn written(&self, place: Place) -> Place {
+        let key = |place: Place| (place.line, place.column);
+        let before = self.0.partition_point(|moved| key(moved.value.0) <= key(place));
+        let Some(Moved { value, written }) = before.checked_sub(1).and_then(|last| self.0.get(last)) else {
+            return place;
+        };
+        if key(place) < key(value.1) {
+            return written.0;
+        }
+        let column = match place.line == value.1.line {
+            true => place.column - value.1.column + written.1.column,
+            false => place.column,
+        };
+        Place::new(place.line - value.1.line + written.1.line, column)
+    }
+}
+
+/// Counts the places of a text from one offset to the next.
+struct Cursor<'a> {
+    text: &'a str,
+    offset: usize,
+    place: Place,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(text: &'a str) -> Cursor<'a> {
+        Cursor { text, offset: 0, place: Place::new(1, 1) }
+    }
+
+    fn at(&mut self, offset: usize) -> Place {
+        for char in self.text.get(self.offset..offset).unwrap_or_default().chars() {
+            self.place = match char {
+                '\n' => Place::new(self.place.line + 1, 1),
+                _ => Place::new(self.place.line, self.place.column + 1),
+            };
+        }
+        self.offset = offset;
+        self.place
+    }
+}
+
+/// [`substitute_text`] of a whole file.
+pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> Replaced<'a> {
+    let mut edits = Vec::new();
+    let (replaced, unset) = substitute_noting(text, environment, &mut edits);
     let behind = |at| Place::behind(text.get(..at).unwrap_or_default());
-    let (replaced, unset) = substitute(text, environment);
-    (replaced, unset.iter().map(|unset| unset.error().at(behind(unset.at))).collect())
+    Replaced {
+        unset: unset.iter().map(|unset| unset.error().at(behind(unset.at))).collect(),
+        places: Places::of(text, &replaced, edits),
+        text: replaced,
+    }
 }
 
 /// What stands for a variable that is not set, where a file is looked through all the same. YAML takes it for a word.
@@ -119,7 +199,21 @@ impl Unset<'_> {
     }
 }
 
+/// A variable in a text and its value in another, in bytes from their beginnings.
+struct Edit {
+    written: Range<usize>,
+    value: Range<usize>,
+}
+
 fn substitute<'a>(text: &'a str, environment: &EnvVars) -> (Cow<'a, str>, Vec<Unset<'a>>) {
+    substitute_noting(text, environment, &mut Vec::new())
+}
+
+fn substitute_noting<'a>(
+    text: &'a str,
+    environment: &EnvVars,
+    edits: &mut Vec<Edit>,
+) -> (Cow<'a, str>, Vec<Unset<'a>>) {
     let (mut result, mut missing) = (String::new(), Vec::new());
     let mut rest = text;
     while let Some(start) = rest.find("${{") {
@@ -132,13 +226,15 @@ fn substitute<'a>(text: &'a str, environment: &EnvVars) -> (Cow<'a, str>, Vec<Un
             continue;
         };
         result.push_str(before);
+        let (written, value) = (text.len() - from.len(), result.len());
         match environment.get(reference.name).or_else(|| reference.default.map(str::to_owned)) {
             Some(value) => result.push_str(&value),
             None => {
                 result.push_str(UNSET);
-                missing.push(Unset { name: reference.name, at: text.len() - from.len() });
+                missing.push(Unset { name: reference.name, at: written });
             }
         }
+        edits.push(Edit { written: written..written + length, value: value..result.len() });
         rest = from.get(length..).unwrap_or_default();
     }
     if result.is_empty() && rest.len() == text.len() {

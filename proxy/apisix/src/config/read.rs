@@ -18,9 +18,15 @@ use super::{
     SslConfig, UpstreamKeepalive, Written,
 };
 
-/// Reads every key that has a meaning, and tells every value that can't be read: a default stands for it.
-pub(super) fn read(document: &Node, written: Written, environment: &EnvVars) -> (Config, Vec<ConfigError>) {
-    let mut reader = Reader { errors: Vec::new() };
+/// Reads every key that has a meaning. Every value that can't be read is an error, and a default stands for it; keys that
+/// nobody knows are reported.
+pub(super) fn read(
+    document: &Node,
+    written: Written,
+    environment: &EnvVars,
+    reports: &mut Vec<ConfigError>,
+) -> (Config, Vec<ConfigError>) {
+    let mut reader = Reader { errors: Vec::new(), reports };
     let config = reader.config(document, written, environment);
     // A default has no place of its own: that of the nearest key above it which is written.
     let place = |error: ConfigError| match (error.place, &error.field) {
@@ -32,8 +38,9 @@ pub(super) fn read(document: &Node, written: Written, environment: &EnvVars) -> 
 }
 
 /// Reads field by field and collects what is wrong, so that one run shows every fault.
-struct Reader {
+struct Reader<'r> {
     errors: Vec<ConfigError>,
+    reports: &'r mut Vec<ConfigError>,
 }
 
 /// A value, its path for errors, and whether it is there at all.
@@ -56,7 +63,7 @@ impl<'a> Field<'a> {
     }
 }
 
-impl Reader {
+impl Reader<'_> {
     fn fault(&mut self, field: &Field<'_>, reason: impl Into<String>) {
         let error = ConfigError::field(&field.path, reason);
         self.errors.push(match field.node {

@@ -96,7 +96,12 @@ fn listeners_in_every_form() {
         "config.yaml:4:14: apisix.node_listen[0].port: expected a port, found 70000"
     );
     assert!(only_error("apisix: {ssl: {listen: [{port: 1, enable_http3: true}]}}").contains("HTTP/3"));
-    assert!(only_error("apisix: {node_listen: [{prot: 1}]}").contains("did you mean \"port\"?"));
+    // As APISIX, which ignores it.
+    let config = parse("apisix: {node_listen: [{prot: 1, ip: 127.0.0.1}]}");
+    assert_eq!(addresses(&config.http_listeners), ["127.0.0.1:9080"]);
+    assert!(
+        config.reports[0].to_string().ends_with("node_listen[0].prot: unknown field; did you mean \"port\"?")
+    );
 }
 
 #[test]

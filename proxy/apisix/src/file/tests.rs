@@ -193,7 +193,7 @@ fn splitting_5000_routes_takes_milliseconds() {
 fn what_is_wrong_with_a_text_has_its_place() {
     let given = EnvVars::Fixed(HashMap::from([("GIVEN".to_owned(), "/a\n/b".to_owned())]));
     let text = "routes:\n  - {uri: '${{GIVEN}}',\n     id: \u{e9}${{NONE}}}\n# ${{MORE}}\n";
-    let places: Vec<_> = substitute(text, &given).1.into_iter().map(|error| error.place).collect();
+    let places: Vec<_> = substitute(text, &given).unset.into_iter().map(|error| error.place).collect();
     // The second was told once the first was mended.
     assert_eq!(places, [Some(Place::new(3, 11)), Some(Place::new(4, 3))]);
     let path = std::env::temp_dir().join(format!("sixfold-not-utf8-{}.yaml", std::process::id()));
@@ -201,4 +201,28 @@ fn what_is_wrong_with_a_text_has_its_place() {
     let error = read(&path).unwrap_err();
     std::fs::remove_file(&path).unwrap();
     assert_eq!(error.place, Some(Place::new(2, 5)), "{error}");
+}
+
+/// A fault behind a variable had the place that it has once the value is there.
+#[test]
+fn places_are_those_of_the_file_as_it_was_written() {
+    let given = EnvVars::Fixed(HashMap::from([
+        ("S".to_owned(), "x".to_owned()),
+        ("L".to_owned(), "1\n2\n3".to_owned()),
+    ]));
+    let text = "a: ${{S}} b\nc: [${{S}}, ${{L}}, d]\n\u{e9}\u{e9}: ${{S}} e\n";
+    let replaced = substitute(text, &given);
+    for (now, written) in [
+        ("a", "a"),
+        ("x b", "${{S}} b"),
+        (" b", " b"),
+        ("c", "c"),
+        ("2\n", "${{L}}"),
+        ("d]", "d]"),
+        ("e\n", "e\n"),
+    ] {
+        let place = |text: &str, part: &str| Place::behind(&text[..text.find(part).unwrap()]);
+        assert_eq!(replaced.places.written(place(&replaced.text, now)), place(text, written), "{now}");
+    }
+    assert_eq!(substitute("a: b", &given).places.written(Place::new(1, 4)), Place::new(1, 4));
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::document::Format;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, Place};
 
 use super::listing::{Listing, Resources};
 use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
@@ -105,6 +105,10 @@ impl Store for FileStore {
 
     fn gathers(&self) -> bool {
         false
+    }
+
+    fn written(&self, place: Place) -> Place {
+        self.seen.lock().listing.written(place)
     }
 
     fn origin(&self, key: &Key) -> Option<Origin> {

@@ -1,6 +1,5 @@
 //! What a file holds, and how it differs from what it held before.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use sixfold_core::document::{self, Format, Node};
@@ -9,7 +8,7 @@ use sixfold_core::fast_hash::FastMap;
 use xxhash_rust::xxh64::xxh64;
 
 use super::{Change, Document, Key, Sink};
-use crate::config::{EnvVars, UNSET};
+use crate::config::{EnvVars, Places, Replaced, UNSET};
 use crate::file::{self, Fingerprint, Item, Section, Whole};
 use crate::resource::{Id, Kind};
 use crate::schema;
@@ -38,6 +37,8 @@ pub struct Listing {
     read: bool,
     /// Whether the file is looked through for its faults alone.
     passes_over_unset: bool,
+    /// Of the text that was read last.
+    places: Places,
 }
 
 #[derive(Debug)]
@@ -111,21 +112,37 @@ impl Listing {
         let named = |errors: Vec<ConfigError>| -> Vec<ConfigError> {
             errors.into_iter().map(|error| error.in_file(resources.name)).collect()
         };
-        self.changes_unnamed(resources, environment, sink).map(named).map_err(named)
+        let Replaced { text, unset, places } = replaced(resources, environment);
+        if !unset.is_empty() {
+            return Err(named(unset));
+        }
+        self.places = places;
+        let changes = self.changes_of(&text, resources.format, environment, sink);
+        let written = |errors: Vec<ConfigError>| named(self.written_all(errors));
+        changes.map(written).map_err(written)
     }
 
-    fn changes_unnamed(
+    /// Where something was written that stands at `place` with the variables replaced.
+    pub(super) fn written(&self, place: Place) -> Place {
+        self.places.written(place)
+    }
+
+    fn written_all(&self, mut errors: Vec<ConfigError>) -> Vec<ConfigError> {
+        for error in &mut errors {
+            error.place = error.place.map(|place| self.written(place));
+        }
+        errors
+    }
+
+    fn changes_of(
         &mut self,
-        resources: Resources<'_>,
+        text: &str,
+        format: Format,
         environment: &EnvVars,
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-        let (text, unset) = replaced(resources, environment);
-        if !unset.is_empty() {
-            return Err(unset);
-        }
-        if let (Format::Yaml, Some(items)) = (resources.format, file::split(&text)) {
-            if items.is_empty() && self.read && !file::has_content(&text) {
+        if let (Format::Yaml, Some(items)) = (format, file::split(text)) {
+            if items.is_empty() && self.read && !file::has_content(text) {
                 let reason = "the file holds nothing: what was read before stays in force";
                 return Ok(vec![ConfigError::new(reason)]);
             }
@@ -136,7 +153,7 @@ impl Listing {
                 Err(Fault::NotAnItem | Fault::Order) => {}
             }
         }
-        let Whole { items, mut warnings, errors } = file::parse(&text, resources.format, environment);
+        let Whole { items, mut warnings, errors } = file::parse(text, format, environment);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -157,7 +174,9 @@ impl Listing {
         sink: &mut dyn Sink,
     ) -> (Vec<ConfigError>, Vec<ConfigError>) {
         self.passes_over_unset = true;
-        let (text, mut errors) = replaced(resources, environment);
+        let Replaced { text, unset, places } = replaced(resources, environment);
+        self.places = places;
+        let mut errors = Vec::new();
         let split = if resources.format == Format::Yaml { file::split(&text) } else { None };
         let by_split = split.map(|items| {
             let (plugins, faults) = listed_plugins(&items)?;
@@ -178,6 +197,8 @@ impl Listing {
                 warnings
             }
         };
+        let (warnings, mut errors) = (self.written_all(warnings), self.written_all(errors));
+        errors.extend(unset);
         let named =
             |all: Vec<ConfigError>| all.into_iter().map(|error| error.in_file(resources.name)).collect();
         (named(warnings), named(errors))
@@ -217,7 +238,7 @@ impl Listing {
         for key in self.entries.keys().filter(|key| !next.entries.contains_key(key)) {
             sink.change(Change { key: key.clone(), revision: 0, order: 0, value: None, takes_place: false });
         }
-        (next.plugins, next.read) = (plugins, true);
+        (next.plugins, next.read, next.places) = (plugins, true, std::mem::take(&mut self.places));
         *self = next;
         Ok(warnings)
     }
@@ -425,11 +446,11 @@ fn title_of(kind: Kind, node: &Node) -> Option<u64> {
 /// The plugins of a list, if there is one.
 type Listed = Option<BTreeSet<String>>;
 
-/// The text with its variables replaced, and those that are not set.
-fn replaced<'a>(resources: Resources<'a>, environment: &EnvVars) -> (Cow<'a, str>, Vec<ConfigError>) {
+/// The text with its variables replaced, which in JSON are replaced in its values.
+fn replaced<'a>(resources: Resources<'a>, environment: &EnvVars) -> Replaced<'a> {
     match resources.format {
         Format::Yaml => file::substitute(resources.text, environment),
-        Format::Json => (resources.text.into(), Vec::new()),
+        Format::Json => Replaced { text: resources.text.into(), ..Replaced::default() },
     }
 }
 

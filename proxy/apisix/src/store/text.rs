@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::document::Format;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, Place};
 
 use super::listing::{Listing, Resources};
 use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
@@ -55,6 +55,10 @@ impl Store for TextStore {
 
     fn delete(&self, _: &Key) -> Result<bool, StoreError> {
         Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
+    }
+
+    fn written(&self, place: Place) -> Place {
+        self.inner.lock().listing.written(place)
     }
 
     fn origin(&self, key: &Key) -> Option<Origin> {

@@ -8,7 +8,7 @@ use sixfold_core::document::Value;
 use super::{Field, Reader};
 use crate::config::MetricsPage;
 
-impl Reader {
+impl Reader<'_> {
     /// The attributes of each plugin, defaults among them.
     pub(super) fn plugin_attr(&mut self, field: &Field<'_>) -> BTreeMap<String, serde_json::Value> {
         let attributes = self.optional(field, "plugins' names with their settings", |value| match value {

@@ -8,7 +8,7 @@ use sixfold_core::error::ConfigError;
 use super::{Field, Reader};
 use crate::config::ListenAddress;
 
-impl Reader {
+impl Reader<'_> {
     /// Those for plain text and those for TLS.
     pub(super) fn listeners(&mut self, apisix: &Field<'_>) -> (Vec<ListenAddress>, Vec<ListenAddress>) {
         let ipv6 = self.flag(&apisix.key("enable_ipv6"));
@@ -81,7 +81,7 @@ impl Reader {
             if !known.contains(&item.key.as_str()) {
                 let error = ConfigError::unknown_key(&item.key, known)
                     .in_key(&format!("{}.{}", entry.path, item.key));
-                self.errors.push(error.at(item.key_place));
+                self.reports.push(error.at(item.key_place));
             }
         }
         if self.flag(&entry.key("enable_http3")) {
