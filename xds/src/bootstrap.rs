@@ -1,6 +1,7 @@
 //! Envoy's bootstrap: static resources, runtime, administration.
 
 mod ads;
+mod faults;
 mod overload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +12,7 @@ use prost::{Message, Name};
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::DnsServers;
 use sixfold_core::compile::CompileContext;
-use sixfold_core::document::{Node as DocumentNode, Options};
-use sixfold_core::error::{ConfigContext, ConfigError, Place};
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
@@ -29,6 +29,7 @@ use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::{any, bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;
+use self::faults::{Faults, Unread};
 use crate::ads::{Asks, Kind, Statics};
 use crate::context::{Context, Node};
 use crate::dump::Shown;
@@ -114,16 +115,17 @@ pub fn load(
 ) -> std::result::Result<Compiled, Vec<ConfigError>> {
     let (mut bootstrap, unread) = bootstrap_with_faults(text, file).map_err(ConfigError::into_all)?;
     bootstrap.node = Some(node(&bootstrap));
-    let mut faults = Faults(Vec::new());
+    let mut faults = Faults::default();
     let encoded = bootstrap.encode_to_vec();
     if unread.is_none() {
         access_log::expect(&*process.compile.log_sinks, std::iter::once(&*encoded));
     }
     let compiled = compile(&bootstrap, process, &mut faults);
     let unread: Vec<ConfigError> = unread.map(ConfigError::into_all).unwrap_or_default();
-    faults.leave_out_consequences(&unread);
+    let missing = Unread::new(&unread);
+    faults.leave_out_consequences(&missing);
     for fault in constraints::faults(&Bootstrap::full_name(), &encoded) {
-        faults.broken_rule(&bootstrap, fault, &unread);
+        faults.broken_rule(&bootstrap, fault, &missing);
     }
     faults.0.extend(unread.into_iter().map(|fault| (fault.field.clone().unwrap_or_default(), fault)));
     match compiled {
@@ -133,102 +135,6 @@ pub fn load(
         }
         _ => Err(faults.placed(text, file)),
     }
-}
-
-/// Errors, each with the path of its field from the root of the document.
-struct Faults(Vec<(String, ConfigError)>);
-
-impl Faults {
-    /// The value, or its faults.
-    fn take<T>(&mut self, result: Result<T>) -> Option<T> {
-        self.take_in(result, |fault| fault)
-    }
-
-    /// The value, or the faults of a resource in a list.
-    fn take_item<T>(&mut self, result: Result<T>, list: &str, index: usize) -> Option<T> {
-        self.take_in(result, |fault| fault.in_index(index).in_key(list).in_key("static_resources"))
-    }
-
-    fn take_in<T>(&mut self, result: Result<T>, root: impl Fn(ConfigError) -> ConfigError) -> Option<T> {
-        let faults = match result {
-            Ok(value) => return Some(value),
-            Err(error) => error.into_all(),
-        };
-        let path = |fault: &ConfigError| root(fault.clone()).field.unwrap_or_default();
-        self.0.extend(faults.into_iter().map(|fault| (path(&fault), fault)));
-        None
-    }
-
-    /// Forgets what may be wrong for the want of what could not be read: a part that lacks it, and a cluster, whose parts
-    /// hang together.
-    fn leave_out_consequences(&mut self, unread: &[ConfigError]) {
-        let cluster = |path: &str| path.starts_with("static_resources.clusters[");
-        let resource = |path: &str| path.find(']').and_then(|end| path.get(..=end).map(str::to_owned));
-        self.0.retain(|(path, _)| {
-            !unread.iter().filter_map(|fault| fault.field.as_deref()).any(|missing| {
-                is_within(path, missing)
-                    || is_within(missing, path)
-                    || cluster(missing) && resource(missing) == resource(path)
-            })
-        });
-    }
-
-    /// Adds what breaks a rule of its definition, unless that was found already, or what it stands in is refused.
-    fn broken_rule(&mut self, bootstrap: &Bootstrap, fault: ConfigError, unread: &[ConfigError]) {
-        let path = fault.field.clone().unwrap_or_default();
-        let missing = |missing: &str| is_within(&path, missing) || is_within(missing, &path);
-        if unread.iter().filter_map(|fault| fault.field.as_deref()).any(missing) {
-            return;
-        }
-        let within = |known: &str| !known.is_empty() && is_within(&path, known);
-        // One member of a oneof that is wrong is told once, not also as the oneof that lacks one.
-        let lacks = |known: &str| {
-            let parent = known.rsplit_once('.').map_or("", |(parent, _)| parent);
-            fault.reason.starts_with("one of ") && parent == path
-        };
-        if !self.0.iter().any(|(known, _)| within(known) || lacks(known)) {
-            self.0.push((path, in_resource(bootstrap, fault)));
-        }
-    }
-
-    /// All of them with their places, in the order of the file.
-    fn placed(self, text: &str, file: &str) -> Vec<ConfigError> {
-        let root = DocumentNode::parse(text, &Options::envoy(file)).ok();
-        let placed = self.0.into_iter().map(|(path, mut fault)| {
-            fault.place = fault.place.or_else(|| Some(place_of(root.as_ref()?, &path)));
-            fault.in_file(file)
-        });
-        let mut faults: Vec<ConfigError> = placed.collect();
-        faults.sort_by_key(|fault| fault.place);
-        faults
-    }
-}
-
-/// Whether a path leads to what another one leads to, or into it.
-fn is_within(path: &str, outer: &str) -> bool {
-    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-}
-
-/// Names the static resource that a path leads into, as its compiler does.
-fn in_resource(bootstrap: &Bootstrap, mut fault: ConfigError) -> ConfigError {
-    let path = fault.field.clone().unwrap_or_default();
-    let Some(resources) = &bootstrap.static_resources else { return fault };
-    for (list, kind) in [("clusters", "cluster"), ("listeners", "listener")] {
-        let inner = path
-            .strip_prefix("static_resources.")
-            .and_then(|path| path.strip_prefix(list)?.strip_prefix('['));
-        let Some((index, inner)) = inner.and_then(|inner| inner.split_once("].")) else { continue };
-        let index = index.parse::<usize>().ok();
-        let name = match kind {
-            "cluster" => index.and_then(|index| resources.clusters.get(index)).map(|cluster| &cluster.name),
-            _ => index.and_then(|index| resources.listeners.get(index)).map(|listener| &listener.name),
-        };
-        if let Some(name) = name.filter(|name| !name.is_empty()) {
-            fault.field = Some(inner.to_owned());
-            return fault.in_resource(format!("{kind} \"{name}\""));
-        }
-    }
-    fault
 }
 
 /// What of a [`Compiled`] is compiled.
@@ -505,51 +411,6 @@ fn known_extension(value: &TypedExtensionConfig) -> Result<()> {
         kind if is_skipped(skipped::Place::Bootstrap, name, kind) => Ok(()),
         kind => Err(refuse::extension("bootstrap extension", name, kind)),
     }
-}
-
-/// Looks a path up in the document: messages have no places. The deepest part of it that is there counts. Keys of maps
-/// may hold dots and brackets themselves.
-fn place_of(root: &DocumentNode, path: &str) -> Place {
-    let (mut node, mut place, mut rest) = (root, root.place, path);
-    while !rest.is_empty() {
-        if let Some((index, after)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            let index = index.parse::<usize>().ok();
-            match (index, node.as_array()) {
-                (Some(index), Some(items)) => {
-                    let Some(item) = items.get(index) else { break };
-                    (node, place) = (item, item.place);
-                }
-                // One value that stands for a list of one.
-                (Some(0), None) => {}
-                _ => break,
-            }
-            rest = after.strip_prefix('.').unwrap_or(after);
-            continue;
-        }
-        let ends = |after: &str| after.is_empty() || after.starts_with(['.', '[']);
-        let after = |key: &str| rest.strip_prefix(key).filter(|after| ends(after));
-        let entries = node.as_object().into_iter().flat_map(|object| object.entries());
-        let found = entries.filter_map(|entry| {
-            let after = after(&entry.key).or_else(|| after(&snake_case(&entry.key)))?;
-            Some((entry, after))
-        });
-        let Some((entry, after)) = found.min_by_key(|(_, after)| after.len()) else { break };
-        (node, place) = (&entry.value, entry.key_place);
-        rest = after.strip_prefix('.').unwrap_or(after);
-    }
-    place
-}
-
-/// `connect_timeout` of `connectTimeout`.
-fn snake_case(name: &str) -> String {
-    let mut snake = String::with_capacity(name.len() + 4);
-    for c in name.chars() {
-        if c.is_ascii_uppercase() {
-            snake.push('_');
-        }
-        snake.push(c.to_ascii_lowercase());
-    }
-    snake
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use sixfold_core::document::{Node as DocumentNode, Options};
+use sixfold_core::error::Place;
 use sixfold_core::listener::NetworkFilter;
 
+use super::faults::place_of;
 use super::*;
 use crate::testing::process;
 
@@ -286,4 +289,25 @@ fn faults_of_filters_and_types_hide_none_of_routes() {
         ],
         "{faults:#?}"
     );
+}
+
+/// What a misspelt field was meant for is not missing, nor are clusters whose list is.
+#[test]
+fn a_misspelt_field_is_one_fault() {
+    for (from, to) in [
+        ("stat_prefix: ingress", "stat_prefx: ingress"),
+        ("statPrefix: ingress", "statPrefx: ingress"),
+        ("  clusters:", "  cluster:"),
+        ("- name: up\n", "- nam: up\n"),
+        ("virtual_hosts:", "virtual_host:"),
+    ] {
+        let text = BOOTSTRAP.replacen(
+            "stat_prefix",
+            if from.starts_with("statP") { "statPrefix" } else { "stat_prefix" },
+            1,
+        );
+        let faults = load(&text.replacen(from, to, 1), "envoy.yaml", &process()).err().unwrap();
+        assert_eq!(faults.len(), 1, "{to}: {faults:#?}");
+        assert!(faults[0].reason.starts_with("unknown field"), "{faults:?}");
+    }
 }

@@ -1,0 +1,180 @@
+//! What is wrong with a bootstrap, and where.
+
+use sixfold_core::document::{Node as DocumentNode, Options};
+use sixfold_core::error::{ConfigError, Place};
+use sixfold_xds_api::pb::envoy::config::bootstrap::v3::Bootstrap;
+use sixfold_xds_api::values::Result;
+
+/// Errors, each with the path of its field from the root of the document.
+#[derive(Default)]
+pub(super) struct Faults(pub(super) Vec<(String, ConfigError)>);
+
+impl Faults {
+    /// The value, or its faults.
+    pub(super) fn take<T>(&mut self, result: Result<T>) -> Option<T> {
+        self.take_in(result, |fault| fault)
+    }
+
+    /// The value, or the faults of a resource in a list.
+    pub(super) fn take_item<T>(&mut self, result: Result<T>, list: &str, index: usize) -> Option<T> {
+        self.take_in(result, |fault| fault.in_index(index).in_key(list).in_key("static_resources"))
+    }
+
+    fn take_in<T>(&mut self, result: Result<T>, root: impl Fn(ConfigError) -> ConfigError) -> Option<T> {
+        let faults = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error.into_all(),
+        };
+        let path = |fault: &ConfigError| root(fault.clone()).field.unwrap_or_default();
+        self.0.extend(faults.into_iter().map(|fault| (path(&fault), fault)));
+        None
+    }
+
+    /// Forgets what may be wrong for the want of what could not be read: a part that lacks it, and a cluster, whose parts
+    /// hang together.
+    pub(super) fn leave_out_consequences(&mut self, unread: &Unread) {
+        let no_clusters = unread.hides_clusters();
+        self.0.retain(|(path, fault)| {
+            let dangling = no_clusters && fault.reason.starts_with("unknown cluster");
+            !dangling && !unread.explains(path) && !unread.is_in_cluster_of(path)
+        });
+    }
+
+    /// Adds what breaks a rule of its definition, unless that was found already, or what it stands in is refused.
+    pub(super) fn broken_rule(&mut self, bootstrap: &Bootstrap, fault: ConfigError, unread: &Unread) {
+        let path = fault.field.clone().unwrap_or_default();
+        if unread.explains(&path) {
+            return;
+        }
+        let within = |known: &str| !known.is_empty() && is_within(&path, known);
+        // One member of a oneof that is wrong is told once, not also as the oneof that lacks one.
+        let lacks = |known: &str| {
+            let parent = known.rsplit_once('.').map_or("", |(parent, _)| parent);
+            fault.reason.starts_with("one of ") && parent == path
+        };
+        if !self.0.iter().any(|(known, _)| within(known) || lacks(known)) {
+            self.0.push((path, in_resource(bootstrap, fault)));
+        }
+    }
+
+    /// All of them with their places, in the order of the file.
+    pub(super) fn placed(self, text: &str, file: &str) -> Vec<ConfigError> {
+        let root = DocumentNode::parse(text, &Options::envoy(file)).ok();
+        let placed = self.0.into_iter().map(|(path, mut fault)| {
+            fault.place = fault.place.or_else(|| Some(place_of(root.as_ref()?, &path)));
+            fault.in_file(file)
+        });
+        let mut faults: Vec<ConfigError> = placed.collect();
+        faults.sort_by_key(|fault| fault.place);
+        faults
+    }
+}
+
+/// The fields that could not be read, and those that a misspelt one was meant for, spelled as in the definition.
+pub(super) struct Unread(Vec<String>);
+
+impl Unread {
+    pub(super) fn new(faults: &[ConfigError]) -> Unread {
+        let paths = faults.iter().filter_map(|fault| {
+            let path = fault.field.as_deref()?;
+            let meant = fault.reason.split_once("did you mean \"").and_then(|(_, name)| name.split_once('"'));
+            let meant = meant.and_then(|(name, _)| Some(format!("{}.{name}", path.rsplit_once('.')?.0)));
+            Some(std::iter::once(path.to_owned()).chain(meant))
+        });
+        Unread(paths.flatten().map(|path| snake_case(&path)).collect())
+    }
+
+    /// Whether one of them is what a path leads to, a part of it, or what it is a part of.
+    fn explains(&self, path: &str) -> bool {
+        self.0.iter().any(|missing| is_within(path, missing) || is_within(missing, path))
+    }
+
+    /// Whether one of them is a cluster's name, or all clusters.
+    fn hides_clusters(&self) -> bool {
+        let hides = |path: &str| match path.strip_prefix("static_resources.clusters") {
+            Some(rest) => rest.is_empty() || rest.ends_with("].name"),
+            None => path == "static_resources",
+        };
+        self.0.iter().any(|path| hides(path))
+    }
+
+    /// Whether one of them is of the cluster that a path leads into.
+    fn is_in_cluster_of(&self, path: &str) -> bool {
+        const CLUSTERS: &str = "static_resources.clusters[";
+        let cluster =
+            |path: &str| path.strip_prefix(CLUSTERS)?.split_once(']').map(|(index, _)| index.to_owned());
+        cluster(path).is_some_and(|own| self.0.iter().any(|missing| cluster(missing).as_ref() == Some(&own)))
+    }
+}
+
+/// Whether a path leads to what another one leads to, or into it.
+fn is_within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// Names the static resource that a path leads into, as its compiler does.
+fn in_resource(bootstrap: &Bootstrap, mut fault: ConfigError) -> ConfigError {
+    let path = fault.field.clone().unwrap_or_default();
+    let Some(resources) = &bootstrap.static_resources else { return fault };
+    for (list, kind) in [("clusters", "cluster"), ("listeners", "listener")] {
+        let inner = path
+            .strip_prefix("static_resources.")
+            .and_then(|path| path.strip_prefix(list)?.strip_prefix('['));
+        let Some((index, inner)) = inner.and_then(|inner| inner.split_once("].")) else { continue };
+        let index = index.parse::<usize>().ok();
+        let name = match kind {
+            "cluster" => index.and_then(|index| resources.clusters.get(index)).map(|cluster| &cluster.name),
+            _ => index.and_then(|index| resources.listeners.get(index)).map(|listener| &listener.name),
+        };
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            fault.field = Some(inner.to_owned());
+            return fault.in_resource(format!("{kind} \"{name}\""));
+        }
+    }
+    fault
+}
+
+/// Looks a path up in the document: messages have no places. The deepest part of it that is there counts. Keys of maps
+/// may hold dots and brackets themselves.
+pub(super) fn place_of(root: &DocumentNode, path: &str) -> Place {
+    let (mut node, mut place, mut rest) = (root, root.place, path);
+    while !rest.is_empty() {
+        if let Some((index, after)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            let index = index.parse::<usize>().ok();
+            match (index, node.as_array()) {
+                (Some(index), Some(items)) => {
+                    let Some(item) = items.get(index) else { break };
+                    (node, place) = (item, item.place);
+                }
+                // One value that stands for a list of one.
+                (Some(0), None) => {}
+                _ => break,
+            }
+            rest = after.strip_prefix('.').unwrap_or(after);
+            continue;
+        }
+        let ends = |after: &str| after.is_empty() || after.starts_with(['.', '[']);
+        let after = |key: &str| rest.strip_prefix(key).filter(|after| ends(after));
+        let entries = node.as_object().into_iter().flat_map(|object| object.entries());
+        let found = entries.filter_map(|entry| {
+            let after = after(&entry.key).or_else(|| after(&snake_case(&entry.key)))?;
+            Some((entry, after))
+        });
+        let Some((entry, after)) = found.min_by_key(|(_, after)| after.len()) else { break };
+        (node, place) = (&entry.value, entry.key_place);
+        rest = after.strip_prefix('.').unwrap_or(after);
+    }
+    place
+}
+
+/// `connect_timeout` of `connectTimeout`.
+fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for c in name.chars() {
+        if c.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(c.to_ascii_lowercase());
+    }
+    snake
+}
