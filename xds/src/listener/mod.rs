@@ -48,7 +48,8 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
     faults.take(u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event"));
     let use_original_dst = bool_or(&value.use_original_dst, false);
     let addresses = faults.take(addresses(&value.address, &value.additional_addresses));
-    let scope = format!("listener.{}.", stats_name(&value.stat_prefix, &addresses));
+    let stats = stats_name(&value.stat_prefix, &addresses);
+    let scope = format!("listener.{stats}.");
     let direction = enum_value::<TrafficDirection>(value.traffic_direction, "traffic_direction");
     let direction = faults.take(direction);
     let place = ChainPlace {

@@ -204,6 +204,7 @@ fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
 }
 
 fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> VirtualHostOptions {
+    let ProtoHost { metadata: host_metadata, .. } = value;
     let levels = [scope.table_level(), host_level(value)];
     let chain = faults.take(scope.filters.chain(&levels, &value.name));
     let (request_headers, response_headers) = faults.take(header_ops::both(
@@ -231,7 +232,7 @@ fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> Vi
         body_buffer_limit: faults.take(limit),
         virtual_clusters: faults.take(collect(virtual_clusters)),
         chain,
-        metadata: metadata::namespaces(&value.metadata),
+        metadata: metadata::namespaces(host_metadata),
     }
 }
 
