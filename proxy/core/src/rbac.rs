@@ -2,11 +2,12 @@
 //! a connection, and of a request where there is one.
 
 use crate::connection::Connection;
-use crate::matcher::{HeaderMatcher, StringMatcher};
+use crate::matcher::{HeaderMatcher, MetadataMatcher, StringMatcher};
 use crate::message::RequestHead;
 use crate::router::Template;
 use crate::stream::Stream;
 use ipnet::IpNet;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -71,6 +72,8 @@ pub enum Condition {
     DirectRemote(IpNet),
     /// The client's address, as far as forwarded headers are trusted.
     Remote(IpNet),
+    /// What was noted of the request (dynamic metadata); of a connection nothing is.
+    Metadata(Box<MetadataMatcher>),
 }
 
 /// Who is asked about.
@@ -79,6 +82,7 @@ pub struct Subject<'a> {
     connection: &'a Connection,
     request: &'a RequestHead,
     remote: IpAddr,
+    metadata: &'a [(Arc<str>, Arc<str>, Value)],
 }
 
 /// What rules say of somebody.
@@ -126,13 +130,18 @@ impl Verdict<'_> {
 impl<'a> Subject<'a> {
     /// A request.
     pub fn of_request(stream: &'a Stream) -> Subject<'a> {
-        Subject { connection: &stream.connection, request: &stream.request, remote: stream.remote.ip() }
+        Subject {
+            connection: &stream.connection,
+            request: &stream.request,
+            remote: stream.remote.ip(),
+            metadata: &stream.metadata,
+        }
     }
 
     /// A connection of which no request is known.
     pub fn of_connection(connection: &'a Connection) -> Subject<'a> {
         static NONE: LazyLock<RequestHead> = LazyLock::new(RequestHead::default);
-        Subject { connection, request: &NONE, remote: connection.remote.ip() }
+        Subject { connection, request: &NONE, remote: connection.remote.ip(), metadata: &[] }
     }
 
     fn is_authenticated(&self, name: Option<&StringMatcher>) -> bool {
@@ -145,7 +154,7 @@ impl<'a> Subject<'a> {
 
 impl Condition {
     fn holds(&self, subject: &Subject<'_>) -> bool {
-        let Subject { connection, request, remote } = subject;
+        let Subject { connection, request, remote, metadata } = subject;
         match self {
             Condition::Always => true,
             Condition::All(all) => all.iter().all(|condition| condition.holds(subject)),
@@ -165,6 +174,7 @@ impl Condition {
             Condition::Source(range) => range.contains(&connection.remote.ip()),
             Condition::DirectRemote(range) => range.contains(&connection.direct_remote.ip()),
             Condition::Remote(range) => range.contains(remote),
+            Condition::Metadata(test) => test.matches(metadata),
         }
     }
 }
@@ -174,7 +184,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::connection::{Certificate, TlsInfo};
-    use crate::matcher::{HeaderMatch, HeaderTarget};
+    use crate::matcher::{HeaderMatch, HeaderTarget, ValueMatcher};
 
     fn connection(peer: Option<Certificate>) -> Connection {
         let tls = TlsInfo { peer: peer.map(Arc::new), ..TlsInfo::default() };
@@ -223,6 +233,7 @@ mod tests {
         stream.remote = "192.0.2.1:1".parse().unwrap();
         stream.request.target.set(b"/a?b");
         stream.request.headers.push(b"x-a", b"1");
+        stream.metadata.push(("n".into(), "k".into(), Value::Bool(true)));
         let holds = |condition: Condition| {
             [Subject::of_connection(&known), Subject::of_connection(&stranger), Subject::of_request(&stream)]
                 .map(|subject| condition.holds(&subject))
@@ -255,6 +266,13 @@ mod tests {
         let template = |text| Condition::PathTemplate(Template::parse(text).unwrap().into());
         assert_eq!(holds(template("/{one}")), [false, false, true]);
         assert_eq!(holds(template("/{one}/**")), [false; 3]);
+        let noted = |invert| {
+            let value = ValueMatcher::Bool(true);
+            let (namespace, key, path) = ("n".into(), "k".into(), Box::default());
+            Condition::Metadata(MetadataMatcher { namespace, key, path, value, invert }.into())
+        };
+        assert_eq!(holds(noted(false)), [false, false, true]);
+        assert_eq!(holds(noted(true)), [true, true, false]);
         let both = Condition::All([Condition::Always, header(false)].into());
         assert_eq!(holds(both), [false, false, true]);
         assert_eq!(

@@ -5,13 +5,19 @@ use crate::pb::envoy::config::route::v3 as proto;
 use crate::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use crate::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use crate::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
-use crate::pb::envoy::r#type::matcher::v3::{StringMatcher as ProtoString, string_matcher::MatchPattern};
+use crate::pb::envoy::r#type::matcher::v3::metadata_matcher::{PathSegment, path_segment::Segment};
+use crate::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern as ValuePattern;
+use crate::pb::envoy::r#type::matcher::v3::{
+    MetadataMatcher as ProtoMetadata, OrMatcher, StringMatcher as ProtoString, ValueMatcher as ProtoValue,
+    double_matcher, list_matcher, string_matcher::MatchPattern,
+};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::matcher::{
-    CookieMatcher, HeaderMatch, HeaderMatcher, HeaderTarget, QueryMatcher, StringMatcher,
+    CookieMatcher, HeaderMatch, HeaderMatcher, HeaderTarget, MetadataMatcher, QueryMatcher, StringMatcher,
+    ValueMatcher,
 };
 
-use crate::values::{Result, full_regex, not_empty, required};
+use crate::values::{Result, full_regex, not_empty, one_of, required};
 use crate::{any, refuse};
 
 /// type/matcher/v3/string.proto StringMatcher.
@@ -90,6 +96,50 @@ fn header_test(value: &Option<HeaderMatchSpecifier>) -> Result<HeaderMatch> {
             StringMatcher::Regex(full_regex(regex).in_key("safe_regex_match")?)
         }
     }))
+}
+
+/// type/matcher/v3 MetadataMatcher.
+pub fn metadata(value: &ProtoMetadata) -> Result<MetadataMatcher> {
+    let ProtoMetadata { filter, path, value, invert } = value;
+    let mut keys = path.iter().enumerate().map(|(index, PathSegment { segment })| match segment {
+        Some(Segment::Key(key)) => Ok(key.as_str().into()),
+        None => Err(ConfigError::field("key", "is missing").in_index(index).in_key("path")),
+    });
+    let key = keys.next().transpose()?.ok_or_else(|| ConfigError::field("path", "is missing"))?;
+    Ok(MetadataMatcher {
+        namespace: not_empty(filter, "filter")?.into(),
+        key,
+        path: keys.collect::<Result<_>>()?,
+        value: self::value(required(value, "value")?).in_key("value")?,
+        invert: *invert,
+    })
+}
+
+/// type/matcher/v3 ValueMatcher.
+fn value(value: &ProtoValue) -> Result<ValueMatcher> {
+    Ok(match one_of::<ProtoValue, _>(&value.match_pattern, "match_pattern")? {
+        ValuePattern::NullMatch(_) => ValueMatcher::Null,
+        ValuePattern::DoubleMatch(number) => match &number.match_pattern {
+            Some(double_matcher::MatchPattern::Range(range)) => ValueMatcher::Within(range.start..range.end),
+            Some(double_matcher::MatchPattern::Exact(number)) => ValueMatcher::Number(*number),
+            None => return Err(ConfigError::field("double_match", "is empty")),
+        },
+        ValuePattern::StringMatch(test) => ValueMatcher::Text(string(test).in_key("string_match")?),
+        ValuePattern::BoolMatch(wanted) => ValueMatcher::Bool(*wanted),
+        ValuePattern::PresentMatch(wanted) => ValueMatcher::Present(*wanted),
+        ValuePattern::ListMatch(list) => match &list.match_pattern {
+            Some(list_matcher::MatchPattern::OneOf(test)) => {
+                ValueMatcher::OneOf(Box::new(self::value(test).in_key("one_of").in_key("list_match")?))
+            }
+            None => return Err(ConfigError::field("list_match", "is empty")),
+        },
+        ValuePattern::OrMatch(OrMatcher { value_matchers }) => {
+            let tests =
+                value_matchers.iter().enumerate().map(|(index, test)| self::value(test).in_index(index));
+            let tests: Result<_> = tests.collect();
+            ValueMatcher::Any(tests.in_key("value_matchers").in_key("or_match")?)
+        }
+    })
 }
 
 /// The template of extensions/path/match/uri_template/v3 UriTemplateMatchConfig.

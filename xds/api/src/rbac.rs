@@ -12,9 +12,9 @@ use crate::pb::envoy::config::core::v3::TypedExtensionConfig;
 use crate::pb::envoy::config::rbac::v3 as proto;
 use crate::pb::envoy::config::rbac::v3::permission::Rule;
 use crate::pb::envoy::config::rbac::v3::principal::{Authenticated, Identifier};
-use crate::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+use crate::pb::envoy::r#type::matcher::v3::{MetadataMatcher, PathMatcher, path_matcher};
 use crate::refuse;
-use crate::values::{Result, cidr, enum_value, one_of};
+use crate::values::{Result, cidr, enum_value, one_of, required};
 
 /// Rules.
 ///
@@ -78,8 +78,8 @@ fn permission(value: &proto::Permission) -> Result<Condition> {
         Rule::RequestedServerName(name) => {
             Condition::ServerName(matcher::string(name).in_key("requested_server_name")?)
         }
-        Rule::Metadata(_) => return unsupported("metadata"),
-        Rule::SourcedMetadata(_) => return unsupported("sourced_metadata"),
+        Rule::Metadata(value) => metadata(value)?,
+        Rule::SourcedMetadata(value) => sourced(value)?,
         Rule::Matcher(_) => return unsupported("matcher"),
         Rule::UriTemplate(value) => Condition::PathTemplate(template(value).in_key("uri_template")?.into()),
     })
@@ -100,8 +100,8 @@ fn principal(value: &proto::Principal) -> Result<Condition> {
         Identifier::RemoteIp(range) => Condition::Remote(cidr(range).in_key("remote_ip")?),
         Identifier::Header(header) => Condition::Header(matcher::header(header).in_key("header")?.into()),
         Identifier::UrlPath(path) => self::path(path)?,
-        Identifier::Metadata(_) => return unsupported("metadata"),
-        Identifier::SourcedMetadata(_) => return unsupported("sourced_metadata"),
+        Identifier::Metadata(value) => metadata(value)?,
+        Identifier::SourcedMetadata(value) => sourced(value)?,
         Identifier::FilterState(_) => return unsupported("filter_state"),
         Identifier::Custom(_) => return unsupported("custom"),
     })
@@ -124,6 +124,21 @@ fn path(value: &PathMatcher) -> Result<Condition> {
     Ok(Condition::Path(compiled().in_key("url_path")?))
 }
 
+fn metadata(value: &MetadataMatcher) -> Result<Condition> {
+    Ok(Condition::Metadata(matcher::metadata(value).in_key("metadata")?.into()))
+}
+
+/// Metadata of routes has no place here: nobody is told apart by it.
+fn sourced(value: &proto::SourcedMetadata) -> Result<Condition> {
+    let proto::SourcedMetadata { metadata_matcher, metadata_source } = value;
+    let compiled = || {
+        refuse!(metadata_source);
+        let test = required(metadata_matcher, "metadata_matcher")?;
+        matcher::metadata(test).in_key("metadata_matcher")
+    };
+    Ok(Condition::Metadata(compiled().in_key("sourced_metadata")?.into()))
+}
+
 fn template(value: &TypedExtensionConfig) -> Result<Template> {
     let text = matcher::path_template(value)?;
     Template::parse(&text).map_err(|reason| ConfigError::field("typed_config", reason))
@@ -142,7 +157,7 @@ mod tests {
 
     #[test]
     fn every_condition_reaches_the_rules() {
-        let all = "permissions: [{and_rules: {rules: [{any: true}, {header: {name: x, present_match: true}}, {url_path: {path: {prefix: /a}}}, {destination_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {destination_port: 80}, {destination_port_range: {start: 1, end: 9}}, {requested_server_name: {exact: s}}, {uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: '/a/{b}/**'}}}]}}, {or_rules: {rules: [{not_rule: {any: true}}]}}], principals: [{and_ids: {ids: [{any: true}, {authenticated: {principal_name: {exact: n}}}, {authenticated: {}}, {source_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {direct_remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {header: {name: x, present_match: true}}, {url_path: {path: {exact: /b}}}]}}, {or_ids: {ids: [{not_id: {any: true}}]}}]";
+        let all = "permissions: [{and_rules: {rules: [{any: true}, {header: {name: x, present_match: true}}, {url_path: {path: {prefix: /a}}}, {destination_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {destination_port: 80}, {destination_port_range: {start: 1, end: 9}}, {requested_server_name: {exact: s}}, {metadata: {filter: f, path: [{key: a}, {key: b}], value: {or_match: {value_matchers: [{list_match: {one_of: {string_match: {exact: shop}}}}, {double_match: {range: {start: 1, end: 2}}}]}}, invert: true}}, {uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: '/a/{b}/**'}}}]}}, {or_rules: {rules: [{not_rule: {any: true}}]}}], principals: [{and_ids: {ids: [{any: true}, {authenticated: {principal_name: {exact: n}}}, {authenticated: {}}, {source_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {direct_remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}, {header: {name: x, present_match: true}}, {url_path: {path: {exact: /b}}}, {sourced_metadata: {metadata_matcher: {filter: f, path: [{key: a}], value: {present_match: true}}}}]}}, {or_ids: {ids: [{not_id: {any: true}}]}}]";
         let shown = compiled(all).unwrap();
         for part in [
             "Deny",
@@ -161,6 +176,9 @@ mod tests {
             "DirectRemote(",
             "Remote(",
             "Path(Exact(",
+            "Metadata(MetadataMatcher { namespace: \"f\", key: \"a\", path: [\"b\"], value: Any([OneOf(Text(",
+            "Within(1.0..2.0)",
+            "Present(true), invert: false",
             "Any([",
             "All([",
         ] {
@@ -176,7 +194,11 @@ mod tests {
             (format!("permissions: [{{any: false}}], {any}"), "permissions[0].any: must be true"),
             (
                 format!("permissions: [{{or_rules: {{rules: [{{metadata: {{filter: f}}}}]}}}}], {any}"),
-                "permissions[0].or_rules.rules[0].metadata: is not supported",
+                "permissions[0].or_rules.rules[0].metadata.path: is missing",
+            ),
+            (
+                format!("permissions: [{{sourced_metadata: {{metadata_source: ROUTE}}}}], {any}"),
+                "permissions[0].sourced_metadata.metadata_source: is not supported",
             ),
             (
                 format!("permissions: [{{destination_port: 65536}}], {any}"),

@@ -395,7 +395,8 @@ fn metadata(
 fn dynamic_metadata(stream: &Stream, namespace: &str, path: &[Box<str>], out: &mut Vec<u8>) -> Written {
     let mut entries = stream.metadata.iter().filter(|(ns, _, _)| **ns == *namespace);
     if let Some((key, rest)) = path.split_first() {
-        let value = entries.find(|(_, k, _)| **k == **key).map(|(_, _, value)| value);
+        // What is said again takes the place of what was said.
+        let value = entries.rfind(|(_, k, _)| **k == **key).map(|(_, _, value)| value);
         return write_value(value.and_then(|v| walk(v, rest)), out);
     }
     let all: Map<String, Value> = entries.map(|(_, k, v)| (k.to_string(), v.clone())).collect();
