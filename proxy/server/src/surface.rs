@@ -266,6 +266,7 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
 async fn respond(answer: Arc<dyn Answer>, request: Request<Incoming>, pages: &Pages) -> Response<Payload> {
     let mut query = Query::new(&request);
     if query.is_form() {
+        #[allow(clippy::disallowed_methods)] // it is capped
         let form = Limited::new(request.into_body(), MAX_FORM).collect();
         if let Ok(Ok(form)) = tokio::time::timeout(HEAD_TIMEOUT, form).await {
             query.parameters = parameters(&String::from_utf8_lossy(&form.to_bytes()));
