@@ -9,7 +9,7 @@ use serde_json::Value;
 use sixfold_core::error::ConfigError;
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, NamedContexts, Pem, Protocols, ServerContext,
-    ServerSettings, TlsVersion, Validation,
+    ServerSettings, Tickets, TlsVersion, Validation,
 };
 use xxhash_rust::xxh64::xxh64;
 
@@ -198,7 +198,8 @@ fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
             ..Validation::default()
         }),
         require_client_certificate: client.is_some(),
-        resumption: true,
+        tickets: Tickets::Own,
+        session_ids: true,
     }
 }
 

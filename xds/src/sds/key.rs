@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, SdsSecretConfig, Secret, secret,
+    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, secret,
 };
 use sixfold_xds_api::values::{Result, not_empty};
 
@@ -35,6 +36,7 @@ pub(super) struct Reference {
 pub(super) enum Role {
     Certificate,
     Validation,
+    Tickets,
 }
 
 impl Role {
@@ -42,6 +44,7 @@ impl Role {
         match secret.r#type {
             Some(secret::Type::TlsCertificate(_)) => self == Role::Certificate,
             Some(secret::Type::ValidationContext(_)) => self == Role::Validation,
+            Some(secret::Type::SessionTicketKeys(_)) => self == Role::Tickets,
             _ => false,
         }
     }
@@ -80,11 +83,26 @@ fn reference(context: &Context, value: &SdsSecretConfig, role: Role) -> Result<O
     Ok(Some(Reference { key: SecretKey { source, name }, within, role }))
 }
 
-/// All that settings name and that come by themselves.
+/// All that settings of a filter chain name and that come by themselves.
+pub(super) fn references_of_server(
+    context: &Context,
+    value: &DownstreamTlsContext,
+) -> Result<Vec<Reference>> {
+    let mut all = references(context, value.common_tls_context.as_ref())?;
+    if let Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(keys)) =
+        &value.session_ticket_keys_type
+    {
+        let found = reference(context, keys, Role::Tickets);
+        all.extend(found.in_key("session_ticket_keys_sds_secret_config")?);
+    }
+    Ok(all)
+}
+
+/// All that settings of either side name and that come by themselves.
 pub(super) fn references(context: &Context, value: Option<&CommonTlsContext>) -> Result<Vec<Reference>> {
     const VALIDATION: &str = "validation_context_sds_secret_config";
-    let Some(value) = value else { return Ok(Vec::new()) };
     let mut all = Vec::new();
+    let Some(value) = value else { return Ok(all) };
     for (index, value) in value.tls_certificate_sds_secret_configs.iter().enumerate() {
         let found = reference(context, value, Role::Certificate);
         let found = found.in_index(index).in_key("tls_certificate_sds_secret_configs");

@@ -14,7 +14,7 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
 use sixfold_xds_api::values::Result;
 
 use super::SocketStats;
-use super::key::{Lookup, Reference, SecretKey, references};
+use super::key::{Lookup, Reference, SecretKey, references, references_of_server};
 use crate::context::Context;
 use crate::rds::Source;
 use crate::tls::{self, AutomaticNames};
@@ -40,7 +40,7 @@ enum Settings {
 
 /// TLS of a filter chain. What is wrong in its settings is told whether its secrets have come or not.
 pub(crate) fn server(context: &Context, value: &DownstreamTlsContext, scope: &str) -> Result<Arc<ServerTls>> {
-    let named = references(context, value.common_tls_context.as_ref())?;
+    let named = references_of_server(context, value)?;
     if named.is_empty() {
         let lookup = Lookup { statics: &context.secrets, come: &|_| None };
         // Those of the bootstrap are there.

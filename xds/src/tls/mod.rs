@@ -13,7 +13,7 @@ use sixfold_core::cluster::SocketMatch;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::tls::{
     ClientCache, ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, ServerContext,
-    ServerSettings, ServerTls, TlsVersion, Validation,
+    ServerSettings, ServerTls, Tickets, TlsVersion, Validation,
 };
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
@@ -22,8 +22,8 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
 };
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, DownstreamTlsContext, Secret, TlsCertificate, UpstreamTlsContext, common_tls_context,
-    secret,
+    CommonTlsContext, DownstreamTlsContext, Secret, TlsCertificate, TlsSessionTicketKeys, UpstreamTlsContext,
+    common_tls_context, secret,
 };
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, required};
@@ -96,7 +96,8 @@ fn as_written(field: &str, common: &Option<CommonTlsContext>) -> String {
     let common = common.as_ref().unwrap_or(&none);
     let head = field.split(['.', '[']).next().unwrap_or_default();
     match head {
-        "sni" => field.to_owned(),
+        // Those of a secret are told by their number.
+        "sni" | "session_ticket_keys" => field.to_owned(),
         "cipher_suites" | "ecdh_curves" | "tls_minimum_protocol_version" => {
             format!("{COMMON}.tls_params.{field}")
         }
@@ -151,8 +152,8 @@ pub(crate) fn check_secret(value: &Secret) -> Result<()> {
         Some(secret::Type::ValidationContext(value)) => {
             validation::validation(value).and_then(Validation::check).in_key("validation_context")
         }
-        Some(secret::Type::SessionTicketKeys(_)) => {
-            Err(ConfigError::field("session_ticket_keys", "is not supported"))
+        Some(secret::Type::SessionTicketKeys(value)) => {
+            ticket_keys(value).and_then(|tickets| tickets.check()).in_key("session_ticket_keys")
         }
         Some(secret::Type::GenericSecret(_)) => Err(ConfigError::field("generic_secret", "is not supported")),
         None => Err(ConfigError::field("type", "is missing")),
@@ -223,31 +224,50 @@ fn server_settings(lookup: &Lookup<'_>, value: &DownstreamTlsContext) -> Result<
         full_scan_certs_on_sni_mismatch,
         prefer_client_ciphers
     );
-    let stateless_off = match session_ticket_keys_type {
-        None => false,
-        Some(SessionTicketKeysType::DisableStatelessSessionResumption(off)) => *off,
-        Some(SessionTicketKeysType::SessionTicketKeys(_)) => {
-            return Err(ConfigError::field("session_ticket_keys", "is not supported"));
-        }
-        Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(_)) => {
-            return Err(ConfigError::field("session_ticket_keys_sds_secret_config", "is not supported"));
-        }
-    };
+    let tickets = tickets(lookup, session_ticket_keys_type)?;
     let Some(common) = common(lookup, common_tls_context).in_key("common_tls_context")? else {
         return Ok(None);
     };
     if common.identities.is_empty() {
         return Err(ConfigError::field("common_tls_context", "holds no certificate"));
     }
+    let Some(tickets) = tickets else { return Ok(None) };
     Ok(Some(ServerSettings {
         identities: common.identities,
         alpn: common.alpn,
         protocols: common.protocols,
         validation: common.validation,
         require_client_certificate: bool_or(require_client_certificate, false),
-        // Tickets are the only way sessions are resumed here.
-        resumption: !(stateless_off || *disable_stateful_session_resumption),
+        tickets,
+        session_ids: !*disable_stateful_session_resumption,
     }))
+}
+
+/// `None` when the secret has not come.
+fn tickets(lookup: &Lookup<'_>, value: &Option<SessionTicketKeysType>) -> Result<Option<Tickets>> {
+    const SECRET: &str = "session_ticket_keys_sds_secret_config";
+    Ok(Some(match value {
+        Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => Tickets::Off,
+        None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => Tickets::Own,
+        Some(SessionTicketKeysType::SessionTicketKeys(value)) => {
+            ticket_keys(value).in_key("session_ticket_keys")?
+        }
+        Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(named)) => {
+            let Some(secret) = lookup.find(named).in_key(SECRET)? else { return Ok(None) };
+            match &secret.r#type {
+                Some(secret::Type::SessionTicketKeys(value)) => ticket_keys(value).in_key(SECRET)?,
+                _ => {
+                    let reason = format!("secret \"{}\" is no session_ticket_keys", named.name);
+                    return Err(ConfigError::field("name", reason).in_key(SECRET));
+                }
+            }
+        }
+    }))
+}
+
+fn ticket_keys(value: &TlsSessionTicketKeys) -> Result<Tickets> {
+    let key = |(index, source)| pem(source).in_index(index).in_key("keys");
+    value.keys.iter().enumerate().map(key).collect::<Result<_>>().map(Tickets::Keys)
 }
 
 /// `None` when a secret of it has not come.

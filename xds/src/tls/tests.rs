@@ -99,3 +99,30 @@ fn a_cluster_that_is_compiled_again_keeps_its_tls() {
     let other = of("a.test", "cluster.d.");
     assert!(!Arc::ptr_eq(&first, &other) && first.holds(&other.context().unwrap()));
 }
+
+#[test]
+fn sessions_are_resumed_as_it_is_said() {
+    let of = |fields: &str| {
+        let value: DownstreamTlsContext = read(&format!(
+            "common_tls_context: {{tls_certificates: [{{certificate_chain: {{inline_string: c}}, private_key: {{inline_string: k}}}}]}}\n{fields}\n"
+        ));
+        let lookup = Lookup { statics: &BTreeMap::new(), come: &|_| None };
+        server_settings(&lookup, &value).map(|it| it.map(|it| (it.tickets, it.session_ids)))
+    };
+    assert_eq!(of("").unwrap(), Some((Tickets::Own, true)));
+    assert_eq!(of("disable_stateless_session_resumption: true").unwrap(), Some((Tickets::Off, true)));
+    assert_eq!(of("disable_stateful_session_resumption: true").unwrap(), Some((Tickets::Own, false)));
+    let keys = Tickets::Keys(vec![Pem::Inline(b"a".into()), Pem::File("/k".into())]);
+    let given = "session_ticket_keys: {keys: [{inline_string: a}, {filename: /k}]}";
+    assert_eq!(of(given).unwrap(), Some((keys, true)));
+    let error = of("session_ticket_keys_sds_secret_config: {name: t}").unwrap_err().to_string();
+    assert_eq!(error, "session_ticket_keys_sds_secret_config.name: there is no secret \"t\"");
+    let awaited = "session_ticket_keys_sds_secret_config: {name: t, sds_config: {ads: {}}}";
+    assert_eq!(of(awaited).unwrap(), None, "it has not come");
+    let check = |keys: &str| {
+        check_secret(&read(&format!("name: t\nsession_ticket_keys: {{keys: [{keys}]}}\n")))
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(check("{inline_string: short}"), "session_ticket_keys.keys[0]: must have 80 bytes, not 5");
+}

@@ -15,6 +15,7 @@ mod reuse;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tickets;
 mod verify;
 
 pub use awaited::Awaited;
@@ -26,4 +27,5 @@ pub use options::{Protocols, TlsVersion, cipher_name};
 pub use pem::{Identity, Pem};
 pub use reuse::ClientCache;
 pub use server::{NamedContexts, ServerContext, ServerSettings, ServerTls};
+pub use tickets::Tickets;
 pub use verify::{SanKind, SanMatcher, Validation};

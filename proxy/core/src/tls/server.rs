@@ -1,9 +1,10 @@
 //! TLS towards clients.
 
+use super::tickets::{self, KeyedTickets, Tickets};
 use super::verify::{Authorities, ClientVerifier, Peer, PeerCheck};
 use super::{Awaited, ContextChange, Identity, NameTable, Protocols, Validation, cipher_name, describe};
 use crate::connection::{Certificate, TlsInfo};
-use crate::error::ConfigError;
+use crate::error::{ConfigContext, ConfigError};
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
@@ -31,8 +32,11 @@ pub struct ServerSettings {
     pub validation: Option<Validation>,
     /// Refuses clients without a certificate.
     pub require_client_certificate: bool,
-    /// Lets clients resume sessions, on by default. A replaced context resumes none of its predecessor's.
-    pub resumption: bool,
+    /// Lets clients resume sessions that they keep. But for configured keys a replaced context resumes none of its
+    /// predecessor's.
+    pub tickets: Tickets,
+    /// Lets clients of TLS 1.2 resume sessions that are kept here, where they take no tickets; on by default.
+    pub session_ids: bool,
 }
 
 impl Default for ServerSettings {
@@ -43,7 +47,8 @@ impl Default for ServerSettings {
             protocols: Protocols::default(),
             validation: None,
             require_client_certificate: false,
-            resumption: true,
+            tickets: Tickets::default(),
+            session_ids: true,
         }
     }
 }
@@ -166,6 +171,14 @@ impl ServerContext {
         let tls13 = versions.iter().any(|v| v.version == ProtocolVersion::TLSv1_3);
         let certificates = Arc::new(Certificates::new(&settings.identities, &provider, tls13)?);
         let asks = settings.validation.is_some() || settings.require_client_certificate;
+        let kinship = match &settings.tickets {
+            Tickets::Keys(_) => tickets::kinship(
+                settings.validation.as_ref(),
+                settings.require_client_certificate,
+                certificates.all.iter().map(|entry| &entry.shown),
+            )?,
+            Tickets::Off | Tickets::Own => Vec::new(),
+        };
         let check = match settings.validation {
             Some(validation) => {
                 let authorities = |of: &Validation| Authorities::new(of, Peer::Client, &provider);
@@ -186,13 +199,19 @@ impl ServerContext {
             false => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(certificates.clone());
-        if settings.resumption {
-            // Tickets hold the whole session, so that any worker can take it up.
-            config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()
-                .map_err(|e| ConfigError::new(format!("no session tickets: {e}")))?;
-        } else {
+        // Tickets hold the whole session, so that any worker can take it up.
+        match &settings.tickets {
+            Tickets::Off => config.send_tls13_tickets = 0,
+            Tickets::Own => {
+                config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()
+                    .map_err(|e| ConfigError::new(format!("no session tickets: {e}")))?;
+            }
+            Tickets::Keys(keys) => {
+                config.ticketer = KeyedTickets::new(keys, &kinship).in_key("session_ticket_keys")?;
+            }
+        }
+        if !settings.session_ids {
             config.session_storage = Arc::new(NoServerSessionStorage {});
-            config.send_tls13_tickets = 0;
         }
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = settings.alpn.into_iter().map(String::into_bytes).collect();

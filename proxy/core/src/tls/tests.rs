@@ -13,6 +13,8 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Error, ServerConnection};
 use std::sync::Arc;
 
+mod resumption;
+
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: Pem,
