@@ -96,7 +96,8 @@ fn file(value: &FileAccessLog) -> Result<(LogTarget, Format)> {
     Ok((target(not_empty(path, "path")?), format))
 }
 
-fn target(path: &str) -> LogTarget {
+/// Where a log of this path goes.
+pub(crate) fn target(path: &str) -> LogTarget {
     match path {
         "/dev/stdout" => LogTarget::Stdout,
         "/dev/stderr" => LogTarget::Stderr,

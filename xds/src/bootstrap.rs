@@ -2,6 +2,7 @@
 
 mod ads;
 mod faults;
+mod manager;
 mod overload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,8 +225,11 @@ fn context(
         &value.dns_resolution_config,
         DnsServers { tcp_only: value.use_tcp_for_dns_lookups, ..cluster::dns::ordinary() },
     ));
+    let of_all = value.cluster_manager.as_ref().map(manager::compile).transpose().in_key("cluster_manager");
+    let manager::OfAll { outlier_log } = faults.take(of_all).flatten().unwrap_or_default();
     Context {
         compile,
+        outlier_log,
         filter_lists,
         runtime: Arc::new(runtime.unwrap_or_default()),
         secrets: Arc::new(secrets.iter().map(of_bootstrap).collect()),
@@ -358,6 +362,7 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             stats_flush_interval: _,
             layered_runtime: _,
             admin: _,
+            cluster_manager: _,
             overload_manager,
             bootstrap_extensions,
             // A handle is made when it is first counted, whatever this says.
@@ -369,7 +374,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             typed_dns_resolver_config: _
         } refusing {
             node_context_params,
-            cluster_manager,
             hds_config,
             flags_path,
             stats_sinks,

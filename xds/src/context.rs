@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sixfold_core::access_log::LogTarget;
 use sixfold_core::cluster::DnsServers;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::error::{ConfigError, nearest};
@@ -37,6 +38,8 @@ pub struct Context {
     pub node: Node,
     /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.
     pub dns_servers: Option<Arc<DnsServers>>,
+    /// Where outlier detection logs.
+    pub outlier_log: Option<LogTarget>,
     /// Names of the clusters of the bootstrap, by which services are reached that resources come from.
     pub bootstrap_clusters: Arc<BTreeSet<String>>,
     /// Names of the clusters that a control plane has sent.

@@ -67,6 +67,7 @@ pub(crate) fn context() -> Context {
         bootstrap_clusters: Arc::new(["sds".to_owned()].into()),
         node: Node { id: "node".into(), cluster: "local".into() },
         dns_servers: None,
+        outlier_log: None,
         sent_clusters: Arc::default(),
         validate_clusters: false,
         of_stream: true,

@@ -91,7 +91,7 @@ const OF_WORKERS: &[&str] = &["proxy/core/src", "proxy/server/src", "plugins/src
 /// when configuration is compiled, or before it serves.
 pub const FILE_SYSTEM: &[&str] = &[
     "plugins/src/apisix/prometheus/metrics.rs",
-    "proxy/core/src/access_log.rs",
+    "proxy/core/src/log_sink.rs",
     "proxy/core/src/files.rs",
     "proxy/core/src/format/envoy.rs",
     "proxy/server/src/admin/process.rs",

@@ -23,6 +23,7 @@ pub mod header_ops;
 pub mod headers;
 pub mod internal_redirect;
 pub mod listener;
+mod log_sink;
 mod lookup;
 pub mod matcher;
 pub mod message;

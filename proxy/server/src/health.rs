@@ -5,6 +5,7 @@
 //! as long as it is checked in the same way. A cluster in force is checked until another takes its place; what the
 //! checks of that one find before is kept aside.
 
+mod events;
 mod outliers;
 mod probe;
 mod state;
@@ -18,7 +19,7 @@ pub(crate) use watched::Watched;
 use crate::upstream::Pools;
 use outliers::Judges;
 use parking_lot::Mutex;
-use sixfold_core::cluster::{Cluster, HealthCheckStats, Reasons};
+use sixfold_core::cluster::{Cluster, EventLog, HealthCheckStats, Reasons};
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::Callout;
 use std::collections::HashMap;
@@ -76,6 +77,7 @@ impl HealthChecker {
             checks.get_mut(name).and_then(|checks| checks.next.take());
             return None;
         };
+        check.events.iter().for_each(open);
         let runtime = self.thread.get_or_init(thread).clone()?;
         let checks = checks.entry(name.clone()).or_default();
         let stats = match &checks.in_force {
@@ -100,6 +102,7 @@ impl HealthChecker {
     /// The cluster takes its place now: call it just before. Its checks take the place of those of the one before it, and
     /// its outliers and reported weights are looked after.
     pub(crate) fn take_over(&self, cluster: &Arc<Cluster>) {
+        cluster.outliers.iter().filter_map(|outliers| outliers.config.log.as_ref()).for_each(open);
         self.judges.watch(cluster, || self.thread.get_or_init(thread).clone());
         self.weighers.watch(cluster, || self.thread.get_or_init(thread).clone());
         let name = &cluster.config.name;
@@ -125,6 +128,13 @@ impl HealthChecker {
         self.judges.forget(name);
         self.weighers.forget(name);
         self.checks.lock().remove(name);
+    }
+}
+
+/// Opens a log of events.
+fn open(log: &EventLog) {
+    if let Err(reason) = log.open() {
+        tracing::warn!(cluster = log.cluster(), reason, "events of endpoints are not logged");
     }
 }
 

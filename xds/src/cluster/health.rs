@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use sixfold_core::cluster::{GrpcProbe, HealthCheck, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe};
+use sixfold_core::cluster::{
+    EventLog, GrpcProbe, HealthCheck, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
+};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
@@ -15,15 +17,21 @@ use sixfold_xds_api::pb::envoy::config::core::v3::health_check::{
     GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck,
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::{
-    HeaderValue, HeaderValueOption, HealthCheck as ProtoCheck, RequestMethod,
+    HeaderValue, HeaderValueOption, HealthCheck as ProtoCheck, RequestMethod, TypedExtensionConfig,
 };
+use sixfold_xds_api::pb::envoy::extensions::health_check::event_sinks::file::v3::HealthCheckEventFileSink;
 use sixfold_xds_api::pb::envoy::r#type::v3::{CodecClientType, Int64Range};
 use sixfold_xds_api::pb::google::protobuf::Duration as ProtoDuration;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
     Result, bool_or, duration_or, enum_value, header_name, not_empty, optional_duration, positive_duration,
     required, u32_in,
 };
+use sixfold_xds_api::{any, refuse};
+
+use crate::access_log;
+use crate::context::Context;
+
+const FILE_SINK: &str = "envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink";
 
 /// Time between checks of a cluster without traffic unless it says otherwise.
 const NO_TRAFFIC: Duration = Duration::from_secs(60);
@@ -32,15 +40,19 @@ const NO_TRAFFIC: Duration = Duration::from_secs(60);
 const OK: Range<u16> = 200..201;
 
 /// The check of a cluster; Envoy takes one.
-pub(super) fn compile(values: &[ProtoCheck]) -> Result<Option<Arc<HealthCheck>>> {
+pub(super) fn compile(
+    context: &Context,
+    values: &[ProtoCheck],
+    cluster: &str,
+) -> Result<Option<Arc<HealthCheck>>> {
     match values {
         [] => Ok(None),
-        [one] => check(one).in_index(0).map(|check| Some(Arc::new(check))),
+        [one] => check(context, one, cluster).in_index(0).map(|check| Some(Arc::new(check))),
         _ => Err(ConfigError::new("there may be one")),
     }
 }
 
-fn check(value: &ProtoCheck) -> Result<HealthCheck> {
+fn check(context: &Context, value: &ProtoCheck, cluster: &str) -> Result<HealthCheck> {
     let ProtoCheck {
         timeout,
         interval,
@@ -65,14 +77,7 @@ fn check(value: &ProtoCheck) -> Result<HealthCheck> {
         transport_socket_match_criteria,
         health_checker,
     } = value;
-    refuse!(
-        event_log_path,
-        event_logger,
-        event_service,
-        always_log_health_check_success,
-        tls_options,
-        transport_socket_match_criteria
-    );
+    refuse!(event_service, tls_options, transport_socket_match_criteria);
     let timeout = given(timeout, "timeout")?;
     let healthy = given(interval, "interval")?;
     let unhealthy = positive_duration(unhealthy_interval, healthy, "unhealthy_interval")?;
@@ -108,8 +113,42 @@ fn check(value: &ProtoCheck) -> Result<HealthCheck> {
         reuse_connection: bool_or(reuse_connection, true),
         port: alt_port.as_ref().map(|value| port(value.value)).transpose()?,
         log_failures: *always_log_health_check_failures,
+        log_success: *always_log_health_check_success,
+        events: events(context, event_log_path, event_logger, cluster)?,
         probe: probe(health_checker.as_ref())?,
     })
+}
+
+/// The logs of events, by the older field and the newer.
+fn events(
+    context: &Context,
+    path: &str,
+    loggers: &[TypedExtensionConfig],
+    cluster: &str,
+) -> Result<Vec<EventLog>> {
+    let log = |path: &str| {
+        let sink = context.compile.log_sinks.sink(&access_log::target(path));
+        sink.map(|sink| EventLog::new(sink, cluster)).map_err(ConfigError::new)
+    };
+    let mut logs = Vec::new();
+    if !path.is_empty() {
+        logs.push(log(path).in_key("event_log_path")?);
+    }
+    for (index, TypedExtensionConfig { name, typed_config }) in loggers.iter().enumerate() {
+        let one = || {
+            let config = required(typed_config, "typed_config")?;
+            match any::type_name(config).in_key("typed_config")?.as_str() {
+                FILE_SINK => {
+                    let HealthCheckEventFileSink { event_log_path } =
+                        any::unpack(config).in_key("typed_config")?;
+                    not_empty(&event_log_path, "event_log_path").and_then(log).in_key("typed_config")
+                }
+                kind => Err(refuse::extension("event logger", name, kind)),
+            }
+        };
+        logs.push(one().in_index(index).in_key("event_logger")?);
+    }
+    Ok(logs)
 }
 
 /// A duration that must be given, and longer than nothing.

@@ -95,9 +95,10 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     let connect_timeout =
         positive_duration(&value.connect_timeout, Duration::from_secs(5), "connect_timeout");
     let connect_timeout = faults.take(connect_timeout);
-    let check = protocol.as_ref().map(|of| health_check(value, of.protocol)).transpose();
+    let check = protocol.as_ref().map(|of| health_check(context, value, of.protocol)).transpose();
     let health_check = faults.take(check.in_key("health_checks")).flatten();
-    let outlier = value.outlier_detection.as_ref().map(outlier::compile).transpose();
+    let outlier = value.outlier_detection.as_ref();
+    let outlier = outlier.map(|detection| outlier::compile(context, detection, &value.name)).transpose();
     let outlier_detection = faults.take(outlier.in_key("outlier_detection"));
     let source = value.upstream_bind_config.as_ref().map(source_address).transpose();
     let source_address = faults.take(source.in_key("upstream_bind_config")).flatten();
@@ -307,8 +308,12 @@ fn check_addresses(discovery: &Discovery, hosts: &[HostConfig]) -> Result<()> {
     }
 }
 
-fn health_check(value: &ProtoCluster, protocol: UpstreamProtocol) -> Result<Option<Arc<HealthCheck>>> {
-    let check = health::compile(&value.health_checks)?;
+fn health_check(
+    context: &Context,
+    value: &ProtoCluster,
+    protocol: UpstreamProtocol,
+) -> Result<Option<Arc<HealthCheck>>> {
+    let check = health::compile(context, &value.health_checks, &value.name)?;
     let is_grpc = check.as_ref().is_some_and(|check| matches!(check.probe, Probe::Grpc(_)));
     if is_grpc && protocol == UpstreamProtocol::Http1 {
         let error = ConfigError::field("grpc_health_check", "needs a cluster that speaks HTTP/2");

@@ -3,18 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{CAUSES, Cause, FailurePercentage, OutlierDetection, SuccessRate};
+use sixfold_core::cluster::{CAUSES, Cause, EventLog, FailurePercentage, OutlierDetection, SuccessRate};
 use sixfold_core::error::{ConfigError, Faults};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::OutlierDetection as ProtoDetection;
 use sixfold_xds_api::pb::google::protobuf::UInt32Value;
 use sixfold_xds_api::refused;
 use sixfold_xds_api::values::{Result, bool_or, duration_or, positive_duration, u32_in, u32_or};
 
+use crate::context::Context;
+
 const INTERVAL: Duration = Duration::from_secs(10);
 const BASE: Duration = Duration::from_secs(30);
 const MAX: Duration = Duration::from_secs(300);
 
-pub(super) fn compile(value: &ProtoDetection) -> Result<Arc<OutlierDetection>> {
+/// Of the cluster of this name.
+pub(super) fn compile(
+    context: &Context,
+    value: &ProtoDetection,
+    name: &str,
+) -> Result<Arc<OutlierDetection>> {
     let ProtoDetection {
         consecutive_5xx,
         interval,
@@ -45,6 +52,9 @@ pub(super) fn compile(value: &ProtoDetection) -> Result<Arc<OutlierDetection>> {
     } = value;
     let mut faults = Faults::default();
     faults.take(refused!(monitors, detect_degraded_hosts));
+    let sink = context.outlier_log.as_ref().map(|target| context.compile.log_sinks.sink(target));
+    let log = faults.take(sink.transpose().map_err(ConfigError::new));
+    let log = log.map(|sink| EventLog::new(sink, name));
     let base_ejection = faults.take(positive_duration(base_ejection_time, BASE, "base_ejection_time"));
     let max_ejection = positive_duration(max_ejection_time, MAX.max(base_ejection), "max_ejection_time");
     let max_ejection = faults.take(max_ejection);
@@ -77,6 +87,7 @@ pub(super) fn compile(value: &ProtoDetection) -> Result<Arc<OutlierDetection>> {
             threshold: faults.take(threshold),
         },
         enforcing: faults.take(enforcing(value)),
+        log,
     };
     faults.end(Arc::new(detection))
 }

@@ -376,7 +376,7 @@ fn health_checks_have_envoys_defaults() {
             "http_health_check.expected_statuses[0]: must be a range within [100, 600), not [300, 200)",
         ),
         ("tcp_health_check: {send: {text: xyz}}", "tcp_health_check.send: \"xyz\" is not hexadecimal"),
-        ("event_log_path: /x, tcp_health_check: {}", "event_log_path: is not supported"),
+        ("tls_options: {}, tcp_health_check: {}", "tls_options: is not supported"),
     ] {
         let refused = refused(&format!("health_checks: [{{{base}, {fields}}}]"));
         assert_eq!(refused, format!("health_checks[0].{reason}").replace("].one", "]: one"));
@@ -479,4 +479,25 @@ fn weights_that_endpoints_report_are_envoys_by_default() {
     assert_eq!(slow, Some((seconds(5), 1.0, 10.0)));
     let error = of("enable_oob_load_report: true").unwrap_err().to_string();
     assert!(error.contains("enable_oob_load_report: is not supported"), "{error}");
+}
+
+#[test]
+fn events_of_checks_go_where_it_is_said() {
+    let check = |fields: &str| {
+        config(&format!(
+            "health_checks: [{{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {{}}, {fields}}}]"
+        ))
+        .map(|(config, _)| config.health_check.clone().unwrap())
+    };
+    let sink = "name: f, typed_config: {'@type': type.googleapis.com/envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink, event_log_path: /dev/stdout}";
+    let both = check(&format!(
+        "event_log_path: /dev/stderr, event_logger: [{{{sink}}}], always_log_health_check_success: true, always_log_health_check_failures: true"
+    ))
+    .unwrap();
+    assert_eq!((both.events.len(), both.log_success, both.log_failures), (2, true, true));
+    assert_eq!(both.events[0].cluster(), "c");
+    let none = check("").unwrap();
+    assert_eq!((none.events.len(), none.log_success), (0, false));
+    let error = check("event_log_path: /no/such/folder/log").unwrap_err().to_string();
+    assert!(error.starts_with("health_checks[0].event_log_path: can't open /no/such/folder/log"), "{error}");
 }

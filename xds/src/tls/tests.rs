@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeMap;
+
 use sixfold_core::tls::SanKind;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
 

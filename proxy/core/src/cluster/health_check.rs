@@ -1,5 +1,6 @@
 //! Active health checks, as configured.
 
+use super::EventLog;
 use crate::headers::HeaderName;
 use std::ops::Range;
 use std::time::Duration;
@@ -30,6 +31,10 @@ pub struct HealthCheck {
     pub port: Option<u16>,
     /// Whether a failure is logged each time, not only when the endpoint's health changes by it.
     pub log_failures: bool,
+    /// The same of checks that pass.
+    pub log_success: bool,
+    /// Where events are logged beside the process's log.
+    pub events: Vec<EventLog>,
     /// What is asked.
     pub probe: Probe,
 }

@@ -4,8 +4,8 @@ use super::{Address, Reported};
 use bitflags::bitflags;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::time::{Duration, Instant};
 
 /// How an endpoint counts for the balancers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,14 +89,21 @@ pub struct Host {
     pub failed_connections: AtomicU64,
     /// See [`Host::ewma`]; most hosts have none.
     ewma: OnceLock<Box<Mutex<Score>>>,
-    /// When it joined, for slow start.
-    pub joined: Instant,
+    /// See [`Host::age`].
+    started: AtomicU64,
     /// What it has reported, where anybody wants to know.
     reported: OnceLock<Box<Reported>>,
 }
 
 /// A score and the moment of its last update.
 pub(crate) type Score = (f64, Option<Instant>);
+
+/// Milliseconds since a moment of this process; never 0.
+pub(super) fn millis(now: Instant) -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let elapsed = now.saturating_duration_since(*START).as_millis();
+    u64::try_from(elapsed).unwrap_or(u64::MAX - 1) + 1
+}
 
 /// It has left its cluster; beside the bits of [`Reasons`], since there are many hosts.
 const REMOVED: u32 = 1 << 31;
@@ -122,9 +129,20 @@ impl Host {
             total_connections: AtomicU64::new(0),
             failed_connections: AtomicU64::new(0),
             ewma: OnceLock::new(),
-            joined: Instant::now(),
+            started: AtomicU64::new(millis(Instant::now())),
             reported: OnceLock::new(),
         }
+    }
+
+    /// How long it has been there, and since the last time that active checks found it well again: slow start
+    /// counts from there (`lastHcPassTime` in Envoy).
+    pub fn age(&self, now: Instant) -> Duration {
+        Duration::from_millis(millis(now).saturating_sub(self.started.load(Relaxed)))
+    }
+
+    /// Begins to count its age anew.
+    pub(crate) fn start(&self, now: Instant) {
+        self.started.store(millis(now), Relaxed);
     }
 
     /// APISIX's ewma: score in milliseconds and the moment of its last update.
@@ -156,6 +174,9 @@ impl Host {
             false => self.reasons.fetch_and(!bits, Relaxed),
         };
         let after = if on { before | bits } else { before & !bits };
+        if before & !after & Reasons::ACTIVE_CHECK.bits() != 0 {
+            self.start(Instant::now());
+        }
         before != after
     }
 
@@ -215,6 +236,20 @@ mod tests {
             }
         });
         assert!(host.reasons().is_empty());
+    }
+
+    /// Its age was that of the host, whatever checks had found of it: it came back with its whole weight.
+    #[test]
+    fn an_endpoint_that_is_well_again_is_new() {
+        let host = host();
+        host.started.store(0, Relaxed);
+        for other in [Reasons::EJECTED, Reasons::PENDING_CHECK, Reasons::DEGRADED_CHECK] {
+            assert!(host.set_reason(other, true) && host.set_reason(other, false));
+        }
+        host.set_reason(Reasons::ACTIVE_CHECK, true);
+        assert_eq!(host.started.load(Relaxed), 0);
+        host.set_reason(Reasons::ACTIVE_CHECK, false);
+        assert_ne!(host.started.load(Relaxed), 0);
     }
 
     #[test]

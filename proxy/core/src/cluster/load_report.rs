@@ -5,10 +5,11 @@ mod read;
 #[cfg(test)]
 mod tests;
 
+use super::host::millis;
 use super::{Host, Member, Members};
 use crate::headers::Headers;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// How reports are read, and how long what they say counts.
@@ -233,11 +234,4 @@ impl Reported {
         }
         Some(self.last.load(Relaxed))
     }
-}
-
-/// Milliseconds since a moment of this process; never 0.
-fn millis(now: Instant) -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let elapsed = now.saturating_duration_since(*START).as_millis();
-    u64::try_from(elapsed).unwrap_or(u64::MAX - 1) + 1
 }

@@ -10,6 +10,7 @@ mod cells;
 mod config;
 mod discovery;
 mod endpoint;
+mod event_log;
 mod grpc_stats;
 mod health_check;
 mod host;
@@ -32,6 +33,7 @@ pub use cells::{ClusterCell, Clusters};
 pub use config::{ClusterConfig, ClusterPolicy};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
 pub use endpoint::{Address, Assignment, EdsHealth, EndpointCheck, HostConfig, LoadPolicy, Locality};
+pub use event_log::{Event, EventLog};
 pub use health_check::{
     GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
 };

@@ -5,6 +5,7 @@
 //! [`Outliers::wait`] and calls [`Outliers::eject`] and, every interval, [`Outliers::look`].
 
 mod config;
+mod event;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use super::{Host, HostSet, Outcome, OutcomeKind, Reasons};
 use crate::fast_hash::FastMap;
 use crate::metrics::Registry;
 use arc_swap::ArcSwap;
+use event::Evidence;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -61,6 +63,10 @@ struct Ejection {
     times: u32,
     /// Until when it is gone.
     until: Option<Instant>,
+    /// When it left last.
+    left: Option<Instant>,
+    /// When it came back last.
+    returned: Option<Instant>,
 }
 
 impl Monitor {
@@ -214,14 +220,15 @@ impl Outliers {
         let mut changed = false;
         for (monitor, cause) in detected {
             if !monitor.is_ejected() {
-                changed |= self.eject_one(&monitor, cause, now);
+                changed |= self.eject_one(&monitor, (cause, Evidence::InARow), now);
             }
             monitor.reset(cause);
         }
         changed
     }
 
-    fn eject_one(&self, monitor: &Monitor, cause: Cause, now: Instant) -> bool {
+    fn eject_one(&self, monitor: &Monitor, why: (Cause, Evidence), now: Instant) -> bool {
+        let (cause, _) = why;
         let (detected, enforced) = self.stats.of(cause);
         detected.inc();
         let monitors = self.monitors.load();
@@ -236,6 +243,7 @@ impl Outliers {
             return false;
         }
         if fastrand::u32(0..100) >= self.config.enforcing[cause as usize] {
+            self.tell_ejection(monitor, why, false, now);
             return false;
         }
         let OutlierDetection { base_ejection, max_ejection, jitter, .. } = self.config;
@@ -243,10 +251,12 @@ impl Outliers {
         ejection.times = ejection.times.saturating_add(1);
         let time = base_ejection.saturating_mul(ejection.times).min(max_ejection);
         ejection.until = now.checked_add(time.saturating_add(jitter.mul_f64(fastrand::f64())));
+        ejection.left = Some(now);
         monitor.host.set_reason(Reasons::EJECTED, true);
         enforced.inc();
         self.stats.ejections_enforced_total().inc();
         drop(ejection);
+        self.tell_ejection(monitor, why, true, now);
         self.show();
         true
     }
@@ -269,8 +279,7 @@ impl Outliers {
                 // A clean interval makes the next one shorter.
                 ejection.times = ejection.times.saturating_sub(1);
             } else if ejection.until.is_none_or(|until| until <= now) {
-                ejection.until = None;
-                changed |= self.acquit(monitor);
+                changed |= self.give_back(monitor, &mut ejection, now);
             }
         }
         let rates = |tally: fn(&Monitor) -> &Tally| -> Vec<_> {
@@ -295,14 +304,20 @@ impl Outliers {
         let monitors = self.monitors.load();
         let wanted =
             monitors.get(&host.id).filter(|monitor| self.config.back_by_check && monitor.is_ejected());
-        let changed = wanted.is_some_and(|monitor| {
-            monitor.ejection.lock().until = None;
-            self.acquit(monitor)
-        });
+        let changed = wanted
+            .is_some_and(|monitor| self.give_back(monitor, &mut monitor.ejection.lock(), Instant::now()));
         if changed {
             self.show();
         }
         changed
+    }
+
+    /// Lets it come back.
+    fn give_back(&self, monitor: &Monitor, ejection: &mut Ejection, now: Instant) -> bool {
+        ejection.until = None;
+        ejection.returned = Some(now);
+        self.tell_return(monitor, ejection.times, ejection.left, now);
+        self.acquit(monitor)
     }
 
     fn acquit(&self, monitor: &Monitor) -> bool {
@@ -337,19 +352,20 @@ impl Outliers {
         let counted: Vec<_> = rates.iter().filter(|(_, (total, _))| *total >= requests.max(1)).collect();
         let mut changed = false;
         if !counted.is_empty() && counted.len() >= hosts as usize {
-            let threshold = threshold(counted.iter().map(|(_, (_, rate))| *rate), stdev_factor);
-            for (monitor, _) in counted.iter().filter(|(_, (_, rate))| *rate < threshold) {
-                changed |= self.eject_one(monitor, rarer, now);
+            let (mean, threshold) = threshold(counted.iter().map(|(_, (_, rate))| *rate), stdev_factor);
+            for (monitor, (_, rate)) in counted.iter().filter(|(_, (_, rate))| *rate < threshold) {
+                let evidence = Evidence::Rarer(*rate, mean, threshold);
+                changed |= self.eject_one(monitor, (rarer, evidence), now);
             }
         }
         let FailurePercentage { hosts, requests, threshold } = self.config.failure_percentage;
         let counted: Vec<_> = rates.iter().filter(|(_, (total, _))| *total >= requests.max(1)).collect();
         if !counted.is_empty() && counted.len() >= hosts as usize {
             let fails = |rate: f64| 100.0 - rate >= f64::from(threshold);
-            for (monitor, _) in
+            for (monitor, (_, rate)) in
                 counted.iter().filter(|(monitor, (_, rate))| fails(*rate) && !monitor.is_ejected())
             {
-                changed |= self.eject_one(monitor, too_many, now);
+                changed |= self.eject_one(monitor, (too_many, Evidence::TooMany(*rate)), now);
             }
         }
         changed
@@ -367,10 +383,10 @@ impl Outliers {
     }
 }
 
-/// Rates of success below this are outliers.
-fn threshold(rates: impl Iterator<Item = f64> + Clone, stdev_factor: u32) -> f64 {
+/// The mean of rates of success, and the least that is no outlier.
+fn threshold(rates: impl Iterator<Item = f64> + Clone, stdev_factor: u32) -> (f64, f64) {
     let count = rates.clone().count().max(1) as f64;
     let mean = rates.clone().sum::<f64>() / count;
     let variance = rates.map(|rate| (rate - mean).powi(2)).sum::<f64>() / count;
-    mean - variance.sqrt() * f64::from(stdev_factor) / 1000.0
+    (mean, mean - variance.sqrt() * f64::from(stdev_factor) / 1000.0)
 }

@@ -190,6 +190,7 @@ fn ejections_end_with_their_detection_and_go_on_without_it_changing() {
         success_rate: SuccessRate { hosts: 5, requests: 100, stdev_factor: 1900 },
         failure_percentage: FailurePercentage { hosts: 5, requests: 100, threshold: 85 },
         enforcing: [100; CAUSES],
+        log: None,
     };
     let registry = Registry::new();
     let cell = Clusters::default().cell("c");

@@ -1,6 +1,6 @@
 //! Asking an endpoint.
 
-use super::state::Verdict;
+use super::state::{Failure, Verdict};
 use crate::connect::{ConnectError, Handshake, connect};
 use crate::deadline::{Deadline, within};
 use crate::io::{Io, Transport};
@@ -11,7 +11,7 @@ use sixfold_core::cluster::{
 };
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{Callout, CalloutRequest, grpc};
+use sixfold_core::plugin::{Callout, CalloutError, CalloutRequest, grpc};
 use sixfold_core::tls::ClientTls;
 use std::io;
 use std::net::SocketAddr;
@@ -132,6 +132,7 @@ impl Target {
         };
         match self.callout.send(request).await {
             Ok(answer) => judge(probe, answer.status, &answer.headers, &answer.body),
+            Err(CalloutError::Timeout) => Verdict::late(),
             Err(error) => Verdict::silent(error.to_string()),
         }
     }
@@ -153,7 +154,8 @@ impl Target {
                 status => Verdict::failed(format!("serving status {}", status.unwrap_or(0))),
             },
             // Nobody there, or nobody in time.
-            Err(status @ grpc::Status { code: 4 | 14, .. }) => Verdict::silent(status.to_string()),
+            Err(grpc::Status { code: 4, .. }) => Verdict::late(),
+            Err(status @ grpc::Status { code: 14, .. }) => Verdict::silent(status.to_string()),
             Err(status) => Verdict::failed(status.to_string()),
         }
     }
@@ -166,7 +168,7 @@ impl Target {
         let connected = connect(&cluster, &member.host, handshake, check.timeout).await;
         let mut io = match connected {
             Ok(connected) => connected.io,
-            Err(ConnectError::Timeout) => return Verdict::silent("timeout"),
+            Err(ConnectError::Timeout) => return Verdict::late(),
             Err(error) => return Verdict::silent(error.to_string()),
         };
         let mut deadline = Deadline::at(Instant::now() + check.timeout);
@@ -213,7 +215,13 @@ async fn converse(io: &mut Io, deadline: &mut Deadline, probe: &TcpProbe) -> io:
 pub(super) fn judge(probe: &HttpProbe, status: u16, headers: &Headers, body: &[u8]) -> Verdict {
     let within = |ranges: &[Range<u16>]| ranges.iter().any(|range| range.contains(&status));
     let exclude = headers.contains("x-envoy-immediate-health-check-fail");
-    let failed = |retriable, reason: String| Verdict::Failed { network: false, retriable, exclude, reason };
+    let failed = |retriable, reason: String| Verdict::Failed {
+        failure: Failure::Active,
+        status,
+        retriable,
+        exclude,
+        reason,
+    };
     if exclude || !within(&probe.expected) {
         return failed(!exclude && within(&probe.retriable), format!("status {status}"));
     }

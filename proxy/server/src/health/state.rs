@@ -15,8 +15,10 @@ pub(super) enum Verdict {
     },
     /// It is not.
     Failed {
-        /// Nothing was heard of it: no connection, no answer in time.
-        network: bool,
+        /// How.
+        failure: Failure,
+        /// Status of the answer that says so; 0 where it is none of HTTP.
+        status: u16,
         /// Counts towards the threshold although it answered.
         retriable: bool,
         /// It wants to be left alone at once.
@@ -29,22 +31,67 @@ pub(super) enum Verdict {
 impl Verdict {
     /// Nothing was heard.
     pub(super) fn silent(reason: impl Into<String>) -> Verdict {
-        Verdict::Failed { network: true, retriable: false, exclude: false, reason: reason.into() }
+        Verdict::of(Failure::Network, reason)
+    }
+
+    /// Nothing was heard in time.
+    pub(super) fn late() -> Verdict {
+        Verdict::of(Failure::Timeout, "timeout")
     }
 
     /// It says so itself.
     pub(super) fn failed(reason: impl Into<String>) -> Verdict {
-        Verdict::Failed { network: false, retriable: false, exclude: false, reason: reason.into() }
+        Verdict::of(Failure::Active, reason)
+    }
+
+    fn of(failure: Failure, reason: impl Into<String>) -> Verdict {
+        Verdict::Failed { failure, status: 0, retriable: false, exclude: false, reason: reason.into() }
     }
 
     /// It says, in an answer to a request, that it wants to be left alone.
     pub(super) fn leave() -> Verdict {
-        Verdict::Failed { network: false, retriable: false, exclude: true, reason: String::new() }
+        let (failure, reason) = (Failure::Passive, String::new());
+        Verdict::Failed { failure, status: 0, retriable: false, exclude: true, reason }
     }
 
     pub(super) fn passed(&self) -> bool {
         matches!(self, Verdict::Passed { .. })
     }
+}
+
+/// How a check failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// By what the endpoint answered.
+    Active,
+    /// By what it answered to another request.
+    Passive,
+    /// Nothing was heard of it.
+    Network,
+    /// Nothing was heard of it in time.
+    Timeout,
+}
+
+impl Failure {
+    /// Whether nothing was heard: no connection, no answer in time.
+    pub(super) fn is_silence(self) -> bool {
+        matches!(self, Failure::Network | Failure::Timeout)
+    }
+}
+
+/// What became of an endpoint by a verdict.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    /// What has changed.
+    pub(super) change: Change,
+    /// Whether the host has.
+    pub(super) changed: bool,
+    /// Whether it was the first check.
+    pub(super) first: bool,
+    /// What checks had against it.
+    pub(super) before: Reasons,
+    /// What they have now.
+    pub(super) after: Reasons,
 }
 
 /// What a check has changed.
@@ -91,17 +138,18 @@ impl State {
         self.first
     }
 
-    /// Takes a verdict. What it changes is set on the host, or kept aside where the check is a candidate's. Tells whether
-    /// the host has changed.
+    /// Takes a verdict. What it changes is set on the host, or kept aside where the check is a candidate's.
     pub(super) fn take(
         &mut self,
         check: &HealthCheck,
         host: &Host,
         verdict: &Verdict,
         in_force: bool,
-    ) -> (Change, bool) {
+    ) -> Taken {
         let mut changed = in_force && self.show(host);
-        let mut against = self.aside.unwrap_or_else(|| host.reasons() & CHECKED);
+        let first = self.first;
+        let before = self.aside.unwrap_or_else(|| host.reasons() & CHECKED);
+        let mut against = before;
         let changes = self.judge(check, against, verdict);
         for (reason, on) in changes.reasons {
             against.set(reason, on);
@@ -110,7 +158,7 @@ impl State {
         if !in_force {
             self.aside = Some(against);
         }
-        (changes.kind, changed)
+        Taken { change: changes.kind, changed, first, before, after: against }
     }
 
     /// Sets on the host what was kept aside; tells whether it has changed.
@@ -144,10 +192,10 @@ impl State {
                 self.degraded = *degraded;
                 self.healthy = !unhealthy || changes.kind == Change::Changed;
             }
-            Verdict::Failed { network, retriable, exclude, .. } => {
+            Verdict::Failed { failure, retriable, exclude, .. } => {
                 self.passed = 0;
                 self.failed = self.failed.saturating_add(u32::from(!unhealthy));
-                let at_once = !network && !retriable;
+                let at_once = !failure.is_silence() && !retriable;
                 if !unhealthy && (at_once || self.failed >= check.unhealthy_threshold) {
                     self.failed = 0;
                     changes.set(Reasons::ACTIVE_CHECK, true);

@@ -1,11 +1,12 @@
 #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::panic)]
 
+mod events;
 mod judging;
 mod probes;
 mod traffic;
 
 use super::probe::{contains_all, judge, serving};
-use super::state::{Change, State, Verdict};
+use super::state::{Change, Failure, State, Taken, Verdict};
 use super::*;
 use crate::callout::{CalloutConfig, Callouts};
 use crate::dns::{DnsCache, ResolverConfig};
@@ -56,6 +57,8 @@ fn check(interval: Duration, probe: Probe) -> HealthCheck {
         reuse_connection: true,
         port: None,
         log_failures: false,
+        log_success: false,
+        events: Vec::new(),
         probe,
     }
 }

@@ -1,8 +1,9 @@
 //! The checks of one cluster's endpoints.
 
 use super::CHECKED;
+use super::events;
 use super::probe::Target;
-use super::state::{Change, State, Verdict};
+use super::state::{Change, State, Taken, Verdict};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{
     Cluster, EndpointCheck, HealthCheck, HealthCheckStats, Host, HostObserver, Member, Reasons,
@@ -185,8 +186,13 @@ impl Watched {
             let Some(state) = session.filter(|_| !left) else { continue };
             self.stats.failure().inc();
             self.stats.passive_failure().inc();
-            let (_, changed) = state.lock().take(&self.check, host, &Verdict::leave(), true);
-            if changed {
+            let (verdict, mut state) = (Verdict::leave(), state.lock());
+            let taken = state.take(&self.check, host, &verdict, true);
+            // Whoever asks to be left alone has been checked, or need not be.
+            let taken = Taken { first: false, ..taken };
+            drop(state);
+            self.check.events.iter().for_each(|log| events::tell(log, &self.check, member, &taken, &verdict));
+            if taken.changed {
                 tracing::info!(endpoint = %host.label, "an endpoint has asked to be left alone");
                 self.schedule();
             }
@@ -230,18 +236,18 @@ impl Watched {
         let stats = &self.stats;
         match verdict {
             Verdict::Passed { .. } => stats.success().inc(),
-            Verdict::Failed { network, .. } => {
+            Verdict::Failed { failure, .. } => {
                 stats.failure().inc();
-                if *network {
+                if failure.is_silence() {
                     stats.network_failure().inc();
                 }
             }
         }
         let cluster = self.cluster.upgrade();
         let mut state = state.lock();
-        let first = state.is_first();
         let in_force = self.in_force.load(Relaxed);
-        let (kind, mut changed) = state.take(&self.check, host, verdict, in_force);
+        let taken = state.take(&self.check, host, verdict, in_force);
+        let Taken { change: kind, mut changed, first, .. } = taken;
         if let (true, Verdict::Passed { .. }, Some(outliers)) =
             (in_force, verdict, cluster.as_ref().and_then(|c| c.outliers.as_ref()))
             && !host.reasons().contains(Reasons::ACTIVE_CHECK)
@@ -251,6 +257,7 @@ impl Watched {
         let traffic = cluster.as_ref().is_some_and(|cluster| cluster.stats.upstream_cx_total().get() > 0);
         state.due = Instant::now() + state.wait(&self.check, kind, verdict.passed(), traffic);
         drop(state);
+        self.tell(cluster.as_deref(), host, &taken, verdict);
         let name = cluster.as_ref().map(|cluster| &*cluster.config.name).unwrap_or_default();
         if let Verdict::Failed { reason, .. } = verdict
             && (first || self.check.log_failures || kind == Change::Changed)
@@ -262,6 +269,14 @@ impl Watched {
         if changed || first {
             self.schedule();
         }
+    }
+
+    /// Logs what came of a check where that is wanted.
+    fn tell(&self, cluster: Option<&Cluster>, host: &Host, taken: &Taken, verdict: &Verdict) {
+        let Some(cluster) = cluster.filter(|_| !self.check.events.is_empty()) else { return };
+        let hosts = cluster.hosts.load();
+        let Some(member) = hosts.iter().find(|member| member.host.id == host.id) else { return };
+        self.check.events.iter().for_each(|log| events::tell(log, &self.check, member, taken, verdict));
     }
 
     /// Takes back what was found of endpoints that are not to be checked any more.
@@ -370,7 +385,7 @@ async fn run(watched: Weak<Watched>, host: Arc<Host>, state: Arc<Mutex<State>>, 
         drop(watching);
         let verdict = match tokio::time::timeout(check.timeout, target.check(&check)).await {
             Ok(verdict) => verdict,
-            Err(_) => Verdict::silent("timeout"),
+            Err(_) => Verdict::late(),
         };
         let Some(watching) = watched.upgrade() else { return };
         watching.take(&host, &state, &verdict);

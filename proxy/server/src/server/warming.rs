@@ -543,6 +543,8 @@ mod tests {
             reuse_connection: true,
             port: None,
             log_failures: false,
+            log_success: false,
+            events: Vec::new(),
             probe: Probe::Tcp(TcpProbe { send: Vec::new(), receive: vec![b"well".to_vec()] }),
         };
         let check = Arc::new(check);

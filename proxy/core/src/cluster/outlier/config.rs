@@ -1,5 +1,6 @@
 //! What outlier detection is told.
 
+use crate::cluster::EventLog;
 use std::time::Duration;
 
 /// Which endpoints are outliers, and for how long they leave (Envoy's OutlierDetection).
@@ -33,6 +34,8 @@ pub struct OutlierDetection {
     pub failure_percentage: FailurePercentage,
     /// Share of detections that are acted on, percent, by [`Cause`].
     pub enforcing: [u32; CAUSES],
+    /// Where it is logged who leaves and comes back (`cluster_manager.outlier_detection` of a bootstrap).
+    pub log: Option<EventLog>,
 }
 
 /// When a rate of success is an outlier.

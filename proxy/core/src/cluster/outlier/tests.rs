@@ -21,6 +21,7 @@ fn config() -> OutlierDetection {
         success_rate: SuccessRate { hosts: 5, requests: 10, stdev_factor: 1900 },
         failure_percentage: FailurePercentage { hosts: 5, requests: 10, threshold: 85 },
         enforcing: [100; CAUSES],
+        log: None,
     }
 }
 
@@ -122,7 +123,7 @@ fn only_so_many_leave_and_detections_may_only_count() {
     let ten = OutlierDetection { max_ejected_percent: 10, ..config() };
     let (few, set) = outliers(&ten, 9);
     assert_eq!(failing(&few, &set), (0, 9, 9));
-    let (one, set) = outliers(&OutlierDetection { always_one: true, ..ten }, 9);
+    let (one, set) = outliers(&OutlierDetection { always_one: true, ..ten.clone() }, 9);
     assert_eq!(failing(&one, &set), (1, 8, 9));
     let (many, set) = outliers(&ten, 20);
     assert_eq!(failing(&many, &set), (2, 18, 20));
@@ -185,4 +186,66 @@ fn what_is_counted_goes_on_with_the_next_cluster() {
     assert_eq!(other.stats.ejections_active().get(), 1);
     other.follow(&HostSet::default());
     assert_eq!(other.stats.ejections_active().get(), 0);
+}
+
+/// As Envoy 1.40 wrote them.
+#[test]
+fn what_becomes_of_outliers_is_logged() {
+    #[derive(Default)]
+    struct Lines(Mutex<String>);
+    impl crate::log_sink::LogSink for Lines {
+        fn write(&self, line: &[u8]) {
+            self.0.lock().push_str(std::str::from_utf8(line).unwrap());
+        }
+    }
+    let lines = Arc::new(Lines::default());
+    let log = crate::cluster::EventLog::new(lines.clone(), "c");
+    let written = || {
+        let lines: Vec<String> = std::mem::take(&mut *lines.0.lock()).lines().map(str::to_owned).collect();
+        let without_time = |line: String| {
+            let (before, rest) = line.split_once(",\"timestamp\":\"").unwrap();
+            format!("{before}{}", rest.split_once('"').unwrap().1)
+        };
+        lines.into_iter().map(without_time).collect::<Vec<_>>()
+    };
+    let quiet = OutlierDetection { log: Some(log), consecutive_gateway: 0, ..config() };
+    let (logged, set) = outliers(&quiet, 2);
+    let (first, now) = (host(&set, 0), Instant::now());
+    let fail = |outliers: &Outliers| (0..3).for_each(|_| answer(outliers, &first, 500));
+    fail(&logged);
+    logged.eject(now);
+    assert_eq!(
+        written(),
+        [
+            r#"{"type":"CONSECUTIVE_5XX","cluster_name":"c","upstream_url":"127.0.0.1:1","action":"EJECT","num_ejections":1,"enforced":true,"eject_consecutive_event":{}}"#
+        ]
+    );
+    logged.look(now + 31 * SECOND);
+    assert_eq!(
+        written(),
+        [
+            r#"{"type":"CONSECUTIVE_5XX","secs_since_last_action":"31","cluster_name":"c","upstream_url":"127.0.0.1:1","action":"UNEJECT","num_ejections":1,"enforced":false}"#
+        ]
+    );
+    fail(&logged);
+    logged.eject(now + 36 * SECOND);
+    assert!(written()[0].contains(r#""secs_since_last_action":"5","cluster_name""#));
+    assert!(logged.passed_check(&first) && written()[0].contains("UNEJECT"));
+    let mut counted = quiet.clone();
+    counted.enforcing = [0; CAUSES];
+    let (counting, _) = outliers(&counted, 0);
+    counting.follow(&set);
+    fail(&counting);
+    counting.eject(now);
+    let line = written().remove(0);
+    assert!(line.contains(r#""num_ejections":0,"enforced":false,"eject_consecutive_event""#), "{line}");
+    let rates = OutlierDetection { consecutive_5xx: 0, ..quiet };
+    let (rated, set) = outliers(&rates, 5);
+    for (at, member) in set.iter().enumerate() {
+        (0..20).for_each(|nth| answer(&rated, &member.host, if at == 0 && nth < 18 { 500 } else { 200 }));
+    }
+    rated.look(now);
+    let line = written().remove(0);
+    let tail = r#""enforced":true,"eject_success_rate_event":{"host_success_rate":10,"cluster_average_success_rate":82,"cluster_success_rate_ejection_threshold":13}}"#;
+    assert!(line.starts_with(r#"{"type":"SUCCESS_RATE","#) && line.ends_with(tail), "{line}");
 }

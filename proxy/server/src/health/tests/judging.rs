@@ -25,8 +25,13 @@ fn thresholds_are_envoys() {
     let check = every_day(Probe::Tcp(TcpProbe::default()));
     let (well, ill) = (Reasons::empty(), Reasons::ACTIVE_CHECK);
     let (silent, failed) = (Verdict::silent("timeout"), Verdict::failed("status 500"));
-    let retriable =
-        Verdict::Failed { network: false, retriable: true, exclude: false, reason: String::new() };
+    let retriable = Verdict::Failed {
+        failure: Failure::Active,
+        status: 503,
+        retriable: true,
+        exclude: false,
+        reason: String::new(),
+    };
     for (from, verdicts, expected) in [
         (ill, vec![passed(), passed()], vec![(Changed, well), (Unchanged, well)]),
         (
@@ -53,7 +58,7 @@ fn thresholds_are_envoys() {
     let degraded = Verdict::Passed { degraded: true };
     let (shy, excluded) = (Reasons::DEGRADED_CHECK, ill | Reasons::EXCLUDED_CHECK);
     assert_eq!(course(&check, well, &[degraded, passed()]), [(Changed, shy), (Changed, well)]);
-    let leave = Verdict::Failed { network: false, retriable: false, exclude: true, reason: String::new() };
+    let leave = Verdict::leave();
     let back = [(Changed, excluded), (Changed, ill), (Changed, well)];
     assert_eq!(course(&check, well, &[leave, passed(), passed()]), back);
     assert_eq!(excluded.health(), Health::Excluded);
@@ -104,11 +109,11 @@ fn answers_are_judged_by_status_body_and_headers() {
     assert!(!judge(&probe, 204, &none, b"two, one").passed());
     assert!(matches!(
         judge(&probe, 503, &none, b""),
-        Verdict::Failed { retriable: true, network: false, .. }
+        Verdict::Failed { retriable: true, failure: Failure::Active, .. }
     ));
     assert!(matches!(
         judge(&probe, 500, &none, b""),
-        Verdict::Failed { retriable: false, network: false, .. }
+        Verdict::Failed { retriable: false, failure: Failure::Active, .. }
     ));
     let degraded = judge(&probe, 200, &says("x-envoy-degraded"), b"onetwo");
     assert_eq!(degraded, Verdict::Passed { degraded: true });

@@ -68,6 +68,7 @@ async fn outliers_leave_and_come_back() {
         success_rate: SuccessRate { hosts: 5, requests: 1000, stdev_factor: 1900 },
         failure_percentage: FailurePercentage { hosts: 5, requests: 1000, threshold: 85 },
         enforcing: [100; CAUSES],
+        log: None,
     };
     let mut config = ClusterConfig::named("c");
     config.outlier_detection = Some(Arc::new(detection));
