@@ -215,7 +215,8 @@ fn context(
     process: &ProcessContext,
     faults: &mut Faults,
 ) -> Context {
-    let ProtoNode { id, cluster, .. } = value.node.clone().unwrap_or_default();
+    let ProtoNode { id, cluster, locality, .. } = value.node.clone().unwrap_or_default();
+    let locality = locality.as_ref().map(cluster::place);
     let ProcessContext { mut compile, filter_lists, secrets: sds, tracker } = process.clone();
     compile.build.local_cluster = cluster.as_str().into();
     let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
@@ -225,10 +226,17 @@ fn context(
         &value.dns_resolution_config,
         DnsServers { tcp_only: value.use_tcp_for_dns_lookups, ..cluster::dns::ordinary() },
     ));
-    let of_all = value.cluster_manager.as_ref().map(manager::compile).transpose().in_key("cluster_manager");
-    let manager::OfAll { outlier_log } = faults.take(of_all).flatten().unwrap_or_default();
+    let of_all = value
+        .cluster_manager
+        .as_ref()
+        .map(|value| manager::compile(value, &static_clusters))
+        .transpose()
+        .in_key("cluster_manager");
+    let manager::OfAll { outlier_log, local_cluster } = faults.take(of_all).flatten().unwrap_or_default();
     Context {
         compile,
+        local_cluster,
+        locality,
         outlier_log,
         filter_lists,
         runtime: Arc::new(runtime.unwrap_or_default()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sixfold_core::access_log::LogTarget;
-use sixfold_core::cluster::DnsServers;
+use sixfold_core::cluster::{DnsServers, Locality};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::error::{ConfigError, nearest};
 use sixfold_core::runtime::Runtime;
@@ -38,6 +38,10 @@ pub struct Context {
     pub node: Node,
     /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.
     pub dns_servers: Option<Arc<DnsServers>>,
+    /// The cluster of this proxy and those like it (`cluster_manager.local_cluster_name`).
+    pub local_cluster: Option<Arc<str>>,
+    /// Where this proxy is (`node.locality`).
+    pub locality: Option<Locality>,
     /// Where outlier detection logs.
     pub outlier_log: Option<LogTarget>,
     /// Names of the clusters of the bootstrap, by which services are reached that resources come from.

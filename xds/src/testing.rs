@@ -68,6 +68,8 @@ pub(crate) fn context() -> Context {
         node: Node { id: "node".into(), cluster: "local".into() },
         dns_servers: None,
         outlier_log: None,
+        local_cluster: None,
+        locality: None,
         sent_clusters: Arc::default(),
         validate_clusters: false,
         of_stream: true,

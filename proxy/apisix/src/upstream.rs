@@ -251,6 +251,7 @@ impl Terms {
             balance: BalanceConfig { policy: self.balancer.policy(), ..BalanceConfig::default() },
             source_address: None,
             tcp_keepalive: None,
+            own_zone: Arc::default(),
             statistics: false,
             added_via_api: false,
         }

@@ -1,7 +1,10 @@
 //! What a bootstrap says of all clusters (`cluster_manager`).
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use sixfold_core::access_log::LogTarget;
-use sixfold_core::error::ConfigContext;
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::ClusterManager;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::cluster_manager::OutlierDetection;
 use sixfold_xds_api::refuse;
@@ -14,9 +17,12 @@ use crate::access_log;
 pub(super) struct OfAll {
     /// Where outlier detection logs (`outlier_detection.event_log_path`).
     pub(super) outlier_log: Option<LogTarget>,
+    /// The cluster of this proxy and those like it.
+    pub(super) local_cluster: Option<Arc<str>>,
 }
 
-pub(super) fn compile(value: &ClusterManager) -> Result<OfAll> {
+/// `clusters` are those of the bootstrap.
+pub(super) fn compile(value: &ClusterManager, clusters: &BTreeSet<String>) -> Result<OfAll> {
     let ClusterManager {
         local_cluster_name,
         outlier_detection,
@@ -25,9 +31,14 @@ pub(super) fn compile(value: &ClusterManager) -> Result<OfAll> {
         // A cluster is made once for all workers.
         enable_deferred_cluster_creation: _,
     } = value;
-    refuse!(local_cluster_name, upstream_bind_config, load_stats_config);
+    refuse!(upstream_bind_config, load_stats_config);
+    if !local_cluster_name.is_empty() && !clusters.contains(local_cluster_name) {
+        let reason = format!("there is no cluster \"{local_cluster_name}\"");
+        return Err(ConfigError::field("local_cluster_name", reason));
+    }
+    let local_cluster = (!local_cluster_name.is_empty()).then(|| local_cluster_name.as_str().into());
     let outlier_log = outlier_detection.as_ref().map(outlier_log).transpose().in_key("outlier_detection")?;
-    Ok(OfAll { outlier_log: outlier_log.flatten() })
+    Ok(OfAll { outlier_log: outlier_log.flatten(), local_cluster })
 }
 
 fn outlier_log(value: &OutlierDetection) -> Result<Option<LogTarget>> {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::cluster::{BalanceConfig, LoadReports, Metric, Policy};
+use sixfold_core::cluster::{BalanceConfig, LoadReports, Metric, Policy, ZoneAware};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
-    ConsistentHashingLbConfig, LocalityConfigSpecifier,
+    ConsistentHashingLbConfig, LocalityConfigSpecifier, ZoneAwareLbConfig as OldZone,
 };
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::ring_hash_lb_config::HashFunction;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
@@ -19,6 +19,8 @@ use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::client_side
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::common::v3::{
     ConsistentHashingLbConfig as NewHashing, LocalityLbConfig, SlowStartConfig,
     locality_lb_config::LocalityConfigSpecifier as NewLocality,
+    locality_lb_config::ZoneAwareLbConfig as NewZone,
+    locality_lb_config::zone_aware_lb_config::{ForceLocalZone, LocalityBasis},
 };
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
 use sixfold_xds_api::pb::envoy::extensions::load_balancing_policies::least_request::v3::least_request::SelectionMethod;
@@ -44,7 +46,7 @@ const MIN_RING: u64 = 1024;
 const MAX_RING: u64 = 8 << 20;
 
 pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<BalanceConfig> {
-    let mut config = BalanceConfig::default();
+    let mut config = BalanceConfig { zone: zone_aware(context, None)?, ..BalanceConfig::default() };
     let mut use_hostname = false;
     if let Some(common) = &value.common_lb_config {
         use_hostname = common_options(context, common, &mut config).in_key("common_lb_config")?;
@@ -93,14 +95,14 @@ fn common_options(context: &Context, value: &CommonLbConfig, config: &mut Balanc
         None => {}
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => config.locality_weighted = true,
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
-            config.fail_on_panic = zone.fail_traffic_on_panic;
-            let routing_enabled = &zone.routing_enabled;
-            let min_cluster_size = &zone.min_cluster_size;
-            let refused = || {
-                refuse!(routing_enabled, min_cluster_size);
-                Ok(())
+            let OldZone { routing_enabled, min_cluster_size, fail_traffic_on_panic } = zone;
+            config.fail_on_panic = *fail_traffic_on_panic;
+            let zone = NewZone {
+                routing_enabled: *routing_enabled,
+                min_cluster_size: *min_cluster_size,
+                ..NewZone::default()
             };
-            refused().in_key("zone_aware_lb_config")?;
+            config.zone = zone_aware(context, Some(&zone)).in_key("zone_aware_lb_config")?;
         }
     }
     let Some(ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor }) =
@@ -193,7 +195,7 @@ fn one_of_list(
     let compiled = match kind.strip_prefix(PACKAGE).unwrap_or_default() {
         "round_robin.v3.RoundRobin" => {
             any::unpack(any).and_then(|RoundRobin { slow_start_config, locality_lb_config }| {
-                locality(&locality_lb_config, config)?;
+                locality(context, &locality_lb_config, config)?;
                 config.slow_start = new_slow_start(context, &slow_start_config)?;
                 config.policy = Policy::RoundRobin;
                 Ok(())
@@ -203,7 +205,7 @@ fn one_of_list(
             any::unpack(any).and_then(|policy| client_side_weighted(context, &policy, config))
         }
         "random.v3.Random" => any::unpack(any).and_then(|Random { locality_lb_config }| {
-            locality(&locality_lb_config, config)?;
+            locality(context, &locality_lb_config, config)?;
             config.policy = Policy::Random;
             Ok(())
         }),
@@ -275,7 +277,7 @@ fn new_least_request(context: &Context, value: &LeastRequest, config: &mut Balan
         enable_full_scan,
         selection_method,
     } = value;
-    locality(locality_lb_config, config)?;
+    locality(context, locality_lb_config, config)?;
     config.slow_start = new_slow_start(context, slow_start_config)?;
     let scan = bool_or(enable_full_scan, false)
         || enum_value::<SelectionMethod>(*selection_method, "selection_method")? == SelectionMethod::FullScan;
@@ -323,11 +325,42 @@ fn hashing(value: &Option<NewHashing>) -> Result<bool> {
     Ok(*use_hostname_for_hashing)
 }
 
-fn locality(value: &Option<LocalityLbConfig>, config: &mut BalanceConfig) -> Result<()> {
+/// Zone-aware routing, which there is wherever there is a local cluster.
+fn zone_aware(context: &Context, value: Option<&NewZone>) -> Result<Option<Arc<ZoneAware>>> {
+    let default = NewZone::default();
+    let NewZone {
+        routing_enabled,
+        min_cluster_size,
+        fail_traffic_on_panic: _,
+        force_locality_direct_routing,
+        force_local_zone,
+        locality_basis,
+    } = value.unwrap_or(&default);
+    let percent = routing_enabled.as_ref().map_or(100.0, |percent| percent.value).round();
+    let least = |ForceLocalZone { min_size }: &ForceLocalZone| min_size.map_or(1, |size| size.value);
+    let forced = force_local_zone.as_ref().map(least);
+    let by_weight =
+        enum_value::<LocalityBasis>(*locality_basis, "locality_basis")? == LocalityBasis::HealthyHostsWeight;
+    let Some(local) = &context.local_cluster else { return Ok(None) };
+    let runtime = &context.runtime;
+    Ok(Some(Arc::new(ZoneAware {
+        local: context.compile.clusters.cell(local),
+        own: context.locality.clone(),
+        enabled: runtime.number("upstream.zone_routing.enabled", percent) as u32,
+        min_size: runtime.number("upstream.zone_routing.min_cluster_size", u64_or(min_cluster_size, 6) as f64)
+            as u64,
+        force_own: forced.or(force_locality_direct_routing.then_some(1)),
+        by_weight,
+    })))
+}
+
+fn locality(context: &Context, value: &Option<LocalityLbConfig>, config: &mut BalanceConfig) -> Result<()> {
     match value.as_ref().and_then(|value| value.locality_config_specifier.as_ref()) {
         Some(NewLocality::LocalityWeightedLbConfig(_)) => config.locality_weighted = true,
-        Some(NewLocality::ZoneAwareLbConfig(_)) => {
-            return Err(ConfigError::field("locality_lb_config.zone_aware_lb_config", "is not supported"));
+        Some(NewLocality::ZoneAwareLbConfig(zone)) => {
+            config.fail_on_panic = zone.fail_traffic_on_panic;
+            let zone = zone_aware(context, Some(zone)).in_key("zone_aware_lb_config");
+            config.zone = zone.in_key("locality_lb_config")?;
         }
         None => {}
     }

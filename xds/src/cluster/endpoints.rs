@@ -103,9 +103,7 @@ fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<
     if *priority > 128 {
         return Err(ConfigError::field("priority", "must be at most 128"));
     }
-    let named = locality.clone().unwrap_or_default();
-    let ProtoLocality { region, zone, sub_zone } = named;
-    let locality = Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() };
+    let locality = locality.as_ref().map(place).unwrap_or_default();
     let locality = (locality != *Locality::unknown()).then(|| Arc::new(locality));
     let endpoints = lb_endpoints
         .iter()
@@ -118,6 +116,16 @@ fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<
         hosts.push(host);
     }
     Ok(())
+}
+
+/// A locality; one without names is none in particular.
+pub(crate) fn place(value: &ProtoLocality) -> Locality {
+    let ProtoLocality { region, zone, sub_zone } = value;
+    Locality {
+        region: region.as_str().into(),
+        zone: zone.as_str().into(),
+        sub_zone: sub_zone.as_str().into(),
+    }
 }
 
 fn endpoint(value: &LbEndpoint) -> Result<HostConfig> {

@@ -14,6 +14,7 @@ mod subset;
 mod tests;
 
 pub(crate) use eds::{assigned, eds};
+pub(crate) use endpoints::place;
 pub use endpoints::{LoadAssignment, compile as endpoints};
 pub(crate) use protocol::Protocol;
 
@@ -124,6 +125,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         balance,
         source_address,
         tcp_keepalive: tcp_keepalive(&keepalive),
+        own_zone: context.locality.as_ref().map(|own| own.zone.clone()).unwrap_or_default(),
         ..policy(discovery, protocol, limits)
     };
     let config = ClusterConfig {

@@ -501,3 +501,31 @@ fn events_of_checks_go_where_it_is_said() {
     let error = check("event_log_path: /no/such/folder/log").unwrap_err().to_string();
     assert!(error.starts_with("health_checks[0].event_log_path: can't open /no/such/folder/log"), "{error}");
 }
+
+#[test]
+fn zone_aware_routing_is_there_with_a_local_cluster() {
+    use sixfold_core::cluster::Locality;
+    let here = Locality { zone: "z".into(), ..Locality::default() };
+    let local = |fields: &str| {
+        let context =
+            Context { local_cluster: Some("local".into()), locality: Some(here.clone()), ..context() };
+        let (config, _) = parts(&context, &read(&format!("name: c\n{fields}\n"))).unwrap();
+        let zone = config.balance.zone.clone().unwrap();
+        assert_eq!((&*zone.local.name, zone.own.as_ref()), ("local", Some(&here)));
+        ((zone.enabled, zone.min_size, zone.force_own, zone.by_weight), config.balance.fail_on_panic)
+    };
+    assert_eq!(local(""), ((100, 6, None, false), false));
+    let older = "common_lb_config: {zone_aware_lb_config: {routing_enabled: {value: 70}, min_cluster_size: 2, fail_traffic_on_panic: true}}";
+    assert_eq!(local(older), ((70, 2, None, false), true));
+    let newer = |fields: &str| {
+        local(&format!(
+            "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: x, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin, locality_lb_config: {{zone_aware_lb_config: {{{fields}}}}}}}}}}}]}}"
+        ))
+    };
+    let forced =
+        "force_local_zone: {min_size: 3}, locality_basis: HEALTHY_HOSTS_WEIGHT, fail_traffic_on_panic: true";
+    assert_eq!(newer(forced), ((100, 6, Some(3), true), true));
+    assert_eq!(newer("force_local_zone: {}, min_cluster_size: 1"), ((100, 1, Some(1), false), false));
+    let (without, _) = config(older).unwrap();
+    assert!(without.balance.zone.is_none() && without.balance.fail_on_panic);
+}

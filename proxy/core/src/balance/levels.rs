@@ -3,6 +3,7 @@
 use super::edf::Edf;
 use super::priority::{Class, Loads};
 use super::worker::{PerWorker, derive};
+use super::zones::{Way, Zones};
 use crate::cluster::{
     BalanceConfig, Balancer, Choice, ClusterStats, HostSet, Locality, Member, Members, PriorityLevel,
 };
@@ -70,6 +71,18 @@ pub(super) struct Leveled<A: Algorithm> {
 struct State<G> {
     loads: Loads,
     levels: Vec<Level<G>>,
+    /// The proxies of the local cluster that `zones` was made of.
+    proxies: Option<Arc<HostSet>>,
+    zones: Option<(Zones, Arc<Split<G>>)>,
+}
+
+/// The first level by locality.
+struct Split<G> {
+    /// What it was made from.
+    members: [Members; 2],
+    localities: Vec<Locality>,
+    healthy: Vec<G>,
+    degraded: Vec<G>,
 }
 
 struct Level<G> {
@@ -128,7 +141,8 @@ impl<A: Algorithm> Leveled<A> {
         workers: usize,
         stats: Arc<ClusterStats>,
     ) -> Leveled<A> {
-        let empty = State { loads: Loads::new(&HostSet::default(), &config), levels: Vec::new() };
+        let loads = Loads::new(&HostSet::default(), &config);
+        let empty = State { loads, levels: Vec::new(), proxies: None, zones: None };
         let balancer = Leveled { algorithm, config, workers, stats, state: ArcSwap::from_pointee(empty) };
         balancer.update(hosts);
         balancer
@@ -173,14 +187,84 @@ impl<A: Algorithm> Leveled<A> {
         let known = |i: usize| before.levels.get(i).filter(|_| goes_on);
         let level = |(i, l)| self.level(l, loads.panics(i), known(i));
         let levels = hosts.levels.iter().enumerate().map(level).collect();
-        self.state.store(Arc::new(State { loads, levels }));
+        let proxies = self.proxies();
+        let zones = self.zones(hosts, proxies.as_deref(), before.zones.as_ref().filter(|_| goes_on));
+        self.state.store(Arc::new(State { loads, levels, proxies, zones }));
+    }
+
+    /// The proxies of the local cluster, where they matter.
+    fn proxies(&self) -> Option<Arc<HostSet>> {
+        let zone = self.config.zone.as_ref().filter(|_| !A::HASHED && !self.config.locality_weighted)?;
+        Some(zone.local.load()?.hosts.load_full())
+    }
+
+    fn zones(
+        &self,
+        hosts: &HostSet,
+        proxies: Option<&HostSet>,
+        before: Option<&(Zones, Arc<Split<A::Group>>)>,
+    ) -> Option<(Zones, Arc<Split<A::Group>>)> {
+        let (config, level) = (self.config.zone.as_ref()?, hosts.levels.first()?);
+        let zones = Zones::new(config, level, proxies?, self.config.panic_threshold, &self.stats)?;
+        let is_of = |split: &Split<A::Group>| {
+            let [healthy, degraded] = &split.members;
+            split.localities == zones.localities
+                && same_members(healthy.iter(), &level.healthy)
+                && same_members(degraded.iter(), &level.degraded)
+        };
+        let known = before.map(|(_, split)| split).filter(|split| is_of(split)).cloned();
+        let split = known.unwrap_or_else(|| Arc::new(self.split(level, &zones.localities)));
+        Some((zones, split))
+    }
+
+    fn split(&self, level: &PriorityLevel, localities: &[Locality]) -> Split<A::Group> {
+        let groups = |members: &Members| {
+            let of = |locality: &Locality| {
+                let here = members.iter().filter(|member| member.locality() == locality);
+                self.algorithm.prepare(here.map(|member| self.weighted(member)).collect(), self.workers)
+            };
+            localities.iter().map(of).collect()
+        };
+        Split {
+            members: [level.healthy.clone(), level.degraded.clone()],
+            localities: localities.to_vec(),
+            healthy: groups(&level.healthy),
+            degraded: groups(&level.degraded),
+        }
+    }
+
+    fn weighted(&self, member: &Arc<Member>) -> Weighted {
+        Weighted { member: member.clone(), weight: self.algorithm.weight(member) }
+    }
+
+    /// The group that chooses for a request of the first level, if its locality does; the error has none choose.
+    fn group_of_zone<'s>(
+        &self,
+        state: &'s State<A::Group>,
+        (level, class): (usize, Class),
+        random: u64,
+    ) -> Result<Option<&'s A::Group>, ()> {
+        let (Some((zones, split)), Some(config)) = (&state.zones, &self.config.zone) else { return Ok(None) };
+        let groups = match class {
+            Class::Healthy => &split.healthy,
+            Class::Degraded => &split.degraded,
+            Class::All => return Ok(None),
+        };
+        if level != 0 {
+            return Ok(None);
+        }
+        match zones.choose(config, self.config.fail_on_panic, random, &self.stats) {
+            Way::Anywhere => Ok(None),
+            Way::Nowhere => Err(()),
+            Way::To(at) => groups.get(at).map(Some).ok_or(()),
+        }
     }
 
     fn source(&self, level: &PriorityLevel, members: &Members, classed: bool) -> Source<A::Group> {
         if members.is_empty() {
             return Source::empty();
         }
-        let weighted = |m: &Arc<Member>| Weighted { member: m.clone(), weight: self.algorithm.weight(m) };
+        let weighted = |m: &Arc<Member>| self.weighted(m);
         let localities = match classed && self.config.locality_weighted {
             true => Localities::of(level),
             false => Localities::default(),
@@ -222,8 +306,8 @@ impl<A: Algorithm> Leveled<A> {
             _ if refused == 0 || A::HASHED => choice.random,
             _ => derive(choice.random, u64::from(refused)),
         };
-        let (level, class) = loads.choose(value)?;
-        let level = state.levels.get(level)?;
+        let chosen = loads.choose(value)?;
+        let (level, class) = (state.levels.get(chosen.0)?, chosen.1);
         let source = match class {
             Class::Healthy => &level.healthy,
             Class::Degraded => &level.degraded,
@@ -237,9 +321,12 @@ impl<A: Algorithm> Leveled<A> {
         };
         // The level took the random number modulo 100; the host must not depend on that.
         let value = if A::HASHED { value } else { derive(value, u64::MAX - 1) };
-        self.algorithm
-            .pick(source.group(choice.worker)?, LbContext { worker: choice.worker, value, refused })
-            .cloned()
+        let group = match self.group_of_zone(state, chosen, value) {
+            Ok(Some(group)) => group,
+            Ok(None) => source.group(choice.worker)?,
+            Err(()) => return None,
+        };
+        self.algorithm.pick(group, LbContext { worker: choice.worker, value, refused }).cloned()
     }
 }
 
@@ -269,6 +356,10 @@ impl<A: Algorithm> Balancer for Leveled<A> {
     fn reweigh(&self, hosts: &HostSet, now: Instant) {
         if self.algorithm.reweigh(hosts, now) {
             self.rebuild(hosts, false);
+        } else if self.config.zone.is_some()
+            && self.proxies().as_ref().map(Arc::as_ptr) != self.state.load().proxies.as_ref().map(Arc::as_ptr)
+        {
+            self.rebuild(hosts, true);
         }
     }
 }

@@ -21,6 +21,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod worker;
+mod zones;
 
 use crate::cluster::{
     BalanceConfig, Balancer, Cluster, ClusterConfig, ClusterStats, HostConfig, HostSet, Policy,

@@ -187,7 +187,8 @@ fn total(capacity: &[Capacity]) -> u32 {
     capacity.iter().map(|c| c.healthy + c.degraded).sum::<u32>().min(100)
 }
 
-fn panics(level: &PriorityLevel, threshold: f64) -> bool {
+/// Whether so few endpoints of a level can be used that all of them are.
+pub(super) fn panics(level: &PriorityLevel, threshold: f64) -> bool {
     let count = level.members.len().saturating_sub(level.excluded);
     let usable = level.healthy.len() + level.degraded.len();
     let percent = if count == 0 { 0.0 } else { 100.0 * usable as f64 / count as f64 };

@@ -1,6 +1,9 @@
 //! What a cluster wants of its load balancer; [`crate::balance`] has them.
 
-use super::{ClusterStats, Criteria, Host, HostSet, LoadReports, Member, Outcome, SubsetConfig, TriedHost};
+use super::{
+    ClusterCell, ClusterStats, Criteria, Host, HostSet, LoadReports, Locality, Member, Outcome, SubsetConfig,
+    TriedHost,
+};
 use crate::retry::HostPredicate;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -103,6 +106,9 @@ pub struct BalanceConfig {
     pub drop_overload: u32,
     /// Whether localities are chosen by their weights first.
     pub locality_weighted: bool,
+    /// Whether requests stay in this proxy's locality where they can; hashes do not look at it, nor does it count
+    /// beside `locality_weighted`.
+    pub zone: Option<Arc<ZoneAware>>,
     /// Slow start window and aggression, minimum weight percent.
     pub slow_start: Option<(Duration, f64, f64)>,
     /// Subsets of the endpoints, each with the algorithm for itself.
@@ -118,9 +124,36 @@ impl Default for BalanceConfig {
             overprovisioning: 140,
             drop_overload: 0,
             locality_weighted: false,
+            zone: None,
             slow_start: None,
             subsets: None,
         }
+    }
+}
+
+/// Zone-aware routing (`zone_aware_lb_config`).
+#[derive(Debug, Clone)]
+pub struct ZoneAware {
+    /// The cluster of this proxy and those like it (`cluster_manager.local_cluster_name`).
+    pub local: Arc<ClusterCell>,
+    /// Where this proxy is (`node.locality`).
+    pub own: Option<Locality>,
+    /// Percent of requests that are routed so (`routing_enabled`), 100 by default.
+    pub enabled: u32,
+    /// Healthy endpoints that there must be (`min_cluster_size`), 6 by default.
+    pub min_size: u64,
+    /// With so many healthy endpoints in its own locality all requests stay there (`force_local_zone`).
+    pub force_own: Option<u32>,
+    /// Shares are those of weights, not of numbers of endpoints (`locality_basis`).
+    pub by_weight: bool,
+}
+
+impl PartialEq for ZoneAware {
+    fn eq(&self, other: &ZoneAware) -> bool {
+        let ZoneAware { local, own, enabled, min_size, force_own, by_weight } = self;
+        Arc::ptr_eq(local, &other.local)
+            && (own, enabled, min_size, force_own, by_weight)
+                == (&other.own, &other.enabled, &other.min_size, &other.force_own, &other.by_weight)
     }
 }
 

@@ -84,6 +84,8 @@ pub struct ClusterPolicy {
     pub source_address: Option<std::net::SocketAddr>,
     /// TCP keep-alive of upstream connections: idle time, interval, probes.
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// The zone that this proxy is in, by which responses are counted; empty where that is not known.
+    pub own_zone: Arc<str>,
     /// Whether its statistics are counted: those of APISIX's upstreams no surface shows.
     pub statistics: bool,
     /// Whether the cluster came by an API rather than the static configuration (`added_via_api`).
@@ -157,6 +159,7 @@ impl Default for ClusterPolicy {
             balance: BalanceConfig::default(),
             source_address: None,
             tcp_keepalive: None,
+            own_zone: Arc::default(),
             statistics: true,
             added_via_api: false,
         }

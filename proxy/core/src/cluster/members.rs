@@ -27,6 +27,7 @@ pub struct Member {
     /// Apart from whether it has one, in which they are smaller than an option of both.
     locality_weight: u32,
     locality_is_weighted: bool,
+    canary: bool,
     /// Metadata by namespace.
     pub metadata: Metadata,
     /// TLS towards it where its cluster has several, see [`super::Cluster::tls_of`].
@@ -58,6 +59,7 @@ impl Member {
             locality,
             locality_weight: locality_weight.unwrap_or_default(),
             locality_is_weighted: locality_weight.is_some(),
+            canary: is_canary(&metadata),
             metadata,
             tls,
             discovery: health,
@@ -140,8 +142,12 @@ impl Member {
 
     /// Whether `envoy.lb` metadata marks it as a canary.
     pub fn is_canary(&self) -> bool {
-        self.metadata.get("envoy.lb").and_then(|m| m.get("canary")).and_then(|v| v.as_bool()).unwrap_or(false)
+        self.canary
     }
+}
+
+fn is_canary(metadata: &Metadata) -> bool {
+    metadata.get("envoy.lb").and_then(|m| m.get("canary")).and_then(|v| v.as_bool()).unwrap_or(false)
 }
 
 /// The endpoints of a cluster at one moment.

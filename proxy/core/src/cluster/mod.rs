@@ -27,7 +27,7 @@ mod tests;
 mod tried;
 
 pub(crate) use balancer::BuildBalancer;
-pub use balancer::{BalanceConfig, Balancer, Choice, Policy};
+pub use balancer::{BalanceConfig, Balancer, Choice, Policy, ZoneAware};
 pub use breaker::{Breaker, BreakerLimits, ConnectionPermit, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
 pub use config::{ClusterConfig, ClusterPolicy};
@@ -271,8 +271,12 @@ impl Cluster {
         self.balancer.reweigh(&self.hosts.load(), now);
     }
 
-    /// Shows the endpoints that the balancer has found by itself, and has it forget what nobody needs.
+    /// Shows the endpoints that the balancer has found by itself, and has it forget what nobody needs. Has it look at
+    /// the local cluster where that matters.
     pub fn tend(&self, now: Instant) {
+        if self.config.balance.zone.is_some() {
+            self.reweigh(now);
+        }
         if !matches!(self.config.discovery, Discovery::OriginalDst(_)) {
             return;
         }
@@ -330,6 +334,7 @@ impl Cluster {
             self.stats.membership_change().inc();
         }
         self.count_members(set);
+        self.stats.count_zones(&self.config.own_zone, set.iter().map(|member| &member.locality().zone));
     }
 
     fn count_members(&self, set: &HostSet) {

@@ -3,8 +3,9 @@
 use super::grpc_stats::GrpcStats;
 use crate::metrics::Registry;
 use crate::metrics::responses::Responses;
+use arc_swap::ArcSwapOption;
 use std::ops::Deref;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 crate::stat_block! {
     /// The fixed part of a cluster's statistics, as Envoy names them.
@@ -25,7 +26,8 @@ crate::stat_block! {
             upstream_rq_retry, upstream_rq_retry_success, upstream_rq_retry_overflow,
             upstream_rq_retry_limit_exceeded, upstream_rq_retry_backoff_exponential,
             upstream_rq_retry_backoff_ratelimited,
-            lb_healthy_panic, lb_subsets_selected, lb_subsets_fallback, lb_subsets_fallback_panic, lb_recalculate_zone_structures, membership_change, update_attempt, update_success,
+            lb_healthy_panic, lb_subsets_selected, lb_subsets_fallback, lb_subsets_fallback_panic, lb_recalculate_zone_structures, lb_local_cluster_not_ok,
+            lb_zone_cluster_too_small, lb_zone_no_capacity_left, lb_zone_number_differs, lb_zone_routing_all_directly, lb_zone_routing_sampled, lb_zone_routing_cross_zone, membership_change, update_attempt, update_success,
             update_failure, update_empty, bind_errors, retry_or_shadow_abandoned,
             upstream_internal_redirect_succeeded_total, upstream_internal_redirect_failed_total,
             ssl_handshake = "ssl.handshake", ssl_fail_verify_error = "ssl.fail_verify_error",
@@ -39,15 +41,27 @@ crate::stat_block! {
     }
 }
 
+/// Zones whose responses are counted apart.
+const MAX_ZONES: usize = 64;
+
 /// Statistics under `cluster.NAME.`.
 pub struct ClusterStats {
     counts: ClusterCounts,
     grpc: OnceLock<GrpcStats>,
     responses: Responses,
     /// Those of responses of some kind, once there was one.
-    of_kind: [OnceLock<Responses>; 3],
+    of_kind: [OnceLock<Responses>; 4],
+    /// Those of responses from zones; nothing where it is not known in which zone this proxy is.
+    zones: ArcSwapOption<Box<[OfZone]>>,
     /// Where they are made.
     registry: Option<(Registry, Box<str>)>,
+}
+
+/// Responses of the endpoints in a zone.
+#[derive(Clone)]
+struct OfZone {
+    zone: Arc<str>,
+    responses: Arc<Responses>,
 }
 
 /// Responses that are counted apart, beside all.
@@ -59,6 +73,8 @@ pub enum ResponseKind {
     Internal,
     /// Those that were not passed on, since another attempt followed.
     Retry,
+    /// From an endpoint that is a canary.
+    Canary,
 }
 
 impl ResponseKind {
@@ -67,6 +83,7 @@ impl ResponseKind {
             ResponseKind::External => "external",
             ResponseKind::Internal => "internal",
             ResponseKind::Retry => "retry",
+            ResponseKind::Canary => "canary",
         }
     }
 }
@@ -79,6 +96,7 @@ impl ClusterStats {
             counts: ClusterCounts::new(registry, &prefix),
             responses: Responses::new(registry, &prefix),
             of_kind: Default::default(),
+            zones: ArcSwapOption::empty(),
             grpc: OnceLock::new(),
             registry: Some((registry.clone(), prefix.into())),
         }
@@ -90,6 +108,7 @@ impl ClusterStats {
             counts: ClusterCounts::none(),
             responses: Responses::none(),
             of_kind: Default::default(),
+            zones: ArcSwapOption::empty(),
             grpc: OnceLock::new(),
             registry: None,
         }
@@ -109,6 +128,32 @@ impl ClusterStats {
     /// All responses.
     pub fn responses(&self) -> &Responses {
         &self.responses
+    }
+
+    /// Makes room for what endpoints in these zones answer to a proxy in the zone `own`, under `zone.OWN.ZONE.`.
+    pub(super) fn count_zones<'z>(&self, own: &str, zones: impl Iterator<Item = &'z Arc<str>>) {
+        let Some((registry, prefix)) = self.registry.as_ref().filter(|_| !own.is_empty()) else { return };
+        let known = self.zones.load_full();
+        let mut all = known.map_or_else(Vec::new, |known| known.to_vec());
+        let before = all.len();
+        for zone in zones.filter(|zone| !zone.is_empty()) {
+            if all.len() < MAX_ZONES && !all.iter().any(|known| known.zone == *zone) {
+                let responses = Arc::new(Responses::sparse(registry, &format!("{prefix}zone.{own}.{zone}.")));
+                all.push(OfZone { zone: zone.clone(), responses });
+            }
+        }
+        if all.len() > before {
+            self.zones.store(Some(Arc::new(all.into())));
+        }
+    }
+
+    /// Has `count` count a response of an endpoint in this zone.
+    pub fn of_zone(&self, zone: &str, count: impl FnOnce(&Responses)) {
+        if let Some(zones) = &*self.zones.load()
+            && let Some(of) = zones.iter().find(|of| *of.zone == *zone)
+        {
+            count(&of.responses);
+        }
     }
 
     /// Responses of a kind, which have statistics of their own from the first one on; `None` where nobody counts.

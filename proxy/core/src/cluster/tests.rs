@@ -242,3 +242,31 @@ fn breakers_show_what_they_allow_once_their_cluster_is_in_force() {
     cell.swap(None);
     assert_eq!(shown("default.cx_open"), None);
 }
+
+/// As Envoy counts them: `zone.FROM.TO.` where both are known, and `canary.`.
+#[test]
+fn responses_are_counted_by_zone() {
+    let (registry, mut config) = (Registry::new(), ClusterConfig::named("c"));
+    config.own_zone = "a".into();
+    let of = |port, zone: &str| {
+        let locality = super::Locality { zone: zone.into(), ..Default::default() };
+        HostConfig { locality: Some(Arc::new(locality)), ..endpoint(port, 1) }
+    };
+    let cluster =
+        Cluster::new(config, vec![of(1, "a"), of(2, "b"), of(3, "b"), endpoint(4, 1)], None, &registry)
+            .unwrap();
+    super::Clusters::default().cell("c").swap(Some(cluster.clone()));
+    for zone in ["a", "b", "b", "", "c"] {
+        cluster.stats.of_zone(zone, |responses| responses.count(200));
+    }
+    let shown: Vec<String> = registry
+        .samples()
+        .into_iter()
+        .map(|sample| sample.name.to_string())
+        .filter(|n| n.contains("zone."))
+        .collect();
+    for name in ["cluster.c.zone.a.a.upstream_rq_200", "cluster.c.zone.a.b.upstream_rq_2xx"] {
+        assert!(shown.iter().any(|shown| shown == name), "{name} of {shown:?}");
+    }
+    assert!(!shown.iter().any(|shown| shown.contains("zone.a.c") || shown.contains("zone.a..")), "{shown:?}");
+}

@@ -2,6 +2,7 @@
 //! `chargeUpstreamCode`, source/common/http/codes.cc).
 
 use sixfold_core::cluster::{Cluster, ResponseKind};
+use sixfold_core::metrics::responses::Responses;
 use sixfold_core::route::RouteStats;
 use sixfold_core::stream::Stream;
 
@@ -28,6 +29,7 @@ pub(super) fn response(stream: &Stream, status: u16) {
     if let Some(responses) = cluster.stats.responses_of(origin(stream)) {
         responses.count(status);
     }
+    by_endpoint(stream, cluster, |responses| responses.count(status));
     routes(stream).into_iter().flatten().for_each(|stats| stats.responses.count(status));
 }
 
@@ -46,6 +48,7 @@ pub(super) fn time(stream: &Stream, millis: u64) {
     if let Some(responses) = cluster.stats.responses_of(origin(stream)) {
         responses.record(millis);
     }
+    by_endpoint(stream, cluster, |responses| responses.record(millis));
     routes(stream).into_iter().flatten().for_each(|stats| stats.responses.record(millis));
 }
 
@@ -62,6 +65,15 @@ pub(super) fn time_of_own(cluster: &Cluster, millis: u64) {
     cluster.stats.responses().record(millis);
     if let Some(responses) = cluster.stats.responses_of(ResponseKind::Internal) {
         responses.record(millis);
+    }
+}
+
+/// Counts by what the endpoint is: one of a zone, a canary.
+fn by_endpoint(stream: &Stream, cluster: &Cluster, count: impl Fn(&Responses)) {
+    let Some(member) = &stream.upstream.member else { return };
+    cluster.stats.of_zone(&member.locality().zone, &count);
+    if let Some(responses) = cluster.stats.responses_of(ResponseKind::Canary).filter(|_| member.is_canary()) {
+        count(responses);
     }
 }
 
