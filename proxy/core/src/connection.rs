@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// A downstream connection, shared by its streams.
@@ -58,20 +59,42 @@ impl Connection {
     }
 }
 
-/// A terminated TLS connection.
+/// The number of the next connection of this process, whichever side it is on, from 1.
+pub fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// A connection to an endpoint, shared by the requests that it carries.
+#[derive(Debug)]
+pub struct UpstreamConnection {
+    /// Its number: `%UPSTREAM_CONNECTION_ID%`.
+    pub id: u64,
+    /// TLS towards the endpoint.
+    pub tls: Option<TlsInfo>,
+}
+
+impl UpstreamConnection {
+    /// One that was just opened.
+    pub fn new(tls: Option<TlsInfo>) -> Arc<UpstreamConnection> {
+        Arc::new(UpstreamConnection { id: next_id(), tls })
+    }
+}
+
+/// A TLS connection, terminated or begun here.
 #[derive(Debug, Default)]
 pub struct TlsInfo {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// OpenSSL's name of the cipher suite, such as `ECDHE-RSA-AES128-GCM-SHA256`.
     pub cipher: &'static str,
-    /// Server name that the client asked for, in lower case.
+    /// Server name that the client asked for, in lower case, or that was sent to an endpoint.
     pub server_name: Option<Arc<str>>,
     /// ALPN protocol, if one was agreed.
     pub alpn: Option<Box<[u8]>>,
     /// Whether the session was resumed.
     pub resumed: bool,
-    /// Client certificate, if one was presented.
+    /// The peer's certificate, if one was presented.
     pub peer: Option<Arc<Certificate>>,
     /// Whether the client certificate was verified against the configured authorities.
     pub peer_validated: bool,

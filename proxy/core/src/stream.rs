@@ -5,7 +5,7 @@ mod vars;
 pub use vars::Vars;
 
 use crate::cluster::{Cluster, Member, TriedHost};
-use crate::connection::Connection;
+use crate::connection::{Connection, UpstreamConnection};
 use crate::flags::ResponseFlags;
 use crate::headers::Headers;
 use crate::message::{RequestHead, ResponseHead};
@@ -145,6 +145,8 @@ pub struct Upstream {
     pub member: Option<Arc<Member>>,
     /// Local address of the upstream connection.
     pub local: Option<SocketAddr>,
+    /// The upstream connection of the last attempt.
+    pub connection: Option<Arc<UpstreamConnection>>,
     /// Attempts so far, the first one counted.
     pub attempts: u32,
     /// Hosts that were tried, in order: what balancers exclude and APISIX's `$upstream_addr` lists.

@@ -14,7 +14,7 @@ use crate::worker::Worker;
 use meter::Meter;
 use pump::{End, Pump, Side, Watch};
 use sixfold_core::cluster::{Choice, Cluster, Criteria, InFlight, OutcomeKind, Resource, TriedHost};
-use sixfold_core::connection::Connection;
+use sixfold_core::connection::{Connection, UpstreamConnection};
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
 use sixfold_core::listener::TcpProxy;
@@ -155,12 +155,12 @@ impl Session {
             let timeout = cluster.config.connect_timeout;
             let handshake = Handshake { tls: cluster.tls_of(flight.member()), ..Handshake::default() };
             match dial(&cluster, &host, handshake, timeout).await {
-                Ok(connected) => {
+                Ok(mut connected) => {
                     flight.settle(OutcomeKind::Response, 200);
                     flight.attached();
                     // However it ends, its one request is under way.
                     active.ends_busy();
-                    self.connected(&connected);
+                    self.connected(&mut connected);
                     return Ok(Upstream { connected, flight, active });
                 }
                 Err(error) => {
@@ -187,9 +187,10 @@ impl Session {
         upstream.tried.push(TriedHost::new(flight.member().clone(), now));
     }
 
-    fn connected(&mut self, connected: &Connected) {
+    fn connected(&mut self, connected: &mut Connected) {
         let upstream = &mut self.stream.upstream;
         upstream.local = connected.local;
+        upstream.connection = Some(UpstreamConnection::new(connected.tls.take()));
         upstream.failure = None;
         if let Some(tried) = upstream.tried.last_mut() {
             tried.connect_ms = Some(connected.connect_ms);

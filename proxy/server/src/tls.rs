@@ -102,6 +102,6 @@ pub(crate) async fn connect(
         Some(tls) => tls.to_string(),
         None => e.to_string(),
     })?;
-    let info = context.info(stream.get_ref().1);
+    let info = TlsInfo { server_name: server_name.map(Into::into), ..context.info(stream.get_ref().1) };
     Ok((Io::tls_client(stream), info))
 }

@@ -14,7 +14,7 @@ use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::Callout;
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -52,7 +52,6 @@ pub struct Shared {
     /// `POST /healthcheck/fail`: responses carry `connection: close` and
     /// `x-envoy-immediate-health-check-fail`.
     pub health_failed: Arc<AtomicBool>,
-    connection_ids: AtomicU64,
     /// What listener filters have found.
     pub(crate) filter_stats: FilterStats,
     /// Listeners by address, for connections that are handed over (`use_original_dst`).
@@ -124,7 +123,6 @@ impl Shared {
             bodies: Arc::new(ByteBudget::new(options.body_budget)),
             options,
             health_failed: Arc::default(),
-            connection_ids: AtomicU64::new(1),
             filter_stats: FilterStats::default(),
             listeners: ArcSwap::default(),
             addresses: ArcSwap::default(),
@@ -135,7 +133,7 @@ impl Shared {
 
     /// The number of the next connection, from 1.
     pub fn next_connection_id(&self) -> u64 {
-        self.connection_ids.fetch_add(1, Relaxed)
+        sixfold_core::connection::next_id()
     }
 
     /// The worker with the fewest connections, unless it is `asking` itself or no better off.

@@ -9,6 +9,8 @@ use sixfold_xds_api::pb::envoy::config::route::v3::route_match::{PathSpecifier, 
 use sixfold_xds_api::pb::envoy::config::route::v3::{
     Decorator as ProtoDecorator, Route as ProtoRoute, RouteMatch, route,
 };
+use sixfold_xds_api::pb::envoy::r#type::matcher::v3::FilterStateMatcher;
+use sixfold_xds_api::pb::envoy::r#type::matcher::v3::filter_state_matcher::Matcher;
 use sixfold_xds_api::{header_ops, matcher, metadata, refused};
 
 use crate::filters::Level;
@@ -104,6 +106,20 @@ fn compile_decorator(value: &ProtoDecorator) -> Result<Decorator> {
     Ok(Decorator { operation: operation.into(), propagate: bool_or(propagate, true) })
 }
 
+fn of_filter_state(value: &FilterStateMatcher) -> Result<Predicate> {
+    let FilterStateMatcher { key, matcher: test } = value;
+    let key = not_empty(key, "key")?.into();
+    match test {
+        Some(Matcher::StringMatch(test)) => {
+            let test = matcher::string(test).in_key("string_match")?;
+            Ok(Predicate::FilterState { key, test })
+        }
+        // Objects that are addresses there are none.
+        Some(Matcher::AddressMatch(_)) => Err(ConfigError::field("address_match", "is not supported")),
+        None => Err(ConfigError::field("matcher", "is missing")),
+    }
+}
+
 /// The path and the other conditions, in Envoy's order of checks.
 fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[Predicate]>)> {
     let RouteMatch {
@@ -119,7 +135,7 @@ fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[
         path_specifier,
     } = value;
     let mut faults = Faults::default();
-    faults.take(refused!(dynamic_metadata, filter_state));
+    faults.take(refused!(dynamic_metadata));
     let mut predicates = Vec::new();
     if let Some(fraction) = fraction {
         let fraction = runtime_fraction(&scope.context.runtime, fraction).in_key("runtime_fraction");
@@ -141,6 +157,10 @@ fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[
             value.as_ref().map(|v| v.value)
         };
         predicates.push(Predicate::Tls { presented: wanted(presented), validated: wanted(validated) });
+    }
+    for (index, state) in filter_state.iter().enumerate() {
+        let state = of_filter_state(state).in_index(index).in_key("filter_state");
+        predicates.extend(faults.keep(state));
     }
     let ignore_case = !bool_or(case_sensitive, true);
     let given = one_of::<RouteMatch, _>(path_specifier, "path_specifier");

@@ -1,4 +1,4 @@
-//! Operators about certificates of the downstream connection.
+//! Operators about TLS and its certificates.
 
 use super::read::{Read, join};
 use super::time::TimeFormat;
@@ -9,27 +9,42 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 /// A bound of a certificate's validity.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Validity {
-    peer: bool,
+    of: Whose,
     end: bool,
+}
+
+/// Whose certificate is meant.
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    Client,
+    Ours,
+    Endpoint,
 }
 
 /// The bound that an operator's name means.
 pub(super) fn validity(name: &str) -> Option<Validity> {
-    let (peer, rest) = match name.strip_prefix("DOWNSTREAM_PEER_CERT_V_") {
-        Some(rest) => (true, rest),
-        None => (false, name.strip_prefix("DOWNSTREAM_LOCAL_CERT_V_")?),
+    let (whose, rest) = name.rsplit_once("_CERT_V_")?;
+    let of = match whose {
+        "DOWNSTREAM_PEER" => Whose::Client,
+        "DOWNSTREAM_LOCAL" => Whose::Ours,
+        "UPSTREAM_PEER" => Whose::Endpoint,
+        _ => return None,
     };
     let end = match rest {
         "START" => false,
         "END" => true,
         _ => return None,
     };
-    Some(Validity { peer, end })
+    Some(Validity { of, end })
 }
 
 impl Validity {
     pub(super) fn write(self, stream: &Stream, format: &TimeFormat, out: &mut Vec<u8>) -> bool {
-        let certificate = if self.peer { peer(stream) } else { local(stream) };
+        let certificate = match self.of {
+            Whose::Client => peer(stream),
+            Whose::Ours => local(stream),
+            Whose::Endpoint => endpoint(stream),
+        };
         let Some(certificate) = certificate else { return false };
         format.write_seconds(if self.end { certificate.not_after } else { certificate.not_before }, out);
         true
@@ -46,6 +61,19 @@ pub(super) fn peer(stream: &Stream) -> Option<&Certificate> {
 
 fn local(stream: &Stream) -> Option<&Certificate> {
     tls(stream)?.local.as_deref()
+}
+
+/// TLS of the upstream connection.
+fn upstream(stream: &Stream) -> Option<&TlsInfo> {
+    stream.upstream.connection.as_ref()?.tls.as_ref()
+}
+
+fn endpoint(stream: &Stream) -> Option<&Certificate> {
+    upstream(stream)?.peer.as_deref()
+}
+
+fn shown(stream: &Stream) -> Option<&Certificate> {
+    upstream(stream)?.local.as_deref()
 }
 
 fn some(text: &str) -> Option<&[u8]> {
@@ -83,3 +111,19 @@ fn pem(out: &mut Vec<u8>, certificate: Option<&Certificate>) -> bool {
 
 pub(super) const PEER: [(&str, Read); 10] = certificate_operators!("DOWNSTREAM_PEER_", peer);
 pub(super) const LOCAL: [(&str, Read); 10] = certificate_operators!("DOWNSTREAM_LOCAL_", local);
+
+/// Of the upstream connection: those that Envoy has.
+pub(super) const UPSTREAM: [(&str, Read); 12] = [
+    ("UPSTREAM_TLS_VERSION", Read::Text(|s| some(upstream(s)?.version))),
+    ("UPSTREAM_TLS_CIPHER", Read::Text(|s| some(upstream(s)?.cipher))),
+    ("UPSTREAM_SERVER_NAME", Read::Text(|s| some(upstream(s)?.server_name.as_deref()?))),
+    ("UPSTREAM_PEER_SUBJECT", Read::Text(|s| some(&endpoint(s)?.subject))),
+    ("UPSTREAM_PEER_ISSUER", Read::Text(|s| some(&endpoint(s)?.issuer))),
+    ("UPSTREAM_PEER_URI_SAN", Read::Make(|s, out| list(out, endpoint(s).map(|c| &c.uri_sans)))),
+    ("UPSTREAM_PEER_DNS_SAN", Read::Make(|s, out| list(out, endpoint(s).map(|c| &c.dns_sans)))),
+    ("UPSTREAM_PEER_IP_SAN", Read::Make(|s, out| list(out, endpoint(s).map(|c| &c.ip_sans)))),
+    ("UPSTREAM_PEER_CERT", Read::Make(|s, out| pem(out, endpoint(s)))),
+    ("UPSTREAM_LOCAL_URI_SAN", Read::Make(|s, out| list(out, shown(s).map(|c| &c.uri_sans)))),
+    ("UPSTREAM_LOCAL_DNS_SAN", Read::Make(|s, out| list(out, shown(s).map(|c| &c.dns_sans)))),
+    ("UPSTREAM_LOCAL_IP_SAN", Read::Make(|s, out| list(out, shown(s).map(|c| &c.ip_sans)))),
+];

@@ -159,7 +159,9 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
         "CLUSTER_METADATA" => metadata(MetadataOf::Cluster, needed()?)?,
         "UPSTREAM_METADATA" => metadata(MetadataOf::Endpoint, needed()?)?,
         "METADATA" => any_metadata(needed()?)?,
-        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
+        "FILTER_STATE" => filter_state(needed()?)?,
+        "UPSTREAM_FILTER_STATE" => {
+            // Nothing here leaves any with the upstream.
             filter_state(needed()?)?;
             Operator::Missing
         }
@@ -183,11 +185,14 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
     }))
 }
 
-/// `key:PLAIN|TYPED|FIELD:field`, of which only the form is looked at.
-fn filter_state(arguments: &str) -> Result<(), String> {
-    let mut parts = arguments.split(':').skip(1);
+/// `key:PLAIN|TYPED|FIELD:field`. There are texts in the state, which have no fields.
+fn filter_state(arguments: &str) -> Result<Operator, String> {
+    let mut parts = arguments.split(':');
+    let key = parts.next().unwrap_or_default().into();
     match (parts.next(), parts.next()) {
-        (None | Some("PLAIN" | "TYPED"), _) | (Some("FIELD"), Some(_)) => Ok(()),
+        (None | Some("TYPED"), _) => Ok(Operator::FilterState { key, typed: true }),
+        (Some("PLAIN"), _) => Ok(Operator::FilterState { key, typed: false }),
+        (Some("FIELD"), Some(_)) => Ok(Operator::Missing),
         (Some("FIELD"), None) => Err("FIELD needs the name of a field".into()),
         (Some(other), _) => Err(format!("'{other}' is none of PLAIN, TYPED, FIELD")),
     }

@@ -13,7 +13,8 @@ use std::time::Instant;
 /// The function of an operator: `None` when the name is not known, `Some(None)` when it is and there is never a
 /// value here.
 pub(super) fn find(name: &str) -> Option<Option<Read>> {
-    let tables = OPERATORS.iter().chain(&certificate::PEER).chain(&certificate::LOCAL);
+    let tables =
+        OPERATORS.iter().chain(&certificate::PEER).chain(&certificate::LOCAL).chain(&certificate::UPSTREAM);
     if let Some((_, read)) = tables.into_iter().find(|(n, _)| *n == name) {
         return Some(Some(*read));
     }
@@ -22,7 +23,8 @@ pub(super) fn find(name: &str) -> Option<Option<Read>> {
 
 /// The names of all of them.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    let tables = OPERATORS.iter().chain(&certificate::PEER).chain(&certificate::LOCAL);
+    let tables =
+        OPERATORS.iter().chain(&certificate::PEER).chain(&certificate::LOCAL).chain(&certificate::UPSTREAM);
     tables.map(|(name, _)| *name).chain(ABSENT.iter().copied())
 }
 
@@ -48,7 +50,6 @@ pub(super) fn takes_length(name: &str) -> bool {
 const ABSENT: &[&str] = &[
     "ROUNDTRIP_DURATION",
     "DOWNSTREAM_HANDSHAKE_DURATION",
-    "UPSTREAM_CONNECTION_ID",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
     "UPSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
@@ -68,22 +69,8 @@ const ABSENT: &[&str] = &[
     "ROUTE_RESOLUTION_COUNT",
     "ROUTE_RESOLUTION_TIME_US",
     "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
-    "UPSTREAM_LOCAL_DNS_SAN",
-    "UPSTREAM_LOCAL_IP_SAN",
-    "UPSTREAM_LOCAL_URI_SAN",
-    "UPSTREAM_PEER_CERT",
-    "UPSTREAM_PEER_CERT_V_END",
-    "UPSTREAM_PEER_CERT_V_START",
-    "UPSTREAM_PEER_DNS_SAN",
-    "UPSTREAM_PEER_IP_SAN",
-    "UPSTREAM_PEER_ISSUER",
-    "UPSTREAM_PEER_SUBJECT",
-    "UPSTREAM_PEER_URI_SAN",
-    "UPSTREAM_SERVER_NAME",
-    "UPSTREAM_TLS_CIPHER",
     "UPSTREAM_TLS_GROUP",
     "UPSTREAM_TLS_SESSION_ID",
-    "UPSTREAM_TLS_VERSION",
 ];
 
 const OPERATORS: &[(&str, Read)] = &[
@@ -169,6 +156,7 @@ const OPERATORS: &[(&str, Read)] = &[
     ("DOWNSTREAM_TLS_VERSION", Read::Text(|s| some(s.connection.tls.as_ref()?.version.as_bytes()))),
     ("DOWNSTREAM_TLS_CIPHER", Read::Text(|s| some(s.connection.tls.as_ref()?.cipher.as_bytes()))),
     ("CONNECTION_ID", Read::Number(|s| Some(s.connection.id))),
+    ("UPSTREAM_CONNECTION_ID", Read::Number(|s| Some(s.upstream.connection.as_ref()?.id))),
     ("STREAM_ID", Read::Make(|s, out| uuid(out, s))),
     ("UNIQUE_ID", Read::Make(|s, out| uuid(out, s))),
     ("TRACE_ID", Read::Text(|s| s.var("trace_id"))),

@@ -43,6 +43,11 @@ pub(super) enum Operator {
         namespace: Box<str>,
         path: Box<[Box<str>]>,
     },
+    /// An object of the filter state: its text, or that as JSON.
+    FilterState {
+        key: Box<str>,
+        typed: bool,
+    },
     /// The first that is there.
     ServerName(&'static [Address]),
     Validity {
@@ -216,6 +221,7 @@ impl Operator {
             Operator::Duration(duration) => json_if(duration.of(stream).map(|n| number(out, n)).is_some()),
             Operator::GrpcStatus(form) => write_grpc_status(stream, *form, out),
             Operator::Metadata { of, namespace, path } => metadata(stream, *of, namespace, path, out),
+            Operator::FilterState { key, typed } => filter_state(stream, key, *typed, out),
             Operator::ServerName(order) => put(out, order.iter().find_map(|from| server_name(stream, *from))),
             Operator::Validity { of, format } => text_if(of.write(stream, format, out)),
             Operator::Coalesce(operators) => coalesce(operators, stream, out),
@@ -233,6 +239,17 @@ fn json_if(there: bool) -> Written {
 
 fn put(out: &mut Vec<u8>, text: Option<&[u8]>) -> Written {
     text_if(text.map(|text| out.extend_from_slice(text)).is_some())
+}
+
+fn filter_state(stream: &Stream, key: &str, typed: bool, out: &mut Vec<u8>) -> Written {
+    let Some(object) = stream.filter_state().iter().find(|object| *object.key == *key) else {
+        return Written::Missing;
+    };
+    if !typed {
+        return put(out, Some(&object.value));
+    }
+    out.extend_from_slice(Value::from(String::from_utf8_lossy(&object.value)).to_string().as_bytes());
+    Written::Json
 }
 
 fn time(out: &mut Vec<u8>, format: &TimeFormat, time: SystemTime) -> Written {

@@ -584,3 +584,61 @@ fn decoded_queries_keep_what_is_not_readable() {
         assert_eq!(log("%QUERY_PARAMS(DECODED)%", &s), line, "{query}");
     }
 }
+
+/// As Envoy 1.40 printed them.
+#[test]
+fn filter_state_is_text_or_json() {
+    use crate::stream::FilterObject;
+    let mut s = stream();
+    let value = b"va\"l /p".as_slice().into();
+    s.set_filter_state(FilterObject { key: "my.str".into(), value, hashable: false, read_only: false });
+    for (format, printed) in [
+        ("%FILTER_STATE(my.str)%", r#""va\"l /p""#),
+        ("%FILTER_STATE(my.str):3%", "\"va"),
+        ("%FILTER_STATE(my.str:PLAIN)%", "va\"l /p"),
+        ("%FILTER_STATE(my.str:PLAIN):3%", "va\""),
+        ("%FILTER_STATE(my.str:TYPED)%", r#""va\"l /p""#),
+        ("%FILTER_STATE(my.str:FIELD:value)%", "-"),
+        ("%FILTER_STATE(none:PLAIN)%", "-"),
+        ("%UPSTREAM_FILTER_STATE(my.str:PLAIN)%", "-"),
+    ] {
+        assert_eq!(log(format, &s), printed, "{format}");
+    }
+}
+
+/// They were there and never had a value.
+#[test]
+fn upstream_connections_are_told_of() {
+    use crate::connection::UpstreamConnection;
+    let mut s = stream();
+    let certificate = |name: &str| Certificate {
+        subject: format!("CN={name}"),
+        issuer: "CN=ca".into(),
+        uri_sans: vec![format!("spiffe://{name}")],
+        dns_sans: vec![name.to_owned(), format!("www.{name}")],
+        not_before: 0,
+        not_after: 86_400,
+        pem: "-----BEGIN".into(),
+        ..Certificate::default()
+    };
+    let all = "%UPSTREAM_TLS_VERSION% %UPSTREAM_TLS_CIPHER% %UPSTREAM_SERVER_NAME% %UPSTREAM_PEER_SUBJECT% %UPSTREAM_PEER_ISSUER% %UPSTREAM_PEER_URI_SAN% %UPSTREAM_PEER_DNS_SAN% %UPSTREAM_PEER_IP_SAN% %UPSTREAM_PEER_CERT% %UPSTREAM_PEER_CERT_V_START% %UPSTREAM_PEER_CERT_V_END% %UPSTREAM_LOCAL_URI_SAN% %UPSTREAM_LOCAL_DNS_SAN%";
+    assert_eq!(log(&format!("%UPSTREAM_CONNECTION_ID% {all}"), &s), ["-"; 14].join(" "));
+    s.upstream.connection = Some(Arc::new(UpstreamConnection {
+        id: 9,
+        tls: Some(TlsInfo {
+            version: "TLSv1.3",
+            cipher: "TLS_AES_128_GCM_SHA256",
+            server_name: Some("sni.test".into()),
+            peer: Some(certificate("up").into()),
+            local: Some(certificate("us").into()),
+            ..TlsInfo::default()
+        }),
+    }));
+    assert_eq!(log("%UPSTREAM_CONNECTION_ID%", &s), "9");
+    assert_eq!(
+        log(all, &s),
+        "TLSv1.3 TLS_AES_128_GCM_SHA256 sni.test CN=up CN=ca spiffe://up up,www.up - %2D%2D%2D%2D%2DBEGIN 1970-01-01T00:00:00.000Z 1970-01-02T00:00:00.000Z spiffe://us us,www.us"
+    );
+    // Envoy has these of clients alone.
+    assert!(Format::envoy("%UPSTREAM_PEER_SERIAL%").is_err());
+}

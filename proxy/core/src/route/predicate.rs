@@ -28,6 +28,13 @@ pub enum Predicate {
         /// Whether it was validated.
         validated: Option<bool>,
     },
+    /// Envoy's `filter_state`: an object is there, and its text matches.
+    FilterState {
+        /// The object.
+        key: Box<str>,
+        /// The test.
+        test: StringMatcher,
+    },
     /// APISIX's `methods`.
     Methods(Box<[Method]>),
     /// APISIX's `remote_addrs`, against the address after real-ip.
@@ -88,6 +95,10 @@ impl Predicate {
                 presented.is_none_or(|want| want == is_presented)
                     && validated.is_none_or(|want| want == is_validated)
             }
+            Predicate::FilterState { key, test } => {
+                let object = stream.filter_state().iter().find(|object| *object.key == **key);
+                object.is_some_and(|object| test.matches(&object.value))
+            }
             Predicate::Methods(list) => list.contains(&stream.request.method),
             Predicate::RemoteAddresses(list) => {
                 let ip = stream.remote_ip();
@@ -104,6 +115,7 @@ impl Predicate {
             Predicate::Header(HeaderMatcher { test: HeaderMatch::String(test), .. }) => Some(test),
             Predicate::Query(matcher) => matcher.test.as_ref(),
             Predicate::Cookie(matcher) => Some(&matcher.test),
+            Predicate::FilterState { test, .. } => Some(test),
             Predicate::Vars(expr) => return expr.patterns(take),
             _ => None,
         };

@@ -4,7 +4,7 @@ use super::reuse::Parts;
 use super::server::version_name;
 use super::verify::{PeerCheck, ServerVerifier};
 use super::{Awaited, ContextChange, Identity, Protocols, Validation, cipher_name, describe};
-use crate::connection::TlsInfo;
+use crate::connection::{Certificate, TlsInfo};
 use crate::error::ConfigError;
 use arc_swap::ArcSwapOption;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -78,6 +78,8 @@ pub struct ClientContext {
     sni: Option<Box<str>>,
     auto_sni: bool,
     auto_host_sni: bool,
+    /// The certificate that is shown to endpoints.
+    own: Option<Arc<Certificate>>,
 }
 
 /// What connections are configured with. All that can be wrong with it has been looked at.
@@ -197,6 +199,8 @@ impl ClientContext {
             Some(identity) => Some(parts.identity(identity, &provider)?),
             None => None,
         };
+        let leaf = identity.as_ref().and_then(|key| key.cert.first());
+        let own = leaf.and_then(|der| describe(der)).map(Arc::new);
         let verifier = ServerVerifier {
             check,
             match_name: settings.auto_san_validation,
@@ -218,6 +222,7 @@ impl ClientContext {
             sni: settings.sni.map(Into::into),
             auto_sni: settings.auto_sni,
             auto_host_sni: settings.auto_host_sni,
+            own,
         }))
     }
 
@@ -267,6 +272,7 @@ impl ClientContext {
             alpn: connection.alpn_protocol().map(Into::into),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
             peer: chain.first().and_then(|der| describe(der)).map(Arc::new),
+            local: self.own.clone(),
             ..TlsInfo::default()
         }
     }

@@ -223,6 +223,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let now = if checkout.connect_ms.is_some() { self.clock.touch() } else { self.clock.now() };
         let upstream = &mut self.stream.upstream;
         upstream.local = checkout.stream.local();
+        upstream.connection = Some(checkout.stream.connection().clone());
         upstream.version = Some(if checkout.stream.is_http2() {
             sixfold_core::message::Version::Http2
         } else {

@@ -9,6 +9,7 @@ use crate::io::{IdleState, Io, Transport};
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h1_body::{BodyError, BodyReader, Next};
 use sixfold_core::cluster::Permit;
+use sixfold_core::connection::UpstreamConnection;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
 use sixfold_core::traffic::Traffic;
@@ -43,6 +44,7 @@ pub(crate) struct H1Upstream {
     /// Writing failed; the response may still be there to read.
     broken: Option<UpstreamError>,
     local: Option<SocketAddr>,
+    connection: Arc<UpstreamConnection>,
     pub(super) opened: Instant,
     pub(super) requests: u32,
     /// Which requests it serves.
@@ -60,11 +62,13 @@ impl H1Upstream {
         opts: Arc<H1Options>,
         watermark: usize,
         active: ActiveConnection,
+        connection: Arc<UpstreamConnection>,
         pool_kind: Arc<Kind>,
         raw: bool,
     ) -> H1Upstream {
         H1Upstream {
             local: io.local_addr(),
+            connection,
             io,
             read: ReadBuffer::default(),
             out: WriteBuffer::default(),
@@ -309,6 +313,10 @@ impl H1Upstream {
     /// Whether the response has been read to its end.
     pub(super) fn has_all(&self) -> bool {
         self.body.is_ended()
+    }
+
+    pub(super) fn connection(&self) -> &Arc<UpstreamConnection> {
+        &self.connection
     }
 
     pub(super) fn local(&self) -> Option<SocketAddr> {

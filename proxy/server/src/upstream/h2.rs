@@ -14,6 +14,7 @@ use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{ClusterConfig, ClusterStats, Permit};
+use sixfold_core::connection::UpstreamConnection;
 use sixfold_core::headers::{HeaderRules, Headers, Known};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
 use sixfold_core::traffic::Traffic;
@@ -37,6 +38,7 @@ pub(super) struct H2Connection {
     state: Arc<H2State>,
     task: AbortHandle,
     local: Option<SocketAddr>,
+    known: Arc<UpstreamConnection>,
     watermark: usize,
     rules: HeaderRules,
 }
@@ -62,6 +64,7 @@ impl H2Connection {
         io: Io,
         config: &ClusterConfig,
         mut active: ActiveConnection,
+        known: Arc<UpstreamConnection>,
         room: Arc<Notify>,
     ) -> Result<H2Connection, UpstreamError> {
         let (local, options) = (io.local_addr(), &config.http2);
@@ -113,7 +116,7 @@ impl H2Connection {
         });
         let task = task.abort_handle();
         let (watermark, rules) = (config.buffer_limit, config.header_rules);
-        Ok(H2Connection { send, state, task, local, watermark, rules })
+        Ok(H2Connection { send, state, task, local, known, watermark, rules })
     }
 
     /// Whether the connection takes no more requests: it has ended, its end was announced (GOAWAY), or its stream
@@ -163,6 +166,7 @@ impl H2Connection {
             connection: self.send.clone(),
             state: self.state.clone(),
             local: self.local,
+            known: self.known.clone(),
             watermark: self.watermark,
             rules: self.rules,
             head: None,
@@ -246,6 +250,7 @@ pub(crate) struct H2Upstream {
     connection: SendRequest<Bytes>,
     state: Arc<H2State>,
     local: Option<SocketAddr>,
+    known: Arc<UpstreamConnection>,
     watermark: usize,
     rules: HeaderRules,
     /// The head, until the connection has room for another stream.
@@ -411,6 +416,10 @@ impl H2Upstream {
         if let Some(recv) = &mut self.recv {
             recv.poll_ahead(cx);
         }
+    }
+
+    pub(super) fn connection(&self) -> &Arc<UpstreamConnection> {
+        &self.known
     }
 
     pub(super) fn local(&self) -> Option<SocketAddr> {

@@ -26,6 +26,7 @@ pub(crate) use resend::Resend;
 use crate::deadline::Timed;
 use crate::wire::body::{BodyEvent, Piece};
 use sixfold_core::cluster::OutcomeKind;
+use sixfold_core::connection::UpstreamConnection;
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
@@ -254,6 +255,11 @@ impl UpstreamStream {
     }
 
     /// Local address of the connection.
+    /// What is known of its connection.
+    pub(crate) fn connection(&self) -> &Arc<UpstreamConnection> {
+        either!(self, s => s.connection())
+    }
+
     pub(crate) fn local(&self) -> Option<SocketAddr> {
         either!(self, s => s.local())
     }

@@ -10,6 +10,7 @@ use crate::deadline::after;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use crate::io::Meter;
 use sixfold_core::cluster::{Cluster, ConnectionPermit, Host};
+use sixfold_core::connection::UpstreamConnection;
 use sixfold_core::tls::ClientTls;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -80,6 +81,7 @@ impl Order {
         };
         connected.io.meter(Meter::Upstream(stats.clone()));
         let connect_ms = connected.connect_ms;
+        let known = UpstreamConnection::new(connected.tls.take());
         let http1 = match self.alpn {
             Alpn::Http2 => false,
             Alpn::Auto => connected.alpn.as_deref() != Some(b"h2"),
@@ -94,11 +96,18 @@ impl Order {
         if http1 {
             let opts = Arc::new(self.h1_options());
             let raw = self.alpn == Alpn::None;
-            let connection =
-                H1Upstream::new(connected.io, opts, config.buffer_limit, active, self.kind.clone(), raw);
+            let connection = H1Upstream::new(
+                connected.io,
+                opts,
+                config.buffer_limit,
+                active,
+                known,
+                self.kind.clone(),
+                raw,
+            );
             return Ok((Opened::Whole(Box::new(connection)), connect_ms));
         }
-        let open = H2Connection::open(connected.io, config, active, room);
+        let open = H2Connection::open(connected.io, config, active, known, room);
         match tokio::time::timeout_at(until, open).await {
             Ok(Ok(connection)) => Ok((Opened::Shared(connection), connect_ms)),
             Ok(Err(error)) => Err(self.failed(error)),
