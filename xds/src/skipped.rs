@@ -85,7 +85,7 @@ pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
 
 /// Extensions that Istio's control plane sends when its users ask for them, and that are refused by name: without what they
 /// do, requests would be let through that should not be, or go where they should not.
-pub const REFUSED: [(&str, &str); 15] = [
+pub const REFUSED: [(&str, &str); 14] = [
     ("HTTP filter", "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"),
     ("HTTP filter", "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
     ("HTTP filter", "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
@@ -94,7 +94,6 @@ pub const REFUSED: [(&str, &str); 15] = [
     ("network filter", "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
     ("network filter", "envoy.extensions.filters.network.set_filter_state.v3.Config"),
     ("network filter", "envoy.extensions.filters.network.wasm.v3.Wasm"),
-    ("listener filter", "envoy.extensions.filters.listener.original_src.v3.OriginalSrc"),
     ("transport socket", "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport"),
     ("access log", "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig"),
     ("access log", "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig"),

@@ -14,6 +14,7 @@ use sixfold_core::hcm::{
 use sixfold_core::headers::{HeaderName, HeaderRules, Underscores};
 use sixfold_core::listener::{
     BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
+    SocketRights,
 };
 use sixfold_core::plugin::Chain;
 use sixfold_core::stream::Stream;
@@ -106,6 +107,7 @@ fn listener(
         default_chain: None,
         use_original_dst: false,
         access_logs: Vec::new(),
+        socket: SocketRights::default(),
         exact_balance: false,
         // What nginx asks for on Linux.
         backlog: 511,

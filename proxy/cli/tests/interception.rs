@@ -200,3 +200,143 @@ fn redirected_connections_reach_the_listener_of_their_destination_and_go_on_wher
     });
     assert!(!clusters.contains("blackhole::127"), "{clusters}");
 }
+
+/// A namespace beside this one, linked by a pair of interfaces; it ends with this.
+struct Neighbour(std::process::Child);
+
+impl Neighbour {
+    fn start() -> Neighbour {
+        let child = Command::new("unshare").args(["-n", "sleep", "120"]).spawn().unwrap();
+        let neighbour = Neighbour(child);
+        let id = neighbour.0.id().to_string();
+        run("ip link add near type veth peer name far");
+        // It has a namespace of its own once it runs `sleep`.
+        let moved = (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            let of = |id: &str| std::fs::read_link(format!("/proc/{id}/ns/net")).unwrap();
+            of(&id) != of("self")
+        });
+        assert!(moved);
+        run(&format!("ip link set far netns {id}"));
+        for command in ["ip address add 10.9.0.1/24 dev near", "ip link set near up"] {
+            run(command);
+        }
+        for command in ["ip link set lo up", "ip address add 10.9.0.2/24 dev far", "ip link set far up"] {
+            run(&format!("nsenter -t {id} -n {command}"));
+        }
+        neighbour
+    }
+
+    /// What is answered there to `ping`.
+    fn ping(&self, host: &str, port: u16) -> String {
+        let script = format!("exec 3<>/dev/tcp/{host}/{port} && printf ping >&3 && timeout 20 cat <&3");
+        let id = self.0.id().to_string();
+        let output = Command::new("nsenter").args(["-t", &id, "-n", "bash", "-c", &script]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// As Istio's TPROXY mode has it: the sidecar takes connections to the application with their addresses as they are, and the
+/// application sees the client's.
+#[test]
+fn an_application_behind_a_transparent_sidecar_sees_its_client() {
+    const TEST: &str = "an_application_behind_a_transparent_sidecar_sees_its_client";
+    if std::env::var_os(INSIDE).is_none() {
+        let can = "command -v nsenter bash && unshare -n sh -c 'ip link add a type veth peer name b && iptables -w -t mangle -A PREROUTING -p tcp -j TPROXY --on-port 1 --tproxy-mark 1 && iptables -w -t mangle -A PREROUTING -p tcp -m conntrack --ctstate ESTABLISHED -m connmark --mark 1 -j CONNMARK --save-mark'";
+        if !Command::new("sh").args(["-c", can]).output().is_ok_and(|output| output.status.success()) {
+            return eprintln!("{TEST} is skipped: it takes root, nsenter, veth and iptables with TPROXY");
+        }
+    }
+    if !in_namespace(TEST) {
+        return;
+    }
+    let neighbour = Neighbour::start();
+    for (key, value) in
+        [("all/rp_filter", "0"), ("lo/rp_filter", "0"), ("near/rp_filter", "0"), ("lo/accept_local", "1")]
+    {
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{key}"), value).unwrap();
+    }
+    let extension = |name: &str, kind: &str, rest: &str| {
+        format!(
+            "{{name: {name}, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.listener.{kind}{rest}}}}}"
+        )
+    };
+    let http = "[{name: http, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: h, route_config: {virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: inbound}}]}]}, http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}]";
+    let inbound = listener(
+        "virtualInbound",
+        "0.0.0.0",
+        15006,
+        &format!(
+            "transparent: true, listener_filters: [{}, {}], filter_chains: [{{filter_chain_match: {{destination_port: 8080}}, filters: {http}}}, {{filters: {}}}]",
+            extension("d", "original_dst.v3.OriginalDst", ""),
+            extension("s", "original_src.v3.OriginalSrc", ", mark: 1337"),
+            tcp("inbound"),
+        ),
+    );
+    let bootstrap = format!(
+        "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 15000}}}}}}\nstatic_resources:\n  listeners:\n{inbound}{}  clusters:\n  - {{name: inbound, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: 5s}}\n",
+        listener(
+            "early",
+            "10.77.0.1",
+            15021,
+            &format!("freebind: true, filter_chains: [{{filters: {}}}]", says("early"))
+        ),
+    );
+    let directory = Directory::new();
+    let file = directory.write("envoy.yaml", &bootstrap);
+    let mut process = Process::start(&["-c", &file, "--concurrency", "2", "--use-dynamic-base-id"]);
+    process.until("readiness", || support::get(15000, "/ready").filter(|response| response.status == 200));
+    application("10.9.0.1:9000");
+    let web = TcpListener::bind("10.9.0.1:8080").unwrap();
+    std::thread::spawn(move || {
+        for stream in web.incoming() {
+            let mut stream = stream.unwrap();
+            let body = stream.peer_addr().unwrap().ip().to_string();
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    run("ip rule add fwmark 1337 lookup 133");
+    run("ip route add local default dev lo table 133");
+    for rule in [
+        "-N DIVERT",
+        "-A DIVERT -j MARK --set-mark 1337",
+        "-A DIVERT -j ACCEPT",
+        "-A PREROUTING -p tcp -m mark --mark 1337 -j CONNMARK --save-mark",
+        "-A PREROUTING -p tcp -m mark --mark 1337 -j RETURN",
+        "-A PREROUTING -p tcp -i lo -j RETURN",
+        "-A PREROUTING -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j DIVERT",
+        "-A PREROUTING -p tcp -j TPROXY --on-port 15006 --tproxy-mark 1337/0xffffffff",
+        "-A OUTPUT -p tcp -m connmark --mark 1337 -j CONNMARK --restore-mark",
+    ] {
+        run(&format!("iptables -w -t mangle {rule}"));
+    }
+    assert_eq!(neighbour.ping("10.9.0.1", 9000), "10.9.0.2 at 10.9.0.1:9000 ping");
+    let script = "exec 3<>/dev/tcp/10.9.0.1/8080 && printf 'GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n' >&3 && timeout 20 cat <&3";
+    let id = neighbour.0.id().to_string();
+    let answer = Command::new("nsenter").args(["-t", &id, "-n", "bash", "-c", script]).output().unwrap();
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(answer.ends_with("\r\n\r\n10.9.0.2"), "{answer}");
+    // The address came after its listener.
+    run("ip address add 10.77.0.1/32 dev lo");
+    assert_eq!(ping_from("10.77.0.1:15021"), "early");
+}
+
+/// What is said to whoever connects.
+fn ping_from(address: &str) -> String {
+    let mut answer = String::new();
+    TcpStream::connect(address).unwrap().read_to_string(&mut answer).unwrap();
+    answer
+}

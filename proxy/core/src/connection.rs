@@ -1,6 +1,6 @@
 //! What is known of a downstream connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -32,6 +32,17 @@ pub struct Connection {
     pub requested_server_name: Option<Arc<str>>,
     /// Terminated TLS.
     pub tls: Option<TlsInfo>,
+    /// Whose address endpoints see in place of this proxy's, where a listener filter asks for that (`original_src`).
+    pub source: Option<Source>,
+}
+
+/// The address that connections to endpoints come from, though it is another machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// The client's.
+    pub ip: IpAddr,
+    /// Mark of the packets, by which answers are routed back to this proxy; 0 is none.
+    pub mark: u32,
 }
 
 impl Connection {
@@ -49,6 +60,7 @@ impl Connection {
             direct_local: local,
             requested_server_name: None,
             tls: None,
+            source: None,
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Listener {
     pub use_original_dst: bool,
     /// Access logs of connections that no chain takes, and of all when they end.
     pub access_logs: Vec<AccessLog>,
+    /// What its sockets may do.
+    pub socket: SocketRights,
     /// Moves accepted connections to the worker with the fewest (`exact_balance`).
     pub exact_balance: bool,
     /// Length of the accept queue.
@@ -81,6 +83,15 @@ impl std::fmt::Debug for ListenerStats {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ListenerStats")
     }
+}
+
+/// What the sockets of a listener may do. Those that are open keep what they had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SocketRights {
+    /// Takes connections to other machines' addresses that the kernel hands it (`transparent`, IP_TRANSPARENT).
+    pub transparent: bool,
+    /// Listens on an address that the machine does not have yet (`freebind`, IP_FREEBIND).
+    pub freebind: bool,
 }
 
 /// Where a listener listens.
@@ -129,8 +140,10 @@ pub enum ListenerFilter {
         /// Accepts a v2 header of an unspecified family, as the specification and nginx do; Envoy closes.
         unspecified: bool,
     },
-    /// `SO_ORIGINAL_DST`.
+    /// `SO_ORIGINAL_DST`, or of a transparent socket the address that it has.
     OriginalDst,
+    /// Has endpoints see the client's address (`original_src`), with this mark on the packets.
+    OriginalSrc(u32),
     /// Another one, but not for connections to these destinations (`filter_disabled`).
     Except(PortSet, Box<ListenerFilter>),
 }
@@ -313,6 +326,7 @@ pub(crate) fn fixture(name: &str) -> Listener {
         default_chain: None,
         use_original_dst: false,
         access_logs: Vec::new(),
+        socket: SocketRights::default(),
         exact_balance: false,
         backlog: 0,
         tcp_keepalive: None,

@@ -450,8 +450,10 @@ mod tests {
             consumer,
             plugins,
         } = stream;
-        let Upstream { cluster, member, local, attempts, tried, failure, version, server } = upstream;
-        let held = (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some());
+        let Upstream { cluster, member, local, connection: link, attempts, tried, failure, version, server } =
+            upstream;
+        let held =
+            (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some(), link.is_some());
         let counts = (tried.len(), flags.is_empty());
         [
             format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
@@ -493,6 +495,7 @@ mod tests {
             cluster: Some(cluster),
             member: Some(member.clone()),
             local: Some("127.0.0.1:2".parse()?),
+            connection: Some(UpstreamConnection::new(None)),
             attempts: 2,
             tried: vec![TriedHost::new(member, now)],
             failure: Some("refused".into()),

@@ -1,9 +1,10 @@
 //! Connections to endpoints: TCP or unix socket, options, TLS.
 
 use crate::io::{Io, Socket};
+use crate::sockets;
 use crate::tls;
 use sixfold_core::cluster::{Address, Cluster, Host, TcpKeepalive};
-use sixfold_core::connection::TlsInfo;
+use sixfold_core::connection::{Source, TlsInfo};
 use sixfold_core::tls::ClientTls;
 use socket2::{SockRef, TcpKeepalive as Probes};
 use std::io;
@@ -59,6 +60,8 @@ pub struct Handshake<'a> {
     pub server_name: Option<&'a str>,
     /// What is offered unless the settings say otherwise.
     pub alpn: Alpn,
+    /// Whose address it sees, in place of the cluster's `source_address`.
+    pub source: Option<Source>,
 }
 
 /// Connects to an endpoint within `timeout`, the TLS handshake included.
@@ -81,9 +84,9 @@ pub async fn connect(
 async fn attempt(
     cluster: &Cluster,
     host: &Host,
-    Handshake { tls, server_name, alpn }: Handshake<'_>,
+    Handshake { tls, server_name, alpn, source }: Handshake<'_>,
 ) -> Result<Connected, ConnectError> {
-    let socket = open(cluster, host).await?;
+    let socket = open(cluster, host, source).await?;
     let local = socket.local_addr();
     let plain = |socket| Connected { io: Io::plain(socket), local, alpn: None, connect_ms: 0, tls: None };
     let Some(tls) = tls else { return Ok(plain(socket)) };
@@ -108,11 +111,11 @@ async fn attempt(
     }
 }
 
-async fn open(cluster: &Cluster, host: &Host) -> Result<Socket, ConnectError> {
+async fn open(cluster: &Cluster, host: &Host, source: Option<Source>) -> Result<Socket, ConnectError> {
     let refused = |e: io::Error| ConnectError::Refused(e.to_string());
     match &host.address {
         Address::Ip(address) => {
-            let stream = open_tcp(*address, cluster.config.source_address).await?;
+            let stream = open_tcp(*address, cluster.config.source_address, source).await?;
             set_options(&stream, cluster.config.tcp_keepalive).map_err(refused)?;
             Ok(Socket::tcp(stream))
         }
@@ -121,13 +124,20 @@ async fn open(cluster: &Cluster, host: &Host) -> Result<Socket, ConnectError> {
     }
 }
 
-async fn open_tcp(address: SocketAddr, source: Option<SocketAddr>) -> Result<TcpStream, ConnectError> {
+async fn open_tcp(
+    address: SocketAddr,
+    own: Option<SocketAddr>,
+    source: Option<Source>,
+) -> Result<TcpStream, ConnectError> {
     let refused = |e: io::Error| ConnectError::Refused(e.to_string());
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(refused)?;
     // A source of the other family can't be meant for this endpoint.
-    if let Some(source) = source.filter(|s| s.is_ipv4() == address.is_ipv4()) {
-        socket.bind(source).map_err(|e| ConnectError::Bind(e.to_string()))?;
+    let unbound = |e: io::Error| ConnectError::Bind(e.to_string());
+    if let Some(source) = source.filter(|source| source.ip.is_ipv4() == address.is_ipv4()) {
+        sockets::borrow_address(&socket, source).map_err(unbound)?;
+    } else if let Some(own) = own.filter(|own| own.is_ipv4() == address.is_ipv4()) {
+        socket.bind(own).map_err(unbound)?;
     }
     socket.connect(address).await.map_err(refused)
 }

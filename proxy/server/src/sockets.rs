@@ -3,7 +3,8 @@
 //! Every worker has its own socket of an address (`SO_REUSEPORT`), so that the kernel spreads connections.
 //! The first one is bound without the option: else a second process would share the port in silence.
 
-use sixfold_core::listener::BindAddress;
+use sixfold_core::connection::Source;
+use sixfold_core::listener::{BindAddress, SocketRights};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -45,7 +46,7 @@ pub struct Reserved {
 /// # Errors
 /// The operating system's, such as an address that is in use.
 pub fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<Bound> {
-    reserve(address, workers, false)?.listen(backlog)
+    reserve(address, workers, false, SocketRights::default())?.listen(backlog)
 }
 
 /// Takes an address for `workers` workers. With `taken_over` sockets of this process still listen on it, which
@@ -53,10 +54,16 @@ pub fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<B
 ///
 /// # Errors
 /// The operating system's, such as an address that is in use.
-pub fn reserve(address: &BindAddress, workers: usize, taken_over: bool) -> io::Result<Reserved> {
+pub fn reserve(
+    address: &BindAddress,
+    workers: usize,
+    taken_over: bool,
+    rights: SocketRights,
+) -> io::Result<Reserved> {
     match address {
-        BindAddress::Ip(ip) => reserve_tcp(address, *ip, workers, taken_over),
-        BindAddress::DualStack(ip) => reserve_tcp(address, *ip, workers, taken_over),
+        BindAddress::Ip(ip) | BindAddress::DualStack(ip) => {
+            reserve_tcp(address, *ip, workers, taken_over, rights)
+        }
         BindAddress::Unix(path) => reserve_unix(path, workers),
     }
 }
@@ -66,13 +73,14 @@ fn reserve_tcp(
     ip: SocketAddr,
     workers: usize,
     taken_over: bool,
+    rights: SocketRights,
 ) -> io::Result<Reserved> {
     let dual = matches!(wanted, BindAddress::DualStack(_));
-    let first = tcp_socket(ip, dual)?;
+    let first = tcp_socket(ip, dual, rights)?;
     first.set_reuse_port(taken_over)?;
     first.bind(&ip.into())?;
     let ip = first.local_addr()?.as_socket().unwrap_or(ip);
-    let others = (1..workers).map(|_| tcp_socket(ip, dual)).collect::<io::Result<_>>()?;
+    let others = (1..workers).map(|_| tcp_socket(ip, dual, rights)).collect::<io::Result<_>>()?;
     let address = if dual { BindAddress::DualStack(ip) } else { BindAddress::Ip(ip) };
     Ok(Reserved { address, first: Some(first), others })
 }
@@ -119,7 +127,7 @@ impl Drop for Reserved {
     }
 }
 
-fn tcp_socket(address: SocketAddr, dual: bool) -> io::Result<Socket> {
+fn tcp_socket(address: SocketAddr, dual: bool, rights: SocketRights) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // Both families on one port are two listeners' business, unless one asks for both.
@@ -127,6 +135,15 @@ fn tcp_socket(address: SocketAddr, dual: bool) -> io::Result<Socket> {
     }
     // Connections in TIME_WAIT must not keep a restarted proxy from its port.
     socket.set_reuse_address(true)?;
+    if rights.transparent {
+        set_transparent(&socket, address.is_ipv6())?;
+    }
+    if rights.freebind {
+        match address.is_ipv6() {
+            true => socket.set_freebind_v6(true)?,
+            false => socket.set_freebind_v4(true)?,
+        }
+    }
     Ok(socket)
 }
 
@@ -172,11 +189,38 @@ pub fn refuse_new(socket: &impl AsFd) -> io::Result<()> {
     ])
 }
 
-/// Where a redirected connection was meant to go (`SO_ORIGINAL_DST`); `None` when it was not redirected.
+/// Lets a socket have other machines' addresses.
+fn set_transparent(socket: &Socket, ipv6: bool) -> io::Result<()> {
+    match ipv6 {
+        true => socket.set_ip_transparent_v6(true),
+        false => socket.set_ip_transparent_v4(true),
+    }
+}
+
+/// Has a socket connect from another machine's address; answers are routed back to it by the mark.
+///
+/// # Errors
+/// The operating system's: it takes CAP_NET_ADMIN, or for the address CAP_NET_RAW.
+pub fn borrow_address(socket: &impl AsFd, source: Source) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    set_transparent(&socket, source.ip.is_ipv6())?;
+    if source.mark != 0 {
+        socket.set_mark(source.mark)?;
+    }
+    socket.bind(&SocketAddr::new(source.ip, 0).into())
+}
+
+/// Where a redirected connection was meant to go: `SO_ORIGINAL_DST`, or the own address of a transparent socket; `None` when
+/// it was not redirected.
 pub fn original_dst(socket: &impl AsFd, ipv6: bool) -> Option<SocketAddr> {
     let socket = SockRef::from(socket);
     let found = if ipv6 { socket.original_dst_v6() } else { socket.original_dst_v4() };
-    found.ok()?.as_socket()
+    let transparent = || if ipv6 { socket.ip_transparent_v6() } else { socket.ip_transparent_v4() };
+    match found {
+        Ok(found) => found.as_socket(),
+        Err(_) if transparent().unwrap_or(false) => socket.local_addr().ok()?.as_socket(),
+        Err(_) => None,
+    }
 }
 
 /// Whether an error of accepting says that descriptors or memory have run out, so that trying at once again
@@ -245,13 +289,16 @@ mod tests {
 
     #[test]
     fn a_reserved_address_turns_clients_away_and_is_given_back() {
-        let reserved = reserve(&ANY, 2, false).unwrap();
+        let reserved = reserve(&ANY, 2, false, SocketRights::default()).unwrap();
         let BindAddress::Ip(address) = reserved.address else { panic!() };
         assert!(TcpStream::connect(address).is_err());
         let bound = reserved.listen(128).unwrap();
-        assert_eq!(reserve(&bound.address, 2, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            reserve(&bound.address, 2, false, SocketRights::default()).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
         // Taken over, it is the other's until that one is closed.
-        let next = reserve(&bound.address, 2, true).unwrap();
+        let next = reserve(&bound.address, 2, true, SocketRights::default()).unwrap();
         let _clients: Vec<_> = (0..32).map(|_| TcpStream::connect(address).unwrap()).collect();
         assert_eq!(accepted(&bound), 32);
         drop(bound);
@@ -259,7 +306,7 @@ mod tests {
         let _client = TcpStream::connect(address).unwrap();
         assert_eq!(accepted(&next), 1);
         let path = std::env::temp_dir().join(format!("sixfold-reserved-{}.sock", std::process::id()));
-        let reserved = reserve(&BindAddress::Unix(path.clone()), 2, false).unwrap();
+        let reserved = reserve(&BindAddress::Unix(path.clone()), 2, false, SocketRights::default()).unwrap();
         assert!(path.exists() && UnixStream::connect(&path).is_err());
         drop(reserved);
         assert!(!path.exists());

@@ -153,7 +153,9 @@ impl Session {
             self.begin_attempt(&mut flight);
             let mut active = ActiveConnection::new(host.clone(), cluster.stats.clone(), Some(permit));
             let timeout = cluster.config.connect_timeout;
-            let handshake = Handshake { tls: cluster.tls_of(flight.member()), ..Handshake::default() };
+            let source = self.stream.connection.source;
+            let handshake =
+                Handshake { tls: cluster.tls_of(flight.member()), source, ..Handshake::default() };
             match dial(&cluster, &host, handshake, timeout).await {
                 Ok(mut connected) => {
                     flight.settle(OutcomeKind::Response, 200);

@@ -11,6 +11,7 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::listener_filter_chain_matc
 use sixfold_xds_api::pb::envoy::config::listener::v3::{
     ListenerFilter as ProtoFilter, ListenerFilterChainMatchPredicate as Predicate,
 };
+use sixfold_xds_api::pb::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
 use sixfold_xds_api::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use sixfold_xds_api::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 
@@ -85,6 +86,16 @@ fn kind(name: &str, config_type: &Option<ConfigType>) -> Result<ListenerFilter> 
             Ok(ListenerFilter::HttpInspector)
         }
         "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => Ok(ListenerFilter::OriginalDst),
+        "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
+            let OriginalSrc { bind_port, mark } =
+                &any::unpack::<OriginalSrc>(config).in_key("typed_config")?;
+            let refused = || {
+                refuse!(bind_port);
+                Ok(())
+            };
+            refused().in_key("typed_config")?;
+            Ok(ListenerFilter::OriginalSrc(*mark))
+        }
         "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
             proxy_protocol(&any::unpack(config).in_key("typed_config")?).in_key("typed_config")
         }

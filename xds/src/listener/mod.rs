@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
-use sixfold_core::listener::{BindAddress, FilterChain, Listener, ListenerStats, check_chains};
+use sixfold_core::listener::{
+    BindAddress, FilterChain, Listener, ListenerStats, SocketRights, check_chains,
+};
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress, TrafficDirection};
@@ -79,6 +81,10 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         default_chain,
         use_original_dst,
         access_logs,
+        socket: SocketRights {
+            transparent: bool_or(&value.transparent, false),
+            freebind: bool_or(&value.freebind, false),
+        },
         exact_balance,
         backlog: u32_or(&value.tcp_backlog_size, BACKLOG),
         tcp_keepalive: tcp_keepalive(&value.tcp_keepalive),
@@ -111,8 +117,8 @@ fn refuse_unsupported(value: &ProtoListener) -> Result<()> {
         listener_filters: _,
         listener_filters_timeout: _,
         continue_on_listener_filters_timeout: _,
-        transparent,
-        freebind,
+        transparent: _,
+        freebind: _,
         socket_options,
         tcp_fast_open_queue_length,
         traffic_direction: _,
@@ -134,16 +140,12 @@ fn refuse_unsupported(value: &ProtoListener) -> Result<()> {
         tcp_keepalive: _,
         listener_specifier,
     } = value;
-    let transparent = &bool_or(transparent, false);
-    let freebind = &bool_or(freebind, false);
     refused!(
         stats_matcher,
         fcds_config,
         filter_chain_matcher,
         per_connection_buffer_high_watermark_timeout,
         drain_type,
-        transparent,
-        freebind,
         socket_options,
         tcp_fast_open_queue_length,
         udp_listener_config,

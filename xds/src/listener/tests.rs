@@ -216,7 +216,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "address.socket_address.protocol: is not supported",
         ),
         ("filter_chains: []".to_owned(), "filter_chains: must not be empty"),
-        ("transparent: true".to_owned(), "transparent: is not supported"),
+        ("socket_options: [{name: 1}]".to_owned(), "socket_options: is not supported"),
         ("udp_listener_config: {}".to_owned(), "udp_listener_config: is not supported"),
         (
             format!("filter_chains: [{}]", chain("server_names: ['a.*']")),

@@ -25,6 +25,7 @@ fn connection() -> Connection {
         direct_local: "[::1]:8080".parse().unwrap(),
         requested_server_name: None,
         tls: None,
+        source: None,
     }
 }
 

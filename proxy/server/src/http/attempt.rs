@@ -53,6 +53,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 host: flight.host(),
                 tls: plan.cluster.tls_of(flight.member()),
                 server_name: server_name.as_deref(),
+                source: self.stream.connection.source,
                 downstream_http2: self.down.is_http2(),
                 timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
                 high: plan.forward.high_priority,

@@ -77,6 +77,7 @@ pub(super) async fn run(
         direct_local: local.unwrap_or(NO_ADDRESS),
         requested_server_name: found.server_name.clone(),
         tls: None,
+        source: found.source,
     };
     match listener.choose(&input) {
         Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,

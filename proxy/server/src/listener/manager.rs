@@ -143,7 +143,7 @@ impl Manager {
                 // Its file is in the way until then.
                 continue;
             }
-            let reserved = sockets::reserve(address, workers, given_up).map_err(failed)?;
+            let reserved = sockets::reserve(address, workers, given_up, config.socket).map_err(failed)?;
             addresses.insert(address.clone(), reserved);
         }
         Ok(Prepared { config: config.clone(), addresses })
@@ -192,7 +192,8 @@ impl Manager {
         active: &Arc<ActiveListener>,
     ) -> std::io::Result<OpenSocket> {
         let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
-        let reserved = ready.map_or_else(|| sockets::reserve(address, peers.len(), false), Ok)?;
+        let reserved =
+            ready.map_or_else(|| sockets::reserve(address, peers.len(), false, active.config.socket), Ok)?;
         let bound = reserved.listen(active.config.backlog)?;
         let id = self.next_id;
         self.next_id += 1;

@@ -9,7 +9,9 @@ use sixfold_core::cluster::{
 };
 use sixfold_core::detached::Nowhere;
 use sixfold_core::hcm::HttpConnectionManager;
-use sixfold_core::listener::{BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter};
+use sixfold_core::listener::{
+    BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter, SocketRights,
+};
 use sixfold_core::router::{RouteTable, TableKey, TableOptions};
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::{ClientContext, ClientSettings, ClientTls};
@@ -69,6 +71,7 @@ impl Fixture {
             default_chain: None,
             use_original_dst: false,
             access_logs: Vec::new(),
+            socket: SocketRights::default(),
             exact_balance: false,
             backlog: 16,
             tcp_keepalive: None,

@@ -157,6 +157,7 @@ mod tests {
                 host: &host,
                 tls: Some(&tls),
                 server_name: Some(name),
+                source: None,
                 downstream_http2: false,
                 timeout: Duration::from_secs(1),
                 high: false,

@@ -3,13 +3,14 @@
 use super::Wanted;
 use crate::connect::Alpn;
 use sixfold_core::cluster::{ClusterConfig, ClusterStats};
+use sixfold_core::connection::Source;
 use sixfold_core::tls::ClientTls;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Which requests may share a connection: the same version, TLS settings and server name. Its connections, and the
+/// Which requests may share a connection: the same version, TLS settings, server name and address that it comes from. Its connections, and the
 /// requests that wait for one, hold the same object.
 #[derive(Default)]
 pub(super) struct Kind {
@@ -17,6 +18,7 @@ pub(super) struct Kind {
     /// The cluster holds the settings: when it has been replaced, and nobody has them, no request comes any more.
     tls: Option<Weak<ClientTls>>,
     server_name: Option<Box<str>>,
+    source: Option<Source>,
     /// Connections that are open or being opened.
     open: AtomicUsize,
 }
@@ -26,12 +28,17 @@ impl Kind {
     pub(super) fn of(wanted: &Wanted<'_>) -> Kind {
         let tls = wanted.tls.map(Arc::downgrade);
         let server_name = Kind::name_of(wanted).map(Into::into);
-        Kind { alpn: wanted.alpn(), tls, server_name, open: AtomicUsize::new(0) }
+        Kind { alpn: wanted.alpn(), tls, server_name, source: wanted.source, open: AtomicUsize::new(0) }
     }
 
     /// The server name that a request brings along.
     pub(super) fn name_of<'a>(wanted: &Wanted<'a>) -> Option<&'a str> {
         wanted.server_name.filter(|_| wanted.tls.is_some())
+    }
+
+    /// Whose address its connections come from.
+    pub(super) fn source(&self) -> Option<Source> {
+        self.source
     }
 
     /// The server name that its requests brought along.
@@ -42,6 +49,7 @@ impl Kind {
     /// Whether a request may take such a connection.
     pub(super) fn serves(&self, wanted: &Wanted<'_>) -> bool {
         self.alpn == wanted.alpn()
+            && self.source == wanted.source
             && match (&self.tls, wanted.tls) {
                 (None, None) => true,
                 (Some(a), Some(b)) => {

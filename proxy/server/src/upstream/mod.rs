@@ -33,6 +33,7 @@ use sixfold_core::message::{RequestHead, ResponseHead, Scheme};
 use sixfold_core::traffic::Traffic;
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::Poll;
 
 /// Why an attempt at an upstream came to nothing: Envoy's reset reasons (source/common/http/utility.cc

@@ -116,7 +116,12 @@ impl Order {
     }
 
     fn handshake(&self) -> Handshake<'_> {
-        Handshake { tls: self.tls.as_ref(), server_name: self.kind.server_name(), alpn: self.alpn }
+        Handshake {
+            tls: self.tls.as_ref(),
+            server_name: self.kind.server_name(),
+            alpn: self.alpn,
+            source: self.kind.source(),
+        }
     }
 
     fn failed(&self, error: UpstreamError) -> UpstreamError {

@@ -12,6 +12,7 @@ use crate::connect::Alpn;
 use crate::h1::Profile;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Breaker, Cluster, ConnectionPermit, Host, Permit, Resource, UpstreamProtocol};
+use sixfold_core::connection::Source;
 use sixfold_core::fast_hash::FastMap;
 use sixfold_core::tls::ClientTls;
 use std::cell::RefCell;
@@ -48,6 +49,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) tls: Option<&'a Arc<ClientTls>>,
     /// Server name for TLS, where the cluster takes it from the request, as it is sent.
     pub(crate) server_name: Option<&'a str>,
+    /// Whose address the endpoint sees, where it is not ours.
+    pub(crate) source: Option<Source>,
     /// Whether the client speaks HTTP/2.
     pub(crate) downstream_http2: bool,
     /// Bounds connecting.

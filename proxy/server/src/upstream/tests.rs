@@ -144,6 +144,7 @@ async fn take_as(
         host: &host,
         tls: cluster.config.tls.as_ref(),
         server_name: None,
+        source: None,
         downstream_http2: false,
         timeout: Duration::from_secs(2),
         high: false,

@@ -11,6 +11,7 @@ use crate::deadline::Deadline;
 use crate::io::Socket;
 use crate::sockets;
 use crate::worker::Shared;
+use sixfold_core::connection::Source;
 use sixfold_core::listener::ListenerFilter;
 use std::io;
 use std::net::SocketAddr;
@@ -33,12 +34,22 @@ pub(crate) struct Findings {
     pub(crate) protocols: Vec<Box<[u8]>>,
     /// Whether the TLS inspector saw TLS.
     pub(crate) tls: bool,
+    /// Whose address endpoints are to see.
+    pub(crate) source: Option<Source>,
 }
 
 impl Findings {
     /// What the socket says.
     pub(crate) fn of(remote: Option<SocketAddr>, local: Option<SocketAddr>) -> Findings {
-        Findings { remote, local, restored: false, server_name: None, protocols: Vec::new(), tls: false }
+        Findings {
+            remote,
+            local,
+            restored: false,
+            server_name: None,
+            protocols: Vec::new(),
+            tls: false,
+            source: None,
+        }
     }
 }
 
@@ -74,6 +85,9 @@ pub(crate) async fn run(
                 if let Some(meant) = socket.as_tcp().and_then(|tcp| sockets::original_dst(tcp, ipv6)) {
                     (found.local, found.restored) = (Some(meant), true);
                 }
+            }
+            ListenerFilter::OriginalSrc(mark) => {
+                found.source = found.remote.map(|remote| Source { ip: remote.ip(), mark: *mark });
             }
             ListenerFilter::ProxyProtocol { .. } => {
                 proxy_protocol(socket, seen, found, filter, shared, deadline).await?;

@@ -17,7 +17,7 @@ use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Clusters, HostConfi
 use sixfold_core::detached::Nowhere;
 use sixfold_core::listener::{
     BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
-    TcpProxy, TcpStats,
+    SocketRights, TcpProxy, TcpStats,
 };
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{Diff, Model};
@@ -66,6 +66,7 @@ impl Fixture {
             default_chain: None,
             use_original_dst: false,
             access_logs: Vec::new(),
+            socket: SocketRights::default(),
             exact_balance: false,
             backlog: 1024,
             tcp_keepalive: None,

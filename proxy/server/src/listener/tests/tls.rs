@@ -199,7 +199,8 @@ async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
         let hosts = vec![HostConfig::new(Address::Ip(address))];
         let cluster = Cluster::new(config, hosts, None, &fixture.registry).unwrap();
         let host = cluster.hosts.load().iter().next().unwrap().host.clone();
-        let handshake = Handshake { tls: cluster.config.tls.as_ref(), server_name, alpn: Alpn::Http1 };
+        let (tls, alpn) = (cluster.config.tls.as_ref(), Alpn::Http1);
+        let handshake = Handshake { tls, server_name, alpn, ..Handshake::default() };
         let mut connected = connect(&cluster, &host, handshake, Duration::from_secs(5)).await?;
         let text = crate::io::text(&mut connected.io).await;
         Ok::<_, ConnectError>((text, connected.tls.unwrap().version))
