@@ -209,7 +209,7 @@ impl Neighbour {
         let child = Command::new("unshare").args(["-n", "sleep", "120"]).spawn().unwrap();
         let neighbour = Neighbour(child);
         let id = neighbour.0.id().to_string();
-        run("ip link add near type veth peer name far");
+        run("ip link add name near type veth peer name far");
         // It has a namespace of its own once it runs `sleep`.
         let moved = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
@@ -249,7 +249,7 @@ impl Drop for Neighbour {
 fn an_application_behind_a_transparent_sidecar_sees_its_client() {
     const TEST: &str = "an_application_behind_a_transparent_sidecar_sees_its_client";
     if std::env::var_os(INSIDE).is_none() {
-        let can = "command -v nsenter bash && unshare -n sh -c 'ip link add a type veth peer name b && iptables -w -t mangle -A PREROUTING -p tcp -j TPROXY --on-port 1 --tproxy-mark 1 && iptables -w -t mangle -A PREROUTING -p tcp -m conntrack --ctstate ESTABLISHED -m connmark --mark 1 -j CONNMARK --save-mark'";
+        let can = "command -v nsenter bash && unshare -n sh -c 'ip link add name near type veth peer name far && iptables -w -t mangle -A PREROUTING -p tcp -j TPROXY --on-port 1 --tproxy-mark 1 && iptables -w -t mangle -A PREROUTING -p tcp -m conntrack --ctstate ESTABLISHED -m connmark --mark 1 -j CONNMARK --save-mark'";
         if !Command::new("sh").args(["-c", can]).output().is_ok_and(|output| output.status.success()) {
             return eprintln!("{TEST} is skipped: it takes root, nsenter, veth and iptables with TPROXY");
         }

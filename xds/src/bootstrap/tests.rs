@@ -218,12 +218,12 @@ fn all_faults_of_one_part_are_listed() {
         .replacen("match: {prefix: /}", "match: {safe_regex: {regex: '('}, headers: [{name: a, safe_regex_match: {regex: ')'}}]}\n                request_headers_to_add: [{header: {key: ':a', value: x}}, {header: {key: b, value: '%NOPE%'}}]\n                per_request_buffer_limit_bytes: 1\n                request_body_buffer_limit: 1", 1)
         .replacen("domains: [\"*\"]", "domains: [\"*\"]\n              rate_limits: [{actions: [{remote_address: {}}]}]", 1)
         .replacen("http_filters:", "forward_proto_config: {}\n          codec_type: HTTP3\n          upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]\n          http_filters:", 1)
-        .replacen("filter_chains:", "transparent: true\n    enable_mptcp: true\n    filter_chains:", 1)
+        .replacen("filter_chains:", "tcp_fast_open_queue_length: 1\n    enable_mptcp: true\n    filter_chains:", 1)
         .replacen("connect_timeout: 1s", "connect_timeout: 1s\n    lb_subset_config: {subset_selectors: [{}]}\n    track_timeout_budgets: true\n    http_protocol_options: {send_fully_qualified_url: true}", 1);
     let errors = load(&text, "envoy.yaml", &process()).err().unwrap();
     let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
     for words in [
-        "listener \"main\": transparent: is not supported",
+        "listener \"main\": tcp_fast_open_queue_length: is not supported",
         "listener \"main\": enable_mptcp: is not supported",
         "typed_config.forward_proto_config: is not supported",
         "typed_config.codec_type: HTTP3 is not supported",
