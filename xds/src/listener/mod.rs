@@ -13,9 +13,7 @@ use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
-use sixfold_core::listener::{
-    BindAddress, FilterChain, Listener, ListenerStats, SocketRights, check_chains,
-};
+use sixfold_core::listener::{BindAddress, FilterChain, Listener, ListenerStats, SocketRights, check_chains};
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress, TrafficDirection};

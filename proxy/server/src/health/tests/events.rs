@@ -41,7 +41,7 @@ fn what_checks_find_is_logged() {
     let quiet = every_day(Probe::Http(Box::new(http())));
     let loud =
         HealthCheck { log_failures: true, log_success: true, ..every_day(Probe::Http(Box::new(http()))) };
-    let (pass, status) = (passed(), judge(&http(), 500, &Headers::new(), b""));
+    let (pass, status) = (Verdict::Passed { degraded: false }, judge(&http(), 500, &Headers::new(), b""));
     let none = [""; 0];
     assert_eq!(events(&quiet, true, ill, well, &pass), [r#""add_healthy_event":{"first_check":true},@#}"#]);
     assert_eq!(events(&loud, false, ill, well, &pass), [r#""add_healthy_event":{"first_check":false},@#}"#]);
