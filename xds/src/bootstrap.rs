@@ -128,7 +128,7 @@ pub fn load(
     for fault in constraints::faults(&Bootstrap::full_name(), &encoded) {
         faults.broken_rule(&bootstrap, fault, &missing);
     }
-    faults.0.extend(unread.into_iter().map(|fault| (fault.field.clone().unwrap_or_default(), fault)));
+    faults.add_unread(&bootstrap, unread);
     match compiled {
         Some((diff, admin, tags, followed)) if faults.0.is_empty() => {
             let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };

@@ -40,6 +40,15 @@ impl Faults {
         });
     }
 
+    /// Adds what could not be read.
+    pub(super) fn add_unread(&mut self, bootstrap: &Bootstrap, unread: Vec<ConfigError>) {
+        let named = unread.into_iter().map(|fault| {
+            let path = fault.field.clone().unwrap_or_default();
+            (path, in_resource(bootstrap, fault))
+        });
+        self.0.extend(named);
+    }
+
     /// Adds what breaks a rule of its definition, unless that was found already, or what it stands in is refused.
     pub(super) fn broken_rule(&mut self, bootstrap: &Bootstrap, fault: ConfigError, unread: &Unread) {
         let path = fault.field.clone().unwrap_or_default();

@@ -285,7 +285,7 @@ fn faults_of_filters_and_types_hide_none_of_routes() {
             "http_filters[0].typed_config",
             "@type",
             "strict_check_headers",
-            "static_resources.clusters[0].type",
+            "type",
         ],
         "{faults:#?}"
     );

@@ -34,16 +34,23 @@ pub(super) fn check(
         let claim = Claim::listener(config, listen);
         let rival = claims.iter().find(|rival| rival.overlaps(&claim));
         if let (Some(rival), true, "apisix.ssl.listen") = (rival, tls_is_default, listen.list) {
-            reports.push(clash(config, rival, &claim, "; the port is not TLS's then"));
+            tell(reports, clash(config, rival, &claim, "; the port is not TLS's then"));
             return false;
         }
-        errors.extend(rival.map(|rival| clash(config, rival, &claim, "")));
+        rival.into_iter().for_each(|rival| tell(errors, clash(config, rival, &claim, "")));
         true
     });
     claims.extend(https.iter().map(|listen| Claim::listener(config, listen)));
     (config.http_listeners, config.https_listeners) = (http, https);
     surfaces(config, &mut claims, reports, errors);
     absent(config, merged, &claims, reports, errors);
+}
+
+/// Tells it unless it was told for the key: a port that is given twice is given twice for IPv6 too.
+fn tell(told: &mut Vec<ConfigError>, error: ConfigError) {
+    if !told.iter().any(|other| other.field == error.field) {
+        told.push(error);
+    }
 }
 
 /// The list without what is in it already.
@@ -63,16 +70,12 @@ fn once(
         };
         let of_rival = Claim::listener(config, rival);
         if of_rival.proxied != claim.proxied {
-            errors.push(clash(config, &of_rival, &claim, "; one of them takes the PROXY protocol"));
+            tell(errors, clash(config, &of_rival, &claim, "; one of them takes the PROXY protocol"));
             continue;
         }
-        // Both addresses of a port that is given twice are one slip.
-        let twin = reports.iter().any(|report| report.field.as_deref() == Some(&*claim.key));
-        if !twin {
-            let place = place(config, &of_rival);
-            let reason = format!("{} is listened on already, by {} {place}", claim.address, of_rival.key);
-            reports.push(config.fault(&claim.key, reason));
-        }
+        let place = place(config, &of_rival);
+        let reason = format!("{} is listened on already, by {} {place}", claim.address, of_rival.key);
+        tell(reports, config.fault(&claim.key, reason));
         if listen.address.ip().is_unspecified() && !rival.address.ip().is_unspecified() {
             *rival = listen;
             // What else it covers.

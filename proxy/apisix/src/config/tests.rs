@@ -368,6 +368,8 @@ fn ports_that_apisix_listens_on_once_are_reported() {
         report.contains("apisix.control (by default)") && report.ends_with("would refuse to start"),
         "{report}"
     );
+    // With IPv6 it is told once all the same.
+    told("apisix: {node_listen: [9443, 80]}", (&["0.0.0.0:9443", "[::]:9443", "0.0.0.0:80", "[::]:80"], &[]));
     let config = parse(&format!("apisix: {{node_listen: 7085, {v4}}}"));
     assert_eq!((config.status, config.reports.len()), (None, 1));
 }
