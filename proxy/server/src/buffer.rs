@@ -10,6 +10,7 @@ use std::io;
 use std::task::{Poll, ready};
 use std::thread::LocalKey;
 use tokio::io::ReadBuf;
+use tokio::task::coop::has_budget_remaining;
 
 /// Bytes of a fresh buffer: what one read takes.
 const PIECE: usize = 16 * 1024;
@@ -62,6 +63,12 @@ type Woken = (usize, usize);
 fn woken(cx: &Timed<'_>) -> Woken {
     let waker = cx.waker();
     (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr())
+}
+
+/// Whom a transport wakes that has just had nothing. Not one that was not asked, since the runtime lets a task do only
+/// so much in one go: it wakes the task at once then, and tells the transport nothing.
+fn told(cx: &Timed<'_>) -> Option<Woken> {
+    has_budget_remaining().then(|| woken(cx))
 }
 
 impl ReadBuffer {
@@ -124,7 +131,7 @@ impl ReadBuffer {
         match io.poll_read(cx, &mut room) {
             Poll::Pending => {
                 self.waited = true;
-                self.told = Some(woken(cx));
+                self.told = told(cx);
                 self.release();
                 Poll::Pending
             }
@@ -142,12 +149,11 @@ impl ReadBuffer {
     /// nothing since need not be told again.
     #[inline]
     fn may_read<T: Transport>(&mut self, io: &mut T, cx: &mut Timed<'_>) -> bool {
-        let own = Some(woken(cx));
-        if self.told == own && !io.is_readable() {
+        if self.told == Some(woken(cx)) && !io.is_readable() {
             return false;
         }
         let ready = io.poll_readable(cx).is_ready();
-        self.told = own.filter(|_| !ready);
+        self.told = if ready { None } else { told(cx) };
         ready
     }
 
@@ -344,9 +350,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::deadline::{Deadline, poll_within, within};
+    use crate::io::Io;
+    use std::future::Future;
+    use std::pin::pin;
     use std::task::{Context, Waker};
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
 
     async fn soon<T>(mut poll: impl FnMut(&mut Timed<'_>) -> Poll<T>) -> T {
         within(&mut Deadline::after(Duration::from_secs(60)), |_, cx| poll(cx)).await.unwrap()
@@ -366,6 +376,39 @@ mod tests {
         assert!(buffer.is_empty());
         drop(far);
         assert_eq!(soon(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap(), 0);
+    }
+
+    /// A task that has done all that it may do in one go is told to wait by the runtime, not by the transport, which
+    /// then knows nobody to wake.
+    #[tokio::test]
+    async fn a_wait_for_the_runtime_is_none_for_the_transport() {
+        for begins in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let near = listener.accept().await.unwrap().0;
+            near.set_nodelay(true).unwrap();
+            let mut near = Io::from(near);
+            let mut buffer = ReadBuffer::default();
+            soon(|cx| {
+                while has_budget_remaining() {
+                    assert!(pin!(tokio::task::consume_budget()).poll(cx).is_ready());
+                }
+                assert!(buffer.poll_fill(&mut near, cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            if begins {
+                buffer.begin_wait();
+            }
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                far.write_all(b"x").await.unwrap();
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            });
+            let came =
+                tokio::time::timeout(Duration::from_secs(5), soon(|cx| buffer.poll_fill(&mut near, cx)));
+            assert_eq!(came.await.expect("it is told of what comes").unwrap(), 1);
+        }
     }
 
     /// Counts how often it is asked whether there is anything, and how often it is read.

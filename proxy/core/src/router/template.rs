@@ -5,8 +5,8 @@ use crate::regex::Regex;
 use crate::route::TemplatePart;
 use std::sync::Arc;
 
-/// What a glob may stand for: `pchar` of RFC 3986 without `*` and `=`.
-const PCHARS: &str = "a-zA-Z0-9-._~%!$&'()+,;:@";
+/// What a glob may stand for and a literal may hold: `pchar` of RFC 3986.
+const PCHARS: &str = "a-zA-Z0-9-._~%!$&'()*+,;=:@";
 /// Variables of one template, at most.
 const MAX_VARIABLES: usize = 5;
 /// Bytes of a variable's name, at most.
@@ -172,7 +172,7 @@ impl Parser<'_> {
 }
 
 fn is_pchar(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@".contains(&b)
+    b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:@".contains(&b)
 }
 
 /// Splits a `path_template_rewrite` at its variables.
@@ -245,6 +245,20 @@ mod tests {
         assert_eq!(captures("/", "/"), pairs(&[]));
     }
 
+    /// A rule that denies `/one/{x}` let `/one/a=b` pass.
+    #[test]
+    fn every_byte_of_a_segment_counts() {
+        for byte in b"-._~%!$&'()*+,;=:@az09".iter().map(|b| char::from(*b)) {
+            let path = format!("/one/a{byte}b");
+            assert_eq!(captures("/one/{x}", &path), pairs(&[("x", &path[5..])]), "{byte}");
+            assert_eq!(captures("/one/**", &path), pairs(&[]), "{byte}");
+            assert_eq!(captures(&path, &path), pairs(&[]), "{byte}");
+        }
+        for good in ["/a*b", "/a=", "/***", "/*=", "/{a=b=c}", "/{a=b*}", "/{a=**}*", "/{a}*"] {
+            assert!(Template::parse(good).is_ok(), "{good}");
+        }
+    }
+
     #[test]
     fn bad_templates_are_refused() {
         for bad in [
@@ -258,14 +272,15 @@ mod tests {
             "/{a=**}/{b}",
             "/{a}/{b}/{c}/{d}/{e}/{f}",
             "/{abcdefghijklmnopq}",
-            "/a*b",
             "/*b/c",
+            "/**{a}",
+            "/*{b}",
+            "/{a=*b}",
+            "/{a=*=}",
             "/{a=}",
             "/{a=*/}",
             "/a b",
-            "/a=",
             "//a",
-            "/***",
         ] {
             assert!(Template::parse(bad).is_err(), "{bad}");
         }
