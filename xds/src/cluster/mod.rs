@@ -126,7 +126,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         source_address,
         tcp_keepalive: tcp_keepalive(&keepalive),
         own_zone: context.locality.as_ref().map(|own| own.zone.clone()).unwrap_or_default(),
-        ..policy(discovery, protocol, limits)
+        ..policy(discovery, protocol, &limits)
     };
     let config = ClusterConfig {
         observability_name: observability_name.into(),
@@ -142,7 +142,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
 }
 
 /// The policy as far as discovery, protocol and limits say it.
-fn policy(discovery: Discovery, protocol: Protocol, limits: Limits) -> ClusterPolicy {
+fn policy(discovery: Discovery, protocol: Protocol, limits: &Limits) -> ClusterPolicy {
     ClusterPolicy {
         discovery,
         protocol: protocol.protocol,
