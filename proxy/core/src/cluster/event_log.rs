@@ -68,11 +68,11 @@ impl Event {
 
     /// With one more field that is a message.
     #[must_use]
-    pub fn with_message(mut self, name: &str, message: Event) -> Event {
+    pub fn with_message(mut self, name: &str, Event(message): Event) -> Event {
         if !self.0.is_empty() {
             self.0.push(',');
         }
-        self.0.push_str(&format!("\"{name}\":{{{}}}", message.0));
+        self.0.push_str(&format!("\"{name}\":{{{message}}}"));
         self
     }
 

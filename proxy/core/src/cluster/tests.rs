@@ -259,12 +259,8 @@ fn responses_are_counted_by_zone() {
     for zone in ["a", "b", "b", "", "c"] {
         cluster.stats.of_zone(zone, |responses| responses.count(200));
     }
-    let shown: Vec<String> = registry
-        .samples()
-        .into_iter()
-        .map(|sample| sample.name.to_string())
-        .filter(|n| n.contains("zone."))
-        .collect();
+    let shown: Vec<String> =
+        registry.samples().into_iter().map(|sample| sample.name).filter(|n| n.contains("zone.")).collect();
     for name in ["cluster.c.zone.a.a.upstream_rq_200", "cluster.c.zone.a.b.upstream_rq_2xx"] {
         assert!(shown.iter().any(|shown| shown == name), "{name} of {shown:?}");
     }
