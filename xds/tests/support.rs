@@ -383,6 +383,10 @@ fn page() -> String {
     for (place, config) in sixfold_xds::REFUSED {
         writeln!(page, "- {place} `{config}`").unwrap();
     }
+    page.push_str(
+        "\nSo are the listeners and addresses of HBONE (`internal_listener`, `envoy_internal_address`), network filters that come by \
+         themselves (`config_discovery`), and the operator `CEL` of access logs.\n",
+    );
     let mut all: Vec<&str> = definition::names().filter(|name| name.starts_with("envoy.")).collect();
     all.sort_by_key(|name| (ROOTS.iter().position(|root| root == name).unwrap_or(ROOTS.len()), *name));
     for message in all {
