@@ -307,17 +307,17 @@ impl<A: Algorithm> Leveled<A> {
             _ => derive(choice.random, u64::from(refused)),
         };
         let chosen = loads.choose(value)?;
-        let (level, class) = (state.levels.get(chosen.0)?, chosen.1);
-        let source = match class {
+        if chosen.1 == Class::All {
+            self.stats.lb_healthy_panic().inc();
+            if self.config.fail_on_panic {
+                return None;
+            }
+        }
+        let level = state.levels.get(chosen.0)?;
+        let source = match chosen.1 {
             Class::Healthy => &level.healthy,
             Class::Degraded => &level.degraded,
-            Class::All => {
-                self.stats.lb_healthy_panic().inc();
-                if self.config.fail_on_panic {
-                    return None;
-                }
-                &level.all
-            }
+            Class::All => &level.all,
         };
         // The level took the random number modulo 100; the host must not depend on that.
         let value = if A::HASHED { value } else { derive(value, u64::MAX - 1) };

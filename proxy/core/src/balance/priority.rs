@@ -52,6 +52,10 @@ impl Loads {
             }
         }
         loads.settle();
+        if hosts.total() == 0 && config.panic_threshold > 0.0 {
+            // Nobody is there to take what the first level is given, and it panics over that.
+            loads.only = Some((0, Class::All));
+        }
         loads
     }
 
@@ -252,7 +256,9 @@ mod tests {
         let off = BalanceConfig { panic_threshold: 0.0, ..BalanceConfig::default() };
         assert_eq!(Loads::new(&host_set(&[level(0, 0, 2)]), &off).choose(0), None);
         assert_eq!(Loads::new(&host_set(&[]), &off).choose(0), None);
-        assert_eq!(loads(&[]).choose(0), None);
+        // They panicked in silence.
+        assert_eq!(loads(&[]).choose(0), Some((0, Class::All)));
+        assert_eq!(loads(&[vec![], vec![]]).choose(99), Some((0, Class::All)));
     }
 
     #[test]

@@ -296,3 +296,23 @@ fn reported_weights_make_the_turns() {
     balancer.update(&more);
     assert!(shares(0)[3].abs_diff(75) <= 2, "it has the median");
 }
+
+/// As Envoy counts it, unless panic is turned off.
+#[test]
+fn a_cluster_without_endpoints_panics() {
+    let registry = crate::metrics::Registry::new();
+    let stats = std::sync::Arc::new(crate::cluster::ClusterStats::named(&registry, "c"));
+    let panics = |config: &BalanceConfig, hosts: &HostSet| {
+        let before = stats.lb_healthy_panic().get();
+        let balancer = super::super::build_for(config, hosts, &stats, WORKERS).unwrap();
+        assert!(balancer.choose(&request()).is_none());
+        stats.lb_healthy_panic().get() - before
+    };
+    let none = HostSet::default();
+    for policy in [Policy::RoundRobin, Policy::Random, ring(1024, 8 << 20, false, false)] {
+        let config = BalanceConfig { policy, ..BalanceConfig::default() };
+        assert_eq!(panics(&config, &none), 1);
+        assert_eq!(panics(&BalanceConfig { fail_on_panic: true, ..config.clone() }, &none), 1);
+        assert_eq!(panics(&BalanceConfig { panic_threshold: 0.0, ..config }, &none), 0);
+    }
+}
