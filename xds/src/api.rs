@@ -10,12 +10,12 @@ use sixfold_core::plugin::grpc::Client as Grpc;
 use sixfold_xds_api::pb::envoy::config::core::v3::api_config_source::ApiType;
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{
-    ApiConfigSource, ApiVersion, GrpcService, HeaderValue, RetryPolicy,
+    ApiConfigSource, ApiVersion, GrpcService, HeaderValue, RateLimitSettings, RetryPolicy,
 };
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, enum_value, not_empty, one_of, positive_duration};
 
-use crate::ads::{BackoffConfig, Flavor, Service, Target};
+use crate::ads::{BackoffConfig, Flavor, RateLimit, StreamConfig, Target};
 use crate::context::Context;
 
 /// Bytes of a message of a control plane that are taken, as much as pilot-agent takes: whole worlds are sent in one.
@@ -27,11 +27,8 @@ pub struct ApiSource(Arc<[u8]>);
 
 /// A service that can be asked.
 pub(crate) struct Api {
-    pub(crate) flavor: Flavor,
-    /// Sends the node with every message.
-    pub(crate) node_always: bool,
+    pub(crate) stream: StreamConfig,
     pub(crate) target: Target,
-    pub(crate) backoff: BackoffConfig,
 }
 
 impl ApiSource {
@@ -65,7 +62,6 @@ pub(crate) fn compile(context: &Context, api: &ApiConfigSource) -> Result<Api> {
         set_node_on_first_message_only,
         config_validators,
     } = api;
-    refuse!(cluster_names, rate_limit_settings, config_validators);
     if enum_value::<ApiVersion>(*transport_api_version, "transport_api_version")? == ApiVersion::V2 {
         return Err(ConfigError::field("transport_api_version", "V2 is not supported"));
     }
@@ -76,12 +72,15 @@ pub(crate) fn compile(context: &Context, api: &ApiConfigSource) -> Result<Api> {
             return Err(ConfigError::field("api_type", format!("{} is not supported", other.as_str_name())));
         }
     };
+    refuse!(cluster_names, config_validators);
     let [service] = grpc_services.as_slice() else {
         let reason = format!("there must be one, not {}", grpc_services.len());
         return Err(ConfigError::field("grpc_services", reason));
     };
     let (target, backoff) = target(context, service).in_index(0).in_key("grpc_services")?;
-    Ok(Api { flavor, node_always: !set_node_on_first_message_only, target, backoff })
+    let rate = rate_limit_settings.as_ref().map(rate_limit).transpose().in_key("rate_limit_settings")?;
+    let stream = StreamConfig { flavor, node_always: !set_node_on_first_message_only, backoff, rate };
+    Ok(Api { stream, target })
 }
 
 fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConfig)> {
@@ -122,7 +121,17 @@ fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConf
             .filter(|length| length.value > 0)
             .map_or(MAX_MESSAGE, |length| length.value as usize),
     };
-    Ok((Target { grpc, metadata, service: Service::Aggregated }, backoff))
+    Ok((Target { grpc, metadata }, backoff))
+}
+
+fn rate_limit(value: &RateLimitSettings) -> Result<RateLimit> {
+    let (RateLimitSettings { max_tokens, fill_rate }, default) = (value, RateLimit::default());
+    let fill_rate = fill_rate.as_ref().map_or(default.fill_rate, |rate| rate.value);
+    // Protobuf's rule lets infinity and what is not a number pass.
+    if !fill_rate.is_finite() || fill_rate <= 0.0 {
+        return Err(ConfigError::field("fill_rate", "must be greater than 0"));
+    }
+    Ok(RateLimit { burst: max_tokens.map_or(default.burst, |max| max.value), fill_rate })
 }
 
 /// `retry_back_off`; a stream is opened again for ever, whatever `num_retries` says.

@@ -19,7 +19,7 @@ use sixfold_core::metrics;
 use sixfold_core::model::Diff;
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::any::struct_to_json;
-use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::StaticResources;
+use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::{DynamicResources, StaticResources};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
     Admin as ProtoAdmin, Bootstrap, LayeredRuntime, RuntimeLayer,
@@ -31,7 +31,7 @@ use sixfold_xds_api::{any, bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;
 use self::faults::{Faults, Unread};
-use crate::ads::{Asks, Kind, Statics};
+use crate::ads::{Asks, Key, Kind, Statics};
 use crate::context::{Context, Node};
 use crate::dump::Shown;
 use crate::rds::FilterLists;
@@ -81,17 +81,16 @@ pub struct Compiled {
 pub struct Followed {
     /// What they are compiled with.
     pub context: Context,
-    /// The control plane, if there is one.
-    pub ads: Option<Ads>,
-    /// Who asks it, and those that secrets come from.
+    /// Control planes and files.
+    pub ads: Ads,
+    /// Who asks those that secrets come from.
     pub node: ProtoNode,
 }
 
 impl Followed {
     /// What the bootstrap says itself.
     pub fn statics(&self) -> Statics {
-        let resources = self.ads.as_ref().map(|ads| ads.config.statics.clone());
-        Statics { context: self.context.clone(), resources: resources.unwrap_or_default() }
+        Statics { context: self.context.clone(), resources: self.ads.config.statics.clone() }
     }
 }
 
@@ -169,7 +168,7 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         if let Ok(mut asks) = Asks::of_cluster(&context, value) {
             let tls = cluster.iter().flat_map(|cluster| cluster.config.all_tls());
             asks.add_secrets(tls.filter_map(|tls| tls.awaited()));
-            statics.insert((Kind::Cluster, value.name.as_str().into()), asks);
+            statics.insert(Key::of_name(Kind::Cluster, &value.name.as_str().into()), asks);
         }
         diff.clusters.extend(cluster.map(|cluster| (cluster.config.name.clone(), Some(cluster))));
     }
@@ -184,18 +183,16 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         }
         let taken = own_address(&listener, &mut addresses);
         faults.take_item(taken.in_resource("listener", &listener.name), "listeners", index);
-        statics.insert((Kind::Listener, listener.name.clone()), Asks::of_listener(&listener));
+        statics.insert(Key::of_name(Kind::Listener, &listener.name), Asks::of_listener(&listener));
         diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
     }
     let admin = value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin");
     let admin = faults.take(admin);
     let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"));
-    let ads = value
-        .dynamic_resources
-        .as_ref()
-        .map(|dynamic| ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources"));
-    let ads = faults.take(ads.transpose());
-    let followed = Followed { context, ads: ads?.flatten(), node: node(value) };
+    let default = DynamicResources::default();
+    let dynamic = value.dynamic_resources.as_ref().unwrap_or(&default);
+    let ads = ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources");
+    let followed = Followed { context, ads: faults.take(ads)?, node: node(value) };
     Some((diff, admin?.flatten(), tags?, followed))
 }
 

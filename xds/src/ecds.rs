@@ -22,15 +22,19 @@ use crate::rds::{self, Source};
 /// What a control plane has sent, and what listeners ask for while they are compiled.
 #[derive(Default)]
 pub struct Extensions {
-    known: Mutex<BTreeMap<String, Any>>,
+    known: Mutex<BTreeMap<Name, Any>>,
     /// The one that is tried on those that name it, and what it was before.
-    tried: Mutex<Option<(String, Option<Any>)>>,
+    tried: Mutex<Option<(Name, Option<Any>)>>,
     asked: Mutex<Vec<Asked>>,
 }
+
+/// Where a configuration comes from, and its name there.
+type Name = (Source, Arc<str>);
 
 /// A configuration that a listener asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
+    pub(crate) source: Source,
     pub(crate) name: Arc<str>,
     /// How long it is waited for; `None` is for ever.
     pub(crate) within: Option<Duration>,
@@ -39,9 +43,10 @@ pub(crate) struct Asked {
 impl Extensions {
     /// Listeners that are compiled from now on have it, and are refused if it is none for them. [`Extensions::decide`]
     /// ends that.
-    pub(crate) fn try_out(&self, name: &str, config: Any) {
-        let before = self.known.lock().insert(name.to_owned(), config);
-        *self.tried.lock() = Some((name.to_owned(), before));
+    pub(crate) fn try_out(&self, source: &Source, name: &str, config: Any) {
+        let name: Name = (source.clone(), name.into());
+        let before = self.known.lock().insert(name.clone(), config);
+        *self.tried.lock() = Some((name, before));
     }
 
     /// Keeps the one that was tried, or takes it back.
@@ -49,16 +54,16 @@ impl Extensions {
         let Some((name, before)) = self.tried.lock().take().filter(|_| !fits) else { return };
         match before {
             Some(before) => drop(self.known.lock().insert(name, before)),
-            None => self.forget(&name),
+            None => drop(self.known.lock().remove(&name)),
         }
     }
 
-    fn is_tried(&self, name: &str) -> bool {
+    fn is_tried(&self, name: &Name) -> bool {
         self.tried.lock().as_ref().is_some_and(|(tried, _)| tried == name)
     }
 
-    pub(crate) fn forget(&self, name: &str) {
-        self.known.lock().remove(name);
+    pub(crate) fn forget(&self, source: &Source, name: &Arc<str>) {
+        self.known.lock().remove(&(source.clone(), name.clone()));
     }
 
     /// How much has been asked for, for [`Extensions::brought_since`].
@@ -70,7 +75,8 @@ impl Extensions {
     pub(crate) fn brought_since(&self, mark: usize) -> Vec<u8> {
         let known = self.known.lock();
         let asked = self.asked.lock();
-        let brought = asked.iter().skip(mark).filter_map(|asked| known.get(&*asked.name));
+        let key = |asked: &Asked| (asked.source.clone(), asked.name.clone());
+        let brought = asked.iter().skip(mark).filter_map(|asked| known.get(&key(asked)));
         brought.flat_map(Message::encode_to_vec).collect()
     }
 
@@ -94,19 +100,17 @@ pub(crate) fn find(context: &Context, name: &str, value: &ExtensionConfigSource)
     }
     let source = rds::source(context, required(config_source, "config_source")?);
     let (source, within) = source.in_key("config_source")?;
-    if source != Source::Ads {
-        return Err(ConfigError::field("config_source", "only ads is supported"));
-    }
     if *at_once && default_config.is_none() {
         let reason = "needs default_config";
         return Err(ConfigError::field("apply_default_config_without_warming", reason));
     }
     let within = if *at_once { Some(Duration::ZERO) } else { within };
-    context.extensions.asked.lock().push(Asked { name: name.into(), within });
+    let key: Name = (source.clone(), name.into());
+    context.extensions.asked.lock().push(Asked { source, name: name.into(), within });
     if let Some(config) = default_config {
         of_types(name, config, type_urls).in_key("default_config")?;
     }
-    let known = context.extensions.known.lock().get(name).cloned();
+    let known = context.extensions.known.lock().get(&key).cloned();
     let Some(config) = known else { return Ok(default_config.clone()) };
     match of_types(name, &config, type_urls) {
         Ok(()) => {
@@ -115,7 +119,7 @@ pub(crate) fn find(context: &Context, name: &str, value: &ExtensionConfigSource)
             }
             Ok(Some(config))
         }
-        Err(error) if context.extensions.is_tried(name) => Err(error),
+        Err(error) if context.extensions.is_tried(&key) => Err(error),
         Err(error) => {
             tracing::warn!("a filter goes on as if nothing had come: {error}");
             Ok(default_config.clone())

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::files;
 use sixfold_core::router::{FiltersId, RouteTableCell, TableKey};
 use sixfold_xds_api::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, ConfigSource, PathConfigSource};
@@ -104,10 +105,11 @@ pub(crate) struct Subscription {
     pub(crate) filters: Arc<RdsFilters>,
 }
 
-/// The name of the route configuration that comes into this cell by ADS.
-pub(crate) fn ads_name(cell: &RouteTableCell) -> Option<Arc<str>> {
+/// Where the route configuration of this cell comes from, and its name, if it comes by a stream.
+pub(crate) fn streamed(cell: &RouteTableCell) -> Option<(Source, Arc<str>)> {
     let filters = cell.key.filters.filters::<RdsFilters>()?;
-    (filters.source == Source::Ads).then(|| cell.key.name.clone())
+    let of_file = matches!(filters.source, Source::Path(_));
+    (!of_file).then(|| (filters.source.clone(), cell.key.name.clone()))
 }
 
 /// Asks for what `rds` names. Nothing is fetched: sources look who asks.
@@ -129,12 +131,26 @@ pub(crate) fn subscribe(
 
 /// Where a source of configuration says that resources come from, and how long the first is waited for; `None` is for
 /// ever.
+///
+/// # Errors
+/// There is no such stream, or no such file: as in Envoy one must be there when it is named.
 pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
     let (source, within) = source_of_secrets(context, value)?;
-    match source {
-        Source::Api(_) => Err(ConfigError::field("api_config_source", "is not supported")),
-        source => Ok((source, within)),
+    match &source {
+        Source::Ads => {}
+        Source::Api(api) => drop(api.compile(context).in_key("api_config_source")?),
+        Source::Path(path) => {
+            let there = files::promptly(path, |path| files::open(path).map(drop));
+            let missing = |error| ConfigError::field("path", format!("{}: {error}", path.display()));
+            match value.config_source_specifier {
+                Some(ConfigSourceSpecifier::PathConfigSource(_)) => {
+                    there.map_err(missing).in_key("path_config_source")?;
+                }
+                _ => there.map_err(missing)?,
+            }
+        }
     }
+    Ok((source, within))
 }
 
 /// The same for secrets, which come by streams of their own as well.

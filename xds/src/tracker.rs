@@ -6,24 +6,13 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-use crate::ads::Kind;
+use crate::ads::{Key, Kind};
 use crate::rds::Source;
 
 /// Bytes of refused resources that are kept, over all of them: of what goes beyond, only the reason is.
 const MAX_REFUSED_BYTES: usize = 4 << 20;
 /// Refused resources of which no good one has ever come that are kept.
 const MAX_REFUSED: usize = 1024;
-
-/// A resource by where it comes from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TrackedKey {
-    /// Its type.
-    pub kind: Kind,
-    /// Where it comes from.
-    pub source: Source,
-    /// Its name.
-    pub name: Arc<str>,
-}
 
 /// What becomes of a resource.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +89,7 @@ pub struct Tracker(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    entries: BTreeMap<TrackedKey, Tracked>,
+    entries: BTreeMap<Key, Tracked>,
     /// What the control plane calls all of a type together.
     versions: BTreeMap<Kind, String>,
     refused_bytes: usize,
@@ -113,7 +102,7 @@ impl Tracker {
     pub fn note(&self, kind: Kind, source: &Source, name: &Arc<str>, event: Event<'_>) {
         // Endpoints are shown as they are in their clusters.
         if kind != Kind::Endpoints {
-            let key = TrackedKey { kind, source: source.clone(), name: name.clone() };
+            let key = Key::new(kind, source, name);
             self.0.lock().note(key, event);
         }
     }
@@ -129,7 +118,7 @@ impl Tracker {
     }
 
     /// Everything there is of a type.
-    pub fn of(&self, kind: Kind) -> Vec<(TrackedKey, Tracked)> {
+    pub fn of(&self, kind: Kind) -> Vec<(Key, Tracked)> {
         let state = self.0.lock();
         let of_kind = state.entries.iter().filter(|(key, _)| key.kind == kind);
         of_kind.map(|(key, tracked)| (key.clone(), tracked.clone())).collect()
@@ -151,7 +140,7 @@ impl Tracked {
 }
 
 impl State {
-    fn note(&mut self, key: TrackedKey, event: Event<'_>) {
+    fn note(&mut self, key: Key, event: Event<'_>) {
         let mut tracked = self.entries.remove(&key).unwrap_or_default();
         self.refused_bytes -= tracked.refused_bytes();
         self.refused_alone -= usize::from(tracked.is_refused_alone());
@@ -167,7 +156,7 @@ impl State {
 
     fn change(&self, tracked: &mut Tracked, event: Event<'_>) {
         let at = SystemTime::now();
-        let room = |value: &[u8]| self.refused_bytes + value.len() <= MAX_REFUSED_BYTES;
+        let room = |value: &[u8]| !value.is_empty() && self.refused_bytes + value.len() <= MAX_REFUSED_BYTES;
         match event {
             Event::Accepted { value, version } => {
                 tracked.waiting = Some(Sent { value: value.clone(), version: version.into(), at });

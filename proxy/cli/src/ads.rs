@@ -1,4 +1,4 @@
-//! Following the control plane and the sources of secrets that an Envoy bootstrap names.
+//! Following the control planes, the files and the sources of secrets that an Envoy bootstrap names.
 
 use crate::Failure;
 use crate::process::runtime;
@@ -25,7 +25,7 @@ impl Apply for OnServer {
 /// The thread `xds` at work.
 pub(crate) struct Following {
     statics: watch::Sender<Statics>,
-    ads: Option<Ads>,
+    ads: Ads,
 }
 
 impl Following {
@@ -36,18 +36,14 @@ impl Following {
     }
 
     /// Warns of what a bootstrap that is read again can't change.
-    pub(crate) fn compare(&self, ads: Option<&Ads>) {
-        let same = match (&self.ads, ads) {
-            (Some(before), Some(now)) => before.is_as(now),
-            (before, now) => before.is_none() && now.is_none(),
-        };
-        if !same {
+    pub(crate) fn compare(&self, ads: &Ads) {
+        if !self.ads.is_as(ads) {
             tracing::warn!("node and dynamic_resources count as they were when the process started");
         }
     }
 }
 
-/// Tells when the first resources of the control plane are in force.
+/// Tells when the first resources are in force.
 pub(crate) struct Initialized(Receiver<()>);
 
 impl Initialized {
@@ -58,7 +54,7 @@ impl Initialized {
     }
 }
 
-/// Starts the thread `xds`, which compiles what sources of secrets and the control plane send. It asks them as soon as
+/// Starts the thread `xds`, which compiles what control planes and files say. It asks them as soon as
 /// their clusters are in force, since the first configuration may wait for what they have.
 pub(crate) fn start(
     followed: Followed,
@@ -77,15 +73,9 @@ pub(crate) fn start(
         };
         let tasks = LocalSet::new();
         tasks.spawn_local(sds::follow(statics.clone(), node, OnServer(server.clone())));
-        let following = async move {
-            let Some(ads) = ads else {
-                initialized();
-                return std::future::pending().await;
-            };
-            let resources = Resources::new(context);
-            let (statics, apply) = (Some(statics), OnServer(server));
-            follow(ads.config, resources, ads.target, statics, &registry, apply, initialized).await;
-        };
+        let resources = Resources::new(context);
+        let (statics, apply) = (Some(statics), OnServer(server));
+        let following = follow(ads.config, resources, ads.target, statics, &registry, apply, initialized);
         runtime.block_on(tasks.run_until(following));
     })?;
     Ok((following, Initialized(receiver)))

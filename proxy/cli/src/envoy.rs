@@ -111,7 +111,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
             following.follow(before);
         }
         applied?;
-        following.compare(followed.ads.as_ref());
+        following.compare(&followed.ads);
         for ((key, was), is) in FIXED.iter().zip(&at_start).zip(text.fixed()) {
             if *was != is {
                 tracing::warn!("{}: {key} has changed, which a new start alone takes", text.name);

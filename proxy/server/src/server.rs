@@ -206,12 +206,9 @@ impl Server {
         self.0.shared.addresses.load_full()
     }
 
-    /// Begins to drain; returns when sockets that were to be closed now are closed. The server is no longer
-    /// live unless only inbound listeners are meant.
+    /// Begins to drain; returns when sockets that were to be closed now are closed. As in Envoy the server stays live: who
+    /// empties it for another reason than its end says so by itself.
     pub async fn drain(&self, request: DrainRequest) {
-        if !request.inbound_only {
-            self.0.lifecycle.set(State::Draining);
-        }
         let (done, answer) = oneshot::channel();
         self.ask(Control::Drain(request, done)).await;
         // Without an answer the server has ended, which drains too.

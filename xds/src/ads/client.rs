@@ -8,12 +8,15 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use sixfold_core::error::ConfigError;
 use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{ApplyError, Diff};
 use sixfold_core::plugin::grpc::{Call, Client as Grpc, Status};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::files::Files;
+use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::machine::{AdsConfig, Machine, Step};
 use super::resources::failures;
@@ -35,7 +38,7 @@ pub struct Statics {
     /// What resources are compiled with.
     pub context: CompileContext,
     /// Its clusters and listeners, and what they ask the control plane for.
-    pub resources: BTreeMap<(Kind, Arc<str>), Asks>,
+    pub resources: BTreeMap<Key, Asks>,
 }
 
 /// Where a stream goes.
@@ -45,35 +48,36 @@ pub struct Target {
     pub grpc: Grpc,
     /// Headers of the stream (`initial_metadata`).
     pub metadata: Headers,
-    /// What is asked there.
-    pub service: Service,
 }
 
 /// A service of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
+enum Service {
     /// Resources of every type.
     Aggregated,
-    /// Secrets.
-    Secrets,
+    /// Those of one type.
+    Of(Kind),
 }
 
 impl Service {
-    fn path(self, flavor: Flavor) -> &'static str {
-        match (self, flavor) {
-            (Service::Aggregated, Flavor::Delta) => {
-                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+    /// Package, service, and what its methods are called for, as they stand in envoy/service/*/v3/*.proto.
+    fn path(self, flavor: Flavor) -> String {
+        let (package, service, resources) = match self {
+            Service::Aggregated => ("discovery", "AggregatedDiscoveryService", "AggregatedResources"),
+            Service::Of(Kind::Cluster) => ("cluster", "ClusterDiscoveryService", "Clusters"),
+            Service::Of(Kind::Endpoints) => ("endpoint", "EndpointDiscoveryService", "Endpoints"),
+            Service::Of(Kind::Secret) => ("secret", "SecretDiscoveryService", "Secrets"),
+            Service::Of(Kind::Extension) => {
+                ("extension", "ExtensionConfigDiscoveryService", "ExtensionConfigs")
             }
-            (Service::Aggregated, Flavor::State) => {
-                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-            }
-            (Service::Secrets, Flavor::Delta) => {
-                "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets"
-            }
-            (Service::Secrets, Flavor::State) => {
-                "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
-            }
-        }
+            Service::Of(Kind::Routes) => ("route", "RouteDiscoveryService", "Routes"),
+            Service::Of(Kind::Listener) => ("listener", "ListenerDiscoveryService", "Listeners"),
+        };
+        let form = match flavor {
+            Flavor::Delta => "Delta",
+            Flavor::State => "Stream",
+        };
+        format!("/envoy.service.{package}.v3.{service}/{form}{resources}")
     }
 }
 
@@ -85,6 +89,16 @@ pub trait Batches: Compile {
     /// What comes from now on is compiled with another bootstrap of the same process.
     fn set_context(&mut self, _: CompileContext) {}
 
+    /// Where a stream goes from another source than the one of all types; `None` if there is none such.
+    fn target(&self, _: &Channel) -> Option<Target> {
+        None
+    }
+
+    /// Told when something has become of what comes [`Compile::elsewhere`].
+    fn news(&self) -> Option<Arc<Notify>> {
+        None
+    }
+
     /// A stream has ended, or could not be opened.
     fn disconnected(&self) {}
 }
@@ -95,23 +109,37 @@ pub trait Apply {
     fn apply(&mut self, diff: Diff) -> impl Future<Output = Vec<ApplyError>>;
 }
 
-/// Follows the control plane until the process ends; each bootstrap of it that comes by `statics` counts from then on.
-/// `initialized` is called once the first resources are in force, or have not come in time.
+/// What comes from outside.
+enum News {
+    /// A time has come, or something has become of what others look after.
+    Time,
+    Bootstrap(Statics),
+    /// A file was read, or could not be.
+    Read(Channel, Result<Vec<u8>, ConfigError>),
+}
+
+/// Follows control planes and files until the process ends; each bootstrap of it that comes by `statics` counts from then
+/// on. `ads` is where the stream of all types goes. `initialized` is called once the first resources are in force, or
+/// have not come in time.
 pub async fn follow<R: Batches>(
     config: AdsConfig,
     resources: R,
-    target: Target,
+    ads: Option<Target>,
     mut statics: Option<watch::Receiver<Statics>>,
     registry: &Registry,
     mut apply: impl Apply,
     initialized: impl FnOnce(),
 ) {
-    let machine = Machine::new(config.clone(), resources, registry, fastrand::Rng::new(), now());
-    let mut client = Client { machine, target, flavor: config.flavor, link: Link::Down };
-    let mut initialized = Some(initialized);
+    let news = resources.news();
+    let machine = Machine::new(config, resources, registry, fastrand::Rng::new(), now());
+    let mut client = Client { machine, ads, links: BTreeMap::new() };
+    let (mut initialized, mut files) = (Some(initialized), Files::default());
     loop {
-        match client.machine.step(now()) {
-            Step::Connect => client.connect(),
+        let step = client.machine.step(now());
+        client.links.retain(|channel, _| client.machine.has(channel));
+        files.want(client.machine.files());
+        match step {
+            Step::Connect(channel) => client.connect(channel),
             Step::Apply(batch) => {
                 let diff = client.machine.compiler().diff(batch);
                 let mut applied = pin!(apply.apply(diff));
@@ -133,13 +161,19 @@ pub async fn follow<R: Batches>(
                 }
                 let end = async {
                     tokio::select! {
-                        () = at(until) => None,
-                        other = another(&mut statics) => Some(other),
+                        () = at(until) => News::Time,
+                        () = told(news.as_deref()) => News::Time,
+                        (channel, content) = files.next() => News::Read(channel, content),
+                        other = another(&mut statics) => News::Bootstrap(other),
                     }
                 };
-                if let Some(Some(Statics { context, resources })) = client.attend(end).await {
-                    client.machine.compiler().set_context(context);
-                    client.machine.set_statics(resources, now());
+                match client.attend(end).await {
+                    Some(News::Bootstrap(Statics { context, resources })) => {
+                        client.machine.compiler().set_context(context);
+                        client.machine.set_statics(resources, now());
+                    }
+                    Some(News::Read(channel, content)) => client.machine.read(&channel, content, now()),
+                    Some(News::Time) | None => {}
                 }
             }
         }
@@ -150,64 +184,90 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The machine, and what there is of a stream.
+/// The machine, and what there is of its streams.
 struct Client<R: Batches> {
     machine: Machine<R>,
-    target: Target,
-    flavor: Flavor,
-    link: Link,
+    ads: Option<Target>,
+    links: BTreeMap<Channel, Link>,
 }
 
 enum Link {
-    Down,
     Opening(Pin<Box<dyn Future<Output = Result<Stream, Status>>>>),
     Open(Box<Stream>),
 }
 
 impl<R: Batches> Client<R> {
-    fn connect(&mut self) {
-        let Target { grpc, metadata, service } = &self.target;
-        let (grpc, metadata) = (grpc.clone(), metadata.clone());
-        self.link = Link::Opening(Box::pin(open(grpc, metadata, service.path(self.flavor), self.flavor)));
+    fn connect(&mut self, channel: Channel) {
+        let (target, service) = match &channel {
+            Channel::Aggregated => (self.ads.clone(), Service::Aggregated),
+            Channel::Of(kind, _) => (self.machine.compiler().target(&channel), Service::Of(*kind)),
+        };
+        let flavor = self.machine.flavor(&channel);
+        let opening = async move {
+            let gone = || Status { code: 14, message: "its cluster is none of the bootstrap's".to_owned() };
+            open(target.ok_or_else(gone)?, service, flavor).await
+        };
+        self.links.insert(channel, Link::Opening(Box::pin(opening)));
     }
 
-    /// Opens a stream, sends and receives until `end` does; `None` when something has come before, or a stream was
+    /// Opens streams, sends and receives until `end` does; `None` when something has come before, or a stream was
     /// opened or has ended. The clocks of the machine run on whatever the other side does.
     async fn attend<T>(&mut self, end: impl Future<Output = T>) -> Option<T> {
-        let came = tokio::select! {
-            came = poll_fn(|cx| self.poll(cx)) => came,
+        let ended = tokio::select! {
+            ended = poll_fn(|cx| self.poll(cx)) => ended,
             end = end => return Some(end),
         };
-        if let Err(status) = came {
-            self.link = Link::Down;
+        for (channel, status) in ended {
+            self.links.remove(&channel);
             self.machine.compiler().disconnected();
-            let wait = self.machine.disconnected(now());
-            tracing::warn!(?wait, "no stream of the control plane: {status}");
+            let wait = self.machine.disconnected(&channel, now());
+            tracing::warn!(?wait, "no stream of {channel}: {status}");
         }
         None
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        match &mut self.link {
-            Link::Down => Poll::Pending,
+    /// Ready when something has come, or a request has come to wait; answers the streams that have ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Vec<(Channel, Status)>> {
+        let (mut came, mut ended) = (false, Vec::new());
+        for (channel, link) in &mut self.links {
+            match link.poll(channel, &mut self.machine, cx) {
+                Poll::Ready(Ok(())) => came = true,
+                Poll::Ready(Err(status)) => ended.push((channel.clone(), status)),
+                Poll::Pending => {}
+            }
+        }
+        came |= self.machine.take_limited();
+        if came || !ended.is_empty() { Poll::Ready(ended) } else { Poll::Pending }
+    }
+}
+
+impl Link {
+    fn poll<R: Batches>(
+        &mut self,
+        channel: &Channel,
+        machine: &mut Machine<R>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Status>> {
+        match self {
             Link::Opening(opening) => {
                 let opened = ready!(opening.as_mut().poll(cx))?;
-                self.link = Link::Open(Box::new(opened));
-                self.machine.connected();
+                *self = Link::Open(Box::new(opened));
+                machine.connected(channel);
                 Poll::Ready(Ok(()))
             }
-            Link::Open(stream) => stream.poll(&mut self.machine, cx),
+            Link::Open(stream) => stream.poll(channel, machine, cx),
         }
     }
 }
 
 /// Opens a stream, once its cluster is there: the bootstrap that names it may be about to come into force.
-async fn open(grpc: Grpc, metadata: Headers, path: &'static str, flavor: Flavor) -> Result<Stream, Status> {
+async fn open(target: Target, service: Service, flavor: Flavor) -> Result<Stream, Status> {
+    let Target { grpc, metadata } = target;
     let opening = async {
         while grpc.cluster.load().is_none() {
             tokio::time::sleep(COMES).await;
         }
-        grpc.call(path, metadata).await
+        grpc.call(&service.path(flavor), metadata).await
     };
     let call = tokio::time::timeout(OPENING, opening).await;
     let call = call.map_err(|_| Status { code: 4, message: "no stream within 30 s".to_owned() })??;
@@ -222,6 +282,14 @@ async fn another(statics: &mut Option<watch::Receiver<Statics>>) -> Statics {
         return statics.borrow_and_update().clone();
     }
     std::future::pending().await
+}
+
+/// Ends when something is told, if there is anybody to tell it.
+async fn told(news: Option<&Notify>) {
+    match news {
+        Some(news) => news.notified().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Ends at that time, or never.
@@ -245,16 +313,17 @@ impl Stream {
     /// when something has come, or with the stream's end.
     fn poll<R: Batches>(
         &mut self,
+        channel: &Channel,
         machine: &mut Machine<R>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Status>> {
-        self.poll_requests(machine, cx)?;
+        self.poll_requests(channel, machine, cx)?;
         let mut came = false;
-        while machine.has_room() {
+        while machine.has_room(channel) {
             match self.call.poll_receive(cx) {
                 Poll::Ready(Ok(Some(message))) => {
                     came = true;
-                    if let Err(error) = machine.received(self.decode(&message)?, now()) {
+                    if let Err(error) = machine.received(channel, self.decode(&message)?, now()) {
                         tracing::warn!("passed over: {error}");
                     }
                 }
@@ -271,12 +340,13 @@ impl Stream {
 
     fn poll_requests<R: Batches>(
         &mut self,
+        channel: &Channel,
         machine: &mut Machine<R>,
         cx: &mut Context<'_>,
     ) -> Result<(), Status> {
         loop {
             if self.outgoing.is_none() {
-                self.outgoing = machine.next_request().map(|request| match request {
+                self.outgoing = machine.next_request(channel, now()).map(|request| match request {
                     Request::Delta(request) => request.encode_to_vec(),
                     Request::State(request) => request.encode_to_vec(),
                 });

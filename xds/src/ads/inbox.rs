@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use sixfold_core::error::ConfigError;
+
 use super::kind::Kind;
 use super::update::{Content, Resource, Update};
 
@@ -63,6 +65,11 @@ impl Inbox {
         self.bytes += merged.bytes;
     }
 
+    /// The type that waits and comes before the others.
+    pub(super) fn first(&self) -> Option<Kind> {
+        self.kinds.first_key_value().map(|(kind, _)| *kind)
+    }
+
     /// The responses of a type that waits, in the order of types: what is named before what names it.
     pub(super) fn take(&mut self) -> Option<(Kind, Merged)> {
         let (kind, merged) = self.kinds.pop_first()?;
@@ -91,7 +98,7 @@ impl Merged {
         for resource in update.resources {
             let name = resource.name.clone();
             if !seen.insert(name.clone()) {
-                let content = Content::Fault("is given twice in one response".to_owned());
+                let content = Content::Fault(Box::new(ConfigError::new("is given twice in one response")));
                 self.set(name, Item::Is(Resource { content, ..resource }));
                 continue;
             }
@@ -121,7 +128,7 @@ impl Item {
         let Item::Is(Resource { content, version, .. }) = self else { return ENTRY };
         let content = match content {
             Content::Value(value) => value.len(),
-            Content::Fault(reason) => reason.len(),
+            Content::Fault(fault) => fault.reason.len(),
             Content::Heartbeat => 0,
         };
         ENTRY + version.len() + content

@@ -60,6 +60,18 @@ impl Kind {
             Kind::Listener => "listener",
         }
     }
+
+    /// The same of several.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Kind::Cluster => "clusters",
+            Kind::Endpoints => "endpoints",
+            Kind::Secret => "secrets",
+            Kind::Extension => "extensions",
+            Kind::Routes => "routes",
+            Kind::Listener => "listeners",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
 //! The client as a machine: what happened and when goes in, what is to be done comes out.
+//!
+//! Resources come by channels: one stream of all types, streams of one type, files. Each has an end of its own, with what is
+//! wanted there and what has come; what has come by all of them is one world, whose order holds whatever brings it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,39 +11,45 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::metrics::Registry;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 
-use super::backoff::{Backoff, BackoffConfig};
-use super::inbox::{Inbox, Item, Merged};
+use super::file;
+use super::inbox::{Item, Merged};
+use super::key::{Channel, Key};
 use super::kind::Kind;
-use super::session::{Answer, Flavor, Request, Session};
+use super::peer::{Link, Peer, StreamConfig};
+use super::session::{Answer, Flavor, Request};
 use super::stats::Stats;
 use super::update::{Content, Resource, Response, UnknownType};
 use super::world::{Asks, Change, Compile, World};
+use crate::rds::Source;
 use crate::tracker::Event;
 
-/// How a control plane is asked, and for what.
+/// What is asked for, and where.
 #[derive(Debug, Clone)]
 pub struct AdsConfig {
-    /// Which protocol is spoken.
-    pub flavor: Flavor,
     /// Who asks.
     pub node: Node,
-    /// Sends the node with every message (unless `set_node_on_first_message_only`).
-    pub node_always: bool,
-    /// The types of which everything is wanted, and how long a start waits for the first response of each
-    /// (`initial_fetch_timeout`); `None` is for ever.
-    pub wildcards: BTreeMap<Kind, Option<Duration>>,
-    /// Between streams.
-    pub backoff: BackoffConfig,
-    /// Clusters and listeners of the bootstrap, which the control plane can neither change nor remove, and what they
-    /// ask it for.
-    pub statics: BTreeMap<(Kind, Arc<str>), Asks>,
+    /// The stream of all types, if there is one.
+    pub ads: Option<StreamConfig>,
+    /// The types of which everything is wanted.
+    pub wildcards: BTreeMap<Kind, Wildcard>,
+    /// Clusters and listeners of the bootstrap, which no source can either change or remove, and what they ask for.
+    pub statics: BTreeMap<Key, Asks>,
+}
+
+/// A type of which everything is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wildcard {
+    /// Where it comes from.
+    pub source: Source,
+    /// How long a start waits for the first response (`initial_fetch_timeout`); `None` is for ever.
+    pub within: Option<Duration>,
 }
 
 /// Something to be done.
 #[derive(Debug)]
 pub enum Step<P> {
-    /// Open a stream, then say that it is [`Machine::connected`] or [`Machine::disconnected`].
-    Connect,
+    /// Open this stream, then say that it is [`Machine::connected`] or [`Machine::disconnected`].
+    Connect(Channel),
     /// Put these in force together, then say [`Machine::applied`].
     Apply(Vec<Change<P>>),
     /// Nothing until something happens, or until then.
@@ -58,27 +67,23 @@ pub struct Failure {
     pub reason: String,
 }
 
-/// A client of one control plane.
+/// A client of control planes and files.
 pub struct Machine<C: Compile> {
-    session: Session,
     world: World<C>,
-    inbox: Inbox,
-    link: Link,
-    backoff: Backoff,
+    peers: BTreeMap<Channel, Peer>,
+    /// Where everything of a type comes from.
+    wildcards: BTreeMap<Kind, Channel>,
+    node: Node,
+    registry: Registry,
+    random: fastrand::Rng,
     stats: Stats,
     /// What waits for the change that is being applied.
     applying: Option<Vec<Pending>>,
-    /// What could not be put in force although it was acknowledged: to be told with the next answer of its type.
-    late: BTreeMap<Kind, Vec<String>>,
     /// Types whose first response is awaited.
     first: BTreeMap<Kind, First>,
     initialized: bool,
-}
-
-enum Link {
-    Down { until: Instant },
-    Opening,
-    Up,
+    /// Whether requests have come to be too many since that was asked.
+    limited: bool,
 }
 
 /// Since when the first response of a type is awaited: until when a start waits for it.
@@ -88,6 +93,7 @@ struct First {
 
 /// Responses of a type that are to be answered.
 struct Pending {
+    channel: Channel,
     kind: Kind,
     responses: Vec<(String, String)>,
     faults: Vec<String>,
@@ -104,38 +110,90 @@ impl<C: Compile> Machine<C> {
         random: fastrand::Rng,
         now: Instant,
     ) -> Machine<C> {
-        let AdsConfig { flavor, node, node_always, wildcards, backoff, statics } = config;
-        let mut session = Session::new(flavor, node, node_always);
-        wildcards.keys().for_each(|kind| session.want_all(*kind));
-        let first =
-            |within: Option<Duration>| First { until: within.and_then(|within| now.checked_add(within)) };
-        Machine {
-            session,
+        let AdsConfig { node, ads, wildcards, statics } = config;
+        let until = |within: Option<Duration>| within.and_then(|within| now.checked_add(within));
+        let first = wildcards.iter().map(|(kind, wildcard)| (*kind, First { until: until(wildcard.within) }));
+        let mut machine = Machine {
             world: World::new(compiler, statics, now),
-            inbox: Inbox::default(),
-            link: Link::Down { until: now },
-            backoff: Backoff::new(backoff, random),
-            stats: Stats::new(registry),
+            peers: BTreeMap::new(),
+            wildcards: wildcards.iter().map(|(kind, all)| (*kind, Channel::of(*kind, &all.source))).collect(),
+            node,
+            registry: registry.clone(),
+            random,
+            stats: Stats::new(registry, wildcards.keys().copied()),
             applying: None,
-            late: BTreeMap::new(),
-            first: wildcards.into_iter().map(|(kind, within)| (kind, first(within))).collect(),
+            first: first.collect(),
             initialized: false,
+            limited: false,
+        };
+        if let Some(ads) = ads {
+            machine.add_stream(&Channel::Aggregated, ads, now);
+        }
+        for (kind, channel) in machine.wildcards.clone() {
+            if let Some(peer) = machine.peer(&channel, now) {
+                peer.session.want_all(kind);
+            }
+        }
+        machine
+    }
+
+    fn add_stream(&mut self, channel: &Channel, config: StreamConfig, now: Instant) {
+        let random = self.random.fork();
+        let peer = Peer::stream(channel, config, self.node.clone(), &self.registry, random, now);
+        self.peers.insert(channel.clone(), peer);
+    }
+
+    /// The end of a channel, which is made when something is first wanted of it; `None` if it can't be.
+    fn peer(&mut self, channel: &Channel, now: Instant) -> Option<&mut Peer> {
+        if !self.peers.contains_key(channel) {
+            if channel.path().is_some() {
+                self.peers.insert(channel.clone(), Peer::file());
+            } else {
+                let config = self.world.compiler().stream(channel)?;
+                self.add_stream(channel, config, now);
+            }
+        }
+        self.peers.get_mut(channel)
+    }
+
+    /// What brings a resource.
+    fn channel_of(&self, key: &Key) -> Channel {
+        let wildcard = self.wildcards.get(&key.kind);
+        wildcard.cloned().unwrap_or_else(|| Channel::of(key.kind, &key.source))
+    }
+
+    /// Notes for the session of a resource's channel which version of it is known.
+    fn know(&mut self, key: &Key, version: Option<String>) {
+        let channel = self.channel_of(key);
+        if let Some(peer) = self.peers.get_mut(&channel) {
+            peer.session.know(key.kind, &key.name, version);
+        }
+    }
+
+    /// What could not be put in force of what was acknowledged is told later.
+    fn fail_late(&mut self, key: &Key, fault: String) {
+        let channel = self.channel_of(key);
+        match self.peers.get_mut(&channel) {
+            Some(peer) if matches!(peer.link, Link::Up) => {
+                peer.late.entry(key.kind).or_default().push(fault);
+            }
+            Some(peer) if matches!(peer.link, Link::File) => refused(&channel, &fault),
+            _ => {}
         }
     }
 
     /// What is to be done now. Ask again after every event and after having done it.
     pub fn step(&mut self, now: Instant) -> Step<C::Part> {
         if self.applying.is_some() {
-            return Step::Wait(None);
+            return Step::Wait(self.limited_until());
         }
         self.give_up_waiting(now);
         loop {
             let pending = self.look(now);
             let batch = self.world.settle(now);
-            self.pass_on_wants();
-            for ((kind, name), error) in self.world.take_faults() {
-                let fault = error.in_resource(format!("{} \"{name}\"", kind.noun())).to_string();
-                self.late.entry(kind).or_default().push(fault);
+            self.pass_on_wants(now);
+            for (key, error) in self.world.take_faults() {
+                self.fail_late(&key, error.in_resource(key.shown()).to_string());
             }
             if !batch.is_empty() {
                 self.applying = Some(pending.into_iter().collect());
@@ -150,14 +208,20 @@ impl<C: Compile> Machine<C> {
         self.initialized |= self.first.is_empty() && self.world.is_settled();
         // Not before all that has come is known: a new stream begins with what the client has, and what the other
         // side does not hear of then it will never take away.
-        if let Link::Down { until } = self.link
-            && until <= now
-        {
-            self.link = Link::Opening;
-            return Step::Connect;
+        for (channel, peer) in &mut self.peers {
+            if peer.reconnect_at().is_some_and(|until| until <= now) {
+                peer.link = Link::Opening;
+                return Step::Connect(channel.clone());
+            }
         }
         let first = self.first.values().filter_map(|first| first.until);
-        Step::Wait(first.chain(self.reconnect_at()).chain(self.world.deadline(now)).min())
+        let reconnect = self.peers.values().filter_map(Peer::reconnect_at);
+        let waits = first.chain(reconnect).chain(self.world.deadline(now)).chain(self.limited_until());
+        Step::Wait(waits.min())
+    }
+
+    fn limited_until(&self) -> Option<Instant> {
+        self.peers.values().filter_map(Peer::limited_until).min()
     }
 
     /// What compiles resources.
@@ -166,21 +230,46 @@ impl<C: Compile> Machine<C> {
     }
 
     /// Clusters and listeners of another bootstrap are in force, or about to be, in place of those of the last.
-    pub fn set_statics(&mut self, statics: BTreeMap<(Kind, Arc<str>), Asks>, now: Instant) {
-        for (kind, name) in self.world.set_statics(statics, now) {
+    pub fn set_statics(&mut self, statics: BTreeMap<Key, Asks>, now: Instant) {
+        for key in self.world.set_statics(statics, now) {
             // What was acknowledged of that name was passed over.
-            self.session.know(kind, &name, None);
+            self.know(&key, None);
         }
     }
 
-    /// The next message for the control plane, when the stream has room for one.
-    pub fn next_request(&mut self) -> Option<Request> {
-        self.session.next_request()
+    /// Whether a channel is still wanted: one that nobody asks for anything more is to be closed.
+    pub fn has(&self, channel: &Channel) -> bool {
+        self.peers.contains_key(channel)
+    }
+
+    /// Which protocol is spoken by a stream.
+    pub fn flavor(&self, channel: &Channel) -> Flavor {
+        self.peers.get(channel).map_or(Flavor::State, |peer| peer.session.flavor())
+    }
+
+    /// The files that are wanted, each with a number: when that is another one the file is to be read again, changed or
+    /// not.
+    pub fn files(&self) -> BTreeMap<Channel, u64> {
+        let files = self.peers.iter().filter(|(channel, _)| channel.path().is_some());
+        files.map(|(channel, peer)| (channel.clone(), peer.wanted)).collect()
+    }
+
+    /// The next message of a stream, when it has room for one.
+    pub fn next_request(&mut self, channel: &Channel, now: Instant) -> Option<Request> {
+        let (request, limited) = self.peers.get_mut(channel)?.next_request(now);
+        self.limited |= limited;
+        request
+    }
+
+    /// Whether a request has come to wait for others to be less since this was asked, so that [`Machine::step`] waits for
+    /// something else.
+    pub fn take_limited(&mut self) -> bool {
+        std::mem::take(&mut self.limited)
     }
 
     /// Whether responses may come; otherwise the stream is not read, and holds the control plane back.
-    pub fn has_room(&self) -> bool {
-        self.inbox.has_room() && self.session.has_room()
+    pub fn has_room(&self, channel: &Channel) -> bool {
+        self.peers.get(channel).is_some_and(|peer| peer.inbox.has_room() && peer.session.has_room())
     }
 
     /// Whether the first resources are in force, or were waited for long enough: what a start waits for.
@@ -189,90 +278,129 @@ impl<C: Compile> Machine<C> {
     }
 
     /// A stream is open.
-    pub fn connected(&mut self) {
-        self.link = Link::Up;
-        self.session.connected();
-        self.stats.control_plane.connected_state().set(1);
+    pub fn connected(&mut self, channel: &Channel) {
+        if let Some(peer) = self.peers.get_mut(channel) {
+            peer.connected();
+        }
     }
 
-    /// The stream has ended, or could not be opened. Everything that is in force stays, for as long as it takes.
+    /// A stream has ended, or could not be opened. Everything that is in force stays, for as long as it takes.
     /// Answers after how long the next one is opened.
-    pub fn disconnected(&mut self, now: Instant) -> Duration {
-        let wait = self.backoff.next();
-        self.link = Link::Down { until: now + wait };
-        self.session.disconnected();
-        self.inbox.forget_responses();
-        self.late.clear();
-        self.applying.iter_mut().flatten().for_each(|pending| pending.responses.clear());
-        self.stats.disconnected();
-        wait
+    pub fn disconnected(&mut self, channel: &Channel, now: Instant) -> Duration {
+        for (_, of) in self.wildcards.iter().filter(|(_, of)| *of == channel).map(|(kind, of)| (of, kind)) {
+            self.stats.of(*of).into_iter().for_each(|stats| stats.update_failure().inc());
+        }
+        let applying = self.applying.iter_mut().flatten().filter(|pending| pending.channel == *channel);
+        applying.for_each(|pending| pending.responses.clear());
+        self.peers.get_mut(channel).map(|peer| peer.disconnected(now)).unwrap_or_default()
     }
 
-    /// A response has come.
+    /// A response has come by a stream.
     ///
     /// # Errors
-    /// Of a type that nobody asks for: it is passed over, and not answered.
-    pub fn received(&mut self, response: Response, now: Instant) -> Result<(), UnknownType> {
-        self.backoff.reset();
+    /// Of a type that nobody asks for there: it is passed over, and not answered.
+    pub fn received(
+        &mut self,
+        channel: &Channel,
+        response: Response,
+        now: Instant,
+    ) -> Result<(), UnknownType> {
+        let Some(peer) = self.peers.get_mut(channel) else { return Ok(()) };
+        peer.backoff.reset();
         self.world.hear(now);
         let update = response.update()?;
+        let comes = match channel {
+            Channel::Of(kind, _) => update.kind == *kind,
+            Channel::Aggregated => {
+                !update.kind.is_wildcard() || self.wildcards.get(&update.kind) == Some(channel)
+            }
+        };
+        if !comes {
+            return Err(UnknownType(update.kind.type_url().to_owned()));
+        }
         let names = update.resources.iter().map(|resource| &resource.name);
-        self.session.received(update.kind, &update.nonce, names);
-        self.inbox.put(update);
+        peer.session.received(update.kind, &update.nonce, names);
+        peer.inbox.put(update);
         Ok(())
+    }
+
+    /// A file was read, or could not be.
+    pub fn read(&mut self, channel: &Channel, content: Result<Vec<u8>, ConfigError>, now: Instant) {
+        let (Channel::Of(kind, Source::Path(path)), Some(peer)) = (channel, self.peers.get_mut(channel))
+        else {
+            return;
+        };
+        self.world.hear(now);
+        match content.and_then(|content| file::update(*kind, path, content)) {
+            Ok(update) => peer.inbox.put(update),
+            Err(error) => {
+                refused(channel, &error.in_file(path.display().to_string()).to_string());
+                self.stats.answered(*kind, true);
+                self.first.remove(kind);
+                let wanted = peer.wanted(*kind);
+                wanted.iter().for_each(|name| self.world.missing(&Key::new(*kind, channel.source(), name)));
+            }
+        }
     }
 
     /// The change of the last [`Step::Apply`] is in force, but for these parts.
     pub fn applied(&mut self, failures: Vec<Failure>) {
         let mut pending = self.applying.take().unwrap_or_default();
-        let failed: Vec<_> = failures.iter().map(|failure| (failure.kind, failure.name.clone())).collect();
-        for ((kind, name), version) in self.world.applied(&failed) {
-            self.session.know(kind, &name, version);
-            pending.iter_mut().filter(|pending| pending.kind == kind).for_each(|pending| {
-                pending.accepted.remove(&name);
+        let keys: Vec<_> = failures.iter().map(|failure| Key::of_name(failure.kind, &failure.name)).collect();
+        let failed: Vec<_> = keys.iter().map(|key| self.world.assigned(key)).collect();
+        for (key, version) in self.world.applied(&failed) {
+            let channel = self.channel_of(&key);
+            pending.iter_mut().filter(|pending| pending.is_of(&channel, key.kind)).for_each(|pending| {
+                pending.accepted.remove(&key.name);
             });
+            self.know(&key, version);
         }
-        for Failure { kind, name, reason } in failures {
-            let fault = format!("{} \"{name}\": {reason}", kind.noun());
-            self.world.compiler().note(kind, &name, Event::Failed(&reason));
-            match pending.iter_mut().find(|pending| pending.kind == kind) {
+        for ((failure, key), failed) in failures.into_iter().zip(keys).zip(failed) {
+            let fault = format!("{}: {}", key.shown(), failure.reason);
+            self.world.compiler().note(&key, Event::Failed(&failure.reason));
+            let channel = self.channel_of(&failed);
+            match pending.iter_mut().find(|pending| pending.is_of(&channel, key.kind)) {
                 Some(pending) => pending.faults.push(fault),
                 // What has waited for others was acknowledged when it came.
-                None if matches!(self.link, Link::Up) => self.late.entry(kind).or_default().push(fault),
-                None => {}
+                None => self.fail_late(&failed, fault),
             }
         }
         pending.into_iter().for_each(|pending| self.answer(pending));
     }
 
-    /// Looks at the responses of one type.
+    /// Looks at the responses of one type that have come by one channel.
     fn look(&mut self, now: Instant) -> Option<Pending> {
-        let (kind, Merged { items, whole, responses, .. }) = self.inbox.take()?;
+        let waiting = self.peers.iter().filter_map(|(channel, peer)| Some((peer.inbox.first()?, channel)));
+        let channel = waiting.min()?.1.clone();
+        let peer = self.peers.get_mut(&channel)?;
+        let (kind, Merged { items, whole, responses, .. }) = peer.inbox.take()?;
+        let faults = peer.late.remove(&kind).unwrap_or_default();
+        let key = |name: &Arc<str>| Key::new(kind, channel.source(), name);
         self.first.remove(&kind);
+        if kind == Kind::Secret || channel.path().is_some() {
+            // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps
+            // nobody waiting until its time is over. A file holds what there is, whatever was asked for.
+            let lacking = peer.lacking(kind, |name| items.contains_key(name));
+            lacking.iter().for_each(|name| self.world.missing(&key(name)));
+        }
         if whole {
             let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));
-            absent.collect::<Vec<_>>().into_iter().for_each(|name| self.remove(kind, &name, now));
+            absent.collect::<Vec<_>>().iter().for_each(|name| self.remove(&key(name), now));
         }
-        if kind == Kind::Secret {
-            // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps
-            // nobody waiting until its time is over.
-            let absent = self.session.absent(kind, |name| items.contains_key(name));
-            absent.into_iter().for_each(|name| self.world.missing(&(kind, name)));
-        }
-        let faults = self.late.remove(&kind).unwrap_or_default();
-        let mut pending = Pending { kind, responses, faults, accepted: BTreeMap::new() };
+        let mut pending =
+            Pending { channel: channel.clone(), kind, responses, faults, accepted: BTreeMap::new() };
         self.world.expect(kind, items.values().filter_map(Item::value));
         for (name, item) in items {
+            let key = key(&name);
             match item {
-                Item::Gone => self.remove(kind, &name, now),
-                Item::Is(resource) => match self.take(kind, &name, resource, now) {
+                Item::Gone => self.remove(&key, now),
+                Item::Is(resource) => match self.take(&channel, &key, resource, now) {
                     Ok(version) => {
                         pending.accepted.extend(version.map(|version| (name, version)));
                     }
                     Err(error) => {
-                        self.world.deny(&(kind, name.clone()));
-                        let place = format!("{} \"{name}\"", kind.noun());
-                        let all = error.in_resource(place).into_all();
+                        self.world.deny(&key);
+                        let all = error.in_resource(key.shown()).into_all();
                         pending.faults.extend(all.iter().map(ToString::to_string));
                     }
                 },
@@ -284,65 +412,94 @@ impl<C: Compile> Machine<C> {
     /// Takes a resource; answers its version if it brought one.
     fn take(
         &mut self,
-        kind: Kind,
-        name: &Arc<str>,
+        channel: &Channel,
+        key: &Key,
         resource: Resource,
         now: Instant,
     ) -> Result<Option<String>, ConfigError> {
         let Resource { name: _, version, content, ttl } = resource;
+        let wants = self.peers.get(channel).is_some_and(|peer| peer.session.wants(key.kind, &key.name));
         let version = match content {
-            Content::Fault(reason) => return Err(ConfigError::new(reason)),
+            Content::Fault(fault) => {
+                let reason = fault.to_string();
+                let refused = Event::Refused { value: &[], version: &version, reason: &reason };
+                if wants && !key.name.is_empty() {
+                    self.world.compiler().note(key, refused);
+                }
+                return Err(*fault);
+            }
             Content::Heartbeat => None,
-            Content::Value(_) if !self.session.wants(kind, name) => return Ok(None),
+            Content::Value(_) if !wants => return Ok(None),
             Content::Value(value) => {
-                self.world.accept(kind, name, &version, value, now)?;
+                self.world.accept(key, &version, value, now)?;
                 Some(version)
             }
         };
-        self.world.set_ttl(&(kind, name.clone()), ttl, now);
+        self.world.set_ttl(key, ttl, now);
         Ok(version)
     }
 
-    fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
-        self.world.remove(kind, name, now);
-        self.session.know(kind, name, None);
+    fn remove(&mut self, key: &Key, now: Instant) {
+        self.world.remove(key, now);
+        self.know(key, None);
     }
 
     /// What was accepted is known from now on, what was refused is not; both are told.
     fn answer(&mut self, pending: Pending) {
-        let Pending { kind, mut responses, faults, accepted } = pending;
-        for (name, version) in accepted {
-            if self.session.wants(kind, &name) {
-                self.session.know(kind, &name, Some(version));
-            }
-        }
+        let Pending { channel, kind, mut responses, faults, accepted } = pending;
         let error = (!faults.is_empty()).then(|| faults.join("; "));
         if let Some(error) = &error {
-            tracing::warn!("refused of the control plane's resources, the last good ones stay: {error}");
+            refused(&channel, error);
         }
         self.stats.answered(kind, error.is_some());
         let last = responses.pop();
         if let Some((_, version)) = &last {
             self.world.compiler().note_version(kind, version);
         }
+        let Some(peer) = self.peers.get_mut(&channel) else { return };
+        for (name, version) in accepted {
+            if peer.session.wants(kind, &name) {
+                peer.session.know(kind, &name, Some(version));
+            }
+        }
         let earlier = responses.into_iter().map(|response| (response, None));
         for ((nonce, version), error) in earlier.chain(last.map(|response| (response, error))) {
-            self.session.answer(Answer { kind, nonce, version, error });
+            peer.session.answer(Answer { kind, nonce, version, error });
         }
     }
 
     /// Refuses what was acknowledged before it was tried, by the last response of its type.
     fn refuse_late(&mut self) {
-        for (kind, faults) in std::mem::take(&mut self.late) {
-            self.stats.answered(kind, true);
-            self.session.refuse(kind, faults.join("; "));
+        for peer in self.peers.values_mut() {
+            for (kind, faults) in std::mem::take(&mut peer.late) {
+                self.stats.answered(kind, true);
+                peer.session.refuse(kind, faults.join("; "));
+            }
         }
     }
 
-    fn pass_on_wants(&mut self) {
-        for ((kind, name), wanted) in self.world.take_wants() {
-            self.session.want(kind, &name, wanted);
+    fn pass_on_wants(&mut self, now: Instant) {
+        let wants = self.world.take_wants();
+        if wants.is_empty() {
+            return;
         }
+        for (key, wanted) in wants {
+            if self.world.compiler().elsewhere(&key).is_some() {
+                continue;
+            }
+            let channel = self.channel_of(&key);
+            let peer = if wanted { self.peer(&channel, now) } else { self.peers.get_mut(&channel) };
+            match peer {
+                Some(peer) => peer.want(key.kind, &key.name, wanted),
+                // What names it was compiled, and the channel with it, by a bootstrap that has gone.
+                None if wanted => self.world.missing(&key),
+                None => {}
+            }
+        }
+        let wildcards = &self.wildcards;
+        self.peers.retain(|channel, peer| {
+            *channel == Channel::Aggregated || wildcards.values().any(|of| of == channel) || !peer.is_idle()
+        });
     }
 
     /// What has not come in time is not waited for, and what has not been confirmed in time is gone.
@@ -353,17 +510,21 @@ impl<C: Compile> Machine<C> {
                 stats.init_fetch_timeout().inc();
             }
         }
-        for (kind, name) in self.world.expire(now) {
-            self.session.know(kind, &name, None);
+        for key in self.world.expire(now) {
+            self.know(&key, None);
         }
     }
+}
 
-    fn reconnect_at(&self) -> Option<Instant> {
-        match self.link {
-            Link::Down { until } => Some(until),
-            _ => None,
-        }
+impl Pending {
+    fn is_of(&self, channel: &Channel, kind: Kind) -> bool {
+        self.channel == *channel && self.kind == kind
     }
+}
+
+/// Says in the log what is wrong in what has come by a channel.
+fn refused(channel: &Channel, error: &str) {
+    tracing::warn!("refused of {channel}, the last good ones stay: {error}");
 }
 
 #[cfg(test)]

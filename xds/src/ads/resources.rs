@@ -17,11 +17,16 @@ use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{constraints, wire};
+use tokio::sync::Notify;
 
-use super::client::Batches;
+use super::client::{Batches, Target};
+use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::machine::Failure;
+use super::peer::StreamConfig;
 use super::world::{Asks, Change, Compile, Compiled, Need};
+use crate::api::Api;
+use crate::cluster::Assigned;
 use crate::context::Context;
 use crate::ecds::Asked;
 use crate::rds::{self, RouteConfigs, Source};
@@ -46,7 +51,7 @@ pub enum Part {
     Listener(Arc<Listener>),
 }
 
-/// Compiles what an ADS stream brings.
+/// Compiles what streams and files bring.
 pub struct Resources {
     context: Context,
     routes: RouteConfigs,
@@ -57,6 +62,13 @@ impl Resources {
     pub fn new(context: Context) -> Resources {
         let context = of_stream(context);
         Resources { routes: RouteConfigs::new(context.clone()), context }
+    }
+
+    /// The service that a stream goes to. What names it was compiled with it, so that it can be again.
+    fn api(&self, channel: &Channel) -> Option<Api> {
+        let Source::Api(api) = channel.source() else { return None };
+        let api = api.compile(&self.context);
+        api.inspect_err(|error| tracing::error!("no stream of {channel}: {error}")).ok()
     }
 
     fn cluster(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
@@ -76,11 +88,11 @@ impl Resources {
         Ok(Compiled { part: Part::Endpoints(assignment), asks })
     }
 
-    fn routes(&mut self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+    fn routes(&mut self, source: &Source, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
         same_name(wire::text(value, 1).unwrap_or_default(), name)?;
         let mut diff = Diff::default();
-        self.routes.update(&Source::Ads, value, &mut diff)?;
-        self.routes.hold(&Source::Ads, name);
+        self.routes.update(source, value, &mut diff)?;
+        self.routes.hold(source, name);
         let mut clusters = BTreeSet::new();
         if diff.route_tables.is_empty() {
             // It is what it was, and so are its tables.
@@ -94,12 +106,12 @@ impl Resources {
     }
 
     /// Listeners have it as they are compiled. It is tried on those that name it next.
-    fn extension(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+    fn extension(&self, source: &Source, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
         let value: TypedExtensionConfig = constraints::decode(value)?;
         same_name(&value.name, name)?;
         let config = required(&value.typed_config, "typed_config")?;
         filters::check(&self.context, name, config)?;
-        self.context.extensions.try_out(name, config.clone());
+        self.context.extensions.try_out(source, name, config.clone());
         Ok(Compiled { part: Part::Extension, asks: Asks::default() })
     }
 
@@ -109,8 +121,8 @@ impl Resources {
         self.context.extensions.take_asked();
         let listener = listener::compile(&self.context, &value)?;
         let mut asks = Asks::of_listener(&listener);
-        for Asked { name, within } in self.context.extensions.take_asked() {
-            let need = Need { kind: Kind::Extension, name, within };
+        for Asked { source, name, within } in self.context.extensions.take_asked() {
+            let need = Need { kind: Kind::Extension, source, name, within };
             if !asks.needs.contains(&need) {
                 asks.needs.push(need);
             }
@@ -119,12 +131,18 @@ impl Resources {
     }
 }
 
+/// The key of a secret, if it is one.
+fn secret(key: &Key) -> Option<SecretKey> {
+    let Key { kind, source, name } = key;
+    (*kind == Kind::Secret).then(|| SecretKey { source: source.clone(), name: name.clone() })
+}
+
 impl Batches for Resources {
     fn diff(&mut self, batch: Vec<Change<Part>>) -> Diff {
         let mut diff = Diff::default();
-        for Change { kind, name, part } in batch {
+        for Change { kind, source, name, part } in batch {
             if kind == Kind::Routes {
-                self.routes.release(&Source::Ads, &name);
+                self.routes.release(&source, &name);
             }
             match part {
                 Some(Part::Cluster(cluster)) => diff.clusters.push((name, Some(cluster))),
@@ -150,6 +168,14 @@ impl Batches for Resources {
         diff
     }
 
+    fn target(&self, channel: &Channel) -> Option<Target> {
+        Some(self.api(channel)?.target)
+    }
+
+    fn news(&self) -> Option<Arc<Notify>> {
+        Some(self.context.sds.news())
+    }
+
     fn set_context(&mut self, context: Context) {
         // What has come of extensions and clusters is what this stream has brought, whichever bootstrap names it.
         let (extensions, sent_clusters) =
@@ -162,7 +188,8 @@ impl Batches for Resources {
 impl Compile for Resources {
     type Part = Part;
 
-    fn compile(&mut self, kind: Kind, name: &Arc<str>, value: &[u8]) -> Result<Compiled<Part>> {
+    fn compile(&mut self, key: &Key, value: &[u8]) -> Result<Compiled<Part>> {
+        let Key { kind, source, name } = key;
         match kind {
             Kind::Cluster => {
                 let compiled = self.cluster(name, value)?;
@@ -170,14 +197,14 @@ impl Compile for Resources {
                 Ok(compiled)
             }
             Kind::Endpoints => Resources::endpoints(name, value),
-            Kind::Routes => self.routes(name, value),
+            Kind::Routes => self.routes(source, name, value),
             Kind::Listener => self.listener(name, value),
             Kind::Secret => {
-                let key = SecretKey { source: Source::Ads, name: name.clone() };
+                let key = SecretKey { source: source.clone(), name: name.clone() };
                 let part = self.context.sds.check(&key, value).map(Part::Secret)?;
                 Ok(Compiled { part, asks: Asks::default() })
             }
-            Kind::Extension => self.extension(name, value),
+            Kind::Extension => self.extension(source, name, value),
         }
     }
 
@@ -187,36 +214,43 @@ impl Compile for Resources {
         }
     }
 
-    fn missing(&mut self, kind: Kind, name: &Arc<str>) {
-        if kind == Kind::Secret {
-            self.context.sds.give_up(&SecretKey { source: Source::Ads, name: name.clone() });
+    fn missing(&mut self, key: &Key) {
+        if let Some(secret) = secret(key) {
+            self.context.sds.give_up(&secret);
         }
     }
 
-    fn decide(&mut self, kind: Kind, _: &Arc<str>, fits: bool) {
-        if kind == Kind::Extension {
+    fn decide(&mut self, key: &Key, fits: bool) {
+        if key.kind == Kind::Extension {
             self.context.extensions.decide(fits);
         }
     }
 
-    fn note(&self, kind: Kind, name: &Arc<str>, event: Event<'_>) {
-        self.context.tracker.note(kind, &Source::Ads, name, event);
+    fn note(&self, key: &Key, event: Event<'_>) {
+        self.context.tracker.note(key.kind, &key.source, &key.name, event);
     }
 
     fn note_version(&self, kind: Kind, version: &str) {
         self.context.tracker.note_version(kind, version);
     }
 
-    fn forget(&mut self, kind: Kind, name: &Arc<str>) {
-        self.note(kind, name, Event::Gone);
-        if kind == Kind::Extension {
-            self.context.extensions.forget(name);
-        }
-        if kind == Kind::Cluster {
-            self.context.sent_clusters.remove(name);
-        }
-        if kind == Kind::Routes {
-            self.routes.forget_unwanted();
+    fn stream(&self, channel: &Channel) -> Option<StreamConfig> {
+        Some(self.api(channel)?.stream)
+    }
+
+    /// Secrets of streams of their own are followed beside this, and wait for nothing here.
+    fn elsewhere(&self, key: &Key) -> Option<bool> {
+        let secret = secret(key).filter(|secret| secret.source != Source::Ads)?;
+        Some(self.context.sds.is_over(&secret))
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.note(key, Event::Gone);
+        match key.kind {
+            Kind::Extension => self.context.extensions.forget(&key.source, &key.name),
+            Kind::Cluster => self.context.sent_clusters.remove(&key.name),
+            Kind::Routes => self.routes.forget_unwanted(),
+            _ => {}
         }
     }
 }
@@ -225,11 +259,16 @@ impl Asks {
     /// What a cluster asks for: its endpoints, where they come by themselves.
     pub(crate) fn of_cluster(context: &Context, value: &ProtoCluster) -> Result<Asks> {
         let endpoints = cluster::eds(context, value)?;
-        let needs = endpoints.into_iter().map(|(name, within)| Need { kind: Kind::Endpoints, name, within });
+        let needs = endpoints.into_iter().map(|Assigned { source, name, within }| Need {
+            kind: Kind::Endpoints,
+            source,
+            name,
+            within,
+        });
         Ok(Asks { needs: needs.collect(), ..Asks::default() })
     }
 
-    /// What a listener asks for: routes that come by ADS, and the clusters that it leads to itself.
+    /// What a listener asks for: routes that come by streams, and the clusters that it leads to itself.
     pub(crate) fn of_listener(listener: &Listener) -> Asks {
         let (mut needs, mut clusters) = (Vec::new(), BTreeSet::new());
         for chain in listener.chains.iter().chain(&listener.default_chain) {
@@ -244,10 +283,11 @@ impl Asks {
         asks
     }
 
-    /// Secrets that come by the stream. Those that come by others are waited for where clusters and listeners warm up.
+    /// Secrets that come by streams. Those of files are there, if they ever are.
     pub(crate) fn add_secrets<'a>(&mut self, awaited: impl Iterator<Item = &'a Awaited>) {
-        for (name, within) in awaited.filter_map(|awaited| awaited.owner::<User>()).flat_map(User::over_ads) {
-            let need = Need { kind: Kind::Secret, name: name.clone(), within };
+        let owners = awaited.filter_map(|awaited| awaited.owner::<User>());
+        for (SecretKey { source, name }, within) in owners.flat_map(User::streamed) {
+            let need = Need { kind: Kind::Secret, source: source.clone(), name: name.clone(), within };
             if !self.needs.contains(&need) {
                 self.needs.push(need);
             }
@@ -281,9 +321,9 @@ fn same_name(found: &str, name: &str) -> Result<()> {
 }
 
 fn routes_of(manager: &HttpConnectionManager, needs: &mut Vec<Need>, clusters: &mut BTreeSet<Arc<str>>) {
-    match rds::ads_name(&manager.routes) {
-        Some(name) => {
-            let need = Need { kind: Kind::Routes, name, within: manager.first_table };
+    match rds::streamed(&manager.routes) {
+        Some((source, name)) => {
+            let need = Need { kind: Kind::Routes, source, name, within: manager.first_table };
             if !needs.contains(&need) {
                 needs.push(need);
             }
@@ -298,7 +338,7 @@ fn no_second_wait(diff: &Diff) {
     for listener in diff.listeners.iter().filter_map(|(_, listener)| listener.as_deref()) {
         for chain in listener.chains.iter().chain(&listener.default_chain) {
             if let NetworkFilter::Http(manager) = chain.filter.last()
-                && rds::ads_name(&manager.routes).is_some()
+                && rds::streamed(&manager.routes).is_some()
                 && manager.routes.is_awaited()
                 && !comes(&manager.routes)
             {

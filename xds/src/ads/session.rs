@@ -109,6 +109,10 @@ impl Session {
         }
     }
 
+    pub(super) fn flavor(&self) -> Flavor {
+        self.flavor
+    }
+
     /// Wants everything of a wildcard type.
     pub(super) fn want_all(&mut self, kind: Kind) {
         self.topics.entry(kind).or_default();
@@ -133,6 +137,27 @@ impl Session {
     /// Whether a resource was asked for and still is.
     pub(super) fn wants(&self, kind: Kind, name: &str) -> bool {
         kind.is_wildcard() || self.topics.get(&kind).is_some_and(|topic| topic.wanted.contains(name))
+    }
+
+    /// Names of a type that are wanted.
+    pub(super) fn wanted(&self, kind: Kind) -> &BTreeSet<Arc<str>> {
+        static NONE: BTreeSet<Arc<str>> = BTreeSet::new();
+        self.topics.get(&kind).map_or(&NONE, |topic| &topic.wanted)
+    }
+
+    /// Whether nothing is wanted at all.
+    pub(super) fn is_idle(&self) -> bool {
+        self.topics.iter().all(|(kind, topic)| !kind.is_wildcard() && topic.wanted.is_empty())
+    }
+
+    /// Whether something is to be told.
+    pub(super) fn has_request(&self) -> bool {
+        let must_tell = |(kind, topic): (&Kind, &Topic)| match &topic.asked {
+            None => kind.is_wildcard() || !topic.wanted.is_empty(),
+            Some(asked) if self.flavor == Flavor::State && asked.open => false,
+            Some(asked) => asked.must_tell(&topic.wanted),
+        };
+        self.connected && (!self.answers.is_empty() || self.topics.iter().any(must_tell))
     }
 
     /// Names of a type that the last response has nothing of, though the request named them that it answers, but for those

@@ -1,5 +1,7 @@
 //! Statistics, under Envoy's names.
 
+use std::collections::BTreeMap;
+
 use sixfold_core::metrics::Registry;
 
 use super::kind::Kind;
@@ -19,32 +21,27 @@ sixfold_core::stat_block! {
     }
 }
 
-/// What the client counts.
-pub(super) struct Stats {
-    pub(super) control_plane: ControlPlaneStats,
-    clusters: SubscriptionStats,
-    listeners: SubscriptionStats,
-}
+/// What is counted of the types of which everything is wanted.
+pub(super) struct Stats(BTreeMap<Kind, SubscriptionStats>);
 
 impl Stats {
-    pub(super) fn new(registry: &Registry) -> Stats {
-        let stats = Stats {
-            control_plane: ControlPlaneStats::new(registry, "control_plane."),
-            clusters: SubscriptionStats::new(registry, "cluster_manager.cds."),
-            listeners: SubscriptionStats::new(registry, "listener_manager.lds."),
+    pub(super) fn new(registry: &Registry, kinds: impl Iterator<Item = Kind>) -> Stats {
+        let of = |kind| {
+            let prefix = match kind {
+                Kind::Cluster => "cluster_manager.cds.",
+                Kind::Listener => "listener_manager.lds.",
+                _ => return None,
+            };
+            let stats = SubscriptionStats::new(registry, prefix);
+            stats.update_attempt().inc();
+            Some((kind, stats))
         };
-        stats.clusters.update_attempt().inc();
-        stats.listeners.update_attempt().inc();
-        stats
+        Stats(kinds.filter_map(of).collect())
     }
 
-    /// Those of a subscription to a whole type.
+    /// Those of a type.
     pub(super) fn of(&self, kind: Kind) -> Option<&SubscriptionStats> {
-        match kind {
-            Kind::Cluster => Some(&self.clusters),
-            Kind::Listener => Some(&self.listeners),
-            _ => None,
-        }
+        self.0.get(&kind)
     }
 
     /// A response was taken, or a part of it refused.
@@ -52,12 +49,5 @@ impl Stats {
         let Some(stats) = self.of(kind) else { return };
         stats.update_attempt().inc();
         if refused { stats.update_rejected().inc() } else { stats.update_success().inc() }
-    }
-
-    /// The stream has ended.
-    pub(super) fn disconnected(&self) {
-        self.control_plane.connected_state().set(0);
-        self.clusters.update_failure().inc();
-        self.listeners.update_failure().inc();
     }
 }

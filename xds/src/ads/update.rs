@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
+use sixfold_core::error::ConfigError;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource,
 };
@@ -63,7 +64,7 @@ pub(super) enum Content {
     /// Nothing new: its time to live begins again.
     Heartbeat,
     /// It can't be told what it is.
-    Fault(String),
+    Fault(Box<ConfigError>),
 }
 
 impl Response {
@@ -101,30 +102,34 @@ fn delta(response: DeltaDiscoveryResponse) -> Result<Update, UnknownType> {
 fn state(response: DiscoveryResponse) -> Result<Update, UnknownType> {
     let DiscoveryResponse { version_info, resources, type_url, nonce, control_plane, .. } = response;
     let kind = Kind::of_type_url(&type_url).ok_or(UnknownType(type_url))?;
-    let resources: Vec<_> = resources.into_iter().map(|value| plain(kind, value, &version_info)).collect();
-    Ok(Update {
+    let resources = resources.into_iter().map(|value| plain(kind, value, &version_info)).collect();
+    let control_plane = control_plane.map(|it| it.identifier);
+    Ok(Update { nonce, control_plane, ..state_of(kind, version_info, resources) })
+}
+
+/// The state of the world of a type.
+pub(super) fn state_of(kind: Kind, version: String, resources: Vec<Resource>) -> Update {
+    Update {
         kind,
-        nonce,
+        nonce: String::new(),
         // One without a name could be any of those that seem to be gone.
         whole: kind.is_wildcard() && resources.iter().all(|resource| !resource.name.is_empty()),
-        version: version_info,
+        version,
         resources,
         removed: Vec::new(),
-        control_plane: control_plane.map(|it| it.identifier),
-    })
+        control_plane: None,
+    }
 }
 
 /// A resource of the state of the world: the message itself, or wrapped to have a time to live.
-fn plain(kind: Kind, value: Any, version: &str) -> Resource {
+pub(super) fn plain(kind: Kind, value: Any, version: &str) -> Resource {
     if any::name_of_url(&value.type_url) == "envoy.service.discovery.v3.Resource" {
         return match ProtoResource::decode(value.value.as_slice()) {
             Ok(resource) => wrapped(kind, resource),
             Err(error) => Resource {
                 name: "".into(),
                 version: String::new(),
-                content: Content::Fault(format!(
-                    "is not a valid envoy.service.discovery.v3.Resource: {error}"
-                )),
+                content: fault(format!("is not a valid envoy.service.discovery.v3.Resource: {error}")),
                 ttl: None,
             },
         };
@@ -133,7 +138,7 @@ fn plain(kind: Kind, value: Any, version: &str) -> Resource {
     let content = match content(kind, value) {
         // Nobody asks for it, and what nobody asks for is passed over.
         Content::Value(_) if name.is_empty() && !kind.is_wildcard() => {
-            Content::Fault("has no name, or can't be decoded".to_owned())
+            fault("has no name, or can't be decoded".to_owned())
         }
         content => content,
     };
@@ -145,7 +150,7 @@ fn wrapped(kind: Kind, resource: ProtoResource) -> Resource {
     let content = match value {
         Some(value) => content(kind, value),
         None if ttl.is_some() => Content::Heartbeat,
-        None => Content::Fault("has no content".to_owned()),
+        None => fault("has no content".to_owned()),
     };
     Resource { name: name.into(), version, content, ttl: ttl.and_then(positive) }
 }
@@ -155,7 +160,11 @@ fn content(kind: Kind, value: Any) -> Content {
         return Content::Value(value.value);
     }
     let (wanted, found) = (any::name_of_url(kind.type_url()), any::name_of_url(&value.type_url));
-    Content::Fault(format!("must be of type {wanted}, not {found}"))
+    fault(format!("must be of type {wanted}, not {found}"))
+}
+
+fn fault(reason: String) -> Content {
+    Content::Fault(Box::new(ConfigError::new(reason)))
 }
 
 fn positive(value: ProtoDuration) -> Option<Duration> {
@@ -203,7 +212,7 @@ mod tests {
                 ..DiscoveryResponse::default()
             };
             let resource = Response::State(response).update().unwrap().resources.remove(0);
-            assert_eq!(resource.content, Content::Fault("has no name, or can't be decoded".to_owned()));
+            assert_eq!(resource.content, fault("has no name, or can't be decoded".to_owned()));
         }
     }
 
@@ -225,8 +234,8 @@ mod tests {
         let update = Response::Delta(response).update().unwrap();
         let reason =
             "must be of type envoy.config.route.v3.RouteConfiguration, not envoy.config.cluster.v3.Cluster";
-        assert_eq!(update.resources[0].content, Content::Fault(reason.to_owned()));
-        assert_eq!(update.resources[1].content, Content::Fault("has no content".to_owned()));
+        assert_eq!(update.resources[0].content, fault(reason.to_owned()));
+        assert_eq!(update.resources[1].content, fault("has no content".to_owned()));
         assert_eq!(update.resources[2].content, Content::Heartbeat);
         assert_eq!(update.resources[2].ttl, Some(Duration::new(2, 5)));
     }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::key::Key;
 use super::kind::Kind;
-use super::world::{Asks, Key};
+use super::world::{Asks, Need};
 
 /// For each resource those that name it, by how many of their versions.
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ impl Users {
     pub(super) fn add(&mut self, user: &Key, asks: &Asks) {
         for key in keys(asks) {
             let users = self.users.entry(key.clone()).or_default();
-            if users.is_empty() && !key.0.is_wildcard() {
+            if users.is_empty() && !key.kind.is_wildcard() {
                 self.wants.push((key, true));
             }
             *users.entry(user.clone()).or_default() += 1;
@@ -39,7 +40,7 @@ impl Users {
             }
             if users.is_empty() {
                 self.users.remove(&key);
-                if !key.0.is_wildcard() {
+                if !key.kind.is_wildcard() {
                     self.wants.push((key.clone(), false));
                     unused.push(key);
                 }
@@ -64,6 +65,6 @@ impl Users {
 }
 
 fn keys(asks: &Asks) -> impl Iterator<Item = Key> {
-    let needs = asks.needs.iter().map(|need| (need.kind, need.name.clone()));
-    needs.chain(asks.clusters.iter().map(|name| (Kind::Cluster, name.clone())))
+    let needs = asks.needs.iter().map(Need::key);
+    needs.chain(asks.clusters.iter().map(|name| Key::of_name(Kind::Cluster, name)))
 }

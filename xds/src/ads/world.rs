@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use sixfold_core::error::ConfigError;
 
+use super::key::{Channel, Key};
 use super::kind::Kind;
+use super::peer::StreamConfig;
 use super::users::Users;
+use crate::rds::Source;
 use crate::tracker::Event;
 
 mod extensions;
@@ -32,9 +35,6 @@ pub const LINGER_MAX: Duration = Duration::from_secs(10);
 const ORDER: [Kind; 6] =
     [Kind::Endpoints, Kind::Secret, Kind::Extension, Kind::Cluster, Kind::Routes, Kind::Listener];
 
-/// A resource by kind and name.
-pub(super) type Key = (Kind, Arc<str>);
-
 /// Compiles single resources. Nothing that is in force changes by it.
 pub trait Compile {
     /// A compiled resource.
@@ -44,12 +44,7 @@ pub trait Compile {
     ///
     /// # Errors
     /// The field and the reason; what the resource was before stays.
-    fn compile(
-        &mut self,
-        kind: Kind,
-        name: &Arc<str>,
-        value: &[u8],
-    ) -> Result<Compiled<Self::Part>, ConfigError>;
+    fn compile(&mut self, key: &Key, value: &[u8]) -> Result<Compiled<Self::Part>, ConfigError>;
 
     /// These values of a kind are to be compiled next, unless they are known: what of it takes time may begin for all of
     /// them.
@@ -57,19 +52,29 @@ pub trait Compile {
 
     /// There is no such resource, of a kind whose last good one stays: the control plane says so, or has not said
     /// anything for as long as it may be waited for. Nobody need wait for it.
-    fn missing(&mut self, _kind: Kind, _name: &Arc<str>) {}
+    fn missing(&mut self, _key: &Key) {}
 
     /// Whether an extension that was compiled last fits all that name it. One that does not is what it was before.
-    fn decide(&mut self, _kind: Kind, _name: &Arc<str>, _fits: bool) {}
+    fn decide(&mut self, _key: &Key, _fits: bool) {}
 
     /// What becomes of a resource, for who shows it.
-    fn note(&self, _kind: Kind, _name: &Arc<str>, _event: Event<'_>) {}
+    fn note(&self, _key: &Key, _event: Event<'_>) {}
 
     /// What the control plane calls all of a type together.
     fn note_version(&self, _kind: Kind, _version: &str) {}
 
+    /// How a stream from another source than the one of all types is spoken with; `None` if there is none such.
+    fn stream(&self, _channel: &Channel) -> Option<StreamConfig> {
+        None
+    }
+
+    /// Whether a resource that others look after need not be waited for; `None` is one that comes by a channel.
+    fn elsewhere(&self, _key: &Key) -> Option<bool> {
+        None
+    }
+
     /// A resource is gone.
-    fn forget(&mut self, kind: Kind, name: &Arc<str>);
+    fn forget(&mut self, key: &Key);
 }
 
 /// A compiled resource, and what it asks for.
@@ -97,10 +102,18 @@ pub struct Asks {
 pub struct Need {
     /// Its type.
     pub kind: Kind,
+    /// Where it comes from.
+    pub source: Source,
     /// Its name.
     pub name: Arc<str>,
     /// How long to wait for it before going on without (`initial_fetch_timeout`); `None` is for ever.
     pub within: Option<Duration>,
+}
+
+impl Need {
+    pub(super) fn key(&self) -> Key {
+        Key::new(self.kind, &self.source, &self.name)
+    }
 }
 
 /// A resource that goes into force, or out of it.
@@ -108,6 +121,8 @@ pub struct Need {
 pub struct Change<P> {
     /// Its type.
     pub kind: Kind,
+    /// Where it comes from.
+    pub source: Source,
     /// Its name; for endpoints that of the cluster that gets them.
     pub name: Arc<str>,
     /// `None` removes; a cluster whose endpoints have not come in time has none.
@@ -214,11 +229,10 @@ impl<C: Compile> World<C> {
 
     /// Names of a kind that were accepted and not removed.
     pub(super) fn names(&self, kind: Kind) -> Vec<Arc<str>> {
-        let of_kind =
-            self.resources.range((kind, Arc::from(""))..).take_while(|((other, _), _)| *other == kind);
-        let names =
-            of_kind.map(|(key, _)| key).filter(|key| !self.statics.contains(key)).map(|(_, name)| name);
-        names.filter(|name| !self.lingers(kind, name)).cloned().collect()
+        let first = Key::of_name(kind, &Arc::from(""));
+        let keys = self.resources.range(first..).map(|(key, _)| key).take_while(|key| key.kind == kind);
+        let keys = keys.filter(|key| !self.statics.contains(key) && !self.lingers(key));
+        keys.map(|key| key.name.clone()).collect()
     }
 
     /// Whether everything that was accepted is in force.
@@ -234,42 +248,40 @@ impl<C: Compile> World<C> {
     /// Takes a resource as it was sent. The bytes that it has already are no change.
     pub(super) fn accept(
         &mut self,
-        kind: Kind,
-        name: &Arc<str>,
+        key: &Key,
         version: &str,
         value: Vec<u8>,
         now: Instant,
     ) -> Result<(), ConfigError> {
-        let key = (kind, name.clone());
-        if self.statics.contains(&key) || !self.is_wanted(&key) {
+        if self.statics.contains(key) || !self.is_wanted(key) {
             return Ok(());
         }
-        let lingers = self.lingers(kind, name);
-        let last = self.resources.get_mut(&key).and_then(Resource::last_mut);
+        let lingers = self.lingers(key);
+        let last = self.resources.get_mut(key).and_then(Resource::last_mut);
         if let Some(same) = last.filter(|last| *last.value == *value && !lingers) {
             version.clone_into(&mut same.version);
-            self.compiler.note(kind, name, Event::Renamed(version));
+            self.compiler.note(key, Event::Renamed(version));
             return Ok(());
         }
-        let tried = self.try_on(&key, &value, now);
+        let tried = self.try_on(key, &value, now);
         let (Compiled { part, asks }, users) = tried.inspect_err(|error| {
             let reason = error.to_string();
-            self.compiler.note(kind, name, Event::Refused { value: &value, version, reason: &reason });
+            self.compiler.note(key, Event::Refused { value: &value, version, reason: &reason });
         })?;
-        self.denied.remove(&key);
+        self.denied.remove(key);
         if lingers {
-            self.lingering.remove(name);
+            self.lingering.remove(&key.name);
         }
         let version = version.to_owned();
-        self.wait(&key, Version { value: value.into(), version, part: Some(part), asks, since: now });
+        self.wait(key, Version { value: value.into(), version, part: Some(part), asks, since: now });
         users.into_iter().for_each(|(key, version)| self.wait(&key, version));
         Ok(())
     }
 
     /// Compiles a resource, and what has it compiled into it.
     fn try_on(&mut self, key: &Key, value: &[u8], now: Instant) -> Result<Tried<C::Part>, ConfigError> {
-        let compiled = self.compiler.compile(key.0, &key.1, value)?;
-        let users = if key.0 == Kind::Extension { self.fit(key, now)? } else { Vec::new() };
+        let compiled = self.compiler.compile(key, value)?;
+        let users = if key.kind == Kind::Extension { self.fit(key, now)? } else { Vec::new() };
         Ok((compiled, users))
     }
 
@@ -280,7 +292,7 @@ impl<C: Compile> World<C> {
         let previous = resource.next.take();
         version.since = previous.as_ref().map_or(version.since, |previous| previous.since);
         let accepted = Event::Accepted { value: &version.value, version: &version.version };
-        self.compiler.note(key.0, &key.1, accepted);
+        self.compiler.note(key, accepted);
         resource.next = Some(version);
         self.waiting.insert(key.clone());
         self.drop_asks(key, previous.map(|previous| previous.asks));
@@ -313,74 +325,73 @@ impl<C: Compile> World<C> {
     /// The control plane has no such resource now, or nothing has come of it in time; the last that was good stays.
     pub(super) fn missing(&mut self, key: &Key) {
         self.deny(key);
-        self.compiler.missing(key.0, &key.1);
+        self.compiler.missing(key);
     }
 
     /// The control plane says that a resource is gone. Only what is asked for as a whole can go so, and configurations of
     /// filters: routes, endpoints and secrets go with what names them, and whatever is said of them, the last that was
     /// good stays.
-    pub(super) fn remove(&mut self, kind: Kind, name: &Arc<str>, now: Instant) {
-        let key = (kind, name.clone());
-        if !kind.is_wildcard() {
-            self.missing(&key);
+    pub(super) fn remove(&mut self, key: &Key, now: Instant) {
+        if !key.kind.is_wildcard() {
+            self.missing(key);
         }
-        if kind == Kind::Extension {
-            return self.remove_extension(&key, now);
+        if key.kind == Kind::Extension {
+            return self.remove_extension(key, now);
         }
-        if !kind.is_wildcard() || self.statics.contains(&key) || self.lingers(kind, name) {
+        if !key.kind.is_wildcard() || self.statics.contains(key) || self.lingers(key) {
             return;
         }
-        self.end_ttl(&key);
-        let Some(resource) = self.resources.get_mut(&key) else {
-            return self.compiler.note(kind, name, Event::Gone);
+        self.end_ttl(key);
+        let Some(resource) = self.resources.get_mut(key) else {
+            return self.compiler.note(key, Event::Gone);
         };
-        self.waiting.remove(&key);
-        self.compiler.note(kind, name, Event::Withdrawn);
+        self.waiting.remove(key);
+        self.compiler.note(key, Event::Withdrawn);
         let next = resource.next.take().map(|next| next.asks);
         let live = resource.live.as_mut().map(|live| std::mem::take(&mut live.asks));
-        match (kind, live) {
+        match (key.kind, live) {
             // Endpoints that are sent for it from now on are those of something that is no more.
             (Kind::Cluster, Some(live)) => {
-                self.lingering.insert(name.clone(), now);
-                self.drop_asks(&key, Some(live));
+                self.lingering.insert(key.name.clone(), now);
+                self.drop_asks(key, Some(live));
             }
             (_, live) => {
                 if live.is_some() {
                     self.removals.push(key.clone());
-                } else if kind == Kind::Cluster {
+                } else if key.kind == Kind::Cluster {
                     // Who waits for it is about to be told of something else.
-                    self.lingering.insert(name.clone(), now);
+                    self.lingering.insert(key.name.clone(), now);
                 }
-                self.resources.remove(&key);
-                self.compiler.forget(kind, name);
-                self.drop_asks(&key, live);
+                self.resources.remove(key);
+                self.compiler.forget(key);
+                self.drop_asks(key, live);
             }
         }
-        self.drop_asks(&key, next);
+        self.drop_asks(key, next);
     }
 
     /// The control plane has nothing good for a name: who needs it need not wait.
     pub(super) fn deny(&mut self, key: &Key) {
-        if !key.0.is_wildcard() && self.users.has(key) {
+        if !key.kind.is_wildcard() && self.users.has(key) {
             self.denied.insert(key.clone());
         }
     }
 
-    /// The last batch is in force but for `failed`, of which what was there before goes on. Answers the versions of
+    /// The last batch is in force but for `failed`, each [`World::assigned`], of which what was there before goes on. Answers the versions of
     /// these, which are the last that are known again.
     pub(super) fn applied(&mut self, failed: &[Key]) -> Vec<(Key, Option<String>)> {
-        let failed: BTreeSet<Key> = failed.iter().map(|key| self.assigned(key)).collect();
+        let failed: BTreeSet<Key> = failed.iter().cloned().collect();
         for key in std::mem::take(&mut self.applying) {
             let Some(resource) = self.resources.get_mut(&key) else { continue };
             let mut out = resource.before.take();
             if failed.contains(&key) {
                 std::mem::swap(&mut resource.live, &mut out);
                 let before = resource.live.as_ref().map(|live| (&live.value, &*live.version));
-                self.compiler.note(key.0, &key.1, Event::Reverted(before));
+                self.compiler.note(&key, Event::Reverted(before));
                 if resource.live.is_none() {
                     self.end_ttl(&key);
                     self.resources.remove(&key);
-                    self.compiler.forget(key.0, &key.1);
+                    self.compiler.forget(&key);
                 }
             }
             self.drop_asks(&key, out.map(|out| out.asks));
@@ -390,11 +401,11 @@ impl<C: Compile> World<C> {
     }
 
     /// Endpoints go to a cluster under its name, and come under one that it chooses.
-    fn assigned(&self, key: &Key) -> Key {
-        let cluster = self.resources.get(&(Kind::Cluster, key.1.clone()));
-        let asks = cluster.filter(|_| key.0 == Kind::Endpoints).and_then(|cluster| cluster.live.as_ref());
+    pub(super) fn assigned(&self, key: &Key) -> Key {
+        let cluster = self.resources.get(&Key::of_name(Kind::Cluster, &key.name));
+        let asks = cluster.filter(|_| key.kind == Kind::Endpoints).and_then(|cluster| cluster.live.as_ref());
         let need = asks.and_then(|live| live.asks.needs.iter().find(|need| need.kind == Kind::Endpoints));
-        need.map_or_else(|| key.clone(), |need| (need.kind, need.name.clone()))
+        need.map_or_else(|| key.clone(), Need::key)
     }
 
     /// Removes what has had no news for its time to live. Answers what that was.
@@ -407,9 +418,9 @@ impl<C: Compile> World<C> {
             if let Some(resource) = self.resources.get_mut(&key) {
                 resource.expires = None;
             }
-            match key.0 {
+            match key.kind {
                 Kind::Endpoints => self.go_stale(&key),
-                _ => self.remove(key.0, &key.1, now),
+                _ => self.remove(&key, now),
             }
             gone.push(key);
         }
@@ -422,7 +433,7 @@ impl<C: Compile> World<C> {
         // Of endpoints whose time to live alone is over the last that was good stays, as when they are removed.
         if let Some(live) = live.filter(|live| live.asks.stale_after.is_some()) {
             (live.value, live.part) = (Arc::default(), None);
-            self.due.extend(self.users.of(key).map(|(_, name)| name.clone()));
+            self.due.extend(self.users.of(key).map(|user| user.name.clone()));
         }
     }
 
@@ -431,7 +442,7 @@ impl<C: Compile> World<C> {
         self.miss_no_longer(now);
         let mut batch = Vec::new();
         for kind in ORDER {
-            let ready: Vec<Key> = self.waiting.iter().filter(|key| key.0 == kind).cloned().collect();
+            let ready: Vec<Key> = self.waiting.iter().filter(|key| key.kind == kind).cloned().collect();
             for key in ready {
                 if self.is_ready(&key, now) {
                     self.put_in_force(&key, &mut batch);
@@ -445,22 +456,22 @@ impl<C: Compile> World<C> {
             self.lingering.keys().filter(|name| self.is_released(name, now)).cloned().collect();
         for name in released {
             self.lingering.remove(&name);
-            let key = (Kind::Cluster, name);
+            let key = Key::of_name(Kind::Cluster, &name);
             self.resources.remove(&key);
-            self.compiler.forget(key.0, &key.1);
+            self.compiler.forget(&key);
             self.removals.push(key);
         }
         let removed = std::mem::take(&mut self.removals).into_iter();
-        batch.extend(removed.map(|(kind, name)| Change { kind, name, part: None }));
+        batch.extend(removed.map(|Key { kind, source, name }| Change { kind, source, name, part: None }));
         batch
     }
 
     fn is_wanted(&self, key: &Key) -> bool {
-        key.0.is_wildcard() || self.users.has(key)
+        key.kind.is_wildcard() || self.users.has(key)
     }
 
-    fn lingers(&self, kind: Kind, name: &str) -> bool {
-        kind == Kind::Cluster && self.lingering.contains_key(name)
+    fn lingers(&self, key: &Key) -> bool {
+        key.kind == Kind::Cluster && self.lingering.contains_key(&key.name)
     }
 
     fn put_in_force(&mut self, key: &Key, batch: &mut Vec<Change<C::Part>>) {
@@ -468,14 +479,15 @@ impl<C: Compile> World<C> {
         let Some(resource) = self.resources.get_mut(key) else { return };
         let Some(mut next) = resource.next.take() else { return };
         self.waiting.remove(key);
-        self.compiler.note(key.0, &key.1, Event::InForce);
-        if key.0 == Kind::Endpoints {
-            self.due.extend(self.users.of(key).map(|(_, name)| name.clone()));
+        self.compiler.note(key, Event::InForce);
+        if key.kind == Kind::Endpoints {
+            self.due.extend(self.users.of(key).map(|user| user.name.clone()));
         } else {
-            batch.push(Change { kind: key.0, name: key.1.clone(), part: next.part.take() });
+            let Key { kind, source, name } = key.clone();
+            batch.push(Change { kind, source, name, part: next.part.take() });
         }
-        if key.0 == Kind::Cluster {
-            self.due.insert(key.1.clone());
+        if key.kind == Kind::Cluster {
+            self.due.insert(key.name.clone());
         }
         resource.before = resource.live.replace(next);
         self.applying.push(key.clone());
@@ -484,19 +496,20 @@ impl<C: Compile> World<C> {
     /// Gives clusters in force the endpoints that were accepted for them, none if those have not come in time.
     fn give_endpoints(&mut self, batch: &mut Vec<Change<C::Part>>) {
         for name in std::mem::take(&mut self.due) {
-            let cluster = self.resources.get(&(Kind::Cluster, name.clone()));
+            let cluster = self.resources.get(&Key::of_name(Kind::Cluster, &name));
             let Some(live) = cluster.and_then(|cluster| cluster.live.as_ref()) else { continue };
             let need = live.asks.needs.iter().find(|need| need.kind == Kind::Endpoints);
             let Some(need) = need.cloned() else { continue };
-            let assignment = self.resources.get_mut(&(Kind::Endpoints, need.name.clone()));
+            let key = need.key();
+            let assignment = self.resources.get_mut(&key);
             let part = assignment.and_then(|assignment| assignment.live.as_mut());
             // Without a value they are stale.
             let part = part.filter(|live| !live.value.is_empty()).and_then(|live| {
                 // It was accepted, so it compiles.
-                let mut again = || self.compiler.compile(Kind::Endpoints, &need.name, &live.value).ok();
+                let mut again = || self.compiler.compile(&key, &live.value).ok();
                 live.part.take().or_else(|| again().map(|compiled| compiled.part))
             });
-            batch.push(Change { kind: Kind::Endpoints, name, part });
+            batch.push(Change { kind: Kind::Endpoints, source: need.source, name, part });
         }
     }
 
@@ -508,8 +521,8 @@ impl<C: Compile> World<C> {
             self.denied.remove(&key);
             let Some(Resource { next, live, before, .. }) = self.resources.remove(&key) else { continue };
             self.waiting.remove(&key);
-            self.compiler.forget(key.0, &key.1);
-            if live.is_some() && key.0 != Kind::Endpoints {
+            self.compiler.forget(&key);
+            if live.is_some() && key.kind != Kind::Endpoints {
                 self.removals.push(key.clone());
             }
             for version in [next, live, before].into_iter().flatten() {

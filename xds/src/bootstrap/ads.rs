@@ -1,36 +1,35 @@
-//! `dynamic_resources`: what a control plane is asked for, and how it is reached.
+//! `dynamic_resources`: what control planes and files are asked for, and how they are reached.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
-use sixfold_xds_api::pb::envoy::config::core::v3::{ConfigSource, Node};
+use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::Result;
 
-use crate::ads::{AdsConfig, Asks, Kind, Target};
+use crate::ads::{AdsConfig, Asks, Key, Kind, Target, Wildcard};
 use crate::api::{self, Api};
 use crate::context::Context;
-use crate::rds::{self, Source};
+use crate::rds;
 
-/// A control plane to follow.
+/// What is to be followed.
 #[derive(Clone)]
 pub struct Ads {
     /// What is asked.
     pub config: AdsConfig,
-    /// Where.
-    pub target: Target,
+    /// Where the stream of all types goes, if there is one.
+    pub target: Option<Target>,
 }
 
 impl Ads {
-    /// Whether another bootstrap asks the same control plane for the same, by the same name.
+    /// Whether another bootstrap asks the same, by the same names.
     pub fn is_as(&self, other: &Ads) -> bool {
         let of = |ads: &Ads| {
             let Ads { config, target } = ads;
-            let AdsConfig { flavor, node, node_always, wildcards, backoff: _, statics: _ } = config.clone();
-            (flavor, node, node_always, wildcards, target.grpc.cluster.name.clone())
+            let AdsConfig { node, ads, wildcards, statics: _ } = config.clone();
+            let target = target.as_ref().map(|target| target.grpc.cluster.name.clone());
+            (node, ads.map(|ads| (ads.flavor, ads.node_always)), wildcards, target)
         };
         of(self) == of(other)
     }
@@ -41,8 +40,8 @@ pub(super) fn compile(
     context: &Context,
     value: &DynamicResources,
     node: Node,
-    statics: BTreeMap<(Kind, Arc<str>), Asks>,
-) -> Result<Option<Ads>> {
+    statics: BTreeMap<Key, Asks>,
+) -> Result<Ads> {
     let DynamicResources { lds_config, lds_resources_locator, cds_config, cds_resources_locator, ads_config } =
         value;
     refuse!(lds_resources_locator, cds_resources_locator);
@@ -50,24 +49,28 @@ pub(super) fn compile(
     let configs = [(Kind::Cluster, cds_config, "cds_config"), (Kind::Listener, lds_config, "lds_config")];
     for (kind, value, field) in configs {
         if let Some(value) = value {
-            wildcards.insert(kind, over_ads(context, value).in_key(field)?);
+            // Of files too, as in Envoy.
+            identified(&node, field)?;
+            let (source, within) = rds::source(context, value).in_key(field)?;
+            wildcards.insert(kind, Wildcard { source, within });
         }
     }
-    let Some(api) = ads_config else { return Ok(None) };
-    if node.id.is_empty() || node.cluster.is_empty() {
-        let reason = "needs the id and the cluster of a node: give them in \"node\" or with --service-node and --service-cluster";
-        return Err(ConfigError::field("ads_config", reason));
+    let mut ads = None;
+    if let Some(api) = ads_config {
+        identified(&node, "ads_config")?;
+        ads = Some(api::compile(context, api).in_key("ads_config")?);
     }
-    let Api { flavor, node_always, target, backoff } = api::compile(context, api).in_key("ads_config")?;
-    Ok(Some(Ads { config: AdsConfig { flavor, node, node_always, wildcards, backoff, statics }, target }))
+    let (ads, target) = ads.map(|Api { stream, target }| (stream, target)).unzip();
+    Ok(Ads { config: AdsConfig { node, ads, wildcards, statics }, target })
 }
 
-/// How long the first response is waited for.
-fn over_ads(context: &Context, value: &ConfigSource) -> Result<Option<Duration>> {
-    match rds::source(context, value)? {
-        (Source::Ads, within) => Ok(within),
-        _ => Err(ConfigError::new("only ads is supported")),
+/// Who asks must say who it is.
+fn identified(node: &Node, field: &str) -> Result<()> {
+    if node.id.is_empty() || node.cluster.is_empty() {
+        let reason = "needs the id and the cluster of a node: give them in \"node\" or with --service-node and --service-cluster";
+        return Err(ConfigError::field(field, reason));
     }
+    Ok(())
 }
 
 #[cfg(test)]

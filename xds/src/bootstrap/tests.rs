@@ -195,7 +195,7 @@ fn the_bootstrap_of_istios_agent_is_taken() {
     let recorded = include_str!("../../conformance/agent/bootstrap.json");
     let compiled = load(recorded, "envoy-rev.json", &process()).unwrap_or_else(|faults| panic!("{faults:?}"));
     assert_eq!((compiled.diff.listeners.len(), compiled.diff.clusters.len()), (2, 4));
-    assert!(compiled.followed.ads.is_some());
+    assert!(compiled.followed.ads.target.is_some());
 
     let limited = recorded.replace(
         "\"max_active_downstream_connections\": 2147483647",

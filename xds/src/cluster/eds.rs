@@ -17,9 +17,18 @@ use super::endpoints::{self, LoadAssignment};
 use crate::context::Context;
 use crate::rds::{self, Source};
 
-/// The name of the assignment that a cluster's endpoints come by, and how long a new cluster waits for it; `None`
-/// when they do not come so.
-pub(crate) fn eds(context: &Context, value: &ProtoCluster) -> Result<Option<(Arc<str>, Option<Duration>)>> {
+/// The assignment that a cluster's endpoints come by.
+pub(crate) struct Assigned {
+    /// Where it comes from.
+    pub(crate) source: Source,
+    /// Its name.
+    pub(crate) name: Arc<str>,
+    /// How long a new cluster waits for it; `None` is for ever.
+    pub(crate) within: Option<Duration>,
+}
+
+/// The assignment that a cluster's endpoints come by; `None` when they do not come so.
+pub(crate) fn eds(context: &Context, value: &ProtoCluster) -> Result<Option<Assigned>> {
     let is_eds = value.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
     if !is_eds {
         let reason = "is for clusters of type EDS";
@@ -34,12 +43,8 @@ pub(crate) fn eds(context: &Context, value: &ProtoCluster) -> Result<Option<(Arc
         required(&value.eds_cluster_config, "eds_cluster_config")?;
     let source = rds::source(context, required(eds_config, "eds_config").in_key("eds_cluster_config")?);
     let (source, within) = source.in_key("eds_config").in_key("eds_cluster_config")?;
-    if source != Source::Ads {
-        let error = ConfigError::field("eds_config", "only ads is supported");
-        return Err(error.in_key("eds_cluster_config"));
-    }
     let name = if service_name.is_empty() { &value.name } else { service_name };
-    Ok(Some((name.as_str().into(), within)))
+    Ok(Some(Assigned { source, name: name.as_str().into(), within }))
 }
 
 /// The endpoints of an assignment that has come by itself, and how long they are good without another; `None` is for

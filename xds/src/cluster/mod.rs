@@ -13,7 +13,7 @@ mod subset;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use eds::{assigned, eds};
+pub(crate) use eds::{Assigned, assigned, eds};
 pub(crate) use endpoints::place;
 pub use endpoints::{LoadAssignment, compile as endpoints};
 pub(crate) use protocol::Protocol;
@@ -279,7 +279,7 @@ fn discovery(context: &Context, value: &ProtoCluster) -> Result<Discovery> {
             return dns::custom(context, custom).in_key("cluster_type");
         }
     };
-    if let Some((_, within)) = eds(context, value)? {
+    if let Some(Assigned { within, .. }) = eds(context, value)? {
         // It is waited for where endpoints come from; whoever waits here does so until it is told to stop.
         return Ok(Discovery::Eds(within.unwrap_or(Duration::MAX)));
     }

@@ -7,6 +7,7 @@ use sixfold_core::cluster::{
 use sixfold_core::matcher::HeaderTarget;
 
 use super::*;
+use crate::rds::Source;
 use crate::testing::{context, read};
 
 fn config(fields: &str) -> Result<(ClusterConfig, Vec<HostConfig>)> {
@@ -39,7 +40,9 @@ fn endpoints_of_eds_have_a_name_and_a_time_to_come_in() {
     let of = |fields: &str| {
         let value = read(&format!("name: c\ntype: EDS\neds_cluster_config: {{{fields}}}\n"));
         let config = parts(&context(), &value).unwrap().0;
-        (eds(&context(), &value).unwrap().unwrap(), config.discovery.clone(), config.eds_service_name)
+        let Assigned { source, name, within } = eds(&context(), &value).unwrap().unwrap();
+        assert_eq!(source, Source::Ads);
+        ((name, within), config.discovery.clone(), config.eds_service_name)
     };
     let fifteen = Duration::from_secs(15);
     assert_eq!(of("eds_config: {ads: {}}"), (("c".into(), Some(fifteen)), Discovery::Eds(fifteen), None));
@@ -252,7 +255,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
         ),
         (
             "type: EDS\neds_cluster_config: {eds_config: {api_config_source: {}}}",
-            "eds_cluster_config.eds_config.api_config_source: is not supported",
+            "eds_cluster_config.eds_config.api_config_source.api_type: DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE is not supported",
         ),
         ("cluster_type: {name: x}", "cluster_type: \"x\" is not supported"),
         ("health_checks: [{}]", "health_checks[0].timeout: is missing"),

@@ -23,8 +23,8 @@ use sixfold_xds_api::pb::google::protobuf::{Any, Timestamp};
 
 use super::bootstrap::Part;
 use super::{Dump, Shown, URL, endpoints};
-use crate::ads::Kind;
-use crate::tracker::{Refusal, Sent, Tracked, TrackedKey};
+use crate::ads::{Key, Kind};
+use crate::tracker::{Refusal, Sent, Tracked};
 
 const MANAGER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 /// Field numbers of `filter_chains.filters.typed_config` and of `default_filter_chain.filters.typed_config`.
@@ -280,8 +280,7 @@ impl Dump {
         let (mut active, mut warming) = (Vec::new(), Vec::new());
         let named = self.secrets.shown().into_iter().filter(|(key, _)| wanted(&key.name));
         for (key, come) in named {
-            let of_key =
-                |(other, _): &&(TrackedKey, Tracked)| other.source == key.source && other.name == key.name;
+            let of_key = |(other, _): &&(Key, Tracked)| other.source == key.source && other.name == key.name;
             let Tracked { active: sent, waiting: _, refused } =
                 tracked.iter().find(of_key).map(|(_, tracked)| tracked.clone()).unwrap_or_default();
             let is_there = come.is_some();
@@ -315,12 +314,12 @@ impl Dump {
         &self,
         kind: Kind,
         wanted: &'a dyn Fn(&str) -> bool,
-    ) -> impl Iterator<Item = (TrackedKey, Tracked)> + 'a {
+    ) -> impl Iterator<Item = (Key, Tracked)> + 'a {
         self.tracker.of(kind).into_iter().filter(|(key, _)| wanted(&key.name))
     }
 }
 
-fn ecds(extensions: Vec<(TrackedKey, Tracked)>, wanted: Wanted<'_>) -> Section {
+fn ecds(extensions: Vec<(Key, Tracked)>, wanted: Wanted<'_>) -> Section {
     let filters = extensions.into_iter().filter(|(key, _)| wanted(&key.name)).map(|(_, tracked)| {
         let Tracked { active, waiting, refused } = tracked;
         let sent = active.or(waiting);

@@ -16,9 +16,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::key::SecretKey;
 use super::store::{Again, Checked, Secrets};
 use crate::ads::{
-    AdsConfig, Apply, Asks, Batches, Change, Compile, Compiled, Kind, Need, Service, Statics, Target,
-    follow as follow_stream,
+    AdsConfig, Apply, Asks, Batches, Change, Channel, Compile, Compiled, Key, Kind, Need, Statics,
+    StreamConfig, Target, follow as follow_stream,
 };
+use crate::api::Api;
 use crate::rds::Source;
 use crate::tracker::{Event, Tracker};
 
@@ -30,25 +31,31 @@ struct OneSecret {
     secrets: Arc<Secrets>,
     tracker: Arc<Tracker>,
     key: SecretKey,
+    stream: StreamConfig,
+    target: Target,
 }
 
 impl Compile for OneSecret {
     type Part = Checked;
 
-    fn compile(&mut self, _: Kind, _: &Arc<str>, value: &[u8]) -> Result<Compiled<Checked>> {
+    fn compile(&mut self, _: &Key, value: &[u8]) -> Result<Compiled<Checked>> {
         Ok(Compiled { part: self.secrets.check(&self.key, value)?, asks: Asks::default() })
     }
 
-    fn missing(&mut self, _: Kind, _: &Arc<str>) {
+    fn missing(&mut self, _: &Key) {
         self.secrets.give_up(&self.key);
     }
 
-    fn note(&self, kind: Kind, name: &Arc<str>, event: Event<'_>) {
-        self.tracker.note(kind, &self.key.source, name, event);
+    fn note(&self, key: &Key, event: Event<'_>) {
+        self.tracker.note(key.kind, &key.source, &key.name, event);
     }
 
-    fn forget(&mut self, kind: Kind, name: &Arc<str>) {
-        self.note(kind, name, Event::Gone);
+    fn stream(&self, _: &Channel) -> Option<StreamConfig> {
+        Some(self.stream)
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.note(key, Event::Gone);
     }
 }
 
@@ -56,6 +63,10 @@ impl Batches for OneSecret {
     fn diff(&mut self, batch: Vec<Change<Checked>>) -> Diff {
         let checked = batch.into_iter().filter_map(|change| change.part);
         Diff { contexts: checked.flat_map(|checked| self.secrets.put(checked)).collect(), ..Diff::default() }
+    }
+
+    fn target(&self, _: &Channel) -> Option<Target> {
+        Some(self.target.clone())
     }
 
     fn disconnected(&self) {
@@ -134,7 +145,7 @@ async fn follow_streams(statics: watch::Receiver<Statics>, node: Node, apply: im
 /// Follows one secret.
 async fn one(mut statics: watch::Receiver<Statics>, node: Node, key: SecretKey, apply: impl Apply) {
     let Source::Api(source) = &key.source else { return };
-    let (api, secrets, tracker) = loop {
+    let (Api { stream, target }, secrets, tracker) = loop {
         let context = statics.borrow_and_update().context.clone();
         match source.compile(&context) {
             Ok(api) => break (api, context.sds, context.tracker),
@@ -145,20 +156,17 @@ async fn one(mut statics: watch::Receiver<Statics>, node: Node, key: SecretKey, 
             return;
         }
     };
-    let need = Need { kind: Kind::Secret, name: key.name.clone(), within: None };
+    let need = Need { kind: Kind::Secret, source: key.source.clone(), name: key.name.clone(), within: None };
     let asks = Asks { needs: vec![need], ..Asks::default() };
     let config = AdsConfig {
-        flavor: api.flavor,
         node,
-        node_always: api.node_always,
+        ads: None,
         wildcards: BTreeMap::new(),
-        backoff: api.backoff,
-        statics: [((Kind::Listener, "".into()), asks)].into(),
+        statics: [(Key::of_name(Kind::Listener, &"".into()), asks)].into(),
     };
-    let target = Target { service: Service::Secrets, ..api.target };
-    let secret = OneSecret { secrets, tracker, key: key.clone() };
+    let secret = OneSecret { secrets, tracker, key: key.clone(), stream, target };
     // What is counted of a stream of all resources is not counted of this one.
-    follow_stream(config, secret, target, None, &Registry::new(), apply, || {}).await;
+    follow_stream(config, secret, None, None, &Registry::new(), apply, || {}).await;
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub struct Secrets {
     registry: Registry,
     /// Told when a secret is named for the first time.
     named: Notify,
+    /// Told when a secret has come, or was given up.
+    news: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -291,9 +293,21 @@ impl Secrets {
             }
         }
         drop(state);
+        self.news.notify_one();
         // The others of theirs may be such that nobody waits for.
         left.iter().for_each(|user| self.release(user));
         changes
+    }
+
+    /// Told when a secret has come, or was given up. One may wait for it.
+    pub(crate) fn news(&self) -> Arc<Notify> {
+        self.news.clone()
+    }
+
+    /// Whether a secret need not be waited for: it has come, was given up, or nobody names it.
+    pub(crate) fn is_over(&self, key: &SecretKey) -> bool {
+        let state = self.state.lock();
+        state.entries.get(key).is_none_or(|entry| entry.value.is_some() || entry.given_up)
     }
 
     /// All that are named, each as it was sent last, if it has come.
@@ -311,6 +325,7 @@ impl Secrets {
             }
             state.users(key)
         };
+        self.news.notify_one();
         users.iter().for_each(|user| self.release(user));
     }
 

@@ -155,11 +155,11 @@ impl User {
         self.named.iter().map(|reference| &reference.key)
     }
 
-    /// Names of the secrets that come by the stream of all resources, and how long each is waited for; `None` is for
-    /// ever.
-    pub(crate) fn over_ads(&self) -> impl Iterator<Item = (&Arc<str>, Option<Duration>)> {
-        let over_ads = self.named.iter().filter(|reference| reference.key.source == Source::Ads);
-        over_ads.map(|reference| (&reference.key.name, reference.within))
+    /// The secrets that come by streams, and how long each is waited for; `None` is for ever.
+    pub(crate) fn streamed(&self) -> impl Iterator<Item = (&SecretKey, Option<Duration>)> {
+        let of_file = |reference: &&Reference| matches!(reference.key.source, Source::Path(_));
+        let streamed = self.named.iter().filter(move |reference| !of_file(reference));
+        streamed.map(|reference| (&reference.key, reference.within))
     }
 
     /// The settings with the secrets that have come, to be shown; `None` when some have not, or nobody has the settings

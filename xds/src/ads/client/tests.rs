@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::ads::Resources;
-use crate::ads::{BackoffConfig, Kind};
+use crate::ads::{BackoffConfig, Kind, StreamConfig, Wildcard};
+use crate::rds::Source;
 use crate::testing::context;
 
 /// Takes every call and says nothing.
@@ -39,12 +40,17 @@ impl Apply for Nothing {
 async fn a_start_waits_no_longer_for_a_control_plane_that_takes_connections_and_nothing_more() {
     let time = Duration::from_millis(50);
     let within = Some(time);
-    let config = AdsConfig {
+    let stream = StreamConfig {
         flavor: Flavor::Delta,
-        node: Node::default(),
         node_always: false,
-        wildcards: BTreeMap::from([(Kind::Cluster, within), (Kind::Listener, within)]),
         backoff: BackoffConfig::default(),
+        rate: None,
+    };
+    let all = Wildcard { source: Source::Ads, within };
+    let config = AdsConfig {
+        node: Node::default(),
+        ads: Some(stream),
+        wildcards: BTreeMap::from([(Kind::Cluster, all.clone()), (Kind::Listener, all)]),
         statics: BTreeMap::new(),
     };
     let grpc = Grpc {
@@ -54,12 +60,12 @@ async fn a_start_waits_no_longer_for_a_control_plane_that_takes_connections_and_
         timeout: Duration::MAX,
         max_message: 1 << 20,
     };
-    let target = Target { grpc, metadata: Headers::new(), service: Service::Aggregated };
+    let target = Target { grpc, metadata: Headers::new() };
     let (registry, start) = (Registry::new(), Instant::now());
     let (done, initialized) = oneshot::channel();
     let resources = Resources::new(context());
     let following =
-        follow(config, resources, target, None, &registry, Nothing, move || done.send(()).unwrap());
+        follow(config, resources, Some(target), None, &registry, Nothing, move || done.send(()).unwrap());
     let mut following = std::pin::pin!(following);
     tokio::select! {
         () = &mut following => panic!("it follows for ever"),

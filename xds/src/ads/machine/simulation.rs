@@ -14,10 +14,14 @@ use self::checker::Checker;
 use self::force::Force;
 use self::plane::{Manners, Plane, Toy};
 use super::*;
+use crate::ads::BackoffConfig;
 use crate::ads::update::Update;
-use crate::ads::world::{HOLD, Key, LINGER_MAX};
+use crate::ads::world::{HOLD, LINGER_MAX};
 use prost::Message;
 use std::collections::BTreeSet;
+
+/// A resource of the model: names are those of one kind alone.
+type Key = (Kind, Arc<str>);
 
 struct Simulation {
     plane: Plane,
@@ -51,16 +55,15 @@ impl Simulation {
         let Manners { flavor, good, .. } = manners;
         let now = Instant::now();
         let registry = Registry::new();
+        let all = |kind| (kind, Wildcard { source: manners.source(kind), within: None });
         let config = AdsConfig {
-            flavor,
             node: Node { id: "n".to_owned(), ..Node::default() },
-            node_always: false,
-            wildcards: BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, None)]),
-            backoff: BackoffConfig::default(),
+            ads: Some(stream_of(flavor)),
+            wildcards: BTreeMap::from([all(Kind::Cluster), all(Kind::Listener)]),
             statics: BTreeMap::new(),
         };
         let random = fastrand::Rng::with_seed(seed);
-        let machine = Machine::new(config, Checker::default(), &registry, random, now);
+        let machine = Machine::new(config, Checker::new(manners), &registry, random, now);
         let plane = Plane::new(manners, seed);
         let force = Force { strict: good, ..Force::default() };
         Simulation {
@@ -170,9 +173,11 @@ impl Simulation {
     }
 
     fn cut(&mut self) {
-        if matches!(self.machine.link, Link::Up) {
-            self.plane.cut();
-            let wait = self.machine.disconnected(self.now);
+        let up = self.machine.peers.iter().filter(|(_, peer)| matches!(peer.link, Link::Up));
+        let up: Vec<Channel> = up.map(|(channel, _)| channel.clone()).collect();
+        if let Some(channel) = self.plane.rng.choice(up) {
+            self.plane.cut(&channel);
+            let wait = self.machine.disconnected(&channel, self.now);
             assert!(wait <= BackoffConfig::default().max);
         }
     }
@@ -205,32 +210,56 @@ impl Simulation {
                 self.machine.applied(unfit);
             }
             let mut came = false;
-            while self.machine.has_room()
-                && !(self.apart && (self.applying.is_some() || came))
-                && let Some(response) = self.plane.receive(self.now)
+            while !(self.apart && (self.applying.is_some() || came))
+                && let Some((channel, response)) =
+                    self.plane.receive(self.now, |channel| self.machine.has_room(channel))
             {
+                if std::env::var("TRACE").is_ok() {
+                    let update = response.clone().update().unwrap();
+                    let names: Vec<_> = update
+                        .resources
+                        .iter()
+                        .map(|r| match &r.content {
+                            Content::Value(v) => format!("{:?}", Toy::decode(v.as_slice()).unwrap()),
+                            _ => String::new(),
+                        })
+                        .collect();
+                    eprintln!("{:?} {:?} {names:?} -{:?}", self.now, update.kind, update.removed);
+                }
                 self.learn(&response);
+                came = true;
+                if let (Response::State(response), Some(_)) = (&response, channel.path()) {
+                    self.machine.read(&channel, Ok(response.encode_to_vec()), self.now);
+                    continue;
+                }
                 let Update { kind, nonce, .. } = response.clone().update().unwrap();
                 self.open.entry(kind).or_default().push(nonce);
-                self.machine.received(response, self.now).unwrap();
-                came = true;
+                self.machine.received(&channel, response, self.now).unwrap();
             }
             let step = self.machine.step(self.now);
             // What a listener has come to need is asked for.
             let room = if self.plane.manners.good { 100 } else { self.plane.rng.usize(..4) };
-            for _ in 0..room {
-                let Some(request) = self.machine.next_request() else { break };
-                self.check_request(&request);
-                self.plane.request(request, self.now);
+            for channel in self.machine.peers.keys().cloned().collect::<Vec<_>>() {
+                for _ in 0..room {
+                    let Some(request) = self.machine.next_request(&channel, self.now) else { break };
+                    self.check_request(&request);
+                    self.plane.request(&channel, request, self.now);
+                }
             }
             match step {
-                Step::Connect if self.reachable => {
-                    self.plane.connect();
-                    self.machine.connected();
-                    self.open.clear();
+                Step::Connect(channel) if self.reachable => {
+                    self.plane.connect(&channel);
+                    self.machine.connected(&channel);
+                    let manners = self.plane.manners;
+                    self.open.retain(|kind, _| manners.channel(*kind) != channel);
                 }
-                Step::Connect => drop(self.machine.disconnected(self.now)),
+                Step::Connect(channel) => drop(self.machine.disconnected(&channel, self.now)),
                 Step::Apply(batch) => {
+                    if std::env::var("TRACE").is_ok() {
+                        for c in &batch {
+                            eprintln!("{:?}    APPLY {:?} {} {:?}", self.now, c.kind, c.name, c.part);
+                        }
+                    }
                     let takes = Duration::from_millis(self.plane.rng.u64(..10));
                     self.applying = Some((self.now + takes, batch));
                 }
@@ -238,7 +267,7 @@ impl Simulation {
                 Step::Wait(until) => {
                     assert!(until.is_none_or(|until| until > self.now), "a wait for what is past");
                     let applied = self.applying.as_ref().map(|(until, _)| *until);
-                    let due = self.plane.next_due().filter(|_| self.machine.has_room());
+                    let due = self.plane.next_due(|channel| self.machine.has_room(channel));
                     let more = Some(self.now + Duration::from_millis(7)).filter(|_| room < 4);
                     let next = [until, applied, due, more].into_iter().flatten();
                     return next.filter(|next| *next > self.now).min();
@@ -290,7 +319,7 @@ impl Simulation {
                     // What fails after it was acknowledged is refused later.
                     assert!(at.is_some() || request.error_detail.is_some(), "{nonce} is answered twice");
                     at.map(|at| open.remove(at));
-                } else if request.node.is_some() || kind == Kind::Listener {
+                } else if kind.is_wildcard() && (request.node.is_some() || kind == Kind::Listener) {
                     let told: BTreeSet<&str> =
                         request.initial_resource_versions.keys().map(String::as_str).collect();
                     let names = self.machine.world.names(kind);
@@ -394,9 +423,17 @@ impl Simulation {
     }
 }
 
-fn run(flavor: Flavor, good: bool, seed: u64) -> Simulation {
-    eprintln!("{flavor:?}, seed {seed}");
-    let mut simulation = Simulation::new(Manners { flavor, good, slow: false }, seed);
+fn stream_of(flavor: Flavor) -> StreamConfig {
+    StreamConfig { flavor, node_always: false, backoff: BackoffConfig::default(), rate: None }
+}
+
+/// Both protocols, by one stream and by several sources.
+const WAYS: [(Flavor, bool); 4] =
+    [(Flavor::Delta, false), (Flavor::State, false), (Flavor::Delta, true), (Flavor::State, true)];
+
+fn run((flavor, mixed): (Flavor, bool), good: bool, seed: u64) -> Simulation {
+    eprintln!("{flavor:?}, mixed sources: {mixed}, seed {seed}");
+    let mut simulation = Simulation::new(Manners { flavor, mixed, good, slow: false }, seed);
     for _ in 0..300 {
         simulation.event();
     }
@@ -407,18 +444,18 @@ fn run(flavor: Flavor, good: bool, seed: u64) -> Simulation {
 
 #[test]
 fn no_half_applied_world_is_seen_when_the_control_plane_keeps_the_order() {
-    for flavor in [Flavor::Delta, Flavor::State] {
-        let steps: usize = (0..25).map(|seed| run(flavor, true, seed).force.steps).sum();
+    for way in WAYS {
+        let steps: usize = (0..25).map(|seed| run(way, true, seed).force.steps).sum();
         assert!(steps > 25 * 50, "hardly anything happens: {steps}");
     }
 }
 
 #[test]
 fn what_is_in_force_is_the_last_good_of_each_name_whatever_happens() {
-    for flavor in [Flavor::Delta, Flavor::State] {
+    for way in WAYS {
         let mut rejected = 0;
         for seed in 0..40 {
-            let simulation = run(flavor, false, seed);
+            let simulation = run(way, false, seed);
 
             rejected += simulation.registry.sum("cluster_manager.cds.", "update_rejected");
         }
@@ -430,10 +467,10 @@ fn what_is_in_force_is_the_last_good_of_each_name_whatever_happens() {
 /// lead to them, and clusters that go are named until then.
 #[test]
 fn no_half_applied_world_is_seen_when_endpoints_are_slow() {
-    for flavor in [Flavor::Delta, Flavor::State] {
+    for (flavor, mixed) in WAYS {
         for seed in 0..25 {
-            eprintln!("{flavor:?}, seed {seed}");
-            let mut simulation = Simulation::new(Manners { flavor, good: true, slow: true }, seed);
+            eprintln!("{flavor:?}, mixed sources: {mixed}, seed {seed}");
+            let mut simulation = Simulation::new(Manners { flavor, mixed, good: true, slow: true }, seed);
             simulation.advance(Duration::from_secs(1));
             for _ in 0..20 {
                 (0..4).for_each(|_| simulation.change());

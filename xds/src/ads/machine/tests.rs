@@ -1,11 +1,13 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod channels;
+
 use prost::Message;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as ProtoResource};
 use sixfold_xds_api::pb::google::protobuf::{Any, Duration as ProtoDuration};
 
 use super::*;
-use crate::ads::{Compiled, HOLD, LINGER, LINGER_MAX, Need};
+use crate::ads::{BackoffConfig, Compiled, HOLD, LINGER, LINGER_MAX, Need, RateLimit};
 
 /// Takes everything but what is "bad". A listener's bytes are the name of the routes that it needs, those of routes the
 /// name of a cluster; a cluster that is "eds" needs endpoints of its name.
@@ -14,29 +16,38 @@ struct Taker;
 impl Compile for Taker {
     type Part = Vec<u8>;
 
-    fn compile(
-        &mut self,
-        kind: Kind,
-        name: &Arc<str>,
-        value: &[u8],
-    ) -> Result<Compiled<Vec<u8>>, ConfigError> {
-        let text = str::from_utf8(value).unwrap();
+    fn compile(&mut self, key: &Key, value: &[u8]) -> Result<Compiled<Vec<u8>>, ConfigError> {
+        let Key { kind, name, .. } = key;
+        // A file's resources have their names in them.
+        let text =
+            str::from_utf8(value.strip_prefix(&[10]).map_or(value, |rest| &rest[1 + name.len()..])).unwrap();
         let within = Some(Duration::from_secs(15));
-        let need = |kind, name: &str| vec![Need { kind, name: name.into(), within }];
+        let need = |kind, name: &str| vec![Need { kind, source: Source::Ads, name: name.into(), within }];
         let mut asks = Asks::default();
-        match (kind, text) {
-            (_, "bad") => return Err(ConfigError::new("is bad")),
+        match (*kind, text) {
+            (_, "bad" | "x-bad") => return Err(ConfigError::new("is bad")),
             (_, "") => {}
             (Kind::Listener, routes) => asks.needs = need(Kind::Routes, routes),
             (Kind::Endpoints, "stale") => asks.stale_after = Some(Duration::from_secs(10)),
             (Kind::Cluster, "eds") => asks.needs = need(Kind::Endpoints, name),
+            (Kind::Cluster, "x-api") => {
+                asks.needs = vec![Need { source: channels::api(), ..need(Kind::Endpoints, name).remove(0) }];
+            }
             (Kind::Routes, cluster) => asks.clusters = vec![cluster.into()],
             _ => {}
         }
         Ok(Compiled { part: value.to_vec(), asks })
     }
 
-    fn forget(&mut self, _: Kind, _: &Arc<str>) {}
+    fn stream(&self, _: &Channel) -> Option<StreamConfig> {
+        Some(stream(None))
+    }
+
+    fn forget(&mut self, _: &Key) {}
+}
+
+fn stream(rate: Option<RateLimit>) -> StreamConfig {
+    StreamConfig { flavor: Flavor::Delta, node_always: false, backoff: BackoffConfig::default(), rate }
 }
 
 struct Client {
@@ -47,19 +58,22 @@ struct Client {
 
 impl Client {
     fn new(within: Option<Duration>) -> Client {
+        Client::of(stream(None), within)
+    }
+
+    fn of(stream: StreamConfig, within: Option<Duration>) -> Client {
         let (registry, now) = (Registry::new(), Instant::now());
+        let all = Wildcard { source: Source::Ads, within };
         let config = AdsConfig {
-            flavor: Flavor::Delta,
             node: Node::default(),
-            node_always: false,
-            wildcards: BTreeMap::from([(Kind::Cluster, within), (Kind::Listener, within)]),
-            backoff: BackoffConfig::default(),
+            ads: Some(stream),
+            wildcards: BTreeMap::from([(Kind::Cluster, all.clone()), (Kind::Listener, all)]),
             statics: BTreeMap::new(),
         };
         let machine = Machine::new(config, Taker, &registry, fastrand::Rng::with_seed(0), now);
         let mut client = Client { machine, registry, now };
-        assert!(matches!(client.machine.step(now), Step::Connect));
-        client.machine.connected();
+        assert!(matches!(client.machine.step(now), Step::Connect(_)));
+        client.machine.connected(&Channel::Aggregated);
         client.requests();
         client
     }
@@ -83,7 +97,7 @@ impl Client {
             removed_resources: gone.iter().map(|name| (*name).to_owned()).collect(),
             ..DeltaDiscoveryResponse::default()
         };
-        self.machine.received(Response::Delta(response), self.now).unwrap();
+        self.machine.received(&Channel::Aggregated, Response::Delta(response), self.now).unwrap();
     }
 
     /// What changes now: names, with a minus where they go.
@@ -101,7 +115,7 @@ impl Client {
     }
 
     fn requests(&mut self) -> Vec<Request> {
-        std::iter::from_fn(|| self.machine.next_request()).collect()
+        std::iter::from_fn(|| self.machine.next_request(&Channel::Aggregated, self.now)).collect()
     }
 
     fn wait(&mut self) -> Option<Duration> {
@@ -151,10 +165,10 @@ fn what_is_not_confirmed_in_its_time_to_live_goes() {
     client.now += Duration::from_secs(3600);
     assert_eq!(client.changes(), [""; 0]);
     // What has gone so is not told to a new stream.
-    client.machine.disconnected(client.now);
+    client.machine.disconnected(&Channel::Aggregated, client.now);
     client.now += Duration::from_secs(1);
-    assert!(matches!(client.machine.step(client.now), Step::Connect));
-    client.machine.connected();
+    assert!(matches!(client.machine.step(client.now), Step::Connect(_)));
+    client.machine.connected(&Channel::Aggregated);
     let Request::Delta(first) = client.requests().remove(0) else { panic!("delta") };
     let mut told: Vec<_> = first.initial_resource_versions.into_keys().collect();
     told.sort();
@@ -215,12 +229,12 @@ fn a_stream_is_not_opened_before_all_that_came_by_the_last_is_known() {
     let mut client = Client::new(None);
     client.receive(Kind::Cluster, "1", vec![resource(Kind::Cluster, "a", "x", None)]);
     let Step::Apply(_) = client.machine.step(client.now) else { panic!("a change") };
-    client.machine.disconnected(client.now);
+    client.machine.disconnected(&Channel::Aggregated, client.now);
     client.now += Duration::from_secs(60);
     assert!(matches!(client.machine.step(client.now), Step::Wait(None)), "what it has is not in force yet");
     client.machine.applied(Vec::new());
-    assert!(matches!(client.machine.step(client.now), Step::Connect));
-    client.machine.connected();
+    assert!(matches!(client.machine.step(client.now), Step::Connect(_)));
+    client.machine.connected(&Channel::Aggregated);
     let Request::Delta(first) = client.requests().remove(0) else { panic!("delta") };
     assert!(first.initial_resource_versions.contains_key("a"));
     assert!(first.encode_to_vec().len() > 10);
@@ -233,11 +247,11 @@ fn an_outage_takes_nothing_away_and_waits_between_attempts_are_bounded() {
     assert_eq!(client.changes(), ["a"]);
     assert_eq!(client.registry.sum("control_plane.", "connected_state"), 1);
     for _ in 0..100 {
-        let wait = client.machine.disconnected(client.now);
+        let wait = client.machine.disconnected(&Channel::Aggregated, client.now);
         assert!(wait < Duration::from_secs(30));
         assert_eq!(client.wait().unwrap(), wait);
         client.now += wait;
-        assert!(matches!(client.machine.step(client.now), Step::Connect));
+        assert!(matches!(client.machine.step(client.now), Step::Connect(_)));
     }
     assert_eq!(client.registry.sum("control_plane.", "connected_state"), 0);
     assert_eq!((client.count("update_failure"), client.count("update_success")), (100, 1));
@@ -281,10 +295,10 @@ fn what_cannot_be_put_in_force_leaves_what_was_there_whole() {
     assert_eq!(answers(requests), [("4".to_owned(), String::new()), refused]);
     assert_eq!(client.bring(Kind::Routes, "5", "old", "b"), ["old"], "it is asked for still");
     // A new stream tells what is in force, so that its end is heard of.
-    client.machine.disconnected(client.now);
+    client.machine.disconnected(&Channel::Aggregated, client.now);
     client.now += Duration::from_secs(1);
-    assert!(matches!(client.machine.step(client.now), Step::Connect));
-    client.machine.connected();
+    assert!(matches!(client.machine.step(client.now), Step::Connect(_)));
+    client.machine.connected(&Channel::Aggregated);
     let told = client.requests().into_iter().filter_map(|request| match request {
         Request::Delta(request) => request.initial_resource_versions.into_iter().max(),
         Request::State(_) => None,
@@ -388,8 +402,9 @@ fn another_bootstrap_takes_the_place_of_the_last() {
     let mut client = Client::new(None);
     let statics = |list: &[(&str, &str)]| {
         let of = |(name, endpoints): &(&str, &str)| {
-            let need = Need { kind: Kind::Endpoints, name: (*endpoints).into(), within: None };
-            ((Kind::Cluster, Arc::from(*name)), Asks { needs: vec![need], ..Asks::default() })
+            let need =
+                Need { kind: Kind::Endpoints, source: Source::Ads, name: (*endpoints).into(), within: None };
+            (Key::of_name(Kind::Cluster, &Arc::from(*name)), Asks { needs: vec![need], ..Asks::default() })
         };
         list.iter().map(of).collect::<BTreeMap<_, _>>()
     };

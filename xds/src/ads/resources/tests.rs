@@ -15,7 +15,9 @@ use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 
 use super::*;
-use crate::ads::{AdsConfig, BackoffConfig, Flavor, HOLD, LINGER, Machine, Request, Response, Step};
+use crate::ads::{
+    AdsConfig, BackoffConfig, Flavor, HOLD, LINGER, Machine, Request, Response, Step, StreamConfig, Wildcard,
+};
 use crate::testing::{context, read};
 
 const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
@@ -34,13 +36,18 @@ struct Proxy {
 impl Proxy {
     fn new() -> Proxy {
         let (context, now) = (context(), Instant::now());
-        let config = AdsConfig {
+        let stream = StreamConfig {
             flavor: Flavor::Delta,
-            node: Node::default(),
             node_always: false,
-            wildcards: BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, None)]),
             backoff: BackoffConfig::default(),
-            statics: BTreeMap::from([((Kind::Cluster, "static".into()), Asks::default())]),
+            rate: None,
+        };
+        let all = Wildcard { source: Source::Ads, within: None };
+        let config = AdsConfig {
+            node: Node::default(),
+            ads: Some(stream),
+            wildcards: BTreeMap::from([(Kind::Cluster, all.clone()), (Kind::Listener, all)]),
+            statics: BTreeMap::from([(Key::of_name(Kind::Cluster, &"static".into()), Asks::default())]),
         };
         let random = fastrand::Rng::with_seed(1);
         let machine = Machine::new(
@@ -52,8 +59,8 @@ impl Proxy {
         );
         let model = Model::new(context.compile.clusters.clone(), context.compile.route_tables.clone());
         let mut proxy = Proxy { machine, model, context, now, nonce: 0 };
-        assert!(matches!(proxy.machine.step(now), Step::Connect));
-        proxy.machine.connected();
+        assert!(matches!(proxy.machine.step(now), Step::Connect(_)));
+        proxy.machine.connected(&Channel::Aggregated);
         assert_eq!(proxy.asked(), ["+", "+"]);
         proxy
     }
@@ -77,7 +84,7 @@ impl Proxy {
             removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
             ..DeltaDiscoveryResponse::default()
         };
-        self.machine.received(Response::Delta(response), self.now).unwrap();
+        self.machine.received(&Channel::Aggregated, Response::Delta(response), self.now).unwrap();
         self.work();
         self.asked()
     }
@@ -96,7 +103,7 @@ impl Proxy {
 
     /// What is asked for and no longer, and answers: `ok`, or why not.
     fn asked(&mut self) -> Vec<String> {
-        let requests = std::iter::from_fn(|| self.machine.next_request());
+        let requests = std::iter::from_fn(|| self.machine.next_request(&Channel::Aggregated, self.now));
         let shown = requests.map(|request| {
             let Request::Delta(request) = request else { panic!("delta") };
             match (request.error_detail, request.response_nonce.is_empty()) {

@@ -23,7 +23,7 @@ impl<C: Compile> World<C> {
     pub(super) fn fit(&mut self, extension: &Key, now: Instant) -> Result<Versions<C::Part>, ConfigError> {
         let renewed = self.renewed(extension, now).into_iter();
         let fitting: Result<Vec<_>, _> = renewed.map(|(key, version)| Ok((key, version?))).collect();
-        self.compiler.decide(extension.0, &extension.1, fitting.is_ok());
+        self.compiler.decide(extension, fitting.is_ok());
         Ok(fitting?.into_iter().filter_map(|(key, version)| Some((key, version?))).collect())
     }
 
@@ -31,10 +31,10 @@ impl<C: Compile> World<C> {
     pub(super) fn remove_extension(&mut self, extension: &Key, now: Instant) {
         self.end_ttl(extension);
         if self.resources.remove(extension).is_none() {
-            return self.compiler.note(extension.0, &extension.1, Event::Gone);
+            return self.compiler.note(extension, Event::Gone);
         }
         self.waiting.remove(extension);
-        self.compiler.forget(extension.0, &extension.1);
+        self.compiler.forget(extension);
         for (key, version) in self.renewed(extension, now) {
             match version {
                 Ok(Some(version)) => self.wait(&key, version),
@@ -46,9 +46,8 @@ impl<C: Compile> World<C> {
 
     /// Compiles all that name an extension, what is in force and what waits to be.
     fn renewed(&mut self, extension: &Key, now: Instant) -> Renewed<C::Part> {
-        let names = |version: &Version<C::Part>| {
-            version.asks.needs.iter().any(|need| (need.kind, &need.name) == (extension.0, &extension.1))
-        };
+        let names =
+            |version: &Version<C::Part>| version.asks.needs.iter().any(|need| need.key() == *extension);
         let mut users: Vec<(Key, Arc<[u8]>, String, bool)> = Vec::new();
         for key in self.users.of(extension) {
             let Some(Resource { next, live, .. }) = self.resources.get(key) else { continue };
@@ -60,7 +59,7 @@ impl<C: Compile> World<C> {
             users.extend(both.filter(|(version, _)| names(version)).map(of));
         }
         let renew = |(key, value, version, is_last): (Key, Arc<[u8]>, String, bool)| {
-            let compiled = self.compiler.compile(key.0, &key.1, &value);
+            let compiled = self.compiler.compile(&key, &value);
             let of = |Compiled { part, asks }| {
                 is_last.then(|| Version { value, version, part: Some(part), asks, since: now })
             };

@@ -21,15 +21,15 @@ impl<C: Compile> World<C> {
         for (key, asks) in statics {
             self.drop_resource(&key);
             self.removals.retain(|removed| *removed != key);
-            let is_given = |(kind, name): &Key| {
-                let endpoints = self.resources.get(&(*kind, name.clone()));
+            let is_given = |key: Key| {
+                let endpoints = self.resources.get(&key);
                 endpoints
                     .and_then(|endpoints| endpoints.live.as_ref())
                     .is_some_and(|live| !live.value.is_empty())
             };
             let mut needs = asks.needs.iter().filter(|need| need.kind == Kind::Endpoints);
-            if needs.any(|need| is_given(&(need.kind, need.name.clone()))) {
-                self.due.insert(key.1.clone());
+            if needs.any(|need| is_given(need.key())) {
+                self.due.insert(key.name.clone());
             }
             self.resources.insert(key, Resource { live: Some(in_force(asks, now)), ..Resource::new() });
         }
@@ -40,11 +40,11 @@ impl<C: Compile> World<C> {
     fn drop_resource(&mut self, key: &Key) {
         self.end_ttl(key);
         self.waiting.remove(key);
-        if key.0 == Kind::Cluster {
-            self.lingering.remove(&key.1);
+        if key.kind == Kind::Cluster {
+            self.lingering.remove(&key.name);
         }
         let Some(Resource { next, live, before, .. }) = self.resources.remove(key) else { return };
-        self.compiler.note(key.0, &key.1, Event::Gone);
+        self.compiler.note(key, Event::Gone);
         for version in [next, live, before].into_iter().flatten() {
             self.drop_asks(key, Some(version.asks));
         }

@@ -1,8 +1,8 @@
 //! What waits for what, and until when.
 
 use super::{Compile, HOLD, LINGER, LINGER_MAX, Need, Version, World};
+use crate::ads::key::Key;
 use crate::ads::kind::Kind;
-use crate::ads::world::Key;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,7 +34,10 @@ impl<C: Compile> World<C> {
 
     /// Whether a resource need not be waited for: in force and nothing newer waits to be, or nothing good comes.
     fn is_there(&self, need: &Need) -> bool {
-        let key = (need.kind, need.name.clone());
+        let key = need.key();
+        if let Some(there) = self.compiler.elsewhere(&key) {
+            return there;
+        }
         match self.resources.get(&key) {
             Some(resource) => resource.live.is_some() && resource.next.is_none(),
             None => self.denied.contains(&key),
@@ -45,22 +48,24 @@ impl<C: Compile> World<C> {
     pub(super) fn give_up_secrets(&mut self, candidate: &Key) {
         let next = self.resources.get(candidate).and_then(|resource| resource.next.as_ref());
         let needs = next.into_iter().flat_map(|next| &next.asks.needs);
-        let secrets =
-            needs.filter(|need| need.kind == Kind::Secret).map(|need| (need.kind, need.name.clone()));
-        let is_there = |key: &Key| self.resources.get(key).is_some_and(|secret| secret.live.is_some());
+        let secrets = needs.filter(|need| need.kind == Kind::Secret).map(Need::key);
+        let is_there = |key: &Key| {
+            let come = || self.resources.get(key).is_some_and(|secret| secret.live.is_some());
+            self.compiler.elsewhere(key).unwrap_or_else(come)
+        };
         let missing: Vec<Key> = secrets.filter(|key| !is_there(key)).collect();
         missing.iter().for_each(|key| self.missing(key));
     }
 
     /// A cluster that comes, and has not yet.
     fn is_warming(&self, name: &Arc<str>) -> bool {
-        let resource = self.resources.get(&(Kind::Cluster, name.clone()));
+        let resource = self.resources.get(&Key::of_name(Kind::Cluster, name));
         resource.is_some_and(|resource| resource.live.is_none() && resource.next.is_some())
     }
 
     /// A cluster that has gone before it came.
     fn is_missed(&self, name: &Arc<str>) -> bool {
-        self.lingering.contains_key(name) && !self.resources.contains_key(&(Kind::Cluster, name.clone()))
+        self.lingering.contains_key(name) && !self.resources.contains_key(&Key::of_name(Kind::Cluster, name))
     }
 
     /// What has gone before it came is not waited for any longer than what was there is kept.
@@ -84,7 +89,7 @@ impl<C: Compile> World<C> {
     }
 
     pub(super) fn is_released(&self, cluster: &Arc<str>, now: Instant) -> bool {
-        !self.users.has(&(Kind::Cluster, cluster.clone()))
+        !self.users.has(&Key::of_name(Kind::Cluster, cluster))
             || self
                 .lingering
                 .get(cluster)
@@ -93,7 +98,7 @@ impl<C: Compile> World<C> {
 
     fn end_of_lingering(&self, cluster: &Arc<str>, removed: Instant) -> Instant {
         let end = removed + LINGER_MAX;
-        let key = (Kind::Cluster, cluster.clone());
+        let key = Key::of_name(Kind::Cluster, cluster);
         if !self.is_missed(cluster) && self.is_being_replaced(&key) {
             return end;
         }

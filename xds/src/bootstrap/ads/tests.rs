@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
-use crate::ads::{BackoffConfig, Flavor};
+use std::time::Duration;
+
+use crate::ads::{BackoffConfig, Flavor, RateLimit, StreamConfig};
 use crate::bootstrap;
+use crate::rds::Source;
 use crate::testing::process;
 
 /// A bootstrap as pilot-agent writes it, with these settings of `ads_config` and this one of LDS.
@@ -25,28 +28,33 @@ const ADS: &str = "api_type: DELTA_GRPC, transport_api_version: V3, set_node_on_
 fn load(ads_config: &str, lds: &str) -> std::result::Result<Ads, String> {
     let loaded = bootstrap::load(&bootstrap(ads_config, lds), "b.yaml", &process());
     loaded
-        .map(|compiled| compiled.followed.ads.unwrap())
+        .map(|compiled| compiled.followed.ads)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
 #[test]
 fn a_control_plane_is_read_as_pilot_agent_names_it() {
-    let Ads { config, target } = load(ADS, "{ads: {}}").unwrap();
-    assert_eq!(
-        (config.flavor, config.node_always, config.backoff),
-        (Flavor::Delta, false, BackoffConfig::default())
-    );
+    let both = |ads: Ads| (ads.config.ads.unwrap(), ads.target.unwrap(), ads.config);
+    let (stream, target, config) = both(load(ADS, "{ads: {}}").unwrap());
+    let backoff = BackoffConfig::default();
+    assert_eq!(stream, StreamConfig { flavor: Flavor::Delta, node_always: false, backoff, rate: None });
     assert_eq!((&*config.node.id, &*config.node.user_agent_name), ("sidecar~10.0.0.1~a.b~c", "sixfold"));
     let fifteen = Some(Duration::from_secs(15));
-    assert_eq!(config.wildcards, BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, fifteen)]));
-    assert!(config.statics.contains_key(&(Kind::Cluster, "xds-grpc".into())));
+    let all = |within| Wildcard { source: Source::Ads, within };
+    assert_eq!(
+        config.wildcards,
+        BTreeMap::from([(Kind::Cluster, all(None)), (Kind::Listener, all(fifteen))])
+    );
+    assert!(config.statics.contains_key(&Key::of_name(Kind::Cluster, &"xds-grpc".into())));
     assert_eq!((&*target.grpc.cluster.name, &*target.grpc.authority), ("xds-grpc", "xds-grpc"));
     let ads = "api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: xds-grpc, authority: istiod, \
-               retry_policy: {retry_back_off: {base_interval: 1s}}}, initial_metadata: [{key: ClusterID, value: K}]}]";
-    let Ads { config, target } = load(ads, "{ads: {}}").unwrap();
-    assert_eq!((config.flavor, config.node_always), (Flavor::State, true));
+               retry_policy: {retry_back_off: {base_interval: 1s}}}, initial_metadata: [{key: ClusterID, value: K}]}], \
+               rate_limit_settings: {max_tokens: 3}";
+    let (stream, target, _) = both(load(ads, "{ads: {}}").unwrap());
     let backoff = BackoffConfig { base: Duration::from_secs(1), max: Duration::from_secs(10) };
-    assert_eq!((config.backoff, &*target.grpc.authority), (backoff, "istiod"));
+    let rate = Some(RateLimit { burst: 3, fill_rate: 10.0 });
+    assert_eq!(stream, StreamConfig { flavor: Flavor::State, node_always: true, backoff, rate });
+    assert_eq!(&*target.grpc.authority, "istiod");
     assert_eq!(target.metadata.get_str("clusterid"), Some("K"));
 }
 
@@ -54,11 +62,25 @@ fn a_control_plane_is_read_as_pilot_agent_names_it() {
 fn what_is_not_supported_is_refused_by_its_field() {
     let grpc = |service: &str| format!("api_type: GRPC, grpc_services: [{service}]");
     let cases = [
-        (ADS.to_owned(), "{api_config_source: {}}", "lds_config.api_config_source: is not supported"),
+        (
+            ADS.to_owned(),
+            "{api_config_source: {api_type: REST, cluster_names: [a]}}",
+            "lds_config.api_config_source.api_type: REST is not supported",
+        ),
+        (
+            ADS.to_owned(),
+            "{path_config_source: {path: /none/lds.yaml}}",
+            "lds_config.path_config_source.path: /none/lds.yaml: No such file or directory (os error 2)",
+        ),
+        (
+            ADS.to_owned(),
+            "{path: /none/lds.yaml}",
+            "lds_config.path: /none/lds.yaml: No such file or directory",
+        ),
         (
             "api_type: REST, cluster_names: [a]".to_owned(),
             "{ads: {}}",
-            "ads_config.cluster_names: is not supported",
+            "ads_config.api_type: REST is not supported",
         ),
         ("api_type: GRPC".to_owned(), "{ads: {}}", "ads_config.grpc_services: there must be one, not 0"),
         (

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Key;
 use super::plane::Toy;
 use crate::ads::Kind;
 use crate::ads::machine::Failure;
-use crate::ads::world::{Change, Key};
+use crate::ads::world::Change;
 
 /// What requests see.
 #[derive(Default)]
@@ -36,7 +37,7 @@ impl Force {
             !unfit.iter().any(|unfit| (unfit.kind, &unfit.name) == (change.kind, &change.name))
         });
         batch.sort_by_key(order);
-        for Change { kind, name, part } in batch {
+        for Change { kind, name, part, .. } in batch {
             // A cluster that is new shows itself with its endpoints.
             let new = kind == Kind::Cluster && !self.resources.contains_key(&(kind, name.clone()));
             match part {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use sixfold_xds_api::pb::envoy::config::core::v3::ApiConfigSource;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource,
 };
@@ -12,7 +13,9 @@ use sixfold_xds_api::pb::google::protobuf::Any;
 
 use super::super::{Request, Response};
 use super::Key;
-use crate::ads::{Flavor, Kind};
+use crate::ads::{Channel, Flavor, Kind};
+use crate::api::ApiSource;
+use crate::rds::Source;
 
 /// A resource of whatever kind.
 #[derive(Clone, PartialEq, Message)]
@@ -51,18 +54,39 @@ impl Toy {
 }
 
 /// What a control plane is made to do.
+#[derive(Clone, Copy)]
 pub(super) struct Manners {
     pub(super) flavor: Flavor,
+    /// Clusters come by a file, endpoints and extensions by streams of their own.
+    pub(super) mixed: bool,
     /// Sends types in their order, nothing that is bad, nothing late.
     pub(super) good: bool,
     /// But for endpoints that are asked for, which take seconds.
     pub(super) slow: bool,
 }
 
+impl Manners {
+    pub(super) fn source(self, kind: Kind) -> Source {
+        match kind {
+            Kind::Cluster if self.mixed => Source::Path("cds.pb".into()),
+            Kind::Endpoints | Kind::Extension if self.mixed => {
+                Source::Api(ApiSource::new(&ApiConfigSource::default()))
+            }
+            _ => Source::Ads,
+        }
+    }
+
+    pub(super) fn channel(self, kind: Kind) -> Channel {
+        Channel::of(kind, &self.source(kind))
+    }
+}
+
 pub(super) struct Plane {
     pub(super) manners: Manners,
     pub(super) truth: BTreeMap<Key, Toy>,
-    stream: Option<Stream>,
+    streams: BTreeMap<Channel, Stream>,
+    /// When the last response comes that was sent by any of them.
+    last: Option<Instant>,
     versions: u64,
     pub(super) rng: fastrand::Rng,
 }
@@ -84,7 +108,14 @@ struct Topic {
 impl Plane {
     pub(super) fn new(manners: Manners, seed: u64) -> Plane {
         let rng = fastrand::Rng::with_seed(seed);
-        Plane { manners, truth: BTreeMap::new(), stream: None, versions: 0, rng }
+        let mut plane =
+            Plane { manners, truth: BTreeMap::new(), streams: BTreeMap::new(), last: None, versions: 0, rng };
+        let file = manners.channel(Kind::Cluster);
+        if file.path().is_some() {
+            plane.connect(&file);
+            plane.streams.get_mut(&file).unwrap().topics.insert(Kind::Cluster, Topic::default());
+        }
+        plane
     }
 
     /// The names of a kind that there are.
@@ -128,12 +159,12 @@ impl Plane {
         }
     }
 
-    pub(super) fn connect(&mut self) {
-        self.stream = Some(Stream::default());
+    pub(super) fn connect(&mut self, channel: &Channel) {
+        self.streams.insert(channel.clone(), Stream::default());
     }
 
-    pub(super) fn cut(&mut self) {
-        self.stream = None;
+    pub(super) fn cut(&mut self, channel: &Channel) {
+        self.streams.remove(channel);
     }
 
     /// Sends what has changed of every type that is subscribed to.
@@ -149,25 +180,35 @@ impl Plane {
 
     /// Sends everything again, changed or not.
     pub(super) fn repeat(&mut self, now: Instant) {
-        let kinds: Vec<Kind> = self.stream.iter().flat_map(|stream| stream.topics.keys().copied()).collect();
+        let kinds: Vec<Kind> =
+            self.streams.values().flat_map(|stream| stream.topics.keys().copied()).collect();
         for kind in kinds {
             let names = self.truth.keys().filter(|key| key.0 == kind).map(|key| key.1.to_string()).collect();
             self.send(kind, &names, now);
         }
     }
 
-    /// The next response, if one is due.
-    pub(super) fn receive(&mut self, now: Instant) -> Option<Response> {
-        let out = &mut self.stream.as_mut()?.out;
-        if out.front()?.0 > now { None } else { out.pop_front().map(|(_, response)| response) }
+    /// The next response of a stream that is read, if one is due.
+    pub(super) fn receive(
+        &mut self,
+        now: Instant,
+        is_read: impl Fn(&Channel) -> bool,
+    ) -> Option<(Channel, Response)> {
+        let due = |(channel, stream): (&Channel, &Stream)| Some((stream.out.front()?.0, channel.clone()));
+        let next = self.streams.iter().filter(|(channel, _)| is_read(channel)).filter_map(due).min();
+        let (_, channel) = next.filter(|(due, _)| *due <= now)?;
+        let (_, response) = self.streams.get_mut(&channel)?.out.pop_front()?;
+        Some((channel, response))
     }
 
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.stream.as_ref()?.out.front().map(|(due, _)| *due)
+    pub(super) fn next_due(&self, is_read: impl Fn(&Channel) -> bool) -> Option<Instant> {
+        let read = self.streams.iter().filter(|(channel, _)| is_read(channel));
+        read.filter_map(|(_, stream)| stream.out.front()).map(|(due, _)| *due).min()
     }
 
-    pub(super) fn request(&mut self, request: Request, now: Instant) {
-        let Some(stream) = &mut self.stream else { return };
+    pub(super) fn request(&mut self, channel: &Channel, request: Request, now: Instant) {
+        let Some(stream) = self.streams.get_mut(channel) else { return };
+        let begins = stream.topics.is_empty();
         match request {
             Request::Delta(request) => {
                 let kind = Kind::of_type_url(&request.type_url).unwrap();
@@ -189,7 +230,7 @@ impl Plane {
                     .filter(|name| topic.names.insert(name.clone()))
                     .collect();
                 if first {
-                    assert_eq!(request.node.is_some(), kind == Kind::Cluster);
+                    assert_eq!(request.node.is_some(), begins);
                     topic.sent = request
                         .initial_resource_versions
                         .into_keys()
@@ -229,7 +270,10 @@ impl Plane {
             Manners { good: true, .. } => self.rng.u64(..20),
             _ => self.rng.u64(..1500),
         };
-        let Some(stream) = &mut self.stream else { return };
+        let channel = self.manners.channel(kind);
+        let is_file = channel.path().is_some();
+        let flavor = if is_file { Flavor::State } else { self.manners.flavor };
+        let Some(stream) = self.streams.get_mut(&channel) else { return };
         let Some(topic) = stream.topics.get_mut(&kind) else { return };
         let have: BTreeMap<String, Vec<u8>> = self
             .truth
@@ -245,11 +289,11 @@ impl Plane {
             have.iter().filter(changed).map(|(name, value)| (name.clone(), value.clone())).collect();
         let gone: Vec<String> = topic.sent.keys().filter(|name| !have.contains_key(*name)).cloned().collect();
         // In the state of the world a secret that there is not is one that a response lacks.
-        let lacks = self.manners.flavor == Flavor::State && kind == Kind::Secret && !fresh.is_empty();
+        let lacks = flavor == Flavor::State && kind == Kind::Secret && !fresh.is_empty();
         if new.is_empty() && gone.is_empty() && !lacks {
             return;
         }
-        if self.manners.flavor == Flavor::State && kind.is_wildcard() {
+        if flavor == Flavor::State && kind.is_wildcard() {
             new.clone_from(&have);
         }
         topic.sent.retain(|name, _| have.contains_key(name));
@@ -258,7 +302,7 @@ impl Plane {
         topic.nonce = stream.nonces.to_string();
         let (nonce, type_url) = (topic.nonce.clone(), kind.type_url().to_owned());
         let any = |value: Vec<u8>| Any { type_url: type_url.clone(), value };
-        let response = match self.manners.flavor {
+        let response = match flavor {
             Flavor::Delta => Response::Delta(DeltaDiscoveryResponse {
                 resources: new
                     .into_iter()
@@ -281,7 +325,12 @@ impl Plane {
                 ..DiscoveryResponse::default()
             }),
         };
-        let due = (now + Duration::from_millis(late)).max(stream.out.back().map_or(now, |(due, _)| *due));
+        let mut due = (now + Duration::from_millis(late)).max(stream.out.back().map_or(now, |(due, _)| *due));
+        if self.manners.good && self.manners.mixed && kind != Kind::Endpoints {
+            // Over all of them.
+            due = due.max(self.last.map_or(now, |last| last + Duration::from_millis(1)));
+            self.last = Some(due);
+        }
         stream.out.push_back((due, response));
     }
 }

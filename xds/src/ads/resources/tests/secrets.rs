@@ -1,6 +1,6 @@
 //! Secrets that come by the stream of all resources.
 
-use sixfold_core::tls::Awaited;
+use sixfold_core::tls::{Awaited, ContextChange};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use super::*;
@@ -130,4 +130,30 @@ fn a_secret_of_the_stream_is_waited_for_once_and_as_long_as_it_may_take() {
     proxy.bring::<ProtoCluster>(&[("v", &mutual("v", "w"))], &[]);
     proxy.bring::<Secret>(&[("w", &format!("{{name: w, {BAD}}}"))], &[]);
     assert_eq!(proxy.tls_of("v"), Some((false, false)));
+}
+
+/// All of a change waited for a cluster whose secret comes by a stream of its own, up to five seconds.
+#[test]
+fn a_secret_of_a_stream_of_its_own_is_waited_for_by_who_names_it_alone() {
+    let api = "api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: sds}}]}";
+    let mut proxy = Proxy::new();
+    let lacking = mutual("lacking", "own").replace("ads: {}", api);
+    let asked = proxy.bring::<ProtoCluster>(&[("lacking", &lacking), ("other", "{name: other}")], &[]);
+    assert_eq!(asked, ["ok"], "not asked for by the stream of all types");
+    proxy.bring::<ProtoListener>(&[("l", &serving("l", &[]))], &[]);
+    assert_eq!((proxy.hosts("other"), proxy.hosts("lacking")), (Some(0), None));
+    let Step::Wait(Some(until)) = proxy.machine.step(proxy.now) else { panic!("waits") };
+    assert_eq!(until - proxy.now, Duration::from_secs(3));
+    let key = proxy.context.sds.shown().remove(0).0;
+    let secret = resource::<Secret>("own", &certificate("own"));
+    let checked = proxy.context.sds.check(&key, &secret.resource.unwrap().value).unwrap();
+    proxy.context.sds.put(checked).into_iter().for_each(ContextChange::put_in_force);
+    proxy.work();
+    assert_eq!(proxy.tls_of("lacking"), Some((false, true)));
+    // One that does not come is waited for as long as it may take, and by nobody once more.
+    let late = mutual("late", "never").replace("ads: {}", api);
+    proxy.bring::<ProtoCluster>(&[("late", &late)], &[]);
+    assert_eq!(proxy.tls_of("late"), None);
+    proxy.pass(Duration::from_secs(3));
+    assert_eq!(proxy.tls_of("late"), Some((false, false)));
 }

@@ -1,0 +1,342 @@
+//! Resources from sources beside the stream of all types: files that are replaced as a ConfigMap is, and streams of one type.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryRequest;
+use sixfold_xds_api::wire;
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use support::traffic::{Traffic, upstream};
+use support::{Directory, LIMIT, Process, free_port, get, xds};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+const TYPES: &str = "type.googleapis.com/envoy";
+const CLUSTER: &str = "config.cluster.v3.Cluster";
+const ENDPOINTS: &str = "config.endpoint.v3.ClusterLoadAssignment";
+const LISTENER: &str = "config.listener.v3.Listener";
+const ROUTES: &str = "config.route.v3.RouteConfiguration";
+
+/// Texts of resources by type and name.
+type Known = BTreeMap<(&'static str, String), String>;
+
+/// A control plane that answers each stream with what it knows of the type that is asked for there.
+struct Plane {
+    known: watch::Sender<Known>,
+    /// Method and names of each first request of a stream, and what of a later one is refused.
+    heard: Receiver<(String, String, String)>,
+}
+
+impl Plane {
+    fn start(path: PathBuf) -> Plane {
+        let (known, resources) = watch::channel(Known::new());
+        let (tell, heard) = channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = UnixListener::bind(path).unwrap();
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(connection(stream, resources.clone(), tell.clone()));
+                }
+            });
+        });
+        Plane { known, heard }
+    }
+
+    fn set(&self, kind: &'static str, name: &str, text: &str) {
+        self.known.send_modify(|known| drop(known.insert((kind, name.to_owned()), text.to_owned())));
+    }
+
+    /// Waits until a stream is opened by this method; answers what is asked for.
+    fn opened(&self, method: &str) -> String {
+        loop {
+            let (found, names, _) = self.heard.recv_timeout(LIMIT).expect(method);
+            if found.ends_with(method) {
+                return names;
+            }
+        }
+    }
+
+    /// Waits until something is refused on a stream of this method.
+    fn refused(&self, method: &str) -> String {
+        loop {
+            let (found, _, error) = self.heard.recv_timeout(LIMIT).expect(method);
+            if found.ends_with(method) && !error.is_empty() {
+                return error;
+            }
+        }
+    }
+}
+
+type Heard = Sender<(String, String, String)>;
+
+async fn connection(stream: UnixStream, known: watch::Receiver<Known>, tell: Heard) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        tokio::spawn(answer(request, respond, known.clone(), tell.clone()));
+    }
+}
+
+async fn answer(
+    request: Request<h2::RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+    mut known: watch::Receiver<Known>,
+    tell: Heard,
+) {
+    let method = request.uri().path().to_owned();
+    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let mut out = respond.send_response(head, false).unwrap();
+    let (mut body, mut received) = (request.into_body(), BytesMut::new());
+    let (mut asked, mut sent, mut nonce) = (None::<DiscoveryRequest>, BTreeMap::new(), 0);
+    loop {
+        let now = known.borrow_and_update().clone();
+        if let Some(asked) = &asked {
+            let wanted = |(kind, name): &(&str, String)| {
+                asked.type_url == format!("{TYPES}.{kind}")
+                    && (asked.resource_names.is_empty() || asked.resource_names.contains(name))
+            };
+            let now: Known = now.into_iter().filter(|(key, _)| wanted(key)).collect();
+            if !now.is_empty() && now != sent {
+                nonce += 1;
+                out.send_data(response(&now, nonce), false).unwrap();
+                sent = now;
+            }
+        }
+        tokio::select! {
+            data = body.data() => {
+                let Some(Ok(data)) = data else { return };
+                let _ = body.flow_control().release_capacity(data.len());
+                received.extend_from_slice(&data);
+                while let Some(message) = xds::message(&mut received) {
+                    let request: DiscoveryRequest = wire::decode(&message).unwrap();
+                    let error = request.error_detail.as_ref().map(|error| error.message.clone());
+                    if asked.is_none() || error.is_some() {
+                        let _ = tell.send((method.clone(), request.resource_names.join(" "), error.unwrap_or_default()));
+                    }
+                    asked = Some(request);
+                }
+            }
+            changed = known.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn response(resources: &Known, nonce: usize) -> Bytes {
+    let (kind, _) = resources.keys().next().unwrap();
+    let resource =
+        |((kind, _), text): (&(&str, String), &String)| format!("{{\"@type\": {TYPES}.{kind}, {text}}}");
+    let all: Vec<String> = resources.iter().map(resource).collect();
+    let text = format!(
+        "{{type_url: {TYPES}.{kind}, nonce: '{nonce}', version_info: 'v{nonce}', resources: [{}]}}",
+        all.join(", ")
+    );
+    xds::framed("DiscoveryResponse", &text)
+}
+
+/// Streams of their own to the control plane.
+const API: &str = "initial_fetch_timeout: 0s, resource_api_version: V3, api_config_source: {api_type: GRPC, transport_api_version: V3, \
+                   set_node_on_first_message_only: true, grpc_services: [{envoy_grpc: {cluster_name: xds-grpc}}]}";
+
+fn bootstrap(admin: u16, dynamic: &str, clusters: &str) -> String {
+    format!(
+        "node: {{id: n, cluster: c}}\nadmin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}\n\
+         dynamic_resources: {{{dynamic}}}\nstatic_resources: {{clusters: [{clusters}]}}\n"
+    )
+}
+
+fn listener(port: u16, routes: &str) -> String {
+    let extensions = "type.googleapis.com/envoy.extensions.filters";
+    format!(
+        "name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{{name: hcm, \
+         typed_config: {{\"@type\": {extensions}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: l, \
+         {routes}, http_filters: [{{name: router, typed_config: {{\"@type\": {extensions}.http.router.v3.Router}}}}]}}}}]}}]"
+    )
+}
+
+fn routes(action: &str) -> String {
+    format!(
+        "name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, {action}}}]}}]"
+    )
+}
+
+fn endpoints(cluster: &str, port: u16) -> String {
+    let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
+    format!("cluster_name: {cluster}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]")
+}
+
+/// A file's text.
+fn file(kind: &str, resources: &[&str]) -> String {
+    let resource = |text: &&str| format!("- {{\"@type\": {TYPES}.{kind}, {text}}}\n");
+    format!("version_info: v\nresources:\n{}", resources.iter().map(resource).collect::<String>())
+}
+
+/// A folder as kubelet mounts a ConfigMap: names are links into a folder behind a link, which is replaced.
+struct ConfigMap {
+    directory: Directory,
+    version: usize,
+}
+
+impl ConfigMap {
+    fn new(files: &[(&str, &str)]) -> ConfigMap {
+        let mut map = ConfigMap { directory: Directory::new(), version: 0 };
+        map.put(files);
+        for (name, _) in files {
+            symlink(format!("..data/{name}"), map.directory.path(name)).unwrap();
+        }
+        map
+    }
+
+    fn put(&mut self, files: &[(&str, &str)]) {
+        self.version += 1;
+        let folder = format!("..{}", self.version);
+        std::fs::create_dir(self.directory.path(&folder)).unwrap();
+        for (name, text) in files {
+            self.directory.write(&format!("{folder}/{name}"), text);
+        }
+        symlink(folder, self.directory.path("..new")).unwrap();
+        std::fs::rename(self.directory.path("..new"), self.directory.path("..data")).unwrap();
+    }
+}
+
+#[test]
+fn a_proxy_is_made_of_files_that_are_replaced_as_a_config_map_is() {
+    let (admin, port, first, second) = (free_port(), free_port(), upstream(), upstream());
+    let route =
+        |cluster: &str| format!("route_config: {{{}}}", routes(&format!("route: {{cluster: {cluster}}}")));
+    let lds = |cluster: &str| file(LISTENER, &[&listener(port, &route(cluster))]);
+    // Names are made when the folder is known.
+    let mut map = ConfigMap::new(&[("cds.yaml", ""), ("lds.yaml", ""), ("eds.yaml", "")]);
+    let eds = |name: &str| {
+        let path = map.directory.path("eds.yaml");
+        format!(
+            "name: {name}, type: EDS, eds_cluster_config: {{service_name: e, eds_config: {{path_config_source: {{path: {path}}}}}}}"
+        )
+    };
+    let (a, b) = (eds("a"), eds("b"));
+    let fine = file(CLUSTER, &[&a]);
+    let files = |cds: &str, cluster: &str, port| {
+        [
+            ("cds.yaml", cds.to_owned()),
+            ("lds.yaml", lds(cluster)),
+            ("eds.yaml", file(ENDPOINTS, &[&endpoints("e", port)])),
+        ]
+    };
+    let put = |map: &mut ConfigMap, files: &[(&str, String)]| {
+        map.put(&files.iter().map(|(name, text)| (*name, text.as_str())).collect::<Vec<_>>());
+    };
+    put(&mut map, &files(&fine, "a", first));
+    let folder = map.directory.path("");
+    let dynamic = format!(
+        "cds_config: {{path_config_source: {{path: {folder}/cds.yaml, watched_directory: {{path: {folder}}}}}}}, lds_config: {{path: {folder}/lds.yaml}}"
+    );
+    let config = map.directory.write("envoy.yaml", &bootstrap(admin, &dynamic, ""));
+    let mut process = Process::start(&["-c", &config, "--concurrency", "2"]);
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
+    assert_eq!(get(port, "/").unwrap().body, "ok");
+    let dump = get(admin, "/config_dump").unwrap().body;
+    assert!(dump.contains("\"dynamic_active_clusters\"") && dump.contains("\"dynamic_listeners\""), "{dump}");
+
+    // Under load one cluster comes, the routes lead there, and another goes: all by files that change at once.
+    let mut traffic = Traffic::new();
+    traffic.http1(port, "/", std::time::Duration::from_millis(1));
+    put(&mut map, &files(&file(CLUSTER, &[&b]), "b", second));
+    process.until("the other cluster alone", || {
+        let page = get(admin, "/clusters").unwrap().body;
+        (page.contains("\nb::") || page.starts_with("b::")).then_some(())?;
+        (!page.contains("a::default_priority")).then_some(())
+    });
+    // What is wrong with one resource is told with its place, and the one before it stays.
+    let wrong = format!(
+        "{}- {{\"@type\": {TYPES}.{CLUSTER}, name: c, connect_timeout: soon}}\n",
+        file(CLUSTER, &[&b])
+    );
+    put(&mut map, &files(&wrong, "b", second));
+    let dump = process.until("the fault in the dump", || {
+        let dump = get(admin, "/config_dump?resource=dynamic_active_clusters").unwrap().body;
+        dump.contains("error_state").then_some(dump)
+    });
+    assert!(dump.contains("cds.yaml:4:") && dump.contains("connect_timeout"), "{dump}");
+    // So does all when a file can't be used at all.
+    put(&mut map, &files("resources: [", "b", second));
+    let stats = |name: &str| get(admin, &format!("/stats?filter={name}")).unwrap().body;
+    process
+        .until("two refusals", || stats("cds.update_rejected").contains("update_rejected: 2").then_some(()));
+    let tally = traffic.stop();
+    assert_eq!(tally.failed, Vec::<String>::new(), "of {} requests", tally.done);
+    assert!(tally.done > 100, "{}", tally.done);
+    assert_eq!(get(port, "/").unwrap().body, "ok");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+    let log = process.errors();
+    assert!(log.contains("cluster \"c\": connect_timeout"), "{log}");
+}
+
+/// Clusters by a file, endpoints, listeners and routes by a stream each: nothing is in force before what it names.
+#[test]
+fn order_holds_over_sources_that_are_mixed() {
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, port) = (free_port(), free_port());
+    let eds = format!("name: c, type: EDS, eds_cluster_config: {{eds_config: {{{API}}}}}");
+    let cds = directory.write("cds.yaml", &file(CLUSTER, &[&eds]));
+    let dynamic = format!("cds_config: {{path: {cds}}}, lds_config: {{{API}}}");
+    let service = xds::service(xds::CLUSTER, &directory.path("XDS"));
+    let config = directory.write("envoy.yaml", &bootstrap(admin, &dynamic, &service));
+    let mut process = Process::start(&["-c", &config, "--concurrency", "2"]);
+    assert_eq!(plane.opened("ListenerDiscoveryService/StreamListeners"), "");
+    let rds = format!("rds: {{route_config_name: r, config_source: {{{API}}}}}");
+    plane.set(LISTENER, "l", &listener(port, &rds));
+    assert_eq!(plane.opened("RouteDiscoveryService/StreamRoutes"), "r");
+    plane.set(ROUTES, "r", &routes("route: {cluster: c}"));
+    assert_eq!(get(admin, "/ready").unwrap().status, 503, "the endpoints have not come");
+    assert_eq!(get(port, "/"), None, "nor is the listener open that leads there");
+    plane.set(ENDPOINTS, "c", &endpoints("c", upstream()));
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
+    assert_eq!(get(port, "/").unwrap().body, "ok");
+    let stats = get(admin, "/stats?filter=connected_state").unwrap().body;
+    assert!(stats.contains("listener_manager.lds.control_plane.connected_state: 1"), "{stats}");
+    // What is wrong is refused where it came from, and changes nothing.
+    plane.set(ROUTES, "r", &routes("route: {cluster: c, timeout: -1s}"));
+    let error = plane.refused("StreamRoutes");
+    assert!(error.contains("routes \"r\"") && error.contains("timeout"), "{error}");
+    assert_eq!(get(port, "/").unwrap().body, "ok");
+    plane.set(ROUTES, "r", &routes("direct_response: {status: 200, body: {inline_string: new}}"));
+    process.until("the new routes", || get(port, "/").filter(|answer| answer.body == "new"));
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
+/// As Envoy says it: what is named must be there, and a stream is one of gRPC.
+#[test]
+fn what_is_no_source_is_refused_with_its_place() {
+    let directory = Directory::new();
+    let cases = [
+        (
+            "cds_config: {path: /none/cds.yaml}",
+            "3:21: dynamic_resources.cds_config.path: /none/cds.yaml: No such file",
+        ),
+        (
+            "lds_config: {api_config_source: {api_type: REST, cluster_names: [a]}}",
+            "dynamic_resources.lds_config.api_config_source.api_type: REST is not supported",
+        ),
+    ];
+    for (dynamic, reason) in cases {
+        let config = directory.write("envoy.yaml", &bootstrap(free_port(), dynamic, ""));
+        let output = support::output(&["validate", "-c", &config]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(reason), "{said}");
+    }
+    // Routes of a file that is missing had no place.
+    let rds = "rds: {route_config_name: r, config_source: {path: /none/rds.yaml}}";
+    let text = format!("static_resources:\n  listeners:\n  - {{{}}}\n", listener(free_port(), rds));
+    let config = directory.write("envoy.yaml", &text);
+    let output = support::output(&["validate", "-c", &config]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let place = said.contains("envoy.yaml:3:") && said.contains("listener \"l\": ");
+    assert!(place && said.contains("rds.config_source.path: /none/rds.yaml: No such file"), "{said}");
+}

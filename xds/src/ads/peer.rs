@@ -1,0 +1,176 @@
+//! What is known of the other end of a channel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sixfold_core::metrics::Registry;
+use sixfold_xds_api::pb::envoy::config::core::v3::Node;
+
+use super::backoff::{Backoff, BackoffConfig};
+use super::inbox::Inbox;
+use super::key::Channel;
+use super::kind::Kind;
+use super::rate::{Bucket, RateLimit};
+use super::session::{Flavor, Request, Session};
+use super::stats::ControlPlaneStats;
+
+/// How a stream speaks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StreamConfig {
+    /// Which protocol is spoken.
+    pub flavor: Flavor,
+    /// Sends the node with every message (unless `set_node_on_first_message_only`).
+    pub node_always: bool,
+    /// Between streams.
+    pub backoff: BackoffConfig,
+    /// Requests that may be sent; `None` is any number.
+    pub rate: Option<RateLimit>,
+}
+
+pub(super) struct Peer {
+    pub(super) session: Session,
+    pub(super) inbox: Inbox,
+    pub(super) link: Link,
+    pub(super) backoff: Backoff,
+    /// What could not be put in force although it was acknowledged: to be told with the next answer of its type.
+    pub(super) late: BTreeMap<Kind, Vec<String>>,
+    pub(super) stats: ControlPlaneStats,
+    bucket: Option<Bucket>,
+    /// Whether a request waits for a token.
+    limited: bool,
+    /// How often something more was wanted: a file must be read again for it.
+    pub(super) wanted: u64,
+}
+
+pub(super) enum Link {
+    Down {
+        until: Instant,
+    },
+    Opening,
+    Up,
+    /// It is no stream, but a file.
+    File,
+}
+
+impl Peer {
+    pub(super) fn stream(
+        channel: &Channel,
+        config: StreamConfig,
+        node: Node,
+        registry: &Registry,
+        random: fastrand::Rng,
+        now: Instant,
+    ) -> Peer {
+        let StreamConfig { flavor, node_always, backoff, rate } = config;
+        let session = Session::new(flavor, node, node_always);
+        let bucket = rate.map(|rate| Bucket::new(rate, now));
+        Peer {
+            bucket,
+            ..Peer::new(
+                session,
+                Link::Down { until: now },
+                Backoff::new(backoff, random),
+                stats(channel, registry),
+            )
+        }
+    }
+
+    pub(super) fn file() -> Peer {
+        let session = Session::new(Flavor::State, Node::default(), false);
+        let backoff = Backoff::new(BackoffConfig::default(), fastrand::Rng::with_seed(0));
+        Peer::new(session, Link::File, backoff, ControlPlaneStats::new(&Registry::new(), ""))
+    }
+
+    fn new(session: Session, link: Link, backoff: Backoff, stats: ControlPlaneStats) -> Peer {
+        let (inbox, late) = (Inbox::default(), BTreeMap::new());
+        Peer { session, inbox, link, backoff, late, stats, bucket: None, limited: false, wanted: 0 }
+    }
+
+    /// Wants a name more, or no longer.
+    pub(super) fn want(&mut self, kind: Kind, name: &Arc<str>, wanted: bool) {
+        self.session.want(kind, name, wanted);
+        self.wanted += u64::from(wanted);
+    }
+
+    /// Names that a file lacks which holds these.
+    pub(super) fn lacking(&self, kind: Kind, there: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+        match self.link {
+            Link::File => self.session.wanted(kind).iter().filter(|name| !there(name)).cloned().collect(),
+            _ => self.session.absent(kind, there),
+        }
+    }
+
+    /// All names of a type that are wanted.
+    pub(super) fn wanted(&self, kind: Kind) -> BTreeSet<Arc<str>> {
+        self.session.wanted(kind).clone()
+    }
+
+    /// The next message, and whether it is only now that there are too many.
+    pub(super) fn next_request(&mut self, now: Instant) -> (Option<Request>, bool) {
+        if let Some(bucket) = &mut self.bucket
+            && self.session.has_request()
+            && !bucket.take(now)
+        {
+            let is_new = !std::mem::replace(&mut self.limited, true);
+            if is_new {
+                self.stats.rate_limit_enforced().inc();
+                self.stats.pending_requests().set(1);
+            }
+            return (None, is_new);
+        }
+        if std::mem::take(&mut self.limited) {
+            self.stats.pending_requests().set(0);
+        }
+        (self.session.next_request(), false)
+    }
+
+    /// When a request may be sent that waits.
+    pub(super) fn limited_until(&self) -> Option<Instant> {
+        self.bucket.as_ref().filter(|_| self.limited)?.next()
+    }
+
+    /// Whether nothing is wanted of it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.session.is_idle()
+    }
+
+    pub(super) fn connected(&mut self) {
+        self.link = Link::Up;
+        self.session.connected();
+        self.stats.connected_state().set(1);
+    }
+
+    /// Answers after how long the next stream is opened.
+    pub(super) fn disconnected(&mut self, now: Instant) -> Duration {
+        let wait = self.backoff.next();
+        self.link = Link::Down { until: now + wait };
+        self.session.disconnected();
+        self.inbox.forget_responses();
+        self.late.clear();
+        self.stats.connected_state().set(0);
+        self.limited = false;
+        wait
+    }
+
+    pub(super) fn reconnect_at(&self) -> Option<Instant> {
+        match self.link {
+            Link::Down { until } => Some(until),
+            _ => None,
+        }
+    }
+}
+
+/// Envoy counts a stream where it counts what comes by it.
+fn stats(channel: &Channel, registry: &Registry) -> ControlPlaneStats {
+    match channel {
+        Channel::Aggregated => ControlPlaneStats::new(registry, "control_plane."),
+        Channel::Of(Kind::Cluster, _) => {
+            ControlPlaneStats::new(registry, "cluster_manager.cds.control_plane.")
+        }
+        Channel::Of(Kind::Listener, _) => {
+            ControlPlaneStats::new(registry, "listener_manager.lds.control_plane.")
+        }
+        Channel::Of(..) => ControlPlaneStats::new(&Registry::new(), ""),
+    }
+}
