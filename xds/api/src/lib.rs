@@ -17,6 +17,7 @@ pub mod refuse;
 mod schema;
 #[cfg(test)]
 mod testing;
+mod text_format;
 pub mod values;
 pub mod wire;
 
@@ -24,3 +25,4 @@ pub use bootstrap::{bootstrap_with_faults, load_bootstrap, parse_bootstrap};
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.
 pub use envoy_types::pb;
 pub use json::message_from_node;
+pub use text_format::encode_text;

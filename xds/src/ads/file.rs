@@ -3,19 +3,19 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use prost::Message;
+use prost::{Message, Name};
 use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
-use sixfold_xds_api::message_from_node;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::values::Result;
+use sixfold_xds_api::{encode_text, message_from_node};
 
 use super::kind::Kind;
 use super::update::{Content, Resource, Update, plain, state_of};
 
-/// Takes a file apart. As in Envoy the end of its name says what it holds: an encoded message (`.pb`), JSON (`.json`), or
-/// YAML.
+/// Takes a file apart. As in Envoy the end of its name says what it holds: an encoded message (`.pb`), one in protobuf's
+/// text form (`.pb_text`), JSON (`.json`), or YAML.
 ///
 /// # Errors
 /// The file as a whole can't be used. What is wrong with one resource is in that resource.
@@ -29,6 +29,10 @@ pub(super) fn update(kind: Kind, path: &Path, content: Vec<u8>) -> Result<Update
         return Ok(of_response(kind, response));
     }
     let text = ConfigError::utf8(content)?;
+    if ends(".pb_text") {
+        let encoded = encode_text(&DiscoveryResponse::full_name(), &text)?;
+        return update(kind, Path::new(".pb"), encoded);
+    }
     let node = Node::parse(&text, &Options { wide_numbers_as_text: true, ..Options::envoy(&file) })?;
     of_node(kind, &node, &file)
 }

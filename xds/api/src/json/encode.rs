@@ -149,7 +149,7 @@ fn single(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), Conf
 }
 
 /// Writes a length-delimited field whose content `write` appends: also after a fault of it, with what was right.
-pub(super) fn delimited(
+pub(crate) fn delimited(
     number: u32,
     out: &mut Vec<u8>,
     write: impl FnOnce(&mut Vec<u8>) -> Result<(), ConfigError>,

@@ -4,9 +4,9 @@
 //! [`crate::schema`], and decoded from there into the typed message. So every error knows path, line and column,
 //! and the cost is that of one pass.
 
-mod encode;
+pub(crate) mod encode;
 pub mod print;
-mod scalar;
+pub(crate) mod scalar;
 mod well_known;
 
 #[cfg(test)]

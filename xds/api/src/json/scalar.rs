@@ -15,7 +15,7 @@ const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIEN
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
 /// Writes a value that is no message, with its key.
-pub(super) fn write(kind: Kind, number: u32, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
+pub(crate) fn write(kind: Kind, number: u32, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     match kind {
         Kind::Double => encoding::double::encode(number, &float(node)?, out),
         Kind::Float => encoding::float::encode(number, &(float(node)? as f32), out),

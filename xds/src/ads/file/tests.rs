@@ -41,6 +41,8 @@ fn a_file_is_read_as_the_end_of_its_name_says() {
     let encoded = response.encode_to_vec();
     assert_eq!(update(Kind::Cluster, Path::new("CDS.PB"), encoded).unwrap(), from_yaml);
     assert!(update(Kind::Cluster, Path::new("cds.pb"), vec![0xff]).is_err());
+    let text = "version_info: \"7\" resources { [type.googleapis.com/envoy.config.cluster.v3.Cluster] { name: \"c\" } }";
+    assert_eq!(read("cds.pb_text", text).unwrap(), from_yaml);
 }
 
 /// One value that does not fit its type took all others of its file with it.

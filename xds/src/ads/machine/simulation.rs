@@ -214,18 +214,6 @@ impl Simulation {
                 && let Some((channel, response)) =
                     self.plane.receive(self.now, |channel| self.machine.has_room(channel))
             {
-                if std::env::var("TRACE").is_ok() {
-                    let update = response.clone().update().unwrap();
-                    let names: Vec<_> = update
-                        .resources
-                        .iter()
-                        .map(|r| match &r.content {
-                            Content::Value(v) => format!("{:?}", Toy::decode(v.as_slice()).unwrap()),
-                            _ => String::new(),
-                        })
-                        .collect();
-                    eprintln!("{:?} {:?} {names:?} -{:?}", self.now, update.kind, update.removed);
-                }
                 self.learn(&response);
                 came = true;
                 if let (Response::State(response), Some(_)) = (&response, channel.path()) {
@@ -255,11 +243,6 @@ impl Simulation {
                 }
                 Step::Connect(channel) => drop(self.machine.disconnected(&channel, self.now)),
                 Step::Apply(batch) => {
-                    if std::env::var("TRACE").is_ok() {
-                        for c in &batch {
-                            eprintln!("{:?}    APPLY {:?} {} {:?}", self.now, c.kind, c.name, c.part);
-                        }
-                    }
                     let takes = Duration::from_millis(self.plane.rng.u64(..10));
                     self.applying = Some((self.now + takes, batch));
                 }
