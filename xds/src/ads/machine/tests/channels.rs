@@ -104,7 +104,7 @@ fn endpoints_of_a_stream_of_their_own_are_waited_for_and_asked_for_while_they_ar
     assert_eq!(client.machine.next_request(&channel, client.now), None, "nothing else is asked for there");
     let response = DeltaDiscoveryResponse {
         type_url: Kind::Endpoints.type_url().to_owned(),
-        resources: vec![resource(Kind::Endpoints, "b", "", None)],
+        resources: vec![resource(Kind::Endpoints, "b", "x", None)],
         ..DeltaDiscoveryResponse::default()
     };
     client.machine.received(&channel, Response::Delta(response), client.now).unwrap();
