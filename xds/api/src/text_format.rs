@@ -319,7 +319,7 @@ resources:
     #[test]
     fn what_is_wrong_is_told_with_its_place() {
         let cases = [
-            ("name: c", "1:8: name: must stand within quotes"),
+            ("name: c", "1:7: name: must stand within quotes"),
             ("name: \"c\"\nnam: \"d\"", "2:4: nam: unknown field"),
             ("lb_policy: NONE", "lb_policy: unknown value"),
             ("connect_timeout { seconds: \"x\" }", "connect_timeout.seconds: must be an integer"),
