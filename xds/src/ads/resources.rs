@@ -244,6 +244,14 @@ impl Compile for Resources {
         Some(self.context.sds.is_over(&secret))
     }
 
+    fn is_led_to(&self, cluster: &str) -> bool {
+        let mut named = BTreeSet::new();
+        let cells = self.context.compile.route_tables.held().into_iter();
+        let of_files = cells.filter(|cell| rds::streamed(cell).is_none()).filter_map(|cell| cell.load());
+        of_files.for_each(|table| named_by(&table, &mut named));
+        named.contains(cluster)
+    }
+
     fn forget(&mut self, key: &Key) {
         self.note(key, Event::Gone);
         match key.kind {

@@ -73,6 +73,11 @@ pub trait Compile {
         None
     }
 
+    /// Whether something leads to a cluster that comes by no channel: routes of files.
+    fn is_led_to(&self, _cluster: &str) -> bool {
+        false
+    }
+
     /// A resource is gone.
     fn forget(&mut self, key: &Key);
 }

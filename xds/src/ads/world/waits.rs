@@ -89,7 +89,7 @@ impl<C: Compile> World<C> {
     }
 
     pub(super) fn is_released(&self, cluster: &Arc<str>, now: Instant) -> bool {
-        !self.users.has(&Key::of_name(Kind::Cluster, cluster))
+        !self.users.has(&Key::of_name(Kind::Cluster, cluster)) && !self.compiler.is_led_to(cluster)
             || self
                 .lingering
                 .get(cluster)
@@ -103,7 +103,9 @@ impl<C: Compile> World<C> {
             return end;
         }
         let heard = self.heard.map_or(removed, |heard| heard.max(removed));
-        (heard + LINGER).min(end)
+        // Files of routes are looked at by themselves, once a second.
+        let linger = if self.users.has(&key) { LINGER } else { LINGER * 2 };
+        (heard + linger).min(end)
     }
 
     /// Whether something waits to take the place of what names this and is in force, or of what names that.
