@@ -90,11 +90,12 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         initialized.wait();
         Ok(())
     };
+    // Listeners that come while the process starts may name such files, too.
+    RouteFiles::follow(&files, process.server.clone())?;
     let live = process.go_live(diff, ENVOY_PATIENCE, rest, (&events, &sender))?;
     if !live || options.mode == Mode::InitOnly {
         return Ok(());
     }
-    RouteFiles::follow(&files, process.server.clone())?;
     let server = process.server.clone();
     // What is known of a bootstrap is known once it is in force: one that is refused leaves nothing behind.
     let mut reload = move || -> Result<(), Failure> {
