@@ -10,7 +10,7 @@ mod file;
 mod tests;
 
 pub use configs::RouteConfigs;
-pub(crate) use file::resources_of_file;
+pub(crate) use file::{FileResponse, resources_of_file};
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};

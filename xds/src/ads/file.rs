@@ -3,38 +3,27 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use prost::{Message, Name};
-use sixfold_core::document::{Node, Options};
+use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
+use sixfold_xds_api::message_from_node;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::values::Result;
-use sixfold_xds_api::{encode_text, message_from_node};
 
 use super::kind::Kind;
 use super::update::{Content, Resource, Update, plain, state_of};
+use crate::rds::FileResponse;
 
-/// Takes a file apart. As in Envoy the end of its name says what it holds: an encoded message (`.pb`), one in protobuf's
-/// text form (`.pb_text`), JSON (`.json`), or YAML.
+/// Takes a file apart.
 ///
 /// # Errors
 /// The file as a whole can't be used. What is wrong with one resource is in that resource.
-pub(super) fn update(kind: Kind, path: &Path, content: Vec<u8>) -> Result<Update> {
+pub(super) fn update(kind: Kind, path: &Path, content: &[u8]) -> Result<Update> {
     let file = path.display().to_string();
-    let ends = |end: &str| file.to_ascii_lowercase().ends_with(end);
-    if ends(".pb") {
-        let response = DiscoveryResponse::decode(content.as_slice());
-        let response =
-            response.map_err(|error| ConfigError::new(format!("is no DiscoveryResponse: {error}")))?;
-        return Ok(of_response(kind, response));
+    match FileResponse::read(content, &file)? {
+        FileResponse::Message(response) => Ok(of_response(kind, response)),
+        FileResponse::Document(node) => of_node(kind, &node, &file),
     }
-    let text = ConfigError::utf8(content)?;
-    if ends(".pb_text") {
-        let encoded = encode_text(&DiscoveryResponse::full_name(), &text)?;
-        return update(kind, Path::new(".pb"), encoded);
-    }
-    let node = Node::parse(&text, &Options { wide_numbers_as_text: true, ..Options::envoy(&file) })?;
-    of_node(kind, &node, &file)
 }
 
 fn of_response(kind: Kind, response: DiscoveryResponse) -> Update {

@@ -331,7 +331,7 @@ impl<C: Compile> Machine<C> {
             return;
         };
         self.world.hear(now);
-        match content.and_then(|content| file::update(*kind, path, content)) {
+        match content.and_then(|content| file::update(*kind, path, &content)) {
             Ok(update) => peer.inbox.put(update),
             Err(error) => {
                 refused(channel, &error.in_file(path.display().to_string()).to_string());

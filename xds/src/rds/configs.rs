@@ -118,8 +118,7 @@ impl RouteConfigs {
     /// The first thing that is wrong, with the file.
     pub fn update_from_file(&mut self, path: &Path, name: &str, text: &[u8], diff: &mut Diff) -> Result<()> {
         let (file, source) = (path.display().to_string(), Source::Path(path.to_owned()));
-        let text = std::str::from_utf8(text).map_err(|error| ConfigError::new(format!("not UTF-8: {error}")));
-        let encoded = text.and_then(|text| file::route_configuration(text, &file, name));
+        let encoded = file::route_configuration(text, &file, name);
         let outcome = encoded.and_then(|encoded| self.update(&source, &encoded, diff));
         if outcome.is_err() {
             self.refuse(&source, name);

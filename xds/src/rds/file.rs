@@ -1,4 +1,4 @@
-//! A route configuration in a file (`path_config_source`).
+//! Resources in a file (`path_config_source`).
 
 use prost::{Message, Name};
 use sixfold_core::document::{Node, Options};
@@ -6,16 +6,16 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
 use sixfold_xds_api::pb::google::protobuf::Any;
-use sixfold_xds_api::{any, message_from_node};
+use sixfold_xds_api::{any, encode_text, message_from_node};
 
 use sixfold_xds_api::values::Result;
 
 const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
-/// The encoded RouteConfiguration in the text of a DiscoveryResponse (YAML or, for a file called `*.json`, JSON), which
-/// must be its only resource and have that name, as in Envoy (router/rds_impl.cc).
-pub(super) fn route_configuration(text: &str, file: &str, name: &str) -> Result<Vec<u8>> {
-    let resources: Vec<RouteConfiguration> = resources_of_file(text, file)?;
+/// The encoded RouteConfiguration in a file, which must be its only resource and have that name, as in Envoy
+/// (router/rds_impl.cc).
+pub(super) fn route_configuration(content: &[u8], file: &str, name: &str) -> Result<Vec<u8>> {
+    let resources: Vec<RouteConfiguration> = resources_of_file(content, file)?;
     let [value] = &resources[..] else {
         let reason = format!("must be one route configuration, not {}", resources.len());
         return Err(ConfigError::field("resources", reason));
@@ -27,11 +27,41 @@ pub(super) fn route_configuration(text: &str, file: &str, name: &str) -> Result<
     Ok(value.encode_to_vec())
 }
 
-/// The resources in the text of a DiscoveryResponse.
-pub(crate) fn resources_of_file<M: Message + Default + Name>(text: &str, file: &str) -> Result<Vec<M>> {
-    let options = Options { wide_numbers_as_text: true, ..Options::envoy(file) };
-    let node = Node::parse(text, &options)?;
-    let DiscoveryResponse { resources, .. } = message_from_node(&node)?;
+/// What a file holds that resources come by: a DiscoveryResponse. As in Envoy the end of its name says in which form
+/// (protobuf/utility.cc, `loadFromFile`).
+pub(crate) enum FileResponse {
+    /// `.pb`, an encoded message, or `.pb_text`, its text form.
+    Message(DiscoveryResponse),
+    /// `.json`, or else YAML.
+    Document(Node),
+}
+
+impl FileResponse {
+    pub(crate) fn read(content: &[u8], file: &str) -> Result<FileResponse> {
+        let name = file.to_ascii_lowercase();
+        let decoded = |encoded: &[u8]| {
+            let response = DiscoveryResponse::decode(encoded);
+            response.map_err(|error| ConfigError::new(format!("is no DiscoveryResponse: {error}")))
+        };
+        if name.ends_with(".pb") {
+            return decoded(content).map(FileResponse::Message);
+        }
+        let text = ConfigError::utf8(content.to_vec())?;
+        if name.ends_with(".pb_text") {
+            let encoded = encode_text(&DiscoveryResponse::full_name(), &text)?;
+            return decoded(&encoded).map(FileResponse::Message);
+        }
+        let options = Options { wide_numbers_as_text: true, ..Options::envoy(file) };
+        Node::parse(&text, &options).map(FileResponse::Document)
+    }
+}
+
+/// The resources in a file.
+pub(crate) fn resources_of_file<M: Message + Default + Name>(content: &[u8], file: &str) -> Result<Vec<M>> {
+    let DiscoveryResponse { resources, .. } = match FileResponse::read(content, file)? {
+        FileResponse::Message(response) => response,
+        FileResponse::Document(node) => message_from_node(&node)?,
+    };
     let values = resources.iter().enumerate().map(|(index, value)| unwrapped(value).in_index(index));
     values.collect::<Result<_>>().in_key("resources")
 }

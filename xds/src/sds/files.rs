@@ -52,7 +52,6 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// The secret of a name in a DiscoveryResponse.
 pub(super) fn secret(text: &[u8], path: &Path, name: &str) -> Result<Secret> {
     let file = path.display().to_string();
-    let text = std::str::from_utf8(text).map_err(|_| ConfigError::new("is not UTF-8").in_file(&file))?;
     let secrets: Vec<Secret> = rds::resources_of_file(text, &file)?;
     // Envoy takes the only one there is, whose name must be right.
     let named = secrets.into_iter().find(|secret| secret.name == name);

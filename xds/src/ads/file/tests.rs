@@ -1,13 +1,14 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
+use prost::Message;
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster;
 
 const TYPE: &str = "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 fn read(name: &str, text: &str) -> Result<Update> {
-    update(Kind::Cluster, Path::new(name), text.as_bytes().to_vec())
+    update(Kind::Cluster, Path::new(name), text.as_bytes())
 }
 
 /// Names of the resources, each with what is wrong.
@@ -39,8 +40,8 @@ fn a_file_is_read_as_the_end_of_its_name_says() {
         ..DiscoveryResponse::default()
     };
     let encoded = response.encode_to_vec();
-    assert_eq!(update(Kind::Cluster, Path::new("CDS.PB"), encoded).unwrap(), from_yaml);
-    assert!(update(Kind::Cluster, Path::new("cds.pb"), vec![0xff]).is_err());
+    assert_eq!(update(Kind::Cluster, Path::new("CDS.PB"), &encoded).unwrap(), from_yaml);
+    assert!(update(Kind::Cluster, Path::new("cds.pb"), &[0xff]).is_err());
     let text = "version_info: \"7\" resources { [type.googleapis.com/envoy.config.cluster.v3.Cluster] { name: \"c\" } }";
     assert_eq!(read("cds.pb_text", text).unwrap(), from_yaml);
 }
