@@ -1,17 +1,19 @@
-//! What must hold for any bytes at all that stand in a bootstrap. The fuzz target in `proxy/fuzz` calls
-//! [`bootstrap`], and so does a test on stable; a broken promise is a failed assertion.
+//! What must hold for any bytes at all that stand in a bootstrap, or in a file of resources in protobuf's text form. The
+//! fuzz targets in `proxy/fuzz` call these functions, and so do tests on stable; a broken promise is a failed assertion.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
 
+use prost::Message;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::Registry;
 use sixfold_xds_api::parse_bootstrap;
 
 use crate::bootstrap::{Compiled, ProcessContext, load};
+use crate::rds::FileResponse;
 
 /// What a bootstrap is taken as, or the resources and the reasons it is refused for.
 type Verdict = Result<Names, BTreeSet<(Option<String>, String)>>;
@@ -55,6 +57,23 @@ fn names(compiled: &Compiled) -> Names {
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "a name twice: {names:?}");
     }
     (clusters, listeners)
+}
+
+/// The bytes as resources in protobuf's text form.
+///
+/// What is taken is a message that says the same in its encoded form; what is refused says why and at a place that exists.
+pub fn resources_in_text(data: &[u8]) {
+    let file = "cds.pb_text";
+    match FileResponse::read(data, file) {
+        Ok(FileResponse::Message(response)) => {
+            let encoded = FileResponse::read(&response.encode_to_vec(), "cds.pb");
+            let same = matches!(encoded, Ok(FileResponse::Message(again)) if again == response);
+            assert!(same, "another message: {response:?}");
+        }
+        // A document is what no other form is.
+        Ok(FileResponse::Document(_)) => {}
+        Err(error) => check(&error.in_file(file), &String::from_utf8_lossy(data), file),
+    }
 }
 
 fn check(error: &ConfigError, text: &str, file: &str) {

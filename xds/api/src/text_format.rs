@@ -333,8 +333,8 @@ resources:
             let error = encode_text("envoy.config.cluster.v3.Cluster", text).unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
         }
-        let deep = "load_assignment { named_endpoints { key: \"a\" value { metadata { filter_metadata { key: \"x\" value { fields { key: \"y\" value { "
-            .to_owned() + &"struct_value { fields { key: \"z\" value { ".repeat(60);
+        let deep = "metadata { filter_metadata { key: \"x\" value { fields { key: \"y\" value { ".to_owned()
+            + &"struct_value { fields { key: \"z\" value { ".repeat(60);
         let error = encode_text("envoy.config.cluster.v3.Cluster", &deep).unwrap_err().to_string();
         assert!(error.contains("nested more than 100 deep"), "{error}");
     }

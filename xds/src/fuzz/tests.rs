@@ -50,6 +50,29 @@ const WORDS: &[&str] = &[
 ];
 
 #[test]
+fn fuzz_target_xds_text() {
+    let words = [
+        "resources {",
+        "}",
+        "<",
+        ">",
+        "[",
+        "]",
+        ":",
+        ";",
+        "[type.googleapis.com/envoy.config.route.v3.Route]",
+        "name: ",
+        "\"",
+        "'",
+        "\\",
+        "\\x4",
+        "# ",
+        "value { ",
+    ];
+    stable::run("xds_text", &words, super::resources_in_text);
+}
+
+#[test]
 fn fuzz_target_xds_bootstrap() {
     stable::run("xds_bootstrap", WORDS, super::bootstrap);
 }
