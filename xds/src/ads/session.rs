@@ -151,13 +151,14 @@ impl Session {
     }
 
     /// Whether something is to be told.
-    pub(super) fn has_request(&self) -> bool {
-        let must_tell = |(kind, topic): (&Kind, &Topic)| match &topic.asked {
+    pub(super) fn has_request(&mut self) -> bool {
+        let flavor = self.flavor;
+        let must_tell = |(kind, topic): (&Kind, &mut Topic)| match &mut topic.asked {
             None => kind.is_wildcard() || !topic.wanted.is_empty(),
-            Some(asked) if self.flavor == Flavor::State && asked.open => false,
+            Some(asked) if flavor == Flavor::State && asked.open => false,
             Some(asked) => asked.must_tell(&topic.wanted),
         };
-        self.connected && (!self.answers.is_empty() || self.topics.iter().any(must_tell))
+        self.connected && (!self.answers.is_empty() || self.topics.iter_mut().any(must_tell))
     }
 
     /// Names of a type that the last response has nothing of, though the request named them that it answers, but for those
