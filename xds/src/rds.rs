@@ -140,7 +140,7 @@ pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source,
         Source::Ads => {}
         Source::Api(api) => drop(api.compile(context).in_key("api_config_source")?),
         Source::Path(path) => {
-            let there = files::promptly(path, |path| files::open(path).map(drop));
+            let there = files::promptly(path, |path| std::fs::metadata(path).map(drop));
             let missing = |error| ConfigError::field("path", format!("{}: {error}", path.display()));
             match value.config_source_specifier {
                 Some(ConfigSourceSpecifier::PathConfigSource(_)) => {

@@ -144,7 +144,7 @@ const API: &str = "initial_fetch_timeout: 0s, resource_api_version: V3, api_conf
 
 fn bootstrap(admin: u16, dynamic: &str, clusters: &str) -> String {
     format!(
-        "node: {{id: n, cluster: c}}\nadmin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}\n\
+        "node: {{id: node, cluster: c}}\nadmin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}\n\
          dynamic_resources: {{{dynamic}}}\nstatic_resources: {{clusters: [{clusters}]}}\n"
     )
 }
