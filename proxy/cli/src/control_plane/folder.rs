@@ -1,7 +1,7 @@
 //! The resources of a folder.
 
 use prost::Message;
-use sixfold_core::document::{Node, Options};
+use sixfold_core::document::{Entry, Node, Object, Options, Value};
 use sixfold_core::error::ConfigError;
 use sixfold_core::files;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource as Wrapped};
@@ -146,15 +146,7 @@ fn read(path: &Path) -> Result<Vec<(String, Any)>, ConfigError> {
 /// The resources of a text, with their names.
 fn resources(text: &str, file: &str) -> Result<Vec<(String, Any)>, ConfigError> {
     let node = Node::parse(text, &Options { wide_numbers_as_text: true, ..Options::envoy(file) })?;
-    let json = node.to_json();
-    let node = match &json {
-        serde_json::Value::Array(_) => Node::from_json(serde_json::json!({ "resources": json })),
-        serde_json::Value::Object(object) if object.contains_key("@type") => {
-            Node::from_json(serde_json::json!({ "resources": [json] }))
-        }
-        _ => node,
-    };
-    let DiscoveryResponse { resources, .. } = message_from_node(&node)?;
+    let DiscoveryResponse { resources, .. } = message_from_node(&response(node)?)?;
     let named = resources.into_iter().enumerate().map(|(index, value)| {
         let value = match any::name_of_url(&value.type_url) {
             "envoy.service.discovery.v3.Resource" => Wrapped::decode(value.value.as_slice()).ok()?.resource?,
@@ -166,6 +158,20 @@ fn resources(text: &str, file: &str) -> Result<Vec<(String, Any)>, ConfigError> 
     });
     let named: Option<Vec<_>> = named.collect();
     named.ok_or_else(|| ConfigError::field("resources", "one has no name"))
+}
+
+/// A list of resources, or one, as the DiscoveryResponse that it stands for.
+fn response(node: Node) -> Result<Node, ConfigError> {
+    let place = node.place;
+    let list = match &node.value {
+        Value::Array(_) => node,
+        Value::Object(object) if object.get("@type").is_some() => {
+            Node { place, value: Value::Array(vec![node]) }
+        }
+        _ => return Ok(node),
+    };
+    let entry = Entry { key: "resources".to_owned(), key_place: place, value: list };
+    Ok(Node { place, value: Value::Object(Object::new(vec![entry])?) })
 }
 
 #[cfg(test)]
@@ -183,8 +189,11 @@ mod tests {
             assert_eq!(resources.len(), 1);
             assert_eq!((resources[0].0.as_str(), resources[0].1.type_url.as_str()), ("a", CLUSTER));
         }
-        let wrong = resources(&format!("[{{\"@type\": {CLUSTER}, nam: a}}]"), "x.yaml").unwrap_err();
-        assert!(wrong.to_string().contains("nam"), "{wrong}");
+        let wrong = format!("{{\"@type\": {CLUSTER},\n nam: a}}");
+        for text in [wrong.clone(), format!("[{wrong}]"), format!("resources: [{wrong}]")] {
+            let wrong = resources(&text, "x.yaml").unwrap_err();
+            assert!(wrong.to_string().starts_with("2:2: resources[0].nam: "), "{wrong}");
+        }
         assert!(resources(&format!("[{{\"@type\": {CLUSTER}}}]"), "x.yaml").is_err());
     }
 
