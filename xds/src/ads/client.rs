@@ -113,7 +113,8 @@ pub trait Apply {
 enum News {
     /// A time has come, or something has become of what others look after.
     Time,
-    Bootstrap(Statics),
+    /// The process follows another bootstrap.
+    Bootstrap(Box<Statics>),
     /// A file was read, or could not be.
     Read(Channel, Result<Vec<u8>, ConfigError>),
 }
@@ -164,11 +165,12 @@ pub async fn follow<R: Batches>(
                         () = at(until) => News::Time,
                         () = told(news.as_deref()) => News::Time,
                         (channel, content) = files.next() => News::Read(channel, content),
-                        other = another(&mut statics) => News::Bootstrap(other),
+                        other = another(&mut statics) => News::Bootstrap(Box::new(other)),
                     }
                 };
                 match client.attend(end).await {
-                    Some(News::Bootstrap(Statics { context, resources })) => {
+                    Some(News::Bootstrap(statics)) => {
+                        let Statics { context, resources } = *statics;
                         client.machine.compiler().set_context(context);
                         client.machine.set_statics(resources, now());
                     }
