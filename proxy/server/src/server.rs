@@ -201,7 +201,8 @@ impl Server {
         asked.ok().and_then(|()| answer.blocking_recv().ok()).unwrap_or_default()
     }
 
-    /// Listeners with the addresses they are bound to, port 0 resolved.
+    /// Listeners with the addresses they are bound to, port 0 resolved; those of one that opens no sockets are as
+    /// configured.
     pub fn addresses(&self) -> Arc<BoundAddresses> {
         self.0.shared.addresses.load_full()
     }

@@ -182,7 +182,7 @@ impl Session {
 
     fn begin_attempt(&mut self, flight: &mut InFlight) {
         let now = std::time::Instant::now();
-        flight.begin(now);
+        flight.begin_raw(now);
         let upstream = &mut self.stream.upstream;
         upstream.attempts += 1;
         upstream.member = Some(flight.member().clone());

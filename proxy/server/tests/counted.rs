@@ -9,6 +9,8 @@ use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::format::Format;
 use sixfold_core::metrics::{Registry, Value};
+use sixfold_core::route::RequireTls;
+use sixfold_core::router::{HostRoutes, RouteTable, TableOptions, VirtualHostOptions};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -280,4 +282,20 @@ async fn streams_and_bodies_that_are_given_up_are_counted() {
     let http = counted(&registry, "http.t.");
     assert_eq!(http.get("downstream_rq_1xx"), Some(&1), "{http:?}");
     assert_eq!(http.get("downstream_rq_completed"), Some(&5), "{http:?}");
+}
+
+/// It was counted neither as a request that routes answer nor as an answer of theirs.
+#[tokio::test]
+async fn a_redirect_to_tls_is_a_direct_response() {
+    let (setup, _) = setup("%RESPONSE_CODE%");
+    let (registry, cell) = (setup.registry.clone(), setup.table.clone());
+    let proxy = setup.serve().await.0;
+    let options = VirtualHostOptions { require_tls: RequireTls::All, ..VirtualHostOptions::default() };
+    let host = HostRoutes::new("all", options, Vec::new());
+    let table = RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], host)]).unwrap();
+    cell.swap(Some(Arc::new(table)));
+    assert!(ask(proxy, &get("/")).await.starts_with("HTTP/1.1 301 "));
+    eventually(|| counted(&registry, "http.t.").get("downstream_rq_completed") == Some(&1)).await;
+    let all = counted(&registry, "http.t.");
+    assert_eq!(["rq_total", "rq_direct_response"].map(|name| all.get(name).copied()), [Some(1); 2]);
 }

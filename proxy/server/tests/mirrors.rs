@@ -276,6 +276,7 @@ async fn breakers_of_the_mirrors_cluster_hold() {
         assert!(ask(proxy, &get("/")).await.ends_with("answer"));
     }
     eventually(|| of("upstream_rq_pending_overflow") == 3).await;
+    assert_eq!(of("upstream_rq_pending_total"), 2, "what is refused does not wait");
     eventually(|| of("upstream_rq_timeout") == 2).await;
     assert_eq!((of("upstream_rq_active"), of("upstream_rq_pending_active")), (0, 0));
 }

@@ -68,9 +68,9 @@ fn build_for(
     let slow_start = config.slow_start.map(SlowStart::new);
     let frame = Frame { config, hosts, stats, workers };
     Ok(match config.policy {
-        Policy::RoundRobin => frame.leveled(round_robin::RoundRobin { slow_start, reports: None }),
+        Policy::RoundRobin => frame.leveled(round_robin::RoundRobin::new(slow_start, None)),
         Policy::ClientSideWeighted(ref reports) => {
-            frame.leveled(round_robin::RoundRobin { slow_start, reports: Some(reports.clone()) })
+            frame.leveled(round_robin::RoundRobin::new(slow_start, Some(reports.clone())))
         }
         Policy::LeastRequest { choices, full_scan, bias } => {
             if choices < 2 {

@@ -4,17 +4,26 @@ use super::edf::Edf;
 use super::levels::{Algorithm, LbContext, Weighted};
 use super::slow_start::{SlowStart, factor};
 use super::worker::PerWorker;
-use crate::cluster::{HostSet, LoadReports, Member};
+use crate::cluster::{HostSet, LoadReports, Member, mixed};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 /// Turns, kept by each worker.
 pub(super) struct RoundRobin {
-    pub(super) slow_start: Option<SlowStart>,
+    slow_start: Option<SlowStart>,
     /// Weights are those that endpoints report.
-    pub(super) reports: Option<Arc<LoadReports>>,
+    reports: Option<Arc<LoadReports>>,
+    /// Tells the weights apart that turns were last made of: other groups of the cluster's endpoints bring the same
+    /// endpoints up to date.
+    weighed: AtomicU64,
+}
+
+impl RoundRobin {
+    pub(super) fn new(slow_start: Option<SlowStart>, reports: Option<Arc<LoadReports>>) -> RoundRobin {
+        RoundRobin { slow_start, reports, weighed: AtomicU64::new(0) }
+    }
 }
 
 pub(super) enum Group {
@@ -35,11 +44,9 @@ impl Algorithm for RoundRobin {
 
     fn reweigh(&self, hosts: &HostSet, now: Instant) -> bool {
         let Some(reports) = &self.reports else { return false };
-        let mut changed = false;
-        for level in &hosts.levels {
-            changed |= reports.weigh(&level.members, now);
-        }
-        changed
+        let weights = hosts.levels.iter().map(|level| reports.weigh(&level.members, now));
+        let weights = weights.fold(1, mixed);
+        self.weighed.swap(weights, Relaxed) != weights
     }
 
     fn prepare(&self, hosts: Vec<Weighted>, workers: usize) -> Group {

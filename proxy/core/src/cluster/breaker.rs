@@ -1,7 +1,7 @@
 //! Circuit breakers: limits of a cluster that all workers share.
 
 use super::{Cluster, Host};
-use crate::metrics::{Block, Computed};
+use crate::metrics::{Block, Computed, scope};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -208,7 +208,7 @@ impl Computed for Cluster {
         }
         let breakers = [("default", &self.breaker), ("high", &self.high_breaker)];
         for ((priority, breaker), tracks) in breakers.into_iter().zip(self.config.tracks_remaining) {
-            let scope = format!("cluster.{}.circuit_breakers.{priority}.", self.config.observability_name);
+            let scope = scope(&["cluster", &self.config.observability_name, "circuit_breakers", priority]);
             breaker.show(&scope, tracks, show);
         }
     }

@@ -81,8 +81,14 @@ pub struct Host {
     pub active_connections: AtomicU32,
     /// Requests ever sent.
     pub total_requests: AtomicU64,
-    /// Requests that failed.
+    /// Requests that wait for a connection to it, over all workers.
+    pub pending_requests: AtomicU32,
+    /// Requests that it answered with a status below 500 (`rq_success`).
+    pub succeeded_requests: AtomicU64,
+    /// Requests that failed, by its own answer or for want of one (`rq_error`).
     pub failed_requests: AtomicU64,
+    /// Those of them that took too long (`rq_timeout`).
+    pub timed_out_requests: AtomicU64,
     /// Connections ever opened.
     pub total_connections: AtomicU64,
     /// Connections that failed.
@@ -125,7 +131,10 @@ impl Host {
             reserved_connections: AtomicU32::new(0),
             active_connections: AtomicU32::new(0),
             total_requests: AtomicU64::new(0),
+            pending_requests: AtomicU32::new(0),
+            succeeded_requests: AtomicU64::new(0),
             failed_requests: AtomicU64::new(0),
+            timed_out_requests: AtomicU64::new(0),
             total_connections: AtomicU64::new(0),
             failed_connections: AtomicU64::new(0),
             ewma: OnceLock::new(),

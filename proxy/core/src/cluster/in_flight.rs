@@ -67,7 +67,7 @@ impl OutcomeKind {
         }
     }
 
-    /// Whether the endpoint failed: neither did it answer nor was the attempt given up.
+    /// Whether it failed: neither did the endpoint answer nor was the attempt given up.
     pub fn is_failure(self) -> bool {
         !matches!(self, OutcomeKind::Response | OutcomeKind::Cancelled)
     }
@@ -95,6 +95,10 @@ pub struct InFlight {
     status: u16,
     /// What the response's gRPC status amounts to, where outliers are looked for.
     grpc: Option<u16>,
+    /// The status of the head that has come, or what its gRPC status amounts to.
+    answer: Option<u16>,
+    /// It is a connection that carries bytes, of which nobody tells whether they go well.
+    raw: bool,
     /// Its head brought a load report: none is looked for in its trailers.
     load_known: bool,
     /// Everybody has heard of its end.
@@ -113,6 +117,8 @@ impl InFlight {
             kind,
             status: 0,
             grpc: None,
+            answer: None,
+            raw: false,
             load_known: false,
             reported: false,
         }
@@ -142,6 +148,12 @@ impl InFlight {
         self.member.host.active_requests.fetch_add(1, Relaxed);
     }
 
+    /// Begins it as a connection for whatever bytes come: it is no request that goes well or badly.
+    pub fn begin_raw(&mut self, now: Instant) {
+        self.raw = true;
+        self.begin(now);
+    }
+
     /// Counts a request that is given to a connection: one that none was found for is none to the endpoint.
     pub fn attached(&self) {
         self.cluster.stats.upstream_rq_total().inc();
@@ -159,9 +171,10 @@ impl InFlight {
     /// `x-envoy-immediate-health-check-fail` as a failed check.
     pub fn answered(&mut self, status: u16, headers: &Headers) {
         self.settle(OutcomeKind::Response, status);
-        if self.cluster.outliers.is_some() {
-            let grpc = headers.get(Known::GRPC_STATUS).map(std::str::from_utf8);
-            self.grpc = grpc.map(|code| http_status(code.ok().and_then(|code| code.parse().ok())));
+        self.answer = Some(status);
+        if self.cluster.outliers.is_some() || self.cluster.config.protocol.may_be_http2() {
+            self.grpc = grpc_status(headers);
+            self.answer = self.grpc.or(self.answer);
         }
         if let Some(reports) = self.cluster.config.balance.policy.load_reports() {
             self.load_known = reports.take(headers, &self.member.host, Instant::now());
@@ -171,9 +184,14 @@ impl InFlight {
         }
     }
 
-    /// Notes the trailers of the endpoint's response, which may bring the load report that its head had not.
+    /// Notes the trailers of the endpoint's response, which may bring a gRPC status, and the load report that its head
+    /// had not.
     pub fn trailed(&mut self, trailers: &Headers) {
-        if self.load_known || trailers.is_empty() {
+        if trailers.is_empty() {
+            return;
+        }
+        self.answer = grpc_status(trailers).or(self.answer);
+        if self.load_known {
             return;
         }
         if let Some(reports) = self.cluster.config.balance.policy.load_reports() {
@@ -200,12 +218,38 @@ impl InFlight {
         let grpc = self.grpc.filter(|_| self.kind == OutcomeKind::Response);
         let status = grpc.unwrap_or(self.status);
         let outcome = Outcome { worker: self.worker, kind: self.kind, status, span };
+        if !self.raw {
+            self.judge(status);
+        }
         self.cluster.report(&self.member.host, &outcome);
+    }
+
+    /// Counts it for the endpoint. As in Envoy's router the head of a response decides, whatever becomes of its body, and
+    /// what a limit kept from the endpoint is nothing of its own.
+    fn judge(&self, status: u16) {
+        let host = &self.member.host;
+        let answer = self.answer.or((self.kind == OutcomeKind::Response).then_some(status));
+        let well = match (answer, self.kind) {
+            (Some(status), _) => status < 500,
+            (None, OutcomeKind::Overflow | OutcomeKind::Cancelled) => return,
+            (None, _) => false,
+        };
+        let count = if well { &host.succeeded_requests } else { &host.failed_requests };
+        count.fetch_add(1, Relaxed);
+        if self.kind == OutcomeKind::Timeout {
+            host.timed_out_requests.fetch_add(1, Relaxed);
+        }
     }
 }
 
 /// With it an endpoint asks to get no requests from now on.
 const LEAVE_ME: &str = "x-envoy-immediate-health-check-fail";
+
+/// What the gRPC status among these fields amounts to.
+fn grpc_status(fields: &Headers) -> Option<u16> {
+    let code = fields.get(Known::GRPC_STATUS).map(std::str::from_utf8)?;
+    Some(http_status(code.ok().and_then(|code| code.parse().ok())))
+}
 
 /// The HTTP status of a gRPC status (source/common/grpc/status.cc `grpcToHttpStatus`).
 fn http_status(code: Option<u32>) -> u16 {
@@ -240,9 +284,6 @@ impl Cluster {
 
     /// The one door by which everybody hears of an attempt's end.
     fn report(&self, host: &Host, outcome: &Outcome) {
-        if outcome.kind.is_failure() {
-            host.failed_requests.fetch_add(1, Relaxed);
-        }
         if let Some(outliers) = &self.outliers {
             outliers.report(host, outcome);
         }
@@ -319,31 +360,63 @@ mod tests {
         assert_eq!((seen(), cluster.stats.upstream_rq_active().get()), ((0, 1), 0));
     }
 
-    #[test]
-    fn failures_of_the_endpoint_count_and_what_was_given_up_does_not() {
-        let cluster = cluster();
-        let now = Instant::now();
-        for (kind, failed) in [
-            (OutcomeKind::ConnectFailure, 1),
-            (OutcomeKind::ConnectTimeout, 1),
-            (OutcomeKind::Timeout, 1),
-            (OutcomeKind::Reset, 1),
-            (OutcomeKind::Protocol, 1),
-            (OutcomeKind::Overflow, 1),
-            (OutcomeKind::Cancelled, 0),
-        ] {
-            let mut attempt = choose(&cluster);
-            let host = attempt.host().clone();
-            let before = host.failed_requests.load(Relaxed);
-            attempt.begin(now);
-            attempt.end(kind, kind.status(), now);
-            assert_eq!(host.failed_requests.load(Relaxed) - before, failed, "{kind:?}");
-        }
-        let mut attempt = choose(&cluster);
+    /// Succeeded, failed, and took too long at the host of an attempt that `run` has gone its way.
+    fn counted(run: impl FnOnce(&mut InFlight)) -> [u64; 3] {
+        let mut attempt = choose(&cluster());
         let host = attempt.host().clone();
-        let before = host.failed_requests.load(Relaxed);
-        attempt.begin(now);
-        attempt.end(OutcomeKind::Response, 503, now);
-        assert_eq!(host.failed_requests.load(Relaxed), before);
+        run(&mut attempt);
+        drop(attempt);
+        [&host.succeeded_requests, &host.failed_requests, &host.timed_out_requests].map(|n| n.load(Relaxed))
+    }
+
+    #[test]
+    fn failures_of_the_endpoint_count_and_what_was_given_up_or_refused_does_not() {
+        for (kind, seen) in [
+            (OutcomeKind::ConnectFailure, [0, 1, 0]),
+            (OutcomeKind::ConnectTimeout, [0, 1, 0]),
+            (OutcomeKind::Timeout, [0, 1, 1]),
+            (OutcomeKind::Reset, [0, 1, 0]),
+            (OutcomeKind::Protocol, [0, 1, 0]),
+            (OutcomeKind::Overflow, [0, 0, 0]),
+            (OutcomeKind::Cancelled, [0, 0, 0]),
+        ] {
+            let end = |attempt: &mut InFlight| attempt.end(kind, kind.status(), Instant::now());
+            assert_eq!(counted(end), seen, "{kind:?}");
+        }
+    }
+
+    /// An answer of 503 was one that went well, and so was whatever a TCP connection came to.
+    #[test]
+    fn the_status_of_an_answer_tells_whether_it_went_well() {
+        let answered = |status, end| {
+            counted(|attempt| {
+                attempt.answered(status, &Headers::new());
+                attempt.end(end, status, Instant::now());
+            })
+        };
+        assert_eq!(answered(404, OutcomeKind::Response), [1, 0, 0]);
+        assert_eq!(answered(503, OutcomeKind::Response), [0, 1, 0]);
+        assert_eq!(answered(200, OutcomeKind::Reset), [1, 0, 0], "its head had come");
+        let settled = |status| counted(|attempt| attempt.settle(OutcomeKind::Response, status));
+        assert_eq!((settled(200), settled(500)), ([1, 0, 0], [0, 1, 0]));
+        let by_trailers = |code: &str| {
+            let mut trailers = Headers::new();
+            trailers.append("grpc-status", code.as_bytes());
+            counted(|attempt| {
+                attempt.answered(200, &Headers::new());
+                attempt.trailed(&trailers);
+            })
+        };
+        assert_eq!(
+            (by_trailers("0"), by_trailers("5"), by_trailers("14")),
+            ([1, 0, 0], [1, 0, 0], [0, 1, 0])
+        );
+        for kind in [OutcomeKind::Response, OutcomeKind::ConnectFailure] {
+            let raw = counted(|attempt| {
+                attempt.begin_raw(Instant::now());
+                attempt.settle(kind, 200);
+            });
+            assert_eq!(raw, [0, 0, 0]);
+        }
     }
 }

@@ -154,19 +154,25 @@ impl LoadReports {
     }
 
     /// Brings the weights of a level's endpoints up to date: what each has reported, and for those that have not the
-    /// median of the others. Tells whether any changed.
-    pub(crate) fn weigh(&self, members: &Members, now: Instant) -> bool {
+    /// median of the others. Tells in one number which they are: others may have weighed the same endpoints since.
+    pub(crate) fn weigh(&self, members: &Members, now: Instant) -> u64 {
         let now = millis(now);
         let known = |member: &Arc<Member>| member.host.reporting().current(self, now);
         let weights: Vec<Option<u32>> = members.iter().map(known).collect();
         let default = median(weights.iter().flatten().copied().collect());
-        let mut changed = false;
+        let mut all = 0;
         for (member, weight) in members.iter().zip(weights) {
             let weight = weight.unwrap_or(default).max(1);
-            changed |= member.host.reporting().weight.swap(weight, Relaxed) != weight;
+            member.host.reporting().weight.store(weight, Relaxed);
+            all = mixed(all, u64::from(weight));
         }
-        changed
+        all
     }
+}
+
+/// One number of two, that changes with either of them and with their order.
+pub(crate) fn mixed(one: u64, other: u64) -> u64 {
+    (one ^ other).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
 /// The one in the middle, of an even number the mean of the two; 1 of none.

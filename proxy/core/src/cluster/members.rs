@@ -114,11 +114,6 @@ impl Member {
         self.locality_is_weighted.then_some(self.locality_weight)
     }
 
-    /// The weight that balancers give it: what it has reported, where that counts in place of what is configured.
-    pub fn weight_in_use(&self) -> u32 {
-        self.host.reported().map_or(self.weight, |reported| reported.weight())
-    }
-
     /// Region, zone, sub-zone.
     pub fn locality(&self) -> &Locality {
         self.locality.as_deref().unwrap_or(Locality::unknown())

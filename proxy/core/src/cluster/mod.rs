@@ -39,6 +39,7 @@ pub use health_check::{
 };
 pub use host::{Health, Host, Reasons};
 pub use in_flight::{InFlight, Origin, Outcome, OutcomeKind};
+pub(crate) use load_report::mixed;
 pub use load_report::{LoadReports, Map as MetricMap, Metric, Reported};
 pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierStats, Outliers, SuccessRate};
@@ -142,6 +143,10 @@ impl Cluster {
             _ => Arc::new(ClusterStats::named(registry, &config.observability_name)),
         };
         let before = previous.map(|c| c.hosts.load_full());
+        if previous.is_none() && matches!(config.discovery, Discovery::Eds(_)) {
+            // The subscription is the first attempt.
+            stats.update_attempt().inc();
+        }
         let eds = |config: &ClusterConfig| matches!(config.discovery, Discovery::Eds(_));
         let finds_the_same = previous.filter(|old| old.config.finds_the_same(&config));
         let set = match &before {
@@ -246,6 +251,8 @@ impl Cluster {
     /// The same with what holds for all of them (EDS).
     pub fn assign(&self, assignment: Assignment) {
         let Assignment { hosts, policy } = assignment;
+        self.stats.update_attempt().inc();
+        self.stats.update_success().inc();
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
         let set = HostSet::of_cluster(&self.config, hosts, Some(&before), initial(&self.config));
@@ -263,6 +270,13 @@ impl Cluster {
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
         self.publish(before.refreshed(), Some(&before), *visibility);
+    }
+
+    /// The weight that the balancer gives an endpoint: what it has reported, where that counts in place of what is
+    /// configured.
+    pub fn weight_of(&self, member: &Member) -> u32 {
+        let reported = self.config.balance.policy.load_reports().and_then(|_| member.host.reported());
+        reported.map_or(member.weight, Reported::weight)
     }
 
     /// Has the balancer make weights of what endpoints have reported ([`LoadReports::update`]).

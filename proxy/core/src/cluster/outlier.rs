@@ -15,7 +15,7 @@ pub use self::stats::OutlierStats;
 
 use super::{Host, HostSet, Outcome, OutcomeKind, Reasons};
 use crate::fast_hash::FastMap;
-use crate::metrics::Registry;
+use crate::metrics::{Registry, scope};
 use arc_swap::ArcSwap;
 use event::Evidence;
 use parking_lot::Mutex;
@@ -33,6 +33,8 @@ pub struct Outliers {
     monitors: ArcSwap<FastMap<u64, Arc<Monitor>>>,
     /// Endpoints that have reached a threshold: each as often as there are thresholds, at most.
     detected: Mutex<Vec<(Arc<Monitor>, Cause)>>,
+    /// See [`Outliers::averages`].
+    averages: Mutex<[Option<[f64; 2]>; 2]>,
     wake: Notify,
 }
 
@@ -126,7 +128,7 @@ impl Outliers {
         }
         let stats = match previous {
             Some(previous) if goes_on => previous.stats.clone(),
-            _ => OutlierStats::new(registry, &format!("cluster.{name}.outlier_detection.")),
+            _ => OutlierStats::new(registry, &scope(&["cluster", name, "outlier_detection"])),
         };
         // Attempts that are under way go on to be counted by the one before.
         let again = |(id, monitor): (&u64, &Arc<Monitor>)| {
@@ -138,6 +140,7 @@ impl Outliers {
             stats,
             monitors: ArcSwap::from_pointee(monitors.unwrap_or_default()),
             detected: Mutex::default(),
+            averages: Mutex::default(),
             wake: Notify::new(),
         })
     }
@@ -269,6 +272,12 @@ impl Outliers {
         [monitor.and_then(|it| *it.external.rate.lock()), monitor.and_then(|it| *it.local.rate.lock())]
     }
 
+    /// The mean of the endpoints' rates of success at the last look and the least that was no outlier, percent: of what
+    /// endpoints and of what this proxy made of requests. -1 where too few had enough requests.
+    pub fn averages(&self) -> [[f64; 2]; 2] {
+        self.averages.lock().map(|of_origin| of_origin.unwrap_or([-1.0, -1.0]))
+    }
+
     /// Looks at rates, and lets those come back whose time is over: once an interval. Tells whether any came or left.
     pub fn look(&self, now: Instant) -> bool {
         let monitors = self.monitors.load_full();
@@ -350,14 +359,16 @@ impl Outliers {
         let [rarer, too_many] = causes;
         let SuccessRate { hosts, requests, stdev_factor } = self.config.success_rate;
         let counted: Vec<_> = rates.iter().filter(|(_, (total, _))| *total >= requests.max(1)).collect();
-        let mut changed = false;
+        let (mut changed, mut rates_seen) = (false, None);
         if !counted.is_empty() && counted.len() >= hosts as usize {
             let (mean, threshold) = threshold(counted.iter().map(|(_, (_, rate))| *rate), stdev_factor);
+            rates_seen = Some([mean, threshold]);
             for (monitor, (_, rate)) in counted.iter().filter(|(_, (_, rate))| *rate < threshold) {
                 let evidence = Evidence::Rarer(*rate, mean, threshold);
                 changed |= self.eject_one(monitor, (rarer, evidence), now);
             }
         }
+        self.averages.lock()[usize::from(rarer == Cause::LocalSuccessRate)] = rates_seen;
         let FailurePercentage { hosts, requests, threshold } = self.config.failure_percentage;
         let counted: Vec<_> = rates.iter().filter(|(_, (total, _))| *total >= requests.max(1)).collect();
         if !counted.is_empty() && counted.len() >= hosts as usize {

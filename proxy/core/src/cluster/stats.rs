@@ -1,8 +1,8 @@
 //! Statistics of a cluster.
 
 use super::grpc_stats::GrpcStats;
-use crate::metrics::Registry;
 use crate::metrics::responses::Responses;
+use crate::metrics::{Registry, scope};
 use arc_swap::ArcSwapOption;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -91,7 +91,7 @@ impl ResponseKind {
 impl ClusterStats {
     /// Zeros for the cluster of this name.
     pub fn named(registry: &Registry, name: &str) -> ClusterStats {
-        let prefix = format!("cluster.{name}.");
+        let prefix = scope(&["cluster", name]);
         ClusterStats {
             counts: ClusterCounts::new(registry, &prefix),
             responses: Responses::new(registry, &prefix),

@@ -9,6 +9,7 @@
 
 mod block;
 mod codes;
+mod default_tags;
 mod registry;
 pub mod render;
 pub mod responses;

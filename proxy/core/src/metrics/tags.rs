@@ -1,6 +1,7 @@
 //! Parts of statistics' names that are labels: `cluster.NAME.upstream_rq_200` is `cluster.upstream_rq` with a
 //! cluster's name and a response code (source/common/config/well_known_names.cc).
 
+use super::default_tags;
 use crate::matcher::StringMatcher;
 use fancy_regex::{Regex, RegexBuilder};
 
@@ -78,123 +79,58 @@ pub struct Tagged {
     pub tags: Vec<(String, String)>,
 }
 
+/// What is found in a name: each finder looks at the whole of it, whatever others have found.
+pub(super) struct Found<'n> {
+    /// The whole name.
+    pub(super) name: &'n str,
+    tags: Vec<(String, String)>,
+    /// What is cut out of it.
+    cuts: Vec<(usize, usize)>,
+}
+
+impl Found<'_> {
+    /// Takes a tag whose value is at one place, for which another is cut out.
+    pub(super) fn take(&mut self, tag: &str, value: (usize, usize), cut: (usize, usize)) {
+        let value = self.name.get(value.0..value.1).unwrap_or_default();
+        self.tags.push((tag.to_owned(), value.to_owned()));
+        self.cuts.push(cut);
+    }
+
+    /// Takes a word as a tag, and cuts it out with its dot.
+    pub(super) fn take_word(&mut self, tag: &str, start: usize, end: usize) {
+        self.take(tag, (start, end), (start, end + 1));
+    }
+
+    /// What is left of the name, and the tags.
+    fn into_tagged(mut self) -> Tagged {
+        self.cuts.sort_unstable();
+        let (mut name, mut at) = (String::with_capacity(self.name.len()), 0);
+        for (start, end) in self.cuts {
+            name.push_str(self.name.get(at..start).unwrap_or_default());
+            at = at.max(end);
+        }
+        name.push_str(self.name.get(at..).unwrap_or_default());
+        Tagged { name, tags: self.tags }
+    }
+}
+
 impl TagRules {
     /// Splits a name.
     pub fn split(&self, name: &str) -> Tagged {
-        let mut tagged = Tagged { name: name.to_owned(), tags: Vec::new() };
+        let mut found = Found { name, tags: Vec::new(), cuts: Vec::new() };
         for (tag, pattern) in &self.patterns {
-            let Ok(Some(groups)) = pattern.0.captures(&tagged.name) else { continue };
+            let Ok(Some(groups)) = pattern.0.captures(name) else { continue };
             let Some(cut) = groups.get(1) else { continue };
-            let value = groups.get(2).unwrap_or(cut).as_str().to_owned();
-            let range = cut.range();
-            tagged.name.replace_range(range, "");
-            tagged.tags.push((tag.clone(), value));
+            let value = groups.get(2).unwrap_or(cut);
+            found.take(tag, (value.start(), value.end()), (cut.start(), cut.end()));
         }
         if self.defaults {
-            split_by_default(&mut tagged);
+            default_tags::find(&mut found);
         }
+        let mut tagged = found.into_tagged();
         tagged.tags.extend(self.fixed.iter().cloned());
         tagged
     }
-}
-
-/// Blocks of statistics below a resource's: they belong to the name of the statistic, not to the resource's.
-const SUB_BLOCKS: &[&str] = &[
-    "circuit_breakers.default",
-    "circuit_breakers.high",
-    "outlier_detection",
-    "health_check",
-    "external",
-    "internal",
-    "canary",
-    "ssl",
-    "http1",
-    "http2",
-    "ext_authz",
-    "fault",
-    "rbac",
-    "jwt_authn",
-    "tracing",
-    "local_rate_limit",
-    "http_local_rate_limit",
-    "ratelimit",
-    "cors",
-    "csrf",
-    "buffer",
-    "client_ssl_auth",
-    "original_dst",
-    "default",
-    "update_no_rebuild",
-];
-
-fn split_by_default(tagged: &mut Tagged) {
-    response_code(tagged);
-    let resources: [(&str, &str); 5] = [
-        ("cluster", "envoy_cluster_name"),
-        ("http", "envoy_http_conn_manager_prefix"),
-        ("tcp", "envoy_tcp_prefix"),
-        ("listener", "envoy_listener_address"),
-        ("vhost", "envoy_virtual_host"),
-    ];
-    let Some((kind, tag, rest)) = resources.iter().find_map(|(kind, tag)| {
-        let rest = tagged.name.strip_prefix(kind)?.strip_prefix('.')?;
-        Some((*kind, *tag, rest.to_owned()))
-    }) else {
-        return;
-    };
-    let Some((resource, statistic)) = resource_and_statistic(&rest) else { return };
-    // A resource's name may hold a resource of another kind: `listener.ADDR.http.PREFIX`, `vhost.V.route.R`.
-    let inner: &[(&str, &str, &str)] = match kind {
-        "listener" => &[(".http.", "http.", "envoy_http_conn_manager_prefix")],
-        "vhost" => {
-            &[(".vcluster.", "vcluster.", "envoy_virtual_cluster"), (".route.", "route.", "envoy_route")]
-        }
-        _ => &[],
-    };
-    let nested = inner.iter().find_map(|(separator, word, tag)| {
-        let (outer, inner) = resource.split_once(separator)?;
-        Some((outer, *word, *tag, inner))
-    });
-    match nested {
-        Some((outer, word, inner_tag, inner)) => {
-            tagged.tags.push((inner_tag.to_owned(), inner.to_owned()));
-            tagged.tags.push((tag.to_owned(), outer.to_owned()));
-            tagged.name = format!("{kind}.{word}{statistic}");
-        }
-        None => {
-            tagged.tags.push((tag.to_owned(), resource.to_owned()));
-            tagged.name = format!("{kind}.{statistic}");
-        }
-    }
-}
-
-/// Splits `NAME.statistic` or `NAME.sub_block.statistic`; a name may hold dots.
-fn resource_and_statistic(rest: &str) -> Option<(&str, &str)> {
-    let (mut resource, _) = rest.rsplit_once('.')?;
-    while let Some(shorter) = SUB_BLOCKS
-        .iter()
-        .find_map(|block| resource.strip_suffix(block)?.strip_suffix('.').filter(|name| !name.is_empty()))
-    {
-        resource = shorter;
-    }
-    Some((resource, rest.get(resource.len() + 1..)?))
-}
-
-/// `_200` is a response code, `_2xx` a class of them.
-fn response_code(tagged: &mut Tagged) {
-    let Some((stem, code)) = tagged.name.rsplit_once("_rq_") else { return };
-    let [first, second, third] = code.as_bytes() else { return };
-    if !first.is_ascii_digit() {
-        return;
-    }
-    let class = char::from(*first).to_string();
-    let (name, tag, value) = match (second, third) {
-        (b'x', b'x') => (format!("{stem}_rq_xx"), "envoy_response_code_class", class),
-        (b'0'..=b'9', b'0'..=b'9') => (format!("{stem}_rq"), "envoy_response_code", code.to_owned()),
-        _ => return,
-    };
-    tagged.tags.push((tag.to_owned(), value));
-    tagged.name = name;
 }
 
 /// Whether a counter is one that Envoy makes with its first response: of a code, or a cluster's of a class. Those of TLS
@@ -231,10 +167,45 @@ mod tests {
                 "cluster.a.upstream_rq_2xx",
                 "cluster.upstream_rq_xx envoy_response_code_class=2 envoy_cluster_name=a",
             ),
+            // Of a name with dots the first word is the tag.
             (
                 "cluster.outbound|80||x.svc.circuit_breakers.default.cx_open",
-                "cluster.circuit_breakers.default.cx_open envoy_cluster_name=outbound|80||x.svc",
+                "cluster.svc.circuit_breakers.default.cx_open envoy_cluster_name=outbound|80||x",
             ),
+            ("cluster.plain.grpc.0", "cluster.grpc.0 envoy_cluster_name=plain"),
+            (
+                "cluster.plain.grpc.a.B.M.14",
+                "cluster.grpc.M.14 envoy_grpc_bridge_method=B envoy_grpc_bridge_service=a envoy_cluster_name=plain",
+            ),
+            ("http.in.rbac.allowed", "http.rbac.allowed envoy_http_conn_manager_prefix=in"),
+            (
+                "http.in.rbac.istio_.shadow_denied",
+                "http.rbac.shadow_denied envoy_rbac_http_prefix=istio_ envoy_http_conn_manager_prefix=in",
+            ),
+            (
+                "http.in.rbac.q_.policy.po.allowed",
+                "http.rbac.policy.allowed envoy_rbac_policy_name=po envoy_rbac_http_prefix=q_ envoy_http_conn_manager_prefix=in",
+            ),
+            (
+                "http.in.rbac.policy.po.allowed",
+                "http.rbac.policy.allowed envoy_rbac_policy_name=po envoy_http_conn_manager_prefix=in",
+            ),
+            ("tcp.rbac.sh_.shadow_denied", "sh_.shadow_denied envoy_tcp_prefix=rbac envoy_rbac_prefix=tcp"),
+            (
+                "lrp.http_local_rate_limit.ok",
+                "http_local_rate_limit.ok envoy_local_http_ratelimit_prefix=lrp",
+            ),
+            (
+                "http.in.rds.a.b.update_success",
+                "http.rds.update_success envoy_rds_route_config=a.b envoy_http_conn_manager_prefix=in",
+            ),
+            ("http.in.rds.in|80||.version", "http.rds.in|80||.version envoy_http_conn_manager_prefix=in"),
+            (
+                "listener.127.0.0.1_80.ssl.versions.TLSv1.3",
+                "listener.ssl.versions envoy_ssl_version=TLSv1.3 envoy_listener_address=127.0.0.1_80",
+            ),
+            ("listener.my.l.downstream_cx_total", "listener.l.downstream_cx_total envoy_listener_address=my"),
+            ("listener.admin.downstream_cx_total", "listener.admin.downstream_cx_total"),
             (
                 "http.in.downstream_rq_5xx",
                 "http.downstream_rq_xx envoy_response_code_class=5 envoy_http_conn_manager_prefix=in",

@@ -27,6 +27,13 @@ fn lines(out: &mut dyn Write, cluster: &Cluster) -> io::Result<()> {
     let config = &cluster.config;
     let name = &config.name;
     writeln!(out, "{name}::observability_name::{}", config.observability_name)?;
+    if let Some(outliers) = &cluster.outliers {
+        let rates = outliers.averages();
+        for (origin, [average, threshold]) in ["", "local_origin_"].into_iter().zip(rates) {
+            writeln!(out, "{name}::outlier::{origin}success_rate_average::{average}")?;
+            writeln!(out, "{name}::outlier::{origin}success_rate_ejection_threshold::{threshold}")?;
+        }
+    }
     for (priority, limits) in [("default", &config.breaker), ("high", &config.high_breaker)] {
         for (key, value) in thresholds(limits) {
             writeln!(out, "{name}::{priority}_priority::{key}::{value}")?;
@@ -57,23 +64,19 @@ fn host_values(cluster: &Cluster, member: &Member) -> Vec<(&'static str, String)
     let host = &member.host;
     let [external, local] = success_rates(cluster, member)
         .map(|rate| rate.map_or_else(|| "-1".to_owned(), |rate| rate.to_string()));
-    let total = host.total_requests.load(Relaxed);
-    let failed = host.failed_requests.load(Relaxed);
-    let active = u64::from(host.active_requests.load(Relaxed));
-    let succeeded = total.saturating_sub(failed + active);
     vec![
         ("cx_active", host.active_connections.load(Relaxed).to_string()),
         ("cx_connect_fail", host.failed_connections.load(Relaxed).to_string()),
         ("cx_total", host.total_connections.load(Relaxed).to_string()),
-        ("rq_active", active.to_string()),
-        ("rq_error", failed.to_string()),
-        ("rq_pending_active", "0".to_owned()),
-        ("rq_success", succeeded.to_string()),
-        ("rq_timeout", "0".to_owned()),
-        ("rq_total", total.to_string()),
+        ("rq_active", host.active_requests.load(Relaxed).to_string()),
+        ("rq_error", host.failed_requests.load(Relaxed).to_string()),
+        ("rq_pending_active", host.pending_requests.load(Relaxed).to_string()),
+        ("rq_success", host.succeeded_requests.load(Relaxed).to_string()),
+        ("rq_timeout", host.timed_out_requests.load(Relaxed).to_string()),
+        ("rq_total", host.total_requests.load(Relaxed).to_string()),
         ("hostname", host.hostname.to_string()),
         ("health_flags", health_flags(member.reasons())),
-        ("weight", member.weight_in_use().to_string()),
+        ("weight", cluster.weight_of(member).to_string()),
         ("region", member.locality().region.to_string()),
         ("zone", member.locality().zone.to_string()),
         ("sub_zone", member.locality().sub_zone.to_string()),
@@ -125,6 +128,12 @@ fn status(cluster: &Cluster) -> Value {
         "circuit_breakers": {"thresholds": breakers},
         "observability_name": config.observability_name,
     });
+    let thresholds = cluster.outliers.iter().flat_map(|outliers| outliers.averages());
+    for (origin, [_, threshold]) in ["", "local_origin_"].into_iter().zip(thresholds) {
+        if threshold > 0.0 {
+            status[format!("{origin}success_rate_ejection_threshold")] = object!({ "value": threshold });
+        }
+    }
     if !hosts.is_empty() {
         status["host_statuses"] = hosts.into();
     }
@@ -192,7 +201,7 @@ fn host_status(cluster: &Cluster, member: &Member) -> Value {
     if !host.hostname.is_empty() {
         status["hostname"] = host.hostname.as_ref().into();
     }
-    for (key, number) in [("weight", member.weight_in_use()), ("priority", member.priority)] {
+    for (key, number) in [("weight", cluster.weight_of(member)), ("priority", member.priority)] {
         if number != 0 {
             status[key] = number.into();
         }

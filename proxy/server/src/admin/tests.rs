@@ -252,6 +252,7 @@ fn clusters_listeners_and_certificates() {
         "one::added_via_api::false",
         "one::127.0.0.1:9::health_flags::healthy",
         "one::127.0.0.1:9::weight::1",
+        "one::127.0.0.1:9::rq_timeout::0",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
     }

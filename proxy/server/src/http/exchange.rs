@@ -354,7 +354,9 @@ impl<D: Downstream> Exchange<'_, D> {
         let to = redirect::require_tls(self.stream)?;
         let mut reply = LocalReply::new(301, "", "direct_response");
         reply.headers.append(Known::LOCATION, &to);
-        // Envoy has another route in its place (`SslRedirectRoute`), which changes no headers.
+        // Envoy has another route in its place (`SslRedirectRoute`), which changes no headers and counts as others do.
+        self.env.hcm.stats.rq_total().inc();
+        self.env.hcm.stats.rq_direct_response().inc();
         (self.stream.route, self.stream.virtual_host) = (None, None);
         Some(reply)
     }

@@ -76,8 +76,12 @@ impl Manager {
 
     fn addresses(&self) -> BoundAddresses {
         let bound = |m: &Managed| {
+            let config = &m.active.config;
+            if !config.bind {
+                return config.addresses.clone();
+            }
             let found = |a| m.sockets.get(a).map(|s| s.bound.clone());
-            m.active.config.addresses.iter().filter_map(found).collect()
+            config.addresses.iter().filter_map(found).collect()
         };
         self.listeners.iter().map(|(name, m)| (name.clone(), bound(m))).collect()
     }

@@ -17,6 +17,7 @@ use sixfold_core::fast_hash::FastMap;
 use sixfold_core::tls::ClientTls;
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -141,6 +142,22 @@ impl Default for Pools {
     }
 }
 
+/// A request that waits for a connection to an endpoint, which counts it.
+struct PendingRequest<'h>(&'h Host);
+
+impl PendingRequest<'_> {
+    fn at(host: &Host) -> PendingRequest<'_> {
+        host.pending_requests.fetch_add(1, Relaxed);
+        PendingRequest(host)
+    }
+}
+
+impl Drop for PendingRequest<'_> {
+    fn drop(&mut self) {
+        self.0.pending_requests.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Pools {
     /// Those of this thread, and the number of its worker: for requests of our own, which no client's connection
     /// brings. A thread that is no worker counts as the first.
@@ -174,12 +191,12 @@ impl Pools {
     /// A connection that no request has used before; over HTTP/2 one that takes another request.
     pub(crate) async fn take_new(&self, wanted: &Wanted<'_>) -> Result<Checkout, UpstreamError> {
         let stats = &wanted.cluster.stats;
-        stats.upstream_rq_pending_total().inc();
         let Some(_pending) = wanted.breaker().acquire(Resource::Pending) else {
             stats.upstream_rq_pending_overflow().inc();
             return Err(UpstreamError::Overflow);
         };
-        let _waiting = stats.upstream_rq_pending_active().raise();
+        stats.upstream_rq_pending_total().inc();
+        let _waiting = (stats.upstream_rq_pending_active().raise(), PendingRequest::at(wanted.host));
         if matches!(wanted.alpn(), Alpn::Http2 | Alpn::Auto) {
             return self.take_shared(wanted).await;
         }

@@ -4,12 +4,14 @@ use super::super::testing::*;
 use super::port;
 use crate::cluster::EdsHealth::{self, Healthy, Unhealthy};
 use crate::cluster::{
-    BalanceConfig, Balancer, Choice, Criteria, Criterion, HostConfig, HostSet, Locality, Reasons,
-    SubsetConfig, SubsetFallback, SubsetSelector,
+    BalanceConfig, Balancer, Choice, Criteria, Criterion, HostConfig, HostSet, LoadReports, Locality, Policy,
+    Reasons, SubsetConfig, SubsetFallback, SubsetSelector,
 };
+use crate::headers::Headers;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn endpoint(port: u16, health: EdsHealth, metadata: &Value) -> HostConfig {
     let metadata = json!({"envoy.lb": metadata}).as_object().cloned().unwrap().into();
@@ -259,4 +261,32 @@ fn health_is_heard_of_by_those_alone_who_have_the_endpoint() {
     // Others than before are divided anew.
     balancer.update(&HostSet::new(three()[1..].to_vec(), Some(&now)));
     assert_eq!((all(), balancer.subsets()), ([vec![2, 3], vec![2, 3], vec![2, 3]], Some(1)));
+}
+
+/// Only the first subset of an endpoint heard of the weight that it reports.
+#[test]
+fn reported_weights_are_heard_of_in_every_subset() {
+    let reports = LoadReports { blackout: Duration::ZERO, ..LoadReports::default() };
+    let both = json!({"version": "1", "stage": "p"});
+    let hosts = HostSet::new((1..=2).map(|p| endpoint(p, Healthy, &both)).collect(), None);
+    let config = BalanceConfig {
+        policy: Policy::ClientSideWeighted(reports.clone().into()),
+        subsets: Some(Arc::new(config(vec![selector(&["version"]), selector(&["stage"])]))),
+        ..BalanceConfig::default()
+    };
+    let balancer = configured(&config, &hosts);
+    let now = std::time::Instant::now();
+    for (member, cpu) in hosts.iter().zip(["0.1", "0.9"]) {
+        let mut fields = Headers::new();
+        let text = format!("TEXT cpu_utilization:{cpu},rps_fractional:100");
+        fields.set("endpoint-load-metrics", text.as_bytes());
+        assert!(reports.take(&fields, &member.host, now));
+    }
+    balancer.reweigh(&hosts, now + Duration::from_millis(5));
+    for asked in [json!({"version": "1"}), json!({"stage": "p"})] {
+        let subset = Criteria::new(&serde_json::from_value(asked).unwrap());
+        let choose = |_| balancer.choose(&Choice { subset: &subset, ..request() });
+        let first = (0..100).filter_map(choose).filter(|m| port(m) == 1).count();
+        assert!(first.abs_diff(90) <= 1, "{first} of 100");
+    }
 }

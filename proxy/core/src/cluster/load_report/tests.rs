@@ -170,7 +170,7 @@ fn a_report_counts_after_the_blackout_and_until_it_is_old() {
     let start = Instant::now() + Duration::from_secs(1);
     let after = |millis| start + Duration::from_millis(millis);
     let weights = || members.iter().map(|m| m.host.reported().unwrap().weight()).collect::<Vec<_>>();
-    assert!(!config.weigh(members, start), "all have the weight they had");
+    let equal = config.weigh(members, start);
     assert_eq!(weights(), [1; 4]);
     for (member, cpu) in members.iter().zip(["0.1", "0.2"]) {
         let report =
@@ -178,15 +178,16 @@ fn a_report_counts_after_the_blackout_and_until_it_is_old() {
         assert!(config.take(&report, &member.host, start));
     }
     assert!(!config.take(&fields(&[]), &members[2].host, start));
-    assert!(!config.weigh(members, after(9_999)));
-    assert!(config.weigh(members, after(10_000)));
+    assert_eq!(config.weigh(members, after(9_999)), equal);
+    let first = config.weigh(members, after(10_000));
+    assert_ne!(first, equal);
     assert_eq!(weights(), [1000, 500, 750, 750], "who says nothing has the median");
     let again = fields(&[("endpoint-load-metrics", "TEXT cpu_utilization:0.4,rps_fractional:100")]);
     assert!(config.take(&again, &members[1].host, after(100_000)));
-    assert!(config.weigh(members, after(100_000)));
+    assert_ne!(config.weigh(members, after(100_000)), first);
     assert_eq!(weights(), [1000, 250, 625, 625], "a later report counts at once");
-    assert!(config.weigh(members, after(180_001)));
+    let last = config.weigh(members, after(180_001));
     assert_eq!(weights(), [250; 4], "the first one is old");
     assert!(config.take(&again, &members[0].host, after(180_001)));
-    assert!(!config.weigh(members, after(190_000)), "it is new again");
+    assert_eq!(config.weigh(members, after(190_000)), last, "it is new again");
 }

@@ -146,6 +146,12 @@ fn rates_are_compared_once_enough_endpoints_have_enough_requests() {
         let enough = hosts >= 5 && config.success_rate.requests <= 20;
         let rate = enough.then(|| 100.0 - f64::from(bad) * 5.0);
         assert_eq!(outliers.success_rates(&host(&set, 0)), [rate, None]);
+        let [[mean, threshold], local] = outliers.averages();
+        match enough {
+            true => assert!((mean - (100.0 - f64::from(bad))).abs() < 1e-9 && threshold < mean),
+            false => assert_eq!([mean, threshold], [-1.0, -1.0]),
+        }
+        assert_eq!(local, [-1.0, -1.0]);
         let stats = &outliers.stats;
         (stats.ejections_enforced_success_rate().get(), stats.ejections_enforced_failure_percentage().get())
     };

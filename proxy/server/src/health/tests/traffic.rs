@@ -129,6 +129,10 @@ async fn reported_weights_are_made_of_reports() {
         attempt.trailed(&fields(trailers));
         weights.push(attempt.member().clone());
     }
-    until("weighed", || weights.iter().map(|m| m.weight_in_use()).eq([1000, 500, 750])).await;
+    until("weighed", || weights.iter().map(|m| cluster.weight_of(m)).eq([1000, 500, 750])).await;
     assert_eq!(weights[0].weight, 1, "what is configured stays");
+    let plain = ClusterConfig::named("c");
+    let hosts = [1, 2, 3].map(|port| HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into())));
+    let plain = Cluster::new(plain, hosts.into(), Some(&cluster), &Registry::new()).unwrap();
+    assert!(plain.hosts.load().iter().all(|m| plain.weight_of(m) == 1), "nor does a report count elsewhere");
 }

@@ -175,6 +175,7 @@ async fn connections_for_another_listener_are_handed_over() {
     };
     fixture.server.apply(upsert(hidden("exact", "10.0.0.1:80", "exact"))).await.unwrap();
     fixture.server.apply(upsert(hidden("all", "0.0.0.0:80", "all"))).await.unwrap();
+    assert_eq!(fixture.address("exact"), "10.0.0.1:80".parse().unwrap(), "it is shown as configured");
     let to = |ip, port| format!("PROXY TCP4 1.2.3.4 {ip} 1111 {port}\r\nGET / HTTP/1.1\r\n").into_bytes();
     assert_eq!(exchange(address, &to("10.0.0.1", 80)).await, "exact");
     assert_eq!(exchange(address, &to("10.0.0.2", 80)).await, "all");
