@@ -209,6 +209,9 @@ pub struct PathOptions {
     pub normalize: bool,
     /// Runs of slashes become one.
     pub merge_slashes: bool,
+    /// Cuts a fragment off in the place of refusing the request by 400 (Envoy's runtime key
+    /// `envoy.reloadable_features.http_reject_path_with_fragment`, turned).
+    pub cut_fragment: bool,
     /// What to do with `%2F` and `%5C`.
     pub escaped_slashes: EscapedSlashes,
     /// Removes the listener's own port from the host.

@@ -112,6 +112,12 @@ impl Target {
         self.path_len = find(b'?', &self.raw).unwrap_or(self.raw.len());
     }
 
+    /// Cuts off what follows the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.raw.truncate(len);
+        self.path_len = self.path_len.min(len);
+    }
+
     /// Empties it and keeps the memory, up to [`KEPT_BYTES`].
     pub fn clear(&mut self) {
         clear_text(&mut self.raw);

@@ -55,8 +55,11 @@ fn prepare_path(options: &PathOptions, stream: &mut Stream) -> Prepared {
         Some(_) if stream.request.method == Method::CONNECT => return Prepared::Ready,
         Some(_) => return Prepared::Reject(404, "absolute_path_rejected"),
     }
-    if find(b'#', target.full()).is_some() {
-        return FAILED;
+    if let Some(fragment) = find(b'#', target.full()) {
+        if !options.cut_fragment {
+            return FAILED;
+        }
+        target.truncate(fragment);
     }
     let mut prepared = Prepared::Ready;
     if options.escaped_slashes != EscapedSlashes::Keep

@@ -19,8 +19,9 @@ use crate::router::{PathMatch, TableOptions, VirtualHost};
 use crate::stream::Stream;
 use std::sync::Arc;
 
-/// Makes the request ready for its cluster. Header changes come first, so that they see the old host and
-/// path; then the host is rewritten, by a rule that sees the old path; then the path.
+/// Makes the request ready for its cluster. What a weighted cluster changes comes first, its host included; then
+/// header changes, so that they see the host as it is without the route's rule, and the old path; then that rule,
+/// which sees the old path too; then the path.
 ///
 /// `upgrading` keeps Connection and Upgrade in APISIX's profile; Envoy's has settled them at the edge.
 pub fn finalize_request(
@@ -37,11 +38,16 @@ pub fn finalize_request(
         stream.virtual_host.as_ref().filter(|v| !v.options.request_headers.is_empty()).cloned();
     if let Some(member) = member {
         member.request_headers.apply(stream, Side::Request);
+        if let Some(host) = &member.host_rewrite {
+            // The route's changes see it, and the route's own rule has the last word. Envoy announces the old host
+            // only for that one.
+            set_host(host.as_bytes(), forward.append_x_forwarded_host, false, stream);
+        }
     }
     let levels = Levels { table, virtual_host: virtual_host.as_ref(), route: Some(route) };
     levels.apply(stream, Side::Request);
     let announce = !hcm.router.suppress_envoy_headers && hcm.profile == Profile::Envoy;
-    rewrite_host(forward, member, announce, stream);
+    rewrite_host(forward, announce, stream);
     if let Some(rewrite) = forward.path_rewrite.as_deref() {
         rewrite_path(&route.path, rewrite, announce, stream);
     }
@@ -105,12 +111,7 @@ impl Levels<'_> {
     }
 }
 
-fn rewrite_host(forward: &Forward, member: Option<&WeightedCluster>, announce: bool, stream: &mut Stream) {
-    if let Some(host) = member.and_then(|m| m.host_rewrite.as_ref()) {
-        // Envoy announces the old host only for the route's own rewrites.
-        set_host(host.as_bytes(), forward.append_x_forwarded_host, false, stream);
-        return;
-    }
+fn rewrite_host(forward: &Forward, announce: bool, stream: &mut Stream) {
     let host = match forward.host_rewrite.as_deref() {
         None | Some(HostRewrite::Endpoint) => return,
         Some(HostRewrite::Literal(host)) => host.to_vec(),

@@ -285,7 +285,7 @@ pub struct WeightedCluster {
     pub request_headers: HeaderOps,
     /// Header changes of the member on the response.
     pub response_headers: HeaderOps,
-    /// Beats the route's host rewrite.
+    /// Replaces the host before the route's header changes, which see it, and before its own rewrite of the host.
     pub host_rewrite: Option<Box<str>>,
     /// The route's `metadata_match` with the member's over it.
     pub metadata_match: Criteria,

@@ -1,5 +1,6 @@
 //! Runtime values: Envoy's layered runtime as far as static and admin layers go.
 
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,27 +8,34 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Runtime keys and their values, read when configuration is compiled.
 #[derive(Debug, Clone, Default)]
 pub struct Runtime {
-    values: BTreeMap<String, serde_json::Value>,
+    values: BTreeMap<String, Value>,
 }
 
 impl Runtime {
     /// From the merged layers.
-    pub fn new(values: BTreeMap<String, serde_json::Value>) -> Runtime {
+    pub fn new(values: BTreeMap<String, Value>) -> Runtime {
         Runtime { values }
     }
 
-    /// The number of a key, else the default.
+    /// The number of a key, else the default. A text that reads as a number is one, as in Envoy (`parseEntryDoubleValue`).
     pub fn number(&self, key: &str, default: f64) -> f64 {
-        self.values.get(key).and_then(serde_json::Value::as_f64).unwrap_or(default)
+        let number = |value: &Value| value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+        self.values.get(key).and_then(number).unwrap_or(default)
     }
 
-    /// Whether a boolean key holds, else the default.
+    /// Whether a boolean key holds, else the default. The texts `true` and `false` are such values, in any case.
     pub fn flag(&self, key: &str, default: bool) -> bool {
-        self.values.get(key).and_then(serde_json::Value::as_bool).unwrap_or(default)
+        let text = |text: &str| match text.trim() {
+            text if text.eq_ignore_ascii_case("true") => Some(true),
+            text if text.eq_ignore_ascii_case("false") => Some(false),
+            _ => None,
+        };
+        let flag = |value: &Value| value.as_bool().or_else(|| value.as_str().and_then(text));
+        self.values.get(key).and_then(flag).unwrap_or(default)
     }
 
     /// The raw value of a key.
-    pub fn get(&self, key: &str) -> Option<&serde_json::Value> {
+    pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
     }
 }
@@ -49,5 +57,19 @@ impl Fraction {
     /// Whether a request with this random number is in the share.
     pub fn draw(&self, random: u64) -> bool {
         random % self.denominator < self.numerator.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_the_values_that_they_read_as() {
+        let values = [("n", "32768"), ("yes", "True"), ("no", " false"), ("x", "1x")];
+        let values = values.map(|(key, text)| (key.to_owned(), Value::from(text)));
+        let runtime = Runtime::new(BTreeMap::from(values));
+        assert_eq!((runtime.number("n", 1.0), runtime.number("x", 1.0)), (32768.0, 1.0));
+        assert!(runtime.flag("yes", false) && !runtime.flag("no", true) && runtime.flag("x", true));
     }
 }

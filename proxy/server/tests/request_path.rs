@@ -6,13 +6,14 @@ mod common;
 use common::*;
 use parking_lot::Mutex;
 use sixfold_core::access_log::AccessLog;
-use sixfold_core::cluster::Policy;
+use sixfold_core::cluster::{Criteria, Policy};
 use sixfold_core::format::Format;
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{
-    Action, ClusterChoice, DirectResponse, Forward, HashInput, HashPolicy, Route, Timeouts,
+    Action, ClusterChoice, DirectResponse, Forward, ForwardOptions, HashInput, HashPolicy, HostRewrite,
+    Route, Timeouts, WeightedCluster, WeightedClusters,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -498,5 +499,49 @@ async fn a_cookie_is_made_for_a_balancer_that_hashes() {
     for (cluster, made) in [("plain", false), ("hashed", true)] {
         let response = ask(proxy, &get(&format!("/{cluster}"))).await;
         assert_eq!(response.contains("set-cookie: c="), made, "{response}");
+    }
+}
+
+/// Changes saw no attempt, and the host that came in place of the weighted cluster's.
+#[tokio::test]
+async fn changes_of_requests_see_the_first_attempt_and_the_host_of_the_weighted_cluster() {
+    let set = |name: &str, format: &str| {
+        let addition = HeaderAddition {
+            name: HeaderName::new(name).unwrap(),
+            value: Format::envoy(format).unwrap(),
+            action: AppendAction::OverwriteIfExistsOrAdd,
+            keep_empty: false,
+        };
+        HeaderOps { remove: Box::default(), add: Box::new([addition]) }
+    };
+    let up = upstream(|_, request| ok(request)).await;
+    let mut setup = Setup::new();
+    setup.cluster("a", &[up.address], |_| {});
+    for (prefix, host_rewrite) in
+        [("/both", Some(HostRewrite::Literal(b"route"[..].into()).into())), ("/", None)]
+    {
+        let member = WeightedCluster {
+            cluster: ClusterChoice::Named(setup.clusters.cell("a")),
+            weight: 1,
+            request_headers: set("x-member", "%REQ(host)%"),
+            response_headers: HeaderOps::default(),
+            host_rewrite: Some("member".into()),
+            metadata_match: Criteria::default(),
+            chain: None,
+        };
+        let clusters =
+            WeightedClusters { clusters: Box::new([member]), total: 1, random_header: None, use_hash: false };
+        let to = Forward::to(ClusterChoice::Weighted(clusters.into()));
+        let options = ForwardOptions { host_rewrite, ..ForwardOptions::default() };
+        let mut route = route(prefix, Action::Forward(Forward { options: options.into(), ..to }));
+        route.request_headers = set("x-route", "%REQ(host)% %UPSTREAM_REQUEST_ATTEMPT_COUNT%");
+        setup.routes.push(Arc::new(route));
+    }
+    let proxy = setup.serve().await.0;
+    for (path, host) in [("/both", "route"), ("/one", "member")] {
+        let answer = ask(proxy, &get(path)).await.to_ascii_lowercase();
+        for line in [format!("host: {host}"), "x-member: test".to_owned(), "x-route: member 1".to_owned()] {
+            assert!(answer.contains(&format!("\r\n{line}\r\n")), "{line}: {answer}");
+        }
     }
 }

@@ -281,6 +281,9 @@ fn no_routes(context: &Context, filters: &HttpFilters) -> Result<Routes> {
     })
 }
 
+/// Every bootstrap of Istio's agent says false.
+const REJECT_FRAGMENT: &str = "envoy.reloadable_features.http_reject_path_with_fragment";
+
 fn path_options(context: &Context, value: &ProtoManager) -> Result<PathOptions> {
     let by_default = context.runtime.flag("http_connection_manager.normalize_path", false);
     let strip_any_port = matches!(value.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true)));
@@ -292,6 +295,7 @@ fn path_options(context: &Context, value: &ProtoManager) -> Result<PathOptions> 
     Ok(PathOptions {
         normalize: bool_or(&value.normalize_path, by_default),
         merge_slashes: value.merge_slashes,
+        cut_fragment: !context.runtime.flag(REJECT_FRAGMENT, true),
         escaped_slashes: match action {
             PathWithEscapedSlashesAction::ImplementationSpecificDefault
             | PathWithEscapedSlashesAction::KeepUnchanged => EscapedSlashes::Keep,

@@ -24,7 +24,8 @@ impl SlowStart {
             return 1.0;
         }
         let share = age.max(Duration::from_millis(1)).as_secs_f64() / self.window.as_secs_f64();
-        let grown = if self.aggression > 0.0 { share.powf(1.0 / self.aggression) } else { share };
+        // Without any the host has the least until the window ends.
+        let grown = if self.aggression > 0.0 { share.powf(1.0 / self.aggression) } else { 0.0 };
         grown.max(self.least)
     }
 }
@@ -50,6 +51,8 @@ mod tests {
         assert_eq!((at(linear, 0), at(linear, 5_000), at(linear, 10_000)), (0.1, 0.5, 1.0));
         let eager = SlowStart::new((Duration::from_secs(10), 2.0, 10.0));
         assert!(at(eager, 5_000) > 0.7);
+        let none = SlowStart::new((Duration::from_secs(10), 0.0, 10.0));
+        assert_eq!((at(none, 5_000), at(none, 9_999), at(none, 10_000)), (0.1, 0.1, 1.0));
         host.start(start + Duration::from_secs(20));
         assert_eq!((at(linear, 20_000), at(linear, 25_000)), (0.1, 0.5), "it was ill and is well again");
     }

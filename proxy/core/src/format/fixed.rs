@@ -135,9 +135,9 @@ const OPERATORS: &[(&str, Read)] = &[
     ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", Read::Make(|s, out| attempted(s, out, false, true))),
     ("UPSTREAM_HOST_NAMES_ATTEMPTED", Read::Make(|s, out| attempted(s, out, true, false))),
     ("UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT", Read::Make(|s, out| attempted(s, out, true, true))),
-    ("UPSTREAM_REMOTE_ADDRESS", Read::Make(|s, out| address(out, upstream_remote(s)))),
-    ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Read::Make(|s, out| only_ip(out, upstream_remote(s)))),
-    ("UPSTREAM_REMOTE_PORT", Read::Number(|s| Some(upstream_remote(s)?.port().into()))),
+    ("UPSTREAM_REMOTE_ADDRESS", Read::Make(|s, out| address(out, connected_to(s)))),
+    ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Read::Make(|s, out| only_ip(out, connected_to(s)))),
+    ("UPSTREAM_REMOTE_PORT", Read::Number(|s| Some(connected_to(s)?.port().into()))),
     ("UPSTREAM_LOCAL_ADDRESS", Read::Make(|s, out| address(out, s.upstream.local))),
     ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Read::Make(|s, out| only_ip(out, s.upstream.local))),
     ("UPSTREAM_LOCAL_PORT", Read::Number(|s| Some(s.upstream.local?.port().into()))),
@@ -167,7 +167,7 @@ const OPERATORS: &[(&str, Read)] = &[
     ("CUSTOM_FLAGS", Read::Text(|_| Some(b""))),
     ("DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", Read::Text(|_| Some(b""))),
     ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID", Read::Text(|_| Some(b""))),
-    ("UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID", Read::Text(|s| upstream_remote(s).map(|_| &b""[..]))),
+    ("UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID", Read::Text(|s| connected_to(s).map(|_| &b""[..]))),
     ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Read::Number(pool_ready)),
     ("LISTENER_NAME", Read::Text(|s| some(s.connection.listener.as_bytes()))),
     ("FILTER_CHAIN_NAME", Read::Text(|s| some(s.connection.filter_chain.as_bytes()))),
@@ -247,6 +247,14 @@ fn only_ip(out: &mut Vec<u8>, address: Option<SocketAddr>) -> bool {
     address.map(|address| ip(out, address.ip())).is_some()
 }
 
+/// Where the last attempt's connection leads. Envoy knows it of a connection alone (`UpstreamRequest::onPoolReady`),
+/// not of an endpoint that could not be reached.
+fn connected_to(stream: &Stream) -> Option<SocketAddr> {
+    stream.upstream.connection.as_ref()?;
+    upstream_remote(stream)
+}
+
+/// The address of the last attempt's endpoint.
 pub(super) fn upstream_remote(stream: &Stream) -> Option<SocketAddr> {
     match &stream.upstream.member.as_ref()?.host.address {
         crate::cluster::Address::Ip(address) => Some(*address),

@@ -132,6 +132,15 @@ fn fragments_and_missing_paths_are_refused() {
 }
 
 #[test]
+fn a_fragment_is_cut_where_it_does_not_refuse_the_request() {
+    let cut = PathOptions { cut_fragment: true, normalize: true, ..PathOptions::default() };
+    paths(
+        cut,
+        &[("/a#b", "/a"), ("/a?b=c#d?e", "/a?b=c"), ("/a#b?c", "/a"), ("/x/../a#", "/a"), ("/#/..", "/")],
+    );
+}
+
+#[test]
 fn hosts_lose_what_the_options_say() {
     let host = |options: PathOptions, host: &str| {
         let mut s = stream("/", &[]);

@@ -111,9 +111,12 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// Resets the stream or closes the connection in place of an answer.
     pub reset: bool,
-    /// The plugin encodes the answer by itself, so that the configuration changes no headers of it: CORS preflights
-    /// in Envoy.
+    /// The plugin encodes the answer by itself, so that the configuration changes neither headers nor body of it, and
+    /// gRPC clients get it like all others: CORS preflights in Envoy.
     pub as_it_is: bool,
+    /// Envoy's router gives the answer, after it has begun to look for an endpoint: it says how many attempts were
+    /// made where the virtual host wants that told (`include_attempt_count_in_response`).
+    pub after_attempts: bool,
 }
 
 impl LocalReply {

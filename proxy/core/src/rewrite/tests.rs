@@ -78,7 +78,7 @@ fn host(rewrite: HostRewrite, append: bool, headers: &[(&str, &str)]) -> (String
         append_x_forwarded_host: append,
         ..ForwardOptions::default()
     });
-    rewrite_host(&forward, None, true, &mut s);
+    rewrite_host(&forward, true, &mut s);
     let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
     (text(&s.request.authority), s.request.headers.iter().map(|(n, v)| (text(n), text(v))).collect())
 }

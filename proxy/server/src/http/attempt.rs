@@ -163,6 +163,8 @@ impl<D: Downstream> Exchange<'_, D> {
         stream.upstream.attempts += 1;
         stream.upstream.member = Some(flight.member().clone());
         stream.upstream.tried.push(TriedHost::new(flight.member().clone(), now));
+        stream.upstream.connection = None;
+        stream.upstream.local = None;
         stream.timing.upstream_tx_begin = None;
         stream.timing.upstream_rx_begin = None;
         let config = &plan.cluster.config;

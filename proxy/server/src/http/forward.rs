@@ -152,6 +152,8 @@ impl<D: Downstream> Exchange<'_, D> {
             self.tell_of_attempt(&timeouts, timeouts.global, suppress, 1);
         }
         let upgrading = self.down.upgrade().is_some();
+        // Envoy's router counts the first attempt before it changes headers.
+        let attempts = std::mem::replace(&mut self.stream.upstream.attempts, u32::from(steered));
         rewrite::finalize_request(
             self.table_options.as_deref(),
             route,
@@ -161,6 +163,7 @@ impl<D: Downstream> Exchange<'_, D> {
             upgrading,
             self.stream,
         );
+        self.stream.upstream.attempts = attempts;
         let limit = route
             .body_buffer_limit()
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
@@ -297,6 +300,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.stream.upstream.attempts += u32::from(!apisix);
         let mut reply = local_reply::own(status, "no healthy upstream", "no_healthy_upstream", profile);
         reply.flag = Some(Flag::UH);
+        reply.after_attempts = true;
         reply
     }
 
@@ -307,15 +311,18 @@ impl<D: Downstream> Exchange<'_, D> {
         flight: &mut InFlight,
         response: Response,
     ) -> Result<(), Interrupt> {
-        let Response { mut checkout, mut end, tunnel } = response;
+        let Response { mut checkout, end, tunnel } = response;
         let status = self.stream.response.status;
         self.stream.source = ResponseSource::Upstream;
         self.stream.details = "via_upstream".into();
         if self.refuses_websocket(tunnel) {
-            end = true;
-        } else {
-            charge::response(self.stream, status);
+            let reply = self.refused_handshake();
+            note_traffic(self.stream, &checkout.stream);
+            self.end_attempt(flight, OutcomeKind::Response, status);
+            drop(checkout);
+            return self.respond(reply).await;
         }
+        charge::response(self.stream, status);
         if self.env.hcm.profile == Profile::Apisix {
             edge::hide_upstream_headers(&mut self.stream.response.headers);
         }
@@ -364,17 +371,21 @@ impl<D: Downstream> Exchange<'_, D> {
         self.down.upgrade() == Some("websocket")
     }
 
-    /// Whether the upstream turns a WebSocket down by a response that is no error. As in Envoy
-    /// (common/router/upstream_codec_filter.cc) its head alone goes on.
-    fn refuses_websocket(&mut self, tunnel: bool) -> bool {
-        let asked = !tunnel && self.env.hcm.profile == Profile::Envoy && self.stream.response.status < 400;
-        if !asked || !self.asks_for_websocket() {
-            return false;
-        }
-        self.stream.details = "websocket_handshake_unsuccessful".into();
-        self.stream.response.headers.remove(Known::CONTENT_LENGTH);
-        self.stream.response.headers.remove(Known::CONTENT_TYPE);
-        true
+    /// Whether the upstream turns a WebSocket down by a response that is no error.
+    fn refuses_websocket(&self, tunnel: bool) -> bool {
+        let answered = !tunnel && self.env.hcm.profile == Profile::Envoy && self.stream.response.status < 400;
+        answered && self.asks_for_websocket()
+    }
+
+    /// The answer in the place of such a response: one of our own with the headers of the upstream's
+    /// (common/router/upstream_codec_filter.cc).
+    fn refused_handshake(&mut self) -> LocalReply {
+        self.clock.set_per_try(None);
+        self.close |= !self.down.is_http2();
+        let response = &mut self.stream.response;
+        let mut reply = LocalReply::new(response.status, "", "websocket_handshake_unsuccessful");
+        reply.headers = std::mem::take(&mut response.headers);
+        reply
     }
 
     /// The upstream has answered an upgrade by a response. nginx goes on with the next request of the connection; in

@@ -35,7 +35,8 @@ pub(crate) fn build(
     if stream.source == ResponseSource::None {
         stream.source = ResponseSource::Gateway;
     }
-    let grpc = hcm.profile == Profile::Envoy && stream.request.is_grpc();
+    let as_it_is = reply.as_it_is;
+    let grpc = hcm.profile == Profile::Envoy && stream.request.is_grpc() && !as_it_is;
     stream.response.clear();
     stream.response.version = stream.request.version;
     stream.response.status = reply.status;
@@ -43,7 +44,7 @@ pub(crate) fn build(
     stream.response_trailers.clear();
     stream.local_body = reply.body;
     change_headers(stream);
-    let mapped = map(stream, hcm);
+    let mapped = if as_it_is { Mapped::default() } else { map(stream, hcm) };
     let body = std::mem::take(&mut stream.local_body);
     if grpc {
         to_grpc(stream, mapped.trim(&body), reply.grpc_status);
@@ -56,6 +57,7 @@ pub(crate) fn build(
 }
 
 /// What the configuration made of a reply.
+#[derive(Default)]
 struct Mapped {
     /// Content type of the body format that was applied.
     content_type: Option<String>,
@@ -210,6 +212,9 @@ pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) 
     };
     let mut reply = own(status, body, details(which), profile);
     reply.flag = flag(which);
+    // The others are the connection manager's, which knows nothing of attempts.
+    reply.after_attempts =
+        matches!(which, Expired::Route | Expired::PerTry | Expired::PerTryIdle | Expired::ClusterMaxStream);
     reply.grpc_status = (which == Expired::MaxStream).then_some(DEADLINE_EXCEEDED);
     reply
 }
@@ -267,6 +272,7 @@ pub(crate) fn upstream_failed(error: &UpstreamError, retried: bool, profile: Pro
     let details = format!("upstream_reset_before_response_started{{{}}}", error.details());
     let mut reply = own(status, body, details, profile);
     reply.flag = Some(error.flag());
+    reply.after_attempts = true;
     if *error == UpstreamError::Overflow {
         reply.headers.append(Known::X_ENVOY_OVERLOADED, b"true");
     }

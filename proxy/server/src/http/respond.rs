@@ -145,14 +145,14 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Puts a reply in the place of the response; answers its body.
     fn put_reply(&mut self, reply: LocalReply) -> Bytes {
         let table = self.table_options.as_deref();
-        let as_it_is = reply.as_it_is;
+        let (as_it_is, after_attempts) = (reply.as_it_is, reply.after_attempts);
         local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
             if stream.route.is_some() && !as_it_is {
                 // Envoy's formatters do not see the status yet.
                 let status = std::mem::take(&mut stream.response.status);
                 rewrite::finalize_response(table, stream);
                 stream.response.status = status;
-                if !stream.upstream.tried.is_empty() {
+                if after_attempts {
                     tell_attempts(stream);
                 }
             }

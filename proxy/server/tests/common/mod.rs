@@ -66,6 +66,9 @@ pub struct Setup {
     pub client_address: ClientAddress,
     pub upgrades: Box<[(Box<str>, bool)]>,
     pub access_logs: Vec<AccessLog>,
+    pub local_reply: LocalReplyConfig,
+    /// Of the virtual host that all routes are in.
+    pub host: VirtualHostOptions,
     pub options: Options,
 }
 
@@ -94,6 +97,8 @@ impl Setup {
             },
             upgrades: Box::new([]),
             access_logs: Vec::new(),
+            local_reply: LocalReplyConfig::default(),
+            host: VirtualHostOptions::default(),
             options: Options::default(),
         }
     }
@@ -118,7 +123,7 @@ impl Setup {
 
     /// What serves a connection.
     pub fn build(self) -> (Arc<HttpConnectionManager>, Arc<Worker>) {
-        self.table.swap(Some(Arc::new(table(self.routes))));
+        self.table.swap(Some(Arc::new(table_of(self.host, self.routes))));
         let hcm = Arc::new(HttpConnectionManager {
             profile: self.profile,
             stat_prefix: "t".into(),
@@ -135,7 +140,7 @@ impl Setup {
             timeouts: self.timeouts,
             upgrades: self.upgrades,
             access_logs: self.access_logs,
-            local_reply: LocalReplyConfig::default(),
+            local_reply: self.local_reply,
             router: RouterOptions::default(),
             first_table: None,
             max_requests_per_connection: None,
@@ -175,7 +180,11 @@ pub async fn serve(hcm: Arc<HttpConnectionManager>, worker: Arc<Worker>) -> (Soc
 
 /// A table of these routes for all hosts.
 pub fn table(routes: Vec<Arc<Route>>) -> RouteTable {
-    let host = HostRoutes::new("all", VirtualHostOptions::default(), routes);
+    table_of(VirtualHostOptions::default(), routes)
+}
+
+fn table_of(options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> RouteTable {
+    let host = HostRoutes::new("all", options, routes);
     RouteTable::new("t", TableOptions::default(), vec![(vec!["*".to_owned()], host)]).unwrap()
 }
 
