@@ -9,6 +9,7 @@ use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::ConfigError;
 use sixfold_core::flags::Flag;
 use sixfold_core::matcher::HeaderMatcher;
+use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::matcher;
@@ -20,6 +21,21 @@ use std::time::{Duration, Instant};
 
 const HEALTHCHECKED_CLUSTER: &str = "x-envoy-upstream-healthchecked-cluster";
 const DEGRADED: &str = "x-envoy-degraded";
+const NOT_FOUND: &str = "health_check_failed_cluster_not_found";
+const EMPTY: &str = "health_check_failed_cluster_empty";
+const UNHEALTHY: &str = "health_check_failed_cluster_unhealthy";
+
+sixfold_core::stat_block! {
+    /// Statistics under `http.PREFIX.health_check.`: checks that are answered here.
+    pub struct CheckStats {
+        counters: [
+            request_total, ok, failed, degraded, cached_response, failed_cluster_not_found, failed_cluster_empty,
+            failed_cluster_unhealthy,
+        ],
+        gauges: [],
+        histograms: [],
+    }
+}
 
 pub(crate) fn factory() -> FilterFactory {
     envoy::filter(build)
@@ -43,6 +59,7 @@ fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
         clusters: cluster_min_healthy_percentages.iter().map(share).collect(),
         failing: context.failing_checks.clone(),
         cluster: context.local_cluster.clone(),
+        stats: CheckStats::new(&context.metrics, &scope(&[&context.scope, "health_check"])),
     };
     Ok(Plugin::of(filter).access(HealthCheck::access).header_filter(HealthCheck::header_filter).build())
 }
@@ -63,6 +80,7 @@ struct HealthCheck {
     failing: Arc<AtomicBool>,
     /// What this proxy is one of.
     cluster: Arc<str>,
+    stats: CheckStats,
 }
 
 /// The upstream's last answer to a check.
@@ -120,6 +138,7 @@ impl HealthCheck {
                 None => (Health { status: 200, degraded: false }, "health_check_ok"),
             },
         };
+        self.count(health, details);
         let mut reply = LocalReply::new(health.status, "", details);
         if !(200..300).contains(&health.status) {
             reply.flag = Some(Flag::LH);
@@ -128,6 +147,27 @@ impl HealthCheck {
             reply.headers.set(DEGRADED, b"");
         }
         Step::Respond(reply)
+    }
+
+    fn count(&self, health: Health, details: &str) {
+        let stats = &self.stats;
+        stats.request_total().inc();
+        let well = (200..300).contains(&health.status);
+        if well {
+            stats.ok().inc()
+        } else {
+            stats.failed().inc()
+        }
+        if health.degraded {
+            stats.degraded().inc();
+        }
+        match details {
+            "health_check_cached" => stats.cached_response().inc(),
+            NOT_FOUND => stats.failed_cluster_not_found().inc(),
+            EMPTY => stats.failed_cluster_empty().inc(),
+            UNHEALTHY => stats.failed_cluster_unhealthy().inc(),
+            _ => {}
+        }
     }
 
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
@@ -147,11 +187,11 @@ impl HealthCheck {
 
 /// Why a cluster has too few endpoints that are well, if it has.
 fn lacking(cell: &ClusterCell, share: u64) -> Option<&'static str> {
-    let Some(cluster) = cell.load() else { return Some("health_check_failed_cluster_not_found") };
+    let Some(cluster) = cell.load() else { return Some(NOT_FOUND) };
     let hosts = cluster.hosts.load();
     let (total, well) = (hosts.total() as u64, (hosts.healthy() + hosts.degraded()) as u64);
     match total {
-        0 => (share > 0).then_some("health_check_failed_cluster_empty"),
-        total => (100 * well < total * share).then_some("health_check_failed_cluster_unhealthy"),
+        0 => (share > 0).then_some(EMPTY),
+        total => (100 * well < total * share).then_some(UNHEALTHY),
     }
 }

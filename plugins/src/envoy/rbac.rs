@@ -32,14 +32,17 @@ pub(crate) fn factory() -> FilterFactory {
     envoy::filter(build)
 }
 
-/// The most specific configuration holds whole; one without anything in it turns the filter off.
+/// The most specific configuration holds whole, counted under the prefixes of the filter's own; one without anything in
+/// it turns the filter off.
 fn build(config: ProtoRbac, mut overrides: Vec<RbacPerRoute>, context: &BuildContext) -> Built {
-    let config = match overrides.pop() {
-        None => config,
-        Some(RbacPerRoute { rbac: Some(config) }) => config,
+    let own = &config;
+    let of_route = overrides.pop();
+    let config = match &of_route {
+        None => own,
+        Some(RbacPerRoute { rbac: Some(of_route) }) => of_route,
         Some(RbacPerRoute { rbac: None }) => return Ok(Plugin::default()),
     };
-    let filter = Rbac::new(&config, context)?;
+    let filter = Rbac::new(config, own, context)?;
     if filter.rules.is_none() && filter.shadow.is_none() {
         return Ok(Plugin::default());
     }
@@ -62,10 +65,10 @@ struct Shadow {
 }
 
 impl Rbac {
-    fn new(config: &ProtoRbac, context: &BuildContext) -> Result<Rbac, ConfigError> {
+    fn new(config: &ProtoRbac, own: &ProtoRbac, context: &BuildContext) -> Result<Rbac, ConfigError> {
         let ProtoRbac {
             rules,
-            rules_stat_prefix,
+            rules_stat_prefix: _,
             matcher,
             shadow_rules,
             shadow_matcher,
@@ -77,10 +80,10 @@ impl Rbac {
             |value: &Option<ProtoRules>, field| value.as_ref().map(rbac::rules).transpose().in_key(field);
         let scope = |prefix: &str| metrics::scope(&[&context.scope, "rbac", prefix]);
         let rules = compiled(rules, "rules")?
-            .map(|rules| (rules, RuleStats::new(&context.metrics, &scope(rules_stat_prefix))));
+            .map(|rules| (rules, RuleStats::new(&context.metrics, &scope(&own.rules_stat_prefix))));
         let shadow = compiled(shadow_rules, "shadow_rules")?.map(|rules| Shadow {
             rules,
-            stats: ShadowStats::new(&context.metrics, &scope(prefix)),
+            stats: ShadowStats::new(&context.metrics, &scope(&own.shadow_rules_stat_prefix)),
             namespace: NAME.into(),
             result: format!("{prefix}shadow_engine_result").into(),
             policy: format!("{prefix}shadow_effective_policy_id").into(),

@@ -46,12 +46,14 @@ fn answer(status: u16, details: &str) -> Option<(u16, String)> {
 
 #[test]
 fn who_asks_is_answered_and_the_others_go_on() {
-    let context = context();
+    let context = BuildContext { scope: "http.h.".into(), ..context() };
     let filter = filter(&config(false), &context).unwrap();
     assert_eq!(asked(&filter, "/healthz"), answer(200, "health_check_ok"));
     assert_eq!(asked(&filter, "/other"), None);
     context.failing_checks.store(true, Relaxed);
     assert_eq!(asked(&filter, "/healthz"), answer(503, "health_check_failed"));
+    let counted = |name| context.metrics.sum("http.h.health_check.", name);
+    assert_eq!(["request_total", "ok", "failed"].map(counted), [2, 1, 1]);
     assert_eq!(asked(&filter, "/other"), None);
     let mut check = stream("/healthz", &[]);
     let reply = now(filter.access(&mut check)).unwrap();

@@ -50,7 +50,16 @@ fn requests_are_denied_and_counted() {
     let deny = filter(&config, &[], &context);
     assert_eq!(answer(&deny, "/a?b").0, denied("p"));
     assert_eq!(answer(&deny, "/b").0, None);
-    assert_eq!(["allowed", "denied"].map(|name| context.metrics.sum("http.h.rbac.own_", name)), [1, 1]);
+    let counted = || ["allowed", "denied"].map(|name| context.metrics.sum("http.h.rbac.own_", name));
+    assert_eq!(counted(), [1, 1]);
+    let of_route = ProtoRbac {
+        rules: Some(about("/b", DENY)),
+        rules_stat_prefix: "route_".into(),
+        ..Default::default()
+    };
+    let of_route = filter(&config, &[RbacPerRoute { rbac: Some(of_route) }], &context);
+    assert_eq!(answer(&of_route, "/b").0, denied("p"));
+    assert_eq!(counted(), [1, 2], "under the filter's own prefix");
     let allow = filter(&ProtoRbac { rules: Some(about("/a", ALLOW)), ..Default::default() }, &[], &context);
     assert_eq!((answer(&allow, "/a").0, answer(&allow, "/b").0), (None, denied("none")));
     let log = filter(&ProtoRbac { rules: Some(about("/a", LOG)), ..Default::default() }, &[], &context);
