@@ -29,13 +29,12 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    envoy::filter(|own: ProtoRbac, overrides, context: &BuildContext| build(&own, overrides, context))
 }
 
 /// The most specific configuration holds whole, counted under the prefixes of the filter's own; one without anything in
 /// it turns the filter off.
-fn build(config: ProtoRbac, mut overrides: Vec<RbacPerRoute>, context: &BuildContext) -> Built {
-    let own = &config;
+fn build(own: &ProtoRbac, mut overrides: Vec<RbacPerRoute>, context: &BuildContext) -> Built {
     let of_route = overrides.pop();
     let config = match &of_route {
         None => own,
