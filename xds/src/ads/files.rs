@@ -126,13 +126,17 @@ impl Seen {
                 self.stamp = Some(stamp);
                 Some(Ok(content))
             }
-            // One that is gone for a moment is being replaced, or its last version is the best there is.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.stamp.is_some() => None,
             Err(error) => {
+                // Whoever is new to it waits for an answer, even if others have had it.
+                let is_asked = std::mem::replace(&mut self.number, number) != number;
+                // One that is gone for a moment is being replaced, or its last version is the best there is.
+                if error.kind() == io::ErrorKind::NotFound && self.stamp.is_some() && !is_asked {
+                    return None;
+                }
                 let reason = format!("can't be read: {error}");
                 let is_new = self.unreadable.as_ref() != Some(&reason);
                 self.unreadable = Some(reason.clone());
-                is_new.then(|| Err(ConfigError::new(reason)))
+                (is_new || is_asked).then(|| Err(ConfigError::new(reason)))
             }
         }
     }
@@ -159,6 +163,16 @@ mod tests {
             Ok(content) => String::from_utf8(content).unwrap(),
             Err(error) => error.to_string(),
         })
+    }
+
+    /// Who asked for one that had been found unreadable before got no answer, and waited out its time.
+    #[test]
+    fn everybody_who_is_new_hears_of_a_file_that_can_not_be_read() {
+        let folder = std::env::temp_dir();
+        let mut seen = Seen::default();
+        let mut look =
+            |number| text(seen.look(&folder, number)).is_some_and(|said| said.contains("can't be read"));
+        assert_eq!([look(0), look(0), look(1), look(1)], [true, false, true, false]);
     }
 
     /// A ConfigMap is a link to a link to a folder, of which the second one is replaced.
