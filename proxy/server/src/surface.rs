@@ -477,11 +477,12 @@ mod tests {
             text
         };
         assert!(answer("/command").ends_with("done"));
-        // Another page finds room; beyond the bound one is told so.
-        assert!(answer("/?fails").starts_with("HTTP/1.1 200 "));
+        // Other pages find room; beyond the bound one is told so.
         let more: Vec<TcpStream> = (0..2).map(|_| ask(&surface, "/")).collect();
         for mut reader in &more {
-            reader.read_exact(&mut first).unwrap();
+            let mut line = [0; 13];
+            reader.read_exact(&mut line).unwrap();
+            assert_eq!(&line, b"HTTP/1.1 200 ");
         }
         assert!(answer("/").starts_with("HTTP/1.1 503 "));
         assert!(answer("/command").ends_with("done"));
