@@ -55,7 +55,8 @@ pub(super) fn cpu_micros(pid: u32) -> Result<f64> {
 pub(super) fn run_micros(pid: u32) -> Result<f64> {
     let mut nanos = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        // A thread may end between the two looks; the process has others.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
         nanos += text.split(' ').next().context("schedstat is empty")?.parse::<u64>()?;
     }
     Ok(nanos as f64 / 1e3)
@@ -110,6 +111,7 @@ mod tests {
         let me = std::process::id();
         assert!(cpu_micros(me).unwrap() >= 0.0);
         assert!(run_micros(me).unwrap() > 0.0);
+        assert!(run_micros(u32::MAX).is_err());
         assert!(resident_megabytes(me).unwrap() > 0.5);
         assert!(cpu_micros(u32::MAX).is_err());
     }
