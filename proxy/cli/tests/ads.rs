@@ -3,23 +3,18 @@
 
 mod support;
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Response};
+use bytes::Bytes;
+use http::HeaderMap;
 use sixfold_xds_api::wire;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use support::traffic::upstream;
+use support::xds::types::{CLUSTER, ENDPOINTS, LISTENER, PREFIX, ROUTES, SECRET};
+use support::xds::{Messages, endpoints, routes};
 use support::{Directory, LIMIT, Process, free_port, get, xds};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-
-const TYPES: &str = "type.googleapis.com/envoy";
-const CLUSTER: &str = "config.cluster.v3.Cluster";
-const ENDPOINTS: &str = "config.endpoint.v3.ClusterLoadAssignment";
-const LISTENER: &str = "config.listener.v3.Listener";
-const ROUTES: &str = "config.route.v3.RouteConfiguration";
-const SECRET: &str = "extensions.transport_sockets.tls.v3.Secret";
 
 /// A control plane that says what the test tells it to.
 struct Plane {
@@ -37,15 +32,7 @@ impl Plane {
     fn start(path: PathBuf) -> Plane {
         let (heard, requests) = channel();
         let (orders, mut queue) = mpsc::channel(16);
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = UnixListener::bind(path).unwrap();
-                while let Ok((stream, _)) = listener.accept().await {
-                    serve(stream, &heard, &mut queue).await;
-                }
-            });
-        });
+        xds::listen(path, async move |stream| serve(stream, &heard, &mut queue).await);
         Plane { requests, orders }
     }
 
@@ -61,7 +48,7 @@ impl Plane {
 
     fn send(&self, kind: &str, nonce: &str, name: &str, text: &str) {
         let response = format!(
-            "{{type_url: {TYPES}.{kind}, nonce: '{nonce}', resources: [{{name: '{name}', resource: {{\"@type\": {TYPES}.{kind}, {text}}}}}]}}"
+            "{{type_url: {PREFIX}.{kind}, nonce: '{nonce}', resources: [{{name: '{name}', resource: {{\"@type\": {PREFIX}.{kind}, {text}}}}}]}}"
         );
         let framed = xds::framed("DeltaDiscoveryResponse", &response);
         self.orders.blocking_send(Order::Send(framed)).unwrap();
@@ -84,23 +71,19 @@ async fn serve(
     orders: &mut mpsc::Receiver<Order>,
 ) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
-    let Some(Ok((request, mut respond))) = connection.accept().await else { return };
+    let Some(Ok((request, respond))) = connection.accept().await else { return };
     assert_eq!(
         request.uri().path(),
         "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
     );
-    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
-    let mut out = respond.send_response(head, false).unwrap();
-    let (mut body, mut received) = (request.into_body(), BytesMut::new());
+    let (mut out, mut messages) = (xds::begin(respond), Messages::of(request.into_body()));
     loop {
         tokio::select! {
-            data = body.data() => {
-                let Some(Ok(data)) = data else { return };
-                let _ = body.flow_control().release_capacity(data.len());
-                received.extend_from_slice(&data);
-                while let Some(message) = xds::message(&mut received) {
+            came = messages.next() => {
+                let Some(came) = came else { return };
+                for message in came {
                     let text = |field| wire::text(&message, field).unwrap_or_default().to_owned();
-                    let kind = text(2).trim_start_matches(TYPES).trim_start_matches('.').to_owned();
+                    let kind = text(2).trim_start_matches(PREFIX).trim_start_matches('.').to_owned();
                     let _ = heard.send((kind, text(6), text(3)));
                 }
             }
@@ -123,29 +106,11 @@ async fn serve(
 const RDS: &str = "rds: {route_config_name: r, config_source: {ads: {}, initial_fetch_timeout: 0s}}";
 
 fn listener(port: u16) -> String {
-    let extensions = "type.googleapis.com/envoy.extensions.filters";
-    format!(
-        "name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{{name: hcm, \
-         typed_config: {{\"@type\": {extensions}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: l, \
-         {RDS}, http_filters: \
-         [{{name: router, typed_config: {{\"@type\": {extensions}.http.router.v3.Router}}}}]}}}}]}}]"
-    )
-}
-
-fn routes(action: &str) -> String {
-    format!(
-        "name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, {action}}}]}}]"
-    )
+    xds::listener(port, RDS)
 }
 
 fn bootstrap(admin: u16, directory: &Directory, clusters: &str, listeners: &str) -> String {
     xds::bootstrap(admin, &directory.path("XDS"), "DELTA_GRPC", clusters, listeners)
-}
-
-/// Where endpoints of these tests are.
-fn endpoints(cluster: &str, port: u16) -> String {
-    let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
-    format!("cluster_name: {cluster}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]")
 }
 
 const EDS: &str = "type: EDS, eds_cluster_config: {eds_config: {ads: {}, initial_fetch_timeout: 0s}}";
@@ -238,7 +203,7 @@ fn a_start_is_given_the_secrets_that_it_waits_for() {
     let (_, listeners) = statics("mutual", port);
     let clusters = format!(
         "  - {{name: mutual, load_assignment: {{{}}}, transport_socket: {{name: t, typed_config: {{\"@type\": \
-         {TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{tls_certificate_sds_secret_configs: \
+         {PREFIX}.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{tls_certificate_sds_secret_configs: \
          [{{name: s, sds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}}}]}}}}}}}}\n",
         endpoints("mutual", free_port())
     );

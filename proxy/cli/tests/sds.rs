@@ -4,8 +4,8 @@
 
 mod support;
 
-use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
+use bytes::Bytes;
+use http::Request;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use sixfold_xds_api::wire;
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use support::traffic::{Traffic, upstream};
+use support::xds::Messages;
 use support::{Directory, LIMIT, Process, free_port, get, xds};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
@@ -69,14 +69,9 @@ impl Agent {
     fn start(path: PathBuf) -> Agent {
         let (known, secrets) = watch::channel(Known::new());
         let (heard, answers) = channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = UnixListener::bind(path).unwrap();
-                while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(connection(stream, secrets.clone(), heard.clone()));
-                }
-            });
+        xds::serve(path, move |request, respond| {
+            assert_eq!(request.uri().path(), "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets");
+            stream_of_one(request, respond, secrets.clone(), heard.clone())
         });
         Agent { known, answers }
     }
@@ -96,24 +91,14 @@ impl Agent {
     }
 }
 
-async fn connection(stream: UnixStream, secrets: watch::Receiver<Known>, heard: Sender<(String, String)>) {
-    let mut connection = h2::server::handshake(stream).await.unwrap();
-    while let Some(Ok((request, respond))) = connection.accept().await {
-        assert_eq!(request.uri().path(), "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets");
-        tokio::spawn(stream_of_one(request, respond, secrets.clone(), heard.clone()));
-    }
-}
-
 /// A stream by which one secret is asked for.
 async fn stream_of_one(
     request: Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<Bytes>,
+    respond: h2::server::SendResponse<Bytes>,
     mut secrets: watch::Receiver<Known>,
     heard: Sender<(String, String)>,
 ) {
-    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
-    let mut out = respond.send_response(head, false).unwrap();
-    let (mut body, mut received) = (request.into_body(), BytesMut::new());
+    let (mut out, mut messages) = (xds::begin(respond), Messages::of(request.into_body()));
     let (mut name, mut sent, mut nonce) = (String::new(), None, 0);
     loop {
         let now = secrets.borrow_and_update().get(&name).cloned();
@@ -123,11 +108,9 @@ async fn stream_of_one(
             sent = now;
         }
         tokio::select! {
-            data = body.data() => {
-                let Some(Ok(data)) = data else { return };
-                let _ = body.flow_control().release_capacity(data.len());
-                received.extend_from_slice(&data);
-                while let Some(message) = xds::message(&mut received) {
+            came = messages.next() => {
+                let Some(came) = came else { return };
+                for message in came {
                     let request: DiscoveryRequest = wire::decode(&message).unwrap();
                     name = request.resource_names.join(" ");
                     if !request.response_nonce.is_empty() {

@@ -3,8 +3,8 @@
 
 mod support;
 
-use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
+use bytes::Bytes;
+use http::Request;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use sixfold_xds_api::wire;
 use std::collections::BTreeMap;
@@ -12,15 +12,10 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use support::traffic::{Traffic, upstream};
+use support::xds::types::{CLUSTER, ENDPOINTS, LISTENER, PREFIX, ROUTES};
+use support::xds::{Messages, endpoints, listener, routes};
 use support::{Directory, LIMIT, Process, free_port, get, xds};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-
-const TYPES: &str = "type.googleapis.com/envoy";
-const CLUSTER: &str = "config.cluster.v3.Cluster";
-const ENDPOINTS: &str = "config.endpoint.v3.ClusterLoadAssignment";
-const LISTENER: &str = "config.listener.v3.Listener";
-const ROUTES: &str = "config.route.v3.RouteConfiguration";
 
 /// Texts of resources by type and name.
 type Known = BTreeMap<(&'static str, String), String>;
@@ -36,15 +31,7 @@ impl Plane {
     fn start(path: PathBuf) -> Plane {
         let (known, resources) = watch::channel(Known::new());
         let (tell, heard) = channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = UnixListener::bind(path).unwrap();
-                while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(connection(stream, resources.clone(), tell.clone()));
-                }
-            });
-        });
+        xds::serve(path, move |request, respond| answer(request, respond, resources.clone(), tell.clone()));
         Plane { known, heard }
     }
 
@@ -75,29 +62,20 @@ impl Plane {
 
 type Heard = Sender<(String, String, String)>;
 
-async fn connection(stream: UnixStream, known: watch::Receiver<Known>, tell: Heard) {
-    let mut connection = h2::server::handshake(stream).await.unwrap();
-    while let Some(Ok((request, respond))) = connection.accept().await {
-        tokio::spawn(answer(request, respond, known.clone(), tell.clone()));
-    }
-}
-
 async fn answer(
     request: Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<Bytes>,
+    respond: h2::server::SendResponse<Bytes>,
     mut known: watch::Receiver<Known>,
     tell: Heard,
 ) {
     let method = request.uri().path().to_owned();
-    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
-    let mut out = respond.send_response(head, false).unwrap();
-    let (mut body, mut received) = (request.into_body(), BytesMut::new());
+    let (mut out, mut messages) = (xds::begin(respond), Messages::of(request.into_body()));
     let (mut asked, mut sent, mut nonce) = (None::<DiscoveryRequest>, BTreeMap::new(), 0);
     loop {
         let now = known.borrow_and_update().clone();
         if let Some(asked) = &asked {
             let wanted = |(kind, name): &(&str, String)| {
-                asked.type_url == format!("{TYPES}.{kind}")
+                asked.type_url == format!("{PREFIX}.{kind}")
                     && (asked.resource_names.is_empty() || asked.resource_names.contains(name))
             };
             let now: Known = now.into_iter().filter(|(key, _)| wanted(key)).collect();
@@ -108,11 +86,9 @@ async fn answer(
             }
         }
         tokio::select! {
-            data = body.data() => {
-                let Some(Ok(data)) = data else { return };
-                let _ = body.flow_control().release_capacity(data.len());
-                received.extend_from_slice(&data);
-                while let Some(message) = xds::message(&mut received) {
+            came = messages.next() => {
+                let Some(came) = came else { return };
+                for message in came {
                     let request: DiscoveryRequest = wire::decode(&message).unwrap();
                     let error = request.error_detail.as_ref().map(|error| error.message.clone());
                     if asked.is_none() || error.is_some() {
@@ -129,10 +105,10 @@ async fn answer(
 fn response(resources: &Known, nonce: usize) -> Bytes {
     let (kind, _) = resources.keys().next().unwrap();
     let resource =
-        |((kind, _), text): (&(&str, String), &String)| format!("{{\"@type\": {TYPES}.{kind}, {text}}}");
+        |((kind, _), text): (&(&str, String), &String)| format!("{{\"@type\": {PREFIX}.{kind}, {text}}}");
     let all: Vec<String> = resources.iter().map(resource).collect();
     let text = format!(
-        "{{type_url: {TYPES}.{kind}, nonce: '{nonce}', version_info: 'v{nonce}', resources: [{}]}}",
+        "{{type_url: {PREFIX}.{kind}, nonce: '{nonce}', version_info: 'v{nonce}', resources: [{}]}}",
         all.join(", ")
     );
     xds::framed("DiscoveryResponse", &text)
@@ -149,29 +125,9 @@ fn bootstrap(admin: u16, dynamic: &str, clusters: &str) -> String {
     )
 }
 
-fn listener(port: u16, routes: &str) -> String {
-    let extensions = "type.googleapis.com/envoy.extensions.filters";
-    format!(
-        "name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{{name: hcm, \
-         typed_config: {{\"@type\": {extensions}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: l, \
-         {routes}, http_filters: [{{name: router, typed_config: {{\"@type\": {extensions}.http.router.v3.Router}}}}]}}}}]}}]"
-    )
-}
-
-fn routes(action: &str) -> String {
-    format!(
-        "name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, {action}}}]}}]"
-    )
-}
-
-fn endpoints(cluster: &str, port: u16) -> String {
-    let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
-    format!("cluster_name: {cluster}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]")
-}
-
 /// A file's text.
 fn file(kind: &str, resources: &[&str]) -> String {
-    let resource = |text: &&str| format!("- {{\"@type\": {TYPES}.{kind}, {text}}}\n");
+    let resource = |text: &&str| format!("- {{\"@type\": {PREFIX}.{kind}, {text}}}\n");
     format!("version_info: v\nresources:\n{}", resources.iter().map(resource).collect::<String>())
 }
 
@@ -247,7 +203,7 @@ fn a_proxy_is_made_of_files_that_are_replaced_as_a_config_map_is() {
     put(&mut map, &file(CLUSTER, &[&b]), "b");
     process.until("the other cluster alone", || (!there("a")).then_some(()));
     // What is wrong with one resource is told with its place, and the others count.
-    let wrong = format!("- {{\"@type\": {TYPES}.{CLUSTER}, name: c, connect_timeout: soon}}\n");
+    let wrong = format!("- {{\"@type\": {PREFIX}.{CLUSTER}, name: c, connect_timeout: soon}}\n");
     put(&mut map, &(file(CLUSTER, &[&b]) + &wrong), "b");
     let dump = process.until("the fault in the dump", || {
         let dump = get(admin, "/config_dump?resource=dynamic_active_clusters").unwrap().body;

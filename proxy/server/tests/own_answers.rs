@@ -6,12 +6,12 @@ mod common;
 use common::*;
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::format::Format;
-use sixfold_core::hcm::{ClientAddress, Profile};
+use sixfold_core::hcm::{ClientAddress, LocalReplyConfig, Profile};
 use sixfold_core::header_ops::{AppendAction, HeaderAddition, HeaderOps};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::plugin::{Chain, ChainBuilder, LocalReply, Plugin, Slot, Step};
 use sixfold_core::regex::Regex;
-use sixfold_core::route::{Action, Route};
+use sixfold_core::route::{Action, BodyFormat, Route};
 use sixfold_core::router::PathMatch;
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
@@ -278,5 +278,96 @@ async fn routes_that_were_not_looked_through_are_none_that_do_not_exist() {
         }
         assert_eq!(answers[0], "503 - route_search_cut_short 0");
         assert_eq!(answers[2], "200 - via_upstream 0", "what is compiled stays so");
+    }
+}
+
+/// All answers of our own begin with their status, and end with where the request had gone.
+fn formatted() -> LocalReplyConfig {
+    let format = "own %RESPONSE_CODE% %LOCAL_REPLY_BODY% %UPSTREAM_REMOTE_ADDRESS%";
+    let format = BodyFormat { format: Format::envoy(format).unwrap(), content_type: "text/plain".into() };
+    LocalReplyConfig { mappers: Vec::new(), body_format: Some(Arc::new(format)) }
+}
+
+fn as_it_is<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    match stream.request.target.path() {
+        b"/as-it-is" => Step::Respond(LocalReply { as_it_is: true, ..LocalReply::new(200, "", "itself") }),
+        _ => Step::Continue,
+    }
+}
+
+/// It was formatted like the others, and a client of gRPC got a status in its place.
+#[tokio::test]
+async fn what_a_plugin_answers_by_itself_is_not_formatted() {
+    let mut setup = Setup::new();
+    setup.local_reply = formatted();
+    let mut chain = ChainBuilder::new();
+    chain.add("answers", Plugin::of(()).access(as_it_is).build());
+    setup.chain = Arc::new(chain.build());
+    let proxy = setup.serve().await.0;
+    for fields in ["", "Content-Type: application/grpc\r\n"] {
+        let answer =
+            whole(proxy, &format!("GET /as-it-is HTTP/1.1\r\nHost: t\r\n{fields}Connection: close\r\n\r\n"))
+                .await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("content-length: 0\r\n"), "{answer}");
+        assert!(!answer.contains("own ") && !answer.contains("grpc-status"), "{answer}");
+    }
+}
+
+/// The answer was the upstream's, which no configuration changes, and told the attempts.
+#[tokio::test]
+async fn a_websocket_that_is_turned_down_is_an_answer_of_our_own() {
+    for (local_reply, body) in [(LocalReplyConfig::default(), ""), (formatted(), "own 200  127.0.0.1:")] {
+        let up = upstream(|_, _| b"HTTP/1.1 200 OK\r\nX-Up: 1\r\nContent-Length: 2\r\n\r\nhi".to_vec()).await;
+        let (mut setup, lines) = setup();
+        setup.local_reply = local_reply;
+        setup.host.attempt_count_in_response = true;
+        setup.upgrades = Box::new([("websocket".into(), true)]);
+        setup.cluster("a", &[up.address], |_| {});
+        setup.route("/", "a", |_| {});
+        let proxy = setup.serve().await.0;
+        let request = "GET / HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let answer = whole(proxy, request).await;
+        let (head, got) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("x-up: 1"), "{answer}");
+        assert!(got.starts_with(body) && got.is_empty() == body.is_empty(), "{answer}");
+        assert!(!head.contains("x-envoy-"), "{answer}");
+        assert_eq!(only_line(&lines).await, "200 - websocket_handshake_unsuccessful 0");
+    }
+}
+
+/// Attempts were told of whatever had been tried, and not where no endpoint was; an endpoint that nobody could
+/// reach was named as one that was connected to.
+#[tokio::test]
+async fn the_routers_own_answers_tell_the_attempts() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new();
+    setup.local_reply = formatted();
+    setup.host.attempt_count_in_response = true;
+    setup.cluster("empty", &[], |_| {});
+    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.cluster("silent", &[silent.local_addr().unwrap()], |_| {});
+    let short = Some(Duration::from_millis(100));
+    setup.route("/empty", "empty", |_| {});
+    setup.route("/dead", "dead", |forward| forward.retry = retry("connect-failure", 1));
+    setup.route("/slow", "silent", |forward| forward.timeouts.request = short);
+    setup.route("/idle", "silent", |forward| forward.timeouts.idle = short);
+    setup.route("/long", "silent", |forward| {
+        (forward.timeouts.max_stream, forward.timeouts.by_stream) = (short, true);
+    });
+    let proxy = setup.serve().await.0;
+    for (path, count) in [
+        ("/empty", Some(1)),
+        ("/dead", Some(2)),
+        ("/slow", Some(1)),
+        ("/idle", None),
+        ("/long", None),
+        ("/no", None),
+    ] {
+        let answer = ask(proxy, &get(path)).await;
+        let told =
+            answer.split_once("x-envoy-attempt-count: ").map(|(_, rest)| rest.split_once('\r').unwrap().0);
+        assert_eq!(told, count.map(|count: u32| count.to_string()).as_deref(), "{path}: {answer}");
+        let connected = ["/slow", "/idle", "/long"].contains(&path);
+        assert_eq!(answer.contains(" 127.0.0.1:"), connected, "{path}: {answer}");
     }
 }

@@ -10,8 +10,8 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::common_lb_config::
 };
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::ring_hash_lb_config::HashFunction;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
-    CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
-    RoundRobinLbConfig, SlowStartConfig as OldSlowStart,
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, LbConfig, LbPolicy, LeastRequestLbConfig,
+    MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig, SlowStartConfig as OldSlowStart,
 };
 use sixfold_xds_api::pb::envoy::config::cluster::v3::{Cluster as ProtoCluster, LoadBalancingPolicy};
 use sixfold_xds_api::pb::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
@@ -51,6 +51,11 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
     if let Some(common) = &value.common_lb_config {
         use_hostname = common_options(context, common, &mut config).in_key("common_lb_config")?;
     }
+    // Of what `load_balancing_policy` says by itself Envoy asks nothing.
+    if use_hostname && !hashes_hostnames(value) {
+        let field = "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing";
+        return Err(ConfigError::field(field, "is for clusters of type STRICT_DNS"));
+    }
     let policy: LbPolicy = enum_value(value.lb_policy, "lb_policy")?;
     if let Some(of_cluster) = original_dst::policy(value, policy)? {
         config.policy = of_cluster;
@@ -74,6 +79,15 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
         config.subsets = subset::older(subsets).in_key("lb_subset_config")?.map(Arc::new);
     }
     Ok(config)
+}
+
+/// Whether the endpoints are of a kind whose hostnames Envoy hashes.
+fn hashes_hostnames(value: &ProtoCluster) -> bool {
+    match &value.cluster_discovery_type {
+        None => false,
+        Some(ClusterDiscoveryType::Type(kind)) => *kind == DiscoveryType::StrictDns as i32,
+        Some(ClusterDiscoveryType::ClusterType(_)) => true,
+    }
 }
 
 /// Tells whether hostnames are hashed.
@@ -240,8 +254,7 @@ fn client_side_weighted(
 ) -> Result<()> {
     let ClientSideWeightedRoundRobin {
         enable_oob_load_report,
-        // Of a stream of reports, which there is not.
-        oob_reporting_period: _,
+        oob_reporting_period,
         blackout_period,
         weight_expiration_period,
         weight_update_period,
@@ -252,6 +265,8 @@ fn client_side_weighted(
     } = value;
     let enable_oob_load_report = &bool_or(enable_oob_load_report, false);
     refuse!(enable_oob_load_report);
+    // Of a stream of reports, which there is not.
+    optional_duration(oob_reporting_period, "oob_reporting_period")?;
     let defaults = LoadReports::default();
     config.slow_start = new_slow_start(context, slow_start_config)?;
     let period = |value: &Option<ProtoDuration>, field, default| {
@@ -428,8 +443,8 @@ fn slow_start(
 ) -> Result<SlowStart> {
     let window = optional_duration(window, "slow_start_window")?.filter(|window| !window.is_zero());
     let aggression = runtime_double(&context.runtime, aggression, 1.0);
-    if aggression.is_nan() || aggression <= 0.0 {
-        return Err(ConfigError::field("aggression", "must be larger than 0"));
+    if aggression.is_nan() || aggression < 0.0 {
+        return Err(ConfigError::field("aggression", "must not be negative"));
     }
     let min = min.as_ref().map_or(10.0, |percent| percent.value);
     Ok(window.map(|window| (window, aggression, min)))

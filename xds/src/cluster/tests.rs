@@ -181,7 +181,7 @@ fn dns_is_a_type_of_its_own_too() {
 fn policies_old_and_new() {
     let policy = |fields: &str| config(fields).unwrap().0.balance.clone();
     assert_eq!(
-        policy("lb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 10, hash_function: MURMUR_HASH_2}\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}").policy,
+        policy("type: STRICT_DNS\nlb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 10, hash_function: MURMUR_HASH_2}\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}").policy,
         Policy::RingHash { min_size: 10, max_size: 8 << 20, murmur: true, use_hostname: true }
     );
     assert_eq!(
@@ -206,6 +206,10 @@ fn policies_old_and_new() {
         "round_robin.v3.RoundRobin, slow_start_config: {slow_start_window: 10s, aggression: {default_value: 2.0, runtime_key: k}}",
     ));
     assert_eq!(slow.slow_start, Some((Duration::from_secs(10), 2.0, 10.0)));
+    let none = policy(&new(
+        "round_robin.v3.RoundRobin, slow_start_config: {slow_start_window: 10s, aggression: {default_value: 0, runtime_key: k}}",
+    ));
+    assert_eq!(none.slow_start, Some((Duration::from_secs(10), 0.0, 10.0)));
     let wrr = policy(&new(
         "wrr_locality.v3.WrrLocality, endpoint_picking_policy: {policies: [{typed_extension_config: {name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin}}}]}",
     ));
@@ -237,6 +241,14 @@ fn protocols_and_breakers() {
 #[test]
 fn bad_and_unsupported_fields_are_refused_by_name() {
     for (fields, expected) in [
+        (
+            "lb_policy: RING_HASH\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}",
+            "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing: is for clusters of type STRICT_DNS",
+        ),
+        (
+            "load_balancing_policy: {policies: [{typed_extension_config: {name: n, typed_config: {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin, oob_reporting_period: -1s}}}]}",
+            "load_balancing_policy.policies[0].typed_extension_config.typed_config.oob_reporting_period: must not be negative",
+        ),
         ("type: ORIGINAL_DST", "lb_policy: must be CLUSTER_PROVIDED for clusters of type ORIGINAL_DST"),
         ("lb_policy: CLUSTER_PROVIDED", "lb_policy: CLUSTER_PROVIDED is for clusters of type ORIGINAL_DST"),
         (

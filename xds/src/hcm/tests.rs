@@ -5,16 +5,21 @@ use sixfold_core::hcm::{Detection, ForwardClientCert, ServerHeader};
 use super::*;
 use crate::testing::{context, read};
 use prost::Message;
+use sixfold_core::runtime::Runtime;
 
 /// A connection manager of these fields beside the ones that must be there.
 fn manager(fields: &str) -> Result<HttpConnectionManager> {
+    manager_in(&context(), fields)
+}
+
+fn manager_in(context: &Context, fields: &str) -> Result<HttpConnectionManager> {
     let rest = "http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
     let routes = if fields.contains("rds:") { "" } else { "route_config: {}" };
     let prefix = if fields.contains("stat_prefix") { "" } else { "stat_prefix: s" };
     let filters = if fields.contains("http_filters") { "" } else { rest };
     let manager: ProtoManager = read(&format!("{prefix}\n{filters}\n{routes}\n{fields}\n"));
     compile(
-        &context(),
+        context,
         &manager.encode_to_vec(),
         ChainPlace { chain: 1, buffer_limit: 1 << 20, outbound: false },
     )
@@ -29,11 +34,22 @@ fn defaults_are_envoys() {
     let manager = manager("").unwrap();
     assert_eq!(&*manager.headers.server_name, "envoy");
     assert!(manager.headers.generate_request_id && !manager.path.normalize && !manager.path.merge_slashes);
+    assert!(!manager.path.cut_fragment);
     assert_eq!(manager.timeouts.stream_idle, Some(Duration::from_secs(300)));
     assert_eq!(manager.timeouts.idle, Some(Duration::from_secs(3600)));
     assert_eq!((manager.timeouts.request, manager.codec), (None, CodecType::Auto));
     assert_eq!(manager.headers.xfcc, ForwardClientCert::Sanitize);
     assert!(manager.client_address.internal_ranges.is_empty(), "nothing is internal by default");
+}
+
+/// Every bootstrap of Istio's agent has this key, and requests with a fragment were refused all the same.
+#[test]
+fn a_runtime_key_lets_fragments_through() {
+    for value in [serde_json::json!(false), serde_json::json!("false")] {
+        let mut context = context();
+        context.runtime = Arc::new(Runtime::new([(REJECT_FRAGMENT.to_owned(), value)].into()));
+        assert!(manager_in(&context, "").unwrap().path.cut_fragment);
+    }
 }
 
 #[test]

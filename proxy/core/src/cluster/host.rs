@@ -116,6 +116,10 @@ const REMOVED: u32 = 1 << 31;
 /// It has asked to be left alone, and whoever checks it has not seen that yet.
 const DEPARTING: u32 = 1 << 30;
 
+/// How often it has been found ill, beside the same: by active checks and as an outlier.
+const FALLS: u32 = DEPARTING - FALL;
+const FALL: u32 = 1 << 8;
+
 static NEXT_HOST: AtomicU64 = AtomicU64::new(1);
 
 impl Host {
@@ -186,7 +190,18 @@ impl Host {
         if before & !after & Reasons::ACTIVE_CHECK.bits() != 0 {
             self.start(Instant::now());
         }
+        if after & !before & (Reasons::ACTIVE_CHECK | Reasons::EJECTED).bits() != 0 {
+            let fall = |now: u32| Some(now & !FALLS | (now & FALLS).wrapping_add(FALL) & FALLS);
+            let _ = self.reasons.fetch_update(Relaxed, Relaxed, fall);
+        }
         before != after
+    }
+
+    /// A number that changes each time that active checks fail it and that it is ejected: connections from before
+    /// carry no further request (Envoy's `ClusterManagerImpl::postThreadLocalHealthFailure`).
+    #[inline]
+    pub fn falls(&self) -> u32 {
+        self.reasons.load(Relaxed) & FALLS
     }
 
     /// Whether the cluster in force no longer has it: it is given no more requests, and its connections end
@@ -259,6 +274,24 @@ mod tests {
         assert_eq!(host.started.load(Relaxed), 0);
         host.set_reason(Reasons::ACTIVE_CHECK, false);
         assert_ne!(host.started.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn falls_are_counted_without_end_and_touch_nothing_else() {
+        let host = host();
+        let (mut before, all) = (host.falls(), Reasons::all() - Reasons::ACTIVE_CHECK);
+        host.set_removed(true);
+        assert!(host.set_reason(Reasons::DRAINING, true) && host.falls() == before, "it is no failure");
+        for reason in [Reasons::EJECTED, Reasons::ACTIVE_CHECK, Reasons::EJECTED] {
+            assert!(host.set_reason(reason, true) && host.falls() != before);
+            before = host.falls();
+            assert!(!host.set_reason(reason, true) && host.set_reason(reason, false));
+            assert_eq!(host.falls(), before);
+        }
+        host.reasons.fetch_or(FALLS | all.bits(), Relaxed);
+        assert!(host.set_reason(Reasons::ACTIVE_CHECK, true));
+        assert_eq!((host.falls(), host.reasons(), host.is_removed()), (0, Reasons::all(), true));
+        assert!(!host.take_departure());
     }
 
     #[test]

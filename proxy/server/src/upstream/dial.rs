@@ -12,6 +12,8 @@ use std::time::Duration;
 pub(crate) struct ActiveConnection {
     pub(crate) host: Arc<Host>,
     pub(crate) stats: Arc<ClusterStats>,
+    /// [`Host::falls`] when it was begun.
+    falls: u32,
     seat: Seat,
     /// The endpoint ends it.
     remotely: bool,
@@ -38,7 +40,14 @@ impl ActiveConnection {
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
         let seat = Seat { _permit: permit, place: None };
-        ActiveConnection { host, stats, seat, remotely: false, busy: false }
+        let falls = host.falls();
+        ActiveConnection { host, stats, falls, seat, remotely: false, busy: false }
+    }
+
+    /// Whether the endpoint has been found ill since: then it ends as soon as it is idle.
+    #[inline]
+    pub(super) fn is_outdated(&self) -> bool {
+        self.host.falls() != self.falls
     }
 
     /// The same at a place among its worker's connections to the endpoint.

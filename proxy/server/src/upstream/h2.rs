@@ -13,7 +13,7 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use parking_lot::Mutex;
-use sixfold_core::cluster::{ClusterConfig, ClusterStats, Permit};
+use sixfold_core::cluster::{ClusterConfig, ClusterStats, Host, Permit};
 use sixfold_core::connection::UpstreamConnection;
 use sixfold_core::headers::{HeaderRules, Headers, Known};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
@@ -50,6 +50,9 @@ pub(super) struct H2State {
     pub(super) opened: Instant,
     pub(super) requests: AtomicU32,
     pub(super) stats: Arc<ClusterStats>,
+    host: Arc<Host>,
+    /// [`Host::falls`] when it was opened.
+    falls: u32,
     /// When the last stream ended, in microseconds since it was opened.
     idle_since: AtomicU64,
     seat: Mutex<Seat>,
@@ -85,6 +88,8 @@ impl H2Connection {
             opened: Instant::now(),
             requests: AtomicU32::new(0),
             stats: active.stats.clone(),
+            host: active.host.clone(),
+            falls: active.host.falls(),
             idle_since: AtomicU64::new(0),
             seat: Mutex::new(active.leave_seat()),
             room,
@@ -119,10 +124,11 @@ impl H2Connection {
         Ok(H2Connection { send, state, task, local, known, watermark, rules })
     }
 
-    /// Whether the connection takes no more requests: it has ended, its end was announced (GOAWAY), or its stream
-    /// ids are used up.
+    /// Whether the connection takes no more requests: it has ended, its end was announced (GOAWAY), its stream
+    /// ids are used up, or the endpoint has been found ill since.
     pub(super) fn is_ending(&mut self) -> bool {
         self.state.closed.load(Relaxed)
+            || self.state.host.falls() != self.state.falls
             || matches!(self.send.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 

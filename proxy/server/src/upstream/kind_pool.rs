@@ -166,7 +166,7 @@ impl Idle {
                 end.count(&connection.active.stats);
                 true
             }
-            None => !connection.is_usable(),
+            None => connection.active.is_outdated() || !connection.is_usable(),
         }
     }
 }

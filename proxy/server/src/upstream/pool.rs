@@ -380,7 +380,10 @@ impl Pools {
     pub(crate) fn give_back(&self, checkout: Checkout, now: Instant) {
         let UpstreamStream::Http1(mut connection) = checkout.stream else { return };
         let Some(limits) = connection.home.take() else { return };
-        if !connection.is_reusable() || connection.active.host.is_removed() {
+        if !connection.is_reusable() {
+            return;
+        }
+        if connection.active.host.is_removed() || connection.active.is_outdated() {
             return;
         }
         if connection.requests >= limits.requests {

@@ -6,7 +6,7 @@ use crate::h1::Profile;
 use crate::io::Socket;
 use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use sixfold_core::cluster::{
-    Address, BreakerLimits, Cluster, ClusterConfig, Clusters, HostConfig, Http2Options, Resource,
+    Address, BreakerLimits, Cluster, ClusterConfig, Clusters, HostConfig, Http2Options, Reasons, Resource,
     UpstreamProtocol,
 };
 use sixfold_core::metrics::Registry;
@@ -181,6 +181,36 @@ async fn connections_to_an_endpoint_that_left_end_when_idle_and_others_when_done
     assert_eq!(stays.open.load(SeqCst), 1);
 }
 
+/// They stayed open, and were used again once it was well.
+#[tokio::test]
+async fn connections_to_an_endpoint_that_was_found_ill_carry_no_further_request() {
+    for http2 in [false, true] {
+        let endpoint = if http2 { Endpoint::http2().await } else { Endpoint::start().await };
+        let cluster = cluster(&[endpoint.address], |config| {
+            if http2 {
+                config.protocol = UpstreamProtocol::Http2;
+            }
+        });
+        let host = cluster.hosts.load_full().iter().next().unwrap().host.clone();
+        let pools = Pools::default();
+        let first = take(&pools, &cluster, 0).await.unwrap();
+        pools.give_back(first, Instant::now());
+        for reason in [Reasons::EJECTED, Reasons::ACTIVE_CHECK] {
+            let busy = take(&pools, &cluster, 0).await.unwrap();
+            assert_eq!(busy.connect_ms, None);
+            assert!(host.set_reason(reason, true) && host.set_reason(reason, false));
+            let next = take(&pools, &cluster, 0).await.unwrap();
+            assert!(next.connect_ms.is_some());
+            pools.give_back(busy, Instant::now());
+            pools.give_back(next, Instant::now());
+            endpoint.open(1).await;
+        }
+        host.set_reason(Reasons::EJECTED, true);
+        pools.sweep();
+        endpoint.open(0).await;
+    }
+}
+
 #[tokio::test]
 async fn idle_connections_have_a_bound_over_all_endpoints_and_the_oldest_go_first() {
     let (first, second) = (Endpoint::start().await, Endpoint::start().await);
@@ -253,6 +283,15 @@ async fn requests_under_way_are_bounded_and_one_that_is_refused_costs_no_connect
     assert_eq!(endpoint.ever.load(SeqCst), 2);
 }
 
+/// One connection, by the endpoint's limit or by the cluster's, for requests of both versions.
+fn one_connection(config: &mut ClusterConfig, of_host: bool) {
+    config.protocol = UpstreamProtocol::Downstream;
+    match of_host {
+        true => config.max_host_connections = 1,
+        false => config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() },
+    }
+}
+
 /// Requests of one version, or of none, that come one after the other.
 const KINDS: [(bool, bool); 6] =
     [(true, false), (false, false), (true, false), (false, true), (true, false), (false, false)];
@@ -263,13 +302,7 @@ const KINDS: [(bool, bool); 6] =
 async fn kinds_that_take_turns_keep_a_connection_each() {
     for of_host in [false, true] {
         let endpoint = Endpoint::http2().await;
-        let cluster = cluster(&[endpoint.address], |config| {
-            config.protocol = UpstreamProtocol::Downstream;
-            match of_host {
-                true => config.max_host_connections = 1,
-                false => config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() },
-            }
-        });
+        let cluster = cluster(&[endpoint.address], |config| one_connection(config, of_host));
         let pools = Pools::default();
         for (http2, raw) in KINDS {
             let taken = take_as(&pools, &cluster, 0, |w| (w.downstream_http2, w.raw) = (http2, raw));
@@ -286,10 +319,7 @@ async fn kinds_that_take_turns_keep_a_connection_each() {
 #[tokio::test]
 async fn a_kind_without_a_connection_gets_one_whatever_others_have() {
     let endpoint = Endpoint::http2().await;
-    let cluster = cluster(&[endpoint.address], |config| {
-        config.protocol = UpstreamProtocol::Downstream;
-        config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() };
-    });
+    let cluster = cluster(&[endpoint.address], |config| one_connection(config, false));
     let pools = Pools::default();
     let mut taken = Vec::new();
     for (http2, raw) in &KINDS[1..4] {
@@ -311,13 +341,7 @@ async fn a_kind_without_a_connection_gets_one_whatever_others_have() {
 async fn requests_that_wait_leave_connections_of_other_kinds() {
     for of_host in [false, true] {
         let endpoint = Endpoint::http2().await;
-        let cluster = cluster(&[endpoint.address], |config| {
-            config.protocol = UpstreamProtocol::Downstream;
-            match of_host {
-                true => config.max_host_connections = 1,
-                false => config.breaker = BreakerLimits { max_connections: 1, ..BreakerLimits::default() },
-            }
-        });
+        let cluster = cluster(&[endpoint.address], |config| one_connection(config, of_host));
         let (pools, cluster) = (&Pools::default(), &cluster);
         let first = take(pools, cluster, 0).await.unwrap();
         let shared = async || take_as(pools, cluster, 0, |w| w.downstream_http2 = true).await.unwrap();
