@@ -182,13 +182,12 @@ impl RouteFiles {
                 next.look(contents, &mut diff).tell();
                 *now = next;
                 if !diff.is_empty() {
-                    if let Err(errors) = server.apply_blocking(diff) {
-                        errors.iter().for_each(|error| tracing::error!("{error}"));
-                        continue;
+                    match server.apply_blocking(diff) {
+                        Ok(()) => tracing::info!("routes read again and applied"),
+                        Err(errors) => errors.iter().for_each(|error| tracing::error!("{error}")),
                     }
-                    tracing::info!("routes read again and applied");
                 }
-                // What is shown is what is in force.
+                // Shown once they are in force.
                 now.publish();
             }
         };

@@ -37,7 +37,7 @@ pub struct Connection {
 }
 
 /// The address that connections to endpoints come from, though it is another machine's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Source {
     /// The client's.
     pub ip: IpAddr,

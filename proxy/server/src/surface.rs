@@ -268,9 +268,13 @@ async fn respond(answer: Arc<dyn Answer>, request: Request<Incoming>, pages: &Pa
     if query.is_form() {
         #[allow(clippy::disallowed_methods)] // it is capped
         let form = Limited::new(request.into_body(), MAX_FORM).collect();
-        if let Ok(Ok(form)) = tokio::time::timeout(HEAD_TIMEOUT, form).await {
-            query.parameters = parameters(&String::from_utf8_lossy(&form.to_bytes()));
-        }
+        // Without what it says a command might be another one.
+        let Ok(Ok(form)) = tokio::time::timeout(HEAD_TIMEOUT, form).await else {
+            return Reply::text(StatusCode::BAD_REQUEST, "the form can't be read\n")
+                .into_response(pages)
+                .await;
+        };
+        query.parameters = parameters(&String::from_utf8_lossy(&form.to_bytes()));
     }
     // What takes long runs beside this thread, which must go on answering `/ready`.
     #[allow(clippy::disallowed_methods)]

@@ -239,6 +239,14 @@ fn health_checks_fail_and_recover() {
     server.ask("POST /drain_listeners");
     let drains = [(true, false, true), (true, true, false), (false, false, false)];
     assert_eq!(*server.calls.drains.lock(), drains);
+    // A form that can't be read asked for what it might have said otherwise.
+    let form = format!("graceful&skip_exit={}", "x".repeat(64 << 10));
+    let kind = "Content-Type: application/x-www-form-urlencoded";
+    for length in [form.len(), 70_000] {
+        let request = format!("POST /drain_listeners\n{kind}\nContent-Length: {length}\n\n{form}");
+        assert_eq!(server.ask(&request).0, 400);
+    }
+    assert_eq!(*server.calls.drains.lock(), drains);
 }
 
 #[test]

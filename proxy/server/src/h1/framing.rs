@@ -191,19 +191,14 @@ pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// `1*DIGIT`, at most 2^63 - 1.
 pub(super) fn parse_length(value: &[u8]) -> Option<u64> {
-    // So many digits never overflow.
-    if let 1..=18 = value.len() {
-        let digit = |b: u8| b.wrapping_sub(b'0');
-        let valid = value.iter().all(|b| digit(*b) <= 9);
-        return valid.then(|| value.iter().fold(0, |n, b| n * 10 + u64::from(digit(*b))));
-    }
-    if value.is_empty() {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    value.iter().try_fold(0u64, |n, b| {
-        let digit = b.is_ascii_digit().then(|| u64::from(b - b'0'))?;
-        n.checked_mul(10)?.checked_add(digit).filter(|n| *n <= i64::MAX as u64)
-    })
+    // So many digits never overflow.
+    if value.len() <= 18 {
+        return Some(value.iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')));
+    }
+    std::str::from_utf8(value).ok()?.parse().ok().filter(|n| *n <= i64::MAX as u64)
 }
 
 /// What is decided about a message.

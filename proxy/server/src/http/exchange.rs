@@ -31,8 +31,8 @@ use sixfold_core::redirect;
 use sixfold_core::route::Action;
 use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
-use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -89,7 +89,8 @@ pub(super) struct Exchange<'a, D: Downstream> {
     /// Of the table that the route is from, if there are any that mean something to requests. Beside the stream's route and virtual host it is all that a request
     /// keeps of it: an update affects later requests only, and frees the old table though streams run.
     pub(super) table_options: Option<Arc<TableOptions>>,
-    pub(super) chain: OwnChain<'a>,
+    /// Most often it is the connection manager's: that counts nothing.
+    pub(super) chain: Cow<'a, Arc<Chain>>,
     /// The request body behind the plugins, once it is being forwarded.
     pub(super) request_body: FilteredBody,
     /// The response's head has been handed to the client's connection.
@@ -109,30 +110,9 @@ pub(super) struct Exchange<'a, D: Downstream> {
     _active: GaugeGuard<'a>,
 }
 
-/// The chain of a request. Most often it is the connection manager's: that counts nothing.
-pub(super) struct OwnChain<'a> {
-    shared: &'a Arc<Chain>,
-    own: Option<Arc<Chain>>,
-}
-
-impl OwnChain<'_> {
-    /// Puts another one in its place.
-    pub(super) fn set(&mut self, chain: &Arc<Chain>) {
-        self.own = (!Arc::ptr_eq(chain, self.shared)).then(|| chain.clone());
-    }
-
-    fn to_mut(&mut self) -> &mut Arc<Chain> {
-        self.own.get_or_insert_with(|| self.shared.clone())
-    }
-}
-
-impl Deref for OwnChain<'_> {
-    type Target = Arc<Chain>;
-
-    #[inline]
-    fn deref(&self) -> &Arc<Chain> {
-        self.own.as_ref().unwrap_or(self.shared)
-    }
+/// A chain in the place of the connection manager's, if it is another one.
+pub(super) fn chain_of<'a>(shared: &'a Arc<Chain>, chain: &Arc<Chain>) -> Cow<'a, Arc<Chain>> {
+    if Arc::ptr_eq(chain, shared) { Cow::Borrowed(shared) } else { Cow::Owned(chain.clone()) }
 }
 
 /// Serves the request whose head is in `stream`, and those that follow its redirects.
@@ -184,7 +164,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             clock,
             env,
             table_options: None,
-            chain: OwnChain { shared: &env.hcm.chain, own: None },
+            chain: Cow::Borrowed(&env.hcm.chain),
             request_body: FilteredBody::unfiltered(Direction::Request),
             head_sent: false,
             close: false,
@@ -333,7 +313,7 @@ impl<D: Downstream> Exchange<'_, D> {
             None => found.virtual_host.options.chain.as_ref(),
         };
         let chain = chain.unwrap_or(&self.env.hcm.chain);
-        self.chain.set(chain);
+        self.chain = chain_of(&self.env.hcm.chain, chain);
         self.stream.virtual_host = Some(found.virtual_host);
         self.stream.route = found.route;
         if let Some(route) = &self.stream.route

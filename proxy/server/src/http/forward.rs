@@ -5,7 +5,7 @@ use super::attempt::note_traffic;
 use super::charge;
 use super::downstream::Downstream;
 use super::edge;
-use super::exchange::{Exchange, Interrupt, guard};
+use super::exchange::{Exchange, Interrupt, chain_of, guard};
 use super::filtered::FilteredBody;
 use super::local_reply;
 use super::outgoing::{Outgoing, Replay};
@@ -126,7 +126,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Err(Box::new(reply));
         }
         if let Some(chain) = member.and_then(|m| m.chain.as_ref()) {
-            self.chain.set(chain);
+            self.chain = chain_of(&self.env.hcm.chain, chain);
         }
         if let Some(reply) = rewrite::strict_check(&hcm.router, self.stream) {
             return Err(Box::new(reply));
@@ -254,7 +254,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if !self.chain.has(HeadPhase::BeforeProxy) {
             return Ok(None);
         }
-        let chain = self.chain.clone();
+        let chain = Arc::clone(&self.chain);
         self.stream.upstream.member = Some(flight.member().clone());
         let announced = self.announced_length();
         let outcome = self.phase(&chain, HeadPhase::BeforeProxy).await?;
@@ -329,7 +329,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_headers(plan);
         self.clock.set_per_try(None);
         if self.chain.has(HeadPhase::HeaderFilter) {
-            let chain = self.chain.clone();
+            let chain = Arc::clone(&self.chain);
             if let Outcome::Respond(reply) = self.phase(&chain, HeadPhase::HeaderFilter).await? {
                 self.end_attempt(flight, OutcomeKind::Response, status);
                 drop(checkout);

@@ -21,8 +21,10 @@ use sixfold_core::headers::{HeaderFault, Known};
 use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome};
 use sixfold_core::rewrite;
 use sixfold_core::stream::Stream;
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
@@ -85,7 +87,7 @@ pub(super) async fn late<D: Downstream>(down: &mut D, stream: &mut Stream, clock
 pub(super) async fn left<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     env.hcm.stats.downstream_rq_rx_reset().inc();
     let mut exchange = Exchange::new(down, stream, clock, env);
-    exchange.chain.set(&Chain::empty());
+    exchange.chain = Cow::Owned(Chain::empty());
     let status = if env.hcm.profile == Profile::Apisix { 400 } else { 0 };
     exchange.client_lost(Flag::DC, "downstream_remote_disconnect", status);
     exchange.conclude(Ok(())).await;
@@ -99,7 +101,7 @@ async fn answer_only<D: Downstream>(
     reply: LocalReply,
 ) {
     let mut exchange = Exchange::new(down, stream, clock, env);
-    exchange.chain.set(&Chain::empty());
+    exchange.chain = Cow::Owned(Chain::empty());
     exchange.close = true;
     if exchange.respond(reply).await.is_err() {
         exchange.down.reset();
@@ -227,7 +229,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if !self.chain.has(HeadPhase::HeaderFilter) {
             return Ok(body);
         }
-        let chain = self.chain.clone();
+        let chain = Arc::clone(&self.chain);
         match self.phase(&chain, HeadPhase::HeaderFilter).await? {
             Outcome::Respond(reply) => Ok(self.put_reply(reply)),
             _ => Ok(body),

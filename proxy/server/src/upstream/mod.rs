@@ -255,12 +255,12 @@ impl UpstreamStream {
         either!(self, s => s.head_end())
     }
 
-    /// Local address of the connection.
     /// What is known of its connection.
     pub(crate) fn connection(&self) -> &Arc<UpstreamConnection> {
         either!(self, s => s.connection())
     }
 
+    /// Local address of the connection.
     pub(crate) fn local(&self) -> Option<SocketAddr> {
         either!(self, s => s.local())
     }

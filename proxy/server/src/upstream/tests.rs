@@ -9,6 +9,7 @@ use sixfold_core::cluster::{
     Address, BreakerLimits, Cluster, ClusterConfig, Clusters, HostConfig, Http2Options, Reasons, Resource,
     UpstreamProtocol,
 };
+use sixfold_core::connection::Source;
 use sixfold_core::metrics::Registry;
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, Pem, ServerContext, ServerSettings, ServerTls,
@@ -179,6 +180,28 @@ async fn connections_to_an_endpoint_that_left_end_when_idle_and_others_when_done
     pools.give_back(busy, Instant::now());
     gone.open(0).await;
     assert_eq!(stays.open.load(SeqCst), 1);
+}
+
+/// Such a connection shows its client's address to the endpoint.
+#[tokio::test]
+async fn requests_of_other_clients_get_connections_of_their_own() {
+    let endpoint = Endpoint::start().await;
+    let cluster = cluster(&[endpoint.address], |_| {});
+    let pools = Pools::default();
+    let of = async |last: u8| {
+        let ip = [127, 0, 0, last].into();
+        take_as(&pools, &cluster, 0, |w| w.source = Some(Source { ip, mark: 0 })).await
+    };
+    let first = match of(2).await {
+        // Addresses are lent to those who may administrate the network.
+        Err(UpstreamError::Connect(why)) if why.contains("not permitted") => return,
+        first => first.unwrap(),
+    };
+    pools.give_back(first, Instant::now());
+    let other = of(3).await.unwrap();
+    assert!(other.connect_ms.is_some(), "not the connection that shows another client's address");
+    assert_eq!(of(2).await.unwrap().connect_ms, None);
+    assert!(take(&pools, &cluster, 0).await.unwrap().connect_ms.is_some(), "nor one that shows any");
 }
 
 /// They stayed open, and were used again once it was well.
