@@ -27,7 +27,7 @@ impl EnvVars {
 
     /// Replaces variables in every string and key of a document. A string that becomes a number, `true` or
     /// `false` by it becomes one indeed; keys stay strings. `errors` gets every variable that is not set and has no default,
-    /// for which one word stands then, and keys that become equal.
+    /// for which a word with its name stands then, and keys that become equal.
     pub fn substitute(&self, node: Node, errors: &mut Vec<ConfigError>) -> Node {
         self.below(node, &mut Vec::new(), errors)
     }
@@ -100,7 +100,7 @@ pub fn substitute_text<'a>(text: &'a str, environment: &EnvVars) -> Result<Cow<'
 /// A text with its variables replaced.
 #[derive(Debug, Default)]
 pub struct Replaced<'a> {
-    /// The text; one word stands for all variables that are not set and have no default.
+    /// The text; for a variable that is not set and has no default a word with its name stands in it.
     pub text: Cow<'a, str>,
     /// An error for each of those, with its place.
     pub unset: Vec<ConfigError>,
@@ -183,7 +183,8 @@ pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> Repla
     }
 }
 
-/// What stands for a variable that is not set, where a file is looked through all the same. YAML takes it for a word.
+/// What stands for a variable that is not set, with `-` and its name behind it so that two of them are not equal, where a
+/// file is looked through all the same. YAML takes it for a word.
 pub(crate) const UNSET: &str = "sixfold-variable-that-is-not-set";
 
 /// A variable that is not set and has no default, and how far into the text it is.
@@ -231,6 +232,8 @@ fn substitute_noting<'a>(
             Some(value) => result.push_str(&value),
             None => {
                 result.push_str(UNSET);
+                result.push('-');
+                result.push_str(reference.name);
                 missing.push(Unset { name: reference.name, at: written });
             }
         }

@@ -374,6 +374,15 @@ fn ports_that_apisix_listens_on_once_are_reported() {
     assert_eq!((config.status, config.reports.len()), (None, 1));
 }
 
+/// They became one key, and the object a false error.
+#[test]
+fn keys_with_variables_that_are_not_set_stay_apart() {
+    let errors = parse_with("plugin_attr: {'${{A}}': {}, '${{B}}': {}}\n", &[]).unwrap_err();
+    let unset = "failed to handle configuration: can't find environment variable";
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(errors.iter().zip(["A", "B"]).all(|(error, name)| error.ends_with(&format!("{unset} {name}"))));
+}
+
 /// The first one was told, and of the rest of the file nothing.
 #[test]
 fn variables_that_are_not_set_hide_nothing() {

@@ -466,7 +466,8 @@ fn holds_unset(node: &Node) -> bool {
     }
 }
 
-/// The plugins that the file lists, `None` if it has no such list, and which entries of the list are wrong.
+/// The plugins that the file lists, `None` if it has no such list or not all of it is known, and which of its entries are
+/// wrong.
 fn listed_plugins(items: &[Item<'_>]) -> Result<(Listed, Vec<ConfigError>), Fault> {
     let mut listed = items.iter().filter(|item| item.section == Section::Plugins).peekable();
     if listed.peek().is_none() {
@@ -480,7 +481,8 @@ fn listed_plugins(items: &[Item<'_>]) -> Result<(Listed, Vec<ConfigError>), Faul
             Err(fault) => faults.push(fault),
         }
     }
-    Ok((Some(names), faults))
+    let is_known = faults.is_empty() && !names.iter().any(|name| name.contains(UNSET));
+    Ok((is_known.then_some(names), faults))
 }
 
 /// The name of an entry of the file's list of plugins, unless it is one for streams.

@@ -181,3 +181,60 @@ fn a_store_in_memory_tells_each_key_once() {
         matches!(FileStore::new(PathBuf::from("f"), Format::Yaml, EnvVars::Process).put(&key, "{}".into()), Err(StoreError::ReadOnly(name)) if name == "f")
     );
 }
+
+/// All that is told of a file that is looked through, and the resources that were read; plugins, where the file lists them.
+type LookedThrough = (Vec<String>, Vec<String>, Option<BTreeSet<String>>);
+
+fn looked_through(text: &str, format: Format) -> LookedThrough {
+    #[derive(Default)]
+    struct Read(Vec<String>, Option<BTreeSet<String>>);
+    impl Sink for Read {
+        fn plugins(&mut self, names: Option<BTreeSet<String>>) {
+            self.1 = names;
+        }
+
+        fn change(&mut self, change: Change) {
+            let read = change.value.filter(|value| !value.is_unread());
+            self.0.extend(read.map(|_| change.key.to_string()));
+        }
+
+        fn start_over(&mut self) {
+            *self = Read::default();
+        }
+    }
+    let mut read = Read::default();
+    let resources = Resources { text, format, name: "f" };
+    let environment = EnvVars::Fixed(HashMap::new());
+    let (warnings, errors) = Listing::default().look_through(resources, &environment, &mut read);
+    (warnings.iter().chain(&errors).map(ToString::to_string).collect(), read.0, read.1)
+}
+
+/// What was left of it became the catalog, and every plugin of every route was unknown.
+#[test]
+fn a_list_of_plugins_with_a_fault_enables_nothing_by_itself() {
+    let routes = "routes:\n  - {id: a, uri: /a}\n#END\n";
+    for list in ["plugins: [limit-count, {name: cors}]\n", "plugins:\n  - limit-count\n  - name: cors\n"] {
+        let (told, read, plugins) = looked_through(&format!("{list}{routes}"), Format::Yaml);
+        assert_eq!((told.len(), read.len(), plugins), (1, 1, None), "{told:?}");
+        assert!(told[0].contains("plugins[0]: "), "{told:?}");
+    }
+    let unset = format!("plugins: [{{name: '${{{{A}}}}'}}]\n{routes}");
+    let (told, _, plugins) = looked_through(&unset, Format::Yaml);
+    assert_eq!((told.len(), plugins), (1, None), "{told:?}");
+    let (told, _, plugins) = looked_through(&format!("plugins: [{{name: cors}}]\n{routes}"), Format::Yaml);
+    assert_eq!((told.len(), plugins), (0, Some(BTreeSet::from(["cors".to_owned()]))), "{told:?}");
+}
+
+/// They became one key: a false warning, and in JSON a false error that dropped the object.
+#[test]
+fn keys_with_variables_that_are_not_set_are_not_equal() {
+    let yaml = "upstreams:\n  - {id: u, nodes: {'${{A}}:80': 1, '${{B}}:80': 1}}\nroutes: [{id: a, uri: /a}]\n#END\n";
+    let json = r#"{"upstreams": [{"id": "u", "nodes": {"${{A}}:80": 1, "${{B}}:80": 1}}], "routes": [{"id": "a", "uri": "/a"}]}"#;
+    for (text, format) in [(yaml, Format::Yaml), (json, Format::Json)] {
+        let (told, read, _) = looked_through(text, format);
+        assert_eq!((told.len(), read), (2, vec!["route \"a\"".to_owned()]), "{told:?}");
+        for (error, name) in told.iter().zip(["A", "B"]) {
+            assert!(error.ends_with(&format!("can't find environment variable {name}")), "{error}");
+        }
+    }
+}
