@@ -131,9 +131,11 @@ impl Reading<'_> {
         }
         let passed = self.violations.is_empty();
         self.fields(kind, &value);
-        let body = match passed {
-            true => self.typed(kind, value),
-            false => self.upstream_of_refused(kind, &value),
+        let body = if passed {
+            self.typed(kind, value)
+        } else {
+            self.upstream_of_refused(kind, &value);
+            None
         };
         self.violations.extend(of_plugins.into_iter().map(|violation| below("plugins", violation)));
         body
@@ -154,8 +156,7 @@ impl Reading<'_> {
             _ => return,
         };
         for field in lua.iter().filter(|field| value.get(**field).is_some()) {
-            let told = self.violations.iter().any(|violation| violation.path == [key(field)]);
-            self.violations.extend((!told).then(|| violation(&[field], "not supported: Lua is not run")));
+            self.unless_told(vec![key(field)], "not supported: Lua is not run");
         }
         for (kind, field) in references {
             let id = value.get(*field).and_then(|id| Id::deserialize(id).ok());
@@ -173,13 +174,18 @@ impl Reading<'_> {
 
     fn client_addresses(&mut self, value: &Value) {
         let field = if value.get("remote_addr").is_some() { "remote_addr" } else { "remote_addrs" };
-        let addresses = match value.get(field) {
-            Some(Value::Array(addresses)) => addresses.as_slice(),
-            Some(address) => std::slice::from_ref(address),
+        let addresses: Vec<(Vec<Step>, &Value)> = match value.get(field) {
+            Some(Value::Array(addresses)) => {
+                let placed = addresses.iter().enumerate();
+                placed.map(|(index, address)| (vec![key(field), Step::Index(index)], address)).collect()
+            }
+            Some(address) => vec![(vec![key(field)], address)],
             None => return,
         };
-        for address in addresses.iter().filter_map(Value::as_str).filter(|text| network(text).is_none()) {
-            self.violations.push(violation(&[field], format!("invalid ip address: {address}")));
+        for (path, address) in addresses {
+            if let Some(text) = address.as_str().filter(|text| network(text).is_none()) {
+                self.unless_told(path, format!("invalid ip address: {text}"));
+            }
         }
     }
 
@@ -187,7 +193,18 @@ impl Reading<'_> {
         let Some(vars) = value.get("vars").filter(|vars| vars.is_array()) else { return };
         if let Err(reason) = Expr::new(vars) {
             let reason = format!("failed to validate the 'vars' expression: {reason}");
-            self.violations.push(violation(&["vars"], reason));
+            self.unless_told(vec![key("vars")], reason);
+        }
+    }
+
+    /// Whether something was told of what is at a path or below it.
+    fn told(&self, path: &[Step]) -> bool {
+        self.violations.iter().any(|violation| violation.path.starts_with(path))
+    }
+
+    fn unless_told(&mut self, path: Vec<Step>, reason: impl Into<String>) {
+        if !self.told(&path) {
+            self.violations.push(Violation::new(path, reason));
         }
     }
 
@@ -227,13 +244,11 @@ impl Reading<'_> {
     }
 
     /// Checks the upstream that a wrong resource brings, if the schema has nothing against that.
-    fn upstream_of_refused(&mut self, kind: Kind, value: &Value) -> Option<Body> {
-        let of_upstream = |violation: &Violation| violation.path.first() == Some(&key("upstream"));
-        if matches!(kind, Kind::Route | Kind::Service) && !self.violations.iter().any(of_upstream) {
+    fn upstream_of_refused(&mut self, kind: Kind, value: &Value) {
+        if matches!(kind, Kind::Route | Kind::Service) && !self.told(&[key("upstream")]) {
             let upstream = value.get("upstream").and_then(|value| Upstream::deserialize(value).ok());
             self.inline_upstream(upstream.as_ref());
         }
-        None
     }
 
     fn value<T: DeserializeOwned>(&mut self, value: Value) -> Option<T> {

@@ -78,6 +78,21 @@ fn faults_name_file_place_resource_field_and_reason() {
         ]
     );
     assert_eq!(faults("routes:\n  - uri: /a\n    plugins: {}\n    vars: [[a, '<>', 1]]\n").len(), 1);
+    // What the schema has told is not told again, and what it lets pass is told.
+    let of = |field: &str| faults(&format!("routes:\n  - uri: /a\n    plugins: {{}}\n    {field}\n"));
+    let one = of("remote_addr: localhost");
+    assert!(one.len() == 1 && one[0].contains("remote_addr: property \"remote_addr\" validation"), "{one:?}");
+    assert_eq!(
+        of("remote_addr: 999.0.0.0/8"),
+        ["apisix.yaml:4:5: route \"arr_1\": remote_addr: invalid ip address: 999.0.0.0/8"]
+    );
+    let several = of("remote_addrs: [10.0.0.1, localhost, 999.0.0.0/8]");
+    assert_eq!(several.len(), 2, "{several:?}");
+    assert!(several[0].contains("remote_addrs[1]: property"), "{several:?}");
+    assert_eq!(
+        several[1],
+        "apisix.yaml:4:41: route \"arr_1\": remote_addrs[2]: invalid ip address: 999.0.0.0/8"
+    );
     assert_eq!(
         faults("routes:\n  - uri: /a\n    plugins: {}\n    filter_func: 'function(vars) return true end'\n"),
         ["apisix.yaml:4:5: route \"arr_1\": filter_func: not supported: Lua is not run"]
