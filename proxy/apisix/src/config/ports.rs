@@ -63,28 +63,21 @@ fn once(
     let mut kept: Vec<ListenAddress> = Vec::new();
     for listen in list {
         let claim = Claim::listener(config, &listen);
-        let rival = kept.iter().position(|kept| Claim::listener(config, kept).overlaps(&claim));
-        let Some((at, rival)) = rival.and_then(|at| Some((at, kept.get_mut(at)?))) else {
+        let mut rivals = kept.iter().map(|kept| Claim::listener(config, kept));
+        let Some(rival) = rivals.find(|rival| rival.overlaps(&claim)) else {
             kept.push(listen);
             continue;
         };
-        let of_rival = Claim::listener(config, rival);
-        if of_rival.proxied != claim.proxied {
-            tell(errors, clash(config, &of_rival, &claim, "; one of them takes the PROXY protocol"));
+        if rival.proxied != claim.proxied {
+            tell(errors, clash(config, &rival, &claim, "; one of them takes the PROXY protocol"));
             continue;
         }
-        let place = place(config, &of_rival);
-        let reason = format!("{} is listened on already, by {} {place}", claim.address, of_rival.key);
+        let place = place(config, &rival);
+        let reason = format!("{} is listened on already, by {} {place}", claim.address, rival.key);
         tell(reports, config.fault(&claim.key, reason));
         if listen.address.ip().is_unspecified() && !rival.address.ip().is_unspecified() {
-            *rival = listen;
-            // What else it covers.
-            let covers = |other: &ListenAddress| Claim::listener(config, other).overlaps(&claim);
-            let mut index = 0;
-            kept.retain(|other| {
-                index += 1;
-                index - 1 == at || !covers(other)
-            });
+            kept.retain(|other| !Claim::listener(config, other).overlaps(&claim));
+            kept.push(listen);
         }
     }
     kept

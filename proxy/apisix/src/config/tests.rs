@@ -356,6 +356,8 @@ fn ports_that_apisix_listens_on_once_are_reported() {
     );
     let specific = format!("apisix: {{node_listen: [{{ip: 127.0.0.1, port: 80}}, 80], {v4}}}");
     told(&specific, (&["0.0.0.0:80"], &[]));
+    let two = "{ip: 127.0.0.1, port: 80}, {ip: 127.0.0.2, port: 80}";
+    told(&format!("apisix: {{node_listen: [{two}, 80], {v4}}}"), (&["0.0.0.0:80"], &[]));
     // APISIX has no TLS then.
     let report = told("apisix: {node_listen: 9443, enable_ipv6: false}", (&["0.0.0.0:9443"], &[]));
     assert!(
@@ -372,6 +374,47 @@ fn ports_that_apisix_listens_on_once_are_reported() {
     told("apisix: {node_listen: [9443, 80]}", (&["0.0.0.0:9443", "[::]:9443", "0.0.0.0:80", "[::]:80"], &[]));
     let config = parse(&format!("apisix: {{node_listen: 7085, {v4}}}"));
     assert_eq!((config.status, config.reports.len()), (None, 1));
+}
+
+#[test]
+fn the_admin_apis_port_counts_as_traditional_with_the_api_alone() {
+    let parse = |apisix: &str, admin: &str| {
+        let text = format!(
+            "apisix: {{enable_ipv6: false, {apisix}}}\n\
+             deployment: {{role: traditional, role_traditional: {{config_provider: yaml}}, {admin}}}\n"
+        );
+        let told = |errors: Vec<ConfigError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+        match Config::parse(&text, "config.yaml", &EnvVars::Fixed(HashMap::new())) {
+            Ok(config) => (told(config.reports), Vec::new()),
+            Err(errors) => (Vec::new(), told(errors)),
+        }
+    };
+    let (reports, _) = parse("node_listen: 9180", "");
+    assert_eq!(
+        reports,
+        [
+            "config.yaml:1:30: apisix.node_listen[0]: can't listen on 0.0.0.0:9180: deployment.admin.admin_listen (by default) \
+          listens on 0.0.0.0:9180, where APISIX would refuse to start"
+        ]
+    );
+    let (_, errors) = parse("node_listen: 9180", "admin: {admin_listen: {port: 9180}}");
+    assert_eq!(
+        errors,
+        [
+            "config.yaml:2:99: deployment.admin.admin_listen.port: can't listen on 0.0.0.0:9180: apisix.node_listen[0] \
+          (line 1) listens on 0.0.0.0:9180"
+        ]
+    );
+    // The two that are not served here, by each other.
+    let (_, errors) = parse("control: {port: 9180}", "");
+    assert_eq!(
+        errors,
+        [
+            "config.yaml:1:40: apisix.control.port: can't listen on 127.0.0.1:9180: deployment.admin.admin_listen (by default) \
+          listens on 0.0.0.0:9180"
+        ]
+    );
+    assert_eq!(parse("node_listen: 9180, enable_admin: false", "").0, Vec::<String>::new());
 }
 
 /// They became one key, and the object a false error.
