@@ -86,6 +86,9 @@ pub struct Update {
     pub warnings: Vec<ConfigError>,
 }
 
+/// What reading a store has come to: what is odd, or what is wrong.
+type Read = Result<Vec<ConfigError>, Vec<ConfigError>>;
+
 /// What [`load`] answers: the source, and the update that brings an empty model to it.
 #[derive(Debug)]
 pub struct Loaded {
@@ -151,7 +154,16 @@ impl Source {
     /// # Errors
     /// Why the store could not tell it. What was read before stays in force.
     pub fn pull(&mut self) -> Result<Update, Vec<ConfigError>> {
-        let (candidate, warnings) = self.candidate()?;
+        let store = self.store.clone();
+        self.take(|batch| store.changes(batch))
+    }
+
+    /// Takes what `read` hands over of the store; it answers what is odd about that.
+    ///
+    /// # Errors
+    /// Those of `read`, and what can't be put to use. What was read before stays in force.
+    fn take(&mut self, read: impl FnOnce(&mut Batch<'_>) -> Read) -> Result<Update, Vec<ConfigError>> {
+        let (candidate, warnings) = self.candidate(read)?;
         let refused = new_faults(&candidate.refused, &self.state);
         let mut refused: Vec<ConfigError> = refused.into_iter().map(|fault| self.named(fault)).collect();
         refused.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
@@ -159,12 +171,15 @@ impl Source {
     }
 
     /// What the changes compile to; nothing is different before it is accepted.
-    fn candidate(&mut self) -> Result<(Candidate, Vec<ConfigError>), Vec<ConfigError>> {
+    fn candidate(
+        &mut self,
+        read: impl FnOnce(&mut Batch<'_>) -> Read,
+    ) -> Result<(Candidate, Vec<ConfigError>), Vec<ConfigError>> {
         let mut batch = Batch::new(
             &self.state,
             Builder { config: &self.config, context: &self.context, shared: &self.shared },
         );
-        let warnings = self.store.changes(&mut batch)?;
+        let warnings = read(&mut batch)?;
         match Candidate::new(&mut batch, &mut self.chains) {
             Ok(candidate) => Ok((candidate, warnings)),
             Err(error) => {

@@ -12,9 +12,6 @@ use sixfold_core::document::Format;
 use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::Registry;
 
-use super::batch::Batch;
-use super::candidate::{Candidate, new_faults};
-use super::record::Builder;
 use super::{Source, SourceContext, format};
 use crate::config::{Config, EnvVars};
 use crate::store::FileStore;
@@ -81,23 +78,13 @@ impl Findings {
     fn resources(&mut self, config: Config, store: FileStore, context: SourceContext) {
         let store = Arc::new(store);
         let mut source = Source::new(config, store.clone(), context);
-        let mut batch = Batch::new(
-            &source.state,
-            Builder { config: &source.config, context: &source.context, shared: &source.shared },
-        );
-        let (warnings, errors) = store.look_through(&mut batch);
-        let mut found = errors;
-        let compiled = Candidate::new(&mut batch, &mut source.chains);
-        let refused = match compiled {
-            Ok(candidate) => candidate.refused,
-            Err(error) => {
-                found.extend(error.into_all());
-                std::mem::take(&mut batch.refused)
-            }
-        };
-        let refused = new_faults(&refused, &source.state);
-        found.extend(refused.into_iter().map(|fault| source.named(fault)));
-        found.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
+        let (mut warnings, mut found) = Default::default();
+        let taken = source.take(|batch| {
+            (warnings, found) = store.look_through(batch);
+            Ok(Vec::new())
+        });
+        found.extend(taken.map_or_else(|errors| errors, |update| update.refused));
+        found.sort_by(|a: &ConfigError, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
         self.errors.extend(found);
         self.warnings.extend(warnings);
     }

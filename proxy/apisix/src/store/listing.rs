@@ -35,8 +35,6 @@ pub struct Listing {
     identities: FastMap<(Section, Fingerprint), Identity>,
     plugins: Option<BTreeSet<String>>,
     read: bool,
-    /// Whether the file is looked through for its faults alone.
-    passes_over_unset: bool,
     /// Of the text that was read last.
     places: Places,
 }
@@ -173,14 +171,13 @@ impl Listing {
         environment: &EnvVars,
         sink: &mut dyn Sink,
     ) -> (Vec<ConfigError>, Vec<ConfigError>) {
-        self.passes_over_unset = true;
         let Replaced { text, unset, places } = replaced(resources, environment);
         self.places = places;
         let mut errors = Vec::new();
         let split = if resources.format == Format::Yaml { file::split(&text) } else { None };
         let by_split = split.map(|items| {
             let (plugins, faults) = listed_plugins(&items)?;
-            Ok::<_, Fault>((self.update(&items, plugins, sink)?, faults))
+            Ok::<_, Fault>((self.update(&items, plugins, unless_unset, sink)?, faults))
         });
         let warnings = match by_split {
             Some(Ok((warnings, faults))) => {
@@ -193,7 +190,7 @@ impl Listing {
                 errors.extend(whole.errors);
                 let (plugins, faults) = listed_plugins(&items).unwrap_or_default();
                 errors.extend(faults);
-                warnings.extend(self.update(&items, plugins, sink).unwrap_or_default());
+                warnings.extend(self.update(&items, plugins, unless_unset, sink).unwrap_or_default());
                 warnings
             }
         };
@@ -210,15 +207,17 @@ impl Listing {
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Fault> {
         match listed_plugins(items)? {
-            (plugins, faults) if faults.is_empty() => self.update(items, plugins, sink),
+            (plugins, faults) if faults.is_empty() => self.update(items, plugins, Document::node, sink),
             (_, faults) => Err(Fault::Errors(faults)),
         }
     }
 
+    /// Hands over how `items` differ from what was listed before, each as `document` makes it.
     fn update(
         &mut self,
         items: &[Item<'_>],
         plugins: Option<BTreeSet<String>>,
+        document: fn(Node) -> Document,
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Fault> {
         let mut warnings = Vec::new();
@@ -226,11 +225,11 @@ impl Listing {
         if plugins != self.plugins {
             sink.plugins(plugins.clone());
         }
-        let next = match self.hand_over(items, all_again, false, sink, &mut warnings) {
+        let next = match self.hand_over(items, all_again, false, document, sink, &mut warnings) {
             Err(Fault::Order) => {
                 sink.start_over();
                 warnings.clear();
-                self.hand_over(items, all_again, true, sink, &mut warnings)
+                self.hand_over(items, all_again, true, document, sink, &mut warnings)
             }
             other => other,
         };
@@ -250,6 +249,7 @@ impl Listing {
         items: &[Item<'_>],
         all_again: bool,
         reorder: bool,
+        document: fn(Node) -> Document,
         sink: &mut dyn Sink,
         warnings: &mut Vec<ConfigError>,
     ) -> Result<Listing, Fault> {
@@ -304,8 +304,7 @@ impl Listing {
                     node
                 }
             };
-            let unread = self.passes_over_unset && holds_unset(&node);
-            let value = Some(if unread { Document::unread() } else { Document::node(node) });
+            let value = Some(document(node));
             sink.change(Change { key, revision: fingerprint.revision(), order, value, takes_place });
         }
         Ok(next)
@@ -452,6 +451,11 @@ fn replaced<'a>(resources: Resources<'a>, environment: &EnvVars) -> Replaced<'a>
         Format::Yaml => file::substitute(resources.text, environment),
         Format::Json => Replaced { text: resources.text.into(), ..Replaced::default() },
     }
+}
+
+/// The resource, unless a variable that is not set is in it.
+fn unless_unset(node: Node) -> Document {
+    if holds_unset(&node) { Document::unread() } else { Document::node(node) }
 }
 
 /// Whether a variable that is not set is in it.

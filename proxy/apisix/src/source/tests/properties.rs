@@ -121,7 +121,8 @@ fn a_candidate_that_is_dropped_has_changed_nothing() {
         let before = seen(&model, &source, &context);
         let other = random_file(&mut rng, &certificates);
         source.set(resources(&other));
-        let (candidate, _) = source.source.candidate().unwrap();
+        let store = source.source.store.clone();
+        let (candidate, _) = source.source.candidate(|batch| store.changes(batch)).unwrap();
         differ += u32::from(!candidate.diff.is_empty());
         assert_eq!(seen(&model, &source, &context), before, "step {step}, while it is there:\n{other}");
         drop(candidate);
