@@ -128,12 +128,7 @@ impl Running {
             Peer::Sixfold | Peer::Envoy => {
                 let file = dir.join("bootstrap.json");
                 fs::write(&file, bootstrap(case, port, upstream, &dir)?.to_string())?;
-                match peer {
-                    Peer::Sixfold => command.arg(&programs.sixfold).arg("envoy"),
-                    _ => command.arg(&programs.envoy),
-                };
-                command.arg("-c").arg(file).args(["--concurrency", "1", "--use-dynamic-base-id"]);
-                command.args(["--log-level", "error"]);
+                command = with_bootstrap(peer, programs, &file);
             }
             Peer::Nginx => {
                 let file = dir.join("nginx.conf");
@@ -167,6 +162,17 @@ impl Running {
         let scheme = if case.protocol == Protocol::Tls13 { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}{}", self.port, case.path)
     }
+}
+
+/// The command of one of the two that read a bootstrap, sixfold or Envoy, on the proxy's core.
+pub(super) fn with_bootstrap(peer: Peer, programs: &Programs, file: &Path) -> Command {
+    let mut command = pinned(PROXY_CORE);
+    match peer {
+        Peer::Sixfold => command.arg(&programs.sixfold).arg("envoy"),
+        _ => command.arg(&programs.envoy),
+    };
+    command.arg("-c").arg(file).args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
+    command
 }
 
 /// A command that stays on one core.

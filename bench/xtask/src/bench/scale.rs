@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use super::client::{self, Client};
 use super::measure::Bench;
-use super::peers::{LOAD_CORE, PROXY_CORE, Peer, pinned};
+use super::peers::{LOAD_CORE, Peer, pinned, with_bootstrap};
 use super::procfs;
 use super::stats::Estimate;
 use super::upstream::OTHER_ANSWER;
@@ -89,12 +89,7 @@ fn turn(bench: &Bench<'_>, peer: Peer, dir: &Path) -> Result<Turn> {
     let file = dir.join("bootstrap.yaml");
     let ports = [bench.upstream.http1, bench.upstream.other];
     let mut plane = Plane::start(dir, &file, ports, admin, probe)?;
-    let mut command = pinned(PROXY_CORE);
-    match peer {
-        Peer::Sixfold => command.arg(&bench.programs.sixfold).arg("envoy"),
-        _ => command.arg(&bench.programs.envoy),
-    };
-    command.arg("-c").arg(file).args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
+    let mut command = with_bootstrap(peer, bench.programs, &file);
     command.stdout(File::create(dir.join("stdout.log"))?).stderr(File::create(dir.join("stderr.log"))?);
 
     let begun = Instant::now();

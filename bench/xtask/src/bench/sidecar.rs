@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::envoy::{EXTENSIONS, address};
 use super::load;
 use super::measure::Bench;
-use super::peers::{PROXY_CORE, Peer, pinned};
+use super::peers::{Peer, with_bootstrap};
 use super::procfs;
 use super::stats::Estimate;
 use crate::process::{Background, free_port, output, root};
@@ -127,13 +127,7 @@ impl Pair {
             fs::create_dir_all(&dir)?;
             let file = dir.join("bootstrap.json");
             fs::write(&file, bootstrap.to_string())?;
-            let mut command = pinned(PROXY_CORE);
-            match peer {
-                Peer::Sixfold => command.arg(&bench.programs.sixfold).arg("envoy"),
-                _ => command.arg(&bench.programs.envoy),
-            };
-            command.arg("-c").arg(file).args(["--concurrency", "1", "--use-dynamic-base-id"]);
-            command.args(["--log-level", "error"]);
+            let mut command = with_bootstrap(peer, bench.programs, &file);
             command.stdout(File::create(dir.join("stdout.log"))?);
             let mut process = Background::spawn(command.stderr(File::create(dir.join("stderr.log"))?))?;
             process
