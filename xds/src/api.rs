@@ -131,7 +131,11 @@ fn rate_limit(value: &RateLimitSettings) -> Result<RateLimit> {
     if !fill_rate.is_finite() || fill_rate <= 0.0 {
         return Err(ConfigError::field("fill_rate", "must be greater than 0"));
     }
-    Ok(RateLimit { burst: max_tokens.map_or(default.burst, |max| max.value), fill_rate })
+    let burst = max_tokens.map_or(default.burst, |max| max.value);
+    if burst == 0 {
+        return Err(ConfigError::field("max_tokens", "must be greater than 0: nothing would ever be sent"));
+    }
+    Ok(RateLimit { burst, fill_rate })
 }
 
 /// `retry_back_off`; a stream is opened again for ever, whatever `num_retries` says.

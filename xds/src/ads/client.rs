@@ -145,7 +145,14 @@ pub async fn follow<R: Batches>(
                 let diff = client.machine.compiler().diff(batch);
                 let mut applied = pin!(apply.apply(diff));
                 let errors = loop {
-                    if let Some(errors) = client.attend(applied.as_mut()).await {
+                    let until = client.machine.limited_until();
+                    let end = async {
+                        tokio::select! {
+                            errors = applied.as_mut() => Some(errors),
+                            () = at(until) => None,
+                        }
+                    };
+                    if let Some(Some(errors)) = client.attend(end).await {
                         break errors;
                     }
                 };

@@ -63,7 +63,8 @@ impl Files {
                 // Nobody asks for it any more.
                 Some((channel, _)) if !self.wanted.contains_key(&channel) => {}
                 Some(read) => return read,
-                None => self.reader = None,
+                // It has ended; another one is started when this is asked again for what is wanted.
+                None => *self = Files::default(),
             }
         }
     }
@@ -163,6 +164,19 @@ mod tests {
             Ok(content) => String::from_utf8(content).unwrap(),
             Err(error) => error.to_string(),
         })
+    }
+
+    /// The set that was wanted was still taken for one that is looked after.
+    #[tokio::test]
+    async fn a_reader_that_has_ended_is_started_again() {
+        let (wanted, _) = channel();
+        let (_, read) = mpsc::channel(1);
+        let all = Wanted::from([(Channel::Aggregated, 0)]);
+        let mut files = Files { wanted: all.clone(), reader: Some(Reader { wanted, read }) };
+        assert!(tokio::time::timeout(Duration::from_millis(1), files.next()).await.is_err());
+        assert!(files.reader.is_none());
+        files.want(all);
+        assert!(files.reader.is_some());
     }
 
     /// Who asked for one that had been found unreadable before got no answer, and waited out its time.

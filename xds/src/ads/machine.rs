@@ -84,6 +84,9 @@ pub struct Machine<C: Compile> {
     initialized: bool,
     /// Whether requests have come to be too many since that was asked.
     limited: bool,
+    /// How many names were ever wanted of a source. A number of this process, not of a source: one that is no longer wanted
+    /// and wanted again, unseen by the reader of files, has another one.
+    asked: u64,
 }
 
 /// Since when the first response of a type is awaited: until when a start waits for it.
@@ -125,6 +128,7 @@ impl<C: Compile> Machine<C> {
             first: first.collect(),
             initialized: false,
             limited: false,
+            asked: 0,
         };
         if let Some(ads) = ads {
             machine.add_stream(&Channel::Aggregated, ads, now);
@@ -220,7 +224,8 @@ impl<C: Compile> Machine<C> {
         Step::Wait(waits.min())
     }
 
-    fn limited_until(&self) -> Option<Instant> {
+    /// When a request may be sent that waits for others to be less: also while a change is being applied.
+    pub(super) fn limited_until(&self) -> Option<Instant> {
         self.peers.values().filter_map(Peer::limited_until).min()
     }
 
@@ -251,7 +256,7 @@ impl<C: Compile> Machine<C> {
     /// not.
     pub fn files(&self) -> BTreeMap<Channel, u64> {
         let files = self.peers.iter().filter(|(channel, _)| channel.path().is_some());
-        files.map(|(channel, peer)| (channel.clone(), peer.wanted)).collect()
+        files.map(|(channel, peer)| (channel.clone(), peer.asked)).collect()
     }
 
     /// The next message of a stream, when it has room for one.
@@ -488,9 +493,11 @@ impl<C: Compile> Machine<C> {
                 continue;
             }
             let channel = self.channel_of(&key);
+            self.asked += u64::from(wanted);
+            let asked = wanted.then_some(self.asked);
             let peer = if wanted { self.peer(&channel, now) } else { self.peers.get_mut(&channel) };
             match peer {
-                Some(peer) => peer.want(key.kind, &key.name, wanted),
+                Some(peer) => peer.want(key.kind, &key.name, asked),
                 // What names it was compiled, and the channel with it, by a bootstrap that has gone.
                 None if wanted => self.world.missing(&key),
                 None => {}

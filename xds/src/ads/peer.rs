@@ -39,8 +39,8 @@ pub(super) struct Peer {
     bucket: Option<Bucket>,
     /// Whether a request waits for a token.
     limited: bool,
-    /// How often something more was wanted: a file must be read again for it.
-    pub(super) wanted: u64,
+    /// The number of what was last wanted of it: a file must be read again for another one.
+    pub(super) asked: u64,
 }
 
 pub(super) enum Link {
@@ -84,13 +84,13 @@ impl Peer {
 
     fn new(session: Session, link: Link, backoff: Backoff, stats: ControlPlaneStats) -> Peer {
         let (inbox, late) = (Inbox::default(), BTreeMap::new());
-        Peer { session, inbox, link, backoff, late, stats, bucket: None, limited: false, wanted: 0 }
+        Peer { session, inbox, link, backoff, late, stats, bucket: None, limited: false, asked: 0 }
     }
 
-    /// Wants a name more, or no longer.
-    pub(super) fn want(&mut self, kind: Kind, name: &Arc<str>, wanted: bool) {
-        self.session.want(kind, name, wanted);
-        self.wanted += u64::from(wanted);
+    /// Wants a name more, by the number of that wish, or no longer.
+    pub(super) fn want(&mut self, kind: Kind, name: &Arc<str>, asked: Option<u64>) {
+        self.session.want(kind, name, asked.is_some());
+        self.asked = asked.unwrap_or(self.asked);
     }
 
     /// Names that a file lacks which holds these.
@@ -110,7 +110,7 @@ impl Peer {
     pub(super) fn next_request(&mut self, now: Instant) -> (Option<Request>, bool) {
         if let Some(bucket) = &mut self.bucket
             && self.session.has_request()
-            && !bucket.take(now)
+            && !bucket.has_token(now)
         {
             let is_new = !std::mem::replace(&mut self.limited, true);
             if is_new {
@@ -119,10 +119,22 @@ impl Peer {
             }
             return (None, is_new);
         }
+        self.end_limit();
+        // There may be none after all: an answer that a later response has made needless.
+        let request = self.session.next_request();
+        if request.is_some()
+            && let Some(bucket) = &mut self.bucket
+        {
+            bucket.spend();
+        }
+        (request, false)
+    }
+
+    /// Nothing waits for a token any more.
+    fn end_limit(&mut self) {
         if std::mem::take(&mut self.limited) {
             self.stats.pending_requests().set(0);
         }
-        (self.session.next_request(), false)
     }
 
     /// When a request may be sent that waits.
@@ -149,7 +161,7 @@ impl Peer {
         self.inbox.forget_responses();
         self.late.clear();
         self.stats.connected_state().set(0);
-        self.limited = false;
+        self.end_limit();
         wait
     }
 

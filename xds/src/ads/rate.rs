@@ -30,16 +30,17 @@ impl Bucket {
         Bucket { limit, tokens: f64::from(limit.burst), at: now }
     }
 
-    /// Takes a token, if there is one.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    /// Whether there is a token to [`spend`](Bucket::spend).
+    pub(super) fn has_token(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = (self.tokens + since * self.limit.fill_rate).min(f64::from(self.limit.burst));
         self.at = now;
-        let there = self.tokens >= 1.0;
-        if there {
-            self.tokens -= 1.0;
-        }
-        there
+        self.tokens >= 1.0
+    }
+
+    /// Takes the token that is there.
+    pub(super) fn spend(&mut self) {
+        self.tokens = (self.tokens - 1.0).max(0.0);
     }
 
     /// When there is a token again.
@@ -60,14 +61,22 @@ mod tests {
     fn a_burst_is_followed_by_the_rate() {
         let mut now = Instant::now();
         let mut bucket = Bucket::new(RateLimit { burst: 3, fill_rate: 10.0 }, now);
-        assert_eq!((0..5).filter(|_| bucket.take(now)).count(), 3);
+        let take = |bucket: &mut Bucket, now| {
+            let there = bucket.has_token(now);
+            assert_eq!(bucket.has_token(now), there, "a look takes none");
+            if there {
+                bucket.spend();
+            }
+            there
+        };
+        assert_eq!((0..5).filter(|_| take(&mut bucket, now)).count(), 3);
         let next = bucket.next().unwrap();
         assert!(next > now && next <= now + Duration::from_millis(102), "{:?}", next - now);
         for _ in 0..10 {
             now = bucket.next().unwrap();
-            assert!(bucket.take(now) && !bucket.take(now));
+            assert!(take(&mut bucket, now) && !take(&mut bucket, now));
         }
         now += Duration::from_secs(3600);
-        assert_eq!((0..5).filter(|_| bucket.take(now)).count(), 3);
+        assert_eq!((0..5).filter(|_| take(&mut bucket, now)).count(), 3);
     }
 }

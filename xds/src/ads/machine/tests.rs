@@ -33,6 +33,9 @@ impl Compile for Taker {
             (Kind::Cluster, "x-api") => {
                 asks.needs = vec![Need { source: channels::api(), ..need(Kind::Endpoints, name).remove(0) }];
             }
+            (Kind::Cluster, "x-file") => {
+                asks.needs = vec![Need { source: channels::file(), ..need(Kind::Endpoints, name).remove(0) }];
+            }
             (Kind::Routes, cluster) => asks.clusters = vec![cluster.into()],
             _ => {}
         }

@@ -84,6 +84,11 @@ fn what_is_not_supported_is_refused_by_its_field() {
         ),
         ("api_type: GRPC".to_owned(), "{ads: {}}", "ads_config.grpc_services: there must be one, not 0"),
         (
+            grpc("{envoy_grpc: {cluster_name: xds-grpc}}") + ", rate_limit_settings: {max_tokens: 0}",
+            "{ads: {}}",
+            "ads_config.rate_limit_settings.max_tokens: must be greater than 0",
+        ),
+        (
             grpc("{envoy_grpc: {cluster_name: other}}"),
             "{ads: {}}",
             "ads_config.grpc_services[0].envoy_grpc.cluster_name: there is no static cluster \"other\"",

@@ -1,5 +1,7 @@
 //! Files, streams of one type, and how many requests there may be.
 
+use std::collections::BTreeSet;
+
 use sixfold_xds_api::pb::envoy::config::core::v3::ApiConfigSource;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryResponse;
 
@@ -7,7 +9,7 @@ use super::*;
 use crate::ads::RateLimit;
 use crate::api::ApiSource;
 
-fn file() -> Source {
+pub(super) fn file() -> Source {
     Source::Path("cds.pb".into())
 }
 
@@ -117,6 +119,20 @@ fn endpoints_of_a_stream_of_their_own_are_waited_for_and_asked_for_while_they_ar
     assert!(!client.machine.has(&channel), "nobody asks there any more");
 }
 
+/// It had the number of its last time, and who reads files had not seen that it was not wanted meanwhile: it was never read.
+#[test]
+fn a_file_that_is_wanted_again_is_read_again() {
+    let mut client = mixed();
+    let channel = Channel::of(Kind::Endpoints, &file());
+    let mut seen = BTreeSet::new();
+    for _ in 0..3 {
+        client.read(&[("b", "x-file")]);
+        assert!(seen.insert(client.machine.files()[&channel]), "{seen:?}");
+        client.read(&[("b", "")]);
+        assert!(!client.machine.has(&channel));
+    }
+}
+
 #[test]
 fn requests_beyond_the_limit_wait() {
     let mut client = Client::of(stream(Some(RateLimit { burst: 3, fill_rate: 1.0 })), None);
@@ -131,6 +147,33 @@ fn requests_beyond_the_limit_wait() {
     assert!(wait > Duration::from_millis(900) && wait < Duration::from_millis(1100), "{wait:?}");
     client.now += wait;
     assert_eq!((client.requests().len(), client.wait()), (1, None));
-    let count = |name| client.registry.sum("control_plane.", name);
+    let registry = client.registry.clone();
+    let count = |name| registry.sum("control_plane.", name);
     assert_eq!((count("rate_limit_enforced"), count("pending_requests")), (1, 0));
+    client.receive(Kind::Cluster, "3", vec![]);
+    client.changes();
+    assert_eq!((client.requests().len(), count("pending_requests")), (0, 1));
+    client.machine.disconnected(&Channel::Aggregated, client.now);
+    assert_eq!(count("pending_requests"), 0, "nothing waits without a stream");
+}
+
+/// An answer that a later response has made needless took a token.
+#[test]
+fn what_is_not_sent_does_not_count() {
+    let rate = Some(RateLimit { burst: 3, fill_rate: 1.0 });
+    let mut client = Client::of(StreamConfig { flavor: Flavor::State, ..stream(rate) }, None);
+    let receive = |client: &mut Client, nonce: &str| {
+        let response = DiscoveryResponse {
+            type_url: Kind::Cluster.type_url().to_owned(),
+            nonce: nonce.to_owned(),
+            ..DiscoveryResponse::default()
+        };
+        client.machine.received(&Channel::Aggregated, Response::State(response), client.now).unwrap();
+    };
+    receive(&mut client, "1");
+    client.changes();
+    receive(&mut client, "2");
+    assert_eq!(client.requests().len(), 0, "what the last one answers is not known yet");
+    client.changes();
+    assert_eq!((client.requests().len(), client.machine.take_limited()), (1, false));
 }
