@@ -7,9 +7,10 @@ use prost::encoding;
 use sixfold_core::document::{Node, Value};
 use sixfold_core::error::{ConfigContext, ConfigError, Place};
 
-use crate::json::encode::delimited;
+use crate::any::name_of_url;
+use crate::json::encode::{check_alone, delimited};
 use crate::json::{scalar, unknown_type};
-use crate::schema::{FieldSchema, Kind, TypeSchema};
+use crate::schema::{Cardinality, FieldSchema, Kind, TypeSchema};
 
 /// How deep messages may be nested, as for protobuf's own parsers.
 const MAX_DEPTH: usize = 100;
@@ -98,7 +99,8 @@ impl<'a> Parser<'a> {
         if self.depth > MAX_DEPTH {
             return Err(self.fault(format!("messages are nested more than {MAX_DEPTH} deep")));
         }
-        let mut has_any = false;
+        // Those of which there may be one.
+        let mut written = Vec::new();
         loop {
             match (self.peek(), end) {
                 (None, None) => break,
@@ -107,11 +109,12 @@ impl<'a> Parser<'a> {
                     self.chars.next();
                     break;
                 }
-                (Some('['), _) if std::mem::replace(&mut has_any, true) => {
-                    return Err(self.fault("an Any holds one message"));
+                (Some('['), _) if !written.is_empty() => return Err(self.fault("an Any holds one message")),
+                (Some('['), _) => {
+                    self.any(schema, out)?;
+                    written.extend(schema.fields().map(|field| (field, field.name)));
                 }
-                (Some('['), _) => self.any(schema, out)?,
-                _ => self.field(schema, out)?,
+                _ => self.field(schema, &mut written, out)?,
             }
             let _ = self.take(',') || self.take(';');
         }
@@ -128,7 +131,7 @@ impl<'a> Parser<'a> {
                 self.fault(format!("\"[{url}]\" is for a google.protobuf.Any, not for {}", schema.name()))
             );
         }
-        let name = url.rsplit_once('/').map_or(url, |(_, name)| name);
+        let name = name_of_url(url);
         let held = TypeSchema::message(name).ok_or_else(|| self.fault(unknown_type(name)))?;
         self.expect(']')?;
         self.take(':');
@@ -146,7 +149,13 @@ impl<'a> Parser<'a> {
         Ok('}')
     }
 
-    fn field(&mut self, schema: TypeSchema, out: &mut Vec<u8>) -> Result<()> {
+    /// A field, whose name is put to those of the message that were `written` unless there may be several.
+    fn field(
+        &mut self,
+        schema: TypeSchema,
+        written: &mut Vec<(FieldSchema, &'a str)>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let name = self.word(|c| c.is_ascii_alphanumeric() || c == '_')?;
         let Some(field) = schema.field(name).filter(|field| field.name == name) else {
             let known: Vec<&str> = schema.fields().map(|field| field.name).collect();
@@ -155,9 +164,13 @@ impl<'a> Parser<'a> {
             error.place = Some(self.place_of(at));
             return Err(error.in_key(name));
         };
+        self.check_first(field, name, written)?;
         let colon = self.take(':');
         if !colon && !matches!(field.kind, Kind::Message(_)) {
             return Err(self.fault("\":\" is missing")).in_key(name);
+        }
+        if field.cardinality == Cardinality::Single && self.peek() == Some('[') {
+            return Err(self.fault("must be one value, not a list")).in_key(name);
         }
         if !self.take('[') {
             return self.value(field, out).in_key(name);
@@ -168,6 +181,28 @@ impl<'a> Parser<'a> {
             self.take(',');
             index += 1;
         }
+        Ok(())
+    }
+
+    /// Refuses a field that is given again though it has one value, and another member of its oneof.
+    fn check_first(
+        &mut self,
+        field: FieldSchema,
+        name: &'a str,
+        written: &mut Vec<(FieldSchema, &'a str)>,
+    ) -> Result<()> {
+        if field.cardinality != Cardinality::Single {
+            return Ok(());
+        }
+        if written.iter().any(|(other, _)| other.number == field.number) {
+            return Err(self.fault("is given twice")).in_key(name);
+        }
+        check_alone(written, field, name, Place::default()).map_err(|mut error| {
+            let at = self.at();
+            error.place = Some(self.place_of(at));
+            error
+        })?;
+        written.push((field, name));
         Ok(())
     }
 
@@ -184,6 +219,9 @@ impl<'a> Parser<'a> {
                 encoding::bytes::encode(field.number, &bytes, out);
                 return Ok(());
             }
+            Scalar::Quoted(_) if field.kind != Kind::String => {
+                return Err(ConfigError::new("must not stand within quotes").at(self.place_of(at)));
+            }
             Scalar::Quoted(bytes) => {
                 let text = String::from_utf8(bytes);
                 Value::String(text.map_err(|_| ConfigError::new("is not UTF-8").at(self.place_of(at)))?)
@@ -191,7 +229,9 @@ impl<'a> Parser<'a> {
             Scalar::Word(_) if matches!(field.kind, Kind::String | Kind::Bytes) => {
                 return Err(ConfigError::new("must stand within quotes").at(self.place_of(at)));
             }
-            Scalar::Word(word) => Value::String(word),
+            Scalar::Word(word) => {
+                Value::String(meant(field.kind, &word).map_err(|error| error.at(self.place_of(at)))?)
+            }
         };
         let node = Node { place: Place::default(), value };
         scalar::write(field.kind, field.number, &node, out).map_err(|mut error| {
@@ -203,8 +243,6 @@ impl<'a> Parser<'a> {
     fn scalar(&mut self) -> Result<Scalar> {
         if !matches!(self.peek(), Some('"' | '\'')) {
             let word = self.word(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '+' | '.'))?;
-            let is_float = word.contains('.') && !word.starts_with("0x");
-            let word = if is_float { word.trim_end_matches(['f', 'F']) } else { word };
             return Ok(Scalar::Word(word.to_owned()));
         }
         let mut bytes = Vec::new();
@@ -270,6 +308,54 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// What a word stands for, as the mapping of JSON has it within quotes. The rules of numbers are those of the text form.
+fn meant(kind: Kind, word: &str) -> Result<String> {
+    let (sign, digits) = word.strip_prefix('-').map_or(("", word), |digits| ("-", digits));
+    let is_number = digits.starts_with(|c: char| c.is_ascii_digit());
+    let found = match kind {
+        Kind::Bool => match word {
+            "true" | "True" | "t" => Some("true".to_owned()),
+            "false" | "False" | "f" => Some("false".to_owned()),
+            _ => integer(word).filter(|number| matches!(number, 0 | 1)).map(|number| number.to_string()),
+        },
+        Kind::Double | Kind::Float => match digits.to_ascii_lowercase().as_str() {
+            "inf" | "infinity" => Some(format!("{sign}Infinity")),
+            "nan" => Some("NaN".to_owned()),
+            // There are no octal and hexadecimal ones of these.
+            number if is_based(number) => None,
+            number => Some(format!("{sign}{}", number.strip_suffix('f').unwrap_or(number))),
+        },
+        Kind::Enum(_) if !is_number => Some(word.to_owned()),
+        _ => integer(word).map(|number| number.to_string()),
+    };
+    found.ok_or_else(|| {
+        ConfigError::new(match kind {
+            Kind::Bool => "must be true or false",
+            Kind::Double | Kind::Float => "must be a decimal number",
+            _ => "must be an integer",
+        })
+    })
+}
+
+/// Whether a number is octal or hexadecimal.
+fn is_based(digits: &str) -> bool {
+    digits.strip_prefix('0').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit() || c == 'x'))
+}
+
+/// A number: octal behind a 0, hexadecimal behind a 0x.
+fn integer(word: &str) -> Option<i128> {
+    let digits = word.strip_prefix('-').unwrap_or(word);
+    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (16, digits),
+        None if is_based(digits) => (8, digits),
+        None => (10, digits),
+    };
+    // No sign of the number's own.
+    let digits = digits.starts_with(|c: char| c.is_digit(radix)).then_some(digits)?;
+    let number = i128::from_str_radix(digits, radix).ok()?;
+    Some(if word.starts_with('-') { -number } else { number })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -326,6 +412,25 @@ resources:
         assert_eq!(of(&text), of(&yaml.encode_to_vec()));
     }
 
+    #[test]
+    fn numbers_are_those_of_the_text_form() {
+        let cases = [
+            (Kind::Int32, "010", "8"),
+            (Kind::Int32, "-010", "-8"),
+            (Kind::Uint32, "0X1f", "31"),
+            (Kind::Uint32, "0", "0"),
+            (Kind::Double, "-inf", "-Infinity"),
+            (Kind::Double, "1.5F", "1.5"),
+            (Kind::Float, "1e3f", "1e3"),
+            (Kind::Float, "0.5", "0.5"),
+            (Kind::Bool, "1", "1"),
+            (Kind::Bool, "t", "true"),
+        ];
+        for (kind, word, expected) in cases {
+            assert_eq!(meant(kind, word).unwrap(), expected, "{word}");
+        }
+    }
+
     /// The place of each value was counted from the beginning of the text: 800 KB took a quarter of a minute.
     #[test]
     fn a_long_text_is_read_in_one_pass() {
@@ -340,7 +445,30 @@ resources:
             ("name: c", "1:7: name: must stand within quotes"),
             ("name: \"c\"\nnam: \"d\"", "2:4: nam: unknown field"),
             ("lb_policy: NONE", "lb_policy: unknown value"),
-            ("connect_timeout { seconds: \"x\" }", "connect_timeout.seconds: must be an integer"),
+            ("connect_timeout { seconds: x }", "1:28: connect_timeout.seconds: must be an integer"),
+            ("connect_timeout { seconds: 1.0 }", "connect_timeout.seconds: must be an integer"),
+            ("connect_timeout { seconds: 09 }", "connect_timeout.seconds: must be an integer"),
+            ("connect_timeout { seconds: +1 }", "connect_timeout.seconds: must be an integer"),
+            (
+                "connect_timeout { seconds: \"1\" }",
+                "1:28: connect_timeout.seconds: must not stand within quotes",
+            ),
+            ("lb_policy: \"RING_HASH\"", "1:12: lb_policy: must not stand within quotes"),
+            ("track_timeout_budgets: yes", "track_timeout_budgets: must be true or false"),
+            ("name: \"a\"\nname: \"b\"", "2:5: name: is given twice"),
+            ("metadata {} metadata {}", "metadata: is given twice"),
+            ("typed_extension_protocol_options { key: \"a\" key: \"b\" }", "key: is given twice"),
+            ("name: [\"a\", \"b\"]", "1:7: name: must be one value, not a list"),
+            ("metadata [{}]", "metadata: must be one value, not a list"),
+            ("type: EDS cluster_type {}", "cluster_type: \"type\" is given too, and only one of them may be"),
+            (
+                "common_lb_config { healthy_panic_threshold { value: 010 } }",
+                "value: must be a decimal number",
+            ),
+            (
+                "typed_extension_protocol_options { value { type_url: \"a\" [type.googleapis.com/google.protobuf.Duration] {} } }",
+                "an Any holds one message",
+            ),
             ("connect_timeout { seconds: 1", "\"}\" is missing"),
             ("name: \"c", "\" is missing"),
             ("[type.googleapis.com/envoy.config.route.v3.Route] {}", "is for a google.protobuf.Any"),

@@ -39,7 +39,7 @@ pub(super) fn fields(
         if value.is_null() && !well_known::accepts_null(field) {
             return Ok(());
         }
-        check_alone(&written, field, entry)?;
+        check_alone(&written, field, key, entry.key_place)?;
         written.push((field, key));
         field_value(field, value, out).in_key(key)
     }))
@@ -53,15 +53,17 @@ fn unknown_field(schema: TypeSchema, entry: &Entry) -> ConfigError {
     error.in_key(&entry.key).at(entry.key_place)
 }
 
-fn check_alone(
+/// Refuses a field whose oneof another of the fields that were written is of, each with the name that it was given by.
+pub(crate) fn check_alone(
     written: &[(FieldSchema, &str)],
     field: FieldSchema,
-    entry: &Entry,
+    given: &str,
+    place: Place,
 ) -> Result<(), ConfigError> {
     for (other, key) in written {
         if !field.oneof.is_empty() && other.oneof == field.oneof && other.number != field.number {
             let reason = format!("\"{key}\" is given too, and only one of them may be");
-            return Err(ConfigError::field(&entry.key, reason).at(entry.key_place));
+            return Err(ConfigError::field(given, reason).at(place));
         }
     }
     Ok(())
