@@ -16,7 +16,7 @@ use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, enum_value, not_empty, one_of, positive_duration};
 
 use crate::ads::{BackoffConfig, Flavor, RateLimit, StreamConfig, Target};
-use crate::context::Context;
+use crate::context::{Context, unknown_cluster};
 
 /// Bytes of a message of a control plane that are taken, as much as pilot-agent takes: whole worlds are sent in one.
 const MAX_MESSAGE: usize = i32::MAX as usize;
@@ -106,7 +106,8 @@ fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConf
     let named = || {
         let name = not_empty(cluster_name, "cluster_name")?;
         if !context.bootstrap_clusters.contains(name) {
-            return Err(ConfigError::field("cluster_name", format!("there is no static cluster \"{name}\"")));
+            let known = context.bootstrap_clusters.iter().map(String::as_str);
+            return Err(unknown_cluster(name, " in static_resources", known).in_key("cluster_name"));
         }
         Ok((name, backoff(retry_policy.as_ref()).in_key("retry_policy")?))
     };

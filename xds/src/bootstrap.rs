@@ -165,7 +165,8 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
             continue;
         }
         let cluster = faults.take_item(cluster::compile(&context, value, false), "clusters", index);
-        if let Ok(mut asks) = Asks::of_cluster(&context, value) {
+        let asks = Asks::of_cluster(&context, value).in_resource("cluster", &value.name);
+        if let Some(mut asks) = faults.take_item(asks, "clusters", index) {
             let tls = cluster.iter().flat_map(|cluster| cluster.config.all_tls());
             asks.add_secrets(tls.filter_map(|tls| tls.awaited()));
             statics.insert(Key::of_name(Kind::Cluster, &value.name.as_str().into()), asks);

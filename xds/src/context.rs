@@ -68,9 +68,25 @@ impl Context {
             return Ok(());
         }
         let known = self.bootstrap_clusters.iter().map(String::as_str).chain(sent.iter().map(|name| &**name));
-        let hint = nearest(name, known).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
-        Err(ConfigError::new(format!("unknown cluster \"{name}\"{hint}")))
+        Err(unknown_cluster(name, "", known))
     }
+}
+
+const UNKNOWN_CLUSTER: &str = "unknown cluster";
+
+/// The error of a name that none of the `known` clusters has; `place` says where it must be, if not anywhere (` in x`).
+pub(crate) fn unknown_cluster<'a>(
+    name: &str,
+    place: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> ConfigError {
+    let hint = nearest(name, known).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
+    ConfigError::new(format!("{UNKNOWN_CLUSTER} \"{name}\"{place}{hint}"))
+}
+
+/// Whether that is what is wrong.
+pub(crate) fn is_unknown_cluster(fault: &ConfigError) -> bool {
+    fault.reason.starts_with(UNKNOWN_CLUSTER)
 }
 
 /// Names of the clusters that a control plane has sent, in force or on their way there.

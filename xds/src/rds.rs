@@ -135,20 +135,25 @@ pub(crate) fn subscribe(
 /// # Errors
 /// There is no such stream, or no such file: as in Envoy one must be there when it is named.
 pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
-    let (source, within) = source_of_secrets(context, value)?;
-    match &source {
-        Source::Ads => {}
-        Source::Api(api) => drop(api.compile(context).in_key("api_config_source")?),
-        Source::Path(path) => {
-            let there = files::promptly(path, |path| std::fs::metadata(path).map(drop));
-            let missing = |error| ConfigError::field("path", format!("{}: {error}", path.display()));
-            match value.config_source_specifier {
-                Some(ConfigSourceSpecifier::PathConfigSource(_)) => {
-                    there.map_err(missing).in_key("path_config_source")?;
-                }
-                _ => there.map_err(missing)?,
+    let (source, within) = source_unseen(context, value)?;
+    if let Source::Path(path) = &source {
+        let there = files::promptly(path, |path| std::fs::metadata(path).map(drop));
+        let missing = |error| ConfigError::field("path", format!("{}: {error}", path.display()));
+        match value.config_source_specifier {
+            Some(ConfigSourceSpecifier::PathConfigSource(_)) => {
+                there.map_err(missing).in_key("path_config_source")?;
             }
+            _ => there.map_err(missing)?,
         }
+    }
+    Ok((source, within))
+}
+
+/// The same without a look at the disk, which a source that was looked at need not have again.
+pub(crate) fn source_unseen(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
+    let (source, within) = source_of_secrets(context, value)?;
+    if let Source::Api(api) = &source {
+        api.compile(context).in_key("api_config_source")?;
     }
     Ok((source, within))
 }

@@ -5,6 +5,8 @@ use sixfold_core::error::{ConfigError, Place};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::Bootstrap;
 use sixfold_xds_api::values::Result;
 
+use crate::context::is_unknown_cluster;
+
 /// Errors, each with the path of its field from the root of the document.
 #[derive(Default)]
 pub(super) struct Faults(pub(super) Vec<(String, ConfigError)>);
@@ -26,7 +28,13 @@ impl Faults {
             Err(error) => error.into_all(),
         };
         let path = |fault: &ConfigError| root(fault.clone()).field.unwrap_or_default();
-        self.0.extend(faults.into_iter().map(|fault| (path(&fault), fault)));
+        for fault in faults {
+            let found = (path(&fault), fault);
+            // A part that is read for several ends has its fault for each.
+            if !self.0.contains(&found) {
+                self.0.push(found);
+            }
+        }
         None
     }
 
@@ -35,7 +43,7 @@ impl Faults {
     pub(super) fn leave_out_consequences(&mut self, unread: &Unread) {
         let no_clusters = unread.hides_clusters();
         self.0.retain(|(path, fault)| {
-            let dangling = no_clusters && fault.reason.starts_with("unknown cluster");
+            let dangling = no_clusters && is_unknown_cluster(fault);
             !dangling && !unread.explains(path) && !unread.is_in_cluster_of(path)
         });
     }
@@ -87,7 +95,10 @@ impl Unread {
         let paths = faults.iter().filter_map(|fault| {
             let path = fault.field.as_deref()?;
             let meant = fault.reason.split_once("did you mean \"").and_then(|(_, name)| name.split_once('"'));
-            let meant = meant.and_then(|(name, _)| Some(format!("{}.{name}", path.rsplit_once('.')?.0)));
+            let meant = meant.map(|(name, _)| match path.rsplit_once('.') {
+                Some((parent, _)) => format!("{parent}.{name}"),
+                None => name.to_owned(),
+            });
             Some(std::iter::once(path.to_owned()).chain(meant))
         });
         Unread(paths.flatten().map(|path| snake_case(&path)).collect())

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sixfold_core::access_log::LogTarget;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::ConfigContext;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::ClusterManager;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::cluster_manager::OutlierDetection;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::Result;
 
 use crate::access_log;
+use crate::context::unknown_cluster;
 
 /// For every cluster.
 #[derive(Debug, Default)]
@@ -33,8 +34,9 @@ pub(super) fn compile(value: &ClusterManager, clusters: &BTreeSet<String>) -> Re
     } = value;
     refuse!(upstream_bind_config, load_stats_config);
     if !local_cluster_name.is_empty() && !clusters.contains(local_cluster_name) {
-        let reason = format!("there is no cluster \"{local_cluster_name}\"");
-        return Err(ConfigError::field("local_cluster_name", reason));
+        let known = clusters.iter().map(String::as_str);
+        let unknown = unknown_cluster(local_cluster_name, " in static_resources", known);
+        return Err(unknown.in_key("local_cluster_name"));
     }
     let local_cluster = (!local_cluster_name.is_empty()).then(|| local_cluster_name.as_str().into());
     let outlier_log = outlier_detection.as_ref().map(outlier_log).transpose().in_key("outlier_detection")?;

@@ -310,4 +310,38 @@ fn a_misspelt_field_is_one_fault() {
         assert_eq!(faults.len(), 1, "{to}: {faults:#?}");
         assert!(faults[0].reason.starts_with("unknown field"), "{faults:?}");
     }
+    // Its control plane, its listeners and its local cluster all name clusters.
+    let recorded = include_str!("../../conformance/agent/bootstrap.json");
+    let managed =
+        format!("{{\"cluster_manager\": {{\"local_cluster_name\": \"agent\"}},{}", &recorded.trim()[1..]);
+    load(&managed, "envoy-rev.json", &process()).unwrap_or_else(|faults| panic!("{faults:?}"));
+    for (from, to) in [("\"clusters\"", "\"cluster\""), ("\"static_resources\"", "\"static_resource\"")] {
+        let text = managed.replacen(from, to, 1);
+        assert_ne!(text, managed);
+        let faults = load(&text, "envoy-rev.json", &process()).err().unwrap();
+        let told: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        assert!(matches!(&*told, [one] if one.contains("unknown field")), "{to}: {told:#?}");
+    }
+}
+
+/// Endpoints of a file that is missing were looked for twice, and what is read twice has its fault once.
+#[test]
+fn a_missing_file_of_endpoints_is_one_fault() {
+    let eds = "connect_timeout: 1s\n    type: EDS\n    eds_cluster_config: {eds_config: SOURCE}";
+    let text = BOOTSTRAP.split("    load_assignment:").next().unwrap();
+    for (source, expected) in [
+        (
+            "{path: /none/eds.yaml}",
+            "eds_cluster_config.eds_config.path: /none/eds.yaml: No such file or directory (os error 2)",
+        ),
+        (
+            "{ads: {}}",
+            "eds_cluster_config.eds_config.ads: needs dynamic_resources.ads_config in the bootstrap",
+        ),
+    ] {
+        let text = text.replacen("connect_timeout: 1s", &eds.replace("SOURCE", source), 1);
+        let faults = load(&text, "envoy.yaml", &process()).err().unwrap();
+        let told: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        assert!(matches!(&*told, [one] if one.ends_with(expected)), "{told:#?}");
+    }
 }

@@ -9,6 +9,7 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
 };
+use sixfold_xds_api::pb::envoy::config::core::v3::ConfigSource;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::values::{Result, required};
 
@@ -29,6 +30,18 @@ pub(crate) struct Assigned {
 
 /// The assignment that a cluster's endpoints come by; `None` when they do not come so.
 pub(crate) fn eds(context: &Context, value: &ProtoCluster) -> Result<Option<Assigned>> {
+    assigned_by(value, |source| rds::source(context, source))
+}
+
+/// The same without a look at the disk: a file that is missing is found by [`eds`].
+pub(super) fn eds_unseen(context: &Context, value: &ProtoCluster) -> Result<Option<Assigned>> {
+    assigned_by(value, |source| rds::source_unseen(context, source))
+}
+
+fn assigned_by(
+    value: &ProtoCluster,
+    source: impl FnOnce(&ConfigSource) -> Result<(Source, Option<Duration>)>,
+) -> Result<Option<Assigned>> {
     let is_eds = value.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
     if !is_eds {
         let reason = "is for clusters of type EDS";
@@ -41,7 +54,7 @@ pub(crate) fn eds(context: &Context, value: &ProtoCluster) -> Result<Option<Assi
     }
     let EdsClusterConfig { eds_config, service_name } =
         required(&value.eds_cluster_config, "eds_cluster_config")?;
-    let source = rds::source(context, required(eds_config, "eds_config").in_key("eds_cluster_config")?);
+    let source = source(required(eds_config, "eds_config").in_key("eds_cluster_config")?);
     let (source, within) = source.in_key("eds_config").in_key("eds_cluster_config")?;
     let name = if service_name.is_empty() { &value.name } else { service_name };
     Ok(Some(Assigned { source, name: name.as_str().into(), within }))

@@ -279,7 +279,7 @@ fn discovery(context: &Context, value: &ProtoCluster) -> Result<Discovery> {
             return dns::custom(context, custom).in_key("cluster_type");
         }
     };
-    if let Some(Assigned { within, .. }) = eds(context, value)? {
+    if let Some(Assigned { within, .. }) = eds::eds_unseen(context, value)? {
         // It is waited for where endpoints come from; whoever waits here does so until it is told to stop.
         return Ok(Discovery::Eds(within.unwrap_or(Duration::MAX)));
     }

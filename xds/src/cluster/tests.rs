@@ -48,6 +48,11 @@ fn endpoints_of_eds_have_a_name_and_a_time_to_come_in() {
     assert_eq!(of("eds_config: {ads: {}}"), (("c".into(), Some(fifteen)), Discovery::Eds(fifteen), None));
     let named = "service_name: s, eds_config: {ads: {}, initial_fetch_timeout: 0s}";
     assert_eq!(of(named), (("s".into(), None), Discovery::Eds(Duration::MAX), Some("s".into())));
+    // The disk is asked once, by who wants to know where they come from.
+    let value = read("name: c\ntype: EDS\neds_cluster_config: {eds_config: {path: /none/eds.yaml}}\n");
+    assert!(parts(&context(), &value).is_ok());
+    let error = eds(&context(), &value).err().unwrap().to_string();
+    assert!(error.starts_with("eds_cluster_config.eds_config.path: /none/eds.yaml: No such file"), "{error}");
     let name = "endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.test, port_value: 1}}}}]}]";
     let error = assigned(&read(&format!("cluster_name: c\n{name}\n"))).unwrap_err().to_string();
     assert!(error.starts_with("endpoints: \"a.test:1\" is no IP address"), "{error}");

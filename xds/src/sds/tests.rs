@@ -225,7 +225,7 @@ fn what_is_wrong_in_settings_is_told_before_their_secrets_come() {
             "api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: other}}]}",
             "",
             format!(
-                "{at}tls_certificate_sds_secret_configs[0].sds_config.api_config_source.grpc_services[0].envoy_grpc.cluster_name: there is no static cluster \"other\""
+                "{at}tls_certificate_sds_secret_configs[0].sds_config.api_config_source.grpc_services[0].envoy_grpc.cluster_name: unknown cluster \"other\" in static_resources"
             ),
         ),
         ("path_config_source: {path: /nowhere}", "", "path_config_source.path: /nowhere: ".to_owned()),

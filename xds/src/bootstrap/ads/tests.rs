@@ -91,7 +91,7 @@ fn what_is_not_supported_is_refused_by_its_field() {
         (
             grpc("{envoy_grpc: {cluster_name: other}}"),
             "{ads: {}}",
-            "ads_config.grpc_services[0].envoy_grpc.cluster_name: there is no static cluster \"other\"",
+            "ads_config.grpc_services[0].envoy_grpc.cluster_name: unknown cluster \"other\" in static_resources",
         ),
         (
             grpc("{google_grpc: {target_uri: a, stat_prefix: b}}"),
