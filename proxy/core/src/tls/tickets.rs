@@ -49,7 +49,7 @@ impl Tickets {
 }
 
 /// What makes two contexts alike for sessions: the certificates that clients must have, whether they must, and the names
-/// that the server speaks for. Files count by their content.
+/// that the server speaks for, by whose word. Files count by their content.
 ///
 /// # Errors
 /// A file that can't be read.
@@ -63,8 +63,8 @@ pub(super) fn kinship<'c>(
         all.extend(sha256(&pem.read().map_err(ConfigError::new)?));
     }
     for certificate in certificates {
-        let Certificate { subject, dns_sans, uri_sans, .. } = &**certificate;
-        all.extend(format!("{subject:?} {dns_sans:?} {uri_sans:?}").into_bytes());
+        let Certificate { subject, issuer, dns_sans, ip_sans, uri_sans, .. } = &**certificate;
+        all.extend(format!("{subject:?} {issuer:?} {dns_sans:?} {ip_sans:?} {uri_sans:?}").into_bytes());
     }
     Ok(all)
 }

@@ -90,6 +90,38 @@ fn a_session_is_never_taken_up_under_another_validation() {
     }
 }
 
+/// What the client was shown of the server is not shown again either.
+#[test]
+fn a_session_is_never_taken_up_under_other_names() {
+    let mesh = Mesh::new();
+    let of = |issuer: &Authority, dns: &[&str], ip: Option<[u8; 4]>| {
+        let mut params = leaf_params(&["server.test"], &[]);
+        params.subject_alt_names.extend(dns.iter().map(|name| SanType::DnsName((*name).try_into().unwrap())));
+        params.subject_alt_names.extend(ip.map(|ip| SanType::IpAddress(ip.into())));
+        server(ServerSettings {
+            identities: vec![issue(issuer, &params, &KeyPair::generate().unwrap())],
+            tickets: keys(&[1]),
+            ..ServerSettings::default()
+        })
+    };
+    let trusting = |version| {
+        let mut both = mesh.servers.pem.read().unwrap().to_vec();
+        both.extend_from_slice(&mesh.others.pem.read().unwrap());
+        let protocols = Protocols { max: Some(version), ..Protocols::default() };
+        let validation = Validation { trusted_ca: Some(Pem::Inline(both)), ..Validation::default() };
+        client(ClientSettings { protocols, validation: Some(validation), ..ClientSettings::default() })
+    };
+    for version in [TlsVersion::V12, TlsVersion::V13] {
+        let first = || of(&mesh.servers, &["a.test"], Some([10, 0, 0, 1]));
+        let to = |second: Arc<ServerContext>| resumes(&trusting(version), &first(), &second).unwrap();
+        assert!(to(first()));
+        assert!(!to(of(&mesh.servers, &["b.test"], Some([10, 0, 0, 1]))), "another DNS name");
+        assert!(!to(of(&mesh.servers, &["a.test"], Some([10, 0, 0, 2]))), "another address");
+        assert!(!to(of(&mesh.servers, &["a.test"], None)), "no address");
+        assert!(!to(of(&mesh.others, &["a.test"], Some([10, 0, 0, 1]))), "another issuer");
+    }
+}
+
 #[test]
 fn each_way_of_resuming_can_be_turned_off() {
     let mesh = Mesh::new();
