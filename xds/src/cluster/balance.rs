@@ -362,8 +362,7 @@ fn zone_aware(context: &Context, value: Option<&NewZone>) -> Result<Option<Arc<Z
         local: context.compile.clusters.cell(local),
         own: context.locality.clone(),
         enabled: runtime.number("upstream.zone_routing.enabled", percent) as u32,
-        min_size: runtime.number("upstream.zone_routing.min_cluster_size", u64_or(min_cluster_size, 6) as f64)
-            as u64,
+        min_size: runtime.integer("upstream.zone_routing.min_cluster_size", u64_or(min_cluster_size, 6)),
         force_own: forced.or(force_locality_direct_routing.then_some(1)),
         by_weight,
     })))

@@ -54,10 +54,9 @@ pub(super) fn limits(runtime: &Runtime, cluster: &str, value: Option<&CircuitBre
 
 /// Runtime keys take the place of numbers (source/common/upstream/resource_manager_impl.h).
 fn with_runtime(runtime: &Runtime, prefix: &str, limits: BreakerLimits) -> BreakerLimits {
-    let number = |key: &str| runtime.get(&format!("{prefix}.{key}"));
     let whole = |key: &str, default: u32| {
-        let value = number(key).and_then(serde_json::Value::as_u64);
-        value.map_or(default, |value| u32::try_from(value).unwrap_or(u32::MAX))
+        let value = runtime.integer(&format!("{prefix}.{key}"), default.into());
+        u32::try_from(value).unwrap_or(u32::MAX)
     };
     BreakerLimits {
         max_connections: whole("max_connections", limits.max_connections),
@@ -65,9 +64,9 @@ fn with_runtime(runtime: &Runtime, prefix: &str, limits: BreakerLimits) -> Break
         max_requests: whole("max_requests", limits.max_requests),
         max_retries: whole("max_retries", limits.max_retries),
         retry_budget: limits.retry_budget.map(|budget| {
-            let percent = number("retry_budget.budget_percent").and_then(serde_json::Value::as_f64);
+            let percent = runtime.number(&format!("{prefix}.retry_budget.budget_percent"), budget.percent);
             RetryBudget {
-                percent: percent.unwrap_or(budget.percent).clamp(0.0, 100.0),
+                percent: percent.clamp(0.0, 100.0),
                 min_concurrency: whole("retry_budget.min_retry_concurrency", budget.min_concurrency),
             }
         }),

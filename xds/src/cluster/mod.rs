@@ -175,9 +175,7 @@ fn service_name(value: &ProtoCluster) -> Option<Arc<str>> {
 /// Percent of requests that the runtime has a cluster turn away (source/common/upstream/upstream_impl.cc,
 /// `maintenanceMode`).
 fn maintenance(runtime: &Runtime, name: &str) -> u8 {
-    let percent =
-        runtime.get(&format!("upstream.maintenance_mode.{name}")).and_then(serde_json::Value::as_u64);
-    percent.map_or(0, |percent| percent.min(100) as u8)
+    runtime.integer(&format!("upstream.maintenance_mode.{name}"), 0).min(100) as u8
 }
 
 /// Counts the fields: what is not read by any part of this module is refused here.

@@ -424,6 +424,14 @@ fn the_runtime_has_a_say_in_limits_and_maintenance() {
     assert_eq!(config.breaker.max_requests, 1024);
     assert_eq!(config.breaker.retry_budget, Some(RetryBudget { percent: 12.5, min_concurrency: 4 }));
     assert_eq!(with_runtime(r#"{"upstream.maintenance_mode.c": 1000}"#, "").0.maintenance, 100);
+    // YAML's texts are numbers too, and what reads as none leaves what is configured.
+    let values = r#"{"upstream.maintenance_mode.c": "30", "circuit_breakers.c.default.max_connections": "7.5",
+        "circuit_breakers.c.default.max_requests": "nan", "circuit_breakers.c.default.max_retries": -1,
+        "circuit_breakers.c.default.retry_budget.budget_percent": "12.5"}"#;
+    let (config, _) = with_runtime(values, fields);
+    assert_eq!((config.maintenance, config.breaker.max_connections), (30, 7));
+    assert_eq!((config.breaker.max_requests, config.breaker.max_retries), (1024, 3));
+    assert_eq!(config.breaker.retry_budget.map(|budget| budget.percent), Some(12.5));
 }
 
 #[test]
