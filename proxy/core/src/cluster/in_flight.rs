@@ -93,9 +93,12 @@ pub struct InFlight {
     ended: Option<Instant>,
     kind: OutcomeKind,
     status: u16,
-    /// What the response's gRPC status amounts to, where outliers are looked for.
+    /// The request is one of gRPC.
+    is_grpc: bool,
+    /// What the gRPC status in the head of the response amounts to.
     grpc: Option<u16>,
-    /// The status of the head that has come, or what its gRPC status amounts to.
+    /// The status of the head that has come, or what the gRPC status amounts to. A head of gRPC without a status is none
+    /// if all is well with it: the trailers are yet to tell.
     answer: Option<u16>,
     /// It is a connection that carries bytes, of which nobody tells whether they go well.
     raw: bool,
@@ -116,6 +119,7 @@ impl InFlight {
             ended: None,
             kind,
             status: 0,
+            is_grpc: false,
             grpc: None,
             answer: None,
             raw: false,
@@ -154,6 +158,12 @@ impl InFlight {
         self.begin(now);
     }
 
+    /// Notes that the request is one of gRPC: a status of gRPC tells whether it goes well. In other answers the field
+    /// means nothing (source/common/router/router.cc, `grpc_request_`).
+    pub fn carries_grpc(&mut self) {
+        self.is_grpc = true;
+    }
+
     /// Counts a request that is given to a connection: one that none was found for is none to the endpoint.
     pub fn attached(&self) {
         self.cluster.stats.upstream_rq_total().inc();
@@ -167,15 +177,15 @@ impl InFlight {
     }
 
     /// Notes the head of the endpoint's response: what will be reported should nothing else happen. As in Envoy
-    /// (Router::Filter::onUpstreamHeaders) a gRPC status in it counts in place of the other, and
+    /// (Router::Filter::onUpstreamHeaders) a gRPC status in it counts in place of the other if the request is of gRPC, and
     /// `x-envoy-immediate-health-check-fail` as a failed check.
     pub fn answered(&mut self, status: u16, headers: &Headers) {
         self.settle(OutcomeKind::Response, status);
-        self.answer = Some(status);
-        if self.cluster.outliers.is_some() || self.cluster.config.protocol.may_be_http2() {
-            self.grpc = grpc_status(headers);
-            self.answer = self.grpc.or(self.answer);
-        }
+        self.grpc = self.is_grpc.then(|| grpc_status(headers)).flatten();
+        self.answer = match self.is_grpc && status < 500 {
+            true => self.grpc,
+            false => Some(status),
+        };
         if let Some(reports) = self.cluster.config.balance.policy.load_reports() {
             self.load_known = reports.take(headers, &self.member.host, Instant::now());
         }
@@ -190,7 +200,9 @@ impl InFlight {
         if trailers.is_empty() {
             return;
         }
-        self.answer = grpc_status(trailers).or(self.answer);
+        if self.is_grpc && self.answer.is_none() {
+            self.answer = grpc_status(trailers);
+        }
         if self.load_known {
             return;
         }
@@ -225,10 +237,11 @@ impl InFlight {
     }
 
     /// Counts it for the endpoint. As in Envoy's router the head of a response decides, whatever becomes of its body, and
-    /// what a limit kept from the endpoint is nothing of its own.
+    /// what a limit kept from the endpoint is nothing of its own. A response of gRPC that ends without a status has failed.
     fn judge(&self, status: u16) {
         let host = &self.member.host;
-        let answer = self.answer.or((self.kind == OutcomeKind::Response).then_some(status));
+        let is_whole = self.kind == OutcomeKind::Response && !self.is_grpc;
+        let answer = self.answer.or(is_whole.then_some(status));
         let well = match (answer, self.kind) {
             (Some(status), _) => status < 500,
             (None, OutcomeKind::Overflow | OutcomeKind::Cancelled) => return,
@@ -399,18 +412,6 @@ mod tests {
         assert_eq!(answered(200, OutcomeKind::Reset), [1, 0, 0], "its head had come");
         let settled = |status| counted(|attempt| attempt.settle(OutcomeKind::Response, status));
         assert_eq!((settled(200), settled(500)), ([1, 0, 0], [0, 1, 0]));
-        let by_trailers = |code: &str| {
-            let mut trailers = Headers::new();
-            trailers.append("grpc-status", code.as_bytes());
-            counted(|attempt| {
-                attempt.answered(200, &Headers::new());
-                attempt.trailed(&trailers);
-            })
-        };
-        assert_eq!(
-            (by_trailers("0"), by_trailers("5"), by_trailers("14")),
-            ([1, 0, 0], [1, 0, 0], [0, 1, 0])
-        );
         for kind in [OutcomeKind::Response, OutcomeKind::ConnectFailure] {
             let raw = counted(|attempt| {
                 attempt.begin_raw(Instant::now());
@@ -418,5 +419,42 @@ mod tests {
             });
             assert_eq!(raw, [0, 0, 0]);
         }
+    }
+
+    /// It depended on the protocol and on outlier detection in heads, and on nothing in trailers.
+    #[test]
+    fn the_status_of_grpc_counts_where_the_request_is_of_grpc() {
+        let fields = |code: Option<&str>| {
+            let mut fields = Headers::new();
+            code.iter().for_each(|code| fields.append("grpc-status", code.as_bytes()));
+            fields
+        };
+        let run = |is_grpc: bool, status, head, trailers, end: Option<OutcomeKind>| {
+            counted(|attempt| {
+                if is_grpc {
+                    attempt.carries_grpc();
+                }
+                attempt.answered(status, &fields(head));
+                attempt.trailed(&fields(trailers));
+                if let Some(end) = end {
+                    attempt.settle(end, status);
+                }
+            })
+        };
+        let (well, ill) = ([1, 0, 0], [0, 1, 0]);
+        for (code, seen) in [("0", well), ("5", well), ("14", ill), ("x", ill)] {
+            assert_eq!(run(true, 200, Some(code), None, None), seen, "head {code}");
+            assert_eq!(run(true, 200, None, Some(code), None), seen, "trailers {code}");
+            assert_eq!(run(false, 200, Some(code), None, None), well, "no gRPC, head {code}");
+            assert_eq!(run(false, 200, None, Some(code), None), well, "no gRPC, trailers {code}");
+        }
+        assert_eq!(run(true, 200, None, None, None), ill, "it ended without a status");
+        assert_eq!(run(true, 200, None, None, Some(OutcomeKind::Reset)), ill);
+        assert_eq!(
+            run(true, 200, None, None, Some(OutcomeKind::Cancelled)),
+            [0, 0, 0],
+            "nobody waited for it"
+        );
+        assert_eq!(run(true, 503, None, Some("0"), None), ill, "the head decides");
     }
 }

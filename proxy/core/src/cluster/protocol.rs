@@ -16,13 +16,6 @@ pub enum UpstreamProtocol {
     Downstream,
 }
 
-impl UpstreamProtocol {
-    /// Whether connections may be HTTP/2, and carry gRPC.
-    pub fn may_be_http2(self) -> bool {
-        self != UpstreamProtocol::Http1
-    }
-}
-
 /// TCP keep-alive probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpKeepalive {

@@ -158,8 +158,11 @@ impl<D: Downstream> Exchange<'_, D> {
     fn begin_attempt(&mut self, plan: &Plan<'_>, flight: &mut InFlight) {
         let now = self.clock.now().into_std();
         flight.begin(now);
-        let host = flight.host();
         let stream = &mut *self.stream;
+        if stream.request.is_grpc() {
+            flight.carries_grpc();
+        }
+        let host = flight.host();
         stream.upstream.attempts += 1;
         stream.upstream.member = Some(flight.member().clone());
         stream.upstream.tried.push(TriedHost::new(flight.member().clone(), now));

@@ -93,7 +93,11 @@ async fn outliers_leave_and_come_back() {
     unavailable.set("grpc-status", b"14");
     for headers in [Headers::new(), unavailable, Headers::new()] {
         let mut attempt = choose(&cluster).unwrap();
-        let status = if headers.contains("grpc-status") { 200 } else { 500 };
+        let is_grpc = headers.contains("grpc-status");
+        let status = if is_grpc { 200 } else { 500 };
+        if is_grpc {
+            attempt.carries_grpc();
+        }
         attempt.answered(status, &headers);
         attempt.end(OutcomeKind::Response, status, std::time::Instant::now());
     }
