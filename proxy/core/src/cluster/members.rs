@@ -1,5 +1,6 @@
 //! The endpoints of a cluster at one moment.
 
+use super::stats::ZonePlace;
 use super::{
     Address, ClusterConfig, EdsHealth, EndpointCheck, Health, Host, HostConfig, LoadPolicy, Locality, Reasons,
 };
@@ -12,8 +13,8 @@ use std::sync::Arc;
 
 /// An endpoint as one [`HostSet`] has it: what is configured of it now, and the host that it is.
 ///
-/// Nothing here ever changes: a new weight makes a new member of a new set, so that a set which is never put in
-/// force changes nothing.
+/// Nothing that is configured here ever changes: a new weight makes a new member of a new set, so that a set which is
+/// never put in force changes nothing.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// The host, which sets before and after this one may have too.
@@ -28,6 +29,7 @@ pub struct Member {
     locality_weight: u32,
     locality_is_weighted: bool,
     canary: bool,
+    pub(super) zone_place: ZonePlace,
     /// Metadata by namespace.
     pub metadata: Metadata,
     /// TLS towards it where its cluster has several, see [`super::Cluster::tls_of`].
@@ -60,6 +62,7 @@ impl Member {
             locality_weight: locality_weight.unwrap_or_default(),
             locality_is_weighted: locality_weight.is_some(),
             canary: is_canary(&metadata),
+            zone_place: ZonePlace::default(),
             metadata,
             tls,
             discovery: health,

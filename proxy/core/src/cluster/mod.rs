@@ -348,7 +348,7 @@ impl Cluster {
             self.stats.membership_change().inc();
         }
         self.count_members(set);
-        self.stats.count_zones(&self.config.own_zone, set.iter().map(|member| &member.locality().zone));
+        self.stats.count_zones(&self.config.own_zone, set.iter());
     }
 
     fn count_members(&self, set: &HostSet) {

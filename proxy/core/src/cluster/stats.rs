@@ -1,10 +1,12 @@
 //! Statistics of a cluster.
 
+use super::Member;
 use super::grpc_stats::GrpcStats;
 use crate::metrics::responses::Responses;
 use crate::metrics::{Registry, scope};
 use arc_swap::ArcSwapOption;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 crate::stat_block! {
@@ -62,6 +64,22 @@ pub struct ClusterStats {
 struct OfZone {
     zone: Arc<str>,
     responses: Arc<Responses>,
+}
+
+/// The place of a member's zone among those whose responses are counted; out of reach while it has none.
+#[derive(Debug)]
+pub(super) struct ZonePlace(AtomicU8);
+
+impl Default for ZonePlace {
+    fn default() -> ZonePlace {
+        ZonePlace(AtomicU8::new(u8::MAX))
+    }
+}
+
+impl Clone for ZonePlace {
+    fn clone(&self) -> ZonePlace {
+        ZonePlace(AtomicU8::new(self.0.load(Relaxed)))
+    }
 }
 
 /// Responses that are counted apart, beside all.
@@ -130,27 +148,38 @@ impl ClusterStats {
         &self.responses
     }
 
-    /// Makes room for what endpoints in these zones answer to a proxy in the zone `own`, under `zone.OWN.ZONE.`.
-    pub(super) fn count_zones<'z>(&self, own: &str, zones: impl Iterator<Item = &'z Arc<str>>) {
+    /// Makes room for what these endpoints answer to a proxy in the zone `own`, under `zone.OWN.ZONE.`, and has them know
+    /// it.
+    pub(super) fn count_zones<'m>(&self, own: &str, members: impl Iterator<Item = &'m Arc<Member>>) {
         let Some((registry, prefix)) = self.registry.as_ref().filter(|_| !own.is_empty()) else { return };
         let known = self.zones.load_full();
         let mut all = known.map_or_else(Vec::new, |known| known.to_vec());
         let before = all.len();
-        for zone in zones.filter(|zone| !zone.is_empty()) {
-            if all.len() < MAX_ZONES && !all.iter().any(|known| known.zone == *zone) {
+        for member in members {
+            let zone = &member.locality().zone;
+            let mut at = all.iter().position(|known| known.zone == *zone);
+            if at.is_none() && all.len() < MAX_ZONES && !zone.is_empty() {
                 let responses = Arc::new(Responses::sparse(registry, &format!("{prefix}zone.{own}.{zone}.")));
+                at = Some(all.len());
                 all.push(OfZone { zone: zone.clone(), responses });
             }
+            let place = at.and_then(|at| u8::try_from(at).ok()).unwrap_or(u8::MAX);
+            member.zone_place.0.store(place, Relaxed);
         }
         if all.len() > before {
             self.zones.store(Some(Arc::new(all.into())));
         }
     }
 
-    /// Has `count` count a response of an endpoint in this zone.
-    pub fn of_zone(&self, zone: &str, count: impl FnOnce(&Responses)) {
-        if let Some(zones) = &*self.zones.load()
-            && let Some(of) = zones.iter().find(|of| *of.zone == *zone)
+    /// Has `count` count a response of an endpoint in the zone of this one.
+    #[inline]
+    pub fn of_zone(&self, member: &Member, count: impl FnOnce(&Responses)) {
+        let place = member.zone_place.0.load(Relaxed);
+        // The cluster that came after this one may have other places.
+        if place != u8::MAX
+            && let Some(zones) = &*self.zones.load()
+            && let Some(of) = zones.get(usize::from(place))
+            && of.zone == member.locality().zone
         {
             count(&of.responses);
         }

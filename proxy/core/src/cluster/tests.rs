@@ -246,25 +246,51 @@ fn breakers_show_what_they_allow_once_their_cluster_is_in_force() {
 /// As Envoy counts them: `zone.FROM.TO.` where both are known, and `canary.`.
 #[test]
 fn responses_are_counted_by_zone() {
-    let (registry, mut config) = (Registry::new(), ClusterConfig::named("c"));
-    config.own_zone = "a".into();
+    let registry = Registry::new();
+    let config = |shown: &str| {
+        let mut config = ClusterConfig::named("c");
+        (config.own_zone, config.observability_name) = ("a".into(), shown.into());
+        config.discovery = Discovery::Eds(Duration::from_secs(15));
+        config
+    };
     let of = |port, zone: &str| {
         let locality = super::Locality { zone: zone.into(), ..Default::default() };
         HostConfig { locality: Some(Arc::new(locality)), ..endpoint(port, 1) }
     };
-    let cluster =
-        Cluster::new(config, vec![of(1, "a"), of(2, "b"), of(3, "b"), endpoint(4, 1)], None, &registry)
-            .unwrap();
-    super::Clusters::default().cell("c").swap(Some(cluster.clone()));
-    for zone in ["a", "b", "b", "", "c"] {
-        cluster.stats.of_zone(zone, |responses| responses.count(200));
-    }
+    let cluster = Cluster::new(config("c"), Vec::new(), None, &registry).unwrap();
+    let cell = super::Clusters::default().cell("c");
+    cell.swap(Some(cluster.clone()));
+    cluster.assign(vec![of(1, "a"), of(2, "b"), of(3, "b"), endpoint(4, 1)].into());
+    let answer = |cluster: &Cluster, port| {
+        cluster.stats.of_zone(&member(cluster, port), |responses| responses.count(200));
+    };
+    (1..=4).for_each(|port| answer(&cluster, port));
+    // It was never in force.
+    let candidate = Cluster::new(config("c"), vec![of(5, "c")], None, &registry).unwrap();
+    answer(&candidate, 5);
     let shown: Vec<String> =
         registry.samples().into_iter().map(|sample| sample.name).filter(|n| n.contains("zone.")).collect();
     for name in ["cluster.c.zone.a.a.upstream_rq_200", "cluster.c.zone.a.b.upstream_rq_2xx"] {
         assert!(shown.iter().any(|shown| shown == name), "{name} of {shown:?}");
     }
     assert!(!shown.iter().any(|shown| shown.contains("zone.a.c") || shown.contains("zone.a..")), "{shown:?}");
+    // The endpoints go on under statistics of another name, which know the zone b first.
+    cluster.assign(vec![of(2, "b"), of(1, "a")].into());
+    let next = Cluster::new(config("d"), Vec::new(), Some(&cluster), &registry).unwrap();
+    assert!(Arc::ptr_eq(&member(&cluster, 2), &member(&next, 2)));
+    cell.swap(Some(next.clone()));
+    // A request of before is still under way.
+    answer(&cluster, 2);
+    answer(&next, 2);
+    let counted = ["c.zone.a.a", "c.zone.a.b", "d.zone.a.a", "d.zone.a.b"].map(|of| {
+        let name = format!("cluster.{of}.upstream_rq_200");
+        let sample = registry.samples().into_iter().find(|sample| sample.name == name);
+        sample.map(|sample| sample.value)
+    });
+    use crate::metrics::Value::Counter;
+    let [in_a, in_b, ..] = &counted;
+    assert_eq!((in_a, in_b), (&Some(Counter(1)), &Some(Counter(2))), "{counted:?}");
+    assert!(matches!(&counted[2..], [None | Some(Counter(0)), Some(Counter(1))]), "{counted:?}");
 }
 
 /// Neither was ever counted.

@@ -71,7 +71,7 @@ pub(super) fn time_of_own(cluster: &Cluster, millis: u64) {
 /// Counts by what the endpoint is: one of a zone, a canary.
 fn by_endpoint(stream: &Stream, cluster: &Cluster, count: impl Fn(&Responses)) {
     let Some(member) = &stream.upstream.member else { return };
-    cluster.stats.of_zone(&member.locality().zone, &count);
+    cluster.stats.of_zone(member, &count);
     if let Some(responses) = cluster.stats.responses_of(ResponseKind::Canary).filter(|_| member.is_canary()) {
         count(responses);
     }
