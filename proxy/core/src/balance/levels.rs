@@ -356,9 +356,12 @@ impl<A: Algorithm> Balancer for Leveled<A> {
     fn reweigh(&self, hosts: &HostSet, now: Instant) {
         if self.algorithm.reweigh(hosts, now) {
             self.rebuild(hosts, false);
-        } else if self.config.zone.is_some()
-            && self.proxies().as_ref().map(Arc::as_ptr) != self.state.load().proxies.as_ref().map(Arc::as_ptr)
-        {
+        }
+    }
+
+    fn look_at_proxies(&self, hosts: &HostSet) {
+        let now = self.proxies();
+        if now.as_ref().map(Arc::as_ptr) != self.state.load().proxies.as_ref().map(Arc::as_ptr) {
             self.rebuild(hosts, true);
         }
     }

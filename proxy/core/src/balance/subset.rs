@@ -378,6 +378,10 @@ impl Balancer for Subsets {
         self.division.lock().groups.iter().for_each(|group| group.balancer.reweigh(&group.hosts, now));
     }
 
+    fn look_at_proxies(&self, _hosts: &HostSet) {
+        self.division.lock().groups.iter().for_each(|group| group.balancer.look_at_proxies(&group.hosts));
+    }
+
     fn subsets(&self) -> Option<usize> {
         Some(self.state.load().subsets.values().map(Vec::len).sum())
     }

@@ -4,6 +4,7 @@
 mod apisix;
 mod envoy;
 mod subset;
+mod zones;
 
 use super::testing::*;
 use crate::cluster::{

@@ -75,6 +75,10 @@ pub trait Balancer: Send + Sync {
     /// Makes weights of what endpoints have reported, where they do; runs on the control side.
     fn reweigh(&self, _hosts: &HostSet, _now: Instant) {}
 
+    /// Looks whether the proxies of the local cluster are others, where shares depend on them ([`ZoneAware`]). Asked
+    /// about once a second on the control side.
+    fn look_at_proxies(&self, _hosts: &HostSet) {}
+
     /// The endpoints there are now, if they are others than those `shown`: of a balancer that finds them by itself,
     /// and forgets those that are not needed. Asked about once a second on the control side.
     fn found(&self, _shown: &HostSet, _now: Instant) -> Option<Vec<Arc<Member>>> {

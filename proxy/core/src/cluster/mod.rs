@@ -289,7 +289,8 @@ impl Cluster {
     /// the local cluster where that matters.
     pub fn tend(&self, now: Instant) {
         if self.config.balance.zone.is_some() {
-            self.reweigh(now);
+            let _visibility = self.visibility.lock();
+            self.balancer.look_at_proxies(&self.hosts.load());
         }
         if !matches!(self.config.discovery, Discovery::OriginalDst(_)) {
             return;

@@ -293,6 +293,38 @@ fn responses_are_counted_by_zone() {
     assert!(matches!(&counted[2..], [None | Some(Counter(0)), Some(Counter(1))]), "{counted:?}");
 }
 
+/// A look once a second at the local cluster made weights too, whatever their period.
+#[test]
+fn tending_leaves_reported_weights_alone() {
+    use crate::cluster::{LoadReports, ZoneAware};
+    let reports = LoadReports { blackout: Duration::ZERO, ..LoadReports::default() };
+    let mut config = ClusterConfig::named("c");
+    config.balance.policy = Policy::ClientSideWeighted(reports.clone().into());
+    let zone = ZoneAware {
+        local: Clusters::default().cell("local"),
+        own: None,
+        enabled: 100,
+        min_size: 6,
+        force_own: None,
+        by_weight: false,
+    };
+    config.balance.zone = Some(Arc::new(zone));
+    let cluster = Cluster::new(config, vec![endpoint(1, 3), endpoint(2, 4)], None, &Registry::new()).unwrap();
+    let now = Instant::now();
+    for (port, load) in [(1, "0.1"), (2, "0.2")] {
+        let mut fields = crate::headers::Headers::new();
+        let report = format!("TEXT cpu_utilization:{load},rps_fractional:100");
+        fields.append("endpoint-load-metrics", report.as_bytes());
+        assert!(reports.take(&fields, &member(&cluster, port).host, now));
+    }
+    let weights = || [1, 2].map(|port| cluster.weight_of(&member(&cluster, port)));
+    let before = weights();
+    cluster.tend(now + Duration::from_millis(5));
+    assert_eq!(weights(), before);
+    cluster.reweigh(now + Duration::from_millis(5));
+    assert_eq!(weights(), [1000, 500]);
+}
+
 /// Neither was ever counted.
 #[test]
 fn endpoints_that_come_are_updates() {
