@@ -324,9 +324,13 @@ impl Outliers {
     /// Lets it come back.
     fn give_back(&self, monitor: &Monitor, ejection: &mut Ejection, now: Instant) -> bool {
         ejection.until = None;
-        ejection.returned = Some(now);
-        self.tell_return(monitor, ejection.times, ejection.left, now);
-        self.acquit(monitor)
+        // Whoever else holds what is counted of it may have let it come back meanwhile, and told so.
+        let returns = self.acquit(monitor);
+        if returns {
+            ejection.returned = Some(now);
+            self.tell_return(monitor, ejection.times, ejection.left, now);
+        }
+        returns
     }
 
     fn acquit(&self, monitor: &Monitor) -> bool {

@@ -237,6 +237,12 @@ fn what_becomes_of_outliers_is_logged() {
     logged.eject(now + 36 * SECOND);
     assert!(written()[0].contains(r#""secs_since_last_action":"5","cluster_name""#));
     assert!(logged.passed_check(&first) && written()[0].contains("UNEJECT"));
+    // A look and a check may find it at once.
+    fail(&logged);
+    logged.eject(now + 37 * SECOND);
+    let monitor = logged.monitors.load().get(&first.id).cloned().unwrap();
+    let back = || logged.give_back(&monitor, &mut monitor.ejection.lock(), now + 38 * SECOND);
+    assert_eq!((back(), back(), written().len()), (true, false, 2), "it left and came back");
     let mut counted = quiet.clone();
     counted.enforcing = [0; CAUSES];
     let (counting, _) = outliers(&counted, 0);
