@@ -45,8 +45,8 @@ fn input_hash(input: &HashInput, stream: &Stream, made: &mut Option<Vec<u8>>) ->
         }
         HashInput::SourceIp => Some(xxh64(stream.remote_ip().to_string().as_bytes(), 0)),
         HashInput::FilterState(key) => {
-            let object = stream.filter_state().iter().find(|object| *object.key == **key);
-            object.filter(|object| object.hashable).map(|object| xxh64(&object.value, 0))
+            let object = stream.filter_object(key).filter(|object| object.hashable);
+            object.map(|object| xxh64(&object.value, 0))
         }
         HashInput::Key(format) => {
             let mut key = Vec::new();

@@ -362,9 +362,9 @@ impl Stream {
         }
     }
 
-    /// The objects of the filter state.
-    pub fn filter_state(&self) -> &[FilterObject] {
-        self.filter_state.as_ref().map_or(&[], |state| &state.0)
+    /// The object of the filter state under this key.
+    pub fn filter_object(&self, key: &str) -> Option<&FilterObject> {
+        self.filter_state.as_ref()?.0.iter().find(|object| *object.key == *key)
     }
 
     /// Takes the state of the plugin in `slot` out.

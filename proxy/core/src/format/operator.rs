@@ -242,13 +242,11 @@ fn put(out: &mut Vec<u8>, text: Option<&[u8]>) -> Written {
 }
 
 fn filter_state(stream: &Stream, key: &str, typed: bool, out: &mut Vec<u8>) -> Written {
-    let Some(object) = stream.filter_state().iter().find(|object| *object.key == *key) else {
-        return Written::Missing;
-    };
+    let Some(object) = stream.filter_object(key) else { return Written::Missing };
     if !typed {
         return put(out, Some(&object.value));
     }
-    out.extend_from_slice(Value::from(String::from_utf8_lossy(&object.value)).to_string().as_bytes());
+    super::json::quote(out, &object.value);
     Written::Json
 }
 

@@ -451,6 +451,8 @@ fn filter_state_is_text_or_json() {
     let mut s = stream();
     let value = b"va\"l /p".as_slice().into();
     s.set_filter_state(FilterObject { key: "my.str".into(), value, hashable: false, read_only: false });
+    let value = b"a\xff".as_slice().into();
+    s.set_filter_state(FilterObject { key: "odd".into(), value, hashable: false, read_only: false });
     for (format, printed) in [
         ("%FILTER_STATE(my.str)%", r#""va\"l /p""#),
         ("%FILTER_STATE(my.str):3%", "\"va"),
@@ -460,6 +462,8 @@ fn filter_state_is_text_or_json() {
         ("%FILTER_STATE(my.str:FIELD:value)%", "-"),
         ("%FILTER_STATE(none:PLAIN)%", "-"),
         ("%UPSTREAM_FILTER_STATE(my.str:PLAIN)%", "-"),
+        // What is no UTF-8 is told as in every other JSON string.
+        ("%FILTER_STATE(odd:TYPED)%", r#""a\u00ff""#),
     ] {
         assert_eq!(log(format, &s), printed, "{format}");
     }

@@ -138,7 +138,7 @@ impl Lines<'_> {
     pub fn finish(mut self, wire: &[u8], lower: bool) {
         let Headers { buf, fields, dead, .. } = &mut *self.headers;
         let own = fields.get_mut(self.before..).unwrap_or_default();
-        // One that is not in it is left out, with those behind it.
+        // Where one is not in it, all of them are left out.
         if own.last().is_none_or(|last| last.place().end > wire.len()) {
             return;
         }

@@ -96,8 +96,7 @@ impl Predicate {
                     && validated.is_none_or(|want| want == is_validated)
             }
             Predicate::FilterState { key, test } => {
-                let object = stream.filter_state().iter().find(|object| *object.key == **key);
-                object.is_some_and(|object| test.matches(&object.value))
+                stream.filter_object(key).is_some_and(|object| test.matches(&object.value))
             }
             Predicate::Methods(list) => list.contains(&stream.request.method),
             Predicate::RemoteAddresses(list) => {
