@@ -39,7 +39,9 @@ pub(super) fn compile(
     } = value;
     let mut faults = Faults::default();
     faults.take(refused!(use_proxy_proto));
-    let tls = faults.take(tls::server(context, transport_socket, scope).in_key("transport_socket"));
+    let server_names = filter_chain_match.as_ref().map_or(&[][..], |matches| &matches.server_names);
+    let tls = tls::server(context, transport_socket, server_names, scope).in_key("transport_socket");
+    let tls = faults.take(tls);
     let matches = filter_chain_match.as_ref().map(conditions).transpose().in_key("filter_chain_match");
     let matches = faults.take(matches).unwrap_or_default();
     let handshake_timeout =

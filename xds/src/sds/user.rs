@@ -34,26 +34,34 @@ pub(crate) struct User {
 }
 
 enum Settings {
-    Server { encoded: Box<[u8]>, place: Weak<ServerTls> },
+    Server { encoded: Box<[u8]>, server_names: Box<[String]>, place: Weak<ServerTls> },
     Client { encoded: Box<[u8]>, names: AutomaticNames, place: Weak<ClientTls> },
 }
 
-/// TLS of a filter chain. What is wrong in its settings is told whether its secrets have come or not.
-pub(crate) fn server(context: &Context, value: &DownstreamTlsContext, scope: &str) -> Result<Arc<ServerTls>> {
+/// TLS of a filter chain for these server names. What is wrong in its settings is told whether its secrets have come or
+/// not.
+pub(crate) fn server(
+    context: &Context,
+    value: &DownstreamTlsContext,
+    server_names: &[String],
+    scope: &str,
+) -> Result<Arc<ServerTls>> {
     let named = references_of_server(context, value)?;
     if named.is_empty() {
         let lookup = Lookup { statics: &context.secrets, come: &|_| None };
         // Those of the bootstrap are there.
         let missing = || ConfigError::field("common_tls_context", "lacks a secret");
-        return tls::server_context(&lookup, value)?.map(ServerTls::single).ok_or_else(missing);
+        return tls::server_context(&lookup, value, server_names)?.map(ServerTls::single).ok_or_else(missing);
     }
     let stats = SocketStats::new(context.compile.metrics(), &format!("{scope}server_ssl_socket_factory."));
     context.sds.enter(&named, |come| {
-        let compiled = tls::server_context(&Lookup { statics: &context.secrets, come }, value)?;
+        let lookup = Lookup { statics: &context.secrets, come };
+        let compiled = tls::server_context(&lookup, value, server_names)?;
         let encoded = value.encode_to_vec().into();
         let mut user = None;
         let place = ServerTls::awaiting(compiled, |place| {
-            let settings = Settings::Server { encoded, place: place.clone() };
+            let settings =
+                Settings::Server { encoded, server_names: server_names.into(), place: place.clone() };
             let made = Arc::new(User::new(context, &named, scope, settings, stats.clone()));
             user = Some(made.clone());
             Awaited::new(made, longest(&named), move || stats.downstream_context_secrets_not_ready().inc())
@@ -174,10 +182,11 @@ impl User {
         let lookup = Lookup { statics: &self.statics, come };
         let again = |error: prost::DecodeError| ConfigError::new(error.to_string());
         match &self.settings {
-            Settings::Server { encoded, place } => {
+            Settings::Server { encoded, server_names, place } => {
                 let Some(place) = place.upgrade() else { return Ok(None) };
                 let value = DownstreamTlsContext::decode(&**encoded).map_err(again)?;
-                let compiled = tls::server_context(&lookup, &value).in_key("DownstreamTlsContext")?;
+                let compiled =
+                    tls::server_context(&lookup, &value, server_names).in_key("DownstreamTlsContext")?;
                 Ok(compiled.map(|compiled| place.change(Some(compiled), Vec::new())))
             }
             Settings::Client { encoded, names, place } => {

@@ -35,14 +35,16 @@ use validation::Wanted;
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
-/// The transport socket of a filter chain; `None` is plain text. `scope` is what its statistics begin with.
+/// The transport socket of a filter chain for these server names; `None` is plain text. `scope` is what its statistics
+/// begin with.
 pub(crate) fn server(
     context: &Context,
     socket: &Option<TransportSocket>,
+    server_names: &[String],
     scope: &str,
 ) -> Result<Option<Arc<ServerTls>>> {
     let Some(tls) = of_socket::<DownstreamTlsContext>(socket)? else { return Ok(None) };
-    sds::server(context, &tls, scope).map(Some).in_key("typed_config")
+    sds::server(context, &tls, server_names, scope).map(Some).in_key("typed_config")
 }
 
 /// The transport socket of a cluster; `None` is plain text. `scope` is what its statistics begin with.
@@ -66,12 +68,13 @@ pub(crate) struct AutomaticNames {
     pub(crate) san_validation: bool,
 }
 
-/// The settings of a filter chain, compiled; `None` when a secret of them has not come.
+/// The settings of a filter chain for these server names, compiled; `None` when a secret of them has not come.
 pub(crate) fn server_context(
     lookup: &Lookup<'_>,
     value: &DownstreamTlsContext,
+    server_names: &[String],
 ) -> Result<Option<Arc<ServerContext>>> {
-    let Some(settings) = server_settings(lookup, value)? else { return Ok(None) };
+    let Some(settings) = server_settings(lookup, value, server_names)? else { return Ok(None) };
     let made = ServerContext::new(settings).map(Some);
     made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)))
 }
@@ -205,7 +208,11 @@ fn of_socket<M: Message + Default + Name>(socket: &Option<TransportSocket>) -> R
 }
 
 /// `None` when a secret of it has not come.
-fn server_settings(lookup: &Lookup<'_>, value: &DownstreamTlsContext) -> Result<Option<ServerSettings>> {
+fn server_settings(
+    lookup: &Lookup<'_>,
+    value: &DownstreamTlsContext,
+    server_names: &[String],
+) -> Result<Option<ServerSettings>> {
     let DownstreamTlsContext {
         common_tls_context,
         require_client_certificate,
@@ -240,6 +247,7 @@ fn server_settings(lookup: &Lookup<'_>, value: &DownstreamTlsContext) -> Result<
         require_client_certificate: bool_or(require_client_certificate, false),
         tickets,
         session_ids: !*disable_stateful_session_resumption,
+        server_names: server_names.to_vec(),
     }))
 }
 

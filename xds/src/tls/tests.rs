@@ -109,7 +109,9 @@ fn sessions_are_resumed_as_it_is_said() {
             "common_tls_context: {{tls_certificates: [{{certificate_chain: {{inline_string: c}}, private_key: {{inline_string: k}}}}]}}\n{fields}\n"
         ));
         let lookup = Lookup { statics: &BTreeMap::new(), come: &|_| None };
-        server_settings(&lookup, &value).map(|it| it.map(|it| (it.tickets, it.session_ids)))
+        let settings = server_settings(&lookup, &value, &["a.test".to_owned()])?;
+        assert!(settings.iter().all(|settings| settings.server_names == ["a.test"]));
+        Ok::<_, ConfigError>(settings.map(|it| (it.tickets, it.session_ids)))
     };
     assert_eq!(of("").unwrap(), Some((Tickets::Own, true)));
     assert_eq!(of("disable_stateless_session_resumption: true").unwrap(), Some((Tickets::Off, true)));

@@ -37,6 +37,9 @@ pub struct ServerSettings {
     pub tickets: Tickets,
     /// Lets clients of TLS 1.2 resume sessions that are kept here, where they take no tickets; on by default.
     pub session_ids: bool,
+    /// The names that clients ask for to come here, where that is said elsewhere (`filter_chain_match.server_names`);
+    /// none by default. Sessions by configured keys are of these names alone.
+    pub server_names: Vec<String>,
 }
 
 impl Default for ServerSettings {
@@ -49,6 +52,7 @@ impl Default for ServerSettings {
             require_client_certificate: false,
             tickets: Tickets::default(),
             session_ids: true,
+            server_names: Vec::new(),
         }
     }
 }
@@ -175,6 +179,7 @@ impl ServerContext {
             Tickets::Keys(_) => tickets::kinship(
                 settings.validation.as_ref(),
                 settings.require_client_certificate,
+                &settings.server_names,
                 certificates.all.iter().map(|entry| &entry.shown),
             )?,
             Tickets::Off | Tickets::Own => Vec::new(),

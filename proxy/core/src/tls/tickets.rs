@@ -49,16 +49,17 @@ impl Tickets {
 }
 
 /// What makes two contexts alike for sessions: the certificates that clients must have, whether they must, and the names
-/// that the server speaks for, by whose word. Files count by their content.
+/// that the server speaks for, by whose word, and is asked by. Files count by their content.
 ///
 /// # Errors
 /// A file that can't be read.
 pub(super) fn kinship<'c>(
     validation: Option<&Validation>,
     required: bool,
+    server_names: &[String],
     certificates: impl Iterator<Item = &'c Arc<Certificate>>,
 ) -> Result<Vec<u8>, ConfigError> {
-    let mut all = format!("{validation:?} {required}").into_bytes();
+    let mut all = format!("{validation:?} {required} {server_names:?}").into_bytes();
     for pem in validation.iter().flat_map(|v| v.trusted_ca.iter().chain(&v.crl)) {
         all.extend(sha256(&pem.read().map_err(ConfigError::new)?));
     }

@@ -118,6 +118,16 @@ fn a_session_is_never_taken_up_under_other_names() {
         assert!(!to(of(&mesh.servers, &["b.test"], Some([10, 0, 0, 1]))), "another DNS name");
         assert!(!to(of(&mesh.servers, &["a.test"], Some([10, 0, 0, 2]))), "another address");
         assert!(!to(of(&mesh.servers, &["a.test"], None)), "no address");
+        let named = |name: &str| {
+            server(ServerSettings {
+                identities: vec![identity(&mesh.servers, &["server.test"], &[])],
+                tickets: keys(&[1]),
+                server_names: vec![name.to_owned()],
+                ..ServerSettings::default()
+            })
+        };
+        let between = |a, b| resumes(&trusting(version), &named(a), &named(b)).unwrap();
+        assert!(between("a", "a") && !between("a", "b"), "another filter chain");
         assert!(!to(of(&mesh.others, &["a.test"], Some([10, 0, 0, 1]))), "another issuer");
     }
 }
