@@ -45,8 +45,12 @@ fn answer(filter: &Alone, path: &str) -> (Option<(u16, String)>, Vec<String>) {
 fn requests_are_denied_and_counted() {
     let context = BuildContext { scope: "http.h.".into(), ..testing::context() };
     let denied = |policy: &str| Some((403, format!("rbac_access_denied_matched_policy[{policy}]")));
-    let config =
-        ProtoRbac { rules: Some(about("/a", DENY)), rules_stat_prefix: "own_".into(), ..Default::default() };
+    let config = ProtoRbac {
+        rules: Some(about("/a", DENY)),
+        rules_stat_prefix: "own_".into(),
+        shadow_rules_stat_prefix: "shadow_".into(),
+        ..Default::default()
+    };
     let deny = filter(&config, &[], &context);
     assert_eq!(answer(&deny, "/a?b").0, denied("p"));
     assert_eq!(answer(&deny, "/b").0, None);
@@ -55,11 +59,14 @@ fn requests_are_denied_and_counted() {
     let of_route = ProtoRbac {
         rules: Some(about("/b", DENY)),
         rules_stat_prefix: "route_".into(),
+        shadow_rules: Some(about("/b", DENY)),
+        shadow_rules_stat_prefix: "route_".into(),
         ..Default::default()
     };
     let of_route = filter(&config, &[RbacPerRoute { rbac: Some(of_route) }], &context);
     assert_eq!(answer(&of_route, "/b").0, denied("p"));
     assert_eq!(counted(), [1, 2], "under the filter's own prefix");
+    assert_eq!(context.metrics.sum("http.h.rbac.shadow_", "shadow_denied"), 1, "so are those that only say");
     let allow = filter(&ProtoRbac { rules: Some(about("/a", ALLOW)), ..Default::default() }, &[], &context);
     assert_eq!((answer(&allow, "/a").0, answer(&allow, "/b").0), (None, denied("none")));
     let log = filter(&ProtoRbac { rules: Some(about("/a", LOG)), ..Default::default() }, &[], &context);

@@ -72,7 +72,7 @@ struct Server {
     surface: Surface,
     calls: Arc<Calls>,
     lifecycle: Lifecycle,
-    _cluster: Arc<sixfold_core::cluster::Cluster>,
+    cluster: Arc<sixfold_core::cluster::Cluster>,
 }
 
 fn server() -> Server {
@@ -99,7 +99,7 @@ fn server() -> Server {
         access_logs: Vec::new(),
     };
     let surface = admin.start("127.0.0.1:0".parse().unwrap()).unwrap();
-    Server { surface, calls, lifecycle, _cluster: cluster }
+    Server { surface, calls, lifecycle, cluster }
 }
 
 impl Server {
@@ -252,6 +252,10 @@ fn health_checks_fail_and_recover() {
 #[test]
 fn clusters_listeners_and_certificates() {
     let server = server();
+    let set = server.cluster.hosts.load_full();
+    let host = &set.iter().next().unwrap().host;
+    host.timed_out_requests.store(3, SeqCst);
+    host.pending_requests.store(2, SeqCst);
     let text = server.ask("GET /clusters").2;
     for line in [
         "one::observability_name::one",
@@ -260,7 +264,8 @@ fn clusters_listeners_and_certificates() {
         "one::added_via_api::false",
         "one::127.0.0.1:9::health_flags::healthy",
         "one::127.0.0.1:9::weight::1",
-        "one::127.0.0.1:9::rq_timeout::0",
+        "one::127.0.0.1:9::rq_timeout::3",
+        "one::127.0.0.1:9::rq_pending_active::2",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
     }

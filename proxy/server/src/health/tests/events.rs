@@ -1,19 +1,22 @@
 //! What is logged of checks.
 
 use super::*;
+use sixfold_core::access_log::LogSink;
+use sixfold_core::cluster::EventLog;
+
+#[derive(Default)]
+struct Lines(Mutex<String>);
+
+impl LogSink for Lines {
+    fn write(&self, line: &[u8]) {
+        self.0.lock().push_str(std::str::from_utf8(line).unwrap());
+    }
+}
 
 /// As Envoy 1.40 wrote them.
 #[test]
 fn what_checks_find_is_logged() {
-    use sixfold_core::access_log::LogSink;
-    use sixfold_core::cluster::{EventLog, HostSet, Locality};
-    #[derive(Default)]
-    struct Lines(Mutex<String>);
-    impl LogSink for Lines {
-        fn write(&self, line: &[u8]) {
-            self.0.lock().push_str(std::str::from_utf8(line).unwrap());
-        }
-    }
+    use sixfold_core::cluster::{HostSet, Locality};
     let lines = Arc::new(Lines::default());
     let log = EventLog::new(lines.clone(), "h");
     let metadata = serde_json::json!({"envoy.lb": {"a": "b"}});
@@ -59,4 +62,30 @@ fn what_checks_find_is_logged() {
     let passive = r#""eject_unhealthy_event":{"failure_type":"PASSIVE","http_status_code":0},@#}"#;
     assert_eq!(events(&quiet, false, well, ill, &Verdict::leave()), [passive]);
     assert_eq!(events(&quiet, false, well, well, &Verdict::silent("refused")), none);
+}
+
+/// Whoever checks writes to the logs of the check: what was found, and that an endpoint has asked to be left alone.
+#[tokio::test]
+async fn checkers_write_to_the_logs_of_their_checks() {
+    let (endpoint, checker, lines) = (Endpoint::start().await, checker(), Arc::new(Lines::default()));
+    let check = HealthCheck {
+        unhealthy_threshold: 1,
+        events: vec![EventLog::new(lines.clone(), "c")],
+        ..check(SOON, Probe::Http(Box::new(http())))
+    };
+    let cluster = cluster(&[endpoint.address], Some(check), None);
+    let cell = sixfold_core::cluster::Clusters::default().cell("c");
+    cell.swap(Some(cluster.clone()));
+    checks_of(&checker, &cluster).all_checked().await;
+    let says = |text: &str| lines.0.lock().contains(text);
+    assert!(says("\"add_healthy_event\":{\"first_check\":true}"), "{}", lines.0.lock());
+    endpoint.status.store(503, Relaxed);
+    until("told of its failure", || says("\"eject_unhealthy_event\":{\"failure_type\":\"ACTIVE\"")).await;
+    endpoint.status.store(200, Relaxed);
+    until("told of its return", || says("\"add_healthy_event\":{\"first_check\":false}")).await;
+    assert!(!says("PASSIVE"));
+    let mut leave = Headers::new();
+    leave.set("x-envoy-immediate-health-check-fail", b"true");
+    traffic::choose(&cluster).unwrap().answered(200, &leave);
+    until("told of its wish", || says("\"failure_type\":\"PASSIVE\"")).await;
 }

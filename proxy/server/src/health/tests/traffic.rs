@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn choose(cluster: &Arc<Cluster>) -> Option<InFlight> {
+pub(super) fn choose(cluster: &Arc<Cluster>) -> Option<InFlight> {
     cluster.choose(&Choice {
         worker: 0,
         hash: None,
