@@ -200,6 +200,7 @@ fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
         require_client_certificate: client.is_some(),
         tickets: Tickets::Own,
         session_ids: true,
+        server_names: Vec::new(),
     }
 }
 

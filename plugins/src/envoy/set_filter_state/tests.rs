@@ -19,6 +19,12 @@ fn value(key: &str, factory: &str, text: &str) -> FilterStateValue {
 
 /// What is left of the values for a request of `user`: keys, texts, and whether they are hashed.
 async fn left(values: Vec<FilterStateValue>, user: &str) -> Vec<(String, String, bool)> {
+    let key = |value: &FilterStateValue| match &value.key {
+        Some(Key::ObjectKey(key)) => key.clone(),
+        None => unreachable!(),
+    };
+    let mut keys: Vec<String> = values.iter().map(key).collect();
+    keys.dedup();
     let config = Config { on_request_headers: values, ..Config::default() };
     let filter = testing::filter(&factory(), &config.encode_to_vec(), &[]).unwrap();
     let mut stream = stream("/", &[("x-user", user)]);
@@ -28,7 +34,7 @@ async fn left(values: Vec<FilterStateValue>, user: &str) -> Vec<(String, String,
         let policy = [HashPolicy { input: hashed, terminal: false }];
         (object.key.to_string(), String::from_utf8_lossy(&object.value).into_owned(), policy)
     };
-    let objects: Vec<_> = stream.filter_state().iter().map(text).collect();
+    let objects: Vec<_> = keys.iter().filter_map(|key| stream.filter_object(key)).map(text).collect();
     objects.into_iter().map(|(k, v, p)| (k, v, request_hash(&p, &mut stream).0.is_some())).collect()
 }
 
