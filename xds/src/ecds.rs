@@ -15,27 +15,24 @@ use sixfold_xds_api::pb::envoy::config::core::v3::ExtensionConfigSource;
 use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::values::{Result, required};
 
+use crate::ads::{Key, Kind};
 use crate::context::Context;
 use crate::filters;
-use crate::rds::{self, Source};
+use crate::rds;
 
 /// What a control plane has sent, and what listeners ask for while they are compiled.
 #[derive(Default)]
 pub struct Extensions {
-    known: Mutex<BTreeMap<Name, Any>>,
+    known: Mutex<BTreeMap<Key, Any>>,
     /// The one that is tried on those that name it, and what it was before.
-    tried: Mutex<Option<(Name, Option<Any>)>>,
+    tried: Mutex<Option<(Key, Option<Any>)>>,
     asked: Mutex<Vec<Asked>>,
 }
-
-/// Where a configuration comes from, and its name there.
-type Name = (Source, Arc<str>);
 
 /// A configuration that a listener asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
-    pub(crate) source: Source,
-    pub(crate) name: Arc<str>,
+    pub(crate) key: Key,
     /// How long it is waited for; `None` is for ever.
     pub(crate) within: Option<Duration>,
 }
@@ -43,27 +40,26 @@ pub(crate) struct Asked {
 impl Extensions {
     /// Listeners that are compiled from now on have it, and are refused if it is none for them. [`Extensions::decide`]
     /// ends that.
-    pub(crate) fn try_out(&self, source: &Source, name: &str, config: Any) {
-        let name: Name = (source.clone(), name.into());
-        let before = self.known.lock().insert(name.clone(), config);
-        *self.tried.lock() = Some((name, before));
+    pub(crate) fn try_out(&self, key: &Key, config: Any) {
+        let before = self.known.lock().insert(key.clone(), config);
+        *self.tried.lock() = Some((key.clone(), before));
     }
 
     /// Keeps the one that was tried, or takes it back.
     pub(crate) fn decide(&self, fits: bool) {
-        let Some((name, before)) = self.tried.lock().take().filter(|_| !fits) else { return };
+        let Some((key, before)) = self.tried.lock().take().filter(|_| !fits) else { return };
         match before {
-            Some(before) => drop(self.known.lock().insert(name, before)),
-            None => drop(self.known.lock().remove(&name)),
+            Some(before) => drop(self.known.lock().insert(key, before)),
+            None => drop(self.known.lock().remove(&key)),
         }
     }
 
-    fn is_tried(&self, name: &Name) -> bool {
-        self.tried.lock().as_ref().is_some_and(|(tried, _)| tried == name)
+    fn is_tried(&self, key: &Key) -> bool {
+        self.tried.lock().as_ref().is_some_and(|(tried, _)| tried == key)
     }
 
-    pub(crate) fn forget(&self, source: &Source, name: &Arc<str>) {
-        self.known.lock().remove(&(source.clone(), name.clone()));
+    pub(crate) fn forget(&self, key: &Key) {
+        self.known.lock().remove(key);
     }
 
     /// How much has been asked for, for [`Extensions::brought_since`].
@@ -75,8 +71,7 @@ impl Extensions {
     pub(crate) fn brought_since(&self, mark: usize) -> Vec<u8> {
         let known = self.known.lock();
         let asked = self.asked.lock();
-        let key = |asked: &Asked| (asked.source.clone(), asked.name.clone());
-        let brought = asked.iter().skip(mark).filter_map(|asked| known.get(&key(asked)));
+        let brought = asked.iter().skip(mark).filter_map(|asked| known.get(&asked.key));
         brought.flat_map(Message::encode_to_vec).collect()
     }
 
@@ -105,8 +100,8 @@ pub(crate) fn find(context: &Context, name: &str, value: &ExtensionConfigSource)
         return Err(ConfigError::field("apply_default_config_without_warming", reason));
     }
     let within = if *at_once { Some(Duration::ZERO) } else { within };
-    let key: Name = (source.clone(), name.into());
-    context.extensions.asked.lock().push(Asked { source, name: name.into(), within });
+    let key = Key::new(Kind::Extension, &source, &name.into());
+    context.extensions.asked.lock().push(Asked { key: key.clone(), within });
     if let Some(config) = default_config {
         of_types(name, config, type_urls).in_key("default_config")?;
     }

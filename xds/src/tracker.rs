@@ -1,18 +1,19 @@
 //! What came by itself, to be shown: as it was sent, what the control plane calls it, and since when it is so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
 use crate::ads::{Key, Kind};
-use crate::rds::Source;
 
 /// Bytes of refused resources that are kept, over all of them: of what goes beyond, only the reason is.
 const MAX_REFUSED_BYTES: usize = 4 << 20;
 /// Refused resources of which no good one has ever come that are kept.
 const MAX_REFUSED: usize = 1024;
+/// Removed listeners that are kept while they drain.
+const MAX_DRAINING: usize = 64;
 
 /// What becomes of a resource.
 #[derive(Clone, Copy, Debug)]
@@ -95,21 +96,46 @@ struct State {
     refused_bytes: usize,
     /// Entries of which nothing good has come.
     refused_alone: usize,
+    /// Listeners that were removed, oldest first.
+    draining: VecDeque<Draining>,
+    /// How long a listener drains.
+    drain_time: Duration,
+}
+
+/// A listener that drains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draining {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What was in force.
+    pub sent: Sent,
+    until: Instant,
 }
 
 impl Tracker {
     /// Notes what becomes of a resource.
-    pub fn note(&self, kind: Kind, source: &Source, name: &Arc<str>, event: Event<'_>) {
+    pub fn note(&self, key: &Key, event: Event<'_>) {
         // Endpoints are shown as they are in their clusters.
-        if kind != Kind::Endpoints {
-            let key = Key::new(kind, source, name);
-            self.0.lock().note(key, event);
+        if key.kind != Kind::Endpoints {
+            self.0.lock().note(key.clone(), event);
         }
     }
 
     /// Notes what the control plane calls all of a type together.
     pub fn note_version(&self, kind: Kind, version: &str) {
         version.clone_into(self.0.lock().versions.entry(kind).or_default());
+    }
+
+    /// Says how long a listener drains that is removed from now on; before that it is no time.
+    pub fn set_drain_time(&self, time: Duration) {
+        self.0.lock().drain_time = time;
+    }
+
+    /// Listeners that drain.
+    pub fn draining(&self) -> Vec<Draining> {
+        let mut state = self.0.lock();
+        state.end_draining();
+        state.draining.iter().cloned().collect()
     }
 
     /// What the control plane calls all of a type together; empty where it has no name for that.
@@ -144,7 +170,10 @@ impl State {
         let mut tracked = self.entries.remove(&key).unwrap_or_default();
         self.refused_bytes -= tracked.refused_bytes();
         self.refused_alone -= usize::from(tracked.is_refused_alone());
-        self.change(&mut tracked, event);
+        if let (Kind::Listener, Event::Gone) = (key.kind, &event) {
+            self.begin_draining(&key.name, tracked.active.take());
+        }
+        self.change(key.kind, &mut tracked, event);
         let alone = tracked.is_refused_alone();
         if tracked.is_empty() || alone && self.refused_alone >= MAX_REFUSED {
             return;
@@ -154,7 +183,23 @@ impl State {
         self.entries.insert(key, tracked);
     }
 
-    fn change(&self, tracked: &mut Tracked, event: Event<'_>) {
+    fn begin_draining(&mut self, name: &Arc<str>, active: Option<Sent>) {
+        self.end_draining();
+        let until = Instant::now().checked_add(self.drain_time).filter(|_| !self.drain_time.is_zero());
+        if let (Some(sent), Some(until)) = (active, until) {
+            if self.draining.len() >= MAX_DRAINING {
+                self.draining.pop_front();
+            }
+            self.draining.push_back(Draining { name: name.clone(), sent, until });
+        }
+    }
+
+    fn end_draining(&mut self) {
+        let now = Instant::now();
+        self.draining.retain(|draining| draining.until > now);
+    }
+
+    fn change(&self, kind: Kind, tracked: &mut Tracked, event: Event<'_>) {
         let at = SystemTime::now();
         let room = |value: &[u8]| !value.is_empty() && self.refused_bytes + value.len() <= MAX_REFUSED_BYTES;
         match event {
@@ -163,7 +208,9 @@ impl State {
                 tracked.refused = None;
             }
             Event::Renamed(version) => {
-                if let Some(last) = tracked.waiting.as_mut().or(tracked.active.as_mut()) {
+                // As in Envoy what has not changed keeps the version that it came with, unless it is a secret.
+                let last = tracked.waiting.as_mut().or(tracked.active.as_mut());
+                if let Some(last) = last.filter(|_| kind == Kind::Secret) {
                     last.version = version.into();
                 }
                 tracked.refused = None;
@@ -201,7 +248,7 @@ mod tests {
     use super::*;
 
     fn note(tracker: &Tracker, name: &str, event: Event<'_>) {
-        tracker.note(Kind::Cluster, &Source::Ads, &name.into(), event);
+        tracker.note(&Key::of_name(Kind::Cluster, &name.into()), event);
     }
 
     fn tracked(tracker: &Tracker, name: &str) -> Option<Tracked> {
@@ -237,10 +284,10 @@ mod tests {
         note(&tracker, "a", Event::Refused { value: b"x", version: "3", reason: "bad" });
         assert_eq!(versions(&tracker, "a"), some(["1", "", "3"]));
         note(&tracker, "a", Event::Renamed("4"));
-        assert_eq!(versions(&tracker, "a"), some(["4", "", ""]), "what is sent again is good again");
+        assert_eq!(versions(&tracker, "a"), some(["1", "", ""]), "what is sent again is good again");
         note(&tracker, "a", Event::Accepted { value: &two, version: "5" });
         note(&tracker, "a", Event::Withdrawn);
-        assert_eq!(versions(&tracker, "a"), some(["4", "", ""]));
+        assert_eq!(versions(&tracker, "a"), some(["1", "", ""]));
         note(&tracker, "a", Event::Gone);
         assert_eq!(tracked(&tracker, "a"), None);
         tracker.note_version(Kind::Listener, "7");
@@ -248,6 +295,28 @@ mod tests {
             (tracker.version(Kind::Listener).as_str(), tracker.version(Kind::Cluster).as_str()),
             ("7", "")
         );
+    }
+
+    #[test]
+    fn a_removed_listener_is_shown_while_it_drains() {
+        let (tracker, value) = (Tracker::default(), Arc::<[u8]>::from(*b"l"));
+        let gone = |name: &str| {
+            for event in [Event::Accepted { value: &value, version: "1" }, Event::InForce, Event::Gone] {
+                tracker.note(&Key::of_name(Kind::Listener, &name.into()), event);
+            }
+        };
+        gone("a");
+        assert_eq!(tracker.draining(), [], "it ends at once where nothing drains");
+        tracker.set_drain_time(Duration::from_secs(3600));
+        gone("b");
+        note(&tracker, "c", Event::Gone);
+        let draining = tracker.draining();
+        assert_eq!((draining.len(), &*draining[0].name, &*draining[0].sent.version), (1, "b", "1"));
+        (0..MAX_DRAINING + 3).for_each(|index| gone(&format!("l{index}")));
+        assert_eq!((tracker.draining().len(), &*tracker.draining()[0].name), (MAX_DRAINING, "l3"));
+        tracker.set_drain_time(Duration::from_nanos(1));
+        gone("d");
+        assert!(tracker.draining().iter().all(|draining| *draining.name != *"d"));
     }
 
     /// A control plane that is wrong for long, under ever new names.

@@ -21,9 +21,6 @@ use std::time::{Duration, Instant};
 
 const HEALTHCHECKED_CLUSTER: &str = "x-envoy-upstream-healthchecked-cluster";
 const DEGRADED: &str = "x-envoy-degraded";
-const NOT_FOUND: &str = "health_check_failed_cluster_not_found";
-const EMPTY: &str = "health_check_failed_cluster_empty";
-const UNHEALTHY: &str = "health_check_failed_cluster_unhealthy";
 
 sixfold_core::stat_block! {
     /// Statistics under `http.PREFIX.health_check.`: checks that are answered here.
@@ -98,6 +95,37 @@ struct Health {
     degraded: bool,
 }
 
+/// Why a check is answered as it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// The proxy is well, and so are the clusters that are asked for.
+    Well,
+    /// Somebody has told this proxy to fail.
+    Told,
+    /// The upstream's last answer is good still.
+    Cached,
+    /// A cluster is not there.
+    NotFound,
+    /// It has no endpoints.
+    Empty,
+    /// Too few of them are well.
+    Unhealthy,
+}
+
+impl Reason {
+    /// Response code details.
+    fn details(self) -> &'static str {
+        match self {
+            Reason::Well => "health_check_ok",
+            Reason::Told => "health_check_failed",
+            Reason::Cached => "health_check_cached",
+            Reason::NotFound => "health_check_failed_cluster_not_found",
+            Reason::Empty => "health_check_failed_cluster_empty",
+            Reason::Unhealthy => "health_check_failed_cluster_unhealthy",
+        }
+    }
+}
+
 /// The request is a check.
 struct Check;
 
@@ -130,16 +158,17 @@ impl HealthCheck {
         if self.pass_through && !failing && cached.is_none() {
             return Step::Continue;
         }
-        let (health, details) = match cached {
-            _ if failing => (Health { status: 503, degraded: false }, "health_check_failed"),
-            Some(health) => (health, "health_check_cached"),
+        let status = |status| Health { status, degraded: false };
+        let (health, reason) = match cached {
+            _ if failing => (status(503), Reason::Told),
+            Some(health) => (health, Reason::Cached),
             None => match self.clusters.iter().find_map(|(cluster, share)| lacking(cluster, *share)) {
-                Some(details) => (Health { status: 503, degraded: false }, details),
-                None => (Health { status: 200, degraded: false }, "health_check_ok"),
+                Some(reason) => (status(503), reason),
+                None => (status(200), Reason::Well),
             },
         };
-        self.count(health, details);
-        let mut reply = LocalReply::new(health.status, "", details);
+        self.count(health, reason);
+        let mut reply = LocalReply::new(health.status, "", reason.details());
         if !(200..300).contains(&health.status) {
             reply.flag = Some(Flag::LH);
         }
@@ -149,7 +178,7 @@ impl HealthCheck {
         Step::Respond(reply)
     }
 
-    fn count(&self, health: Health, details: &str) {
+    fn count(&self, health: Health, reason: Reason) {
         let stats = &self.stats;
         stats.request_total().inc();
         let well = (200..300).contains(&health.status);
@@ -161,12 +190,12 @@ impl HealthCheck {
         if health.degraded {
             stats.degraded().inc();
         }
-        match details {
-            "health_check_cached" => stats.cached_response().inc(),
-            NOT_FOUND => stats.failed_cluster_not_found().inc(),
-            EMPTY => stats.failed_cluster_empty().inc(),
-            UNHEALTHY => stats.failed_cluster_unhealthy().inc(),
-            _ => {}
+        match reason {
+            Reason::Well | Reason::Told => {}
+            Reason::Cached => stats.cached_response().inc(),
+            Reason::NotFound => stats.failed_cluster_not_found().inc(),
+            Reason::Empty => stats.failed_cluster_empty().inc(),
+            Reason::Unhealthy => stats.failed_cluster_unhealthy().inc(),
         }
     }
 
@@ -186,12 +215,12 @@ impl HealthCheck {
 }
 
 /// Why a cluster has too few endpoints that are well, if it has.
-fn lacking(cell: &ClusterCell, share: u64) -> Option<&'static str> {
-    let Some(cluster) = cell.load() else { return Some(NOT_FOUND) };
+fn lacking(cell: &ClusterCell, share: u64) -> Option<Reason> {
+    let Some(cluster) = cell.load() else { return Some(Reason::NotFound) };
     let hosts = cluster.hosts.load();
     let (total, well) = (hosts.total() as u64, (hosts.healthy() + hosts.degraded()) as u64);
     match total {
-        0 => (share > 0).then_some(EMPTY),
-        total => (100 * well < total * share).then_some(UNHEALTHY),
+        0 => (share > 0).then_some(Reason::Empty),
+        total => (100 * well < total * share).then_some(Reason::Unhealthy),
     }
 }

@@ -20,7 +20,8 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config::{EnvVars, Replaced, substitute_file};
 use crate::resource::Kind;
 use crate::store::move_lines;
-use crate::watch::Stamp;
+use crate::watch::Found;
+use sixfold_core::files::Stamp;
 
 /// A top-level list of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,7 +117,7 @@ pub fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 /// [`read`] with what tells this file from the one that takes its place.
-pub(crate) fn read_stamped(path: &Path) -> Result<(String, Stamp), ConfigError> {
+pub(crate) fn read_stamped(path: &Path) -> Result<(String, Found), ConfigError> {
     let error = |reason: String| ConfigError::new(reason).in_file(path.display().to_string());
     let opened = |e: std::io::Error| error(format!("can't be opened: {e}"));
     // Opening a pipe would wait for whoever writes into it.
@@ -124,7 +125,7 @@ pub(crate) fn read_stamped(path: &Path) -> Result<(String, Stamp), ConfigError> 
         return Err(error("is no regular file".to_owned()));
     }
     let file = std::fs::File::open(path).map_err(opened)?;
-    let stamp = Stamp::of(&file.metadata().map_err(opened)?);
+    let stamp = Stamp::of(&file.metadata().map_err(opened)?).ok();
     let mut bytes = Vec::new();
     file.take(MAX_DOCUMENT_BYTES as u64 + 1)
         .read_to_end(&mut bytes)

@@ -6,15 +6,14 @@
 //! once a second with the one that was read, as APISIX does it: a file that could not be read is tried again.
 
 use std::ffi::OsString;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use notify::event::{ModifyKind, RenameMode};
 use notify::{RecursiveMode, Watcher as _};
+use sixfold_core::files::Stamp;
 
 /// How long a file must be left alone before the change is told.
 const QUIET: Duration = Duration::from_millis(3);
@@ -46,18 +45,11 @@ enum Event {
     Stop,
 }
 
-/// What tells a file from another one, or from none: its time, size and number.
-#[derive(Debug, PartialEq, Eq, Clone, Default)]
-pub(crate) struct Stamp(Option<(SystemTime, u64, u64)>);
+/// What tells a file from another one, or from none.
+pub(crate) type Found = Option<Stamp>;
 
-impl Stamp {
-    pub(crate) fn of(metadata: &Metadata) -> Stamp {
-        Stamp(metadata.modified().ok().map(|time| (time, metadata.len(), metadata.ino())))
-    }
-
-    fn now(path: &Path) -> Stamp {
-        std::fs::metadata(path).map(|metadata| Stamp::of(&metadata)).unwrap_or_default()
-    }
+fn found(path: &Path) -> Found {
+    std::fs::metadata(path).and_then(|metadata| Stamp::of(&metadata)).ok()
 }
 
 impl FileWatcher {
@@ -68,7 +60,7 @@ impl FileWatcher {
     /// When no thread can be started. A system without notifications is no error: the poll is left.
     pub(crate) fn start(
         path: PathBuf,
-        read: impl Fn(&Stamp) -> bool + Send + 'static,
+        read: impl Fn(&Found) -> bool + Send + 'static,
         changed: impl FnMut() + Send + 'static,
     ) -> std::io::Result<FileWatcher> {
         let (events, received) = sync_channel(EVENTS);
@@ -141,8 +133,8 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-fn run(path: &Path, events: &Receiver<Event>, read: impl Fn(&Stamp) -> bool, mut changed: impl FnMut()) {
-    if !read(&Stamp::now(path)) {
+fn run(path: &Path, events: &Receiver<Event>, read: impl Fn(&Found) -> bool, mut changed: impl FnMut()) {
+    if !read(&found(path)) {
         changed();
     }
     loop {
@@ -155,7 +147,7 @@ fn run(path: &Path, events: &Receiver<Event>, read: impl Fn(&Stamp) -> bool, mut
                 changed();
             }
             Err(RecvTimeoutError::Timeout) => {
-                if !read(&Stamp::now(path)) {
+                if !read(&found(path)) {
                     changed();
                 }
             }
@@ -206,10 +198,10 @@ mod tests {
     /// A watch by someone who has read the file as it is now, and reads it whenever he is told.
     fn watched(path: &Path) -> (FileWatcher, Receiver<Instant>) {
         let (told, calls) = channel();
-        let seen = Arc::new(Mutex::new(Stamp::now(path)));
+        let seen = Arc::new(Mutex::new(found(path)));
         let (known, read) = (seen.clone(), path.to_owned());
         let changed = move || {
-            *seen.lock() = Stamp::now(&read);
+            *seen.lock() = found(&read);
             told.send(Instant::now()).unwrap();
         };
         let watcher = FileWatcher::start(path.to_owned(), move |now| *known.lock() == *now, changed);
@@ -256,7 +248,7 @@ mod tests {
         std::fs::write(&path, "one").unwrap();
         let (events, received) = sync_channel::<Event>(1);
         let (told, calls) = channel();
-        let (watched, before) = (path.clone(), Stamp::now(&path));
+        let (watched, before) = (path.clone(), found(&path));
         let thread = std::thread::spawn(move || {
             run(&watched, &received, move |now| *now == before, move || told.send(()).unwrap());
         });

@@ -6,9 +6,11 @@ use crate::signals::Event;
 use http::StatusCode;
 use parking_lot::Mutex;
 use sixfold_core::cluster::Clusters;
-use sixfold_core::connection::Certificate;
 use sixfold_core::listener::BindAddress;
-use sixfold_server::admin::{CertificateStatus, Control, DumpRequest, ListenerStatus, RuntimeLayer};
+use sixfold_core::tls::{Held, Origin};
+use sixfold_server::admin::{
+    CertificateStatus, ContextCertificates, Control, DumpRequest, ListenerStatus, RuntimeLayer,
+};
 use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::{DrainRequest, Server, WarmingNames};
 use sixfold_server::surface::WriteBody;
@@ -68,20 +70,24 @@ impl Control for Administration {
         self.server.addresses().iter().map(status).collect()
     }
 
-    fn certificates(&self) -> Vec<CertificateStatus> {
-        let status = |certificate: Arc<Certificate>| {
+    fn certificates(&self) -> Vec<ContextCertificates> {
+        let status = |Origin { path, certificate }: &Origin| {
             let dns = certificate.dns_sans.iter().map(|name| ("dns", name.clone()));
             let uris = certificate.uri_sans.iter().map(|uri| ("uri", uri.clone()));
             let addresses = certificate.ip_sans.iter().map(|ip| ("ip_address", ip.clone()));
             CertificateStatus {
-                path: certificate.subject.clone(),
+                path: path.to_string(),
                 serial: certificate.serial.clone(),
                 names: dns.chain(uris).chain(addresses).collect(),
                 not_before: certificate.not_before,
                 not_after: certificate.not_after,
             }
         };
-        self.server.certificates().into_iter().map(status).collect()
+        let of_context = |Held { authority, own }: &Held| ContextCertificates {
+            authority: authority.as_ref().map(status),
+            own: own.iter().map(status).collect(),
+        };
+        self.server.certificates().iter().map(of_context).collect()
     }
 
     fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {

@@ -56,6 +56,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let process = Process::start(process_options(&options, log.metrics))?;
     let compile = CompileContext { local_address: Some(local_address()), ..process.compile.clone() };
     let process_context = ProcessContext::new(compile);
+    process_context.tracker.set_drain_time(process.server.shared().options.drain_time);
     let text = Text::of(&options)?;
     if let Some(warning) = crate::validate::second_document(&text) {
         tracing::warn!("{warning}");

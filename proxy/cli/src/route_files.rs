@@ -3,7 +3,7 @@
 use parking_lot::{Mutex, MutexGuard};
 use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::ConfigError;
-use sixfold_core::files;
+use sixfold_core::files::{self, Stamp};
 use sixfold_core::model::Diff;
 use sixfold_server::server::Server;
 use sixfold_xds::Context;
@@ -11,13 +11,11 @@ use sixfold_xds::dump::FileRoutes;
 use sixfold_xds::rds::RouteConfigs;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-/// How often the files are looked at. A file is another one when its time, size or number is, so that a rename onto it
-/// and the links of a mounted ConfigMap are seen alike.
+/// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The files that connection managers ask for, as far as they are in force: a clone looks at what may come.
@@ -52,10 +50,6 @@ pub(crate) struct Look {
     pub(crate) refused: Vec<ConfigError>,
 }
 
-/// Tells a file from another one.
-#[derive(PartialEq, Eq, Clone, Copy)]
-struct Stamp(SystemTime, u64, u64);
-
 impl RouteFiles {
     /// Nothing has been read yet.
     pub(crate) fn new(context: Context) -> RouteFiles {
@@ -87,7 +81,7 @@ impl RouteFiles {
     fn in_force(&self) -> Vec<FileRoutes> {
         let routes = |(path, name, value): (&Path, &Arc<str>, &Arc<[u8]>)| {
             let (path, name) = (path.to_owned(), name.clone());
-            let Stamp(at, ..) = *self.read.get(&(path.clone(), name.clone()))?;
+            let at = self.read.get(&(path.clone(), name.clone()))?.modified;
             Some(FileRoutes { path, name, value: value.clone(), at })
         };
         self.configs.of_files().filter_map(routes).collect()
@@ -205,13 +199,7 @@ impl Look {
 }
 
 fn read(path: &Path, before: Option<&Stamp>) -> io::Result<Option<Content>> {
-    let file = files::open(path)?;
-    let metadata = file.metadata();
-    let stamp = Stamp(metadata.modified()?, metadata.len(), metadata.ino());
-    if before == Some(&stamp) {
-        return Ok(None);
-    }
-    Ok(Some((stamp, file.read(MAX_DOCUMENT_BYTES)?)))
+    files::read_changed(path, before.copied(), MAX_DOCUMENT_BYTES)
 }
 
 #[cfg(test)]

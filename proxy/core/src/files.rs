@@ -3,14 +3,18 @@
 //! Whoever may write such a path must neither hold up a thread (a FIFO is opened for as long as nobody writes into
 //! it) nor fill the memory.
 
+mod round;
+
+pub use round::{Found, Rounds};
+
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long a disk has to answer [`promptly`].
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -18,6 +22,47 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const NEXT_PATIENCE: Duration = Duration::from_millis(200);
 /// Answers that disks may owe; each is a thread.
 const MOST_OWED: usize = 256;
+
+/// Tells a file from another one at its path: by its time, size and number, so that a rename onto it and the links of a
+/// mounted ConfigMap are seen alike.
+#[derive(PartialEq, Eq, Clone, Copy, Debug)]
+pub struct Stamp {
+    /// When it was written last.
+    pub modified: SystemTime,
+    length: u64,
+    number: u64,
+}
+
+impl Stamp {
+    /// That of the file with these metadata.
+    ///
+    /// # Errors
+    /// A file system that keeps no times.
+    pub fn of(metadata: &Metadata) -> Result<Stamp> {
+        Ok(Stamp { modified: metadata.modified()?, length: metadata.len(), number: metadata.ino() })
+    }
+}
+
+/// What a file is now.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn stamp(path: &Path) -> Result<Stamp> {
+    Stamp::of(open(path)?.metadata())
+}
+
+/// The content of a file that is another one than `before`, `limit` bytes at most, and what tells it from the next.
+///
+/// # Errors
+/// Those of [`open`] and [`Regular::read`].
+pub fn read_changed(path: &Path, before: Option<Stamp>, limit: usize) -> Result<Option<(Stamp, Vec<u8>)>> {
+    let file = open(path)?;
+    let stamp = Stamp::of(file.metadata())?;
+    if before == Some(stamp) {
+        return Ok(None);
+    }
+    Ok(Some((stamp, file.read(limit)?)))
+}
 
 /// A regular file that is open.
 #[derive(Debug)]
@@ -92,6 +137,11 @@ pub fn read_promptly(path: &Path, limit: usize) -> Result<Vec<u8>> {
     promptly(path, move |path| read(path, limit))
 }
 
+/// Why there is no answer.
+fn silent() -> Error {
+    Error::new(ErrorKind::TimedOut, "its disk does not answer")
+}
+
 /// The disks of this machine.
 struct Disks {
     /// Paths whose disks owe an answer that nobody waits for any more.
@@ -104,7 +154,6 @@ impl Disks {
         path: &Path,
         ask: impl FnOnce(&Path) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let silent = || Error::new(ErrorKind::TimedOut, "its disk does not answer");
         let patience = {
             let owed = self.owed.lock();
             if owed.contains(path) || owed.len() >= MOST_OWED {

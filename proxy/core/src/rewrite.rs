@@ -7,6 +7,7 @@ mod tests;
 
 use crate::cluster::{Address, Host};
 use crate::flags::Flag;
+use crate::hash;
 use crate::hcm::{HttpConnectionManager, Profile, RouterOptions};
 use crate::header_ops::{HeaderOps, Side};
 use crate::headers::{Known, KnownSet};
@@ -14,7 +15,9 @@ use crate::message::Scheme;
 use crate::plugin::LocalReply;
 use crate::regex::{Regex, Rewrite};
 use crate::retry::RetryOn;
-use crate::route::{Forward, HostRewrite, PassHost, PathRewrite, Route, TemplatePart, WeightedCluster};
+use crate::route::{
+    Action, ClusterChoice, Forward, HostRewrite, PassHost, PathRewrite, Route, TemplatePart, WeightedCluster,
+};
 use crate::router::{PathMatch, TableOptions, VirtualHost};
 use crate::stream::Stream;
 use std::sync::Arc;
@@ -56,9 +59,22 @@ pub fn finalize_request(
     }
 }
 
-/// Header changes on an answer that the router made itself: 503 UH, redirects, direct responses.
+/// Header changes on an answer that was made here: 503 UH, redirects, direct responses, those of filters. A member of
+/// weighted clusters belongs to the route from the start in Envoy, so that its changes are made to each of them.
 pub fn finalize_response(table: Option<&TableOptions>, stream: &mut Stream) {
-    finalize_upstream_response(table, None, stream);
+    let route = stream.route.clone();
+    let weighted = match route.as_deref().map(|route| &route.action) {
+        Some(Action::Forward(forward)) => match &forward.cluster {
+            ClusterChoice::Weighted(weighted) => Some(weighted),
+            _ => None,
+        },
+        _ => None,
+    };
+    let member = weighted.and_then(|weighted| match stream.upstream.drawn {
+        Some(drawn) => weighted.clusters.get(usize::from(drawn)),
+        None => hash::weighted(weighted, stream),
+    });
+    finalize_upstream_response(table, member, stream);
 }
 
 /// Header changes on a response of an upstream.

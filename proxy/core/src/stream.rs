@@ -149,6 +149,8 @@ pub struct Upstream {
     pub connection: Option<Arc<UpstreamConnection>>,
     /// Attempts so far, the first one counted.
     pub attempts: u32,
+    /// Place of the member of weighted clusters that was drawn.
+    pub drawn: Option<u16>,
     /// Hosts that were tried, in order: what balancers exclude and APISIX's `$upstream_addr` lists.
     pub tried: Vec<TriedHost>,
     /// Why connecting or TLS failed: `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
@@ -450,8 +452,18 @@ mod tests {
             consumer,
             plugins,
         } = stream;
-        let Upstream { cluster, member, local, connection: link, attempts, tried, failure, version, server } =
-            upstream;
+        let Upstream {
+            cluster,
+            member,
+            local,
+            connection: link,
+            attempts,
+            drawn,
+            tried,
+            failure,
+            version,
+            server,
+        } = upstream;
         let held =
             (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some(), link.is_some());
         let counts = (tried.len(), flags.is_empty());
@@ -460,7 +472,7 @@ mod tests {
             format!(
                 "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
-            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {counts:?} {failure:?} {version:?} {server:?}"),
+            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {version:?} {server:?}"),
             format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
@@ -497,6 +509,7 @@ mod tests {
             local: Some("127.0.0.1:2".parse()?),
             connection: Some(UpstreamConnection::new(None)),
             attempts: 2,
+            drawn: Some(1),
             tried: vec![TriedHost::new(member, now)],
             failure: Some("refused".into()),
             version: Some(crate::message::Version::Http2),

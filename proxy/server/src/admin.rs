@@ -113,7 +113,7 @@ pub struct ListenerStatus {
 /// A certificate as `/certs` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateStatus {
-    /// Where it comes from: a file's path, or a secret's name.
+    /// Where it comes from: a file's path, or `<inline>`.
     pub path: String,
     /// Serial number in lower-case hexadecimal.
     pub serial: String,
@@ -123,6 +123,15 @@ pub struct CertificateStatus {
     pub not_before: i64,
     /// End of validity in Unix seconds.
     pub not_after: i64,
+}
+
+/// The certificates of one context of TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContextCertificates {
+    /// The first of those that vouch for the other side.
+    pub authority: Option<CertificateStatus>,
+    /// Those that are shown to the other side.
+    pub own: Vec<CertificateStatus>,
 }
 
 /// A layer of the runtime as `/runtime` shows it.
@@ -154,7 +163,7 @@ pub trait Control: Send + Sync + 'static {
     /// Listeners now.
     fn listeners(&self) -> Vec<ListenerStatus>;
     /// Certificates in use.
-    fn certificates(&self) -> Vec<CertificateStatus>;
+    fn certificates(&self) -> Vec<ContextCertificates>;
     /// Finds out what of the configuration is asked for; what it answers writes that as JSON.
     ///
     /// # Errors

@@ -14,10 +14,10 @@ use crate::listener::BoundAddresses;
 use crate::listener::manager::Manager;
 use crate::worker::{Options, Peer, Shared, Worker};
 use parking_lot::Mutex;
-use sixfold_core::connection::Certificate;
 use sixfold_core::metrics::{self, Registry};
 use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::plugin::Callout;
+use sixfold_core::tls::Held;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -221,18 +221,21 @@ impl Server {
         self.0.shared.health_failed.store(fail, Relaxed);
     }
 
-    /// Certificates that listeners show now, each once.
-    pub fn certificates(&self) -> Vec<Arc<Certificate>> {
+    /// Certificates of the contexts of listeners and clusters, each context once: many may share one.
+    pub fn certificates(&self) -> Vec<Held> {
         let listeners = self.0.model.listeners();
-        let mut all: Vec<Arc<Certificate>> = Vec::new();
-        for chain in listeners.iter().flat_map(|l| l.chains.iter().chain(&l.default_chain)) {
-            for context in chain.tls.iter().flat_map(|tls| tls.contexts()) {
-                all.extend(context.certificates().cloned());
-            }
-        }
-        all.sort_by(|a, b| a.sha256.cmp(&b.sha256));
-        all.dedup_by(|a, b| a.sha256 == b.sha256);
-        all
+        let chains = listeners.iter().flat_map(|l| l.chains.iter().chain(&l.default_chain));
+        let of_listeners = chains.flat_map(|chain| chain.tls.iter().flat_map(|tls| tls.contexts()));
+        let mut servers: Vec<_> = of_listeners.collect();
+        servers.sort_by_key(Arc::as_ptr);
+        servers.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let clusters = self.0.model.clusters().all();
+        let of_clusters = clusters.iter().flat_map(|cluster| cluster.config.all_tls());
+        let mut clients: Vec<_> = of_clusters.filter_map(|tls| tls.context()).collect();
+        clients.sort_by_key(Arc::as_ptr);
+        clients.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let held = servers.iter().map(|context| context.held());
+        held.chain(clients.iter().map(|context| context.held())).collect()
     }
 
     /// Ends the server: closes all sockets, waits until connections have ended or `deadline` has passed,

@@ -8,14 +8,13 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use sixfold_core::error::ConfigError;
 use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{ApplyError, Diff};
 use sixfold_core::plugin::grpc::{Call, Client as Grpc, Status};
 use tokio::sync::{Notify, watch};
 
-use super::files::Files;
+use super::files::{Contents, Files};
 use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::machine::{AdsConfig, Machine, Step};
@@ -115,8 +114,8 @@ enum News {
     Time,
     /// The process follows another bootstrap.
     Bootstrap(Box<Statics>),
-    /// A file was read, or could not be.
-    Read(Channel, Result<Vec<u8>, ConfigError>),
+    /// Files were read, or could not be.
+    Read(Contents),
 }
 
 /// Follows control planes and files until the process ends; each bootstrap of it that comes by `statics` counts from then
@@ -171,7 +170,7 @@ pub async fn follow<R: Batches>(
                     tokio::select! {
                         () = at(until) => News::Time,
                         () = told(news.as_deref()) => News::Time,
-                        (channel, content) = files.next() => News::Read(channel, content),
+                        contents = files.next() => News::Read(contents),
                         other = another(&mut statics) => News::Bootstrap(Box::new(other)),
                     }
                 };
@@ -181,7 +180,11 @@ pub async fn follow<R: Batches>(
                         client.machine.compiler().set_context(context);
                         client.machine.set_statics(resources, now());
                     }
-                    Some(News::Read(channel, content)) => client.machine.read(&channel, content, now()),
+                    Some(News::Read(contents)) => {
+                        for (channel, content) in contents {
+                            client.machine.read(&channel, content, now());
+                        }
+                    }
                     Some(News::Time) | None => {}
                 }
             }

@@ -2,24 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::ConfigError;
-use sixfold_core::files;
+use sixfold_core::files::{self, Found, Rounds, Stamp};
 use tokio::sync::mpsc;
 
 use super::key::Channel;
 
-/// How often the files are looked at. A file is another one when its time, size or number is, so that a rename onto it and
-/// the links of a mounted ConfigMap are seen alike.
+/// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of files that are told together.
+const TOGETHER: usize = 16 << 20;
 
 /// What a file holds, or why it can't be read.
 type Content = Result<Vec<u8>, ConfigError>;
+
+/// What files hold that were read in one go.
+pub(super) type Contents = Vec<(Channel, Content)>;
 
 /// Files that are wanted, each with a number that grows when it is to be read though it has not changed.
 type Wanted = BTreeMap<Channel, u64>;
@@ -33,7 +35,7 @@ pub(super) struct Files {
 
 struct Reader {
     wanted: Sender<Wanted>,
-    read: mpsc::Receiver<(Channel, Content)>,
+    read: mpsc::Receiver<Contents>,
 }
 
 impl Files {
@@ -55,16 +57,19 @@ impl Files {
         }
     }
 
-    /// The next that has been read, or could not be; may be dropped at any time.
-    pub(super) async fn next(&mut self) -> (Channel, Content) {
+    /// The next that have been read, or could not be; may be dropped at any time.
+    pub(super) async fn next(&mut self) -> Contents {
         loop {
             let Some(reader) = &mut self.reader else { return std::future::pending().await };
-            match reader.read.recv().await {
-                // Nobody asks for it any more.
-                Some((channel, _)) if !self.wanted.contains_key(&channel) => {}
-                Some(read) => return read,
-                // It has ended; another one is started when this is asked again for what is wanted.
-                None => *self = Files::default(),
+            // It has ended; another one is started when this is asked again for what is wanted.
+            let Some(mut read) = reader.read.recv().await else {
+                *self = Files::default();
+                continue;
+            };
+            // Nobody asks for the others any more.
+            read.retain(|(channel, _)| self.wanted.contains_key(channel));
+            if !read.is_empty() {
+                return read;
             }
         }
     }
@@ -82,8 +87,8 @@ impl Reader {
 }
 
 /// Looks until nobody wants to know any more.
-fn look_at_all(asked: &Receiver<Wanted>, found: &mpsc::Sender<(Channel, Content)>) {
-    let (mut wanted, mut seen) = (Wanted::new(), BTreeMap::new());
+fn look_at_all(asked: &Receiver<Wanted>, found: &mpsc::Sender<Contents>) {
+    let (mut wanted, mut seen, rounds) = (Wanted::new(), BTreeMap::new(), Rounds::default());
     loop {
         match asked.recv_timeout(LOOK) {
             Ok(newer) => wanted = asked.try_iter().last().unwrap_or(newer),
@@ -91,21 +96,57 @@ fn look_at_all(asked: &Receiver<Wanted>, found: &mpsc::Sender<(Channel, Content)
             Err(RecvTimeoutError::Disconnected) => return,
         }
         seen.retain(|channel, _| wanted.contains_key(channel));
-        for (channel, number) in &wanted {
-            let Some(path) = channel.path() else { continue };
-            let last = seen.entry(channel.clone()).or_insert_with(Seen::default);
-            if let Some(content) = last.look(path, *number)
-                && found.blocking_send((channel.clone(), content)).is_err()
-            {
-                return;
-            }
+        match look(&rounds, &wanted, &mut seen, |contents| found.blocking_send(contents).is_ok()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => tracing::error!("files of resources are not looked at: {error}"),
         }
     }
 }
 
-/// Tells a file from another one.
-#[derive(PartialEq, Eq, Clone, Copy)]
-struct Stamp(SystemTime, u64, u64);
+/// Looks at each file once, and tells of those that are not as they were: of all together, unless one keeps the others
+/// waiting or they are too large for that. Answers whether anybody wants to know more.
+fn look(
+    rounds: &Rounds,
+    wanted: &Wanted,
+    seen: &mut BTreeMap<Channel, Seen>,
+    mut tell: impl FnMut(Contents) -> bool,
+) -> io::Result<bool> {
+    // One file may hold what several kinds of resources come from.
+    let mut of_path: BTreeMap<_, Vec<&Channel>> = BTreeMap::new();
+    let files = wanted.iter().filter_map(|(channel, number)| {
+        let path = channel.path()?;
+        of_path.entry(path.to_owned()).or_default().push(channel);
+        let last = seen.entry(channel.clone()).or_default();
+        Some((path.to_owned(), last.stamp.filter(|_| *number == last.number)))
+    });
+    let files: Vec<_> = files.collect();
+    let (mut contents, mut bytes, mut goes_on) = (Contents::new(), 0, true);
+    let asked = rounds.ask(
+        files,
+        |path, before| files::read_changed(path, before, MAX_DOCUMENT_BYTES),
+        |found| {
+            if let Found::Answer(path, read) = found {
+                let channel = of_path
+                    .get_mut(path)
+                    .and_then(|channels| (!channels.is_empty()).then(|| channels.remove(0)));
+                let Some(channel) = channel else { return };
+                let number = wanted.get(channel).copied().unwrap_or_default();
+                let said = seen.get_mut(channel).and_then(|last| last.take(read, number));
+                bytes += said.as_ref().map_or(0, |said| said.as_ref().map_or(0, Vec::len));
+                contents.extend(said.map(|said| (channel.clone(), said)));
+                if bytes < TOGETHER {
+                    return;
+                }
+            }
+            bytes = 0;
+            let contents = std::mem::take(&mut contents);
+            goes_on = goes_on && (contents.is_empty() || tell(contents));
+        },
+    );
+    goes_on = goes_on && (contents.is_empty() || tell(contents));
+    asked.map(|()| goes_on)
+}
 
 /// How a file was found last.
 #[derive(Default)]
@@ -117,9 +158,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// What there is to say of a file that is not as it was.
-    fn look(&mut self, path: &Path, number: u64) -> Option<Content> {
-        match read(path, self.stamp.filter(|_| number == self.number)) {
+    /// What there is to say of a file that was read, unless it is as it was.
+    fn take(&mut self, read: io::Result<Option<(Stamp, Vec<u8>)>>, number: u64) -> Option<Content> {
+        match read {
             Ok(read) => {
                 self.unreadable = None;
                 self.number = number;
@@ -143,27 +184,56 @@ impl Seen {
     }
 }
 
-fn read(path: &Path, before: Option<Stamp>) -> io::Result<Option<(Stamp, Vec<u8>)>> {
-    let file = files::open(path)?;
-    let metadata = file.metadata();
-    let stamp = Stamp(metadata.modified()?, metadata.len(), metadata.ino());
-    if before == Some(stamp) {
-        return Ok(None);
-    }
-    Ok(Some((stamp, file.read(MAX_DOCUMENT_BYTES)?)))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
+    use crate::ads::Kind;
+    use crate::rds::Source;
     use std::os::unix::fs::symlink;
+    use std::path::Path;
 
-    fn text(content: Option<Content>) -> Option<String> {
-        content.map(|content| match content {
+    fn channel_of(path: &Path) -> Channel {
+        Channel::Of(Kind::Cluster, Source::Path(path.to_owned()))
+    }
+
+    /// What a look at a file that is wanted by this number tells.
+    fn look_at(path: &Path, seen: &mut BTreeMap<Channel, Seen>, number: u64) -> Option<String> {
+        let (mut told, wanted) = (Contents::new(), Wanted::from([(channel_of(path), number)]));
+        let tell = |contents: Contents| {
+            told.extend(contents);
+            true
+        };
+        assert!(look(&Rounds::default(), &wanted, seen, tell).unwrap());
+        told.pop().map(|(_, content)| match content {
             Ok(content) => String::from_utf8(content).unwrap(),
             Err(error) => error.to_string(),
         })
+    }
+
+    /// Each was a change by itself, and waited for the one before it.
+    #[test]
+    fn files_that_are_read_in_one_look_are_told_together() {
+        let folder = std::env::temp_dir().join(format!("sixfold-together-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut wanted = Wanted::new();
+        for index in 0..100 {
+            let path = folder.join(index.to_string());
+            std::fs::write(&path, "x").unwrap();
+            // What comes from one file for two kinds is told for both.
+            wanted.insert(channel_of(&path), 1);
+            wanted.insert(Channel::Of(Kind::Listener, Source::Path(path)), 1);
+        }
+        let mut told = Vec::new();
+        let tell = |contents: Contents| {
+            told.push(contents.len());
+            true
+        };
+        assert!(look(&Rounds::default(), &wanted, &mut BTreeMap::new(), tell).unwrap());
+        // A machine that is busy may make a pause.
+        assert_eq!(told.iter().sum::<usize>(), 200);
+        assert!(told.len() < 10, "{told:?}");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     /// The set that was wanted was still taken for one that is looked after.
@@ -183,9 +253,9 @@ mod tests {
     #[test]
     fn everybody_who_is_new_hears_of_a_file_that_can_not_be_read() {
         let folder = std::env::temp_dir();
-        let mut seen = Seen::default();
+        let mut seen = BTreeMap::new();
         let mut look =
-            |number| text(seen.look(&folder, number)).is_some_and(|said| said.contains("can't be read"));
+            |number| look_at(&folder, &mut seen, number).is_some_and(|said| said.contains("can't be read"));
         assert_eq!([look(0), look(0), look(1), look(1)], [true, false, true, false]);
     }
 
@@ -201,8 +271,8 @@ mod tests {
         }
         symlink("one", at("data")).unwrap();
         symlink("data/cds.yaml", at("cds.yaml")).unwrap();
-        let (path, mut seen) = (at("cds.yaml"), Seen::default());
-        let mut look = |number| text(seen.look(&path, number));
+        let (path, mut seen) = (at("cds.yaml"), BTreeMap::new());
+        let mut look = |number| look_at(&path, &mut seen, number);
         assert_eq!((look(0).as_deref(), look(0)), (Some("first"), None));
         assert_eq!((look(1).as_deref(), look(1)), (Some("first"), None), "asked for again");
         symlink("two", at("new")).unwrap();

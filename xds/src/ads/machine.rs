@@ -3,6 +3,8 @@
 //! Resources come by channels: one stream of all types, streams of one type, files. Each has an end of its own, with what is
 //! wanted there and what has come; what has come by all of them is one world, whose order holds whatever brings it.
 
+mod answers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,17 +13,17 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::metrics::Registry;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 
+use self::answers::{Pending, refused};
 use super::file;
-use super::inbox::{Item, Merged};
 use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::peer::{Link, Peer, StreamConfig};
-use super::session::{Answer, Flavor, Request};
-use super::stats::Stats;
-use super::update::{Content, Resource, Response, UnknownType};
+use super::session::{Flavor, Request};
+use super::stats::{Stats, Subscription};
+use super::update::{Response, UnknownType};
+use super::users::Want;
 use super::world::{Asks, Change, Compile, World};
 use crate::rds::Source;
-use crate::tracker::Event;
 
 /// What is asked for, and where.
 #[derive(Debug, Clone)]
@@ -92,16 +94,6 @@ pub struct Machine<C: Compile> {
 /// Since when the first response of a type is awaited: until when a start waits for it.
 struct First {
     until: Option<Instant>,
-}
-
-/// Responses of a type that are to be answered.
-struct Pending {
-    channel: Channel,
-    kind: Kind,
-    responses: Vec<(String, String)>,
-    faults: Vec<String>,
-    /// What was accepted, with its version.
-    accepted: BTreeMap<Arc<str>, String>,
 }
 
 impl<C: Compile> Machine<C> {
@@ -193,20 +185,23 @@ impl<C: Compile> Machine<C> {
         }
         self.give_up_waiting(now);
         loop {
-            let pending = self.look(now);
+            let pending = self.look_at_next(now);
             let batch = self.world.settle(now);
             self.pass_on_wants(now);
+            for key in self.world.take_late() {
+                self.stats.of_key(&key).into_iter().for_each(Subscription::timed_out);
+            }
             for (key, error) in self.world.take_faults() {
                 self.fail_late(&key, error.in_resource(key.shown()).to_string());
             }
             if !batch.is_empty() {
-                self.applying = Some(pending.into_iter().collect());
+                self.applying = Some(pending);
                 return Step::Apply(batch);
             }
-            match pending {
-                Some(pending) => self.answer(pending),
-                None => break,
+            if pending.is_empty() {
+                break;
             }
+            pending.into_iter().for_each(|pending| self.answer(pending));
         }
         self.refuse_late();
         self.initialized |= self.first.is_empty() && self.world.is_settled();
@@ -292,11 +287,8 @@ impl<C: Compile> Machine<C> {
     /// A stream has ended, or could not be opened. Everything that is in force stays, for as long as it takes.
     /// Answers after how long the next one is opened.
     pub fn disconnected(&mut self, channel: &Channel, now: Instant) -> Duration {
-        for (_, of) in self.wildcards.iter().filter(|(_, of)| *of == channel).map(|(kind, of)| (of, kind)) {
-            self.stats.of(*of).into_iter().for_each(|stats| stats.update_failure().inc());
-        }
-        let applying = self.applying.iter_mut().flatten().filter(|pending| pending.channel == *channel);
-        applying.for_each(|pending| pending.responses.clear());
+        self.stats.failed(channel, &self.wildcards);
+        self.applying.iter_mut().flatten().for_each(|pending| pending.disconnected(channel));
         self.peers.get_mut(channel).map(|peer| peer.disconnected(now)).unwrap_or_default()
     }
 
@@ -323,6 +315,9 @@ impl<C: Compile> Machine<C> {
         if !comes {
             return Err(UnknownType(update.kind.type_url().to_owned()));
         }
+        if let Some(identifier) = update.control_plane.as_deref().filter(|it| !it.is_empty()) {
+            peer.stats.identifier.set(identifier);
+        }
         let names = update.resources.iter().map(|resource| &resource.name);
         peer.session.received(update.kind, &update.nonce, names);
         peer.inbox.put(update);
@@ -340,145 +335,12 @@ impl<C: Compile> Machine<C> {
             Ok(update) => peer.inbox.put(update),
             Err(error) => {
                 refused(channel, &error.in_file(path.display().to_string()).to_string());
-                self.stats.answered(*kind, true);
+                self.stats.of(*kind).into_iter().for_each(Subscription::refused);
                 self.first.remove(kind);
-                let wanted = peer.wanted(*kind);
-                wanted.iter().for_each(|name| self.world.missing(&Key::new(*kind, channel.source(), name)));
-            }
-        }
-    }
-
-    /// The change of the last [`Step::Apply`] is in force, but for these parts.
-    pub fn applied(&mut self, failures: Vec<Failure>) {
-        let mut pending = self.applying.take().unwrap_or_default();
-        let keys: Vec<_> = failures.iter().map(|failure| Key::of_name(failure.kind, &failure.name)).collect();
-        let failed: Vec<_> = keys.iter().map(|key| self.world.assigned(key)).collect();
-        for (key, version) in self.world.applied(&failed) {
-            let channel = self.channel_of(&key);
-            pending.iter_mut().filter(|pending| pending.is_of(&channel, key.kind)).for_each(|pending| {
-                pending.accepted.remove(&key.name);
-            });
-            self.know(&key, version);
-        }
-        for ((failure, key), failed) in failures.into_iter().zip(keys).zip(failed) {
-            let fault = format!("{}: {}", key.shown(), failure.reason);
-            self.world.compiler().note(&key, Event::Failed(&failure.reason));
-            let channel = self.channel_of(&failed);
-            match pending.iter_mut().find(|pending| pending.is_of(&channel, key.kind)) {
-                Some(pending) => pending.faults.push(fault),
-                // What has waited for others was acknowledged when it came.
-                None => self.fail_late(&failed, fault),
-            }
-        }
-        pending.into_iter().for_each(|pending| self.answer(pending));
-    }
-
-    /// Looks at the responses of one type that have come by one channel.
-    fn look(&mut self, now: Instant) -> Option<Pending> {
-        let waiting = self.peers.iter().filter_map(|(channel, peer)| Some((peer.inbox.first()?, channel)));
-        let channel = waiting.min()?.1.clone();
-        let peer = self.peers.get_mut(&channel)?;
-        let (kind, Merged { items, whole, responses, .. }) = peer.inbox.take()?;
-        let faults = peer.late.remove(&kind).unwrap_or_default();
-        let key = |name: &Arc<str>| Key::new(kind, channel.source(), name);
-        self.first.remove(&kind);
-        if kind == Kind::Secret || channel.path().is_some() {
-            // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps
-            // nobody waiting until its time is over. A file holds what there is, whatever was asked for.
-            let lacking = peer.lacking(kind, |name| items.contains_key(name));
-            lacking.iter().for_each(|name| self.world.missing(&key(name)));
-        }
-        if whole {
-            let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));
-            absent.collect::<Vec<_>>().iter().for_each(|name| self.remove(&key(name), now));
-        }
-        let mut pending =
-            Pending { channel: channel.clone(), kind, responses, faults, accepted: BTreeMap::new() };
-        self.world.expect(kind, items.values().filter_map(Item::value));
-        for (name, item) in items {
-            let key = key(&name);
-            match item {
-                Item::Gone => self.remove(&key, now),
-                Item::Is(resource) => match self.take(&channel, &key, resource, now) {
-                    Ok(version) => {
-                        pending.accepted.extend(version.map(|version| (name, version)));
-                    }
-                    Err(error) => {
-                        self.world.deny(&key);
-                        let all = error.in_resource(key.shown()).into_all();
-                        pending.faults.extend(all.iter().map(ToString::to_string));
-                    }
-                },
-            }
-        }
-        Some(pending)
-    }
-
-    /// Takes a resource; answers its version if it brought one.
-    fn take(
-        &mut self,
-        channel: &Channel,
-        key: &Key,
-        resource: Resource,
-        now: Instant,
-    ) -> Result<Option<String>, ConfigError> {
-        let Resource { name: _, version, content, ttl } = resource;
-        let wants = self.peers.get(channel).is_some_and(|peer| peer.session.wants(key.kind, &key.name));
-        let version = match content {
-            Content::Fault(fault) => {
-                let reason = fault.to_string();
-                let refused = Event::Refused { value: &[], version: &version, reason: &reason };
-                if wants && !key.name.is_empty() {
-                    self.world.compiler().note(key, refused);
+                for key in peer.wanted(*kind, channel.source()) {
+                    self.stats.of_key(&key).into_iter().for_each(Subscription::refused);
+                    self.world.missing(&key);
                 }
-                return Err(*fault);
-            }
-            Content::Heartbeat => None,
-            Content::Value(_) if !wants => return Ok(None),
-            Content::Value(value) => {
-                self.world.accept(key, &version, value, now)?;
-                Some(version)
-            }
-        };
-        self.world.set_ttl(key, ttl, now);
-        Ok(version)
-    }
-
-    fn remove(&mut self, key: &Key, now: Instant) {
-        self.world.remove(key, now);
-        self.know(key, None);
-    }
-
-    /// What was accepted is known from now on, what was refused is not; both are told.
-    fn answer(&mut self, pending: Pending) {
-        let Pending { channel, kind, mut responses, faults, accepted } = pending;
-        let error = (!faults.is_empty()).then(|| faults.join("; "));
-        if let Some(error) = &error {
-            refused(&channel, error);
-        }
-        self.stats.answered(kind, error.is_some());
-        let last = responses.pop();
-        if let Some((_, version)) = &last {
-            self.world.compiler().note_version(kind, version);
-        }
-        let Some(peer) = self.peers.get_mut(&channel) else { return };
-        for (name, version) in accepted {
-            if peer.session.wants(kind, &name) {
-                peer.session.know(kind, &name, Some(version));
-            }
-        }
-        let earlier = responses.into_iter().map(|response| (response, None));
-        for ((nonce, version), error) in earlier.chain(last.map(|response| (response, error))) {
-            peer.session.answer(Answer { kind, nonce, version, error });
-        }
-    }
-
-    /// Refuses what was acknowledged before it was tried, by the last response of its type.
-    fn refuse_late(&mut self) {
-        for peer in self.peers.values_mut() {
-            for (kind, faults) in std::mem::take(&mut peer.late) {
-                self.stats.answered(kind, true);
-                peer.session.refuse(kind, faults.join("; "));
             }
         }
     }
@@ -488,7 +350,8 @@ impl<C: Compile> Machine<C> {
         if wants.is_empty() {
             return;
         }
-        for (key, wanted) in wants {
+        for Want { key, wanted, scope } in wants {
+            self.stats.want(&key, wanted, scope.as_deref());
             if self.world.compiler().elsewhere(&key).is_some() {
                 continue;
             }
@@ -513,25 +376,12 @@ impl<C: Compile> Machine<C> {
     fn give_up_waiting(&mut self, now: Instant) {
         let late = |first: &First| first.until.is_some_and(|until| until <= now);
         for (kind, _) in self.first.extract_if(.., |_, first| late(first)) {
-            if let Some(stats) = self.stats.of(kind) {
-                stats.init_fetch_timeout().inc();
-            }
+            self.stats.of(kind).into_iter().for_each(Subscription::timed_out);
         }
         for key in self.world.expire(now) {
             self.know(&key, None);
         }
     }
-}
-
-impl Pending {
-    fn is_of(&self, channel: &Channel, kind: Kind) -> bool {
-        self.channel == *channel && self.kind == kind
-    }
-}
-
-/// Says in the log what is wrong in what has come by a channel.
-fn refused(channel: &Channel, error: &str) {
-    tracing::warn!("refused of {channel}, the last good ones stay: {error}");
 }
 
 #[cfg(test)]

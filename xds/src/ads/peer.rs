@@ -1,6 +1,6 @@
 //! What is known of the other end of a channel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,12 @@ use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 
 use super::backoff::{Backoff, BackoffConfig};
 use super::inbox::Inbox;
-use super::key::Channel;
+use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::rate::{Bucket, RateLimit};
 use super::session::{Flavor, Request, Session};
 use super::stats::ControlPlaneStats;
+use crate::rds::Source;
 
 /// How a stream speaks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,9 +102,9 @@ impl Peer {
         }
     }
 
-    /// All names of a type that are wanted.
-    pub(super) fn wanted(&self, kind: Kind) -> BTreeSet<Arc<str>> {
-        self.session.wanted(kind).clone()
+    /// All of a type from a source that are wanted.
+    pub(super) fn wanted(&self, kind: Kind, source: &Source) -> Vec<Key> {
+        self.session.wanted(kind).iter().map(|name| Key::new(kind, source, name)).collect()
     }
 
     /// The next message, and whether it is only now that there are too many.
@@ -114,8 +115,8 @@ impl Peer {
         {
             let is_new = !std::mem::replace(&mut self.limited, true);
             if is_new {
-                self.stats.rate_limit_enforced().inc();
-                self.stats.pending_requests().set(1);
+                self.stats.counts.rate_limit_enforced().inc();
+                self.stats.counts.pending_requests().set(1);
             }
             return (None, is_new);
         }
@@ -133,7 +134,7 @@ impl Peer {
     /// Nothing waits for a token any more.
     fn end_limit(&mut self) {
         if std::mem::take(&mut self.limited) {
-            self.stats.pending_requests().set(0);
+            self.stats.counts.pending_requests().set(0);
         }
     }
 
@@ -150,7 +151,7 @@ impl Peer {
     pub(super) fn connected(&mut self) {
         self.link = Link::Up;
         self.session.connected();
-        self.stats.connected_state().set(1);
+        self.stats.counts.connected_state().set(1);
     }
 
     /// Answers after how long the next stream is opened.
@@ -160,7 +161,7 @@ impl Peer {
         self.session.disconnected();
         self.inbox.forget_responses();
         self.late.clear();
-        self.stats.connected_state().set(0);
+        self.stats.counts.connected_state().set(0);
         self.end_limit();
         wait
     }

@@ -1,12 +1,13 @@
 //! Resources compiled to parts of the model, and changes to a [`Diff`] of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sixfold_core::cluster::{Assignment, Cluster};
 use sixfold_core::error::ConfigError;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{Listener, NetworkFilter};
+use sixfold_core::metrics::scope;
 use sixfold_core::model::{ApplyError, Diff, ResourceKind};
 use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
@@ -106,12 +107,12 @@ impl Resources {
     }
 
     /// Listeners have it as they are compiled. It is tried on those that name it next.
-    fn extension(&self, source: &Source, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+    fn extension(&self, key: &Key, value: &[u8]) -> Result<Compiled<Part>> {
         let value: TypedExtensionConfig = constraints::decode(value)?;
-        same_name(&value.name, name)?;
+        same_name(&value.name, &key.name)?;
         let config = required(&value.typed_config, "typed_config")?;
-        filters::check(&self.context, name, config)?;
-        self.context.extensions.try_out(source, name, config.clone());
+        filters::check(&self.context, &key.name, config)?;
+        self.context.extensions.try_out(key, config.clone());
         Ok(Compiled { part: Part::Extension, asks: Asks::default() })
     }
 
@@ -121,8 +122,8 @@ impl Resources {
         self.context.extensions.take_asked();
         let listener = listener::compile(&self.context, &value)?;
         let mut asks = Asks::of_listener(&listener);
-        for Asked { source, name, within } in self.context.extensions.take_asked() {
-            let need = Need { kind: Kind::Extension, source, name, within };
+        for Asked { key: Key { kind, source, name }, within } in self.context.extensions.take_asked() {
+            let need = Need { kind, source, name, within };
             if !asks.needs.contains(&need) {
                 asks.needs.push(need);
             }
@@ -204,7 +205,7 @@ impl Compile for Resources {
                 let part = self.context.sds.check(&key, value).map(Part::Secret)?;
                 Ok(Compiled { part, asks: Asks::default() })
             }
-            Kind::Extension => self.extension(source, name, value),
+            Kind::Extension => self.extension(key, value),
         }
     }
 
@@ -227,7 +228,7 @@ impl Compile for Resources {
     }
 
     fn note(&self, key: &Key, event: Event<'_>) {
-        self.context.tracker.note(key.kind, &key.source, &key.name, event);
+        self.context.tracker.note(key, event);
     }
 
     fn note_version(&self, kind: Kind, version: &str) {
@@ -244,18 +245,18 @@ impl Compile for Resources {
         Some(self.context.sds.is_over(&secret))
     }
 
-    fn is_led_to(&self, cluster: &str) -> bool {
+    fn led_to(&self) -> BTreeSet<Arc<str>> {
         let mut named = BTreeSet::new();
         let cells = self.context.compile.route_tables.held().into_iter();
         let of_files = cells.filter(|cell| rds::streamed(cell).is_none()).filter_map(|cell| cell.load());
         of_files.for_each(|table| named_by(&table, &mut named));
-        named.contains(cluster)
+        named
     }
 
     fn forget(&mut self, key: &Key) {
         self.note(key, Event::Gone);
         match key.kind {
-            Kind::Extension => self.context.extensions.forget(&key.source, &key.name),
+            Kind::Extension => self.context.extensions.forget(key),
             Kind::Cluster => self.context.sent_clusters.remove(&key.name),
             Kind::Routes => self.routes.forget_unwanted(),
             _ => {}
@@ -278,15 +279,23 @@ impl Asks {
 
     /// What a listener asks for: routes that come by streams, and the clusters that it leads to itself.
     pub(crate) fn of_listener(listener: &Listener) -> Asks {
-        let (mut needs, mut clusters) = (Vec::new(), BTreeSet::new());
+        let (mut needs, mut clusters, mut scopes) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
         for chain in listener.chains.iter().chain(&listener.default_chain) {
             match chain.filter.last() {
-                NetworkFilter::Http(manager) => routes_of(manager, &mut needs, &mut clusters),
+                NetworkFilter::Http(manager) => {
+                    let needed = routes_of(manager, &mut needs, &mut clusters);
+                    let scope = |key: &Key| scope(&["http", &manager.stat_prefix, "rds", &key.name]);
+                    // Of several that share one the first counts it, as in Envoy.
+                    needed.into_iter().for_each(|key| {
+                        scopes.entry(key).or_insert_with_key(|key| scope(key).into());
+                    });
+                }
                 NetworkFilter::Tcp(proxy) => choices(&proxy.cluster, &mut clusters),
                 NetworkFilter::Direct(_) | NetworkFilter::Guarded(..) => {}
             }
         }
-        let mut asks = Asks { needs, clusters: clusters.into_iter().collect(), ..Asks::default() };
+        let clusters = clusters.into_iter().collect();
+        let mut asks = Asks { needs, clusters, scopes, ..Asks::default() };
         asks.add_secrets(listener.tls().filter_map(|tls| tls.awaited()));
         asks
     }
@@ -328,15 +337,25 @@ fn same_name(found: &str, name: &str) -> Result<()> {
     Err(ConfigError::field("name", format!("is \"{found}\" in a resource that comes as \"{name}\"")))
 }
 
-fn routes_of(manager: &HttpConnectionManager, needs: &mut Vec<Need>, clusters: &mut BTreeSet<Arc<str>>) {
+/// Adds what a connection manager needs; answers the routes that come by a stream.
+fn routes_of(
+    manager: &HttpConnectionManager,
+    needs: &mut Vec<Need>,
+    clusters: &mut BTreeSet<Arc<str>>,
+) -> Option<Key> {
     match rds::streamed(&manager.routes) {
         Some((source, name)) => {
             let need = Need { kind: Kind::Routes, source, name, within: manager.first_table };
+            let key = need.key();
             if !needs.contains(&need) {
                 needs.push(need);
             }
+            Some(key)
         }
-        None => manager.routes.load().iter().for_each(|table| named_by(table, clusters)),
+        None => {
+            manager.routes.load().iter().for_each(|table| named_by(table, clusters));
+            None
+        }
     }
 }
 

@@ -1,28 +1,120 @@
 //! Statistics, under Envoy's names.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sixfold_core::metrics::Registry;
+use sixfold_core::metrics::{Registry, Text};
+use xxhash_rust::xxh64::xxh64;
 
+use super::key::{Channel, Key};
 use super::kind::Kind;
 
 sixfold_core::stat_block! {
-    /// Statistics of the stream, under `control_plane.`.
-    pub struct ControlPlaneStats {
+    /// Statistics of a stream, under `control_plane.`.
+    pub struct ControlPlaneCounts {
         counters: [rate_limit_enforced], gauges: [connected_state, pending_requests], histograms: []
     }
 }
 
 sixfold_core::stat_block! {
-    /// Statistics of a subscription, under `cluster_manager.cds.` and `listener_manager.lds.`.
-    pub struct SubscriptionStats {
+    /// Statistics of a subscription (config/subscription.h). `version` is the xxHash64 of the version in force,
+    /// `update_time` when it came, in milliseconds since 1970, `update_duration` how long it took to take it, in
+    /// milliseconds.
+    pub struct SubscriptionCounts {
         counters: [update_attempt, update_success, update_failure, update_rejected, init_fetch_timeout],
-        gauges: [], histograms: []
+        gauges: [],
+        numbers: [version, update_time],
+        histograms: [update_duration],
     }
 }
 
-/// What is counted of the types of which everything is wanted.
-pub(super) struct Stats(BTreeMap<Kind, SubscriptionStats>);
+sixfold_core::stat_block! {
+    /// What is counted of route configurations beside (rds/rds_route_config_subscription.h). `config_reload_time_ms` is
+    /// when one came last that was another, in milliseconds since 1970.
+    pub struct RouteCounts {
+        counters: [config_reload, update_empty], gauges: [], numbers: [config_reload_time_ms], histograms: []
+    }
+}
+
+/// What is counted of a stream.
+pub(super) struct ControlPlaneStats {
+    pub(super) counts: ControlPlaneCounts,
+    /// What the control plane calls itself (`DiscoveryResponse.control_plane.identifier`).
+    pub(super) identifier: Arc<Text>,
+}
+
+impl ControlPlaneStats {
+    pub(super) fn new(registry: &Registry, prefix: &str) -> ControlPlaneStats {
+        ControlPlaneStats {
+            counts: ControlPlaneCounts::new(registry, prefix),
+            identifier: registry.text(&format!("{prefix}identifier")),
+        }
+    }
+}
+
+/// What is counted of a subscription.
+pub(super) struct Subscription {
+    pub(super) counts: SubscriptionCounts,
+    version_text: Arc<Text>,
+    routes: Option<RouteCounts>,
+}
+
+impl Subscription {
+    /// One that begins.
+    fn new(registry: &Registry, prefix: &str, kind: Kind) -> Subscription {
+        let counts = SubscriptionCounts::new(registry, prefix);
+        counts.update_attempt().inc();
+        Subscription {
+            counts,
+            version_text: registry.text(&format!("{prefix}version_text")),
+            routes: (kind == Kind::Routes).then(|| RouteCounts::new(registry, prefix)),
+        }
+    }
+
+    /// A response was taken.
+    pub(super) fn taken(&self, version: &str, took: Duration) {
+        self.counts.update_attempt().inc();
+        self.counts.update_success().inc();
+        self.counts.version().set(xxh64(version.as_bytes(), 0));
+        self.version_text.set(version);
+        self.counts.update_time().set(now());
+        self.counts.update_duration().record(millis(took));
+    }
+
+    /// A response was refused, or a part of it.
+    pub(super) fn refused(&self) {
+        self.counts.update_attempt().inc();
+        self.counts.update_rejected().inc();
+    }
+
+    /// The stream has ended.
+    pub(super) fn failed(&self) {
+        self.counts.update_attempt().inc();
+        self.counts.update_failure().inc();
+    }
+
+    /// Nothing has come in time.
+    pub(super) fn timed_out(&self) {
+        self.counts.update_attempt().inc();
+        self.counts.init_fetch_timeout().inc();
+    }
+
+    /// What was taken is another than before.
+    pub(super) fn reloaded(&self) {
+        if let Some(routes) = &self.routes {
+            routes.config_reload().inc();
+            routes.config_reload_time_ms().set(now());
+        }
+    }
+}
+
+/// What is counted of subscriptions: to all clusters, to all listeners, and to each route configuration.
+pub(super) struct Stats {
+    registry: Registry,
+    wildcards: BTreeMap<Kind, Subscription>,
+    routes: BTreeMap<Key, Subscription>,
+}
 
 impl Stats {
     pub(super) fn new(registry: &Registry, kinds: impl Iterator<Item = Kind>) -> Stats {
@@ -32,22 +124,49 @@ impl Stats {
                 Kind::Listener => "listener_manager.lds.",
                 _ => return None,
             };
-            let stats = SubscriptionStats::new(registry, prefix);
-            stats.update_attempt().inc();
-            Some((kind, stats))
+            Some((kind, Subscription::new(registry, prefix, kind)))
         };
-        Stats(kinds.filter_map(of).collect())
+        Stats {
+            registry: registry.clone(),
+            wildcards: kinds.filter_map(of).collect(),
+            routes: BTreeMap::new(),
+        }
     }
 
-    /// Those of a type.
-    pub(super) fn of(&self, kind: Kind) -> Option<&SubscriptionStats> {
-        self.0.get(&kind)
+    /// Those of a type of which everything is wanted.
+    pub(super) fn of(&self, kind: Kind) -> Option<&Subscription> {
+        self.wildcards.get(&kind)
     }
 
-    /// A response was taken, or a part of it refused.
-    pub(super) fn answered(&self, kind: Kind, refused: bool) {
-        let Some(stats) = self.of(kind) else { return };
-        stats.update_attempt().inc();
-        if refused { stats.update_rejected().inc() } else { stats.update_success().inc() }
+    /// Those of one resource, where it is counted by itself.
+    pub(super) fn of_key(&self, key: &Key) -> Option<&Subscription> {
+        self.routes.get(key)
     }
+
+    /// A resource is wanted from now on, and counted under `prefix` if there is one, or is wanted no longer.
+    pub(super) fn want(&mut self, key: &Key, wanted: bool, prefix: Option<&str>) {
+        match prefix.filter(|_| wanted) {
+            Some(prefix) => {
+                let begun = || Subscription::new(&self.registry, prefix, key.kind);
+                self.routes.entry(key.clone()).or_insert_with(begun);
+            }
+            None => drop(self.routes.remove(key)),
+        }
+    }
+
+    /// A stream has ended.
+    pub(super) fn failed(&self, channel: &Channel, wildcards: &BTreeMap<Kind, Channel>) {
+        let all = wildcards.iter().filter(|(_, of)| *of == channel).filter_map(|(kind, _)| self.of(*kind));
+        let routes = self.routes.iter().filter(|(key, _)| Channel::of(key.kind, &key.source) == *channel);
+        all.chain(routes.map(|(_, subscription)| subscription)).for_each(Subscription::failed);
+    }
+}
+
+/// In milliseconds since 1970.
+fn now() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_millis().try_into().unwrap_or(u64::MAX)
 }

@@ -1,6 +1,7 @@
 //! Who names whom.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::key::Key;
 use super::kind::Kind;
@@ -12,7 +13,16 @@ pub(super) struct Users {
     users: BTreeMap<Key, BTreeMap<Key, usize>>,
     /// Names that have come to be wanted or no longer are, in order: what is wanted no longer, and then again, must
     /// be sent again.
-    wants: Vec<(Key, bool)>,
+    wants: Vec<Want>,
+}
+
+/// A resource that is wanted from now on, or no longer.
+#[derive(Debug)]
+pub(super) struct Want {
+    pub(super) key: Key,
+    pub(super) wanted: bool,
+    /// Under which it is counted, where it is counted by itself.
+    pub(super) scope: Option<Arc<str>>,
 }
 
 impl Users {
@@ -21,7 +31,8 @@ impl Users {
         for key in keys(asks) {
             let users = self.users.entry(key.clone()).or_default();
             if users.is_empty() && !key.kind.is_wildcard() {
-                self.wants.push((key, true));
+                let scope = asks.scopes.get(&key).cloned();
+                self.wants.push(Want { key, wanted: true, scope });
             }
             *users.entry(user.clone()).or_default() += 1;
         }
@@ -41,7 +52,7 @@ impl Users {
             if users.is_empty() {
                 self.users.remove(&key);
                 if !key.kind.is_wildcard() {
-                    self.wants.push((key.clone(), false));
+                    self.wants.push(Want { key: key.clone(), wanted: false, scope: None });
                     unused.push(key);
                 }
             }
@@ -59,7 +70,7 @@ impl Users {
         self.users.get(key).into_iter().flat_map(BTreeMap::keys)
     }
 
-    pub(super) fn take_wants(&mut self) -> Vec<(Key, bool)> {
+    pub(super) fn take_wants(&mut self) -> Vec<Want> {
         std::mem::take(&mut self.wants)
     }
 }

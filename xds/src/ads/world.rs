@@ -14,11 +14,12 @@ use sixfold_core::error::ConfigError;
 use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::peer::StreamConfig;
-use super::users::Users;
+use super::users::{Users, Want};
 use crate::rds::Source;
 use crate::tracker::Event;
 
 mod extensions;
+mod settle;
 mod statics;
 mod waits;
 
@@ -30,10 +31,6 @@ pub const HOLD: Duration = Duration::from_secs(5);
 pub const LINGER: Duration = Duration::from_secs(1);
 /// How long it stays however much the control plane has to say.
 pub const LINGER_MAX: Duration = Duration::from_secs(10);
-
-/// In which order resources come into force: what others wait for before them.
-const ORDER: [Kind; 6] =
-    [Kind::Endpoints, Kind::Secret, Kind::Extension, Kind::Cluster, Kind::Routes, Kind::Listener];
 
 /// Compiles single resources. Nothing that is in force changes by it.
 pub trait Compile {
@@ -73,9 +70,9 @@ pub trait Compile {
         None
     }
 
-    /// Whether something leads to a cluster that comes by no channel: routes of files.
-    fn is_led_to(&self, _cluster: &str) -> bool {
-        false
+    /// Clusters that something leads to which comes by no channel: routes of files.
+    fn led_to(&self) -> BTreeSet<Arc<str>> {
+        BTreeSet::new()
     }
 
     /// A resource is gone.
@@ -100,6 +97,8 @@ pub struct Asks {
     pub clusters: Vec<Arc<str>>,
     /// After so long without news of it, it counts for nothing (`endpoint_stale_after`); `None` is never.
     pub stale_after: Option<Duration>,
+    /// Under which prefixes of statistics its needs are counted, of those that are counted one by one.
+    pub scopes: BTreeMap<Key, Arc<str>>,
 }
 
 /// A resource to subscribe to.
@@ -148,6 +147,8 @@ pub(super) struct World<C: Compile> {
     denied: BTreeSet<Key>,
     /// Extensions that have gone, and what could not be made without them.
     faults: Vec<(Key, ConfigError)>,
+    /// Route configurations that have not come in time.
+    late: Vec<Key>,
     /// Put in force by the last batch, while that is being applied.
     applying: Vec<Key>,
     /// Clusters in force to be given their endpoints.
@@ -208,6 +209,7 @@ impl<C: Compile> World<C> {
             lingering: BTreeMap::new(),
             denied: BTreeSet::new(),
             faults: Vec::new(),
+            late: Vec::new(),
             applying: Vec::new(),
             due: BTreeSet::new(),
             removals: Vec::new(),
@@ -228,7 +230,7 @@ impl<C: Compile> World<C> {
     }
 
     /// Names that are wanted from now on, or no longer.
-    pub(super) fn take_wants(&mut self) -> Vec<(Key, bool)> {
+    pub(super) fn take_wants(&mut self) -> Vec<Want> {
         self.users.take_wants()
     }
 
@@ -250,23 +252,23 @@ impl<C: Compile> World<C> {
         self.compiler.expect(kind, values);
     }
 
-    /// Takes a resource as it was sent. The bytes that it has already are no change.
+    /// Takes a resource as it was sent; answers whether that is a change, which the bytes that it has already are not.
     pub(super) fn accept(
         &mut self,
         key: &Key,
         version: &str,
         value: Vec<u8>,
         now: Instant,
-    ) -> Result<(), ConfigError> {
+    ) -> Result<bool, ConfigError> {
         if self.statics.contains(key) || !self.is_wanted(key) {
-            return Ok(());
+            return Ok(false);
         }
         let lingers = self.lingers(key);
         let last = self.resources.get_mut(key).and_then(Resource::last_mut);
         if let Some(same) = last.filter(|last| *last.value == *value && !lingers) {
             version.clone_into(&mut same.version);
             self.compiler.note(key, Event::Renamed(version));
-            return Ok(());
+            return Ok(false);
         }
         let tried = self.try_on(key, &value, now);
         let (Compiled { part, asks }, users) = tried.inspect_err(|error| {
@@ -280,7 +282,7 @@ impl<C: Compile> World<C> {
         let version = version.to_owned();
         self.wait(key, Version { value: value.into(), version, part: Some(part), asks, since: now });
         users.into_iter().for_each(|(key, version)| self.wait(&key, version));
-        Ok(())
+        Ok(true)
     }
 
     /// Compiles a resource, and what has it compiled into it.
@@ -306,6 +308,11 @@ impl<C: Compile> World<C> {
     /// Extensions that have gone and without which something could not be made, which stays what it is.
     pub(super) fn take_faults(&mut self) -> Vec<(Key, ConfigError)> {
         std::mem::take(&mut self.faults)
+    }
+
+    /// Route configurations without which something has gone on since this was asked.
+    pub(super) fn take_late(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.late)
     }
 
     /// Begins a resource's time to live, or takes it away.
@@ -382,29 +389,6 @@ impl<C: Compile> World<C> {
         }
     }
 
-    /// The last batch is in force but for `failed`, each [`World::assigned`], of which what was there before goes on. Answers the versions of
-    /// these, which are the last that are known again.
-    pub(super) fn applied(&mut self, failed: &[Key]) -> Vec<(Key, Option<String>)> {
-        let failed: BTreeSet<Key> = failed.iter().cloned().collect();
-        for key in std::mem::take(&mut self.applying) {
-            let Some(resource) = self.resources.get_mut(&key) else { continue };
-            let mut out = resource.before.take();
-            if failed.contains(&key) {
-                std::mem::swap(&mut resource.live, &mut out);
-                let before = resource.live.as_ref().map(|live| (&live.value, &*live.version));
-                self.compiler.note(&key, Event::Reverted(before));
-                if resource.live.is_none() {
-                    self.end_ttl(&key);
-                    self.resources.remove(&key);
-                    self.compiler.forget(&key);
-                }
-            }
-            self.drop_asks(&key, out.map(|out| out.asks));
-        }
-        let version = |key: &Key| Some(self.resources.get(key)?.live.as_ref()?.version.clone());
-        failed.iter().map(|key| (key.clone(), version(key))).collect()
-    }
-
     /// Endpoints go to a cluster under its name, and come under one that it chooses.
     pub(super) fn assigned(&self, key: &Key) -> Key {
         let cluster = self.resources.get(&Key::of_name(Kind::Cluster, &key.name));
@@ -442,80 +426,12 @@ impl<C: Compile> World<C> {
         }
     }
 
-    /// What goes into force and out of it now, complete in itself.
-    pub(super) fn settle(&mut self, now: Instant) -> Vec<Change<C::Part>> {
-        self.miss_no_longer(now);
-        let mut batch = Vec::new();
-        for kind in ORDER {
-            let ready: Vec<Key> = self.waiting.iter().filter(|key| key.kind == kind).cloned().collect();
-            for key in ready {
-                if self.is_ready(&key, now) {
-                    self.put_in_force(&key, &mut batch);
-                }
-            }
-            if kind == Kind::Cluster {
-                self.give_endpoints(&mut batch);
-            }
-        }
-        let released: Vec<_> =
-            self.lingering.keys().filter(|name| self.is_released(name, now)).cloned().collect();
-        for name in released {
-            self.lingering.remove(&name);
-            let key = Key::of_name(Kind::Cluster, &name);
-            self.resources.remove(&key);
-            self.compiler.forget(&key);
-            self.removals.push(key);
-        }
-        let removed = std::mem::take(&mut self.removals).into_iter();
-        batch.extend(removed.map(|Key { kind, source, name }| Change { kind, source, name, part: None }));
-        batch
-    }
-
     fn is_wanted(&self, key: &Key) -> bool {
         key.kind.is_wildcard() || self.users.has(key)
     }
 
     fn lingers(&self, key: &Key) -> bool {
         key.kind == Kind::Cluster && self.lingering.contains_key(&key.name)
-    }
-
-    fn put_in_force(&mut self, key: &Key, batch: &mut Vec<Change<C::Part>>) {
-        self.give_up_secrets(key);
-        let Some(resource) = self.resources.get_mut(key) else { return };
-        let Some(mut next) = resource.next.take() else { return };
-        self.waiting.remove(key);
-        self.compiler.note(key, Event::InForce);
-        if key.kind == Kind::Endpoints {
-            self.due.extend(self.users.of(key).map(|user| user.name.clone()));
-        } else {
-            let Key { kind, source, name } = key.clone();
-            batch.push(Change { kind, source, name, part: next.part.take() });
-        }
-        if key.kind == Kind::Cluster {
-            self.due.insert(key.name.clone());
-        }
-        resource.before = resource.live.replace(next);
-        self.applying.push(key.clone());
-    }
-
-    /// Gives clusters in force the endpoints that were accepted for them, none if those have not come in time.
-    fn give_endpoints(&mut self, batch: &mut Vec<Change<C::Part>>) {
-        for name in std::mem::take(&mut self.due) {
-            let cluster = self.resources.get(&Key::of_name(Kind::Cluster, &name));
-            let Some(live) = cluster.and_then(|cluster| cluster.live.as_ref()) else { continue };
-            let need = live.asks.needs.iter().find(|need| need.kind == Kind::Endpoints);
-            let Some(need) = need.cloned() else { continue };
-            let key = need.key();
-            let assignment = self.resources.get_mut(&key);
-            let part = assignment.and_then(|assignment| assignment.live.as_mut());
-            // Without a value they are stale.
-            let part = part.filter(|live| !live.value.is_empty()).and_then(|live| {
-                // It was accepted, so it compiles.
-                let mut again = || self.compiler.compile(&key, &live.value).ok();
-                live.part.take().or_else(|| again().map(|compiled| compiled.part))
-            });
-            batch.push(Change { kind: Kind::Endpoints, source: need.source, name, part });
-        }
     }
 
     /// What a version asked for is not asked for by it any more. What nobody asks for goes.

@@ -1,5 +1,6 @@
 //! The messages of a dump, each with its lists.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,7 +25,7 @@ use sixfold_xds_api::pb::google::protobuf::{Any, Timestamp};
 use super::bootstrap::Part;
 use super::{Dump, Shown, URL, endpoints};
 use crate::ads::{Key, Kind};
-use crate::tracker::{Refusal, Sent, Tracked};
+use crate::tracker::{Draining, Refusal, Sent, Tracked};
 
 const MANAGER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 /// Field numbers of `filter_chains.filters.typed_config` and of `default_filter_chain.filters.typed_config`.
@@ -206,7 +207,16 @@ impl Dump {
             listener: Some(held(Kind::Listener, &sent.value)),
             last_updated: Some(timestamp(sent.at)),
         };
-        let dynamic = self.of(Kind::Listener, wanted).map(|(key, tracked)| {
+        let mut draining: BTreeMap<Arc<str>, Sent> =
+            self.tracker.draining().into_iter().map(|Draining { name, sent, .. }| (name, sent)).collect();
+        let mut all: Vec<_> = self.tracker.of(Kind::Listener);
+        let left: Vec<_> =
+            draining.keys().filter(|name| !all.iter().any(|(key, _)| key.name == **name)).collect();
+        let left: Vec<_> = left.into_iter().map(|name| Key::of_name(Kind::Listener, name)).collect();
+        all.extend(left.into_iter().map(|key| (key, Tracked::default())));
+        all.retain(|(key, _)| wanted(&key.name));
+        let dynamic = all.into_iter().map(|(key, tracked)| {
+            let draining = draining.remove(&key.name);
             let Tracked { active, waiting, refused } = tracked;
             let is_cold = self.transient.warming_listeners.contains(&key.name);
             let (active, waiting) = match (active, waiting) {
@@ -217,7 +227,7 @@ impl Dump {
                 name: key.name.to_string(),
                 active_state: active.as_ref().map(state),
                 warming_state: waiting.as_ref().map(state),
-                draining_state: None,
+                draining_state: draining.as_ref().map(state),
                 error_state: refused.as_ref().map(|refused| failure(Kind::Listener, refused)),
                 client_status: 0,
             })

@@ -1,9 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
-use crate::ads::Kind;
+use crate::ads::{Key, Kind};
 use crate::bootstrap;
-use crate::rds::Source;
 use crate::testing;
 use crate::tracker::Event;
 use serde_json::{Value, json};
@@ -41,11 +40,11 @@ fn world() -> Dump {
     let tracker = process.tracker.clone();
     let accept = |kind: Kind, name: &str, version: &str, yaml: &str| {
         let value = encoded(kind, yaml);
-        tracker.note(kind, &Source::Ads, &name.into(), Event::Accepted { value: &value, version });
+        tracker.note(&Key::of_name(kind, &name.into()), Event::Accepted { value: &value, version });
     };
     let live = |kind: Kind, name: &str, version: &str, yaml: &str| {
         accept(kind, name, version, yaml);
-        tracker.note(kind, &Source::Ads, &name.into(), Event::InForce);
+        tracker.note(&Key::of_name(kind, &name.into()), Event::InForce);
     };
     live(Kind::Cluster, "c", "1", "{name: c, connect_timeout: 1s}");
     accept(Kind::Cluster, "c", "2", "{name: c, connect_timeout: 2s}");
@@ -54,9 +53,12 @@ fn world() -> Dump {
     live(Kind::Listener, "l", "5", &listener("l", &inline("of-l")));
     let bad = encoded(Kind::Listener, "{name: bad}");
     let refused = Event::Refused { value: &bad, version: "6", reason: "address: is missing" };
-    tracker.note(Kind::Listener, &Source::Ads, &"bad".into(), refused);
+    tracker.note(&Key::of_name(Kind::Listener, &"bad".into()), refused);
     live(Kind::Routes, "table", "7", "{name: table}");
     live(Kind::Extension, "ext", "8", "{name: ext}");
+    tracker.set_drain_time(std::time::Duration::from_secs(3600));
+    live(Kind::Listener, "drains", "4", &listener("drains", &inline("of-drains")));
+    tracker.note(&Key::of_name(Kind::Listener, &"drains".into()), Event::Gone);
     tracker.note_version(Kind::Cluster, "9");
     let routes = vec![FileRoutes {
         path: "/routes.yaml".into(),
@@ -139,7 +141,8 @@ fn everything_is_shown_where_envoy_shows_it() {
     assert_eq!(names("SecretsConfigDump", "static_secrets", "/name"), [pair("s", "")]);
 
     let listeners = list(&all, "ListenersConfigDump", "dynamic_listeners");
-    let [bad, good] = &listeners[..] else { panic!("{listeners:?}") };
+    let [bad, good, drains] = &listeners[..] else { panic!("{listeners:?}") };
+    assert_eq!((&drains["name"], &drains["draining_state"]["version_info"]), (&"drains".into(), &"4".into()));
     assert_eq!((&good["name"], &good["active_state"]["version_info"]), (&"l".into(), &"5".into()));
     assert_eq!(bad["error_state"]["details"], "address: is missing");
     assert_eq!(bad["error_state"]["failed_configuration"]["name"], "bad");
@@ -215,12 +218,8 @@ fn resources_are_encoded_one_at_a_time() {
     for index in 0..2000 {
         let value = encoded(Kind::Cluster, &format!("{{name: {}-{index}}}", "x".repeat(1000)));
         let name = format!("{index}").into();
-        dump.tracker.note(
-            Kind::Cluster,
-            &Source::Ads,
-            &name,
-            Event::Accepted { value: &value, version: "1" },
-        );
+        let accepted = Event::Accepted { value: &value, version: "1" };
+        dump.tracker.note(&Key::of_name(Kind::Cluster, &name), accepted);
     }
     struct Stops(usize);
     impl Write for Stops {

@@ -1,13 +1,11 @@
 //! Secrets in files, and files that secrets name.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::files;
+use sixfold_core::files::{self, Stamp};
 use sixfold_xds_api::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
@@ -19,10 +17,6 @@ use crate::rds;
 /// The largest file that a secret names, in bytes: that of all authorities of the world is a quarter of one MiB.
 const MAX_CONTENT: usize = 16 << 20;
 
-/// Tells a file from another one at its path.
-#[derive(PartialEq, Eq, Clone, Copy, Debug)]
-pub(super) struct Stamp(SystemTime, u64, u64);
-
 /// Files that a secret names, as they were when they were read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stamps(Vec<(PathBuf, Stamp)>);
@@ -30,18 +24,8 @@ pub(super) struct Stamps(Vec<(PathBuf, Stamp)>);
 impl Stamps {
     /// Whether one of them is another now. One that is gone for a moment is being replaced.
     pub(super) fn have_changed(&self) -> bool {
-        self.0.iter().any(|(path, before)| stamp(path).is_ok_and(|now| now != *before))
+        self.0.iter().any(|(path, before)| files::stamp(path).is_ok_and(|now| now != *before))
     }
-}
-
-fn stamp_of(file: &files::Regular) -> io::Result<Stamp> {
-    let metadata = file.metadata();
-    Ok(Stamp(metadata.modified()?, metadata.len(), metadata.ino()))
-}
-
-/// What a file is now.
-pub(super) fn stamp(path: &Path) -> io::Result<Stamp> {
-    stamp_of(&files::open(path)?)
 }
 
 /// A file that secrets are in.
@@ -84,7 +68,7 @@ impl Stamps {
         let path = PathBuf::from(&*path);
         let read = files::promptly(&path, |path| {
             let file = files::open(path)?;
-            Ok((stamp_of(&file)?, file.read(MAX_CONTENT)?))
+            Ok((Stamp::of(file.metadata())?, file.read(MAX_CONTENT)?))
         });
         let (stamp, content) = read.map_err(|error: io::Error| {
             ConfigError::field("filename", format!("can't read {}: {error}", path.display()))

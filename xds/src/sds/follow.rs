@@ -47,7 +47,7 @@ impl Compile for OneSecret {
     }
 
     fn note(&self, key: &Key, event: Event<'_>) {
-        self.tracker.note(key.kind, &key.source, &key.name, event);
+        self.tracker.note(key, event);
     }
 
     fn stream(&self, _: &Channel) -> Option<StreamConfig> {

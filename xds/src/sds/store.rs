@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use sixfold_core::error::ConfigError;
+use sixfold_core::files::Stamp;
 use sixfold_core::metrics::Registry;
 use sixfold_core::tls::{ClientTls, ContextChange};
 use sixfold_xds_api::constraints;
@@ -355,12 +356,12 @@ impl Secrets {
 
     /// Reads files again that have changed, those that secrets are in and those that secrets name. What comes of it is
     /// to be [`Secrets::put_again`] by who puts the others, so that they come into force in one order.
-    pub(super) fn look_at_files(&self, seen: &mut BTreeMap<SecretKey, files::Stamp>) -> Vec<Again> {
+    pub(super) fn look_at_files(&self, seen: &mut BTreeMap<SecretKey, Stamp>) -> Vec<Again> {
         let mut read = Vec::new();
         for key in self.wanted(|source| matches!(source, Source::Path(_))) {
             let Source::Path(path) = &key.source else { continue };
             // One that is gone for a moment is being replaced.
-            let Ok(stamp) = files::stamp(path) else { continue };
+            let Ok(stamp) = sixfold_core::files::stamp(path) else { continue };
             if seen.insert(key.clone(), stamp) == Some(stamp) {
                 continue;
             }

@@ -11,12 +11,12 @@ use sixfold_core::cluster::Cluster;
 use sixfold_core::tls::{Awaited, ClientTls, ContextChange};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
-use super::files::Stamp;
 use super::*;
 use crate::cluster;
 use crate::context::Context;
 use crate::rds::Source;
 use crate::testing::{context, read};
+use sixfold_core::files::Stamp;
 
 struct Pki {
     issuer: Issuer<'static, KeyPair>,

@@ -67,35 +67,50 @@ fn who_asks_is_answered_and_the_others_go_on() {
 
 #[test]
 fn checks_pass_through_while_the_proxy_is_well_and_their_answer_is_kept() {
-    let context = context();
+    let context = BuildContext { scope: "http.h.".into(), ..context() };
     let cached = Config { cache_time: Some(ProtoDuration { seconds: 60, nanos: 0 }), ..config(true) };
     let filter = filter(&cached, &context).unwrap();
     let mut check = stream("/healthz", &[]);
     assert!(now(filter.access(&mut check)).is_none());
     check.response.status = 418;
+    check.response.headers.set(DEGRADED, b"");
     assert!(now(filter.header_filter(&mut check)).is_none());
     assert_eq!(asked(&filter, "/healthz"), answer(418, "health_check_cached"));
+    let counted = |name| context.metrics.sum("http.h.health_check.", name);
+    let names = ["request_total", "ok", "failed", "degraded", "cached_response"];
+    assert_eq!(names.map(counted), [1, 0, 1, 1, 1], "what goes on is not counted");
     context.failing_checks.store(true, Relaxed);
     assert_eq!(asked(&filter, "/healthz"), answer(503, "health_check_failed"));
 }
 
 #[test]
 fn clusters_must_have_enough_endpoints_that_are_well() {
-    let context = context();
+    let context = BuildContext { scope: "http.h.".into(), ..context() };
     let hosts = [(9, EdsHealth::Healthy), (10, EdsHealth::Unhealthy)].map(|(port, health)| HostConfig {
         health,
         ..HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into()))
     });
     let cluster = Cluster::new(ClusterConfig::named("c"), hosts.into(), None, &context.metrics).unwrap();
     context.clusters.cell("c").swap(Some(cluster));
-    let share = |name: &str, value: f64| {
+    let empty = Cluster::new(ClusterConfig::named("e"), Vec::new(), None, &context.metrics).unwrap();
+    context.clusters.cell("e").swap(Some(empty));
+    let mut filters = Vec::new();
+    let mut share = |name: &str, value: f64| {
         let shares = [(name.to_owned(), Percent { value })].into();
         let config = Config { cluster_min_healthy_percentages: shares, ..config(false) };
-        asked(&filter(&config, &context).unwrap(), "/healthz")
+        // Each is kept: statistics go with who counts them.
+        filters.push(filter(&config, &context).unwrap());
+        asked(&filters[filters.len() - 1], "/healthz")
     };
     assert_eq!(share("c", 50.9), answer(200, "health_check_ok"), "decimals do not count");
     assert_eq!(share("c", 51.0), answer(503, "health_check_failed_cluster_unhealthy"));
     assert_eq!(share("nobody", 0.0), answer(503, "health_check_failed_cluster_not_found"));
+    assert_eq!(share("e", 1.0), answer(503, "health_check_failed_cluster_empty"));
+    assert_eq!(share("e", 0.0), answer(200, "health_check_ok"));
+    let counted = |name| context.metrics.sum("http.h.health_check.", name);
+    let names =
+        ["ok", "failed", "failed_cluster_not_found", "failed_cluster_empty", "failed_cluster_unhealthy"];
+    assert_eq!(names.map(counted), [2, 3, 1, 1, 1]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::listing::{Listing, Resources};
 use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
 use crate::config::EnvVars;
 use crate::file;
-use crate::watch::{FileWatcher, Stamp};
+use crate::watch::{FileWatcher, Found};
 
 /// The resources of a file that others write. What a store is asked for is what the file says then; nothing is
 /// missed between the first look at it and the beginning of the watch.
@@ -28,7 +28,7 @@ pub struct FileStore {
 struct Seen {
     listing: Listing,
     /// Of the file that was read, so that one that could not be is looked at again.
-    stamp: Arc<Mutex<Stamp>>,
+    stamp: Arc<Mutex<Found>>,
     hash: Option<u64>,
 }
 

@@ -1,9 +1,9 @@
 //! Circuit breakers: limits of a cluster that all workers share.
 
 use super::{Cluster, Host};
-use crate::metrics::{Block, Computed, scope};
+use crate::metrics::{Block, Computed, Gauge, scope};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
 /// Limits of one priority (config/cluster/v3/circuit_breaker.proto Thresholds).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,20 +70,47 @@ pub enum Resource {
 pub struct Breaker {
     limits: BreakerLimits,
     /// What nothing limits is not counted either: workers would only pass its cache line around.
-    counts: Option<Counts>,
+    counts: Option<Arc<Counts>>,
 }
 
-type Counts = Arc<[AtomicU32; 4]>;
+/// Counts of resources.
+#[derive(Debug, Default)]
+struct Counts {
+    now: [AtomicU32; 4],
+    /// A bit for each resource that there ever was one of.
+    ever: AtomicU8,
+}
+
+impl Counts {
+    /// Counts one more; answers how many there were.
+    fn add(&self, resource: Resource) -> u32 {
+        let bit = 1 << resource as u8;
+        // Read by all and written once, as few as there are resources.
+        if self.ever.load(Relaxed) & bit == 0 {
+            self.ever.fetch_or(bit, Relaxed);
+        }
+        self.now[resource as usize].fetch_add(1, Relaxed)
+    }
+
+    fn remove(&self, resource: Resource) {
+        self.now[resource as usize].fetch_sub(1, Relaxed);
+    }
+}
 
 impl Breaker {
     /// Nothing is under way yet.
     pub fn new(limits: BreakerLimits) -> Breaker {
-        Breaker { limits, counts: (limits != BreakerLimits::UNLIMITED).then(Counts::default) }
+        Breaker { limits, counts: (limits != BreakerLimits::UNLIMITED).then(Arc::default) }
     }
 
     /// How many there are now; 0 without limits.
     pub fn count(&self, resource: Resource) -> u32 {
-        self.counts.as_ref().map_or(0, |counts| counts[resource as usize].load(Relaxed))
+        self.counts.as_ref().map_or(0, |counts| counts.now[resource as usize].load(Relaxed))
+    }
+
+    /// Whether there ever was one, with limits.
+    fn was_ever(&self, resource: Resource) -> bool {
+        self.counts.as_ref().is_some_and(|counts| counts.ever.load(Relaxed) & 1 << resource as u8 != 0)
     }
 
     /// The limit in force now.
@@ -107,9 +134,8 @@ impl Breaker {
     pub fn acquire(&self, resource: Resource) -> Option<Permit> {
         if let Some(counts) = &self.counts {
             let limit = self.limit(resource);
-            let count = &counts[resource as usize];
-            if count.fetch_add(1, Relaxed) >= limit {
-                count.fetch_sub(1, Relaxed);
+            if counts.add(resource) >= limit {
+                counts.remove(resource);
                 return None;
             }
         }
@@ -119,7 +145,7 @@ impl Breaker {
     /// Takes one whatever the limit says.
     pub fn force(&self, resource: Resource) -> Permit {
         if let Some(counts) = &self.counts {
-            counts[resource as usize].fetch_add(1, Relaxed);
+            counts.add(resource);
         }
         Permit { counts: self.counts.clone(), resource }
     }
@@ -128,14 +154,14 @@ impl Breaker {
 /// One of a counted resource, given back on drop.
 #[derive(Debug)]
 pub struct Permit {
-    counts: Option<Counts>,
+    counts: Option<Arc<Counts>>,
     resource: Resource,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(counts) = &self.counts {
-            counts[self.resource as usize].fetch_sub(1, Relaxed);
+            counts.remove(self.resource);
         }
     }
 }
@@ -176,15 +202,21 @@ crate::stat_block! {
 impl Breaker {
     /// Its statistics as they are now. Nothing limits pools of connections.
     fn show(&self, scope: &str, tracks_remaining: bool, show: &mut dyn FnMut(&Arc<Block>)) {
-        let is_open = |resource| {
-            let count = self.count(resource);
-            u64::from(count > 0 && count >= self.limit(resource))
-        };
         let open = OpenStats::apart(scope);
-        open.cx_open().set(is_open(Resource::Connections));
-        open.rq_open().set(is_open(Resource::Requests));
-        open.rq_pending_open().set(is_open(Resource::Pending));
-        open.rq_retry_open().set(is_open(Resource::Retries));
+        // As in Envoy nothing is said of what there never was one of.
+        let tell = |resource, gauge: Gauge<'_>| {
+            let count = self.count(resource);
+            if self.was_ever(resource) {
+                gauge.set(u64::from(count > 0 && count >= self.limit(resource)));
+            }
+        };
+        tell(Resource::Connections, open.cx_open());
+        tell(Resource::Requests, open.rq_open());
+        tell(Resource::Pending, open.rq_pending_open());
+        tell(Resource::Retries, open.rq_retry_open());
+        if self.was_ever(Resource::Connections) {
+            open.cx_pool_open().set(0);
+        }
         open.shared().into_iter().for_each(&mut *show);
         if !tracks_remaining {
             return;

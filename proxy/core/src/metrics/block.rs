@@ -13,6 +13,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// Is set as a whole.
+    Number,
     /// A distribution.
     Histogram,
 }
@@ -22,7 +24,7 @@ pub enum Kind {
 pub struct StatDef {
     /// As Envoy spells it, such as `upstream_rq_total`.
     pub name: &'static str,
-    /// Counter, gauge or histogram.
+    /// Counter, gauge, number or histogram.
     pub kind: Kind,
     /// First of its slots in a shard.
     pub slot: usize,
@@ -43,6 +45,9 @@ pub struct Block {
     /// Values when counters were last reset: workers never have their shards written by others.
     reset: Mutex<Option<Box<Reset>>>,
 }
+
+/// In the cell of a gauge: it was changed.
+const CHANGED: u64 = 1;
 
 /// What counters were when they were last reset.
 struct Reset {
@@ -71,8 +76,12 @@ impl Block {
     pub(super) fn copy(&self, other: &Block) {
         for def in self.defs {
             let same = other.defs.iter().find(|known| known.name == def.name && known.kind == def.kind);
-            if let Some(Value::Counter(n) | Value::Gauge(n)) = same.map(|known| other.value(known)) {
-                self.add(def.slot, n);
+            let Some(same) = same else { continue };
+            match (def.kind, other.value(same)) {
+                (Kind::Counter, Value::Counter(n)) => self.add(def.slot, n),
+                (Kind::Gauge, Value::Gauge(n)) if other.is_used(same) => self.change(def.slot, n as i64),
+                (Kind::Number, Value::Gauge(n)) => self.put(def.slot, n),
+                _ => {}
             }
         }
     }
@@ -103,7 +112,8 @@ impl Block {
     pub(super) fn shows(&self, def: &StatDef) -> bool {
         !self.sparse
             || match def.kind {
-                Kind::Counter | Kind::Gauge => self.sum(def.slot) > 0,
+                Kind::Counter | Kind::Number => self.sum(def.slot) > 0,
+                Kind::Gauge => self.level(def.slot) > 0,
                 Kind::Histogram => Histogram { block: Some(self), slot: def.slot }.get().count > 0,
             }
     }
@@ -141,6 +151,46 @@ impl Block {
         }
     }
 
+    /// Changes a gauge. Its cells have the sum above a bit that says whether it was ever changed.
+    #[inline]
+    pub(super) fn change(&self, slot: usize, by: i64) {
+        let (own, by) = (shard(), (by as u64) << 1);
+        match self.shards.get(own).and_then(OnceLock::get) {
+            Some(cells) if own != 0 => {
+                // This thread alone writes here.
+                let Some(cell) = cells.get(slot) else { return };
+                cell.store(cell.load(Relaxed).wrapping_add(by) | CHANGED, Relaxed);
+            }
+            _ => {
+                self.add_first(own, &[(slot, by)]);
+                let cell = self.shards.get(own).or_else(|| self.shards.first()).and_then(OnceLock::get);
+                cell.and_then(|cells| cells.get(slot)).into_iter().for_each(|cell| {
+                    cell.fetch_or(CHANGED, Relaxed);
+                });
+            }
+        }
+    }
+
+    /// Sets a number, in the shard of all threads that are no workers.
+    pub(super) fn put(&self, slot: usize, n: u64) {
+        let cell = self.shards.first().and_then(|shard| self.cells(shard).get(slot));
+        cell.into_iter().for_each(|cell| cell.store(n, Relaxed));
+    }
+
+    /// The sum of a gauge over all threads: below zero while one thread's part is seen and another's is not.
+    pub(super) fn level(&self, slot: usize) -> i64 {
+        self.each_cell(slot).fold(0, |sum: i64, cell| sum.wrapping_add(cell as i64 >> 1))
+    }
+
+    /// Whether a statistic was ever counted or set, be it that it is zero again (Envoy's `Metric::used`).
+    pub(super) fn is_used(&self, def: &StatDef) -> bool {
+        match (def.kind, self.value(def)) {
+            (Kind::Gauge, _) => self.each_cell(def.slot).any(|cell| cell & CHANGED != 0),
+            (_, Value::Counter(n) | Value::Gauge(n)) => n != 0,
+            (_, Value::Histogram(seen)) => seen.count != 0,
+        }
+    }
+
     /// What is added to the shard that several threads share, or first to one.
     #[cold]
     fn add_first(&self, own: usize, slots: &[(usize, u64)]) {
@@ -157,10 +207,14 @@ impl Block {
         shard.get_or_init(|| (0..self.slots()).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// The sum over all threads.
-    pub(super) fn sum(&self, slot: usize) -> u64 {
+    fn each_cell(&self, slot: usize) -> impl Iterator<Item = u64> {
         let cells = self.shards.iter().filter_map(OnceLock::get);
-        cells.filter_map(|cells| cells.get(slot)).fold(0, |sum, cell| sum.wrapping_add(cell.load(Relaxed)))
+        cells.filter_map(move |cells| cells.get(slot)).map(|cell| cell.load(Relaxed))
+    }
+
+    /// The sum over all threads, but of a gauge.
+    pub(super) fn sum(&self, slot: usize) -> u64 {
+        self.each_cell(slot).fold(0, u64::wrapping_add)
     }
 
     /// The value of a statistic of the block; a counter's since the last reset.
@@ -175,7 +229,8 @@ impl Block {
                 let before = reset.as_ref().and_then(|reset| reset.codes.iter().find(|(s, _)| *s == status));
                 Value::Counter(codes.get(status).wrapping_sub(before.map_or(0, |(_, count)| *count)))
             }
-            Kind::Gauge => Value::Gauge((self.sum(def.slot) as i64).max(0) as u64),
+            Kind::Gauge => Value::Gauge(self.level(def.slot).max(0) as u64),
+            Kind::Number => Value::Gauge(self.sum(def.slot)),
             Kind::Histogram => Value::Histogram(Histogram { block: Some(self), slot: def.slot }.get()),
         }
     }
@@ -197,12 +252,12 @@ impl Block {
 /// Slots that a statistic takes.
 const fn slots(kind: Kind) -> usize {
     match kind {
-        Kind::Counter | Kind::Gauge => 1,
+        Kind::Counter | Kind::Gauge | Kind::Number => 1,
         Kind::Histogram => HISTOGRAM_SLOTS,
     }
 }
 
-/// The first slot of the statistic at `index`, when `singles` counters and gauges come before the histograms.
+/// The first slot of the statistic at `index`, when `singles` counters, gauges and numbers come before the histograms.
 #[doc(hidden)]
 pub const fn slot(index: usize, singles: usize) -> usize {
     if index <= singles { index } else { singles + (index - singles) * HISTOGRAM_SLOTS }
@@ -213,11 +268,12 @@ const _: () = assert!(HISTOGRAM_SLOTS == BUCKETS.len() + 2);
 /// Declares a struct of statistics with `new(&Registry, prefix)` and a method for each statistic:
 /// `stat_block! { /// docs  pub struct ClusterStats { counters: [a, b], gauges: [c], histograms: [d] } }`
 /// has `stats.a().inc()`. The struct is one pointer; which slot a statistic has is known when it is compiled.
-/// `ssl_handshake = "ssl.handshake"` is shown under that name.
+/// `ssl_handshake = "ssl.handshake"` is shown under that name. `numbers: [e]` may stand before the histograms.
 #[macro_export]
 macro_rules! stat_block {
     ($(#[$meta:meta])* pub struct $name:ident {
         counters: [$($c:ident $(= $shown:literal)?),* $(,)?], gauges: [$($g:ident),* $(,)?],
+        $(numbers: [$($n:ident),* $(,)?],)?
         histograms: [$($h:ident),* $(,)?] $(,)?
     }) => {
         $(#[$meta])*
@@ -227,16 +283,18 @@ macro_rules! stat_block {
 
         const _: () = {
             #[allow(unused_imports)]
-            use $crate::metrics::{Block, Counter, Gauge, Histogram, Kind, Registry, StatDef, block_slot};
+            use $crate::metrics::{Block, Counter, Gauge, Histogram, Kind, Number, Registry, StatDef, block_slot};
 
             #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
-            enum Stat { $($c,)* $($g,)* $($h,)* }
+            enum Stat { $($c,)* $($g,)* $($($n,)*)? $($h,)* }
 
-            const SINGLES: usize = <[&str]>::len(&[$(stringify!($c),)* $(stringify!($g),)*]);
+            const SINGLES: usize =
+                <[&str]>::len(&[$(stringify!($c),)* $(stringify!($g),)* $($(stringify!($n),)*)?]);
 
             const DEFS: &[StatDef] = &[
                 $(StatDef { name: [$($shown,)? stringify!($c)][0], kind: Kind::Counter, slot: block_slot(Stat::$c as usize, SINGLES) },)*
                 $(StatDef { name: stringify!($g), kind: Kind::Gauge, slot: block_slot(Stat::$g as usize, SINGLES) },)*
+                $($(StatDef { name: stringify!($n), kind: Kind::Number, slot: block_slot(Stat::$n as usize, SINGLES) },)*)?
                 $(StatDef { name: stringify!($h), kind: Kind::Histogram, slot: block_slot(Stat::$h as usize, SINGLES) },)*
             ];
 
@@ -278,6 +336,9 @@ macro_rules! stat_block {
                 $(#[inline] pub fn $g(&self) -> Gauge<'_> {
                     Gauge::new(self.0.as_deref(), block_slot(Stat::$g as usize, SINGLES))
                 })*
+                $($(#[inline] pub fn $n(&self) -> Number<'_> {
+                    Number::new(self.0.as_deref(), block_slot(Stat::$n as usize, SINGLES))
+                })*)?
                 $(#[inline] pub fn $h(&self) -> Histogram<'_> {
                     Histogram::new(self.0.as_deref(), block_slot(Stat::$h as usize, SINGLES))
                 })*

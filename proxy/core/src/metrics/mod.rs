@@ -16,6 +16,7 @@ pub mod responses;
 pub mod series;
 mod snapshot;
 mod tags;
+mod text;
 
 #[doc(hidden)]
 pub use block::slot as block_slot;
@@ -23,6 +24,7 @@ pub use block::{Block, Kind, StatDef};
 pub use registry::{Computed, Registry};
 pub use snapshot::{Sample, Snapshot};
 pub use tags::{StatsFilter, TagPattern, TagRules, Tagged};
+pub use text::Text;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -76,7 +78,7 @@ pub fn scope(parts: &[&str]) -> String {
 pub enum Value {
     /// Of a counter.
     Counter(u64),
-    /// Of a gauge.
+    /// Of a gauge or a number.
     Gauge(u64),
     /// Of a histogram.
     Histogram(Distribution),
@@ -168,7 +170,7 @@ impl<'a> Gauge<'a> {
         if let Some(block) = self.block
             && n != 0
         {
-            block.add(self.slot, n as u64);
+            block.change(self.slot, n);
         }
     }
     /// Adds one for as long as the guard lives: how everything that begins and ends is counted.
@@ -180,15 +182,37 @@ impl<'a> Gauge<'a> {
     /// Makes the value `n`; for gauges that one control thread alone writes.
     pub fn set(self, n: u64) {
         if let Some(block) = self.block {
-            let change = n.wrapping_sub(block.sum(self.slot));
-            if change != 0 {
-                block.add(self.slot, change);
-            }
+            block.change(self.slot, (n as i64).wrapping_sub(block.level(self.slot)));
         }
     }
     /// The sum over all threads; never below zero once every writer has settled.
     pub fn get(self) -> u64 {
-        self.block.map_or(0, |block| (block.sum(self.slot) as i64).max(0) as u64)
+        self.block.map_or(0, |block| block.level(self.slot).max(0) as u64)
+    }
+}
+
+/// A gauge that is only ever set, to anything up to `u64::MAX`: hashes, times. One control thread alone sets it.
+#[derive(Clone, Copy)]
+pub struct Number<'a> {
+    block: Option<&'a Block>,
+    slot: usize,
+}
+
+impl<'a> Number<'a> {
+    #[doc(hidden)]
+    #[inline]
+    pub fn new(block: Option<&'a Block>, slot: usize) -> Self {
+        Number { block, slot }
+    }
+    /// Makes the value `n`.
+    pub fn set(self, n: u64) {
+        if let Some(block) = self.block {
+            block.put(self.slot, n);
+        }
+    }
+    /// What was set last.
+    pub fn get(self) -> u64 {
+        self.block.map_or(0, |block| block.sum(self.slot))
     }
 }
 

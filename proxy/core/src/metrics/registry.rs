@@ -1,6 +1,6 @@
 //! All statistics of the process.
 
-use super::{Block, Kind, Sample, Snapshot};
+use super::{Block, Kind, Sample, Snapshot, Text};
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 
@@ -12,6 +12,7 @@ pub struct Registry(Arc<Known>);
 struct Known {
     blocks: Mutex<Vec<Weak<Block>>>,
     views: Mutex<Vec<View>>,
+    texts: Mutex<Vec<Weak<Text>>>,
 }
 
 /// Statistics that are put together when they are asked for: they cost nothing else.
@@ -57,6 +58,17 @@ impl Registry {
         }
         blocks.push(Arc::downgrade(&block));
         block
+    }
+
+    /// A text that is visible for as long as somebody holds it.
+    pub fn text(&self, name: &str) -> Arc<Text> {
+        let text = Arc::new(Text::new(name));
+        let mut texts = self.0.texts.lock();
+        if texts.len().is_power_of_two() {
+            texts.retain(|text| text.strong_count() > 0);
+        }
+        texts.push(Arc::downgrade(&text));
+        text
     }
 
     /// Makes what `view` computes visible for as long as it lives.
@@ -112,7 +124,8 @@ impl Registry {
     pub fn snapshot(&self) -> Snapshot {
         let mut blocks = self.live();
         blocks.extend(self.computed());
-        Snapshot::new(blocks)
+        let texts = self.0.texts.lock().iter().filter_map(Weak::upgrade).collect();
+        Snapshot::new(blocks, texts)
     }
 
     /// Every statistic with a string for its name, which is for few of them or for tests.
@@ -126,7 +139,10 @@ impl Registry {
     pub fn sum(&self, scope: &str, name: &str) -> u64 {
         let value = |block: &Arc<Block>| {
             let def = block.defs().iter().find(|def| def.name == name && def.kind != Kind::Histogram)?;
-            Some((block.sum(def.slot) as i64).max(0) as u64)
+            Some(match def.kind {
+                Kind::Gauge => block.level(def.slot).max(0) as u64,
+                _ => block.sum(def.slot),
+            })
         };
         self.live().iter().filter(|block| block.prefix().starts_with(scope)).filter_map(value).sum()
     }
@@ -140,7 +156,7 @@ mod tests {
 
     crate::stat_block! {
         /// For the test.
-        pub struct TestStats { counters: [hits], gauges: [open], histograms: [time, size] }
+        pub struct TestStats { counters: [hits], gauges: [open], numbers: [hash], histograms: [time, size] }
     }
 
     #[test]
@@ -163,9 +179,10 @@ mod tests {
         threads.into_iter().for_each(|t| assert!(t.join().is_ok()));
         stats.open().dec();
         let samples = registry.samples();
-        assert_eq!(samples[0], Sample { name: "t.a.hits".into(), value: Value::Counter(2000) });
-        assert_eq!(samples[1], Sample { name: "t.a.open".into(), value: Value::Gauge(1) });
-        let (Value::Histogram(size), Value::Histogram(time)) = (&samples[2].value, &samples[3].value) else {
+        assert_eq!(samples[0], Sample { name: "t.a.hash".into(), value: Value::Gauge(0) });
+        assert_eq!(samples[1], Sample { name: "t.a.hits".into(), value: Value::Counter(2000) });
+        assert_eq!(samples[2], Sample { name: "t.a.open".into(), value: Value::Gauge(1) });
+        let (Value::Histogram(size), Value::Histogram(time)) = (&samples[3].value, &samples[4].value) else {
             panic!("not histograms")
         };
         assert_eq!((time.below[2], time.below[3], time.count, time.sum), (0, 2, 2, 14));
@@ -173,7 +190,7 @@ mod tests {
         registry.reset_counters();
         stats.hits().add(3);
         let samples = registry.samples();
-        assert_eq!((&samples[0].value, &samples[1].value), (&Value::Counter(3), &Value::Gauge(1)));
+        assert_eq!((&samples[1].value, &samples[2].value), (&Value::Counter(3), &Value::Gauge(1)));
         drop(stats);
         assert!(registry.samples().is_empty());
     }
@@ -195,6 +212,43 @@ mod tests {
         none.time().record(1);
         assert_eq!((none.hits().get(), none.open().get(), none.time().get().count), (0, 0, 0));
         assert_eq!(registry.sum("t.", "hits"), 1);
+    }
+
+    /// A version's hash of 64 bits ended at `i64::MAX`.
+    #[test]
+    fn numbers_are_set_whole_and_gauges_are_known_to_have_been_changed() {
+        let registry = Registry::new();
+        let stats = TestStats::new(&registry, "t.n.");
+        for n in [u64::MAX, 1 << 63, 7] {
+            stats.hash().set(n);
+            assert_eq!((stats.hash().get(), registry.sum("t.n.", "hash")), (n, n));
+        }
+        stats.open().add(-3);
+        assert_eq!(stats.open().get(), 0, "of one thread's part alone");
+        stats.open().add(5);
+        stats.open().inc();
+        stats.open().dec();
+        assert_eq!((stats.open().get(), registry.sum("t.n.", "open")), (2, 2));
+        stats.open().set(0);
+        let block = stats.block().unwrap();
+        let used = |name: &str| block.is_used(block.defs().iter().find(|def| def.name == name).unwrap());
+        assert_eq!(["hits", "open", "hash", "time"].map(used), [false, true, true, false]);
+        assert!(!TestStats::new(&registry, "t.m.").block().unwrap().is_used(&block.defs()[1]));
+    }
+
+    #[test]
+    fn texts_are_there_while_somebody_holds_them() {
+        let registry = Registry::new();
+        let text = registry.text("t.version_text");
+        let shown = || -> Vec<(String, Option<Arc<str>>)> {
+            registry.snapshot().texts().iter().map(|text| (text.name().to_owned(), text.get())).collect()
+        };
+        assert_eq!(shown(), [("t.version_text".to_owned(), None)]);
+        text.set("a");
+        text.set("b");
+        assert_eq!(shown(), [("t.version_text".to_owned(), Some("b".into()))]);
+        drop(text);
+        assert_eq!(shown(), []);
     }
 
     crate::stat_block! {

@@ -1,7 +1,7 @@
 //! Statistics as text: Envoy's `/stats` in its three forms, written piece by piece.
 
 use super::tags::appears_when_used;
-use super::{BUCKETS, Distribution, Snapshot, TagRules, Value};
+use super::{BUCKETS, Distribution, Snapshot, TagRules, Tagged, Text, Value};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -13,12 +13,14 @@ pub struct Selection {
     pub filter: Option<regex::Regex>,
     /// `invert_filter`: takes what the filter does not find.
     pub invert: bool,
-    /// `usedonly`: leaves out what never was anything but zero.
+    /// `usedonly`: leaves out what was never counted or set.
     pub used_only: bool,
     /// `type`: of this kind alone.
     pub kind: Option<Kind>,
     /// `histogram_buckets`: how histograms are shown, unless as the form has them.
     pub histograms: Option<Histograms>,
+    /// `text_readouts`: texts too where there are only numbers, in the Prometheus format.
+    pub texts: bool,
 }
 
 /// A kind of statistics.
@@ -30,7 +32,7 @@ pub enum Kind {
     Gauges,
     /// Distributions of values.
     Histograms,
-    /// Texts, of which there are none.
+    /// Texts.
     TextReadouts,
 }
 
@@ -47,25 +49,22 @@ pub enum Histograms {
     Detailed,
 }
 
-/// Gauges of the process itself.
-const SET_AT_START: [&str; 3] = ["server.", "cluster_manager.", "runtime."];
-
 impl Selection {
-    fn takes(&self, name: &str, value: &Value, rules: &TagRules) -> bool {
-        let used = match value {
-            Value::Counter(n) => *n != 0,
-            // Envoy sets the process's own gauges when it starts, to zero too, and asks whether one was ever set:
-            // Istio's agent looks for a `server.state` of 0 this way.
-            Value::Gauge(n) => *n != 0 || SET_AT_START.iter().any(|prefix| name.starts_with(prefix)),
-            Value::Histogram(seen) => seen.count != 0,
-        };
+    fn takes(&self, name: &str, value: &Value, used: impl Fn() -> bool, rules: &TagRules) -> bool {
         let kind = match value {
             Value::Counter(_) => Kind::Counters,
             Value::Gauge(_) => Kind::Gauges,
             Value::Histogram(_) => Kind::Histograms,
         };
+        self.takes_name(kind, name, rules) && (!self.used_only && !appears_when_used(name) || used())
+    }
+
+    fn takes_text(&self, text: &Text, rules: &TagRules) -> bool {
+        (!self.used_only || text.get().is_some()) && self.takes_name(Kind::TextReadouts, text.name(), rules)
+    }
+
+    fn takes_name(&self, kind: Kind, name: &str, rules: &TagRules) -> bool {
         self.kind.is_none_or(|wanted| wanted == kind)
-            && (used || !self.used_only && !appears_when_used(name))
             && self.filter.as_ref().is_none_or(|filter| filter.is_match(name) != self.invert)
             && rules.filter.keeps(name)
     }
@@ -77,9 +76,9 @@ const QUANTILES: [f64; 10] = [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.
 /// How a page looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// `name: value`, sorted; histograms last.
+    /// `name: value`, sorted; texts first, histograms last.
     Text,
-    /// `{"stats":[{"name","value"},…,{"histograms":…}]}`
+    /// The same as `{"stats":[{"name","value"},…,{"histograms":…}]}`
     Json,
     /// The Prometheus text format, one `# TYPE` line a family, families sorted.
     Prometheus,
@@ -113,14 +112,27 @@ impl Page<'_> {
         let mut name = String::new();
         for at in self.statistics.names() {
             let Some(value) = self.statistics.read(at, &mut name) else { continue };
-            if self.selection.takes(&name, &value, self.rules) {
+            if self.takes(at, &name, &value) {
                 visit(&name, &value)?;
             }
         }
         Ok(())
     }
 
+    fn takes(&self, at: usize, name: &str, value: &Value) -> bool {
+        self.selection.takes(name, value, || self.statistics.is_used(at), self.rules)
+    }
+
+    /// The texts that are asked for.
+    fn texts(&self) -> impl Iterator<Item = (&str, String)> {
+        let texts = self.statistics.texts().iter().filter(|text| self.selection.takes_text(text, self.rules));
+        texts.map(|text| (text.name(), text.get().as_deref().unwrap_or_default().to_owned()))
+    }
+
     fn text(&self, out: &mut dyn Write) -> io::Result<()> {
+        for (name, text) in self.texts() {
+            writeln!(out, "{name}: \"{}\"", escaped(&text))?;
+        }
         self.each(|name, value| match value {
             Value::Counter(n) | Value::Gauge(n) => writeln!(out, "{name}: {n}"),
             Value::Histogram(_) => Ok(()),
@@ -150,6 +162,10 @@ impl Page<'_> {
     fn json(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut comma = "";
         write!(out, "{{\"stats\":[")?;
+        for (name, text) in self.texts() {
+            let line = serde_json::json!({"name": name, "value": text});
+            write!(out, "{}{line}", std::mem::replace(&mut comma, ","))?;
+        }
         self.each(|name, value| match value {
             Value::Counter(n) | Value::Gauge(n) => {
                 let line = serde_json::json!({"name": name, "value": n});
@@ -187,10 +203,13 @@ impl Page<'_> {
         let mut name = String::new();
         for at in self.statistics.names() {
             let Some(value) = self.statistics.read(at, &mut name) else { continue };
-            if self.selection.takes(&name, &value, self.rules) {
+            if self.takes(at, &name, &value) {
                 let family = sanitized(&self.rules.split(&name).name);
                 families.entry(family).or_default().push(at as u32);
             }
+        }
+        if self.selection.texts {
+            self.prometheus_texts(out)?;
         }
         let summary = self.selection.histograms == Some(Histograms::Summary);
         for (family, members) in &families {
@@ -215,6 +234,38 @@ impl Page<'_> {
         }
         Ok(())
     }
+}
+
+impl Page<'_> {
+    /// Texts as labels of gauges that are always 0.
+    fn prometheus_texts(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut families: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (name, text) in self.texts() {
+            let Tagged { name, mut tags } = self.rules.split(name);
+            tags.push(("text_value".to_owned(), text));
+            families.entry(sanitized(&name)).or_default().push(labels(&tags));
+        }
+        for (family, members) in families {
+            writeln!(out, "# TYPE envoy_{family} gauge")?;
+            for labels in members {
+                writeln!(out, "envoy_{family}{{{labels}}} 0")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As Envoy writes texts that come from elsewhere (`Html::Utility::sanitize`).
+fn escaped(text: &str) -> String {
+    let escape = |c| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        '"' => "&quot;".to_owned(),
+        '\'' => "&#39;".to_owned(),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 fn histogram(out: &mut dyn Write, family: &str, labels: &str, seen: &Distribution) -> io::Result<()> {
@@ -366,6 +417,49 @@ mod tests {
         assert_eq!(written(Form::Text, &others), "cluster.a.upstream_rq_200: 4\n");
         let texts = Selection { kind: Some(Kind::TextReadouts), ..Selection::default() };
         assert_eq!(written(Form::Text, &texts), "");
+    }
+
+    /// What went back to zero was left out, of which Envoy knows that it was used.
+    #[test]
+    fn what_is_zero_again_was_used() {
+        let registry = Registry::new();
+        let (a, _b) = (Few::new(&registry, "cluster.a."), Few::new(&registry, "cluster.b."));
+        a.upstream_cx_active().inc();
+        a.upstream_cx_active().dec();
+        let statistics = registry.snapshot();
+        let selection = Selection { used_only: true, ..Selection::default() };
+        let mut out = Vec::new();
+        let page = Page { statistics: &statistics, selection: &selection, rules: &TagRules::default() };
+        page.write(Form::Text, &mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "cluster.a.upstream_cx_active: 0\n");
+    }
+
+    #[test]
+    fn texts_come_first_and_are_labels_of_prometheus() {
+        let registry = Registry::new();
+        let few = Few::new(&registry, "cluster.a.");
+        few.upstream_rq_200().inc();
+        let texts = ["lds.version_text", "cds.version_text"].map(|name| registry.text(name));
+        texts[1].set("a<\"b\">");
+        let statistics = registry.snapshot();
+        let written = |form, selection: &Selection| {
+            let mut out = Vec::new();
+            let page = Page { statistics: &statistics, selection, rules: &TagRules::default() };
+            page.write(form, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let used = Selection { used_only: true, ..Selection::default() };
+        let text = written(Form::Text, &used);
+        let first = "cds.version_text: \"a&lt;&quot;b&quot;&gt;\"\ncluster.a.upstream_rq_200: 1\n";
+        assert_eq!(text, first);
+        assert!(written(Form::Text, &Selection::default()).contains("\nlds.version_text: \"\"\n"));
+        let json: serde_json::Value = serde_json::from_str(&written(Form::Json, &used)).unwrap();
+        assert_eq!(json["stats"][0], serde_json::json!({"name": "cds.version_text", "value": "a<\"b\">"}));
+        assert!(!written(Form::Prometheus, &used).contains("version_text"));
+        let texts = Selection { texts: true, ..Selection::default() };
+        let line =
+            "# TYPE envoy_cds_version_text gauge\nenvoy_cds_version_text{text_value=\"a<\\\"b\\\">\"} 0\n";
+        assert!(written(Form::Prometheus, &texts).contains(line));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! All statistics in the order of their names.
 
-use super::{Block, StatDef, Value};
+use super::{Block, StatDef, Text, Value};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,11 +12,13 @@ pub struct Snapshot {
     blocks: Vec<Arc<Block>>,
     /// Block and statistic of it, by name.
     order: Vec<(u32, u32)>,
+    texts: Vec<Arc<Text>>,
 }
 
 impl Snapshot {
-    pub(super) fn new(mut blocks: Vec<Arc<Block>>) -> Snapshot {
+    pub(super) fn new(mut blocks: Vec<Arc<Block>>, mut texts: Vec<Arc<Text>>) -> Snapshot {
         blocks.sort_by(|a, b| a.prefix().cmp(b.prefix()));
+        texts.sort_by(|a, b| a.name().cmp(b.name()));
         let mut sorted: HashMap<*const StatDef, Vec<u32>> = HashMap::new();
         let mut order = Vec::with_capacity(blocks.iter().map(|block| block.defs().len()).sum());
         for (index, block) in blocks.iter().enumerate() {
@@ -26,7 +28,7 @@ impl Snapshot {
             order.extend(shown.map(|def| (index as u32, *def)));
             order.extend(block.code_indices().map(|def| (index as u32, def)));
         }
-        let mut snapshot = Snapshot { blocks, order };
+        let mut snapshot = Snapshot { blocks, order, texts };
         snapshot.sort();
         snapshot
     }
@@ -78,6 +80,18 @@ impl Snapshot {
         (0..self.order.len()).filter(move |at| !same(*at))
     }
 
+    /// The texts, in the order of their names.
+    pub fn texts(&self) -> &[Arc<Text>] {
+        &self.texts
+    }
+
+    /// Whether what is at `at` was ever counted or set, in any block of the prefix.
+    pub(super) fn is_used(&self, at: usize) -> bool {
+        let Some(first) = self.order.get(at) else { return false };
+        let same = self.order.iter().skip(at).take_while(|other| self.compare(*first, **other).is_eq());
+        same.filter_map(|other| self.at(*other)).any(|(block, def)| block.is_used(def))
+    }
+
     /// Puts the name at `at` into `name` and answers its value, that of all blocks of the prefix together.
     pub(super) fn read(&self, at: usize, name: &mut String) -> Option<Value> {
         let first = *self.order.get(at)?;
@@ -127,7 +141,9 @@ impl Value {
     /// Adds a value of the same kind; one of another kind changes nothing.
     fn add(&mut self, other: &Value) {
         match (self, other) {
-            (Value::Counter(a), Value::Counter(b)) | (Value::Gauge(a), Value::Gauge(b)) => *a += b,
+            (Value::Counter(a), Value::Counter(b)) | (Value::Gauge(a), Value::Gauge(b)) => {
+                *a = a.saturating_add(*b);
+            }
             (Value::Histogram(a), Value::Histogram(b)) => {
                 a.below.iter_mut().zip(b.below).for_each(|(a, b)| *a += b);
                 a.count += b.count;

@@ -154,6 +154,36 @@ fn the_least_specific_level_wins_unless_told_otherwise() {
     }
 }
 
+/// Answers of our own had no header changes of the weighted cluster that the request was for.
+#[test]
+fn a_weighted_cluster_changes_answers_of_our_own() {
+    let member = |name: &str| WeightedCluster {
+        cluster: ClusterChoice::Named(crate::cluster::Clusters::default().cell(name)),
+        weight: 1,
+        request_headers: HeaderOps::default(),
+        response_headers: ops("x-member", name),
+        host_rewrite: None,
+        metadata_match: Default::default(),
+        chain: None,
+    };
+    let weighted = crate::route::WeightedClusters {
+        clusters: ["a", "b"].map(member).into(),
+        total: 2,
+        random_header: None,
+        use_hash: false,
+    };
+    let mut route = fixture::route(PathMatch::Prefix(b"/"[..].into(), false));
+    route.action = Action::Forward(Forward::to(ClusterChoice::Weighted(weighted.into())));
+    let mut s = stream("/", &[]);
+    s.route = Some(Arc::new(route));
+    for (random, drawn, expected) in [(0, None, "a"), (1, None, "b"), (0, Some(1), "b")] {
+        (s.random, s.upstream.drawn) = (random, drawn);
+        s.response.headers.clear();
+        finalize_response(None, &mut s);
+        assert_eq!(s.response.headers.get("x-member"), Some(expected.as_bytes()));
+    }
+}
+
 #[test]
 fn malformed_envoy_headers_are_refused_where_they_are_checked() {
     let options = RouterOptions {

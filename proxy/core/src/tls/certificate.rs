@@ -5,9 +5,28 @@ use aws_lc_rs::digest;
 use base64::Engine;
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
+
+/// A certificate in use, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// A file, or `<inline>`.
+    pub path: Box<str>,
+    /// What is shown of it.
+    pub certificate: Arc<Certificate>,
+}
+
+/// The certificates of one context.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// Of those that vouch for the other side the first, as in Envoy.
+    pub authority: Option<Origin>,
+    /// Those that are shown to the other side.
+    pub own: Vec<Origin>,
+}
 
 /// SHA-256 in lower-case hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {

@@ -3,8 +3,8 @@
 use super::reuse::Parts;
 use super::server::version_name;
 use super::verify::{PeerCheck, ServerVerifier};
-use super::{Awaited, ContextChange, Identity, Protocols, Validation, cipher_name, describe};
-use crate::connection::{Certificate, TlsInfo};
+use super::{Awaited, ContextChange, Held, Identity, Origin, Protocols, Validation, cipher_name, describe};
+use crate::connection::TlsInfo;
 use crate::error::ConfigError;
 use arc_swap::ArcSwapOption;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -79,7 +79,7 @@ pub struct ClientContext {
     auto_sni: bool,
     auto_host_sni: bool,
     /// The certificate that is shown to endpoints.
-    own: Option<Arc<Certificate>>,
+    own: Option<Origin>,
 }
 
 /// What connections are configured with. All that can be wrong with it has been looked at.
@@ -200,7 +200,11 @@ impl ClientContext {
             None => None,
         };
         let leaf = identity.as_ref().and_then(|key| key.cert.first());
-        let own = leaf.and_then(|der| describe(der)).map(Arc::new);
+        let own = leaf.and_then(|der| describe(der)).zip(settings.identity.as_ref());
+        let own = own.map(|(certificate, identity)| Origin {
+            path: identity.chain.origin(),
+            certificate: Arc::new(certificate),
+        });
         let verifier = ServerVerifier {
             check,
             match_name: settings.auto_san_validation,
@@ -224,6 +228,12 @@ impl ClientContext {
             auto_host_sni: settings.auto_host_sni,
             own,
         }))
+    }
+
+    /// Its certificates, for `/certs`.
+    pub fn held(&self) -> Held {
+        let authority = self.base.verifier.check.as_ref().and_then(PeerCheck::authority);
+        Held { authority, own: self.own.iter().cloned().collect() }
     }
 
     /// The configuration with this offer.
@@ -272,7 +282,7 @@ impl ClientContext {
             alpn: connection.alpn_protocol().map(Into::into),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
             peer: chain.first().and_then(|der| describe(der)).map(Arc::new),
-            local: self.own.clone(),
+            local: self.own.as_ref().map(|own| own.certificate.clone()),
             ..TlsInfo::default()
         }
     }

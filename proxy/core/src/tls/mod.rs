@@ -19,7 +19,7 @@ mod tickets;
 mod verify;
 
 pub use awaited::Awaited;
-pub use certificate::{describe, sha256_hex};
+pub use certificate::{Held, Origin, describe, sha256_hex};
 pub use change::ContextChange;
 pub use client::{AlpnOffer, ClientContext, ClientSettings, ClientTls};
 pub use names::NameTable;

@@ -69,6 +69,14 @@ impl Pem {
         }
     }
 
+    /// Where it comes from as `/certs` shows it: a file, or as in Envoy `<inline>`.
+    pub(super) fn origin(&self) -> Box<str> {
+        match self {
+            Pem::Inline(_) => "<inline>".into(),
+            Pem::File(path) => path.to_string_lossy().into(),
+        }
+    }
+
     fn items<T: PemObject>(&self, what: &str) -> Result<Vec<T>, String> {
         let text = self.read()?;
         let items = T::pem_slice_iter(&text).collect::<Result<Vec<T>, _>>();

@@ -2,7 +2,9 @@
 
 use super::tickets::{self, KeyedTickets, Tickets};
 use super::verify::{Authorities, ClientVerifier, Peer, PeerCheck};
-use super::{Awaited, ContextChange, Identity, NameTable, Protocols, Validation, cipher_name, describe};
+use super::{
+    Awaited, ContextChange, Held, Identity, NameTable, Origin, Protocols, Validation, cipher_name, describe,
+};
 use crate::connection::{Certificate, TlsInfo};
 use crate::error::{ConfigContext, ConfigError};
 use arc_swap::ArcSwap;
@@ -232,7 +234,14 @@ impl ServerContext {
         (config.clone(), entry.map(|e| e.shown.clone()))
     }
 
-    /// Our certificates, for `/certs` and the like.
+    /// Its certificates, for `/certs`.
+    pub fn held(&self) -> Held {
+        let own = self.certificates.all.iter();
+        let own = own.map(|e| Origin { path: e.origin.clone(), certificate: e.shown.clone() });
+        Held { authority: self.check.as_ref().and_then(|check| check.authority()), own: own.collect() }
+    }
+
+    /// Our certificates.
     pub fn certificates(&self) -> impl Iterator<Item = &Arc<Certificate>> {
         self.certificates.all.iter().map(|e| &e.shown)
     }
@@ -292,6 +301,8 @@ struct Certificates {
 struct Entry {
     key: Arc<CertifiedKey>,
     shown: Arc<Certificate>,
+    /// Where it comes from.
+    origin: Box<str>,
 }
 
 impl Certificates {
@@ -313,7 +324,8 @@ impl Certificates {
             for name in names_of(&shown) {
                 table.insert(&name, i);
             }
-            certificates.all.push(Entry { key: Arc::new(key), shown: Arc::new(shown) });
+            let origin = identity.chain.origin();
+            certificates.all.push(Entry { key: Arc::new(key), shown: Arc::new(shown), origin });
         }
         match certificates.all.is_empty() {
             true => Err(ConfigError::field("tls_certificates", "at least one certificate is needed")),

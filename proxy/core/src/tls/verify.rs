@@ -1,7 +1,7 @@
 //! Verification of the peer's certificate.
 
 use super::Pem;
-use super::certificate::{alternative_names, ip, sha256};
+use super::certificate::{Origin, alternative_names, describe, ip, sha256};
 use crate::error::ConfigError;
 use crate::matcher::StringMatcher;
 use base64::Engine;
@@ -131,6 +131,8 @@ pub(super) struct Authorities {
     chain: Chain,
     /// Leaves that are authorities themselves: webpki takes no authority for an end entity.
     roots: Vec<CertificateDer<'static>>,
+    /// Where they come from.
+    origin: Box<str>,
 }
 
 #[derive(Debug)]
@@ -158,7 +160,7 @@ impl Authorities {
         let ca = validation.trusted_ca.as_ref().ok_or_else(missing)?;
         let roots = ca.certificates().map_err(|e| ConfigError::field("trusted_ca", e))?;
         let chain = Chain::new(&roots, validation, peer, provider)?;
-        Ok(Arc::new(Authorities { chain, roots }))
+        Ok(Arc::new(Authorities { chain, roots, origin: ca.origin() }))
     }
 }
 
@@ -206,6 +208,13 @@ impl PeerCheck {
         })
     }
 
+    /// The first authority.
+    pub(super) fn authority(&self) -> Option<Origin> {
+        let authorities = self.authorities.as_deref()?;
+        let certificate = Arc::new(describe(authorities.roots.first()?)?);
+        Some(Origin { path: authorities.origin.clone(), certificate })
+    }
+
     /// Whether the peer's certificate is what the configuration asks for.
     pub(super) fn check(
         &self,
@@ -214,7 +223,7 @@ impl PeerCheck {
         now: UnixTime,
     ) -> Result<(), Error> {
         let used = self.max_depth.map_or(intermediates.len(), |depth| depth.min(intermediates.len()));
-        if let Some(Authorities { chain, roots }) = self.authorities.as_deref() {
+        if let Some(Authorities { chain, roots, .. }) = self.authorities.as_deref() {
             match roots.iter().any(|root| root == leaf) {
                 true => check_validity(leaf, now)?,
                 false => chain.check(leaf, intermediates.get(..used).unwrap_or_default(), now)?,

@@ -44,6 +44,8 @@ const USED_ONLY: (&str, &str) = ("usedonly", "only what was counted or set since
 const FILTER: (&str, &str) = ("filter", "regular expression that is found in the names");
 const INVERT: (&str, &str) = ("invert_filter", "what the filter does not find instead");
 
+const TEXTS: (&str, &str) = ("text_readouts", "texts too in the Prometheus format, as labels");
+
 /// Every command, sorted by its path.
 pub(super) const COMMANDS: &[Command] = &[
     shows("/", "home page", home::page),
@@ -93,6 +95,7 @@ pub(super) const COMMANDS: &[Command] = &[
         USED_ONLY,
         FILTER,
         INVERT,
+        TEXTS,
         ("format", "text, json or prometheus"),
         ("type", "All, Counters, Gauges, Histograms or TextReadouts"),
         ("histogram_buckets", "summary, cumulative, disjoint or detailed"),
@@ -101,6 +104,7 @@ pub(super) const COMMANDS: &[Command] = &[
         USED_ONLY,
         FILTER,
         INVERT,
+        TEXTS,
         ("histogram_buckets", "cumulative or summary"),
     ]),
     shows("/stats/recentlookups", "look-ups of statistics by name, of which there are none", |_, _| {

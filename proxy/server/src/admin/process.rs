@@ -1,7 +1,7 @@
 //! What the process says of itself.
 
-use super::Admin;
 use super::commands::{bad, json};
+use super::{Admin, CertificateStatus, ContextCertificates};
 use crate::surface::{Query, Reply};
 use http::StatusCode;
 use serde_json::json as object;
@@ -77,28 +77,45 @@ pub(super) fn server_info(admin: &Admin, _: &Query) -> Reply {
 }
 
 pub(super) fn certificates(admin: &Admin, _: &Query) -> Reply {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-    let all: Vec<_> = admin
-        .control
-        .certificates()
-        .into_iter()
-        .map(|certificate| {
-            let names: Vec<_> =
-                certificate.names.iter().map(|(kind, name)| object!({ (*kind): name })).collect();
-            object!({
-                "ca_cert": [],
-                "cert_chain": [{
-                    "path": certificate.path,
-                    "serial_number": certificate.serial,
-                    "subject_alt_names": names,
-                    "days_until_expiration": ((certificate.not_after - now) / 86_400).max(0).to_string(),
-                    "valid_from": moment(certificate.not_before),
-                    "expiration_time": moment(certificate.not_after),
-                }],
-            })
+    let now = now();
+    let shown = |certificate: &CertificateStatus| {
+        let names: Vec<_> = certificate.names.iter().map(|(kind, name)| object!({ (*kind): name })).collect();
+        object!({
+            "path": certificate.path,
+            "serial_number": certificate.serial,
+            "subject_alt_names": names,
+            "days_until_expiration": certificate.days_left(now).to_string(),
+            "valid_from": moment(certificate.not_before),
+            "expiration_time": moment(certificate.not_after),
         })
-        .collect();
+    };
+    let of_context = |context: ContextCertificates| {
+        let ContextCertificates { authority, own } = context;
+        let (authority, own): (Vec<_>, Vec<_>) =
+            (authority.iter().map(shown).collect(), own.iter().map(shown).collect());
+        object!({ "ca_cert": authority, "cert_chain": own })
+    };
+    let all: Vec<_> = admin.control.certificates().into_iter().map(of_context).collect();
     json(&object!({ "certificates": all }))
+}
+
+impl CertificateStatus {
+    /// Whole days until its end, 0 after it.
+    fn days_left(&self, now: i64) -> u64 {
+        u64::try_from((self.not_after - now) / 86_400).unwrap_or(0)
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+/// Whole days until the first certificate ends; `None` without any.
+pub(super) fn days_until_first_expires(certificates: &[ContextCertificates]) -> Option<u64> {
+    let now = now();
+    let all = certificates.iter().flat_map(|context| context.authority.iter().chain(&context.own));
+    all.map(|certificate| certificate.days_left(now)).min()
 }
 
 fn moment(second: i64) -> String {

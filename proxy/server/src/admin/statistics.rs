@@ -14,7 +14,7 @@ sixfold_core::stat_block! {
         counters: [],
         gauges: [
             live, state, uptime, concurrency, memory_allocated, memory_heap_size, memory_physical_size,
-            parent_connections, hot_restart_epoch,
+            parent_connections, hot_restart_epoch, days_until_first_cert_expiring, total_connections,
         ],
         histograms: [],
     }
@@ -23,7 +23,7 @@ sixfold_core::stat_block! {
 sixfold_core::stat_block! {
     /// Under `cluster_manager.`, as Envoy names them.
     pub struct ClusterManagerStats {
-        counters: [], gauges: [active_clusters, warming_clusters], histograms: [],
+        counters: [], gauges: [active_clusters], histograms: [],
     }
 }
 
@@ -52,9 +52,14 @@ impl Statistics {
         server.state().set(admin.lifecycle.get() as u64);
         server.uptime().set(admin.started.elapsed().as_secs());
         server.concurrency().set(admin.concurrency as u64);
+        server.parent_connections().set(0);
+        server.hot_restart_epoch().set(0);
         server.memory_allocated().set(memory);
         server.memory_heap_size().set(memory);
         server.memory_physical_size().set(memory);
+        let expires = process::days_until_first_expires(&admin.control.certificates());
+        server.days_until_first_cert_expiring().set(expires.unwrap_or(u32::MAX.into()));
+        server.total_connections().set(admin.metrics.sum("listener.", "downstream_cx_active"));
         self.clusters.active_clusters().set(admin.clusters.all().len() as u64);
     }
 }
@@ -91,7 +96,8 @@ fn page(admin: &Admin, query: &Query, format: &str) -> Reply {
         }
     };
     let (invert, used_only) = (query.has("invert_filter"), query.has("usedonly"));
-    let selection = Selection { filter, invert, used_only, kind, histograms };
+    let texts = query.has("text_readouts");
+    let selection = Selection { filter, invert, used_only, kind, histograms, texts };
     let form = match format {
         "json" => Form::Json,
         "prometheus" => Form::Prometheus,

@@ -19,14 +19,16 @@ impl Control for Calls {
     fn listeners(&self) -> Vec<ListenerStatus> {
         vec![ListenerStatus { name: "in".into(), addresses: vec!["127.0.0.1:80".parse().unwrap()] }]
     }
-    fn certificates(&self) -> Vec<CertificateStatus> {
-        vec![CertificateStatus {
+    fn certificates(&self) -> Vec<ContextCertificates> {
+        let own = vec![CertificateStatus {
             path: "a.crt".into(),
             serial: "0a".into(),
             names: vec![("dns", "a.test".into())],
             not_before: 0,
             not_after: 1_700_000_000,
-        }]
+        }];
+        let authority = CertificateStatus { path: "ca.pem".into(), ..own[0].clone() };
+        vec![ContextCertificates { authority: Some(authority), own }]
     }
     fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {
         let DumpRequest { resource, mask, name_regex, include_eds } = request;
@@ -284,6 +286,7 @@ fn clusters_listeners_and_certificates() {
     assert_eq!(json["listener_statuses"][0]["local_address"]["socket_address"]["address"], "127.0.0.1");
     let json: serde_json::Value = serde_json::from_str(&server.ask("GET /certs").2).unwrap();
     assert_eq!(json["certificates"][0]["cert_chain"][0]["expiration_time"], "2023-11-14T22:13:20Z");
+    assert_eq!(json["certificates"][0]["ca_cert"][0]["path"], "ca.pem");
 }
 
 #[test]

@@ -49,7 +49,8 @@ pub(crate) struct Watched {
 
 /// The checks of one endpoint; they end when this is dropped.
 pub(super) struct Session {
-    host: Arc<Host>,
+    /// As it was configured last.
+    member: Arc<Member>,
     known: Known,
     /// TLS towards it.
     tls: Option<Arc<ClientTls>>,
@@ -67,6 +68,14 @@ struct Known {
 impl Drop for Session {
     fn drop(&mut self) {
         self.task.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Session {
+    /// The same of an endpoint that may be configured anew.
+    fn of(mut self, member: &Arc<Member>) -> Session {
+        self.member.clone_from(member);
+        self
     }
 }
 
@@ -148,7 +157,7 @@ impl Watched {
         {
             let mut sessions = self.sessions.lock();
             for session in sessions.values_mut() {
-                session.known.state.lock().show(&session.host);
+                session.known.state.lock().show(&session.member.host);
                 if let (None, Some(cluster)) = (&session.task, &cluster) {
                     session.task = Some(self.spawn(cluster, session));
                 }
@@ -209,23 +218,24 @@ impl Watched {
     }
 
     /// Begins to check an endpoint, or goes on with it; leaves it to `before` when that does.
-    fn begin(&self, cluster: &Cluster, member: &Member, before: Option<&Watched>) -> Session {
-        let (host, check) = (member.host.clone(), &member.check);
-        let tls = cluster.tls_of(member).cloned();
-        let lent = before.and_then(|before| Some(before.sessions.lock().get(&host.id)?.known.clone()));
+    fn begin(&self, cluster: &Cluster, member: &Arc<Member>, before: Option<&Watched>) -> Session {
+        let (id, check, member) = (member.host.id, &member.check, member.clone());
+        let tls = cluster.tls_of(&member).cloned();
+        let lent = before.and_then(|before| Some(before.sessions.lock().get(&id)?.known.clone()));
         if let Some(known) = lent.filter(|lent| lent.check == *check) {
-            return Session { host, known, tls, task: None };
+            return Session { member, known, tls, task: None };
         }
-        let known = self.known.lock().get(&host.id).filter(|known| known.check == *check).cloned();
+        let known = self.known.lock().get(&id).filter(|known| known.check == *check).cloned();
         let new = || Arc::new(Mutex::new(State::new(self.check.initial_jitter)));
         let known = known.unwrap_or_else(|| Known { check: check.clone(), state: new() });
-        let mut session = Session { host, known, tls, task: None };
+        let mut session = Session { member, known, tls, task: None };
         session.task = Some(self.spawn(cluster, &session));
         session
     }
 
     fn spawn(&self, cluster: &Cluster, session: &Session) -> AbortHandle {
-        let Session { host, known, tls, task: _ } = session;
+        let Session { member, known, tls, task: _ } = session;
+        let host = &member.host;
         let (own, callout) = (known.check.as_deref(), self.callout.clone());
         let target = Target::new(cluster, &self.check, host, own, tls.clone(), callout);
         self.runtime.spawn(run(self.this.clone(), host.clone(), known.state.clone(), target)).abort_handle()
@@ -257,7 +267,7 @@ impl Watched {
         let traffic = cluster.as_ref().is_some_and(|cluster| cluster.stats.upstream_cx_total().get() > 0);
         state.due = Instant::now() + state.wait(&self.check, kind, verdict.passed(), traffic);
         drop(state);
-        self.tell(cluster.as_deref(), host, &taken, verdict);
+        self.tell(host, &taken, verdict);
         let name = cluster.as_ref().map(|cluster| &*cluster.config.name).unwrap_or_default();
         if let Verdict::Failed { reason, .. } = verdict
             && (first || self.check.log_failures || kind == Change::Changed)
@@ -272,11 +282,13 @@ impl Watched {
     }
 
     /// Logs what came of a check where that is wanted.
-    fn tell(&self, cluster: Option<&Cluster>, host: &Host, taken: &Taken, verdict: &Verdict) {
-        let Some(cluster) = cluster.filter(|_| !self.check.events.is_empty()) else { return };
-        let hosts = cluster.hosts.load();
-        let Some(member) = hosts.iter().find(|member| member.host.id == host.id) else { return };
-        self.check.events.iter().for_each(|log| events::tell(log, &self.check, member, taken, verdict));
+    fn tell(&self, host: &Host, taken: &Taken, verdict: &Verdict) {
+        if self.check.events.is_empty() {
+            return;
+        }
+        let member = self.sessions.lock().get(&host.id).map(|session| session.member.clone());
+        let Some(member) = member else { return };
+        self.check.events.iter().for_each(|log| events::tell(log, &self.check, &member, taken, verdict));
     }
 
     /// Takes back what was found of endpoints that are not to be checked any more.
@@ -349,6 +361,7 @@ impl HostObserver for Watched {
                     continue;
                 }
                 let known = others.remove(&id).filter(|session| session.known.check == member.check);
+                let known = known.map(|session| session.of(member));
                 let session = match known {
                     Some(session) if session.task.is_some() || lent(&id) => session,
                     Some(mut session) => {

@@ -155,7 +155,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Counts the attempt and writes what each attempt tells its upstream.
-    fn begin_attempt(&mut self, plan: &Plan<'_>, flight: &mut InFlight) {
+    fn begin_attempt(&mut self, plan: &mut Plan<'_>, flight: &mut InFlight) {
         let now = self.clock.now().into_std();
         flight.begin(now);
         let stream = &mut *self.stream;
@@ -163,7 +163,8 @@ impl<D: Downstream> Exchange<'_, D> {
             flight.carries_grpc();
         }
         let host = flight.host();
-        stream.upstream.attempts += 1;
+        plan.begun += 1;
+        stream.upstream.attempts = plan.begun;
         stream.upstream.member = Some(flight.member().clone());
         stream.upstream.tried.push(TriedHost::new(flight.member().clone(), now));
         stream.upstream.connection = None;
@@ -325,9 +326,20 @@ impl<D: Downstream> Exchange<'_, D> {
         })
         .await
         .unwrap_or_else(|which| Err(Interrupt::Expired(which)));
-        note_traffic(stream, up);
-        if let (Ok(Ok(_)), Some(tried)) = (&result, stream.upstream.tried.last_mut()) {
-            tried.head_end = up.head_end();
+        self.heads_exchanged(plan, checkout, result)
+    }
+
+    /// What an attempt has come to, by how the wait for the head of its response has ended: with the response, which may
+    /// have no body or begin a tunnel, or with a failure of its upstream, or something else has come between.
+    fn heads_exchanged(
+        &mut self,
+        plan: &Plan<'_>,
+        checkout: Checkout,
+        result: Result<Result<(bool, bool), UpstreamError>, Interrupt>,
+    ) -> Result<Attempt, Interrupt> {
+        note_traffic(self.stream, &checkout.stream);
+        if let (Ok(Ok(_)), Some(tried)) = (&result, self.stream.upstream.tried.last_mut()) {
+            tried.head_end = checkout.stream.head_end();
         }
         match result {
             Ok(Ok((end, tunnel))) => Ok(Attempt::Head(Response { checkout, end, tunnel })),

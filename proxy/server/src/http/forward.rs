@@ -22,7 +22,7 @@ use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Version;
 use sixfold_core::plugin::{Direction, HeadPhase, LocalReply, Outcome};
-use sixfold_core::route::{Action, Forward, Route, WeightedCluster};
+use sixfold_core::route::{Action, ClusterChoice, Forward, Route, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
 use std::future::poll_fn;
@@ -47,6 +47,8 @@ pub(super) struct Plan<'r> {
     /// A cookie that the hash policy made, for the response.
     set_cookie: Option<Vec<u8>>,
     pub(super) suppress: bool,
+    /// Attempts that have begun.
+    pub(super) begun: u32,
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -108,6 +110,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let (request_hash, set_cookie) = hash::request_hash(&forward.hash, self.stream);
         self.stream.hash = request_hash;
         let (cluster, member) = choose_cluster(&forward.cluster, self.stream);
+        if let (ClusterChoice::Weighted(all), Some(drawn)) = (&forward.cluster, member) {
+            let place = all.clusters.iter().position(|member| std::ptr::eq(member, drawn));
+            self.stream.upstream.drawn = place.and_then(|place| place.try_into().ok());
+        }
         let Some(cluster) = cluster else {
             hcm.stats.no_cluster().inc();
             let mut reply = LocalReply::new(forward.cluster_not_found, "", "cluster_not_found");
@@ -152,8 +158,9 @@ impl<D: Downstream> Exchange<'_, D> {
             self.tell_of_attempt(&timeouts, timeouts.global, suppress, 1);
         }
         let upgrading = self.down.upgrade().is_some();
-        // Envoy's router counts the first attempt before it changes headers.
-        let attempts = std::mem::replace(&mut self.stream.upstream.attempts, u32::from(steered));
+        let begun = self.stream.upstream.attempts;
+        // Envoy's router counts an attempt before it changes headers and looks for a host.
+        self.stream.upstream.attempts += u32::from(steered);
         rewrite::finalize_request(
             self.table_options.as_deref(),
             route,
@@ -163,7 +170,6 @@ impl<D: Downstream> Exchange<'_, D> {
             upgrading,
             self.stream,
         );
-        self.stream.upstream.attempts = attempts;
         let limit = route
             .body_buffer_limit()
             .or_else(|| self.stream.virtual_host.as_ref().and_then(|v| v.options.body_buffer_limit));
@@ -171,7 +177,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let again = retry.is_some() || forward.internal_redirect.is_some();
         let replay = Replay::new(&self.env.worker.shared.bodies, limit, again);
         let body = Outgoing::none();
-        Ok(Plan { forward, member, cluster, timeouts, retry, replay, body, set_cookie, suppress })
+        Ok(Plan { forward, member, cluster, timeouts, retry, replay, body, set_cookie, suppress, begun })
     }
 
     /// The answer to requests of which a cluster is to get less, or none (`drop_overloads`; router.cc `checkDropOverload`).
@@ -268,7 +274,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// An endpoint for an attempt.
     pub(super) fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
         let retry = plan.retry.as_ref().map(RetryState::policy);
-        let again = self.stream.upstream.attempts > 0;
+        let again = plan.begun > 0;
         let configured = plan.member.map_or(&plan.forward.metadata_match, |m| &m.metadata_match);
         // What filters have found out about the request is over what is configured.
         let found = self.stream.metadata.iter().filter(|(namespace, ..)| **namespace == *"envoy.lb");
@@ -278,7 +284,7 @@ impl<D: Downstream> Exchange<'_, D> {
             worker: self.env.worker.index,
             hash: self.stream.hash,
             random: fastrand::u64(..),
-            attempt: self.stream.upstream.attempts,
+            attempt: plan.begun,
             tried: &self.stream.upstream.tried,
             predicates: retry.filter(|_| again).map_or(&[][..], |r| &r.host_predicates),
             host_attempts: retry.map_or(1, |r| r.host_attempts),
@@ -294,10 +300,11 @@ impl<D: Downstream> Exchange<'_, D> {
         plan.cluster.stats.upstream_cx_none_healthy().inc();
         charge::response(self.stream, 503);
         let apisix = self.env.hcm.profile == Profile::Apisix;
-        let status = if apisix && self.stream.upstream.attempts > 0 { 502 } else { 503 };
+        let status = if apisix && plan.begun > 0 { 502 } else { 503 };
         let profile = self.env.hcm.profile;
-        // Envoy's router counts an attempt before it looks for a host.
-        self.stream.upstream.attempts += u32::from(!apisix);
+        if !apisix {
+            self.stream.upstream.attempts = plan.begun + 1;
+        }
         let mut reply = local_reply::own(status, "no healthy upstream", "no_healthy_upstream", profile);
         reply.flag = Some(Flag::UH);
         reply.after_attempts = true;

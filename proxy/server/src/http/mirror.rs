@@ -114,7 +114,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Sends copies of the request to the mirrors of its route, before the first attempt.
     pub(super) fn mirror(&mut self, plan: &mut Plan<'_>) {
         let forward = plan.forward;
-        if let (0, Some(policies)) = (self.stream.upstream.attempts, &forward.mirrors) {
+        if let (0, Some(policies)) = (plan.begun, &forward.mirrors) {
             self.mirror_to(plan, policies);
         }
     }

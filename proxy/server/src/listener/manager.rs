@@ -74,6 +74,16 @@ impl Manager {
         self.stats.total_listeners_warming().set(listeners as u64);
     }
 
+    /// Counts a listener as one that drains, for as long as that takes.
+    fn count_draining(&self, time: Duration) {
+        self.stats.total_listeners_draining().inc();
+        let stats = self.stats.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            stats.total_listeners_draining().dec();
+        });
+    }
+
     fn addresses(&self) -> BoundAddresses {
         let bound = |m: &Managed| {
             let config = &m.active.config;
@@ -309,10 +319,12 @@ impl Listeners for Manager {
     async fn remove(&mut self, names: &[Arc<str>]) {
         self.abandon(names);
         let mut closing = Vec::new();
-        for managed in names.iter().filter_map(|name| self.listeners.remove(name)) {
+        for name in names {
+            let Some(managed) = self.listeners.remove(name) else { continue };
             self.stats.listener_removed().inc();
             let options = &self.shared.options;
             managed.active.drain.start(options.drain_strategy, Some(options.drain_time));
+            self.count_draining(options.drain_time);
             closing.extend(managed.sockets.into_values());
         }
         if !closing.is_empty() {

@@ -1,6 +1,6 @@
 //! The control thread: it applies changes, one after the other, and never waits for the network.
 
-use super::warming::{Cold, Helpers, Warm, Warming};
+use super::warming::{Cold, Helpers, Lack, Warm, Warming};
 use super::{DrainRequest, QUEUE, SWEEP, WarmingNames};
 use crate::admin::{Lifecycle, State};
 use crate::dns::Discoverer;
@@ -57,7 +57,7 @@ struct Held {
 impl Held {
     fn until(&self) -> Instant {
         let patience = self.change.patience;
-        let lacks_secret = self.cold.values().any(|lacks_secret| *lacks_secret);
+        let lacks_secret = self.cold.values().any(|lack| *lack == Lack::Secrets);
         self.since + if lacks_secret { patience.max(FIRST_SECRETS) } else { patience }
     }
 }

@@ -15,6 +15,7 @@ use self::force::Force;
 use self::plane::{Manners, Plane, Toy};
 use super::*;
 use crate::ads::BackoffConfig;
+use crate::ads::update::Content;
 use crate::ads::update::Update;
 use crate::ads::world::{HOLD, LINGER_MAX};
 use prost::Message;

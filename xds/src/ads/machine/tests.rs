@@ -27,7 +27,10 @@ impl Compile for Taker {
         match (*kind, text) {
             (_, "bad" | "x-bad") => return Err(ConfigError::new("is bad")),
             (_, "") => {}
-            (Kind::Listener, routes) => asks.needs = need(Kind::Routes, routes),
+            (Kind::Listener, routes) => {
+                asks.needs = need(Kind::Routes, routes);
+                asks.scopes = [(asks.needs[0].key(), "http.h.rds.r.".into())].into();
+            }
             (Kind::Endpoints, "stale") => asks.stale_after = Some(Duration::from_secs(10)),
             (Kind::Cluster, "eds") => asks.needs = need(Kind::Endpoints, name),
             (Kind::Cluster, "x-api") => {
@@ -35,6 +38,10 @@ impl Compile for Taker {
             }
             (Kind::Cluster, "x-file") => {
                 asks.needs = vec![Need { source: channels::file(), ..need(Kind::Endpoints, name).remove(0) }];
+            }
+            (Kind::Cluster, path) if path.starts_with("x-file-") => {
+                let source = Source::Path(path.into());
+                asks.needs = vec![Need { source, ..need(Kind::Endpoints, name).remove(0) }];
             }
             (Kind::Routes, cluster) => asks.clusters = vec![cluster.into()],
             _ => {}
@@ -244,6 +251,47 @@ fn a_stream_is_not_opened_before_all_that_came_by_the_last_is_known() {
 }
 
 #[test]
+fn each_route_configuration_is_counted_by_itself() {
+    let mut client = Client::new(None);
+    let text = |client: &Client, name: &str| {
+        let texts = client.registry.snapshot();
+        let text = texts.texts().iter().find(|text| text.name() == name).cloned();
+        text.and_then(|text| text.get()).as_deref().map(str::to_owned)
+    };
+    let sum =
+        |client: &Client, names: [&str; 5]| names.map(|name| client.registry.sum("http.h.rds.r.", name));
+    let names = ["update_attempt", "update_success", "update_rejected", "update_failure", "config_reload"];
+    client.bring(Kind::Listener, "1", "l", "r");
+    assert_eq!(sum(&client, names), [1, 0, 0, 0, 0], "the subscription is the first attempt");
+    client.now += Duration::from_secs(15);
+    assert_eq!(client.changes(), ["l"]);
+    assert_eq!(sum(&client, ["init_fetch_timeout", names[0], names[1], names[2], names[3]]), [1, 2, 0, 0, 0]);
+    for (nonce, value) in [("2", "c"), ("3", "c"), ("4", "bad")] {
+        let response = DeltaDiscoveryResponse {
+            type_url: Kind::Routes.type_url().to_owned(),
+            nonce: nonce.to_owned(),
+            system_version_info: format!("s{nonce}"),
+            resources: vec![resource(Kind::Routes, "r", value, None)],
+            ..DeltaDiscoveryResponse::default()
+        };
+        client.machine.received(&Channel::Aggregated, Response::Delta(response), client.now).unwrap();
+        client.changes();
+    }
+    assert_eq!(sum(&client, names), [5, 2, 1, 0, 1]);
+    assert_eq!(text(&client, "http.h.rds.r.version_text").as_deref(), Some("s3"));
+    // xxHash64 of "s3" with seed 0 is beyond what gauges that go up and down can hold, or may be.
+    assert_eq!(sum(&client, ["version"; 5])[0], xxhash_rust::xxh64::xxh64(b"s3", 0));
+    client.machine.disconnected(&Channel::Aggregated, client.now);
+    assert_eq!(sum(&client, names), [6, 2, 1, 1, 1]);
+    client.now += Duration::from_secs(60);
+    client.machine.step(client.now);
+    client.machine.connected(&Channel::Aggregated);
+    client.receive_both(Kind::Listener, "5", Vec::new(), &["l"]);
+    client.changes();
+    assert_eq!(text(&client, "http.h.rds.r.version_text"), None, "nobody asks for it any more");
+}
+
+#[test]
 fn an_outage_takes_nothing_away_and_waits_between_attempts_are_bounded() {
     let mut client = Client::new(None);
     client.receive(Kind::Cluster, "1", vec![resource(Kind::Cluster, "a", "x", None)]);
@@ -258,6 +306,7 @@ fn an_outage_takes_nothing_away_and_waits_between_attempts_are_bounded() {
     }
     assert_eq!(client.registry.sum("control_plane.", "connected_state"), 0);
     assert_eq!((client.count("update_failure"), client.count("update_success")), (100, 1));
+    assert!(client.count("update_time") > 1_500_000_000_000);
 }
 
 /// What an answer says: its nonce and its error.

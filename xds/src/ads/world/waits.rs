@@ -3,6 +3,7 @@
 use super::{Compile, HOLD, LINGER, LINGER_MAX, Need, Version, World};
 use crate::ads::key::Key;
 use crate::ads::kind::Kind;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,6 +58,15 @@ impl<C: Compile> World<C> {
         missing.iter().for_each(|key| self.missing(key));
     }
 
+    /// Notes the routes that a candidate goes on without.
+    pub(super) fn count_late(&mut self, candidate: &Key) {
+        let next = self.resources.get(candidate).and_then(|resource| resource.next.as_ref());
+        let needs = next.into_iter().flat_map(|next| &next.asks.needs);
+        let routes = needs.filter(|need| need.kind == Kind::Routes && !self.is_there(need)).map(Need::key);
+        let late: Vec<Key> = routes.collect();
+        self.late.extend(late);
+    }
+
     /// A cluster that comes, and has not yet.
     fn is_warming(&self, name: &Arc<str>) -> bool {
         let resource = self.resources.get(&Key::of_name(Kind::Cluster, name));
@@ -69,9 +79,9 @@ impl<C: Compile> World<C> {
     }
 
     /// What has gone before it came is not waited for any longer than what was there is kept.
-    pub(super) fn miss_no_longer(&mut self, now: Instant) {
+    pub(super) fn miss_no_longer(&mut self, led_to: &BTreeSet<Arc<str>>, now: Instant) {
         let missed = self.lingering.keys().filter(|name| self.is_missed(name));
-        let over: Vec<_> = missed.filter(|name| self.is_released(name, now)).cloned().collect();
+        let over: Vec<_> = missed.filter(|name| self.is_released(name, led_to, now)).cloned().collect();
         for name in over {
             self.lingering.remove(&name);
         }
@@ -88,8 +98,9 @@ impl<C: Compile> World<C> {
         needs.chain(held.map(|next| next.since + HOLD))
     }
 
-    pub(super) fn is_released(&self, cluster: &Arc<str>, now: Instant) -> bool {
-        !self.users.has(&Key::of_name(Kind::Cluster, cluster)) && !self.compiler.is_led_to(cluster)
+    /// Whether a removed cluster goes, of which `led_to` names those that others than resources lead to.
+    pub(super) fn is_released(&self, cluster: &Arc<str>, led_to: &BTreeSet<Arc<str>>, now: Instant) -> bool {
+        !self.users.has(&Key::of_name(Kind::Cluster, cluster)) && !led_to.contains(cluster)
             || self
                 .lingering
                 .get(cluster)

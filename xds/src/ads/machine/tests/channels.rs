@@ -119,6 +119,25 @@ fn endpoints_of_a_stream_of_their_own_are_waited_for_and_asked_for_while_they_ar
     assert!(!client.machine.has(&channel), "nobody asks there any more");
 }
 
+/// Each file was a change by itself, and waited until the one before it was in force.
+#[test]
+fn files_that_are_read_together_are_one_change() {
+    let mut client = mixed();
+    assert_eq!(client.read(&[("a", "x-file-1"), ("b", "x-file-2")]), [""; 0], "they wait for endpoints");
+    for (name, path) in [("a", "x-file-1"), ("b", "x-file-2")] {
+        let type_url = Kind::Endpoints.type_url().to_owned();
+        let resources = vec![Any { type_url, value: named(name, "x") }];
+        let response = DiscoveryResponse { resources, ..DiscoveryResponse::default() };
+        let channel = Channel::of(Kind::Endpoints, &Source::Path(path.into()));
+        client.machine.read(&channel, Ok(response.encode_to_vec()), client.now);
+    }
+    let Step::Apply(batch) = client.machine.step(client.now) else { panic!("a change") };
+    let names: Vec<&str> = batch.iter().map(|change| &*change.name).collect();
+    assert_eq!(names, ["a", "b", "a", "b"], "both clusters, and the endpoints of both");
+    client.machine.applied(Vec::new());
+    assert_eq!(client.changes(), [""; 0]);
+}
+
 /// It had the number of its last time, and who reads files had not seen that it was not wanted meanwhile: it was never read.
 #[test]
 fn a_file_that_is_wanted_again_is_read_again() {

@@ -1,0 +1,209 @@
+//! What has come is looked at, put in force and answered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sixfold_core::error::ConfigError;
+
+use super::{Failure, Machine};
+use crate::ads::inbox::{Item, Merged};
+use crate::ads::key::{Channel, Key};
+use crate::ads::kind::Kind;
+use crate::ads::session::Answer;
+use crate::ads::stats::Subscription;
+use crate::ads::update::{Content, Resource};
+use crate::ads::world::Compile;
+use crate::tracker::Event;
+
+/// Responses of a type that are to be answered.
+pub(super) struct Pending {
+    channel: Channel,
+    kind: Kind,
+    responses: Vec<(String, String)>,
+    faults: Vec<String>,
+    /// What was accepted, with its version.
+    accepted: BTreeMap<Arc<str>, String>,
+    /// How long it took to take them.
+    took: Duration,
+}
+
+impl Pending {
+    /// Nobody is left to answer what has come by a stream.
+    pub(super) fn disconnected(&mut self, channel: &Channel) {
+        if self.channel == *channel {
+            self.responses.clear();
+        }
+    }
+
+    fn is_of(&self, channel: &Channel, kind: Kind) -> bool {
+        self.channel == *channel && self.kind == kind
+    }
+}
+
+impl<C: Compile> Machine<C> {
+    /// The change of the last [`Step::Apply`] is in force, but for these parts.
+    pub fn applied(&mut self, failures: Vec<Failure>) {
+        let mut pending = self.applying.take().unwrap_or_default();
+        let keys: Vec<_> = failures.iter().map(|failure| Key::of_name(failure.kind, &failure.name)).collect();
+        let failed: Vec<_> = keys.iter().map(|key| self.world.assigned(key)).collect();
+        for (key, version) in self.world.applied(&failed) {
+            let channel = self.channel_of(&key);
+            pending.iter_mut().filter(|pending| pending.is_of(&channel, key.kind)).for_each(|pending| {
+                pending.accepted.remove(&key.name);
+            });
+            self.know(&key, version);
+        }
+        for ((failure, key), failed) in failures.into_iter().zip(keys).zip(failed) {
+            let fault = format!("{}: {}", key.shown(), failure.reason);
+            self.world.compiler().note(&key, Event::Failed(&failure.reason));
+            let channel = self.channel_of(&failed);
+            match pending.iter_mut().find(|pending| pending.is_of(&channel, key.kind)) {
+                Some(pending) => pending.faults.push(fault),
+                // What has waited for others was acknowledged when it came.
+                None => self.fail_late(&failed, fault),
+            }
+        }
+        pending.into_iter().for_each(|pending| self.answer(pending));
+    }
+
+    /// Looks at the responses of one type that have come by one stream, or by all files: hundreds of these are one change,
+    /// not one after the other.
+    pub(super) fn look_at_next(&mut self, now: Instant) -> Vec<Pending> {
+        let waiting = self.peers.iter().filter_map(|(channel, peer)| Some((peer.inbox.first()?, channel)));
+        let Some((kind, first)) = waiting.clone().min() else { return Vec::new() };
+        let together = |(of, channel): &(Kind, &Channel)| {
+            *of == kind && (*channel == first || first.path().is_some() && channel.path().is_some())
+        };
+        let channels: Vec<Channel> = waiting.filter(together).map(|(_, channel)| channel.clone()).collect();
+        channels.iter().filter_map(|channel| self.look(channel, now)).collect()
+    }
+
+    /// Looks at the responses of one type that have come by a channel.
+    fn look(&mut self, channel: &Channel, now: Instant) -> Option<Pending> {
+        let peer = self.peers.get_mut(channel)?;
+        let (kind, Merged { items, whole, responses, .. }) = peer.inbox.take()?;
+        let begun = Instant::now();
+        let faults = peer.late.remove(&kind).unwrap_or_default();
+        let key = |name: &Arc<str>| Key::new(kind, channel.source(), name);
+        self.first.remove(&kind);
+        if kind == Kind::Secret || channel.path().is_some() {
+            // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps
+            // nobody waiting until its time is over. A file holds what there is, whatever was asked for.
+            let lacking = peer.lacking(kind, |name| items.contains_key(name));
+            lacking.iter().for_each(|name| self.world.missing(&key(name)));
+        }
+        if whole {
+            let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));
+            absent.collect::<Vec<_>>().iter().for_each(|name| self.remove(&key(name), now));
+        }
+        let (accepted, took) = (BTreeMap::new(), Duration::ZERO);
+        let mut pending = Pending { channel: channel.clone(), kind, responses, faults, accepted, took };
+        self.world.expect(kind, items.values().filter_map(Item::value));
+        for (name, item) in items {
+            let key = key(&name);
+            match item {
+                Item::Gone => self.remove(&key, now),
+                Item::Is(resource) => match self.take(channel, &key, resource, now) {
+                    Ok(version) => {
+                        pending.accepted.extend(version.map(|version| (name, version)));
+                    }
+                    Err(error) => {
+                        self.stats.of_key(&key).into_iter().for_each(Subscription::refused);
+                        self.world.deny(&key);
+                        let all = error.in_resource(key.shown()).into_all();
+                        pending.faults.extend(all.iter().map(ToString::to_string));
+                    }
+                },
+            }
+        }
+        pending.took = begun.elapsed();
+        Some(pending)
+    }
+
+    /// Takes a resource; answers its version if it brought one.
+    fn take(
+        &mut self,
+        channel: &Channel,
+        key: &Key,
+        resource: Resource,
+        now: Instant,
+    ) -> Result<Option<String>, ConfigError> {
+        let Resource { name: _, version, content, ttl } = resource;
+        let wants = self.peers.get(channel).is_some_and(|peer| peer.session.wants(key.kind, &key.name));
+        let version = match content {
+            Content::Fault(fault) => {
+                let reason = fault.to_string();
+                let refused = Event::Refused { value: &[], version: &version, reason: &reason };
+                if wants && !key.name.is_empty() {
+                    self.world.compiler().note(key, refused);
+                }
+                return Err(*fault);
+            }
+            Content::Heartbeat => None,
+            Content::Value(_) if !wants => return Ok(None),
+            Content::Value(value) => {
+                if self.world.accept(key, &version, value, now)? {
+                    self.stats.of_key(key).into_iter().for_each(Subscription::reloaded);
+                }
+                Some(version)
+            }
+        };
+        self.world.set_ttl(key, ttl, now);
+        Ok(version)
+    }
+
+    fn remove(&mut self, key: &Key, now: Instant) {
+        self.world.remove(key, now);
+        self.know(key, None);
+    }
+
+    /// What was accepted is known from now on, what was refused is not; both are told.
+    pub(super) fn answer(&mut self, pending: Pending) {
+        let Pending { channel, kind, mut responses, faults, accepted, took } = pending;
+        let error = (!faults.is_empty()).then(|| faults.join("; "));
+        if let Some(error) = &error {
+            refused(&channel, error);
+        }
+        let last = responses.pop();
+        let version = last.as_ref().map(|(_, version)| version.as_str());
+        match self.stats.of(kind) {
+            Some(stats) if error.is_some() => stats.refused(),
+            Some(stats) => stats.taken(version.unwrap_or_default(), took),
+            None => {}
+        }
+        if let Some(version) = version {
+            self.world.compiler().note_version(kind, version);
+        }
+        for name in accepted.keys() {
+            if let Some(stats) = self.stats.of_key(&Key::new(kind, channel.source(), name)) {
+                stats.taken(version.unwrap_or_default(), took);
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&channel) else { return };
+        for (name, version) in accepted {
+            if peer.session.wants(kind, &name) {
+                peer.session.know(kind, &name, Some(version));
+            }
+        }
+        let earlier = responses.into_iter().map(|response| (response, None));
+        for ((nonce, version), error) in earlier.chain(last.map(|response| (response, error))) {
+            peer.session.answer(Answer { kind, nonce, version, error });
+        }
+    }
+
+    /// Refuses what was acknowledged before it was tried, by the last response of its type.
+    pub(super) fn refuse_late(&mut self) {
+        for peer in self.peers.values_mut() {
+            for (kind, faults) in std::mem::take(&mut peer.late) {
+                self.stats.of(kind).into_iter().for_each(Subscription::refused);
+                peer.session.refuse(kind, faults.join("; "));
+            }
+        }
+    }
+}
+
+/// Says in the log what is wrong in what has come by a channel.
+pub(super) fn refused(channel: &Channel, error: &str) {
+    tracing::warn!("refused of {channel}, the last good ones stay: {error}");
+}
