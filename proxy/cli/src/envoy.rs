@@ -1,6 +1,7 @@
 //! `sixfold envoy`: serving by an Envoy bootstrap.
 
 use crate::Failure;
+use crate::ads::Following;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::{Administration, Configuration};
 use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, tell};
@@ -18,9 +19,11 @@ use sixfold_server::admin::{Admin, ServerInfo, Statistics};
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
+use sixfold_server::server::Server;
 use sixfold_server::surface::Surface;
 use sixfold_server::worker::Options;
 use sixfold_xds::bootstrap::{self, Compiled, ProcessContext};
+use sixfold_xds::dump::Shown;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -65,7 +68,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     let Compiled { mut diff, admin, tags, followed, shown } = text.load(&process_context)?;
     // It is as long as there are routes, and nobody reads it again.
     drop(text);
-    let mut names = Names::of(&diff);
+    let names = Names::of(&diff);
     let mut files = RouteFiles::new(followed.context.clone());
     let contents = files.contents();
     add_routes(&mut files, contents, &mut diff)?;
@@ -98,34 +101,52 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         return Ok(());
     }
     let server = process.server.clone();
-    // What is known of a bootstrap is known once it is in force: one that is refused leaves nothing behind.
-    let mut reload = move || -> Result<(), Failure> {
-        let text = Text::of(&options)?;
-        let Compiled { mut diff, followed, shown: next_shown, .. } = text.load(&process_context)?;
+    let mut in_force = InForce { options, process_context, server, names, files, shown, following, at_start };
+    let reloads = Reloads::start(move || tell(in_force.reload()))?;
+    process.serve(&events, &sender, || reloads.ask())
+}
+
+/// What there is of the bootstrap that was read last.
+struct InForce {
+    options: EnvoyOptions,
+    process_context: ProcessContext,
+    server: Server,
+    names: Names,
+    files: Arc<Mutex<RouteFiles>>,
+    shown: Arc<Mutex<Shown>>,
+    following: Following,
+    at_start: Fixed,
+}
+
+impl InForce {
+    /// Reads the bootstrap again. What is known of one is known once it is in force: one that is refused leaves nothing
+    /// behind.
+    fn reload(&mut self) -> Result<(), Failure> {
+        let text = Text::of(&self.options)?;
+        let Compiled { mut diff, followed, shown, .. } = text.load(&self.process_context)?;
         let (mut files, mut next_files, contents) =
-            RouteFiles::ahead(&files, |next| next.set_context(followed.context.clone()));
+            RouteFiles::ahead(&self.files, |next| next.set_context(followed.context.clone()));
         add_routes(&mut next_files, contents, &mut diff)?;
-        let next_names = names.replaced(&mut diff);
+        let names = self.names.replaced(&mut diff);
         // What it waits for is asked for meanwhile, and must not come before it.
-        let mut before = None;
-        let applied = server.apply_before(diff, || before = Some(following.follow(followed.statics())));
+        let (following, mut before) = (&self.following, None);
+        let follow = || before = Some(following.follow(followed.statics()));
+        let applied = self.server.apply_before(diff, follow);
         if let (Err(_), Some(before)) = (&applied, before) {
             following.follow(before);
         }
         applied?;
         following.compare(&followed.ads);
-        for ((key, was), is) in FIXED.iter().zip(&at_start).zip(text.fixed()) {
+        for ((key, was), is) in FIXED.iter().zip(&self.at_start).zip(text.fixed()) {
             if *was != is {
                 tracing::warn!("{}: {key} has changed, which a new start alone takes", text.name);
             }
         }
-        (*files, names) = (next_files, next_names);
+        (*files, self.names) = (next_files, names);
         files.publish();
-        *shown.lock() = next_shown;
+        *self.shown.lock() = shown;
         Ok(())
-    };
-    let reloads = Reloads::start(move || tell(reload()))?;
-    process.serve(&events, &sender, || reloads.ask())
+    }
 }
 
 /// Adds the tables of files. One that is not there is an error of the bootstrap that names it, as in Envoy; what is wrong

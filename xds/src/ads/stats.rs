@@ -30,10 +30,11 @@ sixfold_core::stat_block! {
 }
 
 sixfold_core::stat_block! {
-    /// What is counted of route configurations beside (rds/rds_route_config_subscription.h). `config_reload_time_ms` is
-    /// when one came last that was another, in milliseconds since 1970.
-    pub struct RouteCounts {
-        counters: [config_reload, update_empty], gauges: [], numbers: [config_reload_time_ms], histograms: []
+    /// What is counted of clusters and route configurations beside (upstream/cds_api_impl.h,
+    /// rds/rds_route_config_subscription.h). `config_reload_time_ms` is when something came last that was another, in
+    /// milliseconds since 1970.
+    pub struct ReloadCounts {
+        counters: [config_reload], gauges: [], numbers: [config_reload_time_ms], histograms: []
     }
 }
 
@@ -57,7 +58,7 @@ impl ControlPlaneStats {
 pub(super) struct Subscription {
     pub(super) counts: SubscriptionCounts,
     version_text: Arc<Text>,
-    routes: Option<RouteCounts>,
+    reloads: Option<ReloadCounts>,
 }
 
 impl Subscription {
@@ -68,7 +69,8 @@ impl Subscription {
         Subscription {
             counts,
             version_text: registry.text(&format!("{prefix}version_text")),
-            routes: (kind == Kind::Routes).then(|| RouteCounts::new(registry, prefix)),
+            reloads: matches!(kind, Kind::Cluster | Kind::Routes)
+                .then(|| ReloadCounts::new(registry, prefix)),
         }
     }
 
@@ -102,9 +104,9 @@ impl Subscription {
 
     /// What was taken is another than before.
     pub(super) fn reloaded(&self) {
-        if let Some(routes) = &self.routes {
-            routes.config_reload().inc();
-            routes.config_reload_time_ms().set(now());
+        if let Some(reloads) = &self.reloads {
+            reloads.config_reload().inc();
+            reloads.config_reload_time_ms().set(now());
         }
     }
 }

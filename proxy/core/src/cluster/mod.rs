@@ -53,6 +53,7 @@ pub use tried::TriedHost;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::any::Any;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -347,9 +348,21 @@ impl Cluster {
         }
         if set.mark(before) {
             self.stats.membership_change().inc();
+            self.count_matches(set, before);
         }
+        self.stats.warming_state().set(0);
         self.count_members(set);
         self.stats.count_zones(&self.config.own_zone, set.iter());
+    }
+
+    /// Counts endpoints that have come, each of which finds its socket once. Those that `transport_socket_matches` tell
+    /// apart are not counted.
+    fn count_matches(&self, set: &HostSet, before: Option<&HostSet>) {
+        if self.config.socket_matches.is_empty() {
+            let known: HashSet<u64> = before.into_iter().flat_map(HostSet::iter).map(|m| m.host.id).collect();
+            let come = set.iter().filter(|member| !known.contains(&member.host.id)).count();
+            self.stats.total_match_count().add(come as u64);
+        }
     }
 
     fn count_members(&self, set: &HostSet) {

@@ -34,10 +34,11 @@ crate::stat_block! {
             upstream_internal_redirect_succeeded_total, upstream_internal_redirect_failed_total,
             ssl_handshake = "ssl.handshake", ssl_fail_verify_error = "ssl.fail_verify_error",
             ssl_connection_error = "ssl.connection_error", original_dst_host_invalid,
+            total_match_count = "default.total_match_count",
         ],
         gauges: [
             upstream_cx_active, upstream_rq_active, upstream_rq_pending_active, membership_total,
-            membership_healthy, membership_degraded, membership_excluded, lb_subsets_active,
+            membership_healthy, membership_degraded, membership_excluded, lb_subsets_active, warming_state,
         ],
         histograms: [upstream_cx_connect_ms],
     }

@@ -93,24 +93,26 @@ impl<D: Downstream> Exchange<'_, D> {
             Interrupt::Refused(reply) => self.cut(*reply),
             // It was taken out before.
             Interrupt::Redirected(_) => {}
-            Interrupt::Upstream(error) => {
-                self.stream.flags.insert(error.flag());
-                self.stream.details =
-                    format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
-                // As in Envoy, of the answers whose success is told at their end.
-                if self.stream.request.is_grpc() {
-                    self.env.hcm.stats.rq_reset_after_downstream_response_started().inc();
-                }
-                if let Some(cluster) = &self.stream.upstream.cluster {
-                    match error {
-                        UpstreamError::Protocol => cluster.stats.upstream_cx_protocol_error().inc(),
-                        UpstreamError::Reset => cluster.stats.upstream_rq_rx_reset().inc(),
-                        _ => {}
-                    }
-                }
-                self.reset();
+            Interrupt::Upstream(error) => self.cut_by_upstream(&error),
+        }
+    }
+
+    /// Cuts a response whose upstream has.
+    fn cut_by_upstream(&mut self, error: &UpstreamError) {
+        self.stream.flags.insert(error.flag());
+        self.stream.details = format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
+        // As in Envoy, of the answers whose success is told at their end.
+        if self.stream.request.is_grpc() {
+            self.env.hcm.stats.rq_reset_after_downstream_response_started().inc();
+        }
+        if let Some(cluster) = &self.stream.upstream.cluster {
+            match error {
+                UpstreamError::Protocol => cluster.stats.upstream_cx_protocol_error().inc(),
+                UpstreamError::Reset => cluster.stats.upstream_rq_rx_reset().inc(),
+                _ => {}
             }
         }
+        self.reset();
     }
 
     /// Cuts a response that has begun. Envoy counts a stream that it resets on both sides.

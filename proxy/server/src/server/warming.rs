@@ -205,6 +205,7 @@ impl Warming {
         wait: Wait,
         since: Instant,
     ) {
+        cluster.stats.warming_state().set(1);
         let (until_endpoints, come) = oneshot::channel();
         let until_endpoints = Some(until_endpoints);
         let candidate =

@@ -24,8 +24,19 @@ pub(super) struct Pending {
     faults: Vec<String>,
     /// What was accepted, with its version.
     accepted: BTreeMap<Arc<str>, String>,
+    /// Whether something of it is not as it was.
+    changes: bool,
     /// How long it took to take them.
     took: Duration,
+}
+
+/// What was taken of a resource.
+#[derive(Default)]
+struct Taken {
+    /// Its version, if it brought one.
+    version: Option<String>,
+    /// Whether it is not as it was.
+    changes: bool,
 }
 
 impl Pending {
@@ -93,19 +104,27 @@ impl<C: Compile> Machine<C> {
             let lacking = peer.lacking(kind, |name| items.contains_key(name));
             lacking.iter().for_each(|name| self.world.missing(&key(name)));
         }
+        let mut gone = false;
         if whole {
             let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));
-            absent.collect::<Vec<_>>().iter().for_each(|name| self.remove(&key(name), now));
+            let absent: Vec<_> = absent.collect();
+            gone = !absent.is_empty();
+            absent.iter().for_each(|name| self.remove(&key(name), now));
         }
-        let (accepted, took) = (BTreeMap::new(), Duration::ZERO);
-        let mut pending = Pending { channel: channel.clone(), kind, responses, faults, accepted, took };
+        let (accepted, took, changes) = (BTreeMap::new(), Duration::ZERO, gone);
+        let channel_of = channel.clone();
+        let mut pending = Pending { channel: channel_of, kind, responses, faults, accepted, changes, took };
         self.world.expect(kind, items.values().filter_map(Item::value));
         for (name, item) in items {
             let key = key(&name);
             match item {
-                Item::Gone => self.remove(&key, now),
+                Item::Gone => {
+                    pending.changes = true;
+                    self.remove(&key, now);
+                }
                 Item::Is(resource) => match self.take(channel, &key, resource, now) {
-                    Ok(version) => {
+                    Ok(Taken { version, changes }) => {
+                        pending.changes |= changes;
                         pending.accepted.extend(version.map(|version| (name, version)));
                     }
                     Err(error) => {
@@ -121,17 +140,18 @@ impl<C: Compile> Machine<C> {
         Some(pending)
     }
 
-    /// Takes a resource; answers its version if it brought one.
+    /// Takes a resource.
     fn take(
         &mut self,
         channel: &Channel,
         key: &Key,
         resource: Resource,
         now: Instant,
-    ) -> Result<Option<String>, ConfigError> {
+    ) -> Result<Taken, ConfigError> {
         let Resource { name: _, version, content, ttl } = resource;
         let wants = self.peers.get(channel).is_some_and(|peer| peer.session.wants(key.kind, &key.name));
-        let version = match content {
+        let mut taken = Taken::default();
+        match content {
             Content::Fault(fault) => {
                 let reason = fault.to_string();
                 let refused = Event::Refused { value: &[], version: &version, reason: &reason };
@@ -140,17 +160,18 @@ impl<C: Compile> Machine<C> {
                 }
                 return Err(*fault);
             }
-            Content::Heartbeat => None,
-            Content::Value(_) if !wants => return Ok(None),
+            Content::Heartbeat => {}
+            Content::Value(_) if !wants => return Ok(taken),
             Content::Value(value) => {
-                if self.world.accept(key, &version, value, now)? {
-                    self.stats.of_key(key).into_iter().for_each(Subscription::reloaded);
-                }
-                Some(version)
+                taken.changes = self.world.accept(key, &version, value, now)?;
+                taken.version = Some(version);
             }
-        };
+        }
+        if taken.changes {
+            self.stats.of_key(key).into_iter().for_each(Subscription::reloaded);
+        }
         self.world.set_ttl(key, ttl, now);
-        Ok(version)
+        Ok(taken)
     }
 
     fn remove(&mut self, key: &Key, now: Instant) {
@@ -160,7 +181,7 @@ impl<C: Compile> Machine<C> {
 
     /// What was accepted is known from now on, what was refused is not; both are told.
     pub(super) fn answer(&mut self, pending: Pending) {
-        let Pending { channel, kind, mut responses, faults, accepted, took } = pending;
+        let Pending { channel, kind, mut responses, faults, accepted, changes, took } = pending;
         let error = (!faults.is_empty()).then(|| faults.join("; "));
         if let Some(error) = &error {
             refused(&channel, error);
@@ -169,7 +190,12 @@ impl<C: Compile> Machine<C> {
         let version = last.as_ref().map(|(_, version)| version.as_str());
         match self.stats.of(kind) {
             Some(stats) if error.is_some() => stats.refused(),
-            Some(stats) => stats.taken(version.unwrap_or_default(), took),
+            Some(stats) => {
+                stats.taken(version.unwrap_or_default(), took);
+                if changes {
+                    stats.reloaded();
+                }
+            }
             None => {}
         }
         if let Some(version) = version {
