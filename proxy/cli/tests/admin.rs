@@ -250,7 +250,7 @@ fn a_served_world_is_dumped_as_tools_of_the_mesh_read_it() {
     let waits = named(&secrets["dynamic_warming_secrets"], "/name", "nobody-has-it");
     assert_eq!(waits["version_info"], "uninitialized");
 
-    // A change is another version, a removal is gone; what was refused and is right now has no error.
+    // A change is another version, what was removed drains; what was refused and is right now has no error.
     let changed = clusters_changed();
     world.directory.write("world/clusters.yaml", &changed);
     world.directory.write("world/l3.yaml", &listener("bad", &manager("route_config: {name: mended}")));
@@ -261,7 +261,10 @@ fn a_served_world_is_dumped_as_tools_of_the_mesh_read_it() {
         let eds = named(clusters, "/cluster/name", "eds");
         let listeners = section(&dump, "ListenersConfigDump")["dynamic_listeners"].as_array()?.clone();
         let mended = listeners.iter().any(|l| l["name"] == "bad" && l.get("error_state").is_none());
-        let gone = listeners.iter().all(|l| l["name"] != "inline");
+        let removed = listeners.iter().find(|l| l["name"] == "inline");
+        let gone = removed.is_some_and(|l| {
+            l.get("active_state").is_none() && l["draining_state"]["listener"]["name"] == "inline"
+        });
         let is_new = eds["version_info"] != version.as_str() && eds["cluster"]["connect_timeout"] == "2s";
         (is_new && mended && gone).then_some(())
     });

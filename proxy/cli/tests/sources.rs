@@ -12,7 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use support::traffic::{Traffic, upstream};
-use support::xds::types::{CLUSTER, ENDPOINTS, LISTENER, PREFIX, ROUTES};
+use support::xds::types::{CLUSTER, ENDPOINTS, EXTENSION, LISTENER, PREFIX, ROUTES};
 use support::xds::{Messages, endpoints, listener, routes};
 use support::{Directory, LIMIT, Process, free_port, get, xds};
 use tokio::sync::watch;
@@ -255,6 +255,43 @@ fn order_holds_over_sources_that_are_mixed() {
     assert_eq!(get(port, "/").unwrap().body, "ok");
     plane.set(ROUTES, "r", &routes("direct_response: {status: 200, body: {inline_string: new}}"));
     process.until("the new routes", || get(port, "/").filter(|answer| answer.body == "new"));
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
+/// A filter gets its configuration by a stream of its own, and each other one after it.
+#[test]
+fn filters_are_configured_by_a_stream_of_their_own() {
+    const FAULT: &str = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, port) = (free_port(), free_port());
+    let service = xds::service(xds::CLUSTER, &directory.path("XDS"));
+    let dynamic = format!("lds_config: {{{API}}}");
+    let config = directory.write("envoy.yaml", &bootstrap(admin, &dynamic, &service));
+    let mut process = Process::start(&["-c", &config, "--concurrency", "2"]);
+    let answer = "direct_response: {status: 200, body: {inline_string: ok}}";
+    let filter =
+        format!("{{name: f, config_discovery: {{config_source: {{{API}}}, type_urls: [{FAULT}]}}}}, ");
+    let text = listener(port, &format!("route_config: {{{}}}", routes(answer)));
+    plane.set(LISTENER, "l", &text.replace("http_filters: [", &format!("http_filters: [{filter}")));
+    assert_eq!(plane.opened("ExtensionConfigDiscoveryService/StreamExtensionConfigs"), "f");
+    assert_eq!(get(port, "/"), None, "the listener waits for its filter");
+    let fault = |status: u16| {
+        let abort = format!("abort: {{http_status: {status}, percentage: {{numerator: 100}}}}");
+        format!("name: f, typed_config: {{\"@type\": {FAULT}, {abort}}}")
+    };
+    for status in [418, 419] {
+        plane.set(EXTENSION, "f", &fault(status));
+        process.until("the filter", || get(port, "/").filter(|answer| answer.status == status));
+    }
+    // What is no good is refused on that stream, and the last good one goes on.
+    plane.set(EXTENSION, "f", &fault(99));
+    let error = plane.refused("StreamExtensionConfigs");
+    assert!(error.contains("extension \"f\"") && error.contains("http_status"), "{error}");
+    assert_eq!(get(port, "/").unwrap().status, 419);
+    let dump = get(admin, "/config_dump?resource=ecds_filters").unwrap().body;
+    assert!(dump.contains("\"version_info\": \"v2\"") && dump.contains("\"error_state\""), "{dump}");
     process.signal("TERM");
     assert_eq!(process.wait(), 0);
 }

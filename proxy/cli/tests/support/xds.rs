@@ -17,6 +17,7 @@ pub mod types {
     pub const ENDPOINTS: &str = "config.endpoint.v3.ClusterLoadAssignment";
     pub const LISTENER: &str = "config.listener.v3.Listener";
     pub const ROUTES: &str = "config.route.v3.RouteConfiguration";
+    pub const EXTENSION: &str = "config.core.v3.TypedExtensionConfig";
     pub const SECRET: &str = "extensions.transport_sockets.tls.v3.Secret";
 }
 
