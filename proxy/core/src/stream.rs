@@ -149,8 +149,8 @@ pub struct Upstream {
     pub connection: Option<Arc<UpstreamConnection>>,
     /// Attempts so far, the first one counted.
     pub attempts: u32,
-    /// Place of the member of weighted clusters that was drawn.
-    pub drawn: Option<u16>,
+    /// Place of the member of weighted clusters that was drawn, among the first 256.
+    pub drawn: Option<u8>,
     /// Hosts that were tried, in order: what balancers exclude and APISIX's `$upstream_addr` lists.
     pub tried: Vec<TriedHost>,
     /// Why connecting or TLS failed: `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
