@@ -1,26 +1,38 @@
 //! Envoy's HTTP filters, and what all of them use: their factories, and shares of requests from their
 //! protobuf messages.
 
+mod authz;
 mod cors;
+mod ext_authz;
 mod fault;
 mod grpc_stats;
 mod health_check;
+mod mutations;
+mod ratelimit;
 mod rbac;
+mod service;
 mod set_filter_state;
 
 use prost::{Message, Name};
+use sixfold_core::cluster::Cluster;
 use sixfold_core::error::ConfigError;
+use sixfold_core::hash::choose_cluster;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory};
+use sixfold_core::route::Action;
+use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 6] {
+pub(crate) fn factories() -> [FilterFactory; 8] {
     [
         cors::factory(),
+        ext_authz::factory(),
         fault::factory(),
         grpc_stats::factory(),
         health_check::factory(),
+        ratelimit::factory(),
         rbac::factory(),
         set_filter_state::factory(),
     ]
@@ -37,6 +49,14 @@ where
         let overrides = given.overrides.iter().map(|bytes| decode(bytes)).collect::<Result<_, _>>()?;
         build(decode(given.config)?, overrides, context)
     })
+}
+
+/// The cluster that the request would go to; `None` where it goes to none, or there is none of that name.
+pub(crate) fn cluster_of(stream: &Stream) -> Option<Arc<Cluster>> {
+    match &stream.route.as_deref()?.action {
+        Action::Forward(forward) => choose_cluster(&forward.cluster, stream).0,
+        _ => None,
+    }
 }
 
 /// A filter's message from its bytes.

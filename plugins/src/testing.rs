@@ -1,6 +1,8 @@
 //! Streams and contexts for tests.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub(crate) mod grpc;
+
 use parking_lot::Mutex;
 use serde_json::Value;
 use sixfold_core::connection::Connection;

@@ -353,7 +353,8 @@ def finish(case, out, ups, boot):
             res["hits"] = [{"upstream": h["upstream"], "method": h["method"], "path": text(h["path"]),
                             "headers": headers(h["headers"], {"x-case", "x-up", "user-agent"}),
                             **({"body": text(h["body"])} if h["body"] else {}),
-                            **({"trailers": h["trailers"]} if h.get("trailers") else {})} for h in hits]
+                            **({"trailers": h["trailers"]} if h.get("trailers") else {}),
+                            **({"message": h["message"]} if h.get("message") else {})} for h in hits]
             if res.pop("any_host", False):                 # the choice was random
                 for hit in res["hits"]:
                     hit["upstream"] = "<any>"

@@ -213,10 +213,11 @@ fn context(
     process: &ProcessContext,
     faults: &mut Faults,
 ) -> Context {
-    let ProtoNode { id, cluster, locality, .. } = value.node.clone().unwrap_or_default();
+    let ProtoNode { id, cluster, locality, metadata, .. } = value.node.clone().unwrap_or_default();
     let locality = locality.as_ref().map(cluster::place);
     let ProcessContext { mut compile, filter_lists, secrets: sds, tracker } = process.clone();
     compile.build.local_cluster = cluster.as_str().into();
+    compile.build.node_metadata = Arc::new(struct_to_json(metadata.unwrap_or_default()));
     let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
     let runtime = faults.take(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime"));
     let servers = faults.take(cluster::dns::servers(

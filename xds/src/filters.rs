@@ -116,7 +116,12 @@ pub(crate) fn compile(
     if router.is_none() && last_is_known && !filters.is_empty() {
         faults.take::<()>(Err(ConfigError::field("http_filters", "the last filter must be the router")));
     }
-    let build = BuildContext { scope: scope.into(), ..context.compile.build.clone() };
+    let build = BuildContext {
+        scope: scope.into(),
+        runtime: context.runtime.clone(),
+        local_address: context.compile.local_address,
+        ..context.compile.build.clone()
+    };
     (HttpFilters { filters: compiled, build, chains: Mutex::default() }, router)
 }
 
@@ -269,9 +274,10 @@ impl Filter {
         if let Some(plugin) = self.plugins.lock().find(&key) {
             return Ok(plugin);
         }
+        let build = BuildContext { filter: self.name.as_str().into(), ..build.clone() };
         let overrides: Vec<&[u8]> = settings.configs.iter().map(Vec::as_slice).collect();
         let plugin =
-            Arc::new(self.factory.build(&Given { config: &self.config, overrides: &overrides }, build)?);
+            Arc::new(self.factory.build(&Given { config: &self.config, overrides: &overrides }, &build)?);
         self.plugins.lock().insert(key, &plugin);
         Ok(plugin)
     }

@@ -71,6 +71,7 @@ const OF_A_REQUEST: &[&str] = &[
     "mirror",
     "model",
     "plugin",
+    "rate_limit",
     "redirect",
     "rewrite",
     "route",

@@ -1,11 +1,13 @@
 //! What consistent hashing and weighted clusters take of a request.
 
+use crate::cluster::Cluster;
 use crate::matcher::{HeaderTarget, cookie, parameter};
 use crate::regex::{Regex, Rewrite};
-use crate::route::{HashInput, HashPolicy, WeightedCluster, WeightedClusters};
+use crate::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use crate::stream::Stream;
 use smallvec::SmallVec;
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh64::xxh64;
 
@@ -120,6 +122,25 @@ pub fn weighted<'a>(clusters: &'a WeightedClusters, stream: &Stream) -> Option<&
         sum += cluster.weight;
         value < sum
     })
+}
+
+/// The cluster of a stream, and the weighted member that named it.
+pub fn choose_cluster<'r>(
+    choice: &'r ClusterChoice,
+    stream: &Stream,
+) -> (Option<Arc<Cluster>>, Option<&'r WeightedCluster>) {
+    match choice {
+        ClusterChoice::Named(cell) => (cell.load(), None),
+        ClusterChoice::Header(target, clusters) => {
+            let first = target.values(&stream.request).next();
+            let name = first.and_then(|value| std::str::from_utf8(value).ok());
+            (name.and_then(|name| clusters.find(name)), None)
+        }
+        ClusterChoice::Weighted(weighted) => match self::weighted(weighted, stream) {
+            Some(member) => (choose_cluster(&member.cluster, stream).0, Some(member)),
+            None => (None, None),
+        },
+    }
 }
 
 #[cfg(test)]

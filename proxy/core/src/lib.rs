@@ -33,6 +33,7 @@ pub mod mirror;
 pub mod model;
 pub mod path;
 pub mod plugin;
+pub mod rate_limit;
 pub mod rbac;
 pub mod redirect;
 pub mod regex;

@@ -21,6 +21,7 @@ pub use self::ids::Ids;
 pub use self::predicate::{HostPattern, Predicate};
 pub use crate::internal_redirect::InternalRedirect;
 pub use crate::mirror::{MirrorHost, MirrorPolicy};
+pub use crate::rate_limit::RouteLimits;
 pub use crate::retry::RetryPolicy;
 pub use crate::router::{PathMatch, RouteTable, VirtualHost};
 
@@ -212,6 +213,8 @@ pub struct ForwardOptions {
     pub internal_redirect: Option<Box<InternalRedirect>>,
     /// Slow attempts are joined by another instead of being reset (`hedge_on_per_try_timeout`).
     pub hedge_on_per_try_timeout: bool,
+    /// What rate limits are told of requests; `None` is what the virtual host says.
+    pub rate_limits: Option<Arc<RouteLimits>>,
     /// How the upstream's Host is made when nothing above rewrites it.
     pub pass_host: PassHost,
 }
@@ -233,6 +236,7 @@ impl Default for ForwardOptions {
             mirrors: None,
             internal_redirect: None,
             hedge_on_per_try_timeout: false,
+            rate_limits: None,
             pass_host: PassHost::Pass,
         }
     }

@@ -37,6 +37,8 @@ pub struct Stream {
     pub original_target: Vec<u8>,
     /// The whole request body, if a plugin of the chain asked for it.
     pub request_body: Option<Bytes>,
+    /// What was read of the request body for a plugin that is content with its beginning, and has not gone on yet.
+    pub read_ahead: Bytes,
     /// The response; its status is 0 until there is one.
     pub response: ResponseHead,
     /// Trailers of the response, once they have arrived.
@@ -224,6 +226,7 @@ impl Stream {
             request_trailers: Headers::new(),
             original_target: Vec::new(),
             request_body: None,
+            read_ahead: Bytes::new(),
             response: ResponseHead::default(),
             response_trailers: Headers::new(),
             internal: false,
@@ -260,6 +263,7 @@ impl Stream {
             request_trailers,
             original_target,
             request_body,
+            read_ahead,
             response,
             response_trailers,
             remote,
@@ -289,6 +293,7 @@ impl Stream {
         request_trailers.clear();
         crate::message::clear_text(original_target);
         *request_body = None;
+        *read_ahead = Bytes::new();
         response.clear();
         response_trailers.clear();
         *remote = connection.remote;
@@ -430,6 +435,7 @@ mod tests {
             request_trailers,
             original_target,
             request_body,
+            read_ahead,
             response,
             response_trailers,
             remote,
@@ -470,7 +476,7 @@ mod tests {
         [
             format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
             format!(
-                "{original_target:?} {request_body:?} {response:?} {response_trailers:?} {remote} {internal}"
+                "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {version:?} {server:?}"),
             format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {vars:?} {consumer:?} {plugins:?}"),
@@ -493,6 +499,7 @@ mod tests {
         used.request_trailers.push(b"t", b"1");
         used.original_target = b"/o".to_vec();
         used.request_body = Some(Bytes::from_static(b"body"));
+        used.read_ahead = Bytes::from_static(b"bo");
         used.response.status = 503;
         used.response.headers.push(b"r", b"1");
         used.response_trailers.push(b"t", b"2");

@@ -103,6 +103,26 @@ pub fn struct_to_json(value: Struct) -> serde_json::Value {
     serde_json::Value::Object(members.into_iter().map(|(key, value)| (key, value_to_json(value))).collect())
 }
 
+/// The struct that the members of a JSON object stand for.
+pub fn json_to_struct(members: serde_json::Map<String, serde_json::Value>) -> Struct {
+    Struct { fields: members.into_iter().map(|(key, value)| (key, json_to_value(value))).collect() }
+}
+
+/// The value that JSON stands for; numbers beyond 2^53 lose their last digits, as all numbers of a value are f64.
+pub fn json_to_value(value: serde_json::Value) -> Value {
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(value) => Kind::BoolValue(value),
+        serde_json::Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        serde_json::Value::String(value) => Kind::StringValue(value),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(ListValue { values: values.into_iter().map(json_to_value).collect() })
+        }
+        serde_json::Value::Object(members) => Kind::StructValue(json_to_struct(members)),
+    };
+    Value { kind: Some(kind) }
+}
+
 /// The JSON that a value stands for.
 pub fn value_to_json(value: Value) -> serde_json::Value {
     match value.kind {
@@ -152,6 +172,13 @@ mod tests {
         let fields = names.iter().map(|name| (name.clone(), Value::default())).collect();
         let json = struct_to_json(Struct { fields });
         assert!(json.as_object().unwrap().keys().eq(&names));
+    }
+
+    #[test]
+    fn structs_and_json_stand_for_each_other() {
+        let json = serde_json::json!({"a": null, "b": true, "c": 1, "d": 1.5, "e": "x", "f": [1, {"g": []}]});
+        let serde_json::Value::Object(members) = json.clone() else { unreachable!() };
+        assert_eq!(struct_to_json(json_to_struct(members)), json);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod header_ops;
 pub mod json;
 pub mod matcher;
 pub mod metadata;
+pub mod rate_limit;
 pub mod rbac;
 pub mod refuse;
 mod schema;

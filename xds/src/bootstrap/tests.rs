@@ -216,7 +216,7 @@ fn the_bootstrap_of_istios_agent_is_taken() {
 fn all_faults_of_one_part_are_listed() {
     let text = BOOTSTRAP
         .replacen("match: {prefix: /}", "match: {safe_regex: {regex: '('}, headers: [{name: a, safe_regex_match: {regex: ')'}}]}\n                request_headers_to_add: [{header: {key: ':a', value: x}}, {header: {key: b, value: '%NOPE%'}}]\n                per_request_buffer_limit_bytes: 1\n                request_body_buffer_limit: 1", 1)
-        .replacen("domains: [\"*\"]", "domains: [\"*\"]\n              rate_limits: [{actions: [{remote_address: {}}]}]", 1)
+        .replacen("domains: [\"*\"]", "domains: [\"*\"]\n              rate_limits: [{actions: [{generic_key: {}}]}]", 1)
         .replacen("http_filters:", "forward_proto_config: {}\n          codec_type: HTTP3\n          upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]\n          http_filters:", 1)
         .replacen("filter_chains:", "tcp_fast_open_queue_length: 1\n    enable_mptcp: true\n    filter_chains:", 1)
         .replacen("connect_timeout: 1s", "connect_timeout: 1s\n    lb_subset_config: {subset_selectors: [{}]}\n    track_timeout_budgets: true\n    http_protocol_options: {send_fully_qualified_url: true}", 1);
@@ -228,7 +228,7 @@ fn all_faults_of_one_part_are_listed() {
         "typed_config.forward_proto_config: is not supported",
         "typed_config.codec_type: HTTP3 is not supported",
         "upgrade_configs[1].upgrade_type: \"A\" is given twice",
-        "virtual_hosts[0].rate_limits: is not supported",
+        "virtual_hosts[0].rate_limits[0].actions[0].generic_key.descriptor_value: must not be empty",
         "routes[0].match.safe_regex.regex: invalid regex '('",
         "routes[0].match.headers[0].safe_regex_match.regex: invalid regex ')'",
         "request_headers_to_add[0].header.key: \":a\"",

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::matcher::HeaderTarget;
-use sixfold_core::route::{Forward, ForwardOptions, HostRewrite, InternalRedirect, PathRewrite, Timeouts};
+use sixfold_core::route::{
+    Forward, ForwardOptions, HostRewrite, InternalRedirect, PathRewrite, RouteLimits, Timeouts,
+};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::{RoutingPriority, TypedExtensionConfig};
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
@@ -13,9 +15,10 @@ use sixfold_xds_api::pb::envoy::config::route::v3::route_action::{
     UpgradeConfig, upgrade_config::ConnectConfig,
 };
 use sixfold_xds_api::pb::envoy::config::route::v3::{
-    HedgePolicy, RouteAction, RouteMatch, route_match::PathSpecifier,
+    HedgePolicy, RateLimit, RouteAction, RouteMatch, route_match::PathSpecifier,
 };
 use sixfold_xds_api::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
+use sixfold_xds_api::pb::google::protobuf::BoolValue;
 
 use super::{Scope, cluster, hash, internal, mirror, template};
 use crate::filters::Level;
@@ -23,7 +26,7 @@ use crate::retry;
 use sixfold_xds_api::values::{
     Result, bool_or, enum_value, optional_duration, regex_rewrite, required, timeout_or, u32_or,
 };
-use sixfold_xds_api::{format, metadata};
+use sixfold_xds_api::{format, metadata, rate_limit};
 use sixfold_xds_api::{refuse, refused};
 
 /// Whole response, unless the route says otherwise.
@@ -69,7 +72,7 @@ pub(super) fn forward(
         host_rewrite_specifier,
     } = value;
     let mut faults = Faults::default();
-    faults.take(refused!(early_data_policy, retry_policy_typed_config, rate_limits, include_vh_rate_limits));
+    faults.take(refused!(early_data_policy, retry_policy_typed_config));
     let cluster = faults.keep(cluster::choice(scope, cluster_specifier, metadata_match, levels));
     let host_rewrite = host_rewrite_specifier.as_ref().map(host_rewrite).transpose();
     let retry = retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
@@ -97,10 +100,23 @@ pub(super) fn forward(
             == RoutingPriority::High,
         hedge_on_per_try_timeout: hedge(hedge_policy.as_ref().or(of_host)),
         internal_redirect: faults.take(followed(value)).map(Box::new),
+        rate_limits: faults.take(route_limits(scope, rate_limits, include_vh_rate_limits)),
         ..ForwardOptions::default()
     };
     let cluster = faults.kept(cluster)?;
     faults.end(Forward { cluster, options: options.into() })
+}
+
+/// What rate limits are told of requests of the route.
+fn route_limits(
+    scope: &Scope<'_>,
+    policies: &[RateLimit],
+    include: &Option<BoolValue>,
+) -> Result<Option<Arc<RouteLimits>>> {
+    let policies = rate_limit::policies(policies, &scope.context.node.cluster, "rate_limits")?;
+    let include_virtual_host = bool_or(include, false);
+    let said = !policies.is_empty() || include_virtual_host;
+    Ok(said.then(|| Arc::new(RouteLimits { policies, include_virtual_host })))
 }
 
 /// Whether slow attempts are hedged. The rest of the policy does nothing in Envoy.

@@ -32,7 +32,7 @@ use earlier::EarlierHost;
 use sixfold_xds_api::refused;
 use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
 use sixfold_xds_api::wire::decode;
-use sixfold_xds_api::{header_ops, matcher, metadata};
+use sixfold_xds_api::{header_ops, matcher, metadata, rate_limit};
 
 /// Largest body of a direct response unless the table says otherwise, bytes.
 const MAX_DIRECT_BODY: u32 = 4096;
@@ -179,7 +179,7 @@ fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
         matcher,
         require_tls: _,
         virtual_clusters: _,
-        rate_limits,
+        rate_limits: _,
         request_headers_to_add: _,
         request_headers_to_remove: _,
         response_headers_to_add: _,
@@ -200,7 +200,7 @@ fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
         metadata: _,
         route_specifiers,
     } = value;
-    refused!(matcher, rate_limits, retry_policy_typed_config, route_specifiers)
+    refused!(matcher, retry_policy_typed_config, route_specifiers)
 }
 
 fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> VirtualHostOptions {
@@ -233,6 +233,11 @@ fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> Vi
         virtual_clusters: faults.take(collect(virtual_clusters)),
         chain,
         metadata: metadata::namespaces(host_metadata),
+        rate_limits: faults.take(rate_limit::policies(
+            &value.rate_limits,
+            &scope.context.node.cluster,
+            "rate_limits",
+        )),
     }
 }
 

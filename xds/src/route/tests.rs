@@ -299,7 +299,7 @@ fn what_must_be_refused_is_refused_by_name() {
         ),
         (
             "{match: {prefix: /}, route: {cluster: a, rate_limits: [{}]}}",
-            "route.rate_limits: is not supported",
+            "route.rate_limits[0].actions: must not be empty",
         ),
         (
             "{match: {prefix: /}, route: {cluster: a, internal_redirect_policy: {response_headers_to_copy: [':path']}}}",

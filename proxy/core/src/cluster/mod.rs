@@ -11,6 +11,7 @@ mod config;
 mod discovery;
 mod endpoint;
 mod event_log;
+mod filter_stats;
 mod grpc_stats;
 mod health_check;
 mod host;
@@ -34,6 +35,7 @@ pub use config::{ClusterConfig, ClusterPolicy};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
 pub use endpoint::{Address, Assignment, EdsHealth, EndpointCheck, HostConfig, LoadPolicy, Locality};
 pub use event_log::{Event, EventLog};
+pub use filter_stats::{AuthzCounts, RateLimitCounts};
 pub use health_check::{
     GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
 };

@@ -1,6 +1,7 @@
 //! Statistics of a cluster.
 
 use super::Member;
+use super::filter_stats::{AuthzCounts, ByPrefix, RateLimitCounts};
 use super::grpc_stats::GrpcStats;
 use crate::metrics::responses::Responses;
 use crate::metrics::{Registry, scope};
@@ -51,6 +52,8 @@ const MAX_ZONES: usize = 64;
 pub struct ClusterStats {
     counts: ClusterCounts,
     grpc: OnceLock<GrpcStats>,
+    authz: ByPrefix<AuthzCounts>,
+    rate_limit: ByPrefix<RateLimitCounts>,
     responses: Responses,
     /// Those of responses of some kind, once there was one.
     of_kind: [OnceLock<Responses>; 4],
@@ -117,6 +120,8 @@ impl ClusterStats {
             of_kind: Default::default(),
             zones: ArcSwapOption::empty(),
             grpc: OnceLock::new(),
+            authz: ByPrefix::default(),
+            rate_limit: ByPrefix::default(),
             registry: Some((registry.clone(), prefix.into())),
         }
     }
@@ -129,6 +134,8 @@ impl ClusterStats {
             of_kind: Default::default(),
             zones: ArcSwapOption::empty(),
             grpc: OnceLock::new(),
+            authz: ByPrefix::default(),
+            rate_limit: ByPrefix::default(),
             registry: None,
         }
     }
@@ -142,6 +149,20 @@ impl ClusterStats {
     pub fn count_grpc(&self, status: u32) {
         let Some((registry, prefix)) = &self.registry else { return };
         self.grpc.get_or_init(|| GrpcStats::new(registry, &format!("{prefix}grpc."))).count(status);
+    }
+
+    /// What authorisation services said of its requests, by the prefix of the filter that asked them; `None` where nobody
+    /// counts.
+    pub fn authz(&self, prefix: &Arc<str>) -> Option<AuthzCounts> {
+        let (registry, scope) = self.registry.as_ref()?;
+        self.authz.get(prefix, || AuthzCounts::of_cluster(registry, scope, prefix))
+    }
+
+    /// What rate limit services said of its requests, by the prefix of the filter that asked them; `None` where nobody
+    /// counts.
+    pub fn rate_limit(&self, prefix: &Arc<str>) -> Option<RateLimitCounts> {
+        let (registry, scope) = self.registry.as_ref()?;
+        self.rate_limit.get(prefix, || RateLimitCounts::of_cluster(registry, scope, prefix))
     }
 
     /// All responses.

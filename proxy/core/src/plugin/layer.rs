@@ -129,6 +129,7 @@ async fn request_phases(chain: &mut Arc<Chain>, stream: &mut Stream) -> Option<L
                 return Some(LocalReply::new(500, "", "consumer_plugin_reads_request_body"));
             }
             Passed::Identified => {}
+            Passed::ReadBody(_) => return Some(LocalReply::new(500, "", "plugin_reads_request_body")),
         }
     }
     match chain.run(HeadPhase::BeforeProxy, stream).await {

@@ -92,6 +92,19 @@ pub enum Step<'a> {
     /// rest, then that of the plugins which the consumer has brought (APISIX's `rewrite_in_consumer`). Means
     /// something in `rewrite` and `access` only.
     Identify(Arc<Consumer>),
+    /// To be asked again once the request's body is there: whole in [`Stream::request_body`](crate::stream::Stream::request_body), or its beginning in
+    /// [`Stream::read_ahead`](crate::stream::Stream::read_ahead). The body of an upgrade is never read, and the handler is asked again all the same. Means
+    /// something in `rewrite` and `access` only.
+    ReadBody(ReadBody),
+}
+
+/// How much of the request's body a handler wants before it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadBody {
+    /// Bytes.
+    pub limit: usize,
+    /// What becomes of a longer one: it is refused with 413, or its beginning is enough.
+    pub on_overflow: Overflow,
 }
 
 /// An answer made by the proxy itself.

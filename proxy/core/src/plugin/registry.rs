@@ -3,10 +3,12 @@
 use super::{ApisixFactory, Callout, FilterFactory};
 use crate::cluster::Clusters;
 use crate::metrics;
+use crate::runtime::Runtime;
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -30,6 +32,14 @@ pub struct BuildContext {
     pub clusters: Arc<Clusters>,
     /// What this proxy is one of (`node.cluster` of an Envoy bootstrap).
     pub local_cluster: Arc<str>,
+    /// Values of the runtime layers.
+    pub runtime: Arc<Runtime>,
+    /// What this proxy says of itself (`node.metadata` of an Envoy bootstrap).
+    pub node_metadata: Arc<Value>,
+    /// The host's own address, where it is known.
+    pub local_address: Option<IpAddr>,
+    /// What the filter is called in its connection manager's list; empty for a plugin of APISIX.
+    pub filter: Arc<str>,
     /// Whether this proxy is to fail checks of its health (`POST /healthcheck/fail`).
     pub failing_checks: Arc<AtomicBool>,
 }
@@ -46,6 +56,10 @@ impl BuildContext {
             attributes: Arc::default(),
             clusters: Arc::default(),
             local_cluster: "".into(),
+            runtime: Arc::default(),
+            node_metadata: Arc::default(),
+            local_address: None,
+            filter: "".into(),
             failing_checks: Arc::default(),
         }
     }

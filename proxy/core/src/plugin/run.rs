@@ -1,6 +1,6 @@
 //! The one engine that runs the phases of a chain, for the server and for [`ChainLayer`](super::ChainLayer).
 
-use super::{Chain, Consumer, HeadPhase, LocalReply, Position, Step};
+use super::{Chain, Consumer, HeadPhase, LocalReply, Position, ReadBody, Step};
 use crate::stream::Stream;
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ pub enum Outcome {
     ClearRoute(Position),
     /// The consumer is known; the phase goes on behind this position.
     Identify(Position, Arc<Consumer>),
+    /// The body must be read; the phase goes on with the handler at this position.
+    ReadBody(Position, ReadBody),
 }
 
 /// What became of the request phases.
@@ -27,6 +29,8 @@ pub enum Passed {
     /// The chain is another one now, for a consumer is known who brings plugins. The caller sees to what that
     /// chain needs ([`Chain::request_buffer`]) and calls again.
     Identified,
+    /// The caller reads so much of the request's body and calls again.
+    ReadBody(ReadBody),
 }
 
 impl Chain {
@@ -50,6 +54,7 @@ impl Chain {
                     Step::Respond(reply) => return Outcome::Respond(reply),
                     Step::ClearRoute => return Outcome::ClearRoute(placed.position),
                     Step::Identify(consumer) => return Outcome::Identify(placed.position, consumer),
+                    Step::ReadBody(wanted) => return Outcome::ReadBody(placed.position, wanted),
                     Step::Wait(future) => step = future.await,
                 }
             }
@@ -65,6 +70,8 @@ impl Chain {
 pub struct RequestPhases {
     at: At,
     after: Option<Position>,
+    /// The handler at that position has asked for the body, and is asked again.
+    again: bool,
     /// The chain is one that the request has not met before.
     enters: bool,
 }
@@ -80,7 +87,7 @@ enum At {
 
 impl Default for RequestPhases {
     fn default() -> RequestPhases {
-        RequestPhases { at: At::Rewrite, after: None, enters: true }
+        RequestPhases { at: At::Rewrite, after: None, again: false, enters: true }
     }
 }
 
@@ -104,7 +111,9 @@ impl RequestPhases {
                 At::Access => (HeadPhase::Access, At::Over),
                 At::Over => return Passed::Done,
             };
-            match self.run_phase(phase, chain, stream).await {
+            let outcome = self.run_phase(phase, chain, stream).await;
+            self.again = false;
+            match outcome {
                 Outcome::Done => (self.at, self.after) = (next, None),
                 Outcome::Respond(reply) => return Passed::Respond(reply),
                 Outcome::ClearRoute(position) => {
@@ -114,6 +123,10 @@ impl RequestPhases {
                 Outcome::Identify(position, consumer) => {
                     self.after = Some(position);
                     stream.identify(consumer);
+                }
+                Outcome::ReadBody(position, wanted) => {
+                    (self.after, self.again) = (Some(position), true);
+                    return Passed::ReadBody(wanted);
                 }
             }
         }
@@ -130,7 +143,9 @@ impl RequestPhases {
     }
 
     async fn run_phase(&self, phase: HeadPhase, chain: &Chain, stream: &mut Stream) -> Outcome {
-        let is_left = |position| self.after.is_none_or(|after| position > after);
+        let again = self.again;
+        let is_left =
+            |position| self.after.is_none_or(|after| position > after || (again && position == after));
         match self.at {
             At::RewriteOfConsumer => {
                 let brought = chain.brought().unwrap_or_default();

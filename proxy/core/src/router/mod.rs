@@ -21,6 +21,7 @@ use crate::headers::HeaderName;
 use crate::lookup::Lookup;
 use crate::metadata::Metadata;
 use crate::plugin::Chain;
+use crate::rate_limit::LimitPolicy;
 use crate::regex::{Regex, work};
 use crate::retry::RetryPolicy;
 use crate::route::{RequireTls, Route, VirtualCluster};
@@ -107,6 +108,8 @@ pub struct VirtualHostOptions {
     pub chain: Option<Arc<Chain>>,
     /// Metadata by namespace.
     pub metadata: Metadata,
+    /// What rate limits are told of requests.
+    pub rate_limits: Box<[LimitPolicy]>,
 }
 
 /// What a request keeps of its virtual host: everything but the routes, which go with their table.

@@ -124,13 +124,13 @@ impl<D: Downstream> Exchange<'_, D> {
             // The bytes of an upgrade follow once the upstream has agreed, behind the body if it has one of its own.
             _ if upgrade && !self.upgrade_has_body(plan) => true,
             Some(body) => body.is_empty() && self.stream.request_trailers.is_empty(),
-            None => self.down.request_ended() && plan.replay.is_empty() && !self.request_body.is_under_way(),
+            None => self.request_ended() && plan.replay.is_empty() && !self.request_body.is_under_way(),
         };
         let scheme = self.upstream_scheme(plan);
         if let Err(error) = checkout.stream.write_head(&self.stream.request, scheme, end) {
             return Ok(Attempt::Failed(error, false));
         }
-        if (self.down.request_ended() && !upgrade) || self.asks_for_websocket() {
+        if (self.request_ended() && !upgrade) || self.asks_for_websocket() {
             self.clock.set_per_try(plan.timeouts.per_try);
         }
         self.exchange_heads(plan, checkout, end, upgrade).await
@@ -200,7 +200,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Tells the upstream what there is to a further attempt. That comes after the header changes of the
     /// configuration, which were made once, for the first one (common/router/router.cc `doRetry`).
     fn tell_of_retry(&mut self, timeouts: &RequestTimeouts, suppress: bool, after_timeout: bool) {
-        let left = if self.down.request_ended() { self.clock.route_left() } else { timeouts.global };
+        let left = if self.request_ended() { self.clock.route_left() } else { timeouts.global };
         self.tell_of_attempt(timeouts, left, suppress, self.stream.upstream.attempts);
         let tells = self.stream.virtual_host.as_ref().is_some_and(|v| v.options.is_timeout_retry);
         if tells {
@@ -362,7 +362,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Whether nothing of the request is still to come.
     pub(super) fn is_request_whole(&self) -> bool {
-        self.down.request_ended() && !self.request_body.is_under_way() && self.down.upgrade().is_none()
+        self.request_ended() && !self.request_body.is_under_way() && self.down.upgrade().is_none()
     }
 
     /// Notes when and with what status the head of the response came.

@@ -26,7 +26,9 @@ use sixfold_core::headers::Known;
 use sixfold_core::internal_redirect::Followed;
 use sixfold_core::metrics::GaugeGuard;
 use sixfold_core::path::{self, Prepared};
-use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
+use sixfold_core::plugin::{
+    Chain, Direction, HeadPhase, LocalReply, Outcome, Overflow, Passed, ReadBody, RequestPhases,
+};
 use sixfold_core::redirect;
 use sixfold_core::route::Action;
 use sixfold_core::router::{RouteTable, TableOptions};
@@ -426,6 +428,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 Passed::ClearRoute => self.find_route(table.as_deref()),
                 // The consumer's plugins may need the body.
                 Passed::Identified => {}
+                Passed::ReadBody(wanted) => {
+                    keep(&mut table);
+                    self.read_ahead(wanted).await?;
+                }
             }
         }
     }
@@ -441,15 +447,41 @@ impl<D: Downstream> Exchange<'_, D> {
         guard(self.down, self.clock, future).await
     }
 
+    /// Whether the client has sent all of the request, and all of that has gone on or is there as a whole.
+    pub(super) fn request_ended(&self) -> bool {
+        self.down.request_ended() && self.stream.read_ahead.is_empty()
+    }
+
+    /// Reads of the request body what a plugin wants of it. What comes through a tunnel is none.
+    async fn read_ahead(&mut self, wanted: ReadBody) -> Result<(), Interrupt> {
+        if self.stream.request_body.is_some() || self.down.upgrade().is_some() {
+            return Ok(());
+        }
+        let ReadBody { limit, on_overflow } = wanted;
+        let refuses = on_overflow == Overflow::Refuse;
+        let max = self.env.hcm.max_body;
+        let max = if refuses { Some(max.map_or(limit as u64, |max| max.min(limit as u64))) } else { max };
+        // One more says whether there is more.
+        self.read_body(max, (!refuses).then(|| limit.saturating_add(1))).await
+    }
+
     /// Reads the whole request body for the plugins that need it.
     async fn buffer_request(&mut self, limit: usize) -> Result<(), Interrupt> {
-        let mut body = Buffered::new(&self.env.worker.shared.bodies);
         let max = self.env.hcm.max_body.map_or(limit as u64, |max| max.min(limit as u64));
+        self.read_body(Some(max), None).await
+    }
+
+    /// Reads the request body: to its end, which lies within `max` bytes, or until there is `enough` of it.
+    async fn read_body(&mut self, max: Option<u64>, enough: Option<usize>) -> Result<(), Interrupt> {
+        let mut body = Buffered::new(&self.env.worker.shared.bodies);
         self.answer_expect();
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
-        within(clock, |clock, cx| {
+        let ended = within(clock, |clock, cx| {
             loop {
-                match poll_request_body(down, stream, Some(max), cx) {
+                if enough.is_some_and(|enough| body.as_slice().len() >= enough) && !down.request_ended() {
+                    return Poll::Ready(Ok(false));
+                }
+                match poll_request_body(down, stream, max, cx) {
                     Poll::Pending => {
                         let _ = down.poll_flush(cx);
                         clock.watch(Waits {
@@ -460,7 +492,7 @@ impl<D: Downstream> Exchange<'_, D> {
                         return Poll::Pending;
                     }
                     Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
-                    Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(Ok(true)),
                     Poll::Ready(Ok(BodyEvent::Data(piece))) => {
                         if !body.push(piece.as_slice()) {
                             return Poll::Ready(Err(Interrupt::OverBudget));
@@ -471,10 +503,14 @@ impl<D: Downstream> Exchange<'_, D> {
             }
         })
         .await??;
-        self.request_complete();
         let (body, held) = body.finish();
-        self.stream.request_body = Some(body);
         self.held = Some(held);
+        if ended {
+            self.request_complete();
+            self.stream.request_body = Some(body);
+        } else {
+            self.stream.read_ahead = body;
+        }
         Ok(())
     }
 

@@ -61,7 +61,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(reply) => return self.respond(*reply).await,
         };
         self.filter_request().await?;
-        if self.down.request_ended() || self.asks_for_websocket() {
+        if self.request_ended() || self.asks_for_websocket() {
             self.clock.set_route(plan.timeouts.global);
         }
         if plan.timeouts.hedge {

@@ -126,7 +126,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return;
         }
         let body = self.stream.request_body.clone();
-        let ended = body.is_some() || self.down.request_ended() && !self.request_body.is_under_way();
+        let ended = body.is_some() || self.request_ended() && !self.request_body.is_under_way();
         let empty =
             body.as_ref().is_none_or(|body| body.is_empty()) && self.stream.request_trailers.is_empty();
         let has_body = !ended || !empty;

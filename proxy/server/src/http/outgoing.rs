@@ -38,13 +38,16 @@ pub(super) enum SendError {
     Upstream(UpstreamError),
 }
 
-/// The next piece of the request body, counted. Bytes beyond `max` end the request.
+/// The next piece of the request body, counted: first what was read ahead of it. Bytes beyond `max` end the request.
 pub(super) fn poll_request_body<'d, D: Downstream>(
     down: &'d mut D,
     stream: &mut Stream,
     max: Option<u64>,
     cx: &mut Timed<'_>,
 ) -> Poll<Result<BodyEvent<'d>, Interrupt>> {
+    if !stream.read_ahead.is_empty() {
+        return Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(std::mem::take(&mut stream.read_ahead)))));
+    }
     let event = ready!(down.poll_body(cx, &mut stream.request_trailers))?;
     if let BodyEvent::Data(piece) = &event {
         stream.bytes.request_body += piece.as_slice().len() as u64;

@@ -1,30 +1,8 @@
-//! Which cluster a request or a connection goes to, and where to where the cluster does not say it.
+//! Where a request or a connection goes to where its cluster does not say it.
 
 use sixfold_core::cluster::{Cluster, Discovery};
-use sixfold_core::hash;
-use sixfold_core::route::{ClusterChoice, WeightedCluster};
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
-use std::sync::Arc;
-
-/// The cluster of a stream, and the weighted member that named it.
-pub(crate) fn choose_cluster<'r>(
-    choice: &'r ClusterChoice,
-    stream: &Stream,
-) -> (Option<Arc<Cluster>>, Option<&'r WeightedCluster>) {
-    match choice {
-        ClusterChoice::Named(cell) => (cell.load(), None),
-        ClusterChoice::Header(target, clusters) => {
-            let first = target.values(&stream.request).next();
-            let name = first.and_then(|value| std::str::from_utf8(value).ok());
-            (name.and_then(|name| clusters.find(name)), None)
-        }
-        ClusterChoice::Weighted(weighted) => match hash::weighted(weighted, stream) {
-            Some(member) => (choose_cluster(&member.cluster, stream).0, Some(member)),
-            None => (None, None),
-        },
-    }
-}
 
 /// Where an ORIGINAL_DST cluster connects to for a stream: the address in the header, unless there is none that can
 /// be read, else the one that the connection was meant for (source/extensions/clusters/original_dst).
@@ -54,6 +32,7 @@ mod tests {
     use sixfold_core::connection::Connection;
     use sixfold_core::matcher::HeaderTarget;
     use sixfold_core::metrics::Registry;
+    use std::sync::Arc;
 
     #[test]
     fn the_destination_is_what_the_header_or_else_the_connection_says() {

@@ -16,12 +16,13 @@ mod resend;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use choose::{choose_cluster, destination};
+pub(crate) use choose::destination;
 pub(crate) use dial::{ActiveConnection, dial};
 pub(crate) use outbound::Outbound;
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};
 pub(crate) use resend::Resend;
+pub(crate) use sixfold_core::hash::choose_cluster;
 
 use crate::deadline::Timed;
 use crate::wire::body::{BodyEvent, Piece};

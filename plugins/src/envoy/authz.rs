@@ -1,0 +1,91 @@
+//! What authorisation services are told of connections, over HTTP and below it
+//! (source/extensions/filters/common/ext_authz/check_request_utils.cc `setAttrContextPeer`).
+
+use sixfold_core::connection::{Certificate, Connection};
+use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as Kind;
+use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress};
+use sixfold_xds_api::pb::envoy::service::auth::v3::attribute_context;
+use sixfold_xds_api::pb::google::protobuf::Timestamp;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+/// Which end of the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Client,
+    Proxy,
+}
+
+/// The certificate that the client has shown.
+pub(crate) fn peer_certificate(connection: &Connection) -> Option<&Certificate> {
+    connection.tls.as_ref()?.peer.as_deref()
+}
+
+/// One end of a connection: its address, and who its certificate says it is.
+pub(crate) fn peer(connection: &Connection, which: Peer) -> attribute_context::Peer {
+    let (address, certificate) = match which {
+        Peer::Client => (connection.remote, peer_certificate(connection)),
+        Peer::Proxy => (connection.local, connection.tls.as_ref().and_then(|tls| tls.local.as_deref())),
+    };
+    attribute_context::Peer {
+        address: Some(self::address(address)),
+        principal: certificate.map(principal).unwrap_or_default(),
+        ..attribute_context::Peer::default()
+    }
+}
+
+/// Whom a certificate is for: its first URI, else its first DNS name, else its subject.
+fn principal(certificate: &Certificate) -> String {
+    let name = certificate.uri_sans.first().or(certificate.dns_sans.first());
+    sanitized(name.unwrap_or(&certificate.subject).as_bytes())
+}
+
+fn address(of: SocketAddr) -> Address {
+    let socket = SocketAddress {
+        address: of.ip().to_string(),
+        port_specifier: Some(PortSpecifier::PortValue(u32::from(of.port()))),
+        ..SocketAddress::default()
+    };
+    Address { address: Some(Kind::SocketAddress(socket)) }
+}
+
+/// A moment as a message.
+pub(crate) fn timestamp(of: SystemTime) -> Option<Timestamp> {
+    let since = of.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(Timestamp {
+        seconds: i64::try_from(since.as_secs()).ok()?,
+        nanos: i32::try_from(since.subsec_nanos()).ok()?,
+    })
+}
+
+/// Bytes as text: each that is none becomes an exclamation mark (`MessageUtil::sanitizeUtf8String`).
+pub(crate) fn sanitized(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|_| text.push('!'));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_text_are_marked() {
+        assert_eq!(sanitized(b"a\xffb\xc3"), "a!b!");
+        assert_eq!(sanitized("\u{e4}".as_bytes()), "\u{e4}");
+    }
+
+    #[test]
+    fn certificates_name_by_uri_then_dns_then_subject() {
+        let mut certificate = Certificate { subject: "CN=s".into(), ..Certificate::default() };
+        assert_eq!(principal(&certificate), "CN=s");
+        certificate.dns_sans.push("d".into());
+        assert_eq!(principal(&certificate), "d");
+        certificate.uri_sans.push("spiffe://u".into());
+        assert_eq!(principal(&certificate), "spiffe://u");
+    }
+}

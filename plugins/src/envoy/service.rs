@@ -1,0 +1,156 @@
+//! Services that filters ask over gRPC (`GrpcService`).
+
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::format::Format;
+use sixfold_core::headers::{HeaderName, Headers, Known};
+use sixfold_core::plugin::{BuildContext, grpc};
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, GrpcService, HeaderValue};
+use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, one_of, optional_duration};
+use sixfold_xds_api::{format, refuse};
+use std::time::Duration;
+
+/// Bytes of a service's message that are taken, unless the configuration says less: what waits in memory for a request
+/// must have a bound. Envoy has none.
+pub(crate) const MAX_MESSAGE: usize = 1 << 20;
+
+/// A service, and what every call says beside its message.
+pub(crate) struct Service {
+    pub(crate) client: grpc::Client,
+    metadata: Box<[(HeaderName, Format)]>,
+    /// `grpc-timeout`, and the same in milliseconds.
+    timeout: Option<(String, String)>,
+    /// What Envoy's own headers say, unless they are not wanted: this host's address, where it is known.
+    envoy_headers: Option<String>,
+}
+
+impl Service {
+    /// The service of a filter whose calls take `default` at most where it does not say so; a `timeout` of 0 is none.
+    ///
+    /// # Errors
+    /// What is not supported, and a cluster without a name.
+    pub(crate) fn new(
+        value: &GrpcService,
+        default: Option<Duration>,
+        context: &BuildContext,
+    ) -> Result<Service> {
+        let GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = value;
+        refuse!(retry_policy);
+        let TargetSpecifier::EnvoyGrpc(grpc) =
+            one_of::<GrpcService, _>(target_specifier, "target_specifier")?
+        else {
+            return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
+        };
+        let timeout = match optional_duration(timeout, "timeout")? {
+            Some(given) => Some(given).filter(|given| !given.is_zero()),
+            None => default,
+        };
+        let metadata =
+            initial_metadata.iter().enumerate().map(|(index, value)| metadata(value).in_index(index));
+        let metadata = metadata.collect::<Result<_>>().in_key("initial_metadata")?;
+        let (client, envoy_headers) = client(grpc, timeout, context).in_key("envoy_grpc")?;
+        let timeout = timeout.map(|time| (grpc_timeout(time), time.as_millis().to_string()));
+        let address = context.local_address.map(|address| address.to_string());
+        let envoy_headers = envoy_headers.then(|| address.unwrap_or_default());
+        Ok(Service { client, metadata, timeout, envoy_headers })
+    }
+
+    /// What a call for this request says beside its message.
+    pub(crate) fn headers(&self, stream: &Stream) -> Headers {
+        let mut headers = Headers::new();
+        if let Some((timeout, millis)) = &self.timeout {
+            headers.append("grpc-timeout", timeout.as_bytes());
+            headers.append(Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, millis.as_bytes());
+        }
+        if let Some(address) = &self.envoy_headers {
+            headers.append(Known::X_ENVOY_INTERNAL, b"true");
+            if !address.is_empty() {
+                headers.append(Known::X_FORWARDED_FOR, address.as_bytes());
+            }
+        }
+        let mut value = Vec::new();
+        for (name, format) in &self.metadata {
+            value.clear();
+            format.write_header(stream, &mut value);
+            headers.append(name, &value);
+        }
+        headers
+    }
+}
+
+fn client(
+    value: &EnvoyGrpc,
+    timeout: Option<Duration>,
+    context: &BuildContext,
+) -> Result<(grpc::Client, bool)> {
+    let EnvoyGrpc { cluster_name, authority, retry_policy, max_receive_message_length, skip_envoy_headers } =
+        value;
+    refuse!(retry_policy);
+    let name = not_empty(cluster_name, "cluster_name")?;
+    let max = max_receive_message_length.filter(|length| length.value > 0);
+    let client = grpc::Client {
+        callout: context.callout.clone(),
+        cluster: context.clusters.cell(name),
+        authority: if authority.is_empty() { name.to_owned() } else { authority.clone() },
+        timeout: timeout.unwrap_or(Duration::MAX),
+        max_message: max.map_or(MAX_MESSAGE, |length| length.value as usize),
+    };
+    Ok((client, !skip_envoy_headers))
+}
+
+fn metadata(value: &HeaderValue) -> Result<(HeaderName, Format)> {
+    let HeaderValue { key, value, raw_value } = value;
+    let text = match (value.is_empty(), raw_value.is_empty()) {
+        (_, true) => value.as_str(),
+        (true, false) => std::str::from_utf8(raw_value)
+            .map_err(|_| ConfigError::field("raw_value", "must be UTF-8 to hold a format"))?,
+        (false, false) => {
+            return Err(ConfigError::field("raw_value", "must not be given together with value"));
+        }
+    };
+    Ok((header_name(key, "key")?, format::text(text).in_key("value")?))
+}
+
+/// The largest number of eight digits that is not less than the time, in milliseconds or what is coarser
+/// (source/common/grpc/common.cc `toGrpcTimeout`).
+fn grpc_timeout(time: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    let mut count = time.as_millis();
+    for (unit, of_next) in [("m", 1000), ("S", 60), ("M", 60), ("H", 0)] {
+        if count <= MOST || of_next == 0 {
+            return format!("{}{unit}", count.min(MOST));
+        }
+        count /= of_next;
+    }
+    String::new()
+}
+
+/// Messages of other versions than the third are not spoken.
+pub(crate) fn check_version(value: i32) -> Result<()> {
+    match enum_value(value, "transport_api_version")? {
+        ApiVersion::V3 => Ok(()),
+        other => {
+            let reason = format!("{} is not supported, V3 is", other.as_str_name());
+            Err(ConfigError::field("transport_api_version", reason))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_eight_digits_at_most() {
+        for (time, text) in [
+            (Duration::from_millis(200), "200m"),
+            (Duration::from_secs(99_999), "99999000m"),
+            (Duration::from_secs(100_000), "100000S"),
+            (Duration::from_secs(100_000_000), "1666666M"),
+            (Duration::MAX, "99999999H"),
+        ] {
+            assert_eq!(grpc_timeout(time), text);
+        }
+    }
+}
