@@ -1,5 +1,6 @@
 //! HTTP filters and their settings by route.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
@@ -10,6 +11,7 @@ use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Plugin, Position,
+    Registry,
 };
 use sixfold_xds_api::pb::envoy::config::route::v3::cors_policy::EnabledSpecifier;
 use sixfold_xds_api::pb::envoy::config::route::v3::{CorsPolicy, FilterConfig};
@@ -41,15 +43,21 @@ pub(crate) struct Level<'a> {
     overrides: &'a Overrides,
     /// `cors` of a virtual host or route, the form before `typed_per_filter_config`.
     cors: Option<&'a CorsPolicy>,
+    /// Of the virtual host or route; empty for a table.
+    name: &'a str,
 }
 
 impl<'a> Level<'a> {
     pub(crate) fn new(overrides: &'a Overrides) -> Level<'a> {
-        Level { overrides, cors: None }
+        Level { overrides, cors: None, name: "" }
     }
 
     pub(crate) fn with_cors(self, cors: Option<&'a CorsPolicy>) -> Level<'a> {
         Level { cors, ..self }
+    }
+
+    pub(crate) fn named(self, name: &'a str) -> Level<'a> {
+        Level { name, ..self }
     }
 }
 
@@ -57,6 +65,8 @@ impl<'a> Level<'a> {
 pub(crate) struct HttpFilters {
     filters: Vec<Filter>,
     build: BuildContext,
+    /// Those that there are.
+    plugins: Registry,
     /// Equal settings give one chain.
     chains: Mutex<Interned<Chain>>,
 }
@@ -85,6 +95,8 @@ struct Settings {
     configs: Vec<Vec<u8>>,
     /// The most specific level that says so.
     disabled: Option<bool>,
+    /// Whose settings they are, if that makes a difference: names down to the most specific level that has some.
+    owner: String,
 }
 
 /// Compiles `http_filters`, whose statistics stand under `scope`; the last must be the router, whose configuration is answered too. No filters at all are
@@ -122,7 +134,8 @@ pub(crate) fn compile(
         local_address: context.compile.local_address,
         ..context.compile.build.clone()
     };
-    (HttpFilters { filters: compiled, build, chains: Mutex::default() }, router)
+    let plugins = context.compile.plugins.clone();
+    (HttpFilters { filters: compiled, build, plugins, chains: Mutex::default() }, router)
 }
 
 enum One {
@@ -161,11 +174,12 @@ fn one(context: &Context, filter: &HttpFilter, index: usize) -> Result<One> {
     if is_skipped(Place::Http, name, &type_name) {
         return Ok(One::Nothing);
     }
-    let (type_name, config) = any::resolve(config).in_key("typed_config")?;
+    let factory = context.compile.plugins.filter(&type_name);
+    let (type_name, config) = resolve(factory, config).in_key("typed_config")?;
     if type_name == ROUTER {
         return decode(&config).map(One::Router).in_key("typed_config");
     }
-    match context.compile.plugins.filter(&type_name) {
+    match factory {
         Some(factory) => {
             let (factory, config) = (factory.clone(), config.into_owned());
             let (name, plugins) = (name.clone(), Mutex::default());
@@ -173,6 +187,17 @@ fn one(context: &Context, filter: &HttpFilter, index: usize) -> Result<One> {
         }
         None if *is_optional => Ok(One::Nothing),
         None => Err(refuse::extension("HTTP filter", name, &type_name)),
+    }
+}
+
+/// Type and bytes of what a filter is configured by: a message, or the text of its JSON.
+fn resolve<'a>(factory: Option<&Arc<FilterFactory>>, config: &'a Any) -> Result<(String, Cow<'a, [u8]>)> {
+    match factory.filter(|factory| factory.json) {
+        Some(factory) => {
+            let json = any::struct_of(config)?;
+            Ok((factory.config_type.clone(), json.to_string().into_bytes().into()))
+        }
+        None => any::resolve(config),
     }
 }
 
@@ -257,7 +282,7 @@ impl HttpFilters {
             // In the order of their names, so that of two faults it is always the same that is told.
             for (name, config) in level.overrides.iter().collect::<BTreeMap<_, _>>() {
                 if !self.filters.iter().any(|filter| filter.name == *name) {
-                    faults.take(check_unused(config).in_key(name));
+                    faults.take(self.check_unused(config).in_key(name));
                 }
             }
         }
@@ -265,16 +290,35 @@ impl HttpFilters {
         let settings = faults.take(collect(settings));
         faults.end(settings)
     }
+
+    /// Settings for a filter that the listener does not have must at least be of a type that exists.
+    fn check_unused(&self, config: &Any) -> Result<()> {
+        let name = any::type_name(config)?;
+        if name == FILTER_CONFIG {
+            let FilterConfig { config, is_optional, disabled: _ } = any::unpack(config)?;
+            return match config {
+                Some(config) if !is_optional && !config.type_url.is_empty() => self.check_unused(&config),
+                _ => Ok(()),
+            };
+        }
+        if json::is_known_type(&name) || self.plugins.filter(&name).is_some() {
+            return Ok(());
+        }
+        Err(ConfigError::new(json::unknown_type(&name)))
+    }
 }
 
 impl Filter {
     fn plugin(&self, settings: &Settings, build: &BuildContext) -> Result<Arc<Plugin>> {
         let mut key = Vec::new();
-        add_configs(&settings.configs, &mut key);
+        add_settings(settings, &mut key);
         if let Some(plugin) = self.plugins.lock().find(&key) {
             return Ok(plugin);
         }
-        let build = BuildContext { filter: self.name.as_str().into(), ..build.clone() };
+        let mut build = BuildContext { filter: self.name.as_str().into(), ..build.clone() };
+        if self.factory.told_apart {
+            build.resource = format!("{}{}", self.name, settings.owner).into();
+        }
         let overrides: Vec<&[u8]> = settings.configs.iter().map(Vec::as_slice).collect();
         let plugin =
             Arc::new(self.factory.build(&Given { config: &self.config, overrides: &overrides }, &build)?);
@@ -284,18 +328,25 @@ impl Filter {
 
     fn settings(&self, levels: &[Level<'_>]) -> Result<Settings> {
         let mut settings = Settings::default();
-        for config in levels.iter().filter_map(|level| level.overrides.get(&self.name)) {
-            let (type_name, bytes) = any::resolve(config)?;
-            if type_name != FILTER_CONFIG {
+        let mut names = String::new();
+        for level in levels {
+            if !level.name.is_empty() {
+                names.push('/');
+                names.push_str(level.name);
+            }
+            let Some(config) = level.overrides.get(&self.name) else { continue };
+            if self.factory.told_apart {
+                settings.owner.clone_from(&names);
+            }
+            if any::name_of_url(&config.type_url) != FILTER_CONFIG {
                 settings.disabled = Some(false);
-                settings.configs.push(self.checked(&type_name, bytes.into_owned())?);
+                settings.configs.push(self.settings_of(config)?);
                 continue;
             }
             let FilterConfig { config, is_optional: _, disabled } = any::unpack(config)?;
             settings.disabled = Some(disabled);
             if let Some(config) = config.filter(|config| !config.type_url.is_empty()) {
-                let (type_name, bytes) = any::resolve(&config).in_key("config")?;
-                settings.configs.push(self.checked(&type_name, bytes.into_owned()).in_key("config")?);
+                settings.configs.push(self.settings_of(&config).in_key("config")?);
             }
         }
         // Envoy looks at the older field only where no level has the newer one.
@@ -306,9 +357,13 @@ impl Filter {
     }
 
     /// Settings must be of the type that the filter takes from routes.
-    fn checked(&self, type_name: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    fn settings_of(&self, config: &Any) -> Result<Vec<u8>> {
+        let mut type_name = any::type_name(config)?;
         if type_name == self.factory.override_type {
-            return Ok(bytes);
+            return resolve(Some(&self.factory), config).map(|(_, bytes)| bytes.into_owned());
+        }
+        if !self.factory.json {
+            type_name = any::resolve(config)?.0;
         }
         let (filter, wanted) = (&self.factory.config_type, &self.factory.override_type);
         let reason =
@@ -366,35 +421,21 @@ fn typed_cors(value: &CorsPolicy) -> Vec<u8> {
     policy.encode_to_vec()
 }
 
-/// Settings for a filter that the listener does not have must at least be of a type that exists.
-fn check_unused(config: &Any) -> Result<()> {
-    let name = any::type_name(config)?;
-    if name == FILTER_CONFIG {
-        let FilterConfig { config, is_optional, disabled: _ } = any::unpack(config)?;
-        return match config {
-            Some(config) if !is_optional && !config.type_url.is_empty() => check_unused(&config),
-            _ => Ok(()),
-        };
-    }
-    if json::is_known_type(&name) {
-        return Ok(());
-    }
-    Err(ConfigError::new(json::unknown_type(&name)))
-}
-
 /// Two lists of settings with one key are equal.
 fn cache_key(settings: &[Settings]) -> Vec<u8> {
     let mut key = Vec::new();
     for settings in settings {
         key.push(settings.disabled.map_or(2, u8::from));
-        add_configs(&settings.configs, &mut key);
+        add_settings(settings, &mut key);
     }
     key
 }
 
-fn add_configs(configs: &[Vec<u8>], key: &mut Vec<u8>) {
-    key.extend((configs.len() as u64).to_le_bytes());
-    for config in configs {
+fn add_settings(settings: &Settings, key: &mut Vec<u8>) {
+    key.extend((settings.owner.len() as u64).to_le_bytes());
+    key.extend(settings.owner.as_bytes());
+    key.extend((settings.configs.len() as u64).to_le_bytes());
+    for config in &settings.configs {
         key.extend((config.len() as u64).to_le_bytes());
         key.extend(config);
     }

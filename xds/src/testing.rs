@@ -45,7 +45,7 @@ pub(crate) fn table(
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn process() -> ProcessContext {
-    let plugins = Registry::new([], [test_filter()]);
+    let plugins = Registry::new([], [test_filter(), json_filter()]);
     let compile = CompileContext {
         log_sinks: Arc::new(LogCheck { makes_folders: true }),
         ..CompileContext::detached(plugins)
@@ -88,6 +88,22 @@ fn test_filter() -> FilterFactory {
         let plugin = Plugin::of(()).access(pass);
         Ok(given.overrides.iter().fold(plugin, |plugin, _| plugin.log(|(), _, _| {})).build())
     })
+}
+
+/// A filter whose configuration is JSON: `{"bad": true}` is none. What it keeps is its routes' own.
+fn json_filter() -> FilterFactory {
+    let name = || "test.Json".to_owned();
+    let filter = FilterFactory::new(name(), name(), |given, context| {
+        for level in std::iter::once(given.config).chain(given.overrides.iter().copied()) {
+            let value: serde_json::Value =
+                serde_json::from_slice(level).map_err(|error| ConfigError::new(error.to_string()))?;
+            if value["bad"] == true {
+                return Err(ConfigError::field("value.bad", format!("of {}", context.resource)));
+            }
+        }
+        Ok(Plugin::of(()).access(pass).build())
+    });
+    filter.json().told_apart()
 }
 
 fn pass<'a>(_: &'a (), _: &'a mut Stream, _: Slot) -> Step<'a> {

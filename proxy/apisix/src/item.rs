@@ -344,11 +344,17 @@ fn prints(kind: Kind, node: &Node) -> (u64, u64) {
 }
 
 fn error(violation: Violation, node: &Node) -> ConfigError {
+    let place = place(node, &violation.path);
+    fault(violation).at(place)
+}
+
+/// A violation as an error whose place nobody knows.
+pub(crate) fn fault(violation: Violation) -> ConfigError {
     let reason = match &violation.hint {
         Some(hint) => format!("{}; {hint}", violation.message),
         None => violation.message,
     };
-    let error = ConfigError::new(reason).at(place(node, &violation.path));
+    let error = ConfigError::new(reason);
     match display_path(&violation.path) {
         path if path.is_empty() => error,
         path => error.in_key(&path),

@@ -3,6 +3,7 @@
 mod client_certificate;
 pub mod config;
 pub mod file;
+mod filter;
 pub mod fuzz;
 mod item;
 mod listener;
@@ -20,6 +21,7 @@ mod tls;
 mod upstream;
 mod watch;
 
+pub use filter::{PLUGINS_FILTER, with_plugins_filter};
 pub use listener::APISIX_VERSION;
 pub use source::{
     Feed, Findings, Loaded, ROUTE_TABLE, Source, SourceContext, Update, load, load_config, validate,

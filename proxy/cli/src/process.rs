@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::logging;
 use crate::signals::{Event, Events};
 use parking_lot::Mutex;
+use sixfold_apisix::config::EnvVars;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::metrics;
 use sixfold_core::model::{Diff, Model};
@@ -56,7 +57,7 @@ pub(crate) struct Process {
 
 /// Every plugin of this binary.
 pub(crate) fn plugins() -> Registry {
-    sixfold_plugins::registry()
+    sixfold_apisix::with_plugins_filter(sixfold_plugins::registry(), EnvVars::Process)
 }
 
 impl Process {

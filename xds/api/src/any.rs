@@ -76,6 +76,18 @@ pub fn resolve(any: &Any) -> Result<(String, Cow<'_, [u8]>), ConfigError> {
     Ok((name, Cow::Owned(bytes)))
 }
 
+/// The JSON of a `TypedStruct`, for a type that is no message of protobuf.
+///
+/// # Errors
+/// Another message, and one that can't be decoded.
+pub fn struct_of(any: &Any) -> Result<serde_json::Value, ConfigError> {
+    if !is_typed_struct(name_of_url(&any.type_url)) {
+        let name = name_of_url(&any.type_url);
+        return Err(ConfigError::new(format!("{name} has to come as the type_url of a TypedStruct")));
+    }
+    Ok(struct_to_json(typed_struct(any)?.value.unwrap_or_default()))
+}
+
 /// Puts a message into an `Any`.
 pub fn pack<M: Message + Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }

@@ -128,7 +128,7 @@ fn member(
         None
     } else {
         let mut levels = levels.to_vec();
-        levels.push(Level::new(typed_per_filter_config));
+        levels.push(Level::new(typed_per_filter_config).named(name));
         scope.filters.chain(&levels, name)?
     };
     let (request_headers, response_headers) = header_ops::both(

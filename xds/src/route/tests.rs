@@ -441,6 +441,52 @@ fn equal_settings_share_a_chain() {
     assert!(Arc::ptr_eq(&chains[0], &chains[1]));
 }
 
+const JSON_FILTERS: &str = "http_filters:\n- {name: js, typed_config: {'@type': type.googleapis.com/xds.type.v3.TypedStruct, type_url: type.googleapis.com/test.Json}}\n";
+
+fn json_chains(yaml: &str) -> Result<RouteTable> {
+    let (context, mut faults) = (context(), Faults::default());
+    let manager: HttpConnectionManager = read(JSON_FILTERS);
+    let (filters, _) = filters::compile(&context, &manager.http_filters, "http.s.", &mut faults);
+    table(&context, &filters, &read(yaml))
+}
+
+/// Both kinds of struct carry it, in the old place and in a `FilterConfig`; what two routes count is not one.
+#[test]
+fn a_filter_may_be_configured_by_json() {
+    let table = |settings: &str, other: &str| {
+        let route = |path: &str, settings: &str| {
+            format!(
+                "{{name: r, match: {{prefix: {path}}}, non_forwarding_action: {{}}, typed_per_filter_config: {{{settings}}}}}"
+            )
+        };
+        let host = |name: &str, settings: &str| {
+            format!("{{name: {name}, domains: [{name}], routes: [{}]}}", route("/", settings))
+        };
+        json_chains(&format!("virtual_hosts: [{}, {}]", host("a", settings), host("b", other)))
+    };
+    let of = |kind: &str, value: &str| {
+        format!(
+            "js: {{'@type': type.googleapis.com/{kind}.TypedStruct, type_url: type.googleapis.com/test.Json, value: {{{value}}}}}"
+        )
+    };
+    let (xds, udpa) = (of("xds.type.v3", "n: 1"), of("udpa.type.v1", "n: 1"));
+    let made = table(&xds, &udpa).unwrap();
+    let chains: Vec<_> = made.routes().map(|route| route.chain.clone().unwrap()).collect();
+    assert_eq!(crate::testing::shown(&chains[0]), ["js [Access]"]);
+    assert!(!Arc::ptr_eq(&chains[0].members()[0].plugin, &chains[1].members()[0].plugin));
+    let wrapped = "js: {'@type': type.googleapis.com/envoy.config.route.v3.FilterConfig, config: {'@type': type.googleapis.com/xds.type.v3.TypedStruct, type_url: a/test.Json, value: {bad: true}}}";
+    assert_eq!(
+        table(&xds, wrapped).unwrap_err().to_string(),
+        "virtual_hosts[1].routes[0].typed_per_filter_config.js.value.bad: HTTP filter \"js\": of js/b/r"
+    );
+    assert_eq!(
+        table(&format!("js: {{{GRPC_WEB}}}"), "").unwrap_err().to_string(),
+        "virtual_hosts[0].routes[0].typed_per_filter_config.js: must be of type test.Json, as the filter of type test.Json takes, not envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
+    );
+    let nobody = xds.replace("js:", "nobody:");
+    assert!(table(&nobody, "").is_ok(), "a type that this binary has is known without the filter");
+}
+
 /// A generous bound for unoptimised builds on a busy machine; it is about a tenth of that in release.
 #[test]
 fn five_thousand_routes_compile_quickly() {

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock, Weak};
 
 use sixfold_core::error::{ConfigError, collect};
 use sixfold_core::plugin::{
-    BuildContext, Chain, ChainBuilder, Member as ChainMember, Plugin, Position, RunPolicy, Scope,
+    BuildContext, Chain, ChainBuilder, Member as ChainMember, Part, Plugin, Position, RunPolicy, Scope,
 };
 
 use super::PluginConfig;
@@ -85,6 +85,12 @@ impl PluginSet {
         // Most resources have none.
         static NONE: LazyLock<Arc<PluginSet>> = LazyLock::new(Arc::default);
         if members.is_empty() { NONE.clone() } else { Arc::new(PluginSet { members }) }
+    }
+
+    /// The plugins as parts of a filter of Envoy.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        let part = |member: &Member| Part::new(member.name, member.index, member.priority, &member.plugin);
+        self.members.iter().map(part).collect()
     }
 
     fn has(&self, name: &str) -> bool {

@@ -66,9 +66,12 @@ impl ChainBuilder {
         self
     }
 
-    /// Adds a plugin where its position puts it.
+    /// Adds a plugin where its position puts it; of one that stands for others, those.
     pub fn push(&mut self, member: Member) {
-        self.members.push(member);
+        match member.plugin.clone().parts.as_slice() {
+            [] => self.members.push(member),
+            parts => self.members.extend(parts.iter().flat_map(|part| part.placed(&member))),
+        }
     }
 
     /// Adds a plugin behind the others, as a filter of Envoy.
@@ -127,7 +130,7 @@ impl Owner {
     }
 }
 
-/// The handlers of one phase, in the order of the members or against it.
+/// The handlers of one phase, in the order of the members or against it. The parts of a filter keep their order.
 fn collect<H: ?Sized>(
     members: &[Member],
     reverse: bool,
@@ -138,11 +141,11 @@ fn collect<H: ?Sized>(
         let handlers = member.plugin.handlers.iter().filter_map(&of_phase);
         handlers.map(|on| Placed { position, on }).collect::<Vec<_>>()
     };
-    let mut list: Vec<Placed<H>> = members.iter().flat_map(of_member).collect();
-    if reverse {
-        list.reverse();
+    if !reverse {
+        return members.iter().flat_map(of_member).collect();
     }
-    list.into()
+    let filters = members.chunk_by(|a, b| a.position.filter() == b.position.filter());
+    filters.rev().flatten().flat_map(of_member).collect()
 }
 
 impl Chain {

@@ -138,6 +138,10 @@ pub struct FilterFactory {
     /// Whether an instance may serve several connection managers. Envoy gives each its own, and by default so do we:
     /// what one keeps, as the tokens of a rate limit, no other shall see.
     pub stateless: bool,
+    /// Whether its configuration is no message but JSON in a `TypedStruct`: what it gets is the text.
+    pub json: bool,
+    /// Whether each virtual host and route with settings has an instance of its own, however equal they are.
+    pub told_apart: bool,
     build: BuildFilter,
 }
 
@@ -148,7 +152,14 @@ impl FilterFactory {
         override_type: String,
         build: impl Fn(&FilterConfig<'_>, &BuildContext) -> Built + Send + Sync + 'static,
     ) -> FilterFactory {
-        FilterFactory { config_type, override_type, stateless: false, build: Box::new(build) }
+        FilterFactory {
+            config_type,
+            override_type,
+            stateless: false,
+            json: false,
+            told_apart: false,
+            build: Box::new(build),
+        }
     }
 
     /// Says that it keeps nothing from one request to the next and counts nothing under the name of its connection
@@ -156,6 +167,22 @@ impl FilterFactory {
     #[must_use]
     pub fn stateless(mut self) -> FilterFactory {
         self.stateless = true;
+        self
+    }
+
+    /// Says that its configuration has no message: it comes as a `TypedStruct` of this type and is handed on as the text
+    /// of its JSON.
+    #[must_use]
+    pub fn json(mut self) -> FilterFactory {
+        self.json = true;
+        self
+    }
+
+    /// Gives each virtual host and route that has settings an instance of its own: what one counts, another one with equal
+    /// settings does not. Its [`BuildContext::resource`] says whose it is.
+    #[must_use]
+    pub fn told_apart(mut self) -> FilterFactory {
+        self.told_apart = true;
         self
     }
 

@@ -2,6 +2,7 @@
 
 use super::body::{BodyPiece, BodyStep};
 use super::owned::OwnedHeaders;
+use super::part::Part;
 use super::{Direction, HeadPhase, Slot, Step, TrailersStep};
 use crate::stream::Stream;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct Plugin {
     pub(super) handlers: Vec<Handler>,
     pub(super) request_buffer: Option<usize>,
     pub(super) owned: Option<Arc<OwnedHeaders>>,
+    /// Plugins that it stands for; then it has no handlers of its own.
+    pub(super) parts: Vec<Part>,
 }
 
 /// A handler and its phase.
@@ -74,9 +77,14 @@ impl Plugin {
         PluginBuilder { target: Arc::new(target), plugin: Plugin::default() }
     }
 
+    /// A filter of Envoy that is these plugins of APISIX, one after the other.
+    pub fn of_parts(parts: Vec<Part>) -> Plugin {
+        Plugin { parts, ..Plugin::default() }
+    }
+
     /// Whether it has a handler at all.
     pub fn is_idle(&self) -> bool {
-        self.handlers.is_empty()
+        self.handlers.is_empty() && self.parts.iter().all(Part::is_idle)
     }
 }
 

@@ -22,7 +22,8 @@ pub struct BuildContext {
     /// State that plugins share over the whole process and over configuration changes, such as limiters.
     pub shared: Arc<SharedState>,
     /// What has the configuration: the key of an APISIX resource (`/apisix/services/1`; all its routes share
-    /// the instance), or the Envoy route's name.
+    /// the instance), or the Envoy route's name; of a filter that [tells them apart](FilterFactory::told_apart) its name,
+    /// virtual host and route (`limits/shop/default`), as far as its settings lie there.
     pub resource: Arc<str>,
     /// Prefix of statistics of who has the plugin, with its final dot: `http.PREFIX.` of a connection manager.
     pub scope: Arc<str>,
@@ -131,6 +132,13 @@ impl Registry {
         let indexed = (0u16..).zip(apisix).map(|(index, (name, factory))| (name, (index, Arc::new(factory))));
         let filters = filters.into_iter().map(|factory| (factory.config_type.clone(), Arc::new(factory)));
         Registry { apisix: Arc::new(indexed.collect()), filters: Arc::new(filters.collect()) }
+    }
+
+    /// With another filter of Envoy, in the place of one that the same type configures.
+    #[must_use]
+    pub fn with_filter(mut self, factory: FilterFactory) -> Registry {
+        Arc::make_mut(&mut self.filters).insert(factory.config_type.clone(), Arc::new(factory));
+        self
     }
 
     /// The plugin of APISIX with this name, and its index.

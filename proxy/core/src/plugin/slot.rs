@@ -6,7 +6,8 @@ use std::any::Any;
 /// [`Stream`](crate::stream::Stream).
 ///
 /// It does not depend on what else is in the chain: for a plugin of APISIX it is its factory's index in the
-/// registry and the [`Scope`], for a filter of Envoy its index in the connection manager's list.
+/// registry and the [`Scope`], for a filter of Envoy its index in the connection manager's list, for a part of such a
+/// filter that too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(u32);
 
@@ -26,6 +27,12 @@ impl Slot {
     pub const fn new(index: u16, scope: Scope) -> Slot {
         Slot(((index as u32) << 2) | scope as u32)
     }
+
+    /// The slot of the `index`-th factory as a part of the `filter`-th filter.
+    pub const fn part(filter: u16, index: u16) -> Slot {
+        // No scope has this number; 2^14 filters are more than any list has.
+        Slot(((filter as u32) << 18) | ((index as u32) << 2) | 3)
+    }
 }
 
 /// Where a plugin stands in the order of its chain. Positions can be compared over all chains that one request
@@ -40,7 +47,23 @@ pub struct Position {
 impl Position {
     /// Of a filter of Envoy: the order of the configuration.
     pub fn of_filter(index: u16) -> Position {
-        Position { scope: Scope::Route, rank: i64::from(index), slot: Slot::new(index, Scope::Route) }
+        let rank = i64::from(index) << FILTER_SHIFT;
+        Position { scope: Scope::Route, rank, slot: Slot::new(index, Scope::Route) }
+    }
+
+    /// Of a part of this filter, which is the `index`-th factory of the registry: those of an earlier stage first, in
+    /// each the largest priority, equal ones in the order of the registry.
+    pub(super) fn part(self, stage: Stage, priority: i64, index: u16) -> Position {
+        let filter = self.filter();
+        // Whatever fits 32 bits is more than priorities are.
+        let order = i64::from(i32::MAX) - priority.clamp(i64::from(i32::MIN), i64::from(i32::MAX));
+        let rank = (filter << FILTER_SHIFT) | ((stage as i64) << STAGE_SHIFT) | order;
+        Position { rank, slot: Slot::part(u16::try_from(filter).unwrap_or(u16::MAX), index), ..self }
+    }
+
+    /// Of a filter of Envoy and its parts: its index.
+    pub(super) fn filter(self) -> i64 {
+        self.rank >> FILTER_SHIFT
     }
 
     /// Of a plugin of APISIX: scopes one after the other, in each the largest priority first, equal ones in the
@@ -54,6 +77,21 @@ impl Position {
     pub fn slot(self) -> Slot {
         self.slot
     }
+}
+
+/// In a filter's rank: where its index begins, above what its parts are ordered by.
+const FILTER_SHIFT: u32 = STAGE_SHIFT + 1;
+
+/// Where the stage of a part is.
+const STAGE_SHIFT: u32 = 32;
+
+/// In which of a filter's two turns one of its parts runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// `rewrite` of all of them.
+    Rewrite,
+    /// Everything else.
+    Rest,
 }
 
 /// What plugins keep of one request. There are few at a time, so a list is searched faster than a table.
