@@ -121,7 +121,14 @@ pub(crate) fn compile(
         keep(not_empty(&filter.name, "name").map(|_| One::Nothing));
         match one {
             Some(One::Router(config)) => router = Some(config),
-            Some(One::Filter(filter)) => compiled.push(filter),
+            Some(One::Filter(filter)) => {
+                if filter.disabled && filter.factory.json {
+                    // No chain without settings has it, which would tell what is wrong with it.
+                    let plugin = filter.plugin(&Settings::default(), &context.compile.build);
+                    keep(plugin.map(|_| One::Nothing).in_key("typed_config"));
+                }
+                compiled.push(filter);
+            }
             Some(One::Nothing) | None => {}
         }
     }

@@ -42,11 +42,15 @@ fn build(
     given: &FilterConfig<'_>,
     context: &BuildContext,
 ) -> Built {
-    let (mut merged, mut faults) = (Merged::default(), Faults::default());
-    for level in std::iter::once(given.config).chain(given.overrides.iter().copied()) {
-        faults.take(merged.add(catalog, environment, level));
+    let mut merged = Merged::default();
+    let mut levels = std::iter::once(given.config).chain(given.overrides.iter().copied()).peekable();
+    while let Some(level) = levels.next() {
+        let added = merged.add(catalog, environment, level);
+        // What is wrong with a wider level is told there, and not by each of its routes.
+        if levels.peek().is_none() {
+            added?;
+        }
     }
-    faults.end(())?;
     let plugins: Vec<PluginConfig> = merged.0.into_values().collect();
     // Two connection managers never count together.
     let resource = format!("{}{}", context.scope, context.resource);

@@ -73,6 +73,8 @@ fn faults_are_told_where_they_are() {
     ] {
         assert_eq!(filter(&[config]).unwrap_err(), expected);
     }
+    let (broken, fine) = (plugins(json!({"markr": {}})), plugins(json!({"refuse": {}})));
+    assert_eq!(filter(&[broken, fine]).unwrap(), ["apisix/refuse"], "a wider level's faults are told there");
     let two = plugins(json!({"marker": {}, "refuse": {"_meta": 1}}));
     let said = filter(&[plugins(json!({})), two]).unwrap_err();
     assert!(said.contains("plugins.marker") && said.contains("plugins.refuse"), "{said}");
