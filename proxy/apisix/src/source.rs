@@ -124,6 +124,19 @@ pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Resul
     Ok(Loaded { source, update })
 }
 
+/// Reads the resources at `path` by themselves, with APISIX's defaults for what their config.yaml would say.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_resources(path: &Path, context: SourceContext) -> Result<Loaded, Vec<ConfigError>> {
+    let config = Config::standalone("", &context.environment)?;
+    let format = Format::from_file_name(&path.to_string_lossy());
+    let store = FileStore::new(path.to_owned(), format, context.environment.clone());
+    let mut source = Source::new(config, Arc::new(store), context);
+    let update = source.pull()?;
+    Ok(Loaded { source, update })
+}
+
 /// The notation of the file with resources.
 fn format(config: &Config) -> Format {
     match config.deployment.provider {

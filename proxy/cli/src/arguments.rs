@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Envoy(Box<EnvoyOptions>),
     /// Check a configuration file without serving; what is wrong is printed as file:line:column
     Validate(ValidateOptions),
+    /// Say what a request would meet, and why: listener, filter chain, virtual host, route, filters, cluster, endpoints
+    Explain(Box<ExplainOptions>),
     /// Serve a gateway on loopback with routes to try
     Quickstart(QuickstartOptions),
     /// Envoy's control-plane protocol
@@ -98,6 +100,58 @@ pub(crate) struct ValidateOptions {
     /// Refuse what is only warned of: keys of APISIX's files that are unknown or have no effect, repeated keys
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+/// Options of `sixfold explain`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("explained").required(true).args(["config", "admin", "dump"]))]
+pub(crate) struct ExplainOptions {
+    /// Method of the request
+    pub(crate) method: String,
+    /// Its URL, http://HOST:PORT/PATH?QUERY, or a path, whose host is then that of -H 'host: HOST'
+    pub(crate) url: String,
+    /// A header of it; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// An Envoy bootstrap, an APISIX config.yaml or an apisix.yaml; which one is told by its content
+    #[arg(short, long)]
+    pub(crate) config: Option<PathBuf>,
+    /// The administration of a running proxy, this one or Envoy, whose /config_dump is read: 127.0.0.1:15000
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<String>,
+    /// A file with a /config_dump
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+    /// The listener that the connection comes to; by default that of its destination, else of the URL's port
+    #[arg(long, value_name = "NAME")]
+    pub(crate) listener: Option<String>,
+    /// Server name of the TLS handshake; by default the URL's host if it is https
+    #[arg(long, value_name = "NAME")]
+    pub(crate) sni: Option<String>,
+    /// Protocol that the TLS handshake offers; may be given several times
+    #[arg(long, value_name = "PROTOCOL")]
+    pub(crate) alpn: Vec<String>,
+    /// The client's address, with or without a port; 127.0.0.1 by default
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) source: Option<String>,
+    /// Address and port that the connection is meant for; by default those of the URL, if its host is an address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) destination: Option<std::net::SocketAddr>,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t = ExplainForm::Text)]
+    pub(crate) output: ExplainForm,
+    /// List every route that was passed over, however many there are
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// How the answer of `sixfold explain` is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExplainForm {
+    /// For people.
+    Text,
+    /// As one JSON object.
+    Json,
 }
 
 /// How the process's own log looks.

@@ -5,6 +5,7 @@ mod arguments;
 mod control;
 mod control_plane;
 mod envoy;
+mod explain;
 mod failure;
 mod gateway;
 mod logging;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     let outcome = match arguments::parse(std::env::args_os()) {
         Command::Envoy(options) => envoy::run(*options),
         Command::Run(options) => gateway::run(&options),
+        Command::Explain(options) => explain::run(&options),
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Validate(options) => validate::run(&options),
         Command::Xds { command: XdsCommand::Serve(options) } => control_plane::run(&options),

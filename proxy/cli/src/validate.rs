@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     /// An Envoy bootstrap.
     Bootstrap,
     /// APISIX's config.yaml.
@@ -97,7 +97,7 @@ const KEYS: [(Kind, &[&str]); 5] = [
 ];
 
 /// Tells by its keys what a document is.
-fn kind(text: &Text) -> Result<Kind, Failure> {
+pub(crate) fn kind(text: &Text) -> Result<Kind, Failure> {
     // Whether a key may be given twice is for the reader of that kind to say.
     let options = Options { allow_empty: true, ..Options::envoy(&text.name) };
     let node = Node::parse(&text.text, &options).map_err(|error| error.in_file(&text.name))?;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 mod ids;
 mod predicate;
+mod told;
 
 pub use self::ids::Ids;
 pub use self::predicate::{HostPattern, Predicate};

@@ -71,6 +71,12 @@ impl Fraction {
     }
 }
 
+impl std::fmt::Display for Fraction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.numerator.load(Relaxed), self.denominator)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ pub mod connect;
 mod deadline;
 pub mod dns;
 pub mod drain;
+pub mod explain;
 pub mod h1;
 mod health;
 pub mod http;

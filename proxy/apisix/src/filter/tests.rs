@@ -20,7 +20,11 @@ fn filter(levels: &[Value]) -> Result<Vec<String>, String> {
     let factory = registry.filter(PLUGINS_FILTER).unwrap();
     let plugin = factory.build(&FilterConfig { config, overrides: &overrides }, &context);
     let mut builder = ChainBuilder::new().reverse_response();
-    builder.add("apisix", plugin.map_err(|error| error.to_string())?);
+    let told = |error: ConfigError| {
+        let all: Vec<String> = error.into_all().iter().map(ToString::to_string).collect();
+        all.join("\n")
+    };
+    builder.add("apisix", plugin.map_err(told)?);
     Ok(builder.build().members().iter().map(|member| member.name.to_string()).collect())
 }
 
@@ -36,7 +40,7 @@ fn plugins_run_as_parts_of_the_filter() {
     let marker = built.iter().find(|(_, config)| config["text"] == "filter-marker").unwrap();
     assert_eq!(marker.0, "http.in.limits/shop");
     assert_eq!(marker.1["count"], 7, "defaults are filled in");
-    assert!(filter(&[plugins(json!({}))]).unwrap().is_empty());
+    assert_eq!(filter(&[plugins(json!({}))]).unwrap(), ["apisix"], "it does nothing");
 }
 
 #[test]
@@ -44,7 +48,7 @@ fn a_route_s_plugins_lie_over_those_of_wider_levels() {
     let wide = plugins(json!({"refuse": {"status": 401}}));
     assert_eq!(filter(&[wide.clone(), plugins(json!({"other": {}}))]).unwrap(), ["apisix/refuse"]);
     let off = plugins(json!({"refuse": {"_meta": {"disable": true}}}));
-    assert!(filter(&[wide.clone(), off.clone()]).unwrap().is_empty());
+    assert_eq!(filter(&[wide.clone(), off.clone()]).unwrap(), ["apisix"], "nothing is left");
     let on = plugins(json!({"refuse": {"status": 403}}));
     assert_eq!(filter(&[wide, off, on]).unwrap(), ["apisix/refuse"]);
 }

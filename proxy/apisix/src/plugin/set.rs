@@ -70,7 +70,7 @@ impl PluginSet {
                 index: plugin.index,
                 priority: plugin.meta.priority.unwrap_or(factory.priority),
                 run_policy: factory.run_policy,
-                plugin: Arc::new(built.guarded(&plugin.meta.guard())),
+                plugin: Arc::new(built.guarded(&plugin.meta.guard()).of_resource(resource.clone())),
                 print: plugin.print,
             })
         });

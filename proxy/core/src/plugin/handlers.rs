@@ -34,6 +34,8 @@ pub struct Plugin {
     pub(super) owned: Option<Arc<OwnedHeaders>>,
     /// Plugins that it stands for; then it has no handlers of its own.
     pub(super) parts: Vec<Part>,
+    /// The resource that configures it.
+    pub(super) origin: Option<Arc<str>>,
 }
 
 /// A handler and its phase.
@@ -80,6 +82,18 @@ impl Plugin {
     /// A filter of Envoy that is these plugins of APISIX, one after the other.
     pub fn of_parts(parts: Vec<Part>) -> Plugin {
         Plugin { parts, ..Plugin::default() }
+    }
+
+    /// Says which resource configures it, for people who ask where it comes from.
+    #[must_use]
+    pub fn of_resource(mut self, key: Arc<str>) -> Plugin {
+        self.origin = Some(key);
+        self
+    }
+
+    /// The resource that configures it, where that is known: the key of one of APISIX's (`/apisix/services/1`).
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
     }
 
     /// Whether it has a handler at all.

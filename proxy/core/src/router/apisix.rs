@@ -9,7 +9,7 @@ mod paths;
 mod tests;
 mod uri;
 
-use super::index::Captures;
+use super::index::{Captures, Index};
 use super::{VirtualHost, VirtualHostOptions};
 use crate::error::ConfigError;
 use crate::fast_hash::FastSet;
@@ -143,16 +143,22 @@ impl ApisixRoutes {
         if !self.exact.is_empty() || !self.suffixes.is_empty() {
             let host: SmallVec<[u8; 64]> =
                 stream.request.server_name().iter().map(u8::to_ascii_lowercase).collect();
-            let wild = self.suffixes.iter().filter_map(|(len, map)| {
-                map.get(host.len().checked_sub(*len).and_then(|at| host.get(at..))?)
-            });
-            for paths in self.exact.get(&host).into_iter().chain(wild) {
+            for paths in self.of_host(&host) {
                 if let Some(route) = paths.find(path, stream, captures) {
                     return Some(route);
                 }
             }
         }
         self.any.find(path, stream, captures)
+    }
+
+    /// The paths of routes for this host, in lower case, the most specific first; those for all hosts are not among them.
+    #[inline]
+    fn of_host(&self, host: &[u8]) -> impl Iterator<Item = &Paths> {
+        let wild = self.suffixes.iter().filter_map(move |(len, map)| {
+            map.get(host.len().checked_sub(*len).and_then(|at| host.get(at..))?)
+        });
+        self.exact.get(host).into_iter().chain(wild)
     }
 }
 
@@ -179,6 +185,13 @@ impl ApisixHosts {
 
     pub(super) fn find(&self, path: &[u8], stream: &Stream, captures: &mut Captures) -> Option<&Arc<Route>> {
         self.routes.find(path, stream, captures)
+    }
+
+    /// The indexes of routes for the request's host, in the order in which they are asked.
+    pub(super) fn indexes(&self, stream: &Stream) -> Vec<&Arc<Index>> {
+        let host = stream.request.server_name().to_ascii_lowercase();
+        let paths = self.routes.of_host(&host).chain([&self.routes.any]);
+        paths.flat_map(Paths::deepest_first).collect()
     }
 }
 

@@ -63,20 +63,58 @@ impl Domains {
     }
 
     /// The virtual host for `authority`, with its port as sent.
+    #[inline]
     pub(super) fn find(&self, authority: &[u8], ignore_port: bool) -> Option<&Arc<HostRoutes>> {
+        self.lookup(authority, ignore_port).map(|(_, host)| host)
+    }
+
+    /// The same, with the kind of domain that it was found by.
+    #[inline]
+    pub(super) fn lookup(&self, authority: &[u8], ignore_port: bool) -> Option<(Domain, &Arc<HostRoutes>)> {
+        let any = || self.any.as_ref().map(|host| (Domain::Any, host));
         if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
-            return self.any.as_ref();
+            return any();
         }
         let host = if ignore_port { crate::message::strip_port(authority) } else { authority };
         let host: SmallVec<[u8; 64]> = host.iter().map(u8::to_ascii_lowercase).collect();
-        self.exact
-            .get(&host[..])
+        let exact = self.exact.get(&host[..]).map(|found| (Domain::Exact, found));
+        exact
             .or_else(|| {
                 let tail = |len: usize| host.len().checked_sub(len).and_then(|at| host.get(at..));
-                longest(&self.suffixes, host.len(), tail)
+                longest(&self.suffixes, host.len(), tail).map(|(len, found)| (Domain::Suffix(len), found))
             })
-            .or_else(|| longest(&self.prefixes, host.len(), |len| host.get(..len)))
-            .or(self.any.as_ref())
+            .or_else(|| {
+                let found = longest(&self.prefixes, host.len(), |len| host.get(..len));
+                found.map(|(len, found)| (Domain::Prefix(len), found))
+            })
+            .or_else(any)
+    }
+}
+
+/// The kind of domain that a host has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Domain {
+    /// The whole host.
+    Exact,
+    /// A star, and the host's last bytes, so many of them.
+    Suffix(usize),
+    /// The host's first bytes, so many of them, and a star.
+    Prefix(usize),
+    /// The one for all hosts.
+    Any,
+}
+
+impl Domain {
+    /// As it was configured, in lower case, for the host that has met it.
+    pub fn shown(self, host: &[u8]) -> String {
+        let text =
+            |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).to_ascii_lowercase();
+        match self {
+            Domain::Exact => text(Some(host)),
+            Domain::Suffix(len) => format!("*{}", text(host.get(host.len().saturating_sub(len)..))),
+            Domain::Prefix(len) => format!("{}*", text(host.get(..len))),
+            Domain::Any => "*".to_owned(),
+        }
     }
 }
 
@@ -93,6 +131,7 @@ fn longest<'a, 'h>(
     lists: &'a [(usize, Map)],
     host_len: usize,
     part: impl Fn(usize) -> Option<&'h [u8]>,
-) -> Option<&'a Arc<HostRoutes>> {
-    lists.iter().filter(|(len, _)| *len < host_len).find_map(|(len, map)| map.get(part(*len)?))
+) -> Option<(usize, &'a Arc<HostRoutes>)> {
+    let mut shorter = lists.iter().filter(|(len, _)| *len < host_len);
+    shorter.find_map(|(len, map)| Some((*len, map.get(part(*len)?)?)))
 }

@@ -94,6 +94,11 @@ impl Index {
         &self.routes
     }
 
+    /// The routes with what they ask of a path, in ascending order of precedence.
+    pub(super) fn with_tests(&self) -> impl Iterator<Item = (&Arc<Route>, &Test)> {
+        self.routes.iter().zip(&self.tests)
+    }
+
     /// The routes of APISIX with what they ask of a path.
     pub(super) fn apisix(&self) -> impl Iterator<Item = (&Arc<Route>, &Arc<Parameters>)> {
         self.routes.iter().zip(&self.tests).filter_map(|(route, test)| match test {
@@ -176,14 +181,21 @@ impl Index {
 
     /// The same by looking at every route in turn: what the index is checked against.
     pub(super) fn scan(&self, path: &[u8], stream: &Stream) -> Option<&Arc<Route>> {
-        self.routes.iter().zip(&self.tests).find_map(|(route, test)| {
-            let fits = match test {
-                Test::Connect => stream.request.method == Method::CONNECT,
-                Test::Apisix(parameters) => parameters.matches(path, &stream.request.authority),
-                _ => route.path.matches(path),
-            };
+        self.with_tests().find_map(|(route, test)| {
+            let fits = test.holds(route, path, stream);
             (fits && route.predicates.iter().all(|p| p.matches(stream))).then_some(route)
         })
+    }
+}
+
+impl Test {
+    /// Whether a route's path is met, wherever in the tree it lies.
+    pub(super) fn holds(&self, route: &Route, path: &[u8], stream: &Stream) -> bool {
+        match self {
+            Test::Connect => stream.request.method == Method::CONNECT,
+            Test::Apisix(parameters) => parameters.matches(path, &stream.request.authority),
+            _ => route.path.matches(path),
+        }
     }
 }
 

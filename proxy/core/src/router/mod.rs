@@ -3,6 +3,7 @@
 mod apisix;
 mod bucket;
 mod domains;
+mod explain;
 pub mod fuzz;
 mod index;
 mod radix;
@@ -12,6 +13,8 @@ mod template;
 mod tests;
 
 pub use apisix::{ApisixRoute, ApisixRouter, ApisixRoutes};
+pub use domains::Domain;
+pub use explain::{Explained, Lost, Passed};
 pub use tables::{FiltersId, RouteTableCell, RouteTables, TableKey};
 pub use template::{Template, parse_rewrite};
 

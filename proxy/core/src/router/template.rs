@@ -51,7 +51,7 @@ impl Template {
         &self.names
     }
 
-    pub(super) fn regex(&self) -> &Regex {
+    pub(crate) fn regex(&self) -> &Regex {
         &self.regex
     }
 

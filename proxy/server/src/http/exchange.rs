@@ -5,6 +5,7 @@
 //! deadlines and by the client's presence.
 
 use super::Env;
+use super::admit::{self, Head};
 use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, DownstreamError};
 use super::edge;
@@ -25,7 +26,6 @@ use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::headers::Known;
 use sixfold_core::internal_redirect::Followed;
 use sixfold_core::metrics::GaugeGuard;
-use sixfold_core::path::{self, Prepared};
 use sixfold_core::plugin::{
     Chain, Direction, HeadPhase, LocalReply, Outcome, Overflow, Passed, ReadBody, RequestPhases,
 };
@@ -264,28 +264,8 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Checks and prepares what every request needs: Host, path, client address, headers at the edge.
     fn admit(&mut self) -> Option<LocalReply> {
         let hcm = &self.env.hcm;
-        let stream = &mut *self.stream;
-        if hcm.profile == Profile::Envoy && !self.down.has_host() {
-            return Some(LocalReply::new(400, "", "missing_host_header"));
-        }
-        match path::prepare(&hcm.path, stream) {
-            Prepared::Ready => {}
-            Prepared::Reject(status, details) => {
-                hcm.stats.downstream_rq_failed_path_normalization().inc();
-                return Some(LocalReply::new(status, "", details));
-            }
-            Prepared::Redirect(_) if stream.request.is_grpc() => {
-                return Some(LocalReply::new(400, "", "path_normalization_failed"));
-            }
-            Prepared::Redirect(to) => {
-                hcm.stats.downstream_rq_redirected_with_normalized_path().inc();
-                let mut reply = LocalReply::new(307, "", "path_normalization_failed");
-                reply.headers.append(Known::LOCATION, &to);
-                return Some(reply);
-            }
-        }
-        let from_client = self.followed.is_none();
-        if from_client && let Some(reply) = edge::request(hcm, self.table_options.as_deref(), stream) {
+        let head = Head { has_host: self.down.has_host(), followed: self.followed.is_some() };
+        if let Some(reply) = admit::admit(hcm, self.table_options.as_deref(), head, self.stream) {
             return Some(reply);
         }
         if hcm.max_body.is_some_and(|max| self.announced_length().is_some_and(|length| length > max)) {

@@ -2,6 +2,7 @@
 //!
 //! Read [`exchange`] from the top: it is what happens to a request.
 
+mod admit;
 mod after_attempt;
 mod attempt;
 mod charge;
@@ -27,6 +28,8 @@ mod retry;
 mod shed;
 mod stall;
 mod timeouts;
+
+pub(crate) use admit::{Head, admit};
 
 use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile};

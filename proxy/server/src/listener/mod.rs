@@ -48,7 +48,7 @@ pub(crate) struct Slot(pub(crate) ArcSwap<ActiveListener>);
 impl ActiveListener {
     /// A listener that takes the place of `previous`: chains that stay the same keep the drains of their
     /// connections, all of them unless the listener's shape has changed.
-    fn new(
+    pub(crate) fn new(
         config: Arc<Listener>,
         previous: Option<&ActiveListener>,
         root: &Drain,
@@ -100,7 +100,7 @@ impl ActiveListener {
     }
 
     /// The chain for a connection.
-    fn choose(&self, input: &MatchInput<'_>) -> Option<&ActiveChain> {
+    pub(crate) fn choose(&self, input: &MatchInput<'_>) -> Option<&ActiveChain> {
         self.matcher.find(input).and_then(|at| self.chains.get(at)).or(self.default.as_ref())
     }
 }
@@ -110,7 +110,7 @@ impl ActiveListener {
 pub(crate) struct ListenerTable(HashMap<SocketAddr, Arc<ActiveListener>>);
 
 impl ListenerTable {
-    fn new<'a>(listeners: impl Iterator<Item = &'a Arc<ActiveListener>>) -> ListenerTable {
+    pub(crate) fn new<'a>(listeners: impl Iterator<Item = &'a Arc<ActiveListener>>) -> ListenerTable {
         let mut table = HashMap::new();
         for listener in listeners {
             for address in &listener.config.addresses {
@@ -132,7 +132,7 @@ impl ListenerTable {
 
     /// The listener for a connection that was meant for `address`: its own, else that of every address on
     /// its port.
-    fn find(&self, address: SocketAddr) -> Option<&Arc<ActiveListener>> {
+    pub(crate) fn find(&self, address: SocketAddr) -> Option<&Arc<ActiveListener>> {
         let all: IpAddr = match address {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

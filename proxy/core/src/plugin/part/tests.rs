@@ -70,7 +70,7 @@ fn parts_keep_their_order_in_the_response() {
     let outcome = now(chain().run(HeadPhase::HeaderFilter, &mut stream));
     assert!(matches!(outcome, Outcome::Done));
     assert_eq!(stream.request.target.full(), b"/BPQA");
-    assert!(chain().filters(Direction::Response) == false);
+    assert!(!chain().filters(Direction::Response));
 }
 
 #[test]

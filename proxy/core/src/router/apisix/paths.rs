@@ -97,6 +97,12 @@ impl Paths {
         levels.flat_map(|level| level.parts.iter()).chain([&self.shallow])
     }
 
+    /// Its indexes in the order in which they are asked; a path is asked for one part of each level.
+    pub(super) fn deepest_first(&self) -> impl Iterator<Item = &Arc<Index>> {
+        let levels = self.deep.iter().flat_map(|deep| deep.0.iter().rev());
+        levels.flat_map(|level| level.parts.iter()).chain([&self.shallow])
+    }
+
     #[inline]
     pub(super) fn find(&self, path: &[u8], stream: &Stream, captures: &mut Captures) -> Option<&Arc<Route>> {
         if let Some(deep) = &self.deep {

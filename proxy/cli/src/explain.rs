@@ -1,0 +1,190 @@
+//! `sixfold explain`: what a request would meet, and why, by the compiled model and the code that serves.
+
+mod action;
+mod candidates;
+mod dump;
+mod fetch;
+mod filters;
+mod request;
+mod source;
+mod text;
+
+use crate::Failure;
+use crate::arguments::{ExplainForm, ExplainOptions};
+use request::Asked;
+use serde_json::{Map, Value, json};
+use sixfold_core::hcm::HttpConnectionManager;
+use sixfold_core::headers::Known as KnownHeader;
+use sixfold_core::listener::{FilterChain, Listener, MatchInput, NetworkFilter};
+use sixfold_core::plugin::LocalReply;
+use sixfold_core::stream::Stream;
+use sixfold_server::explain;
+use source::Known;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// The answer, part by part, as it is printed with `--output json`.
+pub(super) type Story = Map<String, Value>;
+
+/// Explains what becomes of the request.
+pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
+    let known = source::read(options)?;
+    let asked = Asked::of(options)?;
+    let story = tell(&known, &asked, options)?;
+    let mut out = std::io::stdout();
+    match options.output {
+        ExplainForm::Json => writeln!(out, "{:#}", Value::Object(story))?,
+        ExplainForm::Text => write!(out, "{}", text::of(&story, options.all))?,
+    }
+    Ok(())
+}
+
+fn tell(known: &Known, asked: &Asked, options: &ExplainOptions) -> Result<Story, Failure> {
+    let mut story = Story::new();
+    let listener = choose_listener(known, asked, options)?;
+    let destination = asked.destination.or_else(|| listener.addresses.first().and_then(|a| a.ip()));
+    story.insert("listener".into(), listener_of(&listener, destination));
+    let input = MatchInput {
+        destination,
+        server_name: asked.server_name.as_deref(),
+        tls: asked.is_tls(),
+        application_protocols: &asked.protocols,
+        direct_source: Some(asked.source),
+        source: Some(asked.source),
+    };
+    let Some(chain) = known.listeners.chain(&listener.name, &input) else {
+        story.insert("filter_chain".into(), Value::Null);
+        story.insert("outcome".into(), "no filter chain takes the connection: it is closed".into());
+        return Ok(story);
+    };
+    story.insert("filter_chain".into(), chain_of(chain, &listener));
+    match chain.filter.last() {
+        NetworkFilter::Http(hcm) => {
+            let mut stream = asked.stream(&listener, chain, destination);
+            http(&mut story, known, hcm, &mut stream);
+        }
+        NetworkFilter::Tcp(proxy) => {
+            story.insert("action".into(), json!({"kind": "tcp", "to": action::choice(&proxy.cluster)}));
+            story.insert("outcome".into(), "bytes are passed on as they are: no HTTP is looked at".into());
+        }
+        _ => {
+            story.insert("outcome".into(), "the connection is answered and closed before any HTTP".into());
+        }
+    }
+    Ok(story)
+}
+
+/// The listener that was named, else the one that a connection to the request's address meets.
+fn choose_listener(known: &Known, asked: &Asked, options: &ExplainOptions) -> Result<Arc<Listener>, Failure> {
+    let names = || {
+        let shown = known.listeners.iter().map(|listener| {
+            let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
+            format!("{} ({})", listener.name, addresses.join(", "))
+        });
+        shown.collect::<Vec<_>>().join("; ")
+    };
+    if let Some(name) = &options.listener {
+        let found = known.listeners.iter().find(|listener| *listener.name == **name);
+        let none = || Failure::new(format!("no listener is called \"{name}\"; there are: {}", names()));
+        return found.cloned().ok_or_else(none);
+    }
+    if let Some(found) = asked.destination.and_then(|address| known.listeners.at(address)) {
+        return Ok(found.clone());
+    }
+    // A connection that was redirected to this proxy and has no listener of its own stays where it came in.
+    if options.destination.is_some()
+        && let Some(first) =
+            known.listeners.iter().find(|listener| listener.use_original_dst && !listener.inbound)
+    {
+        return Ok(first.clone());
+    }
+    let has_port = |listener: &&Arc<Listener>| {
+        let mut ports = listener.addresses.iter().filter_map(|address| address.ip());
+        ports.any(|address| address.port() == asked.port)
+    };
+    let mut of_port = known.listeners.iter().filter(has_port);
+    if let (Some(found), None) = (of_port.next(), of_port.next()) {
+        return Ok(found.clone());
+    }
+    let mut all = known.listeners.iter();
+    match (all.next(), all.next()) {
+        (None, _) => Err(Failure::new("the configuration has no listener")),
+        (Some(only), None) => Ok(only.clone()),
+        _ => Err(Failure::new(format!(
+            "which listener? None or several are on port {}: name one with --listener, or say --destination; there are: {}",
+            asked.port,
+            names()
+        ))),
+    }
+}
+
+fn listener_of(listener: &Listener, destination: Option<SocketAddr>) -> Value {
+    let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
+    json!({
+        "name": &*listener.name,
+        "addresses": addresses,
+        "destination": destination.map(|address| address.to_string()),
+    })
+}
+
+fn chain_of(chain: &FilterChain, listener: &Listener) -> Value {
+    let at = listener.chains.iter().position(|other| std::ptr::eq(&**other, chain));
+    json!({
+        "name": &*chain.name,
+        "index": at,
+        "default": at.is_none(),
+        "tls": chain.tls.is_some(),
+        "of": listener.chains.len(),
+    })
+}
+
+fn http(story: &mut Story, known: &Known, hcm: &HttpConnectionManager, stream: &mut Stream) {
+    let table = hcm.routes.load();
+    story.insert("stat_prefix".into(), (&*hcm.stat_prefix).into());
+    let name = table.as_ref().map_or(&hcm.routes.key.name, |table| &table.name).clone();
+    story.insert("route_table".into(), (&*name).into());
+    if let Some(reply) = explain::admit(hcm, table.as_deref(), stream) {
+        story.insert("outcome".into(), "the request is answered before its route is chosen".into());
+        story.insert("action".into(), reply_of(&reply));
+        return;
+    }
+    story.insert("request".into(), request::shown(stream));
+    let Some(table) = table else {
+        let reason = format!("the routes \"{name}\" come from a control plane and are not known here");
+        story.insert("outcome".into(), reason.into());
+        return;
+    };
+    let explained = table.explain(stream);
+    candidates::add(story, &table, &explained, stream);
+    let Some(found) = explained.found else {
+        story.insert("outcome".into(), "no virtual host has the request's host: 404".into());
+        return;
+    };
+    stream.virtual_host = Some(found.virtual_host.clone());
+    stream.route = found.route.clone();
+    if let Some(location) = sixfold_core::redirect::require_tls(stream) {
+        let location = String::from_utf8_lossy(&location).into_owned();
+        story.insert("action".into(), json!({"kind": "redirect", "status": 301, "location": location}));
+        story.insert("outcome".into(), "the virtual host wants TLS (require_tls)".into());
+        return;
+    }
+    let Some(route) = found.route else {
+        filters::add(story, hcm, found.virtual_host.options.chain.as_ref().unwrap_or(&hcm.chain));
+        story.insert("outcome".into(), "no route of the virtual host is met: 404".into());
+        return;
+    };
+    story.insert("route".into(), candidates::route(&route));
+    filters::add(story, hcm, route.chain.as_ref().unwrap_or(&hcm.chain));
+    action::add(story, known, hcm, &table, &route, stream);
+}
+
+fn reply_of(reply: &LocalReply) -> Value {
+    let location = reply.headers.get(KnownHeader::LOCATION).map(|l| String::from_utf8_lossy(l).into_owned());
+    json!({
+        "kind": "answer",
+        "status": reply.status,
+        "details": reply.details,
+        "location": location,
+    })
+}

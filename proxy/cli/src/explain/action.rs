@@ -1,0 +1,165 @@
+//! What a route does with the request: where it goes, how it is changed on the way, for how long, and to which endpoints.
+
+use super::Story;
+use super::source::Known;
+use serde_json::{Value, json};
+use sixfold_core::cluster::Cluster;
+use sixfold_core::hcm::HttpConnectionManager;
+use sixfold_core::redirect;
+use sixfold_core::rewrite;
+use sixfold_core::route::{Action, ClusterChoice, Forward, RetryPolicy, Route};
+use sixfold_core::router::RouteTable;
+use sixfold_core::stream::Stream;
+use std::time::Duration;
+
+pub(super) fn add(
+    story: &mut Story,
+    known: &Known,
+    hcm: &HttpConnectionManager,
+    table: &RouteTable,
+    route: &Route,
+    stream: &mut Stream,
+) {
+    let action = match &route.action {
+        Action::Redirect(redirect) => {
+            let location = redirect::location(redirect, route, stream);
+            json!({"kind": "redirect", "status": redirect.status, "location": text(&location)})
+        }
+        Action::Direct(answer) => {
+            let formatted = answer.body_format.is_some();
+            let body = if formatted { Value::Null } else { text(&answer.body).into() };
+            let location = redirect::own_location(answer.status, route, stream);
+            json!({
+                "kind": "answer", "status": answer.status, "body": body, "formatted": formatted,
+                "location": location.map(|location| text(&location)),
+            })
+        }
+        Action::NonForwarding => json!({"kind": "answer", "status": 503, "flag": "NC"}),
+        Action::Forward(forward) => return add_forward(story, known, hcm, table, (route, forward), stream),
+    };
+    story.insert("action".into(), action);
+}
+
+fn add_forward(
+    story: &mut Story,
+    known: &Known,
+    hcm: &HttpConnectionManager,
+    table: &RouteTable,
+    (route, forward): (&Route, &Forward),
+    stream: &mut Stream,
+) {
+    let clusters = clusters(&forward.cluster, stream, known);
+    let retry = forward.retry.clone().or_else(|| stream.virtual_host.as_ref()?.options.retry.clone());
+    let options = table.options_of_requests();
+    rewrite::finalize_request(options.as_deref(), route, forward, None, hcm, false, stream);
+    let timeouts = &forward.timeouts;
+    let action = json!({
+        "kind": "forward",
+        "to": choice(&forward.cluster),
+        "upstream_path": text(stream.request.target.full()),
+        "upstream_host": text(&stream.request.authority),
+        "timeouts": {
+            "request": millis(timeouts.request),
+            "idle": millis(timeouts.idle),
+            "max_stream": millis(timeouts.max_stream),
+            "connect": millis(timeouts.connect),
+            "send": millis(timeouts.send),
+            "read": millis(timeouts.read),
+        },
+        "retry": retry.as_deref().map(retry_of),
+        "mirrors": forward.mirrors.as_ref().map_or(0, |mirrors| mirrors.len()),
+        "hash_policies": forward.hash.len(),
+    });
+    story.insert("action".into(), action);
+    story.insert("clusters".into(), clusters);
+}
+
+fn retry_of(policy: &RetryPolicy) -> Value {
+    let on: Vec<String> =
+        policy.on.iter_names().map(|(name, _)| name.to_lowercase().replace('_', "-")).collect();
+    json!({
+        "on": on,
+        "attempts": policy.num_retries,
+        "per_try_timeout": millis(policy.per_try_timeout),
+        "status_codes": policy.status_codes,
+    })
+}
+
+/// How the cluster is chosen.
+pub(super) fn choice(choice: &ClusterChoice) -> Value {
+    match choice {
+        ClusterChoice::Named(cell) => json!({"cluster": &*cell.name}),
+        ClusterChoice::Header(target, _) => json!({"cluster_header": target.to_string()}),
+        ClusterChoice::Weighted(weighted) => {
+            let members = weighted.clusters.iter().map(|member| {
+                let share =
+                    if weighted.total == 0 { 0.0 } else { member.weight as f64 / weighted.total as f64 };
+                let percent = (share * 10_000.0).round() / 100.0;
+                json!({"to": self::choice(&member.cluster), "weight": member.weight, "percent": percent})
+            });
+            json!({"weighted": members.collect::<Vec<_>>()})
+        }
+    }
+}
+
+/// The clusters that the request may go to, with their endpoints.
+fn clusters(choice: &ClusterChoice, stream: &Stream, known: &Known) -> Value {
+    let names: Vec<String> = match choice {
+        ClusterChoice::Weighted(weighted) => {
+            let members = weighted.clusters.iter();
+            let mut names: Vec<String> =
+                members.filter_map(|member| name_of(&member.cluster, stream)).collect();
+            names.dedup();
+            names
+        }
+        other => name_of(other, stream).into_iter().collect(),
+    };
+    names.iter().map(|name| cluster(name, known)).collect()
+}
+
+fn name_of(choice: &ClusterChoice, stream: &Stream) -> Option<String> {
+    match choice {
+        ClusterChoice::Named(cell) => Some(cell.name.to_string()),
+        ClusterChoice::Header(target, _) => target.values(&stream.request).next().map(text),
+        ClusterChoice::Weighted(_) => None,
+    }
+}
+
+fn cluster(name: &str, known: &Known) -> Value {
+    match known.clusters.find(name) {
+        None => json!({"name": name, "known": false}),
+        Some(cluster) => json!({"name": name, "known": true, "endpoints": endpoints(&cluster)}),
+    }
+}
+
+/// Endpoints as configured; names stand as they are, for nobody is asked about them.
+fn endpoints(cluster: &Cluster) -> Value {
+    let hosts = cluster.hosts.load();
+    let resolved = hosts.iter().map(|member| {
+        json!({
+            "address": member.host.address.to_string(),
+            "weight": member.weight,
+            "priority": member.priority,
+            "zone": &*member.locality().zone,
+        })
+    });
+    let resolved: Vec<Value> = resolved.collect();
+    if !resolved.is_empty() {
+        return resolved.into();
+    }
+    let named = cluster.endpoints.iter().map(|endpoint| {
+        json!({
+            "address": endpoint.address.to_string(), "weight": endpoint.weight, "priority": endpoint.priority,
+            "zone": endpoint.locality.as_ref().map_or("", |locality| &*locality.zone),
+        })
+    });
+    named.collect()
+}
+
+fn millis(time: Option<Duration>) -> Value {
+    time.map_or(Value::Null, |time| (time.as_millis() as u64).into())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

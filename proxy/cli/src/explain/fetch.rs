@@ -1,0 +1,69 @@
+//! The dump of a running proxy.
+
+use crate::Failure;
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+/// How long the proxy may take between two pieces of it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A dump longer than this is refused: 1 GiB.
+const MOST: u64 = 1 << 30;
+
+/// `/config_dump` of the administration at this address, endpoints among it.
+pub(super) fn config_dump(address: &str) -> Result<String, Failure> {
+    read(address).map_err(|reason| Failure::new(format!("--admin {address}: {reason}")))
+}
+
+fn read(address: &str) -> Result<String, String> {
+    let told = |error: std::io::Error| error.to_string();
+    let meant = address.to_socket_addrs().map_err(told)?.next().ok_or("no such address")?;
+    let mut stream = TcpStream::connect_timeout(&meant, PATIENCE).map_err(told)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(told)?;
+    // HTTP/1.0 asks for a body that ends with the connection.
+    let request =
+        format!("GET /config_dump?include_eds HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(told)?;
+    let mut answer = Vec::new();
+    stream.take(MOST).read_to_end(&mut answer).map_err(told)?;
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("the answer is no HTTP")?;
+    let (head, body) = answer.split_at(end + 4);
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    if status != "200" {
+        return Err(format!("/config_dump answers {status}"));
+    }
+    let body = if head.contains("transfer-encoding: chunked") { joined(body)? } else { body.to_vec() };
+    String::from_utf8(body).map_err(|_| "the dump is not UTF-8".to_owned())
+}
+
+/// A body in chunks as one.
+fn joined(mut rest: &[u8]) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    let cut = || "the dump was cut off".to_owned();
+    loop {
+        let line = rest.windows(2).position(|window| window == b"\r\n").ok_or_else(cut)?;
+        let (size, behind) = (rest.get(..line).unwrap_or_default(), rest.get(line + 2..).unwrap_or_default());
+        let size = std::str::from_utf8(size).ok().and_then(|size| size.split(';').next());
+        let size = size.and_then(|size| usize::from_str_radix(size.trim(), 16).ok()).ok_or_else(cut)?;
+        if size == 0 {
+            return Ok(body);
+        }
+        body.extend_from_slice(behind.get(..size).ok_or_else(cut)?);
+        rest = behind.get(size + 2..).ok_or_else(cut)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn chunks_are_joined() {
+        assert_eq!(joined(b"3\r\nabc\r\nA;x\r\n0123456789\r\n0\r\n\r\n").unwrap(), b"abc0123456789");
+        assert_eq!(joined(b"3\r\nab").unwrap_err(), "the dump was cut off");
+        assert!(joined(b"zz\r\n").is_err());
+    }
+}

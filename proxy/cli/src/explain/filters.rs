@@ -1,0 +1,37 @@
+//! What every filter or plugin does in the request's and the response's phases, as far as configuration tells.
+
+use super::Story;
+use serde_json::{Value, json};
+use sixfold_core::hcm::{HttpConnectionManager, Profile};
+use sixfold_core::plugin::{Chain, Member};
+use std::sync::Arc;
+
+/// Adds the chain of the route, and what of the connection manager's the route has turned off.
+pub(super) fn add(story: &mut Story, hcm: &HttpConnectionManager, chain: &Arc<Chain>) {
+    let of_listener = hcm.chain.members();
+    let shown = |member: &Member| {
+        let is_listener_s = of_listener.iter().any(|other| Arc::ptr_eq(&other.plugin, &member.plugin));
+        let from = match (member.plugin.origin(), is_listener_s) {
+            (Some(origin), _) => origin.trim_start_matches("/apisix/").to_owned(),
+            (None, true) => "listener".to_owned(),
+            (None, false) if hcm.profile == Profile::Apisix => "route".to_owned(),
+            (None, false) => "virtual host, route or table".to_owned(),
+        };
+        json!({"name": &*member.name, "settings": from, "phases": phases(member)})
+    };
+    story.insert("filters".into(), chain.members().iter().map(shown).collect());
+    if hcm.profile == Profile::Apisix {
+        return;
+    }
+    let is_there = |name: &str| chain.members().iter().any(|member| *member.name == *name);
+    let off = of_listener.iter().filter(|member| !is_there(&member.name));
+    let off: Vec<&str> = off.map(|member| &*member.name).collect();
+    story.insert("filters_off".into(), json!(off));
+}
+
+/// The phases that it has handlers for: `Access`, `HeaderFilter`, `ResponseBody` and so on.
+fn phases(member: &Member) -> Value {
+    let shown = format!("{:?}", member.plugin);
+    let list = shown.trim_start_matches('[').trim_end_matches(']');
+    list.split(", ").filter(|phase| !phase.is_empty()).collect()
+}

@@ -1,0 +1,94 @@
+//! What is explained: the model that a configuration compiles to, of which nothing is opened.
+
+use super::{dump, fetch};
+use crate::Failure;
+use crate::arguments::ExplainOptions;
+use crate::envoy::Text;
+use crate::process::plugins;
+use crate::route_files::RouteFiles;
+use crate::validate::{Kind, kind};
+use sixfold_apisix::SourceContext;
+use sixfold_apisix::config::EnvVars;
+use sixfold_core::cluster::Clusters;
+use sixfold_core::compile::CompileContext;
+use sixfold_core::detached::Nowhere;
+use sixfold_core::error::ConfigError;
+use sixfold_core::metrics;
+use sixfold_core::model::{Diff, Model};
+use sixfold_core::plugin::BuildContext;
+use sixfold_server::explain::Listeners;
+use sixfold_xds::bootstrap::ProcessContext;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A compiled configuration.
+pub(super) struct Known {
+    pub(super) listeners: Listeners,
+    pub(super) clusters: Arc<Clusters>,
+}
+
+/// Compiles what the options name.
+pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
+    let model = Model::default();
+    let diff = match (&options.config, &options.dump, &options.admin) {
+        (Some(file), ..) => of_file(file, &model)?,
+        (None, Some(file), _) => {
+            let text = Text::read(file)?;
+            of_dump(&text.text, &text.name, &model)?
+        }
+        (None, None, Some(address)) => of_dump(&fetch::config_dump(address)?, address, &model)?,
+        (None, None, None) => return Err(Failure::new("one of --config, --admin and --dump is needed")),
+    };
+    let errors = model.apply_detached(diff);
+    if !errors.is_empty() {
+        return Err(errors.into());
+    }
+    let listeners = Listeners::new(model.listeners()).map_err(Failure::new)?;
+    Ok(Known { listeners, clusters: model.clusters().clone() })
+}
+
+fn compile(model: &Model) -> CompileContext {
+    let build = BuildContext::new(Arc::new(Nowhere), metrics::Registry::new());
+    CompileContext::new(model, plugins(), build, Arc::new(Nowhere))
+}
+
+fn of_file(file: &Path, model: &Model) -> Result<Diff, Failure> {
+    let text = Text::read(file)?;
+    match kind(&text)? {
+        Kind::Bootstrap => bootstrap(&text, model),
+        Kind::Configuration => {
+            let config = sixfold_apisix::load_config(file, &EnvVars::Process)?;
+            let context = SourceContext::new(compile(model), EnvVars::Process);
+            let update = sixfold_apisix::load(config, file, context)?.update;
+            warn(&update.refused);
+            Ok(update.diff)
+        }
+        Kind::Resources => {
+            let context = SourceContext::new(compile(model), EnvVars::Process);
+            let update = sixfold_apisix::load_resources(file, context)?.update;
+            warn(&update.refused);
+            Ok(update.diff)
+        }
+    }
+}
+
+fn of_dump(text: &str, name: &str, model: &Model) -> Result<Diff, Failure> {
+    let rebuilt = dump::bootstrap(text).map_err(|error| error.in_file(name))?;
+    let text = Text { text: rebuilt.to_string(), name: format!("the dump of {name}"), merged_over: None };
+    bootstrap(&text, model)
+}
+
+/// A bootstrap, with the routes that it has in files.
+fn bootstrap(text: &Text, model: &Model) -> Result<Diff, Failure> {
+    let mut compiled = text.load(&ProcessContext::new(compile(model)))?;
+    let mut files = RouteFiles::new(compiled.followed.context);
+    let contents = files.contents();
+    let look = files.look(contents, &mut compiled.diff);
+    look.missing.iter().for_each(|missing| eprintln!("warning: {missing}"));
+    warn(&look.refused);
+    Ok(compiled.diff)
+}
+
+fn warn(refused: &[ConfigError]) {
+    refused.iter().for_each(|error| eprintln!("warning: {error}"));
+}

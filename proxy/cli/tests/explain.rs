@@ -1,0 +1,295 @@
+//! `sixfold explain`: what it says is what was recorded of Envoy, and what a running proxy does.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use serde_json::{Value, json};
+use sixfold_core::document::Node;
+use std::path::{Path, PathBuf};
+use support::{Directory, Process, free_port, get, output};
+
+const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../conformance");
+
+/// Families whose routes are explained.
+const FAMILIES: [&str; 7] =
+    ["vhost", "match-path", "match-headers", "match-query", "match-misc", "redirect", "direct"];
+
+/// Cases in which filters choose the route, or that this proxy refuses by name.
+const LEFT_OUT: [&str; 3] =
+    ["match-path.matcher-tree", "match-misc.filter-state", "match-misc.dynamic-metadata"];
+
+fn explain(arguments: &[&str]) -> Value {
+    let output = output(&[&["explain", "--output", "json"], arguments].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn manager(extra: &Value) -> Value {
+    let extensions = "type.googleapis.com/envoy.extensions.filters";
+    let mut manager = json!({
+        "@type": format!("{extensions}.network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "s",
+        "http_filters": [{"name": "router", "typed_config": {"@type": format!("{extensions}.http.router.v3.Router")}}],
+    });
+    extra.as_object().into_iter().flatten().for_each(|(key, value)| manager[key] = value.clone());
+    manager
+}
+
+fn address(port: u16) -> Value {
+    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
+}
+
+/// The bootstrap of a case.
+fn bootstrap(case: &Value) -> Value {
+    let mut routes = json!({"name": "table"});
+    case["route_config"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .for_each(|(key, value)| routes[key] = value.clone());
+    if case["routes"].is_array() {
+        routes["virtual_hosts"] = json!([{"name": "all", "domains": ["*"], "routes": case["routes"]}]);
+    }
+    if case["vhosts"].is_array() {
+        routes["virtual_hosts"] = case["vhosts"].clone();
+    }
+    let mut extra = case["hcm"].clone();
+    if extra.is_null() {
+        extra = json!({});
+    }
+    extra["route_config"] = routes;
+    let chain = json!({"filters": [{"name": "hcm", "typed_config": manager(&extra)}]});
+    let cluster = |name: &str| {
+        let endpoint = json!({"endpoint": {"address": address(9)}});
+        json!({"name": name, "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}})
+    };
+    let runtime = if case["runtime"].is_object() { case["runtime"].clone() } else { json!({}) };
+    let clusters = ["a", "b", "c", "d"].map(cluster);
+    json!({
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": runtime}]},
+        "static_resources": {
+            "listeners": [{"name": "case", "address": address(21000), "filter_chains": [chain]}],
+            "clusters": clusters,
+        },
+    })
+}
+
+/// Compares one step; answers whether it is one that can be compared.
+fn check(id: &str, file: &str, step: &Value, log: &str, recorded: &Value) -> bool {
+    let plain = ["raw", "repeat", "observe", "proto", "admin", "conn"].iter().all(|key| step[*key].is_null());
+    if !plain || step["path"].as_str().is_some_and(str::is_empty) {
+        return false;
+    }
+    let text = |key: &str, default: &str| step[key].as_str().unwrap_or(default).to_owned();
+    let (method, path) = (text("method", "GET"), text("path", "/"));
+    let mut arguments =
+        vec![method, path, "-c".to_owned(), file.to_owned(), "--listener".to_owned(), "case".to_owned()];
+    let host = text("host", "oracle.test");
+    if !arguments[1].contains("://") {
+        arguments.extend(["-H".to_owned(), format!("host: {host}")]);
+    }
+    for header in step["headers"].as_array().into_iter().flatten() {
+        arguments.extend(["-H".to_owned(), header.as_str().unwrap().to_owned()]);
+    }
+    let story = explain(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let words: Vec<&str> = log.split_whitespace().collect();
+    let [status, .., cluster, route] = words.as_slice() else { panic!("{log}") };
+    let what = format!("{id}: {arguments:?} was {log}: {story:#}");
+    let named = story["route"]["name"].as_str().filter(|name| !name.is_empty()).unwrap_or("-");
+    // What require_tls answers has no route in Envoy's log.
+    assert_eq!(named, *route, "{what}");
+    if *cluster != "-" {
+        assert_eq!(story["clusters"][0]["name"], *cluster, "{what}");
+    }
+    let location = &recorded["headers"]["location"][0];
+    let action = &story["action"];
+    match action["kind"].as_str() {
+        Some("forward") => {
+            let hit = &recorded["hits"][0];
+            if hit["path"].is_string() {
+                assert_eq!(action["upstream_path"], hit["path"], "{what}");
+            }
+        }
+        Some(_) => {
+            // Calls of gRPC are told by their own status.
+            if !arguments.iter().any(|argument| argument.contains("application/grpc")) {
+                assert_eq!(action["status"].to_string(), *status, "{what}");
+            }
+            if location.is_string() {
+                assert_eq!(action["location"], *location, "{what}");
+            }
+        }
+        None => assert!(story["outcome"].as_str().unwrap().contains(status), "{what}"),
+    }
+    true
+}
+
+#[test]
+fn routes_are_those_that_were_recorded() {
+    let directory = Directory::new();
+    let mut compared = 0;
+    for family in FAMILIES {
+        let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+        let cases = read(Path::new(CASES).join(format!("cases/{family}.yaml")));
+        let cases = Node::parse_file_text(&cases, "cases.yaml").unwrap().to_json();
+        let expected = read(Path::new(CASES).join(format!("expected/{family}.json")));
+        let expected: Value = serde_json::from_str(&expected).unwrap();
+        for case in cases["cases"].as_array().unwrap() {
+            let id = format!("{family}.{}", case["name"].as_str().unwrap());
+            let (steps, log) = (&expected[&id]["steps"], &expected[&id]["log"]);
+            let requests = case["requests"].as_array().unwrap();
+            let same = |list: &Value| list.as_array().is_some_and(|list| list.len() == requests.len());
+            let is_special = ["filter_chains", "listener", "bootstrap", "clusters"]
+                .iter()
+                .any(|key| !case[*key].is_null());
+            if LEFT_OUT.contains(&id.as_str()) || is_special || !same(steps) || !same(log) {
+                continue;
+            }
+            let file = directory.write(&format!("{id}.json"), &bootstrap(case).to_string());
+            for (at, step) in requests.iter().enumerate() {
+                let line = log[at].as_str().unwrap();
+                compared += usize::from(check(&id, &file, step, line, &steps[at]));
+            }
+        }
+    }
+    assert!(compared > 200, "only {compared} requests were compared");
+}
+
+/// Two routes lose before the third, for what each of them asks.
+const ROUTED: &str = "
+- {name: other, match: {path: /other}, route: {cluster: a}}
+- {name: canary, match: {prefix: /api, headers: [{name: x-env, string_match: {exact: canary}}]}, route: {cluster: b}}
+- name: api
+  match: {prefix: /api}
+  route: {cluster: a, prefix_rewrite: /v2, timeout: 3s, retry_policy: {retry_on: '5xx', num_retries: 2}}
+";
+
+fn routed(port: u16, admin: u16) -> String {
+    let routes = Node::parse_file_text(ROUTED, "routes.yaml").unwrap().to_json();
+    let cors = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"});
+    let mut bootstrap = bootstrap(&json!({"routes": routes}));
+    let listener = &mut bootstrap["static_resources"]["listeners"][0];
+    listener["address"] = address(port);
+    let filters = &mut listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"];
+    filters.as_array_mut().unwrap().insert(0, json!({"name": "cors", "typed_config": cors}));
+    bootstrap["admin"] = json!({"address": address(admin)});
+    bootstrap.to_string()
+}
+
+#[test]
+fn it_says_why_earlier_routes_lost() {
+    let directory = Directory::new();
+    let file = directory.write("envoy.json", &routed(21000, 1));
+    let story = explain(&["GET", "http://127.0.0.1:21000/api/x?y", "-H", "x-env: dev", "-c", &file]);
+    let passed = story["passed_over"].as_array().unwrap();
+    assert_eq!(
+        passed[0],
+        json!({"route": "other", "reason": "path", "wanted": "path is \"/other\"", "seen": "/api/x"})
+    );
+    assert_eq!(
+        passed[1],
+        json!({"route": "canary", "reason": "header", "wanted": "header x-env is \"canary\"", "seen": "dev"})
+    );
+    assert_eq!(story["route"]["name"], "api");
+    assert_eq!(story["action"]["upstream_path"], "/v2/x?y");
+    assert_eq!(story["action"]["timeouts"]["request"], 3000);
+    assert_eq!(story["action"]["retry"]["attempts"], 2);
+    assert_eq!(story["clusters"][0]["endpoints"][0]["address"], "127.0.0.1:9");
+    assert_eq!(story["filters"][0]["name"], "cors");
+    let printed = output(&["explain", "GET", "http://127.0.0.1:21000/api/x?y", "-c", &file]);
+    let text = String::from_utf8(printed.stdout).unwrap();
+    for part in [
+        "passed over   2 earlier routes",
+        "\"canary\" for its header: header x-env is \"canary\"; the request has none",
+        "route         \"api\"",
+        "forward to cluster \"a\"",
+        "timeout request: 3000 ms",
+        "127.0.0.1:9 weight 1, priority 0",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+}
+
+/// By its administration, and by the dump as a file.
+#[test]
+fn a_running_proxy_is_explained() {
+    let (directory, port, admin) = (Directory::new(), free_port(), free_port());
+    let file = directory.write("envoy.json", &routed(port, admin));
+    let mut process = Process::start(&[
+        "-c",
+        &file,
+        "--concurrency",
+        "1",
+        "--use-dynamic-base-id",
+        "--log-level",
+        "warning",
+    ]);
+    process.until("readiness", || get(admin, "/ready").filter(|response| response.status == 200));
+    let address = format!("127.0.0.1:{admin}");
+    let url = format!("http://127.0.0.1:{port}/api");
+    let story = explain(&["GET", &url, "-H", "x-env: canary", "--admin", &address]);
+    assert_eq!(
+        (story["route"]["name"].as_str(), story["clusters"][0]["name"].as_str()),
+        (Some("canary"), Some("b"))
+    );
+    let dump = directory.write("dump.json", &get(admin, "/config_dump").unwrap().body);
+    assert_eq!(explain(&["GET", &url, "-H", "x-env: canary", "--dump", &dump])["route"], story["route"]);
+    let nobody = output(&["explain", "GET", &url, "--admin", "127.0.0.1:1"]);
+    assert!(
+        !nobody.status.success() && String::from_utf8_lossy(&nobody.stderr).contains("--admin 127.0.0.1:1")
+    );
+}
+
+const RESOURCES: &str = "
+services: [{id: s, plugins: {response-rewrite: {headers: {set: {x: y}}}}, upstream: {nodes: {'127.0.0.1:9': 3}}}]
+global_rules: [{id: g, plugins: {prometheus: {}}}]
+routes:
+- {id: put, uri: /hello, methods: [PUT], service_id: s}
+- {id: get, uri: /hello, service_id: s, plugins: {limit-count: {count: 1, time_window: 60}}, vars: [[arg_a, '==', '1']]}
+- {id: rest, uri: /*, service_id: s}
+#END
+";
+
+#[test]
+fn apisix_s_routes_are_explained() {
+    let directory = Directory::new();
+    let file = directory.write("apisix.yaml", RESOURCES);
+    let story = explain(&["GET", "http://127.0.0.1:9080/hello?a=1", "-c", &file]);
+    let passed = &story["passed_over"][0];
+    assert_eq!(
+        (&passed["route"], &passed["reason"], &passed["seen"]),
+        (&json!("put"), &json!("method"), &json!("GET"))
+    );
+    assert_eq!(story["route"]["name"], "get");
+    let filters = story["filters"].as_array().unwrap();
+    let told: Vec<_> =
+        filters.iter().map(|f| (f["name"].as_str().unwrap(), f["settings"].as_str().unwrap())).collect();
+    for (name, from) in
+        [("prometheus", "global_rules/g"), ("limit-count", "routes/get"), ("response-rewrite", "services/s")]
+    {
+        assert!(told.contains(&(name, from)), "{told:?}");
+    }
+    assert_eq!(story["clusters"][0]["endpoints"][0]["weight"], 3);
+    let other = explain(&["GET", "http://127.0.0.1:9080/hello?a=2", "-c", &file]);
+    assert_eq!(other["route"]["name"], "rest");
+    assert_eq!(other["passed_over"][1]["reason"], "vars");
+}
+
+#[test]
+fn what_is_asked_wrongly_is_told() {
+    let directory = Directory::new();
+    let file = directory.write("envoy.json", &routed(21000, 1));
+    for (arguments, said) in [
+        (
+            vec!["GET", "/", "-c", file.as_str(), "--listener", "no"],
+            "no listener is called \"no\"; there are: case",
+        ),
+        (vec!["GET", "ftp://a/", "-c", file.as_str()], "only http and https are known"),
+        (vec!["GET", "/", "-H", "bad", "-c", file.as_str()], "a header is NAME: VALUE"),
+        (vec!["GET", "/"], "--config"),
+    ] {
+        let output = output(&[&["explain"], arguments.as_slice()].concat());
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && errors.contains(said), "{errors}");
+    }
+}
