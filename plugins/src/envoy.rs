@@ -1,22 +1,32 @@
 //! Envoy's HTTP filters, and what all of them use: their factories, and shares of requests from their
 //! protobuf messages.
 
+mod api_key_auth;
 mod authz;
+mod basic_auth;
 mod cors;
+mod credential_injector;
+mod csrf;
 mod ext_authz;
 mod fault;
 mod grpc_stats;
 mod health_check;
+mod http_service;
+mod jwt_authn;
 mod mutations;
+mod oauth2;
 mod ratelimit;
 mod rbac;
 mod service;
 mod set_filter_state;
+mod token_endpoint;
 
 use prost::{Message, Name};
 use sixfold_core::cluster::Cluster;
 use sixfold_core::error::ConfigError;
 use sixfold_core::hash::choose_cluster;
+use sixfold_core::headers::Known;
+use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory};
 use sixfold_core::route::Action;
 use sixfold_core::stream::Stream;
@@ -25,13 +35,19 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 8] {
+pub(crate) fn factories() -> [FilterFactory; 14] {
     [
+        api_key_auth::factory(),
+        basic_auth::factory(),
         cors::factory(),
+        credential_injector::factory(),
+        csrf::factory(),
         ext_authz::factory(),
         fault::factory(),
         grpc_stats::factory(),
         health_check::factory(),
+        jwt_authn::factory(),
+        oauth2::factory(),
         ratelimit::factory(),
         rbac::factory(),
         set_filter_state::factory(),
@@ -57,6 +73,21 @@ pub(crate) fn cluster_of(stream: &Stream) -> Option<Arc<Cluster>> {
         Action::Forward(forward) => choose_cluster(&forward.cluster, stream).0,
         _ => None,
     }
+}
+
+/// Bytes of a path that a realm has.
+const MAX_REALM_PATH: usize = 256;
+
+/// The URI that the client asked for, as `www-authenticate` tells its realm (`Http::Utility::buildOriginalUri`).
+pub(crate) fn realm(request: &RequestHead) -> Vec<u8> {
+    let headers = &request.headers;
+    let path = headers.get(Known::X_ENVOY_ORIGINAL_PATH).unwrap_or(request.target.full());
+    let path = path.get(..MAX_REALM_PATH).unwrap_or(path);
+    let scheme = headers.get(Known::X_FORWARDED_PROTO).unwrap_or_default();
+    let mut realm = [scheme, b"://", &request.authority, path].concat();
+    // It stands between quotes.
+    realm.retain(|byte| *byte != b'"' && *byte != b'\\');
+    realm
 }
 
 /// A filter's message from its bytes.

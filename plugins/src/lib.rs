@@ -5,6 +5,7 @@
 
 mod apisix;
 mod envoy;
+pub mod fuzz;
 mod shared;
 #[cfg(test)]
 mod testing;

@@ -1,9 +1,16 @@
 //! Parts below several plugins.
 
+pub(crate) mod background;
+pub(crate) mod cache;
 pub(crate) mod counters;
 pub(crate) mod encoding;
 pub(crate) mod header_changes;
 pub(crate) mod header_names;
+pub(crate) mod json;
+pub(crate) mod jwt;
 pub(crate) mod offload;
 pub(crate) mod pattern;
+pub(crate) mod per_thread;
+pub(crate) mod query;
+pub(crate) mod secret;
 pub mod tower_layer;

@@ -1,18 +1,24 @@
 //! Streams and contexts for tests.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::needless_pass_by_value)]
+
+pub(crate) mod authenticator;
 
 pub(crate) mod grpc;
 
 use parking_lot::Mutex;
 use serde_json::Value;
 use sixfold_core::connection::Connection;
+use sixfold_core::error::ConfigError;
 use sixfold_core::metrics;
 use sixfold_core::plugin::{
     ApisixFactory, BodyFilters, BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest,
     CalloutResponse, CalloutStreamFuture, Chain, ChainBuilder, Direction, FilterConfig, FilterFactory,
     Filtered, HeadPhase, LocalReply, Outcome, Plugin, SharedState,
 };
+use sixfold_core::secret::{SecretSource, SecretText};
 use sixfold_core::stream::Stream;
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretConfig;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -62,6 +68,27 @@ pub(crate) fn context_with(answer: Option<CalloutResponse>) -> (BuildContext, Ar
         ..BuildContext::new(service.clone(), metrics::Registry::new())
     };
     (context, service)
+}
+
+/// Secrets of tests by their names.
+struct Secrets(BTreeMap<String, Arc<SecretText>>);
+
+impl SecretSource for Secrets {
+    fn text(&self, described: &[u8]) -> Result<Arc<SecretText>, ConfigError> {
+        let name = <SdsSecretConfig as prost::Message>::decode(described).unwrap().name;
+        self.0.get(&name).cloned().ok_or_else(|| ConfigError::new("there is no such secret"))
+    }
+}
+
+/// The context with these secrets, and their places; an empty text has not come.
+pub(crate) fn with_secrets(
+    context: BuildContext,
+    secrets: &[(&str, &str)],
+) -> (BuildContext, BTreeMap<String, Arc<SecretText>>) {
+    let text = |text: &str| SecretText::new((!text.is_empty()).then(|| text.as_bytes().into()));
+    let secrets: BTreeMap<String, Arc<SecretText>> =
+        secrets.iter().map(|(name, of)| ((*name).to_owned(), text(of))).collect();
+    (BuildContext { secrets: Arc::new(Secrets(secrets.clone())), ..context }, secrets)
 }
 
 /// A context without a service.
@@ -171,6 +198,12 @@ pub(crate) fn build(name: &str, config: &Value, context: &BuildContext) -> Resul
 /// A plugin of the registry in a fresh context.
 pub(crate) fn plugin(name: &str, config: &Value) -> Alone {
     build(name, config, &context()).unwrap()
+}
+
+/// A message from JSON.
+pub(crate) fn message<M: prost::Message + Default + prost::Name>(value: Value) -> M {
+    let node = sixfold_core::document::Node::from_json(value);
+    sixfold_xds_api::json::message_from_node(&node).unwrap()
 }
 
 /// A filter of Envoy from encoded messages.

@@ -25,6 +25,7 @@ use sixfold_xds_api::{any, json};
 
 use crate::context::Context;
 use crate::ecds;
+use crate::sds::SecretsOf;
 use crate::skipped::{Place, is_skipped};
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
@@ -139,6 +140,7 @@ pub(crate) fn compile(
         scope: scope.into(),
         runtime: context.runtime.clone(),
         local_address: context.compile.local_address,
+        secrets: Arc::new(SecretsOf::new(context)),
         ..context.compile.build.clone()
     };
     let plugins = context.compile.plugins.clone();

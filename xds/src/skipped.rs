@@ -85,8 +85,7 @@ pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
 
 /// Extensions that Istio's control plane sends when its users ask for them, and that are refused by name: without what they
 /// do, requests would be let through that should not be, or go where they should not.
-pub const REFUSED: [(&str, &str); 13] = [
-    ("HTTP filter", "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+pub const REFUSED: [(&str, &str); 12] = [
     ("HTTP filter", "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
     ("HTTP filter", "envoy.extensions.filters.http.lua.v3.Lua"),
     ("HTTP filter", "envoy.extensions.filters.http.wasm.v3.Wasm"),

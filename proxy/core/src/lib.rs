@@ -42,6 +42,7 @@ pub mod rewrite;
 pub mod route;
 pub mod router;
 pub mod runtime;
+pub mod secret;
 pub mod stream;
 pub mod tls;
 pub mod traffic;

@@ -8,7 +8,7 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::files::{self, Stamp};
 use sixfold_xds_api::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, Secret, TlsCertificate, secret,
+    CertificateValidationContext, GenericSecret, Secret, TlsCertificate, secret,
 };
 use sixfold_xds_api::values::Result;
 
@@ -56,7 +56,10 @@ pub(super) fn with_contents(message: &Secret) -> Result<(Secret, Stamps)> {
             stamps.fill(trusted_ca).in_key("trusted_ca").in_key("validation_context")?;
             stamps.fill(crl).in_key("crl").in_key("validation_context")?;
         }
-        _ => {}
+        Some(secret::Type::GenericSecret(GenericSecret { secret, .. })) => {
+            stamps.fill(secret).in_key("secret").in_key("generic_secret")?;
+        }
+        Some(secret::Type::SessionTicketKeys(_)) | None => {}
     }
     Ok((value, stamps))
 }

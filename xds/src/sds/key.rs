@@ -37,6 +37,7 @@ pub(super) enum Role {
     Certificate,
     Validation,
     Tickets,
+    Text,
 }
 
 impl Role {
@@ -45,7 +46,8 @@ impl Role {
             Some(secret::Type::TlsCertificate(_)) => self == Role::Certificate,
             Some(secret::Type::ValidationContext(_)) => self == Role::Validation,
             Some(secret::Type::SessionTicketKeys(_)) => self == Role::Tickets,
-            _ => false,
+            Some(secret::Type::GenericSecret(_)) => self == Role::Text,
+            None => false,
         }
     }
 }
@@ -73,7 +75,7 @@ impl Lookup<'_> {
 }
 
 /// The secret that is named, if it comes by itself.
-fn reference(context: &Context, value: &SdsSecretConfig, role: Role) -> Result<Option<Reference>> {
+pub(super) fn reference(context: &Context, value: &SdsSecretConfig, role: Role) -> Result<Option<Reference>> {
     let SdsSecretConfig { name, sds_config: Some(config) } = value else { return Ok(None) };
     let name = not_empty(name, "name")?.into();
     let (source, within) = rds::source_of_secrets(context, config).in_key("sds_config")?;

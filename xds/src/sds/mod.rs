@@ -15,7 +15,7 @@ pub use follow::follow;
 pub(crate) use key::Lookup;
 pub use key::SecretKey;
 pub use store::{Checked, Secrets};
-pub(crate) use user::{User, client, server};
+pub(crate) use user::{SecretsOf, User, client, server};
 
 sixfold_core::stat_block! {
     /// Statistics of a subscription to a secret, under `sds.NAME.`.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use sixfold_core::cluster::Cluster;
+use sixfold_core::secret::SecretSource;
 use sixfold_core::tls::{Awaited, ClientTls, ContextChange};
-use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{SdsSecretConfig, Secret};
 
 use super::*;
 use crate::cluster;
@@ -157,7 +158,7 @@ fn a_secret_that_does_not_fit_changes_nothing() {
             ),
             "tls_certificate.certificate_chain: inline PEM: no certificate",
         ),
-        (&default, secret("default", "generic_secret: {}"), "generic_secret: is not supported"),
+        (&default, secret("default", "generic_secret: {}"), "generic_secret.secret: is missing"),
         (&default, secret("default", ""), "type: is missing"),
         (&default, pki.certificate("other"), "name: is \"other\" in the secret \"default\""),
         (
@@ -352,4 +353,44 @@ fn what_is_read_again_takes_only_the_place_of_what_it_was_read_for() {
     assert!(Arc::ptr_eq(&newest, &tls(&cluster).context().unwrap()));
     assert!(context.sds.look_at_files(&mut BTreeMap::new()).is_empty(), "those files are nobody's now");
     std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn plugins_see_the_texts_of_secrets_that_they_name() {
+    let context = context();
+    let text_in = |context: &Context, described: &str| {
+        SecretsOf::new(context).text(&read::<SdsSecretConfig>(described).encode_to_vec())
+    };
+    let generic = |name: &str, text: &str| {
+        let text = format!("generic_secret: {{secret: {{inline_string: {text}}}}}");
+        secret(name, &text)
+    };
+    // By itself: each text takes the place of the one before, and one of another kind is refused.
+    let place = text_in(&context, &format!("name: s\nsds_config: {{{API}}}\n")).unwrap();
+    assert!(place.load().is_none());
+    let key = context.sds.wanted(|source| *source != Source::Ads).remove(0);
+    for text in ["one", "two"] {
+        assert_eq!(bring(&context, &key, &generic("s", text)), 1);
+        assert_eq!(place.load().as_deref().map(|text| &**text), Some(text.as_bytes()));
+    }
+    let other = context.sds.check(&key, &Pki::new().trusted("s")).unwrap_err().to_string();
+    assert!(other.contains("no generic_secret"), "{other}");
+    assert_eq!(place.load().as_deref().map(|text| &**text), Some(&b"two"[..]));
+    drop(place);
+    assert!(context.sds.wanted(|_| true).is_empty(), "nobody names it any more");
+
+    // Of the bootstrap.
+    let statics = [generic("s", "own"), Pki::new().trusted("ca")].map(|bytes| {
+        let message = Secret::decode(&*bytes).unwrap();
+        (message.name.clone(), Arc::new(message))
+    });
+    let context = Context { secrets: Arc::new(BTreeMap::from(statics)), ..context };
+    let place = text_in(&context, "name: s").unwrap();
+    assert_eq!(place.load().as_deref().map(|text| &**text), Some(&b"own"[..]));
+    for (name, reason) in
+        [("ca", "the secret \"ca\" is no generic_secret"), ("none", "there is no secret \"none\"")]
+    {
+        let error = text_in(&context, &format!("name: {name}")).unwrap_err();
+        assert_eq!(error.reason, reason);
+    }
 }

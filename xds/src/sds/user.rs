@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::secret::{SecretSource, SecretText};
 use sixfold_core::tls::{Awaited, ClientCache, ClientTls, ContextChange, ServerTls};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
-    DownstreamTlsContext, Secret, UpstreamTlsContext,
+    DownstreamTlsContext, SdsSecretConfig, Secret, UpstreamTlsContext,
 };
 use sixfold_xds_api::values::Result;
 
 use super::SocketStats;
-use super::key::{Lookup, Reference, SecretKey, references, references_of_server};
+use super::key::{Lookup, Reference, Role, SecretKey, reference, references, references_of_server};
 use crate::context::Context;
 use crate::rds::Source;
 use crate::tls::{self, AutomaticNames};
 
-/// Settings of one filter chain or one transport of a cluster, as they were sent.
+/// Settings of one filter chain or one transport of a cluster, as they were sent, or the secret that a plugin names.
 pub(crate) struct User {
     /// The secrets that they name and that come by themselves.
     named: Vec<Reference>,
@@ -36,6 +37,7 @@ pub(crate) struct User {
 enum Settings {
     Server { encoded: Box<[u8]>, server_names: Box<[String]>, place: Weak<ServerTls> },
     Client { encoded: Box<[u8]>, names: AutomaticNames, place: Weak<ClientTls> },
+    Text { encoded: Box<[u8]>, place: Weak<SecretText> },
 }
 
 /// TLS of a filter chain for these server names. What is wrong in its settings is told whether its secrets have come or
@@ -110,6 +112,39 @@ pub(crate) fn client(
     })
 }
 
+/// Secrets that plugins name, for [`BuildContext`](sixfold_core::plugin::BuildContext).
+pub(crate) struct SecretsOf(Context);
+
+impl SecretsOf {
+    /// Those of what is compiled in this context.
+    pub(crate) fn new(context: &Context) -> SecretsOf {
+        // The lists of filters hold plugins, and those this.
+        SecretsOf(Context { filter_lists: Arc::default(), ..context.clone() })
+    }
+}
+
+impl SecretSource for SecretsOf {
+    fn text(&self, described: &[u8]) -> Result<Arc<SecretText>> {
+        let context = &self.0;
+        let value = SdsSecretConfig::decode(described).map_err(|e| ConfigError::new(e.to_string()))?;
+        let Some(named) = reference(context, &value, Role::Text)? else {
+            let lookup = Lookup { statics: &context.secrets, come: &|_| None };
+            let text = lookup.find(&value)?.map(|secret| tls::secret_text(&secret)).transpose()?;
+            return Ok(SecretText::new(text));
+        };
+        let named = [named];
+        context.sds.enter(&named, |come| {
+            let lookup = Lookup { statics: &context.secrets, come };
+            let text = lookup.find(&value)?.map(|secret| tls::secret_text(&secret)).transpose()?;
+            let place = SecretText::new(text);
+            let settings = Settings::Text { encoded: described.into(), place: Arc::downgrade(&place) };
+            let user = Arc::new(User::new(context, &named, "", settings, SocketStats::none()));
+            place.keep(user.clone());
+            Ok((place, Some(user)))
+        })
+    }
+}
+
 /// By which settings are found again that were sent before.
 fn print(scope: &str, encoded: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -131,7 +166,9 @@ impl User {
         stats: SocketStats,
     ) -> User {
         let (statics, cache) = (context.secrets.clone(), context.compile.tls_clients.clone());
-        let (Settings::Server { encoded, .. } | Settings::Client { encoded, .. }) = &settings;
+        let (Settings::Server { encoded, .. }
+        | Settings::Client { encoded, .. }
+        | Settings::Text { encoded, .. }) = &settings;
         let print = print(scope, encoded);
         User { named: named.to_vec(), statics, cache, scope: scope.into(), print, settings, stats }
     }
@@ -145,7 +182,7 @@ impl User {
     fn is_client(&self, context: &Context, scope: &str, sent: &[u8], said: AutomaticNames) -> bool {
         let same = match &self.settings {
             Settings::Client { encoded, names, .. } => **encoded == *sent && *names == said,
-            Settings::Server { .. } => false,
+            Settings::Server { .. } | Settings::Text { .. } => false,
         };
         same && *self.scope == *scope && self.statics == context.secrets
     }
@@ -154,7 +191,7 @@ impl User {
     pub(super) fn client_place(&self) -> Option<Arc<ClientTls>> {
         match &self.settings {
             Settings::Client { place, .. } => place.upgrade(),
-            Settings::Server { .. } => None,
+            Settings::Server { .. } | Settings::Text { .. } => None,
         }
     }
 
@@ -196,6 +233,12 @@ impl User {
                 let compiled = compiled.in_key("UpstreamTlsContext")?;
                 Ok(compiled.map(|compiled| place.change(compiled)))
             }
+            Settings::Text { encoded, place } => {
+                let Some(place) = place.upgrade() else { return Ok(None) };
+                let value = SdsSecretConfig::decode(&**encoded).map_err(again)?;
+                let text = lookup.find(&value)?.map(|secret| tls::secret_text(&secret)).transpose()?;
+                Ok(text.map(|text| ContextChange::text(place, text)))
+            }
         }
     }
 
@@ -227,6 +270,8 @@ impl User {
             Settings::Client { place, .. } => {
                 place.upgrade().iter().filter_map(|place| place.awaited()).for_each(Awaited::end);
             }
+            // Nobody waits for it: requests are refused until it has come.
+            Settings::Text { .. } => {}
         }
     }
 }

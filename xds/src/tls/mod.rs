@@ -22,8 +22,8 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
 };
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, DownstreamTlsContext, Secret, TlsCertificate, TlsSessionTicketKeys, UpstreamTlsContext,
-    common_tls_context, secret,
+    CommonTlsContext, DownstreamTlsContext, GenericSecret, Secret, TlsCertificate, TlsSessionTicketKeys,
+    UpstreamTlsContext, common_tls_context, secret,
 };
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, required};
@@ -158,9 +158,23 @@ pub(crate) fn check_secret(value: &Secret) -> Result<()> {
         Some(secret::Type::SessionTicketKeys(value)) => {
             ticket_keys(value).and_then(|tickets| tickets.check()).in_key("session_ticket_keys")
         }
-        Some(secret::Type::GenericSecret(_)) => Err(ConfigError::field("generic_secret", "is not supported")),
+        Some(secret::Type::GenericSecret(value)) => text(value).map(drop).in_key("generic_secret"),
         None => Err(ConfigError::field("type", "is missing")),
     }
+}
+
+/// The text of a secret that is one.
+pub(crate) fn secret_text(value: &Secret) -> Result<Box<[u8]>> {
+    match &value.r#type {
+        Some(secret::Type::GenericSecret(value)) => text(value).in_key("generic_secret"),
+        _ => Err(ConfigError::new(format!("the secret \"{}\" is no generic_secret", value.name))),
+    }
+}
+
+fn text(value: &GenericSecret) -> Result<Box<[u8]>> {
+    let GenericSecret { secret, secrets } = value;
+    refuse!(secrets);
+    Ok(sixfold_xds_api::values::data_source(required(secret, "secret")?).in_key("secret")?.into())
 }
 
 /// Transports of endpoints by their metadata.

@@ -4,6 +4,7 @@ use super::{ApisixFactory, Callout, FilterFactory};
 use crate::cluster::Clusters;
 use crate::metrics;
 use crate::runtime::Runtime;
+use crate::secret::{NoSecrets, SecretSource};
 use parking_lot::Mutex;
 use serde_json::Value;
 use std::any::Any;
@@ -39,6 +40,8 @@ pub struct BuildContext {
     pub node_metadata: Arc<Value>,
     /// The host's own address, where it is known.
     pub local_address: Option<IpAddr>,
+    /// Secrets that the configuration names.
+    pub secrets: Arc<dyn SecretSource>,
     /// What the filter is called in its connection manager's list; empty for a plugin of APISIX.
     pub filter: Arc<str>,
     /// Whether this proxy is to fail checks of its health (`POST /healthcheck/fail`).
@@ -60,6 +63,7 @@ impl BuildContext {
             runtime: Arc::default(),
             node_metadata: Arc::default(),
             local_address: None,
+            secrets: Arc::new(NoSecrets),
             filter: "".into(),
             failing_checks: Arc::default(),
         }

@@ -1,7 +1,8 @@
-//! Settings of TLS that are compiled and not shown yet: what a change of the model carries.
+//! Settings of TLS and texts of secrets that are compiled and not shown yet: what a change of the model carries.
 
 use super::server::State;
 use super::{ClientContext, ClientTls, ServerTls};
+use crate::secret::SecretText;
 use std::sync::Arc;
 
 /// Other settings for one place. Connections that live are not touched.
@@ -10,6 +11,7 @@ pub struct ContextChange(Change);
 enum Change {
     Server { tls: Arc<ServerTls>, state: Arc<State> },
     Client { tls: Arc<ClientTls>, context: Arc<ClientContext> },
+    Text { place: Arc<SecretText>, text: Box<[u8]> },
 }
 
 impl ContextChange {
@@ -21,11 +23,17 @@ impl ContextChange {
         ContextChange(Change::Client { tls, context })
     }
 
-    /// Shows them to handshakes to come.
+    /// Another text for a place.
+    pub fn text(place: Arc<SecretText>, text: Box<[u8]>) -> ContextChange {
+        ContextChange(Change::Text { place, text })
+    }
+
+    /// Shows them to handshakes to come, and to who looks at the secret.
     pub fn put_in_force(self) {
         match self.0 {
             Change::Server { tls, state } => tls.show(state),
             Change::Client { tls, context } => tls.replace(Some(context)),
+            Change::Text { place, text } => place.replace(text),
         }
     }
 }

@@ -1,0 +1,245 @@
+//! What every authenticator must withstand, whoever it is: a new one enters by a line in [`AUTHENTICATORS`].
+
+use super::{Alone, finish, stream};
+use crate::shared::jwt::tests::{ALGORITHMS, Signer, set_of};
+use crate::shared::jwt::{from_base64url, to_base64url};
+use prost::Message;
+use serde_json::{Value, json};
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::{
+    api_key_auth::v3::ApiKeyAuth, basic_auth::v3::BasicAuth, jwt_authn::v3::JwtAuthentication,
+};
+
+/// An authenticator that takes jack for who he is, and nobody else.
+pub(crate) struct Authenticator {
+    pub(crate) filter: Alone,
+    /// The header with the credential.
+    pub(crate) header: &'static str,
+    /// What stands before the credential, which is not part of it.
+    pub(crate) prefix: &'static str,
+    /// Jack's credential.
+    pub(crate) credential: String,
+    /// The header that tells the upstream who it is; there it says `jack`.
+    pub(crate) identity: &'static str,
+    /// Credentials of others that look right, each with what it is.
+    pub(crate) forged: Vec<(String, String)>,
+}
+
+type Make = fn() -> Authenticator;
+
+/// All of them.
+const AUTHENTICATORS: [(&str, Make); 3] =
+    [("jwt_authn", jwt_authn), ("basic_auth", basic_auth), ("api_key_auth", api_key_auth)];
+
+fn filter<M: Message + Default + prost::Name>(config: Value) -> Alone {
+    let registry = crate::registry();
+    let factory = registry.filter(&M::full_name()).unwrap();
+    super::filter(factory, &super::message::<M>(config).encode_to_vec(), &[]).unwrap()
+}
+
+fn jwt_authn() -> Authenticator {
+    let (signer, claims) =
+        (Signer::new("RS256"), json!({"iss": "i", "aud": "a", "sub": "jack", "exp": 4_102_444_800_u64}));
+    let config = json!({
+        "providers": {"p": {
+            "issuer": "i", "audiences": ["a"], "require_expiration": true,
+            "local_jwks": {"inline_string": set_of(&[signer.jwk()])},
+            "claim_to_headers": [{"header_name": "x-user", "claim_name": "sub"}],
+        }},
+        "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "p"}}],
+    });
+    Authenticator {
+        filter: filter::<JwtAuthentication>(config),
+        header: "authorization",
+        prefix: "Bearer ",
+        credential: signer.token(&claims),
+        identity: "x-user",
+        forged: forged_tokens(&signer, &claims),
+    }
+}
+
+/// Tokens that jack's key has not signed so, and tokens that it should not have signed.
+pub(crate) fn forged_tokens(signer: &Signer, claims: &Value) -> Vec<(String, String)> {
+    let mut forged = Vec::new();
+    let payload = to_base64url(claims.to_string());
+    for alg in ["none", "None", "NONE", ""] {
+        let header = json!({"alg": alg, "typ": "JWT"});
+        let text = format!("{}.{payload}", to_base64url(header.to_string()));
+        let signed = signer.with_header(&header, claims);
+        forged.extend([format!("{text}."), text, signed].map(|token| (format!("alg {alg}"), token)));
+    }
+    for secret in signer.public_forms() {
+        forged.push(("a public key as a secret".to_owned(), Signer::of_secret(&secret).token(claims)));
+    }
+    for alg in ALGORITHMS {
+        if !alg.starts_with("RS") && !alg.starts_with("PS") {
+            forged.push((format!("the key of another with {alg}"), Signer::new(alg).token(claims)));
+        }
+        if alg != "RS256" {
+            let lied = signer.with_header(&json!({"alg": alg}), claims);
+            forged.push((format!("RS256 that calls itself {alg}"), lied));
+        }
+    }
+    let key = json!({"alg": "ES256", "jwk": Signer::new("ES256").jwk()});
+    forged.push(("its own key in the header".to_owned(), Signer::new("ES256").with_header(&key, claims)));
+    for (claim, value) in [
+        ("iss", json!("other")),
+        ("iss", json!(1)),
+        ("iss", json!(["i"])),
+        ("sub", json!({})),
+        ("aud", json!("b")),
+        ("aud", json!([1])),
+        ("aud", json!({"a": 1})),
+        ("exp", json!(1)),
+        ("exp", json!("4102444800")),
+        ("exp", json!(-1)),
+        ("exp", json!(null)),
+        ("exp", json!([])),
+        ("nbf", json!(4_102_444_800_u64)),
+        ("nbf", json!("0")),
+        ("iat", json!("0")),
+        ("jti", json!(1)),
+    ] {
+        let mut changed = claims.clone();
+        changed[claim] = value;
+        forged.push((format!("{claim} {}", changed[claim]), signer.token(&changed)));
+    }
+    let twice = claims.to_string().replacen('{', r#"{"sub":"eve","#, 1);
+    forged.push(("a claim twice".to_owned(), signer.of_text(r#"{"alg":"RS256"}"#, &twice)));
+    forged.push((
+        "a header twice".to_owned(),
+        signer.of_text(r#"{"alg":"none","alg":"RS256"}"#, &claims.to_string()),
+    ));
+    let mut bare = claims.clone();
+    bare.as_object_mut().unwrap().remove("exp");
+    forged.push(("no exp".to_owned(), signer.token(&bare)));
+    forged
+}
+
+fn basic_auth() -> Authenticator {
+    let config = json!({
+        "users": {"inline_string": "jack:{SHA}qUqP5cyxm6YcTAhz05Hph5gvu9M=\nann:{SHA}nU4eI71bcnBGqeO0t9tXvY1u5oQ="},
+        "forward_username_header": "x-user",
+    });
+    let of = |pair: &str| {
+        (pair.to_owned(), base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair))
+    };
+    Authenticator {
+        filter: filter::<BasicAuth>(config),
+        header: "authorization",
+        prefix: "Basic ",
+        credential: of("jack:test").1,
+        identity: "x-user",
+        forged: [
+            "jack:",
+            "jack",
+            ":test",
+            "jack:Test",
+            "jack:test\0",
+            "jack:test ",
+            "ann:test",
+            "eve:test",
+            "jack::test",
+        ]
+        .map(of)
+        .to_vec(),
+    }
+}
+
+fn api_key_auth() -> Authenticator {
+    let config = json!({
+        "credentials": [{"key": "jack-s-key", "client": "jack"}, {"key": "ann-s-key", "client": "ann"}],
+        "key_sources": [{"header": "x-key"}], "forwarding": {"header": "x-user"},
+    });
+    let of = |key: &str| (key.to_owned(), key.to_owned());
+    Authenticator {
+        filter: filter::<ApiKeyAuth>(config),
+        header: "x-key",
+        prefix: "",
+        credential: "jack-s-key".to_owned(),
+        identity: "x-user",
+        forged: ["jack", "JACK-S-KEY", "jack-s-key ", "Basic jack-s-key", "jack-s-key,ann-s-key"]
+            .map(of)
+            .to_vec(),
+    }
+}
+
+impl Authenticator {
+    /// Whether a request with these values of the header passes, and whom the upstream takes it for.
+    async fn tries(&self, values: &[&str], more: &[(&str, &str)]) -> (bool, Vec<String>) {
+        let mut headers: Vec<(&str, &str)> = values.iter().map(|value| (self.header, *value)).collect();
+        headers.extend(more);
+        let mut s = stream("/", &headers);
+        let refused = finish(self.filter.access(&mut s)).await;
+        assert!(refused.as_ref().is_none_or(|reply| matches!(reply.status, 401 | 403)));
+        (refused.is_none(), self.identities(&s))
+    }
+
+    /// Who the request says it is from, under the header's name and all that servers take for it.
+    fn identities(&self, stream: &Stream) -> Vec<String> {
+        let fold = |name: &[u8]| String::from_utf8_lossy(name).to_lowercase().replace(['_', '.'], "-");
+        let all = stream.request.headers.iter().filter(|(name, _)| fold(name) == self.identity);
+        all.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
+    }
+
+    fn line(&self, credential: &str) -> String {
+        format!("{}{credential}", self.prefix)
+    }
+}
+
+/// A token with its signature decoded; any other credential as it is.
+fn meaning(credential: &str) -> (&str, Option<Vec<u8>>) {
+    match credential.rsplit_once('.') {
+        Some((signed, signature)) => (signed, from_base64url(signature)),
+        None => (credential, None),
+    }
+}
+
+#[tokio::test]
+async fn every_authenticator_withstands() {
+    for (name, make) in AUTHENTICATORS {
+        let of = make();
+        let good = of.line(&of.credential);
+        let jack = (true, vec!["jack".to_owned()]);
+        assert_eq!(of.tries(&[&good], &[]).await, jack, "{name}");
+
+        // What a client says of itself is heard by nobody.
+        let said = [("x-user", "eve"), ("X_User", "eve"), ("x.user", "eve"), ("X-USER", "eve")];
+        assert_eq!(of.tries(&[&good], &said).await, jack, "{name}");
+
+        let none = (false, Vec::<String>::new());
+        for bad in ["", " ", of.prefix, of.prefix.trim(), "Negotiate x", "Bearer", "Basic"] {
+            assert!(!of.tries(&[bad], &[]).await.0, "{name}: {bad:?}");
+        }
+        assert_eq!(of.tries(&[], &[]).await, none, "{name}: no credential");
+
+        for (what, forged) in &of.forged {
+            assert!(!of.tries(&[&of.line(forged)], &[]).await.0, "{name}: {what}");
+            // Nor does it pass in front of a good one.
+            assert!(!of.tries(&[&of.line(forged), &good], &[]).await.0, "{name}: {what}, then a good one");
+        }
+
+        // Every credential that is nearly right.
+        let bytes = of.credential.as_bytes();
+        for at in 0..bytes.len() {
+            let mut cut = bytes.to_vec();
+            cut.remove(at);
+            let mut other = bytes.to_vec();
+            other[at] = if other[at] == b'Q' { b'g' } else { b'Q' };
+            for near in [cut, other, bytes[..at].to_vec()] {
+                let near = String::from_utf8(near).unwrap();
+                // The last character of base64 has bits that stand for nothing.
+                if near == of.credential || meaning(&near) == meaning(&of.credential) {
+                    continue;
+                }
+                assert!(!of.tries(&[&of.line(&near)], &[]).await.0, "{name}: {near}");
+            }
+        }
+
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..500 {
+            let noise: String = (0..random.usize(..200)).map(|_| random.char('\u{1}'..'\u{ff}')).collect();
+            assert!(!of.tries(&[&of.line(&noise)], &[]).await.0, "{name}: {noise:?}");
+        }
+    }
+}
