@@ -4,16 +4,14 @@
 mod tests;
 
 use crate::envoy;
-use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::metrics;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
-use sixfold_core::rbac::{Action, Rules, Subject};
+use sixfold_core::rbac::{Rules, ShadowKeys};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::rbac::v3::Rbac as ProtoRules;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as ProtoRbac, RbacPerRoute};
 use sixfold_xds_api::{rbac, refuse};
-use std::sync::Arc;
 
 /// Whose dynamic metadata the results of shadow rules are.
 const NAME: &str = "envoy.filters.http.rbac";
@@ -57,10 +55,7 @@ struct Rbac {
 struct Shadow {
     rules: Rules,
     stats: ShadowStats,
-    namespace: Arc<str>,
-    /// Keys of what they say: `shadow_engine_result`, `shadow_effective_policy_id`.
-    result: Arc<str>,
-    policy: Arc<str>,
+    keys: ShadowKeys,
 }
 
 impl Rbac {
@@ -83,9 +78,7 @@ impl Rbac {
         let shadow = compiled(shadow_rules, "shadow_rules")?.map(|rules| Shadow {
             rules,
             stats: ShadowStats::new(&context.metrics, &scope(&own.shadow_rules_stat_prefix)),
-            namespace: NAME.into(),
-            result: format!("{prefix}shadow_engine_result").into(),
-            policy: format!("{prefix}shadow_effective_policy_id").into(),
+            keys: ShadowKeys::new(NAME, prefix),
         });
         Ok(Rbac { rules, shadow })
     }
@@ -95,11 +88,8 @@ impl Rbac {
             shadow.note(stream);
         }
         let Some((rules, stats)) = &self.rules else { return Step::Continue };
-        let verdict = rules.judge(&Subject::of_request(stream));
-        if rules.action() == Action::Log {
-            let fits = Value::Bool(verdict.policy.is_some());
-            stream.metadata.push(("envoy.common".into(), "access_log_hint".into(), fits));
-        }
+        let verdict = rules.judge(stream);
+        verdict.hint(stream);
         if verdict.allowed {
             stats.allowed().inc();
             return Step::Continue;
@@ -111,18 +101,11 @@ impl Rbac {
 
 impl Shadow {
     fn note(&self, stream: &mut Stream) {
-        let verdict = self.rules.judge(&Subject::of_request(stream));
-        let result = if verdict.allowed {
-            self.stats.shadow_allowed().inc();
-            "allowed"
-        } else {
-            self.stats.shadow_denied().inc();
-            "denied"
-        };
-        if let Some(policy) = verdict.policy {
-            let name = Value::String(policy.to_string());
-            stream.metadata.push((self.namespace.clone(), self.policy.clone(), name));
+        let verdict = self.rules.judge(stream);
+        match verdict.allowed {
+            true => self.stats.shadow_allowed().inc(),
+            false => self.stats.shadow_denied().inc(),
         }
-        stream.metadata.push((self.namespace.clone(), self.result.clone(), Value::String(result.to_owned())));
+        self.keys.note(&verdict, stream);
     }
 }

@@ -92,6 +92,7 @@ fn listener(
         matches: FilterChainMatch::default(),
         handshake_timeout: HANDSHAKE_TIMEOUT,
         tls,
+        filters: Arc::default(),
         filter: NetworkFilter::Http(manager),
         fingerprint: 0,
     };

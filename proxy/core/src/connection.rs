@@ -1,8 +1,9 @@
 //! What is known of a downstream connection.
 
+use crate::stream::FilterObject;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// A downstream connection, shared by its streams.
@@ -34,6 +35,8 @@ pub struct Connection {
     pub tls: Option<TlsInfo>,
     /// Whose address endpoints see in place of this proxy's, where a listener filter asks for that (`original_src`).
     pub source: Option<Source>,
+    /// What network filters have left in the filter state, for every request of the connection to see.
+    pub filter_state: OnceLock<Box<[FilterObject]>>,
 }
 
 /// The address that connections to endpoints come from, though it is another machine's.
@@ -61,6 +64,7 @@ impl Connection {
             requested_server_name: None,
             tls: None,
             source: None,
+            filter_state: OnceLock::new(),
         }
     }
 

@@ -2,23 +2,23 @@
 
 mod chain_match;
 mod connection_limit;
+mod filter;
 mod ports;
 mod rbac;
 
 pub use chain_match::{ChainMatcher, MatchInput, check_chains};
 pub use connection_limit::ConnectionLimit;
+pub use filter::{ClientBytes, Closing, ConnectionFilter, FilterStep, MAX_HELD, Resume};
 pub use ports::PortSet;
-pub use rbac::ConnectionRbac;
+pub use rbac::{ConnectionRbac, RbacSettings};
 
 use crate::access_log::AccessLog;
 use crate::cluster::{Criteria, TcpKeepalive};
-use crate::connection::Connection;
 use crate::hcm::HttpConnectionManager;
 use crate::route::{ClusterChoice, HashPolicy};
 use crate::tls::ServerTls;
 use bytes::Bytes;
 use ipnet::IpNet;
-use std::any::Any;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -170,7 +170,9 @@ pub struct FilterChain {
     pub tls: Option<Arc<ServerTls>>,
     /// How long the handshake may take (nginx's `ssl_handshake_timeout`, Envoy's `transport_socket_connect_timeout`).
     pub handshake_timeout: Duration,
-    /// What is done.
+    /// Filters that stand before the one which ends the chain, in order.
+    pub filters: Arc<[Arc<dyn ConnectionFilter>]>,
+    /// What is done: the filter that ends the chain.
     pub filter: NetworkFilter,
     /// Fingerprint of the chain's configuration: an equal one keeps its connections.
     pub fingerprint: u64,
@@ -220,8 +222,6 @@ pub enum NetworkFilter {
     Tcp(Arc<TcpProxy>),
     /// Writes this and closes.
     Direct(Bytes),
-    /// Goes on with another filter once all of these let the connection in.
-    Guarded(Box<[Arc<dyn ConnectionGuard>]>, Box<NetworkFilter>),
 }
 
 impl Listener {
@@ -233,7 +233,7 @@ impl Listener {
     /// Every access log that it writes.
     pub fn access_logs(&self) -> impl Iterator<Item = &AccessLog> {
         let chains = self.chains.iter().chain(&self.default_chain);
-        self.access_logs.iter().chain(chains.flat_map(|chain| chain.filter.last().access_logs()))
+        self.access_logs.iter().chain(chains.flat_map(|chain| chain.filter.access_logs()))
     }
 }
 
@@ -242,33 +242,9 @@ impl NetworkFilter {
         match self {
             NetworkFilter::Http(manager) => &manager.access_logs,
             NetworkFilter::Tcp(proxy) => &proxy.access_logs,
-            NetworkFilter::Direct(_) | NetworkFilter::Guarded(..) => &[],
+            NetworkFilter::Direct(_) => &[],
         }
     }
-
-    /// The filter that ends the chain.
-    pub fn last(&self) -> &NetworkFilter {
-        match self {
-            NetworkFilter::Guarded(_, inner) => inner.last(),
-            filter => filter,
-        }
-    }
-}
-
-/// A network filter that looks at a connection before another serves it.
-pub trait ConnectionGuard: Send + Sync + std::fmt::Debug {
-    /// Decides about a connection when it is established, TLS included.
-    fn admit(&self, connection: &Connection) -> Admission;
-}
-
-/// What a [`ConnectionGuard`] decides.
-pub enum Admission {
-    /// Lets it in; what is given is kept until the connection ends.
-    Allowed(Option<Box<dyn Any + Send>>),
-    /// Closes it after this time, without a word.
-    Refused(Duration),
-    /// It may not pass, for this reason (`%CONNECTION_TERMINATION_DETAILS%`).
-    Denied(String),
 }
 
 /// Envoy's tcp_proxy; APISIX's passthrough.

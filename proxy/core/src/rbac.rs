@@ -1,17 +1,14 @@
 //! Who may do what (Envoy's source/extensions/filters/common/rbac): policies compiled to conditions that are asked of
 //! a connection, and of a request where there is one.
 
-use crate::connection::Connection;
 use crate::matcher::{HeaderMatcher, MetadataMatcher, StringMatcher};
-use crate::message::RequestHead;
 use crate::router::Template;
 use crate::stream::Stream;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::ops::Range;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 /// What becomes of those that a policy fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,15 +73,6 @@ pub enum Condition {
     Metadata(Box<MetadataMatcher>),
 }
 
-/// Who is asked about.
-#[derive(Clone, Copy)]
-pub struct Subject<'a> {
-    connection: &'a Connection,
-    request: &'a RequestHead,
-    remote: IpAddr,
-    metadata: &'a [(Arc<str>, Arc<str>, Value)],
-}
-
 /// What rules say of somebody.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verdict<'r> {
@@ -92,6 +80,18 @@ pub struct Verdict<'r> {
     pub allowed: bool,
     /// The policy that fits.
     pub policy: Option<&'r Arc<str>>,
+    /// Whether it is to be logged, where that is asked at all.
+    pub log: Option<bool>,
+}
+
+/// Where the results of shadow rules stand in dynamic metadata.
+#[derive(Debug)]
+pub struct ShadowKeys {
+    namespace: Arc<str>,
+    /// `shadow_engine_result`
+    result: Arc<str>,
+    /// `shadow_effective_policy_id`
+    policy: Arc<str>,
 }
 
 impl Rules {
@@ -105,16 +105,17 @@ impl Rules {
         self.action
     }
 
-    /// What is to become of somebody. Without any policy nobody is allowed, and nobody denied.
-    pub fn judge(&self, subject: &Subject<'_>) -> Verdict<'_> {
+    /// What is to become of a request, or of a connection in whose context there is none. Without any policy nobody is
+    /// allowed, and nobody denied.
+    pub fn judge(&self, subject: &Stream) -> Verdict<'_> {
         let fits = |policy: &Policy| policy.permissions.holds(subject) && policy.principals.holds(subject);
         let policy = self.policies.iter().find(|(_, policy)| fits(policy)).map(|(name, _)| name);
-        let allowed = match self.action {
-            Action::Allow => policy.is_some(),
-            Action::Deny => policy.is_none(),
-            Action::Log => true,
+        let (allowed, log) = match self.action {
+            Action::Allow => (policy.is_some(), None),
+            Action::Deny => (policy.is_none(), None),
+            Action::Log => (true, Some(policy.is_some())),
         };
-        Verdict { allowed, policy }
+        Verdict { allowed, policy, log }
     }
 }
 
@@ -125,36 +126,50 @@ impl Verdict<'_> {
         // Blanks would end the field in a log.
         format!("rbac_access_denied_matched_policy[{}]", policy.replace(char::is_whitespace, "_"))
     }
+
+    /// Notes whether access logs are to have it, where that is asked.
+    pub fn hint(&self, subject: &mut Stream) {
+        if let Some(log) = self.log {
+            subject.metadata.push(("envoy.common".into(), "access_log_hint".into(), Value::Bool(log)));
+        }
+    }
 }
 
-impl<'a> Subject<'a> {
-    /// A request.
-    pub fn of_request(stream: &'a Stream) -> Subject<'a> {
-        Subject {
-            connection: &stream.connection,
-            request: &stream.request,
-            remote: stream.remote.ip(),
-            metadata: &stream.metadata,
+impl ShadowKeys {
+    /// Under this namespace, each with a prefix that may be empty.
+    pub fn new(namespace: &str, prefix: &str) -> ShadowKeys {
+        ShadowKeys {
+            namespace: namespace.into(),
+            result: format!("{prefix}shadow_engine_result").into(),
+            policy: format!("{prefix}shadow_effective_policy_id").into(),
         }
     }
 
-    /// A connection of which no request is known.
-    pub fn of_connection(connection: &'a Connection) -> Subject<'a> {
-        static NONE: LazyLock<RequestHead> = LazyLock::new(RequestHead::default);
-        Subject { connection, request: &NONE, remote: connection.remote.ip(), metadata: &[] }
-    }
-
-    fn is_authenticated(&self, name: Option<&StringMatcher>) -> bool {
-        let Some(peer) = self.connection.tls.as_ref().and_then(|tls| tls.peer.as_ref()) else { return false };
-        let Some(name) = name else { return true };
-        let names = peer.uri_sans.iter().chain(&peer.dns_sans).chain([&peer.subject]);
-        names.into_iter().any(|own| name.matches(own.as_bytes()))
+    /// Notes what rules would have done.
+    pub fn note(&self, verdict: &Verdict<'_>, subject: &mut Stream) {
+        let result = if verdict.allowed { "allowed" } else { "denied" };
+        if let Some(policy) = verdict.policy {
+            let name = Value::String(policy.to_string());
+            subject.metadata.push((self.namespace.clone(), self.policy.clone(), name));
+        }
+        subject.metadata.push((
+            self.namespace.clone(),
+            self.result.clone(),
+            Value::String(result.to_owned()),
+        ));
     }
 }
 
+fn is_authenticated(subject: &Stream, name: Option<&StringMatcher>) -> bool {
+    let Some(peer) = subject.connection.tls.as_ref().and_then(|tls| tls.peer.as_ref()) else { return false };
+    let Some(name) = name else { return true };
+    let names = peer.uri_sans.iter().chain(&peer.dns_sans).chain([&peer.subject]);
+    names.into_iter().any(|own| name.matches(own.as_bytes()))
+}
+
 impl Condition {
-    fn holds(&self, subject: &Subject<'_>) -> bool {
-        let Subject { connection, request, remote, metadata } = subject;
+    fn holds(&self, subject: &Stream) -> bool {
+        let Stream { connection, request, metadata, .. } = subject;
         match self {
             Condition::Always => true,
             Condition::All(all) => all.iter().all(|condition| condition.holds(subject)),
@@ -170,10 +185,10 @@ impl Condition {
             Condition::ServerName(name) => {
                 name.matches(connection.requested_server_name.as_deref().unwrap_or_default().as_bytes())
             }
-            Condition::Authenticated(name) => subject.is_authenticated(name.as_ref()),
+            Condition::Authenticated(name) => is_authenticated(subject, name.as_ref()),
             Condition::Source(range) => range.contains(&connection.remote.ip()),
             Condition::DirectRemote(range) => range.contains(&connection.direct_remote.ip()),
-            Condition::Remote(range) => range.contains(remote),
+            Condition::Remote(range) => range.contains(&subject.remote.ip()),
             Condition::Metadata(test) => test.matches(metadata),
         }
     }
@@ -183,7 +198,7 @@ impl Condition {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::connection::{Certificate, TlsInfo};
+    use crate::connection::{Certificate, Connection, TlsInfo};
     use crate::matcher::{HeaderMatch, HeaderTarget, ValueMatcher};
 
     fn connection(peer: Option<Certificate>) -> Connection {
@@ -202,8 +217,7 @@ mod tests {
 
     #[test]
     fn the_action_says_what_a_policy_that_fits_means() {
-        let connection = connection(None);
-        let subject = Subject::of_connection(&connection);
+        let subject = Stream::new(Arc::new(connection(None)));
         let never = || Condition::Not(Box::new(Condition::Always));
         let judged = |action, policies| {
             let rules = rules(action, policies);
@@ -228,16 +242,15 @@ mod tests {
             subject: "CN=a".into(),
             ..Certificate::default()
         };
-        let (known, stranger) = (connection(Some(certificate)), connection(None));
+        let (known, stranger): (Stream, Stream) =
+            [Some(certificate), None].map(|peer| Stream::new(Arc::new(connection(peer)))).into();
         let mut stream = Stream::new(Arc::new(connection(None)));
         stream.remote = "192.0.2.1:1".parse().unwrap();
         stream.request.target.set(b"/a?b");
         stream.request.headers.push(b"x-a", b"1");
         stream.metadata.push(("n".into(), "k".into(), Value::Bool(true)));
-        let holds = |condition: Condition| {
-            [Subject::of_connection(&known), Subject::of_connection(&stranger), Subject::of_request(&stream)]
-                .map(|subject| condition.holds(&subject))
-        };
+        let holds =
+            |condition: Condition| [&known, &stranger, &stream].map(|subject| condition.holds(subject));
         let name = |name: &str| Condition::Authenticated(Some(StringMatcher::exact(name)));
         assert_eq!(holds(Condition::Authenticated(None)), [true, false, false]);
         for own in ["spiffe://t/a", "a.test", "CN=a"] {

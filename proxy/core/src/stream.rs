@@ -369,9 +369,26 @@ impl Stream {
         }
     }
 
-    /// The object of the filter state under this key.
+    /// The object of the filter state under this key: the request's own, else the connection's.
     pub fn filter_object(&self, key: &str) -> Option<&FilterObject> {
-        self.filter_state.as_ref()?.0.iter().find(|object| *object.key == *key)
+        let own = self.filter_state.iter().flat_map(|state| &state.0);
+        let shared = self.connection.filter_state.get().into_iter().flatten();
+        own.chain(shared).find(|object| *object.key == *key)
+    }
+
+    /// Lets the requests of the connection see what is in the filter state, once.
+    pub fn share_filter_state(&self) {
+        if let Some(state) = &self.filter_state {
+            let _ = self.connection.filter_state.set(state.0.as_slice().into());
+        }
+    }
+
+    /// Takes over what network filters have noted in the connection's context: metadata, filter state, variables and
+    /// their own state.
+    pub fn take_notes(&mut self, notes: Stream) {
+        (self.metadata, self.filter_state, self.plugins) =
+            (notes.metadata, notes.filter_state, notes.plugins);
+        self.vars.append(notes.vars);
     }
 
     /// Takes the state of the plugin in `slot` out.

@@ -1,6 +1,11 @@
 //! Connections as bytes: TCP or a unix socket, plain or under TLS.
 
+mod filtering;
+
+pub(crate) use filtering::Filtering;
+
 use crate::deadline::{Deadline, Timed, bounded};
+use filtering::Next;
 use sixfold_core::cluster::ClusterStats;
 use sixfold_core::hcm::HttpStats;
 use socket2::SockRef;
@@ -8,7 +13,7 @@ use std::io::{self, IoSlice, Read};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -21,6 +26,8 @@ pub struct Io {
     kind: Kind,
     /// Who counts its bytes.
     meter: Option<Meter>,
+    /// Network filters that see what the client sends before anybody else does.
+    filtering: Option<Box<Filtering>>,
 }
 
 /// Where the bytes of a connection are counted as they are read and written, those of TLS itself aside.
@@ -115,19 +122,99 @@ pub enum IdleState {
 
 impl Io {
     fn of(kind: Kind) -> Io {
-        Io { kind, meter: None }
+        Io { kind, meter: None, filtering: None }
     }
 
-    /// Has its bytes counted from here on.
-    pub(crate) fn meter(&mut self, meter: Meter) {
-        self.meter = Some(meter);
+    /// Has filters asked about what the client sends.
+    pub(crate) fn filter(&mut self, filtering: Box<Filtering>) {
+        self.filtering = Some(filtering);
     }
 
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let (Some(meter), Poll::Ready(Ok(n))) = (&self.meter, &written) {
-            meter.sent(*n);
+    /// Its network filters.
+    pub(crate) fn filtering(&self) -> Option<&Filtering> {
+        self.filtering.as_deref()
+    }
+
+    /// The same, for whoever serves it to end them with its own context.
+    pub(crate) fn take_filtering(&mut self) -> Option<Box<Filtering>> {
+        self.filtering.take()
+    }
+
+    /// Whether bytes have to go by filters still.
+    #[inline]
+    fn is_filtered(&self) -> bool {
+        self.filtering.as_ref().is_some_and(|filtering| filtering.is_active())
+    }
+
+    #[inline]
+    fn read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = inner!(self, s => Pin::new(s).poll_read(cx, buf));
+        if let (Some(meter), true) = (&self.meter, buf.filled().len() > before) {
+            meter.received(buf.filled().len() - before);
         }
-        written
+        read
+    }
+
+    /// Reads what filters let pass.
+    #[cold]
+    fn poll_filtered(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(mut filtering) = self.filtering.take() else { return self.read(cx, buf) };
+        let read = self.poll_past(&mut filtering, cx, buf);
+        self.filtering = Some(filtering);
+        read
+    }
+
+    fn poll_past(
+        &mut self,
+        filtering: &mut Filtering,
+        cx: &mut Timed<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let next = filtering.poll(cx);
+            // What a filter has said goes out, and is tried again with the next poll if it can't yet.
+            if let Poll::Ready(Err(error)) = self.poll_answer(filtering, cx) {
+                return Poll::Ready(Err(error));
+            }
+            if let Next::Give = ready!(next)? {
+                // Nothing is the end.
+                filtering.give(buf);
+                return Poll::Ready(Ok(()));
+            }
+            let mut room = ReadBuf::new(filtering.room());
+            let read = self.read(cx, &mut room);
+            let n = room.filled().len();
+            filtering.filled(read.is_ready().then_some(n));
+            ready!(read)?;
+        }
+    }
+
+    /// Writes what filters have for the client.
+    fn poll_answer(&mut self, filtering: &mut Filtering, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
+        let answer = filtering.answer();
+        while !answer.is_empty() {
+            let written = inner!(self, s => Pin::new(s).poll_write(cx, answer));
+            match ready!(self.count(written))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => drop(answer.drain(..n)),
+            }
+            if answer.is_empty() {
+                return inner!(self, s => Pin::new(s).poll_flush(cx));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when others may write to the client.
+    fn poll_turn(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
+        let Some(mut filtering) = self.filtering.take() else { return Poll::Ready(Ok(())) };
+        let turn = match filtering.holds_writes(cx) {
+            true => Poll::Pending,
+            false => self.poll_answer(&mut filtering, cx),
+        };
+        self.filtering = Some(filtering);
+        turn
     }
 
     /// A connection in plain text.
@@ -211,7 +298,7 @@ impl Transport for Io {
     #[inline]
     fn poll_readable(&mut self, cx: &mut Timed<'_>) -> Poll<()> {
         match &self.kind {
-            Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) => {
+            Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) if !self.is_filtered() => {
                 tcp.poll_read_ready(cx).map(drop)
             }
             _ => Poll::Ready(()),
@@ -221,7 +308,7 @@ impl Transport for Io {
     #[inline]
     fn is_readable(&self) -> bool {
         match &self.kind {
-            Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) => {
+            Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) if !self.is_filtered() => {
                 tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
             }
             _ => true,
@@ -233,6 +320,9 @@ impl Transport for Io {
         let Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None }) = &self.kind else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
+        if self.is_filtered() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let (room, mut read) = (buf.len(), None);
         let tried = tcp.try_io(Interest::READABLE, || {
             let n = (&*SockRef::from(tcp)).read(buf)?;
@@ -252,16 +342,17 @@ impl Transport for Io {
 
     #[inline]
     fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = inner!(self, s => Pin::new(s).poll_read(cx, buf));
-        if let (Some(meter), true) = (&self.meter, buf.filled().len() > before) {
-            meter.received(buf.filled().len() - before);
+        if self.is_filtered() {
+            return self.poll_filtered(cx, buf);
         }
-        read
+        self.read(cx, buf)
     }
 
     #[inline]
     fn poll_write(&mut self, cx: &mut Timed<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_filtered() {
+            ready!(self.poll_turn(cx))?;
+        }
         // Nearly always it goes at once, and nobody has to be told when it does. Of what is long a part may go, which
         // the runtime takes for the end of the room there is.
         if let Kind::Plain(Socket { stream: Stream::Tcp(tcp), .. }) = &self.kind
@@ -278,6 +369,9 @@ impl Transport for Io {
 
     #[inline]
     fn poll_write_vectored(&mut self, cx: &mut Timed<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.is_filtered() {
+            ready!(self.poll_turn(cx))?;
+        }
         let written = inner!(self, s => Pin::new(s).poll_write_vectored(cx, bufs));
         self.count(written)
     }
@@ -287,6 +381,9 @@ impl Transport for Io {
     }
 
     fn poll_shutdown(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
+        if self.is_filtered() {
+            ready!(self.poll_turn(cx))?;
+        }
         inner!(self, s => Pin::new(s).poll_shutdown(cx))
     }
 }
@@ -554,6 +651,6 @@ mod tests {
 
     #[test]
     fn the_handle_stays_small() {
-        assert!(size_of::<Io>() <= 72, "{}", size_of::<Io>());
+        assert!(size_of::<Io>() <= 80, "{}", size_of::<Io>());
     }
 }

@@ -8,7 +8,7 @@ mod pump;
 
 use crate::connect::{Connected, Handshake};
 use crate::drain::Drain;
-use crate::io::Io;
+use crate::io::{Filtering, Io};
 use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destination, dial};
 use crate::worker::Worker;
 use meter::Meter;
@@ -25,37 +25,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout_at};
 
-/// How long nobody may say anything to a denied client, nor it, where the proxy has no idle timeout.
-const DENIED_TIME: Duration = Duration::from_secs(3600);
-
 /// Serves a connection until both sides have said all, one of them fails, or a limit ends it.
 pub async fn serve(
-    io: Io,
+    mut io: Io,
     connection: Arc<Connection>,
     proxy: Arc<TcpProxy>,
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    let mut session = Session::new(connection, proxy);
-    if let Some((upstream, deadline)) = session.begin(&worker).await {
-        session.pass(io, upstream, deadline, &drain, None).await;
-    }
-}
-
-/// Serves a connection that a filter denies, for a reason told in the log: it gets as far as an endpoint, whose bytes it
-/// is given, and is closed with the first byte that the client sends, or with the end of what it sends. So Envoy does it,
-/// which judges connections by what they say first.
-pub(crate) async fn deny(
-    io: Io,
-    connection: Arc<Connection>,
-    proxy: Arc<TcpProxy>,
-    worker: Arc<Worker>,
-    drain: Drain,
-    reason: String,
-) {
-    let mut session = Session::new(connection, proxy);
-    if let Some((upstream, deadline)) = session.begin(&worker).await {
-        session.pass(io, upstream, deadline, &drain, Some(&reason)).await;
+    let mut session = Session::new(connection, proxy, &io);
+    match session.begin(&worker).await {
+        Some((upstream, deadline)) => session.pass(io, upstream, deadline, &drain).await,
+        None => session.filtering = io.take_filtering(),
     }
 }
 
@@ -87,6 +68,8 @@ impl Refusal {
 struct Session {
     stream: Stream,
     proxy: Arc<TcpProxy>,
+    /// The network filters before this one, once their work is over.
+    filtering: Option<Box<Filtering>>,
 }
 
 /// A connection to an endpoint and what counts it. Envoy's TCP pools count a connection as one request.
@@ -97,11 +80,14 @@ struct Upstream {
 }
 
 impl Session {
-    fn new(connection: Arc<Connection>, proxy: Arc<TcpProxy>) -> Session {
+    fn new(connection: Arc<Connection>, proxy: Arc<TcpProxy>, io: &Io) -> Session {
         let mut stream = Stream::new(connection);
+        if let Some(noted) = io.filtering().and_then(Filtering::context) {
+            stream.metadata.clone_from(&noted.metadata);
+        }
         stream.start_time = SystemTime::now() - stream.connection.start.elapsed();
         request_hash(&proxy.hash, &mut stream);
-        Session { stream, proxy }
+        Session { stream, proxy, filtering: None }
     }
 
     /// Connects to an endpoint; with the connection comes the time at which this one has to end. `None` when there is
@@ -228,27 +214,16 @@ impl Session {
         self.stream.set_var("downstream_local_close_reason", reason);
     }
 
-    /// Passes bytes until the end; one that is `denied` for a reason gets those of the endpoint alone.
-    async fn pass(
-        &mut self,
-        client: Io,
-        upstream: Upstream,
-        deadline: Option<Instant>,
-        drain: &Drain,
-        denied: Option<&str>,
-    ) {
+    /// Passes bytes until the end.
+    async fn pass(&mut self, client: Io, upstream: Upstream, deadline: Option<Instant>, drain: &Drain) {
         let Upstream { connected, flight, mut active } = upstream;
         let proxy = self.proxy.clone();
         let stats = &flight.cluster().stats;
         let mut forced = pin!(drain.expired());
-        let idle = proxy.idle_timeout.or(denied.map(|_| DENIED_TIME));
-        let mut watch = Watch::new(idle, deadline, drain, forced.as_mut());
+        let mut watch = Watch::new(proxy.idle_timeout, deadline, drain, forced.as_mut());
         let mut pump = Pump::new(client, connected.io);
         let mut meter = Meter::new(&proxy.stats, stats, &mut self.stream.bytes);
-        let mut end = match denied {
-            None => pump.run(&mut watch, &mut meter).await,
-            Some(_) => pump.run_until_spoken(&mut watch, &mut meter).await,
-        };
+        let mut end = pump.run(&mut watch, &mut meter).await;
         let remote = matches!(end, End::Closed(Side::Upstream) | End::Failed(Side::Upstream));
         if let End::Failed(side) = end
             && pump.holds_bytes_of(side)
@@ -271,12 +246,12 @@ impl Session {
             }
             End::Deadline => self.overdue(),
             End::Drained => self.closed("deferred_close_on_drained_connection"),
-            End::Spoken(bytes) => {
-                self.stream.bytes.request_body = bytes;
-                self.stream.set_var("connection_termination_details", denied.unwrap_or_default());
-                self.closed("rbac_deny_close");
-            }
-            End::Closed(_) | End::Failed(_) => {}
+            // The filter says why.
+            End::Refused | End::Closed(_) | End::Failed(_) => {}
+        }
+        self.filtering = pump.take_filtering();
+        if let (End::Refused, Some(filtering)) = (end, &self.filtering) {
+            self.stream.bytes.request_body += filtering.held() as u64;
         }
     }
 }
@@ -291,6 +266,9 @@ impl Drop for Session {
         if let Some(tried) = self.stream.upstream.tried.last_mut() {
             tried.traffic =
                 Traffic { received: upstream_received, sent: upstream_sent, ..Traffic::default() };
+        }
+        if let Some(filtering) = self.filtering.take() {
+            filtering.end_with(&mut self.stream);
         }
         self.proxy.access_logs.iter().for_each(|log| log.log(&self.stream));
     }

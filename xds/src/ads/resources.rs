@@ -281,7 +281,7 @@ impl Asks {
     pub(crate) fn of_listener(listener: &Listener) -> Asks {
         let (mut needs, mut clusters, mut scopes) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
         for chain in listener.chains.iter().chain(&listener.default_chain) {
-            match chain.filter.last() {
+            match &chain.filter {
                 NetworkFilter::Http(manager) => {
                     let needed = routes_of(manager, &mut needs, &mut clusters);
                     let scope = |key: &Key| scope(&["http", &manager.stat_prefix, "rds", &key.name]);
@@ -291,7 +291,7 @@ impl Asks {
                     });
                 }
                 NetworkFilter::Tcp(proxy) => choices(&proxy.cluster, &mut clusters),
-                NetworkFilter::Direct(_) | NetworkFilter::Guarded(..) => {}
+                NetworkFilter::Direct(_) => {}
             }
         }
         let clusters = clusters.into_iter().collect();
@@ -364,7 +364,7 @@ fn no_second_wait(diff: &Diff) {
     let comes = |cell: &RouteTableCell| diff.route_tables.iter().any(|(key, _)| *key == cell.key);
     for listener in diff.listeners.iter().filter_map(|(_, listener)| listener.as_deref()) {
         for chain in listener.chains.iter().chain(&listener.default_chain) {
-            if let NetworkFilter::Http(manager) = chain.filter.last()
+            if let NetworkFilter::Http(manager) = &chain.filter
                 && rds::streamed(&manager.routes).is_some()
                 && manager.routes.is_awaited()
                 && !comes(&manager.routes)

@@ -50,16 +50,17 @@ pub(super) fn compile(
     let encoded = ProtoChain { metadata: None, ..value.clone() }.encode_to_vec();
     let place = ChainPlace { chain: fingerprint(&[listener.as_bytes(), b"\0", &encoded].concat()), ..place };
     let mark = context.extensions.mark();
-    let filter = faults.keep(network::filter(context, filters, place).in_key("filters"));
+    let filters = faults.keep(network::filters(context, filters, place).in_key("filters"));
     // Open connections keep the filters they began with: a chain whose filters have changed is another one, and drains.
     let whole = [encoded, context.extensions.brought_since(mark)].concat();
-    let filter = faults.kept(filter)?;
+    let (filters, filter) = faults.kept(filters)?;
     show_by_listener(context, scope, &filter);
     faults.end(FilterChain {
         name: name.as_str().into(),
         matches,
         tls,
         handshake_timeout: handshake_timeout.unwrap_or_else(|| default_handshake_timeout(&filter)),
+        filters,
         filter,
         fingerprint: fingerprint(&whole),
     })
@@ -68,7 +69,6 @@ pub(super) fn compile(
 /// Shows the responses of a connection manager under the listener's name too.
 fn show_by_listener(context: &Context, scope: &str, filter: &NetworkFilter) {
     match filter {
-        NetworkFilter::Guarded(_, filter) => show_by_listener(context, scope, filter),
         NetworkFilter::Http(manager) => {
             let prefix = format!("{scope}http.{}.", manager.stat_prefix);
             if let Some(block) = manager.stats.shared() {
@@ -84,7 +84,6 @@ fn show_by_listener(context: &Context, scope: &str, filter: &NetworkFilter) {
 /// after a minute at the latest: nobody means an hour.
 fn default_handshake_timeout(filter: &NetworkFilter) -> Duration {
     match filter {
-        NetworkFilter::Guarded(_, filter) => default_handshake_timeout(filter),
         NetworkFilter::Http(manager) => {
             let idle = manager.timeouts.idle.filter(|idle| !idle.is_zero());
             idle.map_or(HANDSHAKE_TIMEOUT, |idle| idle.min(HANDSHAKE_TIMEOUT))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::listener::{
-    ConnectionGuard, ConnectionLimit, ConnectionRbac, NetworkFilter, TcpProxy, TcpStats,
+    ConnectionFilter, ConnectionLimit, ConnectionRbac, NetworkFilter, RbacSettings, TcpProxy, TcpStats,
 };
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::any;
@@ -15,7 +15,9 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{Filter, filter::ConfigTyp
 use sixfold_xds_api::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ProtoLimit;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
-use sixfold_xds_api::pb::envoy::extensions::filters::network::rbac::v3::Rbac as ProtoRbac;
+use sixfold_xds_api::pb::envoy::extensions::filters::network::rbac::v3::{
+    Rbac as ProtoRbac, rbac::EnforcementType,
+};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as ProtoTcp;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
@@ -27,28 +29,33 @@ use super::ChainPlace;
 use crate::context::Context;
 use crate::skipped::{Place, is_skipped};
 use crate::{access_log, hcm, route};
-use sixfold_xds_api::values::{Result, data_source, not_empty, one_of, required, timeout_or, u32_in};
+use sixfold_xds_api::values::{
+    Result, data_source, enum_value, not_empty, one_of, required, timeout_or, u32_in,
+};
 use sixfold_xds_api::{metadata, rbac, refuse};
 
-/// The filters of a chain: those that only let connections in, and the one that ends the chain.
-pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) -> Result<NetworkFilter> {
-    let mut guards: Vec<Arc<dyn ConnectionGuard>> = Vec::new();
+/// The filters of a chain: those before the last one, and the one that ends the chain.
+pub(super) fn filters(
+    context: &Context,
+    values: &[Filter],
+    place: ChainPlace,
+) -> Result<(Arc<[Arc<dyn ConnectionFilter>]>, NetworkFilter)> {
+    let mut before: Vec<Arc<dyn ConnectionFilter>> = Vec::new();
     let parts = values.iter().enumerate().map(|(index, value)| one(context, value, place).in_index(index));
     for ((index, value), part) in values.iter().enumerate().zip(collect(parts)?) {
         match part {
-            Part::Guard(guard) => guards.push(guard),
+            Part::Before(filter) => before.push(filter),
             Part::Nothing => {}
             Part::Last(_) if index + 1 < values.len() => {
                 let reason = format!("must not come after \"{}\", which ends the chain", value.name);
                 return Err(ConfigError::new(reason).in_index(index + 1));
             }
-            Part::Last(filter) if guards.is_empty() => return Ok(filter),
-            Part::Last(filter) => return Ok(NetworkFilter::Guarded(guards.into(), Box::new(filter))),
+            Part::Last(filter) => return Ok((before.into(), filter)),
         }
     }
     match values.last() {
         // Envoy takes such a chain, and closes its connections.
-        None => Ok(NetworkFilter::Direct(Default::default())),
+        None => Ok((Arc::default(), NetworkFilter::Direct(Default::default()))),
         Some(last) => {
             let reason = format!("\"{}\" does not end the chain, and nothing follows it", last.name);
             Err(ConfigError::new(reason).in_index(values.len() - 1))
@@ -58,7 +65,7 @@ pub(super) fn filter(context: &Context, values: &[Filter], place: ChainPlace) ->
 
 /// What a filter is in its chain.
 enum Part {
-    Guard(Arc<dyn ConnectionGuard>),
+    Before(Arc<dyn ConnectionFilter>),
     Last(NetworkFilter),
     /// One that is left out.
     Nothing,
@@ -90,14 +97,19 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
             .map(|bytes| Part::Last(NetworkFilter::Direct(bytes.unwrap_or_default().into()))),
         "envoy.extensions.filters.network.rbac.v3.RBAC" => any::unpack(config)
             .and_then(|value| connection_rbac(context, &value))
-            .map(|rbac| Part::Guard(Arc::new(rbac))),
+            .map(|rbac| Part::Before(Arc::new(rbac))),
         "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
             any::unpack(config).and_then(|proxy| observer(&proxy)).map(|()| Part::Nothing)
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => any::unpack(config)
             .and_then(|limit| connection_limit(context, &limit))
-            .map(|limit| Part::Guard(Arc::new(limit))),
-        other => return Err(refuse::extension("network filter", name, other)),
+            .map(|limit| Part::Before(Arc::new(limit))),
+        other => match context.compile.plugins.network_filter(other) {
+            Some(factory) => any::resolve(config)
+                .and_then(|(_, config)| factory.build(&config, &context.compile.build))
+                .map(Part::Before),
+            None => return Err(refuse::extension("network filter", name, other)),
+        },
     };
     filter.in_key("typed_config")
 }
@@ -113,12 +125,18 @@ fn connection_rbac(context: &Context, value: &ProtoRbac) -> Result<ConnectionRba
         enforcement_type,
         delay_deny,
     } = value;
-    // A connection that passed is never asked about again: `CONTINUOUS` would do so with every byte.
-    refuse!(matcher, shadow_matcher, enforcement_type, delay_deny);
+    refuse!(matcher, shadow_matcher);
     let prefix = not_empty(stat_prefix, "stat_prefix")?;
     let rules = rules.as_ref().map(rbac::rules).transpose().in_key("rules")?;
     let shadow = shadow_rules.as_ref().map(rbac::rules).transpose().in_key("shadow_rules")?;
-    Ok(ConnectionRbac::new(context.compile.metrics(), prefix, rules, shadow, shadow_prefix))
+    let settings = RbacSettings {
+        rules,
+        shadow,
+        shadow_prefix: shadow_prefix.clone(),
+        continuous: enum_value(*enforcement_type, "enforcement_type")? == EnforcementType::Continuous,
+        delay: timeout_or(delay_deny, None, "delay_deny")?.unwrap_or_default(),
+    };
+    Ok(ConnectionRbac::new(context.compile.metrics(), prefix, settings))
 }
 
 /// Without delays and logs all that it does is counting commands, which is not done here.

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use sixfold_core::listener::{Admission, ListenerFilter, NetworkFilter, SourceType};
+use sixfold_core::connection::Connection;
+use sixfold_core::listener::{ClientBytes, Closing, FilterStep, ListenerFilter, NetworkFilter, SourceType};
+use sixfold_core::plugin::{Scope, Slot};
+use sixfold_core::stream::Stream;
 
 use super::*;
 use crate::testing::{context, read};
@@ -136,17 +139,44 @@ fn connections_are_held_to_rules() {
     };
     let rules = "stat_prefix: tcp., rules: {action: DENY, policies: {p: {permissions: [{any: true}], principals: [{any: true}]}}}";
     let listener = chain(rules).unwrap();
-    let NetworkFilter::Guarded(guards, last) = &listener.chains[0].filter else { panic!("guarded") };
-    let address = "127.0.0.1:1".parse().unwrap();
-    let admission = guards[0].admit(&sixfold_core::connection::Connection::plain(address, address));
-    assert!(
-        matches!(admission, Admission::Denied(reason) if reason == "rbac_access_denied_matched_policy[p]")
+    let asked = |listener: &Listener| {
+        let chain = &listener.chains[0];
+        assert!(matches!(chain.filter, NetworkFilter::Direct(_)));
+        let address = "127.0.0.1:1".parse().unwrap();
+        let mut context = Stream::new(Arc::new(Connection::plain(address, address)));
+        let slot = Slot::new(0, Scope::Route);
+        let (mut received, mut answer) = (b"x".to_vec(), Vec::new());
+        let mut bytes = ClientBytes { received: &mut received, end: false, answer: &mut answer };
+        (chain.filters[0].on_data(&mut context, slot, &mut bytes), context)
+    };
+    let closing = |delay| Closing {
+        details: "rbac_access_denied_matched_policy[p]".into(),
+        reason: "rbac_deny_close",
+        delay: Duration::from_millis(delay),
+    };
+    assert!(matches!(asked(&listener).0, FilterStep::Close(how) if how == closing(0)));
+    let later = chain(&format!("{rules}, delay_deny: 0.5s")).unwrap();
+    assert!(matches!(asked(&later).0, FilterStep::Close(how) if how == closing(500)));
+    let allow = rules.replace("DENY", "ALLOW");
+    let once = chain(&format!(
+        "{allow}, {}",
+        rules.replace("stat_prefix: tcp., rules", "shadow_rules_stat_prefix: dry_, shadow_rules")
+    ));
+    let (step, context) = asked(&once.unwrap());
+    assert!(matches!(step, FilterStep::Done));
+    let noted: Vec<_> =
+        context.metadata.iter().map(|(name, key, value)| format!("{name} {key} {value}")).collect();
+    assert_eq!(
+        noted,
+        [
+            "envoy.filters.network.rbac dry_shadow_effective_policy_id \"p\"",
+            "envoy.filters.network.rbac dry_shadow_engine_result \"denied\""
+        ]
     );
-    assert!(matches!(**last, NetworkFilter::Direct(_)));
     let refused = |fields: &str| chain(fields).unwrap_err().to_string();
     assert!(refused("rules: {}").ends_with("typed_config.stat_prefix: must not be empty"));
-    let continuous = format!("{rules}, enforcement_type: CONTINUOUS");
-    assert!(refused(&continuous).ends_with("typed_config.enforcement_type: is not supported"));
+    let continuous = chain(&format!("{allow}, enforcement_type: CONTINUOUS")).unwrap();
+    assert!(matches!(asked(&continuous).0, FilterStep::Continue));
 }
 
 #[test]

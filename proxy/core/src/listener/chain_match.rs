@@ -279,6 +279,7 @@ mod tests {
             matches,
             tls: None,
             handshake_timeout: std::time::Duration::from_secs(60),
+            filters: Arc::default(),
             filter: NetworkFilter::Direct(Bytes::new()),
             fingerprint: 0,
         })

@@ -1,8 +1,9 @@
 //! Envoy's connection_limit filter: connections of a chain at once, over all workers.
 
-use super::{Admission, ConnectionGuard};
-use crate::connection::Connection;
+use super::{Closing, ConnectionFilter, FilterStep};
 use crate::metrics::Registry;
+use crate::plugin::Slot;
+use crate::stream::Stream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -32,15 +33,16 @@ impl ConnectionLimit {
     }
 }
 
-impl ConnectionGuard for ConnectionLimit {
-    fn admit(&self, _connection: &Connection) -> Admission {
+impl ConnectionFilter for ConnectionLimit {
+    fn on_new_connection(&self, connection: &mut Stream, slot: Slot) -> FilterStep {
         if self.used.count.fetch_add(1, Relaxed) >= self.max {
             self.used.count.fetch_sub(1, Relaxed);
             self.used.stats.limited_connections().inc();
-            return Admission::Refused(self.delay);
+            return FilterStep::Close(Closing { delay: self.delay, ..Closing::default() });
         }
         self.used.stats.active_connections().inc();
-        Admission::Allowed(Some(Box::new(Place(self.used.clone()))))
+        connection.set_state(slot, Place(self.used.clone()));
+        FilterStep::Continue
     }
 }
 

@@ -2,8 +2,10 @@
 
 use super::{BuildContext, Plugin};
 use crate::error::ConfigError;
+use crate::listener::ConnectionFilter;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// What building a plugin comes to. The error's field is a path inside the plugin's configuration.
 pub type Built = Result<Plugin, ConfigError>;
@@ -191,6 +193,41 @@ impl FilterFactory {
     /// # Errors
     /// A message that can't be decoded, or what is wrong with what it says.
     pub fn build(&self, config: &FilterConfig<'_>, context: &BuildContext) -> Built {
+        (self.build)(config, context)
+    }
+}
+
+type BuildNetworkFilter =
+    Box<dyn Fn(&[u8], &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError> + Send + Sync>;
+
+/// Makes one of Envoy's network filters that stand before the last one of their chain.
+pub struct NetworkFilterFactory {
+    /// Full name of the message that configures it: `envoy.extensions.filters.network.ext_authz.v3.ExtAuthz`.
+    pub config_type: String,
+    build: BuildNetworkFilter,
+}
+
+impl NetworkFilterFactory {
+    /// A filter that `build` makes of an encoded message of this type.
+    pub fn new(
+        config_type: String,
+        build: impl Fn(&[u8], &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> NetworkFilterFactory {
+        NetworkFilterFactory { config_type, build: Box::new(build) }
+    }
+
+    /// An instance for the connections of one chain.
+    ///
+    /// # Errors
+    /// A message that can't be decoded, or what is wrong with what it says.
+    pub fn build(
+        &self,
+        config: &[u8],
+        context: &BuildContext,
+    ) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
         (self.build)(config, context)
     }
 }

@@ -29,7 +29,7 @@ pub use callout::{
 };
 pub use chain::{Chain, ChainBuilder, Member};
 pub use consumer::{Consumer, ConsumerChains};
-pub use factory::{ApisixFactory, Built, FilterConfig, FilterFactory, Kind, RunPolicy};
+pub use factory::{ApisixFactory, Built, FilterConfig, FilterFactory, Kind, NetworkFilterFactory, RunPolicy};
 pub use guard::Guard;
 pub use handlers::{BodyFn, HeadFn, LogFn, Plugin, PluginBuilder, TrailersFn};
 pub use layer::{ChainBody, ChainBodyError, ChainLayer, ChainService, NeedsRequestBody};

@@ -1,6 +1,6 @@
 //! The plugins this binary has.
 
-use super::{ApisixFactory, Callout, FilterFactory};
+use super::{ApisixFactory, Callout, FilterFactory, NetworkFilterFactory};
 use crate::cluster::Clusters;
 use crate::metrics;
 use crate::runtime::Runtime;
@@ -124,6 +124,8 @@ pub struct Registry {
     apisix: Arc<BTreeMap<&'static str, (u16, Arc<ApisixFactory>)>>,
     /// By type of the configuration.
     filters: Arc<BTreeMap<String, Arc<FilterFactory>>>,
+    /// Network filters, by type of the configuration.
+    network: Arc<BTreeMap<String, Arc<NetworkFilterFactory>>>,
 }
 
 impl Registry {
@@ -135,7 +137,18 @@ impl Registry {
         let apisix: BTreeMap<_, _> = apisix.into_iter().map(|factory| (factory.name, factory)).collect();
         let indexed = (0u16..).zip(apisix).map(|(index, (name, factory))| (name, (index, Arc::new(factory))));
         let filters = filters.into_iter().map(|factory| (factory.config_type.clone(), Arc::new(factory)));
-        Registry { apisix: Arc::new(indexed.collect()), filters: Arc::new(filters.collect()) }
+        Registry {
+            apisix: Arc::new(indexed.collect()),
+            filters: Arc::new(filters.collect()),
+            network: Arc::default(),
+        }
+    }
+
+    /// The same with these network filters of Envoy.
+    #[must_use]
+    pub fn with_network_filters(self, filters: impl IntoIterator<Item = NetworkFilterFactory>) -> Registry {
+        let filters = filters.into_iter().map(|factory| (factory.config_type.clone(), Arc::new(factory)));
+        Registry { network: Arc::new(filters.collect()), ..self }
     }
 
     /// With another filter of Envoy, in the place of one that the same type configures.
@@ -153,6 +166,11 @@ impl Registry {
     /// The filter of Envoy that is configured by this type.
     pub fn filter(&self, config_type: &str) -> Option<&Arc<FilterFactory>> {
         self.filters.get(config_type)
+    }
+
+    /// The network filter of Envoy that is configured by this type.
+    pub fn network_filter(&self, config_type: &str) -> Option<&Arc<NetworkFilterFactory>> {
+        self.network.get(config_type)
     }
 
     /// Names of APISIX's plugins, sorted.

@@ -38,6 +38,10 @@ impl Vars {
         self.put(name, Value::Lazy(LazyLock::new(make)));
     }
 
+    pub(super) fn append(&mut self, others: Vars) {
+        others.0.into_iter().for_each(|(name, value)| self.put(name, value));
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }

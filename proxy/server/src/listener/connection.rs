@@ -7,21 +7,18 @@ use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::connect::set_options;
 use crate::deadline::Deadline;
-use crate::io::{Io, Socket};
+use crate::drain::Drain;
+use crate::io::{Filtering, Io, Socket};
 use crate::tls::{self, HandshakeError};
 use crate::worker::{Shared, Worker};
 use crate::{http, tcp_proxy};
 use sixfold_core::connection::Connection;
 use sixfold_core::flags::Flag;
-use sixfold_core::listener::{Admission, ListenerStats, MatchInput, NetworkFilter};
+use sixfold_core::listener::{FilterChain, ListenerStats, MatchInput, NetworkFilter};
 use sixfold_core::stream::Stream;
-use std::any::Any;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-
-/// What filters of a connection keep until it ends, such as its place under a limit.
-type Held = Vec<Box<dyn Any + Send>>;
 
 /// How long the client of a `direct_response` may take to read it.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -78,6 +75,7 @@ pub(super) async fn run(
         requested_server_name: found.server_name.clone(),
         tls: None,
         source: found.source,
+        filter_state: Default::default(),
     };
     match listener.choose(&input) {
         Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,
@@ -146,7 +144,7 @@ async fn serve_chain(
     connection.filter_chain = chain.name.clone();
     let drain = active.workers.get(worker.index).unwrap_or(&active.drain).clone();
     let guard = drain.connection();
-    let io = match &chain.tls {
+    let mut io = match &chain.tls {
         None => Io::plain(socket),
         Some(tls) => {
             let mut deadline = Deadline::after(chain.handshake_timeout);
@@ -164,24 +162,10 @@ async fn serve_chain(
     };
     let connection = Arc::new(connection);
     let shared = connection.clone();
-    let (filter, _places) = match admit(&chain.filter, &connection) {
-        Ok(admitted) => admitted,
-        Err(refusal) => {
-            match (refusal, chain.filter.last()) {
-                (Refusal::Denied(reason), NetworkFilter::Tcp(proxy)) => {
-                    let work = tcp_proxy::deny(io, shared, proxy.clone(), worker.clone(), drain, reason);
-                    guard.serve(Box::pin(work)).await;
-                }
-                (Refusal::Denied(_), _) => drop(io),
-                (Refusal::Closed(delay), _) => {
-                    guard.serve(tokio::time::sleep(delay)).await;
-                    drop(io);
-                }
-            }
-            return log(listener, connection, None);
-        }
-    };
-    match (filter, &active.http) {
+    if !chain.filters.is_empty() && !pass_filters(&mut io, chain, &connection, &drain).await {
+        return log(listener, connection, None);
+    }
+    match (&chain.filter, &active.http) {
         (NetworkFilter::Http(_), Some(manager)) => {
             let work = http::serve(io, shared, manager.clone(), worker.clone(), drain);
             guard.serve(Box::pin(work)).await;
@@ -193,38 +177,28 @@ async fn serve_chain(
         (NetworkFilter::Direct(bytes), _) => {
             guard.serve(Box::pin(direct(io, bytes))).await;
         }
-        // The filter that ends a chain is no guard, and a connection manager is made ready with its chain.
-        (NetworkFilter::Guarded(..) | NetworkFilter::Http(_), _) => {}
+        // A connection manager is made ready with its chain.
+        (NetworkFilter::Http(_), None) => {}
     }
     log(listener, connection, None);
 }
 
-/// Why a filter does not let a connection in.
-enum Refusal {
-    /// It is closed after so long.
-    Closed(Duration),
-    /// It may not pass, for this reason.
-    Denied(String),
-}
-
-/// Asks the filters before the last one, and gives the last one with the places they keep.
-fn admit<'a>(
-    filter: &'a NetworkFilter,
-    connection: &Connection,
-) -> Result<(&'a NetworkFilter, Held), Refusal> {
-    let mut places = Vec::new();
-    let mut filter = filter;
-    while let NetworkFilter::Guarded(guards, inner) = filter {
-        for guard in guards {
-            match guard.admit(connection) {
-                Admission::Allowed(place) => places.extend(place),
-                Admission::Refused(delay) => return Err(Refusal::Closed(delay)),
-                Admission::Denied(reason) => return Err(Refusal::Denied(reason)),
-            }
+/// Tells the filters before the last one of the connection, and has them asked about its bytes from then on; tells
+/// whether all let it in.
+async fn pass_filters(io: &mut Io, chain: &FilterChain, connection: &Arc<Connection>, drain: &Drain) -> bool {
+    // A listener that goes away does not wait for what filters wait for.
+    let begun = drain.connection().serve(Box::pin(Filtering::begin(&chain.filters, connection))).await;
+    match begun {
+        Some(Ok(filtering)) => {
+            io.filter(filtering);
+            true
         }
-        filter = inner;
+        Some(Err((closing, _filtering))) => {
+            drain.connection().serve(tokio::time::sleep(closing.delay)).await;
+            false
+        }
+        None => false,
     }
-    Ok((filter, places))
 }
 
 /// Writes a fixed answer and closes once the client has it.

@@ -61,7 +61,7 @@ impl ActiveListener {
         let mut adopt = |chain: &Arc<FilterChain>| {
             let same =
                 |c: &&ActiveChain| c.chain.fingerprint == chain.fingerprint && c.chain.name == chain.name;
-            let http = match chain.filter.last() {
+            let http = match &chain.filter {
                 NetworkFilter::Http(hcm) => Some(http::Manager::new(hcm.clone())),
                 _ => None,
             };

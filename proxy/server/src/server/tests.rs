@@ -88,6 +88,7 @@ fn direct() -> FilterChain {
         matches: FilterChainMatch::default(),
         tls: None,
         handshake_timeout: Duration::from_secs(15),
+        filters: Arc::default(),
         filter: NetworkFilter::Direct("hello".into()),
         fingerprint: 1,
     }

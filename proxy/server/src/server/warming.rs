@@ -338,7 +338,7 @@ type Missing = (Arc<RouteTableCell>, Option<Duration>);
 fn missing_tables(listener: &Listener, diff: &Diff) -> Vec<Missing> {
     let comes = |cell: &RouteTableCell| diff.route_tables.iter().any(|(key, _)| *key == cell.key);
     let chains = listener.chains.iter().chain(&listener.default_chain);
-    let managers = chains.filter_map(|chain| match chain.filter.last() {
+    let managers = chains.filter_map(|chain| match &chain.filter {
         NetworkFilter::Http(manager) => Some(manager),
         _ => None,
     });

@@ -4,7 +4,7 @@ use super::meter::Meter;
 use crate::buffer::ReadBuffer;
 use crate::deadline::{Limit, Timed, poll_timer, within};
 use crate::drain::Drain;
-use crate::io::{Io, Transport};
+use crate::io::{Filtering, Io, Transport};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -31,8 +31,8 @@ pub(super) enum End {
     Deadline,
     /// The listener has gone and its connections with it.
     Drained,
-    /// A client that may say nothing has said so many bytes, or that it has none.
-    Spoken(u64),
+    /// A network filter has ended it.
+    Refused,
 }
 
 /// Totals of one direction.
@@ -89,34 +89,14 @@ impl Pump {
         ended.await.unwrap_or_else(|end| end)
     }
 
-    /// Passes the upstream's bytes, and its end, until the client says anything.
-    pub(super) async fn run_until_spoken<F: Future<Output = ()>>(
-        &mut self,
-        watch: &mut Watch<'_, F>,
-        meter: &mut Meter<'_>,
-    ) -> End {
-        let ended = within(watch, |watch, cx| {
-            let state = self.poll_down(cx);
-            if meter.update(self.up.moved, self.down.moved) {
-                watch.touch();
-            }
-            state
-        });
-        ended.await.unwrap_or_else(|end| end)
+    /// The network filters of the client's connection, to be ended.
+    pub(super) fn take_filtering(&mut self) -> Option<Box<Filtering>> {
+        self.client.take_filtering()
     }
 
-    fn poll_down(&mut self, cx: &mut Timed<'_>) -> Poll<End> {
-        match self.up.buffer.poll_fill(&mut self.client, cx) {
-            Poll::Ready(Ok(bytes)) => return Poll::Ready(End::Spoken(bytes as u64)),
-            Poll::Ready(Err(_)) => return Poll::Ready(End::Failed(Side::Client)),
-            Poll::Pending => {}
-        }
-        match self.down.poll(cx, &mut self.upstream, &mut self.client) {
-            Poll::Ready(Err(Failure::Reader)) => Poll::Ready(End::Failed(Side::Upstream)),
-            Poll::Ready(Err(Failure::Writer)) => Poll::Ready(End::Failed(Side::Client)),
-            // The client may still be about to speak.
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-        }
+    /// Whether a network filter has ended the client's connection, which is why it can't be read.
+    fn is_refused(&self) -> bool {
+        self.client.filtering().is_some_and(|filtering| filtering.closing().is_some())
     }
 
     fn poll_both(&mut self, cx: &mut Timed<'_>) -> Poll<End> {
@@ -131,6 +111,9 @@ impl Pump {
             match flow.poll(cx, from, to) {
                 Poll::Ready(Ok(())) if before != Stage::Done => self.last = speaker,
                 Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(Failure::Reader)) if speaker == Side::Client && self.is_refused() => {
+                    return Poll::Ready(End::Refused);
+                }
                 Poll::Ready(Err(Failure::Reader)) => return Poll::Ready(End::Failed(speaker)),
                 Poll::Ready(Err(Failure::Writer)) => return Poll::Ready(End::Failed(speaker.other())),
                 Poll::Pending => ended = false,

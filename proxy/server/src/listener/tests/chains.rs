@@ -189,8 +189,7 @@ async fn a_limit_holds_over_all_workers_and_places_come_back() {
     fixture.cluster("echo", &[echo().await]).await;
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", Vec::new())));
     let limit = ConnectionLimit::new(&fixture.registry, "c", 3, Duration::from_millis(50));
-    let guarded = NetworkFilter::Guarded([Arc::new(limit) as _].into(), Box::new(proxy));
-    let address = fixture.apply(fixture.listener("a", guarded)).await;
+    let address = fixture.apply(behind(fixture.listener("a", proxy), vec![Arc::new(limit)])).await;
     let mut inside = Vec::new();
     for _ in 0..3 {
         let mut client = TcpStream::connect(address).await.unwrap();

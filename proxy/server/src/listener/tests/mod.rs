@@ -3,6 +3,7 @@
 
 mod chains;
 mod closing;
+mod filters;
 mod tcp;
 mod tls;
 
@@ -16,8 +17,8 @@ use sixfold_core::access_log::{AccessLog, LineFormat, LogSink};
 use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Clusters, HostConfig};
 use sixfold_core::detached::Nowhere;
 use sixfold_core::listener::{
-    BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
-    SocketRights, TcpProxy, TcpStats,
+    BindAddress, ConnectionFilter, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats,
+    NetworkFilter, SocketRights, TcpProxy, TcpStats,
 };
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{Diff, Model};
@@ -140,9 +141,18 @@ pub(super) fn chain(
         matches,
         tls: None,
         handshake_timeout: Duration::from_secs(60),
+        filters: Arc::default(),
         filter,
         fingerprint,
     }
+}
+
+/// The listener with filters before the last one of its only chain.
+pub(super) fn behind(listener: Listener, filters: Vec<Arc<dyn ConnectionFilter>>) -> Listener {
+    let NetworkFilter::Tcp(proxy) = &listener.chains[0].filter else { panic!("a TCP proxy") };
+    let filter = NetworkFilter::Tcp(proxy.clone());
+    let chain = chain("only", FilterChainMatch::default(), 1, filter);
+    Listener { chains: vec![Arc::new(FilterChain { filters: filters.into(), ..chain })], ..listener }
 }
 
 pub(super) fn says(text: &'static str) -> NetworkFilter {

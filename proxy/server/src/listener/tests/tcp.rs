@@ -2,7 +2,7 @@
 
 use super::*;
 use sixfold_core::header_ops::HeaderOps;
-use sixfold_core::listener::ConnectionRbac;
+use sixfold_core::listener::{ConnectionRbac, RbacSettings};
 use sixfold_core::rbac::{Action, Condition, Policy, Rules};
 use sixfold_core::route::{WeightedCluster, WeightedClusters};
 
@@ -133,10 +133,10 @@ async fn who_may_not_connect_is_closed_with_the_first_byte_and_the_log_says_why(
     });
     let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
     let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
-    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp", Some(rules), None, ""));
+    let settings = RbacSettings { rules: Some(rules), ..RbacSettings::default() };
+    let rbac = ConnectionRbac::new(&fixture.registry, "tcp", settings);
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", vec![log])));
-    let filter = NetworkFilter::Guarded(Box::new([guard]), Box::new(proxy));
-    let address = fixture.apply(fixture.listener("a", filter)).await;
+    let address = fixture.apply(behind(fixture.listener("a", proxy), vec![Arc::new(rbac)])).await;
     assert_eq!(exchange(address, b"hello").await, "");
     assert_eq!(lines.wait(1).await, ["true rbac_access_denied_matched_policy[nobody]"]);
     assert_eq!(["allowed", "denied"].map(|name| fixture.registry.sum("tcp.rbac.", name)), [0, 1]);
@@ -170,10 +170,10 @@ async fn who_may_not_connect_hears_the_endpoint_and_that_it_has_left() {
     });
     let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
     let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
-    let guard = Arc::new(ConnectionRbac::new(&fixture.registry, "tcp.", Some(rules), None, ""));
+    let settings = RbacSettings { rules: Some(rules), ..RbacSettings::default() };
+    let rbac = ConnectionRbac::new(&fixture.registry, "tcp.", settings);
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("greets", vec![log])));
-    let filter = NetworkFilter::Guarded(Box::new([guard]), Box::new(proxy));
-    let address = fixture.apply(fixture.listener("a", filter)).await;
+    let address = fixture.apply(behind(fixture.listener("a", proxy), vec![Arc::new(rbac)])).await;
     let mut client = TcpStream::connect(address).await.unwrap();
     let (mut endpoint, _) = greets.accept().await.unwrap();
     endpoint.write_all(b"hello").await.unwrap();

@@ -70,6 +70,7 @@ fn with_tls(listener: Listener, tls: &Arc<ServerTls>) -> Listener {
                 matches: c.matches.clone(),
                 tls: Some(tls.clone()),
                 handshake_timeout: Duration::from_millis(500),
+                filters: Arc::default(),
                 filter: says("secret"),
                 fingerprint: c.fingerprint,
             })

@@ -23,7 +23,7 @@ impl Proxy {
     /// The filters that requests to the listener go through.
     fn chain(&self) -> Vec<String> {
         let listeners = self.model.listeners();
-        let filter = listeners.first().map(|listener| listener.chains[0].filter.last());
+        let filter = listeners.first().map(|listener| &listener.chains[0].filter);
         let Some(NetworkFilter::Http(manager)) = filter else { return Vec::new() };
         crate::testing::shown(&manager.chain)
     }
