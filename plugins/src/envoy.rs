@@ -27,7 +27,7 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::hash::choose_cluster;
 use sixfold_core::headers::Known;
 use sixfold_core::message::RequestHead;
-use sixfold_core::plugin::{BuildContext, Built, FilterFactory};
+use sixfold_core::plugin::{BuildContext, Built, FilterFactory, NetworkFilterFactory};
 use sixfold_core::route::Action;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
@@ -52,6 +52,11 @@ pub(crate) fn factories() -> [FilterFactory; 14] {
         rbac::factory(),
         set_filter_state::factory(),
     ]
+}
+
+/// The network filters among them, which stand before the last one of their chain.
+pub(crate) fn network_factories() -> [NetworkFilterFactory; 0] {
+    []
 }
 
 /// The factory of a filter that `build` makes of its configuration and the overrides for a route, the least

@@ -17,7 +17,7 @@ use sixfold_core::plugin::Registry;
 
 /// Every plugin of this crate.
 pub fn registry() -> Registry {
-    Registry::new(apisix::factories(), envoy::factories())
+    Registry::new(apisix::factories(), envoy::factories()).with_network_filters(envoy::network_factories())
 }
 
 #[cfg(test)]

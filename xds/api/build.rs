@@ -23,8 +23,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = FileDescriptorSet::decode(bytes.as_slice())?;
     let options = options::of(&options::Files::decode(bytes.as_slice())?);
     let typed_struct = typed_struct();
+    let matchers = matchers();
     let mut types = BTreeMap::new();
     collect(".xds.type.v3", &typed_struct, &mut types);
+    for message in &matchers {
+        collect(".xds.type.matcher.v3", message, &mut types);
+    }
     for file in &files.file {
         let package = format!(".{}", file.package());
         for message in &file.message_type {
@@ -100,6 +104,64 @@ fn typed_struct() -> DescriptorProto {
         name: Some("TypedStruct".to_owned()),
         field: vec![field("type_url", 1, Type::String), field("value", 2, Type::Message)],
         ..DescriptorProto::default()
+    }
+}
+
+/// Matchers of the matching API that `envoy-types` lacks (xds/type/matcher/v3: cel.proto, http_inputs.proto, ip.proto,
+/// domain.proto).
+fn matchers() -> [DescriptorProto; 4] {
+    const ON_MATCH: &str = ".xds.type.matcher.v3.Matcher.OnMatch";
+    let message = |name: &str, field: Vec<FieldDescriptorProto>, nested_type: Vec<DescriptorProto>| {
+        DescriptorProto { name: Some(name.to_owned()), field, nested_type, ..DescriptorProto::default() }
+    };
+    let range = message(
+        "IPRangeMatcher",
+        vec![
+            field("ranges", 1, Type::Message, ".xds.core.v3.CidrRange", true),
+            field("on_match", 2, Type::Message, ON_MATCH, false),
+            field("exclusive", 3, Type::Bool, "", false),
+        ],
+        Vec::new(),
+    );
+    let domain = message(
+        "DomainMatcher",
+        vec![
+            field("domains", 1, Type::String, "", true),
+            field("on_match", 2, Type::Message, ON_MATCH, false),
+        ],
+        Vec::new(),
+    );
+    let ranges =
+        field("range_matchers", 1, Type::Message, ".xds.type.matcher.v3.IPMatcher.IPRangeMatcher", true);
+    let domains = ".xds.type.matcher.v3.ServerNameMatcher.DomainMatcher";
+    let domains = field("domain_matchers", 1, Type::Message, domains, true);
+    let cel = vec![
+        field("expr_match", 1, Type::Message, ".xds.type.v3.CelExpression", false),
+        field("description", 2, Type::String, "", false),
+    ];
+    [
+        message("CelMatcher", cel, Vec::new()),
+        message("HttpAttributesCelMatchInput", Vec::new(), Vec::new()),
+        message("IPMatcher", vec![ranges], vec![range]),
+        message("ServerNameMatcher", vec![domains], vec![domain]),
+    ]
+}
+
+fn field(name: &str, number: i32, kind: Type, type_name: &str, repeated: bool) -> FieldDescriptorProto {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    let json_name = words.fold(first, |name, word| {
+        let (initial, rest) = word.split_at(1);
+        name + &initial.to_uppercase() + rest
+    });
+    FieldDescriptorProto {
+        name: Some(name.to_owned()),
+        json_name: Some(json_name),
+        number: Some(number),
+        label: Some(if repeated { Label::Repeated } else { Label::Optional } as i32),
+        r#type: Some(kind as i32),
+        type_name: (!type_name.is_empty()).then(|| type_name.to_owned()),
+        ..FieldDescriptorProto::default()
     }
 }
 

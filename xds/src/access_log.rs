@@ -1,6 +1,6 @@
 //! Access logs and their filters.
 
-use prost::Message;
+use prost::{Message, Name};
 use sixfold_xds_api::{refuse, wire};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,18 +14,19 @@ use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::accesslog::v3::access_log::ConfigType;
 use sixfold_xds_api::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
 use sixfold_xds_api::pb::envoy::config::accesslog::v3::{
-    AccessLog as ProtoLog, AccessLogFilter, ComparisonFilter, GrpcStatusFilter, RuntimeFilter,
-    comparison_filter::Op,
+    AccessLog as ProtoLog, AccessLogFilter, ComparisonFilter, ExtensionFilter, GrpcStatusFilter,
+    RuntimeFilter, comparison_filter::Op, extension_filter,
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::SubstitutionFormatString;
 use sixfold_xds_api::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
+use sixfold_xds_api::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use sixfold_xds_api::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
 
 use crate::context::Context;
-use sixfold_xds_api::matcher;
 use sixfold_xds_api::values::{Result, enum_value, fraction, not_empty, one_of, required, runtime_u32};
+use sixfold_xds_api::{cel, matcher};
 
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
@@ -168,10 +169,26 @@ pub(crate) fn filter(context: &Context, value: &AccessLogFilter) -> Result<LogFi
         }
         // Nothing is traced, so nothing passes.
         FilterSpecifier::TraceableFilter(_) => LogFilter::Never,
-        FilterSpecifier::ExtensionFilter(_) => return unsupported("extension_filter"),
+        FilterSpecifier::ExtensionFilter(filter) => extension(filter).in_key("extension_filter")?,
         FilterSpecifier::MetadataFilter(_) => return unsupported("metadata_filter"),
         FilterSpecifier::LogTypeFilter(_) => return unsupported("log_type_filter"),
     })
+}
+
+/// A filter of a type of its own: an expression.
+fn extension(value: &ExtensionFilter) -> Result<LogFilter> {
+    let ExtensionFilter { name, config_type } = value;
+    let Some(extension_filter::ConfigType::TypedConfig(config)) = config_type else {
+        return Err(ConfigError::field("typed_config", "is missing"));
+    };
+    let kind = any::type_name(config).in_key("typed_config")?;
+    if kind != ExpressionFilter::full_name() {
+        return Err(refuse::extension("access log filter", name, &kind));
+    }
+    let compiled = |ExpressionFilter { expression, cel_config }| {
+        cel::text(&expression, cel::extras(&cel_config)).in_key("expression").map(LogFilter::Cel)
+    };
+    any::unpack(config).and_then(compiled).in_key("typed_config")
 }
 
 fn comparison(context: &Context, value: &Option<ComparisonFilter>) -> Result<Comparison> {

@@ -384,8 +384,8 @@ fn page() -> String {
         writeln!(page, "- {place} `{config}`").unwrap();
     }
     page.push_str(
-        "\nSo are the listeners and addresses of HBONE (`internal_listener`, `envoy_internal_address`), network filters that come by \
-         themselves (`config_discovery`), and the operator `CEL` of access logs.\n",
+        "\nSo are the listeners and addresses of HBONE (`internal_listener`, `envoy_internal_address`) and network filters that come by \
+         themselves (`config_discovery`).\n",
     );
     let mut all: Vec<&str> = definition::names().filter(|name| name.starts_with("envoy.")).collect();
     all.sort_by_key(|name| (ROOTS.iter().position(|root| root == name).unwrap_or(ROOTS.len()), *name));

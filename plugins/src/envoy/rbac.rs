@@ -4,25 +4,25 @@
 mod tests;
 
 use crate::envoy;
-use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::metrics;
+use sixfold_core::error::ConfigError;
+use sixfold_core::metrics::{self, Registry};
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
-use sixfold_core::rbac::{Rules, ShadowKeys};
+use sixfold_core::rbac::{Rules, ShadowKeys, Verdict};
 use sixfold_core::stream::Stream;
-use sixfold_xds_api::pb::envoy::config::rbac::v3::Rbac as ProtoRules;
+use sixfold_xds_api::matching::Data;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as ProtoRbac, RbacPerRoute};
-use sixfold_xds_api::{rbac, refuse};
+use sixfold_xds_api::rbac;
 
 /// Whose dynamic metadata the results of shadow rules are.
 const NAME: &str = "envoy.filters.http.rbac";
 
 sixfold_core::stat_block! {
-    /// Statistics under `http.PREFIX.rbac.` and the prefix of the rules.
+    /// Statistics under `http.PREFIX.rbac.` and the prefix of the rules, and of a rule behind `policy.NAME.`.
     pub struct RuleStats { counters: [allowed, denied], gauges: [], histograms: [] }
 }
 
 sixfold_core::stat_block! {
-    /// Statistics under `http.PREFIX.rbac.` and the prefix of the shadow rules.
+    /// The same of shadow rules.
     pub struct ShadowStats { counters: [shadow_allowed, shadow_denied], gauges: [], histograms: [] }
 }
 
@@ -47,15 +47,65 @@ fn build(own: &ProtoRbac, mut overrides: Vec<RbacPerRoute>, context: &BuildConte
 }
 
 struct Rbac {
-    rules: Option<(Rules, RuleStats)>,
-    shadow: Option<Shadow>,
+    rules: Option<Counted<RuleStats>>,
+    shadow: Option<(Counted<ShadowStats>, ShadowKeys)>,
+    /// What is never counted is shown too.
+    _idle: (Option<RuleStats>, Option<ShadowStats>),
 }
 
-/// Rules that only say what they would do.
-struct Shadow {
+/// Rules and what counts their verdicts.
+struct Counted<S> {
     rules: Rules,
-    stats: ShadowStats,
-    keys: ShadowKeys,
+    stats: S,
+    /// Of each of their policies, where that is asked for (`track_per_rule_stats`).
+    each: Box<[S]>,
+}
+
+/// Statistics of verdicts.
+trait Verdicts: Sized {
+    fn new(registry: &Registry, prefix: &str) -> Self;
+    fn count(&self, allowed: bool);
+}
+
+impl Verdicts for RuleStats {
+    fn new(registry: &Registry, prefix: &str) -> RuleStats {
+        RuleStats::new(registry, prefix)
+    }
+
+    fn count(&self, allowed: bool) {
+        if allowed { self.allowed().inc() } else { self.denied().inc() }
+    }
+}
+
+impl Verdicts for ShadowStats {
+    fn new(registry: &Registry, prefix: &str) -> ShadowStats {
+        ShadowStats::new(registry, prefix)
+    }
+
+    fn count(&self, allowed: bool) {
+        if allowed { self.shadow_allowed().inc() } else { self.shadow_denied().inc() }
+    }
+}
+
+impl<S: Verdicts> Counted<S> {
+    fn new(rules: Rules, prefix: &str, by_policy: bool, context: &BuildContext) -> Counted<S> {
+        let registry = &context.metrics;
+        let of = |words: &[&str]| S::new(registry, &metrics::scope(words));
+        let policies = by_policy.then(|| rules.names()).into_iter().flatten();
+        let each = policies.map(|name| of(&[&context.scope, "rbac", prefix, "policy", name])).collect();
+        Counted { stats: of(&[&context.scope, "rbac", prefix]), each, rules }
+    }
+
+    fn judge(&self, stream: &Stream) -> Verdict<'_> {
+        let verdict = self.rules.judge(stream);
+        self.stats.count(verdict.allowed);
+        if verdict.policy.is_some()
+            && let Some(stats) = self.each.get(verdict.place)
+        {
+            stats.count(verdict.allowed);
+        }
+        verdict
+    }
 }
 
 impl Rbac {
@@ -67,45 +117,37 @@ impl Rbac {
             shadow_rules,
             shadow_matcher,
             shadow_rules_stat_prefix: prefix,
-            track_per_rule_stats,
+            track_per_rule_stats: _,
         } = config;
-        refuse!(matcher, shadow_matcher, track_per_rule_stats);
-        let compiled =
-            |value: &Option<ProtoRules>, field| value.as_ref().map(rbac::rules).transpose().in_key(field);
+        let data = Data::Request;
+        let rules = rbac::engine((rules, "rules"), (matcher, "matcher"), data)?;
+        let shadow = rbac::engine((shadow_rules, "shadow_rules"), (shadow_matcher, "shadow_matcher"), data)?;
+        let by_policy = own.track_per_rule_stats;
         let scope = |prefix: &str| metrics::scope(&[&context.scope, "rbac", prefix]);
-        let rules = compiled(rules, "rules")?
-            .map(|rules| (rules, RuleStats::new(&context.metrics, &scope(&own.rules_stat_prefix))));
-        let shadow = compiled(shadow_rules, "shadow_rules")?.map(|rules| Shadow {
-            rules,
-            stats: ShadowStats::new(&context.metrics, &scope(&own.shadow_rules_stat_prefix)),
-            keys: ShadowKeys::new(NAME, prefix),
-        });
-        Ok(Rbac { rules, shadow })
+        let idle = rules.is_none().then(|| RuleStats::new(&context.metrics, &scope(&own.rules_stat_prefix)));
+        let shadow_prefix = &own.shadow_rules_stat_prefix;
+        let idle_shadow = shadow.is_none().then(|| ShadowStats::new(&context.metrics, &scope(shadow_prefix)));
+        Ok(Rbac {
+            _idle: (idle, idle_shadow),
+            rules: rules.map(|rules| Counted::new(rules, &own.rules_stat_prefix, by_policy, context)),
+            shadow: shadow.map(|rules| {
+                let counted = Counted::new(rules, shadow_prefix, by_policy, context);
+                (counted, ShadowKeys::new(NAME, prefix))
+            }),
+        })
     }
 
     fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
-        if let Some(shadow) = &self.shadow {
-            shadow.note(stream);
+        if let Some((shadow, keys)) = &self.shadow {
+            let verdict = shadow.judge(stream);
+            keys.note(&verdict, stream);
         }
-        let Some((rules, stats)) = &self.rules else { return Step::Continue };
+        let Some(rules) = &self.rules else { return Step::Continue };
         let verdict = rules.judge(stream);
         verdict.hint(stream);
-        if verdict.allowed {
-            stats.allowed().inc();
-            return Step::Continue;
-        }
-        stats.denied().inc();
-        Step::Respond(LocalReply::new(403, "RBAC: access denied", verdict.details()))
-    }
-}
-
-impl Shadow {
-    fn note(&self, stream: &mut Stream) {
-        let verdict = self.rules.judge(stream);
         match verdict.allowed {
-            true => self.stats.shadow_allowed().inc(),
-            false => self.stats.shadow_denied().inc(),
+            true => Step::Continue,
+            false => Step::Respond(LocalReply::new(403, "RBAC: access denied", verdict.details())),
         }
-        self.keys.note(&verdict, stream);
     }
 }

@@ -105,6 +105,7 @@ fn listener(
         filters_timeout: Some(HANDSHAKE_TIMEOUT),
         continue_on_timeout: false,
         chains: vec![Arc::new(chain)],
+        chain_tree: None,
         default_chain: None,
         use_original_dst: false,
         access_logs: Vec::new(),

@@ -59,7 +59,7 @@ fn tell(known: &Known, asked: &Asked, options: &ExplainOptions) -> Result<Story,
         return Ok(story);
     };
     story.insert("filter_chain".into(), chain_of(chain, &listener));
-    match chain.filter.last() {
+    match &chain.filter {
         NetworkFilter::Http(hcm) => {
             let mut stream = asked.stream(&listener, chain, destination);
             http(&mut story, known, hcm, &mut stream);

@@ -78,6 +78,8 @@ pub enum LogFilter {
     Flags(Vec<crate::flags::Flag>),
     /// gRPC status, also derived from the HTTP status; the flag excludes instead.
     GrpcStatus(Vec<u32>, bool),
+    /// An expression is true (`envoy.access_loggers.extension_filters.cel`).
+    Cel(crate::cel::Program),
 }
 
 /// A comparison with a number.
@@ -119,6 +121,7 @@ impl LogFilter {
             LogFilter::Header(matcher) => matcher.matches(&stream.request),
             LogFilter::Flags(flags) if flags.is_empty() => !stream.flags.is_empty(),
             LogFilter::Flags(flags) => flags.iter().any(|flag| stream.flags.contains(*flag)),
+            LogFilter::Cel(program) => program.holds(stream),
             LogFilter::GrpcStatus(codes, exclude) => codes.contains(&grpc_status(stream)) != *exclude,
         }
     }
@@ -197,6 +200,10 @@ mod tests {
         check(&s, LogFilter::GrpcStatus(vec![14], true), false);
         s.response_trailers.push(b"grpc-status", b"0");
         check(&s, LogFilter::GrpcStatus(vec![14], false), false);
+        let cel = |text| LogFilter::Cel(crate::cel::Program::parse(text, Default::default()).unwrap());
+        check(&s, cel("response.code >= 500 && 'x-log' in request.headers"), true);
+        check(&s, cel("response.code < 500"), false);
+        check(&s, cel("request.headers['x-none'] == ''"), false);
     }
 
     #[test]

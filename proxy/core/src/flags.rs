@@ -189,6 +189,11 @@ impl ResponseFlags {
         }
     }
 
+    /// All of them as Envoy numbers them: bit n is the flag of number n.
+    pub fn bits(self) -> u32 {
+        self.bits
+    }
+
     /// The flags in the order they were raised.
     pub fn iter(&self) -> impl Iterator<Item = Flag> + '_ {
         self.order.iter().take(self.len as usize).map(|i| ALL[*i as usize])

@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod balance;
 pub mod budget;
+pub mod cel;
 pub mod cluster;
 pub mod compile;
 pub mod connection;
@@ -26,6 +27,7 @@ pub mod listener;
 mod log_sink;
 mod lookup;
 pub mod matcher;
+pub mod matching;
 pub mod message;
 pub mod metadata;
 pub mod metrics;

@@ -15,6 +15,7 @@ pub use rbac::{ConnectionRbac, RbacSettings};
 use crate::access_log::AccessLog;
 use crate::cluster::{Criteria, TcpKeepalive};
 use crate::hcm::HttpConnectionManager;
+use crate::matching::Tree;
 use crate::route::{ClusterChoice, HashPolicy};
 use crate::tls::ServerTls;
 use bytes::Bytes;
@@ -41,6 +42,9 @@ pub struct Listener {
     pub continue_on_timeout: bool,
     /// Filter chains with their conditions.
     pub chains: Vec<Arc<FilterChain>>,
+    /// Leads to positions in `chains`, in place of their conditions (`filter_chain_matcher`). `None` at its end is a chain
+    /// that there is not.
+    pub chain_tree: Option<Tree<Option<usize>>>,
     /// Chain of connections that no other takes.
     pub default_chain: Option<Arc<FilterChain>>,
     /// Hands connections to the listener of their original destination.
@@ -299,6 +303,7 @@ pub(crate) fn fixture(name: &str) -> Listener {
         filters_timeout: None,
         continue_on_timeout: false,
         chains: Vec::new(),
+        chain_tree: None,
         default_chain: None,
         use_original_dst: false,
         access_logs: Vec::new(),

@@ -1,12 +1,20 @@
 //! Who may do what (Envoy's source/extensions/filters/common/rbac): policies compiled to conditions that are asked of
 //! a connection, and of a request where there is one.
 
+mod index;
+
+use crate::cel::Program;
+use crate::connection::Certificate;
+use crate::error::ConfigError;
 use crate::matcher::{HeaderMatcher, MetadataMatcher, StringMatcher};
+use crate::matching::{Subject, Tree};
 use crate::router::Template;
 use crate::stream::Stream;
+use index::Index;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,21 +29,45 @@ pub enum Action {
     Log,
 }
 
-/// A list of policies.
+/// What decides: a list of policies, or a tree.
 #[derive(Debug)]
-pub struct Rules {
-    action: Action,
-    /// In the order of their names, which decides whose name is told.
-    policies: Box<[(Arc<str>, Policy)]>,
+pub struct Rules(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Policies {
+        action: Action,
+        /// In the order of their names, which decides whose name is told.
+        policies: Box<[(Arc<str>, Policy)]>,
+        index: Option<Index>,
+    },
+    Tree {
+        tree: Tree<TreeAction>,
+        /// The names of its actions, each once.
+        names: Box<[Arc<str>]>,
+        /// Whether one of its actions is to log.
+        logs: bool,
+    },
 }
 
-/// Permissions and principals: one of each must hold.
+/// Permissions and principals: one of each must hold, and so must the expression.
 #[derive(Debug)]
 pub struct Policy {
     /// What is done.
     pub permissions: Condition,
     /// By whom.
     pub principals: Condition,
+    /// What must be true beside.
+    pub condition: Option<Program>,
+}
+
+/// What a tree leads to: Envoy's `config.rbac.v3.Action`.
+#[derive(Debug)]
+pub struct TreeAction {
+    name: Arc<str>,
+    action: Action,
+    /// Its place among the names of the tree.
+    at: usize,
 }
 
 /// A condition of permissions and principals.
@@ -69,8 +101,30 @@ pub enum Condition {
     DirectRemote(IpNet),
     /// The client's address, as far as forwarded headers are trusted.
     Remote(IpNet),
-    /// What was noted of the request (dynamic metadata); of a connection nothing is.
+    /// The client's certificate was verified and has such a name, if one is asked for
+    /// (`envoy.rbac.principals.mtls_authenticated`).
+    Verified(Option<(SanKind, StringMatcher)>),
+    /// What was noted of the request or the connection (dynamic metadata).
     Metadata(Box<MetadataMatcher>),
+    /// What the configuration says of the request's route; without a route it does not hold.
+    RouteMetadata(Box<MetadataMatcher>),
+    /// An object of the filter state is there, and its text passes.
+    FilterState(Box<str>, StringMatcher),
+    /// An object of the filter state is there, and is an address within one of these, or without with `true`.
+    FilterStateAddress(Box<str>, Box<[IpNet]>, bool),
+}
+
+/// A kind of alternative names of certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SanKind {
+    /// Names of DNS.
+    Dns,
+    /// Addresses of mail.
+    Email,
+    /// Addresses of IP.
+    Ip,
+    /// URIs.
+    Uri,
 }
 
 /// What rules say of somebody.
@@ -80,6 +134,8 @@ pub struct Verdict<'r> {
     pub allowed: bool,
     /// The policy that fits.
     pub policy: Option<&'r Arc<str>>,
+    /// Its place in [`Rules::names`].
+    pub place: usize,
     /// Whether it is to be logged, where that is asked at all.
     pub log: Option<bool>,
 }
@@ -95,27 +151,100 @@ pub struct ShadowKeys {
 }
 
 impl Rules {
-    /// Rules of these policies by name.
+    /// Policies by name, and what becomes of those that one fits.
     pub fn new(action: Action, policies: BTreeMap<Arc<str>, Policy>) -> Rules {
-        Rules { action, policies: policies.into_iter().collect() }
+        let policies: Box<[(Arc<str>, Policy)]> = policies.into_iter().collect();
+        let index = Index::new(policies.iter().map(|(_, policy)| policy));
+        Rules(Kind::Policies { action, policies, index })
     }
 
-    /// What becomes of those that a policy fits.
-    pub fn action(&self) -> Action {
-        self.action
+    /// A tree that leads to named actions (`matcher`). Whom it leads nowhere is denied.
+    pub fn of_tree(
+        make: impl FnOnce(&mut TreeActions) -> Result<Tree<TreeAction>, ConfigError>,
+    ) -> Result<Rules, ConfigError> {
+        let mut actions = TreeActions::default();
+        let tree = make(&mut actions)?;
+        Ok(Rules(Kind::Tree { tree, names: actions.names.into(), logs: actions.logs }))
+    }
+
+    /// The names of all policies.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        let (policies, names): (&[(Arc<str>, Policy)], &[Arc<str>]) = match &self.0 {
+            Kind::Policies { policies, .. } => (policies, &[]),
+            Kind::Tree { names, .. } => (&[], names),
+        };
+        policies.iter().map(|(name, _)| name).chain(names)
     }
 
     /// What is to become of a request, or of a connection in whose context there is none. Without any policy nobody is
     /// allowed, and nobody denied.
     pub fn judge(&self, subject: &Stream) -> Verdict<'_> {
-        let fits = |policy: &Policy| policy.permissions.holds(subject) && policy.principals.holds(subject);
-        let policy = self.policies.iter().find(|(_, policy)| fits(policy)).map(|(name, _)| name);
-        let (allowed, log) = match self.action {
-            Action::Allow => (policy.is_some(), None),
-            Action::Deny => (policy.is_none(), None),
-            Action::Log => (true, Some(policy.is_some())),
-        };
-        Verdict { allowed, policy, log }
+        match &self.0 {
+            Kind::Policies { action, policies, index } => {
+                let found = match index {
+                    None => first(policies, 0..policies.len(), subject),
+                    Some(index) => {
+                        let candidates = index.candidates(subject);
+                        first(policies, candidates.iter().map(|at| *at as usize), subject)
+                    }
+                };
+                let (allowed, log) = match action {
+                    Action::Allow => (found.is_some(), None),
+                    Action::Deny => (found.is_none(), None),
+                    Action::Log => (true, Some(found.is_some())),
+                };
+                let (place, policy) = found.map_or((0, None), |(at, name)| (at, Some(name)));
+                Verdict { allowed, policy, place, log }
+            }
+            Kind::Tree { tree, logs, .. } => match tree.find(Subject::Stream(subject)) {
+                None => Verdict { allowed: false, policy: None, place: 0, log: None },
+                Some(TreeAction { name, action, at }) => Verdict {
+                    allowed: *action != Action::Deny,
+                    policy: Some(name),
+                    place: *at,
+                    log: logs.then_some(*action == Action::Log),
+                },
+            },
+        }
+    }
+}
+
+/// The first of these policies that fits.
+fn first<'r>(
+    policies: &'r [(Arc<str>, Policy)],
+    mut places: impl Iterator<Item = usize>,
+    subject: &Stream,
+) -> Option<(usize, &'r Arc<str>)> {
+    places.find_map(|at| {
+        let (name, policy) = policies.get(at)?;
+        policy.fits(subject).then_some((at, name))
+    })
+}
+
+/// The actions of a tree while it is made.
+#[derive(Debug, Default)]
+pub struct TreeActions {
+    names: Vec<Arc<str>>,
+    logs: bool,
+}
+
+impl TreeActions {
+    /// An action with its name.
+    pub fn action(&mut self, name: &str, action: Action) -> TreeAction {
+        self.logs |= action == Action::Log;
+        let at = self.names.iter().position(|known| **known == *name).unwrap_or_else(|| {
+            self.names.push(name.into());
+            self.names.len() - 1
+        });
+        TreeAction { name: self.names.get(at).map_or_else(|| name.into(), Arc::clone), action, at }
+    }
+}
+
+impl Policy {
+    fn fits(&self, subject: &Stream) -> bool {
+        self.permissions.holds(subject)
+            && self.principals.holds(subject)
+            && self.condition.as_ref().is_none_or(|condition| condition.holds(subject))
     }
 }
 
@@ -160,11 +289,34 @@ impl ShadowKeys {
     }
 }
 
+fn is_verified(subject: &Stream, name: Option<&(SanKind, StringMatcher)>) -> bool {
+    let Some(tls) = subject.connection.tls.as_ref().filter(|tls| tls.peer_validated) else { return false };
+    let Some((kind, test)) = name else { return true };
+    let Some(peer) = &tls.peer else { return false };
+    let names = match kind {
+        SanKind::Dns => &peer.dns_sans,
+        SanKind::Email => &peer.email_sans,
+        SanKind::Ip => &peer.ip_sans,
+        SanKind::Uri => &peer.uri_sans,
+    };
+    names.iter().any(|name| test.matches(name.as_bytes()))
+}
+
+/// An address of IP, with or without a port.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?;
+    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}
+
+/// What a client may be called by its certificate: its URIs, its DNS names, its subject.
+fn names_of(certificate: &Certificate) -> impl Iterator<Item = &String> {
+    certificate.uri_sans.iter().chain(&certificate.dns_sans).chain([&certificate.subject])
+}
+
 fn is_authenticated(subject: &Stream, name: Option<&StringMatcher>) -> bool {
     let Some(peer) = subject.connection.tls.as_ref().and_then(|tls| tls.peer.as_ref()) else { return false };
     let Some(name) = name else { return true };
-    let names = peer.uri_sans.iter().chain(&peer.dns_sans).chain([&peer.subject]);
-    names.into_iter().any(|own| name.matches(own.as_bytes()))
+    names_of(peer).any(|own| name.matches(own.as_bytes()))
 }
 
 impl Condition {
@@ -189,108 +341,22 @@ impl Condition {
             Condition::Source(range) => range.contains(&connection.remote.ip()),
             Condition::DirectRemote(range) => range.contains(&connection.direct_remote.ip()),
             Condition::Remote(range) => range.contains(&subject.remote.ip()),
+            Condition::Verified(name) => is_verified(subject, name.as_ref()),
             Condition::Metadata(test) => test.matches(metadata),
+            Condition::RouteMetadata(test) => {
+                subject.route.as_ref().is_some_and(|route| test.matches_configured(&route.metadata))
+            }
+            Condition::FilterState(key, test) => {
+                subject.filter_object(key).is_some_and(|object| test.matches(&object.value))
+            }
+            Condition::FilterStateAddress(key, ranges, invert) => {
+                let object = subject.filter_object(key);
+                let ip = object.and_then(|object| address(&object.value));
+                ip.is_some_and(|ip| ranges.iter().any(|range| range.contains(&ip)) != *invert)
+            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::connection::{Certificate, Connection, TlsInfo};
-    use crate::matcher::{HeaderMatch, HeaderTarget, ValueMatcher};
-
-    fn connection(peer: Option<Certificate>) -> Connection {
-        let tls = TlsInfo { peer: peer.map(Arc::new), ..TlsInfo::default() };
-        let (remote, local) = ("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
-        let plain = Connection::plain(remote, local);
-        Connection { direct_remote: "10.9.9.9:1".parse().unwrap(), tls: Some(tls), ..plain }
-    }
-
-    fn rules(action: Action, policies: Vec<(&str, Condition)>) -> Rules {
-        let policy = |(name, permissions): (&str, Condition)| {
-            (Arc::from(name), Policy { permissions, principals: Condition::Always })
-        };
-        Rules::new(action, policies.into_iter().map(policy).collect())
-    }
-
-    #[test]
-    fn the_action_says_what_a_policy_that_fits_means() {
-        let subject = Stream::new(Arc::new(connection(None)));
-        let never = || Condition::Not(Box::new(Condition::Always));
-        let judged = |action, policies| {
-            let rules = rules(action, policies);
-            let verdict = rules.judge(&subject);
-            (verdict.allowed, verdict.details().replace("rbac_access_denied_matched_policy", ""))
-        };
-        let told = |allowed, policy: &str| (allowed, format!("[{policy}]"));
-        assert_eq!(judged(Action::Allow, vec![]), told(false, "none"));
-        assert_eq!(judged(Action::Deny, vec![]), told(true, "none"));
-        assert_eq!(judged(Action::Allow, vec![("a", never())]), told(false, "none"));
-        let both = || vec![("b", Condition::Always), ("a b", Condition::Always)];
-        assert_eq!(judged(Action::Allow, both()), told(true, "a_b"), "in the order of names");
-        assert_eq!(judged(Action::Deny, both()), told(false, "a_b"));
-        assert_eq!(judged(Action::Log, both()), told(true, "a_b"));
-    }
-
-    #[test]
-    fn conditions_are_asked_of_the_connection_and_of_the_request() {
-        let certificate = Certificate {
-            uri_sans: vec!["spiffe://t/a".into()],
-            dns_sans: vec!["a.test".into()],
-            subject: "CN=a".into(),
-            ..Certificate::default()
-        };
-        let (known, stranger): (Stream, Stream) =
-            [Some(certificate), None].map(|peer| Stream::new(Arc::new(connection(peer)))).into();
-        let mut stream = Stream::new(Arc::new(connection(None)));
-        stream.remote = "192.0.2.1:1".parse().unwrap();
-        stream.request.target.set(b"/a?b");
-        stream.request.headers.push(b"x-a", b"1");
-        stream.metadata.push(("n".into(), "k".into(), Value::Bool(true)));
-        let holds =
-            |condition: Condition| [&known, &stranger, &stream].map(|subject| condition.holds(subject));
-        let name = |name: &str| Condition::Authenticated(Some(StringMatcher::exact(name)));
-        assert_eq!(holds(Condition::Authenticated(None)), [true, false, false]);
-        for own in ["spiffe://t/a", "a.test", "CN=a"] {
-            assert_eq!(holds(name(own)), [true, false, false], "{own}");
-        }
-        assert_eq!(holds(name("")), [false; 3], "without a certificate there is no name");
-        let range = |text: &str| text.parse::<IpNet>().unwrap();
-        assert_eq!(holds(Condition::Source(range("10.0.0.1/32"))), [true; 3]);
-        assert_eq!(holds(Condition::DirectRemote(range("10.9.0.0/16"))), [true; 3]);
-        assert_eq!(holds(Condition::Remote(range("192.0.2.0/24"))), [false, false, true]);
-        assert_eq!(holds(Condition::Destination(range("10.0.0.2/32"))), [true; 3]);
-        assert_eq!(holds(Condition::DestinationPort(80..81)), [true; 3]);
-        assert_eq!(holds(Condition::DestinationPort(79..80)), [false; 3]);
-        assert_eq!(holds(Condition::Path(StringMatcher::exact("/a"))), [false, false, true]);
-        assert_eq!(holds(Condition::ServerName(StringMatcher::exact(""))), [true; 3]);
-        let header = |invert| {
-            Condition::Header(Box::new(HeaderMatcher {
-                target: HeaderTarget::of_request("x-a"),
-                test: HeaderMatch::Present(true),
-                invert,
-                missing_is_empty: false,
-            }))
-        };
-        assert_eq!(holds(header(false)), [false, false, true]);
-        assert_eq!(holds(header(true)), [true, true, false]);
-        let template = |text| Condition::PathTemplate(Template::parse(text).unwrap().into());
-        assert_eq!(holds(template("/{one}")), [false, false, true]);
-        assert_eq!(holds(template("/{one}/**")), [false; 3]);
-        let noted = |invert| {
-            let value = ValueMatcher::Bool(true);
-            let (namespace, key, path) = ("n".into(), "k".into(), Box::default());
-            Condition::Metadata(MetadataMatcher { namespace, key, path, value, invert }.into())
-        };
-        assert_eq!(holds(noted(false)), [false, false, true]);
-        assert_eq!(holds(noted(true)), [true, true, false]);
-        let both = Condition::All([Condition::Always, header(false)].into());
-        assert_eq!(holds(both), [false, false, true]);
-        assert_eq!(
-            holds(Condition::Any([header(false), Condition::Authenticated(None)].into())),
-            [true, false, true]
-        );
-    }
-}
+mod tests;

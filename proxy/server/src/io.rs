@@ -156,6 +156,18 @@ impl Io {
         read
     }
 
+    /// Has its bytes counted from here on.
+    pub(crate) fn meter(&mut self, meter: Meter) {
+        self.meter = Some(meter);
+    }
+
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(meter), Poll::Ready(Ok(n))) = (&self.meter, &written) {
+            meter.sent(*n);
+        }
+        written
+    }
+
     /// Reads what filters let pass.
     #[cold]
     fn poll_filtered(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -22,7 +22,7 @@ use sixfold_core::stream::{ByteCounts, Stream};
 use sixfold_core::traffic::Traffic;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tokio::time::{Instant, timeout_at};
 
 /// Serves a connection until both sides have said all, one of them fails, or a limit ends it.

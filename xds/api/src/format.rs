@@ -11,7 +11,8 @@ use sixfold_core::route::BodyFormat;
 use crate::values::{Result, one_of, required, text_source};
 
 /// Formatters of Envoy that only switch on operators which are always there.
-const FORMATTERS: [&str; 2] = [
+const FORMATTERS: [&str; 3] = [
+    "envoy.extensions.formatter.cel.v3.Cel",
     "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
     "envoy.extensions.formatter.metadata.v3.Metadata",
 ];

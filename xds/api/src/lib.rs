@@ -5,12 +5,14 @@
 
 pub mod any;
 mod bootstrap;
+pub mod cel;
 pub mod constraints;
 pub mod definition;
 pub mod format;
 pub mod header_ops;
 pub mod json;
 pub mod matcher;
+pub mod matching;
 pub mod metadata;
 pub mod rate_limit;
 pub mod rbac;

@@ -116,7 +116,7 @@ pub fn metadata(value: &ProtoMetadata) -> Result<MetadataMatcher> {
 }
 
 /// type/matcher/v3 ValueMatcher.
-fn value(value: &ProtoValue) -> Result<ValueMatcher> {
+pub fn value(value: &ProtoValue) -> Result<ValueMatcher> {
     Ok(match one_of::<ProtoValue, _>(&value.match_pattern, "match_pattern")? {
         ValuePattern::NullMatch(_) => ValueMatcher::Null,
         ValuePattern::DoubleMatch(number) => match &number.match_pattern {

@@ -6,14 +6,16 @@ mod network;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message;
+use prost::{Message, Name};
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::listener::{BindAddress, FilterChain, Listener, ListenerStats, SocketRights, check_chains};
+use sixfold_core::matching::Tree;
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress, TrafficDirection};
@@ -23,10 +25,15 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{AdditionalAddress, Listen
 
 use crate::access_log;
 use crate::context::Context;
+use sixfold_xds_api::matching::{self, Data};
+use sixfold_xds_api::pb::google::protobuf::StringValue;
+use sixfold_xds_api::pb::xds::core::v3::TypedExtensionConfig;
+use sixfold_xds_api::pb::xds::r#type::matcher::v3::Matcher;
 use sixfold_xds_api::values::{
-    Endpoint, Result, address, bool_or, buffer_limit, enum_value, tcp_keepalive, timeout_or, u32_in, u32_or,
+    Endpoint, Result, address, bool_or, buffer_limit, enum_value, required, tcp_keepalive, timeout_or,
+    u32_in, u32_or,
 };
-use sixfold_xds_api::{refuse, refused};
+use sixfold_xds_api::{any, refuse, refused};
 
 /// Bytes buffered for a connection unless the listener says otherwise.
 const BUFFER_LIMIT: u32 = 1 << 20;
@@ -58,6 +65,8 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         outbound: direction == TrafficDirection::Outbound,
     };
     let (chains, default_chain) = chains(context, value, &scope, place, &mut faults);
+    let chain_tree = value.filter_chain_matcher.as_ref().map(|tree| chain_tree(tree, &chains));
+    let chain_tree = faults.take(chain_tree.transpose().in_key("filter_chain_matcher"));
     let listener_filters = faults.take(inspect::filters(&value.listener_filters, use_original_dst));
     let access_logs = faults.take(access_log::logs(context, &value.access_log, "access_log"));
     let exact_balance = exact_balance(&value.connection_balance_config).in_key("connection_balance_config");
@@ -76,6 +85,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         filters_timeout,
         continue_on_timeout: value.continue_on_listener_filters_timeout,
         chains,
+        chain_tree,
         default_chain,
         use_original_dst,
         access_logs,
@@ -103,7 +113,7 @@ fn refuse_unsupported(value: &ProtoListener) -> Result<()> {
         stats_matcher,
         filter_chains: _,
         fcds_config,
-        filter_chain_matcher,
+        filter_chain_matcher: _,
         use_original_dst: _,
         default_filter_chain: _,
         per_connection_buffer_limit_bytes: _,
@@ -141,7 +151,6 @@ fn refuse_unsupported(value: &ProtoListener) -> Result<()> {
     refused!(
         stats_matcher,
         fcds_config,
-        filter_chain_matcher,
         per_connection_buffer_high_watermark_timeout,
         drain_type,
         socket_options,
@@ -169,13 +178,49 @@ fn chains(
         .enumerate()
         .map(|(index, chain)| compile(chain).in_index(index).in_key("filter_chains"));
     let chains = faults.take(collect(chains));
-    faults.take(check_chains(&chains).map_err(|reason| ConfigError::field("filter_chains", reason)));
+    let checked = match value.filter_chain_matcher {
+        None => check_chains(&chains),
+        Some(_) => check_names(&chains),
+    };
+    faults.take(checked.map_err(|reason| ConfigError::field("filter_chains", reason)));
     let default_chain = value.default_filter_chain.as_ref().map(compile).transpose();
     let default_chain = faults.take(default_chain.in_key("default_filter_chain"));
     if value.filter_chains.is_empty() && value.default_filter_chain.is_none() {
         faults.take::<()>(Err(ConfigError::field("filter_chains", "must not be empty")));
     }
     (chains, default_chain)
+}
+
+/// Chains that a tree leads to are told apart by their names.
+fn check_names(chains: &[Arc<FilterChain>]) -> std::result::Result<(), String> {
+    let mut names = BTreeSet::new();
+    for (index, chain) in chains.iter().enumerate() {
+        if chain.name.is_empty() {
+            return Err(format!(
+                "filter chain number {} needs a name, by which filter_chain_matcher leads to it",
+                index + 1
+            ));
+        }
+        if !names.insert(&chain.name) {
+            return Err(format!("two filter chains have the name \"{}\"", chain.name));
+        }
+    }
+    Ok(())
+}
+
+/// A tree whose actions are names of filter chains. A name that none has leads to no chain, as in Envoy.
+fn chain_tree(value: &Matcher, chains: &[Arc<FilterChain>]) -> Result<Tree<Option<usize>>> {
+    let mut act = |value: &TypedExtensionConfig| {
+        let TypedExtensionConfig { name, typed_config } = value;
+        let config = required(typed_config, "typed_config")?;
+        let kind = any::type_name(config).in_key("typed_config")?;
+        if kind != StringValue::full_name() {
+            return Err(refuse::extension("action", name, &kind));
+        }
+        let StringValue { value: meant } = any::unpack(config).in_key("typed_config")?;
+        Ok(chains.iter().position(|chain| *chain.name == *meant))
+    };
+    matching::tree(value, Data::Chain, &mut act)
 }
 
 fn addresses(first: &Option<Address>, additional: &[AdditionalAddress]) -> Result<Vec<BindAddress>> {

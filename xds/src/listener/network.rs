@@ -29,6 +29,7 @@ use super::ChainPlace;
 use crate::context::Context;
 use crate::skipped::{Place, is_skipped};
 use crate::{access_log, hcm, route};
+use sixfold_xds_api::matching::Data;
 use sixfold_xds_api::values::{
     Result, data_source, enum_value, not_empty, one_of, required, timeout_or, u32_in,
 };
@@ -125,15 +126,16 @@ fn connection_rbac(context: &Context, value: &ProtoRbac) -> Result<ConnectionRba
         enforcement_type,
         delay_deny,
     } = value;
-    refuse!(matcher, shadow_matcher);
     let prefix = not_empty(stat_prefix, "stat_prefix")?;
-    let rules = rules.as_ref().map(rbac::rules).transpose().in_key("rules")?;
-    let shadow = shadow_rules.as_ref().map(rbac::rules).transpose().in_key("shadow_rules")?;
+    let data = Data::Connection;
+    let rules = rbac::engine((rules, "rules"), (matcher, "matcher"), data)?;
+    let shadow = rbac::engine((shadow_rules, "shadow_rules"), (shadow_matcher, "shadow_matcher"), data)?;
     let settings = RbacSettings {
         rules,
         shadow,
         shadow_prefix: shadow_prefix.clone(),
-        continuous: enum_value(*enforcement_type, "enforcement_type")? == EnforcementType::Continuous,
+        continuous: enum_value::<EnforcementType>(*enforcement_type, "enforcement_type")?
+            == EnforcementType::Continuous,
         delay: timeout_or(delay_deny, None, "delay_deny")?.unwrap_or_default(),
     };
     Ok(ConnectionRbac::new(context.compile.metrics(), prefix, settings))

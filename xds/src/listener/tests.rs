@@ -213,6 +213,36 @@ fn a_chain_without_filters_closes_and_an_empty_server_name_is_any() {
 }
 
 #[test]
+fn a_tree_leads_to_chains_by_name() {
+    let input = "{name: i, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.SourceIPInput}}";
+    let act = |name: &str| {
+        format!(
+            "{{action: {{name: a, typed_config: {{'@type': type.googleapis.com/google.protobuf.StringValue, value: {name}}}}}}}"
+        )
+    };
+    let tree = format!(
+        "filter_chain_matcher: {{matcher_tree: {{input: {input}, exact_match_map: {{map: {{10.0.0.1: {}, 10.0.0.2: {}}}}}}}}}",
+        act("two"),
+        act("nobody")
+    );
+    let chains = |names: &[&str]| {
+        let chains: Vec<_> = names.iter().map(|name| format!("{{name: '{name}', {DIRECT}}}")).collect();
+        format!("{tree}\nfilter_chains: [{}]", chains.join(", "))
+    };
+    let listener = compiled(&chains(&["one", "two"])).unwrap();
+    let chosen = |from: &str| {
+        let source = Some(from.parse().unwrap());
+        let input = sixfold_core::listener::MatchInput { source, ..Default::default() };
+        listener.chain_tree.as_ref().unwrap().find(sixfold_core::matching::Subject::Socket(&input)).copied()
+    };
+    assert_eq!(["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"].map(chosen), [Some(Some(1)), Some(None), None]);
+    assert_eq!(refused(&chains(&["one", "one"])), "filter_chains: two filter chains have the name \"one\"");
+    let unnamed =
+        "filter_chains: filter chain number 2 needs a name, by which filter_chain_matcher leads to it";
+    assert_eq!(refused(&chains(&["one", ""])), unnamed);
+}
+
+#[test]
 fn fingerprints_follow_the_configuration() {
     let chain = |text: &str| format!("filter_chains: [{{{}}}]", DIRECT.replace("hi", text));
     let of = |fields: &str| {

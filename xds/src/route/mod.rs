@@ -17,22 +17,28 @@ pub(crate) use earlier::Earlier;
 
 use std::sync::Arc;
 
+use prost::Name;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
+use sixfold_core::matching::Tree;
 use sixfold_core::route::{MirrorPolicy, RequireTls, RouteStats, VirtualCluster};
-use sixfold_core::router::{HostRoutes, RouteTable, TableOptions, VirtualHostOptions};
+use sixfold_core::router::{HostRoutes, RouteList, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use sixfold_xds_api::pb::envoy::config::route::v3::{
-    RouteConfiguration, VirtualCluster as ProtoVirtualCluster, VirtualHost as ProtoHost,
+    Route as ProtoRoute, RouteConfiguration, RouteList as ProtoList, VirtualCluster as ProtoVirtualCluster,
+    VirtualHost as ProtoHost,
 };
+use sixfold_xds_api::pb::xds::core::v3::TypedExtensionConfig;
+use sixfold_xds_api::pb::xds::r#type::matcher::v3::Matcher;
 
 use crate::context::Context;
 use crate::filters::{HttpFilters, Level, Overrides};
 use crate::retry;
 use earlier::EarlierHost;
+use sixfold_xds_api::matching::{self, Data};
 use sixfold_xds_api::refused;
-use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, u32_or};
+use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, required, u32_or};
 use sixfold_xds_api::wire::decode;
-use sixfold_xds_api::{header_ops, matcher, metadata, rate_limit};
+use sixfold_xds_api::{any, header_ops, matcher, metadata, rate_limit, refuse};
 
 /// Largest body of a direct response unless the table says otherwise, bytes.
 const MAX_DIRECT_BODY: u32 = 4096;
@@ -165,8 +171,39 @@ fn virtual_host(
         route.map(Arc::new).in_index(index).in_key("routes")
     });
     let routes = faults.take(collect(routes));
+    let tree = value.matcher.as_ref().map(|tree| route_tree(scope, tree)).transpose().in_key("matcher");
+    let tree = faults.take(tree);
     faults.end(())?;
-    Ok((value.domains.clone(), HostRoutes::new(&value.name, options, routes)))
+    let host = match tree {
+        None => HostRoutes::new(&value.name, options, routes),
+        Some(tree) => HostRoutes::of_tree(&value.name, options, tree),
+    };
+    Ok((value.domains.clone(), host))
+}
+
+/// A tree whose actions are routes, or lists of them.
+fn route_tree(scope: &Scope<'_>, value: &Matcher) -> Result<Tree<RouteList>> {
+    let mut act = |value: &TypedExtensionConfig| {
+        let TypedExtensionConfig { name, typed_config } = value;
+        let config = required(typed_config, "typed_config")?;
+        let compiled = |route: &ProtoRoute| entry::route(scope, route).map(Arc::new);
+        match any::type_name(config).in_key("typed_config")? {
+            kind if kind == ProtoRoute::full_name() => {
+                let route = any::unpack(config).and_then(|route| compiled(&route));
+                route.in_key("typed_config").map(|route| RouteList::new(vec![route]))
+            }
+            kind if kind == ProtoList::full_name() => {
+                let listed = |ProtoList { routes }| {
+                    let routes = routes.iter().enumerate();
+                    let routes = routes.map(|(index, route)| compiled(route).in_index(index));
+                    collect(routes).in_key("routes").map(RouteList::new)
+                };
+                any::unpack(config).and_then(listed).in_key("typed_config")
+            }
+            other => Err(refuse::extension("action", name, &other)),
+        }
+    };
+    matching::tree(value, Data::Route, &mut act)
 }
 
 /// Counts the fields of a virtual host: what is not read by any part of this module is refused here.
@@ -176,7 +213,7 @@ fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
         domains: _,
         // Taken out before.
         routes: _,
-        matcher,
+        matcher: _,
         require_tls: _,
         virtual_clusters: _,
         rate_limits: _,
@@ -200,7 +237,7 @@ fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
         metadata: _,
         route_specifiers,
     } = value;
-    refused!(matcher, retry_policy_typed_config, route_specifiers)
+    refused!(retry_policy_typed_config, route_specifiers)
 }
 
 fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> VirtualHostOptions {

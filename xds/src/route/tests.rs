@@ -359,8 +359,8 @@ fn tables_are_refused_as_a_whole() {
         "virtual_hosts[0].matcher: must not be given together with routes"
     );
     assert_eq!(
-        refused("virtual_hosts: [{name: a, domains: [a], matcher: {}}]"),
-        "virtual_hosts[0].matcher: is not supported"
+        refused("virtual_hosts: [{name: a, domains: [a], matcher: {matcher_list: {}}}]"),
+        "virtual_hosts[0].matcher.matcher_list.matchers: must not be empty"
     );
 }
 
@@ -503,4 +503,46 @@ fn five_thousand_routes_compile_quickly() {
     println!("5,000 routes compiled in {:?}", start.elapsed());
     assert_eq!(table.routes().count(), 5000);
     assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn routes_are_led_to_by_a_tree() {
+    let route = |name: &str| format!("name: {name}, match: {{prefix: /}}, non_forwarding_action: {{}}");
+    let act = |kind: &str, fields: &str| {
+        format!(
+            "{{action: {{name: a, typed_config: {{'@type': type.googleapis.com/envoy.config.route.v3.{kind}, {fields}}}}}}}"
+        )
+    };
+    let list = format!("routes: [{{{}}}, {{{}}}]", route("two"), route("three"));
+    let input = "{name: h, typed_config: {'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: x}}";
+    let host = |on_match: &str| {
+        format!(
+            "virtual_hosts: [{{name: v, domains: ['*'], matcher: {{matcher_tree: {{input: {input}, exact_match_map: {{map: {{a: {on_match}, b: {}}}}}}}}}}}]",
+            act("RouteList", &list)
+        )
+    };
+    let table = compile(&host(&act("Route", &route("one")))).unwrap();
+    let mut names: Vec<_> = table.routes().map(|route| route.name.to_string()).collect();
+    names.sort();
+    assert_eq!(names, ["one", "three", "two"]);
+    let refused = |on_match: &str| compile(&host(on_match)).expect_err(on_match).to_string();
+    let place = "virtual_hosts[0].matcher.matcher_tree.exact_match_map.map.a.action";
+    assert_eq!(
+        refused(&act("Route", "name: one, match: {prefix: /}")),
+        format!(
+            "{place}.typed_config: one of route, redirect, direct_response, filter_action, non_forwarding_action is missing"
+        )
+    );
+    assert_eq!(
+        refused(&act("RouteList", "routes: [{match: {}, non_forwarding_action: {}}]")),
+        format!(
+            "{place}.typed_config.routes[0].match: one of prefix, path, safe_regex, connect_matcher, path_separated_prefix, path_match_policy is missing"
+        )
+    );
+    assert_eq!(
+        refused(&act("Decorator", "operation: o")),
+        format!(
+            "{place}.typed_config: action \"a\" of type envoy.config.route.v3.Decorator is not supported"
+        )
+    );
 }

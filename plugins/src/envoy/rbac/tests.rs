@@ -5,7 +5,7 @@ use prost::Message;
 use sixfold_core::plugin::FilterConfig;
 use sixfold_xds_api::pb::envoy::config::rbac::v3::permission::Rule;
 use sixfold_xds_api::pb::envoy::config::rbac::v3::principal::Identifier;
-use sixfold_xds_api::pb::envoy::config::rbac::v3::{Permission, Policy, Principal};
+use sixfold_xds_api::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac as ProtoRules};
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::path_matcher;
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::{
     PathMatcher, StringMatcher, string_matcher::MatchPattern,
@@ -102,4 +102,25 @@ fn the_most_specific_configuration_holds_whole() {
     assert_eq!(denies(&of_route), [false, false, true]);
     assert_eq!(denies(&filter(&deny("/a"), &[own(None)], &context)), [false; 3]);
     assert_eq!(denies(&filter(&ProtoRbac::default(), &[], &context)), [false; 3]);
+}
+
+#[test]
+fn each_policy_is_counted_where_that_is_asked_for() {
+    let context = BuildContext { scope: "http.h.".into(), ..testing::context() };
+    let config = ProtoRbac {
+        rules: Some(about("/a", ALLOW)),
+        rules_stat_prefix: "own".into(),
+        shadow_rules: Some(about("/a", DENY)),
+        track_per_rule_stats: true,
+        ..Default::default()
+    };
+    let counted = filter(&config, &[], &context);
+    for path in ["/a", "/a", "/b"] {
+        answer(&counted, path);
+    }
+    let sum = |prefix: &str, name| context.metrics.sum(prefix, name);
+    assert_eq!(["allowed", "denied"].map(|name| sum("http.h.rbac.own.policy.p.", name)), [2, 0]);
+    // Those of all together, and of the policy below them.
+    assert_eq!(["allowed", "denied"].map(|name| sum("http.h.rbac.own.", name)), [2 + 2, 1]);
+    assert_eq!(sum("http.h.rbac.policy.p.", "shadow_denied"), 2);
 }

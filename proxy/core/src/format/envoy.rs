@@ -5,15 +5,13 @@ use super::operator::{Address, Duration, GrpcForm, Header, MetadataOf, Operator,
 use super::read::Read;
 use super::time::TimeFormat;
 use super::{Part, certificate};
+use crate::cel::{Extras, Program};
 use crate::error::nearest;
 use crate::files;
 use crate::headers::HeaderName;
 
 /// The largest file of `FILE_CONTENT`, which stands in every line.
 const MAX_CONTENT_BYTES: usize = 1 << 20;
-
-/// Operators of Envoy that are there only with an extension, which sixfold does not have.
-const NOT_YET: [&str; 1] = ["CEL"];
 
 /// Names of the operators with arguments that are likely to be misspelt.
 const WITH_ARGUMENTS: [&str; 14] = [
@@ -117,11 +115,8 @@ fn operator(name: &str, arguments: Option<&str>) -> Result<Operator, String> {
     }
 }
 
-/// What is said of a name that there is no operator for: whether Envoy has it, or what was meant.
+/// What is said of a name that there is no operator for: what was meant.
 fn unknown(name: &str) -> String {
-    if NOT_YET.contains(&name) {
-        return "is not supported yet".to_owned();
-    }
     match nearest(name, WITH_ARGUMENTS.iter().copied().chain(fixed::names())) {
         Some(near) => format!("is not known; did you mean {near}?"),
         None => "is not known".to_owned(),
@@ -176,6 +171,8 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
         ),
         "FILE_CONTENT" => file_content(needed()?)?,
         "HOSTNAME" => Operator::Constant(host_name().into_bytes().into()),
+        "CEL" => cel(needed()?, false)?,
+        "TYPED_CEL" => cel(needed()?, true)?,
         "COALESCE" => coalesce(needed()?)?,
         _ => {
             let Some(of) = certificate::validity(name) else { return Ok(None) };
@@ -183,6 +180,12 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
             Operator::Validity { of, format }
         }
     }))
+}
+
+/// An expression, without what has to be asked for elsewhere.
+fn cel(text: &str, typed: bool) -> Result<Operator, String> {
+    let program = Program::parse(text, Extras::default())?;
+    Ok(Operator::Cel { program: Box::new(program), typed })
 }
 
 /// `key:PLAIN|TYPED|FIELD:field`. There are texts in the state, which have no fields.

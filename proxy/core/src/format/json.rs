@@ -91,7 +91,7 @@ fn string(text: &str, options: JsonOptions) -> Result<Node, String> {
 }
 
 /// Appends a JSON string.
-pub(super) fn quote(out: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn quote(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     if json_clean(text) {
         out.extend_from_slice(text);

@@ -23,6 +23,7 @@ mod time;
 mod variable;
 
 pub use escape::Escape;
+pub(crate) use json::quote;
 pub use json::{Dialect, JsonOptions};
 pub use operator::{grpc_status, http_to_grpc_status};
 pub use time::TimeFormat;

@@ -4,6 +4,7 @@ use super::Written;
 use super::certificate::Validity;
 use super::read::{Read, number};
 use super::time::TimeFormat;
+use crate::cel::Program;
 use crate::headers::{HeaderName, Headers, Known};
 use crate::stream::Stream;
 use percent_encoding::percent_decode;
@@ -46,6 +47,11 @@ pub(super) enum Operator {
     /// An object of the filter state: its text, or that as JSON.
     FilterState {
         key: Box<str>,
+        typed: bool,
+    },
+    /// The value of an expression, as text or as JSON.
+    Cel {
+        program: Box<Program>,
         typed: bool,
     },
     /// The first that is there.
@@ -222,6 +228,8 @@ impl Operator {
             Operator::GrpcStatus(form) => write_grpc_status(stream, *form, out),
             Operator::Metadata { of, namespace, path } => metadata(stream, *of, namespace, path, out),
             Operator::FilterState { key, typed } => filter_state(stream, key, *typed, out),
+            Operator::Cel { program, typed: false } => text_if(program.write(stream, false, out)),
+            Operator::Cel { program, typed: true } => json_if(program.write(stream, true, out)),
             Operator::ServerName(order) => put(out, order.iter().find_map(|from| server_name(stream, *from))),
             Operator::Validity { of, format } => text_if(of.write(stream, format, out)),
             Operator::Coalesce(operators) => coalesce(operators, stream, out),

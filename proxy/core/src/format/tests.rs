@@ -28,6 +28,7 @@ fn connection() -> Connection {
         requested_server_name: None,
         tls: None,
         source: None,
+        filter_state: Default::default(),
     }
 }
 
@@ -201,7 +202,8 @@ fn wrong_envoy_formats_are_refused() {
         "%COALESCE({})%",
         "%COALESCE({\"operators\":[]})%",
         "%COALESCE({\"operators\":[\"NOPE\"]})%",
-        "%CEL(request.path)%",
+        "%CEL(request.path +)%",
+        "%CEL%",
         "%FILE_CONTENT(/does/not/exist)%",
         "%VIRTUAL_HOST_NAME%",
         "%FILTER_STATE%",
@@ -223,7 +225,26 @@ fn wrong_envoy_formats_are_refused() {
         error("%BYTES_RECIEVED%"),
         "operator BYTES_RECIEVED: is not known; did you mean BYTES_RECEIVED?"
     );
-    assert_eq!(error("%CEL(request.path)%"), "operator CEL: is not supported yet");
+    assert_eq!(error("%CEL(request.path +)%"), "operator CEL: it ends too early");
+}
+
+#[test]
+fn expressions_are_printed() {
+    let mut stream = stream();
+    stream.request.target.set(b"/a(b)?c");
+    let line = |format: &str| {
+        let mut out = Vec::new();
+        Format::envoy(format).unwrap().write_log(&stream, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(line("%CEL(request.url_path)%"), "/a(b)");
+    assert_eq!(line("%CEL(request.url_path):2% %CEL(request.headers['x-none'])%"), "/a -");
+    assert_eq!(line("%CEL(size(request.query) == 1 ? 'one' : 'more')%"), "one");
+    let json =
+        serde_json::json!({"a": "%CEL(size(request.query))%", "b": "%TYPED_CEL(size(request.query))%"});
+    let mut out = Vec::new();
+    Format::json(&json, Default::default()).unwrap().write_log(&stream, &mut out);
+    assert_eq!(String::from_utf8(out).unwrap(), r#"{"a":"1","b":1}"#);
 }
 
 /// They were refused.

@@ -3,7 +3,7 @@
 //! Each criterion decides before the next, and there is no way back: once the destination's longest prefix
 //! is found, chains of a shorter one are out, even if nothing fits below (filter_chain_manager_impl.cc).
 
-use super::{FilterChain, FilterChainMatch, SourceType};
+use super::{FilterChain, FilterChainMatch, Listener, SourceType};
 use ipnet::IpNet;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -187,6 +187,17 @@ fn is_local(input: &MatchInput<'_>) -> bool {
 }
 
 impl ChainMatcher {
+    /// Compiles the conditions of a listener's chains, unless they have none because a tree leads to them.
+    ///
+    /// # Errors
+    /// As of [`ChainMatcher::new`].
+    pub fn of(listener: &Listener) -> Result<ChainMatcher, String> {
+        match listener.chain_tree {
+            None => ChainMatcher::new(&listener.chains),
+            Some(_) => Ok(ChainMatcher::default()),
+        }
+    }
+
     /// Compiles the conditions.
     ///
     /// # Errors

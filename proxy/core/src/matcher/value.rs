@@ -1,6 +1,7 @@
 //! Tests of metadata, whose values are JSON.
 
 use super::StringMatcher;
+use crate::metadata::Metadata;
 use serde_json::Value;
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,6 +70,15 @@ impl MetadataMatcher {
             **namespace == *self.namespace && **key == *self.key
         };
         let first = metadata.iter().rfind(is_meant).map(|(_, _, value)| value);
+        self.passes(first)
+    }
+
+    /// Whether metadata of something that is configured passes.
+    pub fn matches_configured(&self, metadata: &Metadata) -> bool {
+        self.passes(metadata.get(&self.namespace).and_then(|values| values.get(&*self.key)))
+    }
+
+    fn passes(&self, first: Option<&Value>) -> bool {
         let value = first.and_then(|value| self.path.iter().try_fold(value, |value, key| value.get(&**key)));
         self.value.matches(value) != self.invert
     }

@@ -56,8 +56,10 @@ impl RouteTable {
                 let all: usize = domains.all().iter().map(|host| host.routes().len()).sum();
                 let (domain, passed, own) = match met {
                     Some((domain, host)) => {
-                        let passed = host.index.passed_over(&path, stream, route);
-                        (Some(domain), passed, host.routes().len())
+                        let list = host.list(stream);
+                        let passed = list.map(|list| list.passed_over(&path, stream, route));
+                        let own = list.map_or(0, |list| list.routes().len());
+                        (Some(domain), passed.unwrap_or_default(), own)
                     }
                     None => (None, Vec::new(), 0),
                 };

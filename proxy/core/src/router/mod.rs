@@ -15,6 +15,7 @@ mod tests;
 pub use apisix::{ApisixRoute, ApisixRouter, ApisixRoutes};
 pub use domains::Domain;
 pub use explain::{Explained, Lost, Passed};
+pub(crate) use radix::Tree as Radix;
 pub use tables::{FiltersId, RouteTableCell, RouteTables, TableKey};
 pub use template::{Template, parse_rewrite};
 
@@ -22,6 +23,7 @@ use crate::error::ConfigError;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
 use crate::lookup::Lookup;
+use crate::matching::{Subject, Tree};
 use crate::metadata::Metadata;
 use crate::plugin::Chain;
 use crate::rate_limit::LimitPolicy;
@@ -129,6 +131,26 @@ pub struct VirtualHost {
 pub struct HostRoutes {
     host: Arc<VirtualHost>,
     index: Index,
+    tree: Option<Box<RouteTree>>,
+}
+
+/// Routes that a tree leads to.
+#[derive(Debug)]
+struct RouteTree {
+    tree: Tree<RouteList>,
+    /// All of them.
+    routes: Vec<Arc<Route>>,
+}
+
+/// Routes of which the first that fits is taken, indexed: what a tree leads to.
+#[derive(Debug)]
+pub struct RouteList(Index);
+
+impl RouteList {
+    /// These routes in this order.
+    pub fn new(routes: Vec<Arc<Route>>) -> RouteList {
+        RouteList(Index::of_list(routes))
+    }
 }
 
 /// A compiled route table. No request holds it longer than its look-up takes: one that runs for days must not
@@ -176,12 +198,33 @@ impl VirtualHost {
 impl HostRoutes {
     /// A virtual host whose routes are tried in this order, as Envoy does.
     pub fn new(name: &str, options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> Arc<HostRoutes> {
-        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index: Index::of_list(routes) })
+        let index = Index::of_list(routes);
+        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index, tree: None })
+    }
+
+    /// A virtual host whose routes are led to by a tree (Envoy's `matcher`). A route at its end must fit too.
+    pub fn of_tree(name: &str, options: VirtualHostOptions, tree: Tree<RouteList>) -> Arc<HostRoutes> {
+        let mut routes = Vec::new();
+        tree.each(&mut |list| routes.extend_from_slice(list.0.routes()));
+        let tree = Some(Box::new(RouteTree { tree, routes }));
+        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index: Index::default(), tree })
     }
 
     /// The routes in the configuration's order.
     pub fn routes(&self) -> &[Arc<Route>] {
-        self.index.routes()
+        self.tree.as_ref().map_or_else(|| self.index.routes(), |tree| &tree.routes)
+    }
+
+    fn find(&self, path: &[u8], stream: &Stream, captures: &mut index::Captures) -> Option<&Arc<Route>> {
+        self.list(stream)?.find(path, stream, captures)
+    }
+
+    /// The routes that a request is looked for among: all of them, or those that a tree leads to.
+    fn list(&self, stream: &Stream) -> Option<&Index> {
+        match &self.tree {
+            None => Some(&self.index),
+            Some(tree) => tree.tree.find(Subject::Stream(stream)).map(|list| &list.0),
+        }
     }
 }
 
@@ -251,7 +294,7 @@ impl RouteTable {
             Hosts::Domains(domains) => {
                 domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {
                     virtual_host: host.host.clone(),
-                    route: host.index.find(&path, stream, &mut captures).cloned(),
+                    route: host.find(&path, stream, &mut captures).cloned(),
                     cut_short: false,
                 })
             }

@@ -7,14 +7,14 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 /// A key of the tree and the rank of what it stands for; lower ranks go first.
-pub(super) type Entry<'a> = (Cow<'a, [u8]>, u32);
+pub(crate) type Entry<'a> = (Cow<'a, [u8]>, u32);
 
 /// So many children are looked through one by one: a call would cost more.
 const FEW: usize = 16;
 
 /// The tree. Every node with candidates holds their ranks as a range of a list that the caller keeps.
 #[derive(Debug, Default)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     nodes: Vec<Node>,
     /// First byte of every node's label.
     firsts: Vec<u8>,
@@ -47,7 +47,7 @@ impl Tree {
     /// Builds the tree. `bucket` is given the ranks of the entries that end at one node, ascending, and
     /// answers the number that [`Tree::walk`] will call them by; with it goes what it is to be told for the nodes below,
     /// 0 at the top.
-    pub(super) fn new(
+    pub(crate) fn new(
         mut entries: Vec<Entry<'_>>,
         folded: bool,
         mut bucket: impl FnMut(&[u32], usize) -> (u32, usize),
@@ -103,7 +103,7 @@ impl Tree {
     /// Visits the nodes whose keys `path` begins with, shortest first: the number of their candidates, and the
     /// length of the key.
     #[inline]
-    pub(super) fn walk(&self, path: &[u8], mut visit: impl FnMut(u32, usize)) {
+    pub(crate) fn walk(&self, path: &[u8], mut visit: impl FnMut(u32, usize)) {
         let mut at = 0;
         let mut depth = 0;
         while let Some(node) = self.nodes.get(at) {

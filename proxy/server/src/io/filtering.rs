@@ -28,6 +28,8 @@ pub(crate) struct Filtering {
     received: Vec<u8>,
     /// The client sends nothing more.
     end: bool,
+    /// Something has come since the filters were asked.
+    fresh: bool,
     /// The filter that is asked next about it.
     at: usize,
     /// What that filter waits for.
@@ -64,6 +66,7 @@ impl Filtering {
             context: Some(Stream::new(connection.clone())),
             received: Vec::new(),
             end: false,
+            fresh: false,
             at: 0,
             waits: None,
             passed: (Vec::new(), 0),
@@ -152,7 +155,12 @@ impl Filtering {
     pub(super) fn filled(&mut self, read: Option<usize>) {
         let before = self.received.len().saturating_sub(PIECE);
         self.received.truncate(before + read.unwrap_or_default());
+        if self.received.is_empty() {
+            // One who says nothing costs no buffer.
+            self.received = Vec::new();
+        }
         self.end |= read == Some(0);
+        self.fresh |= read.is_some();
     }
 
     /// Bytes that the client is to get first.
@@ -167,6 +175,10 @@ impl Filtering {
         }
         if self.passed.1 < self.passed.0.len() {
             return Poll::Ready(Ok(Next::Give));
+        }
+        let begins = self.at == 0 && self.waits.is_none();
+        if begins && !std::mem::take(&mut self.fresh) {
+            return Poll::Ready(Ok(Next::Read));
         }
         while self.at < self.filters.len() && (self.end || !self.received.is_empty()) {
             match ready!(self.poll_step(cx)) {

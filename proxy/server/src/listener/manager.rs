@@ -138,7 +138,7 @@ impl Manager {
         going: &[Arc<str>],
         coming: &[Arc<Listener>],
     ) -> Result<Prepared, String> {
-        ChainMatcher::new(&config.chains)?;
+        ChainMatcher::of(config)?;
         config.access_logs().try_for_each(|log| log.sink.open())?;
         let own = self.listeners.get(&config.name);
         let workers = self.shared.options.concurrency;

@@ -17,6 +17,7 @@ use crate::drain::{Drain, DrainStrategy};
 use crate::http;
 use arc_swap::ArcSwap;
 use sixfold_core::listener::{BindAddress, ChainMatcher, FilterChain, Listener, MatchInput, NetworkFilter};
+use sixfold_core::matching::Subject;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -54,7 +55,7 @@ impl ActiveListener {
         root: &Drain,
         workers: usize,
     ) -> Result<ActiveListener, String> {
-        let matcher = ChainMatcher::new(&config.chains)?;
+        let matcher = ChainMatcher::of(&config)?;
         let previous = previous.filter(|p| p.config.shape == config.shape);
         let drain = previous.map_or_else(|| root.child(), |p| p.drain.clone());
         let mut left: Vec<&ActiveChain> = previous.into_iter().flat_map(ActiveListener::all).collect();
@@ -101,7 +102,13 @@ impl ActiveListener {
 
     /// The chain for a connection.
     pub(crate) fn choose(&self, input: &MatchInput<'_>) -> Option<&ActiveChain> {
-        self.matcher.find(input).and_then(|at| self.chains.get(at)).or(self.default.as_ref())
+        let Some(tree) = &self.config.chain_tree else {
+            return self.matcher.find(input).and_then(|at| self.chains.get(at)).or(self.default.as_ref());
+        };
+        match tree.find(Subject::Socket(input)) {
+            Some(at) => at.and_then(|at| self.chains.get(at)),
+            None => self.default.as_ref(),
+        }
     }
 }
 

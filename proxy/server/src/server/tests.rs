@@ -68,6 +68,7 @@ impl Fixture {
             filters_timeout: None,
             continue_on_timeout: false,
             chains: vec![Arc::new(direct())],
+            chain_tree: None,
             default_chain: None,
             use_original_dst: false,
             access_logs: Vec::new(),

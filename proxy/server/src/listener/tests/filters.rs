@@ -1,7 +1,7 @@
 //! Network filters before the last one of their chain.
 
 use super::*;
-use sixfold_core::listener::{ClientBytes, Closing, FilterStep};
+use sixfold_core::listener::{ClientBytes, Closing, FilterStep, Resume};
 use sixfold_core::plugin::Slot;
 use sixfold_core::stream::FilterObject;
 
@@ -10,6 +10,10 @@ use sixfold_core::stream::FilterObject;
 struct Knock {
     /// What it was told at the end.
     ends: Arc<Mutex<Vec<String>>>,
+}
+
+fn resume(decide: impl FnOnce(&mut Stream) -> FilterStep + Send + 'static) -> Resume {
+    Box::new(decide)
 }
 
 impl ConnectionFilter for Knock {
@@ -35,10 +39,10 @@ impl ConnectionFilter for Knock {
                 bytes.answer.extend_from_slice(b"who?");
                 FilterStep::wait(async {
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    Box::new(|connection: &mut Stream| {
+                    resume(|connection| {
                         connection.metadata.push(("n".into(), "k".into(), true.into()));
                         FilterStep::Done
-                    }) as _
+                    })
                 })
             }
             short if b"knock".starts_with(short) => FilterStep::Hold,
@@ -120,10 +124,10 @@ impl ConnectionFilter for Asks {
         let allowed = self.0;
         FilterStep::wait(async move {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            Box::new(move |_: &mut Stream| match allowed {
+            resume(move |_| match allowed {
                 true => FilterStep::Continue,
                 false => FilterStep::Close(Closing::default()),
-            }) as _
+            })
         })
     }
 }

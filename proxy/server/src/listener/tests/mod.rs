@@ -64,6 +64,7 @@ impl Fixture {
             filters_timeout: Some(Duration::from_secs(15)),
             continue_on_timeout: false,
             chains: vec![Arc::new(chain)],
+            chain_tree: None,
             default_chain: None,
             use_original_dst: false,
             access_logs: Vec::new(),

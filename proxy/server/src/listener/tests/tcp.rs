@@ -131,7 +131,7 @@ async fn who_may_not_connect_is_closed_with_the_first_byte_and_the_log_says_why(
             String::from_utf8(s.var("connection_termination_details").unwrap().to_vec()).unwrap()
         )
     });
-    let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
+    let policy = Policy { permissions: Condition::Always, principals: Condition::Always, condition: None };
     let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
     let settings = RbacSettings { rules: Some(rules), ..RbacSettings::default() };
     let rbac = ConnectionRbac::new(&fixture.registry, "tcp", settings);
@@ -168,7 +168,7 @@ async fn who_may_not_connect_hears_the_endpoint_and_that_it_has_left() {
         let details = s.var("connection_termination_details").unwrap_or(b"-");
         format!("{} {} {}", String::from_utf8_lossy(details), s.bytes.request_body, s.bytes.response_body)
     });
-    let policy = Policy { permissions: Condition::Always, principals: Condition::Always };
+    let policy = Policy { permissions: Condition::Always, principals: Condition::Always, condition: None };
     let rules = Rules::new(Action::Deny, [("nobody".into(), policy)].into());
     let settings = RbacSettings { rules: Some(rules), ..RbacSettings::default() };
     let rbac = ConnectionRbac::new(&fixture.registry, "tcp.", settings);

@@ -1,0 +1,235 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::connection::{Connection, TlsInfo};
+use crate::matcher::{HeaderMatch, HeaderTarget, ValueMatcher};
+use crate::matching::{Input, Then};
+
+fn connection(peer: Option<Certificate>) -> Connection {
+    let tls = TlsInfo { peer: peer.map(Arc::new), ..TlsInfo::default() };
+    let (remote, local) = ("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+    let plain = Connection::plain(remote, local);
+    Connection { direct_remote: "10.9.9.9:1".parse().unwrap(), tls: Some(tls), ..plain }
+}
+
+fn rules(action: Action, policies: Vec<(&str, Condition)>) -> Rules {
+    let policy = |(name, permissions): (&str, Condition)| {
+        (Arc::from(name), Policy { permissions, principals: Condition::Always, condition: None })
+    };
+    Rules::new(action, policies.into_iter().map(policy).collect())
+}
+
+#[test]
+fn the_action_says_what_a_policy_that_fits_means() {
+    let subject = Stream::new(Arc::new(connection(None)));
+    let never = || Condition::Not(Box::new(Condition::Always));
+    let judged = |action, policies| {
+        let rules = rules(action, policies);
+        let verdict = rules.judge(&subject);
+        (verdict.allowed, verdict.details().replace("rbac_access_denied_matched_policy", ""))
+    };
+    let told = |allowed, policy: &str| (allowed, format!("[{policy}]"));
+    assert_eq!(judged(Action::Allow, vec![]), told(false, "none"));
+    assert_eq!(judged(Action::Deny, vec![]), told(true, "none"));
+    assert_eq!(judged(Action::Allow, vec![("a", never())]), told(false, "none"));
+    let both = || vec![("b", Condition::Always), ("a b", Condition::Always)];
+    assert_eq!(judged(Action::Allow, both()), told(true, "a_b"), "in the order of names");
+    assert_eq!(judged(Action::Deny, both()), told(false, "a_b"));
+    assert_eq!(judged(Action::Log, both()), told(true, "a_b"));
+}
+
+#[test]
+fn a_tree_decides_by_its_actions() {
+    let is = |path: &str| {
+        let mut stream = Stream::new(Arc::new(connection(None)));
+        stream.request.target.set(path.as_bytes());
+        stream
+    };
+    let rules = |log: bool| {
+        Rules::of_tree(|actions| {
+            let mut act = |name, action| Then::Act(actions.action(name, action));
+            let mut items = vec![
+                ("/a".to_owned(), act("in", Action::Allow)),
+                ("/d".to_owned(), act("out", Action::Deny)),
+            ];
+            if log {
+                items.push(("/l".to_owned(), act("note", Action::Log)));
+            }
+            Ok(Tree::exact(Input::Header(HeaderTarget::Path), items, None))
+        })
+        .unwrap()
+    };
+    let judged = |log, path: &str| {
+        let (rules, stream) = (rules(log), is(path));
+        let Verdict { allowed, policy, place, log } = rules.judge(&stream);
+        (allowed, policy.map(|name| name.to_string()), place, log)
+    };
+    let name = |name: &str| Some(name.to_owned());
+    assert_eq!(judged(false, "/a"), (true, name("in"), 0, None));
+    assert_eq!(judged(false, "/d"), (false, name("out"), 1, None));
+    assert_eq!(judged(false, "/x"), (false, None, 0, None), "whom it leads nowhere is denied");
+    assert_eq!(judged(true, "/l"), (true, name("note"), 2, Some(true)));
+    assert_eq!(judged(true, "/a"), (true, name("in"), 0, Some(false)));
+    assert_eq!(judged(true, "/x"), (false, None, 0, None));
+    assert!(rules(true).names().map(|name| &**name).eq(["in", "out", "note"]));
+}
+
+#[test]
+fn an_expression_must_be_true_beside() {
+    let stream = Stream::new(Arc::new(connection(None)));
+    let allowed = |text: &str| {
+        let condition = Some(Program::parse(text, Default::default()).unwrap());
+        let policy = Policy { permissions: Condition::Always, principals: Condition::Always, condition };
+        Rules::new(Action::Allow, [("p".into(), policy)].into()).judge(&stream).allowed
+    };
+    assert!(allowed("request.method == 'GET'"));
+    assert!(!allowed("request.method == 'PUT'") && !allowed("request.headers['x'] == ''"));
+}
+
+#[test]
+fn state_metadata_of_routes_and_verified_names_are_asked_for() {
+    let certificate = Certificate { uri_sans: vec!["spiffe://t/a".into()], ..Certificate::default() };
+    let mut verified = connection(Some(certificate));
+    let unverified = Stream::new(Arc::new(connection(Some(Certificate::default()))));
+    if let Some(tls) = &mut verified.tls {
+        tls.peer_validated = true;
+    }
+    let mut stream = Stream::new(Arc::new(verified));
+    let object = |key: &str, value: &str| crate::stream::FilterObject {
+        key: key.into(),
+        value: value.as_bytes().into(),
+        hashable: false,
+        read_only: false,
+    };
+    stream.set_filter_state(object("role", "admin"));
+    stream.set_filter_state(object("peer", "10.1.2.3:80"));
+    let holds = |condition: Condition| condition.holds(&stream);
+    assert!(holds(Condition::FilterState("role".into(), StringMatcher::exact("admin"))));
+    assert!(!holds(Condition::FilterState("none".into(), StringMatcher::exact(""))));
+    let address =
+        |key: &str, invert| Condition::FilterStateAddress(key.into(), [range("10.0.0.0/8")].into(), invert);
+    assert!(holds(address("peer", false)) && !holds(address("peer", true)));
+    assert!(!holds(address("role", false)) && !holds(address("none", true)), "it is no address");
+    let uri = |name: &str| Condition::Verified(Some((SanKind::Uri, StringMatcher::exact(name))));
+    assert!(holds(Condition::Verified(None)) && holds(uri("spiffe://t/a")) && !holds(uri("spiffe://t/b")));
+    assert!(!holds(Condition::Verified(Some((SanKind::Dns, StringMatcher::exact("spiffe://t/a"))))));
+    assert!(!Condition::Verified(None).holds(&unverified));
+    let value = ValueMatcher::Bool(true);
+    let (namespace, key, path) = ("n".into(), "k".into(), Box::default());
+    let metadata = MetadataMatcher { namespace, key, path, value, invert: true };
+    assert!(!holds(Condition::RouteMetadata(metadata.into())), "there is no route");
+}
+
+fn range(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+#[test]
+fn conditions_are_asked_of_the_connection_and_of_the_request() {
+    let certificate = Certificate {
+        uri_sans: vec!["spiffe://t/a".into()],
+        dns_sans: vec!["a.test".into()],
+        subject: "CN=a".into(),
+        ..Certificate::default()
+    };
+    let (known, stranger): (Stream, Stream) =
+        [Some(certificate), None].map(|peer| Stream::new(Arc::new(connection(peer)))).into();
+    let mut stream = Stream::new(Arc::new(connection(None)));
+    stream.remote = "192.0.2.1:1".parse().unwrap();
+    stream.request.target.set(b"/a?b");
+    stream.request.headers.push(b"x-a", b"1");
+    stream.metadata.push(("n".into(), "k".into(), Value::Bool(true)));
+    let holds = |condition: Condition| [&known, &stranger, &stream].map(|subject| condition.holds(subject));
+    let name = |name: &str| Condition::Authenticated(Some(StringMatcher::exact(name)));
+    assert_eq!(holds(Condition::Authenticated(None)), [true, false, false]);
+    for own in ["spiffe://t/a", "a.test", "CN=a"] {
+        assert_eq!(holds(name(own)), [true, false, false], "{own}");
+    }
+    assert_eq!(holds(name("")), [false; 3], "without a certificate there is no name");
+    assert_eq!(holds(Condition::Source(range("10.0.0.1/32"))), [true; 3]);
+    assert_eq!(holds(Condition::DirectRemote(range("10.9.0.0/16"))), [true; 3]);
+    assert_eq!(holds(Condition::Remote(range("192.0.2.0/24"))), [false, false, true]);
+    assert_eq!(holds(Condition::Destination(range("10.0.0.2/32"))), [true; 3]);
+    assert_eq!(holds(Condition::DestinationPort(80..81)), [true; 3]);
+    assert_eq!(holds(Condition::DestinationPort(79..80)), [false; 3]);
+    assert_eq!(holds(Condition::Path(StringMatcher::exact("/a"))), [false, false, true]);
+    assert_eq!(holds(Condition::ServerName(StringMatcher::exact(""))), [true; 3]);
+    let header = |invert| {
+        Condition::Header(Box::new(HeaderMatcher {
+            target: HeaderTarget::of_request("x-a"),
+            test: HeaderMatch::Present(true),
+            invert,
+            missing_is_empty: false,
+        }))
+    };
+    assert_eq!(holds(header(false)), [false, false, true]);
+    assert_eq!(holds(header(true)), [true, true, false]);
+    let template = |text| Condition::PathTemplate(Template::parse(text).unwrap().into());
+    assert_eq!(holds(template("/{one}")), [false, false, true]);
+    assert_eq!(holds(template("/{one}/**")), [false; 3]);
+    let noted = |invert| {
+        let value = ValueMatcher::Bool(true);
+        let (namespace, key, path) = ("n".into(), "k".into(), Box::default());
+        Condition::Metadata(MetadataMatcher { namespace, key, path, value, invert }.into())
+    };
+    assert_eq!(holds(noted(false)), [false, false, true]);
+    assert_eq!(holds(noted(true)), [true, true, false]);
+    let both = Condition::All([Condition::Always, header(false)].into());
+    assert_eq!(holds(both), [false, false, true]);
+    assert_eq!(
+        holds(Condition::Any([header(false), Condition::Authenticated(None)].into())),
+        [true, false, true]
+    );
+}
+
+mod indexed {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_condition() -> impl Strategy<Value = Condition> {
+        let text = "/?[ab]{0,2}";
+        let leaf = prop_oneof![
+            text.prop_map(|text: String| Condition::Path(StringMatcher::exact(&text))),
+            text.prop_map(|text: String| Condition::Path(StringMatcher::Prefix(
+                text.into_bytes().into(),
+                false
+            ))),
+            text.prop_map(|text: String| Condition::Path(StringMatcher::Exact(
+                text.into_bytes().into(),
+                true
+            ))),
+            "[ab]{0,1}".prop_map(|text: String| Condition::Authenticated(Some(StringMatcher::exact(&text)))),
+            any::<bool>().prop_map(|always| match always {
+                true => Condition::Always,
+                false => Condition::Authenticated(None),
+            }),
+        ];
+        leaf.prop_recursive(3, 8, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 1..3).prop_map(|all| Condition::All(all.into())),
+                prop::collection::vec(inner.clone(), 1..3).prop_map(|any| Condition::Any(any.into())),
+                inner.prop_map(|one| Condition::Not(one.into())),
+            ]
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        /// The index leaves out no policy that would fit, and keeps their order.
+        #[test]
+        fn policies_are_found_as_by_asking_all(
+            policies in prop::collection::vec((any_condition(), any_condition()), 2..12),
+            path in prop::option::of("/?[ab]{0,3}"),
+            names in prop::option::of(prop::collection::vec("[ab]{0,1}", 0..3)),
+        ) {
+            let peer = names.map(|uri_sans| Certificate { uri_sans, ..Certificate::default() });
+            let mut stream = Stream::new(Arc::new(connection(peer)));
+            stream.request.target.set(path.unwrap_or_default().as_bytes());
+            let policies: BTreeMap<Arc<str>, Policy> = policies.into_iter().enumerate().map(|(at, (permissions, principals))| {
+                (format!("{at:02}").into(), Policy { permissions, principals, condition: None })
+            }).collect();
+            let wanted = policies.iter().find(|(_, policy)| policy.fits(&stream)).map(|(name, _)| name.clone());
+            let rules = Rules::new(Action::Allow, policies);
+            prop_assert_eq!(rules.judge(&stream).policy, wanted.as_ref());
+        }
+    }
+}
