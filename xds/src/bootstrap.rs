@@ -25,13 +25,14 @@ use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
     Admin as ProtoAdmin, Bootstrap, LayeredRuntime, RuntimeLayer,
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::{Node as ProtoNode, TypedExtensionConfig};
+use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::{any, bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;
 use self::faults::{Faults, Unread};
-use crate::ads::{Asks, Key, Kind, Statics};
+use crate::ads::{Asks, Key, Kind, Static, Statics};
 use crate::context::{Context, Node};
 use crate::dump::Shown;
 use crate::rds::FilterLists;
@@ -88,6 +89,12 @@ pub struct Followed {
 }
 
 impl Followed {
+    /// Names of listeners that come into force when the configurations of their filters have come.
+    pub fn late_listeners(&self) -> impl Iterator<Item = &Arc<str>> {
+        let late = |resource: &Static| matches!(resource, Static::Late(_));
+        self.ads.config.statics.iter().filter(move |(_, resource)| late(resource)).map(|(key, _)| &key.name)
+    }
+
     /// What the bootstrap says itself.
     pub fn statics(&self) -> Statics {
         Statics { context: self.context.clone(), resources: self.ads.config.statics.clone() }
@@ -169,12 +176,13 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         if let Some(mut asks) = faults.take_item(asks, "clusters", index) {
             let tls = cluster.iter().flat_map(|cluster| cluster.config.all_tls());
             asks.add_secrets(tls.filter_map(|tls| tls.awaited()));
-            statics.insert(Key::of_name(Kind::Cluster, &value.name.as_str().into()), asks);
+            statics.insert(Key::of_name(Kind::Cluster, &value.name.as_str().into()), Static::InForce(asks));
         }
         diff.clusters.extend(cluster.map(|cluster| (cluster.config.name.clone(), Some(cluster))));
     }
     let (mut names, mut addresses) = (BTreeSet::new(), BTreeMap::new());
     for (index, value) in listeners.iter().enumerate() {
+        context.extensions.take_asked();
         let listener = faults.take_item(listener::compile(&context, value), "listeners", index);
         let Some(listener) = listener else { continue };
         if !names.insert(listener.name.clone()) {
@@ -184,8 +192,14 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
         }
         let taken = own_address(&listener, &mut addresses);
         faults.take_item(taken.in_resource("listener", &listener.name), "listeners", index);
-        statics.insert(Key::of_name(Kind::Listener, &listener.name), Asks::of_listener(&listener));
-        diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
+        let key = Key::of_name(Kind::Listener, &listener.name);
+        if context.extensions.take_asked().is_empty() {
+            statics.insert(key, Static::InForce(Asks::of_listener(&listener)));
+            diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
+        } else {
+            let named = ProtoListener { name: listener.name.to_string(), ..value.clone() };
+            statics.insert(key, Static::Late(named.encode_to_vec().into()));
+        }
     }
     let admin = value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin");
     let admin = faults.take(admin);

@@ -90,9 +90,6 @@ pub(crate) fn find(context: &Context, name: &str, value: &ExtensionConfigSource)
         apply_default_config_without_warming: at_once,
         type_urls,
     } = value;
-    if !context.of_stream {
-        return Err(ConfigError::new("is for listeners of a control plane"));
-    }
     let source = rds::source(context, required(config_source, "config_source")?);
     let (source, within) = source.in_key("config_source")?;
     if *at_once && default_config.is_none() {

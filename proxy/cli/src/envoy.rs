@@ -127,7 +127,7 @@ impl InForce {
         let (mut files, mut next_files, contents) =
             RouteFiles::ahead(&self.files, |next| next.set_context(followed.context.clone()));
         add_routes(&mut next_files, contents, &mut diff)?;
-        let names = self.names.replaced(&mut diff);
+        let names = self.names.replaced(&mut diff, followed.late_listeners());
         // What it waits for is asked for meanwhile, and must not come before it.
         let (following, mut before) = (&self.following, None);
         let follow = || before = Some(following.follow(followed.statics()));
@@ -421,8 +421,10 @@ impl Names {
     }
 
     /// Adds to `diff` what was there before and is not in it. Answers the names once that is in force.
-    fn replaced(&self, diff: &mut Diff) -> Names {
-        let next = Names::of(diff);
+    /// Listeners of these `late` names stay what they are until they can be what they are to be.
+    fn replaced<'a>(&self, diff: &mut Diff, late: impl Iterator<Item = &'a Arc<str>>) -> Names {
+        let mut next = Names::of(diff);
+        next.listeners.extend(late.cloned());
         diff.clusters.extend(self.clusters.difference(&next.clusters).map(|name| (name.clone(), None)));
         diff.listeners.extend(self.listeners.difference(&next.listeners).map(|name| (name.clone(), None)));
         next
@@ -473,7 +475,7 @@ mod tests {
         };
         let names = Names::of(&diff(&["a", "b"]));
         let mut next = diff(&["b"]);
-        let names = names.replaced(&mut next);
+        let names = names.replaced(&mut next, std::iter::empty());
         assert_eq!(next.clusters.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["b", "a"]);
         assert_eq!(names.clusters.len(), 1);
     }

@@ -259,10 +259,64 @@ fn order_holds_over_sources_that_are_mixed() {
     assert_eq!(process.wait(), 0);
 }
 
+const FAULT: &str = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+
+/// A listener whose filter gets its configuration by a stream of its own.
+fn faulty(port: u16) -> String {
+    let answer = "direct_response: {status: 200, body: {inline_string: ok}}";
+    let filter =
+        format!("{{name: f, config_discovery: {{config_source: {{{API}}}, type_urls: [{FAULT}]}}}}, ");
+    let text = listener(port, &format!("route_config: {{{}}}", routes(answer)));
+    text.replace("http_filters: [", &format!("http_filters: [{filter}"))
+}
+
+fn fault(status: u16) -> String {
+    let abort = format!("abort: {{http_status: {status}, percentage: {{numerator: 100}}}}");
+    format!("name: f, typed_config: {{\"@type\": {FAULT}, {abort}}}")
+}
+
+/// It was for listeners of a control plane alone.
+#[test]
+fn a_listener_of_the_bootstrap_waits_for_the_configuration_of_its_filter() {
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, port) = (free_port(), free_port());
+    let service = xds::service(xds::CLUSTER, &directory.path("XDS"));
+    let bare = bootstrap(admin, "", &service);
+    let with = |listener: &str| {
+        let listeners = format!("static_resources: {{listeners: [{{{listener}}}], ");
+        bare.replace("static_resources: {", &listeners)
+    };
+    let config = directory.write("envoy.yaml", &with(&faulty(port)));
+    let mut process = Process::start(&["-c", &config, "--concurrency", "2"]);
+    assert_eq!(plane.opened("ExtensionConfigDiscoveryService/StreamExtensionConfigs"), "f");
+    assert_eq!(get(admin, "/ready").unwrap().status, 503, "the start waits for it");
+    assert_eq!(get(port, "/"), None);
+    for status in [418, 419] {
+        plane.set(EXTENSION, "f", &fault(status));
+        process.until("the filter", || get(port, "/").filter(|answer| answer.status == status));
+    }
+    assert_eq!(get(admin, "/ready").unwrap().status, 200);
+    let dump = get(admin, "/config_dump?resource=dynamic_listeners").unwrap().body;
+    assert!(!dump.contains("\"l\""), "it is the bootstrap's: {dump}");
+    // Another bootstrap changes it, and the next takes it away.
+    directory.write("envoy.yaml", &with(&faulty(port).replace("inline_string: ok", "inline_string: new")));
+    process.signal("HUP");
+    process.until("the other bootstrap", || {
+        let dump = get(admin, "/config_dump?resource=static_listeners").unwrap().body;
+        dump.contains("\"new\"").then_some(())
+    });
+    assert_eq!(get(port, "/").unwrap().status, 419, "with the filter that has come");
+    directory.write("envoy.yaml", &bare);
+    process.signal("HUP");
+    process.until("its end", || get(port, "/").is_none().then_some(()));
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
 /// A filter gets its configuration by a stream of its own, and each other one after it.
 #[test]
 fn filters_are_configured_by_a_stream_of_their_own() {
-    const FAULT: &str = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
     let directory = Directory::new();
     let plane = Plane::start(directory.0.join("XDS"));
     let (admin, port) = (free_port(), free_port());
@@ -270,17 +324,9 @@ fn filters_are_configured_by_a_stream_of_their_own() {
     let dynamic = format!("lds_config: {{{API}}}");
     let config = directory.write("envoy.yaml", &bootstrap(admin, &dynamic, &service));
     let mut process = Process::start(&["-c", &config, "--concurrency", "2"]);
-    let answer = "direct_response: {status: 200, body: {inline_string: ok}}";
-    let filter =
-        format!("{{name: f, config_discovery: {{config_source: {{{API}}}, type_urls: [{FAULT}]}}}}, ");
-    let text = listener(port, &format!("route_config: {{{}}}", routes(answer)));
-    plane.set(LISTENER, "l", &text.replace("http_filters: [", &format!("http_filters: [{filter}")));
+    plane.set(LISTENER, "l", &faulty(port));
     assert_eq!(plane.opened("ExtensionConfigDiscoveryService/StreamExtensionConfigs"), "f");
     assert_eq!(get(port, "/"), None, "the listener waits for its filter");
-    let fault = |status: u16| {
-        let abort = format!("abort: {{http_status: {status}, percentage: {{numerator: 100}}}}");
-        format!("name: f, typed_config: {{\"@type\": {FAULT}, {abort}}}")
-    };
     for status in [418, 419] {
         plane.set(EXTENSION, "f", &fault(status));
         process.until("the filter", || get(port, "/").filter(|answer| answer.status == status));

@@ -10,7 +10,8 @@ use crate::tls::ContextChange;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 /// Changes to the model by name. `None` removes.
 #[derive(Debug, Default)]
@@ -109,7 +110,14 @@ struct State {
     /// Replaced parts that a request may still hold; dropped by the control thread once nobody else does, since
     /// the last drop of a large table would stall a worker.
     retired: Vec<Arc<dyn Any + Send + Sync>>,
+    /// Clusters that are to be looked after.
+    tended: Vec<Weak<Cluster>>,
+    /// Turns of [`Model::look_after`].
+    turns: u32,
 }
+
+/// Of so many turns one looks at all names, whatever has happened.
+const ALL_NAMES: u32 = 60;
 
 impl State {
     fn retire<T: Send + Sync + 'static>(&mut self, part: Option<Arc<T>>) {
@@ -202,8 +210,11 @@ impl Model {
 
     fn swap_clusters(&self, clusters: Vec<(Arc<str>, Option<Arc<Cluster>>)>) {
         for (name, cluster) in clusters {
+            let tended = cluster.as_ref().filter(|cluster| cluster.is_tended()).map(Arc::downgrade);
             let old = self.clusters.cell(&name).swap(cluster);
-            self.state.lock().retire(old);
+            let mut state = self.state.lock();
+            state.retire(old);
+            state.tended.extend(tended);
         }
     }
 
@@ -241,21 +252,42 @@ impl Model {
     /// Drops retired parts that nobody else holds, route tables that no connection manager does, and names that
     /// stand for nothing; call it now and then. Tells how many parts are left.
     pub fn sweep(&self) -> usize {
-        let left = self.drop_retired();
+        let (_, left) = self.drop_retired();
         drop(self.route_tables.sweep());
         self.clusters.sweep();
         left
     }
 
-    fn drop_retired(&self) -> usize {
+    /// What is to be done once a second: clusters show what they have found by themselves ([`Cluster::tend`]), and what
+    /// has become free is dropped. Thousands of clusters and names are not looked at for the sake of none.
+    pub fn look_after(&self, now: Instant) {
+        let (tended, is_turn) = {
+            let mut state = self.state.lock();
+            state.tended.retain(|cluster| cluster.strong_count() > 0);
+            state.turns = state.turns.wrapping_add(1);
+            let tended: Vec<_> = state.tended.iter().filter_map(Weak::upgrade).collect();
+            (tended, state.turns.is_multiple_of(ALL_NAMES))
+        };
+        tended.iter().filter(|cluster| cluster.is_in_force()).for_each(|cluster| cluster.tend(now));
+        drop(tended);
+        let (dropped, _) = self.drop_retired();
+        let tables = self.route_tables.sweep();
+        let may_free_names = dropped > 0 || !tables.is_empty() || self.clusters.have_come();
+        drop(tables);
+        if may_free_names || is_turn {
+            self.clusters.sweep();
+        }
+    }
+
+    /// Answers how many parts were dropped, and how many are left.
+    fn drop_retired(&self) -> (usize, usize) {
         let (dropped, left) = {
             let mut state = self.state.lock();
             let dropped: Vec<_> = state.retired.extract_if(.., |p| Arc::strong_count(p) == 1).collect();
             (dropped, state.retired.len())
         };
         // Pages that show the model do not wait for this. Listeners let go of their tables, and those of clusters.
-        drop(dropped);
-        left
+        (dropped.len(), left)
     }
 }
 
@@ -314,6 +346,41 @@ mod tests {
         assert_eq!((cluster.hosts.load().total(), cluster.stats.membership_total().get()), (2, 2));
         let errors = apply(&model, Diff { endpoints: endpoints("other"), ..Diff::default() }, &mut nowhere);
         assert_eq!(errors[0].to_string(), "endpoints \"other\": there is no cluster of this name");
+    }
+
+    /// All clusters and names of thousands were looked at each second.
+    #[test]
+    fn names_that_nobody_needs_are_forgotten_in_time() {
+        let (model, now) = (Model::default(), Instant::now());
+        let names = || format!("{:?}", model.clusters());
+        drop(model.clusters().cell("let-go"));
+        model.look_after(now);
+        assert_eq!(names(), "0 cluster names", "it has come since");
+        let held = model.clusters().cell("held");
+        model.look_after(now);
+        drop(held);
+        model.look_after(now);
+        assert_eq!(names(), "1 cluster names", "nothing says that it is free");
+        (0..ALL_NAMES).for_each(|_| model.look_after(now));
+        assert_eq!(names(), "0 cluster names");
+    }
+
+    #[test]
+    fn clusters_that_find_endpoints_by_themselves_are_tended_while_they_are_in_force() {
+        let model = Model::default();
+        let mut config = ClusterConfig::named("o");
+        config.discovery = crate::cluster::Discovery::OriginalDst(Default::default());
+        let cluster = Cluster::new(config, vec![], None, &Registry::new()).unwrap();
+        let plain = Cluster::new(ClusterConfig::named("p"), vec![], None, &Registry::new()).unwrap();
+        let clusters = vec![("o".into(), Some(cluster.clone())), ("p".into(), Some(plain))];
+        assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere(Vec::new())), []);
+        model.look_after(Instant::now());
+        assert_eq!(model.state.lock().tended.len(), 1);
+        let clusters = vec![("o".into(), None)];
+        assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere(Vec::new())), []);
+        drop(cluster);
+        (0..2).for_each(|_| model.look_after(Instant::now()));
+        assert_eq!(model.state.lock().tended.len(), 0);
     }
 
     /// The table of a listener that has gone was kept for ever.

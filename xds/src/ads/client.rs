@@ -21,7 +21,7 @@ use super::machine::{AdsConfig, Machine, Step};
 use super::resources::failures;
 use super::session::{Flavor, Request};
 use super::update::Response;
-use super::world::{Asks, Change, Compile};
+use super::world::{Change, Compile, Static};
 use crate::context::Context as CompileContext;
 
 /// How long a stream may take to be opened: its connection has a time of its own, but a control plane that takes
@@ -37,7 +37,7 @@ pub struct Statics {
     /// What resources are compiled with.
     pub context: CompileContext,
     /// Its clusters and listeners, and what they ask the control plane for.
-    pub resources: BTreeMap<Key, Asks>,
+    pub resources: BTreeMap<Key, Static>,
 }
 
 /// Where a stream goes.

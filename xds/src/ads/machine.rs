@@ -22,7 +22,7 @@ use super::session::{Flavor, Request};
 use super::stats::{Stats, Subscription};
 use super::update::{Response, UnknownType};
 use super::users::Want;
-use super::world::{Asks, Change, Compile, World};
+use super::world::{Change, Compile, Static, World};
 use crate::rds::Source;
 
 /// What is asked for, and where.
@@ -35,7 +35,7 @@ pub struct AdsConfig {
     /// The types of which everything is wanted.
     pub wildcards: BTreeMap<Kind, Wildcard>,
     /// Clusters and listeners of the bootstrap, which no source can either change or remove, and what they ask for.
-    pub statics: BTreeMap<Key, Asks>,
+    pub statics: BTreeMap<Key, Static>,
 }
 
 /// A type of which everything is wanted.
@@ -168,6 +168,10 @@ impl<C: Compile> Machine<C> {
 
     /// What could not be put in force of what was acknowledged is told later.
     fn fail_late(&mut self, key: &Key, fault: String) {
+        if self.world.is_static(key) {
+            // Those who send others of its type have not sent it.
+            return tracing::error!("{fault}");
+        }
         let channel = self.channel_of(key);
         match self.peers.get_mut(&channel) {
             Some(peer) if matches!(peer.link, Link::Up) => {
@@ -230,7 +234,7 @@ impl<C: Compile> Machine<C> {
     }
 
     /// Clusters and listeners of another bootstrap are in force, or about to be, in place of those of the last.
-    pub fn set_statics(&mut self, statics: BTreeMap<Key, Asks>, now: Instant) {
+    pub fn set_statics(&mut self, statics: BTreeMap<Key, Static>, now: Instant) {
         for key in self.world.set_statics(statics, now) {
             // What was acknowledged of that name was passed over.
             self.know(&key, None);

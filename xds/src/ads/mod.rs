@@ -33,4 +33,4 @@ pub use rate::RateLimit;
 pub use resources::{Part, Resources};
 pub use session::{Flavor, Request};
 pub use update::{Response, UnknownType};
-pub use world::{Asks, Change, Compile, Compiled, HOLD, LINGER, LINGER_MAX, Need};
+pub use world::{Asks, Change, Compile, Compiled, HOLD, LINGER, LINGER_MAX, Need, Static};

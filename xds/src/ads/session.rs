@@ -153,12 +153,9 @@ impl Session {
     /// Whether something is to be told.
     pub(super) fn has_request(&mut self) -> bool {
         let flavor = self.flavor;
-        let must_tell = |(kind, topic): (&Kind, &mut Topic)| match &mut topic.asked {
-            None => kind.is_wildcard() || !topic.wanted.is_empty(),
-            Some(asked) if flavor == Flavor::State && asked.open => false,
-            Some(asked) => asked.must_tell(&topic.wanted),
-        };
-        self.connected && (!self.answers.is_empty() || self.topics.iter_mut().any(must_tell))
+        let mut topics = self.topics.iter_mut();
+        self.connected
+            && (!self.answers.is_empty() || topics.any(|(kind, topic)| topic.must_tell(*kind, flavor)))
     }
 
     /// Names of a type that the last response has nothing of, though the request named them that it answers, but for those
@@ -253,11 +250,11 @@ impl Session {
     /// The next message, if there is one to be sent. Changes of what is wanted go before answers, as Envoy sends
     /// them: what a response has led to is then on its way when that is acknowledged.
     pub(super) fn next_request(&mut self) -> Option<Request> {
-        if !self.connected {
+        // It is asked after everything that comes, and has mostly nothing to say.
+        if !self.has_request() {
             return None;
         }
-        let kinds: Vec<Kind> = self.topics.keys().copied().collect();
-        let request = kinds.into_iter().find_map(|kind| match self.flavor {
+        let request = Kind::ALL.into_iter().find_map(|kind| match self.flavor {
             Flavor::Delta => self.delta_change(kind).map(Request::Delta),
             Flavor::State => self.state_change(kind).map(Request::State),
         });
@@ -306,13 +303,14 @@ impl Session {
     /// A change of what is wanted, spontaneous: it has no nonce and answers nothing.
     fn delta_change(&mut self, kind: Kind) -> Option<DeltaDiscoveryRequest> {
         let topic = self.topics.get_mut(&kind)?;
+        if !topic.must_tell(kind, Flavor::Delta) {
+            return None;
+        }
         let mut request = DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
             ..DeltaDiscoveryRequest::default()
         };
         match &mut topic.asked {
-            // An empty first request would be taken for a wildcard.
-            None if topic.wanted.is_empty() && !kind.is_wildcard() => return None,
             None => {
                 request.resource_names_subscribe = texts(&topic.wanted);
                 request.initial_resource_versions =
@@ -320,9 +318,6 @@ impl Session {
                 topic.asked = Some(Asked { names: topic.wanted.clone(), ..Asked::default() });
             }
             Some(asked) => {
-                if !asked.must_tell(&topic.wanted) {
-                    return None;
-                }
                 let before = asked.told(&topic.wanted, self.flavor);
                 request.resource_names_subscribe = texts(asked.names.difference(&before));
                 request.resource_names_unsubscribe = texts(before.difference(&asked.names));
@@ -333,18 +328,16 @@ impl Session {
 
     fn state_change(&mut self, kind: Kind) -> Option<DiscoveryRequest> {
         let topic = self.topics.get_mut(&kind)?;
+        if !topic.must_tell(kind, Flavor::State) {
+            return None;
+        }
         let nonce = match &mut topic.asked {
-            None if topic.wanted.is_empty() && !kind.is_wildcard() => return None,
             None => {
                 let (names, named) = (topic.wanted.clone(), topic.wanted.clone());
                 topic.asked = Some(Asked { names, named, ..Asked::default() });
                 String::new()
             }
-            // The answer will carry the names; before it the control plane would ignore them.
             Some(asked) => {
-                if asked.open || !asked.must_tell(&topic.wanted) {
-                    return None;
-                }
                 asked.told(&topic.wanted, self.flavor);
                 asked.nonce.clone()
             }
@@ -368,6 +361,19 @@ impl Session {
             }
         }
         request
+    }
+}
+
+impl Topic {
+    /// Whether something of what is wanted is to be told by itself.
+    fn must_tell(&mut self, kind: Kind, flavor: Flavor) -> bool {
+        match &mut self.asked {
+            // An empty first request would be taken for a wildcard.
+            None => kind.is_wildcard() || !self.wanted.is_empty(),
+            // The answer will carry the names; before it the control plane would ignore them.
+            Some(asked) if flavor == Flavor::State && asked.open => false,
+            Some(asked) => asked.must_tell(&self.wanted),
+        }
     }
 }
 

@@ -23,6 +23,8 @@ mod settle;
 mod statics;
 mod waits;
 
+pub use self::statics::Static;
+
 /// How long routes and listeners wait for clusters that warm up. Envoy does not wait at all and answers 503 meanwhile;
 /// longer than this the other routes of the table shall not be held back for the sake of one.
 pub const HOLD: Duration = Duration::from_secs(5);
@@ -137,6 +139,8 @@ pub(super) struct World<C: Compile> {
     compiler: C,
     /// Resources of the bootstrap: the control plane can neither change nor remove them.
     statics: BTreeSet<Key>,
+    /// Those of them that are put in force here.
+    late_statics: BTreeSet<Key>,
     resources: BTreeMap<Key, Resource<C::Part>>,
     users: Users,
     /// Those that have a candidate.
@@ -199,10 +203,11 @@ impl<P> Resource<P> {
 
 impl<C: Compile> World<C> {
     /// Nothing has come yet; `statics` are in force.
-    pub(super) fn new(compiler: C, statics: BTreeMap<Key, Asks>, now: Instant) -> World<C> {
+    pub(super) fn new(compiler: C, statics: BTreeMap<Key, Static>, now: Instant) -> World<C> {
         let mut world = World {
             compiler,
             statics: BTreeSet::new(),
+            late_statics: BTreeSet::new(),
             resources: BTreeMap::new(),
             users: Users::default(),
             waiting: BTreeSet::new(),
@@ -267,13 +272,13 @@ impl<C: Compile> World<C> {
         let last = self.resources.get_mut(key).and_then(Resource::last_mut);
         if let Some(same) = last.filter(|last| *last.value == *value && !lingers) {
             version.clone_into(&mut same.version);
-            self.compiler.note(key, Event::Renamed(version));
+            self.note(key, Event::Renamed(version));
             return Ok(false);
         }
         let tried = self.try_on(key, &value, now);
         let (Compiled { part, asks }, users) = tried.inspect_err(|error| {
             let reason = error.to_string();
-            self.compiler.note(key, Event::Refused { value: &value, version, reason: &reason });
+            self.note(key, Event::Refused { value: &value, version, reason: &reason });
         })?;
         self.denied.remove(key);
         if lingers {
@@ -299,7 +304,7 @@ impl<C: Compile> World<C> {
         let previous = resource.next.take();
         version.since = previous.as_ref().map_or(version.since, |previous| previous.since);
         let accepted = Event::Accepted { value: &version.value, version: &version.version };
-        self.compiler.note(key, accepted);
+        self.note(key, accepted);
         resource.next = Some(version);
         self.waiting.insert(key.clone());
         self.drop_asks(key, previous.map(|previous| previous.asks));
@@ -355,10 +360,10 @@ impl<C: Compile> World<C> {
         }
         self.end_ttl(key);
         let Some(resource) = self.resources.get_mut(key) else {
-            return self.compiler.note(key, Event::Gone);
+            return self.note(key, Event::Gone);
         };
         self.waiting.remove(key);
-        self.compiler.note(key, Event::Withdrawn);
+        self.note(key, Event::Withdrawn);
         let next = resource.next.take().map(|next| next.asks);
         let live = resource.live.as_mut().map(|live| std::mem::take(&mut live.asks));
         match (key.kind, live) {

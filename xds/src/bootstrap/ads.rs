@@ -8,7 +8,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::Result;
 
-use crate::ads::{AdsConfig, Asks, Key, Kind, Target, Wildcard};
+use crate::ads::{AdsConfig, Key, Kind, Static, Target, Wildcard};
 use crate::api::{self, Api};
 use crate::context::Context;
 use crate::rds;
@@ -40,7 +40,7 @@ pub(super) fn compile(
     context: &Context,
     value: &DynamicResources,
     node: Node,
-    statics: BTreeMap<Key, Asks>,
+    statics: BTreeMap<Key, Static>,
 ) -> Result<Ads> {
     let DynamicResources { lds_config, lds_resources_locator, cds_config, cds_resources_locator, ads_config } =
         value;

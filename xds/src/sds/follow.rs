@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::key::SecretKey;
 use super::store::{Again, Checked, Secrets};
 use crate::ads::{
-    AdsConfig, Apply, Asks, Batches, Change, Channel, Compile, Compiled, Key, Kind, Need, Statics,
+    AdsConfig, Apply, Asks, Batches, Change, Channel, Compile, Compiled, Key, Kind, Need, Static, Statics,
     StreamConfig, Target, follow as follow_stream,
 };
 use crate::api::Api;
@@ -162,7 +162,7 @@ async fn one(mut statics: watch::Receiver<Statics>, node: Node, key: SecretKey, 
         node,
         ads: None,
         wildcards: BTreeMap::new(),
-        statics: [(Key::of_name(Kind::Listener, &"".into()), asks)].into(),
+        statics: [(Key::of_name(Kind::Listener, &"".into()), Static::InForce(asks))].into(),
     };
     let secret = OneSecret { secrets, tracker, key: key.clone(), stream, target };
     // What is counted of a stream of all resources is not counted of this one.

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::sync::Notify;
 
 /// The place of a cluster's name in the process.
@@ -64,13 +64,15 @@ pub struct Clusters {
     parts: Box<[ArcSwap<Part>]>,
     hasher: RandomState,
     writing: Mutex<()>,
+    come: AtomicBool,
 }
 
 impl Default for Clusters {
     fn default() -> Clusters {
         let empty = Arc::new(Part::new());
         let parts = (0..PARTS).map(|_| ArcSwap::new(empty.clone())).collect();
-        Clusters { parts, hasher: RandomState::new(), writing: Mutex::default() }
+        let come = AtomicBool::new(false);
+        Clusters { parts, hasher: RandomState::new(), writing: Mutex::default(), come }
     }
 }
 
@@ -98,6 +100,7 @@ impl Clusters {
         let mut next = Part::clone(&part);
         next.insert(name, cell.clone());
         place.store(Arc::new(next));
+        self.come.store(true, Relaxed);
         cell
     }
 
@@ -117,11 +120,9 @@ impl Clusters {
         all
     }
 
-    /// Has clusters show what they have found by themselves ([`Cluster::tend`]).
-    pub fn tend(&self, now: Instant) {
-        for part in &self.parts {
-            part.load().values().filter_map(|cell| cell.load()).for_each(|cluster| cluster.tend(now));
-        }
+    /// Whether names have come since this was asked last, which who brought them may have let go of again.
+    pub(crate) fn have_come(&self) -> bool {
+        self.come.swap(false, Relaxed)
     }
 
     /// Forgets names that stand for nothing and that no route holds.

@@ -198,7 +198,7 @@ impl Cluster {
     }
 
     /// Whether its name stands for it.
-    pub(super) fn is_in_force(&self) -> bool {
+    pub(crate) fn is_in_force(&self) -> bool {
         *self.visibility.lock() == Visibility::InForce
     }
 
@@ -288,9 +288,14 @@ impl Cluster {
         self.balancer.reweigh(&self.hosts.load(), now);
     }
 
+    /// Whether [`Cluster::tend`] has something to do with it.
+    pub(crate) fn is_tended(&self) -> bool {
+        self.config.balance.zone.is_some() || matches!(self.config.discovery, Discovery::OriginalDst(_))
+    }
+
     /// Shows the endpoints that the balancer has found by itself, and has it forget what nobody needs. Has it look at
     /// the local cluster where that matters.
-    pub fn tend(&self, now: Instant) {
+    pub(crate) fn tend(&self, now: Instant) {
         if self.config.balance.zone.is_some() {
             let _visibility = self.visibility.lock();
             self.balancer.look_at_proxies(&self.hosts.load());

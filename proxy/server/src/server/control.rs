@@ -117,8 +117,7 @@ impl ControlThread {
                 warm = self.warming.warm() => self.warmed(warm).await,
                 () = at(until) => self.release().await,
                 _ = sweep.tick() => {
-                    self.model.clusters().tend(std::time::Instant::now());
-                    self.model.sweep();
+                    self.model.look_after(std::time::Instant::now());
                 }
                 _ = look.tick() => {
                     trimmer.look();

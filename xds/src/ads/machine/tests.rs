@@ -456,7 +456,8 @@ fn another_bootstrap_takes_the_place_of_the_last() {
         let of = |(name, endpoints): &(&str, &str)| {
             let need =
                 Need { kind: Kind::Endpoints, source: Source::Ads, name: (*endpoints).into(), within: None };
-            (Key::of_name(Kind::Cluster, &Arc::from(*name)), Asks { needs: vec![need], ..Asks::default() })
+            let asks = Asks { needs: vec![need], ..Asks::default() };
+            (Key::of_name(Kind::Cluster, &Arc::from(*name)), Static::InForce(asks))
         };
         list.iter().map(of).collect::<BTreeMap<_, _>>()
     };

@@ -15,6 +15,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 
 use super::*;
+use crate::ads::Static;
 use crate::ads::{
     AdsConfig, BackoffConfig, Flavor, HOLD, LINGER, Machine, Request, Response, Step, StreamConfig, Wildcard,
 };
@@ -47,7 +48,10 @@ impl Proxy {
             node: Node::default(),
             ads: Some(stream),
             wildcards: BTreeMap::from([(Kind::Cluster, all.clone()), (Kind::Listener, all)]),
-            statics: BTreeMap::from([(Key::of_name(Kind::Cluster, &"static".into()), Asks::default())]),
+            statics: BTreeMap::from([(
+                Key::of_name(Kind::Cluster, &"static".into()),
+                Static::InForce(Asks::default()),
+            )]),
         };
         let random = fastrand::Rng::with_seed(1);
         let machine = Machine::new(

@@ -31,7 +31,7 @@ impl<C: Compile> World<C> {
     pub(super) fn remove_extension(&mut self, extension: &Key, now: Instant) {
         self.end_ttl(extension);
         if self.resources.remove(extension).is_none() {
-            return self.compiler.note(extension, Event::Gone);
+            return self.note(extension, Event::Gone);
         }
         self.waiting.remove(extension);
         self.compiler.forget(extension);

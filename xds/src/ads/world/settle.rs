@@ -49,7 +49,7 @@ impl<C: Compile> World<C> {
         let Some(resource) = self.resources.get_mut(key) else { return };
         let Some(mut next) = resource.next.take() else { return };
         self.waiting.remove(key);
-        self.compiler.note(key, Event::InForce);
+        self.note(key, Event::InForce);
         if key.kind == Kind::Endpoints {
             self.due.extend(self.users.of(key).map(|user| user.name.clone()));
         } else {
@@ -93,7 +93,7 @@ impl<C: Compile> World<C> {
             if failed.contains(&key) {
                 std::mem::swap(&mut resource.live, &mut out);
                 let before = resource.live.as_ref().map(|live| (&live.value, &*live.version));
-                self.compiler.note(&key, Event::Reverted(before));
+                self.note(&key, Event::Reverted(before));
                 if resource.live.is_none() {
                     self.end_ttl(&key);
                     self.resources.remove(&key);

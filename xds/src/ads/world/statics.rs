@@ -4,21 +4,68 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Asks, Compile, Key, Resource, Version, World};
+use super::{Asks, Compile, Compiled, Key, Resource, Version, World};
 use crate::ads::kind::Kind;
 use crate::tracker::Event;
 
+/// A cluster or a listener of the bootstrap.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Static {
+    /// It comes into force with the bootstrap, and asks for these.
+    InForce(Asks),
+    /// A listener, encoded, with filters whose configurations come by themselves: it comes into force when they are
+    /// there, and again with each other one.
+    Late(Arc<[u8]>),
+}
+
 impl<C: Compile> World<C> {
+    /// Notes for who shows it what becomes of a resource that is not of the bootstrap.
+    pub(super) fn note(&self, key: &Key, event: Event<'_>) {
+        if !self.statics.contains(key) {
+            self.compiler.note(key, event);
+        }
+    }
+
+    /// Whether a resource is one of the bootstrap.
+    pub(in crate::ads) fn is_static(&self, key: &Key) -> bool {
+        self.statics.contains(key)
+    }
+
     /// Takes those of another bootstrap of the process, which puts them in force itself, also in the place of what the
     /// control plane has sent by their names. Answers those that are no longer the bootstrap's.
-    pub(in crate::ads) fn set_statics(&mut self, statics: BTreeMap<Key, Asks>, now: Instant) -> Vec<Key> {
+    pub(in crate::ads) fn set_statics(&mut self, statics: BTreeMap<Key, Static>, now: Instant) -> Vec<Key> {
+        let (mut in_force, mut late) = (Vec::new(), Vec::new());
+        for (key, resource) in statics {
+            match resource {
+                Static::InForce(asks) => in_force.push((key, asks)),
+                Static::Late(value) => match self.compiler.compile(&key, &value) {
+                    Ok(compiled) => late.push((key, value, compiled)),
+                    // It was compiled with the bootstrap, and what has come of what it names was good.
+                    Err(error) => tracing::error!("{} is not in force: {error}", key.shown()),
+                },
+            }
+        }
         // Before anything is dropped, so that what goes on to be named is not asked for once more.
-        statics.iter().for_each(|(key, asks)| self.users.add(key, asks));
-        let names = statics.keys().cloned().collect();
+        in_force.iter().for_each(|(key, asks)| self.users.add(key, asks));
+        late.iter().for_each(|(key, _, Compiled { asks, .. })| self.users.add(key, asks));
+        let names = in_force.iter().map(|(key, _)| key).chain(late.iter().map(|(key, ..)| key)).cloned();
+        let names = names.collect();
         let before = std::mem::replace(&mut self.statics, names);
         let gone: Vec<Key> = before.difference(&self.statics).cloned().collect();
+        let went_late =
+            std::mem::replace(&mut self.late_statics, late.iter().map(|(key, ..)| key.clone()).collect());
+        // Nobody else takes them out of force.
+        self.removals.extend(gone.iter().filter(|key| went_late.contains(key)).cloned());
         gone.iter().for_each(|key| self.drop_resource(key));
-        for (key, asks) in statics {
+        for (key, value, Compiled { part, asks }) in late {
+            self.drop_resource(&key);
+            self.removals.retain(|removed| *removed != key);
+            let again = asks.clone();
+            let version = Version { value, version: String::new(), part: Some(part), asks, since: now };
+            self.wait(&key, version);
+            self.drop_asks(&key, Some(again));
+        }
+        for (key, asks) in in_force {
             self.drop_resource(&key);
             self.removals.retain(|removed| *removed != key);
             let is_given = |key: Key| {
@@ -31,7 +78,7 @@ impl<C: Compile> World<C> {
             if needs.any(|need| is_given(need.key())) {
                 self.due.insert(key.name.clone());
             }
-            self.resources.insert(key, Resource { live: Some(in_force(asks, now)), ..Resource::new() });
+            self.resources.insert(key, Resource { live: Some(there(asks, now)), ..Resource::new() });
         }
         gone
     }
@@ -52,6 +99,6 @@ impl<C: Compile> World<C> {
 }
 
 /// A version that nobody has sent.
-fn in_force<P>(asks: Asks, now: Instant) -> Version<P> {
+fn there<P>(asks: Asks, now: Instant) -> Version<P> {
     Version { value: Arc::default(), version: String::new(), part: None, asks, since: now }
 }
