@@ -24,6 +24,7 @@ mod statics;
 mod waits;
 
 pub use self::statics::Static;
+use self::statics::note;
 
 /// How long routes and listeners wait for clusters that warm up. Envoy does not wait at all and answers 503 meanwhile;
 /// longer than this the other routes of the table shall not be held back for the sake of one.
@@ -272,13 +273,18 @@ impl<C: Compile> World<C> {
         let last = self.resources.get_mut(key).and_then(Resource::last_mut);
         if let Some(same) = last.filter(|last| *last.value == *value && !lingers) {
             version.clone_into(&mut same.version);
-            self.note(key, Event::Renamed(version));
+            note(&self.compiler, &self.statics, key, Event::Renamed(version));
             return Ok(false);
         }
         let tried = self.try_on(key, &value, now);
         let (Compiled { part, asks }, users) = tried.inspect_err(|error| {
             let reason = error.to_string();
-            self.note(key, Event::Refused { value: &value, version, reason: &reason });
+            note(
+                &self.compiler,
+                &self.statics,
+                key,
+                Event::Refused { value: &value, version, reason: &reason },
+            );
         })?;
         self.denied.remove(key);
         if lingers {
@@ -304,7 +310,7 @@ impl<C: Compile> World<C> {
         let previous = resource.next.take();
         version.since = previous.as_ref().map_or(version.since, |previous| previous.since);
         let accepted = Event::Accepted { value: &version.value, version: &version.version };
-        self.note(key, accepted);
+        note(&self.compiler, &self.statics, key, accepted);
         resource.next = Some(version);
         self.waiting.insert(key.clone());
         self.drop_asks(key, previous.map(|previous| previous.asks));
@@ -360,10 +366,10 @@ impl<C: Compile> World<C> {
         }
         self.end_ttl(key);
         let Some(resource) = self.resources.get_mut(key) else {
-            return self.note(key, Event::Gone);
+            return note(&self.compiler, &self.statics, key, Event::Gone);
         };
         self.waiting.remove(key);
-        self.note(key, Event::Withdrawn);
+        note(&self.compiler, &self.statics, key, Event::Withdrawn);
         let next = resource.next.take().map(|next| next.asks);
         let live = resource.live.as_mut().map(|live| std::mem::take(&mut live.asks));
         match (key.kind, live) {

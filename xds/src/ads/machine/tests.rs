@@ -7,7 +7,7 @@ use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse,
 use sixfold_xds_api::pb::google::protobuf::{Any, Duration as ProtoDuration};
 
 use super::*;
-use crate::ads::{BackoffConfig, Compiled, HOLD, LINGER, LINGER_MAX, Need, RateLimit};
+use crate::ads::{Asks, BackoffConfig, Compiled, HOLD, LINGER, LINGER_MAX, Need, RateLimit};
 
 /// Takes everything but what is "bad". A listener's bytes are the name of the routes that it needs, those of routes the
 /// name of a cluster; a cluster that is "eds" needs endpoints of its name.

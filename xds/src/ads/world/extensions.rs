@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use sixfold_core::error::ConfigError;
 
+use super::statics::note;
 use super::{Compile, Compiled, Key, Resource, Version, World};
 use crate::tracker::Event;
 
@@ -31,7 +32,7 @@ impl<C: Compile> World<C> {
     pub(super) fn remove_extension(&mut self, extension: &Key, now: Instant) {
         self.end_ttl(extension);
         if self.resources.remove(extension).is_none() {
-            return self.note(extension, Event::Gone);
+            return note(&self.compiler, &self.statics, extension, Event::Gone);
         }
         self.waiting.remove(extension);
         self.compiler.forget(extension);

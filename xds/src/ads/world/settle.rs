@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::statics::note;
 use super::{Change, Compile, World};
 use crate::ads::key::Key;
 use crate::ads::kind::Kind;
@@ -49,7 +50,7 @@ impl<C: Compile> World<C> {
         let Some(resource) = self.resources.get_mut(key) else { return };
         let Some(mut next) = resource.next.take() else { return };
         self.waiting.remove(key);
-        self.note(key, Event::InForce);
+        note(&self.compiler, &self.statics, key, Event::InForce);
         if key.kind == Kind::Endpoints {
             self.due.extend(self.users.of(key).map(|user| user.name.clone()));
         } else {
@@ -93,7 +94,7 @@ impl<C: Compile> World<C> {
             if failed.contains(&key) {
                 std::mem::swap(&mut resource.live, &mut out);
                 let before = resource.live.as_ref().map(|live| (&live.value, &*live.version));
-                self.note(&key, Event::Reverted(before));
+                note(&self.compiler, &self.statics, &key, Event::Reverted(before));
                 if resource.live.is_none() {
                     self.end_ttl(&key);
                     self.resources.remove(&key);

@@ -1,6 +1,6 @@
 //! Clusters and listeners of the bootstrap, which the control plane can neither change nor remove.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,14 +18,14 @@ pub enum Static {
     Late(Arc<[u8]>),
 }
 
-impl<C: Compile> World<C> {
-    /// Notes for who shows it what becomes of a resource that is not of the bootstrap.
-    pub(super) fn note(&self, key: &Key, event: Event<'_>) {
-        if !self.statics.contains(key) {
-            self.compiler.note(key, event);
-        }
+/// Notes for who shows it what becomes of a resource that is not of the bootstrap.
+pub(super) fn note<C: Compile>(compiler: &C, statics: &BTreeSet<Key>, key: &Key, event: Event<'_>) {
+    if !statics.contains(key) {
+        compiler.note(key, event);
     }
+}
 
+impl<C: Compile> World<C> {
     /// Whether a resource is one of the bootstrap.
     pub(in crate::ads) fn is_static(&self, key: &Key) -> bool {
         self.statics.contains(key)
