@@ -1,6 +1,7 @@
 //! Envoy's HTTP filters, and what all of them use: their factories, and shares of requests from their
 //! protobuf messages.
 
+mod alpn;
 mod api_key_auth;
 mod authz;
 mod basic_auth;
@@ -12,9 +13,11 @@ mod fault;
 mod grpc_stats;
 mod health_check;
 mod http_service;
+mod istio_stats;
 mod jwt_authn;
 mod mutations;
 mod oauth2;
+mod peer_metadata;
 mod ratelimit;
 mod rbac;
 mod service;
@@ -35,8 +38,9 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 14] {
+pub(crate) fn factories() -> [FilterFactory; 17] {
     [
+        alpn::factory(),
         api_key_auth::factory(),
         basic_auth::factory(),
         cors::factory(),
@@ -46,8 +50,10 @@ pub(crate) fn factories() -> [FilterFactory; 14] {
         fault::factory(),
         grpc_stats::factory(),
         health_check::factory(),
+        istio_stats::factory(),
         jwt_authn::factory(),
         oauth2::factory(),
+        peer_metadata::factory(),
         ratelimit::factory(),
         rbac::factory(),
         set_filter_state::factory(),

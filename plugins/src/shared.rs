@@ -10,6 +10,7 @@ pub(crate) mod json;
 pub(crate) mod jwt;
 pub(crate) mod offload;
 pub(crate) mod pattern;
+pub(crate) mod peers;
 pub(crate) mod per_thread;
 pub(crate) mod query;
 pub(crate) mod secret;

@@ -236,6 +236,12 @@ pub(crate) fn now(phase: impl Future<Output = Option<LocalReply>>) -> Option<Loc
     }
 }
 
+/// Whether a phase ends without an answer, and at once.
+pub(crate) fn done(phase: impl Future<Output = Outcome>) -> bool {
+    let polled = pin!(phase).poll(&mut Context::from_waker(Waker::noop()));
+    matches!(polled, Poll::Ready(Outcome::Done))
+}
+
 /// A response header as text.
 pub(crate) fn response_header<'a>(stream: &'a Stream, name: &str) -> Option<&'a str> {
     stream.response.headers.get_str(name)

@@ -12,20 +12,25 @@ use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
+#[path = "build/istio.rs"]
+mod istio;
+
 const DESCRIPTORS: &str = "src/generated/types.bin";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/istio.rs");
     println!("cargo::rerun-if-env-changed=ENVOY_TYPES_DIR");
     let descriptors = envoy_types_dir()?.join(DESCRIPTORS);
     println!("cargo::rerun-if-changed={}", descriptors.display());
     let bytes = fs::read(&descriptors)?;
     let files = FileDescriptorSet::decode(bytes.as_slice())?;
     let options = options::of(&options::Files::decode(bytes.as_slice())?);
-    let typed_struct = typed_struct();
+    let (messages, enums) = (istio::messages(), istio::enums());
     let matchers = matchers();
     let mut types = BTreeMap::new();
-    collect(".xds.type.v3", &typed_struct, &mut types);
+    messages.iter().for_each(|(scope, message)| collect(scope, message, &mut types));
+    types.extend(enums.iter().map(|(name, of)| ((*name).to_owned(), Definition::Enum(of))));
     for message in &matchers {
         collect(".xds.type.matcher.v3", message, &mut types);
     }
@@ -88,23 +93,6 @@ fn metadata_dir(manifest_dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
         .and_then(|(_, path)| path.split_once("Cargo.toml\""))
         .ok_or("cargo metadata does not tell where envoy-types is")?;
     Ok(PathBuf::from(path.0))
-}
-
-/// xds/type/v3/typed_struct.proto, which `envoy-types` leaves out.
-fn typed_struct() -> DescriptorProto {
-    let field = |name: &str, number, kind: Type| FieldDescriptorProto {
-        name: Some(name.to_owned()),
-        json_name: Some(if number == 1 { "typeUrl".to_owned() } else { name.to_owned() }),
-        number: Some(number),
-        r#type: Some(kind as i32),
-        type_name: (kind == Type::Message).then(|| ".google.protobuf.Struct".to_owned()),
-        ..FieldDescriptorProto::default()
-    };
-    DescriptorProto {
-        name: Some("TypedStruct".to_owned()),
-        field: vec![field("type_url", 1, Type::String), field("value", 2, Type::Message)],
-        ..DescriptorProto::default()
-    }
 }
 
 /// Matchers of the matching API that `envoy-types` lacks (xds/type/matcher/v3: cel.proto, http_inputs.proto, ip.proto,

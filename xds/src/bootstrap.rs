@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use prost::{Message, Name};
+use serde_json::{Map, Value};
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::DnsServers;
 use sixfold_core::compile::CompileContext;
@@ -17,6 +18,7 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
+use sixfold_core::plugin::LocalNode;
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::any::struct_to_json;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::{DynamicResources, StaticResources};
@@ -24,7 +26,9 @@ use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpeci
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
     Admin as ProtoAdmin, Bootstrap, LayeredRuntime, RuntimeLayer,
 };
-use sixfold_xds_api::pb::envoy::config::core::v3::{Node as ProtoNode, TypedExtensionConfig};
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    Locality as ProtoLocality, Node as ProtoNode, TypedExtensionConfig,
+};
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::pb::google::protobuf::Struct;
@@ -220,6 +224,22 @@ fn node(value: &Bootstrap) -> ProtoNode {
     node
 }
 
+/// Who this proxy is for its peers.
+fn local_node(id: &str, metadata: Option<Struct>, locality: Option<&ProtoLocality>) -> LocalNode {
+    let mut metadata = match struct_to_json(metadata.unwrap_or_default()) {
+        Value::Object(metadata) => metadata,
+        _ => Map::new(),
+    };
+    for (key, place) in
+        locality.iter().flat_map(|at| [("REGION", &at.region), ("AVAILABILITY_ZONE", &at.zone)])
+    {
+        if !place.is_empty() {
+            metadata.entry(key).or_insert_with(|| place.as_str().into());
+        }
+    }
+    LocalNode { id: id.into(), metadata }
+}
+
 fn context(
     value: &Bootstrap,
     static_clusters: BTreeSet<String>,
@@ -228,10 +248,11 @@ fn context(
     faults: &mut Faults,
 ) -> Context {
     let ProtoNode { id, cluster, locality, metadata, .. } = value.node.clone().unwrap_or_default();
+    let own = local_node(&id, metadata, locality.as_ref());
     let locality = locality.as_ref().map(cluster::place);
     let ProcessContext { mut compile, filter_lists, secrets: sds, tracker } = process.clone();
     compile.build.local_cluster = cluster.as_str().into();
-    compile.build.node_metadata = Arc::new(struct_to_json(metadata.unwrap_or_default()));
+    compile.build.node = Arc::new(own);
     let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
     let runtime = faults.take(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime"));
     let servers = faults.take(cluster::dns::servers(
@@ -257,7 +278,7 @@ fn context(
         sds,
         tracker,
         extensions: Arc::default(),
-        node: Node { id, cluster },
+        node: Node { id, cluster, whole: Arc::new(value.node.clone().unwrap_or_default()) },
         dns_servers: servers.flatten(),
         bootstrap_clusters: Arc::new(static_clusters),
         sent_clusters: Arc::default(),

@@ -8,7 +8,9 @@ use sixfold_core::access_log::LogTarget;
 use sixfold_core::cluster::{DnsServers, Locality};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::error::{ConfigError, nearest};
+use sixfold_core::plugin::TrafficDirection;
 use sixfold_core::runtime::Runtime;
+use sixfold_xds_api::pb::envoy::config::core::v3::Node as ProtoNode;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::values::Result;
 
@@ -58,6 +60,13 @@ pub struct Context {
 }
 
 impl Context {
+    /// The same for what stands in a listener whose connections go this way.
+    pub(crate) fn of_listener(&self, direction: TrafficDirection) -> Context {
+        let mut context = self.clone();
+        context.compile.build.direction = direction;
+        context
+    }
+
     /// Whether there is a cluster of this name, be it that it still warms up.
     ///
     /// # Errors
@@ -104,10 +113,12 @@ impl SentClusters {
 }
 
 /// Who this proxy is for its control plane.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Node {
     /// `node.id`
     pub id: String,
     /// `node.cluster`
     pub cluster: String,
+    /// All of `node`, for services that ask who tells them something.
+    pub whole: Arc<ProtoNode>,
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -277,12 +278,12 @@ impl HttpFilters {
     }
 
     /// Everything that tells lists of filters apart.
-    pub(crate) fn identity(&self) -> Vec<(&str, &str, &[u8], bool)> {
+    pub(crate) fn identity(&self) -> impl Hash + Eq {
         let of = |f| {
             let Filter { name, config, disabled, factory, .. }: &Filter = f;
             (name.as_str(), factory.config_type.as_str(), config.as_slice(), *disabled)
         };
-        self.filters.iter().map(of).collect()
+        (self.build.direction, self.filters.iter().map(of).collect::<Vec<_>>())
     }
 
     fn settings(&self, levels: &[Level<'_>]) -> Result<Vec<Settings>> {

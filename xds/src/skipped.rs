@@ -47,17 +47,10 @@ impl Skipped {
 const PEER_METADATA: &str = "what the peers of a mesh tell of themselves is neither sent nor known";
 const METRICS: &str = "Istio's own metrics are not counted";
 
-static SKIPPED: [Skipped; 8] = [
-    Skipped::new(Place::Http, "io.istio.http.peer_metadata.Config", PEER_METADATA),
+static SKIPPED: [Skipped; 5] = [
     Skipped::new(Place::Network, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
     Skipped::new(Place::Cluster, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
-    Skipped::new(Place::Http, "stats.PluginConfig", METRICS),
     Skipped::new(Place::Network, "stats.PluginConfig", METRICS),
-    Skipped::new(
-        Place::Http,
-        "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
-        "the version of HTTP is not told to the sidecar of an upstream",
-    ),
     Skipped::new(
         Place::Http,
         "envoy.extensions.filters.http.compressor.v3.Compressor",

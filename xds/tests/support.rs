@@ -387,7 +387,11 @@ fn page() -> String {
         "\nSo are the listeners and addresses of HBONE (`internal_listener`, `envoy_internal_address`) and network filters that come by \
          themselves (`config_discovery`).\n",
     );
-    let mut all: Vec<&str> = definition::names().filter(|name| name.starts_with("envoy.")).collect();
+    let mut all: Vec<&str> = definition::names()
+        .filter(|name| {
+            ["envoy.", "io.istio.", "istio.", "stats."].iter().any(|package| name.starts_with(package))
+        })
+        .collect();
     all.sort_by_key(|name| (ROOTS.iter().position(|root| root == name).unwrap_or(ROOTS.len()), *name));
     for message in all {
         let Some(fields) = fields_of(&record, message).filter(|fields| !fields.is_empty()) else { continue };

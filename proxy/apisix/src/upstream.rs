@@ -193,6 +193,7 @@ pub(crate) fn compile(
         eds_service_name: None,
         tls,
         socket_matches: Default::default(),
+        mesh: None,
         metadata: Metadata::default(),
         maintenance: 0,
         policy: policy?,

@@ -12,6 +12,7 @@ use sixfold_core::plugin::{BuildContext, Callout, Registry};
 use sixfold_server::admin::{Lifecycle, State};
 use sixfold_server::callout::{CalloutConfig, Callouts};
 use sixfold_server::dns::{DnsCache, ResolverConfig};
+use sixfold_server::export::Exports;
 use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::Server;
 use sixfold_server::worker::Options;
@@ -71,7 +72,11 @@ impl Process {
         let lifecycle = Lifecycle::default();
         let server = Server::start(options, metrics.clone(), model.clone(), callout, lifecycle.clone())?;
         server.set_dns(dns);
-        let build = BuildContext { failing_checks: server.shared().health_failed.clone(), ..build };
+        let build = BuildContext {
+            failing_checks: server.shared().health_failed.clone(),
+            background: Arc::new(Exports::default()),
+            ..build
+        };
         let logs = LogFiles::new(flush_interval, &metrics);
         let compile = CompileContext::new(&model, plugins(), build, Arc::new(logs.clone()));
         Ok(Process { server, logs, lifecycle, metrics, compile, started, drain_limit })

@@ -10,9 +10,11 @@ pub mod cel;
 pub mod cluster;
 pub mod compile;
 pub mod connection;
+pub mod custom_tag;
 pub mod detached;
 pub mod document;
 pub mod error;
+pub mod export;
 pub mod expr;
 pub mod fast_hash;
 pub mod files;
@@ -48,6 +50,7 @@ pub mod secret;
 pub mod stream;
 pub mod tls;
 pub mod traffic;
+pub mod workload;
 
 #[cfg(test)]
 #[path = "../../fuzz/stable.rs"]

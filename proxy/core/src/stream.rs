@@ -11,7 +11,9 @@ use crate::headers::Headers;
 use crate::message::{RequestHead, ResponseHead};
 use crate::plugin::{Consumer, PluginStates, Slot};
 use crate::route::{Route, VirtualHost};
+use crate::tls::AlpnList;
 use crate::traffic::Traffic;
+use crate::workload::Peers;
 use bytes::Bytes;
 use std::any::Any;
 use std::borrow::Cow;
@@ -76,6 +78,8 @@ pub struct Stream {
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
     /// Filter state of Envoy, if a filter has left any.
     filter_state: Option<Box<FilterState>>,
+    /// Who the peers are, as far as they have told.
+    pub peers: Peers,
     /// Variables set by plugins and by the core: APISIX's `ctx.var` assignments.
     pub vars: Vars,
     /// Whom the request is from, once a plugin has found out.
@@ -157,6 +161,8 @@ pub struct Upstream {
     pub tried: Vec<TriedHost>,
     /// Why connecting or TLS failed: `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub failure: Option<Cow<'static, str>>,
+    /// What is offered to endpoints by ALPN in the place of all that is configured.
+    pub offer: Option<AlpnList>,
     /// Version spoken with the upstream.
     pub version: Option<crate::message::Version>,
     /// Server of the upstream's response, in whose place ours goes to the client (`$upstream_http_server`).
@@ -212,6 +218,10 @@ pub struct ByteCounts {
     pub upstream_sent: u64,
     /// Response body from the upstream, last attempt.
     pub upstream_received: u64,
+    /// gRPC messages of the request, where a filter counts them.
+    pub request_messages: u64,
+    /// gRPC messages of the response, where a filter counts them.
+    pub response_messages: u64,
 }
 
 impl Stream {
@@ -244,6 +254,7 @@ impl Stream {
             operation_told: false,
             metadata: Vec::new(),
             filter_state: None,
+            peers: Peers::default(),
             vars: Vars::default(),
             consumer: None,
             plugins: PluginStates::default(),
@@ -282,6 +293,7 @@ impl Stream {
             operation_told,
             metadata,
             filter_state,
+            peers,
             vars,
             consumer,
             plugins,
@@ -312,6 +324,7 @@ impl Stream {
         *operation_told = false;
         metadata.clear();
         *filter_state = None;
+        *peers = Peers::default();
         vars.clear();
         *consumer = None;
         plugins.clear();
@@ -323,7 +336,10 @@ impl Stream {
         let request = std::mem::take(&mut self.request);
         let trailers = std::mem::take(&mut self.request_trailers);
         let (remote, internal, told) = (self.remote, self.internal, self.operation_told);
+        // What the client said of itself was taken off the request.
+        let Peers { downstream, sent, upstream: _ } = std::mem::take(&mut self.peers);
         self.reset(now);
+        self.peers = Peers { downstream, sent, upstream: None };
         (self.request, self.request_trailers) = (request, trailers);
         (self.remote, self.internal, self.operation_told) = (remote, internal, told);
         self.start_time = SystemTime::now();
@@ -471,6 +487,7 @@ mod tests {
             operation_told,
             metadata,
             filter_state,
+            peers,
             vars,
             consumer,
             plugins,
@@ -484,6 +501,7 @@ mod tests {
             drawn,
             tried,
             failure,
+            offer,
             version,
             server,
         } = upstream;
@@ -495,8 +513,8 @@ mod tests {
             format!(
                 "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
-            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {version:?} {server:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {server:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -536,6 +554,7 @@ mod tests {
             drawn: Some(1),
             tried: vec![TriedHost::new(member, now)],
             failure: Some("refused".into()),
+            offer: Some(AlpnList::new([&b"h2"[..]])),
             version: Some(crate::message::Version::Http2),
             server: b"s".to_vec(),
         };
@@ -549,6 +568,7 @@ mod tests {
         used.metadata.push(("n".into(), "k".into(), serde_json::Value::Null));
         let (key, value) = ("k".into(), [1].into());
         used.set_filter_state(FilterObject { key, value, hashable: true, read_only: false });
+        used.peers.upstream = Some(crate::workload::Peer::new(Default::default()));
         used.set_var("v", "1");
         used.set_state(Slot::new(3, crate::plugin::Scope::Route), 1u8);
         used.plugins.decide(Slot::new(4, crate::plugin::Scope::Route), true);

@@ -5,7 +5,7 @@ use crate::sockets;
 use crate::tls;
 use sixfold_core::cluster::{Address, Cluster, Host, TcpKeepalive};
 use sixfold_core::connection::{Source, TlsInfo};
-use sixfold_core::tls::ClientTls;
+use sixfold_core::tls::{AlpnList, ClientTls};
 use socket2::{SockRef, TcpKeepalive as Probes};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -60,6 +60,8 @@ pub struct Handshake<'a> {
     pub server_name: Option<&'a str>,
     /// What is offered unless the settings say otherwise.
     pub alpn: Alpn,
+    /// What is offered whatever they say.
+    pub offer: Option<&'a AlpnList>,
     /// Whose address it sees, in place of the cluster's `source_address`.
     pub source: Option<Source>,
 }
@@ -84,7 +86,7 @@ pub async fn connect(
 async fn attempt(
     cluster: &Cluster,
     host: &Host,
-    Handshake { tls, server_name, alpn, source }: Handshake<'_>,
+    Handshake { tls, server_name, alpn, offer, source }: Handshake<'_>,
 ) -> Result<Connected, ConnectError> {
     let socket = open(cluster, host, source).await?;
     let local = socket.local_addr();
@@ -99,7 +101,11 @@ async fn attempt(
         Address::Ip(address) => address.ip(),
         _ => Ipv4Addr::UNSPECIFIED.into(),
     };
-    match tls::connect(socket, &context, name, address, alpn).await {
+    let config = match offer {
+        Some(offer) => context.offering(offer),
+        None => context.config(alpn),
+    };
+    match tls::connect(socket, &context, name, address, config).await {
         Ok((io, info)) => {
             cluster.stats.ssl_handshake().inc();
             Ok(Connected { io, local, alpn: info.alpn.clone(), connect_ms: 0, tls: Some(info) })

@@ -13,6 +13,7 @@ mod deadline;
 pub mod dns;
 pub mod drain;
 pub mod explain;
+pub mod export;
 pub mod h1;
 mod health;
 pub mod http;

@@ -2,11 +2,13 @@
 
 use crate::deadline::{Deadline, bounded};
 use crate::io::{Io, Socket};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sixfold_core::connection::TlsInfo;
-use sixfold_core::tls::{AlpnOffer, ClientContext, ServerTls};
+use sixfold_core::tls::{ClientContext, ServerTls};
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 /// A client's connection after its handshake.
@@ -89,7 +91,7 @@ pub(crate) async fn connect(
     context: &ClientContext,
     server_name: Option<&str>,
     address: IpAddr,
-    offer: AlpnOffer,
+    config: Arc<ClientConfig>,
 ) -> Result<(Io, TlsInfo), String> {
     let name = match server_name {
         None => ServerName::IpAddress(address.into()),
@@ -97,7 +99,7 @@ pub(crate) async fn connect(
             ServerName::try_from(name.to_owned()).map_err(|_| format!("\"{name}\" is no server name"))?
         }
     };
-    let connector = TlsConnector::from(context.config(offer));
+    let connector = TlsConnector::from(config);
     let stream = connector.connect(name, socket).await.map_err(|e| match rustls_error(&e) {
         Some(tls) => tls.to_string(),
         None => e.to_string(),

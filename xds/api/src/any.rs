@@ -151,6 +151,25 @@ pub fn value_to_json(value: Value) -> serde_json::Value {
     }
 }
 
+/// The value that stands for JSON.
+pub fn value_of_json(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    let kind = match json {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(value) => Kind::BoolValue(*value),
+        Json::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        Json::String(value) => Kind::StringValue(value.clone()),
+        Json::Array(values) => {
+            Kind::ListValue(ListValue { values: values.iter().map(value_of_json).collect() })
+        }
+        Json::Object(members) => {
+            let members = members.iter().map(|(key, value)| (key.clone(), value_of_json(value)));
+            Kind::StructValue(Struct { fields: members.collect() })
+        }
+    };
+    Value { kind: Some(kind) }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -10,6 +10,7 @@ pub mod constraints;
 pub mod definition;
 pub mod format;
 pub mod header_ops;
+pub mod istio_pb;
 pub mod json;
 pub mod matcher;
 pub mod matching;
@@ -23,6 +24,7 @@ mod testing;
 mod text_format;
 pub mod values;
 pub mod wire;
+pub mod workload;
 
 pub use bootstrap::{bootstrap_with_faults, load_bootstrap, parse_bootstrap};
 /// Envoy's messages, by protobuf package: `pb::envoy::config::route::v3::Route`.

@@ -69,7 +69,7 @@ fn a_bootstrap_becomes_a_diff() {
     let admin = compiled.admin.unwrap();
     assert_eq!(admin.address, BindAddress::Ip("127.0.0.1:9901".parse().unwrap()));
     let context = compiled.followed.context;
-    assert_eq!(context.node, Node { id: "node-1".into(), cluster: "local".into() });
+    assert_eq!((context.node.id.as_str(), context.node.cluster.as_str()), ("node-1", "local"));
     assert_eq!(context.runtime.number("a.b", 0.0), 5.0);
     assert_eq!(context.runtime.number("d", 0.0), 1.5, "floats of YAML come as text");
     assert_eq!(context.runtime.get("c").unwrap()["numerator"], 3);

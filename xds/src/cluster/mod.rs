@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::cluster::{
-    Address, Cluster, ClusterConfig, ClusterPolicy, Discovery, HealthCheck, HostConfig, Probe,
+    Address, Cluster, ClusterConfig, ClusterPolicy, Discovery, HealthCheck, HostConfig, MeshCluster, Probe,
     UpstreamProtocol,
 };
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
@@ -128,12 +128,14 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         own_zone: context.locality.as_ref().map(|own| own.zone.clone()).unwrap_or_default(),
         ..policy(discovery, protocol, &limits)
     };
+    let metadata = metadata::namespaces(&value.metadata);
     let config = ClusterConfig {
         observability_name: observability_name.into(),
+        mesh: Some(Arc::new(MeshCluster::new(name, &metadata))),
         eds_service_name: service_name(value),
         tls,
         socket_matches,
-        metadata: metadata::namespaces(&value.metadata),
+        metadata,
         maintenance: maintenance(&context.runtime, name),
         policy: policy.into(),
         ..ClusterConfig::named(name)

@@ -16,6 +16,7 @@ use prost::{Message, Name};
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::listener::{BindAddress, FilterChain, Listener, ListenerStats, SocketRights, check_chains};
 use sixfold_core::matching::Tree;
+use sixfold_core::plugin::TrafficDirection as Way;
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress, TrafficDirection};
@@ -64,6 +65,11 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         buffer_limit: buffer_limit(&value.per_connection_buffer_limit_bytes, BUFFER_LIMIT),
         outbound: direction == TrafficDirection::Outbound,
     };
+    let context = &context.of_listener(match direction {
+        TrafficDirection::Unspecified => Way::Unspecified,
+        TrafficDirection::Inbound => Way::Inbound,
+        TrafficDirection::Outbound => Way::Outbound,
+    });
     let (chains, default_chain) = chains(context, value, &scope, place, &mut faults);
     let chain_tree = value.filter_chain_matcher.as_ref().map(|tree| chain_tree(tree, &chains));
     let chain_tree = faults.take(chain_tree.transpose().in_key("filter_chain_matcher"));

@@ -254,7 +254,7 @@ pub(super) fn matchers(list: &Option<ListStringMatcher>) -> Result<Box<[StringMa
 
 /// Texts of this proxy's metadata under a key.
 fn labels(context: &BuildContext, key: &str) -> HashMap<String, String> {
-    let labels = context.node_metadata.get(key).filter(|_| !key.is_empty());
+    let labels = context.node.metadata.get(key).filter(|_| !key.is_empty());
     let labels = labels.and_then(serde_json::Value::as_object).into_iter().flatten();
     labels.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }

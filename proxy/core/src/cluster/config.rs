@@ -1,8 +1,8 @@
 //! A cluster as configured.
 
 use super::{
-    BalanceConfig, BreakerLimits, Discovery, HealthCheck, Http1Options, Http2Options, OutlierDetection,
-    SocketMatch, TcpKeepalive, UpstreamProtocol,
+    BalanceConfig, BreakerLimits, Discovery, HealthCheck, Http1Options, Http2Options, MeshCluster,
+    OutlierDetection, SocketMatch, TcpKeepalive, UpstreamProtocol,
 };
 use crate::headers::HeaderRules;
 use crate::message::Scheme;
@@ -28,6 +28,8 @@ pub struct ClusterConfig {
     pub socket_matches: Arc<[SocketMatch]>,
     /// Metadata by namespace (`%CLUSTER_METADATA%`).
     pub metadata: Metadata,
+    /// What of it a mesh wants to know; `None` for clusters of which nobody asks.
+    pub mesh: Option<Arc<MeshCluster>>,
     /// Percent of requests that are turned away (the runtime key `upstream.maintenance_mode.NAME`), 0 by default.
     pub maintenance: u8,
     /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
@@ -103,6 +105,7 @@ impl ClusterConfig {
             tls: None,
             socket_matches: Arc::default(),
             metadata: Metadata::default(),
+            mesh: None,
             maintenance: 0,
             policy: Arc::default(),
         }

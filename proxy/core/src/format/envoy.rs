@@ -188,14 +188,14 @@ fn cel(text: &str, typed: bool) -> Result<Operator, String> {
     Ok(Operator::Cel { program: Box::new(program), typed })
 }
 
-/// `key:PLAIN|TYPED|FIELD:field`. There are texts in the state, which have no fields.
+/// `key:PLAIN|TYPED|FIELD:field`. There are texts in the state, which have no fields, and the peers of a mesh, which have.
 fn filter_state(arguments: &str) -> Result<Operator, String> {
     let mut parts = arguments.split(':');
-    let key = parts.next().unwrap_or_default().into();
+    let key: Box<str> = parts.next().unwrap_or_default().into();
     match (parts.next(), parts.next()) {
         (None | Some("TYPED"), _) => Ok(Operator::FilterState { key, typed: true }),
         (Some("PLAIN"), _) => Ok(Operator::FilterState { key, typed: false }),
-        (Some("FIELD"), Some(_)) => Ok(Operator::Missing),
+        (Some("FIELD"), Some(field)) => Ok(Operator::PeerField { key, field: field.into() }),
         (Some("FIELD"), None) => Err("FIELD needs the name of a field".into()),
         (Some(other), _) => Err(format!("'{other}' is none of PLAIN, TYPED, FIELD")),
     }

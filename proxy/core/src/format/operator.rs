@@ -54,6 +54,11 @@ pub(super) enum Operator {
         program: Box<Program>,
         typed: bool,
     },
+    /// A field of a peer that is in the filter state.
+    PeerField {
+        key: Box<str>,
+        field: Box<str>,
+    },
     /// The first that is there.
     ServerName(&'static [Address]),
     Validity {
@@ -230,6 +235,10 @@ impl Operator {
             Operator::FilterState { key, typed } => filter_state(stream, key, *typed, out),
             Operator::Cel { program, typed: false } => text_if(program.write(stream, false, out)),
             Operator::Cel { program, typed: true } => json_if(program.write(stream, true, out)),
+            Operator::PeerField { key, field } => {
+                let peer = stream.peers.named(key);
+                put(out, peer.and_then(|peer| peer.field(field)).map(str::as_bytes))
+            }
             Operator::ServerName(order) => put(out, order.iter().find_map(|from| server_name(stream, *from))),
             Operator::Validity { of, format } => text_if(of.write(stream, format, out)),
             Operator::Coalesce(operators) => coalesce(operators, stream, out),
@@ -250,6 +259,10 @@ fn put(out: &mut Vec<u8>, text: Option<&[u8]>) -> Written {
 }
 
 fn filter_state(stream: &Stream, key: &str, typed: bool, out: &mut Vec<u8>) -> Written {
+    if let Some(peer) = stream.peers.named(key) {
+        sorted_json(&peer.to_json(), out);
+        return Written::Json;
+    }
     let Some(object) = stream.filter_object(key) else { return Written::Missing };
     if !typed {
         return put(out, Some(&object.value));

@@ -93,6 +93,8 @@ known_names! {
     X_ENVOY_ORIGINAL_PATH = "x-envoy-original-path",
     X_ENVOY_ORIGINAL_URL = "x-envoy-original-url",
     X_ENVOY_OVERLOADED = "x-envoy-overloaded",
+    X_ENVOY_PEER_METADATA = "x-envoy-peer-metadata",
+    X_ENVOY_PEER_METADATA_ID = "x-envoy-peer-metadata-id",
     X_ENVOY_RATELIMITED = "x-envoy-ratelimited",
     X_ENVOY_RETRIABLE_HEADER_NAMES = "x-envoy-retriable-header-names",
     X_ENVOY_RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes",
@@ -133,6 +135,7 @@ const TOGETHER: &[&[Known]] = &[
         Known::X_ENVOY_ORIGINAL_PATH,
         Known::X_ENVOY_ORIGINAL_URL,
     ],
+    &[Known::X_ENVOY_PEER_METADATA, Known::X_ENVOY_PEER_METADATA_ID],
     &[
         Known::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
         Known::X_ENVOY_MAX_RETRIES,
@@ -395,6 +398,8 @@ impl Known {
                 | Known::RETRY_AFTER
                 | Known::TRAILER
                 | Known::HTTP2_SETTINGS
+                | Known::X_ENVOY_PEER_METADATA
+                | Known::X_ENVOY_PEER_METADATA_ID
                 | Known::X_REAL_IP
                 | Known::X_APISIX_UPSTREAM_STATUS
         )

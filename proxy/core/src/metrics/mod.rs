@@ -10,20 +10,24 @@
 mod block;
 mod codes;
 mod default_tags;
+mod labelled;
 mod registry;
 pub mod render;
 pub mod responses;
 pub mod series;
 mod snapshot;
 mod tags;
+mod tally;
 mod text;
 
 #[doc(hidden)]
 pub use block::slot as block_slot;
 pub use block::{Block, Kind, StatDef};
+pub use labelled::{LabelSet, Labelled, LabelledSample};
 pub use registry::{Computed, Registry};
 pub use snapshot::{Sample, Snapshot};
 pub use tags::{StatsFilter, TagPattern, TagRules, Tagged};
+pub use tally::Tally;
 pub use text::Text;
 
 use std::cell::Cell;

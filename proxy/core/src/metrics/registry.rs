@@ -1,6 +1,6 @@
 //! All statistics of the process.
 
-use super::{Block, Kind, Sample, Snapshot, Text};
+use super::{Block, Kind, Labelled, LabelledSample, Sample, Snapshot, Text};
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 
@@ -13,6 +13,7 @@ struct Known {
     blocks: Mutex<Vec<Weak<Block>>>,
     views: Mutex<Vec<View>>,
     texts: Mutex<Vec<Weak<Text>>>,
+    labelled: Mutex<Vec<Weak<dyn Labelled>>>,
 }
 
 /// Statistics that are put together when they are asked for: they cost nothing else.
@@ -81,6 +82,22 @@ impl Registry {
         self.add_view(View::Mirror(Arc::new(Mirror { of: Arc::downgrade(of), make: Box::new(make) })));
     }
 
+    /// Makes statistics with labels of their own visible for as long as they live.
+    pub fn register_labelled(&self, labelled: Weak<dyn Labelled>) {
+        let mut all = self.0.labelled.lock();
+        all.retain(|known| known.strong_count() > 0);
+        all.push(labelled);
+    }
+
+    /// Statistics with labels of their own, sorted by family and labels.
+    fn labelled(&self) -> Vec<LabelledSample> {
+        let live: Vec<_> = self.0.labelled.lock().iter().filter_map(Weak::upgrade).collect();
+        let mut samples = Vec::new();
+        live.iter().for_each(|labelled| labelled.list(&mut |sample| samples.push(sample)));
+        samples.sort_by(|a, b| (&a.family, &a.labels).cmp(&(&b.family, &b.labels)));
+        samples
+    }
+
     fn add_view(&self, view: View) {
         let mut views = self.0.views.lock();
         if views.len().is_power_of_two() {
@@ -125,7 +142,7 @@ impl Registry {
         let mut blocks = self.live();
         blocks.extend(self.computed());
         let texts = self.0.texts.lock().iter().filter_map(Weak::upgrade).collect();
-        Snapshot::new(blocks, texts)
+        Snapshot::new(blocks, texts, self.labelled())
     }
 
     /// Every statistic with a string for its name, which is for few of them or for tests.

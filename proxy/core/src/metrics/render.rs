@@ -1,7 +1,7 @@
 //! Statistics as text: Envoy's `/stats` in its three forms, written piece by piece.
 
 use super::tags::appears_when_used;
-use super::{BUCKETS, Distribution, Snapshot, TagRules, Tagged, Text, Value};
+use super::{BUCKETS, Distribution, LabelledSample, Snapshot, TagRules, Tagged, Text, Value};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -109,18 +109,29 @@ impl Page<'_> {
 
     /// Visits what is asked for until a visitor fails, which it does when nobody reads any more.
     fn each(&self, mut visit: impl FnMut(&str, &Value) -> io::Result<()>) -> io::Result<()> {
+        let labelled = self.statistics.labelled().iter();
+        let labelled = labelled.map(|sample| (sample.flat_name(), &sample.value));
+        let mut labelled = labelled.filter(|(name, value)| self.takes_labelled(name, value)).peekable();
         let mut name = String::new();
         for at in self.statistics.names() {
             let Some(value) = self.statistics.read(at, &mut name) else { continue };
+            while let Some((before, value)) = labelled.next_if(|(labelled, _)| *labelled < name) {
+                visit(&before, value)?;
+            }
             if self.takes(at, &name, &value) {
                 visit(&name, &value)?;
             }
         }
-        Ok(())
+        labelled.try_for_each(|(name, value)| visit(&name, value))
     }
 
     fn takes(&self, at: usize, name: &str, value: &Value) -> bool {
         self.selection.takes(name, value, || self.statistics.is_used(at), self.rules)
+    }
+
+    /// What has labels of its own is there since it was first counted.
+    fn takes_labelled(&self, name: &str, value: &Value) -> bool {
+        self.selection.takes(name, value, || true, self.rules)
     }
 
     /// The texts that are asked for.
@@ -199,13 +210,18 @@ impl Page<'_> {
 
     fn prometheus(&self, out: &mut dyn Write) -> io::Result<()> {
         // Where the members of each family are; a name alone does not tell its family.
-        let mut families: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        let mut families: BTreeMap<String, Vec<Member<'_>>> = BTreeMap::new();
         let mut name = String::new();
         for at in self.statistics.names() {
             let Some(value) = self.statistics.read(at, &mut name) else { continue };
             if self.takes(at, &name, &value) {
-                let family = sanitized(&self.rules.split(&name).name);
-                families.entry(family).or_default().push(at as u32);
+                let family = format!("envoy_{}", sanitized(&self.rules.split(&name).name));
+                families.entry(family).or_default().push(Member::At(at as u32));
+            }
+        }
+        for sample in self.statistics.labelled() {
+            if self.takes_labelled(&sample.flat_name(), &sample.value) {
+                families.entry(sanitized(&sample.family)).or_default().push(Member::Labelled(sample));
             }
         }
         if self.selection.texts {
@@ -213,9 +229,8 @@ impl Page<'_> {
         }
         let summary = self.selection.histograms == Some(Histograms::Summary);
         for (family, members) in &families {
-            for (nth, at) in members.iter().enumerate() {
-                let Some(value) = self.statistics.read(*at as usize, &mut name) else { continue };
-                let labels = labels(&self.rules.split(&name).tags);
+            for (nth, member) in members.iter().enumerate() {
+                let Some((labels, value)) = self.member(member, &mut name) else { continue };
                 let kind = match &value {
                     Value::Counter(_) => "counter",
                     Value::Gauge(_) => "gauge",
@@ -223,10 +238,10 @@ impl Page<'_> {
                     Value::Histogram(_) => "histogram",
                 };
                 if nth == 0 {
-                    writeln!(out, "# TYPE envoy_{family} {kind}")?;
+                    writeln!(out, "# TYPE {family} {kind}")?;
                 }
                 match &value {
-                    Value::Counter(n) | Value::Gauge(n) => writeln!(out, "envoy_{family}{{{labels}}} {n}")?,
+                    Value::Counter(n) | Value::Gauge(n) => writeln!(out, "{family}{{{labels}}} {n}")?,
                     Value::Histogram(seen) if summary => summary_of(out, family, &labels, seen)?,
                     Value::Histogram(seen) => histogram(out, family, &labels, seen)?,
                 }
@@ -234,6 +249,28 @@ impl Page<'_> {
         }
         Ok(())
     }
+
+    /// The labels and the value of a family's member.
+    fn member(&self, member: &Member<'_>, name: &mut String) -> Option<(String, Value)> {
+        match member {
+            Member::At(at) => {
+                let value = self.statistics.read(*at as usize, name)?;
+                let tags = self.rules.split(name).tags;
+                Some((labels(tags.iter().map(|(tag, value)| (&**tag, &**value))), value))
+            }
+            Member::Labelled(sample) => {
+                let own = sample.labels.iter().map(|(label, value)| (&**label, &**value));
+                let fixed = self.rules.fixed.iter().map(|(tag, value)| (&**tag, &**value));
+                Some((labels(own.chain(fixed)), sample.value))
+            }
+        }
+    }
+}
+
+/// A statistic of a family: its place in the snapshot, or itself.
+enum Member<'a> {
+    At(u32),
+    Labelled(&'a LabelledSample),
 }
 
 impl Page<'_> {
@@ -243,7 +280,10 @@ impl Page<'_> {
         for (name, text) in self.texts() {
             let Tagged { name, mut tags } = self.rules.split(name);
             tags.push(("text_value".to_owned(), text));
-            families.entry(sanitized(&name)).or_default().push(labels(&tags));
+            families
+                .entry(sanitized(&name))
+                .or_default()
+                .push(labels(tags.iter().map(|(tag, value)| (&**tag, &**value))));
         }
         for (family, members) in families {
             writeln!(out, "# TYPE envoy_{family} gauge")?;
@@ -271,21 +311,21 @@ fn escaped(text: &str) -> String {
 fn histogram(out: &mut dyn Write, family: &str, labels: &str, seen: &Distribution) -> io::Result<()> {
     let comma = if labels.is_empty() { "" } else { "," };
     for (bound, below) in BUCKETS.iter().zip(seen.below) {
-        writeln!(out, "envoy_{family}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}")?;
+        writeln!(out, "{family}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}")?;
     }
-    writeln!(out, "envoy_{family}_bucket{{{labels}{comma}le=\"+Inf\"}} {}", seen.count)?;
-    writeln!(out, "envoy_{family}_sum{{{labels}}} {}", seen.sum)?;
-    writeln!(out, "envoy_{family}_count{{{labels}}} {}", seen.count)
+    writeln!(out, "{family}_bucket{{{labels}{comma}le=\"+Inf\"}} {}", seen.count)?;
+    writeln!(out, "{family}_sum{{{labels}}} {}", seen.sum)?;
+    writeln!(out, "{family}_count{{{labels}}} {}", seen.count)
 }
 
 fn summary_of(out: &mut dyn Write, family: &str, labels: &str, seen: &Distribution) -> io::Result<()> {
     let comma = if labels.is_empty() { "" } else { "," };
     for q in QUANTILES {
         let value = if seen.count > 0 { quantile(seen, q) } else { f64::NAN };
-        writeln!(out, "envoy_{family}{{{labels}{comma}quantile=\"{}\"}} {}", q / 100.0, short(value))?;
+        writeln!(out, "{family}{{{labels}{comma}quantile=\"{}\"}} {}", q / 100.0, short(value))?;
     }
-    writeln!(out, "envoy_{family}_sum{{{labels}}} {}", seen.sum)?;
-    writeln!(out, "envoy_{family}_count{{{labels}}} {}", seen.count)
+    writeln!(out, "{family}_sum{{{labels}}} {}", seen.sum)?;
+    writeln!(out, "{family}_count{{{labels}}} {}", seen.count)
 }
 
 /// Quantiles as in a line of text.
@@ -345,9 +385,9 @@ fn sanitized(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-fn labels(tags: &[(String, String)]) -> String {
+fn labels<'t>(tags: impl Iterator<Item = (&'t str, &'t str)>) -> String {
     let mut out = String::new();
-    for (i, (tag, value)) in tags.iter().enumerate() {
+    for (i, (tag, value)) in tags.enumerate() {
         let comma = if i > 0 { "," } else { "" };
         let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         // Writing to a string never fails.

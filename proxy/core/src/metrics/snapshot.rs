@@ -1,6 +1,6 @@
 //! All statistics in the order of their names.
 
-use super::{Block, StatDef, Text, Value};
+use super::{Block, LabelledSample, StatDef, Text, Value};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,10 +13,16 @@ pub struct Snapshot {
     /// Block and statistic of it, by name.
     order: Vec<(u32, u32)>,
     texts: Vec<Arc<Text>>,
+    /// Those with labels of their own, sorted by family and labels.
+    labelled: Vec<LabelledSample>,
 }
 
 impl Snapshot {
-    pub(super) fn new(mut blocks: Vec<Arc<Block>>, mut texts: Vec<Arc<Text>>) -> Snapshot {
+    pub(super) fn new(
+        mut blocks: Vec<Arc<Block>>,
+        mut texts: Vec<Arc<Text>>,
+        labelled: Vec<LabelledSample>,
+    ) -> Snapshot {
         blocks.sort_by(|a, b| a.prefix().cmp(b.prefix()));
         texts.sort_by(|a, b| a.name().cmp(b.name()));
         let mut sorted: HashMap<*const StatDef, Vec<u32>> = HashMap::new();
@@ -28,7 +34,7 @@ impl Snapshot {
             order.extend(shown.map(|def| (index as u32, *def)));
             order.extend(block.code_indices().map(|def| (index as u32, def)));
         }
-        let mut snapshot = Snapshot { blocks, order, texts };
+        let mut snapshot = Snapshot { blocks, order, texts, labelled };
         snapshot.sort();
         snapshot
     }
@@ -110,7 +116,12 @@ impl Snapshot {
         Some(value)
     }
 
-    /// Visits every statistic with its full name.
+    /// Statistics with labels of their own, sorted by family and labels.
+    pub fn labelled(&self) -> &[LabelledSample] {
+        &self.labelled
+    }
+
+    /// Visits every statistic without labels of its own, with its full name.
     pub fn each(&self, mut visit: impl FnMut(&str, &Value)) {
         let mut name = String::new();
         for at in self.names() {
@@ -139,7 +150,7 @@ fn by_name(defs: &[StatDef]) -> Vec<u32> {
 
 impl Value {
     /// Adds a value of the same kind; one of another kind changes nothing.
-    fn add(&mut self, other: &Value) {
+    pub fn add(&mut self, other: &Value) {
         match (self, other) {
             (Value::Counter(a), Value::Counter(b)) | (Value::Gauge(a), Value::Gauge(b)) => {
                 *a = a.saturating_add(*b);

@@ -36,6 +36,8 @@ pub struct Chain {
     heads: [Box<[Placed<dyn OnHead>]>; 4],
     bodies: [Box<[Placed<dyn OnBody>]>; 2],
     trailers: [Box<[Placed<dyn OnTrailers>]>; 2],
+    /// Whether a plugin looks at the bodies or trailers of all requests, and not of calls of gRPC alone.
+    looks_at_all: [bool; 2],
     log: Box<[Placed<dyn OnLog>]>,
     members: Box<[Member]>,
     owners: Box<[Owner]>,
@@ -107,6 +109,15 @@ impl ChainBuilder {
             heads: HeadPhase::ALL.map(head),
             bodies: Direction::ALL.map(body),
             trailers: Direction::ALL.map(trailers),
+            looks_at_all: Direction::ALL.map(|direction| {
+                let looks = |handler: &Handler| match handler {
+                    Handler::Body(of, _) => *of == direction,
+                    Handler::Trailers(of, _) => *of == direction,
+                    Handler::Head(..) | Handler::Log(_) => false,
+                };
+                let mut others = self.members.iter().filter(|member| !member.plugin.of_calls);
+                others.any(|member| member.plugin.handlers.iter().any(looks))
+            }),
             log: collect(&self.members, reverse, |handler| match handler {
                 Handler::Log(on) => Some(on.clone()),
                 _ => None,
@@ -170,6 +181,14 @@ impl Chain {
     #[inline]
     pub fn filters(&self, direction: Direction) -> bool {
         !self.body(direction).is_empty() || !self.trailers(direction).is_empty()
+    }
+
+    /// Whether any plugin wants to see the body or the trailers of this request, or of its response.
+    #[inline]
+    pub fn filters_of(&self, direction: Direction, stream: &Stream) -> bool {
+        let [request, response] = self.looks_at_all;
+        let of_all = if direction == Direction::Request { request } else { response };
+        of_all || self.filters(direction) && stream.request.is_grpc()
     }
 
     /// The least that plugins allow a buffered request body to be; `None` when none needs it.

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use percent_encoding::percent_decode;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 /// How a call ended that brought no message, or no more.
@@ -121,6 +121,12 @@ impl Call {
         piece.put_slice(message);
         self.stream.send(piece.freeze());
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether the service has not ended the call yet, as far as has been heard: for calls of which no answer is expected.
+    pub fn is_open(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        self.poll_receive(&mut context).is_pending()
     }
 
     /// No more messages are sent.

@@ -36,6 +36,8 @@ pub struct Plugin {
     pub(super) parts: Vec<Part>,
     /// The resource that configures it.
     pub(super) origin: Option<Arc<str>>,
+    /// Bodies of calls of gRPC alone are of interest.
+    pub(super) of_calls: bool,
 }
 
 /// A handler and its phase.
@@ -167,6 +169,14 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
     #[must_use]
     pub fn needs_request_body(mut self, limit: usize) -> Self {
         self.plugin.request_buffer = Some(limit);
+        self
+    }
+
+    /// Has bodies and trailers of requests that are no calls of gRPC pass by unseen, where no other plugin looks at them: that
+    /// is cheaper. Its handlers may meet some all the same.
+    #[must_use]
+    pub fn bodies_of_calls(mut self) -> Self {
+        self.plugin.of_calls = true;
         self
     }
 

@@ -35,7 +35,7 @@ pub use handlers::{BodyFn, HeadFn, LogFn, Plugin, PluginBuilder, TrailersFn};
 pub use layer::{ChainBody, ChainBodyError, ChainLayer, ChainService, NeedsRequestBody};
 pub use owned::OwnedHeaders;
 pub use part::Part;
-pub use registry::{BuildContext, Registry, SharedState};
+pub use registry::{BuildContext, LocalNode, Registry, SharedState, TrafficDirection};
 pub use run::{Outcome, Passed, RequestPhases};
 pub use slot::{PluginStates, Position, Scope, Slot};
 

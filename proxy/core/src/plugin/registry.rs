@@ -2,11 +2,13 @@
 
 use super::{ApisixFactory, Callout, FilterFactory, NetworkFilterFactory};
 use crate::cluster::Clusters;
+use crate::export::{self, Background};
 use crate::metrics;
 use crate::runtime::Runtime;
 use crate::secret::{NoSecrets, SecretSource};
+use crate::workload::Workload;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,6 +20,8 @@ use std::sync::atomic::AtomicBool;
 pub struct BuildContext {
     /// Sends requests of plugins that wait for a service.
     pub callout: Arc<dyn Callout>,
+    /// Runs what is told to services beside the request path.
+    pub background: Arc<dyn Background>,
     /// Statistics.
     pub metrics: metrics::Registry,
     /// State that plugins share over the whole process and over configuration changes, such as limiters.
@@ -34,10 +38,12 @@ pub struct BuildContext {
     pub clusters: Arc<Clusters>,
     /// What this proxy is one of (`node.cluster` of an Envoy bootstrap).
     pub local_cluster: Arc<str>,
+    /// Who this proxy is in its mesh.
+    pub node: Arc<LocalNode>,
+    /// Which way the connections of the listener go.
+    pub direction: TrafficDirection,
     /// Values of the runtime layers.
     pub runtime: Arc<Runtime>,
-    /// What this proxy says of itself (`node.metadata` of an Envoy bootstrap).
-    pub node_metadata: Arc<Value>,
     /// The host's own address, where it is known.
     pub local_address: Option<IpAddr>,
     /// Secrets that the configuration names.
@@ -53,6 +59,7 @@ impl BuildContext {
     pub fn new(callout: Arc<dyn Callout>, metrics: metrics::Registry) -> BuildContext {
         BuildContext {
             callout,
+            background: Arc::new(export::Nowhere),
             metrics,
             shared: Arc::default(),
             resource: "".into(),
@@ -60,13 +67,42 @@ impl BuildContext {
             attributes: Arc::default(),
             clusters: Arc::default(),
             local_cluster: "".into(),
+            node: Arc::default(),
+            direction: TrafficDirection::Unspecified,
             runtime: Arc::default(),
-            node_metadata: Arc::default(),
             local_address: None,
             secrets: Arc::new(NoSecrets),
             filter: "".into(),
             failing_checks: Arc::default(),
         }
+    }
+}
+
+/// Which way the connections of a listener go (Envoy's `traffic_direction`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TrafficDirection {
+    /// That is not said, as of gateways' listeners.
+    #[default]
+    Unspecified,
+    /// To the workload that this proxy is the sidecar of.
+    Inbound,
+    /// From that workload.
+    Outbound,
+}
+
+/// Who a proxy is in its mesh: the `node` of an Envoy bootstrap, as far as its telemetry tells of it.
+#[derive(Debug, Clone, Default)]
+pub struct LocalNode {
+    /// `id`
+    pub id: Box<str>,
+    /// `metadata`, with `REGION` and `AVAILABILITY_ZONE` from `locality` where they are missing.
+    pub metadata: Map<String, Value>,
+}
+
+impl LocalNode {
+    /// The workload that it is the proxy of; `additional` are the labels that are told beside Istio's own.
+    pub fn workload(&self, additional: &[Box<str>]) -> Workload {
+        Workload::of_metadata(&self.metadata, additional)
     }
 }
 

@@ -7,6 +7,7 @@ use super::{Awaited, ContextChange, Held, Identity, Origin, Protocols, Validatio
 use crate::connection::TlsInfo;
 use crate::error::ConfigError;
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, ConfigBuilder, HandshakeKind, SignatureScheme, WantsVerifier};
@@ -68,10 +69,26 @@ pub enum AlpnOffer {
     Auto,
 }
 
+/// Protocols that are offered to an endpoint whatever its cluster says. A clone is the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AlpnList(Arc<[Box<[u8]>]>);
+
+impl AlpnList {
+    /// These, in this order.
+    pub fn new<'p>(protocols: impl IntoIterator<Item = &'p [u8]>) -> AlpnList {
+        AlpnList(protocols.into_iter().map(Into::into).collect())
+    }
+}
+
+/// Lists that a context keeps configurations for: a configuration names a few of them.
+const MAX_LISTS: usize = 16;
+
 /// Compiled settings.
 #[derive(Debug)]
 pub struct ClientContext {
     base: Base,
+    /// Those with protocols that requests brought along.
+    listed: Mutex<Vec<(AlpnList, Arc<ClientConfig>)>>,
     /// One for each [`AlpnOffer`]; they share the rest. Made for the first connection: most of a thousand clusters never
     /// have one, and the sessions of each take kilobytes.
     configs: OnceLock<[Arc<ClientConfig>; 4]>,
@@ -222,6 +239,7 @@ impl ClientContext {
         };
         Ok(Arc::new(ClientContext {
             base,
+            listed: Mutex::default(),
             configs: OnceLock::new(),
             sni: settings.sni.map(Into::into),
             auto_sni: settings.auto_sni,
@@ -246,6 +264,22 @@ impl ClientContext {
             AlpnOffer::Auto => auto,
         }
         .clone()
+    }
+
+    /// The configuration with these protocols, whatever the settings say.
+    pub fn offering(&self, list: &AlpnList) -> Arc<ClientConfig> {
+        let mut listed = self.listed.lock();
+        if let Some((_, config)) = listed.iter().find(|(known, _)| known == list) {
+            return config.clone();
+        }
+        let mut config = (*self.config(AlpnOffer::None)).clone();
+        config.alpn_protocols = list.0.iter().map(|protocol| protocol.to_vec()).collect();
+        let config = Arc::new(config);
+        if listed.len() >= MAX_LISTS {
+            listed.remove(0);
+        }
+        listed.push((list.clone(), config.clone()));
+        config
     }
 
     /// The server name that a request to `authority` brings along (`auto_sni`): its host without the port, in lower

@@ -21,7 +21,7 @@ mod verify;
 pub use awaited::Awaited;
 pub use certificate::{Held, Origin, describe, sha256_hex};
 pub use change::ContextChange;
-pub use client::{AlpnOffer, ClientContext, ClientSettings, ClientTls};
+pub use client::{AlpnList, AlpnOffer, ClientContext, ClientSettings, ClientTls};
 pub use names::NameTable;
 pub use options::{Protocols, TlsVersion, cipher_name};
 pub use pem::{Identity, Pem};

@@ -46,6 +46,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let flight = &*flight;
         let tls = plan.cluster.tls_of(flight.member()).and_then(|tls| tls.context());
         let server_name = tls.and_then(|tls| tls.name_of_request(&self.stream.request.authority));
+        let offer = self.stream.upstream.offer.clone();
         let mut resend = Resend::default();
         loop {
             let wanted = Wanted {
@@ -53,6 +54,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 host: flight.host(),
                 tls: plan.cluster.tls_of(flight.member()),
                 server_name: server_name.as_deref(),
+                offer: offer.as_ref(),
                 source: self.stream.connection.source,
                 downstream_http2: self.down.is_http2(),
                 timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),

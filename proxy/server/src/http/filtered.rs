@@ -53,8 +53,13 @@ enum Stage {
 
 impl FilteredBody {
     /// Before the first piece; what plugins keep comes out of `bodies`.
-    pub(super) fn new(direction: Direction, chain: &Arc<Chain>, bodies: &Arc<ByteBudget>) -> FilteredBody {
-        let plugins = chain.filters(direction).then(|| {
+    pub(super) fn new(
+        direction: Direction,
+        chain: &Arc<Chain>,
+        stream: &Stream,
+        bodies: &Arc<ByteBudget>,
+    ) -> FilteredBody {
+        let plugins = chain.filters_of(direction, stream).then(|| {
             let (filters, held) = (BodyFilters::new(direction), Reservation::empty(bodies));
             Box::new(Plugins { chain: chain.clone(), filters, held })
         });

@@ -209,11 +209,11 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Puts the plugins that look at the request body before it; one that was read whole goes through them at
     /// once, and so the same to every attempt.
     async fn filter_request(&mut self) -> Result<(), Interrupt> {
-        if !self.chain.filters(Direction::Request) || self.down.upgrade().is_some() {
+        if !self.chain.filters_of(Direction::Request, self.stream) || self.down.upgrade().is_some() {
             return Ok(());
         }
         self.request_body =
-            FilteredBody::new(Direction::Request, &self.chain, &self.env.worker.shared.bodies);
+            FilteredBody::new(Direction::Request, &self.chain, self.stream, &self.env.worker.shared.bodies);
         let Some(body) = self.stream.request_body.take() else { return Ok(()) };
         let mut out = BytesMut::new();
         if let Some(piece) = self.request_body.push(self.stream, Piece::Shared(body), true)? {

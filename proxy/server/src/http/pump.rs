@@ -47,7 +47,10 @@ impl<D: Downstream> Exchange<'_, D> {
         // What goes through a tunnel is no body, and no plugin looks at it.
         let response = match tunnel || bodiless {
             true => FilteredBody::unfiltered(Direction::Response),
-            false => FilteredBody::new(Direction::Response, &self.chain, &self.env.worker.shared.bodies),
+            false => {
+                let bodies = &self.env.worker.shared.bodies;
+                FilteredBody::new(Direction::Response, &self.chain, self.stream, bodies)
+            }
         };
         if end && response.is_filtered() {
             self.write_head(false)?;

@@ -200,7 +200,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Writes a body that is there as a whole through the plugins, and ends the response.
     pub(super) async fn write_body(&mut self, body: Bytes) -> Result<(), Interrupt> {
         let mut filtered =
-            FilteredBody::new(Direction::Response, &self.chain, &self.env.worker.shared.bodies);
+            FilteredBody::new(Direction::Response, &self.chain, self.stream, &self.env.worker.shared.bodies);
         let mut next = filtered.push(self.stream, Piece::Shared(body), true)?.map(BodyEvent::Data);
         loop {
             match next.take() {

@@ -233,6 +233,7 @@ mod tests {
                 host: &host,
                 tls: Some(&tls),
                 server_name: Some(name),
+                offer: None,
                 source: name.parse().ok().map(|ip| Source { ip, mark: 0 }),
                 downstream_http2: false,
                 timeout: Duration::from_secs(1),

@@ -4,13 +4,13 @@ use super::Wanted;
 use crate::connect::Alpn;
 use sixfold_core::cluster::{ClusterConfig, ClusterStats};
 use sixfold_core::connection::Source;
-use sixfold_core::tls::ClientTls;
+use sixfold_core::tls::{AlpnList, ClientTls};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Which requests may share a connection: the same version, TLS settings, server name and address that it comes from. Its connections, and the
+/// Which requests may share a connection: the same version, TLS settings, server name, offer of protocols and address that it comes from. Its connections, and the
 /// requests that wait for one, hold the same object.
 #[derive(Default)]
 pub(super) struct Kind {
@@ -18,6 +18,7 @@ pub(super) struct Kind {
     /// The cluster holds the settings: when it has been replaced, and nobody has them, no request comes any more.
     tls: Option<Weak<ClientTls>>,
     server_name: Option<Box<str>>,
+    offer: Option<AlpnList>,
     source: Option<Source>,
     /// Connections that are open or being opened.
     open: AtomicUsize,
@@ -28,12 +29,30 @@ impl Kind {
     pub(super) fn of(wanted: &Wanted<'_>) -> Kind {
         let tls = wanted.tls.map(Arc::downgrade);
         let server_name = Kind::name_of(wanted).map(Into::into);
-        Kind { alpn: wanted.alpn(), tls, server_name, source: wanted.source, open: AtomicUsize::new(0) }
+        let offer = Kind::offer_of(wanted).cloned();
+        Kind {
+            alpn: wanted.alpn(),
+            tls,
+            server_name,
+            offer,
+            source: wanted.source,
+            open: AtomicUsize::new(0),
+        }
     }
 
     /// The server name that a request brings along.
     pub(super) fn name_of<'a>(wanted: &Wanted<'a>) -> Option<&'a str> {
         wanted.server_name.filter(|_| wanted.tls.is_some())
+    }
+
+    /// What is offered in the place of all that is configured; without TLS there is no offer.
+    fn offer_of<'a>(wanted: &Wanted<'a>) -> Option<&'a AlpnList> {
+        wanted.offer.filter(|_| wanted.tls.is_some())
+    }
+
+    /// What its requests have offered in the place of all that is configured.
+    pub(super) fn offer(&self) -> Option<&AlpnList> {
+        self.offer.as_ref()
     }
 
     /// Whose address its connections come from.
@@ -55,6 +74,7 @@ impl Kind {
                 (Some(a), Some(b)) => {
                     std::ptr::eq(a.as_ptr(), Arc::as_ptr(b))
                         && self.server_name.as_deref() == wanted.server_name
+                        && self.offer.as_ref() == wanted.offer
                 }
                 _ => false,
             }

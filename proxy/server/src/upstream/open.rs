@@ -84,7 +84,7 @@ impl Order {
         let known = UpstreamConnection::new(connected.tls.take());
         let http1 = match self.alpn {
             Alpn::Http2 => false,
-            Alpn::Auto => connected.alpn.as_deref() != Some(b"h2"),
+            Alpn::Auto => !matches!(connected.alpn.as_deref(), Some(b"h2" | b"istio-h2")),
             _ => true,
         };
         if self.alpn == Alpn::Auto {
@@ -120,6 +120,7 @@ impl Order {
             tls: self.tls.as_ref(),
             server_name: self.kind.server_name(),
             alpn: self.alpn,
+            offer: self.kind.offer(),
             source: self.kind.source(),
         }
     }

@@ -76,6 +76,7 @@ impl Outbound {
             host: flight.host(),
             tls: socket,
             server_name: server_name.as_deref(),
+            offer: None,
             source: None,
             downstream_http2: false,
             timeout: cluster.config.connect_timeout,

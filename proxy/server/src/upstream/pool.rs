@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use sixfold_core::cluster::{Breaker, Cluster, ConnectionPermit, Host, Permit, Resource, UpstreamProtocol};
 use sixfold_core::connection::Source;
 use sixfold_core::fast_hash::FastMap;
-use sixfold_core::tls::ClientTls;
+use sixfold_core::tls::{AlpnList, ClientTls};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -50,6 +50,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) tls: Option<&'a Arc<ClientTls>>,
     /// Server name for TLS, where the cluster takes it from the request, as it is sent.
     pub(crate) server_name: Option<&'a str>,
+    /// What is offered by ALPN in the place of all that is configured.
+    pub(crate) offer: Option<&'a AlpnList>,
     /// Whose address the endpoint sees, where it is not ours.
     pub(crate) source: Option<Source>,
     /// Whether the client speaks HTTP/2.

@@ -145,6 +145,7 @@ async fn take_as(
         host: &host,
         tls: cluster.config.tls.as_ref(),
         server_name: None,
+        offer: None,
         source: None,
         downstream_http2: false,
         timeout: Duration::from_secs(2),

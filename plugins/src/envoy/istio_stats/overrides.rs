@@ -1,0 +1,89 @@
+//! What the configuration changes of metrics: which are not counted, and which labels they have.
+
+use super::labels::{LABELS, Standard, name};
+use super::store::{METRICS, Metric};
+use sixfold_core::metrics::LabelSet;
+use sixfold_xds_api::istio_pb::stats::MetricConfig;
+use std::sync::Arc;
+
+/// The value of an expression.
+pub(super) type Value = Arc<str>;
+
+/// Changes of all metrics.
+#[derive(Default)]
+pub(super) struct Overrides {
+    changes: [Change; METRICS.len()],
+}
+
+/// Changes of one metric.
+#[derive(Default)]
+struct Change {
+    is_dropped: bool,
+    /// Standard labels that are left out, or have the value of an expression.
+    replaced: Vec<(usize, Option<usize>)>,
+    /// Further labels with their expressions.
+    added: Vec<(Arc<str>, usize)>,
+}
+
+impl Overrides {
+    /// As in Envoy, names of metrics and labels that nobody knows change nothing.
+    pub(super) fn new(configs: &[MetricConfig]) -> Overrides {
+        let mut overrides = Overrides::default();
+        for config in configs {
+            overrides.take(config);
+        }
+        overrides
+    }
+
+    fn take(&mut self, config: &MetricConfig) {
+        // `match` is not implemented in Envoy either.
+        let MetricConfig { dimensions, name: metric, tags_to_remove, r#match: _, drop } = config;
+        let meant = METRICS.iter().zip(&mut self.changes);
+        let meant = meant.filter(|((_, known), _)| metric.is_empty() && !drop || metric == known);
+        for (_, change) in meant {
+            if *drop {
+                change.is_dropped = true;
+                continue;
+            }
+            for label in tags_to_remove.iter().filter_map(|tag| LABELS.iter().position(|known| known == tag))
+            {
+                change.replace(label, None);
+            }
+            for label in dimensions.keys() {
+                tracing::debug!("istio.stats: nothing is known to make {label} of");
+            }
+        }
+    }
+
+    /// Whether the metric is not counted.
+    pub(super) fn drops(&self, metric: Metric) -> bool {
+        self.of(metric).is_some_and(|change| change.is_dropped)
+    }
+
+    /// The labels of a metric, with the values of expressions.
+    pub(super) fn apply(&self, metric: Metric, labels: &Standard, values: &[Value]) -> LabelSet {
+        let change = self.of(metric);
+        let value = |expression: usize| values.get(expression).cloned().unwrap_or_default();
+        let replaced = |label: usize| {
+            let found = change?.replaced.iter().find(|(known, _)| *known == label)?;
+            Some(found.1.map(value))
+        };
+        let kept = labels.iter().filter_map(|(label, own)| {
+            let text = replaced(*label).unwrap_or_else(|| Some(own.clone()))?;
+            Some((name(*label), text))
+        });
+        let added = change.into_iter().flat_map(|change| &change.added);
+        kept.chain(added.map(|(label, expression)| (label.clone(), value(*expression)))).collect()
+    }
+
+    fn of(&self, metric: Metric) -> Option<&Change> {
+        self.changes.get(metric as usize)
+    }
+}
+
+impl Change {
+    fn replace(&mut self, label: usize, by: Option<usize>) {
+        self.replaced.retain(|(known, _)| *known != label);
+        self.replaced.push((label, by));
+    }
+}
