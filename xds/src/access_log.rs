@@ -1,5 +1,9 @@
 //! Access logs and their filters.
 
+mod entry;
+mod grpc;
+mod otel;
+
 use prost::{Message, Name};
 use sixfold_xds_api::{refuse, wire};
 use std::collections::BTreeSet;
@@ -15,9 +19,10 @@ use sixfold_xds_api::pb::envoy::config::accesslog::v3::access_log::ConfigType;
 use sixfold_xds_api::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
 use sixfold_xds_api::pb::envoy::config::accesslog::v3::{
     AccessLog as ProtoLog, AccessLogFilter, ComparisonFilter, ExtensionFilter, GrpcStatusFilter,
-    RuntimeFilter, comparison_filter::Op, extension_filter,
+    LogTypeFilter, MetadataFilter, RuntimeFilter, comparison_filter::Op, extension_filter,
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::SubstitutionFormatString;
+use sixfold_xds_api::pb::envoy::data::accesslog::v3::AccessLogType;
 use sixfold_xds_api::pb::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 use sixfold_xds_api::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use sixfold_xds_api::pb::envoy::extensions::access_loggers::stream::v3::{
@@ -25,12 +30,17 @@ use sixfold_xds_api::pb::envoy::extensions::access_loggers::stream::v3::{
 };
 
 use crate::context::Context;
-use sixfold_xds_api::values::{Result, enum_value, fraction, not_empty, one_of, required, runtime_u32};
+use sixfold_xds_api::values::{
+    Result, bool_or, enum_value, fraction, not_empty, one_of, required, runtime_u32,
+};
 use sixfold_xds_api::{cel, matcher};
 
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
 const STDERR: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
+const HTTP_GRPC: &str = "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig";
+const TCP_GRPC: &str = "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig";
+const OPEN_TELEMETRY: &str = "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig";
 
 /// The access logs of a field.
 pub(crate) fn logs(context: &Context, values: &[ProtoLog], field: &str) -> Result<Vec<AccessLog>> {
@@ -54,6 +64,17 @@ fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
         return Err(ConfigError::field("typed_config", "is missing"));
     };
     let kind = any::type_name(config).in_key("typed_config")?;
+    let filter = log_filter.as_ref().map(|value| filter(context, value)).transpose().in_key("filter")?;
+    let collected = match kind.as_str() {
+        HTTP_GRPC => Some(any::unpack(config).and_then(|value| grpc::http(context, &value))),
+        TCP_GRPC => Some(any::unpack(config).and_then(|value| grpc::tcp(context, &value))),
+        OPEN_TELEMETRY => Some(any::unpack(config).and_then(|value| otel::log(context, &value))),
+        _ => None,
+    };
+    if let Some(collected) = collected {
+        let (format, sink) = collected.in_key("typed_config")?;
+        return Ok(AccessLog { filter, format, sink });
+    }
     let (target, format) = match kind.as_str() {
         FILE => file(&any::unpack(config).in_key("typed_config")?),
         STDOUT => stdout(&any::unpack(config).in_key("typed_config")?),
@@ -66,7 +87,6 @@ fn log(context: &Context, value: &ProtoLog) -> Result<AccessLog> {
         .log_sinks
         .sink(&target)
         .map_err(|reason| ConfigError::field("typed_config", reason))?;
-    let filter = log_filter.as_ref().map(|value| filter(context, value)).transpose().in_key("filter")?;
     Ok(AccessLog { filter, format: Arc::new(Line(format)), sink })
 }
 
@@ -139,7 +159,6 @@ impl LineFormat for Line {
 
 /// config/accesslog/v3 AccessLogFilter.
 pub(crate) fn filter(context: &Context, value: &AccessLogFilter) -> Result<LogFilter> {
-    let unsupported = |name: &str| Err(ConfigError::field(name, "is not supported"));
     Ok(match one_of::<AccessLogFilter, _>(&value.filter_specifier, "filter_specifier")? {
         FilterSpecifier::StatusCodeFilter(filter) => {
             LogFilter::Status(comparison(context, &filter.comparison).in_key("status_code_filter")?)
@@ -167,11 +186,20 @@ pub(crate) fn filter(context: &Context, value: &AccessLogFilter) -> Result<LogFi
             });
             LogFilter::GrpcStatus(statuses.collect::<Result<_>>()?, *exclude)
         }
-        // Nothing is traced, so nothing passes.
-        FilterSpecifier::TraceableFilter(_) => LogFilter::Never,
+        FilterSpecifier::TraceableFilter(_) => LogFilter::Traceable,
         FilterSpecifier::ExtensionFilter(filter) => extension(filter).in_key("extension_filter")?,
-        FilterSpecifier::MetadataFilter(_) => return unsupported("metadata_filter"),
-        FilterSpecifier::LogTypeFilter(_) => return unsupported("log_type_filter"),
+        FilterSpecifier::MetadataFilter(MetadataFilter { matcher, match_if_key_not_found }) => {
+            let matcher =
+                required(matcher, "matcher").and_then(|value| matcher::metadata(value).in_key("matcher"));
+            LogFilter::Metadata(matcher.in_key("metadata_filter")?, bool_or(match_if_key_not_found, true))
+        }
+        FilterSpecifier::LogTypeFilter(LogTypeFilter { types, exclude }) => {
+            let has = |kind: AccessLogType| types.contains(&(kind as i32)) != *exclude;
+            LogFilter::Moment {
+                requests: has(AccessLogType::DownstreamEnd),
+                connections: has(AccessLogType::TcpConnectionEnd),
+            }
+        }
     })
 }
 

@@ -30,6 +30,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
     Locality as ProtoLocality, Node as ProtoNode, TypedExtensionConfig,
 };
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
+use sixfold_xds_api::pb::envoy::config::trace::v3::Tracing;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::{any, bootstrap_with_faults, constraints};
@@ -43,7 +44,7 @@ use crate::rds::FilterLists;
 use crate::sds::Secrets;
 use crate::skipped::{self, is_skipped};
 use crate::tracker::Tracker;
-use crate::{access_log, cluster, listener, stats};
+use crate::{access_log, cluster, listener, stats, trace};
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{destructure, refuse};
 
@@ -267,8 +268,9 @@ fn context(
         .transpose()
         .in_key("cluster_manager");
     let manager::OfAll { outlier_log, local_cluster } = faults.take(of_all).flatten().unwrap_or_default();
-    Context {
+    let mut context = Context {
         compile,
+        tracer: None,
         local_cluster,
         locality,
         outlier_log,
@@ -285,7 +287,11 @@ fn context(
         validate_clusters: true,
         of_stream: false,
         ads: value.dynamic_resources.as_ref().is_some_and(|dynamic| dynamic.ads_config.is_some()),
-    }
+    };
+    let tracer = value.tracing.as_ref().and_then(|Tracing { http }| http.as_ref());
+    let tracer = tracer.map(|provider| trace::provider(&context, provider)).transpose();
+    context.tracer = faults.take(tracer.in_key("http").in_key("tracing")).flatten();
+    context
 }
 
 /// Two listeners can't have one address, unless its port is any that is free.
@@ -411,6 +417,7 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             deferred_stat_options: _,
             // Lines of the process's own log have the form that the command line gives them.
             application_log_config: _,
+            tracing: _,
             use_tcp_for_dns_lookups: _,
             dns_resolution_config: _,
             typed_dns_resolver_config: _
@@ -421,7 +428,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             stats_sinks,
             watchdog,
             watchdogs,
-            tracing,
             enable_dispatcher_stats,
             header_prefix,
             stats_server_version_override,

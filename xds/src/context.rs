@@ -10,6 +10,7 @@ use sixfold_core::compile::CompileContext;
 use sixfold_core::error::{ConfigError, nearest};
 use sixfold_core::plugin::TrafficDirection;
 use sixfold_core::runtime::Runtime;
+use sixfold_core::trace::Provider;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node as ProtoNode;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::values::Result;
@@ -36,6 +37,8 @@ pub struct Context {
     pub tracker: Arc<Tracker>,
     /// Configurations of filters that come by themselves.
     pub extensions: Arc<Extensions>,
+    /// Who is told of spans where a connection manager does not say (`tracing` of the bootstrap).
+    pub tracer: Option<Arc<Provider>>,
     /// `node.id` and `node.cluster`: proxy-status, `add_user_agent`.
     pub node: Node,
     /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.

@@ -11,7 +11,9 @@ pub mod ads;
 mod api;
 pub mod bootstrap;
 pub mod cluster;
+mod collector;
 mod context;
+mod custom_tags;
 #[cfg(test)]
 mod deltas;
 pub mod dump;
@@ -20,6 +22,7 @@ mod filters;
 pub mod fuzz;
 mod hcm;
 pub mod listener;
+mod otlp;
 mod protocol;
 pub mod rds;
 mod retry;
@@ -31,6 +34,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod trace;
 pub mod tracker;
 
 pub use context::{Context, Node};

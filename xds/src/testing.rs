@@ -65,6 +65,7 @@ pub(crate) fn context() -> Context {
         tracker,
         extensions: Arc::default(),
         bootstrap_clusters: Arc::new(["sds".to_owned()].into()),
+        tracer: None,
         node: Node { id: "node".into(), cluster: "local".into(), ..Node::default() },
         dns_servers: None,
         outlier_log: None,

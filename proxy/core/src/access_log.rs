@@ -2,6 +2,7 @@
 
 use crate::format::{Format, grpc_status};
 pub use crate::log_sink::{LogSink, LogTarget, MakeSink};
+use crate::matcher::MetadataMatcher;
 use crate::stream::Stream;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -64,8 +65,17 @@ pub enum LogFilter {
     Duration(Comparison),
     /// Not a health check request; sixfold has no health check filter, so all pass.
     NotHealthCheck,
-    /// Nothing: Envoy's `traceable_filter` where no request is traced.
-    Never,
+    /// Requests that are traced.
+    Traceable,
+    /// Dynamic metadata; what is not there passes or not, by the flag.
+    Metadata(MetadataMatcher, bool),
+    /// By the moment of the log, of which there are two.
+    Moment {
+        /// Whether the end of a request is logged.
+        requests: bool,
+        /// Whether the end of a connection is logged.
+        connections: bool,
+    },
     /// A share of requests.
     Fraction(crate::runtime::Fraction),
     /// All must pass.
@@ -114,7 +124,15 @@ impl LogFilter {
             LogFilter::Status(comparison) => comparison.holds(stream.response.status.into()),
             LogFilter::Duration(comparison) => comparison.holds(crate::format::duration_ms(stream)),
             LogFilter::NotHealthCheck => true,
-            LogFilter::Never => false,
+            LogFilter::Traceable => crate::trace::is_traced(&stream.request.headers),
+            LogFilter::Metadata(matcher, if_missing) => match matcher.is_there(&stream.metadata) {
+                true => matcher.matches(&stream.metadata),
+                false => *if_missing,
+            },
+            LogFilter::Moment { requests, connections } => match stream.is_request() {
+                true => *requests,
+                false => *connections,
+            },
             LogFilter::Fraction(fraction) => fraction.draw(stream.random),
             LogFilter::And(filters) => filters.iter().all(|filter| filter.passes(stream)),
             LogFilter::Or(filters) => filters.iter().any(|filter| filter.passes(stream)),
@@ -182,7 +200,10 @@ mod tests {
         check(&s, LogFilter::Duration(Comparison::AtLeast(20)), true);
         check(&s, LogFilter::Duration(Comparison::AtMost(19)), false);
         check(&s, LogFilter::NotHealthCheck, true);
-        check(&s, LogFilter::Never, false);
+        let never = || LogFilter::Moment { requests: false, connections: true };
+        check(&s, never(), false);
+        check(&s, LogFilter::Moment { requests: true, connections: false }, true);
+        check(&s, LogFilter::Traceable, false);
         check(&s, LogFilter::Fraction(crate::runtime::Fraction::new(0, 100)), false);
         check(&s, LogFilter::Flags(vec![]), false);
         check(&s, x_log(), false);
@@ -193,8 +214,8 @@ mod tests {
         check(&s, LogFilter::Flags(vec![Flag::UF, Flag::NR]), true);
         check(&s, LogFilter::Flags(vec![Flag::NR]), false);
         check(&s, LogFilter::And(vec![x_log(), LogFilter::Status(Comparison::Equal(503))]), true);
-        check(&s, LogFilter::And(vec![x_log(), LogFilter::Never]), false);
-        check(&s, LogFilter::Or(vec![LogFilter::Never, x_log()]), true);
+        check(&s, LogFilter::And(vec![x_log(), never()]), false);
+        check(&s, LogFilter::Or(vec![never(), x_log()]), true);
         // 503 counts as UNAVAILABLE; what the response says itself goes first.
         check(&s, LogFilter::GrpcStatus(vec![14], false), true);
         check(&s, LogFilter::GrpcStatus(vec![14], true), false);
@@ -204,6 +225,17 @@ mod tests {
         check(&s, cel("response.code >= 500 && 'x-log' in request.headers"), true);
         check(&s, cel("response.code < 500"), false);
         check(&s, cel("request.headers['x-none'] == ''"), false);
+        s.request.headers.set("x-request-id", b"00000000-1111-9222-8333-444444444444");
+        check(&s, LogFilter::Traceable, true);
+        let metadata = |if_missing| {
+            let value = crate::matcher::ValueMatcher::Bool(true);
+            let (namespace, key, path) = ("ns".into(), "chosen".into(), Box::default());
+            LogFilter::Metadata(MetadataMatcher { namespace, key, path, value, invert: false }, if_missing)
+        };
+        check(&s, metadata(true), true);
+        check(&s, metadata(false), false);
+        s.metadata.push(("ns".into(), "chosen".into(), true.into()));
+        check(&s, metadata(false), true);
     }
 
     #[test]
@@ -211,7 +243,7 @@ mod tests {
         let sink = Arc::new(Lines::default());
         let log = |format: Format, filter| AccessLog { filter, format: Arc::new(format), sink: sink.clone() };
         log(Format::envoy("%RESPONSE_CODE% %REQ(x)%\n").unwrap(), None).log(&stream(200, 0));
-        log(Format::text("never\n"), Some(LogFilter::Never)).log(&stream(200, 0));
+        log(Format::text("never\n"), Some(LogFilter::Traceable)).log(&stream(200, 0));
         let json = serde_json::json!({"code": "%RESPONSE_CODE%"});
         log(Format::json(&json, Default::default()).unwrap(), None).log(&stream(404, 0));
         assert_eq!(*sink.0.lock(), b"200 -\n{\"code\":404}\n");

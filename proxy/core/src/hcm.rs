@@ -7,6 +7,7 @@ use crate::headers::HeaderRules;
 use crate::plugin::Chain;
 use crate::route::BodyFormat;
 use crate::router::RouteTableCell;
+use crate::trace::Tracing;
 use bytes::Bytes;
 use ipnet::IpNet;
 use std::sync::Arc;
@@ -70,12 +71,12 @@ pub struct HttpConnectionManager {
     pub max_body: Option<u64>,
     /// Shows the list of upstream statuses even when the last is no 5xx (APISIX).
     pub show_upstream_status: bool,
-    /// Whose part of a call is traced; `None` without `tracing`.
-    pub spans: Option<SpanKind>,
+    /// Which requests are traced, and who is told; `None` without `tracing`.
+    pub tracing: Option<Box<Tracing>>,
 }
 
 /// Whose part of a call a connection manager sees, by its listener's `traffic_direction` (Envoy's `OperationName`).
-/// Nothing is traced, but both parts tell each other what the operation is called.
+/// Both parts tell each other what the operation is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpanKind {
     /// The caller's: the listener is OUTBOUND.
@@ -482,4 +483,12 @@ pub struct RouterOptions {
     pub respect_expected_timeout: bool,
     /// Headers that must parse, else 400 IH: names in lower case.
     pub strict_check_headers: Vec<crate::headers::HeaderName>,
+}
+
+impl HttpConnectionManager {
+    /// Whose part of a call is seen here, where there is `tracing`.
+    #[inline]
+    pub fn spans(&self) -> Option<SpanKind> {
+        self.tracing.as_ref().map(|tracing| tracing.kind)
+    }
 }

@@ -49,6 +49,7 @@ pub mod runtime;
 pub mod secret;
 pub mod stream;
 pub mod tls;
+pub mod trace;
 pub mod traffic;
 pub mod workload;
 

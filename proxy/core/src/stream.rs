@@ -12,6 +12,7 @@ use crate::message::{RequestHead, ResponseHead};
 use crate::plugin::{Consumer, PluginStates, Slot};
 use crate::route::{Route, VirtualHost};
 use crate::tls::AlpnList;
+use crate::trace::Span;
 use crate::traffic::Traffic;
 use crate::workload::Peers;
 use bytes::Bytes;
@@ -78,6 +79,8 @@ pub struct Stream {
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
     /// Filter state of Envoy, if a filter has left any.
     filter_state: Option<Box<FilterState>>,
+    /// The span of a request that is traced.
+    pub trace: Option<Box<Span>>,
     /// Who the peers are, as far as they have told.
     pub peers: Peers,
     /// Variables set by plugins and by the core: APISIX's `ctx.var` assignments.
@@ -254,6 +257,7 @@ impl Stream {
             operation_told: false,
             metadata: Vec::new(),
             filter_state: None,
+            trace: None,
             peers: Peers::default(),
             vars: Vars::default(),
             consumer: None,
@@ -293,6 +297,7 @@ impl Stream {
             operation_told,
             metadata,
             filter_state,
+            trace,
             peers,
             vars,
             consumer,
@@ -324,6 +329,7 @@ impl Stream {
         *operation_told = false;
         metadata.clear();
         *filter_state = None;
+        *trace = None;
         *peers = Peers::default();
         vars.clear();
         *consumer = None;
@@ -338,11 +344,18 @@ impl Stream {
         let (remote, internal, told) = (self.remote, self.internal, self.operation_told);
         // What the client said of itself was taken off the request.
         let Peers { downstream, sent, upstream: _ } = std::mem::take(&mut self.peers);
+        let trace = self.trace.take();
         self.reset(now);
+        self.trace = trace;
         self.peers = Peers { downstream, sent, upstream: None };
         (self.request, self.request_trailers) = (request, trailers);
         (self.remote, self.internal, self.operation_told) = (remote, internal, told);
         self.start_time = SystemTime::now();
+    }
+
+    /// Whether this is the context of a request, and not of a connection of TCP.
+    pub fn is_request(&self) -> bool {
+        crate::format::has_request(self)
     }
 
     /// The trusted client address.
@@ -487,6 +500,7 @@ mod tests {
             operation_told,
             metadata,
             filter_state,
+            trace,
             peers,
             vars,
             consumer,
@@ -514,7 +528,7 @@ mod tests {
                 "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {server:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -568,6 +582,14 @@ mod tests {
         used.metadata.push(("n".into(), "k".into(), serde_json::Value::Null));
         let (key, value) = ("k".into(), [1].into());
         used.set_filter_state(FilterObject { key, value, hashable: true, read_only: false });
+        used.trace = Some(Box::new(Span {
+            trace_id: 1,
+            span_id: 2,
+            parent_id: None,
+            upstream_id: None,
+            state: "".into(),
+            sampled: true,
+        }));
         used.peers.upstream = Some(crate::workload::Peer::new(Default::default()));
         used.set_var("v", "1");
         used.set_state(Slot::new(3, crate::plugin::Scope::Route), 1u8);

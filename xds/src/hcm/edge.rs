@@ -14,6 +14,8 @@ use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_ma
     HttpConnectionManager as ProtoManager, RequestIdExtension,
 };
 
+use sixfold_xds_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+
 use crate::context::Context;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, enum_value, required};
@@ -65,12 +67,26 @@ pub(super) fn headers(context: &Context, value: &ProtoManager) -> Result<EdgeHea
 }
 
 /// The UUID extension is what is done anyway; both of its options are about tracing.
-fn request_id(value: &RequestIdExtension) -> Result<()> {
-    let kind = any::type_name(required(&value.typed_config, "typed_config")?).in_key("typed_config")?;
+fn request_id(value: &RequestIdExtension) -> Result<UuidRequestIdConfig> {
+    let config = required(&value.typed_config, "typed_config")?;
+    let kind = any::type_name(config).in_key("typed_config")?;
     if kind == UUID {
-        return Ok(());
+        return any::unpack(config).in_key("typed_config");
     }
     Err(refuse::extension("request id extension", "", &kind))
+}
+
+/// Whether ids of requests say which of them are traced.
+pub(super) fn traces_by_request_id(value: &ProtoManager) -> Result<bool> {
+    // What is wrong with it is told elsewhere.
+    let config = value.request_id_extension.as_ref().and_then(|extension| request_id(extension).ok());
+    let UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling } =
+        config.unwrap_or_default();
+    if !bool_or(&pack_trace_reason, true) {
+        let error = ConfigError::field("pack_trace_reason", "is not supported");
+        return Err(error.in_key("typed_config").in_key("request_id_extension"));
+    }
+    Ok(bool_or(&use_request_id_for_trace_sampling, true))
 }
 
 fn scheme(value: &Option<SchemeHeaderTransformation>) -> Result<Option<Scheme>> {

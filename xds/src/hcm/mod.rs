@@ -18,7 +18,7 @@ use sixfold_core::hcm::{
 use sixfold_core::plugin::Chain;
 use sixfold_core::router::{RouteTable, RouteTableCell, TableOptions};
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType as ProtoCodec, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, Tracing, UpgradeConfig,
+    CodecType as ProtoCodec, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, UpgradeConfig,
 };
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as ProtoManager;
 
@@ -26,7 +26,7 @@ use crate::context::Context;
 use crate::filters::{self, HttpFilters};
 use crate::listener::ChainPlace;
 use crate::rds::{self, Subscription};
-use crate::{access_log, route};
+use crate::{access_log, route, trace};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, not_empty, one_of, timeout_or};
 use sixfold_xds_api::wire::{self, Split, decode};
@@ -41,8 +41,10 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
     let value = &decode::<ProtoManager>(&rest)?;
     let mut faults = Faults::default();
     faults.take(refuse_unsupported(value));
-    let traced = value.tracing.as_ref().map(untraced).transpose();
-    faults.take(traced.in_key("tracing"));
+    let kind = if place.outbound { SpanKind::Client } else { SpanKind::Server };
+    let by_request_id = faults.take(edge::traces_by_request_id(value));
+    let tracing = value.tracing.as_ref().map(|tracing| trace::compile(context, tracing, kind, by_request_id));
+    let tracing = faults.take(tracing.transpose().in_key("tracing"));
     let prefix = faults.take(not_empty(&value.stat_prefix, "stat_prefix"));
     let mut of_filters = Faults::default();
     let scope = format!("http.{prefix}.");
@@ -99,10 +101,7 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
         buffer_limit: place.buffer_limit,
         max_body: None,
         show_upstream_status: false,
-        spans: value.tracing.as_ref().map(|_| match place.outbound {
-            true => SpanKind::Client,
-            false => SpanKind::Server,
-        }),
+        tracing: tracing.map(Box::new),
     })
 }
 
@@ -194,25 +193,6 @@ fn refuse_unsupported(value: &ProtoManager) -> Result<()> {
         add_proxy_protocol_connection_state,
         forward_proto_config,
     )
-}
-
-/// Without a provider nothing is traced, whatever else is said about it.
-fn untraced(value: &Tracing) -> Result<()> {
-    let Tracing {
-        client_sampling: _,
-        random_sampling: _,
-        overall_sampling: _,
-        verbose: _,
-        max_path_tag_length: _,
-        custom_tags: _,
-        provider,
-        spawn_upstream_span: _,
-        operation: _,
-        upstream_operation: _,
-        no_context_propagation: _,
-    } = value;
-    refuse!(provider);
-    Ok(())
 }
 
 /// What a connection manager has of its routes.

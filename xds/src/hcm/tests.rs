@@ -127,7 +127,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "early_header_mutation_extensions: is not supported",
         ),
         ("append_local_overload: true", "append_local_overload: is not supported"),
-        ("tracing: {provider: {name: x}}", "tracing.provider: is not supported"),
+        ("tracing: {provider: {name: x}}", "tracing.provider.typed_config: is missing"),
         (
             "strip_matching_host_port: true\nstrip_any_host_port: true",
             "strip_matching_host_port: must not be given together with strip_any_host_port",

@@ -62,7 +62,6 @@ fn compile(place: &str, extension: &str) -> Result<(), ConfigError> {
                 "access_log: [{{name: f, filter: {{extension_filter: {extension}}}, typed_config: {{'@type': {FILE}, path: /dev/null}}}}]"
             ),
         ),
-        "tracing provider" => compile_manager("", &format!("tracing: {{provider: {extension}}}")),
         place => panic!("where is a {place}?"),
     }
 }

@@ -25,6 +25,7 @@ mod variable;
 pub use escape::Escape;
 pub(crate) use json::quote;
 pub use json::{Dialect, JsonOptions};
+pub(crate) use operator::has_request;
 pub use operator::{grpc_status, http_to_grpc_status};
 pub use time::TimeFormat;
 #[cfg(test)]

@@ -317,7 +317,7 @@ impl Header {
 }
 
 /// Whether a request was parsed at all: a broken one, and a TCP connection, leave an empty head.
-pub(super) fn has_request(stream: &Stream) -> bool {
+pub(crate) fn has_request(stream: &Stream) -> bool {
     let request = &stream.request;
     !(request.target.is_empty() && request.authority.is_empty() && request.headers.is_empty())
 }

@@ -64,23 +64,35 @@ impl ValueMatcher {
 }
 
 impl MetadataMatcher {
+    /// Whether there is anything at the place.
+    pub fn is_there(&self, metadata: &[(Arc<str>, Arc<str>, Value)]) -> bool {
+        self.value_in(metadata).is_some()
+    }
+
     /// Whether metadata by namespace and key passes. Of two with one key the later counts.
     pub fn matches(&self, metadata: &[(Arc<str>, Arc<str>, Value)]) -> bool {
-        let is_meant = |(namespace, key, _): &&(Arc<str>, Arc<str>, Value)| {
-            **namespace == *self.namespace && **key == *self.key
-        };
-        let first = metadata.iter().rfind(is_meant).map(|(_, _, value)| value);
-        self.passes(first)
+        self.passes(self.value_in(metadata))
     }
 
     /// Whether metadata of something that is configured passes.
     pub fn matches_configured(&self, metadata: &Metadata) -> bool {
-        self.passes(metadata.get(&self.namespace).and_then(|values| values.get(&*self.key)))
+        let first = metadata.get(&self.namespace).and_then(|values| values.get(&*self.key));
+        self.passes(self.followed(first))
     }
 
-    fn passes(&self, first: Option<&Value>) -> bool {
-        let value = first.and_then(|value| self.path.iter().try_fold(value, |value, key| value.get(&**key)));
+    fn passes(&self, value: Option<&Value>) -> bool {
         self.value.matches(value) != self.invert
+    }
+
+    fn value_in<'m>(&self, metadata: &'m [(Arc<str>, Arc<str>, Value)]) -> Option<&'m Value> {
+        let is_meant = |(namespace, key, _): &&(Arc<str>, Arc<str>, Value)| {
+            **namespace == *self.namespace && **key == *self.key
+        };
+        self.followed(metadata.iter().rfind(is_meant).map(|(_, _, value)| value))
+    }
+
+    fn followed<'m>(&self, first: Option<&'m Value>) -> Option<&'m Value> {
+        first.and_then(|value| self.path.iter().try_fold(value, |value, key| value.get(&**key)))
     }
 }
 

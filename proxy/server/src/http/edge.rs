@@ -180,7 +180,7 @@ pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut S
         stream.response.headers.join(Known::VIA, b", ", hcm.headers.via.as_bytes());
     }
     server_header(hcm, &mut stream.response.headers);
-    operation::response(hcm.spans, stream);
+    operation::response(hcm.spans(), stream);
     if let Some(config) = &hcm.headers.proxy_status {
         proxy_status::apply(config, stream);
     }

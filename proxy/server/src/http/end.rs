@@ -196,6 +196,9 @@ impl<D: Downstream> Exchange<'_, D> {
         let elapsed = now.into_std().saturating_duration_since(stream.timing.start);
         stats.downstream_rq_time().record(elapsed.as_millis() as u64);
         self.chain.log(stream);
+        if let Some(tracing) = &self.env.hcm.tracing {
+            tracing.finish(stream);
+        }
         for log in &self.env.hcm.access_logs {
             log.log(stream);
         }

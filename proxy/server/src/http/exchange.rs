@@ -256,7 +256,10 @@ impl<D: Downstream> Exchange<'_, D> {
         let reply = self.admit();
         if reply.is_none() {
             self.find_route(table);
-            edge::name_operation(self.env.hcm.spans, self.stream);
+            edge::name_operation(self.env.hcm.spans(), self.stream);
+            if let Some(tracing) = &self.env.hcm.tracing {
+                tracing.begin(self.stream);
+            }
         }
         reply
     }

@@ -147,7 +147,7 @@ impl Setup {
             buffer_limit: self.buffer_limit,
             max_body: self.max_body,
             show_upstream_status: false,
-            spans: None,
+            tracing: None,
         });
         let shared = Shared::new(self.clusters, self.registry, Arc::new(Nowhere), self.options);
         (hcm, Arc::new(Worker::new(0, Arc::new(shared))))

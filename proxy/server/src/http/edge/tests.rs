@@ -36,7 +36,7 @@ pub(crate) fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpCo
         buffer_limit: 1 << 20,
         max_body: None,
         show_upstream_status: false,
-        spans: None,
+        tracing: None,
     }
 }
 

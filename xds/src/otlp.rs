@@ -1,0 +1,123 @@
+//! Messages of OpenTelemetry's protocol (opentelemetry-proto, versions 1 of logs, traces and their collectors), as far as they are sent.
+
+use prost::{Enumeration, Message};
+use sixfold_core::export::Batch;
+use sixfold_xds_api::pb::opentelemetry::proto::common::v1::any_value::Value;
+use sixfold_xds_api::pb::opentelemetry::proto::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+
+/// Where logs go.
+pub(crate) const LOGS: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+/// Where spans go.
+pub(crate) const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+/// `ExportLogsServiceRequest` and `ExportTraceServiceRequest`, which have one form, with records that are encoded already.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Export {
+    #[prost(message, repeated, tag = "1")]
+    resources: Vec<OfResource>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OfResource {
+    #[prost(message, optional, tag = "1")]
+    resource: Option<Resource>,
+    #[prost(message, repeated, tag = "2")]
+    scopes: Vec<OfScope>,
+}
+
+/// Who sends.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Resource {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) attributes: Vec<KeyValue>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OfScope {
+    #[prost(message, optional, tag = "1")]
+    scope: Option<InstrumentationScope>,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    records: Vec<Vec<u8>>,
+}
+
+impl Export {
+    /// A batch of encoded records.
+    pub(crate) fn new(resource: &Resource, scope: Option<InstrumentationScope>, batch: &Batch) -> Export {
+        let scope = OfScope { scope, records: batch.records().map(<[u8]>::to_vec).collect() };
+        Export { resources: vec![OfResource { resource: Some(resource.clone()), scopes: vec![scope] }] }
+    }
+}
+
+/// A log record.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LogRecord {
+    #[prost(fixed64, tag = "1")]
+    pub(crate) time_unix_nano: u64,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) body: Option<AnyValue>,
+    #[prost(message, repeated, tag = "6")]
+    pub(crate) attributes: Vec<KeyValue>,
+    #[prost(bytes = "vec", tag = "9")]
+    pub(crate) trace_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "10")]
+    pub(crate) span_id: Vec<u8>,
+}
+
+/// A span.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Span {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) trace_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(crate) span_id: Vec<u8>,
+    #[prost(string, tag = "3")]
+    pub(crate) trace_state: String,
+    #[prost(bytes = "vec", tag = "4")]
+    pub(crate) parent_span_id: Vec<u8>,
+    #[prost(string, tag = "5")]
+    pub(crate) name: String,
+    #[prost(enumeration = "SpanKind", tag = "6")]
+    pub(crate) kind: i32,
+    #[prost(fixed64, tag = "7")]
+    pub(crate) start_time_unix_nano: u64,
+    #[prost(fixed64, tag = "8")]
+    pub(crate) end_time_unix_nano: u64,
+    #[prost(message, repeated, tag = "9")]
+    pub(crate) attributes: Vec<KeyValue>,
+    #[prost(message, optional, tag = "15")]
+    pub(crate) status: Option<SpanStatus>,
+}
+
+/// How what a span stands for ended.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct SpanStatus {
+    #[prost(string, tag = "2")]
+    pub(crate) message: String,
+    /// 0 unset, 1 well, 2 badly.
+    #[prost(int32, tag = "3")]
+    pub(crate) code: i32,
+}
+
+/// Whose part of a call a span is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub(crate) enum SpanKind {
+    Unspecified = 0,
+    Server = 2,
+    Client = 3,
+}
+
+/// An attribute that is a text.
+pub(crate) fn text(key: &str, value: impl Into<String>) -> KeyValue {
+    let value = AnyValue { value: Some(Value::StringValue(value.into())) };
+    KeyValue { key: key.to_owned(), value: Some(value), ..KeyValue::default() }
+}
+
+/// What makes the spans.
+pub(crate) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "sixfold".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
+    }
+}
