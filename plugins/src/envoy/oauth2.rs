@@ -247,6 +247,11 @@ impl OAuth2 {
             });
             let headers = &mut stream.request.headers;
             left.write(headers);
+            if let Some(header) = &self.forward_id
+                && !(self.preserve_authorization && header.known() == Some(Known::AUTHORIZATION))
+            {
+                headers.remove(header);
+            }
             headers.set(STATUS, b"failed");
             headers.set(REASON, reason.as_bytes());
             return Step::Continue;
@@ -335,7 +340,8 @@ impl OAuth2 {
         };
         let is_ours = crate::shared::secret::same(kept, token.as_bytes())
             && token.split_once('.').is_some_and(|(of, by)| secret.has_signed(of.as_bytes(), by.as_bytes()));
-        if !is_ours {
+        // It becomes a part of the names of cookies.
+        if !is_ours || !flow.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(Refused::new("CSRF_token_validation_failed"));
         }
         if !is_url(url) {
@@ -467,7 +473,7 @@ impl OAuth2 {
         let location = match &self.end_session {
             None => host,
             Some(endpoint) => {
-                let token = String::from_utf8_lossy(jar.get(id.name.as_bytes())).into_owned();
+                let token = encoded(&String::from_utf8_lossy(jar.get(id.name.as_bytes())));
                 let hint = format!("{endpoint}?id_token_hint={token}&client_id={}", encoded(&self.client_id));
                 match &self.after_logout {
                     AfterLogout::Nowhere => hint,

@@ -176,6 +176,12 @@ async fn callbacks_must_belong_to_a_flow_of_the_browser() {
             "{target}"
         );
     }
+    // What becomes a part of a response's cookies has no room for anything else.
+    let text = json!({"url": "x", "csrf_token": own["OauthNonce"], "flow_id": "1\r\nx: y"}).to_string();
+    let target = format!("/callback?code=1&state={}", jwt::to_base64url(text));
+    let reply = now(filter.access(&mut stream(&target, &[("cookie", &line)]))).unwrap();
+    assert_eq!(&*reply.details, "CSRF_token_validation_failed");
+    assert!(reply.headers.get(Known::SET_COOKIE).is_none());
     let nonces: BTreeMap<String, String> = own
         .iter()
         .filter(|(name, _)| name.starts_with("OauthNonce"))
@@ -245,7 +251,7 @@ async fn tokens_are_refreshed_on_the_way() {
 fn requests_may_pass_be_refused_or_go_on_without_a_user() {
     let members = json!({
         "pass_through_matcher": [{"name": "x-pass"}], "deny_redirect_matcher": [{"name": "x-ajax"}],
-        "allow_failed_matcher": [{"name": "x-any"}],
+        "allow_failed_matcher": [{"name": "x-any"}], "forward_id_token": {"header": "x-id"},
     });
     let (filter, _, _) = filter_with(members, None);
     let mut s =
@@ -255,11 +261,16 @@ fn requests_may_pass_be_refused_or_go_on_without_a_user() {
     assert_eq!(now(filter.access(&mut stream("/a", &[("x-ajax", "1")]))).unwrap().status, 401);
     let mut s = stream(
         "/a",
-        &[("x-any", "1"), ("cookie", "BearerToken=t; OauthHMAC=h; x=1"), ("authorization", "Bearer own")],
+        &[
+            ("x-any", "1"),
+            ("cookie", "BearerToken=t; OauthHMAC=h; x=1"),
+            ("authorization", "Bearer own"),
+            ("x-id", "own"),
+        ],
     );
     assert!(now(filter.access(&mut s)).is_none());
     assert_eq!((request_header(&s, "cookie"), request_header(&s, STATUS)), (Some("x=1"), Some("failed")));
-    assert_eq!(request_header(&s, "authorization"), None);
+    assert_eq!((request_header(&s, "authorization"), request_header(&s, "x-id")), (None, None));
     // A callback never reaches the upstream.
     assert_eq!(now(filter.access(&mut stream("/callback", &[("x-any", "1")]))).unwrap().status, 401);
 }
@@ -284,8 +295,8 @@ fn users_sign_out() {
         "post_logout_redirect_uri": {"uri": "https://%REQ(:authority)%/bye"},
     });
     let (filter, _, _) = filter_with(members, None);
-    let reply = now(filter.access(&mut stream("/signout", &[("cookie", "IdToken=tok")]))).unwrap();
-    let expected = "https://as.test/out?id_token_hint=tok&client_id=me&post_logout_redirect_uri=https%3A%2F%2Fexample.com%2Fbye";
+    let reply = now(filter.access(&mut stream("/signout", &[("cookie", "IdToken=tok&a")]))).unwrap();
+    let expected = "https://as.test/out?id_token_hint=tok%26a&client_id=me&post_logout_redirect_uri=https%3A%2F%2Fexample.com%2Fbye";
     assert_eq!(location(&reply), expected);
 }
 
