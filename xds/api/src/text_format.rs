@@ -131,6 +131,10 @@ impl<'a> Parser<'a> {
                 self.fault(format!("\"[{url}]\" is for a google.protobuf.Any, not for {}", schema.name()))
             );
         }
+        // Without a slash it is the name of an extension.
+        if !url.contains('/') {
+            return Err(self.fault(format!("\"[{url}]\" must be an URL: type.googleapis.com/{url}")));
+        }
         let name = name_of_url(url);
         let held = TypeSchema::message(name).ok_or_else(|| self.fault(unknown_type(name)))?;
         self.expect(']')?;
@@ -178,7 +182,9 @@ impl<'a> Parser<'a> {
         let mut index = 0;
         while !self.take(']') {
             self.value(field, out).in_index(index).in_key(name)?;
-            self.take(',');
+            if self.take(',') && self.peek() == Some(']') {
+                return Err(self.fault("a value is missing behind the comma")).in_key(name);
+            }
             index += 1;
         }
         Ok(())
@@ -242,8 +248,10 @@ impl<'a> Parser<'a> {
 
     fn scalar(&mut self) -> Result<Scalar> {
         if !matches!(self.peek(), Some('"' | '\'')) {
+            // A token of its own, with blanks and comments behind it as one has them.
+            let sign = if self.take('-') { "-" } else { "" };
             let word = self.word(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '+' | '.'))?;
-            return Ok(Scalar::Word(word.to_owned()));
+            return Ok(Scalar::Word(format!("{sign}{word}")));
         }
         let mut bytes = Vec::new();
         // Neighbours are one.
@@ -296,16 +304,39 @@ impl<'a> Parser<'a> {
         }
         let number = u32::from_str_radix(&digits, radix).ok();
         if most > 2 {
-            let c = number.filter(|_| digits.len() == most).and_then(char::from_u32);
+            let number = number.filter(|_| digits.len() == most).map(|number| self.paired(number));
+            let c = number.and_then(char::from_u32);
             let c = c.ok_or_else(|| self.fault("is no character"))?;
             out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
             return Ok(());
         }
-        out.push(
-            number.and_then(|number| u8::try_from(number).ok()).ok_or_else(|| self.fault("is no byte"))?,
-        );
+        // Of three octal digits the byte holds what it can.
+        out.push(number.ok_or_else(|| self.fault("is no byte"))? as u8);
         Ok(())
     }
+
+    /// The character that a number stands for together with the `\uXXXX` behind it, if they are a pair of surrogates;
+    /// else the number.
+    fn paired(&mut self, number: u32) -> u32 {
+        let at = self.at();
+        let behind =
+            self.text.get(at..).and_then(|text| text.strip_prefix("\\u")).and_then(|text| text.get(..4));
+        let digits = behind.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let low = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        match low.and_then(|low| joined(number, low)) {
+            Some(character) => {
+                self.chars.nth("\\uXXXX".len() - 1);
+                character
+            }
+            None => number,
+        }
+    }
+}
+
+/// Of the first half of a pair of surrogates and its second, the character.
+fn joined(high: u32, low: u32) -> Option<u32> {
+    let halves = (0xd800..0xdc00).contains(&high) && (0xdc00..0xe000).contains(&low);
+    halves.then(|| 0x1_0000 + ((high & 0x3ff) << 10 | low & 0x3ff))
 }
 
 /// What a word stands for, as the mapping of JSON has it within quotes. The rules of numbers are those of the text form.
@@ -316,6 +347,7 @@ fn meant(kind: Kind, word: &str) -> Result<String> {
         Kind::Bool => match word {
             "true" | "True" | "t" => Some("true".to_owned()),
             "false" | "False" | "f" => Some("false".to_owned()),
+            _ if !sign.is_empty() => None,
             _ => integer(word).filter(|number| matches!(number, 0 | 1)).map(|number| number.to_string()),
         },
         Kind::Double | Kind::Float => match digits.to_ascii_lowercase().as_str() {
@@ -323,9 +355,13 @@ fn meant(kind: Kind, word: &str) -> Result<String> {
             "nan" => Some("NaN".to_owned()),
             // There are no octal and hexadecimal ones of these.
             number if is_based(number) => None,
+            // No plus before one.
+            number if !number.starts_with(|c: char| c.is_ascii_digit() || c == '.') => None,
             number => Some(format!("{sign}{}", number.strip_suffix('f').unwrap_or(number))),
         },
         Kind::Enum(_) if !is_number => Some(word.to_owned()),
+        // Not even a zero has a sign.
+        Kind::Uint32 | Kind::Uint64 | Kind::Fixed32 | Kind::Fixed64 if !sign.is_empty() => None,
         _ => integer(word).map(|number| number.to_string()),
     };
     found.ok_or_else(|| {
@@ -357,136 +393,4 @@ fn integer(word: &str) -> Option<i128> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::json::message_from_node;
-    use crate::pb::envoy::config::cluster::v3::Cluster;
-    use crate::pb::envoy::service::discovery::v3::DiscoveryResponse;
-    use prost::Message;
-    use sixfold_core::document::Options;
-
-    fn node(yaml: &str) -> Node {
-        Node::parse(yaml, &Options::default()).unwrap()
-    }
-
-    const TEXT: &str = r#"
-# A comment.
-version_info: "a\t" 'b' ; nonce: "\303\251\x41\u00e9"
-resources {
-  [type.googleapis.com/envoy.config.cluster.v3.Cluster]: <
-    name: "c", connect_timeout { seconds: 5 nanos: 500000000 }
-    lb_policy: RING_HASH
-    type: STATIC
-    ring_hash_lb_config: { minimum_ring_size { value: 0x10 } }
-    circuit_breakers { thresholds: [{ max_connections { value: 7 } }, { priority: HIGH }] }
-    upstream_connection_options { set_local_interface_name_on_upstream_connections: true }
-    metadata { filter_metadata { key: "k" value { fields { key: "n" value { number_value: -1.5f } } } } }
-  >
-}
-"#;
-
-    #[test]
-    fn text_says_what_yaml_says() {
-        let yaml = "
-version_info: \"a\\tb\"
-nonce: \"éAé\"
-resources:
-- \"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster
-  name: c
-  connect_timeout: 5.5s
-  lb_policy: RING_HASH
-  type: STATIC
-  ring_hash_lb_config: {minimum_ring_size: 16}
-  circuit_breakers: {thresholds: [{max_connections: 7}, {priority: HIGH}]}
-  upstream_connection_options: {set_local_interface_name_on_upstream_connections: true}
-  metadata: {filter_metadata: {k: {n: -1.5}}}
-";
-        let of = |bytes: &[u8]| {
-            let response = DiscoveryResponse::decode(bytes).unwrap();
-            let cluster = Cluster::decode(response.resources[0].value.as_slice()).unwrap();
-            (DiscoveryResponse { resources: Vec::new(), ..response }, cluster)
-        };
-        let text = encode_text("envoy.service.discovery.v3.DiscoveryResponse", TEXT).unwrap();
-        let yaml: DiscoveryResponse = message_from_node(&node(yaml)).unwrap();
-        assert_eq!(of(&text), of(&yaml.encode_to_vec()));
-    }
-
-    #[test]
-    fn numbers_are_those_of_the_text_form() {
-        let cases = [
-            (Kind::Int32, "010", "8"),
-            (Kind::Int32, "-010", "-8"),
-            (Kind::Uint32, "0X1f", "31"),
-            (Kind::Uint32, "0", "0"),
-            (Kind::Double, "-inf", "-Infinity"),
-            (Kind::Double, "1.5F", "1.5"),
-            (Kind::Float, "1e3f", "1e3"),
-            (Kind::Float, "0.5", "0.5"),
-            (Kind::Bool, "1", "1"),
-            (Kind::Bool, "t", "true"),
-        ];
-        for (kind, word, expected) in cases {
-            assert_eq!(meant(kind, word).unwrap(), expected, "{word}");
-        }
-    }
-
-    /// The place of each value was counted from the beginning of the text: 800 KB took a quarter of a minute.
-    #[test]
-    fn a_long_text_is_read_in_one_pass() {
-        let text = "resource_names: \"n\"\n".repeat(200_000);
-        let encoded = encode_text("envoy.service.discovery.v3.DiscoveryRequest", &text).unwrap();
-        assert_eq!(encoded.len(), 200_000 * 3);
-    }
-
-    #[test]
-    fn what_is_wrong_is_told_with_its_place() {
-        let cases = [
-            ("name: c", "1:7: name: must stand within quotes"),
-            ("name: \"c\"\nnam: \"d\"", "2:4: nam: unknown field"),
-            ("lb_policy: NONE", "lb_policy: unknown value"),
-            ("connect_timeout { seconds: x }", "1:28: connect_timeout.seconds: must be an integer"),
-            ("connect_timeout { seconds: 1.0 }", "connect_timeout.seconds: must be an integer"),
-            ("connect_timeout { seconds: 09 }", "connect_timeout.seconds: must be an integer"),
-            ("connect_timeout { seconds: +1 }", "connect_timeout.seconds: must be an integer"),
-            (
-                "connect_timeout { seconds: \"1\" }",
-                "1:28: connect_timeout.seconds: must not stand within quotes",
-            ),
-            ("lb_policy: \"RING_HASH\"", "1:12: lb_policy: must not stand within quotes"),
-            ("track_timeout_budgets: yes", "track_timeout_budgets: must be true or false"),
-            ("name: \"a\"\nname: \"b\"", "2:5: name: is given twice"),
-            ("metadata {} metadata {}", "metadata: is given twice"),
-            ("typed_extension_protocol_options { key: \"a\" key: \"b\" }", "key: is given twice"),
-            ("name: [\"a\", \"b\"]", "1:7: name: must be one value, not a list"),
-            ("metadata [{}]", "metadata: must be one value, not a list"),
-            ("type: EDS cluster_type {}", "cluster_type: \"type\" is given too, and only one of them may be"),
-            (
-                "common_lb_config { healthy_panic_threshold { value: 010 } }",
-                "value: must be a decimal number",
-            ),
-            (
-                "typed_extension_protocol_options { value { type_url: \"a\" [type.googleapis.com/google.protobuf.Duration] {} } }",
-                "an Any holds one message",
-            ),
-            ("connect_timeout { seconds: 1", "\"}\" is missing"),
-            ("name: \"c", "\" is missing"),
-            ("[type.googleapis.com/envoy.config.route.v3.Route] {}", "is for a google.protobuf.Any"),
-            (
-                "metadata {} typed_extension_protocol_options { key: \"a\" value { [type.googleapis.com/google.protobuf.Duration] {} \
-                 [type.googleapis.com/google.protobuf.Duration] {} } }",
-                "an Any holds one message",
-            ),
-            ("lb_policy RING_HASH", "lb_policy: \":\" is missing"),
-            ("name: \"\\q\"", "\"\\q\" stands for nothing"),
-        ];
-        for (text, reason) in cases {
-            let error = encode_text("envoy.config.cluster.v3.Cluster", text).unwrap_err().to_string();
-            assert!(error.contains(reason), "{text}: {error}");
-        }
-        let deep = "metadata { filter_metadata { key: \"x\" value { fields { key: \"y\" value { ".to_owned()
-            + &"struct_value { fields { key: \"z\" value { ".repeat(60);
-        let error = encode_text("envoy.config.cluster.v3.Cluster", &deep).unwrap_err().to_string();
-        assert!(error.contains("nested more than 100 deep"), "{error}");
-    }
-}
+mod tests;
