@@ -31,7 +31,7 @@ use sixfold_xds_api::pb::envoy::extensions::access_loggers::stream::v3::{
 
 use crate::context::Context;
 use sixfold_xds_api::values::{
-    Result, bool_or, enum_value, fraction, not_empty, one_of, required, runtime_u32,
+    Result, bool_or, enum_value, fraction, not_empty, one_of, required, runtime_integer,
 };
 use sixfold_xds_api::{cel, matcher};
 
@@ -221,7 +221,7 @@ fn extension(value: &ExtensionFilter) -> Result<LogFilter> {
 
 fn comparison(context: &Context, value: &Option<ComparisonFilter>) -> Result<Comparison> {
     let ComparisonFilter { op, value } = required(value, "comparison")?;
-    let number = u64::from(runtime_u32(&context.runtime, required(value, "value").in_key("comparison")?));
+    let number = runtime_integer(&context.runtime, required(value, "value").in_key("comparison")?);
     Ok(match enum_value(*op, "op").in_key("comparison")? {
         Op::Eq => Comparison::Equal(number),
         Op::Ge => Comparison::AtLeast(number),

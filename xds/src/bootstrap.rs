@@ -4,6 +4,7 @@ mod ads;
 mod faults;
 mod manager;
 mod overload;
+mod runtime;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,24 +20,20 @@ use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
 use sixfold_core::plugin::LocalNode;
-use sixfold_core::runtime::Runtime;
-use sixfold_xds_api::any::struct_to_json;
+use sixfold_xds_api::any::{self, struct_to_json};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::{DynamicResources, StaticResources};
-use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
-use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{
-    Admin as ProtoAdmin, Bootstrap, LayeredRuntime, RuntimeLayer,
-};
+use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{Admin as ProtoAdmin, Bootstrap};
 use sixfold_xds_api::pb::envoy::config::core::v3::{
     Locality as ProtoLocality, Node as ProtoNode, TypedExtensionConfig,
 };
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::pb::envoy::config::trace::v3::Tracing;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
-use sixfold_xds_api::pb::google::protobuf::Struct;
-use sixfold_xds_api::{any, bootstrap_with_faults, constraints};
+use sixfold_xds_api::{bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;
 use self::faults::{Faults, Unread};
+pub(crate) use self::runtime::values as runtime_values;
 use crate::ads::{Asks, Key, Kind, Static, Statics};
 use crate::context::{Context, Node};
 use crate::dump::Shown;
@@ -136,12 +133,10 @@ pub fn load(
     let unread: Vec<ConfigError> = unread.map(ConfigError::into_all).unwrap_or_default();
     let missing = Unread::new(&unread);
     faults.leave_out_consequences(&missing);
-    for fault in constraints::faults(&Bootstrap::full_name(), &encoded) {
-        faults.broken_rule(&bootstrap, fault, &missing);
-    }
+    faults.broken_rules(&bootstrap, constraints::faults(&Bootstrap::full_name(), &encoded), &missing);
     faults.add_unread(&bootstrap, unread);
     match compiled {
-        Some((diff, admin, tags, followed)) if faults.0.is_empty() => {
+        Some((diff, admin, tags, followed)) if faults.is_empty() => {
             let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };
             Ok(Compiled { diff, admin, tags, followed, shown })
         }
@@ -255,7 +250,7 @@ fn context(
     compile.build.local_cluster = cluster.as_str().into();
     compile.build.node = Arc::new(own);
     let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
-    let runtime = faults.take(runtime(value.layered_runtime.as_ref()).in_key("layered_runtime"));
+    let runtime = faults.take(runtime::compile(value.layered_runtime.as_ref()).in_key("layered_runtime"));
     let servers = faults.take(cluster::dns::servers(
         &value.typed_dns_resolver_config,
         &value.dns_resolution_config,
@@ -304,75 +299,6 @@ fn own_address(listener: &Listener, taken: &mut BTreeMap<String, Arc<str>>) -> R
         }
     }
     Ok(())
-}
-
-/// The merged layers: later ones win. Nested objects are keys with dots.
-fn runtime(value: Option<&LayeredRuntime>) -> Result<Runtime> {
-    let (mut values, mut names) = (BTreeMap::new(), BTreeSet::new());
-    for (index, RuntimeLayer { name, layer_specifier }) in
-        value.iter().flat_map(|value| value.layers.iter().enumerate())
-    {
-        if !names.insert(name) {
-            let error = ConfigError::field("name", format!("layer \"{name}\" is given twice"));
-            return Err(error.in_index(index).in_key("layers"));
-        }
-        let unsupported =
-            |field: &str| Err(ConfigError::field(field, "is not supported").in_index(index).in_key("layers"));
-        match layer_specifier {
-            Some(LayerSpecifier::StaticLayer(layer)) => {
-                let mut given = BTreeMap::new();
-                flatten("", &struct_to_json(layer.clone()), &mut given);
-                if let Some((key, _)) = given.iter().find(|(key, value)| acts_in_envoy(key, value)) {
-                    let error = ConfigError::field("static_layer", format!("key \"{key}\" is not supported"));
-                    return Err(error.in_index(index).in_key("layers"));
-                }
-                values.extend(given);
-            }
-            // Empty until somebody changes it over the administration interface.
-            Some(LayerSpecifier::AdminLayer(_)) => {}
-            Some(LayerSpecifier::DiskLayer(_)) => return unsupported("disk_layer"),
-            Some(LayerSpecifier::RtdsLayer(_)) => return unsupported("rtds_layer"),
-            None => return unsupported("layer_specifier"),
-        }
-    }
-    Ok(Runtime::new(values))
-}
-
-/// Whether a key limits or injects something by itself in Envoy, which fields without a key of their own have here.
-fn acts_in_envoy(key: &str, value: &serde_json::Value) -> bool {
-    let limits = key == "overload.global_downstream_max_connections"
-        || key.starts_with("envoy.resource_limits.listener.");
-    // What control planes write for no limit.
-    let unlimited = value.as_f64().is_some_and(|limit| limit >= f64::from(i32::MAX));
-    limits && !unlimited || key.starts_with("fault.http.") || key.starts_with("fault.tcp.")
-}
-
-/// The values of a layer as text.
-pub(crate) fn runtime_values(layer: &Struct) -> BTreeMap<String, String> {
-    let mut values = BTreeMap::new();
-    flatten("", &struct_to_json(layer.clone()), &mut values);
-    let text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    values.into_iter().map(|(key, value)| (key, text(value))).collect()
-}
-
-fn flatten(prefix: &str, value: &serde_json::Value, values: &mut BTreeMap<String, serde_json::Value>) {
-    match value {
-        // A share is an object that is a value.
-        serde_json::Value::Object(map) if !map.contains_key("numerator") => {
-            for (key, value) in map {
-                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&key, value, values);
-            }
-        }
-        // Plain numbers of a YAML file that are no 32-bit integers have come as text.
-        serde_json::Value::String(text) => {
-            let number = text.parse().ok().and_then(serde_json::Number::from_f64);
-            values.insert(prefix.to_owned(), number.map_or_else(|| value.clone(), serde_json::Value::Number));
-        }
-        _ => {
-            values.insert(prefix.to_owned(), value.clone());
-        }
-    }
 }
 
 fn admin(context: &Context, value: &ProtoAdmin) -> Result<Option<Admin>> {

@@ -165,28 +165,12 @@ pub fn fractional_percent(value: &FractionalPercent) -> Result<(u64, u64)> {
     Ok((u64::from(value.numerator), denominator))
 }
 
-/// A share whose runtime key, if there is a value for it, takes the default's place: a number of percents, or an
-/// object with numerator and denominator (source/common/runtime/runtime_impl.cc `featureEnabled`).
+/// A share whose runtime key, if there is a share by it, takes the default's place
+/// (source/common/runtime/runtime_impl.cc `featureEnabled`).
 pub fn fraction(runtime: &Runtime, key: &str, default: &FractionalPercent) -> Result<Fraction> {
     let (numerator, denominator) = fractional_percent(default).in_key("default_value")?;
-    let Some(value) = runtime.get(key).filter(|_| !key.is_empty()) else {
-        return Ok(Fraction::new(numerator, denominator));
-    };
-    if let Some(percent) = value.as_u64() {
-        return Ok(Fraction::new(percent, 100));
-    }
-    let part = |name: &str| value.get(name);
-    Ok(match part("numerator").and_then(serde_json::Value::as_u64) {
-        Some(numerator) => {
-            let denominator = match part("denominator").and_then(serde_json::Value::as_str) {
-                Some("TEN_THOUSAND") => 10_000,
-                Some("MILLION") => 1_000_000,
-                _ => 100,
-            };
-            Fraction::new(numerator, denominator)
-        }
-        None => Fraction::new(numerator, denominator),
-    })
+    let (numerator, denominator) = runtime.share(key).unwrap_or((numerator, denominator));
+    Ok(Fraction::new(numerator, denominator))
 }
 
 /// See [`fraction`].
@@ -199,10 +183,9 @@ pub fn runtime_double(runtime: &Runtime, value: &Option<RuntimeDouble>, default:
     value.as_ref().map_or(default, |value| runtime.number(&value.runtime_key, value.default_value))
 }
 
-/// A number that a runtime key may replace.
-pub fn runtime_u32(runtime: &Runtime, value: &RuntimeUInt32) -> u32 {
-    // Out of range saturates, as a cast from float does.
-    runtime.number(&value.runtime_key, f64::from(value.default_value)) as u32
+/// A whole number that a runtime key may replace.
+pub fn runtime_integer(runtime: &Runtime, value: &RuntimeUInt32) -> u64 {
+    runtime.integer(&value.runtime_key, value.default_value.into())
 }
 
 /// A range of addresses.

@@ -72,7 +72,7 @@ fn a_bootstrap_becomes_a_diff() {
     assert_eq!((context.node.id.as_str(), context.node.cluster.as_str()), ("node-1", "local"));
     assert_eq!(context.runtime.number("a.b", 0.0), 5.0);
     assert_eq!(context.runtime.number("d", 0.0), 1.5, "floats of YAML come as text");
-    assert_eq!(context.runtime.get("c").unwrap()["numerator"], 3);
+    assert_eq!(context.runtime.share("c"), Some((3, 1_000_000)));
 }
 
 #[test]
@@ -115,6 +115,21 @@ fn errors_have_file_place_resource_field_and_reason() {
             "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"fault.http.abort.abort_percent\" is not supported",
         ),
         (
+            "a: {b: 5}",
+            "upstream: {use_retry: 0}",
+            "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"upstream.use_retry\" is not supported",
+        ),
+        (
+            "a: {b: 5}",
+            "health_check.max_interval: \"10\"",
+            "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"health_check.max_interval\" is not supported",
+        ),
+        (
+            "a: {b: 5}",
+            "a: {b: null}",
+            "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"a.b\" has no value that a key may have",
+        ),
+        (
             "address: 127.0.0.1, port_value: 9901",
             "address: localhost, port_value: 9901",
             "envoy.yaml:3:36: admin.address.socket_address.address: \"localhost\" is no IP address",
@@ -142,6 +157,12 @@ fn habits_of_users_are_judged_as_by_envoy() {
         ("http_filters:", "merge_slashes: \"yes\"\n          http_filters:"),
         ("connect_timeout: 1s", "connect_timeout: {seconds: 1}\n    per_connection_buffer_limit_bytes: 0"),
         ("match: {prefix: /}", "match: {prefix: /, headers: [{name: \"x y\", present_match: true}]}"),
+        // What these say is so without them.
+        (
+            "a: {b: 5}",
+            "upstream: {use_retry: \"100\", base_retry_backoff_ms: 25}, health_check.min_interval: 1",
+        ),
+        ("a: {b: 5}", "\"re2.max_program_size.error_level\": \"32768\", outlier_detection.interval_ms: 100"),
     ];
     for (from, to) in taken {
         let text = BOOTSTRAP.replacen(from, to, 1);

@@ -51,6 +51,10 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
     if let Some(common) = &value.common_lb_config {
         use_hostname = common_options(context, common, &mut config).in_key("common_lb_config")?;
     }
+    // Whole percents, wherever they are from (source/extensions/load_balancing_policies/common/load_balancer_impl.cc).
+    let threshold =
+        context.runtime.integer("upstream.healthy_panic_threshold", config.panic_threshold as u64);
+    config.panic_threshold = threshold.min(100) as f64;
     // Of what `load_balancing_policy` says by itself Envoy asks nothing.
     if use_hostname && !hashes_hostnames(value) {
         let field = "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing";
@@ -81,13 +85,10 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
     Ok(config)
 }
 
-/// Whether the endpoints are of a kind whose hostnames Envoy hashes.
+/// Whether the endpoints are of a kind whose hostnames Envoy hashes. What `cluster_type` names is not, whatever it is.
 fn hashes_hostnames(value: &ProtoCluster) -> bool {
-    match &value.cluster_discovery_type {
-        None => false,
-        Some(ClusterDiscoveryType::Type(kind)) => *kind == DiscoveryType::StrictDns as i32,
-        Some(ClusterDiscoveryType::ClusterType(_)) => true,
-    }
+    const STRICT_DNS: i32 = DiscoveryType::StrictDns as i32;
+    matches!(value.cluster_discovery_type, Some(ClusterDiscoveryType::Type(STRICT_DNS)))
 }
 
 /// Tells whether hostnames are hashed.
@@ -103,8 +104,9 @@ fn common_options(context: &Context, value: &CommonLbConfig, config: &mut Balanc
         locality_config_specifier,
     } = value;
     refuse!(ignore_new_hosts_until_first_hc, close_connections_on_host_set_change, override_host_status);
-    let threshold = healthy_panic_threshold.as_ref().map_or(50.0, |percent| percent.value);
-    config.panic_threshold = context.runtime.number("upstream.healthy_panic_threshold", threshold);
+    if let Some(percent) = healthy_panic_threshold {
+        config.panic_threshold = percent.value;
+    }
     match locality_config_specifier {
         None => {}
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => config.locality_weighted = true,
@@ -361,7 +363,7 @@ fn zone_aware(context: &Context, value: Option<&NewZone>) -> Result<Option<Arc<Z
     Ok(Some(Arc::new(ZoneAware {
         local: context.compile.clusters.cell(local),
         own: context.locality.clone(),
-        enabled: runtime.number("upstream.zone_routing.enabled", percent) as u32,
+        enabled: runtime.integer("upstream.zone_routing.enabled", percent as u64).min(100) as u32,
         min_size: runtime.integer("upstream.zone_routing.min_cluster_size", u64_or(min_cluster_size, 6)),
         force_own: forced.or(force_locality_direct_routing.then_some(1)),
         by_weight,

@@ -12,6 +12,9 @@ use sixfold_xds_api::pb::envoy::config::core::v3::RoutingPriority;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, enum_value, u32_or};
 
+/// A budget that says nothing else.
+const BUDGET: RetryBudget = RetryBudget { percent: 20.0, min_concurrency: 3 };
+
 /// Limits of a cluster.
 pub(super) struct Limits {
     /// Of ordinary requests.
@@ -58,17 +61,17 @@ fn with_runtime(runtime: &Runtime, prefix: &str, limits: BreakerLimits) -> Break
         let value = runtime.integer(&format!("{prefix}.{key}"), default.into());
         u32::try_from(value).unwrap_or(u32::MAX)
     };
+    let budget_key = |key: &str| format!("{prefix}.retry_budget.{key}");
+    let keyed = ["budget_percent", "min_retry_concurrency"].iter().any(|key| runtime.has(&budget_key(key)));
     BreakerLimits {
         max_connections: whole("max_connections", limits.max_connections),
         max_pending: whole("max_pending_requests", limits.max_pending),
         max_requests: whole("max_requests", limits.max_requests),
         max_retries: whole("max_retries", limits.max_retries),
-        retry_budget: limits.retry_budget.map(|budget| {
-            let percent = runtime.number(&format!("{prefix}.retry_budget.budget_percent"), budget.percent);
-            RetryBudget {
-                percent: percent.clamp(0.0, 100.0),
-                min_concurrency: whole("retry_budget.min_retry_concurrency", budget.min_concurrency),
-            }
+        // A key alone is a budget.
+        retry_budget: limits.retry_budget.or(keyed.then_some(BUDGET)).map(|budget| RetryBudget {
+            percent: runtime.number(&budget_key("budget_percent"), budget.percent).clamp(0.0, 100.0),
+            min_concurrency: whole("retry_budget.min_retry_concurrency", budget.min_concurrency),
         }),
     }
 }
@@ -135,9 +138,9 @@ fn threshold(value: &Thresholds) -> Result<(RoutingPriority, BreakerLimits)> {
 fn budget(value: &ProtoBudget) -> Result<RetryBudget> {
     let ProtoBudget { budget_percent, budget_interval, min_retry_concurrency } = value;
     refuse!(budget_interval);
-    let percent = budget_percent.as_ref().map_or(20.0, |percent| percent.value);
+    let percent = budget_percent.as_ref().map_or(BUDGET.percent, |percent| percent.value);
     if !(0.0..=100.0).contains(&percent) {
         return Err(ConfigError::field("budget_percent", "must be between 0 and 100"));
     }
-    Ok(RetryBudget { percent, min_concurrency: u32_or(min_retry_concurrency, 3) })
+    Ok(RetryBudget { percent, min_concurrency: u32_or(min_retry_concurrency, BUDGET.min_concurrency) })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sixfold_core::cluster::{CAUSES, Cause, EventLog, FailurePercentage, OutlierDetection, SuccessRate};
 use sixfold_core::error::{ConfigError, Faults};
+use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::OutlierDetection as ProtoDetection;
 use sixfold_xds_api::pb::google::protobuf::UInt32Value;
 use sixfold_xds_api::refused;
@@ -64,36 +65,64 @@ pub(super) fn compile(
     }
     let jitter = duration_or(max_ejection_time_jitter, Duration::ZERO, "max_ejection_time_jitter");
     let threshold = percent(failure_percentage_threshold, 85, "failure_percentage_threshold");
+    let keys = Keys(&context.runtime);
     let detection = OutlierDetection {
-        interval: faults.take(positive_duration(interval, INTERVAL, "interval")),
-        base_ejection,
-        max_ejection,
-        jitter: faults.take(jitter),
-        max_ejected_percent: faults.take(percent(max_ejection_percent, 10, "max_ejection_percent")),
+        interval: keys.time("interval_ms", faults.take(positive_duration(interval, INTERVAL, "interval"))),
+        base_ejection: keys.time("base_ejection_time_ms", base_ejection),
+        max_ejection: keys.time("max_ejection_time_ms", max_ejection),
+        jitter: keys.time("max_ejection_time_jitter_ms", faults.take(jitter)),
+        max_ejected_percent: keys
+            .number(
+                "max_ejection_percent",
+                faults.take(percent(max_ejection_percent, 10, "max_ejection_percent")),
+            )
+            .min(100),
         always_one: bool_or(always_eject_one_host, false),
         back_by_check: bool_or(successful_active_health_check_uneject_host, true),
         split_local: *split_external_local_origin_errors,
-        consecutive_5xx: u32_or(consecutive_5xx, 5),
-        consecutive_gateway: u32_or(consecutive_gateway_failure, 5),
-        consecutive_local: u32_or(consecutive_local_origin_failure, 5),
+        consecutive_5xx: keys.number("consecutive_5xx", u32_or(consecutive_5xx, 5)),
+        consecutive_gateway: keys
+            .number("consecutive_gateway_failure", u32_or(consecutive_gateway_failure, 5)),
+        consecutive_local: keys
+            .number("consecutive_local_origin_failure", u32_or(consecutive_local_origin_failure, 5)),
         success_rate: SuccessRate {
-            hosts: u32_or(success_rate_minimum_hosts, 5),
-            requests: u32_or(success_rate_request_volume, 100),
-            stdev_factor: u32_or(success_rate_stdev_factor, 1900),
+            hosts: keys.number("success_rate_minimum_hosts", u32_or(success_rate_minimum_hosts, 5)),
+            requests: keys.number("success_rate_request_volume", u32_or(success_rate_request_volume, 100)),
+            stdev_factor: keys.number("success_rate_stdev_factor", u32_or(success_rate_stdev_factor, 1900)),
         },
         failure_percentage: FailurePercentage {
-            hosts: u32_or(failure_percentage_minimum_hosts, 5),
-            requests: u32_or(failure_percentage_request_volume, 50),
-            threshold: faults.take(threshold),
+            hosts: keys
+                .number("failure_percentage_minimum_hosts", u32_or(failure_percentage_minimum_hosts, 5)),
+            requests: keys
+                .number("failure_percentage_request_volume", u32_or(failure_percentage_request_volume, 50)),
+            threshold: keys.number("failure_percentage_threshold", faults.take(threshold)),
         },
-        enforcing: faults.take(enforcing(value)),
+        enforcing: faults.take(enforcing(value, keys)),
         log,
     };
     faults.end(Arc::new(detection))
 }
 
+/// The runtime's keys, one for each field, that take the place of what is configured (source/common/upstream/
+/// outlier_detection_impl.h).
+#[derive(Clone, Copy)]
+struct Keys<'a>(&'a Runtime);
+
+impl Keys<'_> {
+    fn number(self, key: &str, configured: u32) -> u32 {
+        let number = self.0.integer(&format!("outlier_detection.{key}"), configured.into());
+        u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// Of so many milliseconds, one at least: an interval of none would leave no time for anything else.
+    fn time(self, key: &str, configured: Duration) -> Duration {
+        let milliseconds = self.0.whole(&format!("outlier_detection.{key}"));
+        milliseconds.map_or(configured, |milliseconds| Duration::from_millis(milliseconds.max(1)))
+    }
+}
+
 /// How likely each cause ejects, in percent.
-fn enforcing(value: &ProtoDetection) -> Result<[u32; CAUSES]> {
+fn enforcing(value: &ProtoDetection, keys: Keys<'_>) -> Result<[u32; CAUSES]> {
     let mut enforcing = [0; CAUSES];
     let mut faults = Faults::default();
     for (cause, value, default, field) in [
@@ -125,7 +154,7 @@ fn enforcing(value: &ProtoDetection) -> Result<[u32; CAUSES]> {
             "enforcing_failure_percentage_local_origin",
         ),
     ] {
-        enforcing[cause as usize] = faults.take(percent(value, default, field));
+        enforcing[cause as usize] = keys.number(field, faults.take(percent(value, default, field)));
     }
     faults.end(enforcing)
 }

@@ -1,8 +1,8 @@
 #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sixfold_core::cluster::{
-    DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, HostConfig, Intervals, LoadReports,
-    Metric, OriginalDestination, Policy, Probe, RetryBudget, SubsetFallback, UpstreamProtocol,
+    Cause, DnsBackoff, DnsFamily, DnsOptions, DnsServers, EdsHealth, HeaderCase, HostConfig, Intervals,
+    LoadReports, Metric, OriginalDestination, Policy, Probe, RetryBudget, SubsetFallback, UpstreamProtocol,
 };
 use sixfold_core::matcher::HeaderTarget;
 
@@ -248,6 +248,10 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
     for (fields, expected) in [
         (
             "lb_policy: RING_HASH\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}",
+            "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing: is for clusters of type STRICT_DNS",
+        ),
+        (
+            "cluster_type: {name: envoy.clusters.dns, typed_config: {'@type': type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster}}\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}",
             "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing: is for clusters of type STRICT_DNS",
         ),
         (
@@ -556,4 +560,42 @@ fn zone_aware_routing_is_there_with_a_local_cluster() {
     assert_eq!(newer("force_local_zone: {}, min_cluster_size: 1"), ((100, 1, Some(1), false), false));
     let (without, _) = config(older).unwrap();
     assert!(without.balance.zone.is_none() && without.balance.fail_on_panic);
+}
+
+/// Those of fields that a key has by itself were left as configured.
+#[test]
+fn the_runtime_has_a_say_in_outlier_detection() {
+    let values = r#"{"outlier_detection.consecutive_5xx": 1, "outlier_detection.max_ejection_percent": 1000,
+        "outlier_detection.interval_ms": "250", "outlier_detection.max_ejection_time_jitter_ms": 7,
+        "outlier_detection.enforcing_success_rate": 3, "outlier_detection.failure_percentage_threshold": -1}"#;
+    let (config, _) = with_runtime(values, "outlier_detection: {consecutive_5xx: 50, interval: 0.5s}");
+    let detection = config.outlier_detection.as_ref().unwrap();
+    assert_eq!((detection.consecutive_5xx, detection.max_ejected_percent), (1, 100));
+    let milliseconds = Duration::from_millis;
+    assert_eq!((detection.interval, detection.jitter), (milliseconds(250), milliseconds(7)));
+    assert_eq!(detection.enforcing[Cause::SuccessRate as usize], 3);
+    assert_eq!((detection.failure_percentage.threshold, detection.consecutive_gateway), (85, 5));
+    assert_eq!(detection.base_ejection, milliseconds(30_000));
+}
+
+/// It counted with `common_lb_config` alone, with fractions, and a negative one was 0.
+#[test]
+fn the_runtime_has_a_say_in_panics() {
+    let threshold = |values: &str, fields: &str| with_runtime(values, fields).0.balance.panic_threshold;
+    let common = "common_lb_config: {healthy_panic_threshold: {value: 33.9}}";
+    assert_eq!(threshold("{}", common), 33.0);
+    for fields in ["", "common_lb_config: {}", common] {
+        assert_eq!(threshold(r#"{"upstream.healthy_panic_threshold": 0}"#, fields), 0.0, "{fields}");
+    }
+    assert_eq!(threshold(r#"{"upstream.healthy_panic_threshold": "33.9"}"#, ""), 33.0);
+    assert_eq!(threshold(r#"{"upstream.healthy_panic_threshold": -5}"#, common), 33.0);
+}
+
+/// As in Envoy, it needs no budget to take the place of.
+#[test]
+fn the_runtime_alone_is_a_retry_budget() {
+    let values = r#"{"circuit_breakers.c.high.retry_budget.min_retry_concurrency": 9}"#;
+    let (config, _) = with_runtime(values, "");
+    assert_eq!(config.high_breaker.retry_budget, Some(RetryBudget { percent: 20.0, min_concurrency: 9 }));
+    assert_eq!(config.breaker.retry_budget, None);
 }

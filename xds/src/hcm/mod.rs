@@ -265,7 +265,7 @@ fn no_routes(context: &Context, filters: &HttpFilters) -> Result<Routes> {
 const REJECT_FRAGMENT: &str = "envoy.reloadable_features.http_reject_path_with_fragment";
 
 fn path_options(context: &Context, value: &ProtoManager) -> Result<PathOptions> {
-    let by_default = context.runtime.flag("http_connection_manager.normalize_path", false);
+    let by_default = context.runtime.enabled("http_connection_manager.normalize_path", 0);
     let strip_any_port = matches!(value.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true)));
     if strip_any_port && value.strip_matching_host_port {
         let reason = "must not be given together with strip_any_host_port";

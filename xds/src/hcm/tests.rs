@@ -52,6 +52,20 @@ fn a_runtime_key_lets_fragments_through() {
     }
 }
 
+/// It was read as a boolean: 100 was off.
+#[test]
+fn paths_are_normalised_where_the_runtime_says_so_in_percent() {
+    let normalizes = |value: serde_json::Value, fields: &str| {
+        let mut context = context();
+        let key = "http_connection_manager.normalize_path".to_owned();
+        context.runtime = Arc::new(Runtime::new([(key, value)].into()));
+        manager_in(&context, fields).unwrap().path.normalize
+    };
+    assert!(normalizes(serde_json::json!(100), "") && normalizes(serde_json::json!("100"), ""));
+    assert!(!normalizes(serde_json::json!(0), "") && !normalizes(serde_json::json!(true), ""));
+    assert!(!normalizes(serde_json::json!(100), "normalize_path: false"));
+}
+
 #[test]
 fn fields_reach_the_model() {
     let manager = manager(

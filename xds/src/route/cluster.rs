@@ -85,7 +85,7 @@ fn weighted(
         member(scope, value, runtime_key_prefix, &of_route, levels).in_index(index).in_key("clusters")
     });
     let clusters: Box<[WeightedCluster]> = members.collect::<Result<_>>()?;
-    let total = clusters.iter().map(|member| member.weight).sum();
+    let total = clusters.iter().fold(0u64, |total, member| total.saturating_add(member.weight));
     if total == 0 || total > u64::from(u32::MAX) {
         return Err(ConfigError::field(
             "clusters",
@@ -119,10 +119,10 @@ fn member(
         typed_per_filter_config,
         host_rewrite_specifier,
     } = value;
-    let configured = f64::from(required(weight, "weight")?.value);
+    let configured = u64::from(required(weight, "weight")?.value);
     let weight = match runtime_prefix {
         "" => configured,
-        prefix => scope.context.runtime.number(&format!("{prefix}.{name}"), configured),
+        prefix => scope.context.runtime.integer(&format!("{prefix}.{name}"), configured),
     };
     let chain = if typed_per_filter_config.is_empty() {
         None
@@ -138,7 +138,7 @@ fn member(
     Ok(WeightedCluster {
         cluster: name_or_header(scope, name, cluster_header, "name")?,
         // Below zero and beyond u64 saturate.
-        weight: weight as u64,
+        weight,
         request_headers,
         response_headers,
         host_rewrite: host_rewrite_specifier

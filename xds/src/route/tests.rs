@@ -12,6 +12,7 @@ use sixfold_core::route::{
     Route,
 };
 use sixfold_core::router::PathMatch;
+use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 
 use super::*;
@@ -170,6 +171,27 @@ fn weighted_clusters_sum_up() {
 }
 
 /// Most of these were refused as no header names, and `Host` was looked for among the other headers.
+/// One below zero was a weight of 0.
+#[test]
+fn weights_are_whole_numbers_of_the_runtime() {
+    let mut context = context();
+    let values = r#"{"w.a": -1, "w.b": "7.5", "w.c": "18446744073709551616"}"#;
+    context.runtime = Arc::new(Runtime::new(serde_json::from_str(values).unwrap()));
+    let clusters = "[{name: a, weight: 50}, {name: b, weight: 50}, {name: c, weight: 3}]";
+    let action = format!("{{weighted_clusters: {{runtime_key_prefix: w, clusters: {clusters}}}}}");
+    let table = compile_in(
+        &context,
+        &format!(
+            "virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {action}}}]}}]"
+        ),
+    );
+    let table = table.unwrap();
+    let Action::Forward(forward) = &table.routes().next().unwrap().action else { panic!("forwards") };
+    let ClusterChoice::Weighted(weighted) = &forward.cluster else { panic!("weighted") };
+    let weights: Vec<u64> = weighted.clusters.iter().map(|member| member.weight).collect();
+    assert_eq!(weights, [50, 7, 3]);
+}
+
 #[test]
 fn a_header_may_be_any_that_envoy_looks_up() {
     for (name, target) in [

@@ -1,0 +1,117 @@
+//! `layered_runtime`: keys that configuration is compiled with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::runtime::Runtime;
+use sixfold_xds_api::any::struct_to_json;
+use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
+use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{LayeredRuntime, RuntimeLayer};
+use sixfold_xds_api::pb::google::protobuf::Struct;
+use sixfold_xds_api::values::Result;
+
+/// Keys that do something by themselves in Envoy and nothing here, those that end in a dot with all that begin so, and
+/// which numbers of theirs do nothing in Envoy either. Beside them stand those that the fields of clusters and
+/// connection managers are compiled with (docs/root/configuration of Envoy, the pages on runtimes).
+const ACTING: [(&str, fn(f64) -> bool); 13] = [
+    ("envoy.resource_limits.listener.", unlimited),
+    ("fault.http.", never),
+    ("fault.tcp.", never),
+    ("health_check.max_interval", unlimited),
+    ("health_check.min_interval", |milliseconds| milliseconds <= 1.0),
+    ("health_check.verify_cluster", always),
+    ("http_connection_manager.path_with_escaped_slashes_action", never),
+    ("overload.global_downstream_max_connections", unlimited),
+    ("overload.premature_reset_min_stream_lifetime_seconds", |seconds| seconds == 1.0),
+    ("overload.premature_reset_total_stream_count", |count| count == 500.0),
+    ("upstream.base_retry_backoff_ms", |milliseconds| milliseconds == 25.0),
+    ("upstream.use_http2", always),
+    ("upstream.use_retry", always),
+];
+
+/// What control planes write for no limit.
+fn unlimited(limit: f64) -> bool {
+    limit >= f64::from(i32::MAX)
+}
+
+fn always(percent: f64) -> bool {
+    percent >= 100.0
+}
+
+fn never(_: f64) -> bool {
+    false
+}
+
+/// The merged layers: later ones win. Nested objects are keys with dots.
+pub(super) fn compile(value: Option<&LayeredRuntime>) -> Result<Runtime> {
+    let (mut runtime, mut names) = (Runtime::default(), BTreeSet::new());
+    for (index, RuntimeLayer { name, layer_specifier }) in
+        value.iter().flat_map(|value| value.layers.iter().enumerate())
+    {
+        if !names.insert(name) {
+            let error = ConfigError::field("name", format!("layer \"{name}\" is given twice"));
+            return Err(error.in_index(index).in_key("layers"));
+        }
+        let layer = layer(layer_specifier.as_ref()).in_index(index).in_key("layers")?;
+        runtime.add(layer);
+    }
+    Ok(runtime)
+}
+
+fn layer(value: Option<&LayerSpecifier>) -> Result<Runtime> {
+    let unsupported = |field: &str| Err(ConfigError::field(field, "is not supported"));
+    match value {
+        Some(LayerSpecifier::StaticLayer(layer)) => static_layer(layer).in_key("static_layer"),
+        // Empty until somebody changes it over the administration interface.
+        Some(LayerSpecifier::AdminLayer(_)) => Ok(Runtime::default()),
+        Some(LayerSpecifier::DiskLayer(_)) => unsupported("disk_layer"),
+        Some(LayerSpecifier::RtdsLayer(_)) => unsupported("rtds_layer"),
+        None => unsupported("layer_specifier"),
+    }
+}
+
+fn static_layer(value: &Struct) -> Result<Runtime> {
+    let layer = Runtime::new(flat(value));
+    for (key, value) in layer.values() {
+        if matches!(value, Value::Null | Value::Array(_)) {
+            return Err(ConfigError::new(format!("key \"{key}\" has no value that a key may have")));
+        }
+        if acts_in_envoy(key, &layer) {
+            return Err(ConfigError::new(format!("key \"{key}\" is not supported")));
+        }
+    }
+    Ok(layer)
+}
+
+/// Whether a key, by its value, has Envoy do something that nothing does here.
+fn acts_in_envoy(key: &str, layer: &Runtime) -> bool {
+    let found =
+        ACTING.iter().find(|(acting, _)| *acting == key || acting.ends_with('.') && key.starts_with(acting));
+    found.is_some_and(|(_, harmless)| !harmless(layer.number(key, f64::NAN)))
+}
+
+/// The values of a layer as text.
+pub(crate) fn values(layer: &Struct) -> BTreeMap<String, String> {
+    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    flat(layer).into_iter().map(|(key, value)| (key, text(value))).collect()
+}
+
+fn flat(layer: &Struct) -> BTreeMap<String, Value> {
+    let mut values = BTreeMap::new();
+    if let Value::Object(members) = struct_to_json(layer.clone()) {
+        members.into_iter().for_each(|(key, value)| flatten(key, value, &mut values));
+    }
+    values
+}
+
+fn flatten(key: String, value: Value, values: &mut BTreeMap<String, Value>) {
+    // A share is an object that is a value.
+    let is_share = |name: &str| matches!(name, "numerator" | "denominator");
+    match value {
+        Value::Object(members) if !members.is_empty() && !members.keys().any(|name| is_share(name)) => {
+            members.into_iter().for_each(|(name, value)| flatten(format!("{key}.{name}"), value, values));
+        }
+        value => drop(values.insert(key, value)),
+    }
+}
