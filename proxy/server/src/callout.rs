@@ -60,7 +60,7 @@ impl Callouts {
         let mut tried = Vec::new();
         loop {
             let deadline = Deadline::at(after(start, request.timeout));
-            let Some(mut out) = attempt(&cluster, &mut tried, deadline) else {
+            let Some(mut out) = attempt(&cluster, &mut tried, deadline, head.is_grpc()) else {
                 return Err(failed("no healthy upstream"));
             };
             match send(&mut out, request, &head, open).await {
@@ -91,11 +91,16 @@ impl Callouts {
 }
 
 /// An attempt at an endpoint that was not tried; `None` when there is none.
-fn attempt(cluster: &Arc<Cluster>, tried: &mut Vec<TriedHost>, deadline: Deadline) -> Option<Outbound> {
+fn attempt(
+    cluster: &Arc<Cluster>,
+    tried: &mut Vec<TriedHost>,
+    deadline: Deadline,
+    is_grpc: bool,
+) -> Option<Outbound> {
     let (pools, worker) = Pools::of_thread();
     let mut flight = cluster.choose(&Choice::avoiding(tried, worker, None, Criteria::NONE))?;
     let now = std::time::Instant::now();
-    flight.begin(now);
+    flight.begin(now, is_grpc);
     tried.push(TriedHost::new(flight.member().clone(), now));
     Some(Outbound::new(flight, pools, deadline, Profile::Apisix))
 }

@@ -13,7 +13,7 @@ use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destinati
 use crate::worker::Worker;
 use meter::Meter;
 use pump::{End, Pump, Side, Watch};
-use sixfold_core::cluster::{Choice, Cluster, Criteria, InFlight, OutcomeKind, Resource, TriedHost};
+use sixfold_core::cluster::{Choice, Cluster, Criteria, InFlight, Resource, TriedHost};
 use sixfold_core::connection::{Connection, UpstreamConnection};
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
@@ -144,7 +144,7 @@ impl Session {
                 Handshake { tls: cluster.tls_of(flight.member()), source, ..Handshake::default() };
             match dial(&cluster, &host, handshake, timeout).await {
                 Ok(mut connected) => {
-                    flight.settle(OutcomeKind::Response, 200);
+                    flight.connected();
                     flight.attached();
                     // However it ends, its one request is under way.
                     active.ends_busy();

@@ -112,6 +112,30 @@ async fn mirrors_get_the_request_once_and_their_answers_go_nowhere() {
     );
 }
 
+/// They counted by the status of HTTP, whatever that of gRPC was.
+#[tokio::test]
+async fn what_a_mirror_says_counts_for_its_endpoint() {
+    let (a, _) = recording(|_| ok("")).await;
+    let calls = ["grpc-status: 0\r\n", "grpc-status: 14\r\n", ""];
+    let (mirror, seen) = recording(move |number| {
+        let status = calls.get(number).copied().unwrap_or_default();
+        format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{status}\r\n").into_bytes()
+    })
+    .await;
+    let mirrored = Mirrored::new(a.address, &[mirror.address]).route(&["m0"], |_| {});
+    let endpoint =
+        mirrored.setup.clusters.cell("m0").load().unwrap().hosts.load().iter().next().unwrap().host.clone();
+    let (proxy, _) = mirrored.serve().await;
+    let call = "GET /s/m HTTP/1.1\r\nHost: h\r\ncontent-type: application/grpc\r\nconnection: close\r\n\r\n";
+    let counts = || [&endpoint.succeeded_requests, &endpoint.failed_requests].map(|count| count.load(SeqCst));
+    for expected in [[1, 0], [1, 1], [1, 2]] {
+        ask(proxy, call).await;
+        eventually(|| counts().iter().sum::<u64>() == expected.iter().sum::<u64>()).await;
+        assert_eq!(counts(), expected);
+    }
+    assert_eq!(seen.lock().len(), 3);
+}
+
 /// A chunked body is passed on piece by piece, with its trailers, before the request is complete.
 #[tokio::test]
 async fn bodies_stream_to_mirrors_with_their_trailers() {

@@ -11,6 +11,7 @@ use sixfold_core::retry::{RateLimitedBackOff, RetryOn, RetryPolicy};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -386,6 +387,59 @@ async fn the_next_attempt_may_answer_first_and_the_slow_one_is_given_up() {
     assert!(response.ends_with("second") && (300..315).contains(&at), "{response} at {at}");
     assert_seen(&all(&mut seen), &[Seen::Attempt(0), Seen::Attempt(300), Seen::Closed(300)]);
     assert_eq!(registry.sum("cluster.a.", "upstream_rq_active"), 0);
+}
+
+/// What the one endpoint counted: answers, failures, timeouts.
+fn endpoint_counts(setup: &Setup) -> impl Fn() -> [u64; 3] + use<> {
+    let cluster = setup.clusters.cell("a").load().unwrap();
+    let host = cluster.hosts.load().iter().next().unwrap().host.clone();
+    move || {
+        [&host.succeeded_requests, &host.failed_requests, &host.timed_out_requests].map(|n| n.load(Relaxed))
+    }
+}
+
+/// A slow attempt counted as a timeout also where another one's answer ended it, and a bad answer that another attempt
+/// made good was none to its endpoint.
+#[tokio::test]
+async fn attempts_of_a_hedged_request_count_by_their_own_end() {
+    use Reply::{Answer, Late, Silence};
+    let cases = [
+        (vec![Silence, Answer(ok("second"))], 15_000, [1, 0, 0]),
+        (vec![Late(700, ok("good")), Answer(status(503))], 15_000, [1, 1, 0]),
+        (vec![Late(500, status(404)), Late(500, ok("good"))], 15_000, [1, 1, 0]),
+        (vec![], 900, [0, 2, 2]),
+    ];
+    let clock = StoppedClock::new();
+    let mut end = 0;
+    for (replies, limit, expected) in cases {
+        let (address, _seen) = upstream(&clock, replies).await;
+        let on = RetryOn::SERVER_ERROR | RetryOn::RETRIABLE_4XX | RetryOn::RETRIABLE_STATUS_CODES;
+        let policy = RetryPolicy { on, status_codes: vec![404], per_try_timeout: Some(ms(300)), ..policy(1) };
+        let setup = setup(address, policy, Some(ms(limit)), true);
+        let counts = endpoint_counts(&setup);
+        let proxy = setup.serve().await.0;
+        let mut answers = ask(&clock, proxy).await;
+        end += 1100;
+        clock.to(ms(end)).await;
+        answers.try_recv().expect("an answer");
+        assert_eq!(counts(), expected);
+    }
+}
+
+/// Whatever its status, a response in whose place another attempt was made is an error of its endpoint.
+#[tokio::test]
+async fn a_retried_response_is_an_error_of_its_endpoint() {
+    let clock = StoppedClock::new();
+    let (address, _seen) =
+        upstream(&clock, vec![Reply::Answer(status(409)), Reply::Answer(ok("second"))]).await;
+    let policy = RetryPolicy { on: RetryOn::RETRIABLE_4XX, ..policy(1) };
+    let setup = setup(address, policy, None, false);
+    let counts = endpoint_counts(&setup);
+    let proxy = setup.serve().await.0;
+    let mut answers = ask(&clock, proxy).await;
+    clock.to(ms(50)).await;
+    assert!(answers.try_recv().unwrap().1.ends_with("second"));
+    assert_eq!(counts(), [1, 1, 0]);
 }
 
 /// A bad response waits for the attempts beside it; the last one is passed on whatever it is.

@@ -97,9 +97,13 @@ pub struct InFlight {
     is_grpc: bool,
     /// What the gRPC status in the head of the response amounts to.
     grpc: Option<u16>,
-    /// The status of the head that has come, or what the gRPC status amounts to. A head of gRPC without a status is none
-    /// if all is well with it: the trailers are yet to tell.
+    /// The status of the head that has come, or what the gRPC status at the end amounts to, which is yet to come behind a
+    /// head of gRPC that is well.
     answer: Option<u16>,
+    /// Nobody gets its response.
+    set_aside: bool,
+    /// Outlier detection knows that the response is late.
+    late: bool,
     /// It is a connection that carries bytes, of which nobody tells whether they go well.
     raw: bool,
     /// Its head brought a load report: none is looked for in its trailers.
@@ -122,6 +126,8 @@ impl InFlight {
             is_grpc: false,
             grpc: None,
             answer: None,
+            set_aside: false,
+            late: false,
             raw: false,
             load_known: false,
             reported: false,
@@ -143,8 +149,11 @@ impl InFlight {
         &self.cluster
     }
 
-    /// Begins the attempt: from here on cluster and endpoint count it among those under way.
-    pub fn begin(&mut self, now: Instant) {
+    /// Begins the attempt: from here on cluster and endpoint count it among those under way. Of a request of gRPC the
+    /// status of gRPC tells whether it goes well; in other answers the field means nothing (source/common/router/
+    /// router.cc, `grpc_request_`).
+    pub fn begin(&mut self, now: Instant, is_grpc: bool) {
+        self.is_grpc = is_grpc;
         if self.began.replace(now).is_some() {
             return;
         }
@@ -155,13 +164,7 @@ impl InFlight {
     /// Begins it as a connection for whatever bytes come: it is no request that goes well or badly.
     pub fn begin_raw(&mut self, now: Instant) {
         self.raw = true;
-        self.begin(now);
-    }
-
-    /// Notes that the request is one of gRPC: a status of gRPC tells whether it goes well. In other answers the field
-    /// means nothing (source/common/router/router.cc, `grpc_request_`).
-    pub fn carries_grpc(&mut self) {
-        self.is_grpc = true;
+        self.begin(now, false);
     }
 
     /// Counts a request that is given to a connection: one that none was found for is none to the endpoint.
@@ -170,21 +173,28 @@ impl InFlight {
         self.member.host.total_requests.fetch_add(1, Relaxed);
     }
 
+    /// Notes that what began as a connection for whatever bytes come is one.
+    pub fn connected(&mut self) {
+        self.settle(OutcomeKind::Response, 200);
+    }
+
     /// Notes what will be reported should nothing else happen: an attempt is cancelled until somebody says
     /// otherwise.
-    pub fn settle(&mut self, kind: OutcomeKind, status: u16) {
+    fn settle(&mut self, kind: OutcomeKind, status: u16) {
         (self.kind, self.status) = (kind, status);
     }
 
-    /// Notes the head of the endpoint's response: what will be reported should nothing else happen. As in Envoy
-    /// (Router::Filter::onUpstreamHeaders) a gRPC status in it counts in place of the other if the request is of gRPC, and
-    /// `x-envoy-immediate-health-check-fail` as a failed check.
-    pub fn answered(&mut self, status: u16, headers: &Headers) {
+    /// Notes the head of the endpoint's response: what will be reported should nothing else happen; with `end` nothing
+    /// follows it. As in Envoy (Router::Filter::onUpstreamHeaders) a gRPC status in it counts for outlier detection in
+    /// place of the other if the request is of gRPC, and `x-envoy-immediate-health-check-fail` as a failed check.
+    pub fn answered(&mut self, status: u16, headers: &Headers, end: bool) {
         self.settle(OutcomeKind::Response, status);
         self.grpc = self.is_grpc.then(|| grpc_status(headers)).flatten();
-        self.answer = match self.is_grpc && status < 500 {
-            true => self.grpc,
-            false => Some(status),
+        // A gRPC status that a body follows is not the last word (`handleNon5xxResponseHeaders`).
+        self.answer = match (self.is_grpc && status < 500, end) {
+            (false, _) => Some(status),
+            (true, true) => Some(self.grpc.unwrap_or(NO_STATUS)),
+            (true, false) => None,
         };
         if let Some(reports) = self.cluster.config.balance.policy.load_reports() {
             self.load_known = reports.take(headers, &self.member.host, Instant::now());
@@ -194,20 +204,32 @@ impl InFlight {
         }
     }
 
-    /// Notes the trailers of the endpoint's response, which may bring a gRPC status, and the load report that its head
-    /// had not.
+    /// Notes the end of the endpoint's response with its trailers, if there are any: they may bring a gRPC status, without
+    /// which a call has failed, and the load report that its head had not.
     pub fn trailed(&mut self, trailers: &Headers) {
-        if trailers.is_empty() {
-            return;
-        }
         if self.is_grpc && self.answer.is_none() {
-            self.answer = grpc_status(trailers);
+            self.answer = Some(grpc_status(trailers).unwrap_or(NO_STATUS));
         }
-        if self.load_known {
+        if trailers.is_empty() || self.load_known {
             return;
         }
         if let Some(reports) = self.cluster.config.balance.policy.load_reports() {
             self.load_known = reports.take(trailers, &self.member.host, Instant::now());
+        }
+    }
+
+    /// Notes that its response is nobody's: another attempt takes its place, or has a better one. To the endpoint that is
+    /// an error whatever the status; outlier detection hears the status.
+    pub fn set_aside(&mut self) {
+        self.set_aside = true;
+    }
+
+    /// Tells outlier detection that the response is late, though the attempt goes on (`onSoftPerTryTimeout`). It does not
+    /// hear it again should the attempt end so.
+    pub fn late(&mut self, now: Instant) {
+        self.late = true;
+        if let Some(outliers) = &self.cluster.outliers {
+            outliers.report(&self.member.host, &self.outcome(OutcomeKind::Timeout, 504, now));
         }
     }
 
@@ -218,33 +240,38 @@ impl InFlight {
         self.report();
     }
 
+    fn outcome(&self, kind: OutcomeKind, status: u16, ended: Instant) -> Outcome {
+        Outcome { worker: self.worker, kind, status, span: self.began.map(|began| (began, ended)) }
+    }
+
     fn report(&mut self) {
         if std::mem::replace(&mut self.reported, true) {
             return;
         }
-        let span = self.began.map(|began| (began, self.ended.unwrap_or_else(Instant::now)));
-        if span.is_some() {
+        if self.began.is_some() {
             self.cluster.stats.upstream_rq_active().dec();
             self.member.host.active_requests.fetch_sub(1, Relaxed);
         }
         let grpc = self.grpc.filter(|_| self.kind == OutcomeKind::Response);
         let status = grpc.unwrap_or(self.status);
-        let outcome = Outcome { worker: self.worker, kind: self.kind, status, span };
+        let outcome = self.outcome(self.kind, status, self.ended.unwrap_or_else(Instant::now));
         if !self.raw {
             self.judge(status);
         }
-        self.cluster.report(&self.member.host, &outcome);
+        let is_known = self.late && self.kind == OutcomeKind::Timeout;
+        self.cluster.report(&self.member.host, &outcome, !is_known);
     }
 
     /// Counts it for the endpoint. As in Envoy's router the head of a response decides, whatever becomes of its body, and
-    /// what a limit kept from the endpoint is nothing of its own. A response of gRPC that ends without a status has failed.
+    /// what a limit kept from the endpoint is nothing of its own. Of gRPC the end decides, which nobody may have waited for.
     fn judge(&self, status: u16) {
         let host = &self.member.host;
         let is_whole = self.kind == OutcomeKind::Response && !self.is_grpc;
         let answer = self.answer.or(is_whole.then_some(status));
         let well = match (answer, self.kind) {
+            _ if self.set_aside => false,
             (Some(status), _) => status < 500,
-            (None, OutcomeKind::Overflow | OutcomeKind::Cancelled) => return,
+            (None, OutcomeKind::Overflow | OutcomeKind::Cancelled | OutcomeKind::Response) => return,
             (None, _) => false,
         };
         let count = if well { &host.succeeded_requests } else { &host.failed_requests };
@@ -254,6 +281,9 @@ impl InFlight {
         }
     }
 }
+
+/// What a call of gRPC that ends without a status amounts to.
+const NO_STATUS: u16 = 500;
 
 /// With it an endpoint asks to get no requests from now on.
 const LEAVE_ME: &str = "x-envoy-immediate-health-check-fail";
@@ -295,9 +325,9 @@ impl Cluster {
         Some(InFlight::new(self.clone(), member, choice.worker))
     }
 
-    /// The one door by which everybody hears of an attempt's end.
-    fn report(&self, host: &Host, outcome: &Outcome) {
-        if let Some(outliers) = &self.outliers {
+    /// The one door by which everybody hears of an attempt's end, outlier detection unless it knows of that.
+    fn report(&self, host: &Host, outcome: &Outcome, to_outliers: bool) {
+        if let Some(outliers) = self.outliers.as_ref().filter(|_| to_outliers) {
             outliers.report(host, outcome);
         }
         self.balancer.report(host, outcome);
@@ -305,156 +335,4 @@ impl Cluster {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::super::{Address, ClusterConfig, Criteria, HostConfig, Policy};
-    use super::*;
-    use crate::metrics::Registry;
-
-    fn cluster() -> Arc<Cluster> {
-        let mut config = ClusterConfig::named("c");
-        config.balance.policy = Policy::ApisixLeastConn;
-        let hosts = ["10.0.0.1:80", "10.0.0.2:80"].map(|a| HostConfig::new(Address::Ip(a.parse().unwrap())));
-        Cluster::new(config, hosts.into(), None, &Registry::new()).unwrap()
-    }
-
-    fn choose(cluster: &Arc<Cluster>) -> InFlight {
-        let choice = Choice {
-            worker: 0,
-            hash: None,
-            random: 0,
-            attempt: 0,
-            tried: &[],
-            predicates: &[],
-            host_attempts: 1,
-            previous_priorities: None,
-            subset: Criteria::NONE,
-            destination: None,
-        };
-        cluster.choose(&choice).unwrap()
-    }
-
-    #[test]
-    fn an_attempt_counts_from_its_beginning_to_its_drop_and_is_reported_once() {
-        let cluster = cluster();
-        let mut first = choose(&cluster);
-        let host = first.host().clone();
-        assert_eq!(host.active_requests.load(Relaxed), 0, "it is only chosen");
-        first.begin(Instant::now());
-        first.begin(Instant::now());
-        first.attached();
-        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active().get()), (1, 1));
-        // The balancer counts the choice: the next one goes to the other host, and back once it is dropped.
-        let second = choose(&cluster);
-        assert_ne!(second.host().id, host.id);
-        drop(first);
-        assert_eq!((host.active_requests.load(Relaxed), cluster.stats.upstream_rq_active().get()), (0, 0));
-        assert_eq!((host.total_requests.load(Relaxed), host.failed_requests.load(Relaxed)), (1, 0));
-        let third = choose(&cluster);
-        assert_eq!(third.host().id, host.id, "the balancer heard of the end");
-        // A choice that came to nothing is told too, and counts nowhere.
-        drop(second);
-        let fourth = choose(&cluster);
-        assert_ne!(fourth.host().id, host.id);
-        assert_eq!(fourth.host().total_requests.load(Relaxed), 0);
-    }
-
-    #[test]
-    fn an_attempt_is_over_when_it_is_ended_and_not_again_when_it_is_dropped() {
-        let cluster = cluster();
-        let mut attempt = choose(&cluster);
-        let host = attempt.host().clone();
-        attempt.begin(Instant::now());
-        attempt.end(OutcomeKind::Timeout, 504, Instant::now());
-        let seen = || (host.active_requests.load(Relaxed), host.failed_requests.load(Relaxed));
-        assert_eq!((seen(), cluster.stats.upstream_rq_active().get()), ((0, 1), 0));
-        attempt.end(OutcomeKind::Timeout, 504, Instant::now());
-        drop(attempt);
-        assert_eq!((seen(), cluster.stats.upstream_rq_active().get()), ((0, 1), 0));
-    }
-
-    /// Succeeded, failed, and took too long at the host of an attempt that `run` has gone its way.
-    fn counted(run: impl FnOnce(&mut InFlight)) -> [u64; 3] {
-        let mut attempt = choose(&cluster());
-        let host = attempt.host().clone();
-        run(&mut attempt);
-        drop(attempt);
-        [&host.succeeded_requests, &host.failed_requests, &host.timed_out_requests].map(|n| n.load(Relaxed))
-    }
-
-    #[test]
-    fn failures_of_the_endpoint_count_and_what_was_given_up_or_refused_does_not() {
-        for (kind, seen) in [
-            (OutcomeKind::ConnectFailure, [0, 1, 0]),
-            (OutcomeKind::ConnectTimeout, [0, 1, 0]),
-            (OutcomeKind::Timeout, [0, 1, 1]),
-            (OutcomeKind::Reset, [0, 1, 0]),
-            (OutcomeKind::Protocol, [0, 1, 0]),
-            (OutcomeKind::Overflow, [0, 0, 0]),
-            (OutcomeKind::Cancelled, [0, 0, 0]),
-        ] {
-            let end = |attempt: &mut InFlight| attempt.end(kind, kind.status(), Instant::now());
-            assert_eq!(counted(end), seen, "{kind:?}");
-        }
-    }
-
-    /// An answer of 503 was one that went well, and so was whatever a TCP connection came to.
-    #[test]
-    fn the_status_of_an_answer_tells_whether_it_went_well() {
-        let answered = |status, end| {
-            counted(|attempt| {
-                attempt.answered(status, &Headers::new());
-                attempt.end(end, status, Instant::now());
-            })
-        };
-        assert_eq!(answered(404, OutcomeKind::Response), [1, 0, 0]);
-        assert_eq!(answered(503, OutcomeKind::Response), [0, 1, 0]);
-        assert_eq!(answered(200, OutcomeKind::Reset), [1, 0, 0], "its head had come");
-        let settled = |status| counted(|attempt| attempt.settle(OutcomeKind::Response, status));
-        assert_eq!((settled(200), settled(500)), ([1, 0, 0], [0, 1, 0]));
-        for kind in [OutcomeKind::Response, OutcomeKind::ConnectFailure] {
-            let raw = counted(|attempt| {
-                attempt.begin_raw(Instant::now());
-                attempt.settle(kind, 200);
-            });
-            assert_eq!(raw, [0, 0, 0]);
-        }
-    }
-
-    /// It depended on the protocol and on outlier detection in heads, and on nothing in trailers.
-    #[test]
-    fn the_status_of_grpc_counts_where_the_request_is_of_grpc() {
-        let fields = |code: Option<&str>| {
-            let mut fields = Headers::new();
-            code.iter().for_each(|code| fields.append("grpc-status", code.as_bytes()));
-            fields
-        };
-        let run = |is_grpc: bool, status, head, trailers, end: Option<OutcomeKind>| {
-            counted(|attempt| {
-                if is_grpc {
-                    attempt.carries_grpc();
-                }
-                attempt.answered(status, &fields(head));
-                attempt.trailed(&fields(trailers));
-                if let Some(end) = end {
-                    attempt.settle(end, status);
-                }
-            })
-        };
-        let (well, ill) = ([1, 0, 0], [0, 1, 0]);
-        for (code, seen) in [("0", well), ("5", well), ("14", ill), ("x", ill)] {
-            assert_eq!(run(true, 200, Some(code), None, None), seen, "head {code}");
-            assert_eq!(run(true, 200, None, Some(code), None), seen, "trailers {code}");
-            assert_eq!(run(false, 200, Some(code), None, None), well, "no gRPC, head {code}");
-            assert_eq!(run(false, 200, None, Some(code), None), well, "no gRPC, trailers {code}");
-        }
-        assert_eq!(run(true, 200, None, None, None), ill, "it ended without a status");
-        assert_eq!(run(true, 200, None, None, Some(OutcomeKind::Reset)), ill);
-        assert_eq!(
-            run(true, 200, None, None, Some(OutcomeKind::Cancelled)),
-            [0, 0, 0],
-            "nobody waited for it"
-        );
-        assert_eq!(run(true, 503, None, Some("0"), None), ill, "the head decides");
-    }
-}
+mod tests;

@@ -108,7 +108,7 @@ impl<D: Downstream> Exchange<'_, D> {
         response: Response,
         others: bool,
     ) -> AfterAttempt {
-        self.head_arrived(flight);
+        self.head_arrived(flight, response.end);
         let ending = Ending::Response(&self.stream.response);
         let routes = charge::routes(self.stream);
         let decision = match response.tunnel {
@@ -122,6 +122,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Decision::Retry(wait) = decision {
             let status = self.stream.response.status;
             charge::retried(self.stream, status);
+            flight.set_aside();
             self.end_attempt(flight, OutcomeKind::Response, status);
             return AfterAttempt::Retry(wait);
         }
@@ -129,6 +130,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if others && decision != Decision::Done {
             // It is a bad response, and those beside it may have a good one.
             let status = self.stream.response.status;
+            flight.set_aside();
             self.end_attempt(flight, OutcomeKind::Response, status);
             return AfterAttempt::Await;
         }
@@ -142,7 +144,7 @@ impl<D: Downstream> Exchange<'_, D> {
         flight: &mut InFlight,
         response: Response,
     ) -> AfterAttempt {
-        self.head_arrived(flight);
+        self.head_arrived(flight, response.end);
         self.pass_response(plan, flight, response)
     }
 

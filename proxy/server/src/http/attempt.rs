@@ -159,11 +159,8 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Counts the attempt and writes what each attempt tells its upstream.
     fn begin_attempt(&mut self, plan: &mut Plan<'_>, flight: &mut InFlight) {
         let now = self.clock.now().into_std();
-        flight.begin(now);
         let stream = &mut *self.stream;
-        if stream.request.is_grpc() {
-            flight.carries_grpc();
-        }
+        flight.begin(now, stream.request.is_grpc());
         let host = flight.host();
         plan.begun += 1;
         stream.upstream.attempts = plan.begun;
@@ -367,13 +364,13 @@ impl<D: Downstream> Exchange<'_, D> {
         self.request_ended() && !self.request_body.is_under_way() && self.down.upgrade().is_none()
     }
 
-    /// Notes when and with what status the head of the response came.
-    pub(super) fn head_arrived(&mut self, flight: &mut InFlight) {
+    /// Notes when and with what status the head of the response came; with `end` nothing follows it.
+    pub(super) fn head_arrived(&mut self, flight: &mut InFlight, end: bool) {
         let now = self.clock.touch().into_std();
         let stream = &mut *self.stream;
         stream.timing.upstream_rx_begin = Some(now);
         let status = stream.response.status;
-        flight.answered(status, &stream.response.headers);
+        flight.answered(status, &stream.response.headers, end);
         if let Some(tried) = stream.upstream.tried.last_mut() {
             tried.head(now, status);
         }

@@ -352,7 +352,9 @@ impl<D: Downstream> Exchange<'_, D> {
         plan.body.end_without_upgrade();
         let result = self.pump(&mut checkout.stream, end, tunnel, &mut plan.body, &mut plan.replay).await;
         note_traffic(self.stream, &checkout.stream);
-        flight.trailed(&self.stream.response_trailers);
+        if result.is_ok() {
+            flight.trailed(&self.stream.response_trailers);
+        }
         let given_up = result.as_ref().is_err_and(|i| !matches!(i, Interrupt::Upstream(_)));
         if given_up && checkout.stream.is_http2() {
             plan.cluster.stats.upstream_rq_tx_reset().inc();

@@ -88,11 +88,13 @@ impl Hedge {
                         if is_last || !is_bad {
                             return Poll::Ready(Ended::Head { slow: one, end, tunnel });
                         }
-                        one.flight.settle(OutcomeKind::Response, one.response.status);
+                        one.flight.answered(one.response.status, &one.response.headers, end);
+                        one.flight.set_aside();
                     }
                     Err(error) if is_last => return Poll::Ready(Ended::Failed(one, error)),
                     Err(error) => {
-                        one.flight.settle(error.outcome(), error.outcome().status());
+                        let (kind, now) = (error.outcome(), std::time::Instant::now());
+                        one.flight.end(kind, kind.status(), now);
                         failed.push(error.outcome().status());
                     }
                 }
@@ -184,7 +186,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Err(interrupt) => {
                 let kind = interrupt.outcome();
                 self.end_attempt(&mut flight, kind, kind.status());
-                self.count_timeouts(&interrupt, hedge.slow.len());
+                self.count_timeouts(&interrupt, hedge, 0);
                 return Err(interrupt);
             }
         };
@@ -208,7 +210,7 @@ impl<D: Downstream> Exchange<'_, D> {
         mut flight: InFlight,
         checkout: Checkout,
     ) -> AfterAttempt {
-        flight.settle(OutcomeKind::Timeout, TIMED_OUT);
+        flight.late(self.clock.now().into_std());
         let mut body = std::mem::replace(&mut plan.body, Outgoing::none());
         body.detach(&plan.replay);
         hedge.slow.push(Slow {
@@ -247,7 +249,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.count_failed(hedge);
         if let Err(interrupt) = &ended {
             // One of them is counted as the attempt under way would be.
-            self.count_timeouts(interrupt, hedge.slow.len().saturating_sub(1));
+            self.count_timeouts(interrupt, hedge, 1);
         }
         ended
     }
@@ -284,13 +286,17 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Counts attempts whose time ends with that of the request.
-    fn count_timeouts(&self, interrupt: &Interrupt, attempts: usize) {
+    /// Ends slow attempts whose time ends with that of the request, and counts them, but so many that are counted as the
+    /// attempt under way would be.
+    fn count_timeouts(&self, interrupt: &Interrupt, hedge: &mut Hedge, counted: usize) {
         let Some(cluster) = &self.stream.upstream.cluster else { return };
         if !matches!(interrupt, Interrupt::Expired(Expired::Route)) {
             return;
         }
-        for _ in 0..attempts {
+        for slow in &mut hedge.slow {
+            slow.flight.end(OutcomeKind::Timeout, TIMED_OUT, self.clock.now().into_std());
+        }
+        for _ in counted..hedge.slow.len() {
             cluster.stats.upstream_rq_timeout().inc();
             charge::routes(self.stream).into_iter().flatten().for_each(|s| s.upstream_rq_timeout().inc());
             charge::response(self.stream, TIMED_OUT);

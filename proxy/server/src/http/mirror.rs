@@ -234,7 +234,7 @@ impl Shadow {
         let choice = Choice::avoiding(&[], worker, None, Criteria::NONE);
         let flight = self.cluster.choose(&Choice { destination: self.destination, ..choice });
         let Some(mut flight) = flight else { return self.count(&Failure::NoHost, false) };
-        flight.begin(std::time::Instant::now());
+        flight.begin(std::time::Instant::now(), self.head.is_grpc());
         let mut out = Outbound::new(flight, pools, Deadline::unset(), Profile::Envoy);
         loop {
             let Err(failure) = self.attempt(&mut out).await else { return };

@@ -135,7 +135,7 @@ impl Outbound {
             }))?;
         (self.empty, self.head_seen) = (head, true);
         if let Some(flight) = &mut self.flight {
-            flight.settle(OutcomeKind::Response, self.response.status);
+            flight.answered(self.response.status, &self.response.headers, head);
         }
         Poll::Ready(Ok(()))
     }
@@ -217,6 +217,7 @@ impl Outbound {
             self.pools.give_back(checkout, Instant::now());
         }
         if let Some(mut flight) = self.flight.take() {
+            flight.trailed(&self.trailers);
             flight.end(OutcomeKind::Response, self.response.status, std::time::Instant::now());
         }
     }

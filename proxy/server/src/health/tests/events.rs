@@ -86,6 +86,6 @@ async fn checkers_write_to_the_logs_of_their_checks() {
     assert!(!says("PASSIVE"));
     let mut leave = Headers::new();
     leave.set("x-envoy-immediate-health-check-fail", b"true");
-    traffic::choose(&cluster).unwrap().answered(200, &leave);
+    traffic::choose(&cluster).unwrap().answered(200, &leave, true);
     until("told of its wish", || says("\"failure_type\":\"PASSIVE\"")).await;
 }

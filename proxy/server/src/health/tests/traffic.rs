@@ -34,7 +34,7 @@ async fn an_endpoint_may_ask_to_be_left_alone() {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for (attempt, headers) in attempts.iter_mut().zip([&leave, &leave, &Headers::new()]) {
-            attempt.answered(200, headers);
+            attempt.answered(200, headers, true);
         }
         let _ = done.send(());
     });
@@ -95,10 +95,8 @@ async fn outliers_leave_and_come_back() {
         let mut attempt = choose(&cluster).unwrap();
         let is_grpc = headers.contains("grpc-status");
         let status = if is_grpc { 200 } else { 500 };
-        if is_grpc {
-            attempt.carries_grpc();
-        }
-        attempt.answered(status, &headers);
+        attempt.begin(std::time::Instant::now(), is_grpc);
+        attempt.answered(status, &headers, true);
         attempt.end(OutcomeKind::Response, status, std::time::Instant::now());
     }
     until("ejected", || healthy(&cluster) == 0).await;
@@ -129,7 +127,7 @@ async fn reported_weights_are_made_of_reports() {
     for (head, trailers) in [("0.1", "0.9"), ("", "0.2"), ("", "")] {
         let fields = |cpu: &str| if cpu.is_empty() { Headers::new() } else { report(cpu) };
         let mut attempt = choose(&cluster).unwrap();
-        attempt.answered(200, &fields(head));
+        attempt.answered(200, &fields(head), false);
         attempt.trailed(&fields(trailers));
         weights.push(attempt.member().clone());
     }
