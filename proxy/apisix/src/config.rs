@@ -32,7 +32,7 @@ pub(crate) use self::written::walk;
 use crate::file;
 
 pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
-pub(crate) use self::environment::{UNSET, substitute_file};
+pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
 
 /// The static configuration of a gateway.
 #[derive(Debug, Clone)]
@@ -272,6 +272,8 @@ impl Config {
         let (mut config, unread) = read::read(&merged, written, environment, &mut reports);
         add_untold(&mut errors, unread);
         ports::check(&mut config, &merged, &mut reports, &mut errors);
+        reports.retain(|report| !is_of_unset(report));
+        errors.retain(|error| !is_of_unset(error));
         config.reports = reports.into_iter().map(|report| report.in_file(file)).collect();
         (Some(config), errors)
     }

@@ -17,7 +17,7 @@ use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::{EnvVars, Replaced, substitute_file};
+use crate::config::{EnvVars, Replaced, holds_unset, substitute_file};
 use crate::resource::Kind;
 use crate::store::move_lines;
 use crate::watch::Found;
@@ -199,6 +199,7 @@ pub fn parse(text: &str, format: Format, environment: &EnvVars) -> Whole {
         match &entry.value.value {
             Value::Null => {}
             Value::Object(object) if object.is_empty() => {}
+            Value::String(_) if holds_unset(&entry.value) => {}
             Value::Array(list) => items.extend(list.iter().zip(1..).map(|(node, index)| Item {
                 section,
                 index,

@@ -3,6 +3,7 @@
 //! What comes out depends on nothing but the resource's value and the plugins that are enabled. What it refers
 //! to is checked by whoever sees all resources. Places are those in the resource, lines counted from its first.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -174,17 +175,24 @@ impl Reading<'_> {
 
     fn client_addresses(&mut self, value: &Value) {
         let field = if value.get("remote_addr").is_some() { "remote_addr" } else { "remote_addrs" };
-        let addresses: Vec<(Vec<Step>, &Value)> = match value.get(field) {
-            Some(Value::Array(addresses)) => {
-                let placed = addresses.iter().enumerate();
-                placed.map(|(index, address)| (vec![key(field), Step::Index(index)], address)).collect()
-            }
-            Some(address) => vec![(vec![key(field)], address)],
-            None => return,
+        let wrong = |address: &Value| {
+            let text = address.as_str().filter(|text| network(text).is_none())?;
+            Some(format!("invalid ip address: {text}"))
         };
-        for (path, address) in addresses {
-            if let Some(text) = address.as_str().filter(|text| network(text).is_none()) {
-                self.unless_told(path, format!("invalid ip address: {text}"));
+        let Some(Value::Array(addresses)) = value.get(field) else {
+            if let Some(reason) = value.get(field).and_then(wrong) {
+                self.unless_told(vec![key(field)], reason);
+            }
+            return;
+        };
+        let told = |violation: &Violation| match violation.path.as_slice() {
+            [Step::Key(name), Step::Index(index), ..] if name == field => Some(*index),
+            _ => None,
+        };
+        let told: HashSet<usize> = self.violations.iter().filter_map(told).collect();
+        for (index, address) in addresses.iter().enumerate().filter(|(index, _)| !told.contains(index)) {
+            if let Some(reason) = wrong(address) {
+                self.violations.push(Violation::new(vec![key(field), Step::Index(index)], reason));
             }
         }
     }

@@ -8,7 +8,6 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use notify::event::{ModifyKind, RenameMode};
@@ -30,8 +29,8 @@ const EVENTS: usize = 64;
 /// Watches a file until it is dropped.
 #[derive(Debug)]
 pub(crate) struct FileWatcher {
-    events: SyncSender<Event>,
-    thread: Option<JoinHandle<()>>,
+    /// The thread ends when nobody is left who could tell it something.
+    _events: SyncSender<Event>,
     /// Dropping it ends the notifications.
     _notifier: Option<notify::RecommendedWatcher>,
 }
@@ -42,7 +41,6 @@ enum Event {
     Replaced,
     /// Something was written, and more of it may follow.
     Touched,
-    Stop,
 }
 
 /// What tells a file from another one, or from none.
@@ -65,20 +63,10 @@ impl FileWatcher {
     ) -> std::io::Result<FileWatcher> {
         let (events, received) = sync_channel(EVENTS);
         let notifier = notifier(&path, events.clone());
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("config-watch".to_owned())
             .spawn(move || run(&path, &received, read, changed))?;
-        Ok(FileWatcher { events, thread: Some(thread), _notifier: notifier })
-    }
-}
-
-impl Drop for FileWatcher {
-    fn drop(&mut self) {
-        // The thread may be gone already if the callback panicked.
-        let _ = self.events.send(Event::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        Ok(FileWatcher { _events: events, _notifier: notifier })
     }
 }
 
@@ -151,7 +139,7 @@ fn run(path: &Path, events: &Receiver<Event>, read: impl Fn(&Found) -> bool, mut
                     changed();
                 }
             }
-            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
@@ -162,7 +150,7 @@ fn wait_for_quiet(events: &Receiver<Event>) -> bool {
     while Instant::now() < deadline {
         match events.recv_timeout(QUIET) {
             Ok(Event::Touched) => {}
-            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Disconnected) => return false,
             Ok(Event::Replaced) | Err(RecvTimeoutError::Timeout) => break,
         }
     }
@@ -256,7 +244,7 @@ mod tests {
         calls.recv_timeout(Duration::from_secs(5)).unwrap();
         // What was not read is told again, though nothing has changed since.
         calls.recv_timeout(Duration::from_secs(5)).unwrap();
-        events.send(Event::Stop).unwrap();
+        drop(events);
         thread.join().unwrap();
     }
 }

@@ -6,6 +6,7 @@ use crate::signals::{Event, Events};
 use parking_lot::Mutex;
 use sixfold_apisix::config::EnvVars;
 use sixfold_core::compile::CompileContext;
+use sixfold_core::error::tell_most;
 use sixfold_core::metrics;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{BuildContext, Callout, Registry};
@@ -197,10 +198,16 @@ impl Reloads {
 pub(crate) fn tell(applied: Result<(), Failure>) {
     match applied {
         Ok(()) => tracing::info!("configuration read again and applied"),
-        Err(failure) => failure
-            .0
-            .iter()
-            .for_each(|line| tracing::error!("configuration refused, the old one stays: {line}")),
+        Err(failure) => tell_most(
+            &failure.0,
+            |line| tracing::error!("configuration refused, the old one stays: {line}"),
+            |more| {
+                tracing::error!(
+                    more,
+                    "more faults in the configuration; `sixfold validate` lists all of them"
+                )
+            },
+        ),
     }
 }
 

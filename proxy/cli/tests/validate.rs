@@ -250,7 +250,7 @@ services: 5
         (&resources, ":2:41: route \"a\": frob: additional properties forbidden, found frob"),
         (&resources, ":3:29: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
         (&resources, ":3:63: failed to handle configuration: can't find environment variable SIXFOLD_MORE"),
-        (&resources, ":4:22: route \"c\": upstream_id: upstream \"u\" is wrong itself"),
+        // Not that of route "c": its upstream is wrong in nothing but the variable below.
         (&resources, ":5:30: failed to handle configuration: can't find environment variable SIXFOLD_NONE"),
         (&resources, ":6:11: services: expected a list, found a number"),
     ];

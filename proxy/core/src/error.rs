@@ -361,6 +361,18 @@ fn edit_distance(a: &str, b: &str, limit: usize) -> Option<usize> {
     above.last().copied().filter(|distance| *distance <= limit)
 }
 
+/// Lines of one change of the configuration that the process's log gets, of each kind.
+pub const MOST_LINES: usize = 100;
+
+/// Hands what there is to tell of a change to `line`, [`MOST_LINES`] at most, and the number of what is left to `more`, if
+/// anything is: a file of a million faults is no log of a million lines.
+pub fn tell_most<T>(all: &[T], line: impl FnMut(&T), more: impl FnOnce(usize)) {
+    all.iter().take(MOST_LINES).for_each(line);
+    if let Some(left @ 1..) = all.len().checked_sub(MOST_LINES) {
+        more(left);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

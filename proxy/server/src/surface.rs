@@ -55,10 +55,13 @@ impl Query {
         }
     }
 
-    /// Whether its parameters are in its body: a form says what the target does not (Envoy's `AdminFilter::queryParams`).
+    /// Whether its parameters are in its body: a form that is posted says what the target does not (Envoy's
+    /// `AdminFilter::queryParams`).
     fn is_form(&self) -> bool {
         let kind = self.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        self.parameters.is_empty() && kind == Some(b"application/x-www-form-urlencoded".as_slice())
+        self.method == Method::POST
+            && self.parameters.is_empty()
+            && kind == Some(b"application/x-www-form-urlencoded".as_slice())
     }
 
     /// The first value of a parameter; empty for one without `=`.

@@ -56,9 +56,9 @@ impl EnvVars {
 
     fn object(&self, object: Object, path: &mut Vec<String>, errors: &mut Vec<ConfigError>) -> Object {
         let entries = object.into_entries().into_iter().map(|entry| {
-            let Entry { key, key_place, value } = entry;
-            let key = self.text(&key, key_place, path, errors).into_owned();
-            path.push(key.clone());
+            let Entry { key: written, key_place, value } = entry;
+            let key = self.text(&written, key_place, path, errors).into_owned();
+            path.push(written);
             let value = self.below(value, path, errors);
             path.pop();
             Entry { key, key_place, value }
@@ -175,9 +175,9 @@ impl<'a> Cursor<'a> {
 pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> Replaced<'a> {
     let mut edits = Vec::new();
     let (replaced, unset) = substitute_noting(text, environment, &mut edits);
-    let behind = |at| Place::behind(text.get(..at).unwrap_or_default());
+    let mut cursor = Cursor::new(text);
     Replaced {
-        unset: unset.iter().map(|unset| unset.error().at(behind(unset.at))).collect(),
+        unset: unset.iter().map(|unset| unset.error().at(cursor.at(unset.at))).collect(),
         places: Places::of(text, &replaced, edits),
         text: replaced,
     }
@@ -186,6 +186,23 @@ pub(crate) fn substitute_file<'a>(text: &'a str, environment: &EnvVars) -> Repla
 /// What stands for a variable that is not set, with `-` and its name behind it so that two of them are not equal, where a
 /// file is looked through all the same. YAML takes it for a word.
 pub(crate) const UNSET: &str = "sixfold-variable-that-is-not-set";
+
+/// Whether a fault is told of what stands for such a variable: of what it would be nothing is known.
+pub(crate) fn is_of_unset(fault: &ConfigError) -> bool {
+    fault.to_string().contains(UNSET)
+}
+
+/// Whether such a variable is in it.
+pub(crate) fn holds_unset(node: &Node) -> bool {
+    match &node.value {
+        Value::String(text) => text.contains(UNSET),
+        Value::Array(items) => items.iter().any(holds_unset),
+        Value::Object(object) => {
+            object.entries().iter().any(|entry| entry.key.contains(UNSET) || holds_unset(&entry.value))
+        }
+        _ => false,
+    }
+}
 
 /// A variable that is not set and has no default, and how far into the text it is.
 struct Unset<'a> {

@@ -426,6 +426,15 @@ fn keys_with_variables_that_are_not_set_stay_apart() {
     assert!(errors.iter().zip(["A", "B"]).all(|(error, name)| error.ends_with(&format!("{unset} {name}"))));
 }
 
+/// The word that stands for it was told as an unknown key.
+#[test]
+fn a_key_with_a_variable_that_is_not_set_is_shown_as_it_is_written() {
+    let errors = parse_with("'${{A}}': 1\napisix: {'${{B}}': {id: '${{C}}'}}\n", &[]).unwrap_err();
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert!(errors.iter().all(|error| error.contains("can't find environment variable")), "{errors:?}");
+    assert!(errors[2].contains("apisix.${{B}}.id: "), "{errors:?}");
+}
+
 /// The first one was told, and of the rest of the file nothing.
 #[test]
 fn variables_that_are_not_set_hide_nothing() {

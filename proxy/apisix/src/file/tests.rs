@@ -226,3 +226,11 @@ fn places_are_those_of_the_file_as_it_was_written() {
     }
     assert_eq!(substitute("a: b", &given).places.written(Place::new(1, 4)), Place::new(1, 4));
 }
+
+/// Each was counted from the beginning of the text.
+#[test]
+fn places_of_many_variables_are_counted_in_one_pass() {
+    let text = "a: ${{A}}\n".repeat(200_000);
+    let unset = substitute(&text, &EnvVars::Fixed(HashMap::new())).unset;
+    assert_eq!(unset.last().and_then(|error| error.place), Some(Place::new(200_000, 4)));
+}

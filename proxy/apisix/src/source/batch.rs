@@ -151,26 +151,26 @@ impl<'a> Batch<'a> {
         loop {
             let mut wrong = self.dangling();
             if wrong.is_empty() {
-                wrong = self.disagreeing();
+                wrong = self.disagreeing().into_iter().map(|(key, fault)| (key, Some(fault))).collect();
             }
             if wrong.is_empty() {
                 return;
             }
             for (key, fault) in wrong {
                 let waiting = self.take_out(&key);
-                self.refuse(key, vec![fault], waiting);
+                self.refuse(key, fault.into_iter().collect(), waiting);
             }
         }
     }
 
-    /// Changes after which a reference would lead nowhere, or to what it can't.
-    fn dangling(&self) -> Vec<(Key, Fault)> {
+    /// Changes after which a reference would lead nowhere, or to what it can't; with what is to be told of it.
+    fn dangling(&self) -> Vec<(Key, Option<Fault>)> {
         let mut wrong = Vec::new();
         for (key, pending) in &self.pending {
             let references = pending.record().map(|record| &record.references);
             for reference in references.into_iter().flatten() {
-                if let Some(reason) = self.refusal(reference) {
-                    wrong.push((key.clone(), fault(key, reference.field, reason, reference.place)));
+                if let Some(refusal) = self.refusal(reference) {
+                    wrong.push((key.clone(), refusal.fault(key, reference)));
                 }
             }
             // A new value can only become wrong for others by being of another type.
@@ -180,8 +180,8 @@ impl<'a> Batch<'a> {
             for dependent in self.steady_dependents(key) {
                 let Some(record) = self.get(dependent) else { continue };
                 for reference in record.references.iter().filter(|reference| reference.key == *key) {
-                    if let Some(reason) = self.refusal(reference) {
-                        wrong.push((key.clone(), fault(dependent, reference.field, reason, reference.place)));
+                    if let Some(refusal) = self.refusal(reference) {
+                        wrong.push((key.clone(), refusal.fault(dependent, reference)));
                     }
                 }
             }
@@ -189,26 +189,24 @@ impl<'a> Batch<'a> {
         wrong
     }
 
-    fn refusal(&self, reference: &Reference) -> Option<String> {
+    fn refusal(&self, reference: &Reference) -> Option<Dangling> {
         let key = &reference.key;
-        let is_refused = || {
-            let before = self.state.refused.contains_key(key) && !self.answered.contains(key);
-            before || self.refused.contains_key(key)
-        };
-        match self.get(key) {
-            Some(target) => target.refuses(reference),
-            None if is_refused() => Some(format!("{key} is wrong itself")),
-            None => Some(format!("there is no {key}")),
+        if let Some(target) = self.get(key) {
+            return target.refuses(reference).map(Dangling::Told);
         }
+        let before = || self.state.refused.get(key).filter(|_| !self.answered.contains(key));
+        Some(match self.refused.get(key).or_else(before) {
+            Some(refused) if refused.faults.is_empty() => Dangling::Untold,
+            Some(_) => Dangling::Told(format!("{key} is wrong itself")),
+            None => Dangling::Told(format!("there is no {key}")),
+        })
     }
 
     /// Tells of resources that are wrong by themselves what is wrong with their references, too.
     pub(super) fn look_at_unread(&mut self) {
         for (key, references) in std::mem::take(&mut self.unread) {
-            let wrong = references.iter().filter_map(|reference| {
-                let reason = self.refusal(reference)?;
-                Some(fault(&key, reference.field, reason, reference.place))
-            });
+            let wrong =
+                references.iter().filter_map(|reference| self.refusal(reference)?.fault(&key, reference));
             let wrong: Vec<Fault> = wrong.collect();
             if self.refused.contains_key(&key) && !wrong.is_empty() {
                 self.refuse(key, wrong, None);
@@ -243,8 +241,20 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn fault(about: &Key, field: &str, reason: String, place: sixfold_core::error::Place) -> Fault {
-    Fault { about: about.clone(), error: ConfigError::field(field, reason).at(place) }
+/// Why a reference can't be.
+enum Dangling {
+    /// For this reason.
+    Told(String),
+    /// What it leads to was not read, since a variable in it is not set, and that is all there is to tell.
+    Untold,
+}
+
+impl Dangling {
+    fn fault(self, about: &Key, reference: &Reference) -> Option<Fault> {
+        let Dangling::Told(reason) = self else { return None };
+        let error = ConfigError::field(reference.field, reason).at(reference.place);
+        Some(Fault { about: about.clone(), error })
+    }
 }
 
 impl Sink for Batch<'_> {

@@ -4,11 +4,10 @@
 mod tests;
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::model::Diff;
 
 use super::{Source, Update};
@@ -20,7 +19,6 @@ const GATHER: Duration = Duration::from_millis(2);
 /// Follows a source's store until it is dropped.
 pub struct Feed {
     signal: Arc<Signal>,
-    thread: Option<JoinHandle<()>>,
     /// Dropping it ends the watch.
     _watch: Watch,
 }
@@ -72,10 +70,10 @@ impl Feed {
         let store = source.store().clone();
         let watch = store.watch(Arc::new(move || raised.raise(|state| state.changed = true)))?;
         let heard = signal.clone();
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("config".to_owned())
             .spawn(move || Follower { source, apply, told: Vec::new() }.run(&heard))?;
-        Ok(Feed { signal, thread: Some(thread), _watch: watch })
+        Ok(Feed { signal, _watch: watch })
     }
 
     /// Looks for changes now.
@@ -85,12 +83,10 @@ impl Feed {
 }
 
 impl Drop for Feed {
+    /// Ends the thread, and does not wait for that: it may be compiling a large file, or the file's disk may hang, while
+    /// the process is to end.
     fn drop(&mut self) {
         self.signal.raise(|state| state.stop = true);
-        if let Some(thread) = self.thread.take() {
-            // A panic on it was reported when it happened.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -124,9 +120,11 @@ impl<A: FnMut(Diff)> Follower<A> {
             }
             Err(errors) if errors == self.told => {}
             Err(errors) => {
-                for error in &errors {
-                    tracing::error!("configuration not read, the old one stays: {error}");
-                }
+                tell_most(
+                    &errors,
+                    |error| tracing::error!("configuration not read, the old one stays: {error}"),
+                    tell_more,
+                );
                 self.told = errors;
             }
         }
@@ -134,25 +132,19 @@ impl<A: FnMut(Diff)> Follower<A> {
 }
 
 impl Update {
-    /// Writes warnings and what was refused to the process's log, as many lines as [`MOST_LINES`].
+    /// Writes warnings and what was refused to the process's log, as many lines of each as it gets of one change.
     pub fn log(&self) {
-        for warning in self.warnings.iter().take(MOST_LINES) {
-            tracing::warn!("{warning}");
-        }
-        for error in self.refused.iter().take(MOST_LINES) {
-            // Not every one has had a good value, and those that hang on one may be told with it.
-            tracing::error!("refused, a last good value stays where there is one: {error}");
-        }
-        let more =
-            self.warnings.len().saturating_sub(MOST_LINES) + self.refused.len().saturating_sub(MOST_LINES);
-        if more > 0 {
-            tracing::error!(more, "more faults in the configuration; `sixfold validate` lists all of them");
-        }
+        tell_most(&self.warnings, |warning| tracing::warn!("{warning}"), tell_more);
+        // Not every one has had a good value, and those that hang on one may be told with it.
+        let refused =
+            |error: &_| tracing::error!("refused, a last good value stays where there is one: {error}");
+        tell_most(&self.refused, refused, tell_more);
     }
 }
 
-/// Lines of one update of each kind in the process's log.
-const MOST_LINES: usize = 100;
+fn tell_more(more: usize) {
+    tracing::error!(more, "more faults in the configuration; `sixfold validate` lists all of them");
+}
 
 impl std::fmt::Debug for Feed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -57,6 +57,14 @@ impl FileStore {
         (warnings, errors)
     }
 
+    /// The file, unless its disk does not answer in time.
+    fn read(&self) -> Result<(String, Found), ConfigError> {
+        let read = sixfold_core::files::promptly(&self.path, |path| Ok(file::read_stamped(path)));
+        read.unwrap_or_else(|error| {
+            Err(ConfigError::new(format!("can't be read: {error}")).in_file(self.name()))
+        })
+    }
+
     /// The error of a file that is not written to its end.
     fn incomplete(&self, text: &str) -> Option<ConfigError> {
         let reason =
@@ -73,7 +81,7 @@ impl FileStore {
 impl Store for FileStore {
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         let seen = &mut *self.seen.lock();
-        let (text, stamp) = file::read_stamped(&self.path).map_err(|e| vec![e])?;
+        let (text, stamp) = self.read().map_err(|e| vec![e])?;
         *seen.stamp.lock() = stamp;
         let hash = xxhash_rust::xxh64::xxh64(text.as_bytes(), text.len() as u64);
         if seen.hash == Some(hash) {

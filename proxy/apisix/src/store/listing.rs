@@ -8,7 +8,7 @@ use sixfold_core::fast_hash::FastMap;
 use xxhash_rust::xxh64::xxh64;
 
 use super::{Change, Document, Key, Sink};
-use crate::config::{EnvVars, Places, Replaced, UNSET};
+use crate::config::{EnvVars, Places, Replaced, UNSET, holds_unset, is_of_unset};
 use crate::file::{self, Fingerprint, Item, Section, Whole};
 use crate::resource::{Id, Kind};
 use crate::schema;
@@ -194,7 +194,9 @@ impl Listing {
                 warnings
             }
         };
-        let (warnings, mut errors) = (self.written_all(warnings), self.written_all(errors));
+        let (mut warnings, mut errors) = (self.written_all(warnings), self.written_all(errors));
+        warnings.retain(|warning| !is_of_unset(warning));
+        errors.retain(|error| !is_of_unset(error));
         errors.extend(unset);
         let named =
             |all: Vec<ConfigError>| all.into_iter().map(|error| error.in_file(resources.name)).collect();
@@ -456,18 +458,6 @@ fn replaced<'a>(resources: Resources<'a>, environment: &EnvVars) -> Replaced<'a>
 /// The resource, unless a variable that is not set is in it.
 fn unless_unset(node: Node) -> Document {
     if holds_unset(&node) { Document::unread() } else { Document::node(node) }
-}
-
-/// Whether a variable that is not set is in it.
-fn holds_unset(node: &Node) -> bool {
-    match &node.value {
-        document::Value::String(text) => text.contains(UNSET),
-        document::Value::Array(items) => items.iter().any(holds_unset),
-        document::Value::Object(object) => {
-            object.entries().iter().any(|entry| entry.key.contains(UNSET) || holds_unset(&entry.value))
-        }
-        _ => false,
-    }
 }
 
 /// The plugins that the file lists, `None` if it has no such list or not all of it is known, and which of its entries are

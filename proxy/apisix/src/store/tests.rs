@@ -225,6 +225,21 @@ fn a_list_of_plugins_with_a_fault_enables_nothing_by_itself() {
     assert_eq!((told.len(), plugins), (0, Some(BTreeSet::from(["cors".to_owned()]))), "{told:?}");
 }
 
+/// What stands for the variables was shown, with faults that it had: of one id, of unknown keys, of another type.
+#[test]
+fn nothing_is_told_of_what_stands_for_a_variable() {
+    let cases = [
+        "upstreams:\n  - {id: '${{A}}', nodes: {}}\n  - {id: '${{A}}', nodes: {}}\n#END\n",
+        "'${{A}}': []\nroutes: '${{B}}'\n#END\n",
+        "upstreams: [{id: u, nodes: {'${{A}}': 1, '${{A}}': 2}}]\n#END\n",
+    ];
+    for text in cases {
+        let (told, ..) = looked_through(text, Format::Yaml);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told.iter().all(|one| one.contains("can't find environment variable")), "{told:?}");
+    }
+}
+
 /// They became one key: a false warning, and in JSON a false error that dropped the object.
 #[test]
 fn keys_with_variables_that_are_not_set_are_not_equal() {

@@ -249,6 +249,13 @@ fn health_checks_fail_and_recover() {
         assert_eq!(server.ask(&request).0, 400);
     }
     assert_eq!(*server.calls.drains.lock(), drains);
+    // What comes with another method is no form.
+    let body = "filter=nothing_is_called_so";
+    let of = |method: &str| {
+        let length = body.len();
+        server.ask(&format!("{method} /stats\n{kind}\nContent-Length: {length}\n\n{body}")).2
+    };
+    assert!(of("POST").is_empty() && of("GET").contains("server.live: "));
 }
 
 #[test]

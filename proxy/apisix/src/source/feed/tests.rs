@@ -92,6 +92,29 @@ fn a_resource_may_come_before_what_it_needs() {
     assert_eq!(gateway.find("/early").as_deref(), Some("early"));
 }
 
+/// Whoever ended the process waited for the change that was being taken, however long that took.
+#[test]
+fn the_end_waits_for_no_change() {
+    let store = MemoryStore::default();
+    let config = Config::standalone("", &testing::environment()).unwrap();
+    let context = testing::context_of(&Model::default());
+    let source = Source::new(config, Arc::new(store.clone()), context);
+    let ((begun, begins), (go_on, told)) = (channel(), channel::<()>());
+    let feed = Feed::start(source, move |_| {
+        begun.send(()).unwrap();
+        let _ = told.recv();
+    });
+    put(&store, 1, 0);
+    begins.recv_timeout(PATIENCE).unwrap();
+    let (ended, ends) = channel();
+    std::thread::spawn(move || {
+        drop(feed);
+        let _ = ended.send(());
+    });
+    ends.recv_timeout(PATIENCE).expect("it waits");
+    drop(go_on);
+}
+
 #[test]
 fn a_burst_is_few_batches() {
     let gateway = Gateway::new(50);
