@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn runtime(values: Value) -> Runtime {
-        Runtime::new(values.as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect())
+        Runtime::new(serde_json::from_value(values).unwrap_or_default())
     }
 
     /// Each as Envoy 1.40 drew. Texts and objects without a numerator counted for nothing, and any denominator as 100.

@@ -234,7 +234,9 @@ fn substitute_noting<'a>(
 ) -> (Cow<'a, str>, Vec<Unset<'a>>) {
     let (mut result, mut missing) = (String::new(), Vec::new());
     let mut rest = text;
-    while let Some(start) = rest.find("${{") {
+    // Behind the last end there are no references, however many begin.
+    let last = text.rfind("}}").unwrap_or_default();
+    while let Some(start) = rest.find("${{").filter(|start| text.len() - rest.len() + start < last) {
         let (before, from) = rest.split_at(start);
         let Some((reference, length)) = reference(from) else {
             // No reference after all: keep the three characters and go on behind them.
@@ -269,17 +271,20 @@ struct Reference<'a> {
     default: Option<&'a str>,
 }
 
-/// The reference that `text` begins with, and how long it is.
+/// The reference that `text` begins with, and how long it is. No more of the text is looked at than belongs to it.
 fn reference(text: &str) -> Option<(Reference<'_>, usize)> {
-    let body = text.strip_prefix("${{")?;
-    let end = body.find("}}")?;
-    let inner = body.get(..end)?;
-    let (name, default) = match inner.split_once(":=") {
-        Some((name, default)) => (name.trim(), Some(default.trim())),
-        None => (inner.trim(), None),
+    let body = text.strip_prefix("${{")?.trim_start();
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let (name, rest) = body.split_at(body.find(|c| !is_part(c)).unwrap_or(body.len()));
+    if name.is_empty() {
+        return None;
+    }
+    let rest = rest.trim_start();
+    let (default, rest) = match rest.strip_prefix(":=") {
+        Some(rest) => rest.split_once("}}").map(|(default, rest)| (Some(default.trim()), rest))?,
+        None => (None, rest.strip_prefix("}}")?),
     };
-    let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    is_name.then_some((Reference { name, default }, end + 5))
+    Some((Reference { name, default }, text.len() - rest.len()))
 }
 
 /// What a replaced string is: a number, a boolean, or a string still.

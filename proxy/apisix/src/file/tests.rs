@@ -234,3 +234,15 @@ fn places_of_many_variables_are_counted_in_one_pass() {
     let unset = substitute(&text, &EnvVars::Fixed(HashMap::new())).unset;
     assert_eq!(unset.last().and_then(|error| error.place), Some(Place::new(200_000, 4)));
 }
+
+/// The end of each was looked for up to the end of the text.
+#[test]
+fn references_that_do_not_end_are_none_at_once() {
+    for text in
+        ["a: ${{A\n".repeat(200_000), "a: ${{A:=\n".repeat(200_000), "a: ${{A b\n".repeat(200_000) + "}}"]
+    {
+        assert_eq!(substitute(&text, &none()).text, text);
+    }
+    let given = EnvVars::Fixed(HashMap::from([("A".to_owned(), "x".to_owned())]));
+    assert_eq!(substitute("${{ A }}${{B:= ${{A }}${{A b}}${{A}", &given).text, "x${{A${{A b}}${{A}");
+}

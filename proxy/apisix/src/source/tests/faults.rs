@@ -93,6 +93,9 @@ fn faults_name_file_place_resource_field_and_reason() {
         several[1],
         "apisix.yaml:4:41: route \"arr_1\": remote_addrs[2]: invalid ip address: 999.0.0.0/8"
     );
+    // Each was compared with all that were told.
+    let many: String = (0..50_000).map(|n| format!("999.{}.{}.0/8, ", n / 250, n % 250)).collect();
+    assert_eq!(of(&format!("remote_addrs: [{many}10.0.0.1]")).len(), 50_000);
     assert_eq!(
         faults("routes:\n  - uri: /a\n    plugins: {}\n    filter_func: 'function(vars) return true end'\n"),
         ["apisix.yaml:4:5: route \"arr_1\": filter_func: not supported: Lua is not run"]
