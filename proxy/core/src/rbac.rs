@@ -169,11 +169,12 @@ impl Rules {
 
     /// The names of all policies.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        let (policies, names): (&[(Arc<str>, Policy)], &[Arc<str>]) = match &self.0 {
-            Kind::Policies { policies, .. } => (policies, &[]),
-            Kind::Tree { names, .. } => (&[], names),
+        let (policies, names) = match &self.0 {
+            Kind::Policies { policies, .. } => (Some(policies), None),
+            Kind::Tree { names, .. } => (None, Some(names)),
         };
-        policies.iter().map(|(name, _)| name).chain(names)
+        let of_policies = policies.into_iter().flat_map(|policies| policies.iter().map(|(name, _)| name));
+        of_policies.chain(names.into_iter().flat_map(|names| names.iter()))
     }
 
     /// What is to become of a request, or of a connection in whose context there is none. Without any policy nobody is

@@ -218,7 +218,7 @@ pub(super) fn call<'a>(function: Function, args: &[Value<'a>]) -> Evaluated<'a> 
     }
 }
 
-fn utf8<'t>(text: &'t Cow<'_, [u8]>) -> Option<&'t str> {
+fn utf8(text: &[u8]) -> Option<&str> {
     std::str::from_utf8(text).ok()
 }
 
@@ -311,7 +311,7 @@ fn truth<'a>(value: &Value<'_>) -> Evaluated<'a> {
 }
 
 /// A pattern that comes with the request: it is compiled for it, and so it has to be short.
-fn matches<'a>(text: &[u8], pattern: &Cow<'_, [u8]>) -> Evaluated<'a> {
+fn matches<'a>(text: &[u8], pattern: &[u8]) -> Evaluated<'a> {
     let pattern = utf8(pattern).filter(|pattern| pattern.len() <= MAX_PATTERN).ok_or(Fault::Invalid)?;
     Ok(Value::Bool(Regex::search(pattern).map_err(|_| Fault::Invalid)?.is_match(text)))
 }
