@@ -57,8 +57,8 @@ fn policy(number: usize, path: StringMatcher, condition: Option<Program>) -> (Ar
     (format!("ns[shop]-policy[p{number}]-rule[0]").into(), policy)
 }
 
-fn judge(bencher: Bencher<'_, '_>, rules: Rules, stream: Stream) {
-    bencher.bench_local(|| black_box(rules.judge(black_box(&stream)).allowed));
+fn judge(bencher: Bencher<'_, '_>, rules: &Rules, stream: &Stream) {
+    bencher.bench_local(|| black_box(rules.judge(black_box(stream)).allowed));
 }
 
 fn exact(number: usize) -> StringMatcher {
@@ -72,18 +72,18 @@ fn hundred(path: impl Fn(usize) -> StringMatcher) -> Rules {
 /// No policy fits: all of them are tried.
 #[divan::bench]
 fn policies_of_paths_none_fits(bencher: Bencher<'_, '_>) {
-    judge(bencher, hundred(exact), request(POLICIES));
+    judge(bencher, &hundred(exact), &request(POLICIES));
 }
 
 #[divan::bench]
 fn policies_of_paths_the_last_fits(bencher: Bencher<'_, '_>) {
-    judge(bencher, hundred(exact), request(99));
+    judge(bencher, &hundred(exact), &request(99));
 }
 
 #[divan::bench]
 fn policies_of_prefixes_none_fits(bencher: Bencher<'_, '_>) {
     let prefix = |number| StringMatcher::Prefix(format!("/api/v1/items{number}/").into_bytes().into(), false);
-    judge(bencher, hundred(prefix), request(POLICIES));
+    judge(bencher, &hundred(prefix), &request(POLICIES));
 }
 
 /// Paths fit all, who asks fits none: nothing tells policies apart before the last condition.
@@ -96,7 +96,7 @@ fn policies_of_accounts_none_fits(bencher: Bencher<'_, '_>) {
         policy.principals = all([any(Condition::Authenticated(Some(account)))]);
         (name, policy)
     });
-    judge(bencher, Rules::new(Action::Allow, policies.collect()), request(1));
+    judge(bencher, &Rules::new(Action::Allow, policies.collect()), &request(1));
 }
 
 /// One policy with an expression.
@@ -105,7 +105,7 @@ fn a_condition(bencher: Bencher<'_, '_>) {
     let text = "request.headers['user-agent'] == 'bench' && request.url_path.startsWith('/api/')";
     let Ok(program) = Program::parse(text, Default::default()) else { return };
     let rules = [policy(1, exact(1), Some(program))].into();
-    judge(bencher, Rules::new(Action::Allow, rules), request(1));
+    judge(bencher, &Rules::new(Action::Allow, rules), &request(1));
 }
 
 /// A tree in place of rules, of a thousand paths.
@@ -119,5 +119,5 @@ fn a_tree_of_paths(bencher: Bencher<'_, '_>) {
         Ok(Tree::prefix(Input::Header(HeaderTarget::Path), paths.collect(), None))
     });
     let Ok(rules) = rules else { return };
-    judge(bencher, rules, request(900));
+    judge(bencher, &rules, &request(900));
 }

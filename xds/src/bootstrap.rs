@@ -29,6 +29,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::pb::envoy::config::trace::v3::Tracing;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::{bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;

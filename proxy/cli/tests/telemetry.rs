@@ -14,9 +14,12 @@ use std::sync::Arc;
 use support::traffic::upstream;
 use support::{Directory, Process, free_port, get, request};
 
-/// What a collector was told: the path of each call, and the messages or the body.
+/// The path of a call, and a message or the body.
+type Call = (String, Vec<u8>);
+
+/// What a collector was told.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<(String, Vec<u8>)>>>);
+struct Told(Arc<Mutex<Vec<Call>>>);
 
 impl Told {
     fn of(&self, path: &str) -> Vec<Vec<u8>> {

@@ -11,10 +11,13 @@ use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{LayeredRuntime, RuntimeL
 use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::values::Result;
 
+/// Whether this number does nothing in Envoy either.
+type IsIdle = fn(f64) -> bool;
+
 /// Keys that do something by themselves in Envoy and nothing here, those that end in a dot with all that begin so, and
 /// which numbers of theirs do nothing in Envoy either. Beside them stand those that the fields of clusters and
 /// connection managers are compiled with (docs/root/configuration of Envoy, the pages on runtimes).
-const ACTING: [(&str, fn(f64) -> bool); 13] = [
+const ACTING: [(&str, IsIdle); 13] = [
     ("envoy.resource_limits.listener.", unlimited),
     ("fault.http.", never),
     ("fault.tcp.", never),

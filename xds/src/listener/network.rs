@@ -35,12 +35,15 @@ use sixfold_xds_api::values::{
 };
 use sixfold_xds_api::{metadata, rbac, refuse};
 
+/// Filters before the one that ends a chain.
+type Before = Arc<[Arc<dyn ConnectionFilter>]>;
+
 /// The filters of a chain: those before the last one, and the one that ends the chain.
 pub(super) fn filters(
     context: &Context,
     values: &[Filter],
     place: ChainPlace,
-) -> Result<(Arc<[Arc<dyn ConnectionFilter>]>, NetworkFilter)> {
+) -> Result<(Before, NetworkFilter)> {
     let mut before: Vec<Arc<dyn ConnectionFilter>> = Vec::new();
     let parts = values.iter().enumerate().map(|(index, value)| one(context, value, place).in_index(index));
     for ((index, value), part) in values.iter().enumerate().zip(collect(parts)?) {

@@ -28,6 +28,7 @@ fn filter(levels: &[Value]) -> Result<Vec<String>, String> {
     Ok(builder.build().members().iter().map(|member| member.name.to_string()).collect())
 }
 
+#[allow(clippy::needless_pass_by_value)]
 fn plugins(plugins: Value) -> Value {
     json!({ "plugins": plugins })
 }
