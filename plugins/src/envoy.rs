@@ -9,6 +9,7 @@ mod cors;
 mod credential_injector;
 mod csrf;
 mod ext_authz;
+mod ext_proc;
 mod fault;
 mod grpc_stats;
 mod health_check;
@@ -38,7 +39,7 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 17] {
+pub(crate) fn factories() -> [FilterFactory; 18] {
     [
         alpn::factory(),
         api_key_auth::factory(),
@@ -47,6 +48,7 @@ pub(crate) fn factories() -> [FilterFactory; 17] {
         credential_injector::factory(),
         csrf::factory(),
         ext_authz::factory(),
+        ext_proc::factory(),
         fault::factory(),
         grpc_stats::factory(),
         health_check::factory(),

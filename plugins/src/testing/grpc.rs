@@ -17,6 +17,8 @@ pub(crate) enum Reply {
     Message(Vec<u8>),
     /// Ends the call with this status.
     Status(u32),
+    /// Nothing.
+    Silence,
     /// The connection goes.
     Cut,
 }
@@ -106,6 +108,7 @@ impl Stream {
             }
             Reply::Status(code) => self.ended = Some(Some(code)),
             Reply::Cut => self.ended = Some(None),
+            Reply::Silence => {}
         }
         if let Some(waker) = self.waker.take() {
             waker.wake();

@@ -284,3 +284,34 @@ impl Sees {
         Step::Continue
     }
 }
+
+/// Asks for the body, once.
+struct Reader;
+
+impl Reader {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        match &stream.request_body {
+            Some(body) => {
+                stream.request.headers.append("x-run", body);
+                Step::Continue
+            }
+            None => Step::ReadBody(ReadBody { limit: 5, on_overflow: crate::plugin::Overflow::Refuse }),
+        }
+    }
+}
+
+#[test]
+fn a_handler_that_wants_the_body_is_asked_again_and_no_other_is() {
+    let mut builder = ChainBuilder::new();
+    builder.add("a", Note::plugin("a"));
+    builder.add("reader", Plugin::of(Reader).access(Reader::access).build());
+    builder.add("b", Note::plugin("b"));
+    let (mut chain, mut s) = (Arc::new(builder.build()), stream("/", &[]));
+    let mut phases = RequestPhases::default();
+    let mut run = |s: &mut Stream| now(phases.run(&mut chain, s));
+    assert!(matches!(run(&mut s), Passed::ReadBody(ReadBody { limit: 5, .. })));
+    s.request_body = Some(bytes::Bytes::from_static(b"body"));
+    assert!(matches!(run(&mut s), Passed::Done));
+    let ran: Vec<_> = s.request.headers.get_all("x-run").map(String::from_utf8_lossy).collect();
+    assert_eq!(ran, ["a.r1", "b.r1", "a.a2", "body", "b.a2"]);
+}
