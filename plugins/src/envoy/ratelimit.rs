@@ -168,7 +168,14 @@ impl RateLimit {
                 self.runtime.integer(&key, 100) > fastrand::u64(..100)
             }
         };
-        made.extend(meant.filter(is_on).filter_map(|policy| policy.describe(stream)));
+        let described = meant.filter(is_on).filter_map(|policy| policy.describe(stream));
+        // These two mean something in the filter's own policies only.
+        made.extend(described.map(|made| Descriptor {
+            hits: None,
+            is_negative: false,
+            x_ratelimit: None,
+            ..made
+        }));
     }
 
     /// Does what the service says.

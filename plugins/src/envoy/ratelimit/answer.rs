@@ -34,7 +34,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// From a RateLimitResponse. Bytes that are none, and a code that is none, are an error.
+    /// From a RateLimitResponse. Bytes that are none are an error; what is not beyond a limit is within it, as in Envoy.
     pub(super) fn of_message(message: &[u8]) -> Answer {
         let Ok(message) = RateLimitResponse::decode(message) else { return Answer::default() };
         let RateLimitResponse {
@@ -48,9 +48,8 @@ impl Answer {
             quota: _,
         } = message;
         let verdict = match Code::try_from(overall_code) {
-            Ok(Code::Ok) => Verdict::Ok,
             Ok(Code::OverLimit) => Verdict::OverLimit,
-            Ok(Code::Unknown) | Err(_) => Verdict::Error,
+            Ok(Code::Ok | Code::Unknown) | Err(_) => Verdict::Ok,
         };
         let metadata = match dynamic_metadata.map(struct_to_json) {
             Some(Value::Object(map)) => map,

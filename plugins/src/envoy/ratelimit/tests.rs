@@ -245,3 +245,33 @@ fn what_is_wrong_is_told_by_its_field() {
     let error = filter(&config(), &[of_route], &context).map(drop).unwrap_err();
     assert_eq!(error, "override_option: is not supported");
 }
+
+/// What a request counts for is said by the filter's own policies alone.
+#[tokio::test]
+async fn policies_of_the_filter_go_before_those_of_routes() {
+    use sixfold_xds_api::pb::envoy::config::route::v3::RateLimit as Policy;
+    use sixfold_xds_api::pb::envoy::config::route::v3::rate_limit::action::{ActionSpecifier, RemoteAddress};
+    use sixfold_xds_api::pb::envoy::config::route::v3::rate_limit::{Action as ProtoAction, HitsAddend};
+    let action = ProtoAction { action_specifier: Some(ActionSpecifier::RemoteAddress(RemoteAddress {})) };
+    let hits = HitsAddend { number: Some(UInt64Value { value: 3 }), ..HitsAddend::default() };
+    let own = Policy { actions: vec![action], hits_addend: Some(hits), ..Policy::default() };
+    let service = ok();
+    let context = service.context();
+    let cell = cluster(&context);
+    let of_route_with_hits = || {
+        let hits = sixfold_core::rate_limit::Hits {
+            count: sixfold_core::rate_limit::HitCount::Fixed(5),
+            is_negative: false,
+        };
+        of_route(vec![LimitPolicy { hits: Some(hits), ..policy("route", 0) }])
+    };
+    for (limits, value, hits) in [(vec![own], "10.1.2.3", Some(3)), (Vec::new(), "route", None)] {
+        let plugin = filter(&ProtoLimit { rate_limits: limits, ..config() }, &[], &context).unwrap();
+        let mut s = routed(&cell, of_route_with_hits(), Vec::new());
+        assert!(finish(plugin.access(&mut s)).await.is_none());
+        let call = service.calls.lock().pop().unwrap();
+        let request = RateLimitRequest::decode(&*call.messages[0]).unwrap();
+        let told = &request.descriptors[0];
+        assert_eq!((told.entries[0].value.as_str(), told.hits_addend.map(|hits| hits.value)), (value, hits));
+    }
+}
