@@ -17,6 +17,7 @@ mod http_service;
 mod istio_stats;
 mod jwt_authn;
 mod mutations;
+mod network;
 mod oauth2;
 mod peer_metadata;
 mod ratelimit;
@@ -63,8 +64,8 @@ pub(crate) fn factories() -> [FilterFactory; 18] {
 }
 
 /// The network filters among them, which stand before the last one of their chain.
-pub(crate) fn network_factories() -> [NetworkFilterFactory; 0] {
-    []
+pub(crate) fn network_factories() -> [NetworkFilterFactory; 2] {
+    network::factories()
 }
 
 /// The factory of a filter that `build` makes of its configuration and the overrides for a route, the least

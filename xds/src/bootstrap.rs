@@ -252,6 +252,8 @@ fn context(
     compile.build.node = Arc::new(own);
     let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
     let runtime = faults.take(runtime::compile(value.layered_runtime.as_ref()).in_key("layered_runtime"));
+    let runtime = Arc::new(runtime.unwrap_or_default());
+    (compile.build.runtime, compile.build.local_address) = (runtime.clone(), compile.local_address);
     let servers = faults.take(cluster::dns::servers(
         &value.typed_dns_resolver_config,
         &value.dns_resolution_config,
@@ -271,7 +273,7 @@ fn context(
         locality,
         outlier_log,
         filter_lists,
-        runtime: Arc::new(runtime.unwrap_or_default()),
+        runtime,
         secrets: Arc::new(secrets.iter().map(of_bootstrap).collect()),
         sds,
         tracker,

@@ -78,11 +78,10 @@ pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
 
 /// Extensions that Istio's control plane sends when its users ask for them, and that are refused by name: without what they
 /// do, requests would be let through that should not be, or go where they should not.
-pub const REFUSED: [(&str, &str); 7] = [
+pub const REFUSED: [(&str, &str); 6] = [
     ("HTTP filter", "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
     ("HTTP filter", "envoy.extensions.filters.http.lua.v3.Lua"),
     ("HTTP filter", "envoy.extensions.filters.http.wasm.v3.Wasm"),
-    ("network filter", "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
     ("network filter", "envoy.extensions.filters.network.set_filter_state.v3.Config"),
     ("network filter", "envoy.extensions.filters.network.wasm.v3.Wasm"),
     ("transport socket", "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport"),

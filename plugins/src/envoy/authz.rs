@@ -2,11 +2,15 @@
 //! (source/extensions/filters/common/ext_authz/check_request_utils.cc `setAttrContextPeer`).
 
 use sixfold_core::connection::{Certificate, Connection};
+use sixfold_core::format::Format;
+use sixfold_core::plugin::BuildContext;
+use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as Kind;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{Address, SocketAddress};
 use sixfold_xds_api::pb::envoy::service::auth::v3::attribute_context;
 use sixfold_xds_api::pb::google::protobuf::Timestamp;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
@@ -20,6 +24,23 @@ pub(crate) enum Peer {
 /// The certificate that the client has shown.
 pub(crate) fn peer_certificate(connection: &Connection) -> Option<&Certificate> {
     connection.tls.as_ref()?.peer.as_deref()
+}
+
+/// Texts of this proxy's own metadata under a key (`bootstrap_metadata_labels_key`).
+pub(crate) fn labels(context: &BuildContext, key: &str) -> HashMap<String, String> {
+    let labels = context.node.metadata.get(key).filter(|_| !key.is_empty());
+    let labels = labels.and_then(serde_json::Value::as_object).into_iter().flatten();
+    labels.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// The client's certificate as `format` writes it; empty where it is not told, or there is none.
+pub(crate) fn certificate(format: Option<&Format>, stream: &Stream) -> String {
+    let shown = peer_certificate(&stream.connection).is_some_and(|peer| !peer.pem.is_empty());
+    let mut certificate = Vec::new();
+    if let Some(format) = format.filter(|_| shown) {
+        format.write_header(stream, &mut certificate);
+    }
+    sanitized(&certificate)
 }
 
 /// One end of a connection: its address, and who its certificate says it is.

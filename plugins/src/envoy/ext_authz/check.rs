@@ -109,12 +109,7 @@ impl Shape {
             (None, _) => {}
         }
         let service = head.headers.get("x-envoy-downstream-service-cluster").map(text).unwrap_or_default();
-        let mut certificate = Vec::new();
-        if let Some(format) = &self.certificate
-            && authz::peer_certificate(connection).is_some_and(|peer| !peer.pem.is_empty())
-        {
-            format.write_header(stream, &mut certificate);
-        }
+        let certificate = authz::certificate(self.certificate.as_ref(), stream);
         let source = authz::peer(connection, Peer::Client);
         let destination = authz::peer(connection, Peer::Proxy);
         let sni = connection.tls.as_ref().filter(|_| self.tls_session).map(|tls| tls.server_name.as_deref());
@@ -122,7 +117,7 @@ impl Shape {
             attributes: Some(AttributeContext {
                 source: Some(sixfold_xds_api::pb::envoy::service::auth::v3::attribute_context::Peer {
                     service,
-                    certificate: text(&certificate),
+                    certificate,
                     ..source
                 }),
                 destination: Some(sixfold_xds_api::pb::envoy::service::auth::v3::attribute_context::Peer {

@@ -2,8 +2,7 @@
 
 use super::check::Shape;
 use super::{AuthzStats, ExtAuthz, Note, Service, http};
-use crate::envoy::mutations::Rules;
-use crate::envoy::service;
+use crate::envoy::{authz, mutations::Rules, service};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::metrics;
@@ -125,7 +124,7 @@ pub(super) fn compile(
         raw: *encode_raw_headers,
         certificate: include_peer_certificate.then(Shape::certificate).transpose()?,
         tls_session: *include_tls_session,
-        labels: labels(context, bootstrap_metadata_labels_key),
+        labels: authz::labels(context, bootstrap_metadata_labels_key),
         extensions: of_route.extensions,
         metadata: metadata_context_namespaces.iter().map(|name| name.as_str().into()).collect(),
         route_metadata: route_metadata_context_namespaces.iter().map(|name| name.as_str().into()).collect(),
@@ -250,11 +249,4 @@ pub(super) fn matchers(list: &Option<ListStringMatcher>) -> Result<Box<[StringMa
     let Some(ListStringMatcher { patterns }) = list else { return Ok(Box::default()) };
     let each = patterns.iter().enumerate().map(|(index, pattern)| matcher::string(pattern).in_index(index));
     each.collect::<Result<_>>().in_key("patterns")
-}
-
-/// Texts of this proxy's metadata under a key.
-fn labels(context: &BuildContext, key: &str) -> HashMap<String, String> {
-    let labels = context.node.metadata.get(key).filter(|_| !key.is_empty());
-    let labels = labels.and_then(serde_json::Value::as_object).into_iter().flatten();
-    labels.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }
