@@ -16,6 +16,8 @@ mod health_check;
 mod http_service;
 mod istio_stats;
 mod jwt_authn;
+#[cfg(feature = "lua")]
+mod lua;
 mod mutations;
 mod network;
 mod oauth2;
@@ -66,6 +68,12 @@ pub(crate) fn factories() -> [FilterFactory; 18] {
 /// The network filters among them, which stand before the last one of their chain.
 pub(crate) fn network_factories() -> [NetworkFilterFactory; 2] {
     network::factories()
+}
+
+/// The filter that runs scripts.
+#[cfg(feature = "lua")]
+pub(crate) fn lua() -> FilterFactory {
+    lua::factory()
 }
 
 /// The factory of a filter that `build` makes of its configuration and the overrides for a route, the least

@@ -17,7 +17,22 @@ use sixfold_core::plugin::Registry;
 
 /// Every plugin of this crate.
 pub fn registry() -> Registry {
-    Registry::new(apisix::factories(), envoy::factories()).with_network_filters(envoy::network_factories())
+    let registry = Registry::new(apisix::factories(), envoy::factories());
+    let registry = registry.with_network_filters(envoy::network_factories());
+    with_lua(registry)
+}
+
+#[cfg(feature = "lua")]
+fn with_lua(registry: Registry) -> Registry {
+    registry.with_filter(envoy::lua())
+}
+
+#[cfg(not(feature = "lua"))]
+fn with_lua(registry: Registry) -> Registry {
+    registry.without_filter(
+        "envoy.extensions.filters.http.lua.v3.Lua",
+        "this binary was built without it: build with --features lua",
+    )
 }
 
 #[cfg(test)]

@@ -196,7 +196,14 @@ fn one(context: &Context, filter: &HttpFilter, index: usize) -> Result<One> {
             Ok(One::Filter(Filter { index, name, config, disabled: *disabled, factory, plugins }))
         }
         None if *is_optional => Ok(One::Nothing),
-        None => Err(refuse::extension("HTTP filter", name, &type_name)),
+        None => {
+            let refused = refuse::extension("HTTP filter", name, &type_name);
+            let how = context.compile.plugins.absent_filter(&type_name);
+            Err(match how {
+                Some(how) => refused.reworded(|reason| format!("{reason}; {how}")),
+                None => refused,
+            })
+        }
     }
 }
 

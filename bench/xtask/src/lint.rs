@@ -16,7 +16,16 @@ pub fn run() -> Result<()> {
     report.part("dependencies", deny::run);
     report.part("clippy", || {
         let mut command = cargo();
-        command.args(["clippy", "--locked", "--profile", "ci", "--workspace", "--all-targets"]);
+        command.args([
+            "clippy",
+            "--locked",
+            "--profile",
+            "ci",
+            "--workspace",
+            "--features",
+            "sixfold/lua",
+            "--all-targets",
+        ]);
         execute(command.args(["--", "-D", "warnings"]))
     });
     report.finish("cargo xtask lint")

@@ -21,7 +21,16 @@ pub fn run(options: &Options) -> Result<()> {
     ensure(&[PYTHON, OPENSSL])?;
     let mut report = Report::default();
     report.part("workspace tests", || {
-        execute(cargo().args(["test", "--locked", "--profile", "ci", "--workspace", "--no-fail-fast"]))
+        execute(cargo().args([
+            "test",
+            "--locked",
+            "--profile",
+            "ci",
+            "--workspace",
+            "--features",
+            "sixfold/lua",
+            "--no-fail-fast",
+        ]))
     });
     match build_proxy("ci") {
         Ok(proxy) => {

@@ -162,6 +162,8 @@ pub struct Registry {
     filters: Arc<BTreeMap<String, Arc<FilterFactory>>>,
     /// Network filters, by type of the configuration.
     network: Arc<BTreeMap<String, Arc<NetworkFilterFactory>>>,
+    /// Filters that other builds of the binary have, and how to come by them.
+    absent: Arc<BTreeMap<&'static str, &'static str>>,
 }
 
 impl Registry {
@@ -177,6 +179,7 @@ impl Registry {
             apisix: Arc::new(indexed.collect()),
             filters: Arc::new(filters.collect()),
             network: Arc::default(),
+            absent: Arc::default(),
         }
     }
 
@@ -197,6 +200,18 @@ impl Registry {
     /// The plugin of APISIX with this name, and its index.
     pub fn apisix(&self, name: &str) -> Option<(u16, &Arc<ApisixFactory>)> {
         self.apisix.get(name).map(|(index, factory)| (*index, factory))
+    }
+
+    /// Says of a filter that this build does not have how to come by it.
+    #[must_use]
+    pub fn without_filter(mut self, config_type: &'static str, how: &'static str) -> Registry {
+        Arc::make_mut(&mut self.absent).insert(config_type, how);
+        self
+    }
+
+    /// How to come by the filter that is configured by this type, where another build of the binary has it.
+    pub fn absent_filter(&self, config_type: &str) -> Option<&'static str> {
+        self.absent.get(config_type).copied()
     }
 
     /// The filter of Envoy that is configured by this type.

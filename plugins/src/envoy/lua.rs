@@ -1,0 +1,416 @@
+//! Envoy's lua filter (source/extensions/filters/http/lua): scripts that look at requests and responses and change them.
+//!
+//! A script runs as a coroutine on the worker of its request. What it waits for - a body, trailers, a service - it is given
+//! when that has come; until then it is kept with the request. Its errors are counted and logged, and the request goes on.
+
+mod host;
+#[cfg(test)]
+mod tests;
+mod values;
+mod vm;
+
+use crate::envoy;
+use bytes::Bytes;
+use host::{Body, Host, Side, Wait};
+use serde_json::Value;
+use sixfold_core::cluster::{ClusterCell, Clusters};
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::headers::Known;
+use sixfold_core::plugin::{
+    BodyPiece, BodyStep, BuildContext, Built, Callout, CalloutRequest, FilterFactory, Hold, LocalReply,
+    Overflow, Plugin, ReadBody, Slot, Step, TrailersStep,
+};
+use sixfold_core::stream::Stream;
+use sixfold_xds_api::any::struct_to_json;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::lua::v3::lua_per_route::Override;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::lua::v3::{Lua as ProtoLua, LuaPerRoute};
+use sixfold_xds_api::{refuse, values as fields};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use vm::{Answer, Given, Run, Turn, Vm};
+
+/// Bytes of a body that a script may ask for as a whole: what Envoy buffers by default.
+const LONGEST_BODY: usize = 1 << 20;
+
+sixfold_core::stat_block! {
+    /// Statistics under `http.PREFIX.lua.` and the filter's own prefix.
+    pub struct LuaStats { counters: [errors, executions], gauges: [], histograms: [] }
+}
+
+pub(crate) fn factory() -> FilterFactory {
+    envoy::filter(|own: ProtoLua, overrides, context: &BuildContext| build(&own, overrides, context))
+}
+
+// `inline_code` is the older name of the default script, and means what it meant.
+#[allow(deprecated)]
+fn build(own: &ProtoLua, mut overrides: Vec<LuaPerRoute>, context: &BuildContext) -> Built {
+    let of_route = overrides.pop();
+    let ProtoLua {
+        inline_code,
+        source_codes,
+        default_source_code,
+        stat_prefix,
+        clear_route_cache,
+        filter_context,
+        package_paths,
+        package_cpaths,
+    } = own;
+    refuse!(package_paths, package_cpaths);
+    if default_source_code.is_some() && !inline_code.is_empty() {
+        return Err(ConfigError::field("inline_code", "must not be given together with default_source_code"));
+    }
+    let default = match default_source_code {
+        Some(source) => fields::text_source(source).in_key("default_source_code")?,
+        None => inline_code.clone(),
+    };
+    // Every script is looked at, whether a route names it or not; once is enough.
+    for (name, source) in source_codes.iter().filter(|_| of_route.is_none()) {
+        let text = fields::text_source(source).in_key(name).in_key("source_codes")?;
+        Vm::new(&text).map_err(ConfigError::new).in_key(name).in_key("source_codes")?;
+    }
+    let mut context_of_route = filter_context.clone().map(struct_to_json);
+    let mut source = Some(default);
+    if let Some(of_route) = &of_route {
+        let LuaPerRoute { r#override, filter_context, package_paths, package_cpaths } = of_route;
+        refuse!(package_paths, package_cpaths);
+        context_of_route = filter_context.clone().map(struct_to_json).or(context_of_route);
+        source = match r#override {
+            None => source,
+            Some(Override::Disabled(_)) => None,
+            // A name that nobody knows is no script, as in Envoy.
+            Some(Override::Name(name)) => {
+                let found = source_codes.get(name).map(fields::text_source).transpose();
+                found.in_key(name).in_key("source_codes")?
+            }
+            Some(Override::SourceCode(source)) => Some(fields::text_source(source).in_key("source_code")?),
+        };
+    }
+    let Some(source) = source.filter(|source| !source.is_empty()) else { return Ok(Plugin::default()) };
+    let dotted = if stat_prefix.is_empty() { String::new() } else { format!("{stat_prefix}.") };
+    let script = Script {
+        id: next_id(),
+        stats: LuaStats::new(&context.metrics, &format!("{}lua.{dotted}", context.scope)),
+        filter: context.filter.to_string(),
+        context: context_of_route,
+        clears_route: clear_route_cache.is_none_or(|clear| clear.value),
+        callout: context.callout.clone(),
+        clusters: context.clusters.clone(),
+        alive: Arc::new(()),
+        source,
+    };
+    script.plugin()
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// The script of one route.
+struct Script {
+    id: u64,
+    source: String,
+    stats: LuaStats,
+    /// The name under which metadata of routes is for it.
+    filter: String,
+    context: Option<Value>,
+    clears_route: bool,
+    callout: Arc<dyn Callout>,
+    clusters: Arc<Clusters>,
+    /// Machines of scripts that are no more are let go of.
+    alive: Arc<()>,
+}
+
+/// A machine of this worker, and whether somebody still needs it.
+struct Kept {
+    script: u64,
+    alive: Weak<()>,
+    vm: Option<Arc<Vm>>,
+}
+
+thread_local! {
+    /// The machines of this worker, one a script. There are few: a list is searched faster than a table.
+    static MACHINES: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A script of a request or response that runs, or waits.
+struct Running {
+    vm: Arc<Vm>,
+    run: Run,
+    side: Side,
+    /// What it waits for.
+    on: Option<Wait>,
+    /// It has changed what routes are chosen by.
+    clear_route: bool,
+}
+
+/// What follows a turn of a script.
+enum After {
+    /// It is at its end, or has failed.
+    End,
+    /// A service is to be asked.
+    Ask(Box<CalloutRequest>),
+    /// It has answered.
+    Answer(Box<LocalReply>),
+    /// It waits for something of the message.
+    Wait,
+}
+
+impl Script {
+    fn plugin(self) -> Built {
+        let vm =
+            Vm::new(&self.source).map_err(|error| ConfigError::new(format!("script load error: {error}")))?;
+        let (on_request, on_response) = vm.hooks();
+        if !on_request && !on_response {
+            return Ok(Plugin::default());
+        }
+        // Those that never ask for more than the head have bodies pass by unseen.
+        let reads_bodies = ["body", "railers"].iter().any(|word| self.source.contains(word));
+        let mut plugin = Plugin::of(self);
+        if on_request {
+            plugin = plugin.access(Script::access);
+            if reads_bodies {
+                plugin = plugin.request_body(Script::request_body).request_trailers(Script::request_trailers);
+            }
+        }
+        if on_response {
+            plugin = plugin.header_filter(Script::header_filter);
+            if reads_bodies {
+                plugin =
+                    plugin.response_body(Script::response_body).response_trailers(Script::response_trailers);
+            }
+        }
+        Ok(plugin.build())
+    }
+
+    fn cluster(&self, name: &str) -> Option<Arc<ClusterCell>> {
+        self.clusters.find(name).map(|_| self.clusters.cell(name))
+    }
+
+    fn send_and_forget(&self, request: CalloutRequest) {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            tokio::spawn(self.callout.send(request));
+        }
+    }
+
+    /// The machine of this worker, made with the first request that needs it.
+    fn vm(&self) -> Option<Arc<Vm>> {
+        MACHINES.with_borrow_mut(|machines| {
+            if let Some(kept) = machines.iter().find(|kept| kept.script == self.id) {
+                return kept.vm.clone();
+            }
+            machines.retain(|kept| kept.alive.strong_count() > 0);
+            let vm = Vm::new(&self.source).map_err(|error| self.failed(&error)).ok().map(Arc::new);
+            machines.push(Kept { script: self.id, alive: Arc::downgrade(&self.alive), vm: vm.clone() });
+            vm
+        })
+    }
+
+    fn failed(&self, error: &str) {
+        self.stats.errors().inc();
+        tracing::warn!("script error: {error}");
+    }
+
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        self.head(stream, slot, Side::Request)
+    }
+
+    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        self.head(stream, slot, Side::Response)
+    }
+
+    /// Runs a script from its beginning, or from where it waits for the body that is there now.
+    fn head<'a>(&'a self, stream: &'a mut Stream, slot: Slot, side: Side) -> Step<'a> {
+        let mut running = match stream.take_state::<Running>(slot) {
+            Some(running) if running.side == side => *running,
+            // A script of the request that waits for more of it has had its time.
+            _ => match self.begin(side) {
+                Some(running) => running,
+                None => return Step::Continue,
+            },
+        };
+        match self.turn(stream, &mut running, Given::Nothing, true).0 {
+            After::Ask(request) => Step::Wait(Box::pin(self.ask(stream, slot, running, request))),
+            other => self.settle(stream, slot, running, other),
+        }
+    }
+
+    fn begin(&self, side: Side) -> Option<Running> {
+        let vm = self.vm()?;
+        self.stats.executions().inc();
+        match vm.begin(side) {
+            Ok(run) => Some(Running { run: run?, vm, side, on: None, clear_route: false }),
+            Err(error) => {
+                self.failed(&error);
+                None
+            }
+        }
+    }
+
+    /// One turn, and what takes the place of the body, or of the piece of it that was given.
+    fn turn(
+        &self,
+        stream: &mut Stream,
+        running: &mut Running,
+        given: Given<'_>,
+        head_is_here: bool,
+    ) -> (After, Option<Bytes>) {
+        let body = match (&given, &running.on, &stream.request_body) {
+            (Given::Piece(bytes), Some(Wait::Body), _) => Body::Whole(Bytes::copy_from_slice(bytes)),
+            (Given::Nothing, Some(Wait::Body), _) if running.side == Side::Response => Body::None,
+            (_, _, Some(body)) if running.side == Side::Request && head_is_here => Body::of(body),
+            (_, _, None) if running.side == Side::Request && head_is_here && has_ended(stream) => Body::None,
+            _ => Body::Unknown,
+        };
+        running.on = None;
+        let mut host = Host {
+            script: self,
+            stream,
+            side: running.side,
+            body,
+            head_is_here,
+            new_body: None,
+            clear_route: false,
+            wait: None,
+        };
+        let turn = running.vm.go_on(&mut running.run, &mut host, &given);
+        let (new_body, clear_route) = (host.new_body.take(), host.clear_route);
+        running.clear_route |= clear_route;
+        let after = match turn {
+            Ok(Turn::Done) => After::End,
+            Ok(Turn::Waits(Wait::Call(request))) => After::Ask(request),
+            Ok(Turn::Waits(Wait::Respond(reply))) => After::Answer(reply),
+            Ok(Turn::Waits(wait)) => {
+                running.on = Some(wait);
+                After::Wait
+            }
+            Err(error) => {
+                self.failed(&error);
+                After::End
+            }
+        };
+        if head_is_here && running.side == Side::Request && new_body.is_some() {
+            stream.request_body = new_body;
+            return (after, None);
+        }
+        (after, new_body)
+    }
+
+    /// Asks services for as long as the script wants that.
+    async fn ask<'a>(
+        &'a self,
+        stream: &'a mut Stream,
+        slot: Slot,
+        mut running: Running,
+        mut request: Box<CalloutRequest>,
+    ) -> Step<'a> {
+        loop {
+            let answer = Answer::of(self.callout.send(*request).await);
+            match self.turn(stream, &mut running, Given::Answer(&answer), true).0 {
+                After::Ask(next) => request = next,
+                other => return self.settle(stream, slot, running, other),
+            }
+        }
+    }
+
+    /// What becomes of the message.
+    fn settle<'a>(&'a self, stream: &mut Stream, slot: Slot, running: Running, after: After) -> Step<'a> {
+        let clear_route = running.clear_route && running.side == Side::Request;
+        match after {
+            After::Answer(reply) => return Step::Respond(*reply),
+            After::Wait => {
+                let (wants_body, side) = (matches!(running.on, Some(Wait::Body)), running.side);
+                stream.set_state(slot, running);
+                if wants_body && side == Side::Response {
+                    // The head goes on, and what the script makes of the body may be of another length.
+                    stream.response.headers.remove(Known::CONTENT_LENGTH);
+                } else if wants_body {
+                    return Step::ReadBody(ReadBody { limit: LONGEST_BODY, on_overflow: Overflow::Refuse });
+                }
+            }
+            After::End | After::Ask(_) => {}
+        }
+        if clear_route { Step::ClearRoute } else { Step::Continue }
+    }
+
+    /// A piece of a body on its way: a script may wait for pieces, for all of them, or for their end.
+    fn piece(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        let Some(running) = stream.take_state::<Running>(slot) else { return BodyStep::Pass };
+        let mut running = *running;
+        let given = match &running.on {
+            Some(Wait::Body) if !piece.last => {
+                stream.set_state(slot, running);
+                return BodyStep::Hold(Hold { limit: LONGEST_BODY, on_overflow: Overflow::Refuse });
+            }
+            Some(Wait::Chunk | Wait::Body) if piece.data.is_empty() => Given::Nothing,
+            Some(Wait::Chunk | Wait::Body) => Given::Piece(piece.data),
+            Some(Wait::Trailers) if piece.last && !has_trailers(stream, running.side) => Given::Nothing,
+            _ => {
+                stream.set_state(slot, running);
+                return BodyStep::Pass;
+            }
+        };
+        let (mut after, new_body) = self.turn(stream, &mut running, given, false);
+        // Behind the last piece there is none, and no trailers either.
+        let ended = piece.last && !has_trailers(stream, running.side);
+        let mut left = 2;
+        while ended && left > 0 && matches!(running.on, Some(Wait::Chunk | Wait::Trailers)) {
+            left -= 1;
+            after = self.turn(stream, &mut running, Given::Nothing, false).0;
+        }
+        self.stream_on(stream, slot, running, &after);
+        new_body.map_or(BodyStep::Pass, BodyStep::Replace)
+    }
+
+    /// Keeps a script that waits for more. What it can't have any more ends it.
+    fn stream_on(&self, stream: &mut Stream, slot: Slot, running: Running, after: &After) {
+        match after {
+            After::Wait => stream.set_state(slot, running),
+            After::Ask(_) => {
+                self.failed("httpCall() is not possible once the head of the message has gone on")
+            }
+            After::Answer(_) | After::End => {}
+        }
+    }
+
+    fn trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
+        let Some(running) = stream.take_state::<Running>(slot) else { return TrailersStep::Continue };
+        let mut running = *running;
+        let given = if matches!(running.on, Some(Wait::Trailers)) { Given::Trailers } else { Given::Nothing };
+        let (mut after, _) = self.turn(stream, &mut running, given, false);
+        if matches!(running.on, Some(Wait::Trailers)) {
+            after = self.turn(stream, &mut running, Given::Trailers, false).0;
+        }
+        self.stream_on(stream, slot, running, &after);
+        TrailersStep::Continue
+    }
+
+    fn request_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        self.piece(stream, slot, piece)
+    }
+
+    fn response_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        self.piece(stream, slot, piece)
+    }
+
+    fn request_trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
+        self.trailers(stream, slot)
+    }
+
+    fn response_trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
+        self.trailers(stream, slot)
+    }
+}
+
+/// Whether the request is known to have no body: it has ended with its head.
+fn has_ended(stream: &Stream) -> bool {
+    stream.timing.request_complete.is_some() && stream.request_body.is_none()
+}
+
+fn has_trailers(stream: &Stream, side: Side) -> bool {
+    match side {
+        Side::Request => !stream.request_trailers.is_empty(),
+        Side::Response => !stream.response_trailers.is_empty(),
+    }
+}

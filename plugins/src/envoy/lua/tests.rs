@@ -1,0 +1,258 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use crate::testing::{self, Service};
+use prost::Message;
+use sixfold_core::cluster::{Cluster, ClusterConfig};
+use sixfold_core::metrics::Registry;
+use sixfold_core::plugin::{
+    BodyFilters, CalloutResponse, Chain, ChainBuilder, Direction, Filtered, HeadPhase, Outcome,
+};
+use sixfold_xds_api::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+
+/// The filter with a script, and what it is built with.
+struct Filter {
+    chain: Chain,
+    context: BuildContext,
+    service: Arc<Service>,
+}
+
+fn source(text: &str) -> DataSource {
+    DataSource { specifier: Some(Specifier::InlineString(text.to_owned())), ..DataSource::default() }
+}
+
+fn filter(text: &str) -> Filter {
+    let own = ProtoLua { default_source_code: Some(source(text)), ..ProtoLua::default() };
+    build_with(&own, &[]).unwrap()
+}
+
+fn build_with(own: &ProtoLua, overrides: &[LuaPerRoute]) -> Result<Filter, String> {
+    let answer =
+        CalloutResponse { status: 201, headers: Default::default(), body: Bytes::from_static(b"told") };
+    let (context, service) = testing::context_with(Some(answer));
+    let context = BuildContext { scope: "http.in.".into(), ..context };
+    let cluster = Cluster::new(ClusterConfig::named("b"), Vec::new(), None, &Registry::new()).unwrap();
+    context.clusters.cell("b").swap(Some(cluster));
+    let overrides: Vec<Vec<u8>> = overrides.iter().map(Message::encode_to_vec).collect();
+    let overrides: Vec<&[u8]> = overrides.iter().map(Vec::as_slice).collect();
+    let config = own.encode_to_vec();
+    let given = sixfold_core::plugin::FilterConfig { config: &config, overrides: &overrides };
+    let plugin = factory().build(&given, &context).map_err(|error| error.to_string())?;
+    let mut builder = ChainBuilder::new().reverse_response();
+    builder.add("lua", plugin);
+    Ok(Filter { chain: builder.build(), context, service })
+}
+
+fn stream() -> Stream {
+    testing::stream("/x", &[("x-a", "1"), ("x-a", "2")])
+}
+
+impl Filter {
+    fn run(&self, phase: HeadPhase, stream: &mut Stream) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.chain.run(phase, stream))
+    }
+
+    fn request(&self, stream: &mut Stream) -> Outcome {
+        self.run(HeadPhase::Access, stream)
+    }
+
+    fn errors(&self) -> u64 {
+        self.context.metrics.sum("http.in.lua.", "errors")
+    }
+}
+
+fn header<'a>(stream: &'a Stream, name: &str) -> &'a str {
+    stream.request.headers.get_str(name).unwrap_or("none")
+}
+
+/// A header that a script of one line adds to the request.
+fn told(expression: &str) -> String {
+    let filter = filter(&format!("function envoy_on_request(h) h:headers():add('x-told', {expression}) end"));
+    let mut stream = stream();
+    filter.request(&mut stream);
+    assert_eq!(filter.errors(), 0, "{expression}");
+    header(&stream, "x-told").to_owned()
+}
+
+#[test]
+fn scripts_change_requests_and_have_the_route_chosen_again() {
+    let filter = filter(
+        "function envoy_on_request(h) h:headers():replace(':path', '/y') h:headers():remove('x-a') end",
+    );
+    let mut stream = stream();
+    assert!(matches!(filter.request(&mut stream), Outcome::ClearRoute(_)));
+    assert_eq!((stream.request.target.full(), header(&stream, "x-a")), (&b"/y"[..], "none"));
+}
+
+#[test]
+fn what_a_script_may_not_write_is_an_error() {
+    for call in
+        ["add('a b', '1')", "add('x', 'a\\nb')", "replace(':path', 'none')", "replace(':method', 'a b')"]
+    {
+        let filter = filter(&format!("function envoy_on_request(h) h:headers():{call} end"));
+        let mut stream = stream();
+        filter.request(&mut stream);
+        assert_eq!((filter.errors(), stream.request.target.full()), (1, &b"/x"[..]), "{call}");
+    }
+}
+
+#[test]
+fn services_are_asked_and_the_script_goes_on() {
+    let filter = filter(
+        "function envoy_on_request(handle)
+           local h, body = handle:httpCall('b', {[':method'] = 'POST', [':path'] = '/p', [':authority'] = 'svc', x = {'1', '2'}}, 'hi', 500)
+           handle:headers():add('x-told', h[':status'] .. body)
+         end",
+    );
+    let mut stream = stream();
+    filter.request(&mut stream);
+    assert_eq!(header(&stream, "x-told"), "201told");
+    let asked = filter.service.asked.lock();
+    assert_eq!((asked[0].uri.as_str(), &asked[0].body[..]), ("http://svc/p", &b"hi"[..]));
+    assert_eq!(asked[0].timeout, std::time::Duration::from_millis(500));
+    assert_eq!(asked[0].headers.get_all("x").collect::<Vec<_>>(), [b"1", b"2"]);
+}
+
+#[test]
+fn an_answer_ends_the_script() {
+    let filter = filter(
+        "function envoy_on_request(h)
+           h:respond({[':status'] = 401, ['x-why'] = 'no'}, 'denied')
+           h:headers():add('x-never', '1')
+         end",
+    );
+    let mut stream = stream();
+    let Outcome::Respond(reply) = filter.request(&mut stream) else { panic!("no answer") };
+    assert_eq!((reply.status, &reply.body[..], header(&stream, "x-never")), (401, &b"denied"[..], "none"));
+    assert_eq!(reply.headers.get("x-why"), Some(&b"no"[..]));
+}
+
+/// Neither by running for ever, nor by catching the error that says so, nor by filling the memory.
+#[test]
+fn no_script_holds_its_worker() {
+    for script in [
+        "while true do end",
+        "while true do pcall(function() while true do end end) end",
+        "local c = coroutine.wrap(function() while true do end end) while true do pcall(c) end",
+        "local t = {} while true do t[#t + 1] = string.rep('x', 1000000) .. #t end",
+    ] {
+        let filter = filter(&format!("function envoy_on_request(h) {script} end"));
+        filter.request(&mut stream());
+        assert_eq!(filter.errors(), 1, "{script}");
+    }
+}
+
+#[test]
+fn files_and_processes_are_out_of_reach() {
+    for name in [
+        "io",
+        "require",
+        "package",
+        "dofile",
+        "loadfile",
+        "jit",
+        "debug",
+        "os.execute",
+        "os.remove",
+        "os.exit",
+    ] {
+        assert_eq!(told(&format!("tostring({name})")), "nil", "{name}");
+    }
+    assert_eq!(told("type(os.time()) .. bit.band(6, 3)"), "number2");
+}
+
+#[test]
+fn a_script_sees_its_surroundings() {
+    assert_eq!(told("h:streamInfo():protocol()"), "HTTP/1.1");
+    assert_eq!(told("h:streamInfo():downstreamRemoteAddress()"), "10.1.2.3:4000");
+    assert_eq!(told("tostring(h:connection():ssl())"), "nil");
+    assert_eq!(told("h:base64Escape('ab')"), "YWI=");
+    assert_eq!(told("h:timestamp(EnvoyTimestampResolution.MICROSECOND) > 1e15 and 'us' or 'ms'"), "us");
+    assert_eq!(told("table.concat({h:headers():get('x-a'), h:headers():getNumValues('x-a')}, ' ')"), "1,2 2");
+}
+
+/// What one request has left in a global variable stood for the next one's.
+#[test]
+fn objects_of_one_request_are_of_no_use_to_another() {
+    let filter = filter(
+        "local kept
+         function envoy_on_request(h)
+           if kept then kept:headers():add('x-stolen', '1') end
+           kept = h
+         end",
+    );
+    filter.request(&mut stream());
+    let mut second = stream();
+    filter.request(&mut second);
+    assert_eq!((filter.errors(), header(&second, "x-stolen")), (1, "none"));
+}
+
+#[test]
+fn bodies_pass_in_pieces() {
+    let filter = filter(
+        "function envoy_on_response(h)
+           for piece in h:bodyChunks() do piece:setBytes('<' .. piece:getBytes(0, piece:length()) .. '>') end
+         end",
+    );
+    let mut stream = stream();
+    stream.response.status = 200;
+    assert!(matches!(filter.run(HeadPhase::HeaderFilter, &mut stream), Outcome::Done));
+    let (mut filters, mut out) = (BodyFilters::new(Direction::Response), Vec::new());
+    for (piece, last) in [("ab", false), ("c", false), ("", true)] {
+        match filters.push(&filter.chain, &mut stream, piece.as_bytes(), last) {
+            Filtered::Same => out.extend_from_slice(piece.as_bytes()),
+            Filtered::Data(data) => out.extend_from_slice(&data),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((out.as_slice(), filter.errors()), (&b"<ab><c>"[..], 0));
+}
+
+#[test]
+fn what_is_wrong_is_told_when_it_is_loaded() {
+    let fault = |own: &ProtoLua, overrides: &[LuaPerRoute]| build_with(own, overrides).err().unwrap();
+    let own = |text: &str| ProtoLua { default_source_code: Some(source(text)), ..ProtoLua::default() };
+    assert!(fault(&own("function ("), &[]).starts_with("script load error: "));
+    assert!(fault(&own("error('at load')"), &[]).contains("at load"));
+    let paths = ProtoLua { package_paths: vec!["x".into()], ..ProtoLua::default() };
+    assert_eq!(fault(&paths, &[]), "package_paths: is not supported");
+    #[allow(deprecated)]
+    let both = ProtoLua { inline_code: "x = 1".into(), ..own("y = 1") };
+    assert!(fault(&both, &[]).starts_with("inline_code: "));
+    let named = ProtoLua { source_codes: [("n".to_owned(), source("("))].into(), ..ProtoLua::default() };
+    assert!(fault(&named, &[]).starts_with("source_codes.n: "));
+    assert!(build_with(&own("x = 1"), &[]).unwrap().chain.members()[0].plugin.is_idle());
+}
+
+#[test]
+fn routes_have_scripts_and_contexts_of_their_own() {
+    let script =
+        |who: &str| source(&format!("function envoy_on_request(h) h:headers():add('x-who', '{who}') end"));
+    let own = ProtoLua {
+        default_source_code: Some(script("default")),
+        source_codes: [("named".to_owned(), script("named"))].into(),
+        ..ProtoLua::default()
+    };
+    let who = |r#override: Option<Override>| {
+        let filter = build_with(&own, &[LuaPerRoute { r#override, ..LuaPerRoute::default() }]).unwrap();
+        let mut stream = stream();
+        filter.request(&mut stream);
+        header(&stream, "x-who").to_owned()
+    };
+    assert_eq!(who(None), "default");
+    assert_eq!(who(Some(Override::Name("named".into()))), "named");
+    assert_eq!(who(Some(Override::Name("nobody".into()))), "none");
+    assert_eq!(who(Some(Override::Disabled(true))), "none");
+    assert_eq!(who(Some(Override::SourceCode(script("own")))), "own");
+}
+
+#[test]
+fn values_become_lua_s_and_json_again() {
+    let lua = mlua::Lua::new();
+    let value = serde_json::json!({"a": [1, 2.5, "x"], "b": {"c": true, "d": null}, "e": -7});
+    let back = values::of_lua(&values::to_lua(&lua, &value).unwrap(), 0).unwrap();
+    assert_eq!(back, serde_json::json!({"a": [1, 2.5, "x"], "b": {"c": true}, "e": -7}));
+    let circle: mlua::Value = lua.load("local t = {} t.t = t return t").eval().unwrap();
+    assert!(values::of_lua(&circle, 0).is_err());
+}

@@ -1,0 +1,187 @@
+//! One Lua machine: a script of one configuration on one worker, within bounds of time and memory.
+
+use super::host::{self, Host, Wait};
+use bytes::Bytes;
+use mlua::{Function, HookTriggers, Lua, LuaOptions, LuaString, MultiValue, StdLib, Table, Thread, VmState};
+use sixfold_core::headers::Headers;
+use sixfold_core::plugin::{CalloutError, CalloutResponse};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Bytes that the objects of all scripts of one machine may take.
+const MEMORY: usize = 64 << 20;
+
+/// Instructions between two looks at the time that a script has had.
+const STRIDE: u32 = 10_000;
+
+/// Strides that one turn of a script may take: ten million instructions, about a tenth of a second.
+const TURN: u64 = 1_000;
+
+/// What a service has answered.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: Headers,
+    pub(super) body: Bytes,
+}
+
+impl Answer {
+    /// What a script gets of a service that gives none, as in Envoy.
+    pub(super) fn of(answer: Result<CalloutResponse, CalloutError>) -> Answer {
+        match answer {
+            Ok(CalloutResponse { status, headers, body }) => Answer { status, headers, body },
+            Err(_) => {
+                Answer { status: 503, headers: Headers::new(), body: Bytes::from_static(b"upstream failure") }
+            }
+        }
+    }
+}
+
+/// What a script goes on with.
+pub(super) enum Given<'a> {
+    /// Nothing, or that there is nothing.
+    Nothing,
+    /// A piece of the body.
+    Piece(&'a [u8]),
+    /// That there are trailers.
+    Trailers,
+    /// The answer of a service.
+    Answer(&'a Answer),
+}
+
+/// How a turn has ended.
+pub(super) enum Turn {
+    /// The script is at its end.
+    Done,
+    /// It waits.
+    Waits(Wait),
+}
+
+/// A script that runs, or waits to go on.
+pub(super) struct Run {
+    thread: Thread,
+    number: u64,
+    /// What it is called with.
+    handle: Option<Table>,
+}
+
+/// A machine with its script.
+pub(super) struct Vm {
+    lua: Lua,
+    enter: Function,
+    handle: Function,
+    on_request: Option<Function>,
+    on_response: Option<Function>,
+    /// Strides that the turn has taken.
+    strides: Arc<AtomicU64>,
+    runs: AtomicU64,
+}
+
+impl Vm {
+    /// Loads a script and runs what is outside its functions.
+    pub(super) fn new(source: &str) -> Result<Vm, String> {
+        Vm::load(source).map_err(|error| told(&error))
+    }
+
+    fn load(source: &str) -> mlua::Result<Vm> {
+        let libraries =
+            StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT | StdLib::JIT;
+        // pcall as it is: the guarded one does not let a script wait within.
+        let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(false))?;
+        // Compiled traces ask no hook. What of `os` touches files or the process is not for workers.
+        lua.load("jit.off() jit = nil os = {time = os.time, clock = os.clock, date = os.date, difftime = os.difftime}")
+            .exec()?;
+        lua.globals().set("dofile", mlua::Nil)?;
+        lua.globals().set("loadfile", mlua::Nil)?;
+        lua.set_memory_limit(MEMORY)?;
+        let strides = Arc::new(AtomicU64::new(0));
+        let counted = strides.clone();
+        lua.set_global_hook(HookTriggers::new().every_nth_instruction(STRIDE), move |_, _| {
+            if counted.fetch_add(1, Relaxed) >= TURN {
+                return Err(mlua::Error::runtime("script has run for too long"));
+            }
+            Ok(VmState::Continue)
+        })?;
+        let counted = strides.clone();
+        let spent = lua.create_function(move |_, ()| Ok(counted.load(Relaxed) > TURN))?;
+        let log = lua.create_function(|_, (level, text): (u8, LuaString)| {
+            host::log(level, &text.to_string_lossy());
+            Ok(())
+        })?;
+        let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
+        let api: Table = prelude.call((host::operations(&lua)?, spent, log))?;
+        lua.load(source).set_name("=script").exec()?;
+        let function = |name: &str| lua.globals().get::<Option<Function>>(name);
+        let (on_request, on_response) = (function("envoy_on_request")?, function("envoy_on_response")?);
+        let (enter, handle) = (api.get("enter")?, api.get("handle")?);
+        Ok(Vm { enter, handle, on_request, on_response, strides, runs: AtomicU64::new(0), lua })
+    }
+
+    /// Which functions it has: of requests, and of responses.
+    pub(super) fn hooks(&self) -> (bool, bool) {
+        (self.on_request.is_some(), self.on_response.is_some())
+    }
+
+    /// Begins the script of a message; `None` without a function for it.
+    pub(super) fn begin(&self, side: host::Side) -> Result<Option<Run>, String> {
+        let function = match side {
+            host::Side::Request => &self.on_request,
+            host::Side::Response => &self.on_response,
+        };
+        let Some(function) = function else { return Ok(None) };
+        let number = self.runs.fetch_add(1, Relaxed) + 1;
+        let made = self.lua.create_thread(function.clone()).and_then(|thread| {
+            let of = if side == host::Side::Request { 0 } else { 1 };
+            Ok(Run { thread, number, handle: Some(self.handle.call((of, number as f64))?) })
+        });
+        made.map(Some).map_err(|error| told(&error))
+    }
+
+    /// Goes on with a script up to its end, or until it waits.
+    pub(super) fn go_on(
+        &self,
+        run: &mut Run,
+        host: &mut Host<'_>,
+        given: &Given<'_>,
+    ) -> Result<Turn, String> {
+        self.strides.store(0, Relaxed);
+        let outcome = self.turn(run, host, given).map_err(|error| told(&error));
+        // What was made for this turn alone goes with it.
+        let left = self.enter.call::<()>((mlua::Nil, 0));
+        outcome.and_then(|()| left.map_err(|error| told(&error)))?;
+        match (run.thread.is_resumable(), host.wait.take()) {
+            (true, Some(wait)) => Ok(Turn::Waits(wait)),
+            (true, None) => Err("script performed an unexpected yield".to_owned()),
+            (false, _) => Ok(Turn::Done),
+        }
+    }
+
+    fn turn(&self, run: &mut Run, host: &mut Host<'_>, given: &Given<'_>) -> mlua::Result<()> {
+        let (thread, number) = (run.thread.clone(), run.number as f64);
+        let arguments = match (run.handle.take(), given) {
+            (Some(handle), _) => MultiValue::from_iter([mlua::Value::Table(handle)]),
+            (None, Given::Nothing) => MultiValue::new(),
+            (None, Given::Piece(bytes)) => {
+                MultiValue::from_iter([mlua::Value::String(self.lua.create_string(bytes)?)])
+            }
+            (None, Given::Trailers) => MultiValue::from_iter([mlua::Value::Boolean(true)]),
+            (None, Given::Answer(answer)) => host::answer_values(&self.lua, answer)?,
+        };
+        self.lua.scope(move |scope| {
+            let call = scope.create_function_mut(move |lua, (op, arguments): (u8, MultiValue)| {
+                host.call(lua, op, arguments)
+            })?;
+            self.enter.call::<()>((call, number))?;
+            thread.resume::<MultiValue>(arguments).map(drop)
+        })
+    }
+}
+
+/// An error in one line, as Envoy's log has it.
+fn told(error: &mlua::Error) -> String {
+    let text = match error {
+        mlua::Error::CallbackError { cause, .. } => cause.to_string(),
+        other => other.to_string(),
+    };
+    let text = text.trim_start_matches("runtime error: ").trim_start_matches("syntax error: ");
+    text.lines().next().unwrap_or_default().to_owned()
+}
