@@ -342,6 +342,40 @@ fn filters_are_configured_by_a_stream_of_their_own() {
     assert_eq!(process.wait(), 0);
 }
 
+/// APISIX's plugins come so too, as a struct; what is wrong with one is told in APISIX's words in the NACK.
+#[test]
+fn plugins_of_apisix_come_by_a_stream_of_their_own() {
+    const PLUGINS: &str = "type.googleapis.com/sixfold.plugins.v1.Plugins";
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, port) = (free_port(), free_port());
+    let service = xds::service(xds::CLUSTER, &directory.path("XDS"));
+    let dynamic = format!("lds_config: {{{API}}}");
+    let config = directory.write("envoy.yaml", &bootstrap(admin, &dynamic, &service));
+    let mut process = Process::start(&["-c", &config, "--concurrency", "2"]);
+    let answer = "direct_response: {status: 200, body: {inline_string: ok}}";
+    let filter =
+        format!("{{name: f, config_discovery: {{config_source: {{{API}}}, type_urls: [{PLUGINS}]}}}}, ");
+    let text = listener(port, &format!("route_config: {{{}}}", routes(answer)));
+    plane.set(LISTENER, "l", &text.replace("http_filters: [", &format!("http_filters: [{filter}")));
+    let plugins = |rewrite: &str| {
+        let of = "\"@type\": type.googleapis.com/xds.type.v3.TypedStruct";
+        let value = format!("{{plugins: {{response-rewrite: {rewrite}}}}}");
+        format!("name: f, typed_config: {{{of}, type_url: {PLUGINS}, value: {value}}}")
+    };
+    for status in [201, 202] {
+        plane.set(EXTENSION, "f", &plugins(&format!("{{status_code: {status}}}")));
+        process.until("the plugins", || get(port, "/").filter(|answer| answer.status == status));
+    }
+    plane.set(EXTENSION, "f", &plugins("{status_code: 99}"));
+    let error = plane.refused("StreamExtensionConfigs");
+    assert!(error.contains("value.plugins.response-rewrite.status_code"), "{error}");
+    assert!(error.contains("failed to check the configuration of plugin response-rewrite err:"), "{error}");
+    assert_eq!(get(port, "/").unwrap().status, 202, "the last good ones go on");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
 /// As Envoy says it: what is named must be there, and a stream is one of gRPC.
 #[test]
 fn what_is_no_source_is_refused_with_its_place() {
