@@ -37,6 +37,7 @@ impl Answer {
 }
 
 /// What a script goes on with.
+#[derive(Clone, Copy)]
 pub(super) enum Given<'a> {
     /// Nothing, or that there is nothing.
     Nothing,
