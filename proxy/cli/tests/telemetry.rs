@@ -152,7 +152,7 @@ fn start(collector: u16, http2: bool, access_log: &str, tracing: &str) -> Runnin
          route_config: {{virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{route}]}}]}}, access_log: [{access_log}]{tracing}}}"
     );
     let text = format!(
-        "node: {{id: n, cluster: own}}\nadmin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - {{name: in, address: {}, \
+        "node: {{id: node-1, cluster: own}}\nadmin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - {{name: in, address: {}, \
          filter_chains: [{{filters: [{{name: hcm, typed_config: {manager}}}]}}]}}\n  clusters:\n{}{}",
         address(admin),
         address(port),
@@ -189,7 +189,10 @@ fn a_service_of_access_logs_gets_entries_over_one_stream() {
     let decoded = all.iter().map(|bytes| StreamAccessLogsMessage::decode(bytes.as_slice()).unwrap());
     let decoded: Vec<_> = decoded.collect();
     let identifier = decoded[0].identifier.as_ref().unwrap();
-    assert_eq!((identifier.log_name.as_str(), identifier.node.as_ref().unwrap().id.as_str()), ("mine", "n"));
+    assert_eq!(
+        (identifier.log_name.as_str(), identifier.node.as_ref().unwrap().id.as_str()),
+        ("mine", "node-1")
+    );
     assert!(decoded[1].identifier.is_none(), "only the first message of a stream says who sends");
     let Some(LogEntries::HttpLogs(logs)) = &decoded[1].log_entries else { panic!("no entries of requests") };
     let entry = &logs.log_entry[0];
