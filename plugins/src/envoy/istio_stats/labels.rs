@@ -318,7 +318,7 @@ impl End {
 
 impl IstioStats {
     /// What is to be shown of a series of requests, and under which labels.
-    pub(super) fn about(&self, view: &View<'_>, end: &End) -> Arc<About> {
+    pub(super) fn about(&self, view: &View<'_>, end: &End, values: &[Value]) -> Arc<About> {
         let of_peers = view.peers(&self.own);
         let flags = flags_text(end.flags);
         let grpc = end.grpc_status.map_or(Arc::default(), |status| status.to_string().into());
@@ -331,7 +331,7 @@ impl IstioStats {
         ];
         let mut all = of_peers.clone();
         all.extend((OF_PEERS..).zip(behind));
-        self.shown(Metric::HTTP, &[], |metric| match metric {
+        self.shown(Metric::HTTP, values, |metric| match metric {
             Metric::RequestMessages | Metric::ResponseMessages => end.is_grpc.then_some(&of_peers),
             _ => Some(&all),
         })

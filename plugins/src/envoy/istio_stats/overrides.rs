@@ -2,7 +2,9 @@
 
 use super::labels::{LABELS, Standard, name};
 use super::store::{METRICS, Metric};
+use sixfold_core::cel::{Extras, Program};
 use sixfold_core::metrics::LabelSet;
+use sixfold_core::stream::Stream;
 use sixfold_xds_api::istio_pb::stats::MetricConfig;
 use std::sync::Arc;
 
@@ -12,6 +14,8 @@ pub(super) type Value = Arc<str>;
 /// Changes of all metrics.
 #[derive(Default)]
 pub(super) struct Overrides {
+    /// Expressions of labels with their texts, each once.
+    expressions: Vec<(String, Program)>,
     changes: [Change; METRICS.len()],
 }
 
@@ -38,6 +42,8 @@ impl Overrides {
     fn take(&mut self, config: &MetricConfig) {
         // `match` is not implemented in Envoy either.
         let MetricConfig { dimensions, name: metric, tags_to_remove, r#match: _, drop } = config;
+        let dimensions = dimensions.iter().filter_map(|(label, text)| Some((label, self.expression(text)?)));
+        let dimensions: Vec<(&String, usize)> = dimensions.collect();
         let meant = METRICS.iter().zip(&mut self.changes);
         let meant = meant.filter(|((_, known), _)| metric.is_empty() && !drop || metric == known);
         for (_, change) in meant {
@@ -49,10 +55,41 @@ impl Overrides {
             {
                 change.replace(label, None);
             }
-            for label in dimensions.keys() {
-                tracing::debug!("istio.stats: nothing is known to make {label} of");
+            for (label, expression) in &dimensions {
+                match LABELS.iter().position(|known| known == label) {
+                    Some(known) => change.replace(known, Some(*expression)),
+                    None => change.add(label, *expression),
+                }
             }
         }
+    }
+
+    /// The place of an expression; as in Envoy, one that is none changes nothing.
+    fn expression(&mut self, text: &str) -> Option<usize> {
+        if let Some(known) = self.expressions.iter().position(|(known, _)| known == text) {
+            return Some(known);
+        }
+        let extras = Extras { string_conversion: true, ..Extras::default() };
+        match Program::parse(text, extras) {
+            Ok(program) => self.expressions.push((text.to_owned(), program)),
+            Err(error) => {
+                tracing::debug!("istio.stats: \"{text}\" is no expression: {error}");
+                return None;
+            }
+        }
+        Some(self.expressions.len() - 1)
+    }
+
+    /// The values of the expressions.
+    pub(super) fn values(&self, stream: &Stream) -> Vec<Value> {
+        let value = |(_, program): &(String, Program)| {
+            let mut text = Vec::new();
+            match program.write(stream, false, &mut text) {
+                true => String::from_utf8_lossy(&text).into(),
+                false => "unknown".into(),
+            }
+        };
+        self.expressions.iter().map(value).collect()
     }
 
     /// Whether the metric is not counted.
@@ -85,5 +122,10 @@ impl Change {
     fn replace(&mut self, label: usize, by: Option<usize>) {
         self.replaced.retain(|(known, _)| *known != label);
         self.replaced.push((label, by));
+    }
+
+    fn add(&mut self, label: &str, expression: usize) {
+        self.added.retain(|(known, _)| **known != *label);
+        self.added.push((label.into(), expression));
     }
 }

@@ -240,6 +240,28 @@ fn metrics_and_labels_can_be_left_out() {
 }
 
 #[test]
+fn labels_have_values_of_expressions() {
+    let context = proxy(TrafficDirection::Outbound);
+    let dimensions = [
+        ("request_method", "request.method"),
+        ("destination_port", "string(response.code + 1)"),
+        ("source_app", "'other'"),
+        ("nothing", "request.headers['x-none']"),
+        ("broken", "1 +"),
+    ];
+    let dimensions = dimensions.map(|(label, text)| (label.to_owned(), text.to_owned())).into();
+    let metrics = vec![MetricConfig { dimensions, ..MetricConfig::default() }];
+    let filter = filter(&PluginConfig { metrics, ..PluginConfig::default() }, &context);
+    [200, 404].into_iter().for_each(|status| end(&filter, &mut called(), status));
+    let totals = page(&context, "istio_requests_total");
+    assert_eq!(totals.len(), 2);
+    let of = |name| label(&totals[0], name);
+    assert_eq!((of("request_method"), of("source_app"), of("nothing")), ("GET", "other", "unknown"));
+    assert_eq!(of("destination_port"), "201");
+    assert!(!totals[0].contains("broken"), "{}", totals[0]);
+}
+
+#[test]
 fn metrics_of_users_are_refused() {
     let definition = MetricDefinition { name: "mine".into(), value: "1".into(), r#type: 0 };
     let config = PluginConfig { definitions: vec![definition], ..PluginConfig::default() };
