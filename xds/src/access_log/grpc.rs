@@ -73,6 +73,7 @@ fn common_of(
     value: &Option<CommonGrpcAccessLogConfig>,
     is_http: bool,
 ) -> Result<(Common, Arc<dyn LogSink>)> {
+    let value = required(value, "common_config")?;
     let compile = || -> Result<(Common, Arc<dyn LogSink>)> {
         let CommonGrpcAccessLogConfig {
             log_name,
@@ -84,7 +85,7 @@ fn common_of(
             filter_state_objects_to_log,
             grpc_stream_retry_policy,
             custom_tags,
-        } = required(value, "common_config")?;
+        } = value;
         refuse!(grpc_stream_retry_policy);
         let log_name = not_empty(log_name, "log_name")?;
         let service = required(grpc_service, "grpc_service")?;
@@ -161,7 +162,7 @@ impl Entries {
         }
         if let Some(mut call) = self.call.take()
             && call.is_open()
-            && within(call.send(&message.encode_to_vec())).await
+            && write(&mut call, &message).await
         {
             self.call = Some(call);
             return true;
@@ -171,14 +172,19 @@ impl Entries {
         client.timeout = LIFE;
         let opened = tokio::time::timeout(PATIENCE, client.call(METHOD, self.service.metadata.clone())).await;
         let Ok(Ok(mut call)) = opened else { return false };
-        let sent = within(call.send(&message.encode_to_vec())).await;
+        let sent = write(&mut call, &message).await;
         self.call = sent.then_some(call);
         sent
     }
 }
 
-/// Whether it was done in time.
-async fn within<E>(sending: impl Future<Output = std::result::Result<(), E>>) -> bool {
+/// Whether a message went out in time.
+async fn write(call: &mut Call, message: &EncodedMessage) -> bool {
+    let bytes = message.encode_to_vec();
+    let sending = async {
+        call.send(&bytes).await?;
+        call.flush().await
+    };
     matches!(tokio::time::timeout(PATIENCE, sending).await, Ok(Ok(())))
 }
 

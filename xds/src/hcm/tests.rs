@@ -157,7 +157,7 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
         ),
         (
             "access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig}}]",
-            "access_log[0].typed_config: access log \"a\" of type envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig is not supported",
+            "access_log[0].typed_config.common_config: is missing",
         ),
         (
             "access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /nowhere/a}}]",

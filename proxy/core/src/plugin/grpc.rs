@@ -123,6 +123,15 @@ impl Call {
         Poll::Ready(Ok(()))
     }
 
+    /// Passes on what was sent, for whoever neither sends nor receives for a while: a message goes out when the call is polled
+    /// again.
+    ///
+    /// # Errors
+    /// The status that ended the call.
+    pub async fn flush(&mut self) -> Result<(), Status> {
+        Ok(poll_fn(|cx| self.stream.poll_ready(cx)).await?)
+    }
+
     /// Whether the service has not ended the call yet, as far as has been heard: for calls of which no answer is expected.
     pub fn is_open(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
