@@ -38,6 +38,13 @@ sixfold_core::stat_block! {
     }
 }
 
+sixfold_core::stat_block! {
+    /// What is counted of route configurations alone: responses without the one that was asked for.
+    pub struct EmptyCounts {
+        counters: [update_empty], gauges: [], histograms: []
+    }
+}
+
 /// What is counted of a stream.
 pub(super) struct ControlPlaneStats {
     pub(super) counts: ControlPlaneCounts,
@@ -59,6 +66,7 @@ pub(super) struct Subscription {
     pub(super) counts: SubscriptionCounts,
     version_text: Arc<Text>,
     reloads: Option<ReloadCounts>,
+    empty: Option<EmptyCounts>,
 }
 
 impl Subscription {
@@ -71,6 +79,7 @@ impl Subscription {
             version_text: registry.text(&format!("{prefix}version_text")),
             reloads: matches!(kind, Kind::Cluster | Kind::Routes)
                 .then(|| ReloadCounts::new(registry, prefix)),
+            empty: (kind == Kind::Routes).then(|| EmptyCounts::new(registry, prefix)),
         }
     }
 
@@ -100,6 +109,13 @@ impl Subscription {
     pub(super) fn timed_out(&self) {
         self.counts.update_attempt().inc();
         self.counts.init_fetch_timeout().inc();
+    }
+
+    /// A response has nothing of what was asked for.
+    pub(super) fn came_empty(&self) {
+        if let Some(empty) = &self.empty {
+            empty.update_empty().inc();
+        }
     }
 
     /// What was taken is another than before.

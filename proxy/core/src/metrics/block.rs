@@ -182,10 +182,15 @@ impl Block {
         self.each_cell(slot).fold(0, |sum: i64, cell| sum.wrapping_add(cell as i64 >> 1))
     }
 
+    /// Whether a gauge was ever changed or set.
+    pub(super) fn is_changed(&self, slot: usize) -> bool {
+        self.each_cell(slot).any(|cell| cell & CHANGED != 0)
+    }
+
     /// Whether a statistic was ever counted or set, be it that it is zero again (Envoy's `Metric::used`).
     pub(super) fn is_used(&self, def: &StatDef) -> bool {
         match (def.kind, self.value(def)) {
-            (Kind::Gauge, _) => self.each_cell(def.slot).any(|cell| cell & CHANGED != 0),
+            (Kind::Gauge, _) => self.is_changed(def.slot),
             (_, Value::Counter(n) | Value::Gauge(n)) => n != 0,
             (_, Value::Histogram(seen)) => seen.count != 0,
         }

@@ -186,7 +186,11 @@ impl<'a> Gauge<'a> {
     /// Makes the value `n`; for gauges that one control thread alone writes.
     pub fn set(self, n: u64) {
         if let Some(block) = self.block {
-            block.change(self.slot, (n as i64).wrapping_sub(block.level(self.slot)));
+            let change = (n as i64).wrapping_sub(block.level(self.slot));
+            // What is set again and again is mostly what it was.
+            if change != 0 || !block.is_changed(self.slot) {
+                block.change(self.slot, change);
+            }
         }
     }
     /// The sum over all threads; never below zero once every writer has settled.

@@ -104,6 +104,11 @@ impl<C: Compile> Machine<C> {
             let lacking = peer.lacking(kind, |name| items.contains_key(name));
             lacking.iter().for_each(|name| self.world.missing(&key(name)));
         }
+        if kind == Kind::Routes && channel.path().is_none() {
+            for name in peer.lacking(kind, |name| items.contains_key(name)) {
+                self.stats.of_key(&key(&name)).into_iter().for_each(Subscription::came_empty);
+            }
+        }
         let mut gone = false;
         if whole {
             let absent = self.world.names(kind).into_iter().filter(|name| !items.contains_key(name));

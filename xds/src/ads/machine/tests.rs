@@ -281,6 +281,7 @@ fn each_route_configuration_is_counted_by_itself() {
     assert_eq!(text(&client, "http.h.rds.r.version_text").as_deref(), Some("s3"));
     // xxHash64 of "s3" with seed 0 is beyond what gauges that go up and down can hold, or may be.
     assert_eq!(sum(&client, ["version"; 5])[0], xxhash_rust::xxh64::xxh64(b"s3", 0));
+    assert_eq!(sum(&client, ["update_empty"; 5])[0], 0);
     client.machine.disconnected(&Channel::Aggregated, client.now);
     assert_eq!(sum(&client, names), [6, 2, 1, 1, 1]);
     client.now += Duration::from_secs(60);
