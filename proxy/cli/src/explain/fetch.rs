@@ -21,9 +21,9 @@ fn read(address: &str) -> Result<String, String> {
     let meant = address.to_socket_addrs().map_err(told)?.next().ok_or("no such address")?;
     let mut stream = TcpStream::connect_timeout(&meant, PATIENCE).map_err(told)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(told)?;
-    // HTTP/1.0 asks for a body that ends with the connection.
+    // Envoy answers HTTP/1.0 with 426.
     let request =
-        format!("GET /config_dump?include_eds HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        format!("GET /config_dump?include_eds HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(told)?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer).map_err(told)?;
