@@ -412,12 +412,16 @@ impl Stream {
         }
     }
 
-    /// Takes over what network filters have noted in the connection's context: metadata, filter state, variables and
-    /// their own state.
+    /// Takes over what network filters have noted in the connection's context: metadata, filter state, variables, flags,
+    /// details and their own state.
     pub fn take_notes(&mut self, notes: Stream) {
         (self.metadata, self.filter_state, self.plugins) =
             (notes.metadata, notes.filter_state, notes.plugins);
         self.vars.append(notes.vars);
+        notes.flags.iter().for_each(|flag| self.flags.insert(flag));
+        if !notes.details.is_empty() {
+            self.details = notes.details;
+        }
     }
 
     /// Takes the state of the plugin in `slot` out.

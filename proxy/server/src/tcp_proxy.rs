@@ -33,11 +33,18 @@ pub async fn serve(
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    let mut session = Session::new(connection, proxy, &io);
+    let mut session = Session::new(connection, proxy, io.filtering());
     match session.begin(&worker).await {
         Some((upstream, deadline)) => session.pass(io, upstream, deadline, &drain).await,
         None => session.filtering = io.take_filtering(),
     }
+}
+
+/// Counts and logs a connection that a network filter before the proxy ends at its beginning.
+pub(crate) fn refused(connection: Arc<Connection>, proxy: Arc<TcpProxy>, filtering: Box<Filtering>) {
+    proxy.stats.downstream_cx_total().inc();
+    let mut session = Session::new(connection, proxy, Some(&filtering));
+    session.filtering = Some(filtering);
 }
 
 /// Why a client is closed before an endpoint was reached. Numbers are Envoy's (`UpstreamFailureReason`).
@@ -80,9 +87,9 @@ struct Upstream {
 }
 
 impl Session {
-    fn new(connection: Arc<Connection>, proxy: Arc<TcpProxy>, io: &Io) -> Session {
+    fn new(connection: Arc<Connection>, proxy: Arc<TcpProxy>, filtering: Option<&Filtering>) -> Session {
         let mut stream = Stream::new(connection);
-        if let Some(noted) = io.filtering().and_then(Filtering::context) {
+        if let Some(noted) = filtering.and_then(Filtering::context) {
             stream.metadata.clone_from(&noted.metadata);
         }
         stream.start_time = SystemTime::now() - stream.connection.start.elapsed();

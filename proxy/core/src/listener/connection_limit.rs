@@ -38,7 +38,8 @@ impl ConnectionFilter for ConnectionLimit {
         if self.used.count.fetch_add(1, Relaxed) >= self.max {
             self.used.count.fetch_sub(1, Relaxed);
             self.used.stats.limited_connections().inc();
-            return FilterStep::Close(Closing { delay: self.delay, ..Closing::default() });
+            let reason = "over_connection_limit";
+            return FilterStep::Close(Closing { reason, delay: self.delay, ..Closing::default() });
         }
         self.used.stats.active_connections().inc();
         connection.set_state(slot, Place(self.used.clone()));

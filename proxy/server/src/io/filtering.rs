@@ -54,12 +54,12 @@ pub(super) enum Next {
 }
 
 impl Filtering {
-    /// Tells the filters of a connection of it, one after the other; an error is how one of them ends it, with those that
-    /// have heard of it.
+    /// Tells the filters of a connection of it, one after the other; an error is that one of them [ends
+    /// it](Filtering::closing), with those that have heard of it.
     pub(crate) async fn begin(
         filters: &Arc<[Arc<dyn ConnectionFilter>]>,
         connection: &Arc<Connection>,
-    ) -> Result<Box<Filtering>, (Closing, Box<Filtering>)> {
+    ) -> Result<Box<Filtering>, Box<Filtering>> {
         let mut filtering = Box::new(Filtering {
             filters: filters.clone(),
             done: filters.iter().map(|_| false).collect(),
@@ -87,7 +87,8 @@ impl Filtering {
                 }
                 FilterStep::Close(closing) => {
                     filtering.filters = filters.iter().take(index).cloned().collect();
-                    return Err((closing, filtering));
+                    filtering.closing = Some(closing);
+                    return Err(filtering);
                 }
                 FilterStep::Continue | FilterStep::Hold | FilterStep::Wait(_) => {}
             }

@@ -193,8 +193,12 @@ async fn pass_filters(io: &mut Io, chain: &FilterChain, connection: &Arc<Connect
             io.filter(filtering);
             true
         }
-        Some(Err((closing, _filtering))) => {
-            drain.connection().serve(tokio::time::sleep(closing.delay)).await;
+        Some(Err(filtering)) => {
+            let delay = filtering.closing().map_or(Duration::ZERO, |closing| closing.delay);
+            drain.connection().serve(tokio::time::sleep(delay)).await;
+            if let NetworkFilter::Tcp(proxy) = &chain.filter {
+                tcp_proxy::refused(connection.clone(), proxy.clone(), filtering);
+            }
             false
         }
         None => false,
