@@ -19,6 +19,7 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
+use sixfold_core::overload::Settings as Load;
 use sixfold_core::plugin::LocalNode;
 use sixfold_xds_api::any::{self, struct_to_json};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::{DynamicResources, StaticResources};
@@ -77,6 +78,8 @@ pub struct Compiled {
     pub tags: metrics::TagRules,
     /// What comes later.
     pub followed: Followed,
+    /// What is done under load, if anything is.
+    pub overload: Option<Load>,
     /// Itself, to be shown.
     pub shown: Shown,
 }
@@ -137,16 +140,16 @@ pub fn load(
     faults.broken_rules(&bootstrap, constraints::faults(&Bootstrap::full_name(), &encoded), &missing);
     faults.add_unread(&bootstrap, unread);
     match compiled {
-        Some((diff, admin, tags, followed)) if faults.is_empty() => {
+        Some((diff, admin, tags, overload, followed)) if faults.is_empty() => {
             let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };
-            Ok(Compiled { diff, admin, tags, followed, shown })
+            Ok(Compiled { diff, admin, tags, overload, followed, shown })
         }
         _ => Err(faults.placed(text, file)),
     }
 }
 
 /// What of a [`Compiled`] is compiled.
-type Parts = (Diff, Option<Admin>, metrics::TagRules, Followed);
+type Parts = (Diff, Option<Admin>, metrics::TagRules, Option<Load>, Followed);
 
 /// Compiles what can be; without faults it is whole.
 fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> Option<Parts> {
@@ -205,11 +208,13 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
     let admin = value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin");
     let admin = faults.take(admin);
     let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"));
+    let overload = value.overload_manager.as_ref().map(overload::compile).transpose();
+    let overload = faults.take(overload.in_key("overload_manager"));
     let default = DynamicResources::default();
     let dynamic = value.dynamic_resources.as_ref().unwrap_or(&default);
     let ads = ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources");
     let followed = Followed { context, ads: faults.take(ads)?, node: node(value) };
-    Some((diff, admin?.flatten(), tags?, followed))
+    Some((diff, admin?.flatten(), tags?, overload?.flatten(), followed))
 }
 
 /// Who asks, in the words of the bootstrap.
@@ -266,6 +271,8 @@ fn context(
         .transpose()
         .in_key("cluster_manager");
     let manager::OfAll { outlier_log, local_cluster } = faults.take(of_all).flatten().unwrap_or_default();
+    let runtime = Arc::new(runtime.unwrap_or_default());
+    (compile.build.runtime, compile.build.peers) = (runtime.clone(), local_cluster.clone());
     let mut context = Context {
         compile,
         tracer: None,
@@ -340,7 +347,7 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             layered_runtime: _,
             admin: _,
             cluster_manager: _,
-            overload_manager,
+            overload_manager: _,
             bootstrap_extensions,
             // A handle is made when it is first counted, whatever this says.
             deferred_stat_options: _,
@@ -378,7 +385,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             stats_eviction,
         } = value
     );
-    overload_manager.as_ref().map_or(Ok(()), overload::check).in_key("overload_manager")?;
     for (index, extension) in bootstrap_extensions.iter().enumerate() {
         known_extension(extension).in_index(index).in_key("bootstrap_extensions")?;
     }

@@ -111,6 +111,7 @@ fn listener(
         access_logs: Vec::new(),
         socket: SocketRights::default(),
         exact_balance: false,
+        spared: Default::default(),
         // What nginx asks for on Linux.
         backlog: 511,
         tcp_keepalive: None,

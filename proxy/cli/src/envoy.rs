@@ -15,6 +15,7 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::files;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
+use sixfold_core::overload::Overload;
 use sixfold_server::admin::{Admin, ServerInfo, Statistics};
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
@@ -65,7 +66,10 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let (node, at_start) = text.node_and_fixed()?;
-    let Compiled { mut diff, admin, tags, followed, shown } = text.load(&process_context)?;
+    let Compiled { mut diff, admin, tags, overload, followed, shown } = text.load(&process_context)?;
+    if let Some(settings) = overload {
+        process.server.set_overload(Overload::new(settings, &process.metrics));
+    }
     // It is as long as there are routes, and nobody reads it again.
     drop(text);
     let names = Names::of(&diff);

@@ -276,3 +276,48 @@ fn a_file_with_routes_must_be_there_and_need_not_be_right() {
         "{errors}"
     );
 }
+
+/// A process with this load: a heap of a byte is always full.
+fn under_load(monitor: &str, actions: &str) -> Running {
+    let manager = format!(
+        "overload_manager: {{refresh_interval: 0.05s, resource_monitors: [{{name: m, typed_config: {{'@type': type.googleapis.com/envoy.extensions.resource_monitors.{monitor}}}}}], actions: [{actions}]}}"
+    );
+    start(&["--config-yaml", &manager])
+}
+
+#[test]
+fn under_load_requests_are_refused_and_connections_end() {
+    let heap = "fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: 1";
+    let action = |name: &str| {
+        format!("{{name: envoy.overload_actions.{name}, triggers: [{{name: m, threshold: {{value: 0.9}}}}]}}")
+    };
+    let running = under_load(heap, &action("stop_accepting_requests"));
+    let refused = get(running.port, "/").unwrap();
+    assert_eq!((refused.status, refused.body.as_str()), (503, "envoy overloaded"));
+    let stats = get(running.admin, "/stats?filter=overload").unwrap().body;
+    assert!(stats.contains("http.in.downstream_rq_overload_close: 1\n"), "{stats}");
+    assert!(stats.contains("overload.envoy.overload_actions.stop_accepting_requests.active: 1\n"), "{stats}");
+    let running = under_load(heap, &action("disable_http_keepalive"));
+    let last = get(running.port, "/").unwrap();
+    assert_eq!((last.status, last.body.as_str()), (200, "first"));
+    let stats = get(running.admin, "/stats?filter=overload_disable").unwrap().body;
+    assert!(stats.contains("http.in.downstream_cx_overload_disable_keepalive: 1\n"), "{stats}");
+    let running = under_load(heap, &action("reject_incoming_connections"));
+    assert!(get(running.port, "/").is_none());
+    let stats = get(running.admin, "/stats?filter=overload_reject").unwrap().body;
+    assert!(stats.contains("downstream_cx_overload_reject: 1\n"), "{stats}");
+}
+
+#[test]
+fn no_more_connections_than_the_process_may_have_are_kept() {
+    let mut running = under_load(
+        "downstream_connections.v3.DownstreamConnectionsConfig, max_active_downstream_connections: 1",
+        "",
+    );
+    let mut one = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
+    send(&mut one, "GET", "/", &[]);
+    assert_eq!(read(&mut one).unwrap().body, "first");
+    assert!(get(running.port, "/").is_none(), "there is one already");
+    drop(one);
+    running.process.until("place", || get(running.port, "/").filter(|response| response.status == 200));
+}

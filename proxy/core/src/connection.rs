@@ -1,6 +1,7 @@
 //! What is known of a downstream connection.
 
 use crate::stream::FilterObject;
+use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -37,6 +38,22 @@ pub struct Connection {
     pub source: Option<Source>,
     /// What network filters have left in the filter state, for every request of the connection to see.
     pub filter_state: OnceLock<Box<[FilterObject]>>,
+    /// What filters keep of the connection.
+    pub kept: Kept,
+}
+
+/// What filters keep of a connection from one request to the next; most keep nothing.
+#[derive(Default)]
+pub struct Kept {
+    /// Buckets of a local rate limit for each connection. In Envoy there is one place for them, whichever filter and route
+    /// is the first to use it (`per_connection_local_rate_limiter`).
+    pub limiter: OnceLock<Arc<dyn Any + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kept").field("limiter", &self.limiter.get().is_some()).finish()
+    }
 }
 
 /// The address that connections to endpoints come from, though it is another machine's.
@@ -65,6 +82,7 @@ impl Connection {
             tls: None,
             source: None,
             filter_state: OnceLock::new(),
+            kept: Kept::default(),
         }
     }
 

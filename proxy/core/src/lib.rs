@@ -35,6 +35,7 @@ pub mod metadata;
 pub mod metrics;
 pub mod mirror;
 pub mod model;
+pub mod overload;
 pub mod path;
 pub mod plugin;
 pub mod rate_limit;

@@ -55,6 +55,8 @@ pub struct Listener {
     pub socket: SocketRights,
     /// Moves accepted connections to the worker with the fewest (`exact_balance`).
     pub exact_balance: bool,
+    /// What of the process's load does not concern it.
+    pub spared: Spared,
     /// Length of the accept queue.
     pub backlog: u32,
     /// TCP keep-alive of accepted connections.
@@ -68,11 +70,21 @@ pub struct Listener {
     pub shape: u64,
 }
 
+/// What of the process's load does not concern a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Spared {
+    /// Its connections are no part of those that the process may have (`ignore_global_conn_limit`).
+    pub limit: bool,
+    /// It accepts, whatever the load is (`bypass_overload_manager`).
+    pub load: bool,
+}
+
 crate::stat_block! {
     /// Statistics of a listener.
     pub struct ListenerStats {
         counters: [
-            downstream_cx_total, downstream_cx_destroy, downstream_cx_overflow, downstream_pre_cx_timeout,
+            downstream_cx_total, downstream_cx_destroy, downstream_cx_overflow, downstream_cx_overload_reject,
+            downstream_global_cx_overflow, downstream_pre_cx_timeout,
             downstream_listener_filter_error, no_filter_chain_match,
             ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
             ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_no_cert = "ssl.fail_verify_no_cert",
@@ -309,6 +321,7 @@ pub(crate) fn fixture(name: &str) -> Listener {
         access_logs: Vec::new(),
         socket: SocketRights::default(),
         exact_balance: false,
+        spared: Spared::default(),
         backlog: 0,
         tcp_keepalive: None,
         inbound: false,

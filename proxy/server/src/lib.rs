@@ -21,6 +21,7 @@ pub mod io;
 pub mod listener;
 pub mod log_file;
 mod memory;
+mod overload;
 mod refresh;
 pub mod server;
 pub mod sockets;

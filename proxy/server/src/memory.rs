@@ -98,7 +98,7 @@ fn forget(pages: Range<usize>) {
 fn forget(_: Range<usize>) {}
 
 /// Resident bytes of the process that are of no file: heap and stacks.
-fn anonymous() -> Option<u64> {
+pub(crate) fn anonymous() -> Option<u64> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut counts = pages.split(' ').skip(1).map_while(|count| count.parse::<u64>().ok());
     let (resident, of_files) = (counts.next()?, counts.next()?);

@@ -12,10 +12,12 @@ use crate::dns::DnsCache;
 use crate::drain::DrainStrategy;
 use crate::listener::BoundAddresses;
 use crate::listener::manager::Manager;
+use crate::overload;
 use crate::worker::{Options, Peer, Shared, Worker};
 use parking_lot::Mutex;
 use sixfold_core::metrics::{self, Registry};
 use sixfold_core::model::{ApplyError, Diff, Model};
+use sixfold_core::overload::Overload;
 use sixfold_core::plugin::Callout;
 use sixfold_core::tls::Held;
 use std::collections::BTreeSet;
@@ -119,6 +121,11 @@ impl Server {
     /// first call counts.
     pub fn set_dns(&self, dns: DnsCache) {
         let _ = self.0.shared.dns.set(dns);
+    }
+
+    /// Has the load measured, and done about it what is configured. Only the first call counts.
+    pub fn set_overload(&self, overload: Overload) {
+        overload::watch(&self.0.shared, Arc::new(overload));
     }
 
     /// The model, for sources that compile configuration and pages that show it.

@@ -11,13 +11,14 @@ use arc_swap::ArcSwap;
 use sixfold_core::budget::ByteBudget;
 use sixfold_core::cluster::Clusters;
 use sixfold_core::metrics::Registry;
+use sixfold_core::overload::Overload;
 use sixfold_core::plugin::Callout;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 /// How often idle upstream connections are looked at.
@@ -52,6 +53,10 @@ pub struct Shared {
     /// `POST /healthcheck/fail`: responses carry `connection: close` and
     /// `x-envoy-immediate-health-check-fail`.
     pub health_failed: Arc<AtomicBool>,
+    /// The process's load, where something is done about it.
+    pub(crate) overload: OnceLock<Arc<Overload>>,
+    /// Whether connections are accepted: not under load.
+    pub(crate) accepts: watch::Sender<bool>,
     /// What listener filters have found.
     pub(crate) filter_stats: FilterStats,
     /// Listeners by address, for connections that are handed over (`use_original_dst`).
@@ -123,6 +128,8 @@ impl Shared {
             bodies: Arc::new(ByteBudget::new(options.body_budget)),
             options,
             health_failed: Arc::default(),
+            overload: OnceLock::new(),
+            accepts: watch::Sender::new(true),
             filter_stats: FilterStats::default(),
             listeners: ArcSwap::default(),
             addresses: ArcSwap::default(),

@@ -1,52 +1,131 @@
-//! `overload_manager`, as pilot-agent writes it: a limit of connections that limits nothing.
+//! `overload_manager`: what is measured, and what is done under load.
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use std::time::Duration;
+
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
+use sixfold_core::overload::{Act, Action, Limit, Settings, Threshold, Trigger};
+use sixfold_xds_api::pb::envoy::config::overload::v3::trigger::TriggerOneof;
 use sixfold_xds_api::pb::envoy::config::overload::v3::{
-    OverloadManager, ResourceMonitor, resource_monitor::ConfigType,
+    OverloadAction, OverloadManager, ResourceMonitor, ScaledTrigger, ThresholdTrigger,
+    Trigger as ProtoTrigger, resource_monitor::ConfigType,
 };
 use sixfold_xds_api::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
-use sixfold_xds_api::values::Result;
-use sixfold_xds_api::{any, refuse};
+use sixfold_xds_api::pb::envoy::extensions::resource_monitors::fixed_heap::v3::FixedHeapConfig;
+use sixfold_xds_api::values::{Result, not_empty, positive_duration};
+use sixfold_xds_api::{any, refuse, refused};
 
 /// From here on a limit of connections counts for none: no process has so many descriptors.
 const UNLIMITED: i64 = i32::MAX as i64;
 
+/// How often monitors look.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// `None` where nothing is ever done, as by what pilot-agent writes: a limit of connections that limits nothing.
+///
 /// # Errors
-/// Anything that would have to act under load.
-pub(super) fn check(value: &OverloadManager) -> Result<()> {
+/// Monitors and actions that there are not, triggers without a monitor, what is named twice.
+pub(super) fn compile(value: &OverloadManager) -> Result<Option<Settings>> {
     let OverloadManager {
-        // How often monitors look.
-        refresh_interval: _,
+        refresh_interval,
         resource_monitors,
         actions,
         loadshed_points,
         buffer_factory_config,
     } = value;
-    refuse!(actions, loadshed_points, buffer_factory_config);
-    for (index, monitor) in resource_monitors.iter().enumerate() {
-        unlimited(monitor).in_index(index).in_key("resource_monitors")?;
+    refuse!(loadshed_points, buffer_factory_config);
+    let refresh = positive_duration(refresh_interval, REFRESH, "refresh_interval")?;
+    let mut settings = Settings { refresh, ..Settings::default() };
+    let mut names = Vec::new();
+    for (index, value) in resource_monitors.iter().enumerate() {
+        let added = monitor(value, &mut names, &mut settings);
+        added.in_index(index).in_key("resource_monitors")?;
+    }
+    for (index, value) in actions.iter().enumerate() {
+        let action = action(value, &settings).in_index(index).in_key("actions")?;
+        settings.actions.push(action);
+    }
+    let acts = settings.connections.is_some() || !settings.heaps.is_empty();
+    Ok(acts.then_some(settings))
+}
+
+fn monitor<'v>(value: &'v ResourceMonitor, names: &mut Vec<&'v str>, settings: &mut Settings) -> Result<()> {
+    let ResourceMonitor { name, config_type } = value;
+    if names.contains(&not_empty(name, "name")?) {
+        return Err(ConfigError::field("name", format!("\"{name}\" is given twice")));
+    }
+    names.push(name);
+    let Some(ConfigType::TypedConfig(config)) = config_type else {
+        return Err(ConfigError::field("typed_config", "is missing"));
+    };
+    match any::type_name(config).in_key("typed_config")?.as_str() {
+        "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig" => {
+            let DownstreamConnectionsConfig { max_active_downstream_connections: most } =
+                any::unpack(config).in_key("typed_config")?;
+            let limit = u64::try_from(most).ok().filter(|most| *most > 0).ok_or_else(|| {
+                ConfigError::field("max_active_downstream_connections", "must be more than 0")
+                    .in_key("typed_config")
+            })?;
+            settings.connections = (most < UNLIMITED).then(|| Limit { name: name.clone(), max: limit });
+        }
+        "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig" => {
+            let FixedHeapConfig { max_heap_size_bytes: max, max_heap_size_bytes_runtime } =
+                any::unpack(config).in_key("typed_config")?;
+            let max_heap_size_bytes_runtime = &max_heap_size_bytes_runtime;
+            refused!(max_heap_size_bytes_runtime).in_key("typed_config")?;
+            if max == 0 {
+                let missing = ConfigError::field("max_heap_size_bytes", "must be more than 0");
+                return Err(missing.in_key("typed_config"));
+            }
+            settings.heaps.push(Limit { name: name.clone(), max });
+        }
+        other => return Err(refuse::extension("resource monitor", name, other)),
     }
     Ok(())
 }
 
-fn unlimited(value: &ResourceMonitor) -> Result<()> {
-    let ResourceMonitor { name, config_type } = value;
-    let Some(ConfigType::TypedConfig(config)) = config_type else {
-        return Err(ConfigError::field("typed_config", "is missing"));
+fn action(value: &OverloadAction, settings: &Settings) -> Result<Action> {
+    let OverloadAction { name, triggers, typed_config } = value;
+    let act = match name.as_str() {
+        "envoy.overload_actions.stop_accepting_requests" => Act::StopAcceptingRequests,
+        "envoy.overload_actions.disable_http_keepalive" => Act::DisableKeepAlive,
+        "envoy.overload_actions.stop_accepting_connections" => Act::StopAcceptingConnections,
+        "envoy.overload_actions.reject_incoming_connections" => Act::RejectConnections,
+        other => return Err(ConfigError::field("name", format!("action \"{other}\" is not supported"))),
     };
-    let limit: DownstreamConnectionsConfig = match any::type_name(config).in_key("typed_config")?.as_str() {
-        "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig" => {
-            any::unpack(config).in_key("typed_config")?
-        }
-        other => {
-            let reason = format!("resource monitor \"{name}\" of type {other} is not supported");
-            return Err(ConfigError::field("typed_config", reason));
-        }
-    };
-    let DownstreamConnectionsConfig { max_active_downstream_connections: most } = limit;
-    if most < UNLIMITED {
-        let reason = format!("{most} is not supported: there is no limit over all listeners");
-        return Err(ConfigError::field("max_active_downstream_connections", reason).in_key("typed_config"));
+    if settings.actions.iter().any(|action| action.act == act) {
+        return Err(ConfigError::field("name", format!("\"{name}\" is given twice")));
     }
-    Ok(())
+    refuse!(typed_config);
+    if triggers.is_empty() {
+        return Err(ConfigError::field("triggers", "must not be empty"));
+    }
+    let triggers = triggers.iter().enumerate();
+    let triggers = triggers.map(|(index, value)| trigger(value, &settings.heaps).in_index(index));
+    let triggers = collect(triggers).in_key("triggers")?;
+    for (index, trigger) in triggers.iter().enumerate() {
+        if triggers.iter().take(index).any(|before| before.heap == trigger.heap) {
+            let twice = ConfigError::field("name", "has a trigger already");
+            return Err(twice.in_index(index).in_key("triggers"));
+        }
+    }
+    Ok(Action { act, name: name.clone(), triggers })
+}
+
+fn trigger(value: &ProtoTrigger, heaps: &[Limit]) -> Result<Trigger> {
+    let ProtoTrigger { name, trigger_oneof } = value;
+    let heap = heaps.iter().position(|heap| heap.name == *name);
+    let heap = heap
+        .ok_or_else(|| ConfigError::field("name", format!("\"{name}\" is no monitor of how much is used")))?;
+    let threshold = match trigger_oneof {
+        Some(TriggerOneof::Threshold(ThresholdTrigger { value })) => Threshold::From(*value),
+        Some(TriggerOneof::Scaled(ScaledTrigger { scaling_threshold, saturation_threshold })) => {
+            if scaling_threshold >= saturation_threshold {
+                let reason = "must be less than saturation_threshold";
+                return Err(ConfigError::field("scaled.scaling_threshold", reason));
+            }
+            Threshold::Between(*scaling_threshold, *saturation_threshold)
+        }
+        None => return Err(ConfigError::new("one of threshold and scaled is missing")),
+    };
+    Ok(Trigger { heap, threshold })
 }

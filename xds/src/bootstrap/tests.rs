@@ -218,18 +218,51 @@ fn the_bootstrap_of_istios_agent_is_taken() {
     assert_eq!((compiled.diff.listeners.len(), compiled.diff.clusters.len()), (2, 4));
     assert!(compiled.followed.ads.target.is_some());
 
+    assert!(compiled.overload.is_none(), "its limit limits nothing");
+
     let limited = recorded.replace(
         "\"max_active_downstream_connections\": 2147483647",
         "\"max_active_downstream_connections\": 5",
     );
-    let faults = load(&limited, "envoy-rev.json", &process()).map(drop).unwrap_err();
-    assert_eq!(
-        faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        [
-            "envoy-rev.json:580:6: overload_manager.resource_monitors[0].typed_config.max_active_downstream_connections: \
-          5 is not supported: there is no limit over all listeners"
-        ]
-    );
+    let compiled = load(&limited, "envoy-rev.json", &process()).unwrap_or_else(|faults| panic!("{faults:?}"));
+    assert_eq!(compiled.overload.and_then(|overload| overload.connections).map(|limit| limit.max), Some(5));
+}
+
+#[test]
+fn what_is_done_under_load_needs_its_monitors() {
+    let heap = "{name: heap, typed_config: {'@type': type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: 1000}}";
+    let text = |monitors: &str, actions: &str| {
+        let manager =
+            format!("overload_manager: {{resource_monitors: [{monitors}], actions: [{actions}]}}\n");
+        format!("{manager}{BOOTSTRAP}")
+    };
+    let stop = "name: envoy.overload_actions.stop_accepting_requests, triggers: [{name: heap, threshold: {value: 0.9}}]";
+    let slow = "name: envoy.overload_actions.disable_http_keepalive, triggers: [{name: heap, scaled: {scaling_threshold: 0.5, saturation_threshold: 0.9}}]";
+    let compiled = load(&text(heap, &format!("{{{stop}}}, {{{slow}}}")), "envoy.yaml", &process());
+    let overload = compiled.unwrap_or_else(|faults| panic!("{faults:?}")).overload.unwrap();
+    assert_eq!((overload.heaps.len(), overload.actions.len(), overload.refresh.as_secs()), (1, 2, 1));
+    for (monitors, actions, words) in [
+        (
+            heap.to_owned(),
+            format!("{{{}}}", stop.replace("name: heap", "name: other")),
+            "\"other\" is no monitor",
+        ),
+        (heap.to_owned(), format!("{{{stop}}}, {{{stop}}}"), "is given twice"),
+        (format!("{heap}, {heap}"), String::new(), "is given twice"),
+        (
+            heap.to_owned(),
+            format!("{{{}}}", slow.replace("0.5", "0.9")),
+            "must be less than saturation_threshold",
+        ),
+        (
+            heap.to_owned(),
+            format!("{{{}}}", stop.replace("stop_accepting_requests", "reduce_timeouts")),
+            "is not supported",
+        ),
+    ] {
+        let faults = load(&text(&monitors, &actions), "envoy.yaml", &process()).map(drop).unwrap_err();
+        assert!(faults.iter().any(|fault| fault.to_string().contains(words)), "{words}: {faults:?}");
+    }
 }
 
 /// The first fault of a route, virtual host, connection manager, chain, listener or cluster hid the others.

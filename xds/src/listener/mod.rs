@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use prost::{Message, Name};
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
-use sixfold_core::listener::{BindAddress, FilterChain, Listener, ListenerStats, SocketRights, check_chains};
+use sixfold_core::listener::{
+    BindAddress, FilterChain, Listener, ListenerStats, SocketRights, Spared, check_chains,
+};
 use sixfold_core::matching::Tree;
 use sixfold_core::plugin::TrafficDirection as Way;
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
@@ -100,6 +102,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
             freebind: bool_or(&value.freebind, false),
         },
         exact_balance,
+        spared: Spared { limit: value.ignore_global_conn_limit, load: value.bypass_overload_manager },
         backlog: u32_or(&value.tcp_backlog_size, BACKLOG),
         tcp_keepalive: tcp_keepalive(&value.tcp_keepalive),
         inbound: direction == TrafficDirection::Inbound,
@@ -148,7 +151,6 @@ fn refuse_unsupported(value: &ProtoListener) -> Result<()> {
         max_connections_to_accept_per_socket_event: _,
         bind_to_port: _,
         enable_mptcp,
-        // There is neither a global limit nor an overload manager to be left out of.
         ignore_global_conn_limit: _,
         bypass_overload_manager: _,
         tcp_keepalive: _,

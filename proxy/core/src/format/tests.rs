@@ -29,6 +29,7 @@ fn connection() -> Connection {
         tls: None,
         source: None,
         filter_state: Default::default(),
+        kept: Default::default(),
     }
 }
 

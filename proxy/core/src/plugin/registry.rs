@@ -52,6 +52,8 @@ pub struct BuildContext {
     pub filter: Arc<str>,
     /// Whether this proxy is to fail checks of its health (`POST /healthcheck/fail`).
     pub failing_checks: Arc<AtomicBool>,
+    /// The cluster of this proxy and those like it (`cluster_manager.local_cluster_name`).
+    pub peers: Option<Arc<str>>,
 }
 
 impl BuildContext {
@@ -74,6 +76,7 @@ impl BuildContext {
             secrets: Arc::new(NoSecrets),
             filter: "".into(),
             failing_checks: Arc::default(),
+            peers: None,
         }
     }
 }

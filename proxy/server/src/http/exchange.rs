@@ -26,6 +26,7 @@ use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::headers::Known;
 use sixfold_core::internal_redirect::Followed;
 use sixfold_core::metrics::GaugeGuard;
+use sixfold_core::overload::Act;
 use sixfold_core::plugin::{
     Chain, Direction, HeadPhase, LocalReply, Outcome, Overflow, Passed, ReadBody, RequestPhases,
 };
@@ -187,7 +188,10 @@ impl<D: Downstream> Exchange<'_, D> {
             self.answer_expect();
         }
         let table = self.env.hcm.routes.peek();
-        let refusal = self.enter(table.as_deref());
+        let refusal = match self.refuse_under_load() {
+            None => self.enter(table.as_deref()),
+            refusal => refusal,
+        };
         let refusal = refusal.or_else(|| self.require_tls()).or_else(|| self.refuse_upgrade());
         if let Some(reply) = refusal {
             drop(table);
@@ -200,6 +204,14 @@ impl<D: Downstream> Exchange<'_, D> {
         stats.downstream_cx_upgrades_total().inc();
         let _active = stats.downstream_cx_upgrades_active().raise();
         self.answer(table).await
+    }
+
+    /// Under load no more is done for a request than to answer it: no filter sees it, either.
+    fn refuse_under_load(&mut self) -> Option<LocalReply> {
+        self.env.overload.as_ref().filter(|overload| overload.acts(Act::StopAcceptingRequests))?;
+        self.env.hcm.stats.downstream_rq_overload_close().inc();
+        self.chain = Cow::Owned(Chain::empty());
+        Some(LocalReply::new(503, "envoy overloaded", "overload"))
     }
 
     /// Runs the request phases and does what the route says.

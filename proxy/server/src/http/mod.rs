@@ -37,6 +37,7 @@ use crate::io::{Io, Meter};
 use crate::worker::Worker;
 use sixfold_core::connection::Connection;
 use sixfold_core::hcm::{CodecType, HttpConnectionManager};
+use sixfold_core::overload::Overload;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::time::Instant;
@@ -46,12 +47,20 @@ use tokio::time::Instant;
 pub struct Manager {
     hcm: Arc<HttpConnectionManager>,
     h1: Arc<H1Options>,
+    /// Whether the load of the process is of no account.
+    spared: bool,
 }
 
 impl Manager {
     /// Makes it ready to serve connections.
     pub fn new(hcm: Arc<HttpConnectionManager>) -> Manager {
-        Manager { h1: Arc::new(h1_options(&hcm)), hcm }
+        Manager { h1: Arc::new(h1_options(&hcm)), hcm, spared: false }
+    }
+
+    /// The same, for which the load of the process may be of no account.
+    #[must_use]
+    pub(crate) fn sparing(self, spared: bool) -> Manager {
+        Manager { spared, ..self }
     }
 }
 
@@ -61,6 +70,8 @@ pub(crate) struct Env {
     pub(crate) worker: Arc<Worker>,
     pub(crate) drain: Drain,
     pub(crate) h1: Arc<H1Options>,
+    /// The load of the process, if it is of any account.
+    pub(crate) overload: Option<Arc<Overload>>,
     /// How the connection ends.
     ending: Ending,
 }
@@ -90,10 +101,11 @@ pub async fn serve(
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    let Manager { hcm, h1 } = manager;
+    let Manager { hcm, h1, spared } = manager;
     io.meter(Meter::Downstream(hcm.stats.clone()));
     let alpn = connection.tls.as_ref().and_then(|t| t.alpn.as_deref()).map(<[u8]>::to_vec);
-    let env = Arc::new(Env { hcm, worker, drain, h1, ending: Ending::default() });
+    let overload = worker.shared.overload.get().filter(|_| !spared).cloned();
+    let env = Arc::new(Env { hcm, worker, drain, h1, overload, ending: Ending::default() });
     let _served = Served::new(env.clone(), &connection);
     match (env.hcm.codec, alpn.as_deref()) {
         (CodecType::Http2, _) | (CodecType::Auto, Some(b"h2")) => h2_server::serve(io, connection, env).await,

@@ -1,9 +1,10 @@
 //! Accepting connections on one socket of one worker.
 
-use super::{Slot, connection};
+use super::{ActiveListener, Slot, connection};
 use crate::io::Socket;
 use crate::sockets::{self, ListenSocket};
 use crate::worker::{Command, Worker};
+use sixfold_core::overload::{Act, Full, Place};
 use std::fs::File;
 use std::io;
 use std::pin::pin;
@@ -63,11 +64,14 @@ struct Acceptor {
 
 impl Acceptor {
     async fn run(mut self, mut closing: oneshot::Receiver<oneshot::Sender<()>>) {
+        let mut accepts = self.worker.shared.accepts.subscribe();
         let closed = loop {
+            let accepting = *accepts.borrow_and_update() || self.slot.0.load().config.spared.load;
             tokio::select! {
                 biased;
                 closed = &mut closing => break closed.ok(),
-                accepted = self.socket.accept() => self.take(accepted).await,
+                Ok(()) = accepts.changed() => {}
+                accepted = self.socket.accept(), if accepting => self.take(accepted).await,
             }
         };
         self.empty_queue().await;
@@ -125,10 +129,24 @@ impl Acceptor {
     }
 }
 
+/// The place of one more connection of a listener, as far as the load of the process leaves one.
+fn place(listener: &ActiveListener, worker: &Worker) -> Result<Option<Place>, Full> {
+    let (config, Some(overload)) = (&listener.config, worker.shared.overload.get()) else { return Ok(None) };
+    if !config.spared.load && overload.acts(Act::RejectConnections) {
+        config.stats.downstream_cx_overload_reject().inc();
+        return Err(Full);
+    }
+    if config.spared.limit {
+        return Ok(None);
+    }
+    overload.connect().inspect_err(|Full| config.stats.downstream_global_cx_overflow().inc())
+}
+
 /// Serves a connection here or, where the listener wants it, on the worker with the fewest.
 fn dispatch(socket: Socket, slot: &Arc<Slot>, worker: &Arc<Worker>) {
     let listener = slot.0.load_full();
-    let here = Counted::new(&worker.connections);
+    let Ok(place) = place(&listener, worker) else { return socket.refuse() };
+    let mut here = Counted::new(&worker.connections, place);
     let peer = match listener.config.exact_balance && socket.as_tcp().is_some() {
         true => worker.shared.less_busy(worker.index),
         false => None,
@@ -138,7 +156,11 @@ fn dispatch(socket: Socket, slot: &Arc<Slot>, worker: &Arc<Worker>) {
         return;
     };
     if let Some(Ok((stream, _))) = socket.into_std() {
-        let adopted = Adopted { stream, slot: slot.clone(), counted: Counted::new(&peer.connections) };
+        let adopted = Adopted {
+            stream,
+            slot: slot.clone(),
+            counted: Counted::new(&peer.connections, here.place.take()),
+        };
         // Once it is sent its client may be answered, and come again.
         drop(here);
         place.send(Command::Adopt(adopted));
@@ -166,17 +188,21 @@ impl Adopted {
 }
 
 /// One of a worker's connections.
-pub(crate) struct Counted(Arc<AtomicUsize>);
+pub(crate) struct Counted {
+    count: Arc<AtomicUsize>,
+    /// Its place among those that the process may have.
+    place: Option<Place>,
+}
 
 impl Counted {
-    fn new(count: &Arc<AtomicUsize>) -> Counted {
+    fn new(count: &Arc<AtomicUsize>, place: Option<Place>) -> Counted {
         count.fetch_add(1, Relaxed);
-        Counted(count.clone())
+        Counted { count: count.clone(), place }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.count.fetch_sub(1, Relaxed);
     }
 }

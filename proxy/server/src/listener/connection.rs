@@ -12,7 +12,7 @@ use crate::io::{Filtering, Io, Socket};
 use crate::tls::{self, HandshakeError};
 use crate::worker::{Shared, Worker};
 use crate::{http, tcp_proxy};
-use sixfold_core::connection::Connection;
+use sixfold_core::connection::{Connection, Kept};
 use sixfold_core::flags::Flag;
 use sixfold_core::listener::{FilterChain, ListenerStats, MatchInput, NetworkFilter};
 use sixfold_core::stream::Stream;
@@ -76,6 +76,7 @@ pub(super) async fn run(
         tls: None,
         source: found.source,
         filter_state: Default::default(),
+        kept: Kept::default(),
     };
     match listener.choose(&input) {
         Some(chain) => serve_chain(socket, connection, &listener, chain, &worker).await,
@@ -167,7 +168,8 @@ async fn serve_chain(
     }
     match (&chain.filter, &active.http) {
         (NetworkFilter::Http(_), Some(manager)) => {
-            let work = http::serve(io, shared, manager.clone(), worker.clone(), drain);
+            let manager = manager.clone().sparing(listener.config.spared.load);
+            let work = http::serve(io, shared, manager, worker.clone(), drain);
             guard.serve(Box::pin(work)).await;
         }
         (NetworkFilter::Tcp(proxy), _) => {

@@ -74,6 +74,7 @@ impl Fixture {
             access_logs: Vec::new(),
             socket: SocketRights::default(),
             exact_balance: false,
+            spared: Default::default(),
             backlog: 16,
             tcp_keepalive: None,
             inbound: false,

@@ -70,6 +70,7 @@ impl Fixture {
             access_logs: Vec::new(),
             socket: SocketRights::default(),
             exact_balance: false,
+            spared: Default::default(),
             backlog: 1024,
             tcp_keepalive: None,
             inbound: false,

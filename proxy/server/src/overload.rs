@@ -1,0 +1,25 @@
+//! The load of the process: who measures it, and what waits until it is over.
+
+use crate::memory;
+use crate::refresh::refresh_every;
+use crate::worker::Shared;
+use sixfold_core::overload::{Act, Overload};
+use std::sync::Arc;
+
+/// Measures for as long as the server is there, from now on. Only the first call counts.
+pub(crate) fn watch(shared: &Arc<Shared>, overload: Arc<Overload>) {
+    let period = overload.refresh();
+    if shared.overload.set(overload).is_ok() {
+        look(shared);
+        refresh_every("load", period, shared, look);
+    }
+}
+
+fn look(shared: &Shared) {
+    let Some(overload) = shared.overload.get() else { return };
+    for (action, percent) in overload.update(memory::anonymous()) {
+        tracing::warn!(action, percent, "the load has changed what is done");
+    }
+    let accepts = !overload.is_saturated(Act::StopAcceptingConnections);
+    shared.accepts.send_if_modified(|accepted| std::mem::replace(accepted, accepts) != accepts);
+}
