@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -99,6 +100,8 @@ struct Settings {
     disabled: Option<bool>,
     /// Whose settings they are, if that makes a difference: names down to the most specific level that has some.
     owner: String,
+    /// Tells settings of a route without a name from those of every other.
+    nameless: u64,
 }
 
 /// Compiles `http_filters`, whose statistics stand under `scope`; the last must be the router, whose configuration is answered too. No filters at all are
@@ -346,7 +349,7 @@ impl Filter {
     fn settings(&self, levels: &[Level<'_>]) -> Result<Settings> {
         let mut settings = Settings::default();
         let mut names = String::new();
-        for level in levels {
+        for (index, level) in levels.iter().enumerate() {
             if !level.name.is_empty() {
                 names.push('/');
                 names.push_str(level.name);
@@ -354,6 +357,8 @@ impl Filter {
             let Some(config) = level.overrides.get(&self.name) else { continue };
             if self.factory.told_apart {
                 settings.owner.clone_from(&names);
+                // The first level is the table's.
+                settings.nameless = if index > 0 && level.name.is_empty() { number() } else { 0 };
             }
             if any::name_of_url(&config.type_url) != FILTER_CONFIG {
                 settings.disabled = Some(false);
@@ -448,9 +453,16 @@ fn cache_key(settings: &[Settings]) -> Vec<u8> {
     key
 }
 
+/// One that was not there before.
+fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
+
 fn add_settings(settings: &Settings, key: &mut Vec<u8>) {
     key.extend((settings.owner.len() as u64).to_le_bytes());
     key.extend(settings.owner.as_bytes());
+    key.extend(settings.nameless.to_le_bytes());
     key.extend((settings.configs.len() as u64).to_le_bytes());
     for config in &settings.configs {
         key.extend((config.len() as u64).to_le_bytes());

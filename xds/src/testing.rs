@@ -45,7 +45,7 @@ pub(crate) fn table(
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn process() -> ProcessContext {
-    let plugins = Registry::new([], [test_filter(), json_filter()]);
+    let plugins = Registry::new([], [test_filter(), json_filter(), idle_filter()]);
     let compile = CompileContext {
         log_sinks: Arc::new(LogCheck { makes_folders: true }),
         ..CompileContext::detached(plugins)
@@ -105,6 +105,13 @@ fn json_filter() -> FilterFactory {
         Ok(Plugin::of(()).access(pass).build())
     });
     filter.json().told_apart()
+}
+
+/// A filter without handlers.
+fn idle_filter() -> FilterFactory {
+    let (own, of_route) = ("Compressor", "CompressorPerRoute");
+    let kind = |name: &str| format!("envoy.extensions.filters.http.compressor.v3.{name}");
+    FilterFactory::new(kind(own), kind(of_route), |_, _| Ok(Plugin::default()))
 }
 
 fn pass<'a>(_: &'a (), _: &'a mut Stream, _: Slot) -> Step<'a> {

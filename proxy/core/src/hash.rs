@@ -80,7 +80,8 @@ fn random_of_client(stream: &Stream) -> u64 {
     xxh64(addresses.as_bytes(), stream.random)
 }
 
-fn set_cookie(
+/// The value of a Set-Cookie that a client keeps for `ttl`, or as long as it runs (Envoy's `makeSetCookieValue`).
+pub fn set_cookie(
     name: &str,
     value: &str,
     ttl: Duration,

@@ -49,6 +49,22 @@ pub enum Side {
     Request,
     /// The response.
     Response,
+    /// The trailers of the request.
+    RequestTrailers,
+    /// The trailers of the response.
+    ResponseTrailers,
+}
+
+impl Side {
+    /// The fields of that part of a stream.
+    pub fn headers(self, stream: &mut Stream) -> &mut Headers {
+        match self {
+            Side::Request => &mut stream.request.headers,
+            Side::Response => &mut stream.response.headers,
+            Side::RequestTrailers => &mut stream.request_trailers,
+            Side::ResponseTrailers => &mut stream.response_trailers,
+        }
+    }
 }
 
 impl HeaderOps {
@@ -62,12 +78,12 @@ impl HeaderOps {
     /// `HeaderParser::evaluateHeaders`).
     pub fn apply(&self, stream: &mut Stream, side: Side) {
         for name in &self.remove {
-            headers(stream, side).remove(name);
+            side.headers(stream).remove(name);
         }
         if let [only] = &*self.add {
             let mut value = Vec::new();
             if only.evaluate(stream, side, &mut value) {
-                only.put(headers(stream, side), &value);
+                only.put(side.headers(stream), &value);
             }
             return;
         }
@@ -78,7 +94,7 @@ impl HeaderOps {
                 wanted.push((addition, start..values.len()));
             }
         }
-        let headers = headers(stream, side);
+        let headers = side.headers(stream);
         for replaces in [true, false] {
             for (addition, at) in wanted.iter().filter(|(addition, _)| addition.replaces() == replaces) {
                 addition.put(headers, &values[at.clone()]);
@@ -90,13 +106,6 @@ impl HeaderOps {
 /// Additions that are to be made, and where among the values theirs are.
 type Evaluated<'a> = SmallVec<[(&'a HeaderAddition, Range<usize>); 8]>;
 
-fn headers(stream: &mut Stream, side: Side) -> &mut Headers {
-    match side {
-        Side::Request => &mut stream.request.headers,
-        Side::Response => &mut stream.response.headers,
-    }
-}
-
 impl HeaderAddition {
     /// Writes its value behind `out`; `false` if it is not to be added.
     fn evaluate(&self, stream: &mut Stream, side: Side, out: &mut Vec<u8>) -> bool {
@@ -107,8 +116,8 @@ impl HeaderAddition {
         }
         match self.action {
             AppendAction::AppendIfExistsOrAdd | AppendAction::OverwriteIfExistsOrAdd => true,
-            AppendAction::AddIfAbsent => !headers(stream, side).contains(&self.name),
-            AppendAction::OverwriteIfExists => headers(stream, side).contains(&self.name),
+            AppendAction::AddIfAbsent => !side.headers(stream).contains(&self.name),
+            AppendAction::OverwriteIfExists => side.headers(stream).contains(&self.name),
         }
     }
 
@@ -139,7 +148,7 @@ mod tests {
         }
         ops.apply(&mut stream, side);
         let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
-        headers(&mut stream, side).iter().map(|(n, v)| format!("{}: {}", text(n), text(v))).collect()
+        side.headers(&mut stream).iter().map(|(n, v)| format!("{}: {}", text(n), text(v))).collect()
     }
 
     fn ops(remove: &[&str], add: &[(&str, &str, AppendAction)]) -> HeaderOps {

@@ -109,8 +109,8 @@ impl Levels<'_> {
     fn apply(&self, stream: &mut Stream, side: Side) {
         let pick = |request, response| -> &HeaderOps {
             match side {
-                Side::Request => request,
-                Side::Response => response,
+                Side::Request | Side::RequestTrailers => request,
+                Side::Response | Side::ResponseTrailers => response,
             }
         };
         let mut ops = [

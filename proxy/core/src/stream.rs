@@ -75,6 +75,11 @@ pub struct Stream {
     /// Whether the caller has told what the operation is called, so that the response need not
     /// (`x-envoy-decorator-operation`).
     pub operation_told: bool,
+    /// Whether the client made no call by gRPC, whatever a plugin has made of its request: it gets answers of the proxy as
+    /// they are.
+    pub answered_plainly: bool,
+    /// Whether the head of the response waits for the end of its body.
+    head_held: bool,
     /// Dynamic metadata of Envoy: namespace, key, value.
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
     /// Filter state of Envoy, if a filter has left any.
@@ -168,8 +173,19 @@ pub struct Upstream {
     pub offer: Option<AlpnList>,
     /// Version spoken with the upstream.
     pub version: Option<crate::message::Version>,
+    /// The endpoint that a plugin wants the first attempt to go to.
+    pub wanted: Option<WantedHost>,
     /// Server of the upstream's response, in whose place ours goes to the client (`$upstream_http_server`).
     pub server: Vec<u8>,
+}
+
+/// An endpoint in the place of that which the balancer would choose (Envoy's `overrideHostToSelect`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedHost {
+    /// Its address; `None` is one that is nowhere.
+    pub address: Option<SocketAddr>,
+    /// Whether no other will do: then this is the status of the answer when it is not there, or can't be used.
+    pub strict: Option<u16>,
 }
 
 impl Upstream {
@@ -255,6 +271,8 @@ impl Stream {
             local_body: Bytes::new(),
             hash: None,
             operation_told: false,
+            answered_plainly: false,
+            head_held: false,
             metadata: Vec::new(),
             filter_state: None,
             trace: None,
@@ -295,6 +313,8 @@ impl Stream {
             local_body,
             hash,
             operation_told,
+            answered_plainly,
+            head_held,
             metadata,
             filter_state,
             trace,
@@ -327,6 +347,8 @@ impl Stream {
         *local_body = Bytes::new();
         *hash = None;
         *operation_told = false;
+        *answered_plainly = false;
+        *head_held = false;
         metadata.clear();
         *filter_state = None;
         *trace = None;
@@ -386,6 +408,18 @@ impl Stream {
     /// Keeps state of the plugin in `slot` until the stream ends.
     pub fn set_state<T: Any + Send>(&mut self, slot: Slot, state: T) {
         self.plugins.set(slot, state);
+    }
+
+    /// Has the head of the response wait until the whole body and the trailers are there and have passed the plugins, which
+    /// may change the head until then: for a plugin's `header_filter`. A body longer than the connection may buffer ends the
+    /// exchange with 500.
+    pub fn hold_response_head(&mut self) {
+        self.head_held = true;
+    }
+
+    /// Whether the head waits; it no longer does.
+    pub fn release_response_head(&mut self) -> bool {
+        std::mem::take(&mut self.head_held)
     }
 
     /// Puts an object into the filter state; one that is to stay as it is stays.
@@ -502,6 +536,8 @@ mod tests {
             local_body,
             hash,
             operation_told,
+            answered_plainly,
+            head_held,
             metadata,
             filter_state,
             trace,
@@ -521,6 +557,7 @@ mod tests {
             failure,
             offer,
             version,
+            wanted,
             server,
         } = upstream;
         let held =
@@ -531,8 +568,8 @@ mod tests {
             format!(
                 "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
-            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {server:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {wanted:?} {server:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -559,6 +596,8 @@ mod tests {
         used.remote = "192.0.2.1:1".parse()?;
         used.internal = true;
         used.virtual_cluster = Some(3);
+        used.answered_plainly = true;
+        used.hold_response_head();
         used.virtual_host = Some(VirtualHost::new("v", VirtualHostOptions::default()));
         let path = crate::route::PathMatch::Prefix(b"/"[..].into(), false);
         used.route = Some(Arc::new(Route::new(path, Action::NonForwarding)));
@@ -574,6 +613,7 @@ mod tests {
             failure: Some("refused".into()),
             offer: Some(AlpnList::new([&b"h2"[..]])),
             version: Some(crate::message::Version::Http2),
+            wanted: Some(WantedHost { address: None, strict: Some(503) }),
             server: b"s".to_vec(),
         };
         used.flags.insert(Flag::UF);

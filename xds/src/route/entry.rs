@@ -135,7 +135,6 @@ fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[
         path_specifier,
     } = value;
     let mut faults = Faults::default();
-    faults.take(refused!(dynamic_metadata));
     let mut predicates = Vec::new();
     if let Some(fraction) = fraction {
         let fraction = runtime_fraction(&scope.context.runtime, fraction).in_key("runtime_fraction");
@@ -157,6 +156,10 @@ fn conditions(scope: &Scope<'_>, value: &RouteMatch) -> Result<(PathMatch, Arc<[
             value.as_ref().map(|v| v.value)
         };
         predicates.push(Predicate::Tls { presented: wanted(presented), validated: wanted(validated) });
+    }
+    for (index, metadata) in dynamic_metadata.iter().enumerate() {
+        let metadata = matcher::metadata(metadata).in_index(index).in_key("dynamic_metadata");
+        predicates.extend(faults.keep(metadata).map(|metadata| Predicate::Metadata(metadata.into())));
     }
     for (index, state) in filter_state.iter().enumerate() {
         let state = of_filter_state(state).in_index(index).in_key("filter_state");

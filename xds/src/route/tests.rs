@@ -316,8 +316,8 @@ fn what_must_be_refused_is_refused_by_name() {
             "match.path_separated_prefix: \"/a/\" must hold no \"?\" or \"#\" and must not end in \"/\"",
         ),
         (
-            "{match: {prefix: /, dynamic_metadata: [{filter: f, path: [{key: k}], value: {present_match: true}}]}, route: {cluster: a}}",
-            "match.dynamic_metadata: is not supported",
+            "{match: {prefix: /, dynamic_metadata: [{filter: f, value: {present_match: true}}]}, route: {cluster: a}}",
+            "match.dynamic_metadata[0].path: is missing",
         ),
         (
             "{match: {prefix: /}, route: {cluster: a, rate_limits: [{}]}}",

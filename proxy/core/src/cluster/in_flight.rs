@@ -1,7 +1,8 @@
 //! Attempts at endpoints: counted while they live, and told once when they end.
 
-use super::{Choice, Cluster, Host, Member};
+use super::{Address, Choice, Cluster, Health, Host, Member};
 use crate::headers::{Headers, Known};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -323,6 +324,17 @@ impl Cluster {
     pub fn choose(self: &Arc<Cluster>, choice: &Choice<'_>) -> Option<InFlight> {
         let member = self.balancer.choose(choice)?;
         Some(InFlight::new(self.clone(), member, choice.worker))
+    }
+
+    /// The endpoint of this address, if it is there and may be used; whatever the balancer would choose.
+    pub fn choose_address(self: &Arc<Cluster>, address: SocketAddr, worker: usize) -> Option<InFlight> {
+        let hosts = self.hosts.load();
+        let is_it = |member: &&Arc<Member>| matches!(member.host.address, Address::Ip(ip) if ip == address);
+        let member = hosts
+            .iter()
+            .find(is_it)
+            .filter(|member| matches!(member.health(), Health::Healthy | Health::Degraded))?;
+        Some(InFlight::new(self.clone(), member.clone(), worker))
     }
 
     /// The one door by which everybody hears of an attempt's end, outlier detection unless it knows of that.

@@ -84,7 +84,8 @@ impl MetadataMatcher {
         self.value.matches(value) != self.invert
     }
 
-    fn value_in<'m>(&self, metadata: &'m [(Arc<str>, Arc<str>, Value)]) -> Option<&'m Value> {
+    /// What is tested, if it is there.
+    pub fn value_in<'m>(&self, metadata: &'m [(Arc<str>, Arc<str>, Value)]) -> Option<&'m Value> {
         let is_meant = |(namespace, key, _): &&(Arc<str>, Arc<str>, Value)| {
             **namespace == *self.namespace && **key == *self.key
         };

@@ -1,7 +1,9 @@
 //! Conditions of a route, prepared when configuration arrives.
 
 use crate::expr::Expr;
-use crate::matcher::{CookieMatcher, HeaderMatch, HeaderMatcher, QueryMatcher, StringMatcher};
+use crate::matcher::{
+    CookieMatcher, HeaderMatch, HeaderMatcher, MetadataMatcher, QueryMatcher, StringMatcher,
+};
 use crate::regex::Late;
 use crate::runtime::Fraction;
 use crate::stream::Stream;
@@ -35,6 +37,8 @@ pub enum Predicate {
         /// The test.
         test: StringMatcher,
     },
+    /// Envoy's `dynamic_metadata`: what filters have left before the route was looked for.
+    Metadata(Box<MetadataMatcher>),
     /// APISIX's `methods`.
     Methods(Box<[Method]>),
     /// APISIX's `remote_addrs`, against the address after real-ip.
@@ -98,6 +102,7 @@ impl Predicate {
             Predicate::FilterState { key, test } => {
                 stream.filter_object(key).is_some_and(|object| test.matches(&object.value))
             }
+            Predicate::Metadata(m) => m.matches(&stream.metadata),
             Predicate::Methods(list) => list.contains(&stream.request.method),
             Predicate::RemoteAddresses(list) => {
                 let ip = stream.remote_ip();

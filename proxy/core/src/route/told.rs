@@ -125,6 +125,11 @@ impl Display for Predicate {
                 write!(f, "client certificate is {}", asked.join(" and "))
             }
             Predicate::FilterState { key, test } => write!(f, "filter state {key} {test}"),
+            Predicate::Metadata(matcher) => {
+                write!(f, "metadata {} {}", matcher.namespace, matcher.key)?;
+                matcher.path.iter().try_for_each(|key| write!(f, ".{key}"))?;
+                f.write_str(if matcher.invert { " does not pass its test" } else { " passes its test" })
+            }
             Predicate::Methods(list) => one_of(f, "method", list.iter()),
             Predicate::RemoteAddresses(list) => one_of(f, "client address", list.iter()),
             Predicate::Hosts(list) => one_of(f, "host", list.iter()),
@@ -147,6 +152,7 @@ impl Predicate {
             Predicate::Cookie(_) => "cookie",
             Predicate::Tls { .. } => "tls",
             Predicate::FilterState { .. } => "filter_state",
+            Predicate::Metadata(_) => "dynamic_metadata",
             Predicate::RemoteAddresses(_) => "remote_address",
             Predicate::Hosts(_) => "host",
             Predicate::Vars(_) => "vars",
@@ -173,6 +179,7 @@ impl Predicate {
             Predicate::Hosts(_) => Some(text(&stream.request.authority)),
             Predicate::Grpc => stream.request.headers.get("content-type").map(text),
             Predicate::FilterState { key, .. } => stream.filter_object(key).map(|object| text(&object.value)),
+            Predicate::Metadata(matcher) => matcher.value_in(&stream.metadata).map(ToString::to_string),
             Predicate::Fraction(_) | Predicate::Tls { .. } | Predicate::Vars(_) => None,
         }
     }

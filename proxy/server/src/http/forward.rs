@@ -275,6 +275,13 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
         let retry = plan.retry.as_ref().map(RetryState::policy);
         let again = plan.begun > 0;
+        if let Some(wanted) = self.stream.upstream.wanted.filter(|_| !again) {
+            let worker = self.env.worker.index;
+            let flight = wanted.address.and_then(|address| plan.cluster.choose_address(address, worker));
+            if flight.is_some() || wanted.strict.is_some() {
+                return flight;
+            }
+        }
         let configured = plan.member.map_or(&plan.forward.metadata_match, |m| &m.metadata_match);
         // What filters have found out about the request is over what is configured.
         let found = self.stream.metadata.iter().filter(|(namespace, ..)| **namespace == *"envoy.lb");
@@ -301,6 +308,8 @@ impl<D: Downstream> Exchange<'_, D> {
         charge::response(self.stream, 503);
         let apisix = self.env.hcm.profile == Profile::Apisix;
         let status = if apisix && plan.begun > 0 { 502 } else { 503 };
+        let wanted = self.stream.upstream.wanted.filter(|_| plan.begun == 0);
+        let status = wanted.and_then(|wanted| wanted.strict).unwrap_or(status);
         let profile = self.env.hcm.profile;
         if !apisix {
             self.stream.upstream.attempts = plan.begun + 1;

@@ -36,7 +36,8 @@ pub(crate) fn build(
         stream.source = ResponseSource::Gateway;
     }
     let as_it_is = reply.as_it_is;
-    let grpc = hcm.profile == Profile::Envoy && stream.request.is_grpc() && !as_it_is;
+    let plain = as_it_is || stream.answered_plainly;
+    let grpc = hcm.profile == Profile::Envoy && stream.request.is_grpc() && !plain;
     stream.response.clear();
     stream.response.version = stream.request.version;
     stream.response.status = reply.status;

@@ -7,11 +7,12 @@ use super::exchange::{Exchange, Interrupt};
 use super::filtered::FilteredBody;
 use super::outgoing::{Outgoing, Replay, SendError};
 use super::stall::Waits;
+use crate::budget::Buffered;
 use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamStream;
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
-use sixfold_core::plugin::Direction;
+use sixfold_core::plugin::{Direction, LocalReply};
 use sixfold_core::stream::Stream;
 use std::task::Poll;
 
@@ -25,6 +26,7 @@ struct Pump<'p, D> {
     replay: &'p mut Replay,
     request: &'p mut FilteredBody,
     response: FilteredBody,
+    held: Held,
     /// The response has been handed over to its end.
     ended: bool,
     /// The last look found nothing new from the upstream: it is its turn.
@@ -52,18 +54,26 @@ impl<D: Downstream> Exchange<'_, D> {
                 FilteredBody::new(Direction::Response, &self.chain, self.stream, bodies)
             }
         };
-        if end && response.is_filtered() {
+        let holds = self.stream.release_response_head();
+        if end && response.is_filtered() && !holds {
             self.write_head(false)?;
             self.write_body(Bytes::new()).await?;
             return self.flush().await;
         }
-        self.write_head(end)?;
+        let holds = holds && response.is_filtered() && !end;
+        if !holds {
+            self.write_head(end)?;
+        }
         if tunnel {
             self.down.become_tunnel();
         }
         if end {
             return self.flush().await;
         }
+        let held = Held {
+            pieces: holds.then(|| Buffered::new(&self.env.worker.shared.bodies)),
+            limit: self.env.hcm.buffer_limit,
+        };
         let mut pump = Pump {
             down: &mut *self.down,
             up,
@@ -72,10 +82,40 @@ impl<D: Downstream> Exchange<'_, D> {
             replay,
             request: &mut self.request_body,
             response,
+            held,
             ended: false,
             owed: false,
         };
-        within(self.clock, |clock, cx| pump.poll(clock, cx)).await?
+        within(self.clock, |clock, cx| pump.poll(clock, cx)).await??;
+        match pump.held.pieces.take() {
+            Some(pieces) => self.write_whole(pieces).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// What of a response waits for the rest of it, behind its head: nothing, where the head has gone out.
+struct Held {
+    pieces: Option<Buffered>,
+    /// Bytes, at most.
+    limit: usize,
+}
+
+impl Held {
+    /// Keeps a piece, or hands it to the client's connection.
+    fn pass<D: Downstream>(
+        &mut self,
+        down: &mut D,
+        stream: &mut Stream,
+        cx: &mut Timed<'_>,
+        piece: Piece<'_>,
+    ) -> Result<(), Interrupt> {
+        let Some(pieces) = &mut self.pieces else { return Ok(write_piece(down, stream, cx, piece)?) };
+        if pieces.as_slice().len() + piece.as_slice().len() > self.limit {
+            let reply = LocalReply::new(500, "", "response_payload_too_large");
+            return Err(Interrupt::Refused(Box::new(reply)));
+        }
+        if pieces.push(piece.as_slice()) { Ok(()) } else { Err(Interrupt::OverBudget) }
     }
 }
 
@@ -177,7 +217,7 @@ impl<D: Downstream> Pump<'_, D> {
             Poll::Ready(Ok(BodyEvent::Data(piece))) => {
                 self.stream.bytes.upstream_received += piece.as_slice().len() as u64;
                 if let Some(piece) = self.response.push(self.stream, piece, false)? {
-                    write_piece(self.down, self.stream, cx, piece)?;
+                    self.held.pass(self.down, self.stream, cx, piece)?;
                 }
                 // Most bodies end with their last piece, and filters have their turn before.
                 match self.response.is_filtered() || !self.up.has_all() {
@@ -200,7 +240,7 @@ impl<D: Downstream> Pump<'_, D> {
         let now = if self.response.is_filtered() { clock.touch() } else { clock.touch_if_waited() };
         self.stream.timing.upstream_rx_end = Some(now.into_std());
         if let Some(piece) = self.response.push(self.stream, Piece::Borrowed(&[]), true)? {
-            write_piece(self.down, self.stream, cx, piece)?;
+            self.held.pass(self.down, self.stream, cx, piece)?;
         }
         match self.drain(cx)? {
             Poll::Ready(received) => Ok(received),
@@ -216,11 +256,13 @@ impl<D: Downstream> Pump<'_, D> {
                 Poll::Pending if received == Received::Nothing => return Ok(Poll::Pending),
                 Poll::Pending | Poll::Ready(None) => return Ok(Poll::Ready(received)),
                 Poll::Ready(Some(BodyEvent::Data(piece))) => {
-                    write_piece(self.down, self.stream, cx, piece)?;
+                    self.held.pass(self.down, self.stream, cx, piece)?;
                     received = Received::Some;
                 }
                 Poll::Ready(Some(BodyEvent::End)) => {
-                    self.down.finish(&self.stream.response_trailers)?;
+                    if self.held.pieces.is_none() {
+                        self.down.finish(&self.stream.response_trailers)?;
+                    }
                     self.ended = true;
                     return Ok(Poll::Ready(Received::End));
                 }

@@ -10,6 +10,7 @@ use super::local_reply;
 use super::outgoing::poll_request_body;
 use super::pump::write_piece;
 use super::stall::Waits;
+use crate::budget::Buffered;
 use crate::deadline::{Timed, within};
 use crate::h1::H1Error;
 use crate::wire::body::{BodyEvent, Piece};
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{HeaderFault, Known};
+use sixfold_core::overload::Act;
 use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome};
 use sixfold_core::rewrite;
 use sixfold_core::stream::Stream;
@@ -137,6 +139,9 @@ impl<D: Downstream> Exchange<'_, D> {
             body = Bytes::new();
         }
         self.close |= bad_request;
+        if self.stream.release_response_head() && !body.is_empty() {
+            return self.write_held(body).await;
+        }
         self.write_head(body.is_empty())?;
         if !body.is_empty() {
             self.write_body(body).await?;
@@ -216,6 +221,41 @@ impl<D: Downstream> Exchange<'_, D> {
         Ok(())
     }
 
+    /// Passes a body that is there as a whole through the plugins, and writes the head when they have seen all of it.
+    async fn write_held(&mut self, body: Bytes) -> Result<(), Interrupt> {
+        let bodies = &self.env.worker.shared.bodies;
+        let mut filtered = FilteredBody::new(Direction::Response, &self.chain, self.stream, bodies);
+        let mut whole = Buffered::new(bodies);
+        let mut next = filtered.push(self.stream, Piece::Shared(body), true)?.map(BodyEvent::Data);
+        loop {
+            match next.take() {
+                Some(BodyEvent::Data(piece)) if !whole.push(piece.as_slice()) => {
+                    return Err(Interrupt::OverBudget);
+                }
+                Some(BodyEvent::End) => break,
+                Some(BodyEvent::Data(_)) | None => {}
+            }
+            let (stream, filtered) = (&mut *self.stream, &mut filtered);
+            let polled = pin!(poll_fn(|cx| filtered.poll(stream, cx)));
+            next = guard(self.down, self.clock, polled).await??;
+        }
+        self.write_whole(whole).await
+    }
+
+    /// Writes a response whose plugins have had their turn: head, body, trailers.
+    pub(super) async fn write_whole(&mut self, whole: Buffered) -> Result<(), Interrupt> {
+        let (body, _held) = whole.finish();
+        let ends = body.is_empty() && self.stream.response_trailers.is_empty();
+        self.write_head(ends)?;
+        if !ends {
+            if !body.is_empty() {
+                self.write_piece(Piece::Shared(body)).await?;
+            }
+            self.down.finish(&self.stream.response_trailers)?;
+        }
+        self.flush().await
+    }
+
     async fn write_piece(&mut self, piece: Piece<'_>) -> Result<(), Interrupt> {
         let (down, stream, mut piece) = (&mut *self.down, &mut *self.stream, Some(piece));
         let write = |_: &mut Clock, cx: &mut Timed<'_>| {
@@ -250,6 +290,11 @@ impl<D: Downstream> Exchange<'_, D> {
         // Without the whole request the connection can't carry another one.
         self.close |= !self.down.request_ended() && !self.down.is_http2();
         self.close |= self.env.drain.should_close();
+        let overload = self.env.overload.as_ref();
+        if !self.close && overload.is_some_and(|overload| overload.acts(Act::DisableKeepAlive)) {
+            self.close = true;
+            self.env.hcm.stats.downstream_cx_overload_disable_keepalive().inc();
+        }
         if self.env.worker.shared.health_failed.load(Relaxed) {
             // `POST /healthcheck/fail`: clients and balancers in front are told to go elsewhere.
             self.close = true;
