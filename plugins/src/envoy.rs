@@ -4,6 +4,7 @@
 mod alpn;
 mod api_key_auth;
 mod authz;
+mod bandwidth_limit;
 mod basic_auth;
 mod cors;
 mod credential_injector;
@@ -16,6 +17,7 @@ mod health_check;
 mod http_service;
 mod istio_stats;
 mod jwt_authn;
+mod local_ratelimit;
 #[cfg(feature = "lua")]
 mod lua;
 mod mutations;
@@ -42,10 +44,11 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 18] {
+pub(crate) fn factories() -> [FilterFactory; 20] {
     [
         alpn::factory(),
         api_key_auth::factory(),
+        bandwidth_limit::factory(),
         basic_auth::factory(),
         cors::factory(),
         credential_injector::factory(),
@@ -57,6 +60,7 @@ pub(crate) fn factories() -> [FilterFactory; 18] {
         health_check::factory(),
         istio_stats::factory(),
         jwt_authn::factory(),
+        local_ratelimit::factory(),
         oauth2::factory(),
         peer_metadata::factory(),
         ratelimit::factory(),
@@ -66,7 +70,7 @@ pub(crate) fn factories() -> [FilterFactory; 18] {
 }
 
 /// The network filters among them, which stand before the last one of their chain.
-pub(crate) fn network_factories() -> [NetworkFilterFactory; 2] {
+pub(crate) fn network_factories() -> [NetworkFilterFactory; 3] {
     network::factories()
 }
 

@@ -14,4 +14,5 @@ pub(crate) mod peers;
 pub(crate) mod per_thread;
 pub(crate) mod query;
 pub(crate) mod secret;
+pub(crate) mod token_bucket;
 pub mod tower_layer;

@@ -6,8 +6,10 @@ pub(crate) mod authenticator;
 pub(crate) mod grpc;
 
 use parking_lot::Mutex;
+use prost::{Message, Name};
 use serde_json::Value;
 use sixfold_core::connection::Connection;
+use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_core::metrics;
 use sixfold_core::plugin::{
@@ -17,9 +19,10 @@ use sixfold_core::plugin::{
 };
 use sixfold_core::secret::{SecretSource, SecretText};
 use sixfold_core::stream::Stream;
+use sixfold_xds_api::message_from_node;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretConfig;
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -130,6 +133,54 @@ impl Alone {
         self.run(HeadPhase::HeaderFilter, stream).await
     }
 
+    /// Runs the handlers of trailers of both sides, which do not wait.
+    pub(crate) fn trailers(&self, stream: &mut Stream) {
+        let mut cx = Context::from_waker(Waker::noop());
+        for direction in Direction::ALL {
+            let done = BodyFilters::new(direction).poll_trailers(&self.chain, stream, &mut cx);
+            assert!(done.is_ready(), "it waits");
+        }
+    }
+
+    /// What a response body of these pieces becomes, of bytes, where nothing waits.
+    pub(crate) fn response_bytes(&self, stream: &mut Stream, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = pin!(self.bytes(Direction::Response, stream, pieces));
+        match bytes.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(bytes) => bytes,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+
+    /// The same where something may wait.
+    pub(crate) async fn response_bytes_waiting(&self, stream: &mut Stream, pieces: &[&[u8]]) -> Vec<u8> {
+        self.bytes(Direction::Response, stream, pieces).await
+    }
+
+    /// What a request body of these pieces becomes.
+    pub(crate) async fn request_bytes_waiting(&self, stream: &mut Stream, pieces: &[&[u8]]) -> Vec<u8> {
+        self.bytes(Direction::Request, stream, pieces).await
+    }
+
+    async fn bytes(&self, direction: Direction, stream: &mut Stream, pieces: &[&[u8]]) -> Vec<u8> {
+        let (mut filters, mut out) = (BodyFilters::new(direction), Vec::new());
+        for (piece, last) in pieces.iter().map(|piece| (*piece, false)).chain([(&b""[..], true)]) {
+            let mut filtered = filters.push(&self.chain, stream, piece, last);
+            loop {
+                match filtered {
+                    Filtered::Same => out.extend_from_slice(piece),
+                    Filtered::Data(data) => out.extend_from_slice(&data),
+                    Filtered::Waiting => {
+                        filtered = poll_fn(|cx| filters.poll(&self.chain, stream, cx)).await;
+                        continue;
+                    }
+                    other => panic!("{other:?}"),
+                }
+                break;
+            }
+        }
+        out
+    }
+
     /// What a body of these pieces becomes.
     pub(crate) fn response_body(&self, stream: &mut Stream, pieces: &[&str]) -> String {
         let (mut filters, mut out) = (BodyFilters::new(Direction::Response), Vec::new());
@@ -209,6 +260,37 @@ pub(crate) fn message<M: prost::Message + Default + prost::Name>(value: Value) -
 /// A filter of Envoy from encoded messages.
 pub(crate) fn filter(factory: &FilterFactory, config: &[u8], overrides: &[Vec<u8>]) -> Result<Alone, String> {
     filter_in(factory, config, overrides, &context())
+}
+
+/// A message of Envoy from YAML.
+pub(crate) fn read<M: Message + Default + Name>(yaml: &str) -> M {
+    let node = Node::parse(yaml, &Options { allow_empty: true, ..Options::default() }).unwrap();
+    let node = if node.is_null() { Node::from_json(serde_json::json!({})) } else { node };
+    message_from_node(&node).unwrap_or_else(|error| panic!("{error} in {yaml}"))
+}
+
+/// A filter of Envoy from YAML, with the settings of levels, the least specific first.
+pub(crate) fn filter_of<M, O>(factory: &FilterFactory, config: &str, levels: &[&str]) -> Result<Alone, String>
+where
+    M: Message + Default + Name,
+    O: Message + Default + Name,
+{
+    filter_of_in::<M, O>(factory, config, levels, &context())
+}
+
+/// The same in a context.
+pub(crate) fn filter_of_in<M, O>(
+    factory: &FilterFactory,
+    config: &str,
+    levels: &[&str],
+    context: &BuildContext,
+) -> Result<Alone, String>
+where
+    M: Message + Default + Name,
+    O: Message + Default + Name,
+{
+    let levels: Vec<Vec<u8>> = levels.iter().map(|level| read::<O>(level).encode_to_vec()).collect();
+    filter_in(factory, &read::<M>(config).encode_to_vec(), &levels, context)
 }
 
 /// The same in a context, whose statistics can be looked at.

@@ -1,0 +1,310 @@
+//! The buckets of one configuration, and what they say of a request.
+
+use crate::shared::counters::{Counter, Counters, Key};
+use crate::shared::token_bucket::TokenBucket;
+use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::rate_limit::Descriptor;
+use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
+use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use sixfold_xds_api::pb::envoy::r#type::v3::TokenBucket as ProtoBucket;
+use sixfold_xds_api::values::{optional_duration, required, u32_or};
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Buckets fill no faster (LocalRateLimiterImpl).
+const LEAST_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How much a bucket holds and how it fills.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rate {
+    max: u32,
+    per_fill: u32,
+    interval: Duration,
+}
+
+/// The buckets.
+pub(super) struct Buckets {
+    fallback: Fallback,
+    /// What matches a descriptor takes a token of the fallback too.
+    consume_default: bool,
+    listed: Box<[Listed]>,
+    /// Places among those listed without wildcards, by the hash of their entries.
+    index: HashMap<u64, SmallVec<[usize; 1]>>,
+    hasher: RandomState,
+    counters: Arc<Counters>,
+    /// Tells the counters of these buckets from those of others.
+    id: u64,
+}
+
+/// What is for requests that no descriptor matches.
+enum Fallback {
+    /// Nothing limits them.
+    Unlimited,
+    /// A bucket without room.
+    Never,
+    Bucket(Rate, Arc<TokenBucket>),
+}
+
+/// A descriptor that requests are compared with.
+struct Listed {
+    /// Keys and values; an empty value is any.
+    entries: Box<[(Box<str>, Box<str>)]>,
+    rate: Rate,
+    /// It only counts what it would limit.
+    shadow: bool,
+    /// `None` with wildcards: each value has its own.
+    bucket: Option<Arc<TokenBucket>>,
+}
+
+/// What the buckets say.
+pub(super) struct Verdict {
+    pub(super) allowed: bool,
+    /// The bucket that decided.
+    pub(super) told: Option<Told>,
+    /// It only counts.
+    pub(super) shadow: bool,
+    /// What the descriptor says of headers about the limit.
+    pub(super) x_ratelimit: Option<bool>,
+}
+
+/// What the response may tell of a bucket.
+pub(super) enum Told {
+    Bucket(Arc<TokenBucket>),
+    /// Of one value of a wildcard, when the request came.
+    Value {
+        max: u64,
+        left: u64,
+        next_token: Duration,
+    },
+}
+
+impl Told {
+    /// The most tokens, those left, and how long it takes until there is one.
+    pub(super) fn numbers(&self, now: Instant) -> (u64, u64, Duration) {
+        match self {
+            Told::Bucket(bucket) => (bucket.max() as u64, bucket.left(now) as u64, bucket.next_token(now)),
+            Told::Value { max, left, next_token } => (*max, *left, *next_token),
+        }
+    }
+}
+
+impl Rate {
+    /// type/v3/token_bucket.proto TokenBucket.
+    fn new(value: &ProtoBucket) -> Result<Rate, ConfigError> {
+        let ProtoBucket { max_tokens, tokens_per_fill, fill_interval } = value;
+        let interval = optional_duration(fill_interval, "fill_interval")?.unwrap_or_default();
+        if *max_tokens > 0 && interval < LEAST_INTERVAL {
+            return Err(ConfigError::field("fill_interval", "must be at least 50ms"));
+        }
+        Ok(Rate { max: *max_tokens, per_fill: u32_or(tokens_per_fill, 1), interval })
+    }
+
+    fn bucket(self, now: Instant) -> Arc<TokenBucket> {
+        Arc::new(TokenBucket::new(self.max, self.per_fill, self.interval, now))
+    }
+
+    /// Nanoseconds that a token takes.
+    fn token(self) -> f64 {
+        self.interval.as_nanos() as f64 / f64::from(self.per_fill.max(1))
+    }
+
+    /// Takes tokens of the bucket that a counter stands for: it keeps when the bucket was empty.
+    fn take(self, counter: &mut Counter, tokens: f64, now: u64) -> (bool, Told) {
+        let (now, full) = (now as f64, f64::from(self.max));
+        let empty_at =
+            if counter.until == 0 { now - full * self.token() } else { f64::from_bits(counter.before) };
+        let there = ((now - empty_at) / self.token()).clamp(0.0, full);
+        let allowed = there >= tokens - 1e-6;
+        let left = if allowed { (there - tokens).clamp(0.0, full) } else { there };
+        let empty_at = now - left * self.token();
+        counter.before = empty_at.to_bits();
+        counter.until = (empty_at + full * self.token()).max(now + 1.0) as u64;
+        counter.count += u64::from(allowed);
+        let missing = (1.0 - left).max(0.0) * self.token();
+        let next_token = Duration::from_nanos(missing as u64);
+        (allowed, Told::Value { max: u64::from(self.max), left: left as u64, next_token })
+    }
+}
+
+impl Listed {
+    fn new(value: &LocalRateLimitDescriptor, now: Instant) -> Result<Listed, ConfigError> {
+        let LocalRateLimitDescriptor { entries, token_bucket, shadow_mode } = value;
+        let rate = required(token_bucket, "token_bucket")
+            .and_then(|bucket| Rate::new(bucket).in_key("token_bucket"))?;
+        if entries.is_empty() {
+            return Err(ConfigError::field("entries", "must not be empty"));
+        }
+        let entry = |Entry { key, value }: &Entry| (key.as_str().into(), value.as_str().into());
+        let entries: Box<[(Box<str>, Box<str>)]> = entries.iter().map(entry).collect();
+        let is_fixed = entries.iter().all(|(_, value)| !value.is_empty());
+        Ok(Listed { entries, rate, shadow: *shadow_mode, bucket: is_fixed.then(|| rate.bucket(now)) })
+    }
+
+    fn matches(&self, descriptor: &Descriptor) -> bool {
+        self.entries.len() == descriptor.entries.len()
+            && self
+                .entries
+                .iter()
+                .zip(&descriptor.entries)
+                .all(|((key, value), (found, of))| **key == **found && (value.is_empty() || **value == **of))
+    }
+
+    fn fill_rate(&self) -> f64 {
+        1.0 / self.rate.token()
+    }
+}
+
+impl Buckets {
+    /// From `token_bucket`, which may be missing, and `descriptors`.
+    pub(super) fn new(
+        default: &Option<ProtoBucket>,
+        consume_default: bool,
+        descriptors: &[LocalRateLimitDescriptor],
+        counters: Arc<Counters>,
+    ) -> Result<Buckets, ConfigError> {
+        let now = Instant::now();
+        let fallback = match default.as_ref().map(Rate::new).transpose().in_key("token_bucket")? {
+            None => Fallback::Unlimited,
+            Some(Rate { max: 0, .. }) => Fallback::Never,
+            Some(rate) => Fallback::Bucket(rate, rate.bucket(now)),
+        };
+        let listed =
+            descriptors.iter().enumerate().map(|(index, value)| Listed::new(value, now).in_index(index));
+        let listed: Box<[Listed]> = listed.collect::<Result<_, _>>().in_key("descriptors")?;
+        for (index, one) in listed.iter().enumerate() {
+            if listed.iter().take(index).any(|other| other.entries == one.entries) {
+                let error = ConfigError::new("is there already: two with the same entries");
+                return Err(error.in_index(index).in_key("descriptors"));
+            }
+        }
+        Ok(Buckets::of(fallback, consume_default, listed, counters))
+    }
+
+    fn of(
+        fallback: Fallback,
+        consume_default: bool,
+        listed: Box<[Listed]>,
+        counters: Arc<Counters>,
+    ) -> Buckets {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (hasher, mut index) = (RandomState::new(), HashMap::<_, SmallVec<[usize; 1]>>::new());
+        for (place, one) in listed.iter().enumerate().filter(|(_, one)| one.bucket.is_some()) {
+            let entries = one.entries.iter().map(|(key, value)| (&**key, &**value));
+            index.entry(hash(&hasher, entries)).or_default().push(place);
+        }
+        let id = NEXT.fetch_add(1, Relaxed);
+        Buckets { fallback, consume_default, listed, index, hasher, counters, id }
+    }
+
+    /// The same, all full.
+    pub(super) fn anew(&self, now: Instant) -> Buckets {
+        let fallback = match &self.fallback {
+            Fallback::Unlimited => Fallback::Unlimited,
+            Fallback::Never => Fallback::Never,
+            Fallback::Bucket(rate, _) => Fallback::Bucket(*rate, rate.bucket(now)),
+        };
+        let again = |one: &Listed| Listed {
+            entries: one.entries.clone(),
+            bucket: one.bucket.as_ref().map(|_| one.rate.bucket(now)),
+            ..*one
+        };
+        let listed = self.listed.iter().map(again).collect();
+        Buckets::of(fallback, self.consume_default, listed, self.counters.clone())
+    }
+
+    /// Whether requests are compared with descriptors at all.
+    pub(super) fn has_descriptors(&self) -> bool {
+        !self.listed.is_empty()
+    }
+
+    /// The place of a descriptor: that of its own values, else of the first with wildcards.
+    fn find(&self, descriptor: &Descriptor) -> Option<usize> {
+        let entries = descriptor.entries.iter().map(|(key, value)| (&**key, &**value));
+        let known = self.index.get(&hash(&self.hasher, entries)).into_iter().flatten();
+        let fits = |place: &&usize| self.listed.get(**place).is_some_and(|one| one.matches(descriptor));
+        known
+            .copied()
+            .find(|place| fits(&place))
+            .or_else(|| self.listed.iter().position(|one| one.bucket.is_none() && one.matches(descriptor)))
+    }
+
+    /// Takes tokens for a request, of which this process has a `share`.
+    pub(super) fn judge(&self, descriptors: &[Descriptor], share: f64, now: Instant) -> Verdict {
+        type Matched<'a> = SmallVec<[(usize, &'a Listed, &'a Descriptor); 4]>;
+        let mut matched: Matched<'_> = descriptors
+            .iter()
+            .filter_map(|descriptor| {
+                let place = self.find(descriptor)?;
+                Some((place, self.listed.get(place)?, descriptor))
+            })
+            .collect();
+        // The strictest is asked first, so that what it refuses costs the others nothing.
+        matched.sort_by(|(_, one, _), (_, other, _)| one.fill_rate().total_cmp(&other.fill_rate()));
+        let mut first = None;
+        for (place, one, descriptor) in &matched {
+            let (allowed, told) = self.take(*place, one, descriptor, share, now);
+            let verdict = Verdict {
+                allowed,
+                told: Some(told),
+                shadow: one.shadow,
+                x_ratelimit: descriptor.x_ratelimit,
+            };
+            if !allowed {
+                return verdict;
+            }
+            first.get_or_insert(verdict);
+        }
+        if first.is_some() && !self.consume_default {
+            return first.unwrap_or(ALLOWED);
+        }
+        match &self.fallback {
+            Fallback::Unlimited => first.unwrap_or(ALLOWED),
+            Fallback::Never => Verdict { allowed: false, ..ALLOWED },
+            Fallback::Bucket(_, bucket) => {
+                let allowed = bucket.take(1.0 / share, now);
+                let own = Verdict { allowed, told: Some(Told::Bucket(bucket.clone())), ..ALLOWED };
+                if allowed { first.unwrap_or(own) } else { own }
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        place: usize,
+        one: &Listed,
+        descriptor: &Descriptor,
+        share: f64,
+        now: Instant,
+    ) -> (bool, Told) {
+        let hits = descriptor.hits.unwrap_or(1) as f64;
+        // What is given back costs less than nothing.
+        let tokens = if descriptor.is_negative { -hits } else { hits / share };
+        match &one.bucket {
+            Some(bucket) => (bucket.take(tokens, now), Told::Bucket(bucket.clone())),
+            None => {
+                let key = self.key(place, descriptor);
+                let time = self.counters.time(now);
+                self.counters.change(key, time, |counter| one.rate.take(counter, tokens, time))
+            }
+        }
+    }
+
+    fn key(&self, place: usize, descriptor: &Descriptor) -> Key {
+        self.counters.key((self.id, place, &descriptor.entries))
+    }
+}
+
+/// Nothing decided.
+const ALLOWED: Verdict = Verdict { allowed: true, told: None, shadow: false, x_ratelimit: None };
+
+fn hash<'a>(hasher: &RandomState, entries: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
+    let mut state = hasher.build_hasher();
+    for entry in entries {
+        entry.hash(&mut state);
+    }
+    state.finish()
+}
