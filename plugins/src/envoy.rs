@@ -6,6 +6,7 @@ mod api_key_auth;
 mod authz;
 mod bandwidth_limit;
 mod basic_auth;
+mod buffer;
 mod cors;
 mod credential_injector;
 mod csrf;
@@ -13,6 +14,8 @@ mod ext_authz;
 mod ext_proc;
 mod fault;
 mod grpc_stats;
+mod header_mutation;
+mod header_to_metadata;
 mod health_check;
 mod http_service;
 mod istio_stats;
@@ -28,6 +31,7 @@ mod ratelimit;
 mod rbac;
 mod service;
 mod set_filter_state;
+mod set_metadata;
 mod token_endpoint;
 
 use prost::{Message, Name};
@@ -44,12 +48,13 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 20] {
+pub(crate) fn factories() -> [FilterFactory; 24] {
     [
         alpn::factory(),
         api_key_auth::factory(),
         bandwidth_limit::factory(),
         basic_auth::factory(),
+        buffer::factory(),
         cors::factory(),
         credential_injector::factory(),
         csrf::factory(),
@@ -57,6 +62,8 @@ pub(crate) fn factories() -> [FilterFactory; 20] {
         ext_proc::factory(),
         fault::factory(),
         grpc_stats::factory(),
+        header_mutation::factory(),
+        header_to_metadata::factory(),
         health_check::factory(),
         istio_stats::factory(),
         jwt_authn::factory(),
@@ -66,6 +73,7 @@ pub(crate) fn factories() -> [FilterFactory; 20] {
         ratelimit::factory(),
         rbac::factory(),
         set_filter_state::factory(),
+        set_metadata::factory(),
     ]
 }
 
