@@ -7,9 +7,11 @@ mod authz;
 mod bandwidth_limit;
 mod basic_auth;
 mod buffer;
+mod compressor;
 mod cors;
 mod credential_injector;
 mod csrf;
+mod decompressor;
 mod ext_authz;
 mod ext_proc;
 mod fault;
@@ -48,16 +50,18 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 24] {
+pub(crate) fn factories() -> [FilterFactory; 26] {
     [
         alpn::factory(),
         api_key_auth::factory(),
         bandwidth_limit::factory(),
         basic_auth::factory(),
         buffer::factory(),
+        compressor::factory(),
         cors::factory(),
         credential_injector::factory(),
         csrf::factory(),
+        decompressor::factory(),
         ext_authz::factory(),
         ext_proc::factory(),
         fault::factory(),

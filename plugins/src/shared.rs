@@ -2,6 +2,7 @@
 
 pub(crate) mod background;
 pub(crate) mod cache;
+pub(crate) mod coding;
 pub(crate) mod counters;
 pub(crate) mod encoding;
 pub(crate) mod header_changes;

@@ -47,15 +47,10 @@ impl Skipped {
 const PEER_METADATA: &str = "what the peers of a mesh tell of themselves is neither sent nor known";
 const METRICS: &str = "Istio's own metrics are not counted";
 
-static SKIPPED: [Skipped; 5] = [
+static SKIPPED: [Skipped; 4] = [
     Skipped::new(Place::Network, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
     Skipped::new(Place::Cluster, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
     Skipped::new(Place::Network, "stats.PluginConfig", METRICS),
-    Skipped::new(
-        Place::Http,
-        "envoy.extensions.filters.http.compressor.v3.Compressor",
-        "responses are not compressed",
-    ),
     Skipped::new(
         Place::Bootstrap,
         "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
@@ -78,8 +73,7 @@ pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
 
 /// Extensions that Istio's control plane sends when its users ask for them, and that are refused by name: without what they
 /// do, requests would be let through that should not be, or go where they should not.
-pub const REFUSED: [(&str, &str); 6] = [
-    ("HTTP filter", "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
+pub const REFUSED: [(&str, &str); 5] = [
     ("HTTP filter", "envoy.extensions.filters.http.lua.v3.Lua"),
     ("HTTP filter", "envoy.extensions.filters.http.wasm.v3.Wasm"),
     ("network filter", "envoy.extensions.filters.network.set_filter_state.v3.Config"),
