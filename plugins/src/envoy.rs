@@ -15,7 +15,9 @@ mod decompressor;
 mod ext_authz;
 mod ext_proc;
 mod fault;
+mod grpc_http1_bridge;
 mod grpc_stats;
+mod grpc_web;
 mod header_mutation;
 mod header_to_metadata;
 mod health_check;
@@ -50,7 +52,7 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 26] {
+pub(crate) fn factories() -> [FilterFactory; 28] {
     [
         alpn::factory(),
         api_key_auth::factory(),
@@ -65,7 +67,9 @@ pub(crate) fn factories() -> [FilterFactory; 26] {
         ext_authz::factory(),
         ext_proc::factory(),
         fault::factory(),
+        grpc_http1_bridge::factory(),
         grpc_stats::factory(),
+        grpc_web::factory(),
         header_mutation::factory(),
         header_to_metadata::factory(),
         health_check::factory(),
