@@ -30,12 +30,14 @@ mod lua;
 mod mutations;
 mod network;
 mod oauth2;
+mod on_demand;
 mod peer_metadata;
 mod ratelimit;
 mod rbac;
 mod service;
 mod set_filter_state;
 mod set_metadata;
+mod stateful_session;
 mod token_endpoint;
 
 use prost::{Message, Name};
@@ -52,7 +54,7 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 28] {
+pub(crate) fn factories() -> [FilterFactory; 30] {
     [
         alpn::factory(),
         api_key_auth::factory(),
@@ -77,11 +79,13 @@ pub(crate) fn factories() -> [FilterFactory; 28] {
         jwt_authn::factory(),
         local_ratelimit::factory(),
         oauth2::factory(),
+        on_demand::factory(),
         peer_metadata::factory(),
         ratelimit::factory(),
         rbac::factory(),
         set_filter_state::factory(),
         set_metadata::factory(),
+        stateful_session::factory(),
     ]
 }
 

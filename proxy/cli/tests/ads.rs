@@ -160,6 +160,43 @@ fn a_world_comes_by_a_unix_socket_and_outlives_its_stream() {
     assert_eq!(process.wait(), 0);
 }
 
+/// Filters as users of a mesh have them: each brought, and changed, by itself.
+#[test]
+fn filters_come_by_themselves_and_are_replaced() {
+    const EXTENSION: &str = "config.core.v3.TypedExtensionConfig";
+    let directory = Directory::new();
+    let plane = Plane::start(directory.0.join("XDS"));
+    let (admin, port) = (free_port(), free_port());
+    let file = directory.write("envoy.yaml", &bootstrap(admin, &directory, "", ""));
+    let mut process = Process::start(&["-c", &file, "--concurrency", "2"]);
+    let kinds =
+        ["local_ratelimit.v3.LocalRateLimit", "header_mutation.v3.HeaderMutation", "buffer.v3.Buffer"];
+    let urls = kinds.map(|kind| format!("{PREFIX}.extensions.filters.http.{kind}")).join(", ");
+    let discovered = format!(
+        "http_filters: [{{name: own, config_discovery: {{config_source: {{ads: {{}}}}, type_urls: [{urls}]}}}}, "
+    );
+    let text = listener(port).replace("http_filters: [", &discovered);
+    plane.request(LISTENER);
+    plane.send(LISTENER, "1", "l", &text);
+    assert_eq!(plane.request(EXTENSION), (String::new(), "own".to_owned()));
+    let bring = |nonce: &str, kind: &str, fields: &str| {
+        let config = format!("{{\"@type\": {PREFIX}.extensions.filters.http.{kind}, {fields}}}");
+        plane.bring(EXTENSION, nonce, "own", &format!("name: own, typed_config: {config}"));
+    };
+    let all = "{default_value: {numerator: 100}}";
+    let limit = |bucket: &str| {
+        format!("stat_prefix: s, token_bucket: {{{bucket}}}, filter_enabled: {all}, filter_enforced: {all}")
+    };
+    bring("2", kinds[0], &limit("max_tokens: 0, fill_interval: 1s"));
+    plane.bring(ROUTES, "3", "r", &routes("direct_response: {status: 200, body: {inline_string: ok}}"));
+    process.until("a limit", || get(port, "/").filter(|answer| answer.status == 429));
+    bring("4", kinds[1], "mutations: {response_mutations: [{append: {header: {key: x-a, value: b}}}]}");
+    process.until("a header", || get(port, "/").filter(|answer| answer.head.contains("x-a: b")));
+    bring("5", kinds[2], "max_request_bytes: 10");
+    process.until("another filter", || get(port, "/").filter(|answer| !answer.head.contains("x-a: ")));
+    assert_eq!(get(port, "/").unwrap().status, 200);
+}
+
 /// A start waited for five seconds: the stream began only then by which alone the endpoints could come. Those of a bootstrap
 /// that was read again were never asked for.
 #[test]
