@@ -1,6 +1,8 @@
 //! Envoy's HTTP filters, and what all of them use: their factories, and shares of requests from their
 //! protobuf messages.
 
+mod adaptive_concurrency;
+mod admission_control;
 mod alpn;
 mod api_key_auth;
 mod authz;
@@ -54,8 +56,10 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 30] {
+pub(crate) fn factories() -> [FilterFactory; 32] {
     [
+        adaptive_concurrency::factory(),
+        admission_control::factory(),
         alpn::factory(),
         api_key_auth::factory(),
         bandwidth_limit::factory(),
