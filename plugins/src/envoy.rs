@@ -13,6 +13,7 @@ mod compressor;
 mod cors;
 mod credential_injector;
 mod csrf;
+mod custom_response;
 mod decompressor;
 mod ext_authz;
 mod ext_proc;
@@ -56,7 +57,7 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 32] {
+pub(crate) fn factories() -> [FilterFactory; 33] {
     [
         adaptive_concurrency::factory(),
         admission_control::factory(),
@@ -69,6 +70,7 @@ pub(crate) fn factories() -> [FilterFactory; 32] {
         cors::factory(),
         credential_injector::factory(),
         csrf::factory(),
+        custom_response::factory(),
         decompressor::factory(),
         ext_authz::factory(),
         ext_proc::factory(),

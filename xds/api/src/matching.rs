@@ -11,7 +11,7 @@ use crate::pb::envoy::extensions::matching::common_inputs::network::v3 as networ
 use crate::pb::envoy::extensions::matching::input_matchers::consistent_hashing::v3::ConsistentHashing;
 use crate::pb::envoy::extensions::matching::input_matchers::ip::v3::Ip;
 use crate::pb::envoy::extensions::matching::input_matchers::metadata::v3::Metadata;
-use crate::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
+use crate::pb::envoy::r#type::matcher::v3::{HttpRequestHeaderMatchInput, HttpResponseHeaderMatchInput};
 use crate::pb::google::protobuf::Any;
 use crate::pb::xds::core::v3::{CidrRange, TypedExtensionConfig};
 use crate::pb::xds::r#type::matcher::v3::matcher::matcher_list::predicate::{
@@ -36,6 +36,8 @@ pub enum Data {
     Route,
     /// A request.
     Request,
+    /// A request and the response to it.
+    Response,
     /// An established connection.
     Connection,
     /// A connection whose filter chain is being chosen.
@@ -374,20 +376,34 @@ fn input_of(name: &str, config: &Any, data: Data) -> Result<Input> {
 /// Inputs that say what is meant.
 fn with_fields(name: &str, type_name: &str, config: &Any, data: Data) -> Result<Input> {
     Ok(match (type_name, data) {
-        ("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", Data::Route | Data::Request) => {
+        (
+            "envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+            Data::Route | Data::Request | Data::Response,
+        ) => {
             let HttpRequestHeaderMatchInput { header_name } = any::unpack(config)?;
             Input::Header(HeaderTarget::of_request(&header_name))
         }
-        ("xds.type.matcher.v3.HttpAttributesCelMatchInput", Data::Request) => Input::Attributes,
+        ("envoy.type.matcher.v3.HttpResponseHeaderMatchInput", Data::Response) => {
+            let HttpResponseHeaderMatchInput { header_name } = any::unpack(config)?;
+            Input::ResponseHeader(values::header_name(&header_name, "header_name")?)
+        }
+        ("envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput", Data::Response) => Input::ResponseStatus,
+        ("envoy.type.matcher.v3.HttpResponseStatusCodeClassMatchInput", Data::Response) => {
+            Input::ResponseClass
+        }
+        ("xds.type.matcher.v3.HttpAttributesCelMatchInput", Data::Request | Data::Response) => {
+            Input::Attributes
+        }
         ("envoy.extensions.matching.common_inputs.network.v3.FilterStateInput", _) => {
             let network::FilterStateInput { key, field } = any::unpack(config)?;
             let field = &field;
             refuse!(field);
             Input::FilterState(not_empty(&key, "key")?.into())
         }
-        ("envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput", Data::Request) => {
-            metadata(&any::unpack(config)?)?
-        }
+        (
+            "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
+            Data::Request | Data::Response,
+        ) => metadata(&any::unpack(config)?)?,
         ("envoy.extensions.matching.common_inputs.environment_variable.v3.Config", _) => {
             let Environment { name } = any::unpack(config)?;
             Input::Constant(std::env::var(not_empty(&name, "name")?).ok().map(Into::into))

@@ -1,6 +1,7 @@
 //! What trees look at.
 
 use crate::connection::Certificate;
+use crate::headers::HeaderName;
 use crate::listener::MatchInput;
 use crate::matcher::HeaderTarget;
 use crate::stream::Stream;
@@ -23,6 +24,12 @@ pub enum Subject<'a> {
 pub enum Input {
     /// A request header; several values are one, with commas between them.
     Header(HeaderTarget),
+    /// A header of the response; several values are one.
+    ResponseHeader(HeaderName),
+    /// The response's status.
+    ResponseStatus,
+    /// Its class: `5xx`.
+    ResponseClass,
     /// The address that the client meant.
     DestinationIp,
     /// Its port.
@@ -63,6 +70,15 @@ impl Input {
     pub(super) fn with<T>(&self, subject: Subject<'_>, take: impl FnOnce(Option<&[u8]>) -> T) -> T {
         match self {
             Input::Header(target) => with_header(target, subject, take),
+            Input::ResponseHeader(name) => match stream(subject) {
+                Some(stream) => with_values(stream.response.headers.get_all(name), take),
+                None => take(None),
+            },
+            Input::ResponseStatus => take(stream(subject).map(|s| printed(s.response.status)).as_deref()),
+            Input::ResponseClass => match stream(subject).map(|s| s.response.status / 100) {
+                Some(class @ 1..=5) => take(Some(&[b'0' + class as u8, b'x', b'x'])),
+                _ => take(None),
+            },
             Input::DestinationIp | Input::SourceIp | Input::DirectSourceIp => match self.ip(subject) {
                 Some(ip) => take(Some(&printed(ip))),
                 None => take(None),
@@ -117,8 +133,17 @@ fn stream(subject: Subject<'_>) -> Option<&Stream> {
 }
 
 fn with_header<T>(target: &HeaderTarget, subject: Subject<'_>, take: impl FnOnce(Option<&[u8]>) -> T) -> T {
-    let Some(stream) = stream(subject) else { return take(None) };
-    let mut values = target.values(&stream.request);
+    match stream(subject) {
+        Some(stream) => with_values(target.values(&stream.request), take),
+        None => take(None),
+    }
+}
+
+/// Values of one header.
+fn with_values<'a, T>(
+    mut values: impl Iterator<Item = &'a [u8]>,
+    take: impl FnOnce(Option<&[u8]>) -> T,
+) -> T {
     match (values.next(), values.next()) {
         (one, None) => take(one),
         (Some(one), Some(other)) => take(Some(&joined([one, other].into_iter().chain(values)))),
