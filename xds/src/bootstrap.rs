@@ -271,8 +271,7 @@ fn context(
         .transpose()
         .in_key("cluster_manager");
     let manager::OfAll { outlier_log, local_cluster } = faults.take(of_all).flatten().unwrap_or_default();
-    let runtime = Arc::new(runtime.unwrap_or_default());
-    (compile.build.runtime, compile.build.peers) = (runtime.clone(), local_cluster.clone());
+    compile.build.peers.clone_from(&local_cluster);
     let mut context = Context {
         compile,
         tracer: None,

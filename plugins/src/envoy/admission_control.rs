@@ -20,7 +20,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::admission_control::v3
     EvaluationCriteria, SuccessCriteria,
 };
 use sixfold_xds_api::pb::envoy::r#type::v3::Int32Range;
-use sixfold_xds_api::values::{one_of, optional_duration, runtime_double, runtime_u32};
+use sixfold_xds_api::values::{one_of, optional_duration, runtime_double, runtime_integer};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,12 +65,12 @@ fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
         let key = value.as_ref().map_or("", |value| value.runtime_key.as_str());
         (context.runtime.number(key, configured.unwrap_or(default)) / 100.0).clamp(0.0, 1.0)
     };
-    let rps = |value: &RuntimeUInt32| runtime_u32(&context.runtime, value);
+    let rps = |value: &RuntimeUInt32| runtime_integer(&context.runtime, value) as f64;
     let filter = Admission {
         window: Arc::new(Window::new(window, Instant::now())),
         aggression: runtime_double(&context.runtime, aggression, 1.0).max(1.0),
         threshold: percent(sr_threshold, 95.0).max(0.01),
-        least_rps: f64::from(rps_threshold.as_ref().map_or(0, rps)),
+        least_rps: rps_threshold.as_ref().map_or(0.0, rps),
         most: percent(max_rejection_probability, 80.0),
         success: Success::new(one_of::<Config, _>(evaluation_criteria, "evaluation_criteria")?)?,
         stats: AdmissionStats::new(&context.metrics, &scope(&[&context.scope, "admission_control"])),
