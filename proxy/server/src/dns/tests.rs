@@ -155,7 +155,8 @@ fn labels(cluster: &Cluster) -> Vec<String> {
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..300 {
+    // A busy machine takes many times what a quiet one does.
+    for _ in 0..3_000 {
         if holds() {
             return;
         }
