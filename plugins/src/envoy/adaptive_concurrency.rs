@@ -23,6 +23,7 @@ pub(crate) fn factory() -> FilterFactory {
 }
 
 /// Routes can't say anything about it but whether it runs.
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
 fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
     let Config { enabled, concurrency_limit_exceeded_status, concurrency_controller_config } = &config;
     let is_on = enabled.as_ref().is_none_or(|flag| {

@@ -42,6 +42,7 @@ pub(crate) fn factory() -> FilterFactory {
 }
 
 /// Routes can't say anything about it but whether it runs.
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
 fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
     let Config {
         enabled,
@@ -106,7 +107,7 @@ impl Success {
     fn new(value: &EvaluationCriteria) -> Result<Success, ConfigError> {
         let EvaluationCriteria::SuccessCriteria(SuccessCriteria { http_criteria, grpc_criteria }) = value;
         let http = match http_criteria {
-            None => Box::from([100..500]),
+            None => std::iter::once(100..500).collect(),
             Some(HttpCriteria { http_success_status }) => {
                 let ranges = http_success_status.iter().enumerate().map(|(index, range)| {
                     let Int32Range { start, end } = *range;

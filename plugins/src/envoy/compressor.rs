@@ -53,6 +53,7 @@ pub(crate) fn factory() -> FilterFactory {
 }
 
 /// The most specific level is laid over the filter's own settings.
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
 fn build(config: Config, levels: Vec<CompressorPerRoute>, context: &BuildContext) -> Built {
     let mut filter = Compressor::new(&config, context)?;
     match levels.into_iter().next_back().map(|CompressorPerRoute { r#override }| r#override) {

@@ -55,6 +55,7 @@ pub(crate) fn factory() -> FilterFactory {
 }
 
 /// Routes can't say anything about it but whether it runs.
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
 fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
     let filter = Decompressor::new(&config, context)?;
     let plugin = Plugin::of(filter)

@@ -11,6 +11,7 @@ pub(crate) fn factory() -> FilterFactory {
     envoy::filter(build).stateless()
 }
 
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
 fn build(config: OnDemand, levels: Vec<PerRouteConfig>, _: &BuildContext) -> Built {
     let OnDemand { odcds } = &config;
     refuse!(odcds);

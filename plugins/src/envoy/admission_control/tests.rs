@@ -72,7 +72,7 @@ async fn success_is_what_is_configured() {
     let criteria = "{success_criteria: {http_criteria: {http_success_status: [{start: 200, end: 300}, {start: 404, end: 405}]}, grpc_criteria: {grpc_success_status: [0, 5]}}}";
     let config: Config = testing::read(criteria);
     let success = Success::new(config.evaluation_criteria.as_ref().unwrap()).unwrap();
-    let default = Success { http: Box::from([100..500]), grpc: None };
+    let default = Success { http: std::iter::once(100..500).collect(), grpc: None };
     let holds = |success: &Success, status: u16, grpc: Option<&str>| {
         let mut stream = stream("/", &[]);
         stream.response.status = status;
