@@ -83,6 +83,11 @@ pub trait CalloutStream: Send {
     /// Sends a piece. Call it when [`CalloutStream::poll_ready`] says so: else what waits grows.
     fn send(&mut self, piece: Bytes);
 
+    /// Ready when all that was sent has been passed to the connection, which happens while the stream is polled.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CalloutError>> {
+        self.poll_ready(cx)
+    }
+
     /// Ends the request's body.
     fn finish(&mut self);
 

@@ -129,7 +129,7 @@ impl Call {
     /// # Errors
     /// The status that ended the call.
     pub async fn flush(&mut self) -> Result<(), Status> {
-        Ok(poll_fn(|cx| self.stream.poll_ready(cx)).await?)
+        Ok(poll_fn(|cx| self.stream.poll_flush(cx)).await?)
     }
 
     /// Whether the service has not ended the call yet, as far as has been heard: for calls of which no answer is expected.

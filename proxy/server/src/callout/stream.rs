@@ -25,6 +25,10 @@ impl CalloutStream for Outbound {
         self.push(piece);
     }
 
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CalloutError>> {
+        self.poll_passed(cx).map_err(said)
+    }
+
     fn finish(&mut self) {
         self.end(Headers::new());
     }

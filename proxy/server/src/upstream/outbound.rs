@@ -151,6 +151,17 @@ impl Outbound {
         }
     }
 
+    /// Ready when the connection has taken what there is of the body; `Err(None)` is the deadline.
+    pub(crate) fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Option<UpstreamError>>> {
+        let polled = poll_parts(&mut self.checkout, &mut self.deadline, &mut self.sending, cx, |up, cx| {
+            up.poll_flush(cx)
+        });
+        match ready!(polled) {
+            Ok(()) if !self.sending.waiting.is_empty() => Poll::Pending,
+            other => Poll::Ready(other),
+        }
+    }
+
     /// Takes a piece of the body.
     pub(crate) fn push(&mut self, piece: Bytes) {
         self.sending.waiting.push_back(piece);
