@@ -94,6 +94,12 @@ pub trait Listeners {
     /// Opens a listener that is ready, or changes the one of its name; it is live when this has ended. The error
     /// is a reason, and leaves what was there.
     fn upsert(&mut self, listener: Arc<Listener>) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Ends when no request is any more between its look at a route table of before and that at the cluster which this
+    /// names, unless it waits there for something of its own.
+    fn settled(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// What is configured now. The control thread changes it; sources that compile and pages that show it read it.
@@ -166,8 +172,8 @@ impl Model {
     }
 
     /// Applies a change: what can fail of listeners is made ready, then come clusters that come, endpoints, route
-    /// tables, certificates, listeners, clusters that go. Requests see each part at their next load of it; listeners
-    /// are open when this has ended.
+    /// tables, certificates, listeners, and clusters that go, once no request is about to look for them. Requests
+    /// see each part at their next load of it; listeners are open when this has ended.
     ///
     /// Answers what can't be put in force; all the rest is, and nothing of a change that is to be taken as a whole
     /// and has listeners that can't be made ready. One call at a time: only the control thread may.
@@ -197,6 +203,10 @@ impl Model {
         }
         contexts.into_iter().for_each(ContextChange::put_in_force);
         self.change_listeners(changed, listeners, &mut errors).await;
+        if !gone.is_empty() {
+            // Also of tables that a change of before has put out of force a moment ago.
+            listeners.settled().await;
+        }
         self.swap_clusters(gone);
         drop(replaced);
         // A thousand clusters that warm up come one by one: each is not worth looking at all names there are.
@@ -301,7 +311,11 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     /// Opens nothing, and can't get ready what is called "taken".
-    struct Nowhere(Vec<String>);
+    #[derive(Default)]
+    struct Nowhere(Vec<String>, Option<Settling>);
+
+    /// Called when requests are to be waited for.
+    type Settling = Box<dyn FnMut() + Send>;
 
     impl Listeners for Nowhere {
         fn prepare(&mut self, _: &[Arc<str>], coming: &[Arc<Listener>]) -> Vec<(Arc<str>, String)> {
@@ -320,6 +334,12 @@ mod tests {
         async fn upsert(&mut self, listener: Arc<Listener>) -> Result<(), String> {
             self.0.push(format!("+{}", listener.name));
             Ok(())
+        }
+
+        async fn settled(&mut self) {
+            if let Some(settling) = &mut self.1 {
+                settling();
+            }
         }
     }
 
@@ -340,7 +360,7 @@ mod tests {
         let cluster = Cluster::new(ClusterConfig::named("c"), vec![], None, &Registry::new()).unwrap();
         let endpoints = |name: &str| vec![(name.into(), vec![endpoint(1), endpoint(2)].into())];
         let clusters = vec![("c".into(), Some(cluster.clone()))];
-        let mut nowhere = Nowhere(Vec::new());
+        let mut nowhere = Nowhere::default();
         let diff = Diff { clusters, endpoints: endpoints("c"), ..Diff::default() };
         assert_eq!(apply(&model, diff, &mut nowhere), []);
         assert_eq!((cluster.hosts.load().total(), cluster.stats.membership_total().get()), (2, 2));
@@ -373,21 +393,51 @@ mod tests {
         let cluster = Cluster::new(config, vec![], None, &Registry::new()).unwrap();
         let plain = Cluster::new(ClusterConfig::named("p"), vec![], None, &Registry::new()).unwrap();
         let clusters = vec![("o".into(), Some(cluster.clone())), ("p".into(), Some(plain))];
-        assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere(Vec::new())), []);
+        assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere::default()), []);
         model.look_after(Instant::now());
         assert_eq!(model.state.lock().tended.len(), 1);
         let clusters = vec![("o".into(), None)];
-        assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere(Vec::new())), []);
+        assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere::default()), []);
         drop(cluster);
         (0..2).for_each(|_| model.look_after(Instant::now()));
         assert_eq!(model.state.lock().tended.len(), 0);
+    }
+
+    /// A worker that was held up between the two looks of a request answered 503 NC: the cluster had gone with the
+    /// table that it still read.
+    #[test]
+    fn clusters_go_when_requests_have_passed_that_read_the_table_of_before() {
+        let model = Arc::new(Model::default());
+        let cluster = |name: &str| Cluster::new(ClusterConfig::named(name), vec![], None, &Registry::new());
+        let come = |name: &str| (name.into(), Some(cluster(name).unwrap()));
+        let table = || Some(Arc::new(RouteTable::new("t", Default::default(), Vec::new()).unwrap()));
+        let (key, seen) = (TableKey::named("t"), Arc::new(Mutex::new(Vec::new())));
+        let (cell, before) = (model.route_tables().cell(&key), table());
+        let settling: Settling = Box::new({
+            let (model, seen, before) = (model.clone(), seen.clone(), before.clone());
+            move || {
+                let is_old =
+                    cell.load().zip(before.clone()).is_some_and(|(now, old)| Arc::ptr_eq(&now, &old));
+                seen.lock().push((is_old, model.clusters().find("old").is_some()));
+            }
+        });
+        let mut nowhere = Nowhere(Vec::new(), Some(settling));
+        let route_tables = vec![(key.clone(), before)];
+        let diff = Diff { clusters: vec![come("old")], route_tables, ..Diff::default() };
+        assert_eq!(apply(&model, diff, &mut nowhere), []);
+        assert_eq!(*seen.lock(), [], "nothing goes");
+        let clusters = vec![come("new"), ("old".into(), None)];
+        let diff = Diff { clusters, route_tables: vec![(key, table())], ..Diff::default() };
+        assert_eq!(apply(&model, diff, &mut nowhere), []);
+        assert_eq!(*seen.lock(), [(false, true)], "the table has gone, and the cluster not yet");
+        assert!(model.clusters().find("old").is_none());
     }
 
     /// The table of a listener that has gone was kept for ever.
     #[test]
     fn a_table_goes_with_the_last_listener_that_has_it() {
         let model = Model::default();
-        let (key, mut nowhere) = (TableKey::named("t"), Nowhere(Vec::new()));
+        let (key, mut nowhere) = (TableKey::named("t"), Nowhere::default());
         let table = Arc::new(RouteTable::new("t", Default::default(), Vec::new()).unwrap());
         let (cell, weak) = (model.route_tables().cell(&key), Arc::downgrade(&table));
         let route_tables = vec![(key, Some(table))];
@@ -402,7 +452,7 @@ mod tests {
     fn listeners_go_before_others_come_and_what_fails_is_named() {
         let model = Model::default();
         let listener = |name: &str| (name.into(), Some(Arc::new(crate::listener::fixture(name))));
-        let mut nowhere = Nowhere(Vec::new());
+        let mut nowhere = Nowhere::default();
         let listeners = vec![listener("a"), listener("taken")];
         let errors = apply(&model, Diff { listeners, ..Diff::default() }, &mut nowhere);
         assert_eq!(errors[0].to_string(), "listener \"taken\": in use");
@@ -422,7 +472,7 @@ mod tests {
             ("bound".into(), Some(Arc::new(bound))),
             ("meant".into(), Some(Arc::new(crate::listener::fixture("meant")))),
         ];
-        let mut nowhere = Nowhere(Vec::new());
+        let mut nowhere = Nowhere::default();
         assert_eq!(apply(&model, Diff { listeners, ..Diff::default() }, &mut nowhere), []);
         assert_eq!(nowhere.0, ["+meant", "+bound"]);
     }
@@ -432,7 +482,7 @@ mod tests {
     fn of_a_whole_that_has_a_fault_nothing_is_in_force() {
         let model = Model::default();
         let listener = |name: &str| (name.into(), Some(Arc::new(crate::listener::fixture(name))));
-        let mut nowhere = Nowhere(Vec::new());
+        let mut nowhere = Nowhere::default();
         let listeners = vec![listener("a"), listener("gone")];
         assert_eq!(apply(&model, Diff { listeners, whole: true, ..Diff::default() }, &mut nowhere), []);
         nowhere.0.clear();

@@ -108,6 +108,8 @@ pub(crate) enum Command {
     Close { id: u64, closed: oneshot::Sender<()> },
     /// Serve a connection that another worker accepted.
     Adopt(Adopted),
+    /// Tell that no request is being looked at: all that is done without a wait of its own is done.
+    Settle(oneshot::Sender<()>),
     /// End, with all that is left.
     Stop,
 }
@@ -191,6 +193,10 @@ impl Worker {
                     }
                 }
                 Command::Adopt(adopted) => adopted.serve(&self),
+                Command::Settle(settled) => {
+                    // Every other task of this thread waits for something while this one runs. Who asked may have gone.
+                    let _ = settled.send(());
+                }
                 Command::Stop => return,
             }
         }

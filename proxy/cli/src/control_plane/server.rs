@@ -122,12 +122,14 @@ async fn stream(
     head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     let mut out = respond.send_response(head, false)?;
     let (mut incoming, mut session) = (Incoming::new(request.into_body()), Session::new(flavor));
+    // What this stream tells of. Another world is told as a whole and in its order: were a request for routes answered
+    // out of one whose clusters were not pushed yet, they would lead nowhere.
+    let mut resources = shared.resources.lock().clone();
     loop {
         let hangs = shared.faults.lock().hang;
         tokio::select! {
             message = incoming.next(), if !hangs => {
                 let Some(message) = message? else { return out.send_trailers(status(0)) };
-                let resources = shared.resources.lock().clone();
                 match session.hear(&message, &resources) {
                     Ok(heard) => {
                         if let Some((type_url, reason)) = heard.refused {
@@ -139,14 +141,13 @@ async fn stream(
                 }
             }
             _ = changes.changed(), if !hangs => {
-                let resources = shared.resources.lock().clone();
+                resources = shared.resources.lock().clone();
                 send(&mut out, session.push(&resources), shared).await?;
             }
             order = orders.recv() => match order {
                 Ok(Order::Cut) => return out.send_trailers(status(14)),
                 Ok(Order::Garbage) => send(&mut out, [vec![0xff; 100]], shared).await?,
                 Ok(Order::Flood(times)) => {
-                    let resources = shared.resources.lock().clone();
                     for _ in 0..times {
                         send(&mut out, session.repeat(&resources), shared).await?;
                     }

@@ -12,6 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+/// How long a change waits for workers that look at requests.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// Listeners by name with the addresses they are bound to.
 pub type BoundAddresses = Vec<(Arc<str>, Vec<BindAddress>)>;
 
@@ -342,6 +345,25 @@ impl Listeners for Manager {
             Err(_) => self.stats.listener_create_failure().inc(),
         }
         outcome
+    }
+
+    async fn settled(&mut self) {
+        let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
+        let all = async {
+            let mut waiting = Vec::new();
+            for peer in peers {
+                let (settled, done) = oneshot::channel();
+                if peer.commands.send(Command::Settle(settled)).await.is_ok() {
+                    waiting.push(done);
+                }
+            }
+            for done in waiting {
+                // A worker that has ended looks at nothing.
+                let _ = done.await;
+            }
+        };
+        // A worker that is held up for longer is not to hold up all changes.
+        let _ = tokio::time::timeout(SETTLE, all).await;
     }
 }
 
