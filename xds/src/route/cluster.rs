@@ -137,7 +137,6 @@ fn member(
     )?;
     Ok(WeightedCluster {
         cluster: name_or_header(scope, name, cluster_header, "name")?,
-        // Below zero and beyond u64 saturate.
         weight,
         request_headers,
         response_headers,
