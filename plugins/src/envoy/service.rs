@@ -5,10 +5,12 @@ use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::plugin::{BuildContext, grpc};
 use sixfold_core::stream::Stream;
+use sixfold_xds_api::any::json_to_struct;
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
-use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, GrpcService, HeaderValue};
+use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, GrpcService, HeaderValue, Metadata};
 use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, one_of, optional_duration};
 use sixfold_xds_api::{format, refuse};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of a service's message that are taken, unless the configuration says less: what waits in memory for a request
@@ -77,6 +79,21 @@ impl Service {
         }
         headers
     }
+}
+
+/// What a service is told of a request's dynamic metadata: these namespaces, of which a later value takes an earlier one's
+/// place.
+pub(crate) fn told_metadata(stream: &Stream, namespaces: &[Arc<str>]) -> Metadata {
+    let mut told = Metadata::default();
+    for namespace in namespaces {
+        let entries = stream.metadata.iter().filter(|(of, ..)| of == namespace);
+        let values: serde_json::Map<_, _> =
+            entries.map(|(_, key, value)| (key.to_string(), value.clone())).collect();
+        if !values.is_empty() {
+            told.filter_metadata.insert(namespace.to_string(), json_to_struct(values));
+        }
+    }
+    told
 }
 
 fn client(

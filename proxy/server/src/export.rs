@@ -3,11 +3,7 @@
 use crate::upstream::Pools;
 use sixfold_core::export::{Background, Task};
 use std::sync::OnceLock;
-use std::time::Duration;
 use tokio::runtime::Handle;
-
-/// How often idle connections are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
 
 /// Runs tasks on a thread of its own, which starts with the first of them.
 #[derive(Default)]
@@ -25,22 +21,7 @@ impl Background for Exports {
 
 /// `None` when there can't be one, and nothing is told.
 fn thread() -> Option<Handle> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let started = runtime.and_then(|runtime| {
-        let handle = runtime.handle().clone();
-        let run = move || {
-            runtime.block_on(async {
-                let (pools, _) = Pools::of_thread();
-                let mut sweep = tokio::time::interval(SWEEP);
-                loop {
-                    sweep.tick().await;
-                    pools.sweep();
-                }
-            });
-        };
-        std::thread::Builder::new().name("telemetry".to_owned()).spawn(run)?;
-        Ok(handle)
-    });
+    let started = Pools::thread("telemetry");
     if let Err(error) = &started {
         tracing::error!(%error, "no thread for telemetry: no collector is told anything");
     }

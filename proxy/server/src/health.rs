@@ -24,12 +24,9 @@ use sixfold_core::metrics::{Registry, scope};
 use sixfold_core::plugin::Callout;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use tokio::runtime::Handle;
 use weights::Weighers;
 
-/// How often idle connections are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
 /// What checkers have against endpoints.
 const CHECKED: Reasons = Reasons::ACTIVE_CHECK
     .union(Reasons::PENDING_CHECK)
@@ -140,22 +137,7 @@ fn open(log: &EventLog) {
 
 /// The thread of all checks; `None` when there can't be one, and nothing is checked.
 fn thread() -> Option<Handle> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let started = runtime.and_then(|runtime| {
-        let handle = runtime.handle().clone();
-        let checking = move || {
-            runtime.block_on(async {
-                let (pools, _) = Pools::of_thread();
-                let mut sweep = tokio::time::interval(SWEEP);
-                loop {
-                    sweep.tick().await;
-                    pools.sweep();
-                }
-            });
-        };
-        std::thread::Builder::new().name("health".to_owned()).spawn(checking)?;
-        Ok(handle)
-    });
+    let started = Pools::thread("health");
     if let Err(error) = &started {
         tracing::error!(%error, "no thread for health checks: endpoints that want them stay unhealthy");
     }

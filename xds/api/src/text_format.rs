@@ -315,7 +315,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// The character that a number stands for together with the `\uXXXX` behind it, if they are a pair of surrogates;
+    /// The character that a number stands for together with the `\u` and four digits behind it, if they are a pair of surrogates;
     /// else the number.
     fn paired(&mut self, number: u32) -> u32 {
         let at = self.at();
@@ -325,7 +325,7 @@ impl<'a> Parser<'a> {
         let low = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
         match low.and_then(|low| joined(number, low)) {
             Some(character) => {
-                self.chars.nth("\\uXXXX".len() - 1);
+                self.chars.nth("\\ud800".len() - 1);
                 character
             }
             None => number,

@@ -2,6 +2,7 @@
 
 use super::config::Body;
 use crate::envoy::authz::{self, Peer};
+use crate::envoy::service;
 use sixfold_core::format::Format;
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::stream::Stream;
@@ -126,25 +127,11 @@ impl Shape {
                 }),
                 request: Some(Request { time: authz::timestamp(stream.start_time), http: Some(http) }),
                 context_extensions: self.extensions.clone(),
-                metadata_context: Some(self.metadata_of_request(stream)),
+                metadata_context: Some(service::told_metadata(stream, &self.metadata)),
                 route_metadata_context: Some(self.metadata_of_route(stream)),
                 tls_session: sni.map(|sni| TlsSession { sni: sni.unwrap_or_default().to_owned() }),
             }),
         }
-    }
-
-    fn metadata_of_request(&self, stream: &Stream) -> Metadata {
-        let mut told = Metadata::default();
-        for namespace in &self.metadata {
-            // A later value takes an earlier one's place, but objects become one.
-            let entries = stream.metadata.iter().filter(|(of, ..)| of == namespace);
-            let values: serde_json::Map<_, _> =
-                entries.map(|(_, key, value)| (key.to_string(), value.clone())).collect();
-            if !values.is_empty() {
-                told.filter_metadata.insert(namespace.to_string(), json_to_struct(values));
-            }
-        }
-        told
     }
 
     fn metadata_of_route(&self, stream: &Stream) -> Metadata {

@@ -3,6 +3,7 @@
 use super::session::{Failure, Session};
 use super::{BodyMode, Mode, NAME, Running, Settings};
 use crate::envoy::mutations::{self, Change, Verdict};
+use crate::envoy::service;
 use bytes::Bytes;
 use serde_json::Value;
 use sixfold_core::headers::Headers;
@@ -10,7 +11,7 @@ use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{Direction, LocalReply};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::{json_to_struct, struct_to_json};
-use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, HeaderValueOption, Metadata};
+use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, HeaderValueOption};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_proc::v3::ProcessingMode;
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::common_response::ResponseStatus;
@@ -70,7 +71,9 @@ impl Settings {
         let attributes = attributes.filter(|attributes| !attributes.is_empty());
         ProcessingRequest {
             request: Some(request),
-            metadata_context: Some(stream.map(|stream| self.metadata(stream)).unwrap_or_default()),
+            metadata_context: Some(
+                stream.map(|stream| service::told_metadata(stream, &self.told_metadata)).unwrap_or_default(),
+            ),
             attributes: attributes
                 .map(|attributes| (NAME.to_owned(), json_to_struct(attributes)))
                 .into_iter()
@@ -83,19 +86,6 @@ impl Settings {
             }),
             ..ProcessingRequest::default()
         }
-    }
-
-    fn metadata(&self, stream: &Stream) -> Metadata {
-        let mut told = Metadata::default();
-        for namespace in &self.told_metadata {
-            let entries = stream.metadata.iter().filter(|(of, ..)| of == namespace);
-            let values: serde_json::Map<_, _> =
-                entries.map(|(_, key, value)| (key.to_string(), value.clone())).collect();
-            if !values.is_empty() {
-                told.filter_metadata.insert(namespace.to_string(), json_to_struct(values));
-            }
-        }
-        told
     }
 
     /// Takes of an answer's metadata what may be taken: objects by namespace.

@@ -40,7 +40,7 @@ impl Overrides {
     }
 
     fn take(&mut self, config: &MetricConfig) {
-        // `match` is not implemented in Envoy either.
+        // Envoy takes `match` too, and does nothing with it.
         let MetricConfig { dimensions, name: metric, tags_to_remove, r#match: _, drop } = config;
         let dimensions = dimensions.iter().filter_map(|(label, text)| Some((label, self.expression(text)?)));
         let dimensions: Vec<(&String, usize)> = dimensions.collect();

@@ -13,8 +13,7 @@ use sixfold_core::matcher::MetadataMatcher;
 use sixfold_core::metrics::{self, GaugeGuard};
 use sixfold_core::plugin::{BuildContext, NetworkFilterFactory, Slot};
 use sixfold_core::stream::Stream;
-use sixfold_xds_api::any::{json_to_struct, struct_to_json};
-use sixfold_xds_api::pb::envoy::config::core::v3::Metadata;
+use sixfold_xds_api::any::struct_to_json;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz as ProtoAuthz;
 use sixfold_xds_api::pb::envoy::service::auth::v3::attribute_context::TlsSession;
 use sixfold_xds_api::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
@@ -105,22 +104,13 @@ impl Settings {
             (authz::peer(connection, Peer::Client), authz::peer(connection, Peer::Proxy));
         source.certificate = authz::certificate(self.certificate.as_ref(), stream);
         destination.labels = self.labels.clone();
-        let mut told = Metadata::default();
-        for namespace in &self.metadata {
-            let entries = stream.metadata.iter().filter(|(of, ..)| of == namespace);
-            let values: serde_json::Map<_, _> =
-                entries.map(|(_, key, value)| (key.to_string(), value.clone())).collect();
-            if !values.is_empty() {
-                told.filter_metadata.insert(namespace.to_string(), json_to_struct(values));
-            }
-        }
         let tls = connection.tls.as_ref().filter(|_| self.tls_session);
         let sni = tls.map(|tls| tls.server_name.as_deref().unwrap_or_default().to_owned());
         CheckRequest {
             attributes: Some(AttributeContext {
                 source: Some(source),
                 destination: Some(destination),
-                metadata_context: Some(told),
+                metadata_context: Some(service::told_metadata(stream, &self.metadata)),
                 tls_session: sni.map(|sni| TlsSession { sni }),
                 ..AttributeContext::default()
             }),

@@ -335,35 +335,36 @@ fn string<'a>(value: &Value<'a>) -> Evaluated<'a> {
     })
 }
 
+/// Adds, subtracts, multiplies, divides, or answers what is left: by these functions, in this order.
+fn of_whole<T: Default + PartialEq>(
+    function: Function,
+    one: T,
+    other: T,
+    [add, subtract, multiply, divide, remainder]: [fn(T, T) -> Option<T>; 5],
+) -> Result<T, Fault> {
+    let by = match function {
+        Function::Add | Function::AddTexts => add,
+        Function::Subtract => subtract,
+        Function::Multiply => multiply,
+        Function::Divide | Function::Remainder if other == T::default() => return Err(Fault::DivisionByZero),
+        Function::Divide => divide,
+        Function::Remainder => remainder,
+        _ => return Err(Fault::NoOverload),
+    };
+    by(one, other).ok_or(Fault::Overflow)
+}
+
 fn arithmetic<'a>(function: Function, one: &Value<'a>, other: &Value<'a>) -> Evaluated<'a> {
     match (function, one, other) {
         (_, Value::Int(one), Value::Int(other)) => {
-            if *other == 0 && matches!(function, Function::Divide | Function::Remainder) {
-                return Err(Fault::DivisionByZero);
-            }
-            let result = match function {
-                Function::Add | Function::AddTexts => one.checked_add(*other),
-                Function::Subtract => one.checked_sub(*other),
-                Function::Multiply => one.checked_mul(*other),
-                Function::Divide => one.checked_div(*other),
-                Function::Remainder => one.checked_rem(*other),
-                _ => return Err(Fault::NoOverload),
-            };
-            result.map(Value::Int).ok_or(Fault::Overflow)
+            let whole =
+                [i64::checked_add, i64::checked_sub, i64::checked_mul, i64::checked_div, i64::checked_rem];
+            of_whole(function, *one, *other, whole).map(Value::Int)
         }
         (_, Value::Uint(one), Value::Uint(other)) => {
-            if *other == 0 && matches!(function, Function::Divide | Function::Remainder) {
-                return Err(Fault::DivisionByZero);
-            }
-            let result = match function {
-                Function::Add | Function::AddTexts => one.checked_add(*other),
-                Function::Subtract => one.checked_sub(*other),
-                Function::Multiply => one.checked_mul(*other),
-                Function::Divide => one.checked_div(*other),
-                Function::Remainder => one.checked_rem(*other),
-                _ => return Err(Fault::NoOverload),
-            };
-            result.map(Value::Uint).ok_or(Fault::Overflow)
+            let whole =
+                [u64::checked_add, u64::checked_sub, u64::checked_mul, u64::checked_div, u64::checked_rem];
+            of_whole(function, *one, *other, whole).map(Value::Uint)
         }
         (_, Value::Double(one), Value::Double(other)) => Ok(Value::Double(match function {
             Function::Add | Function::AddTexts => one + other,

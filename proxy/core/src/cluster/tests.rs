@@ -173,24 +173,16 @@ fn only_what_changes_makes_a_new_member() {
 /// What was against endpoints goes with what found it.
 #[test]
 fn ejections_end_with_their_detection_and_go_on_without_it_changing() {
-    use crate::cluster::{CAUSES, FailurePercentage, Outcome, OutcomeKind, OutlierDetection, SuccessRate};
+    use crate::cluster::{CAUSES, FailurePercentage, Outcome, OutcomeKind, OutlierDetection};
     use std::time::Instant;
     let detection = OutlierDetection {
-        interval: Duration::from_secs(10),
-        base_ejection: Duration::from_secs(30),
-        max_ejection: Duration::from_secs(300),
-        jitter: Duration::ZERO,
         max_ejected_percent: 100,
-        always_one: false,
-        back_by_check: true,
-        split_local: false,
         consecutive_5xx: 1,
         consecutive_gateway: 0,
         consecutive_local: 0,
-        success_rate: SuccessRate { hosts: 5, requests: 100, stdev_factor: 1900 },
         failure_percentage: FailurePercentage { hosts: 5, requests: 100, threshold: 85 },
         enforcing: [100; CAUSES],
-        log: None,
+        ..OutlierDetection::default()
     };
     let registry = Registry::new();
     let cell = Clusters::default().cell("c");

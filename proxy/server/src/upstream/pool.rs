@@ -16,9 +16,11 @@ use sixfold_core::connection::Source;
 use sixfold_core::fast_hash::FastMap;
 use sixfold_core::tls::{AlpnList, ClientTls};
 use std::cell::RefCell;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -165,6 +167,28 @@ impl Pools {
     /// brings. A thread that is no worker counts as the first.
     pub(crate) fn of_thread() -> (Pools, usize) {
         OF_THREAD.with_borrow_mut(|of| of.get_or_insert_with(|| (Pools::default(), 0)).clone())
+    }
+
+    /// Starts a thread of this name for requests of our own, whose idle connections are looked at each second, and
+    /// answers where tasks are given to it.
+    ///
+    /// # Errors
+    /// There can't be one.
+    pub(crate) fn thread(name: &str) -> io::Result<Handle> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let run = move || {
+            runtime.block_on(async {
+                let (pools, _) = Pools::of_thread();
+                let mut sweep = tokio::time::interval(Duration::from_secs(1));
+                loop {
+                    sweep.tick().await;
+                    pools.sweep();
+                }
+            });
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        Ok(handle)
     }
 
     /// Makes them those of this thread, which is worker `index`.

@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::super::{
-    Address, CAUSES, ClusterConfig, Clusters, Criteria, FailurePercentage, HostConfig, OutlierDetection,
-    Policy, SuccessRate,
+    Address, CAUSES, ClusterConfig, Clusters, Criteria, HostConfig, OutlierDetection, Policy,
 };
 use super::*;
 use crate::metrics::Registry;
@@ -178,21 +177,12 @@ fn what_is_set_aside_is_an_error() {
 #[test]
 fn one_that_is_late_is_told_once_and_counts_by_its_end() {
     let detection = OutlierDetection {
-        interval: Duration::from_secs(10),
-        base_ejection: Duration::from_secs(30),
-        max_ejection: Duration::from_secs(300),
-        jitter: Duration::ZERO,
         max_ejected_percent: 100,
-        always_one: false,
-        back_by_check: true,
-        split_local: false,
         consecutive_5xx: 3,
         consecutive_gateway: 0,
         consecutive_local: 0,
-        success_rate: SuccessRate { hosts: 5, requests: 100, stdev_factor: 1900 },
-        failure_percentage: FailurePercentage { hosts: 5, requests: 50, threshold: 85 },
         enforcing: [100; CAUSES],
-        log: None,
+        ..OutlierDetection::default()
     };
     let mut config = ClusterConfig::named("c");
     config.outlier_detection = Some(Arc::new(detection));

@@ -32,10 +32,34 @@ pub struct OutlierDetection {
     pub success_rate: SuccessRate,
     /// Rates of failure that are too high by themselves.
     pub failure_percentage: FailurePercentage,
-    /// Share of detections that are acted on, percent, by [`Cause`].
+    /// Share of detections that are acted on, percent, by [`Cause`]; by default all but those of gateways' failures and of
+    /// percentages of failures, which are 0.
     pub enforcing: [u32; CAUSES],
     /// Where it is logged who leaves and comes back (`cluster_manager.outlier_detection` of a bootstrap).
     pub log: Option<EventLog>,
+}
+
+impl Default for OutlierDetection {
+    /// What Envoy's fields say when they are not set.
+    fn default() -> OutlierDetection {
+        OutlierDetection {
+            interval: Duration::from_secs(10),
+            base_ejection: Duration::from_secs(30),
+            max_ejection: Duration::from_secs(300),
+            jitter: Duration::ZERO,
+            max_ejected_percent: 10,
+            always_one: false,
+            back_by_check: true,
+            split_local: false,
+            consecutive_5xx: 5,
+            consecutive_gateway: 5,
+            consecutive_local: 5,
+            success_rate: SuccessRate { hosts: 5, requests: 100, stdev_factor: 1900 },
+            failure_percentage: FailurePercentage { hosts: 5, requests: 50, threshold: 85 },
+            enforcing: [100, 0, 100, 100, 100, 0, 0],
+            log: None,
+        }
+    }
 }
 
 /// When a rate of success is an outlier.

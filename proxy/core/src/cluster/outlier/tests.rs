@@ -7,21 +7,15 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn config() -> OutlierDetection {
     OutlierDetection {
-        interval: 10 * SECOND,
-        base_ejection: 30 * SECOND,
         max_ejection: 70 * SECOND,
-        jitter: Duration::ZERO,
         max_ejected_percent: 100,
-        always_one: false,
-        back_by_check: true,
-        split_local: false,
         consecutive_5xx: 3,
         consecutive_gateway: 2,
         consecutive_local: 2,
         success_rate: SuccessRate { hosts: 5, requests: 10, stdev_factor: 1900 },
         failure_percentage: FailurePercentage { hosts: 5, requests: 10, threshold: 85 },
         enforcing: [100; CAUSES],
-        log: None,
+        ..OutlierDetection::default()
     }
 }
 

@@ -57,18 +57,14 @@ async fn outliers_leave_and_come_back() {
         interval: SOON,
         base_ejection: SOON * 5,
         max_ejection: SOON * 5,
-        jitter: Duration::ZERO,
         max_ejected_percent: 100,
-        always_one: false,
-        back_by_check: true,
-        split_local: false,
         consecutive_5xx: 3,
         consecutive_gateway: 0,
         consecutive_local: 0,
         success_rate: SuccessRate { hosts: 5, requests: 1000, stdev_factor: 1900 },
         failure_percentage: FailurePercentage { hosts: 5, requests: 1000, threshold: 85 },
         enforcing: [100; CAUSES],
-        log: None,
+        ..OutlierDetection::default()
     };
     let mut config = ClusterConfig::named("c");
     config.outlier_detection = Some(Arc::new(detection));
