@@ -8,7 +8,7 @@ use crate::metrics::{shard, shards};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -159,7 +159,7 @@ impl LogSink for Exporter {
 
 impl Drop for Exporter {
     fn drop(&mut self) {
-        self.queue.closed.store(true, Relaxed);
+        self.queue.closed.store(true, Ordering::Release);
         self.queue.wake.notify_one();
     }
 }
@@ -204,8 +204,8 @@ impl Queue {
 
 async fn run(queue: Arc<Queue>, mut ship: Box<dyn Ship>) {
     loop {
-        // Read first: what was added before the exporter was dropped is sent.
-        let closed = queue.closed.load(Relaxed);
+        // Read first, by a load that what was added before the drop is seen after: that is sent.
+        let closed = queue.closed.load(Ordering::Acquire);
         let batch = queue.take();
         if !batch.is_empty() {
             let count = batch.records().count() as u64;

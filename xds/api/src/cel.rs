@@ -210,4 +210,44 @@ mod tests {
             assert_eq!(holds(&read(value)).unwrap_err(), wanted, "{value}");
         }
     }
+
+    /// What a message may be nested is bounded by how it is read; that much fits onto a worker's stack.
+    #[test]
+    fn the_deepest_messages_that_are_read_fit_onto_a_stack() {
+        let nested = |depth: usize, wrap: fn(Expr) -> ExprKind| {
+            let start = Expr { id: 0, expr_kind: Some(ExprKind::IdentExpr(Ident { name: "a".to_owned() })) };
+            let expr = (0..depth).fold(start, |expr, _| Expr { id: 0, expr_kind: Some(wrap(expr)) });
+            let parsed = ParsedExpr { expr: Some(expr), source_info: None };
+            let bytes = parsed.encode_to_vec();
+            decode::<ParsedExpr>(&bytes).map_err(|error| error.to_string())
+        };
+        let select = |expr| {
+            let operand = Some(Box::new(expr));
+            ExprKind::SelectExpr(Box::new(Select { operand, field: "b".to_owned(), test_only: false }))
+        };
+        let call = |expr| {
+            let (target, function) = (None, "!_".to_owned());
+            ExprKind::CallExpr(Box::new(Call { target, function, args: vec![expr] }))
+        };
+        let list =
+            |expr| ExprKind::ListExpr(CreateList { elements: vec![expr], optional_indices: Vec::new() });
+        let entry = |expr| {
+            let key = Expr { id: 0, expr_kind: Some(ExprKind::IdentExpr(Ident { name: "k".to_owned() })) };
+            let key_kind = Some(KeyKind::MapKey(key));
+            let entry = Entry { id: 0, value: Some(expr), optional_entry: false, key_kind };
+            ExprKind::StructExpr(CreateStruct { message_name: String::new(), entries: vec![entry] })
+        };
+        let all = move || {
+            for wrap in [select as fn(Expr) -> ExprKind, call, list, entry] {
+                let deepest = (1..500).map_while(|depth| nested(depth, wrap).ok()).last().unwrap();
+                let program = parsed(&deepest).unwrap();
+                let address = "127.0.0.1:1".parse().unwrap();
+                assert!(
+                    !program.holds(&Stream::new(std::sync::Arc::new(Connection::plain(address, address))))
+                );
+                assert!(nested(500, wrap).unwrap_err().contains("recursion"), "it was read");
+            }
+        };
+        std::thread::Builder::new().stack_size(2 << 20).spawn(all).unwrap().join().unwrap();
+    }
 }

@@ -1,5 +1,8 @@
 //! Expressions as they are written, in text or in Envoy's messages.
 
+/// Nodes that an expression may have, so that whoever goes through one, or drops it, needs a bounded stack.
+pub(super) const MAX_PARTS: usize = 1024;
+
 /// A literal.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Constant {

@@ -1,9 +1,8 @@
 //! Expressions made ready: names are looked up, patterns compiled and constants folded once.
 
-use super::ast::{Ast, Constant};
+use super::ast::{Ast, Constant, MAX_PARTS};
 use super::attributes::{self, Read};
 use super::functions::{Function, call};
-use super::parse::MAX_DEPTH;
 use super::value::{List, Map, Value};
 use super::{Extras, Fault};
 use crate::matcher::HeaderTarget;
@@ -11,8 +10,8 @@ use crate::regex::Regex;
 use std::borrow::Cow;
 use std::rc::Rc;
 
-/// Parts that an expression may have.
-const MAX_PARTS: usize = 1024;
+/// How deep an expression may be nested, chains of operators among it: evaluating goes as deep, on the stack of a worker.
+const MAX_NESTED: usize = 256;
 
 /// Whose headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +68,8 @@ impl Compiler {
         if self.parts > MAX_PARTS {
             return Err(format!("it has more than {MAX_PARTS} parts"));
         }
-        // A text is held to its own bound first; this is for those that come as messages.
-        if self.depth > 8 * MAX_DEPTH {
-            return Err("it is nested too deep".to_owned());
+        if self.depth > MAX_NESTED {
+            return Err(format!("it is nested deeper than {MAX_NESTED}"));
         }
         let expr = self.node(ast)?;
         self.depth -= 1;
@@ -102,17 +100,7 @@ impl Compiler {
 
     /// A field: an attribute or a header where that can be told now.
     fn select(&mut self, operand: &Ast, field: &str) -> Result<Expr, String> {
-        let operand = self.expr(operand)?;
-        Ok(match operand {
-            Expr::Root(attributes) => match attributes.iter().find(|attribute| attribute.name == field) {
-                Some(attribute) => Expr::Attribute(attribute.read),
-                None => Expr::Missing,
-            },
-            operand => match headers_of(&operand) {
-                Some(of) => Expr::Header(of, target(of, field)),
-                None => Expr::Select(Box::new(operand), field.into()),
-            },
-        })
+        self.expr(operand).map(|operand| selected(operand, field))
     }
 
     fn call(&mut self, target: Option<&Ast>, function: &str, args: &[Ast]) -> Result<Expr, String> {
@@ -121,29 +109,47 @@ impl Compiler {
         }
         let mut all: Vec<Expr> = target.map(|target| self.expr(target)).transpose()?.into_iter().collect();
         all.extend(self.all(args)?);
-        let is_member = target.is_some();
-        let count = all.len();
-        let mut all = all.into_iter();
-        let mut next = || Box::new(all.next().unwrap_or(Expr::Missing));
-        Ok(match (function, count) {
-            ("_&&_", 2) => Expr::And(next(), next()),
-            ("_||_", 2) => Expr::Or(next(), next()),
-            ("_?_:_", 3) => Expr::Either(next(), next(), next()),
-            ("_[_]", 2) => Expr::Index(next(), next()),
-            ("dyn", 1) => *next(),
-            ("matches", 2) => match (next(), *next()) {
-                (text, Expr::Constant(Constant::String(pattern))) => {
-                    let regex = Regex::search(&pattern).map_err(|e| format!("matches(): {e}"))?;
-                    Expr::Matches(text, regex)
-                }
-                (text, pattern) => Expr::Call(Function::Matches, [*text, pattern].into()),
-            },
-            _ => {
-                let function = Function::find(function, is_member, count, self.extras)?;
-                folded(function, std::iter::from_fn(|| all.next()).collect())
-            }
-        })
+        made(function, target.is_some(), all, self.extras)
     }
+}
+
+fn selected(operand: Expr, field: &str) -> Expr {
+    match operand {
+        Expr::Root(attributes) => match attributes.iter().find(|attribute| attribute.name == field) {
+            Some(attribute) => Expr::Attribute(attribute.read),
+            None => Expr::Missing,
+        },
+        operand => match headers_of(&operand) {
+            Some(of) => Expr::Header(of, target(of, field)),
+            None => Expr::Select(Box::new(operand), field.into()),
+        },
+    }
+}
+
+/// A call of what is ready. Apart from what calls itself, which has to leave room on the stack.
+#[inline(never)]
+fn made(function: &str, is_member: bool, all: Vec<Expr>, extras: Extras) -> Result<Expr, String> {
+    let count = all.len();
+    let mut all = all.into_iter();
+    let mut next = || Box::new(all.next().unwrap_or(Expr::Missing));
+    Ok(match (function, count) {
+        ("_&&_", 2) => Expr::And(next(), next()),
+        ("_||_", 2) => Expr::Or(next(), next()),
+        ("_?_:_", 3) => Expr::Either(next(), next(), next()),
+        ("_[_]", 2) => Expr::Index(next(), next()),
+        ("dyn", 1) => *next(),
+        ("matches", 2) => match (next(), *next()) {
+            (text, Expr::Constant(Constant::String(pattern))) => {
+                let regex = Regex::search(&pattern).map_err(|e| format!("matches(): {e}"))?;
+                Expr::Matches(text, regex)
+            }
+            (text, pattern) => Expr::Call(Function::Matches, [*text, pattern].into()),
+        },
+        _ => {
+            let function = Function::find(function, is_member, count, extras)?;
+            folded(function, std::iter::from_fn(|| all.next()).collect())
+        }
+    })
 }
 
 /// What a name means.

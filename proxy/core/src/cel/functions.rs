@@ -1,5 +1,6 @@
 //! The functions of the language, operators among them.
 
+use super::ast::MAX_PARTS;
 use super::compile::list;
 use super::time;
 use super::value::{Evaluated, Value};
@@ -442,9 +443,6 @@ fn most(most: Option<&Value<'_>>) -> Result<usize, Fault> {
 
 fn replace<'a>(text: &[u8], old: &[u8], new: &[u8], limit: Option<&Value<'_>>) -> Evaluated<'a> {
     let mut left = most(limit)?;
-    if new.len() > MAX_TEXT {
-        return Err(Fault::Overflow);
-    }
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while left > 0
@@ -452,18 +450,19 @@ fn replace<'a>(text: &[u8], old: &[u8], new: &[u8], limit: Option<&Value<'_>>) -
         && let Some(at) = memchr::memmem::find(rest, old)
     {
         let (before, after) = rest.split_at(at);
-        out.extend_from_slice(before);
-        out.extend_from_slice(new);
         rest = after.get(old.len()..).unwrap_or_default();
-        left -= 1;
-        if out.len() > MAX_TEXT {
+        if out.len() + before.len() + new.len() + rest.len() > MAX_TEXT {
             return Err(Fault::Overflow);
         }
+        out.extend_from_slice(before);
+        out.extend_from_slice(new);
+        left -= 1;
     }
     out.extend_from_slice(rest);
     Ok(Value::text(out))
 }
 
+/// As many parts as an expression may have, at most: each costs more than its bytes.
 fn split<'a>(text: &[u8], separator: &[u8], limit: Option<&Value<'_>>) -> Evaluated<'a> {
     let limit = most(limit)?;
     let mut parts = Vec::new();
@@ -473,6 +472,9 @@ fn split<'a>(text: &[u8], separator: &[u8], limit: Option<&Value<'_>>) -> Evalua
         && let Some(at) = memchr::memmem::find(rest, separator)
     {
         let (before, after) = rest.split_at(at);
+        if parts.len() + 1 >= MAX_PARTS {
+            return Err(Fault::Overflow);
+        }
         parts.push(Value::text(before.to_vec()));
         rest = after.get(separator.len()..).unwrap_or_default();
     }

@@ -10,6 +10,7 @@ mod compile;
 mod eval;
 mod fault;
 mod functions;
+pub mod fuzz;
 mod lex;
 mod parse;
 #[cfg(test)]

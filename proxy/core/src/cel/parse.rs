@@ -1,10 +1,10 @@
 //! Expressions from their text (the grammar of cel-spec's doc/langdef.md).
 
-use super::ast::{Ast, Constant};
+use super::ast::{Ast, Constant, MAX_PARTS};
 use super::lex::{Token, tokens};
 
-/// How deep expressions may be nested. Whoever compiles and evaluates them goes as deep.
-pub(super) const MAX_DEPTH: usize = 64;
+/// How deep parentheses and their likes may be nested: reading one takes a call for each level of precedence.
+const MAX_DEPTH: usize = 64;
 
 /// Macros that stand for comprehensions.
 const COMPREHENSIONS: [&str; 5] = ["all", "exists", "exists_one", "map", "filter"];
@@ -15,7 +15,7 @@ const NO_COMPREHENSION: &str = "comprehensions (all, exists, exists_one, map, fi
 /// # Errors
 /// What does not belong there.
 pub(super) fn parse(text: &str) -> Result<Ast, String> {
-    let mut parser = Parser { tokens: tokens(text)?, at: 0, depth: 0 };
+    let mut parser = Parser { tokens: tokens(text)?, at: 0, depth: 0, parts: 0 };
     let ast = parser.expression()?;
     match parser.peek() {
         Token::End => Ok(ast),
@@ -27,6 +27,7 @@ struct Parser {
     tokens: Vec<Token>,
     at: usize,
     depth: usize,
+    parts: usize,
 }
 
 fn unexpected(token: &Token) -> String {
@@ -36,11 +37,6 @@ fn unexpected(token: &Token) -> String {
         Token::Literal(constant) => format!("{constant:?} is not expected"),
         Token::Sign(sign) => format!("'{sign}' is not expected"),
     }
-}
-
-/// A call of a function that is written as an operator.
-fn operator(function: &str, args: Vec<Ast>) -> Ast {
-    Ast::Call { target: None, function: function.to_owned(), args }
 }
 
 impl Parser {
@@ -73,6 +69,17 @@ impl Parser {
         }
     }
 
+    /// A node, if there may be one more.
+    fn node(&mut self, ast: Ast) -> Result<Ast, String> {
+        self.parts += 1;
+        if self.parts > MAX_PARTS { Err(format!("it has more than {MAX_PARTS} parts")) } else { Ok(ast) }
+    }
+
+    /// A call of a function that is written as an operator.
+    fn operator(&mut self, function: &str, args: Vec<Ast>) -> Result<Ast, String> {
+        self.node(Ast::Call { target: None, function: function.to_owned(), args })
+    }
+
     fn expression(&mut self) -> Result<Ast, String> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -82,7 +89,8 @@ impl Parser {
         let ast = if self.take(&["?"]).is_some() {
             let then = self.binary(0)?;
             self.expect(":")?;
-            operator("_?_:_", vec![condition, then, self.expression()?])
+            let otherwise = self.expression()?;
+            self.operator("_?_:_", vec![condition, then, otherwise])?
         } else {
             condition
         };
@@ -110,15 +118,10 @@ impl Parser {
         let Some(operators) = LEVELS.get(level) else { return self.unary() };
         let mut left = self.binary(level + 1)?;
         let signs: Vec<&'static str> = operators.iter().map(|(sign, _)| *sign).collect();
-        let mut length = 0;
         while let Some(sign) = self.take(&signs) {
             let function = operators.iter().find(|(of, _)| *of == sign).map_or("", |(_, function)| function);
             let right = self.binary(level + 1)?;
-            left = operator(function, vec![left, right]);
-            length += 1;
-            if length > MAX_DEPTH {
-                return Err(format!("more than {MAX_DEPTH} operators stand side by side"));
-            }
+            left = self.operator(function, vec![left, right])?;
         }
         Ok(left)
     }
@@ -137,14 +140,17 @@ impl Parser {
             };
             if let Some(negated) = negated {
                 self.at += 1;
-                return self.members_of(Ast::Constant(negated));
+                let negated = self.node(Ast::Constant(negated))?;
+                return self.members_of(negated);
             }
         }
-        let operand = self.member()?;
+        let mut operand = self.member()?;
         let function = if sign == "!" { "!_" } else { "-_" };
         // An even number of them changes nothing, but that there must be something to negate.
-        let twice = if signs % 2 == 0 { vec![function; 2] } else { vec![function] };
-        Ok(twice.into_iter().fold(operand, |operand, function| operator(function, vec![operand])))
+        for _ in 0..if signs % 2 == 0 { 2 } else { 1 } {
+            operand = self.operator(function, vec![operand])?;
+        }
+        Ok(operand)
     }
 
     fn member(&mut self) -> Result<Ast, String> {
@@ -153,17 +159,12 @@ impl Parser {
     }
 
     fn members_of(&mut self, mut operand: Ast) -> Result<Ast, String> {
-        let mut length = 0;
         loop {
-            length += 1;
-            if length > MAX_DEPTH {
-                return Err(format!("more than {MAX_DEPTH} fields stand behind one another"));
-            }
             if self.take(&["."]).is_some() {
                 let Token::Ident(name) = self.next() else {
                     return Err("a name must follow '.'".to_owned());
                 };
-                operand = if self.take(&["("]).is_some() {
+                let member = if self.take(&["("]).is_some() {
                     let args = self.list(")")?;
                     if COMPREHENSIONS.contains(&name.as_str()) && args.len() >= 2 {
                         Ast::Refused(NO_COMPREHENSION)
@@ -175,10 +176,11 @@ impl Parser {
                 } else {
                     Ast::Select { operand: Box::new(operand), field: name, test: false }
                 };
+                operand = self.node(member)?;
             } else if self.take(&["["]).is_some() {
                 let index = self.expression()?;
                 self.expect("]")?;
-                operand = operator("_[_]", vec![operand, index]);
+                operand = self.operator("_[_]", vec![operand, index])?;
             } else {
                 return Ok(operand);
             }
@@ -193,24 +195,27 @@ impl Parser {
                 if constant == Constant::Int(i64::MIN) {
                     return Err("a number is too large".to_owned());
                 }
-                Ok(Ast::Constant(constant))
+                self.node(Ast::Constant(constant))
             }
             Token::Ident(name) => {
                 if self.take(&["("]).is_none() {
-                    return Ok(Ast::Ident(name));
+                    return self.node(Ast::Ident(name));
                 }
                 let args = self.list(")")?;
                 if name == "has" && !rooted {
                     return has(args);
                 }
-                Ok(Ast::Call { target: None, function: name, args })
+                self.node(Ast::Call { target: None, function: name, args })
             }
             Token::Sign("(") if !rooted => {
                 let inner = self.expression()?;
                 self.expect(")")?;
                 Ok(inner)
             }
-            Token::Sign("[") if !rooted => self.list("]").map(Ast::List),
+            Token::Sign("[") if !rooted => {
+                let values = self.list("]")?;
+                self.node(Ast::List(values))
+            }
             Token::Sign("{") if !rooted => self.entries(),
             token => Err(unexpected(&token)),
         }
@@ -240,7 +245,7 @@ impl Parser {
                 break;
             }
         }
-        Ok(Ast::Map(all))
+        self.node(Ast::Map(all))
     }
 }
 

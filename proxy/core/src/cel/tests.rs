@@ -227,6 +227,8 @@ fn depth_and_size_have_bounds() {
     let deep = |n: usize| format!("{}1{}", "(".repeat(n), ")".repeat(n));
     assert!(Program::parse(&deep(60), Extras::default()).is_ok());
     assert!(Program::parse(&deep(100_000), Extras::default()).unwrap_err().contains("nested deeper"));
+    let chains = (0..60).fold("1".to_owned(), |text, _| format!("({text}{})", " + 1".repeat(60)));
+    assert!(Program::parse(&chains, Extras::default()).unwrap_err().contains("parts"));
     assert!(Program::parse(&"-".repeat(100_000), Extras::default()).is_err());
     assert!(Program::parse(&format!("1{}", " + 1".repeat(100_000)), Extras::default()).is_err());
     assert!(Program::parse(&format!("a{}", ".b".repeat(100_000)), Extras::default()).is_err());
@@ -238,4 +240,118 @@ fn depth_and_size_have_bounds() {
     assert!(!grown.write(&stream, false, &mut Vec::new()));
     let doubled = (0..6).fold("request.path".to_owned(), |text, _| format!("({text} + {text})"));
     assert!(!Program::parse(&doubled, ALL).unwrap().write(&stream, false, &mut Vec::new()));
+}
+
+/// A worker's stack holds the deepest expressions that are taken while they are read, evaluated and dropped, and those
+/// that are refused.
+#[test]
+fn the_stack_of_a_thread_is_enough_for_all_of_them() {
+    let parens = |n: usize, inner: &str| format!("{}{inner}{}", "(".repeat(n), ")".repeat(n));
+    let lists = |n: usize, inner: &str| format!("{}{inner}{}", "[".repeat(n), "][0]".repeat(n));
+    let maps = |n: usize, inner: &str| format!("{}{inner}{}", "{1: ".repeat(n), "}[1]".repeat(n));
+    let taken = [
+        format!("request.headers{}", ".b".repeat(250)),
+        format!("request.size{}", " + 1".repeat(250)),
+        format!("request.nothing == 1{}", " || request.size == 1".repeat(140)),
+        format!("false{}", " || request.mtls".repeat(250)),
+        format!("request.path{}", ".lowerAscii()".repeat(250)),
+        format!("request.path{}", ".replace('a', 'b')".repeat(250)),
+        format!("[1]{}", "[0]".repeat(250)),
+        (0..60).fold("1".to_owned(), |text, _| format!("({text}{})", " + request.size".repeat(3))),
+        (0..60).fold("1".to_owned(), |text, _| format!("{{1: {text}{}}}[1]", " + 1".repeat(2))),
+        (0..60).fold("1".to_owned(), |text, _| format!("true ? ({text}) : {{1: 1}}")),
+        parens(60, "1"),
+        lists(60, &format!("request.path{}", ".lowerAscii()".repeat(120))),
+        maps(60, &format!("request.path{}", ".lowerAscii()".repeat(120))),
+        format!("{}1", "-request.size + ".repeat(200)),
+    ];
+    let refused = [
+        format!("request{}", ".b".repeat(1020)),
+        format!("request.size{}", " + 1".repeat(100_000)),
+        format!("request.path{}", "['a']".repeat(100_000)),
+        format!("request.path{}", ".lowerAscii()".repeat(100_000)),
+        (0..63).fold("a".to_owned(), |text, _| format!("a{}[{text}]", "[0]".repeat(60))),
+        (0..63).fold("1".to_owned(), |text, _| format!("({text}{})", " + 1".repeat(60))),
+        "[".repeat(100_000),
+    ];
+    let all = move || {
+        let stream = request();
+        for text in taken {
+            let program = Program::parse(&text, ALL).unwrap_or_else(|e| panic!("{text}: {e}"));
+            let _ = program.write(&stream, true, &mut Vec::new());
+        }
+        for text in refused {
+            assert!(Program::parse(&text, ALL).is_err(), "{text}");
+        }
+    };
+    std::thread::Builder::new().stack_size(2 << 20).spawn(all).unwrap().join().unwrap();
+}
+
+#[test]
+fn what_functions_make_has_bounds() {
+    let mut stream = request();
+    stream.request.target.set(&[&b"/"[..], &[b'a'; (1 << 20) - 1]].concat());
+    assert_eq!(value(&stream, "size(request.path.replace('/', 'b'))"), "1048576");
+    assert_eq!(
+        value(&stream, "size(request.path.replace('/', 'bb'))"),
+        "-",
+        "what follows the last place counts"
+    );
+    assert_eq!(value(&stream, "size(request.path.split('a'))"), "-");
+    assert_eq!(value(&stream, "size(request.path.split('a', 1024))"), "1024");
+    assert_eq!(value(&stream, "size(request.path.split('a', 1025))"), "-");
+}
+
+#[test]
+fn a_zone_is_a_sign_and_two_small_numbers() {
+    let stream = request();
+    for (zone, wanted) in [
+        ("UTC", "12"),
+        ("", "12"),
+        ("01:00", "13"),
+        ("+1:30", "13"),
+        ("-12:27", "23"),
+        ("2147483647:00", "-"),
+        ("-2147483647:2147483647", "-"),
+        ("256:00", "-"),
+        ("26:00", "-"),
+        ("+-9:0", "-"),
+        ("-+9:0", "-"),
+        ("++9:0", "-"),
+        ("9:+1", "-"),
+        ("9:-1", "-"),
+        ("9", "-"),
+        ("9:", "-"),
+        (":9", "-"),
+        ("9:0:0", "-"),
+        ("Europe/Paris", "-"),
+    ] {
+        assert_eq!(value(&stream, &format!("request.time.getHours('{zone}')")), wanted, "{zone}");
+    }
+}
+
+#[test]
+fn the_fuzz_target_holds() {
+    let words = [
+        "request.headers['x-n']",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{1: ",
+        "}",
+        ".",
+        " + ",
+        " || ",
+        "? 1 : ",
+        "'",
+        "9223372036854775807",
+        "1e400",
+        ".split('a')",
+        ".getHours(",
+        "has(",
+        "!",
+        "-",
+    ];
+    crate::stable::run("cel", &words, fuzz::expression);
 }

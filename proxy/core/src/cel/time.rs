@@ -60,12 +60,17 @@ pub(super) fn civil(nanos: i128, zone: Option<&str>) -> Option<DateTime> {
                 None => (1, zone.strip_prefix('+').unwrap_or(zone)),
             };
             let (hours, minutes) = rest.split_once(':')?;
-            let (hours, minutes): (i32, i32) = (hours.parse().ok()?, minutes.parse().ok()?);
-            Offset::from_seconds(sign * (hours * 3600 + minutes * 60)).ok()?
+            Offset::from_seconds(sign * (small(hours)? * 3600 + small(minutes)? * 60)).ok()?
         }
     };
     let time = Timestamp::from_nanosecond(nanos).ok()?;
     Some(time.to_zoned(TimeZone::fixed(offset)).datetime())
+}
+
+/// A number of hours or minutes, without a sign of its own.
+fn small(digits: &str) -> Option<i32> {
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| digits.parse::<u8>().ok()).flatten().map(i32::from)
 }
 
 /// As `absl::FormatDuration` prints it.
