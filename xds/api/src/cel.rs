@@ -219,7 +219,7 @@ mod tests {
             let expr = (0..depth).fold(start, |expr, _| Expr { id: 0, expr_kind: Some(wrap(expr)) });
             let parsed = ParsedExpr { expr: Some(expr), source_info: None };
             let bytes = parsed.encode_to_vec();
-            decode::<ParsedExpr>(&bytes).map_err(|error| error.to_string())
+            decode::<ParsedExpr>(&bytes)
         };
         let select = |expr| {
             let operand = Some(Box::new(expr));
@@ -245,7 +245,7 @@ mod tests {
                 assert!(
                     !program.holds(&Stream::new(std::sync::Arc::new(Connection::plain(address, address))))
                 );
-                assert!(nested(500, wrap).unwrap_err().contains("recursion"), "it was read");
+                assert!(nested(500, wrap).is_err());
             }
         };
         std::thread::Builder::new().stack_size(2 << 20).spawn(all).unwrap().join().unwrap();
