@@ -52,8 +52,10 @@ struct Call {
     text_request: bool,
     /// The response is to be.
     text_response: bool,
-    /// Bytes of base64 that wait for the rest of their four, or of a response for the rest of their three.
-    rest: Vec<u8>,
+    /// Bytes of the request's base64 that wait for the rest of their four. Both bodies may be under way at once.
+    request_rest: Vec<u8>,
+    /// Bytes of the response that wait for the rest of their three, or become a message.
+    response_rest: Vec<u8>,
     /// The response is no gRPC: its body becomes a message.
     is_other: bool,
 }
@@ -82,13 +84,13 @@ impl GrpcWeb {
         let Some(call) = stream.state::<Call>(slot).filter(|call| call.text_request) else {
             return BodyStep::Pass;
         };
-        let mut text = std::mem::take(&mut call.rest);
+        let mut text = std::mem::take(&mut call.request_rest);
         text.extend_from_slice(piece.data);
         let whole = text.len() / 4 * 4;
         if piece.last && whole != text.len() {
             return bad_request("grpc_base_64_decode_failed_bad_size");
         }
-        call.rest = text.split_off(whole);
+        call.request_rest = text.split_off(whole);
         match decode(&text) {
             Some(decoded) => BodyStep::Replace(decoded.into()),
             None => bad_request("grpc_base_64_decode_failed"),
@@ -104,7 +106,7 @@ impl GrpcWeb {
         let ends_at_once = stream.response.headers.get(Known::CONTENT_LENGTH) == Some(b"0");
         let Some(call) = stream.state::<Call>(slot) else { return Step::Continue };
         call.is_other = is_other && !ends_at_once;
-        call.rest = Vec::new();
+        call.response_rest = Vec::new();
         let kind: &[u8] = match call.text_response {
             true => b"application/grpc-web-text+proto",
             false => b"application/grpc-web+proto",
@@ -124,16 +126,19 @@ impl GrpcWeb {
     fn response_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
         let Some(call) = stream.state::<Call>(slot) else { return BodyStep::Pass };
         if call.is_other {
-            let room = MAX_MESSAGE.saturating_sub(call.rest.len());
-            call.rest.extend_from_slice(piece.data.get(..room).unwrap_or(piece.data));
+            let room = MAX_MESSAGE.saturating_sub(call.response_rest.len());
+            call.response_rest.extend_from_slice(piece.data.get(..room).unwrap_or(piece.data));
             if piece.last {
-                let message = std::mem::take(&mut call.rest);
+                let message = std::mem::take(&mut call.response_rest);
                 stand_in(stream, &message);
             }
             return BodyStep::Replace(Bytes::new());
         }
         let text = call.text_response;
-        let mut data = std::mem::take(&mut call.rest);
+        if !text && !piece.last {
+            return BodyStep::Pass;
+        }
+        let mut data = std::mem::take(&mut call.response_rest);
         data.extend_from_slice(piece.data);
         if piece.last {
             // Messages and trailers each begin a text of their own: padding may stand between them.
@@ -142,17 +147,8 @@ impl GrpcWeb {
                 [data, frame].map(|part| if text { STANDARD.encode(part).into_bytes() } else { part });
             return BodyStep::Replace(parts.concat().into());
         }
-        if !text {
-            return BodyStep::Pass;
-        }
-        call_rest(stream, slot, data.split_off(data.len() / 3 * 3));
+        call.response_rest = data.split_off(data.len() / 3 * 3);
         BodyStep::Replace(STANDARD.encode(data).into_bytes().into())
-    }
-}
-
-fn call_rest(stream: &mut Stream, slot: Slot, rest: Vec<u8>) {
-    if let Some(call) = stream.state::<Call>(slot) {
-        call.rest = rest;
     }
 }
 

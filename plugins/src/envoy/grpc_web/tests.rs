@@ -55,6 +55,33 @@ async fn text_is_base64_both_ways_whatever_the_pieces_are() {
     assert_eq!(body, b"AAAAAARwb25ngAAAAA9ncnBjLXN0YXR1czowDQo=");
 }
 
+/// A response may begin while the request is under way, as those of calls of streams do.
+#[tokio::test]
+async fn both_bodies_may_be_under_way_at_once() {
+    let filter = filter();
+    let mut stream = called(&filter, "application/grpc-web-text", "application/grpc-web-text").await;
+    let sent = STANDARD.encode(b"\0\0\0\0\x04ping");
+    let (first, second) = sent.as_bytes().split_at(6);
+    let mut got = Vec::new();
+    let mut push = |stream: &mut Stream, data: &[u8], last: bool, is_request: bool| {
+        let piece = BodyPiece { data, last };
+        let step = match is_request {
+            true => GrpcWeb.request_body(stream, slot(), &piece),
+            false => GrpcWeb.response_body(stream, slot(), &piece),
+        };
+        match step {
+            BodyStep::Replace(bytes) => got.push(String::from_utf8_lossy(&bytes).into_owned()),
+            _ => unreachable!("{is_request}"),
+        }
+    };
+    push(&mut stream, first, false, true);
+    answered(&filter, &mut stream, 200, "application/grpc").await;
+    push(&mut stream, b"\0\0\0\0", false, false);
+    push(&mut stream, second, true, true);
+    push(&mut stream, b"\x04pong", true, false);
+    assert_eq!(got, ["\0\0\0", "AAAA", "\0\x04ping", "AARwb25n"]);
+}
+
 #[tokio::test]
 async fn what_is_no_base64_is_refused() {
     let filter = filter();
