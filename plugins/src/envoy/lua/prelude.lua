@@ -244,7 +244,7 @@ function Handle:httpCall(cluster, fields, body, timeout, asynchronous)
   end
   local ms = options.timeout_ms or 0
   if type(ms) ~= "number" then error("bad argument #4 (number expected)", 2) end
-  if ms < 0 then error("http call timeout must be >= 0", 2) end
+  if not (ms >= 0) then error("http call timeout must be >= 0", 2) end
   if body ~= nil then body = text(body, 3) end
   if options.asynchronous then
     host(op.CALL, text(cluster, 1), fields, body, ms)

@@ -114,6 +114,18 @@ fn services_are_asked_and_the_script_goes_on() {
     assert_eq!(asked[0].headers.get_all("x").collect::<Vec<_>>(), [b"1", b"2"]);
 }
 
+/// A time that is no number would be no time at all.
+#[test]
+fn a_call_has_a_time_that_is_a_number() {
+    for (time, errors) in [("0/0", 1), ("-1", 1), ("1/0", 0)] {
+        let filter = filter(&format!(
+            "function envoy_on_request(h) h:httpCall('b', {{[':method'] = 'GET', [':path'] = '/', [':authority'] = 'svc'}}, '', {time}) end"
+        ));
+        filter.request(&mut stream());
+        assert_eq!(filter.errors(), errors, "{time}");
+    }
+}
+
 #[test]
 fn an_answer_ends_the_script() {
     let filter = filter(

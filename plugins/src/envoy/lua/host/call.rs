@@ -90,7 +90,9 @@ impl Host<'_> {
         };
         let method = Method::from_bytes(&method).map_err(|_| Error::runtime("http call: no such method"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let given_time = Duration::from_secs_f64((timeout / 1000.0).clamp(0.0, 86_400.0));
+        // What is no number at all is no time either.
+        let given_time =
+            Duration::try_from_secs_f64((timeout / 1000.0).clamp(0.0, 86_400.0)).unwrap_or_default();
         Ok(CalloutRequest {
             uri: format!("http://{}{}", text(&authority), text(&path)),
             cluster: Some(cell),
