@@ -3,7 +3,10 @@
 //! A script runs as a coroutine on the worker of its request. What it waits for - a body, trailers, a service - it is given
 //! when that has come; until then it is kept with the request. Its errors are counted and logged, and the request goes on.
 
+mod budget;
 mod host;
+mod pattern;
+mod strings;
 #[cfg(test)]
 mod tests;
 mod values;

@@ -148,10 +148,46 @@ fn no_script_holds_its_worker() {
         "while true do pcall(function() while true do end end) end",
         "local c = coroutine.wrap(function() while true do end end) while true do pcall(c) end",
         "local t = {} while true do t[#t + 1] = string.rep('x', 1000000) .. #t end",
+        "string.find(string.rep('a', 60), string.rep('a*', 30) .. 'b')",
+        "string.match(string.rep('a', 60), string.rep('a?', 60) .. string.rep('a', 60) .. 'b')",
+        "for _ in string.gmatch(string.rep('a', 60), string.rep('a-', 30) .. 'b') do end",
+        "for _ in (string.gfind or string.gmatch)(string.rep('a', 60), string.rep('a-', 30) .. 'b') do end",
+        "string.gsub(string.rep('a', 60), string.rep('[abc]*', 30) .. 'd', '')",
+        "string.gsub(string.rep('a', 60), string.rep('a*', 30) .. 'b', {})",
+        "while true do pcall(string.find, string.rep('a', 60), string.rep('a*', 30) .. 'b') end",
+        "string.rep('x', 1000000):gsub('x', string.rep('y', 1000000))",
+        "string.rep('(', 1000000):find('%b()')",
+        "local s = string.rep('a', 1000000) while true do s:find('b', 1, true) end",
     ] {
         let filter = filter(&format!("function envoy_on_request(h) {script} end"));
         filter.request(&mut stream());
         assert_eq!(filter.errors(), 1, "{script}");
+    }
+}
+
+/// LuaJIT's own functions, and those in their place, of many texts and patterns.
+#[test]
+fn patterns_match_as_luajit_s_do() {
+    let lua = mlua::Lua::new();
+    lua.load(include_str!("tests/patterns.lua")).exec().unwrap();
+    let budget = Arc::new(budget::Budget::new());
+    strings::bound(&lua, &budget).unwrap();
+    let compare: mlua::Function = lua.globals().get("compare").unwrap();
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut some = |words: &[&str], most: usize| -> String {
+        (0..random.usize(..=most)).map(|_| words[random.usize(..words.len())]).collect()
+    };
+    let items = [
+        "a", "b", ".", "%a", "%d", "%S", "%w", "[ab]", "[^a]", "[]a]", "[a-c%d]", "[%]-]", "(", ")", "()",
+        "*", "+", "-", "?", "^", "$", "%1", "%2", "%b()", "%f[a]", "%f[^%z]", "%", "[", "%%", "%.", "]",
+        "\0", "%z", "[a", "%bx",
+    ];
+    for _ in 0..20_000 {
+        let text = some(&["a", "b", "c", "1", " ", "(", ")", "]", "%", "\0", "ab"], 8);
+        let with = some(&["x", "%1", "%0", "%2", "%%", "%", "%a"], 3);
+        let pattern = some(&items, 5);
+        budget.renew();
+        compare.call::<()>((text, pattern, with)).unwrap();
     }
 }
 

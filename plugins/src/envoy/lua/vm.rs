@@ -1,6 +1,8 @@
 //! One Lua machine: a script of one configuration on one worker, within bounds of time and memory.
 
+use super::budget::{Budget, SPENT};
 use super::host::{self, Host, Wait};
+use super::strings;
 use bytes::Bytes;
 use mlua::{Function, HookTriggers, Lua, LuaOptions, LuaString, MultiValue, StdLib, Table, Thread, VmState};
 use sixfold_core::headers::Headers;
@@ -9,13 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Bytes that the objects of all scripts of one machine may take.
-const MEMORY: usize = 64 << 20;
+pub(super) const MEMORY: usize = 64 << 20;
 
-/// Instructions between two looks at the time that a script has had.
+/// Instructions between two looks at what is left of the budget of a script.
 const STRIDE: u32 = 10_000;
-
-/// Strides that one turn of a script may take: ten million instructions, about a tenth of a second.
-const TURN: u64 = 1_000;
 
 /// What a service has answered.
 pub(super) struct Answer {
@@ -72,8 +71,8 @@ pub(super) struct Vm {
     handle: Function,
     on_request: Option<Function>,
     on_response: Option<Function>,
-    /// Strides that the turn has taken.
-    strides: Arc<AtomicU64>,
+    /// What is left to the turn.
+    budget: Arc<Budget>,
     runs: AtomicU64,
 }
 
@@ -94,16 +93,17 @@ impl Vm {
         lua.globals().set("dofile", mlua::Nil)?;
         lua.globals().set("loadfile", mlua::Nil)?;
         lua.set_memory_limit(MEMORY)?;
-        let strides = Arc::new(AtomicU64::new(0));
-        let counted = strides.clone();
+        let budget = Arc::new(Budget::new());
+        let counted = budget.clone();
         lua.set_global_hook(HookTriggers::new().every_nth_instruction(STRIDE), move |_, _| {
-            if counted.fetch_add(1, Relaxed) >= TURN {
-                return Err(mlua::Error::runtime("script has run for too long"));
+            match counted.take(u64::from(STRIDE)) {
+                true => Ok(VmState::Continue),
+                false => Err(mlua::Error::runtime(SPENT)),
             }
-            Ok(VmState::Continue)
         })?;
-        let counted = strides.clone();
-        let spent = lua.create_function(move |_, ()| Ok(counted.load(Relaxed) > TURN))?;
+        let counted = budget.clone();
+        let spent = lua.create_function(move |_, ()| Ok(counted.is_spent()))?;
+        strings::bound(&lua, &budget)?;
         let log = lua.create_function(|_, (level, text): (u8, LuaString)| {
             host::log(level, &text.to_string_lossy());
             Ok(())
@@ -114,7 +114,7 @@ impl Vm {
         let function = |name: &str| lua.globals().get::<Option<Function>>(name);
         let (on_request, on_response) = (function("envoy_on_request")?, function("envoy_on_response")?);
         let (enter, handle) = (api.get("enter")?, api.get("handle")?);
-        Ok(Vm { enter, handle, on_request, on_response, strides, runs: AtomicU64::new(0), lua })
+        Ok(Vm { enter, handle, on_request, on_response, budget, runs: AtomicU64::new(0), lua })
     }
 
     /// Which functions it has: of requests, and of responses.
@@ -144,7 +144,7 @@ impl Vm {
         host: &mut Host<'_>,
         given: &Given<'_>,
     ) -> Result<Turn, String> {
-        self.strides.store(0, Relaxed);
+        self.budget.renew();
         let outcome = self.turn(run, host, given).map_err(|error| told(&error));
         // What was made for this turn alone goes with it.
         let left = self.enter.call::<()>((mlua::Nil, 0));
