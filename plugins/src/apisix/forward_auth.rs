@@ -9,7 +9,7 @@ use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::plugin::{
     ApisixFactory, BuildContext, Built, Callout, CalloutRequest, CalloutResponse, Keepalive, LocalReply,
-    OwnedHeaders, Plugin, Slot, Step,
+    OwnedHeaders, Plugin, ReadBody, Slot, Step,
 };
 use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
@@ -72,7 +72,8 @@ fn text_of(value: &serde_json::Value) -> String {
 struct ForwardAuth {
     callout: Arc<dyn Callout>,
     uri: Format,
-    post: bool,
+    /// Bytes of the request's body that the service gets at most; `None` where it gets none.
+    body: Option<usize>,
     degrades: bool,
     status_on_error: u16,
     verify_tls: bool,
@@ -98,11 +99,11 @@ impl ForwardAuth {
             let text = text_of(&value);
             Ok((header_names::one(&key, "extra_headers")?, apisix::template(&text).in_key("extra_headers")?))
         });
-        let post = config.request_method == "POST";
+        let body = (config.request_method == "POST").then_some(config.max_req_body_size);
         let auth = ForwardAuth {
             callout: context.callout.clone(),
             uri: apisix::template(&config.uri).in_key("uri")?,
-            post,
+            body,
             degrades: config.allow_degradation,
             status_on_error: config.status_on_error,
             verify_tls: config.ssl_verify,
@@ -116,8 +117,7 @@ impl ForwardAuth {
                 connections: config.keepalive_pool,
             }),
         };
-        let plugin = Plugin::of(auth).access(ForwardAuth::access).owns(upstream_headers);
-        Ok(if post { plugin.needs_request_body(config.max_req_body_size).build() } else { plugin.build() })
+        Ok(Plugin::of(auth).access(ForwardAuth::access).owns(upstream_headers).build())
     }
 
     fn request(&self, stream: &Stream) -> CalloutRequest {
@@ -133,7 +133,7 @@ impl ForwardAuth {
         headers.set("X-Forwarded-Uri", stream.var("request_uri").unwrap_or(sent));
         headers.set("x-forwarded-for", stream.remote_ip().to_string().as_bytes());
         let mut body = Bytes::new();
-        if self.post {
+        if self.body.is_some() {
             body = stream.request_body.clone().unwrap_or_default();
             if let Some(encoding) = head.headers.get(Known::CONTENT_ENCODING) {
                 headers.set(Known::CONTENT_ENCODING, encoding);
@@ -153,7 +153,7 @@ impl ForwardAuth {
             uri: String::from_utf8_lossy(&apisix::value(&self.uri, stream)).into_owned(),
             cluster: None,
             retries: 0,
-            method: if self.post { http::Method::POST } else { http::Method::GET },
+            method: if self.body.is_some() { http::Method::POST } else { http::Method::GET },
             headers,
             body,
             timeout: self.timeout,
@@ -182,7 +182,10 @@ impl ForwardAuth {
         }
     }
 
-    fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        if let Some(step) = self.body.and_then(|limit| ReadBody::whole(limit).ask(stream, slot)) {
+            return step;
+        }
         let asked = self.callout.send(self.request(stream));
         // Whatever comes of it: what the service does not say, the client must not claim.
         self.upstream_headers.strip(&mut stream.request.headers);
@@ -291,11 +294,13 @@ mod tests {
     async fn posts_carry_the_body() {
         let (context, service) = context_with(Some(answer(204, &[], "")));
         let config = json!({"uri": "http://a/", "request_method": "POST", "max_req_body_size": 9});
-        let plugin = build("forward-auth", &config, &context).unwrap();
-        assert_eq!(plugin.chain.request_buffer(), Some(9));
-        let mut s = stream("/", &[("content-encoding", "gzip")]);
+        let mut chain = Arc::new(build("forward-auth", &config, &context).unwrap().chain);
+        let (mut phases, mut s) = (RequestPhases::default(), stream("/", &[("content-encoding", "gzip")]));
+        let wanted = ReadBody::whole(9);
+        assert!(matches!(phases.run(&mut chain, &mut s).await, Passed::ReadBody(read) if read == wanted));
+        assert!(service.asked.lock().is_empty());
         s.request_body = Some(Bytes::from_static(b"body"));
-        assert!(finish(plugin.access(&mut s)).await.is_none());
+        assert!(matches!(phases.run(&mut chain, &mut s).await, Passed::Done));
         let asked = service.asked.lock().pop().unwrap();
         assert_eq!((asked.method.as_str(), &asked.body[..]), ("POST", &b"body"[..]));
         assert_eq!(asked.headers.get("content-encoding"), Some(&b"gzip"[..]));

@@ -1,12 +1,13 @@
 //! Envoy's buffer filter (source/extensions/filters/http/buffer/buffer_filter.cc): has the whole request read before it
-//! goes to the upstream, and refuses one that is too long with 413.
+//! goes on to the next filter, and refuses one that is too long with 413.
 
 #[cfg(test)]
 mod tests;
 
 use crate::envoy;
 use sixfold_core::error::ConfigError;
-use sixfold_core::plugin::{BuildContext, Built, FilterFactory, Plugin};
+use sixfold_core::plugin::{BuildContext, Built, FilterFactory, Plugin, ReadBody, Slot, Step};
+use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::buffer::v3::buffer_per_route::Override;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::buffer::v3::{Buffer, BufferPerRoute};
 
@@ -26,7 +27,22 @@ fn build(config: Buffer, levels: Vec<BufferPerRoute>, _: &BuildContext) -> Built
         },
     };
     match max_request_bytes {
-        Some(limit) if limit.value > 0 => Ok(Plugin::of(()).needs_request_body(limit.value as usize).build()),
+        Some(limit) if limit.value > 0 => {
+            let limit = limit.value as usize;
+            Ok(Plugin::of(RequestBuffer { limit }).access(RequestBuffer::access).build())
+        }
         _ => Err(ConfigError::field("max_request_bytes", "must be greater than 0")),
+    }
+}
+
+/// The filter of a route.
+struct RequestBuffer {
+    /// Bytes.
+    limit: usize,
+}
+
+impl RequestBuffer {
+    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        ReadBody::whole(self.limit).ask(stream, slot).unwrap_or(Step::Continue)
     }
 }

@@ -117,7 +117,7 @@ impl ExtAuthz {
                     false => Step::Continue,
                 };
             }
-            if let Some(body) = self.body.as_ref().filter(|_| stream.request_body.is_none()) {
+            if let Some(body) = &self.body {
                 stream.set_state(slot, State::BodyAsked);
                 let on_overflow = if body.partial { Overflow::Pass } else { Overflow::Refuse };
                 return Step::ReadBody(ReadBody { limit: body.max, on_overflow });

@@ -11,7 +11,7 @@ use sixfold_core::format::Format;
 use sixfold_core::hcm::CodecType;
 use sixfold_core::listener::{TcpProxy, TcpStats};
 use sixfold_core::metrics::{Registry, Value};
-use sixfold_core::plugin::{ChainBuilder, Plugin, Slot, Step};
+use sixfold_core::plugin::{ChainBuilder, Plugin, ReadBody, Slot, Step};
 use sixfold_core::retry::{RetryOn, RetryPolicy};
 use sixfold_core::route::{ClusterChoice, MirrorPolicy};
 use sixfold_core::stream::Stream;
@@ -75,17 +75,16 @@ fn a_while<'a>() -> Step<'a> {
 
 impl Waits {
     fn plugin(self) -> Plugin {
-        let reads = self.body;
         let plugin =
             Plugin::of(self).rewrite(Waits::rewrite).access(Waits::access).before_proxy(Waits::before_proxy);
-        let plugin = plugin.header_filter(Waits::header_filter).log(Waits::log);
-        if reads { plugin.needs_request_body(1 << 20).build() } else { plugin.build() }
+        plugin.header_filter(Waits::header_filter).log(Waits::log).build()
     }
     fn rewrite<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
         a_while()
     }
-    fn access<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
-        a_while()
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        let reads = self.body.then(|| ReadBody::whole(1 << 20).ask(stream, slot)).flatten();
+        reads.unwrap_or_else(a_while)
     }
     fn before_proxy<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
         a_while()

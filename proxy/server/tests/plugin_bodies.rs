@@ -9,7 +9,9 @@ use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::format::Format;
 use sixfold_core::headers::Known;
-use sixfold_core::plugin::{BodyPiece, BodyStep, ChainBuilder, LocalReply, Plugin, Slot, Step, TrailersStep};
+use sixfold_core::plugin::{
+    BodyPiece, BodyStep, ChainBuilder, LocalReply, Plugin, ReadBody, Slot, Step, TrailersStep,
+};
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +24,10 @@ use tokio::sync::Notify;
 struct Reader;
 
 impl Reader {
-    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        if let Some(step) = ReadBody::whole(1 << 20).ask(stream, slot) {
+            return step;
+        }
         let length = stream.request_body.as_ref().unwrap().len().to_string();
         stream.request.headers.set("x-read", length.as_bytes());
         stream.request.headers.set(Known::CONTENT_LENGTH, b"77");
@@ -32,7 +37,7 @@ impl Reader {
 
 fn setup(up: SocketAddr, change: impl FnOnce(&mut sixfold_core::cluster::ClusterConfig)) -> Setup {
     let mut builder = ChainBuilder::new();
-    let reader = Plugin::of(Reader).access(Reader::access).needs_request_body(1 << 20);
+    let reader = Plugin::of(Reader).access(Reader::access);
     builder.add("reader", reader.build());
     let mut setup = Setup::new();
     setup.chain = Arc::new(builder.build());
@@ -173,6 +178,10 @@ fn body_of(request: &str) -> String {
     }
 }
 
+fn read_whole<'a>((): &'a (), stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+    ReadBody::whole(100).ask(stream, slot).unwrap_or(Step::Continue)
+}
+
 #[tokio::test]
 async fn request_bodies_go_through_plugins_once_for_all_attempts() {
     let up = upstream(|n, request| match n % 2 {
@@ -183,8 +192,8 @@ async fn request_bodies_go_through_plugins_once_for_all_attempts() {
     let shouts = || Plugin::of(()).access(unsized_request).request_body(shout).build();
     let brackets = || Plugin::of(()).access(unsized_request).request_body(bracket).build();
     let judges = || Plugin::of(()).request_body(judge).build();
-    // One that reads it whole before the phases changes nothing for the others.
-    let reads = Plugin::of(()).needs_request_body(100).build();
+    // One that has it read changes nothing for the others.
+    let reads = Plugin::of(()).access(read_whole).build();
     for (plugins, expected) in [
         (vec![shouts()], "HELLO"),
         (vec![brackets(), shouts(), judges()], "[HELLO]"),

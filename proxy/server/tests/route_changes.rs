@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use sixfold_core::cluster::ClusterCell;
-use sixfold_core::plugin::{ChainBuilder, Plugin, Slot, Step};
+use sixfold_core::plugin::{ChainBuilder, Plugin, ReadBody, Slot, Step};
 use sixfold_core::route::Action;
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
@@ -57,12 +57,16 @@ async fn a_replaced_table_is_freed_though_websockets_run_that_it_routed() {
 /// Waits, if it is told to, and has the route of `/to` chosen.
 struct Detour {
     waits: bool,
+    buffers: bool,
     under_way: Arc<Notify>,
     go_on: Arc<Notify>,
 }
 
 impl Detour {
-    fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        if let Some(step) = self.buffers.then(|| ReadBody::whole(10).ask(stream, slot)).flatten() {
+            return step;
+        }
         stream.request.target.set(b"/to");
         if !self.waits {
             return Step::ClearRoute;
@@ -84,9 +88,8 @@ async fn a_route_is_chosen_again_by_the_table_that_the_request_came_in_by() {
         setup.cluster("old", &[old.address], |_| {});
         setup.cluster("new", &[new.address], |_| {});
         let (under_way, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let detour = Detour { waits, under_way: under_way.clone(), go_on: go_on.clone() };
+        let detour = Detour { waits, buffers, under_way: under_way.clone(), go_on: go_on.clone() };
         let plugin = Plugin::of(detour).access(Detour::access);
-        let plugin = if buffers { plugin.needs_request_body(10) } else { plugin };
         let mut builder = ChainBuilder::new();
         builder.add("detour", plugin.build());
         setup.chain = Arc::new(builder.build());

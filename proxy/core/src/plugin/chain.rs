@@ -41,7 +41,6 @@ pub struct Chain {
     log: Box<[Placed<dyn OnLog>]>,
     members: Box<[Member]>,
     owners: Box<[Owner]>,
-    request_buffer: Option<usize>,
     reverse_response: bool,
     /// Positions of what a consumer has brought, once one has.
     brought: Option<Box<[Position]>>,
@@ -123,7 +122,6 @@ impl ChainBuilder {
                 _ => None,
             }),
             owners: self.members.iter().filter_map(Owner::of).collect(),
-            request_buffer: self.members.iter().filter_map(|member| member.plugin.request_buffer).min(),
             members: self.members.into(),
             reverse_response: reverse,
             brought: self.brought,
@@ -189,11 +187,6 @@ impl Chain {
         let [request, response] = self.looks_at_all;
         let of_all = if direction == Direction::Request { request } else { response };
         of_all || self.filters(direction) && stream.request.is_grpc()
-    }
-
-    /// The least that plugins allow a buffered request body to be; `None` when none needs it.
-    pub fn request_buffer(&self) -> Option<usize> {
-        self.request_buffer
     }
 
     /// The same chain with the plugins of a consumer laid over it: they take the place of plugins of the route

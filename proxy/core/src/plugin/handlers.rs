@@ -30,7 +30,6 @@ use std::sync::Arc;
 #[derive(Default)]
 pub struct Plugin {
     pub(super) handlers: Vec<Handler>,
-    pub(super) request_buffer: Option<usize>,
     pub(super) owned: Option<Arc<OwnedHeaders>>,
     /// Plugins that it stands for; then it has no handlers of its own.
     pub(super) parts: Vec<Part>,
@@ -161,14 +160,6 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
     pub fn log(mut self, handler: impl LogFn<T>) -> Self {
         let bound = Arc::new(Bound { target: self.target.clone(), handler });
         self.plugin.handlers.push(Handler::Log(bound));
-        self
-    }
-
-    /// Has the whole request body read before the request phases, into
-    /// [`Stream::request_body`]; one longer than `limit` bytes is refused with 413.
-    #[must_use]
-    pub fn needs_request_body(mut self, limit: usize) -> Self {
-        self.plugin.request_buffer = Some(limit);
         self
     }
 

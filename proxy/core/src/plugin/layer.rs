@@ -14,7 +14,8 @@ use std::task::{Context, Poll, ready};
 use std::time::{Instant, SystemTime};
 
 /// Puts a chain around a service. The service stands for the upstream: it is called between `before_proxy`
-/// and `header_filter`.
+/// and `header_filter`. A plugin that asks for the request's body ([`Step::ReadBody`](super::Step::ReadBody)) has the
+/// request answered with 500.
 #[derive(Clone)]
 pub struct ChainLayer {
     chain: Arc<Chain>,
@@ -32,7 +33,7 @@ impl ChainLayer {
     /// # Errors
     /// [`NeedsRequestBody`]
     pub fn new(chain: Arc<Chain>, connection: Arc<Connection>) -> Result<ChainLayer, NeedsRequestBody> {
-        if chain.request_buffer().is_some() || chain.filters(Direction::Request) {
+        if chain.filters(Direction::Request) {
             Err(NeedsRequestBody)
         } else {
             Ok(ChainLayer { chain, connection })
@@ -125,7 +126,7 @@ async fn request_phases(chain: &mut Arc<Chain>, stream: &mut Stream) -> Option<L
             Passed::Done => break,
             Passed::Respond(reply) => return Some(reply),
             Passed::ClearRoute => {}
-            Passed::Identified if chain.request_buffer().is_some() || chain.filters(Direction::Request) => {
+            Passed::Identified if chain.filters(Direction::Request) => {
                 return Some(LocalReply::new(500, "", "consumer_plugin_reads_request_body"));
             }
             Passed::Identified => {}

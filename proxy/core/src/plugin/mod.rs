@@ -40,6 +40,7 @@ pub use run::{Outcome, Passed, RequestPhases};
 pub use slot::{PluginStates, Position, Scope, Slot};
 
 use crate::headers::Headers;
+use crate::stream::Stream;
 use bytes::Bytes;
 use std::borrow::Cow;
 use std::future::Future;
@@ -107,6 +108,26 @@ pub struct ReadBody {
     pub limit: usize,
     /// What becomes of a longer one: it is refused with 413, or its beginning is enough.
     pub on_overflow: Overflow,
+}
+
+/// What a handler keeps that has asked for the whole body.
+struct BodyAsked;
+
+impl ReadBody {
+    /// The whole body, which is refused beyond so many bytes.
+    pub fn whole(limit: usize) -> ReadBody {
+        ReadBody { limit, on_overflow: Overflow::Refuse }
+    }
+
+    /// The step of a handler that goes on with the body alone, when it is asked first: to be asked again, for which it
+    /// keeps state in its slot. `None` then, also where nothing was read: of an upgrade.
+    pub fn ask<'a>(self, stream: &mut Stream, slot: Slot) -> Option<Step<'a>> {
+        if stream.take_state::<BodyAsked>(slot).is_some() {
+            return None;
+        }
+        stream.set_state(slot, BodyAsked);
+        Some(Step::ReadBody(self))
+    }
 }
 
 /// An answer made by the proxy itself.

@@ -31,7 +31,7 @@ impl Part {
         let (mut rewrite, mut rest) = ((!early.is_empty()).then(|| of(early)), of(late));
         // What the plugin needs is there from its first turn on.
         let first = rewrite.as_mut().unwrap_or(&mut rest);
-        (first.request_buffer, first.owned) = (plugin.request_buffer, plugin.owned.clone());
+        first.owned = plugin.owned.clone();
         Part { name: name.into(), index, priority, rewrite: rewrite.map(Arc::new), rest: Arc::new(rest) }
     }
 

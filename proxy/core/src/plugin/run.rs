@@ -26,8 +26,7 @@ pub enum Passed {
     Respond(LocalReply),
     /// The caller chooses the route again, puts its chain in the place of this one, and calls again.
     ClearRoute,
-    /// The chain is another one now, for a consumer is known who brings plugins. The caller sees to what that
-    /// chain needs ([`Chain::request_buffer`]) and calls again.
+    /// The chain is another one now, for a consumer is known who brings plugins. The caller calls again.
     Identified,
     /// The caller reads so much of the request's body and calls again.
     ReadBody(ReadBody),

@@ -392,7 +392,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Whether anybody has a say before the request goes where its route says.
     fn has_request_phases(&self) -> bool {
         let chain = &self.chain;
-        chain.has(HeadPhase::Rewrite) || chain.has(HeadPhase::Access) || chain.request_buffer().is_some()
+        chain.has(HeadPhase::Rewrite) || chain.has(HeadPhase::Access)
     }
 
     /// Runs `rewrite` and `access`; `Some` is an answer without an upstream. A route that is chosen again comes from
@@ -400,10 +400,6 @@ impl<D: Downstream> Exchange<'_, D> {
     async fn request_phases(&mut self, mut table: Table) -> Result<Option<LocalReply>, Interrupt> {
         let mut phases = RequestPhases::default();
         loop {
-            if let (Some(limit), None) = (self.chain.request_buffer(), &self.stream.request_body) {
-                keep(&mut table);
-                self.buffer_request(limit).await?;
-            }
             let passed = {
                 let waited = &mut self.waited;
                 let mut running = pin!(phases.run(self.chain.to_mut(), self.stream));
@@ -421,7 +417,6 @@ impl<D: Downstream> Exchange<'_, D> {
                 Passed::Done => return Ok(None),
                 Passed::Respond(reply) => return Ok(Some(reply)),
                 Passed::ClearRoute => self.find_route(table.as_deref()),
-                // The consumer's plugins may need the body.
                 Passed::Identified => {}
                 Passed::ReadBody(wanted) => {
                     keep(&mut table);
@@ -449,31 +444,28 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Reads of the request body what a plugin wants of it. What comes through a tunnel is none.
     async fn read_ahead(&mut self, wanted: ReadBody) -> Result<(), Interrupt> {
-        if self.stream.request_body.is_some() || self.down.upgrade().is_some() {
-            return Ok(());
-        }
         let ReadBody { limit, on_overflow } = wanted;
         let refuses = on_overflow == Overflow::Refuse;
+        if let Some(whole) = &self.stream.request_body {
+            // It is there for another plugin, which allows more of it.
+            return if refuses && whole.len() > limit { Err(Interrupt::TooLarge) } else { Ok(()) };
+        }
+        match self.down.upgrade() {
+            Some(_) => Ok(()),
+            None => self.read_body(limit, refuses).await,
+        }
+    }
+
+    /// Reads the request body to its end. A longer one is refused, or more than `limit` bytes are enough.
+    async fn read_body(&mut self, limit: usize, refuses: bool) -> Result<(), Interrupt> {
         let max = self.env.hcm.max_body;
-        let max = if refuses { Some(max.map_or(limit as u64, |max| max.min(limit as u64))) } else { max };
-        // One more says whether there is more.
-        self.read_body(max, (!refuses).then(|| limit.saturating_add(1))).await
-    }
-
-    /// Reads the whole request body for the plugins that need it.
-    async fn buffer_request(&mut self, limit: usize) -> Result<(), Interrupt> {
-        let max = self.env.hcm.max_body.map_or(limit as u64, |max| max.min(limit as u64));
-        self.read_body(Some(max), None).await
-    }
-
-    /// Reads the request body: to its end, which lies within `max` bytes, or until there is `enough` of it.
-    async fn read_body(&mut self, max: Option<u64>, enough: Option<usize>) -> Result<(), Interrupt> {
         let mut body = Buffered::new(&self.env.worker.shared.bodies);
         self.answer_expect();
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
         let ended = within(clock, |clock, cx| {
             loop {
-                if enough.is_some_and(|enough| body.as_slice().len() >= enough) && !down.request_ended() {
+                // One more says whether there is more.
+                if !refuses && body.as_slice().len() > limit && !down.request_ended() {
                     return Poll::Ready(Ok(false));
                 }
                 match poll_request_body(down, stream, max, cx) {
@@ -489,6 +481,9 @@ impl<D: Downstream> Exchange<'_, D> {
                     Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
                     Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(Ok(true)),
                     Poll::Ready(Ok(BodyEvent::Data(piece))) => {
+                        if refuses && body.as_slice().len() + piece.as_slice().len() > limit {
+                            return Poll::Ready(Err(Interrupt::TooLarge));
+                        }
                         if !body.push(piece.as_slice()) {
                             return Poll::Ready(Err(Interrupt::OverBudget));
                         }
