@@ -7,7 +7,8 @@ use common::*;
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::plugin::{ChainBuilder, Plugin, ReadBody, Slot, Step};
 use sixfold_core::route::Action;
-use sixfold_core::router::RouteTable;
+use sixfold_core::route::RequireTls;
+use sixfold_core::router::{HostRoutes, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_core::stream::Stream;
 use std::sync::{Arc, Weak};
 use tokio::io::AsyncWriteExt;
@@ -110,5 +111,40 @@ async fn a_route_is_chosen_again_by_the_table_that_the_request_came_in_by() {
         assert!(asking.await.unwrap().ends_with("old"));
         // What waits no more keeps no table.
         assert_eq!(before.strong_count(), usize::from(!waits));
+    }
+}
+
+/// Has the route chosen again, of the host `secure`.
+struct Secure;
+
+impl Secure {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        stream.request.authority = b"secure".to_vec();
+        Step::ClearRoute
+    }
+}
+
+/// The virtual host that a filter leads to was reached without TLS.
+#[tokio::test]
+async fn a_host_that_is_chosen_again_wants_its_tls() {
+    let up = upstream(|_, _| ok("reached")).await;
+    let mut builder = ChainBuilder::new();
+    builder.add("secure", Plugin::of(Secure).access(Secure::access).build());
+    let mut setup = Setup::new();
+    setup.chain = Arc::new(builder.build());
+    setup.cluster("a", &[up.address], |_| {});
+    let (to, cell) = (setup.clusters.cell("a"), setup.table.clone());
+    let (proxy, _) = setup.serve().await;
+    for (require_tls, expected) in [(RequireTls::All, "301 "), (RequireTls::None, "200 ")] {
+        let host = |name: &str, require_tls| {
+            let options = VirtualHostOptions { require_tls, ..VirtualHostOptions::default() };
+            let routes = vec![Arc::new(route("/", Action::Forward(forward(to.clone()))))];
+            (vec![name.to_owned()], HostRoutes::new(name, options, routes))
+        };
+        let hosts = vec![host("*", RequireTls::None), host("secure", require_tls)];
+        cell.swap(Some(Arc::new(RouteTable::new("t", TableOptions::default(), hosts).unwrap())));
+        let answer = ask(proxy, &get("/path")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{answer}");
+        assert_eq!(answer.contains("location: https://secure/path\r\n"), require_tls == RequireTls::All);
     }
 }

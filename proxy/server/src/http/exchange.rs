@@ -399,6 +399,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// the table that the first one came from, though that be replaced meanwhile (Envoy's `snapped_route_config_`).
     async fn request_phases(&mut self, mut table: Table) -> Result<Option<LocalReply>, Interrupt> {
         let mut phases = RequestPhases::default();
+        let mut chosen_again = false;
         loop {
             let passed = {
                 let waited = &mut self.waited;
@@ -414,9 +415,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 guard(self.down, self.clock, running).await?
             };
             match passed {
+                // Another virtual host has a say of its own, behind the filters as any route.
+                Passed::Done if chosen_again => return Ok(self.require_tls()),
                 Passed::Done => return Ok(None),
                 Passed::Respond(reply) => return Ok(Some(reply)),
-                Passed::ClearRoute => self.find_route(table.as_deref()),
+                Passed::ClearRoute => {
+                    chosen_again = true;
+                    self.find_route(table.as_deref());
+                }
                 Passed::Identified => {}
                 Passed::ReadBody(wanted) => {
                     keep(&mut table);
