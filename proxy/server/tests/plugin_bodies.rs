@@ -289,6 +289,33 @@ async fn plugins_see_and_change_trailers_of_both_messages() {
             TrailersStep::Replace(trailers)
         }))
     }
+    let plugin = Plugin::of(()).request_trailers(mark_request).response_trailers(mark_response).build();
+    let mut body = ask_with_trailers(plugin).await.into_body();
+    while body.data().await.is_some() {}
+    let got = body.trailers().await.unwrap().unwrap();
+    assert_eq!((got["x-own"].as_bytes(), got["x-marked"].as_bytes()), (&b"1"[..], &b"down"[..]));
+}
+
+#[tokio::test]
+async fn trailers_that_a_plugin_refuses_end_the_exchange() {
+    fn refuse(_: &(), _: &mut Stream, _: Slot) -> TrailersStep {
+        TrailersStep::Wait(Box::pin(async {
+            tokio::task::yield_now().await;
+            TrailersStep::Respond(Box::new(LocalReply::new(403, "bad", "refused")))
+        }))
+    }
+    let response = ask_with_trailers(Plugin::of(()).request_trailers(refuse).build()).await;
+    assert_eq!(response.status(), 403);
+    // The head has gone out: the stream is cut.
+    let response = ask_with_trailers(Plugin::of(()).response_trailers(refuse).build()).await;
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    while let Some(Ok(_)) = body.data().await {}
+    assert!(body.trailers().await.is_err());
+}
+
+/// The answer to a request with trailers, by an upstream that sends them back with `x`.
+async fn ask_with_trailers(plugin: Plugin) -> http::Response<h2::RecvStream> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -297,17 +324,16 @@ async fn plugins_see_and_change_trailers_of_both_messages() {
         while let Some(Ok((request, mut respond))) = connection.accept().await {
             tokio::spawn(async move {
                 let mut body = request.into_body();
-                while body.data().await.is_some() {}
-                let trailers = body.trailers().await.unwrap().unwrap();
+                while let Some(Ok(_)) = body.data().await {}
+                let Ok(Some(trailers)) = body.trailers().await else { return };
                 let mut send = respond.send_response(http::Response::new(()), false).unwrap();
                 send.send_data("x".into(), false).unwrap();
                 send.send_trailers(trailers).unwrap();
             });
         }
     });
-    let plugin = Plugin::of(()).request_trailers(mark_request).response_trailers(mark_response).build();
     let mut builder = ChainBuilder::new();
-    builder.add("marks", plugin);
+    builder.add("trailers", plugin);
     let mut setup = Setup::new();
     setup.chain = Arc::new(builder.build());
     setup.cluster("a", &[address], |config| config.protocol = UpstreamProtocol::Http2);
@@ -321,10 +347,7 @@ async fn plugins_see_and_change_trailers_of_both_messages() {
     body.send_data(Bytes::from_static(b"hello"), false).unwrap();
     let sent = http::HeaderMap::from_iter([(http::HeaderName::from_static("x-own"), "1".parse().unwrap())]);
     body.send_trailers(sent).unwrap();
-    let mut body = response.await.unwrap().into_body();
-    while body.data().await.is_some() {}
-    let got = body.trailers().await.unwrap().unwrap();
-    assert_eq!((got["x-own"].as_bytes(), got["x-marked"].as_bytes()), (&b"1"[..], &b"down"[..]));
+    response.await.unwrap()
 }
 
 /// The response may begin while most of a body in memory is still to be sent; the rest was lost.

@@ -11,8 +11,9 @@ use sixfold_xds_api::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::{HttpBody, HttpTrailers};
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
 impl ExtProc {
     pub(super) fn request_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
@@ -106,13 +107,18 @@ impl ExtProc {
         }
         let (settings, session) = (self.0.clone(), running.session.clone());
         TrailersStep::Wait(Box::pin(async move {
-            // What fails here has nobody to be told: the message has gone, but for its end.
-            match settings.trailers(direction, &trailers, &session).await {
-                Ok(Some(mutation)) => match settings.change_headers(Some(mutation), &mut trailers) {
-                    Ok(()) => TrailersStep::Replace(trailers),
-                    Err(_) => TrailersStep::Continue,
+            let told = settings.trailers(direction, &trailers, &session).await;
+            let changed = told.and_then(|mutation| match mutation {
+                Some(mutation) => settings.change_headers(Some(mutation), &mut trailers).map(|()| true),
+                None => Ok(false),
+            });
+            match changed {
+                Ok(true) => TrailersStep::Replace(trailers),
+                Ok(false) => TrailersStep::Continue,
+                Err(outcome) => match settings.reply(outcome) {
+                    Some(reply) => TrailersStep::Respond(Box::new(reply)),
+                    None => TrailersStep::Continue,
                 },
-                _ => TrailersStep::Continue,
             }
         }))
     }
@@ -181,7 +187,9 @@ impl Settings {
                     Err(_) => Err(super::session::Failure::Timeout),
                 }
             } else {
-                match session.poll_receive(direction, &mut Context::from_waker(Waker::noop())) {
+                // Of whoever asks last the waker is kept, and the other direction may wait for the same call: no other one
+                // than the task's will do.
+                match poll_fn(|cx| Poll::Ready(session.poll_receive(direction, cx))).await {
                     Poll::Ready(reply) => reply,
                     Poll::Pending => return Ok(out.freeze()),
                 }

@@ -4,6 +4,7 @@ use crate::testing::grpc::{GrpcService, Reply as Says};
 use crate::testing::{self, Alone, finish, now, request_header, response_header, stream};
 use prost::Message;
 use sixfold_core::plugin::{BodyFilters, Filtered, HeadPhase, Outcome as Ended};
+use sixfold_xds_api::pb::envoy::config::common::mutation_rules::v3::HeaderMutationRules;
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{
     GrpcService as ProtoGrpc, HeaderValue, HeaderValueOption,
@@ -13,9 +14,10 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_proc::v3::ext_pro
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::body_mutation::Mutation;
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::{
     BodyMutation, BodyResponse, HeaderMutation, HeadersResponse, ImmediateResponse, ProcessingRequest,
-    ProcessingResponse,
+    ProcessingResponse, TrailersResponse,
 };
 use sixfold_xds_api::pb::envoy::r#type::v3::HttpStatus;
+use sixfold_xds_api::pb::google::protobuf::BoolValue;
 use std::future::poll_fn;
 
 fn config() -> ExternalProcessor {
@@ -226,6 +228,70 @@ async fn a_processor_that_fails_holds_nobody_for_long() {
         assert!(finish(plugin.access(&mut s)).await.is_none());
         assert!(now(plugin.header_filter(&mut s)).is_none());
         assert_eq!(context.metrics.sum("http.h.ext_proc.", "failure_mode_allowed"), 1);
+    }
+}
+
+/// What is answered in the place of a message that ends with trailers.
+async fn refused_trailers(plugin: &Alone, direction: Direction) -> Option<Box<LocalReply>> {
+    let mut s = bodiless("/", &[]);
+    assert!(finish(plugin.access(&mut s)).await.is_none());
+    s.response.status = 200;
+    assert!(finish(plugin.header_filter(&mut s)).await.is_none());
+    let trailers = match direction {
+        Direction::Request => &mut s.request_trailers,
+        Direction::Response => &mut s.response_trailers,
+    };
+    trailers.push(b"x-sum", b"1");
+    let mut filters = BodyFilters::new(direction);
+    poll_fn(|cx| filters.poll_trailers(&plugin.chain, &mut s, cx)).await
+}
+
+/// What the processor had to say of trailers was overheard unless it was good.
+#[tokio::test(start_paused = true)]
+async fn trailers_end_a_message_that_the_processor_does_not_let_pass() {
+    let mode = ProcessingMode {
+        request_header_mode: 2,
+        response_header_mode: 2,
+        request_trailer_mode: 1,
+        response_trailer_mode: 1,
+        ..ProcessingMode::default()
+    };
+    let rules = HeaderMutationRules {
+        disallow_all: Some(BoolValue { value: true }),
+        disallow_is_error: Some(BoolValue { value: true }),
+        ..HeaderMutationRules::default()
+    };
+    let closed = ExternalProcessor { processing_mode: Some(mode), mutation_rules: Some(rules), ..config() };
+    let open = ExternalProcessor { failure_mode_allow: true, ..closed.clone() };
+    let changes = |message: &[u8]| {
+        let answer = TrailersResponse { header_mutation: Some(set("x-a", "1")) };
+        reply(match ProcessingRequest::decode(message).unwrap().request.unwrap() {
+            Request::RequestTrailers(_) => Response::RequestTrailers(answer),
+            _ => Response::ResponseTrailers(answer),
+        })
+    };
+    let answers = |_: &[u8]| {
+        let status = Some(HttpStatus { code: 403 });
+        reply(Response::ImmediateResponse(ImmediateResponse { status, ..ImmediateResponse::default() }))
+    };
+    for direction in Direction::ALL {
+        for (says, status, allowed) in [
+            (changes as fn(&[u8]) -> Says, 500, false),
+            (answers, 403, false),
+            (|_| Says::Silence, 504, true),
+            (|_| Says::Status(13), 500, true),
+            (|_| reply(Response::RequestBody(BodyResponse::default())), 500, true),
+        ] {
+            let service = GrpcService::new(says);
+            let plugin = filter(&closed, &[], &service.context()).unwrap();
+            assert_eq!(refused_trailers(&plugin, direction).await.unwrap().status, status, "{direction:?}");
+            let plugin = filter(&open, &[], &service.context()).unwrap();
+            assert_eq!(
+                refused_trailers(&plugin, direction).await.is_none(),
+                allowed,
+                "{direction:?} {status}"
+            );
+        }
     }
 }
 

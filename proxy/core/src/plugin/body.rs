@@ -73,6 +73,8 @@ pub enum TrailersStep {
     Replace(Headers),
     /// To wait. Dropping the future must leave nothing behind.
     Wait(TrailersFuture),
+    /// An answer in place of the exchange. Once the head of the response has gone out, the stream is cut instead.
+    Respond(Box<LocalReply>),
 }
 
 /// What a handler of trailers waits for.
@@ -197,8 +199,14 @@ impl BodyFilters {
         }
     }
 
-    /// Runs the handlers of trailers, after the last piece; ready at once when there are no trailers.
-    pub fn poll_trailers(&mut self, chain: &Chain, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<()> {
+    /// Runs the handlers of trailers, after the last piece; ready at once when there are no trailers. What one of them
+    /// answers in place of the exchange ends the run.
+    pub fn poll_trailers(
+        &mut self,
+        chain: &Chain,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Box<LocalReply>>> {
         let handlers = chain.trailers(self.direction);
         loop {
             let step = match &mut self.trailers_wait {
@@ -207,7 +215,7 @@ impl BodyFilters {
                     Some(handler) if !trailers(stream, self.direction).is_empty() => {
                         handler.on.call(stream, handler.position.slot())
                     }
-                    _ => return Poll::Ready(()),
+                    _ => return Poll::Ready(None),
                 },
             };
             self.trailers_wait = None;
@@ -218,6 +226,7 @@ impl BodyFilters {
                     self.trailers += 1;
                 }
                 TrailersStep::Wait(future) => self.trailers_wait = Some(future),
+                TrailersStep::Respond(reply) => return Poll::Ready(Some(reply)),
             }
         }
     }

@@ -279,8 +279,11 @@ impl<R: Body> Body for ChainBody<R> {
             let (filtered, piece) = match this.stage {
                 Stage::Over => return Poll::Ready(None),
                 Stage::Trailers => {
-                    ready!(this.filters.poll_trailers(&this.chain, &mut this.stream, cx));
+                    let refused = ready!(this.filters.poll_trailers(&this.chain, &mut this.stream, cx));
                     this.stage = Stage::Over;
+                    if let Some(reply) = refused {
+                        return Poll::Ready(Some(Err(ChainBodyError::Refused(reply.details))));
+                    }
                     if this.stream.response_trailers.is_empty() {
                         return Poll::Ready(None);
                     }

@@ -130,10 +130,14 @@ impl FilteredBody {
             }
         }
         if self.stage == Stage::Trailers {
-            if let Some(Plugins { chain, filters, .. }) = self.plugins.as_deref_mut() {
-                ready!(filters.poll_trailers(chain, stream, cx));
-            }
+            let refused = match self.plugins.as_deref_mut() {
+                Some(Plugins { chain, filters, .. }) => ready!(filters.poll_trailers(chain, stream, cx)),
+                None => None,
+            };
             self.stage = Stage::Over;
+            if let Some(reply) = refused {
+                return Poll::Ready(Err(Interrupt::Refused(reply)));
+            }
         }
         Poll::Ready(Ok((self.stage == Stage::Over).then_some(BodyEvent::End)))
     }

@@ -147,7 +147,30 @@ fn trailers_are_changed_in_place_or_later_and_only_if_there_are_any() {
             stream.response_trailers.push(b"x-up", b"1");
         }
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(filters.poll_trailers(&chain, &mut stream, &mut cx).is_ready());
+        assert!(matches!(filters.poll_trailers(&chain, &mut stream, &mut cx), Poll::Ready(None)));
         assert_eq!(format!("{:?}", stream.response_trailers), expected);
     }
+}
+
+#[test]
+fn a_handler_of_trailers_may_answer() {
+    fn refuse(_: &(), _: &mut Stream, _: Slot) -> TrailersStep {
+        TrailersStep::Wait(Box::pin(async {
+            TrailersStep::Respond(Box::new(LocalReply::new(403, "", "refused")))
+        }))
+    }
+    fn mark(_: &(), stream: &mut Stream, _: Slot) -> TrailersStep {
+        stream.request_trailers.set("x-late", b"1");
+        TrailersStep::Continue
+    }
+    let chain = chain([
+        Plugin::of(()).request_trailers(refuse).build(),
+        Plugin::of(()).request_trailers(mark).build(),
+    ]);
+    let (mut stream, mut filters) = (stream("/", &[]), BodyFilters::new(Direction::Request));
+    stream.request_trailers.push(b"x-sum", b"1");
+    let mut cx = Context::from_waker(Waker::noop());
+    let ended = filters.poll_trailers(&chain, &mut stream, &mut cx);
+    assert!(matches!(ended, Poll::Ready(Some(reply)) if reply.status == 403));
+    assert_eq!(stream.request_trailers.get_str("x-late"), None, "no further handler");
 }
