@@ -16,13 +16,15 @@ use config::{AfterLogout, Auth, Authorization, is_url};
 use cookies::{Cookies, Jar};
 use crypto::{Secret, challenge, random};
 use serde_json::{Value, json};
-use session::{Exchange, Session};
+use session::Exchange;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers, Known, is_clean};
 use sixfold_core::matcher::{HeaderMatcher, StringMatcher};
 use sixfold_core::message::Scheme;
-use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
+use sixfold_core::plugin::{
+    BuildContext, Built, FilterFactory, LocalReply, OwnedHeaders, Plugin, Slot, Step,
+};
 use sixfold_core::secret::SecretText;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::oauth2::v3::{OAuth2 as Config, OAuth2PerRoute};
@@ -80,6 +82,8 @@ struct OAuth2 {
     signout: StringMatcher,
     forward_bearer: bool,
     forward_id: Option<HeaderName>,
+    /// What the upstream is told of users, and so by nobody else.
+    owned: OwnedHeaders,
     preserve_authorization: bool,
     pass_through: Vec<HeaderMatcher>,
     deny_redirect: Vec<HeaderMatcher>,
@@ -116,6 +120,9 @@ struct Refused {
     flow: String,
 }
 
+/// The cookies of a request whose tokens were refreshed, until its response is there to set them.
+struct Refreshed(Headers);
+
 impl Refused {
     fn new(details: &'static str) -> Refused {
         Refused { details, flow: String::new() }
@@ -134,8 +141,7 @@ fn any(matchers: &[HeaderMatcher], stream: &Stream) -> bool {
 
 impl OAuth2 {
     fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
-        stream.request.headers.remove(STATUS);
-        stream.request.headers.remove(REASON);
+        self.owned.strip(&mut stream.request.headers);
         if any(&self.pass_through, stream) {
             self.stats.oauth_passthrough().inc();
             return Step::Continue;
@@ -222,14 +228,10 @@ impl OAuth2 {
         if self.forward_bearer && !bearer.is_empty() {
             headers.set(Known::AUTHORIZATION, &[b"Bearer ", bearer.as_slice()].concat());
         }
-        match &self.forward_id {
-            Some(header) if !id.is_empty() => {
-                let is_authorization = header.known() == Some(Known::AUTHORIZATION);
-                let prefix: &[u8] = if is_authorization { b"Bearer " } else { b"" };
-                headers.set(header, &[prefix, &id].concat());
-            }
-            Some(header) => drop(headers.remove(header)),
-            None => {}
+        if let Some(header) = self.forward_id.as_ref().filter(|_| !id.is_empty()) {
+            let is_authorization = header.known() == Some(Known::AUTHORIZATION);
+            let prefix: &[u8] = if is_authorization { b"Bearer " } else { b"" };
+            headers.set(header, &[prefix, &id].concat());
         }
         jar.retain(|name| !self.cookies.are_of_filter(name));
         jar.write(headers);
@@ -247,11 +249,6 @@ impl OAuth2 {
             });
             let headers = &mut stream.request.headers;
             left.write(headers);
-            if let Some(header) = &self.forward_id
-                && !(self.preserve_authorization && header.known() == Some(Known::AUTHORIZATION))
-            {
-                headers.remove(header);
-            }
             headers.set(STATUS, b"failed");
             headers.set(REASON, reason.as_bytes());
             return Step::Continue;
@@ -435,23 +432,30 @@ impl OAuth2 {
             session.refresh = refresh;
             session.sign(self, &stream.request.authority);
         }
+        let mut to_client = Headers::new();
+        self.set_cookies(&session, &jar, &mut to_client);
+        // Nobody has signed what the client sent with its refresh token.
         for (cookie, token) in [(&self.cookies.bearer, &session.access), (&self.cookies.id, &session.id)] {
+            let name = cookie.name.as_bytes();
+            jar.retain(|of| of != name);
             if !token.is_empty() {
-                jar.set(cookie.name.as_bytes(), token.as_bytes());
+                jar.set(name, token.as_bytes());
             }
         }
         self.tell_upstream(&mut jar, &mut stream.request.headers);
         self.stats.oauth_refreshtoken_success().inc();
         self.stats.oauth_success().inc();
-        stream.set_state(slot, session);
+        stream.set_state(slot, Refreshed(to_client));
         Step::Continue
     }
 
     /// The response to a request whose tokens were refreshed sets the new ones.
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        if let Some(session) = stream.take_state::<Session>(slot) {
-            let jar = Jar::of(&stream.request.headers);
-            self.set_cookies(&session, &jar, &mut stream.response.headers);
+        if let Some(refreshed) = stream.take_state::<Refreshed>(slot) {
+            let Refreshed(cookies) = *refreshed;
+            cookies.get_all(Known::SET_COOKIE).for_each(|line| {
+                stream.response.headers.append(Known::SET_COOKIE, line);
+            });
         }
         Step::Continue
     }

@@ -1,7 +1,7 @@
 //! The filter's configuration, compiled.
 
 use super::cookies::Cookies;
-use super::{OAuth2, OAuth2Stats};
+use super::{OAuth2, OAuth2Stats, REASON, STATUS};
 use crate::envoy::credential_injector::secret;
 use crate::envoy::http_service::HttpService;
 use crate::envoy::token_endpoint::encoded;
@@ -10,7 +10,8 @@ use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Known};
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::metrics;
-use sixfold_core::plugin::BuildContext;
+use sixfold_core::plugin::{BuildContext, OwnedHeaders};
+use sixfold_xds_api::pb::envoy::config::route::v3::HeaderMatcher;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::oauth2::v3::o_auth2_config::AuthType;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::oauth2::v3::o_auth2_credentials::TokenFormation;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::oauth2::v3::post_logout_redirect_uri::Config as PostLogout;
@@ -168,6 +169,30 @@ impl OAuth2 {
             let reason = "can't be given together with forward_bearer_token";
             return Err(ConfigError::field("preserve_authorization_header", reason));
         }
+        let forward_id = forward_id_token.as_ref().map(id_header).transpose().in_key("forward_id_token")?;
+        let is_authorization = |header: &HeaderName| header.known() == Some(Known::AUTHORIZATION);
+        if let Some(header) = &forward_id {
+            if is_authorization(header) && (*forward_bearer_token || *preserve_authorization_header) {
+                let reason = "can't be authorization together with forward_bearer_token or \
+                              preserve_authorization_header";
+                return Err(ConfigError::field("header", reason).in_key("forward_id_token"));
+            }
+            // Who says by it who they are would pass.
+            let matches_it = |of: &HeaderMatcher| of.name.eq_ignore_ascii_case(header.as_str());
+            if let Some(index) = pass_through_matcher.iter().position(matches_it) {
+                let reason = "can't be the header of forward_id_token";
+                let error = ConfigError::field("name", reason).in_index(index);
+                return Err(error.in_key("pass_through_matcher"));
+            }
+        }
+        let owned = forward_id.iter().filter(|header| !is_authorization(header)).cloned();
+        let owned = OwnedHeaders::new(
+            [STATUS, REASON]
+                .iter()
+                .map(|name| header_name(name, "config"))
+                .chain(owned.map(Ok))
+                .collect::<Result<_, _>>()?,
+        );
         if !end_session_endpoint.is_empty() && !auth_scopes.iter().any(|scope| scope == "openid") {
             return Err(ConfigError::field("end_session_endpoint", "needs openid among auth_scopes"));
         }
@@ -195,7 +220,8 @@ impl OAuth2 {
             callback: path(redirect_path_matcher, "redirect_path_matcher")?,
             signout: path(signout_path, "signout_path")?,
             forward_bearer: *forward_bearer_token,
-            forward_id: forward_id_token.as_ref().map(id_header).transpose().in_key("forward_id_token")?,
+            forward_id,
+            owned,
             preserve_authorization: *preserve_authorization_header,
             pass_through: matcher::headers(pass_through_matcher, "pass_through_matcher")?,
             deny_redirect: matcher::headers(deny_redirect_matcher, "deny_redirect_matcher")?,

@@ -6,6 +6,8 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::oauth2::v3::cookie_co
 use sixfold_xds_api::pb::envoy::extensions::filters::http::oauth2::v3::o_auth2_credentials::CookieNames;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::oauth2::v3::{CookieConfig, CookieConfigs};
 use sixfold_xds_api::values::enum_value;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// The cookies of a request in their order, each name once.
 #[derive(Default)]
@@ -13,14 +15,24 @@ pub(super) struct Jar(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Jar {
     pub(super) fn of(headers: &Headers) -> Jar {
-        let mut jar = Jar::default();
+        // Whoever sends them has shown nothing yet: each is found without a look at all the others.
+        let (mut jar, mut at) = (Jar::default(), HashMap::new());
         for pair in headers.get_all(Known::COOKIE).flat_map(|line| line.split(|byte| *byte == b';')) {
             let mut halves = pair.trim_ascii().splitn(2, |byte| *byte == b'=');
-            if let (Some(name), Some(value)) = (halves.next(), halves.next())
-                && jar.get(name).is_empty()
-            {
-                let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-                jar.set(name, bare.unwrap_or(value));
+            let (Some(name), Some(value)) = (halves.next(), halves.next()) else { continue };
+            let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+            let value = bare.unwrap_or(value).to_vec();
+            match at.entry(name) {
+                Entry::Vacant(free) => {
+                    free.insert(jar.0.len());
+                    jar.0.push((name.to_vec(), value));
+                }
+                Entry::Occupied(taken) => {
+                    let old = jar.0.get_mut(*taken.get()).filter(|(_, old)| old.is_empty());
+                    if let Some((_, old)) = old {
+                        *old = value;
+                    }
+                }
             }
         }
         jar

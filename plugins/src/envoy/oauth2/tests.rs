@@ -247,6 +247,58 @@ async fn tokens_are_refreshed_on_the_way() {
     assert_eq!(finish(filter.access(&mut s)).await.unwrap().status, 302);
 }
 
+/// A client kept an identity of its own choice when the server gave it no other one.
+#[tokio::test]
+async fn what_a_refresh_does_not_give_nobody_has() {
+    let answer = (200, json!({"access_token": "acc", "refresh_token": "ref", "expires_in": 3600}));
+    let (filter, _, _) = filter_with(json!({"forward_id_token": {"header": "x-id"}}), Some(answer));
+    let sealed = Secret(b"key").encrypt("old").unwrap();
+    let line = format!("IdToken=root; RefreshToken={sealed}; BearerToken=mine; y=2");
+    let mut s = stream("/a", &[("cookie", &line), ("x-id", "root"), ("X_Id", "root")]);
+    assert!(finish(filter.access(&mut s)).await.is_none());
+    assert_eq!(request_header(&s, "cookie"), Some("y=2; BearerToken=acc"));
+    assert_eq!((request_header(&s, "x-id"), request_header(&s, "x_id")), (None, None));
+    // The browser is to forget it too, or its next request is none of the session.
+    assert!(now(filter.header_filter(&mut s)).is_none());
+    let forgets = |line: &[u8]| line.starts_with(b"IdToken=deleted;");
+    assert_eq!(s.response.headers.get_all(Known::SET_COOKIE).filter(|line| forgets(line)).count(), 1);
+}
+
+#[tokio::test]
+async fn id_tokens_go_on_in_the_header_that_is_named() {
+    for (header, bearer, expected) in [
+        ("x-id", true, "idt"),
+        ("authorization", false, "Bearer idt"),
+        ("Authorization", false, "Bearer idt"),
+    ] {
+        let members = json!({"forward_id_token": {"header": header}, "forward_bearer_token": bearer});
+        let (filter, _, _) = filter_with(members, Some(tokens()));
+        let (_, session) = sign_in(&filter).await;
+        let mut s = stream("/a", &[("cookie", &cookie_line(&session)), ("authorization", "Bearer own")]);
+        assert!(now(filter.access(&mut s)).is_none());
+        assert_eq!(request_header(&s, header), Some(expected));
+        assert_eq!(request_header(&s, "authorization") == Some("Bearer acc"), bearer);
+    }
+}
+
+/// Every cookie was looked for among all before it.
+#[test]
+fn many_cookies_cost_as_much_each_as_few() {
+    let time = |count: usize| {
+        let pairs: Vec<String> = (0..count).map(|n| format!("c{n}=")).collect();
+        let mut headers = Headers::new();
+        headers.push(b"cookie", pairs.join(";").as_bytes());
+        let once = || {
+            let begin = std::time::Instant::now();
+            assert_eq!(Jar::of(&headers).names().count(), count);
+            begin.elapsed()
+        };
+        (0..5).map(|_| once()).min().unwrap()
+    };
+    let (few, many) = (time(4_000), time(32_000));
+    assert!(many < few * 32, "8 times as many: {few:?}, {many:?}");
+}
+
 #[test]
 fn requests_may_pass_be_refused_or_go_on_without_a_user() {
     let members = json!({
@@ -254,9 +306,17 @@ fn requests_may_pass_be_refused_or_go_on_without_a_user() {
         "allow_failed_matcher": [{"name": "x-any"}], "forward_id_token": {"header": "x-id"},
     });
     let (filter, _, _) = filter_with(members, None);
-    let mut s =
-        stream("/a", &[("x-pass", "1"), ("authorization", "Bearer own"), ("x-envoy-oauth-status", "ok")]);
+    let said = [
+        ("x-pass", "1"),
+        ("authorization", "Bearer own"),
+        ("x-envoy-oauth-status", "ok"),
+        ("X_Envoy_Oauth_Status", "ok"),
+        ("x-id", "own"),
+        ("X.ID", "own"),
+    ];
+    let mut s = stream("/a", &said);
     assert!(now(filter.access(&mut s)).is_none());
+    assert_eq!(s.request.headers.len(), 2, "{:?}", s.request.headers);
     assert_eq!((request_header(&s, "authorization"), request_header(&s, STATUS)), (Some("Bearer own"), None));
     assert_eq!(now(filter.access(&mut stream("/a", &[("x-ajax", "1")]))).unwrap().status, 401);
     let mut s = stream(
@@ -347,6 +407,18 @@ fn what_is_wrong_is_told_at_its_field() {
         (json!({"redirect_uri": "%NOPE%"}), "config.redirect_uri"),
         (json!({"signout_path": {}}), "config.signout_path.path"),
         (json!({"preserve_authorization_header": true}), "config.preserve_authorization_header"),
+        (json!({"forward_id_token": {"header": "Authorization"}}), "config.forward_id_token.header"),
+        (
+            json!({
+                "forward_id_token": {"header": "authorization"}, "forward_bearer_token": false,
+                "preserve_authorization_header": true,
+            }),
+            "config.forward_id_token.header",
+        ),
+        (
+            json!({"forward_id_token": {"header": "x-id"}, "pass_through_matcher": [{"name": "X-Id"}]}),
+            "config.pass_through_matcher[0].name",
+        ),
         (json!({"end_session_endpoint": "https://as.test/out"}), "config.end_session_endpoint"),
         (json!({"auth_type": "PRIVATE_KEY_JWT"}), "config.auth_type"),
         (
