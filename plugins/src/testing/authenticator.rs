@@ -3,11 +3,14 @@
 use super::{Alone, finish, stream};
 use crate::shared::jwt::tests::{ALGORITHMS, Signer, set_of};
 use crate::shared::jwt::{from_base64url, to_base64url};
+use aws_lc_rs::hmac;
 use prost::Message;
 use serde_json::{Value, json};
+use sixfold_core::plugin::BuildContext;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::{
     api_key_auth::v3::ApiKeyAuth, basic_auth::v3::BasicAuth, jwt_authn::v3::JwtAuthentication,
+    oauth2::v3::OAuth2,
 };
 
 /// An authenticator that takes jack for who he is, and nobody else.
@@ -28,13 +31,21 @@ pub(crate) struct Authenticator {
 type Make = fn() -> Authenticator;
 
 /// All of them.
-const AUTHENTICATORS: [(&str, Make); 3] =
-    [("jwt_authn", jwt_authn), ("basic_auth", basic_auth), ("api_key_auth", api_key_auth)];
+const AUTHENTICATORS: [(&str, Make); 4] = [
+    ("jwt_authn", jwt_authn),
+    ("basic_auth", basic_auth),
+    ("api_key_auth", api_key_auth),
+    ("oauth2", oauth2),
+];
 
 fn filter<M: Message + Default + prost::Name>(config: Value) -> Alone {
+    filter_in::<M>(config, &super::context())
+}
+
+fn filter_in<M: Message + Default + prost::Name>(config: Value, context: &BuildContext) -> Alone {
     let registry = crate::registry();
     let factory = registry.filter(&M::full_name()).unwrap();
-    super::filter(factory, &super::message::<M>(config).encode_to_vec(), &[]).unwrap()
+    super::filter_in(factory, &super::message::<M>(config).encode_to_vec(), &[], context).unwrap()
 }
 
 fn jwt_authn() -> Authenticator {
@@ -161,6 +172,54 @@ fn api_key_auth() -> Authenticator {
         forged: ["jack", "JACK-S-KEY", "jack-s-key ", "Basic jack-s-key", "jack-s-key,ann-s-key"]
             .map(of)
             .to_vec(),
+    }
+}
+
+/// Cookies of a session: what is signed of them is the host, when they end, and the three tokens.
+fn oauth2() -> Authenticator {
+    let config = json!({"config": {
+        "token_endpoint": {"uri": "https://as.test/token", "cluster": "as", "timeout": "1s"},
+        "authorization_endpoint": "https://as.test/authorize",
+        "redirect_uri": "https://example.com/callback",
+        "redirect_path_matcher": {"path": {"exact": "/callback"}},
+        "signout_path": {"path": {"exact": "/signout"}},
+        "credentials": {"client_id": "me", "token_secret": {"name": "client"}, "hmac_secret": {"name": "hmac"}},
+        "forward_id_token": {"header": "x-user"}, "disable_token_encryption": true, "use_refresh_token": false,
+        // Nobody is sent away to sign in.
+        "deny_redirect_matcher": [{"name": "x-none", "present_match": true, "invert_match": true}],
+    }});
+    let (context, _) = super::with_secrets(super::context(), &[("client", "shh"), ("hmac", "key")]);
+    let session = |secret: &str, host: &str, ends: &str, id: &str| {
+        let signed = [host, ends, "acc", id, ""].join("\n");
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+        let tag = base64::Engine::encode(
+            &base64::engine::general_purpose::STANDARD,
+            hmac::sign(&key, signed.as_bytes()),
+        );
+        format!("BearerToken=acc;OauthExpires={ends};IdToken={id};OauthHMAC={tag}")
+    };
+    let (host, ends) = ("example.com", "4102444800");
+    let credential = session("key", host, ends, "jack");
+    let forged = [
+        ("of another's secret", session("other", host, ends, "jack")),
+        ("without a secret", session("", host, ends, "jack")),
+        ("of another host", session("key", "evil.com", ends, "jack")),
+        ("at its end", session("key", host, "1", "jack")),
+        ("without an end", session("key", host, "", "jack")),
+        ("with an end that is none", session("key", host, "never", "jack")),
+        ("of eve", credential.replace("IdToken=jack", "IdToken=eve")),
+        ("of eve before jack", format!("IdToken=eve;{credential}")),
+        ("that lasts longer", credential.replace(ends, "4102444801")),
+        ("with another token", credential.replace("BearerToken=acc", "BearerToken=eve")),
+        ("with a refresh token", format!("RefreshToken=r;{credential}")),
+    ];
+    Authenticator {
+        filter: filter_in::<OAuth2>(config, &context),
+        header: "cookie",
+        prefix: "",
+        credential,
+        identity: "x-user",
+        forged: forged.map(|(what, cookies)| (what.to_owned(), cookies)).to_vec(),
     }
 }
 

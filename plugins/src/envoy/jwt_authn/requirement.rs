@@ -93,8 +93,8 @@ pub(super) enum Event<'p> {
     Asked(&'p Provider),
     Passed(&'p Provider, Arc<Token>, &'p Place),
     Failed(&'p Provider, Fault),
-    /// Whether every token was good, for the header that tells if one was not.
-    Told(&'p HeaderName, bool),
+    /// Not every token was good, and this header tells it.
+    Told(&'p HeaderName),
 }
 
 impl Requirement {
@@ -168,6 +168,17 @@ impl Requirement {
                 let told = header_name(name, "verification_status_header");
                 optional(Lenient::Failed, Some(told.in_key("extract_only_without_validation")?))
             }
+        }
+    }
+
+    /// The names of the headers by which it tells the upstream of tokens that are not good.
+    pub(super) fn told(&self) -> Vec<&HeaderName> {
+        match self {
+            Requirement::Nothing | Requirement::Token(_) => Vec::new(),
+            Requirement::Any { of: each, .. } | Requirement::All(each) => {
+                each.iter().flat_map(Requirement::told).collect()
+            }
+            Requirement::Optional(optional) => optional.told.iter().collect(),
         }
     }
 
@@ -251,7 +262,7 @@ fn check_optional<'p>(optional: &'p Optional, judgement: &mut Judgement<'p, '_>)
             }
         }
     }
-    judgement.events.extend(told.as_ref().map(|header| Event::Told(header, all_good)));
+    judgement.events.extend(told.as_ref().filter(|_| !all_good).map(Event::Told));
     verdict
 }
 
@@ -294,7 +305,7 @@ impl<'p: 'r, 'r> Judgement<'p, 'r> {
         places.tokens(self.request, |place| {
             self.events.iter().any(|event| match event {
                 Event::Passed(provider, _, taken) => provider.takes(taken, place),
-                Event::Asked(_) | Event::Failed(..) | Event::Told(..) => false,
+                Event::Asked(_) | Event::Failed(..) | Event::Told(_) => false,
             })
         })
     }
@@ -406,10 +417,7 @@ pub(super) fn act(events: Vec<Event<'_>>, stream: &mut Stream) -> bool {
             Event::Asked(provider) => provider.owned.strip(&mut stream.request.headers),
             Event::Passed(provider, token, place) => clears |= provider.tell(&token, place, stream),
             Event::Failed(provider, fault) => provider.tell_fault(fault, stream),
-            Event::Told(header, true) => {
-                stream.request.headers.remove(header);
-            }
-            Event::Told(header, false) => stream.request.headers.set(header, b"false"),
+            Event::Told(header) => stream.request.headers.set(header, b"false"),
         }
     }
     clears

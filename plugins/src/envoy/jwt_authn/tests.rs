@@ -268,12 +268,17 @@ fn the_upstream_is_told_of_tokens_that_are_not_good() {
         [(Some(good), Some("jack"), None), (Some(bad), None, Some("false")), (None, None, None)]
     {
         let bearer = token.map(|token| bearer(&token));
-        let mut headers = vec![("x-jwt-signature-verified", "true"), ("x-sub", "eve")];
+        let mut headers = vec![
+            ("x-jwt-signature-verified", "true"),
+            ("X_JWT_Signature_Verified", "true"),
+            ("x-sub", "eve"),
+        ];
         headers.extend(bearer.iter().map(|value| ("authorization", value.as_str())));
         let mut s = stream("/", &headers);
         assert!(now(filter.access(&mut s)).is_none());
         let seen = (request_header(&s, "x-sub"), request_header(&s, "x-jwt-signature-verified"));
         assert_eq!(seen, (sub, told));
+        assert_eq!(request_header(&s, "x_jwt_signature_verified"), None, "servers take it for the same");
     }
 }
 
