@@ -8,7 +8,7 @@ use sixfold_core::access_log::LogTarget;
 use sixfold_core::cluster::{DnsServers, Locality};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::error::{ConfigError, nearest};
-use sixfold_core::plugin::TrafficDirection;
+use sixfold_core::plugin::{BuildContext, TrafficDirection};
 use sixfold_core::runtime::Runtime;
 use sixfold_core::trace::Provider;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node as ProtoNode;
@@ -17,7 +17,7 @@ use sixfold_xds_api::values::Result;
 
 use crate::ecds::Extensions;
 use crate::rds::FilterLists;
-use crate::sds::Secrets;
+use crate::sds::{Secrets, SecretsOf};
 use crate::tracker::Tracker;
 
 /// What every resource of one bootstrap is compiled with. It is made once for a bootstrap.
@@ -68,6 +68,12 @@ impl Context {
         let mut context = self.clone();
         context.compile.build.direction = direction;
         context
+    }
+
+    /// What filters are built with whose statistics stand under `scope`.
+    pub(crate) fn build(&self, scope: &str) -> BuildContext {
+        let secrets = Arc::new(SecretsOf::new(self));
+        BuildContext { scope: scope.into(), secrets, ..self.compile.build.clone() }
     }
 
     /// Whether there is a cluster of this name, be it that it still warms up.

@@ -27,7 +27,6 @@ use sixfold_xds_api::{any, json};
 
 use crate::context::Context;
 use crate::ecds;
-use crate::sds::SecretsOf;
 use crate::skipped::{Place, is_skipped};
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
@@ -115,6 +114,7 @@ pub(crate) fn compile(
 ) -> (HttpFilters, Option<Router>) {
     let mut compiled: Vec<Filter> = Vec::with_capacity(filters.len());
     let (mut router, mut last_is_known) = (None, true);
+    let build = context.build(scope);
     for (index, filter) in filters.iter().enumerate() {
         let mut keep = |result: Result<One>| faults.keep(result.in_index(index).in_key("http_filters"));
         let one = keep(one(context, filter, index));
@@ -127,9 +127,9 @@ pub(crate) fn compile(
         match one {
             Some(One::Router(config)) => router = Some(config),
             Some(One::Filter(filter)) => {
-                if filter.disabled && filter.factory.json {
+                if filter.disabled {
                     // No chain without settings has it, which would tell what is wrong with it.
-                    let plugin = filter.plugin(&Settings::default(), &context.compile.build);
+                    let plugin = filter.plugin(&Settings::default(), &build);
                     keep(plugin.map(|_| One::Nothing).in_key("typed_config"));
                 }
                 compiled.push(filter);
@@ -140,13 +140,6 @@ pub(crate) fn compile(
     if router.is_none() && last_is_known && !filters.is_empty() {
         faults.take::<()>(Err(ConfigError::field("http_filters", "the last filter must be the router")));
     }
-    let build = BuildContext {
-        scope: scope.into(),
-        runtime: context.runtime.clone(),
-        local_address: context.compile.local_address,
-        secrets: Arc::new(SecretsOf::new(context)),
-        ..context.compile.build.clone()
-    };
     let plugins = context.compile.plugins.clone();
     (HttpFilters { filters: compiled, build, plugins, chains: Mutex::default() }, router)
 }
@@ -226,7 +219,7 @@ pub(crate) fn check(context: &Context, name: &str, config: &Any) -> Result<()> {
     let config_type = Some(ConfigType::TypedConfig(config.clone()));
     let filter = HttpFilter { name: name.to_owned(), is_optional: false, disabled: false, config_type };
     if let One::Filter(filter) = one(context, &filter, 0)? {
-        let plugin = filter.plugin(&Settings::default(), &context.compile.build);
+        let plugin = filter.plugin(&Settings::default(), &context.build(""));
         plugin.in_key("typed_config")?;
     }
     Ok(())

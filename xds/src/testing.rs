@@ -8,13 +8,15 @@ use prost::{Message, Name};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{Node as Document, Options};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::plugin::{Chain, FilterFactory, Plugin, Registry, Slot, Step};
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
-use sixfold_xds_api::message_from_node;
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::credential_injector::v3::CredentialInjector;
+use sixfold_xds_api::pb::envoy::extensions::http::injected_credentials::generic::v3::Generic;
 use sixfold_xds_api::wire::{self, Split};
+use sixfold_xds_api::{any, message_from_node};
 
 use crate::bootstrap::ProcessContext;
 use crate::context::{Context, Node};
@@ -45,7 +47,7 @@ pub(crate) fn table(
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn process() -> ProcessContext {
-    let plugins = Registry::new([], [test_filter(), json_filter(), idle_filter()]);
+    let plugins = Registry::new([], [test_filter(), json_filter(), idle_filter(), secret_filter()]);
     let compile = CompileContext {
         log_sinks: Arc::new(LogCheck { makes_folders: true }),
         ..CompileContext::detached(plugins)
@@ -112,6 +114,27 @@ fn idle_filter() -> FilterFactory {
     let (own, of_route) = ("Compressor", "CompressorPerRoute");
     let kind = |name: &str| format!("envoy.extensions.filters.http.compressor.v3.{name}");
     FilterFactory::new(kind(own), kind(of_route), |_, _| Ok(Plugin::default()))
+}
+
+const INJECTOR: &str = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector";
+
+/// A filter that names a secret, as Envoy's injector of credentials does, and nothing else of it.
+fn secret_filter() -> FilterFactory {
+    FilterFactory::new(INJECTOR.into(), INJECTOR.into(), |given, context| {
+        let CredentialInjector { credential, .. } = wire::decode(given.config)?;
+        let Generic { credential, .. } = any::unpack(&credential.unwrap().typed_config.unwrap())?;
+        context.secrets.text(&credential.unwrap().encode_to_vec()).in_key("credential")?;
+        Ok(Plugin::of(()).access(pass).build())
+    })
+}
+
+/// That filter with a secret of these fields.
+pub(crate) fn injector(secret: &str) -> String {
+    format!(
+        "{{name: credential, typed_config: {{'@type': type.googleapis.com/{INJECTOR}, credential: {{name: g, typed_config: {{\
+         '@type': type.googleapis.com/envoy.extensions.http.injected_credentials.generic.v3.Generic, \
+         credential: {{{secret}}}}}}}}}}}"
+    )
 }
 
 fn pass<'a>(_: &'a (), _: &'a mut Stream, _: Slot) -> Step<'a> {

@@ -201,4 +201,10 @@ fn filters_must_be_known_and_the_router_last() {
     assert_eq!(chain(&[&web, &web, router]).unwrap().chain.members().len(), 2, "Envoy takes a name twice");
     let off = "{name: f, disabled: true, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
     assert!(chain(&[off, router]).unwrap().chain.members().is_empty());
+    // What is wrong with it is told all the same.
+    let off = crate::testing::injector("name: none").replace("{name: credential", "{name: f, disabled: true");
+    assert_eq!(
+        chain(&[&off, router]).unwrap_err().to_string(),
+        "http_filters[0].typed_config.credential.name: there is no secret \"none\""
+    );
 }

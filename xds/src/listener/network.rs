@@ -110,7 +110,7 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
             .map(|limit| Part::Before(Arc::new(limit))),
         other => match context.compile.plugins.network_filter(other) {
             Some(factory) => any::resolve(config)
-                .and_then(|(_, config)| factory.build(&config, &context.compile.build))
+                .and_then(|(_, config)| factory.build(&config, &context.build("")))
                 .map(Part::Before),
             None => return Err(refuse::extension("network filter", name, other)),
         },

@@ -55,6 +55,31 @@ fn a_filter_gets_its_configuration_by_itself() {
     assert_eq!(proxy.bring::<ProtoListener>(&[], &["l"]), ["+-web", "+-r", "ok"]);
 }
 
+/// It was refused, whatever secret it named.
+#[test]
+fn a_configuration_may_name_a_secret() {
+    let mut proxy = Proxy::new();
+    let api = "api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: sds}}]}";
+    let credential =
+        crate::testing::injector(&format!("name: s, sds_config: {{{api}, resource_api_version: V3}}"));
+    let injector = "filters.http.credential_injector.v3.CredentialInjector";
+    let listener = discovered("credential", "").replace("filters.http.grpc_web.v3.GrpcWeb", injector);
+    proxy.bring::<ProtoListener>(&[("l", &listener)], &[]);
+    proxy.bring::<RouteConfiguration>(&[("r", &routes("r", "a"))], &[]);
+    assert_eq!(proxy.bring::<TypedExtensionConfig>(&[("credential", &credential)], &[]), ["ok"]);
+    assert_eq!(proxy.chain(), ["credential [Access]"]);
+    let named = |proxy: &Proxy| {
+        let shown = proxy.context.sds.shown();
+        shown.iter().map(|(key, ..)| key.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&proxy), ["s"]);
+    // Another that names none that there is changes nothing.
+    let answer =
+        proxy.bring::<TypedExtensionConfig>(&[("credential", &crate::testing::injector("name: none"))], &[]);
+    assert!(answer[0].contains("there is no secret \"none\""), "{answer:?}");
+    assert_eq!(named(&proxy), ["s"]);
+}
+
 #[test]
 fn a_filter_waits_for_its_configuration_as_long_as_it_is_told_to() {
     let default =
