@@ -77,15 +77,16 @@ pub(crate) fn compile(
     })
 }
 
-/// A share of requests, all by default; a runtime key goes before it.
+/// A share of requests, all by default; the share of a runtime key goes before it.
 fn share(context: &Context, percent: &Option<Percent>, key: &str) -> Result<Fraction> {
     const OF: u64 = 10_000;
     let percent = percent.as_ref().map_or(100.0, |percent| percent.value);
     if !(0.0..=100.0).contains(&percent) {
         return Err(ConfigError::new("must be between 0 and 100"));
     }
-    let given = context.runtime.number(key, percent).clamp(0.0, 100.0);
-    Ok(Fraction::new((given * 100.0).round() as u64, OF))
+    let (numerator, of) =
+        context.runtime.share(key).unwrap_or_else(|| ((percent * 100.0).round() as u64, OF));
+    Ok(Fraction::new(numerator, of))
 }
 
 /// A collector of spans.
@@ -129,3 +130,6 @@ fn times(stream: &Stream, part: Part) -> (Duration, Duration) {
     let end = end.unwrap_or(begin);
     (begin.saturating_duration_since(timing.start), end.saturating_duration_since(begin))
 }
+
+#[cfg(test)]
+mod tests;

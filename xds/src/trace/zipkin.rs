@@ -47,6 +47,9 @@ pub(super) fn tracer(context: &Context, value: &ZipkinConfig) -> Result<Made> {
             let name = not_empty(collector_cluster, "collector_cluster")?;
             let cluster = cluster_cell(context, false, name).in_key("collector_cluster")?;
             let path = not_empty(collector_endpoint, "collector_endpoint")?;
+            if !path.starts_with('/') {
+                return Err(ConfigError::field("collector_endpoint", "must begin with /"));
+            }
             let host = if collector_hostname.is_empty() { name } else { collector_hostname };
             let uri = format!("http://{host}{path}");
             let checked: std::result::Result<http::Uri, _> = uri.parse();

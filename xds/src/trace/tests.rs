@@ -1,0 +1,77 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use sixfold_core::runtime::Runtime;
+
+use super::*;
+use crate::testing::{context, read};
+
+fn sampling(values: &str, fields: &str) -> [String; 3] {
+    let runtime = Arc::new(Runtime::new(serde_json::from_str(values).unwrap()));
+    let context = Context { runtime, ..context() };
+    let tracing = super::compile(&context, &read(fields), SpanKind::Server, true).unwrap();
+    let Sampling { client, random, overall, by_request_id: _ } = tracing.sampling;
+    [client, random, overall].map(|share| share.to_string())
+}
+
+/// An object of both counted for nothing, and a fraction was kept.
+#[test]
+fn keys_of_the_runtime_are_shares() {
+    let fields = "random_sampling: {value: 12.5}";
+    assert_eq!(sampling("{}", fields), ["10000 of 10000", "1250 of 10000", "10000 of 10000"]);
+    let values = r#"{"tracing.client_enabled": "1.9",
+        "tracing.random_sampling": {"numerator": 3, "denominator": "TEN_THOUSAND"}, "tracing.global_enabled": true}"#;
+    assert_eq!(sampling(values, fields), ["1 of 100", "3 of 10000", "10000 of 10000"]);
+}
+
+fn refused(kind: &str, fields: &str) -> String {
+    let provider = format!(
+        "{{name: p, typed_config: {{'@type': type.googleapis.com/envoy.config.trace.v3.{kind}, {fields}}}}}"
+    );
+    provider_error(&provider)
+}
+
+fn provider_error(text: &str) -> String {
+    provider(&context(), &read(text)).map(drop).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_wrong_with_collectors_is_told_by_its_field() {
+    let grpc = "grpc_service: {envoy_grpc: {cluster_name: sds}}";
+    let http = "http_service: {http_uri: {uri: 'http://a/', cluster: sds, timeout: 1s}}";
+    let zipkin = "collector_cluster: sds, collector_endpoint: /a, collector_endpoint_version: HTTP_JSON";
+    for (kind, fields, expected) in [
+        (
+            "OpenTelemetryConfig",
+            format!("{grpc}, {http}"),
+            "http_service: must not be given together with grpc_service",
+        ),
+        (
+            "OpenTelemetryConfig",
+            http.replace(
+                "http_uri",
+                "request_headers_to_add: [{header: {key: a, value: \"x\\u0001\"}}], http_uri",
+            ),
+            "http_service.request_headers_to_add[0].header.value: must not hold control characters",
+        ),
+        (
+            "OpenTelemetryConfig",
+            grpc.replace(
+                "envoy_grpc",
+                "initial_metadata: [{key: a, value: b}, {key: a, value: \"x\\u0001\"}], envoy_grpc",
+            ),
+            "grpc_service.initial_metadata[1].value: must not hold control characters",
+        ),
+        (
+            "ZipkinConfig",
+            zipkin.replace("HTTP_JSON", "HTTP_PROTO"),
+            "collector_endpoint_version: HTTP_PROTO is not supported",
+        ),
+        // It was made a part of the host.
+        ("ZipkinConfig", zipkin.replace("/a", "api/v2/spans"), "collector_endpoint: must begin with /"),
+        ("ZipkinConfig", zipkin.replace("/a", "'@other/'"), "collector_endpoint: must begin with /"),
+    ] {
+        assert_eq!(refused(kind, &fields), format!("typed_config.{expected}"), "{fields}");
+    }
+}
