@@ -15,7 +15,7 @@ use sixfold_xds_api::values::{Result, not_empty, positive_duration};
 use sixfold_xds_api::{any, refuse, refused};
 
 /// From here on a limit of connections counts for none: no process has so many descriptors.
-const UNLIMITED: i64 = i32::MAX as i64;
+const UNLIMITED: u64 = i32::MAX as u64;
 
 /// How often monitors look.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -23,7 +23,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// `None` where nothing is ever done, as by what pilot-agent writes: a limit of connections that limits nothing.
 ///
 /// # Errors
-/// Monitors and actions that there are not, triggers without a monitor, what is named twice.
+/// Monitors and actions that there are not, triggers without a monitor, what is named twice, a second limit of
+/// connections.
 pub(super) fn compile(value: &OverloadManager) -> Result<Option<Settings>> {
     let OverloadManager {
         refresh_interval,
@@ -40,6 +41,7 @@ pub(super) fn compile(value: &OverloadManager) -> Result<Option<Settings>> {
         let added = monitor(value, &mut names, &mut settings);
         added.in_index(index).in_key("resource_monitors")?;
     }
+    settings.connections = settings.connections.filter(|limit| limit.max < UNLIMITED);
     for (index, value) in actions.iter().enumerate() {
         let action = action(value, &settings).in_index(index).in_key("actions")?;
         settings.actions.push(action);
@@ -65,7 +67,11 @@ fn monitor<'v>(value: &'v ResourceMonitor, names: &mut Vec<&'v str>, settings: &
                 ConfigError::field("max_active_downstream_connections", "must be more than 0")
                     .in_key("typed_config")
             })?;
-            settings.connections = (most < UNLIMITED).then(|| Limit { name: name.clone(), max: limit });
+            if settings.connections.is_some() {
+                let reason = "connections are limited by another monitor already";
+                return Err(ConfigError::field("typed_config", reason));
+            }
+            settings.connections = Some(Limit { name: name.clone(), max: limit });
         }
         "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig" => {
             let FixedHeapConfig { max_heap_size_bytes: max, max_heap_size_bytes_runtime } =

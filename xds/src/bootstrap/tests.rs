@@ -231,6 +231,11 @@ fn the_bootstrap_of_istios_agent_is_taken() {
 #[test]
 fn what_is_done_under_load_needs_its_monitors() {
     let heap = "{name: heap, typed_config: {'@type': type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: 1000}}";
+    let connections = |name: &str, most: &str| {
+        format!(
+            "{{name: {name}, typed_config: {{'@type': type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig, max_active_downstream_connections: {most}}}}}"
+        )
+    };
     let text = |monitors: &str, actions: &str| {
         let manager =
             format!("overload_manager: {{resource_monitors: [{monitors}], actions: [{actions}]}}\n");
@@ -253,6 +258,27 @@ fn what_is_done_under_load_needs_its_monitors() {
             heap.to_owned(),
             format!("{{{}}}", slow.replace("0.5", "0.9")),
             "must be less than saturation_threshold",
+        ),
+        (
+            heap.to_owned(),
+            format!(
+                "{{{}}}",
+                slow.replace("triggers: [", "triggers: [{name: heap, threshold: {value: 0.9}}, ")
+            ),
+            "triggers[1].name: has a trigger already",
+        ),
+        (
+            heap.replace(
+                "max_heap_size_bytes: 1000",
+                "max_heap_size_bytes: 1000, max_heap_size_bytes_runtime: {}",
+            ),
+            String::new(),
+            "typed_config.max_heap_size_bytes_runtime: is not supported",
+        ),
+        (
+            format!("{}, {}", connections("a", "2147483647"), connections("b", "5")),
+            String::new(),
+            "resource_monitors[1].typed_config: connections are limited by another monitor already",
         ),
         (
             heap.to_owned(),
