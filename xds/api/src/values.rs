@@ -178,6 +178,11 @@ pub fn runtime_fraction(runtime: &Runtime, value: &RuntimeFractionalPercent) -> 
     fraction(runtime, &value.runtime_key, required(&value.default_value, "default_value")?)
 }
 
+/// A percentage as a whole number, cut as Envoy cuts it (`ProtobufPercentHelper::convertPercent`), which makes 28 of 29.
+pub fn whole_percent(percent: f64) -> u64 {
+    (100.0 * (percent / 100.0)) as u64
+}
+
 /// A number that a runtime key may replace.
 pub fn runtime_double(runtime: &Runtime, value: &Option<RuntimeDouble>, default: f64) -> f64 {
     value.as_ref().map_or(default, |value| runtime.number(&value.runtime_key, value.default_value))

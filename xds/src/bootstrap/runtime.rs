@@ -12,7 +12,7 @@ use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::values::Result;
 
 /// Whether this number does nothing in Envoy either.
-type IsIdle = fn(f64) -> bool;
+type IsIdle = fn(u64) -> bool;
 
 /// Keys that do something by themselves in Envoy and nothing here, those that end in a dot with all that begin so, and
 /// which numbers of theirs do nothing in Envoy either. Beside them stand those that the fields of clusters and
@@ -22,33 +22,35 @@ const ACTING: [(&str, IsIdle); 13] = [
     ("fault.http.", never),
     ("fault.tcp.", never),
     ("health_check.max_interval", unlimited),
-    ("health_check.min_interval", |milliseconds| milliseconds <= 1.0),
+    ("health_check.min_interval", |milliseconds| milliseconds <= 1),
     ("health_check.verify_cluster", always),
     ("http_connection_manager.path_with_escaped_slashes_action", never),
     ("overload.global_downstream_max_connections", unlimited),
-    ("overload.premature_reset_min_stream_lifetime_seconds", |seconds| seconds == 1.0),
-    ("overload.premature_reset_total_stream_count", |count| count == 500.0),
-    ("upstream.base_retry_backoff_ms", |milliseconds| milliseconds == 25.0),
+    ("overload.premature_reset_min_stream_lifetime_seconds", |seconds| seconds == 1),
+    ("overload.premature_reset_total_stream_count", |count| count == 500),
+    ("upstream.base_retry_backoff_ms", |milliseconds| milliseconds == 25),
     ("upstream.use_http2", always),
     ("upstream.use_retry", always),
 ];
 
 /// What control planes write for no limit.
-fn unlimited(limit: f64) -> bool {
-    limit >= f64::from(i32::MAX)
+fn unlimited(limit: u64) -> bool {
+    limit >= i32::MAX as u64
 }
 
-fn always(percent: f64) -> bool {
-    percent >= 100.0
+fn always(percent: u64) -> bool {
+    percent >= 100
 }
 
-fn never(_: f64) -> bool {
+fn never(_: u64) -> bool {
     false
 }
 
 /// The merged layers: later ones win. Nested objects are keys with dots.
 pub(super) fn compile(value: Option<&LayeredRuntime>) -> Result<Runtime> {
     let (mut runtime, mut names) = (Runtime::default(), BTreeSet::new());
+    // Which layer has said last what a key is.
+    let mut owners = BTreeMap::new();
     for (index, RuntimeLayer { name, layer_specifier }) in
         value.iter().flat_map(|value| value.layers.iter().enumerate())
     {
@@ -57,7 +59,14 @@ pub(super) fn compile(value: Option<&LayeredRuntime>) -> Result<Runtime> {
             return Err(error.in_index(index).in_key("layers"));
         }
         let layer = layer(layer_specifier.as_ref()).in_index(index).in_key("layers")?;
+        owners.extend(layer.values().keys().map(|key| (key.clone(), index)));
         runtime.add(layer);
+    }
+    for (key, index) in owners {
+        if acts_in_envoy(&key, &runtime) {
+            let error = ConfigError::new(format!("key \"{key}\" is not supported"));
+            return Err(error.in_key("static_layer").in_index(index).in_key("layers"));
+        }
     }
     Ok(runtime)
 }
@@ -80,18 +89,19 @@ fn static_layer(value: &Struct) -> Result<Runtime> {
         if matches!(value, Value::Null | Value::Array(_)) {
             return Err(ConfigError::new(format!("key \"{key}\" has no value that a key may have")));
         }
-        if acts_in_envoy(key, &layer) {
-            return Err(ConfigError::new(format!("key \"{key}\" is not supported")));
-        }
     }
     Ok(layer)
 }
 
-/// Whether a key, by its value, has Envoy do something that nothing does here.
-fn acts_in_envoy(key: &str, layer: &Runtime) -> bool {
+/// Whether a key, by its value, has Envoy do something that nothing does here. What is no number says nothing, but where
+/// the key may be a share.
+fn acts_in_envoy(key: &str, runtime: &Runtime) -> bool {
     let found =
         ACTING.iter().find(|(acting, _)| *acting == key || acting.ends_with('.') && key.starts_with(acting));
-    found.is_some_and(|(_, harmless)| !harmless(layer.number(key, f64::NAN)))
+    found.is_some_and(|(acting, harmless)| match runtime.whole(key) {
+        Some(number) => !harmless(number),
+        None => acting.starts_with("fault.") && runtime.share(key).is_some(),
+    })
 }
 
 /// The values of a layer as text.

@@ -121,6 +121,11 @@ fn errors_have_file_place_resource_field_and_reason() {
         ),
         (
             "a: {b: 5}",
+            "fault: {http: {delay: {fixed_delay_percent: {numerator: 5}}}}",
+            "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"fault.http.delay.fixed_delay_percent\" is not supported",
+        ),
+        (
+            "a: {b: 5}",
             "health_check.max_interval: \"10\"",
             "envoy.yaml:7:5: layered_runtime.layers[0].static_layer: key \"health_check.max_interval\" is not supported",
         ),
@@ -161,6 +166,15 @@ fn habits_of_users_are_judged_as_by_envoy() {
         (
             "a: {b: 5}",
             "upstream: {use_retry: \"100\", base_retry_backoff_ms: 25}, health_check.min_interval: 1",
+        ),
+        // What is no number says nothing, and a later layer has the last word.
+        (
+            "a: {b: 5}",
+            "upstream: {use_retry: true, use_http2: \"no\"}, health_check.max_interval: {numerator: 1}",
+        ),
+        (
+            "- {name: admin, admin_layer: {}}",
+            "- {name: low, static_layer: {upstream: {use_retry: 0}}}\n  - {name: high, static_layer: {upstream: {use_retry: 100}}}",
         ),
         ("a: {b: 5}", "\"re2.max_program_size.error_level\": \"32768\", outlier_detection.interval_ms: 100"),
     ];

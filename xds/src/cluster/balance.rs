@@ -38,7 +38,7 @@ use sixfold_xds_api::{any, refuse};
 use super::{original_dst, subset};
 use crate::context::Context;
 use sixfold_xds_api::values::{
-    Result, bool_or, enum_value, optional_duration, required, runtime_double, u32_in, u64_or,
+    Result, bool_or, enum_value, optional_duration, required, runtime_double, u32_in, u64_or, whole_percent,
 };
 
 const PACKAGE: &str = "envoy.extensions.load_balancing_policies.";
@@ -53,7 +53,7 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
     }
     // Whole percents, wherever they are from (source/extensions/load_balancing_policies/common/load_balancer_impl.cc).
     let threshold =
-        context.runtime.integer("upstream.healthy_panic_threshold", config.panic_threshold as u64);
+        context.runtime.integer("upstream.healthy_panic_threshold", whole_percent(config.panic_threshold));
     config.panic_threshold = threshold.min(100) as f64;
     // Of what `load_balancing_policy` says by itself Envoy asks nothing.
     if use_hostname && !hashes_hostnames(value) {
@@ -353,7 +353,7 @@ fn zone_aware(context: &Context, value: Option<&NewZone>) -> Result<Option<Arc<Z
         force_local_zone,
         locality_basis,
     } = value.unwrap_or(&default);
-    let percent = routing_enabled.as_ref().map_or(100.0, |percent| percent.value).round();
+    let percent = whole_percent(routing_enabled.as_ref().map_or(100.0, |percent| percent.value));
     let least = |ForceLocalZone { min_size }: &ForceLocalZone| min_size.map_or(1, |size| size.value);
     let forced = force_local_zone.as_ref().map(least);
     let by_weight =
@@ -363,7 +363,7 @@ fn zone_aware(context: &Context, value: Option<&NewZone>) -> Result<Option<Arc<Z
     Ok(Some(Arc::new(ZoneAware {
         local: context.compile.clusters.cell(local),
         own: context.locality.clone(),
-        enabled: runtime.integer("upstream.zone_routing.enabled", percent as u64).min(100) as u32,
+        enabled: runtime.integer("upstream.zone_routing.enabled", percent).min(100) as u32,
         min_size: runtime.integer("upstream.zone_routing.min_cluster_size", u64_or(min_cluster_size, 6)),
         force_own: forced.or(force_locality_direct_routing.then_some(1)),
         by_weight,

@@ -549,6 +549,11 @@ fn zone_aware_routing_is_there_with_a_local_cluster() {
     assert_eq!(local(""), ((100, 6, None, false), false));
     let older = "common_lb_config: {zone_aware_lb_config: {routing_enabled: {value: 70}, min_cluster_size: 2, fail_traffic_on_panic: true}}";
     assert_eq!(local(older), ((70, 2, None, false), true));
+    // Cut, not rounded, and as Envoy reckons.
+    for (given, expected) in [(0.9, 0), (99.9, 99), (29.0, 28)] {
+        let given = older.replace("value: 70", &format!("value: {given}"));
+        assert_eq!(local(&given).0.0, expected, "{given}");
+    }
     let newer = |fields: &str| {
         local(&format!(
             "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: x, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin, locality_lb_config: {{zone_aware_lb_config: {{{fields}}}}}}}}}}}]}}"
@@ -584,6 +589,7 @@ fn the_runtime_has_a_say_in_panics() {
     let threshold = |values: &str, fields: &str| with_runtime(values, fields).0.balance.panic_threshold;
     let common = "common_lb_config: {healthy_panic_threshold: {value: 33.9}}";
     assert_eq!(threshold("{}", common), 33.0);
+    assert_eq!(threshold("{}", &common.replace("33.9", "29")), 28.0);
     for fields in ["", "common_lb_config: {}", common] {
         assert_eq!(threshold(r#"{"upstream.healthy_panic_threshold": 0}"#, fields), 0.0, "{fields}");
     }
