@@ -222,7 +222,7 @@ fn custom<A>(name: &str, config: &Option<Any>, data: Data, act: Act<'_, A>) -> R
                 let IpRangeMatcher { ranges, on_match, exclusive } = value;
                 let compiled = || {
                     Ok(Range {
-                        ranges: collect(ranges.iter().map(cidr)).in_key("ranges")?,
+                        ranges: cidrs(ranges)?,
                         then: follows(on_match, data, act).in_key("on_match")?,
                         exclusive: *exclusive,
                     })
@@ -254,8 +254,12 @@ fn extension(kind: &str, name: &str, type_name: &str) -> ConfigError {
     ConfigError::new(refuse::extension(kind, name, type_name).reason)
 }
 
-/// xds/core/v3/cidr.proto CidrRange.
-pub(crate) fn cidr(value: &CidrRange) -> Result<ipnet::IpNet> {
+/// `ranges`, xds/core/v3/cidr.proto CidrRange.
+pub(crate) fn cidrs(ranges: &[CidrRange]) -> Result<Vec<ipnet::IpNet>> {
+    collect(ranges.iter().enumerate().map(|(index, range)| cidr(range).in_index(index))).in_key("ranges")
+}
+
+fn cidr(value: &CidrRange) -> Result<ipnet::IpNet> {
     let CidrRange { address_prefix, prefix_len } = value;
     let prefix_len = *prefix_len;
     values::cidr(&crate::pb::envoy::config::core::v3::CidrRange {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prost::Name;
-use sixfold_core::error::{ConfigContext, ConfigError, collect};
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::rbac::{Action, Condition, Policy, Rules, SanKind};
 use sixfold_core::router::Template;
@@ -242,9 +242,7 @@ fn filter_state(value: &FilterStateMatcher) -> Result<Condition> {
             Condition::FilterState(key, matcher::string(test).in_key("string_match")?)
         }
         filter_state_matcher::Matcher::AddressMatch(AddressMatcher { ranges, invert_match }) => {
-            let ranges =
-                ranges.iter().enumerate().map(|(index, range)| matching::cidr(range).in_index(index));
-            let ranges = collect(ranges).in_key("ranges").in_key("address_match")?;
+            let ranges = matching::cidrs(ranges).in_key("address_match")?;
             Condition::FilterStateAddress(key, ranges.into(), *invert_match)
         }
     })

@@ -156,6 +156,19 @@ fn faults_are_told_at_their_place() {
             Data::Request,
             "matcher_tree: one of exact_match_map, prefix_match_map, custom_match is missing".to_owned(),
         ),
+        (
+            format!(
+                "matcher_tree: {{input: {}, custom_match: {}}}",
+                network("SourceIPInput"),
+                extension(
+                    "xds.type.matcher.v3.IPMatcher",
+                    "range_matchers: [{ranges: [{address_prefix: 10.0.0.0, prefix_len: 8}, {address_prefix: ten}]}]"
+                )
+            ),
+            Data::Connection,
+            "matcher_tree.custom_match.typed_config.range_matchers[0].ranges[1].address_prefix: \"ten\""
+                .to_owned(),
+        ),
         (list(&x, text, "{}"), Data::Request, format!("{long}.on_match: one of matcher, action is missing")),
         (
             list(&x, text, &act("x").replace("{action", "{keep_matching: true, action")),
