@@ -224,8 +224,14 @@ mod tests {
                 unpack::<Router>(&bogus).unwrap_err().to_string(),
                 "value.bogus: unknown field of envoy.extensions.filters.http.router.v3.Router"
             );
+            let json = struct_of(&bogus).unwrap();
+            assert_eq!(json, serde_json::json!({"suppressEnvoyHeaders": true, "bogus": 1}));
             let good = any(&text.replace(", bogus: 1", ""));
             assert!(unpack::<Router>(&good).unwrap().suppress_envoy_headers);
         }
+        let plain = pack(&Router::default());
+        let reason =
+            "envoy.extensions.filters.http.router.v3.Router has to come as the type_url of a TypedStruct";
+        assert_eq!(struct_of(&plain).unwrap_err().to_string(), reason);
     }
 }

@@ -150,6 +150,10 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "scheme_header_transformation: {scheme_to_overwrite: ftp}",
             "scheme_header_transformation.scheme_to_overwrite: must be http or https, not \"ftp\"",
         ),
+        (
+            "request_id_extension: {typed_config: {'@type': type.googleapis.com/envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig, pack_trace_reason: false}}",
+            "request_id_extension.typed_config.pack_trace_reason: is not supported",
+        ),
         ("request_timeout: -1s", "request_timeout: must not be negative"),
         (
             "upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]",
@@ -162,6 +166,10 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
         (
             "access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /nowhere/a}}]",
             "access_log[0].typed_config: can't open /nowhere/a: No such file or directory (os error 2)",
+        ),
+        (
+            "access_log: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig, grpc_service: {envoy_grpc: {cluster_name: sds}}, common_config: {log_name: l, grpc_service: {envoy_grpc: {cluster_name: sds}}}}}]",
+            "access_log[0].typed_config.grpc_service: only one of http_service, grpc_service and common_config.grpc_service may be given",
         ),
         (
             "access_log: [{name: a, filter: {response_flag_filter: {flags: [XX]}}, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog}}]",
