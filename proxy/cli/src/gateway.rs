@@ -7,7 +7,7 @@ use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
 use crate::signals;
 use sixfold_apisix::config::{Config, EnvVars, ListenAddress, config_path};
 use sixfold_apisix::{Feed, Loaded, SourceContext, Update};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics::Registry;
 use sixfold_server::callout::CalloutConfig;
@@ -43,7 +43,8 @@ pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Re
     let (sender, events) = signals::listen()?;
     // How many workers there are must be known before anything is compiled.
     let mut config = sixfold_apisix::load_config(path, &EnvVars::Process)?;
-    config.reports.iter().for_each(|report| tracing::warn!("{report}"));
+    let more = |more| tracing::warn!(more, "more warnings; `sixfold validate` lists all of them");
+    tell_most(&config.reports, |report| tracing::warn!("{report}"), more);
     make_log_folder(&config)?;
     leave_out_taken(&mut config)?;
     let process = Process::start(process_options(&config, log.metrics))?;

@@ -2,7 +2,7 @@
 
 use parking_lot::{Mutex, MutexGuard};
 use sixfold_core::document::MAX_DOCUMENT_BYTES;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::files::{self, Stamp};
 use sixfold_core::model::Diff;
 use sixfold_server::server::Server;
@@ -178,7 +178,11 @@ impl RouteFiles {
                 if !diff.is_empty() {
                     match server.apply_blocking(diff) {
                         Ok(()) => tracing::info!("routes read again and applied"),
-                        Err(errors) => errors.iter().for_each(|error| tracing::error!("{error}")),
+                        Err(errors) => tell_most(
+                            &errors,
+                            |error| tracing::error!("{error}"),
+                            |more| tracing::error!(more, "more parts of a change are not in force"),
+                        ),
                     }
                 }
                 // Shown once they are in force.
@@ -192,9 +196,11 @@ impl RouteFiles {
 impl Look {
     /// Says in the log what is wrong in files.
     pub(crate) fn tell(&self) {
-        for error in &self.refused {
-            tracing::error!("routes refused, those of before stay: {error}");
-        }
+        tell_most(
+            &self.refused,
+            |error| tracing::error!("routes refused, those of before stay: {error}"),
+            |more| tracing::error!(more, "more faults in routes"),
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use sixfold_core::error::tell_most;
 use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{ApplyError, Diff};
@@ -155,9 +156,11 @@ pub async fn follow<R: Batches>(
                         break errors;
                     }
                 };
-                errors
-                    .iter()
-                    .for_each(|error| tracing::error!("a part of a change is not in force: {error}"));
+                tell_most(
+                    &errors,
+                    |error| tracing::error!("a part of a change is not in force: {error}"),
+                    |more| tracing::error!(more, "more parts of a change are not in force"),
+                );
                 client.machine.applied(failures(errors));
             }
             Step::Wait(until) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sixfold_core::error::tell_most;
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::Diff;
 use sixfold_core::tls::ContextChange;
@@ -112,7 +113,8 @@ async fn follow_files(
             continue;
         }
         let errors = apply.apply(Diff { contexts, ..Diff::default() }).await;
-        errors.iter().for_each(|error| tracing::error!("{error}"));
+        let more = |more| tracing::error!(more, "more settings with secrets are not in force");
+        tell_most(&errors, |error| tracing::error!("{error}"), more);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{Failure, logging};
 use folder::Folder;
 use parking_lot::Mutex;
 use server::{Listen, Shared};
+use sixfold_core::error::tell_most;
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +94,8 @@ pub(crate) fn run(options: &XdsServeOptions) -> Result<(), Failure> {
         loop {
             std::thread::sleep(LOOK);
             let look = folder.look();
-            look.faults.iter().for_each(|fault| tracing::error!("{fault}"));
+            let more = |more| tracing::error!(more, "more faults in the folder");
+            tell_most(&look.faults, |fault| tracing::error!("{fault}"), more);
             if look.changed {
                 let resources = folder.resources();
                 tracing::info!(resources = resources.len(), "the folder has changed");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, MOST_LINES};
 
 use super::{Failure, Machine};
 use crate::ads::inbox::{Item, Merged};
@@ -187,7 +187,7 @@ impl<C: Compile> Machine<C> {
     /// What was accepted is known from now on, what was refused is not; both are told.
     pub(super) fn answer(&mut self, pending: Pending) {
         let Pending { channel, kind, mut responses, faults, accepted, changes, took } = pending;
-        let error = (!faults.is_empty()).then(|| faults.join("; "));
+        let error = (!faults.is_empty()).then(|| joined(&faults));
         if let Some(error) = &error {
             refused(&channel, error);
         }
@@ -228,9 +228,19 @@ impl<C: Compile> Machine<C> {
         for peer in self.peers.values_mut() {
             for (kind, faults) in std::mem::take(&mut peer.late) {
                 self.stats.of(kind).into_iter().for_each(Subscription::refused);
-                peer.session.refuse(kind, faults.join("; "));
+                peer.session.refuse(kind, joined(&faults));
             }
         }
+    }
+}
+
+/// What is wrong with what has come together, as many faults as the log gets of one change and the number of the others: a
+/// control plane that sends thousands of bad ones gets no message of megabytes for each.
+fn joined(faults: &[String]) -> String {
+    let told = faults.iter().take(MOST_LINES).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match faults.len().saturating_sub(MOST_LINES) {
+        0 => told,
+        more => format!("{told}; and {more} more"),
     }
 }
 

@@ -175,6 +175,20 @@ fn listener(name: &str, routes: &str) -> String {
     )
 }
 
+/// Each was in the message, however many there were.
+#[test]
+fn of_many_faults_an_answer_has_the_first() {
+    let mut proxy = Proxy::new();
+    let names: Vec<String> = (0..150).map(|number| format!("c{number:03}")).collect();
+    let bad = |name: &String| format!("{{name: {name}, connect_timeout: 0s}}");
+    let texts: Vec<String> = names.iter().map(bad).collect();
+    let clusters: Vec<_> =
+        names.iter().zip(&texts).map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let answer = proxy.bring::<ProtoCluster>(&clusters, &[]).remove(0);
+    assert!(answer.contains("cluster \"c099\"") && !answer.contains("c100"), "{answer}");
+    assert!(answer.ends_with("; and 50 more"), "{answer}");
+}
+
 #[test]
 fn a_world_comes_into_force_from_its_clusters_to_its_listeners() {
     let mut proxy = Proxy::new();
