@@ -10,6 +10,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 use xxhash_rust::xxh64::xxh64;
 
-use crate::config::{EnvVars, Replaced, holds_unset, substitute_file};
+use crate::config::{EnvVars, Replaced, UNSET, holds_unset, substitute_file};
 use crate::resource::Kind;
 use crate::store::move_lines;
 use crate::watch::Found;
@@ -169,12 +170,14 @@ pub struct Whole {
     pub warnings: Vec<ConfigError>,
     /// Faults of its syntax, lists that are none, and of a JSON file variables that are not set.
     pub errors: Vec<ConfigError>,
+    /// Kinds of which variables that are not set hide a resource or what it is called.
+    pub(crate) hidden: BTreeSet<Kind>,
 }
 
 /// The items of a file by parsing all of it.
 pub fn parse(text: &str, format: Format, environment: &EnvVars) -> Whole {
     let mut whole = Whole::default();
-    let Whole { items, warnings, errors } = &mut whole;
+    let Whole { items, warnings, errors, hidden } = &mut whole;
     let root = match (read_tree(text, format, warnings), format) {
         // YAML's variables were replaced in the text.
         (Ok(root), Format::Yaml) => root,
@@ -193,9 +196,17 @@ pub fn parse(text: &str, format: Format, environment: &EnvVars) -> Whole {
     };
     for entry in object.entries() {
         let Some(section) = Section::from_key(&entry.key) else {
+            if entry.key.contains(UNSET) {
+                hidden.extend(Kind::ALL);
+            }
             warnings.push(unknown_section(&entry.key, entry.key_place));
             continue;
         };
+        if let Section::Resources(kind) = section
+            && hides(kind, &entry.value)
+        {
+            hidden.insert(kind);
+        }
         match &entry.value.value {
             Value::Null => {}
             Value::Object(object) if object.is_empty() => {}
@@ -214,6 +225,19 @@ pub fn parse(text: &str, format: Format, environment: &EnvVars) -> Whole {
         }
     }
     whole
+}
+
+/// Whether a variable that is not set stands for a resource of a list, for the list, or for what a resource is called.
+fn hides(kind: Kind, list: &Node) -> bool {
+    let Value::Array(items) = &list.value else { return holds_unset(list) };
+    items.iter().any(|item| {
+        let Some(object) = item.as_object() else { return holds_unset(item) };
+        let is_id = |key: &str| key == kind.id_field() || key.contains(UNSET);
+        object
+            .entries()
+            .iter()
+            .any(|entry| is_id(&entry.key) && (entry.key.contains(UNSET) || holds_unset(&entry.value)))
+    })
 }
 
 /// Reads a document. A key that is given twice is odd; the last one counts, as in APISIX.

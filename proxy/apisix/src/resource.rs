@@ -133,6 +133,11 @@ impl Kind {
         }
     }
 
+    /// The field that says what a resource is called.
+    pub(crate) fn id_field(self) -> &'static str {
+        if self == Kind::Consumer { "username" } else { "id" }
+    }
+
     /// The name in messages.
     pub fn name(self) -> &'static str {
         match self {

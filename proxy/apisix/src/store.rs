@@ -69,6 +69,10 @@ pub trait Sink {
     /// One change.
     fn change(&mut self, change: Change);
 
+    /// Of these kinds there may be more resources than are handed over, since a variable that is not set hides them or what
+    /// they are called. Nobody who serves is told so.
+    fn hidden(&mut self, _kinds: BTreeSet<Kind>) {}
+
     /// Forgets the changes that were handed over since the store was asked: what they came from was misread.
     fn start_over(&mut self);
 }

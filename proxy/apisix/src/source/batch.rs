@@ -31,6 +31,8 @@ pub(super) struct Batch<'a> {
     taken: BTreeSet<Key>,
     /// What resources refer to that are wrong by themselves.
     unread: BTreeMap<Key, Vec<Reference>>,
+    /// Kinds of which there may be more resources than are known.
+    hidden: BTreeSet<Kind>,
 }
 
 /// What is to become of a resource.
@@ -61,6 +63,7 @@ impl<'a> Batch<'a> {
             refused: BTreeMap::new(),
             taken: BTreeSet::new(),
             unread: BTreeMap::new(),
+            hidden: BTreeSet::new(),
         }
     }
 
@@ -198,6 +201,7 @@ impl<'a> Batch<'a> {
         Some(match self.refused.get(key).or_else(before) {
             Some(refused) if refused.faults.is_empty() => Dangling::Untold,
             Some(_) => Dangling::Told(format!("{key} is wrong itself")),
+            None if self.hidden.contains(&key.kind) => Dangling::Untold,
             None => Dangling::Told(format!("there is no {key}")),
         })
     }
@@ -245,7 +249,8 @@ impl<'a> Batch<'a> {
 enum Dangling {
     /// For this reason.
     Told(String),
-    /// What it leads to was not read, since a variable in it is not set, and that is all there is to tell.
+    /// What it leads to was not read, since a variable in it is not set, or may be there by another such variable: that is
+    /// all there is to tell.
     Untold,
 }
 
@@ -306,6 +311,10 @@ impl Sink for Batch<'_> {
                 self.refuse(key, faults, None);
             }
         }
+    }
+
+    fn hidden(&mut self, kinds: BTreeSet<Kind>) {
+        self.hidden = kinds;
     }
 
     fn start_over(&mut self) {

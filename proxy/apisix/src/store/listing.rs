@@ -151,7 +151,7 @@ impl Listing {
                 Err(Fault::NotAnItem | Fault::Order) => {}
             }
         }
-        let Whole { items, mut warnings, errors } = file::parse(text, format, environment);
+        let Whole { items, mut warnings, errors, hidden: _ } = file::parse(text, format, environment);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -174,7 +174,9 @@ impl Listing {
         let Replaced { text, unset, places } = replaced(resources, environment);
         self.places = places;
         let mut errors = Vec::new();
-        let split = if resources.format == Format::Yaml { file::split(&text) } else { None };
+        // What variables that are not set hide is seen in the whole.
+        let is_split = resources.format == Format::Yaml && unset.is_empty();
+        let split = if is_split { file::split(&text) } else { None };
         let by_split = split.map(|items| {
             let (plugins, faults) = listed_plugins(&items)?;
             Ok::<_, Fault>((self.update(&items, plugins, unless_unset, sink)?, faults))
@@ -191,6 +193,7 @@ impl Listing {
                 let (plugins, faults) = listed_plugins(&items).unwrap_or_default();
                 errors.extend(faults);
                 warnings.extend(self.update(&items, plugins, unless_unset, sink).unwrap_or_default());
+                sink.hidden(whole.hidden);
                 warnings
             }
         };
@@ -404,8 +407,7 @@ fn positional_id(index: usize) -> Id {
 
 /// The id as written, even if the item is wrong otherwise.
 fn id_of(kind: Kind, node: &Node) -> Option<Id> {
-    let field = if kind == Kind::Consumer { "username" } else { "id" };
-    match node.get(field).map(|node| &node.value) {
+    match node.get(kind.id_field()).map(|node| &node.value) {
         Some(document::Value::String(text)) => Some(Id::from(text.as_str())),
         Some(document::Value::Number(number)) => Some(Id::from(number.to_string().as_str())),
         _ => None,

@@ -210,3 +210,38 @@ fn a_wrong_item_without_an_id_does_not_keep_what_stood_in_its_place() {
     update(&mut source, &service);
     assert_eq!(uris(&source), ["/b"]);
 }
+
+/// What variables that are not set hide was said not to be there.
+#[test]
+fn nothing_is_missing_that_a_variable_may_stand_for() {
+    let route = "{id: a, uri: /a, upstream_id: 1, service_id: 2}";
+    let told = |name: &str, text: &str| {
+        let file = format!("sixfold-hidden-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(file);
+        std::fs::write(&path, text).unwrap();
+        let environment = EnvVars::Fixed(Default::default());
+        let found = crate::validate_resources(&path, Registry::default(), environment);
+        std::fs::remove_file(&path).unwrap();
+        let all: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        let (unset, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|one| one.contains("can't find environment variable"));
+        assert_eq!(unset.len(), 1, "{text}: {unset:?}");
+        others.iter().map(|one| one.rsplit_once(": ").unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    let (upstream, service) = ("there is no upstream \"1\"", "there is no service \"2\"");
+    for (rest, expected) in [
+        ("upstreams: ${{UPS}}\n", vec![service]),
+        ("upstreams:\n  - ${{UPS}}\n", vec![service]),
+        ("upstreams:\n  - {id: '${{U}}', nodes: {'127.0.0.1:80': 1}}\n", vec![service]),
+        ("upstreams:\n  - {'${{K}}': 1, nodes: {'127.0.0.1:80': 1}}\n", vec![service]),
+        ("services:\n  - id: s${{S}}\n", vec![upstream]),
+        ("'${{SEC}}':\n  - {id: 1, nodes: {'127.0.0.1:80': 1}}\n", vec![]),
+        // Nothing of it is what they are called.
+        ("upstreams:\n  - {id: 3, name: '${{N}}', nodes: {'127.0.0.1:80': 1}}\n", vec![upstream, service]),
+    ] {
+        let text = format!("routes:\n  - {route}\n{rest}#END\n");
+        assert_eq!(told("f.yaml", &text), expected, "{text}");
+    }
+    let json = r#"{"routes": [{"id": "a", "uri": "/a", "upstream_id": "1", "service_id": "2"}], "upstreams": "${{U}}"}"#;
+    assert_eq!(told("f.json", json), [service]);
+}
