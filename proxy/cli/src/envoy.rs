@@ -72,7 +72,8 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     }
     // It is as long as there are routes, and nobody reads it again.
     drop(text);
-    let names = Names::of(&diff);
+    let mut names = Names::of(&diff);
+    names.add_late(followed.late_listeners());
     let mut files = RouteFiles::new(followed.context.clone());
     let contents = files.contents();
     add_routes(&mut files, contents, &mut diff)?;
@@ -132,7 +133,8 @@ impl InForce {
             RouteFiles::ahead(&self.files, |next| next.set_context(followed.context.clone()));
         add_routes(&mut next_files, contents, &mut diff)?;
         let names = self.names.replaced(&mut diff, followed.late_listeners());
-        // What it waits for is asked for meanwhile, and must not come before it.
+        // What it waits for is asked for meanwhile, and must not come before it. By then it is refused no more, but for what
+        // happens between its sockets are reserved and they listen.
         let (following, mut before) = (&self.following, None);
         let follow = || before = Some(following.follow(followed.statics()));
         let applied = self.server.apply_before(diff, follow);
@@ -424,11 +426,16 @@ impl Names {
         }
     }
 
+    /// Adds listeners that are not in the change, but come into force by themselves.
+    fn add_late<'a>(&mut self, late: impl Iterator<Item = &'a Arc<str>>) {
+        self.listeners.extend(late.cloned());
+    }
+
     /// Adds to `diff` what was there before and is not in it. Answers the names once that is in force.
     /// Listeners of these `late` names stay what they are until they can be what they are to be.
     fn replaced<'a>(&self, diff: &mut Diff, late: impl Iterator<Item = &'a Arc<str>>) -> Names {
         let mut next = Names::of(diff);
-        next.listeners.extend(late.cloned());
+        next.add_late(late);
         diff.clusters.extend(self.clusters.difference(&next.clusters).map(|name| (name.clone(), None)));
         diff.listeners.extend(self.listeners.difference(&next.listeners).map(|name| (name.clone(), None)));
         next

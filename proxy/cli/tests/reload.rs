@@ -3,9 +3,9 @@
 
 mod support;
 
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use support::envoy::{Resource, bootstrap_of, cluster, listener};
-use support::{Directory, Process, free_port, get};
+use support::{Directory, Process, free_port, get, read, send};
 
 struct Running {
     process: Process,
@@ -159,6 +159,67 @@ fn routes_in_files_belong_to_the_bootstrap_in_force() {
     running.directory.write("envoy.yaml", &by_file(admin, port, &file, &[], ""));
     running.process.signal("HUP");
     running.until_body(port, "third");
+}
+
+const FAULT: &str = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+
+/// A filter's configuration: this share of requests is answered 418.
+fn fault(percent: u32) -> String {
+    let abort = format!("abort: {{http_status: 418, percentage: {{numerator: {percent}}}}}");
+    format!(
+        "resources: [{{\"@type\": type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig, name: f, typed_config: \
+         {{\"@type\": {FAULT}, {abort}}}}}]\n"
+    )
+}
+
+/// Another request on a connection that is kept alive; the body of its answer.
+fn ask(connection: &mut TcpStream) -> String {
+    send(connection, "GET", "/", &[]);
+    let answer = read(connection).expect("an answer");
+    assert!(!answer.head.contains("connection: close"), "{}", answer.head);
+    answer.body
+}
+
+/// It went, or served what the refused bootstrap said, until it was put back.
+#[test]
+fn a_refused_bootstrap_leaves_listeners_alone_that_wait_for_their_filters() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (admin, port, directory) = (free_port(), free_port(), Directory::new());
+    let file = directory.write("f.yaml", &fault(0));
+    let discovered = format!(
+        "{{name: f, config_discovery: {{config_source: {{path_config_source: {{path: \"{file}\"}}}}, type_urls: [{FAULT}]}}}}"
+    );
+    // The filter, before the router of the listener that comes first.
+    let late = |text: String| text.replacen("http_filters: [", &format!("http_filters: [{discovered}, "), 1);
+    let busy = || says("b", taken.local_addr().unwrap().port(), "b");
+    let up = || cluster("up", port);
+    let mut running =
+        Running::start(admin, directory, &late(bootstrap_of(admin, &[says("late", port, "old"), up()])));
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    assert_eq!(ask(&mut connection), "old");
+    let counted = |event: &str| {
+        let stats = get(admin, &format!("/stats?filter=listener_manager.listener_{event}")).unwrap().body;
+        stats.trim().rsplit_once(' ').unwrap().1.parse::<u32>().unwrap()
+    };
+    let before = ["added", "modified", "removed"].map(counted);
+    for refused in [
+        late(bootstrap_of(admin, &[says("late", port, "new"), busy(), up()])),
+        bootstrap_of(admin, &[says("late", port, "plain"), busy(), up()]),
+        bootstrap_of(admin, &[busy(), up()]),
+    ] {
+        running.refuse(&refused);
+        assert_eq!(ask(&mut connection), "old");
+    }
+    // What has come for them still counts, and is the only thing that did.
+    running.replace("f.yaml", fault(100).as_bytes());
+    running.process.until("the filter", || get(port, "/").filter(|answer| answer.status == 418));
+    let [added, modified, removed] = before;
+    assert_eq!(["added", "modified", "removed"].map(counted), [added, modified + 1, removed]);
+    // An accepted one takes it away, and its address may be taken at once.
+    running.directory.write("envoy.yaml", &bootstrap_of(admin, &[says("other", port, "other"), up()]));
+    running.process.signal("HUP");
+    running.until_body(port, "other");
+    assert_eq!(["added", "modified", "removed"].map(counted), [added + 1, modified + 1, removed + 1]);
 }
 
 /// Nothing was said of a file that could not be read any more, and a FIFO in its place stopped every later change.

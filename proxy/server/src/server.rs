@@ -164,29 +164,28 @@ impl Server {
     /// # Errors
     /// As [`Server::apply`].
     pub fn apply_within(&self, diff: Diff, patience: Duration) -> Result<(), Vec<ApplyError>> {
-        self.apply_queued(diff, patience, || {})
-    }
-
-    /// [`Server::apply_blocking`] of what others may bring more for: `queued` is called as soon as no later change can
-    /// come before this one.
-    ///
-    /// # Errors
-    /// As [`Server::apply`].
-    pub fn apply_before(&self, diff: Diff, queued: impl FnOnce()) -> Result<(), Vec<ApplyError>> {
-        self.apply_queued(diff, PATIENCE, queued)
-    }
-
-    fn apply_queued(
-        &self,
-        diff: Diff,
-        patience: Duration,
-        queued: impl FnOnce(),
-    ) -> Result<(), Vec<ApplyError>> {
         let (change, answer) = change(diff, patience);
         if self.0.control.blocking_send(Control::Apply(change)).is_err() {
             return Ok(());
         }
-        queued();
+        outcome(answer.blocking_recv())
+    }
+
+    /// [`Server::apply_blocking`] of what others may bring more for: `begun` is called once it is not refused as a whole
+    /// and no later change can come before it. It may wait for what they bring, and of one that is refused they hear nothing.
+    ///
+    /// # Errors
+    /// As [`Server::apply`].
+    pub fn apply_before(&self, diff: Diff, begun: impl FnOnce()) -> Result<(), Vec<ApplyError>> {
+        let (mut change, answer) = change(diff, PATIENCE);
+        let (tell, told) = oneshot::channel();
+        change.begun = Some(tell);
+        if self.0.control.blocking_send(Control::Apply(change)).is_err() {
+            return Ok(());
+        }
+        if told.blocking_recv().is_ok() {
+            begun();
+        }
         outcome(answer.blocking_recv())
     }
 
@@ -277,7 +276,7 @@ impl Server {
 
 fn change(diff: Diff, patience: Duration) -> (Change, oneshot::Receiver<Vec<ApplyError>>) {
     let (done, answer) = oneshot::channel();
-    (Change { diff: Box::new(diff), patience, done }, answer)
+    (Change { diff: Box::new(diff), patience, begun: None, done }, answer)
 }
 
 /// A server that has ended has nothing to complain of.

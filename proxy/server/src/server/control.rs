@@ -42,6 +42,8 @@ pub(super) struct Change {
     pub(super) diff: Box<Diff>,
     /// How long routes and listeners of the change may wait for clusters that are new with it.
     pub(super) patience: Duration,
+    /// Told when its turn has come and it is not refused as a whole; dropped if it is.
+    pub(super) begun: Option<oneshot::Sender<()>>,
     pub(super) done: oneshot::Sender<Vec<ApplyError>>,
 }
 
@@ -215,6 +217,9 @@ impl ControlThread {
                 let _ = change.done.send(errors);
                 return;
             }
+        }
+        if let Some(begun) = change.begun.take() {
+            let _ = begun.send(());
         }
         self.warming.count_changes(&change.diff, &self.manager.shared().clusters);
         let cold = self.hold_back(&mut change.diff);
