@@ -13,7 +13,7 @@ use std::{env, fmt};
 
 use sixfold_apisix::config::{Config, EnvVars};
 use sixfold_apisix::resource::Kind;
-use sixfold_apisix::store::{Key, MemoryStore, Store};
+use sixfold_apisix::store::{Key, MemoryStore, StoreExt};
 use sixfold_apisix::{Feed, Source, SourceContext, Update, load_config};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::metrics::Registry;

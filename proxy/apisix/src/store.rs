@@ -4,7 +4,11 @@
 //! burst of changes is one batch, a value that was replaced before anybody looked is never read, and what
 //! waits is bounded by the number of resources.
 
+#[cfg(test)]
+mod conformance;
+mod embedded;
 mod file;
+mod kept;
 mod listing;
 mod memory;
 #[cfg(test)]
@@ -19,7 +23,9 @@ use bytes::Bytes;
 use sixfold_core::document::{Format, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 
+pub use self::embedded::EmbeddedStore;
 pub use self::file::FileStore;
+pub use self::kept::{Action, Committed, Kept, Write};
 pub use self::listing::{Listing, Resources};
 pub use self::memory::MemoryStore;
 pub use self::text::TextStore;
@@ -92,12 +98,18 @@ pub type Notify = Arc<dyn Fn() + Send + Sync>;
 /// What keeps a store's watch alive; dropping it ends the watch.
 pub type Watch = Box<dyn std::any::Any + Send>;
 
-/// Why a store did not take a value.
+/// Why a store did not do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// It is changed by other means.
     #[error("{0} is not changed from here")]
     ReadOnly(String),
+    /// A value is not at the revision that a write was made for.
+    #[error("value changed before overwritten")]
+    Changed,
+    /// It can't be reached or written, for this reason.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 /// A set of resources that changes.
@@ -116,17 +128,30 @@ pub trait Store: Send + Sync {
     /// When the operating system has no thread left.
     fn watch(&self, notify: Notify) -> std::io::Result<Watch>;
 
-    /// Keeps a value, JSON, without a look at it; answers its revision.
+    /// A value as it is kept.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    fn put(&self, key: &Key, value: Bytes) -> Result<u64, StoreError>;
+    /// See [`StoreError`]; a store that others write is [`StoreError::ReadOnly`].
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError>;
 
-    /// Removes a value; tells whether there was one.
+    /// All values of a kind, by id.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    fn delete(&self, key: &Key) -> Result<bool, StoreError>;
+    /// As of [`Store::get`].
+    fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError>;
+
+    /// Does all of `writes` or none of them, and returns when they will outlive the process, if the store does. Values
+    /// are JSON and are kept without a look at them. All have one revision, larger than any before.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; [`StoreError::Changed`] when one of them is not at its [`Write::expected`].
+    fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError>;
+
+    /// A number that no other call has been given and no revision is, for an id.
+    ///
+    /// # Errors
+    /// As of [`Store::commit`].
+    fn next_id(&self) -> Result<u64, StoreError>;
 
     /// Whether changes come one by one, so that it is worth to wait a moment for more of them.
     fn gathers(&self) -> bool {
@@ -144,12 +169,33 @@ pub trait Store: Send + Sync {
     }
 }
 
+/// Writes of one value, whatever there is.
+pub trait StoreExt: Store {
+    /// Keeps a value; answers its revision.
+    ///
+    /// # Errors
+    /// As of [`Store::commit`].
+    fn put(&self, key: &Key, value: Bytes) -> Result<u64, StoreError> {
+        Ok(self.commit(vec![Write::put(key.clone(), value)])?.revision)
+    }
+
+    /// Removes a value; tells whether there was one.
+    ///
+    /// # Errors
+    /// As of [`Store::commit`].
+    fn delete(&self, key: &Key) -> Result<bool, StoreError> {
+        Ok(self.commit(vec![Write::delete(key.clone())])?.replaced.contains(&true))
+    }
+}
+
 impl Key {
     /// The key of a kind and an id.
     pub fn new(kind: Kind, id: impl Into<Id>) -> Key {
         Key { kind, id: id.into() }
     }
 }
+
+impl<S: Store + ?Sized> StoreExt for S {}
 
 /// As errors name it: `route "1"`.
 impl fmt::Display for Key {

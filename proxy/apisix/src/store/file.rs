@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::document::Format;
 use sixfold_core::error::{ConfigError, Place};
 
 use super::listing::{Listing, Resources};
-use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
+use super::{Committed, Kept, Key, Notify, Origin, Sink, Store, StoreError, Watch, Write};
 use crate::config::EnvVars;
 use crate::file;
+use crate::resource::Kind;
 use crate::watch::{FileWatcher, Found};
 
 /// The resources of a file that others write. What a store is asked for is what the file says then; nothing is
@@ -103,11 +103,19 @@ impl Store for FileStore {
         Ok(Box::new(watcher))
     }
 
-    fn put(&self, _: &Key, _: Bytes) -> Result<u64, StoreError> {
+    fn get(&self, _: &Key) -> Result<Option<Kept>, StoreError> {
         Err(StoreError::ReadOnly(self.name()))
     }
 
-    fn delete(&self, _: &Key) -> Result<bool, StoreError> {
+    fn list(&self, _: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        Err(StoreError::ReadOnly(self.name()))
+    }
+
+    fn commit(&self, _: Vec<Write>) -> Result<Committed, StoreError> {
+        Err(StoreError::ReadOnly(self.name()))
+    }
+
+    fn next_id(&self) -> Result<u64, StoreError> {
         Err(StoreError::ReadOnly(self.name()))
     }
 

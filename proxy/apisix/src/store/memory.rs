@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::error::ConfigError;
 
-use super::{Change, Document, Key, Notify, Sink, Store, StoreError, Watch};
+use super::kept::{end_of, now};
+use super::{Action, Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreError, Watch, Write};
+use crate::resource::Kind;
 
-/// Resources that are put and deleted by callers in this process. Cloning shares it.
+/// Resources that are put and deleted by callers in this process. Cloning shares it. A value whose time is over is there no
+/// more; that is told with the next change.
 #[derive(Clone, Default)]
 pub struct MemoryStore(Arc<Mutex<Inner>>);
 
@@ -23,28 +25,60 @@ struct Inner {
 }
 
 struct Held {
-    revision: u64,
-    created: u64,
-    value: Bytes,
+    kept: Kept,
+    /// When it is over, in milliseconds since 1970.
+    end: Option<u64>,
 }
 
 impl Inner {
-    /// Notes a change; the answer is to be called without the lock.
-    fn changed(&mut self, key: &Key) -> Option<Notify> {
-        self.changed.insert(key.clone());
-        self.notify.clone()
+    /// Takes out what is over.
+    fn expire(&mut self) {
+        let now = now();
+        let over = self.values.iter().filter(|(_, held)| held.end.is_some_and(|end| end <= now));
+        for key in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.values.remove(&key);
+            self.changed.insert(key);
+        }
+    }
+
+    fn commit(&mut self, writes: Vec<Write>) -> Result<Committed, StoreError> {
+        let at = |key| self.values.get(key).map_or(0, |held: &Held| held.kept.modified);
+        if writes.iter().any(|write| write.expected.is_some_and(|expected| expected != at(&write.key))) {
+            return Err(StoreError::Changed);
+        }
+        self.revision += 1;
+        let revision = self.revision;
+        let replaced = writes.into_iter().map(|Write { key, action, .. }| {
+            let replaced = self.values.contains_key(&key);
+            match action {
+                Action::Delete => {
+                    self.values.remove(&key);
+                }
+                Action::Put(value, ttl) => {
+                    let created = self.values.get(&key).map_or(revision, |held| held.kept.created);
+                    let kept = Kept { value, created, modified: revision };
+                    self.values.insert(key.clone(), Held { kept, end: ttl.map(end_of) });
+                }
+            }
+            if replaced || self.values.contains_key(&key) {
+                self.changed.insert(key);
+            }
+            replaced
+        });
+        Ok(Committed { replaced: replaced.collect(), revision })
     }
 }
 
 impl Store for MemoryStore {
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         let mut inner = self.0.lock();
+        inner.expire();
         for key in std::mem::take(&mut inner.changed) {
             let held = inner.values.get(&key);
             sink.change(Change {
-                revision: held.map_or(0, |held| held.revision),
-                order: held.map_or(0, |held| held.created),
-                value: held.map(|held| Document::json(held.value.clone())),
+                revision: held.map_or(0, |held| held.kept.modified),
+                order: held.map_or(0, |held| held.kept.created),
+                value: held.map(|held| Document::json(held.kept.value.clone())),
                 key,
                 takes_place: false,
             });
@@ -64,27 +98,33 @@ impl Store for MemoryStore {
         Ok(Box::new(Watching(self.0.clone())))
     }
 
-    fn put(&self, key: &Key, value: Bytes) -> Result<u64, StoreError> {
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
         let mut inner = self.0.lock();
-        inner.revision += 1;
-        let revision = inner.revision;
-        let created = inner.values.get(key).map_or(revision, |held| held.created);
-        inner.values.insert(key.clone(), Held { revision, created, value });
-        let notify = inner.changed(key);
-        drop(inner);
-        notify.iter().for_each(|notify| notify());
-        Ok(revision)
+        inner.expire();
+        Ok(inner.values.get(key).map(|held| held.kept.clone()))
     }
 
-    fn delete(&self, key: &Key) -> Result<bool, StoreError> {
+    fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
         let mut inner = self.0.lock();
-        if inner.values.remove(key).is_none() {
-            return Ok(false);
-        }
-        let notify = inner.changed(key);
+        inner.expire();
+        let of_kind = inner.values.iter().filter(|(key, _)| key.kind == kind);
+        Ok(of_kind.map(|(key, held)| (key.clone(), held.kept.clone())).collect())
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {
+        let mut inner = self.0.lock();
+        inner.expire();
+        let committed = inner.commit(writes)?;
+        let notify = inner.notify.clone();
         drop(inner);
         notify.iter().for_each(|notify| notify());
-        Ok(true)
+        Ok(committed)
+    }
+
+    fn next_id(&self) -> Result<u64, StoreError> {
+        let mut inner = self.0.lock();
+        inner.revision += 1;
+        Ok(inner.revision)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Resources in a text that a caller hands over.
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::document::Format;
 use sixfold_core::error::{ConfigError, Place};
 
 use super::listing::{Listing, Resources};
-use super::{Key, Notify, Origin, Sink, Store, StoreError, Watch};
+use super::{Committed, Kept, Key, Notify, Origin, Sink, Store, StoreError, Watch, Write};
 use crate::config::EnvVars;
+use crate::resource::Kind;
 
 /// The resources of the text that was handed over last.
 #[derive(Debug)]
@@ -49,11 +49,19 @@ impl Store for TextStore {
         Ok(Box::new(()))
     }
 
-    fn put(&self, _: &Key, _: Bytes) -> Result<u64, StoreError> {
+    fn get(&self, _: &Key) -> Result<Option<Kept>, StoreError> {
         Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
     }
 
-    fn delete(&self, _: &Key) -> Result<bool, StoreError> {
+    fn list(&self, _: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
+    }
+
+    fn commit(&self, _: Vec<Write>) -> Result<Committed, StoreError> {
+        Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
+    }
+
+    fn next_id(&self) -> Result<u64, StoreError> {
         Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
     }
 

@@ -10,7 +10,7 @@ use sixfold_core::router::RouteTableCell;
 use super::*;
 use crate::config::Config;
 use crate::resource::Kind;
-use crate::store::{Key, MemoryStore, Store};
+use crate::store::{Key, MemoryStore, StoreExt};
 use crate::testing;
 
 const PATIENCE: Duration = Duration::from_secs(20);

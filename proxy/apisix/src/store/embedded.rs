@@ -1,0 +1,300 @@
+//! A store in a file of this machine.
+//!
+//! One thread writes (`writer`): what many ask for at the same time is one transaction, so that all of them wait for the
+//! disk once. A write that was answered is on the disk; one that was not is there whole or not at all, whenever the
+//! process ends (redb's transactions).
+
+mod writer;
+
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use redb::backends::FileBackend;
+use redb::{Database, ReadTransaction, ReadableDatabase, TableDefinition};
+use sixfold_core::error::ConfigError;
+
+use self::writer::{Job, Task, Writer};
+use super::{Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreError, Watch, Write};
+use crate::resource::{Id, Kind};
+
+/// Values by [`name`], each behind its header.
+const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
+/// When values are over, in milliseconds since 1970, and their names.
+const ENDS: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("ends");
+/// [`FORMAT_KEY`] and [`REVISION_KEY`].
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+
+const FORMAT_KEY: &str = "format";
+const REVISION_KEY: &str = "revision";
+/// Of these tables. A file of another one is refused.
+const FORMAT: u64 = 1;
+
+/// Bytes of the file that are kept in memory: all values are read once, when the gateway starts.
+const CACHE_BYTES: usize = 2 << 20;
+/// Jobs that wait for the writer. Whoever comes then waits for room.
+const QUEUE: usize = 1024;
+/// Before each value: its created and modified revisions, and when it is over, or 0.
+const HEADER: usize = 24;
+
+/// Resources in a file that only this process has open.
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    /// `None` while it is dropped.
+    jobs: Option<SyncSender<Job>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    database: Database,
+    changed: Mutex<Changed>,
+}
+
+/// What nobody has looked at yet.
+#[derive(Default)]
+struct Changed {
+    everything: bool,
+    keys: BTreeSet<Key>,
+    notify: Option<Notify>,
+}
+
+/// A value and what is kept with it.
+struct Record<'a> {
+    created: u64,
+    modified: u64,
+    /// When it is over, in milliseconds since 1970; 0 for never.
+    end: u64,
+    value: &'a [u8],
+}
+
+impl EmbeddedStore {
+    /// Opens the file at `path`, or makes it, with its folder, for this user alone.
+    ///
+    /// # Errors
+    /// Why that can't be, as a phrase: another process has it open, or the operating system refuses.
+    pub fn open(path: &Path) -> Result<EmbeddedStore, String> {
+        let shared = Arc::new(Shared {
+            database: database(path)?,
+            path: path.to_owned(),
+            changed: Mutex::new(Changed { everything: true, ..Changed::default() }),
+        });
+        let (jobs, queue) = sync_channel(QUEUE);
+        let writer = Writer::new(shared.clone(), queue).map_err(|error| error.to_string())?;
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
+        let writer = Some(thread.map_err(|error| error.to_string())?);
+        Ok(EmbeddedStore { shared, jobs: Some(jobs), writer })
+    }
+
+    fn ask<T>(&self, task: impl FnOnce(SyncSender<Result<T, StoreError>>) -> Task) -> Result<T, StoreError> {
+        let ended = || StoreError::Unavailable("the store is closed".to_owned());
+        // The writer never waits for whoever takes an answer.
+        let (answer, answered) = sync_channel(1);
+        self.jobs.as_ref().ok_or_else(ended)?.send(Job(task(answer))).map_err(|_| ended())?;
+        answered.recv().map_err(|_| ended())?
+    }
+}
+
+impl Drop for EmbeddedStore {
+    /// Closes the file, so that another may open it at once.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn database(path: &Path) -> Result<Database, String> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+        // Private keys and credentials are in it.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|error| format!("can't make the folder {}: {error}", folder.display()))?;
+    }
+    let told = |error: &dyn std::fmt::Display| format!("can't open {}: {error}", path.display());
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(|error| told(&error))?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(format!("can't open {}: it is no regular file", path.display()));
+    }
+    let backend = FileBackend::new(file).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => {
+            format!("can't open {}: another process has it open", path.display())
+        }
+        other => told(&other),
+    })?;
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder.create_with_backend(backend).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => {
+            format!("can't open {}: another process has it open", path.display())
+        }
+        other => told(&other),
+    })
+}
+
+/// What a resource is called in the file.
+fn name(key: &Key) -> String {
+    format!("{}/{}", key.kind.section(), key.id)
+}
+
+fn key_of(name: &str) -> Option<Key> {
+    let (section, id) = name.split_once('/')?;
+    let kind = Kind::ALL.into_iter().find(|kind| kind.section() == section)?;
+    Some(Key { kind, id: Id::from(id) })
+}
+
+impl<'a> Record<'a> {
+    fn read(bytes: &'a [u8]) -> Option<Record<'a>> {
+        let (header, value) = bytes.split_at_checked(HEADER)?;
+        let mut numbers = header.as_chunks::<8>().0.iter().map(|number| u64::from_le_bytes(*number));
+        Some(Record { created: numbers.next()?, modified: numbers.next()?, end: numbers.next()?, value })
+    }
+
+    fn written(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER + self.value.len());
+        for number in [self.created, self.modified, self.end] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(self.value);
+        bytes
+    }
+
+    fn kept(&self) -> Kept {
+        let Record { created, modified, value, .. } = *self;
+        Kept { value: Bytes::copy_from_slice(value), created, modified }
+    }
+}
+
+/// In the words of the storage.
+fn unavailable(error: impl Into<redb::Error>) -> StoreError {
+    StoreError::Unavailable(error.into().to_string())
+}
+
+impl Shared {
+    fn read(&self) -> Result<ReadTransaction, StoreError> {
+        self.database.begin_read().map_err(unavailable)
+    }
+
+    /// All values whose names begin like this.
+    fn range(&self, prefix: &str) -> Result<Vec<(Key, Kept)>, StoreError> {
+        let transaction = self.read()?;
+        let table = transaction.open_table(VALUES).map_err(unavailable)?;
+        let mut found = Vec::new();
+        for entry in table.range(prefix..).map_err(unavailable)? {
+            let (name, bytes) = entry.map_err(unavailable)?;
+            if !name.value().starts_with(prefix) {
+                break;
+            }
+            let kept = Record::read(bytes.value()).map(|record| record.kept());
+            found.extend(key_of(name.value()).zip(kept));
+        }
+        Ok(found)
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
+        let transaction = self.read()?;
+        let table = transaction.open_table(VALUES).map_err(unavailable)?;
+        let bytes = table.get(name(key).as_str()).map_err(unavailable)?;
+        Ok(bytes.and_then(|bytes| Some(Record::read(bytes.value())?.kept())))
+    }
+
+    fn tell(&self, keys: impl IntoIterator<Item = Key>) {
+        let notify = {
+            let mut changed = self.changed.lock();
+            changed.keys.extend(keys);
+            changed.notify.clone()
+        };
+        notify.iter().for_each(|notify| notify());
+    }
+}
+
+fn change(key: Key, kept: Option<Kept>) -> Change {
+    Change {
+        revision: kept.as_ref().map_or(0, |kept| kept.modified),
+        order: kept.as_ref().map_or(0, |kept| kept.created),
+        value: kept.map(|kept| Document::json(kept.value)),
+        key,
+        takes_place: false,
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        let shared = &self.shared;
+        let (everything, keys) = {
+            let mut changed = shared.changed.lock();
+            (std::mem::take(&mut changed.everything), std::mem::take(&mut changed.keys))
+        };
+        let mut read = || -> Result<(), StoreError> {
+            if everything {
+                // Kind by kind, so that not all of them are in memory at once.
+                for kind in Kind::ALL {
+                    let values = self.list(kind)?;
+                    values.into_iter().for_each(|(key, kept)| sink.change(change(key, Some(kept))));
+                }
+            }
+            for key in &keys {
+                sink.change(change(key.clone(), shared.get(key)?));
+            }
+            Ok(())
+        };
+        let read = read();
+        read.map(|()| Vec::new()).map_err(|error| {
+            let mut changed = shared.changed.lock();
+            changed.everything |= everything;
+            changed.keys.extend(keys);
+            vec![ConfigError::new(error.to_string()).in_file(shared.path.display().to_string())]
+        })
+    }
+
+    fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
+        let waiting = {
+            let mut changed = self.shared.changed.lock();
+            changed.notify = Some(notify.clone());
+            changed.everything || !changed.keys.is_empty()
+        };
+        if waiting {
+            notify();
+        }
+        Ok(Box::new(Watching(self.shared.clone())))
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
+        self.shared.get(key)
+    }
+
+    fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        self.shared.range(&format!("{}/", kind.section()))
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {
+        self.ask(|answer| Task::Commit(writes, answer))
+    }
+
+    fn next_id(&self) -> Result<u64, StoreError> {
+        self.ask(Task::NextId)
+    }
+}
+
+struct Watching(Arc<Shared>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.changed.lock().notify = None;
+    }
+}
+
+impl std::fmt::Debug for EmbeddedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "resources in {}", self.shared.path.display())
+    }
+}

@@ -1,0 +1,218 @@
+//! The thread that writes the file.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
+
+use redb::{ReadableTable, Table};
+
+use super::{
+    ENDS, FORMAT, FORMAT_KEY, NUMBERS, REVISION_KEY, Record, Shared, VALUES, key_of, name, unavailable,
+};
+use crate::store::kept::{end_of, now};
+use crate::store::{Action, Committed, Key, StoreError, Write};
+
+/// Jobs of one transaction at most, so that the first of them does not wait for ever.
+const BATCH: usize = 256;
+/// When values that are over are looked for at the latest: the clock of the machine may be set.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// What somebody waits for.
+pub(super) struct Job(pub(super) Task);
+
+pub(super) enum Task {
+    Commit(Vec<Write>, SyncSender<Result<Committed, StoreError>>),
+    NextId(SyncSender<Result<u64, StoreError>>),
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    queue: Receiver<Job>,
+    /// Of the last transaction.
+    revision: u64,
+    /// When the first value is over.
+    first_end: Option<u64>,
+}
+
+/// An answer that is given when its transaction is on the disk.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
+
+/// The tables within a transaction.
+struct Tables<'t> {
+    values: Table<'t, &'static str, &'static [u8]>,
+    ends: Table<'t, (u64, &'static str), ()>,
+    revision: u64,
+    changed: Vec<Key>,
+}
+
+impl Writer {
+    /// Makes the tables that are not there yet, and looks at where the file is.
+    pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Job>) -> Result<Writer, StoreError> {
+        let transaction = shared.database.begin_write().map_err(unavailable)?;
+        let (revision, first_end);
+        {
+            let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
+            let format = numbers.get(FORMAT_KEY).map_err(unavailable)?.map(|format| format.value());
+            if format.is_some_and(|format| format != FORMAT) {
+                let path = shared.path.display();
+                return Err(StoreError::Unavailable(format!("{path} was written by another version")));
+            }
+            numbers.insert(FORMAT_KEY, FORMAT).map_err(unavailable)?;
+            revision = numbers.get(REVISION_KEY).map_err(unavailable)?.map_or(0, |revision| revision.value());
+            transaction.open_table(VALUES).map_err(unavailable)?;
+            let ends = transaction.open_table(ENDS).map_err(unavailable)?;
+            first_end = ends.first().map_err(unavailable)?.map(|(end, _)| end.value().0);
+        }
+        transaction.commit().map_err(unavailable)?;
+        Ok(Writer { shared, queue, revision, first_end })
+    }
+
+    /// Writes until nobody is left who could ask for it.
+    pub(super) fn run(mut self) {
+        loop {
+            let until = self.first_end.map(|end| Duration::from_millis(end.saturating_sub(now())));
+            let jobs = match self.queue.recv_timeout(until.unwrap_or(LOOK).min(LOOK)) {
+                Ok(job) => std::iter::once(job).chain(self.queue.try_iter()).take(BATCH).collect(),
+                Err(RecvTimeoutError::Timeout) if self.is_due() => Vec::new(),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            self.write(jobs);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.first_end.is_some_and(|end| end <= now())
+    }
+
+    fn write(&mut self, mut jobs: Vec<Job>) {
+        let mut answers = Vec::with_capacity(jobs.len());
+        match self.transact(&mut jobs, &mut answers) {
+            Ok(changed) => {
+                answers.into_iter().for_each(|answer| answer(Ok(())));
+                if !changed.is_empty() {
+                    self.shared.tell(changed);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the store was not written");
+                answers.into_iter().for_each(|answer| answer(Err(error.clone())));
+                jobs.into_iter().for_each(|job| job.refuse(error.clone()));
+            }
+        }
+    }
+
+    /// Does all jobs in one transaction; those that were done are in `answers` even if that fails.
+    fn transact(&mut self, jobs: &mut Vec<Job>, answers: &mut Vec<Answer>) -> Result<Vec<Key>, StoreError> {
+        let transaction = self.shared.database.begin_write().map_err(unavailable)?;
+        let (revision, first_end, changed);
+        {
+            let values = transaction.open_table(VALUES).map_err(unavailable)?;
+            let ends = transaction.open_table(ENDS).map_err(unavailable)?;
+            let mut tables = Tables { values, ends, revision: self.revision, changed: Vec::new() };
+            tables.expire()?;
+            let mut failed = None;
+            for Job(task) in jobs.drain(..) {
+                match task {
+                    Task::Commit(writes, sender) => {
+                        let done = failed.clone().map_or_else(|| tables.commit(writes), Err);
+                        if let Err(error @ StoreError::Unavailable(_)) = &done {
+                            failed = Some(error.clone());
+                        }
+                        answers.push(Box::new(move |outcome| drop(sender.send(outcome.and(done)))));
+                    }
+                    Task::NextId(sender) => {
+                        tables.revision += 1;
+                        let id = tables.revision;
+                        answers.push(Box::new(move |outcome| drop(sender.send(outcome.map(|()| id)))));
+                    }
+                }
+            }
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            first_end = tables.ends.first().map_err(unavailable)?.map(|(end, _)| end.value().0);
+            let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
+            numbers.insert(REVISION_KEY, tables.revision).map_err(unavailable)?;
+            (revision, changed) = (tables.revision, tables.changed);
+        }
+        transaction.commit().map_err(unavailable)?;
+        (self.revision, self.first_end) = (revision, first_end);
+        Ok(changed)
+    }
+}
+
+impl Job {
+    fn refuse(self, error: StoreError) {
+        match self.0 {
+            Task::Commit(_, sender) => drop(sender.send(Err(error))),
+            Task::NextId(sender) => drop(sender.send(Err(error))),
+        }
+    }
+}
+
+impl Tables<'_> {
+    /// Does all of `writes` or none.
+    fn commit(&mut self, writes: Vec<Write>) -> Result<Committed, StoreError> {
+        for Write { key, expected, .. } in &writes {
+            if expected.is_some() && *expected != Some(self.at(key)?.map_or(0, |(_, modified, _)| modified)) {
+                return Err(StoreError::Changed);
+            }
+        }
+        self.revision += 1;
+        let revision = self.revision;
+        let mut replaced = Vec::with_capacity(writes.len());
+        for Write { key, action, .. } in writes {
+            let (name, before) = (name(&key), self.at(&key)?);
+            if let Some((_, _, end)) = before.filter(|(_, _, end)| *end > 0) {
+                self.ends.remove((end, name.as_str())).map_err(unavailable)?;
+            }
+            match action {
+                Action::Delete if before.is_none() => {
+                    replaced.push(false);
+                    continue;
+                }
+                Action::Delete => {
+                    self.values.remove(name.as_str()).map_err(unavailable)?;
+                }
+                Action::Put(value, ttl) => {
+                    let created = before.map_or(revision, |(created, ..)| created);
+                    let end = ttl.map_or(0, end_of);
+                    let record = Record { created, modified: revision, end, value: &value };
+                    self.values.insert(name.as_str(), record.written().as_slice()).map_err(unavailable)?;
+                    if end > 0 {
+                        self.ends.insert((end, name.as_str()), ()).map_err(unavailable)?;
+                    }
+                }
+            }
+            replaced.push(before.is_some());
+            self.changed.push(key);
+        }
+        Ok(Committed { revision, replaced })
+    }
+
+    /// The revisions of a value, and when it is over.
+    fn at(&self, key: &Key) -> Result<Option<(u64, u64, u64)>, StoreError> {
+        let bytes = self.values.get(name(key).as_str()).map_err(unavailable)?;
+        let record = bytes.as_ref().and_then(|bytes| Record::read(bytes.value()));
+        Ok(record.map(|record| (record.created, record.modified, record.end)))
+    }
+
+    /// Removes what is over.
+    fn expire(&mut self) -> Result<(), StoreError> {
+        let now = now();
+        while let Some((end, name)) = self.first_end()?
+            && end <= now
+        {
+            self.ends.remove((end, name.as_str())).map_err(unavailable)?;
+            self.values.remove(name.as_str()).map_err(unavailable)?;
+            self.changed.extend(key_of(&name));
+        }
+        Ok(())
+    }
+
+    fn first_end(&self) -> Result<Option<(u64, String)>, StoreError> {
+        let first = self.ends.first().map_err(unavailable)?;
+        Ok(first.map(|(key, _)| (key.value().0, key.value().1.to_owned())))
+    }
+}
