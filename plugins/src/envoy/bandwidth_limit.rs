@@ -7,7 +7,7 @@ mod tests;
 use crate::envoy;
 use crate::shared::token_bucket::TokenBucket;
 use bytes::Bytes;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::ConfigError;
 use sixfold_core::headers::HeaderName;
 use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{
@@ -66,10 +66,7 @@ fn build(own: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
     let interval = optional_duration(fill_interval, "fill_interval")?.unwrap_or(FILL_INTERVAL);
     let filter = BandwidthLimit {
         bucket: TokenBucket::paced(limit.value as f64 * 1024.0, interval, Instant::now()),
-        trailers: enable_response_trailers
-            .then(|| Trailers::new(response_trailer_prefix))
-            .transpose()
-            .in_key("response_trailer_prefix")?,
+        trailers: enable_response_trailers.then(|| Trailers::new(response_trailer_prefix)).transpose()?,
         stats: BandwidthStats::new(&context.metrics, &scope(&[stat_prefix, "http_bandwidth_limit"])),
     };
     let mut plugin = Plugin::of(filter);
@@ -101,8 +98,8 @@ struct Trailers {
 impl Trailers {
     fn new(prefix: &str) -> Result<Trailers, ConfigError> {
         let name = |what: &str| match prefix {
-            "" => header_name(&format!("bandwidth-{what}-delay-ms"), ""),
-            prefix => header_name(&format!("{prefix}-bandwidth-{what}-delay-ms"), ""),
+            "" => header_name(&format!("bandwidth-{what}-delay-ms"), "response_trailer_prefix"),
+            prefix => header_name(&format!("{prefix}-bandwidth-{what}-delay-ms"), "response_trailer_prefix"),
         };
         Ok(Trailers {
             request: name("request")?,
