@@ -18,7 +18,6 @@ use host::{Body, Host, Side, Wait};
 use serde_json::Value;
 use sixfold_core::cluster::{ClusterCell, Clusters};
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::headers::Known;
 use sixfold_core::plugin::{
     BodyPiece, BodyStep, BuildContext, Built, Callout, CalloutRequest, FilterFactory, Hold, LocalReply,
     Overflow, Plugin, ReadBody, Slot, Step, TrailersStep,
@@ -146,6 +145,8 @@ struct Running {
     on: Option<Wait>,
     /// It has changed what routes are chosen by.
     clear_route: bool,
+    /// The head of its response waits for the rest of it, and may be changed until then.
+    holds_head: bool,
 }
 
 /// What follows a turn of a script.
@@ -243,7 +244,7 @@ impl Script {
         let vm = self.vm()?;
         self.stats.executions().inc();
         match vm.begin(side) {
-            Ok(run) => Some(Running { run: run?, vm, side, on: None, clear_route: false }),
+            Ok(run) => Some(Running { run: run?, vm, side, on: None, clear_route: false, holds_head: false }),
             Err(error) => {
                 self.failed(&error);
                 None
@@ -264,6 +265,7 @@ impl Script {
             (Given::Nothing, Some(Wait::Body), _) if running.side == Side::Response => Body::None,
             (_, _, Some(body)) if running.side == Side::Request && head_is_here => Body::of(body),
             (_, _, None) if running.side == Side::Request && head_is_here && has_ended(stream) => Body::None,
+            _ if running.side == Side::Response && head_is_here && stream.ends_with_head => Body::None,
             _ => Body::Unknown,
         };
         running.on = None;
@@ -318,17 +320,18 @@ impl Script {
     }
 
     /// What becomes of the message.
-    fn settle<'a>(&'a self, stream: &mut Stream, slot: Slot, running: Running, after: After) -> Step<'a> {
+    fn settle<'a>(&'a self, stream: &mut Stream, slot: Slot, mut running: Running, after: After) -> Step<'a> {
         let clear_route = running.clear_route && running.side == Side::Request;
         match after {
             After::Answer(reply) => return Step::Respond(*reply),
             After::Wait => {
                 let (wants_body, side) = (matches!(running.on, Some(Wait::Body)), running.side);
+                running.holds_head = wants_body && side == Side::Response;
+                if running.holds_head {
+                    stream.hold_response_head();
+                }
                 stream.set_state(slot, running);
-                if wants_body && side == Side::Response {
-                    // The head goes on, and what the script makes of the body may be of another length.
-                    stream.response.headers.remove(Known::CONTENT_LENGTH);
-                } else if wants_body {
+                if wants_body && side == Side::Request {
                     return Step::ReadBody(ReadBody { limit: LONGEST_BODY, on_overflow: Overflow::Refuse });
                 }
             }
@@ -354,13 +357,14 @@ impl Script {
                 return BodyStep::Pass;
             }
         };
-        let (mut after, new_body) = self.turn(stream, &mut running, given, false);
+        let head_is_here = running.holds_head;
+        let (mut after, new_body) = self.turn(stream, &mut running, given, head_is_here);
         // Behind the last piece there is none, and no trailers either.
         let ended = piece.last && !has_trailers(stream, running.side);
         let mut left = 2;
         while ended && left > 0 && matches!(running.on, Some(Wait::Chunk | Wait::Trailers)) {
             left -= 1;
-            after = self.turn(stream, &mut running, Given::Nothing, false).0;
+            after = self.turn(stream, &mut running, Given::Nothing, head_is_here).0;
         }
         self.stream_on(stream, slot, running, &after);
         new_body.map_or(BodyStep::Pass, BodyStep::Replace)
@@ -370,9 +374,7 @@ impl Script {
     fn stream_on(&self, stream: &mut Stream, slot: Slot, running: Running, after: &After) {
         match after {
             After::Wait => stream.set_state(slot, running),
-            After::Ask(_) => {
-                self.failed("httpCall() is not possible once the head of the message has gone on")
-            }
+            After::Ask(_) => self.failed("httpCall() is not possible once the body of the message has begun"),
             After::Answer(_) | After::End => {}
         }
     }
@@ -381,9 +383,10 @@ impl Script {
         let Some(running) = stream.take_state::<Running>(slot) else { return TrailersStep::Continue };
         let mut running = *running;
         let given = if matches!(running.on, Some(Wait::Trailers)) { Given::Trailers } else { Given::Nothing };
-        let (mut after, _) = self.turn(stream, &mut running, given, false);
+        let head_is_here = running.holds_head;
+        let (mut after, _) = self.turn(stream, &mut running, given, head_is_here);
         if matches!(running.on, Some(Wait::Trailers)) {
-            after = self.turn(stream, &mut running, Given::Trailers, false).0;
+            after = self.turn(stream, &mut running, Given::Trailers, head_is_here).0;
         }
         self.stream_on(stream, slot, running, &after);
         TrailersStep::Continue

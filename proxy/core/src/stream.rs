@@ -78,6 +78,8 @@ pub struct Stream {
     /// Whether the client made no call by gRPC, whatever a plugin has made of its request: it gets answers of the proxy as
     /// they are.
     pub answered_plainly: bool,
+    /// Whether neither body nor trailers follow the head of the response: known where `header_filter` runs.
+    pub ends_with_head: bool,
     /// Whether the head of the response waits for the end of its body.
     head_held: bool,
     /// Dynamic metadata of Envoy: namespace, key, value.
@@ -272,6 +274,7 @@ impl Stream {
             hash: None,
             operation_told: false,
             answered_plainly: false,
+            ends_with_head: false,
             head_held: false,
             metadata: Vec::new(),
             filter_state: None,
@@ -314,6 +317,7 @@ impl Stream {
             hash,
             operation_told,
             answered_plainly,
+            ends_with_head,
             head_held,
             metadata,
             filter_state,
@@ -348,6 +352,7 @@ impl Stream {
         *hash = None;
         *operation_told = false;
         *answered_plainly = false;
+        *ends_with_head = false;
         *head_held = false;
         metadata.clear();
         *filter_state = None;
@@ -537,6 +542,7 @@ mod tests {
             hash,
             operation_told,
             answered_plainly,
+            ends_with_head,
             head_held,
             metadata,
             filter_state,
@@ -569,7 +575,7 @@ mod tests {
                 "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {wanted:?} {server:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -597,6 +603,7 @@ mod tests {
         used.internal = true;
         used.virtual_cluster = Some(3);
         used.answered_plainly = true;
+        used.ends_with_head = true;
         used.hold_response_head();
         used.virtual_host = Some(VirtualHost::new("v", VirtualHostOptions::default()));
         let path = crate::route::PathMatch::Prefix(b"/"[..].into(), false);

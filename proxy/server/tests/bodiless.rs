@@ -93,6 +93,34 @@ async fn over_http1_what_is_not_sent_is_not_counted() {
     }
 }
 
+fn tell_end<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    let ends = stream.ends_with_head.to_string();
+    stream.response.headers.set("x-ends", ends.as_bytes());
+    Step::Continue
+}
+
+#[tokio::test]
+async fn plugins_know_with_the_head_whether_anything_follows() {
+    let up = upstream(|_, request| if request.contains(" /empty ") { ok("") } else { ok("hello") }).await;
+    let (mut setup, _) = setup(Profile::Envoy, up.address);
+    let mut builder = ChainBuilder::new();
+    builder.add("p", Plugin::of(()).header_filter(tell_end).build());
+    setup.chain = Arc::new(builder.build());
+    let (proxy, _) = setup.serve().await;
+    for (line, ends) in [
+        ("GET /full", false),
+        ("HEAD /full", true),
+        ("GET /empty", true),
+        ("GET /200", false),
+        ("HEAD /200", true),
+        ("GET /204", true),
+    ] {
+        let response =
+            whole(proxy, &format!("{line} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")).await;
+        assert!(response.contains(&format!("x-ends: {ends}\r\n")), "{line}: {response}");
+    }
+}
+
 /// Wants the whole body and can't stand an empty one, as what undoes an encoding.
 fn demanding(_: &(), _: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
     match piece.data.is_empty() {

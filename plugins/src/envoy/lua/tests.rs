@@ -57,6 +57,27 @@ impl Filter {
         self.run(HeadPhase::Access, stream)
     }
 
+    /// A response of these pieces, the last of which comes with its trailers: what becomes of its body.
+    fn response(&self, stream: &mut Stream, pieces: &[&str], trailers: &[(&str, &str)]) -> String {
+        stream.response.status = 200;
+        assert!(matches!(self.run(HeadPhase::HeaderFilter, stream), Outcome::Done));
+        let (mut filters, mut out) = (BodyFilters::new(Direction::Response), Vec::new());
+        for (at, piece) in pieces.iter().enumerate() {
+            let last = at + 1 == pieces.len();
+            for (name, value) in trailers.iter().filter(|_| last) {
+                stream.response_trailers.append(*name, value.as_bytes());
+            }
+            match filters.push(&self.chain, stream, piece.as_bytes(), last) {
+                Filtered::Same => out.extend_from_slice(piece.as_bytes()),
+                Filtered::Data(data) => out.extend_from_slice(&data),
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(filters.poll_trailers(&self.chain, stream, &mut cx).is_ready());
+        String::from_utf8(out).unwrap()
+    }
+
     fn errors(&self) -> u64 {
         self.context.metrics.sum("http.in.lua.", "errors")
     }
@@ -243,18 +264,78 @@ fn bodies_pass_in_pieces() {
            for piece in h:bodyChunks() do piece:setBytes('<' .. piece:getBytes(0, piece:length()) .. '>') end
          end",
     );
+    let body = filter.response(&mut stream(), &["ab", "c", ""], &[]);
+    assert_eq!((body.as_str(), filter.errors()), ("<ab><c>", 0));
+}
+
+/// The head waits for the body, and is the script's until then.
+#[test]
+fn a_script_that_wants_the_whole_response_has_its_head_too() {
+    let filter = filter(
+        "function envoy_on_response(h)
+           local body = h:body()
+           h:headers():add('x-had', body and body:getBytes(0, body:length()) or 'none')
+           if body then body:setBytes('short') end
+         end",
+    );
+    let had = |ends: bool, pieces: &[&str]| {
+        let mut stream = stream();
+        stream.ends_with_head = ends;
+        stream.response.headers.set("content-length", b"6");
+        let body = filter.response(&mut stream, pieces, &[]);
+        let header = |name| stream.response.headers.get_str(name).unwrap_or("missing").to_owned();
+        (header("x-had"), body, header("content-length"), stream.release_response_head())
+    };
+    let told = |had: &str, body: &str, length: &str, held| (had.into(), body.into(), length.into(), held);
+    assert_eq!(had(false, &["abc", "def", ""]), told("abcdef", "short", "5", true));
+    assert_eq!(had(false, &[""]), told("none", "", "6", true));
+    assert_eq!(had(true, &[""]), told("none", "", "6", false));
+    assert_eq!(filter.errors(), 0);
+}
+
+#[test]
+fn a_script_that_wants_the_whole_request_goes_on_once_it_is_there() {
+    let filter = filter(
+        "function envoy_on_request(h)
+           local body = h:body()
+           body:setBytes(body:getBytes(0, 2) .. '!')
+         end",
+    );
     let mut stream = stream();
-    stream.response.status = 200;
-    assert!(matches!(filter.run(HeadPhase::HeaderFilter, &mut stream), Outcome::Done));
-    let (mut filters, mut out) = (BodyFilters::new(Direction::Response), Vec::new());
-    for (piece, last) in [("ab", false), ("c", false), ("", true)] {
-        match filters.push(&filter.chain, &mut stream, piece.as_bytes(), last) {
-            Filtered::Same => out.extend_from_slice(piece.as_bytes()),
-            Filtered::Data(data) => out.extend_from_slice(&data),
-            other => panic!("{other:?}"),
-        }
+    assert!(matches!(
+        filter.request(&mut stream),
+        Outcome::ReadBody(_, ReadBody { limit: LONGEST_BODY, .. })
+    ));
+    stream.request_body = Some(Bytes::from_static(b"hello"));
+    assert!(matches!(filter.request(&mut stream), Outcome::Done));
+    let wanted = (Some(Bytes::from_static(b"he!")), "3", 0);
+    assert_eq!((stream.request_body.clone(), header(&stream, "content-length"), filter.errors()), wanted);
+}
+
+#[test]
+fn scripts_see_and_change_trailers() {
+    for before in ["for _ in h:bodyChunks() do end", ""] {
+        let filter = filter(&format!(
+            "function envoy_on_response(h)
+               {before}
+               local trailers = h:trailers()
+               local was = trailers and trailers:get('x-t') or 'none'
+               h:streamInfo():dynamicMetadata():set('n', 'was', was)
+               if trailers then trailers:replace('x-t', was .. '!') trailers:add('x-new', '1') end
+             end"
+        ));
+        let seen = |trailers: &[(&str, &str)]| {
+            let mut stream = stream();
+            assert_eq!(filter.response(&mut stream, &["ab", ""], trailers), "ab");
+            let now = |name| stream.response_trailers.get_str(name).unwrap_or("none").to_owned();
+            let was: Vec<String> = stream.metadata.iter().map(|(_, _, value)| value.to_string()).collect();
+            (was.concat(), now("x-t"), now("x-new"))
+        };
+        let told = |was: &str, now: &str, new: &str| (was.to_owned(), now.to_owned(), new.to_owned());
+        assert_eq!(seen(&[("x-t", "1")]), told("\"1\"", "1!", "1"), "{before}");
+        assert_eq!(seen(&[]), told("\"none\"", "none", "none"), "{before}");
+        assert_eq!(filter.errors(), 0, "{before}");
     }
-    assert_eq!((out.as_slice(), filter.errors()), (&b"<ab><c>"[..], 0));
 }
 
 #[test]

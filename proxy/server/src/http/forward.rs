@@ -345,6 +345,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_headers(plan);
         self.clock.set_per_try(None);
         if self.chain.has(HeadPhase::HeaderFilter) {
+            self.stream.ends_with_head = end || self.has_no_body();
             let chain = Arc::clone(&self.chain);
             if let Outcome::Respond(reply) = self.phase(&chain, HeadPhase::HeaderFilter).await? {
                 self.end_attempt(flight, OutcomeKind::Response, status);

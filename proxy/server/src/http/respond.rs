@@ -269,6 +269,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if !self.chain.has(HeadPhase::HeaderFilter) {
             return Ok(body);
         }
+        self.stream.ends_with_head = body.is_empty() || self.has_no_body();
         let chain = Arc::clone(&self.chain);
         match self.phase(&chain, HeadPhase::HeaderFilter).await? {
             Outcome::Respond(reply) => Ok(self.put_reply(reply)),
