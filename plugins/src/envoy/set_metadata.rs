@@ -6,6 +6,7 @@ mod tests;
 
 use crate::envoy;
 use serde_json::{Map, Value};
+use sixfold_core::metadata::noted;
 use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
@@ -78,8 +79,7 @@ impl Entry {
             return stats.overwrite_denied().inc();
         }
         for (key, value) in values {
-            let before = stream.metadata.iter().rfind(|(of, known, _)| of == namespace && known == key);
-            let merged = merged(before.map(|(.., value)| value), value);
+            let merged = merged(noted(&stream.metadata, namespace, key), value);
             stream.metadata.push((namespace.clone(), key.clone(), merged));
         }
     }

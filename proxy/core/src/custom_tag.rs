@@ -2,7 +2,7 @@
 
 use crate::format::Format;
 use crate::headers::HeaderName;
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, below, noted};
 use crate::stream::Stream;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -83,19 +83,13 @@ fn of_metadata<'s>(
     let configured: Option<&Metadata> = match of {
         TagMetadata::Request => {
             let (first, rest) = path.split_first()?;
-            let mut entries = stream.metadata.iter();
-            let found = entries.rfind(|(space, key, _)| **space == *namespace && **key == **first);
-            return text(walk(&found?.2, rest)?);
+            return text(below(noted(&stream.metadata, namespace, first)?, rest)?);
         }
         TagMetadata::Route => stream.route.as_ref().map(|route| &route.metadata),
         TagMetadata::Cluster => stream.upstream.cluster.as_ref().map(|cluster| &cluster.config.metadata),
         TagMetadata::Host => stream.upstream.member.as_ref().map(|member| &member.metadata),
     };
-    text(walk(configured?.get(namespace)?, path)?)
-}
-
-fn walk<'v>(value: &'v Value, path: &[Box<str>]) -> Option<&'v Value> {
-    path.iter().try_fold(value, |value, key| value.get(&**key))
+    text(below(configured?.get(namespace)?, path)?)
 }
 
 /// Texts as they are, all else as JSON; null is nothing.

@@ -5,7 +5,7 @@ use super::fault::Fault;
 use crate::headers::{HeaderName, Headers};
 use crate::matcher::HeaderTarget;
 use crate::message::{RequestHead, ResponseHead};
-use crate::metadata::Metadata;
+use crate::metadata::{self, Metadata};
 use crate::stream::Stream;
 use serde_json::Value as Json;
 use std::borrow::Cow;
@@ -228,14 +228,7 @@ impl<'a> Map<'a> {
                     Value::Map(Map::Namespace(stream, Cow::Borrowed(namespace.as_ref())))
                 })
             }
-            Map::Namespace(stream, of) => {
-                let is_meant = |(namespace, key, _): &&(_, std::sync::Arc<str>, _)| {
-                    let namespace: &std::sync::Arc<str> = namespace;
-                    **namespace == **of && **key == *name
-                };
-                // Of two with one key the later counts.
-                stream.metadata.iter().rfind(is_meant).map(|(_, _, value)| Value::of_json(value))
-            }
+            Map::Namespace(stream, of) => metadata::noted(&stream.metadata, of, name).map(Value::of_json),
             Map::Configured(metadata) => {
                 (name == "filter_metadata").then_some(Value::Map(Map::ConfiguredNamespaces(metadata)))
             }

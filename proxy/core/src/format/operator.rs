@@ -6,6 +6,7 @@ use super::read::{Read, number};
 use super::time::TimeFormat;
 use crate::cel::Program;
 use crate::headers::{HeaderName, Headers, Known};
+use crate::metadata::{below, noted};
 use crate::stream::Stream;
 use percent_encoding::percent_decode;
 use serde_json::{Map, Value};
@@ -425,22 +426,16 @@ fn metadata(
         // Listeners carry no metadata.
         MetadataOf::Listener => None,
     };
-    write_value(metadata.and_then(|m| m.get(namespace)).and_then(|v| walk(v, path)), out)
+    write_value(metadata.and_then(|m| m.get(namespace)).and_then(|v| below(v, path)), out)
 }
 
 fn dynamic_metadata(stream: &Stream, namespace: &str, path: &[Box<str>], out: &mut Vec<u8>) -> Written {
-    let mut entries = stream.metadata.iter().filter(|(ns, _, _)| **ns == *namespace);
     if let Some((key, rest)) = path.split_first() {
-        // What is said again takes the place of what was said.
-        let value = entries.rfind(|(_, k, _)| **k == **key).map(|(_, _, value)| value);
-        return write_value(value.and_then(|v| walk(v, rest)), out);
+        return write_value(noted(&stream.metadata, namespace, key).and_then(|v| below(v, rest)), out);
     }
+    let entries = stream.metadata.iter().filter(|(ns, _, _)| **ns == *namespace);
     let all: Map<String, Value> = entries.map(|(_, k, v)| (k.to_string(), v.clone())).collect();
     write_value((!all.is_empty()).then_some(&Value::Object(all)), out)
-}
-
-fn walk<'a>(value: &'a Value, path: &[Box<str>]) -> Option<&'a Value> {
-    path.iter().try_fold(value, |value, key| value.get(&**key))
 }
 
 /// Appends a value of metadata: a string as it is, anything else as JSON with sorted keys.

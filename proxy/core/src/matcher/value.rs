@@ -1,7 +1,7 @@
 //! Tests of metadata, whose values are JSON.
 
 use super::StringMatcher;
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, below, noted};
 use serde_json::Value;
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl MetadataMatcher {
         self.value_in(metadata).is_some()
     }
 
-    /// Whether metadata by namespace and key passes. Of two with one key the later counts.
+    /// Whether metadata by namespace and key passes.
     pub fn matches(&self, metadata: &[(Arc<str>, Arc<str>, Value)]) -> bool {
         self.passes(self.value_in(metadata))
     }
@@ -77,7 +77,7 @@ impl MetadataMatcher {
     /// Whether metadata of something that is configured passes.
     pub fn matches_configured(&self, metadata: &Metadata) -> bool {
         let first = metadata.get(&self.namespace).and_then(|values| values.get(&*self.key));
-        self.passes(self.followed(first))
+        self.passes(first.and_then(|value| below(value, &self.path)))
     }
 
     fn passes(&self, value: Option<&Value>) -> bool {
@@ -86,14 +86,7 @@ impl MetadataMatcher {
 
     /// What is tested, if it is there.
     pub fn value_in<'m>(&self, metadata: &'m [(Arc<str>, Arc<str>, Value)]) -> Option<&'m Value> {
-        let is_meant = |(namespace, key, _): &&(Arc<str>, Arc<str>, Value)| {
-            **namespace == *self.namespace && **key == *self.key
-        };
-        self.followed(metadata.iter().rfind(is_meant).map(|(_, _, value)| value))
-    }
-
-    fn followed<'m>(&self, first: Option<&'m Value>) -> Option<&'m Value> {
-        first.and_then(|value| self.path.iter().try_fold(value, |value, key| value.get(&**key)))
+        below(noted(metadata, &self.namespace, &self.key)?, &self.path)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::connection::Certificate;
 use crate::headers::HeaderName;
 use crate::listener::MatchInput;
 use crate::matcher::HeaderTarget;
+use crate::metadata;
 use crate::stream::Stream;
 use serde_json::Value;
 use smallvec::SmallVec;
@@ -118,10 +119,7 @@ impl Input {
     /// The metadata, if it is that.
     pub(super) fn value<'a>(&self, subject: Subject<'a>) -> Option<&'a Value> {
         let Input::Metadata(namespace, key, path) = self else { return None };
-        let metadata = &stream(subject)?.metadata;
-        // Of two with one key the later counts.
-        let first = metadata.iter().rfind(|(of, name, _)| **of == **namespace && **name == **key);
-        path.iter().try_fold(&first?.2, |value, key| value.get(&**key))
+        metadata::below(metadata::noted(&stream(subject)?.metadata, namespace, key)?, path)
     }
 }
 
