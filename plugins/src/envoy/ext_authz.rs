@@ -13,7 +13,7 @@ use answer::{Answer, Verdict};
 use check::Shape;
 use config::Body;
 use prost::Message;
-use sixfold_core::cluster::Cluster;
+use sixfold_core::cluster::{AuthzCounts, Cluster};
 use sixfold_core::flags::Flag;
 use sixfold_core::matcher::MetadataMatcher;
 use sixfold_core::plugin::{
@@ -190,13 +190,15 @@ impl ExtAuthz {
             return Step::Respond(reply);
         }
         self.take_metadata(&mut answer, stream, started);
-        let of_cluster = cluster.and_then(|cluster| cluster.stats.authz(&self.stat_prefix));
+        let count = |count: fn(&AuthzCounts)| {
+            if let Some(cluster) = cluster {
+                cluster.stats.count_authz(&self.stat_prefix, count);
+            }
+        };
         match answer.verdict {
             Verdict::Ok => {
                 self.stats.ok().inc();
-                if let Some(counts) = of_cluster {
-                    counts.ok().inc();
-                }
+                count(|counts| counts.ok().inc());
                 let clears = self.clear_route && answer.changes_request();
                 answer.apply(&mut stream.request);
                 if !answer.response.is_empty() {
@@ -206,9 +208,7 @@ impl ExtAuthz {
             }
             Verdict::Denied => {
                 self.stats.denied().inc();
-                if let Some(counts) = of_cluster {
-                    counts.denied().inc();
-                }
+                count(|counts| counts.denied().inc());
                 let reply = answer.reply(403, self.max_denied_body, "ext_authz_denied");
                 if let Some(cluster) = cluster.filter(|_| self.charge_cluster) {
                     cluster.stats.responses().count(reply.status);
@@ -217,17 +217,13 @@ impl ExtAuthz {
             }
             Verdict::Error => {
                 self.stats.error().inc();
-                if let Some(counts) = &of_cluster {
-                    counts.error().inc();
-                }
+                count(|counts| counts.error().inc());
                 // What can't be asked about is never let through: a client could see to it.
                 if !self.allow_on_error || answer.unaskable {
                     return Step::Respond(answer.reply(self.status_on_error, 0, "ext_authz_error"));
                 }
                 self.stats.failure_mode_allowed().inc();
-                if let Some(counts) = &of_cluster {
-                    counts.failure_mode_allowed().inc();
-                }
+                count(|counts| counts.failure_mode_allowed().inc());
                 if self.tell_upstream_of_error {
                     stream.request.headers.append("x-envoy-auth-failure-mode-allowed", b"true");
                 }

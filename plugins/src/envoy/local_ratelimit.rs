@@ -15,7 +15,7 @@ use sixfold_core::header_ops::{HeaderOps, Side};
 use sixfold_core::headers::Known;
 use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
-use sixfold_core::rate_limit::{Descriptor, LimitPolicy, RouteLimits};
+use sixfold_core::rate_limit::{Descriptor, LimitPolicy};
 use sixfold_core::route::Action;
 use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::Stream;
@@ -91,7 +91,7 @@ struct LocalRateLimit {
 }
 
 /// Of most requests one or none.
-type Descriptors = SmallVec<[Descriptor; 2]>;
+type Descriptors<'s> = SmallVec<[Descriptor<'s>; 2]>;
 
 /// What the response tells.
 struct Shown(Told);
@@ -180,7 +180,7 @@ impl LocalRateLimit {
     }
 
     /// What the request is, as the filter or else its route and virtual host say.
-    fn descriptors(&self, stream: &Stream) -> Descriptors {
+    fn descriptors<'s>(&'s self, stream: &'s Stream) -> Descriptors<'s> {
         let mut descriptors = Descriptors::new();
         if !self.buckets.has_descriptors() {
             return descriptors;
@@ -194,15 +194,15 @@ impl LocalRateLimit {
             _ => return descriptors,
         };
         let of_stage = |policy: &&LimitPolicy| policy.stage == self.stage && policy.disable_key.is_empty();
-        let mut add = |policies: &[LimitPolicy]| {
+        let mut add = |policies: &'s [LimitPolicy]| {
             let policies = policies.iter().filter(of_stage);
             descriptors.extend(policies.filter_map(|policy| policy.describe(stream)));
         };
-        let nothing = RouteLimits::default();
-        let RouteLimits { policies, include_virtual_host } =
-            forward.rate_limits.as_deref().unwrap_or(&nothing);
+        let of_route = forward.rate_limits.as_deref();
+        let (policies, include_virtual_host) =
+            of_route.map_or((&[][..], false), |limits| (&*limits.policies, limits.include_virtual_host));
         add(policies);
-        let includes = *include_virtual_host
+        let includes = include_virtual_host
             || match self.of_virtual_host {
                 VhRateLimitsOptions::Include => true,
                 VhRateLimitsOptions::Override => policies.is_empty(),

@@ -15,7 +15,7 @@ use sixfold_core::flags::Flag;
 use sixfold_core::header_ops::{HeaderOps, Side};
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
-use sixfold_core::rate_limit::{Descriptor, LimitPolicy, RouteLimits};
+use sixfold_core::rate_limit::{Descriptor, LimitPolicy};
 use sixfold_core::route::Action;
 use sixfold_core::runtime::{Fraction, Runtime};
 use sixfold_core::stream::Stream;
@@ -28,6 +28,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::ratelimit::v3::{
 };
 use sixfold_xds_api::pb::envoy::service::ratelimit::v3::RateLimitRequest;
 use sixfold_xds_api::pb::google::protobuf::UInt64Value;
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Whose dynamic metadata it is what the service says, unless the configuration has another namespace.
@@ -90,6 +91,9 @@ enum OfHost {
     Ignored,
 }
 
+/// Of most requests one or none.
+type Descriptors<'s> = SmallVec<[Descriptor<'s>; 2]>;
+
 /// What the service wants added to the response.
 struct Additions(Headers);
 
@@ -129,13 +133,13 @@ impl RateLimit {
     }
 
     /// Whether responses say how far the limit is: what descriptors say of it goes before what the filter says.
-    fn shows_limit(&self, descriptors: &[Descriptor]) -> bool {
+    fn shows_limit(&self, descriptors: &[Descriptor<'_>]) -> bool {
         descriptors.iter().find_map(|descriptor| descriptor.x_ratelimit).unwrap_or(self.x_ratelimit)
     }
 
     /// What the service is told.
-    fn describe(&self, stream: &Stream) -> Vec<Descriptor> {
-        let mut made = Vec::new();
+    fn describe<'s>(&'s self, stream: &'s Stream) -> Descriptors<'s> {
+        let mut made = Descriptors::new();
         if !self.policies.is_empty() {
             // They have no stages.
             made.extend(self.policies.iter().filter_map(|policy| policy.describe(stream)));
@@ -145,10 +149,10 @@ impl RateLimit {
             Some(Action::Forward(forward)) => forward.rate_limits.as_deref(),
             _ => None,
         };
-        let none = RouteLimits::default();
-        let RouteLimits { policies, include_virtual_host } = of_route.unwrap_or(&none);
+        let (policies, include_virtual_host) =
+            of_route.map_or((&[][..], false), |limits| (&*limits.policies, limits.include_virtual_host));
         self.add(policies, stream, &mut made);
-        let of_host = if *include_virtual_host { OfHost::Included } else { self.of_host };
+        let of_host = if include_virtual_host { OfHost::Included } else { self.of_host };
         let counts = match of_host {
             OfHost::Fallback => policies.is_empty(),
             OfHost::Included => true,
@@ -160,7 +164,7 @@ impl RateLimit {
         made
     }
 
-    fn add(&self, policies: &[LimitPolicy], stream: &Stream, made: &mut Vec<Descriptor>) {
+    fn add<'s>(&self, policies: &'s [LimitPolicy], stream: &'s Stream, made: &mut Descriptors<'s>) {
         let meant = policies.iter().filter(|policy| policy.stage == self.stage);
         let is_on = |policy: &&LimitPolicy| {
             policy.disable_key.is_empty() || {
@@ -187,7 +191,7 @@ impl RateLimit {
         slot: Slot,
         cluster: &Cluster,
     ) -> Step<'a> {
-        let counts = cluster.stats.rate_limit(&self.stat_prefix);
+        let count = |count: fn(&RateLimitCounts)| cluster.stats.count_rate_limit(&self.stat_prefix, count);
         let entries = answer.metadata.into_iter();
         stream.metadata.extend(entries.map(|(key, value)| (self.namespace.clone(), key.into(), value)));
         let mut added = Headers::new();
@@ -204,7 +208,7 @@ impl RateLimit {
         }
         let step = match answer.verdict {
             Verdict::OverLimit => {
-                count(&counts, |counts| counts.over_limit().inc());
+                count(|counts| counts.over_limit().inc());
                 if self.enforced.draw(fastrand::u64(..)) {
                     if self.retry_after && self.limited_status == 429 {
                         headers::tell_retry(&answer.statuses, &mut added);
@@ -214,17 +218,17 @@ impl RateLimit {
                 Step::Continue
             }
             Verdict::Error => {
-                count(&counts, |counts| counts.error().inc());
+                count(|counts| counts.error().inc());
                 if self.denied_on_error.draw(fastrand::u64(..)) {
                     let mut reply = LocalReply::new(self.status_on_error, answer.body, "rate_limiter_error");
                     reply.flag = Some(Flag::RLSE);
                     return Step::Respond(reply);
                 }
-                count(&counts, |counts| counts.failure_mode_allowed().inc());
+                count(|counts| counts.failure_mode_allowed().inc());
                 Step::Continue
             }
             Verdict::Ok => {
-                count(&counts, |counts| counts.ok().inc());
+                count(|counts| counts.ok().inc());
                 Step::Continue
             }
         };
@@ -260,17 +264,14 @@ impl RateLimit {
     }
 }
 
-fn count(counts: &Option<RateLimitCounts>, what: impl FnOnce(&RateLimitCounts)) {
-    if let Some(counts) = counts {
-        what(counts);
-    }
-}
-
 /// A descriptor as a message.
-fn message(descriptor: Descriptor) -> RateLimitDescriptor {
+fn message(descriptor: Descriptor<'_>) -> RateLimitDescriptor {
     let Descriptor { entries, limit, hits, is_negative, x_ratelimit: _ } = descriptor;
     RateLimitDescriptor {
-        entries: entries.into_iter().map(|(key, value)| Entry { key: key.to_string(), value }).collect(),
+        entries: entries
+            .into_iter()
+            .map(|(key, value)| Entry { key: key.to_owned(), value: value.into_owned() })
+            .collect(),
         limit: limit.map(|limit| RateLimitOverride {
             requests_per_unit: limit.requests_per_unit,
             unit: limit.unit as i32,

@@ -7,10 +7,13 @@ mod tests;
 use crate::format::Format;
 use crate::hash::choose_cluster;
 use crate::matcher::{HeaderMatcher, HeaderTarget, QueryMatcher, parameter};
+use crate::metadata;
 use crate::route::Action as RouteAction;
 use crate::stream::Stream;
 use ipnet::IpNet;
 use serde_json::Value;
+use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -189,11 +192,11 @@ impl LimitUnit {
     }
 }
 
-/// What a rate limit is told of a request.
+/// What a rate limit is told of a request. It borrows of the request and the configuration whatever stands there already.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Descriptor {
+pub struct Descriptor<'s> {
     /// Keys and values, in the order of the actions.
-    pub entries: Vec<(Arc<str>, String)>,
+    pub entries: SmallVec<[(&'s str, Cow<'s, str>); 4]>,
     /// A limit in the place of the service's.
     pub limit: Option<Limit>,
     /// What the request counts for, where the policy says so.
@@ -206,8 +209,8 @@ pub struct Descriptor {
 
 impl LimitPolicy {
     /// The descriptor of a request; `None` where an entry can't be made, or none is left.
-    pub fn describe(&self, stream: &Stream) -> Option<Descriptor> {
-        let mut entries = Vec::with_capacity(self.actions.len());
+    pub fn describe<'s>(&'s self, stream: &'s Stream) -> Option<Descriptor<'s>> {
+        let mut entries = SmallVec::new();
         for action in &self.actions {
             match action.entry(stream) {
                 Entry::Made(key, value) => entries.push((key, value)),
@@ -227,17 +230,17 @@ impl LimitPolicy {
 }
 
 /// What became of an action.
-enum Entry {
-    Made(Arc<str>, String),
+enum Entry<'s> {
+    Made(&'s str, Cow<'s, str>),
     Skipped,
     Missing,
 }
 
-impl Entry {
-    /// The entry with this value; without one, or with an empty one, what the configuration says of that.
-    fn of(key: &Arc<str>, value: Option<String>, skip: bool) -> Entry {
+impl<'s> Entry<'s> {
+    /// The entry with this value; without one, what the configuration says of that.
+    fn of(key: &'s str, value: Option<Cow<'s, str>>, skip: bool) -> Entry<'s> {
         match value {
-            Some(value) => Entry::Made(key.clone(), value),
+            Some(value) => Entry::Made(key, value),
             None if skip => Entry::Skipped,
             None => Entry::Missing,
         }
@@ -245,44 +248,53 @@ impl Entry {
 }
 
 /// Entries are texts of a message: what is none in a header becomes a mark.
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+fn text<'s>(bytes: impl Into<Cow<'s, [u8]>>) -> Cow<'s, str> {
+    match bytes.into() {
+        Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
+        Cow::Owned(bytes) => Cow::Owned(match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        }),
+    }
 }
 
 impl LimitAction {
-    fn entry(&self, stream: &Stream) -> Entry {
+    fn entry<'s>(&'s self, stream: &'s Stream) -> Entry<'s> {
         match self {
-            LimitAction::SourceCluster(name) => Entry::Made("source_cluster".into(), name.to_string()),
-            LimitAction::DestinationCluster => Entry::of(
-                &"destination_cluster".into(),
-                destination(stream).map(|name| name.to_string()),
-                false,
-            ),
+            LimitAction::SourceCluster(name) => Entry::Made("source_cluster", Cow::Borrowed(name)),
+            LimitAction::DestinationCluster => Entry::of("destination_cluster", destination(stream), false),
             LimitAction::RequestHeader { header, key, skip_if_absent } => {
                 let value = header.values(&stream.request).next().map(text);
                 Entry::of(key, value, *skip_if_absent)
             }
             LimitAction::QueryParameter { name, key, skip_if_absent } => {
                 let query = stream.request.target.query().unwrap_or_default();
-                let value = parameter(query, name).map(decoded);
+                let value = parameter(query, name).map(|value| text(percent_encoding::percent_decode(value)));
                 Entry::of(key, value, *skip_if_absent)
             }
             LimitAction::RemoteAddress => {
-                Entry::Made("remote_address".into(), stream.remote_ip().to_string())
+                Entry::Made("remote_address", Cow::Owned(stream.remote_ip().to_string()))
             }
             LimitAction::MaskedRemoteAddress { v4, v6 } => {
                 let address = stream.remote_ip();
                 let bits = if address.is_ipv4() { *v4 } else { *v6 };
-                let network = IpNet::new(address, bits).ok().map(|network| network.trunc().to_string());
-                Entry::of(&"masked_remote_address".into(), network, false)
+                let network = IpNet::new(address, bits).ok();
+                let network = network.map(|network| Cow::Owned(network.trunc().to_string()));
+                Entry::of("masked_remote_address", network, false)
             }
             LimitAction::Text { condition, key, value, default } => {
                 if !condition.holds(stream) {
                     return Entry::Missing;
                 }
-                let mut out = Vec::new();
-                value.write_body(stream, &mut out);
-                let own = Some(text(&out)).filter(|value| !value.is_empty());
+                let own = match value.constant() {
+                    Some(constant) => text(constant),
+                    None => {
+                        let mut out = Vec::new();
+                        value.write_body(stream, &mut out);
+                        text(out)
+                    }
+                };
+                let own = Some(own).filter(|value| !value.is_empty());
                 Entry::of(key, own.or_else(|| given(default)), false)
             }
             LimitAction::Metadata { source, path, key, default, skip_if_absent } => {
@@ -293,24 +305,17 @@ impl LimitAction {
     }
 }
 
-fn given(default: &str) -> Option<String> {
-    (!default.is_empty()).then(|| default.to_owned())
-}
-
-/// A parameter's value without its escapes.
-fn decoded(value: &[u8]) -> String {
-    text(&percent_encoding::percent_decode(value).collect::<Vec<u8>>())
+fn given(default: &str) -> Option<Cow<'_, str>> {
+    (!default.is_empty()).then_some(Cow::Borrowed(default))
 }
 
 /// The name of the cluster that the request would go to, be it there or not.
-fn destination(stream: &Stream) -> Option<Arc<str>> {
+fn destination(stream: &Stream) -> Option<Cow<'_, str>> {
     use crate::route::ClusterChoice;
-    fn name(choice: &ClusterChoice, stream: &Stream) -> Option<Arc<str>> {
+    fn name<'s>(choice: &'s ClusterChoice, stream: &'s Stream) -> Option<Cow<'s, str>> {
         match choice {
-            ClusterChoice::Named(cell) => Some(cell.name.clone()),
-            ClusterChoice::Header(target, _) => {
-                target.values(&stream.request).next().map(|name| text(name).into())
-            }
+            ClusterChoice::Named(cell) => Some(Cow::Borrowed(&cell.name)),
+            ClusterChoice::Header(target, _) => target.values(&stream.request).next().map(text),
             ClusterChoice::Weighted(members) => {
                 name(&crate::hash::weighted(members, stream)?.cluster, stream)
             }
@@ -342,19 +347,19 @@ impl LimitCondition {
 }
 
 impl MetadataSource {
-    fn text(self, path: &[Arc<str>], stream: &Stream) -> Option<String> {
+    fn text<'s>(self, path: &[Arc<str>], stream: &'s Stream) -> Option<Cow<'s, str>> {
         let (namespace, keys) = path.split_first()?;
-        let within = |value: &Value| {
-            let found = keys.iter().try_fold(value, |value, key| value.get(&**key))?;
-            found.as_str().map(str::to_owned)
-        };
         match self {
-            MetadataSource::Dynamic => dynamic(namespace, keys, stream)?.as_str().map(str::to_owned),
-            MetadataSource::Route => within(stream.route.as_deref()?.metadata.get(namespace)?),
+            MetadataSource::Dynamic => dynamic(namespace, keys, stream)?.as_str().map(Cow::Borrowed),
+            MetadataSource::Route => {
+                let value = stream.route.as_deref()?.metadata.get(namespace)?;
+                metadata::below(value, keys)?.as_str().map(Cow::Borrowed)
+            }
             MetadataSource::Cluster => match &stream.route.as_deref()?.action {
                 RouteAction::Forward(forward) => {
                     let cluster = choose_cluster(&forward.cluster, stream).0?;
-                    within(cluster.config.metadata.get(namespace)?)
+                    let value = metadata::below(cluster.config.metadata.get(namespace)?, keys)?;
+                    value.as_str().map(|text| Cow::Owned(text.to_owned()))
                 }
                 _ => None,
             },
@@ -362,12 +367,10 @@ impl MetadataSource {
     }
 }
 
-/// A value of the request's metadata; of two with one key the later counts.
+/// A value of the request's metadata.
 fn dynamic<'s>(namespace: &str, keys: &[Arc<str>], stream: &'s Stream) -> Option<&'s Value> {
     let (first, rest) = keys.split_first()?;
-    let is_meant = |(of, key, _): &&(Arc<str>, Arc<str>, Value)| **of == *namespace && *key == *first;
-    let value = &stream.metadata.iter().rfind(is_meant)?.2;
-    rest.iter().try_fold(value, |value, key| value.get(&**key))
+    metadata::below(metadata::noted(&stream.metadata, namespace, first)?, rest)
 }
 
 impl LimitOverride {

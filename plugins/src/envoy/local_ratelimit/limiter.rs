@@ -144,7 +144,7 @@ impl Listed {
         Ok(Listed { entries, rate, shadow: *shadow_mode, bucket: is_fixed.then(|| rate.bucket(now)) })
     }
 
-    fn matches(&self, descriptor: &Descriptor) -> bool {
+    fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
         self.entries.len() == descriptor.entries.len()
             && self
                 .entries
@@ -222,8 +222,8 @@ impl Buckets {
     }
 
     /// The place of a descriptor: that of its own values, else of the first with wildcards.
-    fn find(&self, descriptor: &Descriptor) -> Option<usize> {
-        let entries = descriptor.entries.iter().map(|(key, value)| (&**key, &**value));
+    fn find(&self, descriptor: &Descriptor<'_>) -> Option<usize> {
+        let entries = descriptor.entries.iter().map(|(key, value)| (*key, &**value));
         let known = self.index.get(&hash(&self.hasher, entries)).into_iter().flatten();
         let fits = |place: &&usize| self.listed.get(**place).is_some_and(|one| one.matches(descriptor));
         known
@@ -233,9 +233,9 @@ impl Buckets {
     }
 
     /// Takes tokens for a request, of which this process has a `share`.
-    pub(super) fn judge(&self, descriptors: &[Descriptor], share: f64, now: Instant) -> Verdict {
-        type Matched<'a> = SmallVec<[(usize, &'a Listed, &'a Descriptor); 4]>;
-        let mut matched: Matched<'_> = descriptors
+    pub(super) fn judge(&self, descriptors: &[Descriptor<'_>], share: f64, now: Instant) -> Verdict {
+        type Matched<'a, 'd> = SmallVec<[(usize, &'a Listed, &'a Descriptor<'d>); 4]>;
+        let mut matched: Matched<'_, '_> = descriptors
             .iter()
             .filter_map(|descriptor| {
                 let place = self.find(descriptor)?;
@@ -276,7 +276,7 @@ impl Buckets {
         &self,
         place: usize,
         one: &Listed,
-        descriptor: &Descriptor,
+        descriptor: &Descriptor<'_>,
         share: f64,
         now: Instant,
     ) -> (bool, Told) {
@@ -293,7 +293,7 @@ impl Buckets {
         }
     }
 
-    fn key(&self, place: usize, descriptor: &Descriptor) -> Key {
+    fn key(&self, place: usize, descriptor: &Descriptor<'_>) -> Key {
         self.counters.key((self.id, place, &descriptor.entries))
     }
 }

@@ -3,6 +3,7 @@ use super::*;
 use crate::testing::{self, Alone, context, response_header, stream};
 use sixfold_core::connection::Connection;
 use sixfold_core::runtime::Runtime;
+use smallvec::smallvec;
 
 const BUCKET: &str = "token_bucket: {max_tokens: 2, tokens_per_fill: 1, fill_interval: 3600s}";
 const ON: &str =
@@ -196,7 +197,7 @@ fn wildcards_count_for_the_process() {
         "{stat_prefix: rl, descriptors: [{entries: [{key: user}], token_bucket: {max_tokens: 100, fill_interval: 3600s}}]}",
     );
     let buckets = Buckets::new(&None, true, &config.descriptors, Counters::of(&context().shared)).unwrap();
-    let descriptor = Descriptor { entries: vec![("user".into(), "bob".into())], ..Descriptor::default() };
+    let descriptor = Descriptor { entries: smallvec![("user", "bob".into())], ..Descriptor::default() };
     let now = Instant::now();
     let allowed: usize = std::thread::scope(|scope| {
         let count = || {

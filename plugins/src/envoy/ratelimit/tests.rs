@@ -3,7 +3,7 @@ use super::*;
 use crate::testing::grpc::{GrpcService, Reply};
 use crate::testing::{self, Alone, finish, now, request_header, response_header, stream};
 use sixfold_core::cluster::{ClusterCell, ClusterConfig, Clusters};
-use sixfold_core::rate_limit::LimitAction;
+use sixfold_core::rate_limit::{LimitAction, RouteLimits};
 use sixfold_core::route::{ClusterChoice, Forward, ForwardOptions, PathMatch, Route};
 use sixfold_core::router::{VirtualHost, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};

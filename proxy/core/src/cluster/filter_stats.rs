@@ -30,25 +30,28 @@ impl<T> Default for ByPrefix<T> {
 }
 
 impl<T: Clone> ByPrefix<T> {
-    /// The counts under `prefix`, made of their scope by whoever asks first.
-    pub(super) fn get(&self, prefix: &Arc<str>, make: impl Fn() -> T) -> Option<T> {
-        let find = |known: &Vec<(Arc<str>, T)>| {
-            known
-                .iter()
-                .find(|(of, _)| Arc::ptr_eq(of, prefix) || of == prefix)
-                .map(|(_, counts)| counts.clone())
-        };
-        if let Some(found) = self.0.load().as_deref().and_then(find) {
-            return Some(found);
+    /// Has `count` count under `prefix`, in what whoever comes first makes. Nothing is cloned for it: all workers would
+    /// write to one place.
+    pub(super) fn count(&self, prefix: &Arc<str>, make: impl Fn() -> T, count: impl FnOnce(&T)) {
+        let is_it = |(of, _): &&(Arc<str>, T)| Arc::ptr_eq(of, prefix) || of == prefix;
+        if let Some(known) = self.0.load().as_deref() {
+            if let Some((_, counts)) = known.iter().find(is_it) {
+                return count(counts);
+            }
+            if known.len() >= MAX_PREFIXES {
+                return;
+            }
         }
         self.0.rcu(|known| {
             let mut all = known.as_deref().cloned().unwrap_or_default();
-            if find(&all).is_none() && all.len() < MAX_PREFIXES {
+            if !all.iter().any(|known| is_it(&known)) && all.len() < MAX_PREFIXES {
                 all.push((prefix.clone(), make()));
             }
             Some(Arc::new(all))
         });
-        self.0.load().as_deref().and_then(find)
+        if let Some((_, counts)) = self.0.load().as_deref().and_then(|known| known.iter().find(is_it)) {
+            count(counts);
+        }
     }
 }
 
@@ -69,22 +72,41 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::cluster::ClusterStats;
+    use std::cell::Cell;
 
     #[test]
     fn filters_with_one_prefix_count_together() {
         let registry = Registry::new();
         let stats = ClusterStats::named(&registry, "c");
         let (none, waf): (Arc<str>, Arc<str>) = ("".into(), "waf".into());
-        stats.authz(&none).unwrap().ok().inc();
-        stats.authz(&"".into()).unwrap().ok().inc();
-        stats.authz(&waf).unwrap().denied().inc();
-        stats.rate_limit(&none).unwrap().over_limit().inc();
+        stats.count_authz(&none, |counts| counts.ok().inc());
+        stats.count_authz(&"".into(), |counts| counts.ok().inc());
+        stats.count_authz(&waf, |counts| counts.denied().inc());
+        stats.count_rate_limit(&none, |counts| counts.over_limit().inc());
         assert_eq!(registry.sum("cluster.c.ext_authz.", "ok"), 2);
         assert_eq!(registry.sum("cluster.c.ext_authz.waf.", "denied"), 1);
         assert_eq!(registry.sum("cluster.c.ratelimit.", "over_limit"), 1);
         for n in 0..2 * MAX_PREFIXES {
-            stats.authz(&n.to_string().into());
+            stats.count_authz(&n.to_string().into(), |_| {});
         }
-        assert!(stats.authz(&"one-too-many".into()).is_none());
+        stats.count_authz(&"one-too-many".into(), |_| panic!("there is no more room"));
+    }
+
+    /// Counts are shared, and every request of every worker wrote to how often they are.
+    #[test]
+    fn who_counts_clones_nothing() {
+        struct Counts<'c>(&'c Cell<u32>);
+        impl Clone for Counts<'_> {
+            fn clone(&self) -> Self {
+                self.0.set(self.0.get() + 1);
+                Counts(self.0)
+            }
+        }
+        let (clones, counted, prefix) = (Cell::new(0), Cell::new(0), "waf".into());
+        let all = ByPrefix::default();
+        for _ in 0..3 {
+            all.count(&prefix, || Counts(&clones), |_| counted.set(counted.get() + 1));
+        }
+        assert_eq!((counted.get(), clones.get()), (3, 0));
     }
 }

@@ -151,18 +151,16 @@ impl ClusterStats {
         self.grpc.get_or_init(|| GrpcStats::new(registry, &format!("{prefix}grpc."))).count(status);
     }
 
-    /// What authorisation services said of its requests, by the prefix of the filter that asked them; `None` where nobody
-    /// counts.
-    pub fn authz(&self, prefix: &Arc<str>) -> Option<AuthzCounts> {
-        let (registry, scope) = self.registry.as_ref()?;
-        self.authz.get(prefix, || AuthzCounts::of_cluster(registry, scope, prefix))
+    /// Has `count` count what an authorisation service said of a request, by the prefix of the filter that asked it.
+    pub fn count_authz(&self, prefix: &Arc<str>, count: impl FnOnce(&AuthzCounts)) {
+        let Some((registry, scope)) = &self.registry else { return };
+        self.authz.count(prefix, || AuthzCounts::of_cluster(registry, scope, prefix), count);
     }
 
-    /// What rate limit services said of its requests, by the prefix of the filter that asked them; `None` where nobody
-    /// counts.
-    pub fn rate_limit(&self, prefix: &Arc<str>) -> Option<RateLimitCounts> {
-        let (registry, scope) = self.registry.as_ref()?;
-        self.rate_limit.get(prefix, || RateLimitCounts::of_cluster(registry, scope, prefix))
+    /// Has `count` count what a rate limit service said of a request, by the prefix of the filter that asked it.
+    pub fn count_rate_limit(&self, prefix: &Arc<str>, count: impl FnOnce(&RateLimitCounts)) {
+        let Some((registry, scope)) = &self.registry else { return };
+        self.rate_limit.count(prefix, || RateLimitCounts::of_cluster(registry, scope, prefix), count);
     }
 
     /// All responses.

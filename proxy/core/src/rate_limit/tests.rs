@@ -63,6 +63,30 @@ fn entries_stand_in_the_order_of_their_actions() {
     assert_eq!(described(actions, &s).unwrap(), wanted);
 }
 
+/// Each entry had its key and value copied for each request, be they of the configuration.
+#[test]
+fn what_stands_somewhere_is_not_copied() {
+    let mut s = routed("/p?u=a", &[("x-user", "bob")]);
+    s.metadata.push(("n".into(), "k".into(), json!("v")));
+    let path = ["n".into(), "k".into()].into();
+    let (source, key, default) = (MetadataSource::Dynamic, "m".into(), "".into());
+    let actions = [
+        LimitAction::SourceCluster("me".into()),
+        LimitAction::DestinationCluster,
+        header("x-user", false),
+        query("u", false),
+        text(LimitCondition::Always, "fixed", ""),
+        text(LimitCondition::Always, "", "default"),
+        LimitAction::Metadata { source, path, key, default, skip_if_absent: false },
+    ];
+    let policy = LimitPolicy { actions: actions.into(), ..LimitPolicy::default() };
+    let entries = policy.describe(&s).unwrap().entries;
+    assert_eq!(entries.len(), 7);
+    for entry in entries {
+        assert!(matches!(entry, (_, Cow::Borrowed(_))), "{entry:?}");
+    }
+}
+
 #[test]
 fn what_is_missing_drops_the_descriptor_or_itself() {
     let s = routed("/p", &[("x-user", "bob")]);
@@ -144,17 +168,20 @@ fn a_policy_may_bring_its_limit_and_hits() {
     };
     let fixed = Limit { requests_per_unit: 5, unit: LimitUnit::Hour };
     let cost = Hits { count: HitCount::Format(Format::envoy("%REQ(x-cost)%").unwrap()), is_negative: true };
-    let made = policy(Some(LimitOverride::Fixed(fixed)), Some(cost)).describe(&s).unwrap();
-    assert_eq!((made.limit, made.hits, made.is_negative), (Some(fixed), Some(3), true));
+    let told = |policy: LimitPolicy, stream: &Stream| {
+        let made = policy.describe(stream).unwrap();
+        (made.limit, made.hits, made.is_negative)
+    };
+    let both = policy(Some(LimitOverride::Fixed(fixed)), Some(cost));
+    assert_eq!(told(both, &s), (Some(fixed), Some(3), true));
     let dynamic = || LimitOverride::Dynamic(["n".into(), "limit".into()].into());
-    assert_eq!(policy(Some(dynamic()), None).describe(&s).unwrap().limit, None);
+    assert_eq!(told(policy(Some(dynamic()), None), &s).0, None);
     s.metadata.push(("n".into(), "limit".into(), json!({"requests_per_unit": 7, "unit": "DAY"})));
     let wanted = Limit { requests_per_unit: 7, unit: LimitUnit::Day };
-    assert_eq!(policy(Some(dynamic()), None).describe(&s).unwrap().limit, Some(wanted));
+    assert_eq!(told(policy(Some(dynamic()), None), &s).0, Some(wanted));
     s.metadata.push(("n".into(), "limit".into(), json!({"requests_per_unit": -7, "unit": "DAY"})));
-    assert_eq!(policy(Some(dynamic()), None).describe(&s).unwrap().limit, None);
+    assert_eq!(told(policy(Some(dynamic()), None), &s).0, None);
     let nothing =
         Hits { count: HitCount::Format(Format::envoy("%REQ(x-none)%").unwrap()), is_negative: true };
-    let made = policy(None, Some(nothing)).describe(&s).unwrap();
-    assert_eq!((made.hits, made.is_negative), (None, false));
+    assert_eq!(told(policy(None, Some(nothing)), &s), (None, None, false));
 }
