@@ -140,6 +140,11 @@ pub struct Verdict<'r> {
     pub log: Option<bool>,
 }
 
+thread_local! {
+    /// Where hints for access logs stand in dynamic metadata. Each worker has its own: none counts for the others.
+    static HINT: (Arc<str>, Arc<str>) = ("envoy.common".into(), "access_log_hint".into());
+}
+
 /// Where the results of shadow rules stand in dynamic metadata.
 #[derive(Debug)]
 pub struct ShadowKeys {
@@ -260,7 +265,8 @@ impl Verdict<'_> {
     /// Notes whether access logs are to have it, where that is asked.
     pub fn hint(&self, subject: &mut Stream) {
         if let Some(log) = self.log {
-            subject.metadata.push(("envoy.common".into(), "access_log_hint".into(), Value::Bool(log)));
+            let (namespace, key) = HINT.with(Clone::clone);
+            subject.metadata.push((namespace, key, Value::Bool(log)));
         }
     }
 }

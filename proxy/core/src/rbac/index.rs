@@ -42,9 +42,14 @@ impl Index {
         }
         let mut index = Index::default();
         let mut rest = Vec::new();
-        for (at, policy) in (0u32..).zip(policies) {
-            let of_path = needs(&policy.permissions).or_else(|| needs(&policy.principals));
-            let Some(alternatives) = of_path else {
+        let choices: Vec<[Option<Needs<'_>>; 2]> = policies.map(choices).collect();
+        // Of paths and names those are looked for first that tell more policies apart.
+        let variety =
+            [0, 1].map(|kind| variety(choices.iter().filter_map(|choice| choice.get(kind)?.as_ref())));
+        let by_name = variety[1] > variety[0];
+        for (at, [path, name]) in (0u32..).zip(choices) {
+            let (first, second) = if by_name { (name, path) } else { (path, name) };
+            let Some(alternatives) = first.or(second) else {
                 rest.push(at);
                 continue;
             };
@@ -86,23 +91,42 @@ impl Index {
     }
 }
 
-/// What a condition can't do without: alternatives, all of which are of paths, or all of names.
-fn needs(condition: &Condition) -> Option<Needs<'_>> {
+/// What a policy can't do without: a path, a name.
+fn choices(policy: &Policy) -> [Option<Needs<'_>>; 2] {
+    [false, true]
+        .map(|of_names| needs(&policy.permissions, of_names).or_else(|| needs(&policy.principals, of_names)))
+}
+
+/// How many different texts there are.
+fn variety<'n, 'c: 'n>(all: impl Iterator<Item = &'n Needs<'c>>) -> usize {
+    let mut texts: Vec<&[u8]> = all.flatten().map(|need| need.text()).collect();
+    texts.sort_unstable();
+    texts.dedup();
+    texts.len()
+}
+
+impl<'c> Need<'c> {
+    fn text(self) -> &'c [u8] {
+        match self {
+            Need::Path(text) | Need::Beginning(text) | Need::Name(text) => text,
+        }
+    }
+}
+
+/// What a condition can't do without: alternatives, all of which are names, or all of them paths.
+fn needs(condition: &Condition, of_names: bool) -> Option<Needs<'_>> {
     let one = |need| Some(SmallVec::from_slice(&[need]));
     match condition {
-        Condition::Path(StringMatcher::Exact(text, false)) => one(Need::Path(text)),
-        Condition::Path(StringMatcher::Prefix(text, false)) => one(Need::Beginning(text)),
-        Condition::Authenticated(Some(StringMatcher::Exact(text, false))) => one(Need::Name(text)),
-        Condition::All(all) => {
-            let all = || all.iter().filter_map(needs);
-            all()
-                .find(|needs| needs.iter().any(|need| !matches!(need, Need::Name(_))))
-                .or_else(|| all().next())
+        Condition::Path(StringMatcher::Exact(text, false)) if !of_names => one(Need::Path(text)),
+        Condition::Path(StringMatcher::Prefix(text, false)) if !of_names => one(Need::Beginning(text)),
+        Condition::Authenticated(Some(StringMatcher::Exact(text, false))) if of_names => {
+            one(Need::Name(text))
         }
+        Condition::All(all) => all.iter().find_map(|condition| needs(condition, of_names)),
         Condition::Any(any) => {
             let mut alternatives = Needs::new();
             for condition in any {
-                alternatives.extend(needs(condition)?);
+                alternatives.extend(needs(condition, of_names)?);
             }
             (!alternatives.is_empty()).then_some(alternatives)
         }

@@ -73,6 +73,24 @@ fn a_tree_decides_by_its_actions() {
     assert!(rules(true).names().map(|name| &**name).eq(["in", "out", "note"]));
 }
 
+/// Both texts of each hint were made anew.
+#[test]
+fn hints_share_their_key() {
+    let mut subject = Stream::new(Arc::new(connection(None)));
+    let verdict = |log| Verdict { allowed: true, policy: None, place: 0, log };
+    for log in [None, Some(true), Some(false)] {
+        verdict(log).hint(&mut subject);
+    }
+    let [(space, key, first), (again, key_again, second)] = &subject.metadata[..] else {
+        panic!("two of three")
+    };
+    assert_eq!(
+        (&**space, &**key, first, second),
+        ("envoy.common", "access_log_hint", &true.into(), &false.into())
+    );
+    assert!(Arc::ptr_eq(space, again) && Arc::ptr_eq(key, key_again));
+}
+
 #[test]
 fn an_expression_must_be_true_beside() {
     let stream = Stream::new(Arc::new(connection(None)));
@@ -179,6 +197,25 @@ fn conditions_are_asked_of_the_connection_and_of_the_request() {
         holds(Condition::Any([header(false), Condition::Authenticated(None)].into())),
         [true, false, true]
     );
+}
+
+/// A hundred policies for one path, each for another client, were all asked of each request.
+#[test]
+fn what_tells_more_policies_apart_is_looked_for() {
+    let both = |path: &str, name: &str| {
+        let path = Condition::Path(StringMatcher::exact(path));
+        let name = Condition::Authenticated(Some(StringMatcher::exact(name)));
+        Policy { permissions: path, principals: name, condition: None }
+    };
+    let peer = Certificate { uri_sans: vec!["n7".into()], ..Certificate::default() };
+    let mut subject = Stream::new(Arc::new(connection(Some(peer))));
+    subject.request.target.set(b"/p7");
+    let candidates = |policy: &dyn Fn(usize) -> Policy| {
+        let policies: Vec<Policy> = (0..100).map(policy).collect();
+        Index::new(policies.iter()).unwrap().candidates(&subject).to_vec()
+    };
+    assert_eq!(candidates(&|i| both("/p7", &format!("n{i}"))), [7]);
+    assert_eq!(candidates(&|i| both(&format!("/p{i}"), "n7")), [7]);
 }
 
 mod indexed {
