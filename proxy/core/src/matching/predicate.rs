@@ -3,6 +3,7 @@
 use super::input::{Input, Subject};
 use crate::cel::Program;
 use crate::matcher::{StringMatcher, ValueMatcher};
+use crate::regex::work;
 use ipnet::IpNet;
 use xxhash_rust::xxh64::xxh64;
 
@@ -50,12 +51,16 @@ pub(super) struct Need<'p> {
 }
 
 impl Predicate {
+    /// Whether it holds. What could not be tried to its end does not, nor does its opposite.
     pub(super) fn holds(&self, subject: Subject<'_>) -> bool {
         match self {
             Predicate::Single(input, test) => test.passes(input, subject),
-            Predicate::Any(any) => any.iter().any(|predicate| predicate.holds(subject)),
-            Predicate::All(all) => all.iter().all(|predicate| predicate.holds(subject)),
-            Predicate::Not(predicate) => !predicate.holds(subject),
+            Predicate::Any(any) => {
+                let holds = |predicate: &Predicate| predicate.holds(subject);
+                any.iter().take_while(|_| !work::is_spent()).any(holds)
+            }
+            Predicate::All(all) => all.iter().all(|predicate| !work::is_spent() && predicate.holds(subject)),
+            Predicate::Not(predicate) => !predicate.holds(subject) && !work::is_spent(),
         }
     }
 

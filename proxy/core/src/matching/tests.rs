@@ -267,3 +267,77 @@ proptest! {
         prop_assert_eq!(begins(header(":path"), "/").holds(subject), true);
     }
 }
+
+/// A condition that takes all that expressions may scan and does not hold.
+fn spends() -> Predicate {
+    let test = crate::regex::Regex::full(".*[0-9]x").unwrap();
+    Predicate::Single(header("x-long"), Test::Text(StringMatcher::Regex(test)))
+}
+
+/// A branch that spends everything and leads to no action.
+fn spending() -> Then<u32> {
+    choose(Tree::list(vec![(spends(), act(99))], None))
+}
+
+/// What stands behind what could not be tried to its end decided.
+#[test]
+fn behind_what_could_not_be_tried_nothing_is_found() {
+    use crate::regex::work;
+    let (long, name) = ("1y".repeat(100), "a.b.test");
+    let stream = fixture::stream("/", &[("x-long", &long), ("x-name", name)]);
+    let (on_name, always) = (|| header("x-name"), || Predicate::All(Box::default()));
+    let range = |range: &str, then| Range { ranges: vec![range.parse().unwrap()], then, exclusive: false };
+    let names = |of: &str, then| (vec![of.to_owned()], then);
+    let trees = [
+        ("list", Tree::list(vec![(spends(), act(1)), (always(), act(2))], None)),
+        ("otherwise", Tree::exact(on_name(), vec![(name.into(), spending())], Some(act(2)))),
+        ("prefix", Tree::prefix(on_name(), vec![("a.".into(), act(2)), ("a.b".into(), spending())], None)),
+        (
+            "range",
+            Tree::ip(
+                Input::SourceIp,
+                vec![range("10.0.0.0/8", act(2)), range("10.1.0.0/16", spending())],
+                None,
+            ),
+        ),
+        ("name", Tree::names(on_name(), vec![names("*.test", act(2)), names(name, spending())], None)),
+    ];
+    for (kind, tree) in trees {
+        work::grant(1);
+        let cut_short = (found(&tree, &stream), work::is_spent());
+        work::grant(usize::MAX);
+        assert_eq!((cut_short, found(&tree, &stream)), ((None, true), Some(2)), "{kind}");
+    }
+}
+
+/// One condition of thousands of expressions ran all of them, and what it had not tried held turned around.
+#[test]
+fn a_condition_ends_when_nothing_is_left_to_scan() {
+    use crate::regex::{Regex, work};
+    let stream = fixture::stream("/", &[("x-long", &"1y".repeat(100))]);
+    let fits = |pattern: String| {
+        Predicate::Single(header("x-long"), Test::Text(StringMatcher::Regex(Regex::full(&pattern).unwrap())))
+    };
+    let compiled = |all: &[Predicate]| {
+        let is_compiled = |one: &&Predicate| match one {
+            Predicate::Single(_, Test::Text(StringMatcher::Regex(regex))) => regex.is_compiled(),
+            _ => false,
+        };
+        all.iter().filter(is_compiled).count()
+    };
+    let any = Predicate::Any((0..100).map(|i| fits(format!("(?:1|y){{{i},}}[a-w]"))).collect());
+    let all = Predicate::All((0..100).map(|i| fits(format!("(?:1|y|{i}z)*"))).collect());
+    for (predicate, whole) in [(&any, false), (&all, true)] {
+        let (Predicate::Any(parts) | Predicate::All(parts)) = predicate else { unreachable!() };
+        work::grant(1);
+        let holds = predicate.holds(Subject::Stream(&stream));
+        work::grant(usize::MAX);
+        assert_eq!((holds, compiled(parts) < 5), (false, true));
+        assert_eq!((predicate.holds(Subject::Stream(&stream)), compiled(parts)), (whole, 100));
+    }
+    let not = Predicate::Not(Box::new(any));
+    work::grant(1);
+    let holds = not.holds(Subject::Stream(&stream));
+    work::grant(usize::MAX);
+    assert_eq!((holds, not.holds(Subject::Stream(&stream))), (false, true));
+}
