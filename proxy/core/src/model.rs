@@ -305,7 +305,7 @@ impl Model {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cluster::{Address, ClusterConfig, HostConfig};
+    use crate::cluster::{Address, Choice, ClusterConfig, Criteria, HostConfig};
     use crate::metrics::Registry;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
@@ -390,12 +390,18 @@ mod tests {
         let model = Model::default();
         let mut config = ClusterConfig::named("o");
         config.discovery = crate::cluster::Discovery::OriginalDst(Default::default());
+        config.balance.policy =
+            crate::cluster::Policy::OriginalDst { cleanup: std::time::Duration::from_secs(5) };
         let cluster = Cluster::new(config, vec![], None, &Registry::new()).unwrap();
         let plain = Cluster::new(ClusterConfig::named("p"), vec![], None, &Registry::new()).unwrap();
         let clusters = vec![("o".into(), Some(cluster.clone())), ("p".into(), Some(plain))];
         assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere::default()), []);
+        let destination = Some(([10, 0, 0, 1], 1).into());
+        let choice = Choice { destination, ..Choice::avoiding(&[], 0, None, Criteria::NONE) };
+        assert!(cluster.choose(&choice).is_some());
+        assert_eq!(cluster.stats.membership_total().get(), 0);
         model.look_after(Instant::now());
-        assert_eq!(model.state.lock().tended.len(), 1);
+        assert_eq!((model.state.lock().tended.len(), cluster.stats.membership_total().get()), (1, 1));
         let clusters = vec![("o".into(), None)];
         assert_eq!(apply(&model, Diff { clusters, ..Diff::default() }, &mut Nowhere::default()), []);
         drop(cluster);
