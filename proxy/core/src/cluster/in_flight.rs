@@ -1,6 +1,6 @@
 //! Attempts at endpoints: counted while they live, and told once when they end.
 
-use super::{Address, Choice, Cluster, Health, Host, Member};
+use super::{Choice, Cluster, Health, Host, Member};
 use crate::headers::{Headers, Known};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -329,11 +329,8 @@ impl Cluster {
     /// The endpoint of this address, if it is there and may be used; whatever the balancer would choose.
     pub fn choose_address(self: &Arc<Cluster>, address: SocketAddr, worker: usize) -> Option<InFlight> {
         let hosts = self.hosts.load();
-        let is_it = |member: &&Arc<Member>| matches!(member.host.address, Address::Ip(ip) if ip == address);
-        let member = hosts
-            .iter()
-            .find(is_it)
-            .filter(|member| matches!(member.health(), Health::Healthy | Health::Degraded))?;
+        let is_usable = |member: &&Arc<Member>| matches!(member.health(), Health::Healthy | Health::Degraded);
+        let member = hosts.at(address).filter(is_usable)?;
         Some(InFlight::new(self.clone(), member.clone(), worker))
     }
 

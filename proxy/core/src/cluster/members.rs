@@ -9,7 +9,7 @@ use crate::metadata::Metadata;
 use crate::tls::ClientTls;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// An endpoint as one [`HostSet`] has it: what is configured of it now, and the host that it is.
 ///
@@ -157,6 +157,8 @@ pub struct HostSet {
     pub policy: Option<LoadPolicy>,
     /// Grows with every change.
     pub version: u64,
+    /// Endpoints by address, the first of each, made when one is asked for. Sets of the same endpoints share it.
+    pub(super) by_address: Arc<OnceLock<HashMap<SocketAddr, Arc<Member>>>>,
 }
 
 /// Some members of a level, in the configuration's order.
@@ -272,7 +274,7 @@ impl HostSet {
     ) -> HostSet {
         let overprovisioning = policy.map(|policy| policy.overprovisioning);
         let level = |members| PriorityLevel { overprovisioning, ..PriorityLevel::sorted_out(members) };
-        HostSet { levels: levels.map(level).collect(), policy, version }
+        HostSet { levels: levels.map(level).collect(), policy, version, by_address: Arc::default() }
     }
 
     /// The same endpoints under another policy.
@@ -292,6 +294,7 @@ impl HostSet {
     pub fn refreshed(&self) -> HostSet {
         let levels = self.levels.iter().map(|level| level.members.clone());
         let mut set = HostSet::sorted_out(levels, self.policy, self.version + 1);
+        set.by_address = self.by_address.clone();
         for (level, before) in set.levels.iter_mut().zip(&self.levels) {
             level.whole.clone_from(&before.whole);
         }
@@ -343,6 +346,20 @@ impl HostSet {
     /// All endpoints, level by level.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.levels.iter().flat_map(|l| l.members.iter())
+    }
+
+    /// The first endpoint at this address, whatever its health.
+    pub(super) fn at(&self, address: SocketAddr) -> Option<&Arc<Member>> {
+        let all = self.by_address.get_or_init(|| {
+            let mut all = HashMap::with_capacity(self.total());
+            for member in self.iter() {
+                if let Address::Ip(address) = member.host.address {
+                    all.entry(address).or_insert_with(|| member.clone());
+                }
+            }
+            all
+        });
+        all.get(&address)
     }
 
     /// Number of endpoints.

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::super::{
-    Address, CAUSES, ClusterConfig, Clusters, Criteria, HostConfig, OutlierDetection, Policy,
+    Address, CAUSES, ClusterConfig, Clusters, Criteria, HostConfig, OutlierDetection, Policy, Reasons,
 };
 use super::*;
 use crate::metrics::Registry;
@@ -208,4 +208,25 @@ fn one_that_is_late_is_told_once_and_counts_by_its_end() {
     assert!(!ejects(), "they were told twice");
     assert_eq!(late(None), [2, 2]);
     assert!(ejects(), "three in a row");
+}
+
+/// Each request of a session looked through all endpoints.
+#[test]
+fn an_endpoint_is_chosen_by_its_address_as_long_as_it_may_be_used() {
+    let cluster = cluster();
+    let at =
+        |address: &str| cluster.choose_address(address.parse().unwrap(), 0).map(|f| f.host().label.clone());
+    assert_eq!(at("10.0.0.2:80").as_deref(), Some("10.0.0.2:80"));
+    assert_eq!((at("10.0.0.2:81"), at("10.0.0.3:80")), (None, None));
+    let before = cluster.hosts.load_full();
+    let address = "10.0.0.1:80".parse().unwrap();
+    let member = before.at(address).unwrap().clone();
+    member.host.set_reason(Reasons::EJECTED, true);
+    assert_eq!(at("10.0.0.1:80"), None, "as soon as it is ill");
+    cluster.refresh();
+    let after = cluster.hosts.load_full();
+    assert!(!Arc::ptr_eq(&before, &after) && Arc::ptr_eq(after.at(address).unwrap(), &member));
+    assert!(Arc::ptr_eq(&before.by_address, &after.by_address), "the same endpoints are listed once");
+    cluster.update_hosts(vec![HostConfig::new(Address::Ip("10.0.0.3:80".parse().unwrap()))]);
+    assert_eq!((at("10.0.0.3:80").as_deref(), at("10.0.0.2:80")), (Some("10.0.0.3:80"), None));
 }
