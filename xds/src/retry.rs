@@ -17,9 +17,7 @@ use sixfold_xds_api::pb::envoy::extensions::retry::priority::previous_priorities
 use sixfold_xds_api::matcher;
 use sixfold_xds_api::metadata;
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{
-    Result, enum_value, not_empty, optional_duration, positive_duration, required, timeout_or, u32_or,
-};
+use sixfold_xds_api::values::{self, Result, enum_value, not_empty, positive_duration, timeout_or, u32_or};
 
 /// config/route/v3 RetryPolicy.
 pub(crate) fn policy(value: &ProtoPolicy) -> Result<RetryPolicy> {
@@ -76,13 +74,7 @@ fn back_off(value: &Option<RetryBackOff>) -> Result<(Duration, Duration)> {
         let default = RetryPolicy::default();
         return Ok((default.base_interval, default.max_interval));
     };
-    required(base_interval, "base_interval")?;
-    let base = positive_duration(base_interval, Duration::ZERO, "base_interval")?;
-    let max = optional_duration(max_interval, "max_interval")?.unwrap_or(base.saturating_mul(10));
-    if max < base {
-        return Err(ConfigError::field("max_interval", "must not be shorter than base_interval"));
-    }
-    Ok((base, max))
+    values::back_off(base_interval, max_interval)
 }
 
 fn rate_limited(value: &RateLimitedRetryBackOff) -> Result<RateLimitedBackOff> {

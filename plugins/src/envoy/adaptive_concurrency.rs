@@ -14,7 +14,7 @@ use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugi
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::AdaptiveConcurrency as Config;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::adaptive_concurrency::v3::adaptive_concurrency::ConcurrencyControllerConfig;
-use sixfold_xds_api::values::one_of;
+use sixfold_xds_api::values::{one_of, runtime_flag};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,9 +26,7 @@ pub(crate) fn factory() -> FilterFactory {
 #[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
 fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
     let Config { enabled, concurrency_limit_exceeded_status, concurrency_controller_config } = &config;
-    let is_on = enabled.as_ref().is_none_or(|flag| {
-        context.runtime.flag(&flag.runtime_key, flag.default_value.as_ref().is_none_or(|value| value.value))
-    });
+    let is_on = runtime_flag(&context.runtime, enabled);
     let controller = one_of::<Config, _>(concurrency_controller_config, "concurrency_controller_config")?;
     let ConcurrencyControllerConfig::GradientControllerConfig(gradient) = controller;
     let settings = Settings::new(gradient).in_key("gradient_controller_config")?;

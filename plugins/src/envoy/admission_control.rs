@@ -20,7 +20,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::admission_control::v3
     EvaluationCriteria, SuccessCriteria,
 };
 use sixfold_xds_api::pb::envoy::r#type::v3::Int32Range;
-use sixfold_xds_api::values::{one_of, optional_duration, runtime_double, runtime_integer};
+use sixfold_xds_api::values::{one_of, optional_duration, runtime_double, runtime_flag, runtime_integer};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,9 +53,7 @@ fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
         max_rejection_probability,
         evaluation_criteria,
     } = &config;
-    let is_on = enabled.as_ref().is_none_or(|flag| {
-        context.runtime.flag(&flag.runtime_key, flag.default_value.as_ref().is_none_or(|value| value.value))
-    });
+    let is_on = runtime_flag(&context.runtime, enabled);
     if !is_on {
         return Ok(Plugin::default());
     }

@@ -16,7 +16,7 @@ use sixfold_core::plugin::{
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::bandwidth_limit::v3::BandwidthLimit as Config;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::bandwidth_limit::v3::bandwidth_limit::EnableMode;
-use sixfold_xds_api::values::{enum_value, header_name, optional_duration};
+use sixfold_xds_api::values::{enum_value, header_name, optional_duration, runtime_flag};
 use std::time::{Duration, Instant};
 
 /// How much is there at first: what comes in this time.
@@ -54,10 +54,7 @@ fn build(own: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
         response_trailer_prefix,
     } = &config;
     let mode: EnableMode = enum_value(*enable_mode, "enable_mode")?;
-    let enabled = runtime_enabled.as_ref().is_none_or(|flag| {
-        context.runtime.flag(&flag.runtime_key, flag.default_value.as_ref().is_none_or(|value| value.value))
-    });
-    if mode == EnableMode::Disabled || !enabled {
+    if mode == EnableMode::Disabled || !runtime_flag(&context.runtime, runtime_enabled) {
         return Ok(Plugin::default());
     }
     let Some(limit) = limit_kbps.as_ref().filter(|limit| limit.value > 0) else {

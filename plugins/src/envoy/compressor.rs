@@ -7,7 +7,7 @@ mod direction;
 mod tests;
 
 use crate::envoy;
-use crate::shared::coding::{Coding, EncodeLibrary, Encoder};
+use crate::shared::coding::{Coding, EncodeLibrary, Encoder, no_transform};
 use crate::shared::offload::{self, Lane};
 use accept::{Accepted, Candidate, Decision};
 use bytes::Bytes;
@@ -304,7 +304,7 @@ impl Compressor {
         if !self.response.types.allow(headers) {
             return Some(Skipped::ContentTypeNotAllowed);
         }
-        if direction::no_transform(headers) {
+        if no_transform(headers) {
             return Some(Skipped::Other);
         }
         if self.disable_on_etag && headers.contains(Known::ETAG) {

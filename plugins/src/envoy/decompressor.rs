@@ -5,7 +5,7 @@
 mod tests;
 
 use crate::envoy;
-use crate::shared::coding::{Coding, DecodeLibrary, Decoder, Undecodable};
+use crate::shared::coding::{Coding, DecodeLibrary, Decoder, Undecodable, no_transform};
 use crate::shared::offload::{self, Lane};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::decompressor::v3::Dec
 use sixfold_xds_api::pb::envoy::extensions::filters::http::decompressor::v3::decompressor::{
     CommonDirectionConfig, RequestDirectionConfig, ResponseDirectionConfig,
 };
-use sixfold_xds_api::values::{bool_or, header_name, required};
+use sixfold_xds_api::values::{bool_or, header_name, required, runtime_flag};
 use std::sync::Arc;
 
 /// Bytes of a piece that are decompressed on the worker; a longer one is decompressed beside it.
@@ -129,10 +129,7 @@ impl Decompressor {
             let nothing = CommonDirectionConfig::default();
             let CommonDirectionConfig { enabled, ignore_no_transform_header } = config.unwrap_or(&nothing);
             Direction {
-                enabled: enabled.as_ref().is_none_or(|flag| {
-                    let default = flag.default_value.as_ref().is_none_or(|value| value.value);
-                    context.runtime.flag(&flag.runtime_key, default)
-                }),
+                enabled: runtime_flag(&context.runtime, enabled),
                 ignores_no_transform: *ignore_no_transform_header,
                 stats: DirectionStats::new(&context.metrics, &scope(&[&prefix, name])),
             }
@@ -279,11 +276,6 @@ impl Body {
         self.uncompressed += decoded.len() as u64;
         (decoded, fault)
     }
-}
-
-fn no_transform(headers: &Headers) -> bool {
-    let parts = headers.get_all(Known::CACHE_CONTROL).flat_map(|list| list.split(|b| *b == b','));
-    parts.map(<[u8]>::trim_ascii).any(|part| part.eq_ignore_ascii_case(b"no-transform"))
 }
 
 /// Whether there is a body to decode: one that has a coding.

@@ -5,12 +5,12 @@
 mod tests;
 
 use crate::envoy;
-use base64::Engine;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use crate::shared::peers::base64;
 use prost::Message;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
-use sixfold_core::headers::{HeaderName, Headers};
+use sixfold_core::header_ops::Side;
+use sixfold_core::headers::HeaderName;
 use sixfold_core::matcher::{HeaderTarget, cookie};
 use sixfold_core::metrics::{Counter, scope};
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, Plugin, Slot, Step};
@@ -31,12 +31,6 @@ const NAME: &str = "envoy.filters.http.header_to_metadata";
 
 /// Values are shorter than this (`MAX_HEADER_VALUE_LEN`).
 const MAX_VALUE: usize = 8 * 1024;
-
-/// What is not padded is decoded too (`Base64::decodeWithoutPadding`).
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 sixfold_core::stat_block! {
     /// Statistics under `http_filter_name.STAT_PREFIX.`; none without a prefix.
@@ -190,7 +184,7 @@ impl Pair {
             return None;
         }
         if self.is_base64 {
-            match BASE64.decode(&value).ok().filter(|decoded| !decoded.is_empty()) {
+            match base64(&value).filter(|decoded| !decoded.is_empty()) {
                 Some(decoded) => value = decoded,
                 None => {
                     count(RuleStats::base64_decode_failed);
@@ -206,22 +200,6 @@ impl Pair {
                 Some(value_to_json(value)).filter(Value::is_number)
             }
             ValueType::ProtobufValue => ProtoValue::decode(value.as_slice()).ok().map(value_to_json),
-        }
-    }
-}
-
-/// Which message is looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Request,
-    Response,
-}
-
-impl Side {
-    fn headers(self, stream: &mut Stream) -> &mut Headers {
-        match self {
-            Side::Request => &mut stream.request.headers,
-            Side::Response => &mut stream.response.headers,
         }
     }
 }
@@ -274,12 +252,12 @@ impl HeaderToMetadata {
             }
         };
         let (processed, added, not_found): (_, _, fn(&RuleStats) -> Counter<'_>) = match side {
-            Side::Request => (
+            Side::Request | Side::RequestTrailers => (
                 RuleStats::request_rules_processed as fn(&RuleStats) -> Counter<'_>,
                 RuleStats::request_metadata_added as fn(&RuleStats) -> Counter<'_>,
                 RuleStats::request_header_not_found,
             ),
-            Side::Response => (
+            Side::Response | Side::ResponseTrailers => (
                 RuleStats::response_rules_processed as fn(&RuleStats) -> Counter<'_>,
                 RuleStats::response_metadata_added as fn(&RuleStats) -> Counter<'_>,
                 RuleStats::response_header_not_found,

@@ -8,7 +8,7 @@ use sixfold_core::plugin::{BuildContext, Callout, CalloutError, CalloutRequest, 
 use sixfold_xds_api::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
 use sixfold_xds_api::pb::envoy::config::core::v3::{BackoffStrategy, HttpUri, RetryPolicy};
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{not_empty, optional_duration, positive_duration, required, u32_or};
+use sixfold_xds_api::values::{self, not_empty, required, timeout_or, u32_or};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ impl HttpService {
         if !parsed.as_ref().is_some_and(|uri| is_web(uri) && uri.host().is_some()) {
             return Err(ConfigError::field("uri", format!("\"{uri}\" is no URI of http or https")));
         }
-        let timeout = optional_duration(timeout, "timeout")?.filter(|timeout| !timeout.is_zero());
+        let timeout = timeout_or(timeout, None, "timeout")?;
         Ok(HttpService {
             callout: context.callout.clone(),
             uri: uri.clone(),
@@ -139,11 +139,5 @@ fn back_off(value: &Option<BackoffStrategy>) -> Result<(Duration, Duration), Con
     let Some(BackoffStrategy { base_interval, max_interval }) = value else {
         return Ok((Duration::from_secs(1), Duration::from_secs(10)));
     };
-    required(base_interval, "base_interval")?;
-    let base = positive_duration(base_interval, Duration::ZERO, "base_interval")?;
-    let max = optional_duration(max_interval, "max_interval")?.unwrap_or(base.saturating_mul(10));
-    if max < base {
-        return Err(ConfigError::field("max_interval", "must not be shorter than base_interval"));
-    }
-    Ok((base, max))
+    values::back_off(base_interval, max_interval)
 }

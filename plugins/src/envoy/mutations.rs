@@ -9,6 +9,7 @@ use sixfold_core::header_ops::AppendAction;
 use sixfold_core::headers::{HeaderName, Headers, Known, is_clean, is_token};
 use sixfold_core::message::{Method, RequestHead, Scheme};
 use sixfold_core::regex::Regex;
+use sixfold_xds_api::header_ops;
 use sixfold_xds_api::pb::envoy::config::common::mutation_rules::v3::HeaderMutationRules;
 use sixfold_xds_api::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
@@ -49,15 +50,8 @@ impl Change {
             keep_empty_value: _,
         } = option;
         let HeaderValue { key, value, raw_value } = header.unwrap_or_default();
-        let action = match (append, HeaderAppendAction::try_from(append_action).ok()?) {
-            (Some(append), _) if append.value => AppendAction::AppendIfExistsOrAdd,
-            (Some(_), _) | (None, HeaderAppendAction::OverwriteIfExistsOrAdd) => {
-                AppendAction::OverwriteIfExistsOrAdd
-            }
-            (None, HeaderAppendAction::AppendIfExistsOrAdd) => AppendAction::AppendIfExistsOrAdd,
-            (None, HeaderAppendAction::AddIfAbsent) => AppendAction::AddIfAbsent,
-            (None, HeaderAppendAction::OverwriteIfExists) => AppendAction::OverwriteIfExists,
-        };
+        let action = HeaderAppendAction::try_from(append_action).ok()?;
+        let action = header_ops::action(append.map(|append| append.value), action);
         let value = if raw_value.is_empty() { value.into_bytes() } else { raw_value };
         Some(Change { name: key.to_ascii_lowercase(), value, action, joins: false })
     }

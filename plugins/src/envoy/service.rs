@@ -8,7 +8,7 @@ use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::json_to_struct;
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, GrpcService, HeaderValue, Metadata};
-use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, one_of, optional_duration};
+use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, one_of, timeout_or};
 use sixfold_xds_api::{format, refuse};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,10 +44,7 @@ impl Service {
         else {
             return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
         };
-        let timeout = match optional_duration(timeout, "timeout")? {
-            Some(given) => Some(given).filter(|given| !given.is_zero()),
-            None => default,
-        };
+        let timeout = timeout_or(timeout, default, "timeout")?;
         let metadata =
             initial_metadata.iter().enumerate().map(|(index, value)| metadata(value).in_index(index));
         let metadata = metadata.collect::<Result<_>>().in_key("initial_metadata")?;

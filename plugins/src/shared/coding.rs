@@ -8,6 +8,7 @@ mod tests;
 pub(crate) use decode::{DecodeLibrary, Decoder, Undecodable};
 pub(crate) use encode::{EncodeLibrary, Encoder};
 
+use sixfold_core::headers::{Headers, Known};
 use sixfold_xds_api::pb::envoy::extensions::compression::brotli::compressor::v3 as brotli;
 use sixfold_xds_api::pb::envoy::extensions::compression::gzip::compressor::v3 as gzip;
 use sixfold_xds_api::pb::envoy::extensions::compression::zstd::compressor::v3 as zstd;
@@ -37,4 +38,15 @@ impl Coding {
             other => other.token(),
         }
     }
+}
+
+/// The parts of a list.
+pub(crate) fn parts(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|b| *b == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Whether nobody is to change the message (RFC 9111, section 5.2.2.6).
+pub(crate) fn no_transform(headers: &Headers) -> bool {
+    let mut parts = headers.get_all(Known::CACHE_CONTROL).flat_map(parts);
+    parts.any(|part| part.eq_ignore_ascii_case(b"no-transform"))
 }

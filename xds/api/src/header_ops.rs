@@ -57,19 +57,10 @@ pub fn additions(add: &[HeaderValueOption], field: &str) -> Result<Box<[HeaderAd
 fn addition(value: &HeaderValueOption) -> Result<HeaderAddition> {
     let HeaderValueOption { header, append, append_action, keep_empty_value } = value;
     let HeaderValue { key, value, raw_value } = required(header, "header")?;
-    let action = match (append, enum_value(*append_action, "append_action")?) {
-        (None, HeaderAppendAction::AppendIfExistsOrAdd) => AppendAction::AppendIfExistsOrAdd,
-        (None, HeaderAppendAction::AddIfAbsent) => AppendAction::AddIfAbsent,
-        (None, HeaderAppendAction::OverwriteIfExistsOrAdd) => AppendAction::OverwriteIfExistsOrAdd,
-        (None, HeaderAppendAction::OverwriteIfExists) => AppendAction::OverwriteIfExists,
-        (Some(append), HeaderAppendAction::AppendIfExistsOrAdd) if append.value => {
-            AppendAction::AppendIfExistsOrAdd
-        }
-        (Some(_), HeaderAppendAction::AppendIfExistsOrAdd) => AppendAction::OverwriteIfExistsOrAdd,
-        (Some(_), _) => {
-            return Err(ConfigError::field("append", "must not be given together with append_action"));
-        }
-    };
+    let given = enum_value(*append_action, "append_action")?;
+    if append.is_some() && given != HeaderAppendAction::AppendIfExistsOrAdd {
+        return Err(ConfigError::field("append", "must not be given together with append_action"));
+    }
     let text = match (value.is_empty(), raw_value.is_empty()) {
         (_, true) => value.as_str(),
         (true, false) => std::str::from_utf8(raw_value)
@@ -81,9 +72,23 @@ fn addition(value: &HeaderValueOption) -> Result<HeaderAddition> {
     Ok(HeaderAddition {
         name: changeable(key, "header.key")?,
         value: format::text(text).in_key("header.value")?,
-        action,
+        action: action(append.as_ref().map(|append| append.value), given),
         keep_empty: *keep_empty_value,
     })
+}
+
+/// What is done where the header is there already: what `append` says, the older field, where it is given.
+pub fn action(append: Option<bool>, action: HeaderAppendAction) -> AppendAction {
+    match (append, action) {
+        (Some(true), _) | (None, HeaderAppendAction::AppendIfExistsOrAdd) => {
+            AppendAction::AppendIfExistsOrAdd
+        }
+        (Some(false), _) | (None, HeaderAppendAction::OverwriteIfExistsOrAdd) => {
+            AppendAction::OverwriteIfExistsOrAdd
+        }
+        (None, HeaderAppendAction::AddIfAbsent) => AppendAction::AddIfAbsent,
+        (None, HeaderAppendAction::OverwriteIfExists) => AppendAction::OverwriteIfExists,
+    }
 }
 
 fn removal(name: &str) -> Result<HeaderName> {

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::pb::envoy::config::core::v3::{
-    Address, CidrRange, DataSource, Pipe, RuntimeDouble, RuntimeFractionalPercent, RuntimeUInt32,
-    SocketAddress, TcpKeepalive as ProtoKeepalive, address, data_source, socket_address,
+    Address, CidrRange, DataSource, Pipe, RuntimeDouble, RuntimeFeatureFlag, RuntimeFractionalPercent,
+    RuntimeUInt32, SocketAddress, TcpKeepalive as ProtoKeepalive, address, data_source, socket_address,
 };
 use crate::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher};
 use crate::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
@@ -61,6 +61,23 @@ pub fn positive_duration(value: &Option<ProtoDuration>, default: Duration, field
         return Err(ConfigError::field(field, "must be longer than 0s"));
     }
     Ok(value)
+}
+
+/// The least and the most that is waited before a retry: the most is ten times the least where it is not given.
+///
+/// # Errors
+/// No least, none that is longer than nothing, a most that is shorter.
+pub fn back_off(
+    base_interval: &Option<ProtoDuration>,
+    max_interval: &Option<ProtoDuration>,
+) -> Result<(Duration, Duration)> {
+    required(base_interval, "base_interval")?;
+    let base = positive_duration(base_interval, Duration::ZERO, "base_interval")?;
+    let max = duration_or(max_interval, base.saturating_mul(10), "max_interval")?;
+    if max < base {
+        return Err(ConfigError::field("max_interval", "must not be shorter than base_interval"));
+    }
+    Ok((base, max))
 }
 
 /// The value of a wrapper, else a default.
@@ -181,6 +198,11 @@ pub fn runtime_fraction(runtime: &Runtime, value: &RuntimeFractionalPercent) -> 
 /// A percentage as a whole number, cut as Envoy cuts it (`ProtobufPercentHelper::convertPercent`), which makes 28 of 29.
 pub fn whole_percent(percent: f64) -> u64 {
     (100.0 * (percent / 100.0)) as u64
+}
+
+/// Whether something is on: it is unless its flag says otherwise, or the runtime key of the flag does.
+pub fn runtime_flag(runtime: &Runtime, value: &Option<RuntimeFeatureFlag>) -> bool {
+    value.as_ref().is_none_or(|flag| runtime.flag(&flag.runtime_key, bool_or(&flag.default_value, true)))
 }
 
 /// A number that a runtime key may replace.
@@ -343,6 +365,33 @@ mod tests {
         assert_eq!(share(fraction(&runtime, "absent", &half).unwrap()), 500_000);
         assert_eq!(share(fraction(&runtime, "ten", &half).unwrap()), 100_000);
         assert_eq!(share(fraction(&runtime, "promille", &half).unwrap()), 1000);
+    }
+
+    #[test]
+    fn flags_follow_runtime_keys_and_are_on_by_default() {
+        let runtime = Runtime::new(BTreeMap::from([("off".to_owned(), serde_json::json!(false))]));
+        let is_on = |key: &str, default: Option<bool>| {
+            let default_value = default.map(|value| BoolValue { value });
+            runtime_flag(&runtime, &Some(RuntimeFeatureFlag { default_value, runtime_key: key.to_owned() }))
+        };
+        assert!(runtime_flag(&runtime, &None) && is_on("absent", None) && is_on("", Some(true)));
+        assert!(!is_on("off", None) && !is_on("off", Some(true)) && !is_on("absent", Some(false)));
+    }
+
+    #[test]
+    fn waits_before_retries_are_ten_times_as_long_at_the_most() {
+        let seconds = |seconds| Some(ProtoDuration { seconds, nanos: 0 });
+        let waits = |base, max| back_off(&base, &max).map_err(|error| error.to_string());
+        let between = |base, max| Ok((Duration::from_secs(base), Duration::from_secs(max)));
+        assert_eq!(waits(seconds(2), None), between(2, 20));
+        assert_eq!(waits(seconds(2), seconds(3)), between(2, 3));
+        for (base, max, fault) in [
+            (None, seconds(1), "base_interval: is missing"),
+            (seconds(0), None, "base_interval: must be longer than 0s"),
+            (seconds(2), seconds(1), "max_interval: must not be shorter than base_interval"),
+        ] {
+            assert_eq!(waits(base, max), Err(fault.to_owned()));
+        }
     }
 
     #[test]

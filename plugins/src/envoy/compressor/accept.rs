@@ -1,6 +1,7 @@
 //! Which of a chain's compressors a client wants (compressor_filter.cc `chooseEncoding`).
 
-use super::direction::{Types, parts};
+use super::direction::Types;
+use crate::shared::coding::parts;
 use sixfold_core::headers::Known;
 use sixfold_core::plugin::{Scope, Slot};
 use sixfold_core::stream::Stream;

@@ -1,5 +1,6 @@
 //! What requests and responses have in common, and what their headers say about compressing them.
 
+use crate::shared::coding::parts;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::matcher::StringMatcher;
@@ -8,6 +9,7 @@ use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::config::core::v3::RuntimeFeatureFlag;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::compressor::v3::compressor::CommonDirectionConfig;
 use sixfold_xds_api::pb::google::protobuf::UInt32Value;
+use sixfold_xds_api::values::runtime_flag;
 use std::sync::Arc;
 
 /// Shorter bodies are not compressed unless that is configured.
@@ -97,10 +99,7 @@ impl Direction {
         };
         let least_length = least_length.as_ref().map_or(0, |length| length.value);
         Direction {
-            enabled: enabled.as_ref().is_none_or(|flag| {
-                let default = flag.default_value.as_ref().is_none_or(|value| value.value);
-                context.runtime.flag(&flag.runtime_key, default)
-            }),
+            enabled: runtime_flag(&context.runtime, enabled),
             least_length: u64::from(if least_length == 0 { LEAST_LENGTH } else { least_length }),
             types: match types {
                 [] => listed(&mut TYPES.into_iter()),
@@ -138,24 +137,11 @@ impl Types {
     }
 }
 
-/// The parts of a list.
-pub(super) fn parts(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    list.split(|b| *b == b',').map(<[u8]>::trim_ascii)
-}
-
 /// Whether no coding that compresses is among those of the transfer.
 pub(super) fn transfer_allows(headers: &Headers) -> bool {
     const CODINGS: [&[u8]; 5] = [b"gzip", b"br", b"deflate", b"compress", b"zstd"];
     let compresses = |part: &[u8]| CODINGS.iter().any(|coding| coding.eq_ignore_ascii_case(part));
     !headers.get_all(Known::TRANSFER_ENCODING).flat_map(parts).any(compresses)
-}
-
-/// Whether nobody is to change the message (RFC 9111, section 5.2.2.6).
-pub(super) fn no_transform(headers: &Headers) -> bool {
-    headers
-        .get_all(Known::CACHE_CONTROL)
-        .flat_map(parts)
-        .any(|part| part.eq_ignore_ascii_case(b"no-transform"))
 }
 
 /// A strong validator is none of what is compressed: it goes, or becomes weak.

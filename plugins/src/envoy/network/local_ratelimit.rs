@@ -10,7 +10,7 @@ use sixfold_core::plugin::{BuildContext, NetworkFilterFactory, Slot};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit as Config;
 use sixfold_xds_api::pb::envoy::r#type::v3::TokenBucket as ProtoBucket;
-use sixfold_xds_api::values::{optional_duration, required, u32_or};
+use sixfold_xds_api::values::{optional_duration, required, runtime_flag, u32_or};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,11 +53,7 @@ impl Limit {
             // Only those with one key and the same settings share it.
             key => context.shared.get_or_insert(&format!("local_ratelimit {key} {value:?}"), fresh),
         };
-        let enabled = runtime_enabled.as_ref().is_none_or(|flag| {
-            context
-                .runtime
-                .flag(&flag.runtime_key, flag.default_value.as_ref().is_none_or(|value| value.value))
-        });
+        let enabled = runtime_flag(&context.runtime, runtime_enabled);
         let stats = LimitStats::new(&context.metrics, &scope(&["local_rate_limit", stat_prefix]));
         Ok(Limit { bucket, enabled, stats })
     }
