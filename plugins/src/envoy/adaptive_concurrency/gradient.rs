@@ -270,7 +270,8 @@ impl Controller {
         let gradient = (minimum / sample.max(1) as f64).clamp(0.5, 2.0);
         let limit = f64::from(self.limit.load(Relaxed)) * gradient;
         let burst = limit.sqrt();
-        let limit = ((limit + burst) as u32).clamp(settings.least.min(settings.most), settings.most);
+        // The least goes before the most, as in Envoy, where it is the greater of the two.
+        let limit = ((limit + burst) as u32).min(settings.most).max(settings.least);
         self.limit.store(limit, Relaxed);
         state.least_in_a_row = if limit == settings.least { state.least_in_a_row + 1 } else { 0 };
         let (sample, gradient) = ((sample / 1000) as i64, (gradient * 1000.0) as i64);

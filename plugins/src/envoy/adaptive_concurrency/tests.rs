@@ -42,6 +42,21 @@ fn the_limit_follows_the_latency() {
     assert!((5..=9).contains(&slow), "{slow}");
 }
 
+/// The limit went below what it had begun with, and the minimum was not measured anew.
+#[test]
+fn the_least_goes_before_the_most() {
+    let start = Instant::now();
+    let at = |millis: u64| start + Duration::from_millis(millis);
+    let controller = controller(
+        "{concurrency_limit_params: {concurrency_update_interval: 0.1s, max_concurrency_limit: 2}, min_rtt_calc_params: {fixed_value: 0.01s}}",
+        start,
+    );
+    for step in 0..5 {
+        assert_eq!(room(&controller, at(100 * step)), 3);
+        controller.sample(at(100 * step), at(100 * step + 10));
+    }
+}
+
 #[test]
 fn the_minimum_is_measured_with_few_requests() {
     let start = Instant::now();
