@@ -228,8 +228,8 @@ impl Compressor {
     }
 
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        accept::register(stream, &self.candidate);
         let accept = stream.request.headers.get(Known::ACCEPT_ENCODING).map(<[u8]>::to_vec);
+        accept::register(stream, &self.candidate, accept.is_some());
         if self.response.enabled && self.remove_accept_encoding {
             stream.request.headers.remove(Known::ACCEPT_ENCODING);
         }

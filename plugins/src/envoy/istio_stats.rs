@@ -91,16 +91,16 @@ impl IstioStats {
 
     fn log(&self, stream: &mut Stream, _: Slot) {
         let now = stream.timing.downstream_tx_end.unwrap_or_else(Instant::now);
-        let values = self.overrides.values(stream);
+        let stream = &*stream;
         let (view, end) = (View::new(self, stream), End::of(stream));
         let duration = now.saturating_duration_since(stream.timing.start).as_millis() as u64;
         let (bytes, traffic) = (&stream.bytes, stream.bytes.traffic);
         Key::with(|key| {
             view.add_to(self.number, key);
             end.add_to(key);
-            values.iter().for_each(|value| key.text(value.as_bytes()));
+            self.overrides.add_to(stream, key);
             self.store.http.touch(key.bytes(), now, |counts| {
-                counts.about.get_or_insert_with(|| self.about(&view, &end, &values));
+                counts.about.get_or_insert_with(|| self.about(&view, &end, &self.overrides.values(stream)));
                 counts.requests += 1;
                 counts.duration.record(duration);
                 counts.request_bytes.record(traffic.received);

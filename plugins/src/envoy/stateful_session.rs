@@ -6,6 +6,7 @@ mod state;
 mod tests;
 
 use crate::envoy;
+use sixfold_core::cluster::Address;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, Plugin, Slot, Step};
@@ -90,10 +91,8 @@ impl Session {
 
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let Some(kept) = stream.take_state::<Kept>(slot) else { return Step::Continue };
-        let member = stream.upstream.member.clone();
-        let address = member.as_ref().map(|member| &member.host.address);
-        let address = address.and_then(|address| match address {
-            sixfold_core::cluster::Address::Ip(address) => Some(*address),
+        let address = stream.upstream.member.as_ref().and_then(|member| match member.host.address {
+            Address::Ip(address) => Some(address),
             _ => None,
         });
         if let Some(stats) = &self.stats {

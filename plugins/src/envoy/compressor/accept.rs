@@ -50,10 +50,11 @@ pub(super) enum Accepted {
 
 const NOTHING: Decision = Decision { accepted: Accepted::Nothing, coding: "" };
 
-/// Makes a compressor known to those that decide later.
-pub(super) fn register(stream: &mut Stream, candidate: &Arc<Candidate>) {
+/// Makes a compressor known to those that decide later: nobody does where no client has asked for a coding.
+pub(super) fn register(stream: &mut Stream, candidate: &Arc<Candidate>, is_asked: bool) {
     match stream.state::<Registered>(TOGETHER) {
         Some(registered) => registered.candidates.push(candidate.clone()),
+        None if !is_asked => {}
         None => {
             let candidates = vec![candidate.clone()];
             stream.set_state(TOGETHER, Registered { candidates, decision: None });
@@ -141,6 +142,19 @@ mod tests {
         let candidates: Vec<_> = candidates.iter().map(candidate).collect();
         let Decision { accepted, coding } = choose(&candidates, None, accept.as_bytes());
         (accepted, coding)
+    }
+
+    /// What an earlier one has taken from the request may still be decided between it and a later one.
+    #[test]
+    fn compressors_are_known_where_a_client_has_asked() {
+        let candidate =
+            Arc::new(Candidate { coding: "gzip", types: Types::Listed(Arc::new([])), choose_first: false });
+        for (asked, known) in [([false, false], 0), ([true, false], 2), ([true, true], 2)] {
+            let mut stream = crate::testing::stream("/", &[]);
+            asked.into_iter().for_each(|asked| register(&mut stream, &candidate, asked));
+            let registered = stream.state::<Registered>(TOGETHER);
+            assert_eq!(registered.map_or(0, |registered| registered.candidates.len()), known, "{asked:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 /// One change.
 pub(super) enum QueryChange {
     Remove(Box<[u8]>),
-    Put { key: Box<[u8]>, value: Format, action: KeyValueAppendAction },
+    Put { key: Box<[u8]>, encoded: Box<[u8]>, value: Format, action: KeyValueAppendAction },
 }
 
 /// What is encoded of a value: all but what is unreserved (RFC 3986, section 2.3).
@@ -48,20 +48,22 @@ impl QueryChange {
         let Some(Kind::StringValue(text)) = value.as_ref().and_then(|value| value.kind.as_ref()) else {
             return Err(ConfigError::field("record.value", "must be a text"));
         };
+        let key = not_empty(key, "record.key")?.as_bytes();
         Ok(QueryChange::Put {
-            key: not_empty(key, "record.key")?.as_bytes().into(),
+            key: key.into(),
+            encoded: encoded(key).into(),
             value: format::text(text).in_key("record.value")?,
             action: enum_value(*action, "action")?,
         })
     }
 
     fn apply(&self, parameters: &mut Parameters, stream: &Stream) {
-        let (key, value, action) = match self {
+        let (key, written, value, action) = match self {
             QueryChange::Remove(key) => {
                 parameters.remove(&**key);
                 return;
             }
-            QueryChange::Put { key, value, action } => (key, value, *action),
+            QueryChange::Put { key, encoded, value, action } => (key, encoded, value, *action),
         };
         let is_there = parameters.contains_key(&**key);
         let replaces = match action {
@@ -76,7 +78,7 @@ impl QueryChange {
         if replaces {
             values.clear();
         }
-        values.push(Parameter { key: encoded(key), value: encoded(&text) });
+        values.push(Parameter { key: written.to_vec(), value: encoded(&text) });
     }
 }
 

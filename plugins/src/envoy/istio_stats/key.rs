@@ -35,8 +35,35 @@ impl Key {
         self.0.extend_from_slice(text);
     }
 
+    /// Adds a text that is written at its end, as [`Key::text`] adds one.
+    pub(super) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let begin = self.0.len();
+        self.text(&[]);
+        let text = self.0.len();
+        write(&mut self.0);
+        let length = self.0.len().saturating_sub(text) as u32;
+        if let Some(place) = self.0.get_mut(begin..text) {
+            place.copy_from_slice(&length.to_le_bytes());
+        }
+    }
+
     /// All that was added.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_is_written_is_one_that_was_added() {
+        let (mut added, mut written) = (Key(Vec::new()), Key(Vec::new()));
+        for text in [&b"ab"[..], b"", b"c"] {
+            added.text(text);
+            written.write(|out| out.extend_from_slice(text));
+        }
+        assert_eq!(added.bytes(), written.bytes());
     }
 }

@@ -1,5 +1,6 @@
 //! What the configuration changes of metrics: which are not counted, and which labels they have.
 
+use super::key::Key;
 use super::labels::{LABELS, Standard, name};
 use super::store::{METRICS, Metric};
 use sixfold_core::cel::{Extras, Program};
@@ -80,14 +81,17 @@ impl Overrides {
         Some(self.expressions.len() - 1)
     }
 
-    /// The values of the expressions.
+    /// Adds the values of the expressions to a key.
+    pub(super) fn add_to(&self, stream: &Stream, key: &mut Key) {
+        self.expressions.iter().for_each(|(_, program)| key.write(|out| write(program, stream, out)));
+    }
+
+    /// The values of the expressions, for the labels of a series that there was not.
     pub(super) fn values(&self, stream: &Stream) -> Vec<Value> {
         let value = |(_, program): &(String, Program)| {
             let mut text = Vec::new();
-            match program.write(stream, false, &mut text) {
-                true => String::from_utf8_lossy(&text).into(),
-                false => "unknown".into(),
-            }
+            write(program, stream, &mut text);
+            String::from_utf8_lossy(&text).into()
         };
         self.expressions.iter().map(value).collect()
     }
@@ -115,6 +119,13 @@ impl Overrides {
 
     fn of(&self, metric: Metric) -> Option<&Change> {
         self.changes.get(metric as usize)
+    }
+}
+
+/// The value of an expression.
+fn write(program: &Program, stream: &Stream, out: &mut Vec<u8>) {
+    if !program.write(stream, false, out) {
+        out.extend_from_slice(b"unknown");
     }
 }
 

@@ -212,6 +212,22 @@ fn patterns_match_as_luajit_s_do() {
     }
 }
 
+/// The last value of a key counts.
+#[test]
+fn metadata_is_of_its_namespace() {
+    let set =
+        "local m = h:streamInfo():dynamicMetadata() m:set('a', 'k', 1) m:set('b', 'k', 2) m:set('a', 'k', 3)";
+    let filter = filter(&format!(
+        "function envoy_on_request(h)
+           {set}
+           h:headers():add('x-told', m:get('a').k .. ' ' .. m:get('b').k .. ' ' .. select('#', m:get('c')))
+         end"
+    ));
+    let mut stream = stream();
+    filter.request(&mut stream);
+    assert_eq!((header(&stream, "x-told"), filter.errors()), ("3 2 0", 0));
+}
+
 #[test]
 fn files_and_processes_are_out_of_reach() {
     for name in [

@@ -2,7 +2,7 @@
 
 use super::super::values;
 use super::{Args, Host, Op};
-use mlua::{LuaString, Value};
+use mlua::{Lua, LuaString, Value};
 use sixfold_core::connection::{Certificate, TlsInfo};
 use sixfold_core::message::Version;
 use sixfold_core::stream::FilterObject;
@@ -33,11 +33,7 @@ impl Host<'_> {
             Op::Context => values::table(lua, self.script.context.as_ref()),
             Op::DynamicGet => {
                 let namespace: String = args.next()?;
-                let all = self.dynamic();
-                match all.get(namespace.as_str()) {
-                    Some(fields) => values::to_lua(lua, &serde_json::Value::Object(fields.clone())),
-                    None => Ok(Value::Nil),
-                }
+                self.dynamic_of(&namespace, lua)
             }
             Op::DynamicSet => {
                 let (namespace, key): (String, String) = (args.next()?, args.next()?);
@@ -86,6 +82,19 @@ impl Host<'_> {
                 None => Ok(Value::Nil),
             },
         }
+    }
+
+    /// Dynamic metadata of one namespace, if there is any.
+    fn dynamic_of(&self, namespace: &str, lua: &Lua) -> mlua::Result<Value> {
+        let mut table = None;
+        for (_, key, value) in self.stream.metadata.iter().filter(|(of, _, _)| **of == *namespace) {
+            let table = match &table {
+                Some(table) => table,
+                None => &*table.insert(lua.create_table()?),
+            };
+            table.set(&**key, values::to_lua(lua, value)?)?;
+        }
+        Ok(table.map_or(Value::Nil, Value::Table))
     }
 
     /// Dynamic metadata as it stands: of a key that was set twice the last value.
