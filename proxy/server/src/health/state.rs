@@ -226,7 +226,7 @@ impl State {
             (false, true, Change::Unchanged | Change::Changed) => no_traffic_healthy,
             (false, ..) => no_traffic,
         };
-        let share = base.mul_f64(f64::from(check.jitter_percent) / 100.0);
+        let share = (*base).min(LONGEST).mul_f64(f64::from(check.jitter_percent) / 100.0);
         base.saturating_add(by_chance(share)).saturating_add(by_chance(check.jitter)).min(LONGEST)
     }
 }

@@ -92,6 +92,9 @@ fn intervals_go_by_traffic_outcome_and_what_is_pending() {
     let waits: Vec<_> = (0..300).map(|_| state.wait(&check, Change::Unchanged, true, true)).collect();
     assert!(waits.iter().all(|wait| (seconds(1)..seconds(3)).contains(wait)));
     assert!(waits.iter().any(|wait| *wait > seconds(2)), "both are added");
+    // No more than a day, whatever is configured.
+    (check.intervals.healthy, check.jitter_percent) = (Duration::MAX, u32::MAX);
+    assert_eq!(state.wait(&check, Change::Unchanged, true, true), seconds(86_400));
 }
 
 #[test]
