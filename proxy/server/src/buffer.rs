@@ -42,6 +42,14 @@ fn give_back(list: &'static LocalKey<RefCell<Vec<Vec<u8>>>>, piece: Vec<u8>) {
     }
 }
 
+/// Lends memory for one read.
+pub(crate) fn lend<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
+    let mut piece = take_piece(&READ).unwrap_or_else(|| vec![0; PIECE]);
+    let read = read(&mut piece);
+    give_back(&READ, piece);
+    read
+}
+
 /// Bytes that were read and not consumed.
 #[derive(Default)]
 pub(crate) struct ReadBuffer {

@@ -4,6 +4,7 @@ mod filtering;
 
 pub(crate) use filtering::Filtering;
 
+use crate::buffer;
 use crate::deadline::{Deadline, Timed, bounded};
 use filtering::Next;
 use sixfold_core::cluster::ClusterStats;
@@ -185,35 +186,38 @@ impl Io {
     ) -> Poll<io::Result<()>> {
         loop {
             let next = filtering.poll(cx);
-            // What a filter has said goes out, and is tried again with the next poll if it can't yet.
-            if let Poll::Ready(Err(error)) = self.poll_answer(filtering, cx) {
-                return Poll::Ready(Err(error));
+            match (self.poll_answer(filtering, cx), &next) {
+                (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(error)),
+                // What a filter has said before it ends the connection goes out first.
+                (Poll::Pending, Poll::Ready(Err(_))) => return Poll::Pending,
+                // What can't go out yet is tried again with the next poll.
+                _ => {}
             }
             if let Next::Give = ready!(next)? {
-                // Nothing is the end.
                 filtering.give(buf);
                 return Poll::Ready(Ok(()));
             }
-            let mut room = ReadBuf::new(filtering.room());
-            let read = self.read(cx, &mut room);
-            let n = room.filled().len();
-            filtering.filled(read.is_ready().then_some(n));
-            ready!(read)?;
+            ready!(buffer::lend(|room| {
+                let mut room = ReadBuf::new(room);
+                ready!(self.read(cx, &mut room))?;
+                filtering.receive(room.filled());
+                Poll::Ready(Ok::<_, io::Error>(()))
+            }))?;
         }
     }
 
     /// Writes what filters have for the client.
     fn poll_answer(&mut self, filtering: &mut Filtering, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
-        let answer = filtering.answer();
-        while !answer.is_empty() {
-            let written = inner!(self, s => Pin::new(s).poll_write(cx, answer));
+        while !filtering.answer().is_empty() {
+            let written = inner!(self, s => Pin::new(s).poll_write(cx, filtering.answer()));
             match ready!(self.count(written))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => drop(answer.drain(..n)),
+                n => filtering.written(n),
             }
-            if answer.is_empty() {
-                return inner!(self, s => Pin::new(s).poll_flush(cx));
-            }
+        }
+        if filtering.is_unflushed() {
+            ready!(inner!(self, s => Pin::new(s).poll_flush(cx)))?;
+            filtering.flushed();
         }
         Poll::Ready(Ok(()))
     }

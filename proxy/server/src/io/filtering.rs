@@ -1,5 +1,11 @@
 //! What network filters do with a connection: they are asked about the bytes of the client before anybody else sees
 //! them, whichever filter ends the chain and however it reads.
+//!
+//! A filter that holds bytes, answers, and has what others write wait is one that speaks with the client before the protocol
+//! of the connection begins, as Istio's `metadata_exchange` over TCP does.
+
+#[cfg(test)]
+mod tests;
 
 use crate::deadline::poll_timer;
 use sixfold_core::connection::Connection;
@@ -13,9 +19,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use tokio::io::ReadBuf;
 use tokio::time::{Sleep, sleep};
-
-/// Bytes that one read takes.
-const PIECE: usize = 16 << 10;
 
 /// The filters of one connection and what they know of it.
 pub(crate) struct Filtering {
@@ -36,8 +39,10 @@ pub(crate) struct Filtering {
     waits: Option<Pin<Box<dyn Future<Output = Resume> + Send>>>,
     /// What has passed, and how much of it was handed on.
     passed: (Vec<u8>, usize),
-    /// Bytes for the client that filters have put.
-    answer: Vec<u8>,
+    /// Bytes for the client that filters have put, and how much of them was written.
+    answer: (Vec<u8>, usize),
+    /// What was written of them may still be on its way to the socket.
+    unflushed: bool,
     /// Who wants to write, and may not yet.
     writer: Option<Waker>,
     closing: Option<Closing>,
@@ -70,7 +75,8 @@ impl Filtering {
             at: 0,
             waits: None,
             passed: (Vec::new(), 0),
-            answer: Vec::new(),
+            answer: (Vec::new(), 0),
+            unflushed: false,
             writer: None,
             closing: None,
             delay: None,
@@ -101,7 +107,8 @@ impl Filtering {
 
     /// Whether there is anything left to do when the client sends something.
     pub(super) fn is_active(&self) -> bool {
-        self.done.contains(&false) || self.passed.1 < self.passed.0.len() || !self.answer.is_empty()
+        let passes = self.passed.1 < self.passed.0.len();
+        self.done.contains(&false) || passes || self.unflushed || !self.answer().is_empty()
     }
 
     /// What filters know of the connection.
@@ -132,8 +139,8 @@ impl Filtering {
         }
     }
 
-    /// Hands on what has passed; tells whether anything has.
-    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+    /// Hands on what has passed; nothing is the end.
+    pub(super) fn give(&mut self, buf: &mut ReadBuf<'_>) {
         let (bytes, at) = &mut self.passed;
         let rest = bytes.get(*at..).unwrap_or_default();
         let n = rest.len().min(buf.remaining());
@@ -142,31 +149,39 @@ impl Filtering {
         if *at == bytes.len() {
             (*bytes, *at) = (Vec::new(), 0);
         }
-        n > 0
     }
 
-    /// Room behind what was read, which is [filled](Filtering::filled) then.
-    pub(super) fn room(&mut self) -> &mut [u8] {
-        let before = self.received.len();
-        self.received.resize(before + PIECE, 0);
-        self.received.get_mut(before..).unwrap_or_default()
-    }
-
-    /// So many bytes were read into the room; `None` could not be.
-    pub(super) fn filled(&mut self, read: Option<usize>) {
-        let before = self.received.len().saturating_sub(PIECE);
-        self.received.truncate(before + read.unwrap_or_default());
-        if self.received.is_empty() {
-            // One who says nothing costs no buffer.
-            self.received = Vec::new();
-        }
-        self.end |= read == Some(0);
-        self.fresh |= read.is_some();
+    /// The client has sent this; nothing is its end.
+    pub(super) fn receive(&mut self, read: &[u8]) {
+        self.received.extend_from_slice(read);
+        self.end |= read.is_empty();
+        self.fresh = true;
     }
 
     /// Bytes that the client is to get first.
-    pub(super) fn answer(&mut self) -> &mut Vec<u8> {
-        &mut self.answer
+    pub(super) fn answer(&self) -> &[u8] {
+        let (bytes, at) = &self.answer;
+        bytes.get(*at..).unwrap_or_default()
+    }
+
+    /// So much of the answer was written.
+    pub(super) fn written(&mut self, n: usize) {
+        let (bytes, at) = &mut self.answer;
+        *at += n;
+        if *at >= bytes.len() {
+            (*bytes, *at) = (Vec::new(), 0);
+        }
+        self.unflushed = true;
+    }
+
+    /// Whether what was written of answers has not been flushed since.
+    pub(super) fn is_unflushed(&self) -> bool {
+        self.unflushed
+    }
+
+    /// It has been flushed.
+    pub(super) fn flushed(&mut self) {
+        self.unflushed = false;
     }
 
     /// Asks the filters about what was read, as far as they don't wait.
@@ -212,7 +227,7 @@ impl Filtering {
                 return Poll::Ready(FilterStep::Continue);
             }
             let mut bytes =
-                ClientBytes { received: &mut self.received, end: self.end, answer: &mut self.answer };
+                ClientBytes { received: &mut self.received, end: self.end, answer: &mut self.answer.0 };
             match filter.on_data(context, slot(self.at), &mut bytes) {
                 FilterStep::Wait(waits) => self.waits = Some(waits),
                 step => return Poll::Ready(step),
