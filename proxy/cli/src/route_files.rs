@@ -4,7 +4,7 @@ use parking_lot::{Mutex, MutexGuard};
 use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::files::{self, Stamp};
-use sixfold_core::model::Diff;
+use sixfold_core::model::{ApplyError, Diff};
 use sixfold_server::server::Server;
 use sixfold_xds::Context;
 use sixfold_xds::dump::FileRoutes;
@@ -28,6 +28,8 @@ pub(crate) struct RouteFiles {
     unreadable: BTreeMap<Key, String>,
     /// Another one whenever another file or bootstrap is known.
     version: u64,
+    /// Of what was to be put in force last something was refused, and nobody knows what.
+    refused: bool,
     /// What of them is in force, for those who show it: they can't wait for a change that is being put in force.
     published: Arc<Mutex<Vec<FileRoutes>>>,
 }
@@ -58,6 +60,7 @@ impl RouteFiles {
             read: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             version: 0,
+            refused: false,
             published: Arc::default(),
         }
     }
@@ -66,6 +69,8 @@ impl RouteFiles {
     pub(crate) fn set_context(&mut self, context: Context) {
         self.configs.set_context(context);
         self.version += 1;
+        // All of them are put in force with it.
+        self.refused = false;
     }
 
     /// Where that which is in force is shown.
@@ -73,9 +78,28 @@ impl RouteFiles {
         self.published.clone()
     }
 
-    /// They are in force now.
+    /// They are in force now, unless something was refused.
     pub(crate) fn publish(&self) {
-        *self.published.lock() = self.in_force();
+        if !self.refused {
+            *self.published.lock() = self.in_force();
+        }
+    }
+
+    /// Has a change of them put in force, if there is one, and shows what has come of it.
+    fn apply(&mut self, diff: Diff, apply: impl FnOnce(Diff) -> Result<(), Vec<ApplyError>>) {
+        if !diff.is_empty() {
+            let applied = apply(diff);
+            self.refused = applied.is_err();
+            match applied {
+                Ok(()) => tracing::info!("routes read again and applied"),
+                Err(errors) => tell_most(
+                    &errors,
+                    |error| tracing::error!("{error}"),
+                    |more| tracing::error!(more, "more parts of a change are not in force"),
+                ),
+            }
+        }
+        self.publish();
     }
 
     fn in_force(&self) -> Vec<FileRoutes> {
@@ -175,18 +199,7 @@ impl RouteFiles {
                 let mut diff = Diff::default();
                 next.look(contents, &mut diff).tell();
                 *now = next;
-                if !diff.is_empty() {
-                    match server.apply_blocking(diff) {
-                        Ok(()) => tracing::info!("routes read again and applied"),
-                        Err(errors) => tell_most(
-                            &errors,
-                            |error| tracing::error!("{error}"),
-                            |more| tracing::error!(more, "more parts of a change are not in force"),
-                        ),
-                    }
-                }
-                // Shown once they are in force.
-                now.publish();
+                now.apply(diff, |diff| server.apply_blocking(diff));
             }
         };
         std::thread::Builder::new().name("route-files".to_owned()).spawn(look).map(drop)
@@ -215,6 +228,7 @@ mod tests {
     use crate::envoy::Text;
     use crate::process::plugins;
     use sixfold_core::compile::CompileContext;
+    use sixfold_core::model::ResourceKind;
     use sixfold_xds::bootstrap::ProcessContext;
     use std::cell::Cell;
 
@@ -258,5 +272,43 @@ static_resources:
         let (now, next, contents) = RouteFiles::ahead_by(&files, |_| {}, read);
         assert_eq!((reads.get(), contents.0.len()), (2, 1));
         assert_eq!((now.version, next.version), (1, 1));
+    }
+
+    /// `/config_dump` showed routes that had been refused as those in force.
+    #[test]
+    fn what_is_refused_is_not_shown_to_be_in_force() {
+        let path = std::env::temp_dir().join(format!("sixfold-route-files-{}.yaml", std::process::id()));
+        std::fs::write(&path, "").unwrap();
+        let bootstrap = BOOTSTRAP.replace("ROUTES", path.to_str().unwrap());
+        let text = Text { text: bootstrap, name: "envoy.yaml".to_owned(), merged_over: None };
+        let compile = CompileContext::detached(plugins());
+        let tables = compile.route_tables.clone();
+        let compiled = text.load(&ProcessContext::new(compile)).unwrap();
+        let mut files = RouteFiles::new(compiled.followed.context.clone());
+        let mut apply = |hosts: Option<&str>, outcome: Result<(), Vec<ApplyError>>| {
+            let routes = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+            if let Some(hosts) = hosts {
+                let text = format!("resources: [{{\"@type\": {routes}, name: r, virtual_hosts: {hosts}}}]");
+                std::fs::write(&path, text).unwrap();
+            }
+            let (mut diff, contents) = (Diff::default(), files.contents());
+            assert!(files.look(contents, &mut diff).refused.is_empty());
+            let mut asked = false;
+            files.apply(diff, |diff| {
+                asked = true;
+                // The rest of a change goes into force.
+                for (key, table) in diff.route_tables {
+                    tables.of_name(&key.name).iter().for_each(|cell| drop(cell.swap(table.clone())));
+                }
+                outcome
+            });
+            (asked, files.published.lock().len())
+        };
+        let refusal = ApplyError { kind: ResourceKind::Endpoints, name: "c".into(), reason: String::new() };
+        let other = "[{name: v, domains: ['*']}]";
+        assert_eq!(apply(Some("[]"), Err(vec![refusal])), (true, 0));
+        assert_eq!(apply(None, Ok(())), (false, 0), "nor with the next look, which finds nothing new");
+        assert_eq!(apply(Some(other), Ok(())), (true, 1));
+        std::fs::remove_file(&path).unwrap();
     }
 }
