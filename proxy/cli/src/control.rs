@@ -90,6 +90,10 @@ impl Control for Administration {
         self.server.certificates().iter().map(of_context).collect()
     }
 
+    fn first_expiry(&self) -> Option<i64> {
+        self.server.first_expiry()
+    }
+
     fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {
         let DumpRequest { resource, mask, name_regex, include_eds } = request;
         let warming = self.server.warming();

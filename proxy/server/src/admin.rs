@@ -164,6 +164,8 @@ pub trait Control: Send + Sync + 'static {
     fn listeners(&self) -> Vec<ListenerStatus>;
     /// Certificates in use.
     fn certificates(&self) -> Vec<ContextCertificates>;
+    /// When the first of them ends, in Unix seconds; `None` without any.
+    fn first_expiry(&self) -> Option<i64>;
     /// Finds out what of the configuration is asked for; what it answers writes that as JSON.
     ///
     /// # Errors

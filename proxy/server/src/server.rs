@@ -20,7 +20,7 @@ use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::overload::Overload;
 use sixfold_core::plugin::Callout;
 use sixfold_core::tls::Held;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -227,21 +227,25 @@ impl Server {
         self.0.shared.health_failed.store(fail, Relaxed);
     }
 
-    /// Certificates of the contexts of listeners and clusters, each context once: many may share one.
+    /// Certificates of the contexts of listeners and then of clusters in the order of their names, each context once: many
+    /// may share one.
     pub fn certificates(&self) -> Vec<Held> {
         let listeners = self.0.model.listeners();
         let chains = listeners.iter().flat_map(|l| l.chains.iter().chain(&l.default_chain));
         let of_listeners = chains.flat_map(|chain| chain.tls.iter().flat_map(|tls| tls.contexts()));
-        let mut servers: Vec<_> = of_listeners.collect();
-        servers.sort_by_key(Arc::as_ptr);
-        servers.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let clusters = self.0.model.clusters().all();
         let of_clusters = clusters.iter().flat_map(|cluster| cluster.config.all_tls());
-        let mut clients: Vec<_> = of_clusters.filter_map(|tls| tls.context()).collect();
-        clients.sort_by_key(Arc::as_ptr);
-        clients.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let held = servers.iter().map(|context| context.held());
-        held.chain(clients.iter().map(|context| context.held())).collect()
+        let of_clusters = of_clusters.filter_map(|tls| tls.context());
+        let servers = each_once(of_listeners).into_iter().map(|context| context.held());
+        servers.chain(each_once(of_clusters).into_iter().map(|context| context.held())).collect()
+    }
+
+    /// When the first of them ends, in Unix seconds; `None` without any.
+    pub fn first_expiry(&self) -> Option<i64> {
+        let ends = |Held { authority, own }: Held| {
+            authority.into_iter().chain(own).map(|origin| origin.certificate.not_after).min()
+        };
+        self.certificates().into_iter().filter_map(ends).min()
     }
 
     /// Ends the server: closes all sockets, waits until connections have ended or `deadline` has passed,
@@ -272,6 +276,12 @@ impl Server {
         // A server that has ended answers nothing, which the caller notices by the dropped answer.
         let _ = self.0.control.send(question).await;
     }
+}
+
+/// Those that are there several times once, where they come first.
+fn each_once<T>(all: impl Iterator<Item = Arc<T>>) -> Vec<Arc<T>> {
+    let mut seen = HashSet::new();
+    all.filter(|one| seen.insert(Arc::as_ptr(one))).collect()
 }
 
 fn change(diff: Diff, patience: Duration) -> (Change, oneshot::Receiver<Vec<ApplyError>>) {

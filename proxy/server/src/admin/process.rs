@@ -77,14 +77,13 @@ pub(super) fn server_info(admin: &Admin, _: &Query) -> Reply {
 }
 
 pub(super) fn certificates(admin: &Admin, _: &Query) -> Reply {
-    let now = now();
     let shown = |certificate: &CertificateStatus| {
         let names: Vec<_> = certificate.names.iter().map(|(kind, name)| object!({ (*kind): name })).collect();
         object!({
             "path": certificate.path,
             "serial_number": certificate.serial,
             "subject_alt_names": names,
-            "days_until_expiration": certificate.days_left(now).to_string(),
+            "days_until_expiration": days_until(certificate.not_after).to_string(),
             "valid_from": moment(certificate.not_before),
             "expiration_time": moment(certificate.not_after),
         })
@@ -99,23 +98,10 @@ pub(super) fn certificates(admin: &Admin, _: &Query) -> Reply {
     json(&object!({ "certificates": all }))
 }
 
-impl CertificateStatus {
-    /// Whole days until its end, 0 after it.
-    fn days_left(&self, now: i64) -> u64 {
-        u64::try_from((self.not_after - now) / 86_400).unwrap_or(0)
-    }
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
-}
-
-/// Whole days until the first certificate ends; `None` without any.
-pub(super) fn days_until_first_expires(certificates: &[ContextCertificates]) -> Option<u64> {
-    let now = now();
-    let all = certificates.iter().flat_map(|context| context.authority.iter().chain(&context.own));
-    all.map(|certificate| certificate.days_left(now)).min()
+/// Whole days until a moment in Unix seconds, 0 after it.
+pub(super) fn days_until(moment: i64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    u64::try_from((moment - now) / 86_400).unwrap_or(0)
 }
 
 fn moment(second: i64) -> String {

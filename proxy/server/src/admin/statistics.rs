@@ -57,7 +57,7 @@ impl Statistics {
         server.memory_allocated().set(memory);
         server.memory_heap_size().set(memory);
         server.memory_physical_size().set(memory);
-        let expires = process::days_until_first_expires(&admin.control.certificates());
+        let expires = admin.control.first_expiry().map(process::days_until);
         server.days_until_first_cert_expiring().set(expires.unwrap_or(u32::MAX.into()));
         server.total_connections().set(admin.metrics.sum("listener.", "downstream_cx_active"));
         self.clusters.active_clusters().set(admin.clusters.all().len() as u64);

@@ -3,6 +3,7 @@
 use super::*;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Address, HostConfig};
+use sixfold_core::listener::ListenerStats;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -29,6 +30,10 @@ impl Control for Calls {
         }];
         let authority = CertificateStatus { path: "ca.pem".into(), ..own[0].clone() };
         vec![ContextCertificates { authority: Some(authority), own }]
+    }
+    fn first_expiry(&self) -> Option<i64> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        Some(now.as_secs() as i64 + 9 * 86_400 + 60)
     }
     fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {
         let DumpRequest { resource, mask, name_regex, include_eds } = request;
@@ -75,6 +80,7 @@ struct Server {
     calls: Arc<Calls>,
     lifecycle: Lifecycle,
     cluster: Arc<sixfold_core::cluster::Cluster>,
+    of_listeners: [ListenerStats; 2],
 }
 
 fn server() -> Server {
@@ -87,6 +93,7 @@ fn server() -> Server {
     let cluster = sixfold_core::cluster::Cluster::new(config, vec![host], None, &metrics).unwrap();
     clusters.cell("one").swap(Some(cluster.clone()));
     cluster.stats.responses().count(200);
+    let of_listeners = ["a", "b"].map(|name| ListenerStats::new(&metrics, &format!("listener.{name}.")));
     let admin = Admin {
         statistics: Statistics::new(&metrics),
         metrics,
@@ -101,7 +108,7 @@ fn server() -> Server {
         access_logs: Vec::new(),
     };
     let surface = admin.start("127.0.0.1:0".parse().unwrap()).unwrap();
-    Server { surface, calls, lifecycle, cluster }
+    Server { surface, calls, lifecycle, cluster, of_listeners }
 }
 
 impl Server {
@@ -299,6 +306,11 @@ fn clusters_listeners_and_certificates() {
 #[test]
 fn statistics_in_every_form() {
     let server = server();
+    for active in server.of_listeners.iter() {
+        active.downstream_cx_active().inc();
+    }
+    let text = server.ask("GET /stats?filter=^server%5C.(days|total)").2;
+    assert_eq!(text, "server.days_until_first_cert_expiring: 9\nserver.total_connections: 2\n");
     let text = server.ask("GET /stats?filter=^cluster%5C.one.*rq_2").2;
     assert_eq!(text, "cluster.one.upstream_rq_200: 1\ncluster.one.upstream_rq_2xx: 1\n");
     let used = server.ask("GET /stats?usedonly&filter=server").2;
