@@ -3,7 +3,9 @@
 
 mod support;
 
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
+use std::time::Duration;
 use support::{Directory, Process, bootstrap, free_port, get, read, request, send};
 
 struct Running {
@@ -14,9 +16,14 @@ struct Running {
 }
 
 fn start(options: &[&str]) -> Running {
+    start_beside(options, "")
+}
+
+/// The same with other listeners beside the first.
+fn start_beside(options: &[&str], listeners: &str) -> Running {
     let directory = Directory::new();
     let (admin, port) = (free_port(), free_port());
-    let text = bootstrap(admin, port, "first", &directory.0.join("access.log"));
+    let text = bootstrap(admin, port, "first", &directory.0.join("access.log")) + listeners;
     let file = directory.write("envoy.yaml", &text);
     let mut arguments =
         vec!["-c", &file, "--concurrency", "2", "--use-dynamic-base-id", "--log-level", "warning"];
@@ -277,12 +284,42 @@ fn a_file_with_routes_must_be_there_and_need_not_be_right() {
     );
 }
 
-/// A process with this load: a heap of a byte is always full.
-fn under_load(monitor: &str, actions: &str) -> Running {
+/// A listener of which the load of the process is of no account.
+fn spared(port: u16, how: &str) -> String {
+    let extensions = "type.googleapis.com/envoy.extensions.filters";
+    format!(
+        r#"
+  - name: spared
+    {how}: true
+    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: hcm
+        typed_config:
+          "@type": {extensions}.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: spared
+          route_config:
+            virtual_hosts:
+            - name: v
+              domains: ["*"]
+              routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: spared}}}}}}]
+          http_filters:
+          - name: router
+            typed_config: {{"@type": {extensions}.http.router.v3.Router}}
+"#
+    )
+}
+
+fn is_spared(port: u16) -> bool {
+    get(port, "/").is_some_and(|response| (response.status, response.body.as_str()) == (200, "spared"))
+}
+
+/// A process with this load, and with listeners beside the first: a heap of a byte is always full.
+fn under_load(monitor: &str, actions: &str, listeners: &str) -> Running {
     let manager = format!(
         "overload_manager: {{refresh_interval: 0.05s, resource_monitors: [{{name: m, typed_config: {{'@type': type.googleapis.com/envoy.extensions.resource_monitors.{monitor}}}}}], actions: [{actions}]}}"
     );
-    start(&["--config-yaml", &manager])
+    start_beside(&["--config-yaml", &manager], listeners)
 }
 
 #[test]
@@ -291,33 +328,57 @@ fn under_load_requests_are_refused_and_connections_end() {
     let action = |name: &str| {
         format!("{{name: envoy.overload_actions.{name}, triggers: [{{name: m, threshold: {{value: 0.9}}}}]}}")
     };
-    let running = under_load(heap, &action("stop_accepting_requests"));
+    let beside = |name: &str| {
+        let port = free_port();
+        (under_load(heap, &action(name), &spared(port, "bypass_overload_manager")), port)
+    };
+    let (running, other) = beside("stop_accepting_requests");
+    assert!(is_spared(other));
     let refused = get(running.port, "/").unwrap();
     assert_eq!((refused.status, refused.body.as_str()), (503, "envoy overloaded"));
     let stats = get(running.admin, "/stats?filter=overload").unwrap().body;
     assert!(stats.contains("http.in.downstream_rq_overload_close: 1\n"), "{stats}");
     assert!(stats.contains("overload.envoy.overload_actions.stop_accepting_requests.active: 1\n"), "{stats}");
-    let running = under_load(heap, &action("disable_http_keepalive"));
+    let running = under_load(heap, &action("disable_http_keepalive"), "");
     let last = get(running.port, "/").unwrap();
     assert_eq!((last.status, last.body.as_str()), (200, "first"));
     let stats = get(running.admin, "/stats?filter=overload_disable").unwrap().body;
     assert!(stats.contains("http.in.downstream_cx_overload_disable_keepalive: 1\n"), "{stats}");
-    let running = under_load(heap, &action("reject_incoming_connections"));
-    assert!(get(running.port, "/").is_none());
+    let (running, other) = beside("reject_incoming_connections");
+    assert!(get(running.port, "/").is_none() && is_spared(other));
     let stats = get(running.admin, "/stats?filter=overload_reject").unwrap().body;
     assert!(stats.contains("downstream_cx_overload_reject: 1\n"), "{stats}");
+    let (running, other) = beside("stop_accepting_connections");
+    // The system takes the connection, and nobody else does.
+    let mut waits = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
+    send(&mut waits, "GET", "/", &[]);
+    waits.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let heard = waits.read(&mut [0]);
+    assert!(heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock) && is_spared(other));
+    let stats = get(running.admin, "/stats?filter=downstream_cx_total").unwrap().body;
+    assert!(
+        stats.contains(&format!("listener.127.0.0.1_{}.downstream_cx_total: 0\n", running.port)),
+        "{stats}"
+    );
 }
 
 #[test]
 fn no_more_connections_than_the_process_may_have_are_kept() {
+    let other = free_port();
     let mut running = under_load(
         "downstream_connections.v3.DownstreamConnectionsConfig, max_active_downstream_connections: 1",
         "",
+        &spared(other, "ignore_global_conn_limit"),
     );
+    // One that is not counted takes no place.
+    let mut beside = TcpStream::connect(("127.0.0.1", other)).unwrap();
+    send(&mut beside, "GET", "/", &[]);
+    assert_eq!(read(&mut beside).unwrap().body, "spared");
     let mut one = TcpStream::connect(("127.0.0.1", running.port)).unwrap();
     send(&mut one, "GET", "/", &[]);
     assert_eq!(read(&mut one).unwrap().body, "first");
     assert!(get(running.port, "/").is_none(), "there is one already");
+    assert!(is_spared(other), "which is of no account there");
     drop(one);
     running.process.until("place", || get(running.port, "/").filter(|response| response.status == 200));
 }

@@ -174,3 +174,16 @@ async fn unix_sockets_are_served_and_removed() {
     assert!(!path.exists());
     fixture.end().await;
 }
+
+/// A listener that has gone is counted for as long as its connections have.
+#[tokio::test]
+async fn a_listener_that_drains_is_counted_until_its_time_is_over() {
+    let fixture = Fixture::start();
+    let draining = || fixture.registry.sum("listener_manager.", "total_listeners_draining");
+    fixture.apply(fixture.listener("a", says("a"))).await;
+    assert_eq!(draining(), 0);
+    fixture.server.apply(removal("a")).await.unwrap();
+    assert_eq!(draining(), 1);
+    eventually(|| draining() == 0).await;
+    fixture.end().await;
+}
