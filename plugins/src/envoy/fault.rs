@@ -276,7 +276,7 @@ fn goes_to(stream: &Stream, cluster: &str) -> bool {
             }
             // The member is drawn with the request's own random number, so the answer is the same later.
             ClusterChoice::Weighted(members) => {
-                let member = sixfold_core::hash::weighted(members, stream);
+                let member = sixfold_core::hash::weighted(members, stream).map(|(_, member)| member);
                 matches!(member.map(|m| &m.cluster), Some(ClusterChoice::Named(cell)) if is(cell))
             }
         },

@@ -171,7 +171,13 @@ fn http(story: &mut Story, known: &Known, hcm: &HttpConnectionManager, stream: &
     }
     let Some(route) = found.route else {
         filters::add(story, hcm, found.virtual_host.options.chain.as_ref().unwrap_or(&hcm.chain));
-        story.insert("outcome".into(), "no route of the virtual host is met: 404".into());
+        if found.cut_short {
+            story.insert("action".into(), reply_of(&explain::unsearched()));
+            let outcome = "routes' expressions would scan too much for one request: none is taken";
+            story.insert("outcome".into(), outcome.into());
+        } else {
+            story.insert("outcome".into(), "no route of the virtual host is met: 404".into());
+        }
         return;
     };
     story.insert("route".into(), candidates::route(&route));

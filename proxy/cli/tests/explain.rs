@@ -293,3 +293,71 @@ fn what_is_asked_wrongly_is_told() {
         assert!(!output.status.success() && errors.contains(said), "{errors}");
     }
 }
+
+/// One member of weighted clusters has a host, filters and retries of its own.
+const WEIGHTED: &str = "
+- name: split
+  match: {prefix: /}
+  route:
+    retry_policy: {retry_on: '5xx', num_retries: 2}
+    weighted_clusters:
+      clusters:
+      - {name: a, weight: 80}
+      - {name: b, weight: 15, host_rewrite_literal: b.test, typed_per_filter_config: {cors: {'@type': type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}}}
+      - {name: a, weight: 5}
+";
+
+#[test]
+fn what_a_member_of_weighted_clusters_has_of_its_own_is_told() {
+    let directory = Directory::new();
+    let mut bootstrap: Value = serde_json::from_str(&routed(21000, 1)).unwrap();
+    let manager = &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
+    let routes = Node::parse_file_text(WEIGHTED, "routes.yaml").unwrap().to_json();
+    manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"] = routes;
+    bootstrap["static_resources"]["clusters"][1]["typed_extension_protocol_options"] = json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http_protocol_options": {}},
+            "retry_policy": {"retry_on": "reset", "num_retries": 7},
+        },
+    });
+    let file = directory.write("envoy.json", &bootstrap.to_string());
+    let story = explain(&["GET", "http://a.test/", "-c", &file, "--listener", "case"]);
+    let action = &story["action"];
+    assert_eq!((&action["upstream_host"], &action["retry"]["attempts"]), (&json!("a.test"), &json!(2)));
+    let members = action["to"]["weighted"].as_array().unwrap();
+    let own = ["upstream_host", "retry", "filters"];
+    assert!(own.iter().all(|key| members[0].get(key).is_none()), "{members:#?}");
+    assert_eq!(
+        (&members[1]["upstream_host"], &members[1]["retry"]["attempts"]),
+        (&json!("b.test"), &json!(7))
+    );
+    assert_eq!((story["filters"][0]["name"].as_str(), &members[1]["filters"]), (Some("cors"), &json!([])));
+    let clusters = story["clusters"].as_array().unwrap();
+    assert_eq!(clusters.iter().map(|cluster| &cluster["name"]).collect::<Vec<_>>(), ["a", "b"]);
+    let printed = output(&["explain", "GET", "http://a.test/", "-c", &file, "--listener", "case"]);
+    let text = String::from_utf8(printed.stdout).unwrap();
+    for part in [
+        "of cluster \"b\": as b.test",
+        "of cluster \"b\": retries: 7 on reset",
+        "of cluster \"b\": no filters",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+}
+
+/// What the proxy answers with 503 was said to be a 404.
+#[test]
+fn routes_that_are_not_looked_through_are_told_as_what_is_answered() {
+    let directory = Directory::new();
+    let regex = |i: usize| {
+        let path = json!({"safe_regex": {"regex": format!("/.*{i:04x}(?:y|z)*[0-9]")}});
+        json!({"match": path, "direct_response": {"status": 200}})
+    };
+    let routes: Vec<Value> = (0..600).map(regex).collect();
+    let file = directory.write("envoy.json", &bootstrap(&json!({"routes": routes})).to_string());
+    let path: String = (0..600).map(|i| format!("{i:04x}")).collect();
+    let story = explain(&["GET", &format!("http://a.test/{path}x"), "-c", &file, "--listener", "case"]);
+    let (status, details) = (&story["action"]["status"], &story["action"]["details"]);
+    assert_eq!((status, details), (&json!(503), &json!("route_search_cut_short")), "{story:#}");
+}

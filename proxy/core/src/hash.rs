@@ -109,7 +109,7 @@ pub fn set_cookie(
 
 /// Envoy's choice among weighted clusters: the request's random number, a header's integer or the hash of
 /// [`request_hash`] (call it before), modulo the sum of the weights. `None` when all weights are 0.
-pub fn weighted<'a>(clusters: &'a WeightedClusters, stream: &Stream) -> Option<&'a WeightedCluster> {
+pub fn weighted<'a>(clusters: &'a WeightedClusters, stream: &Stream) -> Option<(usize, &'a WeightedCluster)> {
     let integer = |value: &[u8]| std::str::from_utf8(value).ok()?.trim().parse::<u64>().ok();
     let from_header = clusters.random_header.as_ref().and_then(|target| {
         let mut values = target.values(&stream.request);
@@ -119,17 +119,17 @@ pub fn weighted<'a>(clusters: &'a WeightedClusters, stream: &Stream) -> Option<&
     let from_hash = stream.hash.filter(|_| clusters.use_hash);
     let value = from_header.or(from_hash).unwrap_or(stream.random).checked_rem(clusters.total)?;
     let mut sum = 0;
-    clusters.clusters.iter().find(|cluster| {
+    clusters.clusters.iter().enumerate().find(|(_, cluster)| {
         sum += cluster.weight;
         value < sum
     })
 }
 
-/// The cluster of a stream, and the weighted member that named it.
+/// The cluster of a stream, and the weighted member that named it with its place among all.
 pub fn choose_cluster<'r>(
     choice: &'r ClusterChoice,
     stream: &Stream,
-) -> (Option<Arc<Cluster>>, Option<&'r WeightedCluster>) {
+) -> (Option<Arc<Cluster>>, Option<(usize, &'r WeightedCluster)>) {
     match choice {
         ClusterChoice::Named(cell) => (cell.load(), None),
         ClusterChoice::Header(target, clusters) => {
@@ -138,7 +138,7 @@ pub fn choose_cluster<'r>(
             (name.and_then(|name| clusters.find(name)), None)
         }
         ClusterChoice::Weighted(weighted) => match self::weighted(weighted, stream) {
-            Some(member) => (choose_cluster(&member.cluster, stream).0, Some(member)),
+            Some(drawn) => (choose_cluster(&drawn.1.cluster, stream).0, Some(drawn)),
             None => (None, None),
         },
     }

@@ -317,7 +317,7 @@ fn destination(stream: &Stream) -> Option<Cow<'_, str>> {
             ClusterChoice::Named(cell) => Some(Cow::Borrowed(&cell.name)),
             ClusterChoice::Header(target, _) => target.values(&stream.request).next().map(text),
             ClusterChoice::Weighted(members) => {
-                name(&crate::hash::weighted(members, stream)?.cluster, stream)
+                name(&crate::hash::weighted(members, stream)?.1.cluster, stream)
             }
         }
     }

@@ -72,7 +72,7 @@ pub fn finalize_response(table: Option<&TableOptions>, stream: &mut Stream) {
     };
     let member = weighted.and_then(|weighted| match stream.upstream.drawn {
         Some(drawn) => weighted.clusters.get(usize::from(drawn)),
-        None => hash::weighted(weighted, stream),
+        None => hash::weighted(weighted, stream).map(|(_, member)| member),
     });
     finalize_upstream_response(table, member, stream);
 }

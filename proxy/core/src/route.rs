@@ -1,6 +1,6 @@
 //! Compiled routes and what they do with a request.
 
-use crate::cluster::{ClusterCell, Criteria};
+use crate::cluster::{ClusterCell, ClusterConfig, Criteria};
 use crate::format::Format;
 use crate::header_ops::HeaderOps;
 use crate::matcher::{HeaderMatcher, HeaderTarget};
@@ -10,6 +10,7 @@ use crate::metrics::responses::Responses;
 use crate::plugin::Chain;
 use crate::regex::{Regex, Rewrite};
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,6 +172,18 @@ impl Forward {
     /// Forwards to `cluster`, with nothing else set: no timeout, no retry, no change.
     pub fn to(cluster: ClusterChoice) -> Forward {
         Forward { cluster, options: Arc::default() }
+    }
+
+    /// The policy that retries of a request follow: the cluster's own, else the route's, else that of the virtual host.
+    pub fn retry_policy<'a>(
+        &'a self,
+        cluster: Option<&'a ClusterConfig>,
+        host: Option<&VirtualHost>,
+    ) -> Option<Cow<'a, Arc<RetryPolicy>>> {
+        let own = cluster.and_then(|cluster| cluster.retry.as_ref()).or(self.retry.as_ref());
+        let of_host = || host.and_then(|host| host.options.retry.clone());
+        // What is only looked at is counted nowhere.
+        own.map(Cow::Borrowed).or_else(|| of_host().map(Cow::Owned))
     }
 }
 

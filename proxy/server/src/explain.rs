@@ -47,6 +47,11 @@ impl Listeners {
     }
 }
 
+/// The answer to a request for which the routes of its virtual host were not looked through to the end.
+pub fn unsearched() -> LocalReply {
+    http::unsearched()
+}
+
 /// Makes a request ready for the choice of its route, as it is made ready when it comes; an answer ends it here.
 pub fn admit(
     hcm: &HttpConnectionManager,

@@ -122,9 +122,9 @@ impl Session {
         let proxy = self.proxy.clone();
         loop {
             self.stream.random = fastrand::u64(..);
-            let (cluster, member) = choose_cluster(&proxy.cluster, &self.stream);
+            let (cluster, drawn) = choose_cluster(&proxy.cluster, &self.stream);
             let cluster = cluster.ok_or(Refusal::NoCluster)?;
-            let subset = member.map_or(&proxy.metadata_match, |m| &m.metadata_match);
+            let subset = drawn.map_or(&proxy.metadata_match, |(_, member)| &member.metadata_match);
             self.stream.upstream.cluster = Some(cluster.clone());
             let breaker = &cluster.breaker;
             if breaker.count(Resource::Connections) >= breaker.limit(Resource::Connections) {

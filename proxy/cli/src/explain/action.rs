@@ -1,15 +1,18 @@
 //! What a route does with the request: where it goes, how it is changed on the way, for how long, and to which endpoints.
 
 use super::Story;
+use super::filters;
 use super::source::Known;
 use serde_json::{Value, json};
 use sixfold_core::cluster::Cluster;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::redirect;
 use sixfold_core::rewrite;
-use sixfold_core::route::{Action, ClusterChoice, Forward, RetryPolicy, Route};
-use sixfold_core::router::RouteTable;
+use sixfold_core::route::{Action, ClusterChoice, Forward, RetryPolicy, Route, WeightedCluster};
+use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) fn add(
@@ -49,15 +52,32 @@ fn add_forward(
     stream: &mut Stream,
 ) {
     let clusters = clusters(&forward.cluster, stream, known);
-    let retry = forward.retry.clone().or_else(|| stream.virtual_host.as_ref()?.options.retry.clone());
-    let options = table.options_of_requests();
-    rewrite::finalize_request(options.as_deref(), route, forward, None, hcm, false, stream);
+    let going = Going { known, hcm, table: table.options_of_requests(), route, forward };
+    let (path, host) = going.head(None, stream);
+    let retry = going.retry(&forward.cluster, stream);
+    let mut to = choice(&forward.cluster);
+    if let ClusterChoice::Weighted(weighted) = &forward.cluster {
+        let told = to["weighted"].as_array_mut().into_iter().flatten();
+        for (told, member) in told.zip(&weighted.clusters) {
+            let member_host = going.head(Some(member), stream).1;
+            let member_retry = going.retry(&member.cluster, stream);
+            if member_host != host {
+                told["upstream_host"] = member_host.into();
+            }
+            if member_retry != retry {
+                told["retry"] = member_retry;
+            }
+            if let Some(chain) = &member.chain {
+                told["filters"] = filters::of(hcm, chain);
+            }
+        }
+    }
     let timeouts = &forward.timeouts;
     let action = json!({
         "kind": "forward",
-        "to": choice(&forward.cluster),
-        "upstream_path": text(stream.request.target.full()),
-        "upstream_host": text(&stream.request.authority),
+        "to": to,
+        "upstream_path": path,
+        "upstream_host": host,
         "timeouts": {
             "request": millis(timeouts.request),
             "idle": millis(timeouts.idle),
@@ -66,12 +86,40 @@ fn add_forward(
             "send": millis(timeouts.send),
             "read": millis(timeouts.read),
         },
-        "retry": retry.as_deref().map(retry_of),
+        "retry": retry,
         "mirrors": forward.mirrors.as_ref().map_or(0, |mirrors| mirrors.len()),
         "hash_policies": forward.hash.len(),
     });
     story.insert("action".into(), action);
     story.insert("clusters".into(), clusters);
+}
+
+/// A request that is forwarded.
+struct Going<'a> {
+    known: &'a Known,
+    hcm: &'a HttpConnectionManager,
+    table: Option<Arc<TableOptions>>,
+    route: &'a Route,
+    forward: &'a Forward,
+}
+
+impl Going<'_> {
+    /// Path and host as the upstream sees them that a member of weighted clusters leads to.
+    fn head(&self, member: Option<&WeightedCluster>, stream: &mut Stream) -> (String, String) {
+        let before = stream.request.clone();
+        let (table, hcm) = (self.table.as_deref(), self.hcm);
+        rewrite::finalize_request(table, self.route, self.forward, member, hcm, false, stream);
+        let sent = std::mem::replace(&mut stream.request, before);
+        (text(sent.target.full()), text(&sent.authority))
+    }
+
+    /// How often it is tried on its way to a cluster.
+    fn retry(&self, choice: &ClusterChoice, stream: &Stream) -> Value {
+        let cluster = name_of(choice, stream).and_then(|name| self.known.clusters.find(&name));
+        let config = cluster.as_ref().map(|cluster| &cluster.config);
+        let policy = self.forward.retry_policy(config, stream.virtual_host.as_deref());
+        policy.as_deref().map_or(Value::Null, |policy| retry_of(policy))
+    }
 }
 
 fn retry_of(policy: &RetryPolicy) -> Value {
@@ -109,7 +157,8 @@ fn clusters(choice: &ClusterChoice, stream: &Stream, known: &Known) -> Value {
             let members = weighted.clusters.iter();
             let mut names: Vec<String> =
                 members.filter_map(|member| name_of(&member.cluster, stream)).collect();
-            names.dedup();
+            let mut seen = BTreeSet::new();
+            names.retain(|name| seen.insert(name.clone()));
             names
         }
         other => name_of(other, stream).into_iter().collect(),

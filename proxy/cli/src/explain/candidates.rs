@@ -20,10 +20,6 @@ pub(super) fn add(story: &mut Story, table: &RouteTable, explained: &Explained, 
     let passed = explained.passed.iter().map(|passed| passed_over(passed, stream));
     story.insert("passed_over".into(), passed.collect());
     story.insert("of_other_hosts".into(), explained.elsewhere.into());
-    if explained.found.as_ref().is_some_and(|found| found.cut_short) {
-        let reason = "routes' expressions would scan too much for one request: no route";
-        story.insert("outcome".into(), reason.into());
-    }
 }
 
 fn passed_over(passed: &Passed, stream: &Stream) -> Value {

@@ -8,6 +8,18 @@ use std::sync::Arc;
 
 /// Adds the chain of the route, and what of the connection manager's the route has turned off.
 pub(super) fn add(story: &mut Story, hcm: &HttpConnectionManager, chain: &Arc<Chain>) {
+    story.insert("filters".into(), of(hcm, chain));
+    if hcm.profile == Profile::Apisix {
+        return;
+    }
+    let is_there = |name: &str| chain.members().iter().any(|member| *member.name == *name);
+    let off = hcm.chain.members().iter().filter(|member| !is_there(&member.name));
+    let off: Vec<&str> = off.map(|member| &*member.name).collect();
+    story.insert("filters_off".into(), json!(off));
+}
+
+/// What is in a chain, in the order of the request.
+pub(super) fn of(hcm: &HttpConnectionManager, chain: &Chain) -> Value {
     let of_listener = hcm.chain.members();
     let shown = |member: &Member| {
         let is_listener_s = of_listener.iter().any(|other| Arc::ptr_eq(&other.plugin, &member.plugin));
@@ -17,21 +29,7 @@ pub(super) fn add(story: &mut Story, hcm: &HttpConnectionManager, chain: &Arc<Ch
             (None, false) if hcm.profile == Profile::Apisix => "route".to_owned(),
             (None, false) => "virtual host, route or table".to_owned(),
         };
-        json!({"name": &*member.name, "settings": from, "phases": phases(member)})
+        json!({"name": &*member.name, "settings": from, "phases": member.plugin.phases().collect::<Vec<_>>()})
     };
-    story.insert("filters".into(), chain.members().iter().map(shown).collect());
-    if hcm.profile == Profile::Apisix {
-        return;
-    }
-    let is_there = |name: &str| chain.members().iter().any(|member| *member.name == *name);
-    let off = of_listener.iter().filter(|member| !is_there(&member.name));
-    let off: Vec<&str> = off.map(|member| &*member.name).collect();
-    story.insert("filters_off".into(), json!(off));
-}
-
-/// The phases that it has handlers for: `Access`, `HeaderFilter`, `ResponseBody` and so on.
-fn phases(member: &Member) -> Value {
-    let shown = format!("{:?}", member.plugin);
-    let list = shown.trim_start_matches('[').trim_end_matches(']');
-    list.split(", ").filter(|phase| !phase.is_empty()).collect()
+    chain.members().iter().map(shown).collect()
 }

@@ -140,14 +140,38 @@ fn filters(story: &Story, out: &mut String) {
     if !filters.is_empty() {
         line(out, "filters", "in the order of the request");
     }
-    for filter in filters {
-        let phases: Vec<&str> = items(&filter["phases"]).filter_map(Value::as_str).collect();
-        let phases = if phases.is_empty() { "does nothing here".to_owned() } else { phases.join(", ") };
-        below(out, &format!("{} as of {}: {phases}", str(filter, "name"), str(filter, "settings")));
-    }
+    filters.iter().for_each(|shown| below(out, &filter(shown)));
     for filter in story.get("filters_off").into_iter().flat_map(items).filter_map(Value::as_str) {
         below(out, &format!("{filter} is disabled for the route"));
     }
+}
+
+fn filter(filter: &Value) -> String {
+    let phases: Vec<&str> = items(&filter["phases"]).filter_map(Value::as_str).collect();
+    let phases = if phases.is_empty() { "does nothing here".to_owned() } else { phases.join(", ") };
+    format!("{} as of {}: {phases}", str(filter, "name"), str(filter, "settings"))
+}
+
+fn retries(retry: &Value) -> String {
+    match retry.is_null() {
+        true => "no retries".to_owned(),
+        false => {
+            let on: Vec<&str> = items(&retry["on"]).filter_map(Value::as_str).collect();
+            format!("retries: {} on {}", retry["attempts"], on.join(", "))
+        }
+    }
+}
+
+/// What a member of weighted clusters has of its own.
+fn member(told: &Value, out: &mut String) {
+    let mut own: Vec<String> =
+        told["upstream_host"].as_str().map(|host| format!("as {host}")).into_iter().collect();
+    own.extend(told.get("retry").map(retries));
+    own.extend(items(&told["filters"]).map(filter));
+    own.extend(
+        told["filters"].as_array().filter(|filters| filters.is_empty()).map(|_| "no filters".to_owned()),
+    );
+    own.iter().for_each(|own| below(out, &format!("of {}: {own}", choice(&told["to"]))));
 }
 
 fn action(story: &Story, out: &mut String) {
@@ -176,18 +200,10 @@ fn action(story: &Story, out: &mut String) {
                     below(out, &format!("timeout {name}: {ms} ms"));
                 }
             }
-            if let Some(retry) = action["retry"].as_object() {
-                let on: Vec<&str> =
-                    retry.get("on").into_iter().flat_map(items).filter_map(Value::as_str).collect();
-                below(
-                    out,
-                    &format!(
-                        "retries: {} on {}",
-                        retry.get("attempts").unwrap_or(&Value::Null),
-                        on.join(", ")
-                    ),
-                );
+            if action["retry"].is_object() {
+                below(out, &retries(&action["retry"]));
             }
+            items(&action["to"]["weighted"]).for_each(|told| member(told, out));
         }
     }
     for cluster in story.get("clusters").into_iter().flat_map(items) {

@@ -122,9 +122,11 @@ fn weights(weights: &[u64]) -> WeightedClusters {
     }
 }
 
-fn name(cluster: Option<&WeightedCluster>) -> Option<&str> {
-    match &cluster?.cluster {
-        ClusterChoice::Named(cell) => Some(&cell.name),
+/// The name of what was drawn, which is its place.
+fn name(drawn: Option<(usize, &WeightedCluster)>) -> Option<&str> {
+    let (place, cluster) = drawn?;
+    match &cluster.cluster {
+        ClusterChoice::Named(cell) if *cell.name == *place.to_string() => Some(&cell.name),
         _ => None,
     }
 }

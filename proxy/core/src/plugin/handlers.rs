@@ -97,6 +97,18 @@ impl Plugin {
         self.origin.as_deref()
     }
 
+    /// The phases that it has handlers for, as people are told of them: `Access`, `HeaderFilter`, `ResponseBody` and so on.
+    pub fn phases(&self) -> impl Iterator<Item = &'static str> {
+        self.handlers.iter().map(|handler| match handler {
+            Handler::Head(phase, _) => phase.name(),
+            Handler::Body(Direction::Request, _) => "RequestBody",
+            Handler::Body(Direction::Response, _) => "ResponseBody",
+            Handler::Trailers(Direction::Request, _) => "RequestTrailers",
+            Handler::Trailers(Direction::Response, _) => "ResponseTrailers",
+            Handler::Log(_) => "Log",
+        })
+    }
+
     /// Whether it has a handler at all.
     pub fn is_idle(&self) -> bool {
         self.handlers.is_empty() && self.parts.iter().all(Part::is_idle)
@@ -254,14 +266,9 @@ impl<T: Send + Sync, F: LogFn<T>> OnLog for Bound<T, F> {
 impl std::fmt::Debug for Plugin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut list = f.debug_list();
-        for handler in &self.handlers {
-            match handler {
-                Handler::Head(phase, _) => list.entry(phase),
-                Handler::Body(direction, _) => list.entry(&format_args!("{direction:?}Body")),
-                Handler::Trailers(direction, _) => list.entry(&format_args!("{direction:?}Trailers")),
-                Handler::Log(_) => list.entry(&format_args!("Log")),
-            };
-        }
+        self.phases().for_each(|phase| {
+            list.entry(&format_args!("{phase}"));
+        });
         list.finish()
     }
 }

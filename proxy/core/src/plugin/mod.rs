@@ -61,6 +61,16 @@ pub enum HeadPhase {
 }
 
 impl HeadPhase {
+    /// Its name, as people are told of it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            HeadPhase::Rewrite => "Rewrite",
+            HeadPhase::Access => "Access",
+            HeadPhase::BeforeProxy => "BeforeProxy",
+            HeadPhase::HeaderFilter => "HeaderFilter",
+        }
+    }
+
     /// In the order in which a request meets them.
     pub const ALL: [HeadPhase; 4] =
         [HeadPhase::Rewrite, HeadPhase::Access, HeadPhase::BeforeProxy, HeadPhase::HeaderFilter];

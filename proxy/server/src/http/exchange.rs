@@ -519,8 +519,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     async fn no_route(&mut self) -> Result<(), Interrupt> {
         if self.unsearched {
-            // There may be one, and that there is none would be believed: caches keep a 404.
-            return self.respond(LocalReply::new(503, "", "route_search_cut_short")).await;
+            return self.respond(unsearched()).await;
         }
         self.env.hcm.stats.no_route().inc();
         let mut reply = LocalReply::new(404, "", "route_not_found");
@@ -530,6 +529,12 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.respond(reply).await
     }
+}
+
+/// The answer where routes were not looked through to the end. There may be one, and that there is none would be believed:
+/// caches keep a 404.
+pub(crate) fn unsearched() -> LocalReply {
+    LocalReply::new(503, "", "route_search_cut_short")
 }
 
 /// A table as long as it is looked at: it costs no count that workers share.

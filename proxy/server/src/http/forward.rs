@@ -22,7 +22,7 @@ use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Version;
 use sixfold_core::plugin::{Direction, HeadPhase, LocalReply, Outcome};
-use sixfold_core::route::{Action, ClusterChoice, Forward, Route, WeightedCluster};
+use sixfold_core::route::{Action, Forward, Route, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
 use std::future::poll_fn;
@@ -109,11 +109,9 @@ impl<D: Downstream> Exchange<'_, D> {
         let hcm = &self.env.hcm;
         let (request_hash, set_cookie) = hash::request_hash(&forward.hash, self.stream);
         self.stream.hash = request_hash;
-        let (cluster, member) = choose_cluster(&forward.cluster, self.stream);
-        if let (ClusterChoice::Weighted(all), Some(drawn)) = (&forward.cluster, member) {
-            let place = all.clusters.iter().position(|member| std::ptr::eq(member, drawn));
-            self.stream.upstream.drawn = place.and_then(|place| place.try_into().ok());
-        }
+        let (cluster, drawn) = choose_cluster(&forward.cluster, self.stream);
+        self.stream.upstream.drawn = drawn.and_then(|(place, _)| place.try_into().ok());
+        let member = drawn.map(|(_, member)| member);
         let Some(cluster) = cluster else {
             hcm.stats.no_cluster().inc();
             let mut reply = LocalReply::new(forward.cluster_not_found, "", "cluster_not_found");
@@ -137,10 +135,8 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(reply) = rewrite::strict_check(&hcm.router, self.stream) {
             return Err(Box::new(reply));
         }
-        let own = cluster.config.retry.as_ref().or(forward.retry.as_ref());
-        let of_host = self.stream.virtual_host.as_ref().filter(|_| own.is_none());
-        let of_host = of_host.and_then(|v| v.options.retry.clone());
-        let policy = own.or(of_host.as_ref());
+        let policy = forward.retry_policy(Some(&cluster.config), self.stream.virtual_host.as_deref());
+        let policy = policy.as_deref();
         // In APISIX no header of a client steers timeouts and retries.
         let steered = hcm.profile == Profile::Envoy;
         let timeouts = RequestTimeouts::decide(

@@ -30,6 +30,7 @@ mod stall;
 mod timeouts;
 
 pub(crate) use admit::{Head, admit};
+pub(crate) use exchange::unsearched;
 
 use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile};

@@ -168,8 +168,7 @@ async fn serve_chain(
     }
     match (&chain.filter, &active.http) {
         (NetworkFilter::Http(_), Some(manager)) => {
-            let manager = manager.clone().sparing(listener.config.spared.load);
-            let work = http::serve(io, shared, manager, worker.clone(), drain);
+            let work = http::serve(io, shared, manager.clone(), worker.clone(), drain);
             guard.serve(Box::pin(work)).await;
         }
         (NetworkFilter::Tcp(proxy), _) => {

@@ -63,7 +63,7 @@ impl ActiveListener {
             let same =
                 |c: &&ActiveChain| c.chain.fingerprint == chain.fingerprint && c.chain.name == chain.name;
             let http = match &chain.filter {
-                NetworkFilter::Http(hcm) => Some(http::Manager::new(hcm.clone())),
+                NetworkFilter::Http(hcm) => Some(http::Manager::new(hcm.clone()).sparing(config.spared.load)),
                 _ => None,
             };
             match left.iter().position(same).map(|at| left.swap_remove(at)) {
