@@ -222,3 +222,29 @@ async fn endpoints_are_connected_over_tls_as_the_cluster_says() {
     assert!(open(ClientSettings::default(), None).await.is_ok());
     fixture.end().await;
 }
+
+/// They came in the order of their places in memory.
+#[tokio::test]
+async fn certificates_are_told_once_in_the_order_of_listeners() {
+    let fixture = Fixture::start();
+    assert_eq!(fixture.server.first_expiry(), None);
+    let ends = |year: i32| {
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let chain = Pem::Inline(params.self_signed(&key).unwrap().pem().into_bytes());
+        let identity = Identity { chain, key: Pem::Inline(key.serialize_pem().into_bytes()) };
+        let settings = ServerSettings { identities: vec![identity], ..ServerSettings::default() };
+        ServerTls::single(ServerContext::new(settings).unwrap())
+    };
+    let contexts = [2060, 2040, 2050, 2070].map(ends);
+    for (name, context) in [("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 3), ("f", 1)] {
+        fixture.apply(with_tls(fixture.listener(name, says("secret")), &contexts[context])).await;
+    }
+    let held = fixture.server.certificates();
+    let ends: Vec<i64> = held.iter().map(|held| held.own[0].certificate.not_after).collect();
+    let year = |year| rcgen::date_time_ymd(year, 1, 1).unix_timestamp();
+    assert_eq!(ends, [2060, 2040, 2050, 2070].map(year));
+    assert_eq!(fixture.server.first_expiry(), Some(year(2040)));
+    fixture.end().await;
+}
