@@ -207,7 +207,7 @@ impl ExtProc {
         let settings = &*self.0;
         running.body_asked = false;
         let whole = stream.request_body.is_some();
-        let body = stream.request_body.clone().unwrap_or_else(|| stream.read_ahead.clone());
+        let body = stream.request_body.as_ref().or(stream.read_ahead.as_deref()).cloned().unwrap_or_default();
         let request = Request::RequestBody(HttpBody {
             body: body.to_vec(),
             end_of_stream: whole,
@@ -228,7 +228,7 @@ impl ExtProc {
         if let Some(body) = mutation::body(body_mutation) {
             if !whole {
                 stream.request.headers.remove(Known::CONTENT_LENGTH);
-                stream.read_ahead = body;
+                stream.read_ahead = Some(Box::new(body));
             } else if length(&stream.request.headers).is_some_and(|length| length != body.len() as u64) {
                 return Step::Respond(LocalReply::new(500, "", mutation::WRONG_LENGTH));
             } else {

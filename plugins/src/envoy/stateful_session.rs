@@ -81,7 +81,7 @@ impl Session {
         }
         match self.state.read(stream) {
             Some(address) => {
-                stream.upstream.wanted = Some(WantedHost { address, strict: self.strict });
+                stream.upstream.wanted = Some(Box::new(WantedHost { address, strict: self.strict }));
                 stream.set_state(slot, Kept::At(address));
             }
             None => stream.set_state(slot, Kept::New),

@@ -40,8 +40,9 @@ pub struct Stream {
     pub original_target: Vec<u8>,
     /// The whole request body, if a plugin of the chain asked for it.
     pub request_body: Option<Bytes>,
-    /// What was read of the request body for a plugin that is content with its beginning, and has not gone on yet.
-    pub read_ahead: Bytes,
+    /// What was read of the request body for a plugin that is content with its beginning, and has not gone on yet: boxed,
+    /// for of few requests it is anything.
+    pub read_ahead: Option<Box<Bytes>>,
     /// The response; its status is 0 until there is one.
     pub response: ResponseHead,
     /// Trailers of the response, once they have arrived.
@@ -170,13 +171,13 @@ pub struct Upstream {
     /// Hosts that were tried, in order: what balancers exclude and APISIX's `$upstream_addr` lists.
     pub tried: Vec<TriedHost>,
     /// Why connecting or TLS failed: `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
-    pub failure: Option<Cow<'static, str>>,
+    pub failure: Option<Box<str>>,
     /// What is offered to endpoints by ALPN in the place of all that is configured.
     pub offer: Option<AlpnList>,
     /// Version spoken with the upstream.
     pub version: Option<crate::message::Version>,
     /// The endpoint that a plugin wants the first attempt to go to.
-    pub wanted: Option<WantedHost>,
+    pub wanted: Option<Box<WantedHost>>,
     /// Server of the upstream's response, in whose place ours goes to the client (`$upstream_http_server`).
     pub server: Vec<u8>,
 }
@@ -257,7 +258,7 @@ impl Stream {
             request_trailers: Headers::new(),
             original_target: Vec::new(),
             request_body: None,
-            read_ahead: Bytes::new(),
+            read_ahead: None,
             response: ResponseHead::default(),
             response_trailers: Headers::new(),
             internal: false,
@@ -334,7 +335,7 @@ impl Stream {
         request_trailers.clear();
         crate::message::clear_text(original_target);
         *request_body = None;
-        *read_ahead = Bytes::new();
+        *read_ahead = None;
         response.clear();
         response_trailers.clear();
         *remote = connection.remote;
@@ -595,7 +596,7 @@ mod tests {
         used.request_trailers.push(b"t", b"1");
         used.original_target = b"/o".to_vec();
         used.request_body = Some(Bytes::from_static(b"body"));
-        used.read_ahead = Bytes::from_static(b"bo");
+        used.read_ahead = Some(Box::new(Bytes::from_static(b"bo")));
         used.response.status = 503;
         used.response.headers.push(b"r", b"1");
         used.response_trailers.push(b"t", b"2");
@@ -620,7 +621,7 @@ mod tests {
             failure: Some("refused".into()),
             offer: Some(AlpnList::new([&b"h2"[..]])),
             version: Some(crate::message::Version::Http2),
-            wanted: Some(WantedHost { address: None, strict: Some(503) }),
+            wanted: Some(Box::new(WantedHost { address: None, strict: Some(503) })),
             server: b"s".to_vec(),
         };
         used.flags.insert(Flag::UF);

@@ -25,7 +25,7 @@ impl Reader {
         }
         let seen = match &stream.request_body {
             Some(whole) => format!("whole {}", whole.len()),
-            None => format!("beginning {}", stream.read_ahead.len()),
+            None => format!("beginning {}", stream.read_ahead.as_deref().map_or(0, |read| read.len())),
         };
         stream.request.headers.set("x-seen", seen.as_bytes());
         Step::Continue

@@ -148,10 +148,7 @@ impl Shape {
 
 /// What the service sees of the body, and whether it is less than there was of it; `None` where there is none.
 pub(super) fn seen<'s>(body: &Body, stream: &'s Stream) -> Option<(&'s [u8], bool)> {
-    let there = match &stream.request_body {
-        Some(whole) => whole,
-        None => &stream.read_ahead,
-    };
+    let there = stream.request_body.as_ref().or(stream.read_ahead.as_deref())?;
     let seen = there.get(..body.max).unwrap_or(there);
     (!seen.is_empty()).then_some((seen, seen.len() < there.len()))
 }

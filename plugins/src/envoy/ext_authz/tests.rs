@@ -291,7 +291,7 @@ async fn the_body_is_asked_for_once_and_cut_at_the_limit() {
         let mut phases = RequestPhases::default();
         let wanted = ReadBody { limit: 4, on_overflow: Overflow::Pass };
         assert!(matches!(phases.run(&mut chain, &mut s).await, Passed::ReadBody(read) if read == wanted));
-        s.read_ahead = bytes::Bytes::from_static(read_ahead);
+        s.read_ahead = Some(Box::new(bytes::Bytes::from_static(read_ahead)));
         s.request_body = body.map(bytes::Bytes::from_static);
         assert!(matches!(phases.run(&mut chain, &mut s).await, Passed::Done));
         assert_eq!(told(&service), (seen.to_vec(), cut.map(str::to_owned)));

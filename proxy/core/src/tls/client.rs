@@ -71,12 +71,12 @@ pub enum AlpnOffer {
 
 /// Protocols that are offered to an endpoint whatever its cluster says. A clone is the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct AlpnList(Arc<[Box<[u8]>]>);
+pub struct AlpnList(Arc<Box<[Box<[u8]>]>>);
 
 impl AlpnList {
     /// These, in this order.
     pub fn new<'p>(protocols: impl IntoIterator<Item = &'p [u8]>) -> AlpnList {
-        AlpnList(protocols.into_iter().map(Into::into).collect())
+        AlpnList(Arc::new(protocols.into_iter().map(Into::into).collect()))
     }
 }
 

@@ -445,7 +445,7 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Whether the client has sent all of the request, and all of that has gone on or is there as a whole.
     pub(super) fn request_ended(&self) -> bool {
-        self.down.request_ended() && self.stream.read_ahead.is_empty()
+        self.down.request_ended() && self.stream.read_ahead.is_none()
     }
 
     /// Reads of the request body what a plugin wants of it. What comes through a tunnel is none.
@@ -505,7 +505,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.request_complete();
             self.stream.request_body = Some(body);
         } else {
-            self.stream.read_ahead = body;
+            self.stream.read_ahead = (!body.is_empty()).then(|| Box::new(body));
         }
         Ok(())
     }

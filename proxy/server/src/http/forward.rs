@@ -271,7 +271,7 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) fn choose_host(&mut self, plan: &Plan<'_>) -> Option<InFlight> {
         let retry = plan.retry.as_ref().map(RetryState::policy);
         let again = plan.begun > 0;
-        if let Some(wanted) = self.stream.upstream.wanted.filter(|_| !again) {
+        if let Some(wanted) = self.stream.upstream.wanted.as_deref().filter(|_| !again) {
             let worker = self.env.worker.index;
             let flight = wanted.address.and_then(|address| plan.cluster.choose_address(address, worker));
             if flight.is_some() || wanted.strict.is_some() {
@@ -304,7 +304,7 @@ impl<D: Downstream> Exchange<'_, D> {
         charge::response(self.stream, 503);
         let apisix = self.env.hcm.profile == Profile::Apisix;
         let status = if apisix && plan.begun > 0 { 502 } else { 503 };
-        let wanted = self.stream.upstream.wanted.filter(|_| plan.begun == 0);
+        let wanted = self.stream.upstream.wanted.as_deref().filter(|_| plan.begun == 0);
         let status = wanted.and_then(|wanted| wanted.strict).unwrap_or(status);
         let profile = self.env.hcm.profile;
         if !apisix {

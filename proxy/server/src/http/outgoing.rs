@@ -45,8 +45,8 @@ pub(super) fn poll_request_body<'d, D: Downstream>(
     max: Option<u64>,
     cx: &mut Timed<'_>,
 ) -> Poll<Result<BodyEvent<'d>, Interrupt>> {
-    if !stream.read_ahead.is_empty() {
-        return Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(std::mem::take(&mut stream.read_ahead)))));
+    if let Some(read_ahead) = stream.read_ahead.take().filter(|read_ahead| !read_ahead.is_empty()) {
+        return Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(*read_ahead))));
     }
     let event = ready!(down.poll_body(cx, &mut stream.request_trailers))?;
     if let BodyEvent::Data(piece) = &event {
