@@ -6,7 +6,7 @@ use crate::signals::{Event, Events};
 use parking_lot::Mutex;
 use sixfold_apisix::config::EnvVars;
 use sixfold_core::compile::CompileContext;
-use sixfold_core::error::tell_most;
+use sixfold_core::error::{MORE_FAULTS, tell_most};
 use sixfold_core::metrics;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{BuildContext, Callout, Registry};
@@ -201,12 +201,7 @@ pub(crate) fn tell(applied: Result<(), Failure>) {
         Err(failure) => tell_most(
             &failure.0,
             |line| tracing::error!("configuration refused, the old one stays: {line}"),
-            |more| {
-                tracing::error!(
-                    more,
-                    "more faults in the configuration; `sixfold validate` lists all of them"
-                )
-            },
+            |more| tracing::error!(more, "{MORE_FAULTS}"),
         ),
     }
 }

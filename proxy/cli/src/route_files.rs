@@ -284,7 +284,7 @@ static_resources:
         let compile = CompileContext::detached(plugins());
         let tables = compile.route_tables.clone();
         let compiled = text.load(&ProcessContext::new(compile)).unwrap();
-        let mut files = RouteFiles::new(compiled.followed.context.clone());
+        let mut files = RouteFiles::new(compiled.followed.context);
         let mut apply = |hosts: Option<&str>, outcome: Result<(), Vec<ApplyError>>| {
             let routes = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
             if let Some(hosts) = hosts {

@@ -364,6 +364,9 @@ fn edit_distance(a: &str, b: &str, limit: usize) -> Option<usize> {
 /// Lines of one change of the configuration that the process's log gets, of each kind.
 pub const MOST_LINES: usize = 100;
 
+/// What is said of the faults of a configuration that are left, beside their number.
+pub const MORE_FAULTS: &str = "more faults in the configuration; `sixfold validate` lists all of them";
+
 /// Hands what there is to tell of a change to `line`, [`MOST_LINES`] at most, and the number of what is left to `more`, if
 /// anything is: a file of a million faults is no log of a million lines.
 pub fn tell_most<T>(all: &[T], line: impl FnMut(&T), more: impl FnOnce(usize)) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use sixfold_core::error::{ConfigError, tell_most};
+use sixfold_core::error::{ConfigError, MORE_FAULTS, tell_most};
 use sixfold_core::model::Diff;
 
 use super::{Source, Update};
@@ -143,7 +143,7 @@ impl Update {
 }
 
 fn tell_more(more: usize) {
-    tracing::error!(more, "more faults in the configuration; `sixfold validate` lists all of them");
+    tracing::error!(more, "{MORE_FAULTS}");
 }
 
 impl std::fmt::Debug for Feed {
