@@ -96,7 +96,7 @@ pub(crate) fn factories() -> [FilterFactory; 33] {
 }
 
 /// The network filters among them, which stand before the last one of their chain.
-pub(crate) fn network_factories() -> [NetworkFilterFactory; 3] {
+pub(crate) fn network_factories() -> [NetworkFilterFactory; 5] {
     network::factories()
 }
 

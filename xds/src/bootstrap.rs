@@ -41,7 +41,7 @@ use crate::context::{Context, Node};
 use crate::dump::Shown;
 use crate::rds::FilterLists;
 use crate::sds::Secrets;
-use crate::skipped::{self, is_skipped};
+use crate::skipped::{BOOTSTRAP_EXTENSION, is_skipped};
 use crate::tracker::Tracker;
 use crate::{access_log, cluster, listener, stats, trace};
 use sixfold_xds_api::values::Result;
@@ -394,8 +394,8 @@ fn known_extension(value: &TypedExtensionConfig) -> Result<()> {
     let TypedExtensionConfig { name, typed_config } = value;
     let config = typed_config.as_ref().ok_or_else(|| ConfigError::field("typed_config", "is missing"))?;
     match any::type_name(config).in_key("typed_config")?.as_str() {
-        kind if is_skipped(skipped::Place::Bootstrap, name, kind) => Ok(()),
-        kind => Err(refuse::extension("bootstrap extension", name, kind)),
+        kind if is_skipped(BOOTSTRAP_EXTENSION, name, kind) => Ok(()),
+        kind => Err(refuse::extension(BOOTSTRAP_EXTENSION, name, kind)),
     }
 }
 

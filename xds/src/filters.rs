@@ -27,7 +27,6 @@ use sixfold_xds_api::{any, json};
 
 use crate::context::Context;
 use crate::ecds;
-use crate::skipped::{Place, is_skipped};
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
 use sixfold_xds_api::wire::decode;
@@ -177,9 +176,6 @@ fn one(context: &Context, filter: &HttpFilter, index: usize) -> Result<One> {
         None => return Err(ConfigError::field("typed_config", "is missing")),
     };
     let type_name = any::type_name(config).in_key("typed_config")?;
-    if is_skipped(Place::Http, name, &type_name) {
-        return Ok(One::Nothing);
-    }
     let factory = context.compile.plugins.filter(&type_name);
     let (type_name, config) = resolve(factory, config).in_key("typed_config")?;
     if type_name == ROUTER {

@@ -3,33 +3,13 @@
 
 use std::sync::OnceLock;
 
-/// Where an extension stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// `http_filters` of a connection manager.
-    Http,
-    /// `filters` of a filter chain.
-    Network,
-    /// `filters` of a cluster.
-    Cluster,
-    /// `bootstrap_extensions`.
-    Bootstrap,
-}
-
-impl Place {
-    fn shown(self) -> &'static str {
-        match self {
-            Place::Http => "HTTP filter",
-            Place::Network => "network filter",
-            Place::Cluster => "filter of clusters",
-            Place::Bootstrap => "bootstrap extension",
-        }
-    }
-}
+/// What stands in `bootstrap_extensions`.
+pub(crate) const BOOTSTRAP_EXTENSION: &str = "bootstrap extension";
 
 /// An extension that is left out.
 struct Skipped {
-    place: Place,
+    /// Where it stands.
+    place: &'static str,
     /// Full name of its configuration; inside of a `TypedStruct` as well.
     config: &'static str,
     /// What is missing without it.
@@ -39,27 +19,19 @@ struct Skipped {
 }
 
 impl Skipped {
-    const fn new(place: Place, config: &'static str, loss: &'static str) -> Skipped {
+    const fn new(place: &'static str, config: &'static str, loss: &'static str) -> Skipped {
         Skipped { place, config, loss, told: OnceLock::new() }
     }
 }
 
-const PEER_METADATA: &str = "what the peers of a mesh tell of themselves is neither sent nor known";
-const METRICS: &str = "Istio's own metrics are not counted";
-
-static SKIPPED: [Skipped; 4] = [
-    Skipped::new(Place::Network, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
-    Skipped::new(Place::Cluster, "envoy.tcp.metadataexchange.config.MetadataExchange", PEER_METADATA),
-    Skipped::new(Place::Network, "stats.PluginConfig", METRICS),
-    Skipped::new(
-        Place::Bootstrap,
-        "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
-        "there are no internal listeners",
-    ),
-];
+static SKIPPED: [Skipped; 1] = [Skipped::new(
+    BOOTSTRAP_EXTENSION,
+    "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+    "there are no internal listeners",
+)];
 
 /// Whether an extension is left out here; the log is told once for each kind.
-pub(crate) fn is_skipped(place: Place, name: &str, config: &str) -> bool {
+pub(crate) fn is_skipped(place: &str, name: &str, config: &str) -> bool {
     let Some(skipped) = SKIPPED.iter().find(|known| known.place == place && known.config == config) else {
         return false;
     };
@@ -83,7 +55,7 @@ pub const REFUSED: [(&str, &str); 5] = [
 
 /// Those that are left out: where each stands, its configuration, and what is missing without it.
 pub fn skipped() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    SKIPPED.iter().map(|skipped| (skipped.place.shown(), skipped.config, skipped.loss))
+    SKIPPED.iter().map(|skipped| (skipped.place, skipped.config, skipped.loss))
 }
 
 /// What was left out of all that this process has compiled, a sentence for each kind.

@@ -5,6 +5,7 @@ mod key;
 mod labels;
 mod overrides;
 mod store;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
@@ -21,9 +22,14 @@ use sixfold_core::stream::Stream;
 use sixfold_core::workload::identity;
 use sixfold_xds_api::istio_pb::stats::{PluginConfig, Reporter as ProtoReporter};
 use sixfold_xds_api::refuse;
+use sixfold_xds_api::values::duration_or;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use store::Store;
+pub(crate) use tcp::factory as network_factory;
+
+/// `tcp_reporting_duration` where it is not said.
+const REPORTS_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) fn factory() -> FilterFactory {
     // What it counts is the process's, not its connection manager's.
@@ -52,6 +58,8 @@ struct IstioStats {
     host_fallback: bool,
     own: Own,
     overrides: Overrides,
+    /// How often connections are counted while they last; zero is never.
+    reports_every: Duration,
     /// Stands for all of this in keys.
     number: u64,
 }
@@ -62,7 +70,7 @@ impl IstioStats {
         let PluginConfig {
             disable_host_header_fallback,
             // Of connections; requests are counted when they end.
-            tcp_reporting_duration: _,
+            tcp_reporting_duration,
             metrics,
             definitions,
             reporter,
@@ -85,8 +93,14 @@ impl IstioStats {
             host_fallback: !disable_host_header_fallback,
             own: Own::new(&context.node.metadata),
             overrides: Overrides::new(metrics),
+            reports_every: duration_or(tcp_reporting_duration, REPORTS_EVERY, "tcp_reporting_duration")?,
             number,
         })
+    }
+
+    /// Whether it counts as the caller.
+    fn is_of_caller(&self) -> bool {
+        self.reporter == Reporter::Source
     }
 
     fn log(&self, stream: &mut Stream, _: Slot) {

@@ -2,11 +2,19 @@
 
 mod ext_authz;
 mod local_ratelimit;
+mod metadata_exchange;
 mod ratelimit;
 
+use super::istio_stats;
 use sixfold_core::plugin::NetworkFilterFactory;
 
 /// All of them.
-pub(crate) fn factories() -> [NetworkFilterFactory; 3] {
-    [ext_authz::factory(), local_ratelimit::factory(), ratelimit::factory()]
+pub(crate) fn factories() -> [NetworkFilterFactory; 5] {
+    [
+        ext_authz::factory(),
+        local_ratelimit::factory(),
+        istio_stats::network_factory(),
+        metadata_exchange::factory(),
+        ratelimit::factory(),
+    ]
 }

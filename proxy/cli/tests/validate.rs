@@ -135,24 +135,10 @@ fn a_file_without_resources_is_right() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
-const LEFT_OUT: &str = "static_resources:
-  listeners:
-    - name: l
-      address: {socket_address: {address: 127.0.0.1, port_value: 0}}
-      filter_chains:
-        - filters:
-            - name: peers
-              typed_config:
-                '@type': type.googleapis.com/udpa.type.v1.TypedStruct
-                type_url: type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange
-            - name: hcm
-              typed_config:
-                '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-                stat_prefix: s
-                route_config: {virtual_hosts: []}
-                http_filters:
-                  - name: router
-                    typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+const LEFT_OUT: &str = "bootstrap_extensions:
+  - name: inside
+    typed_config: {'@type': type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener}
+static_resources: {}
 ";
 
 /// The log alone told of it, which is no place to look for one who validates a file.
@@ -164,12 +150,12 @@ fn what_is_left_out_of_a_bootstrap_is_a_warning() {
     assert_eq!(told.status.code(), Some(0), "{told:?}");
     let warning = text(&told.stderr);
     assert!(
-        warning.starts_with(&format!("warning: {file}: network filter \"peers\""))
+        warning.starts_with(&format!("warning: {file}: bootstrap extension \"inside\""))
             && warning.contains("left out"),
         "{warning}"
     );
     assert!(
-        refused(&output(&["validate", "--strict", "-c", &file])).contains("what the peers of a mesh tell")
+        refused(&output(&["validate", "--strict", "-c", &file])).contains("there are no internal listeners")
     );
 }
 

@@ -37,6 +37,7 @@ pub mod mirror;
 pub mod model;
 pub mod overload;
 pub mod path;
+pub mod peer_exchange;
 pub mod plugin;
 pub mod rate_limit;
 pub mod rbac;

@@ -2,6 +2,7 @@
 
 mod chain_match;
 mod connection_limit;
+mod exchange;
 mod filter;
 mod ports;
 mod rbac;

@@ -371,11 +371,11 @@ impl Stream {
         let trailers = std::mem::take(&mut self.request_trailers);
         let (remote, internal, told) = (self.remote, self.internal, self.operation_told);
         // What the client said of itself was taken off the request.
-        let Peers { downstream, sent, upstream: _ } = std::mem::take(&mut self.peers);
+        let Peers { downstream, sent, .. } = std::mem::take(&mut self.peers);
         let trace = self.trace.take();
         self.reset(now);
         self.trace = trace;
-        self.peers = Peers { downstream, sent, upstream: None };
+        self.peers = Peers { downstream, sent, ..Peers::default() };
         (self.request, self.request_trailers) = (request, trailers);
         (self.remote, self.internal, self.operation_told) = (remote, internal, told);
         self.start_time = SystemTime::now();
@@ -453,15 +453,25 @@ impl Stream {
     }
 
     /// Takes over what network filters have noted in the connection's context: metadata, filter state, variables, flags,
-    /// details and their own state.
-    pub fn take_notes(&mut self, notes: Stream) {
-        (self.metadata, self.filter_state, self.plugins) =
-            (notes.metadata, notes.filter_state, notes.plugins);
+    /// details, who the client is, and their own state.
+    pub fn take_notes(&mut self, mut notes: Stream) {
+        self.swap_notes(&mut notes);
         self.vars.append(notes.vars);
         notes.flags.iter().for_each(|flag| self.flags.insert(flag));
         if !notes.details.is_empty() {
             self.details = notes.details;
         }
+    }
+
+    /// Has what network filters have noted change places with what stands here: metadata, filter state, who the client is, and
+    /// their own state. Done once more, all is as it was.
+    pub fn swap_notes(&mut self, notes: &mut Stream) {
+        use std::mem::swap;
+        swap(&mut self.metadata, &mut notes.metadata);
+        swap(&mut self.filter_state, &mut notes.filter_state);
+        swap(&mut self.plugins, &mut notes.plugins);
+        swap(&mut self.peers.downstream, &mut notes.peers.downstream);
+        swap(&mut self.peers.awaited.downstream, &mut notes.peers.awaited.downstream);
     }
 
     /// Takes the state of the plugin in `slot` out.

@@ -83,6 +83,17 @@ pub struct Peers {
     pub upstream: Option<Peer>,
     /// What the caller has sent, and so gets of us in its turn.
     pub sent: Sent,
+    /// Who has agreed to tell and has not done so yet.
+    pub awaited: Awaited,
+}
+
+/// Those of the two peers who are about to tell who they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Awaited {
+    /// Who calls.
+    pub downstream: bool,
+    /// Who is called.
+    pub upstream: bool,
 }
 
 /// Which of the two headers of a peer were there.

@@ -136,6 +136,11 @@ impl Io {
         self.filtering.as_deref()
     }
 
+    /// The same, to be told something.
+    pub(crate) fn filtering_mut(&mut self) -> Option<&mut Filtering> {
+        self.filtering.as_deref_mut()
+    }
+
     /// The same, for whoever serves it to end them with its own context.
     pub(crate) fn take_filtering(&mut self) -> Option<Box<Filtering>> {
         self.filtering.take()
@@ -227,7 +232,10 @@ impl Io {
         let Some(mut filtering) = self.filtering.take() else { return Poll::Ready(Ok(())) };
         let turn = match filtering.holds_writes(cx) {
             true => Poll::Pending,
-            false => self.poll_answer(&mut filtering, cx),
+            false => {
+                filtering.begin_writing();
+                self.poll_answer(&mut filtering, cx)
+            }
         };
         self.filtering = Some(filtering);
         turn

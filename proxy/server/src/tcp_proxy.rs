@@ -227,10 +227,17 @@ impl Session {
         let proxy = self.proxy.clone();
         let stats = &flight.cluster().stats;
         let mut forced = pin!(drain.expired());
-        let mut watch = Watch::new(proxy.idle_timeout, deadline, drain, forced.as_mut());
+        let every = client.filtering().and_then(Filtering::report_interval);
+        let watch = Watch::new(proxy.idle_timeout, deadline, drain, forced.as_mut());
+        let mut watch = watch.reporting(every);
         let mut pump = Pump::new(client, connected.io);
-        let mut meter = Meter::new(&proxy.stats, stats, &mut self.stream.bytes);
-        let mut end = pump.run(&mut watch, &mut meter).await;
+        let mut meter = Meter::new(&proxy.stats, stats);
+        let mut end = loop {
+            match pump.run(&mut watch, &mut meter, &mut self.stream.bytes).await {
+                End::Report => self.report(&mut pump),
+                end => break end,
+            }
+        };
         let remote = matches!(end, End::Closed(Side::Upstream) | End::Failed(Side::Upstream));
         if let End::Failed(side) = end
             && pump.holds_bytes_of(side)
@@ -240,7 +247,12 @@ impl Session {
                 proxy.stats.upstream_flush_total().inc();
                 proxy.stats.upstream_flush_active().raise()
             });
-            end = pump.flush(side, &mut watch, &mut meter).await;
+            end = loop {
+                match pump.flush(side, &mut watch, &mut meter, &mut self.stream.bytes).await {
+                    End::Report => self.report(&mut pump),
+                    end => break end,
+                }
+            };
         }
         drop(meter);
         if remote {
@@ -254,11 +266,31 @@ impl Session {
             End::Deadline => self.overdue(),
             End::Drained => self.closed("deferred_close_on_drained_connection"),
             // The filter says why.
-            End::Refused | End::Closed(_) | End::Failed(_) => {}
+            End::Refused | End::Closed(_) | End::Failed(_) | End::Report => {}
         }
+        self.note_endpoint(&pump);
         self.filtering = pump.take_filtering();
         if let (End::Refused, Some(filtering)) = (end, &self.filtering) {
             self.stream.bytes.request_body += filtering.held() as u64;
+        }
+    }
+}
+
+impl Session {
+    /// Tells the filters of the client's connection how it does.
+    fn report(&mut self, pump: &mut Pump) {
+        self.note_endpoint(pump);
+        if let Some(filtering) = pump.filtering() {
+            filtering.report(&mut self.stream);
+        }
+    }
+
+    /// Notes what the endpoint has told of itself.
+    fn note_endpoint(&mut self, pump: &Pump) {
+        if let Some(told) = pump.upstream_filtering().and_then(Filtering::context) {
+            let peers = &mut self.stream.peers;
+            peers.upstream.clone_from(&told.peers.downstream);
+            peers.awaited.upstream = told.peers.awaited.downstream;
         }
     }
 }

@@ -2,10 +2,17 @@
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, string};
-use sixfold_core::workload::{Told, Workload};
+use sixfold_core::error::ConfigError;
+use sixfold_core::peer_exchange::PeerExchange;
+use sixfold_core::plugin::BuildContext;
+use sixfold_core::workload::{Peer, Told, Workload, identity};
+use std::sync::Arc;
 
 use crate::any::struct_to_json;
-use crate::pb::google::protobuf::Struct;
+use crate::istio_pb::envoy::tcp::metadataexchange::config::MetadataExchange;
+use crate::pb::google::protobuf::value::Kind;
+use crate::pb::google::protobuf::{Any, Struct};
+use crate::values::not_empty;
 
 /// Field numbers of `google.protobuf.Value`.
 const STRING: u32 = 3;
@@ -64,6 +71,46 @@ pub fn encode_object(workload: &Workload) -> Vec<u8> {
 }
 
 const LABELS: &str = "LABELS";
+
+/// What the two ends of a connection of TCP send each other: an `Any` with a struct of the workload and the node's id.
+const STRUCT_TYPE: &str = "type.googleapis.com/google.protobuf.Struct";
+const METADATA: &str = "x-envoy-peer-metadata";
+const ID: &str = "x-envoy-peer-metadata-id";
+
+/// The exchange that a message configures. Listeners and clusters that ask for the same share one.
+///
+/// # Errors
+/// A protocol that is missing.
+pub fn exchange(config: &MetadataExchange, context: &BuildContext) -> Result<Arc<PeerExchange>, ConfigError> {
+    let MetadataExchange {
+        protocol,
+        // Peers are not looked up by address: Envoy does so only with its bootstrap extension of workload discovery.
+        enable_discovery: _,
+        additional_labels,
+    } = config;
+    not_empty(protocol, "protocol")?;
+    let labels: Box<[Box<str>]> = additional_labels.iter().map(|label| label.as_str().into()).collect();
+    let mut members = Vec::new();
+    add_struct(&mut members, METADATA, &encode(&context.node.workload(&labels)));
+    if !context.node.id.is_empty() {
+        add_text(&mut members, ID, &context.node.id);
+    }
+    let own = Any { type_url: STRUCT_TYPE.to_owned(), value: members }.encode_to_vec();
+    let key = format!("peer exchange {protocol:?} {labels:?} {}", identity(&own));
+    Ok(context.shared.get_or_insert(&key, || {
+        PeerExchange::new(protocol, &own, move |bytes| peer(bytes, &labels), &context.metrics)
+    }))
+}
+
+/// Who has sent this of itself.
+fn peer(bytes: &[u8], labels: &[Box<str>]) -> Option<Peer> {
+    let told = Any::decode(bytes).ok().filter(|any| any.type_url == STRUCT_TYPE)?;
+    let mut told = Struct::decode(told.value.as_slice()).ok()?;
+    match told.fields.remove(METADATA)?.kind? {
+        Kind::StructValue(metadata) => Some(Peer::new(of_struct(metadata, labels))),
+        _ => None,
+    }
+}
 
 /// Adds a member that is a text.
 pub fn add_text(out: &mut Vec<u8>, key: &str, text: &str) {

@@ -21,13 +21,16 @@ pub(crate) use protocol::Protocol;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Name;
 use sixfold_core::cluster::{
     Address, Cluster, ClusterConfig, ClusterPolicy, Discovery, HealthCheck, HostConfig, MeshCluster, Probe,
     UpstreamProtocol,
 };
-use sixfold_core::error::{ConfigContext, ConfigError, Faults};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::message::Scheme;
+use sixfold_core::peer_exchange::PeerExchange;
 use sixfold_core::runtime::Runtime;
+use sixfold_xds_api::istio_pb::envoy::tcp::metadataexchange::config::MetadataExchange;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use sixfold_xds_api::pb::envoy::config::cluster::v3::{
     Cluster as ProtoCluster, Filter, UpstreamConnectionOptions,
@@ -37,13 +40,12 @@ use sixfold_xds_api::pb::google::protobuf::BoolValue;
 
 use self::breaker::Limits;
 use crate::context::Context;
-use crate::skipped::{Place, is_skipped};
 use crate::tls;
 use sixfold_xds_api::values::{
     Result, bool_or, buffer_limit, enum_value, ip_address, not_empty, positive_duration, required,
     tcp_keepalive,
 };
-use sixfold_xds_api::{any, metadata, refuse};
+use sixfold_xds_api::{any, metadata, refuse, workload};
 
 /// Bytes buffered for an upstream connection unless the cluster says otherwise.
 const BUFFER_LIMIT: u32 = 1 << 20;
@@ -70,7 +72,7 @@ pub fn compile(
 fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<HostConfig>)> {
     let mut faults = Faults::default();
     faults.take(refuse_unsupported(value));
-    faults.take(check_filters(&value.filters));
+    let exchange = faults.take(exchange(context, &value.filters));
     let name = faults.take(not_empty(&value.name, "name"));
     let discovery = faults.keep(discovery(context, value));
     let load = endpoints::compile(value.load_assignment.as_ref()).in_key("load_assignment");
@@ -125,6 +127,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         balance,
         source_address,
         tcp_keepalive: tcp_keepalive(&keepalive),
+        exchange,
         own_zone: context.locality.as_ref().map(|own| own.zone.clone()).unwrap_or_default(),
         ..policy(discovery, protocol, &limits)
     };
@@ -255,20 +258,24 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
     Ok(())
 }
 
-/// Envoy's network filters of upstream connections: none is known that could not be left out.
-fn check_filters(filters: &[Filter]) -> Result<()> {
-    for (index, Filter { name, typed_config, config_discovery }) in filters.iter().enumerate() {
-        let checked = || {
-            refuse!(config_discovery);
-            let config = required(typed_config, "typed_config")?;
-            match any::type_name(config).in_key("typed_config")? {
-                kind if is_skipped(Place::Cluster, name, &kind) => Ok(()),
-                kind => Err(refuse::extension("filter", name, &kind)),
-            }
-        };
-        checked().in_index(index).in_key("filters")?;
+/// Envoy's network filters of upstream connections, of which one is known: the exchange of peers.
+fn exchange(context: &Context, filters: &[Filter]) -> Result<Option<Arc<PeerExchange>>> {
+    let one = |Filter { name, typed_config, config_discovery }: &Filter| {
+        refuse!(config_discovery);
+        let config = required(typed_config, "typed_config")?;
+        match any::type_name(config).in_key("typed_config")? {
+            kind if kind == MetadataExchange::full_name() => any::unpack(config)
+                .and_then(|config| workload::exchange(&config, &context.compile.build))
+                .in_key("typed_config"),
+            kind => Err(refuse::extension("filter", name, &kind)),
+        }
+    };
+    let all = filters.iter().enumerate().map(|(index, filter)| one(filter).in_index(index));
+    let mut all = collect(all).in_key("filters")?;
+    match all.len() {
+        0 | 1 => Ok(all.pop()),
+        _ => Err(ConfigError::new("there can be one exchange of metadata").in_index(1).in_key("filters")),
     }
-    Ok(())
 }
 
 fn discovery(context: &Context, value: &ProtoCluster) -> Result<Discovery> {

@@ -27,7 +27,6 @@ use sixfold_xds_api::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use super::ChainPlace;
 use crate::context::Context;
-use crate::skipped::{Place, is_skipped};
 use crate::{access_log, hcm, route};
 use sixfold_xds_api::matching::Data;
 use sixfold_xds_api::values::{
@@ -71,7 +70,7 @@ pub(super) fn filters(
 enum Part {
     Before(Arc<dyn ConnectionFilter>),
     Last(NetworkFilter),
-    /// One that is left out.
+    /// One that does nothing here.
     Nothing,
 }
 
@@ -85,7 +84,6 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
         None => return Err(ConfigError::field("typed_config", "is missing")),
     };
     let filter = match any::type_name(config).in_key("typed_config")?.as_str() {
-        other if is_skipped(Place::Network, name, other) => return Ok(Part::Nothing),
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             any::resolve(config)
                 .and_then(|(_, manager)| hcm::compile(context, &manager, place))

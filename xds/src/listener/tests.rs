@@ -111,9 +111,9 @@ fn filters_may_be_off_for_some_ports() {
     );
 }
 
-/// Every chain that istiod makes has them.
+/// Every chain that istiod makes has one.
 #[test]
-fn what_only_observes_is_left_out_and_nothing_else() {
+fn network_filters_are_known_by_the_type_inside_of_a_typed_struct() {
     let chain = |config: &str| {
         let filters =
             DIRECT.replace("filters: [", &format!("filters: [{{name: i, typed_config: {config}}}, "));

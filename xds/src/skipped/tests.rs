@@ -2,8 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sixfold_core::error::ConfigError;
-use sixfold_xds_api::any;
-use sixfold_xds_api::pb::google::protobuf::Any;
 
 use super::*;
 use crate::testing::{context, read};
@@ -79,24 +77,30 @@ fn what_is_said_to_be_refused_is_refused_by_name() {
 
 #[test]
 fn what_is_said_to_be_left_out_is_taken() {
-    for (place, config, loss) in skipped().filter(|(place, ..)| *place != "bootstrap extension") {
-        let taken = compile(place, &wrapped(config));
-        assert!(taken.is_ok(), "{place} {config}: {}", taken.unwrap_err());
+    for (place, config, loss) in skipped() {
+        assert!(is_skipped(place, "x", config));
         let told = left_out();
         assert!(
             told.iter().any(|line| line.contains(config) && line.ends_with(loss)),
             "{config} in {told:?}"
         );
     }
+    assert!(!is_skipped("HTTP filter", "x", "stats.PluginConfig"));
     let unknown = compile("HTTP filter", &wrapped("stats.Other")).unwrap_err().to_string();
     assert!(unknown.ends_with("unknown type \"stats.Other\""), "{unknown}");
 }
 
 #[test]
-fn what_is_left_out_is_told_apart_by_its_place() {
-    let exchange = "envoy.tcp.metadataexchange.config.MetadataExchange";
-    assert!(compile("HTTP filter", &wrapped(exchange)).is_err());
-    let resolved =
-        any::type_name(&Any { type_url: format!("type.googleapis.com/{exchange}"), value: Vec::new() });
-    assert_eq!(resolved.unwrap(), exchange);
+fn filters_of_clusters_are_known_by_their_type() {
+    let taken = |filter: &str| compile("filter of clusters", filter).map_err(|error| error.to_string());
+    let exchange = wrapped("envoy.tcp.metadataexchange.config.MetadataExchange");
+    let with = exchange
+        .replace("MetadataExchange}", "MetadataExchange, value: {protocol: p, enable_discovery: true}}");
+    assert_eq!(taken(&with), Ok(()));
+    let place = "cluster \"c\": filters[0].typed_config";
+    assert_eq!(taken(&exchange), Err(format!("{place}.protocol: must not be empty")));
+    let twice = compile("filter of clusters", &format!("{with}, {with}")).unwrap_err().to_string();
+    assert_eq!(twice, "cluster \"c\": filters[1]: there can be one exchange of metadata");
+    let other = taken(&extension("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy")).unwrap_err();
+    assert!(other.starts_with("cluster \"c\": filters[0]") && other.ends_with("is unknown"), "{other}");
 }

@@ -337,6 +337,23 @@ impl IstioStats {
         })
     }
 
+    /// What is to be shown of a series of connections that had these flags when they were first counted, and under which labels.
+    pub(super) fn about_connection(
+        &self,
+        view: &View<'_>,
+        flags: ResponseFlags,
+        values: &[Value],
+    ) -> Arc<About> {
+        let mut all = view.peers(&self.own);
+        let behind: [(usize, Arc<str>); 3] = [
+            (OF_PEERS, "tcp".into()),
+            (OF_PEERS + 3, flags_text(flags).as_str().into()),
+            (OF_PEERS + 4, view.security().into()),
+        ];
+        all.extend(behind);
+        self.shown(Metric::TCP, values, |_| Some(&all))
+    }
+
     /// Labels of those of these metrics that are counted, each set once.
     fn shown<'l>(
         &self,

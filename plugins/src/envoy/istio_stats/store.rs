@@ -26,6 +26,8 @@ pub(super) enum Metric {
 impl Metric {
     /// Those of requests, as places in [`METRICS`].
     pub(super) const HTTP: std::ops::Range<usize> = 0..6;
+    /// Those of connections.
+    pub(super) const TCP: std::ops::Range<usize> = 6..10;
 }
 
 /// Their names in the configuration; on the page `istio_` stands before them.
@@ -92,9 +94,42 @@ impl Http {
     }
 }
 
+/// What is counted of connections.
+#[derive(Default)]
+pub(super) struct Tcp {
+    pub(super) about: Option<Arc<About>>,
+    pub(super) opened: u64,
+    pub(super) closed: u64,
+    /// Bytes to clients.
+    pub(super) sent: u64,
+    /// Bytes from clients.
+    pub(super) received: u64,
+}
+
+impl Tcp {
+    fn add(&mut self, other: &Tcp) {
+        self.about = self.about.take().or_else(|| other.about.clone());
+        self.opened += other.opened;
+        self.closed += other.closed;
+        self.sent += other.sent;
+        self.received += other.received;
+    }
+
+    fn value(&self, metric: Metric) -> Option<Value> {
+        Some(Value::Counter(match metric {
+            Metric::TcpOpened => self.opened,
+            Metric::TcpClosed => self.closed,
+            Metric::TcpSent => self.sent,
+            Metric::TcpReceived => self.received,
+            _ => return None,
+        }))
+    }
+}
+
 /// Istio's metrics of this process.
 pub(super) struct Store {
     pub(super) http: Series<Http>,
+    pub(super) tcp: Series<Tcp>,
     /// Labels of `istio_build`.
     build: LabelSet,
     shown: OnceLock<()>,
@@ -112,8 +147,10 @@ impl Store {
         let version = context.node.metadata.get("ISTIO_VERSION").and_then(|version| version.as_str());
         let version = version.filter(|version| !version.is_empty()).unwrap_or("unknown");
         let build = [("component", "proxy"), ("tag", version)];
+        let budget = SeriesBudget::new(MAX_BYTES);
         Store {
-            http: Series::new(SeriesBudget::new(MAX_BYTES), LABEL_BYTES, None),
+            http: Series::new(budget.clone(), LABEL_BYTES, None),
+            tcp: Series::new(budget, LABEL_BYTES, None),
             build: build.map(|(label, value)| (label.into(), value.into())).into(),
             shown: OnceLock::new(),
         }
@@ -135,6 +172,16 @@ impl Labelled for Store {
             sums.entry((metric, labels.clone())).and_modify(|sum| sum.add(&value)).or_insert(value);
         };
         self.http.each(now, Http::add, |labels, counts| match (labels, &counts.about) {
+            (Labels::Values(_), Some(about)) => {
+                for (metric, labels) in &about.0 {
+                    counts.value(*metric).into_iter().for_each(|value| add(*metric, labels, value));
+                }
+            }
+            _ => METRICS.iter().for_each(|(metric, _)| {
+                counts.value(*metric).into_iter().for_each(|value| add(*metric, &rest, value));
+            }),
+        });
+        self.tcp.each(now, Tcp::add, |labels, counts| match (labels, &counts.about) {
             (Labels::Values(_), Some(about)) => {
                 for (metric, labels) in &about.0 {
                     counts.value(*metric).into_iter().for_each(|value| add(*metric, labels, value));

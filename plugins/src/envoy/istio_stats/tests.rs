@@ -5,6 +5,7 @@ use serde_json::json;
 use sixfold_core::cluster::{Cluster, ClusterConfig, MeshCluster};
 use sixfold_core::connection::{Certificate, Connection, TlsInfo, UpstreamConnection};
 use sixfold_core::flags::Flag;
+use sixfold_core::listener::ConnectionFilter;
 use sixfold_core::metadata::Metadata;
 use sixfold_core::metrics::render::{Form, Page, Selection};
 use sixfold_core::metrics::{Registry, TagRules};
@@ -282,4 +283,124 @@ fn names_without_labels_are_in_the_text_form() {
         text.contains("istiocustom.istio_requests_total.reporter.source.source_workload.web-v1."),
         "{text}"
     );
+}
+
+const SLOT: Slot = Slot::new(0, sixfold_core::plugin::Scope::Route);
+const BEHIND: &str = "request_protocol=\"tcp\",response_flags=\"-\",connection_security_policy=\"unknown\"";
+
+fn network(config: &PluginConfig, context: &BuildContext) -> Arc<dyn ConnectionFilter> {
+    network_factory().build(&config.encode_to_vec(), context).unwrap()
+}
+
+/// A connection to an endpoint, of which so many bytes came and went.
+fn connected(received: u64, sent: u64) -> Stream {
+    let mut connection = called();
+    connection.request = Default::default();
+    (connection.bytes.request_body, connection.bytes.response_body) = (received, sent);
+    connection
+}
+
+/// Opened, closed, sent and received, as a caller sees them.
+fn counted(context: &BuildContext) -> Vec<String> {
+    let names = ["connections_opened", "connections_closed", "sent_bytes", "received_bytes"];
+    let lines = names.iter().flat_map(|name| page(context, &format!("istio_tcp_{name}_total{{")));
+    let all = format!("{{{CALLER},{BEHIND}}} ");
+    lines.map(|line| line.strip_prefix("istio_tcp_").unwrap().replace(&all, "=")).collect()
+}
+
+#[test]
+fn connections_are_counted_when_they_end() {
+    let context = proxy(TrafficDirection::Outbound);
+    let filter = network(&PluginConfig::default(), &context);
+    filter.on_close(&mut connected(10, 30), SLOT);
+    let of = |closed: u8| {
+        [
+            format!("connections_opened_total={closed}"),
+            format!("connections_closed_total={closed}"),
+            format!("sent_bytes_total={}", 30 * closed),
+            format!("received_bytes_total={}", 10 * closed),
+        ]
+    };
+    assert_eq!(counted(&context), of(1));
+    filter.on_close(&mut connected(10, 30), SLOT);
+    assert_eq!(counted(&context), of(2));
+    assert_eq!(page(&context, "istio_requests_total"), [""; 0]);
+}
+
+#[test]
+fn connections_are_counted_while_they_last() {
+    let context = proxy(TrafficDirection::Outbound);
+    let filter = network(&PluginConfig::default(), &context);
+    assert_eq!(filter.report_interval(), Some(Duration::from_secs(5)));
+    let mut connection = connected(10, 30);
+    let peer = connection.peers.upstream.take();
+    connection.peers.awaited.upstream = true;
+    filter.on_report(&mut connection, SLOT);
+    assert_eq!(counted(&context), [""; 0], "the other end has not said who it is");
+    (connection.peers.upstream, connection.peers.awaited.upstream) = (peer, false);
+    filter.on_report(&mut connection, SLOT);
+    let so_far = [
+        "connections_opened_total=1",
+        "connections_closed_total=0",
+        "sent_bytes_total=30",
+        "received_bytes_total=10",
+    ];
+    assert_eq!(counted(&context), so_far);
+    filter.on_report(&mut connection, SLOT);
+    assert_eq!(counted(&context), so_far, "nothing is counted twice");
+    // The labels are those of the beginning.
+    connection.flags.insert(Flag::DC);
+    (connection.bytes.request_body, connection.bytes.response_body) = (11, 50);
+    filter.on_close(&mut connection, SLOT);
+    let all = [
+        "connections_opened_total=1",
+        "connections_closed_total=1",
+        "sent_bytes_total=50",
+        "received_bytes_total=11",
+    ];
+    assert_eq!(counted(&context), all);
+}
+
+#[test]
+fn who_is_called_counts_connections_by_who_calls() {
+    let context = proxy(TrafficDirection::Inbound);
+    let filter =
+        network(&PluginConfig { disable_host_header_fallback: true, ..PluginConfig::default() }, &context);
+    let (client, own) = (([10, 1, 2, 3], 4000).into(), ([127, 0, 0, 1], 6379).into());
+    let tls = Some(tls("spiffe://t/ns/data/sa/db", "spiffe://t/ns/default/sa/web"));
+    let mut connection = Stream::new(Arc::new(Connection { tls, ..Connection::plain(client, own) }));
+    connection.peers.awaited.downstream = true;
+    filter.on_report(&mut connection, SLOT);
+    assert_eq!(page(&context, "istio_tcp"), [""; 0]);
+    connection.peers.downstream = Some(peer());
+    filter.on_close(&mut connection, SLOT);
+    let line = &page(&context, "istio_tcp_connections_opened_total")[0];
+    for (name, value) in [
+        ("reporter", "destination"),
+        ("source_workload", "db-v2"),
+        ("source_workload_namespace", "data"),
+        ("destination_service", "web"),
+        ("request_protocol", "tcp"),
+        ("connection_security_policy", "mutual_tls"),
+    ] {
+        assert_eq!(label(line, name), value, "{name}");
+    }
+}
+
+#[test]
+fn metrics_of_connections_can_be_changed_too() {
+    let context = proxy(TrafficDirection::Outbound);
+    let dimensions = [("destination_port".to_owned(), "string(destination.port)".to_owned())].into();
+    let metrics = vec![
+        MetricConfig { name: "tcp_sent_bytes_total".into(), drop: true, ..MetricConfig::default() },
+        MetricConfig { dimensions, tags_to_remove: vec!["source_app".into()], ..MetricConfig::default() },
+    ];
+    let nanos = sixfold_xds_api::pb::google::protobuf::Duration { seconds: 0, nanos: 0 };
+    let config = PluginConfig { metrics, tcp_reporting_duration: Some(nanos), ..PluginConfig::default() };
+    let filter = network(&config, &context);
+    assert_eq!(filter.report_interval(), None);
+    filter.on_close(&mut connected(1, 2), SLOT);
+    assert_eq!(page(&context, "istio_tcp_sent_bytes_total"), [""; 0]);
+    let line = &page(&context, "istio_tcp_received_bytes_total")[0];
+    assert!(line.contains("destination_port=\"") && !line.contains("source_app"), "{line}");
 }

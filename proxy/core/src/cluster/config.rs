@@ -7,6 +7,7 @@ use super::{
 use crate::headers::HeaderRules;
 use crate::message::Scheme;
 use crate::metadata::Metadata;
+use crate::peer_exchange::PeerExchange;
 use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
 use std::ops::{Deref, DerefMut};
@@ -86,6 +87,8 @@ pub struct ClusterPolicy {
     pub source_address: Option<std::net::SocketAddr>,
     /// TCP keep-alive of upstream connections: idle time, interval, probes.
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// How both ends of its connections tell each other who they are, where handshakes agree on that.
+    pub exchange: Option<Arc<PeerExchange>>,
     /// The zone that this proxy is in, by which responses are counted; empty where that is not known.
     pub own_zone: Arc<str>,
     /// Whether its statistics are counted: those of APISIX's upstreams no surface shows.
@@ -162,6 +165,7 @@ impl Default for ClusterPolicy {
             balance: BalanceConfig::default(),
             source_address: None,
             tcp_keepalive: None,
+            exchange: None,
             own_zone: Arc::default(),
             statistics: true,
             added_via_api: false,

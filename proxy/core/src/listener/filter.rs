@@ -6,6 +6,7 @@
 //! plugins have (callouts, shared state), else an arm of `one` in `xds/src/listener/network.rs`. Nothing else has to
 //! know of it: the server asks the filters of a chain in their order, whichever filter ends it.
 
+use crate::connection::Connection;
 use crate::plugin::Slot;
 use crate::stream::Stream;
 use std::borrow::Cow;
@@ -21,6 +22,12 @@ use std::time::Duration;
 /// are seen by those behind them and by a TCP proxy with its logs; requests see the filter state that is there when
 /// [`ConnectionFilter::on_new_connection`] is through.
 pub trait ConnectionFilter: Send + Sync + Debug {
+    /// Whether the filter has anything to do with a connection that was just established, TLS included. It is asked once, before
+    /// all else; a connection that concerns none of the filters costs nothing more.
+    fn is_concerned(&self, _connection: &Connection) -> bool {
+        true
+    }
+
     /// The connection is established, TLS included. The filters behind this one, and the one that ends the chain, hear
     /// of it only once this one lets it go on.
     fn on_new_connection(&self, _connection: &mut Stream, _slot: Slot) -> FilterStep {
@@ -33,10 +40,22 @@ pub trait ConnectionFilter: Send + Sync + Debug {
         FilterStep::Done
     }
 
+    /// Something is about to be written to the client for the first time: what is put into `answer` goes before it. Filters that
+    /// are done are not asked.
+    fn on_write(&self, _connection: &mut Stream, _slot: Slot, _answer: &mut Vec<u8>) {}
+
     /// Whether what is meant for the client waits until [`ConnectionFilter::on_data`] is done.
     fn holds_writes(&self) -> bool {
         false
     }
+
+    /// How often [`ConnectionFilter::on_report`] is called while a TCP proxy serves the connection; `None` is never.
+    fn report_interval(&self) -> Option<Duration> {
+        None
+    }
+
+    /// The connection goes on. The context is that of the proxy's log, as far as it is known.
+    fn on_report(&self, _connection: &mut Stream, _slot: Slot) {}
 
     /// The connection has ended. Of one that a TCP proxy has served the context is that of its log: with endpoint,
     /// bytes and flags.

@@ -17,6 +17,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 use tokio::io::ReadBuf;
 use tokio::time::{Sleep, sleep};
 
@@ -43,6 +44,8 @@ pub(crate) struct Filtering {
     answer: (Vec<u8>, usize),
     /// What was written of them may still be on its way to the socket.
     unflushed: bool,
+    /// Something was about to be written to the client, and filters have been told.
+    writing: bool,
     /// Who wants to write, and may not yet.
     writer: Option<Waker>,
     closing: Option<Closing>,
@@ -77,6 +80,7 @@ impl Filtering {
             passed: (Vec::new(), 0),
             answer: (Vec::new(), 0),
             unflushed: false,
+            writing: false,
             writer: None,
             closing: None,
             delay: None,
@@ -105,6 +109,11 @@ impl Filtering {
         Ok(filtering)
     }
 
+    /// Whether any of these filters has anything to do with a connection. Each is asked.
+    pub(crate) fn is_needed(filters: &[Arc<dyn ConnectionFilter>], connection: &Connection) -> bool {
+        filters.iter().fold(false, |needed, filter| filter.is_concerned(connection) || needed)
+    }
+
     /// Whether there is anything left to do when the client sends something.
     pub(super) fn is_active(&self) -> bool {
         let passes = self.passed.1 < self.passed.0.len();
@@ -114,6 +123,23 @@ impl Filtering {
     /// What filters know of the connection.
     pub(crate) fn context(&self) -> Option<&Stream> {
         self.context.as_ref()
+    }
+
+    /// The shortest time after which a filter wants to hear of the connection.
+    pub(crate) fn report_interval(&self) -> Option<Duration> {
+        self.filters.iter().filter_map(|filter| filter.report_interval()).min()
+    }
+
+    /// Tells the filters that want to hear of it how the connection does, in the words of who serves it.
+    pub(crate) fn report(&mut self, context: &mut Stream) {
+        let Some(own) = &mut self.context else { return };
+        context.swap_notes(own);
+        for (index, filter) in self.filters.iter().enumerate() {
+            if filter.report_interval().is_some() {
+                filter.on_report(context, slot(index));
+            }
+        }
+        context.swap_notes(own);
     }
 
     /// How a filter ends the connection, once one does.
@@ -242,6 +268,17 @@ impl Filtering {
             }
         }
         Poll::Ready(FilterStep::Continue)
+    }
+
+    /// Something is about to be written to the client: the first time filters may put something before it.
+    pub(super) fn begin_writing(&mut self) {
+        let Some(context) = self.context.as_mut().filter(|_| !self.writing) else { return };
+        self.writing = true;
+        for (index, filter) in self.filters.iter().enumerate() {
+            if self.done.get(index) == Some(&false) {
+                filter.on_write(context, slot(index), &mut self.answer.0);
+            }
+        }
     }
 
     fn finish(&mut self, index: usize) {

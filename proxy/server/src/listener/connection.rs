@@ -163,7 +163,8 @@ async fn serve_chain(
     };
     let connection = Arc::new(connection);
     let shared = connection.clone();
-    if !chain.filters.is_empty() && !pass_filters(&mut io, chain, &connection, &drain).await {
+    let filtered = Filtering::is_needed(&chain.filters, &connection);
+    if filtered && !pass_filters(&mut io, chain, &connection, &drain).await {
         return log(listener, connection, None);
     }
     match (&chain.filter, &active.http) {

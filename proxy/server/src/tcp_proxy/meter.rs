@@ -5,27 +5,22 @@ use sixfold_core::cluster::ClusterStats;
 use sixfold_core::listener::TcpStats;
 use sixfold_core::stream::ByteCounts;
 
-/// Carries the totals of a connection over to the statistics and to its log line.
+/// Carries the totals of a connection over to the statistics.
 pub(super) struct Meter<'a> {
     tcp: &'a TcpStats,
     cluster: &'a ClusterStats,
-    bytes: &'a mut ByteCounts,
     up: Moved,
     down: Moved,
 }
 
 impl Meter<'_> {
     /// Nothing has moved yet.
-    pub(super) fn new<'a>(
-        tcp: &'a TcpStats,
-        cluster: &'a ClusterStats,
-        bytes: &'a mut ByteCounts,
-    ) -> Meter<'a> {
-        Meter { tcp, cluster, bytes, up: Moved::default(), down: Moved::default() }
+    pub(super) fn new<'a>(tcp: &'a TcpStats, cluster: &'a ClusterStats) -> Meter<'a> {
+        Meter { tcp, cluster, up: Moved::default(), down: Moved::default() }
     }
 
-    /// Takes the totals of both directions; tells whether anything has moved since the last time.
-    pub(super) fn update(&mut self, up: Moved, down: Moved) -> bool {
+    /// Takes the totals of both directions, for the log too; tells whether anything has moved since the last time.
+    pub(super) fn update(&mut self, up: Moved, down: Moved, bytes: &mut ByteCounts) -> bool {
         if self.up == up && self.down == down {
             return false;
         }
@@ -35,10 +30,10 @@ impl Meter<'_> {
         self.tcp.downstream_cx_tx_bytes_total().add(down.written - self.down.written);
         self.tcp.downstream_cx_rx_bytes_buffered().add(up.held() - self.up.held());
         self.tcp.downstream_cx_tx_bytes_buffered().add(down.held() - self.down.held());
-        self.bytes.request_body = up.read;
-        self.bytes.upstream_sent = up.written;
-        self.bytes.upstream_received = down.read;
-        self.bytes.response_body = down.written;
+        bytes.request_body = up.read;
+        bytes.upstream_sent = up.written;
+        bytes.upstream_received = down.read;
+        bytes.response_body = down.written;
         (self.up, self.down) = (up, down);
         true
     }

@@ -5,6 +5,7 @@ use crate::buffer::ReadBuffer;
 use crate::deadline::{Limit, Timed, poll_timer, within};
 use crate::drain::Drain;
 use crate::io::{Filtering, Io, Transport};
+use sixfold_core::stream::ByteCounts;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -33,6 +34,8 @@ pub(super) enum End {
     Drained,
     /// A network filter has ended it.
     Refused,
+    /// It has not ended: filters want to hear how it does.
+    Report,
 }
 
 /// Totals of one direction.
@@ -78,10 +81,11 @@ impl Pump {
         &mut self,
         watch: &mut Watch<'_, F>,
         meter: &mut Meter<'_>,
+        bytes: &mut ByteCounts,
     ) -> End {
         let ended = within(watch, |watch, cx| {
             let state = self.poll_both(cx);
-            if meter.update(self.up.moved, self.down.moved) {
+            if meter.update(self.up.moved, self.down.moved, bytes) {
                 watch.touch();
             }
             state
@@ -92,6 +96,16 @@ impl Pump {
     /// The network filters of the client's connection, to be ended.
     pub(super) fn take_filtering(&mut self) -> Option<Box<Filtering>> {
         self.client.take_filtering()
+    }
+
+    /// The same, to be told something.
+    pub(super) fn filtering(&mut self) -> Option<&mut Filtering> {
+        self.client.filtering_mut()
+    }
+
+    /// The filters of the endpoint's connection.
+    pub(super) fn upstream_filtering(&self) -> Option<&Filtering> {
+        self.upstream.filtering()
     }
 
     /// Whether a network filter has ended the client's connection, which is why it can't be read.
@@ -136,6 +150,7 @@ impl Pump {
         side: Side,
         watch: &mut Watch<'_, F>,
         meter: &mut Meter<'_>,
+        bytes: &mut ByteCounts,
     ) -> End {
         let ended = within(watch, |watch, cx| {
             let (flow, to) = match side {
@@ -143,7 +158,7 @@ impl Pump {
                 Side::Upstream => (&mut self.down, &mut self.client),
             };
             let state = flow.poll_end(cx, to);
-            if meter.update(self.up.moved, self.down.moved) {
+            if meter.update(self.up.moved, self.down.moved, bytes) {
                 watch.touch();
             }
             state.map(|_| End::Failed(side))
@@ -243,6 +258,8 @@ impl Flow {
 pub(super) struct Watch<'a, F> {
     idle: Option<Duration>,
     deadline: Option<Instant>,
+    /// How often filters want to hear of it, and when they do next.
+    report: Option<(Duration, Instant)>,
     touched: Instant,
     /// Set to the earliest limit and moved only when it fires, not with every byte.
     timer: Option<Pin<Box<Sleep>>>,
@@ -261,9 +278,18 @@ impl<'a, F: Future<Output = ()>> Watch<'a, F> {
     ) -> Watch<'a, F> {
         let idle = idle.filter(|d| !d.is_zero());
         let touched = Instant::now();
-        let mut watch = Watch { idle, deadline, touched, timer: None, drain, forced, listening: false };
+        let mut watch =
+            Watch { idle, deadline, report: None, touched, timer: None, drain, forced, listening: false };
         watch.timer = watch.next().map(|at| Box::pin(sleep_until(at)));
         watch
+    }
+
+    /// The same, with reports so often.
+    pub(super) fn reporting(mut self, every: Option<Duration>) -> Watch<'a, F> {
+        let next = |every| Some((every, Instant::now().checked_add(every)?));
+        self.report = every.filter(|every| !every.is_zero()).and_then(next);
+        self.timer = self.next().map(|at| Box::pin(sleep_until(at)));
+        self
     }
 
     fn silent_at(&self) -> Option<Instant> {
@@ -271,7 +297,8 @@ impl<'a, F: Future<Output = ()>> Watch<'a, F> {
     }
 
     fn next(&self) -> Option<Instant> {
-        self.silent_at().into_iter().chain(self.deadline).min()
+        let report = self.report.map(|(_, at)| at);
+        self.silent_at().into_iter().chain(self.deadline).chain(report).min()
     }
 
     /// Something has moved.
@@ -293,14 +320,20 @@ impl<F: Future<Output = ()>> Limit for Watch<'_, F> {
                 return Poll::Ready(End::Drained);
             }
         }
-        while let (Some(next), Some(timer)) = (self.next(), &mut self.timer) {
+        while let (Some(next), silent, Some(timer)) = (self.next(), self.silent_at(), &mut self.timer) {
             ready!(poll_timer(timer.as_mut(), cx));
             let now = Instant::now();
             if self.deadline.is_some_and(|at| at <= now) {
                 return Poll::Ready(End::Deadline);
             }
-            if next <= now {
+            if silent.is_some_and(|at| at <= now) {
                 return Poll::Ready(End::Idle);
+            }
+            if let Some((every, at)) = &mut self.report
+                && *at <= now
+            {
+                *at = now + *every;
+                return Poll::Ready(End::Report);
             }
             timer.as_mut().reset(next);
         }

@@ -3,7 +3,11 @@
 use super::UpstreamError;
 use super::queue::Place;
 use crate::connect::{ConnectError, Connected, Handshake, connect};
+use crate::io::Filtering;
 use sixfold_core::cluster::{Cluster, ClusterStats, ConnectionPermit, Host};
+use sixfold_core::connection::{Connection, TlsInfo};
+use sixfold_core::listener::ConnectionFilter;
+use sixfold_core::peer_exchange::PeerExchange;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -97,6 +101,22 @@ impl Drop for ActiveConnection {
     }
 }
 
+/// Has both ends of a connection tell each other who they are, if their handshake has agreed on that.
+async fn meet(exchange: &Arc<PeerExchange>, connected: &mut Connected) {
+    let Some(peer) = connected.io.peer_addr() else { return };
+    if !exchange.meets(connected.alpn.as_deref()) {
+        return;
+    }
+    let tls = TlsInfo { alpn: connected.alpn.clone(), ..TlsInfo::default() };
+    let local = connected.local.unwrap_or(peer);
+    let connection = Connection { tls: Some(tls), ..Connection::plain(peer, local) };
+    let filter: Arc<dyn ConnectionFilter> = exchange.clone();
+    // It lets every connection go on.
+    if let Ok(filtering) = Filtering::begin(&[filter].into(), &Arc::new(connection)).await {
+        connected.io.filter(filtering);
+    }
+}
+
 /// Connects to an endpoint and counts how that went.
 pub(crate) async fn dial(
     cluster: &Cluster,
@@ -106,7 +126,10 @@ pub(crate) async fn dial(
 ) -> Result<Connected, UpstreamError> {
     let stats = &cluster.stats;
     match connect(cluster, host, handshake, timeout).await {
-        Ok(connected) => {
+        Ok(mut connected) => {
+            if let Some(exchange) = &cluster.config.exchange {
+                meet(exchange, &mut connected).await;
+            }
             stats.upstream_cx_connect_ms().record(u64::from(connected.connect_ms));
             Ok(connected)
         }
