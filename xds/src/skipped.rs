@@ -36,7 +36,7 @@ pub(crate) fn is_skipped(place: &str, name: &str, config: &str) -> bool {
         return false;
     };
     skipped.told.get_or_init(|| {
-        let notice = format!("{} \"{name}\" of type {config} is left out: {}", place.shown(), skipped.loss);
+        let notice = format!("{} \"{name}\" of type {config} is left out: {}", place, skipped.loss);
         tracing::warn!("{notice}");
         notice
     });

@@ -252,6 +252,7 @@ impl Terms {
             balance: BalanceConfig { policy: self.balancer.policy(), ..BalanceConfig::default() },
             source_address: None,
             tcp_keepalive: None,
+            exchange: None,
             own_zone: Arc::default(),
             statistics: false,
             added_via_api: false,

@@ -6,13 +6,13 @@ mod support;
 
 use bytes::Bytes;
 use http::Request;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use sixfold_xds_api::wire;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
+use support::authority::{Authority, certificate};
 use support::traffic::{Traffic, upstream};
 use support::xds::Messages;
 use support::{Directory, LIMIT, Process, free_port, get, xds};
@@ -21,38 +21,9 @@ use tokio::sync::watch;
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 const IDENTITY: &str = "spiffe://cluster.local/ns/default/sa/app";
 
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new() -> Authority {
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Authority { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn trusted(&self) -> String {
-        format!("validation_context: {{trusted_ca: {{inline_string: {:?}}}}}", self.pem)
-    }
-
-    /// A certificate that nobody has had before.
-    fn identity(&self, uri: &str) -> String {
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
-        let key = KeyPair::generate().unwrap();
-        let chain = params.signed_by(&key, &self.issuer).unwrap().pem();
-        certificate(&chain, &key.serialize_pem())
-    }
-}
-
-fn certificate(chain: &str, key: &str) -> String {
-    format!(
-        "tls_certificate: {{certificate_chain: {{inline_string: {chain:?}}}, private_key: {{inline_string: {key:?}}}}}"
-    )
+/// A certificate as a secret.
+fn secret(certificate: &str) -> String {
+    format!("tls_certificate: {certificate}")
 }
 
 /// Secrets by name, as text.
@@ -212,7 +183,7 @@ fn secrets_are_waited_for_rotated_under_load_and_kept_when_others_are_no_good() 
     process.until("the administration", || get(admin, "/ready").filter(|answer| answer.status == 503));
     assert_eq!((get(out, "/"), get(inward, "/")), (None, None));
     let authority = Authority::new();
-    agent.set("default", &authority.identity(IDENTITY));
+    agent.set("default", &secret(&authority.identity(IDENTITY)));
     assert_eq!(agent.answer("default"), "");
     agent.set("ROOTCA", &authority.trusted());
     assert_eq!(agent.answer("ROOTCA"), "");
@@ -228,13 +199,13 @@ fn secrets_are_waited_for_rotated_under_load_and_kept_when_others_are_no_good() 
     let end = Instant::now() + Duration::from_secs(3);
     let mut rotations = 0;
     while Instant::now() < end {
-        agent.set("default", &authority.identity(IDENTITY));
+        agent.set("default", &secret(&authority.identity(IDENTITY)));
         assert_eq!(agent.answer("default"), "");
         rotations += 1;
         std::thread::sleep(Duration::from_millis(50));
     }
     // What is no good is refused, and what there was stays.
-    agent.set("default", &certificate("nothing", "nothing"));
+    agent.set("default", &secret(&certificate("nothing", "nothing")));
     let refused = agent.answer("default");
     assert!(refused.contains("secret \"default\"") && refused.contains("certificate_chain"), "{refused}");
     let handshakes = statistic(admin, "cluster.mesh.ssl.handshake");
@@ -251,10 +222,10 @@ fn secrets_are_waited_for_rotated_under_load_and_kept_when_others_are_no_good() 
     assert_eq!(updates, rotations + 1);
 
     // An identity that the other side does not expect, and one of an authority that it does not know.
-    agent.set("default", &authority.identity("spiffe://cluster.local/ns/default/sa/other"));
+    agent.set("default", &secret(&authority.identity("spiffe://cluster.local/ns/default/sa/other")));
     assert_eq!(agent.answer("default"), "");
     process.until("refusal of another name", || get(out, "/").filter(|answer| answer.status == 503));
-    agent.set("default", &authority.identity(IDENTITY));
+    agent.set("default", &secret(&authority.identity(IDENTITY)));
     process.until("an answer again", || get(out, "/").filter(|answer| answer.status == 200));
     agent.set("ROOTCA", &Authority::new().trusted());
     process.until("refusal of another authority", || get(out, "/").filter(|answer| answer.status == 503));
@@ -268,7 +239,7 @@ fn secrets_are_asked_of_a_cluster_that_comes_when_the_bootstrap_is_read_again() 
     let directory = Directory::new();
     let agent = Agent::start(directory.0.join("sds"));
     let authority = Authority::new();
-    agent.set("default", &authority.identity(IDENTITY));
+    agent.set("default", &secret(&authority.identity(IDENTITY)));
     agent.set("ROOTCA", &authority.trusted());
     let (admin, out, inward) = (free_port(), free_port(), free_port());
     let text = bootstrap(admin, [out, inward], upstream(), &directory.path("sds"));

@@ -111,7 +111,6 @@ fn filters_may_be_off_for_some_ports() {
     );
 }
 
-/// Every chain that istiod makes has one.
 #[test]
 fn network_filters_are_known_by_the_type_inside_of_a_typed_struct() {
     let chain = |config: &str| {
@@ -119,10 +118,10 @@ fn network_filters_are_known_by_the_type_inside_of_a_typed_struct() {
             DIRECT.replace("filters: [", &format!("filters: [{{name: i, typed_config: {config}}}, "));
         compiled(&format!("filter_chains: [{{{filters}}}]"))
     };
-    let exchange = "{'@type': type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange, value: {protocol: istio-peer-exchange}}";
-    assert!(matches!(chain(exchange).unwrap().chains[0].filter, NetworkFilter::Direct(_)));
-    let unknown = exchange.replace("MetadataExchange,", "Other,");
-    let reason = "network filter \"i\" of type envoy.tcp.metadataexchange.config.Other is unknown";
+    let rbac = "{'@type': type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, value: {stat_prefix: tcp}}";
+    assert!(matches!(chain(rbac).unwrap().chains[0].filter, NetworkFilter::Direct(_)));
+    let unknown = rbac.replace("RBAC,", "Other,");
+    let reason = "network filter \"i\" of type envoy.extensions.filters.network.rbac.v3.Other is unknown";
     assert!(chain(&unknown).unwrap_err().to_string().ends_with(reason));
 }
 

@@ -102,5 +102,5 @@ fn filters_of_clusters_are_known_by_their_type() {
     let twice = compile("filter of clusters", &format!("{with}, {with}")).unwrap_err().to_string();
     assert_eq!(twice, "cluster \"c\": filters[1]: there can be one exchange of metadata");
     let other = taken(&extension("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy")).unwrap_err();
-    assert!(other.starts_with("cluster \"c\": filters[0]") && other.ends_with("is unknown"), "{other}");
+    assert!(other.starts_with("cluster \"c\": filters[0]") && other.ends_with("is not supported"), "{other}");
 }

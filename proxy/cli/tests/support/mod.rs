@@ -1,6 +1,7 @@
 //! The real binary, and a client that speaks to it over real sockets.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
+pub mod authority;
 pub mod envoy;
 pub mod traffic;
 pub mod xds;

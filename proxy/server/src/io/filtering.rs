@@ -236,7 +236,9 @@ impl Filtering {
             self.at += 1;
         }
         // All who are not done see what comes next, those before one that holds it too.
-        if std::mem::take(&mut self.at) < self.filters.len() {
+        let held = std::mem::take(&mut self.at) < self.filters.len();
+        // What filters have left nothing of is not the end.
+        if held || self.received.is_empty() && !self.end {
             return Poll::Ready(Ok(Next::Read));
         }
         self.passed = (std::mem::take(&mut self.received), 0);
