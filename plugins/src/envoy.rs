@@ -19,6 +19,7 @@ mod ext_authz;
 mod ext_proc;
 mod fault;
 mod grpc_http1_bridge;
+mod grpc_json_transcoder;
 mod grpc_stats;
 mod grpc_web;
 mod header_mutation;
@@ -57,7 +58,7 @@ use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::sync::Arc;
 
 /// All of them.
-pub(crate) fn factories() -> [FilterFactory; 33] {
+pub(crate) fn factories() -> [FilterFactory; 34] {
     [
         adaptive_concurrency::factory(),
         admission_control::factory(),
@@ -76,6 +77,7 @@ pub(crate) fn factories() -> [FilterFactory; 33] {
         ext_proc::factory(),
         fault::factory(),
         grpc_http1_bridge::factory(),
+        grpc_json_transcoder::factory(),
         grpc_stats::factory(),
         grpc_web::factory(),
         header_mutation::factory(),

@@ -182,7 +182,7 @@ class Bootstrap:
         return self.subst(cluster)
 
     def subst(self, node):
-        """Replaces {up: NAME} endpoints and $TMP, $CERTS, $LOG, $PORT_name in strings."""
+        """Replaces {up: NAME} endpoints and $TMP, $CERTS, $PROTOS, $LOG, $PORT_name in strings."""
         if isinstance(node, dict):
             if "up" in node and isinstance(node["up"], str):
                 node = dict(node)
@@ -194,6 +194,7 @@ class Bootstrap:
             return [self.subst(v) for v in node]
         if isinstance(node, str) and "$" in node:
             node = node.replace("$TMP", self.tmp).replace("$CERTS", os.path.join(HERE, "certs"))
+            node = node.replace("$PROTOS", os.path.join(HERE, "protos"))
             node = node.replace("$LOG", os.path.join(self.tmp, self.case_id + ".extra.log"))
             return re.sub(r"\$PORT_(\w+)", lambda m: str(self.base + upstreams.PORTS[m.group(1)]), node)
         return node

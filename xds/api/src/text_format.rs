@@ -8,9 +8,10 @@ use sixfold_core::document::{Node, Value};
 use sixfold_core::error::{ConfigContext, ConfigError, Place};
 
 use crate::any::name_of_url;
-use crate::json::encode::{check_alone, delimited};
+use crate::json::encode::check_alone;
 use crate::json::{scalar, unknown_type};
 use crate::schema::{Cardinality, FieldSchema, Kind, TypeSchema};
+use crate::wire::put_delimited;
 
 /// How deep messages may be nested, as for protobuf's own parsers.
 const MAX_DEPTH: usize = 100;
@@ -141,7 +142,7 @@ impl<'a> Parser<'a> {
         self.take(':');
         let end = self.open()?;
         encoding::string::encode(1, &url.to_owned(), out);
-        delimited(2, out, |out| self.fields(held, Some(end), out))
+        put_delimited(2, out, |out| self.fields(held, Some(end), out))
     }
 
     /// Opens a message; answers what closes it.
@@ -216,7 +217,7 @@ impl<'a> Parser<'a> {
     fn value(&mut self, field: FieldSchema, out: &mut Vec<u8>) -> Result<()> {
         if let Kind::Message(schema) = field.kind {
             let end = self.open()?;
-            return delimited(field.number, out, |out| self.fields(schema, Some(end), out));
+            return put_delimited(field.number, out, |out| self.fields(schema, Some(end), out));
         }
         self.peek();
         let at = self.at();

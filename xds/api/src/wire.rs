@@ -104,7 +104,7 @@ fn collect_messages(message: &[u8], start: usize, path: &[u32], found: &mut Vec<
 
 /// An encoded value, by its wire type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Value<'a> {
+pub enum Value<'a> {
     /// A varint.
     Varint(u64),
     /// Eight bytes.
@@ -125,32 +125,42 @@ impl<'a> Value<'a> {
     }
 
     /// Its bytes; none for a number.
-    pub(crate) fn bytes(self) -> &'a [u8] {
+    pub fn bytes(self) -> &'a [u8] {
         match self {
             Value::Bytes(bytes) => bytes,
             _ => &[],
         }
     }
 
+    /// The bits of a number; none for bytes.
+    pub fn bits(self) -> u64 {
+        match self {
+            Value::Varint(value) | Value::Fixed64(value) => value,
+            Value::Fixed32(value) => u64::from(value),
+            Value::Bytes(_) => 0,
+        }
+    }
+
+    /// The number whose sign stands in its last bit (`sint32`, `sint64`).
+    pub fn zigzag(self) -> i64 {
+        let bits = self.bits();
+        (bits >> 1) as i64 ^ -((bits & 1) as i64)
+    }
+
     /// The integer, boolean or enum of this kind.
     pub(crate) fn integer(self, kind: Kind) -> i128 {
-        let (narrow, wide) = match self {
-            Value::Varint(value) | Value::Fixed64(value) => (value as u32, value),
-            Value::Fixed32(value) => (value, u64::from(value)),
-            Value::Bytes(_) => (0, 0),
-        };
-        let zigzag = |value: u64| i128::from((value >> 1) as i64 ^ -((value & 1) as i64));
+        let (narrow, wide) = (self.bits() as u32, self.bits());
         match kind {
             Kind::Int32 | Kind::Sfixed32 | Kind::Enum(_) => i128::from(narrow as i32),
             Kind::Int64 | Kind::Sfixed64 => i128::from(wide as i64),
             Kind::Uint32 | Kind::Fixed32 => i128::from(narrow),
-            Kind::Sint32 | Kind::Sint64 => zigzag(wide),
+            Kind::Sint32 | Kind::Sint64 => i128::from(self.zigzag()),
             _ => i128::from(wide),
         }
     }
 
     /// The number of kind float or double.
-    pub(crate) fn float(self) -> f64 {
+    pub fn float(self) -> f64 {
         match self {
             Value::Fixed64(bits) => f64::from_bits(bits),
             Value::Fixed32(bits) => f64::from(f32::from_bits(bits)),
@@ -160,14 +170,18 @@ impl<'a> Value<'a> {
 
     /// The elements of a repeated field of this kind in one value: several where numbers are packed.
     pub(crate) fn items(self, kind: Kind) -> Vec<Value<'a>> {
+        match kind {
+            Kind::String | Kind::Bytes | Kind::Message(_) => vec![self],
+            Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => self.numbers(1),
+            Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => self.numbers(5),
+            _ => self.numbers(0),
+        }
+    }
+
+    /// The numbers of this wire type in one value: several where they are packed.
+    pub fn numbers(self, wire_type: u64) -> Vec<Value<'a>> {
         let Value::Bytes(mut packed) = self else { return vec![self] };
         let mut items = Vec::new();
-        let wire_type = match kind {
-            Kind::String | Kind::Bytes | Kind::Message(_) => return vec![self],
-            Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => 1,
-            Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => 5,
-            _ => 0,
-        };
         while let Some((value, after)) = Value::read(wire_type, packed) {
             items.push(value);
             packed = after;
@@ -192,11 +206,17 @@ impl<'a> Value<'a> {
 }
 
 /// The numbers and values of an encoded message's fields, up to the first that can't be read.
-pub(crate) struct Fields<'a>(&'a [u8]);
+pub struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
-    pub(crate) fn of(message: &'a [u8]) -> Fields<'a> {
+    /// Those of a message.
+    pub fn of(message: &'a [u8]) -> Fields<'a> {
         Fields(message)
+    }
+
+    /// What is left: after the last field nothing, unless there is what can't be read.
+    pub fn rest(&self) -> &'a [u8] {
+        self.0
     }
 }
 
@@ -243,6 +263,32 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
         }
     }
     None
+}
+
+/// Writes a length-delimited field whose content `write` appends: also after a fault of it, with what was right.
+///
+/// # Errors
+/// Those of `write`.
+pub fn put_delimited<E>(
+    number: u32,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
+    put_varint(u64::from(number) << 3 | 2, out);
+    // Nearly all messages are shorter than 128 bytes, so one byte is kept for the length.
+    let length_at = out.len();
+    out.push(0);
+    let written = write(out);
+    let length = out.len() - length_at - 1;
+    match (u8::try_from(length), out.get_mut(length_at)) {
+        (Ok(short), Some(byte)) if short < 0x80 => *byte = short,
+        _ => {
+            let mut prefix = Vec::with_capacity(10);
+            put_varint(length as u64, &mut prefix);
+            out.splice(length_at..=length_at, prefix);
+        }
+    }
+    written
 }
 
 fn put_varint(mut value: u64, out: &mut Vec<u8>) {

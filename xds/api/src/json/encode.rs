@@ -1,11 +1,11 @@
 //! Nodes to protobuf's wire form.
 
-use prost::encoding::{WireType, encode_key, encode_varint};
 use sixfold_core::document::{Entry, Node, Object, Value};
 use sixfold_core::error::{ConfigContext, ConfigError, Place, collect};
 
 use super::{scalar, well_known};
 use crate::schema::{Cardinality, FieldSchema, Kind, TypeSchema};
+use crate::wire::put_delimited;
 
 /// The error of a value of the wrong kind.
 pub(super) fn mismatch(expected: &str, node: &Node) -> ConfigError {
@@ -98,7 +98,7 @@ fn repeated(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), Co
 /// Writes the default of the field's type, with its key.
 fn default(field: FieldSchema, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     match field.kind {
-        Kind::Message(_) | Kind::String | Kind::Bytes => delimited(field.number, out, |_| Ok(())),
+        Kind::Message(_) | Kind::String | Kind::Bytes => put_delimited(field.number, out, |_| Ok(())),
         kind => {
             let zero = match kind {
                 Kind::Bool => Value::Bool(false),
@@ -122,7 +122,7 @@ fn map(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigE
             return Err(mismatch("a value", &entry.value).in_key(&entry.key));
         }
         let key = map_key(key_field, entry).in_key(&entry.key)?;
-        let written = delimited(field.number, out, |out| {
+        let written = put_delimited(field.number, out, |out| {
             single(key_field, &key, out)?;
             single(value_field, &entry.value, out)
         });
@@ -145,30 +145,7 @@ fn map_key(field: FieldSchema, entry: &Entry) -> Result<Node, ConfigError> {
 /// Writes one value with its key.
 fn single(field: FieldSchema, node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     match field.kind {
-        Kind::Message(schema) => delimited(field.number, out, |out| message(schema, node, out)),
+        Kind::Message(schema) => put_delimited(field.number, out, |out| message(schema, node, out)),
         kind => scalar::write(kind, field.number, node, out),
     }
-}
-
-/// Writes a length-delimited field whose content `write` appends: also after a fault of it, with what was right.
-pub(crate) fn delimited(
-    number: u32,
-    out: &mut Vec<u8>,
-    write: impl FnOnce(&mut Vec<u8>) -> Result<(), ConfigError>,
-) -> Result<(), ConfigError> {
-    encode_key(number, WireType::LengthDelimited, out);
-    // Nearly all messages are shorter than 128 bytes, so one byte is kept for the length.
-    let length_at = out.len();
-    out.push(0);
-    let written = write(out);
-    let length = out.len() - length_at - 1;
-    match (u8::try_from(length), out.get_mut(length_at)) {
-        (Ok(short), Some(byte)) if short < 0x80 => *byte = short,
-        _ => {
-            let mut prefix = Vec::with_capacity(10);
-            encode_varint(length as u64, &mut prefix);
-            out.splice(length_at..=length_at, prefix);
-        }
-    }
-    written
 }

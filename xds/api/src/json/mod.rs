@@ -12,6 +12,8 @@ mod well_known;
 #[cfg(test)]
 mod tests;
 
+pub use well_known::{parse_duration, parse_timestamp};
+
 use prost::{Message, Name};
 use sixfold_core::document::Node;
 use sixfold_core::error::{ConfigError, nearest};

@@ -9,6 +9,7 @@ mod well_known;
 
 pub use mask::{Mask, held_type};
 pub use pretty::Pretty;
+pub use well_known::{duration, timestamp};
 
 use std::borrow::Cow;
 use std::io;
@@ -214,8 +215,8 @@ fn scalar(out: &mut Pretty<'_>, kind: Kind, value: Value<'_>, hide: bool) -> io:
         Kind::Bytes if hide => out.text(&STANDARD.encode(REDACTED)),
         Kind::Bytes => out.text(&STANDARD.encode(value.bytes())),
         Kind::Bool => out.bare(value.integer(kind) != 0),
-        Kind::Double => float(out, value.float(), value.float()),
-        Kind::Float => float(out, value.float(), value.float() as f32),
+        Kind::Double => out.double(value.float()),
+        Kind::Float => out.float(value.float() as f32),
         // A number of JSON holds 53 bits.
         Kind::Int64 | Kind::Uint64 | Kind::Fixed64 | Kind::Sfixed64 | Kind::Sint64 => {
             out.text(&value.integer(kind).to_string())
@@ -229,15 +230,5 @@ fn scalar(out: &mut Pretty<'_>, kind: Kind, value: Value<'_>, hide: bool) -> io:
             }
         }
         kind => out.bare(value.integer(kind)),
-    }
-}
-
-/// A number with as many digits as tell it from others of its type.
-fn float(out: &mut Pretty<'_>, value: f64, shown: impl std::fmt::Display) -> io::Result<()> {
-    match value {
-        value if value.is_nan() => out.text("NaN"),
-        f64::INFINITY => out.text("Infinity"),
-        f64::NEG_INFINITY => out.text("-Infinity"),
-        _ => out.bare(shown),
     }
 }

@@ -4,9 +4,10 @@ use prost::encoding;
 use sixfold_core::document::{Node, Value};
 use sixfold_core::error::{ConfigContext, ConfigError};
 
-use super::encode::{delimited, fields, message as encode_message, mismatch};
+use super::encode::{fields, message as encode_message, mismatch};
 use super::{scalar, unknown_type};
 use crate::schema::{FieldSchema, Kind, TypeSchema};
+use crate::wire::put_delimited;
 
 const PREFIX: &str = "google.protobuf.";
 
@@ -70,7 +71,7 @@ fn any(node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
         .ok_or_else(|| unknown(format!("\"{url}\" is no type URL, it must hold a \"/\"")))?;
     let schema = TypeSchema::message(name).ok_or_else(|| unknown(unknown_type(name)))?;
     encoding::string::encode(1, &url.to_owned(), out);
-    delimited(2, out, |out| {
+    put_delimited(2, out, |out| {
         if !has_own_form(schema) {
             return fields(schema, object, Some("@type"), out);
         }
@@ -113,7 +114,7 @@ fn seconds_and_nanos(seconds: i64, nanos: i32, out: &mut Vec<u8>) {
 }
 
 /// Seconds and nanoseconds of the same sign, at most 10,000 years as in google/protobuf/duration.proto.
-fn parse_duration(text: &str) -> Option<(i64, i32)> {
+pub fn parse_duration(text: &str) -> Option<(i64, i32)> {
     let text = text.strip_suffix('s')?;
     let (negative, text) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -148,7 +149,8 @@ fn timestamp(node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
+/// Seconds since 1970 and nanoseconds of a time of RFC 3339.
+pub fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
     let (date, time) = text.split_once(['T', 't'])?;
     let (clock, offset) = match time.strip_suffix(['Z', 'z']) {
         Some(clock) => (clock, 0),
@@ -188,9 +190,9 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 fn structure(node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     let Some(object) = node.as_object() else { return Err(mismatch("an object", node)) };
     for entry in object.entries() {
-        delimited(1, out, |out| {
+        put_delimited(1, out, |out| {
             encoding::string::encode(1, &entry.key, out);
-            delimited(2, out, |out| value(&entry.value, out))
+            put_delimited(2, out, |out| value(&entry.value, out))
         })
         .in_key(&entry.key)?;
     }
@@ -200,7 +202,7 @@ fn structure(node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
 fn list_value(node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
     let Some(items) = node.as_array() else { return Err(mismatch("an array", node)) };
     for (index, item) in items.iter().enumerate() {
-        delimited(1, out, |out| value(item, out)).in_index(index)?;
+        put_delimited(1, out, |out| value(item, out)).in_index(index)?;
     }
     Ok(())
 }
@@ -212,8 +214,8 @@ fn value(node: &Node, out: &mut Vec<u8>) -> Result<(), ConfigError> {
         Value::Number(_) => encoding::double::encode(2, &scalar::float(node)?, out),
         Value::String(text) => encoding::string::encode(3, text, out),
         Value::Bool(value) => encoding::bool::encode(4, value, out),
-        Value::Object(_) => return delimited(5, out, |out| structure(node, out)),
-        Value::Array(_) => return delimited(6, out, |out| list_value(node, out)),
+        Value::Object(_) => return put_delimited(5, out, |out| structure(node, out)),
+        Value::Array(_) => return put_delimited(6, out, |out| list_value(node, out)),
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::pretty::Pretty;
-use super::{REDACTED, View, fields, float, message, scalar};
+use super::{REDACTED, View, fields, message, scalar};
 use crate::any::name_of_url;
 use crate::schema::{Cardinality, Kind, TypeSchema};
 use crate::wire::{Fields, Value};
@@ -23,8 +23,14 @@ pub(super) fn show(
             let (url, value) = any_parts(encoded);
             show_any(out, url, value, view)
         }
-        "Duration" => out.text(&duration(encoded, view.hide)),
-        "Timestamp" => out.text(&timestamp(encoded)),
+        "Duration" => {
+            let (seconds, nanos) = if view.hide { (0, 0) } else { seconds_and_nanos(encoded) };
+            out.text(&duration(seconds, nanos))
+        }
+        "Timestamp" => {
+            let (seconds, nanos) = seconds_and_nanos(encoded);
+            out.text(&timestamp(seconds, nanos))
+        }
         "Struct" => structure(out, encoded, Guide::None, view),
         "ListValue" => list(out, encoded, Guide::None, view),
         "Value" => json_value(out, encoded, Guide::None, view),
@@ -104,14 +110,14 @@ fn decimals(nanos: u32) -> String {
     }
 }
 
-fn duration(encoded: &[u8], hide: bool) -> String {
-    let (seconds, nanos) = if hide { (0, 0) } else { seconds_and_nanos(encoded) };
+/// `1.500s`, as JSON has it.
+pub fn duration(seconds: i64, nanos: i32) -> String {
     let sign = if seconds < 0 || nanos < 0 { "-" } else { "" };
     format!("{sign}{}{}s", seconds.unsigned_abs(), decimals(nanos.unsigned_abs()))
 }
 
-fn timestamp(encoded: &[u8]) -> String {
-    let (seconds, nanos) = seconds_and_nanos(encoded);
+/// `2030-01-31T12:00:00.500Z`, as JSON has it; a time of the years 1 to 9999.
+pub fn timestamp(seconds: i64, nanos: i32) -> String {
     let (year, month, day) = civil_from_days(seconds.div_euclid(86_400));
     let time = seconds.rem_euclid(86_400);
     let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
@@ -257,7 +263,7 @@ fn json_value(out: &mut Pretty<'_>, encoded: &[u8], guide: Guide, view: View<'_>
         return out.bare("null");
     }
     match Fields::of(encoded).last() {
-        Some((2, value)) if !view.hide => float(out, value.float(), value.float()),
+        Some((2, value)) if !view.hide => out.double(value.float()),
         Some((3, _)) if view.hide => out.text(REDACTED),
         Some((3, value)) => out.text(&String::from_utf8_lossy(value.bytes())),
         Some((4, value)) if !view.hide => out.bare(value.integer(Kind::Bool) != 0),

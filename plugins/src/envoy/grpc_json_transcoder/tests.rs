@@ -1,0 +1,241 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+use super::*;
+use crate::testing::{self, Alone, context, request_header, response_header, stream};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sixfold_core::plugin::{HeadPhase, Outcome};
+use sixfold_core::stream::Stream;
+
+/// protos/shop.proto of the conformance kit.
+const SHOP: &[u8] = include_bytes!("../../../../proxy/conformance/protos/shop.pb");
+
+fn try_filter(settings: &str, levels: &[&str]) -> Result<Alone, String> {
+    let set = STANDARD.encode(SHOP);
+    let with = |settings: &str| format!("{{proto_descriptor_bin: \"{set}\", {settings}}}");
+    let levels: Vec<String> = levels.iter().map(|level| with(level)).collect();
+    let levels: Vec<&str> = levels.iter().map(String::as_str).collect();
+    testing::filter_of::<GrpcJsonTranscoder, GrpcJsonTranscoder>(&factory(), &with(settings), &levels)
+}
+
+fn filter(settings: &str) -> Alone {
+    try_filter(&format!("services: [shop.Shop], match_incoming_request_route: true, {settings}"), &[])
+        .unwrap()
+}
+
+/// A request whose body has been read, or which has none.
+fn request(method: &str, target: &str, body: &[u8]) -> Stream {
+    let mut stream = stream(target, &[("content-type", "application/json"), ("content-length", "9")]);
+    stream.request.method = method.parse().unwrap();
+    stream.timing.request_complete = Some(stream.timing.start);
+    if !body.is_empty() {
+        stream.timing.request_complete = None;
+        stream.request_body = Some(bytes::Bytes::copy_from_slice(body));
+    }
+    stream
+}
+
+/// The phase, where the body is there when it is asked for.
+async fn access(filter: &Alone, stream: &mut Stream) -> Result<Vec<u8>, LocalReply> {
+    let body = stream.request_body.take();
+    loop {
+        match filter.chain.run(HeadPhase::Access, stream).await {
+            Outcome::Done => return Ok(stream.request_body.clone().unwrap_or_default().to_vec()),
+            Outcome::Respond(reply) => return Err(reply),
+            Outcome::ReadBody(..) => stream.request_body = body.clone(),
+            _ => panic!("the route is cleared"),
+        }
+    }
+}
+
+async fn called(
+    filter: &Alone,
+    method: &str,
+    target: &str,
+    body: &str,
+) -> (Stream, Result<Vec<u8>, LocalReply>) {
+    let mut stream = request(method, target, body.as_bytes());
+    let made = access(filter, &mut stream).await;
+    (stream, made)
+}
+
+fn frame(message: &[u8]) -> Vec<u8> {
+    [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
+}
+
+#[tokio::test]
+async fn a_request_becomes_a_call() {
+    let filter = filter("");
+    let (stream, made) = called(&filter, "GET", "/v1/items/7?full=true&tags=a&tags=b", "").await;
+    assert_eq!(made.unwrap(), frame(b"\x10\x07\x18\x01\x2a\x01a\x2a\x01b"));
+    assert_eq!(stream.request.target.full(), b"/shop.Shop/GetItem");
+    assert_eq!(stream.request.method, "POST");
+    for (name, value) in [
+        ("content-type", Some("application/grpc")),
+        ("te", Some("trailers")),
+        ("content-length", None),
+        ("x-envoy-original-path", Some("/v1/items/7?full=true&tags=a&tags=b")),
+        ("x-envoy-original-method", Some("GET")),
+    ] {
+        assert_eq!(request_header(&stream, name), value, "{name}");
+    }
+    let (_, made) = called(&filter, "POST", "/v1/shelves/s1/items", r#"{"name":"n","counts":{"a":1}}"#).await;
+    assert_eq!(made.unwrap(), frame(b"\x12\x0a\x12\x01n\x3a\x05\x0a\x01a\x10\x01\x0a\x02s1"));
+}
+
+#[tokio::test]
+async fn others_pass_as_they_are() {
+    let filter = filter("");
+    for (method, target) in [("GET", "/else"), ("PUT", "/v1/find"), ("GET", "/v1/items/7?no.such=1")] {
+        let (stream, made) = called(&filter, method, target, "").await;
+        assert!(made.unwrap().is_empty());
+        assert_eq!(stream.request.target.full(), target.as_bytes());
+    }
+    let mut call = request("GET", "/v1/items/7", b"");
+    call.request.headers.set("content-type", b"application/grpc");
+    assert!(access(&filter, &mut call).await.unwrap().is_empty());
+    assert_eq!(call.request.method, "GET");
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_where_it_is() {
+    let filter = filter("");
+    for (target, body, text) in [
+        ("/v1/items/x", "{}", "id: invalid value \"x\" for type TYPE_INT64"),
+        (
+            "/v1/items/1",
+            r#"{"parts":[{},{"level":true}]}"#,
+            "parts[1].level: invalid value true for type TYPE_INT32",
+        ),
+        ("/v1/items/1", "[]", ": Root element must be a message."),
+        ("/v1/items/%ff", "{}", "id: the value is not UTF-8"),
+    ] {
+        let (_, made) = called(&filter, "PATCH", target, body).await;
+        let reply = made.unwrap_err();
+        assert_eq!((reply.status, String::from_utf8_lossy(&reply.body)), (400, text.into()));
+    }
+    let deep = format!("{{\"extra\":{}1{}}}", "{\"a\":".repeat(200), "}".repeat(200));
+    let (_, made) = called(&filter, "PATCH", "/v1/items/1", &deep).await;
+    assert_eq!(made.unwrap_err().status, 400);
+    let filter = self::filter("max_request_body_size: 3");
+    let mut stream = request("PATCH", "/v1/items/1", b"");
+    stream.timing.request_complete = None;
+    assert!(matches!(filter.chain.run(HeadPhase::Access, &mut stream).await, Outcome::ReadBody(..)));
+    stream.read_ahead = b"{}  ".to_vec().into();
+    let Outcome::Respond(reply) = filter.chain.run(HeadPhase::Access, &mut stream).await else { panic!() };
+    assert_eq!(
+        (reply.status, &*reply.details),
+        (413, "grpc_json_transcode_failure{request_buffer_size_limit_reached}")
+    );
+}
+
+#[tokio::test]
+async fn a_long_body_is_transcoded_beside_the_worker() {
+    let filter = filter("");
+    let name = "x".repeat(2 * AT_ONCE);
+    let (_, made) = called(&filter, "PATCH", "/v1/items/1", &format!("{{\"name\":\"{name}\"}}")).await;
+    assert_eq!(made.unwrap().len(), FRAME_HEAD + 1 + 3 + name.len() + 2);
+}
+
+async fn answered(
+    filter: &Alone,
+    target: &str,
+    pieces: &[&[u8]],
+    trailers: &[(&str, &str)],
+) -> (Stream, String) {
+    let (mut stream, made) = called(filter, "GET", target, "").await;
+    made.unwrap();
+    stream.response.status = 200;
+    stream.response.headers.set("content-type", b"application/grpc");
+    assert!(filter.header_filter(&mut stream).await.is_none());
+    for (name, value) in trailers {
+        stream.response_trailers.push(name.as_bytes(), value.as_bytes());
+    }
+    let body = filter.response_bytes_waiting(&mut stream, pieces).await;
+    (stream, String::from_utf8(body).unwrap())
+}
+
+#[tokio::test]
+async fn a_message_becomes_json_with_the_status_of_the_call() {
+    let filter = filter("print_options: {always_print_primitive_fields: false}");
+    let message = frame(b"\x08\x07\x12\x05seven");
+    let (mut stream, body) =
+        answered(&filter, "/v1/items/1", &[&message[..3], &message[3..]], &[("grpc-status", "5")]).await;
+    assert!(stream.release_response_head(), "the head waits");
+    assert_eq!((body.as_str(), stream.response.status), (r#"{"id":"7","name":"seven"}"#, 404));
+    for (name, value) in
+        [("content-type", "application/json"), ("content-length", "25"), ("grpc-status", "5")]
+    {
+        assert_eq!(response_header(&stream, name), Some(value), "{name}");
+    }
+    let long = "y".repeat(2 * AT_ONCE);
+    let mut message = vec![0x12];
+    prost::encoding::encode_varint(long.len() as u64, &mut message);
+    message.extend_from_slice(long.as_bytes());
+    let (stream, body) = answered(&filter, "/v1/items/1", &[&frame(&message)], &[("grpc-status", "0")]).await;
+    assert_eq!((body, stream.response.status), (format!("{{\"name\":\"{long}\"}}"), 200));
+}
+
+#[tokio::test]
+async fn messages_of_a_stream_come_as_soon_as_they_are_whole() {
+    let one = frame(b"\x08\x01");
+    for (framing, expected) in [
+        ("", r#"[{"id":"1"},{"id":"1"}]"#),
+        ("stream_newline_delimited: true", "{\"id\":\"1\"}\n{\"id\":\"1\"}\n"),
+        ("stream_sse_style_delimited: true", "data: {\"id\":\"1\"}\n\ndata: {\"id\":\"1\"}\n\n"),
+    ] {
+        let filter = filter(&format!("print_options: {{{framing}}}"));
+        let both = [&one[..], &one].concat();
+        for at in 0..both.len() {
+            let pieces = [&both[..at], &both[at..]];
+            let (mut stream, body) = answered(&filter, "/v1/find", &pieces, &[("grpc-status", "0")]).await;
+            assert_eq!(body, expected);
+            assert!(!stream.release_response_head(), "the head does not wait");
+        }
+    }
+}
+
+#[test]
+fn configurations_are_looked_at() {
+    let error = |settings: &str| try_filter(settings, &[]).map(drop).unwrap_err();
+    assert!(try_filter("services: []", &["services: []"]).is_ok());
+    assert_eq!(
+        error("services: [shop.Shop, no.Such]"),
+        "services[1]: the descriptors have no service \"no.Such\""
+    );
+    assert_eq!(
+        error("services: [shop.Shop], max_request_body_size: 0"),
+        "max_request_body_size: must be greater than 0"
+    );
+    let bad = |config: &str| {
+        testing::filter_of::<GrpcJsonTranscoder, GrpcJsonTranscoder>(&factory(), config, &[])
+            .map(drop)
+            .unwrap_err()
+    };
+    assert!(
+        bad("{services: [a], proto_descriptor_bin: \"/w==\"}")
+            .starts_with("proto_descriptor_bin: is no set of file descriptors")
+    );
+    assert!(
+        bad("{services: [a], proto_descriptor: /no/such.pb}").starts_with("proto_descriptor: /no/such.pb: ")
+    );
+    assert_eq!(bad("{services: [a]}"), "one of proto_descriptor and proto_descriptor_bin is missing");
+}
+
+#[test]
+fn bytes_that_wait_are_told() {
+    let context = sixfold_core::plugin::BuildContext { scope: "http.h.".into(), ..context() };
+    let mut kept = Kept::new(TranscoderStats::new(&context.metrics, &context.scope));
+    kept.set(3, 4);
+    kept.set(1, 4);
+    let shown = |name: &str| {
+        let gauge = match name {
+            "request" => kept.stats.transcoder_request_buffer_bytes(),
+            _ => kept.stats.transcoder_response_buffer_bytes(),
+        };
+        gauge.get()
+    };
+    assert_eq!((shown("request"), shown("response")), (1, 4));
+    let stats = kept.stats.clone();
+    drop(kept);
+    assert_eq!(stats.transcoder_response_buffer_bytes().get(), 0);
+}
