@@ -68,10 +68,8 @@ struct Call {
     initial: Vec<u8>,
     content_type: Vec<u8>,
     unknown: http_body::Unknown,
-    /// The body is being read.
-    asked: bool,
-    /// Each piece of the request is looked at.
-    streams: bool,
+    /// The request came with a body.
+    has_body: bool,
     elements: Elements,
     /// A message of the request has been made.
     sent: bool,

@@ -6,10 +6,11 @@ use super::encode::Weave;
 use super::response::Answer;
 use super::{AT_ONCE, Call, EARLY, FAILED, FRAME_HEAD, Fault, Kept, Transcoder, http_body};
 use crate::shared::offload::{self, Lane};
+use bytes::Bytes;
 use serde_json::{Map, Value as Json};
 use sixfold_core::headers::Known;
 use sixfold_core::message::{Method, RequestHead};
-use sixfold_core::plugin::{BodyPiece, BodyStep, LocalReply, Overflow, ReadBody, Slot, Step};
+use sixfold_core::plugin::{BodyPiece, BodyStep, Hold, LocalReply, Overflow, Slot, Step};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 
@@ -18,13 +19,7 @@ const TOO_LONG: &str =
     "Request rejected because the transcoder's internal buffer size exceeds the configured limit.";
 
 impl Transcoder {
-    pub(super) fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
-        if stream.state::<Call>(slot).is_some_and(|call| call.asked) {
-            return match stream.take_state::<Call>(slot) {
-                Some(call) => read(*call, stream, slot),
-                None => Step::Continue,
-            };
-        }
+    pub(super) fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let Some(config) = &self.config else { return Step::Continue };
         if stream.request.is_grpc() {
             return Step::Continue;
@@ -37,98 +32,59 @@ impl Transcoder {
                 return Step::Respond(fault.reply(status, EARLY));
             }
         };
-        let call = match Call::new(config, opened, &stream.request) {
+        let has_body = stream.timing.request_complete.is_none() || stream.request_body.is_some();
+        let call = match Call::new(config, opened, &stream.request, has_body) {
             Ok(call) => call,
             Err(fault) => return Step::Respond(fault.reply(400, FAILED)),
         };
-        begin(call, stream, slot)
-    }
-
-    /// A piece of a stream of messages.
-    pub(super) fn request_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        let Some(call) = stream.state::<Call>(slot).filter(|call| call.streams) else {
-            return BodyStep::Pass;
-        };
-        match call.piece(piece) {
-            Ok(_) if call.elements.kept() > call.config.max_request => {
-                BodyStep::Respond(Box::new(too_long()))
-            }
-            Ok(made) => BodyStep::Replace(made.into()),
-            Err(fault) => BodyStep::Respond(Box::new(fault.reply(400, FAILED))),
+        rewrite(&mut stream.request, &call.rule.method.path);
+        if !has_body {
+            // A call has one.
+            stream.request_body = Some(Bytes::new());
         }
-    }
-}
-
-/// Makes the head that of a call, and the body as far as it is there.
-fn begin<'a>(mut call: Call, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
-    let method = &call.rule.method;
-    let streams = method.client_streaming;
-    let has_body = stream.timing.request_complete.is_none();
-    rewrite(&mut stream.request, &method.path);
-    // Those who call so can't read an answer by gRPC.
-    stream.answered_plainly = true;
-    if has_body && streams {
-        call.streams = true;
-    } else if has_body {
-        call.asked = true;
-        // One that is longer is told so in words of its own.
-        let wanted = ReadBody { limit: call.config.max_request, on_overflow: Overflow::Pass };
+        // Those who call so can't read an answer by gRPC.
+        stream.answered_plainly = true;
         stream.set_state(slot, call);
-        return Step::ReadBody(wanted);
-    } else {
-        match call.bodiless() {
-            Ok(made) => stream.request_body = Some(made.into()),
-            Err(fault) => return Step::Respond(fault.reply(400, EARLY)),
+        if config.keeps_route { Step::Continue } else { Step::ClearRoute }
+    }
+
+    pub(super) fn request_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        let Some(call) = stream.state::<Call>(slot) else { return BodyStep::Pass };
+        let (limit, details) = (call.config.max_request, if call.has_body { FAILED } else { EARLY });
+        let streams = call.rule.method.client_streaming;
+        if !streams && piece.data.len() > limit {
+            return too_long();
         }
+        if !streams && !piece.last {
+            return BodyStep::Hold(Hold { limit, on_overflow: Overflow::Refuse });
+        }
+        if streams || call.rule.method.request_body().is_some() {
+            let made = call.messages(piece);
+            return if call.elements.kept() > limit { too_long() } else { sent(made, details) };
+        }
+        let (config, rule) = (call.config.clone(), call.rule.clone());
+        let weave = std::mem::take(&mut call.weave);
+        if piece.data.len() <= AT_ONCE {
+            return sent(framed(&config, &rule, weave, piece.data), details);
+        }
+        let body = piece.data.to_vec();
+        BodyStep::Wait(Box::pin(async move {
+            let made = offload::run(Lane::of(body.len()), move || framed(&config, &rule, weave, &body)).await;
+            sent(made.unwrap_or_else(|| Err(Fault::internal("the body was not transcoded"))), details)
+        }))
     }
-    go_on(call, stream, slot)
 }
 
-/// The body has been read, as far as it may be.
-fn read(mut call: Call, stream: &mut Stream, slot: Slot) -> Step<'_> {
-    call.asked = false;
-    let Some(body) = stream.request_body.take() else {
-        return match stream.read_ahead.is_empty() {
-            // What comes through a tunnel is no body.
-            true => go_on(call, stream, slot),
-            false => Step::Respond(too_long()),
-        };
-    };
-    if let Some(path) = call.rule.method.request_body() {
-        let made = call.http_body(&path, &body);
-        stream.request_body = Some(made.into());
-        return go_on(call, stream, slot);
-    }
-    let (config, rule, weave) = (call.config.clone(), call.rule.clone(), std::mem::take(&mut call.weave));
-    if body.len() <= AT_ONCE {
-        return settle(framed(&config, &rule, weave, &body), call, stream, slot);
-    }
-    Step::Wait(Box::pin(async move {
-        let lane = Lane::of(body.len());
-        let made = offload::run(lane, move || framed(&config, &rule, weave, &body)).await;
-        let made = made.unwrap_or_else(|| Err(Fault::internal("the body was not transcoded")));
-        settle(made, call, stream, slot)
-    }))
-}
-
-fn settle(made: Result<Vec<u8>, Fault>, call: Call, stream: &mut Stream, slot: Slot) -> Step<'_> {
+fn sent(made: Result<Vec<u8>, Fault>, details: &str) -> BodyStep {
     match made {
-        Ok(made) => {
-            stream.request_body = Some(made.into());
-            go_on(call, stream, slot)
-        }
-        Err(fault) => Step::Respond(fault.reply(400, FAILED)),
+        Ok(made) => BodyStep::Replace(made.into()),
+        Err(fault) => BodyStep::Respond(Box::new(fault.reply(400, details))),
     }
 }
 
-fn go_on(call: Call, stream: &mut Stream, slot: Slot) -> Step<'_> {
-    let keeps_route = call.config.keeps_route;
-    stream.set_state(slot, call);
-    if keeps_route { Step::Continue } else { Step::ClearRoute }
-}
-
-fn too_long() -> LocalReply {
-    LocalReply::new(413, TOO_LONG, format!("{FAILED}{{request_buffer_size_limit_reached}}"))
+fn too_long() -> BodyStep {
+    let details = format!("{FAILED}{{request_buffer_size_limit_reached}}");
+    BodyStep::Respond(Box::new(LocalReply::new(413, TOO_LONG, details)))
 }
 
 fn rewrite(request: &mut RequestHead, path: &[u8]) {
@@ -143,7 +99,12 @@ fn rewrite(request: &mut RequestHead, path: &[u8]) {
 }
 
 impl Call {
-    fn new(config: &Arc<Config>, opened: Opened, request: &RequestHead) -> Result<Call, Fault> {
+    fn new(
+        config: &Arc<Config>,
+        opened: Opened,
+        request: &RequestHead,
+        has_body: bool,
+    ) -> Result<Call, Fault> {
         let Opened { rule, mut weave, unknown } = opened;
         let (mut initial, mut content_type) = (Vec::new(), Vec::new());
         if rule.method.request_body().is_some() {
@@ -163,8 +124,7 @@ impl Call {
             initial,
             content_type,
             unknown,
-            asked: false,
-            streams: false,
+            has_body,
             elements: Elements::default(),
             sent: false,
             kept: Kept::new(config.stats.clone()),
@@ -172,20 +132,8 @@ impl Call {
         })
     }
 
-    /// The messages of a request without a body.
-    fn bodiless(&mut self) -> Result<Vec<u8>, Fault> {
-        let method = &self.rule.method;
-        if let Some(path) = method.request_body() {
-            return Ok(self.http_body(&path, b""));
-        }
-        if method.client_streaming {
-            self.elements.finish()?;
-        }
-        framed(&self.config, &self.rule, std::mem::take(&mut self.weave), b"")
-    }
-
-    /// The messages that end in a piece.
-    fn piece(&mut self, piece: &BodyPiece<'_>) -> Result<Vec<u8>, Fault> {
+    /// The messages that end in a piece, of a stream or an HttpBody.
+    fn messages(&mut self, piece: &BodyPiece<'_>) -> Result<Vec<u8>, Fault> {
         if let Some(path) = self.rule.method.request_body() {
             let is_message = !piece.data.is_empty() || (piece.last && !self.sent);
             return Ok(if is_message { self.http_body(&path, piece.data) } else { Vec::new() });

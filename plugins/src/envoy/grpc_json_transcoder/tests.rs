@@ -3,8 +3,9 @@ use super::*;
 use crate::testing::{self, Alone, context, request_header, response_header, stream};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use sixfold_core::plugin::{HeadPhase, Outcome};
+use sixfold_core::plugin::{BodyFilters, Direction, Filtered, HeadPhase, Outcome};
 use sixfold_core::stream::Stream;
+use std::future::poll_fn;
 
 /// protos/shop.proto of the conformance kit.
 const SHOP: &[u8] = include_bytes!("../../../../proxy/conformance/protos/shop.pb");
@@ -22,29 +23,35 @@ fn filter(settings: &str) -> Alone {
         .unwrap()
 }
 
-/// A request whose body has been read, or which has none.
 fn request(method: &str, target: &str, body: &[u8]) -> Stream {
     let mut stream = stream(target, &[("content-type", "application/json"), ("content-length", "9")]);
     stream.request.method = method.parse().unwrap();
-    stream.timing.request_complete = Some(stream.timing.start);
-    if !body.is_empty() {
-        stream.timing.request_complete = None;
-        stream.request_body = Some(bytes::Bytes::copy_from_slice(body));
-    }
+    stream.timing.request_complete = body.is_empty().then_some(stream.timing.start);
     stream
 }
 
-/// The phase, where the body is there when it is asked for.
-async fn access(filter: &Alone, stream: &mut Stream) -> Result<Vec<u8>, LocalReply> {
-    let body = stream.request_body.take();
-    loop {
-        match filter.chain.run(HeadPhase::Access, stream).await {
-            Outcome::Done => return Ok(stream.request_body.clone().unwrap_or_default().to_vec()),
-            Outcome::Respond(reply) => return Err(reply),
-            Outcome::ReadBody(..) => stream.request_body = body.clone(),
-            _ => panic!("the route is cleared"),
+/// What goes to the upstream of a request with this body, or the answer.
+async fn access(filter: &Alone, stream: &mut Stream, body: &[u8]) -> Result<Vec<u8>, LocalReply> {
+    match filter.chain.run(HeadPhase::Access, stream).await {
+        Outcome::Done => {}
+        Outcome::Respond(reply) => return Err(reply),
+        _ => panic!("the route is cleared"),
+    }
+    let (mut filters, mut out) = (BodyFilters::new(Direction::Request), Vec::new());
+    let middle = body.len() / 2;
+    for (piece, last) in [(&body[..middle], false), (&body[middle..], false), (&b""[..], true)] {
+        let mut filtered = filters.push(&filter.chain, stream, piece, last);
+        while matches!(filtered, Filtered::Waiting) {
+            filtered = poll_fn(|cx| filters.poll(&filter.chain, stream, cx)).await;
+        }
+        match filtered {
+            Filtered::Same => out.extend_from_slice(piece),
+            Filtered::Data(data) => out.extend_from_slice(&data),
+            Filtered::Respond(reply) => return Err(*reply),
+            other => panic!("{other:?}"),
         }
     }
+    Ok(out)
 }
 
 async fn called(
@@ -54,7 +61,7 @@ async fn called(
     body: &str,
 ) -> (Stream, Result<Vec<u8>, LocalReply>) {
     let mut stream = request(method, target, body.as_bytes());
-    let made = access(filter, &mut stream).await;
+    let made = access(filter, &mut stream, body.as_bytes()).await;
     (stream, made)
 }
 
@@ -92,7 +99,7 @@ async fn others_pass_as_they_are() {
     }
     let mut call = request("GET", "/v1/items/7", b"");
     call.request.headers.set("content-type", b"application/grpc");
-    assert!(access(&filter, &mut call).await.unwrap().is_empty());
+    assert!(access(&filter, &mut call, b"").await.unwrap().is_empty());
     assert_eq!(call.request.method, "GET");
 }
 
@@ -117,15 +124,24 @@ async fn what_is_wrong_is_told_where_it_is() {
     let (_, made) = called(&filter, "PATCH", "/v1/items/1", &deep).await;
     assert_eq!(made.unwrap_err().status, 400);
     let filter = self::filter("max_request_body_size: 3");
-    let mut stream = request("PATCH", "/v1/items/1", b"");
-    stream.timing.request_complete = None;
-    assert!(matches!(filter.chain.run(HeadPhase::Access, &mut stream).await, Outcome::ReadBody(..)));
-    stream.read_ahead = b"{}  ".to_vec().into();
-    let Outcome::Respond(reply) = filter.chain.run(HeadPhase::Access, &mut stream).await else { panic!() };
+    let (_, made) = called(&filter, "PATCH", "/v1/items/1", "{}  ").await;
+    let reply = made.unwrap_err();
     assert_eq!(
         (reply.status, &*reply.details),
         (413, "grpc_json_transcode_failure{request_buffer_size_limit_reached}")
     );
+}
+
+#[tokio::test]
+async fn elements_of_an_array_are_messages_of_a_stream() {
+    let filter = filter("max_request_body_size: 16");
+    let (_, made) = called(&filter, "POST", "/v1/put/n", r#"[{"id":1}, {"id":2}]"#).await;
+    assert_eq!(made.unwrap(), [frame(b"\x08\x01\x12\x01n"), frame(b"\x08\x02")].concat());
+    let (_, made) = called(&filter, "POST", "/v1/put/n", "{}").await;
+    assert_eq!(made.unwrap_err().body, "Expected an array instead of an object");
+    let (_, made) =
+        called(&filter, "POST", "/v1/put/n", r#"[{"name":"0123456789012345678901234567890123"}]"#).await;
+    assert_eq!(made.unwrap_err().status, 413);
 }
 
 #[tokio::test]

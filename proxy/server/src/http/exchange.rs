@@ -367,10 +367,11 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Sees that the request announces the body it has. A plugin may have read it whole, and may have copied
-    /// a Content-Length that belongs to another message. One that is gone stays away: the body is then chunked.
+    /// a Content-Length that belongs to another message. One that is gone stays away: the body is then chunked. Nor does
+    /// a call of gRPC get one that it has not announced.
     pub(super) fn frame_request(&mut self, announced: Option<u64>) {
         let length = match &self.stream.request_body {
-            Some(body) if body.is_empty() && announced.is_none() => None,
+            Some(body) if announced.is_none() && (body.is_empty() || self.stream.request.is_grpc()) => None,
             Some(body) => Some(body.len() as u64),
             None => announced,
         };
