@@ -1,6 +1,8 @@
 //! APISIX's plugins, and what all of them use: templates, answers.
 
+pub(crate) mod authentication;
 mod forward_auth;
+mod key_auth;
 mod limit_count;
 mod mocking;
 pub mod prometheus;
@@ -16,9 +18,10 @@ use sixfold_core::plugin::{ApisixFactory, LocalReply};
 use sixfold_core::stream::Stream;
 
 /// All of them.
-pub(crate) fn factories() -> [ApisixFactory; 6] {
+pub(crate) fn factories() -> [ApisixFactory; 7] {
     [
         forward_auth::factory(),
+        key_auth::factory(),
         limit_count::factory(),
         mocking::factory(),
         prometheus::factory(),
@@ -30,6 +33,12 @@ pub(crate) fn factories() -> [ApisixFactory; 6] {
 /// An answer with `{"error_msg": …}`, as APISIX's plugins give it.
 pub(crate) fn error_reply(status: u16, message: &str) -> LocalReply {
     let body = format!("{}\n", serde_json::json!({ "error_msg": message }));
+    LocalReply::new(status, body, "")
+}
+
+/// An answer with `{"message": …}`, as APISIX's plugins refuse a request.
+pub(crate) fn message_reply(status: u16, message: &str) -> LocalReply {
+    let body = format!("{}\n", serde_json::json!({ "message": message }));
     LocalReply::new(status, body, "")
 }
 

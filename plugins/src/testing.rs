@@ -13,9 +13,10 @@ use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_core::metrics;
 use sixfold_core::plugin::{
-    ApisixFactory, BodyFilters, BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest,
-    CalloutResponse, CalloutStreamFuture, Chain, ChainBuilder, Direction, FilterConfig, FilterFactory,
-    Filtered, HeadPhase, LocalReply, Outcome, Plugin, SharedState,
+    ApisixFactory, BodyFilters, BuildContext, ByKey, Callout, CalloutError, CalloutFuture, CalloutRequest,
+    CalloutResponse, CalloutStreamFuture, Chain, ChainBuilder, Consumer, Consumers, Credential, Direction,
+    FilterConfig, FilterFactory, Filtered, HeadPhase, Identity, LocalReply, Outcome, Passed, Plugin,
+    RequestPhases, SharedState,
 };
 use sixfold_core::secret::{SecretSource, SecretText};
 use sixfold_core::stream::Stream;
@@ -239,6 +240,59 @@ pub(crate) fn chain_of(plugins: &[(&str, &Value)], context: &BuildContext) -> Ar
         builder.add(name, of_factory(crate::registry().apisix(name).unwrap().1, config, context).unwrap());
     }
     Arc::new(builder.build())
+}
+
+/// The context in which this plugin knows consumers: their names, what they say of the plugin (nothing at all if null),
+/// and the credential that says it. Each has a `custom_id`.
+pub(crate) fn known(
+    context: BuildContext,
+    plugin: &'static str,
+    consumers: &[(&str, Value, Option<&str>)],
+) -> BuildContext {
+    let registry = crate::registry();
+    let (_, factory) = registry.apisix(plugin).unwrap();
+    let (mut by_name, mut by_key) = (ByKey::default(), ByKey::default());
+    for (name, said, credential) in consumers {
+        let labels = BTreeMap::from([("custom_id".to_owned(), format!("id-of-{name}"))]);
+        let consumer = Consumer::new((*name).into(), None, Vec::new(), Arc::default()).with_labels(labels);
+        let consumer = Arc::new(consumer);
+        let identity = |credential, proof| Arc::new(Identity::new(consumer.clone(), credential, proof));
+        by_name.insert(name.as_bytes().into(), identity(None, Arc::new(())));
+        if said.is_null() {
+            continue;
+        }
+        let mut said = said.clone();
+        complete(&serde_json::from_str(factory.consumer_schema.unwrap()).unwrap(), &mut said);
+        let Credential { key, proof } = factory.credential(&said).unwrap_or_else(|error| panic!("{error}"));
+        by_key.insert(key, identity(credential.map(Into::into), proof));
+    }
+    let consumers = Arc::new(Consumers::default());
+    consumers.change(by_name, BTreeMap::from([(plugin, by_key)])).put_in_force();
+    BuildContext { consumers, ..context }
+}
+
+/// Takes a request through its phases, which do not wait and read no body; its answer if it gets one there.
+pub(crate) fn pass(chain: &Arc<Chain>, stream: &mut Stream) -> Option<LocalReply> {
+    now(pass_waiting(chain, stream))
+}
+
+/// The same where something may wait.
+pub(crate) async fn pass_waiting(chain: &Arc<Chain>, stream: &mut Stream) -> Option<LocalReply> {
+    let (mut chain, mut phases) = (chain.clone(), RequestPhases::default());
+    loop {
+        match phases.run(&mut chain, stream).await {
+            Passed::Done => return None,
+            Passed::Respond(reply) => return Some(reply),
+            Passed::Identified => {}
+            _ => panic!("neither route nor body"),
+        }
+    }
+}
+
+/// `message` of an answer.
+pub(crate) fn message_of(reply: &LocalReply) -> String {
+    let body: Value = serde_json::from_slice(&reply.body).unwrap();
+    body["message"].as_str().unwrap().to_owned()
 }
 
 /// A plugin of the registry.

@@ -1,4 +1,4 @@
-//! Parameters of a query as Envoy's authenticators read them: names and values decoded, `+` as it is.
+//! Parameters of a query as authenticators read them: Envoy's, which leave `+` as it is, and APISIX's.
 
 use percent_encoding::percent_decode;
 use std::borrow::Cow;
@@ -19,6 +19,41 @@ fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
 /// The first value of a parameter, decoded.
 pub(crate) fn parameter<'a>(query: Option<&'a [u8]>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
     pairs(query?).find(|(key, _)| *decoded(key) == *name).map(|(_, value)| decoded(value))
+}
+
+/// An argument of a query as APISIX's plugins find it (`ngx.req.get_uri_args`), where `+` is a blank.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Argument<'a> {
+    /// It is not there.
+    Absent,
+    /// It is there, and no text: it has no `=`, or is there more than once.
+    NoText,
+    /// Its value.
+    Text(Cow<'a, [u8]>),
+}
+
+/// The argument of this name.
+pub(crate) fn argument<'a>(query: Option<&'a [u8]>, name: &[u8]) -> Argument<'a> {
+    let parts = query.unwrap_or_default().split(|byte| *byte == b'&').filter(|part| !part.is_empty());
+    let mut found = parts.filter_map(|part| {
+        let mut halves = part.splitn(2, |byte| *byte == b'=');
+        let key = halves.next().unwrap_or_default();
+        (*form_decoded(key) == *name).then(|| halves.next())
+    });
+    match (found.next(), found.next()) {
+        (None, _) => Argument::Absent,
+        (Some(Some(value)), None) => Argument::Text(form_decoded(value)),
+        _ => Argument::NoText,
+    }
+}
+
+/// A text of a form or of APISIX's query decoded.
+fn form_decoded(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.contains(&b'+') {
+        return decoded(text);
+    }
+    let blanks: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    Cow::Owned(decoded(&blanks).into_owned())
 }
 
 /// A target without a parameter, however often it is there; the others stay as they are written.
@@ -51,5 +86,14 @@ mod tests {
         assert_eq!(without(b"/p?a=1&%74=x&t=2&b", b"t"), b"/p?a=1&b");
         assert_eq!(without(b"/p?t=1", b"t"), b"/p");
         assert_eq!(without(b"/p", b"t"), b"/p");
+    }
+
+    #[test]
+    fn arguments_that_are_no_text_are_told_from_none() {
+        let of = |query: &'static [u8]| argument(Some(query), b"key");
+        assert_eq!(of(b"a=1&%6bey=a+b%2B"), Argument::Text(Cow::Borrowed(b"a b+")));
+        assert_eq!(of(b"key="), Argument::Text(Cow::Borrowed(b"")));
+        assert_eq!((of(b"key"), of(b"key=1&key=2")), (Argument::NoText, Argument::NoText));
+        assert_eq!((of(b"keys=1"), argument(None, b"key")), (Argument::Absent, Argument::Absent));
     }
 }

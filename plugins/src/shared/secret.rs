@@ -21,6 +21,11 @@ impl Fingerprint {
         fingerprint.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
         Fingerprint(fingerprint)
     }
+
+    /// Its bytes.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// A password as a file of htpasswd has it.

@@ -1,21 +1,22 @@
 //! What every authenticator must withstand, whoever it is: a new one enters by a line in [`AUTHENTICATORS`].
 
-use super::{Alone, finish, stream};
+use super::{chain_of, known, pass_waiting, stream};
 use crate::shared::jwt::tests::{ALGORITHMS, Signer, set_of};
 use crate::shared::jwt::{from_base64url, to_base64url};
 use aws_lc_rs::hmac;
 use prost::Message;
 use serde_json::{Value, json};
-use sixfold_core::plugin::BuildContext;
+use sixfold_core::plugin::{BuildContext, Chain};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::{
     api_key_auth::v3::ApiKeyAuth, basic_auth::v3::BasicAuth, jwt_authn::v3::JwtAuthentication,
     oauth2::v3::OAuth2,
 };
+use std::sync::Arc;
 
 /// An authenticator that takes jack for who he is, and nobody else.
 pub(crate) struct Authenticator {
-    pub(crate) filter: Alone,
+    pub(crate) chain: Arc<Chain>,
     /// The header with the credential.
     pub(crate) header: &'static str,
     /// What stands before the credential, which is not part of it.
@@ -31,21 +32,23 @@ pub(crate) struct Authenticator {
 type Make = fn() -> Authenticator;
 
 /// All of them.
-const AUTHENTICATORS: [(&str, Make); 4] = [
+const AUTHENTICATORS: [(&str, Make); 5] = [
     ("jwt_authn", jwt_authn),
     ("basic_auth", basic_auth),
     ("api_key_auth", api_key_auth),
     ("oauth2", oauth2),
+    ("key-auth", key_auth),
 ];
 
-fn filter<M: Message + Default + prost::Name>(config: Value) -> Alone {
+fn filter<M: Message + Default + prost::Name>(config: Value) -> Arc<Chain> {
     filter_in::<M>(config, &super::context())
 }
 
-fn filter_in<M: Message + Default + prost::Name>(config: Value, context: &BuildContext) -> Alone {
+fn filter_in<M: Message + Default + prost::Name>(config: Value, context: &BuildContext) -> Arc<Chain> {
     let registry = crate::registry();
     let factory = registry.filter(&M::full_name()).unwrap();
-    super::filter_in(factory, &super::message::<M>(config).encode_to_vec(), &[], context).unwrap()
+    let config = super::message::<M>(config).encode_to_vec();
+    Arc::new(super::filter_in(factory, &config, &[], context).unwrap().chain)
 }
 
 fn jwt_authn() -> Authenticator {
@@ -60,7 +63,7 @@ fn jwt_authn() -> Authenticator {
         "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "p"}}],
     });
     Authenticator {
-        filter: filter::<JwtAuthentication>(config),
+        chain: filter::<JwtAuthentication>(config),
         header: "authorization",
         prefix: "Bearer ",
         credential: signer.token(&claims),
@@ -136,7 +139,7 @@ fn basic_auth() -> Authenticator {
         (pair.to_owned(), base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair))
     };
     Authenticator {
-        filter: filter::<BasicAuth>(config),
+        chain: filter::<BasicAuth>(config),
         header: "authorization",
         prefix: "Basic ",
         credential: of("jack:test").1,
@@ -164,7 +167,7 @@ fn api_key_auth() -> Authenticator {
     });
     let of = |key: &str| (key.to_owned(), key.to_owned());
     Authenticator {
-        filter: filter::<ApiKeyAuth>(config),
+        chain: filter::<ApiKeyAuth>(config),
         header: "x-key",
         prefix: "",
         credential: "jack-s-key".to_owned(),
@@ -214,12 +217,27 @@ fn oauth2() -> Authenticator {
         ("with a refresh token", format!("RefreshToken=r;{credential}")),
     ];
     Authenticator {
-        filter: filter_in::<OAuth2>(config, &context),
+        chain: filter_in::<OAuth2>(config, &context),
         header: "cookie",
         prefix: "",
         credential,
         identity: "x-user",
         forged: forged.map(|(what, cookies)| (what.to_owned(), cookies)).to_vec(),
+    }
+}
+
+fn key_auth() -> Authenticator {
+    let consumers =
+        [("jack", json!({"key": "jack-s-key"}), None), ("ann", json!({"key": "ann-s-key"}), Some("one"))];
+    let context = known(super::context(), "key-auth", &consumers);
+    let of = |key: &str| (key.to_owned(), key.to_owned());
+    Authenticator {
+        chain: chain_of(&[("key-auth", &json!({"header": "x-key"}))], &context),
+        header: "x-key",
+        prefix: "",
+        credential: "jack-s-key".to_owned(),
+        identity: "x-consumer-username",
+        forged: ["jack", "JACK-S-KEY", "jack-s-key ", "jack-s-key,ann-s-key", "$env://KEY"].map(of).to_vec(),
     }
 }
 
@@ -229,7 +247,7 @@ impl Authenticator {
         let mut headers: Vec<(&str, &str)> = values.iter().map(|value| (self.header, *value)).collect();
         headers.extend(more);
         let mut s = stream("/", &headers);
-        let refused = finish(self.filter.access(&mut s)).await;
+        let refused = pass_waiting(&self.chain, &mut s).await;
         assert!(refused.as_ref().is_none_or(|reply| matches!(reply.status, 401 | 403)));
         (refused.is_none(), self.identities(&s))
     }
@@ -263,7 +281,9 @@ async fn every_authenticator_withstands() {
         assert_eq!(of.tries(&[&good], &[]).await, jack, "{name}");
 
         // What a client says of itself is heard by nobody.
-        let said = [("x-user", "eve"), ("X_User", "eve"), ("x.user", "eve"), ("X-USER", "eve")];
+        let (upper, name_of) = (of.identity.to_uppercase(), of.identity);
+        let aliases = [name_of.to_owned(), name_of.replace('-', "_"), name_of.replace('-', "."), upper];
+        let said: Vec<(&str, &str)> = aliases.iter().map(|alias| (alias.as_str(), "eve")).collect();
         assert_eq!(of.tries(&[&good], &said).await, jack, "{name}");
 
         let none = (false, Vec::<String>::new());

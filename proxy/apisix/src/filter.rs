@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
-use sixfold_core::plugin::{BuildContext, Built, FilterConfig, FilterFactory, Plugin, Registry};
+use sixfold_core::plugin::{BuildContext, Built, FilterConfig, FilterFactory, Kind, Plugin, Registry};
 
 use crate::config::EnvVars;
 use crate::item;
@@ -64,6 +64,11 @@ impl Merged {
         let plugins = plugins(level)?;
         let (accepted, refused) = catalog.check(&plugins, environment);
         let mut faults = Faults::default();
+        // Envoy's configuration has no consumers that one could find.
+        for plugin in accepted.iter().filter(|plugin| plugin.factory.kind == Kind::Auth) {
+            let reason = "needs consumers, which only APISIX's configuration has";
+            faults.take::<()>(Err(ConfigError::new(reason).in_key(plugin.factory.name).in_key("plugins")));
+        }
         for mut violation in refused {
             violation.path.insert(0, Step::Key("plugins".to_owned()));
             faults.take::<()>(Err(item::fault(violation)));

@@ -16,9 +16,10 @@ use sixfold_core::expr::Expr;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::EnvVars;
-use crate::plugin::{Catalog, PluginConfig};
+use crate::plugin::{Catalog, CredentialConfig, OfConsumer, PluginConfig};
 use crate::resource::{
-    GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Route, Service, Ssl, Upstream,
+    Consumer, ConsumerGroup, Credential, GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins,
+    Route, Service, Ssl, Upstream,
 };
 use crate::schema::{self, Step, Violation, display_path};
 use crate::store::Key;
@@ -28,8 +29,12 @@ use crate::{secret, upstream};
 pub(crate) struct Parsed {
     /// What it refers to.
     pub(crate) references: Vec<Reference>,
-    /// Its plugins, those that are switched off left out.
+    /// Its plugins.
     pub(crate) plugins: Vec<PluginConfig>,
+    /// How it authenticates, of a consumer or a credential.
+    pub(crate) credentials: Vec<CredentialConfig>,
+    /// What is odd and taken all the same, each with its place.
+    pub(crate) warnings: Vec<ConfigError>,
     /// Fingerprint of the upstream that it is or brings; 0 without one.
     pub(crate) upstream_print: u64,
     /// Fingerprint of all but upstream, plugins and what is written for people.
@@ -40,6 +45,9 @@ pub(crate) struct Parsed {
 
 /// The kinds of resources that are in use.
 pub(crate) enum Body {
+    Consumer(Box<Consumer>),
+    ConsumerGroup,
+    Credential,
     GlobalRule,
     PluginConfig,
     Route(Box<Route>),
@@ -54,6 +62,8 @@ pub(crate) struct Reference {
     pub(crate) key: Key,
     pub(crate) field: &'static str,
     pub(crate) place: Place,
+    /// What is referred to may go all the same: nothing is left of the one that refers then.
+    pub(crate) lets_go: bool,
 }
 
 /// A resource that is wrong, and what of it can be looked at all the same.
@@ -79,6 +89,8 @@ struct Reading<'a> {
     violations: Vec<Violation>,
     references: Vec<Reference>,
     plugins: Vec<PluginConfig>,
+    credentials: Vec<CredentialConfig>,
+    warnings: Vec<Violation>,
 }
 
 impl Reader<'_> {
@@ -87,14 +99,16 @@ impl Reader<'_> {
     /// # Errors
     /// Everything that is wrong with it, each with its place.
     pub(crate) fn read(&self, kind: Kind, node: &Node) -> Result<Parsed, Refusal> {
-        let (violations, references, plugins) = Default::default();
-        let mut reading = Reading { reader: self, node, violations, references, plugins };
+        let (violations, references, plugins, credentials, warnings) = Default::default();
+        let mut reading =
+            Reading { reader: self, node, violations, references, plugins, credentials, warnings };
         let body = reading.body(kind);
-        let Reading { violations, references, plugins, .. } = reading;
+        let Reading { violations, references, plugins, credentials, warnings, .. } = reading;
         match body.filter(|_| violations.is_empty()) {
             Some(body) => {
                 let (upstream_print, print) = prints(kind, node);
-                Ok(Parsed { references, plugins, upstream_print, print, body })
+                let warnings = warnings.into_iter().map(|warning| error(warning, node)).collect();
+                Ok(Parsed { references, plugins, credentials, warnings, upstream_print, print, body })
             }
             None => {
                 let errors = violations.into_iter().map(|violation| error(violation, node)).collect();
@@ -115,6 +129,7 @@ impl Reading<'_> {
         self.violations.extend(schema::resource(kind).validate_all(&mut value).err().into_iter().flatten());
         let has_plugins = match kind {
             Kind::Route | Kind::Service | Kind::PluginConfig | Kind::GlobalRule => true,
+            Kind::Consumer | Kind::ConsumerGroup | Kind::Credential => true,
             Kind::Upstream => false,
             Kind::Ssl => {
                 let resolved = secret::resolve_all(&mut value, self.reader.environment);
@@ -128,7 +143,7 @@ impl Reading<'_> {
         };
         let mut of_plugins = Vec::new();
         if let (Some(plugins), true) = (value.get("plugins").and_then(Value::as_object), has_plugins) {
-            (self.plugins, of_plugins) = self.reader.catalog.check(plugins, self.reader.environment);
+            of_plugins = self.of_plugins(kind, plugins);
         }
         let passed = self.violations.is_empty();
         self.fields(kind, &value);
@@ -140,6 +155,25 @@ impl Reading<'_> {
         };
         self.violations.extend(of_plugins.into_iter().map(|violation| below("plugins", violation)));
         body
+    }
+
+    /// Checks the plugins; answers what is wrong with them.
+    fn of_plugins(&mut self, kind: Kind, plugins: &Plugins) -> Vec<Violation> {
+        let Reader { catalog, environment } = self.reader;
+        let said = match kind {
+            Kind::Consumer => catalog.check_consumer(plugins, environment),
+            Kind::Credential => catalog.check_credential(plugins, environment),
+            _ => {
+                let (plugins, refused) = catalog.check(plugins, environment);
+                OfConsumer { plugins, refused, ..OfConsumer::default() }
+            }
+        };
+        (self.plugins, self.credentials) = (said.plugins, said.credentials);
+        self.warnings.extend(said.unresolved.into_iter().map(|mut fault| {
+            fault.message = format!("{}: nobody authenticates with this", fault.message);
+            below("plugins", fault)
+        }));
+        said.refused
     }
 
     /// What is checked of fields beyond the schema, and what they refer to.
@@ -154,6 +188,7 @@ impl Reading<'_> {
                 ],
             ),
             Kind::Service => (&["script"], &[(Kind::Upstream, "upstream_id")]),
+            Kind::Consumer => (&[], &[(Kind::ConsumerGroup, "group_id")]),
             _ => return,
         };
         for field in lua.iter().filter(|field| value.get(**field).is_some()) {
@@ -165,6 +200,7 @@ impl Reading<'_> {
                 key: Key { kind: *kind, id },
                 field,
                 place: place(self.node, &[key(field)]),
+                lets_go: false,
             }));
         }
         if kind == Kind::Route {
@@ -247,6 +283,15 @@ impl Reading<'_> {
                 self.value::<GlobalRule>(value)?;
                 Body::GlobalRule
             }
+            Kind::Consumer => Body::Consumer(self.value::<Consumer>(value)?.into()),
+            Kind::ConsumerGroup => {
+                self.value::<ConsumerGroup>(value)?;
+                Body::ConsumerGroup
+            }
+            Kind::Credential => {
+                self.value::<Credential>(value)?;
+                Body::Credential
+            }
             _ => return None,
         })
     }
@@ -318,6 +363,7 @@ fn client_certificate(upstream: &Upstream, node: &Node, prefix: &[&str]) -> Vec<
         key: Key { kind: Kind::Ssl, id },
         field: "client_cert_id",
         place: place(node, &path),
+        lets_go: false,
     };
     id.map(reference).into_iter().collect()
 }

@@ -23,6 +23,7 @@ mod watch;
 
 pub use filter::{PLUGINS_FILTER, with_plugins_filter};
 pub use listener::APISIX_VERSION;
+pub use plugin::duplicate_key;
 pub use source::{
     Feed, Findings, Loaded, ROUTE_TABLE, Source, SourceContext, Update, load, load_config, load_resources,
     validate, validate_resources,

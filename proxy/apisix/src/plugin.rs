@@ -1,5 +1,6 @@
 //! Plugins as resources name them: checked against their schemas when an item is read, built when it is used.
 
+mod credential;
 mod meta;
 mod names;
 mod set;
@@ -13,6 +14,8 @@ use serde_json::Value;
 use sixfold_core::error::nearest;
 use sixfold_core::plugin::{ApisixFactory, Registry};
 
+pub use self::credential::duplicate_key;
+pub(crate) use self::credential::{CredentialConfig, OfConsumer};
 pub(crate) use self::meta::Meta;
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::config::EnvVars;
@@ -33,6 +36,8 @@ struct Entry {
     index: u16,
     factory: Arc<ApisixFactory>,
     schema: Schema,
+    /// Of what a consumer says of it.
+    consumer_schema: Option<Schema>,
     attributes: Arc<Value>,
 }
 
@@ -62,7 +67,7 @@ pub(crate) struct Agreement {
 
 impl PluginConfig {
     pub(crate) fn agreement(&self) -> Option<Agreement> {
-        let (name, of) = self.factory.agreement(&self.config)?;
+        let (name, of) = self.factory.agreement(&self.config).filter(|_| !self.meta.disable)?;
         let plugin = self.factory.name;
         Some(Agreement {
             name: format!("{plugin} {name}").into(),
@@ -90,13 +95,15 @@ impl Catalog {
             let Some((index, factory)) = registry.apisix(name) else { continue };
             let attributes = Arc::new(attributes.get(name).cloned().unwrap_or(Value::Null));
             let (factory, schema) = (factory.clone(), Schema::builtin(factory.schema));
-            plugins.insert(name, Entry { index, factory, schema, attributes });
+            let consumer_schema = factory.consumer_schema.map(Schema::builtin);
+            plugins.insert(name, Entry { index, factory, schema, consumer_schema, attributes });
         }
         let disabled = registry.apisix_names().filter(|name| !plugins.contains_key(name)).collect();
         Catalog { plugins, disabled }
     }
 
-    /// Checks the plugins of a resource: those that are right, and every fault of the others, in APISIX's words.
+    /// Checks the plugins of a resource: those that are right, those that are switched off among them, and every fault of
+    /// the others, in APISIX's words.
     pub(crate) fn check(
         &self,
         plugins: &Plugins,
@@ -105,11 +112,8 @@ impl Catalog {
         let (mut accepted, mut refused) = (Vec::new(), Vec::new());
         for (name, config) in plugins {
             match self.check_one(name, config, environment) {
-                Ok(plugin) => accepted.extend(plugin),
-                Err(violations) => refused.extend(violations.into_iter().map(|mut violation| {
-                    violation.path.insert(0, Step::Key(name.clone()));
-                    violation
-                })),
+                Ok(plugin) => accepted.push(plugin),
+                Err(violations) => refused.extend(violations.into_iter().map(|fault| below(name, fault))),
             }
         }
         (accepted, refused)
@@ -128,30 +132,15 @@ impl Catalog {
         format!("unknown plugin [{name}]{hint}")
     }
 
-    /// `None` for a plugin that is switched off.
     fn check_one(
         &self,
         name: &str,
         config: &Value,
         environment: &EnvVars,
-    ) -> Result<Option<PluginConfig>, Vec<Violation>> {
-        let fault = |message: String| Violation::new(Vec::new(), message);
-        let Some(entry) = self.plugins.get(name) else {
-            return Err(vec![fault(self.unknown(name))]);
-        };
-        let refused = |violation: Violation| Violation {
-            message: format!("failed to check the configuration of plugin {name} err: {}", violation.message),
-            ..violation
-        };
+    ) -> Result<PluginConfig, Vec<Violation>> {
+        let entry = self.entry(name)?;
         let print = xxh64(config.to_string().as_bytes(), 0);
-        let mut config = match config {
-            // Lua's empty table.
-            Value::Array(items) if items.is_empty() => Value::Object(serde_json::Map::new()),
-            config => config.clone(),
-        };
-        let (true, meta) = (config.is_object(), take_meta(&mut config)) else {
-            return Err(vec![fault(format!("invalid plugin conf {config} for plugin [{name}]"))]);
-        };
+        let (mut config, meta) = table(name, config)?;
         let (meta, mut violations) = match meta {
             Ok(meta) => (meta, Vec::new()),
             Err(violations) => (Meta::default(), violations),
@@ -164,17 +153,51 @@ impl Catalog {
             violations.extend(right.err().into_iter().flatten());
         }
         if !violations.is_empty() {
-            return Err(violations.into_iter().map(refused).collect());
+            return Err(violations.into_iter().map(|fault| reworded(name, fault)).collect());
         }
-        Ok((!meta.disable).then(|| PluginConfig {
+        Ok(PluginConfig {
             index: entry.index,
             factory: entry.factory.clone(),
             config,
             attributes: entry.attributes.clone(),
             meta,
             print,
-        }))
+        })
     }
+
+    fn entry(&self, name: &str) -> Result<&Entry, Vec<Violation>> {
+        self.plugins.get(name).ok_or_else(|| vec![Violation::new(Vec::new(), self.unknown(name))])
+    }
+}
+
+/// A fault of a plugin's configuration as APISIX words it.
+fn reworded(name: &str, violation: Violation) -> Violation {
+    let message = format!("failed to check the configuration of plugin {name} err: {}", violation.message);
+    Violation { message, ..violation }
+}
+
+/// A fault one step deeper.
+fn below(name: &str, mut violation: Violation) -> Violation {
+    violation.path.insert(0, Step::Key(name.to_owned()));
+    violation
+}
+
+/// A plugin's configuration, and its `_meta`.
+type Table = (Value, Result<Meta, Vec<Violation>>);
+
+/// Takes a plugin's configuration for the object that it must be.
+fn table(name: &str, config: &Value) -> Result<Table, Vec<Violation>> {
+    let mut config = match config {
+        // Lua's empty table.
+        Value::Array(items) if items.is_empty() => Value::Object(serde_json::Map::new()),
+        config => config.clone(),
+    };
+    if !config.is_object() {
+        let reason = format!("invalid plugin conf {config} for plugin [{name}]");
+        return Err(vec![Violation::new(Vec::new(), reason)]);
+    }
+    let meta = take_meta(&mut config);
+    Ok((config, meta))
 }
 
 /// Takes `_meta` out of a configuration and checks it.

@@ -9,6 +9,7 @@ mod candidate;
 mod check;
 mod feed;
 mod record;
+mod roll;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -192,9 +193,13 @@ impl Source {
             &self.state,
             Builder { config: &self.config, context: &self.context, shared: &self.shared },
         );
-        let warnings = read(&mut batch)?;
+        let mut warnings = read(&mut batch)?;
         match Candidate::new(&mut batch, &mut self.chains) {
-            Ok(candidate) => Ok((candidate, warnings)),
+            Ok(candidate) => {
+                let odd = std::mem::take(&mut batch.warnings);
+                warnings.extend(odd.into_iter().map(|fault| self.named(fault)));
+                Ok((candidate, warnings))
+            }
             Err(error) => {
                 let resources = new_faults(&batch.refused, &self.state);
                 let resources = resources.into_iter().map(|fault| self.named(fault));

@@ -12,7 +12,8 @@ use sixfold_core::connection::{Connection, TlsInfo};
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{
-    ApisixFactory, BuildContext, Built, FilterFactory, LocalReply, Plugin, Registry, Slot, Step,
+    ApisixFactory, BuildContext, Built, Credential, FilterFactory, Identities, LocalReply, Plugin, Registry,
+    Slot, Step,
 };
 use sixfold_core::stream::Stream;
 
@@ -57,7 +58,36 @@ fn agreement(config: &Value) -> Option<(String, String)> {
     Some((config.get("group")?.as_str()?.to_owned(), config.get("count")?.to_string()))
 }
 
+/// Finds consumers by the word in the header `knock`.
+struct Knock(Arc<Identities>);
+
+impl Knock {
+    fn rewrite(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        let found = stream.request.headers.get("knock").and_then(|word| self.0.find(word));
+        match found {
+            Some(identity) => {
+                stream.set_var("credential", identity.credential.as_deref().unwrap_or("").as_bytes());
+                Step::Identify(identity.consumer.clone())
+            }
+            None => Step::Respond(LocalReply::new(401, "", "")),
+        }
+    }
+}
+
+fn build_knock(_: Value, context: &BuildContext) -> Built {
+    Ok(Plugin::of(Knock(context.consumers.of("knock"))).rewrite(Knock::rewrite).build())
+}
+
+fn credential(said: Value) -> Result<Credential, ConfigError> {
+    match said["word"].as_str() {
+        Some("") | None => Err(ConfigError::field("word", "must not be empty")),
+        Some(word) => Ok(Credential::new(word.as_bytes(), ())),
+    }
+}
+
 pub(crate) fn registry() -> Registry {
+    const KNOCK: &str =
+        r#"{"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}"#;
     const MARKER: &str = r#"{
         "type": "object",
         "properties": {"text": {"type": "string"}, "count": {"type": "integer", "default": 7}},
@@ -71,6 +101,7 @@ pub(crate) fn registry() -> Registry {
         ApisixFactory::new("prometheus", 10, ANY, build).prefer_route(),
         ApisixFactory::new("refuse", 20, ANY, build_refusing),
         ApisixFactory::new("agree", 30, ANY, build).agreeing(agreement),
+        ApisixFactory::new("knock", 2500, ANY, build_knock).auth(KNOCK, "word", credential),
     ];
     Registry::new(
         plugins,

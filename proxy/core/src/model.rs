@@ -5,6 +5,7 @@
 
 use crate::cluster::{Assignment, Cluster, Clusters};
 use crate::listener::Listener;
+use crate::plugin::ConsumersChange;
 use crate::router::{RouteTable, RouteTables, TableKey};
 use crate::tls::ContextChange;
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ pub struct Diff {
     pub endpoints: Vec<(Arc<str>, Assignment)>,
     /// Route tables that connection managers refer to by name, one for each list of filters.
     pub route_tables: Vec<(TableKey, Option<Arc<RouteTable>>)>,
+    /// Consumers that plugins find. They are known before the routes they come with.
+    pub consumers: Option<ConsumersChange>,
     /// Certificates of listeners that stay. They are shown with the routes they come with.
     pub contexts: Vec<ContextChange>,
     /// Listeners.
@@ -40,6 +43,7 @@ impl Diff {
             && self.endpoints.is_empty()
             && self.route_tables.is_empty()
             && self.listeners.is_empty()
+            && self.consumers.is_none()
     }
 
     /// Whether nothing changes.
@@ -171,7 +175,7 @@ impl Model {
         refused.into_iter().map(error).collect()
     }
 
-    /// Applies a change: what can fail of listeners is made ready, then come clusters that come, endpoints, route
+    /// Applies a change: what can fail of listeners is made ready, then come clusters that come, endpoints, consumers, route
     /// tables, certificates, listeners, and clusters that go, once no request is about to look for them. Requests
     /// see each part at their next load of it; listeners are open when this has ended.
     ///
@@ -182,8 +186,16 @@ impl Model {
         if diff.whole && !errors.is_empty() {
             return errors;
         }
-        let Diff { clusters, endpoints, route_tables, contexts, listeners: changed, whole: _, replaced } =
-            diff;
+        let Diff {
+            clusters,
+            endpoints,
+            route_tables,
+            consumers,
+            contexts,
+            listeners: changed,
+            whole: _,
+            replaced,
+        } = diff;
         let (gone, come): (Vec<_>, Vec<_>) = clusters.into_iter().partition(|(_, c)| c.is_none());
         // What leads to names may go, or what they stand for.
         let may_free_names = !gone.is_empty() || !route_tables.is_empty() || !changed.is_empty();
@@ -196,6 +208,9 @@ impl Model {
                     errors.push(ApplyError { kind: ResourceKind::Endpoints, name, reason });
                 }
             }
+        }
+        for old in consumers.into_iter().flat_map(ConsumersChange::put_in_force) {
+            self.state.lock().retire(Some(old));
         }
         for (key, table) in route_tables {
             let old = self.route_tables.cell(&key).swap(table);

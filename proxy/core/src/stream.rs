@@ -482,8 +482,9 @@ impl Stream {
     /// Notes whom the request is from.
     pub(crate) fn identify(&mut self, consumer: Arc<Consumer>) {
         self.set_var("consumer_name", consumer.name.as_bytes());
-        if let Some(group) = &consumer.group {
-            self.set_var("consumer_group_id", group.as_bytes());
+        // Another plugin may have named another one before.
+        if consumer.group.is_some() || self.var("consumer_group_id").is_some() {
+            self.set_var("consumer_group_id", consumer.group.as_deref().unwrap_or_default().as_bytes());
         }
         self.consumer = Some(consumer);
     }

@@ -23,7 +23,10 @@ struct Member {
     index: u16,
     priority: i64,
     run_policy: RunPolicy,
+    /// One that does nothing if it is switched off.
     plugin: Arc<Plugin>,
+    /// It is there to take the place of the same plugin of a wider resource (`_meta.disable`).
+    disabled: bool,
     /// Fingerprint of its configuration.
     print: u64,
 }
@@ -63,14 +66,19 @@ impl PluginSet {
                 attributes: plugin.attributes.clone(),
                 ..context.clone()
             };
-            let built =
-                factory.build(&plugin.config, &context).map_err(|error| refused(factory.name, error))?;
+            let built = match plugin.meta.disable {
+                true => Plugin::default(),
+                false => {
+                    factory.build(&plugin.config, &context).map_err(|error| refused(factory.name, error))?
+                }
+            };
             Ok(Member {
                 name: factory.name,
                 index: plugin.index,
                 priority: plugin.meta.priority.unwrap_or(factory.priority),
                 run_policy: factory.run_policy,
                 plugin: Arc::new(built.guarded(&plugin.meta.guard()).of_resource(resource.clone())),
+                disabled: plugin.meta.disable,
                 print: plugin.print,
             })
         });
@@ -90,7 +98,16 @@ impl PluginSet {
     /// The plugins as parts of a filter of Envoy.
     pub(crate) fn parts(&self) -> Vec<Part> {
         let part = |member: &Member| Part::new(member.name, member.index, member.priority, &member.plugin);
-        self.members.iter().map(part).collect()
+        self.running().map(part).collect()
+    }
+
+    /// The plugins as a consumer brings them to a route: one that is switched off takes away the route's.
+    pub(crate) fn brought(&self) -> Vec<ChainMember> {
+        self.members.iter().map(|member| member.placed(Scope::Route)).collect()
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| !member.disabled)
     }
 
     fn has(&self, name: &str) -> bool {
@@ -150,8 +167,9 @@ impl GlobalPlugins {
             position: Position::of_priority(0, Scope::Gateway, 0),
             plugin: plugin.clone(),
         });
-        let runs = |member: &&Member| member.run_policy == RunPolicy::Both || !route.has(member.name);
-        gateway.chain(self.rules.members.iter().filter(runs).map(|member| member.placed(Scope::Global)))
+        let is_alone = |member: &&Member| !route.running().any(|own| own.name == member.name);
+        let runs = move |member: &&Member| member.run_policy == RunPolicy::Both || is_alone(member);
+        gateway.chain(self.rules.running().filter(runs).map(|member| member.placed(Scope::Global)))
     }
 }
 
@@ -167,7 +185,7 @@ impl ChainCache {
     /// The chain of a route: the global plugins, then the route's, each group by priority. `None` when there
     /// are none.
     pub(crate) fn chain(&mut self, global: &GlobalPlugins, route: &PluginSet) -> Option<Arc<Chain>> {
-        let own = route.members.iter().map(|member| member.placed(Scope::Route));
+        let own = route.running().map(|member| member.placed(Scope::Route));
         let members: Vec<ChainMember> = global.placed(route).chain(own).collect();
         if members.is_empty() {
             return None;

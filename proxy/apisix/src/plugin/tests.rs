@@ -88,8 +88,12 @@ fn a_plugin_that_is_not_enabled_is_unknown() {
 }
 
 #[test]
-fn a_disabled_plugin_is_left_out_whatever_its_configuration() {
-    assert!(check(json!({"marker": {"_meta": {"disable": true}}})).unwrap().is_empty());
+fn a_disabled_plugin_does_not_run_whatever_its_configuration() {
+    let off = set(json!({"marker": {"_meta": {"disable": true}}}), "/apisix/routes/1");
+    assert_eq!(names(&off, &off), [] as [&str; 0]);
+    // Nor does the one that it takes the place of.
+    let service = set(json!({"marker": {"text": "x"}, "late": {}}), "/apisix/services/1");
+    assert_eq!(names(&PluginSet::default(), &merge([&off, &service].into_iter())), ["late"]);
 }
 
 #[test]

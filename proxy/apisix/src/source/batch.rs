@@ -15,7 +15,7 @@ use super::state::{Fault, Held, Refused, State};
 use crate::config::walk;
 use crate::item::{Reader, Reference, Refusal};
 use crate::plugin::Catalog;
-use crate::resource::Kind;
+use crate::resource::{Id, Kind};
 use crate::store::{Change, Key, Sink};
 
 /// Changes against the state that is in force, which they leave as it is.
@@ -33,6 +33,8 @@ pub(super) struct Batch<'a> {
     unread: BTreeMap<Key, Vec<Reference>>,
     /// Kinds of which there may be more resources than are known.
     hidden: BTreeSet<Kind>,
+    /// What is odd about resources that are taken.
+    pub(super) warnings: Vec<Fault>,
 }
 
 /// What is to become of a resource.
@@ -64,6 +66,7 @@ impl<'a> Batch<'a> {
             taken: BTreeSet::new(),
             unread: BTreeMap::new(),
             hidden: BTreeSet::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -77,16 +80,22 @@ impl<'a> Batch<'a> {
 
     /// All resources of a kind as they will be, in their order.
     pub(super) fn all(&self, kind: Kind) -> Vec<&Arc<Record>> {
+        let mut all = self.entries(kind);
+        all.sort_by_key(|(order, ..)| *order);
+        all.into_iter().map(|(.., record)| record).collect()
+    }
+
+    /// All resources of a kind as they will be with their orders, sorted by nothing.
+    pub(super) fn entries(&self, kind: Kind) -> Vec<(u64, Id, &Arc<Record>)> {
         let kept = self.state.resources.of(kind).map(|(id, held)| (Key::new(kind, id.clone()), held));
         let kept = kept.filter(|(key, _)| !self.pending.contains_key(key));
+        let kept = kept.map(|(key, held)| (held.order, key.id, &held.record));
         let fresh = self.pending.iter().filter(|(key, _)| key.kind == kind);
-        let fresh = fresh.filter_map(|(_, pending)| match pending {
-            Pending::Put(order, fresh) => Some((*order, &fresh.record)),
+        let fresh = fresh.filter_map(|(key, pending)| match pending {
+            Pending::Put(order, fresh) => Some((*order, key.id.clone(), &fresh.record)),
             Pending::Delete => None,
         });
-        let mut all: Vec<_> = kept.map(|(_, held)| (held.order, &held.record)).chain(fresh).collect();
-        all.sort_by_key(|(order, _)| *order);
-        all.into_iter().map(|(_, record)| record).collect()
+        kept.chain(fresh).collect()
     }
 
     /// Who refers to a resource, and is not about to change.
@@ -99,7 +108,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// All that is wrong with it, and what it refers to.
     fn read(
-        &self,
+        &mut self,
         key: &Key,
         revision: u64,
         node: &Node,
@@ -113,6 +122,9 @@ impl<'a> Batch<'a> {
         let before = self.state.resources.get(key).map(|held| &*held.record);
         match reader.read(key.kind, node) {
             Ok(parsed) => {
+                let warnings = parsed.warnings.iter().cloned();
+                let warnings = warnings.map(|error| Fault { about: key.clone(), error });
+                self.warnings.extend(warnings);
                 let built = self.builder.build(key, revision, parsed, before);
                 built.map_err(|error| (all(error).collect(), Vec::new()))
             }
@@ -182,7 +194,8 @@ impl<'a> Batch<'a> {
             }
             for dependent in self.steady_dependents(key) {
                 let Some(record) = self.get(dependent) else { continue };
-                for reference in record.references.iter().filter(|reference| reference.key == *key) {
+                let refers = |reference: &&Reference| reference.key == *key && !reference.lets_go;
+                for reference in record.references.iter().filter(refers) {
                     if let Some(refusal) = self.refusal(reference) {
                         wrong.push((key.clone(), refusal.fault(dependent, reference)));
                     }
@@ -270,6 +283,7 @@ impl Sink for Batch<'_> {
     fn change(&mut self, change: Change) {
         let Change { key, revision, order, value, takes_place } = change;
         self.answered.insert(key.clone());
+        self.warnings.retain(|warning| warning.about != key);
         self.refused.remove(&key);
         self.unread.remove(&key);
         match takes_place {
@@ -323,5 +337,6 @@ impl Sink for Batch<'_> {
         self.answered.clear();
         self.taken.clear();
         self.unread.clear();
+        self.warnings.clear();
     }
 }

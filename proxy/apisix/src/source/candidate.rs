@@ -13,6 +13,7 @@ use sixfold_core::router::{ApisixRoute, ApisixRoutes, RouteTable, TableOptions};
 use super::ROUTE_TABLE;
 use super::batch::{Batch, Pending};
 use super::record::{Built, BuiltCluster, Fresh, Record};
+use super::roll::Roll;
 use super::state::{Fault, Global, Held, Refused, State};
 use crate::listener::{self, Listening};
 use crate::plugin::{Catalog, ChainCache, GlobalPlugins, PluginSet, merge};
@@ -31,6 +32,7 @@ pub(super) struct Candidate {
     routes: Routes,
     table: Option<ApisixRoutes>,
     global: Option<Global>,
+    roll: Option<Roll>,
     certificates: Option<Certificates>,
     listening: Option<Listening>,
     pub(super) diff: Diff,
@@ -66,6 +68,7 @@ impl Candidate {
         let certificates = linker.certificates();
         linker.global(certificates.as_ref().unwrap_or(&state.certificates));
         linker.clusters();
+        let roll = linker.consumers();
         let (routes, table) = linker.routes();
         let listening = linker.listeners(certificates.as_ref())?;
         let Linker { global, diff, .. } = linker;
@@ -77,6 +80,7 @@ impl Candidate {
             routes,
             table,
             global,
+            roll,
             certificates,
             listening,
             diff,
@@ -104,6 +108,7 @@ impl Candidate {
         state.catalog = Some(catalog);
         state.table = table.unwrap_or_else(|| std::mem::take(&mut state.table));
         state.global = global.unwrap_or_else(|| std::mem::take(&mut state.global));
+        state.roll = self.roll.unwrap_or_else(|| std::mem::take(&mut state.roll));
         state.certificates = self.certificates.unwrap_or_else(|| std::mem::take(&mut state.certificates));
         state.listening = self.listening.or(state.listening.take());
         diff.replaced = Some(Box::new(replaced));
@@ -216,6 +221,19 @@ impl<'a> Linker<'a, '_> {
         }
     }
 
+    /// The consumers, if they change.
+    fn consumers(&mut self) -> Option<Roll> {
+        let kinds = [Kind::Consumer, Kind::ConsumerGroup, Kind::Credential];
+        if !kinds.into_iter().any(|kind| self.changes(kind)) {
+            return None;
+        }
+        let place = &self.batch.builder.context.compile.build.consumers;
+        let (roll, change) = self.batch.state.roll.next(self.batch, place);
+        self.diff.consumers = Some(change).filter(|change| !change.is_empty());
+        roll.sweep();
+        Some(roll)
+    }
+
     /// Routes that are not what they were, by themselves or for what they hang on.
     fn dirty(&self) -> FastSet<Id> {
         let resources = &self.batch.state.resources;
@@ -305,6 +323,7 @@ impl<'a> Linker<'a, '_> {
             .route_tables
             .push((self.batch.builder.context.routes.key.clone(), Some(Arc::new(compiled))));
         self.chains.sweep();
+        state.roll.sweep();
         (routes, Some(table))
     }
 

@@ -83,7 +83,13 @@ impl Findings {
             (warnings, found) = store.look_through(batch);
             Ok(Vec::new())
         });
-        found.extend(taken.map_or_else(|errors| errors, |update| update.refused));
+        match taken {
+            Ok(update) => {
+                found.extend(update.refused);
+                warnings.extend(update.warnings);
+            }
+            Err(errors) => found.extend(errors),
+        }
         found.sort_by(|a: &ConfigError, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
         self.errors.extend(found);
         self.warnings.extend(warnings);

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sixfold_core::cluster::Cluster;
-use sixfold_core::error::{ConfigContext, ConfigError, Faults};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, Place};
 
 use super::SourceContext;
 use crate::config::Config;
 use crate::item::{Body, Parsed, Reference};
-use crate::plugin::{Agreement, Catalog, PluginConfig, PluginSet};
-use crate::resource::{Id, Kind, Service, Ssl, SslType, Upstream};
+use crate::plugin::{Agreement, Catalog, CredentialConfig, PluginConfig, PluginSet};
+use crate::resource::{Id, Kind, Labels, Service, Ssl, SslType, Upstream};
 use crate::route::{Linkage, Template};
 use crate::shared::SharedParts;
 use crate::store::Key;
@@ -37,6 +37,9 @@ pub(super) struct Record {
 pub(super) enum Built {
     /// Its plugins are all there is to it.
     Plugins,
+    Consumer(Box<ConsumerParts>),
+    /// How a consumer authenticates beside.
+    Credential(Box<[CredentialConfig]>),
     Upstream,
     Route(Box<Linkage>),
     Service(Box<ServiceParts>),
@@ -54,6 +57,14 @@ pub(crate) struct ServiceParts {
     pub(crate) name: Arc<str>,
     pub(crate) hosts: Option<Box<[Box<str>]>>,
     pub(crate) websocket: Option<bool>,
+}
+
+/// What a consumer is beside the plugins that it brings.
+#[derive(Clone)]
+pub(super) struct ConsumerParts {
+    pub(super) labels: Labels,
+    /// How it authenticates.
+    pub(super) credentials: Box<[CredentialConfig]>,
 }
 
 /// The cluster of an upstream.
@@ -127,14 +138,21 @@ impl Builder<'_> {
         parsed: Parsed,
         before: Option<&Record>,
     ) -> Result<Fresh, ConfigError> {
-        let Parsed { references, plugins, upstream_print, print, body } = parsed;
+        let Parsed { mut references, plugins, credentials, warnings: _, upstream_print, print, body } =
+            parsed;
+        references.extend(consumer_of(key));
         let mut faults = Faults::default();
         let agreements = plugins.iter().filter_map(|plugin| plugin.agreement()).collect();
         let kept = before.map(|before| &before.plugins);
         let plugins = faults.take(self.plugins(key, &plugins, kept));
         let mut template = None;
         let (upstream, body) = match body {
-            Body::GlobalRule | Body::PluginConfig => (None, Built::Plugins),
+            Body::GlobalRule | Body::PluginConfig | Body::ConsumerGroup => (None, Built::Plugins),
+            Body::Consumer(consumer) => {
+                let (labels, credentials) = (consumer.labels.unwrap_or_default(), credentials.into());
+                (None, Built::Consumer(Box::new(ConsumerParts { labels, credentials })))
+            }
+            Body::Credential => (None, Built::Credential(credentials.into())),
             Body::Upstream(upstream) => (Some(*upstream), Built::Upstream),
             Body::Service(service) => {
                 let parts = ServiceParts::of(&service);
@@ -280,6 +298,13 @@ impl ServiceParts {
             websocket: service.enable_websocket,
         }
     }
+}
+
+/// The consumer that a credential is of, without which it is nobody's.
+fn consumer_of(key: &Key) -> Option<Reference> {
+    let (consumer, _) = key.of_consumer()?;
+    let key = Key::new(Kind::Consumer, consumer);
+    Some(Reference { key, field: "id", place: Place::new(1, 1), lets_go: true })
 }
 
 fn upstream_fault(kind: Kind, reason: String) -> ConfigError {

@@ -11,6 +11,7 @@ use sixfold_core::router::ApisixRoutes;
 
 use super::batch::Pending;
 use super::record::Record;
+use super::roll::Roll;
 use crate::client_certificate::VerifiedNames;
 use crate::listener::Listening;
 use crate::plugin::{Catalog, GlobalPlugins, PluginSet};
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub(super) routes: FastMap<Id, Arc<CoreRoute>>,
     pub(super) table: ApisixRoutes,
     pub(super) global: Global,
+    pub(super) roll: Roll,
     pub(super) certificates: Certificates,
     pub(super) listening: Option<Listening>,
     pub(super) catalog: Option<Arc<Catalog>>,

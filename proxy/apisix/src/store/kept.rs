@@ -86,6 +86,12 @@ impl Key {
         whole.then(|| Key { kind, id: Id::from(id) })
     }
 
+    /// Of a credential's key whose it is, and what it is called there.
+    pub(crate) fn of_consumer(&self) -> Option<(&str, &str)> {
+        let id = self.id.as_str();
+        id.split_once("/credentials/").filter(|_| self.kind == Kind::Credential)
+    }
+
     /// The key of a consumer's credential.
     pub fn of_credential(consumer: &str, id: &str) -> Key {
         Key::new(Kind::Credential, format!("{consumer}/credentials/{id}").as_str())

@@ -53,6 +53,8 @@ struct Entry {
 enum Identity {
     /// The id that was written.
     Id(Id),
+    /// The id of a credential, which stands among the consumers.
+    Credential(Id),
     /// Its position stands in for the id. The fingerprint of what people know it by tells whether it is the same one
     /// as before at that position; `None` if there is no such thing.
     Untold(Option<u64>),
@@ -60,28 +62,31 @@ enum Identity {
 
 impl Identity {
     fn of(kind: Kind, node: &Node) -> Identity {
+        if let Some(id) = credential_id(kind, node) {
+            return Identity::Credential(id);
+        }
         id_of(kind, node).map_or_else(|| Identity::Untold(title_of(kind, node)), Identity::Id)
     }
 
     fn key(&self, kind: Kind, index: usize) -> Key {
-        let id = match self {
-            Identity::Id(id) => id.clone(),
-            Identity::Untold(_) => positional_id(index),
-        };
-        Key { kind, id }
+        match self {
+            Identity::Id(id) => Key { kind, id: id.clone() },
+            Identity::Credential(id) => Key { kind: Kind::Credential, id: id.clone() },
+            Identity::Untold(_) => Key { kind, id: positional_id(index) },
+        }
     }
 
     /// Whether it is another resource than the one that had its key.
     fn takes_place_of(&self, before: &Entry) -> bool {
         match self {
-            Identity::Id(_) => false,
+            Identity::Id(_) | Identity::Credential(_) => false,
             Identity::Untold(title) => title.is_none() || *title != before.title,
         }
     }
 
     fn title(&self) -> Option<u64> {
         match self {
-            Identity::Id(_) => None,
+            Identity::Id(_) | Identity::Credential(_) => None,
             Identity::Untold(title) => *title,
         }
     }
@@ -403,6 +408,12 @@ fn empty_tables(node: &mut Node) {
 /// The id that an item without one has, by its position from 1.
 fn positional_id(index: usize) -> Id {
     Id::from(format!("arr_{index}").as_str())
+}
+
+/// The id of an item among the consumers that is a credential: `jack/credentials/one`.
+fn credential_id(kind: Kind, node: &Node) -> Option<Id> {
+    let id = node.get("id").filter(|_| kind == Kind::Consumer)?.as_str()?;
+    id.contains("/credentials/").then(|| Id::from(id))
 }
 
 /// The id as written, even if the item is wrong otherwise.

@@ -2,7 +2,7 @@
 
 use super::{Chain, Member};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 /// Whom a request is from, as a plugin that authenticates has found out.
@@ -11,6 +11,10 @@ pub struct Consumer {
     pub name: Arc<str>,
     /// The consumer group it is in: `$consumer_group_id`.
     pub group: Option<Arc<str>>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The label `custom_id`, which upstreams are told.
+    pub custom_id: Option<Arc<str>>,
     /// What it and its group lay over the plugins of a route.
     plugins: Box<[Member]>,
     chains: Arc<ConsumerChains>,
@@ -25,7 +29,15 @@ impl Consumer {
         plugins: Vec<Member>,
         chains: Arc<ConsumerChains>,
     ) -> Consumer {
-        Consumer { name, group, plugins: plugins.into(), chains }
+        let (labels, custom_id) = (BTreeMap::new(), None);
+        Consumer { name, group, labels, custom_id, plugins: plugins.into(), chains }
+    }
+
+    /// The same with these labels.
+    #[must_use]
+    pub fn with_labels(self, labels: BTreeMap<String, String>) -> Consumer {
+        let custom_id = labels.get("custom_id").map(|id| id.as_str().into());
+        Consumer { labels, custom_id, ..self }
     }
 
     /// Whether its requests run another chain than those of nobody in particular.

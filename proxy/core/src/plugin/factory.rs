@@ -1,6 +1,6 @@
 //! What makes plugins: one kind of factory for APISIX's, one for Envoy's filters.
 
-use super::{BuildContext, Plugin};
+use super::{BuildContext, Credential, Plugin};
 use crate::error::ConfigError;
 use crate::listener::ConnectionFilter;
 use serde::de::DeserializeOwned;
@@ -12,6 +12,8 @@ pub type Built = Result<Plugin, ConfigError>;
 
 /// The name of an agreement, and what is agreed on.
 type Agreement = fn(&Value) -> Option<(String, String)>;
+
+type ReadCredential = Box<dyn Fn(&Value) -> Result<Credential, ConfigError> + Send + Sync>;
 
 type BuildApisix = Box<dyn Fn(&Value, &BuildContext) -> Built + Send + Sync>;
 
@@ -32,7 +34,10 @@ pub struct ApisixFactory {
     pub kind: Kind,
     /// Whether it runs for a global rule and for a route.
     pub run_policy: RunPolicy,
+    /// The field of the consumer's part that it is found by; empty for a plugin that does not authenticate.
+    pub found_by: &'static str,
     agreement: Option<Agreement>,
+    credential: Option<ReadCredential>,
     build: BuildApisix,
 }
 
@@ -73,16 +78,38 @@ impl ApisixFactory {
             metadata_schema: None,
             kind: Kind::Plain,
             run_policy: RunPolicy::Both,
+            found_by: "",
             agreement: None,
+            credential: None,
             build: Box::new(build),
         }
     }
 
-    /// Makes it one that authenticates, by credentials of this schema.
+    /// Makes it one that authenticates, by credentials of this schema in which consumers are told apart by the field
+    /// `found_by`; `read` makes of one that the schema has accepted what requests are held against.
     #[must_use]
-    pub fn auth(mut self, consumer_schema: &'static str) -> ApisixFactory {
-        (self.kind, self.consumer_schema) = (Kind::Auth, Some(consumer_schema));
+    pub fn auth<C: DeserializeOwned + 'static>(
+        mut self,
+        consumer_schema: &'static str,
+        found_by: &'static str,
+        read: fn(C) -> Result<Credential, ConfigError>,
+    ) -> ApisixFactory {
+        (self.kind, self.consumer_schema, self.found_by) = (Kind::Auth, Some(consumer_schema), found_by);
+        self.credential = Some(Box::new(move |config| {
+            read(C::deserialize(config).map_err(|error| ConfigError::new(error.to_string()))?)
+        }));
         self
+    }
+
+    /// What a consumer says of the plugin, as the consumer's schema has accepted and completed it.
+    ///
+    /// # Errors
+    /// What is wrong beyond the schema, or that the plugin does not authenticate.
+    pub fn credential(&self, config: &Value) -> Result<Credential, ConfigError> {
+        match &self.credential {
+            Some(read) => read(config),
+            None => Err(ConfigError::new("does not authenticate")),
+        }
     }
 
     /// Lets it be configured by `plugin_metadata` of this schema too.

@@ -1,6 +1,6 @@
 //! The plugins this binary has.
 
-use super::{ApisixFactory, Callout, FilterFactory, NetworkFilterFactory};
+use super::{ApisixFactory, Callout, Consumers, FilterFactory, NetworkFilterFactory};
 use crate::cluster::Clusters;
 use crate::export::{self, Background};
 use crate::metrics;
@@ -52,6 +52,8 @@ pub struct BuildContext {
     pub filter: Arc<str>,
     /// Whether this proxy is to fail checks of its health (`POST /healthcheck/fail`).
     pub failing_checks: Arc<AtomicBool>,
+    /// The consumers that plugins of APISIX find by credentials.
+    pub consumers: Arc<Consumers>,
     /// The cluster of this proxy and those like it (`cluster_manager.local_cluster_name`).
     pub peers: Option<Arc<str>>,
 }
@@ -76,6 +78,7 @@ impl BuildContext {
             secrets: Arc::new(NoSecrets),
             filter: "".into(),
             failing_checks: Arc::default(),
+            consumers: Arc::default(),
             peers: None,
         }
     }

@@ -133,8 +133,6 @@ fn missing_references_are_refused() {
 #[test]
 fn kinds_without_a_user_are_refused_by_name() {
     for (kind, item) in [
-        ("consumers", "{username: jack}"),
-        ("consumer_groups", "{id: g, plugins: {}}"),
         ("stream_routes", "{id: 1}"),
         ("protos", "{id: 1, content: 'x'}"),
         ("secrets", "{id: vault/1}"),

@@ -1,0 +1,111 @@
+//! APISIX's key-auth: consumers by a key in a header or in the query.
+
+#[cfg(test)]
+mod tests;
+
+use super::authentication::{self, Authentication};
+use crate::shared::header_names;
+use crate::shared::query::{self, Argument};
+use crate::shared::secret::Fingerprint;
+use serde::Deserialize;
+use sixfold_core::error::ConfigError;
+use sixfold_core::headers::HeaderName;
+use sixfold_core::message::RequestHead;
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Credential, Plugin, Slot, Step};
+use sixfold_core::stream::Stream;
+
+const NAME: &str = "key-auth";
+
+pub(crate) fn factory() -> ApisixFactory {
+    ApisixFactory::new(NAME, 2500, include_str!("../../schemas/key-auth.json"), KeyAuth::build).auth(
+        include_str!("../../schemas/key-auth-consumer.json"),
+        "key",
+        credential,
+    )
+}
+
+#[derive(Deserialize)]
+struct OfConsumer {
+    key: String,
+}
+
+fn credential(OfConsumer { key }: OfConsumer) -> Result<Credential, ConfigError> {
+    Ok(Credential::new(Fingerprint::of(key.as_bytes()).as_bytes(), ()))
+}
+
+#[derive(Deserialize)]
+struct Config {
+    header: String,
+    query: String,
+    realm: String,
+    hide_credentials: bool,
+    anonymous_consumer: Option<String>,
+}
+
+struct KeyAuth {
+    header: HeaderName,
+    query: Box<str>,
+    hide_credentials: bool,
+    authentication: Authentication,
+}
+
+/// Where a key stands.
+#[derive(Clone, Copy)]
+enum Source {
+    Header,
+    Query,
+}
+
+impl KeyAuth {
+    fn build(config: Config, context: &BuildContext) -> Built {
+        let Config { header, query, realm, hide_credentials, anonymous_consumer } = config;
+        let authentication = Authentication::new(NAME, ("apikey", &realm), anonymous_consumer, context);
+        let header = header_names::one(&header, "header")?;
+        let plugin = KeyAuth { header, query: query.into(), hide_credentials, authentication };
+        Ok(Plugin::of(plugin).rewrite(KeyAuth::rewrite).owns(authentication::owned()).build())
+    }
+
+    fn rewrite(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        let Some((key, source)) = self.key(&stream.request) else {
+            return self.refuse(stream, "Missing API key in request");
+        };
+        let Some(identity) = key.and_then(|key| self.authentication.find(key.as_bytes())) else {
+            return self.refuse(stream, "Invalid API key in request");
+        };
+        if self.hide_credentials {
+            self.hide(&mut stream.request, source);
+        }
+        Authentication::accept(stream, &identity)
+    }
+
+    /// The key, `None` for what can be none, and where it stands: the header goes before the query.
+    fn key(&self, request: &RequestHead) -> Option<(Option<Fingerprint>, Source)> {
+        if let Some(key) = request.headers.get(&self.header) {
+            return Some((Some(Fingerprint::of(key)), Source::Header));
+        }
+        match query::argument(request.target.query(), self.query.as_bytes()) {
+            Argument::Absent => None,
+            Argument::NoText => Some((None, Source::Query)),
+            Argument::Text(key) => Some((Some(Fingerprint::of(&key)), Source::Query)),
+        }
+    }
+
+    fn hide(&self, request: &mut RequestHead, source: Source) {
+        match source {
+            Source::Header => {
+                request.headers.remove(&self.header);
+            }
+            Source::Query => {
+                let target = query::without(request.target.full(), self.query.as_bytes());
+                request.target.set(&target);
+            }
+        }
+    }
+
+    fn refuse(&self, stream: &mut Stream, message: &str) -> Step<'_> {
+        if self.hide_credentials && self.authentication.lets_anybody_pass() {
+            [Source::Header, Source::Query].into_iter().for_each(|of| self.hide(&mut stream.request, of));
+        }
+        self.authentication.refuse(stream, message)
+    }
+}
