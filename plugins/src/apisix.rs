@@ -18,8 +18,8 @@ use sixfold_core::plugin::{ApisixFactory, LocalReply};
 use sixfold_core::stream::Stream;
 
 /// All of them.
-pub(crate) fn factories() -> [ApisixFactory; 7] {
-    [
+pub(crate) fn factories() -> Vec<ApisixFactory> {
+    vec![
         forward_auth::factory(),
         key_auth::factory(),
         limit_count::factory(),

@@ -47,7 +47,7 @@ mod tests {
         let registry = super::registry();
         let factories: Vec<_> =
             registry.apisix_names().map(|name| registry.apisix(name).unwrap().1.clone()).collect();
-        assert_eq!(factories.len(), 6);
+        assert!(factories.len() > 6);
         let schemas = factories.iter().flat_map(|factory| {
             [Some(factory.schema), factory.consumer_schema, factory.metadata_schema].into_iter().flatten()
         });
