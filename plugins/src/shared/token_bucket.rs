@@ -1,7 +1,54 @@
 //! Token buckets that fill continuously, shared by all workers without a lock.
 
+use sixfold_core::error::ConfigError;
+use sixfold_xds_api::pb::envoy::r#type::v3::TokenBucket as ProtoBucket;
+use sixfold_xds_api::values::{positive_duration, required, u32_or};
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+/// Buckets of Envoy's filters that hold anything fill no faster (`LocalRateLimiterImpl`).
+const LEAST_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How much a bucket holds and how it fills.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rate {
+    /// The most tokens that it holds.
+    pub(crate) max: u32,
+    /// So many come at once, as the configuration says it; the bucket spreads them.
+    per_fill: NonZeroU32,
+    /// How often.
+    interval: Duration,
+}
+
+impl Rate {
+    /// As a message says it (type/v3/token_bucket.proto).
+    ///
+    /// # Errors
+    /// It gains nothing, or more often than every 50 ms.
+    pub(crate) fn of_message(value: &ProtoBucket) -> Result<Rate, ConfigError> {
+        let ProtoBucket { max_tokens, tokens_per_fill, fill_interval } = value;
+        required(fill_interval, "fill_interval")?;
+        let interval = positive_duration(fill_interval, Duration::ZERO, "fill_interval")?;
+        if *max_tokens > 0 && interval < LEAST_INTERVAL {
+            return Err(ConfigError::field("fill_interval", "must be at least 50ms"));
+        }
+        let per_fill = NonZeroU32::new(u32_or(tokens_per_fill, 1));
+        let per_fill =
+            per_fill.ok_or_else(|| ConfigError::field("tokens_per_fill", "must be greater than 0"))?;
+        Ok(Rate { max: *max_tokens, per_fill, interval })
+    }
+
+    /// A full bucket.
+    pub(crate) fn bucket(self, now: Instant) -> TokenBucket {
+        TokenBucket::new(self, now)
+    }
+
+    /// How long a token takes, in nanoseconds.
+    pub(crate) fn token(self) -> f64 {
+        self.interval.as_nanos() as f64 / f64::from(self.per_fill.get())
+    }
+}
 
 /// A bucket of at most `max` tokens that fills at an even rate (Envoy's AtomicTokenBucketImpl): all it keeps is the
 /// moment at which it would have been empty.
@@ -16,9 +63,8 @@ pub(crate) struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket of `max` tokens that gains `per_fill` of them every `interval`.
-    pub(crate) fn new(max: u32, per_fill: u32, interval: Duration, now: Instant) -> TokenBucket {
-        let (max, rate) = (f64::from(max), f64::from(per_fill) / interval.as_secs_f64().max(1e-9));
+    fn new(rate: Rate, now: Instant) -> TokenBucket {
+        let (max, rate) = (f64::from(rate.max), 1e9 / rate.token().max(1.0));
         let empty_at = AtomicU64::new((-max / rate).to_bits());
         TokenBucket { max, rate, began: now, empty_at }
     }
@@ -84,10 +130,35 @@ impl TokenBucket {
 mod tests {
     use super::*;
 
+    fn bucket(max: u32, seconds: u64, now: Instant) -> TokenBucket {
+        Rate { max, per_fill: NonZeroU32::MIN, interval: Duration::from_secs(seconds) }.bucket(now)
+    }
+
+    /// One that gains nothing was never full, and let nothing pass.
+    #[test]
+    fn what_gains_nothing_is_no_bucket() {
+        let read = |yaml: &str| {
+            Rate::of_message(&crate::testing::read(yaml)).map(|rate| rate.max).map_err(|e| e.to_string())
+        };
+        for (yaml, expected) in [
+            ("{max_tokens: 2, fill_interval: 1s}", Ok(2)),
+            ("{max_tokens: 0, fill_interval: 0.01s}", Ok(0)),
+            (
+                "{max_tokens: 1, tokens_per_fill: 0, fill_interval: 1s}",
+                Err("tokens_per_fill: must be greater than 0"),
+            ),
+            ("{max_tokens: 1}", Err("fill_interval: is missing")),
+            ("{max_tokens: 0, fill_interval: 0s}", Err("fill_interval: must be longer than 0s")),
+            ("{max_tokens: 1, fill_interval: 0.01s}", Err("fill_interval: must be at least 50ms")),
+        ] {
+            assert_eq!(read(yaml), expected.map_err(str::to_owned), "{yaml}");
+        }
+    }
+
     #[test]
     fn tokens_come_back_evenly_and_no_more_than_fit() {
         let start = Instant::now();
-        let bucket = TokenBucket::new(2, 1, Duration::from_secs(10), start);
+        let bucket = bucket(2, 10, start);
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         assert!(bucket.take(1.0, at(0)) && bucket.take(1.0, at(0)) && !bucket.take(1.0, at(0)));
         assert_eq!(bucket.next_token(at(0)).as_secs_f64().round(), 10.0);
@@ -111,7 +182,7 @@ mod tests {
     #[test]
     fn workers_together_take_no_more_than_there_is() {
         let (start, taken) = (Instant::now(), AtomicU64::new(0));
-        let bucket = TokenBucket::new(1000, 1, Duration::from_secs(3600), start);
+        let bucket = bucket(1000, 3600, start);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

@@ -1,30 +1,19 @@
 //! The buckets of one configuration, and what they say of a request.
 
 use crate::shared::counters::{Counter, Counters, Key};
-use crate::shared::token_bucket::TokenBucket;
+use crate::shared::token_bucket::{Rate, TokenBucket};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::rate_limit::Descriptor;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use sixfold_xds_api::pb::envoy::r#type::v3::TokenBucket as ProtoBucket;
-use sixfold_xds_api::values::{optional_duration, required, u32_or};
+use sixfold_xds_api::values::required;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-
-/// Buckets fill no faster (LocalRateLimiterImpl).
-const LEAST_INTERVAL: Duration = Duration::from_millis(50);
-
-/// How much a bucket holds and how it fills.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Rate {
-    max: u32,
-    per_fill: u32,
-    interval: Duration,
-}
 
 /// The buckets.
 pub(super) struct Buckets {
@@ -92,56 +81,34 @@ impl Told {
     }
 }
 
-impl Rate {
-    /// type/v3/token_bucket.proto TokenBucket.
-    fn new(value: &ProtoBucket) -> Result<Rate, ConfigError> {
-        let ProtoBucket { max_tokens, tokens_per_fill, fill_interval } = value;
-        let interval = optional_duration(fill_interval, "fill_interval")?.unwrap_or_default();
-        if *max_tokens > 0 && interval < LEAST_INTERVAL {
-            return Err(ConfigError::field("fill_interval", "must be at least 50ms"));
-        }
-        Ok(Rate { max: *max_tokens, per_fill: u32_or(tokens_per_fill, 1), interval })
-    }
-
-    fn bucket(self, now: Instant) -> Arc<TokenBucket> {
-        Arc::new(TokenBucket::new(self.max, self.per_fill, self.interval, now))
-    }
-
-    /// Nanoseconds that a token takes.
-    fn token(self) -> f64 {
-        self.interval.as_nanos() as f64 / f64::from(self.per_fill.max(1))
-    }
-
-    /// Takes tokens of the bucket that a counter stands for: it keeps when the bucket was empty.
-    fn take(self, counter: &mut Counter, tokens: f64, now: u64) -> (bool, Told) {
-        let (now, full) = (now as f64, f64::from(self.max));
-        let empty_at =
-            if counter.until == 0 { now - full * self.token() } else { f64::from_bits(counter.before) };
-        let there = ((now - empty_at) / self.token()).clamp(0.0, full);
-        let allowed = there >= tokens - 1e-6;
-        let left = if allowed { (there - tokens).clamp(0.0, full) } else { there };
-        let empty_at = now - left * self.token();
-        counter.before = empty_at.to_bits();
-        counter.until = (empty_at + full * self.token()).max(now + 1.0) as u64;
-        counter.count += u64::from(allowed);
-        let missing = (1.0 - left).max(0.0) * self.token();
-        let next_token = Duration::from_nanos(missing as u64);
-        (allowed, Told::Value { max: u64::from(self.max), left: left as u64, next_token })
-    }
+/// Takes tokens of the bucket that a counter stands for: it keeps when the bucket was empty.
+fn take_of(rate: Rate, counter: &mut Counter, tokens: f64, now: u64) -> (bool, Told) {
+    let (now, full, token) = (now as f64, f64::from(rate.max), rate.token());
+    let empty_at = if counter.until == 0 { now - full * token } else { f64::from_bits(counter.before) };
+    let there = ((now - empty_at) / token).clamp(0.0, full);
+    let allowed = there >= tokens - 1e-6;
+    let left = if allowed { (there - tokens).clamp(0.0, full) } else { there };
+    let empty_at = now - left * token;
+    counter.before = empty_at.to_bits();
+    counter.until = (empty_at + full * token).max(now + 1.0) as u64;
+    counter.count += u64::from(allowed);
+    let missing = (1.0 - left).max(0.0) * token;
+    let next_token = Duration::from_nanos(missing as u64);
+    (allowed, Told::Value { max: u64::from(rate.max), left: left as u64, next_token })
 }
 
 impl Listed {
     fn new(value: &LocalRateLimitDescriptor, now: Instant) -> Result<Listed, ConfigError> {
         let LocalRateLimitDescriptor { entries, token_bucket, shadow_mode } = value;
         let rate = required(token_bucket, "token_bucket")
-            .and_then(|bucket| Rate::new(bucket).in_key("token_bucket"))?;
+            .and_then(|bucket| Rate::of_message(bucket).in_key("token_bucket"))?;
         if entries.is_empty() {
             return Err(ConfigError::field("entries", "must not be empty"));
         }
         let entry = |Entry { key, value }: &Entry| (key.as_str().into(), value.as_str().into());
         let entries: Box<[(Box<str>, Box<str>)]> = entries.iter().map(entry).collect();
         let is_fixed = entries.iter().all(|(_, value)| !value.is_empty());
-        Ok(Listed { entries, rate, shadow: *shadow_mode, bucket: is_fixed.then(|| rate.bucket(now)) })
+        Ok(Listed { entries, rate, shadow: *shadow_mode, bucket: is_fixed.then(|| rate.bucket(now).into()) })
     }
 
     fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
@@ -167,10 +134,10 @@ impl Buckets {
         counters: Arc<Counters>,
     ) -> Result<Buckets, ConfigError> {
         let now = Instant::now();
-        let fallback = match default.as_ref().map(Rate::new).transpose().in_key("token_bucket")? {
+        let fallback = match default.as_ref().map(Rate::of_message).transpose().in_key("token_bucket")? {
             None => Fallback::Unlimited,
             Some(Rate { max: 0, .. }) => Fallback::Never,
-            Some(rate) => Fallback::Bucket(rate, rate.bucket(now)),
+            Some(rate) => Fallback::Bucket(rate, rate.bucket(now).into()),
         };
         let listed =
             descriptors.iter().enumerate().map(|(index, value)| Listed::new(value, now).in_index(index));
@@ -205,11 +172,11 @@ impl Buckets {
         let fallback = match &self.fallback {
             Fallback::Unlimited => Fallback::Unlimited,
             Fallback::Never => Fallback::Never,
-            Fallback::Bucket(rate, _) => Fallback::Bucket(*rate, rate.bucket(now)),
+            Fallback::Bucket(rate, _) => Fallback::Bucket(*rate, rate.bucket(now).into()),
         };
         let again = |one: &Listed| Listed {
             entries: one.entries.clone(),
-            bucket: one.bucket.as_ref().map(|_| one.rate.bucket(now)),
+            bucket: one.bucket.as_ref().map(|_| one.rate.bucket(now).into()),
             ..*one
         };
         let listed = self.listed.iter().map(again).collect();
@@ -288,7 +255,7 @@ impl Buckets {
             None => {
                 let key = self.key(place, descriptor);
                 let time = self.counters.time(now);
-                self.counters.change(key, time, |counter| one.rate.take(counter, tokens, time))
+                self.counters.change(key, time, |counter| take_of(one.rate, counter, tokens, time))
             }
         }
     }

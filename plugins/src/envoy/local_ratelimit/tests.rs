@@ -125,6 +125,13 @@ async fn the_most_specific_level_holds_and_needs_a_bucket() {
         "token_bucket.fill_interval: must be at least 50ms"
     );
     assert_eq!(
+        refused(
+            "{stat_prefix: rl, token_bucket: {max_tokens: 1, tokens_per_fill: 0, fill_interval: 1s}}",
+            &[]
+        ),
+        "token_bucket.tokens_per_fill: must be greater than 0"
+    );
+    assert_eq!(
         refused("{stat_prefix: rl, local_cluster_rate_limit: {}}", &[]),
         "local_cluster_rate_limit: needs cluster_manager.local_cluster_name in the bootstrap"
     );

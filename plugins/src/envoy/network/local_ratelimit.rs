@@ -1,22 +1,18 @@
 //! Envoy's network filter local_ratelimit (source/extensions/filters/network/local_ratelimit): new connections of a chain
 //! take a token each, and are closed where there is none.
 
-use crate::shared::token_bucket::TokenBucket;
-use prost::{Message, Name};
+use crate::shared::token_bucket::{Rate, TokenBucket};
+use prost::Name;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::listener::{Closing, ConnectionFilter, FilterStep};
 use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{BuildContext, NetworkFilterFactory, Slot};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit as Config;
-use sixfold_xds_api::pb::envoy::r#type::v3::TokenBucket as ProtoBucket;
-use sixfold_xds_api::values::{optional_duration, required, runtime_flag, u32_or};
+use sixfold_xds_api::values::{required, runtime_flag};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Buckets fill no faster (LocalRateLimiterImpl).
-const LEAST_INTERVAL: Duration = Duration::from_millis(50);
+use std::time::Instant;
 
 sixfold_core::stat_block! {
     /// Statistics under `local_rate_limit.STAT_PREFIX.`.
@@ -25,9 +21,7 @@ sixfold_core::stat_block! {
 
 pub(crate) fn factory() -> NetworkFilterFactory {
     NetworkFilterFactory::new(Config::full_name(), |bytes, context| {
-        let config = Config::decode(bytes)
-            .map_err(|error| ConfigError::new(format!("is not a valid {}: {error}", Config::full_name())))?;
-        Ok(Arc::new(Limit::new(&config, context)?))
+        Ok(Arc::new(Limit::new(&crate::envoy::decode(bytes)?, context)?))
     })
 }
 
@@ -41,13 +35,8 @@ impl Limit {
     fn new(config: &Config, context: &BuildContext) -> Result<Limit, ConfigError> {
         let Config { stat_prefix, token_bucket, runtime_enabled, share_key } = config;
         let value = required(token_bucket, "token_bucket")?;
-        let ProtoBucket { max_tokens, tokens_per_fill, fill_interval } = value;
-        let interval =
-            optional_duration(fill_interval, "fill_interval").in_key("token_bucket")?.unwrap_or_default();
-        if interval < LEAST_INTERVAL {
-            return Err(ConfigError::field("token_bucket.fill_interval", "must be at least 50ms"));
-        }
-        let fresh = || TokenBucket::new(*max_tokens, u32_or(tokens_per_fill, 1), interval, Instant::now());
+        let rate = Rate::of_message(value).in_key("token_bucket")?;
+        let fresh = || rate.bucket(Instant::now());
         let bucket = match share_key.as_str() {
             "" => Arc::new(fresh()),
             // Only those with one key and the same settings share it.
@@ -80,6 +69,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::testing::{context, read, stream};
+    use prost::Message;
     use sixfold_core::plugin::Scope;
 
     fn built(config: &str, context: &BuildContext) -> Result<Arc<dyn ConnectionFilter>, String> {
@@ -128,6 +118,10 @@ mod tests {
         assert_eq!(
             refused("{stat_prefix: s, token_bucket: {max_tokens: 1, fill_interval: 0.01s}}"),
             "token_bucket.fill_interval: must be at least 50ms"
+        );
+        assert_eq!(
+            refused("{stat_prefix: s, token_bucket: {max_tokens: 1, tokens_per_fill: 0, fill_interval: 1s}}"),
+            "token_bucket.tokens_per_fill: must be greater than 0"
         );
     }
 }
