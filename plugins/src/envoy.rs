@@ -44,6 +44,7 @@ mod set_metadata;
 mod stateful_session;
 mod token_endpoint;
 
+use aws_lc_rs::digest;
 use prost::{Message, Name};
 use sixfold_core::cluster::Cluster;
 use sixfold_core::error::ConfigError;
@@ -55,6 +56,7 @@ use sixfold_core::route::Action;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// All of them.
@@ -142,6 +144,15 @@ pub(crate) fn realm(request: &RequestHead) -> Vec<u8> {
     // It stands between quotes.
     realm.retain(|byte| *byte != b'"' && *byte != b'\\');
     realm
+}
+
+/// A key of [`BuildContext::shared`] for what belongs to one connection manager and this configuration.
+fn shared_key(what: &str, config: &[u8], context: &BuildContext) -> String {
+    let mut key = format!("{what} {} ", context.scope);
+    for byte in digest::digest(&digest::SHA256, config).as_ref() {
+        let _ = write!(key, "{byte:02x}");
+    }
+    key
 }
 
 /// A filter's message from its bytes.

@@ -20,7 +20,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::api_key_auth::v3::{
 };
 use sixfold_xds_api::values::header_name;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 sixfold_core::stat_block! {
     /// Statistics under `http.PREFIX.api_key_auth.`.
@@ -54,7 +54,8 @@ fn build(config: Config, mut overrides: Vec<ApiKeyAuthPerRoute>, context: &Build
         let of_filter = std::mem::take(&mut filter.forwarding);
         filter.forwarding = forwarding.as_ref().map(Forwarding::new).transpose()?.unwrap_or_default();
         filter.others = of_filter.told;
-        filter.allowed = Some(allowed_clients).filter(|allowed| !allowed.is_empty());
+        let allowed: HashSet<String> = allowed_clients.into_iter().collect();
+        filter.allowed = Some(allowed).filter(|allowed| !allowed.is_empty());
     }
     Ok(Plugin::of(filter).access(ApiKeyAuth::access).build())
 }
@@ -67,7 +68,7 @@ struct ApiKeyAuth {
     /// The filter's header of that kind, where a route has another: clients do not say by it who they are either.
     others: OwnedHeaders,
     /// Clients that may pass; `None` lets all.
-    allowed: Option<Vec<String>>,
+    allowed: Option<HashSet<String>>,
     stats: ApiKeyStats,
 }
 

@@ -2,10 +2,12 @@
 
 use super::{secret, text_of};
 use crate::envoy::http_service::HttpService;
+use crate::envoy::shared_key;
 use crate::envoy::token_endpoint::{Form, Tokens, basic, form_headers};
 use crate::shared::background;
 use arc_swap::ArcSwapOption;
 use http::Method;
+use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::Known;
 use sixfold_core::metrics;
@@ -49,6 +51,8 @@ pub(super) struct ClientCredentials {
     parameters: Vec<(String, String)>,
     again: Duration,
     bearer: ArcSwapOption<String>,
+    /// Whether somebody sees to it that there is one.
+    started: AtomicBool,
     /// Whether the server was asked once: requests wait for that.
     asked: AtomicBool,
     changed: Notify,
@@ -56,7 +60,8 @@ pub(super) struct ClientCredentials {
 }
 
 impl ClientCredentials {
-    /// The token of this client, which is fetched from now on.
+    /// The token of this client, which is fetched from now on. All of one connection manager who say the same have the
+    /// same, also after another configuration: each would ask the server for its own.
     ///
     /// # Errors
     /// What is wrong with its fields.
@@ -83,7 +88,7 @@ impl ClientCredentials {
         }
         let given = endpoint_params.iter();
         parameters.extend(given.map(|EndpointParameter { name, value }| (name.clone(), value.clone())));
-        let client = Arc::new(ClientCredentials {
+        let client = ClientCredentials {
             service: HttpService::new(token_endpoint, &None, context, "token_endpoint")?,
             client_id: client_id.clone(),
             secret,
@@ -92,11 +97,16 @@ impl ClientCredentials {
             again: duration_or(token_fetch_retry_interval, AGAIN, "token_fetch_retry_interval")?
                 .max(Duration::from_secs(1)),
             bearer: ArcSwapOption::empty(),
+            started: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             changed: Notify::new(),
             stats: TokenStats::new(&context.metrics, &metrics::scope(&[scope, "oauth2"])),
-        });
-        background::spawn(keep_fresh(Arc::downgrade(&client)));
+        };
+        let key = shared_key("token of credential_injector", &value.encode_to_vec(), context);
+        let client = context.shared.get_or_insert(&key, || client);
+        if !client.started.swap(true, Ordering::Relaxed) {
+            background::spawn(keep_fresh(Arc::downgrade(&client)));
+        }
         Ok(client)
     }
 

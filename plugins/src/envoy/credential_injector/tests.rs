@@ -78,8 +78,16 @@ async fn a_token_is_fetched_beside_requests() {
     assert_eq!(asked.headers.get_str("authorization"), Some("Basic bWU6c2ho"));
     let form = "grant_type=client_credentials&scope=a%20b%20c&audience=x%20y";
     assert_eq!((asked.method.as_str(), &asked.body[..]), ("POST", form.as_bytes()));
+    // Another instance of the same has the same token, and at once; one for something else has its own.
+    let again = filter_in(json!({"overwrite": true}), client(json!({})), &context).unwrap();
+    let mut s = stream("/", &[]);
+    assert!(now(again.access(&mut s)).is_none());
+    assert_eq!(request_header(&s, "authorization"), Some("Bearer tok"));
+    assert!(service.asked.lock().is_empty());
+    let other = filter_in(json!({}), client(json!({"scopes": ["d"]})), &context).unwrap();
+    assert_eq!(finish(other.access(&mut stream("/", &[]))).await.unwrap().status, 401);
     let count = |name: &str| context.metrics.sum("credential_injector.oauth2.", name);
-    assert_eq!((count("token_requested"), count("token_fetched")), (1, 1));
+    assert_eq!((count("token_requested"), count("token_fetched")), (2, 1));
 }
 
 #[tokio::test]

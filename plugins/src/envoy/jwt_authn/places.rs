@@ -51,13 +51,14 @@ impl Places {
     pub(super) fn of<'a>(
         providers: impl IntoIterator<Item = &'a JwtProvider>,
     ) -> Result<Places, ConfigError> {
-        let mut headers: BTreeMap<String, (Place, Issuers)> = BTreeMap::new();
+        // In the order of Envoy's keys, which are name and prefix in one: two places may have the same.
+        let mut headers: BTreeMap<(String, String), (Place, Issuers)> = BTreeMap::new();
         let mut parameters: BTreeMap<&str, Issuers> = BTreeMap::new();
         let mut cookies: BTreeMap<&str, Issuers> = BTreeMap::new();
         for provider in providers {
             let JwtProvider { issuer, from_headers, from_params, from_cookies, .. } = provider;
             let mut header = |name: HeaderName, prefix: &str| {
-                let key = format!("{}{prefix}", name.as_str());
+                let key = (format!("{}{prefix}", name.as_str()), prefix.to_owned());
                 let place = || (Place::Header(name, prefix.into()), Issuers::default());
                 headers.entry(key).or_insert_with(place).1.add(issuer);
             };

@@ -3,10 +3,10 @@
 use super::JwtStats;
 use super::places::Place;
 use super::remote::Remote;
+use crate::envoy::shared_key;
 use crate::shared::cache::Cache;
 use crate::shared::jwt::{Fault, KeySet, Token};
 use crate::shared::per_thread::PerThread;
-use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message;
@@ -25,7 +25,6 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     JwtCacheConfig, JwtClaimToHeader, JwtProvider,
 };
 use sixfold_xds_api::values::{data_source, optional_duration};
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +54,8 @@ pub(super) struct Provider {
     claims: Box<[(ClaimPath, HeaderName)]>,
     /// What the upstream is told by this filter, and so by nobody else.
     pub(super) owned: OwnedHeaders,
+    /// [`NAME`], whose metadata it is.
+    namespace: Arc<str>,
     payload_in_metadata: Option<Arc<str>>,
     header_in_metadata: Option<Arc<str>>,
     failure_in_metadata: Option<Arc<str>>,
@@ -188,6 +189,7 @@ impl Provider {
             pad_payload_header: *pad_forward_payload_header,
             claims,
             owned: OwnedHeaders::new(owned),
+            namespace: NAME.into(),
             payload_in_metadata: given(payload_in_metadata),
             header_in_metadata: given(header_in_metadata),
             failure_in_metadata: given(failed_status_in_metadata),
@@ -281,10 +283,10 @@ impl Provider {
             place.clear(&mut stream.request);
         }
         if let Some(key) = &self.header_in_metadata {
-            note(stream, key, Value::Object(token.header.clone()));
+            self.note(stream, key, Value::Object(token.header.clone()));
         }
         if let Some(key) = &self.payload_in_metadata {
-            note(stream, key, Value::Object(self.normalized(token)));
+            self.note(stream, key, Value::Object(self.normalized(token)));
         }
         self.clear_route_cache && (told || self.payload_in_metadata.is_some())
     }
@@ -293,8 +295,12 @@ impl Provider {
     pub(super) fn tell_fault(&self, fault: Fault, stream: &mut Stream) {
         if let Some(key) = &self.failure_in_metadata {
             let status = serde_json::json!({"code": fault.code(), "message": fault.message()});
-            note(stream, key, status);
+            self.note(stream, key, status);
         }
+    }
+
+    fn note(&self, stream: &mut Stream, key: &Arc<str>, value: Value) {
+        stream.metadata.push((self.namespace.clone(), key.clone(), value));
     }
 
     fn normalized(&self, token: &Token) -> Map<String, Value> {
@@ -308,10 +314,6 @@ impl Provider {
         }
         payload
     }
-}
-
-fn note(stream: &mut Stream, key: &Arc<str>, value: Value) {
-    stream.metadata.push((NAME.into(), key.clone(), value));
 }
 
 /// A claim and the header that tells it.
@@ -378,7 +380,7 @@ impl Keys {
             Some(JwksSourceSpecifier::RemoteJwks(remote)) => {
                 let made = Remote::new(remote, context, stats.clone()).in_key("remote_jwks")?;
                 // What was fetched outlives the configuration, as long as that goes on to name it.
-                let key = shared_key("remote keys", &remote.encode_to_vec(), context);
+                let key = shared_key("remote keys of jwt_authn", &remote.encode_to_vec(), context);
                 let remote = context.shared.get_or_insert(&key, || made);
                 remote.start();
                 Ok(Keys::Remote(remote))
@@ -393,18 +395,9 @@ impl Keys {
         for reason in &parsed.unusable {
             tracing::warn!("keys of the provider \"{name}\": {reason}");
         }
-        let key = shared_key("local keys", text, context);
+        let key = shared_key("local keys of jwt_authn", text, context);
         Ok(context.shared.get_or_insert(&key, || parsed))
     }
-}
-
-/// A key of [`BuildContext::shared`] for what belongs to one connection manager and this configuration.
-fn shared_key(kind: &str, config: &[u8], context: &BuildContext) -> String {
-    let mut key = format!("{NAME} {kind} {} ", context.scope);
-    for byte in digest::digest(&digest::SHA256, config).as_ref() {
-        let _ = write!(key, "{byte:02x}");
-    }
-    key
 }
 
 impl TokenCache {
@@ -412,7 +405,7 @@ impl TokenCache {
         let JwtCacheConfig { jwt_cache_size, jwt_max_token_size } = config;
         let or = |given: u32, default: usize| if given == 0 { default } else { given as usize };
         let size = or(*jwt_cache_size, CACHED_TOKENS).min(MOST_CACHED_TOKENS);
-        let key = shared_key("tokens", &provider.encode_to_vec(), context);
+        let key = shared_key("tokens of jwt_authn", &provider.encode_to_vec(), context);
         let tokens = context.shared.get_or_insert(&key, || PerThread::new(move || Cache::new(size)));
         TokenCache { tokens, max_bytes: or(*jwt_max_token_size, CACHED_BYTES) }
     }

@@ -5,6 +5,7 @@ use crate::testing::{self, Alone, context_with, finish, now, request_header, str
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
+use sixfold_core::cluster::{Cluster, ClusterConfig};
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::CalloutResponse;
 use sixfold_core::stream::FilterObject;
@@ -404,13 +405,82 @@ async fn keys_are_fetched_when_they_are_needed_and_kept() {
 async fn a_server_without_keys_refuses() {
     let signer = Signer::new("ES256");
     let bearer = bearer(&signer.token(&claims(json!({}))));
-    for answered in [None, Some(answer(404, "{}")), Some(answer(200, "{}")), Some(answer(200, ""))] {
+    for (answered, asked) in [
+        (None, 3),
+        // After that there is no answer, which is asked for again too.
+        (Some(answer(503, "")), 3),
+        (Some(answer(404, "{}")), 1),
+        (Some(answer(200, "{}")), 1),
+        (Some(answer(200, "")), 1),
+    ] {
         let (context, service) = context_with(answered);
         let policy = json!({"retry_policy": {"num_retries": 2}});
         let filter = testing::filter_in(&factory(), &config(remote(policy), ""), &[], &context).unwrap();
         let reply = finish(filter.access(&mut stream("/", &[("authorization", &bearer)]))).await.unwrap();
         assert_eq!((reply.status, &reply.body[..]), (401, &b"Jwks remote fetch is failed"[..]));
-        assert!(matches!(service.asked.lock().len(), 1 | 3));
+        assert_eq!(service.asked.lock().len(), asked);
+    }
+}
+
+/// Keys that are fetched beside requests are there before the first, and again after a failure.
+#[tokio::test]
+async fn keys_are_fetched_beside_requests() {
+    let signer = Signer::new("ES256");
+    let bearer = bearer(&signer.token(&claims(json!({}))));
+    let headers = [("authorization", bearer.as_str())];
+    let (context, service) = context_with(None);
+    let cluster = Cluster::new(ClusterConfig::named("c"), Vec::new(), None, &context.metrics).unwrap();
+    let cell = context.clusters.cell("c");
+    cell.swap(Some(cluster));
+    let keys = || Some(answer(200, &set_of(&[signer.jwk()])));
+    let (asked, count) =
+        (|| service.asked.lock().len() as u64, |name: &str| context.metrics.sum("jwt_authn.", name));
+    let until = async |holds: &dyn Fn() -> bool| {
+        for _ in 0..2000 {
+            if holds() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        panic!("it does not come");
+    };
+    let beside = json!({"async_fetch": {"failed_refetch_duration": "0.02s"}});
+    let filter = testing::filter_in(&factory(), &config(remote(beside), ""), &[], &context).unwrap();
+    until(&|| asked() >= 2).await;
+    *service.answer.lock() = keys();
+    until(&|| count("jwks_fetch_success") == 1).await;
+    // They hold: nobody asks for them, and no request waits.
+    let before = asked();
+    assert!(now(filter.access(&mut stream("/", &headers))).is_none());
+    assert_eq!((asked(), count("jwks_fetch_failed")), (before, before - 1));
+    drop(filter);
+    // They are fetched anew before they end, for as long as somebody has them.
+    let short = json!({"async_fetch": {}, "cache_duration": "0.03s"});
+    let filter = testing::filter_in(&factory(), &config(remote(short), ""), &[], &context).unwrap();
+    for _ in 0..2 {
+        *service.answer.lock() = keys();
+        until(&|| service.answer.lock().is_none()).await;
+    }
+    drop(filter);
+    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    *service.answer.lock() = keys();
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(service.answer.lock().is_some(), "nobody is there to ask for them");
+}
+
+/// Of two places whose names and prefixes are the same text together, the first was looked at for both.
+#[test]
+fn places_are_told_apart_by_name_and_prefix() {
+    let signer = Signer::new("ES256");
+    let places = json!([{"name": "x-a", "value_prefix": "b"}, {"name": "x-ab"}]);
+    let value = json!({
+        "providers": {"p": {"issuer": "i", "local_jwks": {"inline_string": "KEYS"}, "from_headers": places}},
+        "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "p"}}],
+    });
+    let filter = testing::filter(&factory(), &config(value, &set_of(&[signer.jwk()])), &[]).unwrap();
+    let token = signer.token(&claims(json!({})));
+    for (name, value) in [("x-a", format!("b{token}")), ("x-ab", token.clone())] {
+        assert!(now(filter.access(&mut stream("/", &[(name, &value)]))).is_none(), "{name}");
     }
 }
 
