@@ -1,13 +1,11 @@
 //! Envoy's `stats_config`: tags, and which statistics there are.
 
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
-use sixfold_core::matcher::StringMatcher;
 use sixfold_core::metrics::{StatsFilter, TagPattern, TagRules};
-use sixfold_xds_api::matcher;
+use sixfold_xds_api::matcher::strings;
 use sixfold_xds_api::pb::envoy::config::metrics::v3::stats_matcher::StatsMatcher as Rule;
 use sixfold_xds_api::pb::envoy::config::metrics::v3::tag_specifier::TagValue;
 use sixfold_xds_api::pb::envoy::config::metrics::v3::{StatsConfig, StatsMatcher, TagSpecifier};
-use sixfold_xds_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 use sixfold_xds_api::values::Result;
 
 /// Compiles the configuration; none has Envoy's defaults.
@@ -53,12 +51,7 @@ fn filter(matcher: &StatsMatcher) -> Result<StatsFilter> {
     Ok(match &matcher.stats_matcher {
         None | Some(Rule::RejectAll(false)) => StatsFilter::All,
         Some(Rule::RejectAll(true)) => StatsFilter::Nothing,
-        Some(Rule::InclusionList(list)) => StatsFilter::Only(matchers(list).in_key("inclusion_list")?),
-        Some(Rule::ExclusionList(list)) => StatsFilter::Except(matchers(list).in_key("exclusion_list")?),
+        Some(Rule::InclusionList(list)) => StatsFilter::Only(strings(list).in_key("inclusion_list")?),
+        Some(Rule::ExclusionList(list)) => StatsFilter::Except(strings(list).in_key("exclusion_list")?),
     })
-}
-
-fn matchers(list: &ListStringMatcher) -> Result<Vec<StringMatcher>> {
-    let patterns = list.patterns.iter().enumerate();
-    collect(patterns.map(|(index, pattern)| matcher::string(pattern).in_index(index).in_key("patterns")))
 }

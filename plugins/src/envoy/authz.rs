@@ -12,7 +12,12 @@ use sixfold_xds_api::pb::envoy::service::auth::v3::attribute_context;
 use sixfold_xds_api::pb::google::protobuf::Timestamp;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+/// What is asked over gRPC.
+pub(crate) const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+/// How long an answer may take where the configuration does not say.
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Which end of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ mod http;
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::{self, cluster_of, mutations, service};
+use crate::envoy::{self, authz::CHECK, cluster_of, mutations, service};
 use answer::{Answer, Verdict};
 use check::Shape;
 use config::Body;
@@ -31,8 +31,6 @@ use std::time::Instant;
 
 /// Whose dynamic metadata it is what the service says.
 const NAME: &str = "envoy.filters.http.ext_authz";
-/// What is asked over gRPC.
-const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 sixfold_core::stat_block! {
     /// Statistics under `http.PREFIX.ext_authz.` and the prefix of the filter.
@@ -76,6 +74,8 @@ struct ExtAuthz {
     /// What is left for logs when the service was asked.
     note: Option<Note>,
     stat_prefix: Arc<str>,
+    /// [`NAME`], whose metadata it is.
+    namespace: Arc<str>,
     stats: AuthzStats,
 }
 
@@ -109,7 +109,9 @@ impl ExtAuthz {
         if stream.route.is_none() {
             return Step::Continue;
         }
-        if stream.take_state::<State>(slot).is_none() {
+        let left = stream.take_state::<State>(slot).map(|state| *state);
+        // What an earlier answer left is no word of this round: the request was sent anew.
+        if !matches!(left, Some(State::BodyAsked)) {
             if !self.is_enabled(stream) {
                 self.stats.disabled().inc();
                 return match self.deny_at_disable {
@@ -259,9 +261,8 @@ impl ExtAuthz {
             let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             answer.metadata.insert("ext_authz_duration".to_owned(), millis.into());
         }
-        let namespace: Arc<str> = NAME.into();
         let entries = std::mem::take(&mut answer.metadata).into_iter();
-        stream.metadata.extend(entries.map(|(key, value)| (namespace.clone(), key.into(), value)));
+        stream.metadata.extend(entries.map(|(key, value)| (self.namespace.clone(), key.into(), value)));
     }
 
     fn error_reply(&self) -> LocalReply {

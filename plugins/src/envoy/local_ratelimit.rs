@@ -15,8 +15,7 @@ use sixfold_core::header_ops::{HeaderOps, Side};
 use sixfold_core::headers::Known;
 use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
-use sixfold_core::rate_limit::{Descriptor, LimitPolicy};
-use sixfold_core::route::Action;
+use sixfold_core::rate_limit::{self, Descriptor, LimitPolicy, OfHost};
 use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::core::v3::HeaderValueOption;
@@ -25,7 +24,7 @@ use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::{
 };
 use sixfold_xds_api::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as Config;
 use sixfold_xds_api::values::{bool_or, enum_value, runtime_fraction};
-use sixfold_xds_api::{header_ops, rate_limit};
+use sixfold_xds_api::{header_ops, rate_limit as compiled};
 use smallvec::SmallVec;
 use std::any::Any;
 use std::sync::Arc;
@@ -86,7 +85,7 @@ struct LocalRateLimit {
     policies: Box<[LimitPolicy]>,
     /// Which of the route's.
     stage: u32,
-    of_virtual_host: VhRateLimitsOptions,
+    of_host: OfHost,
     stats: LimitStats,
 }
 
@@ -163,9 +162,18 @@ impl LocalRateLimit {
             response_headers: additions(response_headers_to_add, "response_headers_to_add")?,
             shows_headers: version == XRateLimitHeadersRfcVersion::DraftVersion03,
             retry_after: *enable_retry_after_header,
-            policies: rate_limit::policies(rate_limits, &context.local_cluster, "rate_limits")?,
+            policies: compiled::policies(
+                rate_limits,
+                &context.local_cluster,
+                &context.runtime,
+                "rate_limits",
+            )?,
             stage: *stage,
-            of_virtual_host: enum_value(*vh_rate_limits, "vh_rate_limits")?,
+            of_host: match enum_value(*vh_rate_limits, "vh_rate_limits")? {
+                VhRateLimitsOptions::Override => OfHost::Fallback,
+                VhRateLimitsOptions::Include => OfHost::Included,
+                VhRateLimitsOptions::Ignore => OfHost::Ignored,
+            },
             stats: LimitStats::new(&context.metrics, &scope(&[stat_prefix, "http_local_rate_limit"])),
         })
     }
@@ -189,28 +197,10 @@ impl LocalRateLimit {
             descriptors.extend(self.policies.iter().filter_map(|policy| policy.describe(stream)));
             return descriptors;
         }
-        let forward = match stream.route.as_deref().map(|route| &route.action) {
-            Some(Action::Forward(forward)) => forward,
-            _ => return descriptors,
-        };
-        let of_stage = |policy: &&LimitPolicy| policy.stage == self.stage && policy.disable_key.is_empty();
-        let mut add = |policies: &'s [LimitPolicy]| {
-            let policies = policies.iter().filter(of_stage);
-            descriptors.extend(policies.filter_map(|policy| policy.describe(stream)));
-        };
-        let of_route = forward.rate_limits.as_deref();
-        let (policies, include_virtual_host) =
-            of_route.map_or((&[][..], false), |limits| (&*limits.policies, limits.include_virtual_host));
-        add(policies);
-        let includes = include_virtual_host
-            || match self.of_virtual_host {
-                VhRateLimitsOptions::Include => true,
-                VhRateLimitsOptions::Override => policies.is_empty(),
-                VhRateLimitsOptions::Ignore => false,
-            };
-        if let Some(host) = stream.virtual_host.as_deref().filter(|_| includes) {
-            add(&host.options.rate_limits);
-        }
+        // Those with a key that turns them off are for other filters.
+        let policies = rate_limit::policies_of(stream, self.stage, self.of_host);
+        let policies = policies.filter(|policy| policy.enabled.is_none());
+        descriptors.extend(policies.filter_map(|policy| policy.describe(stream)));
         descriptors
     }
 

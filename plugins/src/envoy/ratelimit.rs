@@ -7,7 +7,8 @@ mod headers;
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::{self, cluster_of, mutations::Change, service::Service};
+use crate::envoy::service::{SHOULD_RATE_LIMIT, Service};
+use crate::envoy::{self, cluster_of, mutations::Change};
 use answer::{Answer, Verdict};
 use prost::Message;
 use sixfold_core::cluster::{Cluster, RateLimitCounts};
@@ -15,9 +16,8 @@ use sixfold_core::flags::Flag;
 use sixfold_core::header_ops::{HeaderOps, Side};
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
-use sixfold_core::rate_limit::{Descriptor, LimitPolicy};
-use sixfold_core::route::Action;
-use sixfold_core::runtime::{Fraction, Runtime};
+use sixfold_core::rate_limit::{self, Descriptor, LimitPolicy, OfHost};
+use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::{
@@ -33,8 +33,6 @@ use std::sync::Arc;
 
 /// Whose dynamic metadata it is what the service says, unless the configuration has another namespace.
 const NAME: &str = "envoy.filters.http.ratelimit";
-/// What is asked.
-const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
 pub(crate) fn factory() -> FilterFactory {
     envoy::filter(|own: ProtoLimit, overrides: Vec<RateLimitPerRoute>, context: &BuildContext| {
@@ -56,7 +54,6 @@ struct RateLimit {
     /// The filter's own policies go before those of routes and virtual hosts.
     policies: Box<[LimitPolicy]>,
     of_host: OfHost,
-    runtime: Arc<Runtime>,
     enabled: Fraction,
     enforced: Fraction,
     /// Requests that do not pass when the service gives no answer.
@@ -78,17 +75,6 @@ enum RequestKind {
     Internal,
     External,
     Both,
-}
-
-/// What the policies of the virtual host are beside those of the route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum OfHost {
-    /// They count where the route has none.
-    Fallback,
-    /// They count too.
-    Included,
-    /// They do not count.
-    Ignored,
 }
 
 /// Of most requests one or none.
@@ -145,34 +131,10 @@ impl RateLimit {
             made.extend(self.policies.iter().filter_map(|policy| policy.describe(stream)));
             return made;
         }
-        let of_route = match stream.route.as_deref().map(|route| &route.action) {
-            Some(Action::Forward(forward)) => forward.rate_limits.as_deref(),
-            _ => None,
-        };
-        let (policies, include_virtual_host) =
-            of_route.map_or((&[][..], false), |limits| (&*limits.policies, limits.include_virtual_host));
-        self.add(policies, stream, &mut made);
-        let of_host = if include_virtual_host { OfHost::Included } else { self.of_host };
-        let counts = match of_host {
-            OfHost::Fallback => policies.is_empty(),
-            OfHost::Included => true,
-            OfHost::Ignored => false,
-        };
-        if let Some(host) = stream.virtual_host.as_ref().filter(|_| counts) {
-            self.add(&host.options.rate_limits, stream, &mut made);
-        }
-        made
-    }
-
-    fn add<'s>(&self, policies: &'s [LimitPolicy], stream: &'s Stream, made: &mut Descriptors<'s>) {
-        let meant = policies.iter().filter(|policy| policy.stage == self.stage);
-        let is_on = |policy: &&LimitPolicy| {
-            policy.disable_key.is_empty() || {
-                let key = format!("ratelimit.{}.http_filter_enabled", policy.disable_key);
-                self.runtime.integer(&key, 100) > fastrand::u64(..100)
-            }
-        };
-        let described = meant.filter(is_on).filter_map(|policy| policy.describe(stream));
+        let policies = rate_limit::policies_of(stream, self.stage, self.of_host);
+        let is_on =
+            |policy: &&LimitPolicy| policy.enabled.as_ref().is_none_or(|share| share.draw(fastrand::u64(..)));
+        let described = policies.filter(is_on).filter_map(|policy| policy.describe(stream));
         // These two mean something in the filter's own policies only.
         made.extend(described.map(|made| Descriptor {
             hits: None,
@@ -180,6 +142,7 @@ impl RateLimit {
             x_ratelimit: None,
             ..made
         }));
+        made
     }
 
     /// Does what the service says.

@@ -8,7 +8,9 @@ use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::json_to_struct;
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, GrpcService, HeaderValue, Metadata};
-use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, one_of, timeout_or};
+use sixfold_xds_api::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
+use sixfold_xds_api::pb::google::protobuf::Duration as ProtoDuration;
+use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, one_of, required, timeout_or};
 use sixfold_xds_api::{format, refuse};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,11 @@ use std::time::Duration;
 /// Bytes of a service's message that are taken, unless the configuration says less: what waits in memory for a request
 /// must have a bound. Envoy has none.
 pub(crate) const MAX_MESSAGE: usize = 1 << 20;
+
+/// What services of rate limits are asked.
+pub(crate) const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+/// How long their answers may take where the configuration does not say.
+const RATE_LIMIT_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A service, and what every call says beside its message.
 pub(crate) struct Service {
@@ -53,6 +60,28 @@ impl Service {
         let address = context.local_address.map(|address| address.to_string());
         let envoy_headers = envoy_headers.then(|| address.unwrap_or_default());
         Ok(Service { client, metadata, timeout, envoy_headers })
+    }
+
+    /// The service of a filter's field `rate_limit_service` (config/ratelimit/v3/rls.proto). The time of a call is the
+    /// filter's, whatever the service says of its own.
+    ///
+    /// # Errors
+    /// What is not supported, and what is missing.
+    pub(crate) fn of_rate_limits(
+        value: &Option<RateLimitServiceConfig>,
+        timeout: &Option<ProtoDuration>,
+        context: &BuildContext,
+    ) -> Result<Service> {
+        let timeout = timeout_or(timeout, Some(RATE_LIMIT_TIMEOUT), "timeout")?;
+        let RateLimitServiceConfig { grpc_service, transport_api_version } =
+            required(value, "rate_limit_service")?;
+        let service = || {
+            check_version(*transport_api_version)?;
+            let mut grpc = required(grpc_service, "grpc_service")?.clone();
+            grpc.timeout = None;
+            Service::new(&grpc, timeout, context).in_key("grpc_service")
+        };
+        service().in_key("rate_limit_service")
     }
 
     /// What a call for this request says beside its message.

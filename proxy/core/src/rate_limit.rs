@@ -9,6 +9,7 @@ use crate::hash::choose_cluster;
 use crate::matcher::{HeaderMatcher, HeaderTarget, QueryMatcher, parameter};
 use crate::metadata;
 use crate::route::Action as RouteAction;
+use crate::runtime::Fraction;
 use crate::stream::Stream;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -26,13 +27,45 @@ pub struct RouteLimits {
     pub include_virtual_host: bool,
 }
 
+/// What the policies of the virtual host are beside those of the route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfHost {
+    /// They count where the route has none.
+    Fallback,
+    /// They count too.
+    Included,
+    /// They do not count.
+    Ignored,
+}
+
+/// The policies of one stage that count for a request, those of its route before those of its virtual host. What goes to
+/// no cluster has none. A route that includes the policies of its virtual host goes before `of_host`.
+pub fn policies_of(stream: &Stream, stage: u32, of_host: OfHost) -> impl Iterator<Item = &LimitPolicy> {
+    let forward = match stream.route.as_deref().map(|route| &route.action) {
+        Some(RouteAction::Forward(forward)) => Some(forward),
+        _ => None,
+    };
+    let limits = forward.and_then(|forward| forward.rate_limits.as_deref());
+    let of_route = limits.map_or(&[][..], |limits| &limits.policies);
+    let of_host =
+        if limits.is_some_and(|limits| limits.include_virtual_host) { OfHost::Included } else { of_host };
+    let counts = match of_host {
+        OfHost::Fallback => of_route.is_empty(),
+        OfHost::Included => true,
+        OfHost::Ignored => false,
+    };
+    let host = stream.virtual_host.as_deref().filter(|_| counts && forward.is_some());
+    let of_host = host.map_or(&[][..], |host| &host.options.rate_limits);
+    of_route.iter().chain(of_host).filter(move |policy| policy.stage == stage)
+}
+
 /// How one descriptor is made.
 #[derive(Debug, Default)]
 pub struct LimitPolicy {
     /// Which of the filters it is for.
     pub stage: u32,
-    /// Key of the runtime that turns it off; empty is none.
-    pub disable_key: Box<str>,
+    /// The share of requests that it is on for, where a key of the runtime says it; `None` is without such a key.
+    pub enabled: Option<Fraction>,
     /// What its entries are made of, in order.
     pub actions: Box<[LimitAction]>,
     /// A limit in the place of the service's.

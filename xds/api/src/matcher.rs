@@ -8,8 +8,8 @@ use crate::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMa
 use crate::pb::envoy::r#type::matcher::v3::metadata_matcher::{PathSegment, path_segment::Segment};
 use crate::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern as ValuePattern;
 use crate::pb::envoy::r#type::matcher::v3::{
-    MetadataMatcher as ProtoMetadata, OrMatcher, StringMatcher as ProtoString, ValueMatcher as ProtoValue,
-    double_matcher, list_matcher, string_matcher::MatchPattern,
+    ListStringMatcher, MetadataMatcher as ProtoMetadata, OrMatcher, StringMatcher as ProtoString,
+    ValueMatcher as ProtoValue, double_matcher, list_matcher, string_matcher::MatchPattern,
 };
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::matcher::{
@@ -41,6 +41,17 @@ pub fn string(value: &ProtoString) -> Result<StringMatcher> {
             return Err(ConfigError::new("one of exact, prefix, suffix, contains, safe_regex is missing"));
         }
     })
+}
+
+/// type/matcher/v3/string.proto ListStringMatcher: its tests, of which one at least must hold.
+pub fn strings(value: &ListStringMatcher) -> Result<Vec<StringMatcher>> {
+    let each = value.patterns.iter().enumerate().map(|(index, pattern)| string(pattern).in_index(index));
+    collect(each).in_key("patterns")
+}
+
+/// The same of a field; without it none.
+pub fn strings_of(value: &Option<ListStringMatcher>, field: &str) -> Result<Box<[StringMatcher]>> {
+    value.as_ref().map_or(Ok(Vec::new()), strings).in_key(field).map(Vec::into_boxed_slice)
 }
 
 /// Header matchers of a field.

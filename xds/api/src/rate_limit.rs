@@ -20,6 +20,7 @@ use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::rate_limit::{
     HitCount, Hits, Limit, LimitAction, LimitCondition, LimitOverride, LimitPolicy, LimitUnit, MetadataSource,
 };
+use sixfold_core::runtime::{Fraction, Runtime};
 use std::sync::Arc;
 
 use crate::values::{Result, bool_or, enum_value, not_empty, one_of, required, u32_or};
@@ -29,12 +30,17 @@ use crate::{any, format, matcher, matching, refuse};
 ///
 /// # Errors
 /// The first thing that is wrong with each.
-pub fn policies(values: &[RateLimit], source: &str, field: &str) -> Result<Box<[LimitPolicy]>> {
-    let each = values.iter().enumerate().map(|(index, value)| policy(value, source).in_index(index));
+pub fn policies(
+    values: &[RateLimit],
+    source: &str,
+    runtime: &Runtime,
+    field: &str,
+) -> Result<Box<[LimitPolicy]>> {
+    let each = values.iter().enumerate().map(|(index, value)| policy(value, source, runtime).in_index(index));
     collect(each).in_key(field).map(Vec::into_boxed_slice)
 }
 
-fn policy(value: &RateLimit, source: &str) -> Result<LimitPolicy> {
+fn policy(value: &RateLimit, source: &str, runtime: &Runtime) -> Result<LimitPolicy> {
     let RateLimit {
         stage,
         disable_key,
@@ -55,7 +61,10 @@ fn policy(value: &RateLimit, source: &str) -> Result<LimitPolicy> {
     let actions = actions.iter().enumerate().map(|(index, value)| action(value, source).in_index(index));
     Ok(LimitPolicy {
         stage,
-        disable_key: disable_key.as_str().into(),
+        enabled: (!disable_key.is_empty()).then(|| {
+            let key = format!("ratelimit.{disable_key}.http_filter_enabled");
+            Fraction::new(runtime.integer(&key, 100), 100)
+        }),
         actions: collect(actions).in_key("actions")?.into(),
         limit: limit.as_ref().map(limit_override).transpose().in_key("limit")?,
         hits: hits_addend.as_ref().map(hits).transpose().in_key("hits_addend")?.flatten(),
@@ -271,7 +280,7 @@ mod tests {
     use crate::testing::read;
 
     fn compile(yaml: &str) -> Result<LimitPolicy> {
-        policy(&read(yaml), "me")
+        policy(&read(yaml), "me", &Runtime::default())
     }
 
     #[test]
@@ -287,7 +296,7 @@ mod tests {
             {metadata: {descriptor_key: d, source: ROUTE_ENTRY, metadata_key: {key: n, path: [{key: a}]}}}], \
             limit: {rate_limit: {requests_per_unit: 5, unit: HOUR}}, hits_addend: {number: 3}, x_ratelimit_option: 'OFF'}";
         let policy = compile(yaml).unwrap();
-        assert_eq!((policy.stage, &*policy.disable_key, policy.actions.len()), (1, "k", 12));
+        assert_eq!((policy.stage, policy.enabled.is_some(), policy.actions.len()), (1, true, 12));
         assert_eq!(policy.x_ratelimit, Some(false));
         let keys = |action: &LimitAction| match action {
             LimitAction::Text { key, .. } => Some(key.to_string()),

@@ -113,7 +113,8 @@ fn route_limits(
     policies: &[RateLimit],
     include: &Option<BoolValue>,
 ) -> Result<Option<Arc<RouteLimits>>> {
-    let policies = rate_limit::policies(policies, &scope.context.node.cluster, "rate_limits")?;
+    let policies =
+        rate_limit::policies(policies, &scope.context.node.cluster, &scope.context.runtime, "rate_limits")?;
     let include_virtual_host = bool_or(include, false);
     let said = !policies.is_empty() || include_virtual_host;
     Ok(said.then(|| Arc::new(RouteLimits { policies, include_virtual_host })))

@@ -273,6 +273,7 @@ fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> Vi
         rate_limits: faults.take(rate_limit::policies(
             &value.rate_limits,
             &scope.context.node.cluster,
+            &scope.context.runtime,
             "rate_limits",
         )),
     }

@@ -1,10 +1,9 @@
 //! The filter's messages, compiled.
 
 use super::check::Shape;
-use super::{AuthzStats, ExtAuthz, Note, Service, http};
+use super::{AuthzStats, ExtAuthz, NAME, Note, Service, http};
 use crate::envoy::{authz, mutations::Rules, service};
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::matcher::StringMatcher;
 use sixfold_core::metrics;
 use sixfold_core::plugin::BuildContext;
 use sixfold_xds_api::any::struct_to_json;
@@ -14,14 +13,9 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::ext_au
 use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::{
     BufferSettings, CheckSettings, ExtAuthz as ProtoAuthz, ExtAuthzPerRoute,
 };
-use sixfold_xds_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 use sixfold_xds_api::values::{Result, bool_or, one_of, runtime_fraction, status};
 use sixfold_xds_api::{destructure, matcher};
 use std::collections::HashMap;
-use std::time::Duration;
-
-/// How long an answer may take where the configuration does not say.
-const TIMEOUT: Duration = Duration::from_millis(200);
 
 /// What of the request's body the service sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,10 +111,11 @@ pub(super) fn compile(
     }
     let is_http = matches!(service, Service::Http(_));
     let allowed = allowed_headers.as_ref().or(older);
-    let allowed = allowed.map(|list| matchers(&Some(list.clone()))).transpose().in_key("allowed_headers")?;
+    let allowed = allowed.map(matcher::strings).transpose().in_key("allowed_headers")?;
+    let allowed = allowed.map(Vec::into_boxed_slice);
     let shape = Shape {
         allowed: if is_http { Some(http::with_always_told(allowed.unwrap_or_default())) } else { allowed },
-        disallowed: matchers(disallowed_headers).in_key("disallowed_headers")?,
+        disallowed: matcher::strings_of(disallowed_headers, "disallowed_headers")?,
         raw: *encode_raw_headers,
         certificate: include_peer_certificate.then(Shape::certificate).transpose()?,
         tls_session: *include_tls_session,
@@ -173,6 +168,7 @@ pub(super) fn compile(
         charge_cluster: bool_or(charge_cluster_response_stats, true),
         note,
         stat_prefix: stat_prefix.as_str().into(),
+        namespace: NAME.into(),
         stats: AuthzStats::new(
             &context.metrics,
             &metrics::scope(&[&context.scope, "ext_authz", stat_prefix]),
@@ -234,19 +230,12 @@ fn grpc_service(
     value: &sixfold_xds_api::pb::envoy::config::core::v3::GrpcService,
     context: &BuildContext,
 ) -> Result<Service> {
-    service::Service::new(value, Some(TIMEOUT), context).map(Service::Grpc)
+    service::Service::new(value, Some(authz::TIMEOUT), context).map(Service::Grpc)
 }
 
 fn http_service(
     value: &sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::HttpService,
     context: &BuildContext,
 ) -> Result<Service> {
-    http::HttpService::new(value, TIMEOUT, context).map(Service::Http)
-}
-
-/// The tests of a list; none are as good as no list.
-pub(super) fn matchers(list: &Option<ListStringMatcher>) -> Result<Box<[StringMatcher]>> {
-    let Some(ListStringMatcher { patterns }) = list else { return Ok(Box::default()) };
-    let each = patterns.iter().enumerate().map(|(index, pattern)| matcher::string(pattern).in_index(index));
-    each.collect::<Result<_>>().in_key("patterns")
+    http::HttpService::new(value, authz::TIMEOUT, context).map(Service::Http)
 }

@@ -3,7 +3,7 @@
 use super::Answering;
 use super::answer::{Answer, Verdict, is_field};
 use super::check::{PARTIAL_BODY, Shape, seen};
-use super::config::{Body, matchers};
+use super::config::Body;
 use crate::envoy::mutations::Change;
 use bytes::Bytes;
 use serde_json::Value;
@@ -21,7 +21,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::{
 };
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 use sixfold_xds_api::values::{Result, header_name, not_empty, one_of, optional_duration, required};
-use sixfold_xds_api::{format, refuse};
+use sixfold_xds_api::{format, matcher, refuse};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -245,16 +245,15 @@ impl Sorting {
             allowed_client_headers_on_success,
             dynamic_metadata_from_headers,
         } = value;
-        let client = matchers(allowed_client_headers).in_key("allowed_client_headers")?;
+        let list = matcher::strings_of;
+        let client = list(allowed_client_headers, "allowed_client_headers")?;
         let always = ALWAYS_TO_CLIENT.map(StringMatcher::exact);
         Ok(Sorting {
-            upstream: matchers(allowed_upstream_headers).in_key("allowed_upstream_headers")?,
-            upstream_append: matchers(allowed_upstream_headers_to_append)
-                .in_key("allowed_upstream_headers_to_append")?,
+            upstream: list(allowed_upstream_headers, "allowed_upstream_headers")?,
+            upstream_append: list(allowed_upstream_headers_to_append, "allowed_upstream_headers_to_append")?,
             client: (!client.is_empty()).then(|| client.into_iter().chain(always).collect()),
-            client_on_success: matchers(allowed_client_headers_on_success)
-                .in_key("allowed_client_headers_on_success")?,
-            metadata: matchers(dynamic_metadata_from_headers).in_key("dynamic_metadata_from_headers")?,
+            client_on_success: list(allowed_client_headers_on_success, "allowed_client_headers_on_success")?,
+            metadata: list(dynamic_metadata_from_headers, "dynamic_metadata_from_headers")?,
         })
     }
 

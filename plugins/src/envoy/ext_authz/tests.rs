@@ -298,6 +298,30 @@ async fn the_body_is_asked_for_once_and_cut_at_the_limit() {
     }
 }
 
+/// A request that is sent anew is asked about with its body again, whatever an earlier answer has left.
+#[tokio::test]
+async fn what_an_earlier_answer_left_is_no_body() {
+    let added = OkHttpResponse {
+        response_headers_to_add: vec![option("x-seen", "yes")],
+        ..OkHttpResponse::default()
+    };
+    let ok = response(0, HttpResponse::OkResponse(added));
+    let service = GrpcService::new(move |_| Reply::Message(ok.clone()));
+    let settings = BufferSettings { max_request_bytes: 4, ..BufferSettings::default() };
+    let config = ProtoAuthz { with_request_body: Some(settings), ..asking_grpc() };
+    let plugin = filter(&config, &[], &service.context()).unwrap();
+    let mut s = routed("/", &[]);
+    for _ in 0..2 {
+        s.request_body = None;
+        let mut chain = Arc::new(plugin_chain(&plugin));
+        let mut phases = RequestPhases::default();
+        assert!(matches!(phases.run(&mut chain, &mut s).await, Passed::ReadBody(_)));
+        s.request_body = Some(bytes::Bytes::from_static(b"12"));
+        assert!(matches!(phases.run(&mut chain, &mut s).await, Passed::Done));
+    }
+    assert_eq!(service.calls.lock().len(), 2);
+}
+
 /// The filter's chain as one that can be shared.
 fn plugin_chain(alone: &Alone) -> sixfold_core::plugin::Chain {
     let mut builder = sixfold_core::plugin::ChainBuilder::new();

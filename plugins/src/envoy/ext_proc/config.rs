@@ -6,7 +6,6 @@ use super::{BodyMode, ExtProc, Mode, ProcStats, RouteCache, Settings};
 use crate::envoy::mutations::Rules;
 use crate::envoy::service::Service;
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::matcher::StringMatcher;
 use sixfold_core::metrics;
 use sixfold_core::plugin::BuildContext;
 use sixfold_core::stream::FilterObject;
@@ -22,7 +21,6 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_proc::v3::{
     ExtProcOverrides, ExtProcPerRoute, ExternalProcessor, HeaderForwardingRules, MetadataOptions,
     ProcessingMode,
 };
-use sixfold_xds_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
 use sixfold_xds_api::values::{Result, bool_or, duration_or, enum_value, one_of, required, status};
 use sixfold_xds_api::{destructure, matcher};
 use std::sync::Arc;
@@ -95,7 +93,7 @@ pub(super) fn compile(
     let default = HeaderForwardingRules::default();
     let HeaderForwardingRules { allowed_headers, disallowed_headers } =
         forward_rules.as_ref().unwrap_or(&default);
-    let list = |list: &Option<ListStringMatcher>, field| matchers(list).in_key(field).in_key("forward_rules");
+    let list = |list, field| matcher::strings_of(list, field).in_key("forward_rules");
     let note = filter_metadata.clone().map(|metadata| FilterObject {
         key: context.filter.clone(),
         value: struct_to_json(metadata).to_string().into_bytes().into(),
@@ -218,12 +216,6 @@ fn route_cache(action: i32, disabled: bool) -> Result<RouteCache> {
         (RouteCacheAction::Clear, false) => RouteCache::Clear,
         (RouteCacheAction::Retain, false) => RouteCache::Retain,
     })
-}
-
-fn matchers(list: &Option<ListStringMatcher>) -> Result<Box<[StringMatcher]>> {
-    let Some(ListStringMatcher { patterns }) = list else { return Ok(Box::default()) };
-    let each = patterns.iter().enumerate().map(|(index, pattern)| matcher::string(pattern).in_index(index));
-    each.collect::<Result<_>>().in_key("patterns")
 }
 
 /// A mode as the configuration says it: heads are sent unless it says otherwise, bodies and trailers are not.

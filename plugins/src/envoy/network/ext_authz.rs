@@ -21,14 +21,10 @@ use sixfold_xds_api::values::{Result, not_empty, required};
 use sixfold_xds_api::{destructure, format, matcher};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Whose dynamic metadata it is what the service says.
 const NAME: &str = "envoy.filters.network.ext_authz";
-/// What is asked over gRPC.
-const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
-/// How long an answer may take where the configuration does not say.
-const TIMEOUT: Duration = Duration::from_millis(200);
 
 sixfold_core::stat_block! {
     /// Statistics under `ext_authz.PREFIX.`.
@@ -50,6 +46,8 @@ struct ExtAuthz(Arc<Settings>);
 
 struct Settings {
     service: Service,
+    /// [`NAME`], whose metadata it is.
+    namespace: Arc<str>,
     allow_on_error: bool,
     certificate: Option<Format>,
     tls_session: bool,
@@ -85,7 +83,8 @@ impl Settings {
         let enabled = filter_enabled_metadata.as_ref().map(matcher::metadata).transpose();
         let prefix = metrics::scope(&["ext_authz", not_empty(stat_prefix, "stat_prefix")?]);
         Ok(Settings {
-            service: Service::new(grpc, Some(TIMEOUT), context).in_key("grpc_service")?,
+            service: Service::new(grpc, Some(authz::TIMEOUT), context).in_key("grpc_service")?,
+            namespace: NAME.into(),
             allow_on_error: *failure_mode_allow,
             certificate: include_peer_certificate
                 .then(|| format::text("%DOWNSTREAM_PEER_CERT%"))
@@ -136,8 +135,7 @@ impl Settings {
                 let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 values.insert("ext_authz_duration".to_owned(), millis.into());
             }
-            let namespace: Arc<str> = NAME.into();
-            let entries = values.into_iter().map(|(key, value)| (namespace.clone(), key.into(), value));
+            let entries = values.into_iter().map(|(key, value)| (self.namespace.clone(), key.into(), value));
             stream.metadata.extend(entries);
         }
         if is_ok {
@@ -170,10 +168,68 @@ impl ConnectionFilter for ExtAuthz {
         FilterStep::wait(async move {
             let answer = {
                 let _active: GaugeGuard<'_> = settings.stats.active().raise();
-                client.unary(CHECK, headers, &request).await
+                client.unary(authz::CHECK, headers, &request).await
             };
             let answer = answer.ok().and_then(|message| CheckResponse::decode(&*message).ok());
             Box::new(move |stream: &mut Stream| settings.conclude(answer, started, stream)) as Resume
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+    use crate::testing::grpc::{GrpcService, Reply};
+    use crate::testing::{read, stream};
+    use sixfold_core::plugin::Scope;
+    use sixfold_xds_api::pb::google::rpc::Status;
+
+    /// What becomes of a connection whose client has sent something.
+    async fn asked(filter: &dyn ConnectionFilter, connection: &mut Stream) -> FilterStep {
+        let (mut received, mut answer) = (b"hello".to_vec(), Vec::new());
+        let mut bytes = ClientBytes { received: &mut received, end: false, answer: &mut answer };
+        match filter.on_data(connection, Slot::new(0, Scope::Route), &mut bytes) {
+            FilterStep::Wait(waiting) => waiting.await(connection),
+            _ => panic!("nobody was asked"),
+        }
+    }
+
+    fn says(code: i32) -> Reply {
+        let status = Some(Status { code, ..Status::default() });
+        Reply::Message(CheckResponse { status, ..CheckResponse::default() }.encode_to_vec())
+    }
+
+    #[tokio::test]
+    async fn connections_that_are_not_let_in_are_closed() {
+        let ends = Some("ext_authz_close");
+        for (reply, allows, closed, details, count) in [
+            ((|| says(0)) as fn() -> Reply, false, None, "", "ok"),
+            (|| says(7), false, ends, "ext_authz_denied", "denied"),
+            (|| says(7), true, ends, "ext_authz_denied", "denied"),
+            (|| Reply::Status(14), false, ends, "ext_authz_error", "error"),
+            (|| Reply::Message(b"\xff".to_vec()), false, ends, "ext_authz_error", "error"),
+            (|| Reply::Cut, true, None, "", "failure_mode_allowed"),
+        ] {
+            let service = GrpcService::new(move |_| reply());
+            let context = service.context();
+            let config = format!(
+                "{{stat_prefix: s, failure_mode_allow: {allows}, grpc_service: {{envoy_grpc: {{cluster_name: c}}}}, \
+                 transport_api_version: V3}}"
+            );
+            let filter = factory().build(&read::<ProtoAuthz>(&config).encode_to_vec(), &context).unwrap();
+            let mut connection = stream("/", &[]);
+            let step = asked(&*filter, &mut connection).await;
+            let reason = match &step {
+                FilterStep::Close(closing) => Some(closing.reason),
+                FilterStep::Done => None,
+                _ => panic!("it is asked again"),
+            };
+            assert_eq!((reason, connection.details.as_ref()), (closed, details), "{count}");
+            assert_eq!(connection.flags.contains(Flag::UAEX), closed.is_some());
+            let counted = |name: &str| context.metrics.sum("ext_authz.s.", name);
+            assert_eq!((counted("total"), counted(count), counted("active")), (1, 1, 0), "{count}");
+            assert_eq!(counted("cx_closed"), u64::from(closed.is_some()));
+        }
     }
 }

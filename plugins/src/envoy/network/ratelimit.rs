@@ -1,7 +1,7 @@
 //! Envoy's network filter ratelimit (source/extensions/filters/network/ratelimit/ratelimit.cc): a service says whether a
 //! connection is within its limits, when it is established.
 
-use crate::envoy::service::{self, Service};
+use crate::envoy::service::{SHOULD_RATE_LIMIT, Service};
 use prost::{Message, Name};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::format::Format;
@@ -11,23 +11,17 @@ use sixfold_core::plugin::{BuildContext, NetworkFilterFactory, Slot};
 use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::struct_to_json;
-use sixfold_xds_api::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::ratelimit::v3::RateLimit as ProtoLimit;
 use sixfold_xds_api::pb::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use sixfold_xds_api::pb::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use sixfold_xds_api::values::{Result, duration_or, not_empty, required};
+use sixfold_xds_api::values::{Result, not_empty};
 use sixfold_xds_api::{destructure, format};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Whose dynamic metadata it is what the service says.
 const NAME: &str = "envoy.filters.network.ratelimit";
-/// What is asked.
-const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
-/// How long an answer may take where the configuration does not say.
-const TIMEOUT: Duration = Duration::from_millis(20);
 
 sixfold_core::stat_block! {
     /// Statistics under `ratelimit.PREFIX.`.
@@ -49,6 +43,8 @@ struct RateLimit(Arc<Settings>);
 
 struct Settings {
     service: Service,
+    /// [`NAME`], whose metadata it is.
+    namespace: Arc<str>,
     domain: String,
     descriptors: Box<[Descriptor]>,
     denies_on_error: bool,
@@ -75,19 +71,10 @@ impl Settings {
             return Err(ConfigError::field("descriptors", "must not be empty"));
         }
         let each = descriptors.iter().enumerate().map(|(index, value)| descriptor(value).in_index(index));
-        let RateLimitServiceConfig { grpc_service, transport_api_version } =
-            required(rate_limit_service, "rate_limit_service")?;
-        let service = || {
-            service::check_version(*transport_api_version)?;
-            let timeout = duration_or(timeout, TIMEOUT, "timeout")?;
-            // The time of a call is the filter's, whatever the service says of its own.
-            let mut grpc = required(grpc_service, "grpc_service")?.clone();
-            grpc.timeout = None;
-            Service::new(&grpc, Some(timeout).filter(|time| !time.is_zero()), context).in_key("grpc_service")
-        };
         let share = |key: &str| Fraction::new(context.runtime.integer(key, 100), 100);
         Ok(Settings {
-            service: service().in_key("rate_limit_service")?,
+            service: Service::of_rate_limits(rate_limit_service, timeout, context)?,
+            namespace: NAME.into(),
             domain: not_empty(domain, "domain")?.to_owned(),
             descriptors: collect(each).in_key("descriptors")?.into(),
             denies_on_error: *failure_mode_deny,
@@ -104,8 +91,7 @@ impl Settings {
         let limited = answer.as_ref().map(|answer| answer.overall_code == Code::OverLimit as i32);
         let metadata = answer.and_then(|answer| answer.dynamic_metadata).map(struct_to_json);
         if let Some(serde_json::Value::Object(values)) = metadata {
-            let namespace: Arc<str> = NAME.into();
-            let entries = values.into_iter().map(|(key, value)| (namespace.clone(), key.into(), value));
+            let entries = values.into_iter().map(|(key, value)| (self.namespace.clone(), key.into(), value));
             stream.metadata.extend(entries);
         }
         match limited {

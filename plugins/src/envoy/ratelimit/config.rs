@@ -1,13 +1,13 @@
 //! The filter's messages, compiled.
 
-use super::{NAME, OfHost, RateLimit, RequestKind};
-use crate::envoy::service::{self, Service};
+use super::{NAME, RateLimit, RequestKind};
+use crate::envoy::service::Service;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::plugin::BuildContext;
+use sixfold_core::rate_limit::OfHost;
 use sixfold_core::runtime::Fraction;
 use sixfold_xds_api::pb::envoy::config::core::v3::RuntimeFractionalPercent;
-use sixfold_xds_api::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::ratelimit::v3::rate_limit::XRateLimitHeadersRfcVersion;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::ratelimit::v3::rate_limit_per_route::{
     OverrideOptions, VhRateLimitsOptions,
@@ -16,14 +16,9 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::ratelimit::v3::{
     RateLimit as ProtoLimit, RateLimitPerRoute,
 };
 use sixfold_xds_api::pb::envoy::r#type::v3::HttpStatus;
-use sixfold_xds_api::values::{
-    Result, duration_or, enum_value, not_empty, required, runtime_fraction, status,
-};
+use sixfold_xds_api::values::{Result, enum_value, not_empty, runtime_fraction, status};
 use sixfold_xds_api::{header_ops, rate_limit};
-use std::time::Duration;
 
-/// How long an answer may take where the configuration does not say.
-const TIMEOUT: Duration = Duration::from_millis(20);
 /// gRPC's UNAVAILABLE and RESOURCE_EXHAUSTED.
 const UNAVAILABLE: u32 = 14;
 const RESOURCE_EXHAUSTED: u32 = 8;
@@ -68,28 +63,18 @@ pub(super) fn compile(
         return Err(ConfigError::field("override_option", "is not supported"));
     }
     let domain = not_empty(domain, "domain")?;
-    let RateLimitServiceConfig { grpc_service, transport_api_version } =
-        required(rate_limit_service, "rate_limit_service")?;
-    let service = || {
-        service::check_version(*transport_api_version)?;
-        let timeout = duration_or(timeout, TIMEOUT, "timeout")?;
-        // The time of a call is the filter's, whatever the service says of its own.
-        let mut grpc = required(grpc_service, "grpc_service")?.clone();
-        grpc.timeout = None;
-        Service::new(&grpc, Some(timeout).filter(|time| !time.is_zero()), context).in_key("grpc_service")
-    };
-    let source = &context.local_cluster;
     let policies = match of_route_limits.as_slice() {
-        [] => rate_limit::policies(rate_limits, source, "rate_limits")?,
-        of_route => rate_limit::policies(of_route, source, "rate_limits")?,
+        [] => rate_limits,
+        of_route => of_route,
     };
+    let policies = rate_limit::policies(policies, &context.local_cluster, &context.runtime, "rate_limits")?;
     let limited = status_or(rate_limited_status, 429, "rate_limited_status")?;
     let share = |value: &Option<RuntimeFractionalPercent>, key: &str, field: &str| match value {
         Some(value) => runtime_fraction(&context.runtime, value).in_key(field),
         None => Ok(Fraction::new(context.runtime.integer(key, 100), 100)),
     };
     Ok(RateLimit {
-        service: service().in_key("rate_limit_service")?,
+        service: Service::of_rate_limits(rate_limit_service, timeout, context)?,
         domain: if of_route_domain.is_empty() { domain.to_owned() } else { of_route_domain.clone() },
         stage: *stage,
         kind: match request_type.as_str() {
@@ -113,7 +98,6 @@ pub(super) fn compile(
             Some(value) => runtime_fraction(&context.runtime, value).in_key("failure_mode_deny_percent")?,
             None => Fraction::new(u64::from(*failure_mode_deny), 1),
         },
-        runtime: context.runtime.clone(),
         status_on_error: status_or(status_on_error, 500, "status_on_error")?,
         // What is no error is no answer to one who is beyond a limit.
         limited_status: if limited < 400 { 429 } else { limited },

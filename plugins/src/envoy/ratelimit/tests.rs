@@ -3,8 +3,8 @@ use super::*;
 use crate::testing::grpc::{GrpcService, Reply};
 use crate::testing::{self, Alone, finish, now, request_header, response_header, stream};
 use sixfold_core::cluster::{ClusterCell, ClusterConfig, Clusters};
-use sixfold_core::rate_limit::{LimitAction, RouteLimits};
-use sixfold_core::route::{ClusterChoice, Forward, ForwardOptions, PathMatch, Route};
+use sixfold_core::rate_limit::LimitAction;
+use sixfold_core::route::{Action, ClusterChoice, Forward, ForwardOptions, PathMatch, Route, RouteLimits};
 use sixfold_core::router::{VirtualHost, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{
@@ -184,6 +184,31 @@ async fn an_answer_changes_request_and_response() {
     assert_eq!(response_header(&s, "x-response"), Some("1"));
 }
 
+/// Policies of routes have a key of the runtime each that turns them off.
+#[tokio::test]
+async fn policies_are_turned_off_by_their_keys() {
+    use sixfold_core::runtime::Runtime;
+    use sixfold_xds_api::pb::envoy::config::route::v3::RateLimit as Policy;
+    let service = ok();
+    let context = service.context();
+    let cell = cluster(&context);
+    let off = "ratelimit.off.http_filter_enabled".to_owned();
+    let runtime = Runtime::new([(off, serde_json::json!(0))].into());
+    let policies = |key: &str| {
+        let yaml =
+            format!("{{disable_key: '{key}', actions: [{{generic_key: {{descriptor_value: 'v{key}'}}}}]}}");
+        let value: Policy = testing::read(&yaml);
+        sixfold_xds_api::rate_limit::policies(&[value], "", &runtime, "rate_limits").unwrap()
+    };
+    let plugin = filter(&config(), &[], &context).unwrap();
+    let both = policies("off").into_iter().chain(policies("on")).chain(policies("")).collect();
+    let mut s = routed(&cell, of_route(both), Vec::new());
+    assert!(finish(plugin.access(&mut s)).await.is_none());
+    assert_eq!(told(&service), ["von", "v"]);
+    let mut s = routed(&cell, of_route(policies("off").into_vec()), Vec::new());
+    assert!(now(plugin.access(&mut s)).is_none());
+}
+
 /// A service that is down holds up nobody, unless the configuration says so.
 #[tokio::test]
 async fn no_answer_lets_everybody_pass_unless_told_otherwise() {
@@ -238,6 +263,8 @@ fn what_is_wrong_is_told_by_its_field() {
         refused(&ProtoLimit { rate_limit_service: None, ..config() }),
         "rate_limit_service: is missing"
     );
+    let backwards = Some(Duration { seconds: -1, nanos: 0 });
+    assert!(refused(&ProtoLimit { timeout: backwards, ..config() }).starts_with("timeout: "));
     assert_eq!(refused(&ProtoLimit { stage: 11, ..config() }), "stage: must be at most 10");
     let odd = refused(&ProtoLimit { request_type: "some".into(), ..config() });
     assert_eq!(odd, "request_type: must be internal, external or both, not \"some\"");
